@@ -1,1 +1,25 @@
-//! placeholder
+//! What travels between the three programs and what they share on disk.
+//!
+//! - [`name`]: node and community names, parsed at the edge so that the rest need not doubt them.
+//! - [`view`]: what the controller tells a node about itself and its peers.
+//! - [`api`]: bodies of the controller's HTTP API (`/v1`).
+//! - [`local`]: frames on the agent's unix socket, between plugin and agent.
+//! - [`store`]: files below the state directory that plugin and agent share.
+//! - [`frame`]: the one place that knows bincode, with its size limit and version byte.
+//! - [`pki`]: how a certificate says who its holder is.
+//!
+//! Unknown keys are ignored in everything that travels, so that programs one minor version apart work together.
+#![forbid(unsafe_code)]
+#![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing))]
+
+pub mod api;
+pub mod frame;
+pub mod local;
+pub mod name;
+pub mod pki;
+pub mod store;
+pub mod view;
+
+pub use ipnetwork::IpNetwork;
+pub use name::{Communities, Community, NameError, NodeName};
+pub use view::{Endpoint, EndpointSource, NodeView, Peer, Role};

@@ -1,0 +1,144 @@
+//! Bodies of the controller's HTTP API. Errors are RFC 9457 problem documents ([`Problem`]).
+
+use std::net::IpAddr;
+
+use ipnetwork::IpNetwork;
+use serde::{Deserialize, Serialize};
+
+use crate::name::{Communities, NodeName};
+use crate::view::{NodeView, Role};
+
+/// Media type of [`Problem`].
+pub const PROBLEM_MEDIA_TYPE: &str = "application/problem+json";
+
+/// `POST /v1/join`: a node's first words, over TLS that is authenticated by the CA's hash in the token.
+#[derive(Clone, Serialize, Deserialize)]
+pub struct JoinRequest {
+    /// The secret part of the join token.
+    pub token: String,
+    /// The name under which the node wants to be known.
+    pub node: NodeName,
+    /// PKCS#10 request, PEM, self-signed with the key that was made on the node.
+    pub csr: String,
+}
+
+impl std::fmt::Debug for JoinRequest {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("JoinRequest").field("token", &"<secret>").field("node", &self.node).finish_non_exhaustive()
+    }
+}
+
+/// Answer to [`JoinRequest`] and to [`CertificateRequest`].
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct CertificateResponse {
+    /// The node's name as the certificate holds it.
+    pub node: NodeName,
+    /// The role as the certificate holds it.
+    pub role: Role,
+    /// The node's certificate and any intermediates, PEM, leaf first.
+    pub certificate: String,
+    /// Trust anchors, PEM.
+    pub trust_anchors: Vec<String>,
+}
+
+/// `POST /v1/nodes/{node}/certificate`: renewal, over mutual TLS with the present certificate.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct CertificateRequest {
+    /// PKCS#10 request, PEM.
+    pub csr: String,
+}
+
+/// `PUT /v1/nodes/{node}`: what a node says of itself.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeReport {
+    /// Addresses of the node's uplinks, likeliest first. The controller adds the one from which the report came.
+    pub addresses: Vec<IpAddr>,
+    /// UDP port of the node's IKE and ESP in UDP.
+    pub port: u16,
+}
+
+/// `POST /v1/nodes/{node}/segments`: an application for one segment a family.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SegmentRequest {
+    /// Chosen by the node, kept on disk until answered: a retry with the same id gets the same segments.
+    pub request_id: String,
+    /// Families wanted.
+    pub families: Vec<Family>,
+}
+
+/// An address family.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub enum Family {
+    /// IPv4.
+    #[serde(rename = "ipv4")]
+    V4,
+    /// IPv6.
+    #[serde(rename = "ipv6")]
+    V6,
+}
+
+impl Family {
+    /// The family of a network.
+    pub fn of(network: &IpNetwork) -> Self {
+        if network.is_ipv4() { Family::V4 } else { Family::V6 }
+    }
+}
+
+/// Answer to [`SegmentRequest`] and to `GET /v1/nodes/{node}/segments`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SegmentResponse {
+    /// On POST those granted by this request; on GET all that the node holds.
+    pub segments: Vec<IpNetwork>,
+}
+
+/// One line of the stream `GET /v1/nodes/{node}/view?watch=true` (NDJSON). Without `watch` the answer is one [`NodeView`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "lowercase")]
+pub enum ViewEvent {
+    /// The view as it now is.
+    View {
+        /// The view.
+        view: Box<NodeView>,
+    },
+    /// Nothing has changed; the connection lives. Sent every few seconds.
+    Heartbeat {
+        /// Version of the view that holds.
+        version: u64,
+    },
+}
+
+/// A row of `GET /v1/nodes`, for the operator.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeInfo {
+    /// Its name.
+    pub name: NodeName,
+    /// Its role.
+    pub role: Role,
+    /// All labels that the operator or Kubernetes set.
+    pub labels: std::collections::BTreeMap<String, String>,
+    /// Communities that follow from them.
+    pub communities: Communities,
+    /// Segments it holds.
+    pub segments: Vec<IpNetwork>,
+    /// Addresses it reported and the one it was seen at.
+    pub endpoints: Vec<crate::view::Endpoint>,
+    /// Whether a view stream of it is open now.
+    pub connected: bool,
+    /// End of its certificate, seconds since 1970-01-01 UTC.
+    pub certificate_not_after: i64,
+}
+
+/// RFC 9457 problem document.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+#[error("{title}: {detail}")]
+pub struct Problem {
+    /// What kind of problem, as a URI reference, e.g. `/problems/token-expired`.
+    #[serde(rename = "type")]
+    pub kind: String,
+    /// The kind in words; the same for every occurrence.
+    pub title: String,
+    /// HTTP status.
+    pub status: u16,
+    /// This occurrence: what was expected, what came, what to do.
+    pub detail: String,
+}
