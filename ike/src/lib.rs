@@ -1,1 +1,47 @@
-//! placeholder
+//! IKEv2 (RFC 7296) as a library without input or output: datagrams and time go in, datagrams and events come out.
+//!
+//! One `Endpoint` holds all IKE SAs of a node. Its owner feeds it datagrams (`handle`) and time
+//! (`handle_timeout`), and drains `poll_transmit`, `poll_event` and
+//! `poll_timeout` afterwards. Randomness, the clock of the world and SPIs come through [`Environment`]; so a whole
+//! network of endpoints runs in one thread of a test.
+//!
+//! - [`config`]: who the peers are and what may be negotiated with them.
+//! - [`event`]: what the owner must do in the kernel and may tell people.
+#![forbid(unsafe_code)]
+#![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing))]
+
+pub mod config;
+pub mod event;
+pub mod secret;
+pub mod time;
+
+pub use config::{Auth, ChildConfig, EndpointConfig, Identity, PeerConfig, PeerName};
+pub use event::{ChildId, ChildSa, Event, IkeId, OutboundSwitch};
+pub use secret::Secret;
+pub use time::Instant;
+
+use std::net::{IpAddr, SocketAddr};
+
+/// What an `Endpoint` cannot know by itself. Like time, it is handed in with every call.
+pub trait Environment {
+    /// Fills with cryptographically secure random bytes.
+    fn fill_random(&mut self, bytes: &mut [u8]);
+    /// Seconds since 1970-01-01 UTC, for certificates: max(clock, build time, last time kept on disk).
+    fn unix_time(&self) -> u64;
+    /// Reserves an SPI for an inbound ESP SA towards `local` (XFRM_MSG_ALLOCSPI). `None`: the kernel refused; the CHILD_SA fails.
+    fn allocate_spi(&mut self, peer: &PeerName, local: IpAddr, remote: IpAddr) -> Option<u32>;
+    /// Gives back a reserved SPI that no [`ChildSa`] event has carried.
+    fn release_spi(&mut self, peer: &PeerName, local: IpAddr, spi: u32);
+}
+
+/// A datagram to be sent.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Transmit {
+    /// Address and port to send from. The port tells the socket; where it is the NAT traversal port, the payload already carries the
+    /// non-ESP marker (RFC 3948 2.2). An unspecified address lets the kernel choose.
+    pub local: SocketAddr,
+    /// Where to.
+    pub remote: SocketAddr,
+    /// UDP payload.
+    pub payload: Vec<u8>,
+}
