@@ -14,7 +14,7 @@ pub const PROBLEM_MEDIA_TYPE: &str = "application/problem+json";
 /// `POST /v1/join`: a node's first words, over TLS that is authenticated by the CA's hash in the token.
 #[derive(Clone, Serialize, Deserialize)]
 pub struct JoinRequest {
-    /// The secret part of the join token.
+    /// [`crate::JoinToken::credential`]: the token's id and secret.
     pub token: String,
     /// The name under which the node wants to be known.
     pub node: NodeName,

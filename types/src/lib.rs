@@ -7,6 +7,7 @@
 //! - [`store`]: files below the state directory that plugin and agent share.
 //! - [`frame`]: the one place that knows bincode, with its size limit and version byte.
 //! - [`pki`]: how a certificate says who its holder is.
+//! - [`token`]: the join token that brings a new node in.
 //!
 //! Unknown keys are ignored in everything that travels, so that programs one minor version apart work together.
 #![forbid(unsafe_code)]
@@ -18,8 +19,10 @@ pub mod local;
 pub mod name;
 pub mod pki;
 pub mod store;
+pub mod token;
 pub mod view;
 
 pub use ipnetwork::IpNetwork;
 pub use name::{Communities, Community, NameError, NodeName};
+pub use token::JoinToken;
 pub use view::{Endpoint, EndpointSource, NodeView, Peer, Role};
