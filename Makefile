@@ -1,0 +1,21 @@
+# Thin on purpose: the logic lives in Rust (interop-tests) and in one script each.
+
+.PHONY: demo test interop bench install
+
+# From nothing to pods that ping through our own tunnels.
+demo: install
+	cargo run --quiet --profile lab -p interop-tests -- demo
+
+# Everything: formatting, lints, licences, unit tests, kernel tests, simulations, lab scenarios, the demo.
+test: install
+	.ci/test
+
+# The lab scenarios alone, against real kernels and real strongSwan.
+interop: install
+	cargo run --quiet --profile lab -p interop-tests -- run
+
+bench: install
+	.ci/bench
+
+install:
+	.ci/install
