@@ -7,7 +7,8 @@ demo: install
 	cargo run --quiet --profile lab -p interop-tests -- demo
 
 # Everything: formatting, lints, licences, unit tests, kernel tests, simulations, lab scenarios, the demo.
-test: install
+test:
+	.ci/install test
 	.ci/test
 
 # The lab scenarios alone, against real kernels and real strongSwan.
