@@ -1,0 +1,67 @@
+//! `exec`: one command as root in the lab, for crates whose tests need privileges or a kernel with ESP.
+
+use std::io::IsTerminal as _;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::{Result, bail};
+
+use crate::guest::{Backend, Event, Guest, Job, Output, Spec, choose};
+
+/// Runs `argv` as root in the lab, in the current folder with the current environment, and returns its exit status.
+///
+/// Everything it writes is forgotten, except below the `writable` folders.
+///
+/// # Errors
+/// When the lab cannot be had or the command cannot be begun.
+pub fn exec(argv: Vec<String>, writable: Vec<PathBuf>, forced: Option<&str>) -> Result<ExitCode> {
+    let terminal = std::io::stdin().is_terminal() && std::io::stdout().is_terminal();
+    let window = rustix::termios::tcgetwinsize(std::io::stdout())
+        .ok()
+        .map(|size| (size.ws_row, size.ws_col));
+    let writable = writable
+        .into_iter()
+        .map(|folder| {
+            std::fs::canonicalize(&folder)
+                .map_err(|error| anyhow::anyhow!("--writable {}: {error}", folder.display()))
+        })
+        .collect::<Result<_>>()?;
+    let spec = Spec {
+        writable,
+        cwd: std::env::current_dir()?,
+        env: environment(),
+        window,
+        job: Job::Exec { argv, terminal },
+    };
+    match choose(forced)? {
+        Backend::Uml(kernel) => {
+            let output = if terminal {
+                Output::Terminal
+            } else {
+                Output::Inherit
+            };
+            let mut guest = Guest::boot(&kernel, &spec, output)?;
+            loop {
+                match guest.event(None)? {
+                    Some(Event::Exit { status }) => {
+                        guest.finish()?;
+                        return Ok(ExitCode::from(u8::try_from(status).unwrap_or(u8::MAX)));
+                    }
+                    Some(Event::Broken { why }) => bail!("{why}"),
+                    Some(Event::Ready) | None => {}
+                }
+            }
+        }
+        Backend::Host => bail!("exec on the host's kernel is not there yet: use --backend uml"),
+    }
+}
+
+/// This process's environment, with root's folders in `PATH`.
+#[must_use]
+pub fn environment() -> Vec<(String, String)> {
+    std::env::vars_os()
+        .filter_map(|(key, value)| Some((key.into_string().ok()?, value.into_string().ok()?)))
+        .filter(|(key, _)| key != "PATH" && key != "TMPDIR")
+        .chain([("PATH".to_owned(), crate::tools::search_path())])
+        .collect()
+}

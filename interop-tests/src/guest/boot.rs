@@ -1,0 +1,225 @@
+//! The host's side of a guest: starting the kernel, carrying its lines, stopping it.
+
+use std::fs::{self, File};
+use std::io::{BufRead as _, BufReader, Read, Write};
+use std::os::fd::{AsRawFd as _, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc::{Receiver, channel};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail};
+use rustix::io::FdFlags;
+use rustix::pipe::{PipeFlags, pipe_with};
+
+use super::{Event, Spec};
+
+/// Memory of the guest. It is a sparse file of the host: only what is used is taken.
+const MEMORY_MIB: u64 = 1536;
+
+/// Where the job's standard output and error go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Output {
+    /// To this process's own.
+    Inherit,
+    /// The job gets this process's terminal.
+    Terminal,
+}
+
+/// A running guest. Dropping it kills it.
+pub struct Guest {
+    kernel: Child,
+    dir: tempfile::TempDir,
+    events: Receiver<Event>,
+    carriers: Vec<JoinHandle<()>>,
+}
+
+impl Guest {
+    /// Boots `kernel` for one [`Spec`].
+    ///
+    /// The guest lives no longer than the calling thread, even if that is killed.
+    ///
+    /// # Errors
+    /// When the kernel cannot be started.
+    pub fn boot(kernel: &Path, spec: &Spec, output: Output) -> Result<Self> {
+        // Neither the path of this folder nor that of the program in it has a blank: both go over the kernel's command line.
+        let dir = tempfile::Builder::new()
+            .prefix("edge-lab-")
+            .tempdir_in("/tmp")?;
+        fs::write(dir.path().join("spec.json"), serde_json::to_vec(spec)?)?;
+        let init = dir.path().join("init");
+        std::os::unix::fs::symlink(std::env::current_exe()?, &init)?;
+
+        let (events_in, events_out) = line()?;
+        let mut lines = vec![format!("ssl0=null,fd:{}", events_out.as_raw_fd())];
+        let mut ends = vec![events_out];
+        let mut carriers = Vec::new();
+        match output {
+            Output::Inherit => {
+                let (out_in, out) = line()?;
+                let (err_in, err) = line()?;
+                lines.push(format!("ssl1=null,fd:{}", out.as_raw_fd()));
+                lines.push(format!("ssl2=null,fd:{}", err.as_raw_fd()));
+                ends.extend([out, err]);
+                carriers.push(carry(out_in, std::io::stdout()));
+                carriers.push(carry(err_in, std::io::stderr()));
+            }
+            Output::Terminal => {
+                let terminal =
+                    OwnedFd::from(File::options().read(true).write(true).open("/dev/tty")?);
+                rustix::io::fcntl_setfd(&terminal, FdFlags::empty())?;
+                lines.push(format!("ssl1=fd:{0},fd:{0}", terminal.as_raw_fd()));
+                ends.push(terminal);
+            }
+        }
+        let console = File::create(dir.path().join("console.log"))?;
+        // setpriv: the guest does not outlive us, however we end.
+        let kernel = Command::new("setpriv")
+            .args(["--pdeathsig", "KILL", "--"])
+            .arg(kernel)
+            .arg(format!("mem={MEMORY_MIB}M"))
+            .args(["seccomp=on", "ncpus=2"])
+            .args(["root=/dev/root", "rootfstype=hostfs", "rootflags=/", "ro"])
+            .arg(format!("init={}", init.display()))
+            .args(["con=null", "con0=null,fd:1", "ssl=null", "quiet"])
+            .args(&lines)
+            .arg(format!("uml_dir={}", dir.path().display()))
+            .args(["--", "guest", "init"])
+            .arg(dir.path())
+            .env("TMPDIR", memory_folder())
+            .stdin(Stdio::null())
+            .stdout(console.try_clone()?)
+            .stderr(console)
+            .spawn()
+            .context("starting the lab kernel through setpriv")?;
+        drop(ends);
+
+        let (tell, events) = channel();
+        carriers.push(std::thread::spawn(move || {
+            for line in BufReader::new(File::from(events_in)).lines() {
+                let Ok(line) = line else { break };
+                match serde_json::from_str(&line) {
+                    Ok(event) => {
+                        if tell.send(event).is_err() {
+                            break;
+                        }
+                    }
+                    Err(error) => eprintln!("lab: not an event ({error}): {line}"),
+                }
+            }
+        }));
+        Ok(Self {
+            kernel,
+            dir,
+            events,
+            carriers,
+        })
+    }
+
+    /// Waits for the next event; `None` when none came in time.
+    ///
+    /// # Errors
+    /// When the guest ended without an event; the message holds the end of its console.
+    pub fn event(&mut self, patience: Option<Duration>) -> Result<Option<Event>> {
+        use std::sync::mpsc::RecvTimeoutError;
+        let got = match patience {
+            None => self
+                .events
+                .recv()
+                .map_err(|_| RecvTimeoutError::Disconnected),
+            Some(patience) => self.events.recv_timeout(patience),
+        };
+        match got {
+            Ok(event) => Ok(Some(event)),
+            Err(RecvTimeoutError::Timeout) => Ok(None),
+            Err(RecvTimeoutError::Disconnected) => {
+                bail!(
+                    "the lab guest ended before its job did; its console:\n{}",
+                    self.console()
+                )
+            }
+        }
+    }
+
+    /// What the guest's kernel and init wrote, without the noise of consoles that nobody opened.
+    #[must_use]
+    pub fn console(&self) -> String {
+        fs::read_to_string(self.dir.path().join("console.log"))
+            .unwrap_or_default()
+            .lines()
+            .filter(|line| !is_noise(line))
+            .collect::<Vec<_>>()
+            .join("\n")
+    }
+
+    /// Waits until the guest is off and everything that it wrote has been passed on.
+    ///
+    /// # Errors
+    /// When the kernel cannot be waited for.
+    pub fn finish(mut self) -> Result<()> {
+        self.kernel.wait()?;
+        for carrier in self.carriers.drain(..) {
+            carrier.join().ok();
+        }
+        Ok(())
+    }
+
+    /// Ends the guest at once.
+    pub fn kill(&mut self) {
+        self.kernel.kill().ok();
+        self.kernel.wait().ok();
+    }
+}
+
+impl Drop for Guest {
+    fn drop(&mut self) {
+        if !matches!(self.kernel.try_wait(), Ok(Some(_))) {
+            self.kill();
+        }
+    }
+}
+
+/// A pipe whose write end the kernel inherits.
+fn line() -> Result<(OwnedFd, OwnedFd)> {
+    let (read, write) = pipe_with(PipeFlags::CLOEXEC)?;
+    rustix::io::fcntl_setfd(&write, FdFlags::empty())?;
+    Ok((read, write))
+}
+
+fn carry(from: OwnedFd, mut to: impl Write + Send + 'static) -> JoinHandle<()> {
+    std::thread::spawn(move || {
+        let mut from = File::from(from);
+        let mut buffer = vec![0; 65536];
+        while let Ok(n @ 1..) = from.read(&mut buffer) {
+            if to
+                .write_all(&buffer[..n])
+                .and_then(|()| to.flush())
+                .is_err()
+            {
+                break;
+            }
+        }
+    })
+}
+
+/// Where the guest's memory lies: shared memory where there is enough (containers often get 64 MiB of it), else the disk.
+fn memory_folder() -> PathBuf {
+    let shm = Path::new("/dev/shm");
+    let enough = rustix::fs::statvfs(shm)
+        .is_ok_and(|fs| fs.f_frsize.saturating_mul(fs.f_bavail) >= MEMORY_MIB << 20);
+    let writable = rustix::fs::access(shm, rustix::fs::Access::WRITE_OK).is_ok();
+    if enough && writable {
+        shm.to_owned()
+    } else {
+        "/tmp".into()
+    }
+}
+
+fn is_noise(line: &str) -> bool {
+    line.trim().is_empty()
+        || line.contains("Failed to initialize ubd device")
+        || line.contains("not configured on the command line")
+        || line.starts_with("Checking ")
+        || line.contains("Couldn't determine size of device's file")
+}

@@ -1,0 +1,116 @@
+//! Process 1 of the guest: mounts, then the worker, then power off.
+
+use std::ffi::CStr;
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+use anyhow::{Context as _, Result};
+use rustix::mount::{MountFlags, MountPropagationFlags, UnmountFlags};
+use rustix::process::{WaitOptions, pivot_root, wait};
+use rustix::system::RebootCommand;
+
+use super::Spec;
+
+/// Runs as `init` of the guest. `dir` is the boot's folder, which holds the [`Spec`].
+///
+/// Never returns: the guest is powered off, whatever happened; the host reads what went wrong from the console.
+pub fn main(dir: &Path) -> std::process::ExitCode {
+    if let Err(error) = run(dir) {
+        eprintln!("lab guest: {error:#}");
+    }
+    rustix::fs::sync();
+    match rustix::system::reboot(RebootCommand::PowerOff) {
+        Ok(()) => std::process::ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("lab guest: cannot power off: {error}");
+            std::process::ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(dir: &Path) -> Result<()> {
+    // Read before the mounts: the folder may lie where they go.
+    let spec: Spec = serde_json::from_slice(&fs::read(dir.join("spec.json"))?)?;
+    mounts().context("mounting the guest's file systems")?;
+    for folder in &spec.writable {
+        host_folder(folder).with_context(|| format!("mounting {}", folder.display()))?;
+    }
+    rustix::system::sethostname(b"lab")?;
+    fs::write("/proc/sys/kernel/printk", "1")?;
+
+    let worker = Command::new(dir.join("init"))
+        .args(["guest", "worker", "--lines"])
+        .arg(dir)
+        .spawn()
+        .context("starting the worker")?;
+    let worker = rustix::process::Pid::from_child(&worker);
+    // Whatever loses its parent becomes ours: reap it.
+    loop {
+        match wait(WaitOptions::empty()) {
+            Ok(Some((pid, _))) if pid == worker => return Ok(()),
+            Ok(_) | Err(rustix::io::Errno::INTR) => {}
+            Err(error) => return Err(error).context("waiting for the worker"),
+        }
+    }
+}
+
+/// An overlay in memory over the host's files becomes the root.
+fn mounts() -> Result<()> {
+    const ROOT: &str = "/tmp/root";
+    rustix::mount::mount_change(
+        "/",
+        MountPropagationFlags::PRIVATE | MountPropagationFlags::REC,
+    )?;
+    // Shadows the host's /tmp until the new root stands.
+    fresh("tmpfs", "/tmp", c"mode=0755,size=75%")?;
+    for dir in ["upper", "work", "root"] {
+        fs::create_dir(Path::new("/tmp").join(dir))?;
+    }
+    fresh(
+        "overlay",
+        ROOT,
+        c"lowerdir=/,upperdir=/tmp/upper,workdir=/tmp/work",
+    )?;
+    let at = |dir: &str| format!("{ROOT}{dir}");
+    for dir in ["/proc", "/sys", "/dev", "/run"] {
+        fs::create_dir_all(at(dir))?;
+    }
+    fresh("proc", &at("/proc"), c"")?;
+    fresh("sysfs", &at("/sys"), c"")?;
+    fresh("devtmpfs", &at("/dev"), c"")?;
+    for dir in ["/dev/pts", "/dev/shm"] {
+        fs::create_dir_all(at(dir))?;
+    }
+    fresh("devpts", &at("/dev/pts"), c"ptmxmode=0666")?;
+    fresh("tmpfs", &at("/dev/shm"), c"mode=1777")?;
+    // Sockets and pid files of the host's programs mean nothing here.
+    fresh("tmpfs", &at("/run"), c"mode=0755")?;
+    fs::create_dir("/tmp/root/run/lock")?;
+
+    std::env::set_current_dir(ROOT)?;
+    pivot_root(".", ".")?;
+    rustix::mount::unmount(".", UnmountFlags::DETACH)?;
+    std::env::set_current_dir("/")?;
+    Ok(())
+}
+
+/// A folder of the host, writable, at its own path.
+fn host_folder(folder: &Path) -> Result<()> {
+    use std::os::unix::ffi::OsStrExt as _;
+    let path = std::ffi::CString::new(folder.as_os_str().as_bytes())?;
+    fs::create_dir_all(folder)?;
+    rustix::mount::mount(
+        "none",
+        folder,
+        "hostfs",
+        MountFlags::empty(),
+        path.as_c_str(),
+    )?;
+    Ok(())
+}
+
+fn fresh(kind: &str, at: &str, options: &CStr) -> Result<()> {
+    rustix::mount::mount(kind, at, kind, MountFlags::empty(), options)
+        .with_context(|| format!("mounting {kind} on {at}"))
+}

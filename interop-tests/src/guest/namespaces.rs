@@ -1,0 +1,77 @@
+//! Which kernel the lab runs on: its own, or the host's where that has all that is needed.
+
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+
+use anyhow::{Context as _, Result, bail};
+
+/// A way to run the lab.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Backend {
+    /// User-Mode Linux with this kernel.
+    Uml(PathBuf),
+    /// Private namespaces on the host's kernel, as root.
+    Host,
+}
+
+/// Chooses a backend, or takes the forced one (`uml` or `host`), and says on standard error which and why.
+///
+/// # Errors
+/// When the forced one cannot be had, or the lab kernel cannot be built.
+pub fn choose(forced: Option<&str>) -> Result<Backend> {
+    let host = host_suffices();
+    match (forced, host) {
+        (Some("host"), Err(why)) => bail!("the host's kernel cannot be the lab: {why}"),
+        (Some("host"), Ok(())) => {
+            eprintln!("lab: in namespaces of the host's kernel, as asked");
+            Ok(Backend::Host)
+        }
+        (None, Ok(())) => {
+            eprintln!(
+                "lab: in namespaces of the host's kernel (it has ESP, netem and nftables, and we are root)"
+            );
+            Ok(Backend::Host)
+        }
+        (Some("uml"), _) => {
+            eprintln!("lab: on its own kernel, as asked");
+            Ok(Backend::Uml(crate::kernel::ensure(false)?))
+        }
+        (None, Err(why)) => {
+            eprintln!("lab: on its own kernel ({why})");
+            Ok(Backend::Uml(crate::kernel::ensure(false)?))
+        }
+        (Some(other), _) => bail!("no backend is called {other:?}: uml or host"),
+    }
+}
+
+/// Tries what the scenarios need, in a network namespace that ends with the try.
+fn host_suffices() -> Result<(), String> {
+    if !rustix::process::geteuid().is_root() {
+        return Err("not root".to_owned());
+    }
+    const TRY: &str = r#"
+        fail() { echo "the host's kernel has no $1"; exit 1; }
+        ip link add v0 type veth peer name v1 || fail veth
+        tc qdisc add dev v0 root netem delay 1ms || fail netem
+        nft 'add table inet t; add chain inet t c { type nat hook postrouting priority 100; }; add rule inet t c masquerade' || fail 'nftables NAT'
+        ip xfrm state add src 192.0.2.1 dst 192.0.2.2 proto esp spi 0x1000 mode tunnel \
+            aead 'rfc4106(gcm(aes))' 0x0000000000000000000000000000000000000000 128 encap espinudp 4500 4500 0.0.0.0 || fail ESP
+        ip link add x0 type xfrm if_id 7 dev lo || fail 'XFRM interfaces'
+    "#;
+    let out = Command::new("unshare")
+        .args(["--net", "sh", "-c", TRY])
+        .env("PATH", crate::tools::search_path())
+        .stdin(Stdio::null())
+        .output()
+        .context("unshare cannot be run")
+        .map_err(|error| format!("{error:#}"))?;
+    if out.status.success() {
+        return Ok(());
+    }
+    let said = String::from_utf8_lossy(&out.stdout);
+    Err(said
+        .lines()
+        .last()
+        .unwrap_or("unshare --net is refused")
+        .to_owned())
+}

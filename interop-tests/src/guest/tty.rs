@@ -1,0 +1,33 @@
+//! Serial lines of the guest, made transparent: bytes go in and come out as they are.
+
+use std::fs::File;
+
+use anyhow::{Context as _, Result};
+use rustix::termios::{OptionalActions, tcgetattr, tcsetattr};
+
+/// The line for [`super::Event`]s.
+pub(super) const EVENTS: &str = "/dev/ttyS0";
+/// Standard output of the job, or its terminal.
+pub(super) const STDOUT: &str = "/dev/ttyS1";
+/// Standard error of the job.
+pub(super) const STDERR: &str = "/dev/ttyS2";
+
+/// Opens a line and turns off everything that a terminal does to bytes.
+pub(super) fn open_raw(path: &str) -> Result<File> {
+    let file = open(path)?;
+    let mut modes = tcgetattr(&file)?;
+    modes.make_raw();
+    tcsetattr(&file, OptionalActions::Now, &modes)?;
+    Ok(file)
+}
+
+/// Opens a line as it is.
+pub(super) fn open(path: &str) -> Result<File> {
+    use std::os::unix::fs::OpenOptionsExt as _;
+    File::options()
+        .read(true)
+        .write(true)
+        .custom_flags(rustix::fs::OFlags::NOCTTY.bits().cast_signed())
+        .open(path)
+        .with_context(|| format!("opening {path}"))
+}

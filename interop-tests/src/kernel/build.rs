@@ -1,0 +1,124 @@
+//! Building User-Mode Linux from a source tree.
+
+use std::fs;
+use std::io::{BufRead as _, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use anyhow::{Context as _, Result, bail};
+
+use crate::progress::Progress;
+
+/// Objects in a build with the options of `lab.config`, for the progress shown.
+const OBJECTS: usize = 1113;
+
+/// Refuses early, and with the way out, when the build would stop in the middle.
+pub(super) fn require_tools() -> Result<()> {
+    let missing: Vec<_> = [
+        "gcc", "make", "flex", "bison", "bc", "xz", "dpkg-deb", "apt-get",
+    ]
+    .into_iter()
+    .filter(|tool| crate::tools::find(tool).is_none())
+    .collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    bail!(
+        "building the lab kernel needs {}: run interop-tests/install.sh as root, \
+         or name a ready User-Mode Linux binary in {}",
+        missing.join(", "),
+        super::OVERRIDE
+    )
+}
+
+/// Builds `linux` from `source` in `out`, with `options` on top of `allnoconfig`.
+pub(super) fn build(source: &Path, out: &Path, options: &str) -> Result<PathBuf> {
+    fs::create_dir_all(out)?;
+    let wanted = out.join("lab.config");
+    fs::write(&wanted, options)?;
+    let mut progress = Progress::start("building the lab kernel");
+    let log = out.join("build.log");
+    make(source, out, &log, &["allnoconfig"], &mut progress)?;
+    require_options(&fs::read_to_string(out.join(".config"))?, options)?;
+    let jobs = std::thread::available_parallelism().map_or(2, usize::from);
+    make(
+        source,
+        out,
+        &log,
+        &["-j", &jobs.to_string(), "linux"],
+        &mut progress,
+    )?;
+    progress.done();
+    Ok(out.join("linux"))
+}
+
+fn make(
+    source: &Path,
+    out: &Path,
+    log: &Path,
+    args: &[&str],
+    progress: &mut Progress,
+) -> Result<()> {
+    let mut child = Command::new("make")
+        .current_dir(source)
+        .arg("ARCH=um")
+        .arg(format!("O={}", out.display()))
+        .args(args)
+        .env("KCONFIG_ALLCONFIG", out.join("lab.config"))
+        .env("LC_ALL", "C")
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(fs::File::options().create(true).append(true).open(log)?)
+        .spawn()
+        .context("make cannot be run")?;
+    let stdout = child.stdout.take().context("make has no output")?;
+    let mut objects = 0;
+    for line in BufReader::new(stdout).lines() {
+        let line = line?;
+        if let Some(object) = line.strip_prefix("  CC ") {
+            objects += 1;
+            let percent = (objects * 100 / OBJECTS).min(99);
+            progress.at(&format!("{percent}% {}", object.trim()));
+        }
+    }
+    let status = child.wait()?;
+    if !status.success() {
+        let said = fs::read_to_string(log).unwrap_or_default();
+        let tail: Vec<_> = said.lines().rev().take(30).collect();
+        let tail: Vec<_> = tail.into_iter().rev().collect();
+        bail!(
+            "make {} ended with {status}:\n{}",
+            args.join(" "),
+            tail.join("\n")
+        );
+    }
+    Ok(())
+}
+
+/// Kconfig drops silently what it does not know or cannot have: a lab without ESP would only be noticed by its scenarios.
+fn require_options(config: &str, options: &str) -> Result<()> {
+    let have: std::collections::HashSet<_> = config.lines().collect();
+    let lost: Vec<_> = options
+        .lines()
+        .filter(|line| line.starts_with("CONFIG_") && !have.contains(line))
+        .collect();
+    if lost.is_empty() {
+        return Ok(());
+    }
+    bail!(
+        "this kernel source does not take these options of lab.config: {}",
+        lost.join(" ")
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::require_options;
+
+    #[test]
+    fn an_option_that_the_source_dropped_is_named() {
+        let error = require_options("CONFIG_NET=y\n", "# why\nCONFIG_NET=y\nCONFIG_INET_ESP=y\n")
+            .unwrap_err();
+        assert!(error.to_string().contains("CONFIG_INET_ESP=y"), "{error}");
+    }
+}

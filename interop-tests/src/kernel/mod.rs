@@ -1,0 +1,58 @@
+//! The lab kernel: Debian's newest `linux-source` built as User-Mode Linux, once per machine.
+//!
+//! It lives under `$XDG_CACHE_HOME/edge-cni/lab-kernel/VERSION-OPTIONS/linux`, where `OPTIONS` is a hash of `lab.config`, so that
+//! a changed option means a new kernel and an unchanged one is never built twice.
+
+mod build;
+mod cache;
+mod source;
+
+use std::path::PathBuf;
+
+use anyhow::{Context as _, Result, bail};
+
+/// Environment variable that names a ready User-Mode Linux binary, for machines that cannot build one.
+pub const OVERRIDE: &str = "EDGE_LAB_KERNEL";
+
+/// The kernel options on top of `allnoconfig`.
+const OPTIONS: &str = include_str!("../../lab.config");
+
+/// Returns the path of a lab kernel, building it first where there is none yet.
+///
+/// With `update` the package archive is asked for a newer version even if a kernel is there.
+///
+/// # Errors
+/// When a tool is missing, the archive cannot be reached or the build fails; the message says what to do.
+pub fn ensure(update: bool) -> Result<PathBuf> {
+    if let Some(path) = std::env::var_os(OVERRIDE) {
+        let path = PathBuf::from(path);
+        if !path.is_file() {
+            bail!("{OVERRIDE} names {}, which is not a file", path.display());
+        }
+        return Ok(path);
+    }
+    let cache = cache::Cache::open(OPTIONS)?;
+    if !update && let Some(kernel) = cache.newest()? {
+        return Ok(kernel);
+    }
+    let _lock = cache.lock()?;
+    // Whoever held the lock may have built it meanwhile.
+    if !update && let Some(kernel) = cache.newest()? {
+        return Ok(kernel);
+    }
+    build::require_tools()?;
+    let scratch = cache.scratch()?;
+    let source = source::Package::newest(scratch.path())?;
+    if let Some(kernel) = cache.of_version(&source.version) {
+        return Ok(kernel);
+    }
+    eprintln!(
+        "no lab kernel with these options yet: building Linux {} once, about 10 CPU-minutes",
+        source.version
+    );
+    let tree = source.unpack(scratch.path())?;
+    let linux = build::build(&tree, &scratch.path().join("out"), OPTIONS)?;
+    cache
+        .publish(&source.version, &linux)
+        .context("keeping the lab kernel")
+}

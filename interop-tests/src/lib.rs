@@ -1,0 +1,11 @@
+//! The lab: networks of real programs on a real kernel with ESP, on an ordinary machine.
+//!
+//! See `docs/lab.md` for how it works, how to add a scenario, and how to look into one that failed.
+
+#![forbid(unsafe_code)]
+
+pub mod exec;
+pub mod guest;
+pub mod kernel;
+pub mod progress;
+pub mod tools;

@@ -1,0 +1,60 @@
+//! Progress for people, on standard error: a spinner on a terminal, plain lines everywhere else.
+
+use std::io::IsTerminal;
+use std::time::{Duration, Instant};
+
+use indicatif::{ProgressBar, ProgressStyle};
+
+/// How often a step that does not run on a terminal says where it is.
+const PLAIN_EVERY: Duration = Duration::from_secs(20);
+
+/// One long step that tells how far it is.
+pub struct Progress {
+    name: String,
+    started: Instant,
+    last_plain: Instant,
+    bar: Option<ProgressBar>,
+}
+
+impl Progress {
+    /// Starts a step and says so.
+    pub fn start(name: &str) -> Self {
+        let bar = std::io::stderr().is_terminal().then(|| {
+            let style = ProgressStyle::with_template("{spinner} {prefix} {wide_msg} [{elapsed}]")
+                .unwrap_or_else(|_| ProgressStyle::default_spinner());
+            let bar = ProgressBar::new_spinner()
+                .with_style(style)
+                .with_prefix(name.to_owned());
+            bar.enable_steady_tick(Duration::from_millis(200));
+            bar
+        });
+        if bar.is_none() {
+            eprintln!("{name} ...");
+        }
+        let now = Instant::now();
+        Self {
+            name: name.to_owned(),
+            started: now,
+            last_plain: now,
+            bar,
+        }
+    }
+
+    /// Says where the step is; on anything but a terminal only now and then.
+    pub fn at(&mut self, what: &str) {
+        if let Some(bar) = &self.bar {
+            bar.set_message(what.to_owned());
+        } else if self.last_plain.elapsed() >= PLAIN_EVERY {
+            self.last_plain = Instant::now();
+            eprintln!("{}: {what} ({:.0?})", self.name, self.started.elapsed());
+        }
+    }
+
+    /// Ends the step and says how long it took.
+    pub fn done(self) {
+        if let Some(bar) = &self.bar {
+            bar.finish_and_clear();
+        }
+        eprintln!("{}: done in {:.1?}", self.name, self.started.elapsed());
+    }
+}

@@ -1,0 +1,25 @@
+//! Finding the programs that the lab runs.
+
+use std::path::{Path, PathBuf};
+
+/// Folders that hold the tools of root, which an ordinary user's `PATH` often leaves out.
+const SBIN: [&str; 3] = ["/usr/local/sbin", "/usr/sbin", "/sbin"];
+
+/// The full path of a program on `PATH` or in one of root's folders.
+pub fn find(program: &str) -> Option<PathBuf> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&path)
+        .chain(SBIN.iter().map(PathBuf::from))
+        .map(|dir| dir.join(program))
+        .find(|file| is_executable(file))
+}
+
+/// `PATH` for programs in the lab: this process's own and root's folders.
+pub fn search_path() -> String {
+    let path = std::env::var("PATH").unwrap_or_else(|_| "/usr/local/bin:/usr/bin:/bin".to_owned());
+    format!("{path}:{}", SBIN.join(":"))
+}
+
+fn is_executable(file: &Path) -> bool {
+    file.is_file() && rustix::fs::access(file, rustix::fs::Access::EXEC_OK).is_ok()
+}
