@@ -188,6 +188,16 @@ pub enum Aead {
     ChaCha20Poly1305,
 }
 
+impl fmt::Display for Aead {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Aes128Gcm16 => "AES_GCM_16-128",
+            Self::Aes256Gcm16 => "AES_GCM_16-256",
+            Self::ChaCha20Poly1305 => "CHACHA20_POLY1305",
+        })
+    }
+}
+
 /// A pseudo-random function.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Prf {
@@ -199,6 +209,16 @@ pub enum Prf {
     HmacSha512,
 }
 
+impl fmt::Display for Prf {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::HmacSha256 => "PRF_HMAC_SHA2_256",
+            Self::HmacSha384 => "PRF_HMAC_SHA2_384",
+            Self::HmacSha512 => "PRF_HMAC_SHA2_512",
+        })
+    }
+}
+
 /// A key exchange method.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Group {
@@ -206,6 +226,15 @@ pub enum Group {
     X25519,
     /// 256-bit random ECP (RFC 5903), 19.
     P256,
+}
+
+impl fmt::Display for Group {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::X25519 => "CURVE_25519",
+            Self::P256 => "ECP_256",
+        })
+    }
 }
 
 /// One IKE SA proposal: any combination of what it lists, best first.

@@ -7,6 +7,7 @@
 //!
 //! - [`config`]: who the peers are and what may be negotiated with them.
 //! - [`event`]: what the owner must do in the kernel and may tell people.
+//! - [`wire`]: messages as bytes.
 #![forbid(unsafe_code)]
 #![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing))]
 
@@ -14,6 +15,7 @@ pub mod config;
 pub mod event;
 pub mod secret;
 pub mod time;
+pub mod wire;
 
 pub use config::{Auth, ChildConfig, EndpointConfig, Identity, PeerConfig, PeerName};
 pub use event::{ChildId, ChildSa, Event, IkeId, OutboundSwitch};

@@ -1,0 +1,67 @@
+//! Certificate, Certificate Request and Authentication payloads (RFC 7296 3.6 to 3.8).
+
+use super::numbers::{AuthMethod, CertificateEncoding};
+use super::reader::{Codec, InvalidMessage, Reader};
+
+/// A certificate.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Certificate {
+    /// Its encoding.
+    pub encoding: CertificateEncoding,
+    /// Certificate data; for [`CertificateEncoding::X509Signature`] one DER certificate.
+    pub data: Vec<u8>,
+}
+
+impl Codec for Certificate {
+    fn encode(&self, out: &mut Vec<u8>) {
+        out.push(self.encoding.into());
+        out.extend_from_slice(&self.data);
+    }
+
+    fn read(reader: &mut Reader<'_>) -> Result<Self, InvalidMessage> {
+        Ok(Self { encoding: reader.u8()?.into(), data: reader.rest().to_vec() })
+    }
+}
+
+/// What certificates the sender can verify.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CertificateRequest {
+    /// Encoding of certificates asked for.
+    pub encoding: CertificateEncoding,
+    /// Certification authorities: for X.509 the SHA-1 hashes of their SubjectPublicKeyInfo, 20 octets each, concatenated.
+    pub authorities: Vec<u8>,
+}
+
+impl Codec for CertificateRequest {
+    fn encode(&self, out: &mut Vec<u8>) {
+        out.push(self.encoding.into());
+        out.extend_from_slice(&self.authorities);
+    }
+
+    fn read(reader: &mut Reader<'_>) -> Result<Self, InvalidMessage> {
+        Ok(Self { encoding: reader.u8()?.into(), authorities: reader.rest().to_vec() })
+    }
+}
+
+/// A proof of identity.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Authentication {
+    /// How.
+    pub method: AuthMethod,
+    /// Authentication data.
+    pub data: Vec<u8>,
+}
+
+impl Codec for Authentication {
+    fn encode(&self, out: &mut Vec<u8>) {
+        out.push(self.method.into());
+        out.extend_from_slice(&[0; 3]);
+        out.extend_from_slice(&self.data);
+    }
+
+    fn read(reader: &mut Reader<'_>) -> Result<Self, InvalidMessage> {
+        let method = reader.u8()?.into();
+        reader.array::<3>()?;
+        Ok(Self { method, data: reader.rest().to_vec() })
+    }
+}

@@ -1,0 +1,56 @@
+//! Delete payload (RFC 7296 3.11).
+
+use super::numbers::Protocol;
+use super::reader::{Codec, InvalidMessage, Reader};
+
+/// SAs that their sender has removed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Delete {
+    /// This IKE SA with everything that it has.
+    Ike,
+    /// CHILD_SAs, by the SPIs with which the sender receives.
+    Children {
+        /// ESP or AH (or what else has SPIs of 4 octets).
+        protocol: Protocol,
+        /// SPIs.
+        spis: Vec<u32>,
+    },
+}
+
+impl Delete {
+    /// Deletes one ESP CHILD_SA by our inbound SPI.
+    pub fn child(spi: u32) -> Self {
+        Self::Children { protocol: Protocol::Esp, spis: vec![spi] }
+    }
+}
+
+impl Codec for Delete {
+    fn encode(&self, out: &mut Vec<u8>) {
+        match self {
+            Self::Ike => out.extend_from_slice(&[Protocol::Ike.into(), 0, 0, 0]),
+            Self::Children { protocol, spis } => {
+                let count = u16::try_from(spis.len()).unwrap_or(u16::MAX);
+                out.extend_from_slice(&[(*protocol).into(), 4]);
+                out.extend_from_slice(&count.to_be_bytes());
+                out.extend(spis.iter().take(count.into()).flat_map(|spi| spi.to_be_bytes()));
+            }
+        }
+    }
+
+    fn read(reader: &mut Reader<'_>) -> Result<Self, InvalidMessage> {
+        let protocol = reader.u8()?;
+        let size = reader.u8()?;
+        let count = reader.u16()?;
+        match (Protocol::from(protocol), size, count) {
+            (Protocol::Ike, 0, 0) => Ok(Self::Ike),
+            (Protocol::Ike, ..) => Err(InvalidMessage::DeleteSpis { protocol, size, count }),
+            (protocol, 4, count) => {
+                // Bounded by the payload's length, which take() checks before anything is stored.
+                let octets = reader.take(usize::from(count).saturating_mul(4))?;
+                let spis = octets.chunks_exact(4).filter_map(|spi| spi.try_into().ok()).map(u32::from_be_bytes);
+                Ok(Self::Children { protocol, spis: spis.collect() })
+            }
+            _ => Err(InvalidMessage::DeleteSpis { protocol, size, count }),
+        }
+    }
+}

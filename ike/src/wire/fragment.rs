@@ -1,0 +1,79 @@
+//! Fragments of one message, decrypted, and putting them together again (RFC 7383 2.6).
+
+use super::message::Payloads;
+use super::numbers::PayloadType;
+use super::reader::{InvalidMessage, Reader};
+
+/// Most fragments of one message.
+pub const MAX_FRAGMENTS: u16 = 128;
+/// Most octets of a message put together.
+pub const MAX_REASSEMBLED: usize = 65_536;
+
+/// A fragment that was authentic: what SKF carried.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Fragment {
+    /// Fragment number, from 1.
+    pub number: u16,
+    /// Total fragments.
+    pub total: u16,
+    /// Type of the message's first payload, in fragment 1.
+    pub first: PayloadType,
+    /// Its part of the payloads.
+    pub data: Vec<u8>,
+}
+
+/// What has come of one message. Takes authentic fragments only, of one message ID and direction.
+#[derive(Debug, Default)]
+pub struct Reassembly {
+    first: Option<PayloadType>,
+    parts: Vec<Option<Vec<u8>>>,
+    octets: usize,
+}
+
+impl Reassembly {
+    /// Nothing has come yet.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Takes a fragment; gives the payloads when it was the last one missing, and is empty again then.
+    ///
+    /// # Errors
+    /// If the whole is malformed, or larger than [`MAX_FRAGMENTS`] or [`MAX_REASSEMBLED`]. Duplicates and fragments of an older, coarser
+    /// split are no error: they are ignored.
+    pub fn add(&mut self, fragment: Fragment) -> Result<Option<Payloads>, InvalidMessage> {
+        let Fragment { number, total, first, data } = fragment;
+        let index = match number.checked_sub(1) {
+            Some(index) if number <= total => usize::from(index),
+            _ => return Err(InvalidMessage::FragmentNumber { number, total }),
+        };
+        if total > MAX_FRAGMENTS {
+            return Err(InvalidMessage::TooMany { what: "fragments", limit: MAX_FRAGMENTS.into() });
+        }
+        // RFC 7383 2.6: a larger total means that the peer began again with smaller fragments; a smaller one is old.
+        let count = usize::from(total);
+        if count > self.parts.len() {
+            *self = Self { first: None, parts: vec![None; count], octets: 0 };
+        } else if count < self.parts.len() {
+            return Ok(None);
+        }
+        let Some(part @ None) = self.parts.get_mut(index) else {
+            return Ok(None);
+        };
+        self.octets = self.octets.saturating_add(data.len());
+        if self.octets > MAX_REASSEMBLED {
+            *self = Self::default();
+            return Err(InvalidMessage::TooMany { what: "octets in fragments", limit: MAX_REASSEMBLED });
+        }
+        *part = Some(data);
+        if number == 1 {
+            self.first = Some(first);
+        }
+        if self.parts.iter().any(Option::is_none) {
+            return Ok(None);
+        }
+        let Self { first, parts, .. } = std::mem::take(self);
+        let whole: Vec<u8> = parts.into_iter().flatten().flatten().collect();
+        Payloads::read(first.unwrap_or(PayloadType::None), Reader::new("reassembled message", &whole)).map(Some)
+    }
+}

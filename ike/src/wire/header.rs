@@ -1,0 +1,118 @@
+//! The IKE header (RFC 7296 3.1).
+
+use super::numbers::{ExchangeType, PayloadType};
+use super::reader::{InvalidMessage, Reader};
+
+/// Octets of the header.
+pub const HEADER_LEN: usize = 28;
+
+const FLAG_INITIATOR: u8 = 0x08;
+const FLAG_RESPONSE: u8 = 0x20;
+const VERSION: u8 = 0x20;
+
+/// The IKE header, without the fields that follow from the contents (next payload, length).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Header {
+    /// IKE SA initiator's SPI, never 0.
+    pub initiator_spi: u64,
+    /// IKE SA responder's SPI, 0 in the first message.
+    pub responder_spi: u64,
+    /// Exchange type.
+    pub exchange: ExchangeType,
+    /// The sender is the original initiator of the IKE SA.
+    pub from_initiator: bool,
+    /// A response, not a request.
+    pub response: bool,
+    /// Message ID.
+    pub message_id: u32,
+}
+
+/// What stands in front of the payloads, as read.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Front {
+    pub(crate) header: Header,
+    pub(crate) next_payload: PayloadType,
+}
+
+impl Header {
+    /// Reads the header of a datagram (without non-ESP marker) and checks version and length against it.
+    ///
+    /// # Errors
+    /// [`InvalidMessage::MajorVersion`]: use [`Header::peek`] to answer. Others: drop.
+    pub fn decode(datagram: &[u8]) -> Result<Self, InvalidMessage> {
+        Front::read(&mut Reader::new("IKE header", datagram), datagram.len()).map(|front| front.header)
+    }
+
+    /// The header of a datagram of whatever version and length; `None` if it is shorter than a header. For answering
+    /// INVALID_MAJOR_VERSION (RFC 7296 2.5) and for logs.
+    pub fn peek(datagram: &[u8]) -> Option<Self> {
+        let mut reader = Reader::new("IKE header", datagram);
+        Fields::read(&mut reader).ok().map(|fields| fields.header)
+    }
+
+    /// Writes the header with length 0, which [`finish`] fills in.
+    pub(crate) fn encode(&self, out: &mut Vec<u8>, next_payload: PayloadType) {
+        out.extend_from_slice(&self.initiator_spi.to_be_bytes());
+        out.extend_from_slice(&self.responder_spi.to_be_bytes());
+        let mut flags = 0;
+        if self.from_initiator {
+            flags |= FLAG_INITIATOR;
+        }
+        if self.response {
+            flags |= FLAG_RESPONSE;
+        }
+        out.extend_from_slice(&[next_payload.into(), VERSION, self.exchange.into(), flags]);
+        out.extend_from_slice(&self.message_id.to_be_bytes());
+        out.extend_from_slice(&[0; 4]);
+    }
+}
+
+/// Fills in the length of a message that starts with a header.
+pub(crate) fn set_length(message: &mut [u8], length: usize) {
+    let length = u32::try_from(length).unwrap_or(u32::MAX);
+    if let Some(field) = message.get_mut(24..).and_then(<[u8]>::first_chunk_mut) {
+        *field = length.to_be_bytes();
+    }
+}
+
+impl Front {
+    pub(crate) fn read(reader: &mut Reader<'_>, actual: usize) -> Result<Self, InvalidMessage> {
+        let fields = Fields::read(reader)?;
+        // Version first: a later version may lay out the rest differently.
+        if fields.version >> 4 != VERSION >> 4 {
+            return Err(InvalidMessage::MajorVersion(fields.version >> 4));
+        }
+        if usize::try_from(fields.length) != Ok(actual) {
+            return Err(InvalidMessage::LengthMismatch { stated: fields.length, actual });
+        }
+        if fields.header.initiator_spi == 0 {
+            return Err(InvalidMessage::ZeroInitiatorSpi);
+        }
+        Ok(Self { header: fields.header, next_payload: fields.next_payload })
+    }
+}
+
+struct Fields {
+    header: Header,
+    next_payload: PayloadType,
+    version: u8,
+    length: u32,
+}
+
+impl Fields {
+    fn read(reader: &mut Reader<'_>) -> Result<Self, InvalidMessage> {
+        let initiator_spi = reader.u64()?;
+        let responder_spi = reader.u64()?;
+        let next_payload = reader.u8()?.into();
+        let version = reader.u8()?;
+        let exchange = reader.u8()?.into();
+        // The other bits, the version flag among them, are ignored on receipt (RFC 7296 3.1).
+        let flags = reader.u8()?;
+        let message_id = reader.u32()?;
+        let length = reader.u32()?;
+        let from_initiator = flags & FLAG_INITIATOR != 0;
+        let response = flags & FLAG_RESPONSE != 0;
+        let header = Header { initiator_spi, responder_spi, exchange, from_initiator, response, message_id };
+        Ok(Self { header, next_payload, version, length })
+    }
+}

@@ -1,0 +1,70 @@
+//! Identification payloads (RFC 7296 3.5).
+
+use std::net::IpAddr;
+
+use super::numbers::IdType;
+use super::reader::{Codec, InvalidMessage, Reader};
+use crate::config::Identity;
+
+/// An identification, exactly as it came: AUTH is computed over its octets.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Id {
+    /// ID type.
+    pub kind: IdType,
+    /// The reserved octets, which are part of what AUTH covers.
+    pub reserved: [u8; 3],
+    /// Identification data.
+    pub data: Vec<u8>,
+}
+
+impl Id {
+    /// The payload without its generic header: what AUTH covers (RFC 7296 2.15, RestOfInitIDPayload).
+    pub fn body(&self) -> Vec<u8> {
+        let mut body = Vec::with_capacity(self.data.len().saturating_add(4));
+        self.encode(&mut body);
+        body
+    }
+
+    /// The identity that it says; `None` for types that we do not know or data that does not fit the type.
+    pub fn identity(&self) -> Option<Identity> {
+        let data = self.data.as_slice();
+        let text = || std::str::from_utf8(data).ok().filter(|text| !text.is_empty()).map(str::to_owned);
+        match self.kind {
+            IdType::Ipv4Address => <[u8; 4]>::try_from(data).ok().map(|octets| Identity::Address(IpAddr::from(octets))),
+            IdType::Ipv6Address => {
+                <[u8; 16]>::try_from(data).ok().map(|octets| Identity::Address(IpAddr::from(octets)))
+            }
+            IdType::Fqdn => text().map(Identity::Fqdn),
+            IdType::Rfc822Address => text().map(Identity::Email),
+            IdType::DerAsn1Dn => Some(Identity::DistinguishedName(data.to_vec())),
+            IdType::KeyId => Some(Identity::KeyId(data.to_vec())),
+            IdType::DerAsn1Gn | IdType::Null | IdType::Unknown(_) => None,
+        }
+    }
+}
+
+impl From<&Identity> for Id {
+    fn from(identity: &Identity) -> Self {
+        let (kind, data) = match identity {
+            Identity::Address(IpAddr::V4(address)) => (IdType::Ipv4Address, address.octets().to_vec()),
+            Identity::Address(IpAddr::V6(address)) => (IdType::Ipv6Address, address.octets().to_vec()),
+            Identity::Fqdn(name) => (IdType::Fqdn, name.clone().into_bytes()),
+            Identity::Email(address) => (IdType::Rfc822Address, address.clone().into_bytes()),
+            Identity::DistinguishedName(der) => (IdType::DerAsn1Dn, der.clone()),
+            Identity::KeyId(id) => (IdType::KeyId, id.clone()),
+        };
+        Self { kind, reserved: [0; 3], data }
+    }
+}
+
+impl Codec for Id {
+    fn encode(&self, out: &mut Vec<u8>) {
+        out.push(self.kind.into());
+        out.extend_from_slice(&self.reserved);
+        out.extend_from_slice(&self.data);
+    }
+
+    fn read(reader: &mut Reader<'_>) -> Result<Self, InvalidMessage> {
+        Ok(Self { kind: reader.u8()?.into(), reserved: reader.array()?, data: reader.rest().to_vec() })
+    }
+}

@@ -1,0 +1,282 @@
+//! Messages in clear and the chain of payloads (RFC 7296 3.1, 3.2).
+
+use super::auth::{Authentication, Certificate, CertificateRequest};
+use super::delete::Delete;
+use super::header::{Front, Header, set_length};
+use super::id::Id;
+use super::key_exchange::KeyExchange;
+use super::notify::Notify;
+use super::numbers::{NotifyType, PayloadType};
+use super::payload::Payload;
+use super::reader::{InvalidMessage, Reader};
+use super::sa::Proposal;
+use super::selector::TrafficSelector;
+
+/// Most payloads of one message; an IKE_AUTH with a chain of certificates has below 30.
+pub const MAX_PAYLOADS: usize = 128;
+
+const CRITICAL: u8 = 0x80;
+
+/// A message in clear: IKE_SA_INIT, or an answer to something that has no IKE SA.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Message {
+    /// Its header.
+    pub header: Header,
+    /// Its payloads.
+    pub payloads: Payloads,
+}
+
+impl Message {
+    /// Its octets, without non-ESP marker.
+    pub fn encode(&self) -> Vec<u8> {
+        let mut out = Vec::with_capacity(512);
+        self.header.encode(&mut out, self.payloads.first_kind());
+        encode_chain(self.payloads.as_slice(), &mut out);
+        let length = out.len();
+        set_length(&mut out, length);
+        out
+    }
+
+    /// Reads a datagram without non-ESP marker.
+    ///
+    /// # Errors
+    /// [`InvalidMessage::MisplacedEncrypted`] if it is encrypted, and whatever else is wrong with it.
+    pub fn decode(datagram: &[u8]) -> Result<Self, InvalidMessage> {
+        let mut reader = Reader::new("message", datagram);
+        let front = Front::read(&mut reader, datagram.len())?;
+        Ok(Self { header: front.header, payloads: Payloads::read(front.next_payload, reader)? })
+    }
+}
+
+/// The payloads of a message, in order. Of those that may stand once, there is one at most when they were read.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Payloads(Vec<Payload>);
+
+impl Payloads {
+    /// No payloads.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Adds one at the end.
+    pub fn push(&mut self, payload: Payload) {
+        self.0.push(payload);
+    }
+
+    /// Adds a notification at the end.
+    pub fn push_notify(&mut self, notify: Notify) {
+        self.push(Payload::Notify(notify));
+    }
+
+    /// All of them.
+    pub fn as_slice(&self) -> &[Payload] {
+        &self.0
+    }
+
+    /// All of them, one by one.
+    pub fn iter(&self) -> std::slice::Iter<'_, Payload> {
+        self.0.iter()
+    }
+
+    /// Whether there is none: a liveness check or its answer.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    fn find<'a, T>(&'a self, kind: PayloadType, pick: impl Fn(&'a Payload) -> Option<T>) -> Result<T, InvalidMessage> {
+        self.0.iter().find_map(pick).ok_or(InvalidMessage::Missing(kind))
+    }
+
+    /// The proposals of the SA payload.
+    ///
+    /// # Errors
+    /// [`InvalidMessage::Missing`], as for all getters of payloads that stand once.
+    pub fn proposals(&self) -> Result<&[Proposal], InvalidMessage> {
+        self.find(PayloadType::SecurityAssociation, |payload| match payload {
+            Payload::SecurityAssociation(proposals) => Some(proposals.as_slice()),
+            _ => None,
+        })
+    }
+
+    /// KE.
+    ///
+    /// # Errors
+    /// [`InvalidMessage::Missing`].
+    pub fn key_exchange(&self) -> Result<&KeyExchange, InvalidMessage> {
+        self.find(PayloadType::KeyExchange, |payload| match payload {
+            Payload::KeyExchange(contents) => Some(contents),
+            _ => None,
+        })
+    }
+
+    /// Ni or Nr.
+    ///
+    /// # Errors
+    /// [`InvalidMessage::Missing`].
+    pub fn nonce(&self) -> Result<&[u8], InvalidMessage> {
+        self.find(PayloadType::Nonce, |payload| match payload {
+            Payload::Nonce(nonce) => Some(nonce.as_slice()),
+            _ => None,
+        })
+    }
+
+    /// IDi.
+    ///
+    /// # Errors
+    /// [`InvalidMessage::Missing`].
+    pub fn id_initiator(&self) -> Result<&Id, InvalidMessage> {
+        self.find(PayloadType::IdInitiator, |payload| match payload {
+            Payload::IdInitiator(id) => Some(id),
+            _ => None,
+        })
+    }
+
+    /// IDr.
+    ///
+    /// # Errors
+    /// [`InvalidMessage::Missing`].
+    pub fn id_responder(&self) -> Result<&Id, InvalidMessage> {
+        self.find(PayloadType::IdResponder, |payload| match payload {
+            Payload::IdResponder(id) => Some(id),
+            _ => None,
+        })
+    }
+
+    /// AUTH.
+    ///
+    /// # Errors
+    /// [`InvalidMessage::Missing`].
+    pub fn authentication(&self) -> Result<&Authentication, InvalidMessage> {
+        self.find(PayloadType::Authentication, |payload| match payload {
+            Payload::Authentication(contents) => Some(contents),
+            _ => None,
+        })
+    }
+
+    /// TSi.
+    ///
+    /// # Errors
+    /// [`InvalidMessage::Missing`].
+    pub fn selectors_initiator(&self) -> Result<&[TrafficSelector], InvalidMessage> {
+        self.find(PayloadType::TrafficSelectorsInitiator, |payload| match payload {
+            Payload::TrafficSelectorsInitiator(selectors) => Some(selectors.as_slice()),
+            _ => None,
+        })
+    }
+
+    /// TSr.
+    ///
+    /// # Errors
+    /// [`InvalidMessage::Missing`].
+    pub fn selectors_responder(&self) -> Result<&[TrafficSelector], InvalidMessage> {
+        self.find(PayloadType::TrafficSelectorsResponder, |payload| match payload {
+            Payload::TrafficSelectorsResponder(selectors) => Some(selectors.as_slice()),
+            _ => None,
+        })
+    }
+
+    /// All CERTs, in order.
+    pub fn certificates(&self) -> impl Iterator<Item = &Certificate> {
+        self.0.iter().filter_map(|payload| match payload {
+            Payload::Certificate(contents) => Some(contents),
+            _ => None,
+        })
+    }
+
+    /// All CERTREQs, in order.
+    pub fn certificate_requests(&self) -> impl Iterator<Item = &CertificateRequest> {
+        self.0.iter().filter_map(|payload| match payload {
+            Payload::CertificateRequest(contents) => Some(contents),
+            _ => None,
+        })
+    }
+
+    /// All notifications, in order.
+    pub fn notifies(&self) -> impl Iterator<Item = &Notify> {
+        self.0.iter().filter_map(|payload| match payload {
+            Payload::Notify(contents) => Some(contents),
+            _ => None,
+        })
+    }
+
+    /// The first notification of a type.
+    pub fn notify(&self, kind: NotifyType) -> Option<&Notify> {
+        self.notifies().find(|notify| notify.kind == kind)
+    }
+
+    /// The first notification that reports an error.
+    pub fn error(&self) -> Option<&Notify> {
+        self.notifies().find(|notify| notify.kind.is_error())
+    }
+
+    /// All DELETEs, in order.
+    pub fn deletes(&self) -> impl Iterator<Item = &Delete> {
+        self.0.iter().filter_map(|payload| match payload {
+            Payload::Delete(contents) => Some(contents),
+            _ => None,
+        })
+    }
+
+    pub(crate) fn first_kind(&self) -> PayloadType {
+        self.0.first().map_or(PayloadType::None, Payload::kind)
+    }
+
+    /// Reads a chain whose first payload is of type `first`, all of `reader`.
+    pub(crate) fn read(first: PayloadType, mut reader: Reader<'_>) -> Result<Self, InvalidMessage> {
+        let mut payloads: Vec<Payload> = Vec::new();
+        let mut kind = first;
+        while kind != PayloadType::None {
+            if payloads.len() == MAX_PAYLOADS {
+                return Err(InvalidMessage::TooMany { what: "payloads", limit: MAX_PAYLOADS });
+            }
+            if Payload::is_single(kind) && payloads.iter().any(|payload| payload.kind() == kind) {
+                return Err(InvalidMessage::Duplicate(kind));
+            }
+            let generic = GenericHeader::read(&mut reader)?;
+            let contents = reader.sub("payload", generic.length, GenericHeader::LEN)?;
+            payloads.push(Payload::read(kind, generic.critical, contents)?);
+            kind = generic.next;
+        }
+        reader.finish()?;
+        Ok(Self(payloads))
+    }
+}
+
+impl FromIterator<Payload> for Payloads {
+    fn from_iter<T: IntoIterator<Item = Payload>>(payloads: T) -> Self {
+        Self(payloads.into_iter().collect())
+    }
+}
+
+impl From<Vec<Payload>> for Payloads {
+    fn from(payloads: Vec<Payload>) -> Self {
+        Self(payloads)
+    }
+}
+
+/// The generic payload header (RFC 7296 3.2).
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct GenericHeader {
+    pub(crate) next: PayloadType,
+    pub(crate) critical: bool,
+    pub(crate) length: u16,
+}
+
+impl GenericHeader {
+    pub(crate) const LEN: usize = 4;
+
+    pub(crate) fn read(reader: &mut Reader<'_>) -> Result<Self, InvalidMessage> {
+        let next = reader.u8()?.into();
+        let critical = reader.u8()? & CRITICAL != 0;
+        Ok(Self { next, critical, length: reader.u16()? })
+    }
+}
+
+/// Writes payloads with their generic headers, the last one saying that nothing follows.
+pub(crate) fn encode_chain(payloads: &[Payload], out: &mut Vec<u8>) {
+    let mut rest = payloads.iter();
+    while let Some(payload) = rest.next() {
+        let next = rest.as_slice().first().map_or(PayloadType::None, Payload::kind);
+        payload.encode(next, out);
+    }
+}

@@ -1,0 +1,40 @@
+//! Messages of IKEv2 as bytes (RFC 7296 3, RFC 7383): what may stand in them, each type encoding and reading itself.
+//!
+//! Everything here is bounded and never panics: a datagram either becomes a [`Message`] (IKE_SA_INIT, in clear), is opened by
+//! `crypto::IkeCipher` into [`Payloads`], or is refused with the [`InvalidMessage`] that names the violation.
+//!
+//! - [`Header`]: SPIs, exchange, flags, message ID.
+//! - [`Payloads`]: the chain of [`Payload`]s with getters.
+//! - [`Proposal`], [`TrafficSelector`], [`Notify`], ...: the payloads' contents.
+//! - [`Reassembly`]: fragments of one message (RFC 7383).
+
+mod auth;
+mod delete;
+mod fragment;
+mod header;
+mod id;
+mod key_exchange;
+mod message;
+mod notify;
+mod numbers;
+mod payload;
+mod reader;
+mod sa;
+mod selector;
+
+pub use auth::{Authentication, Certificate, CertificateRequest};
+pub use delete::Delete;
+pub use fragment::{Fragment, MAX_FRAGMENTS, MAX_REASSEMBLED, Reassembly};
+pub use header::{HEADER_LEN, Header};
+pub use id::Id;
+pub use key_exchange::{KeyExchange, NONCE_MAX, NONCE_MIN};
+pub use message::{MAX_PAYLOADS, Message, Payloads};
+pub use notify::Notify;
+pub use numbers::{
+    AuthMethod, CertificateEncoding, ExchangeType, HashAlgorithm, IdType, NotifyType, PayloadType, Protocol,
+    TransformType,
+};
+pub use payload::Payload;
+pub use reader::InvalidMessage;
+pub use sa::{Attribute, MAX_PROPOSALS, MAX_TRANSFORMS, Proposal, Transform};
+pub use selector::{MAX_SELECTORS, TrafficSelector};

@@ -1,0 +1,102 @@
+//! Notify payload (RFC 7296 3.10).
+
+use super::numbers::{HashAlgorithm, NotifyType, Protocol};
+use super::reader::{Codec, InvalidMessage, Reader};
+
+/// A notification.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Notify {
+    /// What it says.
+    pub kind: NotifyType,
+    /// Protocol of the SA that it is about; [`Protocol::None`] if it is about none or about this IKE SA.
+    pub protocol: Protocol,
+    /// SPI of that SA, or empty.
+    pub spi: Vec<u8>,
+    /// Notification data.
+    pub data: Vec<u8>,
+}
+
+impl Notify {
+    /// A notification without data.
+    pub fn new(kind: NotifyType) -> Self {
+        Self::with_data(kind, Vec::new())
+    }
+
+    /// A notification with data.
+    pub fn with_data(kind: NotifyType, data: Vec<u8>) -> Self {
+        Self { kind, protocol: Protocol::None, spi: Vec::new(), data }
+    }
+
+    /// A notification about an ESP SA, by the SPI with which its sender receives: REKEY_SA, CHILD_SA_NOT_FOUND.
+    pub fn about_child(kind: NotifyType, spi: u32) -> Self {
+        Self { kind, protocol: Protocol::Esp, spi: spi.to_be_bytes().to_vec(), data: Vec::new() }
+    }
+
+    /// SIGNATURE_HASH_ALGORITHMS (RFC 7427 4).
+    pub fn signature_hashes(hashes: &[HashAlgorithm]) -> Self {
+        let data = hashes.iter().flat_map(|&hash| u16::from(hash).to_be_bytes()).collect();
+        Self::with_data(NotifyType::SignatureHashAlgorithms, data)
+    }
+
+    /// INVALID_KE_PAYLOAD with the group that is wanted (RFC 7296 1.3).
+    pub fn invalid_ke(group: u16) -> Self {
+        Self::with_data(NotifyType::InvalidKePayload, group.to_be_bytes().to_vec())
+    }
+
+    /// The SPI of the ESP or AH SA that it is about.
+    pub fn child_spi(&self) -> Option<u32> {
+        if !matches!(self.protocol, Protocol::Esp | Protocol::Ah) {
+            return None;
+        }
+        self.spi.as_slice().try_into().ok().map(u32::from_be_bytes)
+    }
+
+    /// Data as one 16-bit number: the group of INVALID_KE_PAYLOAD.
+    pub fn data_u16(&self) -> Option<u16> {
+        self.data.as_slice().try_into().ok().map(u16::from_be_bytes)
+    }
+
+    /// Data as the hash algorithms of SIGNATURE_HASH_ALGORITHMS; an odd last octet is ignored.
+    pub fn hashes(&self) -> Vec<HashAlgorithm> {
+        self.data
+            .chunks_exact(2)
+            .filter_map(|pair| pair.try_into().ok())
+            .map(u16::from_be_bytes)
+            .map(HashAlgorithm::from)
+            .collect()
+    }
+}
+
+impl Codec for Notify {
+    fn encode(&self, out: &mut Vec<u8>) {
+        // SPIs are 0, 4 or 8 octets; what was read fits one octet by construction.
+        let spi = self.spi.get(..usize::from(u8::MAX)).unwrap_or(&self.spi);
+        out.push(self.protocol.into());
+        out.push(u8::try_from(spi.len()).unwrap_or(u8::MAX));
+        out.extend_from_slice(&u16::from(self.kind).to_be_bytes());
+        out.extend_from_slice(spi);
+        out.extend_from_slice(&self.data);
+    }
+
+    fn read(reader: &mut Reader<'_>) -> Result<Self, InvalidMessage> {
+        let protocol = reader.u8()?.into();
+        let spi_size = usize::from(reader.u8()?);
+        let kind = reader.u16()?.into();
+        let spi = reader.take(spi_size)?.to_vec();
+        Ok(Self { kind, protocol, spi, data: reader.rest().to_vec() })
+    }
+}
+
+impl InvalidMessage {
+    /// The notification that answers an authentic request which breaks the rules like this (RFC 7296 2.21): UNSUPPORTED_CRITICAL_PAYLOAD
+    /// with its type, INVALID_MAJOR_VERSION with ours, or INVALID_SYNTAX.
+    pub fn notify(&self) -> Notify {
+        match *self {
+            Self::UnsupportedCriticalPayload(kind) => {
+                Notify::with_data(NotifyType::UnsupportedCriticalPayload, vec![kind])
+            }
+            Self::MajorVersion(_) => Notify::with_data(NotifyType::InvalidMajorVersion, vec![2]),
+            _ => Notify::new(NotifyType::InvalidSyntax),
+        }
+    }
+}

@@ -1,0 +1,221 @@
+//! Bounded reading, and what can be wrong with a message.
+
+use super::numbers::PayloadType;
+
+/// How a message breaks RFC 7296 3. Where the message was authentic, the answer is [`InvalidMessage::notify`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum InvalidMessage {
+    /// Something ends before its contents do.
+    #[error("{what} ends early: {needed} more octets needed, {left} left")]
+    Truncated {
+        /// The structure, in the RFC's words.
+        what: &'static str,
+        /// Octets that the next field takes.
+        needed: usize,
+        /// Octets that there are.
+        left: usize,
+    },
+    /// Something goes on after its contents have ended.
+    #[error("{octets} octets too many after {what}")]
+    TrailingBytes {
+        /// The structure, in the RFC's words.
+        what: &'static str,
+        /// How many.
+        octets: usize,
+    },
+    /// A length field is smaller than the fixed part of its structure.
+    #[error("{what} states a length of {stated} octets, less than its fixed fields take")]
+    LengthTooSmall {
+        /// The structure.
+        what: &'static str,
+        /// Its length field.
+        stated: usize,
+    },
+    /// The header's length is not the datagram's (RFC 7296 3.1).
+    #[error("header states {stated} octets, datagram has {actual}")]
+    LengthMismatch {
+        /// The Length field.
+        stated: u32,
+        /// The datagram's length.
+        actual: usize,
+    },
+    /// Major version above 2 (answer INVALID_MAJOR_VERSION, RFC 7296 2.5) or below it (drop).
+    #[error("IKE major version {0}, expected 2")]
+    MajorVersion(u8),
+    /// An IKE SA initiator's SPI of zero (RFC 7296 3.1).
+    #[error("the initiator's SPI is zero")]
+    ZeroInitiatorSpi,
+    /// More of something than any honest peer sends.
+    #[error("more than {limit} {what}")]
+    TooMany {
+        /// Of what.
+        what: &'static str,
+        /// Our limit.
+        limit: usize,
+    },
+    /// An unknown payload with the critical bit (RFC 7296 2.5).
+    #[error("unknown payload type {0} is marked critical")]
+    UnsupportedCriticalPayload(u8),
+    /// A payload that may stand once only stands twice.
+    #[error("payload {0} stands twice")]
+    Duplicate(PayloadType),
+    /// A payload that this message must have is not there.
+    #[error("payload {0} is missing")]
+    Missing(PayloadType),
+    /// SK or SKF where only payloads in clear can be (RFC 7296 3.14: it is the last payload, and not nested).
+    #[error("an encrypted payload stands where none can be")]
+    MisplacedEncrypted,
+    /// An exchange that must be encrypted came in clear.
+    #[error("no encrypted payload, but this exchange needs one")]
+    NotEncrypted,
+    /// "Last substructure" of a proposal or transform contradicts the lengths (RFC 7296 3.3.1).
+    #[error("{what}: the more-follows octet is {found}, which its place does not allow")]
+    SubstructureMarker {
+        /// Proposal or transform.
+        what: &'static str,
+        /// The octet.
+        found: u8,
+    },
+    /// A proposal states another number of transforms than it has.
+    #[error("proposal {number} states {stated} transforms and has {actual}")]
+    TransformCount {
+        /// The proposal's number.
+        number: u8,
+        /// Its count field.
+        stated: u8,
+        /// What it has.
+        actual: usize,
+    },
+    /// A nonce outside 16..=256 octets (RFC 7296 3.9).
+    #[error("nonce of {0} octets, expected 16 to 256")]
+    NonceLength(usize),
+    /// SPI size of a DELETE is neither 0 for IKE nor 4 for ESP and AH (RFC 7296 3.11).
+    #[error("DELETE for protocol {protocol} with {count} SPIs of {size} octets")]
+    DeleteSpis {
+        /// Protocol ID.
+        protocol: u8,
+        /// SPI size.
+        size: u8,
+        /// SPI count.
+        count: u16,
+    },
+    /// A traffic selector of a known type whose length does not fit the type (RFC 7296 3.13.1).
+    #[error("traffic selector type {kind} with length {length}")]
+    SelectorLength {
+        /// TS type.
+        kind: u8,
+        /// Its length field.
+        length: u16,
+    },
+    /// A traffic selector whose start lies above its end.
+    #[error("a traffic selector ends before it starts")]
+    SelectorRange,
+    /// Fewer or more selectors than stated.
+    #[error("{stated} traffic selectors stated, {actual} there")]
+    SelectorCount {
+        /// The count field.
+        stated: u8,
+        /// What is there.
+        actual: usize,
+    },
+    /// Fragment number 0, or above the total, or a total of 0 (RFC 7383 2.5).
+    #[error("fragment {number} of {total}")]
+    FragmentNumber {
+        /// Fragment number.
+        number: u16,
+        /// Total fragments.
+        total: u16,
+    },
+    /// The padding of a decrypted payload is longer than the payload (RFC 7296 3.14).
+    #[error("padding of {0} octets is longer than what was decrypted")]
+    Padding(u8),
+}
+
+/// Reads and never goes past the end.
+#[derive(Debug, Clone)]
+pub(crate) struct Reader<'a> {
+    what: &'static str,
+    bytes: &'a [u8],
+}
+
+impl<'a> Reader<'a> {
+    /// Reads `bytes`, which are named `what` in errors.
+    pub(crate) fn new(what: &'static str, bytes: &'a [u8]) -> Self {
+        Self { what, bytes }
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.bytes.is_empty()
+    }
+
+    pub(crate) fn take(&mut self, len: usize) -> Result<&'a [u8], InvalidMessage> {
+        let Some((taken, rest)) = self.bytes.split_at_checked(len) else {
+            return Err(InvalidMessage::Truncated { what: self.what, needed: len, left: self.bytes.len() });
+        };
+        self.bytes = rest;
+        Ok(taken)
+    }
+
+    pub(crate) fn array<const N: usize>(&mut self) -> Result<[u8; N], InvalidMessage> {
+        let Some((taken, rest)) = self.bytes.split_first_chunk() else {
+            return Err(InvalidMessage::Truncated { what: self.what, needed: N, left: self.bytes.len() });
+        };
+        self.bytes = rest;
+        Ok(*taken)
+    }
+
+    pub(crate) fn u8(&mut self) -> Result<u8, InvalidMessage> {
+        self.array::<1>().map(|[octet]| octet)
+    }
+
+    pub(crate) fn u16(&mut self) -> Result<u16, InvalidMessage> {
+        self.array().map(u16::from_be_bytes)
+    }
+
+    pub(crate) fn u32(&mut self) -> Result<u32, InvalidMessage> {
+        self.array().map(u32::from_be_bytes)
+    }
+
+    pub(crate) fn u64(&mut self) -> Result<u64, InvalidMessage> {
+        self.array().map(u64::from_be_bytes)
+    }
+
+    /// A reader for the contents of a structure whose length field said `stated`, of which `fixed` octets have been read.
+    pub(crate) fn sub(&mut self, what: &'static str, stated: u16, fixed: usize) -> Result<Reader<'a>, InvalidMessage> {
+        let stated = usize::from(stated);
+        let left = stated.checked_sub(fixed).ok_or(InvalidMessage::LengthTooSmall { what, stated })?;
+        let bytes = self.take(left)?;
+        Ok(Reader { what, bytes })
+    }
+
+    /// Everything that is left.
+    pub(crate) fn rest(&mut self) -> &'a [u8] {
+        std::mem::take(&mut self.bytes)
+    }
+
+    /// Nothing may be left.
+    pub(crate) fn finish(self) -> Result<(), InvalidMessage> {
+        if self.bytes.is_empty() {
+            return Ok(());
+        }
+        Err(InvalidMessage::TrailingBytes { what: self.what, octets: self.bytes.len() })
+    }
+}
+
+/// What stands in a message: writes itself, and reads itself from exactly its octets.
+pub(crate) trait Codec: Sized {
+    fn encode(&self, out: &mut Vec<u8>);
+    fn read(reader: &mut Reader<'_>) -> Result<Self, InvalidMessage>;
+}
+
+/// Writes a structure whose 16-bit length field stands at `offset` from its start and counts the whole structure.
+pub(crate) fn with_length(out: &mut Vec<u8>, offset: usize, write: impl FnOnce(&mut Vec<u8>)) {
+    let start = out.len();
+    write(out);
+    // Contents come from bounded parsing or checked configuration, so this never cuts anything; were it otherwise, the lengths still agree.
+    out.truncate(start.saturating_add(usize::from(u16::MAX)));
+    let length = u16::try_from(out.len().saturating_sub(start)).unwrap_or(u16::MAX);
+    if let Some(field) = out.get_mut(start.saturating_add(offset)..).and_then(<[u8]>::first_chunk_mut) {
+        *field = length.to_be_bytes();
+    }
+}

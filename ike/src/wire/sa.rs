@@ -1,0 +1,322 @@
+//! Security Association payload: proposals and transforms (RFC 7296 3.3).
+
+use super::numbers::{Protocol, TransformType};
+use super::reader::{Codec, InvalidMessage, Reader, with_length};
+use crate::config::{Aead, Group, Prf};
+
+/// Most proposals of one payload; charon's default has 2, the most that an honest peer was seen to send is below 20.
+pub const MAX_PROPOSALS: usize = 64;
+/// Most transforms of one proposal; the count is one octet.
+pub const MAX_TRANSFORMS: usize = 255;
+
+const ATTRIBUTE_KEY_LENGTH: u16 = 14;
+const ATTRIBUTE_SHORT: u16 = 0x8000;
+
+/// One alternative: for each transform type in it, one of the transforms of that type is to be chosen.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Proposal {
+    /// Its number; from 1, in a choice the number of the proposal chosen.
+    pub number: u8,
+    /// For what.
+    pub protocol: Protocol,
+    /// The sender's SPI: empty in IKE_SA_INIT, 8 octets when rekeying an IKE SA, 4 octets for ESP.
+    pub spi: Vec<u8>,
+    /// Transforms, by type.
+    pub transforms: Vec<Transform>,
+}
+
+impl Proposal {
+    /// Transforms of one type.
+    pub fn of(&self, kind: TransformType) -> impl Iterator<Item = &Transform> {
+        self.transforms.iter().filter(move |transform| transform.kind == kind)
+    }
+
+    /// The SPI of an ESP proposal.
+    pub fn child_spi(&self) -> Option<u32> {
+        self.spi.as_slice().try_into().ok().map(u32::from_be_bytes)
+    }
+
+    /// The SPI of a proposal that rekeys an IKE SA.
+    pub fn ike_spi(&self) -> Option<u64> {
+        self.spi.as_slice().try_into().ok().map(u64::from_be_bytes)
+    }
+}
+
+/// An algorithm.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Transform {
+    /// Of what type.
+    pub kind: TransformType,
+    /// Its number.
+    pub id: u16,
+    /// Its attributes.
+    pub attributes: Vec<Attribute>,
+}
+
+/// An attribute of a transform (RFC 7296 3.3.5).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Attribute {
+    /// Key length, bits.
+    KeyLength(u16),
+    /// Another one of two octets. A transform that has it must not be chosen (RFC 7296 3.3.6).
+    OtherShort {
+        /// Attribute type without the format bit.
+        kind: u16,
+        /// Its value.
+        value: u16,
+    },
+    /// Another one with a length. A transform that has it must not be chosen.
+    OtherLong {
+        /// Attribute type.
+        kind: u16,
+        /// Its value.
+        value: Vec<u8>,
+    },
+}
+
+impl Transform {
+    /// A transform without attributes.
+    pub fn new(kind: TransformType, id: u16) -> Self {
+        Self { kind, id, attributes: Vec::new() }
+    }
+
+    /// ENCR.
+    pub fn aead(aead: Aead) -> Self {
+        // RFC 7634 4: the key length of ChaCha20-Poly1305 is fixed and must not be stated.
+        let (id, key_length) = match aead {
+            Aead::Aes128Gcm16 => (20, Some(128)),
+            Aead::Aes256Gcm16 => (20, Some(256)),
+            Aead::ChaCha20Poly1305 => (28, None),
+        };
+        let attributes = key_length.map(Attribute::KeyLength).into_iter().collect();
+        Self { kind: TransformType::Encryption, id, attributes }
+    }
+
+    /// PRF.
+    pub fn prf(prf: Prf) -> Self {
+        let id = match prf {
+            Prf::HmacSha256 => 5,
+            Prf::HmacSha384 => 6,
+            Prf::HmacSha512 => 7,
+        };
+        Self::new(TransformType::Prf, id)
+    }
+
+    /// KE.
+    pub fn group(group: Group) -> Self {
+        Self::new(TransformType::KeyExchange, group.number())
+    }
+
+    /// ESN: extended sequence numbers, or short ones.
+    pub fn sequence_numbers(extended: bool) -> Self {
+        Self::new(TransformType::SequenceNumbers, extended.into())
+    }
+
+    /// Key length, bits, if stated and nothing else is.
+    fn key_length(&self) -> Result<Option<u16>, NotUnderstood> {
+        match self.attributes.as_slice() {
+            [] => Ok(None),
+            [Attribute::KeyLength(bits)] => Ok(Some(*bits)),
+            _ => Err(NotUnderstood),
+        }
+    }
+
+    /// The cipher, if this is one that we know.
+    pub fn as_aead(&self) -> Option<Aead> {
+        match (self.kind, self.id, self.key_length().ok()?) {
+            (TransformType::Encryption, 20, Some(128)) => Some(Aead::Aes128Gcm16),
+            (TransformType::Encryption, 20, Some(256)) => Some(Aead::Aes256Gcm16),
+            (TransformType::Encryption, 28, None) => Some(Aead::ChaCha20Poly1305),
+            _ => None,
+        }
+    }
+
+    /// The PRF, if this is one that we know.
+    pub fn as_prf(&self) -> Option<Prf> {
+        match (self.kind, self.id, self.key_length().ok()?) {
+            (TransformType::Prf, 5, None) => Some(Prf::HmacSha256),
+            (TransformType::Prf, 6, None) => Some(Prf::HmacSha384),
+            (TransformType::Prf, 7, None) => Some(Prf::HmacSha512),
+            _ => None,
+        }
+    }
+
+    /// The key exchange method, if this is one that we know.
+    pub fn as_group(&self) -> Option<Group> {
+        match (self.kind, self.key_length().ok()?) {
+            (TransformType::KeyExchange, None) => Group::from_number(self.id),
+            _ => None,
+        }
+    }
+
+    /// Whether sequence numbers are extended, if this is a transform about that.
+    pub fn as_sequence_numbers(&self) -> Option<bool> {
+        match (self.kind, self.id, self.key_length().ok()?) {
+            (TransformType::SequenceNumbers, 0, None) => Some(false),
+            (TransformType::SequenceNumbers, 1, None) => Some(true),
+            _ => None,
+        }
+    }
+
+    /// "None" of its type: INTEG 0 beside an AEAD, KE 0 (RFC 7296 3.3.2, 3.3.3: the same as leaving the type out).
+    pub fn is_none(&self) -> bool {
+        let optional =
+            !matches!(self.kind, TransformType::Encryption | TransformType::Prf | TransformType::SequenceNumbers);
+        optional && self.id == 0 && self.attributes.is_empty()
+    }
+}
+
+struct NotUnderstood;
+
+impl Group {
+    /// Its transform ID, which also stands in the Key Exchange payload.
+    pub fn number(self) -> u16 {
+        match self {
+            Self::P256 => 19,
+            Self::X25519 => 31,
+        }
+    }
+
+    /// The method of that transform ID.
+    pub fn from_number(number: u16) -> Option<Self> {
+        match number {
+            19 => Some(Self::P256),
+            31 => Some(Self::X25519),
+            _ => None,
+        }
+    }
+}
+
+/// Writes all proposals of a payload.
+pub(crate) fn encode_proposals(proposals: &[Proposal], out: &mut Vec<u8>) {
+    let mut left = proposals.len();
+    for proposal in proposals {
+        left = left.saturating_sub(1);
+        with_length(out, 2, |out| {
+            // RFC 7296 3.3.1: 2 if another proposal follows.
+            out.extend_from_slice(&[if left == 0 { 0 } else { 2 }, 0, 0, 0]);
+            proposal.encode(out);
+        });
+    }
+}
+
+/// Reads all proposals of a payload.
+pub(crate) fn read_proposals(reader: &mut Reader<'_>) -> Result<Vec<Proposal>, InvalidMessage> {
+    let mut proposals = Vec::new();
+    while let Some(mut inner) = substructure(reader, "proposal", 2)? {
+        if proposals.len() == MAX_PROPOSALS {
+            return Err(InvalidMessage::TooMany { what: "proposals", limit: MAX_PROPOSALS });
+        }
+        proposals.push(Proposal::read(&mut inner)?);
+        inner.finish()?;
+    }
+    Ok(proposals)
+}
+
+/// The next proposal or transform: a list of them goes to the end of what contains it, and each but the last says `more`.
+fn substructure<'a>(
+    reader: &mut Reader<'a>,
+    what: &'static str,
+    more: u8,
+) -> Result<Option<Reader<'a>>, InvalidMessage> {
+    if reader.is_empty() {
+        return Ok(None);
+    }
+    let found = reader.u8()?;
+    reader.u8()?;
+    let length = reader.u16()?;
+    let inner = reader.sub(what, length, 4)?;
+    let expected = if reader.is_empty() { 0 } else { more };
+    if found != expected {
+        return Err(InvalidMessage::SubstructureMarker { what, found });
+    }
+    Ok(Some(inner))
+}
+
+impl Codec for Proposal {
+    fn encode(&self, out: &mut Vec<u8>) {
+        let spi = self.spi.get(..usize::from(u8::MAX)).unwrap_or(&self.spi);
+        let transforms = self.transforms.get(..MAX_TRANSFORMS).unwrap_or(&self.transforms);
+        let count = u8::try_from(transforms.len()).unwrap_or(u8::MAX);
+        let spi_size = u8::try_from(spi.len()).unwrap_or(u8::MAX);
+        out.extend_from_slice(&[self.number, self.protocol.into(), spi_size, count]);
+        out.extend_from_slice(spi);
+        let mut left = count;
+        for transform in transforms {
+            left = left.saturating_sub(1);
+            with_length(out, 2, |out| {
+                out.extend_from_slice(&[if left == 0 { 0 } else { 3 }, 0, 0, 0]);
+                transform.encode(out);
+            });
+        }
+    }
+
+    fn read(reader: &mut Reader<'_>) -> Result<Self, InvalidMessage> {
+        let number = reader.u8()?;
+        let protocol = reader.u8()?.into();
+        let spi_size = usize::from(reader.u8()?);
+        let stated = reader.u8()?;
+        let spi = reader.take(spi_size)?.to_vec();
+        let mut transforms = Vec::new();
+        while let Some(mut inner) = substructure(reader, "transform", 3)? {
+            if transforms.len() == usize::from(stated) {
+                let actual = transforms.len().saturating_add(1);
+                return Err(InvalidMessage::TransformCount { number, stated, actual });
+            }
+            transforms.push(Transform::read(&mut inner)?);
+            inner.finish()?;
+        }
+        if transforms.len() != usize::from(stated) {
+            return Err(InvalidMessage::TransformCount { number, stated, actual: transforms.len() });
+        }
+        Ok(Self { number, protocol, spi, transforms })
+    }
+}
+
+impl Codec for Transform {
+    fn encode(&self, out: &mut Vec<u8>) {
+        out.extend_from_slice(&[self.kind.into(), 0]);
+        out.extend_from_slice(&self.id.to_be_bytes());
+        for attribute in &self.attributes {
+            attribute.encode(out);
+        }
+    }
+
+    fn read(reader: &mut Reader<'_>) -> Result<Self, InvalidMessage> {
+        let kind = reader.u8()?.into();
+        reader.u8()?;
+        let id = reader.u16()?;
+        let mut attributes = Vec::new();
+        while !reader.is_empty() {
+            attributes.push(Attribute::read(reader)?);
+        }
+        Ok(Self { kind, id, attributes })
+    }
+}
+
+impl Codec for Attribute {
+    fn encode(&self, out: &mut Vec<u8>) {
+        let (kind, second, value) = match self {
+            Self::KeyLength(bits) => (ATTRIBUTE_SHORT | ATTRIBUTE_KEY_LENGTH, *bits, [].as_slice()),
+            Self::OtherShort { kind, value } => (ATTRIBUTE_SHORT | *kind, *value, [].as_slice()),
+            Self::OtherLong { kind, value } => {
+                let value = value.get(..usize::from(u16::MAX)).unwrap_or(value);
+                (kind & !ATTRIBUTE_SHORT, u16::try_from(value.len()).unwrap_or(u16::MAX), value)
+            }
+        };
+        out.extend_from_slice(&kind.to_be_bytes());
+        out.extend_from_slice(&second.to_be_bytes());
+        out.extend_from_slice(value);
+    }
+
+    fn read(reader: &mut Reader<'_>) -> Result<Self, InvalidMessage> {
+        let kind = reader.u16()?;
+        let second = reader.u16()?;
+        let short = kind & ATTRIBUTE_SHORT != 0;
+        Ok(match (short, kind & !ATTRIBUTE_SHORT) {
+            (true, ATTRIBUTE_KEY_LENGTH) => Self::KeyLength(second),
+            (true, kind) => Self::OtherShort { kind, value: second },
+            (false, kind) => Self::OtherLong { kind, value: reader.take(second.into())?.to_vec() },
+        })
+    }
+}

@@ -1,0 +1,189 @@
+//! Traffic selectors (RFC 7296 3.13).
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use ipnetwork::IpNetwork;
+
+use super::reader::{InvalidMessage, Reader};
+
+/// Most selectors of one payload; the count is one octet.
+pub const MAX_SELECTORS: usize = 255;
+
+const TS_IPV4_ADDR_RANGE: u8 = 7;
+const TS_IPV6_ADDR_RANGE: u8 = 8;
+
+/// A range of addresses and ports of one protocol. Both addresses are of one family.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TrafficSelector {
+    /// IP protocol; 0 is any.
+    pub protocol: u8,
+    /// First port; for ICMP type and code (RFC 7296 3.13.1). 65535 with an end of 0 is OPAQUE: no port at all.
+    pub start_port: u16,
+    /// Last port.
+    pub end_port: u16,
+    /// First address.
+    pub start: IpAddr,
+    /// Last address.
+    pub end: IpAddr,
+}
+
+impl TrafficSelector {
+    /// Any protocol and port of addresses from `start` to `end`; `None` if they are of two families or the wrong way round.
+    pub fn addresses(start: IpAddr, end: IpAddr) -> Option<Self> {
+        let ordered = start <= end && start.is_ipv4() == end.is_ipv4();
+        ordered.then_some(Self { protocol: 0, start_port: 0, end_port: u16::MAX, start, end })
+    }
+
+    /// Whether it takes all ports.
+    pub fn any_port(&self) -> bool {
+        self.start_port == 0 && self.end_port == u16::MAX
+    }
+
+    /// What is in both; `None` if nothing is (RFC 7296 2.9).
+    pub fn intersection(&self, other: &Self) -> Option<Self> {
+        let protocol = match (self.protocol, other.protocol) {
+            (0, protocol) | (protocol, 0) => protocol,
+            (a, b) if a == b => a,
+            _ => return None,
+        };
+        if self.start.is_ipv4() != other.start.is_ipv4() {
+            return None;
+        }
+        let (start, end) = (self.start.max(other.start), self.end.min(other.end));
+        let (start_port, end_port) = match (self.any_port(), other.any_port()) {
+            (true, _) => (other.start_port, other.end_port),
+            (_, true) => (self.start_port, self.end_port),
+            // OPAQUE is in nothing but itself and "any".
+            _ if self.start_port > self.end_port || other.start_port > other.end_port => {
+                let same = self.start_port == other.start_port && self.end_port == other.end_port;
+                same.then_some((self.start_port, self.end_port))?
+            }
+            _ => {
+                let ports = (self.start_port.max(other.start_port), self.end_port.min(other.end_port));
+                (ports.0 <= ports.1).then_some(ports)?
+            }
+        };
+        (start <= end).then_some(Self { protocol, start_port, end_port, start, end })
+    }
+
+    /// Whether everything in `other` is in this one.
+    pub fn contains(&self, other: &Self) -> bool {
+        self.intersection(other).as_ref() == Some(other)
+    }
+
+    /// Its addresses as the fewest networks.
+    pub fn networks(&self) -> Vec<IpNetwork> {
+        let (mut next, last, bits) = match (self.start, self.end) {
+            (IpAddr::V4(start), IpAddr::V4(end)) => (u128::from(u32::from(start)), u128::from(u32::from(end)), 32),
+            (IpAddr::V6(start), IpAddr::V6(end)) => (u128::from(start), u128::from(end), 128),
+            _ => return Vec::new(),
+        };
+        let mut networks = Vec::new();
+        while next <= last {
+            // The largest network that starts here is bounded by the alignment of the address and by the end.
+            let span = last.saturating_sub(next);
+            let by_end = match span.checked_add(1) {
+                Some(count) => count.ilog2(),
+                None => 128,
+            };
+            let size = next.trailing_zeros().min(by_end).min(bits);
+            let address = if bits == 32 {
+                u32::try_from(next).map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), |next| IpAddr::V4(next.into()))
+            } else {
+                IpAddr::V6(Ipv6Addr::from(next))
+            };
+            let prefix = u8::try_from(bits.saturating_sub(size)).unwrap_or(0);
+            networks.extend(IpNetwork::new(address, prefix));
+            match 1_u128.checked_shl(size).and_then(|count| next.checked_add(count)) {
+                Some(following) => next = following,
+                None => break,
+            }
+        }
+        networks
+    }
+}
+
+impl From<IpNetwork> for TrafficSelector {
+    fn from(network: IpNetwork) -> Self {
+        let (start, end) = match network {
+            IpNetwork::V4(network) => (network.network().into(), network.broadcast().into()),
+            IpNetwork::V6(network) => (network.network().into(), network.broadcast().into()),
+        };
+        Self { protocol: 0, start_port: 0, end_port: u16::MAX, start, end }
+    }
+}
+
+/// Writes the contents of a Traffic Selector payload.
+pub(crate) fn encode_selectors(selectors: &[TrafficSelector], out: &mut Vec<u8>) {
+    let selectors = selectors.get(..MAX_SELECTORS).unwrap_or(selectors);
+    out.push(u8::try_from(selectors.len()).unwrap_or(u8::MAX));
+    out.extend_from_slice(&[0; 3]);
+    for selector in selectors {
+        selector.encode(out);
+    }
+}
+
+/// Reads the contents of a Traffic Selector payload. Selectors of other types (labels, RFC 9478) are left out: what is not understood is
+/// not accepted, which is a way of narrowing.
+pub(crate) fn read_selectors(reader: &mut Reader<'_>) -> Result<Vec<TrafficSelector>, InvalidMessage> {
+    let stated = reader.u8()?;
+    reader.array::<3>()?;
+    let mut selectors = Vec::new();
+    let mut actual = 0;
+    while !reader.is_empty() {
+        if actual == usize::from(stated) {
+            return Err(InvalidMessage::SelectorCount { stated, actual: actual.saturating_add(1) });
+        }
+        selectors.extend(read_selector(reader)?);
+        actual = actual.saturating_add(1);
+    }
+    if actual != usize::from(stated) {
+        return Err(InvalidMessage::SelectorCount { stated, actual });
+    }
+    Ok(selectors)
+}
+
+fn read_selector(reader: &mut Reader<'_>) -> Result<Option<TrafficSelector>, InvalidMessage> {
+    let kind = reader.u8()?;
+    let protocol = reader.u8()?;
+    let length = reader.u16()?;
+    let mut inner = reader.sub("traffic selector", length, 4)?;
+    let size = match kind {
+        TS_IPV4_ADDR_RANGE => 16,
+        TS_IPV6_ADDR_RANGE => 40,
+        _ => return Ok(None),
+    };
+    if length != size {
+        return Err(InvalidMessage::SelectorLength { kind, length });
+    }
+    let start_port = inner.u16()?;
+    let end_port = inner.u16()?;
+    let (start, end): (IpAddr, IpAddr) = if kind == TS_IPV4_ADDR_RANGE {
+        (inner.array::<4>()?.into(), inner.array::<4>()?.into())
+    } else {
+        (inner.array::<16>()?.into(), inner.array::<16>()?.into())
+    };
+    // RFC 7296 3.13.1: OPAQUE ports are 65535 to 0.
+    let opaque = start_port == u16::MAX && end_port == 0;
+    if start > end || (start_port > end_port && !opaque) {
+        return Err(InvalidMessage::SelectorRange);
+    }
+    Ok(Some(TrafficSelector { protocol, start_port, end_port, start, end }))
+}
+
+impl TrafficSelector {
+    fn encode(&self, out: &mut Vec<u8>) {
+        let (kind, length): (u8, u16) =
+            if self.start.is_ipv4() { (TS_IPV4_ADDR_RANGE, 16) } else { (TS_IPV6_ADDR_RANGE, 40) };
+        out.extend_from_slice(&[kind, self.protocol]);
+        out.extend_from_slice(&length.to_be_bytes());
+        out.extend_from_slice(&self.start_port.to_be_bytes());
+        out.extend_from_slice(&self.end_port.to_be_bytes());
+        for address in [self.start, self.end] {
+            match address {
+                IpAddr::V4(address) => out.extend_from_slice(&address.octets()),
+                IpAddr::V6(address) => out.extend_from_slice(&address.octets()),
+            }
+        }
+    }
+}
