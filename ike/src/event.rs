@@ -82,7 +82,8 @@ pub enum Event {
         /// For people: proposal chosen, authentication, NAT situation.
         details: IkeDetails,
     },
-    /// An IKE SA was replaced by a rekey (its CHILD_SAs move along) or by a survivor of two begun at once.
+    /// An IKE SA is gone, replaced by another that was reported by [`Event::IkeUp`] before: by a rekey (its CHILD_SAs moved along) or by the
+    /// survivor of two (its CHILD_SAs linger). Every `IkeUp` is followed by one `IkeReplaced` or one `IkeDown`.
     IkeReplaced {
         /// With whom.
         peer: PeerName,
@@ -100,8 +101,8 @@ pub enum Event {
         /// Why.
         reason: DownReason,
     },
-    /// A first CHILD_SA: install inbound, then outbound. If the peer has another CHILD_SA now (two begun at once), `replaces` names it, and
-    /// its outbound SA is to be replaced in one batch; its inbound one stays until its [`Event::ChildDown`].
+    /// A CHILD_SA of a new IKE SA: install inbound, then outbound. If the peer has another CHILD_SA now, `replaces` names the one whose
+    /// outbound SA is in use: it is to be replaced in one batch; its inbound one stays until its [`Event::ChildDown`].
     ChildUp {
         /// With whom.
         peer: PeerName,
@@ -110,7 +111,7 @@ pub enum Event {
         /// The CHILD_SA whose outbound SA this one replaces.
         replaces: Option<ChildId>,
     },
-    /// A rekeyed CHILD_SA: install the new inbound SA; switch outbound as told.
+    /// A rekeyed CHILD_SA, or that of a second IKE SA with the peer: install the new inbound SA; switch outbound as told.
     ChildRekeyed {
         /// With whom.
         peer: PeerName,
@@ -121,13 +122,13 @@ pub enum Event {
         /// When to switch outbound.
         switch: OutboundSwitch,
     },
-    /// Switch outbound from the old to the new SA now, in one batch.
+    /// Switch outbound from the old to the new SA now, in one batch. Also back to an older one, where that is the survivor of two.
     OutboundSwitch {
         /// With whom.
         peer: PeerName,
         /// From.
         old: ChildId,
-        /// To; was carried by [`Event::ChildRekeyed`] before.
+        /// To; its inbound SA was installed by an event before.
         new: Arc<ChildSa>,
     },
     /// Remove what is left of this CHILD_SA: the inbound SA (it has lingered) and, unless switched before, the outbound one.
@@ -139,10 +140,12 @@ pub enum Event {
         /// Why.
         reason: DownReason,
     },
-    /// The peer's or our address or port changed: update the SAs of all its CHILD_SAs.
+    /// The peer's or our address or port changed: update the SAs of these CHILD_SAs (those that only linger inbound included).
     PeerMoved {
         /// Who.
         peer: PeerName,
+        /// Whose addresses to update.
+        children: Vec<ChildId>,
         /// Our address now.
         local: SocketAddr,
         /// Its address now.

@@ -6,18 +6,21 @@
 //! network of endpoints runs in one thread of a test.
 //!
 //! - [`config`]: who the peers are and what may be negotiated with them.
+//! - [`endpoint`]: the `Endpoint` itself, and what its owner must do in which order.
 //! - [`event`]: what the owner must do in the kernel and may tell people.
 //! - [`wire`]: messages as bytes.
 #![forbid(unsafe_code)]
 #![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing))]
 
 pub mod config;
+pub mod endpoint;
 pub mod event;
 pub mod secret;
 pub mod time;
 pub mod wire;
 
 pub use config::{Auth, ChildConfig, EndpointConfig, Identity, PeerConfig, PeerName};
+pub use endpoint::Endpoint;
 pub use event::{ChildId, ChildSa, Event, IkeId, OutboundSwitch};
 pub use secret::Secret;
 pub use time::Instant;
@@ -32,6 +35,12 @@ pub trait Environment {
     fn unix_time(&self) -> u64;
     /// Reserves an SPI for an inbound ESP SA towards `local` (XFRM_MSG_ALLOCSPI). `None`: the kernel refused; the CHILD_SA fails.
     fn allocate_spi(&mut self, peer: &PeerName, local: IpAddr, remote: IpAddr) -> Option<u32>;
+    /// The address from which the kernel would speak to `remote`, for peers without a configured local address. `None`: unknown; the peer
+    /// will then believe in a NAT before us and send ESP in UDP.
+    fn source_address(&mut self, remote: IpAddr) -> Option<IpAddr> {
+        let _ = remote;
+        None
+    }
     /// Gives back a reserved SPI that no [`ChildSa`] event has carried.
     fn release_spi(&mut self, peer: &PeerName, local: IpAddr, spi: u32);
 }

@@ -1,0 +1,82 @@
+//! What is there now, for `status` and for comparing with the kernel.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use crate::config::PeerName;
+use crate::event::{ChildSa, IkeDetails, IkeId, PeerError};
+use crate::time::Instant;
+
+/// One peer and everything negotiated with it.
+#[derive(Debug, Clone)]
+pub struct PeerStatus {
+    /// Our name for it.
+    pub name: PeerName,
+    /// How far it is.
+    pub phase: Phase,
+    /// Its IKE SAs: usually one; two for a moment while one replaces the other.
+    pub ike_sas: Vec<IkeStatus>,
+    /// Its CHILD_SAs, also those that only linger inbound.
+    pub children: Vec<ChildStatus>,
+    /// The latest failure, until the next success.
+    pub last_error: Option<PeerError>,
+}
+
+/// How far a peer is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Phase {
+    /// Nothing is under way: it must come to us, or we were told to stop.
+    Idle,
+    /// IKE_SA_INIT or IKE_AUTH are under way.
+    Connecting,
+    /// An attempt failed; the next one begins then.
+    Waiting {
+        /// When.
+        until: Instant,
+    },
+    /// A CHILD_SA is up.
+    Up,
+}
+
+/// An established IKE SA.
+#[derive(Debug, Clone)]
+pub struct IkeStatus {
+    /// Which.
+    pub ike: IkeId,
+    /// Our address and port.
+    pub local: SocketAddr,
+    /// The peer's address and port.
+    pub remote: SocketAddr,
+    /// Whether we began it.
+    pub initiator: bool,
+    /// What was negotiated.
+    pub details: IkeDetails,
+    /// Since when.
+    pub established: Instant,
+    /// When an authentic message of the peer came last.
+    pub heard: Instant,
+    /// When it will be made anew.
+    pub renew: Instant,
+}
+
+/// A CHILD_SA.
+#[derive(Debug, Clone)]
+pub struct ChildStatus {
+    /// What was negotiated (the keys inside never show in `Debug`).
+    pub sa: Arc<ChildSa>,
+    /// What it is used for now.
+    pub usage: ChildUse,
+    /// Since when.
+    pub established: Instant,
+}
+
+/// What a CHILD_SA is used for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum ChildUse {
+    /// Both directions: its outbound SA is the one in the kernel.
+    InUse,
+    /// Inbound only: outbound follows when the peer is known to be ready.
+    Successor,
+    /// Inbound only, for packets still under way.
+    Lingering,
+}
