@@ -9,3 +9,4 @@ pub mod guest;
 pub mod kernel;
 pub mod progress;
 pub mod tools;
+pub mod demo;

@@ -1,0 +1,231 @@
+//! What a router saw: every captured frame put into one of a few kinds, and no kind for what must not be there.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::fs::File;
+use std::net::IpAddr;
+use std::path::Path;
+
+use anyhow::{Context as _, Result};
+use etherparse::{NetSlice, SlicedPacket, TransportSlice};
+use ipnetwork::IpNetwork;
+use pcap_file::pcap::PcapReader;
+
+/// What a frame is. The order is that of suspicion.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Kind {
+    /// ESP in UDP (RFC 3948 2.1).
+    Esp {
+        /// Security parameters index.
+        spi: u32,
+    },
+    /// IKE, on 500 or behind the non-ESP marker (RFC 3948 2.2).
+    Ike,
+    /// One octet 0xff between the NAT traversal ports (RFC 3948 2.3).
+    Keepalive,
+    /// TCP from or to the controller's port.
+    Controller,
+    /// ARP, neighbour discovery, multicast reports, ICMP errors between addresses that are not pods'.
+    Housekeeping,
+    /// A pod's or cluster address in clear.
+    Clear {
+        /// Source.
+        from: IpAddr,
+        /// Destination.
+        to: IpAddr,
+    },
+    /// Anything else that was not expected on a wire of ours.
+    Stranger {
+        /// Source and destination, or what is known.
+        what: String,
+    },
+}
+
+/// What is known of the addresses and ports that may be on the wire.
+#[derive(Debug, Clone)]
+pub struct Known {
+    /// Pods' addresses: the cluster's ranges and the cloud's networks.
+    pub guarded: Vec<IpNetwork>,
+    /// The controller's TCP port.
+    pub controller_port: u16,
+}
+
+/// What was captured, counted.
+#[derive(Debug, Clone, Default)]
+pub struct Seen {
+    /// Frames of each kind.
+    pub counts: BTreeMap<Kind, usize>,
+}
+
+impl Seen {
+    /// Reads a capture file. A last record that tcpdump had not finished is left out.
+    ///
+    /// # Errors
+    /// When the file cannot be read or is no capture of Ethernet frames.
+    pub fn read(file: &Path, known: &Known) -> Result<Self> {
+        let open = || File::open(file).with_context(|| format!("opening {}", file.display()));
+        let mut seen = Self::default();
+        if open()?.metadata()?.len() == 0 {
+            return Ok(seen);
+        }
+        let mut reader =
+            PcapReader::new(open()?).with_context(|| format!("{} is no capture", file.display()))?;
+        while let Some(Ok(packet)) = reader.next_packet() {
+            *seen.counts.entry(classify(&packet.data, known)).or_default() += 1;
+        }
+        Ok(seen)
+    }
+
+    /// Adds what another router saw.
+    pub fn join(&mut self, other: Seen) {
+        for (kind, count) in other.counts {
+            *self.counts.entry(kind).or_default() += count;
+        }
+    }
+
+    /// SPIs of ESP that were seen.
+    #[must_use]
+    pub fn spis(&self) -> BTreeSet<u32> {
+        self.counts.keys().filter_map(|kind| if let Kind::Esp { spi } = kind { Some(*spi) } else { None }).collect()
+    }
+
+    /// Frames that show a pod's address.
+    #[must_use]
+    pub fn clear(&self) -> usize {
+        self.count(|kind| matches!(kind, Kind::Clear { .. }))
+    }
+
+    /// Frames that nobody expected.
+    #[must_use]
+    pub fn strangers(&self) -> usize {
+        self.count(|kind| matches!(kind, Kind::Stranger { .. }))
+    }
+
+    /// Frames of the kinds that `wanted` picks.
+    pub fn count(&self, wanted: impl Fn(&Kind) -> bool) -> usize {
+        self.counts.iter().filter(|(kind, _)| wanted(kind)).map(|(_, count)| count).sum()
+    }
+}
+
+impl fmt::Display for Seen {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let esp = self.count(|kind| matches!(kind, Kind::Esp { .. }));
+        let ike = self.count(|kind| matches!(kind, Kind::Ike | Kind::Keepalive));
+        let tls = self.count(|kind| *kind == Kind::Controller);
+        let keep = self.count(|kind| *kind == Kind::Housekeeping);
+        write!(f, "{esp} ESP in UDP under {} SPIs, {ike} IKE, {tls} TLS, {keep} housekeeping", self.spis().len())?;
+        for (kind, count) in &self.counts {
+            match kind {
+                Kind::Clear { from, to } => write!(f, ", {count} CLEAR {from} > {to}")?,
+                Kind::Stranger { what } => write!(f, ", {count} of {what}")?,
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+}
+
+fn classify(frame: &[u8], known: &Known) -> Kind {
+    let Ok(packet) = SlicedPacket::from_ethernet(frame) else {
+        return Kind::Stranger { what: format!("an unreadable frame of {} bytes", frame.len()) };
+    };
+    let (from, to) = match &packet.net {
+        Some(NetSlice::Ipv4(ip)) => (ip.header().source_addr().into(), ip.header().destination_addr().into()),
+        Some(NetSlice::Ipv6(ip)) => (ip.header().source_addr().into(), ip.header().destination_addr().into()),
+        Some(NetSlice::Arp(arp)) => {
+            let address = |bytes: &[u8]| <[u8; 4]>::try_from(bytes).ok().map(IpAddr::from);
+            let pair = address(arp.sender_protocol_addr()).zip(address(arp.target_protocol_addr()));
+            return match pair {
+                Some((from, to)) if known.is_guarded(from) || known.is_guarded(to) => Kind::Clear { from, to },
+                _ => Kind::Housekeeping,
+            };
+        }
+        None => return Kind::Stranger { what: "a frame that is neither ARP nor IP".to_owned() },
+    };
+    if known.is_guarded(from) || known.is_guarded(to) {
+        return Kind::Clear { from, to };
+    }
+    match &packet.transport {
+        Some(TransportSlice::Udp(udp)) => {
+            let ports = [udp.source_port(), udp.destination_port()];
+            let payload = udp.payload();
+            match payload {
+                _ if ports.contains(&500) => Kind::Ike,
+                [0xff] => Kind::Keepalive,
+                [0, 0, 0, 0, _, ..] if ports.contains(&4500) => Kind::Ike,
+                [a, b, c, d, ..] if ports.contains(&4500) => Kind::Esp { spi: u32::from_be_bytes([*a, *b, *c, *d]) },
+                _ => stranger(from, to, "UDP"),
+            }
+        }
+        Some(TransportSlice::Tcp(tcp))
+            if [tcp.source_port(), tcp.destination_port()].contains(&known.controller_port) =>
+        {
+            Kind::Controller
+        }
+        Some(TransportSlice::Icmpv6(icmp)) => match icmp.type_u8() {
+            // Errors, group membership, neighbour discovery (RFC 4443, 3810, 4861).
+            1..=4 | 130..=137 | 143 => Kind::Housekeeping,
+            _ => stranger(from, to, "ICMPv6"),
+        },
+        Some(TransportSlice::Icmpv4(icmp)) => match icmp.type_u8() {
+            3 | 11 | 12 => Kind::Housekeeping,
+            _ => stranger(from, to, "ICMP"),
+        },
+        Some(TransportSlice::Igmp(_)) => Kind::Housekeeping,
+        Some(TransportSlice::Tcp(_)) => stranger(from, to, "TCP"),
+        // Multicast listener reports stand behind a hop-by-hop option; a fragment's ports are in its first part.
+        None if to.is_multicast() => Kind::Housekeeping,
+        None => stranger(from, to, "neither UDP, TCP nor ICMP, or a fragment"),
+    }
+}
+
+fn stranger(from: IpAddr, to: IpAddr, protocol: &str) -> Kind {
+    Kind::Stranger { what: format!("{from} > {to} ({protocol})") }
+}
+
+impl Known {
+    fn is_guarded(&self, address: IpAddr) -> bool {
+        self.guarded.iter().any(|range| range.contains(address))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use etherparse::PacketBuilder;
+
+    fn known() -> Known {
+        Known { guarded: vec!["10.77.0.0/16".parse().unwrap(), "fd77::/48".parse().unwrap()], controller_port: 8443 }
+    }
+
+    fn udp(from: [u8; 4], to: [u8; 4], port: u16, payload: &[u8]) -> Kind {
+        let builder = PacketBuilder::ethernet2([2; 6], [4; 6]).ipv4(from, to, 64).udp(port, port);
+        let mut frame = Vec::new();
+        builder.write(&mut frame, payload).unwrap();
+        classify(&frame, &known())
+    }
+
+    #[test]
+    fn esp_ike_and_keepalives_on_the_nat_port_are_told_apart() {
+        let (a, b) = ([192, 0, 2, 1], [192, 0, 2, 2]);
+        assert_eq!(udp(a, b, 4500, &[0, 0, 0x10, 1, 0, 0, 0, 1]), Kind::Esp { spi: 0x1001 });
+        assert_eq!(udp(a, b, 4500, &[0, 0, 0, 0, 7, 7, 7, 7]), Kind::Ike);
+        assert_eq!(udp(a, b, 500, &[7; 28]), Kind::Ike);
+        assert_eq!(udp(a, b, 4500, &[0xff]), Kind::Keepalive);
+    }
+
+    #[test]
+    fn a_pod_address_is_clear_whatever_carries_it() {
+        let kind = udp([10, 77, 0, 9], [192, 0, 2, 2], 4500, &[0, 0, 0x10, 1]);
+        assert!(matches!(kind, Kind::Clear { .. }), "{kind:?}");
+        let kind = udp([192, 0, 2, 2], [10, 77, 3, 9], 53, b"query");
+        assert!(matches!(kind, Kind::Clear { .. }), "{kind:?}");
+    }
+
+    #[test]
+    fn what_nobody_expected_is_a_stranger() {
+        let kind = udp([192, 0, 2, 1], [192, 0, 2, 2], 9999, b"hello");
+        assert!(matches!(kind, Kind::Stranger { .. }), "{kind:?}");
+        assert!(matches!(classify(&[1, 2, 3], &known()), Kind::Stranger { .. }));
+    }
+}
