@@ -1,0 +1,79 @@
+//! The commands of `edge-agent`.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::config::{self, Config};
+use crate::{admin, run};
+
+/// Joins this node to its peers by IPsec tunnels that it negotiates itself.
+///
+/// The agent speaks IKEv2 with its peers and programs the kernel. Who the peers are comes from the controller ([controller] in the
+/// configuration), from [[peer]] tables, or both. `docs/configuration.md` holds a full example.
+#[derive(Debug, Parser)]
+#[command(name = "edge-agent", version, max_term_width = 120)]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Args)]
+struct ConfigArgument {
+    /// The TOML file
+    #[arg(long, short, value_name = "FILE", default_value = config::DEFAULT_PATH, env = "EDGE_AGENT_CONFIG")]
+    config: PathBuf,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run in the foreground until SIGTERM; the kernel's state then stays (see `down`)
+    Run {
+        #[command(flatten)]
+        config: ConfigArgument,
+    },
+    /// Show what the running agent wants, has, and had to repair
+    Status {
+        #[command(flatten)]
+        config: ConfigArgument,
+        /// For scripts
+        #[arg(long)]
+        json: bool,
+    },
+    /// Make a new CHILD_SA with a peer now, without losing a packet
+    Rekey {
+        #[command(flatten)]
+        config: ConfigArgument,
+        /// Its name, as `status` shows it
+        peer: String,
+    },
+}
+
+impl Cli {
+    /// Runs the command. Exit codes: 0 done, 1 failed, 2 wrong usage or configuration.
+    pub fn execute(self) -> ExitCode {
+        match self.command {
+            Command::Run { config } => with_config(&config, run::run),
+            Command::Status { config, json } => with_config(&config, |config| admin::client::status(&config, json)),
+            Command::Rekey { config, peer } => with_config(&config, |config| admin::client::rekey(&config, &peer)),
+        }
+    }
+}
+
+fn with_config(argument: &ConfigArgument, command: impl FnOnce(Config) -> anyhow::Result<()>) -> ExitCode {
+    let config = match Config::load(&argument.config) {
+        Ok(config) => config,
+        Err(error) => {
+            eprintln!("edge-agent: {error}");
+            return ExitCode::from(2);
+        }
+    };
+    match command(config) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("edge-agent: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,45 @@
+//! Durations as people write them: `500ms`, `4s`, `10m`, `1h`.
+
+use std::time::Duration;
+
+pub(super) fn parse(text: &str) -> Option<Duration> {
+    let digits = text.find(|c: char| !c.is_ascii_digit())?;
+    let number: u64 = text[..digits].parse().ok()?;
+    match &text[digits..] {
+        "ms" => Some(Duration::from_millis(number)),
+        "s" => Some(Duration::from_secs(number)),
+        "m" => number.checked_mul(60).map(Duration::from_secs),
+        "h" => number.checked_mul(3600).map(Duration::from_secs),
+        _ => None,
+    }
+    .filter(|duration| !duration.is_zero())
+}
+
+pub(super) mod optional {
+    use std::time::Duration;
+
+    use serde::{Deserialize, Deserializer, de::Error};
+
+    pub(in crate::config) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Duration>, D::Error> {
+        let text = String::deserialize(from)?;
+        super::parse(&text).map(Some).ok_or_else(|| {
+            D::Error::custom(format!(
+                "{text:?} is not a duration: write a whole number above 0 and ms, s, m or h, as in \"500ms\""
+            ))
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn durations_have_a_number_and_a_unit() {
+        assert_eq!(parse("500ms"), Some(Duration::from_millis(500)));
+        assert_eq!(parse("2h"), Some(Duration::from_secs(7200)));
+        for bad in ["", "5", "s", "0s", "-1s", "1.5s", "5 s", "1d", "99999999999999999999s", "18446744073709551615h"] {
+            assert_eq!(parse(bad), None, "{bad}");
+        }
+    }
+}

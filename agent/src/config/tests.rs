@@ -1,0 +1,116 @@
+use super::*;
+
+fn parse(text: &str) -> Result<Config, ConfigError> {
+    Config::parse(text, Path::new("agent.toml"))
+}
+
+const PEER: &str = r#"
+[[peer]]
+name = "moon"
+remote = "192.0.2.1"
+local_id = "sun.example"
+remote_id = "moon.example"
+psk = "correct horse"
+local_subnets = ["10.1.0.0/16"]
+remote_subnets = ["10.2.0.0/16"]
+"#;
+
+#[test]
+fn a_static_peer_needs_few_lines() {
+    let config = parse(PEER).unwrap();
+    let peer = config.peers[0].resolve(&config).unwrap();
+    assert_eq!(peer.remotes, ["192.0.2.1:500".parse().unwrap()]);
+    assert!(peer.initiate && !peer.force_encapsulation);
+    assert_eq!(config.nat_port, 4500);
+}
+
+#[test]
+fn unknown_keys_are_refused_and_named_with_their_line() {
+    let error = parse(&format!("statedir = \"/x\"\n{PEER}")).unwrap_err().to_string();
+    assert!(error.contains("line 1") && error.contains("statedir"), "{error}");
+    let error = parse(&format!("{PEER}\nsecrets = 1")).unwrap_err().to_string();
+    assert!(error.contains("secrets"), "{error}");
+}
+
+#[test]
+fn no_error_and_no_debug_output_shows_the_secret() {
+    let good = parse(PEER).unwrap();
+    assert!(!format!("{good:?}").contains("horse"));
+    assert!(!format!("{:?}", good.peers[0].resolve(&good).unwrap()).contains("horse"));
+    let line = "psk = \"correct horse\"";
+    for broken in [
+        "psk = correct horse",
+        "psk = \"correct horse",
+        "psk = 'correct horse\"",
+        "psk = [\"correct horse\"]",
+        "psk = { horse = \"correct horse\" }",
+        "psk = \"correct horse\" x",
+        "psk = \"correct \\horse\"",
+        "psk \"correct horse\"",
+        "psk = \"correct horse\"\npsk = \"correct horse\"",
+        "local_subnets = [\"correct horse\"]\npsk = \"correct horse\"",
+        "psk = \"correct horse\"\nstart = \"now\"",
+        "psk = \"correct horse\"\npsk_file = \"x\"",
+        "psk = \"correct horse\"\nkey = \"x\"",
+        "psc = \"correct horse\"",
+    ] {
+        let error = parse(&PEER.replace(line, broken)).expect_err(broken);
+        for shown in [error.to_string(), format!("{error:?}")] {
+            let shown = shown.replace("unknown field `horse`", "");
+            assert!(!shown.contains("horse"), "{broken} gave {shown}");
+        }
+    }
+    for number in ["8675309", "8675309.5", "true", "1979-05-27"] {
+        let error = parse(&PEER.replace("\"correct horse\"", number)).expect_err(number).to_string();
+        assert!(!error.contains(number) && error.contains("line 7"), "{error}");
+    }
+}
+
+#[test]
+fn a_secret_in_a_file_that_others_may_read_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("agent.toml");
+    fs::write(&path, PEER).unwrap();
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).unwrap();
+    let error = Config::load(&path).unwrap_err().to_string();
+    assert!(error.contains("0644") && error.contains("chmod 600"), "{error}");
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
+    Config::load(&path).unwrap();
+}
+
+#[test]
+fn a_secret_is_read_from_a_file_beside_the_configuration() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("agent.toml");
+    fs::write(&path, PEER.replace("psk = \"correct horse\"", "psk_file = \"moon.psk\"")).unwrap();
+    let config = Config::load(&path).unwrap();
+    assert!(config.peers[0].resolve(&config).unwrap_err().contains("moon.psk"));
+    let psk = folder.path().join("moon.psk");
+    fs::write(&psk, "correct horse\n").unwrap();
+    fs::set_permissions(&psk, fs::Permissions::from_mode(0o640)).unwrap();
+    assert!(config.peers[0].resolve(&config).unwrap_err().contains("0640"));
+    fs::set_permissions(&psk, fs::Permissions::from_mode(0o600)).unwrap();
+    let edge_ike::Auth::Psk(secret) = config.peers[0].resolve(&config).unwrap().auth else { panic!("no psk") };
+    assert_eq!(secret.expose(), b"correct horse");
+}
+
+#[test]
+fn what_makes_no_sense_together_is_refused_with_advice() {
+    for (from, to, expected) in [
+        ("remote = \"192.0.2.1\"", "", "start = \"respond\""),
+        ("psk = \"correct horse\"", "", "psk_file"),
+        ("psk = \"correct horse\"", "certificate = \"a\"", "go together"),
+        ("remote_subnets = [\"10.2.0.0/16\"]", "remote_subnets = []", "at least one"),
+        ("[[peer]]", "nat_port = 500\n[[peer]]", "both 500"),
+        ("[[peer]]", "bridge = \"a/b\"\n[[peer]]", "interface name"),
+        ("[[peer]]", "[controller]\nurls = []\n[[peer]]", "urls is empty"),
+        ("[[peer]]", "[controller]\nurls = [\"http://x\"]\n[[peer]]", "https"),
+        ("[[peer]]", "[timing]\nliveness = \"4\"\n[[peer]]", "not a duration"),
+        ("local_id = \"sun.example\"", "local_id = \"CN=sun\"", "not an identity"),
+    ] {
+        let error = parse(&PEER.replace(from, to)).expect_err(to).to_string();
+        assert!(error.contains(expected), "{to} gave {error}");
+    }
+    assert!(parse("").unwrap_err().to_string().contains("[controller]"));
+    assert!(parse(&format!("{PEER}{PEER}")).unwrap_err().to_string().contains("must differ"));
+}

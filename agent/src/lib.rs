@@ -1,0 +1,20 @@
+//! The agent of an edge-cni node. From the controller's view, or from static peers in its TOML file, it derives which tunnels, policies and routes
+//! this node wants, and keeps the kernel in that state.
+//!
+//! Data flows one way: [`cloud`] and [`config`] say who the peers are; [`desired`] computes what follows from that; `tunnels` negotiates it and
+//! `kernel` carries it out; [`status`] tells people.
+//!
+//! - [`cli`]: the commands.
+//! - [`config`]: the TOML file.
+//! - [`membership`]: the seam between the cloud's side and the node's side: view and credentials.
+//! - [`clock`]: boot time for lifetimes, and the time of the world for certificates.
+//! - [`run`]: starts the parts of `edge-agent run` and ends them.
+//! - [`admin`]: the socket on which `status`, `rekey` and `diagnose` ask a running agent.
+#![forbid(unsafe_code)]
+
+pub mod admin;
+pub mod cli;
+pub mod clock;
+pub mod config;
+pub mod membership;
+pub mod run;
