@@ -9,10 +9,12 @@
 //! - [`endpoint`]: the `Endpoint` itself, and what its owner must do in which order.
 //! - [`event`]: what the owner must do in the kernel and may tell people.
 //! - [`wire`]: messages as bytes.
+//! - [`crypto`]: key exchange, key derivation, and the protection of messages.
 #![forbid(unsafe_code)]
 #![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing))]
 
 pub mod config;
+pub mod crypto;
 pub mod endpoint;
 pub mod event;
 pub mod secret;

@@ -16,30 +16,18 @@ use crate::guest::{Backend, Event, Guest, Job, Output, Spec, choose};
 /// When the lab cannot be had or the command cannot be begun.
 pub fn exec(argv: Vec<String>, writable: Vec<PathBuf>, forced: Option<&str>) -> Result<ExitCode> {
     let terminal = std::io::stdin().is_terminal() && std::io::stdout().is_terminal();
-    let window = rustix::termios::tcgetwinsize(std::io::stdout())
-        .ok()
-        .map(|size| (size.ws_row, size.ws_col));
+    let window = rustix::termios::tcgetwinsize(std::io::stdout()).ok().map(|size| (size.ws_row, size.ws_col));
     let writable = writable
         .into_iter()
         .map(|folder| {
-            std::fs::canonicalize(&folder)
-                .map_err(|error| anyhow::anyhow!("--writable {}: {error}", folder.display()))
+            std::fs::canonicalize(&folder).map_err(|error| anyhow::anyhow!("--writable {}: {error}", folder.display()))
         })
         .collect::<Result<_>>()?;
-    let spec = Spec {
-        writable,
-        cwd: std::env::current_dir()?,
-        env: environment(),
-        window,
-        job: Job::Exec { argv, terminal },
-    };
+    let spec =
+        Spec { writable, cwd: std::env::current_dir()?, env: environment(), window, job: Job::Exec { argv, terminal } };
     match choose(forced)? {
         Backend::Uml(kernel) => {
-            let output = if terminal {
-                Output::Terminal
-            } else {
-                Output::Inherit
-            };
+            let output = if terminal { Output::Terminal } else { Output::Inherit };
             let mut guest = Guest::boot(&kernel, &spec, output)?;
             loop {
                 match guest.event(None)? {

@@ -65,11 +65,7 @@ enum GuestVerb {
 
 fn main() -> ExitCode {
     let result = match Cli::parse().command {
-        Verb::Exec {
-            backend,
-            writable,
-            argv,
-        } => interop_tests::exec::exec(argv, writable, backend.as_deref()),
+        Verb::Exec { backend, writable, argv } => interop_tests::exec::exec(argv, writable, backend.as_deref()),
         Verb::Kernel { update } => interop_tests::kernel::ensure(update).map(|path| {
             println!("{}", path.display());
             ExitCode::SUCCESS

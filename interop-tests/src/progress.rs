@@ -22,9 +22,7 @@ impl Progress {
         let bar = std::io::stderr().is_terminal().then(|| {
             let style = ProgressStyle::with_template("{spinner} {prefix} {wide_msg} [{elapsed}]")
                 .unwrap_or_else(|_| ProgressStyle::default_spinner());
-            let bar = ProgressBar::new_spinner()
-                .with_style(style)
-                .with_prefix(name.to_owned());
+            let bar = ProgressBar::new_spinner().with_style(style).with_prefix(name.to_owned());
             bar.enable_steady_tick(Duration::from_millis(200));
             bar
         });
@@ -32,12 +30,7 @@ impl Progress {
             eprintln!("{name} ...");
         }
         let now = Instant::now();
-        Self {
-            name: name.to_owned(),
-            started: now,
-            last_plain: now,
-            bar,
-        }
+        Self { name: name.to_owned(), started: now, last_plain: now, bar }
     }
 
     /// Says where the step is; on anything but a terminal only now and then.

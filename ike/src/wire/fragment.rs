@@ -2,7 +2,7 @@
 
 use super::message::Payloads;
 use super::numbers::PayloadType;
-use super::reader::{InvalidMessage, Reader};
+use super::reader::InvalidMessage;
 
 /// Most fragments of one message.
 pub const MAX_FRAGMENTS: u16 = 128;
@@ -74,6 +74,6 @@ impl Reassembly {
         }
         let Self { first, parts, .. } = std::mem::take(self);
         let whole: Vec<u8> = parts.into_iter().flatten().flatten().collect();
-        Payloads::read(first.unwrap_or(PayloadType::None), Reader::new("reassembled message", &whole)).map(Some)
+        Payloads::decode(first.unwrap_or(PayloadType::None), &whole).map(Some)
     }
 }

@@ -217,12 +217,28 @@ impl Payloads {
         })
     }
 
-    pub(crate) fn first_kind(&self) -> PayloadType {
+    /// The octets of the chain, without header; an empty one has none.
+    pub fn encode(&self) -> Vec<u8> {
+        let mut out = Vec::with_capacity(512);
+        encode_chain(&self.0, &mut out);
+        out
+    }
+
+    /// Reads a chain whose first payload is of type `first`.
+    ///
+    /// # Errors
+    /// Whatever is wrong with it.
+    pub fn decode(first: PayloadType, octets: &[u8]) -> Result<Self, InvalidMessage> {
+        Self::read(first, Reader::new("payloads", octets))
+    }
+
+    /// The type of the first payload, which stands in the header or in SK.
+    pub fn first_kind(&self) -> PayloadType {
         self.0.first().map_or(PayloadType::None, Payload::kind)
     }
 
     /// Reads a chain whose first payload is of type `first`, all of `reader`.
-    pub(crate) fn read(first: PayloadType, mut reader: Reader<'_>) -> Result<Self, InvalidMessage> {
+    fn read(first: PayloadType, mut reader: Reader<'_>) -> Result<Self, InvalidMessage> {
         let mut payloads: Vec<Payload> = Vec::new();
         let mut kind = first;
         while kind != PayloadType::None {
@@ -273,7 +289,7 @@ impl GenericHeader {
 }
 
 /// Writes payloads with their generic headers, the last one saying that nothing follows.
-pub(crate) fn encode_chain(payloads: &[Payload], out: &mut Vec<u8>) {
+fn encode_chain(payloads: &[Payload], out: &mut Vec<u8>) {
     let mut rest = payloads.iter();
     while let Some(payload) = rest.next() {
         let next = rest.as_slice().first().map_or(PayloadType::None, Payload::kind);

@@ -18,6 +18,7 @@ mod message;
 mod notify;
 mod numbers;
 mod payload;
+mod protected;
 mod reader;
 mod sa;
 mod selector;
@@ -38,3 +39,5 @@ pub use payload::Payload;
 pub use reader::InvalidMessage;
 pub use sa::{Attribute, MAX_PROPOSALS, MAX_TRANSFORMS, Proposal, Transform};
 pub use selector::{MAX_SELECTORS, TrafficSelector};
+
+pub(crate) use protected::{Protected, SealedFront};

@@ -44,9 +44,7 @@ impl Guest {
     /// When the kernel cannot be started.
     pub fn boot(kernel: &Path, spec: &Spec, output: Output) -> Result<Self> {
         // Neither the path of this folder nor that of the program in it has a blank: both go over the kernel's command line.
-        let dir = tempfile::Builder::new()
-            .prefix("edge-lab-")
-            .tempdir_in("/tmp")?;
+        let dir = tempfile::Builder::new().prefix("edge-lab-").tempdir_in("/tmp")?;
         fs::write(dir.path().join("spec.json"), serde_json::to_vec(spec)?)?;
         let init = dir.path().join("init");
         std::os::unix::fs::symlink(std::env::current_exe()?, &init)?;
@@ -66,8 +64,7 @@ impl Guest {
                 carriers.push(carry(err_in, std::io::stderr()));
             }
             Output::Terminal => {
-                let terminal =
-                    OwnedFd::from(File::options().read(true).write(true).open("/dev/tty")?);
+                let terminal = OwnedFd::from(File::options().read(true).write(true).open("/dev/tty")?);
                 rustix::io::fcntl_setfd(&terminal, FdFlags::empty())?;
                 lines.push(format!("ssl1=fd:{0},fd:{0}", terminal.as_raw_fd()));
                 ends.push(terminal);
@@ -109,12 +106,7 @@ impl Guest {
                 }
             }
         }));
-        Ok(Self {
-            kernel,
-            dir,
-            events,
-            carriers,
-        })
+        Ok(Self { kernel, dir, events, carriers })
     }
 
     /// Waits for the next event; `None` when none came in time.
@@ -124,20 +116,14 @@ impl Guest {
     pub fn event(&mut self, patience: Option<Duration>) -> Result<Option<Event>> {
         use std::sync::mpsc::RecvTimeoutError;
         let got = match patience {
-            None => self
-                .events
-                .recv()
-                .map_err(|_| RecvTimeoutError::Disconnected),
+            None => self.events.recv().map_err(|_| RecvTimeoutError::Disconnected),
             Some(patience) => self.events.recv_timeout(patience),
         };
         match got {
             Ok(event) => Ok(Some(event)),
             Err(RecvTimeoutError::Timeout) => Ok(None),
             Err(RecvTimeoutError::Disconnected) => {
-                bail!(
-                    "the lab guest ended before its job did; its console:\n{}",
-                    self.console()
-                )
+                bail!("the lab guest ended before its job did; its console:\n{}", self.console())
             }
         }
     }
@@ -192,11 +178,7 @@ fn carry(from: OwnedFd, mut to: impl Write + Send + 'static) -> JoinHandle<()> {
         let mut from = File::from(from);
         let mut buffer = vec![0; 65536];
         while let Ok(n @ 1..) = from.read(&mut buffer) {
-            if to
-                .write_all(&buffer[..n])
-                .and_then(|()| to.flush())
-                .is_err()
-            {
+            if to.write_all(&buffer[..n]).and_then(|()| to.flush()).is_err() {
                 break;
             }
         }
@@ -206,14 +188,9 @@ fn carry(from: OwnedFd, mut to: impl Write + Send + 'static) -> JoinHandle<()> {
 /// Where the guest's memory lies: shared memory where there is enough (containers often get 64 MiB of it), else the disk.
 fn memory_folder() -> PathBuf {
     let shm = Path::new("/dev/shm");
-    let enough = rustix::fs::statvfs(shm)
-        .is_ok_and(|fs| fs.f_frsize.saturating_mul(fs.f_bavail) >= MEMORY_MIB << 20);
+    let enough = rustix::fs::statvfs(shm).is_ok_and(|fs| fs.f_frsize.saturating_mul(fs.f_bavail) >= MEMORY_MIB << 20);
     let writable = rustix::fs::access(shm, rustix::fs::Access::WRITE_OK).is_ok();
-    if enough && writable {
-        shm.to_owned()
-    } else {
-        "/tmp".into()
-    }
+    if enough && writable { shm.to_owned() } else { "/tmp".into() }
 }
 
 fn is_noise(line: &str) -> bool {

@@ -58,20 +58,13 @@ fn run(dir: &Path) -> Result<()> {
 /// An overlay in memory over the host's files becomes the root.
 fn mounts() -> Result<()> {
     const ROOT: &str = "/tmp/root";
-    rustix::mount::mount_change(
-        "/",
-        MountPropagationFlags::PRIVATE | MountPropagationFlags::REC,
-    )?;
+    rustix::mount::mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)?;
     // Shadows the host's /tmp until the new root stands.
     fresh("tmpfs", "/tmp", c"mode=0755,size=75%")?;
     for dir in ["upper", "work", "root"] {
         fs::create_dir(Path::new("/tmp").join(dir))?;
     }
-    fresh(
-        "overlay",
-        ROOT,
-        c"lowerdir=/,upperdir=/tmp/upper,workdir=/tmp/work",
-    )?;
+    fresh("overlay", ROOT, c"lowerdir=/,upperdir=/tmp/upper,workdir=/tmp/work")?;
     let at = |dir: &str| format!("{ROOT}{dir}");
     for dir in ["/proc", "/sys", "/dev", "/run"] {
         fs::create_dir_all(at(dir))?;
@@ -100,13 +93,7 @@ fn host_folder(folder: &Path) -> Result<()> {
     use std::os::unix::ffi::OsStrExt as _;
     let path = std::ffi::CString::new(folder.as_os_str().as_bytes())?;
     fs::create_dir_all(folder)?;
-    rustix::mount::mount(
-        "none",
-        folder,
-        "hostfs",
-        MountFlags::empty(),
-        path.as_c_str(),
-    )?;
+    rustix::mount::mount("none", folder, "hostfs", MountFlags::empty(), path.as_c_str())?;
     Ok(())
 }
 

@@ -27,9 +27,7 @@ pub fn choose(forced: Option<&str>) -> Result<Backend> {
             Ok(Backend::Host)
         }
         (None, Ok(())) => {
-            eprintln!(
-                "lab: in namespaces of the host's kernel (it has ESP, netem and nftables, and we are root)"
-            );
+            eprintln!("lab: in namespaces of the host's kernel (it has ESP, netem and nftables, and we are root)");
             Ok(Backend::Host)
         }
         (Some("uml"), _) => {
@@ -69,9 +67,5 @@ fn host_suffices() -> Result<(), String> {
         return Ok(());
     }
     let said = String::from_utf8_lossy(&out.stdout);
-    Err(said
-        .lines()
-        .last()
-        .unwrap_or("unshare --net is refused")
-        .to_owned())
+    Err(said.lines().last().unwrap_or("unshare --net is refused").to_owned())
 }

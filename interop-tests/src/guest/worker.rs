@@ -21,14 +21,8 @@ pub fn main(dir: &Path, lines: bool) -> Result<ExitCode> {
     };
     events.tell(&Event::Ready)?;
     let event = match run(&spec, lines) {
-        Ok(status) => Event::Exit {
-            status: status
-                .code()
-                .unwrap_or_else(|| 128 + status.signal().unwrap_or(0)),
-        },
-        Err(error) => Event::Broken {
-            why: format!("{error:#}"),
-        },
+        Ok(status) => Event::Exit { status: status.code().unwrap_or_else(|| 128 + status.signal().unwrap_or(0)) },
+        Err(error) => Event::Broken { why: format!("{error:#}") },
     };
     events.tell(&event)?;
     if lines {
@@ -62,15 +56,10 @@ fn run(spec: &Spec, lines: bool) -> Result<ExitStatus> {
         command.args(args);
         command
     };
-    command
-        .env_clear()
-        .envs(spec.env.iter().map(|(key, value)| (key, value)))
-        .current_dir(&spec.cwd);
+    command.env_clear().envs(spec.env.iter().map(|(key, value)| (key, value))).current_dir(&spec.cwd);
     let name = command.get_program().to_string_lossy().into_owned();
     if *terminal || !lines {
-        return command
-            .status()
-            .with_context(|| format!("{name} cannot be run"));
+        return command.status().with_context(|| format!("{name} cannot be run"));
     }
     // A pipe in between: programs see no terminal, and all they wrote has been passed on before the status is told.
     let mut child = command
@@ -100,20 +89,10 @@ fn carry(mut from: impl Read, to: &str) -> Result<()> {
 fn on_terminal(argv: &[String], window: Option<(u16, u16)>) -> Result<Command> {
     let line = tty::open(tty::STDOUT)?;
     if let Some((rows, columns)) = window {
-        let size = Winsize {
-            ws_row: rows,
-            ws_col: columns,
-            ws_xpixel: 0,
-            ws_ypixel: 0,
-        };
+        let size = Winsize { ws_row: rows, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 };
         rustix::termios::tcsetwinsize(&line, size)?;
     }
     let mut command = Command::new("setsid");
-    command
-        .args(["--ctty", "--wait", "--"])
-        .args(argv)
-        .stdin(line.try_clone()?)
-        .stdout(line.try_clone()?)
-        .stderr(line);
+    command.args(["--ctty", "--wait", "--"]).args(argv).stdin(line.try_clone()?).stdout(line.try_clone()?).stderr(line);
     Ok(command)
 }

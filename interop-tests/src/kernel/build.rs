@@ -14,12 +14,10 @@ const OBJECTS: usize = 1113;
 
 /// Refuses early, and with the way out, when the build would stop in the middle.
 pub(super) fn require_tools() -> Result<()> {
-    let missing: Vec<_> = [
-        "gcc", "make", "flex", "bison", "bc", "xz", "dpkg-deb", "apt-get",
-    ]
-    .into_iter()
-    .filter(|tool| crate::tools::find(tool).is_none())
-    .collect();
+    let missing: Vec<_> = ["gcc", "make", "flex", "bison", "bc", "xz", "dpkg-deb", "apt-get"]
+        .into_iter()
+        .filter(|tool| crate::tools::find(tool).is_none())
+        .collect();
     if missing.is_empty() {
         return Ok(());
     }
@@ -41,24 +39,12 @@ pub(super) fn build(source: &Path, out: &Path, options: &str) -> Result<PathBuf>
     make(source, out, &log, &["allnoconfig"], &mut progress)?;
     require_options(&fs::read_to_string(out.join(".config"))?, options)?;
     let jobs = std::thread::available_parallelism().map_or(2, usize::from);
-    make(
-        source,
-        out,
-        &log,
-        &["-j", &jobs.to_string(), "linux"],
-        &mut progress,
-    )?;
+    make(source, out, &log, &["-j", &jobs.to_string(), "linux"], &mut progress)?;
     progress.done();
     Ok(out.join("linux"))
 }
 
-fn make(
-    source: &Path,
-    out: &Path,
-    log: &Path,
-    args: &[&str],
-    progress: &mut Progress,
-) -> Result<()> {
+fn make(source: &Path, out: &Path, log: &Path, args: &[&str], progress: &mut Progress) -> Result<()> {
     let mut child = Command::new("make")
         .current_dir(source)
         .arg("ARCH=um")
@@ -86,11 +72,7 @@ fn make(
         let said = fs::read_to_string(log).unwrap_or_default();
         let tail: Vec<_> = said.lines().rev().take(30).collect();
         let tail: Vec<_> = tail.into_iter().rev().collect();
-        bail!(
-            "make {} ended with {status}:\n{}",
-            args.join(" "),
-            tail.join("\n")
-        );
+        bail!("make {} ended with {status}:\n{}", args.join(" "), tail.join("\n"));
     }
     Ok(())
 }
@@ -98,17 +80,11 @@ fn make(
 /// Kconfig drops silently what it does not know or cannot have: a lab without ESP would only be noticed by its scenarios.
 fn require_options(config: &str, options: &str) -> Result<()> {
     let have: std::collections::HashSet<_> = config.lines().collect();
-    let lost: Vec<_> = options
-        .lines()
-        .filter(|line| line.starts_with("CONFIG_") && !have.contains(line))
-        .collect();
+    let lost: Vec<_> = options.lines().filter(|line| line.starts_with("CONFIG_") && !have.contains(line)).collect();
     if lost.is_empty() {
         return Ok(());
     }
-    bail!(
-        "this kernel source does not take these options of lab.config: {}",
-        lost.join(" ")
-    )
+    bail!("this kernel source does not take these options of lab.config: {}", lost.join(" "))
 }
 
 #[cfg(test)]
@@ -117,8 +93,7 @@ mod tests {
 
     #[test]
     fn an_option_that_the_source_dropped_is_named() {
-        let error = require_options("CONFIG_NET=y\n", "# why\nCONFIG_NET=y\nCONFIG_INET_ESP=y\n")
-            .unwrap_err();
+        let error = require_options("CONFIG_NET=y\n", "# why\nCONFIG_NET=y\nCONFIG_INET_ESP=y\n").unwrap_err();
         assert!(error.to_string().contains("CONFIG_INET_ESP=y"), "{error}");
     }
 }

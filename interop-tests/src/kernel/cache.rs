@@ -18,10 +18,7 @@ impl Cache {
         let root = base()?.join("edge-cni").join("lab-kernel");
         fs::create_dir_all(&root).with_context(|| format!("making {}", root.display()))?;
         let digest = ring::digest::digest(&ring::digest::SHA256, options.as_bytes());
-        let options = digest.as_ref()[..6]
-            .iter()
-            .map(|byte| format!("{byte:02x}"))
-            .collect();
+        let options = digest.as_ref()[..6].iter().map(|byte| format!("{byte:02x}")).collect();
         Ok(Self { root, options })
     }
 
@@ -67,25 +64,19 @@ impl Cache {
                 fs::remove_dir_all(entry.path()).ok();
             }
         }
-        tempfile::Builder::new()
-            .prefix("build-")
-            .tempdir_in(&self.root)
-            .context("making a folder to build in")
+        tempfile::Builder::new().prefix("build-").tempdir_in(&self.root).context("making a folder to build in")
     }
 
     /// Keeps a built kernel: whole or not at all.
     pub(super) fn publish(&self, version: &str, linux: &Path) -> Result<PathBuf> {
         let place = self.place(version);
-        let staged = tempfile::Builder::new()
-            .prefix("build-")
-            .tempdir_in(&self.root)?;
+        let staged = tempfile::Builder::new().prefix("build-").tempdir_in(&self.root)?;
         fs::copy(linux, staged.path().join("linux"))?;
         let staged = staged.keep();
         if place.exists() {
             fs::remove_dir_all(&place)?;
         }
-        fs::rename(&staged, &place)
-            .with_context(|| format!("moving the kernel to {}", place.display()))?;
+        fs::rename(&staged, &place).with_context(|| format!("moving the kernel to {}", place.display()))?;
         // The private mode of a temporary folder would hide the kernel from another user of the same cache.
         fs::set_permissions(&place, std::os::unix::fs::PermissionsExt::from_mode(0o755))?;
         Ok(place.join("linux"))

@@ -46,13 +46,8 @@ pub fn ensure(update: bool) -> Result<PathBuf> {
     if let Some(kernel) = cache.of_version(&source.version) {
         return Ok(kernel);
     }
-    eprintln!(
-        "no lab kernel with these options yet: building Linux {} once, about 10 CPU-minutes",
-        source.version
-    );
+    eprintln!("no lab kernel with these options yet: building Linux {} once, about 10 CPU-minutes", source.version);
     let tree = source.unpack(scratch.path())?;
     let linux = build::build(&tree, &scratch.path().join("out"), OPTIONS)?;
-    cache
-        .publish(&source.version, &linux)
-        .context("keeping the lab kernel")
+    cache.publish(&source.version, &linux).context("keeping the lab kernel")
 }

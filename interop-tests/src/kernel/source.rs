@@ -24,43 +24,27 @@ impl Package {
         let apt = scratch.join("apt");
         fs::create_dir_all(apt.join("lists/partial"))?;
         fs::create_dir_all(apt.join("cache/archives/partial"))?;
-        let signed = if Path::new(KEYRING).exists() {
-            format!("[signed-by={KEYRING}] ")
-        } else {
-            String::new()
-        };
-        fs::write(
-            apt.join("sources.list"),
-            format!("deb {signed}{ARCHIVE} sid main\n"),
-        )?;
+        let signed = if Path::new(KEYRING).exists() { format!("[signed-by={KEYRING}] ") } else { String::new() };
+        fs::write(apt.join("sources.list"), format!("deb {signed}{ARCHIVE} sid main\n"))?;
         output(apt_command("apt-get", &apt).args(["-q", "update"]))?;
         let shown = output(apt_command("apt-cache", &apt).args(["show", "linux-source"]))?;
-        let package = Self::parse(&shown)
-            .context("sid's linux-source package does not name a linux-source-VERSION package")?;
+        let package =
+            Self::parse(&shown).context("sid's linux-source package does not name a linux-source-VERSION package")?;
         progress.done();
         Ok(package)
     }
 
     fn parse(shown: &str) -> Option<Self> {
         let field = |name| shown.lines().find_map(|line| line.strip_prefix(name));
-        let name = field("Depends: ")?
-            .split([',', ' '])
-            .find(|word| word.starts_with("linux-source-"))?;
-        Some(Self {
-            name: name.to_owned(),
-            version: field("Version: ")?.trim().replace(':', "_"),
-        })
+        let name = field("Depends: ")?.split([',', ' ']).find(|word| word.starts_with("linux-source-"))?;
+        Some(Self { name: name.to_owned(), version: field("Version: ")?.trim().replace(':', "_") })
     }
 
     /// Fetches and unpacks the source into `scratch`; returns its top folder.
     pub(super) fn unpack(&self, scratch: &Path) -> Result<PathBuf> {
         let progress = Progress::start(&format!("fetching {} (165 MB)", self.name));
         let apt = scratch.join("apt");
-        output(
-            apt_command("apt-get", &apt)
-                .args(["-q", "download", &self.name])
-                .current_dir(&apt),
-        )?;
+        output(apt_command("apt-get", &apt).args(["-q", "download", &self.name]).current_dir(&apt))?;
         let deb = fs::read_dir(&apt)?
             .filter_map(|entry| entry.ok().map(|entry| entry.path()))
             .find(|path| path.extension().is_some_and(|ext| ext == "deb"))
@@ -73,12 +57,7 @@ impl Package {
         // The package holds one tar.xz; it goes through pipes, never whole onto the disk.
         let script = "set -e; set -o pipefail; dpkg-deb --fsys-tarfile \"$1\" \
                       | tar -xO --wildcards './usr/src/linux-source-*.tar.xz' | tar -xJ -C \"$2\" --strip-components=1";
-        output(
-            Command::new("bash")
-                .args(["-c", script, "unpack"])
-                .arg(&deb)
-                .arg(&tree),
-        )?;
+        output(Command::new("bash").args(["-c", script, "unpack"]).arg(&deb).arg(&tree))?;
         fs::remove_file(&deb)?;
         progress.done();
         Ok(tree)
@@ -106,15 +85,12 @@ fn apt_command(program: &str, apt: &Path) -> Command {
 
 fn output(command: &mut Command) -> Result<String> {
     let program = command.get_program().to_string_lossy().into_owned();
-    let out = command.stdin(Stdio::null()).output().with_context(|| {
-        format!("{program} cannot be run: the lab kernel is built on Debian and its derivatives")
-    })?;
+    let out = command
+        .stdin(Stdio::null())
+        .output()
+        .with_context(|| format!("{program} cannot be run: the lab kernel is built on Debian and its derivatives"))?;
     if !out.status.success() {
-        bail!(
-            "{command:?} failed ({}):\n{}",
-            out.status,
-            String::from_utf8_lossy(&out.stderr)
-        );
+        bail!("{command:?} failed ({}):\n{}", out.status, String::from_utf8_lossy(&out.stderr));
     }
     Ok(String::from_utf8_lossy(&out.stdout).into_owned())
 }
@@ -125,8 +101,7 @@ mod tests {
 
     #[test]
     fn the_metapackage_names_the_source_and_its_version() {
-        let shown =
-            "Package: linux-source\nVersion: 7.2.13-1\nDepends: linux-source-7.2 (= 7.2.13-1)\n";
+        let shown = "Package: linux-source\nVersion: 7.2.13-1\nDepends: linux-source-7.2 (= 7.2.13-1)\n";
         let package = Package::parse(shown).unwrap();
         assert_eq!(package.name, "linux-source-7.2");
         assert_eq!(package.version, "7.2.13-1");

@@ -1,0 +1,106 @@
+//! Cookies against floods of IKE_SA_INIT from forged addresses (RFC 7296 2.6).
+
+use std::net::IpAddr;
+use std::time::Duration;
+
+use ring::hmac;
+use zeroize::Zeroizing;
+
+use crate::Environment;
+use crate::time::Instant;
+
+/// Age of a secret at which a new one is made; cookies of the one before are still taken.
+pub const COOKIE_LIFETIME: Duration = Duration::from_secs(60);
+
+/// Makes cookies and knows them again, without keeping any. Cookie = version of the secret | HMAC(secret, IPi | SPIi | Ni).
+#[derive(Debug)]
+pub struct CookieJar {
+    current: Generation,
+    previous: Option<Generation>,
+}
+
+struct Generation {
+    version: u8,
+    secret: hmac::Key,
+    since: Instant,
+}
+
+impl CookieJar {
+    /// Begins with a fresh secret.
+    pub fn new(env: &mut dyn Environment, now: Instant) -> Self {
+        Self { current: Generation::new(0, env, now), previous: None }
+    }
+
+    /// The cookie that an initiator is to come back with.
+    pub fn cookie(
+        &mut self,
+        env: &mut dyn Environment,
+        now: Instant,
+        nonce: &[u8],
+        from: IpAddr,
+        initiator_spi: u64,
+    ) -> Vec<u8> {
+        self.rotate(env, now);
+        let mut cookie = vec![self.current.version];
+        cookie.extend_from_slice(self.current.hash(nonce, from, initiator_spi).as_ref());
+        cookie
+    }
+
+    /// Whether this is the cookie that this initiator was given, lately.
+    pub fn accepts(
+        &mut self,
+        env: &mut dyn Environment,
+        now: Instant,
+        cookie: &[u8],
+        nonce: &[u8],
+        from: IpAddr,
+        initiator_spi: u64,
+    ) -> bool {
+        self.rotate(env, now);
+        let Some((version, hash)) = cookie.split_first() else {
+            return false;
+        };
+        let generations = std::iter::once(&self.current).chain(&self.previous);
+        generations.filter(|generation| generation.version == *version).any(|generation| {
+            let expected = generation.hash(nonce, from, initiator_spi);
+            subtle::ConstantTimeEq::ct_eq(expected.as_ref(), hash).into()
+        })
+    }
+
+    fn rotate(&mut self, env: &mut dyn Environment, now: Instant) {
+        let age = now.saturating_since(self.current.since);
+        if age < COOKIE_LIFETIME {
+            return;
+        }
+        let next = Generation::new(self.current.version.wrapping_add(1), env, now);
+        let last = std::mem::replace(&mut self.current, next);
+        self.previous = (age < COOKIE_LIFETIME.saturating_mul(2)).then_some(last);
+    }
+}
+
+impl Generation {
+    fn new(version: u8, env: &mut dyn Environment, now: Instant) -> Self {
+        let mut secret = Zeroizing::new([0; 32]);
+        env.fill_random(secret.as_mut());
+        Self { version, secret: hmac::Key::new(hmac::HMAC_SHA256, secret.as_ref()), since: now }
+    }
+
+    fn hash(&self, nonce: &[u8], from: IpAddr, initiator_spi: u64) -> hmac::Tag {
+        let mut context = hmac::Context::with_key(&self.secret);
+        // Mapped, so that every part but the last has a fixed length: no two initiators hash the same octets.
+        let address = match from {
+            IpAddr::V4(address) => address.to_ipv6_mapped(),
+            IpAddr::V6(address) => address,
+        };
+        context.update(&address.octets());
+        context.update(&initiator_spi.to_be_bytes());
+        context.update(nonce);
+        context.sign()
+    }
+}
+
+impl std::fmt::Debug for Generation {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Generation").field("version", &self.version).field("since", &self.since).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,123 @@
+//! Keys of IKE SAs and CHILD_SAs.
+
+use crate::config::{Aead, Group, Prf};
+use crate::event::IkeId;
+use crate::secret::Secret;
+
+/// What was chosen for an IKE SA.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct IkeSuite {
+    /// Encryption and integrity.
+    pub aead: Aead,
+    /// Pseudo-random function.
+    pub prf: Prf,
+    /// Key exchange method.
+    pub group: Group,
+}
+
+impl std::fmt::Display for IkeSuite {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}/{}/{}", self.aead, self.prf, self.group)
+    }
+}
+
+/// Nonces of the exchange that makes the keys: of its initiator and its responder.
+#[derive(Debug, Clone, Copy)]
+pub struct Nonces<'a> {
+    /// Ni.
+    pub initiator: &'a [u8],
+    /// Nr.
+    pub responder: &'a [u8],
+}
+
+/// Keys of an IKE SA (RFC 7296 2.14). With AEADs there are no SK_ai and SK_ar (RFC 5282 7).
+#[derive(Debug, Clone)]
+pub struct IkeKeys {
+    /// What they are for.
+    pub suite: IkeSuite,
+    /// SK_d: derives keys of CHILD_SAs and of the next IKE SA.
+    pub(crate) d: Secret,
+    /// SK_ei: encrypts what the original initiator sends; key and salt.
+    pub(crate) ei: Secret,
+    /// SK_er: encrypts what the original responder sends; key and salt.
+    pub(crate) er: Secret,
+    /// SK_pi: goes into the initiator's AUTH.
+    pub pi: Secret,
+    /// SK_pr: goes into the responder's AUTH.
+    pub pr: Secret,
+}
+
+impl IkeKeys {
+    /// Keys of a first IKE SA: SKEYSEED = prf(Ni | Nr, g^ir).
+    pub fn initial(suite: IkeSuite, nonces: Nonces<'_>, ike: IkeId, shared: &Secret) -> Self {
+        let key = Secret::new([nonces.initiator, nonces.responder].concat());
+        let skeyseed = suite.prf.compute(key.expose(), &[shared.expose()]);
+        Self::expand(suite, &skeyseed, nonces, ike)
+    }
+
+    /// Keys of the IKE SA that replaces this one: SKEYSEED = prf(SK_d (old), g^ir (new) | Ni | Nr), by the old SA's PRF (RFC 7296 2.18). `ike` holds the
+    /// new SPIs, the initiator's being that of the exchange's initiator.
+    pub fn rekey(&self, suite: IkeSuite, nonces: Nonces<'_>, ike: IkeId, shared: &Secret) -> Self {
+        let data = [shared.expose(), nonces.initiator, nonces.responder];
+        let skeyseed = self.suite.prf.compute(self.d.expose(), &data);
+        Self::expand(suite, &skeyseed, nonces, ike)
+    }
+
+    /// {SK_d | SK_ei | SK_er | SK_pi | SK_pr} = prf+(SKEYSEED, Ni | Nr | SPIi | SPIr).
+    fn expand(suite: IkeSuite, skeyseed: &Secret, nonces: Nonces<'_>, ike: IkeId) -> Self {
+        let (initiator, responder) = (ike.initiator.to_be_bytes(), ike.responder.to_be_bytes());
+        let seed = [nonces.initiator, nonces.responder, &initiator, &responder];
+        let (prf_len, key_len) = (suite.prf.output_len(), suite.aead.keymat_len());
+        let total = prf_len.saturating_mul(3).saturating_add(key_len.saturating_mul(2));
+        let keys = suite.prf.expand(skeyseed.expose(), &seed, total);
+        let mut keys = Cut(keys.expose());
+        Self {
+            suite,
+            d: keys.next(prf_len),
+            ei: keys.next(key_len),
+            er: keys.next(key_len),
+            pi: keys.next(prf_len),
+            pr: keys.next(prf_len),
+        }
+    }
+
+    /// Keys of a CHILD_SA: KEYMAT = prf+(SK_d, [g^ir (new) |] Ni | Nr) (RFC 7296 2.17). The nonces are those of the exchange that makes it.
+    pub fn child(&self, aead: Aead, nonces: Nonces<'_>, shared: Option<&Secret>) -> ChildKeys {
+        let shared = shared.map_or([].as_slice(), Secret::expose);
+        let seed = [shared, nonces.initiator, nonces.responder];
+        let key_len = aead.keymat_len();
+        let keys = self.suite.prf.expand(self.d.expose(), &seed, key_len.saturating_mul(2));
+        let mut keys = Cut(keys.expose());
+        ChildKeys { from_initiator: keys.next(key_len), from_responder: keys.next(key_len) }
+    }
+}
+
+/// Keys of a CHILD_SA, each key and salt in the layout that the kernel takes (RFC 4106 8.1, RFC 7634 2).
+#[derive(Debug, Clone)]
+pub struct ChildKeys {
+    /// For what the initiator of the exchange sends.
+    pub from_initiator: Secret,
+    /// For what the responder of the exchange sends.
+    pub from_responder: Secret,
+}
+
+impl Aead {
+    /// Octets of keying material for one direction: key and 4 octets of salt (RFC 5282 7.1, RFC 4106 8.1, RFC 7634 2).
+    pub fn keymat_len(self) -> usize {
+        match self {
+            Self::Aes128Gcm16 => 20,
+            Self::Aes256Gcm16 | Self::ChaCha20Poly1305 => 36,
+        }
+    }
+}
+
+/// Takes keys off the front of keying material.
+struct Cut<'a>(&'a [u8]);
+
+impl Cut<'_> {
+    fn next(&mut self, len: usize) -> Secret {
+        let (key, rest) = self.0.split_at_checked(len).unwrap_or((self.0, &[]));
+        self.0 = rest;
+        Secret::new(key.to_vec())
+    }
+}

@@ -1,0 +1,21 @@
+//! NAT detection (RFC 7296 2.23).
+
+use std::net::{IpAddr, SocketAddr};
+
+use ring::digest;
+
+use crate::event::IkeId;
+
+/// Data of NAT_DETECTION_SOURCE_IP and NAT_DETECTION_DESTINATION_IP: SHA-1 of SPIi | SPIr | address | port. The responder's SPI is 0 in the first message.
+pub fn nat_detection_hash(ike: IkeId, address: SocketAddr) -> [u8; 20] {
+    let mut hash = digest::Context::new(&digest::SHA1_FOR_LEGACY_USE_ONLY);
+    hash.update(&ike.initiator.to_be_bytes());
+    hash.update(&ike.responder.to_be_bytes());
+    // A socket for both families reports IPv4 peers as mapped addresses; on the wire they are IPv4.
+    match address.ip().to_canonical() {
+        IpAddr::V4(address) => hash.update(&address.octets()),
+        IpAddr::V6(address) => hash.update(&address.octets()),
+    }
+    hash.update(&address.port().to_be_bytes());
+    hash.finish().as_ref().first_chunk().copied().unwrap_or_default()
+}

@@ -1,0 +1,67 @@
+//! prf and prf+ (RFC 7296 2.13, RFC 4868).
+
+use ring::hmac;
+use zeroize::Zeroize;
+
+use crate::config::Prf;
+use crate::secret::Secret;
+
+impl Prf {
+    /// Octets that it gives, which are also the octets of SK_d, SK_pi and SK_pr (RFC 7296 2.14).
+    pub(crate) fn output_len(self) -> usize {
+        match self {
+            Self::HmacSha256 => 32,
+            Self::HmacSha384 => 48,
+            Self::HmacSha512 => 64,
+        }
+    }
+
+    fn algorithm(self) -> hmac::Algorithm {
+        match self {
+            Self::HmacSha256 => hmac::HMAC_SHA256,
+            Self::HmacSha384 => hmac::HMAC_SHA384,
+            Self::HmacSha512 => hmac::HMAC_SHA512,
+        }
+    }
+
+    /// prf(key, data), the data in parts.
+    pub(crate) fn compute(self, key: &[u8], data: &[&[u8]]) -> Secret {
+        let mut context = hmac::Context::with_key(&hmac::Key::new(self.algorithm(), key));
+        for part in data {
+            context.update(part);
+        }
+        Secret::new(context.sign().as_ref().to_vec())
+    }
+
+    /// The first `len` octets of prf+(key, seed), the seed in parts: T1 = prf(K, S | 0x01), T2 = prf(K, T1 | S | 0x02), ...
+    ///
+    /// # Panics
+    /// Never: `len` is at most 255 blocks for all that is derived here (keys of one SA), and less comes out beyond that.
+    pub(crate) fn expand(self, key: &[u8], seed: &[&[u8]], len: usize) -> Secret {
+        let key = hmac::Key::new(self.algorithm(), key);
+        let mut out = Vec::with_capacity(len.next_multiple_of(self.output_len()));
+        let mut last: Option<hmac::Tag> = None;
+        for counter in 1..=u8::MAX {
+            if out.len() >= len {
+                break;
+            }
+            let mut context = hmac::Context::with_key(&key);
+            if let Some(last) = &last {
+                context.update(last.as_ref());
+            }
+            for part in seed {
+                context.update(part);
+            }
+            context.update(&[counter]);
+            let block = context.sign();
+            out.extend_from_slice(block.as_ref());
+            last = Some(block);
+        }
+        // Vec::truncate leaves the octets behind: wipe them.
+        if let Some(surplus) = out.get_mut(len..) {
+            surplus.zeroize();
+        }
+        out.truncate(len);
+        Secret::new(out)
+    }
+}

@@ -1,0 +1,102 @@
+//! The outside of an encrypted message: what stands before the ciphertext (RFC 7296 3.14, RFC 7383 2.5).
+
+use super::header::{Front, HEADER_LEN, Header, set_length};
+use super::message::{GenericHeader, MAX_PAYLOADS};
+use super::numbers::PayloadType;
+use super::reader::{InvalidMessage, Reader};
+
+/// What an encrypted payload says in clear.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum SealedFront {
+    /// SK.
+    Whole {
+        /// Type of the first payload inside.
+        first: PayloadType,
+    },
+    /// SKF.
+    Fragment {
+        /// Type of the first payload inside, in fragment 1.
+        first: PayloadType,
+        /// Fragment number, from 1.
+        number: u16,
+        /// Total fragments.
+        total: u16,
+    },
+}
+
+impl SealedFront {
+    const WHOLE_LEN: usize = HEADER_LEN + GenericHeader::LEN;
+    /// Octets before the IV of a fragment.
+    pub(crate) const FRAGMENT_LEN: usize = Self::WHOLE_LEN + 4;
+    /// Most octets of a body: IV, ciphertext and ICV.
+    pub(crate) const MAX_BODY: usize = u16::MAX as usize - GenericHeader::LEN - 4;
+
+    /// Octets before the IV.
+    pub(crate) const fn len(self) -> usize {
+        match self {
+            Self::Whole { .. } => Self::WHOLE_LEN,
+            Self::Fragment { .. } => Self::FRAGMENT_LEN,
+        }
+    }
+
+    /// Everything before the IV of a message whose body takes `body` octets, at most [`Self::MAX_BODY`]: the associated data (RFC 5282 5.1, RFC 7383 2.5).
+    pub(crate) fn encode(self, header: &Header, body: usize) -> Vec<u8> {
+        let total_len = self.len().saturating_add(body);
+        let mut out = Vec::with_capacity(total_len);
+        let (kind, first) = match self {
+            Self::Whole { first } => (PayloadType::Encrypted, first),
+            Self::Fragment { first, .. } => (PayloadType::EncryptedFragment, first),
+        };
+        header.encode(&mut out, kind);
+        let payload_len = u16::try_from(total_len.saturating_sub(HEADER_LEN)).unwrap_or(u16::MAX);
+        out.extend_from_slice(&[first.into(), 0]);
+        out.extend_from_slice(&payload_len.to_be_bytes());
+        if let Self::Fragment { number, total, .. } = self {
+            out.extend_from_slice(&number.to_be_bytes());
+            out.extend_from_slice(&total.to_be_bytes());
+        }
+        set_length(&mut out, total_len);
+        out
+    }
+}
+
+/// An encrypted message, taken apart but not yet believed.
+#[derive(Debug)]
+pub(crate) struct Protected<'a> {
+    pub(crate) front: SealedFront,
+    /// Everything before the IV.
+    pub(crate) associated: &'a [u8],
+    /// IV, ciphertext and ICV.
+    pub(crate) body: &'a [u8],
+}
+
+impl<'a> Protected<'a> {
+    pub(crate) fn read(datagram: &'a [u8]) -> Result<Self, InvalidMessage> {
+        let mut reader = Reader::new("message", datagram);
+        let mut kind = Front::read(&mut reader, datagram.len())?.next_payload;
+        for _ in 0..MAX_PAYLOADS {
+            if kind == PayloadType::None {
+                return Err(InvalidMessage::NotEncrypted);
+            }
+            let generic = GenericHeader::read(&mut reader)?;
+            let mut contents = reader.sub("payload", generic.length, GenericHeader::LEN)?;
+            let front = match kind {
+                PayloadType::Encrypted => SealedFront::Whole { first: generic.next },
+                PayloadType::EncryptedFragment => {
+                    let (number, total) = (contents.u16()?, contents.u16()?);
+                    SealedFront::Fragment { first: generic.next, number, total }
+                }
+                _ => {
+                    kind = generic.next;
+                    continue;
+                }
+            };
+            // RFC 7296 3.14: it is the last payload; its "next payload" names the first one inside.
+            reader.finish()?;
+            let body = contents.rest();
+            let associated = datagram.get(..datagram.len().saturating_sub(body.len())).unwrap_or_default();
+            return Ok(Self { front, associated, body });
+        }
+        Err(InvalidMessage::TooMany { what: "payloads", limit: MAX_PAYLOADS })
+    }
+}
