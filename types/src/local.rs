@@ -15,17 +15,30 @@ pub const APPLICATION_TIMEOUT_SECONDS: u64 = 5;
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum AgentRequest {
     /// Free addresses run short: apply for another segment. The agent answers when the new segments stand in the state directory,
-    /// or at once if another application has brought enough meanwhile.
+    /// or at once if another application has brought some since the plugin looked.
     ApplyForSegment {
         /// Families that run short.
-        families: Vec<Family>,
-        /// Addresses that the plugin sees free, a family in the order of `families`; lets the agent join two applications into one.
-        free: Vec<u64>,
+        stock: Vec<Stock>,
     },
     /// An ADD took addresses: lets the agent look whether the spare is used up. Answered at once.
-    AddressesTaken,
+    AddressesTaken {
+        /// Every family of which there is a segment.
+        stock: Vec<Stock>,
+    },
     /// Whether the agent is there. CNI STATUS.
     Ping,
+}
+
+/// How many addresses of a family the plugin has, counted in one look under the shared lock. `free + leased` is what all segments hold that the
+/// plugin saw; so the agent can tell whether segments have come since, and what the spare is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Stock {
+    /// Which family.
+    pub family: Family,
+    /// Addresses for pods in this node's segments that no pod has.
+    pub free: u64,
+    /// Addresses in this node's segments that a pod has.
+    pub leased: u64,
 }
 
 /// What the agent answers.
