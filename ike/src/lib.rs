@@ -10,9 +10,11 @@
 //! - [`event`]: what the owner must do in the kernel and may tell people.
 //! - [`wire`]: messages as bytes.
 //! - [`crypto`]: key exchange, key derivation, and the protection of messages.
+//! - [`auth`]: how both ends prove who they are.
 #![forbid(unsafe_code)]
 #![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing))]
 
+pub mod auth;
 pub mod config;
 pub mod crypto;
 pub mod endpoint;

@@ -42,9 +42,9 @@ pub struct IkeKeys {
     /// SK_er: encrypts what the original responder sends; key and salt.
     pub(crate) er: Secret,
     /// SK_pi: goes into the initiator's AUTH.
-    pub pi: Secret,
+    pub(crate) pi: Secret,
     /// SK_pr: goes into the responder's AUTH.
-    pub pr: Secret,
+    pub(crate) pr: Secret,
 }
 
 impl IkeKeys {

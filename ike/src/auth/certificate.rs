@@ -1,0 +1,184 @@
+//! Whom a certificate convinces (RFC 5280, RFC 4945): chain, validity, usage, names.
+
+use std::time::Duration;
+
+use ring::digest;
+use rustls_pki_types::{CertificateDer, SignatureVerificationAlgorithm, TrustAnchor, UnixTime};
+use webpki::{EndEntityCert, ExtendedKeyUsageValidator, KeyPurposeId, KeyPurposeIdIter};
+use x509_parser::prelude::{FromDer, X509Certificate};
+
+use super::signature::PublicKey;
+use super::{AuthError, CredentialError, MAX_CHAIN, identity};
+use crate::config::{CertificateAuth, Identity};
+use crate::wire::{Certificate, CertificateEncoding};
+
+/// Signatures that are accepted on certificates. RSA only there: a foreign CA may have such a key.
+static CHAIN_ALGORITHMS: &[&dyn SignatureVerificationAlgorithm] = &[
+    webpki::ring::ED25519,
+    webpki::ring::ECDSA_P256_SHA256,
+    webpki::ring::ECDSA_P256_SHA384,
+    webpki::ring::ECDSA_P384_SHA256,
+    webpki::ring::ECDSA_P384_SHA384,
+    webpki::ring::RSA_PKCS1_2048_8192_SHA256,
+    webpki::ring::RSA_PKCS1_2048_8192_SHA384,
+    webpki::ring::RSA_PKCS1_2048_8192_SHA512,
+];
+
+/// anyExtendedKeyUsage, 2.5.29.37.0 (RFC 5280 4.2.1.12).
+const ANY_USAGE: &[u8] = &[0x55, 0x1d, 0x25, 0x00];
+
+/// Which certificates are believed.
+#[derive(Debug)]
+pub(super) struct Trust {
+    anchors: Vec<TrustAnchor<'static>>,
+    authorities: Vec<u8>,
+    uri: Option<String>,
+    usages: Vec<Vec<u8>>,
+}
+
+impl Trust {
+    pub(super) fn new(auth: &CertificateAuth) -> Result<Self, CredentialError> {
+        if auth.trust_anchors.is_empty() {
+            return Err(CredentialError::NoTrustAnchor);
+        }
+        let mut anchors = Vec::with_capacity(auth.trust_anchors.len());
+        let mut authorities = Vec::new();
+        for der in &auth.trust_anchors {
+            let certificate = CertificateDer::from(der.as_slice());
+            let anchor =
+                webpki::anchor_from_trusted_cert(&certificate).map_err(|_| CredentialError::MalformedTrustAnchor)?;
+            anchors.push(anchor.to_owned());
+            let (_, parsed) = X509Certificate::from_der(der).map_err(|_| CredentialError::MalformedTrustAnchor)?;
+            // RFC 7296 3.7: SHA-1 of the SubjectPublicKeyInfo element.
+            let hash = digest::digest(&digest::SHA1_FOR_LEGACY_USE_ONLY, parsed.public_key().raw);
+            authorities.extend_from_slice(hash.as_ref());
+        }
+        let (uri, usages) = (auth.remote_uri.clone(), auth.remote_key_usages.clone());
+        Ok(Self { anchors, authorities, uri, usages })
+    }
+
+    /// Hashes of the trust anchors, as CERTREQ carries them.
+    pub(super) fn authorities(&self) -> &[u8] {
+        &self.authorities
+    }
+
+    /// The public key of the first certificate, if the certificates make it that of `claimed`, now.
+    pub(super) fn judge(
+        &self,
+        certificates: &[Certificate],
+        claimed: &Identity,
+        unix_time: u64,
+    ) -> Result<PublicKey, AuthError> {
+        let mut chain = certificates
+            .iter()
+            .filter(|certificate| certificate.encoding == CertificateEncoding::X509Signature)
+            .map(|certificate| CertificateDer::from(certificate.data.as_slice()))
+            .take(MAX_CHAIN);
+        // RFC 7296 3.6: the first certificate holds the key of AUTH.
+        let leaf = chain.next().ok_or(AuthError::NoCertificate)?;
+        let intermediates: Vec<_> = chain.collect();
+        let parsed = parse(&leaf).ok_or_else(|| AuthError::MalformedCertificate("not DER of X.509".into()))?;
+        self.check_path(&leaf, &intermediates, &parsed, unix_time)?;
+        self.check_usage(&parsed)?;
+        if !identity::certifies(&parsed, claimed) {
+            let certified = identity::describe(&parsed);
+            return Err(AuthError::NotCertified { claimed: claimed.clone(), certified });
+        }
+        if let Some(uri) = self.uri.as_ref().filter(|uri| !identity::has_uri(&parsed, uri)) {
+            let certified = identity::describe(&parsed);
+            return Err(AuthError::LacksUri { expected: uri.clone(), certified });
+        }
+        PublicKey::certified_by(&parsed)
+    }
+
+    fn check_path(
+        &self,
+        leaf: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        parsed: &X509Certificate<'_>,
+        unix_time: u64,
+    ) -> Result<(), AuthError> {
+        let end_entity =
+            EndEntityCert::try_from(leaf).map_err(|error| AuthError::MalformedCertificate(error.to_string()))?;
+        let time = UnixTime::since_unix_epoch(Duration::from_secs(unix_time));
+        let usages = IssuerUsages(&self.usages);
+        let path =
+            end_entity.verify_for_usage(CHAIN_ALGORITHMS, &self.anchors, intermediates, time, usages, None, None);
+        match path {
+            Ok(_) => Ok(()),
+            Err(webpki::Error::CertExpired { not_after, .. }) => {
+                Err(AuthError::Expired { not_after: not_after.as_secs(), now: unix_time })
+            }
+            Err(webpki::Error::CertNotValidYet { not_before, .. }) => {
+                Err(AuthError::NotYetValid { not_before: not_before.as_secs(), now: unix_time })
+            }
+            Err(webpki::Error::UnknownIssuer) => {
+                Err(AuthError::UnknownIssuer { issuer: format!("{:?}", parsed.issuer().to_string()) })
+            }
+            Err(webpki::Error::RequiredEkuNotFoundContext(_)) => Err(lacks_usage(parsed)),
+            Err(error) => Err(AuthError::Chain(error.to_string())),
+        }
+    }
+
+    /// The leaf must have one of the usages itself; "any" is not one, for a role must be given in so many words.
+    fn check_usage(&self, parsed: &X509Certificate<'_>) -> Result<(), AuthError> {
+        if self.usages.is_empty() {
+            return Ok(());
+        }
+        let usages = match parsed.extended_key_usage() {
+            Ok(Some(extension)) => extension.value,
+            _ => return Err(lacks_usage(parsed)),
+        };
+        let well_known = [
+            (usages.server_auth, 1),
+            (usages.client_auth, 2),
+            (usages.code_signing, 3),
+            (usages.email_protection, 4),
+            (usages.time_stamping, 8),
+            (usages.ocsp_signing, 9),
+        ];
+        // id-kp, 1.3.6.1.5.5.7.3
+        let id_kp = |last: u8| [0x2b, 0x06, 0x01, 0x05, 0x05, 0x07, 0x03, last];
+        let has = |wanted: &Vec<u8>| {
+            usages.other.iter().any(|usage| usage.as_bytes() == wanted.as_slice())
+                || well_known.iter().any(|&(set, last)| set && id_kp(last).as_slice() == wanted.as_slice())
+        };
+        if self.usages.iter().any(has) { Ok(()) } else { Err(lacks_usage(parsed)) }
+    }
+}
+
+/// The usages that an issuer may be limited to: none said, one of those asked for, or any. (The same holds for the leaf here; what it must
+/// have itself is checked on its own.)
+struct IssuerUsages<'a>(&'a [Vec<u8>]);
+
+impl ExtendedKeyUsageValidator for IssuerUsages<'_> {
+    fn validate(&self, present: KeyPurposeIdIter<'_, '_>) -> Result<(), webpki::Error> {
+        let mut found = Vec::new();
+        for usage in present {
+            let usage = usage?;
+            let wanted = self.0.iter().any(|wanted| KeyPurposeId::new(wanted) == usage);
+            if self.0.is_empty() || wanted || usage == KeyPurposeId::new(ANY_USAGE) {
+                return Ok(());
+            }
+            found.push(usage.to_decoded_oid());
+        }
+        if found.is_empty() {
+            return Ok(());
+        }
+        let required = webpki::KeyUsage::required(ANY_USAGE);
+        Err(webpki::Error::RequiredEkuNotFoundContext(webpki::RequiredEkuNotFoundContext { required, present: found }))
+    }
+}
+
+/// The public key of a certificate of ours.
+pub(super) fn public_key(der: &[u8]) -> Option<PublicKey> {
+    PublicKey::certified_by(&parse(der)?).ok()
+}
+
+fn parse(der: &[u8]) -> Option<X509Certificate<'_>> {
+    X509Certificate::from_der(der).ok().filter(|(rest, _)| rest.is_empty()).map(|(_, certificate)| certificate)
+}
+
+fn lacks_usage(parsed: &X509Certificate<'_>) -> AuthError {
+    AuthError::LacksKeyUsage { subject: format!("{:?}", parsed.subject().to_string()) }
+}

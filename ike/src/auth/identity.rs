@@ -1,0 +1,131 @@
+//! When two identities are the same, and which ones a certificate certifies.
+
+use std::fmt;
+use std::net::IpAddr;
+
+use x509_parser::extensions::GeneralName;
+use x509_parser::prelude::{FromDer, X509Certificate, X509Name};
+
+use crate::config::Identity;
+
+/// Whether two identities name the same peer: domain names without regard to case (RFC 4343), distinguished names without regard to the string
+/// types of their values (a configuration written by hand need not know which ones the CA took), all else octet by octet.
+pub fn same_identity(a: &Identity, b: &Identity) -> bool {
+    match (a, b) {
+        (Identity::Fqdn(a), Identity::Fqdn(b)) => same_domain(a, b),
+        (Identity::Email(a), Identity::Email(b)) => same_email(a, b),
+        (Identity::DistinguishedName(a), Identity::DistinguishedName(b)) => a == b || same_name(a, b).unwrap_or(false),
+        (Identity::Address(a), Identity::Address(b)) => a.to_canonical() == b.to_canonical(),
+        (a, b) => a == b,
+    }
+}
+
+/// Whether a certificate is for this identity: by a subjectAltName of its type, or by its subject (RFC 4945 3.1). Wildcards certify nothing.
+pub(super) fn certifies(certificate: &X509Certificate<'_>, identity: &Identity) -> bool {
+    let names = alternative_names(certificate);
+    match identity {
+        Identity::Fqdn(claimed) => {
+            names.iter().any(|name| matches!(name, GeneralName::DNSName(name) if same_domain(name, claimed)))
+        }
+        Identity::Email(claimed) => {
+            names.iter().any(|name| matches!(name, GeneralName::RFC822Name(name) if same_email(name, claimed)))
+        }
+        Identity::Address(claimed) => names.iter().any(
+            |name| matches!(name, GeneralName::IPAddress(octets) if address(octets) == Some(claimed.to_canonical())),
+        ),
+        Identity::DistinguishedName(claimed) => {
+            let subject = certificate.subject().as_raw();
+            subject == claimed || same_name(subject, claimed).unwrap_or(false)
+        }
+        // RFC 4945 3.1.7: a key ID has no counterpart in a certificate.
+        Identity::KeyId(_) => false,
+    }
+}
+
+/// Whether a certificate has this URI as a subjectAltName, octet by octet.
+pub(super) fn has_uri(certificate: &X509Certificate<'_>, uri: &str) -> bool {
+    alternative_names(certificate).iter().any(|name| matches!(name, GeneralName::URI(name) if *name == uri))
+}
+
+/// For whom a certificate is, for people.
+pub(super) fn describe(certificate: &X509Certificate<'_>) -> String {
+    let mut names = vec![format!("subject \"{}\"", certificate.subject())];
+    for name in alternative_names(certificate) {
+        names.push(match name {
+            GeneralName::DNSName(name) => format!("DNS {name:?}"),
+            GeneralName::RFC822Name(name) => format!("email {name:?}"),
+            GeneralName::URI(name) => format!("URI {name:?}"),
+            GeneralName::IPAddress(octets) => match address(octets) {
+                Some(address) => format!("address {address}"),
+                None => continue,
+            },
+            _ => continue,
+        });
+    }
+    names.truncate(8);
+    names.join(", ")
+}
+
+fn alternative_names<'a, 'c>(certificate: &'c X509Certificate<'a>) -> &'c [GeneralName<'a>] {
+    match certificate.subject_alternative_name() {
+        Ok(Some(names)) => &names.value.general_names,
+        _ => &[],
+    }
+}
+
+fn same_domain(a: &str, b: &str) -> bool {
+    let a = a.strip_suffix('.').unwrap_or(a);
+    let b = b.strip_suffix('.').unwrap_or(b);
+    !a.is_empty() && a.eq_ignore_ascii_case(b)
+}
+
+fn same_email(a: &str, b: &str) -> bool {
+    match (a.rsplit_once('@'), b.rsplit_once('@')) {
+        (Some((a, a_domain)), Some((b, b_domain))) => a == b && same_domain(a_domain, b_domain),
+        _ => a == b,
+    }
+}
+
+fn address(octets: &[u8]) -> Option<IpAddr> {
+    if let Ok(octets) = <[u8; 4]>::try_from(octets) {
+        return Some(octets.into());
+    }
+    <[u8; 16]>::try_from(octets).ok().map(|octets| IpAddr::from(octets).to_canonical())
+}
+
+/// Compares two names RDN by RDN, attribute by attribute; `None` if one of them is no name.
+fn same_name(a: &[u8], b: &[u8]) -> Option<bool> {
+    let (rest_a, a) = X509Name::from_der(a).ok()?;
+    let (rest_b, b) = X509Name::from_der(b).ok()?;
+    if !rest_a.is_empty() || !rest_b.is_empty() || a.iter().count() != b.iter().count() {
+        return Some(false);
+    }
+    Some(a.iter().zip(b.iter()).all(|(a, b)| {
+        a.iter().count() == b.iter().count()
+            && a.iter().zip(b.iter()).all(|(a, b)| {
+                let same_value = match (a.as_str(), b.as_str()) {
+                    (Ok(a), Ok(b)) => a == b,
+                    _ => a.attr_value() == b.attr_value(),
+                };
+                a.attr_type() == b.attr_type() && same_value
+            })
+    }))
+}
+
+impl fmt::Display for Identity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Address(address) => write!(f, "{address}"),
+            // Text from a peer is quoted, so that it cannot forge a line of a log.
+            Self::Fqdn(text) | Self::Email(text) => write!(f, "{text:?}"),
+            Self::DistinguishedName(der) => match X509Name::from_der(der) {
+                Ok((_, name)) => write!(f, "{:?}", name.to_string()),
+                Err(_) => write!(f, "a malformed distinguished name"),
+            },
+            Self::KeyId(id) => {
+                f.write_str("key ID 0x")?;
+                id.iter().take(64).try_for_each(|octet| write!(f, "{octet:02x}"))
+            }
+        }
+    }
+}

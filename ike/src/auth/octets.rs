@@ -1,0 +1,44 @@
+//! What AUTH covers (RFC 7296 2.15).
+
+use crate::config::Prf;
+use crate::crypto::IkeKeys;
+use crate::wire::Id;
+
+/// The octets that one end's AUTH covers.
+#[derive(Clone)]
+pub struct SignedOctets {
+    prf: Prf,
+    octets: Vec<u8>,
+}
+
+impl SignedOctets {
+    /// InitiatorSignedOctets = RealMessage1 | NonceRData | prf(SK_pi, RestOfInitIDPayload). `request` is the IKE_SA_INIT request as it was sent,
+    /// from the header's first octet on: the last one, that with a cookie if there was one.
+    pub fn initiator(keys: &IkeKeys, request: &[u8], responder_nonce: &[u8], id: &Id) -> Self {
+        Self::new(keys.suite.prf, request, responder_nonce, keys.pi.expose(), id)
+    }
+
+    /// ResponderSignedOctets = RealMessage2 | NonceIData | prf(SK_pr, RestOfRespIDPayload). `response` is the IKE_SA_INIT response as it was sent.
+    pub fn responder(keys: &IkeKeys, response: &[u8], initiator_nonce: &[u8], id: &Id) -> Self {
+        Self::new(keys.suite.prf, response, initiator_nonce, keys.pr.expose(), id)
+    }
+
+    fn new(prf: Prf, message: &[u8], nonce: &[u8], sk_p: &[u8], id: &Id) -> Self {
+        let maced_id = prf.compute(sk_p, &[&id.body()]);
+        Self { prf, octets: [message, nonce, maced_id.expose()].concat() }
+    }
+
+    pub(super) fn prf(&self) -> Prf {
+        self.prf
+    }
+
+    pub(super) fn as_slice(&self) -> &[u8] {
+        &self.octets
+    }
+}
+
+impl std::fmt::Debug for SignedOctets {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("SignedOctets").field("prf", &self.prf).finish_non_exhaustive()
+    }
+}

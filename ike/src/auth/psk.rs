@@ -1,0 +1,24 @@
+//! Shared Key Message Integrity Code (RFC 7296 2.15).
+
+use super::{AuthError, SignedOctets};
+use crate::secret::Secret;
+use crate::wire::{AuthMethod, Authentication};
+
+const KEY_PAD: &[u8] = b"Key Pad for IKEv2";
+
+/// AUTH = prf(prf(Shared Secret, "Key Pad for IKEv2"), SignedOctets).
+pub(super) fn shared_key_mic(octets: &SignedOctets, psk: &Secret) -> Secret {
+    let key = octets.prf().compute(psk.expose(), &[KEY_PAD]);
+    octets.prf().compute(key.expose(), &[octets.as_slice()])
+}
+
+pub(super) fn verify(octets: &SignedOctets, psk: &Secret, auth: &Authentication) -> Result<(), AuthError> {
+    if auth.method != AuthMethod::SharedKey {
+        return Err(AuthError::Method { expected: "a pre-shared key", found: auth.method });
+    }
+    // Secret compares in constant time.
+    if shared_key_mic(octets, psk) != Secret::new(auth.data.clone()) {
+        return Err(AuthError::SharedKey);
+    }
+    Ok(())
+}
