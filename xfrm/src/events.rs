@@ -1,0 +1,269 @@
+//! What happens to the kernel's SAs and policies, on a socket of its own.
+
+use std::collections::VecDeque;
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
+
+use netlink_packet_xfrm as nl;
+use netlink_sys::protocols::NETLINK_XFRM;
+use netlink_sys::{Socket, SocketAddr as Port};
+use zeroize::{Zeroize, Zeroizing};
+
+use crate::error::Result;
+use crate::netlink::{self, Frame, Frames, widen_buffer};
+use crate::policy::InstalledPolicy;
+use crate::sa::{Sa, SaId};
+use crate::selector::Selector;
+use crate::wire;
+
+/// Largest notification: an SA with its widest replay window is below 2 KiB.
+const DATAGRAM: usize = 32 << 10;
+
+/// What happened.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Event {
+    /// A packet met an `out` policy that has no SA. Comes once a flow until the kernel's larval state is gone (30 s) or an SA is there.
+    Acquire {
+        /// Reqid of the policy's template.
+        reqid: u32,
+        /// The packet's own addresses and ports.
+        selector: Selector,
+        /// Outer source that the SA would have.
+        source: IpAddr,
+        /// Outer destination.
+        destination: IpAddr,
+        /// Which policy.
+        policy_index: u32,
+    },
+    /// An SA reached a limit of packets or bytes.
+    Expire {
+        /// Which.
+        id: SaId,
+        /// Its reqid.
+        reqid: u32,
+        /// The kernel has deleted it; otherwise it is time to rekey.
+        hard: bool,
+    },
+    /// An SA was installed or updated.
+    SaChanged(Box<Sa>),
+    /// An SA was deleted.
+    SaDeleted {
+        /// Which.
+        id: SaId,
+        /// Its reqid.
+        reqid: Option<u32>,
+    },
+    /// All SAs were deleted at once (`ip xfrm state flush`).
+    SasFlushed,
+    /// A policy was installed or replaced.
+    PolicyChanged(Box<InstalledPolicy>),
+    /// A policy was deleted.
+    PolicyDeleted(Box<InstalledPolicy>),
+    /// All policies were deleted at once (`ip xfrm policy flush`).
+    PoliciesFlushed,
+    /// ESP of this SA comes from another address or port: a NAT forgot, or the peer moved. Its packet was genuine.
+    Mapping {
+        /// Which.
+        id: SaId,
+        /// Its reqid.
+        reqid: u32,
+        /// Where the peer was.
+        old: SocketAddr,
+        /// Where it is.
+        new: SocketAddr,
+    },
+    /// Events were lost: read everything again.
+    Overrun,
+}
+
+/// A non-blocking socket for [`Event`]s. Register it for readability, then call [`EventSocket::next`] until it gives `None`.
+pub struct EventSocket {
+    socket: Socket,
+    buffer: Zeroizing<Vec<u8>>,
+    queue: VecDeque<Event>,
+    ignored: Vec<u32>,
+}
+
+impl std::fmt::Debug for EventSocket {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("EventSocket")
+            .field("socket", &self.socket)
+            .field("ignored", &self.ignored)
+            .finish_non_exhaustive()
+    }
+}
+
+impl EventSocket {
+    /// Opens it in the thread's network namespace. Open it before the first dump, so that nothing falls between.
+    pub fn open() -> Result<Self> {
+        let failed = |doing: &'static str| move |source: io::Error| netlink::Error::Io { doing, source };
+        let mut socket = Socket::new(NETLINK_XFRM).map_err(failed("cannot open a netlink socket"))?;
+        socket.set_non_blocking(true).map_err(failed("cannot set O_NONBLOCK on a netlink socket"))?;
+        widen_buffer(&socket)?;
+        socket.bind(&Port::new(0, 0)).map_err(failed("cannot bind a netlink socket"))?;
+        for group in
+            [nl::XFRMNLGRP_ACQUIRE, nl::XFRMNLGRP_EXPIRE, nl::XFRMNLGRP_SA, nl::XFRMNLGRP_POLICY, nl::XFRMNLGRP_MAPPING]
+        {
+            socket.add_membership(group).map_err(failed("cannot listen to XFRM's notifications"))?;
+        }
+        Ok(Self { socket, buffer: Zeroizing::new(vec![0; DATAGRAM]), queue: VecDeque::new(), ignored: Vec::new() })
+    }
+
+    /// Leaves out what was done through the request socket of this port ([`crate::Xfrm::port`]).
+    pub fn ignore_port(&mut self, port: u32) {
+        self.ignored.push(port);
+    }
+
+    /// The next event; `None` when there is none for now.
+    #[allow(clippy::should_implement_trait)]
+    pub fn next(&mut self) -> Result<Option<Event>> {
+        loop {
+            if let Some(event) = self.queue.pop_front() {
+                return Ok(Some(event));
+            }
+            match self.socket.recv(&mut self.buffer.as_mut_slice(), libc::MSG_TRUNC) {
+                Ok(length) => self.take_datagram(length),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(None),
+                Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => return Ok(Some(Event::Overrun)),
+                Err(source) => {
+                    return Err(netlink::Error::Io { doing: "cannot receive XFRM's notifications", source }.into());
+                }
+            }
+        }
+    }
+
+    fn take_datagram(&mut self, length: usize) {
+        let Some(bytes) = self.buffer.get_mut(..length) else {
+            // Larger than anything that the kernel sends today: as good as lost.
+            self.queue.push_back(Event::Overrun);
+            return;
+        };
+        for frame in Frames::new(bytes) {
+            let parsed = frame.and_then(|frame| {
+                if frame.port != 0 && self.ignored.contains(&frame.port) { Ok(None) } else { parse(&frame) }
+            });
+            match parsed {
+                Ok(event) => self.queue.extend(event),
+                Err(reason) => {
+                    tracing::warn!(reason, "a notification of XFRM was not understood; reading everything again");
+                    self.queue.push_back(Event::Overrun);
+                }
+            }
+        }
+        bytes.zeroize();
+    }
+}
+
+impl AsFd for EventSocket {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+}
+
+impl AsRawFd for EventSocket {
+    fn as_raw_fd(&self) -> RawFd {
+        self.socket.as_raw_fd()
+    }
+}
+
+/// Length of `struct xfrm_usersa_flush` and of the header of an empty flush are of no interest: the type says it all.
+fn parse(frame: &Frame<'_>) -> Result<Option<Event>, String> {
+    Ok(match frame.kind {
+        nl::XFRM_MSG_ACQUIRE => Some(acquire(frame.body)?),
+        nl::XFRM_MSG_EXPIRE => Some(expire(frame.body)?),
+        nl::XFRM_MSG_NEWSA | nl::XFRM_MSG_UPDSA => Some(Event::SaChanged(Box::new(Sa::decode(frame.body)?))),
+        nl::XFRM_MSG_DELSA => Some(sa_deleted(frame.body)?),
+        nl::XFRM_MSG_FLUSHSA => Some(Event::SasFlushed),
+        nl::XFRM_MSG_NEWPOLICY | nl::XFRM_MSG_UPDPOLICY => {
+            InstalledPolicy::decode(frame.body)?.map(|policy| Event::PolicyChanged(Box::new(policy)))
+        }
+        nl::XFRM_MSG_DELPOLICY => policy_deleted(frame.body)?.map(|policy| Event::PolicyDeleted(Box::new(policy))),
+        nl::XFRM_MSG_FLUSHPOLICY => Some(Event::PoliciesFlushed),
+        nl::XFRM_MSG_MAPPING => Some(mapping(frame.body)?),
+        _ => None,
+    })
+}
+
+/// `struct xfrm_user_acquire`, then the template.
+fn acquire(body: &[u8]) -> Result<Event, String> {
+    let (fixed, rest) = wire::split(body, nl::XFRM_USER_ACQUIRE_LEN)?;
+    let raw = nl::UserAcquire::parse(fixed).map_err(|error| error.to_string())?;
+    let selector = Selector::from_kernel(&raw.selector).ok_or("acquire without a family")?;
+    let (mut reqid, mut family) = (0, raw.selector.family);
+    wire::attributes(rest, |kind, value| {
+        if kind == nl::XFRMA_TMPL
+            && let Some(first) = value.get(..nl::XFRM_USER_TEMPLATE_LEN)
+        {
+            let template = nl::UserTemplate::parse(first).map_err(|error| error.to_string())?;
+            reqid = template.reqid;
+            family = template.family;
+        }
+        Ok(())
+    })?;
+    let address = |raw: &nl::Address| wire::address(raw, family).ok_or_else(|| format!("acquire of family {family}"));
+    Ok(Event::Acquire {
+        reqid,
+        selector,
+        source: address(&raw.saddr)?,
+        destination: address(&raw.id.daddr)?,
+        policy_index: raw.policy.index,
+    })
+}
+
+/// `struct xfrm_user_expire`.
+fn expire(body: &[u8]) -> Result<Event, String> {
+    let (fixed, _) = wire::split(body, nl::XFRM_USER_EXPIRE_LEN)?;
+    let raw = nl::UserExpire::parse(fixed).map_err(|error| error.to_string())?;
+    let sa = Sa::from_info(&raw.state)?;
+    Ok(Event::Expire { id: sa.id, reqid: sa.reqid, hard: raw.hard != 0 })
+}
+
+/// `struct xfrm_usersa_id`, then the SA.
+fn sa_deleted(body: &[u8]) -> Result<Event, String> {
+    let (fixed, rest) = wire::split(body, nl::XFRM_USER_SA_ID_LEN)?;
+    let raw = nl::UserSaId::parse(fixed).map_err(|error| error.to_string())?;
+    let destination =
+        wire::address(&raw.daddr, raw.family).ok_or_else(|| format!("deleted SA of family {}", raw.family))?;
+    let mut reqid = None;
+    wire::attributes(rest, |kind, value| {
+        if kind == nl::XFRMA_SA {
+            let (fixed, _) = wire::split(value, nl::XFRM_USER_SA_INFO_LEN)?;
+            reqid = Some(nl::UserSaInfo::parse(fixed).map_err(|error| error.to_string())?.reqid);
+        }
+        Ok(())
+    })?;
+    Ok(Event::SaDeleted { id: SaId { destination, spi: raw.spi }, reqid })
+}
+
+/// `struct xfrm_userpolicy_id`, then the policy as `XFRMA_POLICY`, then its templates.
+fn policy_deleted(body: &[u8]) -> Result<Option<InstalledPolicy>, String> {
+    let (_, rest) = wire::split(body, nl::XFRM_USER_POLICY_ID_LEN)?;
+    let mut whole = None;
+    wire::attributes(rest, |kind, value| {
+        if kind == nl::XFRMA_POLICY {
+            let (fixed, _) = wire::split(value, nl::XFRM_USER_POLICY_INFO_LEN)?;
+            whole = Some(fixed.to_vec());
+        }
+        Ok(())
+    })?;
+    let mut whole = whole.ok_or("deleted policy without XFRMA_POLICY")?;
+    whole.extend_from_slice(rest);
+    InstalledPolicy::decode(&whole)
+}
+
+/// `struct xfrm_user_mapping`.
+fn mapping(body: &[u8]) -> Result<Event, String> {
+    let (fixed, _) = wire::split(body, nl::XFRM_USER_MAPPING_LEN)?;
+    let raw = nl::UserMapping::parse(fixed).map_err(|error| error.to_string())?;
+    let family = raw.id.family;
+    let address = |raw: &nl::Address| wire::address(raw, family).ok_or_else(|| format!("mapping of family {family}"));
+    Ok(Event::Mapping {
+        id: SaId { destination: address(&raw.id.daddr)?, spi: raw.id.spi },
+        reqid: raw.reqid,
+        old: SocketAddr::new(address(&raw.old_saddr)?, raw.old_sport),
+        new: SocketAddr::new(address(&raw.new_saddr)?, raw.new_sport),
+    })
+}

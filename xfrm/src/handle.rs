@@ -1,0 +1,230 @@
+//! The kernel's SA and policy databases.
+
+use std::net::IpAddr;
+
+use netlink_packet_core::DefaultNla;
+use netlink_packet_xfrm as nl;
+use netlink_packet_xfrm::XfrmMessage;
+use netlink_sys::protocols::NETLINK_XFRM;
+
+use crate::error::{Error, Result};
+use crate::message::{Answer, Request};
+use crate::netlink::{self, Netlink, Rejection};
+use crate::policy::{InstalledPolicy, Policy};
+use crate::reconcile::{self, Plan};
+use crate::reqid::Reqid;
+use crate::sa::{self, Features, Sa, SaDirection, SaId, SaParams, SpiRange};
+use crate::wire;
+
+mod policies;
+
+/// A connection to XFRM in the network namespace of the thread that opened it. Each method is one or two quick system calls.
+#[derive(Debug)]
+pub struct Xfrm {
+    pub(crate) netlink: Netlink,
+    features: Features,
+}
+
+impl Xfrm {
+    /// Opens it and finds out what this kernel can do. Needs `CAP_NET_ADMIN`.
+    pub fn open() -> Result<Self> {
+        let mut netlink = Netlink::open(NETLINK_XFRM)?;
+        let features = Features { sa_direction: knows_sa_direction(&mut netlink)? };
+        Ok(Self { netlink, features })
+    }
+
+    /// What this kernel can do.
+    pub fn features(&self) -> Features {
+        self.features
+    }
+
+    /// Port of the request socket: notifications of our own changes carry it ([`crate::events::EventSocket::ignore_port`]).
+    pub fn port(&self) -> u32 {
+        self.netlink.port()
+    }
+
+    /// Reserves an SPI for an SA that will come from `source` to `destination` (us). The kernel holds the reservation for
+    /// `net.core.xfrm_acq_expires` (30 s); [`Xfrm::install_inbound`] makes an SA of it.
+    pub fn allocate_spi(&mut self, source: IpAddr, destination: IpAddr, reqid: Reqid, range: SpiRange) -> Result<u32> {
+        let mut attributes = Vec::new();
+        if self.features.sa_direction {
+            attributes.push(sa::direction_attribute(SaDirection::In));
+        }
+        let message = nl::state::AllocSpiMessage {
+            spi_info: nl::UserSpiInfo {
+                info: sa::base_info(source, destination, 0, reqid)?,
+                min: range.min,
+                max: range.max,
+            },
+            nlas: attributes,
+        };
+        let request = "reserve an SPI (XFRM_MSG_ALLOCSPI)";
+        match self.netlink.get(request, Request::from(XfrmMessage::AllocSpi(message)))? {
+            Answer::Sa(sa) => Ok(sa.id.spi),
+            _ => Err(netlink::Error::Malformed { request, reason: "it is not an SA".into() }.into()),
+        }
+    }
+
+    /// Installs an SA; an existing one of the same destination and SPI stays and is reported.
+    pub fn add_sa(&mut self, sa: &SaParams) -> Result<()> {
+        let request = Request::from(XfrmMessage::AddSa(sa.to_kernel(self.features)?));
+        self.netlink
+            .execute("install an SA (XFRM_MSG_NEWSA)", request, 0)
+            .map_err(|error| sa_error(error, sa.id(), Some(sa)))
+    }
+
+    /// Turns a reservation into an SA, or changes an SA of ours: its UDP ports, limits. (The kernel ignores a changed key,
+    /// and an address is part of what an SA is: install a new one instead.)
+    pub fn update_sa(&mut self, sa: &SaParams) -> Result<()> {
+        self.require_ours(sa.id())?;
+        let request = Request::from(XfrmMessage::UpdateSa(sa.to_kernel(self.features)?));
+        self.netlink
+            .execute("update an SA (XFRM_MSG_UPDSA)", request, 0)
+            .map_err(|error| sa_error(error, sa.id(), Some(sa)))
+    }
+
+    /// Installs an inbound SA over its reservation, or without one where that has run out meanwhile.
+    pub fn install_inbound(&mut self, sa: &SaParams) -> Result<()> {
+        match self.update_sa(sa) {
+            Err(Error::NoSuchSa { .. }) => self.add_sa(sa),
+            outcome => outcome,
+        }
+    }
+
+    /// Deletes an SA of ours. [`Error::NoSuchSa`] where there is none, [`Error::SaOfOther`] where it is not ours.
+    pub fn delete_sa(&mut self, id: SaId) -> Result<()> {
+        self.require_ours(id)?;
+        self.netlink
+            .execute("delete an SA (XFRM_MSG_DELSA)", delete_request(id), 0)
+            .map_err(|error| sa_error(error, id, None))
+    }
+
+    /// Reads one SA with its counters.
+    pub fn sa(&mut self, id: SaId) -> Result<Option<Sa>> {
+        let message = XfrmMessage::GetSa(nl::state::DelGetMessage { user_sa_id: id.to_kernel(), nlas: Vec::new() });
+        match self.netlink.get("read an SA (XFRM_MSG_GETSA)", Request::from(message)) {
+            Ok(Answer::Sa(sa)) => Ok(Some(*sa)),
+            Ok(_) => Ok(None),
+            Err(error) if error.errno() == Some(libc::ESRCH) => Ok(None),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Reads all SAs, others' too ([`Sa::is_ours`]), larval ones too ([`Sa::is_larval`]).
+    pub fn sas(&mut self) -> Result<Vec<Sa>> {
+        let message = XfrmMessage::GetDumpSa(nl::state::GetDumpMessage { nlas: Vec::new() });
+        let answers = self.netlink.dump("read all SAs (XFRM_MSG_GETSA)", Request::from(message))?;
+        Ok(answers
+            .into_iter()
+            .filter_map(|answer| match answer {
+                Answer::Sa(sa) => Some(*sa),
+                _ => None,
+            })
+            .collect())
+    }
+
+    /// Installs the new outbound SA and deletes the old one in one batch, so that never a packet meets none and a killed process never
+    /// leaves two. Where the old one is gone already (`false`), the new one is installed all the same.
+    pub fn switch_outbound(&mut self, new: &SaParams, old: SaId) -> Result<bool> {
+        // A refused installation would not keep the batch from deleting: what can be foreseen is asked before.
+        if self.sa(new.id())?.is_some() {
+            return Err(Error::SaExists { id: new.id() });
+        }
+        match self.require_ours(old) {
+            Err(Error::NoSuchSa { .. }) => return self.add_sa(new).map(|()| false),
+            outcome => outcome?,
+        }
+        let batch =
+            vec![(Request::from(XfrmMessage::AddSa(new.to_kernel(self.features)?)), 0), (delete_request(old), 0)];
+        let request = "switch outbound SAs (XFRM_MSG_NEWSA, XFRM_MSG_DELSA)";
+        let mut outcomes = self.netlink.batch(request, batch)?.into_iter();
+        let (added, deleted) = (outcomes.next(), outcomes.next());
+        if let Some(Err(rejection)) = added {
+            return Err(sa_error(netlink::Error::Rejected { request, rejection }, new.id(), Some(new)));
+        }
+        match deleted {
+            Some(Err(Rejection { errno: libc::ESRCH, .. })) => Ok(false),
+            Some(Err(rejection)) => Err(netlink::Error::Rejected { request, rejection }.into()),
+            _ => Ok(true),
+        }
+    }
+
+    fn require_ours(&mut self, id: SaId) -> Result<()> {
+        match self.sa(id)? {
+            None => Err(Error::NoSuchSa { id }),
+            Some(sa) if sa.is_ours() => Ok(()),
+            Some(sa) => Err(Error::SaOfOther { id, reqid: sa.reqid }),
+        }
+    }
+
+    /// Reads all policies, others' too ([`InstalledPolicy::is_ours`]); not those of single sockets.
+    pub fn policies(&mut self) -> Result<Vec<InstalledPolicy>> {
+        policies::dump(&mut self.netlink)
+    }
+
+    /// Installs a policy. Refused with [`Error::OccupiedByOther`] where another program holds its selector; one of ours there
+    /// is replaced in place if it differs (the kernel does that atomically). `true` if anything had to be done.
+    pub fn install_policy(&mut self, policy: &Policy) -> Result<bool> {
+        policies::install(&mut self.netlink, policy)
+    }
+
+    /// Reads the policy that holds a direction and selector, whoever's it is.
+    pub fn policy(&mut self, policy: &Policy) -> Result<Option<InstalledPolicy>> {
+        Ok(policies::holders(&mut self.netlink, std::slice::from_ref(policy))?.pop().flatten())
+    }
+
+    /// Makes the kernel have exactly the `desired` policies, as far as they are ours: one dump, a few batches. What was found
+    /// is in the plan; what could not be done and why, in the errors (another program's policies above all).
+    pub fn reconcile_policies(&mut self, desired: &[Policy]) -> Result<(Plan, Vec<Error>)> {
+        let plan = reconcile::policies(desired, &self.policies()?);
+        let errors = self.apply(&plan)?;
+        Ok((plan, errors))
+    }
+
+    /// Carries out a plan of [`reconcile::policies`]; what was refused is returned, the rest is done.
+    pub fn apply(&mut self, plan: &Plan) -> Result<Vec<Error>> {
+        let mut errors = policies::apply(&mut self.netlink, plan)?;
+        errors.extend(plan.occupied.iter().map(|(wanted, theirs)| Error::OccupiedByOther {
+            wanted: Box::new(*wanted),
+            theirs: Box::new(theirs.clone()),
+        }));
+        Ok(errors)
+    }
+
+    /// Deletes one of our policies by its index. `false` where it is gone already, [`Error::PolicyOfOther`] where the index is
+    /// another's by now.
+    pub fn delete_policy(&mut self, policy: &InstalledPolicy) -> Result<bool> {
+        policies::delete(&mut self.netlink, policy)
+    }
+}
+
+fn delete_request(id: SaId) -> Request {
+    XfrmMessage::DeleteSa(nl::state::DelGetMessage { user_sa_id: id.to_kernel(), nlas: Vec::new() }).into()
+}
+
+/// Gives the error numbers of SA requests their meaning.
+fn sa_error(error: netlink::Error, id: SaId, params: Option<&SaParams>) -> Error {
+    match (error.errno(), params) {
+        (Some(libc::EEXIST), _) => Error::SaExists { id },
+        (Some(libc::ESRCH), _) => Error::NoSuchSa { id },
+        // ENOSYS: no such algorithm; EPROTONOSUPPORT: no ESP.
+        (Some(libc::ENOSYS | libc::EPROTONOSUPPORT | libc::ENOENT), Some(sa)) => {
+            Error::Unsupported { algorithm: sa.aead.algorithm().kernel_name(), reason: error.to_string() }
+        }
+        _ => error.into(),
+    }
+}
+
+/// Asks for an SA that does not exist, with a direction that does not exist: a kernel that knows the attribute refuses its value
+/// (ERANGE), an older one skips it and finds no SA (ESRCH).
+fn knows_sa_direction(netlink: &mut Netlink) -> Result<bool> {
+    let id = SaId { destination: IpAddr::from([127, 0, 0, 1]), spi: 1 };
+    let direction = nl::XfrmAttrs::Other(DefaultNla::new(wire::XFRMA_SA_DIR, vec![u8::MAX]));
+    let message = XfrmMessage::GetSa(nl::state::DelGetMessage { user_sa_id: id.to_kernel(), nlas: vec![direction] });
+    match netlink.get::<_, Answer>("find out what XFRM can do (XFRM_MSG_GETSA)", Request::from(message)) {
+        Err(error) if matches!(error.errno(), Some(libc::ERANGE | libc::EINVAL)) => Ok(true),
+        Err(error) if error.errno() == Some(libc::ESRCH) => Ok(false),
+        Err(error) => Err(error.into()),
+        Ok(_) => Ok(false),
+    }
+}

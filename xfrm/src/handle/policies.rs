@@ -1,0 +1,237 @@
+//! Requests about policies.
+
+use std::hash::{DefaultHasher, Hash, Hasher};
+
+use netlink_packet_xfrm as nl;
+use netlink_packet_xfrm::XfrmMessage;
+
+use crate::error::{Error, Result};
+use crate::message::{Answer, Request};
+use crate::netlink::{self, Netlink, Rejection};
+use crate::policy::{Action, InstalledPolicy, Policy};
+use crate::reconcile::Plan;
+use crate::reqid::{FIRST_INDEX, LAST_INDEX, index_is_ours};
+
+/// How often a policy is tried again that others change meanwhile.
+const ATTEMPTS: u32 = 8;
+
+const ADD: &str = "install a policy (XFRM_MSG_NEWPOLICY)";
+const UPDATE: &str = "replace a policy of ours (XFRM_MSG_UPDPOLICY)";
+const DELETE: &str = "delete a policy of ours (XFRM_MSG_DELPOLICY)";
+const READ: &str = "read a policy (XFRM_MSG_GETPOLICY)";
+
+pub(crate) fn dump(netlink: &mut Netlink) -> Result<Vec<InstalledPolicy>> {
+    let message = XfrmMessage::GetPolicy(nl::policy::DelGetMessage::default());
+    let answers = netlink.dump("read all policies (XFRM_MSG_GETPOLICY)", Request::from(message))?;
+    Ok(answers
+        .into_iter()
+        .filter_map(|answer| match answer {
+            Answer::Policy(policy) => Some(*policy),
+            _ => None,
+        })
+        .collect())
+}
+
+/// Who holds the selectors of these policies, in their order: one datagram there, one or a few back.
+pub(crate) fn holders(netlink: &mut Netlink, policies: &[Policy]) -> Result<Vec<Option<InstalledPolicy>>> {
+    let requests = policies.iter().map(|policy| {
+        let id =
+            nl::UserPolicyId { selector: policy.selector.to_kernel(), index: 0, direction: policy.direction as u8 };
+        Request::from(XfrmMessage::GetPolicy(nl::policy::DelGetMessage { user_policy_id: id, nlas: Vec::new() }))
+    });
+    netlink.get_all(READ, requests.collect())?.into_iter().map(found).collect()
+}
+
+fn by_index(netlink: &mut Netlink, policy: &InstalledPolicy) -> Result<Option<InstalledPolicy>> {
+    let message = XfrmMessage::GetPolicy(index_message(policy));
+    netlink.get_all(READ, vec![Request::from(message)])?.pop().map_or(Ok(None), found)
+}
+
+fn found(answer: Result<Answer, Rejection>) -> Result<Option<InstalledPolicy>> {
+    match answer {
+        Ok(Answer::Policy(policy)) => Ok(Some(*policy)),
+        Ok(_) | Err(Rejection { errno: libc::ENOENT, .. }) => Ok(None),
+        Err(rejection) => Err(netlink::Error::Rejected { request: READ, rejection }.into()),
+    }
+}
+
+/// NEWPOLICY first, since it refuses to replace anyone's; UPDPOLICY, which replaces anyone's, only where ours stands.
+pub(crate) fn install(netlink: &mut Netlink, policy: &Policy) -> Result<bool> {
+    for attempt in 0..ATTEMPTS {
+        match add(netlink, policy, attempt) {
+            Ok(true) => return Ok(true),
+            // An index was taken between choosing and using it: choose another.
+            Ok(false) => continue,
+            Err(Error::Netlink(error)) if error.errno() == Some(libc::EEXIST) => {}
+            Err(error) => return Err(error),
+        }
+        match holders(netlink, std::slice::from_ref(policy))?.pop().flatten() {
+            // Deleted since.
+            None => {}
+            Some(holder) if holder.matches(policy) => return Ok(false),
+            Some(holder) if holder.is_ours() => {
+                replace(netlink, policy, &holder)?;
+                return Ok(true);
+            }
+            Some(holder) => {
+                return Err(Error::OccupiedByOther { wanted: Box::new(*policy), theirs: Box::new(holder) });
+            }
+        }
+    }
+    Err(netlink::Error::Interrupted { request: ADD }.into())
+}
+
+/// `Ok(false)`: the kernel gave an allow another index than asked for, by which it could not be told as ours; it was taken back.
+fn add(netlink: &mut Netlink, policy: &Policy, attempt: u32) -> Result<bool> {
+    let index = index_for(policy, attempt);
+    netlink.execute(ADD, Request::from(XfrmMessage::AddPolicy(policy.to_kernel(index))), 0)?;
+    if policy.action != Action::Allow {
+        return Ok(true);
+    }
+    match holders(netlink, std::slice::from_ref(policy))?.pop().flatten() {
+        Some(holder) if holder.index == index => Ok(true),
+        Some(holder) if same_allow(&holder, policy) => {
+            execute_delete(netlink, &holder)?;
+            Ok(false)
+        }
+        _ => Ok(false),
+    }
+}
+
+/// Over `holder`, which is ours. The kernel keeps the holder's index; where that would not tell an allow as ours, delete and
+/// add: what slips between goes as it will go from now on, in clear or to the blocks below.
+fn replace(netlink: &mut Netlink, policy: &Policy, holder: &InstalledPolicy) -> Result<()> {
+    if policy.action == Action::Allow && !index_is_ours(holder.index) {
+        execute_delete(netlink, holder)?;
+        for attempt in 0..ATTEMPTS {
+            if add(netlink, policy, attempt)? {
+                return Ok(());
+            }
+        }
+        return Err(netlink::Error::Interrupted { request: UPDATE }.into());
+    }
+    netlink.execute(UPDATE, update(policy, holder), 0)?;
+    Ok(())
+}
+
+fn update(policy: &Policy, holder: &InstalledPolicy) -> Request {
+    XfrmMessage::UpdatePolicy(policy.to_kernel(holder.index)).into()
+}
+
+/// Carries out a plan: replacements and peers first, then allows, then blocks, and deletions last, so that at no moment a packet
+/// goes in clear that should not, and no tunnel is cut. What others changed since the plan was made is looked at one by one.
+pub(crate) fn apply(netlink: &mut Netlink, plan: &Plan) -> Result<Vec<Error>> {
+    let mut refused = Vec::new();
+    let mut singly: Vec<Policy> = Vec::new();
+
+    let (in_place, anew): (Vec<_>, Vec<_>) =
+        plan.changed.iter().partition(|(policy, holder)| policy.action != Action::Allow || index_is_ours(holder.index));
+    singly.extend(anew.iter().map(|(policy, _)| *policy));
+    // UPDPOLICY replaces anyone's: who holds the selectors is asked once more right before.
+    let wanted: Vec<Policy> = in_place.iter().map(|(policy, _)| *policy).collect();
+    let holders = holders(netlink, &wanted)?;
+    let (mut updates, mut updated) = (Vec::new(), Vec::new());
+    for (policy, holder) in wanted.into_iter().zip(holders) {
+        match holder {
+            Some(holder) if holder.is_ours() => {
+                updates.push((update(&policy, &holder), 0));
+                updated.push(policy);
+            }
+            _ => singly.push(policy),
+        }
+    }
+    for (policy, outcome) in updated.into_iter().zip(netlink.batch(UPDATE, updates)?) {
+        if outcome.is_err() {
+            singly.push(policy);
+        }
+    }
+
+    let mut missing = plan.missing.clone();
+    missing.sort_by_key(|policy| match policy.action {
+        Action::Protect(_) => 0,
+        Action::Allow => 1,
+        Action::Block => 2,
+    });
+    let additions =
+        missing.iter().map(|policy| (Request::from(XfrmMessage::AddPolicy(policy.to_kernel(index_for(policy, 0)))), 0));
+    let outcomes = netlink.batch(ADD, additions.collect())?;
+    let mut allows = Vec::new();
+    for (policy, outcome) in missing.into_iter().zip(outcomes) {
+        match outcome {
+            Ok(()) if policy.action == Action::Allow => allows.push(policy),
+            Ok(()) => {}
+            Err(_) => singly.push(policy),
+        }
+    }
+    for (policy, holder) in allows.iter().zip(self::holders(netlink, &allows)?) {
+        match holder {
+            Some(holder) if holder.matches(policy) => {}
+            Some(holder) if holder.index != index_for(policy, 0) && same_allow(&holder, policy) => {
+                execute_delete(netlink, &holder)?;
+                singly.push(*policy);
+            }
+            _ => singly.push(*policy),
+        }
+    }
+    for policy in &singly {
+        if let Err(error) = install(netlink, policy) {
+            match error {
+                Error::OccupiedByOther { .. } | Error::Netlink(netlink::Error::Rejected { .. }) => refused.push(error),
+                error => return Err(error),
+            }
+        }
+    }
+
+    let mut stray = plan.stray.clone();
+    stray.sort_by_key(|policy| (policy.blocks, !policy.templates.is_empty()));
+    for policy in &stray {
+        match delete(netlink, policy) {
+            Ok(_) => {}
+            Err(error @ (Error::PolicyOfOther { .. } | Error::Netlink(netlink::Error::Rejected { .. }))) => {
+                refused.push(error)
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(refused)
+}
+
+fn same_allow(holder: &InstalledPolicy, policy: &Policy) -> bool {
+    holder.templates.is_empty() && holder.priority == policy.priority && !holder.blocks && holder.competes()
+}
+
+pub(crate) fn delete(netlink: &mut Netlink, policy: &InstalledPolicy) -> Result<bool> {
+    match by_index(netlink, policy)? {
+        None => Ok(false),
+        Some(holder) if holder.is_ours() && holder.key() == policy.key() => execute_delete(netlink, &holder),
+        Some(holder) => Err(Error::PolicyOfOther { policy: Box::new(holder) }),
+    }
+}
+
+fn execute_delete(netlink: &mut Netlink, policy: &InstalledPolicy) -> Result<bool> {
+    let message = XfrmMessage::DeletePolicy(index_message(policy));
+    match netlink.execute(DELETE, Request::from(message), 0) {
+        Ok(()) => Ok(true),
+        Err(error) if error.errno() == Some(libc::ENOENT) => Ok(false),
+        Err(error) => Err(error.into()),
+    }
+}
+
+fn index_message(policy: &InstalledPolicy) -> nl::policy::DelGetMessage {
+    let id = nl::UserPolicyId {
+        selector: policy.selector.to_kernel(),
+        index: policy.index,
+        direction: policy.direction as u8,
+    };
+    nl::policy::DelGetMessage { user_policy_id: id, nlas: Vec::new() }
+}
+
+/// An index of our range, the same each time for the same policy. The lowest three bits hold the direction
+/// (`xfrm_policy_id2dir`). Where it is taken, the kernel gives another, which matters for allows only.
+fn index_for(policy: &Policy, attempt: u32) -> u32 {
+    let mut hasher = DefaultHasher::new();
+    (policy.key(), attempt).hash(&mut hasher);
+    let slots = (LAST_INDEX - FIRST_INDEX + 1) / 8;
+    let slot = (hasher.finish() % u64::from(slots)) as u32;
+    FIRST_INDEX + slot * 8 + policy.direction as u32
+}

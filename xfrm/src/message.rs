@@ -1,0 +1,67 @@
+//! Requests to and answers from the XFRM subsystem.
+
+use netlink_packet_core::{DecodeError, NetlinkDeserializable, NetlinkHeader, NetlinkSerializable};
+use netlink_packet_xfrm as nl;
+use netlink_packet_xfrm::XfrmMessage;
+use zeroize::Zeroize;
+
+use crate::policy::InstalledPolicy;
+use crate::sa::Sa;
+
+/// A request; wipes the key that it may hold when dropped.
+#[derive(Clone)]
+pub(crate) struct Request(XfrmMessage);
+
+impl From<XfrmMessage> for Request {
+    fn from(message: XfrmMessage) -> Self {
+        Self(message)
+    }
+}
+
+impl Drop for Request {
+    fn drop(&mut self) {
+        if let XfrmMessage::AddSa(message) | XfrmMessage::UpdateSa(message) = &mut self.0 {
+            for attribute in &mut message.nlas {
+                if let nl::XfrmAttrs::EncryptionAlgAead(algorithm) = attribute {
+                    algorithm.alg_key.zeroize();
+                }
+            }
+        }
+    }
+}
+
+impl NetlinkSerializable for Request {
+    fn message_type(&self) -> u16 {
+        self.0.message_type()
+    }
+
+    fn buffer_len(&self) -> usize {
+        NetlinkSerializable::buffer_len(&self.0)
+    }
+
+    fn serialize(&self, buffer: &mut [u8]) {
+        self.0.serialize(buffer);
+    }
+}
+
+/// An answer.
+pub(crate) enum Answer {
+    Sa(Box<Sa>),
+    Policy(Box<InstalledPolicy>),
+    /// Of no interest: a policy of a single socket, or a type that we did not ask for.
+    Other,
+}
+
+impl NetlinkDeserializable for Answer {
+    type Error = DecodeError;
+
+    fn deserialize(header: &NetlinkHeader, body: &[u8]) -> Result<Self, DecodeError> {
+        match header.message_type {
+            nl::XFRM_MSG_NEWSA | nl::XFRM_MSG_UPDSA => Ok(Answer::Sa(Box::new(Sa::decode(body)?))),
+            nl::XFRM_MSG_NEWPOLICY | nl::XFRM_MSG_UPDPOLICY => {
+                Ok(InstalledPolicy::decode(body)?.map_or(Answer::Other, |policy| Answer::Policy(Box::new(policy))))
+            }
+            _ => Ok(Answer::Other),
+        }
+    }
+}

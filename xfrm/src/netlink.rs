@@ -1,0 +1,318 @@
+//! A synchronous netlink request socket, for XFRM here and for routes and links in whoever needs no more than that.
+//!
+//! It never joins multicast groups: notifications of our own changes carry the sequence number of the request and would be taken for
+//! its answer. Nothing here prints a message, and the kernel is told not to echo requests (`NETLINK_CAP_ACK`), since they may hold keys.
+
+use std::io;
+use std::time::Duration;
+
+use netlink_packet_core::{
+    NLM_F_ACK, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NetlinkDeserializable, NetlinkHeader, NetlinkMessage,
+    NetlinkPayload, NetlinkSerializable,
+};
+use netlink_sys::{Socket, SocketAddr};
+use rustix::net::sockopt;
+use zeroize::{Zeroize, Zeroizing};
+
+mod frame;
+
+pub use frame::Rejection;
+pub(crate) use frame::{Frame, Frames};
+
+/// How long the kernel may take to answer. Requests are handled while they are sent, so this only ends a wait for an answer that was lost.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
+/// Receive buffer of the socket, bytes: a batch's answers wait there together.
+const SOCKET_BUFFER: usize = 4 << 20;
+/// Largest datagram: a dump's are at most 32 KiB, single answers far less.
+const DATAGRAM: usize = 64 << 10;
+/// A dump that changes while it is read is read again, this often.
+const DUMP_ATTEMPTS: usize = 8;
+/// Bytes of requests in one datagram of a batch.
+const BATCH_BYTES: usize = 128 << 10;
+
+/// A request could not be carried out. Never holds the request's or the answer's bytes.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The kernel refused it.
+    #[error("{request}: {rejection}")]
+    Rejected {
+        /// What was asked.
+        request: &'static str,
+        /// The kernel's answer.
+        rejection: Rejection,
+    },
+    /// No answer came.
+    #[error("{request}: no answer from the kernel within {ANSWER_TIMEOUT:?}")]
+    Timeout {
+        /// What was asked.
+        request: &'static str,
+    },
+    /// Messages were lost, since the receive buffer was full: what is known is no longer true, dump it again.
+    #[error("netlink messages were lost (ENOBUFS): the state must be read again")]
+    Overrun,
+    /// A dump changed each time while it was read.
+    #[error("{request}: changed during each of {DUMP_ATTEMPTS} attempts to read it")]
+    Interrupted {
+        /// What was asked.
+        request: &'static str,
+    },
+    /// An answer was not understood.
+    #[error("{request}: the kernel's answer was not understood: {reason}")]
+    Malformed {
+        /// What was asked.
+        request: &'static str,
+        /// In what way; no bytes of it.
+        reason: String,
+    },
+    /// The socket failed.
+    #[error("{doing}: {source}")]
+    Io {
+        /// What was being done.
+        doing: &'static str,
+        /// How it failed.
+        source: io::Error,
+    },
+}
+
+impl Error {
+    /// The error number with which the kernel refused, if it did.
+    pub fn errno(&self) -> Option<i32> {
+        match self {
+            Error::Rejected { rejection, .. } => Some(rejection.errno),
+            _ => None,
+        }
+    }
+
+    fn io(doing: &'static str) -> impl FnOnce(io::Error) -> Self {
+        move |source| Error::Io { doing, source }
+    }
+}
+
+/// The result of a request.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// A request socket of one netlink protocol. Not shared between threads: one request at a time.
+pub struct Netlink {
+    socket: Socket,
+    port: u32,
+    sequence: u32,
+    /// Holds whole answers, of SAs with their keys: wiped when dropped and after each use.
+    buffer: Zeroizing<Vec<u8>>,
+}
+
+impl std::fmt::Debug for Netlink {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Netlink").field("port", &self.port).field("sequence", &self.sequence).finish_non_exhaustive()
+    }
+}
+
+impl Netlink {
+    /// Opens a socket of a protocol (`netlink_sys::protocols`) in the thread's network namespace.
+    pub fn open(protocol: isize) -> Result<Self> {
+        let mut socket = Socket::new(protocol).map_err(Error::io("cannot open a netlink socket"))?;
+        let option = Error::io;
+        socket.set_ext_ack(true).map_err(option("cannot set NETLINK_EXT_ACK"))?;
+        socket.set_cap_ack(true).map_err(option("cannot set NETLINK_CAP_ACK"))?;
+        socket.set_netlink_get_strict_chk(true).map_err(option("cannot set NETLINK_GET_STRICT_CHK"))?;
+        widen_buffer(&socket)?;
+        sockopt::set_socket_timeout(&socket, sockopt::Timeout::Recv, Some(ANSWER_TIMEOUT))
+            .map_err(|error| Error::io("cannot set SO_RCVTIMEO")(error.into()))?;
+        let port = socket.bind_auto().map_err(option("cannot bind a netlink socket"))?.port_number();
+        socket.connect(&SocketAddr::new(0, 0)).map_err(option("cannot connect a netlink socket"))?;
+        Ok(Self { socket, port, sequence: 0, buffer: Zeroizing::new(vec![0; DATAGRAM]) })
+    }
+
+    /// The socket's port: the kernel repeats it in the notifications of changes made through this socket.
+    pub fn port(&self) -> u32 {
+        self.port
+    }
+
+    /// Sends a request and waits for its acknowledgement. `flags` beyond `NLM_F_REQUEST` and `NLM_F_ACK`: `NLM_F_CREATE` and so on.
+    pub fn execute<Q: NetlinkSerializable>(&mut self, request: &'static str, message: Q, flags: u16) -> Result<()> {
+        let mut results = self.batch(request, vec![(message, flags)])?;
+        match results.pop() {
+            Some(Err(rejection)) => Err(Error::Rejected { request, rejection }),
+            _ => Ok(()),
+        }
+    }
+
+    /// Sends several requests in one datagram, which the kernel carries out one after another without leaving the system call, and
+    /// collects all acknowledgements, in order. One that is refused does not keep the next from being carried out. (More than 128 KiB of
+    /// requests go as several datagrams.)
+    pub fn batch<Q: NetlinkSerializable>(
+        &mut self,
+        request: &'static str,
+        messages: Vec<(Q, u16)>,
+    ) -> Result<Vec<Result<(), Rejection>>> {
+        let mut results = Vec::with_capacity(messages.len());
+        let mut messages = messages.into_iter().peekable();
+        while messages.peek().is_some() {
+            let first = self.sequence.wrapping_add(1);
+            let mut bytes = Zeroizing::new(Vec::new());
+            let mut count = 0usize;
+            while bytes.len() < BATCH_BYTES
+                && let Some((message, flags)) = messages.next()
+            {
+                self.append(&mut bytes, message, NLM_F_REQUEST | NLM_F_ACK | flags);
+                count += 1;
+            }
+            self.send(&bytes)?;
+            let mut answers: Vec<Option<Result<(), Rejection>>> = (0..count).map(|_| None).collect();
+            while answers.iter().any(Option::is_none) {
+                self.receive(request, |frame| {
+                    let number = frame.sequence.wrapping_sub(first) as usize;
+                    if let (Some(slot @ None), Some(outcome)) = (answers.get_mut(number), frame.outcome()?) {
+                        *slot = Some(outcome);
+                    }
+                    Ok(())
+                })?;
+            }
+            results.extend(answers.into_iter().flatten());
+        }
+        Ok(results)
+    }
+
+    /// Sends a request that is answered by one message. `NLM_F_ACK` is not set: the answer is the acknowledgement.
+    pub fn get<Q, R>(&mut self, request: &'static str, message: Q) -> Result<R>
+    where
+        Q: NetlinkSerializable,
+        R: NetlinkDeserializable,
+    {
+        let mut answers = self.get_all(request, vec![message])?;
+        match answers.pop() {
+            Some(Ok(answer)) => Ok(answer),
+            Some(Err(rejection)) => Err(Error::Rejected { request, rejection }),
+            None => Err(Error::Timeout { request }),
+        }
+    }
+
+    /// Sends several requests, each answered by one message, in one datagram; answers in order.
+    pub fn get_all<Q, R>(&mut self, request: &'static str, messages: Vec<Q>) -> Result<Vec<Result<R, Rejection>>>
+    where
+        Q: NetlinkSerializable,
+        R: NetlinkDeserializable,
+    {
+        let first = self.sequence.wrapping_add(1);
+        let mut bytes = Zeroizing::new(Vec::new());
+        let mut answers: Vec<Option<Result<R, Rejection>>> = Vec::with_capacity(messages.len());
+        for message in messages {
+            self.append(&mut bytes, message, NLM_F_REQUEST);
+            answers.push(None);
+        }
+        if answers.is_empty() {
+            return Ok(Vec::new());
+        }
+        self.send(&bytes)?;
+        while answers.iter().any(Option::is_none) {
+            self.receive(request, |frame| {
+                let number = frame.sequence.wrapping_sub(first) as usize;
+                let Some(slot @ None) = answers.get_mut(number) else { return Ok(()) };
+                match frame.outcome()? {
+                    Some(Err(rejection)) => *slot = Some(Err(rejection)),
+                    Some(Ok(())) => return Err("an acknowledgement without an answer".into()),
+                    None => *slot = Some(Ok(frame.decode()?)),
+                }
+                Ok(())
+            })?;
+        }
+        Ok(answers.into_iter().flatten().collect())
+    }
+
+    /// Reads a whole table, again from the start if it changed meanwhile (`NLM_F_DUMP_INTR`).
+    pub fn dump<Q, R>(&mut self, request: &'static str, message: Q) -> Result<Vec<R>>
+    where
+        Q: NetlinkSerializable + Clone,
+        R: NetlinkDeserializable,
+    {
+        for _ in 0..DUMP_ATTEMPTS {
+            let mut bytes = Zeroizing::new(Vec::new());
+            self.append(&mut bytes, message.clone(), NLM_F_REQUEST | NLM_F_DUMP);
+            let sequence = self.sequence;
+            self.send(&bytes)?;
+            let mut found = Vec::new();
+            let mut interrupted = false;
+            let mut end = None;
+            while end.is_none() {
+                self.receive(request, |frame| {
+                    if frame.sequence != sequence {
+                        return Ok(());
+                    }
+                    interrupted |= frame.flags & NLM_F_DUMP_INTR != 0;
+                    match frame.outcome()? {
+                        Some(outcome) => end = Some(outcome),
+                        None => found.push(frame.decode()?),
+                    }
+                    Ok(())
+                })?;
+            }
+            if let Some(Err(rejection)) = end {
+                return Err(Error::Rejected { request, rejection });
+            }
+            if !interrupted {
+                return Ok(found);
+            }
+        }
+        Err(Error::Interrupted { request })
+    }
+
+    fn append<Q: NetlinkSerializable>(&mut self, bytes: &mut Zeroizing<Vec<u8>>, message: Q, flags: u16) {
+        self.sequence = self.sequence.wrapping_add(1);
+        let mut header = NetlinkHeader::default();
+        header.flags = flags;
+        header.sequence_number = self.sequence;
+        header.port_number = self.port;
+        let mut message = NetlinkMessage::new(header, NetlinkPayload::InnerMessage(message));
+        message.finalize();
+        let start = bytes.len();
+        let end = start + message.buffer_len().next_multiple_of(4);
+        if bytes.capacity() < end {
+            // Growing in place would leave a copy of a key behind wherever the vector moves from.
+            let mut larger = Zeroizing::new(Vec::with_capacity(end.max(bytes.capacity() * 2)));
+            larger.extend_from_slice(bytes);
+            *bytes = larger;
+        }
+        bytes.resize(end, 0);
+        if let Some(room) = bytes.get_mut(start..) {
+            message.serialize(room);
+        }
+    }
+
+    fn send(&mut self, bytes: &[u8]) -> Result<()> {
+        loop {
+            match self.socket.send(bytes, 0) {
+                Ok(_) => return Ok(()),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(Error::io("cannot send to the kernel")(error)),
+            }
+        }
+    }
+
+    /// One datagram, its messages given to `take`.
+    fn receive(&mut self, request: &'static str, mut take: impl FnMut(Frame<'_>) -> Result<(), String>) -> Result<()> {
+        let length = loop {
+            match self.socket.recv(&mut self.buffer.as_mut_slice(), libc::MSG_TRUNC) {
+                Ok(length) => break length,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Err(Error::Timeout { request }),
+                Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => return Err(Error::Overrun),
+                Err(error) => return Err(Error::io("cannot receive from the kernel")(error)),
+            }
+        };
+        let malformed = |reason: String| Error::Malformed { request, reason };
+        let bytes = self.buffer.get_mut(..length).ok_or_else(|| malformed(format!("a datagram of {length} bytes")))?;
+        let outcome = Frames::new(bytes).try_for_each(|frame| match frame? {
+            frame if frame.is_noop() => Ok(()),
+            frame => take(frame),
+        });
+        bytes.zeroize();
+        outcome.map_err(malformed)
+    }
+}
+
+/// A large receive buffer: beyond the system's limit where we may.
+pub(crate) fn widen_buffer(socket: &Socket) -> Result<()> {
+    sockopt::set_socket_recv_buffer_size_force(socket, SOCKET_BUFFER)
+        .or_else(|_| sockopt::set_socket_recv_buffer_size(socket, SOCKET_BUFFER))
+        .map_err(|error| Error::io("cannot set SO_RCVBUF")(error.into()))
+}

@@ -1,0 +1,381 @@
+//! Policies: what is wanted, what the kernel has, and how the two are compared.
+
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr};
+
+use netlink_packet_xfrm as nl;
+
+use crate::reqid::{Reqid, index_is_ours};
+use crate::selector::Selector;
+use crate::wire;
+
+/// Where on a packet's way a policy is asked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[repr(u8)]
+pub enum Direction {
+    /// To this host.
+    In = nl::XFRM_POLICY_IN,
+    /// Leaving this host, whether it began here or is forwarded.
+    Out = nl::XFRM_POLICY_OUT,
+    /// Through this host, as it came in.
+    Fwd = nl::XFRM_POLICY_FWD,
+}
+
+impl Direction {
+    fn from_kernel(raw: u8) -> Option<Self> {
+        match raw {
+            nl::XFRM_POLICY_IN => Some(Direction::In),
+            nl::XFRM_POLICY_OUT => Some(Direction::Out),
+            nl::XFRM_POLICY_FWD => Some(Direction::Fwd),
+            // 3 to 5 are policies of single sockets, which a dump shows too.
+            _ => None,
+        }
+    }
+}
+
+impl fmt::Display for Direction {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Direction::In => "in",
+            Direction::Out => "out",
+            Direction::Fwd => "fwd",
+        })
+    }
+}
+
+/// Priorities: the smallest number wins, in the kernel as here.
+pub mod priority {
+    use crate::selector::Selector;
+
+    /// First of the peers' priorities; see [`peer`].
+    pub const PEER: u32 = 10_000;
+    /// Allows of the guard: own segments.
+    pub const ALLOW: u32 = 20_000;
+    /// A peer whose selector has a side of prefix length 0: below our own segments' allows, or it would swallow them.
+    pub const PEER_DEFAULT_ROUTE: u32 = 25_000;
+    /// Blocks of the guard, below all else of ours.
+    pub const BLOCK: u32 = 30_000;
+
+    /// The priority of a peer's policy: the narrower its selector, the stronger.
+    pub fn peer(selector: &Selector) -> u32 {
+        let bits = |network: ipnetwork::IpNetwork| u32::from(network.prefix());
+        let width = if selector.is_ipv4() { 64 } else { 256 };
+        let (source, destination) = (bits(selector.source()), bits(selector.destination()));
+        let base = if source == 0 || destination == 0 { PEER_DEFAULT_ROUTE } else { PEER };
+        base + width - source - destination
+    }
+}
+
+/// Which SAs protect the packets of a policy: those of a reqid. Never an SPI, so that a rekey leaves policies alone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Template {
+    /// Joins policy and SAs.
+    pub reqid: Reqid,
+    /// Tunnel ends (source, destination) for `out`. None on `in` and `fwd`, where the kernel then takes any: a peer that moves
+    /// costs no policy there.
+    pub outer: Option<(IpAddr, IpAddr)>,
+}
+
+/// What happens to the packets of a policy.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Action {
+    /// Through a tunnel: ESP going out, refused in clear coming in.
+    Protect(Template),
+    /// In clear, and only in clear: what came through a tunnel is refused.
+    Allow,
+    /// Dropped, and counted as `XfrmInPolBlock`, `XfrmOutPolBlock`.
+    Block,
+}
+
+/// A policy that we want.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Policy {
+    /// Where it is asked.
+    pub direction: Direction,
+    /// For which packets.
+    pub selector: Selector,
+    /// Before which others; see [`priority`].
+    pub priority: u32,
+    /// What happens to them.
+    pub action: Action,
+}
+
+/// What a policy is known by: the kernel keeps one policy a key (of those without mark and `if_id`, as ours are).
+pub type PolicyKey = (Direction, Selector);
+
+impl Policy {
+    /// Outgoing traffic through the tunnel of `reqid` between the nodes `local` and `remote`.
+    pub fn protect_out(selector: Selector, reqid: Reqid, local: IpAddr, remote: IpAddr) -> Self {
+        let template = Template { reqid, outer: Some((local, remote)) };
+        Self {
+            direction: Direction::Out,
+            selector,
+            priority: priority::peer(&selector),
+            action: Action::Protect(template),
+        }
+    }
+
+    /// What the tunnel of `reqid` may bring: to this host (`in`) or through it (`fwd`). `selector` as the packet has it, source
+    /// at the peer.
+    pub fn protect_in(direction: Direction, selector: Selector, reqid: Reqid) -> Self {
+        let template = Template { reqid, outer: None };
+        Self { direction, selector, priority: priority::peer(&selector), action: Action::Protect(template) }
+    }
+
+    /// An allow of the guard.
+    pub fn allow(direction: Direction, selector: Selector) -> Self {
+        Self { direction, selector, priority: priority::ALLOW, action: Action::Allow }
+    }
+
+    /// A block of the guard.
+    pub fn block(direction: Direction, selector: Selector) -> Self {
+        Self { direction, selector, priority: priority::BLOCK, action: Action::Block }
+    }
+
+    /// What it is known by.
+    pub fn key(&self) -> PolicyKey {
+        (self.direction, self.selector)
+    }
+
+    pub(crate) fn to_kernel(self, index: u32) -> nl::policy::ModifyMessage {
+        let template = match self.action {
+            Action::Allow => None,
+            Action::Block => Some(Template { reqid: Reqid::BLOCK, outer: None }),
+            Action::Protect(template) => Some(template),
+        };
+        nl::policy::ModifyMessage {
+            user_policy_info: nl::UserPolicyInfo {
+                selector: self.selector.to_kernel(),
+                priority: self.priority,
+                index,
+                direction: self.direction as u8,
+                action: if self.action == Action::Block { nl::XFRM_POLICY_BLOCK } else { nl::XFRM_POLICY_ALLOW },
+                share: nl::XFRM_SHARE_ANY,
+                ..nl::UserPolicyInfo::default()
+            },
+            nlas: template
+                .map(|template| nl::XfrmAttrs::Template(vec![template_to_kernel(&template, &self.selector)]))
+                .into_iter()
+                .collect(),
+        }
+    }
+}
+
+fn template_to_kernel(template: &Template, selector: &Selector) -> nl::UserTemplate {
+    let (source, destination) = template.outer.unwrap_or((selector.any_address(), selector.any_address()));
+    nl::UserTemplate {
+        id: nl::Id { daddr: nl::Address::from_ip(&destination), spi: 0, proto: nl::IPPROTO_ESP },
+        family: wire::family_of(destination),
+        saddr: nl::Address::from_ip(&source),
+        reqid: template.reqid.raw(),
+        mode: nl::XFRM_MODE_TUNNEL,
+        share: nl::XFRM_SHARE_ANY,
+        optional: 0,
+        // Any algorithm: AEADs are outside these bit masks.
+        aalgos: u32::MAX,
+        ealgos: u32::MAX,
+        calgos: u32::MAX,
+    }
+}
+
+/// A template that the kernel has, anyone's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct InstalledTemplate {
+    /// Tunnel source, unspecified for any.
+    pub source: IpAddr,
+    /// Tunnel destination, unspecified for any.
+    pub destination: IpAddr,
+    /// SPI, 0 for any.
+    pub spi: u32,
+    /// Reqid, 0 for any.
+    pub reqid: u32,
+    /// `XFRM_MODE_*`; 1 is tunnel.
+    pub mode: u8,
+    /// IP protocol; 50 is ESP.
+    pub protocol: u8,
+    /// Whether packets may come without.
+    pub optional: bool,
+    /// Whether any algorithm does.
+    pub any_algorithm: bool,
+}
+
+/// A policy that the kernel has, anyone's.
+#[derive(Clone, PartialEq, Eq)]
+pub struct InstalledPolicy {
+    /// Where it is asked.
+    pub direction: Direction,
+    /// For which packets.
+    pub selector: Selector,
+    /// Its priority.
+    pub priority: u32,
+    /// The kernel's handle for it.
+    pub index: u32,
+    /// Whether it drops.
+    pub blocks: bool,
+    /// Its templates.
+    pub templates: Vec<InstalledTemplate>,
+    /// Mark and mask, 0/0 where there is none.
+    pub mark: (u32, u32),
+    /// XFRM interface, 0 for none.
+    pub if_id: u32,
+    /// `XFRM_POLICY_LOCALOK`, `XFRM_POLICY_ICMP`.
+    pub flags: u8,
+}
+
+impl InstalledPolicy {
+    /// Whether it is tagged as ours: by the reqid of its template or, having none, by its index.
+    pub fn is_ours(&self) -> bool {
+        if self.mark != (0, 0) || self.if_id != 0 {
+            return false;
+        }
+        match self.templates.as_slice() {
+            [] => index_is_ours(self.index),
+            templates => templates.iter().all(|template| Reqid::ours(template.reqid).is_some()),
+        }
+    }
+
+    /// What it is known by.
+    pub fn key(&self) -> PolicyKey {
+        (self.direction, self.selector)
+    }
+
+    /// Whether it shares the key space of our policies; those of a mark or an XFRM interface live beside them.
+    pub fn competes(&self) -> bool {
+        self.mark == (0, 0) && self.if_id == 0
+    }
+
+    /// Whether it is just what we want.
+    pub fn matches(&self, wanted: &Policy) -> bool {
+        let template = match wanted.action {
+            Action::Allow => None,
+            Action::Block => Some(Template { reqid: Reqid::BLOCK, outer: None }),
+            Action::Protect(template) => Some(template),
+        };
+        let same_template = match (template, self.templates.as_slice()) {
+            (None, []) => index_is_ours(self.index),
+            (Some(wanted_template), [got]) => {
+                let (source, destination) =
+                    wanted_template.outer.unwrap_or((wanted.selector.any_address(), wanted.selector.any_address()));
+                *got == InstalledTemplate {
+                    source,
+                    destination,
+                    spi: 0,
+                    reqid: wanted_template.reqid.raw(),
+                    mode: nl::XFRM_MODE_TUNNEL,
+                    protocol: nl::IPPROTO_ESP,
+                    optional: false,
+                    any_algorithm: true,
+                }
+            }
+            _ => false,
+        };
+        same_template
+            && self.key() == wanted.key()
+            && self.priority == wanted.priority
+            && self.blocks == (wanted.action == Action::Block)
+            && self.competes()
+            && self.flags == 0
+    }
+
+    /// `Ok(None)` for the policies of single sockets.
+    pub(crate) fn decode(body: &[u8]) -> Result<Option<Self>, String> {
+        let (fixed, rest) = wire::split(body, nl::XFRM_USER_POLICY_INFO_LEN)?;
+        let info = nl::UserPolicyInfo::parse(fixed).map_err(|error| error.to_string())?;
+        let Some(direction) = Direction::from_kernel(info.direction) else { return Ok(None) };
+        let selector = Selector::from_kernel(&info.selector)
+            .ok_or_else(|| format!("selector of family {} with prefix lengths out of range", info.selector.family))?;
+        let mut policy = Self {
+            direction,
+            selector,
+            priority: info.priority,
+            index: info.index,
+            blocks: info.action == nl::XFRM_POLICY_BLOCK,
+            templates: Vec::new(),
+            mark: (0, 0),
+            if_id: 0,
+            flags: info.flags,
+        };
+        wire::attributes(rest, |kind, value| {
+            match kind {
+                nl::XFRMA_TMPL => {
+                    for raw in value.chunks_exact(nl::XFRM_USER_TEMPLATE_LEN) {
+                        let template = nl::UserTemplate::parse(raw).map_err(|error| error.to_string())?;
+                        policy.templates.push(InstalledTemplate::from_kernel(&template));
+                    }
+                }
+                nl::XFRMA_MARK => {
+                    let mark = nl::Mark::parse(value).map_err(|error| error.to_string())?;
+                    policy.mark = (mark.value, mark.mask);
+                }
+                nl::XFRMA_IF_ID => policy.if_id = wire::u32_of(value).ok_or("XFRMA_IF_ID is not a u32")?,
+                _ => {}
+            }
+            Ok(())
+        })?;
+        Ok(Some(policy))
+    }
+}
+
+impl InstalledTemplate {
+    fn from_kernel(raw: &nl::UserTemplate) -> Self {
+        // A transport template may come without a family; it has no addresses then.
+        let address =
+            |address: &nl::Address| wire::address(address, raw.family).unwrap_or(Ipv4Addr::UNSPECIFIED.into());
+        Self {
+            source: address(&raw.saddr),
+            destination: address(&raw.id.daddr),
+            spi: raw.id.spi,
+            reqid: raw.reqid,
+            mode: raw.mode,
+            protocol: raw.id.proto,
+            optional: raw.optional != 0,
+            any_algorithm: raw.aalgos & raw.ealgos & raw.calgos == u32::MAX,
+        }
+    }
+}
+
+impl fmt::Display for Policy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {} priority {} ", self.direction, self.selector, self.priority)?;
+        match self.action {
+            Action::Allow => f.write_str("allow"),
+            Action::Block => f.write_str("block"),
+            Action::Protect(Template { reqid, outer: None }) => write!(f, "esp reqid {reqid}"),
+            Action::Protect(Template { reqid, outer: Some((source, destination)) }) => {
+                write!(f, "esp reqid {reqid} {source} -> {destination}")
+            }
+        }
+    }
+}
+
+impl fmt::Debug for Policy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+impl fmt::Display for InstalledPolicy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {} priority {} index {} ", self.direction, self.selector, self.priority, self.index)?;
+        f.write_str(if self.blocks { "block" } else { "allow" })?;
+        for template in &self.templates {
+            write!(f, " esp reqid {:#x} {} -> {}", template.reqid, template.source, template.destination)?;
+            if template.spi != 0 {
+                write!(f, " spi {:#010x}", template.spi)?;
+            }
+        }
+        if self.mark != (0, 0) {
+            write!(f, " mark {:#x}/{:#x}", self.mark.0, self.mark.1)?;
+        }
+        if self.if_id != 0 {
+            write!(f, " if_id {:#x}", self.if_id)?;
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Debug for InstalledPolicy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}

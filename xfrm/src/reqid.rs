@@ -1,0 +1,63 @@
+//! Whose an SA or a policy is: the ranges by which the kernel's databases tell ours from others'.
+
+use std::fmt;
+
+/// First reqid of ours. strongSwan counts up from 1 and libreswan from 16384, so this range meets neither.
+pub const FIRST_REQID: u32 = 0xEC00_0000;
+/// Last reqid of ours.
+pub const LAST_REQID: u32 = 0xECFF_FFFF;
+/// How many tunnels may have a reqid; what lies above tags policies that have no SA.
+pub const TUNNELS: u32 = 0x00F0_0000;
+
+/// First policy index of ours. An allow without a template has no reqid to tell by, so it is installed under an index from
+/// this range; the kernel honours the caller's choice where it is free (`xfrm_gen_index`), and counts its own up from 8.
+pub const FIRST_INDEX: u32 = 0xEC00_0000;
+/// Last policy index of ours.
+pub const LAST_INDEX: u32 = 0xECFF_FFFF;
+
+/// A request ID of ours: what joins policies (their templates) to SAs.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Reqid(u32);
+
+impl Reqid {
+    /// Tags blocks: no SA ever has it.
+    pub const BLOCK: Reqid = Reqid(FIRST_REQID + TUNNELS);
+
+    /// The reqid of tunnel number `n`, below [`TUNNELS`]. Keep it for as long as the peer is a peer, across rekeys and moves.
+    pub const fn tunnel(n: u32) -> Option<Reqid> {
+        if n < TUNNELS { Some(Reqid(FIRST_REQID + n)) } else { None }
+    }
+
+    /// Takes a reqid that the kernel reported; `None` if it is another program's.
+    pub const fn ours(raw: u32) -> Option<Reqid> {
+        if raw >= FIRST_REQID && raw <= LAST_REQID { Some(Reqid(raw)) } else { None }
+    }
+
+    /// The number of the tunnel, unless it is a tag.
+    pub const fn tunnel_number(self) -> Option<u32> {
+        let n = self.0 - FIRST_REQID;
+        if n < TUNNELS { Some(n) } else { None }
+    }
+
+    /// As the kernel has it.
+    pub const fn raw(self) -> u32 {
+        self.0
+    }
+}
+
+impl fmt::Debug for Reqid {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:#x}", self.0)
+    }
+}
+
+impl fmt::Display for Reqid {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:#x}", self.0)
+    }
+}
+
+/// Whether a policy index is from our range.
+pub(crate) const fn index_is_ours(index: u32) -> bool {
+    index >= FIRST_INDEX && index <= LAST_INDEX
+}

@@ -1,0 +1,458 @@
+//! Security associations: ESP in tunnel mode with an AEAD, as the kernel takes them.
+
+use std::fmt;
+use std::net::{IpAddr, SocketAddr};
+
+use netlink_packet_core::DefaultNla;
+use netlink_packet_xfrm as nl;
+use zeroize::Zeroizing;
+
+use crate::error::{Error, Result};
+use crate::reqid::Reqid;
+use crate::selector::Selector;
+use crate::wire;
+
+/// Which way the packets of an SA go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum SaDirection {
+    /// They come to us; we allocated the SPI.
+    In,
+    /// They leave; the peer allocated the SPI.
+    Out,
+}
+
+/// What an ESP SA is known by: where its packets go to, and its SPI.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct SaId {
+    /// Outer destination.
+    pub destination: IpAddr,
+    /// SPI, 256 or above.
+    pub spi: u32,
+}
+
+impl fmt::Display for SaId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} spi {:#010x}", self.destination, self.spi)
+    }
+}
+
+impl fmt::Debug for SaId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+impl SaId {
+    pub(crate) fn to_kernel(self) -> nl::UserSaId {
+        nl::UserSaId {
+            daddr: nl::Address::from_ip(&self.destination),
+            spi: self.spi,
+            family: wire::family_of(self.destination),
+            proto: nl::IPPROTO_ESP,
+        }
+    }
+}
+
+/// An AEAD for ESP, with an ICV of 128 bits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Algorithm {
+    /// AES-128-GCM, RFC 4106: 16 bytes of key, 4 of salt.
+    Aes128Gcm16,
+    /// AES-256-GCM, RFC 4106: 32 bytes of key, 4 of salt.
+    Aes256Gcm16,
+    /// ChaCha20-Poly1305, RFC 7634: 32 bytes of key, 4 of salt.
+    ChaCha20Poly1305,
+}
+
+impl Algorithm {
+    /// Length of key and salt together, bytes.
+    pub const fn key_length(self) -> usize {
+        match self {
+            Algorithm::Aes128Gcm16 => 20,
+            Algorithm::Aes256Gcm16 | Algorithm::ChaCha20Poly1305 => 36,
+        }
+    }
+
+    /// The kernel's name of it.
+    pub const fn kernel_name(self) -> &'static str {
+        match self {
+            Algorithm::Aes128Gcm16 | Algorithm::Aes256Gcm16 => "rfc4106(gcm(aes))",
+            Algorithm::ChaCha20Poly1305 => "rfc7539esp(chacha20,poly1305)",
+        }
+    }
+}
+
+/// An algorithm with its key and salt. Wiped when dropped; `Debug` shows the algorithm only.
+#[derive(Clone)]
+pub struct Aead {
+    algorithm: Algorithm,
+    key: Zeroizing<Vec<u8>>,
+}
+
+impl Aead {
+    /// Takes key and salt as RFC 4106 8.1 and RFC 7634 2 lay them out: the key, then four bytes of salt.
+    pub fn new(algorithm: Algorithm, key_and_salt: &[u8]) -> Result<Self> {
+        if key_and_salt.len() != algorithm.key_length() {
+            return Err(Error::KeyLength {
+                algorithm: algorithm.kernel_name(),
+                expected: algorithm.key_length(),
+                got: key_and_salt.len(),
+            });
+        }
+        Ok(Self { algorithm, key: Zeroizing::new(key_and_salt.to_vec()) })
+    }
+
+    /// Which algorithm.
+    pub fn algorithm(&self) -> Algorithm {
+        self.algorithm
+    }
+}
+
+impl fmt::Debug for Aead {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}, key withheld", self.algorithm.kernel_name())
+    }
+}
+
+/// UDP ports between which ESP travels (RFC 3948), in the order of the packets of this SA.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Encap {
+    /// Source port of the packets.
+    pub source_port: u16,
+    /// Destination port of the packets.
+    pub destination_port: u16,
+}
+
+/// Sequence numbers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Replay {
+    /// Window of an inbound SA, packets, at most [`Replay::MAX_WINDOW`]; 0 turns the check off (not with `esn`). Ignored on outbound SAs.
+    pub window: u32,
+    /// Extended (64 bit) sequence numbers, as negotiated.
+    pub esn: bool,
+}
+
+impl Replay {
+    /// Largest window that the kernel takes (`XFRMA_REPLAY_ESN_MAX`), packets.
+    pub const MAX_WINDOW: u32 = 4096;
+
+    /// Without extended sequence numbers, with a window wide enough for paths that reorder.
+    pub const PLAIN: Replay = Replay { window: 1024, esn: false };
+    /// With extended sequence numbers and the same window.
+    pub const ESN: Replay = Replay { window: 1024, esn: true };
+}
+
+/// When the kernel says that an SA has done enough ([`crate::events::Event::Expire`]). By packets and bytes only: its timers run on the
+/// wall clock, and a step of that would end SAs. `None`: no limit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub struct Limits {
+    /// Bytes after which to rekey.
+    pub soft_bytes: Option<u64>,
+    /// Bytes after which the kernel deletes it.
+    pub hard_bytes: Option<u64>,
+    /// Packets after which to rekey.
+    pub soft_packets: Option<u64>,
+    /// Packets after which the kernel deletes it.
+    pub hard_packets: Option<u64>,
+}
+
+/// An SA to install.
+#[derive(Debug, Clone)]
+pub struct SaParams {
+    /// Which way its packets go.
+    pub direction: SaDirection,
+    /// Outer source.
+    pub source: IpAddr,
+    /// Outer destination.
+    pub destination: IpAddr,
+    /// SPI.
+    pub spi: u32,
+    /// Joins it to policies.
+    pub reqid: Reqid,
+    /// Algorithm and key.
+    pub aead: Aead,
+    /// ESP in UDP.
+    pub encap: Option<Encap>,
+    /// Sequence numbers.
+    pub replay: Replay,
+    /// The only packets that may travel in it, towards peers that are not ours. `None` between our own nodes: any of either family
+    /// (`XFRM_STATE_AF_UNSPEC`), policies decide.
+    pub selector: Option<Selector>,
+    /// When it has done enough.
+    pub limits: Limits,
+}
+
+impl SaParams {
+    /// What it is known by.
+    pub fn id(&self) -> SaId {
+        SaId { destination: self.destination, spi: self.spi }
+    }
+}
+
+/// Which SPIs may be allocated; both ends included. RFC 4303 2.1 reserves 0 to 255.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SpiRange {
+    /// Smallest.
+    pub min: u32,
+    /// Largest.
+    pub max: u32,
+}
+
+impl Default for SpiRange {
+    fn default() -> Self {
+        Self { min: 0xC000_0000, max: 0xCFFF_FFFF }
+    }
+}
+
+/// An SA that the kernel has, anyone's. Its key is not kept.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Sa {
+    /// What it is known by.
+    pub id: SaId,
+    /// Outer source.
+    pub source: IpAddr,
+    /// IP protocol; 50 is ESP.
+    pub protocol: u8,
+    /// Reqid.
+    pub reqid: u32,
+    /// `XFRM_MODE_*`; 1 is tunnel.
+    pub mode: u8,
+    /// Which way, where the kernel knows (6.10 and later, and whoever installed it told).
+    pub direction: Option<SaDirection>,
+    /// The kernel's name of the AEAD or cipher; `None` while it is larval (an SPI reserved, or an acquire under way).
+    pub algorithm: Option<String>,
+    /// ESP in UDP.
+    pub encap: Option<Encap>,
+    /// The only packets that may travel in it.
+    pub selector: Option<Selector>,
+    /// Replay window, packets.
+    pub replay_window: u32,
+    /// Extended sequence numbers.
+    pub esn: bool,
+    /// `XFRM_STATE_*` flags as the kernel has them.
+    pub flags: u8,
+    /// XFRM interface, 0 for none.
+    pub if_id: u32,
+    /// What went through.
+    pub counters: Counters,
+}
+
+/// What went through an SA.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Counters {
+    /// Bytes, without ESP's own.
+    pub bytes: u64,
+    /// Packets.
+    pub packets: u64,
+    /// When it was installed, seconds of the wall clock since 1970.
+    pub added: u64,
+    /// When it was first used, seconds of the wall clock since 1970; 0 for never.
+    pub first_used: u64,
+    /// Packets below the replay window.
+    pub before_window: u32,
+    /// Packets seen twice.
+    pub replayed: u32,
+    /// Packets whose ICV was wrong.
+    pub integrity_failures: u32,
+    /// Last sequence number sent (64 bits with extended sequence numbers).
+    pub sent_sequence: u64,
+    /// Highest sequence number received.
+    pub received_sequence: u64,
+}
+
+impl Sa {
+    /// Whether its reqid is from our range.
+    pub fn is_ours(&self) -> bool {
+        Reqid::ours(self.reqid).is_some()
+    }
+
+    /// Whether it is only a reservation.
+    pub fn is_larval(&self) -> bool {
+        self.algorithm.is_none()
+    }
+
+    /// Outer addresses with the UDP ports where there are any: source, destination.
+    pub fn endpoints(&self) -> (SocketAddr, SocketAddr) {
+        let (source_port, destination_port) =
+            self.encap.map_or((0, 0), |encap| (encap.source_port, encap.destination_port));
+        (SocketAddr::new(self.source, source_port), SocketAddr::new(self.id.destination, destination_port))
+    }
+
+    pub(crate) fn decode(body: &[u8]) -> Result<Self, String> {
+        let (fixed, rest) = wire::split(body, nl::XFRM_USER_SA_INFO_LEN)?;
+        let mut sa = Self::from_info(&nl::UserSaInfo::parse(fixed).map_err(|error| error.to_string())?)?;
+        wire::attributes(rest, |kind, value| sa.take_attribute(kind, value))?;
+        Ok(sa)
+    }
+
+    pub(crate) fn from_info(info: &nl::UserSaInfo) -> Result<Self, String> {
+        let address =
+            |raw: &nl::Address| wire::address(raw, info.family).ok_or_else(|| format!("SA of family {}", info.family));
+        let selector = match info.selector.family {
+            nl::AF_UNSPEC => None,
+            _ => {
+                Selector::from_kernel(&info.selector).filter(|selector| *selector != Selector::any(selector.is_ipv4()))
+            }
+        };
+        Ok(Self {
+            id: SaId { destination: address(&info.id.daddr)?, spi: info.id.spi },
+            source: address(&info.saddr)?,
+            protocol: info.id.proto,
+            reqid: info.reqid,
+            mode: info.mode,
+            direction: None,
+            algorithm: None,
+            encap: None,
+            selector,
+            replay_window: u32::from(info.replay_window),
+            esn: info.flags & nl::XFRM_STATE_ESN != 0,
+            flags: info.flags,
+            if_id: 0,
+            counters: Counters {
+                bytes: info.lifetime_cur.bytes,
+                packets: info.lifetime_cur.packets,
+                added: info.lifetime_cur.add_time,
+                first_used: info.lifetime_cur.use_time,
+                before_window: info.stats.replay_window,
+                replayed: info.stats.replay,
+                integrity_failures: info.stats.integrity_failed,
+                ..Counters::default()
+            },
+        })
+    }
+
+    fn take_attribute(&mut self, kind: u16, value: &[u8]) -> Result<(), String> {
+        match kind {
+            // The name only: the key behind it is not copied.
+            nl::XFRMA_ALG_AEAD | nl::XFRMA_ALG_CRYPT | nl::XFRMA_ALG_AUTH | nl::XFRMA_ALG_AUTH_TRUNC => {
+                let name = value.get(..nl::XFRM_ALG_AEAD_NAME_LEN).ok_or("algorithm shorter than its name")?;
+                let name = name.split(|byte| *byte == 0).next().unwrap_or_default();
+                self.algorithm.get_or_insert_with(|| String::from_utf8_lossy(name).into_owned());
+            }
+            nl::XFRMA_ENCAP => {
+                let encap = nl::EncapTmpl::parse(value).map_err(|error| error.to_string())?;
+                self.encap = Some(Encap { source_port: encap.encap_sport, destination_port: encap.encap_dport });
+            }
+            nl::XFRMA_REPLAY_VAL => {
+                let replay = nl::Replay::parse(value).map_err(|error| error.to_string())?;
+                self.counters.sent_sequence = u64::from(replay.oseq);
+                self.counters.received_sequence = u64::from(replay.seq);
+            }
+            nl::XFRMA_REPLAY_ESN_VAL => {
+                let replay = nl::ReplayEsn::parse(value).map_err(|error| error.to_string())?;
+                self.replay_window = replay.replay_window;
+                self.counters.sent_sequence = u64::from(replay.oseq_hi) << 32 | u64::from(replay.oseq);
+                self.counters.received_sequence = u64::from(replay.seq_hi) << 32 | u64::from(replay.seq);
+            }
+            nl::XFRMA_IF_ID => self.if_id = wire::u32_of(value).ok_or("XFRMA_IF_ID is not a u32")?,
+            wire::XFRMA_SA_DIR => {
+                self.direction = match value {
+                    [wire::SA_DIR_IN] => Some(SaDirection::In),
+                    [wire::SA_DIR_OUT] => Some(SaDirection::Out),
+                    _ => None,
+                }
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+}
+
+/// What of an SA the kernel's version decides.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Features {
+    /// SAs have a direction (`XFRMA_SA_DIR`, 6.10 and later).
+    pub sa_direction: bool,
+}
+
+/// Seconds between two [`crate::events::Event::Mapping`] of one SA; without, the kernel tells of every packet from a new address.
+const MAPPING_THRESHOLD_SECONDS: u32 = 1;
+
+pub(crate) fn direction_attribute(direction: SaDirection) -> nl::XfrmAttrs {
+    let value = match direction {
+        SaDirection::In => wire::SA_DIR_IN,
+        SaDirection::Out => wire::SA_DIR_OUT,
+    };
+    nl::XfrmAttrs::Other(DefaultNla::new(wire::XFRMA_SA_DIR, vec![value]))
+}
+
+/// The fixed part that SPI reservations and SAs share.
+pub(crate) fn base_info(source: IpAddr, destination: IpAddr, spi: u32, reqid: Reqid) -> Result<nl::UserSaInfo> {
+    if source.is_ipv4() != destination.is_ipv4() {
+        return Err(Error::mixed(source, destination));
+    }
+    Ok(nl::UserSaInfo {
+        id: nl::Id { daddr: nl::Address::from_ip(&destination), spi, proto: nl::IPPROTO_ESP },
+        saddr: nl::Address::from_ip(&source),
+        family: wire::family_of(destination),
+        reqid: reqid.raw(),
+        mode: nl::XFRM_MODE_TUNNEL,
+        ..nl::UserSaInfo::default()
+    })
+}
+
+impl SaParams {
+    /// Holds a copy of the key: put it into a [`crate::message::Request`] at once, which wipes it.
+    pub(crate) fn to_kernel(&self, features: Features) -> Result<nl::state::ModifyMessage> {
+        let mut info = base_info(self.source, self.destination, self.spi, self.reqid)?;
+        match &self.selector {
+            Some(selector) => info.selector = selector.to_kernel(),
+            None => info.flags |= nl::XFRM_STATE_AF_UNSPEC,
+        }
+        if self.replay.esn {
+            info.flags |= nl::XFRM_STATE_ESN;
+        }
+        let limit = |limit: Option<u64>| limit.unwrap_or(nl::XFRM_INF);
+        info.lifetime_cfg = nl::LifetimeConfig {
+            soft_byte_limit: limit(self.limits.soft_bytes),
+            hard_byte_limit: limit(self.limits.hard_bytes),
+            soft_packet_limit: limit(self.limits.soft_packets),
+            hard_packet_limit: limit(self.limits.hard_packets),
+            ..nl::LifetimeConfig::default()
+        };
+        let inbound = self.direction == SaDirection::In;
+
+        let mut attributes = vec![nl::XfrmAttrs::EncryptionAlgAead(aead_to_kernel(&self.aead))];
+        attributes.extend(self.encap.map(|encap| {
+            nl::XfrmAttrs::EncapsulationTemplate(nl::EncapTmpl {
+                encap_type: nl::UDP_ENCAP_ESPINUDP,
+                encap_sport: encap.source_port,
+                encap_dport: encap.destination_port,
+                encap_oa: nl::Address::default(),
+            })
+        }));
+        attributes.extend(self.replay_attribute(features));
+        if inbound && self.encap.is_some() {
+            attributes.push(nl::XfrmAttrs::MappingTimeThreshold(MAPPING_THRESHOLD_SECONDS));
+        }
+        if features.sa_direction {
+            attributes.push(direction_attribute(self.direction));
+        }
+        Ok(nl::state::ModifyMessage { user_sa_info: info, nlas: attributes })
+    }
+
+    /// The window stands in `xfrm_replay_state_esn`, with or without extended sequence numbers: the older field ends at 32. An
+    /// outbound SA has none; with ESN a kernel that knows directions wants 0 there, an older one refuses 0.
+    fn replay_attribute(&self, features: Features) -> Option<nl::XfrmAttrs> {
+        let window = match (self.direction, self.replay.esn) {
+            (SaDirection::In, esn) => self.replay.window.clamp(u32::from(esn), Replay::MAX_WINDOW),
+            (SaDirection::Out, true) => u32::from(!features.sa_direction),
+            (SaDirection::Out, false) => return None,
+        };
+        let words = window.div_ceil(32).max(1);
+        Some(nl::XfrmAttrs::ReplayStateEsn(nl::ReplayEsn {
+            bmp_len: words,
+            replay_window: window,
+            bmp: vec![0; words as usize],
+            ..nl::ReplayEsn::default()
+        }))
+    }
+}
+
+fn aead_to_kernel(aead: &Aead) -> nl::AlgAead {
+    let mut name = [0; nl::XFRM_ALG_AEAD_NAME_LEN];
+    for (to, from) in name.iter_mut().zip(aead.algorithm.kernel_name().bytes()) {
+        *to = from;
+    }
+    nl::AlgAead { alg_name: name, alg_key_len: aead.key.len() as u32 * 8, alg_icv_len: 128, alg_key: aead.key.to_vec() }
+}

@@ -1,0 +1,56 @@
+//! The kernel's structures, read with every length checked first: `netlink-packet-xfrm` panics on a body shorter than its fixed
+//! part and drops the attributes of some messages, so only its structures are used, never its messages' decoders.
+
+use std::net::IpAddr;
+
+use netlink_packet_core::{NlaBuffer, NlasIterator};
+use netlink_packet_xfrm as nl;
+
+/// `XFRMA_SA_DIR` (`linux/xfrm.h`, since 6.10), which the crate does not know.
+pub(crate) const XFRMA_SA_DIR: u16 = 33;
+
+/// Address family number of an address, as XFRM's structures hold it.
+pub(crate) fn family_of(address: IpAddr) -> u16 {
+    match address {
+        IpAddr::V4(_) => nl::AF_INET,
+        IpAddr::V6(_) => nl::AF_INET6,
+    }
+}
+
+/// An address of XFRM's structures, which is 16 bytes and a family that stands elsewhere.
+pub(crate) fn address(raw: &nl::Address, family: u16) -> Option<IpAddr> {
+    match family {
+        nl::AF_INET => Some(raw.to_ipv4().into()),
+        nl::AF_INET6 => Some(raw.to_ipv6().into()),
+        _ => None,
+    }
+}
+
+/// Splits a body into its fixed part and what follows it.
+pub(crate) fn split(body: &[u8], fixed: usize) -> Result<(&[u8], &[u8]), String> {
+    body.split_at_checked(fixed).ok_or_else(|| format!("{} bytes, at least {fixed} expected", body.len()))
+}
+
+/// Calls `take` with type and value of each attribute; what is malformed ends the walk with an error.
+pub(crate) fn attributes<'a>(
+    bytes: &'a [u8],
+    mut take: impl FnMut(u16, &'a [u8]) -> Result<(), String>,
+) -> Result<(), String> {
+    for attribute in NlasIterator::new(bytes) {
+        let attribute: NlaBuffer<&'a [u8]> = attribute.map_err(|error| error.to_string())?;
+        let end = usize::from(attribute.length());
+        let value = attribute.into_inner().get(4..end).ok_or("attribute ends beyond its message")?;
+        take(attribute.kind(), value)?;
+    }
+    Ok(())
+}
+
+/// A `u32` in host order that is the whole of an attribute.
+pub(crate) fn u32_of(value: &[u8]) -> Option<u32> {
+    value.try_into().ok().map(u32::from_ne_bytes)
+}
+
+/// `XFRM_SA_DIR_IN`.
+pub(crate) const SA_DIR_IN: u8 = 1;
+/// `XFRM_SA_DIR_OUT`.
+pub(crate) const SA_DIR_OUT: u8 = 2;
