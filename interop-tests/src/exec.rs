@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 use anyhow::{Result, bail};
 
-use crate::guest::{Backend, Event, Guest, Job, Output, Spec, choose};
+use crate::guest::{Event, Guest, Job, Output, Spec, choose};
 
 /// Runs `argv` as root in the lab, in the current folder with the current environment, and returns its exit status.
 ///
@@ -25,22 +25,18 @@ pub fn exec(argv: Vec<String>, writable: Vec<PathBuf>, forced: Option<&str>) -> 
         .collect::<Result<_>>()?;
     let spec =
         Spec { writable, cwd: std::env::current_dir()?, env: environment(), window, job: Job::Exec { argv, terminal } };
-    match choose(forced)? {
-        Backend::Uml(kernel) => {
-            let output = if terminal { Output::Terminal } else { Output::Inherit };
-            let mut guest = Guest::boot(&kernel, &spec, output)?;
-            loop {
-                match guest.event(None)? {
-                    Some(Event::Exit { status }) => {
-                        guest.finish()?;
-                        return Ok(ExitCode::from(u8::try_from(status).unwrap_or(u8::MAX)));
-                    }
-                    Some(Event::Broken { why }) => bail!("{why}"),
-                    Some(Event::Ready) | None => {}
-                }
+    let backend = choose(forced)?;
+    let output = if terminal { Output::Terminal } else { Output::Inherit };
+    let mut guest = Guest::start(&backend, &spec, output)?;
+    loop {
+        match guest.event(None)? {
+            Some(Event::Exit { status }) => {
+                guest.finish()?;
+                return Ok(ExitCode::from(u8::try_from(status).unwrap_or(u8::MAX)));
             }
+            Some(Event::Broken { why }) => bail!("{why}"),
+            Some(_) | None => {}
         }
-        Backend::Host => bail!("exec on the host's kernel is not there yet: use --backend uml"),
     }
 }
 

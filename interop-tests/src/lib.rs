@@ -4,9 +4,14 @@
 
 #![forbid(unsafe_code)]
 
+pub mod demo;
 pub mod exec;
 pub mod guest;
 pub mod kernel;
+pub mod peers;
 pub mod progress;
+pub mod runner;
+pub mod scenarios;
 pub mod tools;
-pub mod demo;
+pub mod topology;
+pub mod wait;

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use interop_tests::runner::RunOptions;
 
 /// Runs networks of real programs on a real kernel with IPsec, on an ordinary machine.
 ///
@@ -35,6 +36,25 @@ enum Verb {
         #[arg(required = true, last = true, value_name = "COMMAND")]
         argv: Vec<String>,
     },
+    /// Show the scenarios.
+    List {
+        /// As JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Run scenarios, and print one line of JSON for each.
+    ///
+    /// Logs, captures and what the kernels knew are in target/lab-logs/SCENARIO. The exit status is 1 if any failed.
+    Run {
+        /// Whole names or beginnings, such as `strongswan/`; all by default.
+        names: Vec<String>,
+        /// `uml` or `host`; by default the host's kernel where it has all that is needed.
+        #[arg(long, env = "EDGE_LAB_BACKEND", value_parser = ["uml", "host"])]
+        backend: Option<String>,
+        /// Open a shell in a lab whose scenario failed, everything still running.
+        #[arg(long)]
+        keep: bool,
+    },
     /// Make the lab kernel, if it is not there yet, and print its path.
     Kernel {
         /// Ask the package archive for a newer one.
@@ -57,10 +77,20 @@ enum GuestVerb {
     },
     /// What runs a job.
     Worker {
-        #[arg(long)]
-        lines: bool,
         dir: PathBuf,
+        #[arg(long)]
+        events: Option<PathBuf>,
     },
+    /// One scenario, as process 1 of its namespaces.
+    Scenario {
+        name: String,
+        out: PathBuf,
+        programs: PathBuf,
+        #[arg(long)]
+        keep: bool,
+    },
+    /// What keeps a node's namespaces alive.
+    Holder,
 }
 
 fn main() -> ExitCode {
@@ -71,7 +101,13 @@ fn main() -> ExitCode {
             ExitCode::SUCCESS
         }),
         Verb::Guest(GuestVerb::Init { dir, .. }) => Ok(interop_tests::guest::init(&dir)),
-        Verb::Guest(GuestVerb::Worker { lines, dir }) => interop_tests::guest::worker(&dir, lines),
+        Verb::List { json } => interop_tests::runner::list(json),
+        Verb::Run { names, backend, keep } => interop_tests::runner::run(&RunOptions { names, backend, keep }),
+        Verb::Guest(GuestVerb::Worker { dir, events }) => interop_tests::guest::worker(&dir, events.as_deref()),
+        Verb::Guest(GuestVerb::Scenario { name, out, programs, keep }) => {
+            interop_tests::runner::single(&name, &out, &programs, keep)
+        }
+        Verb::Guest(GuestVerb::Holder) => interop_tests::topology::holder(),
     };
     result.unwrap_or_else(|error| {
         eprintln!("interop-tests: {error:#}");

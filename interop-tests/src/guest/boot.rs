@@ -13,7 +13,7 @@ use anyhow::{Context as _, Result, bail};
 use rustix::io::FdFlags;
 use rustix::pipe::{PipeFlags, pipe_with};
 
-use super::{Event, Spec};
+use super::{Backend, Event, Spec};
 
 /// Memory of the guest. It is a sparse file of the host: only what is used is taken.
 const MEMORY_MIB: u64 = 1536;
@@ -29,69 +29,29 @@ pub enum Output {
 
 /// A running guest. Dropping it kills it.
 pub struct Guest {
-    kernel: Child,
+    process: Child,
     dir: tempfile::TempDir,
     events: Receiver<Event>,
     carriers: Vec<JoinHandle<()>>,
 }
 
 impl Guest {
-    /// Boots `kernel` for one [`Spec`].
+    /// Starts a lab for one [`Spec`].
     ///
-    /// The guest lives no longer than the calling thread, even if that is killed.
+    /// It lives no longer than the calling thread, even if that is killed.
     ///
     /// # Errors
-    /// When the kernel cannot be started.
-    pub fn boot(kernel: &Path, spec: &Spec, output: Output) -> Result<Self> {
+    /// When it cannot be started.
+    pub fn start(backend: &Backend, spec: &Spec, output: Output) -> Result<Self> {
         // Neither the path of this folder nor that of the program in it has a blank: both go over the kernel's command line.
         let dir = tempfile::Builder::new().prefix("edge-lab-").tempdir_in("/tmp")?;
         fs::write(dir.path().join("spec.json"), serde_json::to_vec(spec)?)?;
-        let init = dir.path().join("init");
-        std::os::unix::fs::symlink(std::env::current_exe()?, &init)?;
-
+        std::os::unix::fs::symlink(std::env::current_exe()?, dir.path().join("init"))?;
         let (events_in, events_out) = line()?;
-        let mut lines = vec![format!("ssl0=null,fd:{}", events_out.as_raw_fd())];
-        let mut ends = vec![events_out];
-        let mut carriers = Vec::new();
-        match output {
-            Output::Inherit => {
-                let (out_in, out) = line()?;
-                let (err_in, err) = line()?;
-                lines.push(format!("ssl1=null,fd:{}", out.as_raw_fd()));
-                lines.push(format!("ssl2=null,fd:{}", err.as_raw_fd()));
-                ends.extend([out, err]);
-                carriers.push(carry(out_in, std::io::stdout()));
-                carriers.push(carry(err_in, std::io::stderr()));
-            }
-            Output::Terminal => {
-                let terminal = OwnedFd::from(File::options().read(true).write(true).open("/dev/tty")?);
-                rustix::io::fcntl_setfd(&terminal, FdFlags::empty())?;
-                lines.push(format!("ssl1=fd:{0},fd:{0}", terminal.as_raw_fd()));
-                ends.push(terminal);
-            }
-        }
-        let console = File::create(dir.path().join("console.log"))?;
-        // setpriv: the guest does not outlive us, however we end.
-        let kernel = Command::new("setpriv")
-            .args(["--pdeathsig", "KILL", "--"])
-            .arg(kernel)
-            .arg(format!("mem={MEMORY_MIB}M"))
-            .args(["seccomp=on", "ncpus=2"])
-            .args(["root=/dev/root", "rootfstype=hostfs", "rootflags=/", "ro"])
-            .arg(format!("init={}", init.display()))
-            .args(["con=null", "con0=null,fd:1", "ssl=null", "quiet"])
-            .args(&lines)
-            .arg(format!("uml_dir={}", dir.path().display()))
-            .args(["--", "guest", "init"])
-            .arg(dir.path())
-            .env("TMPDIR", memory_folder())
-            .stdin(Stdio::null())
-            .stdout(console.try_clone()?)
-            .stderr(console)
-            .spawn()
-            .context("starting the lab kernel through setpriv")?;
-        drop(ends);
-
+        let (process, mut carriers) = match backend {
+            Backend::Uml(kernel) => uml(kernel, dir.path(), events_out, output)?,
+            Backend::Host => (host(dir.path(), events_out)?, Vec::new()),
+        };
         let (tell, events) = channel();
         carriers.push(std::thread::spawn(move || {
             for line in BufReader::new(File::from(events_in)).lines() {
@@ -106,7 +66,7 @@ impl Guest {
                 }
             }
         }));
-        Ok(Self { kernel, dir, events, carriers })
+        Ok(Self { process, dir, events, carriers })
     }
 
     /// Waits for the next event; `None` when none came in time.
@@ -144,7 +104,7 @@ impl Guest {
     /// # Errors
     /// When the kernel cannot be waited for.
     pub fn finish(mut self) -> Result<()> {
-        self.kernel.wait()?;
+        self.process.wait()?;
         for carrier in self.carriers.drain(..) {
             carrier.join().ok();
         }
@@ -153,17 +113,78 @@ impl Guest {
 
     /// Ends the guest at once.
     pub fn kill(&mut self) {
-        self.kernel.kill().ok();
-        self.kernel.wait().ok();
+        self.process.kill().ok();
+        self.process.wait().ok();
     }
 }
 
 impl Drop for Guest {
     fn drop(&mut self) {
-        if !matches!(self.kernel.try_wait(), Ok(Some(_))) {
+        if !matches!(self.process.try_wait(), Ok(Some(_))) {
             self.kill();
         }
     }
+}
+
+/// Boots `kernel`, with its serial lines on pipes of ours or on the terminal.
+fn uml(kernel: &Path, dir: &Path, events: OwnedFd, output: Output) -> Result<(Child, Vec<JoinHandle<()>>)> {
+    let mut lines = vec![format!("ssl0=null,fd:{}", events.as_raw_fd())];
+    // What the kernel inherits; ours are closed as soon as it has them.
+    let mut ends = vec![events];
+    let mut carriers = Vec::new();
+    match output {
+        Output::Inherit => {
+            let (out_in, out) = line()?;
+            let (err_in, err) = line()?;
+            lines.push(format!("ssl1=null,fd:{}", out.as_raw_fd()));
+            lines.push(format!("ssl2=null,fd:{}", err.as_raw_fd()));
+            ends.extend([out, err]);
+            carriers.push(carry(out_in, std::io::stdout()));
+            carriers.push(carry(err_in, std::io::stderr()));
+        }
+        Output::Terminal => {
+            let terminal = OwnedFd::from(File::options().read(true).write(true).open("/dev/tty")?);
+            rustix::io::fcntl_setfd(&terminal, FdFlags::empty())?;
+            lines.push(format!("ssl1=fd:{0},fd:{0}", terminal.as_raw_fd()));
+            ends.push(terminal);
+        }
+    }
+    let console = File::create(dir.join("console.log"))?;
+    // setpriv: the guest does not outlive us, however we end.
+    let process = Command::new("setpriv")
+        .args(["--pdeathsig", "KILL", "--"])
+        .arg(kernel)
+        .arg(format!("mem={MEMORY_MIB}M"))
+        .args(["seccomp=on", "ncpus=2"])
+        .args(["root=/dev/root", "rootfstype=hostfs", "rootflags=/", "ro"])
+        .arg(format!("init={}/init", dir.display()))
+        .args(["con=null", "con0=null,fd:1", "ssl=null", "quiet"])
+        .args(&lines)
+        .arg(format!("uml_dir={}", dir.display()))
+        .args(["--", "guest", "init"])
+        .arg(dir)
+        .env("TMPDIR", memory_folder())
+        .stdin(Stdio::null())
+        .stdout(console.try_clone()?)
+        .stderr(console)
+        .spawn()
+        .context("starting the lab kernel through setpriv")?;
+    Ok((process, carriers))
+}
+
+/// Starts the worker in private namespaces of the host; it inherits our input and output.
+fn host(dir: &Path, events: OwnedFd) -> Result<Child> {
+    Command::new("setpriv")
+        .args(["--pdeathsig", "KILL", "--"])
+        .args(["unshare", "--net", "--mount", "--uts", "--ipc"])
+        .args(["--pid", "--fork", "--kill-child=SIGKILL", "--mount-proc", "--"])
+        .arg(dir.join("init"))
+        .args(["guest", "worker"])
+        .arg(dir)
+        .arg("--events")
+        .arg(format!("/proc/self/fd/{}", events.as_raw_fd()))
+        .spawn()
+        .context("starting the lab through setpriv and unshare")
 }
 
 /// A pipe whose write end the kernel inherits.

@@ -39,11 +39,8 @@ fn run(dir: &Path) -> Result<()> {
     rustix::system::sethostname(b"lab")?;
     fs::write("/proc/sys/kernel/printk", "1")?;
 
-    let worker = Command::new(dir.join("init"))
-        .args(["guest", "worker", "--lines"])
-        .arg(dir)
-        .spawn()
-        .context("starting the worker")?;
+    let worker =
+        Command::new(dir.join("init")).args(["guest", "worker"]).arg(dir).spawn().context("starting the worker")?;
     let worker = rustix::process::Pid::from_child(&worker);
     // Whatever loses its parent becomes ours: reap it.
     loop {

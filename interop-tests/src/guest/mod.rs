@@ -18,4 +18,5 @@ pub use boot::{Guest, Output};
 pub use init::main as init;
 pub use namespaces::{Backend, choose};
 pub use spec::{Event, Job, Spec};
+pub(crate) use worker::Wiring;
 pub use worker::main as worker;

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, Result, bail};
+use rustix::mount::{MountFlags, MountPropagationFlags, mount, mount_change};
 
 /// A way to run the lab.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -40,6 +41,24 @@ pub fn choose(forced: Option<&str>) -> Result<Backend> {
         }
         (Some(other), _) => bail!("no backend is called {other:?}: uml or host"),
     }
+}
+
+/// In a mount namespace of our own on the host: writes below the folders that lab programs write to are kept in memory.
+pub(super) fn protect_host() -> Result<()> {
+    mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)?;
+    mount("tmpfs", "/run", "tmpfs", MountFlags::empty(), c"mode=0755")?;
+    for (folder, options) in [
+        ("/etc", c"lowerdir=/etc,upperdir=/run/lab/etc/upper,workdir=/run/lab/etc/work"),
+        ("/var", c"lowerdir=/var,upperdir=/run/lab/var/upper,workdir=/run/lab/var/work"),
+    ] {
+        for part in ["upper", "work"] {
+            std::fs::create_dir_all(format!("/run/lab{folder}/{part}"))?;
+        }
+        mount("overlay", folder, "overlay", MountFlags::empty(), options)
+            .with_context(|| format!("an overlay over {folder}"))?;
+    }
+    mount("sysfs", "/sys", "sysfs", MountFlags::empty(), c"")?;
+    Ok(())
 }
 
 /// Tries what the scenarios need, in a network namespace that ends with the try.

@@ -4,6 +4,8 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use crate::runner::Outcome;
+
 /// One boot's work.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Spec {
@@ -29,13 +31,34 @@ pub enum Job {
         /// Whether it gets the terminal.
         terminal: bool,
     },
+    /// Scenarios, one after the other.
+    Run {
+        /// Their names.
+        scenarios: Vec<String>,
+        /// Where each has a folder of its own; must be writable.
+        out: PathBuf,
+        /// Where the programs under test lie.
+        programs: PathBuf,
+        /// Whether one that failed gets a shell.
+        keep: bool,
+    },
 }
 
 /// What the guest reports, one line of JSON each.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub enum Event {
     /// The guest is up and begins with its job.
     Ready,
+    /// A scenario begins.
+    Begun {
+        /// Its name.
+        scenario: String,
+    },
+    /// A scenario has ended.
+    Ended {
+        /// How.
+        outcome: Outcome,
+    },
     /// The job is over; nothing follows.
     Exit {
         /// Exit status of the job, as a shell counts it (128 and the signal for a program that was killed).

@@ -9,24 +9,42 @@ use std::process::{Command, ExitCode, ExitStatus, Stdio};
 use anyhow::{Context as _, Result};
 use rustix::termios::{Winsize, tcdrain};
 
-use super::{Event, Job, Spec, tty};
+use super::{Event, Job, Spec, namespaces, tty};
 
-/// Runs the [`Spec`] in `dir`. `lines` tells that this is the guest, where output goes over serial lines.
-pub fn main(dir: &Path, lines: bool) -> Result<ExitCode> {
+/// What a job's programs are connected to.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Wiring {
+    /// Serial lines of the guest; output is bytes, there is no input.
+    Lines,
+    /// A serial line that is a terminal of the host.
+    Terminal(Option<(u16, u16)>),
+    /// What the worker inherited.
+    Inherited,
+}
+
+/// Runs the [`Spec`] in `dir`. `events` is where to report, by default the guest's serial line.
+///
+/// # Errors
+/// When the spec cannot be read or nothing can be reported.
+pub fn main(dir: &Path, events: Option<&Path>) -> Result<ExitCode> {
     let spec: Spec = serde_json::from_slice(&fs::read(dir.join("spec.json"))?)?;
-    let mut events = if lines {
-        Events(tty::open_raw(tty::EVENTS)?)
-    } else {
-        Events(File::options().append(true).open(dir.join("events"))?)
+    let mut tell = Events(match events {
+        None => tty::open_raw(tty::EVENTS)?,
+        Some(path) => File::options().write(true).open(path)?,
+    });
+    let wiring = match (&spec.job, events) {
+        (_, Some(_)) => Wiring::Inherited,
+        (Job::Exec { terminal: true, .. } | Job::Run { keep: true, .. }, None) => Wiring::Terminal(spec.window),
+        _ => Wiring::Lines,
     };
-    events.tell(&Event::Ready)?;
-    let event = match run(&spec, lines) {
-        Ok(status) => Event::Exit { status: status.code().unwrap_or_else(|| 128 + status.signal().unwrap_or(0)) },
+    tell.tell(&Event::Ready)?;
+    let event = match run(&spec, wiring, &mut tell) {
+        Ok(status) => Event::Exit { status },
         Err(error) => Event::Broken { why: format!("{error:#}") },
     };
-    events.tell(&event)?;
-    if lines {
-        tcdrain(&events.0)?;
+    tell.tell(&event)?;
+    if events.is_none() {
+        tcdrain(&tell.0)?;
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -41,24 +59,33 @@ impl Events {
     }
 }
 
-fn run(spec: &Spec, lines: bool) -> Result<ExitStatus> {
-    let Job::Exec { argv, terminal } = &spec.job;
+fn run(spec: &Spec, wiring: Wiring, events: &mut Events) -> Result<i32> {
+    if matches!(wiring, Wiring::Inherited) {
+        namespaces::protect_host()?;
+    }
     Command::new("ip")
         .args(["link", "set", "lo", "up"])
         .env("PATH", crate::tools::search_path())
         .status()
         .context("ip cannot be run")?;
-    let mut command = if *terminal && lines {
-        on_terminal(argv, spec.window)?
-    } else {
-        let (program, args) = argv.split_first().context("no program was given")?;
-        let mut command = Command::new(program);
-        command.args(args);
-        command
-    };
+    match &spec.job {
+        Job::Exec { argv, .. } => {
+            let status = exec(spec, argv, wiring)?;
+            Ok(status.code().unwrap_or_else(|| 128 + status.signal().unwrap_or(0)))
+        }
+        Job::Run { scenarios, out, programs, keep } => {
+            let ground = crate::runner::Ground { out, programs, keep: *keep, env: &spec.env, wiring };
+            crate::runner::run_all(scenarios, &ground, |event| events.tell(&event))?;
+            Ok(0)
+        }
+    }
+}
+
+fn exec(spec: &Spec, argv: &[String], wiring: Wiring) -> Result<ExitStatus> {
+    let mut command = wiring.command(argv)?;
     command.env_clear().envs(spec.env.iter().map(|(key, value)| (key, value))).current_dir(&spec.cwd);
-    let name = command.get_program().to_string_lossy().into_owned();
-    if *terminal || !lines {
+    let name = argv.first().map_or("", String::as_str);
+    if !matches!(wiring, Wiring::Lines) {
         return command.status().with_context(|| format!("{name} cannot be run"));
     }
     // A pipe in between: programs see no terminal, and all they wrote has been passed on before the status is told.
@@ -83,6 +110,27 @@ fn carry(mut from: impl Read, to: &str) -> Result<()> {
     std::io::copy(&mut from, &mut line)?;
     tcdrain(&line)?;
     Ok(())
+}
+
+impl Wiring {
+    /// A command whose input and output are connected in this way.
+    pub(crate) fn command(self, argv: &[String]) -> Result<Command> {
+        let (program, args) = argv.split_first().context("no program was given")?;
+        let plain = || {
+            let mut command = Command::new(program);
+            command.args(args);
+            command
+        };
+        match self {
+            Self::Inherited => Ok(plain()),
+            Self::Lines => {
+                let mut command = plain();
+                command.stdin(Stdio::null()).stdout(tty::open_raw(tty::STDOUT)?).stderr(tty::open_raw(tty::STDERR)?);
+                Ok(command)
+            }
+            Self::Terminal(window) => on_terminal(argv, window),
+        }
+    }
 }
 
 /// A session of its own, with the guest's end of the terminal as the controlling one, so that job control works in a shell.

@@ -22,7 +22,7 @@ pub(super) fn require_tools() -> Result<()> {
         return Ok(());
     }
     bail!(
-        "building the lab kernel needs {}: run interop-tests/install.sh as root, \
+        "building the lab kernel needs {}: run .ci/install as root, \
          or name a ready User-Mode Linux binary in {}",
         missing.join(", "),
         super::OVERRIDE

@@ -1,0 +1,222 @@
+//! The host's side of a run.
+
+use std::io::{IsTerminal as _, Write as _};
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail};
+
+use super::{Outcome, Scenario, Verdict, folder};
+use crate::guest::{Backend, Event, Guest, Job, Output, Spec, choose};
+
+/// Environment variable that names a folder with ready programs; nothing is built then.
+const PROGRAMS: &str = "EDGE_LAB_PROGRAMS";
+
+/// What scenarios run: packages whose programs are built before.
+const PACKAGES: [&str; 3] = ["edge-agent", "edge-cni", "edge-controller"];
+
+/// A guest that has said nothing for so long after a scenario's deadline is hung itself.
+const GUEST_GRACE: Duration = Duration::from_secs(60);
+
+/// How to run scenarios.
+#[derive(Debug, Clone, Default)]
+pub struct RunOptions {
+    /// Whole names or beginnings; none means all.
+    pub names: Vec<String>,
+    /// `uml` or `host`.
+    pub backend: Option<String>,
+    /// Whether a failed scenario gets a shell on the terminal.
+    pub keep: bool,
+}
+
+/// Prints the scenarios, as a table or as JSON.
+///
+/// # Errors
+/// When standard output is gone.
+pub fn list(json: bool) -> Result<ExitCode> {
+    let all = crate::scenarios::all();
+    if json {
+        let rows: Vec<_> = all
+            .iter()
+            .map(|scenario| {
+                serde_json::json!({
+                    "scenario": scenario.name,
+                    "about": scenario.about,
+                    "deadline_seconds": scenario.deadline.as_secs(),
+                    "by_default": scenario.by_default,
+                })
+            })
+            .collect();
+        println!("{}", serde_json::to_string_pretty(&rows)?);
+        return Ok(ExitCode::SUCCESS);
+    }
+    let mut table = comfy_table::Table::new();
+    table.load_style(comfy_table::presets::NOTHING);
+    table.set_header(["scenario", "shows"]);
+    for scenario in all {
+        let about =
+            if scenario.by_default { scenario.about.to_owned() } else { format!("{} (by name only)", scenario.about) };
+        table.add_row([scenario.name.to_owned(), about]);
+    }
+    println!("{table}");
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Runs scenarios; one line of JSON each on standard output. The exit status is 1 if any failed.
+///
+/// # Errors
+/// When there is no lab to be had, a name is unknown, or the programs do not build.
+pub fn run(options: &RunOptions) -> Result<ExitCode> {
+    let scenarios = crate::scenarios::select(&options.names)
+        .map_err(|word| anyhow::anyhow!("no scenario begins with {word:?}; `interop-tests list` shows them all"))?;
+    if options.keep && !(std::io::stdin().is_terminal() && std::io::stderr().is_terminal()) {
+        bail!("--keep opens a shell in the failed lab: it needs a terminal");
+    }
+    let backend = choose(options.backend.as_deref())?;
+    let programs = programs()?;
+    let out = target_folder()?.join("lab-logs");
+    std::fs::create_dir_all(&out).with_context(|| format!("making {}", out.display()))?;
+
+    let mut tally = Tally::default();
+    let mut queue: Vec<&Scenario> = scenarios;
+    while !queue.is_empty() {
+        let done = one_lab(&queue, &backend, &out, &programs, options.keep, &mut tally)?;
+        // A guest that died took the scenario in it along; the others get a new one.
+        queue.drain(..done);
+    }
+    eprintln!("{} passed, {} failed, {} skipped", tally.passed, tally.failed, tally.skipped);
+    Ok(ExitCode::from(u8::from(tally.failed > 0)))
+}
+
+#[derive(Default)]
+struct Tally {
+    passed: usize,
+    failed: usize,
+    skipped: usize,
+}
+
+impl Tally {
+    fn count(&mut self, outcome: &Outcome, out: &Path) -> Result<()> {
+        let mut stdout = std::io::stdout().lock();
+        serde_json::to_writer(&mut stdout, outcome)?;
+        writeln!(stdout)?;
+        stdout.flush()?;
+        match outcome.result {
+            Verdict::Pass => {
+                self.passed += 1;
+                eprintln!("  passed in {:.1} s", outcome.seconds);
+            }
+            Verdict::Skip => {
+                self.skipped += 1;
+                eprintln!("  skipped: {}", outcome.why);
+            }
+            Verdict::Fail => {
+                self.failed += 1;
+                let kept = folder(out, &outcome.scenario);
+                eprintln!("  FAILED: {}\n  logs and captures: {}", outcome.why, kept.display());
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Runs scenarios in one lab until all have ended or the lab has; returns how many have ended.
+fn one_lab(
+    queue: &[&Scenario],
+    backend: &Backend,
+    out: &Path,
+    programs: &Path,
+    keep: bool,
+    tally: &mut Tally,
+) -> Result<usize> {
+    let spec = Spec {
+        writable: vec![out.to_owned()],
+        cwd: out.to_owned(),
+        env: crate::exec::environment(),
+        window: rustix::termios::tcgetwinsize(std::io::stderr()).ok().map(|size| (size.ws_row, size.ws_col)),
+        job: Job::Run {
+            scenarios: queue.iter().map(|scenario| scenario.name.to_owned()).collect(),
+            out: out.to_owned(),
+            programs: programs.to_owned(),
+            keep,
+        },
+    };
+    let output = if keep { Output::Terminal } else { Output::Inherit };
+    let mut lab = Guest::start(backend, &spec, output)?;
+    let mut done = 0;
+    let mut begun = Instant::now();
+    loop {
+        let patience = match queue.get(done) {
+            Some(scenario) if !keep => Some((scenario.deadline + GUEST_GRACE).saturating_sub(begun.elapsed())),
+            _ => None,
+        };
+        let why = match lab.event(patience) {
+            Ok(Some(Event::Ready)) => continue,
+            Ok(Some(Event::Begun { scenario })) => {
+                begun = Instant::now();
+                eprintln!("{scenario} ...");
+                continue;
+            }
+            Ok(Some(Event::Ended { outcome })) => {
+                done += 1;
+                tally.count(&outcome, out)?;
+                continue;
+            }
+            Ok(Some(Event::Exit { .. })) => {
+                lab.finish()?;
+                return Ok(done);
+            }
+            Ok(Some(Event::Broken { why })) => bail!("the lab could not begin: {why}"),
+            Ok(None) => {
+                lab.kill();
+                format!("the lab hung; its console:\n{}", lab.console())
+            }
+            Err(error) => format!("{error:#}"),
+        };
+        let Some(scenario) = queue.get(done) else {
+            bail!("{why}");
+        };
+        let outcome = Outcome {
+            scenario: scenario.name.to_owned(),
+            result: Verdict::Fail,
+            seconds: begun.elapsed().as_secs_f64(),
+            why,
+        };
+        tally.count(&outcome, out)?;
+        return Ok(done + 1);
+    }
+}
+
+/// The folder with the programs under test, built if need be.
+fn programs() -> Result<PathBuf> {
+    if let Some(folder) = std::env::var_os(PROGRAMS) {
+        return Ok(std::fs::canonicalize(folder)?);
+    }
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let mut command = Command::new(cargo);
+    command
+        .current_dir(env!("CARGO_MANIFEST_DIR"))
+        .args(["build", "--quiet", "--locked", "--profile", "lab"])
+        .env("CARGO_TARGET_DIR", target_folder()?)
+        .stdin(Stdio::null());
+    for package in PACKAGES {
+        command.args(["-p", package]);
+    }
+    let progress = crate::progress::Progress::start("building the programs under test");
+    let status = command.status().context("cargo cannot be run")?;
+    if !status.success() {
+        bail!("building {} failed ({status})", PACKAGES.join(", "));
+    }
+    progress.done();
+    Ok(target_folder()?.join("lab"))
+}
+
+/// Cargo's target folder: this program lies in one of its profiles.
+fn target_folder() -> Result<PathBuf> {
+    if let Some(folder) = std::env::var_os("CARGO_TARGET_DIR") {
+        return Ok(std::path::absolute(folder)?);
+    }
+    let program = std::env::current_exe()?;
+    program.parent().and_then(Path::parent).map(Path::to_owned).context("this program is not in a target folder")
+}

@@ -1,0 +1,67 @@
+//! What a scenario gets to work with.
+
+use std::cell::OnceCell;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use anyhow::{Context as _, Result};
+
+use crate::topology::{Net, Plan};
+
+/// A scenario's means: its network, the programs under test, a folder for what it writes.
+pub struct Lab {
+    out: PathBuf,
+    programs: PathBuf,
+    net: OnceCell<Net>,
+    started: Instant,
+}
+
+/// The error of a scenario that cannot be tried here; made by [`skip`].
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct Skip(pub String);
+
+/// Ends a scenario as skipped: `return skip("this kernel has no IP-TFS")`.
+///
+/// # Errors
+/// Always.
+pub fn skip<T>(why: &str) -> Result<T> {
+    Err(Skip(why.to_owned()).into())
+}
+
+impl Lab {
+    pub(super) fn new(out: &Path, programs: &Path) -> Self {
+        Self { out: out.to_owned(), programs: programs.to_owned(), net: OnceCell::new(), started: Instant::now() }
+    }
+
+    /// Builds the scenario's network. There is one; it stands until the scenario ends.
+    ///
+    /// # Errors
+    /// As [`Net::build`], or when there is one already.
+    pub fn build(&self, plan: &Plan) -> Result<&Net> {
+        let net = Net::build(plan, &self.out)?;
+        anyhow::ensure!(self.net.set(net).is_ok(), "a scenario has one network");
+        self.net.get().context("just set")
+    }
+
+    /// The folder for logs, captures and whatever else helps to understand a failure. Kept if the scenario fails.
+    #[must_use]
+    pub fn out(&self) -> &Path {
+        &self.out
+    }
+
+    /// One of our programs (`edge-agent`, `edge-cni`, `edge-controller`), as built for this run.
+    ///
+    /// # Errors
+    /// When it was not built.
+    pub fn program(&self, name: &str) -> Result<PathBuf> {
+        let path = self.programs.join(name);
+        anyhow::ensure!(path.is_file(), "{} is not there: it was not built", path.display());
+        Ok(path)
+    }
+
+    /// Says on standard error what the scenario does now, with the time since its start.
+    pub fn step(&self, what: &str) {
+        eprintln!("  {:6.2}s {what}", self.started.elapsed().as_secs_f64());
+    }
+}

@@ -1,0 +1,148 @@
+//! One scenario after the other, inside the lab.
+
+use std::fs;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result};
+
+use super::{Outcome, Scenario, Verdict, folder};
+use crate::guest::{Event, Wiring};
+
+/// How long after its deadline a scenario has to write down why, before it is killed.
+const GRACE: Duration = Duration::from_secs(10);
+
+/// What all scenarios of a run share.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Ground<'a> {
+    /// Where each scenario has its folder.
+    pub(crate) out: &'a Path,
+    /// Where the programs under test lie.
+    pub(crate) programs: &'a Path,
+    /// Whether a failed scenario gets a shell.
+    pub(crate) keep: bool,
+    /// The environment of a scenario.
+    pub(crate) env: &'a [(String, String)],
+    /// What a scenario's own output goes to.
+    pub(crate) wiring: Wiring,
+}
+
+/// Runs the scenarios and tells of each when it begins and when it has ended.
+///
+/// # Errors
+/// When the listener is gone; a scenario's failure is an [`Outcome`].
+pub(crate) fn run_all(names: &[String], ground: &Ground<'_>, mut tell: impl FnMut(Event) -> Result<()>) -> Result<()> {
+    for name in names {
+        tell(Event::Begun { scenario: name.clone() })?;
+        let started = Instant::now();
+        let outcome = match crate::scenarios::find(name) {
+            None => Err(anyhow::anyhow!("there is no scenario {name:?}")),
+            Some(scenario) => run_one(scenario, ground),
+        };
+        let outcome = outcome.unwrap_or_else(|error| Outcome {
+            scenario: name.clone(),
+            result: Verdict::Fail,
+            seconds: started.elapsed().as_secs_f64(),
+            why: format!("{error:#}"),
+        });
+        tell(Event::Ended { outcome })?;
+    }
+    Ok(())
+}
+
+fn run_one(scenario: &Scenario, ground: &Ground<'_>) -> Result<Outcome> {
+    let kept = folder(ground.out, scenario.name);
+    fresh(&kept)?;
+    // In the guest, what is written and read at the same time stays in its memory until the scenario has ended: a folder of the host
+    // shows a file's size with a delay, and readers of logs miss their ends.
+    let out = match ground.wiring {
+        Wiring::Inherited => kept.clone(),
+        Wiring::Lines | Wiring::Terminal(_) => folder(Path::new("/tmp/edge-lab-out"), scenario.name),
+    };
+    fresh(&out)?;
+    let outcome = run_in(scenario, ground, &out);
+    if out != kept {
+        copy(&out, &kept).with_context(|| format!("keeping the logs in {}", kept.display()))?;
+        fs::remove_dir_all(&out)?;
+    }
+    outcome
+}
+
+fn fresh(folder: &Path) -> Result<()> {
+    if folder.exists() {
+        fs::remove_dir_all(folder)?;
+    }
+    fs::create_dir_all(folder).with_context(|| format!("making {}", folder.display()))
+}
+
+fn copy(from: &Path, to: &Path) -> Result<()> {
+    for entry in fs::read_dir(from)? {
+        let entry = entry?;
+        let target = to.join(entry.file_name());
+        match entry.file_type()? {
+            kind if kind.is_dir() => {
+                fs::create_dir_all(&target)?;
+                copy(&entry.path(), &target)?;
+            }
+            kind if kind.is_file() => {
+                fs::copy(entry.path(), target)?;
+            }
+            // Sockets, pipes and links say nothing after the scenario.
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+fn run_in(scenario: &Scenario, ground: &Ground<'_>, out: &Path) -> Result<Outcome> {
+    let keep = ground.keep;
+    // In a pid namespace of its own: when its first process ends, for whatever reason, the kernel ends all the others.
+    let mut argv: Vec<String> = "unshare --pid --fork --kill-child=SIGKILL --mount-proc --mount --net --uts --ipc --"
+        .split(' ')
+        .map(str::to_owned)
+        .collect();
+    let program = std::env::current_exe()?;
+    for word in [program.as_path(), "guest".as_ref(), "scenario".as_ref(), scenario.name.as_ref(), out, ground.programs]
+    {
+        argv.push(word.to_str().context("a path that is not UTF-8")?.to_owned());
+    }
+    if keep {
+        argv.push("--keep".to_owned());
+    }
+    let mut child = ground
+        .wiring
+        .command(&argv)?
+        .env_clear()
+        .envs(ground.env.iter().map(|(key, value)| (key, value)))
+        .current_dir(out)
+        .spawn()
+        .context("unshare cannot be run")?;
+    let started = Instant::now();
+    let status = loop {
+        if let Some(status) = child.try_wait()? {
+            break Some(status);
+        }
+        if !keep && started.elapsed() > scenario.deadline + GRACE {
+            child.kill()?;
+            child.wait()?;
+            break None;
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    };
+    let file = out.join("outcome.json");
+    match fs::read(&file) {
+        Ok(bytes) => {
+            fs::remove_file(&file).ok();
+            Ok(serde_json::from_slice(&bytes)?)
+        }
+        Err(_) => Ok(Outcome {
+            scenario: scenario.name.to_owned(),
+            result: Verdict::Fail,
+            seconds: started.elapsed().as_secs_f64(),
+            why: match status {
+                Some(status) => format!("its process ended ({status}) without a result"),
+                None => format!("it hung: killed {GRACE:?} after its deadline of {:?}", scenario.deadline),
+            },
+        }),
+    }
+}

@@ -1,0 +1,109 @@
+//! One scenario, in a process and namespaces of its own.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
+use std::process::{Command, ExitCode};
+use std::time::Instant;
+
+use anyhow::{Context as _, Result, bail};
+use rustix::mount::{MountFlags, MountPropagationFlags};
+
+use super::{Lab, Outcome, Scenario, Skip, Verdict};
+use crate::topology::dump_all;
+
+/// Runs a scenario as process 1 of fresh namespaces and writes its [`Outcome`] to `outcome.json` in `out`.
+///
+/// # Errors
+/// When the namespaces cannot be prepared or the outcome not be written.
+pub fn main(name: &str, out: &Path, programs: &Path, keep: bool) -> Result<ExitCode> {
+    let Some(scenario) = crate::scenarios::find(name) else {
+        bail!("there is no scenario {name:?}");
+    };
+    rustix::mount::mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)?;
+    rustix::mount::mount("tmpfs", "/run", "tmpfs", MountFlags::empty(), c"mode=0755")?;
+    rustix::mount::mount("sysfs", "/sys", "sysfs", MountFlags::empty(), c"")?;
+    Command::new("ip").args(["link", "set", "lo", "up"]).status()?;
+
+    let started = Instant::now();
+    if !keep {
+        bark_after(scenario, out.to_owned(), started);
+    }
+    let lab = Lab::new(out, programs);
+    let ended = catch_unwind(AssertUnwindSafe(|| (scenario.run)(&lab)));
+    let outcome = outcome(scenario, started, ended);
+    if outcome.result == Verdict::Fail {
+        dump_all(out);
+        if keep {
+            eprintln!("{name} failed: {}", outcome.why);
+            shell(out).context("the shell in the failed lab")?;
+        }
+    }
+    write(out, &outcome)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+type Ended = std::thread::Result<Result<()>>;
+
+fn outcome(scenario: &Scenario, started: Instant, ended: Ended) -> Outcome {
+    let (result, why) = match ended {
+        Ok(Ok(())) => (Verdict::Pass, String::new()),
+        Ok(Err(error)) => match error.downcast_ref::<Skip>() {
+            Some(skip) => (Verdict::Skip, skip.to_string()),
+            None => (Verdict::Fail, format!("{error:#}")),
+        },
+        Err(panic) => {
+            let text = panic
+                .downcast_ref::<&str>()
+                .map(|text| (*text).to_owned())
+                .or_else(|| panic.downcast_ref::<String>().cloned())
+                .unwrap_or_else(|| "without a message".to_owned());
+            (Verdict::Fail, format!("panicked: {text}"))
+        }
+    };
+    Outcome { scenario: scenario.name.to_owned(), result, seconds: started.elapsed().as_secs_f64(), why }
+}
+
+/// At the deadline, says so, keeps what the kernel knows, and ends the process and with it all its namespaces.
+fn bark_after(scenario: &'static Scenario, out: std::path::PathBuf, started: Instant) {
+    std::thread::spawn(move || {
+        std::thread::sleep(scenario.deadline);
+        let outcome = Outcome {
+            scenario: scenario.name.to_owned(),
+            result: Verdict::Fail,
+            seconds: started.elapsed().as_secs_f64(),
+            why: format!("it did not end within {:?}", scenario.deadline),
+        };
+        write(&out, &outcome).ok();
+        dump_all(&out);
+        std::process::exit(1);
+    });
+}
+
+/// Whole or not at all: the reader takes a missing file for a crash.
+fn write(out: &Path, outcome: &Outcome) -> Result<()> {
+    let file = out.join("outcome.json");
+    let staged = out.join("outcome.json.new");
+    std::fs::write(&staged, serde_json::to_vec(outcome)?)?;
+    std::fs::rename(staged, &file).with_context(|| format!("writing {}", file.display()))
+}
+
+/// A shell with a function for each node, everything still running.
+fn shell(out: &Path) -> Result<()> {
+    use std::fmt::Write as _;
+    let mut script = String::from("PS1='lab# '\n");
+    let mut names = Vec::new();
+    for (name, entrance) in crate::topology::entrances() {
+        writeln!(script, "function {name} {{ {entrance} \"${{@:-bash}}\"; }}")?;
+        names.push(name);
+    }
+    let file = out.join("shell.rc");
+    std::fs::write(&file, script)?;
+    eprintln!(
+        "a shell in the failed lab; each node is a command: `{} ip xfrm state`\nnodes: {}\nlogs: {}\n`exit` ends it",
+        names.first().map_or("NODE", String::as_str),
+        names.join(" "),
+        out.display()
+    );
+    Command::new("bash").arg("--rcfile").arg(&file).arg("-i").current_dir(out).status()?;
+    Ok(())
+}

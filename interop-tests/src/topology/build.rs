@@ -1,0 +1,306 @@
+//! Making a [`Plan`] come true.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Write as _;
+use std::io::{BufRead as _, BufReader, Write as _};
+use std::ops::Deref;
+use std::path::Path;
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+
+use anyhow::{Context as _, Result, bail};
+
+use super::holder::{Setup, feed};
+use super::place::Place;
+use super::plan::{Netem, NodePlan, Plan};
+
+/// Folders of which every node has its own.
+const PRIVATE: [&str; 6] =
+    ["/run", "/var/lib/edge-cni", "/var/lib/edge-controller", "/etc/edge-cni", "/etc/cni", "/etc/swanctl"];
+
+/// A running network. It ends with the scenario's process.
+pub struct Net {
+    nodes: BTreeMap<String, Node>,
+}
+
+/// A running host or router.
+pub struct Node {
+    place: Place,
+    /// Fabric's end of each wire the node is on.
+    ports: BTreeMap<String, String>,
+    holder: Holder,
+}
+
+/// A network namespace inside a node, as a container runtime makes one.
+pub struct Pod {
+    place: Place,
+    path: String,
+}
+
+impl Deref for Node {
+    type Target = Place;
+    fn deref(&self) -> &Place {
+        &self.place
+    }
+}
+
+impl Deref for Pod {
+    type Target = Place;
+    fn deref(&self) -> &Place {
+        &self.place
+    }
+}
+
+impl Net {
+    /// Builds the network in the calling process's namespaces, which must be private ones. Logs go to `out`.
+    ///
+    /// # Errors
+    /// When the plan is refused by the kernel or contradicts itself; what was made ends with the process.
+    pub fn build(plan: &Plan, out: &Path) -> Result<Self> {
+        let mut holders = Vec::new();
+        for node in &plan.nodes {
+            if node.name.len() > 15 {
+                bail!("the node's name {:?} has more than 15 characters", node.name);
+            }
+            holders.push(Holder::start().with_context(|| format!("starting {}", node.name))?);
+        }
+        let fabric = fabric(plan, &holders)?;
+        feed("ip", &["-batch", "-"], &fabric.ip).context("laying the wires")?;
+        feed("tc", &["-batch", "-"], &fabric.tc).context("slowing the wires")?;
+        // All at once, then all the answers.
+        for (node, holder) in plan.nodes.iter().zip(&mut holders) {
+            holder.ask(&setup(node)?)?;
+        }
+        let mut nodes = BTreeMap::new();
+        for ((node, mut holder), ports) in plan.nodes.iter().zip(holders).zip(fabric.ports) {
+            holder.answer().with_context(|| format!("setting up {}", node.name))?;
+            let place = Place::new(&node.name, holder.pid(), None, out);
+            super::dump::register(&place);
+            let node = Node { place, ports, holder };
+            if nodes.insert(node.name().to_owned(), node).is_some() {
+                bail!("two nodes have the same name");
+            }
+        }
+        Ok(Self { nodes })
+    }
+
+    /// A node by its name.
+    ///
+    /// # Panics
+    /// When the plan has no such node: the scenario contradicts itself.
+    #[must_use]
+    #[track_caller]
+    pub fn node(&self, name: &str) -> &Node {
+        match self.nodes.get(name) {
+            Some(node) => node,
+            None => panic!("the plan has no node {name:?}"),
+        }
+    }
+
+    /// All nodes, by name.
+    pub fn nodes(&self) -> impl Iterator<Item = &Node> {
+        self.nodes.values()
+    }
+}
+
+impl Node {
+    /// Changes delay and loss between the node and a wire, each way; `None` makes it perfect again.
+    ///
+    /// # Errors
+    /// When the node is not on that wire.
+    pub fn slow(&self, wire: &str, netem: Option<Netem>) -> Result<()> {
+        let port = self.ports.get(wire).with_context(|| format!("{} is not on {wire}", self.name()))?;
+        let order = |device: &str| match netem {
+            Some(netem) => format!("tc qdisc replace dev {device} root {}", netem.qdisc()),
+            None => format!("tc qdisc del dev {device} root 2>/dev/null || true"),
+        };
+        self.sh(&order(wire))?;
+        let fabric = Command::new("sh").args(["-c", &order(port)]).status()?;
+        anyhow::ensure!(fabric.success(), "slowing {port}: {fabric}");
+        Ok(())
+    }
+
+    /// Unplugs the node from a wire, or plugs it in again.
+    ///
+    /// # Errors
+    /// When the node is not on that wire.
+    pub fn plug(&self, wire: &str, plugged: bool) -> Result<()> {
+        let port = self.ports.get(wire).with_context(|| format!("{} is not on {wire}", self.name()))?;
+        let state = if plugged { "up" } else { "down" };
+        feed("ip", &["-batch", "-"], &format!("link set {port} {state}\n"))
+    }
+
+    /// An empty network namespace, as a container runtime makes it before it calls the plugin.
+    ///
+    /// # Errors
+    /// When there is one of that name.
+    pub fn pod(&self, name: &str) -> Result<Pod> {
+        self.sh(&format!("ip netns add {name} && ip -n {name} link set lo up"))?;
+        let path = format!("/run/netns/{name}");
+        let place = Place::new(&format!("{}.{name}", self.name()), self.holder.pid(), Some(path.clone()), self.out());
+        super::dump::register(&place);
+        Ok(Pod { place, path })
+    }
+
+    /// A pod made by hand: a veth pair with `address` in the pod (`eth0`), `gateway` on the host's end, and a default route; both
+    /// with a prefix length, of one family. The host forwards from then on.
+    ///
+    /// # Errors
+    /// When the kernel refuses it.
+    pub fn wired_pod(&self, name: &str, address: &str, gateway: &str) -> Result<Pod> {
+        let pod = self.pod(name)?;
+        let via = gateway.split('/').next().unwrap_or(gateway);
+        let nodad = if gateway.contains(':') { "nodad" } else { "" };
+        self.sh(&format!(
+            "set -e
+             ip link add veth-{name} type veth peer name eth0 netns {name}
+             ip addr add {gateway} dev veth-{name} {nodad}
+             ip link set veth-{name} up
+             ip -n {name} addr add {address} dev eth0 {nodad}
+             ip -n {name} link set eth0 up
+             ip -n {name} route add default via {via}
+             sysctl -qw net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1"
+        ))?;
+        Ok(pod)
+    }
+}
+
+impl Pod {
+    /// The namespace's path on its node, as `CNI_NETNS` wants it.
+    #[must_use]
+    pub fn netns(&self) -> &str {
+        &self.path
+    }
+}
+
+struct Fabric {
+    ip: String,
+    tc: String,
+    ports: Vec<BTreeMap<String, String>>,
+}
+
+/// Orders for the namespace that holds the wires: a bridge each, and a veth pair for each node on it.
+fn fabric(plan: &Plan, holders: &[Holder]) -> Result<Fabric> {
+    let mut ip = String::new();
+    let mut tc = String::new();
+    let mut all_ports = Vec::new();
+    let mut wires = BTreeSet::new();
+    let mut count = 0;
+    for (node, holder) in plan.nodes.iter().zip(holders) {
+        let mut ports = BTreeMap::new();
+        for port in &node.ports {
+            let wire = &port.wire;
+            if wire.len() > 12 {
+                bail!("the wire's name {wire:?} has more than 12 characters");
+            }
+            if wires.insert(wire.clone()) {
+                // No spanning tree, no snooping, no addresses: a wire.
+                writeln!(ip, "link add br-{wire} type bridge mcast_snooping 0 forward_delay 0")?;
+                writeln!(ip, "link set br-{wire} addrgenmode none up")?;
+            }
+            count += 1;
+            let name = format!("p{count}");
+            let mtu = port.mtu.unwrap_or(1500);
+            writeln!(ip, "link add {name} type veth peer name {wire} mtu {mtu} netns {}", holder.pid())?;
+            writeln!(ip, "link set {name} addrgenmode none master br-{wire} up")?;
+            if let Some(netem) = port.netem {
+                writeln!(tc, "qdisc add dev {name} root {}", netem.qdisc())?;
+            }
+            ports.insert(wire.clone(), name);
+        }
+        all_ports.push(ports);
+    }
+    Ok(Fabric { ip, tc, ports: all_ports })
+}
+
+/// Orders for inside a node.
+fn setup(node: &NodePlan) -> Result<Setup> {
+    let mut ip = String::from("link set lo up\n");
+    let mut tc = String::new();
+    let mut nft = String::new();
+    for port in &node.ports {
+        let wire = &port.wire;
+        for address in &port.addresses {
+            writeln!(ip, "addr add {address} dev {wire}")?;
+        }
+        writeln!(ip, "link set {wire} up")?;
+        if let Some(netem) = port.netem {
+            writeln!(tc, "qdisc add dev {wire} root {}", netem.qdisc())?;
+        }
+    }
+    for (to, gateway) in &node.routes {
+        let to = match to.as_str() {
+            "default" if gateway.contains(':') => "::/0",
+            to => to,
+        };
+        writeln!(ip, "route add {to} via {gateway}")?;
+    }
+    for wire in &node.masquerade {
+        writeln!(
+            nft,
+            "add table inet lab\n\
+             add chain inet lab postrouting {{ type nat hook postrouting priority srcnat; }}\n\
+             add rule inet lab postrouting oifname \"{wire}\" masquerade"
+        )?;
+    }
+    Ok(Setup {
+        name: node.name.clone(),
+        private: PRIVATE.into_iter().map(str::to_owned).chain(node.private.iter().cloned()).collect(),
+        forwards: node.forwards,
+        ip,
+        tc,
+        nft,
+    })
+}
+
+/// A node's namespaces, alive as long as this process is.
+struct Holder {
+    child: Child,
+    stdin: ChildStdin,
+    stdout: BufReader<ChildStdout>,
+}
+
+impl Holder {
+    fn start() -> Result<Self> {
+        // unshare replaces itself by the program, so the process is the holder.
+        let mut child = Command::new("unshare")
+            .args(["--net", "--mount", "--uts", "--"])
+            .arg(std::env::current_exe()?)
+            .args(["guest", "holder"])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .context("unshare cannot be run")?;
+        let stdin = child.stdin.take().context("no standard input")?;
+        let stdout = BufReader::new(child.stdout.take().context("no standard output")?);
+        let mut holder = Self { child, stdin, stdout };
+        // What it says proves that it has left our namespaces: before that, its pid names ours.
+        holder.line()?;
+        Ok(holder)
+    }
+
+    fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    fn ask(&mut self, setup: &Setup) -> Result<()> {
+        let mut line = serde_json::to_vec(setup)?;
+        line.push(b'\n');
+        Ok(self.stdin.write_all(&line)?)
+    }
+
+    fn answer(&mut self) -> Result<()> {
+        match self.line()?.as_str() {
+            "ok" => Ok(()),
+            error => bail!("{error}"),
+        }
+    }
+
+    fn line(&mut self) -> Result<String> {
+        let mut line = String::new();
+        self.stdout.read_line(&mut line)?;
+        if line.is_empty() {
+            bail!("the holder of its namespaces ended");
+        }
+        Ok(line.trim_end().to_owned())
+    }
+}

@@ -1,0 +1,112 @@
+//! Packets as they were on an interface.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context as _, Result, bail, ensure};
+use rustix::process::Signal;
+
+use super::{Place, Process};
+
+/// A running capture of one interface, into `NODE-INTERFACE.pcap` in the scenario's folder.
+pub struct Capture {
+    process: Process,
+    file: PathBuf,
+}
+
+impl Capture {
+    pub(super) fn start(place: &Place, interface: &str) -> Result<Self> {
+        let file = place.out().join(format!("{}-{interface}.pcap", place.name()));
+        let mut process = place.start(
+            &format!("tcpdump-{interface}"),
+            place
+                .command("tcpdump")
+                // Each packet is in the file as soon as it is seen, by a tcpdump that stays root.
+                .args(["--immediate-mode", "-U", "-n", "-s", "0", "-B", "8192", "-Z", "root"])
+                .args(["-i", interface, "-w"])
+                .arg(&file),
+        )?;
+        process.wait_log("listening on")?;
+        Ok(Self { process, file })
+    }
+
+    /// The capture's file.
+    #[must_use]
+    pub fn file(&self) -> &Path {
+        &self.file
+    }
+
+    /// The packets so far that a filter (in the language of pcap-filter(7)) takes, one line of tcpdump each.
+    ///
+    /// # Errors
+    /// When the filter is wrong.
+    pub fn packets(&self, filter: &str) -> Result<Vec<String>> {
+        let out = Command::new("tcpdump")
+            .args(["-n", "-tt", "-r"])
+            .arg(&self.file)
+            .arg(filter)
+            .output()
+            .context("tcpdump cannot be run")?;
+        let said = String::from_utf8_lossy(&out.stderr);
+        // A file that is still being written may end in the middle of a packet.
+        if !out.status.success() && !said.contains("truncated dump file") {
+            bail!("tcpdump -r {} {filter:?}: {said}", self.file.display());
+        }
+        Ok(String::from_utf8_lossy(&out.stdout).lines().map(str::to_owned).collect())
+    }
+
+    /// SPIs of the ESP packets so far, in UDP or not, each once.
+    ///
+    /// # Errors
+    /// When the file cannot be read.
+    pub fn esp_spis(&self) -> Result<std::collections::BTreeSet<u32>> {
+        let mut spis = std::collections::BTreeSet::new();
+        for line in self.packets("udp port 4500 or esp or ip6 proto 50")? {
+            if let Some((_, rest)) = line.split_once("ESP(spi=0x")
+                && let Some(digits) = rest.get(..8)
+            {
+                spis.insert(u32::from_str_radix(digits, 16)?);
+            }
+        }
+        Ok(spis)
+    }
+
+    /// Fails if a packet so far is taken by the filter; the message shows the first ones.
+    ///
+    /// # Errors
+    /// As said.
+    pub fn expect_none(&self, filter: &str) -> Result<()> {
+        let packets = self.packets(filter)?;
+        ensure!(
+            packets.is_empty(),
+            "{} packets in {} should not be on the wire ({filter}); the first ones:\n{}",
+            packets.len(),
+            self.file.display(),
+            packets[..packets.len().min(5)].join("\n")
+        );
+        Ok(())
+    }
+
+    /// Waits until a packet is there that the filter takes.
+    ///
+    /// # Errors
+    /// When none comes in time.
+    pub fn wait_for(&self, filter: &str) -> Result<()> {
+        crate::wait::for_event(&format!("a packet in {} ({filter})", self.file.display()), || {
+            ensure!(!self.packets(filter)?.is_empty(), "none came");
+            Ok(())
+        })
+    }
+
+    /// Ends the capture and fails if the kernel dropped packets before tcpdump saw them: then it proves nothing.
+    ///
+    /// # Errors
+    /// As said.
+    pub fn stop(&mut self) -> Result<()> {
+        self.process.signal(Signal::INT)?;
+        self.process.wait_end(crate::wait::PATIENCE)?;
+        let log = self.process.log();
+        ensure!(log.contains("\n0 packets dropped by kernel"), "this capture is not whole: {log}");
+        Ok(())
+    }
+}

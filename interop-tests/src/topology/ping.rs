@@ -1,0 +1,207 @@
+//! A ping that goes on while something else happens.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, anyhow};
+use rustix::process::Signal;
+
+use super::{Place, Process};
+use crate::wait;
+
+/// A running ping.
+pub struct Ping {
+    process: Process,
+    /// Where this run begins in a log that may hold an earlier run to the same address.
+    begin: usize,
+    pace: Duration,
+}
+
+/// What became of a ping.
+#[derive(Debug, Clone, PartialEq)]
+pub struct PingReport {
+    /// Echo requests sent.
+    pub sent: u64,
+    /// Requests that were answered.
+    pub received: u64,
+    /// Runs of requests without an answer.
+    pub gaps: Vec<Gap>,
+}
+
+/// Requests in a row that were not answered.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Gap {
+    /// Sequence number of the first one, from 1.
+    pub first: u64,
+    /// How many.
+    pub count: u64,
+    /// Seconds from the start of the ping to the first one, by the pace it was sent at.
+    pub at: f64,
+}
+
+impl PingReport {
+    /// Requests without an answer.
+    #[must_use]
+    pub fn lost(&self) -> u64 {
+        self.gaps.iter().map(|gap| gap.count).sum()
+    }
+
+    /// Fails if a request was lost, or if so few were sent that the ping proves nothing.
+    ///
+    /// # Errors
+    /// As said; the message has the gaps.
+    pub fn expect_none_lost(&self) -> Result<()> {
+        anyhow::ensure!(self.sent >= 5, "only {} pings were sent, which proves nothing", self.sent);
+        anyhow::ensure!(
+            self.lost() == 0,
+            "no ping should be lost, but {} of {} were: {:?}",
+            self.lost(),
+            self.sent,
+            self.gaps
+        );
+        Ok(())
+    }
+}
+
+impl Ping {
+    /// Starts a ping from `place` with a pause of `pace` between requests.
+    ///
+    /// # Errors
+    /// When ping cannot be run.
+    pub fn start(place: &Place, to: &str, pace: Duration) -> Result<Self> {
+        let name = format!("ping-{}", to.replace([':', '/'], "_"));
+        let interval = format!("{:.3}", pace.as_secs_f64());
+        let log = place.out().join(format!("{}.{name}.log", place.name()));
+        let begin = std::fs::metadata(log).map_or(0, |meta| usize::try_from(meta.len()).unwrap_or(0));
+        let process =
+            place.start(&name, place.command("stdbuf").args(["-oL", "ping", "-n", "-D", "-i", &interval, to]))?;
+        Ok(Self { process, begin, pace })
+    }
+
+    /// How many requests were answered so far.
+    #[must_use]
+    pub fn received(&self) -> u64 {
+        u64::try_from(self.replies().len()).unwrap_or(u64::MAX)
+    }
+
+    /// Waits until `count` more requests were answered.
+    ///
+    /// # Errors
+    /// When they were not in time.
+    pub fn wait_more(&mut self, count: u64) -> Result<()> {
+        let goal = self.received() + count;
+        wait::for_event(&format!("{count} more answers to a ping"), || {
+            let have = self.received();
+            anyhow::ensure!(have >= goal, "{} are missing", goal - have);
+            Ok(())
+        })
+    }
+
+    /// Ends the ping. Requests still under way are waited for, so that they do not count as lost.
+    ///
+    /// # Errors
+    /// When ping ended by itself, or its summary is missing.
+    pub fn stop(mut self) -> Result<PingReport> {
+        // An answer to a request later than the last answered one: whatever came before it is here or lost.
+        let last = self.last_reply();
+        let flows = wait::until("one more answer", Duration::from_secs(3), || {
+            let now = self.last_reply();
+            anyhow::ensure!(now > last.saturating_add(1), "none came");
+            Ok(now)
+        });
+        self.process.signal(Signal::INT)?;
+        self.process.wait_end(Duration::from_secs(10))?;
+        let text = self.text();
+        let sent = summary(&text).with_context(|| format!("no summary from ping:\n{text}"))?;
+        // While answers flow, the requests after the last answered one were under way; else they are lost.
+        let sent = match flows {
+            Ok(_) => self.last_reply().max(1),
+            Err(_) => sent,
+        };
+        Ok(report(sent, &self.replies(), self.pace))
+    }
+
+    fn text(&self) -> String {
+        self.process.log().split_off(self.begin)
+    }
+
+    fn replies(&self) -> BTreeSet<u64> {
+        parse_replies(&self.text())
+    }
+
+    fn last_reply(&self) -> u64 {
+        self.replies().last().copied().unwrap_or(0)
+    }
+}
+
+/// Sequence numbers of answered requests. They are 16 bits on the wire: a smaller one after a larger one has wrapped.
+fn parse_replies(text: &str) -> BTreeSet<u64> {
+    let mut replies = BTreeSet::new();
+    let mut last = 0;
+    for line in text.lines() {
+        if !line.contains("bytes from") {
+            continue;
+        }
+        let Some(seq) = line.split_once("icmp_seq=").and_then(|(_, rest)| rest.split(' ').next()?.parse::<u64>().ok())
+        else {
+            continue;
+        };
+        let turn = last & !0xffff;
+        let seq = [Some(turn + seq), Some(turn + 0x1_0000 + seq), (turn + seq).checked_sub(0x1_0000)]
+            .into_iter()
+            .flatten()
+            .min_by_key(|full| full.abs_diff(last))
+            .unwrap_or(seq);
+        last = last.max(seq);
+        replies.insert(seq);
+    }
+    replies
+}
+
+fn summary(text: &str) -> Result<u64> {
+    text.lines()
+        .find_map(|line| line.split_once(" packets transmitted")?.0.trim().parse().ok())
+        .ok_or_else(|| anyhow!("no line with packets transmitted"))
+}
+
+fn report(sent: u64, replies: &BTreeSet<u64>, pace: Duration) -> PingReport {
+    let mut gaps: Vec<Gap> = Vec::new();
+    for seq in (1..=sent).filter(|seq| !replies.contains(seq)) {
+        match gaps.last_mut() {
+            Some(gap) if gap.first + gap.count == seq => gap.count += 1,
+            _ => gaps.push(Gap { first: seq, count: 1, at: pace.as_secs_f64() * (seq - 1) as f64 }),
+        }
+    }
+    let lost: u64 = gaps.iter().map(|gap| gap.count).sum();
+    PingReport { sent, received: sent - lost, gaps }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn requests_without_an_answer_are_gaps_with_their_time() {
+        let text = "PING 10.0.0.1\n\
+            [1.0] 64 bytes from 10.0.0.1: icmp_seq=1 ttl=64 time=0.1 ms\n\
+            [1.3] 64 bytes from 10.0.0.1: icmp_seq=4 ttl=64 time=0.1 ms\n\
+            [1.4] From 10.0.0.2 icmp_seq=5 Destination Host Unreachable\n\
+            \n5 packets transmitted, 2 received, 60% packet loss\n";
+        let report = report(summary(text).unwrap(), &parse_replies(text), Duration::from_millis(100));
+        assert_eq!((report.sent, report.received, report.lost()), (5, 2, 3));
+        assert_eq!(report.gaps[0], Gap { first: 2, count: 2, at: 0.1 });
+        assert_eq!(report.gaps[1].first, 5);
+        assert_eq!(parse_replies(text).into_iter().collect::<Vec<_>>(), [1, 4]);
+        assert!(report.expect_none_lost().is_err());
+    }
+
+    #[test]
+    fn sequence_numbers_go_on_after_the_sixteenth_bit() {
+        let text: String = (65534..65540u64)
+            .map(|seq| format!("64 bytes from 10.0.0.1: icmp_seq={} ttl=64\n", seq & 0xffff))
+            .collect();
+        let mut primed = String::from("64 bytes from 10.0.0.1: icmp_seq=40000 ttl=64\n");
+        primed.push_str(&text);
+        assert_eq!(parse_replies(&primed).last(), Some(&65539));
+    }
+}

@@ -1,0 +1,214 @@
+//! Where a program can be run.
+
+use std::fs::File;
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail};
+
+use super::{Capture, Ping, Process, xfrm};
+
+/// A node's or a pod's namespaces.
+#[derive(Debug, Clone)]
+pub struct Place {
+    name: String,
+    holder: u32,
+    netns: Option<String>,
+    out: PathBuf,
+}
+
+impl Place {
+    pub(super) fn new(name: &str, holder: u32, netns: Option<String>, out: &Path) -> Self {
+        Self { name: name.to_owned(), holder, netns, out: out.to_owned() }
+    }
+
+    /// The node's name; a pod's is `NODE.POD`.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The scenario's folder for logs and captures.
+    #[must_use]
+    pub fn out(&self) -> &Path {
+        &self.out
+    }
+
+    /// Where a path as seen on this place lies for the scenario, to read and write it without running anything.
+    #[must_use]
+    pub fn path(&self, path: &str) -> PathBuf {
+        PathBuf::from(format!("/proc/{}/root{path}", self.holder))
+    }
+
+    /// Writes a file on this place, making its folder.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn write(&self, path: &str, text: &str) -> Result<()> {
+        let real = self.path(path);
+        if let Some(folder) = real.parent() {
+            std::fs::create_dir_all(folder)?;
+        }
+        std::fs::write(&real, text).with_context(|| format!("writing {path} on {}", self.name))
+    }
+
+    /// Reads a file on this place.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub fn read(&self, path: &str) -> Result<String> {
+        std::fs::read_to_string(self.path(path)).with_context(|| format!("reading {path} on {}", self.name))
+    }
+
+    /// A command that will run here; it replaces `nsenter`, so its pid is the program's. It starts in `/`.
+    #[must_use]
+    pub fn command(&self, program: impl AsRef<std::ffi::OsStr>) -> Command {
+        let holder = self.holder;
+        let mut command = Command::new("nsenter");
+        command.arg(format!("--target={holder}"));
+        command.args(["--mount", "--uts"]);
+        match &self.netns {
+            None => command.arg("--net"),
+            Some(path) => command.arg(format!("--net=/proc/{holder}/root{path}")),
+        };
+        command.arg("--").arg(program).stdin(Stdio::null());
+        command
+    }
+
+    /// Runs a command made by [`Self::command`] to its end, and returns what it wrote, whatever its exit status.
+    ///
+    /// # Errors
+    /// When it cannot be run.
+    pub fn output(&self, command: &mut Command) -> Result<Output> {
+        let started = Instant::now();
+        let shown = shown(command);
+        let out = command.output().with_context(|| format!("{}: {shown} cannot be run", self.name))?;
+        self.note(&shown, &out, started.elapsed());
+        Ok(out)
+    }
+
+    /// Runs a command made by [`Self::command`]; returns its standard output.
+    ///
+    /// # Errors
+    /// When it ends with anything but 0; the message has what it wrote.
+    pub fn run(&self, command: &mut Command) -> Result<String> {
+        let out = self.output(command)?;
+        if !out.status.success() {
+            bail!(
+                "on {}: {} ended with {}: {}{}",
+                self.name,
+                shown(command),
+                out.status,
+                String::from_utf8_lossy(&out.stderr),
+                String::from_utf8_lossy(&out.stdout)
+            );
+        }
+        Ok(String::from_utf8_lossy(&out.stdout).into_owned())
+    }
+
+    /// Runs a shell command; returns its standard output.
+    ///
+    /// # Errors
+    /// As [`Self::run`].
+    pub fn sh(&self, script: &str) -> Result<String> {
+        self.run(self.command("sh").args(["-c", script]))
+    }
+
+    /// Starts a command made by [`Self::command`] that goes on running. It writes to `NODE.NAME.log` in the scenario's folder and ends
+    /// with the scenario, if not before.
+    ///
+    /// # Errors
+    /// When it cannot be run.
+    pub fn start(&self, name: &str, command: &mut Command) -> Result<Process> {
+        Process::start(self, name, command)
+    }
+
+    /// Sends one ping and tells whether it was answered within `patience`.
+    ///
+    /// # Errors
+    /// When ping cannot be run.
+    pub fn reaches(&self, to: &str, patience: Duration) -> Result<bool> {
+        let seconds = patience.as_secs_f32().max(0.1).to_string();
+        let out = self.output(self.command("ping").args(["-n", "-q", "-c", "1", "-W", &seconds, to]))?;
+        match out.status.code() {
+            Some(0) => Ok(true),
+            // 2 is what ping says when the kernel refuses to send; that is no answer either.
+            Some(1 | 2) => Ok(false),
+            _ => bail!("on {}: ping {to} {}: {}", self.name, out.status, String::from_utf8_lossy(&out.stderr)),
+        }
+    }
+
+    /// Starts a ping that goes on, ten times a second unless [`Ping::start`] is asked for another pace.
+    ///
+    /// # Errors
+    /// When ping cannot be run.
+    pub fn ping(&self, to: &str) -> Result<Ping> {
+        Ping::start(self, to, Duration::from_millis(100))
+    }
+
+    /// Starts a capture of everything on one interface.
+    ///
+    /// # Errors
+    /// When tcpdump cannot be run.
+    pub fn capture(&self, interface: &str) -> Result<Capture> {
+        Capture::start(self, interface)
+    }
+
+    /// The kernel's SAs here, with their counters.
+    ///
+    /// # Errors
+    /// When `ip` cannot be run or says something unknown.
+    pub fn xfrm_states(&self) -> Result<Vec<xfrm::State>> {
+        xfrm::State::parse_all(&self.run(self.command("ip").args(["-s", "xfrm", "state", "list", "nokeys"]))?)
+    }
+
+    /// The kernel's policies here.
+    ///
+    /// # Errors
+    /// When `ip` cannot be run or says something unknown.
+    pub fn xfrm_policies(&self) -> Result<Vec<xfrm::Policy>> {
+        xfrm::Policy::parse_all(&self.run(self.command("ip").args(["-s", "xfrm", "policy"]))?)
+    }
+
+    /// The kernel's counters of what it refused (`/proc/net/xfrm_stat`), by name.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub fn xfrm_stat(&self) -> Result<std::collections::BTreeMap<String, u64>> {
+        let text = self.run(self.command("cat").arg("/proc/net/xfrm_stat"))?;
+        xfrm::parse_stat(&text)
+    }
+
+    /// Everything the kernel holds here about packets, for the folder of a failed scenario.
+    #[must_use]
+    pub fn kernel_dump(&self) -> String {
+        const SHOW: &str = "for c in 'ip -s address' 'ip neigh' 'ip -4 route show table all' 'ip -6 route show table all' 'ip rule' \
+             'ip -s xfrm state list nokeys' 'ip -s xfrm policy' 'cat /proc/net/xfrm_stat' 'nft list ruleset' 'ss -anp'; do \
+             echo \"== $c\"; $c 2>&1; done";
+        match self.command("sh").args(["-c", SHOW]).output() {
+            Ok(out) => String::from_utf8_lossy(&out.stdout).into_owned(),
+            Err(error) => format!("cannot be shown: {error}"),
+        }
+    }
+
+    fn note(&self, shown: &str, out: &Output, took: Duration) {
+        let said = String::from_utf8_lossy(&out.stderr);
+        let line = format!("{}: {shown} -> {} in {took:.3?} {said}\n", self.name, out.status);
+        if let Ok(mut file) = File::options().create(true).append(true).open(self.out.join("commands.log")) {
+            file.write_all(line.as_bytes()).ok();
+        }
+    }
+}
+
+/// A command as a person would type it, without the way into its namespaces.
+fn shown(command: &Command) -> String {
+    command
+        .get_args()
+        .map(|arg| arg.to_string_lossy())
+        .skip_while(|arg| arg != "--")
+        .skip(1)
+        .collect::<Vec<_>>()
+        .join(" ")
+}

@@ -1,0 +1,146 @@
+//! Declaring a network.
+
+/// What a network consists of. Wires come into being by being named.
+///
+/// ```
+/// use interop_tests::topology::{Netem, Plan};
+/// let mut plan = Plan::new();
+/// plan.router("isp").on("internet", &["203.0.113.1/24"]).on("home", &["192.168.1.1/24"]).masquerade("internet");
+/// plan.host("a").on("home", &["192.168.1.10/24"]).via("192.168.1.1");
+/// plan.host("b").on("internet", &["203.0.113.10/24", "2001:db8::10/64"]).slow("internet", Netem::delay(20).loss(1.0));
+/// ```
+#[derive(Debug, Clone, Default)]
+pub struct Plan {
+    pub(super) nodes: Vec<NodePlan>,
+}
+
+impl Plan {
+    /// An empty network.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Adds a host: an end system, which forwards nothing until someone tells it to. Names have at most 15 characters.
+    pub fn host(&mut self, name: &str) -> &mut NodePlan {
+        self.node(name, false)
+    }
+
+    /// Adds a router: it forwards everything, IPv4 and IPv6.
+    pub fn router(&mut self, name: &str) -> &mut NodePlan {
+        self.node(name, true)
+    }
+
+    fn node(&mut self, name: &str, forwards: bool) -> &mut NodePlan {
+        self.nodes.push(NodePlan {
+            name: name.to_owned(),
+            forwards,
+            ports: Vec::new(),
+            routes: Vec::new(),
+            masquerade: Vec::new(),
+            private: Vec::new(),
+        });
+        let last = self.nodes.len() - 1;
+        &mut self.nodes[last]
+    }
+}
+
+/// One host or router of a [`Plan`].
+#[derive(Debug, Clone)]
+pub struct NodePlan {
+    pub(super) name: String,
+    pub(super) forwards: bool,
+    pub(super) ports: Vec<Port>,
+    pub(super) routes: Vec<(String, String)>,
+    pub(super) masquerade: Vec<String>,
+    pub(super) private: Vec<String>,
+}
+
+/// A node's end of a wire; the interface has the wire's name.
+#[derive(Debug, Clone)]
+pub(super) struct Port {
+    pub(super) wire: String,
+    pub(super) addresses: Vec<String>,
+    pub(super) netem: Option<Netem>,
+    pub(super) mtu: Option<u16>,
+}
+
+impl NodePlan {
+    /// Plugs the node into a wire, with addresses (`"203.0.113.1/24"`, IPv4 and IPv6). The interface is called like the wire, which
+    /// has at most 12 characters.
+    pub fn on(&mut self, wire: &str, addresses: &[&str]) -> &mut Self {
+        self.ports.push(Port {
+            wire: wire.to_owned(),
+            addresses: addresses.iter().map(|&address| address.to_owned()).collect(),
+            netem: None,
+            mtu: None,
+        });
+        self
+    }
+
+    /// Default route, of the gateway's family.
+    pub fn via(&mut self, gateway: &str) -> &mut Self {
+        self.route("default", gateway)
+    }
+
+    /// A static route.
+    pub fn route(&mut self, to: &str, gateway: &str) -> &mut Self {
+        self.routes.push((to.to_owned(), gateway.to_owned()));
+        self
+    }
+
+    /// Everything forwarded out of this wire takes the node's own address (IPv4 and IPv6): NAT for a router, a foreign
+    /// masquerade rule for a host.
+    pub fn masquerade(&mut self, wire: &str) -> &mut Self {
+        self.masquerade.push(wire.to_owned());
+        self
+    }
+
+    /// Delay and loss between the node and this wire, each way.
+    pub fn slow(&mut self, wire: &str, netem: Netem) -> &mut Self {
+        for port in self.ports.iter_mut().filter(|port| port.wire == wire) {
+            port.netem = Some(netem);
+        }
+        self
+    }
+
+    /// MTU of the interface on this wire (1500 otherwise).
+    pub fn mtu(&mut self, wire: &str, bytes: u16) -> &mut Self {
+        for port in self.ports.iter_mut().filter(|port| port.wire == wire) {
+            port.mtu = Some(bytes);
+        }
+        self
+    }
+
+    /// One more folder of which the node has its own, empty one. All have their own `/run`, `/var/lib/edge-cni`,
+    /// `/var/lib/edge-controller`, `/etc/edge-cni`, `/etc/cni` and `/etc/swanctl`.
+    pub fn own_folder(&mut self, path: &str) -> &mut Self {
+        self.private.push(path.to_owned());
+        self
+    }
+}
+
+/// What a wire does to packets, each way.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct Netem {
+    pub(super) delay_ms: u32,
+    pub(super) loss_percent: f32,
+}
+
+impl Netem {
+    /// Delays every packet by this many milliseconds.
+    #[must_use]
+    pub fn delay(ms: u32) -> Self {
+        Self { delay_ms: ms, loss_percent: 0.0 }
+    }
+
+    /// Loses this share of the packets, in percent.
+    #[must_use]
+    pub fn loss(self, percent: f32) -> Self {
+        Self { loss_percent: percent, ..self }
+    }
+
+    pub(super) fn qdisc(&self) -> String {
+        format!("netem delay {}ms loss {}%", self.delay_ms, self.loss_percent)
+    }
+}

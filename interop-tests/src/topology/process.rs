@@ -1,0 +1,155 @@
+//! A program that goes on running on a place.
+
+use std::fs::File;
+use std::os::unix::process::ExitStatusExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus};
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, anyhow, bail};
+use rustix::process::{Pid, Signal, kill_process};
+
+use super::Place;
+use crate::wait;
+
+/// A started program. It keeps running when this handle is dropped, and ends with the scenario at the latest.
+#[derive(Debug)]
+pub struct Process {
+    name: String,
+    log: PathBuf,
+    child: Child,
+    ended: Option<ExitStatus>,
+}
+
+impl Process {
+    pub(super) fn start(place: &Place, name: &str, command: &mut Command) -> Result<Self> {
+        let log = place.out().join(format!("{}.{name}.log", place.name()));
+        // A program started again appends: the log tells the whole story.
+        let file = File::options().create(true).append(true).open(&log)?;
+        let child = command
+            .stdout(file.try_clone()?)
+            .stderr(file)
+            .spawn()
+            .with_context(|| format!("starting {name} on {}", place.name()))?;
+        Ok(Self { name: format!("{name} on {}", place.name()), log, child, ended: None })
+    }
+
+    /// The program's process id.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Where its standard output and error go.
+    #[must_use]
+    pub fn log_path(&self) -> &Path {
+        &self.log
+    }
+
+    /// All it has written so far.
+    #[must_use]
+    pub fn log(&self) -> String {
+        String::from_utf8_lossy(&std::fs::read(&self.log).unwrap_or_default()).into_owned()
+    }
+
+    /// Waits until the log contains `text`.
+    ///
+    /// # Errors
+    /// When it does not in time, or the program ends before.
+    pub fn wait_log(&mut self, text: &str) -> Result<()> {
+        let what = format!("{:?} in the log of {}", text, self.name);
+        let mut ended = None;
+        let waited = wait::for_event(&what, || {
+            // Ask first, read then: what it wrote last is seen.
+            ended = self.exit_status()?;
+            if self.log().contains(text) {
+                return Ok(true);
+            }
+            match ended {
+                Some(_) => Ok(false),
+                None => Err(anyhow!("not there")),
+            }
+        });
+        match waited {
+            Ok(true) => Ok(()),
+            Ok(false) => bail!(
+                "{} ended ({}) without {text:?} in its log:\n{}",
+                self.name,
+                ended.map(|status| status.to_string()).unwrap_or_default(),
+                self.tail()
+            ),
+            Err(error) => Err(error.context(self.tail())),
+        }
+    }
+
+    /// How it ended; `None` while it runs.
+    ///
+    /// # Errors
+    /// When the kernel cannot tell.
+    pub fn exit_status(&mut self) -> Result<Option<ExitStatus>> {
+        if self.ended.is_none() {
+            self.ended = self.child.try_wait()?;
+        }
+        Ok(self.ended)
+    }
+
+    /// Waits until it has ended by itself.
+    ///
+    /// # Errors
+    /// When it has not after `patience`.
+    pub fn wait_end(&mut self, patience: Duration) -> Result<ExitStatus> {
+        let what = format!("the end of {}", self.name);
+        wait::until(&what, patience, || self.exit_status()?.context("it is still running"))
+    }
+
+    /// Sends a signal.
+    ///
+    /// # Errors
+    /// When it has ended.
+    pub fn signal(&mut self, signal: Signal) -> Result<()> {
+        if let Some(status) = self.exit_status()? {
+            bail!("{} has ended ({status}):\n{}", self.name, self.tail());
+        }
+        Ok(kill_process(Pid::from_child(&self.child), signal)?)
+    }
+
+    /// Asks it to end (SIGTERM) and waits for it.
+    ///
+    /// # Errors
+    /// When it does not within 10 s; it is killed then.
+    pub fn stop(&mut self) -> Result<ExitStatus> {
+        if let Some(status) = self.exit_status()? {
+            return Ok(status);
+        }
+        self.signal(Signal::TERM)?;
+        match self.wait_end(Duration::from_secs(10)) {
+            Ok(status) => Ok(status),
+            Err(error) => {
+                self.kill()?;
+                Err(error.context("it was asked to end, and had to be killed"))
+            }
+        }
+    }
+
+    /// Ends it at once (SIGKILL), as a crash would.
+    ///
+    /// # Errors
+    /// When it had already ended by itself with anything but that signal.
+    pub fn kill(&mut self) -> Result<()> {
+        if let Some(status) = self.exit_status()? {
+            if status.signal() == Some(9) {
+                return Ok(());
+            }
+            bail!("{} had already ended ({status}):\n{}", self.name, self.tail());
+        }
+        self.child.kill()?;
+        self.ended = Some(self.child.wait()?);
+        Ok(())
+    }
+
+    fn tail(&self) -> String {
+        let log = self.log();
+        let lines: Vec<_> = log.lines().collect();
+        lines[lines.len().saturating_sub(15)..].join("\n")
+    }
+}

@@ -1,0 +1,57 @@
+//! Waiting for events: nothing in the lab sleeps for luck.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, anyhow};
+
+/// How long an event may take on a loaded machine, unless a scenario knows better.
+pub const PATIENCE: Duration = Duration::from_secs(30);
+
+const POLL: Duration = Duration::from_millis(20);
+
+/// Asks `probe` until it succeeds; its last error says what was still missing when `patience` ran out.
+///
+/// # Errors
+/// When the event did not happen in time.
+pub fn until<T>(what: &str, patience: Duration, mut probe: impl FnMut() -> Result<T>) -> Result<T> {
+    let started = Instant::now();
+    loop {
+        match probe() {
+            Ok(value) => return Ok(value),
+            Err(last) if started.elapsed() >= patience => {
+                return Err(anyhow!("waited {patience:.0?} for {what}: {last:#}"));
+            }
+            Err(_) => std::thread::sleep(POLL),
+        }
+    }
+}
+
+/// [`until`] with [`PATIENCE`].
+///
+/// # Errors
+/// When the event did not happen in time.
+pub fn for_event<T>(what: &str, probe: impl FnMut() -> Result<T>) -> Result<T> {
+    until(what, PATIENCE, probe)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_event_that_does_not_happen_says_what_was_missing() {
+        let error = until("rain", Duration::ZERO, || -> Result<()> { Err(anyhow!("blue sky")) }).unwrap_err();
+        assert_eq!(error.to_string(), "waited 0ns for rain: blue sky");
+    }
+
+    #[test]
+    fn an_event_that_happens_late_is_seen() {
+        let mut tries = 0;
+        let got = until("three", PATIENCE, || {
+            tries += 1;
+            anyhow::ensure!(tries == 3, "only {tries}");
+            Ok(tries)
+        });
+        assert_eq!(got.unwrap(), 3);
+    }
+}
