@@ -68,8 +68,7 @@ impl Seen {
         if open()?.metadata()?.len() == 0 {
             return Ok(seen);
         }
-        let mut reader =
-            PcapReader::new(open()?).with_context(|| format!("{} is no capture", file.display()))?;
+        let mut reader = PcapReader::new(open()?).with_context(|| format!("{} is no capture", file.display()))?;
         while let Some(Ok(packet)) = reader.next_packet() {
             *seen.counts.entry(classify(&packet.data, known)).or_default() += 1;
         }

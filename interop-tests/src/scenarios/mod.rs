@@ -2,14 +2,16 @@
 //!
 //! To add one: write a function that takes a [`Lab`](crate::runner::Lab) in a module here, and name it in that module's table.
 
+mod charon;
 mod lab;
+mod told;
 
 use crate::runner::Scenario;
 
 /// Every scenario there is.
 #[must_use]
 pub fn all() -> Vec<&'static Scenario> {
-    [lab::SCENARIOS].into_iter().flatten().collect()
+    [lab::SCENARIOS, charon::SCENARIOS, told::SCENARIOS].into_iter().flatten().collect()
 }
 
 /// The scenario of that very name.

@@ -1,0 +1,397 @@
+//! strongSwan's IKE daemon on a host of the lab, driven by `swanctl` as an operator does.
+
+use std::fmt::Write as _;
+
+use anyhow::{Context as _, Result, bail};
+
+use super::vici::Section;
+use super::{Authority, Credentials};
+use crate::topology::{Node, Process};
+use crate::wait;
+
+const URI: &str = "unix:///run/charon.vici";
+
+/// By name: with every plugin of Debian's packages loaded, charon dies in a worker thread of the lab kernel.
+const STRONGSWAN_CONF: &str = "\
+charon-systemd {
+  load = random nonce openssl pem x509 constraints pubkey pkcs1 pkcs8 sha1 sha2 hmac kdf aes gcm curve25519 chapoly \
+kernel-netlink socket-default vici updown
+  filelog {
+    stderr {
+      default = 1
+      ike = 2
+      knl = 2
+      time_format = %H:%M:%S
+    }
+  }
+}
+";
+
+/// A running charon.
+pub struct Charon<'a> {
+    node: &'a Node,
+    process: Process,
+    loaded: String,
+}
+
+/// How a charon proves who it is and believes who the peer is.
+#[derive(Clone)]
+pub enum Auth {
+    /// A pre-shared key.
+    Psk(String),
+    /// Certificates under one authority: our credentials, and its certificate.
+    Certificate(Credentials, String),
+}
+
+impl Auth {
+    /// Certificates under `authority`.
+    #[must_use]
+    pub fn certificate(credentials: Credentials, authority: &Authority) -> Self {
+        Self::Certificate(credentials, authority.certificate_pem.clone())
+    }
+}
+
+/// One connection of `swanctl.conf`, with one child called `net`.
+#[derive(Clone)]
+pub struct Connection {
+    /// Its name.
+    pub name: String,
+    /// Address to speak from; `%any` for whichever.
+    pub local: String,
+    /// Address of the peer; `%any` for whoever comes.
+    pub remote: String,
+    /// Who we are.
+    pub local_id: String,
+    /// Who the peer must be.
+    pub remote_id: String,
+    /// How both prove it.
+    pub auth: Auth,
+    /// Networks here, separated by commas.
+    pub local_ts: String,
+    /// Networks there.
+    pub remote_ts: String,
+    /// IKE proposals, as swanctl writes them.
+    pub ike: String,
+    /// ESP proposals.
+    pub esp: String,
+    /// More lines for the connection, such as `fragmentation = force`.
+    pub more: String,
+}
+
+impl Connection {
+    /// A connection between two addresses with AES-256-GCM and X25519.
+    #[must_use]
+    pub fn new(name: &str, auth: Auth) -> Self {
+        Self {
+            name: name.to_owned(),
+            local: "%any".to_owned(),
+            remote: "%any".to_owned(),
+            local_id: String::new(),
+            remote_id: String::new(),
+            auth,
+            local_ts: String::new(),
+            remote_ts: String::new(),
+            ike: "aes256gcm16-prfsha256-x25519".to_owned(),
+            esp: "aes256gcm16".to_owned(),
+            more: String::new(),
+        }
+    }
+
+    /// Sets our address, identity and networks.
+    #[must_use]
+    pub fn local(mut self, address: &str, id: &str, networks: &str) -> Self {
+        (self.local, self.local_id, self.local_ts) = (address.to_owned(), id.to_owned(), networks.to_owned());
+        self
+    }
+
+    /// Sets the peer's.
+    #[must_use]
+    pub fn remote(mut self, address: &str, id: &str, networks: &str) -> Self {
+        (self.remote, self.remote_id, self.remote_ts) = (address.to_owned(), id.to_owned(), networks.to_owned());
+        self
+    }
+
+    /// Sets the proposals.
+    #[must_use]
+    pub fn proposals(mut self, ike: &str, esp: &str) -> Self {
+        (self.ike, self.esp) = (ike.to_owned(), esp.to_owned());
+        self
+    }
+
+    fn swanctl_conf(&self) -> Result<String> {
+        let (auth, certs) = match self.auth {
+            Auth::Psk(_) => ("psk", String::new()),
+            Auth::Certificate(..) => ("pubkey", format!("certs = {}.pem", self.name)),
+        };
+        let mut text = String::new();
+        writeln!(
+            text,
+            "connections {{
+  {name} {{
+    version = 2
+    local_addrs = {local}
+    remote_addrs = {remote}
+    proposals = {ike}
+    {more}
+    local {{
+      auth = {auth}
+      id = {local_id}
+      {certs}
+    }}
+    remote {{
+      auth = {auth}
+      id = {remote_id}
+    }}
+    children {{
+      net {{
+        local_ts = {local_ts}
+        remote_ts = {remote_ts}
+        esp_proposals = {esp}
+        rekey_time = 0
+      }}
+    }}
+  }}
+}}",
+            name = self.name,
+            local = self.local,
+            remote = self.remote,
+            ike = self.ike,
+            more = self.more,
+            local_id = self.local_id,
+            remote_id = self.remote_id,
+            local_ts = self.local_ts,
+            remote_ts = self.remote_ts,
+            esp = self.esp,
+        )?;
+        if let Auth::Psk(secret) = &self.auth {
+            // In hexadecimal: whatever bytes a test takes for a secret mean themselves.
+            let hex: String = secret.bytes().map(|byte| format!("{byte:02x}")).collect();
+            writeln!(
+                text,
+                "secrets {{
+  ike-{} {{
+    id-local = {}
+    id-remote = {}
+    secret = 0x{hex}
+  }}
+}}",
+                self.name, self.local_id, self.remote_id
+            )?;
+        }
+        Ok(text)
+    }
+}
+
+/// An IKE SA as charon tells it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct IkeSa {
+    /// The connection's name.
+    pub name: String,
+    /// charon's number of it.
+    pub unique_id: u64,
+    /// `ESTABLISHED`, `CONNECTING`, ...
+    pub state: String,
+    /// Who the peer proved to be.
+    pub remote_id: String,
+    /// Initiator's and responder's SPI, hexadecimal.
+    pub spis: (String, String),
+    /// Encryption of IKE, and the key exchange.
+    pub algorithms: String,
+    /// Its CHILD_SAs.
+    pub children: Vec<ChildSa>,
+}
+
+/// A CHILD_SA as charon tells it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ChildSa {
+    /// The child's name.
+    pub name: String,
+    /// `INSTALLED`, `REKEYED`, `DELETED`, ...
+    pub state: String,
+    /// SPI of what it receives.
+    pub spi_in: u32,
+    /// SPI of what it sends.
+    pub spi_out: u32,
+    /// Whether ESP travels in UDP.
+    pub encap: bool,
+    /// Packets received.
+    pub packets_in: u64,
+    /// Packets sent.
+    pub packets_out: u64,
+    /// Networks here.
+    pub local_ts: Vec<String>,
+    /// Networks there.
+    pub remote_ts: Vec<String>,
+    /// Encryption and key size.
+    pub algorithm: String,
+}
+
+impl<'a> Charon<'a> {
+    /// Starts charon on `node` and loads the connection.
+    ///
+    /// # Errors
+    /// When it does not start or refuses the configuration.
+    pub fn start(node: &'a Node, connection: &Connection) -> Result<Self> {
+        node.write("/etc/swanctl/strongswan.conf", STRONGSWAN_CONF)?;
+        let process = node
+            .start("charon", node.command("charon-systemd").env("STRONGSWAN_CONF", "/etc/swanctl/strongswan.conf"))?;
+        let mut charon = Self { node, process, loaded: String::new() };
+        let mut ended = None;
+        wait::for_event(&format!("charon on {} to answer", node.name()), || {
+            ended = charon.process.exit_status()?;
+            if ended.is_some() {
+                return Ok(());
+            }
+            charon.swanctl(&["--stats"]).map(drop)
+        })?;
+        if let Some(status) = ended {
+            bail!("charon on {} ended ({status}):\n{}", node.name(), charon.process.log());
+        }
+        charon.load(connection)?;
+        Ok(charon)
+    }
+
+    /// Replaces the connection; SAs that are up stay.
+    ///
+    /// # Errors
+    /// When charon refuses it.
+    pub fn load(&mut self, connection: &Connection) -> Result<()> {
+        let node = self.node;
+        if let Auth::Certificate(credentials, authority) = &connection.auth {
+            let name = &connection.name;
+            node.write(&format!("/etc/swanctl/x509/{name}.pem"), &credentials.certificate_pem)?;
+            node.write(&format!("/etc/swanctl/private/{name}.pem"), &credentials.key_pem)?;
+            node.write(&format!("/etc/swanctl/x509ca/{name}-ca.pem"), authority)?;
+        }
+        node.write("/etc/swanctl/swanctl.conf", &connection.swanctl_conf()?)?;
+        let said = self.swanctl(&["--load-all", "--noprompt"])?;
+        anyhow::ensure!(
+            said.contains("successfully loaded 1 connections"),
+            "charon on {} did not take its connection:\n{said}",
+            node.name()
+        );
+        self.loaded = connection.name.clone();
+        Ok(())
+    }
+
+    /// Initiates the child and waits until it is up.
+    ///
+    /// # Errors
+    /// When it is refused or does not come up; the message has charon's words.
+    pub fn initiate(&self) -> Result<()> {
+        self.swanctl(&["--initiate", "--child", "net", "--timeout", "20"]).map(drop)
+    }
+
+    /// Rekeys the child, begun by charon, and waits until a new one is installed.
+    ///
+    /// # Errors
+    /// When none is in time.
+    pub fn rekey_child(&self) -> Result<()> {
+        let before: Vec<_> = self.installed()?.iter().map(|child| child.spi_in).collect();
+        self.swanctl(&["--rekey", "--child", "net"])?;
+        wait::for_event("charon's new CHILD_SA", || {
+            let now = self.installed()?;
+            anyhow::ensure!(
+                now.len() == 1 && now.iter().all(|child| !before.contains(&child.spi_in)),
+                "it has {now:?}, had {before:x?}"
+            );
+            Ok(())
+        })
+    }
+
+    /// Ends the connection's IKE SA.
+    ///
+    /// # Errors
+    /// When it is not there.
+    pub fn terminate(&self) -> Result<()> {
+        self.swanctl(&["--terminate", "--ike", &self.loaded, "--timeout", "10"]).map(drop)
+    }
+
+    /// All IKE SAs.
+    ///
+    /// # Errors
+    /// When charon does not answer.
+    pub fn sas(&self) -> Result<Vec<IkeSa>> {
+        parse_sas(&self.swanctl(&["--list-sas", "--pretty"])?)
+    }
+
+    /// All CHILD_SAs that carry traffic.
+    ///
+    /// # Errors
+    /// When charon does not answer.
+    pub fn installed(&self) -> Result<Vec<ChildSa>> {
+        let sas = self.sas()?;
+        Ok(sas.into_iter().flat_map(|sa| sa.children).filter(|child| child.state == "INSTALLED").collect())
+    }
+
+    /// Waits until there is exactly one established IKE SA with exactly one installed CHILD_SA, and returns that.
+    ///
+    /// # Errors
+    /// When there is not in time.
+    pub fn wait_up(&self) -> Result<ChildSa> {
+        wait::for_event(&format!("the tunnel of charon on {}", self.node.name()), || {
+            let sas = self.sas()?;
+            let established = sas.iter().filter(|sa| sa.state == "ESTABLISHED").count();
+            let mut children: Vec<_> =
+                sas.iter().flat_map(|sa| &sa.children).filter(|child| child.state == "INSTALLED").cloned().collect();
+            anyhow::ensure!(established == 1 && children.len() == 1, "it has {sas:?}");
+            children.pop().context("just counted")
+        })
+    }
+
+    /// The daemon.
+    pub fn process(&mut self) -> &mut Process {
+        &mut self.process
+    }
+
+    fn swanctl(&self, args: &[&str]) -> Result<String> {
+        self.node.run(self.node.command("swanctl").args(args).args(["--uri", URI]))
+    }
+}
+
+fn parse_sas(text: &str) -> Result<Vec<IkeSa>> {
+    let top = Section::parse(text)?;
+    let mut sas = Vec::new();
+    for event in top.sections.values() {
+        for (name, sa) in &event.sections {
+            let children = sa.sections.get("child-sas");
+            sas.push(IkeSa {
+                name: name.clone(),
+                unique_id: sa.number("uniqueid")?,
+                state: sa.value("state")?.to_owned(),
+                remote_id: sa.value("remote-id").unwrap_or_default().to_owned(),
+                spis: (sa.value("initiator-spi")?.to_owned(), sa.value("responder-spi").unwrap_or_default().to_owned()),
+                algorithms: ["encr-alg", "encr-keysize", "prf-alg", "dh-group"]
+                    .iter()
+                    .filter_map(|key| sa.value(key).ok())
+                    .collect::<Vec<_>>()
+                    .join(" "),
+                children: children
+                    .map(|children| children.sections.values().map(child).collect::<Result<_>>())
+                    .transpose()?
+                    .unwrap_or_default(),
+            });
+        }
+    }
+    Ok(sas)
+}
+
+fn child(child: &Section) -> Result<ChildSa> {
+    let spi = |key| -> Result<u32> { Ok(u32::from_str_radix(child.value(key).unwrap_or("0"), 16)?) };
+    Ok(ChildSa {
+        name: child.value("name")?.to_owned(),
+        state: child.value("state")?.to_owned(),
+        spi_in: spi("spi-in")?,
+        spi_out: spi("spi-out")?,
+        encap: child.value("encap").is_ok_and(|value| value == "yes"),
+        packets_in: child.number("packets-in").unwrap_or(0),
+        packets_out: child.number("packets-out").unwrap_or(0),
+        local_ts: child.list("local-ts"),
+        remote_ts: child.list("remote-ts"),
+        algorithm: ["encr-alg", "encr-keysize"]
+            .iter()
+            .filter_map(|key| child.value(key).ok())
+            .collect::<Vec<_>>()
+            .join(" "),
+    })
+}

@@ -1,0 +1,76 @@
+//! Certificates for peers, as an operator would make them.
+
+use anyhow::{Context as _, Result};
+use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, KeyUsagePurpose};
+
+/// Kind of key of an end entity.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum KeyKind {
+    /// Ed25519.
+    Ed25519,
+    /// ECDSA on P-256 with SHA-256.
+    P256,
+}
+
+impl KeyKind {
+    /// A new key, by `openssl` as an operator makes it: ring would write Ed25519 keys as PKCS#8 version 2, which few peers expect.
+    fn generate(self) -> Result<String> {
+        let args: &[&str] = match self {
+            Self::Ed25519 => &["-algorithm", "ed25519"],
+            Self::P256 => &["-algorithm", "EC", "-pkeyopt", "ec_paramgen_curve:P-256"],
+        };
+        let out = std::process::Command::new("openssl")
+            .arg("genpkey")
+            .args(args)
+            .output()
+            .context("openssl cannot be run")?;
+        anyhow::ensure!(out.status.success(), "openssl genpkey: {}", String::from_utf8_lossy(&out.stderr));
+        Ok(String::from_utf8(out.stdout)?)
+    }
+}
+
+/// A certificate authority.
+pub struct Authority {
+    issuer: Issuer<'static, KeyPair>,
+    /// Its certificate.
+    pub certificate_pem: String,
+}
+
+/// An end entity's certificate and key.
+#[derive(Clone)]
+pub struct Credentials {
+    /// The certificate.
+    pub certificate_pem: String,
+    /// The private key, PKCS#8.
+    pub key_pem: String,
+}
+
+impl Authority {
+    /// A new authority with an ECDSA key.
+    ///
+    /// # Errors
+    /// When it cannot be made.
+    pub fn new(name: &str) -> Result<Self> {
+        let key = KeyPair::generate()?;
+        let mut params = CertificateParams::new(Vec::new())?;
+        params.distinguished_name.push(DnType::CommonName, name);
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+        let certificate = params.self_signed(&key)?;
+        Ok(Self { certificate_pem: certificate.pem(), issuer: Issuer::new(params, key) })
+    }
+
+    /// A certificate for one DNS name, which is the holder's identity in IKE.
+    ///
+    /// # Errors
+    /// When it cannot be made.
+    pub fn issue(&self, name: &str, kind: KeyKind) -> Result<Credentials> {
+        let key_pem = kind.generate()?;
+        let key = KeyPair::from_pem(&key_pem).context("reading openssl's key")?;
+        let mut params = CertificateParams::new(vec![name.to_owned()])?;
+        params.distinguished_name.push(DnType::CommonName, name);
+        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+        let certificate = params.signed_by(&key, &self.issuer)?;
+        Ok(Credentials { certificate_pem: certificate.pem(), key_pem })
+    }
+}

@@ -1,0 +1,100 @@
+//! The runner proves itself: a scenario that fails, panics, crashes or hangs is told as failed, its logs are kept, the next one runs.
+
+use std::time::Duration;
+
+use anyhow::{Result, bail, ensure};
+
+use crate::guest::{Event, Wiring};
+use crate::runner::{Ground, Lab, Outcome, Scenario, Verdict, run_all, skip};
+use crate::topology::Plan;
+
+pub(super) const SCENARIOS: &[Scenario] = &[
+    Scenario {
+        name: "lab/failures-are-told",
+        about: "scenarios that fail, panic, crash, hang or skip are told as such, their logs are kept, the next one runs",
+        deadline: Duration::from_secs(60),
+        by_default: true,
+        run: failures_are_told,
+    },
+    broken("lab/broken-fails", "must fail: its error is told", fails),
+    broken("lab/broken-panics", "must fail: it panics", panics),
+    broken("lab/broken-crashes", "must fail: its process ends without a word", crashes),
+    broken("lab/broken-hangs", "must fail: it never ends", hangs),
+    broken("lab/broken-skips", "must be skipped", skips),
+];
+
+const fn broken(name: &'static str, about: &'static str, run: fn(&Lab) -> Result<()>) -> Scenario {
+    Scenario { name, about, deadline: Duration::from_secs(4), by_default: false, run }
+}
+
+fn fails(lab: &Lab) -> Result<()> {
+    let mut plan = Plan::new();
+    plan.host("a").on("wire", &["192.0.2.1/24"]);
+    let net = lab.build(&plan)?;
+    net.node("a")
+        .start("witness", net.node("a").command("sh").args(["-c", "echo here; sleep 100"]))?
+        .wait_log("here")?;
+    net.node("a").sh("echo on purpose >&2; exit 3").map(drop)
+}
+
+fn panics(_: &Lab) -> Result<()> {
+    let nothing: Vec<u8> = Vec::new();
+    bail!("unreachable: {}", nothing[0])
+}
+
+fn crashes(_: &Lab) -> Result<()> {
+    std::process::exit(9)
+}
+
+fn hangs(lab: &Lab) -> Result<()> {
+    let mut plan = Plan::new();
+    plan.host("a").on("wire", &["192.0.2.1/24"]);
+    lab.build(&plan)?;
+    loop {
+        std::thread::park();
+    }
+}
+
+fn skips(_: &Lab) -> Result<()> {
+    skip("on purpose")
+}
+
+fn failures_are_told(lab: &Lab) -> Result<()> {
+    let names: Vec<String> = ["fails", "panics", "crashes", "hangs", "skips"]
+        .into_iter()
+        .map(|what| format!("lab/broken-{what}"))
+        .chain(["lab/nodes-are-apart".to_owned()])
+        .collect();
+    let env = crate::exec::environment();
+    let ground = Ground { out: lab.out(), programs: lab.out(), keep: false, env: &env, wiring: Wiring::Inherited };
+    let mut outcomes: Vec<Outcome> = Vec::new();
+    run_all(&names, &ground, |event| {
+        if let Event::Ended { outcome } = event {
+            outcomes.push(outcome);
+        }
+        Ok(())
+    })?;
+    let expected = [
+        (Verdict::Fail, "exit status: 3: on purpose"),
+        (Verdict::Fail, "panicked: index out of bounds"),
+        (Verdict::Fail, "ended (exit status: 9) without a result"),
+        (Verdict::Fail, "did not end within 4s"),
+        (Verdict::Skip, "on purpose"),
+        (Verdict::Pass, ""),
+    ];
+    for ((outcome, name), (verdict, why)) in outcomes.iter().zip(&names).zip(expected) {
+        ensure!(outcome.scenario == *name, "{name} was told as {outcome:?}");
+        ensure!(
+            outcome.result == verdict && outcome.why.contains(why),
+            "{verdict:?} because of {why:?} was expected, told was {outcome:?}"
+        );
+    }
+    ensure!(outcomes.len() == expected.len(), "{} were told", outcomes.len());
+    for file in ["lab/broken-fails/a.witness.log", "lab/broken-fails/a.kernel.txt", "lab/broken-hangs/a.kernel.txt"] {
+        let kept = std::fs::read_to_string(lab.out().join(file)).unwrap_or_default();
+        ensure!(!kept.is_empty(), "{file} was not kept");
+    }
+    let left = std::process::Command::new("pgrep").args(["-f", "sleep 100"]).output()?;
+    ensure!(!left.status.success(), "a program outlived its scenario: {}", String::from_utf8_lossy(&left.stdout));
+    Ok(())
+}
