@@ -66,9 +66,33 @@ pub fn list(json: bool) -> Result<ExitCode> {
 /// Runs scenarios; one line of JSON each on standard output. The exit status is 1 if any failed.
 ///
 /// # Errors
-/// When there is no lab to be had, a name is unknown, or the programs do not build.
+/// As [`outcomes`].
 pub fn run(options: &RunOptions) -> Result<ExitCode> {
-    let scenarios = crate::scenarios::select(&options.names)
+    let outcomes = outcomes(options, |outcome, kept| {
+        let mut stdout = std::io::stdout().lock();
+        serde_json::to_writer(&mut stdout, outcome)?;
+        writeln!(stdout)?;
+        stdout.flush()?;
+        match outcome.result {
+            Verdict::Pass => eprintln!("  passed in {:.1} s", outcome.seconds),
+            Verdict::Skip => eprintln!("  skipped: {}", outcome.why),
+            Verdict::Fail => eprintln!("  FAILED: {}\n  logs and captures: {}", outcome.why, kept.display()),
+        }
+        Ok(())
+    })?;
+    let count = |verdict| outcomes.iter().filter(|outcome| outcome.result == verdict).count();
+    let (passed, failed, skipped) = (count(Verdict::Pass), count(Verdict::Fail), count(Verdict::Skip));
+    eprintln!("{passed} passed, {failed} failed, {skipped} skipped");
+    Ok(ExitCode::from(u8::from(failed > 0)))
+}
+
+/// Runs scenarios and returns how each ended; `ended` hears of each at once, with the folder of its logs. What a scenario itself writes
+/// goes to our standard output and error.
+///
+/// # Errors
+/// When there is no lab to be had, a name is unknown, the programs do not build, or `ended` fails.
+pub fn outcomes(options: &RunOptions, mut ended: impl FnMut(&Outcome, &Path) -> Result<()>) -> Result<Vec<Outcome>> {
+    let mut queue = crate::scenarios::select(&options.names)
         .map_err(|word| anyhow::anyhow!("no scenario begins with {word:?}; `interop-tests list` shows them all"))?;
     if options.keep && !(std::io::stdin().is_terminal() && std::io::stderr().is_terminal()) {
         bail!("--keep opens a shell in the failed lab: it needs a terminal");
@@ -77,59 +101,29 @@ pub fn run(options: &RunOptions) -> Result<ExitCode> {
     let programs = programs()?;
     let out = target_folder()?.join("lab-logs");
     std::fs::create_dir_all(&out).with_context(|| format!("making {}", out.display()))?;
-
-    let mut tally = Tally::default();
-    let mut queue: Vec<&Scenario> = scenarios;
+    let mut all = Vec::new();
     while !queue.is_empty() {
-        let done = one_lab(&queue, &backend, &out, &programs, options.keep, &mut tally)?;
-        // A guest that died took the scenario in it along; the others get a new one.
-        queue.drain(..done);
+        let before = all.len();
+        one_lab(&queue, &backend, &out, &programs, options.keep, |outcome| {
+            ended(&outcome, &folder(&out, &outcome.scenario))?;
+            all.push(outcome);
+            Ok(())
+        })?;
+        // A lab that died took the scenario in it along; the others get a new one.
+        queue.drain(..all.len() - before);
     }
-    eprintln!("{} passed, {} failed, {} skipped", tally.passed, tally.failed, tally.skipped);
-    Ok(ExitCode::from(u8::from(tally.failed > 0)))
+    Ok(all)
 }
 
-#[derive(Default)]
-struct Tally {
-    passed: usize,
-    failed: usize,
-    skipped: usize,
-}
-
-impl Tally {
-    fn count(&mut self, outcome: &Outcome, out: &Path) -> Result<()> {
-        let mut stdout = std::io::stdout().lock();
-        serde_json::to_writer(&mut stdout, outcome)?;
-        writeln!(stdout)?;
-        stdout.flush()?;
-        match outcome.result {
-            Verdict::Pass => {
-                self.passed += 1;
-                eprintln!("  passed in {:.1} s", outcome.seconds);
-            }
-            Verdict::Skip => {
-                self.skipped += 1;
-                eprintln!("  skipped: {}", outcome.why);
-            }
-            Verdict::Fail => {
-                self.failed += 1;
-                let kept = folder(out, &outcome.scenario);
-                eprintln!("  FAILED: {}\n  logs and captures: {}", outcome.why, kept.display());
-            }
-        }
-        Ok(())
-    }
-}
-
-/// Runs scenarios in one lab until all have ended or the lab has; returns how many have ended.
+/// Runs scenarios in one lab until all have ended or the lab has; at least one has then.
 fn one_lab(
     queue: &[&Scenario],
     backend: &Backend,
     out: &Path,
     programs: &Path,
     keep: bool,
-    tally: &mut Tally,
-) -> Result<usize> {
+    mut ended: impl FnMut(Outcome) -> Result<()>,
+) -> Result<()> {
     let spec = Spec {
         writable: vec![out.to_owned()],
         cwd: out.to_owned(),
@@ -160,12 +154,13 @@ fn one_lab(
             }
             Ok(Some(Event::Ended { outcome })) => {
                 done += 1;
-                tally.count(&outcome, out)?;
+                ended(outcome)?;
                 continue;
             }
             Ok(Some(Event::Exit { .. })) => {
                 lab.finish()?;
-                return Ok(done);
+                anyhow::ensure!(done == queue.len(), "the lab ended after {done} of {} scenarios", queue.len());
+                return Ok(());
             }
             Ok(Some(Event::Broken { why })) => bail!("the lab could not begin: {why}"),
             Ok(None) => {
@@ -183,8 +178,7 @@ fn one_lab(
             seconds: begun.elapsed().as_secs_f64(),
             why,
         };
-        tally.count(&outcome, out)?;
-        return Ok(done + 1);
+        return ended(outcome);
     }
 }
 
@@ -197,7 +191,7 @@ fn programs() -> Result<PathBuf> {
     let mut command = Command::new(cargo);
     command
         .current_dir(env!("CARGO_MANIFEST_DIR"))
-        .args(["build", "--quiet", "--locked", "--profile", "lab"])
+        .args(["build", "--quiet", "--profile", "lab"])
         .env("CARGO_TARGET_DIR", target_folder()?)
         .stdin(Stdio::null());
     for package in PACKAGES {

@@ -15,7 +15,7 @@ use std::time::Duration;
 use anyhow::Result;
 use serde::{Deserialize, Serialize};
 
-pub use cli::{RunOptions, list, run};
+pub use cli::{RunOptions, list, outcomes, run};
 pub use lab::{Lab, Skip, skip};
 pub(crate) use serial::{Ground, run_all};
 pub use single::main as single;
