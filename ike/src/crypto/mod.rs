@@ -20,3 +20,6 @@ pub use cookie::{COOKIE_LIFETIME, CookieJar};
 pub use key_exchange::{KeyExchangeError, KeyPair};
 pub use keys::{ChildKeys, IkeKeys, IkeSuite, Nonces};
 pub use nat::nat_detection_hash;
+
+#[cfg(test)]
+mod tests;

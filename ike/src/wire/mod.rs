@@ -41,3 +41,6 @@ pub use sa::{Attribute, MAX_PROPOSALS, MAX_TRANSFORMS, Proposal, Transform};
 pub use selector::{MAX_SELECTORS, TrafficSelector};
 
 pub(crate) use protected::{Protected, SealedFront};
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,433 @@
+//! Known answers come from the RFCs or were computed with Python's `hmac`, `hashlib` and `cryptography`.
+
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::config::{Aead, Group, Prf};
+use crate::event::IkeId;
+use crate::wire::{
+    Certificate, CertificateEncoding, ExchangeType, Header, KeyExchange, Notify, NotifyType, Payload, Payloads,
+    Reassembly,
+};
+use crate::{Environment, Instant, PeerName, Secret};
+
+/// "Random" bytes that are the same in every run.
+struct Env(u8);
+
+impl Environment for Env {
+    fn fill_random(&mut self, bytes: &mut [u8]) {
+        for byte in bytes {
+            self.0 = self.0.wrapping_mul(5).wrapping_add(17);
+            *byte = self.0;
+        }
+    }
+    fn unix_time(&self) -> u64 {
+        0
+    }
+    fn allocate_spi(&mut self, _: &PeerName, _: IpAddr, _: IpAddr) -> Option<u32> {
+        None
+    }
+    fn release_spi(&mut self, _: &PeerName, _: IpAddr, _: u32) {}
+}
+
+fn hex(text: &str) -> Vec<u8> {
+    (0..text.len()).step_by(2).map(|at| u8::from_str_radix(&text[at..at + 2], 16).unwrap()).collect()
+}
+
+fn shown(secret: &Secret) -> String {
+    secret.expose().iter().map(|octet| format!("{octet:02x}")).collect()
+}
+
+// ---- key exchange
+
+#[test]
+fn x25519_gives_the_secrets_of_rfc_7748() {
+    // RFC 7748 5.2, with the scalar as the private key.
+    for (scalar, point, expected) in [
+        (
+            "a546e36bf0527c9d3b16154b82465edd62144c0ac1fc5a18506a2244ba449ac4",
+            "e6db6867583030db3594c1a424b15f7c726624ec26b3353b10a903a6d0ab1c4c",
+            "c3da55379de9c6908e94ea4df28d084f32eccf03491c71f754b4075577a28552",
+        ),
+        (
+            "4b66e9d4d1b4673c5ad22691957d6af5c11b6421e0ea01d42ca4169e7918ba0d",
+            "e5210f12786811d3f4b7959d0538ae2c31dbe7106fc03c3efc4cd549c715a493",
+            "95cbde9476e8907d7aade45cb4b873f88b595a68799fa152e6f8f7647aac7957",
+        ),
+    ] {
+        struct Fixed(Vec<u8>);
+        impl Environment for Fixed {
+            fn fill_random(&mut self, bytes: &mut [u8]) {
+                bytes.copy_from_slice(&self.0);
+            }
+            fn unix_time(&self) -> u64 {
+                0
+            }
+            fn allocate_spi(&mut self, _: &PeerName, _: IpAddr, _: IpAddr) -> Option<u32> {
+                None
+            }
+            fn release_spi(&mut self, _: &PeerName, _: IpAddr, _: u32) {}
+        }
+        let pair = KeyPair::generate(Group::X25519, &mut Fixed(hex(scalar))).unwrap();
+        let shared = pair.agree(&KeyExchange { group: 31, data: hex(point) }).unwrap();
+        assert_eq!(shown(&shared), expected);
+    }
+}
+
+#[test]
+fn both_ends_agree_on_the_same_secret_in_every_group() {
+    for (group, public_len) in [(Group::X25519, 32), (Group::P256, 64)] {
+        let (ours, theirs) =
+            (KeyPair::generate(group, &mut Env(1)).unwrap(), KeyPair::generate(group, &mut Env(2)).unwrap());
+        let (our_key, their_key) = (ours.payload(), theirs.payload());
+        assert_eq!(our_key.group, group.number());
+        assert_eq!(our_key.data.len(), public_len);
+        let (a, b) = (ours.agree(&their_key).unwrap(), theirs.agree(&our_key).unwrap());
+        assert_eq!(a, b);
+        assert_eq!(a.expose().len(), 32);
+    }
+}
+
+#[test]
+fn an_x25519_key_of_small_order_is_refused() {
+    // RFC 7748 6.1, RFC 8031 5: these give zero whatever the private key.
+    for point in [
+        "0000000000000000000000000000000000000000000000000000000000000000",
+        "0100000000000000000000000000000000000000000000000000000000000000",
+        "e0eb7a7c3b41b8ae1656e3faf19fc46ada098deb9c32b1fd866205165f49b800",
+        "5f9c95bca3508c24b1d0b1559c83ef5b04445cc4581c8e86d8224eddd09f1157",
+        "ecffffffffffffffffffffffffffffffffffffffffffffffffffffffffffff7f",
+    ] {
+        let pair = KeyPair::generate(Group::X25519, &mut Env(1)).unwrap();
+        let error = pair.agree(&KeyExchange { group: 31, data: hex(point) }).unwrap_err();
+        assert_eq!(error, KeyExchangeError::SmallOrder);
+    }
+}
+
+#[test]
+fn a_p256_key_must_be_a_point_of_the_curve_without_format_octet() {
+    // RFC 5903 8.1: grx | gry is taken, the same with one bit changed is not.
+    let point = "D12DFB5289C8D4F81208B70270398C342296970A0BCCB74C736FC7554494BF63\
+                 56FBF3CA366CC23E8157854C13C58D6AAC23F046ADA30F8353E74F33039872AB";
+    let agree =
+        |data: Vec<u8>| KeyPair::generate(Group::P256, &mut Env(1)).unwrap().agree(&KeyExchange { group: 19, data });
+    assert!(agree(hex(point)).is_ok());
+    let mut off = hex(point);
+    off[63] ^= 1;
+    assert_eq!(agree(off).unwrap_err(), KeyExchangeError::InvalidPoint);
+    assert_eq!(agree(vec![0; 64]).unwrap_err(), KeyExchangeError::InvalidPoint);
+    let with_format = [vec![4], hex(point)].concat();
+    assert_eq!(agree(with_format).unwrap_err(), KeyExchangeError::Length { expected: 64, found: 65 });
+}
+
+#[test]
+fn a_key_of_another_group_or_length_is_refused() {
+    let pair = || KeyPair::generate(Group::X25519, &mut Env(1)).unwrap();
+    let other_group = KeyExchange { group: 19, data: vec![9; 32] };
+    assert_eq!(pair().agree(&other_group).unwrap_err(), KeyExchangeError::Group { expected: 31, found: 19 });
+    for found in [0, 31, 33] {
+        let short = KeyExchange { group: 31, data: vec![9; found] };
+        assert_eq!(pair().agree(&short).unwrap_err(), KeyExchangeError::Length { expected: 32, found });
+    }
+}
+
+// ---- keys
+
+const IKE: IkeId = IkeId { initiator: 0x0102_0304_0506_0708, responder: 0x1112_1314_1516_1718 };
+
+fn suite(prf: Prf, aead: Aead) -> IkeSuite {
+    IkeSuite { aead, prf, group: Group::X25519 }
+}
+
+fn inputs() -> (Vec<u8>, Vec<u8>, Secret, Secret) {
+    let shared = |factor: u8, offset: u8| {
+        Secret::new((0..32_u8).map(|at| at.wrapping_mul(factor).wrapping_add(offset)).collect())
+    };
+    ((0x10..0x30).collect(), (0x80..0x98).collect(), shared(7, 3), shared(11, 5))
+}
+
+fn keys(prf: Prf, aead: Aead) -> IkeKeys {
+    let (ni, nr, shared, _) = inputs();
+    IkeKeys::initial(suite(prf, aead), Nonces { initiator: &ni, responder: &nr }, IKE, &shared)
+}
+
+#[test]
+fn keys_of_an_ike_sa_are_those_of_an_independent_computation() {
+    let sha256 = keys(Prf::HmacSha256, Aead::Aes256Gcm16);
+    assert_eq!(shown(&sha256.d), "8e6aad0f429087d742a90090e102bc19965447c2892ff1a8062f9df5df8b02da");
+    assert_eq!(shown(&sha256.ei), "d7141ed77824f0c30ef209b5fc38dc63f943986d38e3561c0397930d4a33697c847ccee8");
+    assert_eq!(shown(&sha256.er), "59d25fd375b3e44ec07a6721688efcf7de0cabc9c2f5f5dcf350637450549bf3c288f028");
+    assert_eq!(shown(&sha256.pi), "0c63f13f9c78de147f6b12baa0b79bf36bd3bb254e68def5e5911495ceccc24c");
+    assert_eq!(shown(&sha256.pr), "ee5a4129ca3f72533e2e4d8a26256020cf07047aec029a4d975271adcedafc3a");
+    let sha384 = keys(Prf::HmacSha384, Aead::Aes128Gcm16);
+    assert_eq!(
+        shown(&sha384.d),
+        "ad78733f7e01d0fd94278bc70d88227eb6dd7f524fcab0e0533e0452df7e90d5dd84adb15db88c84019a0c9b2740b8f7"
+    );
+    assert_eq!(shown(&sha384.ei), "119bd9aa4ac277bd812b15a8274244bcb71f9f5c");
+    assert_eq!(shown(&sha384.er), "56a4592b17052a554bf112d88f4c462b21827191");
+    let sha512 = keys(Prf::HmacSha512, Aead::ChaCha20Poly1305);
+    assert_eq!(shown(&sha512.ei), "d03228be2a5b1cbebd76dadbb2487f436847d776d5607cf9c53e8721bccf1b85c33a6ca5");
+    assert_eq!(
+        shown(&sha512.pr),
+        "9be0a6649f8b93ec58234be684573fd711969c7364cdf9d3df2d80ccae547c6c\
+         856fdb37f46c31d146bee1f8674c97a113033b4a0ae80e4307f2711bf62218c6"
+    );
+}
+
+#[test]
+fn keys_of_child_sas_are_those_of_an_independent_computation() {
+    let (ni, nr, _, fresh) = inputs();
+    let nonces = Nonces { initiator: &ni, responder: &nr };
+    let ike = keys(Prf::HmacSha256, Aead::Aes256Gcm16);
+    let first = ike.child(Aead::Aes256Gcm16, nonces, None);
+    assert_eq!(
+        shown(&first.from_initiator),
+        "5d7635d6e3c81ef2c0699431e2cdf22d602e4876056187635616f7df417a173be9480b3c"
+    );
+    assert_eq!(
+        shown(&first.from_responder),
+        "8f3ef255b55080cd6114b572738fb14d7cb069d449b72fcb432738186bb6e02a868f596e"
+    );
+    let with_secrecy = ike.child(Aead::ChaCha20Poly1305, nonces, Some(&fresh));
+    assert_eq!(
+        shown(&with_secrecy.from_initiator),
+        "38881a60872fff9d249388d8e811d2350a86ea6be5cb0ad2b10c9f5c16206aa918061649"
+    );
+    assert_eq!(
+        shown(&with_secrecy.from_responder),
+        "66c06e47ed7d2116a4acec18fac47c9e960a29ee9108e37e6ec2b57461cc9e7e0946603b"
+    );
+}
+
+#[test]
+fn a_rekeyed_ike_sa_derives_its_seed_by_the_old_prf_and_its_keys_by_the_new_one() {
+    let (ni, nr, _, fresh) = inputs();
+    let spis = IkeId { initiator: IKE.responder, responder: IKE.initiator };
+    let new = suite(Prf::HmacSha256, Aead::Aes256Gcm16);
+    for (old, expected) in [
+        (Prf::HmacSha256, "a8ca546974b1376da4bda69a7961182de1b152395dfce48afe7b4c624649e919"),
+        (Prf::HmacSha384, "e738a3fe38cdd0594093517a768e6938ec1416190a87dd5b1769ebe2ca1af69d"),
+        (Prf::HmacSha512, "4caf47b07193738b11240ee409dd171c16d3de703295e13329ac84a3fff1d289"),
+    ] {
+        let aead = if old == Prf::HmacSha384 { Aead::Aes128Gcm16 } else { Aead::Aes256Gcm16 };
+        let nonces = Nonces { initiator: &ni, responder: &nr };
+        assert_eq!(shown(&keys(old, aead).rekey(new, nonces, spis, &fresh).d), expected);
+    }
+}
+
+#[test]
+fn debug_shows_no_key() {
+    let keys = keys(Prf::HmacSha256, Aead::Aes256Gcm16);
+    let cipher = IkeCipher::new(&keys, Role::Initiator);
+    let pair = KeyPair::generate(Group::X25519, &mut Env(1)).unwrap();
+    let jar = CookieJar::new(&mut Env(1), Instant::default());
+    let shown_by_debug = format!("{keys:?} {cipher:?} {pair:?} {jar:?}");
+    assert!(!shown_by_debug.contains("142, 106"), "the first octets of SK_d in decimal");
+    assert!(!shown_by_debug.contains("8e6a"));
+    assert_eq!(shown_by_debug.matches("<secret>").count(), 5);
+}
+
+// ---- cipher
+
+fn header() -> Header {
+    Header {
+        initiator_spi: IKE.initiator,
+        responder_spi: IKE.responder,
+        exchange: ExchangeType::Informational,
+        from_initiator: true,
+        response: false,
+        message_id: 5,
+    }
+}
+
+fn pair(aead: Aead) -> (IkeCipher, IkeCipher) {
+    let keys = keys(Prf::HmacSha256, aead);
+    (IkeCipher::new(&keys, Role::Initiator), IkeCipher::new(&keys, Role::Responder))
+}
+
+fn initial_contact() -> Payloads {
+    Payloads::from(vec![Payload::Notify(Notify::new(NotifyType::InitialContact))])
+}
+
+fn chain(octets: usize) -> Payloads {
+    let data = (0..octets).map(|at| at as u8).collect();
+    let certificate = Certificate { encoding: CertificateEncoding::X509Signature, data };
+    [Payload::Certificate(certificate), Payload::Notify(Notify::new(NotifyType::InitialContact))].into_iter().collect()
+}
+
+#[test]
+fn sealed_messages_are_those_of_an_independent_computation() {
+    for (aead, expected) in [
+        (
+            Aead::Aes256Gcm16,
+            "010203040506070811121314151617182e20250800000005000000412900002500000000000000006346c58eba4f2fd5\
+             1e99f80d8f679e5b586ce62feed84ac18d",
+        ),
+        (
+            Aead::ChaCha20Poly1305,
+            "010203040506070811121314151617182e2025080000000500000041290000250000000000000000b3440caf2b734f92\
+             2739481665f78737bae3548482585eb79a",
+        ),
+    ] {
+        let (mut initiator, responder) = pair(aead);
+        let sealed = initiator.seal(&header(), &initial_contact(), None).unwrap();
+        assert_eq!(sealed, [hex(expected)]);
+        assert_eq!(responder.open(&sealed[0]).unwrap(), Opened::Message(initial_contact()));
+    }
+}
+
+#[test]
+fn no_initialization_vector_comes_twice() {
+    let (mut initiator, _) = pair(Aead::Aes128Gcm16);
+    let mut seen = std::collections::HashSet::new();
+    for _ in 0..20 {
+        for datagram in initiator.seal(&header(), &chain(1000), Some(400)).unwrap() {
+            assert!(seen.insert(datagram[36..44].to_vec()));
+        }
+        assert!(seen.insert(initiator.seal(&header(), &initial_contact(), None).unwrap()[0][32..40].to_vec()));
+    }
+    assert!(seen.len() > 60);
+}
+
+#[test]
+fn a_message_with_any_bit_changed_is_not_believed() {
+    let (mut initiator, responder) = pair(Aead::Aes256Gcm16);
+    let sealed = initiator.seal(&header(), &initial_contact(), None).unwrap().remove(0);
+    for bit in 0..sealed.len() * 8 {
+        let mut forged = sealed.clone();
+        forged[bit / 8] ^= 1 << (bit % 8);
+        let error = responder.open(&forged).unwrap_err();
+        assert!(matches!(error, OpenError::Forged | OpenError::Malformed(_)), "bit {bit}: {error}");
+    }
+}
+
+#[test]
+fn a_message_reflected_to_its_sender_is_not_believed() {
+    let (mut initiator, _) = pair(Aead::Aes256Gcm16);
+    let sealed = initiator.seal(&header(), &initial_contact(), None).unwrap();
+    assert_eq!(initiator.open(&sealed[0]), Err(OpenError::Forged));
+}
+
+#[test]
+fn an_authentic_message_with_malformed_contents_is_told_apart_from_a_forged_one() {
+    let (mut initiator, responder) = pair(Aead::Aes256Gcm16);
+    let unknown = Payload::Unknown { kind: 200.into(), data: vec![1, 2, 3] };
+    let sealed = initiator.seal(&header(), &Payloads::from(vec![unknown.clone()]), None).unwrap();
+    // Not critical: kept.
+    assert_eq!(responder.open(&sealed[0]), Ok(Opened::Message(Payloads::from(vec![unknown]))));
+    // A nonce of 3 octets cannot be.
+    let short = Payloads::from(vec![Payload::Nonce(vec![1, 2, 3])]);
+    let sealed = initiator.seal(&header(), &short, None).unwrap();
+    let error = responder.open(&sealed[0]).unwrap_err();
+    assert_eq!(error, OpenError::Inside(crate::wire::InvalidMessage::NonceLength(3)));
+}
+
+#[test]
+fn an_empty_message_is_a_message() {
+    let (mut initiator, responder) = pair(Aead::ChaCha20Poly1305);
+    let sealed = initiator.seal(&header(), &Payloads::new(), Some(1232)).unwrap();
+    assert_eq!(responder.open(&sealed[0]), Ok(Opened::Message(Payloads::new())));
+}
+
+#[test]
+fn a_large_message_travels_in_fragments_that_each_fit_the_limit() {
+    let (mut initiator, responder) = pair(Aead::Aes256Gcm16);
+    let sealed = initiator.seal(&header(), &chain(3000), Some(1232)).unwrap();
+    assert_eq!(sealed.len(), 3);
+    let mut reassembly = Reassembly::new();
+    let mut whole = None;
+    for datagram in sealed.iter().rev() {
+        assert!(datagram.len() <= 1232);
+        assert!(whole.is_none());
+        let Opened::Fragment(fragment) = responder.open(datagram).unwrap() else { panic!("expected a fragment") };
+        whole = reassembly.add(fragment).unwrap();
+    }
+    assert_eq!(whole, Some(chain(3000)));
+}
+
+#[test]
+fn a_message_that_just_fits_is_not_fragmented() {
+    let (mut initiator, _) = pair(Aead::Aes256Gcm16);
+    let whole = initiator.seal(&header(), &chain(500), None).unwrap();
+    let len = whole[0].len();
+    assert_eq!(initiator.seal(&header(), &chain(500), Some(len)).unwrap().len(), 1);
+    assert_eq!(initiator.seal(&header(), &chain(500), Some(len - 1)).unwrap().len(), 2);
+}
+
+#[test]
+fn a_message_beyond_all_limits_is_refused_before_it_is_sent() {
+    let (mut initiator, _) = pair(Aead::Aes256Gcm16);
+    let huge: Payloads = (0..3).flat_map(|_| chain(30_000).iter().cloned().collect::<Vec<_>>()).collect();
+    assert!(matches!(initiator.seal(&header(), &huge, None), Err(SealError::TooLarge(_))));
+    assert!(matches!(initiator.seal(&header(), &huge, Some(576)), Err(SealError::TooLarge(_))));
+    assert!(
+        initiator.seal(&header(), &chain(30_000), Some(0)).is_err(),
+        "a limit below the overhead makes small parts, but not without end"
+    );
+}
+
+proptest! {
+    #[test]
+    fn arbitrary_octets_are_never_opened_and_never_panic(octets in proptest::collection::vec(any::<u8>(), 0..300)) {
+        let (_, responder) = pair(Aead::Aes256Gcm16);
+        prop_assert!(responder.open(&octets).is_err());
+    }
+
+    #[test]
+    fn whatever_is_sealed_is_opened(octets in 0_usize..5000, limit in proptest::option::of(100_usize..2000)) {
+        let (mut initiator, responder) = pair(Aead::ChaCha20Poly1305);
+        let mut reassembly = Reassembly::new();
+        let mut got = None;
+        for datagram in initiator.seal(&header(), &chain(octets), limit).unwrap() {
+            got = match responder.open(&datagram).unwrap() {
+                Opened::Message(payloads) => Some(payloads),
+                Opened::Fragment(fragment) => reassembly.add(fragment).unwrap(),
+            };
+        }
+        prop_assert_eq!(got, Some(chain(octets)));
+    }
+}
+
+// ---- hashes of addresses
+
+#[test]
+fn the_nat_detection_hash_is_that_of_an_independent_computation() {
+    let ike = IkeId { initiator: IKE.initiator, responder: 0 };
+    let expected = hex("644b4575455bd6fcc1efe2be8162a9218e448e5f");
+    for address in ["192.0.2.1:500", "[::ffff:192.0.2.1]:500"] {
+        assert_eq!(nat_detection_hash(ike, address.parse::<SocketAddr>().unwrap()).as_slice(), expected);
+    }
+    assert_ne!(nat_detection_hash(ike, "192.0.2.1:4500".parse().unwrap()).as_slice(), expected);
+}
+
+#[test]
+fn a_cookie_is_good_for_its_initiator_only_and_not_for_ever() {
+    let env = &mut Env(1);
+    let at = |seconds| Instant::new(Duration::from_secs(seconds));
+    let (nonce, from): (&[u8], IpAddr) = (&[7; 32], "192.0.2.1".parse().unwrap());
+    let mut jar = CookieJar::new(env, at(0));
+    let cookie = jar.cookie(env, at(30), nonce, from, 1);
+    assert!((1..=64).contains(&cookie.len()), "RFC 7296 2.6");
+    assert!(jar.accepts(env, at(31), &cookie, nonce, from, 1));
+    assert!(!jar.accepts(env, at(31), &cookie, &[8; 32], from, 1));
+    assert!(!jar.accepts(env, at(31), &cookie, nonce, "192.0.2.2".parse().unwrap(), 1));
+    assert!(!jar.accepts(env, at(31), &cookie, nonce, from, 2));
+    assert!(!jar.accepts(env, at(31), &cookie[..32], nonce, from, 1));
+    assert!(!jar.accepts(env, at(31), &[], nonce, from, 1));
+    assert!(jar.accepts(env, at(89), &cookie, nonce, from, 1), "the secret before the current one still counts");
+    assert!(!jar.accepts(env, at(200), &cookie, nonce, from, 1));
+}
+
+#[test]
+fn cookies_of_before_a_long_silence_are_void() {
+    let env = &mut Env(1);
+    let mut jar = CookieJar::new(env, Instant::default());
+    let (nonce, from): (&[u8], IpAddr) = (&[7; 32], "2001:db8::1".parse().unwrap());
+    let cookie = jar.cookie(env, Instant::default(), nonce, from, 1);
+    let later = Instant::default() + COOKIE_LIFETIME * 2;
+    assert!(!jar.accepts(env, later, &cookie, nonce, from, 1));
+}
