@@ -182,3 +182,6 @@ impl Credentials {
         Ok(Self { chain: auth.chain.iter().map(x509).collect(), key, trust: Trust::new(auth)? })
     }
 }
+
+#[cfg(test)]
+mod tests;
