@@ -1,2 +1,52 @@
-//! The demo.
-pub mod wire;
+//! The demo: the whole system on six machines, and what it claims, checked one by one.
+//!
+//! - `world`: the network, its routers' captures, starting and ending programs.
+//! - `cloud`, `pod`, `status`: the operator's, the runtime's and a script's way to the programs.
+//! - `wire`: what the captures hold. `check`: claims, counted.
+//! - `early`, `reach`, `isolation`, `truth`, `change`, `alone`: the parts, in order.
+
+mod alone;
+mod change;
+mod check;
+mod cloud;
+mod early;
+mod isolation;
+mod pod;
+mod reach;
+mod status;
+pub mod tcp;
+mod truth;
+mod wire;
+mod world;
+
+use anyhow::Result;
+
+use crate::runner::{Lab, Scenario};
+use world::World;
+
+/// The demo as a scenario: `make test` runs it as well.
+pub const SCENARIO: Scenario = Scenario {
+    name: "demo/all",
+    about: "a cloud and four edge sites: reach, no reach, the wire, change, growth, without the cloud, the end",
+    deadline: std::time::Duration::from_secs(600),
+    by_default: false,
+    run,
+};
+
+fn run(lab: &Lab) -> Result<()> {
+    let world = World::build(lab)?;
+    early::nothing_leaves_in_clear(&world)?;
+    let pods = reach::bring_up(&world)?;
+    reach::everyone_reaches(&world, &pods)?;
+    reach::spis_are_the_kernels(&world)?;
+    isolation::nobody_else(&world, &pods)?;
+    truth::kernel_and_status_agree(&world)?;
+    change::under_load(&world, &pods)?;
+    let _grown = change::growth(&world, &pods)?;
+    alone::without_the_cloud(&world, &pods)?;
+    alone::the_end_of_a2(&world, &pods)?;
+    reach::only_esp_on_the_wire(&world, "to the very end")?;
+    world.end_captures()?;
+    eprintln!("\ndemo: {} checks passed in {:.0} s", world.checks.passed(), world.checks.elapsed().as_secs_f64());
+    Ok(())
+}

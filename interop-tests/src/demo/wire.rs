@@ -13,7 +13,7 @@ use pcap_file::pcap::PcapReader;
 
 /// What a frame is. The order is that of suspicion.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Kind {
+pub(super) enum Kind {
     /// ESP in UDP (RFC 3948 2.1).
     Esp {
         /// Security parameters index.
@@ -27,6 +27,8 @@ pub enum Kind {
     Controller,
     /// ARP, neighbour discovery, multicast reports, ICMP errors between addresses that are not pods'.
     Housekeeping,
+    /// An echo between such addresses: the demo's own mark that everything before it has been captured.
+    Mark,
     /// A pod's or cluster address in clear.
     Clear {
         /// Source.
@@ -43,40 +45,50 @@ pub enum Kind {
 
 /// What is known of the addresses and ports that may be on the wire.
 #[derive(Debug, Clone)]
-pub struct Known {
+pub(super) struct Known {
     /// Pods' addresses: the cluster's ranges and the cloud's networks.
-    pub guarded: Vec<IpNetwork>,
+    pub(super) guarded: Vec<IpNetwork>,
     /// The controller's TCP port.
-    pub controller_port: u16,
+    pub(super) controller_port: u16,
 }
 
 /// What was captured, counted.
 #[derive(Debug, Clone, Default)]
-pub struct Seen {
+pub(super) struct Seen {
     /// Frames of each kind.
-    pub counts: BTreeMap<Kind, usize>,
+    pub(super) counts: BTreeMap<Kind, usize>,
 }
 
 impl Seen {
-    /// Reads a capture file. A last record that tcpdump had not finished is left out.
+    /// Reads a capture file from frame number `skip` on (the first is 0). A last record that tcpdump had not finished is left out.
     ///
     /// # Errors
     /// When the file cannot be read or is no capture of Ethernet frames.
-    pub fn read(file: &Path, known: &Known) -> Result<Self> {
+    pub(super) fn read(file: &Path, skip: usize, known: &Known) -> Result<Self> {
         let open = || File::open(file).with_context(|| format!("opening {}", file.display()));
         let mut seen = Self::default();
         if open()?.metadata()?.len() == 0 {
             return Ok(seen);
         }
         let mut reader = PcapReader::new(open()?).with_context(|| format!("{} is no capture", file.display()))?;
+        let mut number = 0;
         while let Some(Ok(packet)) = reader.next_packet() {
-            *seen.counts.entry(classify(&packet.data, known)).or_default() += 1;
+            if number >= skip {
+                *seen.counts.entry(classify(&packet.data, known)).or_default() += 1;
+            }
+            number += 1;
         }
         Ok(seen)
     }
 
+    /// All frames.
+    #[must_use]
+    pub(super) fn frames(&self) -> usize {
+        self.count(|_| true)
+    }
+
     /// Adds what another router saw.
-    pub fn join(&mut self, other: Seen) {
+    pub(super) fn join(&mut self, other: Seen) {
         for (kind, count) in other.counts {
             *self.counts.entry(kind).or_default() += count;
         }
@@ -84,24 +96,24 @@ impl Seen {
 
     /// SPIs of ESP that were seen.
     #[must_use]
-    pub fn spis(&self) -> BTreeSet<u32> {
+    pub(super) fn spis(&self) -> BTreeSet<u32> {
         self.counts.keys().filter_map(|kind| if let Kind::Esp { spi } = kind { Some(*spi) } else { None }).collect()
     }
 
     /// Frames that show a pod's address.
     #[must_use]
-    pub fn clear(&self) -> usize {
+    pub(super) fn clear(&self) -> usize {
         self.count(|kind| matches!(kind, Kind::Clear { .. }))
     }
 
     /// Frames that nobody expected.
     #[must_use]
-    pub fn strangers(&self) -> usize {
+    pub(super) fn strangers(&self) -> usize {
         self.count(|kind| matches!(kind, Kind::Stranger { .. }))
     }
 
     /// Frames of the kinds that `wanted` picks.
-    pub fn count(&self, wanted: impl Fn(&Kind) -> bool) -> usize {
+    pub(super) fn count(&self, wanted: impl Fn(&Kind) -> bool) -> usize {
         self.counts.iter().filter(|(kind, _)| wanted(kind)).map(|(_, count)| count).sum()
     }
 }
@@ -164,10 +176,12 @@ fn classify(frame: &[u8], known: &Known) -> Kind {
         Some(TransportSlice::Icmpv6(icmp)) => match icmp.type_u8() {
             // Errors, group membership, neighbour discovery (RFC 4443, 3810, 4861).
             1..=4 | 130..=137 | 143 => Kind::Housekeeping,
+            128 | 129 => Kind::Mark,
             _ => stranger(from, to, "ICMPv6"),
         },
         Some(TransportSlice::Icmpv4(icmp)) => match icmp.type_u8() {
             3 | 11 | 12 => Kind::Housekeeping,
+            0 | 8 => Kind::Mark,
             _ => stranger(from, to, "ICMP"),
         },
         Some(TransportSlice::Igmp(_)) => Kind::Housekeeping,

@@ -11,7 +11,7 @@ use crate::runner::Scenario;
 /// Every scenario there is.
 #[must_use]
 pub fn all() -> Vec<&'static Scenario> {
-    [lab::SCENARIOS, charon::SCENARIOS, told::SCENARIOS].into_iter().flatten().collect()
+    [lab::SCENARIOS, charon::SCENARIOS, told::SCENARIOS].into_iter().flatten().chain([&crate::demo::SCENARIO]).collect()
 }
 
 /// The scenario of that very name.

@@ -1,0 +1,103 @@
+//! What the demo claims, counted, and told as it happens.
+
+use std::cell::Cell;
+use std::fmt::Display;
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, anyhow};
+
+use crate::wait;
+
+/// The checks so far. The first that does not hold ends the demo.
+pub(super) struct Checks {
+    passed: Cell<u32>,
+    started: Instant,
+}
+
+impl Checks {
+    /// None yet; time runs from here.
+    #[must_use]
+    pub(super) fn new() -> Self {
+        Self { passed: Cell::new(0), started: Instant::now() }
+    }
+
+    /// How many held.
+    #[must_use]
+    pub(super) fn passed(&self) -> u32 {
+        self.passed.get()
+    }
+
+    /// Time since the start.
+    #[must_use]
+    pub(super) fn elapsed(&self) -> Duration {
+        self.started.elapsed()
+    }
+
+    /// Begins a part of the demo.
+    pub(super) fn part(&self, name: &str) {
+        eprintln!("\n{:7.2}s  {name}", self.elapsed().as_secs_f64());
+    }
+
+    /// Says what is done, where it is no check.
+    pub(super) fn note(&self, what: impl Display) {
+        eprintln!("{:7.2}s    .. {what}", self.elapsed().as_secs_f64());
+    }
+
+    /// Checks `what` at once. `look` says where to look if it does not hold; what the probe returns is shown behind the check.
+    ///
+    /// # Errors
+    /// When the probe fails: what was expected, what was seen, where to look.
+    pub(super) fn holds<T: Display>(&self, what: &str, look: &str, probe: impl FnOnce() -> Result<T>) -> Result<()> {
+        let seen = probe().map_err(|error| failed(what, look, &error))?;
+        self.told(what, &seen.to_string());
+        Ok(())
+    }
+
+    /// Checks that `what` becomes true within `patience`; shows how long it took.
+    ///
+    /// # Errors
+    /// As [`Self::holds`].
+    pub(super) fn comes_true<T>(
+        &self,
+        what: &str,
+        look: &str,
+        patience: Duration,
+        probe: impl FnMut() -> Result<T>,
+    ) -> Result<T> {
+        let began = Instant::now();
+        let value = wait::until(what, patience, probe).map_err(|error| failed(what, look, &error))?;
+        self.told(what, &format!("after {:.2} s", began.elapsed().as_secs_f64()));
+        Ok(value)
+    }
+
+    fn told(&self, what: &str, seen: &str) {
+        self.passed.set(self.passed.get() + 1);
+        let gap = if seen.is_empty() { "" } else { ": " };
+        eprintln!("{:7.2}s    ok {what}{gap}{seen}", self.elapsed().as_secs_f64());
+    }
+}
+
+impl Default for Checks {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+fn failed(what: &str, look: &str, error: &anyhow::Error) -> anyhow::Error {
+    anyhow!("check failed\n  expected: {what}\n  seen:     {error:#}\n  look at:  {look}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_failed_check_says_what_was_expected_what_was_seen_and_where_to_look() {
+        let checks = Checks::new();
+        checks.holds("water is wet", "the sea", || Ok("")).unwrap();
+        let error = checks.holds("fire is cold", "the stove", || Err::<String, _>(anyhow!("it burns"))).unwrap_err();
+        let text = error.to_string();
+        assert!(text.contains("fire is cold") && text.contains("it burns") && text.contains("the stove"), "{text}");
+        assert_eq!(checks.passed(), 1);
+    }
+}

@@ -1,0 +1,187 @@
+//! The operator's hand: the controller, its commands, the agents and what they say.
+
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+use ipnetwork::IpNetwork;
+use rustix::process::Signal;
+use serde_json::Value;
+
+use super::world::{CLOUD_NETWORKS, CLUSTER_RANGES, CONTROLLER_PORT, World, site};
+
+/// For how long nobody gets a segment of a node that was deregistered.
+pub(super) const QUARANTINE: Duration = Duration::from_secs(8);
+
+const CONTROLLER_CONFIG: &str = "/etc/edge-controller/controller.toml";
+
+/// The agents' configuration on their hosts.
+pub(super) const AGENT_CONFIG: &str = "/etc/edge-cni/agent.toml";
+
+/// A row of the ledger.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Row {
+    /// Who holds it.
+    pub(super) node: String,
+    /// What is held.
+    pub(super) segment: IpNetwork,
+}
+
+impl World<'_> {
+    /// Writes the controller's configuration and starts it on cloud-1.
+    ///
+    /// # Errors
+    /// When it does not come up.
+    pub(super) fn start_controller(&self) -> Result<()> {
+        let list = |items: &[&str]| items.iter().map(|item| format!("{item:?}")).collect::<Vec<_>>().join(", ");
+        let config = format!(
+            "server_names = [\"198.51.100.11\", \"2001:db8:c::11\"]\n\
+             listen = [\"[::]:{CONTROLLER_PORT}\"]\n\
+             networks = [{}]\n\
+             heartbeat_seconds = 1\n\
+             [segments]\n\
+             cluster_ranges = [{}]\n\
+             reserved = [\"10.77.0.128/25\", \"fd77::8000/113\"]\n\
+             v4_prefix = 29\n\
+             v6_prefix = 120\n\
+             quarantine_seconds = {}\n",
+            list(&CLOUD_NETWORKS),
+            list(&CLUSTER_RANGES),
+            QUARANTINE.as_secs(),
+        );
+        self.node("cloud-1").write(CONTROLLER_CONFIG, &config)?;
+        self.start("controller", "cloud-1", "edge-controller", &["run", "--config", CONTROLLER_CONFIG])?;
+        crate::wait::for_event("the controller to answer", || self.controller(&["node", "list"]).map(drop))
+    }
+
+    /// Runs one of the operator's commands; returns what it printed.
+    ///
+    /// # Errors
+    /// When it ends with anything but 0.
+    pub(super) fn controller(&self, args: &[&str]) -> Result<String> {
+        let host = self.node("cloud-1");
+        host.run(host.command(self.lab.program("edge-controller")?).args(args))
+    }
+
+    /// All segments that are granted.
+    ///
+    /// # Errors
+    /// When the controller does not say so.
+    pub(super) fn ledger(&self) -> Result<Vec<Row>> {
+        let text = self.controller(&["segment", "list", "--json"])?;
+        let rows: Value = serde_json::from_str(&text)?;
+        let mut ledger = Vec::new();
+        for row in rows.as_array().context("the ledger is no list")? {
+            let field = |key: &str| row[key].as_str().with_context(|| format!("no {key} in {row}"));
+            ledger.push(Row { node: field("node")?.to_owned(), segment: field("segment")?.parse()? });
+        }
+        ledger.sort();
+        Ok(ledger)
+    }
+
+    /// The segments of one node and family.
+    ///
+    /// # Errors
+    /// As [`Self::ledger`].
+    pub(super) fn segments_of(&self, node: &str, v6: bool) -> Result<Vec<IpNetwork>> {
+        let rows = self.ledger()?;
+        Ok(rows
+            .into_iter()
+            .filter(|row| row.node == node && row.segment.is_ipv6() == v6)
+            .map(|row| row.segment)
+            .collect())
+    }
+
+    /// Lets the routers forward all segments in clear towards their nodes.
+    ///
+    /// # Errors
+    /// When the kernel refuses a route.
+    pub(super) fn route_ledger_in_clear(&self) -> Result<()> {
+        self.ledger()?.into_iter().try_for_each(|row| self.route_in_clear(row.segment, &row.node))
+    }
+
+    /// Sets or (`key-`) removes a label.
+    ///
+    /// # Errors
+    /// When the controller refuses.
+    pub(super) fn label(&self, node: &str, label: &str) -> Result<()> {
+        self.controller(&["node", "label", node, label]).map(drop)
+    }
+
+    /// Writes a node's configuration and, where it has not joined yet, a fresh join token.
+    ///
+    /// # Errors
+    /// When the controller refuses a token.
+    pub(super) fn configure_agent(&self, node: &str, role: &str, spare: u32, join: bool) -> Result<()> {
+        let host = self.node(node);
+        if join {
+            let token = self.controller(&["token", "create", "--role", role, "--node", node])?;
+            let word =
+                token.split_whitespace().find(|word| word.starts_with("ecni1.")).context("no token was printed")?;
+            host.write("/etc/edge-cni/token", word)?;
+            host.sh("chmod 600 /etc/edge-cni/token")?;
+        }
+        let cloud = site("cloud-1").inside;
+        let reached = if site(node).inside[0].is_some() { cloud[0] } else { cloud[1].map(|_| "[2001:db8:c::11]") };
+        let config = format!(
+            "name = \"{node}\"\nbridge = \"ecni0\"\n[controller]\nurls = [\"https://{}:{CONTROLLER_PORT}\"]\n\
+             token_file = \"/etc/edge-cni/token\"\nspare = {spare}\n\
+             [cni]\nconf_dir = \"/etc/cni/net.d\"\nbin_dir = \"/etc/cni/bin\"\n",
+            reached.context("the cloud has an address")?,
+        );
+        host.write(AGENT_CONFIG, &config)
+    }
+
+    /// Starts a node's agent.
+    ///
+    /// # Errors
+    /// When it cannot be run.
+    pub(super) fn start_agent(&self, node: &str) -> Result<()> {
+        self.start(node, node, "edge-agent", &["run", "--config", AGENT_CONFIG])
+    }
+
+    /// Ends a node's agent and starts it with another number of spare segments.
+    ///
+    /// # Errors
+    /// When it does not end, or cannot be started.
+    pub(super) fn restart_agent_with_spare(&self, node: &str, spare: u32) -> Result<()> {
+        self.end(node, Signal::TERM)?;
+        self.configure_agent(node, "edge", spare, false)?;
+        self.start_agent(node)?;
+        crate::wait::for_event("the agent to answer", || self.status(node).map(drop))
+    }
+
+    /// What `edge-agent status --json` says on a node.
+    ///
+    /// # Errors
+    /// When the agent is not there.
+    pub(super) fn status(&self, node: &str) -> Result<Value> {
+        let host = self.node(node);
+        let text = host.run(host.command(self.lab.program("edge-agent")?).args([
+            "status",
+            "--json",
+            "--config",
+            AGENT_CONFIG,
+        ]))?;
+        Ok(serde_json::from_str(&text)?)
+    }
+
+    /// Runs one of the agent's commands.
+    ///
+    /// # Errors
+    /// When it ends with anything but 0.
+    pub(super) fn agent(&self, node: &str, args: &[&str]) -> Result<String> {
+        let host = self.node(node);
+        host.run(host.command(self.lab.program("edge-agent")?).args(args).args(["--config", AGENT_CONFIG]))
+    }
+
+    /// Fails unless `node` says that its tunnel to `peer` is up.
+    ///
+    /// # Errors
+    /// As said.
+    pub(super) fn tunnel_is_up(&self, node: &str, peer: &str) -> Result<()> {
+        let status = self.status(node)?;
+        let entry = super::status::peer(&status, peer).with_context(|| format!("{node} does not know {peer}"))?;
+        ensure!(super::status::is_up(entry), "{node} says of {peer}: {entry}");
+        Ok(())
+    }
+}

@@ -1,0 +1,244 @@
+//! Nobody else reaches anybody: strangers, forgers, hostile members, neighbours.
+
+use std::net::IpAddr;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, ensure};
+use rustix::process::Signal;
+
+use super::pod::{answered, reaches};
+use super::reach::{Pods, only_esp_on_the_wire};
+use super::world::World;
+use crate::topology::Place;
+
+/// Counters of the kernel that rise when a policy keeps a packet out.
+const REFUSALS: [&str; 5] =
+    ["XfrmInPolBlock", "XfrmOutPolBlock", "XfrmInNoPols", "XfrmInTmplMismatch", "XfrmFwdHdrError"];
+
+/// b1 and c1 to and from a1 and a2.
+///
+/// # Errors
+/// When any pair is answered.
+pub(super) fn strangers_stay_out(world: &World, pods: &Pods, when: &str) -> Result<()> {
+    let mut pairs: Vec<(&Place, IpAddr)> = Vec::new();
+    for outsider in ["edge-b1", "edge-c1"] {
+        for member in ["edge-a1", "edge-a2"] {
+            let (outsider, member) = (pods.of(outsider), pods.of(member));
+            pairs.extend(member.addresses().into_iter().map(|to| (&*outsider.pod, to)));
+            pairs.extend(outsider.addresses().into_iter().map(|to| (&*member.pod, to)));
+        }
+    }
+    world.checks.holds(
+        &format!("{when}, b1 and c1 do not reach a1 and a2, nor the other way"),
+        "ip xfrm policy",
+        || {
+            let answered = answered(&pairs)?;
+            ensure!(answered.is_empty(), "answers came: {}", answered.join(", "));
+            Ok(format!("{} pairs tried", pairs.len()))
+        },
+    )
+}
+
+/// Everything about who must not get through.
+///
+/// # Errors
+/// The first check that does not hold.
+pub(super) fn nobody_else(world: &World, pods: &Pods) -> Result<()> {
+    world.checks.part("No reach");
+    strangers_stay_out(world, pods, "with all agents running")?;
+    forger(world, pods)?;
+    hostile_member(world, pods)?;
+    neighbour(world, pods)?;
+    killed_agents(world, pods)?;
+    joining_and_leaving(world, pods)?;
+    only_esp_on_the_wire(world, "after all that")
+}
+
+fn refused(place: &Place) -> Result<u64> {
+    let stat = place.xfrm_stat()?;
+    Ok(REFUSALS.iter().filter_map(|name| stat.get(*name)).sum())
+}
+
+fn which(place: &Place, before: &std::collections::BTreeMap<String, u64>) -> Result<String> {
+    let risen: Vec<_> = place
+        .xfrm_stat()?
+        .into_iter()
+        .filter_map(|(name, now)| {
+            let rise = now.saturating_sub(before.get(&name).copied().unwrap_or(0));
+            (rise > 0).then(|| format!("{name} +{rise}"))
+        })
+        .collect();
+    Ok(risen.join(", "))
+}
+
+/// An address in b1's segment that b1's pod does not have.
+fn forged(pods: &Pods) -> Result<IpAddr> {
+    let real = pods.of("edge-b1").v4.context("b1's pod has an IPv4 address")?;
+    let [a, b, c, d] = real.octets();
+    Ok(IpAddr::from([a, b, c, d + 1]))
+}
+
+fn ping_from(from: &Place, source: IpAddr, to: IpAddr) -> Result<()> {
+    let source = source.to_string();
+    let to = to.to_string();
+    from.output(from.command("ping").args(["-n", "-q", "-c", "3", "-i", "0.1", "-W", "0.3", "-I", &source, &to]))?;
+    Ok(())
+}
+
+/// Runs `act` and fails if a packet with source `source` arrives at a1's pod meanwhile.
+fn nothing_arrives(pods: &Pods, name: &str, source: IpAddr, act: impl FnOnce() -> Result<()>) -> Result<()> {
+    let pod = &pods.of("edge-a1").pod;
+    let mut count = String::from("table inet watch { chain in { type filter hook input priority -300; ");
+    let family = if source.is_ipv4() { "ip" } else { "ip6" };
+    count.push_str(&format!("{family} saddr {source} counter }} }}"));
+    pod.sh(&format!("nft '{count}'"))?;
+    let acted = act();
+    let listed = pod.sh("nft list table inet watch")?;
+    pod.sh("nft delete table inet watch")?;
+    acted?;
+    ensure!(listed.contains("packets 0 "), "{name} got packets into a1's pod: {listed}");
+    Ok(())
+}
+
+/// A pod on a2 that uses an address of b1's segment.
+fn forger(world: &World, pods: &Pods) -> Result<()> {
+    let (pod, host) = (&pods.of("edge-a2").pod, world.node("edge-a2"));
+    let source = forged(pods)?;
+    let target = pods.of("edge-a1").v4.context("a1's pod has an IPv4 address")?;
+    pod.sh(&format!("ip addr add {source}/32 dev eth0"))?;
+    world.checks.holds(
+        "a pod on a2 that forges an address of b1's gets nothing through",
+        "ip -s xfrm policy on edge-a2",
+        || {
+            let (before, stat) = (refused(host)?, host.xfrm_stat()?);
+            nothing_arrives(pods, "the forger", source, || ping_from(pod, source, target.into()))?;
+            ensure!(refused(host)? > before, "a2's kernel did not count a refusal");
+            Ok(format!("a2's kernel says {}", which(host, &stat)?))
+        },
+    )
+}
+
+/// The same with a2's own policies opened by hand.
+fn hostile_member(world: &World, pods: &Pods) -> Result<()> {
+    let (pod, host, victim) = (&pods.of("edge-a2").pod, world.node("edge-a2"), world.node("edge-a1"));
+    let source = forged(pods)?;
+    let target = pods.of("edge-a1").v4.context("a1's pod has an IPv4 address")?;
+    // The template of the tunnel to a1, as the kernel has it.
+    let policies = host.xfrm_policies()?;
+    let tunnel = policies
+        .iter()
+        .find(|policy| {
+            policy.dir == "out"
+                && policy.action == "allow"
+                && policy.dst.contains(target.into())
+                && !policy.reqids.is_empty()
+        })
+        .context("a2 has no policy towards a1")?;
+    let reqid = tunnel.reqids[0];
+    let outer = host
+        .xfrm_states()?
+        .into_iter()
+        .find(|state| state.reqid == reqid && state.src.to_string().starts_with("192.168.1."))
+        .context("a2 has no SA towards a1")?;
+    let selectors = format!("src {source}/32 dst {target}/32");
+    host.sh(&format!(
+        "ip xfrm policy add {selectors} dir out priority 1 tmpl src {} dst {} proto esp reqid {reqid} mode tunnel && \
+         ip xfrm policy add {selectors} dir fwd priority 1",
+        outer.src, outer.dst
+    ))?;
+    // Nor does a2's firewall stand in the way of a hostile a2.
+    world.checks.holds(
+        "a member that opens its own policies to forged packets gets nothing through a1",
+        "ip -s xfrm policy and /proc/net/xfrm_stat on edge-a1",
+        || {
+            let (before, stat) = (refused(victim)?, victim.xfrm_stat()?);
+            nothing_arrives(pods, "the hostile member", source, || ping_from(pod, source, target.into()))?;
+            ensure!(refused(victim)? > before, "a1's kernel did not count a refusal: no forged packet reached it");
+            Ok(format!("a1's kernel says {}", which(victim, &stat)?))
+        },
+    )?;
+    host.sh(&format!("ip xfrm policy delete {selectors} dir out && ip xfrm policy delete {selectors} dir fwd"))?;
+    pod.sh(&format!("ip addr del {source}/32 dev eth0"))?;
+    Ok(())
+}
+
+/// A machine on a1's own wire that pretends to be a2's pod.
+fn neighbour(world: &World, pods: &Pods) -> Result<()> {
+    let neighbour = world.node("neighbour");
+    let source: IpAddr = pods.of("edge-a2").v4.context("a2's pod has an IPv4 address")?.into();
+    let target = pods.of("edge-a1").v4.context("a1's pod has an IPv4 address")?;
+    neighbour.sh(&format!("ip addr add {source}/32 dev lo && ip route add {target}/32 via 192.0.2.10"))?;
+    world.checks.holds(
+        "a neighbour of a1 with a2's pod's address reaches no pod",
+        "ip xfrm policy on edge-a1",
+        || {
+            let host = world.node("edge-a1");
+            let (before, stat) = (refused(host)?, host.xfrm_stat()?);
+            nothing_arrives(pods, "the neighbour", source, || ping_from(neighbour, source, target.into()))?;
+            ensure!(refused(host)? > before, "a1's kernel did not count a refusal");
+            Ok(format!("a1's kernel says {}", which(host, &stat)?))
+        },
+    )?;
+    neighbour.sh(&format!("ip addr del {source}/32 dev lo && ip route del {target}/32"))?;
+    // The neighbour's packets are on a1's wire, in clear, by intent: they are not ours to answer for.
+    world.look_at_the_wire().map(drop)
+}
+
+/// With the agents of a1 and b1 killed, everything that was kept is kept.
+fn killed_agents(world: &World, pods: &Pods) -> Result<()> {
+    world.end("edge-a1", Signal::KILL)?;
+    world.end("edge-b1", Signal::KILL)?;
+    strangers_stay_out(world, pods, "with the agents of a1 and b1 killed")?;
+    let a2 = pods.of("edge-a2").v4.context("a2's pod has an IPv4 address")?;
+    world.checks.comes_true(
+        "a1's pod still reaches a2's pod through the kernel's SAs",
+        "ip -s xfrm state",
+        Duration::from_secs(3),
+        || reaches(&pods.of("edge-a1").pod, a2.into()),
+    )?;
+    only_esp_on_the_wire(world, "with agents killed")?;
+    world.start_agent("edge-a1")?;
+    world.start_agent("edge-b1")?;
+    for (node, peer) in [("edge-a1", "edge-a2"), ("edge-b1", "cloud-1"), ("edge-a1", "cloud-1")] {
+        world.checks.comes_true(
+            &format!("restarted, {node} has its tunnel to {peer} again"),
+            "*.edge-agent.log",
+            Duration::from_secs(20),
+            || world.tunnel_is_up(node, peer),
+        )?;
+    }
+    Ok(())
+}
+
+/// b1 becomes a member, and is none again.
+fn joining_and_leaving(world: &World, pods: &Pods) -> Result<()> {
+    let (b1, a1) = (pods.of("edge-b1"), pods.of("edge-a1"));
+    let address = a1.v4.context("a1's pod has an IPv4 address")?.into();
+    let began = Instant::now();
+    world.label("edge-b1", "fabedge/edge-community=alpha")?;
+    world.checks.comes_true(
+        "labelled alpha, b1 reaches a1 within a second",
+        "*.edge-agent.log",
+        Duration::from_secs(1),
+        || reaches(&b1.pod, address),
+    )?;
+    world.checks.note(format!("{:.2} s from the operator's command on", began.elapsed().as_secs_f64()));
+    world.label("edge-b1", "fabedge/edge-community=beta")?;
+    world.checks.comes_true(
+        "labelled beta, it does not any more",
+        "*.edge-agent.log",
+        Duration::from_secs(5),
+        || {
+            ensure!(reaches(&b1.pod, address).is_err(), "b1 still reaches a1");
+            Ok(())
+        },
+    )?;
+    let cloud = pods.of("cloud-1").v4.context("cloud-1's pod has an IPv4 address")?.into();
+    world.checks.comes_true(
+        "and c1, in no community, still reaches the cloud",
+        "*.edge-agent.log",
+        Duration::from_secs(5),
+        || reaches(&pods.of("edge-c1").pod, cloud),
+    )?;
+    Ok(())
+}

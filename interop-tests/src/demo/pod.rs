@@ -1,0 +1,183 @@
+//! Pods, joined by running `edge-cni` exactly as a container runtime does.
+
+use std::fs::File;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::process::Stdio;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+use serde_json::{Value, json};
+
+use super::world::{CLUSTER_RANGES, World};
+use crate::topology::{Place, Pod};
+
+/// Where `edge-agent install-cni` puts the list of plugins, and where a runtime reads it.
+pub(super) const CONFLIST: &str = "/etc/cni/net.d/10-edge-cni.conflist";
+
+/// How long a packet may take through an idle tunnel on a loaded machine.
+pub(super) const ANSWER: Duration = Duration::from_millis(700);
+
+/// A pod with the addresses that ADD gave it.
+pub(super) struct DemoPod {
+    /// The node it runs on.
+    pub(super) node: String,
+    /// Its namespace.
+    pub(super) pod: Pod,
+    /// Its id towards the plugin.
+    pub(super) container_id: String,
+    /// IPv4 address, if it got one.
+    pub(super) v4: Option<Ipv4Addr>,
+    /// IPv6 address, if it got one.
+    pub(super) v6: Option<Ipv6Addr>,
+}
+
+/// What the plugin answered.
+pub(super) struct Answer {
+    /// Whether it ended with 0.
+    pub(super) ok: bool,
+    /// Its result or error.
+    pub(super) body: Value,
+}
+
+impl DemoPod {
+    /// Its addresses.
+    pub(super) fn addresses(&self) -> Vec<IpAddr> {
+        self.v4.map(IpAddr::from).into_iter().chain(self.v6.map(IpAddr::from)).collect()
+    }
+}
+
+impl World<'_> {
+    /// The network configuration that a runtime makes of the installed list: the first plugin, with the list's name and version.
+    fn network_configuration(&self, node: &str) -> Result<Value> {
+        let list: Value = serde_json::from_str(&self.node(node).read(CONFLIST)?)?;
+        let mut plugin = list["plugins"][0].clone();
+        plugin["name"] = list["name"].clone();
+        plugin["cniVersion"] = json!("1.0.0");
+        Ok(plugin)
+    }
+
+    /// A list of plugins as an administrator writes it where no agent has ever been.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub(super) fn write_early_conflist(&self, node: &str, segments: &[&str]) -> Result<()> {
+        let list = json!({
+            "cniVersion": "1.0.0",
+            "name": "edge-cni",
+            "plugins": [{
+                "type": "edge-cni",
+                "bridge": "ecni0",
+                "stateDir": "/var/lib/edge-cni",
+                "agentSocket": "/run/edge-cni/agent.sock",
+                "clusterRanges": CLUSTER_RANGES,
+                "segments": segments,
+            }],
+        });
+        self.node(node).write(CONFLIST, &list.to_string())
+    }
+
+    /// Runs the plugin.
+    ///
+    /// # Errors
+    /// When it cannot be run or answers with something that is no JSON.
+    pub(super) fn cni(&self, node: &str, verb: &str, container_id: &str, netns: &str) -> Result<Answer> {
+        let host = self.node(node);
+        let stdin = host.out().join(format!("{node}.cni-stdin.json"));
+        std::fs::write(&stdin, self.network_configuration(node)?.to_string())?;
+        let out = host.output(
+            host.command(self.lab.program("edge-cni")?)
+                .env("CNI_COMMAND", verb)
+                .env("CNI_CONTAINERID", container_id)
+                .env("CNI_NETNS", netns)
+                .env("CNI_IFNAME", "eth0")
+                .env("CNI_PATH", "/opt/cni/bin")
+                .env("CNI_ARGS", format!("IgnoreUnknown=1;K8S_POD_NAMESPACE=demo;K8S_POD_NAME={container_id}"))
+                .stdin(Stdio::from(File::open(stdin)?)),
+        )?;
+        let text = String::from_utf8_lossy(&out.stdout);
+        let body = if text.trim().is_empty() {
+            Value::Null
+        } else {
+            serde_json::from_str(&text).with_context(|| format!("{verb} answered {text:?}"))?
+        };
+        Ok(Answer { ok: out.status.success(), body })
+    }
+
+    /// Makes a pod's namespace and runs ADD.
+    ///
+    /// # Errors
+    /// When ADD fails.
+    pub(super) fn add_pod(&self, node: &str, name: &str) -> Result<DemoPod> {
+        let pod = self.node(node).pod(name)?;
+        let container_id = format!("{name}-{node}");
+        let answer = self.cni(node, "ADD", &container_id, pod.netns())?;
+        ensure!(answer.ok, "ADD of {name} on {node} failed: {}", answer.body);
+        let mut made = DemoPod { node: node.to_owned(), pod, container_id, v4: None, v6: None };
+        for entry in answer.body["ips"].as_array().into_iter().flatten() {
+            let address = entry["address"].as_str().context("an address without text")?;
+            match address.split('/').next().unwrap_or(address).parse()? {
+                IpAddr::V4(v4) => made.v4 = Some(v4),
+                IpAddr::V6(v6) => made.v6 = Some(v6),
+            }
+        }
+        ensure!(!made.addresses().is_empty(), "ADD of {name} on {node} gave no address: {}", answer.body);
+        Ok(made)
+    }
+
+    /// Runs DEL and removes the namespace.
+    ///
+    /// # Errors
+    /// When DEL fails.
+    pub(super) fn delete_pod(&self, pod: DemoPod) -> Result<()> {
+        let answer = self.cni(&pod.node, "DEL", &pod.container_id, pod.pod.netns())?;
+        ensure!(answer.ok, "DEL of {} failed: {}", pod.container_id, answer.body);
+        let node = self.node(&pod.node);
+        node.run(node.command("ip").args(["netns", "del", pod.pod.netns().rsplit('/').next().unwrap_or_default()]))?;
+        Ok(())
+    }
+}
+
+/// Whether `to` answers a ping from `from`.
+///
+/// # Errors
+/// When it does not.
+pub(super) fn reaches(from: &Place, to: IpAddr) -> Result<()> {
+    ensure!(from.reaches(&to.to_string(), ANSWER)?, "{to} does not answer {}", from.name());
+    Ok(())
+}
+
+/// Tries all pairs at once, several pings each; returns those that were answered.
+///
+/// # Errors
+/// When ping cannot be run.
+pub(super) fn answered(pairs: &[(&Place, IpAddr)]) -> Result<Vec<String>> {
+    std::thread::scope(|scope| {
+        let tries: Vec<_> = pairs
+            .iter()
+            .map(|&(from, to)| {
+                scope.spawn(move || -> Result<Option<String>> {
+                    let to_text = to.to_string();
+                    let out = from.output(from.command("ping").args([
+                        "-n",
+                        "-q",
+                        "-c",
+                        "3",
+                        "-i",
+                        "0.1",
+                        "-W",
+                        "0.5",
+                        to_text.as_str(),
+                    ]))?;
+                    Ok((out.status.code() == Some(0)).then(|| format!("{} from {}", to, from.name())))
+                })
+            })
+            .collect();
+        let mut answered = Vec::new();
+        for one in tries {
+            if let Some(pair) = one.join().map_err(|_| anyhow::anyhow!("a ping's thread panicked"))?? {
+                answered.push(pair);
+            }
+        }
+        Ok(answered)
+    })
+}

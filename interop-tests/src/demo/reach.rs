@@ -1,0 +1,178 @@
+//! Everyone who may talk talks, through ESP alone.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+
+use super::pod::{CONFLIST, DemoPod, reaches};
+use super::world::{EDGES, NODES, World};
+use crate::topology::Pod;
+
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// The pods that stay for the whole demo.
+pub(super) struct Pods {
+    /// One on each edge node and one on cloud-1, by node, joined by our plugin.
+    pub(super) ours: BTreeMap<&'static str, DemoPod>,
+    /// One on cloud-2, joined by the cloud's own means, outside our segments.
+    pub(super) cloud2: Pod,
+}
+
+/// The address of the pod on cloud-2.
+pub(super) const CLOUD2_POD: &str = "10.244.2.10";
+
+impl Pods {
+    /// The pod of a node.
+    pub(super) fn of(&self, node: &str) -> &DemoPod {
+        &self.ours[node]
+    }
+}
+
+/// Starts controller and agents, labels the nodes, adds pods.
+///
+/// # Errors
+/// The first check that does not hold.
+pub(super) fn bring_up(world: &World) -> Result<Pods> {
+    let checks = &world.checks;
+    checks.part("The cloud and all agents start; a1 and a2 are labelled alpha, b1 beta");
+    world.start_controller()?;
+    for (node, role, spare) in [
+        ("cloud-1", "hub", 0),
+        ("cloud-2", "cloud", 0),
+        ("edge-a1", "edge", 1),
+        ("edge-a2", "edge", 0),
+        ("edge-b1", "edge", 0),
+        ("edge-c1", "edge", 0),
+    ] {
+        world.configure_agent(node, role, spare, true)?;
+        world.start_agent(node)?;
+    }
+    checks.comes_true("all six nodes have joined", "*.edge-agent.log", PATIENCE, || {
+        let nodes: serde_json::Value = serde_json::from_str(&world.controller(&["node", "list", "--json"])?)?;
+        let count = nodes.as_array().map_or(0, Vec::len);
+        ensure!(count == NODES.len(), "{count} of {}", NODES.len());
+        Ok(())
+    })?;
+    world.label("edge-a1", "fabedge/edge-community=alpha")?;
+    world.label("edge-a2", "bocloud.com/edge-community=alpha")?;
+    world.label("edge-b1", "fabedge/edge-community=beta")?;
+    let mut tunnels = vec![("edge-a1", "edge-a2"), ("edge-a2", "edge-a1")];
+    for edge in EDGES {
+        tunnels.extend([(edge, "cloud-1"), ("cloud-1", edge)]);
+    }
+    for (node, peer) in tunnels {
+        checks.comes_true(&format!("{node} has a tunnel to {peer}"), "*.edge-agent.log", PATIENCE, || {
+            world.tunnel_is_up(node, peer)
+        })?;
+    }
+    for node in ["cloud-1"].into_iter().chain(EDGES) {
+        world.node(node).sh(&format!("rm -f {CONFLIST}"))?;
+        world.agent(node, &["install-cni"])?;
+    }
+    let mut ours = BTreeMap::new();
+    for node in ["cloud-1"].into_iter().chain(EDGES) {
+        ours.insert(node, world.add_pod(node, "web")?);
+    }
+    // The cloud's own CNI, as far as it matters: a pod on cloud-2, a route to it on cloud-1.
+    let cloud2 = world.node("cloud-2").wired_pod("db", &format!("{CLOUD2_POD}/24"), "10.244.2.1/24")?;
+    world.node("cloud-1").sh("ip route replace 10.244.2.0/24 via 198.51.100.12")?;
+    world.route_ledger_in_clear()?;
+    world.look_at_the_wire()?;
+    Ok(Pods { ours, cloud2 })
+}
+
+/// Pods to pods, hosts to pods, a published port; and what the routers saw of it.
+///
+/// # Errors
+/// The first check that does not hold.
+pub(super) fn everyone_reaches(world: &World, pods: &Pods) -> Result<()> {
+    let checks = &world.checks;
+    checks.part("Reach");
+    let look = "ip -s xfrm state, ip -s xfrm policy on both nodes; *.edge-agent.log";
+    let both = |from: &DemoPod, to: &DemoPod| -> Result<()> {
+        for address in to.addresses() {
+            let what = format!("{}'s pod reaches {}'s pod at {address}", from.node, to.node);
+            checks.comes_true(&what, look, PATIENCE, || reaches(&from.pod, address))?;
+        }
+        Ok(())
+    };
+    both(pods.of("edge-a1"), pods.of("edge-a2"))?;
+    both(pods.of("edge-a2"), pods.of("edge-a1"))?;
+    for edge in EDGES {
+        both(pods.of(edge), pods.of("cloud-1"))?;
+        both(pods.of("cloud-1"), pods.of(edge))?;
+        let from = pods.of(edge);
+        checks.comes_true(&format!("{edge}'s pod reaches the pod on cloud-2"), look, PATIENCE, || {
+            reaches(&from.pod, CLOUD2_POD.parse()?)
+        })?;
+        let v4 = from.v4.context("every edge pod has an IPv4 address")?;
+        checks.comes_true(&format!("the pod on cloud-2 reaches {edge}'s pod"), look, PATIENCE, || {
+            reaches(&pods.cloud2, v4.into())
+        })?;
+    }
+    for address in pods.of("edge-a2").addresses() {
+        checks.comes_true(&format!("a process on a1 reaches a2's pod at {address}"), look, PATIENCE, || {
+            reaches(world.node("edge-a1"), address)
+        })?;
+    }
+    published_port(world, pods)
+}
+
+/// TCP: from a1's host network to a2's pod, and from a neighbour through a port that a1 publishes.
+fn published_port(world: &World, pods: &Pods) -> Result<()> {
+    let checks = &world.checks;
+    let server = &pods.of("edge-a2").pod;
+    let own = std::env::current_exe()?;
+    let greeting = "hello from a2";
+    server.start("web", server.command(&own).args(["guest", "tcp-serve", "80", greeting]))?;
+    let v4 = pods.of("edge-a2").v4.context("a2's pod has an IPv4 address")?;
+    let fetch = |from: &str, address: &str| {
+        let host = world.node(from);
+        let text = host.run(host.command(&own).args(["guest", "tcp-fetch", address]))?;
+        ensure!(text == greeting, "it answered {text:?}");
+        Ok(())
+    };
+    let look = "nft list ruleset on edge-a1; conntrack; edge-a2.web.web.log";
+    checks.comes_true("a process on a1's host network speaks TCP with a2's pod", look, PATIENCE, || {
+        fetch("edge-a1", &format!("{v4}:80"))
+    })?;
+    world.node("edge-a1").sh(&format!(
+        "nft 'add table ip nodeport; add chain ip nodeport pre {{ type nat hook prerouting priority dstnat; }}; \
+         add rule ip nodeport pre tcp dport 30080 dnat to {v4}:80'"
+    ))?;
+    checks.comes_true("a neighbour reaches a2's pod through a port published on a1", look, PATIENCE, || {
+        fetch("neighbour", "192.0.2.10:30080")
+    })
+}
+
+/// What was on the wires since the last look: ESP under SPIs that the kernels show, IKE, the controller's TLS, housekeeping.
+///
+/// # Errors
+/// When anything else was there.
+pub(super) fn only_esp_on_the_wire(world: &World, when: &str) -> Result<()> {
+    world.checks.holds(&format!("{when}, the routers saw ESP, IKE and TLS, and no pod address"), "*.pcap", || {
+        let seen = world.look_at_the_wire()?;
+        ensure!(seen.clear() == 0 && seen.strangers() == 0, "{seen}");
+        Ok(seen)
+    })
+}
+
+/// As [`only_esp_on_the_wire`], and every SPI is one that `ip xfrm state` shows on some host.
+///
+/// # Errors
+/// As said.
+pub(super) fn spis_are_the_kernels(world: &World) -> Result<()> {
+    world.checks.holds("every SPI on the wires is in ip xfrm state, and nothing is in clear", "*.pcap", || {
+        let seen = world.look_at_the_wire()?;
+        let mut known = BTreeSet::new();
+        for node in NODES {
+            known.extend(world.node(node).xfrm_states()?.into_iter().map(|state| state.spi));
+        }
+        let unknown: Vec<_> = seen.spis().difference(&known).map(|spi| format!("{spi:#010x}")).collect();
+        ensure!(unknown.is_empty(), "no host has {}", unknown.join(", "));
+        ensure!(!seen.spis().is_empty(), "no ESP at all: {seen}");
+        ensure!(seen.clear() == 0 && seen.strangers() == 0, "{seen}");
+        Ok(seen)
+    })
+}

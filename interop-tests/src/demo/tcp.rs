@@ -1,0 +1,35 @@
+//! The smallest TCP service and client, for ports that are published.
+
+use std::io::{Read as _, Write as _};
+use std::net::{Ipv6Addr, TcpListener, TcpStream};
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+
+/// Says `text` to whoever connects, until it is killed.
+///
+/// # Errors
+/// When the port cannot be had.
+pub fn serve(port: u16, text: &str) -> Result<()> {
+    let listener = TcpListener::bind((Ipv6Addr::UNSPECIFIED, port)).context("listening")?;
+    for stream in listener.incoming() {
+        let said = stream.and_then(|mut stream| stream.write_all(text.as_bytes()));
+        if let Err(error) = said {
+            eprintln!("tcp-serve: {error}");
+        }
+    }
+    Ok(())
+}
+
+/// Connects, and returns all that is said.
+///
+/// # Errors
+/// When nobody answers within two seconds.
+pub fn fetch(address: &str) -> Result<String> {
+    let patience = Duration::from_secs(2);
+    let mut stream = TcpStream::connect_timeout(&address.parse()?, patience).context("connecting")?;
+    stream.set_read_timeout(Some(patience))?;
+    let mut text = String::new();
+    stream.read_to_string(&mut text).context("reading")?;
+    Ok(text)
+}

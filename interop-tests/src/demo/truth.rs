@@ -1,0 +1,128 @@
+//! What the agent says is what the kernel has.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+
+use super::world::{NODES, World};
+
+/// Compares on every host, then lets an outsider delete something.
+///
+/// # Errors
+/// The first check that does not hold.
+pub(super) fn kernel_and_status_agree(world: &World) -> Result<()> {
+    let checks = &world.checks;
+    checks.part("Truth");
+    for node in NODES {
+        checks.comes_true(
+            &format!("ip xfrm and status agree entry by entry on {node}"),
+            "edge-agent status --json; ip xfrm state; ip xfrm policy",
+            Duration::from_secs(10),
+            || agree(world, node),
+        )?;
+    }
+    outsider(world)
+}
+
+fn agree(world: &World, node: &str) -> Result<()> {
+    let status = world.status(node)?;
+    let host = world.node(node);
+    let kernel: BTreeSet<String> = host
+        .xfrm_states()?
+        .into_iter()
+        .map(|state| format!("{} > {} spi {:#010x} reqid {}", state.src, state.dst, state.spi, state.reqid))
+        .collect();
+    let mut said = BTreeSet::new();
+    for state in status["kernel"]["states"].as_array().context("status shows no states")? {
+        let text = |key: &str| state[key].as_str().with_context(|| format!("no {key} in {state}"));
+        let number = |key: &str| state[key].as_u64().with_context(|| format!("no {key} in {state}"));
+        said.insert(format!(
+            "{} > {} spi {:#010x} reqid {}",
+            text("src")?,
+            text("dst")?,
+            number("spi")?,
+            number("reqid")?
+        ));
+    }
+    differ("states", &said, &kernel)?;
+    let kernel: BTreeSet<String> = host
+        .xfrm_policies()?
+        .into_iter()
+        .filter(|policy| !policy.dir.starts_with("socket"))
+        .map(|policy| {
+            format!(
+                "{} {} > {} {} priority {} reqid {:?}",
+                policy.dir, policy.src, policy.dst, policy.action, policy.priority, policy.reqids
+            )
+        })
+        .collect();
+    let mut said = BTreeSet::new();
+    for policy in status["kernel"]["policies"].as_array().context("status shows no policies")? {
+        let text = |key: &str| policy[key].as_str().with_context(|| format!("no {key} in {policy}"));
+        let number = |key: &str| policy[key].as_u64().with_context(|| format!("no {key} in {policy}"));
+        let reqids: Vec<u64> = policy["reqid"].as_u64().into_iter().collect();
+        said.insert(format!(
+            "{} {} > {} {} priority {} reqid {reqids:?}",
+            text("direction")?,
+            text("src")?,
+            text("dst")?,
+            text("action")?,
+            number("priority")?
+        ));
+    }
+    differ("policies", &said, &kernel)
+}
+
+fn differ(what: &str, said: &BTreeSet<String>, kernel: &BTreeSet<String>) -> Result<()> {
+    let only_said: Vec<_> = said.difference(kernel).cloned().collect();
+    let only_kernel: Vec<_> = kernel.difference(said).cloned().collect();
+    ensure!(
+        only_said.is_empty() && only_kernel.is_empty(),
+        "{what}: only status has [{}], only the kernel has [{}]",
+        only_said.join("; "),
+        only_kernel.join("; ")
+    );
+    ensure!(what != "states" || said.len() == kernel.len(), "{what} count");
+    Ok(())
+}
+
+/// Somebody deletes one state and one policy of a1's by hand.
+fn outsider(world: &World) -> Result<()> {
+    let host = world.node("edge-a1");
+    let repairs = || -> Result<usize> {
+        Ok(world.status("edge-a1")?["repairs"].as_array().context("status shows no repairs")?.len())
+    };
+    let before = repairs()?;
+    let policy = host
+        .xfrm_policies()?
+        .into_iter()
+        .find(|policy| policy.dir == "out" && policy.action == "allow" && !policy.reqids.is_empty())
+        .context("a1 has no policy with a template")?;
+    host.sh(&format!("ip xfrm policy delete src {} dst {} dir out", policy.src, policy.dst))?;
+    world.checks.comes_true(
+        "an outsider deletes a policy: it is reported, and back",
+        "edge-agent status",
+        Duration::from_secs(5),
+        || {
+            ensure!(repairs()? > before, "status reports no repair");
+            agree(world, "edge-a1")
+        },
+    )?;
+    let before = repairs()?;
+    let state = host
+        .xfrm_states()?
+        .into_iter()
+        .find(|state| state.src.to_string() == "192.0.2.10")
+        .context("a1 has no outbound SA")?;
+    host.sh(&format!("ip xfrm state delete src {} dst {} proto esp spi {:#x}", state.src, state.dst, state.spi))?;
+    world.checks.comes_true(
+        "an outsider deletes a state: it is reported, and the tunnel is whole again",
+        "edge-agent status",
+        Duration::from_secs(10),
+        || {
+            ensure!(repairs()? > before, "status reports no repair");
+            agree(world, "edge-a1")
+        },
+    )
+}

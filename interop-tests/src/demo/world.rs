@@ -1,0 +1,249 @@
+//! The demo's network: a cloud, four edge sites, and the internet between them.
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+
+use anyhow::{Context as _, Result};
+use ipnetwork::IpNetwork;
+use rustix::process::Signal;
+
+use super::check::Checks;
+use super::wire::{Kind, Known, Seen};
+use crate::runner::Lab;
+use crate::topology::{Capture, Net, Node, Plan, Process};
+
+/// Edge nodes, in the order in which they are spoken of.
+pub(super) const EDGES: [&str; 4] = ["edge-a1", "edge-a2", "edge-b1", "edge-c1"];
+
+/// All nodes that run an agent.
+pub(super) const NODES: [&str; 6] = ["cloud-1", "cloud-2", "edge-a1", "edge-a2", "edge-b1", "edge-c1"];
+
+/// Ranges from which segments are cut. The upper half of each is reserved: pods that exist before any agent live there.
+pub(super) const CLUSTER_RANGES: [&str; 2] = ["10.77.0.0/24", "fd77::/112"];
+
+/// Networks of the cloud's own CNI, which the hub fronts.
+pub(super) const CLOUD_NETWORKS: [&str; 2] = ["10.244.0.0/16", "fd44::/64"];
+
+/// The controller's port.
+pub(super) const CONTROLLER_PORT: u16 = 8443;
+
+/// Interfaces that are watched: router, interface, and an address beyond it that answers.
+const WATCHED: [(&str, &str, &str); 9] = [
+    ("r-cloud", "isp", "203.0.113.11"),
+    ("r-a1", "lan-a1", "192.0.2.10"),
+    ("r-a1", "isp", "203.0.113.1"),
+    ("r-a2", "lan-a2", "192.168.1.254"),
+    ("r-a2", "isp", "203.0.113.1"),
+    ("r-b1", "lan-b1", "2001:db8:b1::10"),
+    ("r-b1", "isp", "2001:db8::1"),
+    ("r-c1", "lan-c1", "192.168.1.10"),
+    ("r-c1", "isp", "203.0.113.1"),
+];
+
+/// Which router stands before an edge node: its name, its addresses on the internet, and the node's addresses behind it, a family each.
+pub(super) struct Site {
+    /// The router.
+    pub(super) router: &'static str,
+    /// The router on the internet.
+    pub(super) outside: [Option<&'static str>; 2],
+    /// The node.
+    pub(super) inside: [Option<&'static str>; 2],
+}
+
+/// The site of a node.
+pub(super) fn site(node: &str) -> Site {
+    let (router, outside, inside) = match node {
+        "edge-a1" => {
+            ("r-a1", [Some("203.0.113.11"), Some("2001:db8::11")], [Some("192.0.2.10"), Some("2001:db8:a1::10")])
+        }
+        "edge-a2" => ("r-a2", [Some("203.0.113.12"), None], [Some("192.168.1.10"), None]),
+        "edge-b1" => ("r-b1", [None, Some("2001:db8::13")], [None, Some("2001:db8:b1::10")]),
+        "edge-c1" => ("r-c1", [Some("203.0.113.14"), None], [Some("192.168.1.10"), None]),
+        _ => ("r-cloud", [Some("203.0.113.1"), Some("2001:db8::1")], [Some("198.51.100.11"), Some("2001:db8:c::11")]),
+    };
+    Site { router, outside, inside }
+}
+
+fn plan() -> Plan {
+    let mut plan = Plan::new();
+    plan.router("r-cloud")
+        .on("isp", &["203.0.113.1/24", "2001:db8::1/64"])
+        .on("cloud", &["198.51.100.1/24", "2001:db8:c::1/64"])
+        .route("192.0.2.0/24", "203.0.113.11")
+        .route("2001:db8:a1::/64", "2001:db8::11")
+        .route("2001:db8:b1::/64", "2001:db8::13");
+    for (name, v4, v6) in
+        [("cloud-1", "198.51.100.11/24", "2001:db8:c::11/64"), ("cloud-2", "198.51.100.12/24", "2001:db8:c::12/64")]
+    {
+        plan.host(name)
+            .on("cloud", &[v4, v6])
+            .via("198.51.100.1")
+            .via("2001:db8:c::1")
+            .own_folder("/etc/edge-controller");
+    }
+    plan.router("r-a1")
+        .on("isp", &["203.0.113.11/24", "2001:db8::11/64"])
+        .on("lan-a1", &["192.0.2.1/24", "2001:db8:a1::1/64"])
+        .via("203.0.113.1")
+        .via("2001:db8::1");
+    plan.router("r-a2")
+        .on("isp", &["203.0.113.12/24"])
+        .on("lan-a2", &["192.168.1.1/24"])
+        .via("203.0.113.1")
+        .masquerade("isp");
+    plan.router("r-b1").on("isp", &["2001:db8::13/64"]).on("lan-b1", &["2001:db8:b1::1/64"]).via("2001:db8::1");
+    plan.router("r-c1")
+        .on("isp", &["203.0.113.14/24"])
+        .on("lan-c1", &["192.168.1.1/24"])
+        .via("203.0.113.1")
+        .masquerade("isp");
+    plan.host("edge-a1")
+        .on("lan-a1", &["192.0.2.10/24", "2001:db8:a1::10/64"])
+        .via("192.0.2.1")
+        .via("2001:db8:a1::1")
+        // The foreign rule: somebody else on this host masquerades all that it forwards.
+        .masquerade("lan-a1");
+    plan.host("edge-a2").on("lan-a2", &["192.168.1.10/24"]).via("192.168.1.1");
+    plan.host("edge-b1").on("lan-b1", &["2001:db8:b1::10/64"]).via("2001:db8:b1::1");
+    plan.host("edge-c1").on("lan-c1", &["192.168.1.10/24"]).via("192.168.1.1");
+    // Neighbours of a1 and a2: one misbehaves, one answers marks whatever address a2 has.
+    plan.host("neighbour").on("lan-a1", &["192.0.2.66/24", "2001:db8:a1::66/64"]).via("192.0.2.1");
+    plan.host("printer").on("lan-a2", &["192.168.1.254/24"]).via("192.168.1.1");
+    plan
+}
+
+struct Watched {
+    router: &'static str,
+    beyond: &'static str,
+    capture: Capture,
+    read: usize,
+}
+
+/// The network and all that runs in it.
+pub(super) struct World<'lab> {
+    /// The scenario's means.
+    pub(super) lab: &'lab Lab,
+    /// The hosts and routers.
+    pub(super) net: &'lab Net,
+    /// What has been claimed and held.
+    pub(super) checks: Checks,
+    /// Agents and the controller, by `NODE` and `controller`.
+    pub(super) running: RefCell<BTreeMap<String, Process>>,
+    watched: RefCell<Vec<Watched>>,
+    known: Known,
+}
+
+impl<'lab> World<'lab> {
+    /// Builds the network and begins to watch every router.
+    ///
+    /// # Errors
+    /// When the kernel refuses something.
+    pub(super) fn build(lab: &'lab Lab) -> Result<Self> {
+        let net = lab.build(&plan())?;
+        let mut watched = Vec::new();
+        for (router, interface, beyond) in WATCHED {
+            let capture = net.node(router).capture(interface)?;
+            watched.push(Watched { router, beyond, capture, read: 0 });
+        }
+        let guarded =
+            CLUSTER_RANGES.iter().chain(&CLOUD_NETWORKS).map(|range| range.parse()).collect::<Result<_, _>>()?;
+        Ok(Self {
+            lab,
+            net,
+            checks: Checks::new(),
+            running: RefCell::default(),
+            watched: RefCell::new(watched),
+            known: Known { guarded, controller_port: CONTROLLER_PORT },
+        })
+    }
+
+    /// A host or router.
+    pub(super) fn node(&self, name: &str) -> &'lab Node {
+        self.net.node(name)
+    }
+
+    /// What the routers captured since the last look. Everything sent before the call is in it.
+    ///
+    /// # Errors
+    /// When a mark does not come through, or a file cannot be read.
+    pub(super) fn look_at_the_wire(&self) -> Result<Seen> {
+        let mut all = Seen::default();
+        for watched in self.watched.borrow_mut().iter_mut() {
+            let router = self.node(watched.router);
+            let mark = |seen: &Seen| seen.count(|kind| *kind == Kind::Mark);
+            let before = mark(&Seen::read(watched.capture.file(), watched.read, &self.known)?);
+            // The echo's answer comes after everything that was on this wire before.
+            router.run(router.command("ping").args(["-n", "-q", "-c", "1", "-W", "5", watched.beyond]))?;
+            let seen = crate::wait::for_event("a mark in the capture", || {
+                let seen = Seen::read(watched.capture.file(), watched.read, &self.known)?;
+                anyhow::ensure!(
+                    mark(&seen) >= before + 2,
+                    "{} holds {} marks",
+                    watched.capture.file().display(),
+                    mark(&seen)
+                );
+                Ok(seen)
+            })?;
+            watched.read += seen.frames();
+            all.join(seen);
+        }
+        Ok(all)
+    }
+
+    /// Ends the captures and fails if one has missed a packet.
+    ///
+    /// # Errors
+    /// As said.
+    pub(super) fn end_captures(&self) -> Result<()> {
+        self.watched.borrow_mut().iter_mut().try_for_each(|watched| watched.capture.stop())
+    }
+
+    /// Starts a program under a name of the demo's; its log is `NODE.NAME.log`.
+    ///
+    /// # Errors
+    /// When it cannot be run.
+    pub(super) fn start(&self, key: &str, node: &str, program: &str, args: &[&str]) -> Result<()> {
+        let node = self.node(node);
+        let process = node.start(program, node.command(self.lab.program(program)?).args(args))?;
+        self.running.borrow_mut().insert(key.to_owned(), process);
+        Ok(())
+    }
+
+    /// Ends a started program: asked to, or at once as a power cut would.
+    ///
+    /// # Errors
+    /// When it was not running.
+    pub(super) fn end(&self, key: &str, signal: Signal) -> Result<()> {
+        let mut process = self.running.borrow_mut().remove(key).with_context(|| format!("{key} is not running"))?;
+        if signal == Signal::KILL {
+            return process.kill();
+        }
+        let status = process.stop()?;
+        anyhow::ensure!(
+            status.success(),
+            "{key}, asked to end, ended with {status}: see {}",
+            process.log_path().display()
+        );
+        Ok(())
+    }
+
+    /// Makes every router forward packets for a segment towards the node that holds it, as far as families allow: only our own
+    /// policies are to keep what must be kept.
+    ///
+    /// # Errors
+    /// When the kernel refuses a route.
+    pub(super) fn route_in_clear(&self, segment: IpNetwork, node: &str) -> Result<()> {
+        let family = usize::from(segment.is_ipv6());
+        let home = site(node);
+        let (Some(outside), Some(inside)) = (home.outside[family], home.inside[family]) else { return Ok(()) };
+        for other in ["cloud-1", "edge-a1", "edge-a2", "edge-b1", "edge-c1"] {
+            let there = site(other);
+            let via = if there.router == home.router { inside } else { outside };
+            if there.router == home.router || there.outside[family].is_some() {
+                let router = self.node(there.router);
+                router.run(router.command("ip").args(["route", "replace", &segment.to_string(), "via", via]))?;
+            }
+        }
+        Ok(())
+    }
+}
