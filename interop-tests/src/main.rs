@@ -118,11 +118,7 @@ fn main() -> ExitCode {
         Verb::Guest(GuestVerb::Init { dir, .. }) => Ok(interop_tests::guest::init(&dir)),
         Verb::List { json } => interop_tests::runner::list(json),
         Verb::Run { names, backend, keep } => interop_tests::runner::run(&RunOptions { names, backend, keep }),
-        Verb::Demo { backend, keep } => interop_tests::runner::run(&RunOptions {
-            names: vec![interop_tests::demo::SCENARIO.name.to_owned()],
-            backend,
-            keep,
-        }),
+        Verb::Demo { backend, keep } => interop_tests::demo::main(backend, keep),
         Verb::Guest(GuestVerb::TcpServe { port, text }) => {
             interop_tests::demo::tcp::serve(port, &text).map(|()| ExitCode::SUCCESS)
         }

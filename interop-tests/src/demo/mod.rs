@@ -19,9 +19,11 @@ mod truth;
 mod wire;
 mod world;
 
+use std::process::ExitCode;
+
 use anyhow::Result;
 
-use crate::runner::{Lab, Scenario};
+use crate::runner::{Lab, RunOptions, Scenario, Verdict, outcomes};
 use world::World;
 
 /// The demo as a scenario: `make test` runs it as well.
@@ -32,6 +34,21 @@ pub const SCENARIO: Scenario = Scenario {
     by_default: false,
     run,
 };
+
+/// Runs the demo for a person: its steps and the end on standard error, exit status 1 if a check did not hold.
+///
+/// # Errors
+/// When there is no lab to be had or the programs do not build.
+pub fn main(backend: Option<String>, keep: bool) -> Result<ExitCode> {
+    let options = RunOptions { names: vec![SCENARIO.name.to_owned()], backend, keep };
+    let outcomes = outcomes(&options, |outcome, kept| {
+        if outcome.result != Verdict::Pass {
+            eprintln!("\ndemo: {}\n  logs and captures: {}", outcome.why, kept.display());
+        }
+        Ok(())
+    })?;
+    Ok(ExitCode::from(u8::from(!outcomes.iter().all(|outcome| outcome.result == Verdict::Pass))))
+}
 
 fn run(lab: &Lab) -> Result<()> {
     let world = World::build(lab)?;
