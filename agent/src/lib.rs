@@ -7,6 +7,9 @@
 //! - [`cli`]: the commands.
 //! - [`config`]: the TOML file.
 //! - [`membership`]: the seam between the cloud's side and the node's side: view and credentials.
+//! - [`cloud`]: the controller's side: joining, certificate, view, applications for segments.
+//! - [`local`]: the plugin's side: its socket, and when to apply for a segment.
+//! - [`store`]: the state directory.
 //! - [`clock`]: boot time for lifetimes, and the time of the world for certificates.
 //! - [`run`]: starts the parts of `edge-agent run` and ends them.
 //! - [`admin`]: the socket on which `status`, `rekey` and `diagnose` ask a running agent.
@@ -15,6 +18,9 @@
 pub mod admin;
 pub mod cli;
 pub mod clock;
+pub mod cloud;
 pub mod config;
+pub mod local;
 pub mod membership;
 pub mod run;
+pub mod store;

@@ -7,8 +7,10 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
 use crate::clock::WorldClock;
+use crate::cloud::Cloud;
 use crate::config::Config;
-use crate::membership;
+use crate::store::StateDir;
+use crate::{local, membership};
 
 /// Runs until SIGTERM or SIGINT.
 pub fn run(config: Config) -> anyhow::Result<()> {
@@ -16,10 +18,18 @@ pub fn run(config: Config) -> anyhow::Result<()> {
     let config = Arc::new(config);
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     let stop = CancellationToken::new();
+    let state = Arc::new(StateDir::open(&config.state_dir)?);
     let (cloud, node) = membership::seam(config.clone(), Arc::new(WorldClock::default()), stop.clone());
     if config.controller.is_some() {
-        let _ = cloud;
-        bail!("[controller] is not carried out yet; use [[peer]]");
+        let cloud = Cloud::load(cloud, state)?;
+        runtime.spawn(cloud.clone().run());
+        let stop = stop.clone();
+        runtime.spawn(async move {
+            if let Err(error) = local::run(cloud).await {
+                tracing::error!("{error:#}");
+                stop.cancel();
+            }
+        });
     }
     let _ = node;
     runtime.block_on(ended(stop.clone()))?;

@@ -46,3 +46,34 @@ pub enum SegmentsSource {
     /// The agent; the plugin's `segments` are ignored from then on.
     Agent,
 }
+
+/// How many pods fit a segment, at most `u64::MAX`. Not theirs: the network's address (in IPv6 the subnet-router anycast address, RFC 4291
+/// 2.6.1), the first host address, which is the bridge's, and in IPv4 the broadcast address.
+pub fn pod_capacity(segment: &IpNetwork) -> u64 {
+    let (bits, reserved) = match segment {
+        IpNetwork::V4(segment) => (32 - segment.prefix(), 3),
+        IpNetwork::V6(segment) => (128 - segment.prefix(), 2),
+    };
+    1u64.checked_shl(bits.into()).unwrap_or(u64::MAX).saturating_sub(reserved)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_segment_holds_its_addresses_less_network_gateway_and_broadcast() {
+        for (segment, pods) in [
+            ("10.0.0.0/26", 61),
+            ("10.0.0.0/30", 1),
+            ("10.0.0.0/31", 0),
+            ("10.0.0.0/32", 0),
+            ("fd00::/120", 254),
+            ("fd00::/126", 2),
+            ("fd00::/128", 0),
+            ("fd00::/32", u64::MAX - 2),
+        ] {
+            assert_eq!(pod_capacity(&segment.parse().unwrap()), pods, "{segment}");
+        }
+    }
+}

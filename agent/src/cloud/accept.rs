@@ -1,0 +1,211 @@
+//! Whether a view may replace the one in force. A view tells this node whom to trust and what to tear down, so one that makes no sense as a whole is refused
+//! as a whole, and nothing changes.
+
+use std::collections::HashSet;
+
+use edge_types::{IpNetwork, NodeName, NodeView, Role};
+
+use super::identity;
+
+/// Why a view is not taken.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub(super) enum Refusal {
+    /// It is somebody else's.
+    #[error("it is for node {found}, this is {expected}")]
+    Node {
+        /// Ours.
+        expected: NodeName,
+        /// Its.
+        found: NodeName,
+    },
+    /// It gives us another role than our certificate.
+    #[error(
+        "it says role {found}, this node's certificate says {expected}: to change it, deregister the node and let it join with a new token"
+    )]
+    Role {
+        /// Our certificate's.
+        expected: Role,
+        /// Its.
+        found: Role,
+    },
+    /// It is older than what we have.
+    #[error(
+        "its version {found} is older than version {expected} in force: was the controller restored from a backup? \
+         To take it nevertheless, stop the agent, remove view.json from the state directory, and start it again"
+    )]
+    Older {
+        /// Ours.
+        expected: u64,
+        /// Its.
+        found: u64,
+    },
+    /// It contradicts itself.
+    #[error("{0}")]
+    Nonsense(String),
+}
+
+/// What to do with a view.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Verdict {
+    /// It is newer.
+    Take,
+    /// It is the one in force.
+    Same,
+}
+
+/// Judges `new` against the identity of this node and the view in force.
+pub(super) fn judge(
+    node: &NodeName,
+    role: Role,
+    current: Option<&NodeView>,
+    new: &NodeView,
+) -> Result<Verdict, Refusal> {
+    if new.node != *node {
+        return Err(Refusal::Node { expected: node.clone(), found: new.node.clone() });
+    }
+    if new.role != role {
+        return Err(Refusal::Role { expected: role, found: new.role });
+    }
+    match current {
+        // The same version may have another content once this program has learnt to read more of it.
+        Some(current) if new == current => return Ok(Verdict::Same),
+        Some(current) if new.version < current.version => {
+            return Err(Refusal::Older { expected: current.version, found: new.version });
+        }
+        _ => {}
+    }
+    sense(new).map_err(Refusal::Nonsense)?;
+    Ok(Verdict::Take)
+}
+
+fn sense(view: &NodeView) -> Result<(), String> {
+    if view.cluster_ranges.is_empty() {
+        return Err("it names no cluster range, and so nothing that must not travel in clear".into());
+    }
+    identity::anchors(&view.trust_anchors)?;
+    if view.segment_prefix.v4 > 32 || view.segment_prefix.v6 > 128 {
+        return Err(format!("its segment prefixes are {} and {}", view.segment_prefix.v4, view.segment_prefix.v6));
+    }
+    let peers = || view.peers.iter();
+    let all = view
+        .cluster_ranges
+        .iter()
+        .chain(&view.segments)
+        .chain(&view.networks)
+        .chain(peers().flat_map(|peer| peer.segments.iter().chain(&peer.networks)));
+    if let Some(network) = all.clone().find(|network| network.ip() != network.network()) {
+        return Err(format!("{network} has bits set beyond its prefix"));
+    }
+    let mut names = HashSet::from([&view.node]);
+    if let Some(peer) = peers().find(|peer| !names.insert(&peer.name)) {
+        return Err(format!("it names {} twice", peer.name));
+    }
+    // A segment outside every cluster range would be unguarded, and one that two nodes hold would send one's traffic to the other.
+    let owned = view.segments.iter().map(|segment| (segment, &view.node));
+    let mut owned: Vec<(&IpNetwork, &NodeName)> =
+        owned.chain(peers().flat_map(|peer| peer.segments.iter().map(|segment| (segment, &peer.name)))).collect();
+    if let Some((segment, owner)) =
+        owned.iter().find(|(segment, _)| !view.cluster_ranges.iter().any(|range| encloses(range, segment)))
+    {
+        return Err(format!("segment {segment} of {owner} lies outside every cluster range"));
+    }
+    // Sorted by where they begin, two networks overlap only if two neighbours do: one always encloses the other.
+    owned.sort_unstable_by_key(|(segment, _)| (segment.network(), segment.prefix()));
+    for pair in owned.windows(2) {
+        if let [(first, owner), (second, other)] = pair
+            && first.is_ipv4() == second.is_ipv4()
+            && encloses(first, second)
+        {
+            return Err(format!("segment {first} of {owner} overlaps segment {second} of {other}"));
+        }
+    }
+    Ok(())
+}
+
+fn encloses(outer: &IpNetwork, inner: &IpNetwork) -> bool {
+    outer.is_ipv4() == inner.is_ipv4() && outer.prefix() <= inner.prefix() && outer.contains(inner.network())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use edge_types::Peer;
+
+    fn anchor() -> String {
+        let key = rcgen::KeyPair::generate_for(&rcgen::PKCS_ED25519).unwrap();
+        let mut parameters = rcgen::CertificateParams::new(vec![]).unwrap();
+        parameters.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+        parameters.self_signed(&key).unwrap().pem()
+    }
+
+    fn view(version: u64) -> NodeView {
+        NodeView {
+            version,
+            node: "edge-1".parse().unwrap(),
+            role: Role::Edge,
+            communities: Default::default(),
+            cluster_ranges: vec!["10.77.0.0/16".parse().unwrap(), "fd77::/48".parse().unwrap()],
+            segments: vec!["10.77.0.0/26".parse().unwrap()],
+            networks: vec![],
+            peers: vec![peer("edge-2", &["10.77.0.64/26", "fd77::100/120"])],
+            trust_anchors: vec![anchor()],
+            segment_prefix: Default::default(),
+        }
+    }
+
+    fn peer(name: &str, segments: &[&str]) -> Peer {
+        Peer {
+            name: name.parse().unwrap(),
+            role: Role::Edge,
+            endpoints: vec![],
+            segments: segments.iter().map(|text| text.parse().unwrap()).collect(),
+            networks: vec![],
+        }
+    }
+
+    fn judge_for_edge_1(current: Option<&NodeView>, new: &NodeView) -> Result<Verdict, Refusal> {
+        judge(&"edge-1".parse().unwrap(), Role::Edge, current, new)
+    }
+
+    #[test]
+    fn a_newer_view_is_taken_and_the_same_one_changes_nothing() {
+        let old = view(4);
+        assert_eq!(judge_for_edge_1(None, &old), Ok(Verdict::Take));
+        assert_eq!(judge_for_edge_1(Some(&old), &old), Ok(Verdict::Same));
+        let new = NodeView { version: 5, peers: vec![], ..old.clone() };
+        assert_eq!(judge_for_edge_1(Some(&old), &new), Ok(Verdict::Take), "a view without peers is a view");
+    }
+
+    #[test]
+    fn older_foreign_and_contradictory_versions_are_refused() {
+        let current = view(4);
+        let older = NodeView { version: 3, ..current.clone() };
+        assert_eq!(judge_for_edge_1(Some(&current), &older), Err(Refusal::Older { expected: 4, found: 3 }));
+        let foreign = NodeView { version: 9, node: "edge-9".parse().unwrap(), ..current.clone() };
+        assert!(judge_for_edge_1(Some(&current), &foreign).unwrap_err().to_string().contains("edge-9"));
+        let promoted = NodeView { version: 9, role: Role::Hub, ..current.clone() };
+        assert!(judge_for_edge_1(Some(&current), &promoted).unwrap_err().to_string().contains("role hub"));
+    }
+
+    #[test]
+    fn a_view_that_contradicts_itself_is_refused_as_a_whole() {
+        let good = view(4);
+        type Spoil = Box<dyn Fn(&mut NodeView)>;
+        let cases: [(&str, Spoil); 8] = [
+            ("cluster range", Box::new(|view| view.cluster_ranges.clear())),
+            ("trust anchor", Box::new(|view| view.trust_anchors.clear())),
+            ("not PEM", Box::new(|view| view.trust_anchors = vec!["-----BEGIN CERTIFICATE-----\n%%".into()])),
+            ("edge-2 twice", Box::new(|view| view.peers.push(peer("edge-2", &[])))),
+            ("edge-1 twice", Box::new(|view| view.peers.push(peer("edge-1", &[])))),
+            ("overlaps", Box::new(|view| view.peers.push(peer("edge-3", &["10.77.0.0/27"])))),
+            ("outside", Box::new(|view| view.peers.push(peer("edge-3", &["10.78.0.0/26"])))),
+            ("beyond its prefix", Box::new(|view| view.segments = vec!["10.77.0.1/26".parse().unwrap()])),
+        ];
+        for (expected, spoil) in cases {
+            let mut bad = good.clone();
+            spoil(&mut bad);
+            let refusal = judge_for_edge_1(None, &bad).unwrap_err().to_string();
+            assert!(refusal.contains(expected), "{expected}: {refusal}");
+        }
+    }
+}

@@ -1,0 +1,57 @@
+//! How long to wait before trying again: longer each time, and never all nodes at once.
+
+use std::time::Duration;
+
+use ring::rand::{SecureRandom, SystemRandom};
+
+const FIRST: Duration = Duration::from_millis(500);
+const LONGEST: Duration = Duration::from_secs(15);
+
+/// Doubles from half a second to fifteen; each wait is drawn from the upper half, so that ten thousand nodes do not return in one wave.
+#[derive(Debug)]
+pub(super) struct Backoff(Duration);
+
+impl Default for Backoff {
+    fn default() -> Self {
+        Self(FIRST)
+    }
+}
+
+impl Backoff {
+    /// The next wait.
+    pub(super) fn next(&mut self) -> Duration {
+        let wait = self.0;
+        self.0 = (self.0 * 2).min(LONGEST);
+        jitter(wait)
+    }
+
+    /// It has succeeded.
+    pub(super) fn reset(&mut self) {
+        *self = Self::default();
+    }
+}
+
+/// Between half of `wait` and all of it.
+pub(super) fn jitter(wait: Duration) -> Duration {
+    let mut random = [0; 4];
+    // Without randomness all waits are full: slower, not wrong.
+    if SystemRandom::new().fill(&mut random).is_err() {
+        return wait;
+    }
+    wait.mul_f64(0.5 + f64::from(u32::from_ne_bytes(random)) / f64::from(u32::MAX) / 2.0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn waits_grow_to_a_limit_and_begin_anew_after_success() {
+        let mut backoff = Backoff::default();
+        let waits: Vec<_> = (0..20).map(|_| backoff.next()).collect();
+        assert!(waits[0] <= FIRST && waits[0] >= FIRST / 2);
+        assert!(waits[19] <= LONGEST && waits[19] >= LONGEST / 2);
+        backoff.reset();
+        assert!(backoff.next() <= FIRST);
+    }
+}

@@ -1,0 +1,93 @@
+//! What can go wrong between this node and the controller.
+
+use edge_types::api::Problem;
+
+use crate::store::StoreError;
+
+/// Why something asked of the controller was not had. Never holds a token or a key.
+#[derive(Debug, thiserror::Error)]
+pub enum CloudError {
+    /// No connection, or one that broke.
+    #[error("controller {url} cannot be reached: {why}")]
+    Unreachable {
+        /// Which controller.
+        url: String,
+        /// What the network said.
+        why: String,
+    },
+    /// Somebody answered who is not our controller.
+    #[error("controller {url} is not trusted: {why}")]
+    Untrusted {
+        /// Where.
+        url: String,
+        /// What its certificate lacks, and what to do.
+        why: String,
+    },
+    /// It ended the TLS connection because of this node's certificate.
+    #[error(
+        "controller {url} refuses this node's certificate ({why}): it has expired or the node was deregistered; \
+         if it is to belong to the cluster, put a new join token into the token file"
+    )]
+    CertificateRefused {
+        /// Which controller.
+        url: String,
+        /// The alert that came.
+        why: String,
+    },
+    /// It answered with a problem document.
+    #[error("the controller answers {}: {}: {}", .0.status, .0.title, .0.detail)]
+    Problem(Problem),
+    /// It answered something that no controller of ours says.
+    #[error(
+        "controller {url} answers {what}, which is not what was expected ({expected}): is it an edge-controller of this release?"
+    )]
+    Answer {
+        /// Which controller.
+        url: String,
+        /// What came.
+        what: String,
+        /// What was expected.
+        expected: &'static str,
+    },
+    /// An answer cannot be taken as it is.
+    #[error("{0}")]
+    Unacceptable(String),
+    /// What came could not be kept on disk.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+impl CloudError {
+    /// Whether the same may succeed later without anybody doing anything.
+    pub fn is_temporary(&self) -> bool {
+        match self {
+            Self::Unreachable { .. } | Self::Answer { .. } | Self::Store(_) => true,
+            Self::Problem(problem) => problem.status >= 500 && problem.status != 507 || problem.status == 429,
+            Self::Untrusted { .. } | Self::CertificateRefused { .. } | Self::Unacceptable(_) => false,
+        }
+    }
+
+    /// Whether the controller no longer (or not yet) takes this node for a member.
+    pub fn is_refusal_of_this_node(&self) -> bool {
+        match self {
+            Self::CertificateRefused { .. } => true,
+            Self::Problem(problem) => matches!(problem.status, 401 | 403 | 404 | 410),
+            _ => false,
+        }
+    }
+}
+
+/// An error with all its causes, in one line.
+pub(super) fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let cause_text = cause.to_string();
+        if !text.contains(&cause_text) {
+            text.push_str(": ");
+            text.push_str(&cause_text);
+        }
+        source = cause.source();
+    }
+    text
+}

@@ -1,0 +1,309 @@
+//! Who this node is: a key that was made here and never leaves, the certificate for it, and whom it trusts. One file holds all of it, so that
+//! they always fit each other; a key that still waits for its certificate has a file of its own, so that a retry after a power cut asks for
+//! the same key again.
+
+use std::sync::Arc;
+
+use edge_ike::Secret;
+use edge_types::api::CertificateResponse;
+use edge_types::pki::{EKU_IPSEC_IKE_DER, node_uri};
+use edge_types::{NodeName, Role};
+use rcgen::{CertificateParams, DistinguishedName, KeyPair, PKCS_ED25519, PublicKeyData, SanType};
+use rustls::crypto::ring;
+use rustls_pki_types::pem::PemObject;
+use rustls_pki_types::{CertificateDer, PrivatePkcs8KeyDer, UnixTime};
+use serde::{Deserialize, Serialize};
+use webpki::{EndEntityCert, KeyUsage, anchor_from_trusted_cert};
+use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
+use zeroize::{Zeroize, Zeroizing};
+
+use super::error::CloudError;
+use super::tls;
+use crate::clock::WorldClock;
+use crate::membership::Credentials;
+use crate::store::{StateDir, StoreError};
+
+/// Key, certificate and trust anchors. Mode 0600.
+const IDENTITY_FILE: &str = "identity.json";
+/// A key whose certificate has not come yet. Mode 0600.
+const PENDING_KEY_FILE: &str = "key.pending";
+const VERSION: u32 = 1;
+
+/// id-kp-clientAuth, 1.3.6.1.5.5.7.3.2 (RFC 5280 4.2.1.12), DER content.
+const EKU_CLIENT_AUTH: &[u8] = &[0x2b, 6, 1, 5, 5, 7, 3, 2];
+
+const ADVICE: &str = "restore it from a backup, or remove it and join anew with a new token";
+
+/// A member's identity.
+#[derive(Debug, Clone)]
+pub(super) struct Identity {
+    pub(super) node: NodeName,
+    pub(super) role: Role,
+    /// Id of the join token that it came by: another token in the token file is a new one.
+    pub(super) token_id: String,
+    /// Beginning of the certificate, seconds since 1970-01-01 UTC.
+    pub(super) not_before: i64,
+    pub(super) credentials: Arc<Credentials>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct IdentityFile {
+    version: u32,
+    node: NodeName,
+    role: Role,
+    token_id: String,
+    /// PKCS#8, PEM.
+    key: String,
+    /// PEM, leaf first.
+    certificate: String,
+    /// PEM.
+    trust_anchors: Vec<String>,
+}
+
+impl Drop for IdentityFile {
+    fn drop(&mut self) {
+        self.key.zeroize();
+    }
+}
+
+impl Identity {
+    /// The identity on disk; `None` where this node has never joined.
+    pub(super) fn load(state: &StateDir) -> Result<Option<Self>, StoreError> {
+        let Some(file) = state.read_json::<IdentityFile>(IDENTITY_FILE, ADVICE)? else { return Ok(None) };
+        let damaged = |why: String| StoreError::Damaged { path: state.path().join(IDENTITY_FILE), why, advice: ADVICE };
+        if file.version != VERSION {
+            return Err(damaged(format!("its version is {}, this agent reads {VERSION}", file.version)));
+        }
+        let key = PrivatePkcs8KeyDer::from_pem_slice(file.key.as_bytes())
+            .map_err(|_| damaged("it holds no private key".into()))?;
+        let pair = KeyPair::try_from(&key).map_err(|_| damaged("its private key cannot be used".into()))?;
+        let chain = certificates(&file.certificate).map_err(&damaged)?;
+        let trust_anchors = anchors(&file.trust_anchors).map_err(&damaged)?;
+        let leaf = Leaf::parse(&chain).map_err(&damaged)?;
+        leaf.check(&pair, &file.node, file.role).map_err(&damaged)?;
+        Ok(Some(Self {
+            node: file.node.clone(),
+            role: file.role,
+            token_id: file.token_id.clone(),
+            not_before: leaf.not_before,
+            credentials: Arc::new(Credentials {
+                chain: chain.clone(),
+                key: Secret::new(key.secret_pkcs8_der().to_vec()),
+                trust_anchors,
+                not_after: leaf.not_after,
+            }),
+        }))
+    }
+
+    /// Takes a certificate that was issued for `key`, after checking that it is what was asked for and that peers will accept it.
+    pub(super) fn accept(
+        response: &CertificateResponse,
+        key: &KeyPair,
+        node: &NodeName,
+        role: Role,
+        token_id: &str,
+        clock: &WorldClock,
+    ) -> Result<Self, CloudError> {
+        let refuse =
+            |why: String| CloudError::Unacceptable(format!("the certificate from the controller is refused: {why}"));
+        if response.role != role {
+            return Err(refuse(format!(
+                "it is for role {}, not {role}: the role is what the operator gave the token at the controller; ask for a token for {role}",
+                response.role
+            )));
+        }
+        if response.node != *node {
+            return Err(refuse(format!("it is for node {}, not {node}", response.node)));
+        }
+        let chain = certificates(&response.certificate).map_err(&refuse)?;
+        let trust_anchors = anchors(&response.trust_anchors).map_err(&refuse)?;
+        let leaf = Leaf::parse(&chain).map_err(&refuse)?;
+        leaf.check(key, node, role).map_err(&refuse)?;
+        // It came over an authenticated connection and has begun an hour ago.
+        clock.raise(u64::try_from(leaf.not_before).unwrap_or(0));
+        verify(&chain, &trust_anchors, clock.unix_time()).map_err(&refuse)?;
+        Ok(Self {
+            node: node.clone(),
+            role,
+            token_id: token_id.to_owned(),
+            not_before: leaf.not_before,
+            credentials: Arc::new(Credentials {
+                chain,
+                key: Secret::new(key.serialize_der()),
+                trust_anchors,
+                not_after: leaf.not_after,
+            }),
+        })
+    }
+
+    /// The same identity that trusts others; `None` where they are the same.
+    pub(super) fn trusting(&self, trust_anchors: Vec<Vec<u8>>) -> Option<Self> {
+        if trust_anchors == self.credentials.trust_anchors {
+            return None;
+        }
+        let credentials = Credentials { trust_anchors, ..(*self.credentials).clone() };
+        Some(Self { credentials: Arc::new(credentials), ..self.clone() })
+    }
+
+    /// Keeps it on disk. The pending key, if it is this one, is pending no longer.
+    pub(super) fn store(&self, state: &StateDir) -> Result<(), StoreError> {
+        let file = IdentityFile {
+            version: VERSION,
+            node: self.node.clone(),
+            role: self.role,
+            token_id: self.token_id.clone(),
+            key: pem("PRIVATE KEY", self.credentials.key.expose()),
+            certificate: self.credentials.chain.iter().map(|der| pem("CERTIFICATE", der)).collect(),
+            trust_anchors: self.credentials.trust_anchors.iter().map(|der| pem("CERTIFICATE", der)).collect(),
+        };
+        // A struct of strings always serialises.
+        let bytes = Zeroizing::new(serde_json::to_vec_pretty(&file).unwrap_or_default());
+        state.write(IDENTITY_FILE, &bytes)
+    }
+
+    /// When half of the certificate's life is over, seconds since 1970-01-01 UTC.
+    pub(super) fn renew_at(&self) -> u64 {
+        let middle = self.not_before + (self.credentials.not_after - self.not_before) / 2;
+        u64::try_from(middle).unwrap_or(0)
+    }
+
+    /// Whether the certificate has ended.
+    pub(super) fn has_expired(&self, clock: &WorldClock) -> bool {
+        i64::try_from(clock.unix_time()).is_ok_and(|now| now > self.credentials.not_after)
+    }
+}
+
+/// The key for which a certificate is to be asked: the one that an earlier attempt left behind, or a new one.
+pub(super) fn pending_key(state: &StateDir) -> Result<KeyPair, CloudError> {
+    if let Some(text) = state.read(PENDING_KEY_FILE)? {
+        let text = Zeroizing::new(text);
+        let key = PrivatePkcs8KeyDer::from_pem_slice(&text).ok().and_then(|der| KeyPair::try_from(&der).ok());
+        match key {
+            Some(key) => return Ok(key),
+            None => tracing::warn!(file = PENDING_KEY_FILE, "it is damaged; a new key is made"),
+        }
+    }
+    let key = KeyPair::generate_for(&PKCS_ED25519)
+        .map_err(|error| CloudError::Unacceptable(format!("making a key failed: {error}")))?;
+    state
+        .write(PENDING_KEY_FILE, Zeroizing::new(pem("PRIVATE KEY", &Zeroizing::new(key.serialize_der()))).as_bytes())?;
+    Ok(key)
+}
+
+/// After [`Identity::store`]: the next certificate is for another key.
+pub(super) fn forget_pending_key(state: &StateDir) -> Result<(), StoreError> {
+    state.remove(PENDING_KEY_FILE)
+}
+
+/// A PKCS#10 request, PEM, that asks for the names which the certificate shall have.
+pub(super) fn request(key: &KeyPair, node: &NodeName, role: Role) -> Result<String, CloudError> {
+    let failed = |error| CloudError::Unacceptable(format!("making the certificate request failed: {error}"));
+    let mut parameters = CertificateParams::new(vec![node.to_string()]).map_err(failed)?;
+    // A node's name may be longer than a common name.
+    parameters.distinguished_name = DistinguishedName::new();
+    parameters.subject_alt_names.push(SanType::URI(node_uri(role, node).try_into().map_err(failed)?));
+    parameters.serialize_request(key).and_then(|request| request.pem()).map_err(failed)
+}
+
+/// Certificates, DER, from PEM texts. At least one, and each must be one.
+pub(super) fn anchors(texts: &[String]) -> Result<Vec<Vec<u8>>, String> {
+    let mut all = Vec::new();
+    for text in texts {
+        all.extend(certificates(text).map_err(|why| format!("trust anchors: {why}"))?);
+    }
+    for der in &all {
+        anchor_from_trusted_cert(&CertificateDer::from(der.as_slice()))
+            .map_err(|error| format!("trust anchors: one of them cannot be used ({error})"))?;
+    }
+    if all.is_empty() { Err("there is no trust anchor".into()) } else { Ok(all) }
+}
+
+fn certificates(text: &str) -> Result<Vec<Vec<u8>>, String> {
+    let all: Result<Vec<_>, rustls_pki_types::pem::Error> =
+        CertificateDer::pem_slice_iter(text.as_bytes()).map(|der| Ok(der?.to_vec())).collect();
+    match all {
+        Ok(all) if !all.is_empty() => Ok(all),
+        Ok(_) => Err("there is no certificate in it".into()),
+        Err(_) => Err("it is not PEM".into()),
+    }
+}
+
+/// Chain, validity and extended key usages, as the controller and peers will judge them.
+fn verify(chain: &[Vec<u8>], trust_anchors: &[Vec<u8>], now: u64) -> Result<(), String> {
+    let ders: Vec<CertificateDer<'_>> = chain.iter().map(|der| CertificateDer::from(der.as_slice())).collect();
+    let (leaf, intermediates) = ders.split_first().ok_or("there is no certificate in it")?;
+    let roots: Vec<CertificateDer<'_>> = trust_anchors.iter().map(|der| CertificateDer::from(der.as_slice())).collect();
+    let roots: Vec<_> = roots.iter().filter_map(|der| anchor_from_trusted_cert(der).ok()).collect();
+    let leaf = EndEntityCert::try_from(leaf).map_err(|error| format!("it is malformed ({error})"))?;
+    for usage in [EKU_CLIENT_AUTH, &EKU_IPSEC_IKE_DER] {
+        leaf.verify_for_usage(
+            ring::default_provider().signature_verification_algorithms.all,
+            &roots,
+            intermediates,
+            UnixTime::since_unix_epoch(std::time::Duration::from_secs(now)),
+            KeyUsage::required(usage),
+            None,
+            None,
+        )
+        .map_err(|error| format!("it does not verify against the controller's own trust anchors ({error})"))?;
+    }
+    Ok(())
+}
+
+/// What of the leaf is looked at.
+struct Leaf {
+    not_before: i64,
+    not_after: i64,
+    /// DER SubjectPublicKeyInfo.
+    public_key: Vec<u8>,
+    dns_names: Vec<String>,
+    uris: Vec<String>,
+}
+
+impl Leaf {
+    fn parse(chain: &[Vec<u8>]) -> Result<Self, String> {
+        let der = chain.first().ok_or("there is no certificate in it")?;
+        let (_, leaf) = X509Certificate::from_der(der).map_err(|_| "it is not a certificate".to_owned())?;
+        let names = leaf.subject_alternative_name().ok().flatten();
+        let names = names.iter().flat_map(|extension| &extension.value.general_names);
+        Ok(Self {
+            not_before: leaf.validity().not_before.timestamp(),
+            not_after: leaf.validity().not_after.timestamp(),
+            public_key: leaf.tbs_certificate.subject_pki.raw.to_vec(),
+            dns_names: names
+                .filter_map(|name| match name {
+                    GeneralName::DNSName(name) => Some((*name).to_owned()),
+                    _ => None,
+                })
+                .collect(),
+            uris: tls::uris(&leaf).map(str::to_owned).collect(),
+        })
+    }
+
+    fn check(&self, key: &KeyPair, node: &NodeName, role: Role) -> Result<(), String> {
+        if self.public_key != key.subject_public_key_info() {
+            return Err("it is for another key than this node's".into());
+        }
+        if !self.dns_names.iter().any(|name| name == node.as_str()) {
+            return Err(format!("its dNSNames are {:?}, expected {node}", self.dns_names));
+        }
+        let expected = node_uri(role, node);
+        if !self.uris.contains(&expected) {
+            return Err(format!("its URIs are {:?}, expected {expected}", self.uris));
+        }
+        Ok(())
+    }
+}
+
+/// RFC 7468 text.
+fn pem(label: &str, der: &[u8]) -> String {
+    use base64::Engine;
+    let encoded = Zeroizing::new(base64::engine::general_purpose::STANDARD.encode(der));
+    let mut text = format!("-----BEGIN {label}-----\n");
+    for line in encoded.as_bytes().chunks(64) {
+        text.extend(line.iter().copied().map(char::from));
+        text.push('\n');
+    }
+    text.push_str(&format!("-----END {label}-----\n"));
+    text
+}

@@ -1,0 +1,264 @@
+//! One connection's life, over and over: join if this node is no member yet, report where it is, follow the stream of views.
+
+use std::time::Duration;
+
+use edge_types::api::{NodeReport, ViewEvent};
+use http_body_util::BodyExt;
+use hyper::Method;
+use hyper::body::Incoming;
+use serde::de::IgnoredAny;
+use tokio::time::{sleep, timeout};
+use tracing::{debug, error, info};
+
+use super::backoff::{Backoff, jitter};
+use super::client::{Link, hyper_error};
+use super::error::CloudError;
+use super::{Cloud, Member, ViewError, join};
+
+/// Without even a heartbeat for so long, the controller is taken for gone. It sends one every few seconds.
+const SILENCE: Duration = Duration::from_secs(20);
+/// Wait before asking again a controller that does not take this node for a member, or where a person must do something first.
+const SLOW: Duration = Duration::from_secs(60);
+/// Longest line of the stream, bytes.
+const MAX_LINE: usize = 64 * 1024 * 1024;
+
+/// Runs until the agent ends.
+pub(super) async fn run(cloud: &Cloud) {
+    let mut backoff = Backoff::default();
+    let mut uplink = cloud.uplink.clone();
+    let mut refused = false;
+    loop {
+        uplink.mark_unchanged();
+        let ended = once(cloud, refused, &mut backoff).await;
+        cloud.status.send_if_modified(|status| {
+            if status.connected {
+                status.since = i64::try_from(cloud.clock.unix_time()).ok();
+            }
+            std::mem::take(&mut status.connected)
+        });
+        refused = false;
+        let wait = match ended {
+            Ok(()) => continue,
+            Err(error) => {
+                cloud.note_error(&error);
+                refused = error.is_refusal_of_this_node();
+                if error.is_temporary() { backoff.next() } else { jitter(SLOW) }
+            }
+        };
+        debug!(?wait, "waiting before trying the controller again");
+        tokio::select! {
+            () = sleep(wait) => {}
+            // With another address another way may be open.
+            Ok(()) = uplink.changed() => {}
+            () = token_changed(cloud) => {}
+        }
+    }
+}
+
+/// Until the stream is to be opened anew (`Ok`) or something failed.
+async fn once(cloud: &Cloud, refused: bool, backoff: &mut Backoff) -> Result<(), CloudError> {
+    let member = member(cloud, refused).await?;
+    let mut identity = cloud.member.subscribe();
+    identity.mark_unchanged();
+    let client = &member.client;
+    let link = client.link().await?;
+    let mut uplink = cloud.uplink.clone();
+    report(cloud, &member, &link, &mut uplink).await?;
+    let path = format!("/v1/nodes/{}/view?watch=true", member.node());
+    let mut lines = Lines { body: client.stream(&link, &path).await?, buffer: Vec::new(), scanned: 0 };
+    let url = link.url.to_string();
+    info!(%url, node = %member.node(), "following the controller's view");
+    cloud.status.send_modify(|status| {
+        status.url = Some(url);
+        status.connected = true;
+        status.since = i64::try_from(cloud.clock.unix_time()).ok();
+        status.last_error = None;
+    });
+    backoff.reset();
+    // A version that was refused is refused once, not with every heartbeat.
+    let mut refused_version = None;
+    loop {
+        tokio::select! {
+            line = timeout(SILENCE, lines.next(&link)) => {
+                let line = line.unwrap_or_else(|_| {
+                    Err(CloudError::Unreachable {
+                        url: link.url.to_string(),
+                        why: format!("neither view nor heartbeat for {SILENCE:?}"),
+                    })
+                });
+                match line {
+                    Ok(Some(line)) => {
+                        if let Some(version) = handle(cloud, &line, &mut refused_version).await? {
+                            client.reset().await;
+                            return Err(CloudError::Answer {
+                                url: link.url.to_string(),
+                                what: format!("heartbeats for a view of version {version} without sending it"),
+                                expected: "the view first",
+                            });
+                        }
+                    }
+                    Ok(None) => {
+                        // The controller ends, or has something against this node: the next attempt tells.
+                        client.reset().await;
+                        return Err(CloudError::Unreachable { url: link.url.to_string(), why: "it ended the stream".into() });
+                    }
+                    Err(error) => {
+                        client.reset().await;
+                        return Err(error);
+                    }
+                }
+            }
+            Ok(()) = uplink.changed() => {
+                let lost = {
+                    let uplink = uplink.borrow();
+                    !uplink.addresses.is_empty() && !link.local.is_loopback() && !uplink.addresses.contains(&link.local)
+                };
+                if lost {
+                    debug!(local = %link.local, "the address of the connection is gone");
+                    client.reset().await;
+                    return Ok(());
+                }
+                report(cloud, &member, &link, &mut uplink).await?;
+            }
+            // A new certificate is shown at once, while the old one would still do.
+            Ok(()) = identity.changed() => return Ok(()),
+        }
+    }
+}
+
+/// Takes a line of the stream. Returns the version of a view that was missed: then the stream is to be opened anew.
+async fn handle(cloud: &Cloud, line: &[u8], refused_version: &mut Option<u64>) -> Result<Option<u64>, CloudError> {
+    match serde_json::from_slice::<ViewEvent>(line) {
+        Ok(ViewEvent::View { view }) => {
+            let version = view.version;
+            match cloud.take_view(*view).await {
+                Ok(()) => *refused_version = None,
+                Err(ViewError::Refused(refusal)) => {
+                    *refused_version = Some(version);
+                    cloud.note_error(&CloudError::Unacceptable(format!(
+                        "the controller's view of version {version} is refused: {refusal}"
+                    )));
+                }
+                Err(ViewError::Store(error)) => return Err(error.into()),
+                Err(ViewError::Cloud(error)) => return Err(error),
+            }
+            Ok(None)
+        }
+        Ok(ViewEvent::Heartbeat { version }) => {
+            let held = cloud.view.lock().await.as_ref().map(|view| view.version);
+            let known = *refused_version == Some(version) || held.is_some_and(|held| held >= version);
+            Ok((!known).then_some(version))
+        }
+        Err(error) => {
+            // Perhaps an event that a later release knows. Nothing changes by it.
+            debug!(%error, bytes = line.len(), "a line of the view stream is not understood and skipped");
+            Ok(None)
+        }
+    }
+}
+
+/// The member that this node is; joins first where it is none, or where it was refused and a new token has come.
+async fn member(cloud: &Cloud, refused: bool) -> Result<Member, CloudError> {
+    let present = cloud.member.borrow().clone();
+    let token = match &present {
+        Some(member) if !refused && !member.identity.has_expired(&cloud.clock) => return Ok(member.clone()),
+        Some(member) => {
+            // A token that stays unreadable does not keep a member from trying with its certificate.
+            let token = join::token(&cloud.config).unwrap_or_else(|error| {
+                error!("{error}");
+                None
+            });
+            match token.filter(|token| token.id != member.identity.token_id) {
+                Some(token) => token,
+                None => return Ok(member.clone()),
+            }
+        }
+        None => join::token(&cloud.config)?.ok_or_else(|| join::no_token(&cloud.config, cloud.state.path()))?,
+    };
+    info!(role = %token.role, token = %token.id, "joining");
+    let identity = join::join(&cloud.config, &token, &cloud.state, &cloud.clock).await?;
+    info!(node = %identity.node, role = %identity.role, "joined");
+    *cloud.view.lock().await = None;
+    cloud.become_member(identity).await?;
+    let member = cloud.member.borrow().clone();
+    member.ok_or_else(|| CloudError::Unacceptable("joined, but no longer a member".into()))
+}
+
+/// Says where this node is to be found.
+async fn report(
+    cloud: &Cloud,
+    member: &Member,
+    link: &Link,
+    uplink: &mut tokio::sync::watch::Receiver<crate::membership::Uplink>,
+) -> Result<(), CloudError> {
+    let own = uplink.borrow_and_update().addresses.clone();
+    let advertised = cloud.config.controller.iter().flat_map(|controller| &controller.advertise).copied();
+    // The address that reaches the controller is the likeliest to be reached.
+    let likeliest = own.iter().copied().filter(|address| *address == link.local);
+    let mut addresses: Vec<std::net::IpAddr> = Vec::new();
+    for address in advertised.chain(likeliest).chain(own.iter().copied()) {
+        if !addresses.contains(&address) {
+            addresses.push(address);
+        }
+    }
+    let report = NodeReport { addresses, port: cloud.config.nat_port };
+    debug!(?report, "reporting");
+    let path = format!("/v1/nodes/{}", member.node());
+    member.client.call_on::<IgnoredAny>(link, Method::PUT, &path, &report).await.map(drop)
+}
+
+/// Returns when the token file is another than now. Looked at every few seconds: a person puts it there.
+async fn token_changed(cloud: &Cloud) {
+    let now = || join::token(&cloud.config).ok().flatten().map(|token| token.id);
+    let before = now();
+    loop {
+        sleep(Duration::from_secs(2)).await;
+        let after = now();
+        if after.is_some() && after != before {
+            return;
+        }
+    }
+}
+
+/// NDJSON as it arrives.
+struct Lines {
+    body: Incoming,
+    buffer: Vec<u8>,
+    /// So much of the buffer holds no end of line.
+    scanned: usize,
+}
+
+impl Lines {
+    /// The next line; `None` at the end of the stream. May be dropped while waiting: nothing is lost.
+    async fn next(&mut self, link: &Link) -> Result<Option<Vec<u8>>, CloudError> {
+        loop {
+            if let Some(end) = self.buffer.iter().skip(self.scanned).position(|byte| *byte == b'\n') {
+                let rest = self.buffer.split_off(self.scanned + end + 1);
+                let mut line = std::mem::replace(&mut self.buffer, rest);
+                self.scanned = 0;
+                line.pop();
+                if line.iter().all(u8::is_ascii_whitespace) {
+                    continue;
+                }
+                return Ok(Some(line));
+            }
+            self.scanned = self.buffer.len();
+            if self.buffer.len() > MAX_LINE {
+                return Err(CloudError::Answer {
+                    url: link.url.to_string(),
+                    what: format!("a line of more than {MAX_LINE} bytes"),
+                    expected: "a view",
+                });
+            }
+            match self.body.frame().await {
+                None => return Ok(None),
+                Some(Ok(frame)) => {
+                    if let Some(data) = frame.data_ref() {
+                        self.buffer.extend_from_slice(data);
+                    }
+                }
+                Some(Err(error)) => return Err(hyper_error(&link.url, &error)),
+            }
+        }
+    }
+}

@@ -1,0 +1,179 @@
+//! The unix socket on which the plugin asks. One frame in, one out; only root and this agent's own user are heard.
+
+use std::fs;
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use edge_types::frame::{self, FrameError};
+use edge_types::local::{AgentRequest, AgentResponse, Stock};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio::time::timeout;
+use tracing::{debug, warn};
+
+/// So many are served at once; who comes later waits.
+pub(super) const MAX_CONNECTIONS: usize = 128;
+
+/// A request is written at once by whoever means it.
+const READ_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// What the keeper is asked.
+#[derive(Debug)]
+pub(super) enum Asked {
+    /// A pod waits for addresses.
+    Apply {
+        /// What the plugin saw.
+        stock: Vec<Stock>,
+        /// Where the answer goes.
+        answer: oneshot::Sender<AgentResponse>,
+    },
+    /// Addresses were taken.
+    Taken(Vec<Stock>),
+}
+
+/// Makes the socket with mode 0600, under its final name only once it has it. The state directory's lock says that no other agent owns it.
+pub(super) fn bind(path: &Path) -> anyhow::Result<UnixListener> {
+    let folder = path.parent().unwrap_or(Path::new("/"));
+    fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o755)
+        .create(folder)
+        .with_context(|| format!("creating {}", folder.display()))?;
+    let temporary = path.with_extension("sock.new");
+    let made = (|| {
+        match fs::remove_file(&temporary) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+        let listener = UnixListener::bind(&temporary)?;
+        fs::set_permissions(&temporary, fs::Permissions::from_mode(0o600))?;
+        fs::rename(&temporary, path)?;
+        Ok(listener)
+    })();
+    made.with_context(|| format!("making the plugin's socket {}", path.display()))
+}
+
+/// Serves until dropped.
+pub(super) async fn serve(listener: UnixListener, requests: mpsc::Sender<Asked>) {
+    let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    loop {
+        // Never closed.
+        let Ok(slot) = slots.clone().acquire_owned().await else { return };
+        match listener.accept().await {
+            Ok((stream, _)) => {
+                let requests = requests.clone();
+                tokio::spawn(async move {
+                    if let Err(error) = answer(stream, &requests).await {
+                        debug!(%error, "a request on the plugin's socket came to nothing");
+                    }
+                    drop(slot);
+                });
+            }
+            Err(error) => {
+                warn!(%error, "accepting on the plugin's socket");
+                tokio::time::sleep(Duration::from_millis(200)).await;
+            }
+        }
+    }
+}
+
+async fn answer(mut stream: UnixStream, requests: &mpsc::Sender<Asked>) -> Result<(), FrameError> {
+    let peer = stream.peer_cred()?.uid();
+    if peer != 0 && peer != rustix::process::geteuid().as_raw() {
+        return Err(io::Error::from(io::ErrorKind::PermissionDenied).into());
+    }
+    let request = timeout(READ_TIMEOUT, read(&mut stream))
+        .await
+        .unwrap_or_else(|_| Err(io::Error::from(io::ErrorKind::TimedOut).into()));
+    let response = match request {
+        Ok(AgentRequest::Ping) => AgentResponse::Done,
+        Ok(AgentRequest::AddressesTaken { stock }) => {
+            // A full queue means that applications are being looked at anyway; the next ADD reports again.
+            let _ = requests.try_send(Asked::Taken(stock));
+            AgentResponse::Done
+        }
+        Ok(AgentRequest::ApplyForSegment { stock }) => {
+            let (sender, receiver) = oneshot::channel();
+            let ended =
+                || AgentResponse::Failed { reason: "the agent is ending; it will be back".into(), temporary: true };
+            match requests.send(Asked::Apply { stock, answer: sender }).await {
+                Ok(()) => receiver.await.unwrap_or_else(|_| ended()),
+                Err(_) => ended(),
+            }
+        }
+        Err(error @ (FrameError::Version { .. } | FrameError::Malformed(_) | FrameError::TooLarge(_))) => {
+            AgentResponse::Failed {
+                reason: format!("the agent does not understand the request: {error}"),
+                temporary: false,
+            }
+        }
+        Err(error) => return Err(error),
+    };
+    stream.write_all(&frame::encode(&response)?).await?;
+    Ok(stream.shutdown().await?)
+}
+
+async fn read(stream: &mut UnixStream) -> Result<AgentRequest, FrameError> {
+    let mut header = [0; 5];
+    stream.read_exact(&mut header).await?;
+    let mut body = vec![0; frame::body_length(header)?];
+    stream.read_exact(&mut body).await?;
+    frame::decode(&body)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use edge_types::api::Family;
+    use std::io::Write;
+
+    /// What the plugin does, on a thread of its own.
+    fn ask(path: &Path, request: AgentRequest) -> tokio::task::JoinHandle<AgentResponse> {
+        let path = path.to_owned();
+        tokio::task::spawn_blocking(move || {
+            let mut stream = std::os::unix::net::UnixStream::connect(path).unwrap();
+            frame::write(&mut stream, &request).unwrap();
+            frame::read(&mut stream).unwrap()
+        })
+    }
+
+    #[tokio::test]
+    async fn the_socket_is_for_its_owner_alone_and_replaces_what_a_killed_agent_left() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("run/agent.sock");
+        let first = bind(&path).unwrap();
+        let listener = bind(&path).unwrap();
+        drop(first);
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+        let (requests, mut queue) = mpsc::channel(1);
+        tokio::spawn(serve(listener, requests));
+        assert_eq!(ask(&path, AgentRequest::Ping).await.unwrap(), AgentResponse::Done);
+        let stock = vec![Stock { family: Family::V4, free: 1, leased: 60 }];
+        let pending = ask(&path, AgentRequest::ApplyForSegment { stock: stock.clone() });
+        let Some(Asked::Apply { stock: seen, answer }) = queue.recv().await else { panic!("no application") };
+        assert_eq!(seen, stock);
+        let full = AgentResponse::Failed { reason: "the range is full".into(), temporary: false };
+        answer.send(full.clone()).unwrap();
+        assert_eq!(pending.await.unwrap(), full);
+    }
+
+    #[tokio::test]
+    async fn a_plugin_of_another_release_is_told_so() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("agent.sock");
+        let (requests, _queue) = mpsc::channel(1);
+        tokio::spawn(serve(bind(&path).unwrap(), requests));
+        let answer = tokio::task::spawn_blocking(move || {
+            let mut stream = std::os::unix::net::UnixStream::connect(path).unwrap();
+            stream.write_all(&[9, 0, 0, 0, 0]).unwrap();
+            frame::read::<AgentResponse>(&mut stream).unwrap()
+        });
+        let AgentResponse::Failed { reason, temporary: false } = answer.await.unwrap() else { panic!("not refused") };
+        assert!(reason.contains("version 9"), "{reason}");
+    }
+}

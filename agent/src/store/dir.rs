@@ -1,0 +1,262 @@
+//! The state directory: one agent at a time, and no file ever half written.
+
+use std::fs::{self, File, OpenOptions, TryLockError};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use edge_types::store::LOCK_FILE;
+use serde::{Serialize, de::DeserializeOwned};
+
+/// Held exclusively by the running agent; its content is the agent's process id.
+const AGENT_LOCK_FILE: &str = "agent.lock";
+
+/// Largest file that is read from the state directory, bytes. A hub's view of ten thousand nodes has about 4 MiB.
+const MAX_FILE: u64 = 64 * 1024 * 1024;
+
+/// Why the state directory could not be used.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// A second agent on one state directory would fight the first over tunnels and files.
+    #[error(
+        "another edge-agent (process {pid}) already runs on {path}; stop it, or give this one a `state_dir` of its own"
+    )]
+    Running {
+        /// The state directory.
+        path: PathBuf,
+        /// What the other wrote into the lock file.
+        pid: String,
+    },
+    /// The operating system refused.
+    #[error("{doing} {path}: {error}")]
+    Io {
+        /// What was tried.
+        doing: &'static str,
+        /// On which file.
+        path: PathBuf,
+        /// What came.
+        error: io::Error,
+    },
+    /// A file is there but does not hold what it should.
+    #[error("{path} is damaged: {why}; {advice}")]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// What was expected and what came.
+        why: String,
+        /// What to do.
+        advice: &'static str,
+    },
+}
+
+/// The state directory of this agent, locked against a second agent while the value lives.
+#[derive(Debug)]
+pub struct StateDir {
+    path: PathBuf,
+    /// The lock goes with the file handle; the kernel releases it even after kill -9.
+    _agent_lock: File,
+}
+
+impl StateDir {
+    /// Makes the folder where it is missing (readable by its owner alone), and takes the agent's lock.
+    pub fn open(path: &Path) -> Result<Self, StoreError> {
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(io_error("creating", path))?;
+        let lock_path = path.join(AGENT_LOCK_FILE);
+        let mut lock = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600)
+            .open(&lock_path)
+            .map_err(io_error("opening", &lock_path))?;
+        match lock.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => {
+                let mut pid = String::new();
+                let _ = lock.read_to_string(&mut pid);
+                return Err(StoreError::Running { path: path.to_owned(), pid: pid.trim().to_owned() });
+            }
+            Err(TryLockError::Error(error)) => return Err(io_error("locking", &lock_path)(error)),
+        }
+        lock.set_len(0)
+            .and_then(|()| writeln!(lock, "{}", std::process::id()))
+            .map_err(io_error("writing", &lock_path))?;
+        Ok(Self { path: path.to_owned(), _agent_lock: lock })
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Takes the lock that plugin and agent share; hold it briefly, and never while waiting for the cloud. Blocks.
+    pub fn lock_shared_files(&self) -> Result<SharedLock, StoreError> {
+        let path = self.path.join(LOCK_FILE);
+        let file = OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600)
+            .open(&path)
+            .map_err(io_error("opening", &path))?;
+        file.lock().map_err(io_error("locking", &path))?;
+        Ok(SharedLock { _file: file })
+    }
+
+    /// Reads a file as a whole; `None` where there is none.
+    pub fn read(&self, name: &str) -> Result<Option<Vec<u8>>, StoreError> {
+        let path = self.path.join(name);
+        let file = match File::open(&path) {
+            Ok(file) => file,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(io_error("opening", &path)(error)),
+        };
+        let mut bytes = Vec::new();
+        file.take(MAX_FILE + 1).read_to_end(&mut bytes).map_err(io_error("reading", &path))?;
+        if bytes.len() as u64 > MAX_FILE {
+            return Err(StoreError::Damaged {
+                path,
+                why: format!("it is larger than {MAX_FILE} bytes"),
+                advice: "remove it",
+            });
+        }
+        Ok(Some(bytes))
+    }
+
+    /// Reads a JSON file; `advice` says what to do where it cannot be read.
+    pub fn read_json<T: DeserializeOwned>(&self, name: &str, advice: &'static str) -> Result<Option<T>, StoreError> {
+        let Some(bytes) = self.read(name)? else { return Ok(None) };
+        serde_json::from_slice(&bytes).map(Some).map_err(|error| StoreError::Damaged {
+            path: self.path.join(name),
+            // serde_json's messages name line and column, and no content of strings: nothing secret.
+            why: if bytes.is_empty() { "it is empty".to_owned() } else { describe(&error) },
+            advice,
+        })
+    }
+
+    /// Replaces a JSON file as a whole.
+    pub fn write_json<T: Serialize>(&self, name: &str, value: &T) -> Result<(), StoreError> {
+        let path = self.path.join(name);
+        let bytes = serde_json::to_vec_pretty(value).map_err(|e| io_error("encoding", &path)(e.into()))?;
+        self.write(name, &bytes)
+    }
+
+    /// Replaces a file as a whole, readable by its owner alone: after a power cut it has the old or the new content.
+    pub fn write(&self, name: &str, bytes: &[u8]) -> Result<(), StoreError> {
+        replace_file(&self.path.join(name), bytes, 0o600)
+    }
+
+    /// Removes a file; one that is not there is as good as removed.
+    pub fn remove(&self, name: &str) -> Result<(), StoreError> {
+        let path = self.path.join(name);
+        match fs::remove_file(&path) {
+            Ok(()) => sync_dir(&self.path),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            Err(error) => Err(io_error("removing", &path)(error)),
+        }
+    }
+
+    /// Puts a damaged file aside, so that it can be looked at, and says where.
+    pub fn put_aside(&self, name: &str) -> Result<PathBuf, StoreError> {
+        let (from, to) = (self.path.join(name), self.path.join(format!("{name}.damaged")));
+        fs::rename(&from, &to).map_err(io_error("renaming", &from))?;
+        sync_dir(&self.path)?;
+        Ok(to)
+    }
+}
+
+/// The lock that plugin and agent share, until dropped.
+#[derive(Debug)]
+#[must_use]
+pub struct SharedLock {
+    _file: File,
+}
+
+/// Replaces `path` as a whole: write beside it, fsync, rename, fsync the folder.
+pub fn replace_file(path: &Path, bytes: &[u8], mode: u32) -> Result<(), StoreError> {
+    let folder = path.parent().unwrap_or(Path::new("."));
+    let mut temporary = path.as_os_str().to_owned();
+    temporary.push(".tmp");
+    let temporary = PathBuf::from(temporary);
+    // What an earlier power cut left there may have another mode: begin anew.
+    match fs::remove_file(&temporary) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(io_error("removing", &temporary)(error)),
+        _ => {}
+    }
+    let written = OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(mode)
+        .open(&temporary)
+        .and_then(|mut file| file.write_all(bytes).and_then(|()| file.sync_all()));
+    if let Err(error) = written {
+        let _ = fs::remove_file(&temporary);
+        return Err(io_error("writing", &temporary)(error));
+    }
+    fs::rename(&temporary, path).map_err(io_error("renaming to", path))?;
+    sync_dir(folder)
+}
+
+fn sync_dir(folder: &Path) -> Result<(), StoreError> {
+    File::open(folder).and_then(|f| f.sync_all()).map_err(io_error("syncing", folder))
+}
+
+fn io_error(doing: &'static str, path: &Path) -> impl FnOnce(io::Error) -> StoreError {
+    let path = path.to_owned();
+    move |error| StoreError::Io { doing, path, error }
+}
+
+fn describe(error: &serde_json::Error) -> String {
+    let what = match error.classify() {
+        serde_json::error::Category::Eof => "it is cut short",
+        serde_json::error::Category::Data => "it does not hold the expected fields",
+        _ => "it is not JSON",
+    };
+    format!("{what} (line {}, column {})", error.line(), error.column())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::PermissionsExt;
+
+    #[test]
+    fn a_second_agent_on_the_same_folder_is_refused_and_told_who_runs() {
+        let folder = tempfile::tempdir().unwrap();
+        let first = StateDir::open(folder.path()).unwrap();
+        let error = StateDir::open(folder.path()).unwrap_err().to_string();
+        assert!(error.contains(&std::process::id().to_string()), "{error}");
+        drop(first);
+        StateDir::open(folder.path()).unwrap();
+    }
+
+    #[test]
+    fn what_a_power_cut_left_behind_does_not_keep_a_file_from_being_replaced() {
+        let folder = tempfile::tempdir().unwrap();
+        let state = StateDir::open(folder.path()).unwrap();
+        state.write("view.json", b"old").unwrap();
+        fs::write(folder.path().join("view.json.tmp"), b"ha").unwrap();
+        assert_eq!(state.read("view.json").unwrap().unwrap(), b"old");
+        state.write("view.json", b"new").unwrap();
+        assert_eq!(state.read("view.json").unwrap().unwrap(), b"new");
+        let mode = fs::metadata(folder.path().join("view.json")).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o600);
+        assert!(!folder.path().join("view.json.tmp").exists());
+    }
+
+    #[test]
+    fn a_damaged_file_is_named_with_the_place_and_what_to_do_but_without_its_content() {
+        let folder = tempfile::tempdir().unwrap();
+        let state = StateDir::open(folder.path()).unwrap();
+        assert!(state.read_json::<Vec<u32>>("x.json", "remove it").unwrap().is_none());
+        for (content, expected) in
+            [("", "empty"), ("[1, 2", "cut short"), ("{\"key\": \"hunter2\"}", "expected fields"), ("\0\0", "not JSON")]
+        {
+            fs::write(folder.path().join("x.json"), content).unwrap();
+            let error = state.read_json::<Vec<u32>>("x.json", "remove it").unwrap_err().to_string();
+            assert!(error.contains(expected) && error.contains("x.json") && error.contains("remove it"), "{error}");
+            assert!(!error.contains("hunter2"), "{error}");
+        }
+    }
+}

@@ -1,0 +1,204 @@
+//! `segments.json`: what the plugin may give to pods. Always read and replaced under the lock that plugin and agent share.
+
+use std::collections::HashSet;
+
+use edge_types::store::{SEGMENTS_FILE, SegmentsFile, SegmentsSource, pod_capacity};
+use edge_types::{IpNetwork, NodeView, api::Family};
+
+use super::{StateDir, StoreError};
+
+const VERSION: u32 = 1;
+
+/// The file as it is; `None` where there is none yet.
+pub fn read(state: &StateDir) -> Result<Option<SegmentsFile>, StoreError> {
+    let _lock = state.lock_shared_files()?;
+    state.read_json(SEGMENTS_FILE, ADVICE)
+}
+
+/// Writes what a view says. Its segments come first, in its order. A segment that was granted and that no view has shown yet stays; one that
+/// `previous` showed and `view` does not is gone. `mtu` 0: not known, what stands there stays.
+pub fn follow_view(
+    state: &StateDir,
+    previous: Option<&NodeView>,
+    view: &NodeView,
+    mtu: u32,
+) -> Result<SegmentsFile, StoreError> {
+    update(state, |file| {
+        let shown: HashSet<_> = previous.into_iter().flat_map(|view| &view.segments).chain(&view.segments).collect();
+        let mut segments = view.segments.clone();
+        match file.source {
+            SegmentsSource::Agent => segments.extend(file.segments.iter().filter(|segment| !shown.contains(segment))),
+            // Of the plugin's own configuration nothing has been granted; it helps out until something has.
+            SegmentsSource::Configuration if segments.is_empty() => segments.clone_from(&file.segments),
+            SegmentsSource::Configuration => file.source = SegmentsSource::Agent,
+        }
+        file.segments = segments;
+        file.cluster_ranges.clone_from(&view.cluster_ranges);
+        file.networks.clone_from(&view.networks);
+        if mtu != 0 {
+            file.mtu = mtu;
+        }
+    })
+}
+
+/// Adds segments that were granted just now.
+pub fn add_granted(state: &StateDir, granted: &[IpNetwork]) -> Result<SegmentsFile, StoreError> {
+    update(state, |file| {
+        if granted.is_empty() {
+            return;
+        }
+        if file.source == SegmentsSource::Configuration {
+            file.source = SegmentsSource::Agent;
+            file.segments.clear();
+        }
+        for segment in granted {
+            if !file.segments.contains(segment) {
+                file.segments.push(*segment);
+            }
+        }
+    })
+}
+
+/// Begins anew: what was granted to an earlier identity of this node is no longer its own.
+pub fn forget_granted(state: &StateDir) -> Result<(), StoreError> {
+    let _lock = state.lock_shared_files()?;
+    match state.read_json::<SegmentsFile>(SEGMENTS_FILE, ADVICE) {
+        Ok(Some(file)) if file.source == SegmentsSource::Agent => state.remove(SEGMENTS_FILE),
+        Ok(_) => Ok(()),
+        Err(StoreError::Damaged { .. }) => state.remove(SEGMENTS_FILE),
+        Err(error) => Err(error),
+    }
+}
+
+/// Addresses for pods in all segments of a family.
+pub fn capacity(file: &SegmentsFile, family: Family) -> u64 {
+    file.segments.iter().filter(|segment| Family::of(segment) == family).map(pod_capacity).fold(0, u64::saturating_add)
+}
+
+const ADVICE: &str = "the agent writes it anew from its view: see whether it runs";
+
+fn update(state: &StateDir, change: impl FnOnce(&mut SegmentsFile)) -> Result<SegmentsFile, StoreError> {
+    let _lock = state.lock_shared_files()?;
+    let before = match state.read_json::<SegmentsFile>(SEGMENTS_FILE, ADVICE) {
+        Ok(file) => file,
+        Err(error @ StoreError::Damaged { .. }) => {
+            // All that was in it comes again from the view.
+            let aside = state.put_aside(SEGMENTS_FILE)?;
+            tracing::error!(%error, aside = %aside.display(), "segments are written anew");
+            None
+        }
+        Err(error) => return Err(error),
+    };
+    let mut file = before.clone().unwrap_or(SegmentsFile {
+        version: VERSION,
+        source: SegmentsSource::Agent,
+        segments: Vec::new(),
+        cluster_ranges: Vec::new(),
+        mtu: 0,
+        networks: Vec::new(),
+    });
+    change(&mut file);
+    file.version = VERSION;
+    if before.as_ref() != Some(&file) {
+        state.write_json(SEGMENTS_FILE, &file)?;
+    }
+    Ok(file)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn nets(texts: &[&str]) -> Vec<IpNetwork> {
+        texts.iter().map(|text| text.parse().unwrap()).collect()
+    }
+
+    fn view(segments: &[&str]) -> NodeView {
+        NodeView {
+            version: 1,
+            node: "edge-1".parse().unwrap(),
+            role: edge_types::Role::Edge,
+            communities: Default::default(),
+            cluster_ranges: nets(&["10.77.0.0/16"]),
+            segments: nets(segments),
+            networks: Vec::new(),
+            peers: Vec::new(),
+            trust_anchors: Vec::new(),
+            segment_prefix: Default::default(),
+        }
+    }
+
+    fn state() -> (tempfile::TempDir, StateDir) {
+        let folder = tempfile::tempdir().unwrap();
+        let state = StateDir::open(folder.path()).unwrap();
+        (folder, state)
+    }
+
+    #[test]
+    fn a_grant_that_no_view_has_shown_yet_outlives_an_older_view() {
+        let (_folder, state) = state();
+        let old = view(&["10.77.0.0/26"]);
+        follow_view(&state, None, &old, 1380).unwrap();
+        add_granted(&state, &nets(&["10.77.0.64/26"])).unwrap();
+        let file = follow_view(&state, Some(&old), &old, 0).unwrap();
+        assert_eq!(file.segments, nets(&["10.77.0.0/26", "10.77.0.64/26"]));
+        assert_eq!(file.mtu, 1380);
+        let new = view(&["10.77.0.0/26", "10.77.0.64/26"]);
+        let file = follow_view(&state, Some(&old), &new, 0).unwrap();
+        assert_eq!(file.segments, new.segments);
+        assert_eq!(read(&state).unwrap().unwrap(), file);
+    }
+
+    #[test]
+    fn a_segment_that_a_newer_view_no_longer_shows_is_gone() {
+        let (_folder, state) = state();
+        let both = view(&["10.77.0.0/26", "10.77.0.64/26"]);
+        follow_view(&state, None, &both, 0).unwrap();
+        let one = view(&["10.77.0.64/26"]);
+        assert_eq!(follow_view(&state, Some(&both), &one, 0).unwrap().segments, one.segments);
+    }
+
+    #[test]
+    fn what_the_plugin_was_configured_with_holds_until_the_first_grant() {
+        let (_folder, state) = state();
+        let configured = SegmentsFile {
+            version: 1,
+            source: SegmentsSource::Configuration,
+            segments: nets(&["10.9.0.0/24"]),
+            cluster_ranges: Vec::new(),
+            mtu: 0,
+            networks: Vec::new(),
+        };
+        state.write_json(SEGMENTS_FILE, &configured).unwrap();
+        let file = follow_view(&state, None, &view(&[]), 0).unwrap();
+        assert_eq!((file.source, &file.segments), (SegmentsSource::Configuration, &configured.segments));
+        let file = add_granted(&state, &nets(&["10.77.0.0/26"])).unwrap();
+        assert_eq!((file.source, file.segments), (SegmentsSource::Agent, nets(&["10.77.0.0/26"])));
+    }
+
+    #[test]
+    fn a_truncated_file_is_put_aside_and_written_anew_from_the_view() {
+        let (folder, state) = state();
+        state.write(SEGMENTS_FILE, b"{\"version\": 1, \"sour").unwrap();
+        assert!(read(&state).unwrap_err().to_string().contains("cut short"));
+        let file = follow_view(&state, None, &view(&["10.77.0.0/26"]), 0).unwrap();
+        assert_eq!(file.segments, nets(&["10.77.0.0/26"]));
+        assert!(folder.path().join("segments.json.damaged").exists());
+    }
+
+    #[test]
+    fn an_earlier_identitys_grants_are_forgotten_but_not_the_plugins_configuration() {
+        let (_folder, state) = state();
+        add_granted(&state, &nets(&["10.77.0.0/26"])).unwrap();
+        forget_granted(&state).unwrap();
+        assert_eq!(read(&state).unwrap(), None);
+        forget_granted(&state).unwrap();
+    }
+
+    #[test]
+    fn capacity_counts_a_family_alone() {
+        let (_folder, state) = state();
+        let file = add_granted(&state, &nets(&["10.77.0.0/26", "10.77.0.64/26", "fd77::/120"])).unwrap();
+        assert_eq!((capacity(&file, Family::V4), capacity(&file, Family::V6)), (122, 254));
+    }
+}
