@@ -113,7 +113,7 @@ impl Trust {
                 Err(AuthError::NotYetValid { not_before: not_before.as_secs(), now: unix_time })
             }
             Err(webpki::Error::UnknownIssuer) => {
-                Err(AuthError::UnknownIssuer { issuer: format!("{:?}", parsed.issuer().to_string()) })
+                Err(AuthError::UnknownIssuer { issuer: identity::quoted_name(parsed.issuer()) })
             }
             Err(webpki::Error::RequiredEkuNotFoundContext(_)) => Err(lacks_usage(parsed)),
             Err(error) => Err(AuthError::Chain(error.to_string())),
@@ -180,5 +180,5 @@ fn parse(der: &[u8]) -> Option<X509Certificate<'_>> {
 }
 
 fn lacks_usage(parsed: &X509Certificate<'_>) -> AuthError {
-    AuthError::LacksKeyUsage { subject: format!("{:?}", parsed.subject().to_string()) }
+    AuthError::LacksKeyUsage { subject: identity::quoted_name(parsed.subject()) }
 }

@@ -49,12 +49,12 @@ pub(super) fn has_uri(certificate: &X509Certificate<'_>, uri: &str) -> bool {
 
 /// For whom a certificate is, for people.
 pub(super) fn describe(certificate: &X509Certificate<'_>) -> String {
-    let mut names = vec![format!("subject \"{}\"", certificate.subject())];
+    let mut names = vec![format!("subject {}", quoted_name(certificate.subject()))];
     for name in alternative_names(certificate) {
         names.push(match name {
-            GeneralName::DNSName(name) => format!("DNS {name:?}"),
-            GeneralName::RFC822Name(name) => format!("email {name:?}"),
-            GeneralName::URI(name) => format!("URI {name:?}"),
+            GeneralName::DNSName(name) => format!("DNS {}", Quoted(name)),
+            GeneralName::RFC822Name(name) => format!("email {}", Quoted(name)),
+            GeneralName::URI(name) => format!("URI {}", Quoted(name)),
             GeneralName::IPAddress(octets) => match address(octets) {
                 Some(address) => format!("address {address}"),
                 None => continue,
@@ -64,6 +64,11 @@ pub(super) fn describe(certificate: &X509Certificate<'_>) -> String {
     }
     names.truncate(8);
     names.join(", ")
+}
+
+/// A distinguished name for people.
+pub(super) fn quoted_name(name: &X509Name<'_>) -> String {
+    Quoted(&name.to_string()).to_string()
 }
 
 fn alternative_names<'a, 'c>(certificate: &'c X509Certificate<'a>) -> &'c [GeneralName<'a>] {
@@ -116,16 +121,30 @@ impl fmt::Display for Identity {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Address(address) => write!(f, "{address}"),
-            // Text from a peer is quoted, so that it cannot forge a line of a log.
-            Self::Fqdn(text) | Self::Email(text) => write!(f, "{text:?}"),
+            Self::Fqdn(text) | Self::Email(text) => write!(f, "{}", Quoted(text)),
             Self::DistinguishedName(der) => match X509Name::from_der(der) {
-                Ok((_, name)) => write!(f, "{:?}", name.to_string()),
-                Err(_) => write!(f, "a malformed distinguished name"),
+                Ok((_, name)) => f.write_str(&quoted_name(&name)),
+                Err(_) => f.write_str("a malformed distinguished name"),
             },
             Self::KeyId(id) => {
                 f.write_str("key ID 0x")?;
-                id.iter().take(64).try_for_each(|octet| write!(f, "{octet:02x}"))
+                id.iter().take(SHOWN).try_for_each(|octet| write!(f, "{octet:02x}"))
             }
+        }
+    }
+}
+
+/// Most characters of a name that are shown: a datagram has room for names that would fill a log.
+const SHOWN: usize = 128;
+
+/// Text that may be a stranger's: quoted, so that it cannot forge a line of a log, and cut.
+struct Quoted<'a>(&'a str);
+
+impl fmt::Display for Quoted<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0.char_indices().nth(SHOWN) {
+            Some((end, _)) => write!(f, "{:?}...", self.0.get(..end).unwrap_or_default()),
+            None => write!(f, "{:?}", self.0),
         }
     }
 }

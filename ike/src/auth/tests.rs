@@ -1,5 +1,7 @@
 //! Real certificates by rcgen, in every way in which they can be wrong.
 
+use proptest::collection::vec;
+use proptest::prelude::*;
 use rcgen::{
     BasicConstraints, CertificateParams, DistinguishedName, DnType, DnValue, ExtendedKeyUsagePurpose, IsCa, Issuer,
     KeyPair, PKCS_ECDSA_P256_SHA256, PKCS_ECDSA_P384_SHA384, PKCS_ED25519, SanType, SignatureAlgorithm, date_time_ymd,
@@ -476,6 +478,63 @@ fn a_certificate_with_any_octet_changed_is_refused() {
         let certificates = [certificate];
         let presented = Presented { id: &id, certificates: &certificates, authentication: &authentication };
         assert!(auth.verify(&fqdn(), presented, &octets(&id), NOW).is_err(), "octet {at}");
+    }
+}
+
+#[test]
+fn endless_names_and_line_breaks_do_not_reach_a_log() {
+    let shown = Identity::Fqdn(format!("a\nforged line{}", "x".repeat(60_000))).to_string();
+    assert!(shown.len() < 200 && !shown.contains('\n'), "{shown}");
+    let error = verdict(&fqdn(), |params| {
+        params.distinguished_name = named(&"\n".repeat(10_000));
+        params.extended_key_usages.clear();
+    })
+    .unwrap_err();
+    assert!(error.to_string().len() < 500 && !error.to_string().contains('\n'), "{error}");
+}
+
+proptest! {
+    #[test]
+    fn a_mutilated_certificate_is_refused_without_panic(
+        changes in vec((any::<prop::sample::Index>(), any::<u8>()), 1..5),
+        cut in proptest::option::of(any::<prop::sample::Index>()),
+    ) {
+        // One certificate for all cases: making keys is what takes time here.
+        static MADE: std::sync::LazyLock<(Authenticator, Authentication)> = std::sync::LazyLock::new(|| {
+            let root = Authority::root("root");
+            let auth = authenticator(&config(&root, root.issue(&PKCS_ED25519, |_| {})));
+            let authentication = auth.prove(&octets(&Id::from(&fqdn())), HASHES).unwrap();
+            (auth, authentication)
+        });
+        let (auth, authentication) = &*MADE;
+        let mut certificates = auth.certificates().to_vec();
+        let data = &mut certificates[0].data;
+        let original = data.clone();
+        for (at, value) in changes {
+            let at = at.index(data.len());
+            data[at] = value;
+        }
+        if let Some(cut) = cut {
+            data.truncate(cut.index(data.len()));
+        }
+        let same = *data == original;
+        let id = Id::from(&fqdn());
+        let presented = Presented { id: &id, certificates: &certificates, authentication };
+        let verdict = auth.verify(&fqdn(), presented, &octets(&id), NOW);
+        prop_assert_eq!(verdict.is_ok(), same);
+        if let Err(error) = verdict {
+            prop_assert!(error.to_string().len() < 1000);
+        }
+    }
+
+    #[test]
+    fn names_of_any_octets_are_compared_and_shown_without_panic(a in vec(any::<u8>(), 0..60), b in vec(any::<u8>(), 0..60)) {
+        let wrapped = |octets: &[u8]| [&[0x30, octets.len() as u8], octets].concat();
+        for (a, b) in [(a.clone(), b.clone()), (wrapped(&a), wrapped(&b))] {
+            let (a, b) = (Identity::DistinguishedName(a), Identity::DistinguishedName(b));
+            let _ = same_identity(&a, &b);
+            prop_assert!(same_identity(&a, &a) && a.to_string().len() < 1000);
+        }
     }
 }
 
