@@ -8,6 +8,7 @@ pub mod demo;
 pub mod exec;
 pub mod guest;
 pub mod kernel;
+pub mod ours;
 pub mod peers;
 pub mod progress;
 pub mod runner;

@@ -65,10 +65,23 @@ impl Authority {
     /// # Errors
     /// When it cannot be made.
     pub fn issue(&self, name: &str, kind: KeyKind) -> Result<Credentials> {
+        self.issue_for(vec![name.to_owned()], kind)
+    }
+
+    /// As [`Self::issue`], with so many further names that the certificate does not fit one datagram.
+    ///
+    /// # Errors
+    /// When it cannot be made.
+    pub fn issue_long(&self, name: &str, kind: KeyKind) -> Result<Credentials> {
+        let more = (0..40).map(|n| format!("one-more-name-that-nobody-asks-for-{n}.{name}"));
+        self.issue_for([name.to_owned()].into_iter().chain(more).collect(), kind)
+    }
+
+    fn issue_for(&self, names: Vec<String>, kind: KeyKind) -> Result<Credentials> {
         let key_pem = kind.generate()?;
         let key = KeyPair::from_pem(&key_pem).context("reading openssl's key")?;
-        let mut params = CertificateParams::new(vec![name.to_owned()])?;
-        params.distinguished_name.push(DnType::CommonName, name);
+        let mut params = CertificateParams::new(names.clone())?;
+        params.distinguished_name.push(DnType::CommonName, names.first().map_or("", String::as_str));
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
         let certificate = params.signed_by(&key, &self.issuer)?;
         Ok(Credentials { certificate_pem: certificate.pem(), key_pem })

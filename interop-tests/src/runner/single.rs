@@ -49,7 +49,7 @@ fn outcome(scenario: &Scenario, started: Instant, ended: Ended) -> Outcome {
         Ok(Ok(())) => (Verdict::Pass, String::new()),
         Ok(Err(error)) => match error.downcast_ref::<Skip>() {
             Some(skip) => (Verdict::Skip, skip.to_string()),
-            None => (Verdict::Fail, format!("{error:#}")),
+            None => (Verdict::Fail, format!("{error:#}").trim_end().to_owned()),
         },
         Err(panic) => {
             let text = panic

@@ -4,6 +4,7 @@
 
 mod charon;
 mod lab;
+mod strongswan;
 mod told;
 
 use crate::runner::Scenario;
@@ -11,7 +12,11 @@ use crate::runner::Scenario;
 /// Every scenario there is.
 #[must_use]
 pub fn all() -> Vec<&'static Scenario> {
-    [lab::SCENARIOS, charon::SCENARIOS, told::SCENARIOS].into_iter().flatten().chain([&crate::demo::SCENARIO]).collect()
+    [lab::SCENARIOS, charon::SCENARIOS, told::SCENARIOS, strongswan::SCENARIOS]
+        .into_iter()
+        .flatten()
+        .chain([&crate::demo::SCENARIO])
+        .collect()
 }
 
 /// The scenario of that very name.

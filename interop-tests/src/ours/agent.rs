@@ -1,0 +1,220 @@
+//! `edge-agent` on a host of the lab.
+
+use std::fmt::Write as _;
+use std::path::PathBuf;
+
+use anyhow::{Context as _, Result, bail, ensure};
+use serde_json::Value;
+
+use crate::peers::Credentials;
+use crate::peers::charon::Auth;
+use crate::runner::Lab;
+use crate::topology::{Node, Process};
+use crate::wait;
+
+const CONFIG: &str = "/etc/edge-cni/agent.toml";
+
+/// A `[[peer]]` table.
+#[derive(Clone)]
+pub struct StaticPeer {
+    /// Our name for it.
+    pub name: String,
+    /// Its addresses.
+    pub remote: Vec<String>,
+    /// Who we are.
+    pub local_id: String,
+    /// Who it must be.
+    pub remote_id: String,
+    /// How both prove it.
+    pub auth: Auth,
+    /// Networks here.
+    pub local_subnets: Vec<String>,
+    /// Networks there.
+    pub remote_subnets: Vec<String>,
+    /// IKE proposals.
+    pub ike: Vec<String>,
+    /// ESP proposals.
+    pub esp: Vec<String>,
+    /// `initiate` or `respond`.
+    pub start: &'static str,
+}
+
+impl StaticPeer {
+    /// The tables for `agent.toml`; secrets and certificates are put into files beside it.
+    fn install(&self, node: &Node) -> Result<String> {
+        let folder = "/etc/edge-cni";
+        let mut text = String::new();
+        writeln!(text, "[[peer]]")?;
+        writeln!(text, "name = {:?}", self.name)?;
+        if !self.remote.is_empty() {
+            writeln!(text, "remote = {:?}", self.remote)?;
+        }
+        writeln!(text, "local_id = {:?}\nremote_id = {:?}", self.local_id, self.remote_id)?;
+        writeln!(text, "local_subnets = {:?}\nremote_subnets = {:?}", self.local_subnets, self.remote_subnets)?;
+        writeln!(text, "ike_proposals = {:?}\nesp_proposals = {:?}", self.ike, self.esp)?;
+        writeln!(text, "start = {:?}", self.start)?;
+        let file = |name: &str, content: &str| -> Result<String> {
+            let path = format!("{folder}/{name}");
+            node.write(&path, content)?;
+            node.sh(&format!("chmod 600 {path}"))?;
+            Ok(path)
+        };
+        match &self.auth {
+            Auth::Psk(secret) => {
+                writeln!(text, "psk_file = {:?}", file(&format!("{}.psk", self.name), &format!("{secret}\n"))?)?;
+            }
+            Auth::Certificate(Credentials { certificate_pem, key_pem }, authority) => {
+                writeln!(text, "certificate = {:?}", file("agent.pem", certificate_pem)?)?;
+                writeln!(text, "key = {:?}", file("agent.key", key_pem)?)?;
+                writeln!(text, "trust_anchors = {:?}", file("ca.pem", authority)?)?;
+            }
+        }
+        Ok(text)
+    }
+}
+
+/// A running agent.
+pub struct Agent<'a> {
+    node: &'a Node,
+    program: PathBuf,
+    process: Process,
+}
+
+/// A CHILD_SA as `edge-agent status --json` tells it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Tunnel {
+    /// SPI of what we receive.
+    pub spi_in: u32,
+    /// SPI of what we send.
+    pub spi_out: u32,
+}
+
+impl<'a> Agent<'a> {
+    /// Starts an agent with static peers alone. `more` are further lines at the top of its file.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn start(lab: &Lab, node: &'a Node, more: &str, peers: &[StaticPeer]) -> Result<Self> {
+        let mut config = format!("{more}\n");
+        for peer in peers {
+            config.push_str(&peer.install(node)?);
+        }
+        node.write(CONFIG, &config)?;
+        node.sh(&format!("chmod 600 {CONFIG}"))?;
+        let program = lab.program("edge-agent")?;
+        let process = node.start(
+            "edge-agent",
+            node.command(&program).args(["run", "--config", CONFIG]).env("EDGE_AGENT_LOG", "debug,edge_ike=trace"),
+        )?;
+        Ok(Self { node, program, process })
+    }
+
+    /// What `edge-agent status --json` prints.
+    ///
+    /// # Errors
+    /// When the agent does not answer.
+    pub fn status(&self) -> Result<Value> {
+        let text = self.node.run(self.node.command(&self.program).args(["status", "--json", "--config", CONFIG]))?;
+        serde_json::from_str(&text).context("the agent's status is not JSON")
+    }
+
+    /// The CHILD_SA in use with a peer.
+    ///
+    /// # Errors
+    /// When there is none, or more than one.
+    pub fn tunnel(&self, peer: &str) -> Result<Tunnel> {
+        tunnel(&self.status()?, peer)
+    }
+
+    /// Waits for the CHILD_SA with a peer.
+    ///
+    /// # Errors
+    /// When there is none in time.
+    pub fn wait_up(&mut self, peer: &str) -> Result<Tunnel> {
+        let mut ended = None;
+        let got = wait::for_event(&format!("the agent's tunnel to {peer}"), || {
+            ended = self.process.exit_status()?;
+            match ended {
+                Some(_) => Ok(None),
+                None => self.tunnel(peer).map(Some),
+            }
+        })?;
+        match got {
+            Some(tunnel) => Ok(tunnel),
+            None => bail!(
+                "edge-agent on {} ended ({}):\n{}",
+                self.node.name(),
+                ended.map(|status| status.to_string()).unwrap_or_default(),
+                self.process.log()
+            ),
+        }
+    }
+
+    /// Why the latest attempt with a peer failed.
+    ///
+    /// # Errors
+    /// When it did not fail, or has succeeded since.
+    pub fn last_error(&self, peer: &str) -> Result<String> {
+        let status = self.status()?;
+        let error = report(&status, peer)?.get("last_error").and_then(Value::as_str);
+        error.map(str::to_owned).with_context(|| format!("the agent has no error with {peer}: {status}"))
+    }
+
+    /// `edge-agent rekey PEER`, then waits until another CHILD_SA is in use.
+    ///
+    /// # Errors
+    /// When it is refused, or none comes in time.
+    pub fn rekey(&self, peer: &str) -> Result<Tunnel> {
+        let before = self.tunnel(peer)?;
+        self.node.run(self.node.command(&self.program).args(["rekey", "--config", CONFIG, peer]))?;
+        wait::for_event("the agent's new CHILD_SA", || {
+            let now = self.tunnel(peer)?;
+            ensure!(now.spi_in != before.spi_in && now.spi_out != before.spi_out, "it still has {before:x?}");
+            Ok(now)
+        })
+    }
+
+    /// The program.
+    pub fn process(&mut self) -> &mut Process {
+        &mut self.process
+    }
+}
+
+/// A peer's part of the status.
+fn report<'s>(status: &'s Value, peer: &str) -> Result<&'s Value> {
+    status
+        .get("peers")
+        .and_then(Value::as_array)
+        .and_then(|peers| peers.iter().find(|report| report.get("name").and_then(Value::as_str) == Some(peer)))
+        .with_context(|| format!("the agent's status has no peer {peer}: {status}"))
+}
+
+fn tunnel(status: &Value, peer: &str) -> Result<Tunnel> {
+    let report = report(status, peer)?;
+    let children = report.get("child_sas").and_then(Value::as_array).context("no child_sas")?;
+    let in_use: Vec<_> =
+        children.iter().filter(|child| child.get("usage").and_then(Value::as_str) == Some("in-use")).collect();
+    let [child] = in_use.as_slice() else {
+        bail!("the agent has {} CHILD_SAs in use with {peer}: {report}", in_use.len());
+    };
+    let spi = |key| -> Result<u32> {
+        let text = child.get(key).and_then(Value::as_str).with_context(|| format!("no {key} in {child}"))?;
+        Ok(u32::from_str_radix(text.trim_start_matches("0x"), 16)?)
+    };
+    Ok(Tunnel { spi_in: spi("inbound_spi")?, spi_out: spi("outbound_spi")? })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_tunnel_in_use_is_told_from_one_that_lingers() {
+        let child = |usage, spi| serde_json::json!({"usage": usage, "inbound_spi": spi, "outbound_spi": "0x00000002"});
+        let status = |children: Vec<Value>| serde_json::json!({"peers": [{"name": "moon", "child_sas": children}]});
+        let one = status(vec![child("lingering", "0x00000009"), child("in-use", "0xc0000001")]);
+        assert_eq!(tunnel(&one, "moon").unwrap(), Tunnel { spi_in: 0xc000_0001, spi_out: 2 });
+        assert!(tunnel(&one, "sun").is_err());
+        assert!(tunnel(&status(vec![child("lingering", "0x00000009")]), "moon").is_err());
+    }
+}
