@@ -5,6 +5,8 @@ pub mod server;
 
 use serde::{Deserialize, Serialize};
 
+use crate::status::Status;
+
 /// What is asked.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "request", rename_all = "lowercase")]
@@ -25,7 +27,7 @@ pub enum Answer {
     /// To [`Request::Status`].
     Status {
         /// The document that `status --json` prints.
-        status: serde_json::Value,
+        status: Box<Status>,
     },
     /// Done, or begun.
     Done,

@@ -3,7 +3,7 @@
 mod duration;
 mod identity;
 mod peer;
-mod proposal;
+pub(crate) mod proposal;
 mod secret;
 
 pub use peer::{PeerSection, Start};

@@ -1,8 +1,8 @@
 //! The agent of an edge-cni node. From the controller's view, or from static peers in its TOML file, it derives which tunnels, policies and routes
 //! this node wants, and keeps the kernel in that state.
 //!
-//! Data flows one way: [`cloud`] and [`config`] say who the peers are; [`desired`] computes what follows from that; `tunnels` negotiates it and
-//! `kernel` carries it out; [`status`] tells people.
+//! Data flows one way: [`cloud`] and [`config`] say who the peers are; [`desired`] computes what follows from that; [`tunnels`] negotiates it and
+//! [`kernel`] and [`host`] carry it out; [`status`] tells people.
 //!
 //! - [`cli`]: the commands.
 //! - [`config`]: the TOML file.
@@ -11,16 +11,29 @@
 //! - [`local`]: the plugin's side: its socket, and when to apply for a segment.
 //! - [`store`]: the state directory.
 //! - [`clock`]: boot time for lifetimes, and the time of the world for certificates.
+//! - [`desired`]: which tunnels, policies and routes follow from view and static peers. Pure.
+//! - [`tunnels`]: the IKE driver: endpoint, sockets and XFRM in one loop.
+//! - [`kernel`]: SAs and reqids.
+//! - [`host`]: routes, bridge, firewall, uplinks.
+//! - [`journal`]: what was repaired, what is in the way, what went wrong.
+//! - [`status`]: the document of `status --json`, and the table.
 //! - [`run`]: starts the parts of `edge-agent run` and ends them.
 //! - [`admin`]: the socket on which `status`, `rekey` and `diagnose` ask a running agent.
-#![forbid(unsafe_code)]
+// Only `tunnels::socket` needs it: no crate of ours wraps IP_PKTINFO, and registering a descriptor with tokio is unsafe.
+#![deny(unsafe_code)]
 
 pub mod admin;
 pub mod cli;
 pub mod clock;
 pub mod cloud;
 pub mod config;
+pub mod desired;
+pub mod host;
+pub mod journal;
+pub mod kernel;
 pub mod local;
 pub mod membership;
 pub mod run;
+pub mod status;
 pub mod store;
+pub mod tunnels;

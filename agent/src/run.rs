@@ -1,26 +1,42 @@
-//! `edge-agent run`: starts the cloud's side on a small thread pool and the node's side on a thread of its own, and ends both.
+//! `edge-agent run`: starts the cloud's side on a small thread pool and the tunnels on a thread of their own, and ends both.
 
 use std::sync::Arc;
 
-use anyhow::{Context, bail};
+use anyhow::{Context, anyhow};
+use edge_ike::PeerConfig;
+use tokio::runtime::Builder;
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
+use crate::admin::server::{self, Asked};
+use crate::admin::{Answer, Request};
 use crate::clock::WorldClock;
 use crate::cloud::Cloud;
 use crate::config::Config;
+use crate::desired::Desired;
+use crate::host::HostState;
+use crate::journal::Journal;
+use crate::membership::{CloudStatus, NodeSide};
+use crate::status::Status;
 use crate::store::StateDir;
+use crate::tunnels::{Command, Driver};
 use crate::{local, membership};
 
-/// Runs until SIGTERM or SIGINT.
+/// Runs until SIGTERM or SIGINT. The kernel's state stays.
 pub fn run(config: Config) -> anyhow::Result<()> {
     start_log();
     let config = Arc::new(config);
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    let statics = config
+        .peers
+        .iter()
+        .map(|peer| peer.resolve(&config).map_err(|problem| anyhow!(problem)))
+        .collect::<anyhow::Result<Vec<PeerConfig>>>()?;
+    let runtime = Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     let stop = CancellationToken::new();
-    let state = Arc::new(StateDir::open(&config.state_dir)?);
     let (cloud, node) = membership::seam(config.clone(), Arc::new(WorldClock::default()), stop.clone());
     if config.controller.is_some() {
+        let state = Arc::new(StateDir::open(&config.state_dir)?);
         let cloud = Cloud::load(cloud, state)?;
         runtime.spawn(cloud.clone().run());
         let stop = stop.clone();
@@ -31,10 +47,136 @@ pub fn run(config: Config) -> anyhow::Result<()> {
             }
         });
     }
-    let _ = node;
-    runtime.block_on(ended(stop.clone()))?;
+    runtime.block_on(run_node(node, statics, stop))
+}
+
+async fn run_node(node: NodeSide, statics: Vec<PeerConfig>, stop: CancellationToken) -> anyhow::Result<()> {
+    let config = node.config.clone();
+    let journal = Journal::default();
+    let socket = config.admin_socket();
+    let admin = server::listen(&socket).with_context(|| format!("{}: cannot be opened", socket.display()))?;
+    let (asked_tx, asked) = mpsc::channel(16);
+    tokio::spawn(server::serve(admin, asked_tx));
+
+    let (host_tx, host) = watch::channel(HostState::default());
+    let (desired_tx, desired) =
+        watch::channel(Arc::new(Desired::compute(&config, &statics, node.membership.borrow().as_ref())));
+    let (commands_tx, commands) = mpsc::channel(16);
+    let tunnels = start_tunnels(&node, journal.clone(), host.clone(), desired, commands)?;
+
+    let answers = Answers {
+        commands: commands_tx,
+        host,
+        journal,
+        cloud: config.controller.is_some().then(|| node.cloud.clone()),
+    };
+    tokio::spawn(answers.serve(asked));
+    tokio::spawn(compute(config.clone(), statics, node.membership.clone(), desired_tx));
+    let _ = host_tx;
+
+    let outcome = ended(stop.clone()).await;
     stop.cancel();
-    bail!("tunnels are not carried out yet")
+    tracing::info!("ending; tunnels stay in the kernel (`edge-agent down` removes them)");
+    let tunnels = tunnels.await.unwrap_or_else(|_| Err(anyhow!("the tunnels' thread ended unexpectedly")));
+    let _ = std::fs::remove_file(&socket);
+    outcome.and(tunnels)
+}
+
+/// Starts the thread that owns endpoint and XFRM. What it cannot do at once is told at once.
+fn start_tunnels(
+    node: &NodeSide,
+    journal: Journal,
+    host: watch::Receiver<HostState>,
+    desired: watch::Receiver<Arc<Desired>>,
+    commands: mpsc::Receiver<Command>,
+) -> anyhow::Result<oneshot::Receiver<anyhow::Result<()>>> {
+    let (config, clock, stop) = (node.config.clone(), node.clock.clone(), node.stop.clone());
+    let (opened_tx, opened) = std::sync::mpsc::channel();
+    let (done_tx, done) = oneshot::channel();
+    std::thread::Builder::new().name("tunnels".into()).spawn(move || {
+        let work = || -> anyhow::Result<()> {
+            let runtime = Builder::new_current_thread().enable_all().build()?;
+            runtime.block_on(async {
+                let driver = match Driver::open(&config, clock, journal, host) {
+                    Ok(driver) => driver,
+                    Err(error) => {
+                        let _ = opened_tx.send(Err(error));
+                        return Ok(());
+                    }
+                };
+                let _ = opened_tx.send(Ok(()));
+                driver.run(desired, commands, stop.clone()).await
+            })
+        };
+        let outcome = work();
+        // Without tunnels there is no agent.
+        stop.cancel();
+        let _ = done_tx.send(outcome);
+    })?;
+    opened.recv().context("the tunnels' thread ended unexpectedly")??;
+    Ok(done)
+}
+
+/// Computes the desired state anew whenever the membership changes.
+async fn compute(
+    config: Arc<Config>,
+    statics: Vec<PeerConfig>,
+    mut membership: watch::Receiver<Option<membership::Membership>>,
+    to: watch::Sender<Arc<Desired>>,
+) {
+    while membership.changed().await.is_ok() {
+        let desired = Desired::compute(&config, &statics, membership.borrow_and_update().as_ref());
+        to.send_replace(Arc::new(desired));
+    }
+}
+
+/// Answers the operator.
+struct Answers {
+    commands: mpsc::Sender<Command>,
+    host: watch::Receiver<HostState>,
+    journal: Journal,
+    cloud: Option<watch::Receiver<CloudStatus>>,
+}
+
+impl Answers {
+    async fn serve(self, mut asked: mpsc::Receiver<Asked>) {
+        while let Some((request, back)) = asked.recv().await {
+            let answer = match request {
+                Request::Status => self.status().await,
+                Request::Rekey { peer } => self.rekey(peer).await,
+            };
+            let _ = back.send(answer.unwrap_or(Answer::Failed { reason: "the agent is ending".into() }));
+        }
+    }
+
+    async fn status(&self) -> Option<Answer> {
+        let (to, report) = oneshot::channel();
+        self.commands.send(Command::Report(to)).await.ok()?;
+        let report = report.await.ok()?;
+        let status = Status {
+            version: env!("CARGO_PKG_VERSION").into(),
+            pid: std::process::id(),
+            node: report.node,
+            role: report.role,
+            view_version: report.view_version,
+            cloud: self.cloud.as_ref().map(|cloud| cloud.borrow().clone()),
+            peers: report.peers,
+            states: report.states,
+            policies: report.policies,
+            host: self.host.borrow().clone(),
+            journal: self.journal.entries(),
+        };
+        Some(Answer::Status { status: Box::new(status) })
+    }
+
+    async fn rekey(&self, peer: String) -> Option<Answer> {
+        let (to, outcome) = oneshot::channel();
+        self.commands.send(Command::Rekey(peer, to)).await.ok()?;
+        Some(match outcome.await.ok()? {
+            Ok(()) => Answer::Done,
+            Err(reason) => Answer::Failed { reason },
+        })
+    }
 }
 
 /// Waits for SIGTERM, SIGINT, or a part of the agent that cannot go on.

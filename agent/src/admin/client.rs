@@ -8,6 +8,7 @@ use anyhow::{Context, bail};
 
 use super::{Answer, Request};
 use crate::config::Config;
+use crate::status;
 
 /// Longest wait for an answer.
 const TIMEOUT: Duration = Duration::from_secs(10);
@@ -19,7 +20,7 @@ pub fn status(config: &Config, json: bool) -> anyhow::Result<()> {
         println!("{}", serde_json::to_string_pretty(&status)?);
         return Ok(());
     }
-    println!("{status}");
+    print!("{}", status::render(&status));
     Ok(())
 }
 

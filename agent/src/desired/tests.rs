@@ -1,0 +1,220 @@
+use std::path::Path;
+use std::sync::Arc;
+
+use edge_ike::Secret;
+use edge_types::view::{Endpoint, EndpointSource, SegmentPrefix};
+use edge_xfrm::{Action, Reqid};
+
+use super::*;
+use crate::membership::Credentials;
+
+fn network(text: &str) -> IpNetwork {
+    text.parse().unwrap()
+}
+
+fn peer(name: &str, role: Role, address: &str, segments: &[&str], networks: &[&str]) -> Peer {
+    Peer {
+        name: name.parse().unwrap(),
+        role,
+        endpoints: vec![Endpoint { address: address.parse().unwrap(), source: EndpointSource::Observed }],
+        segments: segments.iter().map(|text| network(text)).collect(),
+        networks: networks.iter().map(|text| network(text)).collect(),
+    }
+}
+
+fn membership(role: Role, segments: &[&str], networks: &[&str], peers: Vec<Peer>) -> Membership {
+    Membership {
+        view: Arc::new(NodeView {
+            version: 7,
+            node: "edge-a1".parse().unwrap(),
+            role,
+            communities: Default::default(),
+            cluster_ranges: vec![network("10.77.0.0/16"), network("fd77::/48")],
+            segments: segments.iter().map(|text| network(text)).collect(),
+            networks: networks.iter().map(|text| network(text)).collect(),
+            peers,
+            trust_anchors: vec![],
+            segment_prefix: SegmentPrefix::default(),
+        }),
+        credentials: Arc::new(Credentials {
+            chain: vec![vec![1]],
+            key: Secret::new(vec![2]),
+            trust_anchors: vec![vec![3]],
+            not_after: 0,
+        }),
+    }
+}
+
+fn config(text: &str) -> Config {
+    Config::parse(&format!("{text}\n[controller]\nurls = [\"https://c\"]"), Path::new("x")).unwrap()
+}
+
+fn reqid(name: &PeerName) -> Option<Reqid> {
+    Reqid::tunnel(u32::from(name.as_str().as_bytes()[name.as_str().len() - 1]))
+}
+
+fn up(_: &PeerName) -> Option<Ends> {
+    Some(Ends {
+        local: "192.0.2.1".parse().unwrap(),
+        remote: "192.0.2.2".parse().unwrap(),
+        local_selectors: any_networks(),
+        remote_selectors: any_networks(),
+        up: true,
+    })
+}
+
+fn lines(policies: &BTreeMap<edge_xfrm::policy::PolicyKey, edge_xfrm::Policy>, what: &str) -> Vec<String> {
+    policies
+        .values()
+        .filter(|policy| matches!(policy.action, Action::Protect(_)))
+        .map(|policy| format!("{} {}", policy.direction, policy.selector))
+        .filter(|line| line.starts_with(what))
+        .collect()
+}
+
+fn edge_with_two_peers() -> Membership {
+    membership(
+        Role::Edge,
+        &["10.77.1.0/26", "fd77::100/120"],
+        &[],
+        vec![
+            peer("edge-a2", Role::Edge, "203.0.113.2:4500", &["10.77.2.0/26"], &[]),
+            peer("cloud-1", Role::Hub, "203.0.113.1:4500", &["10.77.0.0/26"], &["10.244.0.0/16"]),
+        ],
+    )
+}
+
+#[test]
+fn the_view_becomes_one_tunnel_a_peer_with_open_selectors_and_exact_identities() {
+    let desired = Desired::compute(&config(""), &[], Some(&edge_with_two_peers()));
+    assert!(desired.complete && desired.problems.is_empty());
+    let tunnel = &desired.tunnels[&PeerName::new("cloud-1")];
+    assert_eq!(tunnel.peer.child.local, any_networks());
+    assert_eq!(tunnel.peer.local_id, Identity::Fqdn("edge-a1".into()));
+    assert_eq!(tunnel.peer.remotes, ["203.0.113.1:4500".parse().unwrap()]);
+    assert!(tunnel.peer.initiate && tunnel.peer.force_encapsulation);
+    let Auth::Certificate(auth) = &tunnel.peer.auth else { panic!("not by certificate") };
+    assert_eq!(auth.remote_uri.as_deref(), Some("edge-cni://hub/cloud-1"));
+    assert_eq!(desired.remote_networks.len(), 3);
+    assert!(
+        !Desired::compute(&config("encap = \"auto\""), &[], Some(&edge_with_two_peers())).tunnels
+            [&PeerName::new("edge-a2")]
+            .peer
+            .force_encapsulation
+    );
+}
+
+#[test]
+fn policies_go_from_exactly_our_segments_to_exactly_the_peers_networks_and_back() {
+    let desired = Desired::compute(&config(""), &[], Some(&edge_with_two_peers()));
+    let (policies, problems) = wanted(&desired, &[], reqid, up);
+    assert!(problems.is_empty());
+    assert_eq!(
+        lines(&policies, "out"),
+        ["out 10.77.1.0/26 -> 10.77.0.0/26", "out 10.77.1.0/26 -> 10.77.2.0/26", "out 10.77.1.0/26 -> 10.244.0.0/16",]
+    );
+    assert_eq!(lines(&policies, "fwd").len(), 3);
+    assert_eq!(
+        lines(&policies, "in"),
+        ["in 10.77.0.0/26 -> 10.77.1.0/26", "in 10.77.2.0/26 -> 10.77.1.0/26", "in 10.244.0.0/16 -> 10.77.1.0/26",]
+    );
+    assert!(policies.values().any(|policy| policy.action == Action::Block), "the guard is among them");
+}
+
+#[test]
+fn before_a_tunnel_was_ever_up_nothing_but_the_guard_meets_outgoing_packets() {
+    let desired = Desired::compute(&config(""), &[], Some(&edge_with_two_peers()));
+    let (policies, _) = wanted(&desired, &[], reqid, |_| None);
+    assert!(lines(&policies, "out").is_empty());
+    assert_eq!(lines(&policies, "in").len(), 3);
+}
+
+#[test]
+fn of_two_hubs_with_the_same_networks_the_one_that_is_up_takes_the_packets() {
+    let view = membership(
+        Role::Edge,
+        &["10.77.1.0/26"],
+        &[],
+        vec![
+            peer("hub-1", Role::Hub, "203.0.113.1:4500", &[], &["10.244.0.0/16"]),
+            peer("hub-2", Role::Hub, "203.0.113.2:4500", &[], &["10.244.0.0/16"]),
+        ],
+    );
+    let desired = Desired::compute(&config(""), &[], Some(&view));
+    let used = |alive: &str| {
+        let (policies, _) =
+            wanted(&desired, &[], reqid, |name| up(name).map(|ends| Ends { up: name.as_str() == alive, ..ends }));
+        let reqids: Vec<_> = policies
+            .values()
+            .filter_map(|policy| match policy.action {
+                Action::Protect(template) => Some(template.reqid),
+                _ => None,
+            })
+            .collect();
+        assert_eq!(reqids.len(), 3);
+        assert!(reqids.iter().all(|reqid| *reqid == reqids[0]), "one hub takes all three directions");
+        reqids[0]
+    };
+    assert_eq!(Some(used("hub-1")), reqid(&PeerName::new("hub-1")));
+    assert_eq!(Some(used("hub-2")), reqid(&PeerName::new("hub-2")));
+    assert_eq!(used("none"), used("hub-1"));
+}
+
+#[test]
+fn a_hub_grants_its_cloud_networks_too() {
+    let view = membership(
+        Role::Hub,
+        &["10.77.0.0/26"],
+        &["10.244.0.0/16"],
+        vec![peer("edge-a2", Role::Edge, "203.0.113.2:4500", &["10.77.2.0/26"], &[])],
+    );
+    let desired = Desired::compute(&config(""), &[], Some(&view));
+    let (policies, _) = wanted(&desired, &[], reqid, up);
+    assert_eq!(lines(&policies, "out"), ["out 10.77.0.0/26 -> 10.77.2.0/26", "out 10.244.0.0/16 -> 10.77.2.0/26",]);
+}
+
+#[test]
+fn a_cloud_node_has_no_tunnels_and_routes_the_ranges_to_the_hubs() {
+    let view = membership(
+        Role::Cloud,
+        &[],
+        &[],
+        vec![peer("cloud-1", Role::Hub, "203.0.113.1:4500", &["10.77.0.0/26"], &["10.244.0.0/16"])],
+    );
+    let desired = Desired::compute(&config(""), &[], Some(&view));
+    assert!(desired.tunnels.is_empty());
+    assert!(desired.guard.cluster_ranges.is_empty(), "packets from edges arrive here in clear, from the hub");
+    assert_eq!(
+        desired.hub_routes,
+        [
+            HubRoute { network: network("10.77.0.0/16"), via: vec!["203.0.113.1".parse().unwrap()] },
+            HubRoute { network: network("fd77::/48"), via: vec![] },
+        ]
+    );
+}
+
+#[test]
+fn a_claimed_role_that_the_node_does_not_have_stops_all_negotiation_but_not_the_guard() {
+    let desired = Desired::compute(&config("role = \"hub\""), &[], Some(&edge_with_two_peers()));
+    assert!(desired.tunnels.is_empty());
+    assert!(desired.problems[0].contains("joined as edge"), "{:?}", desired.problems);
+    assert_eq!(desired.guard.cluster_ranges.len(), 2);
+}
+
+#[test]
+fn a_peers_network_that_overlaps_ours_is_reported_and_left_out() {
+    let view = membership(
+        Role::Edge,
+        &["10.77.1.0/26"],
+        &[],
+        vec![peer("cloud-1", Role::Hub, "203.0.113.1:4500", &[], &["10.0.0.0/8", "10.244.0.0/16"])],
+    );
+    let desired = Desired::compute(&config(""), &[], Some(&view));
+    assert!(desired.problems[0].contains("10.0.0.0/8 overlaps 10.77.1.0/26"), "{:?}", desired.problems);
+    assert_eq!(desired.remote_networks, [network("10.244.0.0/16")]);
+}
+
+#[test]
+fn without_a_view_nothing_is_known_to_be_superfluous() {
+    assert!(!Desired::compute(&config(""), &[], None).complete);
+}

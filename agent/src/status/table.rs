@@ -1,0 +1,82 @@
+//! The status for eyes.
+
+use std::fmt::Write;
+
+use comfy_table::{Table, presets};
+
+use super::{PeerReport, Status};
+use crate::journal::Kind;
+
+/// Writes it.
+pub fn render(status: &Status) -> String {
+    let mut text = String::new();
+    let name = status.node.as_deref().unwrap_or("(no view: static peers only)");
+    let _ = write!(text, "{name}");
+    if let Some(role) = &status.role {
+        let _ = write!(text, ", {role}");
+    }
+    if let Some(version) = status.view_version {
+        let _ = write!(text, ", view {version}");
+    }
+    text.push('\n');
+    if let Some(cloud) = &status.cloud {
+        let how = if cloud.connected { "connected" } else { "not connected" };
+        let _ = writeln!(text, "controller {}: {how}", cloud.url.as_deref().unwrap_or("(none yet)"));
+        if let Some(error) = &cloud.last_error {
+            let _ = writeln!(text, "  {error}");
+        }
+    }
+    let mut table = Table::new();
+    table.load_style(presets::NOTHING).set_header([
+        "PEER",
+        "STATE",
+        "REMOTE",
+        "SPIS IN/OUT",
+        "CIPHER",
+        "RECEIVED",
+        "SENT",
+    ]);
+    for peer in &status.peers {
+        table.add_row(row(peer));
+    }
+    if !status.peers.is_empty() {
+        let _ = writeln!(text, "\n{table}");
+    }
+    for (peer, error) in status.peers.iter().filter_map(|peer| Some((peer, peer.last_error.as_ref()?))) {
+        let _ = writeln!(text, "{}: {error}", peer.name);
+    }
+    let _ = writeln!(
+        text,
+        "\n{} states, {} policies, {} routes",
+        status.states.len(),
+        status.policies.len(),
+        status.host.routes.len()
+    );
+    if !status.journal.is_empty() {
+        text.push('\n');
+    }
+    for entry in status.journal.iter().rev().take(10).rev() {
+        let kind = match entry.kind {
+            Kind::Repaired => "repaired",
+            Kind::Foreign => "in the way",
+            Kind::Error => "error",
+        };
+        let times = if entry.times > 1 { format!(" ({} times)", entry.times) } else { String::new() };
+        let _ = writeln!(text, "{} {kind}: {}{times}", entry.at, entry.what);
+    }
+    text
+}
+
+fn row(peer: &PeerReport) -> Vec<String> {
+    let child = peer.child_sas.iter().find(|child| child.usage == "in-use");
+    let cell = |cell: Option<super::Cell>| cell.map_or(String::new(), |cell| format!("{} packets", cell.packets));
+    vec![
+        peer.name.clone(),
+        peer.phase.clone(),
+        child.map_or_else(|| peer.endpoints.join(" "), |child| child.remote.clone()),
+        child.map_or(String::new(), |child| format!("{} {}", child.inbound_spi, child.outbound_spi)),
+        child.map_or(String::new(), |child| child.cipher.clone()),
+        cell(child.and_then(|child| child.received)),
+        cell(child.and_then(|child| child.sent)),
+    ]
+}

@@ -1,0 +1,18 @@
+//! The IKE driver: sockets, the endpoint, and its events carried out in the kernel. One thread, since kernel and endpoint must be changed in step.
+//!
+//! - `socket`: UDP sockets that know which of our addresses was meant.
+//! - `environment`: what the endpoint asks of its owner.
+//! - [`driver`]: the loop.
+//! - `events`: one event of the endpoint, carried out.
+//! - `repair`: kernel against what is wanted.
+//! - `report`: what `status` shows of all this.
+
+pub mod driver;
+mod environment;
+mod events;
+mod repair;
+mod report;
+#[allow(unsafe_code)]
+mod socket;
+
+pub use driver::{Command, Driver};

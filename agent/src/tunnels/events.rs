@@ -1,0 +1,137 @@
+//! One event of the endpoint, carried out in the kernel.
+
+use std::sync::Arc;
+
+use edge_ike::event::DownReason;
+use edge_ike::{ChildId, ChildSa, Event, OutboundSwitch, PeerName};
+use edge_xfrm::Xfrm;
+
+use super::driver::Driver;
+use crate::desired;
+use crate::kernel::sas::{LINGER_KEPT, SaTable};
+
+impl Driver {
+    pub(super) fn carry_out(&mut self, event: Event) {
+        match event {
+            Event::IkeUp { peer, ike, local, remote, initiator, details } => tracing::info!(
+                %peer,
+                ike = format_args!("{:016x}_{:016x}", ike.initiator, ike.responder),
+                %local, %remote, initiator,
+                proposal = details.proposal,
+                authentication = details.authentication,
+                "IKE SA established"
+            ),
+            Event::IkeReplaced { peer, old, new } => tracing::info!(
+                %peer,
+                old = format_args!("{:016x}_{:016x}", old.initiator, old.responder),
+                new = format_args!("{:016x}_{:016x}", new.initiator, new.responder),
+                "IKE SA replaced"
+            ),
+            Event::IkeDown { peer, ike, reason } => {
+                let ike = format!("{:016x}_{:016x}", ike.initiator, ike.responder);
+                tracing::info!(%peer, ike, reason = why(reason), "IKE SA gone");
+            }
+            Event::ChildUp { peer, child, replaces } => {
+                tracing::info!(
+                    %peer,
+                    inbound = format_args!("{:08x}", child.inbound_spi),
+                    outbound = format_args!("{:08x}", child.outbound_spi),
+                    cipher = %child.aead,
+                    replaces = replaces.map(|id| format!("{:08x}", id.0)),
+                    "CHILD_SA established"
+                );
+                self.install(&peer, &child);
+                self.send_through(&peer, child.id);
+            }
+            Event::ChildRekeyed { peer, old, new, switch } => {
+                tracing::info!(
+                    %peer,
+                    inbound = format_args!("{:08x}", new.inbound_spi),
+                    outbound = format_args!("{:08x}", new.outbound_spi),
+                    old = format_args!("{:08x}", old.0),
+                    "CHILD_SA rekeyed"
+                );
+                self.install(&peer, &new);
+                if switch == OutboundSwitch::Now {
+                    self.send_through(&peer, new.id);
+                }
+            }
+            Event::OutboundSwitch { peer, new, .. } => self.send_through(&peer, new.id),
+            Event::ChildDown { peer, child, reason } => {
+                tracing::info!(%peer, inbound = format_args!("{:08x}", child.0), reason = why(reason), "CHILD_SA gone");
+                self.policies_dirty = true;
+                if let Err(error) = self.sas.remove(&mut self.machine.xfrm, child) {
+                    self.machine.journal.error(format!("peer {peer}: {error}"));
+                }
+            }
+            Event::PeerMoved { peer, children, local, remote } => {
+                tracing::info!(%peer, %local, %remote, "peer moved");
+                for id in children {
+                    self.move_child(&peer, id, local, remote);
+                }
+            }
+            Event::PeerFailed { peer, error } => tracing::warn!(%peer, "{error}"),
+            Event::Refused { from, identity, error } => {
+                tracing::warn!(%from, identity = identity.map(|identity| format!("{identity:?}")), "refused: {error}");
+            }
+        }
+    }
+
+    fn install(&mut self, peer: &PeerName, child: &Arc<ChildSa>) {
+        let Some(reqid) = self.machine.reqid(peer) else { return };
+        if let Err(error) = self.sas.install_inbound(&mut self.machine.xfrm, peer, reqid, child) {
+            self.machine.journal.error(format!("peer {peer}: {error}"));
+        }
+    }
+
+    fn send_through(&mut self, peer: &PeerName, child: ChildId) {
+        let (desired, reqids, journal) = (self.desired.clone(), &self.machine.reqids, &self.machine.journal);
+        let (host, held) = (&self.host, &mut self.policies);
+        // Only what the new ends change; the rest, and what goes, follows after all events.
+        let policies = |xfrm: &mut Xfrm, sas: &SaTable| {
+            let bridge = host.borrow().bridge_addresses.clone();
+            let (wanted, _) = desired::wanted(&desired, &bridge, |peer| reqids.of(peer), |peer| sas.ends(peer));
+            for (key, policy) in wanted {
+                if held.get(&key) != Some(&policy) {
+                    match xfrm.install_policy(&policy) {
+                        Ok(_) => drop(held.insert(key, policy)),
+                        Err(error) => journal.foreign(error.to_string()),
+                    }
+                }
+            }
+        };
+        let outcome = self.sas.send_through(&mut self.machine.xfrm, child, policies);
+        if let Err(error) = outcome {
+            self.machine.journal.error(format!("peer {peer}: {error}"));
+        }
+        if let Some(reqid) = self.machine.reqid(peer) {
+            let until = self.now() + LINGER_KEPT;
+            self.sas.limit_kept(reqid, until);
+        }
+        self.policies_dirty = true;
+    }
+
+    fn move_child(&mut self, peer: &PeerName, id: ChildId, local: std::net::SocketAddr, remote: std::net::SocketAddr) {
+        let Some(old) = self.sas.child(id) else { return };
+        let moved = Arc::new(ChildSa { local, remote, ..(**old).clone() });
+        match self.sas.move_ports(&mut self.machine.xfrm, id, &moved) {
+            Ok(true) => {}
+            // An SA's sequence number cannot be carried over to another address; new keys can be had in one exchange.
+            Ok(false) => self.to_rekey.push(peer.clone()),
+            Err(error) => {
+                self.machine.journal.error(format!("peer {peer}: {error}"));
+                self.to_rekey.push(peer.clone());
+            }
+        }
+    }
+}
+
+pub(super) fn why(reason: DownReason) -> &'static str {
+    match reason {
+        DownReason::DeletedByPeer => "deleted by the peer",
+        DownReason::DeletedByUs => "deleted by us",
+        DownReason::Timeout => "the peer does not answer",
+        DownReason::Replaced => "replaced",
+        DownReason::Failed => "failed",
+    }
+}

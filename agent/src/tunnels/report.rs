@@ -1,0 +1,186 @@
+//! What `status` shows of the tunnels.
+
+use edge_ike::endpoint::{ChildUse, PeerStatus, Phase};
+use edge_ike::{Instant, PeerName};
+use edge_xfrm::{Action, Encap, Policy, Sa, SaDirection};
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
+
+use super::driver::Driver;
+use crate::desired::Origin;
+use crate::kernel::sas::Installed;
+use crate::status::{Cell, ChildStatus, IkeStatus, PeerReport, PolicyEntry, StateEntry, TemplateEntry};
+
+/// The tunnels' part of the status.
+#[derive(Debug)]
+pub struct TunnelsReport {
+    /// Name of this node in the cluster.
+    pub node: Option<String>,
+    /// Its role.
+    pub role: Option<String>,
+    /// Version of the view in force.
+    pub view_version: Option<u64>,
+    /// One a peer, by name.
+    pub peers: Vec<PeerReport>,
+    /// SAs that the kernel should have.
+    pub states: Vec<StateEntry>,
+    /// Policies that the kernel should have.
+    pub policies: Vec<PolicyEntry>,
+}
+
+impl Driver {
+    pub(super) fn report(&mut self) -> TunnelsReport {
+        let sas = self.machine.xfrm.sas().unwrap_or_default();
+        let mut states: Vec<StateEntry> = self.sas.installed().iter().map(|installed| state(installed, &sas)).collect();
+        states.sort_by(|one, other| {
+            (one.reqid, &one.direction, &one.spi).cmp(&(other.reqid, &other.direction, &other.spi))
+        });
+        let snapshot = self.endpoint.snapshot();
+        let peers = self
+            .desired
+            .tunnels
+            .iter()
+            .map(|(name, tunnel)| {
+                let status = snapshot.iter().find(|status| status.name == *name);
+                self.peer(name, tunnel.origin, status, &sas)
+            })
+            .collect();
+        TunnelsReport {
+            node: self.desired.node.clone(),
+            role: self.desired.role.map(|role| role.to_string()),
+            view_version: self.desired.view_version,
+            peers,
+            states,
+            policies: self.policies.values().map(policy).collect(),
+        }
+    }
+
+    fn peer(&self, name: &PeerName, origin: Origin, status: Option<&PeerStatus>, sas: &[Sa]) -> PeerReport {
+        let tunnel = self.desired.tunnels.get(name);
+        let phase = match status.map(|status| status.phase) {
+            None | Some(Phase::Idle) => "idle",
+            Some(Phase::Connecting) => "connecting",
+            Some(Phase::Waiting { .. }) => "waiting",
+            Some(Phase::Up) => "up",
+        };
+        PeerReport {
+            name: name.to_string(),
+            origin: match origin {
+                Origin::View => "view",
+                Origin::Configuration => "configuration",
+            }
+            .into(),
+            phase: phase.into(),
+            reqid: self.machine.reqid(name).map(edge_xfrm::Reqid::raw),
+            endpoints: tunnel
+                .map(|tunnel| tunnel.peer.remotes.iter().map(ToString::to_string).collect())
+                .unwrap_or_default(),
+            ike_sas: status.map(|status| status.ike_sas.iter().map(|sa| self.ike(sa)).collect()).unwrap_or_default(),
+            child_sas: status
+                .map(|status| status.children.iter().map(|child| self.child(child, sas)).collect())
+                .unwrap_or_default(),
+            last_error: status.and_then(|status| status.last_error.as_ref()).map(ToString::to_string),
+        }
+    }
+
+    fn ike(&self, sa: &edge_ike::endpoint::IkeStatus) -> IkeStatus {
+        IkeStatus {
+            initiator_spi: format!("{:016x}", sa.ike.initiator),
+            responder_spi: format!("{:016x}", sa.ike.responder),
+            local: sa.local.to_string(),
+            remote: sa.remote.to_string(),
+            initiator: sa.initiator,
+            proposal: sa.details.proposal.clone(),
+            authentication: sa.details.authentication.clone(),
+            nat_local: sa.details.nat_local,
+            nat_remote: sa.details.nat_remote,
+            since: self.world_time(sa.established),
+            heard_seconds_ago: self.now().saturating_since(sa.heard).as_secs(),
+            renewed_in_seconds: sa.renew.saturating_since(self.now()).as_secs(),
+        }
+    }
+
+    fn child(&self, child: &edge_ike::endpoint::ChildStatus, sas: &[Sa]) -> ChildStatus {
+        let (inbound, outbound) = self.sas.of_child(child.sa.id);
+        ChildStatus {
+            inbound_spi: spi(child.sa.inbound_spi),
+            outbound_spi: spi(child.sa.outbound_spi),
+            cipher: child.sa.aead.to_string(),
+            esn: child.sa.esn,
+            encapsulated: child.sa.encapsulated,
+            local: child.sa.local.to_string(),
+            remote: child.sa.remote.to_string(),
+            local_selectors: child.sa.local_selectors.clone(),
+            remote_selectors: child.sa.remote_selectors.clone(),
+            usage: match child.usage {
+                ChildUse::InUse => "in-use",
+                ChildUse::Successor => "successor",
+                ChildUse::Lingering => "lingering",
+            }
+            .into(),
+            since: self.world_time(child.established),
+            received: inbound.and_then(|installed| counters(installed, sas)),
+            sent: outbound.and_then(|installed| counters(installed, sas)),
+        }
+    }
+
+    /// A moment of the boot-time clock as people read it.
+    fn world_time(&self, moment: Instant) -> String {
+        let ago = self.now().saturating_since(moment);
+        (OffsetDateTime::now_utc() - ago).format(&Rfc3339).unwrap_or_default()
+    }
+}
+
+fn counters(installed: &Installed, sas: &[Sa]) -> Option<Cell> {
+    let sa = sas.iter().find(|sa| sa.id == installed.id)?;
+    Some(Cell { packets: sa.counters.packets, bytes: sa.counters.bytes })
+}
+
+fn spi(spi: u32) -> String {
+    format!("{spi:#010x}")
+}
+
+fn state(installed: &Installed, sas: &[Sa]) -> StateEntry {
+    let found = sas.iter().find(|sa| sa.id == installed.id);
+    StateEntry {
+        source: installed.source,
+        destination: installed.id.destination,
+        protocol: "esp".into(),
+        spi: spi(installed.id.spi),
+        reqid: installed.reqid.raw(),
+        mode: "tunnel".into(),
+        direction: match installed.direction {
+            SaDirection::In => "in",
+            SaDirection::Out => "out",
+        }
+        .into(),
+        algorithm: found.and_then(|sa| sa.algorithm.clone()),
+        encap: installed.encap.map(|Encap { source_port, destination_port }| (source_port, destination_port)),
+        in_kernel: found.is_some(),
+    }
+}
+
+fn policy(policy: &Policy) -> PolicyEntry {
+    PolicyEntry {
+        direction: policy.direction.to_string(),
+        source: policy.selector.source(),
+        destination: policy.selector.destination(),
+        priority: policy.priority,
+        action: match policy.action {
+            Action::Block => "block",
+            Action::Allow | Action::Protect(_) => "allow",
+        }
+        .into(),
+        template: match policy.action {
+            Action::Allow => None,
+            Action::Block => {
+                Some(TemplateEntry { reqid: edge_xfrm::Reqid::BLOCK.raw(), source: None, destination: None })
+            }
+            Action::Protect(template) => Some(TemplateEntry {
+                reqid: template.reqid.raw(),
+                source: template.outer.map(|(source, _)| source),
+                destination: template.outer.map(|(_, destination)| destination),
+            }),
+        },
+    }
+}

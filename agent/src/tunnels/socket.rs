@@ -1,0 +1,260 @@
+//! UDP sockets that tell which of our addresses a datagram was sent to, and that answer from it (IP_PKTINFO, `ip(7)`; IPV6_PKTINFO, RFC 3542 6).
+
+use std::io;
+use std::mem;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6, UdpSocket};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::ptr;
+
+use edge_xfrm::events::EventSocket;
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+
+/// Room for one IP_PKTINFO or IPV6_PKTINFO, aligned as `cmsghdr` wants it.
+#[repr(C, align(8))]
+struct Control([u8; 64]);
+
+/// A socket on the wildcard address of one family.
+#[derive(Debug)]
+pub(super) struct Socket {
+    inner: tokio::net::UdpSocket,
+    port: u16,
+    ipv4: bool,
+}
+
+impl Socket {
+    /// Opens it. IPv6 sockets take IPv6 only, so that both families can have the same port.
+    pub(super) fn open(ipv4: bool, port: u16) -> io::Result<Self> {
+        use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, socket_with, sockopt};
+        let family = if ipv4 { AddressFamily::INET } else { AddressFamily::INET6 };
+        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+        let fd = socket_with(family, SocketType::DGRAM, flags, None)?;
+        let any: IpAddr = if ipv4 { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
+        if !ipv4 {
+            sockopt::set_ipv6_v6only(&fd, true)?;
+        }
+        let (level, option) =
+            if ipv4 { (libc::IPPROTO_IP, libc::IP_PKTINFO) } else { (libc::IPPROTO_IPV6, libc::IPV6_RECVPKTINFO) };
+        set_int(fd.as_fd(), level, option, 1)?;
+        bind(&fd, &SocketAddr::new(any, port))?;
+        let inner = tokio::net::UdpSocket::from_std(UdpSocket::from(fd))?;
+        let port = inner.local_addr()?.port();
+        Ok(Self { inner, port, ipv4 })
+    }
+
+    pub(super) fn port(&self) -> u16 {
+        self.port
+    }
+
+    pub(super) fn is_ipv4(&self) -> bool {
+        self.ipv4
+    }
+
+    /// The next datagram: its length, our address it was sent to, and where it came from.
+    pub(super) async fn receive(&self, buffer: &mut [u8]) -> io::Result<(usize, SocketAddr, SocketAddr)> {
+        let (length, local, remote) =
+            self.inner.async_io(Interest::READABLE, || receive(self.inner.as_fd(), buffer)).await?;
+        Ok((length, SocketAddr::new(local, self.port), remote))
+    }
+
+    /// Sends from an address of ours, or from the one that the kernel chooses if it is unspecified. A full send buffer drops the datagram,
+    /// as the network might.
+    pub(super) fn send(&self, local: IpAddr, remote: SocketAddr, payload: &[u8]) -> io::Result<()> {
+        match send(self.inner.as_fd(), local, remote, payload) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(()),
+            outcome => outcome,
+        }
+    }
+}
+
+impl AsFd for Socket {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.inner.as_fd()
+    }
+}
+
+/// Registers XFRM's notifications with the runtime.
+pub(super) fn watch(events: EventSocket) -> io::Result<AsyncFd<EventSocket>> {
+    // SAFETY: the event socket owns its descriptor and never replaces or closes it before it is dropped.
+    Ok(unsafe { AsyncFd::register(events)? })
+}
+
+fn set_int(fd: BorrowedFd<'_>, level: libc::c_int, option: libc::c_int, value: libc::c_int) -> io::Result<()> {
+    // SAFETY: the value lives across the call and its size is given.
+    let done = unsafe {
+        libc::setsockopt(
+            fd.as_raw_fd(),
+            level,
+            option,
+            (&raw const value).cast(),
+            mem::size_of_val(&value) as libc::socklen_t,
+        )
+    };
+    if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+fn receive(fd: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<(usize, IpAddr, SocketAddr)> {
+    // SAFETY: all-zero is a valid value of these plain C structs.
+    let (mut name, mut header): (libc::sockaddr_storage, libc::msghdr) = unsafe { (mem::zeroed(), mem::zeroed()) };
+    let mut control = Control([0; 64]);
+    let mut vector = libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: buffer.len() };
+    header.msg_name = (&raw mut name).cast();
+    header.msg_namelen = mem::size_of_val(&name) as libc::socklen_t;
+    header.msg_iov = &raw mut vector;
+    header.msg_iovlen = 1;
+    header.msg_control = control.0.as_mut_ptr().cast();
+    header.msg_controllen = control.0.len() as _;
+    // SAFETY: every pointer in `header` points to memory that outlives the call, with its true length beside it.
+    let length = unsafe { libc::recvmsg(fd.as_raw_fd(), &raw mut header, 0) };
+    let Ok(length) = usize::try_from(length) else { return Err(io::Error::last_os_error()) };
+    if header.msg_flags & libc::MSG_TRUNC != 0 {
+        return Err(io::Error::new(io::ErrorKind::InvalidData, "datagram larger than the buffer"));
+    }
+    let remote = socket_address(&name).ok_or_else(|| io::Error::other("datagram without a source address"))?;
+    let local = destination(&header).unwrap_or(match remote {
+        SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+        SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+    });
+    Ok((length, local, remote))
+}
+
+/// The address in the packet's IP header.
+fn destination(header: &libc::msghdr) -> Option<IpAddr> {
+    // SAFETY: `header` was filled by recvmsg, its control buffer is alive and aligned; the CMSG macros stay within it. The data is read
+    // unaligned and only where the kernel says that it is of this type.
+    unsafe {
+        let mut message = libc::CMSG_FIRSTHDR(header);
+        while !message.is_null() {
+            match ((*message).cmsg_level, (*message).cmsg_type) {
+                (libc::IPPROTO_IP, libc::IP_PKTINFO) => {
+                    let info: libc::in_pktinfo = ptr::read_unaligned(libc::CMSG_DATA(message).cast());
+                    return Some(IpAddr::from(info.ipi_addr.s_addr.to_ne_bytes()));
+                }
+                (libc::IPPROTO_IPV6, libc::IPV6_PKTINFO) => {
+                    let info: libc::in6_pktinfo = ptr::read_unaligned(libc::CMSG_DATA(message).cast());
+                    return Some(IpAddr::from(info.ipi6_addr.s6_addr));
+                }
+                _ => message = libc::CMSG_NXTHDR(header, message),
+            }
+        }
+    }
+    None
+}
+
+fn socket_address(name: &libc::sockaddr_storage) -> Option<SocketAddr> {
+    // SAFETY: the family says which of the two the storage holds; it is large enough and aligned for both.
+    unsafe {
+        match i32::from(name.ss_family) {
+            libc::AF_INET => {
+                let v4: libc::sockaddr_in = ptr::read((&raw const *name).cast());
+                let address = Ipv4Addr::from(v4.sin_addr.s_addr.to_ne_bytes());
+                Some(SocketAddrV4::new(address, u16::from_be(v4.sin_port)).into())
+            }
+            libc::AF_INET6 => {
+                let v6: libc::sockaddr_in6 = ptr::read((&raw const *name).cast());
+                let address = Ipv6Addr::from(v6.sin6_addr.s6_addr);
+                Some(SocketAddrV6::new(address, u16::from_be(v6.sin6_port), 0, v6.sin6_scope_id).into())
+            }
+            _ => None,
+        }
+    }
+}
+
+fn send(fd: BorrowedFd<'_>, local: IpAddr, remote: SocketAddr, payload: &[u8]) -> io::Result<()> {
+    // SAFETY: all-zero is a valid value of these plain C structs.
+    let (mut v4, mut v6, mut header): (libc::sockaddr_in, libc::sockaddr_in6, libc::msghdr) =
+        unsafe { (mem::zeroed(), mem::zeroed(), mem::zeroed()) };
+    let mut control = Control([0; 64]);
+    let mut vector = libc::iovec { iov_base: payload.as_ptr().cast_mut().cast(), iov_len: payload.len() };
+    header.msg_iov = &raw mut vector;
+    header.msg_iovlen = 1;
+    match remote {
+        SocketAddr::V4(remote) => {
+            v4.sin_family = libc::AF_INET as libc::sa_family_t;
+            v4.sin_port = remote.port().to_be();
+            v4.sin_addr.s_addr = u32::from_ne_bytes(remote.ip().octets());
+            header.msg_name = (&raw mut v4).cast();
+            header.msg_namelen = mem::size_of_val(&v4) as libc::socklen_t;
+        }
+        SocketAddr::V6(remote) => {
+            v6.sin6_family = libc::AF_INET6 as libc::sa_family_t;
+            v6.sin6_port = remote.port().to_be();
+            v6.sin6_addr.s6_addr = remote.ip().octets();
+            v6.sin6_scope_id = remote.scope_id();
+            header.msg_name = (&raw mut v6).cast();
+            header.msg_namelen = mem::size_of_val(&v6) as libc::socklen_t;
+        }
+    }
+    if !local.is_unspecified() {
+        header.msg_control = control.0.as_mut_ptr().cast();
+        header.msg_controllen = control.0.len() as _;
+        // SAFETY: the control buffer is aligned and larger than CMSG_SPACE of either struct; the data is written unaligned.
+        unsafe {
+            let message = libc::CMSG_FIRSTHDR(&raw const header);
+            let used = match local {
+                IpAddr::V4(address) => {
+                    let mut info: libc::in_pktinfo = mem::zeroed();
+                    info.ipi_spec_dst.s_addr = u32::from_ne_bytes(address.octets());
+                    (*message).cmsg_level = libc::IPPROTO_IP;
+                    (*message).cmsg_type = libc::IP_PKTINFO;
+                    ptr::write_unaligned(libc::CMSG_DATA(message).cast(), info);
+                    mem::size_of_val(&info)
+                }
+                IpAddr::V6(address) => {
+                    let mut info: libc::in6_pktinfo = mem::zeroed();
+                    info.ipi6_addr.s6_addr = address.octets();
+                    (*message).cmsg_level = libc::IPPROTO_IPV6;
+                    (*message).cmsg_type = libc::IPV6_PKTINFO;
+                    ptr::write_unaligned(libc::CMSG_DATA(message).cast(), info);
+                    mem::size_of_val(&info)
+                }
+            } as libc::c_uint;
+            (*message).cmsg_len = libc::CMSG_LEN(used) as _;
+            header.msg_controllen = libc::CMSG_SPACE(used) as _;
+        }
+    }
+    // SAFETY: every pointer in `header` points to memory that outlives the call, with its true length beside it.
+    let sent = unsafe { libc::sendmsg(fd.as_raw_fd(), &raw const header, 0) };
+    if sent < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    async fn a_datagram_is_answered_from_the_address_it_came_to(ipv4: bool, first: &str, second: &str) {
+        let Ok(one) = Socket::open(ipv4, 0) else {
+            eprintln!("skipped: this machine has no {}", if ipv4 { "IPv4" } else { "IPv6" });
+            return;
+        };
+        let other = Socket::open(ipv4, 0).unwrap();
+        let (first, second): (IpAddr, IpAddr) = (first.parse().unwrap(), second.parse().unwrap());
+        one.send(first, SocketAddr::new(second, other.port()), b"question").unwrap();
+        let mut buffer = [0; 64];
+        let (length, local, remote) = other.receive(&mut buffer).await.unwrap();
+        assert_eq!(&buffer[..length], b"question");
+        assert_eq!((local, remote), (SocketAddr::new(second, other.port()), SocketAddr::new(first, one.port())));
+        other.send(local.ip(), remote, b"answer").unwrap();
+        let (_, local, remote) = one.receive(&mut buffer).await.unwrap();
+        assert_eq!((local.ip(), remote.ip()), (first, second));
+    }
+
+    #[tokio::test]
+    async fn ipv4_datagrams_tell_both_addresses() {
+        a_datagram_is_answered_from_the_address_it_came_to(true, "127.0.0.1", "127.0.0.2").await;
+    }
+
+    #[tokio::test]
+    async fn ipv6_datagrams_tell_both_addresses() {
+        a_datagram_is_answered_from_the_address_it_came_to(false, "::1", "::1").await;
+    }
+
+    #[tokio::test]
+    async fn a_datagram_larger_than_the_buffer_is_refused_not_cut() {
+        let one = Socket::open(true, 0).unwrap();
+        let to = SocketAddr::from(([127, 0, 0, 1], one.port()));
+        one.send(Ipv4Addr::UNSPECIFIED.into(), to, &[7; 100]).unwrap();
+        let error = one.receive(&mut [0; 10]).await.unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::InvalidData);
+    }
+}
