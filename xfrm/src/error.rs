@@ -95,6 +95,12 @@ pub enum Error {
         /// The range.
         range: IpNetwork,
     },
+    /// The guard's device is not ours to use.
+    #[error("guard: {reason}")]
+    GuardDevice {
+        /// What stands in the way and what to do.
+        reason: String,
+    },
     /// A part of the guard could not be installed.
     #[error("guard: {what}: {source}")]
     Guard {

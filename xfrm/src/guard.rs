@@ -7,13 +7,19 @@
 //! (`XfrmInPolBlock`), and so is whatever would leave for another node's pods without a tunnel (`XfrmOutPolBlock`). Bridged packets and
 //! ARP never meet XFRM; neighbour discovery, loopback and the uplink's own addresses are outside the ranges or inside the allows.
 
+use std::fmt;
 use std::net::IpAddr;
 
 use ipnetwork::IpNetwork;
 
 use crate::error::{Error, Result};
-use crate::policy::{Direction, Policy};
+use crate::handle::Xfrm;
+use crate::policy::{Direction, InstalledPolicy, Policy, priority};
 use crate::selector::{Selector, any_network};
+
+mod device;
+
+pub use device::{DEVICE, GuardRoute, ROUTE_PROTOCOL};
 
 /// What the guard is to keep.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -24,11 +30,123 @@ pub struct GuardConfig {
     pub segments: Vec<IpNetwork>,
     /// On a hub: the cloud's networks that it fronts. Those outside the ranges need no allow and get none.
     pub networks: Vec<IpNetwork>,
-    /// The bridge's addresses, one a family, which the node's own traffic to remote pods takes as source. Empty until the bridge is there.
+    /// The bridge's addresses, one a family, which the node's own traffic to remote pods takes as source. Empty until the bridge has them;
+    /// an address that the host does not have is refused by the kernel.
     pub bridge_addresses: Vec<IpAddr>,
 }
 
-/// The guard's policies, to be installed by [`install`](crate::guard) or as part of a larger desired set ([`crate::reconcile`]).
+impl GuardConfig {
+    /// Without what this kernel cannot do: where it has no IPv6 (`ipv6.disable=1`), nothing needs to be guarded there.
+    #[must_use]
+    pub fn for_this_kernel(mut self) -> Self {
+        if !std::path::Path::new("/proc/sys/net/ipv6").exists() {
+            for networks in [&mut self.cluster_ranges, &mut self.segments, &mut self.networks] {
+                networks.retain(IpNetwork::is_ipv4);
+            }
+        }
+        self
+    }
+}
+
+/// Something that was not as the guard wants it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Defect {
+    /// The device is missing or down.
+    Device,
+    /// A route is missing.
+    Route(GuardRoute),
+    /// A policy is missing.
+    Missing(Policy),
+    /// A policy of ours was changed.
+    Changed(Policy, Box<InstalledPolicy>),
+    /// Another program holds the policy's selector: [`install`] cannot repair this.
+    Occupied(Policy, Box<InstalledPolicy>),
+}
+
+impl fmt::Display for Defect {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Defect::Device => write!(f, "device {DEVICE} is missing or down"),
+            Defect::Route(route) => write!(f, "route {route} is missing"),
+            Defect::Missing(policy) => write!(f, "policy {policy} is missing"),
+            Defect::Changed(policy, found) => write!(f, "policy {policy} was changed to {found}"),
+            Defect::Occupied(policy, found) => {
+                write!(f, "policy {policy}: another program holds the selector with {found}")
+            }
+        }
+    }
+}
+
+/// Makes the guard stand, and says what was amiss. Does only what is missing; any number may run at once. Adds and repairs, never
+/// takes away: what a segment or range left behind is for [`crate::Xfrm::reconcile_policies`] or [`remove`].
+///
+/// Allows come before blocks, so that the host is never cut from its own pods. What can be done is done even where another part fails;
+/// the first failure is returned.
+pub fn install(config: &GuardConfig) -> Result<Vec<Defect>> {
+    let config = &config.clone().for_this_kernel();
+    let wanted = policies(config)?;
+    let mut xfrm = Xfrm::open()?;
+    let mut defects = policy_defects(&mut xfrm, &wanted)?;
+    let mut failure = None;
+    for defect in &defects {
+        let (Defect::Missing(policy) | Defect::Changed(policy, _) | Defect::Occupied(policy, _)) = defect else {
+            continue;
+        };
+        if let Err(error) = xfrm.install_policy(policy) {
+            failure.get_or_insert(Error::Guard { what: format!("policy {policy}"), source: Box::new(error) });
+        }
+    }
+    let routes = device::Device::open()?.install(config)?;
+    defects.extend(routes);
+    failure.map_or(Ok(defects), Err)
+}
+
+/// What of the guard is not as it should be. Changes nothing.
+pub fn check(config: &GuardConfig) -> Result<Vec<Defect>> {
+    let config = &config.clone().for_this_kernel();
+    let wanted = policies(config)?;
+    let mut defects = policy_defects(&mut Xfrm::open()?, &wanted)?;
+    defects.extend(device::Device::open()?.check(config)?);
+    Ok(defects)
+}
+
+/// The device and its routes alone: for whoever installs the [`policies`] as part of a larger set.
+pub fn install_routes(config: &GuardConfig) -> Result<Vec<Defect>> {
+    device::Device::open()?.install(&config.clone().for_this_kernel())
+}
+
+/// Takes the guard away: all policies of ours with its priorities, blocks first, then the device with its routes. Whatever pods are
+/// left may speak in clear from then on.
+pub fn remove() -> Result<()> {
+    let mut xfrm = Xfrm::open()?;
+    let mut policies = xfrm.policies()?;
+    policies.retain(|policy| policy.is_ours() && matches!(policy.priority, priority::ALLOW | priority::BLOCK));
+    policies.sort_by_key(|policy| !policy.blocks);
+    for policy in &policies {
+        match xfrm.delete_policy(policy) {
+            // Another took the place meanwhile.
+            Ok(_) | Err(Error::PolicyOfOther { .. }) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    device::Device::open()?.remove()
+}
+
+fn policy_defects(xfrm: &mut Xfrm, wanted: &[Policy]) -> Result<Vec<Defect>> {
+    let holders = xfrm.holders(wanted)?;
+    Ok(wanted
+        .iter()
+        .zip(holders)
+        .filter_map(|(policy, holder)| match holder {
+            None => Some(Defect::Missing(*policy)),
+            Some(holder) if holder.matches(policy) => None,
+            Some(holder) if holder.is_ours() => Some(Defect::Changed(*policy, Box::new(holder))),
+            Some(holder) => Some(Defect::Occupied(*policy, Box::new(holder))),
+        })
+        .collect())
+}
+
+/// The guard's policies, as [`install`] installs them, or to be part of a larger desired set ([`crate::Xfrm::reconcile_policies`]).
 pub fn policies(config: &GuardConfig) -> Result<Vec<Policy>> {
     let mut policies = Vec::new();
     for network in config.networks.iter().filter(|network| overlaps_any(&config.cluster_ranges, network)) {

@@ -168,9 +168,9 @@ impl Xfrm {
         policies::install(&mut self.netlink, policy)
     }
 
-    /// Reads the policy that holds a direction and selector, whoever's it is.
-    pub fn policy(&mut self, policy: &Policy) -> Result<Option<InstalledPolicy>> {
-        Ok(policies::holders(&mut self.netlink, std::slice::from_ref(policy))?.pop().flatten())
+    /// Reads who holds the direction and selector of each of these policies, whoever that is, in their order.
+    pub fn holders(&mut self, policies: &[Policy]) -> Result<Vec<Option<InstalledPolicy>>> {
+        policies::holders(&mut self.netlink, policies)
     }
 
     /// Makes the kernel have exactly the `desired` policies, as far as they are ours: one dump, a few batches. What was found

@@ -27,8 +27,10 @@ const SOCKET_BUFFER: usize = 4 << 20;
 const DATAGRAM: usize = 64 << 10;
 /// A dump that changes while it is read is read again, this often.
 const DUMP_ATTEMPTS: usize = 8;
-/// Bytes of requests in one datagram of a batch.
-const BATCH_BYTES: usize = 128 << 10;
+/// Requests in one datagram of a batch: their acknowledgements fit into the smallest receive buffer.
+const BATCH: usize = 128;
+/// Requests in one datagram that are each answered by a message.
+const QUERIES: usize = 32;
 
 /// A request could not be carried out. Never holds the request's or the answer's bytes.
 #[derive(Debug, thiserror::Error)]
@@ -138,8 +140,8 @@ impl Netlink {
     }
 
     /// Sends several requests in one datagram, which the kernel carries out one after another without leaving the system call, and
-    /// collects all acknowledgements, in order. One that is refused does not keep the next from being carried out. (More than 128 KiB of
-    /// requests go as several datagrams.)
+    /// collects all acknowledgements, in order. One that is refused does not keep the next from being carried out. (Beyond 128, several
+    /// datagrams.)
     pub fn batch<Q: NetlinkSerializable>(
         &mut self,
         request: &'static str,
@@ -151,9 +153,7 @@ impl Netlink {
             let first = self.sequence.wrapping_add(1);
             let mut bytes = Zeroizing::new(Vec::new());
             let mut count = 0usize;
-            while bytes.len() < BATCH_BYTES
-                && let Some((message, flags)) = messages.next()
-            {
+            for (message, flags) in messages.by_ref().take(BATCH) {
                 self.append(&mut bytes, message, NLM_F_REQUEST | NLM_F_ACK | flags);
                 count += 1;
             }
@@ -187,36 +187,38 @@ impl Netlink {
         }
     }
 
-    /// Sends several requests, each answered by one message, in one datagram; answers in order.
+    /// Sends several requests, each answered by one message, in one datagram (beyond 32, in several); answers in order.
     pub fn get_all<Q, R>(&mut self, request: &'static str, messages: Vec<Q>) -> Result<Vec<Result<R, Rejection>>>
     where
         Q: NetlinkSerializable,
         R: NetlinkDeserializable,
     {
-        let first = self.sequence.wrapping_add(1);
-        let mut bytes = Zeroizing::new(Vec::new());
-        let mut answers: Vec<Option<Result<R, Rejection>>> = Vec::with_capacity(messages.len());
-        for message in messages {
-            self.append(&mut bytes, message, NLM_F_REQUEST);
-            answers.push(None);
+        let mut results = Vec::with_capacity(messages.len());
+        let mut messages = messages.into_iter().peekable();
+        while messages.peek().is_some() {
+            let first = self.sequence.wrapping_add(1);
+            let mut bytes = Zeroizing::new(Vec::new());
+            let mut answers: Vec<Option<Result<R, Rejection>>> = Vec::new();
+            for message in messages.by_ref().take(QUERIES) {
+                self.append(&mut bytes, message, NLM_F_REQUEST);
+                answers.push(None);
+            }
+            self.send(&bytes)?;
+            while answers.iter().any(Option::is_none) {
+                self.receive(request, |frame| {
+                    let number = frame.sequence.wrapping_sub(first) as usize;
+                    let Some(slot @ None) = answers.get_mut(number) else { return Ok(()) };
+                    match frame.outcome()? {
+                        Some(Err(rejection)) => *slot = Some(Err(rejection)),
+                        Some(Ok(())) => return Err("an acknowledgement without an answer".into()),
+                        None => *slot = Some(Ok(frame.decode()?)),
+                    }
+                    Ok(())
+                })?;
+            }
+            results.extend(answers.into_iter().flatten());
         }
-        if answers.is_empty() {
-            return Ok(Vec::new());
-        }
-        self.send(&bytes)?;
-        while answers.iter().any(Option::is_none) {
-            self.receive(request, |frame| {
-                let number = frame.sequence.wrapping_sub(first) as usize;
-                let Some(slot @ None) = answers.get_mut(number) else { return Ok(()) };
-                match frame.outcome()? {
-                    Some(Err(rejection)) => *slot = Some(Err(rejection)),
-                    Some(Ok(())) => return Err("an acknowledgement without an answer".into()),
-                    None => *slot = Some(Ok(frame.decode()?)),
-                }
-                Ok(())
-            })?;
-        }
-        Ok(answers.into_iter().flatten().collect())
+        Ok(results)
     }
 
     /// Reads a whole table, again from the start if it changed meanwhile (`NLM_F_DUMP_INTR`).

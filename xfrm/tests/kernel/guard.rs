@@ -1,0 +1,254 @@
+//! The guard, against packets.
+
+use edge_xfrm::guard::{self, Defect, GuardConfig};
+use edge_xfrm::{Error, Xfrm};
+
+use crate::Needs::Root;
+use crate::Test;
+use crate::space::{Space, receive};
+
+pub(crate) const TESTS: &[Test] = &[
+    ("the_guard_is_installed_once_and_repaired_when_broken", Root, installed_and_repaired),
+    ("two_install_the_guard_at_once", Root, two_at_once),
+    ("the_guard_lets_pass_what_it_must_and_nothing_else", Root, packets),
+    ("the_nodes_own_packets_take_the_bridges_address", Root, source_address),
+    ("the_guard_of_a_node_that_owns_the_whole_range_blocks_nothing", Root, whole_range),
+    ("the_guard_names_an_interface_or_policy_of_another_that_is_in_its_way", Root, in_the_way),
+    ("removing_the_guard_leaves_the_policies_of_others", Root, removed),
+];
+
+fn config(bridge: &[&str]) -> GuardConfig {
+    GuardConfig {
+        cluster_ranges: vec!["10.77.0.0/16".parse().unwrap(), "fd77::/32".parse().unwrap()],
+        segments: vec!["10.77.0.0/26".parse().unwrap(), "fd77::/64".parse().unwrap()],
+        networks: vec![],
+        bridge_addresses: bridge.iter().map(|address| address.parse().unwrap()).collect(),
+    }
+}
+
+fn installed_and_repaired() {
+    let space = Space::new();
+    space.run(|| {
+        assert_eq!(guard::check(&config(&[])).unwrap().len(), 12 + 1 + 2);
+        assert_eq!(guard::install(&config(&[])).unwrap().len(), 12 + 1 + 2);
+        assert_eq!(guard::check(&config(&[])).unwrap(), []);
+        assert_eq!(guard::install(&config(&[])).unwrap(), []);
+    });
+    space.ip("link add ecni0 type bridge");
+    space.ip("addr add 10.77.0.1/26 dev ecni0");
+    space.ip("addr add fd77::1/64 dev ecni0 nodad");
+    space.ip("link set ecni0 up");
+    let bridge = ["10.77.0.1", "fd77::1"];
+    space.run(move || {
+        assert_eq!(guard::install(&config(&bridge)).unwrap().len(), 2);
+        assert_eq!(guard::check(&config(&bridge)).unwrap(), []);
+    });
+    // The kernel deletes routes whose source goes; the bare ones stay.
+    space.ip("link del ecni0");
+    space.run(|| assert_eq!(guard::check(&config(&[])).unwrap(), []));
+    space.ip("link set ecni-guard down");
+    space.ip("xfrm policy delete src 0.0.0.0/0 dst 10.77.0.0/16 dir out");
+    space.run(|| {
+        let defects = guard::install(&config(&[])).unwrap();
+        assert!(defects.contains(&Defect::Device), "{defects:?}");
+        assert!(defects.iter().any(|defect| matches!(defect, Defect::Missing(_))), "{defects:?}");
+        assert_eq!(guard::check(&config(&[])).unwrap(), []);
+    });
+    space.ip("link del ecni-guard");
+    space.run(|| {
+        assert_eq!(guard::install(&config(&[])).unwrap().len(), 3);
+        assert_eq!(guard::check(&config(&[])).unwrap(), []);
+    });
+}
+
+fn two_at_once() {
+    let space = Space::new();
+    space.run(|| {
+        let namespace = std::fs::File::open("/proc/thread-self/ns/net").unwrap();
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| {
+                    use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+                    use std::os::fd::AsFd;
+                    move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network)).unwrap();
+                    guard::install(&config(&[])).unwrap();
+                });
+            }
+        });
+        assert_eq!(guard::check(&config(&[])).unwrap(), []);
+    });
+}
+
+/// A node with two pods on a wire each, and an uplink with a neighbour that routes everything to the node.
+struct Site {
+    node: Space,
+    pods: [Space; 2],
+    neighbour: Space,
+}
+
+fn site() -> Site {
+    let (node, neighbour) = (Space::new(), Space::new());
+    let pods = [Space::new(), Space::new()];
+    node.wire(("up0", &["192.0.2.1/24", "2001:db8::1/64"]), &neighbour, ("eth0", &["192.0.2.2/24", "2001:db8::2/64"]));
+    node.ip("route add default via 192.0.2.2");
+    node.ip("-6 route add default via 2001:db8::2");
+    node.ip("link add ecni0 type bridge");
+    node.ip("addr add 10.77.0.1/26 dev ecni0");
+    node.ip("addr add fd77::1/64 dev ecni0 nodad");
+    node.ip("link set ecni0 up");
+    // Any address at the neighbour that is nobody else's is its own.
+    neighbour.ip("addr add 198.51.100.1/32 dev lo");
+    neighbour.ip("route add local 10.77.1.0/26 dev lo");
+    neighbour.ip("route add 10.77.0.0/26 via 192.0.2.1");
+    neighbour.ip("-6 route add local fd77:0:0:1::/64 dev lo");
+    neighbour.ip("-6 route add fd77::/64 via 2001:db8::1");
+    for (n, pod) in pods.iter().enumerate() {
+        let (v4, v6) = (format!("10.77.0.{}/26", n + 2), format!("fd77::{}/64", n + 2));
+        node.wire((&format!("veth{n}"), &[]), pod, ("eth0", &[&v4, &v6]));
+        node.ip(&format!("link set veth{n} master ecni0"));
+        pod.ip("route add default via 10.77.0.1");
+        pod.ip("-6 route add default via fd77::1");
+    }
+    Site { node, pods, neighbour }
+}
+
+fn packets() {
+    let Site { node, pods: [one, two], neighbour } = site();
+    // Bound to an address of the remote segment, which the router at the neighbour's place leads to itself: what leaks in clear arrives.
+    let leaked = neighbour.listen("10.77.1.2:7");
+    let leaked6 = neighbour.listen("[fd77:0:0:1::2]:7");
+    let internet = neighbour.listen("198.51.100.1:7");
+    let (at_one, at_one6) = (one.listen("10.77.0.2:7"), one.listen("[fd77::2]:7"));
+    let at_node = node.listen("10.77.0.1:7");
+
+    // Without the guard everything leaks: the test would notice.
+    one.send("10.77.0.2", "10.77.1.2:7", "leak");
+    assert_eq!(receive(&leaked), "leak");
+    one.send("fd77::2", "[fd77:0:0:1::2]:7", "leak");
+    assert_eq!(receive(&leaked6), "leak");
+    neighbour.send("10.77.1.2", "10.77.0.2:7", "forged");
+    assert_eq!(receive(&at_one), "forged");
+
+    let bridge = ["10.77.0.1", "fd77::1"];
+    node.run(move || guard::install(&config(&bridge)).map(|_| ()).unwrap());
+
+    // What must pass: pod to pod, pod to node and back, IPv6 with neighbour discovery anew, pod to the internet and back.
+    two.ip("neigh flush all");
+    node.ip("neigh flush all");
+    two.send("10.77.0.3", "10.77.0.2:7", "pod");
+    assert_eq!(receive(&at_one), "pod");
+    two.send("fd77::3", "[fd77::2]:7", "pod");
+    assert_eq!(receive(&at_one6), "pod");
+    two.send("10.77.0.3", "10.77.0.1:7", "to node");
+    assert_eq!(receive(&at_node), "to node");
+    node.send("10.77.0.1", "10.77.0.2:7", "from node");
+    assert_eq!(receive(&at_one), "from node");
+    node.send("192.0.2.1", "10.77.0.2:7", "from uplink address");
+    assert_eq!(receive(&at_one), "from uplink address");
+    node.send("fd77::1", "[fd77::2]:7", "from node");
+    assert_eq!(receive(&at_one6), "from node");
+    node.send("10.77.0.1", "10.77.0.1:7", "to itself");
+    assert_eq!(receive(&at_node), "to itself");
+    one.send("10.77.0.2", "198.51.100.1:7", "internet");
+    assert_eq!(receive(&internet), "internet");
+    neighbour.send("198.51.100.1", "10.77.0.2:7", "answer");
+    assert_eq!(receive(&at_one), "answer");
+
+    // What must not: a pod and the node to a remote pod, also with a source of the uplink, as a foreign masquerade leaves it.
+    let dropped = node.counter("XfrmOutPolBlock");
+    one.send("10.77.0.2", "10.77.1.2:7", "refused");
+    node.send("10.77.0.1", "10.77.1.2:7", "refused");
+    node.send("192.0.2.1", "10.77.1.2:7", "refused");
+    one.send("fd77::2", "[fd77:0:0:1::2]:7", "refused");
+    node.await_counter("XfrmOutPolBlock", dropped + 4);
+
+    // A pod that forges a remote source, to the internet; a neighbour that does, to a pod and to the node.
+    one.ip("addr add 10.77.1.2/32 dev lo");
+    let dropped = node.counter("XfrmInPolBlock");
+    one.send("10.77.1.2", "198.51.100.1:7", "refused");
+    neighbour.send("10.77.1.2", "10.77.0.2:7", "refused");
+    neighbour.send("10.77.1.2", "10.77.0.1:7", "refused");
+    neighbour.send("fd77:0:0:1::2", "[fd77::2]:7", "refused");
+    node.await_counter("XfrmInPolBlock", dropped + 4);
+
+    // The same ways stay open for others: what had been let through would have come first.
+    one.send("10.77.0.2", "198.51.100.1:7", "granted");
+    neighbour.send("198.51.100.1", "10.77.0.2:7", "granted");
+    neighbour.send("198.51.100.1", "10.77.0.1:7", "granted");
+    neighbour.send("2001:db8::2", "[fd77::2]:7", "granted");
+    neighbour.send("10.77.1.2", "10.77.1.2:7", "granted");
+    neighbour.send("fd77:0:0:1::2", "[fd77:0:0:1::2]:7", "granted");
+    for socket in [&internet, &at_one, &at_node, &at_one6, &leaked, &leaked6] {
+        assert_eq!(receive(socket), "granted");
+    }
+
+    // The device catches what no policy takes: without the policies nothing leaves by the default route either.
+    node.ip("xfrm policy flush");
+    one.ip("addr del 10.77.1.2/32 dev lo");
+    // Its own router solicitations would be counted too.
+    node.run(|| std::fs::write("/proc/sys/net/ipv6/conf/ecni-guard/disable_ipv6", "1").unwrap());
+    let swallowed = node.transmitted("ecni-guard");
+    one.send("10.77.0.2", "10.77.1.2:7", "refused");
+    node.await_value("packets sent into ecni-guard", swallowed + 1, |node| node.transmitted("ecni-guard"));
+    neighbour.send("10.77.1.2", "10.77.1.2:7", "granted");
+    assert_eq!(receive(&leaked), "granted");
+}
+
+fn source_address() {
+    let Site { node, .. } = site();
+    let bridge = ["10.77.0.1", "fd77::1"];
+    node.run(move || guard::install(&config(&bridge)).map(|_| ()).unwrap());
+    assert!(node.ip("route get 10.77.1.2").contains("dev ecni-guard src 10.77.0.1"));
+    assert!(node.ip("-6 route get fd77:0:0:1::2").contains("dev ecni-guard"));
+    assert!(node.ip("-6 route get fd77:0:0:1::2").contains("src fd77::1"));
+    assert!(node.ip("route get 10.77.0.2").contains("dev ecni0"));
+    let error = node.run(|| guard::install(&config(&["10.77.0.9"])).unwrap_err().to_string());
+    assert!(error.contains("no such address") && error.contains("10.77.0.9"), "{error}");
+}
+
+fn whole_range() {
+    let Site { node, pods: [one, two], .. } = site();
+    node.run(|| {
+        let range: Vec<_> = vec!["10.77.0.0/26".parse().unwrap()];
+        let config = GuardConfig { cluster_ranges: range.clone(), segments: range, ..GuardConfig::default() };
+        guard::install(&config).unwrap();
+        assert_eq!(guard::check(&config).unwrap(), []);
+    });
+    // The guard's route to the range does not hide the bridge's.
+    assert!(node.ip("route get 10.77.0.2").contains("dev ecni0"));
+    let at_one = one.listen("10.77.0.2:7");
+    two.send("10.77.0.3", "10.77.0.2:7", "pod");
+    assert_eq!(receive(&at_one), "pod");
+    node.send("10.77.0.1", "10.77.0.2:7", "node");
+    assert_eq!(receive(&at_one), "node");
+}
+
+fn in_the_way() {
+    let space = Space::new();
+    space.ip("xfrm policy add src 0.0.0.0/0 dst 10.77.0.0/16 dir out action allow");
+    let error = space.run(|| guard::install(&config(&[])).unwrap_err());
+    let Error::Guard { source, .. } = &error else { panic!("{error}") };
+    assert!(matches!(**source, Error::OccupiedByOther { .. }), "{error}");
+    // The rest stands nevertheless.
+    let defects = space.run(|| guard::check(&config(&[])).unwrap());
+    assert!(matches!(defects.as_slice(), [Defect::Occupied(..)]), "{defects:?}");
+
+    let space = Space::new();
+    space.ip("link add ecni-guard type veth peer name other");
+    let error = space.run(|| guard::install(&config(&[])).unwrap_err().to_string());
+    assert!(error.contains("not a dummy device"), "{error}");
+}
+
+fn removed() {
+    let space = Space::new();
+    space.ip("xfrm policy add src 10.1.0.0/16 dst 10.2.0.0/16 dir out priority 30000 action block");
+    space.run(|| {
+        guard::install(&config(&[])).unwrap();
+        guard::remove().unwrap();
+        guard::remove().unwrap();
+        let left = Xfrm::open().unwrap().policies().unwrap();
+        assert_eq!(left.len(), 1);
+        assert!(!left[0].is_ours());
+    });
+    assert!(!space.ip("link").contains("ecni-guard"));
+}

@@ -1,0 +1,286 @@
+//! Policies: whose they are, how they are replaced, and how thousands are kept.
+
+use edge_xfrm::reconcile;
+use edge_xfrm::reqid::{FIRST_INDEX, LAST_INDEX};
+use edge_xfrm::{Action, Direction, Error, Policy, Reqid, Selector, Xfrm};
+
+use crate::Needs::Root;
+use crate::Test;
+use crate::space::Space;
+
+pub(crate) const TESTS: &[Test] = &[
+    ("a_policy_is_installed_once_and_then_left_alone", Root, installed_once),
+    ("a_policy_of_ours_is_replaced_in_place", Root, replaced_in_place),
+    ("a_policy_of_another_is_reported_and_stays_whatever_its_priority", Root, others_policy_stays),
+    ("an_allow_without_template_is_told_by_its_index", Root, allow_is_told_by_its_index),
+    ("an_allow_whose_index_is_taken_gets_another_of_ours", Root, taken_index),
+    ("a_protect_policy_becomes_an_allow_that_is_still_ours", Root, protect_becomes_allow),
+    ("deleting_takes_ours_only", Root, deleting_takes_ours_only),
+    ("reconciling_reports_and_repairs_what_others_did", Root, reconcile_repairs),
+    ("reconciling_five_thousand_policies_twice_changes_nothing_the_second_time", Root, thousands),
+    ("two_at_once_reconcile_the_same_set_without_an_error", Root, two_at_once),
+    ("policies_of_single_sockets_are_not_taken_for_ours", Root, socket_policies),
+    ("a_policy_with_a_mark_lives_beside_ours", Root, marked_policies),
+];
+
+pub(crate) fn selector(source: &str, destination: &str) -> Selector {
+    Selector::new(source.parse().unwrap(), destination.parse().unwrap()).unwrap()
+}
+
+fn out(n: u32) -> Policy {
+    let selector = selector("10.77.0.0/26", "10.77.1.0/26");
+    Policy::protect_out(selector, Reqid::tunnel(n).unwrap(), "192.0.2.1".parse().unwrap(), "192.0.2.2".parse().unwrap())
+}
+
+fn installed_once() {
+    Space::new().run(|| {
+        let mut xfrm = Xfrm::open().unwrap();
+        for policy in [
+            out(1),
+            Policy::protect_in(Direction::In, selector("10.77.1.0/26", "10.77.0.0/26"), Reqid::tunnel(1).unwrap()),
+            Policy::protect_in(Direction::Fwd, selector("fd00:1::/64", "fd00::/64"), Reqid::tunnel(1).unwrap()),
+            Policy::block(Direction::Out, selector("::/0", "fd00::/16")),
+            Policy::allow(Direction::Fwd, selector("10.77.0.0/26", "0.0.0.0/0")),
+        ] {
+            assert!(xfrm.install_policy(&policy).unwrap(), "{policy}");
+            assert!(!xfrm.install_policy(&policy).unwrap(), "{policy}");
+            let found = xfrm.holders(&[policy]).unwrap().remove(0).unwrap();
+            assert!(found.matches(&policy) && found.is_ours(), "{policy}: {found}");
+        }
+        let all = xfrm.policies().unwrap();
+        assert_eq!(all.len(), 5);
+        assert!(all.iter().all(|policy| policy.is_ours()), "{all:?}");
+    });
+}
+
+fn replaced_in_place() {
+    Space::new().run(|| {
+        let mut xfrm = Xfrm::open().unwrap();
+        xfrm.install_policy(&out(1)).unwrap();
+        let before = xfrm.policies().unwrap().remove(0);
+        let mut moved = out(2);
+        moved.priority += 7;
+        assert!(xfrm.install_policy(&moved).unwrap());
+        let after = xfrm.policies().unwrap();
+        assert_eq!(after.len(), 1);
+        assert!(after[0].matches(&moved));
+        assert_eq!(after[0].index, before.index);
+    });
+}
+
+fn others_policy_stays() {
+    let space = Space::new();
+    // Another selector mask order, priority and no template: it holds the selector all the same.
+    space.ip("xfrm policy add src 10.77.0.0/26 dst 10.77.1.0/26 dir out priority 5 action allow");
+    let before = space.ip("xfrm policy");
+    space.run(|| {
+        let mut xfrm = Xfrm::open().unwrap();
+        let error = xfrm.install_policy(&out(1)).unwrap_err();
+        let Error::OccupiedByOther { wanted, theirs } = &error else { panic!("{error}") };
+        assert_eq!(**wanted, out(1));
+        assert!(!theirs.is_ours() && theirs.priority == 5);
+        let (plan, errors) = xfrm.reconcile_policies(&[out(1)]).unwrap();
+        assert_eq!(plan.occupied.len(), 1);
+        assert!(matches!(errors.as_slice(), [Error::OccupiedByOther { .. }]), "{errors:?}");
+    });
+    assert_eq!(space.ip("xfrm policy"), before);
+}
+
+fn allow_is_told_by_its_index() {
+    let space = Space::new();
+    space.ip("xfrm policy add src 10.9.0.0/16 dst 0.0.0.0/0 dir fwd priority 20000 action allow");
+    space.run(|| {
+        let mut xfrm = Xfrm::open().unwrap();
+        let allow = Policy::allow(Direction::Fwd, selector("10.77.0.0/26", "0.0.0.0/0"));
+        xfrm.install_policy(&allow).unwrap();
+        let all = xfrm.policies().unwrap();
+        let (ours, theirs): (Vec<_>, Vec<_>) = all.into_iter().partition(|policy| policy.is_ours());
+        assert_eq!((ours.len(), theirs.len()), (1, 1));
+        assert!(ours[0].templates.is_empty() && (FIRST_INDEX..=LAST_INDEX).contains(&ours[0].index));
+    });
+}
+
+fn taken_index() {
+    let space = Space::new();
+    let allow = Policy::allow(Direction::Fwd, selector("10.77.0.0/26", "0.0.0.0/0"));
+    let index = space.run(move || {
+        let mut xfrm = Xfrm::open().unwrap();
+        xfrm.install_policy(&allow).unwrap();
+        let installed = xfrm.policies().unwrap().remove(0);
+        assert!(xfrm.delete_policy(&installed).unwrap());
+        installed.index
+    });
+    let squat = "tmpl src 192.0.2.1 dst 192.0.2.2 proto esp reqid 7 mode tunnel";
+    space.ip(&format!("xfrm policy add src 10.1.0.0/16 dst 10.2.0.0/16 dir fwd index {index} {squat}"));
+    for reconcile in [false, true] {
+        space.run(move || {
+            let mut xfrm = Xfrm::open().unwrap();
+            if reconcile {
+                assert!(xfrm.reconcile_policies(&[allow]).unwrap().1.is_empty());
+            } else {
+                assert!(xfrm.install_policy(&allow).unwrap());
+            }
+            let all = xfrm.policies().unwrap();
+            assert_eq!(all.len(), 2);
+            let ours = all.iter().find(|policy| policy.is_ours()).unwrap();
+            assert!(ours.matches(&allow) && ours.index != index);
+            assert!(xfrm.delete_policy(ours).unwrap());
+        });
+    }
+}
+
+fn protect_becomes_allow() {
+    let space = Space::new();
+    let wanted = out(1);
+    let index = space.run(move || {
+        let mut xfrm = Xfrm::open().unwrap();
+        xfrm.install_policy(&wanted).unwrap();
+        let installed = xfrm.policies().unwrap().remove(0);
+        xfrm.delete_policy(&installed).unwrap();
+        installed.index
+    });
+    // With its index taken, ours gets one from the kernel, which could not tell an allow.
+    let squat = "tmpl src 192.0.2.1 dst 192.0.2.2 proto esp reqid 7 mode tunnel";
+    space.ip(&format!("xfrm policy add src 10.1.0.0/16 dst 10.2.0.0/16 dir out index {index} {squat}"));
+    space.run(move || {
+        let mut xfrm = Xfrm::open().unwrap();
+        xfrm.install_policy(&wanted).unwrap();
+        let allow = Policy { action: Action::Allow, ..wanted };
+        let (plan, errors) = xfrm.reconcile_policies(&[allow]).unwrap();
+        assert!(errors.is_empty(), "{errors:?}");
+        assert_eq!(plan.changed.len(), 1);
+        assert!(xfrm.holders(&[allow]).unwrap()[0].as_ref().unwrap().matches(&allow));
+    });
+}
+
+fn deleting_takes_ours_only() {
+    let space = Space::new();
+    let installed = space.run(|| {
+        let mut xfrm = Xfrm::open().unwrap();
+        xfrm.install_policy(&out(1)).unwrap();
+        xfrm.policies().unwrap().remove(0)
+    });
+    // Another program replaces ours, which keeps its index.
+    space.ip("xfrm policy update src 10.77.0.0/26 dst 10.77.1.0/26 dir out \
+         tmpl src 192.0.2.1 dst 192.0.2.2 proto esp reqid 7 mode tunnel");
+    let before = space.ip("xfrm policy");
+    let stale = installed.clone();
+    space.run(move || {
+        let error = Xfrm::open().unwrap().delete_policy(&stale).unwrap_err();
+        assert!(matches!(error, Error::PolicyOfOther { .. }), "{error}");
+    });
+    assert_eq!(space.ip("xfrm policy"), before);
+    space.ip("xfrm policy flush");
+    space.run(move || assert!(!Xfrm::open().unwrap().delete_policy(&installed).unwrap()));
+}
+
+fn reconcile_repairs() {
+    let space = Space::new();
+    let desired: Vec<Policy> = (0..4)
+        .map(|n| {
+            let remote = format!("10.77.{}.0/24", n + 1);
+            let (here, there) = ("192.0.2.1".parse().unwrap(), "192.0.2.2".parse().unwrap());
+            Policy::protect_out(selector("10.77.0.0/24", &remote), Reqid::tunnel(n).unwrap(), here, there)
+        })
+        .collect();
+    let wanted = desired.clone();
+    space.run(move || assert_eq!(Xfrm::open().unwrap().reconcile_policies(&wanted).unwrap().0.missing.len(), 4));
+    space.ip("xfrm policy delete src 10.77.0.0/24 dst 10.77.1.0/24 dir out");
+    // Same tags, another priority: ours, changed.
+    space.ip(&format!(
+        "xfrm policy update src 10.77.0.0/24 dst 10.77.2.0/24 dir out priority 1 \
+         tmpl src 192.0.2.1 dst 192.0.2.2 proto esp reqid {} mode tunnel",
+        Reqid::tunnel(1).unwrap().raw()
+    ));
+    space.ip("xfrm policy add src 10.5.0.0/24 dst 10.6.0.0/24 dir out action block");
+    space.run(move || {
+        let mut xfrm = Xfrm::open().unwrap();
+        let fewer = &desired[..3];
+        let (plan, errors) = xfrm.reconcile_policies(fewer).unwrap();
+        assert!(errors.is_empty(), "{errors:?}");
+        assert_eq!(plan.missing, [desired[0]]);
+        assert_eq!(plan.changed.iter().map(|(policy, _)| *policy).collect::<Vec<_>>(), [desired[1]]);
+        assert_eq!(plan.stray.len(), 1);
+        assert!(plan.stray[0].matches(&desired[3]));
+        assert!(plan.occupied.is_empty());
+        let all = xfrm.policies().unwrap();
+        assert!(reconcile::policies(fewer, &all).is_empty());
+        assert_eq!(all.iter().filter(|policy| !policy.is_ours()).count(), 1);
+    });
+}
+
+fn thousands() {
+    Space::new().run(|| {
+        let mut xfrm = Xfrm::open().unwrap();
+        let mut desired = Vec::new();
+        for n in 0..1000u32 {
+            let segment = format!("10.{}.{}.0/26", n / 250, n % 250);
+            let reqid = Reqid::tunnel(n).unwrap();
+            let (here, there) = ("192.0.2.1".parse().unwrap(), "192.0.2.2".parse().unwrap());
+            desired.push(Policy::protect_out(selector("10.77.0.0/26", &segment), reqid, here, there));
+            desired.push(Policy::protect_in(Direction::In, selector(&segment, "10.77.0.0/26"), reqid));
+            desired.push(Policy::protect_in(Direction::Fwd, selector(&segment, "10.77.0.0/26"), reqid));
+            desired.push(Policy::allow(Direction::Fwd, selector(&segment, "10.78.0.0/26")));
+            desired.push(Policy::block(Direction::Out, selector(&segment, "10.79.0.0/26")));
+        }
+        let (plan, errors) = xfrm.reconcile_policies(&desired).unwrap();
+        assert_eq!((plan.missing.len(), errors.len()), (5000, 0), "{errors:?}");
+        assert!(xfrm.reconcile_policies(&desired).unwrap().0.is_empty());
+        let moved: Vec<Policy> =
+            desired.iter().map(|policy| Policy { priority: policy.priority + 1, ..*policy }).collect();
+        assert_eq!(xfrm.reconcile_policies(&moved).unwrap().0.changed.len(), 5000);
+        assert!(xfrm.reconcile_policies(&moved).unwrap().0.is_empty());
+        assert_eq!(xfrm.reconcile_policies(&[]).unwrap().0.stray.len(), 5000);
+        assert!(xfrm.policies().unwrap().is_empty());
+    });
+}
+
+fn two_at_once() {
+    let space = Space::new();
+    space.run(|| {
+        let namespace = std::fs::File::open("/proc/thread-self/ns/net").unwrap();
+        let desired: Vec<Policy> =
+            (0..200).map(|n| Policy::allow(Direction::In, selector(&format!("10.77.{n}.0/24"), "0.0.0.0/0"))).collect();
+        std::thread::scope(|scope| {
+            for _ in 0..2 {
+                scope.spawn(|| {
+                    use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+                    use std::os::fd::AsFd;
+                    move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network)).unwrap();
+                    let mut xfrm = Xfrm::open().unwrap();
+                    for policy in &desired {
+                        xfrm.install_policy(policy).unwrap();
+                    }
+                });
+            }
+        });
+        assert!(reconcile::policies(&desired, &Xfrm::open().unwrap().policies().unwrap()).is_empty());
+    });
+}
+
+fn socket_policies() {
+    Space::new().run(|| {
+        let v4 = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+        edge_xfrm::socket::bypass(&v4, false).unwrap();
+        let v6 = std::net::UdpSocket::bind("[::1]:0").unwrap();
+        edge_xfrm::socket::bypass(&v6, true).unwrap();
+        let mut xfrm = Xfrm::open().unwrap();
+        assert!(xfrm.policies().unwrap().is_empty());
+        assert!(xfrm.reconcile_policies(&[]).unwrap().0.is_empty());
+    });
+}
+
+fn marked_policies() {
+    let space = Space::new();
+    let template = format!("tmpl proto esp reqid {} mode tunnel", Reqid::BLOCK.raw());
+    let key = "src 10.77.0.0/26 dst 10.77.1.0/26 dir out";
+    space.ip(&format!("xfrm policy add {key} mark 5 mask 0xff {template}"));
+    space.ip(&format!("xfrm policy add {key} if_id 7 {template}"));
+    space.run(|| {
+        let mut xfrm = Xfrm::open().unwrap();
+        let (plan, errors) = xfrm.reconcile_policies(&[out(1)]).unwrap();
+        assert!(errors.is_empty(), "{errors:?}");
+        assert_eq!((plan.missing.len(), plan.stray.len(), plan.occupied.len()), (1, 0, 0));
+        assert_eq!(xfrm.policies().unwrap().len(), 3);
+    });
+}

@@ -1,0 +1,5 @@
+//! SAs.
+
+use crate::Test;
+
+pub(crate) const TESTS: &[Test] = &[];

@@ -1,0 +1,201 @@
+//! Network namespaces: a thread each, which vanish with it.
+
+use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::process::Command;
+use std::sync::mpsc::{Sender, channel};
+use std::time::Duration;
+
+use edge_xfrm::{Aead, Algorithm, Error, Replay, Reqid, SaDirection, SaParams, Xfrm};
+
+type Job = Box<dyn FnOnce() + Send>;
+
+/// A network namespace and the thread that lives in it.
+pub(crate) struct Space {
+    jobs: Sender<Job>,
+    thread: i32,
+}
+
+impl Space {
+    /// A new one, with `lo` up and packets forwarded.
+    pub(crate) fn new() -> Self {
+        let (jobs, todo) = channel::<Job>();
+        let (tell, told) = channel();
+        std::thread::spawn(move || {
+            enter_new_namespace();
+            tell.send(rustix::thread::gettid().as_raw_nonzero().get()).unwrap();
+            todo.into_iter().for_each(|job| job());
+        });
+        let space = Self { jobs, thread: told.recv().unwrap() };
+        space.ip("link set lo up");
+        space.run(|| {
+            std::fs::write("/proc/sys/net/ipv4/ip_forward", "1").unwrap();
+            // Only policies are to keep what is kept here.
+            for scope in ["all", "default"] {
+                std::fs::write(format!("/proc/sys/net/ipv4/conf/{scope}/rp_filter"), "0").unwrap();
+            }
+            if std::path::Path::new("/proc/sys/net/ipv6").exists() {
+                std::fs::write("/proc/sys/net/ipv6/conf/all/forwarding", "1").unwrap();
+            }
+        });
+        space
+    }
+
+    /// Runs a closure in the namespace; its panics are ours.
+    pub(crate) fn run<T: Send + 'static>(&self, job: impl FnOnce() -> T + Send + 'static) -> T {
+        let (tell, told) = channel();
+        let job = move || {
+            let _ = tell.send(std::panic::catch_unwind(std::panic::AssertUnwindSafe(job)));
+        };
+        self.jobs.send(Box::new(job)).unwrap();
+        told.recv().unwrap().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    }
+
+    /// `ip` with these words, which must succeed; what it wrote.
+    pub(crate) fn ip(&self, words: &str) -> String {
+        let words: Vec<String> = words.split_whitespace().map(str::to_owned).collect();
+        self.run(move || {
+            let output = Command::new("ip").args(&words).output().expect("iproute2 is there");
+            assert!(output.status.success(), "ip {}: {}", words.join(" "), String::from_utf8_lossy(&output.stderr));
+            String::from_utf8_lossy(&output.stdout).into_owned()
+        })
+    }
+
+    /// A cable to another namespace: `here` and `there` name its ends, each with an address and its prefix length.
+    pub(crate) fn wire(&self, here: (&str, &[&str]), other: &Space, there: (&str, &[&str])) {
+        self.ip(&format!("link add {} type veth peer name {} netns {}", here.0, there.0, other.thread));
+        for (space, (name, addresses)) in [(self, here), (other, there)] {
+            for address in addresses {
+                let family = if address.contains(':') { "nodad" } else { "" };
+                space.ip(&format!("addr add {address} dev {name} {family}"));
+            }
+            space.ip(&format!("link set {name} up"));
+        }
+    }
+
+    /// A UDP socket that listens in the namespace.
+    pub(crate) fn listen(&self, address: &str) -> UdpSocket {
+        let address: SocketAddr = address.parse().unwrap();
+        self.run(move || {
+            let socket = bind_freebind(address);
+            socket.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+            socket
+        })
+    }
+
+    /// Sends one datagram from an address of the namespace.
+    pub(crate) fn send(&self, from: &str, to: &str, text: &str) {
+        let (from, to): (IpAddr, SocketAddr) = (from.parse().unwrap(), to.parse().unwrap());
+        let text = text.to_owned();
+        self.run(move || {
+            // A block answers with an error; what counts is what arrives.
+            let _ = bind_freebind(SocketAddr::new(from, 0)).send_to(text.as_bytes(), to);
+        });
+    }
+
+    /// Packets that a device sent.
+    pub(crate) fn transmitted(&self, device: &'static str) -> u64 {
+        self.run(move || {
+            let text = std::fs::read_to_string("/proc/thread-self/net/dev").unwrap();
+            let line = text.lines().find_map(|line| line.trim().strip_prefix(device)?.strip_prefix(':')).unwrap();
+            line.split_whitespace().nth(9).unwrap().parse().unwrap()
+        })
+    }
+
+    /// Waits until a counter of `/proc/net/xfrm_stat` has a value; more than that is a failure.
+    pub(crate) fn await_counter(&self, name: &'static str, value: u64) {
+        self.await_value(name, value, |space| space.counter(name));
+    }
+
+    /// Waits until something has a value; more than that is a failure.
+    pub(crate) fn await_value(&self, what: &str, value: u64, read: impl Fn(&Space) -> u64) {
+        let deadline = std::time::Instant::now() + Duration::from_secs(20);
+        loop {
+            let seen = read(self);
+            assert!(seen <= value, "{what}: {seen}, {value} expected");
+            if seen == value {
+                return;
+            }
+            assert!(std::time::Instant::now() < deadline, "{what}: still {seen}, {value} expected");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    /// A counter of `/proc/net/xfrm_stat`.
+    pub(crate) fn counter(&self, name: &'static str) -> u64 {
+        self.run(move || edge_xfrm::stat::read().unwrap().get(name).copied().unwrap_or_default())
+    }
+}
+
+/// What arrives next, as text.
+pub(crate) fn receive(socket: &UdpSocket) -> String {
+    let mut buffer = [0; 64];
+    let length = socket.recv(&mut buffer).expect("a datagram arrives");
+    String::from_utf8_lossy(&buffer[..length]).into_owned()
+}
+
+/// Bound to an address whether or not the host has it.
+fn bind_freebind(from: SocketAddr) -> UdpSocket {
+    use rustix::net::{AddressFamily, SocketType, sockopt};
+    let family = if from.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
+    let socket = rustix::net::socket(family, SocketType::DGRAM, None).unwrap();
+    if from.is_ipv4() {
+        sockopt::set_ip_freebind(&socket, true).unwrap();
+    } else {
+        sockopt::set_ipv6_freebind(&socket, true).unwrap();
+    }
+    rustix::net::bind(&socket, &from).unwrap();
+    socket.into()
+}
+
+#[allow(unsafe_code)]
+fn enter_new_namespace() {
+    // SAFETY: unshare with this flag changes only the namespace of this thread, which shares no descriptor table assumptions with it.
+    let outcome = unsafe { libc::unshare(libc::CLONE_NEWNET) };
+    assert_eq!(outcome, 0, "unshare: {}", std::io::Error::last_os_error());
+}
+
+/// Why nothing can be tested here, if so.
+pub(crate) fn missing_root() -> Option<String> {
+    if !rustix::process::geteuid().is_root() {
+        return Some("not root".into());
+    }
+    let probe = std::thread::spawn(|| {
+        // SAFETY: as in `enter_new_namespace`.
+        #[allow(unsafe_code)]
+        let outcome = unsafe { libc::unshare(libc::CLONE_NEWNET) };
+        if outcome != 0 {
+            return Some(format!("no network namespace: {}", std::io::Error::last_os_error()));
+        }
+        Xfrm::open().and_then(|mut xfrm| xfrm.policies()).err().map(|error| error.to_string())
+    });
+    probe.join().unwrap()
+}
+
+/// Why SAs cannot be tested here, if so.
+pub(crate) fn missing_esp() -> Option<String> {
+    let probe = || match Xfrm::open().unwrap().add_sa(&sa(SaDirection::Out, "192.0.2.1", "192.0.2.2", 0x100, 0)) {
+        Ok(()) => None,
+        Err(error @ Error::Unsupported { .. }) => Some(error.to_string()),
+        Err(error) => panic!("{error}"),
+    };
+    Space::new().run(probe)
+}
+
+/// The key of every SA of these tests.
+pub(crate) const KEY: [u8; 20] = *b"sixteen bytes+salt!!";
+
+/// A plain SA of tunnel `n`: AES-128-GCM, no encapsulation, no ESN, no selector.
+pub(crate) fn sa(direction: SaDirection, source: &str, destination: &str, spi: u32, n: u32) -> SaParams {
+    SaParams {
+        direction,
+        source: source.parse().unwrap(),
+        destination: destination.parse().unwrap(),
+        spi,
+        reqid: Reqid::tunnel(n).unwrap(),
+        aead: Aead::new(Algorithm::Aes128Gcm16, &KEY).unwrap(),
+        encap: None,
+        replay: Replay::PLAIN,
+        selector: None,
+        limits: Default::default(),
+    }
+}
