@@ -128,6 +128,94 @@ pub struct NodeInfo {
     pub certificate_not_after: i64,
 }
 
+/// `PATCH /v1/nodes/{node}/labels`, for the operator: a JSON merge patch (RFC 7396); `null` removes a label.
+pub type LabelsPatch = std::collections::BTreeMap<String, Option<String>>;
+
+/// `POST /v1/tokens`, for the operator.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TokenRequest {
+    /// Role of the nodes that join with it.
+    pub role: Role,
+    /// The only name that may join with it; this name may then also be one that is registered already.
+    #[serde(default)]
+    pub node: Option<NodeName>,
+    /// Seconds until it is refused.
+    pub ttl_seconds: u64,
+    /// How many nodes may join with it.
+    pub uses: u32,
+}
+
+/// Answer to [`TokenRequest`]: the only time that the token is shown.
+#[derive(Clone, Serialize, Deserialize)]
+pub struct TokenCreated {
+    /// The token's text ([`crate::token`]).
+    pub token: String,
+    /// What is kept of it.
+    #[serde(flatten)]
+    pub info: TokenInfo,
+}
+
+impl std::fmt::Debug for TokenCreated {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("TokenCreated").field("token", &"<secret>").field("info", &self.info).finish()
+    }
+}
+
+/// A row of `GET /v1/tokens`, for the operator.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TokenInfo {
+    /// Names it.
+    pub id: String,
+    /// Role of the nodes that join with it.
+    pub role: Role,
+    /// The only name that may join with it.
+    pub node: Option<NodeName>,
+    /// How many nodes may join with it.
+    pub uses: u32,
+    /// Nodes that joined with it.
+    pub used_by: Vec<NodeName>,
+    /// When it was made, seconds since 1970-01-01 UTC.
+    pub created_at: i64,
+    /// From when on it is refused, seconds since 1970-01-01 UTC.
+    pub expires_at: i64,
+}
+
+/// A row of `GET /v1/segments`, for the operator.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SegmentInfo {
+    /// The segment.
+    pub segment: IpNetwork,
+    /// Who holds it, or held it last.
+    pub node: NodeName,
+    /// Whether it is held, in quarantine, or free to be granted again.
+    pub state: SegmentState,
+    /// When it was granted, seconds since 1970-01-01 UTC.
+    pub granted_at: i64,
+    /// End of its quarantine, seconds since 1970-01-01 UTC.
+    pub quarantined_until: Option<i64>,
+}
+
+/// What may be done with a segment that has a row.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum SegmentState {
+    /// A node holds it.
+    Held,
+    /// Released, and given to nobody until its quarantine is over.
+    Quarantined,
+    /// Released, and next to be granted.
+    Free,
+}
+
+/// A row of `GET /v1/communities`, for the operator.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CommunityInfo {
+    /// Its name.
+    pub name: crate::name::Community,
+    /// Its members.
+    pub members: Vec<NodeName>,
+}
+
 /// RFC 9457 problem document.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
 #[error("{title}: {detail}")]
