@@ -1,0 +1,59 @@
+//! What comes in: a JSON body within bounds of size and time, and names in the path.
+
+use std::time::Duration;
+
+use axum::extract::{FromRequest, FromRequestParts, Path, Request};
+use axum::http::{header, request::Parts};
+use edge_types::NodeName;
+use http_body_util::{BodyExt, LengthLimitError, Limited};
+use serde::de::DeserializeOwned;
+
+use crate::refusal::Refusal;
+
+/// Largest body of a request, bytes. The largest real ones are certificate requests of about 1 KiB.
+const LIMIT: usize = 64 * 1024;
+/// Time for a body to arrive.
+const TIMEOUT: Duration = Duration::from_secs(15);
+
+/// A JSON body.
+pub(super) struct Json<T>(pub(super) T);
+
+impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Json<T> {
+    type Rejection = Refusal;
+
+    async fn from_request(request: Request, _: &S) -> Result<Self, Refusal> {
+        let declared = request.headers().get(header::CONTENT_TYPE).map(|value| value.to_str().unwrap_or("unreadable"));
+        if let Some(other) = declared.filter(|value| value.split(';').next().map(str::trim) != Some("application/json"))
+        {
+            return Err(Refusal::MediaType(other.into()));
+        }
+        let body = Limited::new(request.into_body(), LIMIT).collect();
+        let body = tokio::time::timeout(TIMEOUT, body).await.map_err(|_| Refusal::TooSlow(TIMEOUT.as_secs()))?;
+        let bytes = body
+            .map_err(|error| {
+                if error.is::<LengthLimitError>() {
+                    Refusal::TooLarge(LIMIT)
+                } else {
+                    Refusal::BadJson(error.to_string())
+                }
+            })?
+            .to_bytes();
+        serde_json::from_slice(&bytes).map(Json).map_err(|error| match error.classify() {
+            serde_json::error::Category::Data => Refusal::BadValue(error.to_string()),
+            _ => Refusal::BadJson(error.to_string()),
+        })
+    }
+}
+
+/// The `{node}` of the path.
+pub(super) struct Node(pub(super) NodeName);
+
+impl<S: Send + Sync> FromRequestParts<S> for Node {
+    type Rejection = Refusal;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Refusal> {
+        let Path(text) =
+            Path::<String>::from_request_parts(parts, state).await.map_err(|e| Refusal::BadValue(e.body_text()))?;
+        text.parse().map(Node).map_err(|e: edge_types::NameError| Refusal::BadValue(e.to_string()))
+    }
+}

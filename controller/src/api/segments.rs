@@ -1,0 +1,104 @@
+//! A node's segments: applying for more, and listing them.
+
+use axum::extract::State;
+use edge_types::NodeName;
+use edge_types::api::{Family, SegmentRequest, SegmentResponse};
+
+use super::App;
+use super::body::{Json, Node};
+use super::caller::Caller;
+use crate::clock::Seconds;
+use crate::refusal::Refusal;
+use crate::segments::{Policy, Row};
+use crate::state::{Change, State as Rows};
+use crate::views;
+
+/// Longest request id, bytes.
+const LONGEST_ID: usize = 128;
+
+pub(super) async fn list(
+    State(app): State<App>,
+    caller: Caller,
+    Node(node): Node,
+) -> Result<axum::Json<SegmentResponse>, Refusal> {
+    let view = app.registry.read().await;
+    caller.may_see(&view, &node, app.registry.clock.now())?;
+    Ok(axum::Json(SegmentResponse { segments: views::segments(view.state(), &node) }))
+}
+
+pub(super) async fn apply(
+    State(app): State<App>,
+    caller: Caller,
+    Node(node): Node,
+    Json(request): Json<SegmentRequest>,
+) -> Result<axum::Json<SegmentResponse>, Refusal> {
+    app.is(&caller, &node).await?;
+    let SegmentRequest { request_id, mut families } = request;
+    if request_id.is_empty() || request_id.len() > LONGEST_ID {
+        return Err(Refusal::BadValue(format!(
+            "request_id has {} bytes; expected 1 to {LONGEST_ID}",
+            request_id.len()
+        )));
+    }
+    families.sort_unstable();
+    families.dedup();
+    if families.is_empty() {
+        return Err(Refusal::BadValue("families is empty; ask for \"ipv4\", \"ipv6\" or both".into()));
+    }
+    let (policy, now) = (app.policy.clone(), app.registry.clock.now());
+    let segments = app
+        .registry
+        .change(move |state| {
+            state.node(&node).ok_or_else(|| Refusal::Deregistered(node.clone()))?;
+            let earlier = state.ledger().held_by(&node).into_iter().filter(|row| row.request_id == request_id);
+            let earlier: Vec<_> = earlier.map(|row| row.network).collect();
+            if !earlier.is_empty() {
+                let mut granted: Vec<Family> = earlier.iter().map(Family::of).collect();
+                granted.sort_unstable();
+                let same = granted == families;
+                return if same { Ok((earlier, Vec::new())) } else { Err(Refusal::RequestIdReused(request_id)) };
+            }
+            let changes = grants(state, &policy, &node, &families, &request_id, now)?;
+            let granted = changes.iter().filter_map(|change| match change {
+                Change::ClaimSegment(row) => Some(row.network),
+                _ => None,
+            });
+            let granted: Vec<_> = granted.collect();
+            tracing::info!(%node, ?granted, request_id, "segments granted");
+            Ok((granted, changes))
+        })
+        .await?;
+    Ok(axum::Json(SegmentResponse { segments }))
+}
+
+/// Chooses one segment for each entry of `families`: all of them or none.
+pub(super) fn grants(
+    state: &mut Rows,
+    policy: &Policy,
+    node: &NodeName,
+    families: &[Family],
+    request_id: &str,
+    now: Seconds,
+) -> Result<Vec<Change>, Refusal> {
+    let mut chosen = Vec::new();
+    for family in families {
+        let name = match family {
+            Family::V4 => "IPv4",
+            Family::V6 => "IPv6",
+        };
+        if policy.ranges(*family).next().is_none() {
+            return Err(Refusal::NoSuchFamily(name));
+        }
+        let held = state.ledger().held_by(node).iter().filter(|row| Family::of(&row.network) == *family).count();
+        if held >= policy.max_per_node as usize {
+            return Err(Refusal::TooMany { node: node.clone(), held, family: name });
+        }
+        chosen.push(state.ledger_mut().grant(policy, *family, &chosen, now)?);
+    }
+    let row = |network| {
+        let (node, request_id) = (node.clone(), request_id.to_owned());
+        Change::ClaimSegment(Row { network, node, request_id, granted_at: now, released_at: None })
+    };
+    let dropped = chosen.iter().flat_map(|grant| &grant.replaces).map(|old| Change::DeleteSegment(*old));
+    Ok(dropped.chain(chosen.iter().map(|grant| row(grant.network))).collect())
+}

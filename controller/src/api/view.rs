@@ -1,0 +1,109 @@
+//! A node's view: once, or as a stream of lines for as long as it likes.
+
+use std::convert::Infallible;
+use std::time::Duration;
+
+use axum::body::Body;
+use axum::extract::{Query, State};
+use axum::http::header;
+use axum::response::{IntoResponse, Response};
+use edge_types::NodeName;
+use edge_types::api::ViewEvent;
+use hyper::body::Bytes;
+use serde::Deserialize;
+use tokio::sync::{mpsc, watch};
+
+use super::App;
+use super::body::Node;
+use super::caller::Caller;
+use crate::refusal::Refusal;
+
+/// A reader that does not take a line within this time is cut off.
+const SLOWEST_READER: Duration = Duration::from_secs(20);
+
+#[derive(Deserialize)]
+pub(super) struct Parameters {
+    #[serde(default)]
+    watch: bool,
+}
+
+pub(super) async fn view(
+    State(app): State<App>,
+    caller: Caller,
+    Node(node): Node,
+    parameters: Result<Query<Parameters>, axum::extract::rejection::QueryRejection>,
+) -> Result<Response, Refusal> {
+    let Query(parameters) = parameters.map_err(|e| Refusal::BadValue(e.body_text()))?;
+    let view = app.registry.read().await;
+    caller.may_see(&view, &node, app.registry.clock.now())?;
+    let missing = || Refusal::NoSuchNode(node.clone());
+    if !parameters.watch {
+        let version = view.version(&node).ok_or_else(missing)?;
+        return Ok(axum::Json(app.common.view(view.state(), &node, version).ok_or_else(missing)?).into_response());
+    }
+    let mut changes = view.watch(&node).ok_or_else(missing)?;
+    drop(view);
+    // The first view is a change like any other.
+    changes.mark_changed();
+    // One line waits at most. What changes meanwhile is joined into one later view.
+    let (lines, taken) = mpsc::channel(1);
+    tokio::spawn(push(app, caller, node, changes, lines));
+    let body = futures_util::stream::unfold(taken, async |mut taken| {
+        taken.recv().await.map(|line: Bytes| (Ok::<_, Infallible>(line), taken))
+    });
+    Ok(([(header::CONTENT_TYPE, "application/x-ndjson")], Body::from_stream(body)).into_response())
+}
+
+/// Writes lines until the reader leaves, the server stops, or the node may no longer read.
+async fn push(app: App, caller: Caller, node: NodeName, mut changes: watch::Receiver<u64>, lines: mpsc::Sender<Bytes>) {
+    let mut heartbeat = tokio::time::interval(app.config.heartbeat());
+    heartbeat.reset();
+    loop {
+        let changed = tokio::select! {
+            () = app.stopping.cancelled() => return,
+            () = lines.closed() => return,
+            changed = changes.changed() => match changed {
+                Ok(()) => true,
+                Err(_) => {
+                    tracing::info!(%node, "view stream ended: the node was deregistered");
+                    return;
+                }
+            },
+            _ = heartbeat.tick() => false,
+        };
+        let event = match next(&app, &caller, &node, &mut changes, changed).await {
+            Ok(event) => event,
+            Err(refusal) => {
+                tracing::info!(%node, "view stream ended: {refusal}");
+                return;
+            }
+        };
+        // Views and versions always serialise.
+        let mut line = serde_json::to_vec(&event).unwrap_or_default();
+        line.push(b'\n');
+        heartbeat.reset();
+        if let Err(mpsc::error::SendTimeoutError::Timeout(_)) = lines.send_timeout(line.into(), SLOWEST_READER).await {
+            tracing::warn!(%node, "cut off: it did not read its view for {} s", SLOWEST_READER.as_secs());
+            caller.connection.cancel();
+            return;
+        }
+    }
+}
+
+async fn next(
+    app: &App,
+    caller: &Caller,
+    node: &NodeName,
+    changes: &mut watch::Receiver<u64>,
+    changed: bool,
+) -> Result<ViewEvent, Refusal> {
+    let view = app.registry.read().await;
+    caller.may_see(&view, node, app.registry.clock.now())?;
+    // Nothing is published while we look: this version is of this state.
+    let version = *changes.borrow_and_update();
+    if !changed {
+        return Ok(ViewEvent::Heartbeat { version });
+    }
+    let view = app.common.view(view.state(), node, version).ok_or_else(|| Refusal::NoSuchNode(node.clone()))?;
+    Ok(ViewEvent::View { view: Box::new(view) })
+}

@@ -1,0 +1,65 @@
+//! HTTP/1.1 over the admin socket.
+
+use std::path::PathBuf;
+
+use anyhow::{Context, bail};
+use axum::http::{Method, Request, header};
+use edge_types::api::Problem;
+use http_body_util::{BodyExt, Full};
+use hyper::body::Bytes;
+use hyper_util::rt::TokioIo;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use tokio::net::UnixStream;
+
+pub(super) struct Client {
+    socket: PathBuf,
+}
+
+impl Client {
+    pub(super) fn new(socket: PathBuf) -> Self {
+        Self { socket }
+    }
+
+    /// Asks, and reads the answer's JSON. A refusal comes as [`Problem`].
+    pub(super) async fn ask<T: DeserializeOwned>(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<&impl Serialize>,
+    ) -> anyhow::Result<T> {
+        let body = self.send(method, path, body).await?;
+        // An empty answer stands for "nothing", which JSON writes as null.
+        let body = if body.is_empty() { Bytes::from_static(b"null") } else { body };
+        serde_json::from_slice(&body).context("the server's answer cannot be read; are both of one release?")
+    }
+
+    async fn send(&self, method: Method, path: &str, body: Option<&impl Serialize>) -> anyhow::Result<Bytes> {
+        let stream = UnixStream::connect(&self.socket).await.with_context(|| {
+            format!(
+                "no edge-controller answers on {}: is it running on this machine (edge-controller run), with this admin_socket, \
+                 and may you open the socket (it is its owner's alone)?",
+                self.socket.display()
+            )
+        })?;
+        let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
+        tokio::spawn(connection);
+        let body = body.map(serde_json::to_vec).transpose()?.unwrap_or_default();
+        let request = Request::builder()
+            .method(method)
+            .uri(path)
+            .header(header::HOST, "edge-controller")
+            .header(header::CONTENT_TYPE, "application/json")
+            .body(Full::new(Bytes::from(body)))?;
+        let response = sender.send_request(request).await.context("the server went away")?;
+        let status = response.status();
+        let body = response.into_body().collect().await.context("the server went away")?.to_bytes();
+        if status.is_success() {
+            return Ok(body);
+        }
+        match serde_json::from_slice::<Problem>(&body) {
+            Ok(problem) => Err(problem.into()),
+            Err(_) => bail!("the server answered {status}"),
+        }
+    }
+}

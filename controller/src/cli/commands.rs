@@ -1,0 +1,213 @@
+//! What each of the operator's commands asks the server, and how it shows the answer.
+
+use anyhow::{Context, bail};
+use axum::http::Method;
+use edge_types::api::{
+    CommunityInfo, LabelsPatch, NodeInfo, SegmentInfo, SegmentState, TokenCreated, TokenInfo, TokenRequest,
+};
+use edge_types::{EndpointSource, NodeName};
+use serde::Serialize;
+
+use super::client::Client;
+use super::table::{list, print};
+use super::{Command, CommunityCommand, NodeCommand, SegmentCommand, TokenCommand};
+use crate::clock::rfc3339;
+
+const NOTHING: Option<&()> = None;
+
+pub(super) async fn carry_out(client: &Client, json: bool, command: Command) -> anyhow::Result<()> {
+    match command {
+        Command::Run { .. } => bail!("run is not asked of a server"),
+        Command::Node(NodeCommand::List) => {
+            let nodes: Vec<NodeInfo> = client.ask(Method::GET, "/v1/nodes", NOTHING).await?;
+            if json { show_json(&nodes) } else { show_nodes(&nodes) }
+        }
+        Command::Node(NodeCommand::Show { node }) => {
+            let nodes: Vec<NodeInfo> = client.ask(Method::GET, "/v1/nodes", NOTHING).await?;
+            let info = nodes.into_iter().find(|info| info.name == node);
+            let info = info.ok_or_else(|| crate::refusal::Refusal::NoSuchNode(node).problem())?;
+            if json { show_json(&info) } else { show_node(&info) }
+        }
+        Command::Node(NodeCommand::Label { node, labels }) => {
+            let patch = labels.iter().map(|text| label(text)).collect::<anyhow::Result<LabelsPatch>>()?;
+            let path = format!("/v1/nodes/{node}/labels");
+            let info: NodeInfo = client.ask(Method::PATCH, &path, Some(&patch)).await?;
+            if json { show_json(&info) } else { show_node(&info) }
+        }
+        Command::Node(NodeCommand::Deregister { node }) => deregister(client, json, &node).await,
+        Command::Segment(SegmentCommand::List) => {
+            let segments: Vec<SegmentInfo> = client.ask(Method::GET, "/v1/segments", NOTHING).await?;
+            if json { show_json(&segments) } else { show_segments(&segments) }
+        }
+        Command::Community(CommunityCommand::List) => {
+            let communities: Vec<CommunityInfo> = client.ask(Method::GET, "/v1/communities", NOTHING).await?;
+            if json { show_json(&communities) } else { show_communities(&communities) }
+        }
+        Command::Token(TokenCommand::Create { role, node, ttl, uses }) => {
+            let request = TokenRequest { role, node, ttl_seconds: ttl, uses };
+            let created: TokenCreated = client.ask(Method::POST, "/v1/tokens", Some(&request)).await?;
+            if json {
+                return show_json(&created);
+            }
+            // The token alone on standard output, so that it can be piped into a file.
+            println!("{}", created.token);
+            let info = created.info;
+            let whom = info.node.map_or_else(|| format!("{} node(s)", info.uses), |node| format!("node {node}"));
+            eprintln!("token {}: lets {whom} join as {role} until {}", info.id, rfc3339(info.expires_at));
+            Ok(())
+        }
+        Command::Token(TokenCommand::List) => {
+            let tokens: Vec<TokenInfo> = client.ask(Method::GET, "/v1/tokens", NOTHING).await?;
+            if json { show_json(&tokens) } else { show_tokens(&tokens) }
+        }
+        Command::Token(TokenCommand::Delete { id }) => {
+            if !id.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_')) || id.is_empty() {
+                return Err(crate::refusal::Refusal::NoSuchToken(id).problem().into());
+            }
+            client.ask(Method::DELETE, &format!("/v1/tokens/{id}"), NOTHING).await
+        }
+    }
+}
+
+async fn deregister(client: &Client, json: bool, node: &NodeName) -> anyhow::Result<()> {
+    let released: Vec<SegmentInfo> = client.ask(Method::DELETE, &format!("/v1/nodes/{node}"), NOTHING).await?;
+    if json {
+        return show_json(&released);
+    }
+    println!("node {node} is deregistered; its certificate is refused from now on");
+    if released.is_empty() { Ok(()) } else { show_segments(&released) }
+}
+
+/// Reads `24h` and the like as seconds.
+pub(super) fn duration(text: &str) -> Result<u64, String> {
+    let (number, unit) = text.split_at(text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len()));
+    let seconds = match unit {
+        "s" | "" => 1,
+        "m" => 60,
+        "h" => 3600,
+        "d" => 24 * 3600,
+        _ => return Err(format!("{unit:?} is none of s, m, h, d")),
+    };
+    let number: u64 = number.parse().map_err(|_| "it does not begin with a number".to_owned())?;
+    number.checked_mul(seconds).ok_or_else(|| "it is too long".to_owned())
+}
+
+/// Reads `key=value` or `key-`.
+fn label(text: &str) -> anyhow::Result<(String, Option<String>)> {
+    if let Some((key, value)) = text.split_once('=') {
+        return Ok((key.into(), Some(value.into())));
+    }
+    let key = text.strip_suffix('-').with_context(|| format!("{text:?} is neither KEY=VALUE nor KEY-"))?;
+    Ok((key.into(), None))
+}
+
+fn show_json(value: &impl Serialize) -> anyhow::Result<()> {
+    println!("{}", serde_json::to_string_pretty(value)?);
+    Ok(())
+}
+
+fn show_nodes(nodes: &[NodeInfo]) -> anyhow::Result<()> {
+    print(
+        ["NAME", "ROLE", "CONNECTED", "COMMUNITIES", "SEGMENTS", "ENDPOINTS"],
+        nodes.iter().map(|node| {
+            [
+                node.name.to_string(),
+                node.role.to_string(),
+                yes(node.connected),
+                list(&node.communities),
+                list(&node.segments),
+                list(node.endpoints.iter().map(|endpoint| endpoint.address)),
+            ]
+        }),
+    );
+    Ok(())
+}
+
+fn show_node(node: &NodeInfo) -> anyhow::Result<()> {
+    let endpoint = |endpoint: &edge_types::Endpoint| {
+        let source = match endpoint.source {
+            EndpointSource::Configured => "configured",
+            EndpointSource::Reported => "reported",
+            EndpointSource::Observed => "observed",
+        };
+        format!("{} ({source})", endpoint.address)
+    };
+    let row = |name: &str, value: String| [name.to_owned(), value];
+    print(
+        ["NODE", node.name.as_str()],
+        [
+            row("role", node.role.to_string()),
+            row("connected", yes(node.connected)),
+            row("labels", list(node.labels.iter().map(|(key, value)| format!("{key}={value}")))),
+            row("communities", list(&node.communities)),
+            row("segments", list(&node.segments)),
+            row("endpoints", list(node.endpoints.iter().map(endpoint))),
+            row("certificate until", rfc3339(node.certificate_not_after)),
+        ],
+    );
+    Ok(())
+}
+
+fn show_segments(segments: &[SegmentInfo]) -> anyhow::Result<()> {
+    print(
+        ["SEGMENT", "NODE", "STATE", "GRANTED"],
+        segments.iter().map(|row| {
+            let state = match (row.state, row.quarantined_until) {
+                (SegmentState::Quarantined, Some(end)) => format!("quarantined until {}", rfc3339(end)),
+                (SegmentState::Quarantined, None) => "quarantined".into(),
+                (SegmentState::Held, _) => "held".into(),
+                (SegmentState::Free, _) => "free".into(),
+            };
+            [row.segment.to_string(), row.node.to_string(), state, rfc3339(row.granted_at)]
+        }),
+    );
+    Ok(())
+}
+
+fn show_communities(communities: &[CommunityInfo]) -> anyhow::Result<()> {
+    print(["COMMUNITY", "MEMBERS"], communities.iter().map(|row| [row.name.to_string(), list(&row.members)]));
+    Ok(())
+}
+
+fn show_tokens(tokens: &[TokenInfo]) -> anyhow::Result<()> {
+    print(
+        ["ID", "ROLE", "NODE", "USED", "EXPIRES", "USED BY"],
+        tokens.iter().map(|token| {
+            [
+                token.id.clone(),
+                token.role.to_string(),
+                list(&token.node),
+                format!("{}/{}", token.used_by.len(), token.uses),
+                rfc3339(token.expires_at),
+                list(&token.used_by),
+            ]
+        }),
+    );
+    Ok(())
+}
+
+fn yes(it: bool) -> String {
+    if it { "yes" } else { "no" }.into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn durations_and_labels_are_read_as_written() {
+        assert_eq!(duration("24h"), Ok(86_400));
+        assert_eq!(duration("90"), Ok(90));
+        for bad in ["", "h", "1w", "1.5h", "-1h", "99999999999999999999d", "18446744073709551615d"] {
+            assert!(duration(bad).is_err(), "{bad}");
+        }
+        assert_eq!(label("a/b=c=d").unwrap(), ("a/b".into(), Some("c=d".into())));
+        assert_eq!(label("a/b-").unwrap(), ("a/b".into(), None));
+        assert!(label("a").is_err());
+    }
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        <super::super::Cli as clap::CommandFactory>::command().debug_assert();
+    }
+}

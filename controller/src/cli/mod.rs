@@ -1,0 +1,199 @@
+//! The command line: the server, and the operator's commands that reach it by the admin socket.
+//!
+//! - [`client`]: HTTP over the socket.
+//! - [`commands`]: what each command asks and shows.
+
+mod client;
+mod commands;
+mod table;
+
+use std::io::IsTerminal;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use edge_types::{NodeName, Role};
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::clock::Clock;
+use crate::config::{ADMIN_SOCKET, Config};
+use crate::server::Server;
+
+/// Exit code of a command that the server refused.
+const REFUSED: u8 = 1;
+/// Exit code of a command that did not reach the server, and of a server that could not start.
+const UNREACHABLE: u8 = 3;
+
+/// Hands out segments and certificates to edge nodes, and tells each whom it may talk to.
+///
+/// Run the server on the cloud's side, make a join token for each new node, and put nodes into communities by label:
+///
+///   edge-controller run --config /etc/edge-controller/controller.toml
+///   edge-controller token create --role hub --node cloud-1
+///   edge-controller token create --role edge --ttl 1h
+///   edge-controller node label edge-a1 fabedge/edge-community=alpha
+///
+/// Exit codes: 0 done, 1 refused by the server, 2 wrong usage, 3 the server is not running or could not start.
+#[derive(Parser)]
+#[command(name = "edge-controller", version, max_term_width = 100, verbatim_doc_comment)]
+struct Cli {
+    /// Admin socket of the running server.
+    #[arg(long, global = true, default_value = ADMIN_SOCKET, env = "EDGE_CONTROLLER_SOCKET", value_name = "PATH")]
+    socket: PathBuf,
+    /// Print JSON, for scripts, instead of tables.
+    #[arg(long, global = true)]
+    json: bool,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run the server in the foreground, until SIGTERM or Ctrl-C. Logs go to standard error; RUST_LOG sets their level.
+    Run {
+        /// The configuration file (TOML); a full example is in docs/configuration.md.
+        #[arg(long, value_name = "FILE")]
+        config: PathBuf,
+        /// Log as JSON, one object a line.
+        #[arg(long)]
+        log_json: bool,
+    },
+    /// Nodes: list, show, label, deregister.
+    #[command(subcommand)]
+    Node(NodeCommand),
+    /// Segments: who holds which.
+    #[command(subcommand)]
+    Segment(SegmentCommand),
+    /// Communities: who is a member of which.
+    #[command(subcommand)]
+    Community(CommunityCommand),
+    /// Join tokens: create, list, delete.
+    #[command(subcommand)]
+    Token(TokenCommand),
+}
+
+#[derive(Subcommand)]
+enum NodeCommand {
+    /// List all registered nodes.
+    #[command(visible_alias = "ls")]
+    List,
+    /// Show one node in full.
+    Show {
+        /// The node.
+        node: NodeName,
+    },
+    /// Set labels (key=value) or remove them (key-).
+    ///
+    /// The labels fabedge/edge-community and bocloud.com/edge-community put a node into communities; '_' separates several:
+    ///
+    ///   edge-controller node label edge-a1 fabedge/edge-community=alpha_beta
+    ///   edge-controller node label edge-a1 fabedge/edge-community-
+    #[command(verbatim_doc_comment)]
+    Label {
+        /// The node.
+        node: NodeName,
+        /// key=value to set, key- to remove.
+        #[arg(required = true, value_name = "KEY=VALUE|KEY-")]
+        labels: Vec<String>,
+    },
+    /// Take a node out of the network: its certificate is refused at once, its segments are given to others after the quarantine.
+    Deregister {
+        /// The node.
+        node: NodeName,
+    },
+}
+
+#[derive(Subcommand)]
+enum SegmentCommand {
+    /// List all segments that were ever granted: held, in quarantine, or free again.
+    #[command(visible_alias = "ls")]
+    List,
+}
+
+#[derive(Subcommand)]
+enum CommunityCommand {
+    /// List all communities with their members.
+    #[command(visible_alias = "ls")]
+    List,
+}
+
+#[derive(Subcommand)]
+enum TokenCommand {
+    /// Make a join token and print it on standard output: the only time that it is shown.
+    ///
+    /// A machine that lost its disk comes back under its name with a token bound to that name (--node).
+    Create {
+        /// What the node will be: edge, hub or cloud. The node cannot choose.
+        #[arg(long)]
+        role: Role,
+        /// The only name that may join with it.
+        #[arg(long, value_name = "NAME")]
+        node: Option<NodeName>,
+        /// How long it may be used: a number and s, m, h or d.
+        #[arg(long, default_value = "24h", value_parser = commands::duration, value_name = "TIME")]
+        ttl: u64,
+        /// How many nodes may join with it.
+        #[arg(long, default_value_t = 1, value_name = "N")]
+        uses: u32,
+    },
+    /// List tokens, without their secrets.
+    #[command(visible_alias = "ls")]
+    List,
+    /// Delete a token: nobody joins with it any more. Nodes that did stay.
+    Delete {
+        /// The token's id, as in the list.
+        id: String,
+    },
+}
+
+/// Runs the program.
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let runtime = match tokio::runtime::Runtime::new() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            eprintln!("edge-controller: cannot start: {error}");
+            return ExitCode::from(UNREACHABLE);
+        }
+    };
+    runtime.block_on(async {
+        let outcome = match cli.command {
+            Command::Run { config, log_json } => run(config, log_json).await.map_err(|e| (UNREACHABLE, e)),
+            command => commands::carry_out(&client::Client::new(cli.socket), cli.json, command).await.map_err(|e| {
+                let code = if e.is::<edge_types::api::Problem>() { REFUSED } else { UNREACHABLE };
+                (code, e)
+            }),
+        };
+        match outcome {
+            Ok(()) => ExitCode::SUCCESS,
+            Err((code, error)) => {
+                eprintln!("edge-controller: {error:#}");
+                ExitCode::from(code)
+            }
+        }
+    })
+}
+
+async fn run(path: PathBuf, log_json: bool) -> anyhow::Result<()> {
+    let filter = tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "info".into());
+    let logs = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_ansi(std::io::stderr().is_terminal())
+        .with_writer(std::io::stderr);
+    if log_json {
+        logs.json().init()
+    } else {
+        logs.init()
+    }
+    let config = Config::load(&path)?;
+    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    let server = Server::start(config, Clock::system()).await?;
+    tracing::info!(addresses = ?server.addresses, version = env!("CARGO_PKG_VERSION"), "serving");
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    tracing::info!("stopping");
+    server.stop().await;
+    Ok(())
+}

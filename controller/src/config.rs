@@ -1,0 +1,286 @@
+//! The configuration file of `edge-controller run`, TOML. Unknown keys are refused. The full example stands in `docs/configuration.md`.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use edge_types::view::SegmentPrefix;
+use edge_types::{IpNetwork, NodeName};
+use serde::Deserialize;
+
+use crate::segments::{Policy, overlap};
+
+/// Where the operator's commands find the server, unless told otherwise.
+pub const ADMIN_SOCKET: &str = "/run/edge-controller/admin.sock";
+
+/// Port on which nodes reach the controller, unless configured otherwise.
+pub const PORT: u16 = 8443;
+
+/// The whole file.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// Addresses on which nodes are served.
+    #[serde(default = "default_listen")]
+    pub listen: Vec<SocketAddr>,
+    /// Folder of the CA and the store.
+    #[serde(default = "default_state_dir")]
+    pub state_dir: PathBuf,
+    /// Unix socket of the operator's commands.
+    #[serde(default = "default_admin_socket")]
+    pub admin_socket: PathBuf,
+    /// Names and addresses under which nodes reach this controller; its certificate holds them.
+    pub server_names: Vec<String>,
+    /// Seconds between heartbeats on a view stream.
+    #[serde(default = "default_heartbeat")]
+    pub heartbeat_seconds: u64,
+    /// Where segments come from.
+    pub segments: Segments,
+    /// How long certificates live.
+    #[serde(default)]
+    pub certificates: Certificates,
+    /// Cloud networks (pods and services of the cloud's own CNI) that every hub fronts.
+    #[serde(default)]
+    pub networks: Vec<IpNetwork>,
+    /// What differs for single hubs, by node name.
+    #[serde(default)]
+    pub hub: BTreeMap<NodeName, Hub>,
+}
+
+/// `[segments]`
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Segments {
+    /// Ranges from which segments are cut.
+    pub cluster_ranges: Vec<IpNetwork>,
+    /// Prefix length of an IPv4 segment.
+    #[serde(default = "default_v4_prefix")]
+    pub v4_prefix: u8,
+    /// Prefix length of an IPv6 segment.
+    #[serde(default = "default_v6_prefix")]
+    pub v6_prefix: u8,
+    /// Parts of the ranges that are never handed out.
+    #[serde(default)]
+    pub reserved: Vec<IpNetwork>,
+    /// Segments of each configured family that an edge gets when it joins, before it asks.
+    #[serde(default = "default_min")]
+    pub min_per_node: u32,
+    /// Most segments of one family that a node may hold.
+    #[serde(default = "default_max")]
+    pub max_per_node: u32,
+    /// Seconds for which a released segment is given to nobody.
+    #[serde(default = "default_quarantine")]
+    pub quarantine_seconds: u64,
+}
+
+/// `[certificates]`
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Certificates {
+    /// Days for which a node's certificate holds: for so long a site works without the cloud.
+    pub node_days: u32,
+    /// Days for which the controller's own certificate holds; it is renewed in place.
+    pub server_days: u32,
+}
+
+/// `[hub.NAME]`
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Hub {
+    /// Cloud networks that this hub fronts, instead of `networks` above.
+    pub networks: Option<Vec<IpNetwork>>,
+    /// Where this hub is found, before what it reports: a port forwarded to it, for example.
+    #[serde(default)]
+    pub endpoints: Vec<SocketAddr>,
+}
+
+impl Default for Certificates {
+    fn default() -> Self {
+        Self { node_days: 7, server_days: 30 }
+    }
+}
+
+fn default_listen() -> Vec<SocketAddr> {
+    vec![SocketAddr::new(IpAddr::V6(Ipv6Addr::UNSPECIFIED), PORT)]
+}
+fn default_state_dir() -> PathBuf {
+    "/var/lib/edge-controller".into()
+}
+fn default_admin_socket() -> PathBuf {
+    ADMIN_SOCKET.into()
+}
+fn default_heartbeat() -> u64 {
+    5
+}
+fn default_v4_prefix() -> u8 {
+    SegmentPrefix::default().v4
+}
+fn default_v6_prefix() -> u8 {
+    SegmentPrefix::default().v6
+}
+fn default_min() -> u32 {
+    1
+}
+fn default_max() -> u32 {
+    64
+}
+fn default_quarantine() -> u64 {
+    600
+}
+
+/// Why a configuration cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file cannot be read.
+    #[error("cannot read the configuration {path}: {source}")]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The file is not TOML of this shape.
+    #[error("{path}: {source}")]
+    Syntax {
+        /// The file.
+        path: PathBuf,
+        /// Where and why.
+        source: Box<toml::de::Error>,
+    },
+    /// A value makes no sense.
+    #[error("{path}: {key}: {why}")]
+    Value {
+        /// The file.
+        path: PathBuf,
+        /// The key that holds it.
+        key: &'static str,
+        /// What is wrong and what is expected.
+        why: String,
+    },
+}
+
+impl Config {
+    /// Reads and checks a file.
+    pub fn load(path: &Path) -> Result<Self, ConfigError> {
+        let text = std::fs::read_to_string(path).map_err(|source| ConfigError::Read { path: path.into(), source })?;
+        let config: Self =
+            toml::from_str(&text).map_err(|e| ConfigError::Syntax { path: path.into(), source: Box::new(e) })?;
+        match config.check() {
+            Ok(()) => Ok(config),
+            Err((key, why)) => Err(ConfigError::Value { path: path.into(), key, why }),
+        }
+    }
+
+    fn check(&self) -> Result<(), (&'static str, String)> {
+        if self.listen.is_empty() {
+            return Err(("listen", "at least one address is needed".into()));
+        }
+        if self.server_names.is_empty() {
+            return Err(("server_names", "name what the agents' `url` will hold, as DNS name or IP address".into()));
+        }
+        for name in &self.server_names {
+            if rustls_pki_types::ServerName::try_from(name.as_str()).is_err() {
+                return Err(("server_names", format!("{name:?} is neither a DNS name nor an IP address")));
+            }
+        }
+        if self.heartbeat_seconds == 0 || self.heartbeat_seconds > 300 {
+            return Err(("heartbeat_seconds", format!("{} is not within 1 to 300", self.heartbeat_seconds)));
+        }
+        for (key, days) in [("node_days", self.certificates.node_days), ("server_days", self.certificates.server_days)]
+        {
+            if days == 0 || days > 825 {
+                return Err((key, format!("{days} is not within 1 to 825 days")));
+            }
+        }
+        self.segment_policy().check()?;
+        let fronted = self.hub.values().filter_map(|hub| hub.networks.as_ref()).flatten().chain(&self.networks);
+        for network in fronted {
+            if network.ip() != network.network() {
+                return Err(("networks", format!("{network} has bits set beyond its prefix")));
+            }
+            if let Some(range) = self.segments.cluster_ranges.iter().find(|range| overlap(range, network)) {
+                return Err(("networks", format!("{network} overlaps the cluster range {range}, which is the edges'")));
+            }
+        }
+        Ok(())
+    }
+
+    /// How segments are cut.
+    pub fn segment_policy(&self) -> Policy {
+        Policy {
+            ranges: self.segments.cluster_ranges.clone(),
+            reserved: self.segments.reserved.clone(),
+            prefix: SegmentPrefix { v4: self.segments.v4_prefix, v6: self.segments.v6_prefix },
+            max_per_node: self.segments.max_per_node,
+            quarantine: self.segments.quarantine_seconds.min(i64::MAX as u64) as i64,
+        }
+    }
+
+    /// Time between heartbeats on a view stream.
+    pub fn heartbeat(&self) -> Duration {
+        Duration::from_secs(self.heartbeat_seconds)
+    }
+
+    /// Networks that a hub fronts.
+    pub fn networks_of(&self, hub: &NodeName) -> &[IpNetwork] {
+        self.hub.get(hub).and_then(|hub| hub.networks.as_deref()).unwrap_or(&self.networks)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SMALLEST: &str = "server_names = [\"cloud\"]\n[segments]\ncluster_ranges = [\"10.77.0.0/16\"]\n";
+
+    fn load(text: &str) -> Result<Config, String> {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("controller.toml");
+        std::fs::write(&path, text).unwrap();
+        Config::load(&path).map_err(|e| e.to_string())
+    }
+
+    #[test]
+    fn the_smallest_file_gets_defaults() {
+        let config = load(SMALLEST).unwrap();
+        assert_eq!(config.listen, ["[::]:8443".parse().unwrap()]);
+        assert_eq!(config.segments.v4_prefix, 26);
+    }
+
+    #[test]
+    fn unknown_keys_are_refused_by_name() {
+        let error = load(&format!("quarantine = 3\n{SMALLEST}")).unwrap_err();
+        assert!(error.contains("quarantine"), "{error}");
+    }
+
+    #[test]
+    fn values_that_make_no_sense_are_refused_with_their_key() {
+        for (bad, key) in [
+            ("server_names = []\n[segments]\ncluster_ranges = [\"10.0.0.0/8\"]", "server_names"),
+            ("server_names = [\"a b\"]\n[segments]\ncluster_ranges = [\"10.0.0.0/8\"]", "server_names"),
+            ("server_names = [\"a\"]\n[segments]\ncluster_ranges = []", "cluster_ranges"),
+            ("server_names = [\"a\"]\n[segments]\ncluster_ranges = [\"10.77.0.1/16\"]", "cluster_ranges"),
+            ("server_names = [\"a\"]\n[segments]\ncluster_ranges = [\"10.77.0.0/28\"]", "v4_prefix"),
+            (
+                "server_names = [\"a\"]\n[segments]\ncluster_ranges = [\"10.0.0.0/8\", \"10.1.0.0/16\"]",
+                "cluster_ranges",
+            ),
+            (
+                "server_names = [\"a\"]\nnetworks = [\"10.77.1.0/24\"]\n[segments]\ncluster_ranges = [\"10.77.0.0/16\"]",
+                "networks",
+            ),
+        ] {
+            let error = load(bad).unwrap_err();
+            assert!(error.contains(key), "{bad}: {error}");
+        }
+    }
+
+    #[test]
+    fn the_documented_example_is_accepted() {
+        let document = include_str!("../../docs/configuration.md");
+        let section = document.split("## edge-controller").nth(1).expect("a section for edge-controller");
+        let example = section.split("```toml").nth(1).and_then(|rest| rest.split("```").next()).expect("an example");
+        load(example).unwrap();
+    }
+}

@@ -1,0 +1,20 @@
+//! `edge-controller`: hands out segments and certificates, records who is a member of what, and tells every node its view.
+//!
+//! Data flows one way: [`server`] accepts connections and knows who calls; [`api`] turns requests into plans ([`tokens`], [`segments`],
+//! [`ca`]) that [`registry`] commits to the [`store`] and applies to its [`state`]; [`views`] are computed from the state and pushed.
+//! [`cli`] is the operator's side of the same API.
+#![forbid(unsafe_code)]
+
+pub mod api;
+pub mod ca;
+pub mod cli;
+pub mod clock;
+pub mod config;
+pub mod refusal;
+pub mod registry;
+pub mod segments;
+pub mod server;
+pub mod state;
+pub mod store;
+pub mod tokens;
+pub mod views;

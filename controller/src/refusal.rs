@@ -1,0 +1,216 @@
+//! Why a request is not carried out, in the operator's words, and as an RFC 9457 problem document.
+
+use edge_types::NodeName;
+use edge_types::api::Problem;
+use edge_types::name::NameError;
+
+use crate::segments::Exhausted;
+use crate::store::StoreError;
+
+/// A refused request. Nothing of it has been carried out.
+#[derive(Debug, thiserror::Error)]
+pub enum Refusal {
+    /// The body is not JSON.
+    #[error("the body is not JSON: {0}")]
+    BadJson(String),
+    /// The body is JSON of another shape, or a value in it makes no sense.
+    #[error("{0}")]
+    BadValue(String),
+    /// The body is too large.
+    #[error("the body is larger than the {0} bytes that this request may have")]
+    TooLarge(usize),
+    /// The body did not come in time.
+    #[error("the body did not arrive within {0} seconds")]
+    TooSlow(u64),
+    /// The body is declared to be something else.
+    #[error("the content type is {0:?}; expected application/json")]
+    MediaType(String),
+    /// There is no such path.
+    #[error("there is nothing at {0}; the API is described in docs/controller.md")]
+    NoSuchPath(String),
+    /// The path is there, the method is not.
+    #[error("{method} is not possible at {path}; the header Allow says what is")]
+    Method {
+        /// What came.
+        method: String,
+        /// Where.
+        path: String,
+    },
+    /// The request needs a client certificate.
+    #[error(
+        "this needs a node's certificate; join first (POST /v1/join with a token), then present the certificate in TLS"
+    )]
+    NoCertificate,
+    /// The certificate is from our CA and yet not a node's.
+    #[error("the certificate does not name a node: {0}")]
+    NotANode(String),
+    /// The certificate is of another node.
+    #[error("the certificate is of node {caller}, which may not act for {node}")]
+    ForeignNode {
+        /// Whose certificate it is.
+        caller: NodeName,
+        /// For whom it was used.
+        node: NodeName,
+    },
+    /// The node was deregistered.
+    #[error(
+        "node {0} is not registered: it was deregistered, and its certificate is refused; to bring it back, join with a new token"
+    )]
+    Deregistered(NodeName),
+    /// The node is registered, with another certificate.
+    #[error(
+        "node {0} is registered with another certificate: this one was replaced, by a renewal or by a new join under the same name; \
+         if the machine lost its certificate, join with a token bound to its name (edge-controller token create --node {0})"
+    )]
+    Superseded(NodeName),
+    /// The certificate has expired since the connection was made.
+    #[error(
+        "the certificate of node {0} has expired; renew it before its end, or join again with a token bound to its name"
+    )]
+    CertificateExpired(NodeName),
+    /// Only for the operator.
+    #[error("this is for the operator, by the controller's admin socket")]
+    OperatorOnly,
+    /// Only for nodes.
+    #[error("this is for the node itself, over TLS with its certificate")]
+    NodeOnly,
+    /// No such node.
+    #[error("no node {0} is registered; `edge-controller node list` shows those that are")]
+    NoSuchNode(NodeName),
+    /// No such token.
+    #[error("there is no token {0:?}; `edge-controller token list` shows those that are")]
+    NoSuchToken(String),
+    /// The token is unknown, or its secret is wrong: which, is not said.
+    #[error(
+        "the join token is not known here: it was deleted, was made by another controller, or is mistyped; ask the operator for a new one"
+    )]
+    TokenUnknown,
+    /// The token is too old.
+    #[error("join token {id} expired at {at}; ask the operator for a new one")]
+    TokenExpired {
+        /// The token.
+        id: String,
+        /// When.
+        at: String,
+    },
+    /// The token was used up.
+    #[error("join token {id} has been used {uses} of {uses} times; ask the operator for a new one")]
+    TokenUsed {
+        /// The token.
+        id: String,
+        /// How often it may be used.
+        uses: u32,
+    },
+    /// The token is for another node.
+    #[error(
+        "join token {id} is for node {bound}, not for {node}; ask the operator for one that names this node or none"
+    )]
+    TokenOfAnother {
+        /// The token.
+        id: String,
+        /// For whom it is.
+        bound: NodeName,
+        /// Who came.
+        node: NodeName,
+    },
+    /// The name is taken.
+    #[error(
+        "a node {0} is registered already, with another key; choose another name, or, if this is that machine with its disk lost, join \
+         with a token bound to the name (edge-controller token create --node {0})"
+    )]
+    NameTaken(NodeName),
+    /// The name belongs to a node of another role.
+    #[error(
+        "node {node} is registered as {registered}, and the token is for a {token}; deregister it first if its role shall change"
+    )]
+    RoleChange {
+        /// The node.
+        node: NodeName,
+        /// Its role.
+        registered: edge_types::Role,
+        /// The token's role.
+        token: edge_types::Role,
+    },
+    /// The certificate request cannot be granted.
+    #[error("the certificate request is refused: {0}")]
+    BadRequest(String),
+    /// No segment is left.
+    #[error(transparent)]
+    Exhausted(#[from] Exhausted),
+    /// The node holds as many as it may.
+    #[error("node {node} holds {held} {family} segments, the most that max_per_node allows")]
+    TooMany {
+        /// The node.
+        node: NodeName,
+        /// How many it holds.
+        held: usize,
+        /// Of which family.
+        family: &'static str,
+    },
+    /// There is no range of this family.
+    #[error("no cluster range is {0}; the operator sets cluster_ranges")]
+    NoSuchFamily(&'static str),
+    /// A request id came again with another content.
+    #[error("request id {0:?} was used for other families; a new application needs a new id")]
+    RequestIdReused(String),
+    /// A label cannot be.
+    #[error(transparent)]
+    Label(#[from] NameError),
+    /// The store failed.
+    #[error("{0}; nothing was changed, try again")]
+    Store(String),
+    /// A defect of this program.
+    #[error("{0}")]
+    Internal(String),
+}
+
+impl From<StoreError> for Refusal {
+    fn from(error: StoreError) -> Self {
+        Refusal::Store(error.to_string())
+    }
+}
+
+impl Refusal {
+    /// HTTP status, the kind's name below `/problems/`, and its title.
+    fn kind(&self) -> (u16, &'static str, &'static str) {
+        match self {
+            Refusal::BadJson(_) => (400, "bad-json", "The body is not JSON"),
+            Refusal::BadValue(_) => (422, "bad-value", "The body cannot be understood"),
+            Refusal::TooLarge(_) => (413, "body-too-large", "The body is too large"),
+            Refusal::TooSlow(_) => (408, "body-too-slow", "The body did not arrive in time"),
+            Refusal::MediaType(_) => (415, "media-type", "The body is not declared as JSON"),
+            Refusal::NoSuchPath(_) => (404, "no-such-path", "There is nothing here"),
+            Refusal::Method { .. } => (405, "method-not-allowed", "The method is not possible here"),
+            Refusal::NoCertificate => (401, "certificate-required", "A node's certificate is required"),
+            Refusal::NotANode(_) => (403, "not-a-node", "The certificate does not name a node"),
+            Refusal::ForeignNode { .. } => (403, "foreign-node", "The certificate is of another node"),
+            Refusal::Deregistered(_) => (403, "node-deregistered", "The node is not registered"),
+            Refusal::Superseded(_) => (403, "certificate-superseded", "The certificate was replaced"),
+            Refusal::CertificateExpired(_) => (403, "certificate-expired", "The certificate has expired"),
+            Refusal::OperatorOnly => (403, "operator-only", "Only the operator may do this"),
+            Refusal::NodeOnly => (403, "node-only", "Only the node itself may do this"),
+            Refusal::NoSuchNode(_) => (404, "no-such-node", "The node is not registered"),
+            Refusal::NoSuchToken(_) => (404, "no-such-token", "There is no such token"),
+            Refusal::TokenUnknown => (403, "token-unknown", "The join token is not known"),
+            Refusal::TokenExpired { .. } => (403, "token-expired", "The join token has expired"),
+            Refusal::TokenUsed { .. } => (409, "token-used", "The join token is used up"),
+            Refusal::TokenOfAnother { .. } => (403, "token-of-another", "The join token is for another node"),
+            Refusal::NameTaken(_) => (409, "name-taken", "The name belongs to another node"),
+            Refusal::RoleChange { .. } => (409, "role-change", "The node is registered with another role"),
+            Refusal::BadRequest(_) => (422, "bad-certificate-request", "The certificate request is refused"),
+            Refusal::Exhausted(_) => (409, "range-exhausted", "No segment is left"),
+            Refusal::TooMany { .. } => (409, "too-many-segments", "The node holds as many segments as it may"),
+            Refusal::NoSuchFamily(_) => (409, "no-such-family", "There is no range of this family"),
+            Refusal::RequestIdReused(_) => (409, "request-id-reused", "The request id was used for something else"),
+            Refusal::Label(_) => (422, "bad-label", "The label cannot be used"),
+            Refusal::Store(_) => (503, "store-failed", "The store failed"),
+            Refusal::Internal(_) => (500, "internal", "The controller has a defect"),
+        }
+    }
+
+    /// As a problem document.
+    pub fn problem(&self) -> Problem {
+        let (status, kind, title) = self.kind();
+        Problem { kind: format!("/problems/{kind}"), title: title.into(), status, detail: self.to_string() }
+    }
+}

@@ -1,0 +1,375 @@
+//! Who holds which segment.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use edge_types::api::Family;
+use edge_types::{IpNetwork, NodeName};
+use serde::{Deserialize, Serialize};
+
+use super::policy::Policy;
+use super::range::{Place, bounds, network_at, size};
+use crate::clock::{Seconds, rfc3339};
+
+/// Holders named in full when a range is exhausted.
+const NAMED_HOLDERS: usize = 10;
+
+/// One grant: kept after its release, until the segment is granted again.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Row {
+    /// The segment.
+    pub network: IpNetwork,
+    /// Who holds it, or held it last.
+    pub node: NodeName,
+    /// The application that it answers.
+    pub request_id: String,
+    /// When it was granted.
+    pub granted_at: Seconds,
+    /// When it was released; `None` while it is held.
+    #[serde(default)]
+    pub released_at: Option<Seconds>,
+}
+
+/// What [`Ledger::grant`] decided.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Grant {
+    /// The segment.
+    pub network: IpNetwork,
+    /// Released rows of another size in whose place it stands; they are dropped with the grant.
+    pub replaces: Vec<IpNetwork>,
+}
+
+/// No segment is left, and who has them.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("no {family} segment (/{prefix}) is left in {ranges}: {holders}; widen cluster_ranges or deregister nodes that are gone",
+    family = match family { Family::V4 => "IPv4", Family::V6 => "IPv6" })]
+pub struct Exhausted {
+    /// The family.
+    pub family: Family,
+    /// Size of a segment.
+    pub prefix: u8,
+    /// The ranges, for the reader.
+    pub ranges: String,
+    /// Who holds how many, for the reader.
+    pub holders: String,
+}
+
+/// All rows, by place.
+#[derive(Debug, Default, Clone)]
+pub struct Ledger {
+    rows: BTreeMap<Place, Row>,
+    held: BTreeMap<NodeName, BTreeSet<Place>>,
+    released: BTreeSet<Place>,
+    /// Below this place in a range nothing was free when last looked. Only saves time: before giving up, all is looked at.
+    searched: BTreeMap<Place, u128>,
+}
+
+impl Ledger {
+    /// All rows, held and released, in address order.
+    pub fn rows(&self) -> impl Iterator<Item = &Row> {
+        self.rows.values()
+    }
+
+    /// Rows that a node holds, oldest grant first.
+    pub fn held_by(&self, node: &NodeName) -> Vec<&Row> {
+        let mut rows: Vec<&Row> =
+            self.held.get(node).into_iter().flatten().filter_map(|at| self.rows.get(at)).collect();
+        rows.sort_by_key(|row| row.granted_at);
+        rows
+    }
+
+    /// Chooses the next segment of a family, clear of those `chosen` already and not yet recorded. Changes nothing but what it remembers of
+    /// its search.
+    pub fn grant(
+        &mut self,
+        policy: &Policy,
+        family: Family,
+        chosen: &[Grant],
+        now: Seconds,
+    ) -> Result<Grant, Exhausted> {
+        let again = self.released.iter().filter(|(of, _)| *of == family).find_map(|place| {
+            let row = self.rows.get(place)?;
+            let clear = !chosen.iter().any(|grant| super::overlap(&grant.network, &row.network));
+            (clear && is_free(row, policy, now) && policy.allows(&row.network)).then_some(row.network)
+        });
+        if let Some(network) = again {
+            return Ok(Grant { network, replaces: Vec::new() });
+        }
+        for from_start in [false, true] {
+            for range in policy.ranges(family) {
+                let (start, last) = bounds(range);
+                let from = if from_start { start.1 } else { *self.searched.get(&start).unwrap_or(&start.1) };
+                let found = self.first_free(policy, (family, from), last, chosen, now);
+                let reached = found.as_ref().map_or(last, |grant| bounds(&grant.network).0.1);
+                self.searched.insert(start, reached);
+                if let Some(grant) = found {
+                    return Ok(grant);
+                }
+            }
+        }
+        Err(self.exhausted(policy, family, now))
+    }
+
+    /// Records a grant.
+    pub fn insert(&mut self, row: Row) {
+        let (place, _) = bounds(&row.network);
+        self.remove(&row.network);
+        if row.released_at.is_some() {
+            self.released.insert(place);
+        } else {
+            self.held.entry(row.node.clone()).or_default().insert(place);
+        }
+        self.rows.insert(place, row);
+    }
+
+    /// Forgets a row.
+    pub fn remove(&mut self, network: &IpNetwork) {
+        let (place, _) = bounds(network);
+        let Some(old) = self.rows.remove(&place) else { return };
+        self.released.remove(&place);
+        if let Some(held) = self.held.get_mut(&old.node) {
+            held.remove(&place);
+            if held.is_empty() {
+                self.held.remove(&old.node);
+            }
+        }
+    }
+
+    /// The first place between `from` and `last` where a segment stands free, skipping what is taken or reserved in one step each.
+    fn first_free(&self, policy: &Policy, from: Place, last: u128, chosen: &[Grant], now: Seconds) -> Option<Grant> {
+        let (family, prefix) = (from.0, policy.prefix(from.0));
+        let step = size(family, prefix);
+        let mut at = from.1;
+        while at <= last {
+            let network = network_at((family, at), prefix)?;
+            let end = at + (step - 1);
+            let reserved = policy.reserved.iter().chain(chosen.iter().map(|grant| &grant.network));
+            let reserved = reserved.filter(|r| super::overlap(r, &network)).map(|r| bounds(r).1).max();
+            let mut replaces = Vec::new();
+            let mut taken = None;
+            for row in self.overlapping(family, at, end) {
+                if is_free(row, policy, now) {
+                    replaces.push(row.network);
+                } else {
+                    taken = taken.max(Some(bounds(&row.network).1));
+                }
+            }
+            match reserved.max(taken) {
+                None => return Some(Grant { network, replaces }),
+                // To the next multiple of the segment's size behind what is in the way.
+                Some(obstacle) => at = (obstacle.max(end) | (step - 1)).checked_add(1)?,
+            }
+        }
+        None
+    }
+
+    /// Rows that share an address with `first..=last`. Rows do not overlap each other, so only one can begin before.
+    fn overlapping(&self, family: Family, first: u128, last: u128) -> impl Iterator<Item = &Row> {
+        let before = self.rows.range(..(family, first)).next_back();
+        let before = before.filter(|(place, row)| place.0 == family && bounds(&row.network).1 >= first);
+        before.into_iter().chain(self.rows.range((family, first)..=(family, last))).map(|(_, row)| row)
+    }
+
+    fn exhausted(&self, policy: &Policy, family: Family, now: Seconds) -> Exhausted {
+        let mut holders: Vec<(usize, &NodeName)> = self
+            .held
+            .iter()
+            .map(|(node, places)| (places.iter().filter(|place| place.0 == family).count(), node))
+            .filter(|(count, _)| *count > 0)
+            .collect();
+        holders.sort_by(|a, b| b.0.cmp(&a.0).then(a.1.cmp(b.1)));
+        let mut said: Vec<String> =
+            holders.iter().take(NAMED_HOLDERS).map(|(count, node)| format!("{node} holds {count}")).collect();
+        if holders.len() > NAMED_HOLDERS {
+            let rest: usize = holders[NAMED_HOLDERS..].iter().map(|(count, _)| count).sum();
+            said.push(format!("{} more nodes hold {rest}", holders.len() - NAMED_HOLDERS));
+        }
+        let ends = self.released.iter().filter(|place| place.0 == family).filter_map(|place| {
+            let row = self.rows.get(place)?;
+            (!is_free(row, policy, now)).then(|| row.released_at.unwrap_or(now).saturating_add(policy.quarantine))
+        });
+        let ends: Vec<Seconds> = ends.collect();
+        if let Some(first) = ends.iter().min() {
+            said.push(format!("{} in quarantine, the first until {}", ends.len(), rfc3339(*first)));
+        }
+        if said.is_empty() {
+            said.push("nobody holds one: everything is reserved".into());
+        }
+        Exhausted {
+            family,
+            prefix: policy.prefix(family),
+            ranges: policy.ranges(family).map(ToString::to_string).collect::<Vec<_>>().join(", "),
+            holders: said.join(", "),
+        }
+    }
+}
+
+/// Whether a row stands in nobody's way: released, and its quarantine is over.
+fn is_free(row: &Row, policy: &Policy, now: Seconds) -> bool {
+    row.released_at.is_some_and(|released| now >= released.saturating_add(policy.quarantine))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use edge_types::view::SegmentPrefix;
+    use proptest::prelude::*;
+
+    fn policy() -> Policy {
+        Policy {
+            ranges: vec!["10.77.0.0/24".parse().unwrap(), "fd77::/118".parse().unwrap()],
+            reserved: vec!["10.77.0.70/32".parse().unwrap()],
+            prefix: SegmentPrefix { v4: 27, v6: 120 },
+            max_per_node: 64,
+            quarantine: 100,
+        }
+    }
+
+    fn take(
+        ledger: &mut Ledger,
+        policy: &Policy,
+        node: &str,
+        family: Family,
+        now: i64,
+    ) -> Result<IpNetwork, Exhausted> {
+        let grant = ledger.grant(policy, family, &[], now)?;
+        for old in &grant.replaces {
+            ledger.remove(old);
+        }
+        let node = node.parse().unwrap();
+        ledger.insert(Row {
+            network: grant.network,
+            node,
+            request_id: String::new(),
+            granted_at: now,
+            released_at: None,
+        });
+        Ok(grant.network)
+    }
+
+    fn release(ledger: &mut Ledger, network: IpNetwork, now: i64) {
+        let mut row = ledger.rows().find(|row| row.network == network).unwrap().clone();
+        row.released_at = Some(now);
+        ledger.insert(row);
+    }
+
+    #[test]
+    fn segments_are_cut_lowest_first_around_what_is_reserved() {
+        let (mut ledger, policy) = (Ledger::default(), policy());
+        let got: Vec<String> =
+            (0..3).map(|_| take(&mut ledger, &policy, "a", Family::V4, 0).unwrap().to_string()).collect();
+        assert_eq!(got, ["10.77.0.0/27", "10.77.0.32/27", "10.77.0.96/27"]);
+    }
+
+    #[test]
+    fn a_released_segment_waits_out_its_quarantine_and_then_goes_first() {
+        let (mut ledger, policy) = (Ledger::default(), policy());
+        let first = take(&mut ledger, &policy, "a", Family::V4, 0).unwrap();
+        let second = take(&mut ledger, &policy, "b", Family::V4, 0).unwrap();
+        release(&mut ledger, second, 10);
+        assert_ne!(take(&mut ledger, &policy, "c", Family::V4, 109).unwrap(), second);
+        assert_eq!(take(&mut ledger, &policy, "c", Family::V4, 110).unwrap(), second);
+        assert_eq!(ledger.held_by(&"a".parse().unwrap())[0].network, first);
+    }
+
+    #[test]
+    fn exhaustion_says_who_holds_what_and_when_quarantines_end() {
+        let (mut ledger, policy) = (Ledger::default(), policy());
+        for node in ["a", "b", "b"] {
+            take(&mut ledger, &policy, node, Family::V6, 0).unwrap();
+        }
+        let gone = take(&mut ledger, &policy, "c", Family::V6, 0).unwrap();
+        release(&mut ledger, gone, 1_793_491_200);
+        let error = take(&mut ledger, &policy, "d", Family::V6, 1_793_491_201).unwrap_err().to_string();
+        assert!(error.contains("b holds 2, a holds 1"), "{error}");
+        assert!(error.contains("1 in quarantine, the first until 2026-11-01T00:01:40Z"), "{error}");
+    }
+
+    #[test]
+    fn after_the_prefix_length_changed_old_rows_are_kept_clear_of_and_released_ones_make_room() {
+        let (mut ledger, mut policy) = (Ledger::default(), policy());
+        let held = take(&mut ledger, &policy, "a", Family::V4, 0).unwrap();
+        let gone = take(&mut ledger, &policy, "b", Family::V4, 0).unwrap();
+        policy.prefix.v4 = 28;
+        release(&mut ledger, gone, 0);
+        let early = take(&mut ledger, &policy, "c", Family::V4, 1).unwrap();
+        assert!(!super::super::overlap(&early, &held) && !super::super::overlap(&early, &gone));
+        while let Ok(next) = take(&mut ledger, &policy, "c", Family::V4, 1) {
+            assert!(!super::super::overlap(&next, &gone));
+        }
+        assert_eq!(take(&mut ledger, &policy, "d", Family::V4, 100).unwrap().to_string(), "10.77.0.32/28");
+        assert_eq!(take(&mut ledger, &policy, "d", Family::V4, 100).unwrap().to_string(), "10.77.0.48/28");
+        take(&mut ledger, &policy, "d", Family::V4, 100).unwrap_err();
+    }
+
+    #[derive(Debug, Clone)]
+    enum Step {
+        Grant(u8, bool),
+        Release(u8),
+        Wait(u16),
+        Resize(u8, u8),
+        Reload,
+    }
+
+    fn step() -> impl Strategy<Value = Step> {
+        prop_oneof![
+            4 => (0..5u8, any::<bool>()).prop_map(|(node, v6)| Step::Grant(node, v6)),
+            2 => any::<u8>().prop_map(Step::Release),
+            1 => (0..200u16).prop_map(Step::Wait),
+            1 => (25..30u8, 119..123u8).prop_map(|(v4, v6)| Step::Resize(v4, v6)),
+            1 => Just(Step::Reload),
+        ]
+    }
+
+    proptest! {
+        /// Against a model that knows only the list of rows: what is granted overlaps nothing held, nothing in quarantine and nothing
+        /// reserved, lies in a range; and a refusal is never given while a place is free.
+        #[test]
+        fn no_history_makes_two_segments_overlap(steps in proptest::collection::vec(step(), 1..120)) {
+            let (mut ledger, mut policy, mut now) = (Ledger::default(), policy(), 0i64);
+            for step in steps {
+                match step {
+                    Step::Grant(node, v6) => {
+                        let family = if v6 { Family::V6 } else { Family::V4 };
+                        let blocked: Vec<IpNetwork> = ledger.rows()
+                            .filter(|row| row.released_at.is_none_or(|at| now < at + policy.quarantine))
+                            .map(|row| row.network).chain(policy.reserved.iter().copied()).collect();
+                        let free = |network: &IpNetwork| !blocked.iter().any(|other| super::super::overlap(network, other));
+                        match take(&mut ledger, &policy, &format!("n{node}"), family, now) {
+                            Ok(network) => {
+                                prop_assert!(free(&network), "{network} is taken");
+                                prop_assert!(policy.allows(&network));
+                            }
+                            Err(_) => for range in policy.ranges(family) {
+                                let ((_, first), last) = bounds(range);
+                                let step = size(family, policy.prefix(family));
+                                let mut at = first;
+                                while at <= last {
+                                    let network = network_at((family, at), policy.prefix(family)).unwrap();
+                                    prop_assert!(!free(&network), "{network} was free");
+                                    at += step;
+                                }
+                            }
+                        }
+                    }
+                    Step::Release(which) => {
+                        let held: Vec<IpNetwork> = ledger.rows().filter(|r| r.released_at.is_none()).map(|r| r.network).collect();
+                        if !held.is_empty() {
+                            release(&mut ledger, held[usize::from(which) % held.len()], now);
+                        }
+                    }
+                    Step::Wait(seconds) => now += i64::from(seconds),
+                    Step::Resize(v4, v6) => policy.prefix = SegmentPrefix { v4, v6 },
+                    Step::Reload => {
+                        let rows: Vec<Row> = ledger.rows().cloned().collect();
+                        ledger = Ledger::default();
+                        rows.into_iter().for_each(|row| ledger.insert(row));
+                    }
+                }
+                let rows: Vec<&Row> = ledger.rows().collect();
+                for (index, row) in rows.iter().enumerate() {
+                    prop_assert!(rows[index + 1..].iter().all(|other| !super::super::overlap(&row.network, &other.network)));
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,85 @@
+//! From which ranges segments are cut, how large, how many a node may hold.
+
+use edge_types::IpNetwork;
+use edge_types::api::Family;
+use edge_types::view::SegmentPrefix;
+
+use super::range::overlap;
+
+/// The operator's rules for segments.
+#[derive(Debug, Clone)]
+pub struct Policy {
+    /// Ranges from which segments are cut, in order of preference.
+    pub ranges: Vec<IpNetwork>,
+    /// Parts of them that are never handed out.
+    pub reserved: Vec<IpNetwork>,
+    /// Size of a segment.
+    pub prefix: SegmentPrefix,
+    /// Most segments of one family that a node may hold.
+    pub max_per_node: u32,
+    /// Seconds for which a released segment is given to nobody.
+    pub quarantine: i64,
+}
+
+impl Policy {
+    /// Prefix length of this family's segments.
+    pub fn prefix(&self, family: Family) -> u8 {
+        match family {
+            Family::V4 => self.prefix.v4,
+            Family::V6 => self.prefix.v6,
+        }
+    }
+
+    /// Ranges of a family.
+    pub fn ranges(&self, family: Family) -> impl Iterator<Item = &IpNetwork> {
+        self.ranges.iter().filter(move |range| Family::of(range) == family)
+    }
+
+    /// Families for which there is a range.
+    pub fn families(&self) -> impl Iterator<Item = Family> + '_ {
+        [Family::V4, Family::V6].into_iter().filter(|family| self.ranges(*family).next().is_some())
+    }
+
+    /// Whether a network is a segment by these rules.
+    pub fn allows(&self, network: &IpNetwork) -> bool {
+        let family = Family::of(network);
+        network.prefix() == self.prefix(family)
+            && self.ranges(family).any(|range| range.prefix() <= network.prefix() && overlap(range, network))
+            && !self.reserved.iter().any(|reserved| overlap(reserved, network))
+    }
+
+    /// What is wrong with these rules: the configuration's key and why.
+    pub fn check(&self) -> Result<(), (&'static str, String)> {
+        if self.ranges.is_empty() {
+            return Err(("cluster_ranges", "at least one range is needed".into()));
+        }
+        for (key, family, longest) in [("v4_prefix", Family::V4, 30), ("v6_prefix", Family::V6, 126)] {
+            if self.prefix(family) > longest {
+                return Err((key, format!("{} leaves no room for pods; at most {longest}", self.prefix(family))));
+            }
+            if let Some(small) = self.ranges(family).find(|range| range.prefix() > self.prefix(family)) {
+                return Err((
+                    key,
+                    format!("a segment of /{} does not fit into the range {small}", self.prefix(family)),
+                ));
+            }
+        }
+        for (key, networks) in [("cluster_ranges", &self.ranges), ("reserved", &self.reserved)] {
+            if let Some(odd) = networks.iter().find(|network| network.ip() != network.network()) {
+                return Err((
+                    key,
+                    format!("{odd} has bits set beyond its prefix; meant {}/{}?", odd.network(), odd.prefix()),
+                ));
+            }
+        }
+        for (index, range) in self.ranges.iter().enumerate() {
+            if let Some(other) = self.ranges.iter().skip(index + 1).find(|other| overlap(range, other)) {
+                return Err(("cluster_ranges", format!("{range} and {other} overlap")));
+            }
+        }
+        if self.max_per_node == 0 {
+            return Err(("max_per_node", "0 would give no node a segment".into()));
+        }
+        Ok(())
+    }
+}

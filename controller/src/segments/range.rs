@@ -1,0 +1,64 @@
+//! Arithmetic on address ranges of either family.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use edge_types::IpNetwork;
+use edge_types::api::Family;
+
+/// A place in the address space: family, then address as a number.
+pub(super) type Place = (Family, u128);
+
+/// First and last address of a network.
+pub(super) fn bounds(network: &IpNetwork) -> (Place, u128) {
+    let (first, bits) = match network.network() {
+        IpAddr::V4(ip) => (u128::from(u32::from(ip)), 32 - u32::from(network.prefix())),
+        IpAddr::V6(ip) => (u128::from(ip), 128 - u32::from(network.prefix())),
+    };
+    // 2^128 addresses of ::/0 do not fit: hence the checked shift.
+    let last = first | 1u128.checked_shl(bits).map_or(u128::MAX, |size| size - 1);
+    ((Family::of(network), first), last)
+}
+
+/// The network of this prefix length that begins at a place; `None` if it does not begin there.
+pub(super) fn network_at((family, first): Place, prefix: u8) -> Option<IpNetwork> {
+    let ip: IpAddr = match family {
+        Family::V4 => Ipv4Addr::from(u32::try_from(first).ok()?).into(),
+        Family::V6 => Ipv6Addr::from(first).into(),
+    };
+    let network = IpNetwork::new(ip, prefix).ok()?;
+    (network.network() == ip).then_some(network)
+}
+
+/// Addresses in one network of this prefix length.
+pub(super) fn size(family: Family, prefix: u8) -> u128 {
+    let bits = match family {
+        Family::V4 => 32u32,
+        Family::V6 => 128,
+    }
+    .saturating_sub(prefix.into());
+    1u128.checked_shl(bits).unwrap_or(u128::MAX)
+}
+
+/// Whether two networks share an address.
+pub fn overlap(a: &IpNetwork, b: &IpNetwork) -> bool {
+    let (((family_a, first_a), last_a), ((family_b, first_b), last_b)) = (bounds(a), bounds(b));
+    family_a == family_b && first_a <= last_b && first_b <= last_a
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bounds_hold_at_both_ends_of_both_families() {
+        let network = |text: &str| text.parse::<IpNetwork>().unwrap();
+        assert_eq!(bounds(&network("0.0.0.0/0")), ((Family::V4, 0), u128::from(u32::MAX)));
+        assert_eq!(bounds(&network("::/0")), ((Family::V6, 0), u128::MAX));
+        assert_eq!(bounds(&network("10.0.0.64/26")).1 & 0xff, 127);
+        assert_eq!(network_at((Family::V4, 10 << 24), 26), Some(network("10.0.0.0/26")));
+        assert_eq!(network_at((Family::V4, (10 << 24) + 1), 26), None);
+        assert_eq!(network_at((Family::V4, 1 << 32), 26), None);
+        assert!(overlap(&network("10.0.0.0/8"), &network("10.255.255.255/32")));
+        assert!(!overlap(&network("0.0.0.0/0"), &network("::/0")));
+    }
+}

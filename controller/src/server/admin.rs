@@ -1,0 +1,69 @@
+//! The operator's socket: the same API, for whoever may open the file.
+
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::os::unix::net::UnixStream as BlockingStream;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, bail};
+use axum::Router;
+use tokio::net::UnixListener;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use super::connections;
+use crate::api::caller::Identity;
+
+/// Opens the socket, mode 0600, in place of one that a killed server left behind.
+pub(super) fn open(path: &Path) -> anyhow::Result<UnixListener> {
+    if let Some(folder) = path.parent().filter(|folder| !folder.exists()) {
+        let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(folder);
+        made.with_context(|| format!("cannot make {}", folder.display()))?;
+    }
+    if path.exists() {
+        if BlockingStream::connect(path).is_ok() {
+            bail!(
+                "another edge-controller serves {}; stop it first, or configure another admin_socket",
+                path.display()
+            );
+        }
+        std::fs::remove_file(path).with_context(|| format!("cannot remove the old socket {}", path.display()))?;
+    }
+    // Bound aside and renamed when its permissions are right: nobody gets in before.
+    let aside = path.with_extension("new");
+    let _ = std::fs::remove_file(&aside);
+    let open = || -> std::io::Result<UnixListener> {
+        let listener = UnixListener::bind(&aside)?;
+        std::fs::set_permissions(&aside, std::fs::Permissions::from_mode(0o600))?;
+        std::fs::rename(&aside, path)?;
+        Ok(listener)
+    };
+    open().with_context(|| format!("cannot open the admin socket {}", path.display()))
+}
+
+/// Accepts the operator's commands until the server stops.
+pub(super) async fn serve(
+    listener: UnixListener,
+    path: PathBuf,
+    router: Router,
+    stopping: CancellationToken,
+    tasks: TaskTracker,
+) {
+    loop {
+        let accepted = tokio::select! {
+            () = stopping.cancelled() => break,
+            accepted = listener.accept() => accepted,
+        };
+        match accepted {
+            Ok((stream, _)) => {
+                let caller = connections::caller(Identity::Operator, None);
+                tasks.spawn(connections::serve(stream, caller, router.clone(), stopping.clone()));
+            }
+            Err(error) => {
+                tracing::warn!(%error, "cannot accept on the admin socket");
+                tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+            }
+        }
+    }
+    // Its absence tells the operator's commands that no server runs.
+    let _ = std::fs::remove_file(path);
+}

@@ -1,0 +1,150 @@
+//! Serving HTTP/2 and HTTP/1.1 on connections, within bounds: whoever is slow, silent or one too many is cut off.
+
+use std::convert::Infallible;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use hyper::body::Incoming;
+use hyper::{Request, Response};
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::server::conn::auto::Builder;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
+use tokio_rustls::TlsAcceptor;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tower::ServiceExt;
+
+use super::tls::Tls;
+use crate::api::caller::{Caller, Identity};
+
+/// Connections at once; 10,000 nodes have one each.
+const CONNECTIONS: usize = 20_000;
+/// Connections at once that have shown no node's certificate: still in their handshake, or joining.
+const STRANGERS: usize = 1024;
+/// Time for a TLS handshake.
+const HANDSHAKE: Duration = Duration::from_secs(10);
+/// Time for the head of a request.
+const HEAD: Duration = Duration::from_secs(10);
+/// Life of a connection that has shown no node's certificate.
+const STRANGER_LIFETIME: Duration = Duration::from_secs(60);
+/// A peer that acknowledges nothing for so long is gone.
+const SILENCE: Duration = Duration::from_secs(30);
+/// Requests at once on one HTTP/2 connection.
+const STREAMS: u32 = 16;
+
+/// Accepts nodes until the server stops.
+pub(super) async fn serve_nodes(
+    listener: TcpListener,
+    tls: Tls,
+    router: Router,
+    stopping: CancellationToken,
+    tasks: TaskTracker,
+) {
+    let (all, strangers) = (Arc::new(Semaphore::new(CONNECTIONS)), Arc::new(Semaphore::new(STRANGERS)));
+    loop {
+        let accepted = tokio::select! {
+            () = stopping.cancelled() => return,
+            accepted = listener.accept() => accepted,
+        };
+        let (stream, from) = match accepted {
+            Ok(accepted) => accepted,
+            Err(error) => {
+                // Out of descriptors, most likely: accepting again at once would spin.
+                tracing::warn!(%error, "cannot accept a connection");
+                tokio::time::sleep(Duration::from_millis(100)).await;
+                continue;
+            }
+        };
+        let (Ok(place), Ok(stranger)) = (all.clone().try_acquire_owned(), strangers.clone().try_acquire_owned()) else {
+            tracing::warn!(%from, "refused: too many connections");
+            continue;
+        };
+        let (tls, router, stopping) = (tls.clone(), router.clone(), stopping.clone());
+        tasks.spawn(async move {
+            let handshake = tokio::select! {
+                () = stopping.cancelled() => return,
+                handshake = tokio::time::timeout(HANDSHAKE, accept(stream, tls)) => handshake,
+            };
+            match handshake {
+                Ok(Ok((stream, identity))) => {
+                    let known = matches!(identity, Identity::Node(_));
+                    let stranger = (!known).then_some(stranger);
+                    let caller = caller(identity, Some(from.ip().to_canonical()));
+                    let connection = caller.connection.clone();
+                    let served = serve(stream, caller, router, stopping);
+                    if known {
+                        served.await;
+                    } else if tokio::time::timeout(STRANGER_LIFETIME, served).await.is_err() {
+                        connection.cancel();
+                    }
+                    drop(stranger);
+                }
+                Ok(Err(error)) => tracing::info!(%from, "TLS handshake failed: {error}"),
+                Err(_) => tracing::info!(%from, "TLS handshake not done within {} s", HANDSHAKE.as_secs()),
+            }
+            drop(place);
+        });
+    }
+}
+
+async fn accept(
+    stream: TcpStream,
+    tls: Tls,
+) -> std::io::Result<(tokio_rustls::server::TlsStream<TcpStream>, Identity)> {
+    stream.set_nodelay(true)?;
+    let silence = u32::try_from(SILENCE.as_millis()).unwrap_or(u32::MAX);
+    rustix::net::sockopt::set_tcp_user_timeout(&stream, silence)?;
+    let stream = TlsAcceptor::from(tls.config.clone()).accept(stream).await?;
+    let certificates = stream.get_ref().1.peer_certificates();
+    let identity = certificates.and_then(|chain| chain.first()).map_or(Identity::Nobody, Identity::of_certificate);
+    Ok((stream, identity))
+}
+
+/// Who calls on a new connection.
+pub(super) fn caller(identity: Identity, address: Option<IpAddr>) -> Caller {
+    Caller { identity, address, connection: CancellationToken::new() }
+}
+
+/// Serves one connection until it ends, is cut, or the server stops.
+pub(super) async fn serve<S>(stream: S, caller: Caller, router: Router, stopping: CancellationToken)
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let cut = caller.connection.clone();
+    let service = hyper::service::service_fn(move |mut request: Request<Incoming>| {
+        request.extensions_mut().insert(caller.clone());
+        let router = router.clone();
+        async move { router.oneshot(request).await as Result<Response<_>, Infallible> }
+    });
+    let mut builder = Builder::new(TokioExecutor::new());
+    builder.http1().timer(TokioTimer::new()).header_read_timeout(HEAD).max_buf_size(64 * 1024);
+    builder
+        .http2()
+        .timer(TokioTimer::new())
+        .keep_alive_interval(SILENCE / 2)
+        .keep_alive_timeout(SILENCE / 2)
+        .max_concurrent_streams(STREAMS)
+        .max_header_list_size(16 * 1024);
+    let connection = builder.serve_connection(TokioIo::new(stream), service);
+    tokio::pin!(connection);
+    let mut asked_to_stop = false;
+    loop {
+        tokio::select! {
+            ended = connection.as_mut() => {
+                if let Err(error) = ended {
+                    tracing::debug!("connection ended: {error}");
+                }
+                return;
+            }
+            () = cut.cancelled() => return,
+            () = stopping.cancelled(), if !asked_to_stop => {
+                asked_to_stop = true;
+                connection.as_mut().graceful_shutdown();
+            }
+        }
+    }
+}

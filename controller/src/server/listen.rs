@@ -1,0 +1,29 @@
+//! TCP sockets for nodes.
+
+use std::net::SocketAddr;
+
+use anyhow::Context;
+use tokio::net::{TcpListener, TcpSocket};
+
+/// Connections that wait to be accepted.
+const BACKLOG: u32 = 1024;
+
+/// Opens all addresses. An IPv6 wildcard serves IPv4 too, unless IPv4 is listed for itself.
+pub(super) fn open(addresses: &[SocketAddr]) -> anyhow::Result<Vec<TcpListener>> {
+    let has_v4 = |port| addresses.iter().any(|other| other.is_ipv4() && other.port() == port);
+    addresses
+        .iter()
+        .map(|address| {
+            let open = || -> std::io::Result<TcpListener> {
+                let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+                socket.set_reuseaddr(true)?;
+                if address.is_ipv6() {
+                    rustix::net::sockopt::set_ipv6_v6only(&socket, has_v4(address.port()))?;
+                }
+                socket.bind(*address)?;
+                socket.listen(BACKLOG)
+            };
+            open().with_context(|| format!("cannot listen on {address} (`listen` in the configuration)"))
+        })
+        .collect()
+}

@@ -1,0 +1,51 @@
+//! Who has which role and who is in which community.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use edge_types::{Community, NodeName, Role};
+
+use super::records::NodeRecord;
+
+#[derive(Debug, Default)]
+pub(super) struct Index {
+    roles: BTreeMap<Role, BTreeSet<NodeName>>,
+    communities: BTreeMap<Community, BTreeSet<NodeName>>,
+}
+
+impl Index {
+    pub(super) fn insert(&mut self, node: &NodeRecord) {
+        self.roles.entry(node.role).or_default().insert(node.name.clone());
+        // Communities are for edges: hubs reach every edge, cloud nodes none directly.
+        if node.role == Role::Edge {
+            for community in &node.communities {
+                self.communities.entry(community.clone()).or_default().insert(node.name.clone());
+            }
+        }
+    }
+
+    pub(super) fn remove(&mut self, node: &NodeRecord) {
+        if let Some(names) = self.roles.get_mut(&node.role) {
+            names.remove(&node.name);
+        }
+        for community in &node.communities {
+            if let Some(members) = self.communities.get_mut(community) {
+                members.remove(&node.name);
+                if members.is_empty() {
+                    self.communities.remove(community);
+                }
+            }
+        }
+    }
+
+    pub(super) fn of_role(&self, role: Role) -> impl Iterator<Item = &NodeName> {
+        self.roles.get(&role).into_iter().flatten()
+    }
+
+    pub(super) fn members(&self, community: &Community) -> impl Iterator<Item = &NodeName> {
+        self.communities.get(community).into_iter().flatten()
+    }
+
+    pub(super) fn communities(&self) -> impl Iterator<Item = (&Community, &BTreeSet<NodeName>)> {
+        self.communities.iter()
+    }
+}

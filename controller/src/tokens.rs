@@ -1,0 +1,192 @@
+//! Join tokens: made by the operator, bounded in use and time, kept as hashes.
+
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use edge_types::api::{TokenInfo, TokenRequest};
+use edge_types::{JoinToken, NodeName};
+use ring::rand::{SecureRandom, SystemRandom};
+use subtle::ConstantTimeEq;
+use zeroize::Zeroizing;
+
+use crate::clock::{Seconds, rfc3339};
+use crate::refusal::Refusal;
+use crate::state::{Redemption, State, TokenRecord};
+
+/// A token lives at most this long: a year.
+const LONGEST: u64 = 366 * 24 * 3600;
+/// An expired token stays in the list for so long, to be recognised when someone still tries it.
+const KEPT_AFTER_EXPIRY: Seconds = 30 * 24 * 3600;
+
+/// Makes a token: what the operator gets, and what is kept.
+pub fn create(request: &TokenRequest, ca_hash: [u8; 32], now: Seconds) -> Result<(JoinToken, TokenRecord), Refusal> {
+    if request.ttl_seconds == 0 || request.ttl_seconds > LONGEST {
+        let ttl = request.ttl_seconds;
+        return Err(Refusal::BadValue(format!("a token lives 1 to {LONGEST} seconds, not {ttl}")));
+    }
+    match (&request.node, request.uses) {
+        (_, 0) => return Err(Refusal::BadValue("a token with 0 uses lets nobody join".into())),
+        (Some(node), 2..) => {
+            return Err(Refusal::BadValue(format!(
+                "a token bound to a name ({node}) is for one use, not {}",
+                request.uses
+            )));
+        }
+        _ => {}
+    }
+    let token = JoinToken {
+        ca_hash,
+        role: request.role,
+        node: request.node.clone(),
+        id: random(9)?.to_string(),
+        secret: random(32)?,
+    };
+    let record = TokenRecord {
+        id: token.id.clone(),
+        secret_hash: hash(&token.secret),
+        role: request.role,
+        node: request.node.clone(),
+        uses: request.uses,
+        created_at: now,
+        expires_at: now.saturating_add_unsigned(request.ttl_seconds),
+        redemptions: Vec::new(),
+    };
+    Ok((token, record))
+}
+
+/// Checks the credential of a node that wants to join with this key, and says how the token's record looks afterwards.
+pub fn redeem(
+    state: &State,
+    credential: &str,
+    node: &NodeName,
+    key: &str,
+    now: Seconds,
+) -> Result<TokenRecord, Refusal> {
+    let (id, secret) = credential.split_once('.').ok_or(Refusal::TokenUnknown)?;
+    let token = state.token(id).ok_or(Refusal::TokenUnknown)?;
+    if !bool::from(hash(secret).as_bytes().ct_eq(token.secret_hash.as_bytes())) {
+        return Err(Refusal::TokenUnknown);
+    }
+    let id = || id.to_owned();
+    if now >= token.expires_at {
+        return Err(Refusal::TokenExpired { id: id(), at: rfc3339(token.expires_at) });
+    }
+    if let Some(bound) = token.node.as_ref().filter(|bound| *bound != node) {
+        return Err(Refusal::TokenOfAnother { id: id(), bound: bound.clone(), node: node.clone() });
+    }
+    let mut token = token.clone();
+    let redemption = Redemption { node: node.clone(), key: key.into() };
+    // The answer to an earlier request may have been lost. It is repeated for the same key, while the node is registered with it.
+    let registered = state.node(node).is_some_and(|known| known.certificates.iter().any(|c| c.key == key));
+    if registered && token.redemptions.contains(&redemption) {
+        return Ok(token);
+    }
+    if token.redemptions.len() >= token.uses as usize {
+        return Err(Refusal::TokenUsed { id: id(), uses: token.uses });
+    }
+    token.redemptions.push(redemption);
+    Ok(token)
+}
+
+/// Whether this token is the answer to a request that is repeated: see [`redeem`].
+pub fn is_repeated(before: &State, after: &TokenRecord) -> bool {
+    before.token(&after.id).is_some_and(|token| token.redemptions.len() == after.redemptions.len())
+}
+
+/// Ids of tokens that are too old to be listed.
+pub fn forgotten(state: &State, now: Seconds) -> Vec<String> {
+    let old = |token: &&TokenRecord| now >= token.expires_at.saturating_add(KEPT_AFTER_EXPIRY);
+    state.tokens().filter(old).map(|token| token.id.clone()).collect()
+}
+
+/// A token as the operator sees it.
+pub fn info(token: &TokenRecord) -> TokenInfo {
+    TokenInfo {
+        id: token.id.clone(),
+        role: token.role,
+        node: token.node.clone(),
+        uses: token.uses,
+        used_by: token.redemptions.iter().map(|redemption| redemption.node.clone()).collect(),
+        created_at: token.created_at,
+        expires_at: token.expires_at,
+    }
+}
+
+fn random(octets: usize) -> Result<Zeroizing<String>, Refusal> {
+    let mut bytes = Zeroizing::new(vec![0; octets]);
+    let filled = SystemRandom::new().fill(&mut bytes);
+    filled.map_err(|_| Refusal::Internal("the system gives no random numbers".into()))?;
+    Ok(Zeroizing::new(URL_SAFE_NO_PAD.encode(&*bytes)))
+}
+
+fn hash(secret: &str) -> String {
+    crate::ca::hex(ring::digest::digest(&ring::digest::SHA256, secret.as_bytes()).as_ref())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::state::{Certificate, Change, NodeRecord};
+    use edge_types::Role;
+
+    fn made(uses: u32, node: Option<&str>) -> (State, JoinToken) {
+        let node = node.map(|name| name.parse().unwrap());
+        let request = TokenRequest { role: Role::Edge, node, ttl_seconds: 60, uses };
+        let (token, record) = create(&request, [0; 32], 1000).unwrap();
+        let mut state = State::default();
+        state.apply(Change::PutToken(record));
+        (state, token)
+    }
+
+    fn redeem_and_keep(state: &mut State, token: &JoinToken, node: &str, key: &str, now: i64) -> Result<(), Refusal> {
+        let name: NodeName = node.parse().unwrap();
+        let record = redeem(state, &token.credential(), &name, key, now)?;
+        let mut node = NodeRecord::new(name, Role::Edge, now);
+        node.certificates.push(Certificate { serial: "1".into(), key: key.into(), not_after: now });
+        state.apply(Change::PutToken(record));
+        state.apply(Change::PutNode(node));
+        Ok(())
+    }
+
+    #[test]
+    fn a_token_is_used_as_often_as_it_says_and_a_lost_answer_is_repeated() {
+        let (mut state, token) = made(2, None);
+        redeem_and_keep(&mut state, &token, "a", "ka", 1000).unwrap();
+        redeem_and_keep(&mut state, &token, "a", "ka", 1001).unwrap();
+        redeem_and_keep(&mut state, &token, "b", "kb", 1002).unwrap();
+        redeem_and_keep(&mut state, &token, "a", "ka", 1003).unwrap();
+        let refused = redeem_and_keep(&mut state, &token, "a", "another key", 1003);
+        assert!(matches!(refused, Err(Refusal::TokenUsed { uses: 2, .. })));
+        state.apply(Change::DeleteNode("a".parse().unwrap()));
+        let refused = redeem_and_keep(&mut state, &token, "a", "ka", 1004);
+        assert!(matches!(refused, Err(Refusal::TokenUsed { .. })), "deregistered: no way back by an old token");
+    }
+
+    #[test]
+    fn expired_foreign_and_forged_tokens_are_refused() {
+        let (state, token) = made(1, Some("a"));
+        let name = |text: &str| text.parse::<NodeName>().unwrap();
+        let at = |node: &str, now| redeem(&state, &token.credential(), &name(node), "k", now);
+        assert!(matches!(at("a", 1060), Err(Refusal::TokenExpired { .. })));
+        assert!(matches!(at("b", 1000), Err(Refusal::TokenOfAnother { .. })));
+        at("a", 1059).unwrap();
+        for forged in ["", ".", "x.y", token.id.as_str(), &format!("{}.", token.id), &format!("{}.x", token.id)] {
+            assert!(matches!(redeem(&state, forged, &name("a"), "k", 1000), Err(Refusal::TokenUnknown)), "{forged}");
+        }
+    }
+
+    #[test]
+    fn the_secret_is_not_kept() {
+        let (state, token) = made(1, None);
+        let kept = serde_json::to_string(state.token(&token.id).unwrap()).unwrap();
+        assert!(!kept.contains(&*token.secret));
+    }
+
+    #[test]
+    fn senseless_bounds_are_refused() {
+        for (uses, ttl_seconds, node) in [(0, 60, None), (1, 0, None), (1, u64::MAX, None), (2, 60, Some("a"))] {
+            let node = node.map(|name: &str| name.parse().unwrap());
+            let request = TokenRequest { role: Role::Hub, node, ttl_seconds, uses };
+            assert!(matches!(create(&request, [0; 32], 0), Err(Refusal::BadValue(_))));
+        }
+    }
+}
