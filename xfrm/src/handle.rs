@@ -168,6 +168,11 @@ impl Xfrm {
         policies::install(&mut self.netlink, policy)
     }
 
+    /// Reads the policy that holds the direction and selector of this one, whoever's it is.
+    pub fn policy(&mut self, policy: &Policy) -> Result<Option<InstalledPolicy>> {
+        Ok(self.holders(std::slice::from_ref(policy))?.pop().flatten())
+    }
+
     /// Reads who holds the direction and selector of each of these policies, whoever that is, in their order.
     pub fn holders(&mut self, policies: &[Policy]) -> Result<Vec<Option<InstalledPolicy>>> {
         policies::holders(&mut self.netlink, policies)
