@@ -4,7 +4,6 @@ use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use edge_ike::Instant;
-use rustix::time::{ClockId, clock_gettime};
 use serde::{Deserialize, Serialize};
 
 use crate::store::{StateDir, StoreError};
@@ -90,8 +89,12 @@ pub fn boot_time() -> Instant {
     Instant::new(since_boot())
 }
 
+/// Through the C library: rustix's `clock_gettime` panics where the kernel offers no vDSO (User-Mode Linux).
+#[allow(unsafe_code)]
 fn since_boot() -> Duration {
-    let now = clock_gettime(ClockId::Boottime);
+    let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: `now` is a timespec of ours, which the call fills. It cannot fail: every kernel since 2.6.39 knows this clock.
+    unsafe { libc::clock_gettime(libc::CLOCK_BOOTTIME, &raw mut now) };
     Duration::new(u64::try_from(now.tv_sec).unwrap_or(0), u32::try_from(now.tv_nsec).unwrap_or(0))
 }
 

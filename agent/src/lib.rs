@@ -19,7 +19,7 @@
 //! - [`status`]: the document of `status --json`, and the table.
 //! - [`run`]: starts the parts of `edge-agent run` and ends them.
 //! - [`admin`]: the socket on which `status`, `rekey` and `diagnose` ask a running agent.
-// Only `tunnels::socket` needs it: no crate of ours wraps IP_PKTINFO, and registering a descriptor with tokio is unsafe.
+// Only `tunnels::socket` (IP_PKTINFO, registering a descriptor with tokio) and the clock need it.
 #![deny(unsafe_code)]
 
 pub mod admin;

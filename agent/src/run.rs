@@ -1,5 +1,6 @@
 //! `edge-agent run`: starts the cloud's side on a small thread pool and the tunnels on a thread of their own, and ends both.
 
+use std::io::IsTerminal;
 use std::sync::Arc;
 
 use anyhow::{Context, anyhow};
@@ -200,5 +201,9 @@ fn start_log() {
         .iter()
         .filter_map(|directive| directive.parse().ok())
         .fold(filter, EnvFilter::add_directive);
-    let _ = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).try_init();
+    let _ = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
+        .try_init();
 }
