@@ -1,2 +1,150 @@
-//! placeholder
-fn main() {}
+//! `edge-cni`, the CNI plugin of edge-cni: bridge, veth and addresses of a node's pods.
+//!
+//! One process an invocation, synchronous; the runtime says by environment variables what to do ([`request`]), hands the network's
+//! configuration in on standard input ([`config`]) and reads a result ([`result`]) or an error ([`error`]) from standard output.
+//! One file a verb: [`add`], [`del`], [`up`]. Below them [`host`] makes what a node needs before its first pod, [`ipam`] hands out
+//! addresses, [`net`] asks the kernel, [`agent`] asks the agent for more addresses.
+#![deny(unsafe_code)]
+
+use std::ffi::OsString;
+use std::io::{self, Read, Write};
+use std::path::Path;
+use std::process::ExitCode;
+
+use serde_json::{Value, json};
+
+use crate::config::Config;
+use crate::error::{Code, Error, Result};
+use crate::request::{Command, Request};
+use crate::version::Version;
+
+mod add;
+mod agent;
+mod config;
+mod del;
+mod error;
+mod host;
+mod ipam;
+mod net;
+mod request;
+mod result;
+mod up;
+mod version;
+
+/// More than any configuration has, bytes.
+const MAX_INPUT: u64 = 1 << 20;
+
+const HELP: &str = "\
+edge-cni: the CNI plugin of edge-cni. Container runtimes run it; see docs/cni.md.
+
+usage: CNI_COMMAND=ADD|DEL|VERSION CNI_CONTAINERID=.. CNI_NETNS=.. CNI_IFNAME=.. edge-cni < CONFIGURATION
+       edge-cni up [FILE]   make bridge and guard without a pod, as FILE says
+                            (default /etc/cni/net.d/10-edge-cni.conflist)
+       edge-cni --version   print version and supported CNI versions
+       edge-cni --help      print this
+
+A configuration that is enough to try:
+  {\"cniVersion\":\"1.0.0\",\"name\":\"pods\",\"type\":\"edge-cni\",\"segments\":[\"10.77.0.0/24\"]}
+
+exit status: 0 done; 1 failed, with the error as JSON on standard output.
+";
+
+fn main() -> ExitCode {
+    let arguments: Vec<OsString> = std::env::args_os().skip(1).collect();
+    let mut version = Version::CURRENT;
+    let outcome = match arguments.first() {
+        Some(argument) => run_argument(argument, arguments.get(1..).unwrap_or_default()),
+        None => run_command(&mut version),
+    };
+    let (text, code) = match outcome {
+        Ok(text) => (text, ExitCode::SUCCESS),
+        Err(error) => {
+            let body = json!({
+                "cniVersion": version.as_str(),
+                "code": error.code as u32,
+                "msg": error.message,
+                "details": error.details,
+            });
+            (format!("{body}\n"), ExitCode::FAILURE)
+        }
+    };
+    // Nobody is left to tell if this fails.
+    let _ = io::stdout().write_all(text.as_bytes());
+    code
+}
+
+/// What people and the agent call.
+fn run_argument(argument: &OsString, rest: &[OsString]) -> Result<String> {
+    match (argument.to_str(), rest) {
+        (Some("--help" | "-h" | "help"), []) => Ok(HELP.into()),
+        (Some("--version" | "-V" | "version"), []) => Ok(format!(
+            "edge-cni {}\nCNI versions: {}\n",
+            env!("CARGO_PKG_VERSION"),
+            Version::ALL.map(Version::as_str).join(", ")
+        )),
+        (Some("up"), []) => up::up(Path::new(up::DEFAULT_CONFLIST)).map(line),
+        (Some("up"), [path]) => up::up(Path::new(path)).map(line),
+        _ => Err(Error::new(
+            Code::InvalidEnvironment,
+            format!("{argument:?} with {} further arguments is not understood; see `edge-cni --help`", rest.len()),
+        )),
+    }
+}
+
+/// What a runtime calls. `version` becomes that of the configuration as soon as it is known, for the error's sake.
+fn run_command(version: &mut Version) -> Result<String> {
+    let lookup: request::Lookup<'_> = &|name| std::env::var_os(name);
+    let command = request::optional(lookup, "CNI_COMMAND")?.ok_or_else(|| {
+        Error::new(
+            Code::InvalidEnvironment,
+            "the environment variable CNI_COMMAND is missing: container runtimes run this program; see `edge-cni --help`",
+        )
+    })?;
+    let command = Command::parse(&command)?;
+    let input = read_input()?;
+    if command == Command::Version {
+        return version_info(&input).map(line);
+    }
+    let json = config::parse_object(&input)?;
+    *version = config::version_of(&json)?;
+    let config = Config::from_object(json)?;
+    match command {
+        Command::Add => {
+            let request = Request::read(lookup)?;
+            add::add(&config, &request).map(line).map_err(|error| error.about(&request))
+        }
+        Command::Del => {
+            let request = Request::read(lookup)?;
+            del::del(&config, &request).map(|()| String::new()).map_err(|error| error.about(&request))
+        }
+        other @ (Command::Check | Command::Gc | Command::Status | Command::Version) => Err(Error::new(
+            Code::UnsupportedCommand,
+            format!("{other:?} is not supported by this edge-cni; it does ADD, DEL and VERSION").to_owned(),
+        )),
+    }
+}
+
+fn version_info(input: &[u8]) -> Result<Value> {
+    // A runtime that sends nothing wants to know all the same.
+    let asked = if input.trim_ascii().is_empty() {
+        Version::CURRENT.as_str().to_owned()
+    } else {
+        let json = config::parse_object(input)?;
+        json.get("cniVersion").and_then(Value::as_str).unwrap_or(Version::CURRENT.as_str()).to_owned()
+    };
+    Ok(json!({ "cniVersion": asked, "supportedVersions": Version::ALL.map(Version::as_str) }))
+}
+
+fn read_input() -> Result<Vec<u8>> {
+    let mut input = Vec::new();
+    let read = io::stdin().lock().take(MAX_INPUT + 1).read_to_end(&mut input);
+    read.map_err(|error| Error::new(Code::Io, format!("cannot read the configuration from standard input: {error}")))?;
+    if input.len() as u64 > MAX_INPUT {
+        return Err(Error::new(Code::Decode, format!("the configuration is larger than {MAX_INPUT} bytes")));
+    }
+    Ok(input)
+}
+
+fn line(value: Value) -> String {
+    format!("{value}\n")
+}

@@ -1,0 +1,216 @@
+//! ADD: from a container without a network to one with an address that the neighbours know of. Everything or nothing.
+
+use edge_types::api::Family;
+use edge_types::local::Stock;
+use edge_types::store::SegmentsFile;
+use serde_json::Value;
+
+use crate::agent::{self, Outcome};
+use crate::config::Config;
+use crate::error::{Code, Error, Result};
+use crate::host;
+use crate::ipam::{self, Assigned, Ledger, Store};
+use crate::net::link::{Link, Links};
+use crate::net::netns::Namespace;
+use crate::net::veth;
+use crate::request::{Attachment, Request};
+use crate::result::{Attached, Interface};
+
+/// How often an ADD that finds the last address taken by another ADD applies again.
+const ATTEMPTS: usize = 3;
+
+/// Attaches a container. Returns the result for standard output.
+pub(crate) fn add(config: &Config, request: &Request) -> Result<Value> {
+    let path = request.netns.as_deref().ok_or_else(|| {
+        Error::new(
+            Code::InvalidEnvironment,
+            "the environment variable CNI_NETNS is missing or empty; ADD needs the pod's network namespace",
+        )
+    })?;
+    if config.chained {
+        return Err(Error::new(
+            Code::InvalidConfig,
+            "the configuration has a prevResult: edge-cni makes the pod's interface, so it must come first in the list of plugins",
+        ));
+    }
+    let pod = Namespace::of_container(path)?;
+    let store = Store::create(config)?;
+    let mut links = Links::open()?;
+    let attachment = &request.attachment;
+
+    let segments = ensure_free(config, &store, &mut links, attachment)?;
+    let bridge = host::ensure(&mut links, config, &segments)?;
+    let mtu = config.mtu.or((segments.mtu > 0).then_some(segments.mtu));
+    veth::create(&mut links, &bridge, &pod, attachment, mtu)?;
+
+    // From here on there is something to undo.
+    let made = connect(config, request, &store, &mut links, &pod, segments);
+    let (addresses, stock, host, pod_link) = made.map_err(|error| undo(error, &store, &mut links, attachment))?;
+    agent::tell_what_is_left(&config.agent_socket, stock);
+    let interface = |link: Link| Interface { name: link.name, mac: link.mac, mtu: link.mtu };
+    let sandbox = path.to_string_lossy().into_owned();
+    let attached =
+        Attached { bridge: interface(bridge), host: interface(host), pod: interface(pod_link), sandbox, addresses };
+    Ok(attached.to_json(config.version, config.dns.as_ref()))
+}
+
+/// With the pair in place: takes addresses, sets them, and announces them once that can be heard.
+fn connect(
+    config: &Config,
+    request: &Request,
+    store: &Store,
+    links: &mut Links,
+    pod: &Namespace,
+    seen: SegmentsFile,
+) -> Result<(Vec<Assigned>, Vec<Stock>, Link, Link)> {
+    let attachment = &request.attachment;
+    let (addresses, stock, segments) = take(config, request, store)?;
+    if segments != seen {
+        // One came meanwhile: its gateway is not on the bridge yet, nor does the guard know of it.
+        host::ensure(links, config, &segments)?;
+    }
+    veth::set_host_up(links, attachment)?;
+    let end = veth::configure(pod, &attachment.ifname, &addresses)?;
+    let host = veth::wait_until_forwarding(links, attachment)?;
+    addresses.iter().try_for_each(|assigned| end.announcer.announce(assigned.address))?;
+    Ok((addresses, stock, host, end.link))
+}
+
+/// Sees to it that each family has a free address, and applies for another segment where free ones run short. Returns the segments.
+fn ensure_free(config: &Config, store: &Store, links: &mut Links, attachment: &Attachment) -> Result<SegmentsFile> {
+    let (segments, stock) = look(config, store, attachment)?;
+    let short = short_of(config, segments.as_ref(), &stock);
+    if short.is_empty()
+        && let Some(segments) = segments
+    {
+        return Ok(segments);
+    }
+    // Pods whose namespace vanished without a DEL still hold addresses.
+    if reclaim(store, links)? > 0 {
+        let (segments, stock) = look(config, store, attachment)?;
+        if let Some(segments) = segments
+            && short_of(config, Some(&segments), &stock).is_empty()
+        {
+            return Ok(segments);
+        }
+    }
+    let outcome = agent::apply_for_segment(&config.agent_socket, short);
+    let (segments, stock) = look(config, store, attachment)?;
+    match segments {
+        // The last few addresses do for this pod, whatever came of the application.
+        Some(segments) if stock.iter().all(|stock| stock.free > 0) && !stock.is_empty() => Ok(segments),
+        Some(_) => Err(exhausted(&stock, outcome)),
+        None => Err(no_segments(outcome)),
+    }
+}
+
+/// Segments and stock, in one look.
+fn look(config: &Config, store: &Store, attachment: &Attachment) -> Result<(Option<SegmentsFile>, Vec<Stock>)> {
+    let ledger = store.lock()?;
+    refuse_second(&ledger, attachment)?;
+    let segments = ledger.segments(config)?;
+    let stock = segments.as_ref().map(|segments| ledger.stock(&segments.segments)).unwrap_or_default();
+    Ok((segments, stock))
+}
+
+fn refuse_second(ledger: &Ledger, attachment: &Attachment) -> Result<()> {
+    let Some(lease) = ledger.lease(attachment) else { return Ok(()) };
+    let addresses: Vec<String> = lease.addresses.iter().map(ToString::to_string).collect();
+    Err(Error::new(
+        Code::AlreadyAttached,
+        format!("it is attached already, with {}; run DEL before another ADD", addresses.join(" and ")),
+    ))
+}
+
+/// Families with fewer free addresses than there should be. Without any segment: all families that the cluster has.
+fn short_of(config: &Config, segments: Option<&SegmentsFile>, stock: &[Stock]) -> Vec<Stock> {
+    if segments.is_none_or(|segments| segments.segments.is_empty()) {
+        let mut families = ipam::families(&config.cluster_ranges);
+        if families.is_empty() {
+            families = vec![Family::V4, Family::V6];
+        }
+        return families.into_iter().map(|family| Stock { family, free: 0, leased: 0 }).collect();
+    }
+    stock.iter().filter(|stock| stock.free < config.low_water.max(1)).copied().collect()
+}
+
+/// Ends leases whose host's end is gone, by name and by alias. An ADD makes that end before it takes an address, so
+/// a lease without one belongs to nobody.
+fn reclaim(store: &Store, links: &mut Links) -> Result<usize> {
+    let mut ledger = store.lock()?;
+    let present = links.all()?;
+    let count = ledger.reclaim(|attachment| {
+        let (name, alias) = (veth::host_name(attachment), veth::alias(attachment));
+        !present.iter().any(|link| link.name == name || link.alias == alias)
+    })?;
+    ledger.commit()?;
+    Ok(count)
+}
+
+/// Takes an address a family; applies again where other ADDs were quicker to take what an application had brought.
+fn take(config: &Config, request: &Request, store: &Store) -> Result<(Vec<Assigned>, Vec<Stock>, SegmentsFile)> {
+    let mut outcome = Outcome::Applied;
+    for attempt in 0..ATTEMPTS {
+        let mut ledger = store.lock()?;
+        refuse_second(&ledger, &request.attachment)?;
+        let segments = ledger.segments(config)?.ok_or_else(|| no_segments(outcome.clone()))?;
+        let families = ipam::families(&segments.segments);
+        let taken = ledger.take(&request.attachment, request.pod.as_deref(), &segments.segments, &families)?;
+        let stock = ledger.stock(&segments.segments);
+        if let Some(addresses) = taken {
+            ledger.commit()?;
+            return Ok((addresses, stock, segments));
+        }
+        drop(ledger);
+        if matches!(outcome, Outcome::Failed { .. }) || attempt + 1 == ATTEMPTS {
+            return Err(exhausted(&stock, outcome));
+        }
+        outcome = agent::apply_for_segment(&config.agent_socket, short_of(config, Some(&segments), &stock));
+    }
+    Err(no_segments(outcome))
+}
+
+fn exhausted(stock: &[Stock], outcome: Outcome) -> Error {
+    let all = |stock: &Stock| {
+        let family = if stock.family == Family::V4 { "IPv4" } else { "IPv6" };
+        format!("all {} {family} addresses of this node are taken", stock.leased)
+    };
+    let empty: Vec<String> = stock.iter().filter(|stock| stock.free == 0).map(all).collect();
+    let what = if empty.is_empty() { "this node has no segments".into() } else { empty.join(" and ") };
+    unavailable(&what, outcome)
+}
+
+fn no_segments(outcome: Outcome) -> Error {
+    unavailable(
+        "this node has no segment to take an address from, neither from edge-agent nor from `segments` in the configuration",
+        outcome,
+    )
+}
+
+fn unavailable(what: &str, outcome: Outcome) -> Error {
+    match outcome {
+        Outcome::Applied => {
+            Error::new(Code::TryAgainLater, format!("{what}; another segment came, but other pods took it; try again"))
+        }
+        Outcome::Failed { reason, temporary } => {
+            let code = if temporary { Code::TryAgainLater } else { Code::RangeFull };
+            Error::new(code, format!("{what}, and no further segment can be had: {reason}"))
+        }
+    }
+}
+
+/// Takes back what a failed ADD has made.
+fn undo(error: Error, store: &Store, links: &mut Links, attachment: &Attachment) -> Error {
+    let undone = veth::remove(links, attachment).and_then(|()| {
+        let mut ledger = store.lock()?;
+        // Refused because another has it: then it is not ours to end.
+        if error.code != Code::AlreadyAttached && ledger.end(attachment)?.is_some() {
+            ledger.commit()?;
+        }
+        Ok(())
+    });
+    match undone {
+        Ok(()) => error,
+        Err(left) => error.with_details(format!("and what was made could not be taken back, run DEL: {left}")),
+    }
+}

@@ -1,0 +1,157 @@
+//! What the plugin asks of the agent, through its unix socket.
+
+use std::io::{self, Read};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use edge_types::frame::{self, FrameError};
+use edge_types::local::{APPLICATION_TIMEOUT_SECONDS, AgentRequest, AgentResponse, Stock};
+use rustix::net::sockopt::{Timeout, set_socket_timeout};
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
+
+/// How long an ADD that is done may take to say so. The agent need not hear it.
+const NOTICE_TIMEOUT: Duration = Duration::from_millis(100);
+
+/// What came of an application.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Outcome {
+    /// The segments' file holds what could be had.
+    Applied,
+    /// It did not help, and why; whether trying again later may.
+    Failed { reason: String, temporary: bool },
+}
+
+/// Applies for another segment of the families whose stock is given.
+pub(crate) fn apply_for_segment(socket: &Path, stock: Vec<Stock>) -> Outcome {
+    let limit = Duration::from_secs(APPLICATION_TIMEOUT_SECONDS);
+    match ask(socket, &AgentRequest::ApplyForSegment { stock }, limit) {
+        Ok(AgentResponse::Done) => Outcome::Applied,
+        Ok(AgentResponse::Failed { reason, temporary }) => Outcome::Failed { reason, temporary },
+        Err(FrameError::Io(error)) => Outcome::Failed { reason: explain(socket, &error), temporary: true },
+        Err(error) => {
+            let reason =
+                format!("the agent on {} answered what this edge-cni does not understand: {error}", socket.display());
+            Outcome::Failed { reason, temporary: true }
+        }
+    }
+}
+
+/// Tells the agent, if it is there, what is left. Waits for no answer.
+pub(crate) fn tell_what_is_left(socket: &Path, stock: Vec<Stock>) {
+    let deadline = Instant::now() + NOTICE_TIMEOUT;
+    // The agent keeps a spare by what it hears, but the pod is up either way.
+    let _ = open(socket, deadline).and_then(|mut stream| {
+        frame::write(&mut stream, &AgentRequest::AddressesTaken { stock }).map_err(io::Error::other)
+    });
+}
+
+fn ask(socket: &Path, request: &AgentRequest, limit: Duration) -> Result<AgentResponse, FrameError> {
+    let deadline = Instant::now() + limit;
+    let mut stream = open(socket, deadline)?;
+    frame::write(&mut stream, request)?;
+    frame::read(&mut Limited { stream, deadline })
+}
+
+/// Connects, with limits set beforehand: a connection waits as long as a write for a listener whose queue is full.
+fn open(socket: &Path, deadline: Instant) -> io::Result<UnixStream> {
+    let address = SocketAddrUnix::new(socket)?;
+    let fd = socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
+    set_socket_timeout(&fd, Timeout::Send, Some(left(deadline)?))?;
+    connect(&fd, &address)?;
+    Ok(fd.into())
+}
+
+/// Reads until a moment, however little comes at a time.
+struct Limited {
+    stream: UnixStream,
+    deadline: Instant,
+}
+
+impl Read for Limited {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        self.stream.set_read_timeout(Some(left(self.deadline)?))?;
+        self.stream.read(buffer)
+    }
+}
+
+fn left(deadline: Instant) -> io::Result<Duration> {
+    match deadline.saturating_duration_since(Instant::now()) {
+        Duration::ZERO => Err(io::ErrorKind::TimedOut.into()),
+        left => Ok(left),
+    }
+}
+
+fn explain(socket: &Path, error: &io::Error) -> String {
+    let socket = socket.display();
+    match error.kind() {
+        io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => {
+            format!("edge-agent is not running (nobody listens on {socket}); start it, or add a segment by hand")
+        }
+        io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => format!(
+            "edge-agent has not brought another segment within {APPLICATION_TIMEOUT_SECONDS} s; see `edge-agent status`"
+        ),
+        io::ErrorKind::UnexpectedEof => format!("edge-agent closed {socket} without an answer; see its log"),
+        _ => format!("edge-agent cannot be asked through {socket}: {error}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixListener;
+
+    use edge_types::api::Family;
+
+    use super::*;
+
+    fn stock() -> Vec<Stock> {
+        vec![Stock { family: Family::V4, free: 0, leased: 61 }]
+    }
+
+    /// An agent that hears one request and answers with these bytes.
+    fn answering(answer: Vec<u8>) -> (tempfile::TempDir, std::thread::JoinHandle<AgentRequest>) {
+        let folder = tempfile::tempdir().unwrap();
+        let listener = UnixListener::bind(folder.path().join("agent.sock")).unwrap();
+        let agent = std::thread::spawn(move || {
+            let (mut stream, _) = listener.accept().unwrap();
+            let request = frame::read(&mut stream).unwrap();
+            // The plugin may have hung up.
+            let _ = io::Write::write_all(&mut stream, &answer);
+            request
+        });
+        (folder, agent)
+    }
+
+    #[test]
+    fn an_application_carries_the_stock_and_brings_the_answer_back() {
+        let failed = AgentResponse::Failed { reason: "the range is full".into(), temporary: false };
+        for (answer, expected) in [
+            (AgentResponse::Done, Outcome::Applied),
+            (failed, Outcome::Failed { reason: "the range is full".into(), temporary: false }),
+        ] {
+            let (folder, agent) = answering(frame::encode(&answer).unwrap());
+            assert_eq!(apply_for_segment(&folder.path().join("agent.sock"), stock()), expected);
+            assert_eq!(agent.join().unwrap(), AgentRequest::ApplyForSegment { stock: stock() });
+        }
+    }
+
+    #[test]
+    fn an_agent_that_is_absent_or_odd_is_a_reason_to_try_later() {
+        let absent = apply_for_segment(Path::new("/no/such/agent.sock"), stock());
+        let Outcome::Failed { reason, temporary: true } = absent else { panic!("{absent:?}") };
+        assert!(reason.contains("not running") && reason.contains("/no/such/agent.sock"), "{reason}");
+        for answer in [vec![], vec![9, 0, 0, 0, 1, 0], vec![1, 0, 0, 0, 1, 77]] {
+            let (folder, _agent) = answering(answer);
+            let outcome = apply_for_segment(&folder.path().join("agent.sock"), stock());
+            assert!(matches!(outcome, Outcome::Failed { temporary: true, .. }), "{outcome:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_left_is_told_without_waiting_for_an_answer() {
+        let (folder, agent) = answering(Vec::new());
+        tell_what_is_left(&folder.path().join("agent.sock"), stock());
+        assert_eq!(agent.join().unwrap(), AgentRequest::AddressesTaken { stock: stock() });
+        tell_what_is_left(Path::new("/no/such/agent.sock"), stock());
+    }
+}

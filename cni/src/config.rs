@@ -1,0 +1,322 @@
+//! The network configuration that the runtime hands over on standard input.
+
+use std::net::IpAddr;
+use std::path::PathBuf;
+
+use edge_types::IpNetwork;
+use serde::Deserialize;
+use serde_json::{Map, Value};
+
+use crate::error::{Code, Error, Result};
+use crate::version::Version;
+
+/// Smallest MTU: IPv6 works with no less (RFC 8200 section 5).
+const MIN_MTU: u32 = 1280;
+
+/// Keys of ours.
+const OWN_KEYS: [&str; 8] =
+    ["bridge", "stateDir", "agentSocket", "clusterRanges", "segments", "mtu", "lowWater", "dns"];
+
+/// Keys that the specification or the runtime puts there, for somebody else or for verbs that read them elsewhere.
+const RUNTIME_KEYS: [&str; 13] = [
+    "cniVersion",
+    "cniVersions",
+    "name",
+    "type",
+    "capabilities",
+    "runtimeConfig",
+    "args",
+    "prevResult",
+    "disableCheck",
+    "disableGC",
+    "loadOnlyInlinedPlugins",
+    "cni.dev/valid-attachments",
+    "cni.dev/attachments",
+];
+
+/// A configuration that makes sense.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Config {
+    pub(crate) version: Version,
+    /// The network's name.
+    pub(crate) name: String,
+    /// The bridge that pods hang on.
+    pub(crate) bridge: String,
+    /// Where leases are kept and the agent leaves the segments.
+    pub(crate) state_dir: PathBuf,
+    /// Where the agent listens.
+    pub(crate) agent_socket: PathBuf,
+    /// Ranges that may never be spoken to in clear.
+    pub(crate) cluster_ranges: Vec<IpNetwork>,
+    /// Segments for a node that has no agent to provide any.
+    pub(crate) segments: Vec<IpNetwork>,
+    /// MTU of pods' interfaces; without it the agent's, or else the kernel's.
+    pub(crate) mtu: Option<u32>,
+    /// With fewer free addresses than this in a family, another segment is applied for.
+    pub(crate) low_water: u64,
+    /// Handed through into the result.
+    pub(crate) dns: Option<Value>,
+    /// Whether another plugin came before, and left a result.
+    pub(crate) chained: bool,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Raw {
+    #[serde(default)]
+    name: String,
+    #[serde(default = "default_bridge")]
+    bridge: String,
+    #[serde(default = "default_state_dir")]
+    state_dir: PathBuf,
+    #[serde(default = "default_agent_socket")]
+    agent_socket: PathBuf,
+    #[serde(default)]
+    cluster_ranges: Vec<IpNetwork>,
+    #[serde(default)]
+    segments: Vec<IpNetwork>,
+    #[serde(default)]
+    mtu: Option<u32>,
+    #[serde(default = "default_low_water")]
+    low_water: u64,
+    #[serde(default)]
+    dns: Option<Value>,
+}
+
+fn default_bridge() -> String {
+    "ecni0".into()
+}
+fn default_state_dir() -> PathBuf {
+    edge_types::store::STATE_DIR.into()
+}
+fn default_agent_socket() -> PathBuf {
+    edge_types::local::AGENT_SOCKET.into()
+}
+fn default_low_water() -> u64 {
+    1
+}
+
+/// Reads only the version, for VERSION and for errors in an otherwise unreadable configuration.
+pub(crate) fn version_of(json: &Map<String, Value>) -> Result<Version> {
+    match json.get("cniVersion") {
+        Some(Value::String(text)) => Version::parse(text),
+        Some(other) => Err(invalid(format!("cniVersion is {other}; expected a text such as \"1.0.0\""))),
+        // The specification takes an absent version for 0.1.0, which has no result that we could give.
+        None => Err(Error::new(
+            Code::IncompatibleVersion,
+            "the configuration has no cniVersion; set it, for example to \"1.0.0\"",
+        )),
+    }
+}
+
+/// Parses standard input into an object.
+pub(crate) fn parse_object(text: &[u8]) -> Result<Map<String, Value>> {
+    match serde_json::from_slice(text) {
+        Ok(Value::Object(object)) => Ok(object),
+        Ok(other) => {
+            Err(Error::new(Code::Decode, format!("the configuration is not a JSON object but begins with {other:.40}")))
+        }
+        Err(error) => Err(Error::new(
+            Code::Decode,
+            format!("the configuration on standard input is not JSON: {error}; correct the file in /etc/cni/net.d"),
+        )),
+    }
+}
+
+impl Config {
+    /// Reads and checks the configuration of one plugin.
+    pub(crate) fn from_object(json: Map<String, Value>) -> Result<Self> {
+        let version = version_of(&json)?;
+        if let Some((key, value)) =
+            json.iter().find(|(key, _)| !OWN_KEYS.contains(&key.as_str()) && !RUNTIME_KEYS.contains(&key.as_str()))
+        {
+            let hint = if key == "ipam" { " (addresses are handed out by edge-cni itself)" } else { "" };
+            return Err(Error::new(
+                Code::UnsupportedField,
+                format!(
+                    "the configuration's key {key:?} with value {value} is not known{hint}; remove it. Known: {}",
+                    OWN_KEYS.join(", ")
+                ),
+            ));
+        }
+        let chained = json.get("prevResult").is_some_and(|result| !result.is_null());
+        let raw: Raw = serde_json::from_value(Value::Object(json)).map_err(|error| invalid(error.to_string()))?;
+        let config = Self {
+            version,
+            name: raw.name,
+            bridge: raw.bridge,
+            state_dir: raw.state_dir,
+            agent_socket: raw.agent_socket,
+            cluster_ranges: raw.cluster_ranges.iter().map(canonical).collect(),
+            segments: raw.segments.iter().map(canonical).collect(),
+            mtu: raw.mtu,
+            low_water: raw.low_water,
+            dns: raw.dns,
+            chained,
+        };
+        config.check()?;
+        Ok(config)
+    }
+
+    fn check(&self) -> Result<()> {
+        // The specification, "Network configuration": the same alphabet as a container's ID.
+        let good_name = self.name.starts_with(|c: char| c.is_ascii_alphanumeric())
+            && self.name.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '_' | '.' | '-'));
+        if !good_name {
+            return Err(invalid(format!(
+                "name is {:?}; expected letters, digits, '_', '.' and '-', the first a letter or digit",
+                self.name
+            )));
+        }
+        let bridge = &self.bridge;
+        let good_bridge = (1..=15).contains(&bridge.len())
+            && !matches!(bridge.as_str(), "." | ".." | "all" | "default" | "lo")
+            && bridge.chars().all(|c| c.is_ascii_graphic() && !matches!(c, '/' | ':' | '%'));
+        if !good_bridge {
+            return Err(invalid(format!(
+                "bridge is {bridge:?}; expected an interface's name of 1 to 15 characters without '/', ':', '%' and blanks"
+            )));
+        }
+        for (key, path) in [("stateDir", &self.state_dir), ("agentSocket", &self.agent_socket)] {
+            if !path.is_absolute() {
+                return Err(invalid(format!("{key} is {path:?}; expected an absolute path")));
+            }
+        }
+        if let Some(mtu) = self.mtu
+            && !(MIN_MTU..=65535).contains(&mtu)
+        {
+            return Err(invalid(format!("mtu is {mtu}; expected {MIN_MTU} to 65535 bytes, or leave it out")));
+        }
+        check_segments(&self.segments).map_err(|why| invalid(format!("segments: {why}")))?;
+        if self.dns.as_ref().is_some_and(|dns| !dns.is_object()) {
+            return Err(invalid("dns is not an object".into()));
+        }
+        Ok(())
+    }
+}
+
+/// Whether pods can live in these segments: room for a gateway and a pod, ordinary unicast addresses, no overlap.
+pub(crate) fn check_segments(segments: &[IpNetwork]) -> Result<(), String> {
+    for (index, segment) in segments.iter().enumerate() {
+        let spare_bits = if segment.is_ipv4() { 32 } else { 128 } - segment.prefix();
+        if spare_bits < 2 {
+            return Err(format!("{segment} is too small: it must hold a gateway and a pod; use a shorter prefix"));
+        }
+        if spare_bits > 120 || (segment.is_ipv4() && segment.prefix() < 8) {
+            return Err(format!("{segment} is too large to belong to one node; use a longer prefix"));
+        }
+        let special = match segment.network() {
+            IpAddr::V4(address) => {
+                address.is_loopback() || address.is_multicast() || address.is_link_local() || address.octets()[0] == 0
+            }
+            IpAddr::V6(address) => {
+                address.is_loopback()
+                    || address.is_multicast()
+                    || address.is_unicast_link_local()
+                    || address.to_ipv4_mapped().is_some()
+            }
+        };
+        if special {
+            return Err(format!("{segment} is no range for pods: loopback, link-local and multicast are reserved"));
+        }
+        if let Some(other) = segments.iter().take(index).find(|other| overlap(other, segment)) {
+            return Err(format!("{segment} overlaps {other}"));
+        }
+    }
+    Ok(())
+}
+
+fn overlap(a: &IpNetwork, b: &IpNetwork) -> bool {
+    a.is_ipv4() == b.is_ipv4() && (a.contains(b.network()) || b.contains(a.network()))
+}
+
+/// The network without host bits.
+fn canonical(network: &IpNetwork) -> IpNetwork {
+    IpNetwork::new(network.network(), network.prefix()).unwrap_or(*network)
+}
+
+fn invalid(message: String) -> Error {
+    Error::new(Code::InvalidConfig, format!("the configuration is wrong: {message}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(text: &str) -> Result<Config> {
+        Config::from_object(parse_object(text.as_bytes())?)
+    }
+
+    #[test]
+    fn little_is_needed_and_the_rest_has_defaults() {
+        let config = parse(r#"{"cniVersion":"1.0.0","type":"edge-cni","name":"pods"}"#).unwrap();
+        assert_eq!(config.bridge, "ecni0");
+        assert_eq!(config.state_dir, PathBuf::from("/var/lib/edge-cni"));
+        assert_eq!(config.agent_socket, PathBuf::from("/run/edge-cni/agent.sock"));
+        assert_eq!(config.low_water, 1);
+    }
+
+    #[test]
+    fn host_bits_in_a_range_are_cleared() {
+        let config = parse(r#"{"cniVersion":"1.0.0","name":"pods","segments":["10.77.3.9/16"]}"#).unwrap();
+        assert_eq!(config.segments, ["10.77.0.0/16".parse::<IpNetwork>().unwrap()]);
+    }
+
+    #[test]
+    fn what_runtimes_add_is_tolerated_and_anything_else_is_refused_with_key_and_value() {
+        parse(
+            r#"{"cniVersion":"1.1.0","cniVersions":["0.4.0","1.1.0"],"name":"pods","type":"edge-cni","capabilities":{"portMappings":true},
+            "runtimeConfig":{"portMappings":[]},"args":{},"prevResult":{},"disableCheck":true,"disableGC":true,
+            "cni.dev/valid-attachments":[]}"#,
+        )
+        .unwrap();
+        for (key, value) in [("ipMasq", "true"), ("ipam", r#"{"type":"host-local"}"#), ("Bridge", "\"x\"")] {
+            let error = parse(&format!(r#"{{"cniVersion":"1.0.0","name":"pods","{key}":{value}}}"#)).unwrap_err();
+            assert_eq!(error.code, Code::UnsupportedField);
+            assert!(error.message.contains(key) && error.message.contains(value), "{error}");
+        }
+    }
+
+    #[test]
+    fn wrong_values_are_refused_and_named() {
+        for (fragment, named) in [
+            (r#""bridge":"a/b""#, "a/b"),
+            (r#""bridge":"""#, "bridge"),
+            (r#""bridge":"longer-than-fifteen""#, "longer"),
+            (r#""stateDir":"relative""#, "relative"),
+            (r#""agentSocket":"x.sock""#, "x.sock"),
+            (r#""mtu":100"#, "100"),
+            (r#""mtu":"big""#, "big"),
+            (r#""segments":["10.0.0.0/31"]"#, "10.0.0.0/31"),
+            (r#""segments":["10.0.0.0/33"]"#, "10.0.0.0/33"),
+            (r#""segments":["127.0.0.0/24"]"#, "127.0.0.0/24"),
+            (r#""segments":["fe80::/64"]"#, "fe80::/64"),
+            (r#""segments":["0.0.0.0/0"]"#, "0.0.0.0/0"),
+            (r#""segments":["10.1.0.0/16","10.1.2.0/24"]"#, "overlaps"),
+            (r#""segments":"10.1.0.0/16""#, "sequence"),
+            (r#""clusterRanges":["nonsense"]"#, "nonsense"),
+            (r#""dns":"8.8.8.8""#, "dns"),
+            (r#""lowWater":-1"#, "-1"),
+        ] {
+            let error = parse(&format!(r#"{{"cniVersion":"1.0.0","name":"pods",{fragment}}}"#)).unwrap_err();
+            assert_eq!(error.code, Code::InvalidConfig, "{fragment}");
+            assert!(error.message.contains(named), "{fragment}: {error}");
+        }
+        assert_eq!(parse(r#"{"cniVersion":"1.0.0"}"#).unwrap_err().code, Code::InvalidConfig);
+        assert_eq!(parse(r#"{"cniVersion":1,"name":"pods"}"#).unwrap_err().code, Code::InvalidConfig);
+        assert_eq!(parse(r#"{"cniVersion":"9.0.0","name":"pods"}"#).unwrap_err().code, Code::IncompatibleVersion);
+        assert_eq!(parse(r#"{"name":"pods"}"#).unwrap_err().code, Code::IncompatibleVersion);
+        for text in ["", "[]", "{", "null", "\u{0}"] {
+            assert_eq!(parse(text).unwrap_err().code, Code::Decode, "{text:?}");
+        }
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn arbitrary_input_never_panics(bytes: Vec<u8>) {
+            if let Ok(object) = parse_object(&bytes) {
+                let _ = Config::from_object(object);
+            }
+        }
+    }
+}

@@ -1,0 +1,91 @@
+//! Errors as the CNI specification wants them: JSON on standard output, a code, a message, and an exit status that is not zero.
+
+use std::fmt;
+use std::path::Path;
+
+/// Why something could not be done. The message says what was expected, what was found and what to do.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Error {
+    pub(crate) code: Code,
+    pub(crate) message: String,
+    pub(crate) details: String,
+}
+
+/// Result of anything here.
+pub(crate) type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// Error codes: below 100 the CNI specification's ("Error"), from 100 on our own (`docs/cni.md`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Code {
+    /// The configuration's cniVersion is none that we speak.
+    IncompatibleVersion = 1,
+    /// The configuration has a key that we do not know.
+    UnsupportedField = 2,
+    /// A variable of the environment is missing or makes no sense.
+    InvalidEnvironment = 4,
+    /// Reading or writing failed.
+    Io = 5,
+    /// The configuration is not JSON.
+    Decode = 6,
+    /// The configuration says something that cannot be.
+    InvalidConfig = 7,
+    /// Nothing is wrong that time may not heal: no address is free just now.
+    TryAgainLater = 11,
+    /// A file in the state directory is damaged.
+    DamagedStore = 100,
+    /// This container has this interface already.
+    AlreadyAttached = 101,
+    /// A name that we need on the host or in the pod belongs to something else.
+    NameTaken = 102,
+    /// The kernel refused.
+    Kernel = 103,
+    /// The guard that keeps pods' packets from leaving in clear cannot be put up; no pod is attached without it.
+    Guard = 104,
+    /// No address is free, and no further segment can be had by waiting.
+    RangeFull = 105,
+    /// The verb is not supported.
+    UnsupportedCommand = 106,
+}
+
+impl Error {
+    /// An error with its message.
+    pub(crate) fn new(code: Code, message: impl Into<String>) -> Self {
+        Self { code, message: message.into(), details: String::new() }
+    }
+
+    /// Reading or writing `path` failed.
+    pub(crate) fn io(what: &str, path: &Path, error: impl fmt::Display) -> Self {
+        Self::new(Code::Io, format!("cannot {what} {}: {error}", path.display()))
+    }
+
+    /// Adds what a human may need to find the cause.
+    pub(crate) fn with_details(mut self, details: impl Into<String>) -> Self {
+        self.details = details.into();
+        self
+    }
+
+    /// Puts words before the message: who or what it was about.
+    pub(crate) fn about(mut self, subject: impl fmt::Display) -> Self {
+        self.message = format!("{subject}: {}", self.message);
+        self
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)?;
+        if self.details.is_empty() { Ok(()) } else { write!(f, " ({})", self.details) }
+    }
+}
+
+/// Turns the error of an [`std::io`] or [`rustix`] call on a path into ours.
+pub(crate) trait Context<T> {
+    /// `what` is a verb: "read", "create".
+    fn context(self, what: &str, path: &Path) -> Result<T>;
+}
+
+impl<T, E: fmt::Display> Context<T> for Result<T, E> {
+    fn context(self, what: &str, path: &Path) -> Result<T> {
+        self.map_err(|error| Error::io(what, path, error))
+    }
+}

@@ -1,0 +1,39 @@
+//! What a node needs before its first pod: the bridge, and the guard that keeps pods' packets from leaving in clear.
+
+use edge_types::store::SegmentsFile;
+use edge_xfrm::guard::{self, GuardConfig};
+
+use crate::config::Config;
+use crate::error::{Code, Error, Result};
+use crate::ipam;
+use crate::net::bridge;
+use crate::net::link::{Link, Links};
+
+/// Makes what is missing of both. No pod is attached without: an error of the guard ends the ADD.
+pub(crate) fn ensure(links: &mut Links, config: &Config, segments: &SegmentsFile) -> Result<Link> {
+    let bridge = bridge::ensure(links, &config.bridge, &segments.segments)?;
+    let mut cluster_ranges = segments.cluster_ranges.clone();
+    for range in &config.cluster_ranges {
+        if !cluster_ranges.contains(range) {
+            cluster_ranges.push(*range);
+        }
+    }
+    let bridge_addresses = ipam::families(&segments.segments)
+        .into_iter()
+        .filter_map(|family| segments.segments.iter().find(|segment| edge_types::api::Family::of(segment) == family))
+        .map(ipam::gateway)
+        .collect();
+    let wanted = GuardConfig {
+        cluster_ranges,
+        segments: segments.segments.clone(),
+        networks: segments.networks.clone(),
+        bridge_addresses,
+    };
+    guard::install(&wanted).map_err(|error| {
+        Error::new(
+            Code::Guard,
+            format!("the guard that keeps pods' packets from leaving in clear cannot be put up, and no pod is attached without it: {error}"),
+        )
+    })?;
+    Ok(bridge)
+}

@@ -1,0 +1,564 @@
+//! Leases on disk: an append-only journal of lines, each with a checksum that runs on from the line before.
+//!
+//! ```text
+//! 5d0c1e7a edge-cni-leases 1 GENERATION BOOT-ID
+//! 91ab03ff ~ ADDRESS=SECONDS ...                         freed addresses, the longest ago first
+//! 0e77c210 + CONTAINER IFNAME POD ADDRESS [ADDRESS]      a lease begins ("-" for an unknown pod)
+//! 3f5521b9 - CONTAINER IFNAME SECONDS                    it ends, SECONDS after the machine's start
+//! ```
+//!
+//! A line is written under the store's lock and made durable (`fdatasync`) after the lock is released, so that ADDs that come at once
+//! share the disk's work; nobody is told of a lease that is not durable. Beside the journal stands the mark: generation, length and checksum of the
+//! journal after the last line. The mark is not made durable, which it need not be: it is compared only within one boot. There,
+//! a journal that is shorter than its mark was cut by someone, and leases are missing: that is an error, never a fresh
+//! start. What lies behind the mark and does not read is the line of a process that was killed while writing, and was never told of.
+//! After a reboot no pod of before exists, so its leases are void and a damaged journal is replaced.
+
+use std::fmt::Write as _;
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read};
+use std::net::IpAddr;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use super::leases::{Lease, Leases};
+use crate::error::{Code, Context, Error, Result};
+use crate::request::Attachment;
+
+const MAGIC: &str = "edge-cni-leases 1";
+
+/// Freed addresses whose order a rewritten journal keeps.
+const MAX_FREED: usize = 4096;
+
+/// Lines that a journal may have beyond twice those that a rewritten one would have.
+const SLACK: usize = 256;
+
+/// The open journal with the leases that it tells of. Whoever holds it holds the store's lock.
+#[derive(Debug)]
+pub(super) struct Journal {
+    folder: PathBuf,
+    path: PathBuf,
+    mark_path: PathBuf,
+    boot: String,
+    file: File,
+    state: Replay,
+}
+
+/// What the lines of a journal amount to.
+#[derive(Debug, Clone, Default)]
+struct Replay {
+    leases: Leases,
+    generation: u64,
+    boot: String,
+    /// Bytes of good lines.
+    length: u64,
+    /// Checksum of the last good line.
+    chain: u32,
+    lines: usize,
+}
+
+/// Where reading had to stop, and why.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Damage {
+    line: usize,
+    why: String,
+}
+
+/// What [`Journal`] was when the last line had been written.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Mark {
+    generation: u64,
+    length: u64,
+    chain: u32,
+    boot: String,
+}
+
+impl Journal {
+    /// Opens the journal below `folder`, or makes it. `boot` is the kernel's boot ID.
+    pub(super) fn open(folder: &Path, boot: &str) -> Result<Self> {
+        let path = folder.join(edge_types::store::LEASES_FILE);
+        let mark_path = folder.join(format!("{}.mark", edge_types::store::LEASES_FILE));
+        let mark = read_if_there(&mark_path)?.and_then(|text| Mark::parse(&text));
+        let same_boot = |recorded: &str| recorded == boot;
+        let damaged = |why: String| {
+            Error::new(
+                Code::DamagedStore,
+                format!(
+                    "the leases in {} are damaged: {why}. No address is given or freed until this is put right, since it might have an \
+                     owner. Restore the file, or stop all pods of this node, remove {} and {}, and start them again",
+                    path.display(),
+                    path.display(),
+                    mark_path.display()
+                ),
+            )
+        };
+        let Some(bytes) = read_if_there(&path)? else {
+            if let Some(mark) = mark.as_ref().filter(|mark| same_boot(&mark.boot)) {
+                return Err(damaged(format!("the file is missing, {} bytes were in it", mark.length)));
+            }
+            return Self::start(folder, path, mark_path, boot, mark.map_or(0, |mark| mark.generation));
+        };
+        let length_at_mark = mark.as_ref().map(|mark| mark.length);
+        let (state, chain_at_mark, damage) = replay(&bytes, length_at_mark);
+        let rebooted = match &mark {
+            Some(mark) => !same_boot(&mark.boot),
+            None => damage.is_none() && !same_boot(&state.boot),
+        };
+        if rebooted {
+            if let Some(damage) = damage {
+                eprintln!(
+                    "edge-cni: {} was damaged before the last reboot ({damage}); its leases ended with the reboot, so it begins anew",
+                    path.display()
+                );
+            }
+            let generation = mark.map_or(0, |mark| mark.generation).max(state.generation);
+            return Self::start(folder, path, mark_path, boot, generation);
+        }
+        let describe = |damage: &Option<Damage>| {
+            damage.as_ref().map_or_else(|| "it ends early".into(), |damage| damage.to_string())
+        };
+        match &mark {
+            Some(mark) if mark.generation == state.generation => {
+                if state.length < mark.length {
+                    return Err(damaged(format!(
+                        "{} of {} bytes can be read, {}",
+                        state.length,
+                        mark.length,
+                        describe(&damage)
+                    )));
+                }
+                if chain_at_mark != Some(mark.chain) {
+                    return Err(damaged(format!("its first {} bytes are not those that were written", mark.length)));
+                }
+            }
+            Some(mark) if mark.generation > state.generation => {
+                return Err(damaged(format!(
+                    "it is of generation {}, but {} had been written; {}",
+                    state.generation,
+                    mark.generation,
+                    describe(&damage)
+                )));
+            }
+            // Rewritten by a process that was killed before it could set the mark, or the mark was removed.
+            _ => {
+                if let Some(damage) = damage {
+                    return Err(damaged(damage.to_string()));
+                }
+            }
+        }
+        let file = OpenOptions::new().read(true).write(true).open(&path).context("open", &path)?;
+        if state.length < bytes.len() as u64 {
+            // The rest of a line that was cut off while being written; nobody was told of it.
+            file.set_len(state.length).context("truncate", &path)?;
+        }
+        Ok(Self { folder: folder.into(), path, mark_path, boot: boot.into(), file, state })
+    }
+
+    /// Makes an empty journal, the first of this boot.
+    fn start(folder: &Path, path: PathBuf, mark_path: PathBuf, boot: &str, generation: u64) -> Result<Self> {
+        let state = Replay { generation, boot: boot.into(), ..Replay::default() };
+        let (file, state) = rewrite(folder, &path, boot, state)?;
+        let journal = Self { folder: folder.into(), path, mark_path, boot: boot.into(), file, state };
+        // Durable this once: it says in which boot the leases hold.
+        journal.write_mark().and_then(|mark| mark.sync_all()).context("write", &journal.mark_path)?;
+        Ok(journal)
+    }
+
+    pub(super) fn leases(&self) -> &Leases {
+        &self.state.leases
+    }
+
+    /// Enters a lease.
+    pub(super) fn lease(&mut self, attachment: &Attachment, lease: Lease) -> Result<()> {
+        let mut entry =
+            format!("+ {} {} {}", attachment.container, attachment.ifname, lease.pod.as_deref().unwrap_or("-"));
+        for address in &lease.addresses {
+            let _ = write!(entry, " {address}");
+        }
+        let refused = |why| Error::new(Code::AlreadyAttached, format!("{why}; run DEL first"));
+        self.state.leases.check(attachment, &lease).map_err(refused)?;
+        self.append(&entry)?;
+        self.state.leases.insert(attachment.clone(), lease).map_err(refused)
+    }
+
+    /// Ends a lease, `now` in seconds since the machine's start. None where there is none.
+    pub(super) fn end(&mut self, attachment: &Attachment, now: u64) -> Result<Option<Lease>> {
+        if self.state.leases.get(attachment).is_none() {
+            return Ok(None);
+        }
+        self.append(&format!("- {} {} {now}", attachment.container, attachment.ifname))?;
+        Ok(self.state.leases.remove(attachment, now))
+    }
+
+    fn append(&mut self, entry: &str) -> Result<()> {
+        let (line, chain) = line(self.state.chain, entry);
+        if let Err(error) = self.file.write_all_at(line.as_bytes(), self.state.length) {
+            // Out of space, for instance. Whatever got there must not stay.
+            let _ = self.file.set_len(self.state.length);
+            return Err(Error::io("write", &self.path, error));
+        }
+        self.state.length += line.len() as u64;
+        self.state.chain = chain;
+        self.state.lines += 1;
+        // A mark that lags behind is harmless: what the journal has beyond it is read.
+        let _ = self.write_mark();
+        Ok(())
+    }
+
+    fn write_mark(&self) -> io::Result<File> {
+        let Replay { generation, length, chain, .. } = self.state;
+        let mark = Mark { generation, length, chain, boot: self.boot.clone() };
+        let file = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(&self.mark_path)?;
+        file.write_all_at(mark.to_string().as_bytes(), 0)?;
+        Ok(file)
+    }
+
+    /// Rewrites the journal where most of its lines are history. Returns the file that must be made durable before
+    /// anyone is told; the caller releases the lock in between.
+    pub(super) fn finish(mut self) -> Result<File> {
+        let needed = self.state.leases.iter().count() + 2;
+        if self.state.lines > 2 * needed + SLACK {
+            let (file, state) = rewrite(&self.folder, &self.path, &self.boot, self.state.clone())?;
+            self.file = file;
+            self.state = state;
+            let _ = self.write_mark();
+        }
+        Ok(self.file)
+    }
+}
+
+/// Replaces the journal by one that holds the leases of `state` and no history.
+fn rewrite(folder: &Path, path: &Path, boot: &str, state: Replay) -> Result<(File, Replay)> {
+    let mut next = Replay { generation: state.generation + 1, boot: boot.into(), ..Replay::default() };
+    let mut text = String::new();
+    let mut push = |entry: &str| {
+        let (line, chain) = line(next.chain, entry);
+        text += &line;
+        next.chain = chain;
+        next.lines += 1;
+    };
+    push(&format!("{MAGIC} {} {boot}", next.generation));
+    let mut freed = state.leases.freed();
+    freed.drain(..freed.len().saturating_sub(MAX_FREED));
+    if !freed.is_empty() {
+        push(&freed.iter().fold("~".to_owned(), |entry, (address, at)| format!("{entry} {address}={at}")));
+    }
+    for (attachment, lease) in state.leases.iter() {
+        let addresses = lease.addresses.iter().fold(String::new(), |all, address| format!("{all} {address}"));
+        let pod = lease.pod.as_deref().unwrap_or("-");
+        push(&format!("+ {} {} {pod}{addresses}", attachment.container, attachment.ifname));
+    }
+    next.length = text.len() as u64;
+    next.leases = state.leases;
+    let file = super::store::replace(folder, path, text.as_bytes())?;
+    Ok((file, next))
+}
+
+/// Reads lines until the end or the first that is not what was written. Also the checksum at `stop`, if a line ends there.
+fn replay(bytes: &[u8], stop: Option<u64>) -> (Replay, Option<u32>, Option<Damage>) {
+    let mut state = Replay::default();
+    let mut chain_at_stop = None;
+    for raw in bytes.split_inclusive(|byte| *byte == b'\n') {
+        let number = state.lines + 1;
+        if let Err(why) = read_line(&mut state, raw, number == 1) {
+            return (state, chain_at_stop, Some(Damage { line: number, why }));
+        }
+        state.length += raw.len() as u64;
+        state.lines = number;
+        if stop == Some(state.length) {
+            chain_at_stop = Some(state.chain);
+        }
+    }
+    let damage = (state.lines == 0).then(|| Damage { line: 1, why: "the file is empty".into() });
+    (state, chain_at_stop, damage)
+}
+
+fn read_line(state: &mut Replay, raw: &[u8], first: bool) -> Result<(), String> {
+    let text = raw.strip_suffix(b"\n").ok_or("the line is cut off")?;
+    let text = std::str::from_utf8(text).map_err(|_| "the line is not text")?;
+    let (sum, entry) = text.split_once(' ').ok_or("the line has no checksum")?;
+    let sum = u32::from_str_radix(sum, 16).map_err(|_| "the line has no checksum")?;
+    let chain = crc32(state.chain, entry.as_bytes());
+    if sum != chain {
+        return Err(format!("the checksum is {sum:08x}, expected {chain:08x}"));
+    }
+    apply(state, entry, first).ok_or_else(|| format!("the entry {entry:?} makes no sense"))??;
+    state.chain = chain;
+    Ok(())
+}
+
+/// Applies one entry. None where it has not the form of one.
+fn apply(state: &mut Replay, entry: &str, first: bool) -> Option<Result<(), String>> {
+    if first {
+        let mut words = entry.strip_prefix(MAGIC)?.split_ascii_whitespace();
+        state.generation = words.next()?.parse().ok()?;
+        state.boot = words.next()?.into();
+        return Some(Ok(()));
+    }
+    let mut words = entry.split(' ');
+    match words.next()? {
+        "+" => {
+            let attachment = Attachment { container: words.next()?.into(), ifname: words.next()?.into() };
+            let pod = Some(words.next()?).filter(|pod| *pod != "-").map(str::to_owned);
+            let addresses = words.map(|word| word.parse().ok()).collect::<Option<Vec<IpAddr>>>()?;
+            Some(state.leases.insert(attachment, Lease { addresses, pod }))
+        }
+        "-" => {
+            let attachment = Attachment { container: words.next()?.into(), ifname: words.next()?.into() };
+            let at = words.next()?.parse().ok()?;
+            let ended = state.leases.remove(&attachment, at);
+            Some(ended.map(drop).ok_or_else(|| format!("{attachment} ends a lease that it does not have")))
+        }
+        "~" => {
+            for word in words {
+                let (address, at) = word.split_once('=')?;
+                state.leases.note_freed(address.parse().ok()?, at.parse().ok()?);
+            }
+            Some(Ok(()))
+        }
+        _ => None,
+    }
+}
+
+fn line(chain: u32, entry: &str) -> (String, u32) {
+    let chain = crc32(chain, entry.as_bytes());
+    (format!("{chain:08x} {entry}\n"), chain)
+}
+
+fn read_if_there(path: &Path) -> Result<Option<Vec<u8>>> {
+    let mut bytes = Vec::new();
+    match File::open(path) {
+        Ok(mut file) => file.read_to_end(&mut bytes).map(|_| Some(bytes)).context("read", path),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(Error::io("open", path, error)),
+    }
+}
+
+/// Removes what a killed process left while it was replacing the journal.
+pub(super) fn remove_leftovers(folder: &Path) {
+    let _ = fs::remove_file(folder.join(format!("{}.tmp", edge_types::store::LEASES_FILE)));
+}
+
+impl std::fmt::Display for Damage {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "line {}: {}", self.line, self.why)
+    }
+}
+
+impl std::fmt::Display for Mark {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        // Fixed width, so that a new mark covers the old one whole.
+        writeln!(f, "{:020} {:020} {:08x} {}", self.generation, self.length, self.chain, self.boot)
+    }
+}
+
+impl Mark {
+    fn parse(bytes: &[u8]) -> Option<Self> {
+        let mut words = std::str::from_utf8(bytes).ok()?.strip_suffix('\n')?.split(' ');
+        let mark = Self {
+            generation: words.next()?.parse().ok()?,
+            length: words.next()?.parse().ok()?,
+            chain: u32::from_str_radix(words.next()?, 16).ok()?,
+            boot: words.next()?.into(),
+        };
+        words.next().is_none().then_some(mark)
+    }
+}
+
+/// CRC-32 (ISO 3309, the one of gzip) of `bytes`, running on from `chain`.
+fn crc32(chain: u32, bytes: &[u8]) -> u32 {
+    const TABLE: [u32; 256] = {
+        let mut table = [0; 256];
+        let mut index = 0;
+        while index < 256 {
+            let mut value = index as u32;
+            let mut bit = 0;
+            while bit < 8 {
+                value = if value & 1 == 1 { 0xedb8_8320 ^ (value >> 1) } else { value >> 1 };
+                bit += 1;
+            }
+            table[index] = value;
+            index += 1;
+        }
+        table
+    };
+    !bytes.iter().fold(!chain, |sum, byte| TABLE[usize::from(sum as u8 ^ byte)] ^ (sum >> 8))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const BOOT: &str = "11111111-2222-3333-4444-555555555555";
+    const NEXT_BOOT: &str = "66666666-7777-8888-9999-000000000000";
+
+    fn attachment(number: usize) -> Attachment {
+        Attachment { container: format!("c{number}"), ifname: "eth0".into() }
+    }
+
+    fn lease(number: usize) -> Lease {
+        let addresses = vec![
+            IpAddr::from([10, 0, (number / 256) as u8, number as u8]),
+            IpAddr::from([0xfd77, 0, 0, 0, 0, 0, 0, number as u16]),
+        ];
+        Lease { addresses, pod: number.is_multiple_of(2).then(|| format!("default/web-{number}")) }
+    }
+
+    fn enter(folder: &Path, boot: &str, numbers: impl IntoIterator<Item = usize>) {
+        let mut journal = Journal::open(folder, boot).unwrap();
+        for number in numbers {
+            journal.lease(&attachment(number), lease(number)).unwrap();
+        }
+        journal.finish().unwrap().sync_data().unwrap();
+    }
+
+    fn held(folder: &Path, boot: &str) -> Vec<String> {
+        let journal = Journal::open(folder, boot).unwrap();
+        journal.leases().iter().map(|(attachment, _)| attachment.container.clone()).collect()
+    }
+
+    #[test]
+    fn crc32_gives_the_check_value_of_its_definition() {
+        assert_eq!(crc32(0, b"123456789"), 0xcbf4_3926);
+    }
+
+    #[test]
+    fn leases_come_back_as_they_were() {
+        let folder = tempfile::tempdir().unwrap();
+        enter(folder.path(), BOOT, 1..=3);
+        let mut journal = Journal::open(folder.path(), BOOT).unwrap();
+        assert_eq!(journal.leases().get(&attachment(2)), Some(&lease(2)));
+        assert_eq!(journal.leases().get(&attachment(3)), Some(&lease(3)));
+        assert_eq!(journal.end(&attachment(2), 7).unwrap(), Some(lease(2)));
+        assert_eq!(journal.end(&attachment(2), 8).unwrap(), None);
+        let before = journal.leases().clone();
+        drop(journal);
+        assert_eq!(*Journal::open(folder.path(), BOOT).unwrap().leases(), before);
+    }
+
+    #[test]
+    fn history_is_dropped_and_the_order_of_freed_addresses_kept() {
+        let folder = tempfile::tempdir().unwrap();
+        enter(folder.path(), BOOT, [1, 2]);
+        for round in 0..2000 {
+            let mut journal = Journal::open(folder.path(), BOOT).unwrap();
+            let number = 10 + round % 5;
+            journal.lease(&attachment(number), lease(number)).unwrap();
+            journal.end(&attachment(number), round as u64).unwrap();
+            journal.finish().unwrap();
+        }
+        let size = fs::metadata(folder.path().join("leases")).unwrap().len();
+        assert!(size < 64 * 1024, "{size} bytes");
+        let journal = Journal::open(folder.path(), BOOT).unwrap();
+        assert_eq!(journal.leases().iter().count(), 2);
+        let freed: Vec<u64> = journal.leases().freed().into_iter().map(|(_, at)| at).collect();
+        assert_eq!(freed, [1995, 1995, 1996, 1996, 1997, 1997, 1998, 1998, 1999, 1999]);
+    }
+
+    #[test]
+    fn within_one_boot_any_shortening_is_an_error_that_names_the_file_and_changes_nothing() {
+        let folder = tempfile::tempdir().unwrap();
+        enter(folder.path(), BOOT, 1..=3);
+        let path = folder.path().join("leases");
+        let whole = fs::read(&path).unwrap();
+        for length in 0..whole.len() {
+            fs::write(&path, &whole[..length]).unwrap();
+            let error = Journal::open(folder.path(), BOOT).unwrap_err();
+            assert_eq!(error.code, Code::DamagedStore, "{length} bytes");
+            assert!(error.message.contains(path.to_str().unwrap()), "{error}");
+            assert_eq!(fs::read(&path).unwrap(), whole[..length]);
+        }
+        fs::remove_file(&path).unwrap();
+        assert_eq!(Journal::open(folder.path(), BOOT).unwrap_err().code, Code::DamagedStore);
+        fs::write(&path, &whole).unwrap();
+        assert_eq!(held(folder.path(), BOOT), ["c1", "c2", "c3"]);
+    }
+
+    #[test]
+    fn any_changed_byte_is_found() {
+        let folder = tempfile::tempdir().unwrap();
+        enter(folder.path(), BOOT, 1..=3);
+        let path = folder.path().join("leases");
+        let whole = fs::read(&path).unwrap();
+        for index in 0..whole.len() {
+            let mut changed = whole.clone();
+            changed[index] ^= 1;
+            fs::write(&path, &changed).unwrap();
+            assert_eq!(Journal::open(folder.path(), BOOT).unwrap_err().code, Code::DamagedStore, "byte {index}");
+        }
+    }
+
+    #[test]
+    fn a_line_that_a_killed_process_left_half_written_is_dropped_and_no_other() {
+        let folder = tempfile::tempdir().unwrap();
+        enter(folder.path(), BOOT, 1..=2);
+        let path = folder.path().join("leases");
+        let before = fs::read(&path).unwrap();
+        let mark = fs::read(folder.path().join("leases.mark")).unwrap();
+        enter(folder.path(), BOOT, [3]);
+        let after = fs::read(&path).unwrap();
+        for length in before.len()..=after.len() {
+            fs::write(&path, &after[..length]).unwrap();
+            fs::write(folder.path().join("leases.mark"), &mark).unwrap();
+            let expected: &[&str] = if length == after.len() { &["c1", "c2", "c3"] } else { &["c1", "c2"] };
+            assert_eq!(held(folder.path(), BOOT), expected, "{length} bytes");
+            enter(folder.path(), BOOT, [4]);
+            assert_eq!(held(folder.path(), BOOT).last().unwrap(), "c4");
+        }
+    }
+
+    #[test]
+    fn a_kill_between_rewriting_and_marking_loses_nothing() {
+        let folder = tempfile::tempdir().unwrap();
+        enter(folder.path(), BOOT, 1..=2);
+        let mark = fs::read(folder.path().join("leases.mark")).unwrap();
+        let journal = Journal::open(folder.path(), BOOT).unwrap();
+        rewrite(folder.path(), &journal.path, BOOT, journal.state.clone()).unwrap();
+        assert_eq!(fs::read(folder.path().join("leases.mark")).unwrap(), mark);
+        assert_eq!(held(folder.path(), BOOT), ["c1", "c2"]);
+    }
+
+    #[test]
+    fn leases_end_with_the_boot_that_they_were_given_in() {
+        let folder = tempfile::tempdir().unwrap();
+        enter(folder.path(), BOOT, 1..=3);
+        assert!(held(folder.path(), NEXT_BOOT).is_empty());
+        enter(folder.path(), NEXT_BOOT, [1]);
+        assert_eq!(held(folder.path(), NEXT_BOOT), ["c1"]);
+    }
+
+    #[test]
+    fn a_journal_cut_by_a_power_failure_does_not_keep_the_node_from_starting() {
+        for length in [0, 1, 40, 90] {
+            let folder = tempfile::tempdir().unwrap();
+            enter(folder.path(), BOOT, 1..=3);
+            let path = folder.path().join("leases");
+            let whole = fs::read(&path).unwrap();
+            fs::write(&path, &whole[..length]).unwrap();
+            assert!(held(folder.path(), NEXT_BOOT).is_empty());
+            enter(folder.path(), NEXT_BOOT, [7]);
+            assert_eq!(held(folder.path(), NEXT_BOOT), ["c7"]);
+        }
+    }
+
+    #[test]
+    fn an_older_copy_of_the_journal_is_not_taken_for_the_present_one() {
+        let folder = tempfile::tempdir().unwrap();
+        enter(folder.path(), BOOT, [1]);
+        let path = folder.path().join("leases");
+        let old = fs::read(&path).unwrap();
+        let journal = Journal::open(folder.path(), BOOT).unwrap();
+        let (file, state) = rewrite(folder.path(), &journal.path, BOOT, journal.state.clone()).unwrap();
+        Journal { file, state, ..journal }.write_mark().unwrap();
+        fs::write(&path, old).unwrap();
+        assert!(Journal::open(folder.path(), BOOT).unwrap_err().message.contains("generation"));
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn arbitrary_content_never_panics(bytes: Vec<u8>) {
+            let _ = replay(&bytes, Some(3));
+            let _ = Mark::parse(&bytes);
+        }
+    }
+}

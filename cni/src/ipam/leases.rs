@@ -1,0 +1,218 @@
+//! Leases in memory, and the choice of the next address.
+
+use std::collections::{BTreeMap, HashMap};
+use std::net::IpAddr;
+
+use edge_types::IpNetwork;
+use edge_types::api::Family;
+use edge_types::local::Stock;
+
+use super::segment;
+use crate::request::Attachment;
+
+/// For so long a freed address is passed over while another is free: neighbours may still hold it as its former owner's.
+pub(super) const COOL_DOWN_SECONDS: u64 = 60;
+
+/// Who has which addresses.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Lease {
+    /// Addresses, at most one a family.
+    pub(crate) addresses: Vec<IpAddr>,
+    /// The pod's `namespace/name`, for people.
+    pub(crate) pod: Option<String>,
+}
+
+/// An address with the segment that it is from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Assigned {
+    pub(crate) address: IpAddr,
+    pub(crate) segment: IpNetwork,
+}
+
+impl Assigned {
+    /// The bridge's address in this segment.
+    pub(crate) fn gateway(&self) -> IpAddr {
+        segment::gateway(&self.segment)
+    }
+}
+
+/// All leases of the node.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct Leases {
+    held: BTreeMap<Attachment, Lease>,
+    /// Owner by address: that no address has two is kept here.
+    owners: HashMap<IpAddr, Attachment>,
+    /// When an address was freed, seconds since the machine's start, with a number that orders what was freed in the same second.
+    freed: HashMap<IpAddr, (u64, u64)>,
+    frees: u64,
+}
+
+impl Leases {
+    /// The lease of an attachment.
+    pub(super) fn get(&self, attachment: &Attachment) -> Option<&Lease> {
+        self.held.get(attachment)
+    }
+
+    /// All leases.
+    pub(super) fn iter(&self) -> impl Iterator<Item = (&Attachment, &Lease)> {
+        self.held.iter()
+    }
+
+    /// Whether a lease may be entered: neither has the attachment one nor is an address another's.
+    pub(super) fn check(&self, attachment: &Attachment, lease: &Lease) -> Result<(), String> {
+        if self.held.contains_key(attachment) {
+            return Err(format!("{attachment} has two leases"));
+        }
+        if let Some((address, owner)) =
+            lease.addresses.iter().find_map(|address| Some((address, self.owners.get(address)?)))
+        {
+            return Err(format!("{address} is leased to {owner} and to {attachment}"));
+        }
+        Ok(())
+    }
+
+    /// Enters a lease that [`Self::check`] has nothing against.
+    pub(super) fn insert(&mut self, attachment: Attachment, lease: Lease) -> Result<(), String> {
+        self.check(&attachment, &lease)?;
+        for address in &lease.addresses {
+            self.owners.insert(*address, attachment.clone());
+            self.freed.remove(address);
+        }
+        self.held.insert(attachment, lease);
+        Ok(())
+    }
+
+    /// Ends a lease, `now` in seconds since the machine's start.
+    pub(super) fn remove(&mut self, attachment: &Attachment, now: u64) -> Option<Lease> {
+        let lease = self.held.remove(attachment)?;
+        for address in &lease.addresses {
+            self.owners.remove(address);
+            self.note_freed(*address, now);
+        }
+        Some(lease)
+    }
+
+    /// Enters when an address was freed.
+    pub(super) fn note_freed(&mut self, address: IpAddr, at: u64) {
+        self.frees += 1;
+        self.freed.insert(address, (at, self.frees));
+    }
+
+    /// Freed addresses with their times, the longest ago first.
+    pub(super) fn freed(&self) -> Vec<(IpAddr, u64)> {
+        let mut all: Vec<_> = self.freed.iter().map(|(address, order)| (*order, *address)).collect();
+        all.sort_unstable();
+        all.into_iter().map(|((at, _), address)| (address, at)).collect()
+    }
+
+    /// How many addresses of a family these segments have, free and leased.
+    pub(super) fn stock(&self, segments: &[IpNetwork], family: Family) -> Stock {
+        let of_family = || segments.iter().filter(|segment| Family::of(segment) == family);
+        let capacity = of_family().map(segment::capacity).fold(0, u128::saturating_add);
+        let taken =
+            self.owners.keys().filter(|address| of_family().any(|segment| segment::holds_pod(segment, **address)));
+        let leased = taken.count() as u64;
+        let free = u64::try_from(capacity.saturating_sub(leased.into())).unwrap_or(u64::MAX);
+        Stock { family, free, leased }
+    }
+
+    /// The next address of a family: from the first segment that has one which was never used or has cooled down, or else
+    /// the one that was freed longest ago.
+    pub(super) fn choose(&self, segments: &[IpNetwork], family: Family, now: u64) -> Option<Assigned> {
+        let of_family = || segments.iter().filter(|segment| Family::of(segment) == family);
+        let longest_ago = |segment: &IpNetwork| {
+            self.freed
+                .iter()
+                .filter(|(address, _)| segment::holds_pod(segment, **address))
+                .min_by_key(|(_, order)| **order)
+                .map(|(address, order)| (*order, Assigned { address: *address, segment: *segment }))
+        };
+        for segment in of_family() {
+            let unused = segment::pod_addresses(segment)
+                .find(|address| !self.owners.contains_key(address) && !self.freed.contains_key(address));
+            if let Some(address) = unused {
+                return Some(Assigned { address, segment: *segment });
+            }
+            if let Some(((at, _), assigned)) = longest_ago(segment)
+                && now.saturating_sub(at) >= COOL_DOWN_SECONDS
+            {
+                return Some(assigned);
+            }
+        }
+        of_family().filter_map(longest_ago).min_by_key(|(order, _)| *order).map(|(_, assigned)| assigned)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn attachment(number: usize) -> Attachment {
+        Attachment { container: format!("c{number}"), ifname: "eth0".into() }
+    }
+
+    fn take(leases: &mut Leases, number: usize, segments: &[IpNetwork], now: u64) -> Option<String> {
+        let assigned = leases.choose(segments, Family::V4, now)?;
+        leases.insert(attachment(number), Lease { addresses: vec![assigned.address], pod: None }).unwrap();
+        Some(assigned.address.to_string())
+    }
+
+    #[test]
+    fn addresses_are_given_in_order_until_none_is_left() {
+        let segments = ["10.0.0.0/30".parse().unwrap(), "10.0.1.0/29".parse().unwrap()];
+        let mut leases = Leases::default();
+        let given: Vec<String> = (0..).map_while(|number| take(&mut leases, number, &segments, 0)).collect();
+        assert_eq!(given, ["10.0.0.2", "10.0.1.2", "10.0.1.3", "10.0.1.4", "10.0.1.5", "10.0.1.6"]);
+        assert_eq!(leases.stock(&segments, Family::V4).free, 0);
+        assert_eq!(leases.stock(&segments, Family::V6).free, 0);
+    }
+
+    #[test]
+    fn a_freed_address_rests_while_another_is_free() {
+        let segments = ["10.0.0.0/29".parse().unwrap(), "10.0.1.0/29".parse().unwrap()];
+        let mut leases = Leases::default();
+        for number in 0..5 {
+            take(&mut leases, number, &segments, 0);
+        }
+        leases.remove(&attachment(3), 100);
+        leases.remove(&attachment(1), 100);
+        assert_eq!(leases.stock(&segments, Family::V4).free, 7);
+        // Too early for 10.0.0.5: the second segment helps out.
+        assert_eq!(take(&mut leases, 10, &segments, 100 + COOL_DOWN_SECONDS - 1).unwrap(), "10.0.1.2");
+        // Cooled down: the one freed first comes first.
+        assert_eq!(take(&mut leases, 11, &segments, 100 + COOL_DOWN_SECONDS).unwrap(), "10.0.0.5");
+        assert_eq!(take(&mut leases, 12, &segments, 100 + COOL_DOWN_SECONDS).unwrap(), "10.0.0.3");
+    }
+
+    #[test]
+    fn with_nothing_else_free_the_address_freed_longest_ago_is_given_without_a_wait() {
+        let segments = ["10.0.0.0/29".parse().unwrap()];
+        let mut leases = Leases::default();
+        for number in 0..5 {
+            take(&mut leases, number, &segments, 0);
+        }
+        leases.remove(&attachment(4), 1);
+        leases.remove(&attachment(0), 1);
+        assert_eq!(take(&mut leases, 10, &segments, 1).unwrap(), "10.0.0.6");
+        assert_eq!(take(&mut leases, 11, &segments, 1).unwrap(), "10.0.0.2");
+        assert_eq!(take(&mut leases, 12, &segments, 1), None);
+    }
+
+    #[test]
+    fn an_address_never_has_two_owners() {
+        let mut leases = Leases::default();
+        let lease = Lease { addresses: vec!["10.0.0.2".parse().unwrap()], pod: None };
+        leases.insert(attachment(1), lease.clone()).unwrap();
+        assert!(leases.insert(attachment(2), lease.clone()).unwrap_err().contains("10.0.0.2"));
+        assert!(leases.insert(attachment(1), lease).unwrap_err().contains("two leases"));
+        assert!(leases.get(&attachment(2)).is_none());
+    }
+
+    #[test]
+    fn leases_outside_the_segments_take_nothing_from_what_is_free() {
+        let segments = ["10.0.0.0/29".parse().unwrap()];
+        let mut leases = Leases::default();
+        leases.insert(attachment(1), Lease { addresses: vec!["10.9.0.2".parse().unwrap()], pod: None }).unwrap();
+        assert_eq!(leases.stock(&segments, Family::V4).free, 5);
+    }
+}

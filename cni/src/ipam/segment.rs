@@ -1,0 +1,88 @@
+//! Arithmetic within one segment: its gateway is the first address behind the network's, pods have the rest.
+
+use std::net::IpAddr;
+
+use edge_types::IpNetwork;
+
+/// The address of the bridge in a segment: the first host address.
+pub(crate) fn gateway(segment: &IpNetwork) -> IpAddr {
+    nth(segment, 1)
+}
+
+/// How many pods fit a segment. Not theirs: the network's address (in IPv6 the subnet-router anycast address, RFC 4291 2.6.1), the gateway's,
+/// and in IPv4 the broadcast address.
+pub(super) fn capacity(segment: &IpNetwork) -> u128 {
+    (last_offset(segment) + 1).saturating_sub(2)
+}
+
+/// Addresses for pods, ascending.
+pub(super) fn pod_addresses(segment: &IpNetwork) -> impl Iterator<Item = IpAddr> + '_ {
+    (2..=last_offset(segment)).map(|offset| nth(segment, offset))
+}
+
+/// Whether an address is one that a pod of this segment may have.
+pub(super) fn holds_pod(segment: &IpNetwork, address: IpAddr) -> bool {
+    segment.contains(address) && (2..=last_offset(segment)).contains(&offset(segment, address))
+}
+
+/// Distance of a pod's last address from the network's.
+fn last_offset(segment: &IpNetwork) -> u128 {
+    match segment {
+        IpNetwork::V4(segment) => (1u128 << (32 - segment.prefix())).saturating_sub(2),
+        IpNetwork::V6(segment) => match segment.prefix() {
+            0 => u128::MAX,
+            prefix => (1u128 << (128 - prefix)) - 1,
+        },
+    }
+}
+
+fn offset(segment: &IpNetwork, address: IpAddr) -> u128 {
+    number(address).wrapping_sub(number(segment.network()))
+}
+
+fn number(address: IpAddr) -> u128 {
+    match address {
+        IpAddr::V4(address) => address.to_bits().into(),
+        IpAddr::V6(address) => address.to_bits(),
+    }
+}
+
+fn nth(segment: &IpNetwork, offset: u128) -> IpAddr {
+    match segment.network() {
+        // An offset within an IPv4 segment fits 32 bits.
+        IpAddr::V4(network) => IpAddr::V4(network.to_bits().wrapping_add(offset as u32).into()),
+        IpAddr::V6(network) => IpAddr::V6(network.to_bits().wrapping_add(offset).into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn segment(text: &str) -> IpNetwork {
+        text.parse().unwrap()
+    }
+
+    #[test]
+    fn pods_get_neither_network_nor_gateway_nor_broadcast() {
+        let pods: Vec<String> = pod_addresses(&segment("10.77.0.8/29")).map(|a| a.to_string()).collect();
+        assert_eq!(pods, ["10.77.0.10", "10.77.0.11", "10.77.0.12", "10.77.0.13", "10.77.0.14"]);
+        let pods: Vec<String> = pod_addresses(&segment("fd77::/126")).map(|a| a.to_string()).collect();
+        assert_eq!(pods, ["fd77::2", "fd77::3"]);
+        assert_eq!(gateway(&segment("10.77.0.8/29")).to_string(), "10.77.0.9");
+        assert_eq!(gateway(&segment("fd77::100/120")).to_string(), "fd77::101");
+    }
+
+    #[test]
+    fn capacity_is_the_number_of_addresses_for_pods() {
+        for text in ["10.0.0.0/30", "10.0.0.0/26", "10.0.0.0/16", "fd00::/126", "fd00::/120"] {
+            let segment = segment(text);
+            assert_eq!(capacity(&segment), pod_addresses(&segment).count() as u128, "{text}");
+            assert!(pod_addresses(&segment).all(|address| holds_pod(&segment, address)));
+        }
+        for foreign in ["10.0.0.0", "10.0.0.1", "10.0.0.63", "10.0.0.64", "9.255.255.255"] {
+            assert!(!holds_pod(&segment("10.0.0.0/26"), foreign.parse().unwrap()), "{foreign}");
+        }
+        assert_eq!(capacity(&segment("fd00::/64")), (1 << 64) - 2);
+    }
+}

@@ -1,0 +1,312 @@
+//! The state directory: its lock, the segments that the agent leaves there, and the leases.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Write};
+use std::net::IpAddr;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use edge_types::IpNetwork;
+use edge_types::api::Family;
+use edge_types::local::Stock;
+use edge_types::store::{LOCK_FILE, SEGMENTS_FILE, SegmentsFile, SegmentsSource};
+use rustix::fs::FlockOperation;
+
+use super::journal::{self, Journal};
+use super::leases::{Assigned, Lease};
+use crate::config::{self, Config};
+use crate::error::{Code, Context, Error, Result};
+use crate::request::Attachment;
+
+/// Layout of the segments' file that we read and write.
+const SEGMENTS_VERSION: u32 = 1;
+
+/// The state directory.
+#[derive(Debug, Clone)]
+pub(crate) struct Store {
+    folder: PathBuf,
+}
+
+impl Store {
+    /// The state directory, made where there is none.
+    pub(crate) fn create(config: &Config) -> Result<Self> {
+        let folder = config.state_dir.clone();
+        fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(&folder)
+            .context("create the state directory", &folder)?;
+        Ok(Self { folder })
+    }
+
+    /// The state directory, if there is one.
+    pub(crate) fn existing(config: &Config) -> Option<Self> {
+        let folder = config.state_dir.clone();
+        folder.is_dir().then_some(Self { folder })
+    }
+
+    /// Waits for the lock and reads the leases.
+    pub(crate) fn lock(&self) -> Result<Ledger> {
+        let lock = self.take_lock()?;
+        journal::remove_leftovers(&self.folder);
+        let journal = Journal::open(&self.folder, &boot_id()?)?;
+        Ok(Ledger { folder: self.folder.clone(), lock, journal })
+    }
+
+    fn take_lock(&self) -> Result<File> {
+        let path = self.folder.join(LOCK_FILE);
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600)
+            .open(&path)
+            .context("open", &path)?;
+        rustix::io::retry_on_intr(|| rustix::fs::flock(&file, FlockOperation::LockExclusive)).context("lock", &path)?;
+        Ok(file)
+    }
+}
+
+/// The leases, locked.
+#[derive(Debug)]
+pub(crate) struct Ledger {
+    folder: PathBuf,
+    lock: File,
+    journal: Journal,
+}
+
+impl Ledger {
+    /// The node's segments: as the agent left them, or as the configuration seeds them where nobody has left any. None where
+    /// there are none at all.
+    pub(crate) fn segments(&self, config: &Config) -> Result<Option<SegmentsFile>> {
+        let path = self.folder.join(SEGMENTS_FILE);
+        if let Some(segments) = read_segments(&path)? {
+            return Ok(Some(segments));
+        }
+        if config.segments.is_empty() {
+            return Ok(None);
+        }
+        let segments = SegmentsFile {
+            version: SEGMENTS_VERSION,
+            source: SegmentsSource::Configuration,
+            segments: config.segments.clone(),
+            cluster_ranges: config.cluster_ranges.clone(),
+            mtu: 0,
+            networks: Vec::new(),
+        };
+        let text = serde_json::to_vec_pretty(&segments).map_err(|error| Error::io("write", &path, error))?;
+        replace(&self.folder, &path, &text)?;
+        Ok(Some(segments))
+    }
+
+    /// The lease of an attachment.
+    pub(crate) fn lease(&self, attachment: &Attachment) -> Option<&Lease> {
+        self.journal.leases().get(attachment)
+    }
+
+    /// How many addresses the segments have, free and leased, a family after the other.
+    pub(crate) fn stock(&self, segments: &[IpNetwork]) -> Vec<Stock> {
+        families(segments).into_iter().map(|family| self.journal.leases().stock(segments, family)).collect()
+    }
+
+    /// Leases one address of each family, or none at all where a family has none left.
+    pub(crate) fn take(
+        &mut self,
+        attachment: &Attachment,
+        pod: Option<&str>,
+        segments: &[IpNetwork],
+        families: &[Family],
+    ) -> Result<Option<Vec<Assigned>>> {
+        let now = seconds_since_boot();
+        let mut assigned = Vec::new();
+        if families.is_empty() {
+            return Ok(None);
+        }
+        for family in families {
+            match self.journal.leases().choose(segments, *family, now) {
+                Some(address) => assigned.push(address),
+                None => return Ok(None),
+            }
+        }
+        let addresses: Vec<IpAddr> = assigned.iter().map(|assigned| assigned.address).collect();
+        self.journal.lease(attachment, Lease { addresses, pod: pod.map(str::to_owned) })?;
+        Ok(Some(assigned))
+    }
+
+    /// Ends the lease of an attachment. None where there is none.
+    pub(crate) fn end(&mut self, attachment: &Attachment) -> Result<Option<Lease>> {
+        self.journal.end(attachment, seconds_since_boot())
+    }
+
+    /// Ends the leases of all attachments that are `gone`. Returns how many there were.
+    pub(crate) fn reclaim(&mut self, gone: impl Fn(&Attachment) -> bool) -> Result<usize> {
+        let dead: Vec<Attachment> =
+            self.journal.leases().iter().map(|(attachment, _)| attachment.clone()).filter(gone).collect();
+        for attachment in &dead {
+            self.end(attachment)?;
+        }
+        Ok(dead.len())
+    }
+
+    /// Releases the lock and makes durable what was entered. Only then may anyone be told of it.
+    pub(crate) fn commit(self) -> Result<()> {
+        let Self { folder: _, lock, journal } = self;
+        let file = journal.finish()?;
+        drop(lock);
+        file.sync_data().map_err(|error| Error::new(Code::Io, format!("cannot make the leases durable: {error}")))
+    }
+}
+
+/// Families of which there are segments, IPv4 first.
+pub(crate) fn families(segments: &[IpNetwork]) -> Vec<Family> {
+    [Family::V4, Family::V6]
+        .into_iter()
+        .filter(|family| segments.iter().any(|segment| Family::of(segment) == *family))
+        .collect()
+}
+
+fn read_segments(path: &Path) -> Result<Option<SegmentsFile>> {
+    let text = match fs::read(path) {
+        Ok(text) => text,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(Error::io("read", path, error)),
+    };
+    let damaged = |why: String| {
+        Error::new(
+            Code::DamagedStore,
+            format!(
+                "the segments in {} are damaged: {why}. Restart edge-agent, which writes the file anew; without an agent remove it, and \
+                 it is made from the plugin's configuration",
+                path.display()
+            ),
+        )
+    };
+    let file: SegmentsFile =
+        serde_json::from_slice(&text).map_err(|error| damaged(format!("{error} in {} bytes", text.len())))?;
+    if file.version != SEGMENTS_VERSION {
+        return Err(damaged(format!(
+            "its version is {}, expected {SEGMENTS_VERSION}; install edge-cni and edge-agent from one release",
+            file.version
+        )));
+    }
+    config::check_segments(&file.segments).map_err(damaged)?;
+    Ok(Some(file))
+}
+
+/// Replaces a file as a whole: a power cut leaves the old content or the new, never a mixture. Returns the new file, open.
+pub(super) fn replace(folder: &Path, path: &Path, content: &[u8]) -> Result<File> {
+    let mut name = path.file_name().unwrap_or_default().to_owned();
+    name.push(".tmp");
+    let temporary = folder.join(name);
+    let write = || {
+        let mut file =
+            OpenOptions::new().read(true).write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
+        file.write_all(content)?;
+        file.sync_all()?;
+        fs::rename(&temporary, path)?;
+        File::open(folder)?.sync_all()?;
+        Ok::<_, io::Error>(file)
+    };
+    write().inspect_err(|_| drop(fs::remove_file(&temporary))).context("replace", path)
+}
+
+/// The kernel's name for this boot.
+fn boot_id() -> Result<String> {
+    let path = Path::new("/proc/sys/kernel/random/boot_id");
+    Ok(fs::read_to_string(path).context("read", path)?.trim().to_owned())
+}
+
+/// Seconds since the machine's start, sleep included; nobody can set this clock.
+fn seconds_since_boot() -> u64 {
+    rustix::time::clock_gettime(rustix::time::ClockId::Boottime).tv_sec.try_into().unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config(folder: &Path, segments: &[&str]) -> Config {
+        let text = serde_json::json!({
+            "cniVersion": "1.0.0", "name": "pods", "stateDir": folder, "segments": segments, "clusterRanges": ["10.0.0.0/8"],
+        });
+        Config::from_object(text.as_object().unwrap().clone()).unwrap()
+    }
+
+    fn attachment(number: usize) -> Attachment {
+        Attachment { container: format!("c{number}"), ifname: "eth0".into() }
+    }
+
+    #[test]
+    fn the_configuration_seeds_the_segments_once_and_is_ignored_from_then_on() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::create(&config(folder.path(), &[])).unwrap();
+        let segments = |seed: &[&str]| store.lock().unwrap().segments(&config(folder.path(), seed)).unwrap();
+        assert_eq!(segments(&[]), None);
+        let seeded = segments(&["10.77.0.0/24"]).unwrap();
+        assert_eq!(seeded.source, SegmentsSource::Configuration);
+        assert_eq!(seeded.cluster_ranges, ["10.0.0.0/8".parse::<IpNetwork>().unwrap()]);
+        assert_eq!(segments(&["10.78.0.0/24"]), Some(seeded));
+    }
+
+    #[test]
+    fn damaged_segments_are_named_and_never_replaced_by_the_seed() {
+        let folder = tempfile::tempdir().unwrap();
+        let config = config(folder.path(), &["10.77.0.0/24"]);
+        let store = Store::create(&config).unwrap();
+        let path = folder.path().join("segments.json");
+        let other_version = r#"{"version":2,"source":"agent","segments":[]}"#;
+        let overlapping = r#"{"version":1,"source":"agent","segments":["10.0.0.0/24","10.0.0.0/25"]}"#;
+        for content in ["", "{", "\0\0\0\0", other_version, overlapping] {
+            fs::write(&path, content).unwrap();
+            let error = store.lock().unwrap().segments(&config).unwrap_err();
+            assert_eq!(error.code, Code::DamagedStore, "{content:?}");
+            assert!(error.message.contains(path.to_str().unwrap()), "{error}");
+            assert_eq!(fs::read_to_string(&path).unwrap(), content);
+        }
+    }
+
+    #[test]
+    fn a_pod_gets_an_address_of_each_family_or_none() {
+        let folder = tempfile::tempdir().unwrap();
+        let config = config(folder.path(), &["10.77.0.0/29", "fd77::/126"]);
+        let store = Store::create(&config).unwrap();
+        let segments = store.lock().unwrap().segments(&config).unwrap().unwrap().segments;
+        let both = families(&segments);
+        for number in 0..2 {
+            let mut ledger = store.lock().unwrap();
+            let got = ledger.take(&attachment(number), None, &segments, &both).unwrap().unwrap();
+            assert_eq!(got.len(), 2);
+            ledger.commit().unwrap();
+        }
+        let mut ledger = store.lock().unwrap();
+        assert_eq!(ledger.take(&attachment(9), None, &segments, &both).unwrap(), None);
+        assert_eq!(ledger.stock(&segments)[0], Stock { family: Family::V4, free: 3, leased: 2 });
+        assert_eq!(ledger.reclaim(|attachment| attachment.container == "c0").unwrap(), 1);
+        assert!(ledger.take(&attachment(9), None, &segments, &both).unwrap().is_some());
+    }
+
+    #[test]
+    fn fifty_at_once_get_fifty_addresses() {
+        let folder = tempfile::tempdir().unwrap();
+        let config = config(folder.path(), &["10.77.0.0/24"]);
+        let store = Store::create(&config).unwrap();
+        let segments = store.lock().unwrap().segments(&config).unwrap().unwrap().segments;
+        let addresses: std::collections::BTreeSet<IpAddr> = std::thread::scope(|scope| {
+            let takers: Vec<_> = (0..50)
+                .map(|number| {
+                    let (store, segments) = (&store, &segments);
+                    scope.spawn(move || {
+                        let mut ledger = store.lock().unwrap();
+                        let got = ledger.take(&attachment(number), None, segments, &[Family::V4]).unwrap().unwrap();
+                        ledger.commit().unwrap();
+                        got[0].address
+                    })
+                })
+                .collect();
+            takers.into_iter().map(|taker| taker.join().unwrap()).collect()
+        });
+        assert_eq!(addresses.len(), 50);
+        assert_eq!(store.lock().unwrap().stock(&segments)[0].leased, 50);
+    }
+}

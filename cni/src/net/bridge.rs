@@ -1,0 +1,90 @@
+//! The bridge that pods hang on, with a gateway's address for each segment.
+
+use edge_types::IpNetwork;
+use edge_types::api::Family;
+use netlink_packet_route::link::{InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkMessage};
+
+use super::link::{Link, Links};
+use super::{fnv1a, sysctl};
+use crate::error::{Code, Error, Result};
+use crate::ipam;
+
+/// Where a machine keeps its identity, which it has for life.
+const MACHINE_ID: &str = "/etc/machine-id";
+
+/// Makes the bridge and gives it what it lacks; several at once do no harm to each other.
+pub(crate) fn ensure(links: &mut Links, name: &str, segments: &[IpNetwork]) -> Result<Link> {
+    let mac = mac_of(name);
+    let mut bridge = match links.find(name)? {
+        Some(bridge) => bridge,
+        None => create(links, name, mac)?,
+    };
+    if bridge.kind != "bridge" {
+        let kind = if bridge.kind.is_empty() { "hardware" } else { &bridge.kind };
+        return Err(Error::new(
+            Code::NameTaken,
+            format!("{name} is no bridge but {kind}; rename it, or give another name as `bridge` in the configuration"),
+        ));
+    }
+    if bridge.mac != mac {
+        // Left alone, a bridge takes the lowest address of its ports, and changes it as they come and go.
+        links.set_mac(&bridge, mac)?;
+        bridge.mac = mac;
+    }
+    let families = ipam::families(segments);
+    if families.contains(&Family::V4) {
+        sysctl::forward_ipv4()?;
+        // A pod that reaches another segment through us is right to do so.
+        sysctl::set(&format!("ipv4/conf/{name}/send_redirects"), "0")?;
+    }
+    if families.contains(&Family::V6) {
+        sysctl::set(&format!("ipv6/conf/{name}/disable_ipv6"), "0")?;
+        // Its addresses are ours to give; no pod may give it a route.
+        sysctl::set(&format!("ipv6/conf/{name}/accept_ra"), "0")?;
+        sysctl::forward_ipv6()?;
+    }
+    if !bridge.up {
+        links.set_up(&bridge)?;
+    }
+    let present = links.addresses(&bridge)?;
+    for segment in segments {
+        let gateway = ipam::gateway(segment);
+        if !present.contains(&gateway) {
+            links.add_address(&bridge, gateway, segment.prefix())?;
+        }
+    }
+    Ok(bridge)
+}
+
+fn create(links: &mut Links, name: &str, mac: [u8; 6]) -> Result<Link> {
+    let mut message = LinkMessage::default();
+    message.header.flags = LinkFlags::Up;
+    message.header.change_mask = LinkFlags::Up;
+    message.attributes.push(LinkAttribute::IfName(name.to_owned()));
+    message.attributes.push(LinkAttribute::Address(mac.to_vec()));
+    message.attributes.push(LinkAttribute::LinkInfo(vec![LinkInfo::Kind(InfoKind::Bridge)]));
+    // Not made where another ADD was quicker: then it is its bridge that we find.
+    links.create(&format!("the bridge {name}"), message)?;
+    links.find(name)?.ok_or_else(|| {
+        Error::new(Code::Kernel, format!("the bridge {name} was removed while a pod was being attached; try again"))
+    })
+}
+
+/// A locally administered address that this machine's bridge of this name always has.
+fn mac_of(name: &str) -> [u8; 6] {
+    let machine = std::fs::read(MACHINE_ID).unwrap_or_default();
+    let [a, b, c, d, e, ..] = fnv1a(&[&machine, name.as_bytes()]).to_be_bytes();
+    [0x02, a, b, c, d, e]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_bridge_has_its_own_unicast_address_that_stays() {
+        assert_eq!(mac_of("ecni0"), mac_of("ecni0"));
+        assert_ne!(mac_of("ecni0"), mac_of("ecni1"));
+        assert_eq!(mac_of("ecni0")[0] & 3, 2);
+    }
+}

@@ -1,0 +1,248 @@
+//! Links, addresses and routes of one network namespace, through one netlink socket.
+
+use std::net::IpAddr;
+
+use edge_xfrm::netlink::{self, Netlink};
+use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
+use netlink_packet_route::address::{AddressAttribute, AddressFlags, AddressMessage};
+use netlink_packet_route::link::{
+    InfoBridgePort, InfoKind, InfoPortData, LinkAttribute, LinkExtentMask, LinkFlags, LinkInfo, LinkMessage,
+};
+use netlink_packet_route::route::{
+    RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
+};
+use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
+
+pub(crate) use netlink_packet_route::link::BridgePortState;
+
+use crate::error::{Code, Error, Result};
+
+/// Links, addresses and routes of the namespace in which it was opened.
+#[derive(Debug)]
+pub(crate) struct Links {
+    netlink: Netlink,
+}
+
+/// A link, as far as we look at links.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Link {
+    pub(crate) index: u32,
+    pub(crate) name: String,
+    /// Bridge, veth and so on; empty for hardware.
+    pub(crate) kind: String,
+    pub(crate) mac: [u8; 6],
+    pub(crate) mtu: u32,
+    pub(crate) up: bool,
+    pub(crate) alias: String,
+    /// Where it is a bridge's port.
+    pub(crate) port_state: Option<BridgePortState>,
+}
+
+impl Links {
+    /// Opens the socket in the namespace that the thread is in.
+    pub(crate) fn open() -> Result<Self> {
+        let netlink = Netlink::open(netlink_sys::protocols::NETLINK_ROUTE);
+        Ok(Self { netlink: netlink.map_err(|error| kernel("open a netlink socket", &error))? })
+    }
+
+    /// A link by its name.
+    pub(crate) fn find(&mut self, name: &str) -> Result<Option<Link>> {
+        let mut message = LinkMessage::default();
+        message.attributes.push(LinkAttribute::IfName(name.to_owned()));
+        message.attributes.push(LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats]));
+        match self.netlink.get("RTM_GETLINK", RouteNetlinkMessage::GetLink(message)) {
+            Ok(RouteNetlinkMessage::NewLink(message)) => Ok(Some(Link::read(&message))),
+            Ok(_) => Ok(None),
+            Err(error) if error.errno() == Some(libc::ENODEV) => Ok(None),
+            Err(error) => Err(kernel(&format!("read link {name}"), &error)),
+        }
+    }
+
+    /// All links.
+    pub(crate) fn all(&mut self) -> Result<Vec<Link>> {
+        let mut message = LinkMessage::default();
+        message.attributes.push(LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats]));
+        let found = self.netlink.dump("RTM_GETLINK", RouteNetlinkMessage::GetLink(message));
+        let links = found.map_err(|error| kernel("read all links", &error))?.into_iter();
+        let links = links.filter_map(|message| match message {
+            RouteNetlinkMessage::NewLink(message) => Some(Link::read(&message)),
+            _ => None,
+        });
+        Ok(links.collect())
+    }
+
+    /// Makes a link. False where there is one of that name.
+    pub(crate) fn create(&mut self, what: &str, message: LinkMessage) -> Result<bool> {
+        let flags = NLM_F_CREATE | NLM_F_EXCL;
+        match self.netlink.execute("RTM_NEWLINK", RouteNetlinkMessage::NewLink(message), flags) {
+            Ok(()) => Ok(true),
+            Err(error) if error.errno() == Some(libc::EEXIST) => Ok(false),
+            Err(error) => Err(kernel(&format!("create {what}"), &error)),
+        }
+    }
+
+    /// Deletes a link; one that is gone already is no error.
+    pub(crate) fn delete(&mut self, link: &Link) -> Result<()> {
+        let mut message = LinkMessage::default();
+        message.header.index = link.index;
+        match self.netlink.execute("RTM_DELLINK", RouteNetlinkMessage::DelLink(message), 0) {
+            Err(error) if error.errno() != Some(libc::ENODEV) => Err(kernel(&format!("delete {}", link.name), &error)),
+            _ => Ok(()),
+        }
+    }
+
+    /// Brings a link up.
+    pub(crate) fn set_up(&mut self, link: &Link) -> Result<()> {
+        let mut message = LinkMessage::default();
+        message.header.index = link.index;
+        message.header.flags = LinkFlags::Up;
+        message.header.change_mask = LinkFlags::Up;
+        self.change(&format!("bring {} up", link.name), message)
+    }
+
+    /// Gives a link an alias and brings it up.
+    pub(crate) fn set_alias_and_up(&mut self, link: &Link, alias: String) -> Result<()> {
+        let mut message = LinkMessage::default();
+        message.header.index = link.index;
+        message.header.flags = LinkFlags::Up;
+        message.header.change_mask = LinkFlags::Up;
+        message.attributes.push(LinkAttribute::IfAlias(alias));
+        self.change(&format!("bring {} up", link.name), message)
+    }
+
+    /// Gives a link a MAC address.
+    pub(crate) fn set_mac(&mut self, link: &Link, mac: [u8; 6]) -> Result<()> {
+        let mut message = LinkMessage::default();
+        message.header.index = link.index;
+        message.attributes.push(LinkAttribute::Address(mac.to_vec()));
+        self.change(&format!("set the MAC address of {}", link.name), message)
+    }
+
+    fn change(&mut self, what: &str, message: LinkMessage) -> Result<()> {
+        let outcome = self.netlink.execute("RTM_SETLINK", RouteNetlinkMessage::SetLink(message), 0);
+        outcome.map_err(|error| kernel(what, &error))
+    }
+
+    /// Addresses of a link.
+    pub(crate) fn addresses(&mut self, link: &Link) -> Result<Vec<IpAddr>> {
+        let mut message = AddressMessage::default();
+        message.header.index = link.index;
+        let found = self.netlink.dump("RTM_GETADDR", RouteNetlinkMessage::GetAddress(message));
+        let found = found.map_err(|error| kernel(&format!("read the addresses of {}", link.name), &error))?;
+        let addresses = found.into_iter().filter_map(|message| match message {
+            RouteNetlinkMessage::NewAddress(message) if message.header.index == link.index => address_of(&message),
+            _ => None,
+        });
+        Ok(addresses.collect())
+    }
+
+    /// Gives a link an address. One that it has already is no error. Without duplicate address detection, which would keep an IPv6
+    /// address from being used for two seconds: the ledger of leases knows that there is no duplicate.
+    pub(crate) fn add_address(&mut self, link: &Link, address: IpAddr, prefix: u8) -> Result<()> {
+        let mut message = AddressMessage::default();
+        message.header.index = link.index;
+        message.header.family = family(address);
+        message.header.prefix_len = prefix;
+        message.attributes.push(AddressAttribute::Local(address));
+        message.attributes.push(AddressAttribute::Address(address));
+        if address.is_ipv6() {
+            message.attributes.push(AddressAttribute::Flags(AddressFlags::Nodad));
+        }
+        let flags = NLM_F_CREATE | NLM_F_EXCL;
+        match self.netlink.execute("RTM_NEWADDR", RouteNetlinkMessage::NewAddress(message), flags) {
+            Err(error) if error.errno() != Some(libc::EEXIST) => {
+                Err(kernel(&format!("give {} the address {address}/{prefix}", link.name), &error))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Adds a default route.
+    pub(crate) fn add_default_route(&mut self, link: &Link, gateway: IpAddr) -> Result<()> {
+        let mut message = RouteMessage::default();
+        message.header.address_family = family(gateway);
+        message.header.table = RouteHeader::RT_TABLE_MAIN;
+        message.header.protocol = RouteProtocol::Static;
+        message.header.scope = RouteScope::Universe;
+        message.header.kind = RouteType::Unicast;
+        let via = match gateway {
+            IpAddr::V4(address) => RouteAddress::Inet(address),
+            IpAddr::V6(address) => RouteAddress::Inet6(address),
+        };
+        message.attributes.push(RouteAttribute::Gateway(via));
+        message.attributes.push(RouteAttribute::Oif(link.index));
+        let flags = NLM_F_CREATE | NLM_F_EXCL;
+        let outcome = self.netlink.execute("RTM_NEWROUTE", RouteNetlinkMessage::NewRoute(message), flags);
+        outcome.map_err(|error| kernel(&format!("add the default route by {gateway} over {}", link.name), &error))
+    }
+}
+
+impl Link {
+    fn read(message: &LinkMessage) -> Self {
+        let mut link = Self {
+            index: message.header.index,
+            name: String::new(),
+            kind: String::new(),
+            mac: [0; 6],
+            mtu: 0,
+            up: message.header.flags.contains(LinkFlags::Up),
+            alias: String::new(),
+            port_state: None,
+        };
+        for attribute in &message.attributes {
+            match attribute {
+                LinkAttribute::IfName(name) => link.name.clone_from(name),
+                LinkAttribute::IfAlias(alias) => link.alias.clone_from(alias),
+                LinkAttribute::Mtu(mtu) => link.mtu = *mtu,
+                LinkAttribute::Address(octets) => link.mac = octets.as_slice().try_into().unwrap_or_default(),
+                LinkAttribute::LinkInfo(infos) => link.read_info(infos),
+                _ => {}
+            }
+        }
+        link
+    }
+
+    fn read_info(&mut self, infos: &[LinkInfo]) {
+        for info in infos {
+            match info {
+                LinkInfo::Kind(InfoKind::Bridge) => self.kind = "bridge".into(),
+                LinkInfo::Kind(InfoKind::Veth) => self.kind = "veth".into(),
+                LinkInfo::Kind(kind) => self.kind = kind.to_string(),
+                LinkInfo::PortData(InfoPortData::BridgePort(attributes)) => {
+                    self.port_state = attributes.iter().find_map(|attribute| match attribute {
+                        InfoBridgePort::State(state) => Some(*state),
+                        _ => None,
+                    });
+                }
+                _ => {}
+            }
+        }
+    }
+}
+
+fn address_of(message: &AddressMessage) -> Option<IpAddr> {
+    let local = message.attributes.iter().find_map(|attribute| match attribute {
+        AddressAttribute::Local(address) => Some(*address),
+        _ => None,
+    });
+    // IPv6 has no IFA_LOCAL unless there is a peer.
+    local.or_else(|| {
+        message.attributes.iter().find_map(|attribute| match attribute {
+            AddressAttribute::Address(address) => Some(*address),
+            _ => None,
+        })
+    })
+}
+
+fn family(address: IpAddr) -> AddressFamily {
+    if address.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 }
+}
+
+fn kernel(what: &str, error: &netlink::Error) -> Error {
+    let hint = match error.errno() {
+        Some(libc::EPERM) => "; edge-cni must run as root with CAP_NET_ADMIN",
+        Some(libc::EOPNOTSUPP) => "; the kernel lacks what this needs (modules bridge, veth, dummy, ipv6)",
+        _ => "",
+    };
+    Error::new(Code::Kernel, format!("cannot {what}{hint}: {error}"))
+}

@@ -1,0 +1,34 @@
+//! What the kernel is asked for: links, addresses, routes, settings, and the frames that announce a pod.
+//!
+//! - [`netns`]: network namespaces, told apart by inode.
+//! - [`link`]: links, addresses and routes through one netlink socket of one namespace.
+//! - [`bridge`]: the bridge with the gateways' addresses.
+//! - [`veth`]: the pair between a pod and the bridge.
+//! - [`sysctl`]: settings below `/proc/sys/net`.
+//! - [`announce`]: gratuitous ARP and unsolicited neighbour advertisements.
+
+pub(crate) mod announce;
+pub(crate) mod bridge;
+pub(crate) mod link;
+pub(crate) mod netns;
+pub(crate) mod sysctl;
+pub(crate) mod veth;
+
+/// FNV-1a, 64 bits: spreads names over the few characters that a link's name, or the few octets that an address has.
+fn fnv1a(parts: &[&[u8]]) -> u64 {
+    // A zero octet ends each part, so that ("ab", "c") and ("a", "bc") differ.
+    parts
+        .iter()
+        .flat_map(|part| part.iter().chain(&[0]))
+        .fold(0xcbf2_9ce4_8422_2325, |hash, octet| (hash ^ u64::from(*octet)).wrapping_mul(0x0000_0100_0000_01b3))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::fnv1a;
+
+    #[test]
+    fn where_one_part_ends_matters() {
+        assert_ne!(fnv1a(&[b"ab", b"c"]), fnv1a(&[b"a", b"bc"]));
+    }
+}

@@ -1,0 +1,162 @@
+//! The pair of links between a pod and the bridge.
+
+use std::time::{Duration, Instant};
+
+use edge_types::IpNetwork;
+use edge_types::api::Family;
+use netlink_packet_route::link::{InfoData, InfoKind, InfoVeth, LinkAttribute, LinkInfo, LinkMessage};
+
+use super::announce::Announcer;
+use super::link::{BridgePortState, Link, Links};
+use super::netns::Namespace;
+use super::{fnv1a, sysctl};
+use crate::error::{Code, Error, Result};
+use crate::ipam::{self, Assigned};
+use crate::request::Attachment;
+use crate::result::default_routes;
+
+/// How long a bridge's port may take to forward. Without spanning tree it takes milliseconds.
+const FORWARDING_DEADLINE: Duration = Duration::from_secs(5);
+
+/// A pod's end, addressed and up.
+#[derive(Debug)]
+pub(crate) struct PodEnd {
+    pub(crate) link: Link,
+    pub(crate) announcer: Announcer,
+}
+
+/// The name of the host's end: the same for the same attachment, so that DEL finds it without any record.
+pub(crate) fn host_name(attachment: &Attachment) -> String {
+    let hash = fnv1a(&[attachment.container.as_bytes(), attachment.ifname.as_bytes()]);
+    format!("ecni{:011x}", hash >> 20)
+}
+
+/// The alias of the host's end, for people, and to know it by if it is renamed.
+pub(crate) fn alias(attachment: &Attachment) -> String {
+    format!("edge-cni {} {}", attachment.container, attachment.ifname)
+}
+
+/// Makes the pair: one end on the bridge, the other in the pod, both down. Both or nothing.
+pub(crate) fn create(
+    links: &mut Links,
+    bridge: &Link,
+    pod: &Namespace,
+    attachment: &Attachment,
+    mtu: Option<u32>,
+) -> Result<()> {
+    let name = host_name(attachment);
+    let ifname = &attachment.ifname;
+    let mut peer = LinkMessage::default();
+    peer.attributes.push(LinkAttribute::IfName(ifname.clone()));
+    peer.attributes.push(LinkAttribute::NetNsFd(pod.raw_fd()));
+    let mut host = LinkMessage::default();
+    host.attributes.push(LinkAttribute::IfName(name.clone()));
+    host.attributes.push(LinkAttribute::Controller(bridge.index));
+    if let Some(mtu) = mtu {
+        peer.attributes.push(LinkAttribute::Mtu(mtu));
+        host.attributes.push(LinkAttribute::Mtu(mtu));
+    }
+    let data = LinkInfo::Data(InfoData::Veth(InfoVeth::Peer(peer)));
+    host.attributes.push(LinkAttribute::LinkInfo(vec![LinkInfo::Kind(InfoKind::Veth), data]));
+    if links.create(&format!("the pair {name} and {ifname}"), host)? {
+        return Ok(());
+    }
+    Err(match links.find(&name)? {
+        Some(_) => Error::new(
+            Code::AlreadyAttached,
+            format!(
+                "{name}, the host's end of this interface, is there already: it is attached, or an ADD was cut off; run DEL first"
+            ),
+        ),
+        None => Error::new(
+            Code::NameTaken,
+            format!(
+                "the pod has an interface {ifname} already that is not ours; choose another CNI_IFNAME or remove it"
+            ),
+        ),
+    })
+}
+
+/// Brings the host's end up. A port of the bridge needs no address of its own: no link-local one either.
+pub(crate) fn set_host_up(links: &mut Links, attachment: &Attachment) -> Result<()> {
+    let name = host_name(attachment);
+    let link = links.find(&name)?.ok_or_else(|| vanished(&name))?;
+    sysctl::set_if_there(&format!("ipv6/conf/{name}/disable_ipv6"), "1")?;
+    links.set_alias_and_up(&link, alias(attachment))
+}
+
+fn vanished(name: &str) -> Error {
+    Error::new(Code::Kernel, format!("{name} vanished while the pod was being attached; was the pod stopped?"))
+}
+
+/// Gives the pod's end its addresses and routes and brings it up.
+pub(crate) fn configure(pod: &Namespace, ifname: &str, addresses: &[Assigned]) -> Result<PodEnd> {
+    let segments: Vec<IpNetwork> = addresses.iter().map(|assigned| assigned.segment).collect();
+    pod.within(|| {
+        let mut links = Links::open()?;
+        let link = links.find(ifname)?.ok_or_else(|| vanished(ifname))?;
+        if ipam::families(&segments).contains(&Family::V6) {
+            // Runtimes turn IPv6 off in new namespaces.
+            sysctl::set(&format!("ipv6/conf/{ifname}/disable_ipv6"), "0")?;
+            sysctl::set(&format!("ipv6/conf/{ifname}/accept_ra"), "0")?;
+            // Nor need the link-local address be waited for.
+            sysctl::set(&format!("ipv6/conf/{ifname}/accept_dad"), "0")?;
+        }
+        for assigned in addresses {
+            links.add_address(&link, assigned.address, assigned.segment.prefix())?;
+        }
+        links.set_up(&link)?;
+        for (_, gateway) in default_routes(addresses) {
+            links.add_default_route(&link, gateway)?;
+        }
+        let announcer = Announcer::open(link.index, link.mac)?;
+        Ok(PodEnd { link, announcer })
+    })
+}
+
+/// Waits until the bridge passes on what the pod sends; an announcement before that is seen by nobody.
+pub(crate) fn wait_until_forwarding(links: &mut Links, attachment: &Attachment) -> Result<Link> {
+    let name = host_name(attachment);
+    let deadline = Instant::now() + FORWARDING_DEADLINE;
+    let mut pause = Duration::from_micros(200);
+    loop {
+        let link = links.find(&name)?.ok_or_else(|| vanished(&name))?;
+        if link.port_state == Some(BridgePortState::Forwarding) {
+            return Ok(link);
+        }
+        if Instant::now() >= deadline {
+            let state = link.port_state.map_or_else(|| "not a port of the bridge".into(), |state| state.to_string());
+            return Err(Error::new(
+                Code::Kernel,
+                format!(
+                    "the bridge's port {name} does not forward after {FORWARDING_DEADLINE:?} ({state}); turn spanning tree off on the bridge"
+                ),
+            ));
+        }
+        std::thread::sleep(pause);
+        pause = (pause * 2).min(Duration::from_millis(10));
+    }
+}
+
+/// Removes the pair, if it is there.
+pub(crate) fn remove(links: &mut Links, attachment: &Attachment) -> Result<()> {
+    match links.find(&host_name(attachment))? {
+        Some(link) if link.kind == "veth" => links.delete(&link),
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_hosts_end_has_a_name_that_fits_and_follows_from_the_attachment() {
+        let attachment =
+            |container: &str, ifname: &str| Attachment { container: container.into(), ifname: ifname.into() };
+        let longest = attachment(&"a".repeat(200), "0123456789abcde");
+        assert_eq!(host_name(&longest).len(), 15);
+        assert!(alias(&longest).len() < 256);
+        assert_ne!(host_name(&attachment("a", "eth0")), host_name(&attachment("a", "eth1")));
+    }
+}

@@ -1,0 +1,250 @@
+//! What the runtime asks, as environment variables say it (CNI specification, "CNI protocol", "Parameters").
+
+use std::ffi::OsString;
+use std::fmt;
+use std::path::PathBuf;
+
+use crate::error::{Code, Error, Result};
+
+/// Longest container ID: it must fit the alias of the host's end (255 bytes) together with the interface's name.
+const MAX_CONTAINER_ID: usize = 200;
+
+/// Longest name of an interface (linux/if.h, IFNAMSIZ less the final zero).
+const MAX_IFNAME: usize = 15;
+
+/// Looks a variable up; the tests have their own.
+pub(crate) type Lookup<'a> = &'a dyn Fn(&str) -> Option<OsString>;
+
+/// What is to be done, `CNI_COMMAND`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Command {
+    Add,
+    Del,
+    Check,
+    Gc,
+    Status,
+    Version,
+}
+
+impl Command {
+    /// Reads `CNI_COMMAND`.
+    pub(crate) fn parse(text: &str) -> Result<Self> {
+        Ok(match text {
+            "ADD" => Self::Add,
+            "DEL" => Self::Del,
+            "CHECK" => Self::Check,
+            "GC" => Self::Gc,
+            "STATUS" => Self::Status,
+            "VERSION" => Self::Version,
+            other => {
+                return Err(Error::new(
+                    Code::InvalidEnvironment,
+                    format!("CNI_COMMAND is {other:?}; expected ADD, DEL, CHECK, GC, STATUS or VERSION"),
+                ));
+            }
+        })
+    }
+}
+
+/// One interface of one container: what is attached, and the key of its lease.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) struct Attachment {
+    /// `CNI_CONTAINERID`.
+    pub(crate) container: String,
+    /// `CNI_IFNAME`.
+    pub(crate) ifname: String,
+}
+
+impl fmt::Display for Attachment {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "container {}, {}", self.container, self.ifname)
+    }
+}
+
+/// Whose interface it is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Request {
+    pub(crate) attachment: Attachment,
+    /// `CNI_NETNS`. DEL may come without.
+    pub(crate) netns: Option<PathBuf>,
+    /// `namespace/name` from `CNI_ARGS`, where the runtime gave it.
+    pub(crate) pod: Option<String>,
+}
+
+impl fmt::Display for Request {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.pod {
+            Some(pod) => write!(f, "pod {pod} ({})", self.attachment),
+            None => self.attachment.fmt(f),
+        }
+    }
+}
+
+impl Request {
+    /// Reads the variables that ADD and DEL need.
+    pub(crate) fn read(lookup: Lookup<'_>) -> Result<Self> {
+        let container = required(lookup, "CNI_CONTAINERID")?;
+        // The specification: begins with an alphanumeric, then any of alphanumerics, '_', '.' and '-'.
+        let good = container.len() <= MAX_CONTAINER_ID
+            && container.starts_with(|c: char| c.is_ascii_alphanumeric())
+            && container.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '_' | '.' | '-'));
+        if !good {
+            return Err(invalid(
+                "CNI_CONTAINERID",
+                &container,
+                &format!(
+                    "expected 1 to {MAX_CONTAINER_ID} letters, digits, '_', '.' and '-', the first a letter or digit"
+                ),
+            ));
+        }
+        let ifname = required(lookup, "CNI_IFNAME")?;
+        // net/core/dev.c dev_valid_name(); '%' would be taken as a pattern (dev_alloc_name), the two words are directories of sysctl.
+        let good = ifname.len() <= MAX_IFNAME
+            && !matches!(ifname.as_str(), "." | ".." | "all" | "default" | "lo")
+            && ifname.chars().all(|c| c.is_ascii_graphic() && !matches!(c, '/' | ':' | '%'));
+        if !good {
+            return Err(invalid(
+                "CNI_IFNAME",
+                &ifname,
+                &format!(
+                    "expected a new interface's name: 1 to {MAX_IFNAME} characters without '/', ':', '%' and blanks"
+                ),
+            ));
+        }
+        let netns = optional(lookup, "CNI_NETNS")?.map(PathBuf::from);
+        let pod = read_args(&optional(lookup, "CNI_ARGS")?.unwrap_or_default())?;
+        Ok(Self { attachment: Attachment { container, ifname }, netns, pod })
+    }
+}
+
+fn invalid(name: &str, value: &str, expected: &str) -> Error {
+    Error::new(Code::InvalidEnvironment, format!("{name} is {value:?}; {expected}"))
+}
+
+/// A variable; empty counts as absent, as runtimes set unused ones to nothing.
+pub(crate) fn optional(lookup: Lookup<'_>, name: &str) -> Result<Option<String>> {
+    match lookup(name) {
+        None => Ok(None),
+        Some(value) if value.is_empty() => Ok(None),
+        Some(value) => value
+            .into_string()
+            .map(Some)
+            .map_err(|value| invalid(name, &value.to_string_lossy(), "expected text in UTF-8")),
+    }
+}
+
+pub(crate) fn required(lookup: Lookup<'_>, name: &str) -> Result<String> {
+    optional(lookup, name)?.ok_or_else(|| {
+        Error::new(
+            Code::InvalidEnvironment,
+            format!("the environment variable {name} is missing or empty; the runtime must set it"),
+        )
+    })
+}
+
+/// Reads `CNI_ARGS`: `KEY=VALUE` separated by `;`. Returns the pod's `namespace/name`.
+fn read_args(text: &str) -> Result<Option<String>> {
+    let (mut namespace, mut name, mut unknown, mut ignore_unknown) = (None, None, None, false);
+    for pair in text.split(';').filter(|pair| !pair.is_empty()) {
+        let (key, value) = pair.split_once('=').ok_or_else(|| {
+            invalid("CNI_ARGS", text, &format!("expected KEY=VALUE pairs separated by ';', found {pair:?}"))
+        })?;
+        match key {
+            "IgnoreUnknown" => {
+                ignore_unknown = match value {
+                    "1" | "true" | "True" | "TRUE" => true,
+                    "0" | "false" | "False" | "FALSE" => false,
+                    _ => return Err(invalid("CNI_ARGS", text, "IgnoreUnknown is true or false")),
+                }
+            }
+            "K8S_POD_NAMESPACE" => namespace = Some(printable(value)),
+            "K8S_POD_NAME" => name = Some(printable(value)),
+            "K8S_POD_INFRA_CONTAINER_ID" | "K8S_POD_UID" => {}
+            other => unknown = Some(other),
+        }
+    }
+    match unknown {
+        Some(key) if !ignore_unknown => Err(invalid(
+            "CNI_ARGS",
+            text,
+            &format!("the argument {key:?} is not known; leave it out, or add IgnoreUnknown=1"),
+        )),
+        _ => Ok(name.map(|name| format!("{}/{name}", namespace.unwrap_or_default()))),
+    }
+}
+
+/// A name for messages and the store: nothing that could break a line or a terminal, and of Kubernetes' length.
+fn printable(value: &str) -> String {
+    value.chars().take(253).map(|c| if c.is_control() || c.is_whitespace() { '?' } else { c }).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(vars: &[(&str, &str)]) -> Result<Request> {
+        let vars: Vec<(String, String)> = vars.iter().map(|(k, v)| (k.to_string(), v.to_string())).collect();
+        Request::read(&move |name| vars.iter().find(|(k, _)| k == name).map(|(_, v)| v.into()))
+    }
+
+    #[test]
+    fn the_pod_is_known_by_its_kubernetes_name() {
+        let request = read(&[
+            ("CNI_CONTAINERID", "abc.1_2-3"),
+            ("CNI_IFNAME", "eth0"),
+            ("CNI_NETNS", "/run/netns/x"),
+            ("CNI_ARGS", "IgnoreUnknown=1;K8S_POD_NAMESPACE=default;K8S_POD_NAME=web-0;K8S_POD_UID=u;SOMETHING=else"),
+        ])
+        .unwrap();
+        assert_eq!(request.to_string(), "pod default/web-0 (container abc.1_2-3, eth0)");
+        assert_eq!(request.netns, Some("/run/netns/x".into()));
+    }
+
+    #[test]
+    fn an_argument_that_nobody_knows_is_refused_unless_told_to_ignore_it() {
+        let base = [("CNI_CONTAINERID", "a"), ("CNI_IFNAME", "eth0")];
+        for (args, good) in [
+            ("", true),
+            ("FOO=1", false),
+            ("IgnoreUnknown=true;FOO=1", true),
+            ("FOO=1;IgnoreUnknown=1", true),
+            ("IgnoreUnknown=0;FOO=1", false),
+            ("IgnoreUnknown=maybe", false),
+            ("FOO", false),
+        ] {
+            let mut vars = base.to_vec();
+            vars.push(("CNI_ARGS", args));
+            match read(&vars) {
+                Ok(_) => assert!(good, "{args}"),
+                Err(error) => {
+                    assert!(!good, "{args}");
+                    assert_eq!(error.code, Code::InvalidEnvironment);
+                    assert!(error.message.contains("CNI_ARGS"), "{error}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn container_ids_and_interface_names_that_could_leave_their_place_are_refused() {
+        let long = "a".repeat(201);
+        for id in ["", "../etc", "-a", ".a", "a/b", "a b", "a\nb", "ü", "a;b", long.as_str()] {
+            let error = read(&[("CNI_CONTAINERID", id), ("CNI_IFNAME", "eth0")]).unwrap_err();
+            assert_eq!(error.code, Code::InvalidEnvironment, "{id:?}");
+            assert!(error.message.contains("CNI_CONTAINERID"), "{error}");
+        }
+        for name in ["", ".", "..", "a/b", "a:b", "a b", "eth%d", "lo", "all", "default", "a\tb", "0123456789abcdef"] {
+            let error = read(&[("CNI_CONTAINERID", "a"), ("CNI_IFNAME", name)]).unwrap_err();
+            assert_eq!(error.code, Code::InvalidEnvironment, "{name:?}");
+            assert!(error.message.contains("CNI_IFNAME"), "{error}");
+        }
+    }
+
+    #[test]
+    fn bytes_that_are_not_text_are_refused_by_name() {
+        use std::os::unix::ffi::OsStringExt;
+        let error = Request::read(&|_| Some(OsString::from_vec(vec![0xff, 0xfe]))).unwrap_err();
+        assert_eq!(error.code, Code::InvalidEnvironment);
+        assert!(error.message.contains("CNI_CONTAINERID"), "{error}");
+    }
+}

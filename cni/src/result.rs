@@ -1,0 +1,129 @@
+//! What ADD answers (CNI specification, "ADD Success"), in the shape of the version that the configuration asks for.
+
+use std::net::IpAddr;
+
+use serde_json::{Value, json};
+
+use crate::ipam::Assigned;
+use crate::version::Version;
+
+/// An interface, with what the result tells of it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Interface {
+    pub(crate) name: String,
+    pub(crate) mac: [u8; 6],
+    pub(crate) mtu: u32,
+}
+
+/// What an ADD has made.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Attached {
+    pub(crate) bridge: Interface,
+    /// The veth's end on the host.
+    pub(crate) host: Interface,
+    /// The veth's end in the pod.
+    pub(crate) pod: Interface,
+    /// `CNI_NETNS`.
+    pub(crate) sandbox: String,
+    pub(crate) addresses: Vec<Assigned>,
+}
+
+impl Attached {
+    /// The result as JSON.
+    pub(crate) fn to_json(&self, version: Version, dns: Option<&Value>) -> Value {
+        let interface = |interface: &Interface, sandbox: Option<&str>| {
+            let mut value = json!({ "name": interface.name, "mac": mac_text(interface.mac) });
+            if let Some(sandbox) = sandbox {
+                value["sandbox"] = sandbox.into();
+            }
+            if version >= Version::V1_1_0 {
+                value["mtu"] = interface.mtu.into();
+            }
+            value
+        };
+        let ips: Vec<Value> = self
+            .addresses
+            .iter()
+            .map(|assigned| {
+                let mut value = json!({
+                    "address": format!("{}/{}", assigned.address, assigned.segment.prefix()),
+                    "gateway": assigned.gateway().to_string(),
+                    // The pod's own, third in `interfaces`.
+                    "interface": 2,
+                });
+                if version < Version::V1_0_0 {
+                    value["version"] = if assigned.address.is_ipv4() { "4" } else { "6" }.into();
+                }
+                value
+            })
+            .collect();
+        let routes: Vec<Value> = default_routes(&self.addresses)
+            .map(|(destination, gateway)| json!({ "dst": destination, "gw": gateway.to_string() }))
+            .collect();
+        json!({
+            "cniVersion": version.as_str(),
+            "interfaces": [
+                interface(&self.bridge, None),
+                interface(&self.host, None),
+                interface(&self.pod, Some(&self.sandbox)),
+            ],
+            "ips": ips,
+            "routes": routes,
+            "dns": dns.cloned().unwrap_or_else(|| json!({})),
+        })
+    }
+}
+
+/// One default route a family, through the gateway of the address.
+pub(crate) fn default_routes(addresses: &[Assigned]) -> impl Iterator<Item = (&'static str, IpAddr)> + '_ {
+    addresses.iter().map(|assigned| {
+        let destination = if assigned.address.is_ipv4() { "0.0.0.0/0" } else { "::/0" };
+        (destination, assigned.gateway())
+    })
+}
+
+fn mac_text(mac: [u8; 6]) -> String {
+    mac.map(|octet| format!("{octet:02x}")).join(":")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn attached() -> Attached {
+        let interface = |name: &str, last| Interface { name: name.into(), mac: [2, 0, 0, 0, 0, last], mtu: 1400 };
+        Attached {
+            bridge: interface("ecni0", 1),
+            host: interface("ecnih", 2),
+            pod: interface("eth0", 3),
+            sandbox: "/run/netns/x".into(),
+            addresses: [("10.77.0.2", "10.77.0.0/26"), ("fd77::2", "fd77::/120")]
+                .map(|(address, segment)| Assigned {
+                    address: address.parse().unwrap(),
+                    segment: segment.parse().unwrap(),
+                })
+                .to_vec(),
+        }
+    }
+
+    #[test]
+    fn before_1_0_0_every_address_names_its_family_and_later_none_does() {
+        for version in Version::ALL {
+            let json = attached().to_json(version, None);
+            assert_eq!(json["cniVersion"], version.as_str());
+            assert_eq!(json["ips"][0].get("version").is_some(), version < Version::V1_0_0);
+            assert_eq!(json["interfaces"][2].get("mtu").is_some(), version >= Version::V1_1_0);
+        }
+        assert_eq!(attached().to_json(Version::V0_3_1, None)["ips"][1]["version"], "6");
+    }
+
+    #[test]
+    fn addresses_point_at_the_pods_interface_and_routes_at_the_gateway() {
+        let json = attached().to_json(Version::V1_1_0, Some(&json!({"nameservers":["10.0.0.10"]})));
+        assert_eq!(json["ips"][0], json!({"address":"10.77.0.2/26","gateway":"10.77.0.1","interface":2}));
+        assert_eq!(json["routes"][1], json!({"dst":"::/0","gw":"fd77::1"}));
+        assert_eq!(json["interfaces"][2]["sandbox"], "/run/netns/x");
+        assert_eq!(json["interfaces"][2]["mac"], "02:00:00:00:00:03");
+        assert_eq!(json["dns"]["nameservers"][0], "10.0.0.10");
+    }
+}

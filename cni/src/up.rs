@@ -1,0 +1,69 @@
+//! `edge-cni up`: what a node needs before its first pod, made without a pod. The agent runs it after a reboot, so that the node's
+//! own packets to remote pods have the bridge's address to come from.
+
+use std::path::Path;
+
+use serde_json::{Map, Value, json};
+
+use crate::config::{Config, parse_object};
+use crate::error::{Code, Context, Error, Result};
+use crate::host;
+use crate::ipam::{self, Store};
+use crate::net::link::Links;
+
+/// Where the agent puts the list of plugins.
+pub(crate) const DEFAULT_CONFLIST: &str = "/etc/cni/net.d/10-edge-cni.conflist";
+
+/// Makes bridge and guard as the configuration in this file says: a plugin's, or a list that has ours.
+pub(crate) fn up(path: &Path) -> Result<Value> {
+    let text = std::fs::read(path).context("read", path)?;
+    let config =
+        plugin_of(parse_object(&text)?).and_then(Config::from_object).map_err(|error| error.about(path.display()))?;
+    let store = Store::create(&config)?;
+    let ledger = store.lock()?;
+    let segments = ledger.segments(&config)?.ok_or_else(|| {
+        Error::new(
+            Code::TryAgainLater,
+            "this node has no segment yet, so that the bridge has no address; start edge-agent, or add `segments` to the configuration",
+        )
+    })?;
+    let stock = ledger.stock(&segments.segments);
+    drop(ledger);
+    host::ensure(&mut Links::open()?, &config, &segments)?;
+    let gateways: Vec<String> = segments.segments.iter().map(|segment| ipam::gateway(segment).to_string()).collect();
+    Ok(json!({ "bridge": config.bridge, "addresses": gateways, "stock": stock }))
+}
+
+/// Our entry of a list, with the list's name and version as a runtime would hand it over; or the whole where it is no list.
+fn plugin_of(mut json: Map<String, Value>) -> Result<Map<String, Value>> {
+    let Some(plugins) = json.remove("plugins") else { return Ok(json) };
+    let ours = plugins
+        .as_array()
+        .and_then(|plugins| plugins.iter().find(|plugin| plugin["type"] == "edge-cni"))
+        .and_then(Value::as_object)
+        .ok_or_else(|| Error::new(Code::InvalidConfig, "the list has no plugin of type edge-cni"))?;
+    let mut plugin = ours.clone();
+    for key in ["name", "cniVersion"] {
+        if let Some(value) = json.remove(key) {
+            plugin.insert(key.into(), value);
+        }
+    }
+    Ok(plugin)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn our_entry_is_found_in_a_list_and_takes_its_name_and_version() {
+        let list = json!({"cniVersion": "1.0.0", "name": "pods", "plugins": [{"type": "other"}, {"type": "edge-cni", "bridge": "b0"}]});
+        let plugin = plugin_of(list.as_object().unwrap().clone()).unwrap();
+        assert_eq!(
+            Value::Object(plugin),
+            json!({"cniVersion": "1.0.0", "name": "pods", "type": "edge-cni", "bridge": "b0"})
+        );
+        let foreign = json!({"plugins": [{"type": "bridge"}]});
+        assert_eq!(plugin_of(foreign.as_object().unwrap().clone()).unwrap_err().code, Code::InvalidConfig);
+    }
+}
