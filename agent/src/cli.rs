@@ -2,11 +2,12 @@
 
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 
 use crate::config::{self, Config};
-use crate::{admin, run};
+use crate::{admin, install_cni, run};
 
 /// Joins this node to its peers by IPsec tunnels that it negotiates itself.
 ///
@@ -48,6 +49,24 @@ enum Command {
         /// Its name, as `status` shows it
         peer: String,
     },
+    /// Tell the container runtime of the plugin, once this node has its first segment
+    ///
+    /// Writes 10-edge-cni.conflist, as a whole, into the folder named by [cni] conf_dir (/etc/cni/net.d; on k3s
+    /// /var/lib/rancher/k3s/agent/etc/cni/net.d, with bin_dir /var/lib/rancher/k3s/data/cni). Nothing else in that folder is touched. Waits for
+    /// the first segment, which the running agent brings.
+    InstallCni {
+        #[command(flatten)]
+        config: ConfigArgument,
+        /// Copy this edge-cni program into [cni] bin_dir first
+        #[arg(long, value_name = "FILE")]
+        plugin: Option<PathBuf>,
+        /// Wait so long for the first segment, seconds; 0 looks once
+        #[arg(long, value_name = "SECONDS", default_value_t = 60)]
+        timeout: u64,
+        /// Remove the conflist instead: the runtime makes no more pods with this network
+        #[arg(long, conflicts_with_all = ["plugin", "timeout"])]
+        remove: bool,
+    },
 }
 
 impl Cli {
@@ -57,6 +76,13 @@ impl Cli {
             Command::Run { config } => with_config(&config, run::run),
             Command::Status { config, json } => with_config(&config, |config| admin::client::status(&config, json)),
             Command::Rekey { config, peer } => with_config(&config, |config| admin::client::rekey(&config, &peer)),
+            Command::InstallCni { config, plugin, timeout, remove } => with_config(&config, |config| {
+                if remove {
+                    install_cni::remove_conflist(&config)
+                } else {
+                    install_cni::execute(&config, plugin.as_deref(), Duration::from_secs(timeout))
+                }
+            }),
         }
     }
 }

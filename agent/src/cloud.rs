@@ -273,8 +273,14 @@ impl Cloud {
         }
     }
 
+    /// What failed works again: `status` no longer shows it.
+    pub(crate) fn forget_error(&self, error: &CloudError) {
+        let text = error.to_string();
+        self.status.send_if_modified(|status| status.last_error.take_if(|last| *last == text).is_some());
+    }
+
     /// Notes an error for `status`, and logs it if it is a new one.
-    fn note_error(&self, error: &CloudError) {
+    pub(crate) fn note_error(&self, error: &CloudError) {
         let text = error.to_string();
         self.status.send_if_modified(|status| {
             if status.last_error.as_ref() == Some(&text) {

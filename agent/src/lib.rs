@@ -8,6 +8,7 @@
 //! - [`config`]: the TOML file.
 //! - [`membership`]: the seam between the cloud's side and the node's side: view and credentials.
 //! - [`cloud`]: the controller's side: joining, certificate, view, applications for segments.
+//! - [`install_cni`]: the conflist, by which the container runtime finds the plugin.
 //! - [`local`]: the plugin's side: its socket, and when to apply for a segment.
 //! - [`store`]: the state directory.
 //! - [`clock`]: boot time for lifetimes, and the time of the world for certificates.
@@ -29,6 +30,7 @@ pub mod cloud;
 pub mod config;
 pub mod desired;
 pub mod host;
+pub mod install_cni;
 pub mod journal;
 pub mod kernel;
 pub mod local;

@@ -35,9 +35,7 @@ impl Cloud {
     pub async fn apply(&self, families: &[Family]) -> Result<SegmentsFile, CloudError> {
         let _one_at_a_time = self.applying.lock().await;
         let Some(member) = self.member.borrow().clone() else {
-            return Err(CloudError::Unacceptable(
-                "this node has not joined the cluster yet: see `edge-agent status`".into(),
-            ));
+            return Err(CloudError::NotJoined);
         };
         let request = match self.unanswered() {
             // Its families may be fewer: who asked looks again.
@@ -52,8 +50,8 @@ impl Cloud {
         let granted = match member.client.call::<SegmentResponse>(Method::POST, &path, &request).await {
             Ok(answer) => answer.segments,
             Err(error) => {
-                if matches!(&error, CloudError::Problem(_)) && !error.is_temporary() {
-                    // That was an answer.
+                if matches!(&error, CloudError::Problem(problem) if matches!(problem.status, 400 | 409 | 422)) {
+                    // That was an answer. Who may not ask (401, 403) has none.
                     self.state.remove(APPLICATION_FILE)?;
                 }
                 return Err(error);

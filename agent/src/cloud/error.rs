@@ -49,6 +49,9 @@ pub enum CloudError {
         /// What was expected.
         expected: &'static str,
     },
+    /// This node is no member yet.
+    #[error("this node has not joined the cluster yet: `edge-agent status` says why")]
+    NotJoined,
     /// An answer cannot be taken as it is.
     #[error("{0}")]
     Unacceptable(String),
@@ -61,7 +64,7 @@ impl CloudError {
     /// Whether the same may succeed later without anybody doing anything.
     pub fn is_temporary(&self) -> bool {
         match self {
-            Self::Unreachable { .. } | Self::Answer { .. } | Self::Store(_) => true,
+            Self::Unreachable { .. } | Self::Answer { .. } | Self::NotJoined | Self::Store(_) => true,
             Self::Problem(problem) => problem.status >= 500 && problem.status != 507 || problem.status == 429,
             Self::Untrusted { .. } | Self::CertificateRefused { .. } | Self::Unacceptable(_) => false,
         }

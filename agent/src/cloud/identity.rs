@@ -8,7 +8,7 @@ use edge_ike::Secret;
 use edge_types::api::CertificateResponse;
 use edge_types::pki::{EKU_IPSEC_IKE_DER, node_uri};
 use edge_types::{NodeName, Role};
-use rcgen::{CertificateParams, DistinguishedName, KeyPair, PKCS_ED25519, PublicKeyData, SanType};
+use rcgen::{CertificateParams, DistinguishedName, KeyPair, PKCS_ED25519, PublicKeyData};
 use rustls::crypto::ring;
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivatePkcs8KeyDer, UnixTime};
@@ -195,13 +195,12 @@ pub(super) fn forget_pending_key(state: &StateDir) -> Result<(), StoreError> {
     state.remove(PENDING_KEY_FILE)
 }
 
-/// A PKCS#10 request, PEM, that asks for the names which the certificate shall have.
-pub(super) fn request(key: &KeyPair, node: &NodeName, role: Role) -> Result<String, CloudError> {
+/// A PKCS#10 request, PEM, for the node's name. The role is not for the node to ask for.
+pub(super) fn request(key: &KeyPair, node: &NodeName) -> Result<String, CloudError> {
     let failed = |error| CloudError::Unacceptable(format!("making the certificate request failed: {error}"));
     let mut parameters = CertificateParams::new(vec![node.to_string()]).map_err(failed)?;
     // A node's name may be longer than a common name.
     parameters.distinguished_name = DistinguishedName::new();
-    parameters.subject_alt_names.push(SanType::URI(node_uri(role, node).try_into().map_err(failed)?));
     parameters.serialize_request(key).and_then(|request| request.pem()).map_err(failed)
 }
 

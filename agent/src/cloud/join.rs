@@ -78,11 +78,8 @@ pub(super) async fn join(
 ) -> Result<Identity, CloudError> {
     let node = agreed_name(config, token)?;
     let key = identity::pending_key(state)?;
-    let request = JoinRequest {
-        token: token.credential().to_string(),
-        node: node.clone(),
-        csr: identity::request(&key, &node, token.role)?,
-    };
+    let request =
+        JoinRequest { token: token.credential().to_string(), node: node.clone(), csr: identity::request(&key, &node)? };
     let urls = config.controller.as_ref().map_or(&[][..], |controller| &controller.urls);
     let tls = tls::joining(token.ca_hash, clock.clone())
         .map_err(|error| CloudError::Unacceptable(format!("TLS cannot be set up: {}", chain(&error))))?;

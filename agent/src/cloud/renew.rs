@@ -61,7 +61,7 @@ fn remaining(cloud: &Cloud, identity: &Identity) -> Option<Duration> {
 
 async fn renew(cloud: &Cloud, member: &Member) -> Result<(), CloudError> {
     let key = identity::pending_key(&cloud.state)?;
-    let request = CertificateRequest { csr: identity::request(&key, member.node(), member.role())? };
+    let request = CertificateRequest { csr: identity::request(&key, member.node())? };
     let path = format!("/v1/nodes/{}/certificate", member.node());
     let answer: CertificateResponse = member.client.call(Method::POST, &path, &request).await?;
     let renewed =

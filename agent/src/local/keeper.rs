@@ -21,13 +21,12 @@ use crate::store::segments::capacity;
 
 /// A pod is told what stands in the way before the plugin stops listening.
 const PATIENCE: Duration = Duration::from_millis(APPLICATION_TIMEOUT_SECONDS * 1000 - 700);
-/// Wait before a spare is applied for again after a failure that may pass.
-const RETRY: Duration = Duration::from_secs(5);
-/// The same after a refusal, such as a full range.
-const RETRY_REFUSED: Duration = Duration::from_secs(300);
+/// Wait before a spare is applied for again after a failure; doubled each time.
+const RETRY: Duration = Duration::from_secs(4);
+const LONGEST_RETRY: Duration = Duration::from_secs(60);
 
 type Outcome = Result<SegmentsFile, CloudError>;
-type Application = Pin<Box<dyn Future<Output = (Vec<Family>, Outcome)> + Send>>;
+type Application = Pin<Box<dyn Future<Output = (Family, Outcome)> + Send>>;
 
 /// A pod that waits.
 struct Waiting {
@@ -36,15 +35,27 @@ struct Waiting {
     until: Instant,
 }
 
+/// How it stands with a family.
+#[derive(Default)]
+struct Standing {
+    /// Addresses that pods have, as the plugin said last.
+    leased: u64,
+    /// Why the last application failed.
+    failure: Option<Failure>,
+}
+
+struct Failure {
+    error: CloudError,
+    /// Not before then is a spare applied for.
+    again: Instant,
+    /// How long it was waited for that.
+    wait: Duration,
+}
+
 struct Keeper {
     cloud: Arc<Cloud>,
     waiting: Vec<Waiting>,
-    /// Addresses that pods have, as the plugin said last.
-    leased: BTreeMap<Family, u64>,
-    /// Not before then is a spare applied for.
-    spare_not_before: Instant,
-    /// Why the last application failed.
-    last_failure: Option<String>,
+    families: BTreeMap<Family, Standing>,
 }
 
 /// Runs until the agent ends.
@@ -52,39 +63,30 @@ pub(super) async fn run(cloud: Arc<Cloud>, mut queue: mpsc::Receiver<Asked>) {
     let mut membership = cloud.membership();
     let mut status = cloud.status();
     let mut connected = false;
-    let mut keeper = Keeper {
-        cloud,
-        waiting: Vec::new(),
-        leased: BTreeMap::new(),
-        spare_not_before: Instant::now(),
-        last_failure: None,
-    };
+    let mut keeper = Keeper { cloud, waiting: Vec::new(), families: BTreeMap::new() };
     let mut application: Option<Application> = None;
     loop {
         if application.is_none() {
             application = keeper.next_application().await;
         }
-        let deadline = keeper.waiting.iter().map(|waiting| waiting.until).min();
-        let wake = [deadline, application.is_none().then_some(keeper.spare_not_before)]
-            .into_iter()
-            .flatten()
-            .filter(|at| Some(*at) == deadline || *at > Instant::now())
-            .min();
+        let wake = keeper.next_moment(application.is_none());
         tokio::select! {
             asked = queue.recv() => match asked {
                 Some(asked) => keeper.take(asked).await,
                 None => return,
             },
-            (families, outcome) = progress(&mut application) => {
+            (family, outcome) = progress(&mut application) => {
                 application = None;
-                keeper.finished(&families, outcome);
+                keeper.finished(family, outcome);
             }
             Ok(()) = membership.changed() => membership.mark_unchanged(),
             Ok(()) = status.changed() => {
                 let now = status.borrow_and_update().connected;
                 if now && !connected {
                     // What failed without the controller need not wait any longer.
-                    keeper.spare_not_before = Instant::now();
+                    keeper.families.values_mut().for_each(|standing| {
+                        standing.failure.take_if(|failure| failure.error.is_temporary());
+                    });
                 }
                 connected = now;
             }
@@ -93,7 +95,7 @@ pub(super) async fn run(cloud: Arc<Cloud>, mut queue: mpsc::Receiver<Asked>) {
     }
 }
 
-async fn progress(application: &mut Option<Application>) -> (Vec<Family>, Outcome) {
+async fn progress(application: &mut Option<Application>) -> (Family, Outcome) {
     match application {
         Some(application) => application.await,
         None => std::future::pending().await,
@@ -122,64 +124,76 @@ impl Keeper {
     }
 
     fn note(&mut self, stock: &[Stock]) {
-        self.leased.extend(stock.iter().map(|stock| (stock.family, stock.leased)));
+        for stock in stock {
+            self.families.entry(stock.family).or_default().leased = stock.leased;
+        }
     }
 
-    /// What is to be applied for next: first what pods wait for, then what an earlier run has asked for, then spares.
+    /// When something is to be done if nothing happens before.
+    fn next_moment(&self, may_apply: bool) -> Option<Instant> {
+        let late = self.waiting.iter().map(|waiting| waiting.until);
+        let now = Instant::now();
+        let again =
+            self.families.values().filter_map(|standing| standing.failure.as_ref().map(|failure| failure.again));
+        late.chain(again.filter(|again| may_apply && *again > now)).min()
+    }
+
+    /// What is to be applied for next: first what pods wait for, then what an earlier run has asked for, then spares. One family at a time, since the
+    /// controller grants all of an application or nothing, and one family may be full.
     async fn next_application(&mut self) -> Option<Application> {
-        let mut families: Vec<Family> =
-            self.waiting.iter().flat_map(|waiting| &waiting.stock).map(|stock| stock.family).collect();
-        families.sort_unstable();
-        families.dedup();
-        if families.is_empty() {
-            if Instant::now() < self.spare_not_before {
-                return None;
+        let file = self.segments().await;
+        let short = |stock: &&Stock| !file.as_ref().is_some_and(|file| has_grown(file, stock));
+        let awaited = self.waiting.iter().flat_map(|waiting| &waiting.stock).filter(short);
+        let family = match awaited.map(|stock| stock.family).min() {
+            Some(family) => family,
+            None => {
+                let view = self.cloud.membership().borrow().as_ref()?.view.clone();
+                let families = match self.cloud.unanswered_application() {
+                    Some(families) => families,
+                    None => {
+                        let spare = self.cloud.config().controller.as_ref().map_or(0, |controller| controller.spare);
+                        let leased = |family| self.families.get(&family).map_or(0, |standing| standing.leased);
+                        wanted(&view, file.as_ref(), leased, spare)
+                    }
+                };
+                let now = Instant::now();
+                let family = families.into_iter().find(|family| {
+                    let failure = self.families.get(family).and_then(|standing| standing.failure.as_ref());
+                    failure.is_none_or(|failure| failure.again <= now)
+                })?;
+                debug!(?family, "applying for a segment before it is needed");
+                family
             }
-            let membership = self.cloud.membership().borrow().clone()?;
-            families = match self.cloud.unanswered_application() {
-                Some(families) => families,
-                None => {
-                    let file = self.segments().await;
-                    let spare = self.cloud.config().controller.as_ref().map_or(0, |controller| controller.spare);
-                    wanted(&membership.view, file.as_ref(), &self.leased, spare)
-                }
-            };
-            if families.is_empty() {
-                return None;
-            }
-            debug!(?families, "applying for a spare segment");
-        }
+        };
         let cloud = self.cloud.clone();
         Some(Box::pin(async move {
-            let outcome = cloud.apply(&families).await;
-            (families, outcome)
+            let outcome = cloud.apply(&[family]).await;
+            (family, outcome)
         }))
     }
 
-    fn finished(&mut self, families: &[Family], outcome: Outcome) {
+    fn finished(&mut self, family: Family, outcome: Outcome) {
+        let standing = self.families.entry(family).or_default();
         match outcome {
             Ok(file) => {
-                self.last_failure = None;
-                self.spare_not_before = Instant::now();
+                if let Some(failure) = standing.failure.take() {
+                    self.cloud.forget_error(&failure.error);
+                }
                 self.answer_the_served(&file);
             }
             Err(error) => {
-                let temporary = error.is_temporary();
-                let reason = format!("no further segment: {error}");
-                if self.last_failure.as_ref() != Some(&reason) {
-                    warn!(?families, "{reason}");
-                }
-                self.spare_not_before = Instant::now() + if temporary { RETRY } else { RETRY_REFUSED };
+                self.cloud.note_error(&error);
+                let (reason, temporary) = (format!("no further segment: {error}"), error.is_temporary());
+                let wait = standing.failure.as_ref().map_or(RETRY, |before| (before.wait * 2).min(LONGEST_RETRY));
+                standing.failure = Some(Failure { error, again: Instant::now() + wait, wait });
                 // One failure answers all who wait for it; they come again with the next ADD.
-                let (told, waiting) = std::mem::take(&mut self.waiting)
+                let (told, waiting): (Vec<_>, Vec<_>) = std::mem::take(&mut self.waiting)
                     .into_iter()
-                    .partition(|waiting| waiting.stock.iter().any(|stock| families.contains(&stock.family)));
+                    .partition(|waiting| waiting.stock.iter().any(|stock| stock.family == family));
                 self.waiting = waiting;
-                let told: Vec<Waiting> = told;
                 for waiting in told {
                     let _ = waiting.answer.send(AgentResponse::Failed { reason: reason.clone(), temporary });
                 }
-                self.last_failure = Some(reason);
             }
         }
     }
@@ -202,8 +216,7 @@ impl Keeper {
             std::mem::take(&mut self.waiting).into_iter().partition(|waiting| waiting.until <= now);
         self.waiting = waiting;
         for waiting in late {
-            let why = status.last_error.clone().or_else(|| self.last_failure.clone());
-            let why = why.unwrap_or_else(|| "the controller is slow".into());
+            let why = status.last_error.clone().unwrap_or_else(|| "the controller is slow".into());
             let reason = format!("no further segment within {PATIENCE:?}: {why}; the application goes on");
             let _ = waiting.answer.send(AgentResponse::Failed { reason, temporary: true });
         }
@@ -224,7 +237,7 @@ fn has_grown(file: &SegmentsFile, stock: &Stock) -> bool {
 
 /// Families in which a spare is missing. Edges get a first segment of every family of the cluster; hubs and cloud nodes, whose pods are the
 /// cloud CNI's, only what their plugin asks for.
-fn wanted(view: &NodeView, file: Option<&SegmentsFile>, leased: &BTreeMap<Family, u64>, spare: u32) -> Vec<Family> {
+fn wanted(view: &NodeView, file: Option<&SegmentsFile>, leased: impl Fn(Family) -> u64, spare: u32) -> Vec<Family> {
     [Family::V4, Family::V6]
         .into_iter()
         .filter(|family| view.cluster_ranges.iter().any(|range| Family::of(range) == *family))
@@ -233,8 +246,7 @@ fn wanted(view: &NodeView, file: Option<&SegmentsFile>, leased: &BTreeMap<Family
             if capacity == 0 {
                 return view.role == Role::Edge;
             }
-            let Some(leased) = leased.get(family) else { return false };
-            let free = capacity.saturating_sub(*leased);
+            let free = capacity.saturating_sub(leased(*family));
             free < one_segment(view, *family).saturating_mul(spare.into())
         })
         .collect()
@@ -284,25 +296,25 @@ mod tests {
 
     #[test]
     fn an_edge_gets_a_first_segment_of_each_family_and_others_only_on_demand() {
-        let none = BTreeMap::new();
-        assert_eq!(wanted(&view(Role::Edge, BOTH), None, &none, 0), [Family::V4, Family::V6]);
-        assert_eq!(wanted(&view(Role::Edge, &["10.77.0.0/16"]), None, &none, 0), [Family::V4]);
-        assert_eq!(wanted(&view(Role::Edge, BOTH), Some(&file(&["fd77::/120"])), &none, 1), [Family::V4]);
-        assert_eq!(wanted(&view(Role::Hub, BOTH), None, &none, 1), []);
+        let none = |_| 0;
+        assert_eq!(wanted(&view(Role::Edge, BOTH), None, none, 0), [Family::V4, Family::V6]);
+        assert_eq!(wanted(&view(Role::Edge, &["10.77.0.0/16"]), None, none, 0), [Family::V4]);
+        assert_eq!(wanted(&view(Role::Edge, BOTH), Some(&file(&["fd77::/120"])), none, 1), [Family::V4]);
+        assert_eq!(wanted(&view(Role::Hub, BOTH), None, none, 1), []);
     }
 
     #[test]
     fn a_spare_is_wanted_once_less_than_a_segments_worth_is_free() {
         let view = view(Role::Edge, &["10.77.0.0/16"]);
         let one = file(&["10.77.0.0/26"]);
-        let leased = |count| BTreeMap::from([(Family::V4, count)]);
-        assert_eq!(wanted(&view, Some(&one), &leased(0), 1), []);
-        assert_eq!(wanted(&view, Some(&one), &leased(1), 1), [Family::V4]);
-        assert_eq!(wanted(&view, Some(&one), &leased(61), 0), [], "spare = 0 applies only on demand");
+        let leased = |count| move |_| count;
+        assert_eq!(wanted(&view, Some(&one), leased(0), 1), []);
+        assert_eq!(wanted(&view, Some(&one), leased(1), 1), [Family::V4]);
+        assert_eq!(wanted(&view, Some(&one), leased(61), 0), [], "spare = 0 applies only on demand");
         let two = file(&["10.77.0.0/26", "10.77.0.64/26"]);
-        assert_eq!(wanted(&view, Some(&two), &leased(61), 1), []);
-        assert_eq!(wanted(&view, Some(&two), &leased(62), 1), [Family::V4]);
-        assert_eq!(wanted(&view, Some(&two), &leased(1), 2), [Family::V4]);
+        assert_eq!(wanted(&view, Some(&two), leased(61), 1), []);
+        assert_eq!(wanted(&view, Some(&two), leased(62), 1), [Family::V4]);
+        assert_eq!(wanted(&view, Some(&two), leased(1), 2), [Family::V4]);
     }
 
     #[test]

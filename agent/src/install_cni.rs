@@ -1,0 +1,240 @@
+//! `edge-agent install-cni`: the only writer of the conflist, by which the container runtime finds the plugin. It comes after the first segment, since
+//! with it the node is ready for pods.
+
+use std::fs;
+use std::io;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail};
+use edge_types::store::{LOCK_FILE, SEGMENTS_FILE, SegmentsFile};
+use serde_json::json;
+
+use crate::config::Config;
+use crate::store::replace_file;
+
+/// The runtime takes the first file by name.
+pub const CONFLIST: &str = "10-edge-cni.conflist";
+
+/// Name of the plugin's program.
+const PLUGIN: &str = "edge-cni";
+
+/// What was done.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Installed {
+    /// The conflist.
+    pub conflist: PathBuf,
+    /// Whether it is another than before.
+    pub changed: bool,
+    /// Files in the same folder that the runtime would take before it.
+    pub taken_before: Vec<PathBuf>,
+}
+
+/// The command: waits for the first segment, and says what it did.
+pub fn execute(config: &Config, plugin: Option<&Path>, timeout: Duration) -> anyhow::Result<()> {
+    if let Some(plugin) = plugin {
+        println!("{} installed", install_plugin(config, plugin)?.display());
+    }
+    let end = Instant::now() + timeout;
+    let mut said = false;
+    let installed = loop {
+        if let Some(installed) = install_conflist(config)? {
+            break installed;
+        }
+        if Instant::now() >= end {
+            bail!(
+                "no segment in {} after {} s, so no conflist was written: see `edge-agent status`, which says how the node stands with the controller",
+                config.state_dir.display(),
+                timeout.as_secs()
+            );
+        }
+        if !said {
+            eprintln!("waiting for the first segment, up to {} s", timeout.as_secs());
+            said = true;
+        }
+        // Beside the agent there is nobody to ask for an event; a person waits here once in a node's life.
+        std::thread::sleep(Duration::from_millis(200));
+    };
+    let how = if installed.changed { "written" } else { "is up to date" };
+    println!("{} {how}", installed.conflist.display());
+    for other in &installed.taken_before {
+        eprintln!(
+            "warning: the runtime takes {} first, by its name; remove it, or rename it to come after {CONFLIST}",
+            other.display()
+        );
+    }
+    Ok(())
+}
+
+/// Copies the plugin where the runtime looks for plugins, as a whole.
+pub fn install_plugin(config: &Config, from: &Path) -> anyhow::Result<PathBuf> {
+    let bytes = fs::read(from).with_context(|| format!("reading the plugin {}", from.display()))?;
+    if bytes.get(..4) != Some(b"\x7fELF") {
+        bail!("{} is not a program: name the edge-cni binary of this release", from.display());
+    }
+    let to = config.cni.bin_dir.join(PLUGIN);
+    make_folder(&config.cni.bin_dir)?;
+    if fs::read(&to).is_ok_and(|present| present == bytes) {
+        return Ok(to);
+    }
+    replace_file(&to, &bytes, 0o755)?;
+    Ok(to)
+}
+
+/// Writes the conflist from `segments.json`. `None` while there is no segment.
+pub fn install_conflist(config: &Config) -> anyhow::Result<Option<Installed>> {
+    let Some(segments) = segments(&config.state_dir)?.filter(|file| !file.segments.is_empty()) else { return Ok(None) };
+    let plugin = config.cni.bin_dir.join(PLUGIN);
+    if !plugin.exists() {
+        bail!(
+            "{} is missing, so every pod would fail: copy it there with `edge-agent install-cni --plugin FILE`, or set [cni] bin_dir to where it is",
+            plugin.display()
+        );
+    }
+    let text = conflist(config, &segments);
+    let path = config.cni.conf_dir.join(CONFLIST);
+    make_folder(&config.cni.conf_dir)?;
+    let changed = !fs::read(&path).is_ok_and(|present| present == text.as_bytes());
+    if changed {
+        replace_file(&path, text.as_bytes(), 0o644)?;
+    }
+    Ok(Some(Installed { conflist: path, changed, taken_before: taken_before(&config.cni.conf_dir)? }))
+}
+
+/// Removes the conflist: the runtime makes no more pods with this network.
+pub fn remove_conflist(config: &Config) -> anyhow::Result<()> {
+    let path = config.cni.conf_dir.join(CONFLIST);
+    match fs::remove_file(&path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(error).with_context(|| format!("removing {}", path.display()))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Every release of containerd since 1.6 takes one of these versions; 1.1.0 alone fails every pod on 1.6 and 1.7.
+fn conflist(config: &Config, segments: &SegmentsFile) -> String {
+    let document = json!({
+        "cniVersion": "1.0.0",
+        "cniVersions": ["0.4.0", "1.0.0", "1.1.0"],
+        "name": "edge-cni",
+        "plugins": [{
+            "type": PLUGIN,
+            "bridge": config.bridge,
+            "stateDir": absolute(&config.state_dir),
+            "agentSocket": absolute(&config.plugin_socket()),
+            "clusterRanges": segments.cluster_ranges,
+        }],
+    });
+    format!("{document:#}\n")
+}
+
+fn segments(state_dir: &Path) -> anyhow::Result<Option<SegmentsFile>> {
+    // The command runs beside the agent, so it takes only the lock that is held briefly.
+    let lock = state_dir.join(LOCK_FILE);
+    let _lock = match fs::File::open(&lock) {
+        Ok(file) => {
+            file.lock_shared().with_context(|| format!("locking {}", lock.display()))?;
+            file
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(error).with_context(|| format!("opening {}", lock.display())),
+    };
+    let path = state_dir.join(SEGMENTS_FILE);
+    let bytes = match fs::read(&path) {
+        Ok(bytes) => bytes,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(error).with_context(|| format!("reading {}", path.display())),
+    };
+    let file = serde_json::from_slice(&bytes);
+    file.map(Some).with_context(|| format!("{} is damaged; the running agent writes it anew", path.display()))
+}
+
+fn taken_before(conf_dir: &Path) -> anyhow::Result<Vec<PathBuf>> {
+    let entries = fs::read_dir(conf_dir).with_context(|| format!("reading {}", conf_dir.display()))?;
+    let mut before: Vec<PathBuf> = entries
+        .filter_map(|entry| Some(entry.ok()?.path()))
+        .filter(|path| {
+            let is_configuration = path
+                .extension()
+                .is_some_and(|extension| ["conf", "conflist", "json"].iter().any(|known| extension == *known));
+            is_configuration && path.file_name().is_some_and(|name| name < CONFLIST)
+        })
+        .collect();
+    before.sort();
+    Ok(before)
+}
+
+fn make_folder(path: &Path) -> anyhow::Result<()> {
+    let made = fs::DirBuilder::new().recursive(true).mode(0o755).create(path);
+    made.with_context(|| format!("creating {}", path.display()))
+}
+
+fn absolute(path: &Path) -> PathBuf {
+    std::path::absolute(path).unwrap_or_else(|_| path.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::{StateDir, segments};
+
+    fn config(folder: &Path) -> Config {
+        let text = format!(
+            "state_dir = {0:?}\nrun_dir = {0:?}\n[cni]\nconf_dir = {1:?}\nbin_dir = {2:?}\n[controller]\nurls = [\"https://c\"]\n",
+            folder,
+            folder.join("net.d"),
+            folder.join("bin")
+        );
+        Config::parse(&text, Path::new("agent.toml")).unwrap()
+    }
+
+    #[test]
+    fn the_conflist_comes_after_the_first_segment_and_says_what_the_plugin_needs() {
+        let folder = tempfile::tempdir().unwrap();
+        let config = config(folder.path());
+        assert_eq!(install_conflist(&config).unwrap(), None);
+        let state = StateDir::open(folder.path()).unwrap();
+        segments::add_granted(&state, &["10.77.0.0/26".parse().unwrap()]).unwrap();
+        assert!(install_conflist(&config).unwrap_err().to_string().contains("--plugin"));
+        let program = std::env::current_exe().unwrap();
+        let plugin = install_plugin(&config, &program).unwrap();
+        assert_eq!(fs::read(plugin).unwrap(), fs::read(program).unwrap());
+        let first = install_conflist(&config).unwrap().unwrap();
+        assert!(first.changed && first.taken_before.is_empty());
+        assert!(!install_conflist(&config).unwrap().unwrap().changed);
+        let document: serde_json::Value = serde_json::from_slice(&fs::read(&first.conflist).unwrap()).unwrap();
+        assert_eq!(document["cniVersions"], json!(["0.4.0", "1.0.0", "1.1.0"]));
+        assert_eq!(document["plugins"][0]["type"], "edge-cni");
+        assert_eq!(document["plugins"][0]["stateDir"], json!(folder.path()));
+        remove_conflist(&config).unwrap();
+        remove_conflist(&config).unwrap();
+        assert!(!first.conflist.exists());
+    }
+
+    #[test]
+    fn a_configuration_that_the_runtime_would_take_first_is_reported_and_left_alone() {
+        let folder = tempfile::tempdir().unwrap();
+        let config = config(folder.path());
+        let state = StateDir::open(folder.path()).unwrap();
+        segments::add_granted(&state, &["10.77.0.0/26".parse().unwrap()]).unwrap();
+        install_plugin(&config, &std::env::current_exe().unwrap()).unwrap();
+        fs::create_dir_all(&config.cni.conf_dir).unwrap();
+        let other = config.cni.conf_dir.join("05-other.conflist");
+        fs::write(&other, "{}").unwrap();
+        fs::write(config.cni.conf_dir.join("99-later.conf"), "{}").unwrap();
+        let installed = install_conflist(&config).unwrap().unwrap();
+        assert_eq!(fs::read_to_string(&other).unwrap(), "{}");
+        assert_eq!(installed.taken_before, [other]);
+    }
+
+    #[test]
+    fn what_is_not_a_program_is_not_installed_as_the_plugin() {
+        let folder = tempfile::tempdir().unwrap();
+        let script = folder.path().join("edge-cni");
+        fs::write(&script, "#!/bin/sh\n").unwrap();
+        assert!(install_plugin(&config(folder.path()), &script).unwrap_err().to_string().contains("not a program"));
+        assert!(!folder.path().join("bin").exists());
+    }
+}
