@@ -62,7 +62,7 @@ impl World<'_> {
         host.run(host.command(self.lab.program("edge-controller")?).args(args))
     }
 
-    /// All segments that are granted.
+    /// All segments that are held.
     ///
     /// # Errors
     /// When the controller does not say so.
@@ -72,7 +72,9 @@ impl World<'_> {
         let mut ledger = Vec::new();
         for row in rows.as_array().context("the ledger is no list")? {
             let field = |key: &str| row[key].as_str().with_context(|| format!("no {key} in {row}"));
-            ledger.push(Row { node: field("node")?.to_owned(), segment: field("segment")?.parse()? });
+            if field("state")? == "held" {
+                ledger.push(Row { node: field("node")?.to_owned(), segment: field("segment")?.parse()? });
+            }
         }
         ledger.sort();
         Ok(ledger)

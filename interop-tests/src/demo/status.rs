@@ -11,5 +11,12 @@ pub(super) fn peer<'a>(status: &'a Value, name: &str) -> Option<&'a Value> {
 /// Whether an entry shows an established IKE SA with a CHILD_SA.
 #[must_use]
 pub(super) fn is_up(peer: &Value) -> bool {
-    peer["state"] == "up"
+    peer["phase"] == "up" && peer["child_sas"].as_array().is_some_and(|children| !children.is_empty())
+}
+
+/// How many repairs the journal tells of, repetitions included.
+#[must_use]
+pub(super) fn repairs(status: &Value) -> u64 {
+    let entries = status["journal"].as_array().map(Vec::as_slice).unwrap_or_default();
+    entries.iter().filter(|entry| entry["kind"] == "repaired").filter_map(|entry| entry["times"].as_u64()).sum()
 }

@@ -34,16 +34,10 @@ fn agree(world: &World, node: &str) -> Result<()> {
         .map(|state| format!("{} > {} spi {:#010x} reqid {}", state.src, state.dst, state.spi, state.reqid))
         .collect();
     let mut said = BTreeSet::new();
-    for state in status["kernel"]["states"].as_array().context("status shows no states")? {
+    for state in status["states"].as_array().context("status shows no states")? {
         let text = |key: &str| state[key].as_str().with_context(|| format!("no {key} in {state}"));
-        let number = |key: &str| state[key].as_u64().with_context(|| format!("no {key} in {state}"));
-        said.insert(format!(
-            "{} > {} spi {:#010x} reqid {}",
-            text("src")?,
-            text("dst")?,
-            number("spi")?,
-            number("reqid")?
-        ));
+        let reqid = state["reqid"].as_u64().with_context(|| format!("no reqid in {state}"))?;
+        said.insert(format!("{} > {} spi {} reqid {reqid}", text("source")?, text("destination")?, text("spi")?));
     }
     differ("states", &said, &kernel)?;
     let kernel: BTreeSet<String> = host
@@ -58,17 +52,16 @@ fn agree(world: &World, node: &str) -> Result<()> {
         })
         .collect();
     let mut said = BTreeSet::new();
-    for policy in status["kernel"]["policies"].as_array().context("status shows no policies")? {
+    for policy in status["policies"].as_array().context("status shows no policies")? {
         let text = |key: &str| policy[key].as_str().with_context(|| format!("no {key} in {policy}"));
-        let number = |key: &str| policy[key].as_u64().with_context(|| format!("no {key} in {policy}"));
-        let reqids: Vec<u64> = policy["reqid"].as_u64().into_iter().collect();
+        let priority = policy["priority"].as_u64().with_context(|| format!("no priority in {policy}"))?;
+        let reqids: Vec<u64> = policy["template"]["reqid"].as_u64().into_iter().collect();
         said.insert(format!(
-            "{} {} > {} {} priority {} reqid {reqids:?}",
+            "{} {} > {} {} priority {priority} reqid {reqids:?}",
             text("direction")?,
-            text("src")?,
-            text("dst")?,
+            text("source")?,
+            text("destination")?,
             text("action")?,
-            number("priority")?
         ));
     }
     differ("policies", &said, &kernel)
@@ -90,9 +83,7 @@ fn differ(what: &str, said: &BTreeSet<String>, kernel: &BTreeSet<String>) -> Res
 /// Somebody deletes one state and one policy of a1's by hand.
 fn outsider(world: &World) -> Result<()> {
     let host = world.node("edge-a1");
-    let repairs = || -> Result<usize> {
-        Ok(world.status("edge-a1")?["repairs"].as_array().context("status shows no repairs")?.len())
-    };
+    let repairs = || -> Result<u64> { Ok(super::status::repairs(&world.status("edge-a1")?)) };
     let before = repairs()?;
     let policy = host
         .xfrm_policies()?
