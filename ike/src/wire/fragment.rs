@@ -6,8 +6,9 @@ use super::reader::InvalidMessage;
 
 /// Most fragments of one message.
 pub const MAX_FRAGMENTS: u16 = 128;
-/// Most octets of a message put together.
-pub const MAX_REASSEMBLED: usize = 65_536;
+/// Most octets of a message put together. Strangers may make us keep as much (after a key exchange, RFC 7383 2.6), and chains of certificates
+/// are far smaller.
+pub const MAX_REASSEMBLED: usize = 32_768;
 
 /// A fragment that was authentic: what SKF carried.
 #[derive(Debug, Clone, PartialEq, Eq)]

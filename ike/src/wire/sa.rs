@@ -4,10 +4,14 @@ use super::numbers::{Protocol, TransformType};
 use super::reader::{Codec, InvalidMessage, Reader, with_length};
 use crate::config::{Aead, Group, Prf};
 
-/// Most proposals of one payload; charon's default has 2, the most that an honest peer was seen to send is below 20.
-pub const MAX_PROPOSALS: usize = 64;
+/// Most proposals of one payload; honest peers send below ten.
+pub const MAX_PROPOSALS: usize = 32;
+/// Most transforms of one payload, all proposals together; honest peers send below a hundred. Strangers make us look through them.
+pub const MAX_TRANSFORMS: usize = 512;
 /// Most transforms of one proposal; the count is one octet.
-pub const MAX_TRANSFORMS: usize = 255;
+const PROPOSAL_TRANSFORMS: usize = 255;
+/// Most attributes of one transform; only one is defined.
+const MAX_ATTRIBUTES: usize = 8;
 
 const ATTRIBUTE_KEY_LENGTH: u16 = 14;
 const ATTRIBUTE_SHORT: u16 = 0x8000;
@@ -203,12 +207,18 @@ pub(crate) fn encode_proposals(proposals: &[Proposal], out: &mut Vec<u8>) {
 /// Reads all proposals of a payload.
 pub(crate) fn read_proposals(reader: &mut Reader<'_>) -> Result<Vec<Proposal>, InvalidMessage> {
     let mut proposals = Vec::new();
+    let mut transforms: usize = 0;
     while let Some(mut inner) = substructure(reader, "proposal", 2)? {
         if proposals.len() == MAX_PROPOSALS {
             return Err(InvalidMessage::TooMany { what: "proposals", limit: MAX_PROPOSALS });
         }
-        proposals.push(Proposal::read(&mut inner)?);
+        let proposal = Proposal::read(&mut inner)?;
         inner.finish()?;
+        transforms = transforms.saturating_add(proposal.transforms.len());
+        if transforms > MAX_TRANSFORMS {
+            return Err(InvalidMessage::TooMany { what: "transforms", limit: MAX_TRANSFORMS });
+        }
+        proposals.push(proposal);
     }
     Ok(proposals)
 }
@@ -236,7 +246,7 @@ fn substructure<'a>(
 impl Codec for Proposal {
     fn encode(&self, out: &mut Vec<u8>) {
         let spi = self.spi.get(..usize::from(u8::MAX)).unwrap_or(&self.spi);
-        let transforms = self.transforms.get(..MAX_TRANSFORMS).unwrap_or(&self.transforms);
+        let transforms = self.transforms.get(..PROPOSAL_TRANSFORMS).unwrap_or(&self.transforms);
         let count = u8::try_from(transforms.len()).unwrap_or(u8::MAX);
         let spi_size = u8::try_from(spi.len()).unwrap_or(u8::MAX);
         out.extend_from_slice(&[self.number, self.protocol.into(), spi_size, count]);
@@ -288,6 +298,9 @@ impl Codec for Transform {
         let id = reader.u16()?;
         let mut attributes = Vec::new();
         while !reader.is_empty() {
+            if attributes.len() == MAX_ATTRIBUTES {
+                return Err(InvalidMessage::TooMany { what: "transform attributes", limit: MAX_ATTRIBUTES });
+            }
             attributes.push(Attribute::read(reader)?);
         }
         Ok(Self { kind, id, attributes })
