@@ -1,0 +1,65 @@
+//! What is malformed, too large, or in the wrong place.
+
+use crate::harness::{Cloud, Connection, kind};
+use hyper::Method;
+use hyper::body::Bytes;
+use serde_json::json;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+#[tokio::test]
+async fn every_wrong_request_gets_its_own_problem() {
+    let cloud = Cloud::start().await;
+    let mut nobody = Connection::open(&cloud, None).await.unwrap();
+    for (method, path, body, expected) in [
+        (Method::GET, "/", "", (404, "no-such-path")),
+        (Method::GET, "/v2/join", "", (404, "no-such-path")),
+        (Method::GET, "/v1/join", "", (405, "method-not-allowed")),
+        (Method::POST, "/v1/join", "", (400, "bad-json")),
+        (Method::POST, "/v1/join", "{", (400, "bad-json")),
+        (Method::POST, "/v1/join", "[]", (422, "bad-value")),
+        (Method::POST, "/v1/join", "{\"token\":\"a.b\",\"node\":\"Not_A_Name\",\"csr\":\"\"}", (422, "bad-value")),
+        (Method::GET, "/v1/nodes/UPPER/view", "", (422, "bad-value")),
+        (Method::GET, "/v1/nodes/%ff/view", "", (422, "bad-value")),
+        (Method::GET, "/v1/nodes/..%2f..%2fetc/view", "", (422, "bad-value")),
+    ] {
+        let answer = nobody.ask_raw(method, path, Bytes::from(body)).await;
+        assert_eq!(kind(&answer), expected, "{path} {body}");
+    }
+    let node = cloud.node("edge", "a").await;
+    assert_eq!(kind(&node.ask(Method::GET, "/view?watch=perhaps", None).await), (422, "bad-value"));
+}
+
+#[tokio::test]
+async fn a_body_that_is_too_large_is_refused_and_the_connection_lives() {
+    let cloud = Cloud::start().await;
+    let mut nobody = Connection::open(&cloud, None).await.unwrap();
+    let huge = Bytes::from(vec![b' '; 65 * 1024]);
+    assert_eq!(kind(&nobody.ask_raw(Method::POST, "/v1/join", huge).await), (413, "body-too-large"));
+    assert_eq!(kind(&nobody.ask(Method::POST, "/v1/join", Some(json!({}))).await), (422, "bad-value"));
+}
+
+#[tokio::test]
+async fn labels_that_cannot_be_are_refused_whole() {
+    let cloud = Cloud::start().await;
+    cloud.node("edge", "a").await;
+    for value in ["a b", "-", "alpha_", "a/b"] {
+        let patch = json!({"good": "yes", "fabedge/edge-community": value});
+        let refused = cloud.operator(Method::PATCH, "/v1/nodes/a/labels", Some(patch)).await;
+        assert_eq!(refused.0, 422, "{value}: {}", refused.1);
+    }
+    let (_, nodes) = cloud.operator(Method::GET, "/v1/nodes", None).await;
+    assert_eq!(nodes[0]["labels"], json!({}));
+}
+
+#[tokio::test]
+async fn garbage_and_plain_http_on_the_tls_port_disturb_nobody() {
+    let cloud = Cloud::start().await;
+    for garbage in [b"GET /v1/nodes HTTP/1.1\r\nhost: x\r\n\r\n".as_slice(), &[0xff; 300], b"\x16\x03\x01"] {
+        let mut stream = tokio::net::TcpStream::connect(cloud.address()).await.unwrap();
+        stream.write_all(garbage).await.unwrap();
+        stream.shutdown().await.unwrap();
+        // The server answers with an alert or nothing, and closes.
+        let _ = stream.read_to_end(&mut Vec::new()).await;
+    }
+    cloud.node("edge", "a").await;
+}

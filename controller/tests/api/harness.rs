@@ -1,0 +1,290 @@
+//! A controller for one test, and clients as nodes and the operator use them.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use edge_controller::clock::Clock;
+use edge_controller::config::Config;
+use edge_controller::server::Server;
+use edge_types::JoinToken;
+use edge_types::api::ViewEvent;
+use http_body_util::{BodyExt, Full};
+use hyper::body::{Bytes, Incoming};
+use hyper::client::conn::http2::SendRequest;
+use hyper::{Method, Request};
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use rcgen::{CertificateParams, DistinguishedName, KeyPair};
+use rustls_pki_types::pem::PemObject;
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, ServerName};
+use serde_json::{Value, json};
+use tokio::net::{TcpStream, UnixStream};
+use tokio_rustls::TlsConnector;
+
+/// Status and JSON body.
+pub(crate) type Answer = (u16, Value);
+
+pub(crate) struct Cloud {
+    pub(crate) server: Server,
+    pub(crate) clock: Clock,
+    pub(crate) folder: tempfile::TempDir,
+    config: Config,
+}
+
+impl Cloud {
+    pub(crate) async fn start() -> Self {
+        Self::with("cluster_ranges = [\"10.77.0.0/24\", \"fd77::/118\"]").await
+    }
+
+    /// With this content of `[segments]`.
+    pub(crate) async fn with(segments: &str) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("controller.toml");
+        let text = format!(
+            "server_names = [\"cloud.test\", \"127.0.0.1\"]\nlisten = [\"127.0.0.1:0\"]\nstate_dir = {:?}\nadmin_socket = {:?}\n\
+             heartbeat_seconds = 1\nnetworks = [\"10.244.0.0/16\"]\n[segments]\nquarantine_seconds = 100\n{segments}\n",
+            folder.path().join("state"),
+            folder.path().join("admin.sock"),
+        );
+        std::fs::write(&path, text).unwrap();
+        let config = Config::load(&path).unwrap();
+        let clock = Clock::system();
+        let server = Server::start(config.clone(), clock.clone()).await.unwrap();
+        Self { server, clock, folder, config }
+    }
+
+    /// Stops and starts again on the same state.
+    pub(crate) async fn restart(self) -> Self {
+        self.server.stop().await;
+        let server = Server::start(self.config.clone(), self.clock.clone()).await.unwrap();
+        Self { server, ..self }
+    }
+
+    pub(crate) fn address(&self) -> SocketAddr {
+        self.server.addresses[0]
+    }
+
+    fn state(&self, file: &str) -> PathBuf {
+        self.folder.path().join("state").join(file)
+    }
+
+    pub(crate) fn ca(&self) -> CertificateDer<'static> {
+        CertificateDer::from_pem_file(self.state("ca.crt")).unwrap()
+    }
+
+    /// Asks as the operator does.
+    pub(crate) async fn operator(&self, method: Method, path: &str, body: Option<Value>) -> Answer {
+        let stream = UnixStream::connect(self.folder.path().join("admin.sock")).await.unwrap();
+        let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.unwrap();
+        tokio::spawn(connection);
+        let body = body.map(|body| body.to_string()).unwrap_or_default();
+        let request = Request::builder().method(method).uri(path).header("host", "x");
+        read(sender.send_request(request.body(Full::new(Bytes::from(body))).unwrap()).await.unwrap()).await
+    }
+
+    pub(crate) async fn token(&self, role: &str, node: Option<&str>) -> JoinToken {
+        self.token_with(json!({"role": role, "node": node, "ttl_seconds": 3600, "uses": 1})).await
+    }
+
+    pub(crate) async fn token_with(&self, request: Value) -> JoinToken {
+        let (status, body) = self.operator(Method::POST, "/v1/tokens", Some(request)).await;
+        assert_eq!(status, 201, "{body}");
+        body["token"].as_str().unwrap().parse().unwrap()
+    }
+
+    pub(crate) async fn label(&self, node: &str, value: Option<&str>) {
+        let patch = json!({"fabedge/edge-community": value});
+        let (status, body) = self.operator(Method::PATCH, &format!("/v1/nodes/{node}/labels"), Some(patch)).await;
+        assert_eq!(status, 200, "{body}");
+    }
+
+    pub(crate) async fn deregister(&self, node: &str) -> Answer {
+        self.operator(Method::DELETE, &format!("/v1/nodes/{node}"), None).await
+    }
+
+    /// Joins with a token of its own.
+    pub(crate) async fn node(&self, role: &str, name: &str) -> Node {
+        let token = self.token(role, None).await;
+        let key = KeyPair::generate().unwrap();
+        let (status, body) = self.join(&token, name, &request_of(&key)).await;
+        assert_eq!(status, 200, "{body}");
+        Node::new(self, name, body["certificate"].as_str().unwrap(), &key)
+    }
+
+    pub(crate) async fn join(&self, token: &JoinToken, node: &str, csr: &str) -> Answer {
+        let body = json!({"token": *token.credential(), "node": node, "csr": csr});
+        Connection::open(self, None).await.unwrap().ask(Method::POST, "/v1/join", Some(body)).await
+    }
+}
+
+/// A certificate request as agents make it.
+pub(crate) fn request_of(key: &KeyPair) -> String {
+    let mut params = CertificateParams::default();
+    params.distinguished_name = DistinguishedName::new();
+    params.serialize_request(key).unwrap().pem().unwrap()
+}
+
+/// A node that has joined.
+pub(crate) struct Node {
+    pub(crate) name: String,
+    address: SocketAddr,
+    tls: Arc<rustls::ClientConfig>,
+}
+
+impl Node {
+    pub(crate) fn new(cloud: &Cloud, name: &str, certificate: &str, key: &KeyPair) -> Self {
+        let chain = vec![CertificateDer::from_pem_slice(certificate.as_bytes()).unwrap()];
+        let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der()));
+        Self { name: name.into(), address: cloud.address(), tls: tls(cloud, Some((chain, key))) }
+    }
+
+    /// After a restart of the controller, which then listens on another port.
+    pub(crate) fn move_to(&mut self, cloud: &Cloud) {
+        self.address = cloud.address();
+    }
+
+    pub(crate) async fn connect(&self) -> std::io::Result<Connection> {
+        Connection::over(self.address, self.tls.clone()).await
+    }
+
+    /// Asks below `/v1/nodes/NAME`.
+    pub(crate) async fn ask(&self, method: Method, below: &str, body: Option<Value>) -> Answer {
+        let path = format!("/v1/nodes/{}{below}", self.name);
+        self.connect().await.unwrap().ask(method, &path, body).await
+    }
+
+    pub(crate) async fn apply(&self, request_id: &str, families: &[&str]) -> Answer {
+        self.ask(Method::POST, "/segments", Some(json!({"request_id": request_id, "families": families}))).await
+    }
+
+    pub(crate) async fn report(&self, addresses: &[&str], port: u16) -> Answer {
+        self.ask(Method::PUT, "", Some(json!({"addresses": addresses, "port": port}))).await
+    }
+
+    pub(crate) async fn watch(&self) -> Stream {
+        let mut connection = self.connect().await.unwrap();
+        let path = format!("/v1/nodes/{}/view?watch=true", self.name);
+        let response = connection.send(Method::GET, &path, Full::default()).await;
+        assert_eq!(response.status(), 200);
+        Stream { body: response.into_body(), pending: Vec::new(), _connection: connection }
+    }
+}
+
+fn tls(
+    cloud: &Cloud,
+    identity: Option<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>)>,
+) -> Arc<rustls::ClientConfig> {
+    let mut roots = rustls::RootCertStore::empty();
+    roots.add(cloud.ca()).unwrap();
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let builder = rustls::ClientConfig::builder_with_provider(provider)
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .unwrap()
+        .with_root_certificates(roots);
+    let mut config = match identity {
+        Some((chain, key)) => builder.with_client_auth_cert(chain, key).unwrap(),
+        None => builder.with_no_client_auth(),
+    };
+    config.alpn_protocols = vec![b"h2".to_vec()];
+    Arc::new(config)
+}
+
+/// One HTTP/2 connection.
+pub(crate) struct Connection {
+    sender: SendRequest<Full<Bytes>>,
+    /// What the server showed in TLS.
+    pub(crate) chain: Vec<CertificateDer<'static>>,
+}
+
+impl Connection {
+    /// Without a certificate, or with one.
+    pub(crate) async fn open(cloud: &Cloud, node: Option<&Node>) -> std::io::Result<Self> {
+        let tls = node.map_or_else(|| tls(cloud, None), |node| node.tls.clone());
+        Self::over(cloud.address(), tls).await
+    }
+
+    async fn over(address: SocketAddr, tls: Arc<rustls::ClientConfig>) -> std::io::Result<Self> {
+        let stream = TcpStream::connect(address).await?;
+        let name = ServerName::try_from("cloud.test").unwrap();
+        let stream = TlsConnector::from(tls).connect(name, stream).await?;
+        let chain = stream.get_ref().1.peer_certificates().unwrap().iter().map(|c| c.clone().into_owned()).collect();
+        let handshake = hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await;
+        let (mut sender, connection) = handshake.map_err(std::io::Error::other)?;
+        tokio::spawn(connection);
+        sender.ready().await.map_err(std::io::Error::other)?;
+        Ok(Self { sender, chain })
+    }
+
+    pub(crate) async fn ask(&mut self, method: Method, path: &str, body: Option<Value>) -> Answer {
+        let body = body.map(|body| body.to_string()).unwrap_or_default();
+        self.ask_raw(method, path, body.into()).await
+    }
+
+    pub(crate) async fn ask_raw(&mut self, method: Method, path: &str, body: Bytes) -> Answer {
+        read(self.send(method, path, Full::new(body)).await).await
+    }
+
+    async fn send(&mut self, method: Method, path: &str, body: Full<Bytes>) -> hyper::Response<Incoming> {
+        let uri = format!("https://cloud.test{path}");
+        let request = Request::builder().method(method).uri(uri).header("content-type", "application/json");
+        self.sender.send_request(request.body(body).unwrap()).await.unwrap()
+    }
+}
+
+async fn read(response: hyper::Response<Incoming>) -> Answer {
+    let status = response.status().as_u16();
+    let problem = response.headers().get("content-type").is_some_and(|value| value == "application/problem+json");
+    assert_eq!(problem, status >= 400, "every error is a problem document, and nothing else is");
+    let body = response.into_body().collect().await.unwrap().to_bytes();
+    let body = if body.is_empty() { Value::Null } else { serde_json::from_slice(&body).unwrap() };
+    if problem {
+        assert_eq!(body["status"], status);
+    }
+    (status, body)
+}
+
+/// A view stream.
+pub(crate) struct Stream {
+    body: Incoming,
+    pending: Vec<u8>,
+    _connection: Connection,
+}
+
+impl Stream {
+    /// The next line; `None` when the server has ended the stream.
+    pub(crate) async fn line(&mut self) -> Option<ViewEvent> {
+        loop {
+            if let Some(end) = self.pending.iter().position(|byte| *byte == b'\n') {
+                let line: Vec<u8> = self.pending.drain(..=end).collect();
+                return Some(serde_json::from_slice(&line).unwrap());
+            }
+            let frame = self.body.frame().await?.ok()?;
+            self.pending.extend_from_slice(&frame.into_data().unwrap());
+        }
+    }
+
+    /// The next view, past heartbeats.
+    pub(crate) async fn view(&mut self) -> edge_types::NodeView {
+        loop {
+            match self.line().await.expect("the stream goes on") {
+                ViewEvent::View { view } => return *view,
+                ViewEvent::Heartbeat { .. } => {}
+            }
+        }
+    }
+
+    /// Reads on until the server ends the stream.
+    pub(crate) async fn ended(mut self) {
+        while self.line().await.is_some() {}
+    }
+}
+
+/// The kind of a problem document, without its folder.
+pub(crate) fn kind(answer: &Answer) -> (u16, &str) {
+    (answer.0, answer.1["type"].as_str().unwrap_or("no problem").trim_start_matches("/problems/"))
+}
+
+/// The detail of a problem document.
+pub(crate) fn detail(answer: &Answer) -> &str {
+    answer.1["detail"].as_str().unwrap_or_default()
+}

@@ -1,0 +1,10 @@
+//! The controller as its clients meet it: a real server on a loopback port of its own, real TLS, a real store.
+
+mod harness;
+
+mod access;
+mod bad_input;
+mod join;
+mod program;
+mod segments;
+mod views;

@@ -1,0 +1,142 @@
+//! The program as an operator runs it: its commands, its exit codes, and what a kill leaves behind.
+
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+
+use serde_json::Value;
+
+struct Program {
+    folder: tempfile::TempDir,
+    server: Option<Child>,
+}
+
+impl Program {
+    fn new() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let config = format!(
+            "server_names = [\"localhost\"]\nlisten = [\"127.0.0.1:0\"]\nstate_dir = {:?}\nadmin_socket = {:?}\n\
+             [segments]\ncluster_ranges = [\"10.77.0.0/16\"]\n",
+            folder.path().join("state"),
+            folder.path().join("run/admin.sock"),
+        );
+        std::fs::write(folder.path().join("c.toml"), config).unwrap();
+        Self { folder, server: None }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    fn command(&self, args: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_edge-controller"));
+        command.args(args).env("EDGE_CONTROLLER_SOCKET", self.path("run/admin.sock")).env_remove("RUST_LOG");
+        command
+    }
+
+    fn run(&self, args: &[&str]) -> Output {
+        self.command(args).output().unwrap()
+    }
+
+    fn json(&self, args: &[&str]) -> Value {
+        let output = self.run(&[args, &["--json"]].concat());
+        assert!(output.status.success(), "{}", text(&output.stderr));
+        serde_json::from_slice(&output.stdout).unwrap()
+    }
+
+    /// Starts the server and waits until it says that it serves.
+    fn start(&mut self) {
+        let config = self.path("c.toml");
+        let mut server =
+            self.command(&["run", "--config", config.to_str().unwrap()]).stderr(Stdio::piped()).spawn().unwrap();
+        let mut lines = BufReader::new(server.stderr.take().unwrap()).lines();
+        let mut said = String::new();
+        let serving = lines.by_ref().map_while(Result::ok).any(|line| {
+            said.push_str(&line);
+            line.contains("serving")
+        });
+        assert!(serving, "{said}");
+        // Someone must go on reading, or the server blocks when the pipe is full.
+        std::thread::spawn(move || lines.map_while(Result::ok).for_each(drop));
+        self.server = Some(server);
+    }
+
+    fn kill(&mut self) {
+        let mut server = self.server.take().unwrap();
+        server.kill().unwrap();
+        server.wait().unwrap();
+    }
+}
+
+impl Drop for Program {
+    fn drop(&mut self) {
+        if self.server.is_some() {
+            self.kill();
+        }
+    }
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+fn exists(path: &Path) -> bool {
+    std::fs::symlink_metadata(path).is_ok()
+}
+
+#[test]
+fn without_a_server_commands_say_so_and_end_with_3() {
+    let output = Program::new().run(&["node", "list"]);
+    assert_eq!(output.status.code(), Some(3));
+    assert!(text(&output.stderr).contains("no edge-controller answers on"), "{}", text(&output.stderr));
+}
+
+#[test]
+fn a_bad_configuration_ends_with_3_and_names_key_and_file() {
+    let program = Program::new();
+    std::fs::write(program.path("c.toml"), "server_names = [\"x\"]\nsegment = 1\n").unwrap();
+    let output = program.run(&["run", "--config", program.path("c.toml").to_str().unwrap()]);
+    assert_eq!(output.status.code(), Some(3));
+    let said = text(&output.stderr);
+    assert!(said.contains("c.toml") && said.contains("segment"), "{said}");
+}
+
+#[test]
+fn a_token_stands_alone_on_standard_output_and_refusals_end_with_1() {
+    let mut program = Program::new();
+    program.start();
+    let output = program.run(&["token", "create", "--role", "edge", "--node", "edge-1", "--ttl", "10m"]);
+    assert!(output.status.success());
+    let token: edge_types::JoinToken = text(&output.stdout).parse().unwrap();
+    let listed = text(&program.run(&["token", "list"]).stdout);
+    assert!(listed.contains(&token.id) && !listed.contains(&*token.secret));
+    let refused = program.run(&["node", "label", "edge-1", "fabedge/edge-community=alpha"]);
+    assert_eq!(refused.status.code(), Some(1));
+    assert!(text(&refused.stderr).contains("no node edge-1 is registered"), "{}", text(&refused.stderr));
+    assert_eq!(program.run(&["token", "create"]).status.code(), Some(2));
+    assert!(program.run(&["token", "delete", &token.id]).status.success());
+    assert_eq!(program.json(&["token", "list"]), Value::Array(Vec::new()));
+}
+
+#[test]
+fn after_a_kill_everything_that_was_answered_is_there() {
+    let mut program = Program::new();
+    program.start();
+    let ids: Vec<Value> = (0..5).map(|_| program.json(&["token", "create", "--role", "edge"])["id"].clone()).collect();
+    program.kill();
+    assert!(exists(&program.path("run/admin.sock")), "a killed server leaves its socket");
+    program.start();
+    let listed = program.json(&["token", "list"]);
+    let listed: Vec<&Value> = listed.as_array().unwrap().iter().map(|row| &row["id"]).collect();
+    assert!(ids.iter().all(|id| listed.contains(&id)));
+}
+
+#[test]
+fn a_second_server_on_the_same_state_is_refused() {
+    let mut program = Program::new();
+    program.start();
+    let output = program.run(&["run", "--config", program.path("c.toml").to_str().unwrap()]);
+    assert_eq!(output.status.code(), Some(3));
+    assert!(text(&output.stderr).contains("another edge-controller"), "{}", text(&output.stderr));
+    assert!(program.run(&["node", "list"]).status.success(), "the first serves on");
+}

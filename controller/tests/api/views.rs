@@ -1,0 +1,129 @@
+//! What nodes see, and when they hear of changes.
+
+use crate::harness::{Cloud, kind};
+use edge_types::api::ViewEvent;
+use edge_types::{EndpointSource, NodeView};
+use hyper::Method;
+
+fn peers(view: &NodeView) -> Vec<&str> {
+    view.peers.iter().map(|peer| peer.name.as_str()).collect()
+}
+
+#[tokio::test]
+async fn every_role_sees_whom_it_may_talk_to_and_hubs_front_the_clouds_networks() {
+    let cloud = Cloud::start().await;
+    let (hub, other) = (cloud.node("hub", "hub").await, cloud.node("cloud", "cloud-2").await);
+    let edge = cloud.node("edge", "edge-1").await;
+    let view = edge.watch().await.view().await;
+    assert_eq!(peers(&view), ["hub"]);
+    assert_eq!(view.peers[0].networks, ["10.244.0.0/16".parse().unwrap()]);
+    assert!(view.networks.is_empty());
+    assert_eq!(view.cluster_ranges.len(), 2);
+    assert!(view.trust_anchors[0].contains("BEGIN CERTIFICATE"));
+    let view = hub.watch().await.view().await;
+    assert_eq!((peers(&view), view.networks.len()), (vec!["edge-1"], 1));
+    assert_eq!(view.peers[0].segments.len(), 2);
+    assert_eq!(peers(&other.watch().await.view().await), ["hub"]);
+}
+
+#[tokio::test]
+async fn labels_join_and_part_nodes_by_pushed_views() {
+    let cloud = Cloud::start().await;
+    let (a, b) = (cloud.node("edge", "a").await, cloud.node("edge", "b").await);
+    let mut stream = a.watch().await;
+    let first = stream.view().await;
+    assert!(peers(&first).is_empty());
+    cloud.label("b", Some("alpha_beta")).await;
+    cloud.label("a", Some("alpha")).await;
+    let second = stream.view().await;
+    assert_eq!(peers(&second), ["b"]);
+    assert!(second.version > first.version);
+    let (_, communities) = cloud.operator(Method::GET, "/v1/communities", None).await;
+    assert_eq!(communities[0]["members"], serde_json::json!(["a", "b"]));
+    assert_eq!(b.apply("r", &["ipv4"]).await.0, 200);
+    assert_eq!(stream.view().await.peers[0].segments.len(), 3, "a grant is told to the community");
+    cloud.label("b", None).await;
+    assert!(peers(&stream.view().await).is_empty());
+}
+
+#[tokio::test]
+async fn endpoints_are_those_reported_and_the_one_that_was_seen() {
+    let cloud = Cloud::start().await;
+    let (hub, edge) = (cloud.node("hub", "hub").await, cloud.node("edge", "edge-1").await);
+    let mut stream = hub.watch().await;
+    assert!(stream.view().await.peers[0].endpoints.is_empty(), "a peer without endpoints is a peer");
+    // An address in a cluster range, one that means nothing elsewhere, and one twice.
+    let addresses = ["192.0.2.1", "10.77.0.1", "fe80::1", "::ffff:192.0.2.1", "2001:db8::1"];
+    assert_eq!(edge.report(&addresses, 4500).await.0, 204);
+    let endpoints = stream.view().await.peers[0].endpoints.clone();
+    let said: Vec<(String, EndpointSource)> = endpoints.iter().map(|e| (e.address.to_string(), e.source)).collect();
+    assert_eq!(
+        said,
+        [
+            ("192.0.2.1:4500".into(), EndpointSource::Reported),
+            ("[2001:db8::1]:4500".into(), EndpointSource::Reported),
+            ("127.0.0.1:4500".into(), EndpointSource::Observed),
+        ]
+    );
+    assert_eq!(kind(&edge.report(&["192.0.2.1"], 0).await), (422, "bad-value"));
+}
+
+#[tokio::test]
+async fn what_does_not_concern_a_node_is_not_told_it_and_heartbeats_show_life() {
+    let cloud = Cloud::start().await;
+    let (a, b) = (cloud.node("edge", "a").await, cloud.node("edge", "b").await);
+    let mut stream = a.watch().await;
+    let version = stream.view().await.version;
+    cloud.label("b", Some("beta")).await;
+    b.report(&["192.0.2.2"], 4500).await;
+    a.report(&["192.0.2.1"], 4500).await;
+    match stream.line().await {
+        Some(ViewEvent::Heartbeat { version: held }) => assert_eq!(held, version),
+        other => panic!("expected a heartbeat, got {other:?}"),
+    }
+}
+
+#[tokio::test]
+async fn versions_rise_across_a_restart_and_everything_is_as_it_was() {
+    let cloud = Cloud::start().await;
+    let (mut a, _b) = (cloud.node("edge", "a").await, cloud.node("edge", "b").await);
+    for node in ["a", "b"] {
+        cloud.label(node, Some("alpha")).await;
+    }
+    a.report(&["192.0.2.1"], 4500).await;
+    let mut stream = a.watch().await;
+    let mut before = stream.view().await;
+    let cloud = cloud.restart().await;
+    stream.ended().await;
+    a.move_to(&cloud);
+    let mut after = a.watch().await.view().await;
+    assert!(after.version > before.version, "{} after {}", after.version, before.version);
+    (before.version, after.version) = (0, 0);
+    assert_eq!(after, before);
+}
+
+#[tokio::test]
+async fn several_streams_of_one_node_hear_the_same_and_the_operator_sees_that_it_is_connected() {
+    let cloud = Cloud::start().await;
+    let node = cloud.node("edge", "a").await;
+    let connected = async || cloud.operator(Method::GET, "/v1/nodes", None).await.1[0]["connected"].clone();
+    assert_eq!(connected().await, false);
+    let (mut one, mut two) = (node.watch().await, node.watch().await);
+    assert_eq!(one.view().await, two.view().await);
+    assert_eq!(connected().await, true);
+    cloud.label("a", Some("alpha")).await;
+    assert_eq!(one.view().await, two.view().await);
+}
+
+#[tokio::test]
+async fn deregistration_ends_the_streams_and_leaves_other_views() {
+    let cloud = Cloud::start().await;
+    let (hub, edge) = (cloud.node("hub", "hub").await, cloud.node("edge", "edge-1").await);
+    let (mut of_hub, mut of_edge) = (hub.watch().await, edge.watch().await);
+    assert_eq!(peers(&of_hub.view().await), ["edge-1"]);
+    of_edge.view().await;
+    assert_eq!(cloud.deregister("edge-1").await.0, 200);
+    assert!(peers(&of_hub.view().await).is_empty());
+    of_edge.ended().await;
+    assert_eq!(kind(&cloud.deregister("edge-1").await), (404, "no-such-node"));
+}
