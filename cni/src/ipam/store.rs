@@ -118,7 +118,7 @@ impl Ledger {
         segments: &[IpNetwork],
         families: &[Family],
     ) -> Result<Option<Vec<Assigned>>> {
-        let now = seconds_since_boot();
+        let now = seconds_since_boot()?;
         let mut assigned = Vec::new();
         if families.is_empty() {
             return Ok(None);
@@ -136,7 +136,7 @@ impl Ledger {
 
     /// Ends the lease of an attachment. None where there is none.
     pub(crate) fn end(&mut self, attachment: &Attachment) -> Result<Option<Lease>> {
-        self.journal.end(attachment, seconds_since_boot())
+        self.journal.end(attachment, seconds_since_boot()?)
     }
 
     /// Ends the leases of all attachments that are `gone`. Returns how many there were.
@@ -217,9 +217,12 @@ fn boot_id() -> Result<String> {
     Ok(fs::read_to_string(path).context("read", path)?.trim().to_owned())
 }
 
-/// Seconds since the machine's start, sleep included; nobody can set this clock.
-fn seconds_since_boot() -> u64 {
-    rustix::time::clock_gettime(rustix::time::ClockId::Boottime).tv_sec.try_into().unwrap_or(0)
+/// Seconds since the machine's start, sleep included; nobody can set this clock. Read from /proc (proc_uptime(5)), since rustix's
+/// `clock_gettime` panics where the kernel offers no vDSO (User-Mode Linux).
+fn seconds_since_boot() -> Result<u64> {
+    let path = Path::new("/proc/uptime");
+    let text = fs::read_to_string(path).context("read", path)?;
+    Ok(text.split('.').next().and_then(|whole| whole.parse().ok()).unwrap_or(0))
 }
 
 #[cfg(test)]
