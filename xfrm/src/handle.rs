@@ -38,6 +38,12 @@ impl Xfrm {
         self.features
     }
 
+    /// Speaks to the kernel as if it could do this and no more: what older kernels are told, newer ones take too.
+    #[doc(hidden)]
+    pub fn pretend(&mut self, features: Features) {
+        self.features = features;
+    }
+
     /// Port of the request socket: notifications of our own changes carry it ([`crate::events::EventSocket::ignore_port`]).
     pub fn port(&self) -> u32 {
         self.netlink.port()

@@ -432,14 +432,14 @@ impl SaParams {
     }
 
     /// The window stands in `xfrm_replay_state_esn`, with or without extended sequence numbers: the older field ends at 32. An
-    /// outbound SA has none; with ESN a kernel that knows directions wants 0 there, an older one refuses 0.
+    /// outbound SA has none; with ESN a kernel that knows directions wants no window and no bitmap there, an older one at least 1.
     fn replay_attribute(&self, features: Features) -> Option<nl::XfrmAttrs> {
         let window = match (self.direction, self.replay.esn) {
             (SaDirection::In, esn) => self.replay.window.clamp(u32::from(esn), Replay::MAX_WINDOW),
             (SaDirection::Out, true) => u32::from(!features.sa_direction),
             (SaDirection::Out, false) => return None,
         };
-        let words = window.div_ceil(32).max(1);
+        let words = window.div_ceil(32);
         Some(nl::XfrmAttrs::ReplayStateEsn(nl::ReplayEsn {
             bmp_len: words,
             replay_window: window,

@@ -1,5 +1,450 @@
-//! SAs.
+//! SAs: packets through them, switching, limits, moves, and whose they are.
 
+use std::net::UdpSocket;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use edge_xfrm::events::{Event, EventSocket};
+use edge_xfrm::reconcile::{self, ExpectedSa};
+use edge_xfrm::sa::Features;
+use edge_xfrm::{
+    Aead, Algorithm, Direction, Encap, Error, Limits, Policy, Replay, Reqid, SaDirection, SaId, SaParams, SpiRange,
+    Xfrm,
+};
+
+use crate::Needs::Esp;
 use crate::Test;
+use crate::events::next;
+use crate::policies::selector;
+use crate::space::{KEY, Space, receive, sa};
 
-pub(crate) const TESTS: &[Test] = &[];
+pub(crate) const TESTS: &[Test] = &[
+    ("a_reserved_spi_becomes_an_sa", Esp, reservation),
+    ("packets_of_both_families_pass_with_every_cipher_and_encapsulation", Esp, every_kind),
+    ("an_older_kernels_way_to_install_sas_works", Esp, older_kernel),
+    ("switching_outbound_under_load_loses_nothing", Esp, switching),
+    ("a_switch_that_cannot_succeed_leaves_the_old_sa", Esp, refused_switch),
+    ("an_sa_of_another_is_left_alone", Esp, others_sa),
+    ("limits_of_packets_tell_when_to_rekey_and_end_the_sa", Esp, limits),
+    ("a_peer_behind_a_changed_nat_is_told_and_followed", Esp, mapping),
+    ("an_sa_deleted_by_another_is_told_and_found_missing", Esp, deleted_by_another),
+    ("only_what_policies_grant_to_a_tunnel_comes_out_of_it", Esp, granted_by_policies),
+    ("packets_under_a_wrong_key_are_counted", Esp, wrong_key),
+    ("an_sa_with_a_selector_carries_nothing_else", Esp, with_selector),
+];
+
+/// Two hosts on one wire, with an inner address of each family.
+struct Pair {
+    a: Space,
+    b: Space,
+    /// ESP in UDP is taken out only while these are open.
+    _sockets: Vec<UdpSocket>,
+}
+
+fn pair() -> Pair {
+    let (a, b) = (Space::new(), Space::new());
+    a.wire(("eth0", &["192.0.2.1/24", "2001:db8::1/64"]), &b, ("eth0", &["192.0.2.2/24", "2001:db8::2/64"]));
+    let mut sockets = Vec::new();
+    for (here, n, there) in [(&a, 0, 1), (&b, 1, 0)] {
+        here.ip(&format!("addr add 10.77.{n}.1/32 dev lo"));
+        here.ip(&format!("addr add fd77:0:0:{n}::1/128 dev lo nodad"));
+        here.ip(&format!("route add 10.77.{there}.0/24 via 192.0.2.{} src 10.77.{n}.1", there + 1));
+        here.ip(&format!("-6 route add fd77:0:0:{there}::/64 via 2001:db8::{}", there + 1));
+        for address in ["0.0.0.0:4500", "[::]:4500"] {
+            sockets.push(esp_socket(here, address));
+        }
+    }
+    Pair { a, b, _sockets: sockets }
+}
+
+fn esp_socket(space: &Space, address: &str) -> UdpSocket {
+    let socket = space.listen(address);
+    edge_xfrm::socket::decapsulate_esp(&socket).unwrap();
+    socket
+}
+
+fn policies(local: u32, remote: u32, n: u32, outer: (&str, &str)) -> Vec<Policy> {
+    let reqid = Reqid::tunnel(n).unwrap();
+    let (here, there) = (outer.0.parse().unwrap(), outer.1.parse().unwrap());
+    [
+        (format!("10.77.{local}.0/24"), format!("10.77.{remote}.0/24")),
+        (format!("fd77:0:0:{local}::/64"), format!("fd77:0:0:{remote}::/64")),
+    ]
+    .iter()
+    .flat_map(|(local, remote)| {
+        let out = selector(local, remote);
+        [Policy::protect_out(out, reqid, here, there), Policy::protect_in(Direction::In, out.reversed(), reqid)]
+    })
+    .collect()
+}
+
+/// The SAs of both directions at both ends, made from one; and the policies.
+fn connect(pair: &Pair, forth: &SaParams, back: &SaParams, features: Option<Features>) {
+    let outer = (forth.source.to_string(), forth.destination.to_string());
+    let n = forth.reqid.tunnel_number().unwrap();
+    for (space, outbound, inbound, local, remote, (here, there)) in [
+        (&pair.a, forth, back, 0, 1, (outer.0.clone(), outer.1.clone())),
+        (&pair.b, back, forth, 1, 0, (outer.1.clone(), outer.0.clone())),
+    ] {
+        let outbound = SaParams { direction: SaDirection::Out, ..outbound.clone() };
+        let inbound = SaParams { direction: SaDirection::In, ..inbound.clone() };
+        space.run(move || {
+            let mut xfrm = Xfrm::open().unwrap();
+            features.into_iter().for_each(|features| xfrm.pretend(features));
+            xfrm.install_inbound(&inbound).unwrap();
+            xfrm.add_sa(&outbound).unwrap();
+            let errors = xfrm.reconcile_policies(&policies(local, remote, n, (&here, &there))).unwrap().1;
+            assert!(errors.is_empty(), "{errors:?}");
+        });
+    }
+}
+
+fn reversed(sa: &SaParams, spi: u32) -> SaParams {
+    let encap = sa.encap.map(|e| Encap { source_port: e.destination_port, destination_port: e.source_port });
+    SaParams { source: sa.destination, destination: sa.source, spi, encap, ..sa.clone() }
+}
+
+/// A datagram of each family each way.
+fn talk(pair: &Pair) {
+    for (from, to, source, destination) in [
+        (&pair.a, &pair.b, "10.77.0.1", "10.77.1.1:7"),
+        (&pair.b, &pair.a, "10.77.1.1", "10.77.0.1:7"),
+        (&pair.a, &pair.b, "fd77::1", "[fd77:0:0:1::1]:7"),
+        (&pair.b, &pair.a, "fd77:0:0:1::1", "[fd77::1]:7"),
+    ] {
+        let socket = to.listen(destination);
+        from.send(source, destination, "through");
+        assert_eq!(receive(&socket), "through", "{source} to {destination}");
+    }
+}
+
+fn read(space: &Space, id: SaId) -> edge_xfrm::Sa {
+    space.run(move || Xfrm::open().unwrap().sa(id).unwrap().expect("the SA is there"))
+}
+
+fn reservation() {
+    Space::new().run(|| {
+        let mut xfrm = Xfrm::open().unwrap();
+        let mut params = sa(SaDirection::In, "192.0.2.2", "192.0.2.1", 0, 3);
+        let range = SpiRange { min: 0x1000, max: 0x1fff };
+        let (source, destination, reqid) = (params.source, params.destination, params.reqid);
+        params.spi = xfrm.allocate_spi(source, destination, reqid, range).unwrap();
+        assert!((range.min..=range.max).contains(&params.spi));
+        let another = xfrm.allocate_spi(source, destination, reqid, range).unwrap();
+        assert_ne!(another, params.spi);
+        assert!(xfrm.sas().unwrap().iter().all(|sa| sa.is_larval() && sa.is_ours()));
+
+        xfrm.install_inbound(&params).unwrap();
+        let installed = xfrm.sa(params.id()).unwrap().unwrap();
+        assert_eq!(installed.algorithm.as_deref(), Some("rfc4106(gcm(aes))"));
+        assert_eq!((installed.reqid, installed.replay_window, installed.esn), (reqid.raw(), 1024, false));
+        assert_eq!(installed.direction, xfrm.features().sa_direction.then_some(SaDirection::In));
+        assert_eq!(installed.selector, None);
+        assert!(matches!(xfrm.add_sa(&params), Err(Error::SaExists { .. })));
+
+        xfrm.delete_sa(params.id()).unwrap();
+        assert!(matches!(xfrm.delete_sa(params.id()), Err(Error::NoSuchSa { .. })));
+        assert!(matches!(xfrm.update_sa(&params), Err(Error::NoSuchSa { .. })));
+        // The reservation ran out before the peer answered.
+        xfrm.install_inbound(&params).unwrap();
+        assert!(!xfrm.sa(params.id()).unwrap().unwrap().is_larval());
+        assert!(xfrm.allocate_spi(source, destination, reqid, SpiRange { min: 9, max: 3 }).is_err());
+    });
+}
+
+fn every_kind() {
+    let pair = pair();
+    let mut spi = 0x1000;
+    for algorithm in [Algorithm::Aes128Gcm16, Algorithm::Aes256Gcm16, Algorithm::ChaCha20Poly1305] {
+        for (source, destination) in [("192.0.2.1", "192.0.2.2"), ("2001:db8::1", "2001:db8::2")] {
+            for encap in [None, Some(Encap { source_port: 4500, destination_port: 4500 })] {
+                for replay in [Replay::PLAIN, Replay::ESN] {
+                    spi += 2;
+                    let aead = Aead::new(algorithm, &KEY.repeat(2)[..algorithm.key_length()]).unwrap();
+                    let plain = sa(SaDirection::Out, source, destination, spi, 1);
+                    let forth = SaParams { aead, encap, replay, ..plain };
+                    let back = reversed(&forth, spi + 1);
+                    connect(&pair, &forth, &back, None);
+                    talk(&pair);
+                    for (space, id) in
+                        [(&pair.a, forth.id()), (&pair.b, forth.id()), (&pair.a, back.id()), (&pair.b, back.id())]
+                    {
+                        let seen = read(space, id);
+                        assert_eq!(seen.counters.packets, 2, "{seen:?}");
+                        assert_eq!(seen.counters.sent_sequence.max(seen.counters.received_sequence), 2, "{seen:?}");
+                        assert_eq!((seen.esn, seen.encap.is_some()), (replay.esn, encap.is_some()));
+                        space.run(move || Xfrm::open().unwrap().delete_sa(id).unwrap());
+                    }
+                }
+            }
+        }
+    }
+}
+
+fn older_kernel() {
+    let pair = pair();
+    let plain = sa(SaDirection::Out, "192.0.2.1", "192.0.2.2", 0x1000, 1);
+    let forth = SaParams { replay: Replay::ESN, ..plain };
+    connect(&pair, &forth, &reversed(&forth, 0x1001), Some(Features { sa_direction: false }));
+    talk(&pair);
+    assert_eq!(read(&pair.a, forth.id()).direction, None);
+}
+
+/// Echoes are asked for on several sockets without pause while the outbound SA is switched again and again.
+fn switching() {
+    const SWITCHES: u32 = 200;
+    const TALKERS: u16 = 4;
+    let pair = pair();
+    let mut forth = SaParams {
+        encap: Some(Encap { source_port: 4500, destination_port: 4500 }),
+        ..sa(SaDirection::Out, "192.0.2.1", "192.0.2.2", 0x1000, 1)
+    };
+    connect(&pair, &forth, &reversed(&forth, 0x0f00), None);
+
+    let (done, echoes, refused) = (AtomicBool::new(false), AtomicU64::new(0), AtomicU64::new(0));
+    let servers: Vec<UdpSocket> = (0..TALKERS).map(|n| pair.b.listen(&format!("10.77.1.1:{}", 7000 + n))).collect();
+    let clients: Vec<UdpSocket> = (0..TALKERS).map(|n| pair.a.listen(&format!("10.77.0.1:{}", 7000 + n))).collect();
+    std::thread::scope(|scope| {
+        for server in &servers {
+            scope.spawn(|| {
+                let mut buffer = [0; 8];
+                while let Ok((length, from)) = server.recv_from(&mut buffer) {
+                    server.send_to(&buffer[..length], from).unwrap();
+                    if buffer == [u8::MAX; 8] {
+                        return;
+                    }
+                }
+                panic!("the server heard nothing for ten seconds");
+            });
+        }
+        for (n, client) in clients.iter().enumerate() {
+            let (done, echoes, refused) = (&done, &echoes, &refused);
+            scope.spawn(move || {
+                client.connect(("10.77.1.1", 7000 + n as u16)).unwrap();
+                let mut buffer = [0; 8];
+                for number in 0u64.. {
+                    let number = if done.load(Ordering::Relaxed) { u64::MAX } else { number };
+                    // An SA deleted between a packet's lookup and its output: the sender is told, and that is no loss in silence.
+                    while let Err(error) = client.send(&number.to_ne_bytes()) {
+                        assert_eq!(error.kind(), std::io::ErrorKind::InvalidInput, "{error}");
+                        refused.fetch_add(1, Ordering::Relaxed);
+                    }
+                    client.recv(&mut buffer).expect("an echo was lost");
+                    assert_eq!(u64::from_ne_bytes(buffer), number);
+                    echoes.fetch_add(1, Ordering::Relaxed);
+                    if number == u64::MAX {
+                        return;
+                    }
+                }
+            });
+        }
+        let (mut here, mut there) = (pair.a.run(|| Xfrm::open().unwrap()), pair.b.run(|| Xfrm::open().unwrap()));
+        for _ in 0..SWITCHES {
+            let before = echoes.load(Ordering::Relaxed);
+            let old = forth.id();
+            forth.spi += 1;
+            there.install_inbound(&SaParams { direction: SaDirection::In, ..forth.clone() }).unwrap();
+            assert!(here.switch_outbound(&forth, old).unwrap());
+            let deadline = std::time::Instant::now() + std::time::Duration::from_secs(20);
+            while echoes.load(Ordering::Relaxed) == before && std::time::Instant::now() < deadline {
+                std::thread::yield_now();
+            }
+        }
+        done.store(true, Ordering::Relaxed);
+        eprintln!("{} echoes, {} refused", echoes.load(Ordering::Relaxed), refused.load(Ordering::Relaxed));
+        let outbound: Vec<_> =
+            here.sas().unwrap().into_iter().filter(|sa| sa.id.destination == forth.destination).collect();
+        assert_eq!(outbound.len(), 1);
+        assert_eq!(outbound[0].id, forth.id());
+        assert_eq!(there.sas().unwrap().len() as u32, SWITCHES + 2);
+    });
+}
+
+fn refused_switch() {
+    let space = Space::new();
+    space.ip("xfrm state add src 192.0.2.1 dst 192.0.2.2 proto esp spi 0x9999 reqid 1 mode tunnel \
+         aead rfc4106(gcm(aes)) 0x0102030405060708090a0b0c0d0e0f1011121314 128");
+    space.run(|| {
+        let mut xfrm = Xfrm::open().unwrap();
+        let old = sa(SaDirection::Out, "192.0.2.1", "192.0.2.2", 0x1000, 1);
+        xfrm.add_sa(&old).unwrap();
+        // The peer chose an SPI that is in use.
+        for spi in [0x1000, 0x9999] {
+            let error = xfrm.switch_outbound(&SaParams { spi, ..old.clone() }, old.id()).unwrap_err();
+            assert!(matches!(error, Error::SaExists { .. }), "{error}");
+        }
+        let foreign = SaId { spi: 0x9999, ..old.id() };
+        let error = xfrm.switch_outbound(&SaParams { spi: 0x1001, ..old.clone() }, foreign).unwrap_err();
+        assert!(matches!(error, Error::SaOfOther { reqid: 1, .. }), "{error}");
+        assert_eq!(xfrm.sas().unwrap().len(), 2);
+        // Without an old one, the new one is installed all the same.
+        xfrm.delete_sa(old.id()).unwrap();
+        assert!(!xfrm.switch_outbound(&SaParams { spi: 0x1001, ..old.clone() }, old.id()).unwrap());
+        assert_eq!(xfrm.sas().unwrap().len(), 2);
+    });
+}
+
+fn others_sa() {
+    let space = Space::new();
+    space.ip("xfrm state add src 192.0.2.1 dst 192.0.2.2 proto esp spi 0x1000 reqid 1 mode tunnel \
+         aead rfc4106(gcm(aes)) 0x0102030405060708090a0b0c0d0e0f1011121314 128");
+    let before = space.ip("xfrm state");
+    space.run(|| {
+        let mut xfrm = Xfrm::open().unwrap();
+        let params = sa(SaDirection::Out, "192.0.2.1", "192.0.2.2", 0x1000, 1);
+        assert!(matches!(xfrm.add_sa(&params), Err(Error::SaExists { .. })));
+        assert!(matches!(xfrm.update_sa(&params), Err(Error::SaOfOther { reqid: 1, .. })));
+        assert!(matches!(xfrm.install_inbound(&params), Err(Error::SaOfOther { reqid: 1, .. })));
+        assert!(matches!(xfrm.delete_sa(params.id()), Err(Error::SaOfOther { reqid: 1, .. })));
+        assert!(reconcile::sas(&[], &xfrm.sas().unwrap()).is_empty());
+    });
+    assert_eq!(space.ip("xfrm state"), before);
+}
+
+fn limits() {
+    let pair = pair();
+    let limits = Limits { soft_packets: Some(2), hard_packets: Some(4), ..Limits::default() };
+    let forth = SaParams { limits, ..sa(SaDirection::Out, "192.0.2.1", "192.0.2.2", 0x1000, 1) };
+    let back = SaParams { limits: Limits::default(), ..reversed(&forth, 0x1001) };
+    connect(&pair, &forth, &back, None);
+    let mut events = pair.a.run(|| EventSocket::open().unwrap());
+    for _ in 0..6 {
+        pair.a.send("10.77.0.1", "10.77.1.1:7", "count");
+    }
+    let mut expired = Vec::new();
+    while expired.len() < 2 {
+        if let Event::Expire { id, reqid, hard } = next(&mut events) {
+            assert_eq!((id, reqid), (forth.id(), forth.reqid.raw()));
+            expired.push(hard);
+        }
+    }
+    assert_eq!(expired, [false, true]);
+    let id = forth.id();
+    pair.a.run(move || assert_eq!(Xfrm::open().unwrap().sa(id).unwrap(), None));
+}
+
+fn mapping() {
+    let pair = pair();
+    let encap = Some(Encap { source_port: 4500, destination_port: 4500 });
+    let forth = SaParams { encap, ..sa(SaDirection::Out, "192.0.2.1", "192.0.2.2", 0x1000, 1) };
+    let back = reversed(&forth, 0x1001);
+    connect(&pair, &forth, &back, None);
+    talk(&pair);
+    let mut events = pair.b.run(|| EventSocket::open().unwrap());
+
+    // A sends from another port from now on, as if a NAT had given it one.
+    let _socket = esp_socket(&pair.a, "0.0.0.0:4999");
+    let moved = Some(Encap { source_port: 4999, destination_port: 4500 });
+    let update = |space: &Space, sa: SaParams| space.run(move || Xfrm::open().unwrap().update_sa(&sa).unwrap());
+    let sequence = read(&pair.a, forth.id()).counters.sent_sequence;
+    update(&pair.a, SaParams { encap: moved, ..forth.clone() });
+    assert_eq!(
+        read(&pair.a, forth.id()).counters.sent_sequence,
+        sequence,
+        "a changed port must not begin sequence numbers anew"
+    );
+    let server = pair.b.listen("10.77.1.1:7");
+    pair.a.send("10.77.0.1", "10.77.1.1:7", "moved");
+    assert_eq!(receive(&server), "moved");
+    let Event::Mapping { id, reqid, old, new } = next(&mut events) else { panic!("not a mapping") };
+    assert_eq!((id, reqid), (forth.id(), forth.reqid.raw()));
+    assert_eq!((old.to_string().as_str(), new.to_string().as_str()), ("192.0.2.1:4500", "192.0.2.1:4999"));
+
+    // B follows in both directions, A's inbound SA too.
+    let inbound = SaParams { direction: SaDirection::In, encap: moved, ..forth.clone() };
+    update(&pair.b, inbound);
+    let followed = reversed(&SaParams { encap: moved, ..forth.clone() }, back.spi);
+    update(&pair.b, SaParams { direction: SaDirection::Out, ..followed.clone() });
+    update(&pair.a, SaParams { direction: SaDirection::In, ..followed.clone() });
+    assert_eq!(read(&pair.b, back.id()).encap, followed.encap);
+    drop(server);
+    talk(&pair);
+}
+
+fn deleted_by_another() {
+    let space = Space::new();
+    let mut events = space.run(|| EventSocket::open().unwrap());
+    let params = sa(SaDirection::Out, "192.0.2.1", "192.0.2.2", 0x1000, 1);
+    let other = SaParams { spi: 0x1001, ..params.clone() };
+    let (one, two) = (params.clone(), other.clone());
+    space.run(move || {
+        let mut xfrm = Xfrm::open().unwrap();
+        xfrm.add_sa(&one).unwrap();
+        xfrm.add_sa(&two).unwrap();
+    });
+    for id in [params.id(), other.id()] {
+        assert!(matches!(next(&mut events), Event::SaChanged(sa) if sa.id == id));
+    }
+    space.ip("xfrm state delete src 192.0.2.1 dst 192.0.2.2 proto esp spi 0x1000");
+    assert_eq!(next(&mut events), Event::SaDeleted { id: params.id(), reqid: Some(params.reqid.raw()) });
+    let expected = ExpectedSa { id: params.id(), reqid: params.reqid.raw(), encap: None };
+    let plan = space.run(move || reconcile::sas(&[expected], &Xfrm::open().unwrap().sas().unwrap()));
+    assert_eq!(plan.missing, [expected]);
+    assert_eq!(plan.stray.iter().map(|sa| sa.id).collect::<Vec<_>>(), [other.id()]);
+    space.ip("xfrm state flush");
+    assert_eq!(next(&mut events), Event::SasFlushed);
+}
+
+fn granted_by_policies() {
+    let pair = pair();
+    let forth = sa(SaDirection::Out, "192.0.2.1", "192.0.2.2", 0x1000, 1);
+    connect(&pair, &forth, &reversed(&forth, 0x1001), None);
+    // A opens its own policies, as a hostile member would.
+    pair.a.ip("addr add 10.77.5.1/32 dev lo");
+    let reqid = forth.reqid;
+    pair.a.run(move || {
+        let (here, there) = ("192.0.2.1".parse().unwrap(), "192.0.2.2".parse().unwrap());
+        let policy = Policy::protect_out(selector("10.77.5.0/24", "10.77.1.0/24"), reqid, here, there);
+        Xfrm::open().unwrap().install_policy(&policy).unwrap();
+    });
+    pair.a.send("10.77.5.1", "10.77.1.1:7", "forged");
+    pair.b.await_counter("XfrmInNoPols", 1);
+
+    let grant = |n: u32| {
+        let policy =
+            Policy::protect_in(Direction::In, selector("10.77.5.0/24", "10.77.1.0/24"), Reqid::tunnel(n).unwrap());
+        pair.b.run(move || Xfrm::open().unwrap().install_policy(&policy).unwrap());
+    };
+    grant(2);
+    pair.a.send("10.77.5.1", "10.77.1.1:7", "forged");
+    pair.b.await_counter("XfrmInTmplMismatch", 1);
+
+    let server = pair.b.listen("10.77.1.1:7");
+    grant(1);
+    pair.a.send("10.77.5.1", "10.77.1.1:7", "granted");
+    assert_eq!(receive(&server), "granted");
+}
+
+fn wrong_key() {
+    let pair = pair();
+    let forth = sa(SaDirection::Out, "192.0.2.1", "192.0.2.2", 0x1000, 1);
+    let back = reversed(&forth, 0x1001);
+    connect(&pair, &forth, &back, None);
+    let aead = Aead::new(Algorithm::Aes128Gcm16, &[7; 20]).unwrap();
+    let (id, other) = (forth.id(), SaParams { aead, direction: SaDirection::Out, ..forth.clone() });
+    pair.a.run(move || {
+        let mut xfrm = Xfrm::open().unwrap();
+        xfrm.delete_sa(id).unwrap();
+        xfrm.add_sa(&other).unwrap();
+    });
+    pair.a.send("10.77.0.1", "10.77.1.1:7", "garbled");
+    pair.b.await_counter("XfrmInStateProtoError", 1);
+    assert_eq!(read(&pair.b, forth.id()).counters.integrity_failures, 1);
+}
+
+fn with_selector() {
+    let space = Space::new();
+    space.run(|| {
+        let mut xfrm = Xfrm::open().unwrap();
+        let selector = selector("10.1.0.0/16", "10.2.0.0/16");
+        let plain = sa(SaDirection::Out, "192.0.2.1", "192.0.2.2", 0x1000, 1);
+        let params = SaParams { selector: Some(selector), ..plain };
+        xfrm.add_sa(&params).unwrap();
+        let seen = xfrm.sa(params.id()).unwrap().unwrap();
+        assert_eq!(seen.selector, Some(selector));
+        // XFRM_STATE_AF_UNSPEC
+        assert_eq!(seen.flags & 32, 0);
+        let any = SaParams { selector: None, spi: 0x1001, ..params };
+        xfrm.add_sa(&any).unwrap();
+        assert_eq!(xfrm.sa(any.id()).unwrap().unwrap().flags & 32, 32);
+    });
+}

@@ -142,6 +142,7 @@ fn bind_freebind(from: SocketAddr) -> UdpSocket {
         sockopt::set_ip_freebind(&socket, true).unwrap();
     } else {
         sockopt::set_ipv6_freebind(&socket, true).unwrap();
+        sockopt::set_ipv6_v6only(&socket, true).unwrap();
     }
     rustix::net::bind(&socket, &from).unwrap();
     socket.into()
