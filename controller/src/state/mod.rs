@@ -27,17 +27,14 @@ pub struct State {
 }
 
 impl State {
-    /// Builds the state from what the store holds.
+    /// Builds the state from what the store holds. Concerns nobody: nobody watches yet.
     pub fn load(snapshot: Snapshot) -> Self {
         let mut state = Self::default();
-        for token in snapshot.tokens {
-            state.apply(Change::PutToken(token));
-        }
-        for row in snapshot.segments {
-            state.apply(Change::PutSegment(row));
-        }
+        state.tokens.extend(snapshot.tokens.into_iter().map(|token| (token.id.clone(), token)));
+        snapshot.segments.into_iter().for_each(|row| state.ledger.insert(row));
         for node in snapshot.nodes {
-            state.apply(Change::PutNode(node));
+            state.index.insert(&node);
+            state.nodes.insert(node.name.clone(), node);
         }
         state
     }
