@@ -53,8 +53,7 @@ impl Registry {
         // The configuration may have changed while we were away, and with it every view.
         let revision = snapshot.revision + 1;
         store.commit(Vec::new(), revision, clock.now()).await?;
-        let mut state = State::load(snapshot);
-        state.take_concerned();
+        let state = State::load(snapshot);
         let versions = state.nodes().map(|node| (node.name.clone(), watch::Sender::new(revision))).collect();
         let shared = Arc::new(RwLock::new(Shared { state, versions, revision }));
         let (plans, queue) = mpsc::channel(QUEUE);
@@ -176,12 +175,71 @@ fn restore(shared: &mut Shared, store: &dyn Store) {
         Ok(snapshot) => {
             shared.revision = snapshot.revision.max(shared.revision);
             shared.state = State::load(snapshot);
-            shared.state.take_concerned();
         }
         // Neither writing nor reading works: going on would mean to answer from a state that nobody holds.
         Err(error) => {
             tracing::error!(%error, "the store can be neither written nor read; stopping");
             std::process::exit(1);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    use super::*;
+    use crate::clock::Seconds;
+    use crate::state::{NodeRecord, Snapshot};
+    use crate::store::Committed;
+    use crate::store::embedded::Embedded;
+    use edge_types::Role;
+
+    /// The embedded store on a disk that fills up when the test says so.
+    struct FullDisk {
+        store: Embedded,
+        full: Arc<AtomicBool>,
+    }
+
+    impl Store for FullDisk {
+        fn load(&self) -> Result<Snapshot, StoreError> {
+            self.store.load()
+        }
+
+        fn commit(&self, changes: Vec<Change>, revision: u64, time: Seconds) -> Committed<'_> {
+            if self.full.load(Ordering::Relaxed) {
+                return Box::pin(async { Err(StoreError::Failed("no space left on device".into())) });
+            }
+            self.store.commit(changes, revision, time)
+        }
+    }
+
+    async fn put(registry: &Registry, name: &str) -> Result<(), Refusal> {
+        let record = NodeRecord::new(name.parse().unwrap(), Role::Edge, 0);
+        registry.change(move |_| Ok(((), vec![Change::PutNode(record)]))).await
+    }
+
+    #[tokio::test]
+    async fn a_commit_that_fails_is_told_and_changes_nothing_and_the_next_one_works() {
+        let folder = tempfile::tempdir().unwrap();
+        let full = Arc::new(AtomicBool::new(false));
+        let store = FullDisk { store: Embedded::open(folder.path()).unwrap(), full: full.clone() };
+        let registry = Registry::start(Arc::new(store), Clock::system()).await.unwrap();
+        put(&registry, "a").await.unwrap();
+        let version = registry.read().await.version(&"a".parse().unwrap());
+        full.store(true, Ordering::Relaxed);
+        let (b, c) = tokio::join!(put(&registry, "b"), put(&registry, "c"));
+        for refused in [b, c] {
+            assert!(refused.unwrap_err().to_string().contains("no space left on device"));
+        }
+        {
+            let view = registry.read().await;
+            assert_eq!(view.state().nodes().len(), 1);
+            assert_eq!(view.version(&"a".parse().unwrap()), version);
+            assert_eq!(view.version(&"b".parse().unwrap()), None);
+        }
+        full.store(false, Ordering::Relaxed);
+        put(&registry, "b").await.unwrap();
+        assert!(registry.read().await.version(&"b".parse().unwrap()) > version);
     }
 }

@@ -20,6 +20,7 @@ use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, Server
 use serde_json::{Value, json};
 use tokio::net::{TcpStream, UnixStream};
 use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
 
 /// Status and JSON body.
 pub(crate) type Answer = (u16, Value);
@@ -159,6 +160,14 @@ impl Node {
 
     pub(crate) async fn report(&self, addresses: &[&str], port: u16) -> Answer {
         self.ask(Method::PUT, "", Some(json!({"addresses": addresses, "port": port}))).await
+    }
+
+    /// A connection that speaks TLS alone, for other versions of HTTP.
+    pub(crate) async fn connect_tls(&self) -> TlsStream<TcpStream> {
+        let mut tls = (*self.tls).clone();
+        tls.alpn_protocols.clear();
+        let stream = TcpStream::connect(self.address).await.unwrap();
+        TlsConnector::from(Arc::new(tls)).connect(ServerName::try_from("127.0.0.1").unwrap(), stream).await.unwrap()
     }
 
     pub(crate) async fn watch(&self) -> Stream {

@@ -34,6 +34,17 @@ async fn a_node_that_joined_has_role_segments_and_a_certificate_that_works() {
 }
 
 #[tokio::test]
+async fn both_kinds_of_key_serve_in_tls() {
+    let cloud = Cloud::start().await;
+    for (name, algorithm) in [("p256", &rcgen::PKCS_ECDSA_P256_SHA256), ("ed25519", &rcgen::PKCS_ED25519)] {
+        let key = KeyPair::generate_for(algorithm).unwrap();
+        let (_, body) = cloud.join(&cloud.token("edge", None).await, name, &request_of(&key)).await;
+        let node = Node::new(&cloud, name, body["certificate"].as_str().unwrap(), &key);
+        assert_eq!(node.ask(Method::GET, "/view", None).await.0, 200);
+    }
+}
+
+#[tokio::test]
 async fn an_expired_a_used_and_an_unknown_token_are_refused_and_leave_nothing_behind() {
     let cloud = Cloud::start().await;
     let (used, expired, deleted) =

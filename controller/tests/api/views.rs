@@ -4,6 +4,7 @@ use crate::harness::{Cloud, kind};
 use edge_types::api::ViewEvent;
 use edge_types::{EndpointSource, NodeView};
 use hyper::Method;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 fn peers(view: &NodeView) -> Vec<&str> {
     view.peers.iter().map(|peer| peer.name.as_str()).collect()
@@ -126,4 +127,21 @@ async fn deregistration_ends_the_streams_and_leaves_other_views() {
     assert!(peers(&of_hub.view().await).is_empty());
     of_edge.ended().await;
     assert_eq!(kind(&cloud.deregister("edge-1").await), (404, "no-such-node"));
+}
+
+#[tokio::test]
+async fn http_1_1_serves_as_well_for_those_who_look_by_hand() {
+    let cloud = Cloud::start().await;
+    let node = cloud.node("edge", "edge-1").await;
+    let mut stream = node.connect_tls().await;
+    stream.write_all(b"GET /v1/nodes/edge-1/view?watch=true HTTP/1.1\r\nhost: cloud.test\r\n\r\n").await.unwrap();
+    let mut seen = String::new();
+    while !seen.contains("\"type\":\"heartbeat\"") {
+        let mut buffer = [0; 4096];
+        let length = stream.read(&mut buffer).await.unwrap();
+        assert_ne!(length, 0, "{seen}");
+        seen.push_str(&String::from_utf8_lossy(&buffer[..length]));
+    }
+    assert!(seen.starts_with("HTTP/1.1 200 OK") && seen.contains("application/x-ndjson"), "{seen}");
+    assert!(seen.contains("\"type\":\"view\""), "{seen}");
 }
