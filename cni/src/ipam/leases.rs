@@ -6,6 +6,7 @@ use std::net::IpAddr;
 use edge_types::IpNetwork;
 use edge_types::api::Family;
 use edge_types::local::Stock;
+use edge_types::store::pod_capacity;
 
 use super::segment;
 use crate::request::Attachment;
@@ -108,12 +109,11 @@ impl Leases {
     /// How many addresses of a family these segments have, free and leased.
     pub(super) fn stock(&self, segments: &[IpNetwork], family: Family) -> Stock {
         let of_family = || segments.iter().filter(|segment| Family::of(segment) == family);
-        let capacity = of_family().map(segment::capacity).fold(0, u128::saturating_add);
+        let capacity = of_family().map(pod_capacity).fold(0, u64::saturating_add);
         let taken =
             self.owners.keys().filter(|address| of_family().any(|segment| segment::holds_pod(segment, **address)));
         let leased = taken.count() as u64;
-        let free = u64::try_from(capacity.saturating_sub(leased.into())).unwrap_or(u64::MAX);
-        Stock { family, free, leased }
+        Stock { family, free: capacity.saturating_sub(leased), leased }
     }
 
     /// The next address of a family: from the first segment that has one which was never used or has cooled down, or else

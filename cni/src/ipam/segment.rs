@@ -9,13 +9,7 @@ pub(crate) fn gateway(segment: &IpNetwork) -> IpAddr {
     nth(segment, 1)
 }
 
-/// How many pods fit a segment. Not theirs: the network's address (in IPv6 the subnet-router anycast address, RFC 4291 2.6.1), the gateway's,
-/// and in IPv4 the broadcast address.
-pub(super) fn capacity(segment: &IpNetwork) -> u128 {
-    (last_offset(segment) + 1).saturating_sub(2)
-}
-
-/// Addresses for pods, ascending.
+/// Addresses for pods, ascending; as many as [`edge_types::store::pod_capacity`] says.
 pub(super) fn pod_addresses(segment: &IpNetwork) -> impl Iterator<Item = IpAddr> + '_ {
     (2..=last_offset(segment)).map(|offset| nth(segment, offset))
 }
@@ -57,6 +51,8 @@ fn nth(segment: &IpNetwork, offset: u128) -> IpAddr {
 
 #[cfg(test)]
 mod tests {
+    use edge_types::store::pod_capacity;
+
     use super::*;
 
     fn segment(text: &str) -> IpNetwork {
@@ -77,12 +73,11 @@ mod tests {
     fn capacity_is_the_number_of_addresses_for_pods() {
         for text in ["10.0.0.0/30", "10.0.0.0/26", "10.0.0.0/16", "fd00::/126", "fd00::/120"] {
             let segment = segment(text);
-            assert_eq!(capacity(&segment), pod_addresses(&segment).count() as u128, "{text}");
+            assert_eq!(pod_capacity(&segment), pod_addresses(&segment).count() as u64, "{text}");
             assert!(pod_addresses(&segment).all(|address| holds_pod(&segment, address)));
         }
         for foreign in ["10.0.0.0", "10.0.0.1", "10.0.0.63", "10.0.0.64", "9.255.255.255"] {
             assert!(!holds_pod(&segment("10.0.0.0/26"), foreign.parse().unwrap()), "{foreign}");
         }
-        assert_eq!(capacity(&segment("fd00::/64")), (1 << 64) - 2);
     }
 }

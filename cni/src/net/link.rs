@@ -172,8 +172,17 @@ impl Links {
         message.attributes.push(RouteAttribute::Gateway(via));
         message.attributes.push(RouteAttribute::Oif(link.index));
         let flags = NLM_F_CREATE | NLM_F_EXCL;
-        let outcome = self.netlink.execute("RTM_NEWROUTE", RouteNetlinkMessage::NewRoute(message), flags);
-        outcome.map_err(|error| kernel(&format!("add the default route by {gateway} over {}", link.name), &error))
+        match self.netlink.execute("RTM_NEWROUTE", RouteNetlinkMessage::NewRoute(message), flags) {
+            Ok(()) => Ok(()),
+            Err(error) if error.errno() == Some(libc::EEXIST) => Err(Error::new(
+                Code::NameTaken,
+                format!(
+                    "the pod has a default route already, so {} cannot bring one by {gateway}; attach it to one network of this kind",
+                    link.name
+                ),
+            )),
+            Err(error) => Err(kernel(&format!("add the default route by {gateway} over {}", link.name), &error)),
+        }
     }
 }
 

@@ -1,0 +1,224 @@
+//! What a pod has after ADD, and has no more after DEL.
+
+use std::process::Command;
+
+use serde_json::json;
+
+use crate::harness::Test;
+use crate::world::{World, addresses, ip, path, pings, succeed, sysctl, wait_for};
+
+pub(crate) const TESTS: &[Test] = &[
+    (
+        "a_pod_reaches_gateway_host_and_neighbour_in_both_families",
+        a_pod_reaches_gateway_host_and_neighbour_in_both_families,
+    ),
+    ("a_pod_has_only_the_families_that_the_node_has", a_pod_has_only_the_families_that_the_node_has),
+    ("the_result_has_the_shape_of_the_version_asked_for", the_result_has_the_shape_of_the_version_asked_for),
+    (
+        "ipv6_is_usable_at_once_where_the_runtime_has_turned_it_off",
+        ipv6_is_usable_at_once_where_the_runtime_has_turned_it_off,
+    ),
+    ("neighbours_learn_of_a_new_owner_without_asking", neighbours_learn_of_a_new_owner_without_asking),
+    ("the_bridge_keeps_its_mac_address_as_ports_come_and_go", the_bridge_keeps_its_mac_address_as_ports_come_and_go),
+    ("the_guard_stands_before_the_first_pod", the_guard_stands_before_the_first_pod),
+    ("without_the_guard_no_pod_is_attached", without_the_guard_no_pod_is_attached),
+    (
+        "pods_get_the_mtu_of_the_agent_unless_the_configuration_says_another",
+        pods_get_the_mtu_of_the_agent_unless_the_configuration_says_another,
+    ),
+    (
+        "turning_forwarding_on_does_not_stop_router_advertisements",
+        turning_forwarding_on_does_not_stop_router_advertisements,
+    ),
+    ("up_makes_bridge_and_guard_without_a_pod", up_makes_bridge_and_guard_without_a_pod),
+    (
+        "a_second_default_route_is_refused_and_the_first_interface_stays",
+        a_second_default_route_is_refused_and_the_first_interface_stays,
+    ),
+];
+
+const DUAL: &[&str] = &["10.77.3.0/24", "fd77:0:0:3::/120"];
+
+fn a_pod_reaches_gateway_host_and_neighbour_in_both_families() {
+    let world = World::new(DUAL);
+    let (first, second) = (world.pod(), world.pod());
+    assert_eq!(world.add(&first), ["10.77.3.2", "fd77:0:0:3::2"]);
+    assert_eq!(world.add(&second), ["10.77.3.3", "fd77:0:0:3::3"]);
+    for address in ["10.77.3.1", "10.77.3.3", "fd77:0:0:3::1", "fd77:0:0:3::3"] {
+        assert!(pings(&first.netns, address), "{address} does not answer the pod");
+    }
+    for address in ["10.77.3.2", "fd77:0:0:3::3"] {
+        assert!(pings(&world.host, address), "{address} does not answer the host");
+    }
+    assert!(ip(&first.netns, "route show default").contains("via 10.77.3.1 dev eth0"));
+    assert!(ip(&first.netns, "-6 route show default").contains("via fd77:0:0:3::1 dev eth0"));
+}
+
+fn a_pod_has_only_the_families_that_the_node_has() {
+    for (segments, expected) in [(&DUAL[..1], "10.77.3.2"), (&DUAL[1..], "fd77:0:0:3::2")] {
+        let world = World::new(segments);
+        let pod = world.pod();
+        assert_eq!(world.add(&pod), [expected]);
+        assert!(pings(&world.host, expected));
+        world.del(&pod);
+    }
+}
+
+fn the_result_has_the_shape_of_the_version_asked_for() {
+    let world = World::new(DUAL);
+    for version in ["0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0"] {
+        world.set("cniVersion", json!(version));
+        let pod = world.pod();
+        let result = world.verb("ADD", &pod);
+        assert!(result.ok, "{}", result.json);
+        assert_eq!(result.json["cniVersion"], version);
+        assert_eq!(result.json["ips"][0].get("version").is_some(), version < "1.0.0", "{}", result.json);
+        let eth0 = &result.json["interfaces"][2];
+        assert_eq!((eth0["name"].as_str(), eth0["sandbox"].as_str()), (Some("eth0"), Some(path(&pod).as_str())));
+        assert!(ip(&pod.netns, "link show eth0").contains(eth0["mac"].as_str().unwrap()), "{eth0}");
+        let host = &result.json["interfaces"][1];
+        assert!(
+            world.ip(&format!("link show {}", host["name"].as_str().unwrap())).contains(host["mac"].as_str().unwrap())
+        );
+    }
+}
+
+fn ipv6_is_usable_at_once_where_the_runtime_has_turned_it_off() {
+    let world = World::new(&DUAL[1..]);
+    let pod = world.pod();
+    for name in ["all", "default"] {
+        let set = format!("net.ipv6.conf.{name}.disable_ipv6=1");
+        succeed(Command::new("ip").args(["netns", "exec", &pod.netns, "sysctl", "-qw", &set]));
+    }
+    world.add(&pod);
+    let shown = ip(&pod.netns, "-6 addr show dev eth0 scope global");
+    assert!(shown.contains("fd77:0:0:3::2/120") && !shown.contains("tentative"), "{shown}");
+    assert_eq!(sysctl(&pod.netns, "ipv6/conf/eth0/accept_ra"), "0");
+}
+
+fn neighbours_learn_of_a_new_owner_without_asking() {
+    // With four pods, one address is left in IPv4 and two in IPv6.
+    let world = World::new(&["10.77.3.0/29", "fd77:0:0:3::/125"]);
+    let neighbour = world.pod();
+    world.add(&neighbour);
+    let others: Vec<_> = (0..3).map(|_| world.pod()).collect();
+    others.iter().for_each(|pod| drop(world.add(pod)));
+    for round in 0..20 {
+        for address in ["10.77.3.6", "fd77:0:0:3::6", "fd77:0:0:3::7"] {
+            ip(&neighbour.netns, &format!("neigh replace {address} lladdr 02:ee:ee:ee:ee:ee dev eth0 nud stale"));
+        }
+        let pod = world.pod();
+        let result = world.verb("ADD", &pod);
+        assert!(result.ok, "{}", result.json);
+        let mac = result.json["interfaces"][2]["mac"].as_str().unwrap();
+        for address in addresses(&result.json) {
+            wait_for(&format!("round {round}: the neighbour's entry for {address}"), || {
+                ip(&neighbour.netns, &format!("neigh show {address}")).contains(mac)
+            });
+        }
+        assert_eq!(addresses(&result.json)[0], "10.77.3.6");
+        world.del(&pod);
+    }
+}
+
+fn the_bridge_keeps_its_mac_address_as_ports_come_and_go() {
+    let world = World::new(DUAL);
+    let mac = || world.ip("-br link show ecni0").split_whitespace().nth(2).unwrap().to_owned();
+    let pods: Vec<_> = (0..4).map(|_| world.pod()).collect();
+    world.add(&pods[0]);
+    let first = mac();
+    pods[1..].iter().for_each(|pod| drop(world.add(pod)));
+    assert_eq!(mac(), first);
+    pods.iter().for_each(|pod| world.del(pod));
+    assert_eq!(mac(), first);
+}
+
+fn the_guard_stands_before_the_first_pod() {
+    let world = World::new(DUAL);
+    let pod = world.pod();
+    // The ADD fails after the guard was put up and before anything of the pod was made.
+    ip(&pod.netns, "link add eth0 type bridge");
+    world.add_fails(&pod, 102);
+    let policies = world.ip("xfrm policy");
+    for (range, own) in [("10.77.0.0/16", "10.77.3.0/24"), ("fd77::/48", "fd77:0:0:3::/120")] {
+        assert!(policies.contains(&format!("dst {range}")) && policies.contains(&format!("dst {own}")), "{policies}");
+    }
+    assert!(policies.contains("action block"), "{policies}");
+    // What no policy takes dies in the guard's device; the node's own packets come from the bridge.
+    let route = world.ip("route get 10.77.99.1");
+    assert!(route.contains("dev ecni-guard") && route.contains("src 10.77.3.1"), "{route}");
+}
+
+fn without_the_guard_no_pod_is_attached() {
+    let world = World::new(DUAL);
+    let pod = world.pod();
+    // Another program's policy that lets everything out.
+    world.ip("xfrm policy add src 0.0.0.0/0 dst 10.77.0.0/16 dir out action allow priority 1");
+    let message = world.add_fails(&pod, 104);
+    assert!(message.contains("guard") && message.contains("10.77.0.0/16"), "{message}");
+    assert!(world.ip("xfrm policy").contains("priority 1"), "another's policy was touched");
+    world.ip("xfrm policy delete src 0.0.0.0/0 dst 10.77.0.0/16 dir out");
+    world.add(&pod);
+}
+
+fn pods_get_the_mtu_of_the_agent_unless_the_configuration_says_another() {
+    let world = World::new(&[]);
+    std::fs::create_dir(world.state("")).unwrap();
+    let segments = json!({"version": 1, "source": "agent", "segments": DUAL, "mtu": 1380});
+    std::fs::write(world.state("segments.json"), segments.to_string()).unwrap();
+    let (first, second) = (world.pod(), world.pod());
+    world.add(&first);
+    assert!(ip(&first.netns, "link show eth0").contains("mtu 1380"));
+    world.set("mtu", json!(1300));
+    world.set("cniVersion", json!("1.1.0"));
+    let result = world.verb("ADD", &second).json;
+    assert!(ip(&second.netns, "link show eth0").contains("mtu 1300"));
+    assert_eq!(result["interfaces"][2]["mtu"], 1300);
+}
+
+fn turning_forwarding_on_does_not_stop_router_advertisements() {
+    let world = World::new(DUAL);
+    world.ip("link add uplink0 type veth peer name uplink1");
+    assert_eq!(sysctl(&world.host, "ipv6/conf/uplink0/accept_ra"), "1");
+    assert_eq!(sysctl(&world.host, "ipv6/conf/all/forwarding"), "0");
+    world.add(&world.pod());
+    assert_eq!(sysctl(&world.host, "ipv6/conf/all/forwarding"), "1");
+    assert_eq!(sysctl(&world.host, "ipv4/ip_forward"), "1");
+    assert_eq!(sysctl(&world.host, "ipv6/conf/uplink0/accept_ra"), "2");
+    // The bridge listens to no pod.
+    assert_eq!(sysctl(&world.host, "ipv6/conf/ecni0/accept_ra"), "0");
+}
+
+fn up_makes_bridge_and_guard_without_a_pod() {
+    let world = World::new(DUAL);
+    let list = world.folder.path().join("10-edge-cni.conflist");
+    let mut plugin = world.config.borrow().clone();
+    plugin.as_object_mut().unwrap().remove("name");
+    plugin.as_object_mut().unwrap().remove("cniVersion");
+    std::fs::write(&list, json!({"cniVersion": "1.0.0", "name": "pods", "plugins": [plugin]}).to_string()).unwrap();
+    let up = || {
+        let program = ["netns", "exec", &world.host, env!("CARGO_BIN_EXE_edge-cni"), "up", list.to_str().unwrap()];
+        succeed(Command::new("ip").args(program))
+    };
+    assert!(up().contains("10.77.3.1"));
+    up();
+    assert!(pings(&world.host, "10.77.3.1") && pings(&world.host, "fd77:0:0:3::1"));
+    assert!(world.ip("route get 10.77.99.1").contains("src 10.77.3.1"));
+    let pod = world.pod();
+    world.add(&pod);
+    assert!(pings(&pod.netns, "10.77.3.1"));
+}
+
+fn a_second_default_route_is_refused_and_the_first_interface_stays() {
+    let world = World::new(&DUAL[..1]);
+    let pod = world.pod();
+    assert_eq!(world.add(&pod), ["10.77.3.2"]);
+    let netns = path(&pod);
+    let variables =
+        [("CNI_COMMAND", "ADD"), ("CNI_CONTAINERID", pod.id.as_str()), ("CNI_NETNS", &netns), ("CNI_IFNAME", "net1")];
+    let refused = world.run(&variables, &world.config.borrow().to_string());
+    assert_eq!(refused.json["code"], 102, "{}", refused.json);
+    assert!(refused.json["msg"].as_str().unwrap().contains("default route"), "{}", refused.json);
+    assert_eq!((world.ports().len(), world.leased().len()), (1, 1));
+    assert!(pings(&pod.netns, "10.77.3.1"));
+}

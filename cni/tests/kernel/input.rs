@@ -1,0 +1,176 @@
+//! What the plugin is asked wrongly, and what it says then.
+
+use serde_json::{Value, json};
+
+use crate::harness::Test;
+use crate::world::{World, ip, path, pings};
+
+pub(crate) const TESTS: &[Test] = &[
+    ("version_is_told_with_and_without_input", version_is_told_with_and_without_input),
+    ("wrong_variables_are_named_with_code_4", wrong_variables_are_named_with_code_4),
+    (
+        "wrong_configurations_are_explained_with_the_specifications_codes",
+        wrong_configurations_are_explained_with_the_specifications_codes,
+    ),
+    ("verbs_that_are_not_supported_say_so", verbs_that_are_not_supported_say_so),
+    ("a_second_add_is_refused_and_the_first_stays", a_second_add_is_refused_and_the_first_stays),
+    (
+        "a_path_that_leads_to_the_host_is_refused_and_hurts_nothing",
+        a_path_that_leads_to_the_host_is_refused_and_hurts_nothing,
+    ),
+    ("a_name_that_is_taken_is_refused_and_left_alone", a_name_that_is_taken_is_refused_and_left_alone),
+    ("without_any_segment_add_says_what_to_do", without_any_segment_add_says_what_to_do),
+    ("people_get_help", people_get_help),
+];
+
+const SEGMENT: &[&str] = &["10.77.3.0/24"];
+
+fn version_is_told_with_and_without_input() {
+    let world = World::new(SEGMENT);
+    for (input, expected) in
+        [("", "1.1.0"), (r#"{"cniVersion":"0.4.0"}"#, "0.4.0"), (r#"{"cniVersion":"7.0.0"}"#, "7.0.0")]
+    {
+        let answer = world.run(&[("CNI_COMMAND", "VERSION")], input);
+        assert!(answer.ok, "{}", answer.json);
+        assert_eq!(answer.json["cniVersion"], expected);
+        assert_eq!(answer.json["supportedVersions"], json!(["0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0"]));
+    }
+}
+
+fn wrong_variables_are_named_with_code_4() {
+    let world = World::new(SEGMENT);
+    let pod = world.pod();
+    let netns = path(&pod);
+    let good =
+        [("CNI_COMMAND", "ADD"), ("CNI_CONTAINERID", "a"), ("CNI_NETNS", netns.as_str()), ("CNI_IFNAME", "eth0")];
+    for (name, value) in [
+        ("CNI_COMMAND", ""),
+        ("CNI_COMMAND", "add"),
+        ("CNI_CONTAINERID", ""),
+        ("CNI_CONTAINERID", "../../etc/passwd"),
+        ("CNI_CONTAINERID", "a b"),
+        ("CNI_IFNAME", ""),
+        ("CNI_IFNAME", "an/other"),
+        ("CNI_IFNAME", "sixteen-letters-"),
+        ("CNI_IFNAME", "eth%d"),
+        ("CNI_NETNS", ""),
+        ("CNI_NETNS", "/no/such/netns"),
+        ("CNI_NETNS", "/etc/hostname"),
+        ("CNI_ARGS", "NONSENSE"),
+        ("CNI_ARGS", "UNKNOWN=1"),
+    ] {
+        let mut variables: Vec<_> = good.iter().copied().filter(|(other, _)| *other != name).collect();
+        variables.push((name, value));
+        let answer = world.run(&variables, &world.config.borrow().to_string());
+        assert!(!answer.ok, "{name}={value}");
+        assert_eq!(answer.json["code"], 4, "{}", answer.json);
+        assert!(answer.json["msg"].as_str().unwrap().contains(name), "{}", answer.json);
+    }
+    assert!(world.ports().is_empty() && !world.state("leases").exists());
+}
+
+fn wrong_configurations_are_explained_with_the_specifications_codes() {
+    let world = World::new(SEGMENT);
+    let pod = world.pod();
+    let good = world.config.borrow().clone();
+    let with = |key: &str, value: Value| {
+        let mut config = good.clone();
+        config[key] = value;
+        config.to_string()
+    };
+    for (input, code, named) in [
+        (String::new(), 6, "JSON"),
+        ("{\"cniVersion\":".into(), 6, "JSON"),
+        ("[1]".into(), 6, "object"),
+        (with("cniVersion", json!("0.1.0")), 1, "0.1.0"),
+        (with("cniVersion", json!("2.0.0")), 1, "2.0.0"),
+        (with("ipMasq", json!(true)), 2, "ipMasq"),
+        (with("ipam", json!({"type": "host-local"})), 2, "ipam"),
+        (with("segments", json!(["10.77.3.0/33"])), 7, "10.77.3.0/33"),
+        (with("segments", json!(["10.77.3.0/31"])), 7, "10.77.3.0/31"),
+        (with("bridge", json!("../x")), 7, "../x"),
+        (with("stateDir", json!("state")), 7, "state"),
+        (with("name", json!("a b")), 7, "a b"),
+        (with("mtu", json!(68)), 7, "68"),
+        (with("prevResult", json!({"cniVersion": "1.0.0", "ips": []})), 7, "prevResult"),
+    ] {
+        let netns = path(&pod);
+        let variables =
+            [("CNI_COMMAND", "ADD"), ("CNI_CONTAINERID", "a"), ("CNI_NETNS", netns.as_str()), ("CNI_IFNAME", "eth0")];
+        let answer = world.run(&variables, &input);
+        assert!(!answer.ok, "{input}");
+        assert_eq!(answer.json["code"], code, "{input}: {}", answer.json);
+        assert!(answer.json["msg"].as_str().unwrap().contains(named), "{input}: {}", answer.json);
+    }
+    assert!(world.ports().is_empty());
+}
+
+fn verbs_that_are_not_supported_say_so() {
+    let world = World::new(SEGMENT);
+    let pod = world.pod();
+    for verb in ["CHECK", "GC", "STATUS"] {
+        let answer = world.verb(verb, &pod);
+        assert!(!answer.ok);
+        assert_eq!(answer.json["code"], 106, "{}", answer.json);
+        assert!(answer.json["msg"].as_str().unwrap().contains("not supported"), "{}", answer.json);
+    }
+}
+
+fn a_second_add_is_refused_and_the_first_stays() {
+    let world = World::new(SEGMENT);
+    let (pod, neighbour) = (world.pod(), world.pod());
+    world.add(&neighbour);
+    let got = world.add(&pod);
+    let message = world.add_fails(&pod, 101);
+    assert!(message.contains(&got[0]) && message.contains("DEL"), "{message}");
+    assert!(pings(&neighbour.netns, &got[0]));
+    world.del(&pod);
+    world.add(&pod);
+}
+
+fn a_path_that_leads_to_the_host_is_refused_and_hurts_nothing() {
+    let world = World::new(SEGMENT);
+    let pod = world.pod();
+    world.add(&pod);
+    let before = world.ip("-br addr");
+    for path in ["/proc/self/ns/net", &format!("/run/netns/{}", world.host)] {
+        for (verb, ok) in [("ADD", false), ("DEL", true)] {
+            let variables =
+                [("CNI_COMMAND", verb), ("CNI_CONTAINERID", "other"), ("CNI_NETNS", path), ("CNI_IFNAME", "ecni0")];
+            let answer = world.run(&variables, &world.config.borrow().to_string());
+            assert_eq!(answer.ok, ok, "{verb}: {}", answer.json);
+            if !ok {
+                assert_eq!(answer.json["code"], 4, "{}", answer.json);
+            }
+        }
+    }
+    assert_eq!(world.ip("-br addr"), before);
+}
+
+fn a_name_that_is_taken_is_refused_and_left_alone() {
+    let world = World::new(SEGMENT);
+    let pod = world.pod();
+    ip(&pod.netns, "link add eth0 type veth peer name other");
+    let message = world.add_fails(&pod, 102);
+    assert!(message.contains("eth0"), "{message}");
+    assert!(ip(&pod.netns, "link show eth0").contains("other"));
+    world.ip("link add taken type veth peer name peer");
+    world.set("bridge", json!("taken"));
+    let message = world.add_fails(&world.pod(), 102);
+    assert!(message.contains("taken") && message.contains("veth"), "{message}");
+}
+
+fn without_any_segment_add_says_what_to_do() {
+    let world = World::new(&[]);
+    let message = world.add_fails(&world.pod(), 11);
+    assert!(message.contains("segment") && message.contains("edge-agent"), "{message}");
+}
+
+fn people_get_help() {
+    let run = |argument: &str| {
+        crate::world::succeed(std::process::Command::new(env!("CARGO_BIN_EXE_edge-cni")).arg(argument))
+    };
+    assert!(run("--help").contains("CNI_COMMAND") && run("--version").contains("1.1.0"));
+    let wrong = std::process::Command::new(env!("CARGO_BIN_EXE_edge-cni")).arg("--hlep").output().unwrap();
+    assert!(!wrong.status.success() && String::from_utf8_lossy(&wrong.stdout).contains("--help"));
+}

@@ -1,0 +1,14 @@
+//! The plugin on a real kernel, run as a runtime runs it, in network namespaces that are made for each test.
+
+mod attach;
+mod growth;
+mod harness;
+mod input;
+mod survive;
+mod world;
+
+fn main() -> std::process::ExitCode {
+    let tests: Vec<harness::Test> =
+        [attach::TESTS, input::TESTS, survive::TESTS, growth::TESTS].into_iter().flatten().copied().collect();
+    harness::run(&tests)
+}

@@ -1,0 +1,163 @@
+//! What a runtime, a kill or a damaged disk can do, and what must come through.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::time::Instant;
+
+use crate::harness::Test;
+use crate::world::{World, addresses, answer, pings};
+
+pub(crate) const TESTS: &[Test] = &[
+    (
+        "del_may_come_any_number_of_times_with_and_without_a_namespace",
+        del_may_come_any_number_of_times_with_and_without_a_namespace,
+    ),
+    ("del_of_what_never_was_leaves_no_trace", del_of_what_never_was_leaves_no_trace),
+    ("fifty_adds_at_once_get_fifty_addresses", fifty_adds_at_once_get_fifty_addresses),
+    ("an_add_killed_at_any_moment_is_cleaned_up_by_del", an_add_killed_at_any_moment_is_cleaned_up_by_del),
+    ("a_cut_ledger_is_named_and_nothing_is_given_or_lost", a_cut_ledger_is_named_and_nothing_is_given_or_lost),
+    ("cut_segments_are_named_and_pods_can_still_go", cut_segments_are_named_and_pods_can_still_go),
+    ("addresses_of_pods_that_vanished_come_back_when_short", addresses_of_pods_that_vanished_come_back_when_short),
+];
+
+const DUAL: &[&str] = &["10.77.3.0/24", "fd77:0:0:3::/120"];
+
+fn del_may_come_any_number_of_times_with_and_without_a_namespace() {
+    let world = World::new(DUAL);
+    let (first, second) = (world.pod(), world.pod());
+    world.add(&first);
+    world.add(&second);
+    world.del(&first);
+    world.del(&first);
+    let again = |netns: &str| {
+        let variables = [
+            ("CNI_COMMAND", "DEL"),
+            ("CNI_CONTAINERID", second.id.as_str()),
+            ("CNI_NETNS", netns),
+            ("CNI_IFNAME", "eth0"),
+        ];
+        let answer = world.run(&variables, &world.config.borrow().to_string());
+        assert!(answer.ok, "{netns:?}: {}", answer.json);
+    };
+    world.destroy(&second);
+    again("/run/netns/is-gone");
+    assert!(world.leased().is_empty() && world.ports().is_empty());
+    again("");
+    again("/proc/1/ns/net");
+}
+
+fn del_of_what_never_was_leaves_no_trace() {
+    let world = World::new(DUAL);
+    world.del(&world.pod());
+    assert!(!world.state("").exists());
+    assert_eq!(world.ip("-br link").lines().count(), 1);
+}
+
+fn fifty_adds_at_once_get_fifty_addresses() {
+    let world = World::new(DUAL);
+    let pods: Vec<_> = (0..50).map(|_| world.pod()).collect();
+    let started: Vec<_> = pods.iter().map(|pod| world.start_verb("ADD", pod)).collect();
+    let mut given = BTreeSet::new();
+    for child in started {
+        let answer = answer(child);
+        assert!(answer.ok, "{}", answer.json);
+        given.extend(addresses(&answer.json));
+    }
+    assert_eq!(given.len(), 100);
+    assert_eq!(world.ports().len(), 50);
+    assert!(given.iter().all(|address| pings(&world.host, address)));
+    let started: Vec<_> = pods.iter().map(|pod| world.start_verb("DEL", pod)).collect();
+    assert!(started.into_iter().map(answer).all(|answer| answer.ok));
+    assert!(world.ports().is_empty() && world.leased().is_empty());
+}
+
+fn an_add_killed_at_any_moment_is_cleaned_up_by_del() {
+    let world = World::new(DUAL);
+    let pod = world.pod();
+    world.add(&pod);
+    world.del(&pod);
+    let begun = Instant::now();
+    world.add(&pod);
+    let whole = begun.elapsed();
+    world.del(&pod);
+    let (mut killed, mut attached) = (0, 0);
+    const MOMENTS: u32 = 120;
+    for moment in 0..MOMENTS {
+        let mut child = world.start_verb("ADD", &pod);
+        // Not a wait for something to be done: it is what chooses the moment of the kill.
+        std::thread::sleep(whole * moment / MOMENTS);
+        let _ = child.kill();
+        let done = child.wait().unwrap().success();
+        killed += u32::from(!done);
+        attached += u32::from(!world.ports().is_empty());
+        world.del(&pod);
+        assert!(world.ports().is_empty(), "moment {moment}: {:?}", world.ports());
+        assert!(world.leased().is_empty(), "moment {moment}: {:?}", world.leased());
+    }
+    assert!(
+        killed > MOMENTS / 4 && attached > 0,
+        "{killed} killed, {attached} attached of {MOMENTS}: the moments were badly chosen"
+    );
+    let other = world.pod();
+    assert!(!world.add(&other).is_empty());
+    assert!(pings(&other.netns, "10.77.3.1"));
+}
+
+fn a_cut_ledger_is_named_and_nothing_is_given_or_lost() {
+    let world = World::new(DUAL);
+    let (first, second, third) = (world.pod(), world.pod(), world.pod());
+    world.add(&first);
+    let got = world.add(&second);
+    let path = world.state("leases");
+    let whole = fs::read(&path).unwrap();
+    for cut in [0, 10, whole.len() / 2, whole.len() - 1] {
+        fs::write(&path, &whole[..cut]).unwrap();
+        let answer = world.verb("ADD", &third);
+        assert_eq!(answer.json["code"], 100, "{}", answer.json);
+        assert!(answer.json["msg"].as_str().unwrap().contains(path.to_str().unwrap()), "{}", answer.json);
+        assert_eq!(fs::read(&path).unwrap(), whole[..cut], "the evidence was changed");
+        assert_eq!(world.ports().len(), 2);
+    }
+    // The pods do not notice.
+    assert!(pings(&first.netns, &got[0]));
+    // A pod that goes is unplugged, but the runtime is told to come again.
+    let answer = world.verb("DEL", &second);
+    assert_eq!(answer.json["code"], 100, "{}", answer.json);
+    assert_eq!(world.ports().len(), 1);
+    fs::write(&path, &whole).unwrap();
+    world.del(&second);
+    assert_eq!(world.leased(), [first.id.as_str()]);
+    assert_ne!(world.add(&third), ["10.77.3.2", "fd77:0:0:3::2"]);
+}
+
+fn cut_segments_are_named_and_pods_can_still_go() {
+    let world = World::new(DUAL);
+    let (first, second) = (world.pod(), world.pod());
+    world.add(&first);
+    let path = world.state("segments.json");
+    for content in ["", "{\"version\":1,"] {
+        fs::write(&path, content).unwrap();
+        let message = world.add_fails(&second, 100);
+        assert!(message.contains(path.to_str().unwrap()), "{message}");
+        assert_eq!(fs::read_to_string(&path).unwrap(), content);
+    }
+    world.del(&first);
+    assert!(world.leased().is_empty());
+}
+
+fn addresses_of_pods_that_vanished_come_back_when_short() {
+    let world = World::new(&["10.77.3.0/29"]);
+    let pods: Vec<_> = (0..5).map(|_| world.pod()).collect();
+    pods.iter().for_each(|pod| drop(world.add(pod)));
+    world.destroy(&pods[1]);
+    world.destroy(&pods[3]);
+    crate::world::wait_for("the kernel's removal of the pairs", || world.ports().len() == 3);
+    assert_eq!(world.leased().len(), 5);
+    let (sixth, seventh) = (world.pod(), world.pod());
+    assert!(["10.77.3.3", "10.77.3.5"].contains(&world.add(&sixth)[0].as_str()));
+    assert!(["10.77.3.3", "10.77.3.5"].contains(&world.add(&seventh)[0].as_str()));
+    world.add_fails(&world.pod(), 11);
+    // The runtime remembers at last, and hurts nobody.
+    world.del(&pods[1]);
+    assert_eq!(world.leased().len(), 5);
+}

@@ -1,0 +1,242 @@
+//! A node of its own for each test: a network namespace for the host, one for each pod, a state directory, and the plugin run as a runtime
+//! runs it.
+
+use std::cell::{Cell, RefCell};
+use std::io::Write;
+use std::path::PathBuf;
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+static COUNT: AtomicU32 = AtomicU32::new(0);
+
+/// How long something that happens by itself may take before a test gives up.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+pub(crate) struct World {
+    pub(crate) host: String,
+    pub(crate) folder: TempDir,
+    /// The plugin's configuration; tests change it as they need.
+    pub(crate) config: RefCell<Value>,
+    namespaces: RefCell<Vec<String>>,
+    pods: Cell<u32>,
+}
+
+/// A container's namespace.
+#[derive(Clone)]
+pub(crate) struct Pod {
+    pub(crate) netns: String,
+    pub(crate) id: String,
+}
+
+/// What the plugin left on standard output, and how it ended.
+#[derive(Debug)]
+pub(crate) struct Answer {
+    pub(crate) ok: bool,
+    pub(crate) json: Value,
+}
+
+impl World {
+    /// A host without network, and segments from the configuration.
+    pub(crate) fn new(segments: &[&str]) -> Self {
+        let number = COUNT.fetch_add(1, Ordering::Relaxed);
+        let host = format!("cni-{}-{number}", std::process::id());
+        let folder = tempfile::tempdir().unwrap();
+        let config = json!({
+            "cniVersion": "1.0.0",
+            "name": "pods",
+            "type": "edge-cni",
+            "bridge": "ecni0",
+            "stateDir": folder.path().join("state"),
+            "agentSocket": folder.path().join("agent.sock"),
+            "clusterRanges": ["10.77.0.0/16", "fd77::/48"],
+            "segments": segments,
+        });
+        let config = RefCell::new(config);
+        let world = Self { host, folder, config, namespaces: RefCell::default(), pods: Cell::new(0) };
+        world.add_namespace(&world.host);
+        world.ip("link set lo up");
+        world
+    }
+
+    fn add_namespace(&self, name: &str) {
+        succeed(Command::new("ip").args(["netns", "add", name]));
+        self.namespaces.borrow_mut().push(name.to_owned());
+    }
+
+    /// A new container.
+    pub(crate) fn pod(&self) -> Pod {
+        let number = self.pods.replace(self.pods.get() + 1);
+        let netns = format!("{}-p{number}", self.host);
+        self.add_namespace(&netns);
+        Pod { netns, id: format!("container{number}") }
+    }
+
+    /// The container's namespace is gone, as when a runtime was killed.
+    pub(crate) fn destroy(&self, pod: &Pod) {
+        succeed(Command::new("ip").args(["netns", "del", &pod.netns]));
+        self.namespaces.borrow_mut().retain(|name| *name != pod.netns);
+    }
+
+    pub(crate) fn state(&self, file: &str) -> PathBuf {
+        self.folder.path().join("state").join(file)
+    }
+
+    pub(crate) fn set(&self, key: &str, value: Value) {
+        self.config.borrow_mut()[key] = value;
+    }
+
+    /// Runs `ip` on the host.
+    pub(crate) fn ip(&self, arguments: &str) -> String {
+        ip(&self.host, arguments)
+    }
+
+    /// Starts the plugin on the host with these variables and this standard input.
+    pub(crate) fn start(&self, variables: &[(&str, &str)], input: &[u8]) -> Child {
+        let mut child = Command::new("ip")
+            .args(["netns", "exec", &self.host, env!("CARGO_BIN_EXE_edge-cni")])
+            .envs(variables.iter().copied())
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        // One that ends before it reads is free to.
+        let _ = child.stdin.take().unwrap().write_all(input);
+        child
+    }
+
+    pub(crate) fn start_verb(&self, verb: &str, pod: &Pod) -> Child {
+        let netns = path(pod);
+        let arguments = format!("IgnoreUnknown=1;K8S_POD_NAMESPACE=default;K8S_POD_NAME=web-{}", pod.id);
+        let variables = [
+            ("CNI_COMMAND", verb),
+            ("CNI_CONTAINERID", &pod.id),
+            ("CNI_NETNS", &netns),
+            ("CNI_IFNAME", "eth0"),
+            ("CNI_PATH", "/opt/cni/bin"),
+            ("CNI_ARGS", &arguments),
+        ];
+        self.start(&variables, self.config.borrow().to_string().as_bytes())
+    }
+
+    pub(crate) fn run(&self, variables: &[(&str, &str)], input: &str) -> Answer {
+        answer(self.start(variables, input.as_bytes()))
+    }
+
+    pub(crate) fn verb(&self, verb: &str, pod: &Pod) -> Answer {
+        answer(self.start_verb(verb, pod))
+    }
+
+    /// ADD, which must succeed. Returns the addresses.
+    pub(crate) fn add(&self, pod: &Pod) -> Vec<String> {
+        let answer = self.verb("ADD", pod);
+        assert!(answer.ok, "ADD of {} failed: {}", pod.id, answer.json);
+        addresses(&answer.json)
+    }
+
+    /// DEL, which must succeed and say nothing.
+    pub(crate) fn del(&self, pod: &Pod) {
+        let answer = self.verb("DEL", pod);
+        assert!(answer.ok && answer.json == Value::Null, "DEL of {}: {}", pod.id, answer.json);
+    }
+
+    /// ADD, which must fail with this code, name the pod, and leave nothing behind. Returns the message.
+    pub(crate) fn add_fails(&self, pod: &Pod, code: u64) -> String {
+        let before = (self.ports(), self.leased());
+        let answer = self.verb("ADD", pod);
+        assert!(!answer.ok, "ADD of {} succeeded: {}", pod.id, answer.json);
+        assert_eq!(answer.json["code"], code, "{}", answer.json);
+        let message = answer.json["msg"].as_str().unwrap().to_owned();
+        assert!(message.contains(&format!("default/web-{}", pod.id)), "{message}");
+        assert_eq!(before, (self.ports(), self.leased()), "something was left behind");
+        message
+    }
+
+    /// Hosts' ends of pods.
+    pub(crate) fn ports(&self) -> Vec<String> {
+        let all = self.ip("-br link show type veth");
+        all.lines().filter_map(|line| line.split(['@', ' ']).next()).map(str::to_owned).collect()
+    }
+
+    /// Containers that have a lease, by the journal's own lines.
+    pub(crate) fn leased(&self) -> Vec<String> {
+        let mut held = Vec::new();
+        for line in std::fs::read_to_string(self.state("leases")).unwrap_or_default().lines() {
+            let words: Vec<String> = line.split(' ').map(str::to_owned).collect();
+            match words.get(1..4) {
+                Some([verb, container, ifname]) if verb == "+" => held.push((container.clone(), ifname.clone())),
+                Some([verb, container, ifname]) if verb == "-" => {
+                    held.retain(|(other, name)| (other, name) != (container, ifname));
+                }
+                _ => {}
+            }
+        }
+        held.into_iter().map(|(container, _)| container).collect()
+    }
+}
+
+impl Drop for World {
+    fn drop(&mut self) {
+        for name in self.namespaces.borrow().iter() {
+            let _ = Command::new("ip").args(["netns", "del", name]).output();
+        }
+    }
+}
+
+/// `CNI_NETNS` of a container.
+pub(crate) fn path(pod: &Pod) -> String {
+    format!("/run/netns/{}", pod.netns)
+}
+
+/// Waits for the plugin to end.
+pub(crate) fn answer(child: Child) -> Answer {
+    let Output { status, stdout, .. } = child.wait_with_output().unwrap();
+    let text = String::from_utf8(stdout).unwrap();
+    let json = match text.trim() {
+        "" => Value::Null,
+        text => serde_json::from_str(text).unwrap_or_else(|error| panic!("{error} in {text:?}")),
+    };
+    Answer { ok: status.success(), json }
+}
+
+/// Addresses of a result, without prefix lengths.
+pub(crate) fn addresses(result: &Value) -> Vec<String> {
+    let ips = result["ips"].as_array().unwrap();
+    ips.iter().map(|ip| ip["address"].as_str().unwrap().split('/').next().unwrap().to_owned()).collect()
+}
+
+/// Runs `ip` in a namespace.
+pub(crate) fn ip(netns: &str, arguments: &str) -> String {
+    succeed(Command::new("ip").args(["-n", netns]).args(arguments.split_whitespace()))
+}
+
+/// Whether an address answers a ping from a namespace.
+pub(crate) fn pings(netns: &str, address: &str) -> bool {
+    let ping = ["netns", "exec", netns, "ping", "-n", "-q", "-c", "1", "-W", "3", address];
+    Command::new("ip").args(ping).output().unwrap().status.success()
+}
+
+/// Reads a file of /proc/sys/net in a namespace.
+pub(crate) fn sysctl(netns: &str, name: &str) -> String {
+    let path = format!("/proc/sys/net/{name}");
+    succeed(Command::new("ip").args(["netns", "exec", netns, "cat", &path])).trim().to_owned()
+}
+
+pub(crate) fn succeed(command: &mut Command) -> String {
+    let output = command.output().unwrap();
+    assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// Waits until something has come about.
+pub(crate) fn wait_for(what: &str, mut condition: impl FnMut() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !condition() {
+        assert!(Instant::now() < deadline, "{what} has not come about within {PATIENCE:?}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
