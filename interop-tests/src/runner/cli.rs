@@ -1,20 +1,15 @@
 //! The host's side of a run.
 
 use std::io::{IsTerminal as _, Write as _};
-use std::path::{Path, PathBuf};
-use std::process::{Command, ExitCode, Stdio};
+use std::path::Path;
+use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
 
+use super::build;
 use super::{Outcome, Scenario, Verdict, folder};
 use crate::guest::{Backend, Event, Guest, Job, Output, Spec, choose};
-
-/// Environment variable that names a folder with ready programs; nothing is built then.
-const PROGRAMS: &str = "EDGE_LAB_PROGRAMS";
-
-/// What scenarios run: packages whose programs are built before.
-const PACKAGES: [&str; 3] = ["edge-agent", "edge-cni", "edge-controller"];
 
 /// A guest that has said nothing for so long after a scenario's deadline is hung itself.
 const GUEST_GRACE: Duration = Duration::from_secs(60);
@@ -98,13 +93,14 @@ pub fn outcomes(options: &RunOptions, mut ended: impl FnMut(&Outcome, &Path) -> 
         bail!("--keep opens a shell in the failed lab: it needs a terminal");
     }
     let backend = choose(options.backend.as_deref())?;
-    let programs = programs()?;
-    let out = target_folder()?.join("lab-logs");
+    let programs = build::programs()?;
+    let tests = build::tests(&queue)?;
+    let out = build::target_folder()?.join("lab-logs");
     std::fs::create_dir_all(&out).with_context(|| format!("making {}", out.display()))?;
     let mut all = Vec::new();
     while !queue.is_empty() {
         let before = all.len();
-        one_lab(&queue, &backend, &out, &programs, options.keep, |outcome| {
+        one_lab(&queue, &backend, &out, &programs, &tests, options.keep, |outcome| {
             ended(&outcome, &folder(&out, &outcome.scenario))?;
             all.push(outcome);
             Ok(())
@@ -121,13 +117,14 @@ fn one_lab(
     backend: &Backend,
     out: &Path,
     programs: &Path,
+    tests: &[(String, String)],
     keep: bool,
     mut ended: impl FnMut(Outcome) -> Result<()>,
 ) -> Result<()> {
     let spec = Spec {
         writable: vec![out.to_owned()],
         cwd: out.to_owned(),
-        env: crate::exec::environment(),
+        env: crate::exec::environment().into_iter().chain(tests.iter().cloned()).collect(),
         window: rustix::termios::tcgetwinsize(std::io::stderr()).ok().map(|size| (size.ws_row, size.ws_col)),
         job: Job::Run {
             scenarios: queue.iter().map(|scenario| scenario.name.to_owned()).collect(),
@@ -180,37 +177,4 @@ fn one_lab(
         };
         return ended(outcome);
     }
-}
-
-/// The folder with the programs under test, built if need be.
-fn programs() -> Result<PathBuf> {
-    if let Some(folder) = std::env::var_os(PROGRAMS) {
-        return Ok(std::fs::canonicalize(folder)?);
-    }
-    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let mut command = Command::new(cargo);
-    command
-        .current_dir(env!("CARGO_MANIFEST_DIR"))
-        .args(["build", "--quiet", "--profile", "lab"])
-        .env("CARGO_TARGET_DIR", target_folder()?)
-        .stdin(Stdio::null());
-    for package in PACKAGES {
-        command.args(["-p", package]);
-    }
-    let progress = crate::progress::Progress::start("building the programs under test");
-    let status = command.status().context("cargo cannot be run")?;
-    if !status.success() {
-        bail!("building {} failed ({status})", PACKAGES.join(", "));
-    }
-    progress.done();
-    Ok(target_folder()?.join("lab"))
-}
-
-/// Cargo's target folder: this program lies in one of its profiles.
-fn target_folder() -> Result<PathBuf> {
-    if let Some(folder) = std::env::var_os("CARGO_TARGET_DIR") {
-        return Ok(std::path::absolute(folder)?);
-    }
-    let program = std::env::current_exe()?;
-    program.parent().and_then(Path::parent).map(Path::to_owned).context("this program is not in a target folder")
 }

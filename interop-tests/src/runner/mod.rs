@@ -1,10 +1,12 @@
 //! Running scenarios: from the command line, through a guest, to one process a scenario.
 //!
-//! - `cli`: the host's side. Builds the programs, boots a guest, hands it the names, prints what comes back.
+//! - `build`: what is run is built before.
+//! - `cli`: the host's side. Boots a guest, hands it the names, prints what comes back.
 //! - `serial`: the guest's side. One scenario after the other, each in fresh namespaces, each killed at its deadline.
 //! - `single`: the scenario's own process.
 //! - [`Lab`]: what a scenario gets.
 
+mod build;
 mod cli;
 mod lab;
 mod serial;

@@ -3,6 +3,7 @@
 //! To add one: write a function that takes a [`Lab`](crate::runner::Lab) in a module here, and name it in that module's table.
 
 mod charon;
+pub(crate) mod crates;
 mod lab;
 mod strongswan;
 mod told;
@@ -12,7 +13,7 @@ use crate::runner::Scenario;
 /// Every scenario there is.
 #[must_use]
 pub fn all() -> Vec<&'static Scenario> {
-    [lab::SCENARIOS, charon::SCENARIOS, told::SCENARIOS, strongswan::SCENARIOS]
+    [lab::SCENARIOS, charon::SCENARIOS, crates::SCENARIOS, told::SCENARIOS, strongswan::SCENARIOS]
         .into_iter()
         .flatten()
         .chain([&crate::demo::SCENARIO])

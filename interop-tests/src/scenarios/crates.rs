@@ -1,0 +1,47 @@
+//! Tests of single crates that need root and a kernel with ESP: run whole in the lab, so that nothing of them is skipped.
+
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+
+use crate::runner::{Lab, Scenario, skip};
+
+/// A test of a crate.
+pub(crate) struct CrateTest {
+    pub(crate) scenario: &'static str,
+    pub(crate) package: &'static str,
+    pub(crate) target: &'static str,
+}
+
+impl CrateTest {
+    /// The environment variable that names the built program.
+    pub(crate) fn variable(&self) -> String {
+        format!("EDGE_LAB_TEST_{}_{}", self.package, self.target).replace('-', "_").to_uppercase()
+    }
+}
+
+const XFRM_KERNEL: CrateTest = CrateTest { scenario: "xfrm/kernel", package: "edge-xfrm", target: "kernel" };
+
+/// All of them; they are built before a run that has them.
+pub(crate) const TESTS: &[CrateTest] = &[XFRM_KERNEL];
+
+pub(super) const SCENARIOS: &[Scenario] = &[Scenario {
+    name: XFRM_KERNEL.scenario,
+    about: "the XFRM library's own tests against a kernel with ESP",
+    deadline: Duration::from_secs(180),
+    by_default: true,
+    run: |lab| run(lab, &XFRM_KERNEL),
+}];
+
+fn run(lab: &Lab, test: &CrateTest) -> Result<()> {
+    let Some(program) = std::env::var_os(test.variable()) else {
+        return skip("it was not built for this run");
+    };
+    let out = std::process::Command::new(&program).output().context("the test cannot be run")?;
+    let said = format!("{}{}", String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr));
+    std::fs::write(lab.out().join("output.log"), &said)?;
+    let lines: Vec<_> = said.lines().collect();
+    ensure!(out.status.success(), "{}:\n{}", out.status, lines[lines.len().saturating_sub(40)..].join("\n"));
+    ensure!(!said.contains("... skipped"), "the lab must skip nothing:\n{said}");
+    Ok(())
+}
