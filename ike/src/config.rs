@@ -74,7 +74,7 @@ pub enum Identity {
 }
 
 /// One peer.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PeerConfig {
     /// Our name for it.
     pub name: PeerName,
@@ -143,7 +143,7 @@ impl Default for Timing {
 }
 
 /// How a peer and we prove who we are.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Auth {
     /// Pre-shared key (RFC 7296 2.15).
     Psk(Secret),
@@ -152,7 +152,7 @@ pub enum Auth {
 }
 
 /// Certificates of one relation.
-#[derive(Clone)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct CertificateAuth {
     /// Our certificate and intermediates, DER, leaf first.
     pub chain: Vec<Vec<u8>>,
@@ -260,7 +260,7 @@ pub struct EspProposal {
 }
 
 /// The CHILD_SA wanted with a peer: tunnel mode.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ChildConfig {
     /// ESP proposals, best first.
     pub proposals: Vec<EspProposal>,

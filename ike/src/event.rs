@@ -209,6 +209,12 @@ pub struct PeerError {
     pub detail: String,
 }
 
+impl PeerError {
+    pub(crate) fn new(exchange: &'static str, kind: PeerErrorKind, detail: String) -> Self {
+        Self { exchange, kind, detail }
+    }
+}
+
 /// Kinds of [`PeerError`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, thiserror::Error)]
 pub enum PeerErrorKind {

@@ -19,8 +19,13 @@ pub mod config;
 pub mod crypto;
 pub mod endpoint;
 pub mod event;
+mod negotiate;
+mod output;
+mod sa;
 pub mod secret;
 pub mod time;
+mod timer;
+mod tunnel;
 pub mod wire;
 
 pub use config::{Auth, ChildConfig, EndpointConfig, Identity, PeerConfig, PeerName};

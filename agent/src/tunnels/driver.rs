@@ -226,7 +226,10 @@ impl Driver {
                 peer.keep_existing = self.sas.has_kept(reqid);
                 self.assume_kept_ends(&peer.name, reqid);
             }
-            self.endpoint.set_peer(peer, now, &mut self.machine);
+            let name = peer.name.clone();
+            if let Err(error) = self.endpoint.set_peer(peer, now, &mut self.machine) {
+                self.machine.journal.error(format!("peer {name}: its credentials cannot be used: {error}"));
+            }
         }
         self.policies_dirty = false;
         self.reconcile();

@@ -4,103 +4,403 @@
 //! After every call, and in this order: drain [`Endpoint::poll_event`] and carry every event out in the kernel; then drain
 //! [`Endpoint::poll_transmit`] and send; then wait until [`Endpoint::poll_timeout`] or for the next datagram. Events come before the
 //! transmits that depend on them: a peer may use an SA as soon as it has our answer.
+//!
+//! # Two IKE SAs with one peer
+//! Both ends may begin at once. Then the IKE SA begun by the smaller identity stays; otherwise the newer replaces the older. Whoever began the
+//! survivor deletes the other one: he knows that the survivor is up at both ends. So that both ends decide alike, an end whose IKE SA would
+//! lose gives it up while it is still in IKE_SA_INIT, and nobody replaces an IKE SA of which he is the responder before the initiator has
+//! spoken on it.
 
+mod admission;
+mod attempt;
+mod gate;
+mod inbound;
+mod peer;
 mod snapshot;
 
 pub use snapshot::{ChildStatus, ChildUse, IkeStatus, PeerStatus, Phase};
 
+use std::collections::{BTreeMap, HashMap};
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
 
+use gate::Gate;
+use peer::{Change, Peer};
+
+use crate::auth::CredentialError;
 use crate::config::{EndpointConfig, PeerConfig, PeerName};
-use crate::event::Event;
+use crate::event::{DownReason, Event};
+use crate::output::{Context, Output};
+use crate::sa::{Answered, Authenticating, Channel, Dialing, HalfOpen, IkeSa, Profile, Standing, Task};
 use crate::time::Instant;
+use crate::timer::Deadlines;
+use crate::tunnel::{Spi, Tunnel};
 use crate::{Environment, Transmit};
+
+/// How long the last answer on an IKE SA that is gone is repeated.
+const GRAVE: Duration = Duration::from_secs(10);
 
 /// The IKEv2 end of a node.
 #[derive(Debug)]
 pub struct Endpoint {
     config: EndpointConfig,
+    peers: BTreeMap<PeerName, Peer>,
+    slots: HashMap<Spi, Slot>,
+    gate: Gate,
+    deadlines: Deadlines<Owner>,
+    out: Output,
 }
+
+/// Whose deadline.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+enum Owner {
+    Sa(Spi),
+    Peer(PeerName),
+}
+
+/// An IKE SA in whatever state, found by our SPI.
+#[derive(Debug)]
+enum Slot {
+    Dialing(PeerName, Box<Dialing>),
+    Authenticating(PeerName, Box<Authenticating>),
+    HalfOpen(Box<HalfOpen>, Instant),
+    Up(PeerName, Box<IkeSa>),
+    /// The peer is being told that it was not believed.
+    Telling(Box<Channel>),
+    /// Gone; the last answer is repeated if it was lost.
+    Grave(Answered, Instant),
+}
+
+/// Lends the parts of an endpoint that a step of an IKE SA needs.
+macro_rules! context {
+    ($endpoint:expr, $now:expr, $env:expr) => {
+        Context { now: $now, env: &mut *$env, out: &mut $endpoint.out, config: &$endpoint.config }
+    };
+}
+use context;
 
 impl Endpoint {
     /// An endpoint without peers.
     pub fn new(config: EndpointConfig) -> Self {
-        Self { config }
+        Self {
+            config,
+            peers: BTreeMap::new(),
+            slots: HashMap::new(),
+            gate: Gate::default(),
+            deadlines: Deadlines::new(),
+            out: Output::default(),
+        }
     }
 
-    /// Adds a peer, or updates the one of this name in place. A running tunnel is left alone, except where identities changed (it is
-    /// ended and begun anew) or the PSK or selectors changed (a new IKE SA replaces it without a gap).
-    pub fn set_peer(&mut self, _config: PeerConfig, _now: Instant, _env: &mut dyn Environment) {}
+    /// Adds a peer, or updates the one of this name in place; the same configuration again changes nothing. A running tunnel is left alone,
+    /// except where identities changed (it is ended and begun anew) or the PSK or selectors changed (where we begin, a new IKE SA replaces it without a gap).
+    ///
+    /// # Errors
+    /// If the credentials cannot be used; the configuration before stays.
+    pub fn set_peer(
+        &mut self,
+        config: PeerConfig,
+        now: Instant,
+        env: &mut dyn Environment,
+    ) -> Result<(), CredentialError> {
+        let name = config.name.clone();
+        let Some(peer) = self.peers.get(&name) else {
+            let peer = Peer::new(Arc::new(Profile::new(config)?));
+            self.gate.add(&peer.profile);
+            let begin = peer.wanted();
+            self.peers.insert(name.clone(), peer);
+            if begin {
+                self.begin_attempt(&name, now, env);
+            }
+            return Ok(());
+        };
+        let change = Change::between(peer.config(), &config);
+        if change == Change::None {
+            return Ok(());
+        }
+        let profile = Arc::new(Profile::new(config)?);
+        if change == Change::Restart {
+            self.drop_peer(&name, now, env);
+            return self.set_peer(profile.config.clone(), now, env);
+        }
+        self.set_profile(&name, profile, now);
+        let Some(peer) = self.peers.get_mut(&name) else {
+            return Ok(());
+        };
+        peer.held = false;
+        peer.encourage();
+        peer.replace = change == Change::Replace && peer.wanted() && !peer.sas.is_empty();
+        if peer.wanted() && (peer.replace || peer.sas.is_empty()) {
+            self.cancel_attempt(&name, now, env);
+            self.begin_attempt(&name, now, env);
+        }
+        Ok(())
+    }
+
+    fn set_profile(&mut self, name: &PeerName, profile: Arc<Profile>, now: Instant) {
+        let Some(peer) = self.peers.get_mut(name) else {
+            return;
+        };
+        self.gate.add(&profile);
+        let old = std::mem::replace(&mut peer.profile, Arc::clone(&profile));
+        self.gate.remove(&old);
+        for spi in peer.sas.clone() {
+            if let Some(Slot::Up(_, sa)) = self.slots.get_mut(&spi) {
+                sa.set_profile(Arc::clone(&profile), now);
+            }
+            self.schedule(spi);
+        }
+    }
 
     /// Forgets a peer: its IKE SAs are deleted (the peer is told), its SAs reported down.
-    pub fn remove_peer(&mut self, _name: &PeerName, _now: Instant, _env: &mut dyn Environment) {}
+    pub fn remove_peer(&mut self, name: &PeerName, now: Instant, env: &mut dyn Environment) {
+        self.drop_peer(name, now, env);
+    }
+
+    fn drop_peer(&mut self, name: &PeerName, now: Instant, env: &mut dyn Environment) {
+        self.cancel_attempt(name, now, env);
+        self.end_all(name, now, env);
+        if let Some(peer) = self.peers.remove(name) {
+            self.gate.remove(&peer.profile);
+        }
+        self.deadlines.set(Owner::Peer(name.clone()), None);
+    }
 
     /// Takes a datagram as it came from a socket: `local` is the address it was sent to (IP_PKTINFO) with the socket's port, the payload
     /// still carries the non-ESP marker where the socket is that of `nat_port`.
     pub fn handle(
         &mut self,
-        _datagram: &[u8],
-        _local: SocketAddr,
-        _remote: SocketAddr,
-        _now: Instant,
-        _env: &mut dyn Environment,
+        datagram: &[u8],
+        local: SocketAddr,
+        remote: SocketAddr,
+        now: Instant,
+        env: &mut dyn Environment,
     ) {
+        let message = if local.port() == self.config.nat_port {
+            // RFC 3948 2.2, 2.3: ESP, which the kernel takes, and keepalives have no marker.
+            datagram.strip_prefix(&[0; 4])
+        } else {
+            Some(datagram)
+        };
+        if let Some(message) = message {
+            self.receive(message, local, remote, now, env);
+        }
     }
 
     /// Does what is due. To be called at [`Self::poll_timeout`]; earlier or later does no harm.
-    pub fn handle_timeout(&mut self, _now: Instant, _env: &mut dyn Environment) {}
+    pub fn handle_timeout(&mut self, now: Instant, env: &mut dyn Environment) {
+        // What becomes due by this waits for the next call: time passes between calls only.
+        let due: Vec<Owner> = std::iter::from_fn(|| self.deadlines.due(now)).collect();
+        for owner in due {
+            match owner {
+                Owner::Sa(spi) => self.sa_due(spi, now, env),
+                Owner::Peer(name) => self.peer_due(&name, now, env),
+            }
+        }
+    }
+
+    fn peer_due(&mut self, name: &PeerName, now: Instant, env: &mut dyn Environment) {
+        let Some(peer) = self.peers.get_mut(name) else {
+            return;
+        };
+        peer.tunnel.handle_timeout(now, &mut self.out);
+        if peer.wait.is_some_and(|at| at <= now) {
+            peer.wait = None;
+            if peer.replace || (peer.sas.is_empty() && peer.wanted()) {
+                self.begin_attempt(name, now, env);
+            }
+        }
+        self.schedule_peer(name);
+    }
 
     /// The next datagram to send.
     pub fn poll_transmit(&mut self) -> Option<Transmit> {
-        None
+        self.out.transmits.pop_front()
     }
 
     /// The next event, to be carried out before transmits are sent.
     pub fn poll_event(&mut self) -> Option<Event> {
-        None
+        self.out.events.pop_front()
     }
 
     /// When [`Self::handle_timeout`] wants to be called.
     pub fn poll_timeout(&self) -> Option<Instant> {
-        None
+        self.deadlines.next()
     }
 
     /// Begins with a peer now, whether or not it is configured to be begun with; ends a wait after a failure. False: no such peer.
-    pub fn connect(&mut self, _name: &PeerName, _now: Instant, _env: &mut dyn Environment) -> bool {
-        false
+    pub fn connect(&mut self, name: &PeerName, now: Instant, env: &mut dyn Environment) -> bool {
+        let Some(peer) = self.peers.get_mut(name) else {
+            return false;
+        };
+        peer.held = false;
+        peer.encourage();
+        if peer.sas.is_empty() {
+            self.begin_attempt(name, now, env);
+        }
+        self.schedule_peer(name);
+        true
     }
 
     /// Rekeys the peer's CHILD_SA now. False: there is none.
-    pub fn rekey_child(&mut self, _name: &PeerName, _now: Instant, _env: &mut dyn Environment) -> bool {
-        false
+    pub fn rekey_child(&mut self, name: &PeerName, now: Instant, env: &mut dyn Environment) -> bool {
+        let Some(peer) = self.peers.get_mut(name) else {
+            return false;
+        };
+        let Some((id, child)) = peer.tunnel.outbound().and_then(|id| Some((id, peer.tunnel.live_mut(id)?))) else {
+            return false;
+        };
+        // Set by add() and taken when a replacement is under way: one is enough.
+        if child.rekey.take().is_some() {
+            let owner = child.owner;
+            self.begin_task(owner, Task::RekeyChild(id), now, env);
+        }
+        true
     }
 
     /// Replaces the peer's IKE SA by a new one now, without a gap. False: there is none.
-    pub fn rekey_ike(&mut self, _name: &PeerName, _now: Instant, _env: &mut dyn Environment) -> bool {
-        false
+    pub fn rekey_ike(&mut self, name: &PeerName, now: Instant, env: &mut dyn Environment) -> bool {
+        let Some(peer) = self.peers.get_mut(name).filter(|peer| !peer.sas.is_empty()) else {
+            return false;
+        };
+        peer.replace = true;
+        self.begin_attempt(name, now, env);
+        true
     }
 
     /// Deletes the peer's IKE SAs and does not begin again by itself until [`Self::connect`] or a changed configuration. False: no such peer.
-    pub fn terminate(&mut self, _name: &PeerName, _now: Instant, _env: &mut dyn Environment) -> bool {
-        false
+    pub fn terminate(&mut self, name: &PeerName, now: Instant, env: &mut dyn Environment) -> bool {
+        let Some(peer) = self.peers.get_mut(name) else {
+            return false;
+        };
+        peer.held = true;
+        peer.replace = false;
+        peer.wait = None;
+        self.cancel_attempt(name, now, env);
+        self.end_all(name, now, env);
+        self.schedule_peer(name);
+        true
     }
 
     /// Checks now whether the peer is alive (RFC 7296 2.4). False: there is no IKE SA.
-    pub fn check_liveness(&mut self, _name: &PeerName, _now: Instant, _env: &mut dyn Environment) -> bool {
-        false
+    pub fn check_liveness(&mut self, name: &PeerName, now: Instant, env: &mut dyn Environment) -> bool {
+        let spi = self.peers.get(name).and_then(|peer| peer.sas.last().copied());
+        if let Some(spi) = spi {
+            self.begin_task(spi, Task::Liveness, now, env);
+        }
+        spi.is_some()
     }
 
-    /// Our own address `old` is gone; `new` is to be used in its stead. SAs move or are made anew at once, without waiting for timeouts;
-    /// peers that are being begun with are begun with again.
-    pub fn local_address_changed(&mut self, _old: IpAddr, _new: IpAddr, _now: Instant, _env: &mut dyn Environment) {}
+    /// Our own address `old` is gone; `new` is to be used in its stead. Where the peer follows us (it believes in a NAT before us), SAs move at once by
+    /// one authentic message; elsewhere a new IKE SA replaces the old one at once. Nothing waits for timeouts.
+    pub fn local_address_changed(&mut self, old: IpAddr, new: IpAddr, now: Instant, env: &mut dyn Environment) {
+        for name in self.peers.keys().cloned().collect::<Vec<_>>() {
+            let Some(peer) = self.peers.get(&name) else {
+                continue;
+            };
+            if peer.config().local == Some(old)
+                && let Ok(profile) = Profile::new(PeerConfig { local: Some(new), ..peer.config().clone() })
+            {
+                self.set_profile(&name, Arc::new(profile), now);
+            }
+            self.move_peer(&name, old, new, now, env);
+        }
+    }
+
+    fn move_peer(&mut self, name: &PeerName, old: IpAddr, new: IpAddr, now: Instant, env: &mut dyn Environment) {
+        let Some(peer) = self.peers.get_mut(name) else {
+            return;
+        };
+        let mut replace = false;
+        for spi in peer.sas.clone() {
+            if let Some(Slot::Up(_, sa)) = self.slots.get_mut(&spi)
+                && sa.addresses().0.ip() == old
+            {
+                let mut cx = context!(self, now, env);
+                replace |= !sa.relocate(new, &mut peer.tunnel, &mut cx) && sa.standing() == Standing::Serving;
+            }
+        }
+        peer.replace |= replace;
+        let begin = replace || (peer.sas.is_empty() && (peer.wanted() || peer.attempt.is_some()));
+        for spi in peer.sas.clone() {
+            self.schedule(spi);
+        }
+        if begin {
+            if let Some(peer) = self.peers.get_mut(name) {
+                peer.encourage();
+            }
+            self.cancel_attempt(name, now, env);
+            self.begin_attempt(name, now, env);
+        }
+    }
 
     /// Everything there is.
     pub fn snapshot(&self) -> Vec<PeerStatus> {
-        Vec::new()
+        self.peers.values().map(|peer| self.status(peer)).collect()
     }
 
     /// The settings.
     pub fn config(&self) -> &EndpointConfig {
         &self.config
+    }
+
+    /// Ends all IKE SAs of a peer: reported down at once, while the peer is still being told.
+    fn end_all(&mut self, name: &PeerName, now: Instant, env: &mut dyn Environment) {
+        let Some(peer) = self.peers.get_mut(name) else {
+            return;
+        };
+        peer.tunnel.clear(DownReason::DeletedByUs, &mut self.out);
+        for spi in std::mem::take(&mut peer.sas) {
+            if let Some(Slot::Up(_, sa)) = self.slots.get_mut(&spi) {
+                let event = Event::IkeDown { peer: name.clone(), ike: sa.ike(), reason: DownReason::DeletedByUs };
+                let mut cx = context!(self, now, env);
+                cx.out.event(event);
+                sa.leave(&mut Tunnel::new(name.clone()), &mut cx);
+            }
+            self.schedule(spi);
+        }
+    }
+
+    fn begin_task(&mut self, spi: Spi, task: Task, now: Instant, env: &mut dyn Environment) {
+        if let Some(Slot::Up(name, sa)) = self.slots.get_mut(&spi)
+            && let Some(peer) = self.peers.get_mut(name)
+        {
+            let mut cx = context!(self, now, env);
+            sa.begin(task, &mut peer.tunnel, &mut cx);
+        }
+        self.schedule(spi);
+    }
+
+    /// Notes when an IKE SA wants to be looked at, and its peer.
+    fn schedule(&mut self, spi: Spi) {
+        let mut owner = None;
+        let at = match self.slots.get(&spi) {
+            None => None,
+            Some(Slot::Dialing(_, dialing)) => dialing.next_deadline(),
+            Some(Slot::Authenticating(_, authenticating)) => authenticating.next_deadline(),
+            Some(Slot::HalfOpen(_, until) | Slot::Grave(_, until)) => Some(*until),
+            Some(Slot::Telling(channel)) => channel.retransmit_at(),
+            Some(Slot::Up(name, sa)) => {
+                owner = Some(name.clone());
+                sa.next_deadline(self.peers.get(name).map(|peer| &peer.tunnel))
+            }
+        };
+        self.deadlines.set(Owner::Sa(spi), at);
+        if let Some(name) = owner {
+            self.schedule_peer(&name);
+        }
+    }
+
+    fn schedule_peer(&mut self, name: &PeerName) {
+        let at = self.peers.get(name).and_then(Peer::next_deadline);
+        self.deadlines.set(Owner::Peer(name.clone()), at);
+    }
+
+    fn bury(&mut self, spi: Spi, answered: Option<Answered>, now: Instant) {
+        if let Some(answered) = answered {
+            self.slots.insert(spi, Slot::Grave(answered, now + GRAVE));
+        }
+        self.schedule(spi);
     }
 }

@@ -3,6 +3,8 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use super::peer::Peer;
+use super::{Endpoint, Slot};
 use crate::config::PeerName;
 use crate::event::{ChildSa, IkeDetails, IkeId, PeerError};
 use crate::time::Instant;
@@ -79,4 +81,44 @@ pub enum ChildUse {
     Successor,
     /// Inbound only, for packets still under way.
     Lingering,
+}
+
+impl Endpoint {
+    pub(super) fn status(&self, peer: &Peer) -> PeerStatus {
+        let sas = peer.sas.iter().filter_map(|spi| match self.slots.get(spi) {
+            Some(Slot::Up(_, sa)) => Some(sa),
+            _ => None,
+        });
+        let ike_sas = sas.map(|sa| {
+            let (local, remote) = sa.addresses();
+            IkeStatus {
+                ike: sa.ike(),
+                local,
+                remote,
+                initiator: sa.initiator(),
+                details: sa.details().clone(),
+                established: sa.established(),
+                heard: sa.heard(),
+                renew: sa.renew(),
+            }
+        });
+        let children = peer.tunnel.all().map(|(usage, child)| ChildStatus {
+            sa: Arc::clone(&child.sa),
+            usage,
+            established: child.established,
+        });
+        let phase = match (peer.tunnel.outbound(), &peer.attempt, peer.wait) {
+            (Some(_), ..) => Phase::Up,
+            (None, Some(_), _) => Phase::Connecting,
+            (None, None, Some(until)) => Phase::Waiting { until },
+            (None, None, None) => Phase::Idle,
+        };
+        PeerStatus {
+            name: peer.name().clone(),
+            phase,
+            ike_sas: ike_sas.collect(),
+            children: children.collect(),
+            last_error: peer.last_error.clone(),
+        }
+    }
 }

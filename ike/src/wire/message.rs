@@ -258,6 +258,12 @@ impl Payloads {
     }
 }
 
+impl Extend<Payload> for Payloads {
+    fn extend<T: IntoIterator<Item = Payload>>(&mut self, payloads: T) {
+        self.0.extend(payloads);
+    }
+}
+
 impl FromIterator<Payload> for Payloads {
     fn from_iter<T: IntoIterator<Item = Payload>>(payloads: T) -> Self {
         Self(payloads.into_iter().collect())

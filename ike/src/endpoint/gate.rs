@@ -1,0 +1,153 @@
+//! The gate for strangers: what IKE_SA_INIT is answered by before anybody has said who he is, and how much of that there may be.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use crate::config::{EndpointConfig, IkeProposal};
+use crate::crypto::CookieJar;
+use crate::output::Context;
+use crate::sa::Profile;
+use crate::time::Instant;
+use crate::tunnel::Spi;
+use crate::wire::{CertificateRequest, Message, Notify, NotifyType, Payload, Payloads};
+
+/// How long an IKE SA may stay half-open: longer than an initiator retransmits.
+pub(super) const HALF_OPEN: Duration = Duration::from_secs(30);
+/// Shortest time between two unsolicited words to strangers, or about them.
+const BREATH: Duration = Duration::from_millis(100);
+
+/// See the module.
+#[derive(Debug, Default)]
+pub(super) struct Gate {
+    jar: Option<CookieJar>,
+    half_open: HashMap<(SocketAddr, u64), Spi>,
+    proposals: Vec<(IkeProposal, usize)>,
+    requests: Vec<(CertificateRequest, usize)>,
+    forced: usize,
+    silent_until: Option<Instant>,
+}
+
+/// What to do with an IKE_SA_INIT request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Admission {
+    /// It came before; this IKE SA has the answer.
+    Known(Spi),
+    /// Answer it.
+    Open,
+    /// It was told to come back with a cookie, or there are too many.
+    Shut,
+}
+
+impl Gate {
+    /// A peer is configured.
+    pub(super) fn add(&mut self, profile: &Profile) {
+        for proposal in &profile.config.ike_proposals {
+            count(&mut self.proposals, proposal);
+        }
+        if let Some(request) = profile.auth.certificate_request() {
+            count(&mut self.requests, &request);
+        }
+        self.forced = self.forced.saturating_add(usize::from(profile.config.force_encapsulation));
+    }
+
+    /// A peer is configured no more.
+    pub(super) fn remove(&mut self, profile: &Profile) {
+        for proposal in &profile.config.ike_proposals {
+            discount(&mut self.proposals, proposal);
+        }
+        if let Some(request) = profile.auth.certificate_request() {
+            discount(&mut self.requests, &request);
+        }
+        self.forced = self.forced.saturating_sub(usize::from(profile.config.force_encapsulation));
+    }
+
+    /// Proposals of all peers.
+    pub(super) fn proposals(&self) -> Vec<IkeProposal> {
+        self.proposals.iter().map(|(proposal, _)| proposal.clone()).collect()
+    }
+
+    /// Trust anchors for any peer, as one CERTREQ.
+    pub(super) fn request(&self) -> Option<CertificateRequest> {
+        let mut requests = self.requests.iter().map(|(request, _)| request);
+        let mut all = requests.next()?.clone();
+        for request in requests {
+            all.authorities.extend_from_slice(&request.authorities);
+        }
+        Some(all)
+    }
+
+    /// Whether any peer is to believe in a NAT before us.
+    pub(super) fn forced(&self) -> bool {
+        self.forced > 0
+    }
+
+    /// Looks at an IKE_SA_INIT request (RFC 7296 2.6).
+    pub(super) fn admit(
+        &mut self,
+        message: &Message,
+        local: SocketAddr,
+        remote: SocketAddr,
+        config: &EndpointConfig,
+        cx: &mut Context<'_>,
+    ) -> Admission {
+        let spi = message.header.initiator_spi;
+        if let Some(known) = self.half_open.get(&(remote, spi)) {
+            return Admission::Known(*known);
+        }
+        if self.half_open.len() >= config.half_open_limit {
+            return Admission::Shut;
+        }
+        if self.half_open.len() < config.cookie_threshold {
+            return Admission::Open;
+        }
+        let Ok(nonce) = message.payloads.nonce() else {
+            return Admission::Shut;
+        };
+        let jar = match &mut self.jar {
+            Some(jar) => jar,
+            None => self.jar.insert(CookieJar::new(cx.env, cx.now)),
+        };
+        let cookie = message.payloads.notify(NotifyType::Cookie);
+        if cookie.is_some_and(|cookie| jar.accepts(cx.env, cx.now, &cookie.data, nonce, remote.ip(), spi)) {
+            return Admission::Open;
+        }
+        let cookie = Notify::with_data(NotifyType::Cookie, jar.cookie(cx.env, cx.now, nonce, remote.ip(), spi));
+        let answer = crate::sa::reply(&message.header, 0, Payloads::from(vec![Payload::Notify(cookie)]));
+        cx.out.message(local, remote, cx.config.nat_port, &answer.encode());
+        Admission::Shut
+    }
+
+    /// An IKE SA is half-open from now on.
+    pub(super) fn enter(&mut self, remote: SocketAddr, initiator_spi: u64, spi: Spi) {
+        self.half_open.insert((remote, initiator_spi), spi);
+    }
+
+    /// It is half-open no more.
+    pub(super) fn leave(&mut self, remote: SocketAddr, initiator_spi: u64) {
+        self.half_open.remove(&(remote, initiator_spi));
+    }
+
+    /// Whether to speak to or about strangers now: not more than ten times a second.
+    pub(super) fn may_speak(&mut self, now: Instant) -> bool {
+        let may = self.silent_until.is_none_or(|until| until <= now);
+        if may {
+            self.silent_until = Some(now + BREATH);
+        }
+        may
+    }
+}
+
+fn count<T: PartialEq + Clone>(counted: &mut Vec<(T, usize)>, item: &T) {
+    match counted.iter_mut().find(|(other, _)| other == item) {
+        Some((_, times)) => *times = times.saturating_add(1),
+        None => counted.push((item.clone(), 1)),
+    }
+}
+
+fn discount<T: PartialEq>(counted: &mut Vec<(T, usize)>, item: &T) {
+    if let Some((_, times)) = counted.iter_mut().find(|(other, _)| other == item) {
+        *times = times.saturating_sub(1);
+    }
+    counted.retain(|(_, times)| *times > 0);
+}

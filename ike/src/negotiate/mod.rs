@@ -1,0 +1,7 @@
+//! What two ends agree upon: algorithms (RFC 7296 2.7) and traffic selectors (2.9).
+
+mod proposal;
+mod selectors;
+
+pub(crate) use proposal::{ChildKeyExchange, EspSuite, choose_esp, choose_ike, offer_esp, offer_ike};
+pub(crate) use selectors::{Narrowed, accept, narrow, offer};

@@ -1,0 +1,266 @@
+//! Proposals: offering and choosing (RFC 7296 2.7, 3.3).
+
+use crate::config::{Aead, EspProposal, Group, IkeProposal};
+use crate::crypto::IkeSuite;
+use crate::wire::{Proposal, Protocol, Transform, TransformType};
+
+/// What was chosen for a CHILD_SA.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct EspSuite {
+    /// Encryption and integrity.
+    pub(crate) aead: Aead,
+    /// Key exchange method of its own, if the exchange has one.
+    pub(crate) group: Option<Group>,
+    /// Extended sequence numbers.
+    pub(crate) esn: bool,
+}
+
+/// A choice, and the proposal that tells the peer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Chosen<S> {
+    /// What.
+    pub(crate) suite: S,
+    /// The peer's SPI: empty in IKE_SA_INIT.
+    pub(crate) spi: Vec<u8>,
+    number: u8,
+}
+
+impl Chosen<IkeSuite> {
+    /// The answer with our SPI (empty in IKE_SA_INIT).
+    pub(crate) fn answer(&self, spi: Vec<u8>) -> Proposal {
+        let IkeSuite { aead, prf, group } = self.suite;
+        let transforms = vec![Transform::aead(aead), Transform::prf(prf), Transform::group(group)];
+        Proposal { number: self.number, protocol: Protocol::Ike, spi, transforms }
+    }
+}
+
+impl Chosen<EspSuite> {
+    /// The peer's inbound SPI.
+    pub(crate) fn child_spi(&self) -> u32 {
+        // choose_esp takes no offer without one.
+        self.spi.as_slice().try_into().map_or(0, u32::from_be_bytes)
+    }
+
+    /// The answer with our SPI.
+    pub(crate) fn answer(&self, spi: u32) -> Proposal {
+        let mut transforms = vec![Transform::aead(self.suite.aead)];
+        transforms.extend(self.suite.group.map(Transform::group));
+        transforms.push(Transform::sequence_numbers(self.suite.esn));
+        Proposal { number: self.number, protocol: Protocol::Esp, spi: spi.to_be_bytes().to_vec(), transforms }
+    }
+}
+
+/// Our IKE SA proposals with our SPI (empty in IKE_SA_INIT).
+pub(crate) fn offer_ike(ours: &[IkeProposal], spi: &[u8]) -> Vec<Proposal> {
+    let transforms = ours.iter().map(|proposal| {
+        let aeads = proposal.aeads.iter().map(|&aead| Transform::aead(aead));
+        let prfs = proposal.prfs.iter().map(|&prf| Transform::prf(prf));
+        let groups = proposal.groups.iter().map(|&group| Transform::group(group));
+        aeads.chain(prfs).chain(groups).collect()
+    });
+    numbered(Protocol::Ike, spi, transforms)
+}
+
+/// Our ESP proposals with our SPI; with `groups` where the exchange carries a key exchange.
+pub(crate) fn offer_esp(ours: &[EspProposal], spi: u32, groups: bool) -> Vec<Proposal> {
+    let transforms = ours.iter().map(|proposal| {
+        let aeads = proposal.aeads.iter().map(|&aead| Transform::aead(aead));
+        let groups = proposal.groups.iter().filter(|_| groups).map(|&group| Transform::group(group));
+        let esn = if proposal.esn { [true, false].as_slice() } else { &[false] };
+        aeads.chain(groups).chain(esn.iter().map(|&extended| Transform::sequence_numbers(extended))).collect()
+    });
+    numbered(Protocol::Esp, &spi.to_be_bytes(), transforms)
+}
+
+fn numbered(protocol: Protocol, spi: &[u8], transforms: impl Iterator<Item = Vec<Transform>>) -> Vec<Proposal> {
+    (1..=u8::MAX)
+        .zip(transforms)
+        .map(|(number, transforms)| Proposal { number, protocol, spi: spi.to_vec(), transforms })
+        .collect()
+}
+
+/// The best of ours among the peer's offers. A method whose public key came already (`sent`) is preferred to one that costs a round trip.
+pub(crate) fn choose_ike<'a>(
+    offers: &[Proposal],
+    ours: impl IntoIterator<Item = &'a IkeProposal>,
+    sent: Option<u16>,
+) -> Option<Chosen<IkeSuite>> {
+    let offers =
+        || usable(offers, Protocol::Ike, &[TransformType::Encryption, TransformType::Prf, TransformType::KeyExchange]);
+    ours.into_iter().find_map(|ours| {
+        offers().find_map(|offer| {
+            let aead = first(&ours.aeads, offer, TransformType::Encryption, Transform::as_aead)?;
+            let prf = first(&ours.prfs, offer, TransformType::Prf, Transform::as_prf)?;
+            let group = choose_group(&ours.groups, offer, sent)?;
+            Some(Chosen { suite: IkeSuite { aead, prf, group }, spi: offer.spi.clone(), number: offer.number })
+        })
+    })
+}
+
+impl IkeProposal {
+    /// Whether it allows this choice.
+    pub(crate) fn allows(&self, suite: IkeSuite) -> bool {
+        self.aeads.contains(&suite.aead) && self.prfs.contains(&suite.prf) && self.groups.contains(&suite.group)
+    }
+}
+
+/// How the key exchange of a CHILD_SA is chosen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum ChildKeyExchange {
+    /// The CHILD_SA of IKE_AUTH: it has none, whatever is offered (RFC 7296 1.2).
+    Ignored,
+    /// CREATE_CHILD_SA: as configured. Where we want forward secrecy, a peer that offers none is refused.
+    Configured {
+        /// The method whose public key came.
+        sent: Option<u16>,
+    },
+}
+
+/// The best of ours among the peer's offers.
+pub(crate) fn choose_esp(
+    offers: &[Proposal],
+    ours: &[EspProposal],
+    exchange: ChildKeyExchange,
+) -> Option<Chosen<EspSuite>> {
+    let known = [TransformType::Encryption, TransformType::KeyExchange, TransformType::SequenceNumbers];
+    let offers = || usable(offers, Protocol::Esp, &known).filter(|offer| offer.child_spi().is_some_and(|spi| spi != 0));
+    ours.iter().find_map(|ours| {
+        offers().find_map(|offer| {
+            let aead = first(&ours.aeads, offer, TransformType::Encryption, Transform::as_aead)?;
+            // Left out is the same as short sequence numbers only.
+            let offered_esn = |extended| {
+                offer.of(TransformType::SequenceNumbers).any(|t| t.as_sequence_numbers() == Some(extended))
+                    || (!extended && offer.of(TransformType::SequenceNumbers).next().is_none())
+            };
+            let esn = ours.esn && offered_esn(true);
+            (esn || offered_esn(false)).then_some(())?;
+            let group = match exchange {
+                ChildKeyExchange::Ignored => None,
+                ChildKeyExchange::Configured { .. } if ours.groups.is_empty() => {
+                    let none = offer.of(TransformType::KeyExchange).all(Transform::is_none)
+                        || offer.of(TransformType::KeyExchange).any(Transform::is_none);
+                    none.then_some(())?;
+                    None
+                }
+                ChildKeyExchange::Configured { sent } => Some(choose_group(&ours.groups, offer, sent)?),
+            };
+            Some(Chosen { suite: EspSuite { aead, group, esn }, spi: offer.spi.clone(), number: offer.number })
+        })
+    })
+}
+
+/// Offers of a protocol all of whose transform types we understand; the others may be there as "none" only (INTEG beside an AEAD, RFC 5282 8;
+/// additional key exchanges, RFC 9370).
+fn usable<'a>(
+    offers: &'a [Proposal],
+    protocol: Protocol,
+    known: &'a [TransformType],
+) -> impl Iterator<Item = &'a Proposal> {
+    offers.iter().filter(move |offer| {
+        let optional =
+            |transform: &Transform| offer.of(transform.kind).any(Transform::is_none) || known.contains(&transform.kind);
+        offer.protocol == protocol && offer.transforms.iter().all(optional)
+    })
+}
+
+fn first<T: Copy + PartialEq>(
+    ours: &[T],
+    offer: &Proposal,
+    kind: TransformType,
+    understand: impl Fn(&Transform) -> Option<T>,
+) -> Option<T> {
+    ours.iter().copied().find(|ours| offer.of(kind).any(|transform| understand(transform) == Some(*ours)))
+}
+
+fn choose_group(ours: &[Group], offer: &Proposal, sent: Option<u16>) -> Option<Group> {
+    let offered =
+        |group: Group| offer.of(TransformType::KeyExchange).any(|transform| transform.as_group() == Some(group));
+    let sent = sent.and_then(Group::from_number).filter(|group| ours.contains(group) && offered(*group));
+    sent.or_else(|| ours.iter().copied().find(|group| offered(*group)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Prf;
+
+    fn ike(aeads: &[Aead], groups: &[Group]) -> IkeProposal {
+        IkeProposal { aeads: aeads.to_vec(), prfs: vec![Prf::HmacSha256], groups: groups.to_vec() }
+    }
+
+    fn esp(aeads: &[Aead], groups: &[Group], esn: bool) -> EspProposal {
+        EspProposal { aeads: aeads.to_vec(), groups: groups.to_vec(), esn }
+    }
+
+    const BOTH: [Group; 2] = [Group::X25519, Group::P256];
+
+    #[test]
+    fn our_order_decides_among_what_is_offered() {
+        let offers = offer_ike(&[ike(&[Aead::Aes128Gcm16, Aead::Aes256Gcm16], &BOTH)], &[]);
+        let ours = [ike(&[Aead::ChaCha20Poly1305, Aead::Aes256Gcm16, Aead::Aes128Gcm16], &BOTH)];
+        let chosen = choose_ike(&offers, &ours, None).unwrap();
+        assert_eq!(chosen.suite, IkeSuite { aead: Aead::Aes256Gcm16, prf: Prf::HmacSha256, group: Group::X25519 });
+        assert_eq!(chosen.answer(Vec::new()).transforms.len(), 3);
+    }
+
+    #[test]
+    fn a_public_key_that_came_already_saves_a_round_trip() {
+        let offers = offer_ike(&[ike(&[Aead::Aes256Gcm16], &BOTH)], &[]);
+        let chosen = choose_ike(&offers, &[ike(&[Aead::Aes256Gcm16], &BOTH)], Some(19)).unwrap();
+        assert_eq!(chosen.suite.group, Group::P256);
+    }
+
+    #[test]
+    fn nothing_in_common_is_nothing_chosen() {
+        let offers = offer_ike(&[ike(&[Aead::Aes128Gcm16], &BOTH)], &[]);
+        assert!(choose_ike(&offers, &[ike(&[Aead::Aes256Gcm16], &BOTH)], None).is_none());
+    }
+
+    #[test]
+    fn integrity_beside_an_aead_and_unknown_types_are_not_chosen_unless_none() {
+        let mut offers = offer_ike(&[ike(&[Aead::Aes256Gcm16], &BOTH)], &[]);
+        offers[0].transforms.push(Transform::new(TransformType::Integrity, 12));
+        let ours = [ike(&[Aead::Aes256Gcm16], &BOTH)];
+        assert!(choose_ike(&offers, &ours, None).is_none());
+        offers[0].transforms.push(Transform::new(TransformType::Integrity, 0));
+        assert!(choose_ike(&offers, &ours, None).is_some());
+        offers[0].transforms.push(Transform::new(TransformType::AdditionalKeyExchange1, 36));
+        assert!(choose_ike(&offers, &ours, None).is_none());
+    }
+
+    #[test]
+    fn extended_sequence_numbers_are_taken_where_both_want_them() {
+        let offers = |esn| offer_esp(&[esp(&[Aead::Aes256Gcm16], &[], esn)], 7, false);
+        let choose = |theirs, ours| {
+            choose_esp(&offers(theirs), &[esp(&[Aead::Aes256Gcm16], &[], ours)], ChildKeyExchange::Ignored)
+                .unwrap()
+                .suite
+                .esn
+        };
+        assert_eq!((choose(true, true), choose(true, false), choose(false, true)), (true, false, false));
+        let mut only = offers(true);
+        only[0].transforms.retain(|t| t.as_sequence_numbers() != Some(false));
+        let ours = [esp(&[Aead::Aes256Gcm16], &[], false)];
+        assert!(choose_esp(&only, &ours, ChildKeyExchange::Ignored).is_none());
+    }
+
+    #[test]
+    fn forward_secrecy_is_not_given_up_silently() {
+        let without = offer_esp(&[esp(&[Aead::Aes256Gcm16], &BOTH, false)], 7, false);
+        let with = offer_esp(&[esp(&[Aead::Aes256Gcm16], &BOTH, false)], 7, true);
+        let pfs = [esp(&[Aead::Aes256Gcm16], &[Group::P256], false)];
+        let plain = [esp(&[Aead::Aes256Gcm16], &[], false)];
+        let configured = ChildKeyExchange::Configured { sent: Some(31) };
+        assert!(choose_esp(&without, &pfs, configured).is_none());
+        assert!(choose_esp(&with, &plain, configured).is_none());
+        assert_eq!(choose_esp(&with, &pfs, configured).unwrap().suite.group, Some(Group::P256));
+        assert_eq!(choose_esp(&with, &pfs, ChildKeyExchange::Ignored).unwrap().suite.group, None);
+    }
+
+    #[test]
+    fn an_esp_offer_without_an_spi_is_not_chosen() {
+        let mut offers = offer_esp(&[esp(&[Aead::Aes256Gcm16], &[], false)], 7, false);
+        offers[0].spi.clear();
+        assert!(choose_esp(&offers, &[esp(&[Aead::Aes256Gcm16], &[], false)], ChildKeyExchange::Ignored).is_none());
+    }
+}

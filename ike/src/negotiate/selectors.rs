@@ -1,0 +1,190 @@
+//! Traffic selectors: offering, narrowing and checking what was narrowed (RFC 7296 2.9).
+
+use ipnetwork::IpNetwork;
+
+use crate::config::ChildConfig;
+use crate::wire::TrafficSelector;
+
+/// Most networks that one side of a CHILD_SA may come to. An honest peer's ranges are networks; odd ranges split into many.
+const MAX_NETWORKS: usize = 256;
+
+/// Selectors both ends agreed upon.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Narrowed {
+    /// Of our side.
+    pub(crate) local: Vec<TrafficSelector>,
+    /// Of the peer's side.
+    pub(crate) remote: Vec<TrafficSelector>,
+}
+
+impl Narrowed {
+    /// Our side as networks.
+    pub(crate) fn local_networks(&self) -> Vec<IpNetwork> {
+        networks(&self.local)
+    }
+
+    /// The peer's side as networks.
+    pub(crate) fn remote_networks(&self) -> Vec<IpNetwork> {
+        networks(&self.remote)
+    }
+
+    fn checked(local: Vec<TrafficSelector>, remote: Vec<TrafficSelector>) -> Option<Self> {
+        // A tunnel carries packets of one family from end to end: a family on one side only is of no use.
+        let both =
+            |v4: bool| local.iter().any(|s| s.start.is_ipv4() == v4) && remote.iter().any(|s| s.start.is_ipv4() == v4);
+        let (v4, v6) = (both(true), both(false));
+        let keep = |selector: &TrafficSelector| if selector.start.is_ipv4() { v4 } else { v6 };
+        let narrowed = Self {
+            local: local.iter().filter(|s| keep(s)).copied().collect(),
+            remote: remote.iter().filter(|s| keep(s)).copied().collect(),
+        };
+        let fits = |networks: usize| (1..=MAX_NETWORKS).contains(&networks);
+        (fits(narrowed.local_networks().len()) && fits(narrowed.remote_networks().len())).then_some(narrowed)
+    }
+}
+
+/// What we ask for: networks as selectors.
+pub(crate) fn offer(networks: &[IpNetwork]) -> Vec<TrafficSelector> {
+    networks.iter().copied().map(TrafficSelector::from).collect()
+}
+
+/// As responder: the largest part of the peer's offer that our policy allows. `None`: TS_UNACCEPTABLE.
+pub(crate) fn narrow(
+    config: &ChildConfig,
+    offered_local: &[TrafficSelector],
+    offered_remote: &[TrafficSelector],
+) -> Option<Narrowed> {
+    Narrowed::checked(
+        intersect(&offer(&config.local), offered_local),
+        intersect(&offer(&config.remote), offered_remote),
+    )
+}
+
+/// As initiator: the peer's answer, if it stays within what we asked for. `None`: it does not.
+pub(crate) fn accept(config: &ChildConfig, local: &[TrafficSelector], remote: &[TrafficSelector]) -> Option<Narrowed> {
+    let within = |asked: &[IpNetwork], answer: &[TrafficSelector]| {
+        let asked = merged(offer(asked));
+        answer.iter().all(|selector| asked.iter().any(|asked| asked.contains(selector)) && whole(selector))
+    };
+    (within(&config.local, local) && within(&config.remote, remote))
+        .then(|| Narrowed::checked(merged(local.to_vec()), merged(remote.to_vec())))
+        .flatten()
+}
+
+/// Our policies are about addresses. A selector of one protocol or some ports only would promise what nobody checks.
+fn whole(selector: &TrafficSelector) -> bool {
+    selector.protocol == 0 && selector.any_port()
+}
+
+fn intersect(ours: &[TrafficSelector], offered: &[TrafficSelector]) -> Vec<TrafficSelector> {
+    let offered = offered.iter().filter(|selector| whole(selector));
+    let parts = offered.flat_map(|offered| ours.iter().filter_map(|ours| ours.intersection(offered)));
+    merged(parts.collect())
+}
+
+/// Without those that are contained in another, in order.
+fn merged(selectors: Vec<TrafficSelector>) -> Vec<TrafficSelector> {
+    let mut kept: Vec<TrafficSelector> = Vec::new();
+    for selector in selectors {
+        if !kept.iter().any(|other| other.contains(&selector)) {
+            kept.retain(|other| !selector.contains(other));
+            kept.push(selector);
+        }
+    }
+    kept
+}
+
+fn networks(selectors: &[TrafficSelector]) -> Vec<IpNetwork> {
+    selectors.iter().flat_map(TrafficSelector::networks).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn child(local: &[&str], remote: &[&str]) -> ChildConfig {
+        let parse = |networks: &[&str]| networks.iter().map(|text| text.parse().unwrap()).collect();
+        ChildConfig { proposals: Vec::new(), local: parse(local), remote: parse(remote) }
+    }
+
+    fn selectors(networks: &[&str]) -> Vec<TrafficSelector> {
+        networks.iter().map(|text| text.parse::<IpNetwork>().unwrap().into()).collect()
+    }
+
+    fn texts(networks: Vec<IpNetwork>) -> Vec<String> {
+        networks.iter().map(ToString::to_string).collect()
+    }
+
+    #[test]
+    fn a_wide_offer_is_narrowed_to_our_policy() {
+        let ours = child(&["10.1.0.0/16"], &["10.2.0.0/16"]);
+        let narrowed = narrow(&ours, &selectors(&["0.0.0.0/0"]), &selectors(&["0.0.0.0/0"])).unwrap();
+        assert_eq!(texts(narrowed.local_networks()), ["10.1.0.0/16"]);
+        assert_eq!(texts(narrowed.remote_networks()), ["10.2.0.0/16"]);
+    }
+
+    #[test]
+    fn a_narrow_offer_stays_as_it_is() {
+        let ours = child(&["0.0.0.0/0", "::/0"], &["0.0.0.0/0", "::/0"]);
+        let narrowed = narrow(&ours, &selectors(&["10.1.2.0/24"]), &selectors(&["10.9.0.0/16"])).unwrap();
+        assert_eq!(texts(narrowed.local_networks()), ["10.1.2.0/24"]);
+        assert_eq!(texts(narrowed.remote_networks()), ["10.9.0.0/16"]);
+    }
+
+    #[test]
+    fn both_families_survive_where_both_sides_have_them() {
+        let ours = child(&["0.0.0.0/0", "::/0"], &["0.0.0.0/0", "::/0"]);
+        let all = selectors(&["0.0.0.0/0", "::/0"]);
+        let narrowed = narrow(&ours, &all, &all).unwrap();
+        assert_eq!((narrowed.local.len(), narrowed.remote.len()), (2, 2));
+    }
+
+    #[test]
+    fn a_family_that_only_one_side_has_is_dropped() {
+        let ours = child(&["10.1.0.0/16", "fd00::/64"], &["10.2.0.0/16"]);
+        let all = selectors(&["0.0.0.0/0", "::/0"]);
+        let narrowed = narrow(&ours, &all, &all).unwrap();
+        assert_eq!(texts(narrowed.local_networks()), ["10.1.0.0/16"]);
+        assert!(narrow(&child(&["fd00::/64"], &["10.2.0.0/16"]), &all, &all).is_none());
+    }
+
+    #[test]
+    fn selectors_apart_are_unacceptable() {
+        let ours = child(&["10.1.0.0/16"], &["10.2.0.0/16"]);
+        assert!(narrow(&ours, &selectors(&["10.3.0.0/16"]), &selectors(&["10.2.0.0/16"])).is_none());
+        assert!(narrow(&ours, &selectors(&["10.1.0.0/16"]), &[]).is_none());
+    }
+
+    #[test]
+    fn the_specific_first_selector_of_a_triggering_packet_does_not_narrow_the_rest() {
+        // RFC 7296 2.9: the first selector is that of the packet, with its protocol and ports.
+        let ours = child(&["10.1.0.0/16"], &["10.2.0.0/16"]);
+        let mut packet = selectors(&["10.1.0.5/32"])[0];
+        (packet.protocol, packet.start_port, packet.end_port) = (6, 80, 80);
+        let mut local = vec![packet];
+        local.extend(selectors(&["10.1.0.0/16"]));
+        let narrowed = narrow(&ours, &local, &selectors(&["10.2.0.0/16"])).unwrap();
+        assert_eq!(texts(narrowed.local_networks()), ["10.1.0.0/16"]);
+        assert!(narrow(&ours, &[packet], &selectors(&["10.2.0.0/16"])).is_none(), "one port only cannot be kept");
+    }
+
+    #[test]
+    fn an_answer_wider_than_the_question_is_refused() {
+        let ours = child(&["10.1.0.0/16"], &["10.2.0.0/16"]);
+        assert!(accept(&ours, &selectors(&["10.1.4.0/24"]), &selectors(&["10.2.0.0/16"])).is_some());
+        assert!(accept(&ours, &selectors(&["10.0.0.0/8"]), &selectors(&["10.2.0.0/16"])).is_none());
+        assert!(accept(&ours, &selectors(&["10.1.0.0/16"]), &[]).is_none());
+    }
+
+    #[test]
+    fn ranges_that_come_to_too_many_networks_are_refused() {
+        let ours = child(&["0.0.0.0/0"], &["0.0.0.0/0"]);
+        let odd = |i: u32| {
+            let (start, end) = ((i << 24) + 1, (i << 24) + 0x00ff_fffe);
+            TrafficSelector::addresses(std::net::Ipv4Addr::from(start).into(), std::net::Ipv4Addr::from(end).into())
+                .unwrap()
+        };
+        let many: Vec<_> = (1..200).map(odd).collect();
+        assert!(narrow(&ours, &many, &many).is_none());
+    }
+}

@@ -1,0 +1,382 @@
+//! The authenticated way between two ends: message IDs, windows of one (RFC 7296 2.2, 2.3), retransmission, fragments, and addresses that move
+//! (2.23).
+
+use std::net::SocketAddr;
+
+use ring::digest::{Digest, SHA256, digest};
+
+use super::path::Path;
+use crate::config::Timing;
+use crate::crypto::{IkeCipher, IkeKeys, OpenError, Opened, Role};
+use crate::event::IkeId;
+use crate::output::Context;
+use crate::time::Instant;
+use crate::wire::{ExchangeType, Header, InvalidMessage, Payloads, Reassembly};
+
+/// Octets of the non-ESP marker, which count towards the datagram's size.
+const MARKER_LEN: usize = 4;
+
+/// When a request is sent again, and when it is given up (RFC 7296 2.4).
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Retransmission {
+    sent: u32,
+    next: Instant,
+}
+
+impl Retransmission {
+    /// The request was sent for the first time.
+    pub(crate) fn begin(timing: &Timing, now: Instant) -> Self {
+        Self { sent: 1, next: now + timing.retransmit }
+    }
+
+    /// When to look again.
+    pub(crate) fn next(&self) -> Instant {
+        self.next
+    }
+
+    /// Whether to send again now; `None`: it was sent often enough. Waits double, but the last one is not longer than the one before: nothing
+    /// more is asked then.
+    pub(crate) fn again(&mut self, timing: &Timing, now: Instant) -> Option<()> {
+        if self.sent >= timing.transmissions {
+            return None;
+        }
+        self.sent = self.sent.saturating_add(1);
+        let doublings = self.sent.min(timing.transmissions.saturating_sub(1)).saturating_sub(1);
+        self.next = now + timing.retransmit.saturating_mul(2_u32.saturating_pow(doublings));
+        Some(())
+    }
+}
+
+/// What an authentic datagram came to.
+#[derive(Debug)]
+pub(crate) enum Incoming {
+    /// Nothing to do: not authentic, old, answered from what was kept, or a part of a message.
+    Nothing,
+    /// The peer's next request, to be answered by [`Channel::respond`].
+    Request(ExchangeType, Result<Payloads, InvalidMessage>),
+    /// The answer to our request.
+    Response(ExchangeType, Result<Payloads, InvalidMessage>),
+}
+
+/// See the module.
+#[derive(Debug)]
+pub(crate) struct Channel {
+    /// SPIs.
+    pub(crate) ike: IkeId,
+    /// Our end of the IKE SA.
+    pub(crate) role: Role,
+    /// Keys, for AUTH and for deriving more.
+    pub(crate) keys: IkeKeys,
+    /// The way.
+    pub(crate) path: Path,
+    /// When an authentic message came last.
+    pub(crate) heard: Instant,
+    /// When anything was sent last.
+    pub(crate) spoke: Instant,
+    /// Timers of the peer's configuration.
+    pub(crate) timing: Timing,
+    cipher: IkeCipher,
+    fragments: bool,
+    next_request: u32,
+    in_flight: Option<InFlight>,
+    expected: u32,
+    answered: Option<Answered>,
+    request_parts: Parts,
+    response_parts: Parts,
+    reply: (SocketAddr, SocketAddr),
+    moved: bool,
+}
+
+#[derive(Debug)]
+struct InFlight {
+    id: u32,
+    packets: Vec<Vec<u8>>,
+    retransmission: Retransmission,
+}
+
+/// The last answer, kept until the next request (RFC 7296 2.1). The request is known again by its octets, so that nobody else can have the
+/// answer sent to himself.
+#[derive(Debug)]
+pub(crate) struct Answered {
+    request: [u8; 32],
+    packets: Vec<Vec<u8>>,
+}
+
+impl Answered {
+    /// Sends the answer again if this datagram is the request (or its first fragment, RFC 7383 2.6.1).
+    pub(crate) fn repeat(&self, datagram: &[u8], local: SocketAddr, remote: SocketAddr, cx: &mut Context<'_>) {
+        if fingerprint(datagram) == self.request {
+            for packet in &self.packets {
+                cx.out.message(local, remote, cx.config.nat_port, packet);
+            }
+        }
+    }
+}
+
+#[derive(Debug, Default)]
+struct Parts {
+    reassembly: Reassembly,
+    first: Option<[u8; 32]>,
+}
+
+impl Channel {
+    /// A channel on which message IDs below `next` have been used in both directions: 1 after IKE_SA_INIT, 0 after a rekey.
+    pub(crate) fn new(
+        keys: IkeKeys,
+        ike: IkeId,
+        role: Role,
+        path: Path,
+        fragments: bool,
+        timing: Timing,
+        now: Instant,
+    ) -> Self {
+        Self {
+            ike,
+            role,
+            cipher: IkeCipher::new(&keys, role),
+            keys,
+            path,
+            heard: now,
+            spoke: now,
+            timing,
+            fragments,
+            next_request: 0,
+            in_flight: None,
+            expected: 0,
+            answered: None,
+            request_parts: Parts::default(),
+            response_parts: Parts::default(),
+            reply: (path.local, path.remote),
+            moved: false,
+        }
+    }
+
+    /// The initiator's IKE_SA_INIT request had message ID 0.
+    pub(crate) fn after_init(mut self) -> Self {
+        match self.role {
+            Role::Initiator => self.next_request = 1,
+            Role::Responder => self.expected = 1,
+        }
+        self
+    }
+
+    /// Our SPI.
+    pub(crate) fn local_spi(&self) -> u64 {
+        match self.role {
+            Role::Initiator => self.ike.initiator,
+            Role::Responder => self.ike.responder,
+        }
+    }
+
+    /// The peer can put fragments together (RFC 7383).
+    pub(crate) fn fragments(&self) -> bool {
+        self.fragments
+    }
+
+    /// A request is under way: the window is full.
+    pub(crate) fn busy(&self) -> bool {
+        self.in_flight.is_some()
+    }
+
+    /// Sends our next request; the window must be free.
+    pub(crate) fn request(&mut self, exchange: ExchangeType, payloads: &Payloads, cx: &mut Context<'_>) {
+        let id = self.next_request;
+        let packets = self.seal(exchange, false, id, payloads, cx);
+        self.next_request = self.next_request.saturating_add(1);
+        self.response_parts = Parts::default();
+        self.transmit(&packets, self.path.local, self.path.remote, cx);
+        self.in_flight = Some(InFlight { id, packets, retransmission: Retransmission::begin(&self.timing, cx.now) });
+    }
+
+    /// Answers the request that [`Incoming::Request`] gave out.
+    pub(crate) fn respond(&mut self, exchange: ExchangeType, payloads: &Payloads, cx: &mut Context<'_>) {
+        let packets = self.seal(exchange, true, self.expected, payloads, cx);
+        self.expected = self.expected.saturating_add(1);
+        let (local, remote) = self.reply;
+        self.transmit(&packets, local, remote, cx);
+        let request = std::mem::take(&mut self.request_parts).first.unwrap_or_default();
+        self.answered = Some(Answered { request, packets });
+    }
+
+    /// Sends the request under way again without waiting, by the way as it is now.
+    pub(crate) fn resend(&mut self, cx: &mut Context<'_>) {
+        if let Some(in_flight) = self.in_flight.take() {
+            self.transmit(&in_flight.packets, self.path.local, self.path.remote, cx);
+            let retransmission = Retransmission::begin(&self.timing, cx.now);
+            self.in_flight = Some(InFlight { retransmission, ..in_flight });
+        }
+    }
+
+    /// When to call [`Self::retransmit`].
+    pub(crate) fn retransmit_at(&self) -> Option<Instant> {
+        self.in_flight.as_ref().map(|in_flight| in_flight.retransmission.next())
+    }
+
+    /// Sends the request under way again. `None`: it was sent often enough; the peer is dead.
+    pub(crate) fn retransmit(&mut self, cx: &mut Context<'_>) -> Option<()> {
+        let Some(mut in_flight) = self.in_flight.take() else {
+            return Some(());
+        };
+        in_flight.retransmission.again(&self.timing, cx.now)?;
+        self.transmit(&in_flight.packets, self.path.local, self.path.remote, cx);
+        self.in_flight = Some(in_flight);
+        Some(())
+    }
+
+    /// NAT keepalive: one octet of ones (RFC 3948 2.3).
+    pub(crate) fn keepalive(&mut self, cx: &mut Context<'_>) {
+        self.spoke = cx.now;
+        let Path { local, remote, .. } = self.path;
+        cx.out.transmits.push_back(crate::Transmit { local, remote, payload: vec![0xff] });
+    }
+
+    /// Whether the peer's address was found changed since this was asked last.
+    pub(crate) fn take_moved(&mut self) -> bool {
+        std::mem::take(&mut self.moved)
+    }
+
+    /// What is left when the IKE SA has gone: the last answer, in case it was lost.
+    pub(crate) fn into_answered(self) -> Option<Answered> {
+        self.answered
+    }
+
+    /// Takes a datagram (without marker) whose header named our SPI.
+    pub(crate) fn receive(
+        &mut self,
+        header: &Header,
+        datagram: &[u8],
+        local: SocketAddr,
+        remote: SocketAddr,
+        cx: &mut Context<'_>,
+    ) -> Incoming {
+        let ike = IkeId { initiator: header.initiator_spi, responder: header.responder_spi };
+        let from_peer = header.from_initiator == (self.role == Role::Responder);
+        if ike != self.ike || !from_peer {
+            return Incoming::Nothing;
+        }
+        if header.response {
+            if self.in_flight.as_ref().is_none_or(|in_flight| in_flight.id != header.message_id) {
+                return Incoming::Nothing;
+            }
+        } else if header.message_id.checked_add(1) == Some(self.expected) {
+            if let Some(answered) = &self.answered {
+                answered.repeat(datagram, local, remote, cx);
+            }
+            return Incoming::Nothing;
+        } else if header.message_id != self.expected {
+            return Incoming::Nothing;
+        }
+        let opened = self.cipher.open(datagram);
+        let parts = if header.response { &mut self.response_parts } else { &mut self.request_parts };
+        let payloads = match opened {
+            Ok(Opened::Message(payloads)) => {
+                parts.first = Some(fingerprint(datagram));
+                Ok(payloads)
+            }
+            Ok(Opened::Fragment(fragment)) => {
+                if fragment.number == 1 {
+                    parts.first = Some(fingerprint(datagram));
+                }
+                match parts.reassembly.add(fragment) {
+                    Ok(Some(payloads)) => Ok(payloads),
+                    Ok(None) => return Incoming::Nothing,
+                    Err(error) => Err(error),
+                }
+            }
+            Err(OpenError::Inside(error)) => {
+                parts.first = Some(fingerprint(datagram));
+                Err(error)
+            }
+            Err(OpenError::Malformed(_) | OpenError::Forged) => return Incoming::Nothing,
+        };
+        self.heard = cx.now;
+        self.follow(local, remote);
+        if header.response {
+            self.in_flight = None;
+            Incoming::Response(header.exchange, payloads)
+        } else {
+            Incoming::Request(header.exchange, payloads)
+        }
+    }
+
+    /// Follows a peer behind a NAT to where its newest authentic message came from (RFC 7296 2.23), and learns our own address where the kernel
+    /// chose it.
+    fn follow(&mut self, local: SocketAddr, remote: SocketAddr) {
+        self.reply = (local, remote);
+        if self.path.local.ip().is_unspecified() {
+            self.path.local.set_ip(local.ip());
+        }
+        if self.path.nat_remote && self.path.remote != remote {
+            self.path.remote = remote;
+            self.moved = true;
+        }
+    }
+
+    fn seal(
+        &mut self,
+        exchange: ExchangeType,
+        response: bool,
+        message_id: u32,
+        payloads: &Payloads,
+        cx: &Context<'_>,
+    ) -> Vec<Vec<u8>> {
+        let header = Header {
+            initiator_spi: self.ike.initiator,
+            responder_spi: self.ike.responder,
+            exchange,
+            from_initiator: self.role == Role::Initiator,
+            response,
+            message_id,
+        };
+        let limit = self.fragments.then(|| cx.config.fragment_size.saturating_sub(MARKER_LEN));
+        // Without datagrams the exchange times out, which is what ends an IKE SA whose cipher is used up.
+        self.cipher.seal(&header, payloads, limit).unwrap_or_else(|error| {
+            tracing::error!(%error, ike = ?self.ike, "message not sent");
+            Vec::new()
+        })
+    }
+
+    fn transmit(&mut self, packets: &[Vec<u8>], local: SocketAddr, remote: SocketAddr, cx: &mut Context<'_>) {
+        self.spoke = cx.now;
+        for packet in packets {
+            cx.out.message(local, remote, cx.config.nat_port, packet);
+        }
+    }
+}
+
+fn fingerprint(datagram: &[u8]) -> [u8; 32] {
+    let hash: Digest = digest(&SHA256, datagram);
+    hash.as_ref().first_chunk().copied().unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    fn given_up_after(timing: &Timing) -> (u32, Duration) {
+        let mut schedule = Retransmission::begin(timing, Instant::default());
+        let mut transmissions = 1;
+        while schedule.again(timing, schedule.next()).is_some() {
+            transmissions += 1;
+        }
+        (transmissions, schedule.next().since_start())
+    }
+
+    #[test]
+    fn a_silent_peer_is_given_up_in_less_than_ten_seconds_by_default() {
+        let timing = Timing::default();
+        let (transmissions, after) = given_up_after(&timing);
+        assert_eq!((transmissions, after), (4, Duration::from_millis(5500)));
+        assert!(timing.liveness + after < Duration::from_secs(10));
+    }
+
+    #[test]
+    fn a_request_is_transmitted_as_often_as_configured() {
+        for transmissions in 1..8 {
+            let timing = Timing { transmissions, ..Timing::default() };
+            assert_eq!(given_up_after(&timing).0, transmissions);
+        }
+    }
+}

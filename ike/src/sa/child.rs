@@ -1,0 +1,66 @@
+//! What IKE_AUTH and CREATE_CHILD_SA have in common: an SPI of our own, and a CHILD_SA put together.
+
+use std::net::IpAddr;
+
+use super::Profile;
+use super::channel::Channel;
+use crate::crypto::ChildKeys;
+use crate::event::{ChildId, ChildSa};
+use crate::negotiate::{EspSuite, Narrowed};
+use crate::output::Context;
+
+/// An inbound SPI that the kernel has reserved. Ends in a [`ChildSa`] or is to be released.
+#[derive(Debug, PartialEq, Eq)]
+#[must_use = "an SPI that is not used must be released"]
+pub(crate) struct Reserved {
+    pub(crate) spi: u32,
+    local: IpAddr,
+}
+
+impl Reserved {
+    /// Asks the kernel for one.
+    pub(crate) fn new(profile: &Profile, channel: &Channel, cx: &mut Context<'_>) -> Option<Self> {
+        let local = channel.path.local.ip();
+        let spi = cx.env.allocate_spi(&profile.config.name, local, channel.path.remote.ip())?;
+        Some(Self { spi, local })
+    }
+
+    /// Gives it back.
+    pub(crate) fn release(self, profile: &Profile, cx: &mut Context<'_>) {
+        cx.env.release_spi(&profile.config.name, self.local, self.spi);
+    }
+}
+
+/// What was agreed upon for a CHILD_SA.
+#[derive(Debug)]
+pub(crate) struct Terms {
+    pub(crate) outbound_spi: u32,
+    pub(crate) suite: EspSuite,
+    pub(crate) selectors: Narrowed,
+    pub(crate) keys: ChildKeys,
+}
+
+impl Terms {
+    /// The CHILD_SA; `initiator`: we began the exchange.
+    pub(crate) fn into_sa(self, inbound: Reserved, initiator: bool, channel: &Channel) -> ChildSa {
+        let ChildKeys { from_initiator, from_responder } = self.keys;
+        let (outbound_key, inbound_key) =
+            if initiator { (from_initiator, from_responder) } else { (from_responder, from_initiator) };
+        ChildSa {
+            id: ChildId(inbound.spi),
+            ike: channel.ike,
+            inbound_spi: inbound.spi,
+            outbound_spi: self.outbound_spi,
+            aead: self.suite.aead,
+            inbound_key,
+            outbound_key,
+            esn: self.suite.esn,
+            local: channel.path.local,
+            remote: channel.path.remote,
+            encapsulated: channel.path.encapsulated(),
+            local_selectors: self.selectors.local_networks(),
+            remote_selectors: self.selectors.remote_networks(),
+            initiator,
+        }
+    }
+}

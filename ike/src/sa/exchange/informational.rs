@@ -1,0 +1,67 @@
+//! INFORMATIONAL: deletion (RFC 7296 1.4.1), liveness (2.4), errors after IKE_AUTH (2.21).
+
+use super::super::established::{Closed, IkeSa, Verdict};
+use super::super::failure::{self, INFORMATIONAL};
+use super::{Pending, Task};
+use crate::event::{ChildId, DownReason};
+use crate::output::Context;
+use crate::tunnel::Tunnel;
+use crate::wire::{Delete, ExchangeType, NotifyType, Payload, Payloads, Protocol};
+
+/// Asks for a deletion.
+pub(super) fn delete(sa: &mut IkeSa, delete: Delete, cx: &mut Context<'_>) {
+    sa.channel.request(ExchangeType::Informational, &Payloads::from(vec![Payload::Delete(delete)]), cx);
+}
+
+/// The peer has confirmed that a CHILD_SA is deleted (or had deleted it at the same time).
+pub(super) fn deleted(sa: &mut IkeSa, id: ChildId, tunnel: &mut Tunnel, cx: &mut Context<'_>) {
+    tunnel.retire(id, sa.profile.config.timing.linger, DownReason::Replaced, cx.now, cx.out);
+}
+
+/// Answers a request.
+pub(in super::super) fn answer(
+    sa: &mut IkeSa,
+    payloads: &Payloads,
+    tunnel: &mut Tunnel,
+    cx: &mut Context<'_>,
+) -> Verdict {
+    let mut answer = Payloads::new();
+    let mut verdict = Verdict::Continue;
+    let mut ours = Vec::new();
+    for delete in payloads.deletes() {
+        match delete {
+            Delete::Ike => verdict = Verdict::Closed(Closed::ByPeer),
+            Delete::Children { protocol: Protocol::Esp, spis } => {
+                ours.extend(spis.iter().filter_map(|spi| child_deleted(sa, *spi, tunnel, cx)));
+            }
+            Delete::Children { .. } => {}
+        }
+    }
+    if !ours.is_empty() {
+        answer.push(Payload::Delete(Delete::Children { protocol: Protocol::Esp, spis: ours }));
+    }
+    sa.channel.respond(ExchangeType::Informational, &answer, cx);
+    // RFC 7296 2.21.2: the initiator could not accept our IKE_AUTH answer.
+    if let Some(notify) =
+        payloads.notify(NotifyType::AuthenticationFailed).or_else(|| payloads.notify(NotifyType::InvalidSyntax))
+    {
+        return Verdict::Closed(Closed::Failed(failure::notified(INFORMATIONAL, notify.kind, &sa.profile.config)));
+    }
+    verdict
+}
+
+/// The peer deletes the CHILD_SA with which it receives by `spi`. Gives our SPI for the answer, unless we are deleting it too: then each end has
+/// named its own SPI in its request (RFC 7296 1.4.1).
+fn child_deleted(sa: &mut IkeSa, spi: u32, tunnel: &mut Tunnel, cx: &mut Context<'_>) -> Option<u32> {
+    let id = tunnel.by_outbound_spi(sa.spi(), spi)?;
+    let crossing = matches!(sa.pending, Some(Pending::DeleteChild(pending)) if pending == id);
+    sa.forget(id);
+    let alone = tunnel.ids_of(sa.spi()).len() == 1;
+    let reason = if alone { DownReason::DeletedByPeer } else { DownReason::Replaced };
+    tunnel.retire(id, sa.profile.config.timing.linger, reason, cx.now, cx.out);
+    let coming = matches!(sa.pending, Some(Pending::CreateChild(_))) || sa.queue.contains(&Task::CreateChild);
+    if alone && !coming {
+        sa.child_lost(cx);
+    }
+    (!crossing).then_some(id.0)
+}

@@ -1,0 +1,79 @@
+//! CREATE_CHILD_SA for the IKE SA itself (RFC 7296 1.3.2, 2.18), begun by the peer. Ours are made anew by IKE_SA_INIT and IKE_AUTH (2.8.3), which also
+//! looks at the certificate again.
+
+use super::super::channel::Channel;
+use super::super::established::{Begun, IkeSa, Standing, Verdict};
+use super::super::failure::{self, CREATE_CHILD_SA};
+use super::{Pending, only};
+use crate::config::Group;
+use crate::crypto::{KeyPair, Nonces, Role};
+use crate::event::{Event, IkeDetails, IkeId, PeerError, PeerErrorKind};
+use crate::negotiate;
+use crate::output::Context;
+use crate::tunnel::Tunnel;
+use crate::wire::{ExchangeType, InvalidMessage, Notify, NotifyType, Payload, Payloads};
+
+type Refusal = (Notify, Option<PeerError>);
+
+/// Answers a request that rekeys the IKE SA.
+pub(super) fn answer(sa: &mut IkeSa, payloads: &Payloads, tunnel: &mut Tunnel, cx: &mut Context<'_>) -> Verdict {
+    match negotiate(sa, payloads, cx) {
+        Ok((new, answer)) => {
+            sa.channel.respond(ExchangeType::CreateChildSa, &answer, cx);
+            tunnel.move_to(sa.spi(), new.spi());
+            sa.standing = Standing::Superseded(new.ike());
+            sa.tidy_later(cx.now);
+            Verdict::Rekeyed(new)
+        }
+        Err((notify, error)) => {
+            sa.channel.respond(ExchangeType::CreateChildSa, &only(notify), cx);
+            if let Some(error) = error {
+                cx.out.event(Event::PeerFailed { peer: sa.profile.config.name.clone(), error });
+            }
+            Verdict::Continue
+        }
+    }
+}
+
+fn negotiate(sa: &mut IkeSa, payloads: &Payloads, cx: &mut Context<'_>) -> Result<(Box<IkeSa>, Payloads), Refusal> {
+    // RFC 7296 2.25.2: not while CHILD_SAs are being made or deleted on it, nor when it is about to go.
+    let quiet = matches!(sa.pending, None | Some(Pending::Liveness)) && sa.queue.is_empty();
+    if !quiet || sa.standing != Standing::Serving {
+        return Err((Notify::new(NotifyType::TemporaryFailure), None));
+    }
+    let malformed = |error: InvalidMessage| (error.notify(), Some(failure::invalid(CREATE_CHILD_SA, error)));
+    let config = &sa.profile.config;
+    let offers = payloads.proposals().map_err(malformed)?;
+    let nonce = payloads.nonce().map_err(malformed)?;
+    let theirs = payloads.key_exchange().map_err(malformed)?;
+    let chosen = negotiate::choose_ike(offers, &config.ike_proposals, Some(theirs.group)).ok_or_else(|| {
+        (Notify::new(NotifyType::NoProposalChosen), Some(failure::no_ike_proposal(&config.ike_proposals)))
+    })?;
+    let peer_spi = chosen.spi.as_slice().try_into().map(u64::from_be_bytes).unwrap_or_default();
+    if peer_spi == 0 {
+        return Err((Notify::new(NotifyType::InvalidSyntax), None));
+    }
+    let group: Group = chosen.suite.group;
+    if theirs.group != group.number() {
+        return Err((Notify::invalid_ke(group.number()), None));
+    }
+    let ours = KeyPair::generate(group, cx.env).map_err(|_| (Notify::new(NotifyType::TemporaryFailure), None))?;
+    let payload = Payload::KeyExchange(ours.payload());
+    let shared = ours.agree(theirs).map_err(|error| {
+        let error = PeerError::new(CREATE_CHILD_SA, PeerErrorKind::Protocol, error.to_string());
+        (Notify::new(NotifyType::InvalidSyntax), Some(error))
+    })?;
+    let our_nonce: [u8; 32] = cx.random();
+    let our_spi = u64::from_be_bytes(cx.random()).max(1);
+    let ike = IkeId { initiator: peer_spi, responder: our_spi };
+    let keys = sa.channel.keys.rekey(chosen.suite, Nonces { initiator: nonce, responder: &our_nonce }, ike, &shared);
+    let timing = config.timing;
+    let channel = Channel::new(keys, ike, Role::Responder, sa.channel.path, sa.channel.fragments(), timing, cx.now);
+    let details = IkeDetails { proposal: chosen.suite.to_string(), ..sa.details.clone() };
+    let new = IkeSa::new(channel, sa.profile.clone(), details, Begun::ByPeer(cx.now), cx);
+    let mut answer = Payloads::new();
+    answer.push(Payload::SecurityAssociation(vec![chosen.answer(our_spi.to_be_bytes().to_vec())]));
+    answer.push(Payload::Nonce(our_nonce.to_vec()));
+    answer.push(payload);
+    Ok((Box::new(new), answer))
+}

@@ -1,0 +1,123 @@
+//! Errors as the operator reads them: which exchange, what was expected, what came, what to do.
+
+use crate::auth::AuthError;
+use crate::config::{EspProposal, IkeProposal, PeerConfig};
+use crate::event::{PeerError, PeerErrorKind};
+use crate::wire::{InvalidMessage, NotifyType};
+
+pub(crate) const IKE_SA_INIT: &str = "IKE_SA_INIT";
+pub(crate) const IKE_AUTH: &str = "IKE_AUTH";
+pub(crate) const CREATE_CHILD_SA: &str = "CREATE_CHILD_SA";
+pub(crate) const INFORMATIONAL: &str = "INFORMATIONAL";
+
+/// The peer's error notification.
+pub(crate) fn notified(exchange: &'static str, notify: NotifyType, peer: &PeerConfig) -> PeerError {
+    let (kind, detail) = match notify {
+        NotifyType::NoProposalChosen if exchange == IKE_SA_INIT => {
+            (PeerErrorKind::NoProposalChosen, format!("the peer accepts none of our IKE proposals ({}); compare them with the peer's", ike_texts(&peer.ike_proposals)))
+        }
+        NotifyType::NoProposalChosen => {
+            (PeerErrorKind::NoProposalChosen, format!("the peer accepts none of our proposals (ESP: {}); compare them with the peer's", esp_texts(&peer.child.proposals)))
+        }
+        NotifyType::AuthenticationFailed => (
+            PeerErrorKind::RefusedByPeer,
+            format!(
+                "the peer does not accept that we are {}; compare the pre-shared key or certificates and the identities on both sides, the peer's log says more",
+                peer.local_id
+            ),
+        ),
+        NotifyType::TsUnacceptable | NotifyType::SinglePairRequired | NotifyType::InvalidSelectors => {
+            (PeerErrorKind::TrafficSelectors, format!("the peer answered {notify}; {}", selectors(peer)))
+        }
+        NotifyType::InvalidKePayload => (
+            PeerErrorKind::NoProposalChosen,
+            "the peer asks again and again for another key exchange method, or for one that is not configured here; compare the groups".to_owned(),
+        ),
+        NotifyType::InvalidSyntax | NotifyType::UnsupportedCriticalPayload | NotifyType::InvalidMajorVersion => {
+            (PeerErrorKind::Protocol, format!("the peer answered {notify}: it could not read what we sent; is it an IKEv2 daemon?"))
+        }
+        other => (PeerErrorKind::Notified, format!("the peer answered {other}; its log says why")),
+    };
+    PeerError::new(exchange, kind, detail)
+}
+
+/// No answer at all.
+pub(crate) fn silence(exchange: &'static str, remote: std::net::SocketAddr, transmissions: u32) -> PeerError {
+    let what = if exchange == IKE_AUTH {
+        "it answered IKE_SA_INIT, so either its UDP port 4500 or large datagrams do not get through, or it dropped our request without a word"
+    } else {
+        "is it up, and do firewalls on the way pass UDP 500 and 4500?"
+    };
+    PeerError::new(
+        exchange,
+        PeerErrorKind::Timeout,
+        format!("{remote} did not answer any of {transmissions} transmissions: {what}"),
+    )
+}
+
+/// None of the peer's IKE proposals is acceptable.
+pub(crate) fn no_ike_proposal(ours: &[IkeProposal]) -> PeerError {
+    let detail = format!("none of the peer's IKE proposals is acceptable; configured here: {}", ike_texts(ours));
+    PeerError::new(IKE_SA_INIT, PeerErrorKind::NoProposalChosen, detail)
+}
+
+/// None of the peer's ESP proposals is acceptable.
+pub(crate) fn no_esp_proposal(exchange: &'static str, peer: &PeerConfig) -> PeerError {
+    let ours = esp_texts(&peer.child.proposals);
+    let detail = format!(
+        "none of the peer's ESP proposals is acceptable; configured here: {ours} (compare ciphers, groups and sequence numbers)"
+    );
+    PeerError::new(exchange, PeerErrorKind::NoProposalChosen, detail)
+}
+
+/// The peer's selectors have nothing in common with ours, or its answer goes beyond what we asked for.
+pub(crate) fn no_selectors(exchange: &'static str, peer: &PeerConfig) -> PeerError {
+    let detail = format!("the peer's traffic selectors do not fit; {}", selectors(peer));
+    PeerError::new(exchange, PeerErrorKind::TrafficSelectors, detail)
+}
+
+/// The proof is wrong, here.
+pub(crate) fn auth(error: &AuthError) -> PeerError {
+    PeerError::new(IKE_AUTH, error.kind(), error.to_string())
+}
+
+/// The message breaks the rules.
+pub(crate) fn invalid(exchange: &'static str, error: InvalidMessage) -> PeerError {
+    PeerError::new(exchange, PeerErrorKind::Protocol, format!("the peer's message is malformed: {error}"))
+}
+
+/// The kernel gave no SPI.
+pub(crate) fn no_spi(exchange: &'static str) -> PeerError {
+    PeerError::new(
+        exchange,
+        PeerErrorKind::Local,
+        "the kernel reserved no SPI for an inbound SA; see its errors before this one".to_owned(),
+    )
+}
+
+fn selectors(peer: &PeerConfig) -> String {
+    let list =
+        |networks: &[ipnetwork::IpNetwork]| networks.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+    format!(
+        "configured here: local {}, remote {}; the peer must have them the other way round",
+        list(&peer.child.local),
+        list(&peer.child.remote)
+    )
+}
+
+fn ike_texts(proposals: &[IkeProposal]) -> String {
+    let text = |p: &IkeProposal| format!("{}/{}/{}", join(&p.aeads), join(&p.prfs), join(&p.groups));
+    proposals.iter().map(text).collect::<Vec<_>>().join(", ")
+}
+
+fn esp_texts(proposals: &[EspProposal]) -> String {
+    let text = |p: &EspProposal| {
+        let groups = if p.groups.is_empty() { String::new() } else { format!("/{}", join(&p.groups)) };
+        format!("{}{groups}{}", join(&p.aeads), if p.esn { "/ESN" } else { "" })
+    };
+    proposals.iter().map(text).collect::<Vec<_>>().join(", ")
+}
+
+fn join<T: ToString>(items: &[T]) -> String {
+    items.iter().map(ToString::to_string).collect::<Vec<_>>().join("|")
+}

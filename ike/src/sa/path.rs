@@ -1,0 +1,76 @@
+//! Where an IKE SA's datagrams go, and what stands between (RFC 7296 2.23).
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+
+use crate::config::{EndpointConfig, PeerConfig};
+use crate::crypto::nat_detection_hash;
+use crate::event::IkeId;
+use crate::output::Context;
+use crate::wire::{Notify, NotifyType, Payloads};
+
+/// The plain IKE port (RFC 7296 2).
+const IKE_PORT: u16 = 500;
+/// Where peers listen for IKE and ESP in UDP (RFC 3948), whatever our own port is.
+const NAT_PORT: u16 = 4500;
+
+/// Both ends of the way, and the NATs on it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Path {
+    /// Our address and port.
+    pub(crate) local: SocketAddr,
+    /// The peer's address and port.
+    pub(crate) remote: SocketAddr,
+    /// A NAT (or forced detection) is before us.
+    pub(crate) nat_local: bool,
+    /// A NAT (or forced detection) is before the peer.
+    pub(crate) nat_remote: bool,
+}
+
+impl Path {
+    /// The way to one of the addresses of a peer, before anything is known of NATs. A port but 500 is spoken to from the NAT traversal port.
+    pub(crate) fn to(peer: &PeerConfig, remote: SocketAddr, cx: &mut Context<'_>) -> Self {
+        let configured = peer.local.filter(|local| local.is_ipv4() == remote.is_ipv4());
+        let local = configured.or_else(|| cx.env.source_address(remote.ip())).unwrap_or(match remote {
+            SocketAddr::V4(_) => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+            SocketAddr::V6(_) => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
+        });
+        let port = if remote.port() == IKE_PORT { cx.config.port } else { cx.config.nat_port };
+        Self { local: SocketAddr::new(local, port), remote, nat_local: false, nat_remote: false }
+    }
+
+    /// ESP has to travel in UDP.
+    pub(crate) fn encapsulated(&self) -> bool {
+        self.nat_local || self.nat_remote
+    }
+
+    /// NAT_DETECTION_*_IP as we send them. Forced detection says a source that cannot be true, so that the peer believes in a NAT before us.
+    pub(crate) fn notifies(&self, ike: IkeId, force: bool) -> [Notify; 2] {
+        let source = if force { SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), 0) } else { self.local };
+        let hash = |kind, address| Notify::with_data(kind, nat_detection_hash(ike, address).to_vec());
+        [hash(NotifyType::NatDetectionSourceIp, source), hash(NotifyType::NatDetectionDestinationIp, self.remote)]
+    }
+
+    /// Takes the peer's NAT_DETECTION_*_IP; `local` is where its message was received. Says whether the peer knows NAT traversal at all.
+    pub(crate) fn detect(&mut self, ike: IkeId, payloads: &Payloads, forced: bool) -> bool {
+        let of = |kind| payloads.notifies().filter(move |notify| notify.kind == kind);
+        let is = |address: SocketAddr| move |notify: &Notify| notify.data == nat_detection_hash(ike, address);
+        let supported = of(NotifyType::NatDetectionSourceIp).next().is_some()
+            && of(NotifyType::NatDetectionDestinationIp).next().is_some();
+        if supported {
+            // There may be several sources: one of the peer's addresses each.
+            self.nat_remote = !of(NotifyType::NatDetectionSourceIp).any(is(self.remote));
+            self.nat_local = forced || !of(NotifyType::NatDetectionDestinationIp).any(is(self.local));
+        }
+        supported
+    }
+
+    /// Moves to the NAT traversal ports if a NAT was detected (RFC 7296 2.23). As initiator, before IKE_AUTH.
+    pub(crate) fn float(&mut self, config: &EndpointConfig) {
+        if self.encapsulated() {
+            self.local.set_port(config.nat_port);
+            if self.remote.port() == IKE_PORT {
+                self.remote.set_port(NAT_PORT);
+            }
+        }
+    }
+}

@@ -1,0 +1,412 @@
+//! The peer begins: IKE_SA_INIT and IKE_AUTH as responder (RFC 7296 1.2).
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use super::Profile;
+use super::channel::{Answered, Channel, Incoming};
+use super::child::{Reserved, Terms};
+use super::established::{Begun, IkeSa};
+use super::failure::{self, IKE_AUTH};
+use super::initiator::{Secured, capabilities};
+use super::path::Path;
+use crate::auth::Presented;
+use crate::config::{Identity, IkeProposal, PeerName};
+use crate::crypto::{IkeKeys, IkeSuite, KeyPair, Role};
+use crate::event::{ChildSa, IkeDetails, IkeId, PeerError, PeerErrorKind};
+use crate::negotiate::{self, ChildKeyExchange};
+use crate::output::Context;
+use crate::time::Instant;
+use crate::wire::{
+    Certificate, CertificateRequest, ExchangeType, Header, Id, KeyExchange, Message, Notify, NotifyType, Payload,
+    Payloads,
+};
+
+/// What to answer an IKE_SA_INIT request by, before it is known whose it is.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct InitPolicy<'a> {
+    /// Proposals of any peer, best first.
+    pub(crate) proposals: &'a [IkeProposal],
+    /// What certificates any peer may show.
+    pub(crate) request: Option<&'a CertificateRequest>,
+    /// Make the peer believe in a NAT before us.
+    pub(crate) force_encapsulation: bool,
+}
+
+/// Gives the peer of an identity, and of ours if the initiator said which.
+pub(crate) type Find<'a> = dyn Fn(&Identity, Option<&Identity>) -> Option<Arc<Profile>> + 'a;
+
+/// What becomes of an IKE_SA_INIT request.
+#[derive(Debug)]
+pub(crate) enum InitAnswer {
+    /// It was answered, and IKE_AUTH is awaited.
+    HalfOpen(Box<HalfOpen>),
+    /// It was answered by an error (none if it was just fine to repeat with another group), nothing is kept.
+    Refused(Option<PeerError>),
+    /// It is not worth an answer.
+    Ignored,
+}
+
+/// IKE_SA_INIT was answered. The shared secret is computed only when IKE_AUTH comes.
+#[derive(Debug)]
+pub(crate) struct HalfOpen {
+    begun: Instant,
+    ike: IkeId,
+    path: Path,
+    suite: IkeSuite,
+    fragments: bool,
+    secured: Secured,
+    stage: Stage,
+}
+
+#[derive(Debug)]
+enum Stage {
+    Init {
+        key: KeyPair,
+        peer: KeyExchange,
+    },
+    Keyed(Box<Channel>),
+    /// The peer's key is no key.
+    Broken,
+}
+
+impl HalfOpen {
+    /// Answers a request. A cookie, if one was asked for, was checked before.
+    pub(crate) fn answer(
+        message: &Message,
+        datagram: &[u8],
+        local: SocketAddr,
+        remote: SocketAddr,
+        policy: InitPolicy<'_>,
+        cx: &mut Context<'_>,
+    ) -> InitAnswer {
+        let payloads = &message.payloads;
+        let (Ok(offers), Ok(key_exchange), Ok(nonce)) =
+            (payloads.proposals(), payloads.key_exchange(), payloads.nonce())
+        else {
+            return InitAnswer::Ignored;
+        };
+        let refuse = |notify, cx: &mut Context<'_>| {
+            let answer = reply(&message.header, 0, Payloads::from(vec![Payload::Notify(notify)]));
+            cx.out.message(local, remote, cx.config.nat_port, &answer.encode());
+        };
+        let Some(chosen) = negotiate::choose_ike(offers, policy.proposals, Some(key_exchange.group)) else {
+            refuse(Notify::new(NotifyType::NoProposalChosen), cx);
+            return InitAnswer::Refused(Some(failure::no_ike_proposal(policy.proposals)));
+        };
+        if key_exchange.group != chosen.suite.group.number() {
+            // RFC 7296 1.2: the initiator guessed wrong.
+            refuse(Notify::invalid_ke(chosen.suite.group.number()), cx);
+            return InitAnswer::Refused(None);
+        }
+        let Ok(key) = KeyPair::generate(chosen.suite.group, cx.env) else {
+            return InitAnswer::Ignored;
+        };
+        let ike = IkeId { initiator: message.header.initiator_spi, responder: u64::from_be_bytes(cx.random()).max(1) };
+        let mut path = Path { local, remote, nat_local: false, nat_remote: false };
+        // The request was hashed before we had an SPI (RFC 7296 2.23).
+        let natt = path.detect(IkeId { responder: 0, ..ike }, payloads, policy.force_encapsulation);
+        let ours: [u8; 32] = cx.random();
+
+        let mut answer = Payloads::new();
+        answer.push(Payload::SecurityAssociation(vec![chosen.answer(Vec::new())]));
+        answer.push(Payload::KeyExchange(key.payload()));
+        answer.push(Payload::Nonce(ours.to_vec()));
+        if natt {
+            answer.extend(path.notifies(ike, policy.force_encapsulation).map(Payload::Notify));
+        }
+        answer.extend(policy.request.cloned().map(Payload::CertificateRequest));
+        answer.extend(capabilities().map(Payload::Notify));
+        let response = reply(&message.header, ike.responder, answer).encode();
+        cx.out.message(local, remote, cx.config.nat_port, &response);
+        let secured = Secured {
+            hashes: payloads.notify(NotifyType::SignatureHashAlgorithms).map(Notify::hashes),
+            request: datagram.to_vec(),
+            response,
+            initiator_nonce: nonce.to_vec(),
+            responder_nonce: ours.to_vec(),
+        };
+        let fragments = payloads.notify(NotifyType::Ikev2FragmentationSupported).is_some();
+        let stage = Stage::Init { key, peer: key_exchange.clone() };
+        InitAnswer::HalfOpen(Box::new(Self {
+            begun: cx.now,
+            ike,
+            path,
+            suite: chosen.suite,
+            fragments,
+            secured,
+            stage,
+        }))
+    }
+
+    /// Our SPI.
+    pub(crate) fn spi(&self) -> u64 {
+        self.ike.responder
+    }
+
+    /// Sends the IKE_SA_INIT response again, if this is the request.
+    pub(crate) fn repeat(&self, datagram: &[u8], cx: &mut Context<'_>) {
+        if self.secured.request == datagram {
+            cx.out.message(self.path.local, self.path.remote, cx.config.nat_port, &self.secured.response);
+        }
+    }
+
+    /// The peer's SPI.
+    pub(crate) fn initiator_spi(&self) -> u64 {
+        self.ike.initiator
+    }
+
+    /// Where the request came from.
+    pub(crate) fn remote(&self) -> SocketAddr {
+        self.path.remote
+    }
+
+    /// RFC 7296 2.23: IKE_AUTH may come by other ports, since the initiator floats to 4500; and a NAT may map anew then.
+    fn keyed(&mut self, local: SocketAddr, remote: SocketAddr, cx: &Context<'_>) {
+        let Stage::Init { key, peer } = std::mem::replace(&mut self.stage, Stage::Broken) else {
+            return;
+        };
+        let Ok(shared) = key.agree(&peer) else {
+            return;
+        };
+        let path = Path { local, remote, ..self.path };
+        let keys = IkeKeys::initial(self.suite, self.secured.nonces(), self.ike, &shared);
+        let timing = crate::config::Timing::default();
+        let channel = Channel::new(keys, self.ike, Role::Responder, path, self.fragments, timing, cx.now);
+        self.stage = Stage::Keyed(Box::new(channel.after_init()));
+    }
+
+    /// Takes what came for our SPI.
+    pub(crate) fn handle(
+        mut self: Box<Self>,
+        header: &Header,
+        datagram: &[u8],
+        local: SocketAddr,
+        remote: SocketAddr,
+        find: &Find<'_>,
+        cx: &mut Context<'_>,
+    ) -> AuthOutcome {
+        if header.exchange != ExchangeType::IkeAuth || header.response {
+            return AuthOutcome::Stay(self);
+        }
+        if matches!(self.stage, Stage::Init { .. }) {
+            self.keyed(local, remote, cx);
+        }
+        let mut channel = match std::mem::replace(&mut self.stage, Stage::Broken) {
+            Stage::Keyed(channel) => channel,
+            other => {
+                self.stage = other;
+                return AuthOutcome::Stay(self);
+            }
+        };
+        let incoming = channel.receive(header, datagram, local, remote, cx);
+        let Incoming::Request(ExchangeType::IkeAuth, payloads) = incoming else {
+            self.stage = Stage::Keyed(channel);
+            return AuthOutcome::Stay(self);
+        };
+        // Who sent this has the keys, so this is where it is, whatever came to our SPI before.
+        channel.path.local = local;
+        channel.path.remote = remote;
+        let identity = payloads.as_ref().ok().and_then(|payloads| payloads.id_initiator().ok()?.identity());
+        let payloads = match payloads {
+            Ok(payloads) => payloads,
+            Err(error) => {
+                let refusal = Refusal { notify: error.notify(), error: failure::invalid(IKE_AUTH, error), peer: None };
+                return refuse(*channel, identity, refusal, remote, cx);
+            }
+        };
+        match self.authenticate(&payloads, &mut channel, find, cx) {
+            Ok(accepted) => self.accept(&payloads, *channel, accepted, cx),
+            Err(refusal) => refuse(*channel, identity, *refusal, remote, cx),
+        }
+    }
+
+    /// Who the peer is, and that it is.
+    fn authenticate(
+        &self,
+        payloads: &Payloads,
+        channel: &mut Channel,
+        find: &Find<'_>,
+        cx: &Context<'_>,
+    ) -> Result<Accepted, Box<Refusal>> {
+        let malformed = |error: crate::wire::InvalidMessage| Refusal {
+            notify: error.notify(),
+            error: failure::invalid(IKE_AUTH, error),
+            peer: None,
+        };
+        let id = payloads.id_initiator().map_err(malformed)?;
+        let ours = payloads.id_responder().ok().and_then(Id::identity);
+        let Some(profile) = id.identity().and_then(|identity| find(&identity, ours.as_ref())) else {
+            let detail = match (id.identity(), ours) {
+                (Some(identity), Some(ours)) => {
+                    format!("{identity} asks for {ours}; no peer with this remote_id and local_id is configured here")
+                }
+                (Some(identity), None) => format!("{identity} is the remote_id of no peer configured here"),
+                (None, _) => format!("an identity of type {} cannot be configured here", id.kind),
+            };
+            return Err(Refusal::authentication(
+                PeerError::new(IKE_AUTH, PeerErrorKind::UnknownIdentity, detail),
+                None,
+            ));
+        };
+        let name = profile.config.name.clone();
+        let refused = |error: PeerError| Refusal::authentication(error, Some(name.clone()));
+        // IKE_SA_INIT was answered by what any peer may use; now it is known which.
+        if !profile.config.ike_proposals.iter().any(|proposal| proposal.allows(self.suite)) {
+            let error = failure::no_ike_proposal(&profile.config.ike_proposals);
+            let notify = Notify::new(NotifyType::NoProposalChosen);
+            return Err(Box::new(Refusal { notify, error, peer: Some(name) }));
+        }
+        let authentication = payloads.authentication().map_err(|_| {
+            let detail = "the peer sent no AUTH: it wants EAP, which is not supported; configure a pre-shared key or certificates there";
+            refused(PeerError::new(IKE_AUTH, PeerErrorKind::AuthenticationFailed, detail.to_owned()))
+        })?;
+        let certificates: Vec<Certificate> = payloads.certificates().cloned().collect();
+        let octets = self.secured.initiator_octets(&channel.keys, id);
+        let presented = Presented { id, certificates: &certificates, authentication };
+        let proof = profile
+            .auth
+            .verify(&profile.config.remote_id, presented, &octets, cx.env.unix_time())
+            .map_err(|error| refused(failure::auth(&error)))?;
+        let our_id = Id::from(&profile.config.local_id);
+        let octets = self.secured.responder_octets(&channel.keys, &our_id);
+        let authentication = profile
+            .auth
+            .prove(&octets, self.secured.hashes.as_deref())
+            .map_err(|error| refused(failure::auth(&error)))?;
+        channel.timing = profile.config.timing;
+        let answer = [Payload::IdResponder(our_id)]
+            .into_iter()
+            .chain(profile.auth.certificates().iter().cloned().map(Payload::Certificate))
+            .chain([Payload::Authentication(authentication)])
+            .collect();
+        Ok(Accepted { profile, proof: proof.to_string(), answer })
+    }
+
+    fn accept(
+        self,
+        payloads: &Payloads,
+        mut channel: Channel,
+        accepted: Accepted,
+        cx: &mut Context<'_>,
+    ) -> AuthOutcome {
+        let Accepted { profile, proof, mut answer } = accepted;
+        let child = match child(payloads, &self.secured, &channel, &profile, cx) {
+            Ok((child, chosen)) => {
+                answer.extend(chosen);
+                Ok(child)
+            }
+            Err((error, notify)) => {
+                // RFC 7296 1.2: the IKE SA is made nevertheless.
+                answer.push_notify(notify);
+                Err(error)
+            }
+        };
+        channel.respond(ExchangeType::IkeAuth, &answer, cx);
+        let details = IkeDetails {
+            proposal: self.suite.to_string(),
+            authentication: proof,
+            nat_local: channel.path.nat_local,
+            nat_remote: channel.path.nat_remote,
+        };
+        let initial_contact = payloads.notify(NotifyType::InitialContact).is_some();
+        let sa = Box::new(IkeSa::new(channel, profile, details, Begun::ByPeer(self.begun), cx));
+        AuthOutcome::Up { sa, child, initial_contact }
+    }
+}
+
+#[derive(Debug)]
+struct Accepted {
+    profile: Arc<Profile>,
+    proof: String,
+    answer: Payloads,
+}
+
+#[derive(Debug)]
+struct Refusal {
+    notify: Notify,
+    error: PeerError,
+    peer: Option<PeerName>,
+}
+
+impl Refusal {
+    fn authentication(error: PeerError, peer: Option<PeerName>) -> Box<Self> {
+        Box::new(Self { notify: Notify::new(NotifyType::AuthenticationFailed), error, peer })
+    }
+}
+
+/// What becomes of a [`HalfOpen`].
+#[derive(Debug)]
+pub(crate) enum AuthOutcome {
+    /// It goes on.
+    Stay(Box<HalfOpen>),
+    /// The peer is one of ours, and knows it.
+    Up {
+        /// The IKE SA.
+        sa: Box<IkeSa>,
+        /// Its CHILD_SA, or why there is none.
+        child: Result<ChildSa, PeerError>,
+        /// The peer has nothing else with us.
+        initial_contact: bool,
+    },
+    /// It is not, and was told.
+    Refused {
+        /// The peer that it said it was, if there is one.
+        peer: Option<PeerName>,
+        /// Who it said it was.
+        identity: Option<Identity>,
+        /// Where from.
+        from: SocketAddr,
+        /// Why.
+        error: PeerError,
+        /// The answer, in case it is lost.
+        answered: Option<Answered>,
+    },
+}
+
+fn refuse(
+    mut channel: Channel,
+    identity: Option<Identity>,
+    refusal: Refusal,
+    from: SocketAddr,
+    cx: &mut Context<'_>,
+) -> AuthOutcome {
+    let Refusal { notify, error, peer } = refusal;
+    channel.respond(ExchangeType::IkeAuth, &Payloads::from(vec![Payload::Notify(notify)]), cx);
+    AuthOutcome::Refused { peer, identity, from, error, answered: channel.into_answered() }
+}
+
+/// The CHILD_SA of IKE_AUTH and the payloads that tell of it; or why there is none, and the notification that tells that.
+fn child(
+    payloads: &Payloads,
+    secured: &Secured,
+    channel: &Channel,
+    profile: &Profile,
+    cx: &mut Context<'_>,
+) -> Result<(ChildSa, [Payload; 3]), (PeerError, Notify)> {
+    let config = &profile.config;
+    let malformed = |error: crate::wire::InvalidMessage| (failure::invalid(IKE_AUTH, error), error.notify());
+    let offers = payloads.proposals().map_err(malformed)?;
+    let remote = payloads.selectors_initiator().map_err(malformed)?;
+    let local = payloads.selectors_responder().map_err(malformed)?;
+    let chosen = negotiate::choose_esp(offers, &config.child.proposals, ChildKeyExchange::Ignored)
+        .ok_or_else(|| (failure::no_esp_proposal(IKE_AUTH, config), Notify::new(NotifyType::NoProposalChosen)))?;
+    let selectors = negotiate::narrow(&config.child, local, remote)
+        .ok_or_else(|| (failure::no_selectors(IKE_AUTH, config), Notify::new(NotifyType::TsUnacceptable)))?;
+    let inbound = Reserved::new(profile, channel, cx)
+        .ok_or_else(|| (failure::no_spi(IKE_AUTH), Notify::new(NotifyType::NoProposalChosen)))?;
+    let answer = [
+        Payload::SecurityAssociation(vec![chosen.answer(inbound.spi)]),
+        Payload::TrafficSelectorsInitiator(selectors.remote.clone()),
+        Payload::TrafficSelectorsResponder(selectors.local.clone()),
+    ];
+    let keys = channel.keys.child(chosen.suite.aead, secured.nonces(), None);
+    let terms = Terms { outbound_spi: chosen.child_spi(), suite: chosen.suite, selectors, keys };
+    Ok((terms.into_sa(inbound, false, channel), answer))
+}
+
+/// An answer in clear.
+pub(crate) fn reply(request: &Header, responder_spi: u64, payloads: Payloads) -> Message {
+    let header = Header { responder_spi, from_initiator: false, response: true, ..*request };
+    Message { header, payloads }
+}

@@ -1,0 +1,147 @@
+//! Deadlines: a table of them for each owner, and a queue of the owners' next ones.
+
+use std::collections::{BTreeSet, HashMap};
+use std::hash::Hash;
+
+use crate::time::Instant;
+
+/// What an IKE SA waits for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Timer {
+    /// The answer to our request.
+    Retransmit,
+    /// The peer has been silent for long (RFC 7296 2.4).
+    Liveness,
+    /// We have been silent for long behind a NAT (RFC 3948 4).
+    Keepalive,
+    /// The IKE SA has become old.
+    Renew,
+    /// What the peer should have deleted is still there.
+    Tidy,
+    /// The end of something that must not last: a half-open IKE SA, a grave.
+    Expire,
+}
+
+const TIMERS: [Timer; 6] =
+    [Timer::Retransmit, Timer::Liveness, Timer::Keepalive, Timer::Renew, Timer::Tidy, Timer::Expire];
+
+/// A deadline for each [`Timer`] that is set.
+#[derive(Debug, Default)]
+pub(crate) struct Timers([Option<Instant>; TIMERS.len()]);
+
+impl Timers {
+    /// Sets a timer, or sets it anew.
+    pub(crate) fn set(&mut self, timer: Timer, at: Instant) {
+        if let Some(slot) = self.0.get_mut(timer as usize) {
+            *slot = Some(at);
+        }
+    }
+
+    /// Stops a timer.
+    pub(crate) fn stop(&mut self, timer: Timer) {
+        if let Some(slot) = self.0.get_mut(timer as usize) {
+            *slot = None;
+        }
+    }
+
+    /// When a timer goes off.
+    pub(crate) fn get(&self, timer: Timer) -> Option<Instant> {
+        self.0.get(timer as usize).copied().flatten()
+    }
+
+    /// The earliest deadline.
+    pub(crate) fn next(&self) -> Option<Instant> {
+        self.0.iter().flatten().min().copied()
+    }
+
+    /// A timer that has gone off, which stops it.
+    pub(crate) fn expired(&mut self, now: Instant) -> Option<Timer> {
+        let timer = TIMERS.into_iter().find(|&timer| self.get(timer).is_some_and(|at| at <= now))?;
+        self.stop(timer);
+        Some(timer)
+    }
+}
+
+/// The next deadline of each of many owners, earliest first.
+#[derive(Debug)]
+pub(crate) struct Deadlines<O> {
+    queue: BTreeSet<(Instant, O)>,
+    of: HashMap<O, Instant>,
+}
+
+impl<O: Clone + Ord + Hash> Deadlines<O> {
+    /// None.
+    pub(crate) fn new() -> Self {
+        Self { queue: BTreeSet::new(), of: HashMap::new() }
+    }
+
+    /// Sets the owner's next deadline, or that it has none.
+    pub(crate) fn set(&mut self, owner: O, at: Option<Instant>) {
+        let before = match at {
+            Some(at) => self.of.insert(owner.clone(), at),
+            None => self.of.remove(&owner),
+        };
+        if before == at {
+            return;
+        }
+        if let Some(before) = before {
+            self.queue.remove(&(before, owner.clone()));
+        }
+        if let Some(at) = at {
+            self.queue.insert((at, owner));
+        }
+    }
+
+    /// The earliest deadline of all.
+    pub(crate) fn next(&self) -> Option<Instant> {
+        self.queue.first().map(|(at, _)| *at)
+    }
+
+    /// An owner whose deadline has come, which takes it off.
+    pub(crate) fn due(&mut self, now: Instant) -> Option<O> {
+        if self.next()? > now {
+            return None;
+        }
+        let (_, owner) = self.queue.pop_first()?;
+        self.of.remove(&owner);
+        Some(owner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    fn at(seconds: u64) -> Instant {
+        Instant::new(Duration::from_secs(seconds))
+    }
+
+    #[test]
+    fn a_timer_goes_off_once_and_not_early() {
+        let mut timers = Timers::default();
+        timers.set(Timer::Liveness, at(4));
+        timers.set(Timer::Retransmit, at(2));
+        assert_eq!(timers.next(), Some(at(2)));
+        assert_eq!(timers.expired(at(1)), None);
+        assert_eq!(timers.expired(at(5)), Some(Timer::Retransmit));
+        assert_eq!(timers.expired(at(5)), Some(Timer::Liveness));
+        assert_eq!(timers.expired(at(5)), None);
+        assert_eq!(timers.next(), None);
+    }
+
+    #[test]
+    fn owners_come_due_in_order_and_a_moved_deadline_counts_once() {
+        let mut deadlines = Deadlines::new();
+        deadlines.set("a", Some(at(5)));
+        deadlines.set("b", Some(at(3)));
+        deadlines.set("a", Some(at(1)));
+        deadlines.set("c", Some(at(2)));
+        deadlines.set("c", None);
+        assert_eq!(deadlines.next(), Some(at(1)));
+        assert_eq!(deadlines.due(at(9)), Some("a"));
+        assert_eq!(deadlines.due(at(9)), Some("b"));
+        assert_eq!(deadlines.due(at(9)), None);
+    }
+}

@@ -1,0 +1,108 @@
+//! A model of what the owner does in the kernel. It carries out events to the letter and refuses those that do not fit.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use edge_ike::{ChildId, ChildSa, Event, OutboundSwitch, PeerName, Secret};
+
+/// What an ESP packet carries in this model.
+#[derive(Debug, Clone)]
+pub struct Esp {
+    pub spi: u32,
+    pub key: Secret,
+}
+
+#[derive(Debug, Default)]
+pub struct Tunnel {
+    pub inbound: BTreeMap<ChildId, Arc<ChildSa>>,
+    pub outbound: Option<Arc<ChildSa>>,
+}
+
+#[derive(Debug, Default)]
+pub struct Kernel {
+    pub tunnels: BTreeMap<PeerName, Tunnel>,
+    /// Where ESP of a CHILD_SA goes now.
+    pub remotes: BTreeMap<ChildId, SocketAddr>,
+    pub reserved: BTreeSet<u32>,
+    pub ike_sas: BTreeSet<(PeerName, edge_ike::IkeId)>,
+    next_spi: u32,
+}
+
+impl Kernel {
+    pub fn reserve(&mut self) -> u32 {
+        self.next_spi += 1;
+        let spi = 0x1000 + self.next_spi;
+        self.reserved.insert(spi);
+        spi
+    }
+
+    pub fn release(&mut self, spi: u32) {
+        assert!(self.reserved.remove(&spi), "released an SPI that is not reserved: {spi:x}");
+    }
+
+    pub fn carry_out(&mut self, event: &Event) {
+        match event {
+            Event::ChildUp { peer, child, replaces } => {
+                self.install_inbound(peer, child);
+                let tunnel = self.tunnels.get_mut(peer).unwrap();
+                assert_eq!(tunnel.outbound.as_ref().map(|sa| sa.id), *replaces, "ChildUp replaces what is sent with");
+                tunnel.outbound = Some(Arc::clone(child));
+            }
+            Event::ChildRekeyed { peer, old, new, switch } => {
+                self.install_inbound(peer, new);
+                let tunnel = self.tunnels.get_mut(peer).unwrap();
+                if *switch == OutboundSwitch::Now {
+                    assert_eq!(tunnel.outbound.as_ref().map(|sa| sa.id), Some(*old), "switched from what is sent with");
+                    tunnel.outbound = Some(Arc::clone(new));
+                }
+            }
+            Event::OutboundSwitch { peer, old, new } => {
+                let tunnel = self.tunnels.get_mut(peer).unwrap();
+                assert_eq!(tunnel.outbound.as_ref().map(|sa| sa.id), Some(*old), "switched from what is sent with");
+                assert!(tunnel.inbound.contains_key(&new.id), "switched to what was installed before");
+                tunnel.outbound = Some(Arc::clone(new));
+            }
+            Event::ChildDown { peer, child, .. } => {
+                let tunnel = self.tunnels.get_mut(peer).unwrap();
+                assert!(tunnel.inbound.remove(child).is_some(), "only what is there goes");
+                self.remotes.remove(child);
+                if tunnel.outbound.as_ref().is_some_and(|sa| sa.id == *child) {
+                    tunnel.outbound = None;
+                }
+            }
+            Event::PeerMoved { children, remote, .. } => {
+                for child in children {
+                    assert!(self.remotes.insert(*child, *remote).is_some(), "only what is there moves");
+                }
+            }
+            Event::IkeUp { peer, ike, .. } => {
+                assert!(self.ike_sas.insert((peer.clone(), *ike)), "an IKE SA comes up once");
+            }
+            Event::IkeDown { peer, ike, .. } | Event::IkeReplaced { peer, old: ike, .. } => {
+                assert!(self.ike_sas.remove(&(peer.clone(), *ike)), "only an IKE SA that is up goes, once");
+            }
+            Event::PeerFailed { .. } | Event::Refused { .. } => {}
+        }
+    }
+
+    fn install_inbound(&mut self, peer: &PeerName, sa: &Arc<ChildSa>) {
+        assert!(self.reserved.remove(&sa.inbound_spi), "the SPI was reserved");
+        assert_eq!(sa.id, ChildId(sa.inbound_spi));
+        self.remotes.insert(sa.id, sa.remote);
+        let before = self.tunnels.entry(peer.clone()).or_default().inbound.insert(sa.id, Arc::clone(sa));
+        assert!(before.is_none(), "an inbound SA is installed once");
+    }
+
+    /// What is sent to a peer now, and where to.
+    pub fn encrypt(&self, peer: &PeerName) -> Option<(Esp, SocketAddr)> {
+        let sa = self.tunnels.get(peer)?.outbound.as_ref()?;
+        Some((Esp { spi: sa.outbound_spi, key: sa.outbound_key.clone() }, self.remotes[&sa.id]))
+    }
+
+    /// Whether this node can decrypt it.
+    pub fn decrypts(&self, esp: &Esp) -> bool {
+        let mut inbound = self.tunnels.values().flat_map(|tunnel| tunnel.inbound.values());
+        inbound.any(|sa| sa.inbound_spi == esp.spi && sa.inbound_key == esp.key)
+    }
+}

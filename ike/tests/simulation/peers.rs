@@ -1,0 +1,124 @@
+//! Configurations for the tests.
+
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+
+use edge_ike::config::{Aead, EspProposal, Group, IkeProposal, Prf, Timing};
+use edge_ike::{Auth, ChildConfig, Identity, PeerConfig, PeerName, Secret};
+
+use crate::world::{Nat, Weather, World};
+
+pub const SECOND: Duration = Duration::from_secs(1);
+
+pub fn name(text: &str) -> PeerName {
+    PeerName::new(text)
+}
+
+/// A peer as one of our own nodes would configure it.
+pub fn peer(us: &str, them: &str, remotes: &[&str]) -> PeerConfig {
+    let everything = vec!["0.0.0.0/0".parse().unwrap(), "::/0".parse().unwrap()];
+    PeerConfig {
+        name: name(them),
+        local: None,
+        remotes: remotes.iter().map(|ip| SocketAddr::new(ip.parse::<IpAddr>().unwrap(), 500)).collect(),
+        local_id: Identity::Fqdn(us.to_owned()),
+        remote_id: Identity::Fqdn(them.to_owned()),
+        auth: Auth::Psk(Secret::new(b"correct horse battery staple".to_vec())),
+        ike_proposals: vec![IkeProposal {
+            aeads: vec![Aead::Aes256Gcm16, Aead::ChaCha20Poly1305],
+            prfs: vec![Prf::HmacSha256],
+            groups: vec![Group::X25519, Group::P256],
+        }],
+        child: ChildConfig {
+            proposals: vec![EspProposal { aeads: vec![Aead::Aes256Gcm16], groups: Vec::new(), esn: true }],
+            local: everything.clone(),
+            remote: everything,
+        },
+        initiate: true,
+        force_encapsulation: true,
+        keep_existing: false,
+        timing: Timing::default(),
+    }
+}
+
+/// Two nodes, `a` and `b`, which is the larger identity.
+pub struct Pair {
+    pub world: World,
+    pub a: usize,
+    pub b: usize,
+    pub a_name: PeerName,
+    pub b_name: PeerName,
+    pub a_config: PeerConfig,
+    pub b_config: PeerConfig,
+}
+
+impl Pair {
+    pub fn new(seed: u64, weather: Weather) -> Self {
+        Self::with_nats(seed, weather, None, None)
+    }
+
+    pub fn with_nats(seed: u64, weather: Weather, a_nat: Option<Nat>, b_nat: Option<Nat>) -> Self {
+        let mut world = World::new(seed, weather);
+        let a_at = a_nat.as_ref().map_or("10.0.0.1".to_owned(), |nat| nat.public.to_string());
+        let b_at = b_nat.as_ref().map_or("10.0.0.2".to_owned(), |nat| nat.public.to_string());
+        let a = world.add("10.0.0.1", a_nat);
+        let b = world.add("10.0.0.2", b_nat);
+        Self {
+            world,
+            a,
+            b,
+            a_name: name("a.example"),
+            b_name: name("b.example"),
+            a_config: peer("a.example", "b.example", &[&b_at]),
+            b_config: peer("b.example", "a.example", &[&a_at]),
+        }
+    }
+
+    /// Only `a` begins.
+    pub fn one_sided(mut self) -> Self {
+        self.b_config.initiate = false;
+        self
+    }
+
+    /// Changes both configurations.
+    pub fn both(mut self, change: impl Fn(&mut PeerConfig)) -> Self {
+        change(&mut self.a_config);
+        change(&mut self.b_config);
+        self
+    }
+
+    pub fn start_a(&mut self) {
+        let config = self.a_config.clone();
+        self.world.call(self.a, |endpoint, now, env| endpoint.set_peer(config, now, env)).unwrap();
+    }
+
+    pub fn start_b(&mut self) {
+        let config = self.b_config.clone();
+        self.world.call(self.b, |endpoint, now, env| endpoint.set_peer(config, now, env)).unwrap();
+    }
+
+    /// Both get the other as a peer, `b` first.
+    pub fn start(&mut self) {
+        self.start_b();
+        self.start_a();
+    }
+
+    /// Time passes with traffic both ways; from the first packet of a direction on, every one has to arrive.
+    pub fn traffic(&mut self, time: Duration) {
+        self.world.watch = true;
+        let (a_name, b_name) = (self.a_name.clone(), self.b_name.clone());
+        self.world.run_with_traffic(time, (self.a, &a_name), (self.b, &b_name));
+    }
+
+    /// Both ends have exactly one another, and agree.
+    pub fn assert_connected(&self) {
+        let (a, b) = (&self.world.nodes[self.a].host.kernel, &self.world.nodes[self.b].host.kernel);
+        let a_out = a.tunnels[&self.b_name].outbound.as_ref().expect("a sends");
+        let b_out = b.tunnels[&self.a_name].outbound.as_ref().expect("b sends");
+        assert_eq!(a_out.outbound_spi, b_out.inbound_spi);
+        assert_eq!(b_out.outbound_spi, a_out.inbound_spi);
+        assert!(a_out.outbound_key == b_out.inbound_key && b_out.outbound_key == a_out.inbound_key);
+        assert_eq!((a.ike_sas.len(), b.ike_sas.len()), (1, 1));
+        self.world.assert_tidy();
+    }
+}

@@ -1,0 +1,400 @@
+//! Many endpoints, one clock, one thread: datagrams are delayed, lost, doubled, reordered and translated, all from one seed.
+
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+
+use edge_ike::{Endpoint, EndpointConfig, Environment, Event, Instant, PeerName};
+
+use crate::kernel::{Esp, Kernel};
+
+/// SplitMix64.
+#[derive(Debug, Clone)]
+pub struct Random(pub u64);
+
+impl Random {
+    pub fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    /// Below `limit`.
+    pub fn below(&mut self, limit: u64) -> u64 {
+        self.next() % limit
+    }
+
+    /// True in `percent` of 100 cases.
+    pub fn chance(&mut self, percent: u64) -> bool {
+        self.below(100) < percent
+    }
+}
+
+/// How bad the network is.
+#[derive(Debug, Clone, Copy)]
+pub struct Weather {
+    pub delay_min: Duration,
+    pub delay_max: Duration,
+    pub loss_percent: u64,
+    pub double_percent: u64,
+}
+
+impl Weather {
+    pub const FAIR: Self = Self {
+        delay_min: Duration::from_millis(5),
+        delay_max: Duration::from_millis(5),
+        loss_percent: 0,
+        double_percent: 0,
+    };
+    /// Delays that reorder, but nothing is lost.
+    pub const WINDY: Self = Self {
+        delay_min: Duration::from_millis(1),
+        delay_max: Duration::from_millis(120),
+        loss_percent: 0,
+        double_percent: 10,
+    };
+    pub const STORM: Self = Self {
+        delay_min: Duration::from_millis(1),
+        delay_max: Duration::from_millis(120),
+        loss_percent: 15,
+        double_percent: 10,
+    };
+}
+
+/// What a node gives its endpoint.
+#[derive(Debug)]
+pub struct Host {
+    pub kernel: Kernel,
+    pub address: IpAddr,
+    pub unix_time: u64,
+    random: Random,
+}
+
+impl Environment for Host {
+    fn fill_random(&mut self, bytes: &mut [u8]) {
+        for byte in bytes {
+            *byte = self.random.next().to_be_bytes()[0];
+        }
+    }
+
+    fn unix_time(&self) -> u64 {
+        self.unix_time
+    }
+
+    fn allocate_spi(&mut self, _peer: &PeerName, local: IpAddr, _remote: IpAddr) -> Option<u32> {
+        assert!(!local.is_unspecified());
+        Some(self.kernel.reserve())
+    }
+
+    fn release_spi(&mut self, _peer: &PeerName, _local: IpAddr, spi: u32) {
+        self.kernel.release(spi);
+    }
+
+    fn source_address(&mut self, _remote: IpAddr) -> Option<IpAddr> {
+        Some(self.address)
+    }
+}
+
+/// A NAT with one host behind it: mappings do not depend on the other end.
+#[derive(Debug)]
+pub struct Nat {
+    pub public: IpAddr,
+    next_port: u16,
+    ports: BTreeMap<u16, u16>,
+}
+
+impl Nat {
+    pub fn new(public: &str) -> Self {
+        Self { public: public.parse().unwrap(), next_port: 20_000, ports: BTreeMap::new() }
+    }
+
+    /// Forgets all mappings.
+    pub fn rebind(&mut self) {
+        self.ports.clear();
+    }
+
+    fn outwards(&mut self, port: u16) -> SocketAddr {
+        let next = &mut self.next_port;
+        let port = *self.ports.entry(port).or_insert_with(|| {
+            *next += 1;
+            *next
+        });
+        SocketAddr::new(self.public, port)
+    }
+
+    fn inwards(&self, port: u16) -> Option<u16> {
+        self.ports.iter().find(|(_, outer)| **outer == port).map(|(inner, _)| *inner)
+    }
+}
+
+#[derive(Debug)]
+pub struct Node {
+    pub endpoint: Endpoint,
+    pub host: Host,
+    pub nat: Option<Nat>,
+    pub events: Vec<(Duration, Event)>,
+    /// Does not take part: neither sends nor receives.
+    pub down: bool,
+}
+
+impl Node {
+    pub fn errors(&self) -> Vec<edge_ike::event::PeerErrorKind> {
+        let kind = |(_, event): &(Duration, Event)| match event {
+            Event::PeerFailed { error, .. } | Event::Refused { error, .. } => Some(error.kind),
+            _ => None,
+        };
+        self.events.iter().filter_map(kind).collect()
+    }
+}
+
+#[derive(Debug, Clone)]
+enum Payload {
+    Ike(Vec<u8>),
+    Esp(Esp, (usize, usize)),
+}
+
+#[derive(Debug, Clone)]
+struct Packet {
+    from: SocketAddr,
+    to: SocketAddr,
+    payload: Payload,
+}
+
+/// Who wants to see (and change, or swallow) every IKE datagram on the wire.
+type Tap = Box<dyn FnMut(SocketAddr, SocketAddr, &mut Vec<u8>) -> bool>;
+
+pub struct World {
+    pub now: Duration,
+    pub nodes: Vec<Node>,
+    pub weather: Weather,
+    pub random: Random,
+    /// What has once worked, from node to node, and is watched from then on.
+    pub working: BTreeSet<(usize, usize)>,
+    pub watch: bool,
+    pub esp_sent: u64,
+    pub esp_arrived: u64,
+    pub esp_lost_by_network: u64,
+    /// Every IKE datagram that was sent.
+    pub wire: Vec<(SocketAddr, SocketAddr, Vec<u8>)>,
+    pub tap: Option<Tap>,
+    /// Directed pairs of hosts between which nothing passes.
+    pub cut: BTreeSet<(usize, usize)>,
+    sequence: u64,
+    flying: BinaryHeap<Reverse<(Duration, u64)>>,
+    packets: BTreeMap<u64, Packet>,
+}
+
+impl World {
+    pub fn new(seed: u64, weather: Weather) -> Self {
+        Self {
+            now: Duration::from_secs(1000),
+            nodes: Vec::new(),
+            weather,
+            random: Random(seed),
+            working: BTreeSet::new(),
+            watch: false,
+            esp_sent: 0,
+            esp_arrived: 0,
+            esp_lost_by_network: 0,
+            wire: Vec::new(),
+            tap: None,
+            cut: BTreeSet::new(),
+            sequence: 0,
+            flying: BinaryHeap::new(),
+            packets: BTreeMap::new(),
+        }
+    }
+
+    pub fn instant(&self) -> Instant {
+        Instant::new(self.now)
+    }
+
+    pub fn add(&mut self, address: &str, nat: Option<Nat>) -> usize {
+        self.add_with(address, nat, EndpointConfig::default())
+    }
+
+    pub fn add_with(&mut self, address: &str, nat: Option<Nat>, config: EndpointConfig) -> usize {
+        let random = Random(self.random.next());
+        let host =
+            Host { kernel: Kernel::default(), address: address.parse().unwrap(), unix_time: 1_800_000_000, random };
+        self.nodes.push(Node { endpoint: Endpoint::new(config), host, nat, events: Vec::new(), down: false });
+        self.nodes.len() - 1
+    }
+
+    /// Calls into an endpoint and carries out what comes of it.
+    pub fn call<R>(&mut self, node: usize, call: impl FnOnce(&mut Endpoint, Instant, &mut dyn Environment) -> R) -> R {
+        let now = self.instant();
+        let Node { endpoint, host, .. } = &mut self.nodes[node];
+        let result = call(endpoint, now, host);
+        self.drain(node);
+        result
+    }
+
+    fn drain(&mut self, node: usize) {
+        let now = self.now;
+        while let Some(event) = self.nodes[node].endpoint.poll_event() {
+            let this = &mut self.nodes[node];
+            this.host.kernel.carry_out(&event);
+            this.events.push((now, event));
+        }
+        while let Some(transmit) = self.nodes[node].endpoint.poll_transmit() {
+            assert_eq!(transmit.local.ip(), self.nodes[node].host.address, "sent from an address of the host");
+            self.send(node, transmit.local.port(), transmit.remote, Payload::Ike(transmit.payload));
+        }
+    }
+
+    fn send(&mut self, node: usize, port: u16, to: SocketAddr, payload: Payload) {
+        if self.nodes[node].down {
+            return;
+        }
+        let address = self.nodes[node].host.address;
+        let from = match &mut self.nodes[node].nat {
+            Some(nat) => nat.outwards(port),
+            None => SocketAddr::new(address, port),
+        };
+        let mut payload = payload;
+        if let Payload::Ike(octets) = &mut payload {
+            self.wire.push((from, to, octets.clone()));
+            if let Some(tap) = &mut self.tap
+                && !tap(from, to, octets)
+            {
+                return;
+            }
+        }
+        self.fly(Packet { from, to, payload });
+    }
+
+    /// Puts a forged datagram onto the wire.
+    pub fn inject(&mut self, from: SocketAddr, to: SocketAddr, octets: Vec<u8>) {
+        self.fly(Packet { from, to, payload: Payload::Ike(octets) });
+    }
+
+    fn fly(&mut self, packet: Packet) {
+        let copies = if self.random.chance(self.weather.double_percent) { 2 } else { 1 };
+        for _ in 0..copies {
+            if self.random.chance(self.weather.loss_percent) {
+                self.esp_lost_by_network += u64::from(matches!(packet.payload, Payload::Esp(..)));
+                continue;
+            }
+            let spread = (self.weather.delay_max - self.weather.delay_min).as_micros() as u64;
+            let delay = self.weather.delay_min + Duration::from_micros(self.random.below(spread + 1));
+            self.sequence += 1;
+            self.flying.push(Reverse((self.now + delay, self.sequence)));
+            self.packets.insert(self.sequence, packet.clone());
+        }
+    }
+
+    fn land(&mut self, packet: Packet) {
+        let Packet { from, to, payload } = packet;
+        let place = self.nodes.iter().position(|node| match &node.nat {
+            Some(nat) => nat.public == to.ip(),
+            None => node.host.address == to.ip(),
+        });
+        let Some(node) = place.filter(|node| !self.nodes[*node].down) else {
+            return;
+        };
+        let sender = self.nodes.iter().position(|node| match &node.nat {
+            Some(nat) => nat.public == from.ip(),
+            None => node.host.address == from.ip(),
+        });
+        if sender.is_some_and(|sender| self.cut.contains(&(sender, node))) {
+            return;
+        }
+        let port = match &self.nodes[node].nat {
+            Some(nat) => match nat.inwards(to.port()) {
+                Some(port) => port,
+                None => return,
+            },
+            None => to.port(),
+        };
+        let local = SocketAddr::new(self.nodes[node].host.address, port);
+        match payload {
+            Payload::Ike(octets) => {
+                self.call(node, |endpoint, now, env| endpoint.handle(&octets, local, from, now, env));
+            }
+            Payload::Esp(esp, way) => {
+                if self.nodes[node].host.kernel.decrypts(&esp) {
+                    self.esp_arrived += 1;
+                    self.working.insert(way);
+                } else if self.watch && self.working.contains(&way) {
+                    panic!("at {:?}: ESP {:x} from node {} to node {} finds no SA", self.now, esp.spi, way.0, way.1);
+                }
+            }
+        }
+    }
+
+    /// Sends one ESP packet each way between two nodes.
+    pub fn esp(&mut self, a: (usize, &PeerName), b: (usize, &PeerName)) {
+        for ((from, _), (to, peer)) in [(b, (a.0, a.1)), (a, (b.0, b.1))].map(|(from, to)| (from, to)) {
+            match self.nodes[from].host.kernel.encrypt(peer) {
+                Some((esp, remote)) => {
+                    self.esp_sent += 1;
+                    self.send(from, 4500, remote, Payload::Esp(esp, (from, to)));
+                }
+                None if self.watch && self.working.contains(&(from, to)) => {
+                    panic!("at {:?}: node {from} has nothing to send with to node {to}", self.now);
+                }
+                None => {}
+            }
+        }
+    }
+
+    /// The next moment at which something happens.
+    fn next(&self) -> Option<Duration> {
+        let timers = self.nodes.iter().filter(|node| !node.down).filter_map(|node| node.endpoint.poll_timeout());
+        let timers = timers.map(Instant::since_start);
+        timers.chain(self.flying.peek().map(|Reverse((at, _))| *at)).min()
+    }
+
+    /// Runs until `until`.
+    pub fn run_until(&mut self, until: Duration) {
+        while let Some(next) = self.next().filter(|next| *next <= until) {
+            self.now = self.now.max(next);
+            if let Some(Reverse((at, sequence))) = self.flying.peek().copied()
+                && at <= self.now
+            {
+                self.flying.pop();
+                let packet = self.packets.remove(&sequence).unwrap();
+                self.land(packet);
+                continue;
+            }
+            for node in 0..self.nodes.len() {
+                let due = self.nodes[node].endpoint.poll_timeout().is_some_and(|at| at.since_start() <= self.now);
+                if due && !self.nodes[node].down {
+                    self.call(node, |endpoint, now, env| endpoint.handle_timeout(now, env));
+                }
+            }
+        }
+        self.now = until;
+    }
+
+    pub fn run_for(&mut self, time: Duration) {
+        self.run_until(self.now + time);
+    }
+
+    /// Runs while ESP goes both ways between two nodes every few milliseconds.
+    pub fn run_with_traffic(&mut self, time: Duration, a: (usize, &PeerName), b: (usize, &PeerName)) {
+        let end = self.now + time;
+        while self.now < end {
+            self.esp(a, b);
+            let step = Duration::from_micros(2_000 + self.random.below(8_000));
+            self.run_until((self.now + step).min(end));
+        }
+    }
+
+    /// Nothing is left that should have gone: reserved SPIs, IKE SAs beyond one for each peer, CHILD_SAs beyond one.
+    pub fn assert_tidy(&self) {
+        for (index, node) in self.nodes.iter().enumerate().filter(|(_, node)| !node.down) {
+            assert!(node.host.kernel.reserved.is_empty(), "node {index} has reserved SPIs left");
+            for (peer, tunnel) in &node.host.kernel.tunnels {
+                assert!(tunnel.inbound.len() <= 1, "node {index} has several inbound SAs of {peer}: {tunnel:?}");
+                assert_eq!(tunnel.inbound.len(), usize::from(tunnel.outbound.is_some()));
+                let ike = node.host.kernel.ike_sas.iter().filter(|(name, _)| name == peer).count();
+                assert!(ike <= 1, "node {index} has {ike} IKE SAs with {peer}");
+            }
+        }
+    }
+}
