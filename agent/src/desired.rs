@@ -37,6 +37,8 @@ pub struct Desired {
     pub remote_networks: Vec<IpNetwork>,
     /// On a cloud node: the cluster's ranges, and the hubs' addresses to route them to, likeliest first.
     pub hub_routes: Vec<HubRoute>,
+    /// On a cloud node: the cloud's networks, which the hubs front.
+    pub cloud_networks: Vec<IpNetwork>,
     /// What could not be honoured, and why.
     pub problems: Vec<String>,
 }
@@ -97,6 +99,8 @@ impl Desired {
         }
         if view.role == Role::Cloud {
             desired.hub_routes = hub_routes(view);
+            let hubs = view.peers.iter().filter(|peer| peer.role == Role::Hub);
+            desired.cloud_networks = hubs.flat_map(|hub| &hub.networks).copied().collect();
             return desired;
         }
         desired.guard = guard(view);

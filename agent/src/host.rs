@@ -1,4 +1,19 @@
-//! What the agent keeps on the host beside XFRM: routes, the bridge, one nftables table, sysctls; and what it learns of the uplinks.
+//! What the agent keeps on the host beside XFRM: the guard's device and routes, the bridge, one nftables table, sysctls; and what it learns of
+//! the uplinks. Everything is compared with what is there after each change that netlink tells of, and every few seconds.
+//!
+//! - `observed`: links, addresses and routes as the kernel has them.
+//! - `uplink`: which addresses are this machine's, and how large pods' packets may be. Pure.
+//! - `routes`: routes of ours.
+//! - `firewall`: the table `inet edge-cni`.
+//! - `sysctls`: forwarding.
+//! - [`keeper`]: the loop.
+
+pub mod firewall;
+pub mod keeper;
+mod observed;
+mod routes;
+mod sysctls;
+mod uplink;
 
 use std::net::IpAddr;
 
@@ -8,14 +23,16 @@ use serde::{Deserialize, Serialize};
 /// What there is.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HostState {
-    /// Global addresses of this machine's interfaces.
+    /// Addresses of this machine's interfaces, link-local ones left out.
     pub local_addresses: Vec<IpAddr>,
-    /// Addresses of the bridge, one a family: the source of the node's own traffic to remote pods.
+    /// Addresses of the bridge, the first of each family: the source of the node's own traffic to remote pods.
     pub bridge_addresses: Vec<IpAddr>,
     /// MTU for pods, bytes.
     pub pod_mtu: u32,
     /// Routes that the kernel should have.
     pub routes: Vec<RouteEntry>,
+    /// Whether the table `inet edge-cni` stands.
+    pub firewall: bool,
 }
 
 /// A route of ours.

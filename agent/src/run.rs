@@ -17,6 +17,7 @@ use crate::cloud::Cloud;
 use crate::config::Config;
 use crate::desired::Desired;
 use crate::host::HostState;
+use crate::host::keeper::Keeper;
 use crate::journal::Journal;
 use crate::membership::{CloudStatus, NodeSide};
 use crate::status::Status;
@@ -63,7 +64,14 @@ async fn run_node(node: NodeSide, statics: Vec<PeerConfig>, stop: CancellationTo
     let (desired_tx, desired) =
         watch::channel(Arc::new(Desired::compute(&config, &statics, node.membership.borrow().as_ref())));
     let (commands_tx, commands) = mpsc::channel(16);
+    let keeper = Keeper::new(config.clone(), journal.clone(), desired.clone(), host_tx, node.uplink.clone());
     let tunnels = start_tunnels(&node, journal.clone(), host.clone(), desired, commands)?;
+    let until = stop.clone();
+    let keeper = tokio::spawn(async move {
+        let outcome = keeper.run(until.clone()).await;
+        until.cancel();
+        outcome
+    });
 
     let answers = Answers {
         commands: commands_tx,
@@ -73,14 +81,14 @@ async fn run_node(node: NodeSide, statics: Vec<PeerConfig>, stop: CancellationTo
     };
     tokio::spawn(answers.serve(asked));
     tokio::spawn(compute(config.clone(), statics, node.membership.clone(), desired_tx));
-    let _ = host_tx;
 
     let outcome = ended(stop.clone()).await;
     stop.cancel();
     tracing::info!("ending; tunnels stay in the kernel (`edge-agent down` removes them)");
     let tunnels = tunnels.await.unwrap_or_else(|_| Err(anyhow!("the tunnels' thread ended unexpectedly")));
     let _ = std::fs::remove_file(&socket);
-    outcome.and(tunnels)
+    let keeper = keeper.await.unwrap_or_else(|_| Err(anyhow!("the keeper of routes and firewall ended unexpectedly")));
+    outcome.and(tunnels).and(keeper)
 }
 
 /// Starts the thread that owns endpoint and XFRM. What it cannot do at once is told at once.

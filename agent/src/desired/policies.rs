@@ -60,7 +60,7 @@ pub fn wanted(
         desired.tunnels.iter().filter_map(|(name, tunnel)| Some((tunnel, reqids(name)?, ends(name)))).collect();
     tunnels.sort_by_key(|(_, _, ends)| !ends.as_ref().is_some_and(|ends| ends.up));
     for (tunnel, reqid, ends) in &tunnels {
-        for policy in of_tunnel(tunnel, *reqid, ends.as_ref()) {
+        for policy in of_tunnel(tunnel, &desired.guard.cluster_ranges, *reqid, ends.as_ref()) {
             match policy {
                 Ok(policy) => match policies.entry(policy.key()) {
                     Entry::Vacant(free) => drop(free.insert(policy)),
@@ -76,12 +76,38 @@ pub fn wanted(
     (policies, problems)
 }
 
-fn of_tunnel(tunnel: &Tunnel, reqid: Reqid, ends: Option<&Ends>) -> Vec<edge_xfrm::Result<Policy>> {
-    let (local, remote) = match (&tunnel.reach, ends) {
-        (Reach::Granted { local, remote }, _) => (local, remote),
-        (Reach::Negotiated, Some(ends)) => (&ends.local_selectors, &ends.remote_selectors),
-        (Reach::Negotiated, None) => return vec![],
-    };
+/// Of packets to a peer that come neither from our segments nor from any range: below all that names its source.
+const ANY_SOURCE: u32 = 27_000;
+/// What keeps forged sources out of [`ANY_SOURCE`].
+const FORGED_SOURCE: u32 = 26_000;
+
+fn of_tunnel(
+    tunnel: &Tunnel,
+    ranges: &[IpNetwork],
+    reqid: Reqid,
+    ends: Option<&Ends>,
+) -> Vec<edge_xfrm::Result<Policy>> {
+    match (&tunnel.reach, ends) {
+        (Reach::Granted { local, remote }, _) => {
+            let mut policies = between(local, remote, reqid, ends);
+            if let Some(ends) = ends {
+                for remote in remote {
+                    policies.extend(from_elsewhere(ranges, *remote, reqid, ends));
+                }
+            }
+            policies
+        }
+        (Reach::Negotiated, Some(ends)) => between(&ends.local_selectors, &ends.remote_selectors, reqid, Some(ends)),
+        (Reach::Negotiated, None) => vec![],
+    }
+}
+
+fn between(
+    local: &[IpNetwork],
+    remote: &[IpNetwork],
+    reqid: Reqid,
+    ends: Option<&Ends>,
+) -> Vec<edge_xfrm::Result<Policy>> {
     let mut policies = Vec::new();
     for local in local {
         for remote in remote.iter().filter(|remote| remote.is_ipv4() == local.is_ipv4()) {
@@ -101,4 +127,29 @@ fn of_tunnel(tunnel: &Tunnel, reqid: Reqid, ends: Option<&Ends>) -> Vec<edge_xfr
         }
     }
     policies
+}
+
+/// A packet that was redirected to a peer's pod (a NodePort's client, a process that spoke to a service) meets XFRM before its source can be
+/// translated, so the tunnel takes it, and the firewall then gives it the bridge's address: the peer lets nothing else pass. A source
+/// within the ranges that is not ours is forged, and blocked here.
+fn from_elsewhere(
+    ranges: &[IpNetwork],
+    remote: IpNetwork,
+    reqid: Reqid,
+    ends: &Ends,
+) -> Vec<edge_xfrm::Result<Policy>> {
+    let protect = Selector::new(any(remote), remote).map(|selector| Policy {
+        priority: ANY_SOURCE,
+        ..Policy::protect_out(selector, reqid, ends.local, ends.remote)
+    });
+    let forged = ranges.iter().filter(|range| range.is_ipv4() == remote.is_ipv4()).map(|range| {
+        let block = Policy::block(Direction::Out, Selector::new(*range, remote)?);
+        Ok(Policy { priority: FORGED_SOURCE, ..block })
+    });
+    forged.chain([protect]).collect()
+}
+
+/// `0.0.0.0/0` or `::/0`, whichever is of the same family.
+fn any(network: IpNetwork) -> IpNetwork {
+    Selector::any(network.is_ipv4()).source()
 }

@@ -110,7 +110,7 @@ fn policies_go_from_exactly_our_segments_to_exactly_the_peers_networks_and_back(
     let (policies, problems) = wanted(&desired, &[], reqid, up);
     assert!(problems.is_empty());
     assert_eq!(
-        lines(&policies, "out"),
+        lines(&policies, "out 10.77.1"),
         ["out 10.77.1.0/26 -> 10.77.0.0/26", "out 10.77.1.0/26 -> 10.77.2.0/26", "out 10.77.1.0/26 -> 10.244.0.0/16",]
     );
     assert_eq!(lines(&policies, "fwd").len(), 3);
@@ -119,6 +119,21 @@ fn policies_go_from_exactly_our_segments_to_exactly_the_peers_networks_and_back(
         ["in 10.77.0.0/26 -> 10.77.1.0/26", "in 10.77.2.0/26 -> 10.77.1.0/26", "in 10.244.0.0/16 -> 10.77.1.0/26",]
     );
     assert!(policies.values().any(|policy| policy.action == Action::Block), "the guard is among them");
+}
+
+#[test]
+fn a_redirected_clients_packets_meet_the_tunnel_but_forged_sources_a_block_before_it() {
+    let desired = Desired::compute(&config(""), &[], Some(&edge_with_two_peers()));
+    let (policies, _) = wanted(&desired, &[], reqid, up);
+    let find = |source: &str| {
+        let selector = edge_xfrm::Selector::new(network(source), network("10.77.2.0/26")).unwrap();
+        policies[&(edge_xfrm::Direction::Out, selector)]
+    };
+    let (ours, forged, client) = (find("10.77.1.0/26"), find("10.77.0.0/16"), find("0.0.0.0/0"));
+    assert!(ours.priority < forged.priority && forged.priority < client.priority);
+    assert!(client.priority < edge_xfrm::policy::priority::BLOCK);
+    assert_eq!(forged.action, Action::Block);
+    assert_eq!(client.action, ours.action);
 }
 
 #[test]
@@ -151,7 +166,7 @@ fn of_two_hubs_with_the_same_networks_the_one_that_is_up_takes_the_packets() {
                 _ => None,
             })
             .collect();
-        assert_eq!(reqids.len(), 3);
+        assert_eq!(reqids.len(), 4);
         assert!(reqids.iter().all(|reqid| *reqid == reqids[0]), "one hub takes all three directions");
         reqids[0]
     };
@@ -170,7 +185,10 @@ fn a_hub_grants_its_cloud_networks_too() {
     );
     let desired = Desired::compute(&config(""), &[], Some(&view));
     let (policies, _) = wanted(&desired, &[], reqid, up);
-    assert_eq!(lines(&policies, "out"), ["out 10.77.0.0/26 -> 10.77.2.0/26", "out 10.244.0.0/16 -> 10.77.2.0/26",]);
+    assert_eq!(
+        lines(&policies, "out"),
+        ["out 0.0.0.0/0 -> 10.77.2.0/26", "out 10.77.0.0/26 -> 10.77.2.0/26", "out 10.244.0.0/16 -> 10.77.2.0/26"]
+    );
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! The loop around the endpoint.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -61,6 +61,9 @@ pub struct Driver {
     pub(super) to_rekey: Vec<PeerName>,
     /// The first complete desired state has been carried out.
     pub(super) settled: bool,
+    /// The guard's policies that nobody wanted at the check before the last one, by index, and at the last one.
+    pub(super) suspects: BTreeSet<u32>,
+    pub(super) next_suspects: BTreeSet<u32>,
     pub(super) host: watch::Receiver<HostState>,
     sockets: Vec<Arc<Socket>>,
     pub(super) kernel_events: AsyncFd<EventSocket>,
@@ -99,6 +102,8 @@ impl Driver {
             policies_dirty: false,
             to_rekey: vec![],
             settled: false,
+            suspects: BTreeSet::new(),
+            next_suspects: BTreeSet::new(),
             host,
             sockets,
             kernel_events: socket::watch(events)?,

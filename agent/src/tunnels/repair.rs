@@ -5,7 +5,8 @@ use std::collections::BTreeSet;
 use edge_ike::PeerName;
 use edge_ike::endpoint::Phase;
 use edge_xfrm::events::Event;
-use edge_xfrm::{Error, Policy, Reqid, SaId, reconcile};
+use edge_xfrm::policy::priority;
+use edge_xfrm::{Error, InstalledPolicy, Policy, Reqid, SaId, reconcile};
 
 use super::driver::Driver;
 use super::environment::source_address;
@@ -81,13 +82,7 @@ impl Driver {
                     .repaired(format!("policy was changed by another program: {policy}, found {found}"));
             }
         }
-        if !self.desired.complete {
-            plan.stray.clear();
-        } else if self.settled {
-            for stray in plan.stray.iter().filter(|stray| !self.policies.contains_key(&stray.key())) {
-                self.machine.journal.repaired(format!("policy with our mark that is not wanted: {stray}"));
-            }
-        }
+        self.judge_stray(&mut plan.stray);
         match self.machine.xfrm.apply(&plan) {
             Ok(errors) => errors.iter().for_each(|error| self.policy_error(error)),
             Err(error) => self.machine.journal.error(error.to_string()),
@@ -95,6 +90,24 @@ impl Driver {
         // What another program holds is not ours to have; it is tried again at every check.
         let occupied: BTreeSet<_> = plan.occupied.iter().map(|(policy, _)| policy.key()).collect();
         self.policies = wanted.into_iter().filter(|(key, _)| !occupied.contains(key)).collect();
+    }
+
+    /// Which of our policies that nobody wants are to go. The plugin installs the guard of a new segment before the view has come
+    /// that names it: the guard's own are given until the next check.
+    fn judge_stray(&mut self, stray: &mut Vec<InstalledPolicy>) {
+        if !self.desired.complete {
+            stray.clear();
+            return;
+        }
+        let guards = |policy: &InstalledPolicy| matches!(policy.priority, priority::ALLOW | priority::BLOCK);
+        let suspects: BTreeSet<u32> = stray.iter().filter(|policy| guards(policy)).map(|policy| policy.index).collect();
+        stray.retain(|policy| {
+            self.policies.contains_key(&policy.key()) || !guards(policy) || self.suspects.contains(&policy.index)
+        });
+        for policy in stray.iter().filter(|policy| self.settled && !self.policies.contains_key(&policy.key())) {
+            self.machine.journal.repaired(format!("policy with our mark that is not wanted: {policy}"));
+        }
+        self.next_suspects = suspects;
     }
 
     fn policy_error(&self, error: &Error) {
@@ -125,6 +138,7 @@ impl Driver {
 
     /// Compares everything.
     pub(super) fn check_all(&mut self) {
+        self.suspects = std::mem::take(&mut self.next_suspects);
         if self.desired.complete {
             self.reconcile();
         }

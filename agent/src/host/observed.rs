@@ -1,0 +1,183 @@
+//! Links, addresses and routes as the kernel has them, through rtnetlink.
+
+use std::net::IpAddr;
+
+use anyhow::Context;
+use futures_util::TryStreamExt;
+use ipnetwork::IpNetwork;
+use netlink_packet_route::AddressFamily;
+use netlink_packet_route::address::{AddressAttribute, AddressMessage};
+use netlink_packet_route::link::{InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkMessage};
+use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteType};
+use rtnetlink::{Handle, RouteMessageBuilder};
+
+/// An interface.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub(super) struct Link {
+    pub(super) index: u32,
+    pub(super) name: String,
+    pub(super) mtu: u32,
+    pub(super) up: bool,
+    /// A bridge, dummy, tunnel or the like: never an uplink unless a default route says so.
+    pub(super) virtual_kind: bool,
+    pub(super) loopback: bool,
+    /// Port of a bridge or bond.
+    pub(super) has_controller: bool,
+    pub(super) addresses: Vec<IpAddr>,
+}
+
+/// A route of the main table.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Route {
+    pub(super) destination: IpNetwork,
+    pub(super) device: Option<u32>,
+    pub(super) via: Option<IpAddr>,
+    pub(super) source: Option<IpAddr>,
+    pub(super) metric: u32,
+    pub(super) protocol: u8,
+    /// As it came, to be deleted exactly.
+    pub(super) message: Box<RouteMessage>,
+}
+
+impl Route {
+    pub(super) fn is_default(&self) -> bool {
+        self.destination.prefix() == 0
+    }
+}
+
+/// Everything that the rest of this module looks at.
+#[derive(Debug, Default)]
+pub(super) struct Observed {
+    pub(super) links: Vec<Link>,
+    pub(super) routes: Vec<Route>,
+}
+
+impl Observed {
+    pub(super) async fn read(handle: &Handle) -> anyhow::Result<Self> {
+        let links: Vec<LinkMessage> = handle.link().get().execute().try_collect().await.context("links")?;
+        let addresses: Vec<AddressMessage> =
+            handle.address().get().execute().try_collect().await.context("addresses")?;
+        let mut links: Vec<Link> = links.iter().map(link).collect();
+        for address in &addresses {
+            if let Some(ip) = usable(address)
+                && let Some(link) = links.iter_mut().find(|link| link.index == address.header.index)
+            {
+                link.addresses.push(ip);
+            }
+        }
+        let mut routes = Vec::new();
+        for message in [
+            RouteMessageBuilder::<std::net::Ipv4Addr>::new().build(),
+            RouteMessageBuilder::<std::net::Ipv6Addr>::new().build(),
+        ] {
+            let found: Vec<RouteMessage> =
+                handle.route().get(message).execute().try_collect().await.context("routes")?;
+            routes.extend(found.into_iter().filter_map(route));
+        }
+        Ok(Self { links, routes })
+    }
+
+    pub(super) fn link(&self, name: &str) -> Option<&Link> {
+        self.links.iter().find(|link| link.name == name)
+    }
+
+    pub(super) fn name_of(&self, index: u32) -> Option<&str> {
+        self.links.iter().find(|link| link.index == index).map(|link| link.name.as_str())
+    }
+}
+
+fn link(message: &LinkMessage) -> Link {
+    let mut link = Link {
+        index: message.header.index,
+        up: message.header.flags.contains(LinkFlags::Up),
+        loopback: message.header.flags.contains(LinkFlags::Loopback),
+        ..Link::default()
+    };
+    for attribute in &message.attributes {
+        match attribute {
+            LinkAttribute::IfName(name) => link.name.clone_from(name),
+            LinkAttribute::Mtu(mtu) => link.mtu = *mtu,
+            LinkAttribute::Controller(_) => link.has_controller = true,
+            LinkAttribute::LinkInfo(infos) => {
+                link.virtual_kind = infos.iter().any(|info| match info {
+                    // Veths and VLANs may well be uplinks: of containers, of virtual machines, of this project's lab.
+                    LinkInfo::Kind(kind) => !matches!(
+                        kind,
+                        InfoKind::Veth | InfoKind::Vlan | InfoKind::Bond | InfoKind::MacVlan | InfoKind::IpVlan
+                    ),
+                    _ => false,
+                });
+            }
+            _ => {}
+        }
+    }
+    link
+}
+
+/// An address that others may use: not link-local, not tentative for ever.
+fn usable(message: &AddressMessage) -> Option<IpAddr> {
+    let local = message.attributes.iter().find_map(|attribute| match attribute {
+        AddressAttribute::Local(ip) => Some(*ip),
+        _ => None,
+    });
+    // IPv6 has IFA_LOCAL on point-to-point links only.
+    let address = local.or_else(|| {
+        message.attributes.iter().find_map(|attribute| match attribute {
+            AddressAttribute::Address(ip) => Some(*ip),
+            _ => None,
+        })
+    })?;
+    let link_local = match address {
+        IpAddr::V4(ip) => ip.is_link_local(),
+        IpAddr::V6(ip) => ip.is_unicast_link_local(),
+    };
+    (!link_local && !address.is_loopback()).then_some(address)
+}
+
+fn route(message: RouteMessage) -> Option<Route> {
+    if message.header.kind != RouteType::Unicast || message.header.address_family == AddressFamily::Mpls {
+        return None;
+    }
+    let table = message.attributes.iter().find_map(|attribute| match attribute {
+        RouteAttribute::Table(table) => Some(*table),
+        _ => None,
+    });
+    if table.unwrap_or(u32::from(message.header.table)) != u32::from(RouteHeader::RT_TABLE_MAIN) {
+        return None;
+    }
+    let any: IpAddr = if message.header.address_family == AddressFamily::Inet {
+        std::net::Ipv4Addr::UNSPECIFIED.into()
+    } else {
+        std::net::Ipv6Addr::UNSPECIFIED.into()
+    };
+    let mut route = Route {
+        destination: IpNetwork::new(any, 0).ok()?,
+        device: None,
+        via: None,
+        source: None,
+        metric: 0,
+        protocol: u8::from(message.header.protocol),
+        message: Box::new(message.clone()),
+    };
+    for attribute in &message.attributes {
+        match attribute {
+            RouteAttribute::Destination(address) => {
+                route.destination = IpNetwork::new(ip(address)?, message.header.destination_prefix_length).ok()?;
+            }
+            RouteAttribute::Oif(index) => route.device = Some(*index),
+            RouteAttribute::Gateway(address) => route.via = ip(address),
+            RouteAttribute::PrefSource(address) => route.source = ip(address),
+            RouteAttribute::Priority(metric) => route.metric = *metric,
+            _ => {}
+        }
+    }
+    Some(route)
+}
+
+fn ip(address: &RouteAddress) -> Option<IpAddr> {
+    match address {
+        RouteAddress::Inet(ip) => Some((*ip).into()),
+        RouteAddress::Inet6(ip) => Some((*ip).into()),
+        _ => None,
+    }
+}

@@ -1,0 +1,118 @@
+//! Which addresses are this machine's towards the world, and how large pods' packets may be.
+
+use std::net::IpAddr;
+
+use edge_xfrm::guard::DEVICE;
+use ipnetwork::IpNetwork;
+
+use super::observed::{Link, Observed};
+use crate::membership::Uplink;
+
+/// What ESP in UDP adds to a packet, at most: outer IPv6 header 40, UDP 8, ESP header 8, IV 8, trailer 2, ICV 16 (RFC 4303, RFC 4106, RFC 3948).
+/// ESP pads what it encrypts to a multiple of 4.
+const OUTER: u32 = 40 + 8 + 8 + 8 + 16;
+/// Padding length and next header, inside of what is padded.
+const TRAILER: u32 = 2;
+/// The smallest MTU that IPv6 allows (RFC 8200 5); below it pods would have no IPv6.
+const SMALLEST: u32 = 1280;
+
+/// MTU for pods whose packets leave over a link of this MTU.
+fn pod_mtu(link: u32) -> u32 {
+    (link.saturating_sub(OUTER) / 4 * 4).saturating_sub(TRAILER)
+}
+
+/// Computes it. `cluster` are networks whose addresses are pods' and bridges'.
+pub(super) fn uplink(observed: &Observed, bridge: &str, cluster: &[IpNetwork], configured_mtu: Option<u32>) -> Uplink {
+    let carries_default =
+        |link: &&Link| observed.routes.iter().any(|route| route.is_default() && route.device == Some(link.index));
+    let candidate = |link: &&Link| link.up && !link.loopback && link.name != bridge && link.name != DEVICE;
+    let uplinks: Vec<&Link> = observed.links.iter().filter(candidate).filter(carries_default).collect();
+    let others = observed
+        .links
+        .iter()
+        .filter(candidate)
+        .filter(|link| !carries_default(link) && !link.virtual_kind && !link.has_controller);
+    let mut addresses: Vec<IpAddr> = Vec::new();
+    for address in uplinks.iter().copied().chain(others.clone()).flat_map(|link| &link.addresses) {
+        if !cluster.iter().any(|network| network.contains(*address)) && !addresses.contains(address) {
+            addresses.push(*address);
+        }
+    }
+    let mtu_of = |links: &mut dyn Iterator<Item = &Link>| links.map(|link| link.mtu).min();
+    let smallest =
+        mtu_of(&mut uplinks.iter().copied()).or_else(|| mtu_of(&mut others.filter(|link| !link.addresses.is_empty())));
+    let found = smallest.map_or(0, |mtu| pod_mtu(mtu).max(SMALLEST.min(mtu)));
+    Uplink { addresses, pod_mtu: configured_mtu.unwrap_or(found) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::host::observed::Route;
+
+    fn link(index: u32, name: &str, mtu: u32, addresses: &[&str]) -> Link {
+        Link {
+            index,
+            name: name.into(),
+            mtu,
+            up: true,
+            addresses: addresses.iter().map(|text| text.parse().unwrap()).collect(),
+            ..Link::default()
+        }
+    }
+
+    fn default_route(device: u32) -> Route {
+        Route {
+            destination: "0.0.0.0/0".parse().unwrap(),
+            device: Some(device),
+            via: None,
+            source: None,
+            metric: 0,
+            protocol: 3,
+            message: Box::default(),
+        }
+    }
+
+    fn host() -> Observed {
+        Observed {
+            links: vec![
+                link(2, "lan", 9000, &["192.168.5.1"]),
+                link(3, "wan", 1500, &["198.51.100.7", "2001:db8::7"]),
+                link(4, "ecni0", 1418, &["10.77.1.1"]),
+                Link { virtual_kind: true, ..link(5, "docker0", 1500, &["172.17.0.1"]) },
+                link(6, DEVICE, 1500, &[]),
+            ],
+            routes: vec![default_route(3)],
+        }
+    }
+
+    #[test]
+    fn addresses_of_the_default_routes_interface_come_first_and_pods_none() {
+        let cluster = ["10.77.0.0/16".parse().unwrap()];
+        let found = uplink(&host(), "ecni0", &cluster, None);
+        let expected: Vec<IpAddr> =
+            ["198.51.100.7", "2001:db8::7", "192.168.5.1"].iter().map(|text| text.parse().unwrap()).collect();
+        assert_eq!(found.addresses, expected);
+    }
+
+    #[test]
+    fn pods_packets_fit_the_uplink_with_all_that_is_added() {
+        assert_eq!(uplink(&host(), "ecni0", &[], None).pod_mtu, 1418);
+        // 40 + 8 + 8 + 8 around, then the packet with its trailer padded to 4, then 16: never more than the link takes, and no 4 bytes less.
+        for link in 1400..1600 {
+            let inner = pod_mtu(link);
+            let outer = |inner: u32| OUTER + (inner + TRAILER).next_multiple_of(4);
+            assert!(outer(inner) <= link && outer(inner + 4) > link, "{link}");
+        }
+        assert_eq!(uplink(&host(), "ecni0", &[], Some(1300)).pod_mtu, 1300);
+    }
+
+    #[test]
+    fn without_an_uplink_there_is_no_mtu_and_without_a_default_route_any_link_counts() {
+        assert_eq!(uplink(&Observed::default(), "ecni0", &[], None), Uplink::default());
+        let mut island = host();
+        island.routes.clear();
+        assert_eq!(uplink(&island, "ecni0", &[], None).addresses.len(), 3);
+        assert_eq!(uplink(&island, "ecni0", &[], None).pod_mtu, 1418);
+    }
+}
