@@ -13,6 +13,9 @@ use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connec
 /// How long an ADD that is done may take to say so. The agent need not hear it.
 const NOTICE_TIMEOUT: Duration = Duration::from_millis(100);
 
+/// How long the agent may take to say that it is there.
+const PING_TIMEOUT: Duration = Duration::from_secs(1);
+
 /// What came of an application.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Outcome {
@@ -44,6 +47,11 @@ pub(crate) fn tell_what_is_left(socket: &Path, stock: Vec<Stock>) {
     let _ = open(socket, deadline).and_then(|mut stream| {
         frame::write(&mut stream, &AgentRequest::AddressesTaken { stock }).map_err(io::Error::other)
     });
+}
+
+/// Whether the agent answers.
+pub(crate) fn is_there(socket: &Path) -> bool {
+    matches!(ask(socket, &AgentRequest::Ping, PING_TIMEOUT), Ok(AgentResponse::Done))
 }
 
 fn ask(socket: &Path, request: &AgentRequest, limit: Duration) -> Result<AgentResponse, FrameError> {

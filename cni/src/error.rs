@@ -31,6 +31,8 @@ pub(crate) enum Code {
     InvalidConfig = 7,
     /// Nothing is wrong that time may not heal: no address is free just now.
     TryAgainLater = 11,
+    /// STATUS: no pod can be attached at present.
+    NotAvailable = 50,
     /// A file in the state directory is damaged.
     DamagedStore = 100,
     /// This container has this interface already.

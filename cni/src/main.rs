@@ -2,7 +2,7 @@
 //!
 //! One process an invocation, synchronous; the runtime says by environment variables what to do ([`request`]), hands the network's
 //! configuration in on standard input ([`config`]) and reads a result ([`result`]) or an error ([`error`]) from standard output.
-//! One file a verb: [`add`], [`del`], [`up`]. Below them [`host`] makes what a node needs before its first pod, [`ipam`] hands out
+//! One file a verb: [`add`], [`del`], [`status`], [`up`]. Below them [`host`] makes what a node needs before its first pod, [`ipam`] hands out
 //! addresses, [`net`] asks the kernel, [`agent`] asks the agent for more addresses.
 #![deny(unsafe_code)]
 
@@ -28,6 +28,7 @@ mod ipam;
 mod net;
 mod request;
 mod result;
+mod status;
 mod up;
 mod version;
 
@@ -37,7 +38,7 @@ const MAX_INPUT: u64 = 1 << 20;
 const HELP: &str = "\
 edge-cni: the CNI plugin of edge-cni. Container runtimes run it; see docs/cni.md.
 
-usage: CNI_COMMAND=ADD|DEL|VERSION CNI_CONTAINERID=.. CNI_NETNS=.. CNI_IFNAME=.. edge-cni < CONFIGURATION
+usage: CNI_COMMAND=ADD|DEL|STATUS|VERSION CNI_CONTAINERID=.. CNI_NETNS=.. CNI_IFNAME=.. edge-cni < CONFIGURATION
        edge-cni up [FILE]   make bridge and guard without a pod, as FILE says
                             (default /etc/cni/net.d/10-edge-cni.conflist)
        edge-cni --version   print version and supported CNI versions
@@ -107,6 +108,17 @@ fn run_command(version: &mut Version) -> Result<String> {
     }
     let json = config::parse_object(&input)?;
     *version = config::version_of(&json)?;
+    if *version < command.since() {
+        return Err(Error::new(
+            Code::IncompatibleVersion,
+            format!(
+                "{} begins with CNI {}, the configuration's cniVersion is {}",
+                command.as_str(),
+                command.since().as_str(),
+                version.as_str()
+            ),
+        ));
+    }
     let config = Config::from_object(json)?;
     match command {
         Command::Add => {
@@ -117,9 +129,10 @@ fn run_command(version: &mut Version) -> Result<String> {
             let request = Request::read(lookup)?;
             del::del(&config, &request).map(|()| String::new()).map_err(|error| error.about(&request))
         }
-        other @ (Command::Check | Command::Gc | Command::Status | Command::Version) => Err(Error::new(
+        Command::Status => status::status(&config).map(|()| String::new()),
+        Command::Check | Command::Gc | Command::Version => Err(Error::new(
             Code::UnsupportedCommand,
-            format!("{other:?} is not supported by this edge-cni; it does ADD, DEL and VERSION").to_owned(),
+            format!("{} is not supported by this edge-cni; it does ADD, DEL, STATUS and VERSION", command.as_str()),
         )),
     }
 }

@@ -5,6 +5,7 @@ use std::fmt;
 use std::path::PathBuf;
 
 use crate::error::{Code, Error, Result};
+use crate::version::Version;
 
 /// Longest container ID: it must fit the alias of the host's end (255 bytes) together with the interface's name.
 const MAX_CONTAINER_ID: usize = 200;
@@ -27,21 +28,34 @@ pub(crate) enum Command {
 }
 
 impl Command {
+    const ALL: [Self; 6] = [Self::Add, Self::Del, Self::Check, Self::Gc, Self::Status, Self::Version];
+
+    /// As `CNI_COMMAND` writes it.
+    pub(crate) const fn as_str(self) -> &'static str {
+        match self {
+            Self::Add => "ADD",
+            Self::Del => "DEL",
+            Self::Check => "CHECK",
+            Self::Gc => "GC",
+            Self::Status => "STATUS",
+            Self::Version => "VERSION",
+        }
+    }
+
+    /// The first version of the specification that has it.
+    pub(crate) const fn since(self) -> Version {
+        match self {
+            Self::Add | Self::Del | Self::Version => Version::V0_3_0,
+            Self::Check => Version::V0_4_0,
+            Self::Gc | Self::Status => Version::V1_1_0,
+        }
+    }
+
     /// Reads `CNI_COMMAND`.
     pub(crate) fn parse(text: &str) -> Result<Self> {
-        Ok(match text {
-            "ADD" => Self::Add,
-            "DEL" => Self::Del,
-            "CHECK" => Self::Check,
-            "GC" => Self::Gc,
-            "STATUS" => Self::Status,
-            "VERSION" => Self::Version,
-            other => {
-                return Err(Error::new(
-                    Code::InvalidEnvironment,
-                    format!("CNI_COMMAND is {other:?}; expected ADD, DEL, CHECK, GC, STATUS or VERSION"),
-                ));
-            }
+        Self::ALL.into_iter().find(|command| command.as_str() == text).ok_or_else(|| {
+            let known = Self::ALL.map(Self::as_str).join(", ");
+            Error::new(Code::InvalidEnvironment, format!("CNI_COMMAND is {text:?}; expected one of {known}"))
         })
     }
 }

@@ -13,6 +13,8 @@ pub(crate) const TESTS: &[Test] = &[
         wrong_configurations_are_explained_with_the_specifications_codes,
     ),
     ("verbs_that_are_not_supported_say_so", verbs_that_are_not_supported_say_so),
+    ("verbs_newer_than_the_configuration_are_refused", verbs_newer_than_the_configuration_are_refused),
+    ("status_is_well_while_an_add_could_be_served", status_is_well_while_an_add_could_be_served),
     ("a_second_add_is_refused_and_the_first_stays", a_second_add_is_refused_and_the_first_stays),
     (
         "a_path_that_leads_to_the_host_is_refused_and_hurts_nothing",
@@ -108,11 +110,42 @@ fn wrong_configurations_are_explained_with_the_specifications_codes() {
 fn verbs_that_are_not_supported_say_so() {
     let world = World::new(SEGMENT);
     let pod = world.pod();
-    for verb in ["CHECK", "GC", "STATUS"] {
+    world.set("cniVersion", json!("1.1.0"));
+    for verb in ["CHECK", "GC"] {
         let answer = world.verb(verb, &pod);
         assert!(!answer.ok);
         assert_eq!(answer.json["code"], 106, "{}", answer.json);
         assert!(answer.json["msg"].as_str().unwrap().contains("not supported"), "{}", answer.json);
+    }
+}
+
+fn status_is_well_while_an_add_could_be_served() {
+    let world = World::new(SEGMENT);
+    world.set("cniVersion", json!("1.1.0"));
+    let status = || world.run(&[("CNI_COMMAND", "STATUS")], &world.config.borrow().to_string());
+    assert!(status().ok, "nothing is there yet, but the configuration has a segment");
+    world.add(&world.pod());
+    assert!(status().ok);
+    let leases = std::fs::read(world.state("leases")).unwrap();
+    std::fs::write(world.state("leases"), "").unwrap();
+    assert_eq!(status().json["code"], 50);
+    std::fs::write(world.state("leases"), leases).unwrap();
+    assert!(status().ok);
+    std::fs::remove_file(world.state("segments.json")).unwrap();
+    world.set("segments", json!([]));
+    let answer = status();
+    assert_eq!(answer.json["code"], 50, "{}", answer.json);
+    assert!(answer.json["msg"].as_str().unwrap().contains("edge-agent"), "{}", answer.json);
+}
+
+fn verbs_newer_than_the_configuration_are_refused() {
+    let world = World::new(SEGMENT);
+    let pod = world.pod();
+    for (version, verb) in [("1.0.0", "STATUS"), ("1.0.0", "GC"), ("0.3.1", "CHECK")] {
+        world.set("cniVersion", json!(version));
+        let answer = world.verb(verb, &pod);
+        assert_eq!(answer.json["code"], 1, "{}", answer.json);
+        assert!(answer.json["msg"].as_str().unwrap().contains(verb), "{}", answer.json);
     }
 }
 
