@@ -28,7 +28,7 @@ pub mod stat;
 mod wire;
 
 pub use error::{Error, Result};
-pub use handle::Xfrm;
+pub use handle::{IN_FLIGHT, Xfrm};
 pub use policy::{Action, Direction, InstalledPolicy, Policy, Template};
 pub use reqid::Reqid;
 pub use sa::{Aead, Algorithm, Counters, Encap, Limits, Replay, Sa, SaDirection, SaId, SaParams, SpiRange};

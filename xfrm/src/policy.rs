@@ -277,6 +277,18 @@ impl InstalledPolicy {
             && self.flags == 0
     }
 
+    /// Of a policy that protects with this reqid, the wish that it fulfils.
+    pub(crate) fn as_wanted(&self, reqid: Reqid) -> Option<Policy> {
+        let [template] = self.templates.as_slice() else { return None };
+        let policy = Policy {
+            direction: self.direction,
+            selector: self.selector,
+            priority: self.priority,
+            action: Action::Protect(Template { reqid, outer: Some((template.source, template.destination)) }),
+        };
+        self.matches(&policy).then_some(policy)
+    }
+
     /// `Ok(None)` for the policies of single sockets.
     pub(crate) fn decode(body: &[u8]) -> Result<Option<Self>, String> {
         let (fixed, rest) = wire::split(body, nl::XFRM_USER_POLICY_INFO_LEN)?;

@@ -363,6 +363,8 @@ impl Sa {
 pub struct Features {
     /// SAs have a direction (`XFRMA_SA_DIR`, 6.10 and later).
     pub sa_direction: bool,
+    /// An `out` policy keeps to the SA that it used last for as long as that exists (6.13 and later, with per-CPU SAs).
+    pub policies_cache_sas: bool,
 }
 
 /// Seconds between two [`crate::events::Event::Mapping`] of one SA; without, the kernel tells of every packet from a new address.

@@ -9,6 +9,9 @@ use netlink_packet_xfrm as nl;
 /// `XFRMA_SA_DIR` (`linux/xfrm.h`, since 6.10), which the crate does not know.
 pub(crate) const XFRMA_SA_DIR: u16 = 33;
 
+/// `XFRMA_SA_PCPU` (since 6.13), which it does not know either.
+pub(crate) const XFRMA_SA_PCPU: u16 = 35;
+
 /// Address family number of an address, as XFRM's structures hold it.
 pub(crate) fn family_of(address: IpAddr) -> u16 {
     match address {

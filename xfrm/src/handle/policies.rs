@@ -8,9 +8,9 @@ use netlink_packet_xfrm::XfrmMessage;
 use crate::error::{Error, Result};
 use crate::message::{Answer, Request};
 use crate::netlink::{self, Netlink, Rejection};
-use crate::policy::{Action, InstalledPolicy, Policy};
+use crate::policy::{Action, Direction, InstalledPolicy, Policy};
 use crate::reconcile::Plan;
-use crate::reqid::{FIRST_INDEX, LAST_INDEX, index_is_ours};
+use crate::reqid::{FIRST_INDEX, LAST_INDEX, Reqid, index_is_ours};
 
 /// How often a policy is tried again that others change meanwhile.
 const ATTEMPTS: u32 = 8;
@@ -198,6 +198,16 @@ pub(crate) fn apply(netlink: &mut Netlink, plan: &Plan) -> Result<Vec<Error>> {
 
 fn same_allow(holder: &InstalledPolicy, policy: &Policy) -> bool {
     holder.templates.is_empty() && holder.priority == policy.priority && !holder.blocks && holder.competes()
+}
+
+/// Replaces our `out` policies of a reqid by themselves, so that they look for their SA anew.
+pub(crate) fn renew_outbound(netlink: &mut Netlink, reqid: Reqid) -> Result<()> {
+    let policies = dump(netlink)?;
+    let renewals = policies.iter().filter(|policy| policy.direction == Direction::Out && policy.is_ours());
+    let renewals = renewals.filter_map(|holder| Some((update(&holder.as_wanted(reqid)?, holder), 0))).collect();
+    // One that is refused or gone goes on with the old SA until that is deleted: no worse than without.
+    netlink.batch(UPDATE, renewals)?;
+    Ok(())
 }
 
 pub(crate) fn delete(netlink: &mut Netlink, policy: &InstalledPolicy) -> Result<bool> {
