@@ -1,0 +1,159 @@
+//! The cryptographic calls of one handshake of both ends, made directly on `ring` and `x25519-dalek`, with inputs of the same lengths.
+//!
+//! Left out, to the disadvantage of the comparison: hashes that we make for other purposes (knowing a repeated request again), and finding keys and
+//! names in certificates.
+
+use ring::aead::{AES_256_GCM, Aad, LessSafeKey, Nonce, UnboundKey};
+use ring::digest::{self, SHA1_FOR_LEGACY_USE_ONLY};
+use ring::hmac::{self, HMAC_SHA256};
+use ring::rand::{SecureRandom, SystemRandom};
+use ring::signature::{
+    ECDSA_P256_SHA256_ASN1, ECDSA_P256_SHA256_ASN1_SIGNING, ED25519, EcdsaKeyPair, Ed25519KeyPair, KeyPair,
+    UnparsedPublicKey, VerificationAlgorithm,
+};
+use std::hint::black_box;
+use x25519_dalek::{PublicKey, StaticSecret};
+
+use crate::pair::Authentication;
+
+/// Octets of a nonce, ours and the peer's together.
+const NONCES: usize = 64;
+/// Octets before the ciphertext of a message, and after its contents: header, generic header, IV; pad length, ICV.
+const BEFORE: usize = 28 + 4 + 8;
+const AFTER: usize = 1 + 16;
+/// Type, reserved octets and text of an ID payload.
+const ID: usize = 4 + 13;
+/// About what a certificate's signature covers.
+const TO_BE_SIGNED: usize = 300;
+
+/// What to replay.
+pub(crate) struct Floor {
+    /// Octets of IKE_SA_INIT request and response, IKE_AUTH request and response.
+    lengths: [usize; 4],
+    /// The key of either end, and a certificate's signature by the CA (made by the same key: that takes as long to check).
+    signer: Option<(Signer, Vec<u8>)>,
+}
+
+enum Signer {
+    Ed25519(Ed25519KeyPair),
+    P256(EcdsaKeyPair),
+}
+
+impl Floor {
+    /// The floor of a handshake whose datagrams had these lengths.
+    pub(crate) fn of(lengths: &[usize], authentication: Authentication) -> Self {
+        let random = SystemRandom::new();
+        let signer = match authentication {
+            Authentication::Psk => None,
+            Authentication::Ed25519 => {
+                let pkcs8 = Ed25519KeyPair::generate_pkcs8(&random).unwrap();
+                Some(Signer::Ed25519(Ed25519KeyPair::from_pkcs8(pkcs8.as_ref()).unwrap()))
+            }
+            Authentication::P256 => {
+                let pkcs8 = EcdsaKeyPair::generate_pkcs8(&ECDSA_P256_SHA256_ASN1_SIGNING, &random).unwrap();
+                let key = EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_ASN1_SIGNING, pkcs8.as_ref(), &random).unwrap();
+                Some(Signer::P256(key))
+            }
+        };
+        let signer = signer.map(|signer| {
+            let certified = signer.sign(&[1; TO_BE_SIGNED]);
+            (signer, certified)
+        });
+        Self { lengths: lengths.try_into().expect("two exchanges, no fragments"), signer }
+    }
+
+    /// All calls of both ends.
+    pub(crate) fn replay(&self) {
+        let [request, response, auth_request, auth_response] = self.lengths;
+        let (left, right) = (key_pair(), key_pair());
+        // NAT detection (RFC 7296 2.23): each end makes two hashes and checks two.
+        for _ in 0..8 {
+            black_box(digest::digest(&SHA1_FOR_LEGACY_USE_ONLY, &[7; 22]));
+        }
+        let shared = [left.0.diffie_hellman(&right.1), right.0.diffie_hellman(&left.1)];
+        for shared in &shared {
+            let skeyseed = prf(&[1; NONCES], shared.as_bytes());
+            // SK_d, SK_pi, SK_pr, and SK_ei, SK_er with salts.
+            expand(skeyseed.as_ref(), NONCES + 16, 3 * 32 + 2 * 36);
+            // KEYMAT of the CHILD_SA.
+            expand(&[2; 32], NONCES, 2 * 36);
+        }
+        // Each AUTH is made by one end and checked by the other; both need what it covers.
+        for covered in [request + 32 + 32, response + 32 + 32] {
+            for _ in 0..2 {
+                prf(&[3; 32], &[4; ID]);
+            }
+            self.prove(&vec![5; covered]);
+        }
+        let (seal, open) = (aead_key(), aead_key());
+        let (seal_back, open_back) = (aead_key(), aead_key());
+        for (length, seal, open) in [(auth_request, &seal, &open), (auth_response, &seal_back, &open_back)] {
+            let mut contents = vec![6; length - BEFORE - AFTER + 1];
+            let nonce = || Nonce::assume_unique_for_key([0; 12]);
+            seal.seal_in_place_append_tag(nonce(), Aad::from([8; 32]), &mut contents).unwrap();
+            black_box(open.open_in_place(nonce(), Aad::from([8; 32]), &mut contents).unwrap());
+        }
+    }
+
+    /// One AUTH, made and checked; with certificates the chain too.
+    fn prove(&self, octets: &[u8]) {
+        match &self.signer {
+            None => {
+                for _ in 0..2 {
+                    let key = prf(&[9; 32], b"Key Pad for IKEv2");
+                    black_box(prf(key.as_ref(), octets));
+                }
+            }
+            Some((signer, certified)) => {
+                signer.verify(octets, &signer.sign(octets));
+                signer.verify(&[1; TO_BE_SIGNED], certified);
+            }
+        }
+    }
+}
+
+impl Signer {
+    fn sign(&self, octets: &[u8]) -> Vec<u8> {
+        match self {
+            Self::Ed25519(key) => key.sign(octets).as_ref().to_vec(),
+            Self::P256(key) => key.sign(&SystemRandom::new(), octets).unwrap().as_ref().to_vec(),
+        }
+    }
+
+    fn verify(&self, octets: &[u8], signature: &[u8]) {
+        let (algorithm, key): (&dyn VerificationAlgorithm, _) = match self {
+            Self::Ed25519(key) => (&ED25519, key.public_key().as_ref()),
+            Self::P256(key) => (&ECDSA_P256_SHA256_ASN1, key.public_key().as_ref()),
+        };
+        UnparsedPublicKey::new(algorithm, key).verify(octets, signature).unwrap();
+    }
+}
+
+fn key_pair() -> (StaticSecret, PublicKey) {
+    let random = SystemRandom::new();
+    let (mut private, mut nonce, mut spi) = ([0; 32], [0; 32], [0; 8]);
+    for bytes in [private.as_mut_slice(), &mut nonce, &mut spi] {
+        random.fill(bytes).unwrap();
+    }
+    black_box((nonce, spi));
+    let private = StaticSecret::from(private);
+    let public = PublicKey::from(&private);
+    (private, public)
+}
+
+fn prf(key: &[u8], data: &[u8]) -> hmac::Tag {
+    hmac::sign(&hmac::Key::new(HMAC_SHA256, key), data)
+}
+
+/// prf+ (RFC 7296 2.13).
+fn expand(key: &[u8], seed: usize, len: usize) {
+    let key = hmac::Key::new(HMAC_SHA256, key);
+    for block in 0..len.div_ceil(32) {
+        let before = if block == 0 { 0 } else { 32 };
+        black_box(hmac::sign(&key, &[0; 32 + NONCES + 16 + 1][..before + seed + 1]));
+    }
+}
+
+fn aead_key() -> LessSafeKey {
+    LessSafeKey::new(UnboundKey::new(&AES_256_GCM, &[7; 32]).unwrap())
+}

@@ -1,0 +1,100 @@
+//! CPU of a handshake, both ends in one process and no kernel, beside the cryptography that it cannot do without.
+//!
+//! `cargo bench -p edge-ike --bench handshake` prints a table and writes `target/bench/ike.json`. Handshakes and replays of their primitives take
+//! turns in one run, so both see the same machine; what is told are medians of the thread's CPU time. Without `--bench` (as under
+//! `cargo test --all-targets`) each case only runs once.
+
+mod floor;
+mod pair;
+
+use std::path::Path;
+use std::time::Duration;
+
+use floor::Floor;
+use pair::{Authentication, Pair};
+
+/// Handshakes of a round, one after another on fresh endpoints.
+const BATCH: usize = 16;
+/// Rounds, of which the median counts.
+const ROUNDS: usize = 41;
+/// Ratio to the floor that we want to stay below.
+const GOAL: f64 = 1.5;
+
+const CASES: [(&str, Authentication); 3] = [
+    ("handshake/psk", Authentication::Psk),
+    ("handshake/ed25519", Authentication::Ed25519),
+    ("handshake/p256", Authentication::P256),
+];
+
+fn main() {
+    let measure = std::env::args().any(|argument| argument == "--bench");
+    let mut results = Vec::new();
+    for (case, authentication) in CASES {
+        let (ours, reference) = if measure { medians(authentication) } else { once(authentication) };
+        let ratio = ours / reference;
+        println!("{case:<20} {ours:>8.1} us for both ends, cryptography alone {reference:>8.1} us, ratio {ratio:.2}");
+        results.push(serde_json::json!({
+            "case": case,
+            "unit": "us CPU",
+            "ours": ours,
+            "reference": reference,
+            "reference_name": "sum of the handshake's cryptographic calls",
+            "ratio": ratio,
+            "goal": GOAL,
+        }));
+    }
+    if measure {
+        write(&serde_json::json!({ "name": "ike", "results": results }));
+    }
+}
+
+/// Microseconds of a handshake and of its floor.
+fn medians(authentication: Authentication) -> (f64, f64) {
+    let recipe = pair::Recipe::new(authentication);
+    let floor = Floor::of(&Pair::new(&recipe).shake(), authentication);
+    let (mut ours, mut reference) = (Vec::new(), Vec::new());
+    for _ in 0..ROUNDS {
+        let mut pairs: Vec<Pair> = (0..BATCH).map(|_| Pair::new(&recipe)).collect();
+        let before = cpu();
+        for pair in &mut pairs {
+            pair.shake();
+        }
+        ours.push(cpu() - before);
+        let before = cpu();
+        for _ in 0..BATCH {
+            floor.replay();
+        }
+        reference.push(cpu() - before);
+    }
+    (median(ours), median(reference))
+}
+
+fn once(authentication: Authentication) -> (f64, f64) {
+    let before = cpu();
+    let shaken = Pair::new(&pair::Recipe::new(authentication)).shake();
+    let between = cpu();
+    Floor::of(&shaken, authentication).replay();
+    let micros = |time: Duration| time.as_secs_f64() * 1e6;
+    (micros(between - before), micros(cpu() - between))
+}
+
+fn median(mut times: Vec<Duration>) -> f64 {
+    times.sort();
+    times[times.len() / 2].as_secs_f64() * 1e6 / BATCH as f64
+}
+
+/// CPU time of this thread.
+fn cpu() -> Duration {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
+    Duration::new(time.tv_sec.try_into().unwrap_or(0), time.tv_nsec.try_into().unwrap_or(0))
+}
+
+fn write(results: &serde_json::Value) {
+    let folder = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../target/bench"));
+    let written = std::fs::create_dir_all(folder)
+        .and_then(|()| std::fs::write(folder.join("ike.json"), format!("{results:#}\n")));
+    if let Err(error) = written {
+        eprintln!("cannot write {}: {error}", folder.join("ike.json").display());
+        std::process::exit(1);
+    }
+}

@@ -1,0 +1,151 @@
+//! Two endpoints with a wire of no length between them.
+
+use std::net::{IpAddr, SocketAddr};
+
+use edge_ike::config::{
+    Aead, Auth, CertificateAuth, ChildConfig, EspProposal, Group, IkeProposal, PeerConfig, Prf, Timing,
+};
+use edge_ike::{Endpoint, EndpointConfig, Environment, Event, Identity, Instant, PeerName, Secret};
+use rcgen::{
+    BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair, PKCS_ECDSA_P256_SHA256, PKCS_ED25519, SanType,
+    SignatureAlgorithm,
+};
+use ring::rand::{SecureRandom, SystemRandom};
+
+const NAMES: [&str; 2] = ["left.example", "right.example"];
+const ADDRESSES: [&str; 2] = ["192.0.2.1:500", "192.0.2.2:500"];
+
+/// How both ends prove who they are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Authentication {
+    /// Pre-shared key.
+    Psk,
+    /// Ed25519 certificates, the CA's key being Ed25519 too.
+    Ed25519,
+    /// ECDSA P-256 certificates, the CA's key being P-256 too.
+    P256,
+}
+
+/// The configuration of both ends.
+pub(crate) struct Recipe([PeerConfig; 2]);
+
+impl Recipe {
+    pub(crate) fn new(authentication: Authentication) -> Self {
+        let auths = match authentication {
+            Authentication::Psk => {
+                [(); 2].map(|()| Auth::Psk(Secret::new(b"a pre-shared key of 32 octets...".to_vec())))
+            }
+            Authentication::Ed25519 => certificates(&PKCS_ED25519).map(Auth::Certificate),
+            Authentication::P256 => certificates(&PKCS_ECDSA_P256_SHA256).map(Auth::Certificate),
+        };
+        let [left, right] = auths;
+        Self([peer(0, left), peer(1, right)])
+    }
+}
+
+/// The peer of end `us`.
+fn peer(us: usize, auth: Auth) -> PeerConfig {
+    let them = 1 - us;
+    let address: SocketAddr = ADDRESSES[us].parse().unwrap();
+    let everything = || vec!["0.0.0.0/0".parse().unwrap(), "::/0".parse().unwrap()];
+    PeerConfig {
+        name: PeerName::new(NAMES[them]),
+        local: Some(address.ip()),
+        remotes: vec![ADDRESSES[them].parse().unwrap()],
+        local_id: Identity::Fqdn(NAMES[us].into()),
+        remote_id: Identity::Fqdn(NAMES[them].into()),
+        auth,
+        ike_proposals: vec![IkeProposal {
+            aeads: vec![Aead::Aes256Gcm16],
+            prfs: vec![Prf::HmacSha256],
+            groups: vec![Group::X25519],
+        }],
+        child: ChildConfig {
+            proposals: vec![EspProposal { aeads: vec![Aead::Aes256Gcm16], groups: vec![Group::X25519], esn: true }],
+            local: everything(),
+            remote: everything(),
+        },
+        initiate: false,
+        force_encapsulation: false,
+        keep_existing: false,
+        timing: Timing::default(),
+    }
+}
+
+fn certificates(algorithm: &'static SignatureAlgorithm) -> [CertificateAuth; 2] {
+    let key = KeyPair::generate_for(algorithm).unwrap();
+    let mut params = CertificateParams::default();
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    let root = params.self_signed(&key).unwrap().der().to_vec();
+    let issuer = Issuer::new(params, key);
+    NAMES.map(|name| {
+        let key = KeyPair::generate_for(algorithm).unwrap();
+        let mut params = CertificateParams::default();
+        params.subject_alt_names = vec![SanType::DnsName(name.try_into().unwrap())];
+        CertificateAuth {
+            chain: vec![params.signed_by(&key, &issuer).unwrap().der().to_vec()],
+            key: Secret::new(key.serialize_der()),
+            trust_anchors: vec![root.clone()],
+            remote_uri: None,
+            remote_key_usages: Vec::new(),
+        }
+    })
+}
+
+/// Randomness of the system, and SPIs in a row.
+struct System(u32);
+
+impl Environment for System {
+    fn fill_random(&mut self, bytes: &mut [u8]) {
+        SystemRandom::new().fill(bytes).unwrap();
+    }
+    fn unix_time(&self) -> u64 {
+        1_800_000_000
+    }
+    fn allocate_spi(&mut self, _: &PeerName, _: IpAddr, _: IpAddr) -> Option<u32> {
+        self.0 += 1;
+        Some(self.0)
+    }
+    fn release_spi(&mut self, _: &PeerName, _: IpAddr, _: u32) {}
+}
+
+/// Two endpoints that know each other and have not spoken yet.
+pub(crate) struct Pair([(Endpoint, System); 2]);
+
+impl Pair {
+    pub(crate) fn new(recipe: &Recipe) -> Self {
+        Self([0, 1].map(|us| {
+            let (mut endpoint, mut system) = (Endpoint::new(EndpointConfig::default()), System(256));
+            endpoint.set_peer(recipe.0[us].clone(), Instant::default(), &mut system).unwrap();
+            (endpoint, system)
+        }))
+    }
+
+    /// Left begins with right. Gives the lengths of all datagrams; ends the program if either end has no CHILD_SA then.
+    pub(crate) fn shake(&mut self) -> Vec<usize> {
+        let now = Instant::default();
+        let [(left, system), _] = &mut self.0;
+        assert!(left.connect(&PeerName::new(NAMES[1]), now, system), "left knows right");
+        let (mut lengths, mut up) = (Vec::new(), [false; 2]);
+        loop {
+            let mut datagrams = Vec::new();
+            for ((endpoint, _), up) in self.0.iter_mut().zip(&mut up) {
+                while let Some(event) = endpoint.poll_event() {
+                    *up |= matches!(event, Event::ChildUp { .. });
+                }
+                datagrams.extend(std::iter::from_fn(|| endpoint.poll_transmit()));
+            }
+            if datagrams.is_empty() {
+                break;
+            }
+            for datagram in datagrams {
+                lengths.push(datagram.payload.len());
+                let to = ADDRESSES.iter().position(|address| *address == datagram.remote.to_string()).unwrap();
+                let (endpoint, system) = &mut self.0[to];
+                endpoint.handle(&datagram.payload, datagram.remote, datagram.local, now, system);
+            }
+        }
+        assert_eq!(up, [true; 2], "both ends have a CHILD_SA");
+        lengths
+    }
+}
