@@ -27,7 +27,7 @@ pub(crate) fn add(config: &Config, request: &Request) -> Result<Value> {
             "the environment variable CNI_NETNS is missing or empty; ADD needs the pod's network namespace",
         )
     })?;
-    if config.chained {
+    if config.previous.is_some() {
         return Err(Error::new(
             Code::InvalidConfig,
             "the configuration has a prevResult: edge-cni makes the pod's interface, so it must come first in the list of plugins",
@@ -139,7 +139,7 @@ fn short_of(config: &Config, segments: Option<&SegmentsFile>, stock: &[Stock]) -
 fn reclaim(store: &Store, links: &mut Links) -> Result<usize> {
     let mut ledger = store.lock()?;
     let present = links.all()?;
-    let count = ledger.reclaim(|attachment| {
+    let count = ledger.reclaim(|attachment, _| {
         let (name, alias) = (veth::host_name(attachment), veth::alias(attachment));
         !present.iter().any(|link| link.name == name || link.alias == alias)
     })?;
@@ -155,7 +155,7 @@ fn take(config: &Config, request: &Request, store: &Store) -> Result<(Vec<Assign
         refuse_second(&ledger, &request.attachment)?;
         let segments = ledger.segments(config)?.ok_or_else(|| no_segments(outcome.clone()))?;
         let families = ipam::families(&segments.segments);
-        let taken = ledger.take(&request.attachment, request.pod.as_deref(), &segments.segments, &families)?;
+        let taken = ledger.take(request, &config.name, &segments.segments, &families)?;
         let stock = ledger.stock(&segments.segments);
         if let Some(addresses) = taken {
             ledger.commit()?;

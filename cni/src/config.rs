@@ -13,6 +13,9 @@ use crate::version::Version;
 /// Smallest MTU: IPv6 works with no less (RFC 8200 section 5).
 const MIN_MTU: u32 = 1280;
 
+/// Longest name of a network; each lease carries it.
+const MAX_NAME: usize = 253;
+
 /// Keys of ours.
 const OWN_KEYS: [&str; 8] =
     ["bridge", "stateDir", "agentSocket", "clusterRanges", "segments", "mtu", "lowWater", "dns"];
@@ -56,8 +59,10 @@ pub(crate) struct Config {
     pub(crate) low_water: u64,
     /// Handed through into the result.
     pub(crate) dns: Option<Value>,
-    /// Whether another plugin came before, and left a result.
-    pub(crate) chained: bool,
+    /// The result of another plugin that came before, or with CHECK of our own ADD.
+    pub(crate) previous: Option<Value>,
+    /// With GC, the attachments that the runtime still knows of.
+    pub(crate) valid_attachments: Option<Value>,
 }
 
 #[derive(Deserialize)]
@@ -139,7 +144,8 @@ impl Config {
                 ),
             ));
         }
-        let chained = json.get("prevResult").is_some_and(|result| !result.is_null());
+        let previous = json.get("prevResult").filter(|result| !result.is_null()).cloned();
+        let valid_attachments = json.get("cni.dev/valid-attachments").cloned();
         let raw: Raw = serde_json::from_value(Value::Object(json)).map_err(|error| invalid(error.to_string()))?;
         let config = Self {
             version,
@@ -152,7 +158,8 @@ impl Config {
             mtu: raw.mtu,
             low_water: raw.low_water,
             dns: raw.dns,
-            chained,
+            previous,
+            valid_attachments,
         };
         config.check()?;
         Ok(config)
@@ -160,11 +167,12 @@ impl Config {
 
     fn check(&self) -> Result<()> {
         // The specification, "Network configuration": the same alphabet as a container's ID.
-        let good_name = self.name.starts_with(|c: char| c.is_ascii_alphanumeric())
+        let good_name = self.name.len() <= MAX_NAME
+            && self.name.starts_with(|c: char| c.is_ascii_alphanumeric())
             && self.name.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '_' | '.' | '-'));
         if !good_name {
             return Err(invalid(format!(
-                "name is {:?}; expected letters, digits, '_', '.' and '-', the first a letter or digit",
+                "name is {:?}; expected 1 to {MAX_NAME} letters, digits, '_', '.' and '-', the first a letter or digit",
                 self.name
             )));
         }

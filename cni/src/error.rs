@@ -45,8 +45,8 @@ pub(crate) enum Code {
     Guard = 104,
     /// No address is free, and no further segment can be had by waiting.
     RangeFull = 105,
-    /// The verb is not supported.
-    UnsupportedCommand = 106,
+    /// CHECK: the container no longer has what ADD gave it.
+    NotAsAttached = 106,
 }
 
 impl Error {

@@ -2,7 +2,7 @@
 //!
 //! One process an invocation, synchronous; the runtime says by environment variables what to do ([`request`]), hands the network's
 //! configuration in on standard input ([`config`]) and reads a result ([`result`]) or an error ([`error`]) from standard output.
-//! One file a verb: [`add`], [`del`], [`status`], [`up`]. Below them [`host`] makes what a node needs before its first pod, [`ipam`] hands out
+//! One file a verb: [`add`], [`del`], [`check`], [`gc`], [`status`], [`up`]. Below them [`host`] makes what a node needs before its first pod, [`ipam`] hands out
 //! addresses, [`net`] asks the kernel, [`agent`] asks the agent for more addresses.
 #![deny(unsafe_code)]
 
@@ -20,9 +20,11 @@ use crate::version::Version;
 
 mod add;
 mod agent;
+mod check;
 mod config;
 mod del;
 mod error;
+mod gc;
 mod host;
 mod ipam;
 mod net;
@@ -38,7 +40,8 @@ const MAX_INPUT: u64 = 1 << 20;
 const HELP: &str = "\
 edge-cni: the CNI plugin of edge-cni. Container runtimes run it; see docs/cni.md.
 
-usage: CNI_COMMAND=ADD|DEL|STATUS|VERSION CNI_CONTAINERID=.. CNI_NETNS=.. CNI_IFNAME=.. edge-cni < CONFIGURATION
+usage: CNI_COMMAND=ADD|DEL|CHECK CNI_CONTAINERID=.. CNI_NETNS=.. CNI_IFNAME=.. edge-cni < CONFIGURATION
+       CNI_COMMAND=GC|STATUS|VERSION edge-cni < CONFIGURATION
        edge-cni up [FILE]   make bridge and guard without a pod, as FILE says
                             (default /etc/cni/net.d/10-edge-cni.conflist)
        edge-cni --version   print version and supported CNI versions
@@ -129,11 +132,13 @@ fn run_command(version: &mut Version) -> Result<String> {
             let request = Request::read(lookup)?;
             del::del(&config, &request).map(|()| String::new()).map_err(|error| error.about(&request))
         }
+        Command::Check => {
+            let request = Request::read(lookup)?;
+            check::check(&config, &request).map(|()| String::new()).map_err(|error| error.about(&request))
+        }
         Command::Status => status::status(&config).map(|()| String::new()),
-        Command::Check | Command::Gc | Command::Version => Err(Error::new(
-            Code::UnsupportedCommand,
-            format!("{} is not supported by this edge-cni; it does ADD, DEL, STATUS and VERSION", command.as_str()),
-        )),
+        Command::Gc => gc::gc(&config).map(|()| String::new()),
+        Command::Version => version_info(&input).map(line),
     }
 }
 

@@ -3,7 +3,7 @@
 //! ```text
 //! 5d0c1e7a edge-cni-leases 1 GENERATION BOOT-ID
 //! 91ab03ff ~ ADDRESS=SECONDS ...                         freed addresses, the longest ago first
-//! 0e77c210 + CONTAINER IFNAME POD ADDRESS [ADDRESS]      a lease begins ("-" for an unknown pod)
+//! 0e77c210 + CONTAINER IFNAME NETWORK POD ADDRESS ...    a lease begins ("-" for an unknown pod)
 //! 3f5521b9 - CONTAINER IFNAME SECONDS                    it ends, SECONDS after the machine's start
 //! ```
 //!
@@ -14,7 +14,6 @@
 //! start. What lies behind the mark and does not read is the line of a process that was killed while writing, and was never told of.
 //! After a reboot no pod of before exists, so its leases are void and a damaged journal is replaced.
 
-use std::fmt::Write as _;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read};
 use std::net::IpAddr;
@@ -170,11 +169,7 @@ impl Journal {
 
     /// Enters a lease.
     pub(super) fn lease(&mut self, attachment: &Attachment, lease: Lease) -> Result<()> {
-        let mut entry =
-            format!("+ {} {} {}", attachment.container, attachment.ifname, lease.pod.as_deref().unwrap_or("-"));
-        for address in &lease.addresses {
-            let _ = write!(entry, " {address}");
-        }
+        let entry = entry_of(attachment, &lease);
         let refused = |why| Error::new(Code::AlreadyAttached, format!("{why}; run DEL first"));
         self.state.leases.check(attachment, &lease).map_err(refused)?;
         self.append(&entry)?;
@@ -244,14 +239,22 @@ fn rewrite(folder: &Path, path: &Path, boot: &str, state: Replay) -> Result<(Fil
         push(&freed.iter().fold("~".to_owned(), |entry, (address, at)| format!("{entry} {address}={at}")));
     }
     for (attachment, lease) in state.leases.iter() {
-        let addresses = lease.addresses.iter().fold(String::new(), |all, address| format!("{all} {address}"));
-        let pod = lease.pod.as_deref().unwrap_or("-");
-        push(&format!("+ {} {} {pod}{addresses}", attachment.container, attachment.ifname));
+        push(&entry_of(attachment, lease));
     }
     next.length = text.len() as u64;
     next.leases = state.leases;
     let file = super::store::replace(folder, path, text.as_bytes())?;
     Ok((file, next))
+}
+
+/// The line, without its checksum, with which a lease begins.
+fn entry_of(attachment: &Attachment, lease: &Lease) -> String {
+    let Attachment { container, ifname } = attachment;
+    let Lease { addresses, network, pod } = lease;
+    let pod = pod.as_deref().unwrap_or("-");
+    addresses
+        .iter()
+        .fold(format!("+ {container} {ifname} {network} {pod}"), |entry, address| format!("{entry} {address}"))
 }
 
 /// Reads lines until the end or the first that is not what was written. Also the checksum at `stop`, if a line ends there.
@@ -299,9 +302,10 @@ fn apply(state: &mut Replay, entry: &str, first: bool) -> Option<Result<(), Stri
     match words.next()? {
         "+" => {
             let attachment = Attachment { container: words.next()?.into(), ifname: words.next()?.into() };
+            let network = words.next()?.into();
             let pod = Some(words.next()?).filter(|pod| *pod != "-").map(str::to_owned);
             let addresses = words.map(|word| word.parse().ok()).collect::<Option<Vec<IpAddr>>>()?;
-            Some(state.leases.insert(attachment, Lease { addresses, pod }))
+            Some(state.leases.insert(attachment, Lease { addresses, network, pod }))
         }
         "-" => {
             let attachment = Attachment { container: words.next()?.into(), ifname: words.next()?.into() };
@@ -401,7 +405,11 @@ mod tests {
             IpAddr::from([10, 0, (number / 256) as u8, number as u8]),
             IpAddr::from([0xfd77, 0, 0, 0, 0, 0, 0, number as u16]),
         ];
-        Lease { addresses, pod: number.is_multiple_of(2).then(|| format!("default/web-{number}")) }
+        Lease {
+            addresses,
+            network: "pods".into(),
+            pod: number.is_multiple_of(2).then(|| format!("default/web-{number}")),
+        }
     }
 
     fn enter(folder: &Path, boot: &str, numbers: impl IntoIterator<Item = usize>) {

@@ -19,6 +19,8 @@ pub(super) const COOL_DOWN_SECONDS: u64 = 60;
 pub(crate) struct Lease {
     /// Addresses, at most one a family.
     pub(crate) addresses: Vec<IpAddr>,
+    /// The network's name, `name` of the configuration that the lease was given for.
+    pub(crate) network: String,
     /// The pod's `namespace/name`, for people.
     pub(crate) pod: Option<String>,
 }
@@ -151,9 +153,13 @@ mod tests {
         Attachment { container: format!("c{number}"), ifname: "eth0".into() }
     }
 
+    fn lease(address: &str) -> Lease {
+        Lease { addresses: vec![address.parse().unwrap()], network: "pods".into(), pod: None }
+    }
+
     fn take(leases: &mut Leases, number: usize, segments: &[IpNetwork], now: u64) -> Option<String> {
         let assigned = leases.choose(segments, Family::V4, now)?;
-        leases.insert(attachment(number), Lease { addresses: vec![assigned.address], pod: None }).unwrap();
+        leases.insert(attachment(number), lease(&assigned.address.to_string())).unwrap();
         Some(assigned.address.to_string())
     }
 
@@ -201,7 +207,7 @@ mod tests {
     #[test]
     fn an_address_never_has_two_owners() {
         let mut leases = Leases::default();
-        let lease = Lease { addresses: vec!["10.0.0.2".parse().unwrap()], pod: None };
+        let lease = lease("10.0.0.2");
         leases.insert(attachment(1), lease.clone()).unwrap();
         assert!(leases.insert(attachment(2), lease.clone()).unwrap_err().contains("10.0.0.2"));
         assert!(leases.insert(attachment(1), lease).unwrap_err().contains("two leases"));
@@ -212,7 +218,7 @@ mod tests {
     fn leases_outside_the_segments_take_nothing_from_what_is_free() {
         let segments = ["10.0.0.0/29".parse().unwrap()];
         let mut leases = Leases::default();
-        leases.insert(attachment(1), Lease { addresses: vec!["10.9.0.2".parse().unwrap()], pod: None }).unwrap();
+        leases.insert(attachment(1), lease("10.9.0.2")).unwrap();
         assert_eq!(leases.stock(&segments, Family::V4).free, 5);
     }
 }

@@ -16,7 +16,7 @@ use super::journal::{self, Journal};
 use super::leases::{Assigned, Lease};
 use crate::config::{self, Config};
 use crate::error::{Code, Context, Error, Result};
-use crate::request::Attachment;
+use crate::request::{Attachment, Request};
 
 /// Layout of the segments' file that we read and write.
 const SEGMENTS_VERSION: u32 = 1;
@@ -113,8 +113,8 @@ impl Ledger {
     /// Leases one address of each family, or none at all where a family has none left.
     pub(crate) fn take(
         &mut self,
-        attachment: &Attachment,
-        pod: Option<&str>,
+        request: &Request,
+        network: &str,
         segments: &[IpNetwork],
         families: &[Family],
     ) -> Result<Option<Vec<Assigned>>> {
@@ -130,7 +130,8 @@ impl Ledger {
             }
         }
         let addresses: Vec<IpAddr> = assigned.iter().map(|assigned| assigned.address).collect();
-        self.journal.lease(attachment, Lease { addresses, pod: pod.map(str::to_owned) })?;
+        let lease = Lease { addresses, network: network.to_owned(), pod: request.pod.clone() };
+        self.journal.lease(&request.attachment, lease)?;
         Ok(Some(assigned))
     }
 
@@ -140,9 +141,9 @@ impl Ledger {
     }
 
     /// Ends the leases of all attachments that are `gone`. Returns how many there were.
-    pub(crate) fn reclaim(&mut self, gone: impl Fn(&Attachment) -> bool) -> Result<usize> {
-        let dead: Vec<Attachment> =
-            self.journal.leases().iter().map(|(attachment, _)| attachment.clone()).filter(gone).collect();
+    pub(crate) fn reclaim(&mut self, gone: impl Fn(&Attachment, &Lease) -> bool) -> Result<usize> {
+        let held = self.journal.leases().iter().filter(|(attachment, lease)| gone(attachment, lease));
+        let dead: Vec<Attachment> = held.map(|(attachment, _)| attachment.clone()).collect();
         for attachment in &dead {
             self.end(attachment)?;
         }
@@ -236,8 +237,9 @@ mod tests {
         Config::from_object(text.as_object().unwrap().clone()).unwrap()
     }
 
-    fn attachment(number: usize) -> Attachment {
-        Attachment { container: format!("c{number}"), ifname: "eth0".into() }
+    fn request(number: usize) -> Request {
+        let attachment = Attachment { container: format!("c{number}"), ifname: "eth0".into() };
+        Request { attachment, netns: None, pod: None }
     }
 
     #[test]
@@ -278,15 +280,15 @@ mod tests {
         let both = families(&segments);
         for number in 0..2 {
             let mut ledger = store.lock().unwrap();
-            let got = ledger.take(&attachment(number), None, &segments, &both).unwrap().unwrap();
+            let got = ledger.take(&request(number), "pods", &segments, &both).unwrap().unwrap();
             assert_eq!(got.len(), 2);
             ledger.commit().unwrap();
         }
         let mut ledger = store.lock().unwrap();
-        assert_eq!(ledger.take(&attachment(9), None, &segments, &both).unwrap(), None);
+        assert_eq!(ledger.take(&request(9), "pods", &segments, &both).unwrap(), None);
         assert_eq!(ledger.stock(&segments)[0], Stock { family: Family::V4, free: 3, leased: 2 });
-        assert_eq!(ledger.reclaim(|attachment| attachment.container == "c0").unwrap(), 1);
-        assert!(ledger.take(&attachment(9), None, &segments, &both).unwrap().is_some());
+        assert_eq!(ledger.reclaim(|attachment, _| attachment.container == "c0").unwrap(), 1);
+        assert!(ledger.take(&request(9), "pods", &segments, &both).unwrap().is_some());
     }
 
     #[test]
@@ -301,7 +303,7 @@ mod tests {
                     let (store, segments) = (&store, &segments);
                     scope.spawn(move || {
                         let mut ledger = store.lock().unwrap();
-                        let got = ledger.take(&attachment(number), None, segments, &[Family::V4]).unwrap().unwrap();
+                        let got = ledger.take(&request(number), "pods", segments, &[Family::V4]).unwrap().unwrap();
                         ledger.commit().unwrap();
                         got[0].address
                     })

@@ -34,6 +34,8 @@ pub(crate) struct Link {
     pub(crate) mtu: u32,
     pub(crate) up: bool,
     pub(crate) alias: String,
+    /// Index of the bridge whose port it is.
+    pub(crate) master: Option<u32>,
     /// Where it is a bridge's port.
     pub(crate) port_state: Option<BridgePortState>,
 }
@@ -186,6 +188,32 @@ impl Links {
     }
 }
 
+impl Links {
+    /// Gateways of the default routes over a link.
+    pub(crate) fn default_gateways(&mut self, link: &Link) -> Result<Vec<IpAddr>> {
+        let found = self.netlink.dump("RTM_GETROUTE", RouteNetlinkMessage::GetRoute(RouteMessage::default()));
+        let found = found.map_err(|error| kernel("read the routes", &error))?;
+        let gateways = found.into_iter().filter_map(|message| match message {
+            RouteNetlinkMessage::NewRoute(route) => default_gateway(&route, link.index),
+            _ => None,
+        });
+        Ok(gateways.collect())
+    }
+}
+
+/// The gateway of a default route of the main table over the link of this index.
+fn default_gateway(route: &RouteMessage, index: u32) -> Option<IpAddr> {
+    let is_default = route.header.destination_prefix_length == 0 && route.header.table == RouteHeader::RT_TABLE_MAIN;
+    if !is_default || !route.attributes.contains(&RouteAttribute::Oif(index)) {
+        return None;
+    }
+    route.attributes.iter().find_map(|attribute| match attribute {
+        RouteAttribute::Gateway(RouteAddress::Inet(address)) => Some(IpAddr::V4(*address)),
+        RouteAttribute::Gateway(RouteAddress::Inet6(address)) => Some(IpAddr::V6(*address)),
+        _ => None,
+    })
+}
+
 impl Link {
     fn read(message: &LinkMessage) -> Self {
         let mut link = Self {
@@ -196,12 +224,14 @@ impl Link {
             mtu: 0,
             up: message.header.flags.contains(LinkFlags::Up),
             alias: String::new(),
+            master: None,
             port_state: None,
         };
         for attribute in &message.attributes {
             match attribute {
                 LinkAttribute::IfName(name) => link.name.clone_from(name),
                 LinkAttribute::IfAlias(alias) => link.alias.clone_from(alias),
+                LinkAttribute::Controller(index) => link.master = Some(*index),
                 LinkAttribute::Mtu(mtu) => link.mtu = *mtu,
                 LinkAttribute::Address(octets) => link.mac = octets.as_slice().try_into().unwrap_or_default(),
                 LinkAttribute::LinkInfo(infos) => link.read_info(infos),

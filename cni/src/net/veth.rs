@@ -18,6 +18,8 @@ use crate::result::default_routes;
 /// How long a bridge's port may take to forward. Without spanning tree it takes milliseconds.
 const FORWARDING_DEADLINE: Duration = Duration::from_secs(5);
 
+const ALIAS_PREFIX: &str = "edge-cni ";
+
 /// A pod's end, addressed and up.
 #[derive(Debug)]
 pub(crate) struct PodEnd {
@@ -33,7 +35,15 @@ pub(crate) fn host_name(attachment: &Attachment) -> String {
 
 /// The alias of the host's end, for people, and to know it by if it is renamed.
 pub(crate) fn alias(attachment: &Attachment) -> String {
-    format!("edge-cni {} {}", attachment.container, attachment.ifname)
+    format!("{ALIAS_PREFIX}{} {}", attachment.container, attachment.ifname)
+}
+
+/// Whose end of a pair a link is, by its alias and its name.
+pub(crate) fn attachment_of(link: &Link) -> Option<Attachment> {
+    let (container, ifname) = link.alias.strip_prefix(ALIAS_PREFIX)?.split_once(' ')?;
+    let attachment = Attachment { container: container.into(), ifname: ifname.into() };
+    // Another's alias may look like ours; its name would not follow from it.
+    (link.kind == "veth" && link.name == host_name(&attachment)).then_some(attachment)
 }
 
 /// Makes the pair: one end on the bridge, the other in the pod, both down. Both or nothing.

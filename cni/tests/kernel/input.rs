@@ -12,7 +12,6 @@ pub(crate) const TESTS: &[Test] = &[
         "wrong_configurations_are_explained_with_the_specifications_codes",
         wrong_configurations_are_explained_with_the_specifications_codes,
     ),
-    ("verbs_that_are_not_supported_say_so", verbs_that_are_not_supported_say_so),
     ("verbs_newer_than_the_configuration_are_refused", verbs_newer_than_the_configuration_are_refused),
     ("status_is_well_while_an_add_could_be_served", status_is_well_while_an_add_could_be_served),
     ("a_second_add_is_refused_and_the_first_stays", a_second_add_is_refused_and_the_first_stays),
@@ -105,18 +104,6 @@ fn wrong_configurations_are_explained_with_the_specifications_codes() {
         assert!(answer.json["msg"].as_str().unwrap().contains(named), "{input}: {}", answer.json);
     }
     assert!(world.ports().is_empty());
-}
-
-fn verbs_that_are_not_supported_say_so() {
-    let world = World::new(SEGMENT);
-    let pod = world.pod();
-    world.set("cniVersion", json!("1.1.0"));
-    for verb in ["CHECK", "GC"] {
-        let answer = world.verb(verb, &pod);
-        assert!(!answer.ok);
-        assert_eq!(answer.json["code"], 106, "{}", answer.json);
-        assert!(answer.json["msg"].as_str().unwrap().contains("not supported"), "{}", answer.json);
-    }
 }
 
 fn status_is_well_while_an_add_could_be_served() {

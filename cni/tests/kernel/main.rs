@@ -5,10 +5,14 @@ mod growth;
 mod harness;
 mod input;
 mod survive;
+mod verify;
 mod world;
 
 fn main() -> std::process::ExitCode {
-    let tests: Vec<harness::Test> =
-        [attach::TESTS, input::TESTS, survive::TESTS, growth::TESTS].into_iter().flatten().copied().collect();
+    let tests: Vec<harness::Test> = [attach::TESTS, input::TESTS, survive::TESTS, growth::TESTS, verify::TESTS]
+        .into_iter()
+        .flatten()
+        .copied()
+        .collect();
     harness::run(&tests)
 }

@@ -1,0 +1,142 @@
+//! CHECK: whether a container still has what ADD gave it. Nothing is changed or repaired.
+
+use std::net::IpAddr;
+
+use edge_types::IpNetwork;
+use serde_json::Value;
+
+use crate::config::Config;
+use crate::error::{Code, Error, Result};
+use crate::ipam::{self, Store};
+use crate::net::link::{BridgePortState, Links};
+use crate::net::netns::Namespace;
+use crate::net::veth;
+use crate::request::{Attachment, Request};
+
+/// Compares the ledger, the host's end and the pod's end with the result of the ADD. MAC addresses are not compared: others may change them,
+/// and nothing of ours depends on them.
+pub(crate) fn check(config: &Config, request: &Request) -> Result<()> {
+    let result = config.previous.as_ref().ok_or_else(|| {
+        Error::new(
+            Code::InvalidConfig,
+            "CHECK needs the result of the ADD as prevResult in the configuration, and there is none",
+        )
+    })?;
+    let path = request.netns.as_deref().ok_or_else(|| {
+        Error::new(
+            Code::InvalidEnvironment,
+            "the environment variable CNI_NETNS is missing or empty; CHECK needs the pod's network namespace",
+        )
+    })?;
+    let attachment = &request.attachment;
+    let expected = expected_addresses(result, &attachment.ifname)?;
+    let segments = check_lease(config, attachment, &expected)?;
+    let mut links = Links::open()?;
+    check_host(&mut links, config, attachment, &segments)?;
+    Namespace::of_container(path)?.within(|| check_pod(&attachment.ifname, &expected, &segments))
+}
+
+/// Addresses that the result gives to an interface in a sandbox. A later plugin's are not ours to check.
+fn expected_addresses(result: &Value, ifname: &str) -> Result<Vec<IpAddr>> {
+    let nonsense = |what: &str| Error::new(Code::InvalidConfig, format!("prevResult makes no sense: {what}"));
+    let interfaces = result["interfaces"].as_array().ok_or_else(|| nonsense("it has no list of interfaces"))?;
+    let is_ours = |index: usize| {
+        interfaces.get(index).is_some_and(|interface| interface["name"] == ifname && interface["sandbox"].is_string())
+    };
+    let mut addresses = Vec::new();
+    for ip in result["ips"].as_array().into_iter().flatten() {
+        let index = ip["interface"].as_u64().and_then(|index| usize::try_from(index).ok());
+        if index.is_some_and(is_ours) {
+            let text = ip["address"].as_str().unwrap_or_default();
+            let network: IpNetwork = text.parse().map_err(|_| nonsense(&format!("{text:?} is no address")))?;
+            addresses.push(network.ip());
+        }
+    }
+    if addresses.is_empty() {
+        return Err(nonsense(&format!("it has no address for {ifname}")));
+    }
+    Ok(addresses)
+}
+
+fn differs(what: String) -> Error {
+    Error::new(Code::NotAsAttached, format!("{what}; delete the pod, so that it is attached anew"))
+}
+
+/// Returns the segments of the addresses, in their order.
+fn check_lease(config: &Config, attachment: &Attachment, expected: &[IpAddr]) -> Result<Vec<IpNetwork>> {
+    let no_lease = || differs("there is no lease for it".into());
+    let ledger = Store::existing(config).ok_or_else(no_lease)?.lock()?;
+    let lease = ledger.lease(attachment).ok_or_else(no_lease)?;
+    if let Some(address) = expected.iter().find(|address| !lease.addresses.contains(address)) {
+        return Err(differs(format!("{address} is not leased to it")));
+    }
+    let all = ledger.segments(config)?.map(|file| file.segments).unwrap_or_default();
+    let segment_of = |address: &IpAddr| {
+        let segment = all.iter().find(|segment| segment.contains(*address)).copied();
+        segment.ok_or_else(|| differs(format!("{address} is in no segment of this node any more")))
+    };
+    expected.iter().map(segment_of).collect()
+}
+
+fn check_host(links: &mut Links, config: &Config, attachment: &Attachment, segments: &[IpNetwork]) -> Result<()> {
+    let name = veth::host_name(attachment);
+    let missing = |what: &str| differs(format!("{what} is missing on the host"));
+    let bridge = links.find(&config.bridge)?.ok_or_else(|| missing(&format!("the bridge {}", config.bridge)))?;
+    let host = links.find(&name)?.ok_or_else(|| missing(&format!("the host's end {name}")))?;
+    if host.master != Some(bridge.index) {
+        return Err(differs(format!("{name} is not a port of {}", bridge.name)));
+    }
+    if host.port_state != Some(BridgePortState::Forwarding) {
+        return Err(differs(format!("{name} does not forward; is it, or the pod's end, down?")));
+    }
+    let present = links.addresses(&bridge)?;
+    match segments.iter().map(ipam::gateway).find(|gateway| !present.contains(gateway)) {
+        Some(gateway) => Err(differs(format!("the bridge {} has lost the gateway's address {gateway}", bridge.name))),
+        None => Ok(()),
+    }
+}
+
+fn check_pod(ifname: &str, expected: &[IpAddr], segments: &[IpNetwork]) -> Result<()> {
+    let mut links = Links::open()?;
+    let link = links.find(ifname)?.ok_or_else(|| differs(format!("{ifname} is missing in the pod")))?;
+    if !link.up {
+        return Err(differs(format!("{ifname} is down")));
+    }
+    let present = links.addresses(&link)?;
+    if let Some(address) = expected.iter().find(|address| !present.contains(address)) {
+        return Err(differs(format!("{ifname} has lost the address {address}")));
+    }
+    let gateways = links.default_gateways(&link)?;
+    match segments.iter().map(ipam::gateway).find(|gateway| !gateways.contains(gateway)) {
+        Some(gateway) => Err(differs(format!("the pod has lost its default route by {gateway}"))),
+        None => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn only_addresses_of_the_pods_own_interface_are_expected() {
+        let result = json!({
+            "interfaces": [{"name": "ecni0"}, {"name": "eth0", "sandbox": "/run/netns/x"}, {"name": "other", "sandbox": "/run/netns/x"}],
+            "ips": [
+                {"address": "10.77.0.2/26", "interface": 1},
+                {"address": "fd77::2/120", "interface": 1},
+                {"address": "192.0.2.1/24", "interface": 2},
+                {"address": "192.0.2.2/24"},
+            ],
+        });
+        let addresses: Vec<String> =
+            expected_addresses(&result, "eth0").unwrap().iter().map(ToString::to_string).collect();
+        assert_eq!(addresses, ["10.77.0.2", "fd77::2"]);
+        let cut =
+            json!({"interfaces": [{"name": "eth0", "sandbox": "x"}], "ips": [{"address": "10.77", "interface": 0}]});
+        for nonsense in [json!({}), json!(1), json!({"interfaces": [], "ips": []}), cut] {
+            assert_eq!(expected_addresses(&nonsense, "eth0").unwrap_err().code, Code::InvalidConfig, "{nonsense}");
+        }
+    }
+}

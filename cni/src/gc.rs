@@ -1,0 +1,82 @@
+//! GC: removes what belongs to no attachment that the runtime still knows of, of this network alone.
+
+use std::collections::BTreeSet;
+
+use serde_json::Value;
+
+use crate::config::Config;
+use crate::error::{Code, Error, Result};
+use crate::ipam::Store;
+use crate::net::link::Links;
+use crate::net::veth;
+use crate::request::Attachment;
+
+/// Ends the leases and removes the pairs of all attachments of this network that are not in the configuration's list of valid ones. As
+/// with DEL, pairs go before leases; one that cannot be removed keeps its lease, and the rest goes on.
+pub(crate) fn gc(config: &Config) -> Result<()> {
+    let valid = valid_attachments(config.valid_attachments.as_ref())?;
+    let mut links = Links::open()?;
+    let mut stuck = BTreeSet::new();
+    let mut failures = Vec::new();
+    let Some(store) = Store::existing(config) else { return Ok(()) };
+    let mut ledger = store.lock()?;
+    let bridge = links.find(&config.bridge)?.map(|bridge| bridge.index);
+    for link in links.all()? {
+        let Some(attachment) = veth::attachment_of(&link) else { continue };
+        let others = ledger.lease(&attachment).is_some_and(|lease| lease.network != config.name);
+        if bridge.is_none() || link.master != bridge || others || valid.contains(&attachment) {
+            continue;
+        }
+        if let Err(error) = links.delete(&link) {
+            failures.push(error.to_string());
+            stuck.insert(attachment);
+        }
+    }
+    let ended = ledger.reclaim(|attachment, lease| {
+        lease.network == config.name && !valid.contains(attachment) && !stuck.contains(attachment)
+    })?;
+    if ended > 0 {
+        ledger.commit()?;
+    }
+    if failures.is_empty() {
+        return Ok(());
+    }
+    Err(Error::new(
+        Code::Kernel,
+        format!("some of what no container needs could not be removed: {}", failures.join("; ")),
+    ))
+}
+
+/// The specification, "GC": `cni.dev/valid-attachments`, each `{"containerID": .., "ifname": ..}`. Absent is not empty: then nothing may go.
+fn valid_attachments(list: Option<&Value>) -> Result<BTreeSet<Attachment>> {
+    let wrong = |why: &str| {
+        Error::new(
+            Code::InvalidConfig,
+            format!("cni.dev/valid-attachments {why}; nothing is removed without knowing what is in use"),
+        )
+    };
+    let list = list.and_then(Value::as_array).ok_or_else(|| wrong("is not a list"))?;
+    let read = |entry: &Value| {
+        let text = |key: &str| entry[key].as_str().map(str::to_owned);
+        Some(Attachment { container: text("containerID")?, ifname: text("ifname")? })
+    };
+    list.iter().map(|entry| read(entry).ok_or_else(|| wrong(&format!("has the entry {entry}")))).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_list_that_cannot_be_read_is_not_an_empty_one() {
+        for wrong in [None, Some(json!(null)), Some(json!({})), Some(json!([{"containerID": "a"}])), Some(json!(["a"]))]
+        {
+            assert_eq!(valid_attachments(wrong.as_ref()).unwrap_err().code, Code::InvalidConfig, "{wrong:?}");
+        }
+        assert!(valid_attachments(Some(&json!([]))).unwrap().is_empty());
+        let one = valid_attachments(Some(&json!([{"containerID": "a", "ifname": "eth0"}]))).unwrap();
+        assert!(one.contains(&Attachment { container: "a".into(), ifname: "eth0".into() }));
+    }
+}

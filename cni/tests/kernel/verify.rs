@@ -1,0 +1,106 @@
+//! CHECK and GC: what is found out and removed long after ADD.
+
+use serde_json::{Value, json};
+
+use crate::harness::Test;
+use crate::world::{Answer, Pod, World, ip, path, pings};
+
+pub(crate) const TESTS: &[Test] = &[
+    ("check_finds_each_thing_that_was_lost", check_finds_each_thing_that_was_lost),
+    (
+        "gc_removes_what_the_runtime_no_longer_knows_and_nothing_else",
+        gc_removes_what_the_runtime_no_longer_knows_and_nothing_else,
+    ),
+    ("gc_without_a_list_removes_nothing", gc_without_a_list_removes_nothing),
+];
+
+const DUAL: &[&str] = &["10.77.3.0/24", "fd77:0:0:3::/120"];
+
+fn check(world: &World, pod: &Pod, result: &Value) -> Answer {
+    world.set("prevResult", result.clone());
+    let answer = world.verb("CHECK", pod);
+    world.set("prevResult", Value::Null);
+    answer
+}
+
+fn check_finds_each_thing_that_was_lost() {
+    let world = World::new(DUAL);
+    for (what, named) in [
+        ("nothing", ""),
+        ("addr del 10.77.3.2/24 dev eth0", "10.77.3.2"),
+        ("addr del fd77:0:0:3::2/120 dev eth0", "fd77:0:0:3::2"),
+        ("route del default", "default route by 10.77.3.1"),
+        ("link set eth0 down", "down"),
+        ("link del eth0", "missing"),
+        ("host addr del 10.77.3.1/24 dev ecni0", "10.77.3.1"),
+        ("host link set HOST nomaster", "not a port"),
+        ("lease", "no lease"),
+    ] {
+        let world = if what == "nothing" { &world } else { &World::new(DUAL) };
+        let pod = world.pod();
+        let result = world.verb("ADD", &pod).json;
+        let answer = check(world, &pod, &result);
+        assert!(answer.ok && answer.json == Value::Null, "{}", answer.json);
+        // What others change and nothing depends on.
+        ip(&pod.netns, "link set eth0 address 02:12:34:56:78:9a");
+        assert!(check(world, &pod, &result).ok);
+        match what {
+            "nothing" => continue,
+            "lease" => {
+                let name = &world.ports()[0];
+                world.ip(&format!("link set {name} alias renamed"));
+                world.ip(&format!("link set {name} name elsewhere"));
+                world.del(&pod);
+                world.ip(&format!("link set elsewhere name {name}"));
+            }
+            other => match other.strip_prefix("host ") {
+                Some(arguments) => drop(world.ip(&arguments.replace("HOST", &world.ports()[0]))),
+                None => drop(ip(&pod.netns, other)),
+            },
+        }
+        let answer = check(world, &pod, &result);
+        assert_eq!(answer.json["code"], 106, "{what}: {}", answer.json);
+        assert!(answer.json["msg"].as_str().unwrap().contains(named), "{what}: {}", answer.json);
+    }
+    let answer = world.verb("CHECK", &world.pod());
+    assert_eq!(answer.json["code"], 7, "{}", answer.json);
+}
+
+fn gc(world: &World, valid: &[&Pod]) -> Answer {
+    let list: Vec<Value> = valid.iter().map(|pod| json!({"containerID": pod.id, "ifname": "eth0"})).collect();
+    world.set("cni.dev/valid-attachments", json!(list));
+    world.run(&[("CNI_COMMAND", "GC"), ("CNI_PATH", "/opt/cni/bin")], &world.config.borrow().to_string())
+}
+
+fn gc_removes_what_the_runtime_no_longer_knows_and_nothing_else() {
+    let world = World::new(DUAL);
+    world.set("cniVersion", json!("1.1.0"));
+    let pods: Vec<Pod> = (0..4).map(|_| world.pod()).collect();
+    pods[..3].iter().for_each(|pod| drop(world.add(pod)));
+    // Another network on the same bridge and ledger; another's pair.
+    world.set("name", json!("others"));
+    world.add(&pods[3]);
+    world.set("name", json!("pods"));
+    world.ip("link add foreign type veth peer name foreign1");
+    world.ip("link set foreign master ecni0");
+    let answer = gc(&world, &[&pods[1]]);
+    assert!(answer.ok && answer.json == Value::Null, "{}", answer.json);
+    assert_eq!(world.leased(), [pods[1].id.as_str(), pods[3].id.as_str()]);
+    assert_eq!(world.ports().len(), 4, "{:?}", world.ports());
+    assert!(pings(&pods[1].netns, "10.77.3.5") && pings(&pods[1].netns, "10.77.3.1"));
+    assert!(gc(&world, &[&pods[1]]).ok);
+    world.del(&pods[0]);
+}
+
+fn gc_without_a_list_removes_nothing() {
+    let world = World::new(DUAL);
+    world.set("cniVersion", json!("1.1.0"));
+    let pod = world.pod();
+    world.add(&pod);
+    let input = world.config.borrow().to_string();
+    let answer = world.run(&[("CNI_COMMAND", "GC"), ("CNI_NETNS", &path(&pod))], &input);
+    assert_eq!(answer.json["code"], 7, "{}", answer.json);
+    assert!(world.verb("STATUS", &pod).ok);
+    assert!(pings(&pod.netns, "10.77.3.1"));
+    assert_eq!(world.leased().len(), 1);
+}
