@@ -7,7 +7,7 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand};
 
 use crate::config::{self, Config};
-use crate::{admin, install_cni, run};
+use crate::{admin, down, install_cni, run};
 
 /// Joins this node to its peers by IPsec tunnels that it negotiates itself.
 ///
@@ -42,6 +42,13 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Remove what the agent keeps in the kernel: SAs, policies, routes, the firewall table, and last the guard
+    ///
+    /// Pods that are left may speak in clear from then on. Certificate, view and segments stay on disk; `run` puts everything back.
+    Down {
+        #[command(flatten)]
+        config: ConfigArgument,
+    },
     /// Make a new CHILD_SA with a peer now, without losing a packet
     Rekey {
         #[command(flatten)]
@@ -75,6 +82,7 @@ impl Cli {
         match self.command {
             Command::Run { config } => with_config(&config, run::run),
             Command::Status { config, json } => with_config(&config, |config| admin::client::status(&config, json)),
+            Command::Down { config } => with_config(&config, |config| down::down(&config)),
             Command::Rekey { config, peer } => with_config(&config, |config| admin::client::rekey(&config, &peer)),
             Command::InstallCni { config, plugin, timeout, remove } => with_config(&config, |config| {
                 if remove {

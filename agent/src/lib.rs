@@ -19,6 +19,7 @@
 //! - [`journal`]: what was repaired, what is in the way, what went wrong.
 //! - [`status`]: the document of `status --json`, and the table.
 //! - [`run`]: starts the parts of `edge-agent run` and ends them.
+//! - [`down`]: takes everything away.
 //! - [`admin`]: the socket on which `status`, `rekey` and `diagnose` ask a running agent.
 // Only `tunnels::socket` (IP_PKTINFO, registering a descriptor with tokio) and the clock need it.
 #![deny(unsafe_code)]
@@ -29,6 +30,7 @@ pub mod clock;
 pub mod cloud;
 pub mod config;
 pub mod desired;
+pub mod down;
 pub mod host;
 pub mod install_cni;
 pub mod journal;

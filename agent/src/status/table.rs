@@ -42,8 +42,8 @@ pub fn render(status: &Status) -> String {
     if !status.peers.is_empty() {
         let _ = writeln!(text, "\n{table}");
     }
-    for (peer, error) in status.peers.iter().filter_map(|peer| Some((peer, peer.last_error.as_ref()?))) {
-        let _ = writeln!(text, "{}: {error}", peer.name);
+    for error in status.peers.iter().filter_map(|peer| peer.last_error.as_ref()) {
+        let _ = writeln!(text, "{error}");
     }
     let _ = writeln!(
         text,

@@ -70,7 +70,7 @@ impl Driver {
                     self.move_child(&peer, id, local, remote);
                 }
             }
-            Event::PeerFailed { peer, error } => tracing::warn!(%peer, "{error}"),
+            Event::PeerFailed { peer, error } => tracing::warn!("peer {peer}: {error}"),
             Event::Refused { from, identity, error } => {
                 tracing::warn!(%from, identity = identity.map(|identity| format!("{identity:?}")), "refused: {error}");
             }

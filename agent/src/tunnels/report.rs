@@ -79,7 +79,9 @@ impl Driver {
             child_sas: status
                 .map(|status| status.children.iter().map(|child| self.child(child, sas)).collect())
                 .unwrap_or_default(),
-            last_error: status.and_then(|status| status.last_error.as_ref()).map(ToString::to_string),
+            last_error: status
+                .and_then(|status| status.last_error.as_ref())
+                .map(|error| format!("peer {name}: {error}")),
         }
     }
 
