@@ -267,3 +267,6 @@ fn mapping(body: &[u8]) -> Result<Event, String> {
         new: SocketAddr::new(address(&raw.new_saddr)?, raw.new_sport),
     })
 }
+
+#[cfg(test)]
+mod tests;

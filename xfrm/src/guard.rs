@@ -187,3 +187,6 @@ fn contains(outer: &IpNetwork, inner: &IpNetwork) -> bool {
 fn overlaps_any(ranges: &[IpNetwork], network: &IpNetwork) -> bool {
     ranges.iter().any(|range| contains(range, network) || contains(network, range))
 }
+
+#[cfg(test)]
+mod tests;

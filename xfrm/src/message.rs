@@ -20,11 +20,15 @@ impl From<XfrmMessage> for Request {
 
 impl Drop for Request {
     fn drop(&mut self) {
-        if let XfrmMessage::AddSa(message) | XfrmMessage::UpdateSa(message) = &mut self.0 {
-            for attribute in &mut message.nlas {
-                if let nl::XfrmAttrs::EncryptionAlgAead(algorithm) = attribute {
-                    algorithm.alg_key.zeroize();
-                }
+        wipe(&mut self.0);
+    }
+}
+
+pub(crate) fn wipe(message: &mut XfrmMessage) {
+    if let XfrmMessage::AddSa(message) | XfrmMessage::UpdateSa(message) = message {
+        for attribute in &mut message.nlas {
+            if let nl::XfrmAttrs::EncryptionAlgAead(algorithm) = attribute {
+                algorithm.alg_key.zeroize();
             }
         }
     }

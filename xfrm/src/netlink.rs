@@ -232,24 +232,34 @@ impl Netlink {
             self.append(&mut bytes, message.clone(), NLM_F_REQUEST | NLM_F_DUMP);
             let sequence = self.sequence;
             self.send(&bytes)?;
-            let mut found = Vec::new();
-            let mut interrupted = false;
-            let mut end = None;
+            let (mut found, mut end) = (Vec::new(), None);
+            let (mut interrupted, mut misread) = (false, None);
+            // To its end in any case: on a socket with half a dump left the kernel refuses the next one (EBUSY).
             while end.is_none() {
-                self.receive(request, |frame| {
+                let received = self.receive(request, |frame| {
                     if frame.sequence != sequence {
                         return Ok(());
                     }
                     interrupted |= frame.flags & NLM_F_DUMP_INTR != 0;
                     match frame.outcome()? {
                         Some(outcome) => end = Some(outcome),
-                        None => found.push(frame.decode()?),
+                        None => match frame.decode() {
+                            Ok(entry) => found.push(entry),
+                            Err(reason) => misread = Some(reason),
+                        },
                     }
                     Ok(())
-                })?;
+                });
+                match received {
+                    Err(Error::Overrun) => interrupted = true,
+                    received => received?,
+                }
             }
             if let Some(Err(rejection)) = end {
                 return Err(Error::Rejected { request, rejection });
+            }
+            if let Some(reason) = misread {
+                return Err(Error::Malformed { request, reason });
             }
             if !interrupted {
                 return Ok(found);

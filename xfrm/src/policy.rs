@@ -391,3 +391,28 @@ impl fmt::Debug for InstalledPolicy {
         fmt::Display::fmt(self, f)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn selector(source: &str, destination: &str) -> Selector {
+        Selector::new(source.parse().unwrap(), destination.parse().unwrap()).unwrap()
+    }
+
+    #[test]
+    fn narrower_peers_are_stronger_and_all_are_between_guard_and_default_route() {
+        let narrow = priority::peer(&selector("10.77.0.0/26", "10.77.1.0/26"));
+        let wide = priority::peer(&selector("10.77.0.0/26", "10.0.0.0/8"));
+        let everything = priority::peer(&selector("10.77.0.0/26", "0.0.0.0/0"));
+        assert!(narrow < wide && wide < priority::ALLOW);
+        assert!(priority::ALLOW < everything && everything < priority::BLOCK);
+        assert!(priority::peer(&selector("::1/128", "::2/128")) >= priority::PEER);
+        assert!(priority::peer(&selector("fd00::/8", "fd01::/16")) < priority::ALLOW);
+    }
+
+    #[test]
+    fn selectors_of_two_families_are_refused() {
+        assert!(Selector::new("10.0.0.0/8".parse().unwrap(), "fd00::/8".parse().unwrap()).is_err());
+    }
+}

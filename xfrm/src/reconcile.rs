@@ -52,8 +52,12 @@ pub fn policies(desired: &[Policy], observed: &[InstalledPolicy]) -> Plan {
         wanted.remove(&holder.key());
     }
     // In the caller's order, so that logs and tests read the same each time.
-    plan.missing = desired.iter().filter(|policy| wanted.get(&policy.key()) == Some(policy)).copied().collect();
-    plan.missing.dedup();
+    for policy in desired {
+        if wanted.get(&policy.key()) == Some(policy) {
+            wanted.remove(&policy.key());
+            plan.missing.push(*policy);
+        }
+    }
     plan
 }
 
@@ -103,3 +107,6 @@ pub fn sas(expected: &[ExpectedSa], observed: &[Sa]) -> SaPlan {
     plan.missing = expected.iter().filter(|sa| wanted.contains_key(&sa.id)).copied().collect();
     plan
 }
+
+#[cfg(test)]
+mod tests;

@@ -458,3 +458,6 @@ fn aead_to_kernel(aead: &Aead) -> nl::AlgAead {
     }
     nl::AlgAead { alg_name: name, alg_key_len: aead.key.len() as u32 * 8, alg_icv_len: 128, alg_key: aead.key.to_vec() }
 }
+
+#[cfg(test)]
+mod tests;

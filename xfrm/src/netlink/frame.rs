@@ -141,3 +141,87 @@ fn verdict(code: [u8; 4], flags: u16, attributes: &[u8]) -> Result<(), Rejection
     }
     Err(rejection)
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn message(kind: u16, flags: u16, body: &[u8]) -> Vec<u8> {
+        let mut bytes = ((HEADER + body.len()) as u32).to_ne_bytes().to_vec();
+        bytes.extend(kind.to_ne_bytes());
+        bytes.extend(flags.to_ne_bytes());
+        bytes.extend(7u32.to_ne_bytes());
+        bytes.extend(9u32.to_ne_bytes());
+        bytes.extend(body);
+        bytes
+    }
+
+    fn text_attribute(text: &str) -> Vec<u8> {
+        let mut bytes = (4 + text.len() as u16 + 1).to_ne_bytes().to_vec();
+        bytes.extend(ATTRIBUTE_TEXT.to_ne_bytes());
+        bytes.extend(text.as_bytes());
+        bytes.resize((bytes.len() + 1).next_multiple_of(4), 0);
+        bytes
+    }
+
+    fn outcome(bytes: &[u8]) -> Option<Result<(), Rejection>> {
+        Frames::new(bytes).next().unwrap().unwrap().outcome().unwrap()
+    }
+
+    #[test]
+    fn a_refusal_is_read_with_the_kernels_words_capped_or_not() {
+        let request = message(0x10, 0, b"the request itself, with a key..");
+        for (flags, echoed) in
+            [(NLM_F_ACK_TLVS, request.as_slice()), (NLM_F_ACK_TLVS | NLM_F_CAPPED, &request[..HEADER])]
+        {
+            let mut body = (-22i32).to_ne_bytes().to_vec();
+            body.extend(echoed);
+            body.extend(text_attribute("Unsupported mode"));
+            let refused = outcome(&message(NLMSG_ERROR, flags, &body)).unwrap().unwrap_err();
+            assert_eq!((refused.errno, refused.text.as_deref()), (22, Some("Unsupported mode")));
+            let text = refused.to_string();
+            assert!(text.contains("Invalid argument") && text.ends_with(": Unsupported mode"), "{text}");
+        }
+    }
+
+    #[test]
+    fn an_acknowledgement_and_the_end_of_a_dump_end_their_request() {
+        assert_eq!(outcome(&message(NLMSG_ERROR, 0, &[0; 20])), Some(Ok(())));
+        assert_eq!(outcome(&message(NLMSG_DONE, 0, &[])), Some(Ok(())));
+        assert_eq!(outcome(&message(NLMSG_DONE, 0, &[0; 4])), Some(Ok(())));
+        let refused = outcome(&message(NLMSG_DONE, 0, &(-4i32).to_ne_bytes())).unwrap().unwrap_err();
+        assert_eq!(refused.errno, 4);
+        assert_eq!(outcome(&message(0x13, 0, &[])), None);
+    }
+
+    #[test]
+    fn a_datagram_holds_several_messages_padded_to_four_bytes() {
+        let mut bytes = message(0x10, 0, b"abc");
+        bytes.push(0);
+        bytes.extend(message(0x11, 0, b""));
+        let kinds: Vec<_> = Frames::new(&bytes).map(|frame| frame.unwrap().kind).collect();
+        assert_eq!(kinds, [0x10, 0x11]);
+    }
+
+    #[test]
+    fn a_length_that_cannot_be_ends_the_datagram() {
+        for length in [0u32, 15, 1000] {
+            let mut bytes = message(0x10, 0, b"");
+            bytes[..4].copy_from_slice(&length.to_ne_bytes());
+            let frames: Vec<_> = Frames::new(&bytes).collect();
+            assert_eq!(frames.len(), 1);
+            assert!(frames[0].is_err());
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn arbitrary_datagrams_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+            for frame in Frames::new(&bytes).flatten() {
+                let _ = frame.outcome();
+            }
+        }
+    }
+}

@@ -20,6 +20,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("reconciling_five_thousand_policies_twice_changes_nothing_the_second_time", Root, thousands),
     ("two_at_once_reconcile_the_same_set_without_an_error", Root, two_at_once),
     ("policies_of_single_sockets_are_not_taken_for_ours", Root, socket_policies),
+    ("a_dump_that_changes_while_it_is_read_is_read_again", Root, changing_dump),
     ("a_policy_with_a_mark_lives_beside_ours", Root, marked_policies),
 ];
 
@@ -282,5 +283,39 @@ fn marked_policies() {
         assert!(errors.is_empty(), "{errors:?}");
         assert_eq!((plan.missing.len(), plan.stray.len(), plan.occupied.len()), (1, 0, 0));
         assert_eq!(xfrm.policies().unwrap().len(), 3);
+    });
+}
+
+/// While another changes policies without pause, each dump has every policy that stood all the time.
+fn changing_dump() {
+    Space::new().run(|| {
+        let namespace = std::fs::File::open("/proc/thread-self/ns/net").unwrap();
+        let standing: Vec<Policy> = (0..1500)
+            .map(|n| {
+                let network = format!("10.{}.{}.0/24", n / 250, n % 250);
+                Policy::block(Direction::In, selector(&network, "0.0.0.0/0"))
+            })
+            .collect();
+        let mut xfrm = Xfrm::open().unwrap();
+        xfrm.reconcile_policies(&standing).unwrap();
+        let done = std::sync::atomic::AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+                use std::os::fd::AsFd;
+                move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network)).unwrap();
+                let mut xfrm = Xfrm::open().unwrap();
+                while !done.load(std::sync::atomic::Ordering::Relaxed) {
+                    xfrm.install_policy(&out(1)).unwrap();
+                    let installed = xfrm.policy(&out(1)).unwrap().unwrap();
+                    xfrm.delete_policy(&installed).unwrap();
+                }
+            });
+            for _ in 0..20 {
+                let seen = xfrm.policies().unwrap();
+                assert!(reconcile::policies(&standing, &seen).missing.is_empty());
+            }
+            done.store(true, std::sync::atomic::Ordering::Relaxed);
+        });
     });
 }

@@ -11,13 +11,14 @@ use edge_xfrm::{
     Xfrm,
 };
 
-use crate::Needs::Esp;
+use crate::Needs::{Esp, Root};
 use crate::Test;
 use crate::events::next;
 use crate::policies::selector;
 use crate::space::{KEY, Space, receive, sa};
 
 pub(crate) const TESTS: &[Test] = &[
+    ("a_refused_sa_is_reported_without_its_key", Root, refused_without_key),
     ("a_reserved_spi_becomes_an_sa", Esp, reservation),
     ("packets_of_both_families_pass_with_every_cipher_and_encapsulation", Esp, every_kind),
     ("an_older_kernels_way_to_install_sas_works", Esp, older_kernel),
@@ -464,5 +465,26 @@ fn with_selector() {
         let any = SaParams { selector: None, spi: 0x1001, ..params };
         xfrm.add_sa(&any).unwrap();
         assert_eq!(xfrm.sa(any.id()).unwrap().unwrap().flags & 32, 32);
+    });
+}
+
+/// Refused for want of ESP or, with ESP, as there is one already.
+fn refused_without_key() {
+    Space::new().run(|| {
+        let mut xfrm = Xfrm::open().unwrap();
+        let params = sa(SaDirection::In, "192.0.2.2", "192.0.2.1", 0x1000, 1);
+        let error = xfrm.add_sa(&params).and_then(|()| xfrm.add_sa(&params)).unwrap_err();
+        assert!(matches!(error, Error::Unsupported { .. } | Error::SaExists { .. }), "{error}");
+        let said = format!("{error} {error:?} {xfrm:?} {params:?}");
+        let numbers = |separator: &str, hex: bool| {
+            KEY[..4]
+                .iter()
+                .map(|b| if hex { format!("{b:02x}") } else { b.to_string() })
+                .collect::<Vec<_>>()
+                .join(separator)
+        };
+        for trace in ["sixteen bytes".to_owned(), numbers(", ", false), numbers("", true), numbers(" ", true)] {
+            assert!(!said.contains(&trace), "{said}");
+        }
     });
 }
