@@ -34,7 +34,7 @@ pub(crate) fn add(config: &Config, request: &Request) -> Result<Value> {
         ));
     }
     let pod = Namespace::of_container(path)?;
-    let store = Store::create(config)?;
+    let store = Store::create(config, veth::attached)?;
     let mut links = Links::open()?;
     let attachment = &request.attachment;
 

@@ -10,6 +10,7 @@ use crate::error::{Code, Context, Error, Result};
 use crate::host;
 use crate::ipam::{self, Store};
 use crate::net::link::Links;
+use crate::net::veth;
 
 /// Where the agent puts the list of plugins.
 pub(crate) const DEFAULT_CONFLIST: &str = "/etc/cni/net.d/10-edge-cni.conflist";
@@ -19,7 +20,7 @@ pub(crate) fn up(path: &Path) -> Result<Value> {
     let text = std::fs::read(path).context("read", path)?;
     let config =
         plugin_of(parse_object(&text)?).and_then(Config::from_object).map_err(|error| error.about(path.display()))?;
-    let store = Store::create(&config)?;
+    let store = Store::create(&config, veth::attached)?;
     let ledger = store.lock()?;
     let segments = ledger.segments(&config)?.ok_or_else(|| {
         Error::new(

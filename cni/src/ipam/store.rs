@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use edge_types::IpNetwork;
 use edge_types::api::Family;
 use edge_types::local::Stock;
-use edge_types::store::{LOCK_FILE, SEGMENTS_FILE, SegmentsFile, SegmentsSource};
+use edge_types::store::{LEASES_FILE, LOCK_FILE, SEGMENTS_FILE, SegmentsFile, SegmentsSource};
 use rustix::fs::FlockOperation;
 
 use super::journal::{self, Journal};
@@ -25,32 +25,55 @@ const SEGMENTS_VERSION: u32 = 1;
 #[derive(Debug, Clone)]
 pub(crate) struct Store {
     folder: PathBuf,
+    attached: Attached,
 }
+
+/// Counts the pods that hang on the host by their links, for a ledger that is about to begin from nothing.
+pub(crate) type Attached = fn() -> Result<usize>;
 
 impl Store {
     /// The state directory, made where there is none.
-    pub(crate) fn create(config: &Config) -> Result<Self> {
+    pub(crate) fn create(config: &Config, attached: Attached) -> Result<Self> {
         let folder = config.state_dir.clone();
         fs::DirBuilder::new()
             .recursive(true)
             .mode(0o700)
             .create(&folder)
             .context("create the state directory", &folder)?;
-        Ok(Self { folder })
+        Ok(Self { folder, attached })
     }
 
-    /// The state directory, if there is one.
+    /// The state directory, if there is one with a ledger.
     pub(crate) fn existing(config: &Config) -> Option<Self> {
         let folder = config.state_dir.clone();
-        folder.is_dir().then_some(Self { folder })
+        Journal::exists(&folder).then_some(Self { folder, attached: || Ok(0) })
     }
 
     /// Waits for the lock and reads the leases.
     pub(crate) fn lock(&self) -> Result<Ledger> {
         let lock = self.take_lock()?;
         journal::remove_leftovers(&self.folder);
+        if !Journal::exists(&self.folder) {
+            self.refuse_to_forget()?;
+        }
         let journal = Journal::open(&self.folder, &boot_id()?)?;
         Ok(Ledger { folder: self.folder.clone(), lock, journal })
+    }
+
+    /// No ledger, but pods: someone removed it, and a new one would give their addresses away.
+    fn refuse_to_forget(&self) -> Result<()> {
+        match (self.attached)()? {
+            0 => Ok(()),
+            count => Err(Error::new(
+                Code::DamagedStore,
+                format!(
+                    "there are no leases in {}, but {count} pods are attached, whose addresses would be given to others. Restore {}, or stop \
+                     all pods of this node and start them again",
+                    self.folder.display(),
+                    self.folder.join(LEASES_FILE).display()
+                ),
+            )),
+        }
     }
 
     fn take_lock(&self) -> Result<File> {
@@ -245,7 +268,7 @@ mod tests {
     #[test]
     fn the_configuration_seeds_the_segments_once_and_is_ignored_from_then_on() {
         let folder = tempfile::tempdir().unwrap();
-        let store = Store::create(&config(folder.path(), &[])).unwrap();
+        let store = Store::create(&config(folder.path(), &[]), || Ok(0)).unwrap();
         let segments = |seed: &[&str]| store.lock().unwrap().segments(&config(folder.path(), seed)).unwrap();
         assert_eq!(segments(&[]), None);
         let seeded = segments(&["10.77.0.0/24"]).unwrap();
@@ -258,7 +281,7 @@ mod tests {
     fn damaged_segments_are_named_and_never_replaced_by_the_seed() {
         let folder = tempfile::tempdir().unwrap();
         let config = config(folder.path(), &["10.77.0.0/24"]);
-        let store = Store::create(&config).unwrap();
+        let store = Store::create(&config, || Ok(0)).unwrap();
         let path = folder.path().join("segments.json");
         let other_version = r#"{"version":2,"source":"agent","segments":[]}"#;
         let overlapping = r#"{"version":1,"source":"agent","segments":["10.0.0.0/24","10.0.0.0/25"]}"#;
@@ -275,7 +298,7 @@ mod tests {
     fn a_pod_gets_an_address_of_each_family_or_none() {
         let folder = tempfile::tempdir().unwrap();
         let config = config(folder.path(), &["10.77.0.0/29", "fd77::/126"]);
-        let store = Store::create(&config).unwrap();
+        let store = Store::create(&config, || Ok(0)).unwrap();
         let segments = store.lock().unwrap().segments(&config).unwrap().unwrap().segments;
         let both = families(&segments);
         for number in 0..2 {
@@ -292,10 +315,22 @@ mod tests {
     }
 
     #[test]
+    fn a_ledger_does_not_begin_from_nothing_while_pods_are_attached() {
+        let folder = tempfile::tempdir().unwrap();
+        let config = config(folder.path(), &["10.77.0.0/24"]);
+        let error = Store::create(&config, || Ok(3)).unwrap().lock().unwrap_err();
+        assert_eq!(error.code, Code::DamagedStore);
+        assert!(error.message.contains("3 pods"), "{error}");
+        assert!(Store::existing(&config).is_none());
+        Store::create(&config, || Ok(0)).unwrap().lock().unwrap();
+        assert!(Store::create(&config, || Ok(3)).unwrap().lock().is_ok());
+    }
+
+    #[test]
     fn fifty_at_once_get_fifty_addresses() {
         let folder = tempfile::tempdir().unwrap();
         let config = config(folder.path(), &["10.77.0.0/24"]);
-        let store = Store::create(&config).unwrap();
+        let store = Store::create(&config, || Ok(0)).unwrap();
         let segments = store.lock().unwrap().segments(&config).unwrap().unwrap().segments;
         let addresses: std::collections::BTreeSet<IpAddr> = std::thread::scope(|scope| {
             let takers: Vec<_> = (0..50)

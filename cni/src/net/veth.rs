@@ -46,6 +46,11 @@ pub(crate) fn attachment_of(link: &Link) -> Option<Attachment> {
     (link.kind == "veth" && link.name == host_name(&attachment)).then_some(attachment)
 }
 
+/// How many pods hang on this host.
+pub(crate) fn attached() -> Result<usize> {
+    Ok(Links::open()?.all()?.iter().filter(|link| attachment_of(link).is_some()).count())
+}
+
 /// Makes the pair: one end on the bridge, the other in the pod, both down. Both or nothing.
 pub(crate) fn create(
     links: &mut Links,

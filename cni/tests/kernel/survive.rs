@@ -15,6 +15,9 @@ pub(crate) const TESTS: &[Test] = &[
     ("del_of_what_never_was_leaves_no_trace", del_of_what_never_was_leaves_no_trace),
     ("fifty_adds_at_once_get_fifty_addresses", fifty_adds_at_once_get_fifty_addresses),
     ("an_add_killed_at_any_moment_is_cleaned_up_by_del", an_add_killed_at_any_moment_is_cleaned_up_by_del),
+    ("a_del_killed_at_any_moment_can_be_repeated", a_del_killed_at_any_moment_can_be_repeated),
+    ("kills_among_adds_at_once_cost_the_others_nothing", kills_among_adds_at_once_cost_the_others_nothing),
+    ("a_removed_ledger_is_not_begun_anew_under_running_pods", a_removed_ledger_is_not_begun_anew_under_running_pods),
     ("a_cut_ledger_is_named_and_nothing_is_given_or_lost", a_cut_ledger_is_named_and_nothing_is_given_or_lost),
     ("cut_segments_are_named_and_pods_can_still_go", cut_segments_are_named_and_pods_can_still_go),
     ("addresses_of_pods_that_vanished_come_back_when_short", addresses_of_pods_that_vanished_come_back_when_short),
@@ -128,6 +131,71 @@ fn a_cut_ledger_is_named_and_nothing_is_given_or_lost() {
     world.del(&second);
     assert_eq!(world.leased(), [first.id.as_str()]);
     assert_ne!(world.add(&third), ["10.77.3.2", "fd77:0:0:3::2"]);
+}
+
+fn a_removed_ledger_is_not_begun_anew_under_running_pods() {
+    let world = World::new(DUAL);
+    let (first, second) = (world.pod(), world.pod());
+    world.add(&first);
+    for file in ["leases", "leases.mark"] {
+        fs::remove_file(world.state(file)).unwrap();
+    }
+    for _ in 0..2 {
+        let message = world.add_fails(&second, 100);
+        assert!(message.contains("1 pods") && message.contains("leases"), "{message}");
+    }
+    // With the last pod gone, nobody's address can be given away.
+    world.del(&first);
+    assert_eq!(world.add(&second)[0], "10.77.3.2");
+}
+
+fn a_del_killed_at_any_moment_can_be_repeated() {
+    let world = World::new(DUAL);
+    let pod = world.pod();
+    world.add(&pod);
+    let begun = Instant::now();
+    world.del(&pod);
+    let whole = begun.elapsed();
+    const MOMENTS: u32 = 60;
+    let mut killed = 0;
+    for moment in 0..MOMENTS {
+        let got = world.add(&pod);
+        let mut child = world.start_verb("DEL", &pod);
+        // As above: it chooses the moment.
+        std::thread::sleep(whole * moment / MOMENTS);
+        let _ = child.kill();
+        killed += u32::from(!child.wait().unwrap().success());
+        // An address is free only once its pair is gone.
+        assert!(!world.leased().is_empty() || world.ports().is_empty(), "moment {moment}: {got:?}");
+        world.del(&pod);
+        assert!(world.ports().is_empty() && world.leased().is_empty(), "moment {moment}");
+    }
+    assert!(killed > MOMENTS / 4, "{killed} killed of {MOMENTS}: the moments were badly chosen");
+}
+
+fn kills_among_adds_at_once_cost_the_others_nothing() {
+    let world = World::new(DUAL);
+    let pods: Vec<_> = (0..30).map(|_| world.pod()).collect();
+    let started: Vec<_> = pods.iter().map(|pod| world.start_verb("ADD", pod)).collect();
+    let mut given = BTreeSet::new();
+    let mut attached = 0;
+    for (number, mut child) in started.into_iter().enumerate() {
+        if number % 3 == 0 {
+            let _ = child.kill();
+        }
+        let output = child.wait_with_output().unwrap();
+        if output.status.success() {
+            attached += 1;
+            let result = serde_json::from_slice(&output.stdout).unwrap();
+            given.extend(addresses(&result));
+        } else {
+            assert_eq!(number % 3, 0, "{}", String::from_utf8_lossy(&output.stdout));
+            world.del(&pods[number]);
+        }
+    }
+    assert!(attached >= 20);
+    assert_eq!(given.len(), 2 * attached);
+    assert_eq!((world.ports().len(), world.leased().len()), (attached, attached));
 }
 
 fn cut_segments_are_named_and_pods_can_still_go() {
