@@ -14,8 +14,9 @@ use crate::wire::{CertificateRequest, Message, Notify, NotifyType, Payload, Payl
 
 /// How long an IKE SA may stay half-open: longer than an initiator retransmits.
 pub(super) const HALF_OPEN: Duration = Duration::from_secs(30);
-/// Shortest time between two unsolicited words to strangers, or about them.
-const BREATH: Duration = Duration::from_millis(100);
+/// Most words to strangers, or about them, in each [`PERIOD`]: a flood must fill neither the wire nor a log.
+const WORDS: u32 = 16;
+const PERIOD: Duration = Duration::from_secs(1);
 
 /// See the module.
 #[derive(Debug, Default)]
@@ -25,7 +26,8 @@ pub(super) struct Gate {
     proposals: Vec<(IkeProposal, usize)>,
     requests: Vec<(CertificateRequest, usize)>,
     forced: usize,
-    silent_until: Option<Instant>,
+    words: u32,
+    period_ends: Instant,
 }
 
 /// What to do with an IKE_SA_INIT request.
@@ -128,12 +130,14 @@ impl Gate {
         self.half_open.remove(&(remote, initiator_spi));
     }
 
-    /// Whether to speak to or about strangers now: not more than ten times a second.
+    /// Whether to speak to or about strangers now, whom nobody vouches for.
     pub(super) fn may_speak(&mut self, now: Instant) -> bool {
-        let may = self.silent_until.is_none_or(|until| until <= now);
-        if may {
-            self.silent_until = Some(now + BREATH);
+        if self.period_ends <= now {
+            self.period_ends = now + PERIOD;
+            self.words = WORDS;
         }
+        let may = self.words > 0;
+        self.words = self.words.saturating_sub(1);
         may
     }
 }

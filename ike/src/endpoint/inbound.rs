@@ -9,6 +9,7 @@ use super::{Context, Endpoint, Environment, Slot, context};
 use crate::auth::same_identity;
 use crate::config::Identity;
 use crate::event::Event;
+use crate::sa::failure::{IKE_SA_INIT, invalid};
 use crate::sa::{AuthOutcome, HalfOpen, InitAnswer, InitPolicy, Profile, Verdict, reply};
 use crate::time::Instant;
 use crate::tunnel::{Spi, Tunnel};
@@ -30,7 +31,7 @@ impl Endpoint {
         };
         if header.exchange == ExchangeType::IkeSaInit && !header.response {
             if header.from_initiator && header.responder_spi == 0 && header.message_id == 0 {
-                self.receive_init(datagram, local, remote, now, env);
+                self.receive_init(&header, datagram, local, remote, now, env);
             }
             return;
         }
@@ -93,26 +94,50 @@ impl Endpoint {
         if !matches!(error, InvalidMessage::MajorVersion(version) if version > 2) {
             return;
         }
-        let Some(header) = Header::peek(datagram).filter(|header| !header.response) else {
+        if let Some(header) = Header::peek(datagram).filter(|header| !header.response) {
+            self.refuse_stranger(&header, error, true, local, remote, now, env);
+        }
+    }
+
+    /// Tells of a message that nobody vouches for and that cannot be read; and tells its sender, where the RFC wants that.
+    #[allow(clippy::too_many_arguments)]
+    fn refuse_stranger(
+        &mut self,
+        header: &Header,
+        error: InvalidMessage,
+        answer: bool,
+        local: SocketAddr,
+        remote: SocketAddr,
+        now: Instant,
+        env: &mut dyn Environment,
+    ) {
+        if !self.gate.may_speak(now) {
             return;
-        };
-        if self.gate.may_speak(now) {
+        }
+        if answer {
             let payloads = Payloads::from(vec![Payload::Notify(error.notify())]);
-            let answer = reply(&header, header.responder_spi, payloads).encode();
+            let answer = reply(header, header.responder_spi, payloads).encode();
             context!(self, now, env).out.message(local, remote, self.config.nat_port, &answer);
         }
+        self.out.event(Event::Refused { from: remote, identity: None, error: invalid(IKE_SA_INIT, error) });
     }
 
     fn receive_init(
         &mut self,
+        header: &Header,
         datagram: &[u8],
         local: SocketAddr,
         remote: SocketAddr,
         now: Instant,
         env: &mut dyn Environment,
     ) {
-        let Ok(message) = Message::decode(datagram) else {
-            return;
+        let message = match Message::decode(datagram) {
+            Ok(message) => message,
+            Err(error) => {
+                // RFC 7296 2.5: an unknown critical payload is answered. 2.21.1: what is malformed is not, for anybody may have sent it.
+                let answer = matches!(error, InvalidMessage::UnsupportedCriticalPayload(_));
+                return self.refuse_stranger(header, error, answer, local, remote, now, env);
+            }
         };
         let mut cx = context!(self, now, env);
         match self.gate.admit(&message, local, remote, &self.config, &mut cx) {
@@ -127,14 +152,16 @@ impl Endpoint {
         }
         let proposals = self.gate.proposals();
         let request = self.gate.request();
-        let known =
-            self.peers.values().filter(|peer| peer.config().remotes.iter().any(|known| known.ip() == remote.ip()));
-        let known: Vec<&Peer> = known.collect();
-        let force_encapsulation = match known.as_slice() {
-            [] => self.gate.forced(),
-            known => known.iter().any(|peer| peer.config().force_encapsulation),
+        let force_encapsulation = || {
+            let here = |peer: &&Peer| peer.config().remotes.iter().any(|known| known.ip() == remote.ip());
+            let known: Vec<&Peer> = self.peers.values().filter(here).collect();
+            match known.as_slice() {
+                [] => self.gate.forced(),
+                known => known.iter().any(|peer| peer.config().force_encapsulation),
+            }
         };
-        let policy = InitPolicy { proposals: &proposals, request: request.as_ref(), force_encapsulation };
+        let policy =
+            InitPolicy { proposals: &proposals, request: request.as_ref(), force_encapsulation: &force_encapsulation };
         match HalfOpen::answer(&message, datagram, local, remote, policy, &mut cx) {
             InitAnswer::HalfOpen(half_open) => {
                 let spi = half_open.spi();
@@ -147,6 +174,7 @@ impl Endpoint {
                     self.out.event(Event::Refused { from: remote, identity: None, error });
                 }
             }
+            InitAnswer::Malformed(error) => self.refuse_stranger(header, error, false, local, remote, now, env),
             InitAnswer::Refused(None) | InitAnswer::Ignored => {}
         }
     }
@@ -179,9 +207,13 @@ impl Endpoint {
             AuthOutcome::Refused { peer, identity, from, error, answered } => {
                 self.gate.leave(entered.0, entered.1);
                 self.bury(spi, answered, now);
+                // Anybody can say that he is one of ours and fail to prove it.
+                let speak = self.gate.may_speak(now);
                 match peer.and_then(|name| self.peers.get_mut(&name)) {
-                    Some(peer) => peer.report(error, &mut self.out),
-                    None => self.out.event(Event::Refused { from, identity, error }),
+                    Some(peer) if speak => peer.report(error, &mut self.out),
+                    Some(peer) => peer.last_error = Some(error),
+                    None if speak => self.out.event(Event::Refused { from, identity, error }),
+                    None => {}
                 }
             }
         }

@@ -11,6 +11,9 @@ use crate::sa::Profile;
 use crate::time::Instant;
 use crate::tunnel::{Spi, Tunnel};
 
+/// Most answers without proof that are told of in one attempt.
+const MOST_TOLD: usize = 4;
+
 /// See the module.
 #[derive(Debug)]
 pub(super) struct Peer {
@@ -52,9 +55,9 @@ impl Attempt {
         self.errors.push(error);
     }
 
-    /// Takes note of an answer that nobody vouches for. True: it is to be told, which is done once only.
+    /// Takes note of an answer that nobody vouches for. True: it is to be told, which is done once only, and not for ever new ones.
     pub(super) fn tell(&mut self, error: PeerError) -> bool {
-        let new = !self.told.contains(&error);
+        let new = self.told.len() < MOST_TOLD && !self.told.contains(&error);
         if new {
             self.told.push(error);
         }

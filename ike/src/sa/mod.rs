@@ -9,7 +9,7 @@ mod channel;
 mod child;
 mod established;
 mod exchange;
-mod failure;
+pub(crate) mod failure;
 mod initiator;
 mod path;
 mod responder;

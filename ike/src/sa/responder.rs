@@ -18,19 +18,19 @@ use crate::negotiate::{self, ChildKeyExchange};
 use crate::output::Context;
 use crate::time::Instant;
 use crate::wire::{
-    Certificate, CertificateRequest, ExchangeType, Header, Id, KeyExchange, Message, Notify, NotifyType, Payload,
-    Payloads,
+    Certificate, CertificateRequest, ExchangeType, Header, Id, InvalidMessage, KeyExchange, Message, Notify,
+    NotifyType, Payload, Payloads,
 };
 
 /// What to answer an IKE_SA_INIT request by, before it is known whose it is.
-#[derive(Debug, Clone, Copy)]
+#[derive(Clone, Copy)]
 pub(crate) struct InitPolicy<'a> {
     /// Proposals of any peer, best first.
     pub(crate) proposals: &'a [IkeProposal],
     /// What certificates any peer may show.
     pub(crate) request: Option<&'a CertificateRequest>,
-    /// Make the peer believe in a NAT before us.
-    pub(crate) force_encapsulation: bool,
+    /// Whether to make the peer believe in a NAT before us; asked only once there is something to answer.
+    pub(crate) force_encapsulation: &'a dyn Fn() -> bool,
 }
 
 /// Gives the peer of an identity, and of ours if the initiator said which.
@@ -43,7 +43,9 @@ pub(crate) enum InitAnswer {
     HalfOpen(Box<HalfOpen>),
     /// It was answered by an error (none if it was just fine to repeat with another group), nothing is kept.
     Refused(Option<PeerError>),
-    /// It is not worth an answer.
+    /// It lacks something, and is not answered.
+    Malformed(InvalidMessage),
+    /// It cannot be answered now.
     Ignored,
 }
 
@@ -81,10 +83,9 @@ impl HalfOpen {
         cx: &mut Context<'_>,
     ) -> InitAnswer {
         let payloads = &message.payloads;
-        let (Ok(offers), Ok(key_exchange), Ok(nonce)) =
-            (payloads.proposals(), payloads.key_exchange(), payloads.nonce())
-        else {
-            return InitAnswer::Ignored;
+        let (offers, key_exchange, nonce) = match (payloads.proposals(), payloads.key_exchange(), payloads.nonce()) {
+            (Ok(offers), Ok(key_exchange), Ok(nonce)) => (offers, key_exchange, nonce),
+            (Err(error), ..) | (_, Err(error), _) | (.., Err(error)) => return InitAnswer::Malformed(error),
         };
         let refuse = |notify, cx: &mut Context<'_>| {
             let answer = reply(&message.header, 0, Payloads::from(vec![Payload::Notify(notify)]));
@@ -105,7 +106,8 @@ impl HalfOpen {
         let ike = IkeId { initiator: message.header.initiator_spi, responder: u64::from_be_bytes(cx.random()).max(1) };
         let mut path = Path { local, remote, nat_local: false, nat_remote: false };
         // The request was hashed before we had an SPI (RFC 7296 2.23).
-        let natt = path.detect(IkeId { responder: 0, ..ike }, payloads, policy.force_encapsulation);
+        let forced = (policy.force_encapsulation)();
+        let natt = path.detect(IkeId { responder: 0, ..ike }, payloads, forced);
         let ours: [u8; 32] = cx.random();
 
         let mut answer = Payloads::new();
@@ -113,7 +115,7 @@ impl HalfOpen {
         answer.push(Payload::KeyExchange(key.payload()));
         answer.push(Payload::Nonce(ours.to_vec()));
         if natt {
-            answer.extend(path.notifies(ike, policy.force_encapsulation).map(Payload::Notify));
+            answer.extend(path.notifies(ike, forced).map(Payload::Notify));
         }
         answer.extend(policy.request.cloned().map(Payload::CertificateRequest));
         answer.extend(capabilities().map(Payload::Notify));
@@ -229,7 +231,7 @@ impl HalfOpen {
         find: &Find<'_>,
         cx: &Context<'_>,
     ) -> Result<Accepted, Box<Refusal>> {
-        let malformed = |error: crate::wire::InvalidMessage| Refusal {
+        let malformed = |error: InvalidMessage| Refusal {
             notify: error.notify(),
             error: failure::invalid(IKE_AUTH, error),
             peer: None,
@@ -385,7 +387,7 @@ fn child(
     cx: &mut Context<'_>,
 ) -> Result<(ChildSa, [Payload; 3]), (PeerError, Notify)> {
     let config = &profile.config;
-    let malformed = |error: crate::wire::InvalidMessage| (failure::invalid(IKE_AUTH, error), error.notify());
+    let malformed = |error: InvalidMessage| (failure::invalid(IKE_AUTH, error), error.notify());
     let offers = payloads.proposals().map_err(malformed)?;
     let remote = payloads.selectors_initiator().map_err(malformed)?;
     let local = payloads.selectors_responder().map_err(malformed)?;
@@ -407,6 +409,6 @@ fn child(
 
 /// An answer in clear.
 pub(crate) fn reply(request: &Header, responder_spi: u64, payloads: Payloads) -> Message {
-    let header = Header { responder_spi, from_initiator: false, response: true, ..*request };
+    let header = Header { responder_spi, from_initiator: !request.from_initiator, response: true, ..*request };
     Message { header, payloads }
 }

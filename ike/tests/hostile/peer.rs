@@ -8,6 +8,7 @@ use std::time::Duration;
 use edge_ike::auth::{Authenticator, SignedOctets};
 use edge_ike::config::{Aead, Auth, ChildConfig, EspProposal, Group, IkeProposal, PeerConfig, Prf, Timing};
 use edge_ike::crypto::{IkeCipher, IkeKeys, IkeSuite, KeyPair, Nonces, Opened, Role};
+use edge_ike::event::PeerError;
 use edge_ike::wire::{
     ExchangeType, Header, Id, KeyExchange, Message, Notify, NotifyType, Payload, Payloads, Proposal, Protocol,
     TrafficSelector, Transform,
@@ -66,8 +67,10 @@ pub(crate) struct World {
     pub(crate) endpoint: Endpoint,
     pub(crate) kernel: Kernel,
     pub(crate) cookies: usize,
+    /// What was told to people.
+    pub(crate) errors: Vec<PeerError>,
+    pub(crate) sent: VecDeque<Vec<u8>>,
     now: Instant,
-    sent: VecDeque<Vec<u8>>,
     outbound_spis: Vec<u32>,
 }
 
@@ -77,7 +80,7 @@ impl World {
         let mut endpoint = Endpoint::new(EndpointConfig::default());
         endpoint.set_peer(config(), Instant::default(), &mut kernel).unwrap();
         let (now, sent, outbound_spis) = (Instant::default(), VecDeque::new(), Vec::new());
-        Self { endpoint, kernel, cookies: 0, now, sent, outbound_spis }
+        Self { endpoint, kernel, cookies: 0, errors: Vec::new(), now, sent, outbound_spis }
     }
 
     pub(crate) fn deliver(&mut self, datagram: &[u8]) {
@@ -91,6 +94,7 @@ impl World {
             match &event {
                 Event::ChildUp { child, .. } => self.outbound_spis.push(child.outbound_spi),
                 Event::ChildRekeyed { new, .. } => self.outbound_spis.push(new.outbound_spi),
+                Event::PeerFailed { error, .. } | Event::Refused { error, .. } => self.errors.push(error.clone()),
                 _ => {}
             }
             self.kernel.apply(&event);
@@ -205,6 +209,11 @@ impl Hostile {
 
     /// Begins honestly and proves itself. `None`: we were refused (as happens when the kernel gives no SPI).
     pub(crate) fn establish(world: &mut World, initial_contact: bool) -> Option<Self> {
+        Self::establish_by(PSK, world, initial_contact)
+    }
+
+    /// As [`Self::establish`], with this pre-shared key.
+    pub(crate) fn establish_by(psk: &[u8], world: &mut World, initial_contact: bool) -> Option<Self> {
         world.sent.clear();
         let spi = 0x7777_0000_0000_0000
             | u64::from(world.kernel.outbound.len() as u32)
@@ -226,7 +235,7 @@ impl Hostile {
         let nonce = message.payloads.nonce().ok()?;
         let keys = IkeKeys::initial(SUITE, Nonces { initiator: &NONCE, responder: nonce }, ike, &shared);
         let octets = SignedOctets::initiator(&keys, &request, nonce, &hostile_id());
-        let authenticator = Authenticator::new(&Auth::Psk(Secret::new(PSK.to_vec()))).unwrap();
+        let authenticator = Authenticator::new(&Auth::Psk(Secret::new(psk.to_vec()))).unwrap();
         let cipher = IkeCipher::new(&keys, Role::Initiator);
         let mut hostile =
             Self { ike, role: Role::Initiator, cipher, next_request: 1, last: Vec::new(), spi: Cell::new(0x00c0_0000) };
@@ -241,8 +250,11 @@ impl Hostile {
             payloads.push_notify(Notify::new(NotifyType::InitialContact));
         }
         hostile.request(ExchangeType::IkeAuth, &payloads, None, world);
-        let up = world.sent.iter().any(|sent| matches!(hostile.cipher.open(sent), Ok(Opened::Message(_))));
-        up.then_some(hostile)
+        let accepted = |sent: &Vec<u8>| match hostile.cipher.open(sent) {
+            Ok(Opened::Message(payloads)) => payloads.authentication().is_ok(),
+            _ => false,
+        };
+        world.sent.iter().any(accepted).then_some(hostile)
     }
 
     /// An ESP SPI of its own.
