@@ -102,6 +102,7 @@ impl Cloud {
 
     /// Follows the controller until told to stop.
     pub async fn run(self: Arc<Self>) {
+        self.repair_segments().await;
         let work = async {
             tokio::join!(session::run(&self), renew::run(&self), self.follow_mtu());
         };
@@ -232,6 +233,16 @@ impl Cloud {
         Ok(credentials)
     }
 
+    /// Writes `segments.json` from the last view, should it have been lost or damaged meanwhile.
+    async fn repair_segments(&self) {
+        let current = self.view.lock().await;
+        if let Some(view) = current.as_ref()
+            && let Err(error) = self.write_segments(Some(view.clone()), view.clone()).await
+        {
+            error!(%error, "segments are not written; pods get no new addresses");
+        }
+    }
+
     /// Keeps the pods' MTU in `segments.json` as the uplink changes.
     async fn follow_mtu(&self) {
         let mut uplink = self.uplink.clone();
@@ -269,7 +280,8 @@ impl Cloud {
         let state = self.state.clone();
         match tokio::task::spawn_blocking(move || work(&state)).await {
             Ok(result) => result,
-            Err(error) => std::panic::resume_unwind(error.into_panic()),
+            Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
+            Err(_) => Err(StoreError::Ending),
         }
     }
 

@@ -29,6 +29,7 @@ pub(super) async fn run(cloud: &Cloud) {
     let mut refused = false;
     loop {
         uplink.mark_unchanged();
+        let token = token_id(cloud);
         let ended = once(cloud, refused, &mut backoff).await;
         cloud.status.send_if_modified(|status| {
             if status.connected {
@@ -50,7 +51,7 @@ pub(super) async fn run(cloud: &Cloud) {
             () = sleep(wait) => {}
             // With another address another way may be open.
             Ok(()) = uplink.changed() => {}
-            () = token_changed(cloud) => {}
+            () = another_token(cloud, token) => {}
         }
     }
 }
@@ -207,17 +208,19 @@ async fn report(
     member.client.call_on::<IgnoredAny>(link, Method::PUT, &path, &report).await.map(drop)
 }
 
-/// Returns when the token file is another than now. Looked at every few seconds: a person puts it there.
-async fn token_changed(cloud: &Cloud) {
-    let now = || join::token(&cloud.config).ok().flatten().map(|token| token.id);
-    let before = now();
+/// Returns when the token file holds another token than `known`. Looked at every few seconds: a person puts it there.
+async fn another_token(cloud: &Cloud, known: Option<String>) {
     loop {
-        sleep(Duration::from_secs(2)).await;
-        let after = now();
-        if after.is_some() && after != before {
+        let found = token_id(cloud);
+        if found.is_some() && found != known {
             return;
         }
+        sleep(Duration::from_secs(2)).await;
     }
+}
+
+fn token_id(cloud: &Cloud) -> Option<String> {
+    join::token(&cloud.config).ok().flatten().map(|token| token.id)
 }
 
 /// NDJSON as it arrives.

@@ -244,7 +244,9 @@ fn wanted(view: &NodeView, file: Option<&SegmentsFile>, leased: impl Fn(Family) 
         .filter(|family| {
             let capacity = file.map_or(0, |file| capacity(file, *family));
             if capacity == 0 {
-                return view.role == Role::Edge;
+                // What the view shows already is only yet to be written.
+                let shown = view.segments.iter().any(|segment| Family::of(segment) == *family);
+                return view.role == Role::Edge && !shown;
             }
             let free = capacity.saturating_sub(leased(*family));
             free < one_segment(view, *family).saturating_mul(spare.into())

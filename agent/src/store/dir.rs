@@ -37,6 +37,9 @@ pub enum StoreError {
         /// What came.
         error: io::Error,
     },
+    /// The agent ends before the work was begun.
+    #[error("the agent is ending")]
+    Ending,
     /// A file is there but does not hold what it should.
     #[error("{path} is damaged: {why}; {advice}")]
     Damaged {

@@ -1,0 +1,203 @@
+//! How a node becomes a member, stays one, and is told why it does not.
+
+use std::os::unix::fs::PermissionsExt;
+use std::sync::Arc;
+
+use edge_agent::clock::WorldClock;
+use edge_types::{JoinToken, Role};
+use serde_json::json;
+use zeroize::Zeroizing;
+
+use crate::lab::{Controller, Node, exists, parsed, soon, until};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_joins_with_a_key_of_its_own_and_gets_its_view_and_segments() {
+    let controller = Controller::start().await;
+    let node = Node::new("edge-1", &controller);
+    node.put_token(&controller.token(Role::Edge, None).await);
+    let agent = node.start();
+    let member = agent.membership("segments of both families", |m| m.view.segments.len() == 2).await;
+    assert_eq!(member.view.node.as_str(), "edge-1");
+    assert_eq!(member.view.role, Role::Edge);
+    assert_eq!(node.segments().segments, member.view.segments);
+    assert_eq!(node.segments().cluster_ranges, member.view.cluster_ranges);
+    for secret in ["identity.json", "view.json", "segments.json", "agent.lock"] {
+        let mode = std::fs::metadata(node.file(secret)).unwrap().permissions().mode();
+        assert_eq!(mode & 0o077, 0, "{secret}");
+    }
+    assert!(!exists(node.file("key.pending")));
+    let status = agent.status("the stream", |status| status.connected).await;
+    assert_eq!(status.url.unwrap().trim_end_matches('/'), controller.url());
+    assert_eq!(status.last_error, None);
+    agent.end().await;
+    assert!(exists(node.file("clock.json")));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn addresses_are_reported_at_once_when_they_change() {
+    let controller = Controller::start().await;
+    let node = Node::new("edge-1", &controller);
+    node.put_token(&controller.token(Role::Edge, None).await);
+    let agent = node.start();
+    agent.joined().await;
+    for address in ["192.0.2.7", "2001:db8::7"] {
+        agent.node.uplink.send_modify(|uplink| uplink.addresses = vec![address.parse().unwrap()]);
+        until("the report", || async {
+            let endpoints = controller.nodes().await[0]["endpoints"].to_string();
+            endpoints.contains(address) && endpoints.contains("4500")
+        })
+        .await;
+    }
+    agent.node.uplink.send_modify(|uplink| uplink.pod_mtu = 1371);
+    until("the pods' MTU", || async { node.segments().mtu == 1371 }).await;
+    agent.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_controller_whose_ca_the_token_does_not_name_never_sees_the_secret() {
+    let (ours, other) = (Controller::start().await, Controller::start().await);
+    let node = Node::new("edge-1", &other);
+    node.put_token(&ours.token(Role::Edge, None).await);
+    let agent = node.start();
+    let error = agent.error().await;
+    assert!(error.contains("not trusted") && error.contains("secret was not sent"), "{error}");
+    assert!(other.nodes().await.is_empty());
+    assert!(!exists(node.file("identity.json")) && !exists(node.file("view.json")));
+    agent.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn used_expired_and_foreign_tokens_are_refused_in_words_and_leave_nothing_behind() {
+    let controller = Controller::start().await;
+    let used = controller.token(Role::Edge, None).await;
+    let first = Node::new("edge-1", &controller);
+    first.put_token(&used);
+    let agent = first.start();
+    agent.joined().await;
+    agent.end().await;
+    let bound = controller.token(Role::Edge, Some("edge-9")).await;
+    let expired = controller.token(Role::Edge, None).await;
+    for (token, words) in [(used, "has been used"), (bound, "for edge-9 alone"), (expired, "expired at")] {
+        if words == "expired at" {
+            controller.clock.advance(3601);
+        }
+        let node = Node::new("edge-2", &controller);
+        node.put_token(&token);
+        let agent = node.start();
+        let error = agent.error().await;
+        assert!(error.contains(words), "{error}");
+        assert!(!error.contains(&*parsed(&token).secret));
+        assert!(!exists(node.file("identity.json")) && !exists(node.file("segments.json")));
+        agent.end().await;
+    }
+    assert_eq!(controller.nodes().await.len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_token_for_an_edge_makes_no_hub() {
+    let controller = Controller::start().await;
+    let token = controller.token(Role::Edge, None).await;
+    let mut node = Node::new("edge-1", &controller);
+    node.extra = "role = \"hub\"";
+    node.put_token(&token);
+    let agent = node.start();
+    let error = agent.error().await;
+    assert!(error.contains("says role hub") && error.contains("for role edge"), "{error}");
+    agent.end().await;
+    // Whoever alters the token's text gets no further: the controller keeps its own record.
+    let altered = JoinToken { role: Role::Hub, ..parsed(&token) };
+    let text: Zeroizing<String> = altered.encode();
+    node.put_token(&text);
+    let agent = node.start();
+    let error = agent.error().await;
+    assert!(error.contains("it is for role edge, not hub"), "{error}");
+    assert!(!exists(node.file("identity.json")));
+    agent.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_token_that_is_damaged_or_missing_is_asked_for_and_taken_when_it_comes() {
+    let controller = Controller::start().await;
+    let node = Node::new("edge-1", &controller);
+    let agent = node.start();
+    let error = agent.error().await;
+    assert!(error.contains("edge-controller token create --role edge") && error.contains("/token"), "{error}");
+    node.put_token("ecni1.garbage");
+    agent.end().await;
+    let agent = node.start();
+    agent.error_with("copy it whole").await;
+    node.put_token(&controller.token(Role::Edge, None).await);
+    agent.joined().await;
+    agent.status("no error", |status| status.last_error.is_none()).await;
+    agent.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn when_the_answer_to_a_join_was_lost_with_the_power_the_same_token_still_does() {
+    let controller = Controller::start().await;
+    let node = Node::new("edge-1", &controller);
+    node.put_token(&controller.token(Role::Edge, None).await);
+    // What is on disk when the power goes after the request was sent.
+    std::fs::create_dir_all(node.state()).unwrap();
+    let key = rcgen::KeyPair::generate_for(&rcgen::PKCS_ED25519).unwrap().serialize_pem();
+    std::fs::write(node.file("key.pending"), &key).unwrap();
+    let agent = node.start();
+    agent.joined().await;
+    agent.kill().await;
+    std::fs::remove_dir_all(node.state()).unwrap();
+    std::fs::create_dir_all(node.state()).unwrap();
+    std::fs::write(node.file("key.pending"), &key).unwrap();
+    let agent = node.start();
+    agent.joined().await;
+    assert!(!exists(node.file("key.pending")));
+    agent.end().await;
+    assert_eq!(controller.nodes().await.len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn at_half_life_the_certificate_is_renewed_with_a_new_key_and_nothing_else_changes() {
+    let controller = Controller::start().await;
+    let node = Node::new("edge-1", &controller);
+    node.put_token(&controller.token(Role::Edge, None).await);
+    let agent = node.start();
+    let before = agent.membership("segments", |m| m.view.segments.len() == 2).await;
+    agent.end().await;
+    // Four of seven days later.
+    let clock = Arc::new(WorldClock::default());
+    clock.raise(clock.unix_time() + 4 * 24 * 3600);
+    controller.clock.advance(4 * 24 * 3600);
+    let agent = node.try_start(clock).unwrap();
+    let after = agent.membership("renewal", |m| m.credentials.not_after > before.credentials.not_after).await;
+    assert!(after.credentials.key != before.credentials.key);
+    assert_eq!(after.view, before.view);
+    // The new certificate is in use: only with it does the controller forget the old.
+    agent.status("the stream", |status| status.connected).await;
+    agent.end().await;
+    assert!(!exists(node.file("key.pending")));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_deregistered_node_keeps_what_it_has_says_why_and_comes_back_with_a_new_token() {
+    let controller = Controller::start().await;
+    let node = Node::new("edge-1", &controller);
+    node.put_token(&controller.token(Role::Edge, None).await);
+    let agent = node.start();
+    let before = agent.membership("segments", |m| m.view.segments.len() == 2).await;
+    agent.status("the stream", |status| status.connected).await;
+    controller.operator("DELETE", "/v1/nodes/edge-1", json!(null)).await;
+    let error = agent.error_with("deregistered").await;
+    assert!(error.contains("token"), "{error}");
+    agent.status("no stream", |status| !status.connected).await;
+    let kept = agent.joined().await;
+    assert_eq!(kept.view, before.view);
+    assert!(exists(node.file("view.json")) && exists(node.file("identity.json")));
+    node.put_token(&controller.token(Role::Edge, None).await);
+    let is_new = |m: &edge_agent::membership::Membership| m.credentials.key != before.credentials.key;
+    // Its former segments are in quarantine: it has others now, and gives no address of the former ones.
+    let has_others = |m: &edge_agent::membership::Membership| {
+        m.view.segments.len() == 2 && !m.view.segments.iter().any(|segment| before.view.segments.contains(segment))
+    };
+    let after = agent.membership("a new membership", |m| is_new(m) && has_others(m)).await;
+    until("the new segments", || async { node.segments().segments == after.view.segments }).await;
+    soon("the end", agent.end()).await;
+}

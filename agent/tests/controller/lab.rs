@@ -1,0 +1,301 @@
+//! A controller, and nodes that know it. Every wait is for an event; the limit only ends a test that hangs.
+
+use std::future::Future;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use edge_agent::clock::WorldClock;
+use edge_agent::cloud::{Cloud, CloudError};
+use edge_agent::config::Config;
+use edge_agent::local;
+use edge_agent::membership::{CloudStatus, Membership, NodeSide, seam};
+use edge_agent::store::{StateDir, StoreError};
+use edge_controller::clock::Clock;
+use edge_controller::server::Server;
+use edge_types::api::{Family, TokenCreated, TokenRequest};
+use edge_types::frame;
+use edge_types::local::{AgentRequest, AgentResponse, Stock};
+use edge_types::store::SegmentsFile;
+use edge_types::{JoinToken, Role};
+use serde_json::Value;
+use tempfile::TempDir;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::UnixStream;
+use tokio_util::sync::CancellationToken;
+
+/// Only ends what hangs.
+const HANG: Duration = Duration::from_secs(60);
+
+/// Waits for something that must happen.
+pub(crate) async fn soon<T>(what: &str, event: impl Future<Output = T>) -> T {
+    tokio::time::timeout(HANG, event).await.unwrap_or_else(|_| panic!("{what} does not happen"))
+}
+
+/// A controller with a folder of its own.
+pub(crate) struct Controller {
+    folder: TempDir,
+    pub(crate) clock: Clock,
+    address: SocketAddr,
+    ranges: &'static str,
+    server: Option<Server>,
+}
+
+impl Controller {
+    /// With room for many segments.
+    pub(crate) async fn start() -> Self {
+        Self::with_ranges("\"10.77.0.0/16\", \"fd77::/48\"").await
+    }
+
+    pub(crate) async fn with_ranges(ranges: &'static str) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let mut controller =
+            Self { folder, clock: Clock::system(), address: "127.0.0.1:0".parse().unwrap(), ranges, server: None };
+        controller.start_again().await;
+        controller
+    }
+
+    /// On the same port and folder as before.
+    pub(crate) async fn start_again(&mut self) {
+        let path = self.folder.path().join("controller.toml");
+        let text = format!(
+            "server_names = [\"127.0.0.1\"]\nlisten = [\"{}\"]\nstate_dir = {:?}\nadmin_socket = {:?}\nheartbeat_seconds = 1\n\
+             [segments]\ncluster_ranges = [{}]\nquarantine_seconds = 60\n",
+            self.address,
+            self.folder.path().join("state"),
+            self.admin_socket(),
+            self.ranges,
+        );
+        std::fs::write(&path, text).unwrap();
+        let config = edge_controller::config::Config::load(&path).unwrap();
+        // A server that was stopped lets go of its store when its last connection has ended.
+        let server = soon("the start of the controller", async {
+            loop {
+                match Server::start(config.clone(), self.clock.clone()).await {
+                    Ok(server) => return server,
+                    Err(error) if error.to_string().contains("Cannot acquire lock") => {
+                        tokio::time::sleep(Duration::from_millis(20)).await;
+                    }
+                    Err(error) => panic!("{error:#}"),
+                }
+            }
+        })
+        .await;
+        self.address = server.addresses[0];
+        self.server = Some(server);
+    }
+
+    pub(crate) async fn stop(&mut self) {
+        self.server.take().expect("it runs").stop().await;
+    }
+
+    pub(crate) fn url(&self) -> String {
+        format!("https://{}", self.address)
+    }
+
+    fn admin_socket(&self) -> PathBuf {
+        self.folder.path().join("admin.sock")
+    }
+
+    /// What the operator's commands do: one request over the admin socket.
+    pub(crate) async fn operator(&self, method: &str, path: &str, body: Value) -> Value {
+        let mut stream = UnixStream::connect(self.admin_socket()).await.unwrap();
+        let body = if body.is_null() { String::new() } else { body.to_string() };
+        let request = format!(
+            "{method} {path} HTTP/1.1\r\nhost: c\r\nconnection: close\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
+            body.len()
+        );
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.unwrap();
+        assert!(answer.starts_with("HTTP/1.1 2"), "{method} {path}: {answer}");
+        let body = answer.split_once("\r\n\r\n").unwrap().1;
+        if body.is_empty() { Value::Null } else { serde_json::from_str(body).unwrap() }
+    }
+
+    pub(crate) async fn token(&self, role: Role, node: Option<&str>) -> String {
+        let node = node.map(|name| name.parse().unwrap());
+        let request = TokenRequest { role, node, ttl_seconds: 3600, uses: 1 };
+        let created = self.operator("POST", "/v1/tokens", serde_json::to_value(request).unwrap()).await;
+        serde_json::from_value::<TokenCreated>(created).unwrap().token
+    }
+
+    pub(crate) async fn nodes(&self) -> Vec<Value> {
+        self.operator("GET", "/v1/nodes", Value::Null).await.as_array().unwrap().clone()
+    }
+
+    /// Segments that a node holds by the ledger.
+    pub(crate) async fn ledger(&self, node: &str) -> Vec<Value> {
+        let nodes = self.nodes().await;
+        let node = nodes.iter().find(|row| row["name"] == node);
+        node.map_or(Vec::new(), |row| row["segments"].as_array().unwrap().clone())
+    }
+}
+
+/// A node's disk and configuration, which outlive its agent.
+pub(crate) struct Node {
+    folder: TempDir,
+    pub(crate) name: &'static str,
+    pub(crate) url: String,
+    pub(crate) spare: u32,
+    pub(crate) extra: &'static str,
+}
+
+impl Node {
+    pub(crate) fn new(name: &'static str, controller: &Controller) -> Self {
+        Self { folder: tempfile::tempdir().unwrap(), name, url: controller.url(), spare: 0, extra: "" }
+    }
+
+    pub(crate) fn put_token(&self, token: &str) {
+        std::fs::write(self.folder.path().join("token"), format!("{token}\n")).unwrap();
+    }
+
+    pub(crate) fn state(&self) -> PathBuf {
+        self.folder.path().join("state")
+    }
+
+    pub(crate) fn file(&self, name: &str) -> PathBuf {
+        self.state().join(name)
+    }
+
+    pub(crate) fn segments(&self) -> SegmentsFile {
+        serde_json::from_slice(&std::fs::read(self.file("segments.json")).unwrap()).unwrap()
+    }
+
+    /// Starts the agent's cloud side, as `edge-agent run` does.
+    pub(crate) fn start(&self) -> Agent {
+        self.try_start(Arc::new(WorldClock::default())).unwrap_or_else(|error| panic!("{error}"))
+    }
+
+    pub(crate) fn try_start(&self, clock: Arc<WorldClock>) -> Result<Agent, CloudError> {
+        let text = format!(
+            "name = \"{}\"\nstate_dir = {:?}\nrun_dir = {:?}\n{}\n[controller]\nurls = [\"{}\"]\ntoken_file = \"token\"\nspare = {}\n",
+            self.name,
+            self.state(),
+            self.folder.path().join("run"),
+            self.extra,
+            self.url,
+            self.spare,
+        );
+        let path = self.folder.path().join("agent.toml");
+        std::fs::write(&path, text).unwrap();
+        let config = Arc::new(Config::load(&path).unwrap());
+        let stop = CancellationToken::new();
+        let (cloud_side, node_side) = seam(config.clone(), clock, stop.clone());
+        let state = Arc::new(open(&config.state_dir)?);
+        let cloud = Cloud::load(cloud_side, state)?;
+        let tasks =
+            vec![tokio::spawn(cloud.clone().run()), tokio::spawn(async move { local::run(cloud).await.unwrap() })];
+        Ok(Agent { node: node_side, socket: config.plugin_socket(), stop, tasks })
+    }
+}
+
+/// Opens the state directory once the agent before has let go of it: a process that ends does so at once, its threads here a moment later.
+fn open(path: &Path) -> Result<StateDir, StoreError> {
+    let end = std::time::Instant::now() + HANG;
+    loop {
+        match StateDir::open(path) {
+            Err(StoreError::Running { .. }) if std::time::Instant::now() < end => {
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            outcome => return outcome,
+        }
+    }
+}
+
+/// A running agent, as far as the cloud goes.
+pub(crate) struct Agent {
+    pub(crate) node: NodeSide,
+    pub(crate) socket: PathBuf,
+    stop: CancellationToken,
+    tasks: Vec<tokio::task::JoinHandle<()>>,
+}
+
+impl Agent {
+    /// Ends it in the middle of whatever it does, as kill -9 would: nothing is said, flushed or cleaned up.
+    pub(crate) async fn kill(self) {
+        for task in self.tasks {
+            task.abort();
+            let _ = task.await;
+        }
+    }
+
+    /// Ends it as SIGTERM does.
+    pub(crate) async fn end(self) {
+        self.stop.cancel();
+        for task in self.tasks {
+            soon("the end of the agent", task).await.unwrap();
+        }
+    }
+
+    pub(crate) async fn membership(&self, what: &str, is: impl Fn(&Membership) -> bool) -> Membership {
+        let mut receiver = self.node.membership.clone();
+        let found = soon(what, receiver.wait_for(|membership| membership.as_ref().is_some_and(&is))).await.unwrap();
+        found.clone().unwrap()
+    }
+
+    pub(crate) async fn joined(&self) -> Membership {
+        self.membership("joining", |_| true).await
+    }
+
+    pub(crate) async fn status(&self, what: &str, is: impl Fn(&CloudStatus) -> bool) -> CloudStatus {
+        let mut receiver = self.node.cloud.clone();
+        soon(what, receiver.wait_for(|status| is(status))).await.unwrap().clone()
+    }
+
+    /// The first error that `status` shows.
+    pub(crate) async fn error(&self) -> String {
+        self.status("an error", |status| status.last_error.is_some()).await.last_error.unwrap()
+    }
+
+    pub(crate) async fn error_with(&self, words: &str) -> String {
+        let has = |status: &CloudStatus| status.last_error.as_ref().is_some_and(|error| error.contains(words));
+        self.status(&format!("an error with {words:?}"), has).await.last_error.unwrap()
+    }
+
+    /// What the plugin does.
+    pub(crate) fn ask(&self, request: AgentRequest) -> tokio::task::JoinHandle<AgentResponse> {
+        let socket = self.socket.clone();
+        tokio::task::spawn_blocking(move || {
+            let end = std::time::Instant::now() + HANG;
+            let mut stream = loop {
+                match std::os::unix::net::UnixStream::connect(&socket) {
+                    Ok(stream) => break stream,
+                    // The agent is only starting.
+                    Err(_) if std::time::Instant::now() < end => std::thread::sleep(Duration::from_millis(5)),
+                    Err(error) => panic!("{}: {error}", socket.display()),
+                }
+            };
+            frame::write(&mut stream, &request).unwrap();
+            frame::read(&mut stream).unwrap()
+        })
+    }
+
+    pub(crate) async fn ask_and_wait(&self, request: AgentRequest) -> AgentResponse {
+        soon("the agent's answer", self.ask(request)).await.unwrap()
+    }
+}
+
+/// What a plugin sees whose pods have `leased` addresses of the segments in `file`.
+pub(crate) fn stock(file: &SegmentsFile, family: Family, leased: u64) -> Stock {
+    Stock { family, free: edge_agent::store::segments::capacity(file, family) - leased, leased }
+}
+
+pub(crate) fn parsed(token: &str) -> JoinToken {
+    token.parse().unwrap()
+}
+
+pub(crate) fn exists(path: impl AsRef<Path>) -> bool {
+    path.as_ref().exists()
+}
+
+/// Waits until `check` holds of what others do, looked at again and again.
+pub(crate) async fn until<F: Future<Output = bool>>(what: &str, mut check: impl FnMut() -> F) {
+    soon(what, async {
+        while !check().await {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    })
+    .await;
+}

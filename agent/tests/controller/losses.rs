@@ -1,0 +1,142 @@
+//! Without the controller, and after power cuts.
+
+use edge_types::{NodeView, Role};
+use serde_json::json;
+
+use crate::lab::{Controller, Node, exists, until};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_the_controller_an_agent_comes_back_from_its_disk_and_finds_the_controller_later() {
+    let mut controller = Controller::start().await;
+    let node = Node::new("edge-1", &controller);
+    node.put_token(&controller.token(Role::Edge, None).await);
+    let agent = node.start();
+    let before = agent.membership("segments", |m| m.view.segments.len() == 2).await;
+    agent.kill().await;
+    controller.stop().await;
+    let agent = node.start();
+    let membership = agent.node.membership.borrow().clone();
+    let from_disk = membership.expect("it is published before anybody is asked");
+    assert_eq!(from_disk.view, before.view);
+    assert!(from_disk.credentials.key == before.credentials.key);
+    assert_eq!(agent.node.cloud.borrow().view_source.as_deref(), Some("disk"));
+    let error = agent.error().await;
+    assert!(error.contains("cannot be reached"), "{error}");
+    controller.start_again().await;
+    agent.status("the stream", |status| status.connected && status.last_error.is_none()).await;
+    agent.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn losing_the_controller_changes_nothing_and_its_return_brings_what_was_missed() {
+    let mut controller = Controller::start().await;
+    let node = Node::new("edge-1", &controller);
+    node.put_token(&controller.token(Role::Edge, None).await);
+    let agent = node.start();
+    let before = agent.membership("segments", |m| m.view.segments.len() == 2).await;
+    agent.status("the stream", |status| status.connected).await;
+    controller.stop().await;
+    agent.status("the loss", |status| !status.connected).await;
+    assert_eq!(agent.joined().await.view, before.view);
+    controller.start_again().await;
+    let hub = Node::new("cloud-1", &controller);
+    hub.put_token(&controller.token(Role::Hub, None).await);
+    let hub_agent = hub.start();
+    hub_agent.joined().await;
+    let after = agent.membership("the hub in the view", |m| !m.view.peers.is_empty()).await;
+    assert_eq!(after.view.peers[0].name.as_str(), "cloud-1");
+    assert!(after.view.version > before.view.version);
+    controller.operator("PATCH", "/v1/nodes/edge-1/labels", json!({"fabedge/edge-community": "alpha"})).await;
+    agent.membership("the community", |m| !m.view.communities.is_empty()).await;
+    agent.end().await;
+    hub_agent.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_damaged_view_is_put_aside_and_replaced_by_the_controllers() {
+    let controller = Controller::start().await;
+    let node = Node::new("edge-1", &controller);
+    node.put_token(&controller.token(Role::Edge, None).await);
+    let agent = node.start();
+    let before = agent.membership("segments", |m| m.view.segments.len() == 2).await;
+    agent.end().await;
+    let whole = std::fs::read(node.file("view.json")).unwrap();
+    std::fs::write(node.file("view.json"), &whole[..whole.len() / 2]).unwrap();
+    std::fs::write(node.file("segments.json"), b"").unwrap();
+    let agent = node.start();
+    assert!(exists(node.file("view.json.damaged")));
+    let after = agent.joined().await;
+    assert_eq!(after.view, before.view);
+    assert_eq!(node.segments().segments, before.view.segments);
+    agent.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn segments_that_were_damaged_are_written_anew_from_the_view_without_the_controller() {
+    let mut controller = Controller::start().await;
+    let node = Node::new("edge-1", &controller);
+    node.put_token(&controller.token(Role::Edge, None).await);
+    let agent = node.start();
+    let before = agent.membership("segments", |m| m.view.segments.len() == 2).await;
+    agent.end().await;
+    controller.stop().await;
+    std::fs::write(node.file("segments.json"), b"{\"version\"").unwrap();
+    let agent = node.start();
+    until("the segments", || async { std::fs::read(node.file("segments.json")).is_ok_and(|bytes| bytes.len() > 20) })
+        .await;
+    assert_eq!(node.segments().segments, before.view.segments);
+    agent.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_view_on_disk_that_is_another_nodes_is_not_followed() {
+    let mut controller = Controller::start().await;
+    let node = Node::new("edge-1", &controller);
+    node.put_token(&controller.token(Role::Edge, None).await);
+    let agent = node.start();
+    agent.joined().await;
+    agent.end().await;
+    controller.stop().await;
+    let mut view: NodeView = serde_json::from_slice(&std::fs::read(node.file("view.json")).unwrap()).unwrap();
+    view.node = "edge-9".parse().unwrap();
+    std::fs::write(node.file("view.json"), serde_json::to_vec(&view).unwrap()).unwrap();
+    let agent = node.start();
+    assert!(agent.node.membership.borrow().is_none());
+    assert!(exists(node.file("view.json.damaged")));
+    agent.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_older_view_from_a_controller_restored_from_a_backup_is_refused_and_said() {
+    let controller = Controller::start().await;
+    let node = Node::new("edge-1", &controller);
+    node.put_token(&controller.token(Role::Edge, None).await);
+    let agent = node.start();
+    let before = agent.membership("segments", |m| m.view.segments.len() == 2).await;
+    agent.end().await;
+    let mut newer = (*before.view).clone();
+    newer.version += 1_000_000;
+    std::fs::write(node.file("view.json"), serde_json::to_vec(&newer).unwrap()).unwrap();
+    let agent = node.start();
+    let error = agent.error_with("is older than version").await;
+    assert!(error.contains("remove view.json"), "{error}");
+    assert_eq!(*agent.joined().await.view, newer);
+    agent.status("the stream goes on", |status| status.connected).await;
+    agent.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_truncated_identity_stops_the_agent_with_the_file_named_and_untouched() {
+    let controller = Controller::start().await;
+    let node = Node::new("edge-1", &controller);
+    node.put_token(&controller.token(Role::Edge, None).await);
+    let agent = node.start();
+    agent.joined().await;
+    agent.end().await;
+    let whole = std::fs::read(node.file("identity.json")).unwrap();
+    std::fs::write(node.file("identity.json"), &whole[..100]).unwrap();
+    let Err(error) = node.try_start(Default::default()) else { panic!("it started") };
+    let error = error.to_string();
+    assert!(error.contains("identity.json") && error.contains("cut short") && error.contains("join anew"), "{error}");
+    assert_eq!(std::fs::read(node.file("identity.json")).unwrap(), &whole[..100]);
+}

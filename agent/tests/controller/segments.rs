@@ -1,0 +1,138 @@
+//! Segments: one application for several pods, one answer for several attempts, and a spare.
+
+use edge_types::Role;
+use edge_types::api::Family;
+use edge_types::local::{AgentRequest, AgentResponse};
+use serde_json::json;
+
+use crate::lab::{Agent, Controller, Node, exists, stock, until};
+
+async fn member(node: &Node, controller: &Controller) -> Agent {
+    node.put_token(&controller.token(Role::Edge, None).await);
+    let agent = node.start();
+    agent.membership("a segment of each family", |m| m.view.segments.len() == 2).await;
+    agent
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn pods_that_wait_for_the_same_are_served_by_one_application() {
+    let controller = Controller::start().await;
+    let node = Node::new("edge-1", &controller);
+    let agent = member(&node, &controller).await;
+    let full = stock(&node.segments(), Family::V4, 61);
+    let pods: Vec<_> = (0..20).map(|_| agent.ask(AgentRequest::ApplyForSegment { stock: vec![full] })).collect();
+    for pod in pods {
+        assert_eq!(pod.await.unwrap(), AgentResponse::Done);
+    }
+    assert_eq!(controller.ledger("edge-1").await.len(), 3);
+    assert_eq!(node.segments().segments.len(), 3, "it stands there once the plugin hears Done");
+    assert!(!exists(node.file("application.json")));
+    let view = agent.membership("the view with it", |m| m.view.segments.len() == 3).await.view;
+    assert_eq!(node.segments().segments, view.segments);
+    agent.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_request_for_both_families_brings_both() {
+    let controller = Controller::start().await;
+    let node = Node::new("edge-1", &controller);
+    let agent = member(&node, &controller).await;
+    let file = node.segments();
+    let both = vec![stock(&file, Family::V4, 61), stock(&file, Family::V6, 254)];
+    assert_eq!(agent.ask_and_wait(AgentRequest::ApplyForSegment { stock: both }).await, AgentResponse::Done);
+    assert_eq!(controller.ledger("edge-1").await.len(), 4);
+    agent.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_application_whose_answer_was_lost_is_made_again_and_grants_nothing_twice() {
+    let controller = Controller::start().await;
+    let node = Node::new("edge-1", &controller);
+    let agent = member(&node, &controller).await;
+    agent.kill().await;
+    // The power went after it was sent: the application is on disk, the answer nowhere.
+    let application = json!({"request_id": "0123456789abcdef", "families": ["ipv4"]}).to_string();
+    std::fs::write(node.file("application.json"), &application).unwrap();
+    let agent = node.start();
+    agent.membership("the segment", |m| m.view.segments.len() == 3).await;
+    until("the end of the application", || async { !exists(node.file("application.json")) }).await;
+    agent.kill().await;
+    // And once more, as if the first answer had been lost.
+    std::fs::write(node.file("application.json"), &application).unwrap();
+    let agent = node.start();
+    until("the same answer", || async { !exists(node.file("application.json")) }).await;
+    assert_eq!(controller.ledger("edge-1").await.len(), 3);
+    assert_eq!(node.segments().segments.len(), 3);
+    agent.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_the_controller_a_pod_is_told_so_in_time_and_the_application_is_answered_later() {
+    let mut controller = Controller::start().await;
+    let node = Node::new("edge-1", &controller);
+    let agent = member(&node, &controller).await;
+    controller.stop().await;
+    agent.status("the loss", |status| !status.connected).await;
+    let full = AgentRequest::ApplyForSegment { stock: vec![stock(&node.segments(), Family::V4, 61)] };
+    let AgentResponse::Failed { reason, temporary: true } = agent.ask_and_wait(full).await else {
+        panic!("not a failure that may pass")
+    };
+    assert!(reason.contains("cannot be reached"), "{reason}");
+    assert!(exists(node.file("application.json")));
+    controller.start_again().await;
+    until("the answer", || async { node.segments().segments.len() == 3 }).await;
+    agent.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_spare_is_kept_as_pods_take_addresses() {
+    let controller = Controller::start().await;
+    let mut node = Node::new("edge-1", &controller);
+    node.spare = 1;
+    let agent = member(&node, &controller).await;
+    let first = node.segments();
+    assert_eq!(first.segments.len(), 2, "unused segments are their own spare");
+    let taken = AgentRequest::AddressesTaken { stock: vec![stock(&first, Family::V4, 1)] };
+    assert_eq!(agent.ask_and_wait(taken.clone()).await, AgentResponse::Done);
+    until("the spare", || async { node.segments().segments.len() == 3 }).await;
+    // The same count again, of before the spare came, brings no second one.
+    assert_eq!(agent.ask_and_wait(taken).await, AgentResponse::Done);
+    let full = AgentRequest::ApplyForSegment { stock: vec![stock(&first, Family::V4, 61)] };
+    assert_eq!(agent.ask_and_wait(full).await, AgentResponse::Done);
+    let all_of_one = AgentRequest::AddressesTaken { stock: vec![stock(&node.segments(), Family::V4, 62)] };
+    assert_eq!(agent.ask_and_wait(all_of_one).await, AgentResponse::Done);
+    until("the next spare", || async { node.segments().segments.len() == 4 }).await;
+    assert_eq!(controller.ledger("edge-1").await.len(), 4);
+    agent.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_range_is_said_to_the_pod_and_in_the_status_and_the_other_family_still_grows() {
+    let controller = Controller::with_ranges("\"10.77.0.0/26\", \"fd77::/48\"").await;
+    let node = Node::new("edge-1", &controller);
+    let agent = member(&node, &controller).await;
+    let file = node.segments();
+    let full = AgentRequest::ApplyForSegment { stock: vec![stock(&file, Family::V4, 61)] };
+    let AgentResponse::Failed { reason, temporary: false } = agent.ask_and_wait(full).await else {
+        panic!("not a lasting failure")
+    };
+    assert!(reason.contains("10.77.0.0/26"), "{reason}");
+    agent.error_with("10.77.0.0/26").await;
+    assert!(!exists(node.file("application.json")), "it was answered");
+    let other = AgentRequest::ApplyForSegment { stock: vec![stock(&file, Family::V6, 254)] };
+    assert_eq!(agent.ask_and_wait(other).await, AgentResponse::Done);
+    agent.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn before_it_has_joined_an_agent_tells_pods_to_try_later() {
+    let controller = Controller::start().await;
+    let node = Node::new("edge-1", &controller);
+    let agent = node.start();
+    agent.error().await;
+    let none = edge_types::local::Stock { family: Family::V4, free: 0, leased: 0 };
+    let answer = agent.ask_and_wait(AgentRequest::ApplyForSegment { stock: vec![none] }).await;
+    let AgentResponse::Failed { reason, temporary: true } = answer else { panic!("{answer:?}") };
+    assert!(reason.contains("has not joined"), "{reason}");
+    agent.end().await;
+}
