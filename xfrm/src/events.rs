@@ -24,7 +24,8 @@ const DATAGRAM: usize = 32 << 10;
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Event {
-    /// A packet met an `out` policy that has no SA. Comes once a flow until the kernel's larval state is gone (30 s) or an SA is there.
+    /// A packet met an `out` policy that has no SA. Comes once a flow until the kernel's larval state is gone (30 s) or
+    /// an SA is there.
     Acquire {
         /// Reqid of the policy's template.
         reqid: u32,
@@ -37,7 +38,7 @@ pub enum Event {
         /// Which policy.
         policy_index: u32,
     },
-    /// An SA reached a limit of packets or bytes.
+    /// An SA reached a limit of packets or bytes, or a reserved SPI was not made an SA in time (`hard`).
     Expire {
         /// Which.
         id: SaId,
@@ -78,7 +79,8 @@ pub enum Event {
     Overrun,
 }
 
-/// A non-blocking socket for [`Event`]s. Register it for readability, then call [`EventSocket::next`] until it gives `None`.
+/// A non-blocking socket for [`Event`]s. Register it for readability, then call [`EventSocket::next`] until it gives
+/// `None`.
 pub struct EventSocket {
     socket: Socket,
     buffer: Zeroizing<Vec<u8>>,
@@ -169,11 +171,11 @@ impl AsRawFd for EventSocket {
     }
 }
 
-/// Length of `struct xfrm_usersa_flush` and of the header of an empty flush are of no interest: the type says it all.
+/// `None` for what is of no interest.
 fn parse(frame: &Frame<'_>) -> Result<Option<Event>, String> {
     Ok(match frame.kind {
         nl::XFRM_MSG_ACQUIRE => Some(acquire(frame.body)?),
-        nl::XFRM_MSG_EXPIRE => Some(expire(frame.body)?),
+        nl::XFRM_MSG_EXPIRE => expire(frame.body)?,
         nl::XFRM_MSG_NEWSA | nl::XFRM_MSG_UPDSA => Some(Event::SaChanged(Box::new(Sa::decode(frame.body)?))),
         nl::XFRM_MSG_DELSA => Some(sa_deleted(frame.body)?),
         nl::XFRM_MSG_FLUSHSA => Some(Event::SasFlushed),
@@ -213,12 +215,12 @@ fn acquire(body: &[u8]) -> Result<Event, String> {
     })
 }
 
-/// `struct xfrm_user_expire`.
-fn expire(body: &[u8]) -> Result<Event, String> {
+/// `struct xfrm_user_expire`. What has no SPI is the larval state of an acquire, which ended without an answer.
+fn expire(body: &[u8]) -> Result<Option<Event>, String> {
     let (fixed, _) = wire::split(body, nl::XFRM_USER_EXPIRE_LEN)?;
     let raw = nl::UserExpire::parse(fixed).map_err(|error| error.to_string())?;
     let sa = Sa::from_info(&raw.state)?;
-    Ok(Event::Expire { id: sa.id, reqid: sa.reqid, hard: raw.hard != 0 })
+    Ok((sa.id.spi != 0).then_some(Event::Expire { id: sa.id, reqid: sa.reqid, hard: raw.hard != 0 }))
 }
 
 /// `struct xfrm_usersa_id`, then the SA.

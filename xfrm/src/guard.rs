@@ -1,11 +1,12 @@
-//! Never in clear: what stands before the first pod and outlives the agent, so that no packet to or from a cluster range leaves or enters this
-//! node other than through a tunnel.
+//! Never in clear: what stands before the first pod and outlives the agent, so that no packet to or from a cluster
+//! range leaves or enters this node other than through a tunnel.
 //!
-//! Policies, from the strongest down: those of peers (not of the guard), allows for the node's own segments, and blocks for the whole
-//! cluster ranges: `out` to them, `in` and `fwd` from them. So pods of this node reach each other, the host reaches its own pods and they
-//! the host and the internet, while a pod that forges another node's source, or a neighbour on the uplink that does, is stopped and counted
-//! (`XfrmInPolBlock`), and so is whatever would leave for another node's pods without a tunnel (`XfrmOutPolBlock`). Bridged packets and
-//! ARP never meet XFRM; neighbour discovery, loopback and the uplink's own addresses are outside the ranges or inside the allows.
+//! Policies, from the strongest down: those of peers (not of the guard), allows for the node's own segments, and blocks
+//! for the whole cluster ranges: `out` to them, `in` and `fwd` from them. So pods of this node reach each other, the
+//! host reaches its own pods and they the host and the internet, while a pod that forges another node's source, or a
+//! neighbour on the uplink that does, is stopped and counted (`XfrmInPolBlock`), and so is whatever would leave for
+//! another node's pods without a tunnel (`XfrmOutPolBlock`). Bridged packets and ARP never meet XFRM; neighbour
+//! discovery, loopback and the uplink's own addresses are outside the ranges or inside the allows.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -30,8 +31,8 @@ pub struct GuardConfig {
     pub segments: Vec<IpNetwork>,
     /// On a hub: the cloud's networks that it fronts. Those outside the ranges need no allow and get none.
     pub networks: Vec<IpNetwork>,
-    /// The bridge's addresses, one a family, which the node's own traffic to remote pods takes as source. Empty until the bridge has them;
-    /// an address that the host does not have is refused by the kernel.
+    /// The bridge's addresses, one a family, which the node's own traffic to remote pods takes as source. Empty until
+    /// the bridge has them; an address that the host does not have is refused by the kernel.
     pub bridge_addresses: Vec<IpAddr>,
 }
 
@@ -77,11 +78,12 @@ impl fmt::Display for Defect {
     }
 }
 
-/// Makes the guard stand, and says what was amiss. Does only what is missing; any number may run at once. Adds and repairs, never
-/// takes away: what a segment or range left behind is for [`crate::Xfrm::reconcile_policies`] or [`remove`].
+/// Makes the guard stand, and says what was amiss. Does only what is missing; any number may run at once. Adds and
+/// repairs, never takes away: what a segment or range left behind is for [`crate::Xfrm::reconcile_policies`] or
+/// [`remove`].
 ///
-/// Allows come before blocks, so that the host is never cut from its own pods. What can be done is done even where another part fails;
-/// the first failure is returned.
+/// Allows come before blocks, so that the host is never cut from its own pods. What can be done is done even where
+/// another part fails; the first failure is returned.
 pub fn install(config: &GuardConfig) -> Result<Vec<Defect>> {
     let config = &config.clone().for_this_kernel();
     let wanted = policies(config)?;
@@ -115,8 +117,8 @@ pub fn install_routes(config: &GuardConfig) -> Result<Vec<Defect>> {
     device::Device::open()?.install(&config.clone().for_this_kernel())
 }
 
-/// Takes the guard away: all policies of ours with its priorities, blocks first, then the device with its routes. Whatever pods are
-/// left may speak in clear from then on.
+/// Takes the guard away: all policies of ours with its priorities, blocks first, then the device with its routes.
+/// Whatever pods are left may speak in clear from then on.
 pub fn remove() -> Result<()> {
     let mut xfrm = Xfrm::open()?;
     let mut policies = xfrm.policies()?;
@@ -146,7 +148,8 @@ fn policy_defects(xfrm: &mut Xfrm, wanted: &[Policy]) -> Result<Vec<Defect>> {
         .collect())
 }
 
-/// The guard's policies, as [`install`] installs them, or to be part of a larger desired set ([`crate::Xfrm::reconcile_policies`]).
+/// The guard's policies, as [`install`] installs them, or to be part of a larger desired set
+/// ([`crate::Xfrm::reconcile_policies`]).
 pub fn policies(config: &GuardConfig) -> Result<Vec<Policy>> {
     let mut policies = Vec::new();
     for network in config.networks.iter().filter(|network| overlaps_any(&config.cluster_ranges, network)) {

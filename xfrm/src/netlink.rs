@@ -1,7 +1,8 @@
 //! A synchronous netlink request socket, for XFRM here and for routes and links in whoever needs no more than that.
 //!
-//! It never joins multicast groups: notifications of our own changes carry the sequence number of the request and would be taken for
-//! its answer. Nothing here prints a message, and the kernel is told not to echo requests (`NETLINK_CAP_ACK`), since they may hold keys.
+//! It never joins multicast groups: notifications of our own changes carry the sequence number of the request and would
+//! be taken for its answer. Nothing here prints a message, and the kernel is told not to echo requests
+//! (`NETLINK_CAP_ACK`), since they may hold keys.
 
 use std::io;
 use std::time::Duration;
@@ -19,7 +20,8 @@ mod frame;
 pub use frame::Rejection;
 pub(crate) use frame::{Frame, Frames};
 
-/// How long the kernel may take to answer. Requests are handled while they are sent, so this only ends a wait for an answer that was lost.
+/// How long the kernel may take to answer. Requests are handled while they are sent, so this only ends a wait for an
+/// answer that was lost.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 /// Receive buffer of the socket, bytes: a batch's answers wait there together.
 const SOCKET_BUFFER: usize = 4 << 20;
@@ -130,7 +132,8 @@ impl Netlink {
         self.port
     }
 
-    /// Sends a request and waits for its acknowledgement. `flags` beyond `NLM_F_REQUEST` and `NLM_F_ACK`: `NLM_F_CREATE` and so on.
+    /// Sends a request and waits for its acknowledgement. `flags` beyond `NLM_F_REQUEST` and `NLM_F_ACK`:
+    /// `NLM_F_CREATE` and so on.
     pub fn execute<Q: NetlinkSerializable>(&mut self, request: &'static str, message: Q, flags: u16) -> Result<()> {
         let mut results = self.batch(request, vec![(message, flags)])?;
         match results.pop() {
@@ -139,9 +142,9 @@ impl Netlink {
         }
     }
 
-    /// Sends several requests in one datagram, which the kernel carries out one after another without leaving the system call, and
-    /// collects all acknowledgements, in order. One that is refused does not keep the next from being carried out. (Beyond 128, several
-    /// datagrams.)
+    /// Sends several requests in one datagram, which the kernel carries out one after another without leaving the
+    /// system call, and collects all acknowledgements, in order. One that is refused does not keep the next from being
+    /// carried out. (Beyond 128, several datagrams.)
     pub fn batch<Q: NetlinkSerializable>(
         &mut self,
         request: &'static str,

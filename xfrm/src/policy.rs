@@ -71,8 +71,8 @@ pub mod priority {
 pub struct Template {
     /// Joins policy and SAs.
     pub reqid: Reqid,
-    /// Tunnel ends (source, destination) for `out`. None on `in` and `fwd`, where the kernel then takes any: a peer that moves
-    /// costs no policy there.
+    /// Tunnel ends (source, destination) for `out`. None on `in` and `fwd`, where the kernel then takes any: a peer
+    /// that moves costs no policy there.
     pub outer: Option<(IpAddr, IpAddr)>,
 }
 
@@ -115,8 +115,8 @@ impl Policy {
         }
     }
 
-    /// What the tunnel of `reqid` may bring: to this host (`in`) or through it (`fwd`). `selector` as the packet has it, source
-    /// at the peer.
+    /// What the tunnel of `reqid` may bring: to this host (`in`) or through it (`fwd`). `selector` as the packet has
+    /// it, source at the peer.
     pub fn protect_in(direction: Direction, selector: Selector, reqid: Reqid) -> Self {
         let template = Template { reqid, outer: None };
         Self { direction, selector, priority: priority::peer(&selector), action: Action::Protect(template) }

@@ -126,7 +126,8 @@ pub struct Encap {
 /// Sequence numbers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Replay {
-    /// Window of an inbound SA, packets, at most [`Replay::MAX_WINDOW`]; 0 turns the check off (not with `esn`). Ignored on outbound SAs.
+    /// Window of an inbound SA, packets, at most [`Replay::MAX_WINDOW`]; 0 turns the check off (not with `esn`).
+    /// Ignored on outbound SAs.
     pub window: u32,
     /// Extended (64 bit) sequence numbers, as negotiated.
     pub esn: bool,
@@ -142,8 +143,8 @@ impl Replay {
     pub const ESN: Replay = Replay { window: 1024, esn: true };
 }
 
-/// When the kernel says that an SA has done enough ([`crate::events::Event::Expire`]). By packets and bytes only: its timers run on the
-/// wall clock, and a step of that would end SAs. `None`: no limit.
+/// When the kernel says that an SA has done enough ([`crate::events::Event::Expire`]). By packets and bytes only: its
+/// timers run on the wall clock, and a step of that would end SAs. `None`: no limit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub struct Limits {
     /// Bytes after which to rekey.
@@ -175,8 +176,8 @@ pub struct SaParams {
     pub encap: Option<Encap>,
     /// Sequence numbers.
     pub replay: Replay,
-    /// The only packets that may travel in it, towards peers that are not ours. `None` between our own nodes: any of either family
-    /// (`XFRM_STATE_AF_UNSPEC`), policies decide.
+    /// The only packets that may travel in it, towards peers that are not ours. `None` between our own nodes: any of
+    /// either family (`XFRM_STATE_AF_UNSPEC`), policies decide.
     pub selector: Option<Selector>,
     /// When it has done enough.
     pub limits: Limits,
@@ -367,7 +368,8 @@ pub struct Features {
     pub policies_cache_sas: bool,
 }
 
-/// Seconds between two [`crate::events::Event::Mapping`] of one SA; without, the kernel tells of every packet from a new address.
+/// Seconds between two [`crate::events::Event::Mapping`] of one SA; without, the kernel tells of every packet from a
+/// new address.
 const MAPPING_THRESHOLD_SECONDS: u32 = 1;
 
 pub(crate) fn direction_attribute(direction: SaDirection) -> nl::XfrmAttrs {
@@ -433,8 +435,9 @@ impl SaParams {
         Ok(nl::state::ModifyMessage { user_sa_info: info, nlas: attributes })
     }
 
-    /// The window stands in `xfrm_replay_state_esn`, with or without extended sequence numbers: the older field ends at 32. An
-    /// outbound SA has none; with ESN a kernel that knows directions wants no window and no bitmap there, an older one at least 1.
+    /// The window stands in `xfrm_replay_state_esn`, with or without extended sequence numbers: the older field ends at
+    /// 32. An outbound SA has none; with ESN a kernel that knows directions wants no window and no bitmap there, an
+    /// older one at least 1.
     fn replay_attribute(&self, features: Features) -> Option<nl::XfrmAttrs> {
         let window = match (self.direction, self.replay.esn) {
             (SaDirection::In, esn) => self.replay.window.clamp(u32::from(esn), Replay::MAX_WINDOW),

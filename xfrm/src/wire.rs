@@ -1,5 +1,6 @@
-//! The kernel's structures, read with every length checked first: `netlink-packet-xfrm` panics on a body shorter than its fixed
-//! part and drops the attributes of some messages, so only its structures are used, never its messages' decoders.
+//! The kernel's structures, read with every length checked first: `netlink-packet-xfrm` panics on a body shorter than
+//! its fixed part and drops the attributes of some messages, so only its structures are used, never its messages'
+//! decoders.
 
 use std::net::IpAddr;
 

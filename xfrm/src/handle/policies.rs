@@ -81,7 +81,8 @@ pub(crate) fn install(netlink: &mut Netlink, policy: &Policy) -> Result<bool> {
     Err(netlink::Error::Interrupted { request: ADD }.into())
 }
 
-/// `Ok(false)`: the kernel gave an allow another index than asked for, by which it could not be told as ours; it was taken back.
+/// `Ok(false)`: the kernel gave an allow another index than asked for, by which it could not be told as ours; it was
+/// taken back.
 fn add(netlink: &mut Netlink, policy: &Policy, attempt: u32) -> Result<bool> {
     let index = index_for(policy, attempt);
     netlink.execute(ADD, Request::from(XfrmMessage::AddPolicy(policy.to_kernel(index))), 0)?;
@@ -98,8 +99,8 @@ fn add(netlink: &mut Netlink, policy: &Policy, attempt: u32) -> Result<bool> {
     }
 }
 
-/// Over `holder`, which is ours. The kernel keeps the holder's index; where that would not tell an allow as ours, delete and
-/// add: what slips between goes as it will go from now on, in clear or to the blocks below.
+/// Over `holder`, which is ours. The kernel keeps the holder's index; where that would not tell an allow as ours,
+/// delete and add: what slips between goes as it will go from now on, in clear or to the blocks below.
 fn replace(netlink: &mut Netlink, policy: &Policy, holder: &InstalledPolicy) -> Result<()> {
     if policy.action == Action::Allow && !index_is_ours(holder.index) {
         execute_delete(netlink, holder)?;
@@ -118,8 +119,9 @@ fn update(policy: &Policy, holder: &InstalledPolicy) -> Request {
     XfrmMessage::UpdatePolicy(policy.to_kernel(holder.index)).into()
 }
 
-/// Carries out a plan: replacements and peers first, then allows, then blocks, and deletions last, so that at no moment a packet
-/// goes in clear that should not, and no tunnel is cut. What others changed since the plan was made is looked at one by one.
+/// Carries out a plan: replacements and peers first, then allows, then blocks, and deletions last, so that at no moment
+/// a packet goes in clear that should not, and no tunnel is cut. What others changed since the plan was made is looked
+/// at one by one.
 pub(crate) fn apply(netlink: &mut Netlink, plan: &Plan) -> Result<Vec<Error>> {
     let mut refused = Vec::new();
     let mut singly: Vec<Policy> = Vec::new();

@@ -114,7 +114,8 @@ fn site() -> Site {
 
 fn packets() {
     let Site { node, pods: [one, two], neighbour } = site();
-    // Bound to an address of the remote segment, which the router at the neighbour's place leads to itself: what leaks in clear arrives.
+    // Bound to an address of the remote segment, which the router at the neighbour's place leads to itself: what leaks
+    // in clear arrives.
     let leaked = neighbour.listen("10.77.1.2:7");
     let leaked6 = neighbour.listen("[fd77:0:0:1::2]:7");
     let internet = neighbour.listen("198.51.100.1:7");
@@ -132,7 +133,8 @@ fn packets() {
     let bridge = ["10.77.0.1", "fd77::1"];
     node.run(move || guard::install(&config(&bridge)).map(|_| ()).unwrap());
 
-    // What must pass: pod to pod, pod to node and back, IPv6 with neighbour discovery anew, pod to the internet and back.
+    // What must pass: pod to pod, pod to node and back, IPv6 with neighbour discovery anew, pod to the internet and
+    // back.
     two.ip("neigh flush all");
     node.ip("neigh flush all");
     two.send("10.77.0.3", "10.77.0.2:7", "pod");
@@ -154,7 +156,8 @@ fn packets() {
     neighbour.send("198.51.100.1", "10.77.0.2:7", "answer");
     assert_eq!(receive(&at_one), "answer");
 
-    // What must not: a pod and the node to a remote pod, also with a source of the uplink, as a foreign masquerade leaves it.
+    // What must not: a pod and the node to a remote pod, also with a source of the uplink, as a foreign masquerade
+    // leaves it.
     let dropped = node.counter("XfrmOutPolBlock");
     one.send("10.77.0.2", "10.77.1.2:7", "refused");
     node.send("10.77.0.1", "10.77.1.2:7", "refused");

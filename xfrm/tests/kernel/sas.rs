@@ -225,7 +225,8 @@ fn switching() {
                 let mut buffer = [0; 8];
                 for number in 0u64.. {
                     let number = if done.load(Ordering::Relaxed) { u64::MAX } else { number };
-                    // The CPU was away for longer than IN_FLIGHT between a packet's lookup and its output: the sender is told.
+                    // The CPU was away for longer than IN_FLIGHT between a packet's lookup and its output: the sender
+                    // is told.
                     while let Err(error) = client.send(&number.to_ne_bytes()) {
                         assert_eq!(error.kind(), std::io::ErrorKind::InvalidInput, "{error}");
                     }

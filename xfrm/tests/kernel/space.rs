@@ -150,7 +150,8 @@ fn bind_freebind(from: SocketAddr) -> UdpSocket {
 
 #[allow(unsafe_code)]
 fn enter_new_namespace() {
-    // SAFETY: unshare with this flag changes only the namespace of this thread, which shares no descriptor table assumptions with it.
+    // SAFETY: unshare with this flag changes only the namespace of this thread, which shares no descriptor table
+    // assumptions with it.
     let outcome = unsafe { libc::unshare(libc::CLONE_NEWNET) };
     assert_eq!(outcome, 0, "unshare: {}", std::io::Error::last_os_error());
 }
