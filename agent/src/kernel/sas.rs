@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use edge_ike::config::Aead as IkeAead;
 use edge_ike::{ChildId, ChildSa, Instant, PeerName};
+use edge_xfrm::IN_FLIGHT;
 use edge_xfrm::reconcile::ExpectedSa;
 use edge_xfrm::{Aead, Algorithm, Encap, Error, Limits, Replay, Reqid, Result, Sa, SaDirection, SaId, SaParams, Xfrm};
 
@@ -66,11 +67,19 @@ struct Kept {
     until: Instant,
 }
 
+/// An outbound SA that has a successor, until its last packets are encrypted.
+#[derive(Debug)]
+struct Retiring {
+    sa: Installed,
+    until: Instant,
+}
+
 /// All SAs of ours.
 #[derive(Debug, Default)]
 pub struct SaTable {
     children: HashMap<ChildId, Child>,
     kept: BTreeMap<SaId, Kept>,
+    retiring: Vec<Retiring>,
     ends: HashMap<PeerName, Ends>,
 }
 
@@ -112,6 +121,11 @@ impl SaTable {
     /// A peer that is none any more: what a former run left of it goes, and its ends are forgotten.
     pub fn forget(&mut self, xfrm: &mut Xfrm, peer: &PeerName, reqid: Reqid) -> Result<()> {
         self.ends.remove(peer);
+        for retiring in &mut self.retiring {
+            if retiring.sa.reqid == reqid {
+                retiring.until = Instant::default();
+            }
+        }
         self.drop_kept(xfrm, |kept| kept.sa.reqid == reqid.raw())
     }
 
@@ -125,12 +139,13 @@ impl SaTable {
         Ok(())
     }
 
-    /// Makes a CHILD_SA the one that sends, in place of all others of the peer. `policies` is called when outbound SAs are there that the
-    /// policies' templates do not name yet, before the old ones go.
+    /// Makes a CHILD_SA the one that sends, in place of all others of the peer, which [`Self::expire`] removes. `policies` is called
+    /// where the policies' templates do not name the new SA's ends yet.
     pub fn send_through(
         &mut self,
         xfrm: &mut Xfrm,
         id: ChildId,
+        now: Instant,
         policies: impl FnOnce(&mut Xfrm, &Self),
     ) -> Result<()> {
         let Some(child) = self.children.get(&id) else { return Ok(()) };
@@ -162,14 +177,11 @@ impl SaTable {
         }));
         self.kept.retain(|_, kept| !(kept.outbound && kept.sa.reqid == reqid.raw()));
 
-        // Between the same addresses two outbound SAs must never stand side by side: one batch. Between others the templates tell them
-        // apart, and have to change before the old one goes.
-        let same = old.iter().position(|old| (old.source, old.id.destination) == (params.source, params.destination));
+        // Between the same addresses the later one is taken at once; between others the policies' templates tell them apart, and
+        // have to change. The old one goes when no packet can be on its way to it any more.
+        let same = old.iter().find(|old| (old.source, old.id.destination) == (params.source, params.destination));
         let installed = match same {
-            Some(at) => {
-                let old = old.swap_remove(at);
-                xfrm.switch_outbound(&params, old.id).map(drop)
-            }
+            Some(old) => xfrm.begin_switch(&params, old.id).map(drop),
             None => xfrm.add_sa(&params),
         };
         if installed.is_ok()
@@ -177,14 +189,30 @@ impl SaTable {
         {
             child.outbound = Some(Installed::of(&params));
         }
-        if self.ends.get(&peer) != Some(&ends) || same.is_none() {
+        let elsewhere = same.is_none();
+        if installed.is_ok() && (elsewhere || self.ends.get(&peer) != Some(&ends)) {
             self.ends.insert(peer, ends);
             policies(xfrm, self);
         }
-        for old in old {
-            gone_is_fine(xfrm.delete_sa(old.id))?;
+        let until = now + IN_FLIGHT;
+        match &installed {
+            Ok(()) => self.retiring.extend(old.into_iter().map(|old| Retiring { sa: old, until })),
+            // It is better to go on with the old keys than with none.
+            Err(_) => self.restore(old, reqid),
         }
         installed
+    }
+
+    /// Puts outbound SAs back to whom they were taken from.
+    fn restore(&mut self, old: Vec<Installed>, reqid: Reqid) {
+        for old in old {
+            let owner =
+                self.children.values_mut().find(|child| child.reqid == reqid && child.sa.outbound_spi == old.id.spi);
+            match owner {
+                Some(child) => child.outbound = Some(old),
+                None => self.retiring.push(Retiring { sa: old, until: Instant::new(Duration::MAX) }),
+            }
+        }
     }
 
     /// The peer has a new CHILD_SA: inbound SAs of a former run linger no longer than this.
@@ -232,12 +260,17 @@ impl SaTable {
 
     /// Deletes what was kept long enough.
     pub fn expire(&mut self, xfrm: &mut Xfrm, now: Instant) -> Result<()> {
-        self.drop_kept(xfrm, |kept| kept.until <= now)
+        let mut outcome = Ok(());
+        for retired in self.retiring.extract_if(.., |retiring| retiring.until <= now) {
+            outcome = outcome.and(gone_is_fine(xfrm.delete_sa(retired.sa.id)));
+        }
+        outcome.and(self.drop_kept(xfrm, |kept| kept.until <= now))
     }
 
     /// When [`Self::expire`] has something to do.
     pub fn next_expiry(&self) -> Option<Instant> {
-        self.kept.values().map(|kept| kept.until).min()
+        let retiring = self.retiring.iter().map(|retiring| retiring.until);
+        self.kept.values().map(|kept| kept.until).chain(retiring).min()
     }
 
     fn drop_kept(&mut self, xfrm: &mut Xfrm, which: impl Fn(&Kept) -> bool) -> Result<()> {
@@ -262,7 +295,7 @@ impl SaTable {
                 encap: kept.sa.encap,
             })
         });
-        children.chain(kept).collect()
+        children.chain(kept).chain(self.retiring.iter().map(|retiring| retiring.sa.clone())).collect()
     }
 
     /// What is installed of a CHILD_SA: inbound, outbound.
@@ -274,6 +307,7 @@ impl SaTable {
     /// only forgotten.
     pub fn lost(&mut self, id: SaId) -> Option<(PeerName, ChildId)> {
         self.kept.remove(&id);
+        self.retiring.retain(|retiring| retiring.sa.id != id);
         let holds = |installed: &Option<Installed>| installed.as_ref().is_some_and(|installed| installed.id == id);
         let (child_id, child) =
             self.children.iter_mut().find(|(_, child)| holds(&child.inbound) || holds(&child.outbound))?;

@@ -100,7 +100,7 @@ impl Driver {
                 }
             }
         };
-        let outcome = self.sas.send_through(&mut self.machine.xfrm, child, policies);
+        let outcome = self.sas.send_through(&mut self.machine.xfrm, child, crate::clock::boot_time(), policies);
         if let Err(error) = outcome {
             self.machine.journal.error(format!("peer {peer}: {error}"));
         }
