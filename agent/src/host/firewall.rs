@@ -6,7 +6,9 @@
 //!   bound another address) takes the bridge's address, so that the peer's policies know it and its answers find back.
 //! - **MSS.** TCP through a tunnel is told the pods' MTU, since path MTU discovery fails often enough.
 
+use std::io::Write;
 use std::net::IpAddr;
+use std::process::{Command, Stdio};
 
 use anyhow::{Context, bail};
 use ipnetwork::IpNetwork;
@@ -83,7 +85,7 @@ impl Firewall {
 
     /// Puts the table in place, and returns it as the kernel then shows it.
     pub fn apply(&self) -> anyhow::Result<Value> {
-        run(&self.commands()).context("the table inet edge-cni; is nftables 0.9.3 or later installed?")?;
+        run(&self.commands()).context("the table inet edge-cni (nftables 0.9.3 or later is needed)")?;
         match read()? {
             Some(table) => Ok(table),
             None => bail!("the table inet edge-cni is not there although nft accepted it: another program deletes it"),
@@ -138,8 +140,22 @@ pub fn remove() -> anyhow::Result<()> {
 }
 
 fn run(commands: &Value) -> anyhow::Result<()> {
-    let outcome = helper::apply_ruleset_raw(&commands.to_string(), helper::DEFAULT_NFT, helper::DEFAULT_ARGS);
-    outcome.map(drop).map_err(explain)
+    // The crate's own way is `-f -`, for which nft opens /dev/stdin: not every small system has that.
+    let mut nft = Command::new("nft")
+        .args(["-j", "-f", "/proc/self/fd/0"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .context("nft cannot be run; install nftables")?;
+    if let Some(mut stdin) = nft.stdin.take() {
+        stdin.write_all(commands.to_string().as_bytes())?;
+    }
+    let output = nft.wait_with_output()?;
+    if !output.status.success() {
+        bail!("nft refused it: {}", String::from_utf8_lossy(&output.stderr).trim());
+    }
+    Ok(())
 }
 
 /// nft's own words, which the crate's error leaves out.

@@ -235,8 +235,8 @@ fn has_grown(file: &SegmentsFile, stock: &Stock) -> bool {
     capacity(file, stock.family) > stock.free.saturating_add(stock.leased)
 }
 
-/// Families in which a spare is missing. Edges get a first segment of every family of the cluster; hubs and cloud nodes, whose pods are the
-/// cloud CNI's, only what their plugin asks for.
+/// Families in which a spare is missing. Edges get a first segment of every family of the cluster; hubs only if they are to hold a spare (it gives
+/// their own traffic to remote pods a source that peers know); cloud nodes, whose pods are the cloud CNI's, only what their plugin asks for.
 fn wanted(view: &NodeView, file: Option<&SegmentsFile>, leased: impl Fn(Family) -> u64, spare: u32) -> Vec<Family> {
     [Family::V4, Family::V6]
         .into_iter()
@@ -246,7 +246,12 @@ fn wanted(view: &NodeView, file: Option<&SegmentsFile>, leased: impl Fn(Family) 
             if capacity == 0 {
                 // What the view shows already is only yet to be written.
                 let shown = view.segments.iter().any(|segment| Family::of(segment) == *family);
-                return view.role == Role::Edge && !shown;
+                let entitled = match view.role {
+                    Role::Edge => true,
+                    Role::Hub => spare > 0,
+                    Role::Cloud => false,
+                };
+                return entitled && !shown;
             }
             let free = capacity.saturating_sub(leased(*family));
             free < one_segment(view, *family).saturating_mul(spare.into())
@@ -302,7 +307,9 @@ mod tests {
         assert_eq!(wanted(&view(Role::Edge, BOTH), None, none, 0), [Family::V4, Family::V6]);
         assert_eq!(wanted(&view(Role::Edge, &["10.77.0.0/16"]), None, none, 0), [Family::V4]);
         assert_eq!(wanted(&view(Role::Edge, BOTH), Some(&file(&["fd77::/120"])), none, 1), [Family::V4]);
-        assert_eq!(wanted(&view(Role::Hub, BOTH), None, none, 1), []);
+        assert_eq!(wanted(&view(Role::Hub, BOTH), None, none, 0), []);
+        assert_eq!(wanted(&view(Role::Hub, BOTH), None, none, 1), [Family::V4, Family::V6]);
+        assert_eq!(wanted(&view(Role::Cloud, BOTH), None, none, 1), []);
     }
 
     #[test]
