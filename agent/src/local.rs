@@ -14,9 +14,9 @@ use crate::cloud::Cloud;
 pub async fn run(cloud: Arc<Cloud>) -> anyhow::Result<()> {
     let (requests, queue) = tokio::sync::mpsc::channel(socket::MAX_CONNECTIONS);
     let stop = cloud.stop().clone();
-    let listener = socket::bind(&cloud.config().plugin_socket())?;
+    let socket = socket::Socket::bind(&cloud.config().plugin_socket())?;
     tokio::select! {
-        () = socket::serve(listener, requests) => {}
+        () = socket::serve(socket, requests) => {}
         () = keeper::run(cloud, queue) => {}
         () = stop.cancelled() => {}
     }

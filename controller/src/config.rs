@@ -5,6 +5,7 @@ use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use edge_types::api::VIEW_SILENCE_SECONDS;
 use edge_types::view::SegmentPrefix;
 use edge_types::{IpNetwork, NodeName};
 use serde::Deserialize;
@@ -184,8 +185,10 @@ impl Config {
                 return Err(("server_names", format!("{name:?} is neither a DNS name nor an IP address")));
             }
         }
-        if self.heartbeat_seconds == 0 || self.heartbeat_seconds > 300 {
-            return Err(("heartbeat_seconds", format!("{} is not within 1 to 300", self.heartbeat_seconds)));
+        // One lost heartbeat must not make a node connect anew.
+        let most = VIEW_SILENCE_SECONDS / 2;
+        if self.heartbeat_seconds == 0 || self.heartbeat_seconds > most {
+            return Err(("heartbeat_seconds", format!("{} is not within 1 to {most}", self.heartbeat_seconds)));
         }
         for (key, days) in [("node_days", self.certificates.node_days), ("server_days", self.certificates.server_days)]
         {

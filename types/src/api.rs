@@ -91,6 +91,9 @@ pub struct SegmentResponse {
     pub segments: Vec<IpNetwork>,
 }
 
+/// Without a line on the view stream for so long a node takes the controller for gone and connects anew, seconds. Heartbeats come well within.
+pub const VIEW_SILENCE_SECONDS: u64 = 20;
+
 /// One line of the stream `GET /v1/nodes/{node}/view?watch=true` (NDJSON). Without `watch` the answer is one [`NodeView`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "lowercase")]

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use edge_types::api::{NodeReport, ViewEvent};
+use edge_types::api::{NodeReport, VIEW_SILENCE_SECONDS, ViewEvent};
 use http_body_util::BodyExt;
 use hyper::Method;
 use hyper::body::Incoming;
@@ -15,8 +15,8 @@ use super::client::{Link, hyper_error};
 use super::error::CloudError;
 use super::{Cloud, Member, ViewError, join};
 
-/// Without even a heartbeat for so long, the controller is taken for gone. It sends one every few seconds.
-const SILENCE: Duration = Duration::from_secs(20);
+/// Without even a heartbeat for so long, the controller is taken for gone.
+const SILENCE: Duration = Duration::from_secs(VIEW_SILENCE_SECONDS);
 /// Wait before asking again a controller that does not take this node for a member, or where a person must do something first.
 const SLOW: Duration = Duration::from_secs(60);
 /// Longest line of the stream, bytes.

@@ -2,8 +2,8 @@
 
 use std::fs;
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
-use std::path::Path;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,13 +14,16 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::time::timeout;
-use tracing::{debug, warn};
+use tracing::{debug, error, warn};
 
 /// So many are served at once; who comes later waits.
 pub(super) const MAX_CONNECTIONS: usize = 128;
 
 /// A request is written at once by whoever means it.
 const READ_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Between two looks whether the socket's file is still there.
+const LOOK: Duration = Duration::from_millis(500);
 
 /// What the keeper is asked.
 #[derive(Debug)]
@@ -36,31 +39,67 @@ pub(super) enum Asked {
     Taken(Vec<Stock>),
 }
 
-/// Makes the socket with mode 0600, under its final name only once it has it. The state directory's lock says that no other agent owns it.
-pub(super) fn bind(path: &Path) -> anyhow::Result<UnixListener> {
-    let folder = path.parent().unwrap_or(Path::new("/"));
-    fs::DirBuilder::new()
-        .recursive(true)
-        .mode(0o755)
-        .create(folder)
-        .with_context(|| format!("creating {}", folder.display()))?;
-    let temporary = path.with_extension("sock.new");
-    let made = (|| {
-        match fs::remove_file(&temporary) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            _ => {}
+/// The socket, and the file by which the plugin finds it.
+#[derive(Debug)]
+pub(super) struct Socket {
+    listener: UnixListener,
+    path: PathBuf,
+    inode: u64,
+}
+
+impl Socket {
+    /// Makes the socket with mode 0600, under its final name only once it has it. The state directory's lock says that no other agent owns it.
+    pub(super) fn bind(path: &Path) -> anyhow::Result<Self> {
+        let folder = path.parent().unwrap_or(Path::new("/"));
+        fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o755)
+            .create(folder)
+            .with_context(|| format!("creating {}", folder.display()))?;
+        let temporary = path.with_extension("sock.new");
+        let made = (|| {
+            match fs::remove_file(&temporary) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                _ => {}
+            }
+            let listener = UnixListener::bind(&temporary)?;
+            fs::set_permissions(&temporary, fs::Permissions::from_mode(0o600))?;
+            let inode = fs::metadata(&temporary)?.ino();
+            fs::rename(&temporary, path)?;
+            Ok(Self { listener, path: path.to_owned(), inode })
+        })();
+        made.with_context(|| format!("making the plugin's socket {}", path.display()))
+    }
+
+    /// Returns when the file is gone: folders below /run may be wiped at any time, and a listener whose file is gone hears nobody.
+    async fn file_gone(&self) {
+        while fs::metadata(&self.path).is_ok_and(|found| found.ino() == self.inode) {
+            tokio::time::sleep(LOOK).await;
         }
-        let listener = UnixListener::bind(&temporary)?;
-        fs::set_permissions(&temporary, fs::Permissions::from_mode(0o600))?;
-        fs::rename(&temporary, path)?;
-        Ok(listener)
-    })();
-    made.with_context(|| format!("making the plugin's socket {}", path.display()))
+    }
 }
 
 /// Serves until dropped.
-pub(super) async fn serve(listener: UnixListener, requests: mpsc::Sender<Asked>) {
+pub(super) async fn serve(mut socket: Socket, requests: mpsc::Sender<Asked>) {
     let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    loop {
+        tokio::select! {
+            () = accept(&socket.listener, &slots, &requests) => {}
+            () = socket.file_gone() => {
+                warn!(socket = %socket.path.display(), "somebody removed the plugin's socket; it is made anew");
+                match Socket::bind(&socket.path) {
+                    Ok(anew) => socket = anew,
+                    Err(error) => {
+                        error!("{error:#}");
+                        tokio::time::sleep(LOOK).await;
+                    }
+                }
+            }
+        }
+    }
+}
+
+async fn accept(listener: &UnixListener, slots: &Arc<Semaphore>, requests: &mpsc::Sender<Asked>) {
     loop {
         // Never closed.
         let Ok(slot) = slots.clone().acquire_owned().await else { return };
@@ -76,7 +115,7 @@ pub(super) async fn serve(listener: UnixListener, requests: mpsc::Sender<Asked>)
             }
             Err(error) => {
                 warn!(%error, "accepting on the plugin's socket");
-                tokio::time::sleep(Duration::from_millis(200)).await;
+                tokio::time::sleep(LOOK).await;
             }
         }
     }
@@ -146,12 +185,12 @@ mod tests {
     async fn the_socket_is_for_its_owner_alone_and_replaces_what_a_killed_agent_left() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("run/agent.sock");
-        let first = bind(&path).unwrap();
-        let listener = bind(&path).unwrap();
+        let first = Socket::bind(&path).unwrap();
+        let socket = Socket::bind(&path).unwrap();
         drop(first);
         assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
         let (requests, mut queue) = mpsc::channel(1);
-        tokio::spawn(serve(listener, requests));
+        tokio::spawn(serve(socket, requests));
         assert_eq!(ask(&path, AgentRequest::Ping).await.unwrap(), AgentResponse::Done);
         let stock = vec![Stock { family: Family::V4, free: 1, leased: 60 }];
         let pending = ask(&path, AgentRequest::ApplyForSegment { stock: stock.clone() });
@@ -163,11 +202,25 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_socket_whose_folder_was_wiped_is_back_without_a_restart() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("run/agent.sock");
+        let (requests, _queue) = mpsc::channel(1);
+        tokio::spawn(serve(Socket::bind(&path).unwrap(), requests));
+        assert_eq!(ask(&path, AgentRequest::Ping).await.unwrap(), AgentResponse::Done);
+        fs::remove_dir_all(folder.path().join("run")).unwrap();
+        while !path.exists() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        assert_eq!(ask(&path, AgentRequest::Ping).await.unwrap(), AgentResponse::Done);
+    }
+
+    #[tokio::test]
     async fn a_plugin_of_another_release_is_told_so() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("agent.sock");
         let (requests, _queue) = mpsc::channel(1);
-        tokio::spawn(serve(bind(&path).unwrap(), requests));
+        tokio::spawn(serve(Socket::bind(&path).unwrap(), requests));
         let answer = tokio::task::spawn_blocking(move || {
             let mut stream = std::os::unix::net::UnixStream::connect(path).unwrap();
             stream.write_all(&[9, 0, 0, 0, 0]).unwrap();

@@ -140,3 +140,18 @@ async fn a_truncated_identity_stops_the_agent_with_the_file_named_and_untouched(
     assert!(error.contains("identity.json") && error.contains("cut short") && error.contains("join anew"), "{error}");
     assert_eq!(std::fs::read(node.file("identity.json")).unwrap(), &whole[..100]);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn of_several_controllers_the_first_that_answers_is_used() {
+    let controller = Controller::start().await;
+    let mut node = Node::new("edge-1", &controller);
+    // A port on which nobody listens any more.
+    let dead = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    node.url = format!("https://{dead}\", \"{}", controller.url());
+    node.put_token(&controller.token(Role::Edge, None).await);
+    let agent = node.start();
+    agent.joined().await;
+    let status = agent.status("the stream", |status| status.connected).await;
+    assert_eq!(status.url.unwrap().trim_end_matches('/'), controller.url());
+    agent.end().await;
+}
