@@ -1,11 +1,11 @@
 //! The guard, against packets.
 
 use edge_xfrm::guard::{self, Defect, GuardConfig};
-use edge_xfrm::{Error, Xfrm};
+use edge_xfrm::{Direction, Error, Policy, SaDirection, SaParams, Selector, Xfrm};
 
-use crate::Needs::Root;
+use crate::Needs::{Esp, Root};
 use crate::Test;
-use crate::space::{Space, receive};
+use crate::space::{Space, receive, sa};
 
 pub(crate) const TESTS: &[Test] = &[
     ("the_guard_is_installed_once_and_repaired_when_broken", Root, installed_and_repaired),
@@ -14,6 +14,8 @@ pub(crate) const TESTS: &[Test] = &[
     ("the_nodes_own_packets_take_the_bridges_address", Root, source_address),
     ("the_guard_of_a_node_that_owns_the_whole_range_blocks_nothing", Root, whole_range),
     ("the_guard_names_an_interface_or_policy_of_another_that_is_in_its_way", Root, in_the_way),
+    ("a_bypassing_socket_speaks_in_clear_where_others_are_blocked", Root, bypass),
+    ("pods_and_nodes_reach_each_other_through_tunnel_and_guards", Esp, tunnel),
     ("removing_the_guard_leaves_the_policies_of_others", Root, removed),
 ];
 
@@ -254,4 +256,103 @@ fn removed() {
         assert!(!left[0].is_ours());
     });
     assert!(!space.ip("link").contains("ecni-guard"));
+}
+
+fn bypass() {
+    let (here, there) = (Space::new(), Space::new());
+    here.wire(("eth0", &["192.0.2.1/24", "2001:db8::1/64"]), &there, ("eth0", &["192.0.2.2/24", "2001:db8::2/64"]));
+    here.run(|| {
+        let mut xfrm = Xfrm::open().unwrap();
+        for ipv4 in [true, false] {
+            for direction in [Direction::In, Direction::Out] {
+                xfrm.install_policy(&Policy::block(direction, Selector::any(ipv4))).unwrap();
+            }
+        }
+    });
+    for (mine, theirs, ipv6) in
+        [("192.0.2.1:500", "192.0.2.2:500", false), ("[2001:db8::1]:500", "[2001:db8::2]:500", true)]
+    {
+        let (ike, peer) = (here.listen(mine), there.listen(theirs));
+        assert!(ike.send_to(b"blocked", theirs).is_err());
+        edge_xfrm::socket::bypass(&ike, ipv6).unwrap();
+        if ipv6 {
+            // Neighbour discovery is blocked as everything else of this host: its peer is known beforehand.
+            here.ip(&format!("neigh replace 2001:db8::2 lladdr {} dev eth0", mac(&there)));
+            there.ip(&format!("neigh replace 2001:db8::1 lladdr {} dev eth0", mac(&here)));
+        }
+        ike.send_to(b"request", theirs).unwrap();
+        assert_eq!(receive(&peer), "request");
+        peer.send_to(b"response", mine).unwrap();
+        assert_eq!(receive(&ike), "response");
+    }
+}
+
+fn mac(space: &Space) -> String {
+    let link = space.ip("link show eth0");
+    link.split_whitespace().skip_while(|word| *word != "link/ether").nth(1).unwrap().to_owned()
+}
+
+/// Two nodes with a pod each, both guarded, a tunnel between them.
+fn tunnel() {
+    let nodes = [Space::new(), Space::new()];
+    let pods = [Space::new(), Space::new()];
+    nodes[0].wire(("up0", &["192.0.2.1/24"]), &nodes[1], ("up0", &["192.0.2.2/24"]));
+    for n in 0..2 {
+        let node = &nodes[n];
+        node.ip("link add ecni0 type bridge");
+        node.ip(&format!("addr add 10.77.{n}.1/26 dev ecni0"));
+        node.ip(&format!("addr add fd77:0:0:{n}::1/64 dev ecni0 nodad"));
+        node.ip("link set ecni0 up");
+        let addresses = [format!("10.77.{n}.2/26"), format!("fd77:0:0:{n}::2/64")];
+        node.wire(("veth0", &[]), &pods[n], ("eth0", &[&addresses[0], &addresses[1]]));
+        node.ip("link set veth0 master ecni0");
+        pods[n].ip(&format!("route add default via 10.77.{n}.1"));
+        pods[n].ip(&format!("-6 route add default via fd77:0:0:{n}::1"));
+        node.ip(&format!("route add default via 192.0.2.{}", 2 - n));
+        node.run(move || {
+            let mut config = config(&[]);
+            config.segments =
+                vec![format!("10.77.{n}.0/26").parse().unwrap(), format!("fd77:0:0:{n}::/64").parse().unwrap()];
+            config.bridge_addresses =
+                vec![format!("10.77.{n}.1").parse().unwrap(), format!("fd77:0:0:{n}::1").parse().unwrap()];
+            guard::install(&config).unwrap();
+
+            let (here, there) = (format!("192.0.2.{}", n + 1), format!("192.0.2.{}", 2 - n));
+            let spi = |from: usize| 0x1000 + from as u32;
+            let outbound = sa(SaDirection::Out, &here, &there, spi(n), 1);
+            let inbound = SaParams { direction: SaDirection::In, ..sa(SaDirection::Out, &there, &here, spi(1 - n), 1) };
+            let mut desired = guard::policies(&config).unwrap();
+            for (segment, remote) in [
+                (format!("10.77.{n}.0/26"), format!("10.77.{}.0/26", 1 - n)),
+                (format!("fd77:0:0:{n}::/64"), format!("fd77:0:0:{}::/64", 1 - n)),
+            ] {
+                let out = Selector::new(segment.parse().unwrap(), remote.parse().unwrap()).unwrap();
+                desired.push(Policy::protect_out(out, outbound.reqid, outbound.source, outbound.destination));
+                desired.push(Policy::protect_in(Direction::In, out.reversed(), outbound.reqid));
+                desired.push(Policy::protect_in(Direction::Fwd, out.reversed(), outbound.reqid));
+            }
+            let mut xfrm = Xfrm::open().unwrap();
+            xfrm.install_inbound(&inbound).unwrap();
+            xfrm.add_sa(&outbound).unwrap();
+            let (plan, errors) = xfrm.reconcile_policies(&desired).unwrap();
+            assert_eq!((plan.missing.len(), errors.len()), (6, 0), "{plan:?} {errors:?}");
+            assert!(guard::check(&config).unwrap().is_empty());
+        });
+    }
+    for (from, to) in [(0, 1), (1, 0)] {
+        for (place, pod) in [(&nodes, 1), (&pods, 2)] {
+            let at_pod = pods[to].listen(&format!("10.77.{to}.2:7"));
+            place[from].send(&format!("10.77.{from}.{pod}"), &format!("10.77.{to}.2:7"), "through");
+            assert_eq!(receive(&at_pod), "through", "{from}.{pod} to pod");
+            let at_pod = pods[to].listen(&format!("[fd77:0:0:{to}::2]:7"));
+            place[from].send(&format!("fd77:0:0:{from}::{pod}"), &format!("[fd77:0:0:{to}::2]:7"), "through");
+            assert_eq!(receive(&at_pod), "through", "IPv6 {from}.{pod} to pod");
+            let at_node = nodes[to].listen(&format!("10.77.{to}.1:7"));
+            place[from].send(&format!("10.77.{from}.{pod}"), &format!("10.77.{to}.1:7"), "through");
+            assert_eq!(receive(&at_node), "through", "{from}.{pod} to node");
+        }
+    }
+    // All of it in ESP: 4 to the pod (2 of them IPv6) and 2 to the node, a direction.
+    let id = sa(SaDirection::Out, "192.0.2.1", "192.0.2.2", 0x1000, 1).id();
+    assert_eq!(nodes[1].run(move || Xfrm::open().unwrap().sa(id).unwrap().unwrap().counters.packets), 6);
 }
