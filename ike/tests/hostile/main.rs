@@ -1,6 +1,7 @@
 //! A peer that knows the secret and means harm, and a stranger who does not. Whatever they send: nothing panics, events never contradict
 //! themselves, nothing piles up, and in the end nothing is left.
 
+mod eavesdropper;
 mod kernel;
 mod peer;
 

@@ -189,6 +189,24 @@ fn config() -> PeerConfig {
     }
 }
 
+/// Where an honest end is.
+pub(crate) fn address(us: usize) -> SocketAddr {
+    if us == 0 { ours() } else { theirs() }
+}
+
+/// The peer of an honest end.
+pub(crate) fn honest(us: usize) -> PeerConfig {
+    let names = ["a.example", "b.example"];
+    PeerConfig {
+        name: PeerName::new(names[1 - us]),
+        local: Some(address(us).ip()),
+        remotes: vec![address(1 - us)],
+        local_id: Identity::Fqdn(names[us].into()),
+        remote_id: Identity::Fqdn(names[1 - us].into()),
+        ..config()
+    }
+}
+
 /// The hostile end of an IKE SA.
 pub(crate) struct Hostile {
     ike: IkeId,
