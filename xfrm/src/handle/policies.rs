@@ -131,9 +131,9 @@ pub(crate) fn apply(netlink: &mut Netlink, plan: &Plan) -> Result<Vec<Error>> {
     singly.extend(anew.iter().map(|(policy, _)| *policy));
     // UPDPOLICY replaces anyone's: who holds the selectors is asked once more right before.
     let wanted: Vec<Policy> = in_place.iter().map(|(policy, _)| *policy).collect();
-    let holders = holders(netlink, &wanted)?;
+    let now = holders(netlink, &wanted)?;
     let (mut updates, mut updated) = (Vec::new(), Vec::new());
-    for (policy, holder) in wanted.into_iter().zip(holders) {
+    for (policy, holder) in wanted.into_iter().zip(now) {
         match holder {
             Some(holder) if holder.is_ours() => {
                 updates.push((update(&policy, &holder), 0));
@@ -165,7 +165,7 @@ pub(crate) fn apply(netlink: &mut Netlink, plan: &Plan) -> Result<Vec<Error>> {
             Err(_) => singly.push(policy),
         }
     }
-    for (policy, holder) in allows.iter().zip(self::holders(netlink, &allows)?) {
+    for (policy, holder) in allows.iter().zip(holders(netlink, &allows)?) {
         match holder {
             Some(holder) if holder.matches(policy) => {}
             Some(holder) if holder.index != index_for(policy, 0) && same_allow(&holder, policy) => {
