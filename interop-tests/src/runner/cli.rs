@@ -175,6 +175,7 @@ fn one_lab(
             seconds: begun.elapsed().as_secs_f64(),
             why,
         };
+        std::fs::write(folder(out, scenario.name).join("console.log"), lab.console()).ok();
         return ended(outcome);
     }
 }

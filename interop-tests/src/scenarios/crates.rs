@@ -22,16 +22,27 @@ impl CrateTest {
 
 const XFRM_KERNEL: CrateTest = CrateTest { scenario: "xfrm/kernel", package: "edge-xfrm", target: "kernel" };
 
-/// All of them; they are built before a run that has them.
-pub(crate) const TESTS: &[CrateTest] = &[XFRM_KERNEL];
+const CNI_KERNEL: CrateTest = CrateTest { scenario: "cni/kernel", package: "edge-cni", target: "kernel" };
 
-pub(super) const SCENARIOS: &[Scenario] = &[Scenario {
-    name: XFRM_KERNEL.scenario,
-    about: "the XFRM library's own tests against a kernel with ESP",
-    deadline: Duration::from_secs(180),
-    by_default: true,
-    run: |lab| run(lab, &XFRM_KERNEL),
-}];
+/// All of them; they are built before a run that has them.
+pub(crate) const TESTS: &[CrateTest] = &[XFRM_KERNEL, CNI_KERNEL];
+
+pub(super) const SCENARIOS: &[Scenario] = &[
+    Scenario {
+        name: XFRM_KERNEL.scenario,
+        about: "the XFRM library's own tests against a kernel with ESP",
+        deadline: Duration::from_secs(180),
+        by_default: true,
+        run: |lab| run(lab, &XFRM_KERNEL),
+    },
+    Scenario {
+        name: CNI_KERNEL.scenario,
+        about: "the plugin's own tests, which need no ESP: for machines where we are not root",
+        deadline: Duration::from_secs(300),
+        by_default: false,
+        run: |lab| run(lab, &CNI_KERNEL),
+    },
+];
 
 fn run(lab: &Lab, test: &CrateTest) -> Result<()> {
     let Some(program) = std::env::var_os(test.variable()) else {
