@@ -72,7 +72,7 @@ impl Driver {
             }
             Event::PeerFailed { peer, error } => tracing::warn!("peer {peer}: {error}"),
             Event::Refused { from, identity, error } => {
-                tracing::warn!(%from, identity = identity.map(|identity| format!("{identity:?}")), "refused: {error}");
+                tracing::warn!(%from, identity = identity.map(|identity| identity.to_string()), "refused: {error}");
             }
         }
     }
