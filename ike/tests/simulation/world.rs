@@ -153,7 +153,8 @@ impl Node {
 #[derive(Debug, Clone)]
 enum Payload {
     Ike(Vec<u8>),
-    Esp(Esp, (usize, usize)),
+    /// From node to node; whether this way had worked before it was sent.
+    Esp(Esp, (usize, usize), bool),
 }
 
 #[derive(Debug, Clone)]
@@ -315,12 +316,19 @@ impl World {
             Payload::Ike(octets) => {
                 self.call(node, |endpoint, now, env| endpoint.handle(&octets, local, from, now, env));
             }
-            Payload::Esp(esp, way) => {
+            Payload::Esp(esp, way, worked) => {
                 if self.nodes[node].host.kernel.decrypts(&esp) {
                     self.esp_arrived += 1;
                     self.working.insert(way);
-                } else if self.watch && self.working.contains(&way) {
-                    panic!("at {:?}: ESP {:x} from node {} to node {} finds no SA", self.now, esp.spi, way.0, way.1);
+                } else if self.watch && worked {
+                    panic!(
+                        "at {:?}: ESP {:x} from node {} to node {} finds no SA; before that{}",
+                        self.now,
+                        esp.spi,
+                        way.0,
+                        way.1,
+                        self.history()
+                    );
                 }
             }
         }
@@ -329,13 +337,18 @@ impl World {
     /// Sends one ESP packet each way between two nodes.
     pub fn esp(&mut self, a: (usize, &PeerName), b: (usize, &PeerName)) {
         for ((from, _), (to, peer)) in [(b, (a.0, a.1)), (a, (b.0, b.1))].map(|(from, to)| (from, to)) {
+            let worked = self.working.contains(&(from, to));
             match self.nodes[from].host.kernel.encrypt(peer) {
                 Some((esp, remote)) => {
                     self.esp_sent += 1;
-                    self.send(from, 4500, remote, Payload::Esp(esp, (from, to)));
+                    self.send(from, 4500, remote, Payload::Esp(esp, (from, to), worked));
                 }
-                None if self.watch && self.working.contains(&(from, to)) => {
-                    panic!("at {:?}: node {from} has nothing to send with to node {to}", self.now);
+                None if self.watch && worked => {
+                    panic!(
+                        "at {:?}: node {from} has nothing to send with to node {to}; before that{}",
+                        self.now,
+                        self.history()
+                    );
                 }
                 None => {}
             }
@@ -385,6 +398,16 @@ impl World {
         }
     }
 
+    /// What the nodes did, for people.
+    pub fn history(&self) -> String {
+        let mut lines: Vec<(Duration, String)> = Vec::new();
+        for (index, node) in self.nodes.iter().enumerate() {
+            lines.extend(node.events.iter().map(|(at, event)| (*at, format!("node {index}: {}", brief(event)))));
+        }
+        lines.sort_by_key(|(at, _)| *at);
+        lines.iter().map(|(at, line)| format!("\n  {at:?} {line}")).collect()
+    }
+
     /// Nothing is left that should have gone: reserved SPIs, IKE SAs beyond one for each peer, CHILD_SAs beyond one.
     pub fn assert_tidy(&self) {
         for (index, node) in self.nodes.iter().enumerate().filter(|(_, node)| !node.down) {
@@ -396,5 +419,22 @@ impl World {
                 assert!(ike <= 1, "node {index} has {ike} IKE SAs with {peer}");
             }
         }
+    }
+}
+
+fn brief(event: &Event) -> String {
+    match event {
+        Event::IkeUp { ike, initiator, .. } => format!("IkeUp {:x} initiator {initiator}", ike.initiator),
+        Event::IkeReplaced { old, new, .. } => format!("IkeReplaced {:x} by {:x}", old.initiator, new.initiator),
+        Event::IkeDown { ike, reason, .. } => format!("IkeDown {:x} {reason:?}", ike.initiator),
+        Event::ChildUp { child, replaces, .. } => {
+            format!("ChildUp {:x} (out {:x}) replaces {replaces:x?}", child.id.0, child.outbound_spi)
+        }
+        Event::ChildRekeyed { old, new, switch, .. } => {
+            format!("ChildRekeyed {:x} by {:x} (out {:x}) {switch:?}", old.0, new.id.0, new.outbound_spi)
+        }
+        Event::OutboundSwitch { old, new, .. } => format!("OutboundSwitch {:x} to {:x}", old.0, new.id.0),
+        Event::ChildDown { child, reason, .. } => format!("ChildDown {:x} {reason:?}", child.0),
+        other => format!("{other:?}"),
     }
 }
