@@ -311,10 +311,10 @@ impl IkeSa {
         }
     }
 
-    /// Speaks from another address of ours from now on, and lets the peer know by an authentic message (RFC 7296 2.23). Possible where the
-    /// peer believes in a NAT before us, and so follows; false elsewhere.
+    /// Speaks from another address of ours from now on. True: the peer follows, since it believes in a NAT before us, and is shown where by an
+    /// authentic message (RFC 7296 2.23). False: what it sends goes on to the old address, until a new IKE SA is made.
     pub(crate) fn relocate(&mut self, local: IpAddr, tunnel: &mut Tunnel, cx: &mut Context<'_>) -> bool {
-        if !self.channel.path.nat_local || self.channel.path.remote.is_ipv4() != local.is_ipv4() {
+        if self.channel.path.remote.is_ipv4() != local.is_ipv4() {
             return false;
         }
         self.channel.path.local.set_ip(local);
@@ -322,10 +322,10 @@ impl IkeSa {
         if self.channel.busy() {
             self.channel.resend(cx);
             self.arm(cx.now);
-        } else {
+        } else if self.channel.path.nat_local {
             self.begin(Task::Liveness, tunnel, cx);
         }
-        true
+        self.channel.path.nat_local
     }
 
     /// Leaves nothing reserved behind. What is given is the last answer, to be repeated if it was lost.

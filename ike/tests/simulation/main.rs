@@ -1,8 +1,10 @@
 //! Whole networks of endpoints in one thread, from a seed: loss, reordering, duplication, NAT, hostile datagrams. A model of the kernel carries
 //! out every event and checks that no packet finds itself without an SA.
-#![allow(missing_docs, unreachable_pub, dead_code)]
+#![allow(missing_docs, unreachable_pub)]
 
+mod change;
 mod kernel;
 mod peers;
+mod rekey;
 mod start;
 mod world;

@@ -413,7 +413,7 @@ impl World {
         for (index, node) in self.nodes.iter().enumerate().filter(|(_, node)| !node.down) {
             assert!(node.host.kernel.reserved.is_empty(), "node {index} has reserved SPIs left");
             for (peer, tunnel) in &node.host.kernel.tunnels {
-                assert!(tunnel.inbound.len() <= 1, "node {index} has several inbound SAs of {peer}: {tunnel:?}");
+                assert!(tunnel.inbound.len() <= 1, "node {index} has several SAs of {peer}:{}", self.history());
                 assert_eq!(tunnel.inbound.len(), usize::from(tunnel.outbound.is_some()));
                 let ike = node.host.kernel.ike_sas.iter().filter(|(name, _)| name == peer).count();
                 assert!(ike <= 1, "node {index} has {ike} IKE SAs with {peer}");
