@@ -2,9 +2,11 @@
 //! out every event and checks that no packet finds itself without an SA.
 #![allow(missing_docs, unreachable_pub)]
 
+mod certificates;
 mod change;
 mod kernel;
 mod peers;
+mod refuse;
 mod rekey;
 mod start;
 mod world;

@@ -268,11 +268,6 @@ impl World {
         self.fly(Packet { from, to, payload });
     }
 
-    /// Puts a forged datagram onto the wire.
-    pub fn inject(&mut self, from: SocketAddr, to: SocketAddr, octets: Vec<u8>) {
-        self.fly(Packet { from, to, payload: Payload::Ike(octets) });
-    }
-
     fn fly(&mut self, packet: Packet) {
         let copies = if self.random.chance(self.weather.double_percent) { 2 } else { 1 };
         for _ in 0..copies {
