@@ -289,6 +289,32 @@ fn every_kind_of_key_proves_itself() {
 }
 
 #[test]
+fn a_p384_peer_is_believed_by_either_method() {
+    use ring::signature::{
+        ECDSA_P384_SHA384_ASN1_SIGNING, ECDSA_P384_SHA384_FIXED_SIGNING, EcdsaKeyPair, EcdsaSigningAlgorithm,
+    };
+    let root = Authority::root("root");
+    let judge = authenticator(&config(&root, root.issue(&PKCS_ED25519, |_| {})));
+    let (der, key) = root.issue(&PKCS_ECDSA_P384_SHA384, |_| {});
+    let id = Id::from(&fqdn());
+    let certificates = [Certificate { encoding: CertificateEncoding::X509Signature, data: der }];
+    let sign = |algorithm: &'static EcdsaSigningAlgorithm| {
+        let random = ring::rand::SystemRandom::new();
+        let key = EcdsaKeyPair::from_pkcs8(algorithm, key.expose(), &random).unwrap();
+        key.sign(&random, octets(&id).as_slice()).unwrap().as_ref().to_vec()
+    };
+    let identifier = [12, 0x30, 0x0a, 6, 8, 0x2a, 0x86, 0x48, 0xce, 0x3d, 4, 3, 3];
+    let digital = [identifier.as_slice(), &sign(&ECDSA_P384_SHA384_ASN1_SIGNING)].concat();
+    for (method, data) in
+        [(AuthMethod::DigitalSignature, digital), (AuthMethod::EcdsaP384Sha384, sign(&ECDSA_P384_SHA384_FIXED_SIGNING))]
+    {
+        let authentication = Authentication { method, data };
+        let presented = Presented { id: &id, certificates: &certificates, authentication: &authentication };
+        assert_eq!(judge.verify(&fqdn(), presented, &octets(&id), NOW), Ok(Proof::EcdsaP384), "{method}");
+    }
+}
+
+#[test]
 fn a_p256_key_signs_by_rfc_4754_for_a_peer_that_announced_no_hashes_and_ed25519_cannot() {
     let root = Authority::root("root");
     let judge = authenticator(&config(&root, root.issue(&PKCS_ED25519, |_| {})));
