@@ -35,6 +35,9 @@ pub struct Desired {
     pub guard: GuardConfig,
     /// Networks behind peers of the view: routed into the guard's device, where policies take their packets.
     pub remote_networks: Vec<IpNetwork>,
+    /// Networks behind static peers that are routed likewise: there may be no other route, and where there is one, it must not take their
+    /// packets in clear while no tunnel is up.
+    pub static_networks: Vec<IpNetwork>,
     /// On a cloud node: the cluster's ranges, and the hubs' addresses to route them to, likeliest first.
     pub hub_routes: Vec<HubRoute>,
     /// On a cloud node: the cloud's networks, which the hubs front.
@@ -79,7 +82,10 @@ impl Desired {
         for peer in statics {
             let tunnel = Tunnel { peer: peer.clone(), origin: Origin::Configuration, reach: Reach::Negotiated };
             desired.tunnels.insert(peer.name.clone(), tunnel);
+            desired.static_networks.extend(routable(peer, statics));
         }
+        desired.static_networks.sort();
+        desired.static_networks.dedup();
         let Some(membership) = membership else { return desired };
         let view = &membership.view;
         desired.node = Some(view.node.to_string());
@@ -198,6 +204,19 @@ fn hub_routes(view: &NodeView) -> Vec<HubRoute> {
             via: addresses.iter().filter(|address| address.is_ipv4() == network.is_ipv4()).copied().collect(),
         })
         .collect()
+}
+
+/// Which networks of a static peer can be routed into the guard's device: not those that hold an address at which a peer is, since ESP
+/// itself goes there, nor all of a family, nor what overlaps our side. A peer that comes from nobody knows where may be its own network.
+fn routable<'a>(peer: &'a PeerConfig, statics: &'a [PeerConfig]) -> impl Iterator<Item = IpNetwork> + 'a {
+    peer.child.remote.iter().copied().filter(move |network| {
+        let holds_a_peer = statics.iter().flat_map(|peer| &peer.remotes).any(|remote| network.contains(remote.ip()));
+        let host = network.prefix() == if network.is_ipv4() { 32 } else { 128 };
+        network.prefix() > 0
+            && !holds_a_peer
+            && !(host && peer.remotes.is_empty())
+            && !peer.child.local.iter().any(|own| overlap(own, network))
+    })
 }
 
 fn overlap(one: &IpNetwork, other: &IpNetwork) -> bool {

@@ -236,3 +236,22 @@ fn a_peers_network_that_overlaps_ours_is_reported_and_left_out() {
 fn without_a_view_nothing_is_known_to_be_superfluous() {
     assert!(!Desired::compute(&config(""), &[], None).complete);
 }
+
+#[test]
+fn a_static_peers_networks_are_routed_unless_esp_itself_would_go_there() {
+    let networks = |remote: &str, subnets: &str| {
+        let text = format!(
+            "[[peer]]\nname = \"moon\"\n{remote}\nlocal_id = \"sun\"\nremote_id = \"moon\"\npsk = \"secret\"\n\
+             local_subnets = [\"10.1.0.0/24\"]\nremote_subnets = [{subnets}]"
+        );
+        let config = Config::parse(&text, Path::new("x")).unwrap();
+        let statics = [config.peers[0].resolve(&config).unwrap()];
+        Desired::compute(&config, &statics, None).static_networks
+    };
+    let here = "remote = \"192.0.2.7\"";
+    assert_eq!(networks(here, "\"10.2.0.0/24\", \"fd02::/64\""), [network("10.2.0.0/24"), network("fd02::/64")]);
+    assert_eq!(networks(here, "\"192.0.2.7/32\", \"192.0.2.0/24\", \"0.0.0.0/0\""), []);
+    assert_eq!(networks(here, "\"10.1.0.0/16\""), [], "our own side is in it");
+    let anywhere = "start = \"respond\"";
+    assert_eq!(networks(anywhere, "\"198.51.100.1/32\", \"10.2.0.0/24\""), [network("10.2.0.0/24")]);
+}

@@ -112,14 +112,12 @@ impl Keeper {
             observed = Observed::read(&handle).await?;
         }
         let bridge = bridge_addresses(&observed, &self.config.bridge, &desired.guard.segments);
-        let cluster: Vec<IpNetwork> =
-            desired.guard.cluster_ranges.iter().chain(&desired.remote_networks).copied().collect();
-        let uplink = uplink::uplink(&observed, &self.config.bridge, &cluster, self.config.mtu);
+        let guarded = guarded(&desired);
+        let uplink = uplink::uplink(&observed, &self.config.bridge, &guarded, self.config.mtu);
 
         if !desired.hub_routes.is_empty() || !desired.guard.cluster_ranges.is_empty() {
             sysctls::ensure(&observed, &self.journal);
         }
-        let guarded = guarded(&desired);
         self.keep_guard(&desired, &guarded, &bridge);
         let mut entries = routes::through_guard(&guarded, &bridge);
         entries.extend(
@@ -285,7 +283,8 @@ fn guarded(desired: &Desired) -> Vec<IpNetwork> {
     let inside = |network: &IpNetwork| {
         ranges.iter().any(|range| range.prefix() <= network.prefix() && range.contains(network.network()))
     };
-    networks.extend(desired.remote_networks.iter().filter(|network| !inside(network)));
+    let peers = desired.remote_networks.iter().chain(&desired.static_networks);
+    networks.extend(peers.filter(|network| !inside(network)));
     networks
 }
 
