@@ -32,7 +32,7 @@ impl Pair {
 
 #[test]
 fn a_rekey_by_either_end_loses_nothing() {
-    for seed in 0..60 {
+    for seed in 0..40 {
         let mut pair = connected(seed, Weather::WINDY, |_| {});
         for node in [pair.a, pair.b] {
             pair.rekey(node);
@@ -46,7 +46,7 @@ fn a_rekey_by_either_end_loses_nothing() {
 
 #[test]
 fn both_ends_rekeying_at_once_keep_one_child_sa_and_lose_nothing() {
-    for seed in 0..200 {
+    for seed in 0..100 {
         let mut pair = connected(seed, Weather::WINDY, |_| {});
         pair.rekey(pair.a);
         let head_start = Duration::from_millis(pair.world.random.below(150));
@@ -77,7 +77,7 @@ fn simultaneous_rekeys_in_fair_weather_delete_the_child_sa_with_the_lowest_nonce
 
 #[test]
 fn rekeys_through_a_storm_lose_only_what_the_storm_takes() {
-    for seed in 0..60 {
+    for seed in 0..40 {
         let mut pair = connected(seed, Weather::FAIR, |config| {
             // Patience: that an IKE SA is given up in a storm is right, but not what is looked at here.
             config.timing.transmissions = 10;
@@ -133,7 +133,7 @@ fn a_child_sa_is_rekeyed_by_itself_when_it_grows_old() {
 
 #[test]
 fn an_ike_sa_is_replaced_without_a_gap() {
-    for seed in 0..60 {
+    for seed in 0..40 {
         let mut pair = connected(seed, Weather::WINDY, |_| {});
         let name = pair.b_name.clone();
         assert!(pair.world.call(pair.a, |endpoint, now, env| endpoint.rekey_ike(&name, now, env)));
@@ -148,7 +148,7 @@ fn an_ike_sa_is_replaced_without_a_gap() {
 
 #[test]
 fn both_ends_replacing_their_ike_sa_at_once_leave_one_and_no_gap() {
-    for seed in 0..150 {
+    for seed in 0..40 {
         let mut pair = Pair::new(seed, Weather::WINDY);
         pair.start();
         pair.traffic(25 * SECOND);
@@ -173,7 +173,7 @@ fn an_ike_sa_is_made_anew_by_itself_when_it_grows_old() {
 
 #[test]
 fn a_rekey_crossing_the_peers_deletion_of_the_ike_sa_leaves_nothing_behind() {
-    for seed in 0..60 {
+    for seed in 0..40 {
         let mut pair = Pair::new(seed, Weather::WINDY).one_sided();
         pair.start();
         pair.world.run_for(3 * SECOND);

@@ -27,13 +27,56 @@ fn a_tunnel_comes_up_through_loss_and_reordering() {
 
 #[test]
 fn both_ends_starting_at_once_end_with_one_ike_sa_and_no_gap() {
-    for seed in 0..300 {
+    for seed in 0..120 {
         let mut pair = Pair::new(seed, Weather::WINDY);
         pair.start_b();
         let head_start = std::time::Duration::from_millis(pair.world.random.below(400));
         pair.traffic(head_start);
         pair.start_a();
         pair.traffic(25 * SECOND);
+        pair.assert_connected();
+    }
+}
+
+#[test]
+fn of_two_ike_sas_begun_at_once_the_one_begun_by_the_smaller_identity_stays() {
+    for seed in 0..20 {
+        let mut pair = Pair::new(seed, Weather::FAIR);
+        pair.start();
+        pair.traffic(25 * SECOND);
+        pair.assert_connected();
+        let status = pair.world.nodes[pair.a].endpoint.snapshot();
+        assert!(status[0].ike_sas[0].initiator, "a.example is smaller than b.example");
+        assert!(!pair.world.nodes[pair.b].endpoint.snapshot()[0].ike_sas[0].initiator);
+    }
+}
+
+#[test]
+fn both_ends_starting_at_once_in_a_storm_end_with_one_ike_sa_and_no_gap() {
+    for seed in 0..120 {
+        let mut pair = Pair::new(seed, Weather::STORM).both(|config| {
+            // Patience: that an IKE SA is given up in a storm is right, but not what is looked at here.
+            config.timing.transmissions = 10;
+        });
+        pair.start_b();
+        let head_start = std::time::Duration::from_millis(pair.world.random.below(1500));
+        pair.traffic(head_start);
+        pair.start_a();
+        pair.traffic(40 * SECOND);
+        pair.world.weather = Weather::FAIR;
+        pair.traffic(40 * SECOND);
+        pair.assert_connected();
+    }
+}
+
+#[test]
+fn both_ends_come_together_again_whatever_a_storm_has_torn() {
+    for seed in 0..30 {
+        let mut pair = Pair::new(seed, Weather { loss_percent: 45, ..Weather::STORM });
+        pair.start();
+        pair.world.run_for(120 * SECOND);
+        pair.world.weather = Weather::FAIR;
+        pair.world.run_for(60 * SECOND);
         pair.assert_connected();
     }
 }
