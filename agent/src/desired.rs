@@ -211,11 +211,11 @@ fn hub_routes(view: &NodeView) -> Vec<HubRoute> {
 fn routable<'a>(peer: &'a PeerConfig, statics: &'a [PeerConfig]) -> impl Iterator<Item = IpNetwork> + 'a {
     peer.child.remote.iter().copied().filter(move |network| {
         let holds_a_peer = statics.iter().flat_map(|peer| &peer.remotes).any(|remote| network.contains(remote.ip()));
+        let all = network.prefix() == 0;
         let host = network.prefix() == if network.is_ipv4() { 32 } else { 128 };
-        network.prefix() > 0
-            && !holds_a_peer
-            && !(host && peer.remotes.is_empty())
-            && !peer.child.local.iter().any(|own| overlap(own, network))
+        let perhaps_itself = host && peer.remotes.is_empty();
+        let ours = peer.child.local.iter().any(|own| overlap(own, network));
+        !(all || holds_a_peer || perhaps_itself || ours)
     })
 }
 
