@@ -35,7 +35,6 @@ impl Prf {
 
     /// The first `len` octets of prf+(key, seed), the seed in parts: T1 = prf(K, S | 0x01), T2 = prf(K, T1 | S | 0x02), ...
     ///
-    /// # Panics
     /// It has 255 blocks at most; the keys of one SA take below ten.
     pub(crate) fn expand(self, key: &[u8], seed: &[&[u8]], len: usize) -> Secret {
         let key = hmac::Key::new(self.algorithm(), key);
