@@ -233,7 +233,7 @@ fn joining_and_leaving(world: &World, pods: &Pods) -> Result<()> {
             Ok(())
         },
     )?;
-    let cloud = pods.of("cloud-1").v4.context("cloud-1's pod has an IPv4 address")?.into();
+    let cloud = pods.cloud[0].addresses[0];
     world.checks.comes_true(
         "and c1, in no community, still reaches the cloud",
         "*.edge-agent.log",

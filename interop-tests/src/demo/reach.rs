@@ -1,6 +1,7 @@
 //! Everyone who may talk talks, through ESP alone.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
@@ -13,17 +14,24 @@ const PATIENCE: Duration = Duration::from_secs(20);
 
 /// The pods that stay for the whole demo.
 pub(super) struct Pods {
-    /// One on each edge node and one on cloud-1, by node, joined by our plugin.
-    pub(super) ours: BTreeMap<&'static str, DemoPod>,
-    /// One on cloud-2, joined by the cloud's own means, outside our segments.
-    pub(super) cloud2: Pod,
+    /// One on each edge node, joined by our plugin.
+    ours: BTreeMap<&'static str, DemoPod>,
+    /// One on each cloud node, joined by the cloud's own means, outside our segments.
+    pub(super) cloud: Vec<CloudPod>,
 }
 
-/// The address of the pod on cloud-2.
-pub(super) const CLOUD2_POD: &str = "10.244.2.10";
+/// A pod of the cloud's own CNI.
+pub(super) struct CloudPod {
+    /// Its node.
+    pub(super) node: &'static str,
+    /// Its namespace.
+    pub(super) pod: Pod,
+    /// IPv4 and IPv6.
+    pub(super) addresses: [IpAddr; 2],
+}
 
 impl Pods {
-    /// The pod of a node.
+    /// The pod of an edge node.
     pub(super) fn of(&self, node: &str) -> &DemoPod {
         &self.ours[node]
     }
@@ -66,20 +74,35 @@ pub(super) fn bring_up(world: &World) -> Result<Pods> {
             world.tunnel_is_up(node, peer)
         })?;
     }
-    for node in ["cloud-1"].into_iter().chain(EDGES) {
+    for node in EDGES {
         world.node(node).sh(&format!("rm -f {CONFLIST}"))?;
-        world.agent(node, &["install-cni"])?;
+        let plugin = world.lab.program("edge-cni")?;
+        world.agent(node, &["install-cni", "--plugin", &plugin.display().to_string()])?;
     }
     let mut ours = BTreeMap::new();
-    for node in ["cloud-1"].into_iter().chain(EDGES) {
+    for node in EDGES {
         ours.insert(node, world.add_pod(node, "web")?);
     }
-    // The cloud's own CNI, as far as it matters: a pod on cloud-2, a route to it on cloud-1.
-    let cloud2 = world.node("cloud-2").wired_pod("db", &format!("{CLOUD2_POD}/24"), "10.244.2.1/24")?;
-    world.node("cloud-1").sh("ip route replace 10.244.2.0/24 via 198.51.100.12")?;
+    let cloud = vec![cloud_pod(world, "cloud-1", 1)?, cloud_pod(world, "cloud-2", 2)?];
+    // What the cloud's CNI does on each of its nodes: routes to the others.
+    let (one, two) = (world.node("cloud-1"), world.node("cloud-2"));
+    one.sh("ip route add 10.244.2.0/24 via 198.51.100.12 && ip route add fd44::2:0/112 via 2001:db8:c::12")?;
+    two.sh("ip route add 10.244.1.0/24 via 198.51.100.11 && ip route add fd44::1:0/112 via 2001:db8:c::11")?;
     world.route_ledger_in_clear()?;
     world.look_at_the_wire()?;
-    Ok(Pods { ours, cloud2 })
+    Ok(Pods { ours, cloud })
+}
+
+/// The cloud's own CNI, as far as it matters.
+fn cloud_pod(world: &World, node: &'static str, number: u8) -> Result<CloudPod> {
+    let host = world.node(node);
+    let pod = host.wired_pod("db", &format!("10.244.{number}.10/24"), &format!("10.244.{number}.1/24"))?;
+    host.sh(&format!(
+        "ip addr add fd44::{number}:1/112 dev veth-db nodad && ip -n db addr add fd44::{number}:10/112 dev eth0 nodad && \
+         ip -n db -6 route add default via fd44::{number}:1"
+    ))?;
+    let addresses = [format!("10.244.{number}.10").parse()?, format!("fd44::{number}:10").parse()?];
+    Ok(CloudPod { node, pod, addresses })
 }
 
 /// Pods to pods, hosts to pods, a published port; and what the routers saw of it.
@@ -100,16 +123,17 @@ pub(super) fn everyone_reaches(world: &World, pods: &Pods) -> Result<()> {
     both(pods.of("edge-a1"), pods.of("edge-a2"))?;
     both(pods.of("edge-a2"), pods.of("edge-a1"))?;
     for edge in EDGES {
-        both(pods.of(edge), pods.of("cloud-1"))?;
-        both(pods.of("cloud-1"), pods.of(edge))?;
         let from = pods.of(edge);
-        checks.comes_true(&format!("{edge}'s pod reaches the pod on cloud-2"), look, PATIENCE, || {
-            reaches(&from.pod, CLOUD2_POD.parse()?)
-        })?;
-        let v4 = from.v4.context("every edge pod has an IPv4 address")?;
-        checks.comes_true(&format!("the pod on cloud-2 reaches {edge}'s pod"), look, PATIENCE, || {
-            reaches(&pods.cloud2, v4.into())
-        })?;
+        for cloud in &pods.cloud {
+            for address in cloud.addresses {
+                let what = format!("{edge}'s pod reaches the pod on {} at {address}", cloud.node);
+                checks.comes_true(&what, look, PATIENCE, || reaches(&from.pod, address))?;
+            }
+            for address in from.addresses() {
+                let what = format!("the pod on {} reaches {edge}'s pod at {address}", cloud.node);
+                checks.comes_true(&what, look, PATIENCE, || reaches(&cloud.pod, address))?;
+            }
+        }
     }
     for address in pods.of("edge-a2").addresses() {
         checks.comes_true(&format!("a process on a1 reaches a2's pod at {address}"), look, PATIENCE, || {

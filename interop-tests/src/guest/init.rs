@@ -74,6 +74,10 @@ fn mounts() -> Result<()> {
     }
     fresh("devpts", &at("/dev/pts"), c"ptmxmode=0666")?;
     fresh("tmpfs", &at("/dev/shm"), c"mode=1777")?;
+    // Elsewhere udev makes these; programs read their standard input by such a name.
+    for (name, to) in [("fd", "self/fd"), ("stdin", "self/fd/0"), ("stdout", "self/fd/1"), ("stderr", "self/fd/2")] {
+        std::os::unix::fs::symlink(format!("/proc/{to}"), at(&format!("/dev/{name}")))?;
+    }
     // Sockets and pid files of the host's programs mean nothing here.
     fresh("tmpfs", &at("/run"), c"mode=0755")?;
     fs::create_dir("/tmp/root/run/lock")?;
