@@ -167,6 +167,22 @@ impl SaTable {
             .filter(|other| other.peer == peer)
             .filter_map(|other| other.outbound.take())
             .collect();
+        // Of two begun at once, the one that stays may have been replaced a moment ago, and not be gone yet. It cannot be added once more, and
+        // the kernel prefers the later one: the others go at once.
+        if let Some(at) = self.retiring.iter().position(|retiring| retiring.sa.id == params.id()) {
+            let back = self.retiring.swap_remove(at).sa;
+            if let Some(child) = self.children.get_mut(&id) {
+                child.outbound = Some(back);
+            }
+            if self.ends.insert(peer, ends.clone()) != Some(ends) {
+                policies(xfrm, self);
+            }
+            let mut outcome = Ok(());
+            for other in old {
+                outcome = outcome.and(gone_is_fine(xfrm.delete_sa(other.id)));
+            }
+            return outcome;
+        }
         let kept = self.kept.values().filter(|kept| kept.outbound && kept.sa.reqid == reqid.raw());
         old.extend(kept.map(|kept| Installed {
             direction: SaDirection::Out,

@@ -25,7 +25,7 @@ pub(super) enum Kind {
     Keepalive,
     /// TCP from or to the controller's port.
     Controller,
-    /// ARP, neighbour discovery, multicast reports, ICMP errors between addresses that are not pods'.
+    /// ARP, neighbour discovery, multicast reports, ICMP errors and redirects between addresses that are not pods'.
     Housekeeping,
     /// An echo between such addresses: the demo's own mark that everything before it has been captured.
     Mark,
@@ -180,7 +180,7 @@ fn classify(frame: &[u8], known: &Known) -> Kind {
             _ => stranger(from, to, "ICMPv6"),
         },
         Some(TransportSlice::Icmpv4(icmp)) => match icmp.type_u8() {
-            3 | 11 | 12 => Kind::Housekeeping,
+            3 | 5 | 11 | 12 => Kind::Housekeeping,
             0 | 8 => Kind::Mark,
             _ => stranger(from, to, "ICMP"),
         },
