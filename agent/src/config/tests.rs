@@ -114,3 +114,18 @@ fn what_makes_no_sense_together_is_refused_with_advice() {
     assert!(parse("").unwrap_err().to_string().contains("[controller]"));
     assert!(parse(&format!("{PEER}{PEER}")).unwrap_err().to_string().contains("must differ"));
 }
+
+#[test]
+fn the_documented_example_is_accepted_and_says_the_defaults() {
+    let document = include_str!("../../../docs/configuration.md");
+    let section = document.split("## edge-agent").nth(1).expect("a section for edge-agent");
+    let example = section.split("```toml").nth(1).and_then(|rest| rest.split("```").next()).expect("an example");
+    let config = parse(example).unwrap();
+    assert_eq!(config.timing.resolve(), Timing::default());
+    let bare = parse(PEER).unwrap();
+    assert_eq!((&config.state_dir, &config.run_dir, &config.bridge), (&bare.state_dir, &bare.run_dir, &bare.bridge));
+    assert_eq!((config.port, config.nat_port, config.encap), (bare.port, bare.nat_port, bare.encap));
+    assert_eq!((&config.cni.conf_dir, &config.cni.bin_dir), (&bare.cni.conf_dir, &bare.cni.bin_dir));
+    assert_eq!(config.controller.unwrap().spare, default_spare());
+    assert_eq!(config.peers.len(), 2);
+}

@@ -56,6 +56,18 @@ struct Child {
     sa: Arc<ChildSa>,
     inbound: Option<Installed>,
     outbound: Option<Installed>,
+    /// Its outbound SA was in the kernel: once that is gone its key must not come back, since its sequence numbers, and with them the AEAD's nonces,
+    /// would begin anew.
+    spent: bool,
+}
+
+/// What became of a wish to send through a CHILD_SA.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Sending {
+    /// It sends.
+    Done,
+    /// Its outbound SA was there once and is gone: a rekey must make a new one. What sent before goes on.
+    Spent,
 }
 
 /// An SA that a former run of the agent left: it goes on working until the peer's new CHILD_SA replaces it.
@@ -133,8 +145,14 @@ impl SaTable {
     pub fn install_inbound(&mut self, xfrm: &mut Xfrm, peer: &PeerName, reqid: Reqid, sa: &Arc<ChildSa>) -> Result<()> {
         let params = inbound(sa, reqid)?;
         xfrm.install_inbound(&params)?;
-        let child =
-            Child { peer: peer.clone(), reqid, sa: sa.clone(), inbound: Some(Installed::of(&params)), outbound: None };
+        let child = Child {
+            peer: peer.clone(),
+            reqid,
+            sa: sa.clone(),
+            inbound: Some(Installed::of(&params)),
+            outbound: None,
+            spent: false,
+        };
         self.children.insert(sa.id, child);
         Ok(())
     }
@@ -147,10 +165,10 @@ impl SaTable {
         id: ChildId,
         now: Instant,
         policies: impl FnOnce(&mut Xfrm, &Self),
-    ) -> Result<()> {
-        let Some(child) = self.children.get(&id) else { return Ok(()) };
+    ) -> Result<Sending> {
+        let Some(child) = self.children.get(&id) else { return Ok(Sending::Done) };
         if child.outbound.is_some() {
-            return Ok(());
+            return Ok(Sending::Done);
         }
         let (peer, reqid) = (child.peer.clone(), child.reqid);
         let params = outbound(&child.sa, reqid)?;
@@ -161,15 +179,19 @@ impl SaTable {
             remote_selectors: child.sa.remote_selectors.clone(),
             up: false,
         };
+        // Of two begun at once, the one that stays may have been replaced a moment ago.
+        let retired = self.retiring.iter().position(|retiring| retiring.sa.id == params.id());
+        if child.spent && retired.is_none() {
+            return Ok(Sending::Spent);
+        }
         let mut old: Vec<Installed> = self
             .children
             .values_mut()
             .filter(|other| other.peer == peer)
             .filter_map(|other| other.outbound.take())
             .collect();
-        // Of two begun at once, the one that stays may have been replaced a moment ago, and not be gone yet. It cannot be added once more, and
-        // the kernel prefers the later one: the others go at once.
-        if let Some(at) = self.retiring.iter().position(|retiring| retiring.sa.id == params.id()) {
+        // It cannot be added once more, and the kernel prefers the later one: the others go at once.
+        if let Some(at) = retired {
             let back = self.retiring.swap_remove(at).sa;
             if let Some(child) = self.children.get_mut(&id) {
                 child.outbound = Some(back);
@@ -177,11 +199,10 @@ impl SaTable {
             if self.ends.insert(peer, ends.clone()) != Some(ends) {
                 policies(xfrm, self);
             }
-            let mut outcome = Ok(());
-            for other in old {
-                outcome = outcome.and(gone_is_fine(xfrm.delete_sa(other.id)));
+            for sa in old {
+                gone_is_fine(xfrm.delete_sa(sa.id))?;
             }
-            return outcome;
+            return Ok(Sending::Done);
         }
         let kept = self.kept.values().filter(|kept| kept.outbound && kept.sa.reqid == reqid.raw());
         old.extend(kept.map(|kept| Installed {
@@ -204,6 +225,7 @@ impl SaTable {
             && let Some(child) = self.children.get_mut(&id)
         {
             child.outbound = Some(Installed::of(&params));
+            child.spent = true;
         }
         let elsewhere = same.is_none();
         if installed.is_ok() && (elsewhere || self.ends.get(&peer) != Some(&ends)) {
@@ -216,7 +238,7 @@ impl SaTable {
             // It is better to go on with the old keys than with none.
             Err(_) => self.restore(old, reqid),
         }
-        installed
+        installed.map(|()| Sending::Done)
     }
 
     /// Puts outbound SAs back to whom they were taken from.

@@ -8,7 +8,7 @@ use edge_xfrm::Xfrm;
 
 use super::driver::Driver;
 use crate::desired;
-use crate::kernel::sas::{LINGER_KEPT, SaTable};
+use crate::kernel::sas::{LINGER_KEPT, SaTable, Sending};
 
 impl Driver {
     pub(super) fn carry_out(&mut self, event: Event) {
@@ -101,8 +101,10 @@ impl Driver {
             }
         };
         let outcome = self.sas.send_through(&mut self.machine.xfrm, child, crate::clock::boot_time(), policies);
-        if let Err(error) = outcome {
-            self.machine.journal.error(format!("peer {peer}: {error}"));
+        match outcome {
+            Ok(Sending::Done) => {}
+            Ok(Sending::Spent) => self.to_rekey.push(peer.clone()),
+            Err(error) => self.machine.journal.error(format!("peer {peer}: {error}")),
         }
         if let Some(reqid) = self.machine.reqid(peer) {
             let until = self.now() + LINGER_KEPT;
