@@ -5,19 +5,22 @@
 //!            HalfOpen       -> IkeSa      the peer begins
 //! ```
 
+mod authenticating;
 mod channel;
 mod child;
+mod dialing;
 mod established;
 mod exchange;
 pub(crate) mod failure;
-mod initiator;
 mod path;
 mod responder;
+mod secured;
 
+pub(crate) use authenticating::{AuthStep, Authenticating};
 pub(crate) use channel::{Answered, Channel};
+pub(crate) use dialing::{Dialing, InitStep, Turn};
 pub(crate) use established::{Begun, Closed, IkeSa, Standing, Verdict};
 pub(crate) use exchange::Task;
-pub(crate) use initiator::{AuthStep, Authenticating, Dialing, InitStep, Turn};
 pub(crate) use responder::{AuthOutcome, HalfOpen, InitAnswer, InitPolicy, reply};
 
 use crate::auth::{Authenticator, CredentialError};

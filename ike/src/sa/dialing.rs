@@ -1,25 +1,21 @@
-//! We begin: IKE_SA_INIT and IKE_AUTH as initiator (RFC 7296 1.2).
+//! We begin: IKE_SA_INIT as initiator (RFC 7296 1.2).
 
 use std::net::SocketAddr;
 use std::sync::Arc;
 
 use super::Profile;
-use super::channel::{Channel, Incoming, Retransmission};
-use super::child::{Reserved, Terms};
-use super::established::{Begun, IkeSa};
-use super::failure::{self, IKE_AUTH, IKE_SA_INIT};
+use super::authenticating::Authenticating;
+use super::channel::{Channel, Retransmission};
+use super::failure::{self, IKE_SA_INIT};
 use super::path::Path;
-use crate::auth::{Authenticator, Presented, SignedOctets};
+use super::secured::{Secured, capabilities};
 use crate::config::Group;
 use crate::crypto::{IkeKeys, KeyPair, Nonces, Role};
-use crate::event::{ChildSa, IkeDetails, IkeId, PeerError, PeerErrorKind};
-use crate::negotiate::{self, ChildKeyExchange};
+use crate::event::{IkeId, PeerError, PeerErrorKind};
+use crate::negotiate;
 use crate::output::Context;
 use crate::time::Instant;
-use crate::wire::{
-    Certificate, ExchangeType, HashAlgorithm, Header, Id, InvalidMessage, Message, Notify, NotifyType, Payload,
-    Payloads,
-};
+use crate::wire::{ExchangeType, Header, Message, Notify, NotifyType, Payload, Payloads};
 
 /// Cookies and changes of the key exchange method that are followed in one attempt; an honest peer asks for two.
 const MAX_ROUNDS: u8 = 6;
@@ -289,7 +285,8 @@ impl Dialing {
             initiator_nonce: ours.to_vec(),
             responder_nonce: nonce.to_vec(),
         };
-        match Authenticating::begin(profile, begun, channel, secured, turn, cx) {
+        match Authenticating::begin(profile, begun, channel, secured, turn == (Turn::Go { initial_contact: true }), cx)
+        {
             Ok(next) => InitStep::Authenticate(Box::new(next)),
             Err(error) => InitStep::Failed(error),
         }
@@ -306,215 +303,6 @@ pub(crate) enum Turn {
         /// We have nothing with this peer: INITIAL_CONTACT (RFC 7296 2.4).
         initial_contact: bool,
     },
-}
-
-/// What IKE_SA_INIT leaves for IKE_AUTH.
-#[derive(Debug)]
-pub(super) struct Secured {
-    pub(super) hashes: Option<Vec<HashAlgorithm>>,
-    pub(super) request: Vec<u8>,
-    pub(super) response: Vec<u8>,
-    pub(super) initiator_nonce: Vec<u8>,
-    pub(super) responder_nonce: Vec<u8>,
-}
-
-impl Secured {
-    pub(super) fn nonces(&self) -> Nonces<'_> {
-        Nonces { initiator: &self.initiator_nonce, responder: &self.responder_nonce }
-    }
-
-    pub(super) fn initiator_octets(&self, keys: &IkeKeys, id: &Id) -> SignedOctets {
-        SignedOctets::initiator(keys, &self.request, &self.responder_nonce, id)
-    }
-
-    pub(super) fn responder_octets(&self, keys: &IkeKeys, id: &Id) -> SignedOctets {
-        SignedOctets::responder(keys, &self.response, &self.initiator_nonce, id)
-    }
-}
-
-/// IKE_AUTH was sent.
-#[derive(Debug)]
-pub(crate) struct Authenticating {
-    profile: Arc<Profile>,
-    begun: Instant,
-    channel: Channel,
-    secured: Secured,
-    inbound: Reserved,
-}
-
-/// What becomes of an [`Authenticating`].
-#[derive(Debug)]
-pub(crate) enum AuthStep {
-    /// It goes on.
-    Stay(Box<Authenticating>),
-    /// The peer is who it should be.
-    Up {
-        /// The IKE SA.
-        sa: Box<IkeSa>,
-        /// Its CHILD_SA, or why there is none.
-        child: Result<ChildSa, PeerError>,
-    },
-    /// It is not, or does not want.
-    Failed {
-        /// Why.
-        error: PeerError,
-        /// Where the peer is still being told.
-        channel: Option<Box<Channel>>,
-    },
-}
-
-impl Authenticating {
-    fn begin(
-        profile: Arc<Profile>,
-        begun: Instant,
-        mut channel: Channel,
-        secured: Secured,
-        turn: Turn,
-        cx: &mut Context<'_>,
-    ) -> Result<Self, PeerError> {
-        let config = &profile.config;
-        let id = Id::from(&config.local_id);
-        let octets = secured.initiator_octets(&channel.keys, &id);
-        let authentication =
-            profile.auth.prove(&octets, secured.hashes.as_deref()).map_err(|error| failure::auth(&error))?;
-        let inbound = Reserved::new(&profile, &channel, cx).ok_or_else(|| failure::no_spi(IKE_AUTH))?;
-
-        let mut payloads = Payloads::new();
-        payloads.push(Payload::IdInitiator(id));
-        payloads.extend(profile.auth.certificates().iter().cloned().map(Payload::Certificate));
-        if turn == (Turn::Go { initial_contact: true }) {
-            payloads.push_notify(Notify::new(NotifyType::InitialContact));
-        }
-        payloads.extend(profile.auth.certificate_request().map(Payload::CertificateRequest));
-        payloads.push(Payload::IdResponder(Id::from(&config.remote_id)));
-        payloads.push(Payload::Authentication(authentication));
-        payloads.push(Payload::SecurityAssociation(negotiate::offer_esp(&config.child.proposals, inbound.spi, false)));
-        payloads.push(Payload::TrafficSelectorsInitiator(negotiate::offer(&config.child.local)));
-        payloads.push(Payload::TrafficSelectorsResponder(negotiate::offer(&config.child.remote)));
-        channel.request(ExchangeType::IkeAuth, &payloads, cx);
-        Ok(Self { profile, begun, channel, secured, inbound })
-    }
-
-    /// When to call [`Self::handle_timeout`].
-    pub(crate) fn next_deadline(&self) -> Option<Instant> {
-        self.channel.retransmit_at()
-    }
-
-    /// Sends again. `Err`: it was sent often enough; to be abandoned.
-    pub(crate) fn handle_timeout(&mut self, cx: &mut Context<'_>) -> Result<(), PeerError> {
-        if self.channel.retransmit_at().is_none_or(|at| at > cx.now) || self.channel.retransmit(cx).is_some() {
-            return Ok(());
-        }
-        Err(failure::silence(IKE_AUTH, self.channel.path.remote, self.profile.config.timing.transmissions))
-    }
-
-    /// Leaves nothing behind.
-    pub(crate) fn abandon(self, cx: &mut Context<'_>) {
-        self.inbound.release(&self.profile, cx);
-    }
-
-    /// Takes what came for our SPI.
-    pub(crate) fn handle(
-        mut self: Box<Self>,
-        header: &Header,
-        datagram: &[u8],
-        local: SocketAddr,
-        remote: SocketAddr,
-        cx: &mut Context<'_>,
-    ) -> AuthStep {
-        match self.channel.receive(header, datagram, local, remote, cx) {
-            Incoming::Response(ExchangeType::IkeAuth, Ok(payloads)) => self.finish(&payloads, cx),
-            Incoming::Response(_, Err(error)) => self.fail(failure::invalid(IKE_AUTH, error), true, cx),
-            Incoming::Response(exchange, Ok(_)) => {
-                let detail = format!("expected an answer to IKE_AUTH, got one to {exchange}");
-                self.fail(PeerError::new(IKE_AUTH, PeerErrorKind::Protocol, detail), true, cx)
-            }
-            // Nothing can be asked of us before the peer has proven who it is.
-            Incoming::Request(..) | Incoming::Nothing => AuthStep::Stay(self),
-        }
-    }
-
-    fn fail(self, error: PeerError, tell: bool, cx: &mut Context<'_>) -> AuthStep {
-        let Self { profile, mut channel, inbound, .. } = self;
-        inbound.release(&profile, cx);
-        // RFC 7296 2.21.2: an initiator that cannot accept the answer says so in an INFORMATIONAL exchange.
-        let channel = tell.then(|| {
-            let payloads = Payloads::from(vec![Payload::Notify(Notify::new(NotifyType::AuthenticationFailed))]);
-            channel.request(ExchangeType::Informational, &payloads, cx);
-            Box::new(channel)
-        });
-        AuthStep::Failed { error, channel }
-    }
-
-    fn finish(self, payloads: &Payloads, cx: &mut Context<'_>) -> AuthStep {
-        let proof = match self.verify(payloads, cx) {
-            Ok(proof) => proof,
-            Err((error, tell)) => return self.fail(error, tell, cx),
-        };
-        let child = self.child(payloads);
-        let Self { profile, begun, channel, inbound, .. } = self;
-        let child = match child {
-            Ok(terms) => Ok(terms.into_sa(inbound, true, &channel)),
-            Err(error) => {
-                inbound.release(&profile, cx);
-                Err(error)
-            }
-        };
-        let details = IkeDetails {
-            proposal: channel.keys.suite.to_string(),
-            authentication: proof,
-            nat_local: channel.path.nat_local,
-            nat_remote: channel.path.nat_remote,
-        };
-        AuthStep::Up { sa: Box::new(IkeSa::new(channel, profile, details, Begun::ByUs(begun), cx)), child }
-    }
-
-    /// The peer's proof. In the error, whether it is to be told.
-    fn verify(&self, payloads: &Payloads, cx: &Context<'_>) -> Result<String, (PeerError, bool)> {
-        let config = &self.profile.config;
-        let Ok(authentication) = payloads.authentication() else {
-            // RFC 7296 2.21.2: without AUTH there is no IKE SA, and the peer knows.
-            return Err(match payloads.error() {
-                Some(notify) => (failure::notified(IKE_AUTH, notify.kind, config), false),
-                None => (
-                    failure::invalid(IKE_AUTH, InvalidMessage::Missing(crate::wire::PayloadType::Authentication)),
-                    true,
-                ),
-            });
-        };
-        let id = payloads.id_responder().map_err(|error| (failure::invalid(IKE_AUTH, error), true))?;
-        let certificates: Vec<Certificate> = payloads.certificates().cloned().collect();
-        let octets = self.secured.responder_octets(&self.channel.keys, id);
-        let presented = Presented { id, certificates: &certificates, authentication };
-        let proof = self.profile.auth.verify(&config.remote_id, presented, &octets, cx.env.unix_time());
-        proof.map(|proof| proof.to_string()).map_err(|error| (failure::auth(&error), true))
-    }
-
-    fn child(&self, payloads: &Payloads) -> Result<Terms, PeerError> {
-        let config = &self.profile.config;
-        let malformed = |error| failure::invalid(IKE_AUTH, error);
-        let answer = match payloads.proposals() {
-            Ok(answer) => answer,
-            Err(missing) => {
-                let notified = payloads.error().map(|notify| failure::notified(IKE_AUTH, notify.kind, config));
-                return Err(notified.unwrap_or_else(|| malformed(missing)));
-            }
-        };
-        let chosen = negotiate::choose_esp(answer, &config.child.proposals, ChildKeyExchange::Ignored)
-            .filter(|_| answer.len() == 1)
-            .ok_or_else(|| failure::no_esp_proposal(IKE_AUTH, config))?;
-        let local = payloads.selectors_initiator().map_err(malformed)?;
-        let remote = payloads.selectors_responder().map_err(malformed)?;
-        let selectors =
-            negotiate::accept(&config.child, local, remote).ok_or_else(|| failure::no_selectors(IKE_AUTH, config))?;
-        let keys = self.channel.keys.child(chosen.suite.aead, self.secured.nonces(), None);
-        Ok(Terms { outbound_spi: chosen.child_spi(), suite: chosen.suite, selectors, keys })
-    }
-}
-
-/// What both ends say of themselves in IKE_SA_INIT.
-pub(super) fn capabilities() -> [Notify; 2] {
-    [Notify::new(NotifyType::Ikev2FragmentationSupported), Notify::signature_hashes(&Authenticator::HASHES)]
 }
 
 fn generate(group: Group, cx: &mut Context<'_>) -> Result<KeyPair, PeerError> {

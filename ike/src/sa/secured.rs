@@ -1,0 +1,34 @@
+//! What IKE_SA_INIT is about for both ends: what they say of themselves, and what it leaves for IKE_AUTH.
+
+use crate::auth::{Authenticator, SignedOctets};
+use crate::crypto::{IkeKeys, Nonces};
+use crate::wire::{HashAlgorithm, Id, Notify, NotifyType};
+
+/// What both ends say of themselves in IKE_SA_INIT.
+pub(super) fn capabilities() -> [Notify; 2] {
+    [Notify::new(NotifyType::Ikev2FragmentationSupported), Notify::signature_hashes(&Authenticator::HASHES)]
+}
+
+/// What IKE_SA_INIT leaves for IKE_AUTH.
+#[derive(Debug)]
+pub(super) struct Secured {
+    pub(super) hashes: Option<Vec<HashAlgorithm>>,
+    pub(super) request: Vec<u8>,
+    pub(super) response: Vec<u8>,
+    pub(super) initiator_nonce: Vec<u8>,
+    pub(super) responder_nonce: Vec<u8>,
+}
+
+impl Secured {
+    pub(super) fn nonces(&self) -> Nonces<'_> {
+        Nonces { initiator: &self.initiator_nonce, responder: &self.responder_nonce }
+    }
+
+    pub(super) fn initiator_octets(&self, keys: &IkeKeys, id: &Id) -> SignedOctets {
+        SignedOctets::initiator(keys, &self.request, &self.responder_nonce, id)
+    }
+
+    pub(super) fn responder_octets(&self, keys: &IkeKeys, id: &Id) -> SignedOctets {
+        SignedOctets::responder(keys, &self.response, &self.initiator_nonce, id)
+    }
+}
