@@ -2,7 +2,7 @@
 //!
 //! - **Sources stay.** What others masquerade on this host (kube-proxy, Docker, the operator) must not change the source of a packet that travels in
 //!   a tunnel. A connection is translated by the first rule that applies to it, so ours, in an earlier chain, translate each source to itself.
-//! - **Foreign sources become ours.** What comes from neither our segments nor a peer's and goes to a peer (a NodePort's client, a process that
+//! - **Foreign sources become ours.** What comes from outside the cluster and goes to a peer (a NodePort's client, a process that
 //!   bound another address) takes the bridge's address, so that the peer's policies know it and its answers find back.
 //! - **MSS.** TCP through a tunnel is told the pods' MTU, since path MTU discovery fails often enough.
 
@@ -28,6 +28,8 @@ pub struct Firewall {
     pub local: Vec<IpNetwork>,
     /// Networks behind tunnels.
     pub remote: Vec<IpNetwork>,
+    /// The cluster's ranges: a source from there that is not ours is forged, and is never made respectable.
+    pub ranges: Vec<IpNetwork>,
     /// The bridge's addresses, one a family.
     pub bridge: Vec<IpAddr>,
     /// MTU of packets in tunnels, 0 where it is not known.
@@ -65,7 +67,10 @@ impl Firewall {
             commands.push(rule("sources", vec![matches("saddr", &remote), matches("daddr", &local), keep]));
             if let Some(bridge) = self.bridge.iter().find(|address| address.is_ipv4() == ipv4) {
                 let ours = json!({"snat": {"family": family, "addr": bridge.to_string()}});
-                commands.push(rule("sources", vec![matches("daddr", &remote), ours]));
+                let outside = set(&self.ranges, ipv4)
+                    .map(|ranges| json!({"match": {"op": "!=", "left": field("saddr"), "right": ranges}}));
+                let statements = [matches("daddr", &remote)].into_iter().chain(outside).chain([ours]).collect();
+                commands.push(rule("sources", statements));
             }
             let headers = if ipv4 { 40 } else { 60 };
             if let Some(size) = self.mtu.checked_sub(headers).filter(|size| *size > 0) {

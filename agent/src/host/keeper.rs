@@ -292,10 +292,16 @@ fn wanted_firewall(desired: &Desired, bridge: &[IpAddr], mtu: u32) -> Firewall {
     if !desired.hub_routes.is_empty() {
         // A cloud node: its pods' sources must reach the hub unchanged.
         let remote = desired.hub_routes.iter().map(|route| route.network).collect();
-        return Firewall { local: desired.cloud_networks.clone(), remote, bridge: vec![], mtu: 0 };
+        return Firewall { local: desired.cloud_networks.clone(), remote, ..Firewall::default() };
     }
     let local = desired.guard.segments.iter().chain(&desired.guard.networks).copied().collect();
-    Firewall { local, remote: desired.remote_networks.clone(), bridge: bridge.to_vec(), mtu }
+    Firewall {
+        local,
+        remote: desired.remote_networks.clone(),
+        ranges: desired.guard.cluster_ranges.clone(),
+        bridge: bridge.to_vec(),
+        mtu,
+    }
 }
 
 /// The bridge's addresses within our segments, the first segment's first, one a family.

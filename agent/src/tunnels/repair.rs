@@ -105,7 +105,11 @@ impl Driver {
             self.policies.contains_key(&policy.key()) || !guards(policy) || self.suspects.contains(&policy.index)
         });
         for policy in stray.iter().filter(|policy| self.settled && !self.policies.contains_key(&policy.key())) {
-            self.machine.journal.repaired(format!("policy with our mark that is not wanted: {policy}"));
+            if guards(policy) {
+                tracing::info!("deleted a policy of the guard for what is no longer this node's: {policy}");
+            } else {
+                self.machine.journal.repaired(format!("policy with our mark that is not wanted: {policy}"));
+            }
         }
         self.next_suspects = suspects;
     }
