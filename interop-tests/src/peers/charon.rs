@@ -299,6 +299,23 @@ impl<'a> Charon<'a> {
         })
     }
 
+    /// Rekeys the IKE SA, begun by charon, and waits until the new one has taken the old one's place and CHILD_SA.
+    ///
+    /// # Errors
+    /// When it has not in time.
+    pub fn rekey_ike(&self) -> Result<()> {
+        let before: Vec<_> = self.sas()?.into_iter().map(|sa| sa.spis).collect();
+        self.swanctl(&["--rekey", "--ike", &self.loaded])?;
+        wait::for_event("charon's new IKE SA", || {
+            let now = self.sas()?;
+            anyhow::ensure!(
+                now.len() == 1 && now.iter().all(|sa| sa.state == "ESTABLISHED" && !before.contains(&sa.spis)),
+                "it has {now:?}, had {before:?}"
+            );
+            Ok(())
+        })
+    }
+
     /// Ends the connection's IKE SA.
     ///
     /// # Errors

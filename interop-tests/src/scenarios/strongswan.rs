@@ -163,6 +163,16 @@ impl<'a> Site<'a> {
         ping.wait_more(5)?;
         back.wait_more(5)?;
         lab.step("rekeyed by charon");
+        charon.rekey_ike()?;
+        self.same_spis(agent, charon)?;
+        // The CHILD_SA lives on under the new IKE SA, which has keys of its own: it can be rekeyed there.
+        agent.rekey("moon")?;
+        self.same_spis(agent, charon)?;
+        charon.rekey_child()?;
+        self.same_spis(agent, charon)?;
+        ping.wait_more(5)?;
+        back.wait_more(5)?;
+        lab.step("the IKE SA rekeyed by charon");
         let last = agent.tunnel("moon")?;
         ping.stop()?.expect_none_lost()?;
         back.stop()?.expect_none_lost()?;
