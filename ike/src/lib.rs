@@ -11,6 +11,9 @@
 //! - [`wire`]: messages as bytes.
 //! - [`crypto`]: key exchange, key derivation, and the protection of messages.
 //! - [`auth`]: how both ends prove who they are.
+//!
+//! Inside: `sa` has the states and exchanges of one IKE SA, `tunnel` the CHILD_SAs of one peer and the order of their events, `negotiate` what both ends
+//! agree upon, `timer` and `output` what they say. Whole networks of endpoints are tried in `tests/simulation`, hostile ones in `tests/hostile`.
 #![forbid(unsafe_code)]
 #![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing))]
 

@@ -18,12 +18,9 @@ pub(crate) enum Timer {
     Renew,
     /// What the peer should have deleted is still there.
     Tidy,
-    /// The end of something that must not last: a half-open IKE SA, a grave.
-    Expire,
 }
 
-const TIMERS: [Timer; 6] =
-    [Timer::Retransmit, Timer::Liveness, Timer::Keepalive, Timer::Renew, Timer::Tidy, Timer::Expire];
+const TIMERS: [Timer; 5] = [Timer::Retransmit, Timer::Liveness, Timer::Keepalive, Timer::Renew, Timer::Tidy];
 
 /// A deadline for each [`Timer`] that is set.
 #[derive(Debug, Default)]

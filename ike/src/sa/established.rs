@@ -244,7 +244,6 @@ impl IkeSa {
                     }
                 }
                 Timer::Tidy => self.tidy(tunnel),
-                Timer::Expire => {}
             }
         }
         if self.standing == Standing::Serving {
