@@ -1,7 +1,9 @@
 //! Coming up: one end begins, or both at once.
 
-use crate::peers::{Pair, SECOND};
-use crate::world::Weather;
+use edge_ike::endpoint::Phase;
+
+use crate::peers::{Pair, SECOND, peer};
+use crate::world::{Nat, Weather, World};
 
 #[test]
 fn a_tunnel_comes_up_with_a_pre_shared_key() {
@@ -78,5 +80,37 @@ fn both_ends_come_together_again_whatever_a_storm_has_torn() {
         pair.world.weather = Weather::FAIR;
         pair.world.run_for(60 * SECOND);
         pair.assert_connected();
+    }
+}
+
+#[test]
+fn a_mesh_of_nodes_some_behind_nats_comes_up_when_all_start_at_once_in_a_storm() {
+    const NODES: usize = 8;
+    for seed in 0..5 {
+        let mut world = World::new(seed, Weather::STORM);
+        // Every third is behind a NAT: it can only begin, and to two such there is no way.
+        let hidden = |node: usize| node % 3 == 2;
+        for node in 0..NODES {
+            let nat = hidden(node).then(|| Nat::new(&format!("192.0.2.{node}")));
+            world.add(&format!("10.0.0.{}", node + 1), nat);
+        }
+        let id = |node: usize| format!("node-{node}.example");
+        for us in 0..NODES {
+            for them in (0..NODES).filter(|them| *them != us && !(hidden(us) && hidden(*them))) {
+                let at = format!("10.0.0.{}", them + 1);
+                let remotes: &[&str] = if hidden(them) { &[] } else { &[&at] };
+                let config = peer(&id(us), &id(them), remotes);
+                world.call(us, |endpoint, now, env| endpoint.set_peer(config, now, env)).unwrap();
+            }
+        }
+        world.run_for(40 * SECOND);
+        world.weather = Weather::FAIR;
+        world.run_for(60 * SECOND);
+        world.assert_tidy();
+        for us in 0..NODES {
+            for status in world.nodes[us].endpoint.snapshot() {
+                assert_eq!(status.phase, Phase::Up, "seed {seed}: {} to {}", id(us), status.name);
+            }
+        }
     }
 }
