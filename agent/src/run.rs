@@ -58,7 +58,7 @@ async fn run_node(node: NodeSide, statics: Vec<PeerConfig>, stop: CancellationTo
     let socket = config.admin_socket();
     let admin = server::listen(&socket).with_context(|| format!("{}: cannot be opened", socket.display()))?;
     let (asked_tx, asked) = mpsc::channel(16);
-    tokio::spawn(server::serve(admin, asked_tx));
+    tokio::spawn(server::serve(socket.clone(), admin, asked_tx));
 
     let (host_tx, host) = watch::channel(HostState::default());
     let (desired_tx, desired) =

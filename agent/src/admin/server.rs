@@ -3,7 +3,7 @@
 use std::fs::{self, Permissions};
 use std::io;
 use std::os::unix::fs::PermissionsExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
@@ -17,6 +17,8 @@ pub type Asked = (Request, oneshot::Sender<Answer>);
 
 /// Longest line that is read, bytes.
 const MAX_LINE: u64 = 4096;
+/// Between two looks whether the socket is still there.
+const LOOK: Duration = Duration::from_secs(1);
 /// Longest silence of a client.
 const TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -34,9 +36,22 @@ pub fn listen(path: &Path) -> io::Result<UnixListener> {
     Ok(listener)
 }
 
-/// Hands requests on until nobody takes them any more.
-pub async fn serve(listener: UnixListener, to: mpsc::Sender<Asked>) {
-    while let Ok((socket, _)) = listener.accept().await {
+/// Hands requests on. A socket that somebody wiped with its folder is made anew.
+pub async fn serve(path: PathBuf, mut listener: UnixListener, to: mpsc::Sender<Asked>) {
+    loop {
+        let Ok(accepted) = tokio::time::timeout(LOOK, listener.accept()).await else {
+            if !path.exists() {
+                match listen(&path) {
+                    Ok(again) => listener = again,
+                    Err(error) => tracing::error!(%error, "{} cannot be made anew", path.display()),
+                }
+            }
+            continue;
+        };
+        let Ok((socket, _)) = accepted else {
+            tokio::time::sleep(LOOK).await;
+            continue;
+        };
         let to = to.clone();
         tokio::spawn(async move {
             if let Ok(Err(error)) = tokio::time::timeout(TIMEOUT, answer(socket, to)).await {
@@ -74,7 +89,7 @@ mod tests {
         let listener = listen(&path).unwrap();
         assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
         let (to, mut requests) = mpsc::channel(1);
-        tokio::spawn(serve(listener, to));
+        tokio::spawn(serve(path.clone(), listener, to));
         tokio::spawn(async move {
             while let Some((request, back)) = requests.recv().await {
                 assert_eq!(request, Request::Rekey { peer: "moon".into() });
@@ -90,6 +105,11 @@ mod tests {
             let mut answer = String::new();
             socket.read_to_string(&mut answer).await.unwrap();
             assert!(answer.contains(expected), "{answer}");
+        }
+        // Whoever wipes the folder does no lasting harm.
+        fs::remove_dir_all(folder.path().join("run")).unwrap();
+        while !path.exists() {
+            tokio::time::sleep(Duration::from_millis(20)).await;
         }
         // A second agent, or the same after a kill, takes the path over.
         super::listen(&path).unwrap();
