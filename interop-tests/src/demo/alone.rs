@@ -51,7 +51,7 @@ pub(super) fn without_the_cloud(world: &World, pods: &Pods) -> Result<()> {
         world.end(node, Signal::KILL)?;
         world.node(node).sh("rm -rf /run/edge-cni")?;
     }
-    world.node("edge-a2").sh("ip addr add 192.168.1.99/24 dev lan-a2 && ip addr del 192.168.1.77/24 dev lan-a2 && \
+    world.node("edge-a2").sh("ip addr del 192.168.1.77/24 dev lan-a2 && ip addr add 192.168.1.99/24 dev lan-a2 && \
          ip route replace default via 192.168.1.1")?;
     only_esp_on_the_wire(world, "with the agents dead and the address gone")?;
     let began = Instant::now();

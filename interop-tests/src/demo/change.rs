@@ -46,7 +46,7 @@ pub(super) fn under_load(world: &World, pods: &Pods) -> Result<()> {
         ensure!(ping.received() > 20, "{} answers", ping.received());
         Ok(())
     })?;
-    host.sh("ip addr add 192.168.1.77/24 dev lan-a2 && ip addr del 192.168.1.10/24 dev lan-a2 && \
+    host.sh("ip addr del 192.168.1.10/24 dev lan-a2 && ip addr add 192.168.1.77/24 dev lan-a2 && \
          ip route replace default via 192.168.1.1")?;
     let moved = Instant::now();
     let before = ping.received();
