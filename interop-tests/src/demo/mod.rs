@@ -31,7 +31,7 @@ pub const SCENARIO: Scenario = Scenario {
     name: "demo/all",
     about: "a cloud and four edge sites: reach, no reach, the wire, change, growth, without the cloud, the end",
     deadline: std::time::Duration::from_secs(600),
-    by_default: false,
+    by_default: true,
     run,
 };
 
