@@ -5,18 +5,24 @@ use std::io::{self, Write};
 use std::net::IpAddr;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::mpsc::channel;
+use std::time::Duration;
 
 use edge_types::IpNetwork;
 use edge_types::api::Family;
 use edge_types::local::Stock;
 use edge_types::store::{LEASES_FILE, LOCK_FILE, SEGMENTS_FILE, SegmentsFile, SegmentsSource};
 use rustix::fs::FlockOperation;
+use rustix::io::Errno;
 
 use super::journal::{self, Journal};
 use super::leases::{Assigned, Lease};
 use crate::config::{self, Config};
 use crate::error::{Code, Context, Error, Result};
 use crate::request::{Attachment, Request};
+
+/// How long another process may hold the lock.
+const LOCK_PATIENCE: Duration = Duration::from_secs(15);
 
 /// Layout of the segments' file that we read and write.
 const SEGMENTS_VERSION: u32 = 1;
@@ -86,8 +92,34 @@ impl Store {
             .mode(0o600)
             .open(&path)
             .context("open", &path)?;
-        rustix::io::retry_on_intr(|| rustix::fs::flock(&file, FlockOperation::LockExclusive)).context("lock", &path)?;
-        Ok(file)
+        lock_within(LOCK_PATIENCE, file, &path)
+    }
+}
+
+/// Locks a file, or gives up: who holds it for so long is stuck, and more that wait behind it help nobody.
+fn lock_within(patience: Duration, file: File, path: &Path) -> Result<File> {
+    match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => return Ok(file),
+        Err(Errno::WOULDBLOCK | Errno::INTR) => {}
+        Err(error) => return Err(Error::io("lock", path, error)),
+    }
+    // flock(2) knows no limit of time, so another thread waits; it ends with the process.
+    let (locked, outcome) = channel();
+    std::thread::spawn(move || {
+        let result = rustix::io::retry_on_intr(|| rustix::fs::flock(&file, FlockOperation::LockExclusive));
+        // Nobody listens any more where it took too long.
+        let _ = locked.send(result.map(|()| file));
+    });
+    match outcome.recv_timeout(patience) {
+        Ok(result) => result.context("lock", path),
+        Err(_) => Err(Error::new(
+            Code::TryAgainLater,
+            format!(
+                "another process has held {} for {patience:?}, which should take milliseconds; see `fuser -v {}`",
+                path.display(),
+                path.display()
+            ),
+        )),
     }
 }
 
@@ -324,6 +356,22 @@ mod tests {
         assert!(Store::existing(&config).is_none());
         Store::create(&config, || Ok(0)).unwrap().lock().unwrap();
         assert!(Store::create(&config, || Ok(3)).unwrap().lock().is_ok());
+    }
+
+    #[test]
+    fn a_lock_that_is_never_released_is_named_and_one_that_is_released_is_taken() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("lock");
+        let open = || File::options().create(true).append(true).open(&path).unwrap();
+        let held = lock_within(LOCK_PATIENCE, open(), &path).unwrap();
+        let error = lock_within(Duration::from_millis(20), open(), &path).unwrap_err();
+        assert_eq!(error.code, Code::TryAgainLater);
+        assert!(error.message.contains(path.to_str().unwrap()), "{error}");
+        std::thread::scope(|scope| {
+            let waiting = scope.spawn(|| lock_within(LOCK_PATIENCE, open(), &path).is_ok());
+            drop(held);
+            assert!(waiting.join().unwrap());
+        });
     }
 
     #[test]
