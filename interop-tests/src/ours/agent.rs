@@ -104,7 +104,7 @@ impl<'a> Agent<'a> {
         let program = lab.program("edge-agent")?;
         let process = node.start(
             "edge-agent",
-            node.command(&program).args(["run", "--config", CONFIG]).env("EDGE_AGENT_LOG", "debug,edge_ike=trace"),
+            node.command(&program).args(["run", "--config", CONFIG]).env("EDGE_AGENT_LOG", "trace"),
         )?;
         Ok(Self { node, program, process })
     }

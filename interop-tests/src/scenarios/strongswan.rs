@@ -173,6 +173,7 @@ impl<'a> Site<'a> {
         ping.wait_more(5)?;
         back.wait_more(5)?;
         lab.step("the IKE SA rekeyed by charon");
+        self.no_key_is_logged(agent)?;
         let last = agent.tunnel("moon")?;
         ping.stop()?.expect_none_lost()?;
         back.stop()?.expect_none_lost()?;
@@ -189,6 +190,33 @@ impl<'a> Site<'a> {
         ensure!(!through || self.begins == Begins::Moon, "a clear ping with a tunnelled source came through");
         self.wire.wait_for("icmp and dst 10.1.0.2")?;
         self.wire.stop()
+    }
+
+    /// The agent's log, at the most talkative level, holds neither the pre-shared key nor a key that its kernel has.
+    fn no_key_is_logged(&self, agent: &mut Agent<'_>) -> Result<()> {
+        let log = agent.process().log().to_lowercase();
+        ensure!(log.contains("trace"), "the log is not at its most talkative level");
+        let text = self.edge.sh("ip xfrm state")?;
+        let mut keys = vec![SECRET.as_bytes().to_vec()];
+        for line in text.lines().filter(|line| line.contains("aead ")) {
+            let hex = line.split_once("0x").and_then(|(_, rest)| rest.split_whitespace().next()).unwrap_or_default();
+            let octets = hex
+                .as_bytes()
+                .chunks(2)
+                .map(|pair| u8::from_str_radix(std::str::from_utf8(pair)?, 16).map_err(Into::into));
+            keys.push(octets.collect::<Result<Vec<u8>>>()?);
+        }
+        ensure!(keys.len() >= 3, "the kernel shows {} keys", keys.len() - 1);
+        for key in keys {
+            let begin = key.get(..8).unwrap_or(&key);
+            let hex: String = begin.iter().map(|octet| format!("{octet:02x}")).collect();
+            let list = begin.iter().map(u8::to_string).collect::<Vec<_>>().join(", ");
+            let plain = String::from_utf8_lossy(&key).to_lowercase();
+            for form in [hex, list, plain] {
+                ensure!(!log.contains(&form), "a key is in the agent's log, in the form of {} characters", form.len());
+            }
+        }
+        Ok(())
     }
 
     /// Agent, charon and both kernels name the same SPIs.
