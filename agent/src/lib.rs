@@ -20,7 +20,7 @@
 //! - [`status`]: the document of `status --json`, and the table.
 //! - [`run`]: starts the parts of `edge-agent run` and ends them.
 //! - [`down`]: takes everything away.
-//! - [`admin`]: the socket on which `status`, `rekey` and `diagnose` ask a running agent.
+//! - [`admin`]: the socket on which `status` and `rekey` ask a running agent.
 // Only `tunnels::socket` (IP_PKTINFO, registering a descriptor with tokio) and the clock need it.
 #![deny(unsafe_code)]
 

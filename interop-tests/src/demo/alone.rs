@@ -150,3 +150,26 @@ fn deregistered(world: &World) -> Result<()> {
         },
     )
 }
+
+/// `edge-agent down` on c1 removes everything of ours from its kernel.
+///
+/// # Errors
+/// The first check that does not hold.
+pub(super) fn down(world: &World) -> Result<()> {
+    let host = world.node("edge-c1");
+    world.end("edge-c1", Signal::TERM)?;
+    world.checks.holds("a stopped agent leaves its policies in the kernel", "ip xfrm policy on edge-c1", || {
+        let policies = host.xfrm_policies()?.len();
+        ensure!(policies > 0, "there are none");
+        Ok(format!("{policies} of them"))
+    })?;
+    world.agent("edge-c1", &["down"])?;
+    world.checks.holds("`edge-agent down` removes all that is ours", "ip xfrm, nft, ip link on edge-c1", || {
+        let (states, policies) = (host.xfrm_states()?, host.xfrm_policies()?);
+        ensure!(states.is_empty() && policies.is_empty(), "left are {states:?} and {policies:?}");
+        let rest = host
+            .sh("nft list tables; ip -o link show type dummy; ip route show proto 236; ip -6 route show proto 236")?;
+        ensure!(rest.lines().all(|line| !line.contains("edge-cni") && !line.contains("ecni-guard")), "left is {rest}");
+        Ok("")
+    })
+}

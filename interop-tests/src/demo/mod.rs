@@ -63,6 +63,7 @@ fn run(lab: &Lab) -> Result<()> {
     alone::without_the_cloud(&world, &pods)?;
     alone::the_end_of_a2(&world, &pods)?;
     reach::only_esp_on_the_wire(&world, "to the very end")?;
+    alone::down(&world)?;
     world.end_captures()?;
     eprintln!("\ndemo: {} checks passed in {:.0} s", world.checks.passed(), world.checks.elapsed().as_secs_f64());
     Ok(())
