@@ -57,6 +57,8 @@ pub struct Driver {
     pub(super) policies: BTreeMap<PolicyKey, Policy>,
     /// Tunnel state changed in a way that may change policies.
     pub(super) policies_dirty: bool,
+    /// When to look for a route again, for tunnels whose address is gone and that have none yet.
+    pub(super) move_again_at: Option<tokio::time::Instant>,
     /// Peers to rekey once the events at hand are carried out.
     pub(super) to_rekey: Vec<PeerName>,
     /// The first complete desired state has been carried out.
@@ -100,6 +102,7 @@ impl Driver {
             desired: Arc::default(),
             policies: BTreeMap::new(),
             policies_dirty: false,
+            move_again_at: None,
             to_rekey: vec![],
             settled: false,
             suspects: BTreeSet::new(),
@@ -126,9 +129,12 @@ impl Driver {
         loop {
             self.drain();
             let wait = self.until_timeout();
+            let move_again_at = self.move_again_at;
             tokio::select! {
                 biased;
                 () = stop.cancelled() => break,
+                () = async { tokio::time::sleep_until(move_again_at.unwrap_or_else(tokio::time::Instant::now)).await },
+                    if move_again_at.is_some() => self.move_tunnels(),
                 Some((datagram, local, remote)) = datagrams.recv() => {
                     self.endpoint.handle(&datagram, local, remote, boot_time(), &mut self.machine);
                 }

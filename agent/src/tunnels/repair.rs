@@ -12,6 +12,9 @@ use super::driver::Driver;
 use super::environment::source_address;
 use crate::desired::{self, Ends};
 
+/// How long after a look for a route the next one comes.
+const NO_ROUTE_YET: std::time::Duration = std::time::Duration::from_millis(200);
+
 impl Driver {
     /// A tunnel of a former run goes on: its policies name its ends.
     pub(super) fn assume_kept_ends(&mut self, peer: &PeerName, reqid: Reqid) {
@@ -222,22 +225,34 @@ impl Driver {
 
     /// Addresses changed: tunnels from an address that is gone move, and peers that could not be reached are tried anew.
     pub(super) fn host_changed(&mut self) {
+        self.move_tunnels();
+        let now = self.now();
+        for peer in self.endpoint.snapshot() {
+            if matches!(peer.phase, Phase::Waiting { .. } | Phase::Connecting) && peer.ike_sas.is_empty() {
+                self.endpoint.connect(&peer.name, now, &mut self.machine);
+            }
+        }
+    }
+
+    /// Moves tunnels from an address that is gone to the one that the route now gives. Where there is no route yet (an address comes before
+    /// its default route), tries again soon: of the route alone nobody tells us.
+    pub(super) fn move_tunnels(&mut self) {
         let host = self.host.borrow_and_update().clone();
         let now = self.now();
+        self.move_again_at = None;
         for peer in self.endpoint.snapshot() {
             for ike in &peer.ike_sas {
                 let old = ike.local.ip();
-                if !host.local_addresses.is_empty()
-                    && !host.local_addresses.contains(&old)
-                    && let Some(new) = source_address(ike.remote.ip())
-                    && new != old
-                {
-                    tracing::info!(peer = %peer.name, %old, %new, "own address changed");
-                    self.endpoint.local_address_changed(old, new, now, &mut self.machine);
+                if host.local_addresses.is_empty() || host.local_addresses.contains(&old) {
+                    continue;
                 }
-            }
-            if matches!(peer.phase, Phase::Waiting { .. } | Phase::Connecting) && peer.ike_sas.is_empty() {
-                self.endpoint.connect(&peer.name, now, &mut self.machine);
+                match source_address(ike.remote.ip()).filter(|new| *new != old) {
+                    Some(new) => {
+                        tracing::info!(peer = %peer.name, %old, %new, "own address changed");
+                        self.endpoint.local_address_changed(old, new, now, &mut self.machine);
+                    }
+                    None => self.move_again_at = Some(tokio::time::Instant::now() + NO_ROUTE_YET),
+                }
             }
         }
         self.policies_dirty = true;
