@@ -4,7 +4,6 @@ use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use edge_types::api::{TokenInfo, TokenRequest};
 use edge_types::{JoinToken, NodeName};
-use ring::rand::{SecureRandom, SystemRandom};
 use subtle::ConstantTimeEq;
 use zeroize::Zeroizing;
 
@@ -112,9 +111,7 @@ pub fn info(token: &TokenRecord) -> TokenInfo {
 }
 
 fn random(octets: usize) -> Result<Zeroizing<String>, Refusal> {
-    let mut bytes = Zeroizing::new(vec![0; octets]);
-    let filled = SystemRandom::new().fill(&mut bytes);
-    filled.map_err(|_| Refusal::Internal("the system gives no random numbers".into()))?;
+    let bytes = crate::random::octets(octets).map_err(|error| Refusal::Internal(error.to_string()))?;
     Ok(Zeroizing::new(URL_SAFE_NO_PAD.encode(&*bytes)))
 }
 

@@ -26,7 +26,7 @@ impl Common {
             version,
             node: node.clone(),
             role: record.role,
-            communities: record.communities.clone(),
+            communities: state.communities_of(record),
             cluster_ranges: self.config.segments.cluster_ranges.clone(),
             segments: segments(state, node),
             networks: self.networks(record),

@@ -41,7 +41,7 @@ pub(super) async fn join(
         .change(move |state| {
             let used = tokens::redeem(state, &token, &name, &certificate.key, now)?;
             let mut record = registered(state, &used, &name, now)?;
-            record.certificates = vec![certificate];
+            record.certificates = vec![certificate.clone()];
             let mut changes = Vec::new();
             if record.role == Role::Edge {
                 let missing = missing_segments(state, &policy, &name, min);
@@ -72,9 +72,9 @@ pub(super) async fn renew(
             // The present one stays good until the node has used the new one: the answer may get lost, or the power.
             record.certificates.retain(|known| known.serial == serial);
             if record.certificates.is_empty() {
-                return Err(Refusal::Superseded(name));
+                return Err(Refusal::Superseded(name.clone()));
             }
-            record.certificates.push(certificate);
+            record.certificates.push(certificate.clone());
             Ok(((), vec![Change::PutNode(record)]))
         })
         .await?;

@@ -41,7 +41,7 @@ pub(super) async fn report(
     app.registry
         .change(move |state| {
             let mut record = state.node(&node).ok_or_else(|| Refusal::Deregistered(node.clone()))?.clone();
-            record.reported = addresses;
+            record.reported = addresses.clone();
             record.port = report.port;
             // A report that came through a tunnel says nothing about where the node is.
             record.observed = observed.or(record.observed);

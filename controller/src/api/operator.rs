@@ -36,7 +36,7 @@ pub(super) async fn label(
     app.registry
         .change(move |state| {
             let mut record = state.node(&node).ok_or_else(|| Refusal::NoSuchNode(node.clone()))?.clone();
-            record.set_labels(patched(record.labels.clone(), patch)?)?;
+            record.set_labels(patched(record.labels.clone(), patch.clone())?)?;
             tracing::info!(%node, labels = ?record.labels, "labelled");
             Ok(((), vec![Change::PutNode(record)]))
         })
@@ -64,7 +64,7 @@ pub(super) async fn deregister(
                 .map(|row| Row { released_at: Some(now), ..row.clone() })
                 .collect();
             tracing::info!(%node, segments = rows.len(), "deregistered");
-            let mut changes = vec![Change::DeleteNode(node)];
+            let mut changes = vec![Change::DeleteNode(node.clone())];
             changes.extend(rows.iter().cloned().map(Change::PutSegment));
             Ok((rows, changes))
         })
@@ -111,7 +111,7 @@ pub(super) async fn create_token(
     app.registry
         .change(move |state| {
             let mut changes: Vec<Change> = tokens::forgotten(state, now).into_iter().map(Change::DeleteToken).collect();
-            changes.push(Change::PutToken(record));
+            changes.push(Change::PutToken(record.clone()));
             Ok(((), changes))
         })
         .await?;
@@ -128,7 +128,7 @@ pub(super) async fn delete_token(
     app.registry
         .change(move |state| {
             state.token(&id).ok_or_else(|| Refusal::NoSuchToken(id.clone()))?;
-            Ok((StatusCode::NO_CONTENT, vec![Change::DeleteToken(id)]))
+            Ok((StatusCode::NO_CONTENT, vec![Change::DeleteToken(id.clone())]))
         })
         .await
 }
@@ -186,7 +186,7 @@ impl Context {
             name: record.name.clone(),
             role: record.role,
             labels: record.labels.clone(),
-            communities: record.communities.clone(),
+            communities: view.state().communities_of(record),
             segments: views::segments(view.state(), &record.name),
             endpoints: self.common.endpoints(record),
             connected: view.is_connected(&record.name),

@@ -56,7 +56,11 @@ pub(super) async fn apply(
                 let mut granted: Vec<Family> = earlier.iter().map(Family::of).collect();
                 granted.sort_unstable();
                 let same = granted == families;
-                return if same { Ok((earlier, Vec::new())) } else { Err(Refusal::RequestIdReused(request_id)) };
+                return if same {
+                    Ok((earlier, Vec::new()))
+                } else {
+                    Err(Refusal::RequestIdReused(request_id.clone()))
+                };
             }
             let changes = grants(state, &policy, &node, &families, &request_id, now)?;
             let granted = changes.iter().filter_map(|change| match change {
@@ -97,7 +101,10 @@ pub(super) fn grants(
     }
     let row = |network| {
         let (node, request_id) = (node.clone(), request_id.to_owned());
-        Change::ClaimSegment(Row { network, node, request_id, granted_at: now, released_at: None })
+        Change::ClaimSegment(match state.ledger().row(&network) {
+            Some(old) => old.granted_anew(node, request_id, now),
+            None => Row::new(network, node, request_id, now, None),
+        })
     };
     let dropped = chosen.iter().flat_map(|grant| &grant.replaces).map(|old| Change::DeleteSegment(*old));
     Ok(dropped.chain(chosen.iter().map(|grant| row(grant.network))).collect())

@@ -38,8 +38,8 @@ pub(super) async fn view(
     caller.may_see(&view, &node, app.registry.clock.now())?;
     let missing = || Refusal::NoSuchNode(node.clone());
     if !parameters.watch {
-        let version = view.version(&node).ok_or_else(missing)?;
-        return Ok(axum::Json(app.common.view(view.state(), &node, version).ok_or_else(missing)?).into_response());
+        let now = app.common.view(view.state(), &node, view.revision());
+        return Ok(axum::Json(now.ok_or_else(missing)?).into_response());
     }
     let mut changes = view.watch(&node).ok_or_else(missing)?;
     drop(view);
@@ -58,6 +58,7 @@ pub(super) async fn view(
 async fn push(app: App, caller: Caller, node: NodeName, mut changes: watch::Receiver<u64>, lines: mpsc::Sender<Bytes>) {
     let mut heartbeat = tokio::time::interval(app.config.heartbeat());
     heartbeat.reset();
+    let mut told = 0;
     loop {
         let changed = tokio::select! {
             () = app.stopping.cancelled() => return,
@@ -71,7 +72,7 @@ async fn push(app: App, caller: Caller, node: NodeName, mut changes: watch::Rece
             },
             _ = heartbeat.tick() => false,
         };
-        let event = match next(&app, &caller, &node, &mut changes, changed).await {
+        let event = match next(&app, &caller, &node, &mut changes, changed, &mut told).await {
             Ok(event) => event,
             Err(refusal) => {
                 tracing::info!(%node, "view stream ended: {refusal}");
@@ -96,14 +97,17 @@ async fn next(
     node: &NodeName,
     changes: &mut watch::Receiver<u64>,
     changed: bool,
+    told: &mut u64,
 ) -> Result<ViewEvent, Refusal> {
     let view = app.registry.read().await;
     caller.may_see(&view, node, app.registry.clock.now())?;
-    // Nothing is published while we look: this version is of this state.
-    let version = *changes.borrow_and_update();
     if !changed {
-        return Ok(ViewEvent::Heartbeat { version });
+        return Ok(ViewEvent::Heartbeat { version: *told });
     }
+    // Nothing is published while we look: what is published later is told later.
+    changes.mark_unchanged();
+    let version = view.revision();
+    *told = version;
     let view = app.common.view(view.state(), node, version).ok_or_else(|| Refusal::NoSuchNode(node.clone()))?;
     Ok(ViewEvent::View { view: Box::new(view) })
 }

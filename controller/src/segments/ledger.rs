@@ -27,6 +27,47 @@ pub struct Row {
     /// When it was released; `None` while it is held.
     #[serde(default)]
     pub released_at: Option<Seconds>,
+    /// Who held it before, the latest first; at most [`Row::KEPT`].
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub past: Vec<Holding>,
+}
+
+/// A grant of the past.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Holding {
+    /// Who held it.
+    pub node: NodeName,
+    /// When it was granted.
+    pub granted_at: Seconds,
+    /// When it was released.
+    pub released_at: Seconds,
+}
+
+impl Row {
+    /// Grants of the past that are kept of one segment.
+    pub const KEPT: usize = 32;
+
+    /// A segment that nobody is known to have held before.
+    pub fn new(
+        network: IpNetwork,
+        node: NodeName,
+        request_id: String,
+        granted_at: Seconds,
+        released_at: Option<Seconds>,
+    ) -> Self {
+        Self { network, node, request_id, granted_at, released_at, past: Vec::new() }
+    }
+
+    /// The same segment, granted anew after its release.
+    pub fn granted_anew(&self, node: NodeName, request_id: String, granted_at: Seconds) -> Self {
+        let last = self.released_at.map(|released_at| Holding {
+            node: self.node.clone(),
+            granted_at: self.granted_at,
+            released_at,
+        });
+        let past = last.into_iter().chain(self.past.iter().cloned()).take(Self::KEPT).collect();
+        Self { past, ..Self::new(self.network, node, request_id, granted_at, None) }
+    }
 }
 
 /// What [`Ledger::grant`] decided.
@@ -67,6 +108,11 @@ impl Ledger {
     /// All rows, held and released, in address order.
     pub fn rows(&self) -> impl Iterator<Item = &Row> {
         self.rows.values()
+    }
+
+    /// The row of a segment.
+    pub fn row(&self, network: &IpNetwork) -> Option<&Row> {
+        self.rows.get(&bounds(network).0).filter(|row| row.network == *network)
     }
 
     /// Rows that a node holds, oldest grant first.
@@ -235,14 +281,7 @@ mod tests {
         for old in &grant.replaces {
             ledger.remove(old);
         }
-        let node = node.parse().unwrap();
-        ledger.insert(Row {
-            network: grant.network,
-            node,
-            request_id: String::new(),
-            granted_at: now,
-            released_at: None,
-        });
+        ledger.insert(Row::new(grant.network, node.parse().unwrap(), String::new(), now, None));
         Ok(grant.network)
     }
 

@@ -10,6 +10,6 @@ mod ledger;
 mod policy;
 mod range;
 
-pub use ledger::{Exhausted, Grant, Ledger, Row};
+pub use ledger::{Exhausted, Grant, Holding, Ledger, Row};
 pub use policy::Policy;
 pub use range::overlap;

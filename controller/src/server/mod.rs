@@ -43,7 +43,7 @@ impl Server {
     pub async fn start(config: Config, clock: Clock) -> anyhow::Result<Self> {
         make_folder(&config.state_dir)?;
         let store = Embedded::open(&config.state_dir)?;
-        let registry = Registry::start(Arc::new(store), clock.clone()).await?;
+        let registry = Registry::start(Arc::new(store), clock.clone(), true).await?;
         let ca = Ca::open(&config.state_dir, clock.now()).context("certificate authority")?;
         let listeners = listen::open(&config.listen)?;
         let addresses = listeners.iter().map(|l| l.local_addr()).collect::<Result<Vec<_>, _>>()?;

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use edge_types::{Community, NodeName, Role};
+use edge_types::{Communities, Community, NodeName, Role};
 
 use super::records::NodeRecord;
 
@@ -13,21 +13,21 @@ pub(super) struct Index {
 }
 
 impl Index {
-    pub(super) fn insert(&mut self, node: &NodeRecord) {
+    pub(super) fn insert(&mut self, node: &NodeRecord, communities: &Communities) {
         self.roles.entry(node.role).or_default().insert(node.name.clone());
         // Communities are for edges: hubs reach every edge, cloud nodes none directly.
         if node.role == Role::Edge {
-            for community in &node.communities {
+            for community in communities {
                 self.communities.entry(community.clone()).or_default().insert(node.name.clone());
             }
         }
     }
 
-    pub(super) fn remove(&mut self, node: &NodeRecord) {
+    pub(super) fn remove(&mut self, node: &NodeRecord, communities: &Communities) {
         if let Some(names) = self.roles.get_mut(&node.role) {
             names.remove(&node.name);
         }
-        for community in &node.communities {
+        for community in communities {
             if let Some(members) = self.communities.get_mut(community) {
                 members.remove(&node.name);
                 if members.is_empty() {

@@ -1,18 +1,23 @@
 //! All that the controller knows, in memory, with the indexes that its questions need; a copy of what the store holds.
 //!
 //! - [`records`]: the rows themselves and [`Change`], the only way in which they change.
-//! - [`State`]: the rows with their indexes, and which nodes' views a change concerns.
+//! - [`touched`]: whose view a change concerns, and which part of it.
+//! - [`State`]: the rows with their indexes.
 
 mod index;
 mod records;
+mod touched;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use edge_types::{NodeName, Role};
+use edge_types::{Communities, Community, NodeName, Role};
 
-pub use records::{Certificate, Change, NodeRecord, Redemption, Snapshot, TokenRecord};
+pub use records::{
+    Certificate, Change, CommunityRecord, Key, NodeObject, NodeRecord, PublicAddress, Redemption, Snapshot, TokenRecord,
+};
+pub use touched::{Touched, TouchedBy};
 
-use crate::segments::Ledger;
+use crate::segments::{Ledger, Row};
 use index::Index;
 
 /// Rows and indexes.
@@ -20,23 +25,57 @@ use index::Index;
 pub struct State {
     nodes: BTreeMap<NodeName, NodeRecord>,
     tokens: BTreeMap<String, TokenRecord>,
+    communities: BTreeMap<Community, CommunityRecord>,
+    /// The communities that list a node: `communities` the other way round.
+    listed: BTreeMap<NodeName, Communities>,
     ledger: Ledger,
     index: Index,
-    /// Nodes whose view may have changed since [`State::take_concerned`].
-    concerned: BTreeSet<NodeName>,
+    trust_node_labels: bool,
+    touched: TouchedBy,
+}
+
+/// Whom a node concerns, at one moment.
+#[derive(Default)]
+struct Around {
+    /// Nodes that have it in their view.
+    audience: BTreeSet<NodeName>,
+    /// Nodes that it has in its view.
+    peers: BTreeSet<NodeName>,
 }
 
 impl State {
-    /// Builds the state from what the store holds. Concerns nobody: nobody watches yet.
-    pub fn load(snapshot: Snapshot) -> Self {
-        let mut state = Self::default();
-        state.tokens.extend(snapshot.tokens.into_iter().map(|token| (token.id.clone(), token)));
+    /// Builds the state from what the store holds. Touches nobody: nobody watches yet. `trust_node_labels`: whether the labels of Kubernetes'
+    /// Node objects, which a kubelet may set on its own, make a node a member of communities.
+    pub fn load(snapshot: Snapshot, trust_node_labels: bool) -> Self {
+        let mut state = Self { trust_node_labels, ..Self::default() };
+        snapshot.communities.into_iter().for_each(|community| state.put_community(community));
+        snapshot.tokens.into_iter().for_each(|token| state.put_token(token));
+        snapshot.nodes.into_iter().for_each(|node| state.put_node(node));
         snapshot.segments.into_iter().for_each(|row| state.ledger.insert(row));
-        for node in snapshot.nodes {
-            state.index.insert(&node);
-            state.nodes.insert(node.name.clone(), node);
-        }
+        state.take_touched();
         state
+    }
+
+    /// The changes that make this state what a snapshot holds.
+    pub fn changes_to(&self, snapshot: Snapshot) -> Vec<Change> {
+        let Snapshot { nodes, tokens, segments, communities, .. } = snapshot;
+        let mut changes = Vec::new();
+        let puts: Vec<Change> = communities
+            .into_iter()
+            .map(Change::PutCommunity)
+            .chain(tokens.into_iter().map(Change::PutToken))
+            .chain(nodes.into_iter().map(Change::PutNode))
+            .chain(segments.into_iter().map(Change::PutSegment))
+            .collect();
+        let kept: BTreeSet<Key> = puts.iter().map(Change::key).collect();
+        let ours = (self.nodes.keys().map(|name| Change::DeleteNode(name.clone())))
+            .chain(self.tokens.keys().map(|id| Change::DeleteToken(id.clone())))
+            .chain(self.ledger.rows().map(|row| Change::DeleteSegment(row.network)))
+            .chain(self.communities.keys().map(|name| Change::DeleteCommunity(name.clone())));
+        changes.extend(ours.filter(|change| !kept.contains(&change.key())));
+        // What is the same already would be written, and concern somebody, for nothing.
+        changes.extend(puts.into_iter().filter(|change| self.inverse(change) != *change));
+        changes
     }
 
     /// A registered node.
@@ -59,6 +98,16 @@ impl State {
         self.tokens.values()
     }
 
+    /// Communities with listed members, by name.
+    pub fn listed_communities(&self) -> impl Iterator<Item = &CommunityRecord> {
+        self.communities.values()
+    }
+
+    /// A community with listed members.
+    pub fn listed_community(&self, name: &Community) -> Option<&CommunityRecord> {
+        self.communities.get(name)
+    }
+
     /// Who holds which segment.
     pub fn ledger(&self) -> &Ledger {
         &self.ledger
@@ -69,9 +118,19 @@ impl State {
         &mut self.ledger
     }
 
-    /// Members of every community, by its name.
-    pub fn communities(&self) -> impl Iterator<Item = (&edge_types::Community, &BTreeSet<NodeName>)> {
+    /// Members of every community, by its name: registered edges, by label or by list.
+    pub fn communities(&self) -> impl Iterator<Item = (&Community, &BTreeSet<NodeName>)> {
         self.index.communities()
+    }
+
+    /// Communities to which a node belongs: by the operator's labels, by those of its Node object where they are trusted, and by list.
+    pub fn communities_of(&self, node: &NodeRecord) -> Communities {
+        let mut all = node.communities.clone();
+        if self.trust_node_labels {
+            all.extend(node.object.iter().flat_map(|object| object.communities.iter().cloned()));
+        }
+        all.extend(self.listed.get(&node.name).into_iter().flatten().cloned());
+        all
     }
 
     /// Nodes that a node may talk to.
@@ -80,7 +139,7 @@ impl State {
         match node.role {
             Role::Edge => {
                 peers.extend(self.index.of_role(Role::Hub));
-                for community in &node.communities {
+                for community in &self.communities_of(node) {
                     peers.extend(self.index.members(community).filter(|member| **member != node.name));
                 }
             }
@@ -90,80 +149,176 @@ impl State {
         peers
     }
 
-    /// Nodes that see this one in their view: the other direction of [`State::peers_of`].
-    fn audience_of(&self, node: &NodeRecord) -> BTreeSet<NodeName> {
-        let mut audience = BTreeSet::new();
-        match node.role {
-            Role::Edge => {
-                audience.extend(self.index.of_role(Role::Hub).cloned());
-                for community in &node.communities {
-                    audience.extend(self.index.members(community).filter(|member| **member != node.name).cloned());
-                }
+    /// Whether `node` has `peer` in its view.
+    pub fn is_peer(&self, node: &NodeRecord, peer: &NodeRecord) -> bool {
+        match (node.role, peer.role) {
+            (Role::Edge, Role::Hub) | (Role::Hub, Role::Edge) | (Role::Cloud, Role::Hub) => true,
+            (Role::Edge, Role::Edge) => {
+                node.name != peer.name && !self.communities_of(node).is_disjoint(&self.communities_of(peer))
             }
-            Role::Hub => {
-                audience.extend(self.index.of_role(Role::Edge).cloned());
-                audience.extend(self.index.of_role(Role::Cloud).cloned());
-            }
-            Role::Cloud => {}
+            _ => false,
         }
-        audience
     }
 
-    /// Applies one change, and notes whose view it concerns.
+    /// Nodes that see this one in their view: the other direction of [`State::peers_of`].
+    fn audience_of(&self, node: &NodeRecord) -> BTreeSet<NodeName> {
+        match node.role {
+            Role::Edge => self.peers_of(node).into_iter().cloned().collect(),
+            Role::Hub => self.index.of_role(Role::Edge).chain(self.index.of_role(Role::Cloud)).cloned().collect(),
+            Role::Cloud => BTreeSet::new(),
+        }
+    }
+
+    fn around(&self, node: &NodeRecord) -> Around {
+        let peers = self.peers_of(node).into_iter().cloned().collect();
+        Around { audience: self.audience_of(node), peers }
+    }
+
+    /// Applies one change, and notes whose view it touches.
     pub fn apply(&mut self, change: Change) {
         match change {
             Change::PutNode(node) => self.put_node(node),
-            Change::DeleteNode(name) => {
-                if let Some(old) = self.nodes.remove(&name) {
-                    self.concerned.extend(self.audience_of(&old));
-                    self.concerned.remove(&name);
-                    self.index.remove(&old);
-                }
-            }
-            Change::PutToken(token) => {
-                self.tokens.insert(token.id.clone(), token);
-            }
-            Change::DeleteToken(id) => {
-                self.tokens.remove(&id);
-            }
+            Change::DeleteNode(name) => self.delete_node(&name),
+            Change::PutToken(token) => self.put_token(token),
+            Change::DeleteToken(id) => drop(self.tokens.remove(&id)),
             Change::ClaimSegment(row) | Change::PutSegment(row) => {
-                let holder = row.node.clone();
-                self.ledger.insert(row);
-                if let Some(node) = self.nodes.get(&holder) {
-                    let audience = self.audience_of(node);
-                    self.concerned.extend(audience);
-                    self.concerned.insert(holder);
+                let before = self.ledger.row(&row.network).cloned();
+                self.ledger.insert(row.clone());
+                self.touch_holders([before, Some(row)]);
+            }
+            Change::DeleteSegment(network) => {
+                let before = self.ledger.row(&network).cloned();
+                self.ledger.remove(&network);
+                self.touch_holders([before, None]);
+            }
+            Change::PutCommunity(community) => self.put_community(community),
+            Change::DeleteCommunity(name) => {
+                if let Some(old) = self.communities.remove(&name) {
+                    old.members.iter().for_each(|member| self.list(member, &name, false));
                 }
             }
-            Change::DeleteSegment(network) => self.ledger.remove(&network),
         }
+    }
+
+    /// The change that takes this one back.
+    pub fn inverse(&self, change: &Change) -> Change {
+        match change.key() {
+            Key::Node(name) => match self.nodes.get(&name) {
+                Some(node) => Change::PutNode(node.clone()),
+                None => Change::DeleteNode(name),
+            },
+            Key::Token(id) => match self.tokens.get(&id) {
+                Some(token) => Change::PutToken(token.clone()),
+                None => Change::DeleteToken(id),
+            },
+            Key::Segment(network) => match self.ledger.row(&network) {
+                Some(row) => Change::PutSegment(row.clone()),
+                None => Change::DeleteSegment(network),
+            },
+            Key::Community(name) => match self.communities.get(&name) {
+                Some(community) => Change::PutCommunity(community.clone()),
+                None => Change::DeleteCommunity(name),
+            },
+        }
+    }
+
+    fn put_token(&mut self, token: TokenRecord) {
+        self.tokens.insert(token.id.clone(), token);
     }
 
     fn put_node(&mut self, node: NodeRecord) {
         let name = node.name.clone();
+        let communities = self.communities_of(&node);
         let old = self.nodes.get(&name).cloned();
-        let before = old.as_ref().map(|old| self.audience_of(old)).unwrap_or_default();
-        if let Some(old) = &old {
-            self.index.remove(old);
+        let same_place =
+            old.as_ref().is_some_and(|old| old.role == node.role && self.communities_of(old) == communities);
+        if same_place {
+            if old.is_some_and(|old| old.endpoints() != node.endpoints()) {
+                let audience = self.audience_of(&node);
+                self.touched.peer(&audience, &name);
+            }
+            self.nodes.insert(name, node);
+            return;
         }
-        self.index.insert(&node);
-        let after = self.audience_of(&node);
+        let before = old.as_ref().map(|old| self.around(old)).unwrap_or_default();
+        if let Some(old) = &old {
+            self.index.remove(old, &self.communities_of(old));
+        }
+        self.index.insert(&node, &communities);
+        let after = self.around(&node);
         let seen_differently =
             old.as_ref().is_none_or(|old| old.role != node.role || old.endpoints() != node.endpoints());
         if seen_differently {
-            self.concerned.extend(before.iter().chain(&after).cloned());
-        } else {
-            self.concerned.extend(before.symmetric_difference(&after).cloned());
+            self.touched.peer(before.audience.intersection(&after.audience), &name);
         }
-        if old.is_none_or(|old| old.role != node.role || old.communities != node.communities) {
-            self.concerned.insert(name.clone());
-        }
+        self.touch_moved(&name, &before, &after);
+        self.touched.own(&name);
         self.nodes.insert(name, node);
     }
 
-    /// Nodes whose view may have changed since the last call.
-    pub fn take_concerned(&mut self) -> BTreeSet<NodeName> {
-        std::mem::take(&mut self.concerned)
+    fn delete_node(&mut self, name: &NodeName) {
+        let Some(old) = self.nodes.remove(name) else { return };
+        let audience = self.audience_of(&old);
+        self.touched.peer(&audience, name);
+        self.touched.forget(name);
+        self.index.remove(&old, &self.communities_of(&old));
+    }
+
+    fn put_community(&mut self, community: CommunityRecord) {
+        let name = community.name.clone();
+        let members = community.members.clone();
+        let old = self.communities.insert(name.clone(), community).map(|old| old.members).unwrap_or_default();
+        old.difference(&members).for_each(|member| self.list(member, &name, false));
+        members.difference(&old).for_each(|member| self.list(member, &name, true));
+    }
+
+    /// Adds a node to a community's list or takes it off.
+    fn list(&mut self, member: &NodeName, community: &Community, add: bool) {
+        let node = self.nodes.get(member).cloned();
+        let before = node.as_ref().map(|node| (self.around(node), self.communities_of(node)));
+        let listed = self.listed.entry(member.clone()).or_default();
+        if add {
+            listed.insert(community.clone());
+        } else {
+            listed.remove(community);
+            if listed.is_empty() {
+                self.listed.remove(member);
+            }
+        }
+        if let (Some(node), Some((before, communities))) = (node, before) {
+            self.index.remove(&node, &communities);
+            let now = self.communities_of(&node);
+            self.index.insert(&node, &now);
+            if now != communities {
+                let after = self.around(&node);
+                self.touch_moved(member, &before, &after);
+                self.touched.own(member);
+            }
+        }
+    }
+
+    /// Touches those who see a node, or whom it sees, only before or only after it moved.
+    fn touch_moved(&mut self, name: &NodeName, before: &Around, after: &Around) {
+        self.touched.peer(before.audience.symmetric_difference(&after.audience), name);
+        self.touched.peers_of(name, before.peers.symmetric_difference(&after.peers));
+    }
+
+    /// Touches a segment's holders, before and after, and those who see them.
+    fn touch_holders(&mut self, rows: [Option<Row>; 2]) {
+        let holders: BTreeSet<NodeName> =
+            rows.into_iter().flatten().filter(|row| row.released_at.is_none()).map(|row| row.node).collect();
+        for holder in holders {
+            if let Some(node) = self.nodes.get(&holder) {
+                let audience = self.audience_of(node);
+                self.touched.peer(&audience, &holder);
+                self.touched.own(&holder);
+            }
+        }
+    }
+
+    /// Whose views changes touched since the last call, and where.
+    pub fn take_touched(&mut self) -> BTreeMap<NodeName, Touched> {
+        self.touched.take()
     }
 }
 
@@ -182,7 +337,7 @@ mod tests {
     }
 
     fn cluster() -> State {
-        let mut state = State::default();
+        let mut state = State { trust_node_labels: true, ..State::default() };
         for record in [
             node("hub", Role::Hub, ""),
             node("cloud", Role::Cloud, ""),
@@ -193,7 +348,7 @@ mod tests {
         ] {
             state.apply(Change::PutNode(record));
         }
-        state.take_concerned();
+        state.take_touched();
         state
     }
 
@@ -210,19 +365,116 @@ mod tests {
         assert_eq!(peers("cloud"), ["hub"]);
     }
 
+    /// `viewer:` with `self` where its own part is touched, and the peers that are.
+    fn touched(state: &mut State) -> Vec<String> {
+        let show = |(viewer, touched): (NodeName, Touched)| {
+            let own = touched.own.then(|| "self".to_owned());
+            let parts: Vec<String> = own.into_iter().chain(touched.peers.into_iter().map(String::from)).collect();
+            format!("{viewer}: {}", parts.join(" "))
+        };
+        state.take_touched().into_iter().map(show).collect()
+    }
+
     #[test]
-    fn a_change_concerns_only_those_who_see_it() {
+    fn a_change_touches_only_those_who_see_it_and_says_what_they_see() {
         let mut state = cluster();
         let mut a1 = state.node(&"a1".parse().unwrap()).unwrap().clone();
         state.apply(Change::PutNode(a1.clone()));
-        assert!(names(state.take_concerned()).is_empty(), "nothing changed");
+        assert!(touched(&mut state).is_empty(), "nothing changed");
         a1.reported = vec!["192.0.2.1".parse().unwrap()];
+        a1.port = 4500;
         state.apply(Change::PutNode(a1));
-        assert_eq!(names(state.take_concerned()), ["a2", "hub"]);
+        assert_eq!(touched(&mut state), ["a2: a1", "hub: a1"]);
         state.apply(Change::PutNode(node("b1", Role::Edge, "alpha")));
-        assert_eq!(names(state.take_concerned()), ["a1", "b1"], "a2 saw b1 before and sees it still");
+        assert_eq!(touched(&mut state), ["a1: b1", "b1: self a1"], "a2 saw b1 before and sees it still");
         state.apply(Change::DeleteNode("a2".parse().unwrap()));
-        assert_eq!(names(state.take_concerned()), ["a1", "b1", "hub"]);
+        assert_eq!(touched(&mut state), ["a1: a2", "b1: a2", "hub: a2"]);
         assert_eq!(state.communities().count(), 1);
+    }
+
+    #[test]
+    fn a_listed_community_counts_as_a_label_does_and_may_list_nodes_before_they_join() {
+        let mut state = cluster();
+        let gamma = |members: &[&str]| {
+            let members = members.iter().map(|name| name.parse().unwrap()).collect();
+            Change::PutCommunity(CommunityRecord { name: "gamma".parse().unwrap(), members })
+        };
+        state.apply(gamma(&["c1", "later"]));
+        assert_eq!(touched(&mut state), ["c1: self"]);
+        state.apply(Change::PutNode(node("later", Role::Edge, "")));
+        assert_eq!(touched(&mut state), ["c1: later", "hub: later", "later: self c1 hub"]);
+        state.apply(gamma(&["c1", "a1", "later"]));
+        assert_eq!(touched(&mut state), ["a1: self c1 later", "c1: a1", "later: a1"]);
+        state.apply(Change::DeleteCommunity("gamma".parse().unwrap()));
+        let peers =
+            |name: &str| names(state.peers_of(&state.nodes[&name.parse().unwrap()]).into_iter().cloned().collect());
+        assert_eq!(
+            (peers("c1"), peers("later"), peers("a1")),
+            (vec!["hub".into()], vec!["hub".into()], vec!["a2".into(), "hub".into()])
+        );
+    }
+
+    #[test]
+    fn labels_of_node_objects_count_only_where_they_are_trusted() {
+        for trusted in [true, false] {
+            let mut state = State { trust_node_labels: trusted, ..State::default() };
+            for name in ["x", "y"] {
+                let mut record = node(name, Role::Edge, "");
+                let communities = ["alpha".parse().unwrap()].into();
+                record.object = Some(NodeObject { uid: name.into(), communities, public_addresses: Vec::new() });
+                state.apply(Change::PutNode(record));
+            }
+            let x = state.node(&"x".parse().unwrap()).unwrap();
+            assert_eq!(state.peers_of(x).len(), usize::from(trusted));
+        }
+    }
+
+    #[test]
+    fn a_segment_that_changes_hands_touches_both_holders_and_their_audiences() {
+        let mut state = cluster();
+        let row = |node: &str, released_at| {
+            let network = "10.77.0.0/26".parse().unwrap();
+            Row::new(network, node.parse().unwrap(), "r".into(), 0, released_at)
+        };
+        state.apply(Change::ClaimSegment(row("a1", None)));
+        assert_eq!(touched(&mut state), ["a1: self", "a2: a1", "hub: a1"]);
+        state.apply(Change::PutSegment(row("b1", None)));
+        assert_eq!(touched(&mut state), ["a1: self", "a2: a1 b1", "b1: self", "hub: a1 b1"]);
+        state.apply(Change::PutSegment(row("b1", Some(5))));
+        assert_eq!(touched(&mut state), ["a2: b1", "b1: self", "hub: b1"]);
+        state.apply(Change::DeleteSegment(row("b1", None).network));
+        assert!(touched(&mut state).is_empty());
+    }
+
+    #[test]
+    fn every_change_can_be_taken_back_and_a_snapshot_is_reached_by_its_differences() {
+        let mut state = cluster();
+        let snapshot = |state: &State| Snapshot {
+            nodes: state.nodes().cloned().collect(),
+            tokens: state.tokens().cloned().collect(),
+            segments: state.ledger().rows().cloned().collect(),
+            communities: state.listed_communities().cloned().collect(),
+            ..Snapshot::default()
+        };
+        assert!(state.changes_to(snapshot(&state)).is_empty());
+        let before = snapshot(&state);
+        let network = "10.77.0.0/26".parse().unwrap();
+        let members = ["c1".parse().unwrap()].into();
+        let changes = vec![
+            Change::PutNode(node("a1", Role::Hub, "")),
+            Change::DeleteNode("a2".parse().unwrap()),
+            Change::PutNode(node("new", Role::Edge, "beta")),
+            Change::ClaimSegment(Row::new(network, "new".parse().unwrap(), "r".into(), 1, None)),
+            Change::PutCommunity(CommunityRecord { name: "gamma".parse().unwrap(), members }),
+        ];
+        let mut undo = Vec::new();
+        for change in &changes {
+            undo.push(state.inverse(change));
+            state.apply(change.clone());
+        }
+        let after = snapshot(&state);
+        undo.into_iter().rev().for_each(|change| state.apply(change));
+        assert!(state.changes_to(before).is_empty());
+        assert_eq!(state.changes_to(after).len(), changes.len());
     }
 }

@@ -1,10 +1,10 @@
 //! The rows that the store keeps, and how they change.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 
 use edge_types::name::{NameError, communities_of_labels};
-use edge_types::{Communities, Endpoint, EndpointSource, IpNetwork, NodeName, Role};
+use edge_types::{Communities, Community, Endpoint, EndpointSource, IpNetwork, NodeName, Role};
 use serde::{Deserialize, Serialize};
 
 use crate::clock::Seconds;
@@ -23,6 +23,9 @@ pub struct NodeRecord {
     /// Communities that follow from the labels.
     #[serde(default)]
     pub communities: Communities,
+    /// What Kubernetes says of the node of this name; `None` until it was seen there.
+    #[serde(default)]
+    pub object: Option<NodeObject>,
     /// Addresses that it reported, likeliest first.
     #[serde(default)]
     pub reported: Vec<IpAddr>,
@@ -37,6 +40,39 @@ pub struct NodeRecord {
     pub certificates: Vec<Certificate>,
     /// When it was registered.
     pub joined_at: Seconds,
+}
+
+/// What the controller takes from a Kubernetes Node object.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeObject {
+    /// `metadata.uid`: another one under the same name is another node.
+    pub uid: String,
+    /// Communities that its labels name.
+    #[serde(default)]
+    pub communities: Communities,
+    /// Addresses at which it is reached from outside, from its annotation.
+    #[serde(default)]
+    pub public_addresses: Vec<PublicAddress>,
+}
+
+/// An address that the operator gives for a node.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PublicAddress {
+    /// The address.
+    pub ip: IpAddr,
+    /// The UDP port; the node's own where none is given.
+    #[serde(default)]
+    pub port: Option<u16>,
+}
+
+/// A community whose members the operator lists, independent of labels.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CommunityRecord {
+    /// Its name.
+    pub name: Community,
+    /// Nodes that belong to it; they need not be registered yet.
+    #[serde(default)]
+    pub members: BTreeSet<NodeName>,
 }
 
 /// An accepted certificate.
@@ -91,6 +127,8 @@ pub struct Snapshot {
     pub tokens: Vec<TokenRecord>,
     /// Segments.
     pub segments: Vec<Row>,
+    /// Communities with listed members.
+    pub communities: Vec<CommunityRecord>,
     /// Number of the last commit; the versions of views come from it.
     pub revision: u64,
     /// Latest time that was ever seen.
@@ -114,6 +152,50 @@ pub enum Change {
     PutSegment(Row),
     /// Removes a segment's row.
     DeleteSegment(IpNetwork),
+    /// Writes a community's members.
+    PutCommunity(CommunityRecord),
+    /// Removes a community; labels may still name it.
+    DeleteCommunity(Community),
+}
+
+/// Which row a [`Change`] is of.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Key {
+    /// A node's.
+    Node(NodeName),
+    /// A token's.
+    Token(String),
+    /// A segment's.
+    Segment(IpNetwork),
+    /// A community's.
+    Community(Community),
+}
+
+impl std::fmt::Display for Key {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Key::Node(name) => write!(f, "node {name}"),
+            Key::Token(id) => write!(f, "token {id}"),
+            Key::Segment(network) => write!(f, "segment {network}"),
+            Key::Community(name) => write!(f, "community {name}"),
+        }
+    }
+}
+
+impl Change {
+    /// The row that it changes.
+    pub fn key(&self) -> Key {
+        match self {
+            Change::PutNode(node) => Key::Node(node.name.clone()),
+            Change::DeleteNode(name) => Key::Node(name.clone()),
+            Change::PutToken(token) => Key::Token(token.id.clone()),
+            Change::DeleteToken(id) => Key::Token(id.clone()),
+            Change::ClaimSegment(row) | Change::PutSegment(row) => Key::Segment(row.network),
+            Change::DeleteSegment(network) => Key::Segment(*network),
+            Change::PutCommunity(community) => Key::Community(community.name.clone()),
+            Change::DeleteCommunity(name) => Key::Community(name.clone()),
+        }
+    }
 }
 
 impl NodeRecord {
@@ -124,6 +206,7 @@ impl NodeRecord {
             role,
             labels: BTreeMap::new(),
             communities: Communities::new(),
+            object: None,
             reported: Vec::new(),
             port: 0,
             observed: None,
@@ -139,12 +222,24 @@ impl NodeRecord {
         Ok(())
     }
 
-    /// Where it may be found: what it reported, then where it was seen.
+    /// Where it may be found: what the operator says, what it reported, then where it was seen. Nothing before its first report, since its
+    /// port is not known.
     pub fn endpoints(&self) -> Vec<Endpoint> {
-        let at = |ip: &IpAddr, source| Endpoint { address: SocketAddr::new(*ip, self.port), source };
-        let mut endpoints: Vec<Endpoint> = self.reported.iter().map(|ip| at(ip, EndpointSource::Reported)).collect();
-        if let Some(ip) = self.observed.filter(|ip| !self.reported.contains(ip)) {
-            endpoints.push(at(&ip, EndpointSource::Observed));
+        if self.port == 0 {
+            return Vec::new();
+        }
+        let public = self.object.iter().flat_map(|object| &object.public_addresses);
+        let public =
+            public.map(|at| (SocketAddr::new(at.ip, at.port.unwrap_or(self.port)), EndpointSource::Configured));
+        let at = |source| move |ip: &IpAddr| (SocketAddr::new(*ip, self.port), source);
+        let all = public
+            .chain(self.reported.iter().map(at(EndpointSource::Reported)))
+            .chain(self.observed.iter().map(at(EndpointSource::Observed)));
+        let mut endpoints: Vec<Endpoint> = Vec::new();
+        for (address, source) in all {
+            if !endpoints.iter().any(|known| known.address == address) {
+                endpoints.push(Endpoint { address, source });
+            }
         }
         endpoints
     }

@@ -2,13 +2,15 @@
 
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition, WriteTransaction};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use tokio::sync::mpsc;
 
-use super::{Committed, Store, StoreError};
+use super::{Answer, Committed, Followed, Store, StoreError};
 use crate::clock::Seconds;
 use crate::segments::Row;
 use crate::state::{Change, Snapshot};
@@ -21,6 +23,7 @@ type Table = TableDefinition<'static, &'static str, &'static [u8]>;
 const NODES: Table = TableDefinition::new("nodes");
 const TOKENS: Table = TableDefinition::new("tokens");
 const SEGMENTS: Table = TableDefinition::new("segments");
+const COMMUNITIES: Table = TableDefinition::new("communities");
 const META: TableDefinition<'static, &'static str, u64> = TableDefinition::new("meta");
 const REVISION: &str = "revision";
 const TIME: &str = "time";
@@ -29,6 +32,9 @@ const TIME: &str = "time";
 #[derive(Clone)]
 pub struct Embedded {
     database: Arc<Database>,
+    revision: Arc<AtomicU64>,
+    /// Where to send what really holds, after a commit whose outcome is not known.
+    followed: Arc<OnceLock<mpsc::Sender<Followed>>>,
 }
 
 impl Embedded {
@@ -45,10 +51,10 @@ impl Embedded {
         let mut options = std::fs::OpenOptions::new();
         options.write(true).create(true).truncate(false).mode(0o600).open(&path).map_err(|e| explain(&e))?;
         let database = Database::create(&path).map_err(|e| explain(&e))?;
-        let store = Self { database: Arc::new(database) };
+        let store = Self { database: Arc::new(database), revision: Arc::default(), followed: Arc::default() };
         // Tables exist from the first start on, so that reading needs no special case.
         let write = store.database.begin_write().map_err(failed)?;
-        for table in [NODES, TOKENS, SEGMENTS] {
+        for table in [NODES, TOKENS, SEGMENTS, COMMUNITIES] {
             write.open_table(table).map_err(failed)?;
         }
         write.open_table(META).map_err(failed)?;
@@ -57,22 +63,7 @@ impl Embedded {
         Ok(store)
     }
 
-    fn write(&self, changes: &[Change], revision: u64, time: Seconds) -> Result<(), StoreError> {
-        let write = self.database.begin_write().map_err(failed)?;
-        for change in changes {
-            apply(&write, change)?;
-        }
-        {
-            let mut meta = write.open_table(META).map_err(failed)?;
-            meta.insert(REVISION, revision).map_err(failed)?;
-            meta.insert(TIME, time.max(0).unsigned_abs()).map_err(failed)?;
-        }
-        write.commit().map_err(failed)
-    }
-}
-
-impl Store for Embedded {
-    fn load(&self) -> Result<Snapshot, StoreError> {
+    fn read(&self) -> Result<Snapshot, StoreError> {
         let read = self.database.begin_read().map_err(failed)?;
         let meta = read.open_table(META).map_err(failed)?;
         let number = |key| Ok::<_, StoreError>(meta.get(key).map_err(failed)?.map_or(0, |value| value.value()));
@@ -80,20 +71,82 @@ impl Store for Embedded {
             nodes: rows(&read, NODES, "node")?,
             tokens: rows(&read, TOKENS, "token")?,
             segments: rows(&read, SEGMENTS, "segment")?,
+            communities: rows(&read, COMMUNITIES, "community")?,
             revision: number(REVISION)?,
             time: i64::try_from(number(TIME)?).unwrap_or(0),
         })
     }
 
-    fn commit(&self, changes: Vec<Change>, revision: u64, time: Seconds) -> Committed<'_> {
+    /// One transaction for the whole batch: its elements share the wait for the disk, and with it their fate.
+    fn write(&self, batch: &[Vec<Change>], revision: u64, now: Seconds) -> Result<(), StoreError> {
+        let write = self.database.begin_write().map_err(failed)?;
+        for change in batch.iter().flatten() {
+            apply(&write, change)?;
+        }
+        {
+            let mut meta = write.open_table(META).map_err(failed)?;
+            meta.insert(REVISION, revision).map_err(failed)?;
+            meta.insert(TIME, now.max(0).unsigned_abs()).map_err(failed)?;
+        }
+        write.commit().map_err(failed)
+    }
+
+    fn write_batch(&self, batch: &[Vec<Change>], now: Seconds) -> Committed {
+        let revision = self.revision.load(Ordering::Relaxed) + 1;
+        match self.write(batch, revision, now) {
+            Ok(()) => {
+                self.revision.store(revision, Ordering::Relaxed);
+                Committed { revision, results: batch.iter().map(|_| Ok(())).collect() }
+            }
+            Err(error) => {
+                // Whether anything of it is on disk is not known: what can be read is what holds.
+                match (self.read(), self.followed.get()) {
+                    (Ok(snapshot), Some(followed)) => {
+                        self.revision.fetch_max(snapshot.revision, Ordering::Relaxed);
+                        // The receiver may be the one who waits for this answer: never wait for it here.
+                        if let Err(error) = followed.try_send(Followed::Snapshot(snapshot)) {
+                            tracing::error!(%error, "the store's content is not told");
+                        }
+                    }
+                    (Err(error), _) => {
+                        // Going on would mean to answer from a state that nobody holds.
+                        tracing::error!(%error, "the store can be neither written nor read; stopping");
+                        std::process::exit(1);
+                    }
+                    (Ok(_), None) => {}
+                }
+                let revision = self.revision.load(Ordering::Relaxed);
+                Committed { revision, results: batch.iter().map(|_| Err(error.clone())).collect() }
+            }
+        }
+    }
+}
+
+impl Store for Embedded {
+    fn load(&self, followed: mpsc::Sender<Followed>) -> Answer<'_, Result<Snapshot, StoreError>> {
         let store = self.clone();
         Box::pin(async move {
-            match tokio::task::spawn_blocking(move || store.write(&changes, revision, time)).await {
-                Ok(result) => result,
-                Err(error) => Err(StoreError::Failed(error.to_string())),
-            }
+            let _ = store.followed.set(followed);
+            let snapshot = blocking(move || store.read()).await??;
+            self.revision.store(snapshot.revision, Ordering::Relaxed);
+            Ok(snapshot)
         })
     }
+
+    fn commit(&self, batch: Vec<Vec<Change>>, now: Seconds) -> Answer<'_, Committed> {
+        let store = self.clone();
+        let size = batch.len();
+        Box::pin(async move {
+            blocking(move || store.write_batch(&batch, now)).await.unwrap_or_else(|error| Committed {
+                revision: self.revision.load(Ordering::Relaxed),
+                results: (0..size).map(|_| Err(error.clone())).collect(),
+            })
+        })
+    }
+}
+
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, StoreError> {
+    tokio::task::spawn_blocking(work).await.map_err(|error| StoreError::Failed(error.to_string()))
 }
 
 fn apply(write: &WriteTransaction, change: &Change) -> Result<(), StoreError> {
@@ -106,14 +159,19 @@ fn apply(write: &WriteTransaction, change: &Change) -> Result<(), StoreError> {
             let key = row.network.to_string();
             let table = write.open_table(SEGMENTS).map_err(failed)?;
             let held = match table.get(key.as_str()).map_err(failed)? {
-                Some(old) => decode::<Row>("segment", &key, old.value())?.released_at.is_none(),
-                None => false,
+                Some(old) => Some(decode::<Row>("segment", &key, old.value())?).filter(|old| old.released_at.is_none()),
+                None => None,
             };
             drop(table);
-            if held { Err(StoreError::Claimed(key)) } else { put(write, SEGMENTS, &key, row) }
+            match held {
+                Some(held) => Err(StoreError::Conflict { key: change.key(), current: vec![Change::PutSegment(held)] }),
+                None => put(write, SEGMENTS, &key, row),
+            }
         }
         Change::PutSegment(row) => put(write, SEGMENTS, &row.network.to_string(), row),
         Change::DeleteSegment(network) => delete(write, SEGMENTS, &network.to_string()),
+        Change::PutCommunity(community) => put(write, COMMUNITIES, community.name.as_str(), community),
+        Change::DeleteCommunity(name) => delete(write, COMMUNITIES, name.as_str()),
     }
 }
 
@@ -153,40 +211,56 @@ fn failed(error: impl Into<redb::Error>) -> StoreError {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::state::NodeRecord;
+    use crate::state::{CommunityRecord, NodeRecord};
     use edge_types::Role;
 
     fn row(node: &str, released_at: Option<i64>) -> Row {
         let network = "10.77.0.0/26".parse().unwrap();
-        Row { network, node: node.parse().unwrap(), request_id: "r".into(), granted_at: 1, released_at }
+        Row::new(network, node.parse().unwrap(), "r".into(), 1, released_at)
+    }
+
+    async fn commit(store: &Embedded, changes: Vec<Change>, now: Seconds) -> Result<(), StoreError> {
+        store.commit(vec![changes], now).await.results.remove(0)
+    }
+
+    async fn load(store: &Embedded) -> Snapshot {
+        store.load(mpsc::channel(1).0).await.unwrap()
     }
 
     #[tokio::test]
     async fn what_was_committed_is_there_after_opening_again() {
         let folder = tempfile::tempdir().unwrap();
         let node = NodeRecord::new("a".parse().unwrap(), Role::Edge, 5);
+        let community = CommunityRecord { name: "alpha".parse().unwrap(), members: [node.name.clone()].into() };
         let store = Embedded::open(folder.path()).unwrap();
-        let changes = vec![Change::PutNode(node.clone()), Change::ClaimSegment(row("a", None))];
-        store.commit(changes, 3, 1_800_000_000).await.unwrap();
+        let changes = vec![
+            Change::PutNode(node.clone()),
+            Change::ClaimSegment(row("a", None)),
+            Change::PutCommunity(community.clone()),
+        ];
+        commit(&store, changes, 1_800_000_000).await.unwrap();
         drop(store);
-        let snapshot = Embedded::open(folder.path()).unwrap().load().unwrap();
+        let snapshot = load(&Embedded::open(folder.path()).unwrap()).await;
         assert_eq!((snapshot.nodes, snapshot.segments), (vec![node], vec![row("a", None)]));
-        assert_eq!((snapshot.revision, snapshot.time), (3, 1_800_000_000));
+        assert_eq!((snapshot.revision, snapshot.time, snapshot.communities), (1, 1_800_000_000, vec![community]));
     }
 
     #[tokio::test]
     async fn a_segment_that_is_held_is_claimed_by_nobody_else_and_nothing_of_that_commit_stays() {
         let folder = tempfile::tempdir().unwrap();
         let store = Embedded::open(folder.path()).unwrap();
-        store.commit(vec![Change::ClaimSegment(row("a", None))], 1, 0).await.unwrap();
+        commit(&store, vec![Change::ClaimSegment(row("a", None))], 0).await.unwrap();
         let other = NodeRecord::new("b".parse().unwrap(), Role::Edge, 5);
         let changes = vec![Change::PutNode(other), Change::ClaimSegment(row("b", None))];
-        assert!(matches!(store.commit(changes, 2, 0).await, Err(StoreError::Claimed(_))));
-        let snapshot = store.load().unwrap();
+        match commit(&store, changes, 0).await {
+            Err(StoreError::Conflict { current, .. }) => assert_eq!(current, [Change::PutSegment(row("a", None))]),
+            other => panic!("{other:?}"),
+        }
+        let snapshot = load(&store).await;
         assert!(snapshot.nodes.is_empty());
         assert_eq!((snapshot.segments, snapshot.revision), (vec![row("a", None)], 1));
-        store.commit(vec![Change::PutSegment(row("a", Some(9)))], 2, 0).await.unwrap();
-        store.commit(vec![Change::ClaimSegment(row("b", None))], 3, 0).await.unwrap();
+        commit(&store, vec![Change::PutSegment(row("a", Some(9)))], 0).await.unwrap();
+        commit(&store, vec![Change::ClaimSegment(row("b", None))], 0).await.unwrap();
     }
 
     #[test]

@@ -1,30 +1,65 @@
-//! Where rows outlive the process.
+//! Where rows outlive the process, and where replicas of the controller meet.
 //!
-//! - [`Store`]: the door. A commit is all or nothing and durable before it answers.
-//! - [`embedded`]: one file, by redb; the default.
+//! - [`Store`]: the door.
+//! - [`embedded`]: one file, by redb; the default. It has one user.
 
 pub mod embedded;
 
 use std::future::Future;
 use std::pin::Pin;
 
-use crate::clock::Seconds;
-use crate::state::{Change, Snapshot};
+use tokio::sync::mpsc;
 
-/// What [`Store::commit`] gives: boxed, so that the store can be chosen when the program starts.
-pub type Committed<'a> = Pin<Box<dyn Future<Output = Result<(), StoreError>> + Send + 'a>>;
+use crate::clock::Seconds;
+use crate::state::{Change, Key, Snapshot};
+
+/// What the methods of [`Store`] give: boxed, so that the store can be chosen when the program starts.
+pub type Answer<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 
 /// A durable set of rows.
+///
+/// Revisions only rise, also across restarts and between the replicas that share a store: whoever has seen revision n has seen all that was
+/// committed up to n.
 pub trait Store: Send + Sync {
-    /// Reads everything; at start, and after a failed commit.
-    fn load(&self) -> Result<Snapshot, StoreError>;
+    /// Reads everything, at start. What others change from then on comes by `followed`.
+    fn load(&self, followed: mpsc::Sender<Followed>) -> Answer<'_, Result<Snapshot, StoreError>>;
 
-    /// Makes changes durable: all of them, or none and an error. `revision` numbers the commit and `time` is when it was made.
-    fn commit(&self, changes: Vec<Change>, revision: u64, time: Seconds) -> Committed<'_>;
+    /// Makes changes durable. Each element of `batch` is all or nothing, and durable when this answers; elements that change the same rows are
+    /// carried out in order. `now` is the time, which is kept.
+    fn commit(&self, batch: Vec<Vec<Change>>, now: Seconds) -> Answer<'_, Committed>;
+
+    /// Makes sure that all that was committed up to a revision has been followed. For a store with one user that is always so.
+    fn catch_up(&self, revision: u64) -> Answer<'_, Result<(), StoreError>> {
+        let _ = revision;
+        Box::pin(std::future::ready(Ok(())))
+    }
+}
+
+/// What became of a batch.
+#[derive(Debug)]
+pub struct Committed {
+    /// Revision of the store with all of it.
+    pub revision: u64,
+    /// For each element, whether it holds.
+    pub results: Vec<Result<(), StoreError>>,
+}
+
+/// News of rows that somebody else changed.
+#[derive(Debug)]
+pub enum Followed {
+    /// Some rows changed.
+    Changes {
+        /// How.
+        changes: Vec<Change>,
+        /// Revision with them.
+        revision: u64,
+    },
+    /// Everything was read anew, since it was not certain what holds.
+    Snapshot(Snapshot),
 }
 
 /// Why the store did not do it.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, Clone, thiserror::Error)]
 pub enum StoreError {
     /// The store's file or service failed.
     #[error("the store failed: {0}")]
@@ -41,7 +76,12 @@ pub enum StoreError {
         /// Why.
         why: String,
     },
-    /// Another holds the segment.
-    #[error("segment {0} is held by another")]
-    Claimed(String),
+    /// Another was quicker: what this was planned on does not hold any more. Planned anew on `current`, it may succeed.
+    #[error("{key} was changed by another at the same moment")]
+    Conflict {
+        /// The row.
+        key: Key,
+        /// How the rows concerned stand now.
+        current: Vec<Change>,
+    },
 }

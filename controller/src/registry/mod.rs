@@ -1,0 +1,328 @@
+//! The one place where changes happen: planned against the state, made durable, then seen by everyone.
+//!
+//! A single task takes plans from a queue. All that wait are planned one on top of the other, taken back, and committed to the store together;
+//! what the store took is applied and published, and whoever asked hears of it. So nobody ever sees, in an answer or in a view, what may yet be
+//! lost, and nobody who only looks waits for the store. Where another replica was quicker the plan is made anew on what holds by then.
+//!
+//! - [`Registry`]: state, plans, and news from other replicas.
+//! - `viewers`: versions of views, and what changed since.
+
+mod viewers;
+
+#[cfg(test)]
+mod tests;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use edge_types::NodeName;
+use tokio::sync::{RwLock, RwLockReadGuard, mpsc, oneshot, watch};
+
+use crate::clock::Clock;
+use crate::random;
+use crate::refusal::Refusal;
+use crate::state::{Change, State, Touched};
+use crate::store::{Followed, Store, StoreError};
+use viewers::Viewers;
+
+/// Plans that wait at most; more make their callers wait.
+const QUEUE: usize = 1024;
+/// Plans that share one commit at most.
+const BATCH: usize = 256;
+/// News of other replicas that wait at most; more make the store wait.
+const NEWS: usize = 256;
+/// How often a plan is made anew because another replica was quicker.
+const ATTEMPTS: u32 = 16;
+/// Longest wait before a plan is made anew.
+const PAUSE: Duration = Duration::from_millis(200);
+
+/// The state, and the way to change it.
+#[derive(Clone)]
+pub struct Registry {
+    shared: Arc<RwLock<Shared>>,
+    orders: mpsc::Sender<Order>,
+    store: Arc<dyn Store>,
+    /// Names this run of this replica: versions of one epoch are of one history.
+    epoch: Arc<str>,
+    /// Time, for whoever plans.
+    pub clock: Clock,
+}
+
+struct Shared {
+    state: State,
+    viewers: Viewers,
+    /// Everything up to this revision of the store is in the state.
+    revision: u64,
+}
+
+/// What the task is asked to do.
+enum Order {
+    Plan(Plan),
+    /// Everyone's view may have changed, without a change of any row.
+    Refresh(oneshot::Sender<()>),
+}
+
+/// Changes that a plan asks for, and how to answer when their fate is known.
+struct Planned {
+    changes: Vec<Change>,
+    answer: Answer,
+}
+
+type Answer = Box<dyn FnOnce(Result<(), StoreError>) + Send>;
+
+type Plan = Box<dyn FnOnce(&mut State) -> Planned + Send>;
+
+/// Why one attempt came to nothing.
+enum Setback {
+    Refused(Refusal),
+    Store(StoreError),
+}
+
+impl Registry {
+    /// Reads the store and starts the task that changes it. `trust_node_labels` as in [`State::load`].
+    pub async fn start(store: Arc<dyn Store>, clock: Clock, trust_node_labels: bool) -> Result<Self, StoreError> {
+        let (followed, news) = mpsc::channel(NEWS);
+        let snapshot = store.load(followed).await?;
+        clock.not_before(snapshot.time);
+        let state = State::load(snapshot, trust_node_labels);
+        // The configuration may have changed while we were away, and with it every view: hence a revision of our own.
+        let revision = store.commit(vec![Vec::new()], clock.now()).await;
+        revision.results.into_iter().collect::<Result<Vec<()>, _>>()?;
+        let revision = revision.revision;
+        let viewers = Viewers::new(&state, revision);
+        let shared = Arc::new(RwLock::new(Shared { state, viewers, revision }));
+        let (orders, queue) = mpsc::channel(QUEUE);
+        let task = Task { shared: shared.clone(), store: store.clone(), clock: clock.clone() };
+        tokio::spawn(task.run(queue, news));
+        let epoch = random::octets(8).map_err(|error| StoreError::Failed(error.to_string()))?;
+        let epoch = crate::ca::hex(&epoch);
+        Ok(Self { shared, orders, store, epoch: epoch.into(), clock })
+    }
+
+    /// Carries out a plan: it looks at the state and says what to change, or refuses. Its answer comes when the change is durable. It may be
+    /// made several times, of which only the last one counts.
+    pub async fn change<T: Send + 'static>(
+        &self,
+        plan: impl Fn(&mut State) -> Result<(T, Vec<Change>), Refusal> + Send + Sync + 'static,
+    ) -> Result<T, Refusal> {
+        let plan = Arc::new(plan);
+        let mut attempt = 0;
+        loop {
+            attempt += 1;
+            match self.attempt(plan.clone()).await {
+                Ok(value) => return Ok(value),
+                Err(Setback::Store(error @ StoreError::Conflict { .. })) if attempt < ATTEMPTS => {
+                    tracing::debug!(%error, attempt, "planning anew");
+                    tokio::time::sleep(random::jitter(PAUSE.min(Duration::from_millis(1 << attempt)))).await;
+                }
+                Err(Setback::Store(error)) => return Err(error.into()),
+                Err(Setback::Refused(refusal)) => return Err(refusal),
+            }
+        }
+    }
+
+    async fn attempt<T: Send + 'static>(
+        &self,
+        plan: Arc<impl Fn(&mut State) -> Result<(T, Vec<Change>), Refusal> + Send + Sync + 'static>,
+    ) -> Result<T, Setback> {
+        let (answer, answered) = oneshot::channel();
+        let plan: Plan = Box::new(move |state| match plan(state) {
+            Ok((value, changes)) => Planned {
+                changes,
+                // Whoever asked may have gone: then the answer is for nobody.
+                answer: Box::new(move |committed| {
+                    let _ = answer.send(committed.map(|()| value).map_err(Setback::Store));
+                }),
+            },
+            Err(refusal) => Planned {
+                changes: Vec::new(),
+                answer: Box::new(move |_| {
+                    let _ = answer.send(Err(Setback::Refused(refusal)));
+                }),
+            },
+        });
+        let stopped = || Setback::Refused(Refusal::Store("the controller is stopping".into()));
+        self.orders.send(Order::Plan(plan)).await.map_err(|_| stopped())?;
+        answered.await.map_err(|_| stopped())?
+    }
+
+    /// Gives every view a new version: what it takes from elsewhere than the rows has changed.
+    pub async fn refresh(&self) {
+        let (done, waited) = oneshot::channel();
+        if self.orders.send(Order::Refresh(done)).await.is_ok() {
+            let _ = waited.await;
+        }
+    }
+
+    /// Looks at the state. All of it is durable.
+    pub async fn read(&self) -> View<'_> {
+        View { shared: self.shared.read().await }
+    }
+
+    /// Makes sure that the state holds all that any replica knew at a revision.
+    pub async fn catch_up(&self, revision: u64) -> Result<(), Refusal> {
+        if self.read().await.revision() < revision {
+            self.store.catch_up(revision).await?;
+        }
+        Ok(())
+    }
+
+    /// Names this run of this replica. What changed since a version is known only for versions of the same epoch.
+    pub fn epoch(&self) -> &str {
+        &self.epoch
+    }
+}
+
+/// The state while one looks at it.
+pub struct View<'a> {
+    shared: RwLockReadGuard<'a, Shared>,
+}
+
+impl View<'_> {
+    /// The state.
+    pub fn state(&self) -> &State {
+        &self.shared.state
+    }
+
+    /// Everything up to this revision of the store is in the state: the version of every view that is computed from it.
+    pub fn revision(&self) -> u64 {
+        self.shared.revision
+    }
+
+    /// Hears of each change of a node's view. It closes when the node is deregistered.
+    pub fn watch(&self, node: &NodeName) -> Option<watch::Receiver<u64>> {
+        self.shared.viewers.watch(node)
+    }
+
+    /// What changed in a node's view after a version of this epoch; `None` if that is not known any more.
+    pub fn touched_since(&self, node: &NodeName, version: u64) -> Option<Touched> {
+        self.shared.viewers.touched_since(node, version)
+    }
+
+    /// Whether a view stream of this node is open.
+    pub fn is_connected(&self, node: &NodeName) -> bool {
+        self.shared.viewers.is_watched(node)
+    }
+}
+
+struct Task {
+    shared: Arc<RwLock<Shared>>,
+    store: Arc<dyn Store>,
+    clock: Clock,
+}
+
+impl Task {
+    async fn run(self, mut queue: mpsc::Receiver<Order>, mut news: mpsc::Receiver<Followed>) {
+        let mut orders = Vec::new();
+        loop {
+            tokio::select! {
+                // Plans are better made on the latest news.
+                biased;
+                Some(followed) = news.recv() => self.follow(followed).await,
+                count = queue.recv_many(&mut orders, BATCH) => {
+                    if count == 0 {
+                        return;
+                    }
+                    self.carry_out(std::mem::take(&mut orders)).await;
+                }
+            }
+        }
+    }
+
+    async fn carry_out(&self, orders: Vec<Order>) {
+        let mut planned = Vec::new();
+        let mut refreshed = Vec::new();
+        {
+            let mut shared = self.shared.write().await;
+            let mut undo = Vec::new();
+            for order in orders {
+                match order {
+                    Order::Refresh(done) => refreshed.push(done),
+                    Order::Plan(plan) => {
+                        let plan = plan(&mut shared.state);
+                        for change in &plan.changes {
+                            undo.push(shared.state.inverse(change));
+                            shared.state.apply(change.clone());
+                        }
+                        planned.push(plan);
+                    }
+                }
+            }
+            undo.into_iter().rev().for_each(|change| shared.state.apply(change));
+            shared.state.take_touched();
+        }
+        // An empty element gives a refresh its revision.
+        let mut batch: Vec<Vec<Change>> =
+            planned.iter().map(|plan| plan.changes.clone()).filter(|changes| !changes.is_empty()).collect();
+        let written = batch.len();
+        if !refreshed.is_empty() {
+            batch.push(Vec::new());
+        }
+        if batch.is_empty() {
+            return planned.into_iter().for_each(|plan| (plan.answer)(Ok(())));
+        }
+        let committed = self.store.commit(batch, self.clock.now()).await;
+        let mut results = committed.results.into_iter().take(written);
+        let mut answers = Vec::new();
+        let mut shared = self.shared.write().await;
+        let shared = &mut *shared;
+        for Planned { changes, answer } in planned {
+            let result = if changes.is_empty() { Ok(()) } else { results.next().unwrap_or_else(no_result) };
+            match &result {
+                Ok(()) => apply(&mut shared.state, changes),
+                Err(StoreError::Conflict { current, .. }) => apply(&mut shared.state, current.clone()),
+                Err(error) => tracing::error!(%error, "a commit failed; its request is refused"),
+            }
+            answers.push((answer, result));
+        }
+        shared.publish(committed.revision);
+        if !refreshed.is_empty() {
+            shared.viewers.publish_all(shared.revision);
+        }
+        // What was asked for is seen by whoever hears that it is done.
+        answers.into_iter().for_each(|(answer, result)| answer(result));
+        for done in refreshed {
+            // Whoever asked may have gone.
+            let _ = done.send(());
+        }
+    }
+
+    async fn follow(&self, followed: Followed) {
+        let mut shared = self.shared.write().await;
+        let shared = &mut *shared;
+        let (changes, revision) = match followed {
+            Followed::Changes { changes, revision } => (changes, revision),
+            Followed::Snapshot(snapshot) => {
+                let revision = snapshot.revision;
+                (shared.state.changes_to(snapshot), revision)
+            }
+        };
+        apply(&mut shared.state, changes);
+        shared.publish(revision);
+    }
+}
+
+impl Shared {
+    fn publish(&mut self, revision: u64) {
+        self.revision = self.revision.max(revision);
+        let touched = self.state.take_touched();
+        self.viewers.publish(&self.state, touched, self.revision);
+    }
+}
+
+/// Applies changes; those that change nothing, such as the echo of our own, concern nobody.
+fn apply(state: &mut State, changes: Vec<Change>) {
+    for change in changes {
+        let claimed = match change {
+            Change::ClaimSegment(row) => Change::PutSegment(row),
+            other => other,
+        };
+        if state.inverse(&claimed) != claimed {
+            state.apply(claimed);
+        }
+    }
+}
+
+fn no_result() -> Result<(), StoreError> {
+    Err(StoreError::Failed("it did not say what became of the change".into()))
+}

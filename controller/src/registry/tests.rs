@@ -1,0 +1,147 @@
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use edge_types::Role;
+
+use super::*;
+use crate::clock::Seconds;
+use crate::state::{NodeRecord, Snapshot};
+use crate::store::embedded::Embedded;
+use crate::store::{self, Committed};
+
+/// The embedded store on a disk that fills up when the test says so.
+struct FullDisk {
+    store: Embedded,
+    full: Arc<AtomicBool>,
+}
+
+impl Store for FullDisk {
+    fn load(&self, followed: mpsc::Sender<Followed>) -> store::Answer<'_, Result<Snapshot, StoreError>> {
+        self.store.load(followed)
+    }
+
+    fn commit(&self, batch: Vec<Vec<Change>>, now: Seconds) -> store::Answer<'_, Committed> {
+        if self.full.load(Ordering::Relaxed) {
+            let results = batch.iter().map(|_| Err(StoreError::Failed("no space left on device".into()))).collect();
+            return Box::pin(async { Committed { revision: 0, results } });
+        }
+        self.store.commit(batch, now)
+    }
+}
+
+/// A store that another replica shares: it takes a segment just before we do, each time that it is told to.
+struct Shared {
+    store: Embedded,
+    quicker: tokio::sync::Mutex<Vec<Vec<Change>>>,
+}
+
+impl Store for Shared {
+    fn load(&self, followed: mpsc::Sender<Followed>) -> store::Answer<'_, Result<Snapshot, StoreError>> {
+        self.store.load(followed)
+    }
+
+    fn commit(&self, batch: Vec<Vec<Change>>, now: Seconds) -> store::Answer<'_, Committed> {
+        Box::pin(async move {
+            if !batch.iter().all(Vec::is_empty)
+                && let Some(changes) = self.quicker.lock().await.pop()
+            {
+                self.store.commit(vec![changes], now).await;
+            }
+            self.store.commit(batch, now).await
+        })
+    }
+}
+
+fn name(text: &str) -> NodeName {
+    text.parse().unwrap()
+}
+
+async fn put(registry: &Registry, node: &str) -> Result<(), Refusal> {
+    let record = NodeRecord::new(name(node), Role::Edge, 0);
+    registry.change(move |_| Ok(((), vec![Change::PutNode(record.clone())]))).await
+}
+
+#[tokio::test]
+async fn a_commit_that_fails_is_told_and_changes_nothing_and_the_next_one_works() {
+    let folder = tempfile::tempdir().unwrap();
+    let full = Arc::new(AtomicBool::new(false));
+    let store = FullDisk { store: Embedded::open(folder.path()).unwrap(), full: full.clone() };
+    let registry = Registry::start(Arc::new(store), Clock::system(), true).await.unwrap();
+    put(&registry, "a").await.unwrap();
+    let revision = registry.read().await.revision();
+    full.store(true, Ordering::Relaxed);
+    let (b, c) = tokio::join!(put(&registry, "b"), put(&registry, "c"));
+    for refused in [b, c] {
+        assert!(refused.unwrap_err().to_string().contains("no space left on device"));
+    }
+    {
+        let view = registry.read().await;
+        assert_eq!(view.state().nodes().len(), 1);
+        assert_eq!(view.revision(), revision);
+        assert!(view.watch(&name("b")).is_none());
+    }
+    full.store(false, Ordering::Relaxed);
+    put(&registry, "b").await.unwrap();
+    assert!(registry.read().await.revision() > revision);
+    assert!(registry.read().await.watch(&name("b")).is_some());
+}
+
+#[tokio::test]
+async fn where_another_replica_was_quicker_the_plan_is_made_anew_on_what_it_did() {
+    let folder = tempfile::tempdir().unwrap();
+    let row = |network: &str, node: &str| {
+        crate::segments::Row::new(network.parse().unwrap(), name(node), "r".into(), 1, None)
+    };
+    let quicker = vec![
+        vec![Change::ClaimSegment(row("10.77.0.64/26", "y"))],
+        vec![Change::ClaimSegment(row("10.77.0.0/26", "x"))],
+    ];
+    let store = Shared { store: Embedded::open(folder.path()).unwrap(), quicker: quicker.into() };
+    let registry = Registry::start(Arc::new(store), Clock::system(), true).await.unwrap();
+    let granted = registry
+        .change(move |state| {
+            let free = |network: &&str| state.ledger().row(&network.parse().unwrap()).is_none();
+            let network = ["10.77.0.0/26", "10.77.0.64/26", "10.77.0.128/26"].into_iter().find(free).unwrap();
+            Ok((network, vec![Change::ClaimSegment(row(network, "me"))]))
+        })
+        .await
+        .unwrap();
+    assert_eq!(granted, "10.77.0.128/26");
+    let view = registry.read().await;
+    let holders: Vec<&str> = view.state().ledger().rows().map(|row| row.node.as_str()).collect();
+    assert_eq!(holders, ["x", "y", "me"]);
+}
+
+#[tokio::test]
+async fn a_refresh_gives_every_view_a_new_version_and_no_memory_of_older_ones() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = Arc::new(Embedded::open(folder.path()).unwrap());
+    let registry = Registry::start(store, Clock::system(), true).await.unwrap();
+    put(&registry, "a").await.unwrap();
+    let mut watch = registry.read().await.watch(&name("a")).unwrap();
+    let before = *watch.borrow_and_update();
+    registry.refresh().await;
+    assert!(watch.has_changed().unwrap() && *watch.borrow() > before);
+    let view = registry.read().await;
+    assert_eq!(view.touched_since(&name("a"), before), None);
+    assert_eq!(view.touched_since(&name("a"), view.revision()), Some(Touched::default()));
+}
+
+#[tokio::test]
+async fn plans_of_one_batch_are_made_on_top_of_each_other() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = Arc::new(Embedded::open(folder.path()).unwrap());
+    let registry = Registry::start(store, Clock::system(), true).await.unwrap();
+    let count = |registry: Registry| async move {
+        registry
+            .change(|state| {
+                let next = state.nodes().len();
+                Ok((next, vec![Change::PutNode(NodeRecord::new(name(&format!("n{next}")), Role::Edge, 0))]))
+            })
+            .await
+            .unwrap()
+    };
+    let mut numbers = futures_util::future::join_all((0..50).map(|_| count(registry.clone()))).await;
+    numbers.sort_unstable();
+    assert_eq!(numbers, (0..50).collect::<Vec<_>>());
+    assert_eq!(registry.read().await.state().nodes().len(), 50);
+}
