@@ -25,6 +25,9 @@ struct ConfigArgument {
     /// The TOML file
     #[arg(long, short, value_name = "FILE", default_value = config::DEFAULT_PATH, env = "EDGE_AGENT_CONFIG")]
     config: PathBuf,
+    /// This node's name, instead of the one in the file: where many nodes share a file
+    #[arg(long, value_name = "NODE", env = "EDGE_AGENT_NAME")]
+    name: Option<edge_types::NodeName>,
 }
 
 #[derive(Debug, Subcommand)]
@@ -70,8 +73,14 @@ enum Command {
         /// Wait so long for the first segment, seconds; 0 looks once
         #[arg(long, value_name = "SECONDS", default_value_t = 60)]
         timeout: u64,
+        /// Copy the plugin and nothing else: before the agent has run for the first time
+        #[arg(long, requires = "plugin")]
+        plugin_only: bool,
+        /// Stay, for as long as it takes to the first segment, and write the conflist again whenever it is lost or what it says changes
+        #[arg(long, conflicts_with_all = ["timeout", "plugin_only"])]
+        keep: bool,
         /// Remove the conflist instead: the runtime makes no more pods with this network
-        #[arg(long, conflicts_with_all = ["plugin", "timeout"])]
+        #[arg(long, conflicts_with_all = ["plugin", "timeout", "plugin_only", "keep"])]
         remove: bool,
     },
 }
@@ -84,20 +93,31 @@ impl Cli {
             Command::Status { config, json } => with_config(&config, |config| admin::client::status(&config, json)),
             Command::Down { config } => with_config(&config, |config| down::down(&config)),
             Command::Rekey { config, peer } => with_config(&config, |config| admin::client::rekey(&config, &peer)),
-            Command::InstallCni { config, plugin, timeout, remove } => with_config(&config, |config| {
-                if remove {
-                    install_cni::remove_conflist(&config)
-                } else {
-                    install_cni::execute(&config, plugin.as_deref(), Duration::from_secs(timeout))
-                }
-            }),
+            Command::InstallCni { config, plugin, timeout, plugin_only, keep, remove } => {
+                with_config(&config, |config| {
+                    if remove {
+                        return install_cni::remove_conflist(&config);
+                    }
+                    if let Some(plugin) = plugin {
+                        println!("{} installed", install_cni::install_plugin(&config, &plugin)?.display());
+                    }
+                    match (plugin_only, keep) {
+                        (true, _) => Ok(()),
+                        (false, true) => install_cni::keep(&config),
+                        (false, false) => install_cni::execute(&config, Duration::from_secs(timeout)),
+                    }
+                })
+            }
         }
     }
 }
 
 fn with_config(argument: &ConfigArgument, command: impl FnOnce(Config) -> anyhow::Result<()>) -> ExitCode {
     let config = match Config::load(&argument.config) {
-        Ok(config) => config,
+        Ok(mut config) => {
+            config.name = argument.name.clone().or(config.name);
+            config
+        }
         Err(error) => {
             eprintln!("edge-agent: {error}");
             return ExitCode::from(2);

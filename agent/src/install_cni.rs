@@ -31,11 +31,11 @@ pub struct Installed {
     pub taken_before: Vec<PathBuf>,
 }
 
-/// The command: waits for the first segment, and says what it did.
-pub fn execute(config: &Config, plugin: Option<&Path>, timeout: Duration) -> anyhow::Result<()> {
-    if let Some(plugin) = plugin {
-        println!("{} installed", install_plugin(config, plugin)?.display());
-    }
+/// Time between two looks at files that the agent writes. Beside it there is nobody to ask for an event.
+const LOOK: Duration = Duration::from_millis(200);
+
+/// Waits for the first segment, writes the conflist, and says what it did.
+pub fn execute(config: &Config, timeout: Duration) -> anyhow::Result<()> {
     let end = Instant::now() + timeout;
     let mut said = false;
     let installed = loop {
@@ -53,9 +53,38 @@ pub fn execute(config: &Config, plugin: Option<&Path>, timeout: Duration) -> any
             eprintln!("waiting for the first segment, up to {} s", timeout.as_secs());
             said = true;
         }
-        // Beside the agent there is nobody to ask for an event; a person waits here once in a node's life.
-        std::thread::sleep(Duration::from_millis(200));
+        std::thread::sleep(LOOK);
     };
+    say(&installed);
+    Ok(())
+}
+
+/// Writes the conflist after the first segment, and again whenever it is lost or what it says changes; until the process is ended. What fails is
+/// said once and tried again, since the agent may mend it.
+pub fn keep(config: &Config) -> anyhow::Result<()> {
+    let mut said = None;
+    loop {
+        match install_conflist(config) {
+            Ok(None) => {}
+            Ok(Some(installed)) => {
+                if installed.changed {
+                    say(&installed);
+                }
+                said = None;
+            }
+            Err(error) => {
+                let text = format!("{error:#}");
+                if said.as_ref() != Some(&text) {
+                    eprintln!("edge-agent: {text}; trying again");
+                    said = Some(text);
+                }
+            }
+        }
+        std::thread::sleep(10 * LOOK);
+    }
+}
+
+fn say(installed: &Installed) {
     let how = if installed.changed { "written" } else { "is up to date" };
     println!("{} {how}", installed.conflist.display());
     for other in &installed.taken_before {
@@ -64,7 +93,6 @@ pub fn execute(config: &Config, plugin: Option<&Path>, timeout: Duration) -> any
             other.display()
         );
     }
-    Ok(())
 }
 
 /// Copies the plugin where the runtime looks for plugins, as a whole.

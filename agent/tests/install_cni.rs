@@ -1,0 +1,66 @@
+//! `edge-agent install-cni` as a node's init step and its companion: the program itself, on folders of its own.
+
+use std::fs;
+use std::path::Path;
+use std::process::{Child, Command};
+use std::time::{Duration, Instant};
+
+use edge_agent::store::{StateDir, segments};
+
+/// Ended when the test is, however that goes.
+struct Running(Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+fn agent(folder: &Path, arguments: &[&str]) -> Command {
+    let file = folder.join("agent.toml");
+    let text = "state_dir = \"state\"\nrun_dir = \"run\"\n[cni]\nconf_dir = \"net.d\"\nbin_dir = \"bin\"\n[controller]\nurls = [\"https://c\"]\n";
+    fs::write(&file, text).unwrap();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_edge-agent"));
+    // Relative folders of `[cni]` start where the program does.
+    command.current_dir(folder).arg("install-cni").arg("--config").arg(file).args(arguments);
+    command
+}
+
+fn wait_for(what: &str, mut event: impl FnMut() -> bool) {
+    let end = Instant::now() + Duration::from_secs(60);
+    while !event() {
+        assert!(Instant::now() < end, "{what} did not happen");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+#[test]
+fn the_plugin_alone_is_installed_before_there_is_a_segment() {
+    let folder = tempfile::tempdir().unwrap();
+    let program = env!("CARGO_BIN_EXE_edge-agent");
+    let done = agent(folder.path(), &["--plugin", program, "--plugin-only"]).output().unwrap();
+    assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+    assert_eq!(fs::read(folder.path().join("bin/edge-cni")).unwrap(), fs::read(program).unwrap());
+    assert!(!folder.path().join("net.d").exists());
+    let refused = agent(folder.path(), &["--plugin-only"]).output().unwrap();
+    assert_eq!(refused.status.code(), Some(2), "there is no plugin to install");
+}
+
+#[test]
+fn the_conflist_is_kept_it_comes_after_the_first_segment_and_again_when_it_is_lost() {
+    let folder = tempfile::tempdir().unwrap();
+    let program = env!("CARGO_BIN_EXE_edge-agent");
+    let mut kept = Running(agent(folder.path(), &["--plugin", program, "--keep"]).spawn().unwrap());
+    let conflist = folder.path().join("net.d/10-edge-cni.conflist");
+    wait_for("the plugin", || folder.path().join("bin/edge-cni").exists());
+    assert!(!conflist.exists() && kept.0.try_wait().unwrap().is_none());
+    let state = StateDir::open(&folder.path().join("state")).unwrap();
+    segments::add_granted(&state, &["10.77.0.0/26".parse().unwrap()]).unwrap();
+    wait_for("the conflist", || conflist.exists());
+    let written = fs::read(&conflist).unwrap();
+    fs::remove_file(&conflist).unwrap();
+    wait_for("the conflist again", || conflist.exists());
+    assert_eq!(fs::read(&conflist).unwrap(), written);
+    assert!(kept.0.try_wait().unwrap().is_none());
+}
