@@ -1,7 +1,7 @@
 //! The configuration file of `edge-controller run`, TOML. Unknown keys are refused. The full example stands in `docs/configuration.md`.
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -17,6 +17,9 @@ pub const ADMIN_SOCKET: &str = "/run/edge-controller/admin.sock";
 
 /// Port on which nodes reach the controller, unless configured otherwise.
 pub const PORT: u16 = 8443;
+
+/// Where health and metrics are served, unless configured otherwise.
+const OBSERVE: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 9643);
 
 /// The whole file.
 #[derive(Debug, Clone, Deserialize)]
@@ -41,6 +44,9 @@ pub struct Config {
     /// How long certificates live.
     #[serde(default)]
     pub certificates: Certificates,
+    /// Health and metrics.
+    #[serde(default)]
+    pub observe: Observe,
     /// Cloud networks (pods and services of the cloud's own CNI) that every hub fronts.
     #[serde(default)]
     pub networks: Vec<IpNetwork>,
@@ -85,6 +91,14 @@ pub struct Certificates {
     pub server_days: u32,
 }
 
+/// `[observe]`
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Observe {
+    /// Addresses on which health and metrics are served, in plain HTTP; none turns them off.
+    pub listen: Vec<SocketAddr>,
+}
+
 /// `[hub.NAME]`
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -99,6 +113,12 @@ pub struct Hub {
 impl Default for Certificates {
     fn default() -> Self {
         Self { node_days: 7, server_days: 30 }
+    }
+}
+
+impl Default for Observe {
+    fn default() -> Self {
+        Self { listen: vec![OBSERVE] }
     }
 }
 

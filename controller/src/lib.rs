@@ -2,7 +2,7 @@
 //!
 //! Data flows one way: [`server`] accepts connections and knows who calls; [`api`] turns requests into plans ([`tokens`], [`segments`],
 //! [`ca`]) that [`registry`] commits to the [`store`] and applies to its [`state`]; [`views`] are computed from the state and pushed.
-//! [`cli`] is the operator's side of the same API.
+//! [`cli`] is the operator's side of the same API, [`observe`] what his monitoring sees.
 #![forbid(unsafe_code)]
 
 pub mod api;
@@ -10,6 +10,7 @@ pub mod ca;
 pub mod cli;
 pub mod clock;
 pub mod config;
+pub mod observe;
 pub mod random;
 pub mod refusal;
 pub mod registry;

@@ -208,6 +208,11 @@ impl Refusal {
         }
     }
 
+    /// The kind's name, as below `/problems/`.
+    pub fn name(&self) -> &'static str {
+        self.kind().1
+    }
+
     /// As a problem document.
     pub fn problem(&self) -> Problem {
         let (status, kind, title) = self.kind();

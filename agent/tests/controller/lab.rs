@@ -61,7 +61,7 @@ impl Controller {
         let path = self.folder.path().join("controller.toml");
         let text = format!(
             "server_names = [\"127.0.0.1\"]\nlisten = [\"{}\"]\nstate_dir = {:?}\nadmin_socket = {:?}\nheartbeat_seconds = 1\n\
-             [segments]\ncluster_ranges = [{}]\nquarantine_seconds = 60\n",
+             [observe]\nlisten = []\n[segments]\ncluster_ranges = [{}]\nquarantine_seconds = 60\n",
             self.address,
             self.folder.path().join("state"),
             self.admin_socket(),

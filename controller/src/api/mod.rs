@@ -23,6 +23,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::ca::Ca;
 use crate::config::Config;
+use crate::observe::{self, Health, Metrics};
 use crate::refusal::Refusal;
 use crate::registry::Registry;
 use crate::segments::Policy;
@@ -40,6 +41,10 @@ pub struct Context {
     pub policy: Policy,
     /// Computes views.
     pub common: Common,
+    /// What is counted.
+    pub metrics: Metrics,
+    /// Whether all loops run.
+    pub health: Health,
     /// Cancelled when the server stops: ends the view streams.
     pub stopping: CancellationToken,
 }
@@ -66,5 +71,6 @@ pub fn router(app: App) -> Router {
             method: request.method().to_string(),
             path: request.uri().path().into(),
         })
+        .layer(axum::middleware::from_fn_with_state(app.metrics.clone(), observe::requests::count))
         .with_state(app)
 }

@@ -5,9 +5,7 @@ use std::collections::BTreeMap;
 use axum::extract::{Path, State};
 use axum::http::StatusCode;
 use edge_types::NodeName;
-use edge_types::api::{
-    CommunityInfo, LabelsPatch, NodeInfo, SegmentInfo, SegmentState, TokenCreated, TokenInfo, TokenRequest,
-};
+use edge_types::api::{CommunityInfo, LabelsPatch, NodeInfo, SegmentInfo, TokenCreated, TokenInfo, TokenRequest};
 
 use super::body::{Json, Node};
 use super::caller::Caller;
@@ -172,11 +170,7 @@ fn is_label_name(text: &str) -> bool {
 
 fn segment_info(row: &Row, quarantine: i64, now: Seconds) -> SegmentInfo {
     let quarantined_until = row.released_at.map(|at| at.saturating_add(quarantine));
-    let state = match quarantined_until {
-        None => SegmentState::Held,
-        Some(end) if now < end => SegmentState::Quarantined,
-        Some(_) => SegmentState::Free,
-    };
+    let state = row.state(quarantine, now);
     SegmentInfo { segment: row.network, node: row.node.clone(), state, granted_at: row.granted_at, quarantined_until }
 }
 

@@ -4,6 +4,7 @@ use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use edge_types::api::PROBLEM_MEDIA_TYPE;
 
+use crate::observe::requests::ProblemKind;
 use crate::refusal::Refusal;
 
 impl IntoResponse for Refusal {
@@ -17,6 +18,7 @@ impl IntoResponse for Refusal {
         let status = StatusCode::from_u16(problem.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
         // A struct of strings always serialises.
         let body = serde_json::to_vec(&problem).unwrap_or_default();
-        (status, [(header::CONTENT_TYPE, PROBLEM_MEDIA_TYPE)], body).into_response()
+        let kind = axum::Extension(ProblemKind(self.name()));
+        (status, kind, [(header::CONTENT_TYPE, PROBLEM_MEDIA_TYPE)], body).into_response()
     }
 }

@@ -16,6 +16,7 @@ use tokio::sync::{mpsc, watch};
 use super::App;
 use super::body::Node;
 use super::caller::Caller;
+use crate::observe::Ended;
 use crate::refusal::Refusal;
 
 /// A reader that does not take a line within this time is cut off.
@@ -56,18 +57,19 @@ pub(super) async fn view(
 
 /// Writes lines until the reader leaves, the server stops, or the node may no longer read.
 async fn push(app: App, caller: Caller, node: NodeName, mut changes: watch::Receiver<u64>, lines: mpsc::Sender<Bytes>) {
+    let stream = app.metrics.stream();
     let mut heartbeat = tokio::time::interval(app.config.heartbeat());
     heartbeat.reset();
     let mut told = 0;
     loop {
         let changed = tokio::select! {
-            () = app.stopping.cancelled() => return,
+            () = app.stopping.cancelled() => return stream.end(Ended::Stopping),
             () = lines.closed() => return,
             changed = changes.changed() => match changed {
                 Ok(()) => true,
                 Err(_) => {
                     tracing::info!(%node, "view stream ended: the node was deregistered");
-                    return;
+                    return stream.end(Ended::Refused);
                 }
             },
             _ = heartbeat.tick() => false,
@@ -76,19 +78,35 @@ async fn push(app: App, caller: Caller, node: NodeName, mut changes: watch::Rece
             Ok(event) => event,
             Err(refusal) => {
                 tracing::info!(%node, "view stream ended: {refusal}");
-                return;
+                return stream.end(Ended::Refused);
             }
         };
-        // Views and versions always serialise.
-        let mut line = serde_json::to_vec(&event).unwrap_or_default();
-        line.push(b'\n');
         heartbeat.reset();
-        if let Err(mpsc::error::SendTimeoutError::Timeout(_)) = lines.send_timeout(line.into(), SLOWEST_READER).await {
-            tracing::warn!(%node, "cut off: it did not read its view for {} s", SLOWEST_READER.as_secs());
-            caller.connection.cancel();
-            return;
+        match lines.send_timeout(line(&event), SLOWEST_READER).await {
+            Ok(()) => stream.sent(kind(&event)),
+            Err(mpsc::error::SendTimeoutError::Closed(_)) => return,
+            Err(mpsc::error::SendTimeoutError::Timeout(_)) => {
+                tracing::warn!(%node, "cut off: it did not read its view for {} s", SLOWEST_READER.as_secs());
+                caller.connection.cancel();
+                return stream.end(Ended::CutOff);
+            }
         }
     }
+}
+
+/// The word that tells lines apart.
+fn kind(event: &ViewEvent) -> &'static str {
+    match event {
+        ViewEvent::View { .. } => "view",
+        ViewEvent::Heartbeat { .. } => "heartbeat",
+    }
+}
+
+fn line(event: &ViewEvent) -> Bytes {
+    // Views and versions always serialise.
+    let mut line = serde_json::to_vec(event).unwrap_or_default();
+    line.push(b'\n');
+    line.into()
 }
 
 async fn next(

@@ -60,6 +60,7 @@ pub enum CaError {
 pub struct Ca {
     issuer: Issuer<'static, KeyPair>,
     certificate: CertificateDer<'static>,
+    not_after: Seconds,
     pem: String,
     key_hash: [u8; 32],
 }
@@ -80,12 +81,18 @@ impl Ca {
         let (key, pem) = files::open(state_dir, |key| Ok(root(now)?.self_signed(key)?.pem()))?;
         let certificate = files::certificate(&pem, state_dir)?;
         let key_hash = request::hash(&key.subject_public_key_info());
-        Ok(Self { issuer: Issuer::from_ca_cert_der(&certificate, key)?, certificate, pem, key_hash })
+        let not_after = not_after(&certificate);
+        Ok(Self { issuer: Issuer::from_ca_cert_der(&certificate, key)?, certificate, not_after, pem, key_hash })
     }
 
     /// Its certificate, DER.
     pub fn certificate(&self) -> &CertificateDer<'static> {
         &self.certificate
+    }
+
+    /// The end of its certificate.
+    pub fn not_after(&self) -> Seconds {
+        self.not_after
     }
 
     /// Its certificate, PEM.
@@ -145,6 +152,12 @@ impl Ca {
         let chain = vec![leaf.der().clone(), self.certificate.clone()];
         Ok((chain, PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der()))))
     }
+}
+
+/// The end of a certificate that can be parsed; the epoch for one that cannot.
+pub fn not_after(der: &[u8]) -> Seconds {
+    use x509_parser::prelude::{FromDer, X509Certificate};
+    X509Certificate::from_der(der).map_or(0, |(_, certificate)| certificate.validity().not_after.timestamp())
 }
 
 /// Hexadecimal, lower case.

@@ -188,7 +188,7 @@ async fn run(path: PathBuf, log_json: bool) -> anyhow::Result<()> {
     let config = Config::load(&path)?;
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     let server = Server::start(config, Clock::system()).await?;
-    tracing::info!(addresses = ?server.addresses, version = env!("CARGO_PKG_VERSION"), "serving");
+    tracing::info!(addresses = ?server.addresses, observe = ?server.observe, version = env!("CARGO_PKG_VERSION"), "serving");
     tokio::select! {
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}

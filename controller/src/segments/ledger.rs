@@ -250,7 +250,7 @@ impl Ledger {
 }
 
 /// Whether a row stands in nobody's way: released, and its quarantine is over.
-fn is_free(row: &Row, policy: &Policy, now: Seconds) -> bool {
+pub(super) fn is_free(row: &Row, policy: &Policy, now: Seconds) -> bool {
     row.released_at.is_some_and(|released| now >= released.saturating_add(policy.quarantine))
 }
 

@@ -9,7 +9,9 @@
 mod ledger;
 mod policy;
 mod range;
+mod room;
 
 pub use ledger::{Exhausted, Grant, Holding, Ledger, Row};
 pub use policy::Policy;
 pub use range::overlap;
+pub use room::free_segments;

@@ -1,4 +1,4 @@
-//! TCP sockets for nodes.
+//! TCP sockets.
 
 use std::net::SocketAddr;
 
@@ -8,8 +8,8 @@ use tokio::net::{TcpListener, TcpSocket};
 /// Connections that wait to be accepted.
 const BACKLOG: u32 = 1024;
 
-/// Opens all addresses. An IPv6 wildcard serves IPv4 too, unless IPv4 is listed for itself.
-pub(super) fn open(addresses: &[SocketAddr]) -> anyhow::Result<Vec<TcpListener>> {
+/// Opens all addresses of a key in the configuration. An IPv6 wildcard serves IPv4 too, unless IPv4 is listed for itself.
+pub(super) fn open(key: &str, addresses: &[SocketAddr]) -> anyhow::Result<Vec<TcpListener>> {
     let has_v4 = |port| addresses.iter().any(|other| other.is_ipv4() && other.port() == port);
     addresses
         .iter()
@@ -23,7 +23,7 @@ pub(super) fn open(addresses: &[SocketAddr]) -> anyhow::Result<Vec<TcpListener>>
                 socket.bind(*address)?;
                 socket.listen(BACKLOG)
             };
-            open().with_context(|| format!("cannot listen on {address} (`listen` in the configuration)"))
+            open().with_context(|| format!("cannot listen on {address} (`{key}` in the configuration)"))
         })
         .collect()
 }

@@ -3,10 +3,12 @@
 //! - [`tls`]: who may speak to whom, and the controller's own certificate.
 //! - [`connections`]: serving HTTP on one connection, within bounds.
 //! - [`admin`]: the operator's socket.
+//! - [`observe`]: health and metrics.
 
 mod admin;
 mod connections;
 mod listen;
+mod observe;
 mod tls;
 
 use std::net::SocketAddr;
@@ -16,37 +18,50 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
+use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::api::{self, Context};
+use crate::api::{self, App, Context};
 use crate::ca::Ca;
 use crate::clock::Clock;
 use crate::config::Config;
+use crate::observe::{Health, Measured, Metrics};
 use crate::registry::Registry;
 use crate::store::embedded::Embedded;
 use crate::views::Common;
 
 /// Time that open requests have to end when the server stops.
 const GRACE: Duration = Duration::from_secs(5);
+/// Time that health and metrics, and then the store, have to end after everything else.
+const LAST_WORDS: Duration = Duration::from_millis(500);
 
 /// A server that runs.
 pub struct Server {
     /// Addresses on which nodes are served.
     pub addresses: Vec<SocketAddr>,
-    stopping: CancellationToken,
+    /// Addresses on which health and metrics are served.
+    pub observe: Vec<SocketAddr>,
+    app: App,
     tasks: TaskTracker,
+    observing: TaskTracker,
+    silent: CancellationToken,
+    closed: CancellationToken,
 }
 
 impl Server {
     /// Opens store, authority and sockets, and begins to serve.
     pub async fn start(config: Config, clock: Clock) -> anyhow::Result<Self> {
         make_folder(&config.state_dir)?;
-        let store = Embedded::open(&config.state_dir)?;
+        let metrics = Metrics::new();
+        let store = Measured::new(Arc::new(Embedded::open(&config.state_dir)?), metrics.clone());
+        let closed = store.closed();
         let registry = Registry::start(Arc::new(store), clock.clone(), true).await?;
         let ca = Ca::open(&config.state_dir, clock.now()).context("certificate authority")?;
-        let listeners = listen::open(&config.listen)?;
-        let addresses = listeners.iter().map(|l| l.local_addr()).collect::<Result<Vec<_>, _>>()?;
+        let listeners = listen::open("listen", &config.listen)?;
+        let observers = listen::open("observe.listen", &config.observe.listen)?;
+        let addresses = local(&listeners)?;
+        let observe = local(&observers)?;
         let admin = admin::open(&config.admin_socket)?;
         let stopping = CancellationToken::new();
         let app = Arc::new(Context {
@@ -55,33 +70,54 @@ impl Server {
             common: Common::new(config.clone(), vec![ca.pem().to_owned()]),
             ca,
             config,
+            metrics,
+            health: Health::default(),
             stopping: stopping.clone(),
         });
         let tasks = TaskTracker::new();
         let router = api::router(app.clone());
         let server = tls::Tls::new(&app)?;
-        tasks.spawn(tls::renew(server.clone(), app.clone()));
+        let renewal = tasks.spawn(tls::renew(server.clone(), app.clone()));
+        app.health.watch("server-certificate-renewal", &renewal.abort_handle());
         for listener in listeners {
-            tasks.spawn(connections::serve_nodes(
-                listener,
-                server.clone(),
-                router.clone(),
-                stopping.clone(),
-                tasks.clone(),
-            ));
+            let serving =
+                connections::serve_nodes(listener, server.clone(), router.clone(), stopping.clone(), tasks.clone());
+            app.health.watch("node-listener", &tasks.spawn(serving).abort_handle());
         }
-        tasks.spawn(admin::serve(admin, app.config.admin_socket.clone(), router, stopping.clone(), tasks.clone()));
-        Ok(Self { addresses, stopping, tasks })
+        let serving = admin::serve(admin, app.config.admin_socket.clone(), router, stopping, tasks.clone());
+        app.health.watch("admin-listener", &tasks.spawn(serving).abort_handle());
+        // Last, so that nobody sees a server that is half open.
+        let (observing, silent) = (TaskTracker::new(), CancellationToken::new());
+        let router = crate::observe::router(app.clone());
+        for listener in observers {
+            observing.spawn(observe::serve(listener, router.clone(), silent.clone(), observing.clone()));
+        }
+        Ok(Self { addresses, observe, app, tasks, observing, silent, closed })
     }
 
-    /// Stops: no new connections, streams end, open requests are finished.
+    /// Stops: not ready any more, no new connections, streams end, open requests are finished.
     pub async fn stop(self) {
-        self.stopping.cancel();
+        self.app.health.stop();
+        self.app.stopping.cancel();
         self.tasks.close();
         if tokio::time::timeout(GRACE, self.tasks.wait()).await.is_err() {
             tracing::warn!("some requests were still open after {} s", GRACE.as_secs());
         }
+        self.silent.cancel();
+        self.observing.close();
+        let Self { app, observing, closed, .. } = self;
+        // Whoever asks at this very moment gets an answer.
+        let _ = tokio::time::timeout(LAST_WORDS, observing.wait()).await;
+        // A store that is closed needs no repair when it is opened again.
+        drop(app);
+        if tokio::time::timeout(LAST_WORDS, closed.cancelled()).await.is_err() {
+            tracing::warn!("the store is still in use");
+        }
     }
+}
+
+fn local(listeners: &[TcpListener]) -> std::io::Result<Vec<SocketAddr>> {
+    listeners.iter().map(TcpListener::local_addr).collect()
 }
 
 /// Makes the state directory, for its owner alone.

@@ -13,6 +13,7 @@ use rustls::time_provider::TimeProvider;
 use rustls_pki_types::UnixTime;
 
 use crate::api::{App, Context};
+use crate::ca;
 use crate::clock::Clock;
 
 /// How often it is looked whether the own certificate needs renewal.
@@ -68,6 +69,7 @@ impl TimeProvider for Time {
 fn sign(app: &Context) -> anyhow::Result<CertifiedKey> {
     let days = app.config.certificates.server_days;
     let (chain, key) = app.ca.sign_server(&app.config.server_names, days, app.registry.clock.now())?;
+    app.health.server_certificate(chain.first().map_or(0, |leaf| ca::not_after(leaf)));
     let key = rustls::crypto::ring::sign::any_supported_type(&key).context("the controller's own key")?;
     Ok(CertifiedKey::new(chain, key))
 }

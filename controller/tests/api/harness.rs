@@ -43,7 +43,7 @@ impl Cloud {
         let path = folder.path().join("controller.toml");
         let text = format!(
             "server_names = [\"cloud.test\", \"127.0.0.1\"]\nlisten = [\"127.0.0.1:0\"]\nstate_dir = {:?}\nadmin_socket = {:?}\n\
-             heartbeat_seconds = 1\nnetworks = [\"10.244.0.0/16\"]\n[segments]\nquarantine_seconds = 100\n{segments}\n",
+             heartbeat_seconds = 1\nnetworks = [\"10.244.0.0/16\"]\n[observe]\nlisten = [\"127.0.0.1:0\"]\n[segments]\nquarantine_seconds = 100\n{segments}\n",
             folder.path().join("state"),
             folder.path().join("admin.sock"),
         );

@@ -5,6 +5,7 @@ mod harness;
 mod access;
 mod bad_input;
 mod join;
+mod observe;
 mod program;
 mod segments;
 mod views;

@@ -16,7 +16,7 @@ impl Program {
         let folder = tempfile::tempdir().unwrap();
         let config = format!(
             "server_names = [\"localhost\"]\nlisten = [\"127.0.0.1:0\"]\nstate_dir = {:?}\nadmin_socket = {:?}\n\
-             [segments]\ncluster_ranges = [\"10.77.0.0/16\"]\n",
+             [observe]\nlisten = [\"127.0.0.1:0\"]\n[segments]\ncluster_ranges = [\"10.77.0.0/16\"]\n",
             folder.path().join("state"),
             folder.path().join("run/admin.sock"),
         );

@@ -1,0 +1,92 @@
+//! How much is left, and what may be done with what was granted before.
+
+use edge_types::api::{Family, SegmentState};
+
+use super::ledger::{Ledger, Row, is_free};
+use super::policy::Policy;
+use super::range::{bounds, size};
+use crate::clock::Seconds;
+
+/// Segments of a family that can be granted now: places that overlap nothing held, nothing in quarantine and nothing reserved.
+pub fn free_segments(ledger: &Ledger, policy: &Policy, family: Family, now: Seconds) -> u128 {
+    let step = size(family, policy.prefix(family));
+    let taken = ledger.rows().filter(|row| !is_free(row, policy, now)).map(|row| &row.network);
+    let mut blocked: Vec<(u128, u128)> = taken
+        .chain(&policy.reserved)
+        .filter(|network| Family::of(network) == family)
+        .map(|network| {
+            let ((_, first), last) = bounds(network);
+            (first, last)
+        })
+        .collect();
+    blocked.sort_unstable();
+    let free = policy.ranges(family).map(|range| {
+        let ((_, start), end) = bounds(range);
+        let mut free = ((end - start) / step).saturating_add(1);
+        // Places below this one are counted.
+        let mut next = 0;
+        for (first, last) in blocked.iter().filter(|(first, last)| *first <= end && *last >= start) {
+            let from = ((*first).max(start) - start) / step;
+            let to = ((*last).min(end) - start) / step;
+            free -= (to + 1).saturating_sub(from.max(next));
+            next = next.max(to + 1);
+        }
+        free
+    });
+    free.fold(0, u128::saturating_add)
+}
+
+impl Row {
+    /// What may be done with it. `quarantine`: seconds for which a released segment is given to nobody.
+    pub fn state(&self, quarantine: Seconds, now: Seconds) -> SegmentState {
+        match self.released_at.map(|at| at.saturating_add(quarantine)) {
+            None => SegmentState::Held,
+            Some(end) if now < end => SegmentState::Quarantined,
+            Some(_) => SegmentState::Free,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::segments::Grant;
+    use edge_types::view::SegmentPrefix;
+    use proptest::prelude::*;
+
+    fn policy(prefix: u8) -> Policy {
+        Policy {
+            ranges: vec!["10.77.0.0/24".parse().unwrap(), "10.78.0.0/26".parse().unwrap()],
+            reserved: vec!["10.77.0.70/32".parse().unwrap(), "10.77.0.0/30".parse().unwrap()],
+            prefix: SegmentPrefix { v4: prefix, v6: 120 },
+            max_per_node: 64,
+            quarantine: 100,
+        }
+    }
+
+    proptest! {
+        /// What is said to be free is exactly what can then be granted, whatever sizes were granted, released and reserved before.
+        #[test]
+        fn as_many_segments_are_granted_as_are_said_to_be_free(
+            rows in proptest::collection::vec((0..8u8, 25..30u8, proptest::option::of(0..150i64)), 0..12),
+            prefix in 26..30u8,
+        ) {
+            let mut ledger = Ledger::default();
+            for (place, size, released_at) in rows {
+                let network = format!("10.77.0.{}/{size}", (place * 32) & (255u8 << (32 - size))).parse().unwrap();
+                let row = Row::new(network, "a".parse().unwrap(), String::new(), 0, released_at);
+                if !ledger.rows().any(|other| super::super::overlap(&other.network, &network)) {
+                    ledger.insert(row);
+                }
+            }
+            let (policy, now) = (policy(prefix), 150);
+            let free = free_segments(&ledger, &policy, Family::V4, now);
+            let mut chosen: Vec<Grant> = Vec::new();
+            while let Ok(grant) = ledger.grant(&policy, Family::V4, &chosen, now) {
+                chosen.push(grant);
+            }
+            prop_assert_eq!(free, chosen.len() as u128);
+            prop_assert_eq!(free_segments(&ledger, &policy, Family::V6, now), 0);
+        }
+    }
+}
