@@ -72,6 +72,19 @@ enum Verb {
         #[arg(long)]
         update: bool,
     },
+    /// Make kube-apiserver and kubectl, if they are not there yet, and print the path of kube-apiserver; kubectl lies beside it.
+    KubeApiserver,
+    /// Run one command, by default a shell, beside a fresh Kubernetes control plane, and return its exit status.
+    ///
+    /// KUBECONFIG names its administrator's, and kubectl is the one of the release. The control plane is forgotten afterwards.
+    Kube {
+        /// A further flag for kube-apiserver; may be repeated.
+        #[arg(long, value_name = "FLAG", allow_hyphen_values = true)]
+        api_server: Vec<String>,
+        /// The command and its arguments, after `--`.
+        #[arg(last = true, value_name = "COMMAND")]
+        argv: Vec<String>,
+    },
     /// The lab's own parts; nothing here is for people.
     #[command(hide = true, subcommand)]
     Guest(GuestVerb),
@@ -115,6 +128,11 @@ fn main() -> ExitCode {
             println!("{}", path.display());
             ExitCode::SUCCESS
         }),
+        Verb::KubeApiserver => interop_tests::kube::ensure().map(|programs| {
+            println!("{}", programs.api_server.display());
+            ExitCode::SUCCESS
+        }),
+        Verb::Kube { api_server, argv } => interop_tests::kube::session(api_server, argv),
         Verb::Guest(GuestVerb::Init { dir, .. }) => Ok(interop_tests::guest::init(&dir)),
         Verb::List { json } => interop_tests::runner::list(json),
         Verb::Run { names, backend, keep } => interop_tests::runner::run(&RunOptions { names, backend, keep }),

@@ -1,0 +1,86 @@
+//! What is built once per machine: where it is kept, and who may build it.
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, Result};
+use rustix::fs::FlockOperation;
+
+/// A folder below `$XDG_CACHE_HOME/edge-cni` that holds the builds of one thing.
+pub(crate) struct Shelf {
+    root: PathBuf,
+    what: &'static str,
+}
+
+impl Shelf {
+    /// Opens the folder, making it; `what` names for people what is built.
+    pub(crate) fn open(folder: &str, what: &'static str) -> Result<Self> {
+        let root = base()?.join("edge-cni").join(folder);
+        fs::create_dir_all(&root).with_context(|| format!("making {}", root.display()))?;
+        Ok(Self { root, what })
+    }
+
+    /// The folder itself.
+    pub(crate) fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// Waits until nobody else builds. Released when the file is dropped.
+    pub(crate) fn lock(&self) -> Result<File> {
+        let path = self.root.join("lock");
+        let file = File::create(&path).with_context(|| format!("opening {}", path.display()))?;
+        if rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive).is_err() {
+            eprintln!("another run is building {}: waiting for it", self.what);
+            rustix::fs::flock(&file, FlockOperation::LockExclusive)?;
+        }
+        Ok(file)
+    }
+
+    /// A folder to build in, removed when dropped. It is in the cache, so that publishing is a rename.
+    pub(crate) fn scratch(&self) -> Result<tempfile::TempDir> {
+        // Only the holder of the lock comes here: what lies about was left by a build that was killed.
+        for entry in fs::read_dir(&self.root)? {
+            let entry = entry?;
+            if entry.file_name().to_string_lossy().starts_with("build-") {
+                fs::remove_dir_all(entry.path()).ok();
+            }
+        }
+        tempfile::Builder::new().prefix("build-").tempdir_in(&self.root).context("making a folder to build in")
+    }
+
+    /// Keeps built files under `name`: all or none.
+    pub(crate) fn publish(&self, name: &str, files: &[&Path]) -> Result<PathBuf> {
+        let place = self.root.join(name);
+        let staged = tempfile::Builder::new().prefix("build-").tempdir_in(&self.root)?;
+        for file in files {
+            let base = file.file_name().context("a built file without a name")?;
+            fs::copy(file, staged.path().join(base)).with_context(|| format!("keeping {}", file.display()))?;
+        }
+        // The private mode of a temporary folder would hide the build from another user of the same cache.
+        fs::set_permissions(staged.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755))?;
+        let staged = staged.keep();
+        if place.exists() {
+            fs::remove_dir_all(&place)?;
+        }
+        fs::rename(&staged, &place).with_context(|| format!("moving {} to {}", self.what, place.display()))?;
+        Ok(place)
+    }
+}
+
+/// A short name for a build's inputs: another input, another build.
+pub(crate) fn digest(inputs: &[&str]) -> String {
+    let mut context = ring::digest::Context::new(&ring::digest::SHA256);
+    inputs.iter().for_each(|input| context.update(input.as_bytes()));
+    context.finish().as_ref()[..6].iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// `$XDG_CACHE_HOME`, by default `~/.cache`.
+fn base() -> Result<PathBuf> {
+    if let Some(dir) = std::env::var_os("XDG_CACHE_HOME")
+        && Path::new(&dir).is_absolute()
+    {
+        return Ok(dir.into());
+    }
+    let home = std::env::home_dir().context("neither XDG_CACHE_HOME nor HOME is set")?;
+    Ok(home.join(".cache"))
+}

@@ -1,0 +1,202 @@
+//! A program that runs until it is told to end, and never longer than this process.
+
+use std::ffi::OsStr;
+use std::fs::File;
+use std::io::{Read as _, Seek as _, SeekFrom};
+use std::os::unix::process::CommandExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::mpsc::{self, Sender, SyncSender};
+use std::sync::{LazyLock, Mutex, PoisonError};
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, anyhow, bail};
+use rustix::process::{Pid, Signal, kill_process};
+
+use crate::wait;
+
+/// How long a program may take to come up or to go, on a loaded machine.
+pub(super) const PATIENCE: Duration = Duration::from_secs(120);
+
+/// A running program. It is killed when dropped.
+#[derive(Debug)]
+pub(super) struct Daemon {
+    name: &'static str,
+    log: PathBuf,
+    begins: u64,
+    child: Child,
+}
+
+impl Daemon {
+    /// Starts the program; what it says is appended to `log`, so that the log of one that was restarted tells the whole story.
+    pub(super) fn start(name: &'static str, log: &Path, words: &[impl AsRef<OsStr>], folder: &Path) -> Result<Self> {
+        let file = File::options().create(true).append(true).open(log)?;
+        let begins = file.metadata()?.len();
+        // setpriv: it does not outlive us, however we end. A process group: an interrupt typed at the test is not meant for it.
+        let mut command = Command::new("setpriv");
+        command
+            .args(["--pdeathsig", "KILL", "--"])
+            .args(words)
+            .current_dir(folder)
+            .process_group(0)
+            .stdin(Stdio::null())
+            .stdout(file.try_clone()?)
+            .stderr(file);
+        let child = spawn(command).with_context(|| format!("starting {name}"))?;
+        Ok(Self { name, log: log.to_owned(), begins, child })
+    }
+
+    /// What this run of the program has said so far.
+    pub(super) fn said(&self) -> String {
+        let mut said = Vec::new();
+        let read = File::open(&self.log).and_then(|mut log| {
+            log.seek(SeekFrom::Start(self.begins))?;
+            log.read_to_end(&mut said)
+        });
+        read.ok();
+        String::from_utf8_lossy(&said).into_owned()
+    }
+
+    /// Asks `probe` until it succeeds; fails at once when the program ends.
+    pub(super) fn until<T>(&mut self, what: &str, mut probe: impl FnMut(&Self) -> Result<T>) -> Result<T> {
+        let log = self.log.clone();
+        let waited = wait::until(what, PATIENCE, || {
+            // Ask first, probe then: what it did last counts.
+            let ended = self.child.try_wait()?;
+            match (probe(self), ended) {
+                (Ok(value), _) => Ok(Ok(value)),
+                (Err(_), Some(status)) => Ok(Err(self.ended_early(status))),
+                (Err(error), None) => Err(error),
+            }
+        });
+        waited.with_context(|| format!("{} said what is in {}", self.name, log.display()))?
+    }
+
+    /// Waits until the program says `text`.
+    pub(super) fn until_said(&mut self, text: &str) -> Result<()> {
+        let what = format!("{text:?} from {}", self.name);
+        self.until(&what, |daemon| daemon.said().contains(text).then_some(()).ok_or_else(|| anyhow!("not said yet")))
+    }
+
+    /// Tells the program to end in its own way, and waits for it.
+    pub(super) fn stop(mut self) -> Result<()> {
+        // Not yet waited for: the number is still its own.
+        if self.child.try_wait()?.is_none() {
+            let pid = Pid::from_child(&self.child);
+            kill_process(pid, Signal::TERM).with_context(|| format!("ending {}", self.name))?;
+        }
+        let (name, log) = (self.name, self.log.clone());
+        wait::until(&format!("the end of {name}"), PATIENCE, || self.child.try_wait()?.context("still running"))
+            .with_context(|| format!("its log is {}", log.display()))?;
+        Ok(())
+    }
+
+    fn ended_early(&self, status: ExitStatus) -> anyhow::Error {
+        let said = self.said();
+        let lines: Vec<_> = said.lines().collect();
+        let tail = lines[lines.len().saturating_sub(15)..].join("\n");
+        anyhow!("{} ended ({status}); its log is {}, which ends:\n{tail}", self.name, self.log.display())
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        self.child.kill().ok();
+        self.child.wait().ok();
+    }
+}
+
+type Order = (Command, SyncSender<std::io::Result<Child>>);
+
+/// Starts a program from a thread that lives as long as this process: the death signal speaks of the thread that started the program,
+/// and a test's thread ends with the test.
+fn spawn(command: Command) -> Result<Child> {
+    static KEEPER: LazyLock<Mutex<Sender<Order>>> = LazyLock::new(|| {
+        let (orders, inbox) = mpsc::channel::<Order>();
+        std::thread::spawn(move || {
+            for (mut command, answer) in inbox {
+                answer.send(command.spawn()).ok();
+            }
+        });
+        Mutex::new(orders)
+    });
+    let (answer, answered) = mpsc::sync_channel(1);
+    let sent = KEEPER.lock().unwrap_or_else(PoisonError::into_inner).send((command, answer));
+    if sent.is_err() {
+        bail!("the thread that starts programs is gone");
+    }
+    Ok(answered.recv()??)
+}
+
+/// A folder that goes when this is dropped or when this process ends, however it ends.
+#[derive(Debug)]
+pub(super) struct Folder {
+    path: PathBuf,
+    janitor: Child,
+}
+
+impl Folder {
+    pub(super) fn new_in(parent: &Path) -> Result<Self> {
+        let folder = tempfile::Builder::new().prefix("edge-kube-").tempdir_in(parent)?;
+        // It sees the end of its input when we drop the pipe, and when we die. Files may still appear while the programs are dying.
+        let script = "trap '' INT TERM HUP; cat >/dev/null; until rm -rf -- \"$1\"; do sleep 0.1; done 2>/dev/null";
+        let janitor = Command::new("sh")
+            .args(["-c", script, "sh"])
+            .arg(folder.path())
+            .current_dir("/")
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .context("starting sh")?;
+        Ok(Self { path: folder.keep(), janitor })
+    }
+
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        drop(self.janitor.stdin.take());
+        self.janitor.wait().ok();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_program_that_ends_early_is_told_with_its_last_words() {
+        let folder = tempfile::tempdir().unwrap();
+        let log = folder.path().join("log");
+        let mut daemon = Daemon::start("speaker", &log, &["sh", "-c", "echo no room; exit 3"], folder.path()).unwrap();
+        let error = format!("{:#}", daemon.until_said("ready").unwrap_err());
+        assert!(error.contains("exit status: 3") && error.contains("no room"), "{error}");
+    }
+
+    #[test]
+    fn a_program_outlives_the_thread_that_started_it_and_not_its_handle() {
+        let folder = tempfile::tempdir().unwrap();
+        let log = folder.path().join("log");
+        let path = folder.path().to_owned();
+        let daemon = std::thread::spawn(move || Daemon::start("sleeper", &log, &["sleep", "1000"], &path).unwrap());
+        let mut daemon = daemon.join().unwrap();
+        let pid = daemon.child.id();
+        assert!(daemon.child.try_wait().unwrap().is_none());
+        drop(daemon);
+        assert!(!Path::new(&format!("/proc/{pid}")).exists());
+    }
+
+    #[test]
+    fn the_folder_goes_with_its_handle() {
+        let parent = tempfile::tempdir().unwrap();
+        let folder = Folder::new_in(parent.path()).unwrap();
+        std::fs::write(folder.path().join("file"), "x").unwrap();
+        let path = folder.path().to_owned();
+        drop(folder);
+        assert!(!path.exists());
+    }
+}

@@ -1,0 +1,21 @@
+//! A real Kubernetes control plane for tests: etcd from Debian, `kube-apiserver` and `kubectl` built from the Go modules of one release,
+//! once per machine.
+//!
+//! No registry ships these programs, and nothing that stands in for them has their conflicts, watches, admission and rights.
+//! There is no controller manager, scheduler or kubelet: nodes are objects that a test makes, and a namespace that is deleted stays in
+//! `Terminating`.
+
+mod build;
+mod daemon;
+mod pki;
+mod plane;
+mod port;
+mod programs;
+mod rights;
+mod session;
+pub mod suite;
+
+pub use plane::{ControlPlane, Options, Storage};
+pub use programs::{OVERRIDE, Programs, RELEASE, ensure, obstacle};
+pub use rights::Subject;
+pub use session::session;

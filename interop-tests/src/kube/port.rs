@@ -1,0 +1,47 @@
+//! TCP ports that stay ours while the server behind them is down.
+
+use std::fs::File;
+use std::net::{Ipv4Addr, TcpListener};
+
+use anyhow::{Context as _, Result};
+
+/// Where the ports given out begin: below those that the kernel gives to outgoing connections. A client that keeps trying a port of
+/// that range while its server is away may in the end be connected to itself, and the server then does not get its port back.
+const FIRST: u16 = 20_000;
+const COUNT: u16 = 10_000;
+
+/// A port on loopback that no other control plane takes.
+#[derive(Debug)]
+pub(super) struct Port {
+    pub(super) number: u16,
+    // Locked as long as it is open.
+    _claim: File,
+}
+
+impl Port {
+    pub(super) fn claim() -> Result<Self> {
+        let folder = std::env::temp_dir().join(format!("edge-kube-ports-{}", rustix::process::getuid().as_raw()));
+        std::fs::create_dir_all(&folder).with_context(|| format!("making {}", folder.display()))?;
+        // Spread by process, so that the first try of each succeeds mostly.
+        let start = (std::process::id() % u32::from(COUNT)) as u16;
+        for offset in 0..COUNT {
+            let number = FIRST + (start + offset) % COUNT;
+            let claim = File::create(folder.join(number.to_string()))?;
+            if claim.try_lock().is_ok() && TcpListener::bind((Ipv4Addr::LOCALHOST, number)).is_ok() {
+                return Ok(Self { number, _claim: claim });
+            }
+        }
+        anyhow::bail!("no TCP port from {FIRST} to {} is free on loopback", FIRST + COUNT - 1)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Port;
+
+    #[test]
+    fn a_port_is_given_once() {
+        let (one, two) = (Port::claim().unwrap(), Port::claim().unwrap());
+        assert_ne!(one.number, two.number);
+    }
+}

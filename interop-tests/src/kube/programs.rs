@@ -1,0 +1,130 @@
+//! The programs of a control plane: where they come from, and whether they can be had.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, Result, bail};
+
+use super::build;
+use crate::cache::{self, Shelf};
+use crate::tools;
+
+/// Environment variable that names a folder with ready `kube-apiserver` and `kubectl`, for machines that cannot build them.
+pub const OVERRIDE: &str = "EDGE_KUBE_PROGRAMS";
+
+/// The Kubernetes release that `interop-tests/kube/go.mod` pins; `interop-tests/kube/pin` pins another.
+pub const RELEASE: &str = "v1.37.2";
+
+const API_SERVER: &str = "kube-apiserver";
+const KUBECTL: &str = "kubectl";
+
+/// Both programs of the release.
+#[derive(Debug, Clone)]
+pub struct Programs {
+    /// `kube-apiserver`.
+    pub api_server: PathBuf,
+    /// `kubectl`.
+    pub kubectl: PathBuf,
+}
+
+impl Programs {
+    fn in_folder(folder: &Path) -> Option<Self> {
+        let found = Self { api_server: folder.join(API_SERVER), kubectl: folder.join(KUBECTL) };
+        (found.api_server.is_file() && found.kubectl.is_file()).then_some(found)
+    }
+
+    fn overridden() -> Result<Option<Self>> {
+        let Some(folder) = std::env::var_os(OVERRIDE).map(PathBuf::from) else {
+            return Ok(None);
+        };
+        let found = Self::in_folder(&folder);
+        Ok(Some(found.with_context(|| {
+            format!("{OVERRIDE} names {}, which does not hold {API_SERVER} and {KUBECTL}", folder.display())
+        })?))
+    }
+}
+
+/// What is needed besides Go's programs.
+#[derive(Debug, Clone)]
+pub(super) struct Helpers {
+    pub(super) etcd: PathBuf,
+    pub(super) etcdctl: PathBuf,
+}
+
+impl Helpers {
+    pub(super) fn find() -> Result<Self> {
+        let find = |program: &str, package: &str| {
+            tools::find(program).with_context(|| {
+                format!("{program} is missing: run .ci/install as root, or install Debian's package {package}")
+            })
+        };
+        find("setpriv", "util-linux")?;
+        Ok(Self { etcd: find("etcd", "etcd-server")?, etcdctl: find("etcdctl", "etcd-client")? })
+    }
+}
+
+/// Returns `kube-apiserver` and `kubectl`, building them first where they are not there yet.
+///
+/// # Errors
+/// When Go is missing or too old, the module proxy cannot be reached or the build fails; the message says what to do.
+pub fn ensure() -> Result<Programs> {
+    if let Some(programs) = Programs::overridden()? {
+        return Ok(programs);
+    }
+    let (shelf, name) = shelf()?;
+    let place = shelf.root().join(&name);
+    if let Some(programs) = Programs::in_folder(&place) {
+        return Ok(programs);
+    }
+    let _lock = shelf.lock()?;
+    // Whoever held the lock may have built them meanwhile.
+    if let Some(programs) = Programs::in_folder(&place) {
+        return Ok(programs);
+    }
+    let go = build::go()?;
+    eprintln!("no {API_SERVER} {RELEASE} yet: building it and {KUBECTL} once, {}", build::COST);
+    let scratch = shelf.scratch()?;
+    let out = build::build(&go, scratch.path(), RELEASE)?;
+    let place = shelf.publish(&name, &[&out.join(API_SERVER), &out.join(KUBECTL)])?;
+    Programs::in_folder(&place).with_context(|| format!("{} lost what was just put there", place.display()))
+}
+
+/// Why no control plane can be had here, if so; building nothing. A test that is told so counts as skipped, unless it must run.
+#[must_use]
+pub fn obstacle() -> Option<String> {
+    let found = || -> Result<()> {
+        Helpers::find()?;
+        if Programs::overridden()?.is_some() {
+            return Ok(());
+        }
+        let (shelf, name) = shelf()?;
+        if Programs::in_folder(&shelf.root().join(name)).is_none() {
+            build::go()?;
+        }
+        Ok(())
+    };
+    found().err().map(|error| format!("{error:#}"))
+}
+
+fn shelf() -> Result<(Shelf, String)> {
+    if !build::GO_MOD.contains(&format!("k8s.io/kubernetes {RELEASE}\n")) {
+        bail!("interop-tests/kube/go.mod does not pin {RELEASE}: run interop-tests/kube/pin {RELEASE}");
+    }
+    let inputs = cache::digest(&[build::GO_MOD, build::GO_SUM]);
+    Ok((Shelf::open("kube", "kube-apiserver and kubectl")?, format!("{RELEASE}-{inputs}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_pinned_modules_are_those_of_the_named_release() {
+        let (_, name) = shelf().unwrap();
+        assert!(name.starts_with(RELEASE), "{name}");
+        let staging = RELEASE.replacen("v1.", "v0.", 1);
+        for module in ["k8s.io/api", "k8s.io/apiserver", "k8s.io/client-go", "k8s.io/kubectl"] {
+            let line = format!("{module} => {module} {staging}\n");
+            assert!(build::GO_MOD.contains(&line), "go.mod does not say {line}");
+        }
+    }
+}

@@ -1,0 +1,31 @@
+//! A control plane for a person.
+
+use std::os::unix::process::ExitStatusExt as _;
+use std::process::{Command, ExitCode};
+
+use anyhow::{Context as _, Result};
+
+use super::{ControlPlane, Options};
+use crate::progress::Progress;
+
+/// Runs `argv`, by default a shell, beside a fresh control plane, and returns its exit status.
+///
+/// # Errors
+/// When the control plane does not start, or the command does not.
+pub fn session(api_server: Vec<String>, argv: Vec<String>) -> Result<ExitCode> {
+    let programs = super::ensure()?;
+    let progress = Progress::start("starting etcd and kube-apiserver");
+    let plane = ControlPlane::start_with("session", Options { api_server, ..Options::default() })?;
+    progress.done();
+    eprintln!("Kubernetes {} at {}; logs are in {}", super::RELEASE, plane.url(), plane.logs().display());
+    let argv = if argv.is_empty() { vec![std::env::var("SHELL").unwrap_or_else(|_| "sh".to_owned())] } else { argv };
+    let tools = programs.kubectl.parent().context("kubectl lies in no folder")?;
+    let status = Command::new(&argv[0])
+        .args(&argv[1..])
+        .env("KUBECONFIG", plane.kubeconfig())
+        .env("PATH", format!("{}:{}", tools.display(), crate::tools::search_path()))
+        .status()
+        .with_context(|| format!("{} cannot be run", argv[0]))?;
+    let code = status.code().or_else(|| status.signal().map(|signal| 128 + signal)).unwrap_or(1);
+    Ok(ExitCode::from(u8::try_from(code).unwrap_or(u8::MAX)))
+}
