@@ -108,6 +108,12 @@ pub enum ViewEvent {
         /// Version of the view that holds.
         version: u64,
     },
+    /// The last line of a stream that ends because its controller does. Whoever understands it goes on at another controller at once; for
+    /// others the stream has ended.
+    Goodbye {
+        /// Why, for logs.
+        reason: String,
+    },
 }
 
 /// A row of `GET /v1/nodes`, for the operator.

@@ -41,7 +41,15 @@ pub(super) struct Client {
     clock: Arc<WorldClock>,
     tls: Mutex<Arc<ClientConfig>>,
     /// Held while connecting, so that two who need a connection make one.
-    link: tokio::sync::Mutex<Option<Link>>,
+    way: tokio::sync::Mutex<Way>,
+}
+
+#[derive(Debug, Default)]
+struct Way {
+    /// The connection in use.
+    link: Option<Link>,
+    /// The controller that sent this node away: tried after all others, once.
+    left: Option<Uri>,
 }
 
 /// A connection that lives.
@@ -64,7 +72,7 @@ impl Client {
                 _ => Err(CloudError::Unacceptable(format!("[controller]: {text:?} is not a URL https://HOST:PORT"))),
             })
             .collect::<Result<Vec<_>, _>>()?;
-        Ok(Self { urls, clock, tls: Mutex::new(Arc::new(tls)), link: tokio::sync::Mutex::new(None) })
+        Ok(Self { urls, clock, tls: Mutex::new(Arc::new(tls)), way: tokio::sync::Mutex::default() })
     }
 
     /// From now on new connections prove this node's identity by `tls`; the present one is not used for new requests.
@@ -75,21 +83,30 @@ impl Client {
 
     /// Does not use the present connection for new requests: it is known to be dead or outdated.
     pub(super) async fn reset(&self) {
-        *self.link.lock().await = None;
+        self.way.lock().await.link = None;
+    }
+
+    /// A controller ends and has said so: the next connection goes to another one, if there is another.
+    pub(super) async fn leave(&self, url: &Uri) {
+        let mut way = self.way.lock().await;
+        way.link.take_if(|link| link.url == *url);
+        way.left = Some(url.clone());
     }
 
     /// The present connection, or a new one.
     pub(super) async fn link(&self) -> Result<Link, CloudError> {
-        let mut link = self.link.lock().await;
-        if let Some(link) = link.as_ref().filter(|link| !link.sender.is_closed()) {
+        let mut way = self.way.lock().await;
+        if let Some(link) = way.link.as_ref().filter(|link| !link.sender.is_closed()) {
             return Ok(link.clone());
         }
+        let left = way.left.take();
+        let (last, first): (Vec<&Uri>, Vec<&Uri>) = self.urls.iter().partition(|url| Some(*url) == left.as_ref());
         let mut failure = None;
-        for url in &self.urls {
+        for url in first.into_iter().chain(last) {
             match self.connect(url).await {
                 Ok(new) => {
                     debug!(%url, local = %new.local, "connected to the controller");
-                    return Ok(link.insert(new).clone());
+                    return Ok(way.link.insert(new).clone());
                 }
                 Err(error) => {
                     if self.urls.len() > 1 {
@@ -102,7 +119,7 @@ impl Client {
                 }
             }
         }
-        *link = None;
+        way.link = None;
         Err(failure.unwrap_or_else(|| CloudError::Unacceptable("[controller]: urls is empty".into())))
     }
 

@@ -7,7 +7,7 @@ use http_body_util::BodyExt;
 use hyper::Method;
 use hyper::body::Incoming;
 use serde::de::IgnoredAny;
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 use tracing::{debug, error, info};
 
 use super::backoff::{Backoff, jitter};
@@ -19,6 +19,8 @@ use super::{Cloud, Member, ViewError, join};
 const SILENCE: Duration = Duration::from_secs(VIEW_SILENCE_SECONDS);
 /// Wait before asking again a controller that does not take this node for a member, or where a person must do something first.
 const SLOW: Duration = Duration::from_secs(60);
+/// Whom two controllers send away within so long waits before going on, as after a failure.
+const RESTLESS: Duration = Duration::from_secs(10);
 /// Longest line of the stream, bytes.
 const MAX_LINE: usize = 64 * 1024 * 1024;
 
@@ -27,6 +29,7 @@ pub(super) async fn run(cloud: &Cloud) {
     let mut backoff = Backoff::default();
     let mut uplink = cloud.uplink.clone();
     let mut refused = false;
+    let mut sent_away: Option<Instant> = None;
     loop {
         uplink.mark_unchanged();
         let token = token_id(cloud);
@@ -39,7 +42,11 @@ pub(super) async fn run(cloud: &Cloud) {
         });
         refused = false;
         let wait = match ended {
-            Ok(()) => continue,
+            Ok(Next::Anew) => continue,
+            Ok(Next::Elsewhere) => match sent_away.replace(Instant::now()) {
+                Some(before) if before.elapsed() < RESTLESS => backoff.next(),
+                _ => continue,
+            },
             Err(error) => {
                 cloud.note_error(&error);
                 refused = error.is_refusal_of_this_node();
@@ -56,8 +63,26 @@ pub(super) async fn run(cloud: &Cloud) {
     }
 }
 
-/// Until the stream is to be opened anew (`Ok`) or something failed.
-async fn once(cloud: &Cloud, refused: bool, backoff: &mut Backoff) -> Result<(), CloudError> {
+/// Why a stream is to be opened again though nothing failed.
+enum Next {
+    /// Something of this node has changed.
+    Anew,
+    /// The controller ends, and has said so.
+    Elsewhere,
+}
+
+/// What a line of the stream asks for.
+enum Heard {
+    /// Nothing more.
+    Taken,
+    /// A view of this version was missed: the stream is to be opened anew.
+    Missed(u64),
+    /// The controller ends; why.
+    Goodbye(String),
+}
+
+/// Until the stream is to be opened again or something failed.
+async fn once(cloud: &Cloud, refused: bool, backoff: &mut Backoff) -> Result<Next, CloudError> {
     let member = member(cloud, refused).await?;
     let mut identity = cloud.member.subscribe();
     identity.mark_unchanged();
@@ -89,13 +114,21 @@ async fn once(cloud: &Cloud, refused: bool, backoff: &mut Backoff) -> Result<(),
                 });
                 match line {
                     Ok(Some(line)) => {
-                        if let Some(version) = handle(cloud, &line, &mut refused_version).await? {
-                            client.reset().await;
-                            return Err(CloudError::Answer {
-                                url: link.url.to_string(),
-                                what: format!("heartbeats for a view of version {version} without sending it"),
-                                expected: "the view first",
-                            });
+                        match handle(cloud, &line, &mut refused_version).await? {
+                            Heard::Taken => {}
+                            Heard::Missed(version) => {
+                                client.reset().await;
+                                return Err(CloudError::Answer {
+                                    url: link.url.to_string(),
+                                    what: format!("heartbeats for a view of version {version} without sending it"),
+                                    expected: "the view first",
+                                });
+                            }
+                            Heard::Goodbye(reason) => {
+                                info!(url = %link.url, reason, "the controller says goodbye; going on at another one");
+                                client.leave(&link.url).await;
+                                return Ok(Next::Elsewhere);
+                            }
                         }
                     }
                     Ok(None) => {
@@ -117,18 +150,18 @@ async fn once(cloud: &Cloud, refused: bool, backoff: &mut Backoff) -> Result<(),
                 if lost {
                     debug!(local = %link.local, "the address of the connection is gone");
                     client.reset().await;
-                    return Ok(());
+                    return Ok(Next::Anew);
                 }
                 report(cloud, &member, &link, &mut uplink).await?;
             }
             // A new certificate is shown at once, while the old one would still do.
-            Ok(()) = identity.changed() => return Ok(()),
+            Ok(()) = identity.changed() => return Ok(Next::Anew),
         }
     }
 }
 
-/// Takes a line of the stream. Returns the version of a view that was missed: then the stream is to be opened anew.
-async fn handle(cloud: &Cloud, line: &[u8], refused_version: &mut Option<u64>) -> Result<Option<u64>, CloudError> {
+/// Takes a line of the stream.
+async fn handle(cloud: &Cloud, line: &[u8], refused_version: &mut Option<u64>) -> Result<Heard, CloudError> {
     match serde_json::from_slice::<ViewEvent>(line) {
         Ok(ViewEvent::View { view }) => {
             let version = view.version;
@@ -143,17 +176,18 @@ async fn handle(cloud: &Cloud, line: &[u8], refused_version: &mut Option<u64>) -
                 Err(ViewError::Store(error)) => return Err(error.into()),
                 Err(ViewError::Cloud(error)) => return Err(error),
             }
-            Ok(None)
+            Ok(Heard::Taken)
         }
+        Ok(ViewEvent::Goodbye { reason }) => Ok(Heard::Goodbye(reason)),
         Ok(ViewEvent::Heartbeat { version }) => {
             let held = cloud.view.lock().await.as_ref().map(|view| view.version);
             let known = *refused_version == Some(version) || held.is_some_and(|held| held >= version);
-            Ok((!known).then_some(version))
+            Ok(if known { Heard::Taken } else { Heard::Missed(version) })
         }
         Err(error) => {
             // Perhaps an event that a later release knows. Nothing changes by it.
             debug!(%error, bytes = line.len(), "a line of the view stream is not understood and skipped");
-            Ok(None)
+            Ok(Heard::Taken)
         }
     }
 }

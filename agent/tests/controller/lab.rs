@@ -86,6 +86,21 @@ impl Controller {
         self.server = Some(server);
     }
 
+    /// Another controller with the same authority and rows, as a replica has them.
+    pub(crate) async fn replica(&self) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let (from, to) = (self.folder.path().join("state"), folder.path().join("state"));
+        std::fs::create_dir(&to).unwrap();
+        for file in std::fs::read_dir(from).unwrap() {
+            let file = file.unwrap();
+            std::fs::copy(file.path(), to.join(file.file_name())).unwrap();
+        }
+        let address = "127.0.0.1:0".parse().unwrap();
+        let mut replica = Self { folder, clock: self.clock.clone(), address, ranges: self.ranges, server: None };
+        replica.start_again().await;
+        replica
+    }
+
     pub(crate) async fn stop(&mut self) {
         self.server.take().expect("it runs").stop().await;
     }

@@ -1,9 +1,10 @@
 //! Without the controller, and after power cuts.
 
+use edge_agent::membership::CloudStatus;
 use edge_types::{NodeView, Role};
 use serde_json::json;
 
-use crate::lab::{Controller, Node, exists, until};
+use crate::lab::{Controller, Node, exists, soon, until};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn without_the_controller_an_agent_comes_back_from_its_disk_and_finds_the_controller_later() {
@@ -153,5 +154,42 @@ async fn of_several_controllers_the_first_that_answers_is_used() {
     agent.joined().await;
     let status = agent.status("the stream", |status| status.connected).await;
     assert_eq!(status.url.unwrap().trim_end_matches('/'), controller.url());
+    agent.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_controller_that_ends_hands_the_node_to_another_without_an_error() {
+    let mut first = Controller::start().await;
+    let mut node = Node::new("edge-1", &first);
+    node.put_token(&first.token(Role::Edge, None).await);
+    let agent = node.start();
+    agent.membership("segments", |m| m.view.segments.len() == 2).await;
+    agent.end().await;
+    let second = first.replica().await;
+    node.url = format!("{}\", \"{}", first.url(), second.url());
+    let agent = node.start();
+    let at = |controller: &Controller| {
+        let url = controller.url();
+        move |status: &CloudStatus| {
+            status.connected && status.url.as_ref().is_some_and(|at| at.trim_end_matches('/') == url)
+        }
+    };
+    agent.status("the stream of the first", at(&first)).await;
+    let mut seen = agent.node.cloud.clone();
+    let elsewhere = at(&second);
+    let watched = tokio::spawn(async move {
+        let mut errors = Vec::new();
+        loop {
+            let status = seen.borrow_and_update().clone();
+            errors.extend(status.last_error.clone());
+            if elsewhere(&status) {
+                return errors;
+            }
+            seen.changed().await.unwrap();
+        }
+    });
+    first.stop().await;
+    let errors = soon("the stream of the second", watched).await.unwrap();
+    assert!(errors.is_empty(), "{errors:?}");
     agent.end().await;
 }

@@ -16,11 +16,16 @@ use tokio::sync::{mpsc, watch};
 use super::App;
 use super::body::Node;
 use super::caller::Caller;
-use crate::observe::Ended;
+use crate::observe::{Ended, OpenStream};
+use crate::random;
 use crate::refusal::Refusal;
 
 /// A reader that does not take a line within this time is cut off.
 const SLOWEST_READER: Duration = Duration::from_secs(20);
+
+/// Streams that are handed over to other controllers in one second when this one stops, and the time in which all must have been.
+const HANDED_OVER_A_SECOND: u32 = 2000;
+const HANDOVER: Duration = Duration::from_secs(5);
 
 #[derive(Deserialize)]
 pub(super) struct Parameters {
@@ -63,7 +68,10 @@ async fn push(app: App, caller: Caller, node: NodeName, mut changes: watch::Rece
     let mut told = 0;
     loop {
         let changed = tokio::select! {
-            () = app.stopping.cancelled() => return stream.end(Ended::Stopping),
+            () = app.stopping.cancelled() => {
+                say_goodbye(&lines, &stream).await;
+                return stream.end(Ended::Stopping);
+            }
             () = lines.closed() => return,
             changed = changes.changed() => match changed {
                 Ok(()) => true,
@@ -99,6 +107,7 @@ fn kind(event: &ViewEvent) -> &'static str {
     match event {
         ViewEvent::View { .. } => "view",
         ViewEvent::Heartbeat { .. } => "heartbeat",
+        ViewEvent::Goodbye { .. } => "goodbye",
     }
 }
 
@@ -107,6 +116,21 @@ fn line(event: &ViewEvent) -> Bytes {
     let mut line = serde_json::to_vec(event).unwrap_or_default();
     line.push(b'\n');
     line.into()
+}
+
+/// Hands a node over to another controller. Not all of them at the same moment: each is a TLS handshake for those who stay.
+async fn say_goodbye(lines: &mpsc::Sender<Bytes>, stream: &OpenStream) {
+    let open = u32::try_from(stream.open_now()).unwrap_or(0);
+    let all = HANDOVER.min(Duration::from_secs(1) * open / HANDED_OVER_A_SECOND);
+    tokio::select! {
+        () = tokio::time::sleep(random::jitter(all)) => {}
+        () = lines.closed() => return,
+    }
+    let event = ViewEvent::Goodbye { reason: "it is stopping".into() };
+    // Whoever does not take it now is cut off with everything else.
+    if lines.send_timeout(line(&event), HANDOVER).await.is_ok() {
+        stream.sent(kind(&event));
+    }
 }
 
 async fn next(

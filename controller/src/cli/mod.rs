@@ -13,7 +13,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use edge_types::{NodeName, Role};
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::clock::Clock;
 use crate::config::{ADMIN_SOCKET, Config};
@@ -33,7 +33,8 @@ const UNREACHABLE: u8 = 3;
 ///   edge-controller token create --role edge --ttl 1h
 ///   edge-controller node label edge-a1 fabedge/edge-community=alpha
 ///
-/// Exit codes: 0 done, 1 refused by the server, 2 wrong usage, 3 the server is not running or could not start.
+/// Exit codes: 0 done, 1 refused by the server, 2 wrong usage, 3 the server is not running or could not start; 128 and a signal's number:
+/// a server that was asked to end a second time before it had.
 #[derive(Parser)]
 #[command(name = "edge-controller", version, max_term_width = 100, verbatim_doc_comment)]
 struct Cli {
@@ -49,7 +50,7 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Run the server in the foreground, until SIGTERM or Ctrl-C. Logs go to standard error; RUST_LOG sets their level.
+    /// Run the server in the foreground, until SIGTERM or Ctrl-C; a second one ends it at once. Logs go to standard error; RUST_LOG sets their level.
     Run {
         /// The configuration file (TOML); a full example is in docs/configuration.md.
         #[arg(long, value_name = "FILE")]
@@ -186,14 +187,38 @@ async fn run(path: PathBuf, log_json: bool) -> anyhow::Result<()> {
         logs.init()
     }
     let config = Config::load(&path)?;
-    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    let mut signals = Signals::new()?;
     let server = Server::start(config, Clock::system()).await?;
     tracing::info!(addresses = ?server.addresses, observe = ?server.observe, version = env!("CARGO_PKG_VERSION"), "serving");
+    let name = signals.next().await.0;
+    tracing::info!(signal = name, "stopping: nodes are sent to other controllers, open requests are finished");
     tokio::select! {
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
+        () = server.stop() => {}
+        (name, number) = signals.next() => {
+            tracing::warn!(signal = name, "asked again: ending at once; what was answered is on disk");
+            std::process::exit(128 + number);
+        }
     }
-    tracing::info!("stopping");
-    server.stop().await;
+    tracing::info!("stopped");
     Ok(())
+}
+
+/// Signals that ask the server to end.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    fn new() -> std::io::Result<Self> {
+        Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
+    }
+
+    /// Name and number of the next one.
+    async fn next(&mut self) -> (&'static str, i32) {
+        tokio::select! {
+            _ = self.terminate.recv() => ("SIGTERM", SignalKind::terminate().as_raw_value()),
+            _ = self.interrupt.recv() => ("SIGINT", SignalKind::interrupt().as_raw_value()),
+        }
+    }
 }

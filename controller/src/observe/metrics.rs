@@ -259,6 +259,11 @@ impl OpenStream {
         self.metrics.stream_lines.get_or_create(&LineLabels { r#type }).inc();
     }
 
+    /// Streams that are open now, this one among them.
+    pub(crate) fn open_now(&self) -> i64 {
+        self.metrics.streams.get()
+    }
+
     /// It ends, and why; unless said, the reader is gone.
     pub(crate) fn end(mut self, why: Ended) {
         self.why = why;

@@ -16,6 +16,7 @@ mod scrape;
 mod store;
 
 pub use health::Health;
+pub(crate) use metrics::OpenStream;
 pub use metrics::{Ended, Metrics};
 pub use store::Measured;
 

@@ -8,9 +8,8 @@ use anyhow::{Context, bail};
 use axum::Router;
 use tokio::net::UnixListener;
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
 
-use super::connections;
+use super::connections::{self, Open};
 use crate::api::caller::Identity;
 
 /// Opens the socket, mode 0600, in place of one that a killed server left behind.
@@ -40,23 +39,23 @@ pub(super) fn open(path: &Path) -> anyhow::Result<UnixListener> {
     open().with_context(|| format!("cannot open the admin socket {}", path.display()))
 }
 
-/// Accepts the operator's commands until the server stops.
+/// Accepts the operator's commands until it is to close.
 pub(super) async fn serve(
     listener: UnixListener,
     path: PathBuf,
     router: Router,
-    stopping: CancellationToken,
-    tasks: TaskTracker,
+    closing: CancellationToken,
+    open: Open,
 ) {
     loop {
         let accepted = tokio::select! {
-            () = stopping.cancelled() => break,
+            () = closing.cancelled() => break,
             accepted = listener.accept() => accepted,
         };
         match accepted {
             Ok((stream, _)) => {
                 let caller = connections::caller(Identity::Operator, None);
-                tasks.spawn(connections::serve(stream, caller, router.clone(), stopping.clone()));
+                open.tasks.spawn(connections::serve(stream, caller, router.clone(), open.stopping.clone()));
             }
             Err(error) => {
                 tracing::warn!(%error, "cannot accept on the admin socket");

@@ -36,18 +36,27 @@ const SILENCE: Duration = Duration::from_secs(30);
 /// Requests at once on one HTTP/2 connection.
 const STREAMS: u32 = 16;
 
-/// Accepts nodes until the server stops.
+/// Connections that a listener has accepted.
+#[derive(Clone)]
+pub(super) struct Open {
+    /// Ends them, when their requests are finished.
+    pub(super) stopping: CancellationToken,
+    /// What runs for them.
+    pub(super) tasks: TaskTracker,
+}
+
+/// Accepts nodes until it is to close.
 pub(super) async fn serve_nodes(
     listener: TcpListener,
     tls: Tls,
     router: Router,
-    stopping: CancellationToken,
-    tasks: TaskTracker,
+    closing: CancellationToken,
+    open: Open,
 ) {
     let (all, strangers) = (Arc::new(Semaphore::new(CONNECTIONS)), Arc::new(Semaphore::new(STRANGERS)));
     loop {
         let accepted = tokio::select! {
-            () = stopping.cancelled() => return,
+            () = closing.cancelled() => return,
             accepted = listener.accept() => accepted,
         };
         let (stream, from) = match accepted {
@@ -63,8 +72,8 @@ pub(super) async fn serve_nodes(
             tracing::warn!(%from, "refused: too many connections");
             continue;
         };
-        let (tls, router, stopping) = (tls.clone(), router.clone(), stopping.clone());
-        tasks.spawn(async move {
+        let (tls, router, stopping) = (tls.clone(), router.clone(), open.stopping.clone());
+        open.tasks.spawn(async move {
             let handshake = tokio::select! {
                 () = stopping.cancelled() => return,
                 handshake = tokio::time::timeout(HANDSHAKE, accept(stream, tls)) => handshake,

@@ -30,9 +30,10 @@ use crate::observe::{Health, Measured, Metrics};
 use crate::registry::Registry;
 use crate::store::embedded::Embedded;
 use crate::views::Common;
+use connections::Open;
 
 /// Time that open requests have to end when the server stops.
-const GRACE: Duration = Duration::from_secs(5);
+const GRACE: Duration = Duration::from_secs(10);
 /// Time that health and metrics, and then the store, have to end after everything else.
 const LAST_WORDS: Duration = Duration::from_millis(500);
 
@@ -43,6 +44,9 @@ pub struct Server {
     /// Addresses on which health and metrics are served.
     pub observe: Vec<SocketAddr>,
     app: App,
+    /// Accept connections until `closing`.
+    listening: TaskTracker,
+    closing: CancellationToken,
     tasks: TaskTracker,
     observing: TaskTracker,
     silent: CancellationToken,
@@ -74,30 +78,36 @@ impl Server {
             health: Health::default(),
             stopping: stopping.clone(),
         });
-        let tasks = TaskTracker::new();
+        let (tasks, listening, closing) = (TaskTracker::new(), TaskTracker::new(), CancellationToken::new());
+        let open = Open { stopping, tasks: tasks.clone() };
         let router = api::router(app.clone());
         let server = tls::Tls::new(&app)?;
         let renewal = tasks.spawn(tls::renew(server.clone(), app.clone()));
         app.health.watch("server-certificate-renewal", &renewal.abort_handle());
         for listener in listeners {
-            let serving =
-                connections::serve_nodes(listener, server.clone(), router.clone(), stopping.clone(), tasks.clone());
-            app.health.watch("node-listener", &tasks.spawn(serving).abort_handle());
+            let (tls, router) = (server.clone(), router.clone());
+            let serving = connections::serve_nodes(listener, tls, router, closing.clone(), open.clone());
+            app.health.watch("node-listener", &listening.spawn(serving).abort_handle());
         }
-        let serving = admin::serve(admin, app.config.admin_socket.clone(), router, stopping, tasks.clone());
-        app.health.watch("admin-listener", &tasks.spawn(serving).abort_handle());
+        let serving = admin::serve(admin, app.config.admin_socket.clone(), router, closing.clone(), open);
+        app.health.watch("admin-listener", &listening.spawn(serving).abort_handle());
         // Last, so that nobody sees a server that is half open.
         let (observing, silent) = (TaskTracker::new(), CancellationToken::new());
         let router = crate::observe::router(app.clone());
         for listener in observers {
-            observing.spawn(observe::serve(listener, router.clone(), silent.clone(), observing.clone()));
+            let open = Open { stopping: silent.clone(), tasks: observing.clone() };
+            observing.spawn(observe::serve(listener, router.clone(), open));
         }
-        Ok(Self { addresses, observe, app, tasks, observing, silent, closed })
+        Ok(Self { addresses, observe, app, listening, closing, tasks, observing, silent, closed })
     }
 
-    /// Stops: not ready any more, no new connections, streams end, open requests are finished.
+    /// Stops: not ready any more, no new connections, nodes are sent to other controllers, open requests are finished.
     pub async fn stop(self) {
         self.app.health.stop();
+        // A node that is sent away must not come back to this one.
+        self.closing.cancel();
+        self.listening.close();
+        self.listening.wait().await;
         self.app.stopping.cancel();
         self.tasks.close();
         if tokio::time::timeout(GRACE, self.tasks.wait()).await.is_err() {

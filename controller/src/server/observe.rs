@@ -5,21 +5,19 @@ use std::sync::Arc;
 use axum::Router;
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
-use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
 
-use super::connections;
+use super::connections::{self, Open};
 use crate::api::caller::Identity;
 
 /// Connections at once: a few probes and scrapers.
 const CONNECTIONS: usize = 64;
 
 /// Accepts until told to stop.
-pub(super) async fn serve(listener: TcpListener, router: Router, stopping: CancellationToken, tasks: TaskTracker) {
+pub(super) async fn serve(listener: TcpListener, router: Router, open: Open) {
     let places = Arc::new(Semaphore::new(CONNECTIONS));
     loop {
         let accepted = tokio::select! {
-            () = stopping.cancelled() => return,
+            () = open.stopping.cancelled() => return,
             accepted = listener.accept() => accepted,
         };
         match accepted {
@@ -28,8 +26,8 @@ pub(super) async fn serve(listener: TcpListener, router: Router, stopping: Cance
                     tracing::warn!(%from, "refused: too many connections for health and metrics");
                     continue;
                 };
-                let (router, stopping) = (router.clone(), stopping.clone());
-                tasks.spawn(async move {
+                let (router, stopping) = (router.clone(), open.stopping.clone());
+                open.tasks.spawn(async move {
                     let caller = connections::caller(Identity::Nobody, Some(from.ip().to_canonical()));
                     connections::serve(stream, caller, router, stopping).await;
                     drop(place);

@@ -1,11 +1,17 @@
 //! The embedded store: one redb file. A commit is one write transaction, on disk before it answers; a power cut leaves the last whole one.
 
+use std::fs::TryLockError;
+use std::io::Read;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
-use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition, WriteTransaction};
+use redb::backends::InMemoryBackend;
+use redb::{
+    Database, DatabaseError, ReadableDatabase, ReadableTable, StorageBackend, StorageError, TableDefinition,
+    TableError, WriteTransaction,
+};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::sync::mpsc;
@@ -27,6 +33,10 @@ const COMMUNITIES: Table = TableDefinition::new("communities");
 const META: TableDefinition<'static, &'static str, u64> = TableDefinition::new("meta");
 const REVISION: &str = "revision";
 const TIME: &str = "time";
+/// Layout of the tables; absent in files of the first release, which is 1.
+const SCHEMA: &str = "schema";
+/// The layout that this release reads and writes.
+const OURS: u64 = 1;
 
 /// The embedded store.
 #[derive(Clone)]
@@ -41,25 +51,25 @@ impl Embedded {
     /// Opens the store below a state directory, and creates it if there is none.
     pub fn open(state_dir: &Path) -> Result<Self, StoreError> {
         let path = state_dir.join(FILE);
-        let explain = |error: &dyn std::fmt::Display| {
-            StoreError::Failed(format!(
-                "{}: {error}; is another edge-controller running, or the file damaged?",
-                path.display()
-            ))
-        };
+        let explain = |error: DatabaseError| StoreError::Failed(format!("{}: {}", path.display(), reason(error)));
         // Made here and not by redb, for its permissions.
         let mut options = std::fs::OpenOptions::new();
-        options.write(true).create(true).truncate(false).mode(0o600).open(&path).map_err(|e| explain(&e))?;
-        let database = Database::create(&path).map_err(|e| explain(&e))?;
+        let made = options.write(true).create(true).truncate(false).mode(0o600).open(&path);
+        let empty = made.and_then(|file| file.metadata()).map_err(|e| explain(e.into()))?.len() == 0;
+        if !empty {
+            let copy = copy(&path).map_err(explain)?;
+            check_schema(&path, &copy.begin_read().map_err(failed)?)?;
+        }
+        let database = Database::create(&path).map_err(explain)?;
         let store = Self { database: Arc::new(database), revision: Arc::default(), followed: Arc::default() };
         // Tables exist from the first start on, so that reading needs no special case.
         let write = store.database.begin_write().map_err(failed)?;
         for table in [NODES, TOKENS, SEGMENTS, COMMUNITIES] {
             write.open_table(table).map_err(failed)?;
         }
-        write.open_table(META).map_err(failed)?;
+        write.open_table(META).map_err(failed)?.insert(SCHEMA, OURS).map_err(failed)?;
         write.commit().map_err(failed)?;
-        std::fs::File::open(state_dir).and_then(|folder| folder.sync_all()).map_err(|e| explain(&e))?;
+        std::fs::File::open(state_dir).and_then(|folder| folder.sync_all()).map_err(|e| explain(e.into()))?;
         Ok(store)
     }
 
@@ -143,6 +153,51 @@ impl Store for Embedded {
             })
         })
     }
+}
+
+/// The file in memory, every page of it verified: nothing is written to one that is damaged or a newer release's.
+fn copy(path: &Path) -> Result<Database, DatabaseError> {
+    let file = std::fs::File::open(path)?;
+    // Whoever uses it holds a lock; a copy made meanwhile would only look damaged.
+    file.try_lock_shared().map_err(|error| match error {
+        TryLockError::WouldBlock => DatabaseError::DatabaseAlreadyOpen,
+        TryLockError::Error(error) => error.into(),
+    })?;
+    let mut bytes = Vec::new();
+    (&file).read_to_end(&mut bytes)?;
+    let memory = InMemoryBackend::new();
+    let written = memory.set_len(bytes.len() as u64).and_then(|()| memory.write(0, &bytes));
+    written.map_err(std::io::Error::other)?;
+    drop(bytes);
+    redb::Builder::new().set_check_integrity_on_open(true).create_with_backend(memory)
+}
+
+/// What is wrong with a file and what to do.
+fn reason(error: DatabaseError) -> String {
+    match error {
+        DatabaseError::DatabaseAlreadyOpen | DatabaseError::LockProtocolMismatch => {
+            format!("another edge-controller uses it; stop that one first ({error})")
+        }
+        DatabaseError::UpgradeRequired(_) => {
+            format!("{error}; use the release that wrote it to make a backup, and restore that with this one")
+        }
+        DatabaseError::Storage(StorageError::Io(error)) if error.kind() != std::io::ErrorKind::InvalidData => {
+            error.to_string()
+        }
+        other => format!("the file is damaged ({other}); restore a backup: edge-controller restore --replace FILE"),
+    }
+}
+
+/// Refuses rows of a layout that this release does not know.
+fn check_schema(path: &Path, read: &redb::ReadTransaction) -> Result<(), StoreError> {
+    let meta = match read.open_table(META) {
+        Ok(meta) => meta,
+        // Made, and nothing written yet.
+        Err(TableError::TableDoesNotExist(_)) => return Ok(()),
+        Err(error) => return Err(failed(error)),
+    };
+    let found = meta.get(SCHEMA).map_err(failed)?.map_or(OURS, |found| found.value());
+    if found > OURS { Err(StoreError::Newer { path: path.into(), found, ours: OURS }) } else { Ok(()) }
 }
 
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, StoreError> {
@@ -263,11 +318,103 @@ mod tests {
         commit(&store, vec![Change::ClaimSegment(row("b", None))], 0).await.unwrap();
     }
 
+    /// A closed store with rows enough to fill some pages.
+    async fn filled(folder: &Path) -> Snapshot {
+        let store = Embedded::open(folder).unwrap();
+        let nodes = (0..200).map(|n| NodeRecord::new(format!("node-{n}").parse().unwrap(), Role::Edge, n));
+        commit(&store, nodes.map(Change::PutNode).collect(), 1).await.unwrap();
+        commit(&store, vec![Change::ClaimSegment(row("node-1", None))], 2).await.unwrap();
+        load(&store).await
+    }
+
     #[test]
-    fn a_damaged_file_is_refused_with_its_path() {
+    fn what_is_no_store_is_refused_with_its_path_and_what_to_do() {
         let folder = tempfile::tempdir().unwrap();
         std::fs::write(folder.path().join(FILE), vec![0x5a; 8192]).unwrap();
         let error = Embedded::open(folder.path()).err().unwrap().to_string();
-        assert!(error.contains(FILE), "{error}");
+        assert!(error.contains(FILE) && error.contains("damaged") && error.contains("restore"), "{error}");
+        assert_eq!(std::fs::read(folder.path().join(FILE)).unwrap(), vec![0x5a; 8192], "and left as it is");
+    }
+
+    #[tokio::test]
+    async fn a_file_in_use_is_not_called_damaged() {
+        let folder = tempfile::tempdir().unwrap();
+        let _first = Embedded::open(folder.path()).unwrap();
+        let error = Embedded::open(folder.path()).err().unwrap().to_string();
+        assert!(error.contains("another edge-controller uses it") && !error.contains("damaged"), "{error}");
+    }
+
+    #[tokio::test]
+    async fn a_file_of_a_newer_release_is_refused_and_left_as_it_is_whether_it_was_closed_or_not() {
+        for closed in [true, false] {
+            let folder = tempfile::tempdir().unwrap();
+            let store = Embedded::open(folder.path()).unwrap();
+            let write = store.database.begin_write().unwrap();
+            write.open_table(META).unwrap().insert(SCHEMA, OURS + 1).unwrap();
+            write.open_table(TableDefinition::<&str, &str>::new("wonders")).unwrap().insert("a", "b").unwrap();
+            write.commit().unwrap();
+            let copy = tempfile::tempdir().unwrap();
+            if closed {
+                drop(store);
+                std::fs::copy(folder.path().join(FILE), copy.path().join(FILE)).unwrap();
+            } else {
+                // As a power cut leaves it.
+                std::fs::copy(folder.path().join(FILE), copy.path().join(FILE)).unwrap();
+                drop(store);
+            }
+            let before = std::fs::read(copy.path().join(FILE)).unwrap();
+            let error = Embedded::open(copy.path()).err().unwrap();
+            assert!(matches!(error, StoreError::Newer { found: 2, ours: 1, .. }), "{error}");
+            assert!(error.to_string().contains("newer release"), "{error}");
+            assert!(std::fs::read(copy.path().join(FILE)).unwrap() == before);
+            let database = Database::open(copy.path().join(FILE)).unwrap();
+            let read = database.begin_read().unwrap();
+            assert_eq!(read.open_table(META).unwrap().get(SCHEMA).unwrap().unwrap().value(), OURS + 1);
+            assert!(read.open_table(TableDefinition::<&str, &str>::new("wonders")).is_ok());
+        }
+    }
+
+    /// Wherever a bit has flipped and wherever the file was cut: an error, or all rows as they were, or the rows of the commit before.
+    #[tokio::test]
+    async fn damage_anywhere_is_refused_or_harmless_and_never_other_rows() {
+        let folder = tempfile::tempdir().unwrap();
+        let whole = filled(folder.path()).await;
+        let bytes = std::fs::read(folder.path().join(FILE)).unwrap();
+        let (mut refused, mut harmless) = (0, 0);
+        let mut seed = 0x9e37_79b9_7f4a_7c15u64;
+        for round in 0..200 {
+            seed ^= seed << 13;
+            seed ^= seed >> 7;
+            seed ^= seed << 17;
+            let place = usize::try_from(seed).unwrap_or(usize::MAX) % bytes.len();
+            let mut damaged = bytes.clone();
+            if round % 4 == 0 {
+                damaged.truncate(place)
+            } else {
+                damaged[place] ^= 1 << (round % 8)
+            }
+            let folder = tempfile::tempdir().unwrap();
+            std::fs::write(folder.path().join(FILE), &damaged).unwrap();
+            match Embedded::open(folder.path()).and_then(|store| store.read()) {
+                Err(_) => {
+                    assert!(
+                        std::fs::read(folder.path().join(FILE)).unwrap() == damaged,
+                        "what is refused is left as it is"
+                    );
+                    refused += 1;
+                }
+                Ok(found) if found.revision == whole.revision => {
+                    assert!(
+                        found.nodes == whole.nodes && found.segments == whole.segments,
+                        "round {round}, byte {place}"
+                    );
+                    harmless += 1;
+                }
+                // Cut to nothing it is a new one; with one header page lost it is the commit before.
+                Ok(found) if found.nodes.is_empty() => assert_eq!(place, 0),
+                Ok(found) => assert_eq!((found.revision, found.nodes.len()), (whole.revision - 1, 200), "{place}"),
+            }
+        }
+        assert!(refused > 25 && harmless > 0, "refused {refused}, harmless {harmless}");
     }
 }

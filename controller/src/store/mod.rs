@@ -76,6 +76,19 @@ pub enum StoreError {
         /// Why.
         why: String,
     },
+    /// A newer release wrote the store.
+    #[error(
+        "{path} is of layout {found}, which a newer release wrote; this one knows layouts up to {ours}: use the newer release, or \
+         restore a backup that this one made (edge-controller restore). The file is left as it is"
+    )]
+    Newer {
+        /// The file.
+        path: std::path::PathBuf,
+        /// Its layout.
+        found: u64,
+        /// The latest that is known here.
+        ours: u64,
+    },
     /// Another was quicker: what this was planned on does not hold any more. Planned anew on `current`, it may succeed.
     #[error("{key} was changed by another at the same moment")]
     Conflict {

@@ -135,8 +135,29 @@ pub(crate) struct Node {
 impl Node {
     pub(crate) fn new(cloud: &Cloud, name: &str, certificate: &str, key: &KeyPair) -> Self {
         let chain = vec![CertificateDer::from_pem_slice(certificate.as_bytes()).unwrap()];
+        Self::at(cloud.address(), cloud.ca(), name, chain, key)
+    }
+
+    fn at(
+        address: SocketAddr,
+        ca: CertificateDer<'static>,
+        name: &str,
+        chain: Vec<CertificateDer<'static>>,
+        key: &KeyPair,
+    ) -> Self {
         let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der()));
-        Self { name: name.into(), address: cloud.address(), tls: tls(cloud, Some((chain, key))) }
+        Self { name: name.into(), address, tls: tls(ca, Some((chain, key))) }
+    }
+
+    /// Joins a controller that is not part of this process.
+    pub(crate) async fn join(address: SocketAddr, ca: CertificateDer<'static>, token: &JoinToken, name: &str) -> Self {
+        let key = KeyPair::generate().unwrap();
+        let body = json!({"token": *token.credential(), "node": name, "csr": request_of(&key)});
+        let mut nobody = Connection::over(address, tls(ca.clone(), None)).await.unwrap();
+        let (status, body) = nobody.ask(Method::POST, "/v1/join", Some(body)).await;
+        assert_eq!(status, 200, "{body}");
+        let certificate = body["certificate"].as_str().unwrap();
+        Self::at(address, ca, name, vec![CertificateDer::from_pem_slice(certificate.as_bytes()).unwrap()], &key)
     }
 
     /// After a restart of the controller, which then listens on another port.
@@ -180,11 +201,11 @@ impl Node {
 }
 
 fn tls(
-    cloud: &Cloud,
+    ca: CertificateDer<'static>,
     identity: Option<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>)>,
 ) -> Arc<rustls::ClientConfig> {
     let mut roots = rustls::RootCertStore::empty();
-    roots.add(cloud.ca()).unwrap();
+    roots.add(ca).unwrap();
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let builder = rustls::ClientConfig::builder_with_provider(provider)
         .with_protocol_versions(&[&rustls::version::TLS13])
@@ -208,7 +229,7 @@ pub(crate) struct Connection {
 impl Connection {
     /// Without a certificate, or with one.
     pub(crate) async fn open(cloud: &Cloud, node: Option<&Node>) -> std::io::Result<Self> {
-        let tls = node.map_or_else(|| tls(cloud, None), |node| node.tls.clone());
+        let tls = node.map_or_else(|| tls(cloud.ca(), None), |node| node.tls.clone());
         Self::over(cloud.address(), tls).await
     }
 
@@ -278,6 +299,7 @@ impl Stream {
             match self.line().await.expect("the stream goes on") {
                 ViewEvent::View { view } => return *view,
                 ViewEvent::Heartbeat { .. } => {}
+                ViewEvent::Goodbye { reason } => panic!("goodbye: {reason}"),
             }
         }
     }

@@ -8,4 +8,5 @@ mod join;
 mod observe;
 mod program;
 mod segments;
+mod shutdown;
 mod views;

@@ -1,51 +1,54 @@
 //! The program as an operator runs it: its commands, its exit codes, and what a kill leaves behind.
 
 use std::io::{BufRead, BufReader};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 
 use serde_json::Value;
 
-struct Program {
+pub(crate) struct Program {
     folder: tempfile::TempDir,
-    server: Option<Child>,
+    pub(crate) server: Option<Child>,
+    /// Where it serves nodes, and where health and metrics.
+    pub(crate) addresses: [SocketAddr; 2],
 }
 
 impl Program {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
         let config = format!(
-            "server_names = [\"localhost\"]\nlisten = [\"127.0.0.1:0\"]\nstate_dir = {:?}\nadmin_socket = {:?}\n\
+            "server_names = [\"localhost\", \"cloud.test\"]\nlisten = [\"127.0.0.1:0\"]\nstate_dir = {:?}\nadmin_socket = {:?}\n\
              [observe]\nlisten = [\"127.0.0.1:0\"]\n[segments]\ncluster_ranges = [\"10.77.0.0/16\"]\n",
             folder.path().join("state"),
             folder.path().join("run/admin.sock"),
         );
         std::fs::write(folder.path().join("c.toml"), config).unwrap();
-        Self { folder, server: None }
+        Self { folder, server: None, addresses: ["127.0.0.1:0".parse().unwrap(); 2] }
     }
 
-    fn path(&self, name: &str) -> PathBuf {
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.folder.path().join(name)
     }
 
-    fn command(&self, args: &[&str]) -> Command {
+    pub(crate) fn command(&self, args: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_edge-controller"));
         command.args(args).env("EDGE_CONTROLLER_SOCKET", self.path("run/admin.sock")).env_remove("RUST_LOG");
         command
     }
 
-    fn run(&self, args: &[&str]) -> Output {
+    pub(crate) fn run(&self, args: &[&str]) -> Output {
         self.command(args).output().unwrap()
     }
 
-    fn json(&self, args: &[&str]) -> Value {
+    pub(crate) fn json(&self, args: &[&str]) -> Value {
         let output = self.run(&[args, &["--json"]].concat());
         assert!(output.status.success(), "{}", text(&output.stderr));
         serde_json::from_slice(&output.stdout).unwrap()
     }
 
     /// Starts the server and waits until it says that it serves.
-    fn start(&mut self) {
+    pub(crate) fn start(&mut self) {
         let config = self.path("c.toml");
         let mut server =
             self.command(&["run", "--config", config.to_str().unwrap()]).stderr(Stdio::piped()).spawn().unwrap();
@@ -56,12 +59,16 @@ impl Program {
             line.contains("serving")
         });
         assert!(serving, "{said}");
+        self.addresses = ["addresses=[", "observe=["].map(|field| {
+            let (address, _) = said.split_once(field).unwrap().1.split_once(']').unwrap();
+            address.parse().unwrap_or_else(|_| panic!("{said}"))
+        });
         // Someone must go on reading, or the server blocks when the pipe is full.
         std::thread::spawn(move || lines.map_while(Result::ok).for_each(drop));
         self.server = Some(server);
     }
 
-    fn kill(&mut self) {
+    pub(crate) fn kill(&mut self) {
         let mut server = self.server.take().unwrap();
         server.kill().unwrap();
         server.wait().unwrap();
@@ -76,11 +83,11 @@ impl Drop for Program {
     }
 }
 
-fn text(bytes: &[u8]) -> String {
+pub(crate) fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
 }
 
-fn exists(path: &Path) -> bool {
+pub(crate) fn exists(path: &Path) -> bool {
     std::fs::symlink_metadata(path).is_ok()
 }
 

@@ -1,0 +1,99 @@
+//! How the program ends when it is asked to.
+
+use std::process::ExitStatus;
+
+use crate::harness::{Node, Stream};
+use crate::program::{Program, exists, text};
+use edge_types::api::ViewEvent;
+use rustix::process::{Pid, Signal, kill_process};
+use rustls_pki_types::CertificateDer;
+use rustls_pki_types::pem::PemObject;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpStream, UnixStream};
+
+/// A program that runs, a node that follows its view, and a request of which the rest has not been sent.
+struct Busy {
+    program: Program,
+    stream: Stream,
+    request: UnixStream,
+}
+
+const BODY: &str = "{\"role\":\"edge\",\"ttl_seconds\":60,\"uses\":1}";
+
+impl Busy {
+    async fn start() -> Self {
+        let mut program = Program::new();
+        program.start();
+        let token = text(&program.run(&["token", "create", "--role", "edge"]).stdout).parse().unwrap();
+        let ca = CertificateDer::from_pem_file(program.path("state/ca.crt")).unwrap();
+        let node = Node::join(program.addresses[0], ca, &token, "edge-1").await;
+        let mut stream = node.watch().await;
+        stream.view().await;
+        let mut request = UnixStream::connect(program.path("run/admin.sock")).await.unwrap();
+        let head = format!("POST /v1/tokens HTTP/1.1\r\nhost: x\r\ncontent-length: {}\r\n\r\n{{", BODY.len());
+        request.write_all(head.as_bytes()).await.unwrap();
+        Self { program, stream, request }
+    }
+
+    fn signal(&self) {
+        let pid = Pid::from_child(self.program.server.as_ref().unwrap());
+        kill_process(pid, Signal::TERM).unwrap();
+    }
+
+    /// What `/readyz` says.
+    async fn ready(&self) -> String {
+        let mut stream = TcpStream::connect(self.program.addresses[1]).await.unwrap();
+        stream.write_all(b"GET /readyz HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").await.unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.unwrap();
+        answer
+    }
+
+    /// Reads the stream to its end; the last line's reason.
+    async fn goodbye(&mut self) -> String {
+        let mut last = None;
+        while let Some(line) = self.stream.line().await {
+            last = Some(line);
+        }
+        match last {
+            Some(ViewEvent::Goodbye { reason }) => reason,
+            other => panic!("the last line is {other:?}"),
+        }
+    }
+
+    async fn ended(&mut self) -> ExitStatus {
+        let mut server = self.program.server.take().unwrap();
+        tokio::task::spawn_blocking(move || server.wait()).await.unwrap().unwrap()
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn asked_to_end_it_is_not_ready_sends_nodes_elsewhere_finishes_requests_and_ends_with_0() {
+    let mut busy = Busy::start().await;
+    assert!(busy.ready().await.starts_with("HTTP/1.1 200"));
+    busy.signal();
+    assert_eq!(busy.goodbye().await, "it is stopping");
+    let ready = busy.ready().await;
+    assert!(ready.starts_with("HTTP/1.1 503") && ready.contains("[-]not-stopping failed"), "{ready}");
+    let refused = TcpStream::connect(busy.program.addresses[0]).await.unwrap_err();
+    assert_eq!(refused.kind(), std::io::ErrorKind::ConnectionRefused, "who was sent away does not come back here");
+    busy.request.write_all(&BODY.as_bytes()[1..]).await.unwrap();
+    let mut answer = String::new();
+    busy.request.read_to_string(&mut answer).await.unwrap();
+    assert!(answer.starts_with("HTTP/1.1 201"), "{answer}");
+    assert_eq!(busy.ended().await.code(), Some(0));
+    assert!(!exists(&busy.program.path("run/admin.sock")));
+    busy.program.start();
+    assert_eq!(busy.program.json(&["token", "list"]).as_array().unwrap().len(), 2, "what it answered is on disk");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn asked_a_second_time_it_ends_at_once_and_its_exit_code_names_the_signal() {
+    let mut busy = Busy::start().await;
+    busy.signal();
+    // The request that is still open keeps it from ending.
+    busy.goodbye().await;
+    assert!(busy.ready().await.starts_with("HTTP/1.1 503"));
+    busy.signal();
+    assert_eq!(busy.ended().await.code(), Some(128 + 15));
+}
