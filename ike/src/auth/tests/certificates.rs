@@ -90,6 +90,7 @@ fn a_certificate_of_another_ca_is_not_believed() {
     let prover = authenticator(&config(&stranger, stranger.issue(&PKCS_ED25519, |_| {})));
     let error = judged(&judge, &prover, &fqdn()).unwrap_err();
     assert_eq!(error.kind(), PeerErrorKind::UntrustedCertificate);
+    assert!(error.to_string().contains("leads to none of our trust anchors"), "{error}");
 }
 
 #[test]
