@@ -83,7 +83,11 @@ pub(crate) fn auth(error: &AuthError) -> PeerError {
 
 /// The message breaks the rules.
 pub(crate) fn invalid(exchange: &'static str, error: InvalidMessage) -> PeerError {
-    PeerError::new(exchange, PeerErrorKind::Protocol, format!("the peer's message is malformed: {error}"))
+    let detail = match error {
+        InvalidMessage::MajorVersion(_) => format!("{error}; configure the peer for IKEv2"),
+        error => format!("the peer's message is malformed: {error}"),
+    };
+    PeerError::new(exchange, PeerErrorKind::Protocol, detail)
 }
 
 /// The kernel gave no SPI.
