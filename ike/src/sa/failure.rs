@@ -57,7 +57,10 @@ pub(crate) fn silence(exchange: &'static str, remote: std::net::SocketAddr, tran
 
 /// None of the peer's IKE proposals is acceptable.
 pub(crate) fn no_ike_proposal(ours: &[IkeProposal]) -> PeerError {
-    let detail = format!("none of the peer's IKE proposals is acceptable; configured here: {}", ike_texts(ours));
+    let detail = match ours {
+        [] => "somebody begins with us, but no peer is configured here".to_owned(),
+        ours => format!("none of the peer's IKE proposals is acceptable; configured here: {}", ike_texts(ours)),
+    };
     PeerError::new(IKE_SA_INIT, PeerErrorKind::NoProposalChosen, detail)
 }
 
