@@ -37,24 +37,45 @@ impl Embedded {
         let path = state_dir.join(FILE);
         let explain = |error: &dyn std::fmt::Display| {
             StoreError::Failed(format!(
-                "{}: {error}; is another edge-controller running, or the file damaged?",
+                "{}: {error}; is another edge-controller running? If not, the file is damaged: restore it from a backup",
                 path.display()
             ))
         };
-        // Made here and not by redb, for its permissions.
-        let mut options = std::fs::OpenOptions::new();
-        options.write(true).create(true).truncate(false).mode(0o600).open(&path).map_err(|e| explain(&e))?;
-        let database = Database::create(&path).map_err(|e| explain(&e))?;
-        let store = Self { database: Arc::new(database) };
-        // Tables exist from the first start on, so that reading needs no special case.
-        let write = store.database.begin_write().map_err(failed)?;
-        for table in [NODES, TOKENS, SEGMENTS] {
-            write.open_table(table).map_err(failed)?;
+        match std::fs::metadata(&path) {
+            Ok(found) if found.len() == 0 => Err(explain(&"it is empty, which it never is by itself")),
+            Ok(_) => Database::open(&path).map_err(redb::Error::from).and_then(Self::prepare).map_err(|e| explain(&e)),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                Self::create(state_dir).map_err(|e| explain(&e))
+            }
+            Err(error) => Err(explain(&error)),
         }
-        write.open_table(META).map_err(failed)?;
-        write.commit().map_err(failed)?;
-        std::fs::File::open(state_dir).and_then(|folder| folder.sync_all()).map_err(|e| explain(&e))?;
+    }
+
+    /// Makes a store beside, and gives it its name when it is whole: what is empty under that name was cut, and whoever began anew in it would give
+    /// every segment to a second node.
+    fn create(state_dir: &Path) -> Result<Self, redb::Error> {
+        let (path, new) = (state_dir.join(FILE), state_dir.join(format!("{FILE}.new")));
+        match std::fs::remove_file(&new) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error.into()),
+            _ => {}
+        }
+        // Made here and not by redb, for its permissions.
+        std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&new)?;
+        let store = Self::prepare(Database::create(&new)?)?;
+        std::fs::rename(&new, &path)?;
+        std::fs::File::open(state_dir)?.sync_all()?;
         Ok(store)
+    }
+
+    /// Tables exist from the first start on, so that reading needs no special case.
+    fn prepare(database: Database) -> Result<Self, redb::Error> {
+        let write = database.begin_write()?;
+        for table in [NODES, TOKENS, SEGMENTS] {
+            write.open_table(table)?;
+        }
+        write.open_table(META)?;
+        write.commit()?;
+        Ok(Self { database: Arc::new(database) })
     }
 
     fn write(&self, changes: &[Change], revision: u64, time: Seconds) -> Result<(), StoreError> {

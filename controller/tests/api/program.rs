@@ -46,6 +46,16 @@ impl Program {
 
     /// Starts the server and waits until it says that it serves.
     fn start(&mut self) {
+        self.serves().unwrap_or_else(|said| panic!("{said}"));
+    }
+
+    /// Starts the server, which must end with 3 before it serves. Returns what it said.
+    fn does_not_start(&mut self) -> String {
+        self.serves().expect_err("it serves")
+    }
+
+    /// Starts the server. Returns what it said, if it ended with 3 instead of serving.
+    fn serves(&mut self) -> Result<(), String> {
         let config = self.path("c.toml");
         let mut server =
             self.command(&["run", "--config", config.to_str().unwrap()]).stderr(Stdio::piped()).spawn().unwrap();
@@ -55,10 +65,14 @@ impl Program {
             said.push_str(&line);
             line.contains("serving")
         });
-        assert!(serving, "{said}");
+        if !serving {
+            assert_eq!(server.wait().unwrap().code(), Some(3), "{said}");
+            return Err(said);
+        }
         // Someone must go on reading, or the server blocks when the pipe is full.
         std::thread::spawn(move || lines.map_while(Result::ok).for_each(drop));
         self.server = Some(server);
+        Ok(())
     }
 
     fn kill(&mut self) {
@@ -129,6 +143,33 @@ fn after_a_kill_everything_that_was_answered_is_there() {
     let listed = program.json(&["token", "list"]);
     let listed: Vec<&Value> = listed.as_array().unwrap().iter().map(|row| &row["id"]).collect();
     assert!(ids.iter().all(|id| listed.contains(&id)));
+}
+
+#[test]
+fn a_store_that_was_cut_or_damaged_is_named_and_not_begun_anew_and_serves_again_when_it_is_restored() {
+    let mut program = Program::new();
+    program.start();
+    let id = program.json(&["token", "create", "--role", "edge"])["id"].clone();
+    program.kill();
+    let path = program.path("state/controller.redb");
+    let whole = std::fs::read(&path).unwrap();
+    let last = whole.iter().rposition(|byte| *byte != 0).unwrap();
+    let cut = [0, 1, 64, 500, 4096, whole.len() / 2, last].map(|length| whole[..length].to_vec());
+    let zeroed = |from: usize, to: usize| {
+        let mut damaged = whole.clone();
+        damaged[from..to].fill(0);
+        damaged
+    };
+    for content in cut.into_iter().chain([zeroed(0, 64), zeroed(0, whole.len()), vec![0x5a; whole.len()]]) {
+        std::fs::write(&path, &content).unwrap();
+        let said = program.does_not_start();
+        assert!(said.contains(path.to_str().unwrap()), "{} bytes: {said}", content.len());
+        assert!(said.contains("restore it from a backup") && !said.contains("panicked"), "{said}");
+        assert_eq!(std::fs::metadata(&path).unwrap().len(), content.len() as u64, "{said}");
+    }
+    std::fs::write(&path, &whole).unwrap();
+    program.start();
+    assert_eq!(program.json(&["token", "list"])[0]["id"], id);
 }
 
 #[test]
