@@ -6,6 +6,8 @@ use std::process::{Child, Command, Output, Stdio};
 
 use serde_json::Value;
 
+use crate::harness::Cloud;
+
 struct Program {
     folder: tempfile::TempDir,
     server: Option<Child>,
@@ -130,6 +132,38 @@ fn a_token_stands_alone_on_standard_output_and_refusals_end_with_1() {
     assert_eq!(program.run(&["token", "create"]).status.code(), Some(2));
     assert!(program.run(&["token", "delete", &token.id]).status.success());
     assert_eq!(program.json(&["token", "list"]), Value::Array(Vec::new()));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_operators_commands_show_nodes_with_labels_their_segments_and_communities() {
+    let cloud = Cloud::start().await;
+    cloud.node("edge", "edge-1").await;
+    cloud.node("hub", "cloud-1").await;
+    let run = |args: &str| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_edge-controller"));
+        command.args(args.split(' ')).env("EDGE_CONTROLLER_SOCKET", cloud.folder.path().join("admin.sock"));
+        let output = command.output().unwrap();
+        assert!(output.status.success(), "{args}: {}", text(&output.stderr));
+        text(&output.stdout)
+    };
+    let labelled = run("node label edge-1 fabedge/edge-community=alpha");
+    assert!(labelled.contains("fabedge/edge-community=alpha"), "{labelled}");
+    for (args, expected) in [
+        ("node list", ["edge-1", "alpha", "10.77.0.0/26"]),
+        ("node list", ["cloud-1", "hub", "fd77::/120"]),
+        ("node show edge-1", ["fabedge/edge-community=alpha", "labels", "fd77::/120"]),
+        ("segment list", ["10.77.0.0/26", "edge-1", "held"]),
+        ("community list", ["COMMUNITY", "alpha", "edge-1"]),
+    ] {
+        let shown = run(args);
+        assert!(expected.iter().all(|word| shown.contains(word)), "{args}:\n{shown}");
+        let json: Value = serde_json::from_str(&run(&format!("{args} --json"))).unwrap();
+        assert!(json.to_string().contains(expected[1]), "{args} --json: {json}");
+    }
+    run("node label edge-1 fabedge/edge-community-");
+    assert_eq!(run("community list --json").trim(), "[]");
+    let released = run("node deregister edge-1");
+    assert!(released.contains("certificate is refused") && released.contains("quarantined until"), "{released}");
 }
 
 #[test]
