@@ -13,10 +13,8 @@ use crate::lab::{Controller, Node, exists, parsed, soon, until};
 #[tokio::test(flavor = "multi_thread")]
 async fn a_node_joins_with_a_key_of_its_own_and_gets_its_view_and_segments() {
     let controller = Controller::start().await;
-    let node = Node::new("edge-1", &controller);
-    node.put_token(&controller.token(Role::Edge, None).await);
-    let agent = node.start();
-    let member = agent.membership("segments of both families", |m| m.view.segments.len() == 2).await;
+    let node = controller.edge("edge-1").await;
+    let (agent, member) = node.start_as_member().await;
     assert_eq!(member.view.node.as_str(), "edge-1");
     assert_eq!(member.view.role, Role::Edge);
     assert_eq!(node.segments().segments, member.view.segments);
@@ -36,8 +34,7 @@ async fn a_node_joins_with_a_key_of_its_own_and_gets_its_view_and_segments() {
 #[tokio::test(flavor = "multi_thread")]
 async fn addresses_are_reported_at_once_when_they_change() {
     let controller = Controller::start().await;
-    let node = Node::new("edge-1", &controller);
-    node.put_token(&controller.token(Role::Edge, None).await);
+    let node = controller.edge("edge-1").await;
     let agent = node.start();
     agent.joined().await;
     for address in ["192.0.2.7", "2001:db8::7"] {
@@ -135,8 +132,7 @@ async fn a_token_that_is_damaged_or_missing_is_asked_for_and_taken_when_it_comes
 #[tokio::test(flavor = "multi_thread")]
 async fn when_the_answer_to_a_join_was_lost_with_the_power_the_same_token_still_does() {
     let controller = Controller::start().await;
-    let node = Node::new("edge-1", &controller);
-    node.put_token(&controller.token(Role::Edge, None).await);
+    let node = controller.edge("edge-1").await;
     // What is on disk when the power goes after the request was sent.
     std::fs::create_dir_all(node.state()).unwrap();
     let key = rcgen::KeyPair::generate_for(&rcgen::PKCS_ED25519).unwrap().serialize_pem();
@@ -158,10 +154,8 @@ async fn when_the_answer_to_a_join_was_lost_with_the_power_the_same_token_still_
 #[tokio::test(flavor = "multi_thread")]
 async fn at_half_life_the_certificate_is_renewed_with_a_new_key_and_nothing_else_changes() {
     let controller = Controller::start().await;
-    let node = Node::new("edge-1", &controller);
-    node.put_token(&controller.token(Role::Edge, None).await);
-    let agent = node.start();
-    let before = agent.membership("segments", |m| m.view.segments.len() == 2).await;
+    let node = controller.edge("edge-1").await;
+    let (agent, before) = node.start_as_member().await;
     agent.end().await;
     // Four of seven days later.
     let clock = Arc::new(WorldClock::default());
@@ -180,10 +174,8 @@ async fn at_half_life_the_certificate_is_renewed_with_a_new_key_and_nothing_else
 #[tokio::test(flavor = "multi_thread")]
 async fn a_deregistered_node_keeps_what_it_has_says_why_and_comes_back_with_a_new_token() {
     let controller = Controller::start().await;
-    let node = Node::new("edge-1", &controller);
-    node.put_token(&controller.token(Role::Edge, None).await);
-    let agent = node.start();
-    let before = agent.membership("segments", |m| m.view.segments.len() == 2).await;
+    let node = controller.edge("edge-1").await;
+    let (agent, before) = node.start_as_member().await;
     agent.status("the stream", |status| status.connected).await;
     controller.operator("DELETE", "/v1/nodes/edge-1", json!(null)).await;
     let error = agent.error_with("deregistered").await;

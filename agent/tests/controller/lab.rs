@@ -121,6 +121,18 @@ impl Controller {
         serde_json::from_value::<TokenCreated>(created).unwrap().token
     }
 
+    /// A node with a token of this role in its file.
+    pub(crate) async fn invite(&self, name: &'static str, role: Role) -> Node {
+        let node = Node::new(name, self);
+        node.put_token(&self.token(role, None).await);
+        node
+    }
+
+    /// A node whose token will make it an edge.
+    pub(crate) async fn edge(&self, name: &'static str) -> Node {
+        self.invite(name, Role::Edge).await
+    }
+
     pub(crate) async fn nodes(&self) -> Vec<Value> {
         self.operator("GET", "/v1/nodes", Value::Null).await.as_array().unwrap().clone()
     }
@@ -161,6 +173,13 @@ impl Node {
 
     pub(crate) fn segments(&self) -> SegmentsFile {
         serde_json::from_slice(&std::fs::read(self.file("segments.json")).unwrap()).unwrap()
+    }
+
+    /// Starts the agent, and waits until it is a member with its first segments, one of each family.
+    pub(crate) async fn start_as_member(&self) -> (Agent, Membership) {
+        let agent = self.start();
+        let membership = agent.membership("segments of both families", |m| m.view.segments.len() == 2).await;
+        (agent, membership)
     }
 
     /// Starts the agent's cloud side, as `edge-agent run` does.

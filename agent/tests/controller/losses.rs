@@ -3,15 +3,13 @@
 use edge_types::{NodeView, Role};
 use serde_json::json;
 
-use crate::lab::{Controller, Node, exists, until};
+use crate::lab::{Controller, exists, until};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn without_the_controller_an_agent_comes_back_from_its_disk_and_finds_the_controller_later() {
     let mut controller = Controller::start().await;
-    let node = Node::new("edge-1", &controller);
-    node.put_token(&controller.token(Role::Edge, None).await);
-    let agent = node.start();
-    let before = agent.membership("segments", |m| m.view.segments.len() == 2).await;
+    let node = controller.edge("edge-1").await;
+    let (agent, before) = node.start_as_member().await;
     agent.kill().await;
     controller.stop().await;
     let agent = node.start();
@@ -30,17 +28,14 @@ async fn without_the_controller_an_agent_comes_back_from_its_disk_and_finds_the_
 #[tokio::test(flavor = "multi_thread")]
 async fn losing_the_controller_changes_nothing_and_its_return_brings_what_was_missed() {
     let mut controller = Controller::start().await;
-    let node = Node::new("edge-1", &controller);
-    node.put_token(&controller.token(Role::Edge, None).await);
-    let agent = node.start();
-    let before = agent.membership("segments", |m| m.view.segments.len() == 2).await;
+    let node = controller.edge("edge-1").await;
+    let (agent, before) = node.start_as_member().await;
     agent.status("the stream", |status| status.connected).await;
     controller.stop().await;
     agent.status("the loss", |status| !status.connected).await;
     assert_eq!(agent.joined().await.view, before.view);
     controller.start_again().await;
-    let hub = Node::new("cloud-1", &controller);
-    hub.put_token(&controller.token(Role::Hub, None).await);
+    let hub = controller.invite("cloud-1", Role::Hub).await;
     let hub_agent = hub.start();
     hub_agent.joined().await;
     let after = agent.membership("the hub in the view", |m| !m.view.peers.is_empty()).await;
@@ -55,10 +50,8 @@ async fn losing_the_controller_changes_nothing_and_its_return_brings_what_was_mi
 #[tokio::test(flavor = "multi_thread")]
 async fn a_damaged_view_is_put_aside_and_replaced_by_the_controllers() {
     let controller = Controller::start().await;
-    let node = Node::new("edge-1", &controller);
-    node.put_token(&controller.token(Role::Edge, None).await);
-    let agent = node.start();
-    let before = agent.membership("segments", |m| m.view.segments.len() == 2).await;
+    let node = controller.edge("edge-1").await;
+    let (agent, before) = node.start_as_member().await;
     agent.end().await;
     let whole = std::fs::read(node.file("view.json")).unwrap();
     std::fs::write(node.file("view.json"), &whole[..whole.len() / 2]).unwrap();
@@ -74,10 +67,8 @@ async fn a_damaged_view_is_put_aside_and_replaced_by_the_controllers() {
 #[tokio::test(flavor = "multi_thread")]
 async fn segments_that_were_damaged_are_written_anew_from_the_view_without_the_controller() {
     let mut controller = Controller::start().await;
-    let node = Node::new("edge-1", &controller);
-    node.put_token(&controller.token(Role::Edge, None).await);
-    let agent = node.start();
-    let before = agent.membership("segments", |m| m.view.segments.len() == 2).await;
+    let node = controller.edge("edge-1").await;
+    let (agent, before) = node.start_as_member().await;
     agent.end().await;
     controller.stop().await;
     std::fs::write(node.file("segments.json"), b"{\"version\"").unwrap();
@@ -91,8 +82,7 @@ async fn segments_that_were_damaged_are_written_anew_from_the_view_without_the_c
 #[tokio::test(flavor = "multi_thread")]
 async fn a_view_on_disk_that_is_another_nodes_is_not_followed() {
     let mut controller = Controller::start().await;
-    let node = Node::new("edge-1", &controller);
-    node.put_token(&controller.token(Role::Edge, None).await);
+    let node = controller.edge("edge-1").await;
     let agent = node.start();
     agent.joined().await;
     agent.end().await;
@@ -109,10 +99,8 @@ async fn a_view_on_disk_that_is_another_nodes_is_not_followed() {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_older_view_from_a_controller_restored_from_a_backup_is_refused_and_said() {
     let controller = Controller::start().await;
-    let node = Node::new("edge-1", &controller);
-    node.put_token(&controller.token(Role::Edge, None).await);
-    let agent = node.start();
-    let before = agent.membership("segments", |m| m.view.segments.len() == 2).await;
+    let node = controller.edge("edge-1").await;
+    let (agent, before) = node.start_as_member().await;
     agent.end().await;
     let mut newer = (*before.view).clone();
     newer.version += 1_000_000;
@@ -128,8 +116,7 @@ async fn an_older_view_from_a_controller_restored_from_a_backup_is_refused_and_s
 #[tokio::test(flavor = "multi_thread")]
 async fn a_truncated_identity_stops_the_agent_with_the_file_named_and_untouched() {
     let controller = Controller::start().await;
-    let node = Node::new("edge-1", &controller);
-    node.put_token(&controller.token(Role::Edge, None).await);
+    let node = controller.edge("edge-1").await;
     let agent = node.start();
     agent.joined().await;
     agent.end().await;
@@ -144,11 +131,10 @@ async fn a_truncated_identity_stops_the_agent_with_the_file_named_and_untouched(
 #[tokio::test(flavor = "multi_thread")]
 async fn of_several_controllers_the_first_that_answers_is_used() {
     let controller = Controller::start().await;
-    let mut node = Node::new("edge-1", &controller);
+    let mut node = controller.edge("edge-1").await;
     // A port on which nobody listens any more.
     let dead = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     node.url = format!("https://{dead}\", \"{}", controller.url());
-    node.put_token(&controller.token(Role::Edge, None).await);
     let agent = node.start();
     agent.joined().await;
     let status = agent.status("the stream", |status| status.connected).await;
