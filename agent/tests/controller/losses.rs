@@ -1,7 +1,7 @@
 //! Without the controller, and after power cuts.
 
 use edge_types::{NodeView, Role};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::lab::{Controller, exists, until};
 
@@ -114,18 +114,44 @@ async fn an_older_view_from_a_controller_restored_from_a_backup_is_refused_and_s
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_truncated_identity_stops_the_agent_with_the_file_named_and_untouched() {
+async fn an_identity_that_is_not_whole_stops_the_agent_with_the_file_named_and_untouched() {
     let controller = Controller::start().await;
-    let node = controller.edge("edge-1").await;
-    let agent = node.start();
-    agent.joined().await;
-    agent.end().await;
-    let whole = std::fs::read(node.file("identity.json")).unwrap();
-    std::fs::write(node.file("identity.json"), &whole[..100]).unwrap();
-    let Err(error) = node.try_start(Default::default()) else { panic!("it started") };
-    let error = error.to_string();
-    assert!(error.contains("identity.json") && error.contains("cut short") && error.contains("join anew"), "{error}");
-    assert_eq!(std::fs::read(node.file("identity.json")).unwrap(), &whole[..100]);
+    let (node, other) = (controller.edge("edge-1").await, controller.edge("edge-2").await);
+    for node in [&node, &other] {
+        let (agent, _) = node.start_as_member().await;
+        agent.end().await;
+    }
+    let path = node.file("identity.json");
+    let whole: Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+    let others: Value = serde_json::from_slice(&std::fs::read(other.file("identity.json")).unwrap()).unwrap();
+    let with = |key: &str, value: &Value| {
+        let mut changed = whole.clone();
+        changed[key] = value.clone();
+        changed.to_string()
+    };
+    for (content, words) in [
+        (String::new(), "it is empty"),
+        (whole.to_string()[..100].to_owned(), "cut short"),
+        ("\0".repeat(100), "not JSON"),
+        (with("version", &json!(9)), "its version is 9"),
+        (with("key", &json!("")), "no private key"),
+        (with("key", &others["key"]), "another key"),
+        (with("certificate", &others["certificate"]), "another key"),
+        (with("role", &json!("hub")), "edge-cni://hub/edge-1"),
+        (with("trust_anchors", &json!([])), "no trust anchor"),
+    ] {
+        std::fs::write(&path, &content).unwrap();
+        let Err(error) = node.try_start(Default::default()) else { panic!("it started with {content}") };
+        let error = error.to_string();
+        assert!(error.contains("identity.json") && error.contains(words), "{words}: {error}");
+        assert!(error.contains("restore it from a backup") && error.contains("join anew"), "{error}");
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), content);
+    }
+    std::fs::remove_file(&path).unwrap();
+    std::fs::create_dir(&path).unwrap();
+    let Err(error) = node.try_start(Default::default()) else { panic!("it started with a folder") };
+    assert!(error.to_string().contains("reading") && error.to_string().contains("identity.json"), "{error}");
+    assert_eq!(controller.nodes().await.len(), 2, "nobody has joined anew");
 }
 
 #[tokio::test(flavor = "multi_thread")]
