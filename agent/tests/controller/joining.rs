@@ -51,19 +51,6 @@ async fn addresses_are_reported_at_once_when_they_change() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_controller_whose_ca_the_token_does_not_name_never_sees_the_secret() {
-    let (ours, other) = (Controller::start().await, Controller::start().await);
-    let node = Node::new("edge-1", &other);
-    node.put_token(&ours.token(Role::Edge, None).await);
-    let agent = node.start();
-    let error = agent.error().await;
-    assert!(error.contains("not trusted") && error.contains("secret was not sent"), "{error}");
-    assert!(other.nodes().await.is_empty());
-    assert!(!exists(node.file("identity.json")) && !exists(node.file("view.json")));
-    agent.end().await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
 async fn used_expired_and_foreign_tokens_are_refused_in_words_and_leave_nothing_behind() {
     let controller = Controller::start().await;
     let used = controller.token(Role::Edge, None).await;
@@ -84,8 +71,8 @@ async fn used_expired_and_foreign_tokens_are_refused_in_words_and_leave_nothing_
         let error = agent.error().await;
         assert!(error.contains(words), "{error}");
         assert!(!error.contains(&*parsed(&token).secret));
-        assert!(!exists(node.file("identity.json")) && !exists(node.file("segments.json")));
         agent.end().await;
+        node.assert_no_member();
     }
     assert_eq!(controller.nodes().await.len(), 1);
 }
@@ -101,6 +88,7 @@ async fn a_token_for_an_edge_makes_no_hub() {
     let error = agent.error().await;
     assert!(error.contains("says role hub") && error.contains("for role edge"), "{error}");
     agent.end().await;
+    node.assert_no_member();
     // Whoever alters the token's text gets no further: the controller keeps its own record.
     let altered = JoinToken { role: Role::Hub, ..parsed(&token) };
     let text: Zeroizing<String> = altered.encode();
@@ -108,7 +96,32 @@ async fn a_token_for_an_edge_makes_no_hub() {
     let agent = node.start();
     let error = agent.error().await;
     assert!(error.contains("it is for role edge, not hub"), "{error}");
-    assert!(!exists(node.file("identity.json")));
+    agent.end().await;
+    node.assert_no_member();
+    // What it was made for, it still does, for this node and its key.
+    node.extra = "";
+    node.put_token(&token);
+    let (agent, member) = node.start_as_member().await;
+    assert_eq!(member.view.role, Role::Edge);
+    agent.end().await;
+    assert_eq!(controller.nodes().await.len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_for_which_no_segment_is_left_does_not_join_and_its_token_stays_good() {
+    let controller = Controller::with_ranges("\"10.77.0.0/26\", \"fd77::/120\"").await;
+    let (first, _) = controller.edge("edge-1").await.start_as_member().await;
+    first.end().await;
+    let node = controller.edge("edge-2").await;
+    let agent = node.start();
+    let error = agent.error().await;
+    assert!(error.contains("No segment is left") && error.contains("edge-1 holds 1"), "{error}");
+    agent.end().await;
+    node.assert_no_member();
+    assert_eq!(controller.nodes().await.len(), 1);
+    controller.operator("DELETE", "/v1/nodes/edge-1", json!(null)).await;
+    controller.clock.advance(61);
+    let (agent, _) = node.start_as_member().await;
     agent.end().await;
 }
 

@@ -175,6 +175,13 @@ impl Node {
         serde_json::from_slice(&std::fs::read(self.file("segments.json")).unwrap()).unwrap()
     }
 
+    /// Nothing on this node's disk says that it has ever joined, or that it has segments.
+    pub(crate) fn assert_no_member(&self) {
+        for file in ["identity.json", "view.json", "segments.json", "application.json"] {
+            assert!(!exists(self.file(file)), "{file} was left behind");
+        }
+    }
+
     /// Starts the agent, and waits until it is a member with its first segments, one of each family.
     pub(crate) async fn start_as_member(&self) -> (Agent, Membership) {
         let agent = self.start();

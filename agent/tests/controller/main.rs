@@ -4,3 +4,4 @@ mod joining;
 mod lab;
 mod losses;
 mod segments;
+mod trust;
