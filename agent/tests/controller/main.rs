@@ -3,5 +3,6 @@
 mod joining;
 mod lab;
 mod losses;
+mod peers;
 mod segments;
 mod trust;
