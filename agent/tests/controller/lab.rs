@@ -94,6 +94,11 @@ impl Controller {
         format!("https://{}", self.address)
     }
 
+    /// A file of its state.
+    pub(crate) fn file(&self, name: &str) -> PathBuf {
+        self.folder.path().join("state").join(name)
+    }
+
     fn admin_socket(&self) -> PathBuf {
         self.folder.path().join("admin.sock")
     }
@@ -159,8 +164,12 @@ impl Node {
         Self { folder: tempfile::tempdir().unwrap(), name, url: controller.url(), spare: 0, extra: "" }
     }
 
+    pub(crate) fn token_file(&self) -> PathBuf {
+        self.folder.path().join("token")
+    }
+
     pub(crate) fn put_token(&self, token: &str) {
-        std::fs::write(self.folder.path().join("token"), format!("{token}\n")).unwrap();
+        std::fs::write(self.token_file(), format!("{token}\n")).unwrap();
     }
 
     pub(crate) fn state(&self) -> PathBuf {

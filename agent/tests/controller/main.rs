@@ -2,6 +2,7 @@
 
 mod joining;
 mod lab;
+mod logs;
 mod losses;
 mod peers;
 mod segments;
