@@ -16,8 +16,6 @@ mod identity;
 mod join;
 mod renew;
 mod session;
-#[cfg(test)]
-mod tests;
 mod tls;
 
 pub use error::CloudError;

@@ -265,6 +265,20 @@ mod tests {
     }
 
     #[test]
+    fn the_documented_example_is_accepted() {
+        let document = include_str!("../../docs/configuration.md");
+        let section = document.split("## edge-cni\n").nth(1).expect("a section for edge-cni");
+        let example = section.split("```json").nth(1).and_then(|rest| rest.split("```").next()).expect("an example");
+        let list: Value = serde_json::from_str(example).unwrap();
+        // What a runtime makes of a list: its plugin, with its name and version.
+        let mut plugin = list["plugins"][0].clone();
+        plugin["name"] = list["name"].clone();
+        plugin["cniVersion"] = list["cniVersion"].clone();
+        let config = parse(&plugin.to_string()).unwrap();
+        assert_eq!((config.segments.len(), config.cluster_ranges.len(), config.mtu), (2, 2, Some(1400)));
+    }
+
+    #[test]
     fn host_bits_in_a_range_are_cleared() {
         let config = parse(r#"{"cniVersion":"1.0.0","name":"pods","segments":["10.77.3.9/16"]}"#).unwrap();
         assert_eq!(config.segments, ["10.77.0.0/16".parse::<IpNetwork>().unwrap()]);

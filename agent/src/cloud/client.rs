@@ -136,10 +136,14 @@ impl Client {
             .collect();
         let mut failure = unreachable(format!("{host:?} has no address"));
         for address in addresses {
-            match timeout(CONNECT_TIMEOUT, self.connect_to(url, address, name.clone())).await {
+            let error = match timeout(CONNECT_TIMEOUT, self.connect_to(url, address, name.clone())).await {
                 Ok(Ok(link)) => return Ok(link),
-                Ok(Err(error)) => failure = error,
-                Err(_) => failure = unreachable(format!("{address} did not answer within {CONNECT_TIMEOUT:?}")),
+                Ok(Err(error)) => error,
+                Err(_) => unreachable(format!("{address} did not answer within {CONNECT_TIMEOUT:?}")),
+            };
+            // As between several controllers: what needs a person is not hidden by one more address that does not answer.
+            if failure.is_temporary() {
+                failure = error;
             }
         }
         Err(failure)

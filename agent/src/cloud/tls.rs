@@ -209,7 +209,8 @@ fn names(certificate: &X509Certificate<'_>) -> String {
 
 fn explain(error: &webpki::Error, certificate: &X509Certificate<'_>, now: u64) -> String {
     match error {
-        webpki::Error::UnknownIssuer => {
+        // Of another CA with the same name, only the signature is wrong.
+        webpki::Error::UnknownIssuer | webpki::Error::InvalidSignatureForPublicKey => {
             "its certificate is not from a CA that this node trusts: another controller, or somebody stands between"
                 .into()
         }

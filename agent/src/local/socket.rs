@@ -216,17 +216,31 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_plugin_of_another_release_is_told_so() {
+    async fn frames_of_another_release_or_of_nonsense_are_told_so_and_disturb_nobody() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("agent.sock");
-        let (requests, _queue) = mpsc::channel(1);
+        let (requests, mut queue) = mpsc::channel(1);
         tokio::spawn(serve(Socket::bind(&path).unwrap(), requests));
-        let answer = tokio::task::spawn_blocking(move || {
-            let mut stream = std::os::unix::net::UnixStream::connect(path).unwrap();
-            stream.write_all(&[9, 0, 0, 0, 0]).unwrap();
-            frame::read::<AgentResponse>(&mut stream).unwrap()
-        });
-        let AgentResponse::Failed { reason, temporary: false } = answer.await.unwrap() else { panic!("not refused") };
-        assert!(reason.contains("version 9"), "{reason}");
+        let huge = [&[frame::VERSION][..], &u32::MAX.to_be_bytes()].concat();
+        for (octets, words) in [
+            (vec![9, 0, 0, 0, 0], "version 9"),
+            (huge, "larger than the limit"),
+            (vec![frame::VERSION, 0, 0, 0, 2, 0xff, 0xff], "does not hold the expected message"),
+        ] {
+            let path = path.clone();
+            let answer = tokio::task::spawn_blocking(move || {
+                let mut stream = std::os::unix::net::UnixStream::connect(path).unwrap();
+                stream.write_all(&octets).unwrap();
+                frame::read::<AgentResponse>(&mut stream).unwrap()
+            });
+            let AgentResponse::Failed { reason, temporary: false } = answer.await.unwrap() else { panic!("{words}") };
+            assert!(reason.contains(words), "{reason}");
+        }
+        // One that goes in the middle of its request, and one that waits there.
+        drop(std::os::unix::net::UnixStream::connect(&path).unwrap().write_all(&[frame::VERSION, 0]));
+        let mut slow = std::os::unix::net::UnixStream::connect(&path).unwrap();
+        slow.write_all(&[frame::VERSION]).unwrap();
+        assert_eq!(ask(&path, AgentRequest::Ping).await.unwrap(), AgentResponse::Done);
+        assert!(queue.try_recv().is_err(), "nobody was asked for anything");
     }
 }

@@ -13,10 +13,8 @@ use crate::lab::{Controller, Node, exists, parsed, soon, until};
 #[tokio::test(flavor = "multi_thread")]
 async fn a_node_joins_with_a_key_of_its_own_and_gets_its_view_and_segments() {
     let controller = Controller::start().await;
-    let node = Node::new("edge-1", &controller);
-    node.put_token(&controller.token(Role::Edge, None).await);
-    let agent = node.start();
-    let member = agent.membership("segments of both families", |m| m.view.segments.len() == 2).await;
+    let node = controller.edge("edge-1").await;
+    let (agent, member) = node.start_as_member().await;
     assert_eq!(member.view.node.as_str(), "edge-1");
     assert_eq!(member.view.role, Role::Edge);
     assert_eq!(node.segments().segments, member.view.segments);
@@ -36,8 +34,7 @@ async fn a_node_joins_with_a_key_of_its_own_and_gets_its_view_and_segments() {
 #[tokio::test(flavor = "multi_thread")]
 async fn addresses_are_reported_at_once_when_they_change() {
     let controller = Controller::start().await;
-    let node = Node::new("edge-1", &controller);
-    node.put_token(&controller.token(Role::Edge, None).await);
+    let node = controller.edge("edge-1").await;
     let agent = node.start();
     agent.joined().await;
     for address in ["192.0.2.7", "2001:db8::7"] {
@@ -50,19 +47,6 @@ async fn addresses_are_reported_at_once_when_they_change() {
     }
     agent.node.uplink.send_modify(|uplink| uplink.pod_mtu = 1371);
     until("the pods' MTU", || async { node.segments().mtu == 1371 }).await;
-    agent.end().await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_controller_whose_ca_the_token_does_not_name_never_sees_the_secret() {
-    let (ours, other) = (Controller::start().await, Controller::start().await);
-    let node = Node::new("edge-1", &other);
-    node.put_token(&ours.token(Role::Edge, None).await);
-    let agent = node.start();
-    let error = agent.error().await;
-    assert!(error.contains("not trusted") && error.contains("secret was not sent"), "{error}");
-    assert!(other.nodes().await.is_empty());
-    assert!(!exists(node.file("identity.json")) && !exists(node.file("view.json")));
     agent.end().await;
 }
 
@@ -87,8 +71,8 @@ async fn used_expired_and_foreign_tokens_are_refused_in_words_and_leave_nothing_
         let error = agent.error().await;
         assert!(error.contains(words), "{error}");
         assert!(!error.contains(&*parsed(&token).secret));
-        assert!(!exists(node.file("identity.json")) && !exists(node.file("segments.json")));
         agent.end().await;
+        node.assert_no_member();
     }
     assert_eq!(controller.nodes().await.len(), 1);
 }
@@ -104,6 +88,7 @@ async fn a_token_for_an_edge_makes_no_hub() {
     let error = agent.error().await;
     assert!(error.contains("says role hub") && error.contains("for role edge"), "{error}");
     agent.end().await;
+    node.assert_no_member();
     // Whoever alters the token's text gets no further: the controller keeps its own record.
     let altered = JoinToken { role: Role::Hub, ..parsed(&token) };
     let text: Zeroizing<String> = altered.encode();
@@ -111,7 +96,32 @@ async fn a_token_for_an_edge_makes_no_hub() {
     let agent = node.start();
     let error = agent.error().await;
     assert!(error.contains("it is for role edge, not hub"), "{error}");
-    assert!(!exists(node.file("identity.json")));
+    agent.end().await;
+    node.assert_no_member();
+    // What it was made for, it still does, for this node and its key.
+    node.extra = "";
+    node.put_token(&token);
+    let (agent, member) = node.start_as_member().await;
+    assert_eq!(member.view.role, Role::Edge);
+    agent.end().await;
+    assert_eq!(controller.nodes().await.len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_for_which_no_segment_is_left_does_not_join_and_its_token_stays_good() {
+    let controller = Controller::with_ranges("\"10.77.0.0/26\", \"fd77::/120\"").await;
+    let (first, _) = controller.edge("edge-1").await.start_as_member().await;
+    first.end().await;
+    let node = controller.edge("edge-2").await;
+    let agent = node.start();
+    let error = agent.error().await;
+    assert!(error.contains("No segment is left") && error.contains("edge-1 holds 1"), "{error}");
+    agent.end().await;
+    node.assert_no_member();
+    assert_eq!(controller.nodes().await.len(), 1);
+    controller.operator("DELETE", "/v1/nodes/edge-1", json!(null)).await;
+    controller.clock.advance(61);
+    let (agent, _) = node.start_as_member().await;
     agent.end().await;
 }
 
@@ -135,8 +145,7 @@ async fn a_token_that_is_damaged_or_missing_is_asked_for_and_taken_when_it_comes
 #[tokio::test(flavor = "multi_thread")]
 async fn when_the_answer_to_a_join_was_lost_with_the_power_the_same_token_still_does() {
     let controller = Controller::start().await;
-    let node = Node::new("edge-1", &controller);
-    node.put_token(&controller.token(Role::Edge, None).await);
+    let node = controller.edge("edge-1").await;
     // What is on disk when the power goes after the request was sent.
     std::fs::create_dir_all(node.state()).unwrap();
     let key = rcgen::KeyPair::generate_for(&rcgen::PKCS_ED25519).unwrap().serialize_pem();
@@ -158,10 +167,8 @@ async fn when_the_answer_to_a_join_was_lost_with_the_power_the_same_token_still_
 #[tokio::test(flavor = "multi_thread")]
 async fn at_half_life_the_certificate_is_renewed_with_a_new_key_and_nothing_else_changes() {
     let controller = Controller::start().await;
-    let node = Node::new("edge-1", &controller);
-    node.put_token(&controller.token(Role::Edge, None).await);
-    let agent = node.start();
-    let before = agent.membership("segments", |m| m.view.segments.len() == 2).await;
+    let node = controller.edge("edge-1").await;
+    let (agent, before) = node.start_as_member().await;
     agent.end().await;
     // Four of seven days later.
     let clock = Arc::new(WorldClock::default());
@@ -180,10 +187,8 @@ async fn at_half_life_the_certificate_is_renewed_with_a_new_key_and_nothing_else
 #[tokio::test(flavor = "multi_thread")]
 async fn a_deregistered_node_keeps_what_it_has_says_why_and_comes_back_with_a_new_token() {
     let controller = Controller::start().await;
-    let node = Node::new("edge-1", &controller);
-    node.put_token(&controller.token(Role::Edge, None).await);
-    let agent = node.start();
-    let before = agent.membership("segments", |m| m.view.segments.len() == 2).await;
+    let node = controller.edge("edge-1").await;
+    let (agent, before) = node.start_as_member().await;
     agent.status("the stream", |status| status.connected).await;
     controller.operator("DELETE", "/v1/nodes/edge-1", json!(null)).await;
     let error = agent.error_with("deregistered").await;

@@ -109,6 +109,11 @@ impl Controller {
         format!("https://{}", self.address)
     }
 
+    /// A file of its state.
+    pub(crate) fn file(&self, name: &str) -> PathBuf {
+        self.folder.path().join("state").join(name)
+    }
+
     fn admin_socket(&self) -> PathBuf {
         self.folder.path().join("admin.sock")
     }
@@ -134,6 +139,18 @@ impl Controller {
         let request = TokenRequest { role, node, ttl_seconds: 3600, uses: 1 };
         let created = self.operator("POST", "/v1/tokens", serde_json::to_value(request).unwrap()).await;
         serde_json::from_value::<TokenCreated>(created).unwrap().token
+    }
+
+    /// A node with a token of this role in its file.
+    pub(crate) async fn invite(&self, name: &'static str, role: Role) -> Node {
+        let node = Node::new(name, self);
+        node.put_token(&self.token(role, None).await);
+        node
+    }
+
+    /// A node whose token will make it an edge.
+    pub(crate) async fn edge(&self, name: &'static str) -> Node {
+        self.invite(name, Role::Edge).await
     }
 
     pub(crate) async fn nodes(&self) -> Vec<Value> {
@@ -162,8 +179,12 @@ impl Node {
         Self { folder: tempfile::tempdir().unwrap(), name, url: controller.url(), spare: 0, extra: "" }
     }
 
+    pub(crate) fn token_file(&self) -> PathBuf {
+        self.folder.path().join("token")
+    }
+
     pub(crate) fn put_token(&self, token: &str) {
-        std::fs::write(self.folder.path().join("token"), format!("{token}\n")).unwrap();
+        std::fs::write(self.token_file(), format!("{token}\n")).unwrap();
     }
 
     pub(crate) fn state(&self) -> PathBuf {
@@ -176,6 +197,20 @@ impl Node {
 
     pub(crate) fn segments(&self) -> SegmentsFile {
         serde_json::from_slice(&std::fs::read(self.file("segments.json")).unwrap()).unwrap()
+    }
+
+    /// Nothing on this node's disk says that it has ever joined, or that it has segments.
+    pub(crate) fn assert_no_member(&self) {
+        for file in ["identity.json", "view.json", "segments.json", "application.json"] {
+            assert!(!exists(self.file(file)), "{file} was left behind");
+        }
+    }
+
+    /// Starts the agent, and waits until it is a member with its first segments, one of each family.
+    pub(crate) async fn start_as_member(&self) -> (Agent, Membership) {
+        let agent = self.start();
+        let membership = agent.membership("segments of both families", |m| m.view.segments.len() == 2).await;
+        (agent, membership)
     }
 
     /// Starts the agent's cloud side, as `edge-agent run` does.

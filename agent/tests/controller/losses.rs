@@ -2,17 +2,15 @@
 
 use edge_agent::membership::CloudStatus;
 use edge_types::{NodeView, Role};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::lab::{Controller, Node, exists, soon, until};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn without_the_controller_an_agent_comes_back_from_its_disk_and_finds_the_controller_later() {
     let mut controller = Controller::start().await;
-    let node = Node::new("edge-1", &controller);
-    node.put_token(&controller.token(Role::Edge, None).await);
-    let agent = node.start();
-    let before = agent.membership("segments", |m| m.view.segments.len() == 2).await;
+    let node = controller.edge("edge-1").await;
+    let (agent, before) = node.start_as_member().await;
     agent.kill().await;
     controller.stop().await;
     let agent = node.start();
@@ -31,17 +29,14 @@ async fn without_the_controller_an_agent_comes_back_from_its_disk_and_finds_the_
 #[tokio::test(flavor = "multi_thread")]
 async fn losing_the_controller_changes_nothing_and_its_return_brings_what_was_missed() {
     let mut controller = Controller::start().await;
-    let node = Node::new("edge-1", &controller);
-    node.put_token(&controller.token(Role::Edge, None).await);
-    let agent = node.start();
-    let before = agent.membership("segments", |m| m.view.segments.len() == 2).await;
+    let node = controller.edge("edge-1").await;
+    let (agent, before) = node.start_as_member().await;
     agent.status("the stream", |status| status.connected).await;
     controller.stop().await;
     agent.status("the loss", |status| !status.connected).await;
     assert_eq!(agent.joined().await.view, before.view);
     controller.start_again().await;
-    let hub = Node::new("cloud-1", &controller);
-    hub.put_token(&controller.token(Role::Hub, None).await);
+    let hub = controller.invite("cloud-1", Role::Hub).await;
     let hub_agent = hub.start();
     hub_agent.joined().await;
     let after = agent.membership("the hub in the view", |m| !m.view.peers.is_empty()).await;
@@ -56,10 +51,8 @@ async fn losing_the_controller_changes_nothing_and_its_return_brings_what_was_mi
 #[tokio::test(flavor = "multi_thread")]
 async fn a_damaged_view_is_put_aside_and_replaced_by_the_controllers() {
     let controller = Controller::start().await;
-    let node = Node::new("edge-1", &controller);
-    node.put_token(&controller.token(Role::Edge, None).await);
-    let agent = node.start();
-    let before = agent.membership("segments", |m| m.view.segments.len() == 2).await;
+    let node = controller.edge("edge-1").await;
+    let (agent, before) = node.start_as_member().await;
     agent.end().await;
     let whole = std::fs::read(node.file("view.json")).unwrap();
     std::fs::write(node.file("view.json"), &whole[..whole.len() / 2]).unwrap();
@@ -75,10 +68,8 @@ async fn a_damaged_view_is_put_aside_and_replaced_by_the_controllers() {
 #[tokio::test(flavor = "multi_thread")]
 async fn segments_that_were_damaged_are_written_anew_from_the_view_without_the_controller() {
     let mut controller = Controller::start().await;
-    let node = Node::new("edge-1", &controller);
-    node.put_token(&controller.token(Role::Edge, None).await);
-    let agent = node.start();
-    let before = agent.membership("segments", |m| m.view.segments.len() == 2).await;
+    let node = controller.edge("edge-1").await;
+    let (agent, before) = node.start_as_member().await;
     agent.end().await;
     controller.stop().await;
     std::fs::write(node.file("segments.json"), b"{\"version\"").unwrap();
@@ -92,8 +83,7 @@ async fn segments_that_were_damaged_are_written_anew_from_the_view_without_the_c
 #[tokio::test(flavor = "multi_thread")]
 async fn a_view_on_disk_that_is_another_nodes_is_not_followed() {
     let mut controller = Controller::start().await;
-    let node = Node::new("edge-1", &controller);
-    node.put_token(&controller.token(Role::Edge, None).await);
+    let node = controller.edge("edge-1").await;
     let agent = node.start();
     agent.joined().await;
     agent.end().await;
@@ -110,10 +100,8 @@ async fn a_view_on_disk_that_is_another_nodes_is_not_followed() {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_older_view_from_a_controller_restored_from_a_backup_is_refused_and_said() {
     let controller = Controller::start().await;
-    let node = Node::new("edge-1", &controller);
-    node.put_token(&controller.token(Role::Edge, None).await);
-    let agent = node.start();
-    let before = agent.membership("segments", |m| m.view.segments.len() == 2).await;
+    let node = controller.edge("edge-1").await;
+    let (agent, before) = node.start_as_member().await;
     agent.end().await;
     let mut newer = (*before.view).clone();
     newer.version += 1_000_000;
@@ -127,29 +115,53 @@ async fn an_older_view_from_a_controller_restored_from_a_backup_is_refused_and_s
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_truncated_identity_stops_the_agent_with_the_file_named_and_untouched() {
+async fn an_identity_that_is_not_whole_stops_the_agent_with_the_file_named_and_untouched() {
     let controller = Controller::start().await;
-    let node = Node::new("edge-1", &controller);
-    node.put_token(&controller.token(Role::Edge, None).await);
-    let agent = node.start();
-    agent.joined().await;
-    agent.end().await;
-    let whole = std::fs::read(node.file("identity.json")).unwrap();
-    std::fs::write(node.file("identity.json"), &whole[..100]).unwrap();
-    let Err(error) = node.try_start(Default::default()) else { panic!("it started") };
-    let error = error.to_string();
-    assert!(error.contains("identity.json") && error.contains("cut short") && error.contains("join anew"), "{error}");
-    assert_eq!(std::fs::read(node.file("identity.json")).unwrap(), &whole[..100]);
+    let (node, other) = (controller.edge("edge-1").await, controller.edge("edge-2").await);
+    for node in [&node, &other] {
+        let (agent, _) = node.start_as_member().await;
+        agent.end().await;
+    }
+    let path = node.file("identity.json");
+    let whole: Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+    let others: Value = serde_json::from_slice(&std::fs::read(other.file("identity.json")).unwrap()).unwrap();
+    let with = |key: &str, value: &Value| {
+        let mut changed = whole.clone();
+        changed[key] = value.clone();
+        changed.to_string()
+    };
+    for (content, words) in [
+        (String::new(), "it is empty"),
+        (whole.to_string()[..100].to_owned(), "cut short"),
+        ("\0".repeat(100), "not JSON"),
+        (with("version", &json!(9)), "its version is 9"),
+        (with("key", &json!("")), "no private key"),
+        (with("key", &others["key"]), "another key"),
+        (with("certificate", &others["certificate"]), "another key"),
+        (with("role", &json!("hub")), "edge-cni://hub/edge-1"),
+        (with("trust_anchors", &json!([])), "no trust anchor"),
+    ] {
+        std::fs::write(&path, &content).unwrap();
+        let Err(error) = node.try_start(Default::default()) else { panic!("it started with {content}") };
+        let error = error.to_string();
+        assert!(error.contains("identity.json") && error.contains(words), "{words}: {error}");
+        assert!(error.contains("restore it from a backup") && error.contains("join anew"), "{error}");
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), content);
+    }
+    std::fs::remove_file(&path).unwrap();
+    std::fs::create_dir(&path).unwrap();
+    let Err(error) = node.try_start(Default::default()) else { panic!("it started with a folder") };
+    assert!(error.to_string().contains("reading") && error.to_string().contains("identity.json"), "{error}");
+    assert_eq!(controller.nodes().await.len(), 2, "nobody has joined anew");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn of_several_controllers_the_first_that_answers_is_used() {
     let controller = Controller::start().await;
-    let mut node = Node::new("edge-1", &controller);
+    let mut node = controller.edge("edge-1").await;
     // A port on which nobody listens any more.
     let dead = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     node.url = format!("https://{dead}\", \"{}", controller.url());
-    node.put_token(&controller.token(Role::Edge, None).await);
     let agent = node.start();
     agent.joined().await;
     let status = agent.status("the stream", |status| status.connected).await;

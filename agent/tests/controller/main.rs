@@ -2,5 +2,8 @@
 
 mod joining;
 mod lab;
+mod logs;
 mod losses;
+mod peers;
 mod segments;
+mod trust;

@@ -1,24 +1,16 @@
 //! Segments: one application for several pods, one answer for several attempts, and a spare.
 
-use edge_types::Role;
 use edge_types::api::Family;
 use edge_types::local::{AgentRequest, AgentResponse};
 use serde_json::json;
 
-use crate::lab::{Agent, Controller, Node, exists, stock, until};
-
-async fn member(node: &Node, controller: &Controller) -> Agent {
-    node.put_token(&controller.token(Role::Edge, None).await);
-    let agent = node.start();
-    agent.membership("a segment of each family", |m| m.view.segments.len() == 2).await;
-    agent
-}
+use crate::lab::{Controller, Node, exists, stock, until};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn pods_that_wait_for_the_same_are_served_by_one_application() {
     let controller = Controller::start().await;
-    let node = Node::new("edge-1", &controller);
-    let agent = member(&node, &controller).await;
+    let node = controller.edge("edge-1").await;
+    let (agent, _) = node.start_as_member().await;
     let full = stock(&node.segments(), Family::V4, 61);
     let pods: Vec<_> = (0..20).map(|_| agent.ask(AgentRequest::ApplyForSegment { stock: vec![full] })).collect();
     for pod in pods {
@@ -35,8 +27,8 @@ async fn pods_that_wait_for_the_same_are_served_by_one_application() {
 #[tokio::test(flavor = "multi_thread")]
 async fn one_request_for_both_families_brings_both() {
     let controller = Controller::start().await;
-    let node = Node::new("edge-1", &controller);
-    let agent = member(&node, &controller).await;
+    let node = controller.edge("edge-1").await;
+    let (agent, _) = node.start_as_member().await;
     let file = node.segments();
     let both = vec![stock(&file, Family::V4, 61), stock(&file, Family::V6, 254)];
     assert_eq!(agent.ask_and_wait(AgentRequest::ApplyForSegment { stock: both }).await, AgentResponse::Done);
@@ -47,8 +39,8 @@ async fn one_request_for_both_families_brings_both() {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_application_whose_answer_was_lost_is_made_again_and_grants_nothing_twice() {
     let controller = Controller::start().await;
-    let node = Node::new("edge-1", &controller);
-    let agent = member(&node, &controller).await;
+    let node = controller.edge("edge-1").await;
+    let (agent, _) = node.start_as_member().await;
     agent.kill().await;
     // The power went after it was sent: the application is on disk, the answer nowhere.
     let application = json!({"request_id": "0123456789abcdef", "families": ["ipv4"]}).to_string();
@@ -69,8 +61,8 @@ async fn an_application_whose_answer_was_lost_is_made_again_and_grants_nothing_t
 #[tokio::test(flavor = "multi_thread")]
 async fn without_the_controller_a_pod_is_told_so_in_time_and_the_application_is_answered_later() {
     let mut controller = Controller::start().await;
-    let node = Node::new("edge-1", &controller);
-    let agent = member(&node, &controller).await;
+    let node = controller.edge("edge-1").await;
+    let (agent, _) = node.start_as_member().await;
     controller.stop().await;
     agent.status("the loss", |status| !status.connected).await;
     let full = AgentRequest::ApplyForSegment { stock: vec![stock(&node.segments(), Family::V4, 61)] };
@@ -87,9 +79,9 @@ async fn without_the_controller_a_pod_is_told_so_in_time_and_the_application_is_
 #[tokio::test(flavor = "multi_thread")]
 async fn a_spare_is_kept_as_pods_take_addresses() {
     let controller = Controller::start().await;
-    let mut node = Node::new("edge-1", &controller);
+    let mut node = controller.edge("edge-1").await;
     node.spare = 1;
-    let agent = member(&node, &controller).await;
+    let (agent, _) = node.start_as_member().await;
     let first = node.segments();
     assert_eq!(first.segments.len(), 2, "unused segments are their own spare");
     let taken = AgentRequest::AddressesTaken { stock: vec![stock(&first, Family::V4, 1)] };
@@ -109,8 +101,8 @@ async fn a_spare_is_kept_as_pods_take_addresses() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_full_range_is_said_to_the_pod_and_in_the_status_and_the_other_family_still_grows() {
     let controller = Controller::with_ranges("\"10.77.0.0/26\", \"fd77::/48\"").await;
-    let node = Node::new("edge-1", &controller);
-    let agent = member(&node, &controller).await;
+    let node = controller.edge("edge-1").await;
+    let (agent, _) = node.start_as_member().await;
     let file = node.segments();
     let full = AgentRequest::ApplyForSegment { stock: vec![stock(&file, Family::V4, 61)] };
     let AgentResponse::Failed { reason, temporary: false } = agent.ask_and_wait(full).await else {

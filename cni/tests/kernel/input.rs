@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use crate::harness::Test;
-use crate::world::{World, ip, path, pings};
+use crate::world::{World, addresses, answer, ip, path, pings};
 
 pub(crate) const TESTS: &[Test] = &[
     ("version_is_told_with_and_without_input", version_is_told_with_and_without_input),
@@ -15,6 +15,10 @@ pub(crate) const TESTS: &[Test] = &[
     ("verbs_newer_than_the_configuration_are_refused", verbs_newer_than_the_configuration_are_refused),
     ("status_is_well_while_an_add_could_be_served", status_is_well_while_an_add_could_be_served),
     ("a_second_add_is_refused_and_the_first_stays", a_second_add_is_refused_and_the_first_stays),
+    (
+        "of_two_adds_of_one_container_at_once_one_attaches_it_and_the_other_is_refused",
+        of_two_adds_of_one_container_at_once_one_attaches_it_and_the_other_is_refused,
+    ),
     (
         "a_path_that_leads_to_the_host_is_refused_and_hurts_nothing",
         a_path_that_leads_to_the_host_is_refused_and_hurts_nothing,
@@ -146,6 +150,21 @@ fn a_second_add_is_refused_and_the_first_stays() {
     assert!(pings(&neighbour.netns, &got[0]));
     world.del(&pod);
     world.add(&pod);
+}
+
+fn of_two_adds_of_one_container_at_once_one_attaches_it_and_the_other_is_refused() {
+    let world = World::new(SEGMENT);
+    for _ in 0..20 {
+        let pod = world.pod();
+        let [one, other] = [0, 1].map(|_| world.start_verb("ADD", &pod)).map(answer);
+        let (attached, refused) = if one.ok { (one, other) } else { (other, one) };
+        assert!(attached.ok && !refused.ok, "{} and {}", attached.json, refused.json);
+        assert_eq!(refused.json["code"], 101, "{}", refused.json);
+        assert!(refused.json["msg"].as_str().unwrap().contains("DEL"), "{}", refused.json);
+        assert!(pings(&world.host, &addresses(&attached.json)[0]));
+        assert_eq!((world.ports().len(), world.leased()), (1, vec![pod.id.clone()]));
+        world.del(&pod);
+    }
 }
 
 fn a_path_that_leads_to_the_host_is_refused_and_hurts_nothing() {

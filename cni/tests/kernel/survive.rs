@@ -20,6 +20,10 @@ pub(crate) const TESTS: &[Test] = &[
     ("a_removed_ledger_is_not_begun_anew_under_running_pods", a_removed_ledger_is_not_begun_anew_under_running_pods),
     ("a_cut_ledger_is_named_and_nothing_is_given_or_lost", a_cut_ledger_is_named_and_nothing_is_given_or_lost),
     ("cut_segments_are_named_and_pods_can_still_go", cut_segments_are_named_and_pods_can_still_go),
+    (
+        "a_store_that_cannot_be_read_is_named_and_nothing_is_left_behind",
+        a_store_that_cannot_be_read_is_named_and_nothing_is_left_behind,
+    ),
     ("addresses_of_pods_that_vanished_come_back_when_short", addresses_of_pods_that_vanished_come_back_when_short),
 ];
 
@@ -211,6 +215,32 @@ fn cut_segments_are_named_and_pods_can_still_go() {
     }
     world.del(&first);
     assert!(world.leased().is_empty());
+}
+
+fn a_store_that_cannot_be_read_is_named_and_nothing_is_left_behind() {
+    let world = World::new(DUAL);
+    let (first, second) = (world.pod(), world.pod());
+    world.add(&first);
+    // Who is root may read every file, but no folder as one.
+    for file in ["leases", "leases.mark", "segments.json", "lock"] {
+        let (path, aside) = (world.state(file), world.state("aside"));
+        fs::rename(&path, &aside).unwrap();
+        fs::create_dir(&path).unwrap();
+        let message = world.add_fails(&second, 5);
+        assert!(message.contains(path.to_str().unwrap()), "{message}");
+        fs::remove_dir(&path).unwrap();
+        fs::rename(&aside, &path).unwrap();
+    }
+    let folder = world.folder.path().join("state");
+    let aside = world.folder.path().join("aside");
+    fs::rename(&folder, &aside).unwrap();
+    fs::write(&folder, "a file").unwrap();
+    let message = world.add_fails(&second, 5);
+    assert!(message.contains(folder.to_str().unwrap()), "{message}");
+    fs::remove_file(&folder).unwrap();
+    fs::rename(&aside, &folder).unwrap();
+    world.add(&second);
+    assert_eq!(world.leased(), [first.id.as_str(), second.id.as_str()]);
 }
 
 fn addresses_of_pods_that_vanished_come_back_when_short() {

@@ -52,24 +52,45 @@ impl Embedded {
     pub fn open(state_dir: &Path) -> Result<Self, StoreError> {
         let path = state_dir.join(FILE);
         let explain = |error: DatabaseError| StoreError::Failed(format!("{}: {}", path.display(), reason(error)));
-        // Made here and not by redb, for its permissions.
-        let mut options = std::fs::OpenOptions::new();
-        let made = options.write(true).create(true).truncate(false).mode(0o600).open(&path);
-        let empty = made.and_then(|file| file.metadata()).map_err(|e| explain(e.into()))?.len() == 0;
-        if !empty {
-            let copy = copy(&path).map_err(explain)?;
-            check_schema(&path, &copy.begin_read().map_err(failed)?)?;
+        match std::fs::metadata(&path) {
+            // What is empty under that name was cut: whoever began anew in it would give every segment to a second node.
+            Ok(found) if found.len() == 0 => Err(explain(StorageError::Corrupted("it is empty".into()).into())),
+            Ok(_) => {
+                let copy = copy(&path).map_err(explain)?;
+                check_schema(&path, &copy.begin_read().map_err(failed)?)?;
+                Self::prepare(Database::open(&path).map_err(explain)?)
+            }
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Self::create(state_dir),
+            Err(error) => Err(explain(error.into())),
         }
-        let database = Database::create(&path).map_err(explain)?;
+    }
+
+    /// Makes a store beside, and gives it its name when it is whole.
+    fn create(state_dir: &Path) -> Result<Self, StoreError> {
+        let (path, new) = (state_dir.join(FILE), state_dir.join(format!("{FILE}.new")));
+        let explain = |error: DatabaseError| StoreError::Failed(format!("{}: {}", path.display(), reason(error)));
+        match std::fs::remove_file(&new) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(explain(error.into())),
+            _ => {}
+        }
+        // Made here and not by redb, for its permissions.
+        let made = std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&new);
+        made.map_err(|error| explain(error.into()))?;
+        let store = Self::prepare(Database::create(&new).map_err(explain)?)?;
+        let named = std::fs::rename(&new, &path).and_then(|()| std::fs::File::open(state_dir)?.sync_all());
+        named.map_err(|error| explain(error.into()))?;
+        Ok(store)
+    }
+
+    /// Tables exist from the first start on, so that reading needs no special case.
+    fn prepare(database: Database) -> Result<Self, StoreError> {
         let store = Self { database: Arc::new(database), revision: Arc::default(), followed: Arc::default() };
-        // Tables exist from the first start on, so that reading needs no special case.
         let write = store.database.begin_write().map_err(failed)?;
         for table in [NODES, TOKENS, SEGMENTS, COMMUNITIES] {
             write.open_table(table).map_err(failed)?;
         }
         write.open_table(META).map_err(failed)?.insert(SCHEMA, OURS).map_err(failed)?;
         write.commit().map_err(failed)?;
-        std::fs::File::open(state_dir).and_then(|folder| folder.sync_all()).map_err(|e| explain(e.into()))?;
         Ok(store)
     }
 

@@ -7,6 +7,8 @@ use std::process::{Child, Command, Output, Stdio};
 
 use serde_json::Value;
 
+use crate::harness::Cloud;
+
 pub(crate) struct Program {
     folder: tempfile::TempDir,
     pub(crate) server: Option<Child>,
@@ -49,6 +51,16 @@ impl Program {
 
     /// Starts the server and waits until it says that it serves.
     pub(crate) fn start(&mut self) {
+        self.serves().unwrap_or_else(|said| panic!("{said}"));
+    }
+
+    /// Starts the server, which must end with 3 before it serves. Returns what it said.
+    fn does_not_start(&mut self) -> String {
+        self.serves().expect_err("it serves")
+    }
+
+    /// Starts the server. Returns what it said, if it ended with 3 instead of serving.
+    fn serves(&mut self) -> Result<(), String> {
         let config = self.path("c.toml");
         let mut server =
             self.command(&["run", "--config", config.to_str().unwrap()]).stderr(Stdio::piped()).spawn().unwrap();
@@ -58,7 +70,10 @@ impl Program {
             said.push_str(&line);
             line.contains("serving")
         });
-        assert!(serving, "{said}");
+        if !serving {
+            assert_eq!(server.wait().unwrap().code(), Some(3), "{said}");
+            return Err(said);
+        }
         self.addresses = ["addresses=[", "observe=["].map(|field| {
             let (address, _) = said.split_once(field).unwrap().1.split_once(']').unwrap();
             address.parse().unwrap_or_else(|_| panic!("{said}"))
@@ -66,6 +81,7 @@ impl Program {
         // Someone must go on reading, or the server blocks when the pipe is full.
         std::thread::spawn(move || lines.map_while(Result::ok).for_each(drop));
         self.server = Some(server);
+        Ok(())
     }
 
     pub(crate) fn kill(&mut self) {
@@ -125,6 +141,38 @@ fn a_token_stands_alone_on_standard_output_and_refusals_end_with_1() {
     assert_eq!(program.json(&["token", "list"]), Value::Array(Vec::new()));
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn the_operators_commands_show_nodes_with_labels_their_segments_and_communities() {
+    let cloud = Cloud::start().await;
+    cloud.node("edge", "edge-1").await;
+    cloud.node("hub", "cloud-1").await;
+    let run = |args: &str| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_edge-controller"));
+        command.args(args.split(' ')).env("EDGE_CONTROLLER_SOCKET", cloud.folder.path().join("admin.sock"));
+        let output = command.output().unwrap();
+        assert!(output.status.success(), "{args}: {}", text(&output.stderr));
+        text(&output.stdout)
+    };
+    let labelled = run("node label edge-1 fabedge/edge-community=alpha");
+    assert!(labelled.contains("fabedge/edge-community=alpha"), "{labelled}");
+    for (args, expected) in [
+        ("node list", ["edge-1", "alpha", "10.77.0.0/26"]),
+        ("node list", ["cloud-1", "hub", "fd77::/120"]),
+        ("node show edge-1", ["fabedge/edge-community=alpha", "labels", "fd77::/120"]),
+        ("segment list", ["10.77.0.0/26", "edge-1", "held"]),
+        ("community list", ["COMMUNITY", "alpha", "edge-1"]),
+    ] {
+        let shown = run(args);
+        assert!(expected.iter().all(|word| shown.contains(word)), "{args}:\n{shown}");
+        let json: Value = serde_json::from_str(&run(&format!("{args} --json"))).unwrap();
+        assert!(json.to_string().contains(expected[1]), "{args} --json: {json}");
+    }
+    run("node label edge-1 fabedge/edge-community-");
+    assert_eq!(run("community list --json").trim(), "[]");
+    let released = run("node deregister edge-1");
+    assert!(released.contains("certificate is refused") && released.contains("quarantined until"), "{released}");
+}
+
 #[test]
 fn after_a_kill_everything_that_was_answered_is_there() {
     let mut program = Program::new();
@@ -136,6 +184,33 @@ fn after_a_kill_everything_that_was_answered_is_there() {
     let listed = program.json(&["token", "list"]);
     let listed: Vec<&Value> = listed.as_array().unwrap().iter().map(|row| &row["id"]).collect();
     assert!(ids.iter().all(|id| listed.contains(&id)));
+}
+
+#[test]
+fn a_store_that_was_cut_or_damaged_is_named_and_not_begun_anew_and_serves_again_when_it_is_restored() {
+    let mut program = Program::new();
+    program.start();
+    let id = program.json(&["token", "create", "--role", "edge"])["id"].clone();
+    program.kill();
+    let path = program.path("state/controller.redb");
+    let whole = std::fs::read(&path).unwrap();
+    let last = whole.iter().rposition(|byte| *byte != 0).unwrap();
+    let cut = [0, 1, 64, 500, 4096, whole.len() / 2, last].map(|length| whole[..length].to_vec());
+    let zeroed = |from: usize, to: usize| {
+        let mut damaged = whole.clone();
+        damaged[from..to].fill(0);
+        damaged
+    };
+    for content in cut.into_iter().chain([zeroed(0, 64), zeroed(0, whole.len()), vec![0x5a; whole.len()]]) {
+        std::fs::write(&path, &content).unwrap();
+        let said = program.does_not_start();
+        assert!(said.contains(path.to_str().unwrap()), "{} bytes: {said}", content.len());
+        assert!(said.contains("restore a backup") && !said.contains("panicked"), "{said}");
+        assert_eq!(std::fs::metadata(&path).unwrap().len(), content.len() as u64, "{said}");
+    }
+    std::fs::write(&path, &whole).unwrap();
+    program.start();
+    assert_eq!(program.json(&["token", "list"])[0]["id"], id);
 }
 
 #[test]

@@ -112,7 +112,8 @@ impl Trust {
             Err(webpki::Error::CertNotValidYet { not_before, .. }) => {
                 Err(AuthError::NotYetValid { not_before: not_before.as_secs(), now: unix_time })
             }
-            Err(webpki::Error::UnknownIssuer) => {
+            // Of another CA with the same name, only the signature is wrong.
+            Err(webpki::Error::UnknownIssuer | webpki::Error::InvalidSignatureForPublicKey) => {
                 Err(AuthError::UnknownIssuer { issuer: identity::quoted_name(parsed.issuer()) })
             }
             Err(webpki::Error::RequiredEkuNotFoundContext(_)) => Err(lacks_usage(parsed)),

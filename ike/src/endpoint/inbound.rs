@@ -80,7 +80,8 @@ impl Endpoint {
         }
     }
 
-    /// RFC 7296 2.5: a request of a later version is told ours.
+    /// RFC 7296 2.5: a request of a later version is told ours. One of IKEv1 is not answered, but whoever runs this node wants to know why that peer
+    /// gets nowhere.
     fn refuse_version(
         &mut self,
         error: InvalidMessage,
@@ -91,11 +92,15 @@ impl Endpoint {
         env: &mut dyn Environment,
     ) {
         tracing::trace!(%remote, %error, "datagram dropped");
-        if !matches!(error, InvalidMessage::MajorVersion(version) if version > 2) {
+        let InvalidMessage::MajorVersion(version) = error else {
             return;
-        }
-        if let Some(header) = Header::peek(datagram).filter(|header| !header.response) {
-            self.refuse_stranger(&header, error, true, local, remote, now, env);
+        };
+        let Some(header) = Header::peek(datagram).filter(|header| !header.response) else {
+            return;
+        };
+        let begins = header.initiator_spi != 0 && header.responder_spi == 0;
+        if version > 2 || (version == 1 && begins) {
+            self.refuse_stranger(&header, error, version > 2, local, remote, now, env);
         }
     }
 

@@ -57,7 +57,10 @@ pub(crate) fn silence(exchange: &'static str, remote: std::net::SocketAddr, tran
 
 /// None of the peer's IKE proposals is acceptable.
 pub(crate) fn no_ike_proposal(ours: &[IkeProposal]) -> PeerError {
-    let detail = format!("none of the peer's IKE proposals is acceptable; configured here: {}", ike_texts(ours));
+    let detail = match ours {
+        [] => "somebody begins with us, but no peer is configured here".to_owned(),
+        ours => format!("none of the peer's IKE proposals is acceptable; configured here: {}", ike_texts(ours)),
+    };
     PeerError::new(IKE_SA_INIT, PeerErrorKind::NoProposalChosen, detail)
 }
 
@@ -83,7 +86,11 @@ pub(crate) fn auth(error: &AuthError) -> PeerError {
 
 /// The message breaks the rules.
 pub(crate) fn invalid(exchange: &'static str, error: InvalidMessage) -> PeerError {
-    PeerError::new(exchange, PeerErrorKind::Protocol, format!("the peer's message is malformed: {error}"))
+    let detail = match error {
+        InvalidMessage::MajorVersion(_) => format!("{error}; configure the peer for IKEv2"),
+        error => format!("the peer's message is malformed: {error}"),
+    };
+    PeerError::new(exchange, PeerErrorKind::Protocol, detail)
 }
 
 /// The kernel gave no SPI.

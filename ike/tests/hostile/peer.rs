@@ -20,7 +20,7 @@ use crate::kernel::Kernel;
 
 const OURS: &str = "192.0.2.1:500";
 const THEIRS: &str = "192.0.2.2:500";
-const PSK: &[u8] = b"known to the wrong people";
+pub(crate) const PSK: &[u8] = b"known to the wrong people";
 
 fn ours() -> SocketAddr {
     OURS.parse().unwrap()
@@ -152,6 +152,12 @@ impl World {
         assert_eq!(self.endpoint.poll_timeout(), None, "nothing is waited for");
     }
 
+    /// Nothing is left in the kernel, and nothing is waited for.
+    pub(crate) fn assert_untouched(&self) {
+        assert!(self.kernel.is_empty(), "{:?}", self.kernel);
+        assert_eq!(self.endpoint.poll_timeout(), None, "nothing is waited for");
+    }
+
     /// An SPI that we send with, or have sent with, or never had.
     pub(crate) fn outbound_spi(&self, which: u8) -> u32 {
         let newest = self.outbound_spis.iter().rev().nth(usize::from(which));
@@ -232,6 +238,15 @@ impl Hostile {
 
     /// As [`Self::establish`], with this pre-shared key.
     pub(crate) fn establish_by(psk: &[u8], world: &mut World, initial_contact: bool) -> Option<Self> {
+        Self::establish_as(psk, world, |payloads| {
+            if initial_contact {
+                payloads.push_notify(Notify::new(NotifyType::InitialContact));
+            }
+        })
+    }
+
+    /// As [`Self::establish_by`], with an IKE_AUTH that is changed like this.
+    pub(crate) fn establish_as(psk: &[u8], world: &mut World, change: impl FnOnce(&mut Payloads)) -> Option<Self> {
         world.sent.clear();
         let spi = 0x7777_0000_0000_0000
             | u64::from(world.kernel.outbound.len() as u32)
@@ -264,9 +279,7 @@ impl Hostile {
             Payload::TrafficSelectorsInitiator(everything()),
             Payload::TrafficSelectorsResponder(everything()),
         ]);
-        if initial_contact {
-            payloads.push_notify(Notify::new(NotifyType::InitialContact));
-        }
+        change(&mut payloads);
         hostile.request(ExchangeType::IkeAuth, &payloads, None, world);
         let accepted = |sent: &Vec<u8>| match hostile.cipher.open(sent) {
             Ok(Opened::Message(payloads)) => payloads.authentication().is_ok(),

@@ -2,21 +2,26 @@
 
 use edge_ike::config::CertificateAuth;
 use edge_ike::event::PeerErrorKind;
-use edge_ike::{Auth, Event, Secret};
+use edge_ike::{Auth, Event, Identity, Secret};
 use rcgen::{
-    BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, PKCS_ECDSA_P256_SHA256, PKCS_ED25519, SanType,
+    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
+    PKCS_ECDSA_P256_SHA256, PKCS_ED25519, SanType,
 };
 
-use crate::peers::{Pair, SECOND};
+use crate::peers::{Pair, Refused, SECOND};
 use crate::world::Weather;
 
-struct Authority {
+/// id-kp-ipsecIKE (RFC 4945 5.1.3.12).
+const IPSEC_IKE: [u64; 9] = [1, 3, 6, 1, 5, 5, 7, 3, 17];
+const IPSEC_IKE_DER: [u8; 8] = [0x2b, 6, 1, 5, 5, 7, 3, 17];
+
+pub struct Authority {
     issuer: Issuer<'static, KeyPair>,
     der: Vec<u8>,
 }
 
 impl Authority {
-    fn new(name: &str) -> Self {
+    pub fn new(name: &str) -> Self {
         let key = KeyPair::generate_for(&PKCS_ED25519).unwrap();
         let mut params = CertificateParams::default();
         params.distinguished_name.push(DnType::CommonName, name);
@@ -25,21 +30,53 @@ impl Authority {
         Self { issuer: Issuer::new(params, key), der }
     }
 
-    fn certify(&self, name: &str, algorithm: &'static rcgen::SignatureAlgorithm) -> Auth {
+    pub fn certify(&self, name: &str, algorithm: &'static rcgen::SignatureAlgorithm) -> Auth {
+        Auth::Certificate(self.issue(name, algorithm, |_| {}))
+    }
+
+    /// As the controller makes them: the name, the role, and the usages of a node.
+    fn certify_node(&self, role: &str, name: &str) -> CertificateAuth {
+        self.issue(name, &PKCS_ED25519, |params| {
+            params.subject_alt_names.insert(0, SanType::URI(uri(role, name).try_into().unwrap()));
+            params.extended_key_usages =
+                vec![ExtendedKeyUsagePurpose::ClientAuth, ExtendedKeyUsagePurpose::Other(IPSEC_IKE.to_vec())];
+        })
+    }
+
+    fn issue(
+        &self,
+        name: &str,
+        algorithm: &'static rcgen::SignatureAlgorithm,
+        change: impl FnOnce(&mut CertificateParams),
+    ) -> CertificateAuth {
         let key = KeyPair::generate_for(algorithm).unwrap();
         let mut params = CertificateParams::new(vec![name.to_owned()]).unwrap();
         // As large as real ones are, so that IKE_AUTH does not fit one datagram.
         let filling = (0..12).map(|i| SanType::URI(format!("urn:example:{i}:{}", "x".repeat(60)).try_into().unwrap()));
         params.subject_alt_names.extend(filling);
+        change(&mut params);
         let der = params.signed_by(&key, &self.issuer).unwrap().der().to_vec();
-        Auth::Certificate(CertificateAuth {
+        CertificateAuth {
             chain: vec![der],
             key: Secret::new(key.serialize_der()),
             trust_anchors: vec![self.der.clone()],
             remote_uri: None,
             remote_key_usages: Vec::new(),
-        })
+        }
     }
+}
+
+fn uri(role: &str, name: &str) -> String {
+    format!("edge-cni://{role}/{name}")
+}
+
+/// Of the peer, what a node asks: this name in this role.
+fn of(role: &str, name: &str, auth: CertificateAuth) -> Auth {
+    Auth::Certificate(CertificateAuth {
+        remote_uri: Some(uri(role, name)),
+        remote_key_usages: vec![IPSEC_IKE_DER.to_vec()],
+        ..auth
+    })
 }
 
 fn pair(seed: u64, weather: Weather, a: Auth, b: Auth) -> Pair {
@@ -86,17 +123,18 @@ fn both_ends_starting_at_once_with_certificates_end_with_one_ike_sa_and_no_gap()
     }
 }
 
+/// What the peer says that was not believed, whoever it is.
+const NOT_ACCEPTED: &[&str] =
+    &["the peer does not accept that we are", "certificates and the identities on both sides"];
+
 #[test]
 fn a_certificate_of_another_authority_is_refused_by_whom_it_is_shown() {
     let (ours, theirs) = (Authority::new("CA"), Authority::new("Another CA"));
     let a = ours.certify("a.example", &PKCS_ED25519);
     let b = theirs.certify("b.example", &PKCS_ED25519);
-    let mut pair = pair(1, Weather::FAIR, a, b);
-    pair.start();
-    pair.world.run_for(2 * SECOND);
-    assert_eq!(pair.world.nodes[pair.b].errors()[0], PeerErrorKind::UntrustedCertificate);
-    assert_eq!(pair.world.nodes[pair.a].errors()[0], PeerErrorKind::RefusedByPeer);
-    pair.world.assert_tidy();
+    let Refused { a, b, .. } = pair(1, Weather::FAIR, a, b).refused();
+    b.is(PeerErrorKind::UntrustedCertificate, &["IKE_AUTH", "issuer", "CN=CA", "none of our trust anchors"]);
+    a.is(PeerErrorKind::RefusedByPeer, NOT_ACCEPTED);
 }
 
 #[test]
@@ -108,13 +146,14 @@ fn an_initiator_that_does_not_believe_the_responder_tells_it_and_both_are_rid_of
     if let Auth::Certificate(auth) = &mut b {
         auth.trust_anchors.push(ours.der.clone());
     }
-    let mut pair = pair(1, Weather::FAIR, a, b);
-    pair.start();
-    pair.world.run_for(std::time::Duration::from_millis(400));
-    assert_eq!(pair.world.nodes[pair.a].errors()[0], PeerErrorKind::UntrustedCertificate);
-    assert_eq!(pair.world.nodes[pair.b].errors()[0], PeerErrorKind::RefusedByPeer);
-    assert!(pair.world.nodes[pair.b].host.kernel.ike_sas.is_empty());
-    pair.world.assert_tidy();
+    let Refused { a, b, world } = pair(1, Weather::FAIR, a, b).refused();
+    a.is(PeerErrorKind::UntrustedCertificate, &["IKE_AUTH", "CN=Another CA", "none of our trust anchors"]);
+    b.is(PeerErrorKind::RefusedByPeer, NOT_ACCEPTED);
+    // Told, not timed out: within the time that a packet takes there and back.
+    let ups = world.nodes[1].events.iter().filter(|(_, event)| matches!(event, Event::IkeUp { .. }));
+    let downs = world.nodes[1].events.iter().filter(|(_, event)| matches!(event, Event::IkeDown { .. }));
+    let mut lasted = ups.zip(downs).map(|((up, _), (down, _))| *down - *up);
+    assert!(lasted.all(|time| time < SECOND / 10), "{}", world.history());
 }
 
 #[test]
@@ -122,11 +161,68 @@ fn a_certificate_for_somebody_else_is_refused() {
     let authority = Authority::new("CA");
     let a = authority.certify("somebody.else", &PKCS_ED25519);
     let b = authority.certify("b.example", &PKCS_ED25519);
-    let mut pair = pair(1, Weather::FAIR, a, b);
+    let Refused { a, b, .. } = pair(1, Weather::FAIR, a, b).refused();
+    b.is(
+        PeerErrorKind::WrongIdentity,
+        &["IKE_AUTH", r#"says it is "a.example""#, "its certificate is for", "somebody.else"],
+    );
+    a.is(PeerErrorKind::RefusedByPeer, NOT_ACCEPTED);
+}
+
+#[test]
+fn a_good_certificate_of_a_node_that_is_no_peer_is_refused() {
+    let authority = Authority::new("CA");
+    let stranger = of("edge", "b.example", authority.certify_node("edge", "c.example"));
+    let member = of("edge", "a.example", authority.certify_node("edge", "b.example"));
+    let mut pair = pair(1, Weather::FAIR, stranger, member);
+    pair.a_config.local_id = Identity::Fqdn("c.example".to_owned());
+    let Refused { a, b, .. } = pair.refused();
+    b.is(
+        PeerErrorKind::UnknownIdentity,
+        &["IKE_AUTH", r#""c.example" asks for "b.example""#, "no peer with this remote_id"],
+    );
+    a.is(PeerErrorKind::RefusedByPeer, NOT_ACCEPTED);
+}
+
+#[test]
+fn a_node_of_another_role_is_refused_whichever_end_it_is() {
+    let authority = Authority::new("CA");
+    let edge = |name: &str| authority.certify_node("edge", name);
+    let Refused { a, b, .. } =
+        pair(1, Weather::FAIR, of("edge", "b.example", edge("a.example")), of("hub", "a.example", edge("b.example")))
+            .refused();
+    b.is(PeerErrorKind::WrongIdentity, &["IKE_AUTH", "expected the URI edge-cni://hub/a.example", "edge-cni://edge/a"]);
+    a.is(PeerErrorKind::RefusedByPeer, NOT_ACCEPTED);
+    let Refused { a, b, .. } =
+        pair(1, Weather::FAIR, of("hub", "b.example", edge("a.example")), of("edge", "a.example", edge("b.example")))
+            .refused();
+    a.is(PeerErrorKind::WrongIdentity, &["IKE_AUTH", "expected the URI edge-cni://hub/b.example", "edge-cni://edge/b"]);
+    b.is(PeerErrorKind::RefusedByPeer, NOT_ACCEPTED);
+}
+
+#[test]
+fn a_certificate_without_a_nodes_usages_is_refused_though_its_names_are_right() {
+    let authority = Authority::new("CA");
+    let server = authority.issue("a.example", &PKCS_ED25519, |params| {
+        params.subject_alt_names.insert(0, SanType::URI(uri("edge", "a.example").try_into().unwrap()));
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
+    });
+    let member = authority.certify_node("edge", "b.example");
+    let pair = pair(1, Weather::FAIR, of("edge", "b.example", server), of("edge", "a.example", member));
+    let Refused { a, b, .. } = pair.refused();
+    b.is(PeerErrorKind::UntrustedCertificate, &["IKE_AUTH", "none of the extended key usages", "the right role"]);
+    a.is(PeerErrorKind::RefusedByPeer, NOT_ACCEPTED);
+}
+
+#[test]
+fn nodes_of_the_expected_roles_believe_each_other() {
+    let authority = Authority::new("CA");
+    let hub = of("edge", "b.example", authority.certify_node("hub", "a.example"));
+    let edge = of("hub", "a.example", authority.certify_node("edge", "b.example"));
+    let mut pair = pair(1, Weather::FAIR, hub, edge);
     pair.start();
     pair.world.run_for(2 * SECOND);
-    assert_eq!(pair.world.nodes[pair.b].errors()[0], PeerErrorKind::WrongIdentity);
-    pair.world.assert_tidy();
+    pair.assert_connected();
 }
 
 #[test]

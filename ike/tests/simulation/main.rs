@@ -5,6 +5,7 @@
 mod certificates;
 mod change;
 mod kernel;
+mod logs;
 mod peers;
 mod refuse;
 mod rekey;

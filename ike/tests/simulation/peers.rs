@@ -4,11 +4,15 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use edge_ike::config::{Aead, EspProposal, Group, IkeProposal, Prf, Timing};
-use edge_ike::{Auth, ChildConfig, Identity, PeerConfig, PeerName, Secret};
+use edge_ike::event::{PeerError, PeerErrorKind};
+use edge_ike::{Auth, ChildConfig, Event, Identity, PeerConfig, PeerName, Secret};
 
 use crate::world::{Nat, Weather, World};
 
 pub const SECOND: Duration = Duration::from_secs(1);
+
+/// What both ends of [`Pair`] know.
+pub const PSK: &[u8] = b"correct horse battery staple";
 
 pub fn name(text: &str) -> PeerName {
     PeerName::new(text)
@@ -23,7 +27,7 @@ pub fn peer(us: &str, them: &str, remotes: &[&str]) -> PeerConfig {
         remotes: remotes.iter().map(|ip| SocketAddr::new(ip.parse::<IpAddr>().unwrap(), 500)).collect(),
         local_id: Identity::Fqdn(us.to_owned()),
         remote_id: Identity::Fqdn(them.to_owned()),
-        auth: Auth::Psk(Secret::new(b"correct horse battery staple".to_vec())),
+        auth: Auth::Psk(Secret::new(PSK.to_vec())),
         ike_proposals: vec![IkeProposal {
             aeads: vec![Aead::Aes256Gcm16, Aead::ChaCha20Poly1305],
             prfs: vec![Prf::HmacSha256],
@@ -103,6 +107,25 @@ impl Pair {
         self.start_a();
     }
 
+    /// `a` tries for a while, in vain. Once it has given up nothing is left at either end, and nothing that could be read meanwhile shows the secret.
+    pub fn refused(mut self) -> Refused {
+        self.start();
+        self.world.run_for(20 * SECOND);
+        let shown: Vec<String> =
+            self.world.nodes.iter().map(|node| format!("{:?}", node.endpoint.snapshot())).collect();
+        let b_name = self.b_name.clone();
+        self.world.call(self.a, |endpoint, now, env| endpoint.terminate(&b_name, now, env));
+        // Longer than a half-open IKE SA is kept, and the last answer on one that is gone.
+        self.world.run_for(60 * SECOND);
+        self.world.assert_nothing_left();
+        let [a, b] = [self.a, self.b].map(|node| &self.world.nodes[node]);
+        let up = |(_, event): &(Duration, Event)| matches!(event, Event::ChildUp { .. });
+        assert!(!a.events.iter().any(up), "there was a tunnel:{}", self.world.history());
+        let shown = format!("{shown:?} {:?} {:?}", a.events, b.events);
+        assert!(!shown.contains("correct horse"), "{shown}");
+        Refused { a: Told(a.told()), b: Told(b.told()), world: self.world }
+    }
+
     /// Time passes with traffic both ways; from the first packet of a direction on, every one has to arrive.
     pub fn traffic(&mut self, time: Duration) {
         self.world.watch = true;
@@ -120,5 +143,29 @@ impl Pair {
         assert!(a_out.outbound_key == b_out.inbound_key && b_out.outbound_key == a_out.inbound_key);
         assert_eq!((a.ike_sas.len(), b.ike_sas.len()), (1, 1));
         self.world.assert_tidy();
+    }
+}
+
+/// What both ends said of a tunnel that could not be.
+pub struct Refused {
+    pub a: Told,
+    pub b: Told,
+    pub world: World,
+}
+
+/// What one end told people.
+#[derive(Debug)]
+pub struct Told(Vec<PeerError>);
+
+impl Told {
+    /// It told something, and always of this kind, with all of these words.
+    pub fn is(&self, kind: PeerErrorKind, words: &[&str]) {
+        assert!(!self.0.is_empty(), "nothing was told");
+        for error in &self.0 {
+            assert_eq!(error.kind, kind, "{error}");
+            let text = error.to_string();
+            let missing: Vec<_> = words.iter().filter(|word| !text.contains(**word)).collect();
+            assert!(missing.is_empty(), "{text} does not say {missing:?}");
+        }
     }
 }

@@ -6,89 +6,74 @@ use edge_ike::config::{Aead, EspProposal, Group};
 use edge_ike::event::{DownReason, PeerErrorKind};
 use edge_ike::{Auth, EndpointConfig, Event, Identity, PeerConfig, Secret};
 
-use crate::peers::{Pair, SECOND, name, peer};
+use crate::peers::{Pair, Refused, SECOND, name, peer};
 use crate::world::{Weather, World};
 
-/// Tries for a while, and gives the kinds of errors of both ends.
-fn refused(change: impl Fn(&mut PeerConfig, &mut PeerConfig)) -> (Vec<PeerErrorKind>, Vec<PeerErrorKind>, Pair) {
+fn refused(change: impl Fn(&mut PeerConfig, &mut PeerConfig)) -> Refused {
     let mut pair = Pair::new(1, Weather::FAIR).one_sided();
     change(&mut pair.a_config, &mut pair.b_config);
-    pair.start();
-    pair.world.run_for(20 * SECOND);
-    for node in [pair.a, pair.b] {
-        let kernel = &pair.world.nodes[node].host.kernel;
-        assert!(kernel.tunnels.values().all(|tunnel| tunnel.inbound.is_empty() && tunnel.outbound.is_none()));
-    }
-    assert!(pair.world.nodes[pair.a].host.kernel.ike_sas.is_empty());
-    let errors = |node: usize| {
-        let mut errors = pair.world.nodes[node].errors();
-        errors.dedup();
-        errors
-    };
-    (errors(pair.a), errors(pair.b), pair)
-}
-
-/// Everything that a person could read.
-fn said(pair: &Pair) -> String {
-    format!("{:?}", pair.world.nodes.iter().map(|node| &node.events).collect::<Vec<_>>())
+    pair.refused()
 }
 
 #[test]
 fn one_letter_of_the_secret_changed_is_an_error_at_both_ends() {
-    let (a, b, pair) = refused(|_, b| b.auth = Auth::Psk(Secret::new(b"correct horse battery stapla".to_vec())));
-    assert_eq!(a, [PeerErrorKind::RefusedByPeer]);
-    assert_eq!(b, [PeerErrorKind::AuthenticationFailed]);
-    assert!(!said(&pair).contains("correct horse"));
-    assert!(said(&pair).contains("compare the pre-shared key"));
-    let detail = pair.world.nodes[pair.a].endpoint.snapshot()[0].last_error.clone().unwrap();
-    assert_eq!(detail.exchange, "IKE_AUTH");
+    let Refused { a, b, world } =
+        refused(|_, b| b.auth = Auth::Psk(Secret::new(b"correct horse battery stapla".to_vec())));
+    a.is(PeerErrorKind::RefusedByPeer, &["IKE_AUTH", r#"we are "a.example""#, "compare the pre-shared key"]);
+    b.is(PeerErrorKind::AuthenticationFailed, &["IKE_AUTH", "compare the pre-shared key on both sides"]);
+    let last = world.nodes[0].endpoint.snapshot()[0].last_error.clone().unwrap();
+    assert_eq!(last.exchange, "IKE_AUTH");
 }
 
 #[test]
 fn an_identity_that_nobody_configured_is_refused() {
-    let (a, b, _) = refused(|a, _| a.local_id = Identity::Fqdn("mallory.example".to_owned()));
-    assert_eq!(a, [PeerErrorKind::RefusedByPeer]);
-    assert_eq!(b, [PeerErrorKind::UnknownIdentity]);
+    let Refused { a, b, .. } = refused(|a, _| a.local_id = Identity::Fqdn("mallory.example".to_owned()));
+    a.is(PeerErrorKind::RefusedByPeer, &["IKE_AUTH", r#"we are "mallory.example""#, "the identities on both sides"]);
+    b.is(
+        PeerErrorKind::UnknownIdentity,
+        &["IKE_AUTH", r#""mallory.example" asks for "b.example""#, "no peer with this remote_id"],
+    );
 }
 
 #[test]
 fn a_responder_is_only_who_was_dialled() {
-    let (a, b, _) = refused(|a, _| a.remote_id = Identity::Fqdn("c.example".to_owned()));
-    assert_eq!(a, [PeerErrorKind::RefusedByPeer]);
-    assert_eq!(b, [PeerErrorKind::UnknownIdentity]);
+    let Refused { a, b, .. } = refused(|a, _| a.remote_id = Identity::Fqdn("c.example".to_owned()));
+    a.is(PeerErrorKind::RefusedByPeer, &["IKE_AUTH", "the identities on both sides"]);
+    b.is(PeerErrorKind::UnknownIdentity, &["IKE_AUTH", r#""a.example" asks for "c.example""#, "local_id"]);
 }
 
 #[test]
 fn no_ike_proposal_in_common_is_an_error_at_both_ends() {
-    let (a, b, pair) = refused(|a, b| {
+    let Refused { a, b, world } = refused(|a, b| {
         a.ike_proposals[0].aeads = vec![Aead::Aes128Gcm16];
         b.ike_proposals[0].aeads = vec![Aead::ChaCha20Poly1305];
     });
-    assert_eq!(a, [PeerErrorKind::NoProposalChosen]);
-    assert_eq!(b, [PeerErrorKind::NoProposalChosen]);
+    a.is(PeerErrorKind::NoProposalChosen, &["IKE_SA_INIT", "none of our IKE proposals", "AES_GCM_16-128"]);
+    b.is(PeerErrorKind::NoProposalChosen, &["IKE_SA_INIT", "none of the peer's IKE proposals", "CHACHA20_POLY1305"]);
     // An answer that nobody vouches for is told soon, and does not end the attempt.
-    let first = pair.world.nodes[pair.a].events.first().unwrap().0;
+    let first = world.nodes[0].events.first().unwrap().0;
     assert!(first < Duration::from_millis(1000 * 1000 + 100));
 }
 
 #[test]
 fn no_esp_proposal_in_common_is_an_error_at_both_ends() {
     let esp = |aead| vec![EspProposal { aeads: vec![aead], groups: Vec::new(), esn: false }];
-    let (a, b, pair) = refused(|a, b| {
+    let Refused { a, b, .. } = refused(|a, b| {
         a.child.proposals = esp(Aead::Aes128Gcm16);
         b.child.proposals = esp(Aead::ChaCha20Poly1305);
     });
-    assert_eq!((a, b), (vec![PeerErrorKind::NoProposalChosen], vec![PeerErrorKind::NoProposalChosen]));
-    assert!(said(&pair).contains("ESP"));
+    a.is(PeerErrorKind::NoProposalChosen, &["IKE_AUTH", "none of our proposals (ESP: AES_GCM_16-128)"]);
+    b.is(PeerErrorKind::NoProposalChosen, &["IKE_AUTH", "none of the peer's ESP proposals", "CHACHA20_POLY1305"]);
 }
 
 #[test]
 fn selectors_that_do_not_meet_are_an_error_at_both_ends() {
-    let (a, b, _) = refused(|a, b| {
+    let Refused { a, b, .. } = refused(|a, b| {
         a.child.local = vec!["10.1.0.0/16".parse().unwrap()];
         b.child.remote = vec!["10.3.0.0/16".parse().unwrap()];
     });
-    assert_eq!((a, b), (vec![PeerErrorKind::TrafficSelectors], vec![PeerErrorKind::TrafficSelectors]));
+    a.is(PeerErrorKind::TrafficSelectors, &["IKE_AUTH", "TS_UNACCEPTABLE", "local 10.1.0.0/16", "the other way round"]);
+    b.is(PeerErrorKind::TrafficSelectors, &["IKE_AUTH", "do not fit", "remote 10.3.0.0/16", "the other way round"]);
 }
 
 #[test]

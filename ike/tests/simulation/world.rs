@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
+use edge_ike::event::{PeerError, PeerErrorKind};
 use edge_ike::{Endpoint, EndpointConfig, Environment, Event, Instant, PeerName};
 
 use crate::kernel::{Esp, Kernel};
@@ -141,12 +142,17 @@ pub struct Node {
 }
 
 impl Node {
-    pub fn errors(&self) -> Vec<edge_ike::event::PeerErrorKind> {
-        let kind = |(_, event): &(Duration, Event)| match event {
-            Event::PeerFailed { error, .. } | Event::Refused { error, .. } => Some(error.kind),
+    /// What was told to people, in order.
+    pub fn told(&self) -> Vec<PeerError> {
+        let error = |(_, event): &(Duration, Event)| match event {
+            Event::PeerFailed { error, .. } | Event::Refused { error, .. } => Some(error.clone()),
             _ => None,
         };
-        self.events.iter().filter_map(kind).collect()
+        self.events.iter().filter_map(error).collect()
+    }
+
+    pub fn errors(&self) -> Vec<PeerErrorKind> {
+        self.told().into_iter().map(|error| error.kind).collect()
     }
 }
 
@@ -413,6 +419,17 @@ impl World {
                 let ike = node.host.kernel.ike_sas.iter().filter(|(name, _)| name == peer).count();
                 assert!(ike <= 1, "node {index} has {ike} IKE SAs with {peer}");
             }
+        }
+    }
+
+    /// Nothing is left of anything, nor is anything waited for.
+    pub fn assert_nothing_left(&self) {
+        for (index, node) in self.nodes.iter().enumerate() {
+            let kernel = &node.host.kernel;
+            let tunnels = kernel.tunnels.values().any(|tunnel| !tunnel.inbound.is_empty() || tunnel.outbound.is_some());
+            assert!(!tunnels && kernel.ike_sas.is_empty(), "node {index} has an SA left:{}", self.history());
+            assert!(kernel.reserved.is_empty(), "node {index} has reserved SPIs left: {:x?}", kernel.reserved);
+            assert_eq!(node.endpoint.poll_timeout(), None, "node {index} waits for something");
         }
     }
 }

@@ -1,0 +1,287 @@
+//! Who gets a tunnel: the certificates that the controller has issued and the peers that its views name, judged by both ends' IKE.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use edge_agent::desired::Desired;
+use edge_agent::membership::Membership;
+use edge_ike::{ChildId, Endpoint, EndpointConfig, Environment, Event, Identity, Instant, PeerConfig, PeerName};
+use edge_types::{Peer, Role};
+use ring::rand::{SecureRandom, SystemRandom};
+use serde_json::json;
+
+use crate::lab::{Agent, Controller};
+
+/// The kernel of one node, as far as IKE goes.
+#[derive(Default)]
+struct Kernel {
+    next_spi: u32,
+    reserved: BTreeSet<u32>,
+    children: BTreeMap<ChildId, PeerName>,
+    told: Vec<String>,
+}
+
+impl Environment for Kernel {
+    fn fill_random(&mut self, bytes: &mut [u8]) {
+        SystemRandom::new().fill(bytes).unwrap();
+    }
+
+    fn unix_time(&self) -> u64 {
+        std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs()
+    }
+
+    fn allocate_spi(&mut self, _: &PeerName, _: IpAddr, _: IpAddr) -> Option<u32> {
+        self.next_spi += 1;
+        self.reserved.insert(0x1000 + self.next_spi);
+        Some(0x1000 + self.next_spi)
+    }
+
+    fn release_spi(&mut self, _: &PeerName, _: IpAddr, spi: u32) {
+        assert!(self.reserved.remove(&spi));
+    }
+}
+
+impl Kernel {
+    fn carry_out(&mut self, event: &Event) {
+        match event {
+            Event::ChildUp { peer, child, .. } | Event::ChildRekeyed { peer, new: child, .. } => {
+                assert!(self.reserved.remove(&child.inbound_spi));
+                self.children.insert(child.id, peer.clone());
+            }
+            Event::ChildDown { child, .. } => drop(self.children.remove(child)),
+            Event::PeerFailed { error, .. } | Event::Refused { error, .. } => self.told.push(error.to_string()),
+            _ => {}
+        }
+    }
+}
+
+struct Node {
+    name: &'static str,
+    endpoint: Endpoint,
+    kernel: Kernel,
+    peers: Vec<PeerName>,
+}
+
+/// A network without delay on which every node has an address.
+#[derive(Default)]
+struct Wire {
+    nodes: Vec<Node>,
+    now: Duration,
+}
+
+/// Where a node is; by the last letter of its name.
+fn address(name: &str) -> SocketAddr {
+    SocketAddr::new(IpAddr::from([192, 0, 2, name.as_bytes()[name.len() - 1]]), 4500)
+}
+
+impl Wire {
+    /// A node with these tunnels, which begins at once.
+    fn add(&mut self, name: &'static str, tunnels: Vec<PeerConfig>) {
+        let mut node = Node {
+            name,
+            endpoint: Endpoint::new(EndpointConfig::default()),
+            kernel: Kernel::default(),
+            peers: tunnels.iter().map(|peer| peer.name.clone()).collect(),
+        };
+        for peer in tunnels {
+            node.endpoint.set_peer(peer, Instant::new(self.now), &mut node.kernel).unwrap();
+        }
+        self.nodes.push(node);
+    }
+
+    /// Carries out events and carries datagrams, until nobody has anything to say.
+    fn carry(&mut self) {
+        let now = Instant::new(self.now);
+        loop {
+            let mut sent = Vec::new();
+            for Node { name, endpoint, kernel, .. } in &mut self.nodes {
+                while let Some(event) = endpoint.poll_event() {
+                    kernel.carry_out(&event);
+                }
+                let from = |port| SocketAddr::new(address(name).ip(), port);
+                sent.extend(std::iter::from_fn(|| endpoint.poll_transmit()).map(|it| (from(it.local.port()), it)));
+            }
+            if sent.is_empty() {
+                return;
+            }
+            for (from, transmit) in sent {
+                let to = self.nodes.iter_mut().find(|node| address(node.name).ip() == transmit.remote.ip());
+                if let Some(Node { endpoint, kernel, .. }) = to {
+                    endpoint.handle(&transmit.payload, transmit.remote, from, now, kernel);
+                }
+            }
+        }
+    }
+
+    fn run(&mut self, time: Duration) {
+        let end = self.now + time;
+        self.carry();
+        while let Some(next) = self.nodes.iter().filter_map(|node| node.endpoint.poll_timeout()).min()
+            && next.since_start() <= end
+        {
+            self.now = self.now.max(next.since_start());
+            for Node { endpoint, kernel, .. } in &mut self.nodes {
+                endpoint.handle_timeout(Instant::new(self.now), kernel);
+            }
+            self.carry();
+        }
+        self.now = end;
+    }
+
+    /// Who has a tunnel to whom.
+    fn tunnels(&self) -> BTreeSet<(String, String)> {
+        let of = |node: &Node| node.kernel.children.values().map(|peer| (node.name.into(), peer.to_string())).collect();
+        self.nodes.iter().flat_map::<Vec<_>, _>(of).collect()
+    }
+
+    fn told(&self, name: &str) -> &[String] {
+        &self.nodes.iter().find(|node| node.name == name).unwrap().kernel.told
+    }
+
+    /// Everybody forgets everybody; then nothing is left, and nothing is waited for.
+    fn end(mut self) {
+        let now = Instant::new(self.now);
+        for Node { endpoint, kernel, peers, .. } in &mut self.nodes {
+            peers.iter().for_each(|peer| endpoint.remove_peer(peer, now, kernel));
+        }
+        self.run(Duration::from_secs(60));
+        for Node { name, endpoint, kernel, .. } in &self.nodes {
+            assert!(kernel.children.is_empty() && kernel.reserved.is_empty(), "something is left at {name}");
+            assert_eq!(endpoint.poll_timeout(), None, "{name} waits for something");
+        }
+    }
+}
+
+/// The tunnels that follow from a membership, with the peers where they are on the [`Wire`].
+fn tunnels(agent: &Agent, membership: &Membership) -> Vec<PeerConfig> {
+    let desired = Desired::compute(&agent.node.config, &[], Some(membership));
+    let placed = |peer: PeerConfig| PeerConfig { remotes: vec![address(peer.name.as_str())], ..peer };
+    desired.tunnels.into_values().map(|tunnel| placed(tunnel.peer)).collect()
+}
+
+/// The membership with another peer in its view, which no controller has put there.
+fn with_peer(membership: &Membership, name: &str, role: Role) -> Membership {
+    let mut view = (*membership.view).clone();
+    view.peers.retain(|peer| peer.name.as_str() != name);
+    view.peers.push(Peer {
+        name: name.parse().unwrap(),
+        role,
+        endpoints: Vec::new(),
+        segments: Vec::new(),
+        networks: Vec::new(),
+    });
+    Membership { view: Arc::new(view), credentials: membership.credentials.clone() }
+}
+
+async fn label(controller: &Controller, node: &str, community: &str) {
+    let path = format!("/v1/nodes/{node}/labels");
+    controller.operator("PATCH", &path, json!({"fabedge/edge-community": community})).await;
+}
+
+async fn sees(agent: &Agent, peers: &[&str]) -> Membership {
+    let names = |m: &Membership| m.view.peers.iter().map(|peer| peer.name.to_string()).collect::<Vec<_>>();
+    agent.membership(&format!("a view of {peers:?}"), |m| names(m) == peers).await
+}
+
+const SOON: Duration = Duration::from_secs(5);
+
+#[tokio::test(flavor = "multi_thread")]
+async fn those_whom_views_name_believe_each_other_and_nobody_else_has_a_tunnel() {
+    let controller = Controller::start().await;
+    let mut agents = Vec::new();
+    for (name, role) in [("cloud-1", Role::Hub), ("edge-2", Role::Edge), ("edge-3", Role::Edge), ("edge-4", Role::Edge)]
+    {
+        let node = controller.invite(name, role).await;
+        agents.push((name, node.start(), node));
+    }
+    for (_, agent, _) in &agents {
+        agent.joined().await;
+    }
+    for node in ["edge-2", "edge-3"] {
+        label(&controller, node, "alpha").await;
+    }
+    let mut wire = Wire::default();
+    let views: [&[&str]; 4] =
+        [&["edge-2", "edge-3", "edge-4"], &["cloud-1", "edge-3"], &["cloud-1", "edge-2"], &["cloud-1"]];
+    for ((name, agent, _), peers) in agents.iter().zip(views) {
+        wire.add(name, tunnels(agent, &sees(agent, peers).await));
+    }
+    wire.run(SOON);
+    let expected = [("cloud-1", "edge-2"), ("cloud-1", "edge-3"), ("cloud-1", "edge-4"), ("edge-2", "edge-3")];
+    let expected = expected.iter().flat_map(|(one, other)| [(one, other), (other, one)]);
+    assert_eq!(wire.tunnels(), expected.map(|(one, other)| (one.to_string(), other.to_string())).collect());
+    wire.end();
+    for (_, agent, _) in agents {
+        agent.end().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_good_certificate_opens_nothing_at_a_node_whose_view_does_not_name_its_holder() {
+    let controller = Controller::start().await;
+    let (one, two) = (controller.edge("edge-1").await, controller.edge("edge-2").await);
+    let ((agent, _), (leaver, _)) = (one.start_as_member().await, two.start_as_member().await);
+    for node in ["edge-1", "edge-2"] {
+        label(&controller, node, "alpha").await;
+    }
+    // What a deregistered node has it keeps, and its certificate is good for days.
+    let kept = sees(&leaver, &["edge-1"]).await;
+    sees(&agent, &["edge-2"]).await;
+    controller.operator("DELETE", "/v1/nodes/edge-2", json!(null)).await;
+    let without = sees(&agent, &[]).await;
+    let mut wire = Wire::default();
+    wire.add("edge-1", tunnels(&agent, &without));
+    wire.add("edge-2", tunnels(&leaver, &kept));
+    wire.run(SOON);
+    assert!(wire.tunnels().is_empty());
+    let words = "no peer is configured here";
+    assert!(wire.told("edge-1").iter().any(|told| told.contains(words)), "{:?}", wire.told("edge-1"));
+    wire.end();
+    // Nor where there is another peer, with whom that node might have agreed upon a cipher.
+    let mut wire = Wire::default();
+    wire.add("edge-1", tunnels(&agent, &with_peer(&without, "edge-3", Role::Edge)));
+    wire.add("edge-2", tunnels(&leaver, &kept));
+    wire.run(SOON);
+    assert!(wire.tunnels().is_empty());
+    let refused = r#""edge-2" asks for "edge-1"; no peer with this remote_id"#;
+    assert!(wire.told("edge-1").iter().any(|told| told.contains(refused)), "{:?}", wire.told("edge-1"));
+    let answer = r#"the peer does not accept that we are "edge-2""#;
+    assert!(wire.told("edge-2").iter().any(|told| told.contains(answer)), "{:?}", wire.told("edge-2"));
+    wire.end();
+    agent.end().await;
+    leaver.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_edges_certificate_passes_neither_for_a_hubs_nor_for_another_nodes() {
+    let controller = Controller::start().await;
+    let (one, two) = (controller.edge("edge-1").await, controller.edge("edge-2").await);
+    let ((agent, honest), (hostile, own)) = (one.start_as_member().await, two.start_as_member().await);
+    let claim = with_peer(&own, "edge-1", Role::Edge);
+
+    // In the role of a hub, under its own name.
+    let mut wire = Wire::default();
+    wire.add("edge-1", tunnels(&agent, &with_peer(&honest, "edge-2", Role::Hub)));
+    wire.add("edge-2", tunnels(&hostile, &claim));
+    wire.run(SOON);
+    assert!(wire.tunnels().is_empty());
+    let words = "expected the URI edge-cni://hub/edge-2 in the peer's certificate, which is for";
+    assert!(wire.told("edge-1").iter().any(|told| told.contains(words)), "{:?}", wire.told("edge-1"));
+    wire.end();
+
+    // Under the name of a hub that there is.
+    let mut wire = Wire::default();
+    wire.add("edge-1", tunnels(&agent, &with_peer(&honest, "cloud-9", Role::Hub)));
+    let mut claimed = tunnels(&hostile, &claim);
+    claimed[0].local_id = Identity::Fqdn("cloud-9".into());
+    wire.add("edge-2", claimed);
+    wire.run(SOON);
+    assert!(wire.tunnels().is_empty());
+    let words = r#"the peer says it is "cloud-9", its certificate is for"#;
+    assert!(wire.told("edge-1").iter().any(|told| told.contains(words)), "{:?}", wire.told("edge-1"));
+    wire.end();
+    agent.end().await;
+    hostile.end().await;
+}

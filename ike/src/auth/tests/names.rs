@@ -1,0 +1,106 @@
+//! Who a certificate is for, and who the peer says it is.
+
+use proptest::collection::vec;
+use proptest::prelude::*;
+use rcgen::DnValue;
+
+use super::*;
+
+#[test]
+fn somebody_else_than_expected_is_refused_though_its_proof_is_good() {
+    let psk = Authenticator::new(&Auth::Psk(Secret::new(b"secret".to_vec()))).unwrap();
+    let id = Id::from(&fqdn());
+    let auth = psk.prove(&octets(&id), None).unwrap();
+    let presented = Presented { id: &id, certificates: &[], authentication: &auth };
+    let error = psk.verify(&Identity::Fqdn("hub.example".into()), presented, &octets(&id), NOW).unwrap_err();
+    assert_eq!(error.kind(), PeerErrorKind::WrongIdentity);
+    assert!(error.to_string().contains("hub.example") && error.to_string().contains("edge-a1.example"), "{error}");
+}
+
+#[test]
+fn a_certificate_certifies_each_of_its_names_and_its_subject_and_nothing_else() {
+    let subject = |name: &str| {
+        let root = Authority::root("root");
+        let (der, _) = root.issue(&PKCS_ED25519, |params| params.distinguished_name = named(name));
+        use x509_parser::prelude::{FromDer, X509Certificate};
+        Identity::DistinguishedName(X509Certificate::from_der(&der).unwrap().1.subject().as_raw().to_vec())
+    };
+    for identity in [
+        fqdn(),
+        Identity::Fqdn("EDGE-A1.Example".into()),
+        Identity::Email("ops@EDGE.example".into()),
+        Identity::Address("192.0.2.1".parse().unwrap()),
+        Identity::Address("2001:db8::1".parse().unwrap()),
+        subject("edge-a1"),
+    ] {
+        assert_eq!(verdict(&identity, |_| {}), Ok(Proof::Ed25519), "{identity}");
+    }
+    for identity in [
+        Identity::Fqdn("edge-a2.example".into()),
+        Identity::Fqdn("edge-a1".into()),
+        Identity::Email("OPS@edge.example".into()),
+        Identity::Address("192.0.2.2".parse().unwrap()),
+        Identity::KeyId(b"edge-a1.example".to_vec()),
+        subject("edge-a2"),
+    ] {
+        let error = verdict(&identity, |_| {}).unwrap_err();
+        assert!(matches!(error, AuthError::NotCertified { .. }), "{identity}: {error}");
+        assert_eq!(error.kind(), PeerErrorKind::WrongIdentity);
+    }
+}
+
+#[test]
+fn a_wildcard_certifies_nobody() {
+    let error = verdict(&fqdn(), |params| {
+        params.subject_alt_names = vec![
+            SanType::DnsName("*.example".try_into().unwrap()),
+            SanType::URI("edge-cni://edge/edge-a1".try_into().unwrap()),
+        ];
+    });
+    assert!(matches!(error, Err(AuthError::NotCertified { .. })));
+}
+
+#[test]
+fn a_certificate_without_alternative_names_certifies_no_domain_name() {
+    let error = verdict(&fqdn(), |params| {
+        params.subject_alt_names.clear();
+        params.distinguished_name = named("edge-a1.example");
+    });
+    assert!(matches!(error, Err(AuthError::NotCertified { .. })), "the common name does not count");
+}
+
+#[test]
+fn distinguished_names_match_whatever_string_types_the_ca_took() {
+    let mut printable = DistinguishedName::new();
+    printable.push(DnType::CommonName, DnValue::PrintableString("edge-a1".try_into().unwrap()));
+    let root = Authority::root("root");
+    let (der, _) = root.issue(&PKCS_ED25519, |params| params.distinguished_name = printable);
+    use x509_parser::prelude::{FromDer, X509Certificate};
+    let identity = Identity::DistinguishedName(X509Certificate::from_der(&der).unwrap().1.subject().as_raw().to_vec());
+    assert_eq!(verdict(&identity, |_| {}), Ok(Proof::Ed25519));
+    assert!(!same_identity(&identity, &Identity::DistinguishedName(vec![1, 2, 3])));
+}
+
+#[test]
+fn endless_names_and_line_breaks_do_not_reach_a_log() {
+    let shown = Identity::Fqdn(format!("a\nforged line{}", "x".repeat(60_000))).to_string();
+    assert!(shown.len() < 200 && !shown.contains('\n'), "{shown}");
+    let error = verdict(&fqdn(), |params| {
+        params.distinguished_name = named(&"\n".repeat(10_000));
+        params.extended_key_usages.clear();
+    })
+    .unwrap_err();
+    assert!(error.to_string().len() < 500 && !error.to_string().contains('\n'), "{error}");
+}
+
+proptest! {
+    #[test]
+    fn names_of_any_octets_are_compared_and_shown_without_panic(a in vec(any::<u8>(), 0..60), b in vec(any::<u8>(), 0..60)) {
+        let wrapped = |octets: &[u8]| [&[0x30, octets.len() as u8], octets].concat();
+        for (a, b) in [(a.clone(), b.clone()), (wrapped(&a), wrapped(&b))] {
+            let (a, b) = (Identity::DistinguishedName(a), Identity::DistinguishedName(b));
+            let _ = same_identity(&a, &b);
+            prop_assert!(same_identity(&a, &a) && a.to_string().len() < 1000);
+        }
+    }
+}
