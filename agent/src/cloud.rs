@@ -2,6 +2,7 @@
 //! [`crate::membership`], from disk at once and from the controller as it changes. Losing the controller changes nothing of it.
 //!
 //! - `session`: one connection's life: join if needed, report, follow the stream of views; and again after it broke.
+//! - `told`: what a stream has told so far, and how its changes apply.
 //! - `accept`: whether a view may replace the one in force.
 //! - `identity`, `join`, `renew`: key and certificate, how they come and how they are renewed.
 //! - `apply`: an application for a segment, whose id outlives a crash.
@@ -17,6 +18,7 @@ mod join;
 mod renew;
 mod session;
 mod tls;
+mod told;
 
 pub use error::CloudError;
 
@@ -171,7 +173,7 @@ impl Cloud {
     }
 
     /// Takes a view from the controller, if it may replace the one in force: first on disk, then everywhere else.
-    async fn take_view(&self, view: NodeView) -> Result<(), ViewError> {
+    async fn take_view(&self, view: Arc<NodeView>) -> Result<(), ViewError> {
         let mut current = self.view.lock().await;
         let Some(member) = self.member.borrow().clone() else { return Ok(()) };
         let verdict = judge(&member.identity.node, member.identity.role, current.as_deref(), &view)?;
@@ -184,7 +186,6 @@ impl Cloud {
         if verdict == Verdict::Same {
             return Ok(());
         }
-        let view = Arc::new(view);
         self.write_segments(current.clone(), view.clone()).await?;
         self.state.write_json(VIEW_FILE, &*view)?;
         info!(

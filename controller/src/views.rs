@@ -1,9 +1,10 @@
 //! Computes what one node may know and do.
 
-use edge_types::{Endpoint, EndpointSource, NodeName, NodeView, Peer, Role};
+use edge_types::{Endpoint, EndpointSource, NodeName, NodeView, Peer, Role, ViewChange};
 
 use crate::config::Config;
-use crate::state::{NodeRecord, State};
+use crate::registry::{PeerJson, View};
+use crate::state::{NodeRecord, State, Touched};
 
 /// What every view takes from the configuration and the CA.
 #[derive(Debug, Clone)]
@@ -20,20 +21,67 @@ impl Common {
 
     /// The view of a registered node.
     pub fn view(&self, state: &State, node: &NodeName, version: u64) -> Option<NodeView> {
+        self.whole(state, node, version, |peer| Some(self.peer(state, peer)))
+    }
+
+    /// The same as it is told.
+    pub fn told(&self, view: &View<'_>, node: &NodeName) -> Option<NodeView<PeerJson>> {
+        self.whole(view.state(), node, view.revision(), |peer| self.told_peer(view, peer))
+    }
+
+    /// What changed of a registered node's view since version `from`, when that is what was touched.
+    pub fn change(
+        &self,
+        view: &View<'_>,
+        node: &NodeName,
+        from: u64,
+        touched: &Touched,
+    ) -> Option<ViewChange<PeerJson>> {
+        let state = view.state();
         let record = state.node(node)?;
-        let peers = state.peers_of(record).into_iter().filter_map(|peer| state.node(peer));
-        Some(NodeView {
+        let mut change = ViewChange { from, version: view.revision(), own: None, put: Vec::new(), gone: Vec::new() };
+        if touched.own {
+            change.own = Some(Box::new(self.own(state, record, change.version)));
+        }
+        for name in &touched.peers {
+            match state.node(name).filter(|peer| state.is_peer(record, peer)) {
+                Some(peer) => change.put.push(self.told_peer(view, peer)?),
+                None => change.gone.push(name.clone()),
+            }
+        }
+        Some(change)
+    }
+
+    fn whole<P>(
+        &self,
+        state: &State,
+        node: &NodeName,
+        version: u64,
+        peer: impl Fn(&NodeRecord) -> Option<P>,
+    ) -> Option<NodeView<P>> {
+        let record = state.node(node)?;
+        let peers = state.peers_of(record).into_iter().filter_map(|name| state.node(name));
+        Some(NodeView { peers: peers.map(peer).collect::<Option<_>>()?, ..self.own(state, record, version) })
+    }
+
+    /// A view but for its peers.
+    fn own<P>(&self, state: &State, record: &NodeRecord, version: u64) -> NodeView<P> {
+        NodeView {
             version,
-            node: node.clone(),
+            node: record.name.clone(),
             role: record.role,
             communities: state.communities_of(record),
             cluster_ranges: self.config.segments.cluster_ranges.clone(),
-            segments: segments(state, node),
+            segments: segments(state, &record.name),
             networks: self.networks(record),
-            peers: peers.map(|peer| self.peer(state, peer)).collect(),
+            peers: Vec::new(),
             trust_anchors: self.trust_anchors.clone(),
             segment_prefix: self.config.segment_policy().prefix,
-        })
+        }
+    }
+
+    fn told_peer(&self, view: &View<'_>, peer: &NodeRecord) -> Option<PeerJson> {
+        view.peer(&peer.name, || self.peer(view.state(), peer))
     }
 
     /// Where a node may be found, likeliest first: what the operator says, what it says, where it was seen.
@@ -69,3 +117,6 @@ impl Common {
 pub fn segments(state: &State, node: &NodeName) -> Vec<edge_types::IpNetwork> {
     state.ledger().held_by(node).into_iter().map(|row| row.network).collect()
 }
+
+#[cfg(test)]
+mod tests;

@@ -6,7 +6,7 @@ use ipnetwork::IpNetwork;
 use serde::{Deserialize, Serialize};
 
 use crate::name::{Communities, NodeName};
-use crate::view::{NodeView, Role};
+use crate::view::{NodeView, Peer, Role, ViewChange};
 
 /// Media type of [`Problem`].
 pub const PROBLEM_MEDIA_TYPE: &str = "application/problem+json";
@@ -95,17 +95,25 @@ pub struct SegmentResponse {
 pub const VIEW_SILENCE_SECONDS: u64 = 20;
 
 /// One line of the stream `GET /v1/nodes/{node}/view?watch=true` (NDJSON). Without `watch` the answer is one [`NodeView`].
+///
+/// With `changes=true` a whole view comes at most once, then what changes of it; without, whole views alone. With `from=VERSION` no view comes that is
+/// older than this, and with the `epoch` that came with it as well, only what changed since, if the controller remembers it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "lowercase")]
-pub enum ViewEvent {
+pub enum ViewEvent<P = Peer> {
     /// The view as it now is.
     View {
+        /// Names the run of the controller that remembers from now on what changed.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        epoch: Option<String>,
         /// The view.
-        view: Box<NodeView>,
+        view: Box<NodeView<P>>,
     },
+    /// What changed since the last line that was not a heartbeat, or since `from`.
+    Change(ViewChange<P>),
     /// Nothing has changed; the connection lives. Sent every few seconds.
     Heartbeat {
-        /// Version of the view that holds.
+        /// Version of the view that was told last on this stream; 0 if none was.
         version: u64,
     },
     /// The last line of a stream that ends because its controller does. Whoever understands it goes on at another controller at once; for

@@ -1,5 +1,6 @@
-//! What the controller tells a node: itself, and whom it may talk to.
+//! What the controller tells a node: itself, and whom it may talk to; at first as a whole, then what changes of it.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
 use ipnetwork::IpNetwork;
@@ -48,9 +49,10 @@ impl std::str::FromStr for Role {
     }
 }
 
-/// One node's view. Complete in itself: a newer version replaces an older one as a whole.
+/// One node's view. Complete in itself: a newer version replaces an older one as a whole. (The controller, which tells many nodes of the same
+/// peer, has another `P`.)
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct NodeView {
+pub struct NodeView<P = Peer> {
     /// Rises with every change that concerns this node; survives the controller's restart.
     pub version: u64,
     /// Whose view this is.
@@ -68,13 +70,49 @@ pub struct NodeView {
     #[serde(default)]
     pub networks: Vec<IpNetwork>,
     /// Whom this node may talk to: on an edge the hubs and the other members of its communities; on a hub all edges; on a
-    /// cloud node the hubs, to route to, not to negotiate with.
-    pub peers: Vec<Peer>,
+    /// cloud node the hubs, to route to, not to negotiate with. By name.
+    pub peers: Vec<P>,
     /// Trust anchors for peers' and the controller's certificates, PEM. Several while the CA rolls over.
     pub trust_anchors: Vec<String>,
     /// Addresses of one segment, as a prefix length per family, so that the agent can judge what "one spare segment" is.
     #[serde(default)]
     pub segment_prefix: SegmentPrefix,
+}
+
+/// What changed of a view from one version to another.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ViewChange<P = Peer> {
+    /// The version to which this is the difference.
+    pub from: u64,
+    /// The version that it makes of it.
+    pub version: u64,
+    /// The new version but for its peers, where anything of that changed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub own: Option<Box<NodeView<P>>>,
+    /// Peers that came or are seen differently.
+    #[serde(default = "Vec::new", skip_serializing_if = "Vec::is_empty")]
+    pub put: Vec<P>,
+    /// Peers that are none any more.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub gone: Vec<NodeName>,
+}
+
+impl ViewChange {
+    /// The new version of a view; `None` if this is not the difference to the version that `view` has.
+    pub fn apply_to(self, view: NodeView) -> Option<NodeView> {
+        if view.version != self.from {
+            return None;
+        }
+        let mut view = view;
+        let mut peers: BTreeMap<NodeName, Peer> =
+            std::mem::take(&mut view.peers).into_iter().map(|peer| (peer.name.clone(), peer)).collect();
+        for name in &self.gone {
+            peers.remove(name);
+        }
+        peers.extend(self.put.into_iter().map(|peer| (peer.name.clone(), peer)));
+        let own = self.own.map_or(view, |own| *own);
+        Some(NodeView { version: self.version, peers: peers.into_values().collect(), ..own })
+    }
 }
 
 /// Prefix lengths with which segments are cut.
@@ -129,7 +167,7 @@ pub enum EndpointSource {
     Observed,
 }
 
-impl NodeView {
+impl<P> NodeView<P> {
     /// What peers may reach here: our segments and, on a hub, the cloud's networks.
     pub fn local_networks(&self) -> impl Iterator<Item = IpNetwork> + '_ {
         self.segments.iter().chain(&self.networks).copied()
@@ -140,5 +178,51 @@ impl Peer {
     /// What may be reached at this peer, and all that it may claim as source.
     pub fn remote_networks(&self) -> impl Iterator<Item = IpNetwork> + '_ {
         self.segments.iter().chain(&self.networks).copied()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn peer(name: &str, port: u16) -> Peer {
+        let address = SocketAddr::from(([192, 0, 2, 1], port));
+        let endpoints = vec![Endpoint { address, source: EndpointSource::Reported }];
+        Peer { name: name.parse().unwrap(), role: Role::Edge, endpoints, segments: vec![], networks: vec![] }
+    }
+
+    fn view(version: u64, peers: Vec<Peer>) -> NodeView {
+        NodeView {
+            version,
+            node: "edge-1".parse().unwrap(),
+            role: Role::Edge,
+            communities: Communities::new(),
+            cluster_ranges: vec!["10.77.0.0/16".parse().unwrap()],
+            segments: vec![],
+            networks: vec![],
+            peers,
+            trust_anchors: vec![],
+            segment_prefix: SegmentPrefix::default(),
+        }
+    }
+
+    #[test]
+    fn a_change_puts_and_removes_peers_and_leaves_the_rest() {
+        let old = view(4, vec![peer("a", 1), peer("c", 1), peer("d", 1)]);
+        let gone = vec!["c".parse().unwrap(), "x".parse().unwrap()];
+        let change = ViewChange { from: 4, version: 9, own: None, put: vec![peer("b", 1), peer("d", 2)], gone };
+        let new = change.apply_to(old.clone()).unwrap();
+        assert_eq!(new, view(9, vec![peer("a", 1), peer("b", 1), peer("d", 2)]));
+        let mut own = view(10, vec![]);
+        own.segments = vec!["10.77.0.0/26".parse().unwrap()];
+        let change = ViewChange { from: 9, version: 10, own: Some(Box::new(own.clone())), put: vec![], gone: vec![] };
+        assert_eq!(change.apply_to(new.clone()).unwrap(), NodeView { peers: new.peers, ..own });
+    }
+
+    #[test]
+    fn a_change_of_another_version_is_not_applied() {
+        let change = ViewChange { from: 4, version: 9, own: None, put: vec![], gone: vec![] };
+        assert_eq!(change.clone().apply_to(view(5, vec![])), None);
+        assert_eq!(change.apply_to(view(3, vec![])), None);
     }
 }

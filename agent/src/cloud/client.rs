@@ -48,8 +48,8 @@ pub(super) struct Client {
 struct Way {
     /// The connection in use.
     link: Option<Link>,
-    /// The controller that sent this node away: tried after all others, once.
-    left: Option<Uri>,
+    /// Which of `urls` is tried first: the one in use, or after it failed or said goodbye the one behind it.
+    first: usize,
 }
 
 /// A connection that lives.
@@ -63,7 +63,7 @@ pub(super) struct Link {
 }
 
 impl Client {
-    /// Connects to the first of `urls` that answers, when asked to.
+    /// Connects to the first of `urls` that answers, when asked to; later to that one again as long as it lives.
     pub(super) fn new(urls: &[String], tls: ClientConfig, clock: Arc<WorldClock>) -> Result<Self, CloudError> {
         let urls = urls
             .iter()
@@ -86,11 +86,15 @@ impl Client {
         self.way.lock().await.link = None;
     }
 
-    /// A controller ends and has said so: the next connection goes to another one, if there is another.
+    /// A controller has failed, or ends and has said so: the next connection goes to another one, if there is another.
     pub(super) async fn leave(&self, url: &Uri) {
         let mut way = self.way.lock().await;
         way.link.take_if(|link| link.url == *url);
-        way.left = Some(url.clone());
+        way.first = self.behind(url);
+    }
+
+    fn behind(&self, url: &Uri) -> usize {
+        self.urls.iter().position(|other| other == url).map_or(0, |index| (index + 1) % self.urls.len())
     }
 
     /// The present connection, or a new one.
@@ -99,12 +103,14 @@ impl Client {
         if let Some(link) = way.link.as_ref().filter(|link| !link.sender.is_closed()) {
             return Ok(link.clone());
         }
-        let left = way.left.take();
-        let (last, first): (Vec<&Uri>, Vec<&Uri>) = self.urls.iter().partition(|url| Some(*url) == left.as_ref());
+        if let Some(broken) = way.link.take() {
+            way.first = self.behind(&broken.url);
+        }
         let mut failure = None;
-        for url in first.into_iter().chain(last) {
+        for (index, url) in self.urls.iter().enumerate().cycle().skip(way.first).take(self.urls.len()) {
             match self.connect(url).await {
                 Ok(new) => {
+                    way.first = index;
                     debug!(%url, local = %new.local, "connected to the controller");
                     return Ok(way.link.insert(new).clone());
                 }
@@ -119,7 +125,6 @@ impl Client {
                 }
             }
         }
-        way.link = None;
         Err(failure.unwrap_or_else(|| CloudError::Unacceptable("[controller]: urls is empty".into())))
     }
 

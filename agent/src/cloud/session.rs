@@ -1,4 +1,4 @@
-//! One connection's life, over and over: join if this node is no member yet, report where it is, follow the stream of views.
+//! One connection's life, over and over: join if this node is no member yet, report where it is, follow the stream of views and of what changes of them.
 
 use std::time::Duration;
 
@@ -13,6 +13,7 @@ use tracing::{debug, error, info};
 use super::backoff::{Backoff, jitter};
 use super::client::{Link, hyper_error};
 use super::error::CloudError;
+use super::told::Told;
 use super::{Cloud, Member, ViewError, join};
 
 /// Without even a heartbeat for so long, the controller is taken for gone.
@@ -21,6 +22,8 @@ const SILENCE: Duration = Duration::from_secs(VIEW_SILENCE_SECONDS);
 const SLOW: Duration = Duration::from_secs(60);
 /// Whom two controllers send away within so long waits before going on, as after a failure.
 const RESTLESS: Duration = Duration::from_secs(10);
+/// A stream that lived for so long was no false start: where there is another controller, it is asked at once.
+const LIVED: Duration = Duration::from_secs(5);
 /// Longest line of the stream, bytes.
 const MAX_LINE: usize = 64 * 1024 * 1024;
 
@@ -30,10 +33,12 @@ pub(super) async fn run(cloud: &Cloud) {
     let mut uplink = cloud.uplink.clone();
     let mut refused = false;
     let mut sent_away: Option<Instant> = None;
+    let mut stream = Stream::default();
     loop {
         uplink.mark_unchanged();
         let token = token_id(cloud);
-        let ended = once(cloud, refused, &mut backoff).await;
+        let ended = once(cloud, refused, &mut backoff, &mut stream).await;
+        let lived = stream.opened.take().is_some_and(|opened| opened.elapsed() >= LIVED);
         cloud.status.send_if_modified(|status| {
             if status.connected {
                 status.since = i64::try_from(cloud.clock.unix_time()).ok();
@@ -50,6 +55,9 @@ pub(super) async fn run(cloud: &Cloud) {
             Err(error) => {
                 cloud.note_error(&error);
                 refused = error.is_refusal_of_this_node();
+                if error.is_temporary() && lived && cloud.urls().len() > 1 {
+                    continue;
+                }
                 if error.is_temporary() { backoff.next() } else { jitter(SLOW) }
             }
         };
@@ -75,23 +83,36 @@ enum Next {
 enum Heard {
     /// Nothing more.
     Taken,
-    /// A view of this version was missed: the stream is to be opened anew.
-    Missed(u64),
+    /// Something was missed: the stream is to be opened anew, and the view to be had as a whole.
+    Missed { what: String, expected: &'static str },
     /// The controller ends; why.
     Goodbye(String),
 }
 
+/// What is known of the stream, from one connection to the next.
+#[derive(Default)]
+struct Stream {
+    told: Option<Told>,
+    /// When the present one was opened.
+    opened: Option<Instant>,
+}
+
 /// Until the stream is to be opened again or something failed.
-async fn once(cloud: &Cloud, refused: bool, backoff: &mut Backoff) -> Result<Next, CloudError> {
+async fn once(cloud: &Cloud, refused: bool, backoff: &mut Backoff, stream: &mut Stream) -> Result<Next, CloudError> {
     let member = member(cloud, refused).await?;
     let mut identity = cloud.member.subscribe();
     identity.mark_unchanged();
     let client = &member.client;
     let link = client.link().await?;
     let mut uplink = cloud.uplink.clone();
-    report(cloud, &member, &link, &mut uplink).await?;
-    let path = format!("/v1/nodes/{}/view?watch=true", member.node());
-    let mut lines = Lines { body: client.stream(&link, &path).await?, buffer: Vec::new(), scanned: 0 };
+    let body = match open(cloud, &member, &link, &mut uplink, stream.told.as_ref()).await {
+        Err(CloudError::Problem(problem)) if problem.status >= 500 => {
+            client.leave(&link.url).await;
+            return Err(CloudError::Problem(problem));
+        }
+        opened => opened?,
+    };
+    let mut lines = Lines { body, buffer: Vec::new(), scanned: 0 };
     let url = link.url.to_string();
     info!(%url, node = %member.node(), "following the controller's view");
     cloud.status.send_modify(|status| {
@@ -101,8 +122,7 @@ async fn once(cloud: &Cloud, refused: bool, backoff: &mut Backoff) -> Result<Nex
         status.last_error = None;
     });
     backoff.reset();
-    // A version that was refused is refused once, not with every heartbeat.
-    let mut refused_version = None;
+    stream.opened = Some(Instant::now());
     loop {
         tokio::select! {
             line = timeout(SILENCE, lines.next(&link)) => {
@@ -114,15 +134,12 @@ async fn once(cloud: &Cloud, refused: bool, backoff: &mut Backoff) -> Result<Nex
                 });
                 match line {
                     Ok(Some(line)) => {
-                        match handle(cloud, &line, &mut refused_version).await? {
+                        match handle(cloud, &line, &mut stream.told).await? {
                             Heard::Taken => {}
-                            Heard::Missed(version) => {
+                            Heard::Missed { what, expected } => {
+                                stream.told = None;
                                 client.reset().await;
-                                return Err(CloudError::Answer {
-                                    url: link.url.to_string(),
-                                    what: format!("heartbeats for a view of version {version} without sending it"),
-                                    expected: "the view first",
-                                });
+                                return Err(CloudError::Answer { url: link.url.to_string(), what, expected });
                             }
                             Heard::Goodbye(reason) => {
                                 info!(url = %link.url, reason, "the controller says goodbye; going on at another one");
@@ -133,11 +150,11 @@ async fn once(cloud: &Cloud, refused: bool, backoff: &mut Backoff) -> Result<Nex
                     }
                     Ok(None) => {
                         // The controller ends, or has something against this node: the next attempt tells.
-                        client.reset().await;
+                        client.leave(&link.url).await;
                         return Err(CloudError::Unreachable { url: link.url.to_string(), why: "it ended the stream".into() });
                     }
                     Err(error) => {
-                        client.reset().await;
+                        client.leave(&link.url).await;
                         return Err(error);
                     }
                 }
@@ -160,36 +177,61 @@ async fn once(cloud: &Cloud, refused: bool, backoff: &mut Backoff) -> Result<Nex
     }
 }
 
+/// Reports where this node is and asks for the stream.
+async fn open(
+    cloud: &Cloud,
+    member: &Member,
+    link: &Link,
+    uplink: &mut tokio::sync::watch::Receiver<crate::membership::Uplink>,
+    told: Option<&Told>,
+) -> Result<Incoming, CloudError> {
+    report(cloud, member, link, uplink).await?;
+    let held = cloud.view.lock().await.clone();
+    let query = Told::query(told, held.as_deref());
+    let path = format!("/v1/nodes/{}/view?watch=true&changes=true{query}", member.node());
+    member.client.stream(link, &path).await
+}
+
 /// Takes a line of the stream.
-async fn handle(cloud: &Cloud, line: &[u8], refused_version: &mut Option<u64>) -> Result<Heard, CloudError> {
+async fn handle(cloud: &Cloud, line: &[u8], told: &mut Option<Told>) -> Result<Heard, CloudError> {
     match serde_json::from_slice::<ViewEvent>(line) {
-        Ok(ViewEvent::View { view }) => {
-            let version = view.version;
-            match cloud.take_view(*view).await {
-                Ok(()) => *refused_version = None,
-                Err(ViewError::Refused(refusal)) => {
-                    *refused_version = Some(version);
-                    cloud.note_error(&CloudError::Unacceptable(format!(
-                        "the controller's view of version {version} is refused: {refusal}"
-                    )));
-                }
-                Err(ViewError::Store(error)) => return Err(error.into()),
-                Err(ViewError::Cloud(error)) => return Err(error),
+        Ok(ViewEvent::View { epoch, view }) => *told = Some(Told::new(epoch, *view)),
+        Ok(ViewEvent::Change(change)) => {
+            let from = change.from;
+            *told = told.take().and_then(|told| told.changed(change));
+            if told.is_none() {
+                let what = format!("what changed since version {from} of the view");
+                return Ok(Heard::Missed { what, expected: "changes of the version that it told last" });
             }
-            Ok(Heard::Taken)
         }
-        Ok(ViewEvent::Goodbye { reason }) => Ok(Heard::Goodbye(reason)),
+        Ok(ViewEvent::Goodbye { reason }) => return Ok(Heard::Goodbye(reason)),
         Ok(ViewEvent::Heartbeat { version }) => {
             let held = cloud.view.lock().await.as_ref().map(|view| view.version);
-            let known = *refused_version == Some(version) || held.is_some_and(|held| held >= version);
-            Ok(if known { Heard::Taken } else { Heard::Missed(version) })
+            let latest = held.max(told.as_ref().map(|told| told.view().version));
+            if latest.unwrap_or(0) < version {
+                let what = format!("heartbeats for a view of version {version} without sending it");
+                return Ok(Heard::Missed { what, expected: "the view first" });
+            }
+            return Ok(Heard::Taken);
         }
         Err(error) => {
             // Perhaps an event that a later release knows. Nothing changes by it.
             debug!(%error, bytes = line.len(), "a line of the view stream is not understood and skipped");
-            Ok(Heard::Taken)
+            return Ok(Heard::Taken);
         }
     }
+    if let Some(told) = told {
+        match cloud.take_view(told.view().clone()).await {
+            Ok(()) => {}
+            Err(ViewError::Refused(refusal)) => cloud.note_error(&CloudError::Unacceptable(format!(
+                "the controller's view of version {} is refused: {refusal}",
+                told.view().version
+            ))),
+            Err(ViewError::Store(error)) => return Err(error.into()),
+            Err(ViewError::Cloud(error)) => return Err(error),
+        }
+    }
+    Ok(Heard::Taken)
 }
 
 /// The member that this node is; joins first where it is none, or where it was refused and a new token has come.

@@ -165,6 +165,51 @@ impl Controller {
     }
 }
 
+/// A port that leads to a controller until it is closed: as if it were another controller that shares the first one's store.
+pub(crate) struct Way {
+    address: SocketAddr,
+    controller: SocketAddr,
+    task: tokio::task::JoinHandle<()>,
+}
+
+impl Way {
+    pub(crate) async fn to(controller: &Controller) -> Self {
+        Self::between("127.0.0.1:0".parse().unwrap(), controller.address).await
+    }
+
+    async fn between(address: SocketAddr, controller: SocketAddr) -> Self {
+        let listener = tokio::net::TcpListener::bind(address).await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let task = tokio::spawn(async move {
+            // Connections end with this task.
+            let mut connections = tokio::task::JoinSet::new();
+            loop {
+                let (mut from, _) = listener.accept().await.unwrap();
+                connections.spawn(async move {
+                    let mut to = tokio::net::TcpStream::connect(controller).await.unwrap();
+                    let _ = tokio::io::copy_bidirectional(&mut from, &mut to).await;
+                });
+            }
+        });
+        Self { address, controller, task }
+    }
+
+    pub(crate) fn url(&self) -> String {
+        format!("https://{}", self.address)
+    }
+
+    /// Cuts all connections; nobody gets through any more.
+    pub(crate) async fn close(&self) {
+        self.task.abort();
+        until("the end of the way", || async { self.task.is_finished() }).await;
+    }
+
+    /// Again, on the same port.
+    pub(crate) async fn open(self) -> Self {
+        Self::between(self.address, self.controller).await
+    }
+}
+
 /// A node's disk and configuration, which outlive its agent.
 pub(crate) struct Node {
     folder: TempDir,

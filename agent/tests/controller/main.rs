@@ -6,4 +6,5 @@ mod logs;
 mod losses;
 mod peers;
 mod segments;
+mod streams;
 mod trust;

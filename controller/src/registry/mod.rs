@@ -6,16 +6,19 @@
 //!
 //! - [`Registry`]: state, plans, and news from other replicas.
 //! - `viewers`: versions of views, and what changed since.
+//! - `peers`: peers as they are told.
 
+mod peers;
 mod viewers;
 
 #[cfg(test)]
 mod tests;
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use edge_types::NodeName;
+use edge_types::{NodeName, Peer};
 use tokio::sync::{RwLock, RwLockReadGuard, mpsc, oneshot, watch};
 
 use crate::clock::Clock;
@@ -23,6 +26,8 @@ use crate::random;
 use crate::refusal::Refusal;
 use crate::state::{Change, State, Touched};
 use crate::store::{Followed, Store, StoreError};
+pub use peers::PeerJson;
+use peers::Peers;
 use viewers::Viewers;
 
 /// Plans that wait at most; more make their callers wait.
@@ -51,6 +56,7 @@ pub struct Registry {
 struct Shared {
     state: State,
     viewers: Viewers,
+    peers: Peers,
     /// Everything up to this revision of the store is in the state.
     revision: u64,
 }
@@ -90,7 +96,7 @@ impl Registry {
         revision.results.into_iter().collect::<Result<Vec<()>, _>>()?;
         let revision = revision.revision;
         let viewers = Viewers::new(&state, revision);
-        let shared = Arc::new(RwLock::new(Shared { state, viewers, revision }));
+        let shared = Arc::new(RwLock::new(Shared { state, viewers, peers: Peers::default(), revision }));
         let (orders, queue) = mpsc::channel(QUEUE);
         let task = Task { shared: shared.clone(), store: store.clone(), clock: clock.clone() };
         tokio::spawn(task.run(queue, news));
@@ -199,6 +205,11 @@ impl View<'_> {
         self.shared.viewers.touched_since(node, version)
     }
 
+    /// A registered node in JSON as its viewers see it; `make` shows it, if that was not done since it changed. `None` if it does not serialise.
+    pub fn peer(&self, name: &NodeName, make: impl FnOnce() -> Peer) -> Option<PeerJson> {
+        self.shared.peers.get_or_make(name, make)
+    }
+
     /// Whether a view stream of this node is open.
     pub fn is_connected(&self, node: &NodeName) -> bool {
         self.shared.viewers.is_watched(node)
@@ -278,6 +289,7 @@ impl Task {
         shared.publish(committed.revision);
         if !refreshed.is_empty() {
             shared.viewers.publish_all(shared.revision);
+            shared.peers.clear();
         }
         // What was asked for is seen by whoever hears that it is done.
         answers.into_iter().for_each(|(answer, result)| answer(result));
@@ -306,6 +318,9 @@ impl Shared {
     fn publish(&mut self, revision: u64) {
         self.revision = self.revision.max(revision);
         let touched = self.state.take_touched();
+        // Whoever is seen differently, or by others than before, is touched.
+        let seen: HashSet<&NodeName> = touched.values().flat_map(|touched| &touched.peers).collect();
+        self.peers.forget(seen);
         self.viewers.publish(&self.state, touched, self.revision);
     }
 }

@@ -39,6 +39,11 @@ impl Viewers {
             if state.node(&name).is_none() {
                 continue;
             }
+            if touched.new {
+                // Dropping the sender of one of the same name that is gone ends its streams.
+                self.0.insert(name, Viewer::new(revision));
+                continue;
+            }
             let viewer = self.0.entry(name).or_insert_with(|| Viewer::new(revision.saturating_sub(1)));
             if viewer.log.len() == REMEMBERED
                 && let Some((forgotten, _)) = viewer.log.pop_front()
@@ -89,7 +94,7 @@ mod tests {
     use edge_types::Role;
 
     fn touched(peer: &str) -> Touched {
-        Touched { own: false, peers: [peer.parse().unwrap()].into() }
+        Touched { peers: [peer.parse().unwrap()].into(), ..Touched::default() }
     }
 
     #[test]
@@ -117,5 +122,9 @@ mod tests {
         viewers.publish_all(1000);
         assert_eq!(since(&viewers, 999), None);
         assert_eq!(since(&viewers, 1000).as_deref(), Some(""));
+        let watch = viewers.watch(&a).unwrap();
+        viewers.publish(&state, [(a.clone(), Touched { new: true, ..touched("v") })].into(), 1001);
+        assert_eq!(since(&viewers, 1000), None, "another node of the same name");
+        assert!(watch.has_changed().is_err(), "the streams of the former one end");
     }
 }

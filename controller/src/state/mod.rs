@@ -252,7 +252,10 @@ impl State {
             self.touched.peer(before.audience.intersection(&after.audience), &name);
         }
         self.touch_moved(&name, &before, &after);
-        self.touched.own(&name);
+        match old {
+            Some(_) => self.touched.own(&name),
+            None => self.touched.new_viewer(&name),
+        }
         self.nodes.insert(name, node);
     }
 
@@ -389,6 +392,10 @@ mod tests {
         assert_eq!(touched(&mut state), ["a1: b1", "b1: self a1"], "a2 saw b1 before and sees it still");
         state.apply(Change::DeleteNode("a2".parse().unwrap()));
         assert_eq!(touched(&mut state), ["a1: a2", "b1: a2", "hub: a2"]);
+        state.apply(Change::DeleteNode("c1".parse().unwrap()));
+        state.apply(Change::PutNode(node("c1", Role::Cloud, "")));
+        let c1 = &state.take_touched()[&"c1".parse::<NodeName>().unwrap()];
+        assert!(c1.new, "nothing of what the former c1 saw counts for this one");
         assert_eq!(state.communities().count(), 1);
     }
 

@@ -7,6 +7,8 @@ use edge_types::NodeName;
 /// The parts of one node's view that changed.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Touched {
+    /// The node was registered just now. Whatever was known of its view before is another's.
+    pub new: bool,
     /// What the view says of the node itself: role, communities, segments.
     pub own: bool,
     /// Peers that came, left, or are seen differently.
@@ -14,8 +16,14 @@ pub struct Touched {
 }
 
 impl Touched {
+    /// Whether nothing changed.
+    pub fn is_empty(&self) -> bool {
+        !self.new && !self.own && self.peers.is_empty()
+    }
+
     /// Adds what another change touched.
     pub fn join(&mut self, other: &Self) {
+        self.new |= other.new;
         self.own |= other.own;
         self.peers.extend(other.peers.iter().cloned());
     }
@@ -44,6 +52,12 @@ impl TouchedBy {
     /// `viewer`'s own part changed.
     pub(super) fn own(&mut self, viewer: &NodeName) {
         self.0.entry(viewer.clone()).or_default().own = true;
+    }
+
+    /// `viewer` was not there before.
+    pub(super) fn new_viewer(&mut self, viewer: &NodeName) {
+        let touched = self.0.entry(viewer.clone()).or_default();
+        (touched.new, touched.own) = (true, true);
     }
 
     /// `viewer` is no more.

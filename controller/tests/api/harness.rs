@@ -192,8 +192,22 @@ impl Node {
     }
 
     pub(crate) async fn watch(&self) -> Stream {
-        let mut connection = self.connect().await.unwrap();
-        let path = format!("/v1/nodes/{}/view?watch=true", self.name);
+        self.watch_with("").await
+    }
+
+    /// With more parameters: `&name=value`...
+    pub(crate) async fn watch_with(&self, parameters: &str) -> Stream {
+        self.watch_on(self.connect().await.unwrap(), parameters).await
+    }
+
+    /// As [`Self::watch_with`], by a reader that takes a few octets and no more until its stream is read.
+    pub(crate) async fn watch_slowly(&self, parameters: &str) -> Stream {
+        let connection = Connection::with_window(self.address, self.tls.clone(), 256).await.unwrap();
+        self.watch_on(connection, parameters).await
+    }
+
+    async fn watch_on(&self, mut connection: Connection, parameters: &str) -> Stream {
+        let path = format!("/v1/nodes/{}/view?watch=true{parameters}", self.name);
         let response = connection.send(Method::GET, &path, Full::default()).await;
         assert_eq!(response.status(), 200);
         Stream { body: response.into_body(), pending: Vec::new(), _connection: connection }
@@ -234,12 +248,22 @@ impl Connection {
     }
 
     async fn over(address: SocketAddr, tls: Arc<rustls::ClientConfig>) -> std::io::Result<Self> {
+        Self::with_window(address, tls, None).await
+    }
+
+    /// `window`: octets of an answer that the server may send before they are read.
+    async fn with_window(
+        address: SocketAddr,
+        tls: Arc<rustls::ClientConfig>,
+        window: impl Into<Option<u32>>,
+    ) -> std::io::Result<Self> {
         let stream = TcpStream::connect(address).await?;
         let name = ServerName::try_from("cloud.test").unwrap();
         let stream = TlsConnector::from(tls).connect(name, stream).await?;
         let chain = stream.get_ref().1.peer_certificates().unwrap().iter().map(|c| c.clone().into_owned()).collect();
-        let handshake = hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await;
-        let (mut sender, connection) = handshake.map_err(std::io::Error::other)?;
+        let mut builder = hyper::client::conn::http2::Builder::new(TokioExecutor::new());
+        builder.initial_stream_window_size(window);
+        let (mut sender, connection) = builder.handshake(TokioIo::new(stream)).await.map_err(std::io::Error::other)?;
         tokio::spawn(connection);
         sender.ready().await.map_err(std::io::Error::other)?;
         Ok(Self { sender, chain })
@@ -297,10 +321,37 @@ impl Stream {
     pub(crate) async fn view(&mut self) -> edge_types::NodeView {
         loop {
             match self.line().await.expect("the stream goes on") {
-                ViewEvent::View { view } => return *view,
+                ViewEvent::View { view, .. } => return *view,
+                ViewEvent::Change(change) => panic!("a change where whole views were asked for: {change:?}"),
                 ViewEvent::Heartbeat { .. } => {}
                 ViewEvent::Goodbye { reason } => panic!("goodbye: {reason}"),
             }
+        }
+    }
+
+    /// The next line that is not a heartbeat.
+    pub(crate) async fn news(&mut self) -> ViewEvent {
+        loop {
+            match self.line().await.expect("the stream goes on") {
+                ViewEvent::Heartbeat { .. } => {}
+                news => return news,
+            }
+        }
+    }
+
+    /// The next view, which comes with an epoch.
+    pub(crate) async fn first(&mut self) -> (edge_types::NodeView, String) {
+        match self.news().await {
+            ViewEvent::View { epoch: Some(epoch), view } => (*view, epoch),
+            other => panic!("expected a whole view with its epoch, got {other:?}"),
+        }
+    }
+
+    /// The next change.
+    pub(crate) async fn change(&mut self) -> edge_types::ViewChange {
+        match self.news().await {
+            ViewEvent::Change(change) => change,
+            other => panic!("expected a change, got {other:?}"),
         }
     }
 

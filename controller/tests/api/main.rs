@@ -4,6 +4,7 @@ mod harness;
 
 mod access;
 mod bad_input;
+mod changes;
 mod join;
 mod observe;
 mod program;

@@ -1,0 +1,78 @@
+//! The stream of views: changes that add up to the view, and what happens when it breaks.
+
+use edge_types::{NodeView, Role};
+use serde_json::{Value, json};
+
+use crate::lab::{Agent, Controller, Node, Way};
+
+/// The view as the controller now has it.
+async fn told(controller: &Controller, node: &str) -> NodeView {
+    serde_json::from_value(controller.operator("GET", &format!("/v1/nodes/{node}/view"), Value::Null).await).unwrap()
+}
+
+/// Waits until the agent holds what the controller has, on disk too.
+async fn agrees(controller: &Controller, node: &Node, agent: &Agent) -> NodeView {
+    let expected = told(controller, node.name).await;
+    let held = agent.membership("the controller's view", |m| m.view.version >= expected.version).await;
+    let written: NodeView = serde_json::from_slice(&std::fs::read(node.file("view.json")).unwrap()).unwrap();
+    assert_eq!((&*held.view, &written), (&expected, &expected));
+    expected
+}
+
+async fn label(controller: &Controller, node: &str, communities: &str) {
+    let patch = json!({"fabedge/edge-community": communities});
+    controller.operator("PATCH", &format!("/v1/nodes/{node}/labels"), patch).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn changes_add_up_to_the_controllers_view_whatever_happens() {
+    let mut controller = Controller::start().await;
+    let nodes: Vec<Node> = ["a", "b", "c"].into_iter().map(|name| Node::new(name, &controller)).collect();
+    let mut agents = Vec::new();
+    for node in &nodes {
+        node.put_token(&controller.token(Role::Edge, None).await);
+        agents.push(node.start());
+        agents.last().unwrap().membership("segments", |m| m.view.segments.len() == 2).await;
+    }
+    for (name, communities) in [("a", "alpha"), ("b", "alpha"), ("c", "alpha"), ("b", "beta"), ("a", "alpha_beta")] {
+        label(&controller, name, communities).await;
+        agrees(&controller, &nodes[0], &agents[0]).await;
+    }
+    assert_eq!(agrees(&controller, &nodes[0], &agents[0]).await.peers.len(), 2);
+    controller.stop().await;
+    agents[0].status("the loss", |status| !status.connected).await;
+    controller.start_again().await;
+    label(&controller, "c", "none").await;
+    assert_eq!(agrees(&controller, &nodes[0], &agents[0]).await.peers.len(), 1);
+    controller.operator("DELETE", "/v1/nodes/b", Value::Null).await;
+    assert!(agrees(&controller, &nodes[0], &agents[0]).await.peers.is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_agent_whose_way_to_the_controller_breaks_takes_the_other_one_and_hears_what_it_missed() {
+    let controller = Controller::start().await;
+    let ways = [Way::to(&controller).await, Way::to(&controller).await];
+    let [first, second] = [ways[0].url(), ways[1].url()];
+    let mut node = Node::new("a", &controller);
+    node.url = format!("{first}\", \"{second}");
+    node.put_token(&controller.token(Role::Edge, None).await);
+    let agent = node.start();
+    let on = |url: String| {
+        move |status: &edge_agent::membership::CloudStatus| {
+            status.connected && status.url.as_ref().is_some_and(|used| used.trim_end_matches('/') == url)
+        }
+    };
+    agent.status("the first way", on(first)).await;
+    agent.membership("segments", |m| m.view.segments.len() == 2).await;
+    let [one, two] = ways;
+    one.close().await;
+    label(&controller, "a", "alpha").await;
+    agent.status("the second way", on(second.clone())).await;
+    assert_eq!(agrees(&controller, &node, &agent).await.communities.len(), 1);
+    let one = one.open().await;
+    two.close().await;
+    label(&controller, "a", "alpha_beta").await;
+    agent.status("the first way again", on(one.url())).await;
+    assert_eq!(agrees(&controller, &node, &agent).await.communities.len(), 2);
+    agent.end().await;
+}

@@ -1,0 +1,128 @@
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use edge_types::Community;
+use edge_types::api::ViewEvent;
+use edge_types::name::COMMUNITY_LABEL;
+use proptest::prelude::*;
+
+use super::*;
+use crate::clock::Clock;
+use crate::registry::Registry;
+use crate::segments::Row;
+use crate::state::{Change, CommunityRecord, NodeObject};
+use crate::store::embedded::Embedded;
+
+/// What happens to a cluster.
+#[derive(Debug, Clone)]
+enum Event {
+    Change(Vec<Change>),
+    /// Everything may have changed.
+    Refresh,
+}
+
+fn name() -> impl Strategy<Value = NodeName> {
+    (0..6u8).prop_map(|n| format!("n{n}").parse().unwrap())
+}
+
+fn label() -> impl Strategy<Value = &'static str> {
+    prop::sample::select(vec!["", "alpha", "beta", "alpha_beta"])
+}
+
+fn node() -> impl Strategy<Value = Change> {
+    let role = prop::sample::select(vec![Role::Edge, Role::Edge, Role::Edge, Role::Hub, Role::Cloud]);
+    (name(), role, label(), prop::option::of(label()), 0..3u8).prop_map(|(name, role, label, object, address)| {
+        let mut record = NodeRecord::new(name, role, 0);
+        record.set_labels([(COMMUNITY_LABEL.to_owned(), label.to_owned())].into()).unwrap();
+        record.object = object.map(|label| NodeObject {
+            uid: "u".into(),
+            communities: label.split('_').filter(|name| !name.is_empty()).map(|name| name.parse().unwrap()).collect(),
+            public_addresses: Vec::new(),
+        });
+        record.reported = vec![[192, 0, 2, address].into()];
+        record.port = 4500;
+        Change::PutNode(record)
+    })
+}
+
+fn change() -> impl Strategy<Value = Change> {
+    let network = || (0..4u8).prop_map(|n| format!("10.77.{n}.0/24").parse().unwrap());
+    let segment = (network(), name(), prop::option::of(5..6i64))
+        .prop_map(|(network, node, released)| Change::PutSegment(Row::new(network, node, "r".into(), 0, released)));
+    let community = || prop::sample::select(vec!["alpha", "gamma"]).prop_map(|name| name.parse::<Community>().unwrap());
+    let list = (community(), prop::collection::btree_set(name(), 0..4))
+        .prop_map(|(name, members)| Change::PutCommunity(CommunityRecord { name, members }));
+    prop_oneof![
+        6 => node(),
+        2 => name().prop_map(Change::DeleteNode),
+        4 => segment,
+        1 => network().prop_map(Change::DeleteSegment),
+        2 => list,
+        1 => community().prop_map(Change::DeleteCommunity),
+    ]
+}
+
+/// An event, and who looks at its view after it.
+fn step() -> impl Strategy<Value = (Event, Vec<bool>)> {
+    let event = prop_oneof![
+        15 => prop::collection::vec(change(), 1..4).prop_map(Event::Change),
+        1 => Just(Event::Refresh),
+    ];
+    (event, prop::collection::vec(prop::bool::weighted(0.4), 6))
+}
+
+fn common() -> Common {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("controller.toml");
+    let text =
+        "server_names = [\"cloud\"]\nnetworks = [\"10.244.0.0/16\"]\n[segments]\ncluster_ranges = [\"10.77.0.0/16\"]\n";
+    std::fs::write(&path, text).unwrap();
+    Common::new(Config::load(&path).unwrap(), vec!["anchor".into()])
+}
+
+/// What a node would read on its stream, as text.
+fn line(common: &Common, view: &View<'_>, node: &NodeName, known: Option<u64>) -> Option<String> {
+    let line = match known.and_then(|known| Some((known, view.touched_since(node, known)?))) {
+        Some((known, touched)) => ViewEvent::Change(common.change(view, node, known, &touched)?),
+        None => ViewEvent::View { epoch: None, view: Box::new(common.told(view, node)?) },
+    };
+    Some(serde_json::to_string(&line).unwrap())
+}
+
+async fn try_history(history: Vec<(Event, Vec<bool>)>) -> Result<(), TestCaseError> {
+    let folder = tempfile::tempdir().unwrap();
+    let store = Arc::new(Embedded::open(folder.path()).unwrap());
+    let registry = Registry::start(store, Clock::system(), true).await.unwrap();
+    let common = common();
+    let mut held: BTreeMap<NodeName, NodeView> = BTreeMap::new();
+    for (event, looking) in history {
+        match event {
+            Event::Change(changes) => registry.change(move |_| Ok(((), changes.clone()))).await.unwrap(),
+            Event::Refresh => registry.refresh().await,
+        }
+        let view = registry.read().await;
+        held.retain(|name, _| view.state().node(name).is_some());
+        for index in looking.into_iter().enumerate().filter_map(|(index, looks)| looks.then_some(index)) {
+            let name: NodeName = format!("n{index}").parse().unwrap();
+            let Some(expected) = common.view(view.state(), &name, view.revision()) else { continue };
+            let known = held.remove(&name);
+            let line = line(&common, &view, &name, known.as_ref().map(|known| known.version)).unwrap();
+            let found = match serde_json::from_str::<ViewEvent>(&line).unwrap() {
+                ViewEvent::View { view, .. } => *view,
+                ViewEvent::Change(change) => change.apply_to(known.unwrap()).expect("a change of what it knows"),
+                ViewEvent::Heartbeat { .. } => unreachable!(),
+            };
+            prop_assert_eq!(&found, &expected, "{}", line);
+            held.insert(name, found);
+        }
+    }
+    Ok(())
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 32, ..ProptestConfig::default() })]
+    #[test]
+    fn changes_applied_to_an_old_view_make_the_new_one(history in prop::collection::vec(step(), 1..20)) {
+        tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(try_history(history))?;
+    }
+}

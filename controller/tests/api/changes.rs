@@ -1,0 +1,158 @@
+//! View streams that tell only what changes, and go on where an earlier one ended.
+
+use edge_types::api::ViewEvent;
+use edge_types::{NodeView, ViewChange};
+use hyper::Method;
+
+use crate::harness::{Cloud, Node};
+
+fn put(change: &ViewChange) -> Vec<&str> {
+    change.put.iter().map(|peer| peer.name.as_str()).collect()
+}
+
+fn gone(change: &ViewChange) -> Vec<&str> {
+    change.gone.iter().map(|name| name.as_str()).collect()
+}
+
+/// The view as it is told to whoever only looks once.
+async fn now(node: &Node) -> NodeView {
+    let (status, body) = node.ask(Method::GET, "/view", None).await;
+    assert_eq!(status, 200, "{body}");
+    serde_json::from_value(body).unwrap()
+}
+
+/// Three members of one community.
+async fn community(cloud: &Cloud) -> [Node; 3] {
+    let nodes = [cloud.node("edge", "a").await, cloud.node("edge", "b").await, cloud.node("edge", "c").await];
+    for name in ["a", "b", "c"] {
+        cloud.label(name, Some("alpha")).await;
+    }
+    nodes
+}
+
+#[tokio::test]
+async fn after_the_first_view_only_what_changes_is_told() {
+    let cloud = Cloud::start().await;
+    let [a, b, _c] = community(&cloud).await;
+    let mut stream = a.watch_with("&changes=true").await;
+    let (mut view, _) = stream.first().await;
+    assert_eq!(view.peers.len(), 2);
+
+    b.report(&["192.0.2.7"], 4500).await;
+    let change = stream.change().await;
+    assert_eq!((put(&change), gone(&change), change.own.is_some()), (vec!["b"], vec![], false));
+    view = change.apply_to(view).unwrap();
+    assert_eq!(view, now(&a).await);
+
+    cloud.label("a", Some("alpha_beta")).await;
+    let change = stream.change().await;
+    assert_eq!((put(&change), gone(&change)), (vec![], vec![]), "no peer is seen differently");
+    assert_eq!(change.own.as_ref().unwrap().communities.len(), 2);
+    view = change.apply_to(view).unwrap();
+    assert_eq!(view, now(&a).await);
+
+    cloud.deregister("c").await;
+    let change = stream.change().await;
+    assert_eq!((put(&change), gone(&change), change.own.is_some()), (vec![], vec!["c"], false));
+    view = change.apply_to(view).unwrap();
+    assert_eq!(view, now(&a).await);
+}
+
+#[tokio::test]
+async fn whoever_comes_back_is_told_what_changed_meanwhile_in_one_line_or_nothing() {
+    let cloud = Cloud::start().await;
+    let [a, b, c] = community(&cloud).await;
+    let (view, epoch) = a.watch_with("&changes=true").await.first().await;
+    b.report(&["192.0.2.7"], 4500).await;
+    c.report(&["192.0.2.8"], 4500).await;
+    b.report(&["192.0.2.9"], 4500).await;
+    let from = view.version;
+    let mut stream = a.watch_with(&format!("&changes=true&from={from}&epoch={epoch}")).await;
+    let change = stream.change().await;
+    assert_eq!(put(&change), ["b", "c"]);
+    let view = change.apply_to(view).unwrap();
+    assert_eq!(view, now(&a).await);
+    drop(stream);
+
+    let from = view.version;
+    let mut stream = a.watch_with(&format!("&changes=true&from={from}&epoch={epoch}")).await;
+    match stream.line().await {
+        Some(ViewEvent::Heartbeat { version }) => assert_eq!(version, from),
+        other => panic!("nothing had changed, but {other:?} came"),
+    }
+    cloud.label("c", None).await;
+    assert_eq!(gone(&stream.change().await), ["c"]);
+}
+
+#[tokio::test]
+async fn whoever_comes_from_another_run_or_too_long_ago_gets_the_whole_view() {
+    let cloud = Cloud::start().await;
+    let [mut a, mut b, _c] = community(&cloud).await;
+    let (view, epoch) = a.watch_with("&changes=true").await.first().await;
+    let cloud = cloud.restart().await;
+    a.move_to(&cloud);
+    b.move_to(&cloud);
+    let from = view.version;
+    let mut stream = a.watch_with(&format!("&changes=true&from={from}&epoch={epoch}")).await;
+    let (view, other) = stream.first().await;
+    assert_ne!(epoch, other);
+    assert_eq!(view.peers.len(), 2);
+    // More than is remembered.
+    for port in 1..100 {
+        b.report(&["192.0.2.7"], port).await;
+    }
+    let from = view.version;
+    let (view, _) = a.watch_with(&format!("&changes=true&from={from}&epoch={other}")).await.first().await;
+    assert_eq!(view, now(&a).await);
+    // The open stream was told all the same.
+    let mut seen = stream.change().await;
+    while seen.put[0].endpoints[0].address.port() != 99 {
+        seen = stream.change().await;
+    }
+}
+
+#[tokio::test]
+async fn a_version_that_the_store_never_had_is_answered_with_what_it_has() {
+    let cloud = Cloud::start().await;
+    let [a, ..] = community(&cloud).await;
+    let (view, epoch) = a.watch_with("&changes=true").await.first().await;
+    let from = view.version + 1000;
+    for parameters in [format!("&from={from}"), format!("&changes=true&from={from}&epoch={epoch}")] {
+        assert_eq!(a.watch_with(&parameters).await.first().await.0, view);
+    }
+}
+
+#[tokio::test]
+async fn a_reader_that_is_slower_than_the_changes_gets_them_joined_and_holds_up_nobody() {
+    let cloud = Cloud::start().await;
+    let [a, b, c] = community(&cloud).await;
+    let mut slow = a.watch_slowly("&changes=true").await;
+    let mut quick = c.watch_with("&changes=true").await;
+    quick.first().await;
+    let mut told = 0;
+    for port in 1..=20 {
+        b.report(&["192.0.2.7"], port).await;
+        assert_eq!(put(&quick.change().await), ["b"]);
+    }
+    let mut view = slow.first().await.0;
+    while view.version < now(&a).await.version {
+        view = slow.change().await.apply_to(view).unwrap();
+        told += 1;
+    }
+    assert_eq!(view, now(&a).await);
+    assert!(told < 20, "one line each for {told} of 20 changes");
+}
+
+#[tokio::test]
+async fn a_reader_that_stops_reading_is_cut_off() {
+    let cloud = Cloud::start().await;
+    let [a, b, _c] = community(&cloud).await;
+    let slow = a.watch_slowly("&changes=true").await;
+    b.report(&["192.0.2.7"], 4500).await;
+    // Not before the server has lost patience.
+    let connected = async || cloud.operator(Method::GET, "/v1/nodes", None).await.1[0]["connected"].clone();
+    while connected().await == true {
+        tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+    }
+    slow.ended().await;
+}
