@@ -75,7 +75,18 @@ pub(super) fn build(go: &Path, scratch: &Path, release: &str) -> Result<PathBuf>
     let mut progress = Progress::start("building kube-apiserver and kubectl");
     let out = scratch.join("out");
     let flags = link_flags(release);
-    let args = ["build", "-v", "-ldflags", &flags, "-o", &format!("{}/", out.display()), "tool"];
+    // Nobody debugs them: without DWARF the objects are a quarter smaller.
+    let args = [
+        "build",
+        "-v",
+        "-gcflags",
+        "all=-dwarf=false",
+        "-ldflags",
+        &flags,
+        "-o",
+        &format!("{}/", out.display()),
+        "tool",
+    ];
     let mut packages = 0;
     run(go, scratch, &args, |package| {
         packages += 1;
