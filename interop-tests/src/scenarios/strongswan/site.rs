@@ -1,78 +1,41 @@
-//! Our agent with static peers against Debian's strongSwan, each in both roles, by pre-shared key and by certificate.
+//! One end with our agent, one with charon, and what both must agree about.
 
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
 
 use crate::ours::{Agent, StaticPeer};
+use crate::peers::Charon;
 use crate::peers::charon::{Auth, Connection};
-use crate::peers::{Authority, Charon, KeyKind};
-use crate::runner::{Lab, Scenario};
+use crate::runner::Lab;
 use crate::topology::{Capture, Net, Netem, Node, Plan, Pod};
 use crate::wait;
 
-pub(super) const SCENARIOS: &[Scenario] = &[
-    scenario(
-        "strongswan/psk-initiator",
-        "edge-agent initiates to charon through NAT with a PSK: pings, same SPIs, rekeys by each side, wrong secret told",
-        psk_initiator,
-    ),
-    scenario(
-        "strongswan/psk-responder",
-        "charon initiates to edge-agent through NAT with a PSK: pings, same SPIs, rekeys by each side, wrong secret told",
-        psk_responder,
-    ),
-    scenario(
-        "strongswan/cert-initiator",
-        "edge-agent initiates with an Ed25519 certificate, charon has P-256; a wrong name and a strange CA are told",
-        cert_initiator,
-    ),
-    scenario(
-        "strongswan/cert-responder",
-        "charon initiates with an Ed25519 certificate, edge-agent has P-256; a wrong name and a strange CA are told",
-        cert_responder,
-    ),
-    scenario(
-        "strongswan/chacha-p256-ipv6",
-        "edge-agent initiates over IPv6 without NAT or default route: ChaCha20-Poly1305, P-256, IPv6 pods",
-        chacha_p256_ipv6,
-    ),
-    scenario(
-        "strongswan/fragmentation",
-        "certificates over a path that drops IP fragments: IKE fragments (RFC 7383) both ways",
-        fragmentation,
-    ),
-];
-
-const fn scenario(name: &'static str, about: &'static str, run: fn(&Lab) -> Result<()>) -> Scenario {
-    Scenario { name, about, deadline: Duration::from_secs(120), by_default: true, run }
-}
-
-const SECRET: &str = "correct horse battery";
+pub(super) const SECRET: &str = "correct horse battery";
 /// One letter differs.
-const WRONG_SECRET: &str = "correct horse cattery";
+pub(super) const WRONG_SECRET: &str = "correct horse cattery";
 const EDGE_NET: &str = "10.1.0.0/24";
 const MOON_NET: &str = "10.2.0.0/24";
 
 /// Who begins. The initiator is at home behind a NAT, the responder has a public address.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Begins {
+pub(super) enum Begins {
     Edge,
     Moon,
 }
 
 /// Both ends with their pods, and a watch on the wire between them.
-struct Site<'a> {
-    begins: Begins,
-    edge: &'a Node,
-    moon: &'a Node,
-    edge_pod: Pod,
+pub(super) struct Site<'a> {
+    pub(super) begins: Begins,
+    pub(super) edge: &'a Node,
+    pub(super) moon: &'a Node,
+    pub(super) edge_pod: Pod,
     moon_pod: Pod,
-    wire: Capture,
+    pub(super) wire: Capture,
 }
 
 impl<'a> Site<'a> {
-    fn plan(begins: Begins) -> Plan {
+    pub(super) fn plan(begins: Begins) -> Plan {
         let ((home, home_net), (public, public_net)) = match begins {
             Begins::Edge => (("edge", EDGE_NET), ("moon", MOON_NET)),
             Begins::Moon => (("moon", MOON_NET), ("edge", EDGE_NET)),
@@ -91,7 +54,7 @@ impl<'a> Site<'a> {
         plan
     }
 
-    fn new(net: &'a Net, begins: Begins) -> Result<Self> {
+    pub(super) fn new(net: &'a Net, begins: Begins) -> Result<Self> {
         let (edge, moon) = (net.node("edge"), net.node("moon"));
         Ok(Self {
             begins,
@@ -103,7 +66,7 @@ impl<'a> Site<'a> {
         })
     }
 
-    fn peer(&self, auth: Auth) -> StaticPeer {
+    pub(super) fn peer(&self, auth: Auth) -> StaticPeer {
         StaticPeer {
             name: "moon".to_owned(),
             remote: match self.begins {
@@ -124,7 +87,7 @@ impl<'a> Site<'a> {
         }
     }
 
-    fn connection(&self, auth: Auth) -> Connection {
+    pub(super) fn connection(&self, auth: Auth) -> Connection {
         let remote = match self.begins {
             Begins::Edge => "%any",
             Begins::Moon => "203.0.113.10",
@@ -134,7 +97,7 @@ impl<'a> Site<'a> {
 
     /// The tunnel carries pings, both sides and both kernels agree about it, each side rekeys it without a loss, and nothing of it was
     /// ever in clear.
-    fn works(mut self, lab: &Lab, agent: &mut Agent<'_>, charon: &Charon<'_>) -> Result<()> {
+    pub(super) fn works(mut self, lab: &Lab, agent: &mut Agent<'_>, charon: &Charon<'_>) -> Result<()> {
         if self.begins == Begins::Moon {
             wait::for_event("charon to get through", || charon.initiate())?;
         }
@@ -242,7 +205,7 @@ impl<'a> Site<'a> {
     }
 
     /// No tunnel comes up, the agent says why in words that name the peer, no secret is in its log, and nothing is left in the kernel.
-    fn refused(&self, agent: &mut Agent<'_>, charon: &Charon<'_>, words: &[&str]) -> Result<()> {
+    pub(super) fn refused(&self, agent: &mut Agent<'_>, charon: &Charon<'_>, words: &[&str]) -> Result<()> {
         if self.begins == Begins::Moon {
             ensure!(charon.initiate().is_err(), "charon came through, although it should be refused");
         }
@@ -261,146 +224,4 @@ impl<'a> Site<'a> {
             Ok(())
         })
     }
-}
-
-fn psk(lab: &Lab, begins: Begins) -> Result<()> {
-    let net = lab.build(&Site::plan(begins))?;
-    let site = Site::new(net, begins)?;
-    let charon = Charon::start(site.moon, &site.connection(Auth::Psk(SECRET.to_owned())))?;
-
-    let mut agent = Agent::start(lab, site.edge, "", &[site.peer(Auth::Psk(WRONG_SECRET.to_owned()))])?;
-    site.refused(&mut agent, &charon, &["moon", "pre-shared key"])?;
-    agent.process().stop()?;
-    lab.step("a wrong secret is told");
-
-    let mut agent = Agent::start(lab, site.edge, "", &[site.peer(Auth::Psk(SECRET.to_owned()))])?;
-    site.works(lab, &mut agent, &charon)
-}
-
-fn psk_initiator(lab: &Lab) -> Result<()> {
-    psk(lab, Begins::Edge)
-}
-
-fn psk_responder(lab: &Lab) -> Result<()> {
-    psk(lab, Begins::Moon)
-}
-
-fn certificates(lab: &Lab, begins: Begins, edge_key: KeyKind, moon_key: KeyKind) -> Result<()> {
-    let net = lab.build(&Site::plan(begins))?;
-    let site = Site::new(net, begins)?;
-    let authority = Authority::new("lab")?;
-    let stranger = Authority::new("stranger")?;
-    let ours = authority.issue("edge.example", edge_key)?;
-    let moon = Auth::certificate(authority.issue("moon.example", moon_key)?, &authority);
-    let charon = Charon::start(site.moon, &site.connection(moon))?;
-
-    // The right chain for another name: one letter differs.
-    let mut wrong = site.peer(Auth::certificate(ours.clone(), &authority));
-    wrong.remote_id = "noon.example".to_owned();
-    let mut agent = Agent::start(lab, site.edge, "", &[wrong])?;
-    let words: &[&str] = match begins {
-        // charon refuses to be called so.
-        Begins::Edge => &["moon", "edge.example", "identities"],
-        // To a responder this is somebody whom no [[peer]] names.
-        Begins::Moon => &["moon.example"],
-    };
-    match begins {
-        Begins::Edge => site.refused(&mut agent, &charon, words)?,
-        Begins::Moon => {
-            ensure!(charon.initiate().is_err(), "charon came through under a name that nobody expects");
-            agent.process().wait_log("moon.example")?;
-        }
-    }
-    agent.process().stop()?;
-    lab.step("a wrong name is told");
-
-    // The right name under an authority that we do not trust.
-    let mut agent = Agent::start(lab, site.edge, "", &[site.peer(Auth::certificate(ours.clone(), &stranger))])?;
-    site.refused(&mut agent, &charon, &["moon", "certificate"])?;
-    agent.process().stop()?;
-    lab.step("a strange authority is told");
-
-    let mut agent = Agent::start(lab, site.edge, "", &[site.peer(Auth::certificate(ours, &authority))])?;
-    site.works(lab, &mut agent, &charon)
-}
-
-fn cert_initiator(lab: &Lab) -> Result<()> {
-    certificates(lab, Begins::Edge, KeyKind::Ed25519, KeyKind::P256)
-}
-
-fn cert_responder(lab: &Lab) -> Result<()> {
-    certificates(lab, Begins::Moon, KeyKind::P256, KeyKind::Ed25519)
-}
-
-fn chacha_p256_ipv6(lab: &Lab) -> Result<()> {
-    let mut plan = Plan::new();
-    plan.host("edge").on("wire", &["2001:db8::1/64"]);
-    plan.host("moon").on("wire", &["2001:db8::2/64"]);
-    let net = lab.build(&plan)?;
-    let (edge, moon) = (net.node("edge"), net.node("moon"));
-    let edge_pod = edge.wired_pod("p", "fd01::2/64", "fd01::1/64")?;
-    let moon_pod = moon.wired_pod("p", "fd02::2/64", "fd02::1/64")?;
-    let (ike, esp) = ("chacha20poly1305-prfsha256-ecp256", "chacha20poly1305");
-    let auth = Auth::Psk(SECRET.to_owned());
-    let charon = Charon::start(
-        moon,
-        &Connection::new("edge", auth.clone())
-            .local("2001:db8::2", "moon.example", "fd02::/64")
-            .remote("2001:db8::1", "edge.example", "fd01::/64")
-            .proposals(ike, esp),
-    )?;
-    let peer = StaticPeer {
-        name: "moon".to_owned(),
-        remote: vec!["2001:db8::2".to_owned()],
-        local_id: "edge.example".to_owned(),
-        remote_id: "moon.example".to_owned(),
-        auth,
-        local_subnets: vec!["fd01::/64".to_owned()],
-        remote_subnets: vec!["fd02::/64".to_owned()],
-        ike: vec![ike.to_owned()],
-        esp: vec![esp.to_owned()],
-        start: "initiate",
-    };
-    let mut agent = Agent::start(lab, edge, "", &[peer])?;
-    let tunnel = agent.wait_up("moon")?;
-    let child = charon.wait_up()?;
-    ensure!(child.algorithm.contains("CHACHA20_POLY1305"), "charon has {child:?}");
-    ensure!(!child.encap, "there is no NAT, and encap is left to be found out");
-    let states = edge.xfrm_states()?;
-    let state = states.iter().find(|state| state.spi == tunnel.spi_out);
-    ensure!(
-        state.is_some_and(|state| state.algorithm.contains("chacha20") && state.encap.is_none()),
-        "the kernel has {states:?}"
-    );
-    ensure!(edge_pod.reaches("fd02::2", Duration::from_secs(5))?, "edge's pod does not reach moon's");
-    ensure!(moon_pod.reaches("fd01::2", Duration::from_secs(5))?, "moon's pod does not reach edge's");
-    agent.rekey("moon")?;
-    ensure!(edge_pod.reaches("fd02::2", Duration::from_secs(5))?, "edge's pod does not reach moon's after a rekey");
-    Ok(())
-}
-
-fn fragmentation(lab: &Lab) -> Result<()> {
-    let begins = Begins::Edge;
-    let net = lab.build(&Site::plan(begins))?;
-    let site = Site::new(net, begins)?;
-    // As home routers do: whatever was fragmented by IP goes no further.
-    net.node("isp").sh(
-        "nft 'add table ip drop_fragments; add chain ip drop_fragments prerouting { type filter hook prerouting priority -450; };
-              add rule ip drop_fragments prerouting ip frag-off & 0x3fff != 0 drop'",
-    )?;
-    let authority = Authority::new("an authority with a long name so that its certificates are long as well")?;
-    // Names that make the certificates longer than one datagram.
-    let moon = Auth::certificate(authority.issue_long("moon.example", KeyKind::P256)?, &authority);
-    let charon = Charon::start(site.moon, &Connection { more: "fragmentation = yes".into(), ..site.connection(moon) })?;
-    let ours = Auth::certificate(authority.issue_long("edge.example", KeyKind::P256)?, &authority);
-    let mut agent = Agent::start(lab, site.edge, "", &[site.peer(ours)])?;
-    agent.wait_up("moon")?;
-    charon.wait_up()?;
-    ensure!(site.edge_pod.reaches("10.2.0.2", Duration::from_secs(5))?, "no ping through the tunnel");
-    // Encrypted fragments, payload 53 (RFC 7383 2.5), behind the non-ESP marker of port 4500: next payload at offset 16 of the IKE header.
-    let fragments = "udp port 4500 and udp[8:4] = 0 and udp[28] = 53";
-    for (from, who) in [("203.0.113.1", "edge-agent"), ("203.0.113.10", "charon")] {
-        ensure!(!site.wire.packets(&format!("src {from} and {fragments}"))?.is_empty(), "{who} sent no IKE fragment");
-    }
-    Ok(())
 }
