@@ -35,6 +35,16 @@ pub(super) const SCENARIOS: &[Scenario] = &[
         cert_responder,
     ),
     scenario(
+        "strongswan/nothing-in-common-initiator",
+        "edge-agent initiates with other IKE proposals, ESP proposals or networks than charon has: told, and nothing is left",
+        |lab| nothing_in_common(lab, Begins::Edge),
+    ),
+    scenario(
+        "strongswan/nothing-in-common-responder",
+        "charon initiates with other IKE proposals, ESP proposals or networks than edge-agent has: told, and nothing is left",
+        |lab| nothing_in_common(lab, Begins::Moon),
+    ),
+    scenario(
         "strongswan/chacha-p256-ipv6",
         "edge-agent initiates over IPv6 without NAT or default route: ChaCha20-Poly1305, P-256, IPv6 pods",
         chacha_p256_ipv6,
@@ -117,6 +127,48 @@ fn cert_initiator(lab: &Lab) -> Result<()> {
 
 fn cert_responder(lab: &Lab) -> Result<()> {
     certificates(lab, Begins::Moon, KeyKind::P256, KeyKind::Ed25519)
+}
+
+fn nothing_in_common(lab: &Lab, begins: Begins) -> Result<()> {
+    let net = lab.build(&Site::plan(begins))?;
+    let site = Site::new(net, begins)?;
+    let auth = Auth::Psk(SECRET.to_owned());
+    let charon = Charon::start(site.moon, &site.connection(auth.clone()))?;
+    let ours = site.peer(auth);
+
+    let other_ike = StaticPeer { ike: vec!["chacha20poly1305-prfsha256-x25519".to_owned()], ..ours.clone() };
+    let mut agent = Agent::start(lab, site.edge, "", &[other_ike])?;
+    match begins {
+        Begins::Edge => site.refused(&mut agent, &charon, &["moon", "no proposal in common", "CHACHA20_POLY1305"])?,
+        // Nobody has said who he is yet, so the log names an address alone.
+        Begins::Moon => {
+            ensure!(charon.initiate().is_err(), "charon came through with a proposal that is not configured");
+            for words in ["no proposal in common", "configured here: CHACHA20_POLY1305", "203.0.113.1"] {
+                agent.process().wait_log(words)?;
+            }
+            site.nothing_left()?;
+        }
+    }
+    agent.process().stop()?;
+    lab.step("other IKE proposals are told");
+
+    let other_esp = StaticPeer { esp: vec!["chacha20poly1305".to_owned()], ..ours.clone() };
+    let other_nets = StaticPeer { remote_subnets: vec!["10.9.0.0/24".to_owned()], ..ours };
+    let cases: [(&str, StaticPeer, &[&str]); 2] = [
+        ("other ESP proposals", other_esp, &["moon", "IKE_AUTH", "no proposal in common", "ESP", "CHACHA20_POLY1305"]),
+        ("other networks", other_nets, &["moon", "IKE_AUTH", "traffic selectors unacceptable", "remote 10.9.0.0/24"]),
+    ];
+    for (what, peer, words) in cases {
+        let mut agent = Agent::start(lab, site.edge, "", &[peer])?;
+        site.refused(&mut agent, &charon, words)?;
+        // charon as initiator keeps the IKE SA without a CHILD_SA.
+        if !charon.sas()?.is_empty() {
+            charon.terminate()?;
+        }
+        agent.process().stop()?;
+        lab.step(&format!("{what} are told"));
+    }
+    Ok(())
 }
 
 fn chacha_p256_ipv6(lab: &Lab) -> Result<()> {

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 
 use crate::ours::{Agent, StaticPeer};
 use crate::peers::Charon;
@@ -155,12 +155,20 @@ impl<'a> Site<'a> {
         self.wire.stop()
     }
 
-    /// The agent's log, at the most talkative level, holds neither the pre-shared key nor a key that its kernel has.
+    /// The agent's log, at the most talkative level, holds neither the pre-shared key nor its private key nor a key that its kernel has.
     fn no_key_is_logged(&self, agent: &mut Agent<'_>) -> Result<()> {
         let log = agent.process().log().to_lowercase();
         ensure!(log.contains("trace"), "the log is not at its most talkative level");
         let text = self.edge.sh("ip xfrm state")?;
         let mut keys = vec![SECRET.as_bytes().to_vec()];
+        if let Ok(pem) = self.edge.read("/etc/edge-cni/agent.key") {
+            let body: String = pem.lines().filter(|line| !line.starts_with("-----")).collect();
+            // What comes first is the same in every key: 36 octets, 48 characters.
+            let secret = body.get(48..60).context("the private key is too short")?.to_lowercase();
+            ensure!(!log.contains(&secret), "the private key is in the agent's log");
+            let der = rcgen::KeyPair::from_pem(&pem)?.serialize_der();
+            keys.push(der.get(36..48).context("the private key is too short")?.to_vec());
+        }
         for line in text.lines().filter(|line| line.contains("aead ")) {
             let hex = line.split_once("0x").and_then(|(_, rest)| rest.split_whitespace().next()).unwrap_or_default();
             let octets = hex
@@ -174,8 +182,9 @@ impl<'a> Site<'a> {
             let begin = key.get(..8).unwrap_or(&key);
             let hex: String = begin.iter().map(|octet| format!("{octet:02x}")).collect();
             let list = begin.iter().map(u8::to_string).collect::<Vec<_>>().join(", ");
-            let plain = String::from_utf8_lossy(&key).to_lowercase();
-            for form in [hex, list, plain] {
+            let hex_list = begin.iter().map(|octet| format!("{octet:x}")).collect::<Vec<_>>().join(", ");
+            let plain = key.escape_ascii().to_string().to_lowercase();
+            for form in [hex, list, hex_list, plain] {
                 ensure!(!log.contains(&form), "a key is in the agent's log, in the form of {} characters", form.len());
             }
         }
@@ -218,9 +227,18 @@ impl<'a> Site<'a> {
             ensure!(!log.contains(secret), "the secret is in the agent's log");
         }
         ensure!(agent.tunnel("moon").is_err(), "there is a tunnel");
-        wait::for_event("the kernel to hold no SA", || {
-            let states = self.edge.xfrm_states()?;
-            ensure!(states.is_empty(), "it has {states:?}");
+        ensure!(charon.installed()?.is_empty(), "charon has a CHILD_SA");
+        self.nothing_left()
+    }
+
+    /// The edge's kernel holds no SA, no reserved SPI and no policy, but those of IKE's own sockets.
+    pub(super) fn nothing_left(&self) -> Result<()> {
+        wait::for_event("nothing to be left in the kernel", || {
+            // The parsed list would leave out SPIs that are only reserved.
+            let states = self.edge.sh("ip xfrm state list nokeys")?;
+            ensure!(states.trim().is_empty(), "it has SAs: {states}");
+            let policies = self.edge.xfrm_policies()?;
+            ensure!(policies.iter().all(|policy| policy.dir.starts_with("socket")), "it has {policies:?}");
             Ok(())
         })
     }
