@@ -1,0 +1,245 @@
+//! Our agent with static peers against Debian's strongSwan, each in both roles, by pre-shared key and by certificate.
+
+mod site;
+
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+
+use crate::ours::{Agent, StaticPeer};
+use crate::peers::charon::{Auth, Connection};
+use crate::peers::{Authority, Charon, KeyKind};
+use crate::runner::{Lab, Scenario};
+use crate::topology::Plan;
+use site::{Begins, SECRET, Site, WRONG_SECRET};
+
+pub(super) const SCENARIOS: &[Scenario] = &[
+    scenario(
+        "strongswan/psk-initiator",
+        "edge-agent initiates to charon through NAT with a PSK: pings, same SPIs, rekeys by each side, wrong secret told",
+        psk_initiator,
+    ),
+    scenario(
+        "strongswan/psk-responder",
+        "charon initiates to edge-agent through NAT with a PSK: pings, same SPIs, rekeys by each side, wrong secret told",
+        psk_responder,
+    ),
+    scenario(
+        "strongswan/cert-initiator",
+        "edge-agent initiates with an Ed25519 certificate, charon has P-256; a wrong name and a strange CA are told",
+        cert_initiator,
+    ),
+    scenario(
+        "strongswan/cert-responder",
+        "charon initiates with an Ed25519 certificate, edge-agent has P-256; a wrong name and a strange CA are told",
+        cert_responder,
+    ),
+    scenario(
+        "strongswan/nothing-in-common-initiator",
+        "edge-agent initiates with other IKE proposals, ESP proposals or networks than charon has: told, and nothing is left",
+        |lab| nothing_in_common(lab, Begins::Edge),
+    ),
+    scenario(
+        "strongswan/nothing-in-common-responder",
+        "charon initiates with other IKE proposals, ESP proposals or networks than edge-agent has: told, and nothing is left",
+        |lab| nothing_in_common(lab, Begins::Moon),
+    ),
+    scenario(
+        "strongswan/chacha-p256-ipv6",
+        "edge-agent initiates over IPv6 without NAT or default route: ChaCha20-Poly1305, P-256, IPv6 pods",
+        chacha_p256_ipv6,
+    ),
+    scenario(
+        "strongswan/fragmentation",
+        "certificates over a path that drops IP fragments: IKE fragments (RFC 7383) both ways",
+        fragmentation,
+    ),
+];
+
+const fn scenario(name: &'static str, about: &'static str, run: fn(&Lab) -> Result<()>) -> Scenario {
+    Scenario { name, about, deadline: Duration::from_secs(120), by_default: true, run }
+}
+
+fn psk(lab: &Lab, begins: Begins) -> Result<()> {
+    let net = lab.build(&Site::plan(begins))?;
+    let site = Site::new(net, begins)?;
+    let charon = Charon::start(site.moon, &site.connection(Auth::Psk(SECRET.to_owned())))?;
+
+    let mut agent = Agent::start(lab, site.edge, "", &[site.peer(Auth::Psk(WRONG_SECRET.to_owned()))])?;
+    site.refused(&mut agent, &charon, &["moon", "pre-shared key"])?;
+    agent.process().stop()?;
+    lab.step("a wrong secret is told");
+
+    let mut agent = Agent::start(lab, site.edge, "", &[site.peer(Auth::Psk(SECRET.to_owned()))])?;
+    site.works(lab, &mut agent, &charon)
+}
+
+fn psk_initiator(lab: &Lab) -> Result<()> {
+    psk(lab, Begins::Edge)
+}
+
+fn psk_responder(lab: &Lab) -> Result<()> {
+    psk(lab, Begins::Moon)
+}
+
+fn certificates(lab: &Lab, begins: Begins, edge_key: KeyKind, moon_key: KeyKind) -> Result<()> {
+    let net = lab.build(&Site::plan(begins))?;
+    let site = Site::new(net, begins)?;
+    let authority = Authority::new("lab")?;
+    let stranger = Authority::new("stranger")?;
+    let ours = authority.issue("edge.example", edge_key)?;
+    let moon = Auth::certificate(authority.issue("moon.example", moon_key)?, &authority);
+    let charon = Charon::start(site.moon, &site.connection(moon))?;
+
+    // The right chain for another name: one letter differs.
+    let mut wrong = site.peer(Auth::certificate(ours.clone(), &authority));
+    wrong.remote_id = "noon.example".to_owned();
+    let mut agent = Agent::start(lab, site.edge, "", &[wrong])?;
+    let words: &[&str] = match begins {
+        // charon refuses to be called so.
+        Begins::Edge => &["moon", "edge.example", "identities"],
+        // To a responder this is somebody whom no [[peer]] names.
+        Begins::Moon => &["moon.example"],
+    };
+    match begins {
+        Begins::Edge => site.refused(&mut agent, &charon, words)?,
+        Begins::Moon => {
+            ensure!(charon.initiate().is_err(), "charon came through under a name that nobody expects");
+            agent.process().wait_log("moon.example")?;
+        }
+    }
+    agent.process().stop()?;
+    lab.step("a wrong name is told");
+
+    // The right name under an authority that we do not trust.
+    let mut agent = Agent::start(lab, site.edge, "", &[site.peer(Auth::certificate(ours.clone(), &stranger))])?;
+    site.refused(&mut agent, &charon, &["moon", "certificate"])?;
+    agent.process().stop()?;
+    lab.step("a strange authority is told");
+
+    let mut agent = Agent::start(lab, site.edge, "", &[site.peer(Auth::certificate(ours, &authority))])?;
+    site.works(lab, &mut agent, &charon)
+}
+
+fn cert_initiator(lab: &Lab) -> Result<()> {
+    certificates(lab, Begins::Edge, KeyKind::Ed25519, KeyKind::P256)
+}
+
+fn cert_responder(lab: &Lab) -> Result<()> {
+    certificates(lab, Begins::Moon, KeyKind::P256, KeyKind::Ed25519)
+}
+
+fn nothing_in_common(lab: &Lab, begins: Begins) -> Result<()> {
+    let net = lab.build(&Site::plan(begins))?;
+    let site = Site::new(net, begins)?;
+    let auth = Auth::Psk(SECRET.to_owned());
+    let charon = Charon::start(site.moon, &site.connection(auth.clone()))?;
+    let ours = site.peer(auth);
+
+    let other_ike = StaticPeer { ike: vec!["chacha20poly1305-prfsha256-x25519".to_owned()], ..ours.clone() };
+    let mut agent = Agent::start(lab, site.edge, "", &[other_ike])?;
+    match begins {
+        Begins::Edge => site.refused(&mut agent, &charon, &["moon", "no proposal in common", "CHACHA20_POLY1305"])?,
+        // Nobody has said who he is yet, so the log names an address alone.
+        Begins::Moon => {
+            ensure!(charon.initiate().is_err(), "charon came through with a proposal that is not configured");
+            for words in ["no proposal in common", "configured here: CHACHA20_POLY1305", "203.0.113.1"] {
+                agent.process().wait_log(words)?;
+            }
+            site.nothing_left()?;
+        }
+    }
+    agent.process().stop()?;
+    lab.step("other IKE proposals are told");
+
+    let other_esp = StaticPeer { esp: vec!["chacha20poly1305".to_owned()], ..ours.clone() };
+    let other_nets = StaticPeer { remote_subnets: vec!["10.9.0.0/24".to_owned()], ..ours };
+    let cases: [(&str, StaticPeer, &[&str]); 2] = [
+        ("other ESP proposals", other_esp, &["moon", "IKE_AUTH", "no proposal in common", "ESP", "CHACHA20_POLY1305"]),
+        ("other networks", other_nets, &["moon", "IKE_AUTH", "traffic selectors unacceptable", "remote 10.9.0.0/24"]),
+    ];
+    for (what, peer, words) in cases {
+        let mut agent = Agent::start(lab, site.edge, "", &[peer])?;
+        site.refused(&mut agent, &charon, words)?;
+        // charon as initiator keeps the IKE SA without a CHILD_SA.
+        if !charon.sas()?.is_empty() {
+            charon.terminate()?;
+        }
+        agent.process().stop()?;
+        lab.step(&format!("{what} are told"));
+    }
+    Ok(())
+}
+
+fn chacha_p256_ipv6(lab: &Lab) -> Result<()> {
+    let mut plan = Plan::new();
+    plan.host("edge").on("wire", &["2001:db8::1/64"]);
+    plan.host("moon").on("wire", &["2001:db8::2/64"]);
+    let net = lab.build(&plan)?;
+    let (edge, moon) = (net.node("edge"), net.node("moon"));
+    let edge_pod = edge.wired_pod("p", "fd01::2/64", "fd01::1/64")?;
+    let moon_pod = moon.wired_pod("p", "fd02::2/64", "fd02::1/64")?;
+    let (ike, esp) = ("chacha20poly1305-prfsha256-ecp256", "chacha20poly1305");
+    let auth = Auth::Psk(SECRET.to_owned());
+    let charon = Charon::start(
+        moon,
+        &Connection::new("edge", auth.clone())
+            .local("2001:db8::2", "moon.example", "fd02::/64")
+            .remote("2001:db8::1", "edge.example", "fd01::/64")
+            .proposals(ike, esp),
+    )?;
+    let peer = StaticPeer {
+        name: "moon".to_owned(),
+        remote: vec!["2001:db8::2".to_owned()],
+        local_id: "edge.example".to_owned(),
+        remote_id: "moon.example".to_owned(),
+        auth,
+        local_subnets: vec!["fd01::/64".to_owned()],
+        remote_subnets: vec!["fd02::/64".to_owned()],
+        ike: vec![ike.to_owned()],
+        esp: vec![esp.to_owned()],
+        start: "initiate",
+    };
+    let mut agent = Agent::start(lab, edge, "", &[peer])?;
+    let tunnel = agent.wait_up("moon")?;
+    let child = charon.wait_up()?;
+    ensure!(child.algorithm.contains("CHACHA20_POLY1305"), "charon has {child:?}");
+    ensure!(!child.encap, "there is no NAT, and encap is left to be found out");
+    let states = edge.xfrm_states()?;
+    let state = states.iter().find(|state| state.spi == tunnel.spi_out);
+    ensure!(
+        state.is_some_and(|state| state.algorithm.contains("chacha20") && state.encap.is_none()),
+        "the kernel has {states:?}"
+    );
+    ensure!(edge_pod.reaches("fd02::2", Duration::from_secs(5))?, "edge's pod does not reach moon's");
+    ensure!(moon_pod.reaches("fd01::2", Duration::from_secs(5))?, "moon's pod does not reach edge's");
+    agent.rekey("moon")?;
+    ensure!(edge_pod.reaches("fd02::2", Duration::from_secs(5))?, "edge's pod does not reach moon's after a rekey");
+    Ok(())
+}
+
+fn fragmentation(lab: &Lab) -> Result<()> {
+    let begins = Begins::Edge;
+    let net = lab.build(&Site::plan(begins))?;
+    let site = Site::new(net, begins)?;
+    // As home routers do: whatever was fragmented by IP goes no further.
+    net.node("isp").sh(
+        "nft 'add table ip drop_fragments; add chain ip drop_fragments prerouting { type filter hook prerouting priority -450; };
+              add rule ip drop_fragments prerouting ip frag-off & 0x3fff != 0 drop'",
+    )?;
+    let authority = Authority::new("an authority with a long name so that its certificates are long as well")?;
+    // Names that make the certificates longer than one datagram.
+    let moon = Auth::certificate(authority.issue_long("moon.example", KeyKind::P256)?, &authority);
+    let charon = Charon::start(site.moon, &Connection { more: "fragmentation = yes".into(), ..site.connection(moon) })?;
+    let ours = Auth::certificate(authority.issue_long("edge.example", KeyKind::P256)?, &authority);
+    let mut agent = Agent::start(lab, site.edge, "", &[site.peer(ours)])?;
+    agent.wait_up("moon")?;
+    charon.wait_up()?;
+    ensure!(site.edge_pod.reaches("10.2.0.2", Duration::from_secs(5))?, "no ping through the tunnel");
+    // Encrypted fragments, payload 53 (RFC 7383 2.5), behind the non-ESP marker of port 4500: next payload at offset 16 of the IKE header.
+    let fragments = "udp port 4500 and udp[8:4] = 0 and udp[28] = 53";
+    for (from, who) in [("203.0.113.1", "edge-agent"), ("203.0.113.10", "charon")] {
+        ensure!(!site.wire.packets(&format!("src {from} and {fragments}"))?.is_empty(), "{who} sent no IKE fragment");
+    }
+    Ok(())
+}

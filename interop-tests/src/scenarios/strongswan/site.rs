@@ -1,0 +1,245 @@
+//! One end with our agent, one with charon, and what both must agree about.
+
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+
+use crate::ours::{Agent, StaticPeer};
+use crate::peers::Charon;
+use crate::peers::charon::{Auth, Connection};
+use crate::runner::Lab;
+use crate::topology::{Capture, Net, Netem, Node, Plan, Pod};
+use crate::wait;
+
+pub(super) const SECRET: &str = "correct horse battery";
+/// One letter differs.
+pub(super) const WRONG_SECRET: &str = "correct horse cattery";
+const EDGE_NET: &str = "10.1.0.0/24";
+const MOON_NET: &str = "10.2.0.0/24";
+
+/// Who begins. The initiator is at home behind a NAT, the responder has a public address.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Begins {
+    Edge,
+    Moon,
+}
+
+/// Both ends with their pods, and a watch on the wire between them.
+pub(super) struct Site<'a> {
+    pub(super) begins: Begins,
+    pub(super) edge: &'a Node,
+    pub(super) moon: &'a Node,
+    pub(super) edge_pod: Pod,
+    moon_pod: Pod,
+    pub(super) wire: Capture,
+}
+
+impl<'a> Site<'a> {
+    pub(super) fn plan(begins: Begins) -> Plan {
+        let ((home, home_net), (public, public_net)) = match begins {
+            Begins::Edge => (("edge", EDGE_NET), ("moon", MOON_NET)),
+            Begins::Moon => (("moon", MOON_NET), ("edge", EDGE_NET)),
+        };
+        let mut plan = Plan::new();
+        plan.router("isp")
+            .on("internet", &["203.0.113.1/24"])
+            .on("home", &["192.168.1.1/24"])
+            .masquerade("internet")
+            .slow("internet", Netem::delay(2))
+            // It would forward the pods' packets: only the tunnel's policies keep them off the wire.
+            .route(home_net, "192.168.1.10")
+            .route(public_net, "203.0.113.10");
+        plan.host(home).on("home", &["192.168.1.10/24"]).via("192.168.1.1");
+        plan.host(public).on("internet", &["203.0.113.10/24"]).via("203.0.113.1");
+        plan
+    }
+
+    pub(super) fn new(net: &'a Net, begins: Begins) -> Result<Self> {
+        let (edge, moon) = (net.node("edge"), net.node("moon"));
+        Ok(Self {
+            begins,
+            edge,
+            moon,
+            edge_pod: edge.wired_pod("p", "10.1.0.2/24", "10.1.0.1/24")?,
+            moon_pod: moon.wired_pod("p", "10.2.0.2/24", "10.2.0.1/24")?,
+            wire: net.node("isp").capture("internet")?,
+        })
+    }
+
+    pub(super) fn peer(&self, auth: Auth) -> StaticPeer {
+        StaticPeer {
+            name: "moon".to_owned(),
+            remote: match self.begins {
+                Begins::Edge => vec!["203.0.113.10".to_owned()],
+                Begins::Moon => Vec::new(),
+            },
+            local_id: "edge.example".to_owned(),
+            remote_id: "moon.example".to_owned(),
+            auth,
+            local_subnets: vec![EDGE_NET.to_owned()],
+            remote_subnets: vec![MOON_NET.to_owned()],
+            ike: vec!["aes256gcm16-prfsha256-x25519".to_owned()],
+            esp: vec!["aes256gcm16".to_owned()],
+            start: match self.begins {
+                Begins::Edge => "initiate",
+                Begins::Moon => "respond",
+            },
+        }
+    }
+
+    pub(super) fn connection(&self, auth: Auth) -> Connection {
+        let remote = match self.begins {
+            Begins::Edge => "%any",
+            Begins::Moon => "203.0.113.10",
+        };
+        Connection::new("edge", auth).local("%any", "moon.example", MOON_NET).remote(remote, "edge.example", EDGE_NET)
+    }
+
+    /// The tunnel carries pings, both sides and both kernels agree about it, each side rekeys it without a loss, and nothing of it was
+    /// ever in clear.
+    pub(super) fn works(mut self, lab: &Lab, agent: &mut Agent<'_>, charon: &Charon<'_>) -> Result<()> {
+        if self.begins == Begins::Moon {
+            wait::for_event("charon to get through", || charon.initiate())?;
+        }
+        let first = agent.wait_up("moon")?;
+        charon.wait_up()?;
+        lab.step("the tunnel is up");
+        self.same_spis(agent, charon)?;
+
+        let mut ping = self.edge_pod.ping("10.2.0.2")?;
+        let mut back = self.moon_pod.ping("10.1.0.2")?;
+        ping.wait_more(5)?;
+        back.wait_more(5)?;
+        for node in [self.edge, self.moon] {
+            for spi in [first.spi_in, first.spi_out] {
+                let packets =
+                    node.xfrm_states()?.iter().find(|state| state.spi == spi).map_or(0, |state| state.packets);
+                ensure!(packets >= 5, "the kernel of {} counted {packets} packets for {spi:08x}", node.name());
+            }
+        }
+        agent.rekey("moon")?;
+        self.same_spis(agent, charon)?;
+        ping.wait_more(5)?;
+        lab.step("rekeyed by edge-agent");
+        charon.rekey_child()?;
+        self.same_spis(agent, charon)?;
+        ping.wait_more(5)?;
+        back.wait_more(5)?;
+        lab.step("rekeyed by charon");
+        charon.rekey_ike()?;
+        self.same_spis(agent, charon)?;
+        // The CHILD_SA lives on under the new IKE SA, which has keys of its own: it can be rekeyed there.
+        agent.rekey("moon")?;
+        self.same_spis(agent, charon)?;
+        charon.rekey_child()?;
+        self.same_spis(agent, charon)?;
+        ping.wait_more(5)?;
+        back.wait_more(5)?;
+        lab.step("the IKE SA rekeyed by charon");
+        self.no_key_is_logged(agent)?;
+        let last = agent.tunnel("moon")?;
+        ping.stop()?.expect_none_lost()?;
+        back.stop()?.expect_none_lost()?;
+
+        let seen = self.wire.esp_spis()?;
+        for spi in [first.spi_in, first.spi_out, last.spi_in, last.spi_out] {
+            ensure!(seen.contains(&spi), "{spi:08x} was not on the wire, but {seen:x?}");
+        }
+        self.wire.expect_none("net 10.0.0.0/8")?;
+        // The watch would have seen it: the same pods' packet in clear.
+        self.moon.sh("ip xfrm policy flush; ip xfrm state flush")?;
+        let through = self.moon_pod.reaches("10.1.0.2", Duration::from_millis(200))?;
+        // Through the NAT it comes with the router's address, of which the tunnel's policies say nothing.
+        ensure!(!through || self.begins == Begins::Moon, "a clear ping with a tunnelled source came through");
+        self.wire.wait_for("icmp and dst 10.1.0.2")?;
+        self.wire.stop()
+    }
+
+    /// The agent's log, at the most talkative level, holds neither the pre-shared key nor its private key nor a key that its kernel has.
+    fn no_key_is_logged(&self, agent: &mut Agent<'_>) -> Result<()> {
+        let log = agent.process().log().to_lowercase();
+        ensure!(log.contains("trace"), "the log is not at its most talkative level");
+        let text = self.edge.sh("ip xfrm state")?;
+        let mut keys = vec![SECRET.as_bytes().to_vec()];
+        if let Ok(pem) = self.edge.read("/etc/edge-cni/agent.key") {
+            let body: String = pem.lines().filter(|line| !line.starts_with("-----")).collect();
+            // What comes first is the same in every key: 36 octets, 48 characters.
+            let secret = body.get(48..60).context("the private key is too short")?.to_lowercase();
+            ensure!(!log.contains(&secret), "the private key is in the agent's log");
+            let der = rcgen::KeyPair::from_pem(&pem)?.serialize_der();
+            keys.push(der.get(36..48).context("the private key is too short")?.to_vec());
+        }
+        for line in text.lines().filter(|line| line.contains("aead ")) {
+            let hex = line.split_once("0x").and_then(|(_, rest)| rest.split_whitespace().next()).unwrap_or_default();
+            let octets = hex
+                .as_bytes()
+                .chunks(2)
+                .map(|pair| u8::from_str_radix(std::str::from_utf8(pair)?, 16).map_err(Into::into));
+            keys.push(octets.collect::<Result<Vec<u8>>>()?);
+        }
+        ensure!(keys.len() >= 3, "the kernel shows {} keys", keys.len() - 1);
+        for key in keys {
+            let begin = key.get(..8).unwrap_or(&key);
+            let hex: String = begin.iter().map(|octet| format!("{octet:02x}")).collect();
+            let list = begin.iter().map(u8::to_string).collect::<Vec<_>>().join(", ");
+            let hex_list = begin.iter().map(|octet| format!("{octet:x}")).collect::<Vec<_>>().join(", ");
+            let plain = key.escape_ascii().to_string().to_lowercase();
+            for form in [hex, list, hex_list, plain] {
+                ensure!(!log.contains(&form), "a key is in the agent's log, in the form of {} characters", form.len());
+            }
+        }
+        Ok(())
+    }
+
+    /// Agent, charon and both kernels name the same SPIs.
+    fn same_spis(&self, agent: &Agent<'_>, charon: &Charon<'_>) -> Result<()> {
+        wait::for_event("both sides to name the same SPIs", || {
+            let (ours, theirs) = (agent.tunnel("moon")?, charon.wait_up()?);
+            ensure!(
+                (ours.spi_in, ours.spi_out) == (theirs.spi_out, theirs.spi_in),
+                "edge-agent names {ours:x?}, charon {theirs:x?}"
+            );
+            for node in [self.edge, self.moon] {
+                let states = node.xfrm_states()?;
+                for spi in [ours.spi_in, ours.spi_out] {
+                    ensure!(
+                        states.iter().any(|state| state.spi == spi && state.mode == "tunnel"),
+                        "the kernel of {} has no tunnel {spi:08x}, but {states:x?}",
+                        node.name()
+                    );
+                }
+            }
+            Ok(())
+        })
+    }
+
+    /// No tunnel comes up, the agent says why in words that name the peer, no secret is in its log, and nothing is left in the kernel.
+    pub(super) fn refused(&self, agent: &mut Agent<'_>, charon: &Charon<'_>, words: &[&str]) -> Result<()> {
+        if self.begins == Begins::Moon {
+            ensure!(charon.initiate().is_err(), "charon came through, although it should be refused");
+        }
+        let error = wait::for_event("the agent to say what is wrong", || agent.last_error("moon"))?;
+        for word in words {
+            ensure!(error.contains(word), "the agent's error does not speak of {word:?}: {error}");
+        }
+        let log = agent.process().log();
+        for secret in [SECRET, WRONG_SECRET] {
+            ensure!(!log.contains(secret), "the secret is in the agent's log");
+        }
+        ensure!(agent.tunnel("moon").is_err(), "there is a tunnel");
+        ensure!(charon.installed()?.is_empty(), "charon has a CHILD_SA");
+        self.nothing_left()
+    }
+
+    /// The edge's kernel holds no SA, no reserved SPI and no policy, but those of IKE's own sockets.
+    pub(super) fn nothing_left(&self) -> Result<()> {
+        wait::for_event("nothing to be left in the kernel", || {
+            // The parsed list would leave out SPIs that are only reserved.
+            let states = self.edge.sh("ip xfrm state list nokeys")?;
+            ensure!(states.trim().is_empty(), "it has SAs: {states}");
+            let policies = self.edge.xfrm_policies()?;
+            ensure!(policies.iter().all(|policy| policy.dir.starts_with("socket")), "it has {policies:?}");
+            Ok(())
+        })
+    }
+}
