@@ -171,6 +171,7 @@ fn with_peer(membership: &Membership, name: &str, role: Role) -> Membership {
         endpoints: Vec::new(),
         segments: Vec::new(),
         networks: Vec::new(),
+        certificates_from: 0,
     });
     Membership { view: Arc::new(view), credentials: membership.credentials.clone() }
 }
