@@ -56,6 +56,15 @@ pub struct Cloud {
     stop: CancellationToken,
 }
 
+/// What becomes of the connection to the controller when this node's identity changes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Connection {
+    /// It goes on: it is authenticated by what is still the same. Should a thousand nodes hear of a new authority, they do not connect anew at once.
+    Kept,
+    /// Another one is made, which shows the new certificate.
+    Anew,
+}
+
 /// This node as the controller knows it.
 #[derive(Debug, Clone)]
 struct Member {
@@ -200,7 +209,7 @@ impl Cloud {
             Some(identity) => {
                 info!("the controller's trust anchors have changed");
                 identity.store(&self.state)?;
-                self.become_member(identity).await?
+                self.become_member(identity, Connection::Kept).await?
             }
         };
         *current = Some(view.clone());
@@ -209,12 +218,16 @@ impl Cloud {
     }
 
     /// Puts an identity, which is on disk already, in force.
-    async fn become_member(&self, identity: Identity) -> Result<Arc<crate::membership::Credentials>, CloudError> {
+    async fn become_member(
+        &self,
+        identity: Identity,
+        connection: Connection,
+    ) -> Result<Arc<crate::membership::Credentials>, CloudError> {
         let tls = self.member_tls(&identity)?;
         let present = self.member.borrow().as_ref().map(|member| member.client.clone());
         let client = match present {
             Some(client) => {
-                client.use_tls(tls).await;
+                client.use_tls(tls, connection).await;
                 client
             }
             None => Arc::new(Client::new(self.urls(), tls, self.clock.clone())?),

@@ -92,6 +92,10 @@ pub struct ControllerSection {
     /// Addresses at which peers find this node, reported before those of its interfaces (a port forwarding, an address of a balancer).
     #[serde(default)]
     pub advertise: Vec<IpAddr>,
+    /// When the controller has rolled over to a new authority, the certificate is renewed at some moment within so long, so that not all
+    /// nodes come at once.
+    #[serde(default, with = "duration::optional")]
+    pub rollover_spread: Option<Duration>,
 }
 
 /// `[cni]`.

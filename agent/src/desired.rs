@@ -166,6 +166,7 @@ fn peer_config(config: &Config, membership: &Membership, peer: &Peer, name: &Pee
             trust_anchors: credentials.trust_anchors.clone(),
             remote_uri: Some(node_uri(peer.role, &peer.name)),
             remote_key_usages: vec![EKU_IPSEC_IKE_DER.to_vec()],
+            remote_not_before: u64::try_from(peer.certificates_from).unwrap_or(0),
         }),
         ike_proposals: default_ike(),
         child: ChildConfig { proposals: default_esp(), local: any.clone(), remote: any },

@@ -10,6 +10,7 @@ use edge_types::view::SegmentPrefix;
 use edge_types::{IpNetwork, NodeName};
 use serde::Deserialize;
 
+use crate::ca::Given;
 use crate::segments::{Policy, overlap};
 
 /// Where the operator's commands find the server, unless told otherwise.
@@ -89,6 +90,10 @@ pub struct Certificates {
     pub node_days: u32,
     /// Days for which the controller's own certificate holds; it is renewed in place.
     pub server_days: u32,
+    /// The certificate (PEM) of an authority that the operator brings; made unless given.
+    pub ca_certificate: Option<PathBuf>,
+    /// Its key (PKCS #8 in PEM).
+    pub ca_key: Option<PathBuf>,
 }
 
 /// `[observe]`
@@ -112,7 +117,7 @@ pub struct Hub {
 
 impl Default for Certificates {
     fn default() -> Self {
-        Self { node_days: 7, server_days: 30 }
+        Self { node_days: 7, server_days: 30, ca_certificate: None, ca_key: None }
     }
 }
 
@@ -216,6 +221,9 @@ impl Config {
                 return Err((key, format!("{days} is not within 1 to 825 days")));
             }
         }
+        if self.certificates.ca_certificate.is_some() != self.certificates.ca_key.is_some() {
+            return Err(("ca_certificate", "ca_certificate and ca_key belong together; set both, or neither".into()));
+        }
         self.segment_policy().check()?;
         let fronted = self.hub.values().filter_map(|hub| hub.networks.as_ref()).flatten().chain(&self.networks);
         for network in fronted {
@@ -238,6 +246,12 @@ impl Config {
             max_per_node: self.segments.max_per_node,
             quarantine: self.segments.quarantine_seconds.min(i64::MAX as u64) as i64,
         }
+    }
+
+    /// The authority that the operator brings.
+    pub fn given_ca(&self) -> Option<Given> {
+        let (certificate, key) = self.certificates.ca_certificate.clone().zip(self.certificates.ca_key.clone())?;
+        Some(Given { certificate, key })
     }
 
     /// Time between heartbeats on a view stream.
@@ -283,6 +297,10 @@ mod tests {
             ("server_names = []\n[segments]\ncluster_ranges = [\"10.0.0.0/8\"]", "server_names"),
             ("server_names = [\"a b\"]\n[segments]\ncluster_ranges = [\"10.0.0.0/8\"]", "server_names"),
             ("server_names = [\"a\"]\n[segments]\ncluster_ranges = []", "cluster_ranges"),
+            (
+                "server_names = [\"a\"]\n[segments]\ncluster_ranges = [\"10.77.0.0/16\"]\n[certificates]\nca_key = \"k\"",
+                "ca_certificate",
+            ),
             ("server_names = [\"a\"]\n[segments]\ncluster_ranges = [\"10.77.0.1/16\"]", "cluster_ranges"),
             ("server_names = [\"a\"]\n[segments]\ncluster_ranges = [\"10.77.0.0/28\"]", "v4_prefix"),
             (

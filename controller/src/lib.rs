@@ -7,6 +7,7 @@
 
 pub mod api;
 pub mod ca;
+pub mod certificates;
 pub mod cli;
 pub mod clock;
 pub mod config;

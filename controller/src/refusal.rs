@@ -4,6 +4,7 @@ use edge_types::NodeName;
 use edge_types::api::Problem;
 use edge_types::name::NameError;
 
+use crate::ca::CaError;
 use crate::segments::Exhausted;
 use crate::store::StoreError;
 
@@ -134,6 +135,20 @@ pub enum Refusal {
     /// The certificate request cannot be granted.
     #[error("the certificate request is refused: {0}")]
     BadRequest(String),
+    /// The authorities refuse.
+    #[error(transparent)]
+    Ca(#[from] CaError),
+    /// The authority is still needed.
+    #[error(
+        "authority {authority} is still needed by {}; wait until they have renewed (a connected node does so within minutes), or retire it with \
+         --force: each of them must then join with a new token", by.join(", ")
+    )]
+    AuthorityNeeded {
+        /// The authority.
+        authority: String,
+        /// Who needs it.
+        by: Vec<String>,
+    },
     /// No segment is left.
     #[error(transparent)]
     Exhausted(#[from] Exhausted),
@@ -198,6 +213,15 @@ impl Refusal {
             Refusal::NameTaken(_) => (409, "name-taken", "The name belongs to another node"),
             Refusal::RoleChange { .. } => (409, "role-change", "The node is registered with another role"),
             Refusal::BadRequest(_) => (422, "bad-certificate-request", "The certificate request is refused"),
+            Refusal::Ca(CaError::NoSuch(_)) => (404, "no-such-authority", "There is no such authority"),
+            Refusal::Ca(CaError::Active(_)) => (409, "authority-active", "The authority is the one that signs"),
+            Refusal::Ca(CaError::TooMany) => (409, "too-many-authorities", "Too many authorities are trusted"),
+            Refusal::Ca(CaError::SameGiven(_) | CaError::FormerGiven(_)) => {
+                (409, "authority-not-new", "The given authority is not a new one")
+            }
+            Refusal::Ca(CaError::Conflict) => (503, "store-failed", "The store failed"),
+            Refusal::Ca(_) => (500, "authority-failed", "The authorities failed"),
+            Refusal::AuthorityNeeded { .. } => (409, "authority-needed", "The authority is still needed"),
             Refusal::Exhausted(_) => (409, "range-exhausted", "No segment is left"),
             Refusal::TooMany { .. } => (409, "too-many-segments", "The node holds as many segments as it may"),
             Refusal::NoSuchFamily(_) => (409, "no-such-family", "There is no range of this family"),

@@ -47,6 +47,7 @@ pub fn create(request: &TokenRequest, ca_hash: [u8; 32], now: Seconds) -> Result
         uses: request.uses,
         created_at: now,
         expires_at: now.saturating_add_unsigned(request.ttl_seconds),
+        authority: crate::ca::hex(&ca_hash),
         redemptions: Vec::new(),
     };
     Ok((token, record))
@@ -138,7 +139,14 @@ mod tests {
         let name: NodeName = node.parse().unwrap();
         let record = redeem(state, &token.credential(), &name, key, now)?;
         let mut node = NodeRecord::new(name, Role::Edge, now);
-        node.certificates.push(Certificate { serial: "1".into(), key: key.into(), not_after: now });
+        node.certificates.push(Certificate {
+            serial: "1".into(),
+            key: key.into(),
+            not_after: now,
+            not_before: 0,
+            issuer: String::new(),
+            used: false,
+        });
         state.apply(Change::PutToken(record));
         state.apply(Change::PutNode(node));
         Ok(())

@@ -1,22 +1,25 @@
 //! Computes what one node may know and do.
 
+use std::sync::Arc;
+
 use edge_types::{Endpoint, EndpointSource, NodeName, NodeView, Peer, Role, ViewChange};
 
+use crate::ca::Ca;
 use crate::config::Config;
 use crate::registry::{PeerJson, View};
 use crate::state::{NodeRecord, State, Touched};
 
-/// What every view takes from the configuration and the CA.
-#[derive(Debug, Clone)]
+/// What every view takes from the configuration and the authorities.
+#[derive(Clone)]
 pub struct Common {
     config: Config,
-    trust_anchors: Vec<String>,
+    ca: Arc<Ca>,
 }
 
 impl Common {
-    /// From the configuration and the CA's certificates, PEM.
-    pub fn new(config: Config, trust_anchors: Vec<String>) -> Self {
-        Self { config, trust_anchors }
+    /// From the configuration and the authorities.
+    pub fn new(config: Config, ca: Arc<Ca>) -> Self {
+        Self { config, ca }
     }
 
     /// The view of a registered node.
@@ -75,7 +78,7 @@ impl Common {
             segments: segments(state, &record.name),
             networks: self.networks(record),
             peers: Vec::new(),
-            trust_anchors: self.trust_anchors.clone(),
+            trust_anchors: self.ca.current().anchors(),
             segment_prefix: self.config.segment_policy().prefix,
         }
     }
@@ -105,6 +108,7 @@ impl Common {
             endpoints: self.endpoints(peer),
             segments: segments(state, &peer.name),
             networks: self.networks(peer),
+            certificates_from: peer.certificates_from,
         }
     }
 

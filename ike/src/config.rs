@@ -164,6 +164,9 @@ pub struct CertificateAuth {
     pub remote_uri: Option<String>,
     /// Extended key usages of which the peer's certificate must have one, as DER content of the OID (empty: none asked).
     pub remote_key_usages: Vec<Vec<u8>>,
+    /// Certificates of the peer that begin before this are revoked, seconds since 1970-01-01 UTC (0: none is). Raising it ends the IKE SAs
+    /// in which the peer showed one of them.
+    pub remote_not_before: u64,
 }
 
 impl fmt::Debug for CertificateAuth {
@@ -173,6 +176,7 @@ impl fmt::Debug for CertificateAuth {
             .field("key", &self.key)
             .field("trust_anchors", &self.trust_anchors.len())
             .field("remote_uri", &self.remote_uri)
+            .field("remote_not_before", &self.remote_not_before)
             .finish_non_exhaustive()
     }
 }

@@ -180,6 +180,17 @@ pub struct IkeDetails {
     pub nat_local: bool,
     /// A NAT was seen before the peer.
     pub nat_remote: bool,
+    /// The certificate with which the peer proved itself, if it did by one.
+    pub certificate: Option<ShownCertificate>,
+}
+
+/// What is remembered of a peer's certificate.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ShownCertificate {
+    /// Serial number, hexadecimal.
+    pub serial: String,
+    /// Its beginning, seconds since 1970-01-01 UTC.
+    pub not_before: u64,
 }
 
 /// Why an SA went.

@@ -186,6 +186,18 @@ impl Tunnel {
         }
     }
 
+    /// This CHILD_SA goes at once, whether it lives or lingers; another is sent with where there is one.
+    pub(crate) fn drop_now(&mut self, id: ChildId, reason: DownReason, out: &mut Output) {
+        if self.outbound == Some(id)
+            && let Some(successor) = self.successor(id)
+        {
+            self.switch_to(successor, out);
+        }
+        if self.children.contains_key(&id) {
+            self.remove(id, reason, out);
+        }
+    }
+
     /// Who is sent with when `leaving` goes: of those that live, one that has not lost, of the same IKE SA, the newest.
     fn successor(&self, leaving: ChildId) -> Option<ChildId> {
         let owner = self.children.get(&leaving)?.owner;

@@ -37,7 +37,7 @@ pub struct CertificateResponse {
     pub role: Role,
     /// The node's certificate and any intermediates, PEM, leaf first.
     pub certificate: String,
-    /// Trust anchors, PEM.
+    /// Trust anchors, PEM; the first one is of the authority that signs now.
     pub trust_anchors: Vec<String>,
 }
 
@@ -231,6 +231,42 @@ pub struct CommunityInfo {
     pub name: crate::name::Community,
     /// Its members.
     pub members: Vec<NodeName>,
+}
+
+/// A row of `GET /v1/ca`, and the answer to `POST /v1/ca/rollover` and `DELETE /v1/ca/{id}`, for the operator.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AuthorityInfo {
+    /// SHA-256 of its DER SubjectPublicKeyInfo, hexadecimal: its name here, and what join tokens pin.
+    pub id: String,
+    /// The subject of its certificate.
+    pub subject: String,
+    /// Whether it signs, is trusted, or neither.
+    pub state: AuthorityState,
+    /// Since when it signs or signed, seconds since 1970-01-01 UTC.
+    pub created_at: i64,
+    /// Since when it is retired, seconds since 1970-01-01 UTC.
+    pub retired_at: Option<i64>,
+    /// End of its certificate, seconds since 1970-01-01 UTC.
+    pub not_after: i64,
+    /// Where it is trusted and does not sign: registered nodes that would be lost without it, for they have a valid certificate of it and have
+    /// not used one of another.
+    pub needed_by: Vec<NodeName>,
+    /// As before: join tokens that may still be used and pin it.
+    pub pinned_by: Vec<String>,
+    /// Its certificate, PEM.
+    pub certificate: String,
+}
+
+/// What an authority is good for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum AuthorityState {
+    /// It signs.
+    Active,
+    /// What it signed is valid.
+    Trusted,
+    /// Neither.
+    Retired,
 }
 
 /// RFC 9457 problem document.

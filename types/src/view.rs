@@ -72,7 +72,8 @@ pub struct NodeView<P = Peer> {
     /// Whom this node may talk to: on an edge the hubs and the other members of its communities; on a hub all edges; on a
     /// cloud node the hubs, to route to, not to negotiate with. By name.
     pub peers: Vec<P>,
-    /// Trust anchors for peers' and the controller's certificates, PEM. Several while the CA rolls over.
+    /// Trust anchors for peers' and the controller's certificates, PEM. Several while the CA rolls over: the first one is of the authority that
+    /// signs now, and a node whose certificate is of another one renews it soon.
     pub trust_anchors: Vec<String>,
     /// Addresses of one segment, as a prefix length per family, so that the agent can judge what "one spare segment" is.
     #[serde(default)]
@@ -144,6 +145,9 @@ pub struct Peer {
     /// On a hub: the cloud's networks that it fronts.
     #[serde(default)]
     pub networks: Vec<IpNetwork>,
+    /// Certificates of it that begin before this are revoked (seconds since 1970-01-01 UTC): its name has joined anew since, with another key.
+    #[serde(default)]
+    pub certificates_from: i64,
 }
 
 /// A transport address of a node.

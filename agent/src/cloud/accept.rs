@@ -160,6 +160,7 @@ mod tests {
             endpoints: vec![],
             segments: segments.iter().map(|text| text.parse().unwrap()).collect(),
             networks: vec![],
+            certificates_from: 0,
         }
     }
 

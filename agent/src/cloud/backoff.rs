@@ -41,6 +41,11 @@ pub(super) fn jitter(wait: Duration) -> Duration {
     wait.mul_f64(0.5 + f64::from(u32::from_ne_bytes(random)) / f64::from(u32::MAX) / 2.0)
 }
 
+/// Anywhere between nothing and all of `spread`.
+pub(super) fn anywhere_in(spread: Duration) -> Duration {
+    (jitter(spread) * 2).saturating_sub(spread)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

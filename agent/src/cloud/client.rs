@@ -75,10 +75,12 @@ impl Client {
         Ok(Self { urls, clock, tls: Mutex::new(Arc::new(tls)), way: tokio::sync::Mutex::default() })
     }
 
-    /// From now on new connections prove this node's identity by `tls`; the present one is not used for new requests.
-    pub(super) async fn use_tls(&self, tls: ClientConfig) {
+    /// From now on new connections prove this node's identity by `tls`.
+    pub(super) async fn use_tls(&self, tls: ClientConfig, present: super::Connection) {
         *self.tls.lock().unwrap_or_else(PoisonError::into_inner) = Arc::new(tls);
-        self.reset().await;
+        if present == super::Connection::Anew {
+            self.reset().await;
+        }
     }
 
     /// Does not use the present connection for new requests: it is known to be dead or outdated.

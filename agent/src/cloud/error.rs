@@ -70,10 +70,11 @@ impl CloudError {
         }
     }
 
-    /// Whether the controller no longer (or not yet) takes this node for a member.
+    /// Whether the controller no longer (or not yet) takes this node for a member, or this node it for the controller: a new join token, which
+    /// says by which authority the controller is known, is then worth a try.
     pub fn is_refusal_of_this_node(&self) -> bool {
         match self {
-            Self::CertificateRefused { .. } => true,
+            Self::CertificateRefused { .. } | Self::Untrusted { .. } => true,
             Self::Problem(problem) => matches!(problem.status, 401 | 403 | 404 | 410),
             _ => false,
         }

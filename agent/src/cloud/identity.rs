@@ -145,6 +145,14 @@ impl Identity {
         Some(Self { credentials: Arc::new(credentials), ..self.clone() })
     }
 
+    /// Whether the certificate is of the authority that signs now: the first among the trust anchors.
+    pub(super) fn is_of_signing_authority(&self) -> bool {
+        let anchor = self.credentials.trust_anchors.first().map(std::slice::from_ref).unwrap_or_default();
+        let leaf = self.credentials.chain.first().map(std::slice::from_ref).unwrap_or_default();
+        // At its own beginning it was certainly valid.
+        verify(leaf, anchor, u64::try_from(self.not_before).unwrap_or(0)).is_ok()
+    }
+
     /// Keeps it on disk. The pending key, if it is this one, is pending no longer.
     pub(super) fn store(&self, state: &StateDir) -> Result<(), StoreError> {
         let file = IdentityFile {

@@ -14,7 +14,7 @@ use super::backoff::{Backoff, jitter};
 use super::client::{Link, hyper_error};
 use super::error::CloudError;
 use super::told::Told;
-use super::{Cloud, Member, ViewError, join};
+use super::{Cloud, Connection, Member, ViewError, join};
 
 /// Without even a heartbeat for so long, the controller is taken for gone.
 const SILENCE: Duration = Duration::from_secs(VIEW_SILENCE_SECONDS);
@@ -172,7 +172,13 @@ async fn once(cloud: &Cloud, refused: bool, backoff: &mut Backoff, stream: &mut 
                 report(cloud, &member, &link, &mut uplink).await?;
             }
             // A new certificate is shown at once, while the old one would still do.
-            Ok(()) = identity.changed() => return Ok(Next::Anew),
+            Ok(()) = identity.changed() => {
+                let now = identity.borrow_and_update();
+                let shown = &member.identity.credentials.chain;
+                if now.as_ref().is_none_or(|now| now.identity.credentials.chain != *shown) {
+                    return Ok(Next::Anew);
+                }
+            }
         }
     }
 }
@@ -256,7 +262,7 @@ async fn member(cloud: &Cloud, refused: bool) -> Result<Member, CloudError> {
     let identity = join::join(&cloud.config, &token, &cloud.state, &cloud.clock).await?;
     info!(node = %identity.node, role = %identity.role, "joined");
     *cloud.view.lock().await = None;
-    cloud.become_member(identity).await?;
+    cloud.become_member(identity, Connection::Anew).await?;
     let member = cloud.member.borrow().clone();
     member.ok_or_else(|| CloudError::Unacceptable("joined, but no longer a member".into()))
 }

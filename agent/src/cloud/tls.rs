@@ -208,12 +208,12 @@ fn names(certificate: &X509Certificate<'_>) -> String {
 }
 
 fn explain(error: &webpki::Error, certificate: &X509Certificate<'_>, now: u64) -> String {
+    let serves = certificate.extended_key_usage().ok().flatten().is_some_and(|usages| usages.value.server_auth);
     match error {
         // Of another CA with the same name, only the signature is wrong.
-        webpki::Error::UnknownIssuer | webpki::Error::InvalidSignatureForPublicKey => {
-            "its certificate is not from a CA that this node trusts: another controller, or somebody stands between"
-                .into()
-        }
+        webpki::Error::UnknownIssuer | webpki::Error::InvalidSignatureForPublicKey => unknown_issuer(),
+        // The certificate has the usage; so it was missed in one of the CAs that came along, for none of them is trusted here.
+        webpki::Error::RequiredEkuNotFoundContext(_) if serves => unknown_issuer(),
         webpki::Error::CertExpired { .. } => format!(
             "its certificate ended {}, and now it is {}: restart the controller, which renews it; or see whether this node's clock runs ahead",
             date(certificate.validity().not_after.timestamp()),
@@ -224,6 +224,12 @@ fn explain(error: &webpki::Error, certificate: &X509Certificate<'_>, now: u64) -
         }
         other => format!("its certificate does not verify ({other})"),
     }
+}
+
+fn unknown_issuer() -> String {
+    "its certificate is not from a CA that this node trusts: another controller, or somebody stands between; or this node was away while the \
+     controller's CA was replaced, and a new join token for its name brings it back"
+        .into()
 }
 
 /// A time as people write it.

@@ -201,6 +201,7 @@ impl PeerSection {
             trust_anchors: certificates(&config.path(anchors))?,
             remote_uri: None,
             remote_key_usages: vec![],
+            remote_not_before: 0,
         }))
     }
 }

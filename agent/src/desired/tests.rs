@@ -19,6 +19,7 @@ fn peer(name: &str, role: Role, address: &str, segments: &[&str], networks: &[&s
         endpoints: vec![Endpoint { address: address.parse().unwrap(), source: EndpointSource::Observed }],
         segments: segments.iter().map(|text| network(text)).collect(),
         networks: networks.iter().map(|text| network(text)).collect(),
+        certificates_from: 0,
     }
 }
 
@@ -94,7 +95,7 @@ fn the_view_becomes_one_tunnel_a_peer_with_open_selectors_and_exact_identities()
     assert_eq!(tunnel.peer.remotes, ["203.0.113.1:4500".parse().unwrap()]);
     assert!(tunnel.peer.initiate && tunnel.peer.force_encapsulation);
     let Auth::Certificate(auth) = &tunnel.peer.auth else { panic!("not by certificate") };
-    assert_eq!(auth.remote_uri.as_deref(), Some("edge-cni://hub/cloud-1"));
+    assert_eq!((auth.remote_uri.as_deref(), auth.remote_not_before), (Some("edge-cni://hub/cloud-1"), 0));
     assert_eq!(desired.remote_networks.len(), 3);
     assert!(
         !Desired::compute(&config("encap = \"auto\""), &[], Some(&edge_with_two_peers())).tunnels
@@ -102,6 +103,20 @@ fn the_view_becomes_one_tunnel_a_peer_with_open_selectors_and_exact_identities()
             .peer
             .force_encapsulation
     );
+}
+
+#[test]
+fn certificates_that_the_view_says_are_revoked_convince_nobody() {
+    let mut membership = edge_with_two_peers();
+    let mut view = (*membership.view).clone();
+    view.peers[1].certificates_from = 1_800_000_000;
+    membership.view = Arc::new(view);
+    let desired = Desired::compute(&config(""), &[], Some(&membership));
+    let since = |name| match &desired.tunnels[&PeerName::new(name)].peer.auth {
+        Auth::Certificate(auth) => auth.remote_not_before,
+        Auth::Psk(_) => panic!("not by certificate"),
+    };
+    assert_eq!((since("cloud-1"), since("edge-a2")), (1_800_000_000, 0));
 }
 
 #[test]

@@ -265,7 +265,7 @@ impl Node {
 
     pub(crate) fn try_start(&self, clock: Arc<WorldClock>) -> Result<Agent, CloudError> {
         let text = format!(
-            "name = \"{}\"\nstate_dir = {:?}\nrun_dir = {:?}\n{}\n[controller]\nurls = [\"{}\"]\ntoken_file = \"token\"\nspare = {}\n",
+            "name = \"{}\"\nstate_dir = {:?}\nrun_dir = {:?}\n{}\n[controller]\nurls = [\"{}\"]\ntoken_file = \"token\"\nspare = {}\nrollover_spread = \"1ms\"\n",
             self.name,
             self.state(),
             self.folder.path().join("run"),

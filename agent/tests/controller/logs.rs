@@ -87,8 +87,9 @@ async fn no_level_of_any_log_shows_a_tokens_secret_or_a_private_key() {
     }
     let identity: Value = serde_json::from_slice(&std::fs::read(node.file("identity.json")).unwrap()).unwrap();
     let pending = std::fs::read_to_string(late.file("key.pending")).unwrap();
-    let authority = std::fs::read_to_string(controller.file("ca.key")).unwrap();
-    for pem in [identity["key"].as_str().unwrap(), &pending, &authority] {
+    let authorities: Value = serde_json::from_slice(&std::fs::read(controller.file("ca.json")).unwrap()).unwrap();
+    let authority = authorities["authorities"][0]["key"].as_str().unwrap();
+    for pem in [identity["key"].as_str().unwrap(), &pending, authority] {
         secrets.extend(of_key(pem));
     }
     let log = log.text();

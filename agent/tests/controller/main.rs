@@ -5,6 +5,7 @@ mod lab;
 mod logs;
 mod losses;
 mod peers;
+mod rollover;
 mod segments;
 mod streams;
 mod trust;

@@ -12,7 +12,7 @@ use edge_types::{Peer, Role};
 use ring::rand::{SecureRandom, SystemRandom};
 use serde_json::json;
 
-use crate::lab::{Agent, Controller};
+use crate::lab::{Agent, Controller, Node as Machine};
 
 /// The kernel of one node, as far as IKE goes.
 #[derive(Default)]
@@ -89,6 +89,18 @@ impl Wire {
             node.endpoint.set_peer(peer, Instant::new(self.now), &mut node.kernel).unwrap();
         }
         self.nodes.push(node);
+    }
+
+    /// What its view says now.
+    fn update(&mut self, name: &str, tunnels: Vec<PeerConfig>) {
+        let now = Instant::new(self.now);
+        let node = self.nodes.iter_mut().find(|node| node.name == name).unwrap();
+        for peer in tunnels {
+            node.endpoint.set_peer(peer, now, &mut node.kernel).unwrap();
+        }
+        while let Some(event) = node.endpoint.poll_event() {
+            node.kernel.carry_out(&event);
+        }
     }
 
     /// Carries out events and carries datagrams, until nobody has anything to say.
@@ -171,6 +183,7 @@ fn with_peer(membership: &Membership, name: &str, role: Role) -> Membership {
         endpoints: Vec::new(),
         segments: Vec::new(),
         networks: Vec::new(),
+        certificates_from: 0,
     });
     Membership { view: Arc::new(view), credentials: membership.credentials.clone() }
 }
@@ -284,4 +297,82 @@ async fn an_edges_certificate_passes_neither_for_a_hubs_nor_for_another_nodes() 
     wire.end();
     agent.end().await;
     hostile.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whoever_has_lost_his_name_to_another_machine_loses_his_tunnels_and_gets_none() {
+    let controller = Controller::start().await;
+    let (one, two) = (controller.edge("edge-1").await, controller.edge("edge-2").await);
+    let ((agent, _), (loser, _)) = (one.start_as_member().await, two.start_as_member().await);
+    for node in ["edge-1", "edge-2"] {
+        label(&controller, node, "alpha").await;
+    }
+    let (before, kept) = (sees(&agent, &["edge-2"]).await, sees(&loser, &["edge-1"]).await);
+    let mut wire = Wire::default();
+    wire.add("edge-1", tunnels(&agent, &before));
+    wire.add("edge-2", tunnels(&loser, &kept));
+    wire.run(SOON);
+    assert_eq!(wire.tunnels().len(), 2);
+    // By the operator's token for the name, and by a name that was given up and given anew.
+    let mut from = before.view.peers[0].certificates_from;
+    for deregister in [false, true] {
+        if deregister {
+            controller.operator("DELETE", "/v1/nodes/edge-2", json!(null)).await;
+            controller.clock.advance(5);
+        }
+        let winner = Machine::new("edge-2", &controller);
+        winner.put_token(&controller.token(Role::Edge, Some("edge-2")).await);
+        let (winner_agent, _) = winner.start_as_member().await;
+        label(&controller, "edge-2", "alpha").await;
+        let of_peer = |m: &Membership| m.view.peers.first().map(|peer| peer.certificates_from);
+        let told = agent.membership("the revocation", |m| of_peer(m) > Some(from)).await;
+        from = of_peer(&told).unwrap();
+        wire.update("edge-1", tunnels(&agent, &told));
+        assert!(
+            !wire.tunnels().iter().any(|(node, _)| node == "edge-1"),
+            "before anything is heard from the other one"
+        );
+        wire.run(SOON);
+        assert!(wire.tunnels().is_empty(), "{:?}", wire.tunnels());
+        let words = r#"the certificate of "edge-2" with serial "#;
+        assert!(wire.told("edge-1").iter().any(|told| told.contains(words)), "{:?}", wire.told("edge-1"));
+        let mut other = Wire::default();
+        other.add("edge-1", tunnels(&agent, &told));
+        other.add("edge-2", tunnels(&winner_agent, &sees(&winner_agent, &["edge-1"]).await));
+        other.run(SOON);
+        assert_eq!(other.tunnels().len(), 2, "the new machine is believed: {:?}", other.told("edge-1"));
+        winner_agent.end().await;
+    }
+    agent.end().await;
+    loser.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn peers_of_whom_only_one_has_heard_of_a_new_authority_believe_each_other() {
+    let controller = Controller::start().await;
+    let (one, two) = (controller.edge("edge-1").await, controller.edge("edge-2").await);
+    let ((away, _), (agent, _)) = (one.start_as_member().await, two.start_as_member().await);
+    for node in ["edge-1", "edge-2"] {
+        label(&controller, node, "alpha").await;
+    }
+    let (before, old) = (sees(&away, &["edge-2"]).await, sees(&agent, &["edge-1"]).await);
+    controller.operator("POST", "/v1/ca/rollover", json!(null)).await;
+    let renewed = agent.membership("a new certificate", |m| m.credentials.chain.len() == 2).await;
+    let mut wire = Wire::default();
+    wire.add("edge-1", tunnels(&away, &before));
+    wire.add("edge-2", tunnels(&agent, &old));
+    wire.run(SOON);
+    let up = wire.tunnels();
+    wire.update("edge-2", tunnels(&agent, &renewed));
+    wire.run(SOON);
+    assert_eq!((up.len(), wire.tunnels()), (2, up), "a tunnel does not notice");
+    wire.end();
+    let mut wire = Wire::default();
+    wire.add("edge-1", tunnels(&away, &before));
+    wire.add("edge-2", tunnels(&agent, &renewed));
+    wire.run(SOON);
+    assert_eq!(wire.tunnels().len(), 2, "{:?} {:?}", wire.told("edge-1"), wire.told("edge-2"));
+    wire.end();
+    away.end().await;
+    agent.end().await;
 }

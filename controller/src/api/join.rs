@@ -8,11 +8,12 @@ use zeroize::Zeroizing;
 use super::body::{Json, Node};
 use super::caller::Caller;
 use super::{App, Context};
+use crate::ca::Issued;
 use crate::ca::request::{self, NodeKey};
-use crate::ca::{Issued, hex};
+use crate::certificates::{self, Occasion};
 use crate::refusal::Refusal;
 use crate::segments::Policy;
-use crate::state::{Certificate, Change, NodeRecord, State as Rows, TokenRecord};
+use crate::state::{Change, NodeRecord, State as Rows, TokenRecord};
 use crate::tokens;
 
 /// Segments granted at join carry this in place of a request id of the node.
@@ -33,15 +34,15 @@ pub(super) async fn join(
     }
     let key = request::read(&csr, &node)?;
     let role = app.role_of(&token).await?;
-    let issued = app.issue(&node, role, &key)?;
-    let certificate = kept(&issued, &key);
+    let issued = app.issue(&node, role, &key, Occasion::Join).await?;
+    let certificate = certificates::kept(&issued, &key);
     let (policy, min) = (app.policy.clone(), app.config.segments.min_per_node);
     let name = node.clone();
     app.registry
         .change(move |state| {
             let used = tokens::redeem(state, &token, &name, &certificate.key, now)?;
             let mut record = registered(state, &used, &name, now)?;
-            record.certificates = vec![certificate.clone()];
+            certificates::join(&mut record, &certificate)?;
             let mut changes = Vec::new();
             if record.role == Role::Edge {
                 let missing = missing_segments(state, &policy, &name, min);
@@ -51,7 +52,7 @@ pub(super) async fn join(
             Ok(((), changes))
         })
         .await?;
-    tracing::info!(%node, %role, serial = issued.serial, key = key.fingerprint, "joined");
+    tracing::info!(%node, %role, serial = issued.term.serial, key = key.fingerprint, "joined");
     Ok(axum::Json(app.answer(node, role, issued)))
 }
 
@@ -63,22 +64,17 @@ pub(super) async fn renew(
 ) -> Result<axum::Json<CertificateResponse>, Refusal> {
     let present = app.is(&caller, &node).await?;
     let key = request::read(&renewal.csr, &node)?;
-    let issued = app.issue(&node, present.role, &key)?;
-    let certificate = kept(&issued, &key);
+    let issued = app.issue(&node, present.role, &key, Occasion::Renewal).await?;
+    let certificate = certificates::kept(&issued, &key);
     let (name, serial) = (node.clone(), present.serial);
     app.registry
         .change(move |state| {
             let mut record = state.node(&name).ok_or_else(|| Refusal::Deregistered(name.clone()))?.clone();
-            // The present one stays good until the node has used the new one: the answer may get lost, or the power.
-            record.certificates.retain(|known| known.serial == serial);
-            if record.certificates.is_empty() {
-                return Err(Refusal::Superseded(name.clone()));
-            }
-            record.certificates.push(certificate.clone());
+            certificates::renew(&mut record, &serial, &certificate)?;
             Ok(((), vec![Change::PutNode(record)]))
         })
         .await?;
-    tracing::info!(%node, serial = issued.serial, "certificate renewed");
+    tracing::info!(%node, serial = issued.term.serial, issuer = issued.issuer, "certificate renewed");
     Ok(axum::Json(app.answer(node, present.role, issued)))
 }
 
@@ -104,15 +100,14 @@ fn missing_segments(state: &Rows, policy: &Policy, node: &NodeName, min: u32) ->
     policy.families().flat_map(|family| std::iter::repeat_n(family, lacking(family))).collect()
 }
 
-fn kept(issued: &Issued, key: &NodeKey) -> Certificate {
-    Certificate { serial: issued.serial.clone(), key: key.fingerprint.clone(), not_after: issued.not_after }
-}
-
 impl Context {
-    fn issue(&self, node: &NodeName, role: Role, key: &NodeKey) -> Result<Issued, Refusal> {
+    async fn issue(&self, node: &NodeName, role: Role, key: &NodeKey, occasion: Occasion) -> Result<Issued, Refusal> {
+        let (authorities, now) = (self.ca.current(), self.registry.clock.now());
         let days = self.config.certificates.node_days;
-        let issued = self.ca.sign_node(node, role, key, days, self.registry.clock.now());
-        issued.map_err(|e| Refusal::Internal(e.to_string()))
+        let view = self.registry.read().await;
+        let term = certificates::term(view.state().node(node), key, occasion, authorities.active(), days, now)?;
+        drop(view);
+        Ok(authorities.sign_node(node, role, key, &term)?)
     }
 
     async fn role_of(&self, credential: &str) -> Result<Role, Refusal> {
@@ -121,7 +116,7 @@ impl Context {
     }
 
     fn answer(&self, node: NodeName, role: Role, issued: Issued) -> CertificateResponse {
-        tracing::debug!(%node, ca = hex(&self.ca.key_hash()), "certificate handed out");
-        CertificateResponse { node, role, certificate: issued.pem, trust_anchors: vec![self.ca.pem().to_owned()] }
+        let trust_anchors = self.ca.current().anchors();
+        CertificateResponse { node, role, certificate: issued.chain, trust_anchors }
     }
 }

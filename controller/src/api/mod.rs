@@ -2,10 +2,11 @@
 //!
 //! - [`caller`]: who calls, and what that one may do.
 //! - [`join`], [`nodes`], [`segments`], [`view`]: what nodes ask for.
-//! - [`operator`]: what the operator asks for.
+//! - [`operator`], [`ca`]: what the operator asks for.
 //! - [`body`], [`problem`]: JSON in, RFC 9457 problem documents out.
 
 mod body;
+mod ca;
 pub mod caller;
 mod join;
 mod nodes;
@@ -34,7 +35,7 @@ pub struct Context {
     /// The state and how it changes.
     pub registry: Registry,
     /// Signs certificates.
-    pub ca: Ca,
+    pub ca: Arc<Ca>,
     /// As read at start.
     pub config: Config,
     /// How segments are cut.
@@ -64,6 +65,9 @@ pub fn router(app: App) -> Router {
         .route("/v1/nodes/{node}/view", get(view::view))
         .route("/v1/segments", get(operator::segments))
         .route("/v1/communities", get(operator::communities))
+        .route("/v1/ca", get(ca::list))
+        .route("/v1/ca/rollover", post(ca::rollover))
+        .route("/v1/ca/{id}", delete(ca::retire))
         .route("/v1/tokens", get(operator::tokens).post(operator::create_token))
         .route("/v1/tokens/{id}", delete(operator::delete_token))
         .fallback(async |request: Request| Refusal::NoSuchPath(request.uri().path().into()))

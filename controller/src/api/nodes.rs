@@ -10,6 +10,7 @@ use edge_types::api::NodeReport;
 use super::App;
 use super::body::{Json, Node};
 use super::caller::Caller;
+use crate::certificates;
 use crate::refusal::Refusal;
 use crate::state::Change;
 
@@ -22,7 +23,7 @@ pub(super) async fn report(
     Node(node): Node,
     Json(report): Json<NodeReport>,
 ) -> Result<StatusCode, Refusal> {
-    app.is(&caller, &node).await?;
+    let shown = app.is(&caller, &node).await?;
     if report.port == 0 {
         return Err(Refusal::BadValue("port 0 cannot be reached; report the UDP port of IKE".into()));
     }
@@ -45,6 +46,7 @@ pub(super) async fn report(
             record.port = report.port;
             // A report that came through a tunnel says nothing about where the node is.
             record.observed = observed.or(record.observed);
+            certificates::note_use(&mut record, &shown.serial);
             let changed = state.node(&node) != Some(&record);
             Ok((StatusCode::NO_CONTENT, if changed { vec![Change::PutNode(record)] } else { Vec::new() }))
         })

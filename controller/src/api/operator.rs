@@ -103,7 +103,7 @@ pub(super) async fn create_token(
 ) -> Result<(StatusCode, axum::Json<TokenCreated>), Refusal> {
     caller.operator()?;
     let now = app.registry.clock.now();
-    let (token, record) = tokens::create(&request, app.ca.key_hash(), now)?;
+    let (token, record) = tokens::create(&request, app.ca.current().active().key_hash(), now)?;
     let info = tokens::info(&record);
     tracing::info!(id = record.id, role = %record.role, node = ?record.node, uses = record.uses, "join token made");
     app.registry

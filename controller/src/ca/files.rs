@@ -1,98 +1,151 @@
-//! The authority's two files. The key is written first and is never replaced; each is written aside, synced and renamed, so that a power cut
-//! leaves either none or a whole one.
+//! The document as a file of the state directory: written aside, synced and renamed, so that a power cut leaves the former or the new one, whole.
+//! Beside it the trusted certificates alone, for people and for clients such as curl.
 
 use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-use rcgen::{KeyPair, PKCS_ECDSA_P256_SHA256, PublicKeyData};
-use rustls_pki_types::CertificateDer;
-use rustls_pki_types::pem::PemObject;
-use x509_parser::prelude::{FromDer, X509Certificate};
 use zeroize::Zeroizing;
 
-use super::CaError;
+use super::document::{AuthorityRecord, SecretPem, VERSION};
+use super::keeper::{Answer, Keeper, Revision};
+use super::{CaDocument, CaError, authority, hex, sha256};
+use crate::clock::Seconds;
 
-pub(super) const KEY: &str = "ca.key";
-pub(super) const CERTIFICATE: &str = "ca.crt";
+pub(super) const DOCUMENT: &str = "ca.json";
+pub(super) const CERTIFICATES: &str = "ca.crt";
+/// What earlier releases kept the key in, beside [`CERTIFICATES`].
+pub(super) const FORMER_KEY: &str = "ca.key";
 
-/// Reads key and certificate (PEM), making what is missing.
-pub(super) fn open(
-    state_dir: &Path,
-    sign: impl FnOnce(&KeyPair) -> Result<String, CaError>,
-) -> Result<(KeyPair, String), CaError> {
-    let key = match (read(state_dir, KEY)?, read(state_dir, CERTIFICATE)?) {
-        (Some(key), _) => {
-            let key = Zeroizing::new(key);
-            KeyPair::from_pem(&key)
-                .map_err(|e| content(state_dir, KEY, format!("is not a PKCS #8 key ({e}); restore it from a backup")))?
-        }
-        (None, Some(_)) => {
-            let why = format!(
-                "is missing while {CERTIFICATE} is there; restore it from a backup, or remove {CERTIFICATE} to begin \
-                a new authority: every node must then join again"
-            );
-            return Err(content(state_dir, KEY, why));
-        }
-        (None, None) => {
-            let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?;
-            write(state_dir, KEY, &Zeroizing::new(key.serialize_pem()), 0o600)?;
-            tracing::info!(file = %state_dir.join(KEY).display(), "made the key of a new certificate authority");
-            key
-        }
-    };
-    let pem = match read(state_dir, CERTIFICATE)? {
-        Some(pem) => pem,
-        None => {
-            let pem = sign(&key)?;
-            write(state_dir, CERTIFICATE, &pem, 0o644)?;
-            pem
-        }
-    };
-    let der = certificate(&pem, state_dir)?;
-    let parsed = X509Certificate::from_der(&der);
-    if !parsed.is_ok_and(|(_, certificate)| certificate.public_key().raw == key.subject_public_key_info()) {
-        return Err(content(
-            state_dir,
-            CERTIFICATE,
-            format!("is of another key than {KEY}; restore both from one backup"),
-        ));
+/// Keeps the document in a folder that only this process uses.
+pub struct Files {
+    folder: PathBuf,
+    now: Seconds,
+}
+
+impl Files {
+    /// In this folder.
+    pub fn new(folder: &Path, now: Seconds) -> Self {
+        Self { folder: folder.into(), now }
     }
-    Ok((key, pem))
+
+    fn load_now(&self) -> Result<Option<(CaDocument, Revision)>, CaError> {
+        let Some(text) = read(&self.folder, DOCUMENT)? else {
+            let Some(former) = self.former()? else { return Ok(None) };
+            let revision = self.store_now(&former, None)?;
+            tracing::info!(file = %self.folder.join(DOCUMENT).display(), "the authority of an earlier release is kept here now");
+            remove(&self.folder, FORMER_KEY)?;
+            return Ok(Some((former, revision)));
+        };
+        // A power cut may have come between.
+        remove(&self.folder, FORMER_KEY)?;
+        let content = |why: String| content(&self.folder, DOCUMENT, why);
+        let document: CaDocument =
+            serde_json::from_str(&text).map_err(|e| content(format!("is damaged ({e}); restore it from a backup")))?;
+        if document.version > VERSION {
+            let found = document.version;
+            return Err(content(format!(
+                "is of layout {found}, and this release reads {VERSION}; use the release that wrote it"
+            )));
+        }
+        Ok(Some((document, revision_of(&text))))
+    }
+
+    fn store_now(&self, document: &CaDocument, over: Option<&Revision>) -> Result<Revision, CaError> {
+        let present = read(&self.folder, DOCUMENT)?;
+        if present.as_deref().map(|text| revision_of(text)).as_ref() != over {
+            return Err(CaError::Conflict);
+        }
+        let text = serde_json::to_string_pretty(document).map(Zeroizing::new);
+        let text = text.map_err(|e| content(&self.folder, DOCUMENT, e.to_string()))?;
+        write(&self.folder, DOCUMENT, &text, 0o600)?;
+        let trusted = document.authorities.iter().rev().filter(|authority| authority.retired_at.is_none());
+        let certificates: String = trusted.map(|authority| authority.certificate.as_str()).collect();
+        write(&self.folder, CERTIFICATES, &certificates, 0o644)?;
+        Ok(revision_of(&text))
+    }
+
+    /// What an earlier release left: a key that was written first, and its certificate.
+    fn former(&self) -> Result<Option<CaDocument>, CaError> {
+        let key = match (read(&self.folder, FORMER_KEY)?, read(&self.folder, CERTIFICATES)?) {
+            (None, None) => return Ok(None),
+            (Some(key), _) => key,
+            (None, Some(_)) => {
+                let why = format!(
+                    "is missing while {CERTIFICATES} is there; restore it from a backup, or remove {CERTIFICATES} to begin a new \
+                     authority: every node must then join again"
+                );
+                return Err(content(&self.folder, DOCUMENT, why));
+            }
+        };
+        let pair = authority::key(&key)
+            .map_err(|why| content(&self.folder, FORMER_KEY, format!("{why}; restore it from a backup")))?;
+        let certificate = match read(&self.folder, CERTIFICATES)? {
+            Some(certificate) => certificate.to_string(),
+            None => authority::self_signed(&pair, self.now)?,
+        };
+        let record =
+            AuthorityRecord { certificate, key: Some(SecretPem::new(key)), created_at: self.now, retired_at: None };
+        authority::Authority::new(&record).map_err(|why| {
+            content(
+                &self.folder,
+                CERTIFICATES,
+                format!("does not fit {FORMER_KEY}: {why}; restore both from one backup"),
+            )
+        })?;
+        Ok(Some(CaDocument { version: VERSION, authorities: vec![record], cross: Vec::new() }))
+    }
 }
 
-/// The one certificate in the PEM.
-pub(super) fn certificate(pem: &str, state_dir: &Path) -> Result<CertificateDer<'static>, CaError> {
-    CertificateDer::from_pem_slice(pem.as_bytes()).map_err(|e| {
-        content(state_dir, CERTIFICATE, format!("is not a PEM certificate ({e}); remove it to have it made again"))
-    })
+impl Keeper for Files {
+    fn load(&self) -> Answer<'_, Result<Option<(CaDocument, Revision)>, CaError>> {
+        Box::pin(async { self.load_now() })
+    }
+
+    fn store<'a>(
+        &'a self,
+        document: &'a CaDocument,
+        over: Option<&'a Revision>,
+    ) -> Answer<'a, Result<Revision, CaError>> {
+        Box::pin(async move { self.store_now(document, over) })
+    }
 }
 
-fn read(state_dir: &Path, name: &str) -> Result<Option<String>, CaError> {
-    match std::fs::read_to_string(state_dir.join(name)) {
-        Ok(text) => Ok(Some(text)),
+fn revision_of(text: &str) -> Revision {
+    Revision(hex(&sha256(text.as_bytes())))
+}
+
+fn read(folder: &Path, name: &str) -> Result<Option<Zeroizing<String>>, CaError> {
+    match std::fs::read_to_string(folder.join(name)) {
+        Ok(text) => Ok(Some(Zeroizing::new(text))),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
-        Err(source) => Err(CaError::File { path: state_dir.join(name), source }),
+        Err(source) => Err(CaError::File { path: folder.join(name), source }),
     }
 }
 
-fn write(state_dir: &Path, name: &str, text: &str, mode: u32) -> Result<(), CaError> {
-    let aside = state_dir.join(format!("{name}.tmp"));
-    let written = (|| {
-        // A left-over from a power cut may have other permissions.
-        match std::fs::remove_file(&aside) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
-            _ => {}
+fn remove(folder: &Path, name: &str) -> Result<(), CaError> {
+    match std::fs::remove_file(folder.join(name)) {
+        Err(source) if source.kind() != std::io::ErrorKind::NotFound => {
+            Err(CaError::File { path: folder.join(name), source })
         }
+        _ => Ok(()),
+    }
+}
+
+fn write(folder: &Path, name: &str, text: &str, mode: u32) -> Result<(), CaError> {
+    let aside = folder.join(format!("{name}.tmp"));
+    // A left-over from a power cut may have other permissions.
+    remove(folder, &format!("{name}.tmp"))?;
+    let written = (|| {
         let mut file = std::fs::OpenOptions::new().write(true).create_new(true).mode(mode).open(&aside)?;
         file.write_all(text.as_bytes())?;
         file.sync_all()?;
-        std::fs::rename(&aside, state_dir.join(name))?;
-        std::fs::File::open(state_dir)?.sync_all()
+        std::fs::rename(&aside, folder.join(name))?;
+        std::fs::File::open(folder)?.sync_all()
     })();
-    written.map_err(|source| CaError::File { path: state_dir.join(name), source })
+    written.map_err(|source| CaError::File { path: folder.join(name), source })
 }
 
-fn content(state_dir: &Path, name: &str, why: String) -> CaError {
-    CaError::Content { path: state_dir.join(name), why }
+fn content(folder: &Path, name: &str, why: String) -> CaError {
+    CaError::Content { path: folder.join(name), why }
 }

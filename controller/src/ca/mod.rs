@@ -1,38 +1,48 @@
-//! The certificate authority: made on first start, kept in the state directory, signs nodes' and the controller's own certificates.
+//! The certificate authorities: one signs nodes' and the controller's own certificates; those before it are trusted until they are retired.
 //!
-//! - [`Ca`]: the key and what it signs.
+//! - [`Ca`]: the authorities as they are now, and how they change: made or given at first, rolled over, retired.
+//! - [`authority`]: one of them, and what it signs. [`given`]: one that the operator brings.
+//! - [`document`]: what is kept of them. [`keeper`]: where; [`files`]: in the state directory.
 //! - [`request`]: what a node's certificate request may hold.
+//!
+//! At a rollover every authority that is still trusted vouches for the new one by a cross certificate (the new one's name and key, signed by the
+//! old one). It travels with everything that the new one signs, so that a node which has not heard of the rollover believes it all the
+//! same; and so no tunnel depends on who hears of it first.
 
+mod authority;
+pub mod document;
 mod files;
+mod given;
+pub mod keeper;
 pub mod request;
+#[cfg(test)]
+mod tests;
 
-use std::net::IpAddr;
-use std::path::Path;
+use std::sync::Arc;
 
-use edge_types::pki::{CONTROLLER_URI, EKU_IPSEC_IKE, node_uri};
 use edge_types::{NodeName, Role};
-use rcgen::{
-    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
-    KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, PublicKeyData, SanType, SerialNumber,
-};
 use ring::digest::{SHA256, digest};
-use ring::rand::{SecureRandom, SystemRandom};
-use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
-use time::OffsetDateTime;
+use rustls_pki_types::pem::PemObject;
+use rustls_pki_types::{CertificateDer, PrivateKeyDer};
+use tokio::sync::watch;
+use x509_parser::prelude::{FromDer, X509Certificate};
 
 use crate::clock::Seconds;
+pub use authority::{Authority, BACKDATED, Term};
+pub use document::CaDocument;
+use document::{AuthorityRecord, CrossRecord};
+pub use files::Files;
+pub use given::Given;
+use keeper::{Keeper, Revision};
 use request::NodeKey;
 
-/// Certificates begin this much before they are made, for nodes whose clocks are behind.
-const BACKDATED: Seconds = 3600;
-/// The CA's certificate holds for ten years.
-const CA_LIFETIME: Seconds = 10 * 366 * DAY;
-const DAY: Seconds = 24 * 3600;
+/// Authorities that are trusted at once, at most: each is one more certificate in every chain.
+const MOST_TRUSTED: usize = 4;
 
-/// Why the authority cannot work.
+/// Why the authorities cannot work.
 #[derive(Debug, thiserror::Error)]
 pub enum CaError {
-    /// A file of it cannot be read or written.
+    /// A file of theirs cannot be read or written.
     #[error("{path}: {source}")]
     File {
         /// The file.
@@ -40,123 +50,400 @@ pub enum CaError {
         /// Why.
         source: std::io::Error,
     },
-    /// A file of it does not hold what it should.
-    #[error("{path}: {why}")]
+    /// A file of theirs does not hold what it should.
+    #[error("{path} {why}")]
     Content {
         /// The file.
         path: std::path::PathBuf,
         /// What is wrong and what to do.
         why: String,
     },
+    /// Wherever they are kept, it failed.
+    #[error("the authorities cannot be kept: {0}")]
+    Keeper(String),
+    /// What is kept makes no sense.
+    #[error("the kept authorities cannot be used: {0}; restore them from a backup")]
+    Document(String),
+    /// Another has changed them at the same moment.
+    #[error("the authorities were changed by another at the same moment; try again")]
+    Conflict,
+    /// The authority's own certificate has ended.
+    #[error("the authority {subject} ended at {at}; `edge-controller ca rollover` makes a new one")]
+    Ended {
+        /// Its name.
+        subject: String,
+        /// When.
+        at: String,
+    },
+    /// Too many are trusted.
+    #[error(
+        "{MOST_TRUSTED} authorities are trusted already; retire the oldest first: `edge-controller ca list`, `edge-controller ca retire`"
+    )]
+    TooMany,
+    /// The operator brings the authority, and has brought no new one.
+    #[error("{0} holds the authority that is in use; put the new authority into ca_certificate and ca_key first")]
+    SameGiven(std::path::PathBuf),
+    /// The operator brings an authority that was here before.
+    #[error("{0} holds an authority that was in use before; give a new one, with a new key")]
+    FormerGiven(std::path::PathBuf),
+    /// There is none of this name.
+    #[error("no one authority's key hash begins with {0:?}; `edge-controller ca list` shows those that are")]
+    NoSuch(String),
+    /// The one that signs cannot be retired.
+    #[error("authority {0} is the one that signs; roll over first: `edge-controller ca rollover`")]
+    Active(String),
     /// Signing failed.
     #[error("cannot sign: {0}")]
     Sign(#[from] rcgen::Error),
+    /// A serial number is not one.
+    #[error("a kept serial number is not hexadecimal")]
+    Serial,
     /// The system gives no random numbers.
-    #[error("the system gives no random numbers")]
-    Random,
+    #[error(transparent)]
+    Random(#[from] crate::random::NoRandomness),
 }
 
-/// The certificate authority.
+/// The authorities, and how they change.
 pub struct Ca {
-    issuer: Issuer<'static, KeyPair>,
-    certificate: CertificateDer<'static>,
-    not_after: Seconds,
-    pem: String,
-    key_hash: [u8; 32],
+    keeper: Box<dyn Keeper>,
+    given: Option<Given>,
+    /// One change at a time.
+    changing: tokio::sync::Mutex<()>,
+    current: watch::Sender<Arc<Authorities>>,
+}
+
+/// The authorities as they are at one moment.
+pub struct Authorities {
+    /// Those that are trusted, oldest first; the last one signs.
+    trusted: Vec<Arc<Authority>>,
+    active: Arc<Authority>,
+    /// What travels with everything that is signed.
+    cross: Vec<CertificateDer<'static>>,
+    /// Those that are trusted no more, oldest first.
+    retired: Vec<Retired>,
+    /// The first that there ever was, by its key's hash: certificates whose issuer was not noted are its.
+    first: String,
+}
+
+/// An authority that is trusted no more.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Retired {
+    /// Its key's hash, hexadecimal.
+    pub id: String,
+    /// Its name for people.
+    pub subject: String,
+    /// Its certificate, PEM.
+    pub pem: String,
+    /// Since when it signed.
+    pub created_at: Seconds,
+    /// Since when it is retired.
+    pub retired_at: Seconds,
+    /// The end of its certificate.
+    pub not_after: Seconds,
 }
 
 /// A certificate that was just signed for a node.
 pub struct Issued {
-    /// PEM.
-    pub pem: String,
-    /// Serial number, hexadecimal.
-    pub serial: String,
-    /// Its end.
-    pub not_after: Seconds,
+    /// PEM, followed by what leads from older authorities to its issuer.
+    pub chain: String,
+    /// Number and time.
+    pub term: Term,
+    /// Hash of its issuer's key, hexadecimal.
+    pub issuer: String,
 }
 
 impl Ca {
-    /// Reads the authority below a state directory; makes one where there is none.
-    pub fn open(state_dir: &Path, now: Seconds) -> Result<Self, CaError> {
-        let (key, pem) = files::open(state_dir, |key| Ok(root(now)?.self_signed(key)?.pem()))?;
-        let certificate = files::certificate(&pem, state_dir)?;
-        let key_hash = request::hash(&key.subject_public_key_info());
-        let not_after = not_after(&certificate);
-        Ok(Self { issuer: Issuer::from_ca_cert_der(&certificate, key)?, certificate, not_after, pem, key_hash })
-    }
-
-    /// Its certificate, DER.
-    pub fn certificate(&self) -> &CertificateDer<'static> {
-        &self.certificate
-    }
-
-    /// The end of its certificate.
-    pub fn not_after(&self) -> Seconds {
-        self.not_after
-    }
-
-    /// Its certificate, PEM.
-    pub fn pem(&self) -> &str {
-        &self.pem
-    }
-
-    /// SHA-256 of its DER SubjectPublicKeyInfo: what a join token pins.
-    pub fn key_hash(&self) -> [u8; 32] {
-        self.key_hash
-    }
-
-    /// Signs a node's certificate: who it is as dNSName, what it is as URI.
-    pub fn sign_node(
-        &self,
-        node: &NodeName,
-        role: Role,
-        key: &NodeKey,
-        days: u32,
-        now: Seconds,
-    ) -> Result<Issued, CaError> {
-        let not_after = now + i64::from(days) * DAY;
-        let mut params = leaf(now, not_after)?;
-        // ub-common-name is 64 characters (RFC 5280 A.1); a longer name stands in the dNSName alone.
-        if node.as_str().len() <= 64 {
-            params.distinguished_name.push(DnType::CommonName, node.as_str());
+    /// Reads the authorities. Where there are none, takes the given one, or makes one.
+    pub async fn open(keeper: Box<dyn Keeper>, given: Option<Given>, now: Seconds) -> Result<Self, CaError> {
+        let brought = given.as_ref().map(|given| given.load(now)).transpose()?;
+        let document = loop {
+            if let Some((document, _)) = keeper.load().await? {
+                break document;
+            }
+            let record = match &brought {
+                Some(record) => record.clone(),
+                None => authority::generate(now)?,
+            };
+            let document = CaDocument { version: document::VERSION, authorities: vec![record], cross: Vec::new() };
+            match keeper.store(&document, None).await {
+                Ok(_) => tracing::info!(given = brought.is_some(), "a new certificate authority is in use"),
+                // Another replica was quicker: its authority holds.
+                Err(CaError::Conflict) => continue,
+                Err(error) => return Err(error),
+            }
+            break document;
+        };
+        let current = Authorities::of(&document, None)?;
+        if let Some((given, record)) = given.as_ref().zip(brought) {
+            let brought = Authority::new(&record).map_err(CaError::Document)?;
+            if brought.key_hash() != current.active().key_hash() {
+                tracing::warn!(
+                    file = %given.certificate.display(),
+                    "holds another authority than the one in use; `edge-controller ca rollover` changes over to it"
+                );
+            }
         }
-        params.subject_alt_names =
-            vec![SanType::DnsName(node.as_str().try_into()?), SanType::URI(node_uri(role, node).try_into()?)];
-        params.extended_key_usages =
-            vec![ExtendedKeyUsagePurpose::ClientAuth, ExtendedKeyUsagePurpose::Other(EKU_IPSEC_IKE.to_vec())];
-        let serial = params.serial_number.as_ref().map(|serial| hex(serial.as_ref())).unwrap_or_default();
-        let pem = params.signed_by(key.public(), &self.issuer)?.pem();
-        Ok(Issued { pem, serial, not_after })
+        Ok(Self { keeper, given, changing: Default::default(), current: watch::Sender::new(Arc::new(current)) })
+    }
+
+    /// The authorities as they are now.
+    pub fn current(&self) -> Arc<Authorities> {
+        self.current.borrow().clone()
+    }
+
+    /// The end of the certificate of the authority that signs.
+    pub fn not_after(&self) -> Seconds {
+        self.current().active().not_after()
+    }
+
+    /// Hears of every change.
+    pub fn subscribe(&self) -> watch::Receiver<Arc<Authorities>> {
+        self.current.subscribe()
+    }
+
+    /// Takes what another replica has changed, whenever it does.
+    pub async fn follow(&self) {
+        loop {
+            self.keeper.changed().await;
+            let _changing = self.changing.lock().await;
+            match self.keeper.load().await {
+                Ok(Some((document, _))) => self.apply(&document),
+                Ok(None) => {
+                    tracing::error!("the authorities are no longer kept anywhere; going on with those in memory")
+                }
+                Err(error) => tracing::error!(%error, "the authorities cannot be read; going on with those in memory"),
+            }
+        }
+    }
+
+    /// Begins to sign with a new authority: the given one, or one that is made. Those before it stay trusted, and vouch for it.
+    pub async fn rollover(&self, now: Seconds) -> Result<Arc<Authority>, CaError> {
+        let brought = self.given.as_ref().map(|given| given.load(now)).transpose()?;
+        self.change(move |document| {
+            let before = Authorities::of(document, None)?;
+            if before.trusted.len() >= MOST_TRUSTED {
+                return Err(CaError::TooMany);
+            }
+            let record = match &brought {
+                Some(record) => record.clone(),
+                None => authority::generate(now)?,
+            };
+            let new = Authority::new(&record).map_err(CaError::Document)?;
+            if let Some(given) = &self.given {
+                if new.key_hash() == before.active().key_hash() {
+                    return Err(CaError::SameGiven(given.certificate.clone()));
+                }
+                if before.ids().any(|id| id == new.id()) {
+                    return Err(CaError::FormerGiven(given.certificate.clone()));
+                }
+            }
+            for old in &before.trusted {
+                match old.vouch_for(&new, now) {
+                    Ok(certificate) => {
+                        document.cross.push(CrossRecord { subject: new.id(), issuer: old.id(), certificate });
+                    }
+                    // Nothing that it has signed is valid any more either.
+                    Err(CaError::Ended { .. }) => {}
+                    Err(error) => return Err(error),
+                }
+            }
+            document.authorities.push(record);
+            Ok(())
+        })
+        .await?;
+        let active = self.current().active().clone();
+        tracing::info!(
+            authority = active.id(),
+            subject = active.subject(),
+            "rolled over to a new certificate authority"
+        );
+        Ok(active)
+    }
+
+    /// Trusts an authority no more, and wipes its key.
+    pub async fn retire(&self, id: &str, now: Seconds) -> Result<(), CaError> {
+        self.change(|document| {
+            let before = Authorities::of(document, None)?;
+            let authority = before.find(id)?;
+            if authority.id() == before.active().id() {
+                return Err(CaError::Active(authority.id()));
+            }
+            for record in &mut document.authorities {
+                let retires = record.retired_at.is_none()
+                    && Authority::new(record).is_ok_and(|other| other.key_hash() == authority.key_hash());
+                if retires {
+                    record.key = None;
+                    record.retired_at = Some(now);
+                }
+            }
+            document.cross.retain(|cross| cross.issuer != authority.id() && cross.subject != authority.id());
+            Ok(())
+        })
+        .await?;
+        tracing::info!(authority = id, "retired a certificate authority");
+        Ok(())
+    }
+
+    /// Changes what is kept, on whatever is kept at that moment, and then what is in use.
+    async fn change(&self, plan: impl Fn(&mut CaDocument) -> Result<(), CaError>) -> Result<(), CaError> {
+        let _changing = self.changing.lock().await;
+        loop {
+            let Some((mut document, revision)) = self.keeper.load().await? else {
+                return Err(CaError::Document("there are none".into()));
+            };
+            plan(&mut document)?;
+            match self.store(&document, &revision).await {
+                Err(CaError::Conflict) => {}
+                stored => return stored,
+            }
+        }
+    }
+
+    async fn store(&self, document: &CaDocument, over: &Revision) -> Result<(), CaError> {
+        // What could not be used must not be kept.
+        Authorities::of(document, None)?;
+        self.keeper.store(document, Some(over)).await?;
+        self.apply(document);
+        Ok(())
+    }
+
+    fn apply(&self, document: &CaDocument) {
+        let before = self.current();
+        match Authorities::of(document, Some(&before)) {
+            Ok(now) => {
+                let gone = before.trusted.iter().filter(|old| !now.trusted.iter().any(|other| Arc::ptr_eq(old, other)));
+                let gone: Vec<Arc<Authority>> = gone.cloned().collect();
+                self.current.send_replace(Arc::new(now));
+                gone.iter().for_each(|authority| authority.valid().cancel());
+            }
+            Err(error) => tracing::error!(%error, "going on with the authorities in memory"),
+        }
+    }
+}
+
+impl Authorities {
+    /// Reads a document. Authorities that are in `before` already are taken from there.
+    fn of(document: &CaDocument, before: Option<&Authorities>) -> Result<Self, CaError> {
+        let mut trusted: Vec<Arc<Authority>> = Vec::new();
+        let mut retired = Vec::new();
+        let mut first = None;
+        for record in &document.authorities {
+            let id = match record.retired_at {
+                Some(retired_at) => {
+                    let former = former(record, retired_at)?;
+                    let id = former.id.clone();
+                    retired.push(former);
+                    id
+                }
+                None => {
+                    let authority = Authority::new(record).map_err(CaError::Document)?;
+                    let known = before.and_then(|before| {
+                        before.trusted.iter().find(|known| known.certificate() == authority.certificate())
+                    });
+                    let authority = known.cloned().unwrap_or_else(|| Arc::new(authority));
+                    let id = authority.id();
+                    trusted.push(authority);
+                    id
+                }
+            };
+            first.get_or_insert(id);
+        }
+        let (Some(active), Some(first)) = (trusted.last().cloned(), first) else {
+            return Err(CaError::Document("none of them is trusted".into()));
+        };
+        let cross = document.cross.iter().filter(|cross| cross.subject == active.id());
+        let cross = cross.map(|cross| {
+            CertificateDer::from_pem_slice(cross.certificate.as_bytes())
+                .map_err(|e| CaError::Document(format!("a cross certificate is not PEM ({e})")))
+        });
+        Ok(Self { cross: cross.collect::<Result<_, _>>()?, trusted, active, retired, first })
+    }
+
+    /// The one that signs.
+    pub fn active(&self) -> &Arc<Authority> {
+        &self.active
+    }
+
+    /// All that are trusted, oldest first; the last one signs.
+    pub fn trusted(&self) -> &[Arc<Authority>] {
+        &self.trusted
+    }
+
+    /// Those that are trusted no more, oldest first.
+    pub fn retired(&self) -> &[Retired] {
+        &self.retired
+    }
+
+    /// Certificates of all that are trusted, PEM. The first one is of the authority that signs.
+    pub fn anchors(&self) -> Vec<String> {
+        self.trusted.iter().rev().map(|authority| authority.pem().to_owned()).collect()
+    }
+
+    /// A trusted one, by its key's hash or by the beginning of it, at least eight digits.
+    pub fn find(&self, id: &str) -> Result<&Arc<Authority>, CaError> {
+        let mut found = self.trusted.iter().filter(|authority| id.len() >= 8 && authority.id().starts_with(id));
+        match (found.next(), found.next()) {
+            (Some(authority), None) => Ok(authority),
+            _ => Err(CaError::NoSuch(id.into())),
+        }
+    }
+
+    /// Whether `issuer`, as noted for a certificate, is this authority. Releases that knew only one authority noted nothing.
+    pub fn is_issuer(&self, issuer: &str, authority: &Authority) -> bool {
+        authority.id() == if issuer.is_empty() { self.first.as_str() } else { issuer }
+    }
+
+    /// The authority that has signed a certificate which was verified before.
+    pub fn issuer_of(&self, certificate: &CertificateDer<'_>) -> Option<&Arc<Authority>> {
+        if let [only] = self.trusted.as_slice() {
+            return Some(only);
+        }
+        let (_, certificate) = X509Certificate::from_der(certificate).ok()?;
+        self.trusted.iter().rev().find(|authority| authority.has_signed(&certificate))
+    }
+
+    /// Signs a node's certificate.
+    pub fn sign_node(&self, node: &NodeName, role: Role, key: &NodeKey, term: &Term) -> Result<Issued, CaError> {
+        let (leaf, term) = self.active().sign_node(node, role, key, term)?;
+        let chain = std::iter::once(leaf).chain(self.cross.iter().map(authority::pem)).collect();
+        Ok(Issued { chain, term, issuer: self.active().id() })
     }
 
     /// Makes a key for the controller's own TLS and signs its certificate: the chain, leaf first, and the key.
     pub fn sign_server(
         &self,
         names: &[String],
-        days: u32,
-        now: Seconds,
+        term: &Term,
     ) -> Result<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>), CaError> {
-        let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?;
-        let mut params = leaf(now, now + i64::from(days) * DAY)?;
-        params.distinguished_name.push(DnType::CommonName, "edge-controller");
-        for name in names {
-            params.subject_alt_names.push(match name.parse::<IpAddr>() {
-                Ok(ip) => SanType::IpAddress(ip),
-                Err(_) => SanType::DnsName(name.as_str().try_into()?),
-            });
-        }
-        params.subject_alt_names.push(SanType::URI(CONTROLLER_URI.try_into()?));
-        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
-        let leaf = params.signed_by(&key, &self.issuer)?;
-        // The CA itself goes along: whoever joins knows only its hash.
-        let chain = vec![leaf.der().clone(), self.certificate.clone()];
-        Ok((chain, PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der()))))
+        let (leaf, key) = self.active().sign_server(names, term)?;
+        // The authorities themselves go along, the one that signs last: whoever joins knows only the hash of one of them.
+        let roots = self.trusted.iter().map(|authority| authority.certificate().clone());
+        Ok((std::iter::once(leaf).chain(self.cross.iter().cloned()).chain(roots).collect(), key))
     }
+
+    fn ids(&self) -> impl Iterator<Item = String> + '_ {
+        let trusted = self.trusted.iter().map(|authority| authority.id());
+        trusted.chain(self.retired.iter().map(|retired| retired.id.clone()))
+    }
+}
+
+fn former(record: &AuthorityRecord, retired_at: Seconds) -> Result<Retired, CaError> {
+    let der = CertificateDer::from_pem_slice(record.certificate.as_bytes())
+        .map_err(|e| CaError::Document(format!("a retired authority's certificate is not PEM ({e})")))?;
+    let (_, certificate) = X509Certificate::from_der(&der)
+        .map_err(|e| CaError::Document(format!("a retired authority's certificate is not X.509 ({e})")))?;
+    Ok(Retired {
+        id: hex(&request::hash(certificate.public_key().raw)),
+        subject: certificate.subject().to_string(),
+        pem: record.certificate.clone(),
+        created_at: record.created_at,
+        retired_at,
+        not_after: certificate.validity().not_after.timestamp(),
+    })
 }
 
 /// The end of a certificate that can be parsed; the epoch for one that cannot.
 pub fn not_after(der: &[u8]) -> Seconds {
-    use x509_parser::prelude::{FromDer, X509Certificate};
     X509Certificate::from_der(der).map_or(0, |(_, certificate)| certificate.validity().not_after.timestamp())
 }
 
@@ -165,114 +452,8 @@ pub fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-fn root(now: Seconds) -> Result<CertificateParams, CaError> {
-    let mut params = validity(now, now + CA_LIFETIME)?;
-    // Distinct in every installation, so that two of them are never confused by name.
-    let mut tag = [0; 4];
-    SystemRandom::new().fill(&mut tag).map_err(|_| CaError::Random)?;
-    params.distinguished_name.push(DnType::CommonName, format!("edge-cni CA {}", hex(&tag)));
-    params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
-    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
-    Ok(params)
-}
-
-fn leaf(now: Seconds, not_after: Seconds) -> Result<CertificateParams, CaError> {
-    let mut params = validity(now, not_after)?;
-    params.is_ca = IsCa::ExplicitNoCa;
-    params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
-    params.use_authority_key_identifier_extension = true;
-    Ok(params)
-}
-
-fn validity(now: Seconds, not_after: Seconds) -> Result<CertificateParams, CaError> {
-    let mut params = CertificateParams::default();
-    params.distinguished_name = DistinguishedName::new();
-    params.not_before = OffsetDateTime::from_unix_timestamp(now - BACKDATED).unwrap_or(OffsetDateTime::UNIX_EPOCH);
-    params.not_after = OffsetDateTime::from_unix_timestamp(not_after).unwrap_or(OffsetDateTime::UNIX_EPOCH);
-    // Positive, no leading zero octet, 127 random bits (RFC 5280 4.1.2.2).
-    let mut serial = [0; 16];
-    SystemRandom::new().fill(&mut serial).map_err(|_| CaError::Random)?;
-    serial[0] = serial[0] & 0x7f | 0x40;
-    params.serial_number = Some(SerialNumber::from_slice(&serial));
-    Ok(params)
-}
-
 fn sha256(bytes: &[u8]) -> [u8; 32] {
     let mut hash = [0; 32];
     hash.copy_from_slice(digest(&SHA256, bytes).as_ref());
     hash
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use std::os::unix::fs::PermissionsExt;
-    use x509_parser::prelude::*;
-
-    const NOW: Seconds = 1_800_000_000;
-
-    fn node_certificate(ca: &Ca, role: Role) -> (Issued, Vec<u8>) {
-        let mut params = CertificateParams::default();
-        params.distinguished_name = DistinguishedName::new();
-        let csr = params.serialize_request(&KeyPair::generate().unwrap()).unwrap();
-        let name = "edge-1".parse().unwrap();
-        let key = request::read(&csr.pem().unwrap(), &name).unwrap();
-        let issued = ca.sign_node(&name, role, &key, 7, NOW).unwrap();
-        let der = ::x509_parser::pem::parse_x509_pem(issued.pem.as_bytes()).unwrap().1.contents;
-        (issued, der)
-    }
-
-    #[test]
-    fn a_nodes_certificate_says_its_name_and_role_and_serves_no_server() {
-        let folder = tempfile::tempdir().unwrap();
-        let ca = Ca::open(folder.path(), NOW).unwrap();
-        let (issued, der) = node_certificate(&ca, Role::Hub);
-        let (_, certificate) = X509Certificate::from_der(&der).unwrap();
-        let san = certificate.subject_alternative_name().unwrap().unwrap().value;
-        let text = format!("{:?}", san.general_names);
-        assert!(text.contains("DNSName(\"edge-1\")") && text.contains("URI(\"edge-cni://hub/edge-1\")"), "{text}");
-        let usage = certificate.extended_key_usage().unwrap().unwrap().value;
-        assert!(usage.client_auth && !usage.server_auth && !usage.any);
-        assert_eq!(usage.other[0].to_id_string(), "1.3.6.1.5.5.7.3.17");
-        assert_eq!(hex(certificate.raw_serial()), issued.serial);
-        assert_eq!(certificate.validity().not_before.timestamp(), NOW - 3600);
-        assert_eq!(certificate.validity().not_after.timestamp(), NOW + 7 * DAY);
-        let (_, root) = X509Certificate::from_der(ca.certificate()).unwrap();
-        certificate.verify_signature(Some(root.public_key())).unwrap();
-    }
-
-    #[test]
-    fn the_authority_stays_the_same_and_its_key_is_for_its_owner_alone() {
-        let folder = tempfile::tempdir().unwrap();
-        let first = Ca::open(folder.path(), NOW).unwrap();
-        let second = Ca::open(folder.path(), NOW + 5).unwrap();
-        assert_eq!((first.pem(), first.key_hash()), (second.pem(), second.key_hash()));
-        let mode = std::fs::metadata(folder.path().join(files::KEY)).unwrap().permissions().mode();
-        assert_eq!(mode & 0o777, 0o600);
-    }
-
-    #[test]
-    fn a_crash_between_key_and_certificate_is_made_good() {
-        let folder = tempfile::tempdir().unwrap();
-        let first = Ca::open(folder.path(), NOW).unwrap();
-        std::fs::remove_file(folder.path().join(files::CERTIFICATE)).unwrap();
-        let second = Ca::open(folder.path(), NOW).unwrap();
-        assert_eq!(first.key_hash(), second.key_hash(), "tokens pin the key, and it is still the same");
-    }
-
-    #[test]
-    fn a_lost_or_foreign_key_is_an_error_that_names_the_file() {
-        let (folder, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-        Ca::open(folder.path(), NOW).unwrap();
-        Ca::open(other.path(), NOW).unwrap();
-        std::fs::copy(other.path().join(files::KEY), folder.path().join(files::KEY)).unwrap();
-        let error = Ca::open(folder.path(), NOW).err().unwrap().to_string();
-        assert!(error.contains(files::CERTIFICATE) && error.contains("another key"), "{error}");
-        std::fs::remove_file(folder.path().join(files::KEY)).unwrap();
-        let error = Ca::open(folder.path(), NOW).err().unwrap().to_string();
-        assert!(error.contains(files::KEY), "{error}");
-        std::fs::write(folder.path().join(files::KEY), "half a k").unwrap();
-        let error = Ca::open(folder.path(), NOW).err().unwrap().to_string();
-        assert!(error.contains(files::KEY), "{error}");
-    }
 }

@@ -3,14 +3,15 @@
 use anyhow::{Context, bail};
 use axum::http::Method;
 use edge_types::api::{
-    CommunityInfo, LabelsPatch, NodeInfo, SegmentInfo, SegmentState, TokenCreated, TokenInfo, TokenRequest,
+    AuthorityInfo, AuthorityState, CommunityInfo, LabelsPatch, NodeInfo, SegmentInfo, SegmentState, TokenCreated,
+    TokenInfo, TokenRequest,
 };
 use edge_types::{EndpointSource, NodeName};
 use serde::Serialize;
 
 use super::client::Client;
 use super::table::{list, print};
-use super::{Command, CommunityCommand, NodeCommand, SegmentCommand, TokenCommand};
+use super::{CaCommand, Command, CommunityCommand, NodeCommand, SegmentCommand, TokenCommand};
 use crate::clock::rfc3339;
 
 const NOTHING: Option<&()> = None;
@@ -65,6 +66,30 @@ pub(super) async fn carry_out(client: &Client, json: bool, command: Command) -> 
                 return Err(crate::refusal::Refusal::NoSuchToken(id).problem().into());
             }
             client.ask(Method::DELETE, &format!("/v1/tokens/{id}"), NOTHING).await
+        }
+        Command::Ca(CaCommand::List) => {
+            let authorities: Vec<AuthorityInfo> = client.ask(Method::GET, "/v1/ca", NOTHING).await?;
+            if json { show_json(&authorities) } else { show_authorities(&authorities) }
+        }
+        Command::Ca(CaCommand::Rollover) => {
+            let new: AuthorityInfo = client.ask(Method::POST, "/v1/ca/rollover", NOTHING).await?;
+            if json {
+                return show_json(&new);
+            }
+            println!("authority {} signs from now on; those before it stay trusted until they are retired", new.id);
+            Ok(())
+        }
+        Command::Ca(CaCommand::Retire { id, force }) => {
+            if !id.bytes().all(|byte| byte.is_ascii_hexdigit()) || id.is_empty() {
+                return Err(crate::refusal::Refusal::from(crate::ca::CaError::NoSuch(id)).problem().into());
+            }
+            let path = format!("/v1/ca/{id}?force={force}");
+            let retired: AuthorityInfo = client.ask(Method::DELETE, &path, NOTHING).await?;
+            if json {
+                return show_json(&retired);
+            }
+            println!("authority {} is retired; certificates of it are refused from now on", retired.id);
+            Ok(())
         }
     }
 }
@@ -180,6 +205,30 @@ fn show_tokens(tokens: &[TokenInfo]) -> anyhow::Result<()> {
                 format!("{}/{}", token.used_by.len(), token.uses),
                 rfc3339(token.expires_at),
                 list(&token.used_by),
+            ]
+        }),
+    );
+    Ok(())
+}
+
+fn show_authorities(authorities: &[AuthorityInfo]) -> anyhow::Result<()> {
+    print(
+        ["ID", "STATE", "SINCE", "ENDS", "NEEDED BY", "SUBJECT"],
+        authorities.iter().map(|authority| {
+            let state = match (authority.state, authority.retired_at) {
+                (AuthorityState::Active, _) => "signs".into(),
+                (AuthorityState::Trusted, _) => "trusted".into(),
+                (AuthorityState::Retired, Some(at)) => format!("retired {}", rfc3339(at)),
+                (AuthorityState::Retired, None) => "retired".into(),
+            };
+            let tokens = authority.pinned_by.iter().map(|id| format!("join token {id}"));
+            [
+                authority.id.chars().take(16).collect(),
+                state,
+                rfc3339(authority.created_at),
+                rfc3339(authority.not_after),
+                list(crate::certificates::some_of(authority.needed_by.iter()).into_iter().chain(tokens)),
+                authority.subject.clone(),
             ]
         }),
     );

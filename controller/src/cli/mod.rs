@@ -71,6 +71,9 @@ enum Command {
     /// Join tokens: create, list, delete.
     #[command(subcommand)]
     Token(TokenCommand),
+    /// Certificate authorities: list, roll over to a new one, retire an old one.
+    #[command(subcommand)]
+    Ca(CaCommand),
 }
 
 #[derive(Subcommand)]
@@ -144,6 +147,30 @@ enum TokenCommand {
     Delete {
         /// The token's id, as in the list.
         id: String,
+    },
+}
+
+#[derive(Subcommand)]
+enum CaCommand {
+    /// List all authorities, with who still needs the old ones.
+    #[command(visible_alias = "ls")]
+    List,
+    /// Begin to sign with a new authority: that in ca_certificate and ca_key of the configuration, or one that is made.
+    ///
+    /// The old ones stay trusted: no tunnel notices. Connected nodes get certificates of the new one within minutes; then retire the old one:
+    ///
+    ///   edge-controller ca rollover
+    ///   edge-controller ca list                # until nobody needs the old one
+    ///   edge-controller ca retire 3f2a9c41
+    #[command(verbatim_doc_comment)]
+    Rollover,
+    /// Trust an old authority no more, and wipe its key. Refused while a node or a join token needs it.
+    Retire {
+        /// The authority's id, or at least eight digits of its beginning.
+        id: String,
+        /// Retire it nevertheless: whoever needs it must join anew with a new token.
+        #[arg(long)]
+        force: bool,
     },
 }
 

@@ -79,10 +79,10 @@ pub(super) async fn serve_nodes(
                 handshake = tokio::time::timeout(HANDSHAKE, accept(stream, tls)) => handshake,
             };
             match handshake {
-                Ok(Ok((stream, identity))) => {
+                Ok(Ok((stream, identity, authority))) => {
                     let known = matches!(identity, Identity::Node(_));
                     let stranger = (!known).then_some(stranger);
-                    let caller = caller(identity, Some(from.ip().to_canonical()));
+                    let caller = Caller { connection: authority, ..caller(identity, Some(from.ip().to_canonical())) };
                     let connection = caller.connection.clone();
                     let served = serve(stream, caller, router, stopping);
                     if known {
@@ -100,17 +100,21 @@ pub(super) async fn serve_nodes(
     }
 }
 
+/// The connection, who is at its other end, and what is cancelled when the authority that says so is retired.
 async fn accept(
     stream: TcpStream,
     tls: Tls,
-) -> std::io::Result<(tokio_rustls::server::TlsStream<TcpStream>, Identity)> {
+) -> std::io::Result<(tokio_rustls::server::TlsStream<TcpStream>, Identity, CancellationToken)> {
     stream.set_nodelay(true)?;
     let silence = u32::try_from(SILENCE.as_millis()).unwrap_or(u32::MAX);
     rustix::net::sockopt::set_tcp_user_timeout(&stream, silence)?;
-    let stream = TlsAcceptor::from(tls.config.clone()).accept(stream).await?;
-    let certificates = stream.get_ref().1.peer_certificates();
-    let identity = certificates.and_then(|chain| chain.first()).map_or(Identity::Nobody, Identity::of_certificate);
-    Ok((stream, identity))
+    let (config, authorities) = tls.now();
+    let stream = TlsAcceptor::from(config).accept(stream).await?;
+    let leaf = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first());
+    let identity = leaf.map_or(Identity::Nobody, Identity::of_certificate);
+    let authority = leaf.and_then(|leaf| authorities.issuer_of(leaf));
+    let valid = authority.map_or_else(CancellationToken::new, |authority| authority.valid().child_token());
+    Ok((stream, identity, valid))
 }
 
 /// Who calls on a new connection.

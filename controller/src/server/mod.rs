@@ -23,7 +23,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::api::{self, App, Context};
-use crate::ca::Ca;
+use crate::ca::{Ca, Files};
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::observe::{Health, Measured, Metrics};
@@ -61,7 +61,9 @@ impl Server {
         let store = Measured::new(Arc::new(Embedded::open(&config.state_dir)?), metrics.clone());
         let closed = store.closed();
         let registry = Registry::start(Arc::new(store), clock.clone(), true).await?;
-        let ca = Ca::open(&config.state_dir, clock.now()).context("certificate authority")?;
+        let keeper = Box::new(Files::new(&config.state_dir, clock.now()));
+        let ca = Ca::open(keeper, config.given_ca(), clock.now()).await.context("certificate authority")?;
+        let ca = Arc::new(ca);
         let listeners = listen::open("listen", &config.listen)?;
         let observers = listen::open("observe.listen", &config.observe.listen)?;
         let addresses = local(&listeners)?;
@@ -71,7 +73,7 @@ impl Server {
         let app = Arc::new(Context {
             registry,
             policy: config.segment_policy(),
-            common: Common::new(config.clone(), vec![ca.pem().to_owned()]),
+            common: Common::new(config.clone(), ca.clone()),
             ca,
             config,
             metrics,
@@ -82,8 +84,10 @@ impl Server {
         let open = Open { stopping, tasks: tasks.clone() };
         let router = api::router(app.clone());
         let server = tls::Tls::new(&app)?;
-        let renewal = tasks.spawn(tls::renew(server.clone(), app.clone()));
+        let renewal = tasks.spawn(tls::renew(server.clone(), app.stopping.clone()));
         app.health.watch("server-certificate-renewal", &renewal.abort_handle());
+        let authorities = tasks.spawn(follow_authorities(app.clone()));
+        app.health.watch("authorities", &authorities.abort_handle());
         for listener in listeners {
             let (tls, router) = (server.clone(), router.clone());
             let serving = connections::serve_nodes(listener, tls, router, closing.clone(), open.clone());
@@ -128,6 +132,21 @@ impl Server {
 
 fn local(listeners: &[TcpListener]) -> std::io::Result<Vec<SocketAddr>> {
     listeners.iter().map(TcpListener::local_addr).collect()
+}
+
+/// Tells all nodes when this replica or another has rolled over to a new authority or retired one.
+async fn follow_authorities(app: App) {
+    let mut changes = app.ca.subscribe();
+    let tell = async {
+        while changes.changed().await.is_ok() {
+            app.registry.refresh().await;
+        }
+    };
+    tokio::select! {
+        () = app.stopping.cancelled() => {}
+        () = app.ca.follow() => {}
+        () = tell => {}
+    }
 }
 
 /// Makes the state directory, for its owner alone.

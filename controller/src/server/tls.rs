@@ -1,7 +1,7 @@
-//! TLS 1.3: the controller's own certificate, renewed in place, and nodes' certificates, verified against our own CA. A node without one is
-//! let in, to join; what it may do then is for [`crate::api::caller`] to say.
+//! TLS 1.3: the controller's own certificate, renewed in place, and nodes' certificates, verified against our own authorities. A node without one
+//! is let in, to join; what it may do then is for [`crate::api::caller`] to say.
 
-use std::sync::{Arc, RwLock};
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -11,10 +11,11 @@ use rustls::server::{ClientHello, ResolvesServerCert, WebPkiClientVerifier};
 use rustls::sign::CertifiedKey;
 use rustls::time_provider::TimeProvider;
 use rustls_pki_types::UnixTime;
+use tokio_util::sync::CancellationToken;
 
 use crate::api::{App, Context};
-use crate::ca;
-use crate::clock::Clock;
+use crate::ca::{self, Authorities, Term};
+use crate::clock::{Clock, Seconds};
 
 /// How often it is looked whether the own certificate needs renewal.
 const LOOK: Duration = Duration::from_secs(600);
@@ -22,23 +23,69 @@ const LOOK: Duration = Duration::from_secs(600);
 /// TLS for nodes.
 #[derive(Clone)]
 pub(super) struct Tls {
-    pub(super) config: Arc<ServerConfig>,
-    own: Arc<OwnCertificate>,
+    app: App,
+    built: Arc<RwLock<Built>>,
 }
 
+/// TLS as certain authorities want it.
+struct Built {
+    authorities: Arc<Authorities>,
+    signed_at: Seconds,
+    config: Arc<ServerConfig>,
+}
+
+/// The controller's certificate, whatever name is asked for: a node may know us by one that we do not.
 #[derive(Debug)]
-struct OwnCertificate(RwLock<Arc<CertifiedKey>>);
+struct OwnCertificate(Arc<CertifiedKey>);
 
 #[derive(Debug)]
 struct Time(Clock);
 
 impl Tls {
     /// Signs the controller's first certificate and sets up TLS.
-    pub(super) fn new(app: &Context) -> anyhow::Result<Self> {
+    pub(super) fn new(app: &App) -> anyhow::Result<Self> {
+        Ok(Self { built: Arc::new(RwLock::new(Built::new(app)?)), app: app.clone() })
+    }
+
+    /// For the next connection: by the authorities that there are at this moment.
+    pub(super) fn now(&self) -> (Arc<ServerConfig>, Arc<Authorities>) {
+        let current = self.app.ca.current();
+        {
+            let built = self.built.read().unwrap_or_else(PoisonError::into_inner);
+            if Arc::ptr_eq(&built.authorities, &current) {
+                return (built.config.clone(), current);
+            }
+        }
+        self.build();
+        let built = self.built.read().unwrap_or_else(PoisonError::into_inner);
+        (built.config.clone(), built.authorities.clone())
+    }
+
+    /// Signs a new certificate of the controller's own.
+    fn build(&self) {
+        match Built::new(&self.app) {
+            Ok(new) => {
+                *self.built.write().unwrap_or_else(PoisonError::into_inner) = new;
+                tracing::info!("renewed the controller's own certificate");
+            }
+            Err(error) => tracing::error!("cannot renew the controller's own certificate: {error:#}"),
+        }
+    }
+}
+
+impl Built {
+    fn new(app: &Context) -> anyhow::Result<Self> {
+        let (authorities, signed_at) = (app.ca.current(), app.registry.clock.now());
         let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let own = Arc::new(OwnCertificate(RwLock::new(Arc::new(sign(app)?))));
+        let term = Term::days(app.config.certificates.server_days, signed_at)?;
+        let (chain, key) = authorities.sign_server(&app.config.server_names, &term)?;
+        app.health.server_certificate(chain.first().map_or(0, |leaf| ca::not_after(leaf)));
+        let key = rustls::crypto::ring::sign::any_supported_type(&key).context("the controller's own key")?;
+        let own = OwnCertificate(Arc::new(CertifiedKey::new(chain, key)));
         let mut roots = RootCertStore::empty();
-        roots.add(app.ca.certificate().clone()).context("the CA's certificate")?;
+        for authority in authorities.trusted() {
+            roots.add(authority.certificate().clone()).context("an authority's certificate")?;
+        }
         let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider.clone())
             .allow_unauthenticated()
             .build()
@@ -46,17 +93,17 @@ impl Tls {
         let mut config = ServerConfig::builder_with_details(provider, Arc::new(Time(app.registry.clock.clone())))
             .with_protocol_versions(&[&rustls::version::TLS13])?
             .with_client_cert_verifier(verifier)
-            .with_cert_resolver(own.clone());
+            .with_cert_resolver(Arc::new(own));
         config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
         // A node has one long connection: a ticket would only keep an old certificate in use.
         config.send_tls13_tickets = 0;
-        Ok(Self { config: Arc::new(config), own })
+        Ok(Self { authorities, signed_at, config: Arc::new(config) })
     }
 }
 
 impl ResolvesServerCert for OwnCertificate {
     fn resolve(&self, _: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
-        self.0.read().ok().map(|own| own.clone())
+        Some(self.0.clone())
     }
 }
 
@@ -66,35 +113,17 @@ impl TimeProvider for Time {
     }
 }
 
-fn sign(app: &Context) -> anyhow::Result<CertifiedKey> {
-    let days = app.config.certificates.server_days;
-    let (chain, key) = app.ca.sign_server(&app.config.server_names, days, app.registry.clock.now())?;
-    app.health.server_certificate(chain.first().map_or(0, |leaf| ca::not_after(leaf)));
-    let key = rustls::crypto::ring::sign::any_supported_type(&key).context("the controller's own key")?;
-    Ok(CertifiedKey::new(chain, key))
-}
-
 /// Renews the own certificate when a third of its life is left. Judged by the wall clock, again and again: it may have been set.
-pub(super) async fn renew(tls: Tls, app: App) {
-    let lifetime = i64::from(app.config.certificates.server_days) * 24 * 3600;
-    let mut signed_at = app.registry.clock.now();
+pub(super) async fn renew(tls: Tls, stopping: CancellationToken) {
+    let lifetime = i64::from(tls.app.config.certificates.server_days) * 24 * 3600;
     loop {
         tokio::select! {
-            () = app.stopping.cancelled() => return,
+            () = stopping.cancelled() => return,
             () = tokio::time::sleep(LOOK) => {}
         }
-        if app.registry.clock.now() < signed_at + lifetime / 3 * 2 {
-            continue;
-        }
-        match sign(&app) {
-            Ok(certificate) => {
-                if let Ok(mut own) = tls.own.0.write() {
-                    *own = Arc::new(certificate);
-                }
-                signed_at = app.registry.clock.now();
-                tracing::info!("renewed the controller's own certificate");
-            }
-            Err(error) => tracing::error!("cannot renew the controller's own certificate: {error:#}"),
+        let signed_at = tls.built.read().unwrap_or_else(PoisonError::into_inner).signed_at;
+        if tls.app.registry.clock.now() >= signed_at + lifetime / 3 * 2 {
+            tls.build();
         }
     }
 }

@@ -233,7 +233,7 @@ impl State {
         let same_place =
             old.as_ref().is_some_and(|old| old.role == node.role && self.communities_of(old) == communities);
         if same_place {
-            if old.is_some_and(|old| old.endpoints() != node.endpoints()) {
+            if old.is_some_and(|old| !old.looks_like(&node)) {
                 let audience = self.audience_of(&node);
                 self.touched.peer(&audience, &name);
             }
@@ -246,9 +246,7 @@ impl State {
         }
         self.index.insert(&node, &communities);
         let after = self.around(&node);
-        let seen_differently =
-            old.as_ref().is_none_or(|old| old.role != node.role || old.endpoints() != node.endpoints());
-        if seen_differently {
+        if old.as_ref().is_none_or(|old| !old.looks_like(&node)) {
             self.touched.peer(before.audience.intersection(&after.audience), &name);
         }
         self.touch_moved(&name, &before, &after);

@@ -38,6 +38,9 @@ pub struct NodeRecord {
     /// Certificates with which it may call: the newest, and the one with which that was asked for.
     #[serde(default)]
     pub certificates: Vec<Certificate>,
+    /// Beginning of the first certificate that it got when it joined last: peers refuse those that begin earlier.
+    #[serde(default)]
+    pub certificates_from: Seconds,
     /// When it was registered.
     pub joined_at: Seconds,
 }
@@ -84,6 +87,15 @@ pub struct Certificate {
     pub key: String,
     /// Its end.
     pub not_after: Seconds,
+    /// Its beginning; 0 where an earlier release did not note it.
+    #[serde(default)]
+    pub not_before: Seconds,
+    /// Hash of its issuer's key, hexadecimal; empty where an earlier release did not note it.
+    #[serde(default)]
+    pub issuer: String,
+    /// The node has called with it: the one before it is not needed any more.
+    #[serde(default)]
+    pub used: bool,
 }
 
 /// A join token, without its secret.
@@ -104,6 +116,9 @@ pub struct TokenRecord {
     pub created_at: Seconds,
     /// From when on it is refused.
     pub expires_at: Seconds,
+    /// Hash of the authority's key that it pins, hexadecimal; empty where an earlier release did not note it.
+    #[serde(default)]
+    pub authority: String,
     /// Who joined with it.
     #[serde(default)]
     pub redemptions: Vec<Redemption>,
@@ -211,6 +226,7 @@ impl NodeRecord {
             port: 0,
             observed: None,
             certificates: Vec::new(),
+            certificates_from: 0,
             joined_at,
         }
     }
@@ -220,6 +236,13 @@ impl NodeRecord {
         self.communities = communities_of_labels(labels.iter().map(|(k, v)| (k.as_str(), v.as_str())))?;
         self.labels = labels;
         Ok(())
+    }
+
+    /// Whether its peers see it as they see `other`.
+    pub fn looks_like(&self, other: &Self) -> bool {
+        self.role == other.role
+            && self.certificates_from == other.certificates_from
+            && self.endpoints() == other.endpoints()
     }
 
     /// Where it may be found: what the operator says, what it reported, then where it was seen. Nothing before its first report, since its

@@ -33,6 +33,9 @@ async fn nobody_acts_for_another_node_or_for_the_operator() {
         (Method::GET, "/v1/tokens", None),
         (Method::POST, "/v1/tokens", Some(json!({"role": "hub", "ttl_seconds": 60, "uses": 1}))),
         (Method::DELETE, "/v1/tokens/x", None),
+        (Method::GET, "/v1/ca", None),
+        (Method::POST, "/v1/ca/rollover", None),
+        (Method::DELETE, "/v1/ca/0123456789abcdef?force=true", None),
     ] {
         assert_eq!(kind(&of_a.ask(method.clone(), path, body.clone()).await), (403, "operator-only"), "{path}");
         assert_eq!(kind(&nobody.ask(method, path, body).await), (401, "certificate-required"), "{path}");

@@ -69,6 +69,7 @@ impl Cloud {
         self.folder.path().join("state").join(file)
     }
 
+    /// Of the authority that signs.
     pub(crate) fn ca(&self) -> CertificateDer<'static> {
         CertificateDer::from_pem_file(self.state("ca.crt")).unwrap()
     }
@@ -125,17 +126,22 @@ pub(crate) fn request_of(key: &KeyPair) -> String {
     params.serialize_request(key).unwrap().pem().unwrap()
 }
 
+/// Certificate and intermediates.
+fn chain(pem: &str) -> Vec<CertificateDer<'static>> {
+    CertificateDer::pem_slice_iter(pem.as_bytes()).collect::<Result<_, _>>().unwrap()
+}
+
 /// A node that has joined.
 pub(crate) struct Node {
     pub(crate) name: String,
     address: SocketAddr,
     tls: Arc<rustls::ClientConfig>,
+    pub(crate) leaf: CertificateDer<'static>,
 }
 
 impl Node {
     pub(crate) fn new(cloud: &Cloud, name: &str, certificate: &str, key: &KeyPair) -> Self {
-        let chain = vec![CertificateDer::from_pem_slice(certificate.as_bytes()).unwrap()];
-        Self::at(cloud.address(), cloud.ca(), name, chain, key)
+        Self::at(cloud.address(), cloud.ca(), name, chain(certificate), key)
     }
 
     fn at(
@@ -146,7 +152,8 @@ impl Node {
         key: &KeyPair,
     ) -> Self {
         let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der()));
-        Self { name: name.into(), address, tls: tls(ca, Some((chain, key))) }
+        let leaf = chain[0].clone();
+        Self { name: name.into(), address, tls: tls(ca, Some((chain, key))), leaf }
     }
 
     /// Joins a controller that is not part of this process.
@@ -157,7 +164,7 @@ impl Node {
         let (status, body) = nobody.ask(Method::POST, "/v1/join", Some(body)).await;
         assert_eq!(status, 200, "{body}");
         let certificate = body["certificate"].as_str().unwrap();
-        Self::at(address, ca, name, vec![CertificateDer::from_pem_slice(certificate.as_bytes()).unwrap()], &key)
+        Self::at(address, ca, name, chain(certificate), &key)
     }
 
     /// After a restart of the controller, which then listens on another port.
@@ -167,6 +174,13 @@ impl Node {
 
     pub(crate) async fn connect(&self) -> std::io::Result<Connection> {
         Connection::over(self.address, self.tls.clone()).await
+    }
+
+    /// Asks for a certificate for this key by the present one: the answer, and the node with it.
+    pub(crate) async fn renew(&self, cloud: &Cloud, key: &KeyPair) -> Node {
+        let (status, body) = self.ask(Method::POST, "/certificate", Some(json!({"csr": request_of(key)}))).await;
+        assert_eq!(status, 200, "{body}");
+        Node::new(cloud, &self.name, body["certificate"].as_str().unwrap(), key)
     }
 
     /// Asks below `/v1/nodes/NAME`.

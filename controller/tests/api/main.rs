@@ -8,6 +8,7 @@ mod changes;
 mod join;
 mod observe;
 mod program;
+mod rollover;
 mod segments;
 mod shutdown;
 mod views;

@@ -88,6 +88,7 @@ fn certificates(algorithm: &'static SignatureAlgorithm) -> [CertificateAuth; 2] 
             trust_anchors: vec![root.clone()],
             remote_uri: None,
             remote_key_usages: Vec::new(),
+            remote_not_before: 0,
         }
     })
 }

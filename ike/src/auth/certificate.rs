@@ -10,6 +10,7 @@ use x509_parser::prelude::{FromDer, X509Certificate};
 use super::signature::PublicKey;
 use super::{AuthError, CredentialError, MAX_CHAIN, identity};
 use crate::config::{CertificateAuth, Identity};
+use crate::event::ShownCertificate;
 use crate::wire::{Certificate, CertificateEncoding};
 
 /// Signatures that are accepted on certificates. RSA only there: a foreign CA may have such a key.
@@ -34,6 +35,8 @@ pub(super) struct Trust {
     authorities: Vec<u8>,
     uri: Option<String>,
     usages: Vec<Vec<u8>>,
+    /// Certificates that begin earlier are revoked.
+    since: u64,
 }
 
 impl Trust {
@@ -54,7 +57,7 @@ impl Trust {
             authorities.extend_from_slice(hash.as_ref());
         }
         let (uri, usages) = (auth.remote_uri.clone(), auth.remote_key_usages.clone());
-        Ok(Self { anchors, authorities, uri, usages })
+        Ok(Self { anchors, authorities, uri, usages, since: auth.remote_not_before })
     }
 
     /// Hashes of the trust anchors, as CERTREQ carries them.
@@ -80,6 +83,7 @@ impl Trust {
         let parsed = parse(&leaf).ok_or_else(|| AuthError::MalformedCertificate("not DER of X.509".into()))?;
         self.check_path(&leaf, &intermediates, &parsed, unix_time)?;
         self.check_usage(&parsed)?;
+        self.check_revocation(&remember(&parsed), claimed)?;
         if !identity::certifies(&parsed, claimed) {
             let certified = identity::describe(&parsed);
             return Err(AuthError::NotCertified { claimed: claimed.clone(), certified });
@@ -119,6 +123,15 @@ impl Trust {
             Err(webpki::Error::RequiredEkuNotFoundContext(_)) => Err(lacks_usage(parsed)),
             Err(error) => Err(AuthError::Chain(error.to_string())),
         }
+    }
+
+    /// Whether a certificate of `peer` still counts.
+    pub(super) fn check_revocation(&self, shown: &ShownCertificate, peer: &Identity) -> Result<(), AuthError> {
+        if shown.not_before >= self.since {
+            return Ok(());
+        }
+        let ShownCertificate { serial, not_before } = shown.clone();
+        Err(AuthError::Revoked { peer: peer.clone(), serial, not_before, since: self.since })
     }
 
     /// The leaf must have one of the usages itself; "any" is not one, for a role must be given in so many words.
@@ -168,6 +181,19 @@ impl ExtendedKeyUsageValidator for IssuerUsages<'_> {
         }
         let required = webpki::KeyUsage::required(ANY_USAGE);
         Err(webpki::Error::RequiredEkuNotFoundContext(webpki::RequiredEkuNotFoundContext { required, present: found }))
+    }
+}
+
+/// What is remembered of the certificate that a peer showed (RFC 7296 3.6: the first one).
+pub(super) fn shown(certificates: &[Certificate]) -> Option<ShownCertificate> {
+    let leaf = certificates.iter().find(|certificate| certificate.encoding == CertificateEncoding::X509Signature)?;
+    parse(&leaf.data).map(|parsed| remember(&parsed))
+}
+
+fn remember(parsed: &X509Certificate<'_>) -> ShownCertificate {
+    ShownCertificate {
+        serial: parsed.raw_serial().iter().map(|octet| format!("{octet:02x}")).collect(),
+        not_before: u64::try_from(parsed.validity().not_before.timestamp()).unwrap_or(0),
     }
 }
 

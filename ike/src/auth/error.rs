@@ -55,6 +55,21 @@ pub enum AuthError {
         /// Our time, seconds since 1970.
         now: u64,
     },
+    /// It was issued before the peer got another identity.
+    #[error(
+        "the certificate of {peer} with serial {serial} is revoked: it is valid from {} on, and only those from {} on count; \
+         whoever shows it has an older key of that name and must join anew", When(*not_before), When(*since)
+    )]
+    Revoked {
+        /// Who showed it.
+        peer: Identity,
+        /// Serial number, hexadecimal.
+        serial: String,
+        /// Its beginning, seconds since 1970.
+        not_before: u64,
+        /// From when on certificates count, seconds since 1970.
+        since: u64,
+    },
     /// No trust anchor has issued it.
     #[error(
         "the peer's certificate (issuer {issuer}) leads to none of our trust anchors; add its CA here or let it send the intermediates"
@@ -128,6 +143,7 @@ impl AuthError {
             | Self::MalformedCertificate(_)
             | Self::Expired { .. }
             | Self::NotYetValid { .. }
+            | Self::Revoked { .. }
             | Self::UnknownIssuer { .. }
             | Self::Chain(_)
             | Self::LacksKeyUsage { .. } => PeerErrorKind::UntrustedCertificate,

@@ -18,6 +18,7 @@ use certificate::Trust;
 use signature::SigningKey;
 
 use crate::config::{Auth, CertificateAuth, Identity};
+use crate::event::ShownCertificate;
 use crate::secret::Secret;
 use crate::wire::{
     AuthMethod, Authentication, Certificate, CertificateEncoding, CertificateRequest, HashAlgorithm, Id,
@@ -160,6 +161,28 @@ impl Authenticator {
                 let key = credentials.trust.judge(presented.certificates, &claimed, unix_time)?;
                 key.verify(octets.as_slice(), authentication)
             }
+        }
+    }
+}
+
+impl Authenticator {
+    /// What is to be remembered of the certificate in what a peer presented, once [`Self::verify`] was content with it; nothing with a
+    /// pre-shared key.
+    pub fn shown(&self, presented: Presented<'_>) -> Option<ShownCertificate> {
+        match &self.0 {
+            Means::Psk(_) => None,
+            Means::Certificate(_) => certificate::shown(presented.certificates),
+        }
+    }
+
+    /// Whether the certificate that `peer` once showed still counts.
+    ///
+    /// # Errors
+    /// If it is revoked.
+    pub fn still_accepts(&self, shown: &ShownCertificate, peer: &Identity) -> Result<(), AuthError> {
+        match &self.0 {
+            Means::Psk(_) => Ok(()),
+            Means::Certificate(credentials) => credentials.trust.check_revocation(shown, peer),
         }
     }
 }

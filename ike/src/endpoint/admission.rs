@@ -96,6 +96,8 @@ impl Endpoint {
         } else {
             self.childless(name, spi, now, env);
         }
+        // It was judged by the configuration with which it began; a newer one may have come meanwhile.
+        self.end_revoked(name, now, env);
         self.schedule_peer(name);
     }
 
@@ -303,7 +305,7 @@ impl Endpoint {
     }
 
     /// Whoever was to make room for an IKE SA that is gone serves again.
-    fn reinstate(&mut self, name: &PeerName, gone: crate::event::IkeId) {
+    pub(super) fn reinstate(&mut self, name: &PeerName, gone: crate::event::IkeId) {
         let Some(peer) = self.peers.get(name) else {
             return;
         };

@@ -32,6 +32,7 @@ use crate::auth::CredentialError;
 use crate::config::{EndpointConfig, PeerConfig, PeerName};
 use crate::event::{DownReason, Event};
 use crate::output::{Context, Output};
+use crate::sa::failure::auth;
 use crate::sa::{Answered, Authenticating, Channel, Dialing, HalfOpen, IkeSa, Profile, Standing, Task};
 use crate::time::Instant;
 use crate::timer::Deadlines;
@@ -94,7 +95,8 @@ impl Endpoint {
     }
 
     /// Adds a peer, or updates the one of this name in place; the same configuration again changes nothing. A running tunnel is left alone,
-    /// except where identities changed (it is ended and begun anew) or the PSK or selectors changed (where we begin, a new IKE SA replaces it without a gap).
+    /// except where identities changed (it is ended and begun anew), the PSK or selectors changed (where we begin, a new IKE SA replaces it
+    /// without a gap), or the peer's certificate is revoked by it (it is ended).
     ///
     /// # Errors
     /// If the credentials cannot be used; the configuration before stays.
@@ -125,6 +127,7 @@ impl Endpoint {
             return self.set_peer(profile.config.clone(), now, env);
         }
         self.set_profile(&name, profile, now);
+        self.end_revoked(&name, now, env);
         let Some(peer) = self.peers.get_mut(&name) else {
             return Ok(());
         };
@@ -360,6 +363,45 @@ impl Endpoint {
             }
             self.schedule(spi);
         }
+    }
+
+    /// Ends the IKE SAs in which a peer showed a certificate that is revoked by now, and says so. Others with that peer stay.
+    fn end_revoked(&mut self, name: &PeerName, now: Instant, env: &mut dyn Environment) {
+        let Some(peer) = self.peers.get_mut(name) else {
+            return;
+        };
+        let mut ended = Vec::new();
+        for spi in peer.sas.clone() {
+            let Some(Slot::Up(_, sa)) = self.slots.get_mut(&spi) else {
+                continue;
+            };
+            let Some(shown) = &sa.details().certificate else {
+                continue;
+            };
+            let Err(error) = peer.profile.auth.still_accepts(shown, &peer.profile.config.remote_id) else {
+                continue;
+            };
+            for id in peer.tunnel.with_lingering(spi) {
+                peer.tunnel.drop_now(id, DownReason::DeletedByUs, &mut self.out);
+            }
+            let ike = sa.ike();
+            self.out.event(Event::IkeDown { peer: name.clone(), ike, reason: DownReason::DeletedByUs });
+            peer.report(auth(&error), &mut self.out);
+            sa.leave(&mut Tunnel::new(name.clone()), &mut context!(self, now, env));
+            ended.push((spi, ike));
+        }
+        if ended.is_empty() {
+            return;
+        }
+        peer.sas.retain(|spi| !ended.iter().any(|(ended, _)| ended == spi));
+        if peer.sas.is_empty() && peer.attempt.is_none() && peer.wanted() {
+            peer.begin_later(&mut context!(self, now, env));
+        }
+        for (spi, ike) in ended {
+            self.reinstate(name, ike);
+            self.schedule(spi);
+        }
+        self.schedule_peer(name);
     }
 
     fn begin_task(&mut self, spi: Spi, task: Task, now: Instant, env: &mut dyn Environment) {

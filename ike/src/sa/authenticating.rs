@@ -10,7 +10,7 @@ use super::established::{Begun, IkeSa};
 use super::failure::{self, IKE_AUTH};
 use super::secured::Secured;
 use crate::auth::Presented;
-use crate::event::{ChildSa, IkeDetails, PeerError, PeerErrorKind};
+use crate::event::{ChildSa, IkeDetails, PeerError, PeerErrorKind, ShownCertificate};
 use crate::negotiate::{self, ChildKeyExchange};
 use crate::output::Context;
 use crate::time::Instant;
@@ -134,8 +134,8 @@ impl Authenticating {
     }
 
     fn finish(self, payloads: &Payloads, cx: &mut Context<'_>) -> AuthStep {
-        let proof = match self.verify(payloads, cx) {
-            Ok(proof) => proof,
+        let (proof, certificate) = match self.verify(payloads, cx) {
+            Ok(verified) => verified,
             Err((error, tell)) => return self.fail(error, tell, cx),
         };
         let child = self.child(payloads);
@@ -152,12 +152,17 @@ impl Authenticating {
             authentication: proof,
             nat_local: channel.path.nat_local,
             nat_remote: channel.path.nat_remote,
+            certificate,
         };
         AuthStep::Up { sa: Box::new(IkeSa::new(channel, profile, details, Begun::ByUs(begun), cx)), child }
     }
 
-    /// The peer's proof. In the error, whether it is to be told.
-    fn verify(&self, payloads: &Payloads, cx: &Context<'_>) -> Result<String, (PeerError, bool)> {
+    /// The peer's proof and certificate. In the error, whether it is to be told.
+    fn verify(
+        &self,
+        payloads: &Payloads,
+        cx: &Context<'_>,
+    ) -> Result<(String, Option<ShownCertificate>), (PeerError, bool)> {
         let config = &self.profile.config;
         let Ok(authentication) = payloads.authentication() else {
             // RFC 7296 2.21.2: without AUTH there is no IKE SA, and the peer knows.
@@ -170,8 +175,10 @@ impl Authenticating {
         let certificates: Vec<Certificate> = payloads.certificates().cloned().collect();
         let octets = self.secured.responder_octets(&self.channel.keys, id);
         let presented = Presented { id, certificates: &certificates, authentication };
-        let proof = self.profile.auth.verify(&config.remote_id, presented, &octets, cx.env.unix_time());
-        proof.map(|proof| proof.to_string()).map_err(|error| (failure::auth(&error), true))
+        let auth = &self.profile.auth;
+        let proof = auth.verify(&config.remote_id, presented, &octets, cx.env.unix_time());
+        let proof = proof.map_err(|error| (failure::auth(&error), true))?;
+        Ok((proof.to_string(), auth.shown(presented)))
     }
 
     fn child(&self, payloads: &Payloads) -> Result<Terms, PeerError> {

@@ -13,7 +13,7 @@ use super::secured::{Secured, capabilities};
 use crate::auth::Presented;
 use crate::config::{Identity, IkeProposal, PeerName};
 use crate::crypto::{IkeKeys, IkeSuite, KeyPair, Role};
-use crate::event::{ChildSa, IkeDetails, IkeId, PeerError, PeerErrorKind};
+use crate::event::{ChildSa, IkeDetails, IkeId, PeerError, PeerErrorKind, ShownCertificate};
 use crate::negotiate::{self, ChildKeyExchange};
 use crate::output::Context;
 use crate::time::Instant;
@@ -282,7 +282,8 @@ impl HalfOpen {
             .chain(profile.auth.certificates().iter().cloned().map(Payload::Certificate))
             .chain([Payload::Authentication(authentication)])
             .collect();
-        Ok(Accepted { profile, proof: proof.to_string(), answer })
+        let certificate = profile.auth.shown(presented);
+        Ok(Accepted { profile, proof: proof.to_string(), certificate, answer })
     }
 
     fn accept(
@@ -292,7 +293,7 @@ impl HalfOpen {
         accepted: Accepted,
         cx: &mut Context<'_>,
     ) -> AuthOutcome {
-        let Accepted { profile, proof, mut answer } = accepted;
+        let Accepted { profile, proof, certificate, mut answer } = accepted;
         let child = match child(payloads, &self.secured, &channel, &profile, cx) {
             Ok((child, chosen)) => {
                 answer.extend(chosen);
@@ -310,6 +311,7 @@ impl HalfOpen {
             authentication: proof,
             nat_local: channel.path.nat_local,
             nat_remote: channel.path.nat_remote,
+            certificate,
         };
         let initial_contact = payloads.notify(NotifyType::InitialContact).is_some();
         let sa = Box::new(IkeSa::new(channel, profile, details, Begun::ByPeer(self.begun), cx));
@@ -321,6 +323,7 @@ impl HalfOpen {
 struct Accepted {
     profile: Arc<Profile>,
     proof: String,
+    certificate: Option<ShownCertificate>,
     answer: Payloads,
 }
 

@@ -5,7 +5,7 @@ use edge_ike::event::PeerErrorKind;
 use edge_ike::{Auth, Event, Identity, Secret};
 use rcgen::{
     BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
-    PKCS_ECDSA_P256_SHA256, PKCS_ED25519, SanType,
+    PKCS_ECDSA_P256_SHA256, PKCS_ED25519, SanType, date_time_ymd,
 };
 
 use crate::peers::{Pair, Refused, SECOND};
@@ -16,6 +16,7 @@ const IPSEC_IKE: [u64; 9] = [1, 3, 6, 1, 5, 5, 7, 3, 17];
 const IPSEC_IKE_DER: [u8; 8] = [0x2b, 6, 1, 5, 5, 7, 3, 17];
 
 pub struct Authority {
+    params: CertificateParams,
     issuer: Issuer<'static, KeyPair>,
     der: Vec<u8>,
 }
@@ -27,11 +28,21 @@ impl Authority {
         params.distinguished_name.push(DnType::CommonName, name);
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         let der = params.self_signed(&key).unwrap().der().to_vec();
-        Self { issuer: Issuer::new(params, key), der }
+        Self { params: params.clone(), issuer: Issuer::new(params, key), der }
+    }
+
+    /// The certificate by which whoever trusts this authority believes `other`.
+    fn cross(&self, other: &Authority) -> Vec<u8> {
+        other.params.signed_by(other.issuer.key(), &self.issuer).unwrap().der().to_vec()
     }
 
     pub fn certify(&self, name: &str, algorithm: &'static rcgen::SignatureAlgorithm) -> Auth {
         Auth::Certificate(self.issue(name, algorithm, |_| {}))
+    }
+
+    /// With a beginning in this year.
+    fn certify_in(&self, year: i32, name: &str, algorithm: &'static rcgen::SignatureAlgorithm) -> Auth {
+        Auth::Certificate(self.issue(name, algorithm, |params| params.not_before = date_time_ymd(year, 1, 1)))
     }
 
     /// As the controller makes them: the name, the role, and the usages of a node.
@@ -51,6 +62,7 @@ impl Authority {
     ) -> CertificateAuth {
         let key = KeyPair::generate_for(algorithm).unwrap();
         let mut params = CertificateParams::new(vec![name.to_owned()]).unwrap();
+        params.not_before = date_time_ymd(2000, 1, 1);
         // As large as real ones are, so that IKE_AUTH does not fit one datagram.
         let filling = (0..12).map(|i| SanType::URI(format!("urn:example:{i}:{}", "x".repeat(60)).try_into().unwrap()));
         params.subject_alt_names.extend(filling);
@@ -62,6 +74,7 @@ impl Authority {
             trust_anchors: vec![self.der.clone()],
             remote_uri: None,
             remote_key_usages: Vec::new(),
+            remote_not_before: 0,
         }
     }
 }
@@ -239,4 +252,132 @@ fn a_renewed_certificate_leaves_a_running_tunnel_alone() {
     pair.traffic(5 * SECOND);
     assert_eq!(pair.world.nodes[pair.a].events.len(), before);
     pair.assert_connected();
+}
+
+/// Changes what `auth` shows and believes.
+fn with(mut auth: Auth, change: impl FnOnce(&mut CertificateAuth)) -> Auth {
+    if let Auth::Certificate(auth) = &mut auth {
+        change(auth);
+    }
+    auth
+}
+
+/// What a node has after its authority was rolled over from `old` to `new`: a certificate of the new one, with the way to it from the old one.
+fn rolled_over(name: &str, old: &Authority, new: &Authority) -> Auth {
+    with(new.certify(name, &PKCS_ED25519), |auth| {
+        auth.chain.push(old.cross(new));
+        auth.trust_anchors.push(old.der.clone());
+    })
+}
+
+#[test]
+fn whoever_trusts_only_the_old_authority_believes_a_certificate_of_the_new_one_by_its_cross_certificate() {
+    let (old, new) = (Authority::new("old CA"), Authority::new("new CA"));
+    for old_begins in [true, false] {
+        let (mut a, mut b) = (old.certify("a.example", &PKCS_ED25519), rolled_over("b.example", &old, &new));
+        if !old_begins {
+            (a, b) = (rolled_over("a.example", &old, &new), old.certify("b.example", &PKCS_ED25519));
+        }
+        let mut believed = pair(1, Weather::FAIR, a.clone(), b.clone());
+        believed.start();
+        believed.traffic(2 * SECOND);
+        believed.assert_connected();
+        let bare = |auth: Auth| with(auth, |auth| auth.chain.truncate(1));
+        let mut refused = pair(1, Weather::FAIR, bare(a), bare(b));
+        refused.start();
+        refused.world.run_for(2 * SECOND);
+        let judge = if old_begins { refused.a } else { refused.b };
+        assert_eq!(refused.world.nodes[judge].errors()[0], PeerErrorKind::UntrustedCertificate);
+    }
+}
+
+#[test]
+fn a_rollover_of_the_authority_under_running_tunnels_drops_nothing() {
+    let (old, new) = (Authority::new("old CA"), Authority::new("new CA"));
+    for seed in 0..10 {
+        let (a, b) = (old.certify("a.example", &PKCS_ED25519), old.certify("b.example", &PKCS_ED25519));
+        let mut pair = pair(seed, Weather::WINDY, a, b);
+        pair.start();
+        pair.traffic(3 * SECOND);
+        let (a_name, b_name) = (pair.a_name.clone(), pair.b_name.clone());
+        let retired = |auth: Auth| with(auth, |auth| auth.trust_anchors.truncate(1));
+        let (a, b) = (rolled_over("a.example", &old, &new), rolled_over("b.example", &old, &new));
+        // One end after the other learns of the new authority, has a new certificate, and learns that the old authority is retired.
+        for (of_a, auth) in [(true, a.clone()), (false, b.clone()), (true, retired(a)), (false, retired(b))] {
+            if of_a {
+                pair.a_config.auth = auth;
+                pair.start_a();
+            } else {
+                pair.b_config.auth = auth;
+                pair.start_b();
+            }
+            assert!(pair.world.call(pair.a, |endpoint, now, env| endpoint.rekey_child(&b_name, now, env)));
+            pair.traffic(10 * SECOND);
+            assert!(pair.world.call(pair.b, |endpoint, now, env| endpoint.rekey_ike(&a_name, now, env)));
+            pair.traffic(10 * SECOND);
+            assert!(pair.world.call(pair.a, |endpoint, now, env| endpoint.rekey_ike(&b_name, now, env)));
+            pair.traffic(10 * SECOND);
+            pair.assert_connected();
+        }
+        let down = |(_, event): &(std::time::Duration, Event)| matches!(event, Event::IkeDown { .. });
+        assert!(!pair.world.nodes.iter().any(|node| node.events.iter().any(down)));
+    }
+}
+
+/// The beginning of a year.
+fn year(year: i32) -> u64 {
+    date_time_ymd(year, 1, 1).unix_timestamp().unsigned_abs()
+}
+
+#[test]
+fn a_certificate_that_is_revoked_ends_its_ike_sa_at_once_and_convinces_nobody_any_more() {
+    let authority = Authority::new("CA");
+    let a = authority.certify_in(2001, "a.example", &PKCS_ED25519);
+    let b = authority.certify("b.example", &PKCS_ED25519);
+    let mut pair = pair(1, Weather::FAIR, a, b);
+    pair.start();
+    pair.traffic(2 * SECOND);
+    pair.world.watch = false;
+    pair.b_config.auth = with(pair.b_config.auth.clone(), |auth| auth.remote_not_before = year(2001));
+    pair.start_b();
+    pair.traffic(2 * SECOND);
+    pair.assert_connected();
+    pair.world.watch = false;
+    pair.b_config.auth = with(pair.b_config.auth.clone(), |auth| auth.remote_not_before = year(2002));
+    pair.start_b();
+    assert!(pair.world.nodes[pair.b].host.kernel.ike_sas.is_empty(), "before anything is heard from the peer");
+    assert!(pair.world.nodes[pair.b].host.kernel.tunnels[&pair.a_name].outbound.is_none());
+    pair.world.run_for(30 * SECOND);
+    assert!(pair.world.nodes[pair.b].host.kernel.ike_sas.is_empty(), "the peer tried in vain");
+    let said = pair.world.nodes[pair.b].endpoint.snapshot()[0].last_error.clone().unwrap();
+    assert_eq!(said.kind, PeerErrorKind::UntrustedCertificate);
+    let Auth::Certificate(shown) = &pair.a_config.auth else { unreachable!() };
+    let (_, certificate) = x509_parser::parse_x509_certificate(&shown.chain[0]).unwrap();
+    let serial: String = certificate.raw_serial().iter().map(|octet| format!("{octet:02x}")).collect();
+    assert!(said.detail.contains("a.example") && said.detail.contains(&serial), "{said}");
+    // Whoever has the name now, with a certificate that came later, is believed.
+    pair.a_config.auth = authority.certify_in(2002, "a.example", &PKCS_ED25519);
+    pair.start_a();
+    pair.world.run_for(30 * SECOND);
+    pair.assert_connected();
+}
+
+#[test]
+fn a_certificate_that_is_revoked_while_it_is_being_shown_does_not_slip_through() {
+    let authority = Authority::new("CA");
+    let revoking = |auth: Auth| with(auth, |auth| auth.remote_not_before = year(2002));
+    for milliseconds in 0..30 {
+        let a = authority.certify_in(2001, "a.example", &PKCS_ED25519);
+        let b = authority.certify_in(2003, "b.example", &PKCS_ED25519);
+        let mut pair = pair(milliseconds, Weather::FAIR, a, b);
+        pair.b_config.initiate = milliseconds % 2 == 0;
+        pair.start();
+        pair.world.run_for(std::time::Duration::from_millis(milliseconds));
+        pair.b_config.auth = revoking(pair.b_config.auth.clone());
+        pair.start_b();
+        pair.world.run_for(20 * SECOND);
+        let kernel = &pair.world.nodes[pair.b].host.kernel;
+        assert!(kernel.ike_sas.is_empty(), "{milliseconds} ms: {}", pair.world.history());
+        assert!(kernel.tunnels.values().all(|tunnel| tunnel.outbound.is_none()));
+    }
 }

@@ -93,6 +93,7 @@ fn config(root: &Authority, (der, key): (Vec<u8>, Secret)) -> CertificateAuth {
         trust_anchors: vec![root.der.clone()],
         remote_uri: None,
         remote_key_usages: vec![],
+        remote_not_before: 0,
     }
 }
 

@@ -1,0 +1,323 @@
+//! One authority: a key with its certificate, and what it signs.
+
+use std::net::IpAddr;
+
+use edge_types::pki::{CONTROLLER_URI, EKU_IPSEC_IKE, node_uri};
+use edge_types::{NodeName, Role};
+use rcgen::{
+    BasicConstraints, CertificateParams, DistinguishedName, DnType, DnValue, ExtendedKeyUsagePurpose, IsCa, Issuer,
+    KeyIdMethod, KeyPair, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, PKCS_ED25519, PublicKeyData, SanType, SerialNumber,
+};
+use rustls_pki_types::pem::PemObject;
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
+use time::OffsetDateTime;
+use tokio_util::sync::CancellationToken;
+use x509_parser::asn1_rs::Tag;
+use x509_parser::prelude::{FromDer, ParsedExtension, X509Certificate, X509Name};
+use zeroize::Zeroizing;
+
+use super::document::{AuthorityRecord, SecretPem};
+use super::request::NodeKey;
+use super::{CaError, hex, request};
+use crate::clock::{Seconds, rfc3339};
+use crate::random;
+
+/// Certificates begin this much before they are made, for nodes whose clocks are behind.
+pub const BACKDATED: Seconds = 3600;
+/// An authority's certificate holds for ten years.
+const LIFETIME: Seconds = 10 * 366 * DAY;
+const DAY: Seconds = 24 * 3600;
+
+/// What a certificate says of itself: number and time.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Term {
+    /// Serial number, hexadecimal.
+    pub serial: String,
+    /// Its beginning.
+    pub not_before: Seconds,
+    /// Its end.
+    pub not_after: Seconds,
+}
+
+impl Term {
+    /// For so many days from now on.
+    pub fn days(days: u32, now: Seconds) -> Result<Self, CaError> {
+        Ok(Self { serial: hex(&serial()?), not_before: now - BACKDATED, not_after: now + i64::from(days) * DAY })
+    }
+}
+
+/// An authority that is trusted.
+pub struct Authority {
+    issuer: Issuer<'static, KeyPair>,
+    certificate: CertificateDer<'static>,
+    pem: String,
+    key_hash: [u8; 32],
+    subject: String,
+    created_at: Seconds,
+    not_after: Seconds,
+    /// Cancelled when it is retired: whoever is connected by a certificate of it is cut off.
+    valid: CancellationToken,
+}
+
+impl Authority {
+    /// Reads a record that is not retired. In the error what is wrong.
+    pub(super) fn new(record: &AuthorityRecord) -> Result<Self, String> {
+        let pair = key(record.key.as_ref().map(SecretPem::expose).unwrap_or_default())?;
+        let certificate = CertificateDer::from_pem_slice(record.certificate.as_bytes())
+            .map_err(|e| format!("the certificate is not PEM ({e})"))?;
+        let (_, parsed) =
+            X509Certificate::from_der(&certificate).map_err(|e| format!("the certificate is not X.509 ({e})"))?;
+        if parsed.public_key().raw != pair.subject_public_key_info() {
+            return Err("the certificate is of another key".into());
+        }
+        let key_hash = request::hash(parsed.public_key().raw);
+        let (subject, not_after) = (parsed.subject().to_string(), parsed.validity().not_after.timestamp());
+        let subject_der = parsed.subject().as_raw().to_vec();
+        let unusable = |e: rcgen::Error| format!("it cannot sign ({e})");
+        let issuer = Issuer::from_ca_cert_der(&certificate, pair).map_err(unusable)?;
+        let authority = Self {
+            issuer,
+            pem: pem(&certificate),
+            key_hash,
+            subject,
+            created_at: record.created_at,
+            not_after,
+            valid: CancellationToken::new(),
+            certificate: certificate.clone(),
+        };
+        // Whoever builds a path compares names octet by octet; ours is written anew into what we sign.
+        let term = Term::days(1, record.created_at).map_err(|e| e.to_string())?;
+        let mut probe = leaf(&term).map_err(|e| e.to_string())?;
+        probe.distinguished_name = repeated(parsed.subject());
+        let probe = probe.signed_by(authority.issuer.key(), &authority.issuer).map_err(unusable)?;
+        match X509Certificate::from_der(probe.der()) {
+            Ok((_, probe)) if [probe.issuer(), probe.subject()].map(X509Name::as_raw) == [&subject_der; 2] => {
+                Ok(authority)
+            }
+            _ => Err(format!(
+                "its subject {:?} is encoded in a way in which it would not be repeated exactly in what it signs; use a subject of plain UTF8String attributes",
+                authority.subject
+            )),
+        }
+    }
+
+    /// Its certificate, DER.
+    pub fn certificate(&self) -> &CertificateDer<'static> {
+        &self.certificate
+    }
+
+    /// Its certificate, PEM.
+    pub fn pem(&self) -> &str {
+        &self.pem
+    }
+
+    /// SHA-256 of its DER SubjectPublicKeyInfo: what a join token pins.
+    pub fn key_hash(&self) -> [u8; 32] {
+        self.key_hash
+    }
+
+    /// The same, hexadecimal: its name.
+    pub fn id(&self) -> String {
+        hex(&self.key_hash)
+    }
+
+    /// Its name for people.
+    pub fn subject(&self) -> &str {
+        &self.subject
+    }
+
+    /// Since when it signs.
+    pub fn created_at(&self) -> Seconds {
+        self.created_at
+    }
+
+    /// The end of its certificate.
+    pub fn not_after(&self) -> Seconds {
+        self.not_after
+    }
+
+    /// Cancelled when it is retired.
+    pub fn valid(&self) -> &CancellationToken {
+        &self.valid
+    }
+
+    /// Whether its key has signed this certificate.
+    pub(super) fn has_signed(&self, certificate: &X509Certificate<'_>) -> bool {
+        let Ok((_, own)) = X509Certificate::from_der(&self.certificate) else { return false };
+        certificate.issuer().as_raw() == own.subject().as_raw()
+            && certificate.verify_signature(Some(own.public_key())).is_ok()
+    }
+
+    /// Signs a node's certificate, PEM: who it is as dNSName, what it is as URI. It ends with the authority at the latest.
+    pub(super) fn sign_node(
+        &self,
+        node: &NodeName,
+        role: Role,
+        key: &NodeKey,
+        term: &Term,
+    ) -> Result<(String, Term), CaError> {
+        let term = self.within(term)?;
+        let mut params = leaf(&term)?;
+        // ub-common-name is 64 characters (RFC 5280 A.1); a longer name stands in the dNSName alone.
+        if node.as_str().len() <= 64 {
+            params.distinguished_name.push(DnType::CommonName, node.as_str());
+        }
+        params.subject_alt_names =
+            vec![SanType::DnsName(node.as_str().try_into()?), SanType::URI(node_uri(role, node).try_into()?)];
+        params.extended_key_usages =
+            vec![ExtendedKeyUsagePurpose::ClientAuth, ExtendedKeyUsagePurpose::Other(EKU_IPSEC_IKE.to_vec())];
+        Ok((params.signed_by(key.public(), &self.issuer)?.pem(), term))
+    }
+
+    /// Makes a key for the controller's own TLS and signs its certificate.
+    pub(super) fn sign_server(
+        &self,
+        names: &[String],
+        term: &Term,
+    ) -> Result<(CertificateDer<'static>, PrivateKeyDer<'static>), CaError> {
+        let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?;
+        let mut params = leaf(&self.within(term)?)?;
+        params.distinguished_name.push(DnType::CommonName, "edge-controller");
+        for name in names {
+            params.subject_alt_names.push(match name.parse::<IpAddr>() {
+                Ok(ip) => SanType::IpAddress(ip),
+                Err(_) => SanType::DnsName(name.as_str().try_into()?),
+            });
+        }
+        params.subject_alt_names.push(SanType::URI(CONTROLLER_URI.try_into()?));
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
+        let leaf = params.signed_by(&key, &self.issuer)?;
+        Ok((leaf.der().clone(), PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der()))))
+    }
+
+    /// Signs that `newer` is an authority too, PEM: whoever trusts this one then believes what the newer one has signed.
+    pub(super) fn vouch_for(&self, newer: &Authority, now: Seconds) -> Result<String, CaError> {
+        let (_, parsed) =
+            X509Certificate::from_der(&newer.certificate).map_err(|_| rcgen::Error::CouldNotParseCertificate)?;
+        let mut params = CertificateParams::default();
+        params.distinguished_name = repeated(parsed.subject());
+        let key_id = parsed.extensions().iter().find_map(|extension| match extension.parsed_extension() {
+            ParsedExtension::SubjectKeyIdentifier(id) => Some(id.0.to_vec()),
+            _ => None,
+        });
+        if let Some(key_id) = key_id {
+            params.key_identifier_method = KeyIdMethod::PreSpecified(key_id);
+        }
+        set_term(&mut params, &self.within(&Term { not_after: newer.not_after, ..Term::days(1, now)? })?)?;
+        params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+        // Verifiers that want a usage want it of the issuers in the chain as well: all that we ever sign for.
+        params.extended_key_usages = vec![
+            ExtendedKeyUsagePurpose::ServerAuth,
+            ExtendedKeyUsagePurpose::ClientAuth,
+            ExtendedKeyUsagePurpose::Other(EKU_IPSEC_IKE.to_vec()),
+        ];
+        params.use_authority_key_identifier_extension = true;
+        Ok(params.signed_by(newer.issuer.key(), &self.issuer)?.pem())
+    }
+
+    fn within(&self, term: &Term) -> Result<Term, CaError> {
+        if term.not_before + BACKDATED >= self.not_after {
+            return Err(CaError::Ended { subject: self.subject.clone(), at: rfc3339(self.not_after) });
+        }
+        Ok(Term { not_after: term.not_after.min(self.not_after), ..term.clone() })
+    }
+}
+
+/// Makes a new authority.
+pub(super) fn generate(now: Seconds) -> Result<AuthorityRecord, CaError> {
+    let pair = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?;
+    let key = Some(SecretPem::new(Zeroizing::new(pair.serialize_pem())));
+    Ok(AuthorityRecord { certificate: self_signed(&pair, now)?, key, created_at: now, retired_at: None })
+}
+
+/// An authority's certificate for this key, PEM.
+pub(super) fn self_signed(key: &KeyPair, now: Seconds) -> Result<String, CaError> {
+    let mut params = CertificateParams::default();
+    params.distinguished_name = DistinguishedName::new();
+    let term = Term { serial: hex(&serial()?), not_before: now - BACKDATED, not_after: now + LIFETIME };
+    set_term(&mut params, &term)?;
+    // Distinct in every installation, so that two of them are never confused by name.
+    let tag: String = term.serial.chars().take(8).collect();
+    params.distinguished_name.push(DnType::CommonName, format!("edge-cni CA {tag}"));
+    // One more authority below it: the next one, for which it vouches.
+    params.is_ca = IsCa::Ca(BasicConstraints::Constrained(1));
+    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+    Ok(params.self_signed(key)?.pem())
+}
+
+/// Reads a private key. In the error what is wrong; never what was read.
+pub(super) fn key(pem: &str) -> Result<KeyPair, String> {
+    if pem.contains("BEGIN EC PRIVATE KEY") {
+        return Err("is a SEC 1 key; convert it: openssl pkcs8 -topk8 -nocrypt -in OLD -out NEW".into());
+    }
+    let pair = KeyPair::from_pem(pem).map_err(|_| "is not an unencrypted private key in PKCS #8 PEM".to_owned())?;
+    if pair.algorithm() == &PKCS_ECDSA_P256_SHA256 || pair.algorithm() == &PKCS_ED25519 {
+        Ok(pair)
+    } else {
+        Err("is a key of another kind than Ed25519 and ECDSA with P-256".into())
+    }
+}
+
+/// A name as we write it. That it is the same octet by octet is for the caller to see.
+fn repeated(name: &X509Name<'_>) -> DistinguishedName {
+    let mut names = DistinguishedName::new();
+    for attribute in name.iter_attributes() {
+        let Some(kind) = attribute.attr_type().iter().map(Iterator::collect::<Vec<u64>>) else { continue };
+        let text = attribute.as_str().unwrap_or_default();
+        let value = match attribute.attr_value().tag() {
+            Tag::PrintableString => text.try_into().map(DnValue::PrintableString),
+            Tag::Ia5String => text.try_into().map(DnValue::Ia5String),
+            Tag::TeletexString => text.try_into().map(DnValue::TeletexString),
+            _ => Ok(DnValue::Utf8String(text.into())),
+        };
+        if let Ok(value) = value {
+            names.push(DnType::from_oid(&kind), value);
+        }
+    }
+    names
+}
+
+/// RFC 7468 text of a certificate.
+pub(super) fn pem(der: &CertificateDer<'_>) -> String {
+    let encoded = base64::Engine::encode(&base64::engine::general_purpose::STANDARD, der);
+    let mut text = "-----BEGIN CERTIFICATE-----\n".to_owned();
+    for line in encoded.as_bytes().chunks(64) {
+        text.extend(line.iter().copied().map(char::from));
+        text.push('\n');
+    }
+    text.push_str("-----END CERTIFICATE-----\n");
+    text
+}
+
+fn leaf(term: &Term) -> Result<CertificateParams, CaError> {
+    let mut params = CertificateParams::default();
+    params.distinguished_name = DistinguishedName::new();
+    set_term(&mut params, term)?;
+    params.is_ca = IsCa::ExplicitNoCa;
+    params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+    params.use_authority_key_identifier_extension = true;
+    Ok(params)
+}
+
+fn set_term(params: &mut CertificateParams, term: &Term) -> Result<(), CaError> {
+    let at = |seconds| OffsetDateTime::from_unix_timestamp(seconds).unwrap_or(OffsetDateTime::UNIX_EPOCH);
+    params.not_before = at(term.not_before);
+    params.not_after = at(term.not_after);
+    let octets = (0..term.serial.len()).step_by(2).map(|at| {
+        let pair = term.serial.get(at..at + 2)?;
+        u8::from_str_radix(pair, 16).ok()
+    });
+    let serial: Option<Vec<u8>> = octets.collect();
+    params.serial_number = Some(SerialNumber::from_slice(&serial.ok_or(CaError::Serial)?));
+    Ok(())
+}
+
+/// Positive, no leading zero octet, 126 random bits (RFC 5280 4.1.2.2).
+fn serial() -> Result<Vec<u8>, CaError> {
+    let mut serial = random::octets(16)?.to_vec();
+    if let Some(first) = serial.first_mut() {
+        *first = *first & 0x7f | 0x40;
+    }
+    Ok(serial)
+}
