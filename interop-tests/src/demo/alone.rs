@@ -6,7 +6,7 @@ use anyhow::{Context as _, Result, ensure};
 use rustix::process::Signal;
 
 use super::cloud::QUARANTINE;
-use super::pod::reaches;
+use super::pod::{answered, reaches};
 use super::reach::{Pods, only_esp_on_the_wire};
 use super::world::World;
 
@@ -53,6 +53,8 @@ pub(super) fn without_the_cloud(world: &World, pods: &Pods) -> Result<()> {
     }
     world.node("edge-a2").sh("ip addr del 192.168.1.77/24 dev lan-a2 && ip addr add 192.168.1.99/24 dev lan-a2 && \
          ip route replace default via 192.168.1.1")?;
+    // Their pods go on trying: by SAs whose address is gone, and to a socket that nobody reads.
+    answered(&[(&*a1.pod, v4_a2.into()), (&*a2.pod, v4_a1.into())])?;
     only_esp_on_the_wire(world, "with the agents dead and the address gone")?;
     let began = Instant::now();
     world.start_agent("edge-a1")?;
@@ -79,8 +81,15 @@ pub(super) fn the_end_of_a2(world: &World, pods: &Pods) -> Result<()> {
         }
         Ok(())
     })?;
+    let pairs = [("edge-a1", "edge-a2"), ("edge-a2", "edge-a1")];
+    let mut reqids = Vec::new();
+    for (node, peer) in pairs {
+        let status = world.status(node)?;
+        let entry = super::status::peer(&status, peer).with_context(|| format!("{node} does not know {peer}"))?;
+        reqids.push(entry["reqid"].as_u64().context("a peer without a reqid")?);
+    }
     world.label("edge-a2", "bocloud.com/edge-community-")?;
-    for (node, peer) in [("edge-a1", "edge-a2"), ("edge-a2", "edge-a1")] {
+    for ((node, peer), reqid) in pairs.into_iter().zip(reqids) {
         checks.comes_true(
             &format!("without its label, {node} has no tunnel to {peer}"),
             "*.edge-agent.log",
@@ -92,6 +101,8 @@ pub(super) fn the_end_of_a2(world: &World, pods: &Pods) -> Result<()> {
                 let left =
                     policies.iter().filter(|policy| segments.contains(&policy.dst) && policy.action == "allow").count();
                 ensure!(left == 0, "{left} policies are left");
+                let states = world.node(node).xfrm_states()?;
+                ensure!(states.iter().all(|state| u64::from(state.reqid) != reqid), "SAs are left: {states:?}");
                 Ok(())
             },
         )?;
@@ -148,7 +159,15 @@ fn deregistered(world: &World) -> Result<()> {
             ensure!(released.elapsed() >= QUARANTINE, "that was too early: {:?}", released.elapsed());
             Ok(())
         },
-    )
+    )?;
+    // It still has its certificate and its last view, and begins again and again.
+    checks.comes_true("the hub refuses a2's certificate, good as it is", "edge-a2.edge-agent.log", PATIENCE, || {
+        let status = world.status("edge-a2")?;
+        let hub = super::status::peer(&status, "cloud-1").context("a2 has forgotten the hub")?;
+        let error = hub["last_error"].as_str().unwrap_or_default();
+        ensure!(error.contains(r#"does not accept that we are "edge-a2""#), "a2 says {hub}");
+        Ok(())
+    })
 }
 
 /// `edge-agent down` on c1 removes everything of ours from its kernel.
