@@ -192,7 +192,14 @@ mod tests {
     fn peer(name: &str, port: u16) -> Peer {
         let address = SocketAddr::from(([192, 0, 2, 1], port));
         let endpoints = vec![Endpoint { address, source: EndpointSource::Reported }];
-        Peer { name: name.parse().unwrap(), role: Role::Edge, endpoints, segments: vec![], networks: vec![] }
+        Peer {
+            name: name.parse().unwrap(),
+            role: Role::Edge,
+            endpoints,
+            segments: vec![],
+            networks: vec![],
+            certificates_from: 0,
+        }
     }
 
     fn view(version: u64, peers: Vec<Peer>) -> NodeView {
