@@ -2,9 +2,10 @@
 //!
 //! - [`caller`]: who calls, and what that one may do.
 //! - [`join`], [`nodes`], [`segments`], [`view`]: what nodes ask for.
-//! - [`operator`], [`ca`]: what the operator asks for.
+//! - [`operator`], [`ca`], [`backup`]: what the operator asks for.
 //! - [`body`], [`problem`]: JSON in, RFC 9457 problem documents out.
 
+mod backup;
 mod body;
 mod ca;
 pub mod caller;
@@ -68,6 +69,7 @@ pub fn router(app: App) -> Router {
         .route("/v1/ca", get(ca::list))
         .route("/v1/ca/rollover", post(ca::rollover))
         .route("/v1/ca/{id}", delete(ca::retire))
+        .route("/v1/backup", get(backup::backup))
         .route("/v1/tokens", get(operator::tokens).post(operator::create_token))
         .route("/v1/tokens/{id}", delete(operator::delete_token))
         .fallback(async |request: Request| Refusal::NoSuchPath(request.uri().path().into()))

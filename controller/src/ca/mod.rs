@@ -191,6 +191,11 @@ impl Ca {
         self.current.borrow().clone()
     }
 
+    /// All that is kept of the authorities, with their private keys: for a backup.
+    pub async fn document(&self) -> Result<Option<CaDocument>, CaError> {
+        Ok(self.keeper.load().await?.map(|(document, _)| document))
+    }
+
     /// The end of the certificate of the authority that signs.
     pub fn not_after(&self) -> Seconds {
         self.current().active().not_after()

@@ -1,12 +1,13 @@
 //! HTTP/1.1 over the admin socket.
 
+use std::io::Write;
 use std::path::PathBuf;
 
 use anyhow::{Context, bail};
-use axum::http::{Method, Request, header};
+use axum::http::{Method, Request, Response, header};
 use edge_types::api::Problem;
 use http_body_util::{BodyExt, Full};
-use hyper::body::Bytes;
+use hyper::body::{Bytes, Incoming};
 use hyper_util::rt::TokioIo;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -34,7 +35,30 @@ impl Client {
         serde_json::from_slice(&body).context("the server's answer cannot be read; are both of one release?")
     }
 
+    /// Asks for something large, which is written as it comes.
+    pub(super) async fn download(&self, path: &str, to: &mut impl Write) -> anyhow::Result<()> {
+        let response = self.request(Method::GET, path, None::<&()>).await?;
+        let mut body = response.into_body();
+        while let Some(frame) = body.frame().await {
+            if let Some(data) = frame.context("the server went away")?.data_ref() {
+                to.write_all(data).context("cannot write")?;
+            }
+        }
+        to.flush().context("cannot write")
+    }
+
     async fn send(&self, method: Method, path: &str, body: Option<&impl Serialize>) -> anyhow::Result<Bytes> {
+        let response = self.request(method, path, body).await?;
+        Ok(response.into_body().collect().await.context("the server went away")?.to_bytes())
+    }
+
+    /// The answer, if it is no refusal.
+    async fn request(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<&impl Serialize>,
+    ) -> anyhow::Result<Response<Incoming>> {
         let stream = UnixStream::connect(&self.socket).await.with_context(|| {
             format!(
                 "no edge-controller answers on {}: is it running on this machine (edge-controller run), with this admin_socket, \
@@ -53,10 +77,10 @@ impl Client {
             .body(Full::new(Bytes::from(body)))?;
         let response = sender.send_request(request).await.context("the server went away")?;
         let status = response.status();
-        let body = response.into_body().collect().await.context("the server went away")?.to_bytes();
         if status.is_success() {
-            return Ok(body);
+            return Ok(response);
         }
+        let body = response.into_body().collect().await.context("the server went away")?.to_bytes();
         match serde_json::from_slice::<Problem>(&body) {
             Ok(problem) => Err(problem.into()),
             Err(_) => bail!("the server answered {status}"),

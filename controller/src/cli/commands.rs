@@ -9,6 +9,7 @@ use edge_types::api::{
 use edge_types::{EndpointSource, NodeName};
 use serde::Serialize;
 
+use super::archive;
 use super::client::Client;
 use super::table::{list, print};
 use super::{CaCommand, Command, CommunityCommand, NodeCommand, SegmentCommand, TokenCommand};
@@ -18,7 +19,10 @@ const NOTHING: Option<&()> = None;
 
 pub(super) async fn carry_out(client: &Client, json: bool, command: Command) -> anyhow::Result<()> {
     match command {
-        Command::Run { .. } => bail!("run is not asked of a server"),
+        Command::Run { .. } | Command::Restore { .. } | Command::Export { .. } | Command::Import { .. } => {
+            bail!("this is not asked of a server")
+        }
+        Command::Backup { file } => archive::backup(client, &file).await,
         Command::Node(NodeCommand::List) => {
             let nodes: Vec<NodeInfo> = client.ask(Method::GET, "/v1/nodes", NOTHING).await?;
             if json { show_json(&nodes) } else { show_nodes(&nodes) }

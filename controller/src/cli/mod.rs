@@ -1,8 +1,10 @@
 //! The command line: the server, and the operator's commands that reach it by the admin socket.
 //!
+//! - [`archive`]: backup, restore, export, import.
 //! - [`client`]: HTTP over the socket.
 //! - [`commands`]: what each command asks and shows.
 
+mod archive;
 mod client;
 mod commands;
 mod table;
@@ -33,7 +35,7 @@ const UNREACHABLE: u8 = 3;
 ///   edge-controller token create --role edge --ttl 1h
 ///   edge-controller node label edge-a1 fabedge/edge-community=alpha
 ///
-/// Exit codes: 0 done, 1 refused by the server, 2 wrong usage, 3 the server is not running or could not start; 128 and a signal's number:
+/// Exit codes: 0 done, 1 refused, 2 wrong usage, 3 the server is not running or could not start; 128 and a signal's number:
 /// a server that was asked to end a second time before it had.
 #[derive(Parser)]
 #[command(name = "edge-controller", version, max_term_width = 100, verbatim_doc_comment)]
@@ -58,6 +60,45 @@ enum Command {
         /// Log as JSON, one object a line.
         #[arg(long)]
         log_json: bool,
+    },
+    /// Write all that the running server keeps into one file, as it is at one moment.
+    ///
+    /// The file holds the authority's private key: it is made for its owner alone (mode 0600) and must stay as secret as that. It is checked
+    /// before it takes its place. "-" writes to standard output, for example into a program that encrypts it.
+    Backup {
+        /// Where to.
+        file: PathBuf,
+    },
+    /// Put a backup in place of the state directory, while no server runs. Nodes go on with the certificates that they have.
+    ///
+    /// Segments that were granted after the backup are not in it: restore the latest.
+    Restore {
+        /// A file that backup or export wrote.
+        file: PathBuf,
+        /// The configuration file of the server; it says which directory.
+        #[arg(long, value_name = "FILE")]
+        config: PathBuf,
+        /// The directory may have content; it is moved aside and kept.
+        #[arg(long)]
+        replace: bool,
+    },
+    /// Write all that the configured store holds into one file, as backup does, while no server runs.
+    Export {
+        /// Where to; "-" is standard output.
+        file: PathBuf,
+        /// The configuration file of the server.
+        #[arg(long, value_name = "FILE")]
+        config: PathBuf,
+    },
+    /// Bring a file of backup or export into the configured store, which must be empty; to move from one kind of store to another.
+    ///
+    /// An import that was interrupted goes on when the same file is imported again.
+    Import {
+        /// A file that backup or export wrote.
+        file: PathBuf,
+        /// The configuration file of the server.
+        #[arg(long, value_name = "FILE")]
+        config: PathBuf,
     },
     /// Nodes: list, show, label, deregister.
     #[command(subcommand)]
@@ -187,6 +228,15 @@ pub fn main() -> ExitCode {
     runtime.block_on(async {
         let outcome = match cli.command {
             Command::Run { config, log_json } => run(config, log_json).await.map_err(|e| (UNREACHABLE, e)),
+            Command::Restore { file, config, replace } => {
+                offline(async { archive::restore(&Config::load(&config)?, &file, replace).await }).await
+            }
+            Command::Export { file, config } => {
+                offline(async { archive::export(&Config::load(&config)?, &file).await }).await
+            }
+            Command::Import { file, config } => {
+                offline(async { archive::import(&Config::load(&config)?, &file).await }).await
+            }
             command => commands::carry_out(&client::Client::new(cli.socket), cli.json, command).await.map_err(|e| {
                 let code = if e.is::<edge_types::api::Problem>() { REFUSED } else { UNREACHABLE };
                 (code, e)
@@ -200,6 +250,11 @@ pub fn main() -> ExitCode {
             }
         }
     })
+}
+
+/// A command that needs no server: what it does not do it refuses.
+async fn offline(work: impl Future<Output = anyhow::Result<()>>) -> Result<(), (u8, anyhow::Error)> {
+    work.await.map_err(|error| (REFUSED, error))
 }
 
 async fn run(path: PathBuf, log_json: bool) -> anyhow::Result<()> {

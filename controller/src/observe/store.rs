@@ -48,6 +48,10 @@ impl Store for Measured {
         })
     }
 
+    fn raise(&self, revision: u64) -> Answer<'_, Result<(), StoreError>> {
+        self.store.raise(revision)
+    }
+
     fn catch_up(&self, revision: u64) -> Answer<'_, Result<(), StoreError>> {
         self.store.catch_up(revision)
     }

@@ -23,6 +23,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::api::{self, App, Context};
+use crate::archive;
 use crate::ca::{Ca, Files};
 use crate::clock::Clock;
 use crate::config::Config;
@@ -57,6 +58,7 @@ impl Server {
     /// Opens store, authority and sockets, and begins to serve.
     pub async fn start(config: Config, clock: Clock) -> anyhow::Result<Self> {
         make_folder(&config.state_dir)?;
+        archive::check_not_restoring(&config.state_dir)?;
         let metrics = Metrics::new();
         let store = Measured::new(Arc::new(Embedded::open(&config.state_dir)?), metrics.clone());
         let closed = store.closed();
@@ -150,7 +152,7 @@ async fn follow_authorities(app: App) {
 }
 
 /// Makes the state directory, for its owner alone.
-fn make_folder(path: &Path) -> anyhow::Result<()> {
+pub(crate) fn make_folder(path: &Path) -> anyhow::Result<()> {
     let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path);
     made.with_context(|| format!("cannot make the state directory {}", path.display()))
 }

@@ -122,6 +122,19 @@ impl Embedded {
         write.commit().map_err(failed)
     }
 
+    fn write_revision(&self, above: u64) -> Result<(), StoreError> {
+        let write = self.database.begin_write().map_err(failed)?;
+        let revision = {
+            let mut meta = write.open_table(META).map_err(failed)?;
+            let present = meta.get(REVISION).map_err(failed)?.map_or(0, |present| present.value());
+            meta.insert(REVISION, present.max(above)).map_err(failed)?;
+            present.max(above)
+        };
+        write.commit().map_err(failed)?;
+        self.revision.store(revision, Ordering::Relaxed);
+        Ok(())
+    }
+
     fn write_batch(&self, batch: &[Vec<Change>], now: Seconds) -> Committed {
         let revision = self.revision.load(Ordering::Relaxed) + 1;
         match self.write(batch, revision, now) {
@@ -164,6 +177,11 @@ impl Store for Embedded {
         })
     }
 
+    fn raise(&self, revision: u64) -> Answer<'_, Result<(), StoreError>> {
+        let store = self.clone();
+        Box::pin(async move { blocking(move || store.write_revision(revision)).await? })
+    }
+
     fn commit(&self, batch: Vec<Vec<Change>>, now: Seconds) -> Answer<'_, Committed> {
         let store = self.clone();
         let size = batch.len();
@@ -173,6 +191,20 @@ impl Store for Embedded {
                 results: (0..size).map(|_| Err(error.clone())).collect(),
             })
         })
+    }
+}
+
+/// Whether another process uses the store below a state directory.
+pub fn is_in_use(state_dir: &Path) -> std::io::Result<bool> {
+    let file = match std::fs::File::open(state_dir.join(FILE)) {
+        Ok(file) => file,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(false),
+        Err(error) => return Err(error),
+    };
+    match file.try_lock_shared() {
+        Ok(()) => Ok(false),
+        Err(TryLockError::WouldBlock) => Ok(true),
+        Err(TryLockError::Error(error)) => Err(error),
     }
 }
 

@@ -28,6 +28,12 @@ pub trait Store: Send + Sync {
     /// carried out in order. `now` is the time, which is kept.
     fn commit(&self, batch: Vec<Vec<Change>>, now: Seconds) -> Answer<'_, Committed>;
 
+    /// Makes every later revision greater than this one: rows come from another store, and nodes have seen its revisions.
+    fn raise(&self, revision: u64) -> Answer<'_, Result<(), StoreError>> {
+        let refused = StoreError::Failed(format!("this store cannot begin above revision {revision}"));
+        Box::pin(std::future::ready(Err(refused)))
+    }
+
     /// Makes sure that all that was committed up to a revision has been followed. For a store with one user that is always so.
     fn catch_up(&self, revision: u64) -> Answer<'_, Result<(), StoreError>> {
         let _ = revision;

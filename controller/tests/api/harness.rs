@@ -172,6 +172,11 @@ impl Node {
         self.address = cloud.address();
     }
 
+    /// To another controller with the same authority.
+    pub(crate) fn move_to_address(&mut self, address: SocketAddr) {
+        self.address = address;
+    }
+
     pub(crate) async fn connect(&self) -> std::io::Result<Connection> {
         Connection::over(self.address, self.tls.clone()).await
     }

@@ -3,6 +3,7 @@
 mod harness;
 
 mod access;
+mod archive;
 mod bad_input;
 mod changes;
 mod join;

@@ -1,0 +1,96 @@
+//! Putting an archive in place of a state directory. The new content is made aside; the former is kept beside it.
+
+use std::fs;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, bail, ensure};
+
+use super::{Archive, import};
+use crate::ca::Files;
+use crate::clock::{Clock, rfc3339};
+use crate::store::embedded::{self, Embedded};
+
+/// Where the new content is made. While it is there, the directory's content is not to be trusted.
+const ASIDE: &str = "restoring";
+/// Where the former content is kept, with the time.
+const FORMER: &str = "before-restore-";
+
+/// Whether a restore was interrupted.
+pub fn check_not_restoring(state_dir: &Path) -> anyhow::Result<()> {
+    let aside = state_dir.join(ASIDE);
+    ensure!(
+        !aside.exists(),
+        "{} is there: a restore was interrupted. Run it again (edge-controller restore --replace FILE); to go without, bring back what stands \
+         in {FORMER}... if there is one, and remove {}",
+        aside.display(),
+        aside.display()
+    );
+    Ok(())
+}
+
+/// Makes a state directory hold what an archive holds. Returns where its former content is kept, if it had any.
+pub async fn restore(
+    archive: Archive,
+    state_dir: &Path,
+    replace: bool,
+    clock: &Clock,
+) -> anyhow::Result<Option<PathBuf>> {
+    let folder = |path: &Path| fs::DirBuilder::new().recursive(true).mode(0o700).create(path);
+    folder(state_dir).with_context(|| format!("cannot make {}", state_dir.display()))?;
+    if embedded::is_in_use(state_dir)? {
+        bail!("an edge-controller uses {}; stop it first", state_dir.display());
+    }
+    let present = content(state_dir)?;
+    if !present.is_empty() && !replace {
+        let names: Vec<_> = present.iter().map(|name| name.to_string_lossy()).collect();
+        bail!(
+            "{} is not empty ({}); with --replace its content is moved aside and kept",
+            state_dir.display(),
+            names.join(", ")
+        );
+    }
+    let aside = state_dir.join(ASIDE);
+    if aside.exists() {
+        fs::remove_dir_all(&aside).with_context(|| format!("cannot remove {}", aside.display()))?;
+    }
+    folder(&aside)?;
+    let store = Embedded::open(&aside)?;
+    import(&store, &Files::new(&aside, clock.now()), archive, clock.now()).await?;
+    drop(store);
+    sync(&aside)?;
+    let former = (!present.is_empty()).then(|| state_dir.join(format!("{FORMER}{}", rfc3339(clock.now()))));
+    if let Some(former) = &former {
+        folder(former)?;
+        for name in present {
+            fs::rename(state_dir.join(&name), former.join(&name))?;
+        }
+        sync(former)?;
+    }
+    for name in content(&aside)? {
+        fs::rename(aside.join(&name), state_dir.join(&name))?;
+    }
+    sync(state_dir)?;
+    // From here on it is whole.
+    fs::remove_dir(&aside)?;
+    sync(state_dir)?;
+    Ok(former)
+}
+
+/// Names in a folder, without those that a restore made.
+fn content(folder: &Path) -> std::io::Result<Vec<std::ffi::OsString>> {
+    let mut names = Vec::new();
+    for entry in fs::read_dir(folder)? {
+        let name = entry?.file_name();
+        let text = name.to_string_lossy();
+        if text != ASIDE && !text.starts_with(FORMER) {
+            names.push(name);
+        }
+    }
+    names.sort();
+    Ok(names)
+}
+
+fn sync(folder: &Path) -> std::io::Result<()> {
+    fs::File::open(folder)?.sync_all()
+}
