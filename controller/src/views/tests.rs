@@ -110,7 +110,7 @@ async fn try_history(history: Vec<(Event, Vec<bool>)>) -> Result<(), TestCaseErr
             let found = match serde_json::from_str::<ViewEvent>(&line).unwrap() {
                 ViewEvent::View { view, .. } => *view,
                 ViewEvent::Change(change) => change.apply_to(known.unwrap()).expect("a change of what it knows"),
-                ViewEvent::Heartbeat { .. } => unreachable!(),
+                other => panic!("neither a view nor a change: {other:?}"),
             };
             prop_assert_eq!(&found, &expected, "{}", line);
             held.insert(name, found);
