@@ -234,7 +234,13 @@ fn reason(error: DatabaseError) -> String {
         DatabaseError::UpgradeRequired(_) => {
             format!("{error}; use the release that wrote it to make a backup, and restore that with this one")
         }
-        DatabaseError::Storage(StorageError::Io(error)) if error.kind() != std::io::ErrorKind::InvalidData => {
+        // The kinds by which redb tells that it looked for what is not in the file.
+        DatabaseError::Storage(StorageError::Io(error))
+            if !matches!(
+                error.kind(),
+                std::io::ErrorKind::InvalidData | std::io::ErrorKind::InvalidInput | std::io::ErrorKind::UnexpectedEof
+            ) =>
+        {
             error.to_string()
         }
         other => format!("the file is damaged ({other}); restore a backup: edge-controller restore --replace FILE"),

@@ -30,8 +30,16 @@ impl Busy {
         let mut stream = node.watch().await;
         stream.view().await;
         let mut request = UnixStream::connect(program.path("run/admin.sock")).await.unwrap();
-        let head = format!("POST /v1/tokens HTTP/1.1\r\nhost: x\r\ncontent-length: {}\r\n\r\n{{", BODY.len());
+        let head = format!(
+            "POST /v1/tokens HTTP/1.1\r\nhost: x\r\nexpect: 100-continue\r\ncontent-length: {}\r\n\r\n",
+            BODY.len()
+        );
         request.write_all(head.as_bytes()).await.unwrap();
+        // Only a request that the server has begun to read keeps it from ending.
+        let mut go_on = [0; b"HTTP/1.1 100 Continue\r\n\r\n".len()];
+        request.read_exact(&mut go_on).await.unwrap();
+        assert_eq!(&go_on, b"HTTP/1.1 100 Continue\r\n\r\n");
+        request.write_all(&BODY.as_bytes()[..1]).await.unwrap();
         Self { program, stream, request }
     }
 
