@@ -7,6 +7,7 @@ use edge_types::name::COMMUNITY_LABEL;
 use proptest::prelude::*;
 
 use super::*;
+use crate::ca::{Ca, Files};
 use crate::clock::Clock;
 use crate::registry::Registry;
 use crate::segments::Row;
@@ -71,13 +72,15 @@ fn step() -> impl Strategy<Value = (Event, Vec<bool>)> {
     (event, prop::collection::vec(prop::bool::weighted(0.4), 6))
 }
 
-fn common() -> Common {
+async fn common() -> Common {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("controller.toml");
     let text =
         "server_names = [\"cloud\"]\nnetworks = [\"10.244.0.0/16\"]\n[segments]\ncluster_ranges = [\"10.77.0.0/16\"]\n";
     std::fs::write(&path, text).unwrap();
-    Common::new(Config::load(&path).unwrap(), vec!["anchor".into()])
+    let now = Clock::system().now();
+    let ca = Ca::open(Box::new(Files::new(folder.path(), now)), None, now).await.unwrap();
+    Common::new(Config::load(&path).unwrap(), Arc::new(ca))
 }
 
 /// What a node would read on its stream, as text.
@@ -93,7 +96,7 @@ async fn try_history(history: Vec<(Event, Vec<bool>)>) -> Result<(), TestCaseErr
     let folder = tempfile::tempdir().unwrap();
     let store = Arc::new(Embedded::open(folder.path()).unwrap());
     let registry = Registry::start(store, Clock::system(), true).await.unwrap();
-    let common = common();
+    let common = common().await;
     let mut held: BTreeMap<NodeName, NodeView> = BTreeMap::new();
     for (event, looking) in history {
         match event {
