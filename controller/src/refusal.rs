@@ -171,6 +171,9 @@ pub enum Refusal {
     /// A label cannot be.
     #[error(transparent)]
     Label(#[from] NameError),
+    /// The configuration cannot be put in force.
+    #[error("{0}; nothing was changed")]
+    Reload(String),
     /// The store failed.
     #[error("{0}; nothing was changed, try again")]
     Store(String),
@@ -227,6 +230,7 @@ impl Refusal {
             Refusal::NoSuchFamily(_) => (409, "no-such-family", "There is no range of this family"),
             Refusal::RequestIdReused(_) => (409, "request-id-reused", "The request id was used for something else"),
             Refusal::Label(_) => (422, "bad-label", "The label cannot be used"),
+            Refusal::Reload(_) => (409, "reload-refused", "The configuration is not put in force"),
             Refusal::Store(_) => (503, "store-failed", "The store failed"),
             Refusal::Internal(_) => (500, "internal", "The controller has a defect"),
         }

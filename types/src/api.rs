@@ -269,6 +269,13 @@ pub enum AuthorityState {
     Retired,
 }
 
+/// Answer to `POST /v1/reload`, for the operator.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReloadResponse {
+    /// Keys of the configuration that have changed, and are in force.
+    pub changed: Vec<String>,
+}
+
 /// RFC 9457 problem document.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
 #[error("{title}: {detail}")]

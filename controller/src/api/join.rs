@@ -36,7 +36,7 @@ pub(super) async fn join(
     let role = app.role_of(&token).await?;
     let issued = app.issue(&node, role, &key, Occasion::Join).await?;
     let certificate = certificates::kept(&issued, &key);
-    let (policy, min) = (app.policy.clone(), app.config.segments.min_per_node);
+    let live = app.clone();
     let name = node.clone();
     app.registry
         .change(move |state| {
@@ -45,8 +45,10 @@ pub(super) async fn join(
             certificates::join(&mut record, &certificate)?;
             let mut changes = Vec::new();
             if record.role == Role::Edge {
-                let missing = missing_segments(state, &policy, &name, min);
-                changes = super::segments::grants(state, &policy, &name, &missing, JOIN_REQUEST, now)?;
+                let settings = live.settings();
+                let (policy, min) = (&settings.policy, settings.config.segments.min_per_node);
+                let missing = missing_segments(state, policy, &name, min);
+                changes = super::segments::grants(state, policy, &name, &missing, JOIN_REQUEST, now)?;
             }
             changes.extend([Change::PutToken(used), Change::PutNode(record)]);
             Ok(((), changes))
@@ -103,7 +105,7 @@ fn missing_segments(state: &Rows, policy: &Policy, node: &NodeName, min: u32) ->
 impl Context {
     async fn issue(&self, node: &NodeName, role: Role, key: &NodeKey, occasion: Occasion) -> Result<Issued, Refusal> {
         let (authorities, now) = (self.ca.current(), self.registry.clock.now());
-        let days = self.config.certificates.node_days;
+        let days = self.settings().config.certificates.node_days;
         let view = self.registry.read().await;
         let term = certificates::term(view.state().node(node), key, occasion, authorities.active(), days, now)?;
         drop(view);

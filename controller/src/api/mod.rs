@@ -24,12 +24,10 @@ use axum::routing::{delete, get, patch, post};
 use tokio_util::sync::CancellationToken;
 
 use crate::ca::Ca;
-use crate::config::Config;
 use crate::observe::{self, Health, Metrics};
 use crate::refusal::Refusal;
 use crate::registry::Registry;
-use crate::segments::Policy;
-use crate::views::Common;
+use crate::settings::Live;
 
 /// What all handlers need.
 pub struct Context {
@@ -37,12 +35,8 @@ pub struct Context {
     pub registry: Registry,
     /// Signs certificates.
     pub ca: Arc<Ca>,
-    /// As read at start.
-    pub config: Config,
-    /// How segments are cut.
-    pub policy: Policy,
-    /// Computes views.
-    pub common: Common,
+    /// What the configuration says.
+    pub live: Live,
     /// What is counted.
     pub metrics: Metrics,
     /// Whether all loops run.
@@ -70,6 +64,7 @@ pub fn router(app: App) -> Router {
         .route("/v1/ca/rollover", post(ca::rollover))
         .route("/v1/ca/{id}", delete(ca::retire))
         .route("/v1/backup", get(backup::backup))
+        .route("/v1/reload", post(operator::reload))
         .route("/v1/tokens", get(operator::tokens).post(operator::create_token))
         .route("/v1/tokens/{id}", delete(operator::delete_token))
         .fallback(async |request: Request| Refusal::NoSuchPath(request.uri().path().into()))

@@ -45,7 +45,7 @@ pub(super) async fn apply(
     if families.is_empty() {
         return Err(Refusal::BadValue("families is empty; ask for \"ipv4\", \"ipv6\" or both".into()));
     }
-    let (policy, now) = (app.policy.clone(), app.registry.clock.now());
+    let (live, now) = (app.clone(), app.registry.clock.now());
     let segments = app
         .registry
         .change(move |state| {
@@ -62,7 +62,7 @@ pub(super) async fn apply(
                     Err(Refusal::RequestIdReused(request_id.clone()))
                 };
             }
-            let changes = grants(state, &policy, &node, &families, &request_id, now)?;
+            let changes = grants(state, &live.settings().policy, &node, &families, &request_id, now)?;
             let granted = changes.iter().filter_map(|change| match change {
                 Change::ClaimSegment(row) => Some(row.network),
                 _ => None,

@@ -29,8 +29,8 @@ use crate::clock::Clock;
 use crate::config::Config;
 use crate::observe::{Health, Measured, Metrics};
 use crate::registry::Registry;
+use crate::settings::{Live, Reader, check_held};
 use crate::store::embedded::Embedded;
-use crate::views::Common;
 use connections::Open;
 
 /// Time that open requests have to end when the server stops.
@@ -57,12 +57,19 @@ pub struct Server {
 impl Server {
     /// Opens store, authority and sockets, and begins to serve.
     pub async fn start(config: Config, clock: Clock) -> anyhow::Result<Self> {
+        Self::start_with(config, clock, None).await
+    }
+
+    /// The same, with a way to read the configuration again.
+    pub async fn start_with(config: Config, clock: Clock, reader: Option<Reader>) -> anyhow::Result<Self> {
         make_folder(&config.state_dir)?;
         archive::check_not_restoring(&config.state_dir)?;
         let metrics = Metrics::new();
         let store = Measured::new(Arc::new(Embedded::open(&config.state_dir)?), metrics.clone());
         let closed = store.closed();
         let registry = Registry::start(Arc::new(store), clock.clone(), true).await?;
+        check_held(registry.read().await.state().ledger(), &config.segments.cluster_ranges)
+            .map_err(anyhow::Error::msg)?;
         let keeper = Box::new(Files::new(&config.state_dir, clock.now()));
         let ca = Ca::open(keeper, config.given_ca(), clock.now()).await.context("certificate authority")?;
         let ca = Arc::new(ca);
@@ -74,10 +81,8 @@ impl Server {
         let stopping = CancellationToken::new();
         let app = Arc::new(Context {
             registry,
-            policy: config.segment_policy(),
-            common: Common::new(config.clone(), ca.clone()),
+            live: Live::new(config, ca.clone(), reader),
             ca,
-            config,
             metrics,
             health: Health::default(),
             stopping: stopping.clone(),
@@ -95,7 +100,7 @@ impl Server {
             let serving = connections::serve_nodes(listener, tls, router, closing.clone(), open.clone());
             app.health.watch("node-listener", &listening.spawn(serving).abort_handle());
         }
-        let serving = admin::serve(admin, app.config.admin_socket.clone(), router, closing.clone(), open);
+        let serving = admin::serve(admin, app.settings().config.admin_socket.clone(), router, closing.clone(), open);
         app.health.watch("admin-listener", &listening.spawn(serving).abort_handle());
         // Last, so that nobody sees a server that is half open.
         let (observing, silent) = (TaskTracker::new(), CancellationToken::new());
@@ -105,6 +110,13 @@ impl Server {
             observing.spawn(observe::serve(listener, router.clone(), open));
         }
         Ok(Self { addresses, observe, app, listening, closing, tasks, observing, silent, closed })
+    }
+
+    /// Reads the configuration again. Says in the log what came of it.
+    pub async fn reload(&self) {
+        if let Err(refusal) = self.app.reload().await {
+            tracing::error!("the configuration is not put in force: {refusal}");
+        }
     }
 
     /// Stops: not ready any more, no new connections, nodes are sent to other controllers, open requests are finished.

@@ -9,6 +9,7 @@ mod changes;
 mod join;
 mod observe;
 mod program;
+mod reload;
 mod rollover;
 mod segments;
 mod shutdown;
