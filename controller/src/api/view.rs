@@ -28,8 +28,9 @@ const SLOWEST_READER: Duration = Duration::from_secs(20);
 const HANDED_OVER_A_SECOND: u32 = 2000;
 const HANDOVER: Duration = Duration::from_secs(5);
 
-#[derive(Deserialize)]
+#[derive(Deserialize, schemars::JsonSchema)]
 pub(super) struct Parameters {
+    /// A stream of lines, for as long as the reader likes.
     #[serde(default)]
     watch: bool,
     /// After the first view only what changes.

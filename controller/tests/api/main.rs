@@ -11,6 +11,7 @@ mod observe;
 mod program;
 mod reload;
 mod rollover;
+mod schemathesis;
 mod segments;
 mod shutdown;
 mod views;
