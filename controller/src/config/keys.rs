@@ -48,7 +48,7 @@ pub(super) enum Kind {
     Text,
 }
 
-/// All keys, in the order of the file.
+/// All keys, by name.
 pub fn keys() -> &'static [Key] {
     static KEYS: OnceLock<Vec<Key>> = OnceLock::new();
     KEYS.get_or_init(|| {
@@ -98,7 +98,7 @@ impl Key {
     pub fn form(&self) -> &'static str {
         match self.kind {
             Kind::List => "A,B,...",
-            Kind::Table => "{TOML}",
+            Kind::Table => "TOML",
             Kind::Number => "N",
             Kind::Boolean => "true|false",
             Kind::Text => "TEXT",
