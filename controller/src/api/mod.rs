@@ -25,6 +25,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::ca::Ca;
 use crate::config::Config;
+use crate::kubernetes::token_review::Reviewer;
 use crate::observe::{self, Health, Metrics};
 use crate::refusal::Refusal;
 use crate::registry::Registry;
@@ -41,6 +42,8 @@ pub struct Context {
     pub config: Config,
     /// How segments are cut.
     pub policy: Policy,
+    /// Asks the API server about service account tokens, where nodes may join by them.
+    pub reviewer: Option<Reviewer>,
     /// Computes views.
     pub common: Common,
     /// What is counted.

@@ -27,6 +27,8 @@ use crate::archive;
 use crate::ca::{Ca, Files};
 use crate::clock::Clock;
 use crate::config::Config;
+use crate::kubernetes::client::connect;
+use crate::kubernetes::token_review::Reviewer;
 use crate::observe::{Health, Measured, Metrics};
 use crate::registry::Registry;
 use crate::store::embedded::Embedded;
@@ -63,6 +65,12 @@ impl Server {
         let store = Measured::new(Arc::new(Embedded::open(&config.state_dir)?), metrics.clone());
         let closed = store.closed();
         let registry = Registry::start(Arc::new(store), clock.clone(), true).await?;
+        let client = match &config.kubernetes {
+            Some(kubernetes) => Some(connect(kubernetes.kubeconfig.as_deref()).await?),
+            None => None,
+        };
+        let accounts = config.kubernetes.as_ref().and_then(|kubernetes| kubernetes.join.clone());
+        let reviewer = client.zip(accounts).map(|(client, accounts)| Reviewer::new(client, accounts));
         let keeper = Box::new(Files::new(&config.state_dir, clock.now()));
         let ca = Ca::open(keeper, config.given_ca(), clock.now()).await.context("certificate authority")?;
         let ca = Arc::new(ca);
@@ -75,6 +83,7 @@ impl Server {
         let app = Arc::new(Context {
             registry,
             policy: config.segment_policy(),
+            reviewer,
             common: Common::new(config.clone(), ca.clone()),
             ca,
             config,
