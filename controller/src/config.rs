@@ -19,6 +19,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::ca::Given;
+use crate::kubernetes::token_review::JoinAccounts;
 use crate::segments::{Policy, overlap};
 
 pub use keys::{Key, Reload, keys};
@@ -63,6 +64,9 @@ pub struct Config {
     #[serde(default)]
     #[schemars(with = "Vec<String>", extend("x-reload" = "views"))]
     pub networks: Vec<IpNetwork>,
+    /// Kubernetes. Absent: nothing is asked of it.
+    #[serde(default)]
+    pub kubernetes: Option<Kubernetes>,
     /// What differs for single hubs, by node name.
     #[serde(default)]
     #[schemars(with = "BTreeMap<String, Hub>", extend("x-reload" = "views"))]
@@ -122,6 +126,16 @@ pub struct Certificates {
 pub struct Observe {
     /// Addresses on which health and metrics are served, in plain HTTP; none turns them off.
     pub listen: Vec<SocketAddr>,
+}
+
+/// `[kubernetes]`
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Kubernetes {
+    /// How to reach the API server; absent in a pod, which has a service account.
+    pub kubeconfig: Option<PathBuf>,
+    /// Service accounts by which nodes may join.
+    pub join: Option<JoinAccounts>,
 }
 
 /// `[hub.NAME]`
@@ -252,6 +266,9 @@ impl Config {
         }
         if self.certificates.ca_certificate.is_some() != self.certificates.ca_key.is_some() {
             return Err(("ca_certificate", "ca_certificate and ca_key belong together; set both, or neither".into()));
+        }
+        if let Some(accounts) = self.kubernetes.as_ref().and_then(|kubernetes| kubernetes.join.as_ref()) {
+            accounts.check().map_err(|why| ("kubernetes.join", why))?;
         }
         self.segment_policy().check()?;
         let fronted = self.hub.values().filter_map(|hub| hub.networks.as_ref()).flatten().chain(&self.networks);

@@ -86,6 +86,12 @@ pub enum Refusal {
         "the join token is not known here: it was deleted, was made by another controller, or is mistyped; ask the operator for a new one"
     )]
     TokenUnknown,
+    /// The service account token lets nobody in.
+    #[error("the service account token is refused: {0}")]
+    ServiceAccount(String),
+    /// The API server does not say whose the service account token is.
+    #[error("the API server does not say whose the service account token is: {0}")]
+    TokenReview(String),
     /// The token is too old.
     #[error("join token {id} expired at {at}; ask the operator for a new one")]
     TokenExpired {
@@ -210,6 +216,8 @@ impl Refusal {
             Refusal::NoSuchNode(_) => (404, "no-such-node", "The node is not registered"),
             Refusal::NoSuchToken(_) => (404, "no-such-token", "There is no such token"),
             Refusal::TokenUnknown => (403, "token-unknown", "The join token is not known"),
+            Refusal::ServiceAccount(_) => (403, "service-account-refused", "The service account token is refused"),
+            Refusal::TokenReview(_) => (503, "token-review-failed", "The service account token cannot be reviewed"),
             Refusal::TokenExpired { .. } => (403, "token-expired", "The join token has expired"),
             Refusal::TokenUsed { .. } => (409, "token-used", "The join token is used up"),
             Refusal::TokenOfAnother { .. } => (403, "token-of-another", "The join token is for another node"),

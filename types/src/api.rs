@@ -15,8 +15,12 @@ pub const PROBLEM_MEDIA_TYPE: &str = "application/problem+json";
 #[derive(Clone, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct JoinRequest {
-    /// [`crate::JoinToken::credential`]: the token's id and secret.
+    /// [`crate::JoinToken::credential`]: the token's id and secret. Empty where the next field is there.
+    #[serde(default)]
     pub token: String,
+    /// In place of a join token: a Kubernetes service account token, bound to the node's own pod, for the audience `edge-cni`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub service_account_token: Option<String>,
     /// The name under which the node wants to be known.
     pub node: NodeName,
     /// PKCS#10 request, PEM, self-signed with the key that was made on the node.

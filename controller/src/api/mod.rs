@@ -26,6 +26,7 @@ use axum::extract::Request;
 use tokio_util::sync::CancellationToken;
 
 use crate::ca::Ca;
+use crate::kubernetes::token_review::Reviewer;
 use crate::observe::{self, Health, Metrics};
 use crate::refusal::Refusal;
 use crate::registry::Registry;
@@ -39,6 +40,8 @@ pub struct Context {
     pub ca: Arc<Ca>,
     /// What the configuration says.
     pub live: Live,
+    /// Asks the API server about service account tokens, where nodes may join by them.
+    pub reviewer: Option<Reviewer>,
     /// What is counted.
     pub metrics: Metrics,
     /// Whether all loops run.

@@ -27,6 +27,8 @@ use crate::archive;
 use crate::ca::{Ca, Files};
 use crate::clock::Clock;
 use crate::config::Config;
+use crate::kubernetes::client::connect;
+use crate::kubernetes::token_review::Reviewer;
 use crate::observe::{Health, Measured, Metrics};
 use crate::registry::Registry;
 use crate::settings::{Live, Reader, check_held};
@@ -70,6 +72,12 @@ impl Server {
         let registry = Registry::start(Arc::new(store), clock.clone(), true).await?;
         check_held(registry.read().await.state().ledger(), &config.segments.cluster_ranges)
             .map_err(anyhow::Error::msg)?;
+        let client = match &config.kubernetes {
+            Some(kubernetes) => Some(connect(kubernetes.kubeconfig.as_deref()).await?),
+            None => None,
+        };
+        let accounts = config.kubernetes.as_ref().and_then(|kubernetes| kubernetes.join.clone());
+        let reviewer = client.zip(accounts).map(|(client, accounts)| Reviewer::new(client, accounts));
         let keeper = Box::new(Files::new(&config.state_dir, clock.now()));
         let ca = Ca::open(keeper, config.given_ca(), clock.now()).await.context("certificate authority")?;
         let ca = Arc::new(ca);
@@ -82,6 +90,7 @@ impl Server {
         let app = Arc::new(Context {
             registry,
             live: Live::new(config, ca.clone(), reader),
+            reviewer,
             ca,
             metrics,
             health: Health::default(),
