@@ -11,6 +11,7 @@ use edge_types::{IpNetwork, NodeName};
 use serde::Deserialize;
 
 use crate::ca::Given;
+use crate::kubernetes::selector::EdgeSelector;
 use crate::segments::{Policy, overlap};
 
 /// Where the operator's commands find the server, unless told otherwise.
@@ -51,6 +52,9 @@ pub struct Config {
     /// Cloud networks (pods and services of the cloud's own CNI) that every hub fronts.
     #[serde(default)]
     pub networks: Vec<IpNetwork>,
+    /// Kubernetes: where nodes' labels come from, and where rows are kept. Absent: neither.
+    #[serde(default)]
+    pub kubernetes: Option<Kubernetes>,
     /// What differs for single hubs, by node name.
     #[serde(default)]
     pub hub: BTreeMap<NodeName, Hub>,
@@ -102,6 +106,37 @@ pub struct Certificates {
 pub struct Observe {
     /// Addresses on which health and metrics are served, in plain HTTP; none turns them off.
     pub listen: Vec<SocketAddr>,
+}
+
+/// `[kubernetes]`
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Kubernetes {
+    /// How to reach the API server; absent in a pod, which has a service account.
+    pub kubeconfig: Option<PathBuf>,
+    /// Namespace of the controller's own objects: tokens, authority, lease.
+    pub namespace: String,
+    /// Whether nodes, segments, communities and tokens are kept at the API server, shared by all replicas, instead of in the state directory.
+    pub store: bool,
+    /// Label selector of the Node objects that are edges; the labels of others put them into no community.
+    pub edge_selector: EdgeSelector,
+    /// Whether labels of Node objects, which a kubelet may set on its own, put nodes into communities.
+    pub trust_node_labels: bool,
+    /// Seconds after which another replica takes over what only one does.
+    pub lease_seconds: u32,
+}
+
+impl Default for Kubernetes {
+    fn default() -> Self {
+        Self {
+            kubeconfig: None,
+            namespace: "edge-cni".into(),
+            store: true,
+            edge_selector: EdgeSelector::default(),
+            trust_node_labels: true,
+            lease_seconds: 15,
+        }
+    }
 }
 
 /// `[hub.NAME]`
@@ -223,6 +258,16 @@ impl Config {
         }
         if self.certificates.ca_certificate.is_some() != self.certificates.ca_key.is_some() {
             return Err(("ca_certificate", "ca_certificate and ca_key belong together; set both, or neither".into()));
+        }
+        if let Some(kubernetes) = &self.kubernetes {
+            let namespace = &kubernetes.namespace;
+            if namespace.contains('.') || namespace.parse::<NodeName>().is_err() {
+                return Err(("kubernetes.namespace", format!("{namespace:?} is not the name of a namespace")));
+            }
+            if !(3..=600).contains(&kubernetes.lease_seconds) {
+                let why = format!("{} is not within 3 to 600", kubernetes.lease_seconds);
+                return Err(("kubernetes.lease_seconds", why));
+            }
         }
         self.segment_policy().check()?;
         let fronted = self.hub.values().filter_map(|hub| hub.networks.as_ref()).flatten().chain(&self.networks);

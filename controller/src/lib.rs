@@ -13,6 +13,7 @@ pub mod certificates;
 pub mod cli;
 pub mod clock;
 pub mod config;
+pub mod kubernetes;
 pub mod observe;
 pub mod random;
 pub mod refusal;

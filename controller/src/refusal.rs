@@ -168,6 +168,11 @@ pub enum Refusal {
     /// A request id came again with another content.
     #[error("request id {0:?} was used for other families; a new application needs a new id")]
     RequestIdReused(String),
+    /// The node's labels are Kubernetes'.
+    #[error(
+        "node {0} has a Node object in Kubernetes, and its labels are set there: kubectl label node {0} KEY=VALUE (or list it in a Community)"
+    )]
+    LabelledElsewhere(NodeName),
     /// A label cannot be.
     #[error(transparent)]
     Label(#[from] NameError),
@@ -226,6 +231,7 @@ impl Refusal {
             Refusal::TooMany { .. } => (409, "too-many-segments", "The node holds as many segments as it may"),
             Refusal::NoSuchFamily(_) => (409, "no-such-family", "There is no range of this family"),
             Refusal::RequestIdReused(_) => (409, "request-id-reused", "The request id was used for something else"),
+            Refusal::LabelledElsewhere(_) => (409, "labelled-elsewhere", "The node is labelled in Kubernetes"),
             Refusal::Label(_) => (422, "bad-label", "The label cannot be used"),
             Refusal::Store(_) => (503, "store-failed", "The store failed"),
             Refusal::Internal(_) => (500, "internal", "The controller has a defect"),

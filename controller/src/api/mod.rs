@@ -18,6 +18,8 @@ mod view;
 
 use std::sync::Arc;
 
+pub use segments::application;
+
 use axum::Router;
 use axum::extract::Request;
 use axum::routing::{delete, get, patch, post};
@@ -25,6 +27,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::ca::Ca;
 use crate::config::Config;
+use crate::kubernetes::client::Obstacles;
 use crate::observe::{self, Health, Metrics};
 use crate::refusal::Refusal;
 use crate::registry::Registry;
@@ -47,6 +50,8 @@ pub struct Context {
     pub metrics: Metrics,
     /// Whether all loops run.
     pub health: Health,
+    /// What does not work at the API server of Kubernetes.
+    pub obstacles: Obstacles,
     /// Cancelled when the server stops: ends the view streams.
     pub stopping: CancellationToken,
 }

@@ -34,6 +34,9 @@ pub(super) async fn label(
     app.registry
         .change(move |state| {
             let mut record = state.node(&node).ok_or_else(|| Refusal::NoSuchNode(node.clone()))?.clone();
+            if record.object.is_some() {
+                return Err(Refusal::LabelledElsewhere(node.clone()));
+            }
             record.set_labels(patched(record.labels.clone(), patch.clone())?)?;
             tracing::info!(%node, labels = ?record.labels, "labelled");
             Ok(((), vec![Change::PutNode(record)]))
@@ -54,16 +57,8 @@ pub(super) async fn deregister(
     let released = app
         .registry
         .change(move |state| {
-            state.node(&node).ok_or_else(|| Refusal::NoSuchNode(node.clone()))?;
-            let rows: Vec<Row> = state
-                .ledger()
-                .held_by(&node)
-                .into_iter()
-                .map(|row| Row { released_at: Some(now), ..row.clone() })
-                .collect();
+            let (rows, changes) = state.deregistration(&node, now).ok_or_else(|| Refusal::NoSuchNode(node.clone()))?;
             tracing::info!(%node, segments = rows.len(), "deregistered");
-            let mut changes = vec![Change::DeleteNode(node.clone())];
-            changes.extend(rows.iter().cloned().map(Change::PutSegment));
             Ok((rows, changes))
         })
         .await?;

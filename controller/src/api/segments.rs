@@ -1,8 +1,8 @@
 //! A node's segments: applying for more, and listing them.
 
 use axum::extract::State;
-use edge_types::NodeName;
 use edge_types::api::{Family, SegmentRequest, SegmentResponse};
+use edge_types::{IpNetwork, NodeName};
 
 use super::App;
 use super::body::{Json, Node};
@@ -49,30 +49,47 @@ pub(super) async fn apply(
     let segments = app
         .registry
         .change(move |state| {
-            state.node(&node).ok_or_else(|| Refusal::Deregistered(node.clone()))?;
-            let earlier = state.ledger().held_by(&node).into_iter().filter(|row| row.request_id == request_id);
-            let earlier: Vec<_> = earlier.map(|row| row.network).collect();
-            if !earlier.is_empty() {
-                let mut granted: Vec<Family> = earlier.iter().map(Family::of).collect();
-                granted.sort_unstable();
-                let same = granted == families;
-                return if same {
-                    Ok((earlier, Vec::new()))
-                } else {
-                    Err(Refusal::RequestIdReused(request_id.clone()))
-                };
+            let (segments, changes) = application(state, &policy, &node, &families, &request_id, now)?;
+            if !changes.is_empty() {
+                tracing::info!(%node, ?segments, request_id, "segments granted");
             }
-            let changes = grants(state, &policy, &node, &families, &request_id, now)?;
-            let granted = changes.iter().filter_map(|change| match change {
-                Change::ClaimSegment(row) => Some(row.network),
-                _ => None,
-            });
-            let granted: Vec<_> = granted.collect();
-            tracing::info!(%node, ?granted, request_id, "segments granted");
-            Ok((granted, changes))
+            Ok((segments, changes))
         })
         .await?;
     Ok(axum::Json(SegmentResponse { segments }))
+}
+
+/// Plans the answer to an application for one segment of each family (without repetitions, in order): its segments, and what to change.
+pub fn application(
+    state: &mut Rows,
+    policy: &Policy,
+    node: &NodeName,
+    families: &[Family],
+    request_id: &str,
+    now: Seconds,
+) -> Result<(Vec<IpNetwork>, Vec<Change>), Refusal> {
+    state.node(node).ok_or_else(|| Refusal::Deregistered(node.clone()))?;
+    let earlier = state.ledger().held_by(node).into_iter().filter(|row| row.request_id == request_id);
+    let mut granted: Vec<IpNetwork> = earlier.map(|row| row.network).collect();
+    if granted.iter().any(|network| !families.contains(&Family::of(network))) {
+        return Err(Refusal::RequestIdReused(request_id.into()));
+    }
+    // Where a replica died between two claims, only some of them were granted then.
+    let missing: Vec<Family> = families
+        .iter()
+        .copied()
+        .filter(|family| !granted.iter().any(|network| Family::of(network) == *family))
+        .collect();
+    if !missing.is_empty() {
+        let changes = grants(state, policy, node, &missing, request_id, now)?;
+        granted.extend(changes.iter().filter_map(|change| match change {
+            Change::ClaimSegment(row) => Some(row.network),
+            _ => None,
+        }));
+        granted.sort_by_key(Family::of);
+        return Ok((granted, changes));
+    }
+    Ok((granted, Vec::new()))
 }
 
 /// Chooses one segment for each entry of `families`: all of them or none.

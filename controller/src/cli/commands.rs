@@ -19,7 +19,11 @@ const NOTHING: Option<&()> = None;
 
 pub(super) async fn carry_out(client: &Client, json: bool, command: Command) -> anyhow::Result<()> {
     match command {
-        Command::Run { .. } | Command::Restore { .. } | Command::Export { .. } | Command::Import { .. } => {
+        Command::Run { .. }
+        | Command::Crds
+        | Command::Restore { .. }
+        | Command::Export { .. }
+        | Command::Import { .. } => {
             bail!("this is not asked of a server")
         }
         Command::Backup { file } => archive::backup(client, &file).await,

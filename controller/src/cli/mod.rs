@@ -19,6 +19,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::clock::Clock;
 use crate::config::{ADMIN_SOCKET, Config};
+use crate::kubernetes::resources;
 use crate::server::Server;
 
 /// Exit code of a command that the server refused.
@@ -61,6 +62,8 @@ enum Command {
         #[arg(long)]
         log_json: bool,
     },
+    /// Print the definitions of the custom resources, for kubectl apply; they are in deploy/crds as well.
+    Crds,
     /// Write all that the running server keeps into one file, as it is at one moment.
     ///
     /// The file holds the authority's private key: it is made for its owner alone (mode 0600) and must stay as secret as that. It is checked
@@ -215,6 +218,9 @@ enum CaCommand {
     },
 }
 
+/// What is logged unless RUST_LOG says otherwise. What the Kubernetes client says of a failure, whoever asked says with what it means.
+const LOGGED: &str = "info,kube_client=off";
+
 /// Runs the program.
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
@@ -228,6 +234,7 @@ pub fn main() -> ExitCode {
     runtime.block_on(async {
         let outcome = match cli.command {
             Command::Run { config, log_json } => run(config, log_json).await.map_err(|e| (UNREACHABLE, e)),
+            Command::Crds => crds().map_err(|e| (UNREACHABLE, e)),
             Command::Restore { file, config, replace } => {
                 offline(async { archive::restore(&Config::load(&config)?, &file, replace).await }).await
             }
@@ -252,13 +259,20 @@ pub fn main() -> ExitCode {
     })
 }
 
+fn crds() -> anyhow::Result<()> {
+    for (_, definition) in resources::definitions() {
+        println!("---\n{}", resources::manifest(&definition)?.trim_end());
+    }
+    Ok(())
+}
+
 /// A command that needs no server: what it does not do it refuses.
 async fn offline(work: impl Future<Output = anyhow::Result<()>>) -> Result<(), (u8, anyhow::Error)> {
     work.await.map_err(|error| (REFUSED, error))
 }
 
 async fn run(path: PathBuf, log_json: bool) -> anyhow::Result<()> {
-    let filter = tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "info".into());
+    let filter = tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| LOGGED.into());
     let logs = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_ansi(std::io::stderr().is_terminal())

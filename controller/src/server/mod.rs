@@ -1,12 +1,14 @@
 //! The running server: opens what it needs in order, serves nodes and the operator, stops in order.
 //!
 //! - [`tls`]: who may speak to whom, and the controller's own certificate.
+//! - [`kept`]: store and authorities, wherever they are kept.
 //! - [`connections`]: serving HTTP on one connection, within bounds.
 //! - [`admin`]: the operator's socket.
 //! - [`observe`]: health and metrics.
 
 mod admin;
 mod connections;
+mod kept;
 mod listen;
 mod observe;
 mod tls;
@@ -24,14 +26,15 @@ use tokio_util::task::TaskTracker;
 
 use crate::api::{self, App, Context};
 use crate::archive;
-use crate::ca::{Ca, Files};
+use crate::ca::Ca;
 use crate::clock::Clock;
 use crate::config::Config;
+use crate::kubernetes::nodes::NodeWatch;
 use crate::observe::{Health, Measured, Metrics};
 use crate::registry::Registry;
-use crate::store::embedded::Embedded;
 use crate::views::Common;
 use connections::Open;
+pub(crate) use kept::Kept;
 
 /// Time that open requests have to end when the server stops.
 const GRACE: Duration = Duration::from_secs(10);
@@ -60,10 +63,11 @@ impl Server {
         make_folder(&config.state_dir)?;
         archive::check_not_restoring(&config.state_dir)?;
         let metrics = Metrics::new();
-        let store = Measured::new(Arc::new(Embedded::open(&config.state_dir)?), metrics.clone());
+        let Kept { store, keeper, client, obstacles } = Kept::open(&config, clock.now()).await?;
+        let store = Measured::new(store, metrics.clone());
         let closed = store.closed();
-        let registry = Registry::start(Arc::new(store), clock.clone(), true).await?;
-        let keeper = Box::new(Files::new(&config.state_dir, clock.now()));
+        let trust_node_labels = config.kubernetes.as_ref().is_none_or(|kubernetes| kubernetes.trust_node_labels);
+        let registry = Registry::start(Arc::new(store), clock.clone(), trust_node_labels).await?;
         let ca = Ca::open(keeper, config.given_ca(), clock.now()).await.context("certificate authority")?;
         let ca = Arc::new(ca);
         let listeners = listen::open("listen", &config.listen)?;
@@ -80,6 +84,7 @@ impl Server {
             config,
             metrics,
             health: Health::default(),
+            obstacles,
             stopping: stopping.clone(),
         });
         let (tasks, listening, closing) = (TaskTracker::new(), TaskTracker::new(), CancellationToken::new());
@@ -94,6 +99,12 @@ impl Server {
             let (tls, router) = (server.clone(), router.clone());
             let serving = connections::serve_nodes(listener, tls, router, closing.clone(), open.clone());
             app.health.watch("node-listener", &listening.spawn(serving).abort_handle());
+        }
+        if let (Some(kubernetes), Some(client)) = (&app.config.kubernetes, &client) {
+            let (selector, obstacles) = (kubernetes.edge_selector.clone(), app.obstacles.clone());
+            let watching = NodeWatch::new(client, app.registry.clone(), selector, obstacles).run();
+            let watching = app.stopping.clone().run_until_cancelled_owned(watching);
+            app.health.watch("node-objects", &tasks.spawn(watching).abort_handle());
         }
         let serving = admin::serve(admin, app.config.admin_socket.clone(), router, closing.clone(), open);
         app.health.watch("admin-listener", &listening.spawn(serving).abort_handle());

@@ -1,0 +1,14 @@
+//! Kubernetes: what the controller reads there, and how.
+//!
+//! - [`resources`]: the custom resources.
+//! - [`client`]: reaching the API server, and saying what is wrong when it refuses.
+//! - [`authority`]: the certificate authorities, shared by all replicas.
+//! - [`follow`]: a list that stays up to date.
+//! - [`nodes`]: membership and deregistration from Node objects; [`selector`]: which of them are edges.
+
+pub mod authority;
+pub mod client;
+pub mod follow;
+pub mod nodes;
+pub mod resources;
+pub mod selector;

@@ -1,0 +1,35 @@
+//! The controller on a real Kubernetes API server.
+//!
+//! - `behaviour`: what every store must do, here on this one.
+//! - `cluster`: the control plane, and what a replica has of it.
+//! - `replicas`: several replicas at once.
+//! - `outages`: the API server restarts, forgets, and takes rights away.
+//! - `objects`: objects as people see and edit them.
+//! - `nodes`: Node objects.
+
+#[path = "../behaviour/mod.rs"]
+mod behaviour;
+mod cluster;
+mod nodes;
+mod objects;
+mod outages;
+mod replicas;
+
+use std::process::ExitCode;
+
+use interop_tests::kube::suite;
+
+macro_rules! on_a_cluster {
+    ($($behaviour:ident),* $(,)?) => {
+        &[$((stringify!($behaviour), || cluster::run(async {
+            behaviour::$behaviour(&cluster::clean().await).await;
+        }))),*]
+    };
+}
+
+const BEHAVIOURS: &[suite::Test] = behaviour::all!(on_a_cluster);
+
+fn main() -> ExitCode {
+    let tests: Vec<suite::Test> = [BEHAVIOURS, objects::TESTS, replicas::TESTS, nodes::TESTS, outages::TESTS].concat();
+    suite::run(&tests)
+}
