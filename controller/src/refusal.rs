@@ -78,6 +78,9 @@ pub enum Refusal {
     /// No such node.
     #[error("no node {0} is registered; `edge-controller node list` shows those that are")]
     NoSuchNode(NodeName),
+    /// No such list.
+    #[error("no members of community {0} are listed; what labels say of it is changed by labels")]
+    NoSuchCommunity(edge_types::Community),
     /// No such token.
     #[error("there is no token {0:?}; `edge-controller token list` shows those that are")]
     NoSuchToken(String),
@@ -210,6 +213,7 @@ impl Refusal {
             Refusal::OperatorOnly => (403, "operator-only", "Only the operator may do this"),
             Refusal::NodeOnly => (403, "node-only", "Only the node itself may do this"),
             Refusal::NoSuchNode(_) => (404, "no-such-node", "The node is not registered"),
+            Refusal::NoSuchCommunity(_) => (404, "no-such-community", "The community has no listed members"),
             Refusal::NoSuchToken(_) => (404, "no-such-token", "There is no such token"),
             Refusal::TokenUnknown => (403, "token-unknown", "The join token is not known"),
             Refusal::TokenExpired { .. } => (403, "token-expired", "The join token has expired"),

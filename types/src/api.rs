@@ -55,6 +55,18 @@ pub struct NodeReport {
     pub addresses: Vec<IpAddr>,
     /// UDP port of the node's IKE and ESP in UDP.
     pub port: u16,
+    /// Its tunnels, for people who look.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tunnels: Option<TunnelCount>,
+}
+
+/// How a node's tunnels are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TunnelCount {
+    /// How many are up.
+    pub up: u32,
+    /// How many there should be.
+    pub wanted: u32,
 }
 
 /// `POST /v1/nodes/{node}/segments`: an application for one segment a family.
@@ -222,6 +234,13 @@ pub enum SegmentState {
     Quarantined,
     /// Released, and next to be granted.
     Free,
+}
+
+/// `PUT /v1/communities/{name}`, for the operator: who belongs to the community besides those whose labels say so.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CommunityMembers {
+    /// Nodes; they need not be registered yet.
+    pub members: std::collections::BTreeSet<NodeName>,
 }
 
 /// A row of `GET /v1/communities`, for the operator.

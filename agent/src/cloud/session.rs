@@ -284,7 +284,7 @@ async fn report(
             addresses.push(address);
         }
     }
-    let report = NodeReport { addresses, port: cloud.config.nat_port };
+    let report = NodeReport { addresses, port: cloud.config.nat_port, tunnels: None };
     debug!(?report, "reporting");
     let path = format!("/v1/nodes/{}", member.node());
     member.client.call_on::<IgnoredAny>(link, Method::PUT, &path, &report).await.map(drop)

@@ -28,6 +28,8 @@ use tokio_util::sync::CancellationToken;
 use crate::ca::Ca;
 use crate::config::Config;
 use crate::kubernetes::client::Obstacles;
+use crate::kubernetes::events::Events;
+use crate::kubernetes::shown::Tunnels;
 use crate::observe::{self, Health, Metrics};
 use crate::refusal::Refusal;
 use crate::registry::Registry;
@@ -52,6 +54,10 @@ pub struct Context {
     pub health: Health,
     /// What does not work at the API server of Kubernetes.
     pub obstacles: Obstacles,
+    /// Tells events on objects of Kubernetes.
+    pub events: Events,
+    /// Tunnels, as nodes report them.
+    pub tunnels: Tunnels,
     /// Cancelled when the server stops: ends the view streams.
     pub stopping: CancellationToken,
 }
@@ -71,6 +77,7 @@ pub fn router(app: App) -> Router {
         .route("/v1/nodes/{node}/view", get(view::view))
         .route("/v1/segments", get(operator::segments))
         .route("/v1/communities", get(operator::communities))
+        .route("/v1/communities/{name}", axum::routing::put(operator::set_community).delete(operator::delete_community))
         .route("/v1/ca", get(ca::list))
         .route("/v1/ca/rollover", post(ca::rollover))
         .route("/v1/ca/{id}", delete(ca::retire))

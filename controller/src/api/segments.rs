@@ -8,6 +8,7 @@ use super::App;
 use super::body::{Json, Node};
 use super::caller::Caller;
 use crate::clock::Seconds;
+use crate::kubernetes::events::About;
 use crate::refusal::Refusal;
 use crate::segments::{Policy, Row};
 use crate::state::{Change, State as Rows};
@@ -46,16 +47,28 @@ pub(super) async fn apply(
         return Err(Refusal::BadValue("families is empty; ask for \"ipv4\", \"ipv6\" or both".into()));
     }
     let (policy, now) = (app.policy.clone(), app.registry.clock.now());
-    let segments = app
+    let (events, name) = (app.events.clone(), node.clone());
+    let granted = app
         .registry
         .change(move |state| {
             let (segments, changes) = application(state, &policy, &node, &families, &request_id, now)?;
             if !changes.is_empty() {
                 tracing::info!(%node, ?segments, request_id, "segments granted");
             }
-            Ok((segments, changes))
+            Ok(((segments, !changes.is_empty()), changes))
         })
-        .await?;
+        .await;
+    match &granted {
+        Ok((segments, true)) => {
+            let list: Vec<String> = segments.iter().map(ToString::to_string).collect();
+            events.normal(About::EdgeNode, name.as_str(), "SegmentGranted", list.join(", "));
+        }
+        Err(refusal @ (Refusal::Exhausted(_) | Refusal::TooMany { .. })) => {
+            events.warning(About::EdgeNode, name.as_str(), "SegmentRefused", refusal.to_string());
+        }
+        _ => {}
+    }
+    let (segments, _) = granted?;
     Ok(axum::Json(SegmentResponse { segments }))
 }
 

@@ -3,8 +3,8 @@
 use anyhow::{Context, bail};
 use axum::http::Method;
 use edge_types::api::{
-    AuthorityInfo, AuthorityState, CommunityInfo, LabelsPatch, NodeInfo, SegmentInfo, SegmentState, TokenCreated,
-    TokenInfo, TokenRequest,
+    AuthorityInfo, AuthorityState, CommunityInfo, CommunityMembers, LabelsPatch, NodeInfo, SegmentInfo, SegmentState,
+    TokenCreated, TokenInfo, TokenRequest,
 };
 use edge_types::{EndpointSource, NodeName};
 use serde::Serialize;
@@ -47,6 +47,13 @@ pub(super) async fn carry_out(client: &Client, json: bool, command: Command) -> 
         Command::Segment(SegmentCommand::List) => {
             let segments: Vec<SegmentInfo> = client.ask(Method::GET, "/v1/segments", NOTHING).await?;
             if json { show_json(&segments) } else { show_segments(&segments) }
+        }
+        Command::Community(CommunityCommand::Set { community, members }) => {
+            let body = CommunityMembers { members: members.into_iter().collect() };
+            client.ask(Method::PUT, &format!("/v1/communities/{community}"), Some(&body)).await
+        }
+        Command::Community(CommunityCommand::Delete { community }) => {
+            client.ask(Method::DELETE, &format!("/v1/communities/{community}"), NOTHING).await
         }
         Command::Community(CommunityCommand::List) => {
             let communities: Vec<CommunityInfo> = client.ask(Method::GET, "/v1/communities", NOTHING).await?;

@@ -163,6 +163,24 @@ enum CommunityCommand {
     /// List all communities with their members.
     #[command(visible_alias = "ls")]
     List,
+    /// List the members of a community, besides those whose labels say so; they need not be registered yet.
+    ///
+    /// What was listed before is replaced:
+    ///
+    ///   edge-controller community set alpha edge-a1 edge-b1
+    #[command(verbatim_doc_comment)]
+    Set {
+        /// The community.
+        community: edge_types::Community,
+        /// Its members.
+        #[arg(required = true, value_name = "NODE")]
+        members: Vec<NodeName>,
+    },
+    /// Forget the listed members of a community; what labels say of it stays.
+    Delete {
+        /// The community.
+        community: edge_types::Community,
+    },
 }
 
 #[derive(Subcommand)]

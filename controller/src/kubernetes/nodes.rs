@@ -19,6 +19,7 @@ use tokio::sync::broadcast::error::RecvError;
 use tokio::sync::{broadcast, mpsc};
 
 use super::client::{Obstacles, REQUEST, explain};
+use super::events::{About, Events};
 use super::follow::{Metadata, News, follow};
 use super::selector::EdgeSelector;
 use crate::registry::Registry;
@@ -49,6 +50,7 @@ pub struct NodeWatch {
     registry: Registry,
     selector: EdgeSelector,
     obstacles: Obstacles,
+    events: Events,
     known: BTreeMap<NodeName, Facts>,
     /// Nodes whose facts are to be compared with their record.
     changed: BTreeSet<NodeName>,
@@ -58,12 +60,19 @@ pub struct NodeWatch {
 
 impl NodeWatch {
     /// A watch of the Nodes that the client reaches.
-    pub fn new(client: &Client, registry: Registry, selector: EdgeSelector, obstacles: Obstacles) -> Self {
+    pub fn new(
+        client: &Client,
+        registry: Registry,
+        selector: EdgeSelector,
+        obstacles: Obstacles,
+        events: Events,
+    ) -> Self {
         Self {
             api: Api::all(client.clone()),
             registry,
             selector,
             obstacles,
+            events,
             known: BTreeMap::new(),
             changed: BTreeSet::new(),
             missing: BTreeMap::new(),
@@ -138,6 +147,8 @@ impl NodeWatch {
         if before.is_none_or(|before| before.refused != facts.refused) {
             for refused in &facts.refused {
                 tracing::warn!(node = %name, "{refused}; the rest of its Node object counts");
+                let note = format!("{refused}; the rest counts");
+                self.events.warning(About::Node, name.as_str(), "LabelRefused", note);
             }
         }
         if before != Some(&facts) {
@@ -209,6 +220,8 @@ impl NodeWatch {
             Ok(released) => {
                 if let Some(segments) = released {
                     tracing::info!(node = %name, segments, "deregistered: its Node object was deleted");
+                    let note = "its Node object was deleted; its certificate is refused from now on".to_owned();
+                    self.events.normal(About::EdgeNode, name.as_str(), "Deregistered", note);
                 }
                 true
             }

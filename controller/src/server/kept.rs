@@ -10,6 +10,8 @@ use crate::clock::Seconds;
 use crate::config::Config;
 use crate::kubernetes::authority::SecretKeeper;
 use crate::kubernetes::client::{Obstacles, connect};
+use crate::kubernetes::events::Events;
+use crate::kubernetes::lease;
 use crate::store::Store;
 use crate::store::embedded::Embedded;
 use crate::store::kubernetes::Kubernetes;
@@ -24,25 +26,30 @@ pub(crate) struct Kept {
     pub(crate) client: Option<Client>,
     /// What does not work there.
     pub(crate) obstacles: Obstacles,
+    /// Tells events there.
+    pub(crate) events: Events,
+    /// Names this run of this replica.
+    pub(crate) identity: String,
 }
 
 impl Kept {
     /// Opens what is configured; the state directory must be there.
     pub(crate) async fn open(config: &Config, now: Seconds) -> anyhow::Result<Self> {
-        let obstacles = Obstacles::default();
+        let (obstacles, identity) = (Obstacles::default(), lease::identity());
         let Some(kubernetes) = &config.kubernetes else {
             let (store, keeper) = embedded(config, now)?;
-            return Ok(Self { store, keeper, client: None, obstacles });
+            return Ok(Self { store, keeper, client: None, obstacles, events: Events::default(), identity });
         };
         let client = connect(kubernetes.kubeconfig.as_deref()).await?;
+        let events = Events::start(&client, &identity, obstacles.clone());
         let (store, keeper): (Arc<dyn Store>, Box<dyn Keeper>) = if kubernetes.store {
             let (namespace, sizes) = (&kubernetes.namespace, config.segment_policy().prefix);
-            let store = Kubernetes::new(&client, namespace, sizes, obstacles.clone());
+            let store = Kubernetes::new(&client, namespace, sizes, obstacles.clone(), events.clone());
             (Arc::new(store), Box::new(SecretKeeper::new(&client, namespace)))
         } else {
             embedded(config, now)?
         };
-        Ok(Self { store, keeper, client: Some(client), obstacles })
+        Ok(Self { store, keeper, client: Some(client), obstacles, events, identity })
     }
 }
 

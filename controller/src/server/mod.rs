@@ -2,11 +2,13 @@
 //!
 //! - [`tls`]: who may speak to whom, and the controller's own certificate.
 //! - [`kept`]: store and authorities, wherever they are kept.
+//! - [`cluster`]: what runs beside it where there is Kubernetes.
 //! - [`connections`]: serving HTTP on one connection, within bounds.
 //! - [`admin`]: the operator's socket.
 //! - [`observe`]: health and metrics.
 
 mod admin;
+mod cluster;
 mod connections;
 mod kept;
 mod listen;
@@ -29,7 +31,7 @@ use crate::archive;
 use crate::ca::Ca;
 use crate::clock::Clock;
 use crate::config::Config;
-use crate::kubernetes::nodes::NodeWatch;
+use crate::kubernetes::shown::Tunnels;
 use crate::observe::{Health, Measured, Metrics};
 use crate::registry::Registry;
 use crate::views::Common;
@@ -63,7 +65,7 @@ impl Server {
         make_folder(&config.state_dir)?;
         archive::check_not_restoring(&config.state_dir)?;
         let metrics = Metrics::new();
-        let Kept { store, keeper, client, obstacles } = Kept::open(&config, clock.now()).await?;
+        let Kept { store, keeper, client, obstacles, events, identity } = Kept::open(&config, clock.now()).await?;
         let store = Measured::new(store, metrics.clone());
         let closed = store.closed();
         let trust_node_labels = config.kubernetes.as_ref().is_none_or(|kubernetes| kubernetes.trust_node_labels);
@@ -85,6 +87,8 @@ impl Server {
             metrics,
             health: Health::default(),
             obstacles,
+            events,
+            tunnels: Tunnels::default(),
             stopping: stopping.clone(),
         });
         let (tasks, listening, closing) = (TaskTracker::new(), TaskTracker::new(), CancellationToken::new());
@@ -100,11 +104,8 @@ impl Server {
             let serving = connections::serve_nodes(listener, tls, router, closing.clone(), open.clone());
             app.health.watch("node-listener", &listening.spawn(serving).abort_handle());
         }
-        if let (Some(kubernetes), Some(client)) = (&app.config.kubernetes, &client) {
-            let (selector, obstacles) = (kubernetes.edge_selector.clone(), app.obstacles.clone());
-            let watching = NodeWatch::new(client, app.registry.clone(), selector, obstacles).run();
-            let watching = app.stopping.clone().run_until_cancelled_owned(watching);
-            app.health.watch("node-objects", &tasks.spawn(watching).abort_handle());
+        if let Some(client) = &client {
+            cluster::spawn(&app, client, &identity, &tasks);
         }
         let serving = admin::serve(admin, app.config.admin_socket.clone(), router, closing.clone(), open);
         app.health.watch("admin-listener", &listening.spawn(serving).abort_handle());

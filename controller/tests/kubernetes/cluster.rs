@@ -5,6 +5,7 @@ use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use edge_controller::kubernetes::client::{Obstacles, connect};
+use edge_controller::kubernetes::events::Events;
 use edge_controller::kubernetes::nodes::NodeWatch;
 use edge_controller::kubernetes::resources::{Community, EdgeNode, Segment, definitions, manifest};
 use edge_controller::kubernetes::selector::EdgeSelector;
@@ -14,6 +15,7 @@ use edge_types::view::SegmentPrefix;
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use interop_tests::kube::ControlPlane;
+use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{ConfigMap, Node, Secret};
 use kube::api::{DeleteParams, ListParams};
 use kube::{Api, Client};
@@ -25,14 +27,23 @@ pub(crate) const NAMESPACE: &str = "edge-cni";
 
 pub(crate) static PLANE: LazyLock<ControlPlane> = LazyLock::new(|| {
     let plane = ControlPlane::start("controller").unwrap();
-    plane.kubectl(&["create", "namespace", NAMESPACE]).unwrap();
+    plane.apply(&deploy("kubernetes/10-rbac.yaml")).unwrap();
     install(&plane);
     plane
 });
 
+/// The kubeconfig of the controller's service account, with the rights that are shipped and no others.
+pub(crate) static CONTROLLER: LazyLock<PathBuf> =
+    LazyLock::new(|| PLANE.kubeconfig_for_service_account(NAMESPACE, "edge-controller").unwrap());
+
+/// A manifest as it is shipped.
+fn deploy(path: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy").join(path)
+}
+
 /// Applies the definitions of the custom resources as they are shipped, and waits until they are served.
 pub(crate) fn install(plane: &ControlPlane) {
-    plane.apply(&Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/crds")).unwrap();
+    plane.apply(&deploy("crds")).unwrap();
     for (_, definition) in definitions() {
         manifest(&definition).unwrap();
         let name = format!("crd/{}", definition.metadata.name.unwrap());
@@ -63,15 +74,16 @@ pub(crate) struct Cluster {
 
 /// The cluster without any object of ours.
 pub(crate) async fn clean() -> Cluster {
-    let cluster = as_user(PLANE.kubeconfig()).await;
-    let client = &cluster.client;
+    let administrator = as_user(PLANE.kubeconfig()).await;
+    let client = &administrator.client;
     empty::<Segment>(Api::all(client.clone())).await;
     empty::<EdgeNode>(Api::all(client.clone())).await;
     empty::<Community>(Api::all(client.clone())).await;
     empty::<Node>(Api::all(client.clone())).await;
     empty::<Secret>(Api::namespaced(client.clone(), NAMESPACE)).await;
     empty::<ConfigMap>(Api::namespaced(client.clone(), NAMESPACE)).await;
-    cluster
+    empty::<Lease>(Api::namespaced(client.clone(), NAMESPACE)).await;
+    as_user(&CONTROLLER).await
 }
 
 async fn empty<K>(api: Api<K>)
@@ -92,7 +104,7 @@ pub(crate) async fn as_user(kubeconfig: &Path) -> Cluster {
 
 impl Cluster {
     pub(crate) fn store(&self) -> Arc<dyn Store> {
-        Arc::new(Kubernetes::new(&self.client, NAMESPACE, self.sizes, self.obstacles.clone()))
+        Arc::new(Kubernetes::new(&self.client, NAMESPACE, self.sizes, self.obstacles.clone(), Events::default()))
     }
 
     /// A replica of the controller.
@@ -105,7 +117,8 @@ impl Cluster {
     /// Has a replica look at Nodes.
     pub(crate) fn watch_nodes(&self, replica: &Grants) -> Watching {
         let selector = EdgeSelector::default();
-        let watch = NodeWatch::new(&self.client, replica.registry.clone(), selector, self.obstacles.clone());
+        let watch =
+            NodeWatch::new(&self.client, replica.registry.clone(), selector, self.obstacles.clone(), Events::default());
         Watching(tokio::spawn(watch.run()))
     }
 

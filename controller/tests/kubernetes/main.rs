@@ -6,14 +6,21 @@
 //! - `outages`: the API server restarts, forgets, and takes rights away.
 //! - `objects`: objects as people see and edit them.
 //! - `nodes`: Node objects.
+//! - `leader`: who leads, and what the leader does.
+//! - `server`: the whole controller, with nodes that connect.
 
 #[path = "../behaviour/mod.rs"]
 mod behaviour;
 mod cluster;
+#[path = "../api/harness.rs"]
+#[allow(dead_code, reason = "some of it is for other tests")]
+mod harness;
+mod leader;
 mod nodes;
 mod objects;
 mod outages;
 mod replicas;
+mod server;
 
 use std::process::ExitCode;
 
@@ -30,6 +37,8 @@ macro_rules! on_a_cluster {
 const BEHAVIOURS: &[suite::Test] = behaviour::all!(on_a_cluster);
 
 fn main() -> ExitCode {
-    let tests: Vec<suite::Test> = [BEHAVIOURS, objects::TESTS, replicas::TESTS, nodes::TESTS, outages::TESTS].concat();
+    let tests: Vec<suite::Test> =
+        [BEHAVIOURS, objects::TESTS, replicas::TESTS, nodes::TESTS, leader::TESTS, server::TESTS, outages::TESTS]
+            .concat();
     suite::run(&tests)
 }

@@ -51,8 +51,6 @@ pub struct CommunitySpec {
 #[derive(JsonSchema, Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct CommunityStatus {
-    /// The generation of the object that this is about.
-    pub observed_generation: Option<i64>,
     /// How many nodes it lists.
     pub listed: i32,
     /// How many of them are registered edges.

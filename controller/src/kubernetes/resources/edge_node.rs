@@ -136,7 +136,7 @@ pub struct EdgeNodeStatus {
     pub certificate_until: Option<Moment>,
     /// Its tunnels, as it reported them.
     pub tunnels: Option<TunnelsStatus>,
-    /// Connected: whether it is connected to the controller. CertificateValid: whether its certificate has not expired.
+    /// Connected: whether it is connected to the controller.
     pub conditions: Vec<Condition>,
 }
 

@@ -33,6 +33,7 @@ pub mod token;
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::{CustomResourceDefinition, JSONSchemaProps};
 use kube::CustomResourceExt;
 
+pub(crate) use community::object_name as community_object_name;
 pub use community::{Community, CommunitySpec, CommunityStatus};
 pub use edge_node::{EdgeNode, EdgeNodeSpec, EdgeNodeStatus, TunnelsStatus};
 pub use moment::Moment;

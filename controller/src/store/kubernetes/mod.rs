@@ -29,6 +29,7 @@ use tokio::time::Instant;
 use super::{Answer, Committed, Followed, Store, StoreError};
 use crate::clock::Seconds;
 use crate::kubernetes::client::Obstacles;
+use crate::kubernetes::events::Events;
 use crate::kubernetes::follow::{News, Whole, follow, list};
 use crate::state::{Change, Snapshot};
 pub use kinds::is_blocked;
@@ -61,11 +62,11 @@ struct Inner {
 impl Kubernetes {
     /// A store in the cluster that the client reaches; tokens and what all replicas agree on are kept in `namespace`. Segments are cut in
     /// these sizes.
-    pub fn new(client: &Client, namespace: &str, sizes: SegmentPrefix, obstacles: Obstacles) -> Self {
+    pub fn new(client: &Client, namespace: &str, sizes: SegmentPrefix, obstacles: Obstacles, events: Events) -> Self {
         let (told, news) = mpsc::unbounded_channel();
         let inner = Inner {
             apis: Apis::new(client, namespace),
-            objects: Mutex::new(Objects::new(told)),
+            objects: Mutex::new(Objects::new(told, events)),
             settings: Settings::new(client, namespace, sizes),
             obstacles,
         };

@@ -15,6 +15,7 @@ use std::hash::{Hash, Hasher};
 use tokio::sync::mpsc;
 
 use super::kinds::{Foreign, Kind, Observed, Place, blocked};
+use crate::kubernetes::events::{About, Events};
 use crate::state::{Change, Key};
 
 /// Revisions that are kept for one resourceVersion: news that come late, from the slower one of two watches, get a revision of their own.
@@ -35,6 +36,7 @@ pub(super) struct Objects {
     /// The registry has taken in the news up to this number.
     taken_in: u64,
     told: mpsc::UnboundedSender<Told>,
+    events: Events,
     /// Objects that a write of ours is about, and what the watch said of them meanwhile.
     in_flight: HashMap<Place, Vec<Event>>,
 }
@@ -81,8 +83,17 @@ pub(super) enum Unready {
 }
 
 impl Objects {
-    pub(super) fn new(told: mpsc::UnboundedSender<Told>) -> Self {
-        Self { entries: HashMap::new(), at: [0; 4], offset: 0, number: 0, taken_in: 0, told, in_flight: HashMap::new() }
+    pub(super) fn new(told: mpsc::UnboundedSender<Told>, events: Events) -> Self {
+        Self {
+            entries: HashMap::new(),
+            at: [0; 4],
+            offset: 0,
+            number: 0,
+            taken_in: 0,
+            told,
+            events,
+            in_flight: HashMap::new(),
+        }
     }
 
     /// All revisions are to be above this one; before anything is loaded.
@@ -105,7 +116,7 @@ impl Objects {
         let mut rows = Vec::new();
         for object in objects {
             let place = (kind, object.name.clone());
-            let Some((key, change)) = read(&place, &object) else { continue };
+            let Some((key, change)) = self.read(&place, &object) else { continue };
             let entry = Entry::of(key, object, &change);
             self.entries.insert(place, entry);
             rows.push(change);
@@ -188,12 +199,12 @@ impl Objects {
                 entry.version = object.version;
                 entry.foreign = object.foreign.clone();
                 if entry.uid == object.uid {
-                    unreadable(&place, why, "its last readable state goes on to hold");
+                    unreadable(&self.events, &place, why, "its last readable state goes on to hold");
                     return;
                 }
             }
         }
-        let Some((key, change)) = read(&place, &object) else { return };
+        let Some((key, change)) = self.read(&place, &object) else { return };
         let mut entry = Entry::of(key, object, &change);
         if let Some(before) = self.entries.get(&place) {
             entry.told = before.told;
@@ -222,6 +233,21 @@ impl Objects {
         let told = self.tell(Some(delete), version);
         if let Some(entry) = self.entries.get_mut(place) {
             entry.told = told;
+        }
+    }
+
+    /// The row of an object. An unreadable segment blocks its addresses; of another object nothing is known.
+    fn read(&self, place: &Place, object: &Observed) -> Option<(Key, Change)> {
+        match &object.row {
+            Ok(change) => Some((change.key(), change.clone())),
+            Err(why) if place.0 == Kind::Segment => {
+                unreadable(&self.events, place, why, "its addresses are given to nobody");
+                blocked(&place.1).map(|(network, change)| (Key::Segment(network), change))
+            }
+            Err(why) => {
+                unreadable(&self.events, place, why, "it counts as absent");
+                None
+            }
         }
     }
 
@@ -324,23 +350,16 @@ impl Entry {
     }
 }
 
-/// The row of an object. An unreadable segment blocks its addresses; of another object nothing is known.
-fn read(place: &Place, object: &Observed) -> Option<(Key, Change)> {
-    match &object.row {
-        Ok(change) => Some((change.key(), change.clone())),
-        Err(why) if place.0 == Kind::Segment => {
-            unreadable(place, why, "its addresses are given to nobody");
-            blocked(&place.1).map(|(network, change)| (Key::Segment(network), change))
-        }
-        Err(why) => {
-            unreadable(place, why, "it counts as absent");
-            None
-        }
-    }
-}
-
-fn unreadable((kind, name): &Place, why: &str, so: &str) {
-    tracing::error!(what = kind.what(), name, "the object cannot be read: {why}; {so}; correct it or delete it");
+fn unreadable(events: &Events, (kind, name): &Place, why: &str, so: &str) {
+    let what = kind.what();
+    tracing::error!(what, name, "the object cannot be read: {why}; {so}; correct it or delete it");
+    let about = match kind {
+        Kind::Node => About::EdgeNode,
+        Kind::Segment => About::Segment,
+        Kind::Community => About::Community,
+        Kind::Token => return,
+    };
+    events.warning(about, name, "Unreadable", format!("{why}; {so}"));
 }
 
 /// The change that deletes a row.
@@ -382,7 +401,7 @@ mod tests {
 
     fn objects() -> (Objects, mpsc::UnboundedReceiver<Told>) {
         let (told, news) = mpsc::unbounded_channel();
-        let mut objects = Objects::new(told);
+        let mut objects = Objects::new(told, Events::default());
         objects.load(Kind::Node, vec![node(5, 1)], 7);
         (objects, news)
     }
