@@ -153,6 +153,9 @@ pub struct NodeInfo {
     pub endpoints: Vec<crate::view::Endpoint>,
     /// Whether a view stream of it is open now.
     pub connected: bool,
+    /// Its tunnels, as it last reported them to this controller.
+    #[serde(default)]
+    pub tunnels: Option<TunnelCount>,
     /// End of its certificate, seconds since 1970-01-01 UTC.
     pub certificate_not_after: i64,
 }

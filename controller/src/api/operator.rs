@@ -221,6 +221,7 @@ impl Context {
             segments: views::segments(view.state(), &record.name),
             endpoints: self.common.endpoints(record),
             connected: view.is_connected(&record.name),
+            tunnels: self.tunnels.of(&record.name),
             certificate_not_after: record.certificates.iter().map(|c| c.not_after).max().unwrap_or(0),
         }
     }

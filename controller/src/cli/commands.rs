@@ -178,6 +178,7 @@ fn show_node(node: &NodeInfo) -> anyhow::Result<()> {
         [
             row("role", node.role.to_string()),
             row("connected", yes(node.connected)),
+            row("tunnels up", node.tunnels.map_or("-".into(), |count| format!("{} of {}", count.up, count.wanted))),
             row("labels", list(node.labels.iter().map(|(key, value)| format!("{key}={value}")))),
             row("communities", list(&node.communities)),
             row("segments", list(&node.segments)),

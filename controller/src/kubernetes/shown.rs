@@ -3,9 +3,9 @@
 //! Who is connected, and what it said of its tunnels, is shown by the replica to which it is connected; everything that follows from the rows by
 //! the leader. What changes within a few seconds is written once.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::hash::{DefaultHasher, Hash, Hasher};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use edge_types::NodeName;
@@ -39,16 +39,37 @@ const PAGE: u32 = 500;
 
 /// Tunnels as nodes last reported them here.
 #[derive(Debug, Clone, Default)]
-pub struct Tunnels(Arc<Mutex<HashMap<NodeName, TunnelCount>>>);
+pub struct Tunnels(Arc<Mutex<Reported>>);
+
+#[derive(Debug, Default)]
+struct Reported {
+    last: HashMap<NodeName, TunnelCount>,
+    /// Not written yet.
+    changed: HashSet<NodeName>,
+}
 
 impl Tunnels {
+    fn reports(&self) -> MutexGuard<'_, Reported> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// A node has reported.
     pub fn reported(&self, node: &NodeName, count: TunnelCount) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(node.clone(), count);
+        let mut reports = self.reports();
+        if reports.last.insert(node.clone(), count) != Some(count) {
+            reports.changed.insert(node.clone());
+        }
+    }
+
+    /// What a node reported last.
+    pub fn of(&self, node: &NodeName) -> Option<TunnelCount> {
+        self.reports().last.get(node).copied()
     }
 
     fn take(&self) -> HashMap<NodeName, TunnelCount> {
-        std::mem::take(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner))
+        let mut reports = self.reports();
+        let changed = std::mem::take(&mut reports.changed);
+        changed.into_iter().filter_map(|name| Some((name.clone(), *reports.last.get(&name)?))).collect()
     }
 }
 
