@@ -25,6 +25,7 @@ pub use error::CloudError;
 
 use std::sync::Arc;
 
+use edge_types::api::TunnelCount;
 use edge_types::store::{SegmentsFile, VIEW_FILE};
 use edge_types::{NodeName, NodeView, Role};
 use tokio::sync::{Mutex, watch};
@@ -46,6 +47,7 @@ pub struct Cloud {
     state: Arc<StateDir>,
     clock: Arc<WorldClock>,
     uplink: watch::Receiver<Uplink>,
+    tunnels: watch::Receiver<Option<TunnelCount>>,
     membership: watch::Sender<Option<Membership>>,
     status: watch::Sender<CloudStatus>,
     /// `None` until this node has joined.
@@ -83,6 +85,7 @@ impl Cloud {
             state,
             clock: side.clock,
             uplink: side.uplink,
+            tunnels: side.tunnels,
             membership: side.membership,
             status: side.status,
             member: watch::Sender::new(None),

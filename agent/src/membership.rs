@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use edge_ike::Secret;
 use edge_types::NodeView;
+use edge_types::api::TunnelCount;
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -84,6 +85,8 @@ pub struct CloudSide {
     pub clock: Arc<WorldClock>,
     /// What to report and to write as the pods' MTU; changes when the uplink does.
     pub uplink: watch::Receiver<Uplink>,
+    /// How the tunnels are, for the controller to show; `None` before that is known.
+    pub tunnels: watch::Receiver<Option<TunnelCount>>,
     /// Where to publish view and credentials; `None` until there is a first.
     pub membership: watch::Sender<Option<Membership>>,
     /// Where to say how it goes.
@@ -101,6 +104,8 @@ pub struct NodeSide {
     pub clock: Arc<WorldClock>,
     /// Where to publish addresses and MTU.
     pub uplink: watch::Sender<Uplink>,
+    /// Where to publish how the tunnels are.
+    pub tunnels: watch::Sender<Option<TunnelCount>>,
     /// View and credentials, as they change.
     pub membership: watch::Receiver<Option<Membership>>,
     /// How it goes with the controller.
@@ -114,13 +119,15 @@ pub fn seam(config: Arc<Config>, clock: Arc<WorldClock>, stop: CancellationToken
     let (membership_tx, membership) = watch::channel(None);
     let (status_tx, cloud) = watch::channel(CloudStatus::default());
     let (uplink_tx, uplink) = watch::channel(Uplink::default());
+    let (tunnels_tx, tunnels) = watch::channel(None);
     let cloud_side = CloudSide {
         config: config.clone(),
         clock: clock.clone(),
         uplink,
+        tunnels,
         membership: membership_tx,
         status: status_tx,
         stop: stop.clone(),
     };
-    (cloud_side, NodeSide { config, clock, uplink: uplink_tx, membership, cloud, stop })
+    (cloud_side, NodeSide { config, clock, uplink: uplink_tx, tunnels: tunnels_tx, membership, cloud, stop })
 }

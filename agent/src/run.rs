@@ -100,6 +100,7 @@ fn start_tunnels(
     commands: mpsc::Receiver<Command>,
 ) -> anyhow::Result<oneshot::Receiver<anyhow::Result<()>>> {
     let (config, clock, stop) = (node.config.clone(), node.clock.clone(), node.stop.clone());
+    let tunnels = node.tunnels.clone();
     let (opened_tx, opened) = std::sync::mpsc::channel();
     let (done_tx, done) = oneshot::channel();
     std::thread::Builder::new().name("tunnels".into()).spawn(move || {
@@ -114,7 +115,7 @@ fn start_tunnels(
                     }
                 };
                 let _ = opened_tx.send(Ok(()));
-                driver.run(desired, commands, stop.clone()).await
+                driver.run(desired, commands, tunnels, stop.clone()).await
             })
         };
         let outcome = work();

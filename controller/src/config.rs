@@ -19,6 +19,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::ca::Given;
+use crate::kubernetes::selector::EdgeSelector;
 use crate::kubernetes::token_review::JoinAccounts;
 use crate::segments::{Policy, overlap};
 
@@ -64,7 +65,7 @@ pub struct Config {
     #[serde(default)]
     #[schemars(with = "Vec<String>", extend("x-reload" = "views"))]
     pub networks: Vec<IpNetwork>,
-    /// Kubernetes. Absent: nothing is asked of it.
+    /// Kubernetes: where nodes' labels come from, and where rows are kept. Absent: neither.
     #[serde(default)]
     pub kubernetes: Option<Kubernetes>,
     /// What differs for single hubs, by node name.
@@ -129,13 +130,40 @@ pub struct Observe {
 }
 
 /// `[kubernetes]`
-#[derive(Debug, Clone, Default, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Kubernetes {
     /// How to reach the API server; absent in a pod, which has a service account.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub kubeconfig: Option<PathBuf>,
+    /// Namespace of the controller's own objects: tokens, authority, lease.
+    pub namespace: String,
+    /// Whether nodes, segments, communities and tokens are kept at the API server, shared by all replicas, instead of in the state directory.
+    pub store: bool,
+    /// Label selector of the Node objects that are edges; the labels of others put them into no community.
+    #[schemars(with = "String")]
+    pub edge_selector: EdgeSelector,
+    /// Whether labels of Node objects, which a kubelet may set on its own, put nodes into communities.
+    pub trust_node_labels: bool,
+    /// Seconds after which another replica takes over what only one does.
+    pub lease_seconds: u32,
     /// Service accounts by which nodes may join.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub join: Option<JoinAccounts>,
+}
+
+impl Default for Kubernetes {
+    fn default() -> Self {
+        Self {
+            kubeconfig: None,
+            namespace: "edge-cni".into(),
+            store: true,
+            edge_selector: EdgeSelector::default(),
+            trust_node_labels: true,
+            lease_seconds: 15,
+            join: None,
+        }
+    }
 }
 
 /// `[hub.NAME]`
@@ -267,8 +295,18 @@ impl Config {
         if self.certificates.ca_certificate.is_some() != self.certificates.ca_key.is_some() {
             return Err(("ca_certificate", "ca_certificate and ca_key belong together; set both, or neither".into()));
         }
-        if let Some(accounts) = self.kubernetes.as_ref().and_then(|kubernetes| kubernetes.join.as_ref()) {
-            accounts.check().map_err(|why| ("kubernetes.join", why))?;
+        if let Some(kubernetes) = &self.kubernetes {
+            let namespace = &kubernetes.namespace;
+            if namespace.contains('.') || namespace.parse::<NodeName>().is_err() {
+                return Err(("kubernetes.namespace", format!("{namespace:?} is not the name of a namespace")));
+            }
+            if !(3..=600).contains(&kubernetes.lease_seconds) {
+                let why = format!("{} is not within 3 to 600", kubernetes.lease_seconds);
+                return Err(("kubernetes.lease_seconds", why));
+            }
+            if let Some(accounts) = &kubernetes.join {
+                accounts.check().map_err(|why| ("kubernetes.join", why))?;
+            }
         }
         self.segment_policy().check()?;
         let fronted = self.hub.values().filter_map(|hub| hub.networks.as_ref()).flatten().chain(&self.networks);

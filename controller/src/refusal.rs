@@ -78,6 +78,9 @@ pub enum Refusal {
     /// No such node.
     #[error("no node {0} is registered; `edge-controller node list` shows those that are")]
     NoSuchNode(NodeName),
+    /// No such list.
+    #[error("no members of community {0} are listed; what labels say of it is changed by labels")]
+    NoSuchCommunity(edge_types::Community),
     /// No such token.
     #[error("there is no token {0:?}; `edge-controller token list` shows those that are")]
     NoSuchToken(String),
@@ -174,6 +177,11 @@ pub enum Refusal {
     /// A request id came again with another content.
     #[error("request id {0:?} was used for other families; a new application needs a new id")]
     RequestIdReused(String),
+    /// The node's labels are Kubernetes'.
+    #[error(
+        "node {0} has a Node object in Kubernetes, and its labels are set there: kubectl label node {0} KEY=VALUE (or list it in a Community)"
+    )]
+    LabelledElsewhere(NodeName),
     /// A label cannot be.
     #[error(transparent)]
     Label(#[from] NameError),
@@ -214,6 +222,7 @@ impl Refusal {
             Refusal::OperatorOnly => (403, "operator-only", "Only the operator may do this"),
             Refusal::NodeOnly => (403, "node-only", "Only the node itself may do this"),
             Refusal::NoSuchNode(_) => (404, "no-such-node", "The node is not registered"),
+            Refusal::NoSuchCommunity(_) => (404, "no-such-community", "The community has no listed members"),
             Refusal::NoSuchToken(_) => (404, "no-such-token", "There is no such token"),
             Refusal::TokenUnknown => (403, "token-unknown", "The join token is not known"),
             Refusal::ServiceAccount(_) => (403, "service-account-refused", "The service account token is refused"),
@@ -237,6 +246,7 @@ impl Refusal {
             Refusal::TooMany { .. } => (409, "too-many-segments", "The node holds as many segments as it may"),
             Refusal::NoSuchFamily(_) => (409, "no-such-family", "There is no range of this family"),
             Refusal::RequestIdReused(_) => (409, "request-id-reused", "The request id was used for something else"),
+            Refusal::LabelledElsewhere(_) => (409, "labelled-elsewhere", "The node is labelled in Kubernetes"),
             Refusal::Label(_) => (422, "bad-label", "The label cannot be used"),
             Refusal::Reload(_) => (409, "reload-refused", "The configuration is not put in force"),
             Refusal::Store(_) => (503, "store-failed", "The store failed"),

@@ -65,6 +65,19 @@ pub struct NodeReport {
     /// UDP port of the node's IKE and ESP in UDP.
     #[cfg_attr(feature = "schema", schemars(range(min = 1)))]
     pub port: u16,
+    /// Its tunnels, for people who look.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tunnels: Option<TunnelCount>,
+}
+
+/// How a node's tunnels are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub struct TunnelCount {
+    /// How many are up.
+    pub up: u32,
+    /// How many there should be.
+    pub wanted: u32,
 }
 
 /// `POST /v1/nodes/{node}/segments`: an application for one segment a family.
@@ -160,6 +173,9 @@ pub struct NodeInfo {
     pub endpoints: Vec<crate::view::Endpoint>,
     /// Whether a view stream of it is open now.
     pub connected: bool,
+    /// Its tunnels, as it last reported them to this controller.
+    #[serde(default)]
+    pub tunnels: Option<TunnelCount>,
     /// End of its certificate, seconds since 1970-01-01 UTC.
     pub certificate_not_after: i64,
 }
@@ -250,6 +266,15 @@ pub enum SegmentState {
     Quarantined,
     /// Released, and next to be granted.
     Free,
+}
+
+/// `PUT /v1/communities/{name}`, for the operator: who belongs to the community besides those whose labels say so.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(deny_unknown_fields)]
+pub struct CommunityMembers {
+    /// Nodes; they need not be registered yet.
+    pub members: std::collections::BTreeSet<NodeName>,
 }
 
 /// A row of `GET /v1/communities`, for the operator.

@@ -105,7 +105,8 @@ async fn once(cloud: &Cloud, refused: bool, backoff: &mut Backoff, stream: &mut 
     identity.mark_unchanged();
     let client = &member.client;
     let link = client.link().await?;
-    let mut uplink = cloud.uplink.clone();
+    let (mut uplink, mut tunnels) = (cloud.uplink.clone(), cloud.tunnels.clone());
+    tunnels.mark_unchanged();
     let body = match open(cloud, &member, &link, &mut uplink, stream.told.as_ref()).await {
         Err(CloudError::Problem(problem)) if problem.status >= 500 => {
             client.leave(&link.url).await;
@@ -170,6 +171,11 @@ async fn once(cloud: &Cloud, refused: bool, backoff: &mut Backoff, stream: &mut 
                     client.reset().await;
                     return Ok(Next::Anew);
                 }
+                report(cloud, &member, &link, &mut uplink).await?;
+            }
+            // Looked at by people: the node's side says so every few seconds at most.
+            Ok(()) = tunnels.changed() => {
+                tunnels.mark_unchanged();
                 report(cloud, &member, &link, &mut uplink).await?;
             }
             // A new certificate is shown at once, while the old one would still do.
@@ -285,7 +291,7 @@ async fn report(
             addresses.push(address);
         }
     }
-    let report = NodeReport { addresses, port: cloud.config.nat_port };
+    let report = NodeReport { addresses, port: cloud.config.nat_port, tunnels: *cloud.tunnels.borrow() };
     debug!(?report, "reporting");
     let path = format!("/v1/nodes/{}", member.node());
     member.client.call_on::<IgnoredAny>(link, Method::PUT, &path, &report).await.map(drop)

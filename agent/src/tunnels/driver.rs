@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use edge_ike::{Endpoint, EndpointConfig, Instant, PeerName};
+use edge_types::api::TunnelCount;
 use edge_xfrm::events::EventSocket;
 use edge_xfrm::policy::PolicyKey;
 use edge_xfrm::{Policy, Xfrm, socket as options};
@@ -118,6 +119,7 @@ impl Driver {
         mut self,
         mut desired: watch::Receiver<Arc<Desired>>,
         mut commands: mpsc::Receiver<Command>,
+        tunnels: watch::Sender<Option<TunnelCount>>,
         stop: CancellationToken,
     ) -> anyhow::Result<()> {
         let (to, mut datagrams) = mpsc::channel(QUEUE);
@@ -151,7 +153,11 @@ impl Driver {
                     ready.clear_ready();
                     self.kernel_changed(events?);
                 }
-                _ = full_check.tick() => self.check_all(),
+                _ = full_check.tick() => {
+                    self.check_all();
+                    let count = Some(self.count());
+                    tunnels.send_if_modified(|told| std::mem::replace(told, count) != count);
+                }
             }
         }
         for reader in readers {

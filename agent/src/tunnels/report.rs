@@ -2,6 +2,7 @@
 
 use edge_ike::endpoint::{ChildUse, PeerStatus, Phase};
 use edge_ike::{Instant, PeerName};
+use edge_types::api::TunnelCount;
 use edge_xfrm::{Action, Encap, Policy, Sa, SaDirection};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
@@ -29,6 +30,17 @@ pub struct TunnelsReport {
 }
 
 impl Driver {
+    /// Tunnels that the view asks for, and how many of them are up.
+    pub(super) fn count(&self) -> TunnelCount {
+        let wanted = self.desired.tunnels.values().filter(|tunnel| tunnel.origin == Origin::View).count();
+        let from_view =
+            |name: &PeerName| self.desired.tunnels.get(name).is_some_and(|tunnel| tunnel.origin == Origin::View);
+        let is_up = |status: &&PeerStatus| matches!(status.phase, Phase::Up) && from_view(&status.name);
+        let up = self.endpoint.snapshot().iter().filter(is_up).count();
+        let number = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
+        TunnelCount { up: number(up), wanted: number(wanted) }
+    }
+
     pub(super) fn report(&mut self) -> TunnelsReport {
         let sas = self.machine.xfrm.sas().unwrap_or_default();
         let mut states: Vec<StateEntry> = self.sas.installed().iter().map(|installed| state(installed, &sas)).collect();

@@ -1,9 +1,10 @@
 //! The stream of views: changes that add up to the view, and what happens when it breaks.
 
+use edge_types::api::TunnelCount;
 use edge_types::{NodeView, Role};
 use serde_json::{Value, json};
 
-use crate::lab::{Agent, Controller, Node, Way};
+use crate::lab::{Agent, Controller, Node, Way, until};
 
 /// The view as the controller now has it.
 async fn told(controller: &Controller, node: &str) -> NodeView {
@@ -75,4 +76,19 @@ async fn an_agent_whose_way_to_the_controller_breaks_takes_the_other_one_and_hea
     agent.status("the first way again", on(one.url())).await;
     assert_eq!(agrees(&controller, &node, &agent).await.communities.len(), 2);
     agent.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_controller_hears_how_the_tunnels_are_at_once_and_whenever_that_changes() {
+    let controller = Controller::start().await;
+    let node = controller.edge("a").await;
+    let agent = node.start();
+    agent.joined().await;
+    for up in [0, 3, 1] {
+        agent.node.tunnels.send_replace(Some(TunnelCount { up, wanted: 3 }));
+        until("the count to be known", || async {
+            controller.nodes().await.iter().any(|row| row["tunnels"] == json!({"up": up, "wanted": 3}))
+        })
+        .await;
+    }
 }

@@ -12,6 +12,7 @@ use crate::ca::Issued;
 use crate::ca::request::{self, NodeKey};
 use crate::certificates::{self, Occasion};
 use crate::clock::Seconds;
+use crate::kubernetes::events::About;
 use crate::refusal::Refusal;
 use crate::segments::Policy;
 use crate::state::{Change, NodeRecord, State as Rows, TokenRecord};
@@ -55,6 +56,7 @@ pub(super) async fn join(
         })
         .await?;
     tracing::info!(%node, %role, serial = issued.term.serial, key = key.fingerprint, "joined");
+    app.events.normal(About::EdgeNode, node.as_str(), "Joined", format!("joined as {role}"));
     Ok(axum::Json(app.answer(node, role, issued)))
 }
 

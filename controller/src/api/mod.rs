@@ -21,11 +21,16 @@ mod view;
 
 use std::sync::Arc;
 
+pub use segments::application;
+
 use axum::Router;
 use axum::extract::Request;
 use tokio_util::sync::CancellationToken;
 
 use crate::ca::Ca;
+use crate::kubernetes::client::Obstacles;
+use crate::kubernetes::events::Events;
+use crate::kubernetes::shown::Tunnels;
 use crate::kubernetes::token_review::Reviewer;
 use crate::observe::{self, Health, Metrics};
 use crate::refusal::Refusal;
@@ -46,6 +51,12 @@ pub struct Context {
     pub metrics: Metrics,
     /// Whether all loops run.
     pub health: Health,
+    /// What does not work at the API server of Kubernetes.
+    pub obstacles: Obstacles,
+    /// Tells events on objects of Kubernetes.
+    pub events: Events,
+    /// Tunnels, as nodes report them.
+    pub tunnels: Tunnels,
     /// Cancelled when the server stops: ends the view streams.
     pub stopping: CancellationToken,
 }

@@ -39,6 +39,9 @@ pub(super) async fn report(
             addresses.push(address);
         }
     }
+    if let Some(tunnels) = report.tunnels {
+        app.tunnels.reported(&node, tunnels);
+    }
     let observed = caller.address.filter(|address| is_reachable(address, ranges));
     app.registry
         .change(move |state| {

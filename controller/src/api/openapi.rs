@@ -3,8 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use axum::http::StatusCode;
-use edge_types::NodeName;
 use edge_types::api::{PROBLEM_MEDIA_TYPE, Problem};
+use edge_types::{Community, NodeName};
 use schemars::SchemaGenerator;
 use schemars::generate::{Contract, SchemaSettings};
 use serde_json::{Map, Value, json};
@@ -92,10 +92,10 @@ fn describe(operation: &Operation, taken: &mut SchemaGenerator, given: &mut Sche
     });
     let mut parameters = Vec::new();
     for part in operation.path.split('/').filter_map(|part| part.strip_prefix('{')?.strip_suffix('}')) {
-        let schema = if part == "node" {
-            taken.subschema_for::<NodeName>().to_value()
-        } else {
-            json!({"type": "string", "pattern": "^[A-Za-z0-9_-]+$"})
+        let schema = match part {
+            "node" => taken.subschema_for::<NodeName>().to_value(),
+            "name" => taken.subschema_for::<Community>().to_value(),
+            _ => json!({"type": "string", "pattern": "^[A-Za-z0-9_-]+$"}),
         };
         parameters.push(json!({"name": part, "in": "path", "required": true, "schema": schema}));
     }

@@ -4,9 +4,9 @@ use axum::http::Method;
 use axum::routing::{MethodRouter, delete, get, patch, post, put};
 use edge_types::NodeView;
 use edge_types::api::{
-    AuthorityInfo, CertificateRequest, CertificateResponse, CommunityInfo, JoinRequest, LabelsPatch, NodeInfo,
-    NodeReport, ReloadResponse, SegmentInfo, SegmentRequest, SegmentResponse, TokenCreated, TokenInfo, TokenRequest,
-    ViewEvent,
+    AuthorityInfo, CertificateRequest, CertificateResponse, CommunityInfo, CommunityMembers, JoinRequest, LabelsPatch,
+    NodeInfo, NodeReport, ReloadResponse, SegmentInfo, SegmentRequest, SegmentResponse, TokenCreated, TokenInfo,
+    TokenRequest, ViewEvent,
 };
 use schemars::{JsonSchema, Schema, SchemaGenerator};
 
@@ -174,6 +174,13 @@ pub(super) fn all() -> Vec<Operation> {
         Operation::get("/v1/communities", "communities", get(operator::communities))
             .summary("All communities with their members.")
             .gives::<Vec<CommunityInfo>>(),
+        Operation::new(Method::PUT, "/v1/communities/{name}", "setCommunity", put(operator::set_community))
+            .summary("List who belongs to a community besides those whose labels say so.")
+            .takes::<CommunityMembers>()
+            .status(204),
+        Operation::delete("/v1/communities/{name}", "deleteCommunity", delete(operator::delete_community))
+            .summary("Remove a community's list; labels may still name it.")
+            .status(204),
         Operation::get("/v1/ca", "authorities", get(ca::list))
             .summary("All certificate authorities.")
             .gives::<Vec<AuthorityInfo>>(),

@@ -5,16 +5,19 @@ use std::collections::BTreeMap;
 use axum::extract::{Path, State};
 use axum::http::StatusCode;
 use edge_types::NodeName;
-use edge_types::api::{CommunityInfo, LabelsPatch, NodeInfo, SegmentInfo, TokenCreated, TokenInfo, TokenRequest};
+use edge_types::api::{
+    CommunityInfo, CommunityMembers, LabelsPatch, NodeInfo, SegmentInfo, TokenCreated, TokenInfo, TokenRequest,
+};
 
 use super::body::{Json, Node};
 use super::caller::Caller;
 use super::{App, Context};
 use crate::clock::Seconds;
+use crate::kubernetes::events::About;
 use crate::refusal::Refusal;
 use crate::registry::View;
 use crate::segments::Row;
-use crate::state::{Change, NodeRecord};
+use crate::state::{Change, CommunityRecord, NodeRecord};
 use crate::{tokens, views};
 
 pub(super) async fn nodes(State(app): State<App>, caller: Caller) -> Result<axum::Json<Vec<NodeInfo>>, Refusal> {
@@ -34,6 +37,9 @@ pub(super) async fn label(
     app.registry
         .change(move |state| {
             let mut record = state.node(&node).ok_or_else(|| Refusal::NoSuchNode(node.clone()))?.clone();
+            if record.object.is_some() {
+                return Err(Refusal::LabelledElsewhere(node.clone()));
+            }
             record.set_labels(patched(record.labels.clone(), patch.clone())?)?;
             tracing::info!(%node, labels = ?record.labels, "labelled");
             Ok(((), vec![Change::PutNode(record)]))
@@ -51,22 +57,17 @@ pub(super) async fn deregister(
 ) -> Result<axum::Json<Vec<SegmentInfo>>, Refusal> {
     caller.operator()?;
     let (now, quarantine) = (app.registry.clock.now(), app.settings().policy.quarantine);
+    let name = node.clone();
     let released = app
         .registry
         .change(move |state| {
-            state.node(&node).ok_or_else(|| Refusal::NoSuchNode(node.clone()))?;
-            let rows: Vec<Row> = state
-                .ledger()
-                .held_by(&node)
-                .into_iter()
-                .map(|row| Row { released_at: Some(now), ..row.clone() })
-                .collect();
+            let (rows, changes) = state.deregistration(&node, now).ok_or_else(|| Refusal::NoSuchNode(node.clone()))?;
             tracing::info!(%node, segments = rows.len(), "deregistered");
-            let mut changes = vec![Change::DeleteNode(node.clone())];
-            changes.extend(rows.iter().cloned().map(Change::PutSegment));
             Ok((rows, changes))
         })
         .await?;
+    let note = "by the operator; its certificate is refused from now on".to_owned();
+    app.events.normal(About::EdgeNode, name.as_str(), "Deregistered", note);
     Ok(axum::Json(released.iter().map(|row| segment_info(row, quarantine, now)).collect()))
 }
 
@@ -88,6 +89,42 @@ pub(super) async fn communities(
         members: members.iter().cloned().collect(),
     };
     Ok(axum::Json(view.state().communities().map(info).collect()))
+}
+
+type CommunityPath = Result<Path<edge_types::Community>, axum::extract::rejection::PathRejection>;
+
+pub(super) async fn set_community(
+    State(app): State<App>,
+    caller: Caller,
+    name: CommunityPath,
+    Json(community): Json<CommunityMembers>,
+) -> Result<StatusCode, Refusal> {
+    caller.operator()?;
+    let Path(name) = name.map_err(|e| Refusal::BadValue(e.body_text()))?;
+    tracing::info!(community = %name, members = community.members.len(), "community listed");
+    let record = CommunityRecord { name, members: community.members };
+    app.registry
+        .change(move |state| {
+            let same = state.listed_community(&record.name) == Some(&record);
+            let changes = if same { Vec::new() } else { vec![Change::PutCommunity(record.clone())] };
+            Ok((StatusCode::NO_CONTENT, changes))
+        })
+        .await
+}
+
+pub(super) async fn delete_community(
+    State(app): State<App>,
+    caller: Caller,
+    name: CommunityPath,
+) -> Result<StatusCode, Refusal> {
+    caller.operator()?;
+    let Path(name) = name.map_err(|e| Refusal::BadValue(e.body_text()))?;
+    app.registry
+        .change(move |state| {
+            state.listed_community(&name).ok_or_else(|| Refusal::NoSuchCommunity(name.clone()))?;
+            Ok((StatusCode::NO_CONTENT, vec![Change::DeleteCommunity(name.clone())]))
+        })
+        .await
 }
 
 pub(super) async fn tokens(State(app): State<App>, caller: Caller) -> Result<axum::Json<Vec<TokenInfo>>, Refusal> {
@@ -192,6 +229,7 @@ impl Context {
             segments: views::segments(view.state(), &record.name),
             endpoints: self.settings().common.endpoints(record),
             connected: view.is_connected(&record.name),
+            tunnels: self.tunnels.of(&record.name),
             certificate_not_after: record.certificates.iter().map(|c| c.not_after).max().unwrap_or(0),
         }
     }

@@ -1,13 +1,14 @@
 //! A node's segments: applying for more, and listing them.
 
 use axum::extract::State;
-use edge_types::NodeName;
 use edge_types::api::{Family, SegmentRequest, SegmentResponse};
+use edge_types::{IpNetwork, NodeName};
 
 use super::App;
 use super::body::{Json, Node};
 use super::caller::Caller;
 use crate::clock::Seconds;
+use crate::kubernetes::events::About;
 use crate::refusal::Refusal;
 use crate::segments::{Policy, Row};
 use crate::state::{Change, State as Rows};
@@ -46,33 +47,62 @@ pub(super) async fn apply(
         return Err(Refusal::BadValue("families is empty; ask for \"ipv4\", \"ipv6\" or both".into()));
     }
     let (live, now) = (app.clone(), app.registry.clock.now());
-    let segments = app
+    let (events, name) = (app.events.clone(), node.clone());
+    let granted = app
         .registry
         .change(move |state| {
-            state.node(&node).ok_or_else(|| Refusal::Deregistered(node.clone()))?;
-            let earlier = state.ledger().held_by(&node).into_iter().filter(|row| row.request_id == request_id);
-            let earlier: Vec<_> = earlier.map(|row| row.network).collect();
-            if !earlier.is_empty() {
-                let mut granted: Vec<Family> = earlier.iter().map(Family::of).collect();
-                granted.sort_unstable();
-                let same = granted == families;
-                return if same {
-                    Ok((earlier, Vec::new()))
-                } else {
-                    Err(Refusal::RequestIdReused(request_id.clone()))
-                };
+            let (segments, changes) = application(state, &live.settings().policy, &node, &families, &request_id, now)?;
+            if !changes.is_empty() {
+                tracing::info!(%node, ?segments, request_id, "segments granted");
             }
-            let changes = grants(state, &live.settings().policy, &node, &families, &request_id, now)?;
-            let granted = changes.iter().filter_map(|change| match change {
-                Change::ClaimSegment(row) => Some(row.network),
-                _ => None,
-            });
-            let granted: Vec<_> = granted.collect();
-            tracing::info!(%node, ?granted, request_id, "segments granted");
-            Ok((granted, changes))
+            Ok(((segments, !changes.is_empty()), changes))
         })
-        .await?;
+        .await;
+    match &granted {
+        Ok((segments, true)) => {
+            let list: Vec<String> = segments.iter().map(ToString::to_string).collect();
+            events.normal(About::EdgeNode, name.as_str(), "SegmentGranted", list.join(", "));
+        }
+        Err(refusal @ (Refusal::Exhausted(_) | Refusal::TooMany { .. })) => {
+            events.warning(About::EdgeNode, name.as_str(), "SegmentRefused", refusal.to_string());
+        }
+        _ => {}
+    }
+    let (segments, _) = granted?;
     Ok(axum::Json(SegmentResponse { segments }))
+}
+
+/// Plans the answer to an application for one segment of each family (without repetitions, in order): its segments, and what to change.
+pub fn application(
+    state: &mut Rows,
+    policy: &Policy,
+    node: &NodeName,
+    families: &[Family],
+    request_id: &str,
+    now: Seconds,
+) -> Result<(Vec<IpNetwork>, Vec<Change>), Refusal> {
+    state.node(node).ok_or_else(|| Refusal::Deregistered(node.clone()))?;
+    let earlier = state.ledger().held_by(node).into_iter().filter(|row| row.request_id == request_id);
+    let mut granted: Vec<IpNetwork> = earlier.map(|row| row.network).collect();
+    if granted.iter().any(|network| !families.contains(&Family::of(network))) {
+        return Err(Refusal::RequestIdReused(request_id.into()));
+    }
+    // Where a replica died between two claims, only some of them were granted then.
+    let missing: Vec<Family> = families
+        .iter()
+        .copied()
+        .filter(|family| !granted.iter().any(|network| Family::of(network) == *family))
+        .collect();
+    if !missing.is_empty() {
+        let changes = grants(state, policy, node, &missing, request_id, now)?;
+        granted.extend(changes.iter().filter_map(|change| match change {
+            Change::ClaimSegment(row) => Some(row.network),
+            _ => None,
+        }));
+        granted.sort_by_key(Family::of);
+        return Ok((granted, changes));
+    }
+    Ok((granted, Vec::new()))
 }
 
 /// Chooses one segment for each entry of `families`: all of them or none.

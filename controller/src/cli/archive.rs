@@ -10,12 +10,10 @@ use tokio::sync::mpsc;
 
 use super::client::Client;
 use crate::archive::{self, Archive};
-use crate::ca::Files;
-use crate::ca::keeper::Keeper;
 use crate::clock::Clock;
 use crate::config::Config;
-use crate::store::Store;
-use crate::store::embedded::{self, Embedded};
+use crate::server::Kept;
+use crate::store::embedded;
 
 /// Takes a backup from the running server.
 pub(super) async fn backup(client: &Client, file: &Path) -> anyhow::Result<()> {
@@ -33,13 +31,16 @@ pub(super) async fn backup(client: &Client, file: &Path) -> anyhow::Result<()> {
 
 /// Writes what the store of a server that does not run holds.
 pub(super) async fn export(config: &Config, file: &Path) -> anyhow::Result<()> {
-    let store = config.state_dir.join(embedded::FILE);
-    ensure!(store.exists(), "there is no store {}; is state_dir right?", store.display());
-    let store = Embedded::open(&config.state_dir)
-        .context("while the server runs, `edge-controller backup` writes the same file")?;
-    let rows = store.load(mpsc::channel(1).0).await?;
+    if config.kubernetes.as_ref().is_none_or(|kubernetes| !kubernetes.store) {
+        let store = config.state_dir.join(embedded::FILE);
+        ensure!(store.exists(), "there is no store {}; is state_dir right?", store.display());
+    }
     let now = Clock::system().now();
-    let ca = Files::new(&config.state_dir, now).load().await?.map(|(document, _)| document);
+    let kept = Kept::open(config, now)
+        .await
+        .context("while the server runs, `edge-controller backup` writes the same file")?;
+    let rows = kept.store.load(mpsc::channel(1).0).await?;
+    let ca = kept.keeper.load().await?.map(|(document, _)| document);
     let archive = Archive { written_at: now, rows, ca };
     let summary = archive.summary();
     if file == Path::new("-") {
@@ -61,9 +62,9 @@ pub(super) async fn import(config: &Config, file: &Path) -> anyhow::Result<()> {
     let summary = archive.summary();
     crate::server::make_folder(&config.state_dir)?;
     archive::check_not_restoring(&config.state_dir)?;
-    let store = Embedded::open(&config.state_dir)?;
     let now = Clock::system().now();
-    let missing = archive::import(&store, &Files::new(&config.state_dir, now), archive, now).await?;
+    let kept = Kept::open(config, now).await?;
+    let missing = archive::import(&*kept.store, &*kept.keeper, archive, now).await?;
     eprintln!("imported {summary}; {missing} rows were not there yet");
     Ok(())
 }

@@ -3,8 +3,8 @@
 use anyhow::{Context, bail};
 use axum::http::Method;
 use edge_types::api::{
-    AuthorityInfo, AuthorityState, CommunityInfo, LabelsPatch, NodeInfo, ReloadResponse, SegmentInfo, SegmentState,
-    TokenCreated, TokenInfo, TokenRequest,
+    AuthorityInfo, AuthorityState, CommunityInfo, CommunityMembers, LabelsPatch, NodeInfo, ReloadResponse, SegmentInfo,
+    SegmentState, TokenCreated, TokenInfo, TokenRequest,
 };
 use edge_types::{EndpointSource, NodeName};
 use serde::Serialize;
@@ -21,6 +21,7 @@ pub(super) async fn carry_out(client: &Client, json: bool, command: Command) -> 
     match command {
         Command::Run { .. }
         | Command::Config { .. }
+        | Command::Crds
         | Command::Restore { .. }
         | Command::Export { .. }
         | Command::Import { .. } => {
@@ -55,6 +56,13 @@ pub(super) async fn carry_out(client: &Client, json: bool, command: Command) -> 
         Command::Segment(SegmentCommand::List) => {
             let segments: Vec<SegmentInfo> = client.ask(Method::GET, "/v1/segments", NOTHING).await?;
             if json { show_json(&segments) } else { show_segments(&segments) }
+        }
+        Command::Community(CommunityCommand::Set { community, members }) => {
+            let body = CommunityMembers { members: members.into_iter().collect() };
+            client.ask(Method::PUT, &format!("/v1/communities/{community}"), Some(&body)).await
+        }
+        Command::Community(CommunityCommand::Delete { community }) => {
+            client.ask(Method::DELETE, &format!("/v1/communities/{community}"), NOTHING).await
         }
         Command::Community(CommunityCommand::List) => {
             let communities: Vec<CommunityInfo> = client.ask(Method::GET, "/v1/communities", NOTHING).await?;
@@ -179,6 +187,7 @@ fn show_node(node: &NodeInfo) -> anyhow::Result<()> {
         [
             row("role", node.role.to_string()),
             row("connected", yes(node.connected)),
+            row("tunnels up", node.tunnels.map_or("-".into(), |count| format!("{} of {}", count.up, count.wanted))),
             row("labels", list(node.labels.iter().map(|(key, value)| format!("{key}={value}")))),
             row("communities", list(&node.communities)),
             row("segments", list(&node.segments)),

@@ -21,6 +21,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::clock::Clock;
 use crate::config::{ADMIN_SOCKET, Sources};
+use crate::kubernetes::resources;
 use crate::server::Server;
 
 /// Exit code of a command that the server refused.
@@ -72,6 +73,8 @@ enum Command {
     /// cluster_ranges, reserved, min_per_node, max_per_node, quarantine_seconds, networks and hub take effect; any other change is refused,
     /// and so is a range that is left out while nodes hold segments of it: with nothing changed.
     Reload,
+    /// Print the definitions of the custom resources, for kubectl apply; they are in deploy/crds as well.
+    Crds,
     /// Write all that the running server keeps into one file, as it is at one moment.
     ///
     /// The file holds the authority's private key: it is made for its owner alone (mode 0600) and must stay as secret as that. It is checked
@@ -168,6 +171,24 @@ enum CommunityCommand {
     /// List all communities with their members.
     #[command(visible_alias = "ls")]
     List,
+    /// List the members of a community, besides those whose labels say so; they need not be registered yet.
+    ///
+    /// What was listed before is replaced:
+    ///
+    ///   edge-controller community set alpha edge-a1 edge-b1
+    #[command(verbatim_doc_comment)]
+    Set {
+        /// The community.
+        community: edge_types::Community,
+        /// Its members.
+        #[arg(required = true, value_name = "NODE")]
+        members: Vec<NodeName>,
+    },
+    /// Forget the listed members of a community; what labels say of it stays.
+    Delete {
+        /// The community.
+        community: edge_types::Community,
+    },
 }
 
 #[derive(Subcommand)]
@@ -223,6 +244,9 @@ enum CaCommand {
     },
 }
 
+/// What is logged unless RUST_LOG says otherwise. What the Kubernetes client says of a failure, whoever asked says with what it means.
+const LOGGED: &str = "info,kube_client=off";
+
 /// Runs the program.
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
@@ -236,6 +260,7 @@ pub fn main() -> ExitCode {
     runtime.block_on(async {
         let outcome = match cli.command {
             Command::Run { sources, log_json } => run(sources, log_json).await.map_err(|e| (UNREACHABLE, e)),
+            Command::Crds => crds().map_err(|e| (UNREACHABLE, e)),
             Command::Restore { file, sources, replace } => {
                 offline(async { archive::restore(&sources.load()?.config, &file, replace).await }).await
             }
@@ -261,13 +286,20 @@ pub fn main() -> ExitCode {
     })
 }
 
+fn crds() -> anyhow::Result<()> {
+    for (_, definition) in resources::definitions() {
+        println!("---\n{}", resources::manifest(&definition)?.trim_end());
+    }
+    Ok(())
+}
+
 /// A command that needs no server: what it does not do it refuses.
 async fn offline(work: impl Future<Output = anyhow::Result<()>>) -> Result<(), (u8, anyhow::Error)> {
     work.await.map_err(|error| (REFUSED, error))
 }
 
 async fn run(sources: Sources, log_json: bool) -> anyhow::Result<()> {
-    let filter = tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "info".into());
+    let filter = tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| LOGGED.into());
     let logs = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_ansi(std::io::stderr().is_terminal())

@@ -1,7 +1,22 @@
-//! What the controller asks of a Kubernetes API server.
+//! Kubernetes: what the controller reads there, and how.
 //!
-//! - [`client`]: reaching it.
+//! - [`resources`]: the custom resources.
+//! - [`client`]: reaching the API server, and saying what is wrong when it refuses.
+//! - [`authority`]: the certificate authorities, shared by all replicas.
+//! - [`events`], [`shown`]: what is told to people, on objects.
+//! - [`lease`]: who leads; [`garbage`]: what the leader finds left over.
+//! - [`follow`]: a list that stays up to date.
+//! - [`nodes`]: membership and deregistration from Node objects; [`selector`]: which of them are edges.
 //! - [`token_review`]: whose a service account token is, with which a node may join.
 
+pub mod authority;
 pub mod client;
+pub mod events;
+pub mod follow;
+pub mod garbage;
+pub mod lease;
+pub mod nodes;
+pub mod resources;
+pub mod selector;
+pub mod shown;
 pub mod token_review;

@@ -4,7 +4,8 @@ use edge_types::{NodeName, Role};
 use k8s_openapi::api::authentication::v1::{TokenReview, TokenReviewSpec, TokenReviewStatus};
 use kube::api::{Api, PostParams};
 
-use serde::Deserialize;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 
 use crate::refusal::Refusal;
 
@@ -17,14 +18,20 @@ const POD: &str = "authentication.kubernetes.io/pod-name";
 const LONGEST: usize = 16 * 1024;
 
 /// `[kubernetes.join]`: which service account stands for which role.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct JoinAccounts {
     /// Of the edges' agents.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<String>")]
     pub edge: Option<ServiceAccount>,
     /// Of the hubs' agents.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<String>")]
     pub hub: Option<ServiceAccount>,
     /// Of the agents on other cloud nodes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<String>")]
     pub cloud: Option<ServiceAccount>,
 }
 
@@ -51,8 +58,8 @@ impl JoinAccounts {
 }
 
 /// A service account, `NAMESPACE:NAME`.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
-#[serde(try_from = "String")]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
 pub struct ServiceAccount {
     namespace: String,
     name: String,
@@ -62,6 +69,12 @@ impl ServiceAccount {
     /// The user as which the API server knows it.
     fn username(&self) -> String {
         format!("system:serviceaccount:{}:{}", self.namespace, self.name)
+    }
+}
+
+impl From<ServiceAccount> for String {
+    fn from(account: ServiceAccount) -> Self {
+        format!("{}:{}", account.namespace, account.name)
     }
 }
 

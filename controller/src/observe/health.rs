@@ -76,6 +76,9 @@ impl Health {
             Some(_) => (name, Ok(())),
         });
         let mut checks = vec![("store", store), ("admin-socket", socket), ("not-stopping", not_stopping)];
+        if app.settings().config.kubernetes.is_some() {
+            checks.push(("kubernetes", app.obstacles.all().map_or(Ok(()), Err)));
+        }
         checks.extend(ends);
         checks.extend(self.loops());
         checks

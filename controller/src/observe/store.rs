@@ -55,4 +55,8 @@ impl Store for Measured {
     fn catch_up(&self, revision: u64) -> Answer<'_, Result<(), StoreError>> {
         self.store.catch_up(revision)
     }
+
+    fn taken_in(&self, revision: u64) {
+        self.store.taken_in(revision);
+    }
 }

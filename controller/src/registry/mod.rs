@@ -19,7 +19,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use edge_types::{NodeName, Peer};
-use tokio::sync::{RwLock, RwLockReadGuard, mpsc, oneshot, watch};
+use tokio::sync::{RwLock, RwLockReadGuard, broadcast, mpsc, oneshot, watch};
 
 use crate::clock::Clock;
 use crate::random;
@@ -36,6 +36,8 @@ const QUEUE: usize = 1024;
 const BATCH: usize = 256;
 /// News of other replicas that wait at most; more make the store wait.
 const NEWS: usize = 256;
+/// Newcomers that are remembered for whoever is slow to look at them.
+const NEWCOMERS: usize = 1024;
 /// How often a plan is made anew because another replica was quicker.
 const ATTEMPTS: u32 = 16;
 /// Longest wait before a plan is made anew.
@@ -57,6 +59,7 @@ struct Shared {
     state: State,
     viewers: Viewers,
     peers: Peers,
+    newcomers: broadcast::Sender<NodeName>,
     /// Everything up to this revision of the store is in the state.
     revision: u64,
 }
@@ -96,7 +99,9 @@ impl Registry {
         revision.results.into_iter().collect::<Result<Vec<()>, _>>()?;
         let revision = revision.revision;
         let viewers = Viewers::new(&state, revision);
-        let shared = Arc::new(RwLock::new(Shared { state, viewers, peers: Peers::default(), revision }));
+        let (newcomers, _) = broadcast::channel(NEWCOMERS);
+        let shared = Shared { state, viewers, peers: Peers::default(), newcomers, revision };
+        let shared = Arc::new(RwLock::new(shared));
         let (orders, queue) = mpsc::channel(QUEUE);
         let task = Task { shared: shared.clone(), store: store.clone(), clock: clock.clone() };
         tokio::spawn(task.run(queue, news));
@@ -167,10 +172,14 @@ impl Registry {
 
     /// Makes sure that the state holds all that any replica knew at a revision.
     pub async fn catch_up(&self, revision: u64) -> Result<(), Refusal> {
-        if self.read().await.revision() < revision {
-            self.store.catch_up(revision).await?;
-        }
-        Ok(())
+        self.store.catch_up(revision).await?;
+        // News come before plans: when this one is made, all that the store has followed is in the state.
+        self.change(|_| Ok(((), Vec::new()))).await
+    }
+
+    /// Hears the name of each node that is registered from now on, by whichever replica.
+    pub async fn newcomers(&self) -> broadcast::Receiver<NodeName> {
+        self.shared.read().await.newcomers.subscribe()
     }
 
     /// Names this run of this replica. What changed since a version is known only for versions of the same epoch.
@@ -280,8 +289,8 @@ impl Task {
         for Planned { changes, answer } in planned {
             let result = if changes.is_empty() { Ok(()) } else { results.next().unwrap_or_else(no_result) };
             match &result {
-                Ok(()) => apply(&mut shared.state, changes),
-                Err(StoreError::Conflict { current, .. }) => apply(&mut shared.state, current.clone()),
+                Ok(()) => shared.apply(changes),
+                Err(StoreError::Conflict { current, .. }) => shared.apply(current.clone()),
                 Err(error) => tracing::error!(%error, "a commit failed; its request is refused"),
             }
             answers.push((answer, result));
@@ -309,32 +318,40 @@ impl Task {
                 (shared.state.changes_to(snapshot), revision)
             }
         };
-        apply(&mut shared.state, changes);
+        shared.apply(changes);
         shared.publish(revision);
+        self.store.taken_in(revision);
     }
 }
 
 impl Shared {
+    /// Applies changes; those that change nothing, such as the echo of our own, concern nobody.
+    fn apply(&mut self, changes: Vec<Change>) {
+        for change in changes {
+            let claimed = match change {
+                Change::ClaimSegment(row) => Change::PutSegment(row),
+                other => other,
+            };
+            let before = self.state.inverse(&claimed);
+            if before != claimed {
+                if let (Change::PutNode(node), Change::DeleteNode(_)) = (&claimed, &before) {
+                    // Nobody may be listening.
+                    let _ = self.newcomers.send(node.name.clone());
+                }
+                self.state.apply(claimed);
+            }
+        }
+    }
+
     fn publish(&mut self, revision: u64) {
-        self.revision = self.revision.max(revision);
         let touched = self.state.take_touched();
+        // News of other replicas may come later than what was written after them. A view that changes gets a new version nevertheless.
+        let late = u64::from(!touched.is_empty());
+        self.revision = revision.max(self.revision + late);
         // Whoever is seen differently, or by others than before, is touched.
         let seen: HashSet<&NodeName> = touched.values().flat_map(|touched| &touched.peers).collect();
         self.peers.forget(seen);
         self.viewers.publish(&self.state, touched, self.revision);
-    }
-}
-
-/// Applies changes; those that change nothing, such as the echo of our own, concern nobody.
-fn apply(state: &mut State, changes: Vec<Change>) {
-    for change in changes {
-        let claimed = match change {
-            Change::ClaimSegment(row) => Change::PutSegment(row),
-            other => other,
-        };
-        if state.inverse(&claimed) != claimed {
-            state.apply(claimed);
-        }
     }
 }
 

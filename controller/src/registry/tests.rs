@@ -26,6 +26,10 @@ impl Store for FullDisk {
         }
         self.store.commit(batch, now)
     }
+
+    fn taken_in(&self, revision: u64) {
+        self.store.taken_in(revision);
+    }
 }
 
 /// A store that another replica shares: it takes a segment just before we do, each time that it is told to.
@@ -48,6 +52,10 @@ impl Store for Shared {
             }
             self.store.commit(batch, now).await
         })
+    }
+
+    fn taken_in(&self, revision: u64) {
+        self.store.taken_in(revision);
     }
 }
 

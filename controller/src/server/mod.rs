@@ -1,12 +1,16 @@
 //! The running server: opens what it needs in order, serves nodes and the operator, stops in order.
 //!
 //! - [`tls`]: who may speak to whom, and the controller's own certificate.
+//! - [`kept`]: store and authorities, wherever they are kept.
+//! - [`cluster`]: what runs beside it where there is Kubernetes.
 //! - [`connections`]: serving HTTP on one connection, within bounds.
 //! - [`admin`]: the operator's socket.
 //! - [`observe`]: health and metrics.
 
 mod admin;
+mod cluster;
 mod connections;
+mod kept;
 mod listen;
 mod observe;
 mod tls;
@@ -24,16 +28,16 @@ use tokio_util::task::TaskTracker;
 
 use crate::api::{self, App, Context};
 use crate::archive;
-use crate::ca::{Ca, Files};
+use crate::ca::Ca;
 use crate::clock::Clock;
 use crate::config::Config;
-use crate::kubernetes::client::connect;
+use crate::kubernetes::shown::Tunnels;
 use crate::kubernetes::token_review::Reviewer;
 use crate::observe::{Health, Measured, Metrics};
 use crate::registry::Registry;
 use crate::settings::{Live, Reader, check_held};
-use crate::store::embedded::Embedded;
 use connections::Open;
+pub(crate) use kept::Kept;
 
 /// Time that open requests have to end when the server stops.
 const GRACE: Duration = Duration::from_secs(10);
@@ -67,18 +71,15 @@ impl Server {
         make_folder(&config.state_dir)?;
         archive::check_not_restoring(&config.state_dir)?;
         let metrics = Metrics::new();
-        let store = Measured::new(Arc::new(Embedded::open(&config.state_dir)?), metrics.clone());
+        let Kept { store, keeper, client, obstacles, events, identity } = Kept::open(&config, clock.now()).await?;
+        let store = Measured::new(store, metrics.clone());
         let closed = store.closed();
-        let registry = Registry::start(Arc::new(store), clock.clone(), true).await?;
+        let trust_node_labels = config.kubernetes.as_ref().is_none_or(|kubernetes| kubernetes.trust_node_labels);
+        let registry = Registry::start(Arc::new(store), clock.clone(), trust_node_labels).await?;
         check_held(registry.read().await.state().ledger(), &config.segments.cluster_ranges)
             .map_err(anyhow::Error::msg)?;
-        let client = match &config.kubernetes {
-            Some(kubernetes) => Some(connect(kubernetes.kubeconfig.as_deref()).await?),
-            None => None,
-        };
         let accounts = config.kubernetes.as_ref().and_then(|kubernetes| kubernetes.join.clone());
-        let reviewer = client.zip(accounts).map(|(client, accounts)| Reviewer::new(client, accounts));
-        let keeper = Box::new(Files::new(&config.state_dir, clock.now()));
+        let reviewer = client.clone().zip(accounts).map(|(client, accounts)| Reviewer::new(client, accounts));
         let ca = Ca::open(keeper, config.given_ca(), clock.now()).await.context("certificate authority")?;
         let ca = Arc::new(ca);
         let listeners = listen::open("listen", &config.listen)?;
@@ -94,6 +95,9 @@ impl Server {
             ca,
             metrics,
             health: Health::default(),
+            obstacles,
+            events,
+            tunnels: Tunnels::default(),
             stopping: stopping.clone(),
         });
         let (tasks, listening, closing) = (TaskTracker::new(), TaskTracker::new(), CancellationToken::new());
@@ -108,6 +112,9 @@ impl Server {
             let (tls, router) = (server.clone(), router.clone());
             let serving = connections::serve_nodes(listener, tls, router, closing.clone(), open.clone());
             app.health.watch("node-listener", &listening.spawn(serving).abort_handle());
+        }
+        if let Some(client) = &client {
+            cluster::spawn(&app, client, &identity, &tasks);
         }
         let serving = admin::serve(admin, app.settings().config.admin_socket.clone(), router, closing.clone(), open);
         app.health.watch("admin-listener", &listening.spawn(serving).abort_handle());

@@ -17,6 +17,7 @@ pub use records::{
 };
 pub use touched::{Touched, TouchedBy};
 
+use crate::clock::Seconds;
 use crate::segments::{Ledger, Row};
 use index::Index;
 
@@ -176,6 +177,16 @@ impl State {
     fn around(&self, node: &NodeRecord) -> Around {
         let peers = self.peers_of(node).into_iter().cloned().collect();
         Around { audience: self.audience_of(node), peers }
+    }
+
+    /// What takes a registered node out of the network: the rows of its segments, released, and the changes.
+    pub fn deregistration(&self, node: &NodeName, now: Seconds) -> Option<(Vec<Row>, Vec<Change>)> {
+        self.nodes.get(node)?;
+        let held = self.ledger.held_by(node).into_iter();
+        let rows: Vec<Row> = held.map(|row| Row { released_at: Some(now), ..row.clone() }).collect();
+        let releases = rows.iter().cloned().map(Change::PutSegment);
+        let changes = std::iter::once(Change::DeleteNode(node.clone())).chain(releases).collect();
+        Some((rows, changes))
     }
 
     /// Applies one change, and notes whose view it touches.

@@ -68,6 +68,28 @@ pub struct PublicAddress {
     pub port: Option<u16>,
 }
 
+impl std::fmt::Display for PublicAddress {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self.port {
+            Some(port) => SocketAddr::new(self.ip, port).fmt(f),
+            None => self.ip.fmt(f),
+        }
+    }
+}
+
+impl std::str::FromStr for PublicAddress {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let at = |ip: IpAddr, port| Ok(Self { ip: ip.to_canonical(), port });
+        match (text.parse::<IpAddr>(), text.parse::<SocketAddr>()) {
+            (Ok(ip), _) => at(ip, None),
+            (_, Ok(address)) if address.port() != 0 => at(address.ip(), Some(address.port())),
+            _ => Err(format!("{text:?} is neither ADDRESS, IPV4:PORT nor [IPV6]:PORT")),
+        }
+    }
+}
+
 /// A community whose members the operator lists, independent of labels.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CommunityRecord {

@@ -2,8 +2,10 @@
 //!
 //! - [`Store`]: the door.
 //! - [`embedded`]: one file, by redb; the default. It has one user.
+//! - [`kubernetes`]: objects at the API server, which any number of replicas share.
 
 pub mod embedded;
+pub mod kubernetes;
 
 use std::future::Future;
 use std::pin::Pin;
@@ -39,6 +41,9 @@ pub trait Store: Send + Sync {
         let _ = revision;
         Box::pin(std::future::ready(Ok(())))
     }
+
+    /// The news with this revision are in the state: plans that are committed from now on were made on them.
+    fn taken_in(&self, revision: u64);
 }
 
 /// What became of a batch.
@@ -57,7 +62,8 @@ pub enum Followed {
     Changes {
         /// How.
         changes: Vec<Change>,
-        /// Revision with them.
+        /// Revision with them, higher than of the news before. What other replicas wrote earlier may still come later: see
+        /// [`Store::catch_up`].
         revision: u64,
     },
     /// Everything was read anew, since it was not certain what holds.

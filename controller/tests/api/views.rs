@@ -145,3 +145,25 @@ async fn http_1_1_serves_as_well_for_those_who_look_by_hand() {
     assert!(seen.starts_with("HTTP/1.1 200 OK") && seen.contains("application/x-ndjson"), "{seen}");
     assert!(seen.contains("\"type\":\"view\""), "{seen}");
 }
+
+#[tokio::test]
+async fn a_community_may_be_listed_before_its_members_join() {
+    let cloud = Cloud::start().await;
+    let listed = serde_json::json!({"members": ["edge-1", "edge-2"]});
+    assert_eq!(cloud.operator(Method::PUT, "/v1/communities/alpha", Some(listed.clone())).await.0, 204);
+    let (one, _two) = (cloud.node("edge", "edge-1").await, cloud.node("edge", "edge-2").await);
+    let (_, view) = one.ask(Method::GET, "/view", None).await;
+    assert_eq!(view["peers"][0]["name"], "edge-2");
+    let cloud = cloud.restart().await;
+    assert_eq!(cloud.operator(Method::DELETE, "/v1/communities/alpha", None).await.0, 204);
+    let mut one = one;
+    one.move_to(&cloud);
+    let (_, view) = one.ask(Method::GET, "/view", None).await;
+    assert_eq!(view["peers"].as_array().map(Vec::len), Some(0));
+    for bad in ["-a", "a_b", "%20"] {
+        let answer = cloud.operator(Method::PUT, &format!("/v1/communities/{bad}"), Some(listed.clone())).await;
+        assert_eq!(answer.0, 422, "{bad}");
+    }
+    let odd = serde_json::json!({"members": ["A b"]});
+    assert_eq!(cloud.operator(Method::PUT, "/v1/communities/alpha", Some(odd)).await.0, 422);
+}

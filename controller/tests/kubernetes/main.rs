@@ -1,13 +1,54 @@
-//! The controller beside a real Kubernetes API server.
+//! The controller on a real Kubernetes API server.
 //!
+//! - `behaviour`: what every store must do, here on this one.
+//! - `cluster`: the control plane, and what a replica has of it.
+//! - `replicas`: several replicas at once.
+//! - `outages`: the API server restarts, forgets, and takes rights away.
+//! - `objects`: objects as people see and edit them.
 //! - `join`: nodes join by the service account of their pod.
+//! - `nodes`: Node objects.
+//! - `leader`: who leads, and what the leader does.
+//! - `server`: the whole controller, with nodes that connect.
 
+#[path = "../behaviour/mod.rs"]
+mod behaviour;
+mod cluster;
+#[path = "../api/harness.rs"]
+#[allow(dead_code, reason = "some of it is for other tests")]
+mod harness;
 mod join;
+mod leader;
+mod nodes;
+mod objects;
+mod outages;
+mod replicas;
+mod server;
 
 use std::process::ExitCode;
 
 use interop_tests::kube::suite;
 
+macro_rules! on_a_cluster {
+    ($($behaviour:ident),* $(,)?) => {
+        &[$((stringify!($behaviour), || cluster::run(async {
+            behaviour::$behaviour(&cluster::clean().await).await;
+        }))),*]
+    };
+}
+
+const BEHAVIOURS: &[suite::Test] = behaviour::all!(on_a_cluster);
+
 fn main() -> ExitCode {
-    suite::run(join::TESTS)
+    let tests: Vec<suite::Test> = [
+        BEHAVIOURS,
+        objects::TESTS,
+        replicas::TESTS,
+        nodes::TESTS,
+        leader::TESTS,
+        join::TESTS,
+        server::TESTS,
+        outages::TESTS,
+    ]
+    .concat();
+    suite::run(&tests)
 }

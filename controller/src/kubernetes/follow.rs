@@ -1,0 +1,281 @@
+//! A list that stays up to date: read in pages, then watched from there.
+//!
+//! What is told is certain. An error, a cut connection, a lost right or half a list tell nothing, least of all that something is gone: then it is
+//! tried again, and what was told before goes on to hold.
+
+use std::fmt::Debug;
+use std::time::Duration;
+
+use futures_util::future::BoxFuture;
+use futures_util::stream::BoxStream;
+use futures_util::{FutureExt, StreamExt};
+use kube::api::{ListParams, WatchEvent, WatchParams};
+use kube::core::{DynamicObject, ObjectList, PartialObjectMeta};
+use kube::{Api, Resource};
+use serde::de::DeserializeOwned;
+
+use super::client::{Obstacles, REQUEST, explain, version};
+use crate::random;
+
+/// Objects in one page.
+const PAGE: u32 = 500;
+/// Time for one page.
+const PAGE_TIME: Duration = Duration::from_secs(30);
+/// A watch is asked to end after so many seconds, and begun again where it was.
+const WATCH: u32 = 60;
+/// A watch that says nothing for so long after its end has died without a word.
+const GRACE: Duration = Duration::from_secs(15);
+/// First and longest wait after a failure.
+const PAUSES: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
+
+/// What is told.
+#[derive(Debug)]
+pub enum News<T> {
+    /// Everything is going to be read: what comes next is [`News::All`], and is newer than what was known before.
+    Reading,
+    /// All objects that there are, and the resourceVersion at which that is so.
+    All(Vec<T>, u64),
+    /// An object came or changed.
+    Put(T),
+    /// An object was deleted; as it was last, with the resourceVersion of its deletion.
+    Gone(T),
+    /// Everything up to this resourceVersion has been told.
+    At(u64),
+}
+
+/// Objects that can be listed and watched.
+pub trait Source: Send + Sync + 'static {
+    /// What comes.
+    type Object: Send + Clone + Debug + DeserializeOwned + 'static;
+    /// Plural and group, for people.
+    fn what(&self) -> &str;
+    /// Which of them.
+    fn selector(&self) -> Option<&str> {
+        None
+    }
+    /// One page.
+    fn page<'a>(&'a self, params: &'a ListParams) -> BoxFuture<'a, kube::Result<ObjectList<Self::Object>>>;
+    /// Changes since.
+    fn watch<'a>(
+        &'a self,
+        params: &'a WatchParams,
+        since: &'a str,
+    ) -> BoxFuture<'a, kube::Result<Events<Self::Object>>>;
+    /// Its resourceVersion.
+    fn version(object: &Self::Object) -> Option<&str>;
+}
+
+/// What a watch says.
+pub type Events<T> = BoxStream<'static, kube::Result<WatchEvent<T>>>;
+
+/// Objects of a kind that is not known to the compiler.
+pub struct Whole {
+    /// Where they are.
+    pub api: Api<DynamicObject>,
+    /// Plural and group.
+    pub what: &'static str,
+    /// Which of them, by label.
+    pub selector: Option<&'static str>,
+}
+
+impl Source for Whole {
+    type Object = DynamicObject;
+
+    fn what(&self) -> &str {
+        self.what
+    }
+
+    fn selector(&self) -> Option<&str> {
+        self.selector
+    }
+
+    fn page<'a>(&'a self, params: &'a ListParams) -> BoxFuture<'a, kube::Result<ObjectList<DynamicObject>>> {
+        self.api.list(params).boxed()
+    }
+
+    fn watch<'a>(
+        &'a self,
+        params: &'a WatchParams,
+        since: &'a str,
+    ) -> BoxFuture<'a, kube::Result<Events<DynamicObject>>> {
+        async move { Ok(self.api.watch(params, since).await?.boxed()) }.boxed()
+    }
+
+    fn version(object: &DynamicObject) -> Option<&str> {
+        object.metadata.resource_version.as_deref()
+    }
+}
+
+/// Metadata of objects: of a Node that is all that is looked at, and a fraction of its size.
+pub struct Metadata<K>(pub Api<K>, pub &'static str);
+
+impl<K> Source for Metadata<K>
+where
+    K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + Sync + 'static,
+{
+    type Object = PartialObjectMeta<K>;
+
+    fn what(&self) -> &str {
+        self.1
+    }
+
+    fn page<'a>(&'a self, params: &'a ListParams) -> BoxFuture<'a, kube::Result<ObjectList<Self::Object>>> {
+        self.0.list_metadata(params).boxed()
+    }
+
+    fn watch<'a>(
+        &'a self,
+        params: &'a WatchParams,
+        since: &'a str,
+    ) -> BoxFuture<'a, kube::Result<Events<Self::Object>>> {
+        async move { Ok(self.0.watch_metadata(params, since).await?.boxed()) }.boxed()
+    }
+
+    fn version(object: &Self::Object) -> Option<&str> {
+        object.metadata.resource_version.as_deref()
+    }
+}
+
+/// Reads everything, or fails.
+pub async fn list<S: Source>(source: &S) -> Result<(Vec<S::Object>, u64), String> {
+    let mut restarts = 0;
+    'anew: loop {
+        let mut params = ListParams {
+            limit: Some(PAGE),
+            label_selector: source.selector().map(Into::into),
+            ..ListParams::default()
+        };
+        let mut objects = Vec::new();
+        loop {
+            let page = match tokio::time::timeout(PAGE_TIME, source.page(&params)).await {
+                Ok(Ok(page)) => page,
+                // The pages that follow are of a version that is forgotten already.
+                Ok(Err(kube::Error::Api(status))) if status.code == 410 && restarts < 3 => {
+                    restarts += 1;
+                    continue 'anew;
+                }
+                Ok(Err(error)) => return Err(explain(source.what(), &error)),
+                Err(_) => {
+                    return Err(format!(
+                        "the API server did not list {} within {} s",
+                        source.what(),
+                        PAGE_TIME.as_secs()
+                    ));
+                }
+            };
+            objects.extend(page.items);
+            match page.metadata.continue_.filter(|token| !token.is_empty()) {
+                Some(token) => params.continue_token = Some(token),
+                None => {
+                    let at = version(page.metadata.resource_version.as_deref())?;
+                    return Ok((objects, at));
+                }
+            }
+        }
+    }
+}
+
+/// Tells all there is, unless it is known up to `at`, and every change from then on. Ends never.
+pub async fn follow<S: Source>(
+    source: S,
+    mut at: Option<u64>,
+    obstacles: Obstacles,
+    mut tell: impl FnMut(News<S::Object>) + Send,
+) {
+    let mut pause = PAUSES.0;
+    loop {
+        let failed = match at {
+            None => {
+                tell(News::Reading);
+                match list(&source).await {
+                    Ok((objects, version)) => {
+                        tell(News::All(objects, version));
+                        at = Some(version);
+                        None
+                    }
+                    Err(error) => Some(error),
+                }
+            }
+            Some(_) => {
+                let begun = tokio::time::Instant::now();
+                match watch(&source, &mut at, &obstacles, &mut tell).await {
+                    Ok(()) => {
+                        pause = PAUSES.0;
+                        if begun.elapsed() < PAUSES.0 {
+                            // One that ends at once is not begun again without end.
+                            tokio::time::sleep(PAUSES.0).await;
+                        }
+                        None
+                    }
+                    Err(error) => Some(error),
+                }
+            }
+        };
+        if let Some(error) = failed {
+            obstacles.fails(source.what(), error);
+            tokio::time::sleep(pause / 2 + random::jitter(pause / 2)).await;
+            pause = (pause * 2).min(PAUSES.1);
+        }
+    }
+}
+
+/// One watch, to its end. What happened while there was none follows from where the last one ended; where that is forgotten, `at` is `None`
+/// afterwards.
+async fn watch<S: Source>(
+    source: &S,
+    at: &mut Option<u64>,
+    obstacles: &Obstacles,
+    tell: &mut (impl FnMut(News<S::Object>) + Send),
+) -> Result<(), String> {
+    let what = source.what();
+    let params = WatchParams {
+        timeout: Some(WATCH),
+        label_selector: source.selector().map(Into::into),
+        ..WatchParams::default()
+    };
+    let since = at.unwrap_or_default().to_string();
+    let opened = tokio::time::timeout(REQUEST, source.watch(&params, &since)).await;
+    let mut events = match opened {
+        Ok(Ok(events)) => events,
+        Ok(Err(kube::Error::Api(status))) if status.code == 410 => {
+            tracing::info!(what, since, "the API server has forgotten what happened since; reading everything anew");
+            *at = None;
+            return Ok(());
+        }
+        Ok(Err(error)) => return Err(explain(what, &error)),
+        Err(_) => {
+            return Err(format!(
+                "the API server did not begin to tell changes of {what} within {} s",
+                REQUEST.as_secs()
+            ));
+        }
+    };
+    obstacles.works(what);
+    let end = tokio::time::Instant::now() + Duration::from_secs(WATCH.into()) + GRACE;
+    loop {
+        let event = match tokio::time::timeout_at(end, events.next()).await {
+            Ok(Some(Ok(event))) => event,
+            Ok(Some(Err(error))) => return Err(explain(what, &error)),
+            Ok(None) => return Ok(()),
+            Err(_) => return Err(format!("the API server went silent while it told changes of {what}")),
+        };
+        let (object, gone) = match event {
+            WatchEvent::Added(object) | WatchEvent::Modified(object) => (object, false),
+            WatchEvent::Deleted(object) => (object, true),
+            WatchEvent::Bookmark(bookmark) => {
+                let to = version(Some(&bookmark.metadata.resource_version))?;
+                *at = Some(to);
+                tell(News::At(to));
+                continue;
+            }
+            WatchEvent::Error(status) if status.code == 410 => {
+                tracing::info!(what, "the API server has forgotten what happened since; reading everything anew");
+                *at = None;
+                return Ok(());
+            }
+            WatchEvent::Error(status) => return Err(explain(what, &kube::Error::Api(status))),
+        };
+        *at = Some(version(S::version(&object))?);
+        tell(if gone { News::Gone(object) } else { News::Put(object) });
+    }
+}

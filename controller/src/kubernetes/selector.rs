@@ -1,0 +1,129 @@
+//! Label selectors, as `kubectl get --selector` takes them: judged here, since Nodes that are no edges are of interest too.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde::{Deserialize, Serialize};
+
+/// Which Nodes are edges: all requirements must be met.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct EdgeSelector {
+    text: String,
+    requirements: Vec<Requirement>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Requirement {
+    Exists(String),
+    Lacks(String),
+    In(String, BTreeSet<String>),
+    NotIn(String, BTreeSet<String>),
+}
+
+impl Default for EdgeSelector {
+    fn default() -> Self {
+        let key = String::from("node-role.kubernetes.io/edge");
+        Self { text: key.clone(), requirements: vec![Requirement::Exists(key)] }
+    }
+}
+
+impl EdgeSelector {
+    /// Whether a Node with these labels is an edge.
+    pub fn matches(&self, labels: &BTreeMap<String, String>) -> bool {
+        self.requirements.iter().all(|requirement| match requirement {
+            Requirement::Exists(key) => labels.contains_key(key),
+            Requirement::Lacks(key) => !labels.contains_key(key),
+            Requirement::In(key, values) => labels.get(key).is_some_and(|value| values.contains(value)),
+            Requirement::NotIn(key, values) => labels.get(key).is_none_or(|value| !values.contains(value)),
+        })
+    }
+}
+
+impl From<EdgeSelector> for String {
+    fn from(selector: EdgeSelector) -> Self {
+        selector.text
+    }
+}
+
+impl TryFrom<String> for EdgeSelector {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        let mut requirements = Vec::new();
+        let (mut from, mut depth) = (0, 0u32);
+        for (at, c) in text.char_indices() {
+            match c {
+                '(' => depth += 1,
+                ')' => depth = depth.saturating_sub(1),
+                ',' if depth == 0 => {
+                    requirements.push(requirement(&text[from..at])?);
+                    from = at + 1;
+                }
+                _ => {}
+            }
+        }
+        if !text[from..].trim().is_empty() || !requirements.is_empty() {
+            requirements.push(requirement(&text[from..])?);
+        }
+        Ok(Self { text, requirements })
+    }
+}
+
+fn requirement(text: &str) -> Result<Requirement, String> {
+    let text = text.trim();
+    let key = |key: &str| {
+        let key = key.trim();
+        let good = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.' | '/');
+        match !key.is_empty() && key.chars().all(good) {
+            true => Ok(key.to_owned()),
+            false => {
+                Err(format!("{text:?} is not KEY, !KEY, KEY=VALUE, KEY!=VALUE, KEY in (VALUES) or KEY notin (VALUES)"))
+            }
+        }
+    };
+    let set = |values: &str| -> Option<BTreeSet<String>> {
+        let inside = values.trim().strip_prefix('(')?.strip_suffix(')')?;
+        Some(inside.split(',').map(|value| value.trim().to_owned()).collect())
+    };
+    let one = |value: &str| BTreeSet::from([value.trim().to_owned()]);
+    if let Some((name, value)) = text.split_once("!=") {
+        return Ok(Requirement::NotIn(key(name)?, one(value)));
+    }
+    if let Some((name, value)) = text.split_once("==").or_else(|| text.split_once('=')) {
+        return Ok(Requirement::In(key(name)?, one(value)));
+    }
+    if let Some((name, values)) = text.split_once(" notin ").and_then(|(name, values)| Some((name, set(values)?))) {
+        return Ok(Requirement::NotIn(key(name)?, values));
+    }
+    if let Some((name, values)) = text.split_once(" in ").and_then(|(name, values)| Some((name, set(values)?))) {
+        return Ok(Requirement::In(key(name)?, values));
+    }
+    match text.strip_prefix('!') {
+        Some(name) => key(name).map(Requirement::Lacks),
+        None => key(text).map(Requirement::Exists),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn selectors_are_read_and_judged_as_kubectl_does() {
+        let labels: BTreeMap<String, String> =
+            [("zone", "a"), ("node-role.kubernetes.io/edge", "")].map(|(k, v)| (k.to_owned(), v.to_owned())).into();
+        let matches = |text: &str| EdgeSelector::try_from(text.to_owned()).unwrap().matches(&labels);
+        for yes in
+            ["", "zone", "!site", "zone=a", "zone == a", "zone!=b", "site!=x", "zone in (b, a)", "zone notin (b),zone"]
+        {
+            assert!(matches(yes), "{yes}");
+        }
+        for no in ["site", "!zone", "zone=b", "zone!=a", "zone in (b,c)", "zone notin (a)", "zone=a,site"] {
+            assert!(!matches(no), "{no}");
+        }
+        assert!(EdgeSelector::default().matches(&labels));
+        for odd in ["a b", "=x", "zone,", "zone in a", "(", "ü"] {
+            EdgeSelector::try_from(odd.to_owned()).unwrap_err();
+        }
+    }
+}

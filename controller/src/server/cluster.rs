@@ -1,0 +1,44 @@
+//! What runs beside the server where there is Kubernetes.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use kube::Client;
+use tokio::sync::watch;
+use tokio_util::task::TaskTracker;
+
+use crate::api::App;
+use crate::kubernetes::garbage::{self, Garbage};
+use crate::kubernetes::lease::Leases;
+use crate::kubernetes::nodes::NodeWatch;
+use crate::kubernetes::shown::Shown;
+
+/// Starts all of it; it ends when the server stops.
+pub(super) fn spawn(app: &App, client: &Client, identity: &str, tasks: &TaskTracker) {
+    let settings = app.settings();
+    let Some(kubernetes) = &settings.config.kubernetes else { return };
+    let until_stopped = |name: &'static str, work: std::pin::Pin<Box<dyn Future<Output = ()> + Send>>| {
+        let work = app.stopping.clone().run_until_cancelled_owned(work);
+        app.health.watch(name, &tasks.spawn(work).abort_handle());
+    };
+    let (registry, obstacles) = (app.registry.clone(), app.obstacles.clone());
+    let selector = kubernetes.edge_selector.clone();
+    let nodes = NodeWatch::new(client, registry.clone(), selector, obstacles.clone(), app.events.clone());
+    until_stopped("node-objects", Box::pin(nodes.run()));
+    if !kubernetes.store {
+        return;
+    }
+    let duration = Duration::from_secs(kubernetes.lease_seconds.into());
+    let leases = Arc::new(Leases::new(client, &kubernetes.namespace, identity, duration, obstacles));
+    let (lead, leading) = watch::channel(false);
+    // These give back what they hold, and so end by themselves.
+    let (taking, there) = (leases.clone(), leases.clone());
+    let (stopping, stopped) = (app.stopping.clone(), app.stopping.clone());
+    app.health.watch("lease", &tasks.spawn(async move { taking.lead(lead, stopping).await }).abort_handle());
+    app.health.watch("replica", &tasks.spawn(async move { there.be_there(stopped).await }).abort_handle());
+    until_stopped("garbage", Box::pin(Garbage::new(registry, garbage::PATIENCE).run(leading.clone())));
+    let shown = Arc::new(Shown::new(client, app.clone(), leases, identity));
+    let connections = shown.clone();
+    until_stopped("connections", Box::pin(async move { connections.show_connections().await }));
+    until_stopped("statuses", Box::pin(async move { shown.show_rows(leading).await }));
+}

@@ -1,0 +1,59 @@
+//! What outlives the process, wherever the configuration says that it is kept.
+
+use std::sync::Arc;
+
+use kube::Client;
+
+use crate::ca::Files;
+use crate::ca::keeper::Keeper;
+use crate::clock::Seconds;
+use crate::config::Config;
+use crate::kubernetes::authority::SecretKeeper;
+use crate::kubernetes::client::{Obstacles, connect};
+use crate::kubernetes::events::Events;
+use crate::kubernetes::lease;
+use crate::store::Store;
+use crate::store::embedded::Embedded;
+use crate::store::kubernetes::Kubernetes;
+
+/// Store and authorities.
+pub(crate) struct Kept {
+    /// Rows.
+    pub(crate) store: Arc<dyn Store>,
+    /// Authorities.
+    pub(crate) keeper: Box<dyn Keeper>,
+    /// Reaches the API server, where there is one.
+    pub(crate) client: Option<Client>,
+    /// What does not work there.
+    pub(crate) obstacles: Obstacles,
+    /// Tells events there.
+    pub(crate) events: Events,
+    /// Names this run of this replica.
+    pub(crate) identity: String,
+}
+
+impl Kept {
+    /// Opens what is configured; the state directory must be there.
+    pub(crate) async fn open(config: &Config, now: Seconds) -> anyhow::Result<Self> {
+        let (obstacles, identity) = (Obstacles::default(), lease::identity());
+        let Some(kubernetes) = &config.kubernetes else {
+            let (store, keeper) = embedded(config, now)?;
+            return Ok(Self { store, keeper, client: None, obstacles, events: Events::default(), identity });
+        };
+        let client = connect(kubernetes.kubeconfig.as_deref()).await?;
+        let events = Events::start(&client, &identity, obstacles.clone());
+        let (store, keeper): (Arc<dyn Store>, Box<dyn Keeper>) = if kubernetes.store {
+            let (namespace, sizes) = (&kubernetes.namespace, config.segment_policy().prefix);
+            let store = Kubernetes::new(&client, namespace, sizes, obstacles.clone(), events.clone());
+            (Arc::new(store), Box::new(SecretKeeper::new(&client, namespace)))
+        } else {
+            embedded(config, now)?
+        };
+        Ok(Self { store, keeper, client: Some(client), obstacles, events, identity })
+    }
+}
+
+fn embedded(config: &Config, now: Seconds) -> anyhow::Result<(Arc<dyn Store>, Box<dyn Keeper>)> {
+    let store = Embedded::open(&config.state_dir)?;
+    Ok((Arc::new(store), Box::new(Files::new(&config.state_dir, now))))
+}

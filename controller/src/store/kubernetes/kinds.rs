@@ -1,0 +1,201 @@
+//! Which rows are which objects.
+
+use edge_types::{IpNetwork, NodeName};
+use k8s_openapi::api::core::v1::Secret;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use kube::core::{ApiResource, DynamicObject};
+use kube::{Api, Client, Resource};
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use crate::clock::Seconds;
+use crate::kubernetes::client::version;
+use crate::kubernetes::resources::{
+    self, Community, CommunitySpec, EdgeNode, EdgeNodeSpec, Segment, SegmentSpec, token,
+};
+use crate::segments::Row;
+use crate::state::{Change, Key};
+
+/// A kind of object, and with it of row.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(super) enum Kind {
+    Node,
+    Segment,
+    Community,
+    Token,
+}
+
+/// Which object.
+pub(super) type Place = (Kind, String);
+
+/// Label by which tokens are told from other Secrets.
+pub(super) const TOKENS: &str = "edge-cni.io/kind=join-token";
+
+/// A segment whose object cannot be read is held by nobody that there is, and given to nobody.
+const UNREADABLE: &str = "unreadable.invalid";
+
+impl Kind {
+    pub(super) const ALL: [Self; 4] = [Self::Node, Self::Segment, Self::Community, Self::Token];
+
+    /// Plural and group.
+    pub(super) fn what(self) -> &'static str {
+        match self {
+            Self::Node => "edgenodes.edge-cni.io",
+            Self::Segment => "segments.edge-cni.io",
+            Self::Community => "communities.edge-cni.io",
+            Self::Token => "secrets",
+        }
+    }
+
+    /// The object that a row is in.
+    pub(super) fn place(key: &Key) -> Place {
+        match key {
+            Key::Node(name) => (Self::Node, name.to_string()),
+            Key::Segment(network) => (Self::Segment, resources::object_name(network)),
+            Key::Community(name) => (Self::Community, name.as_str().to_ascii_lowercase()),
+            Key::Token(id) => (Self::Token, token::object_name(id)),
+        }
+    }
+
+    pub(super) fn selector(self) -> Option<&'static str> {
+        (self == Self::Token).then_some(TOKENS)
+    }
+}
+
+/// Where the objects of every kind are.
+#[derive(Clone)]
+pub(super) struct Apis {
+    all: [Api<DynamicObject>; 4],
+}
+
+impl Apis {
+    pub(super) fn new(client: &Client, namespace: &str) -> Self {
+        Self {
+            all: Kind::ALL.map(|kind| match kind {
+                Kind::Token => Api::namespaced_with(client.clone(), namespace, &resource(kind)),
+                _ => Api::all_with(client.clone(), &resource(kind)),
+            }),
+        }
+    }
+
+    pub(super) fn of(&self, kind: Kind) -> &Api<DynamicObject> {
+        &self.all[kind as usize]
+    }
+}
+
+fn resource(kind: Kind) -> ApiResource {
+    fn erase<K: Resource<DynamicType = ()>>() -> ApiResource {
+        ApiResource::erase::<K>(&())
+    }
+    match kind {
+        Kind::Node => erase::<EdgeNode>(),
+        Kind::Segment => erase::<Segment>(),
+        Kind::Community => erase::<Community>(),
+        Kind::Token => erase::<Secret>(),
+    }
+}
+
+/// What others may have added to an object, and what a write of ours keeps.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub(super) struct Foreign(Option<Box<ObjectMeta>>);
+
+impl Foreign {
+    fn of(metadata: ObjectMeta) -> Self {
+        let ObjectMeta { labels, annotations, finalizers, owner_references, .. } = metadata;
+        let labels = labels.map(|mut labels| {
+            labels.remove(token::KIND_LABEL);
+            labels
+        });
+        let kept = ObjectMeta {
+            labels: labels.filter(|labels| !labels.is_empty()),
+            annotations: annotations.filter(|annotations| !annotations.is_empty()),
+            finalizers: finalizers.filter(|finalizers| !finalizers.is_empty()),
+            owner_references: owner_references.filter(|owners| !owners.is_empty()),
+            ..ObjectMeta::default()
+        };
+        Self((kept != ObjectMeta::default()).then(|| Box::new(kept)))
+    }
+}
+
+/// An object as it came.
+#[derive(Debug, Clone)]
+pub(super) struct Observed {
+    pub(super) name: String,
+    pub(super) uid: String,
+    pub(super) version: u64,
+    /// The row, as the change that writes it; or why it cannot be read.
+    pub(super) row: Result<Change, String>,
+    pub(super) foreign: Foreign,
+}
+
+impl Observed {
+    pub(super) fn of(kind: Kind, object: DynamicObject) -> Result<Self, String> {
+        let DynamicObject { metadata, data, .. } = object;
+        let (Some(name), Some(uid)) = (metadata.name.clone(), metadata.uid.clone()) else {
+            return Err(format!("an object of {} has no name or uid", kind.what()));
+        };
+        let version = version(metadata.resource_version.as_deref())?;
+        let row = decode(kind, &name, &data);
+        Ok(Self { name, uid, version, row, foreign: Foreign::of(metadata) })
+    }
+}
+
+fn decode(kind: Kind, name: &str, data: &Value) -> Result<Change, String> {
+    fn spec<'a, T: Deserialize<'a>>(data: &'a Value) -> Result<T, String> {
+        let spec = data.get("spec").ok_or("spec is missing")?;
+        T::deserialize(spec).map_err(|e| format!("spec: {e}"))
+    }
+    Ok(match kind {
+        Kind::Node => Change::PutNode(spec::<EdgeNodeSpec>(data)?.record(name)?),
+        Kind::Segment => Change::PutSegment(spec::<SegmentSpec>(data)?.row(name)?),
+        Kind::Community => Change::PutCommunity(spec::<CommunitySpec>(data)?.record(name)?),
+        Kind::Token => Change::PutToken(token::record(name, data)?),
+    })
+}
+
+/// Stands for a segment whose object cannot be read.
+pub(super) fn blocked(name: &str) -> Option<(IpNetwork, Change)> {
+    let network = resources::network_of(name)?;
+    let node: NodeName = UNREADABLE.parse().ok()?;
+    Some((network, Change::PutSegment(Row::new(network, node, String::new(), 0, None))))
+}
+
+/// Whether this stands for a segment whose object cannot be read.
+pub fn is_blocked(row: &Row) -> bool {
+    row.node.as_str() == UNREADABLE
+}
+
+/// The object that a change writes; `None` where it deletes one.
+pub(super) fn encode(change: &Change, foreign: &Foreign) -> Result<Option<DynamicObject>, String> {
+    let (kind, name) = Kind::place(&change.key());
+    let spec = |spec: Result<Value, serde_json::Error>| spec.map(|spec| json!({"spec": spec}));
+    let data = match change {
+        Change::PutNode(record) => spec(serde_json::to_value(EdgeNodeSpec::of(record))),
+        Change::ClaimSegment(row) | Change::PutSegment(row) => spec(serde_json::to_value(SegmentSpec::of(row))),
+        Change::PutCommunity(record) => spec(serde_json::to_value(CommunitySpec::of(record).1)),
+        Change::PutToken(record) => token::content(record),
+        Change::DeleteNode(_) | Change::DeleteSegment(_) | Change::DeleteCommunity(_) | Change::DeleteToken(_) => {
+            return Ok(None);
+        }
+    };
+    let data = data.map_err(|e| format!("{} cannot be written: {e}", change.key()))?;
+    let mut object = DynamicObject::new(&name, &resource(kind)).data(data);
+    if let Some(kept) = &foreign.0 {
+        object.metadata = ObjectMeta { name: Some(name), ..(**kept).clone() };
+    }
+    if kind == Kind::Token {
+        let labels = object.metadata.labels.get_or_insert_default();
+        labels.insert(token::KIND_LABEL.into(), token::KIND.into());
+    }
+    Ok(Some(object))
+}
+
+/// The latest time that a row knows of.
+pub(super) fn time_of(change: &Change) -> Seconds {
+    match change {
+        Change::PutNode(record) => record.joined_at,
+        Change::ClaimSegment(row) | Change::PutSegment(row) => row.granted_at.max(row.released_at.unwrap_or(0)),
+        Change::PutToken(record) => record.created_at,
+        _ => 0,
+    }
+}

@@ -1,0 +1,218 @@
+//! The Kubernetes store: rows are objects at the API server, and any number of replicas share them.
+//!
+//! - [`kinds`]: which rows are which objects.
+//! - [`objects`]: versions, and what the registry knows already.
+//! - [`commit`]: writing, each object over the version that was planned on.
+//! - [`settings`]: what all replicas must agree on.
+//!
+//! The API server has no transactions: the elements of a batch, and the objects of one element, are written one by one, in an order in which
+//! what may be left over after a failure does no harm. Segments are claimed first, then a token is used up, then the node is registered: what
+//! is left over is a segment that is held by a node which is not registered, and is found and released after a while. A node is deleted first
+//! and its segments are released then, with the same remainder. A plan that is made anew meets its own remainder and completes it.
+
+mod commit;
+mod kinds;
+mod objects;
+mod settings;
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use edge_types::view::SegmentPrefix;
+use futures_util::future::try_join_all;
+use kube::Client;
+use kube::core::DynamicObject;
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+
+use super::{Answer, Committed, Followed, Store, StoreError};
+use crate::clock::Seconds;
+use crate::kubernetes::client::Obstacles;
+use crate::kubernetes::events::Events;
+use crate::kubernetes::follow::{News, Whole, follow, list};
+use crate::state::{Change, Snapshot};
+pub use kinds::is_blocked;
+use kinds::{Apis, Kind, Observed};
+use objects::{Event, Objects, Told};
+use settings::Settings;
+
+/// Changes that are told together at most.
+const TOGETHER: usize = 4096;
+/// After somebody asked for what never was, nothing is read for others who do for so long.
+const CATCH_UP: Duration = Duration::from_secs(1);
+
+/// The store.
+pub struct Kubernetes {
+    inner: Arc<Inner>,
+    /// Kept for `load`.
+    news: Mutex<Option<mpsc::UnboundedReceiver<Told>>>,
+    /// Follow the objects until the store is dropped.
+    followers: Mutex<JoinSet<()>>,
+    catching_up: tokio::sync::Mutex<Option<Instant>>,
+}
+
+struct Inner {
+    apis: Apis,
+    objects: Mutex<Objects>,
+    settings: Settings,
+    obstacles: Obstacles,
+}
+
+impl Kubernetes {
+    /// A store in the cluster that the client reaches; tokens and what all replicas agree on are kept in `namespace`. Segments are cut in
+    /// these sizes.
+    pub fn new(client: &Client, namespace: &str, sizes: SegmentPrefix, obstacles: Obstacles, events: Events) -> Self {
+        let (told, news) = mpsc::unbounded_channel();
+        let inner = Inner {
+            apis: Apis::new(client, namespace),
+            objects: Mutex::new(Objects::new(told, events)),
+            settings: Settings::new(client, namespace, sizes),
+            obstacles,
+        };
+        Self {
+            inner: Arc::new(inner),
+            news: Mutex::new(Some(news)),
+            followers: Mutex::default(),
+            catching_up: tokio::sync::Mutex::default(),
+        }
+    }
+}
+
+impl Inner {
+    fn objects(&self) -> MutexGuard<'_, Objects> {
+        self.objects.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn source(&self, kind: Kind) -> Whole {
+        Whole { api: self.apis.of(kind).clone(), what: kind.what(), selector: kind.selector() }
+    }
+
+    async fn list(&self, kind: Kind) -> Result<(Kind, Vec<Observed>, u64), StoreError> {
+        let (objects, at) = list(&self.source(kind)).await.map_err(StoreError::Failed)?;
+        let observed = objects.into_iter().filter_map(|object| observed(kind, object)).collect();
+        Ok((kind, observed, at))
+    }
+
+    fn hear(&self, kind: Kind, before: &mut u64, news: News<DynamicObject>) {
+        match news {
+            News::Reading => *before = self.objects().at(kind),
+            News::All(all, at) => {
+                let all = all.into_iter().filter_map(|object| observed(kind, object)).collect();
+                self.objects().all(kind, all, at, *before);
+            }
+            News::At(version) => self.objects().reached(kind, version),
+            News::Put(object) => {
+                if let Some(object) = observed(kind, object) {
+                    let (place, version) = ((kind, object.name.clone()), object.version);
+                    let mut objects = self.objects();
+                    objects.event(place, Event::Put(object));
+                    objects.reached(kind, version);
+                }
+            }
+            News::Gone(object) => {
+                if let Some(object) = observed(kind, object) {
+                    let Observed { name, uid, version, .. } = object;
+                    let mut objects = self.objects();
+                    objects.event((kind, name), Event::Gone { uid: Some(uid), version });
+                    objects.reached(kind, version);
+                }
+            }
+        }
+    }
+}
+
+fn observed(kind: Kind, object: DynamicObject) -> Option<Observed> {
+    Observed::of(kind, object).map_err(|error| tracing::error!(what = kind.what(), "{error}")).ok()
+}
+
+impl Store for Kubernetes {
+    fn load(&self, followed: mpsc::Sender<Followed>) -> Answer<'_, Result<Snapshot, StoreError>> {
+        Box::pin(async move {
+            // Before the segments are listed: see `settings`.
+            let noted = self.inner.settings.put_in_force().await?;
+            self.inner.objects().begin_above(noted.offset);
+            let lists = try_join_all(Kind::ALL.map(|kind| self.inner.list(kind))).await?;
+            let mut snapshot = Snapshot { time: noted.time, ..Snapshot::default() };
+            let mut followers = self.followers.lock().unwrap_or_else(PoisonError::into_inner);
+            for (kind, objects, at) in lists {
+                for row in self.inner.objects().load(kind, objects, at) {
+                    snapshot.time = snapshot.time.max(kinds::time_of(&row));
+                    match row {
+                        Change::PutNode(node) => snapshot.nodes.push(node),
+                        Change::PutToken(token) => snapshot.tokens.push(token),
+                        Change::PutSegment(row) => snapshot.segments.push(row),
+                        Change::PutCommunity(community) => snapshot.communities.push(community),
+                        _ => {}
+                    }
+                }
+                let (inner, obstacles) = (self.inner.clone(), self.inner.obstacles.clone());
+                let source = self.inner.source(kind);
+                followers.spawn(async move {
+                    let mut before = at;
+                    follow(source, Some(at), obstacles, |news| inner.hear(kind, &mut before, news)).await;
+                });
+            }
+            snapshot.revision = self.inner.objects().revision();
+            let news = self.news.lock().unwrap_or_else(PoisonError::into_inner).take();
+            let news = news.ok_or_else(|| StoreError::Failed("the store is loaded already".into()))?;
+            followers.spawn(forward(news, followed));
+            Ok(snapshot)
+        })
+    }
+
+    fn commit(&self, batch: Vec<Vec<Change>>, now: Seconds) -> Answer<'_, Committed> {
+        Box::pin(commit::commit(self.inner.clone(), batch, now))
+    }
+
+    fn raise(&self, revision: u64) -> Answer<'_, Result<(), StoreError>> {
+        Box::pin(async move {
+            let offset = self.inner.settings.begin_above(revision).await?;
+            self.inner.objects().begin_above(offset);
+            Ok(())
+        })
+    }
+
+    fn catch_up(&self, revision: u64) -> Answer<'_, Result<(), StoreError>> {
+        Box::pin(async move {
+            let version = self.inner.objects().version_of(revision);
+            if !self.inner.objects().behind(version).is_empty() {
+                // One reads for all who wait.
+                let mut in_vain = self.catching_up.lock().await;
+                let behind = self.inner.objects().behind(version);
+                if !behind.is_empty() && in_vain.is_none_or(|last| last.elapsed() >= CATCH_UP) {
+                    let lists = behind.into_iter().map(|kind| async move {
+                        let before = self.inner.objects().at(kind);
+                        self.inner.list(kind).await.map(|list| (before, list))
+                    });
+                    for (before, (kind, objects, at)) in try_join_all(lists).await? {
+                        self.inner.objects().all(kind, objects, at, before);
+                    }
+                    *in_vain = (!self.inner.objects().behind(version).is_empty()).then(Instant::now);
+                }
+            }
+            let mut objects = self.inner.objects();
+            // Of the same history, and yet more than we have given: by late news of another replica.
+            if objects.revision() <= revision && objects.behind(version).is_empty() {
+                objects.rise_above(revision);
+            }
+            Ok(())
+        })
+    }
+
+    fn taken_in(&self, revision: u64) {
+        self.inner.objects().taken_in(revision);
+    }
+}
+
+/// Brings news to the registry; those that wait for it are told together.
+async fn forward(mut news: mpsc::UnboundedReceiver<Told>, followed: mpsc::Sender<Followed>) {
+    let mut told = Vec::new();
+    while news.recv_many(&mut told, TOGETHER).await > 0 {
+        let revision = told.last().map_or(0, |(number, _)| *number);
+        let changes = told.drain(..).filter_map(|(_, change)| change).collect();
+        if followed.send(Followed::Changes { changes, revision }).await.is_err() {
+            return;
+        }
+    }
+}

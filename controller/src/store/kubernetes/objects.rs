@@ -1,0 +1,532 @@
+//! What is known of every object: its version, and whether the registry knows it as well.
+//!
+//! A change may be written only over the version that it was planned on. The registry plans on what it was told, and on what it wrote itself;
+//! news that were told and not yet taken in were not known to the plan. So every piece of news has a number, the registry says up to which it
+//! has come ([`Objects::taken_in`]), and an object whose last news has a higher one is not written over: that is a conflict, as if the API
+//! server had said so.
+//!
+//! While a write of ours is on its way, what the watch says of that object waits: it may be the echo, or what came before or after. When the
+//! answer is there, versions tell which.
+
+use std::collections::HashMap;
+use std::collections::hash_map::DefaultHasher;
+use std::hash::{Hash, Hasher};
+
+use tokio::sync::mpsc;
+
+use super::kinds::{Foreign, Kind, Observed, Place, blocked};
+use crate::kubernetes::events::{About, Events};
+use crate::state::{Change, Key};
+
+/// Revisions that are kept for one resourceVersion: news that come late, from the slower one of two watches, get a revision of their own.
+const LATE: u64 = 1000;
+
+/// What happened, for the registry: its number, which is also the revision with it, and the change, if any.
+pub(super) type Told = (u64, Option<Change>);
+
+/// All objects of all kinds.
+pub(super) struct Objects {
+    entries: HashMap<Place, Entry>,
+    /// Up to which resourceVersion each kind is known.
+    at: [u64; 4],
+    /// Added to what resourceVersions give: rows that came from another store brought revisions of their own.
+    offset: u64,
+    /// Highest number that was given to news or to a write.
+    number: u64,
+    /// The registry has taken in the news up to this number.
+    taken_in: u64,
+    told: mpsc::UnboundedSender<Told>,
+    events: Events,
+    /// Objects that a write of ours is about, and what the watch said of them meanwhile.
+    in_flight: HashMap<Place, Vec<Event>>,
+}
+
+struct Entry {
+    key: Key,
+    uid: String,
+    version: u64,
+    /// The object is there; otherwise it was deleted, and `version` is that of its deletion or of what was deleted.
+    present: bool,
+    /// Number of the last news about it; 0 where the registry knew at once.
+    told: u64,
+    /// Of the row, to tell news that say nothing new.
+    digest: u64,
+    /// A segment that somebody holds.
+    held: bool,
+    foreign: Foreign,
+}
+
+/// What a watch said.
+#[derive(Debug)]
+#[allow(clippy::large_enum_variant, reason = "most are the large one")]
+pub(super) enum Event {
+    Put(Observed),
+    Gone { uid: Option<String>, version: u64 },
+}
+
+/// What a write is made upon.
+#[derive(Debug, Clone)]
+pub(super) enum Base {
+    /// There is no such object.
+    Nothing,
+    /// This one. `held`: a segment that somebody holds.
+    Object { uid: String, version: u64, held: bool, foreign: Foreign },
+}
+
+/// Why a write cannot be made.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Unready {
+    /// The plan did not know the latest of it.
+    Stale,
+    /// An earlier write has not come to its end.
+    Busy,
+}
+
+impl Objects {
+    pub(super) fn new(told: mpsc::UnboundedSender<Told>, events: Events) -> Self {
+        Self {
+            entries: HashMap::new(),
+            at: [0; 4],
+            offset: 0,
+            number: 0,
+            taken_in: 0,
+            told,
+            events,
+            in_flight: HashMap::new(),
+        }
+    }
+
+    /// All revisions are to be above this one; before anything is loaded.
+    pub(super) fn begin_above(&mut self, offset: u64) {
+        self.offset = offset;
+        self.number = self.number.max(offset);
+    }
+
+    fn revision_of(&self, version: u64) -> u64 {
+        self.offset.saturating_add(version.saturating_mul(LATE))
+    }
+
+    /// The resourceVersion up to which everything is known at a revision.
+    pub(super) fn version_of(&self, revision: u64) -> u64 {
+        revision.saturating_sub(self.offset) / LATE
+    }
+
+    /// Takes what is there at start, which the registry gets all at once.
+    pub(super) fn load(&mut self, kind: Kind, objects: Vec<Observed>, at: u64) -> Vec<Change> {
+        let mut rows = Vec::new();
+        for object in objects {
+            let place = (kind, object.name.clone());
+            let Some((key, change)) = self.read(&place, &object) else { continue };
+            let entry = Entry::of(key, object, &change);
+            self.entries.insert(place, entry);
+            rows.push(change);
+        }
+        self.reached(kind, at);
+        rows
+    }
+
+    /// All of a kind that there was at a version. What is known and not among them is gone, unless it came later. `before` is up to which the
+    /// kind was known when the list was asked for.
+    pub(super) fn all(&mut self, kind: Kind, objects: Vec<Observed>, at: u64, before: u64) {
+        let restored = at < before;
+        if restored {
+            tracing::error!(
+                what = kind.what(),
+                before,
+                at,
+                "versions went back: etcd was restored from a backup; what it holds now is what holds"
+            );
+            // Whatever version something had before does not compare with those to come.
+            self.entries.iter_mut().filter(|(place, _)| place.0 == kind).for_each(|(_, entry)| entry.version = 0);
+            self.at[kind as usize] = 0;
+        }
+        let mut missing: HashMap<String, String> = self
+            .entries
+            .iter()
+            .filter(|(place, entry)| place.0 == kind && entry.present && entry.version <= at)
+            .map(|(place, entry)| (place.1.clone(), entry.uid.clone()))
+            .collect();
+        for object in objects {
+            missing.remove(&object.name);
+            self.event((kind, object.name.clone()), Event::Put(object));
+        }
+        for (name, uid) in missing {
+            self.event((kind, name), Event::Gone { uid: Some(uid), version: at });
+        }
+        self.reached(kind, at);
+    }
+
+    /// Something was said about one object.
+    pub(super) fn event(&mut self, place: Place, event: Event) {
+        if let Some(waiting) = self.in_flight.get_mut(&place) {
+            waiting.push(event);
+            return;
+        }
+        match event {
+            Event::Put(object) => self.put(place, object),
+            Event::Gone { uid, version } => self.gone(&place, uid.as_deref(), version),
+        }
+    }
+
+    /// Everything of a kind is known up to a version.
+    pub(super) fn reached(&mut self, kind: Kind, version: u64) {
+        let at = &mut self.at[kind as usize];
+        *at = version.max(*at);
+        self.number = self.number.max(self.revision_of(version));
+    }
+
+    /// Up to which version everything of a kind is known.
+    pub(super) fn at(&self, kind: Kind) -> u64 {
+        self.at[kind as usize]
+    }
+
+    /// Kinds of which not everything is known up to a version.
+    pub(super) fn behind(&self, version: u64) -> Vec<Kind> {
+        Kind::ALL.into_iter().filter(|kind| self.at[*kind as usize] < version).collect()
+    }
+
+    fn put(&mut self, place: Place, object: Observed) {
+        let before = self.entries.get_mut(&place);
+        if let Some(entry) = before {
+            // An echo, or older than what is known; also of an object that is gone.
+            if object.version <= entry.version {
+                return;
+            }
+            if object.uid == entry.uid && !entry.present {
+                return;
+            }
+            if let Err(why) = &object.row {
+                entry.version = object.version;
+                entry.foreign = object.foreign.clone();
+                if entry.uid == object.uid {
+                    unreadable(&self.events, &place, why, "its last readable state goes on to hold");
+                    return;
+                }
+            }
+        }
+        let Some((key, change)) = self.read(&place, &object) else { return };
+        let mut entry = Entry::of(key, object, &change);
+        if let Some(before) = self.entries.get(&place) {
+            entry.told = before.told;
+            if before.present && before.digest == entry.digest {
+                self.entries.insert(place, entry);
+                return;
+            }
+            // Under another key, the old row would stay.
+            if before.present && before.key != entry.key {
+                let delete = deletion(&before.key);
+                self.tell(Some(delete), 0);
+            }
+        }
+        entry.told = self.tell(Some(change), entry.version);
+        self.entries.insert(place, entry);
+    }
+
+    fn gone(&mut self, place: &Place, uid: Option<&str>, version: u64) {
+        let Some(entry) = self.entries.get_mut(place) else { return };
+        if !entry.present || uid.is_some_and(|uid| uid != entry.uid) || version < entry.version {
+            return;
+        }
+        entry.present = false;
+        entry.version = version;
+        let delete = deletion(&entry.key);
+        let told = self.tell(Some(delete), version);
+        if let Some(entry) = self.entries.get_mut(place) {
+            entry.told = told;
+        }
+    }
+
+    /// The row of an object. An unreadable segment blocks its addresses; of another object nothing is known.
+    fn read(&self, place: &Place, object: &Observed) -> Option<(Key, Change)> {
+        match &object.row {
+            Ok(change) => Some((change.key(), change.clone())),
+            Err(why) if place.0 == Kind::Segment => {
+                unreadable(&self.events, place, why, "its addresses are given to nobody");
+                blocked(&place.1).map(|(network, change)| (Key::Segment(network), change))
+            }
+            Err(why) => {
+                unreadable(&self.events, place, why, "it counts as absent");
+                None
+            }
+        }
+    }
+
+    /// Gives the next number. Nobody listens before the registry has started, and after it has ended.
+    fn tell(&mut self, change: Option<Change>, version: u64) -> u64 {
+        self.number = (self.number + 1).max(self.revision_of(version));
+        let _ = self.told.send((self.number, change));
+        self.number
+    }
+
+    /// Makes the registry's revision rise above one that another replica has given.
+    pub(super) fn rise_above(&mut self, revision: u64) {
+        self.number = self.number.max(revision);
+        self.tell(None, 0);
+    }
+
+    /// A write of ours, of something that is no row, got this version.
+    pub(super) fn noted(&mut self, version: u64) {
+        self.number = self.number.max(self.revision_of(version));
+    }
+
+    /// Tells the registry of a write of ours that it does not know of.
+    pub(super) fn tell_of(&mut self, change: Change) {
+        let place = Kind::place(&change.key());
+        let told = self.tell(Some(change), 0);
+        if let Some(entry) = self.entries.get_mut(&place) {
+            entry.told = told;
+        }
+    }
+
+    /// The write that follows is planned on the latest of this object, whatever the registry knows.
+    pub(super) fn plan_knows(&mut self, place: &Place) {
+        if let Some(entry) = self.entries.get_mut(place) {
+            entry.told = 0;
+        }
+    }
+
+    /// The revision with all that is known.
+    pub(super) fn revision(&self) -> u64 {
+        self.number
+    }
+
+    /// The registry has taken in the news up to this number.
+    pub(super) fn taken_in(&mut self, number: u64) {
+        self.taken_in = self.taken_in.max(number);
+    }
+
+    /// Begins a write; `end` must follow.
+    pub(super) fn begin(&mut self, place: &Place) -> Result<Base, Unready> {
+        if self.in_flight.contains_key(place) {
+            return Err(Unready::Busy);
+        }
+        let base = match self.entries.get(place) {
+            Some(entry) if entry.told > self.taken_in => return Err(Unready::Stale),
+            Some(entry) if entry.present => Base::Object {
+                uid: entry.uid.clone(),
+                version: entry.version,
+                held: entry.held,
+                foreign: entry.foreign.clone(),
+            },
+            _ => Base::Nothing,
+        };
+        self.in_flight.insert(place.clone(), Vec::new());
+        Ok(base)
+    }
+
+    /// Ends a write that is known to have been carried out.
+    pub(super) fn end_written(&mut self, place: Place, object: Observed, change: &Change) {
+        self.number = self.number.max(self.revision_of(object.version));
+        let entry = Entry::of(change.key(), object, change);
+        self.entries.insert(place.clone(), entry);
+        self.end(&place);
+    }
+
+    /// Ends a deletion that is known to have been carried out.
+    pub(super) fn end_deleted(&mut self, place: &Place) {
+        if let Some(entry) = self.entries.get_mut(place) {
+            entry.present = false;
+            entry.told = 0;
+        }
+        self.end(place);
+    }
+
+    /// Ends a write: what was said about the object meanwhile is listened to.
+    pub(super) fn end(&mut self, place: &Place) {
+        for event in self.in_flight.remove(place).unwrap_or_default() {
+            self.event(place.clone(), event);
+        }
+    }
+}
+
+impl Entry {
+    fn of(key: Key, object: Observed, change: &Change) -> Self {
+        let Observed { uid, version, foreign, .. } = object;
+        let held = match change {
+            Change::ClaimSegment(row) | Change::PutSegment(row) => row.released_at.is_none(),
+            _ => false,
+        };
+        Self { key, uid, version, present: true, told: 0, digest: digest(change), held, foreign }
+    }
+}
+
+fn unreadable(events: &Events, (kind, name): &Place, why: &str, so: &str) {
+    let what = kind.what();
+    tracing::error!(what, name, "the object cannot be read: {why}; {so}; correct it or delete it");
+    let about = match kind {
+        Kind::Node => About::EdgeNode,
+        Kind::Segment => About::Segment,
+        Kind::Community => About::Community,
+        Kind::Token => return,
+    };
+    events.warning(about, name, "Unreadable", format!("{why}; {so}"));
+}
+
+/// The change that deletes a row.
+pub(super) fn deletion(key: &Key) -> Change {
+    match key.clone() {
+        Key::Node(name) => Change::DeleteNode(name),
+        Key::Token(id) => Change::DeleteToken(id),
+        Key::Segment(network) => Change::DeleteSegment(network),
+        Key::Community(name) => Change::DeleteCommunity(name),
+    }
+}
+
+fn digest(change: &Change) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    let text = match change {
+        // The same row, whichever way it was written.
+        Change::ClaimSegment(row) | Change::PutSegment(row) => format!("{row:?}"),
+        other => format!("{other:?}"),
+    };
+    text.hash(&mut hasher);
+    hasher.finish()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::state::NodeRecord;
+
+    fn place() -> Place {
+        (Kind::Node, "a".into())
+    }
+
+    fn node(version: u64, port: u16) -> Observed {
+        let mut record = NodeRecord::new("a".parse().unwrap(), edge_types::Role::Edge, 0);
+        record.port = port;
+        let row = Ok(Change::PutNode(record));
+        Observed { name: "a".into(), uid: "u".into(), version, row, foreign: Foreign::default() }
+    }
+
+    fn objects() -> (Objects, mpsc::UnboundedReceiver<Told>) {
+        let (told, news) = mpsc::unbounded_channel();
+        let mut objects = Objects::new(told, Events::default());
+        objects.load(Kind::Node, vec![node(5, 1)], 7);
+        (objects, news)
+    }
+
+    /// Ports of the nodes that were told, 0 for a deletion.
+    fn ports(news: &mut mpsc::UnboundedReceiver<Told>) -> Vec<u16> {
+        let mut ports = Vec::new();
+        while let Ok((_, change)) = news.try_recv() {
+            ports.extend(change.map(|change| match change {
+                Change::PutNode(record) => record.port,
+                _ => 0,
+            }));
+        }
+        ports
+    }
+
+    #[test]
+    fn what_is_older_or_the_same_is_no_news() {
+        let (mut objects, mut news) = objects();
+        for version in [3, 5] {
+            objects.event(place(), Event::Put(node(version, 2)));
+        }
+        objects.event(place(), Event::Put(node(8, 1)));
+        assert!(ports(&mut news).is_empty(), "another version of the same row, such as one with another status");
+        objects.event(place(), Event::Gone { uid: Some("u".into()), version: 6 });
+        objects.event(place(), Event::Gone { uid: Some("other".into()), version: 9 });
+        objects.event(place(), Event::Put(node(9, 2)));
+        assert_eq!(ports(&mut news), [2]);
+    }
+
+    #[test]
+    fn a_row_is_not_written_over_before_the_plan_knew_the_latest_of_it() {
+        let (mut objects, mut news) = objects();
+        objects.event(place(), Event::Put(node(8, 2)));
+        assert_eq!(objects.begin(&place()).unwrap_err(), Unready::Stale);
+        let (number, _) = news.try_recv().unwrap();
+        objects.taken_in(number);
+        assert!(matches!(objects.begin(&place()), Ok(Base::Object { version: 8, .. })));
+        assert_eq!(objects.begin(&place()).unwrap_err(), Unready::Busy);
+        objects.end(&place());
+        objects.event(place(), Event::Gone { uid: Some("u".into()), version: 9 });
+        assert_eq!(
+            objects.begin(&place()).unwrap_err(),
+            Unready::Stale,
+            "what is gone is not made anew by a late plan"
+        );
+    }
+
+    #[test]
+    fn what_the_watch_says_during_a_write_is_judged_when_its_outcome_is_known() {
+        let (mut objects, mut news) = objects();
+        objects.begin(&place()).unwrap();
+        for (version, port) in [(8, 2), (9, 3), (10, 4)] {
+            objects.event(place(), Event::Put(node(version, port)));
+        }
+        assert!(ports(&mut news).is_empty());
+        let ours = node(9, 3);
+        let change = ours.row.clone().unwrap();
+        objects.end_written(place(), ours, &change);
+        assert_eq!(ports(&mut news), [4]);
+        assert!(objects.revision() >= 10 * LATE);
+    }
+
+    #[test]
+    fn our_own_deletion_is_not_undone_by_what_was_said_before_it() {
+        let (mut objects, mut news) = objects();
+        objects.begin(&place()).unwrap();
+        objects.event(place(), Event::Put(node(8, 2)));
+        objects.end_deleted(&place());
+        objects.event(place(), Event::Put(node(9, 2)));
+        objects.event(place(), Event::Gone { uid: Some("u".into()), version: 10 });
+        assert!(ports(&mut news).is_empty());
+        let again = Observed { uid: "v".into(), ..node(12, 5) };
+        objects.event(place(), Event::Put(again));
+        assert_eq!(ports(&mut news), [5]);
+    }
+
+    #[test]
+    fn a_complete_list_tells_what_is_gone_and_not_what_came_after_it() {
+        let (mut objects, mut news) = objects();
+        let (b, c) = (Observed { name: "b".into(), ..node(6, 1) }, Observed { name: "c".into(), ..node(20, 1) });
+        objects.event((Kind::Node, "b".into()), Event::Put(b));
+        objects.event((Kind::Node, "c".into()), Event::Put(c));
+        ports(&mut news);
+        objects.all(Kind::Node, vec![node(5, 1)], 15, 7);
+        assert_eq!(ports(&mut news), [0]);
+        assert!(objects.behind(15).iter().all(|kind| *kind != Kind::Node));
+        objects.all(Kind::Node, vec![node(3, 7)], 14, 12);
+        assert!(ports(&mut news).is_empty(), "a list that was overtaken by another says nothing of what came after it");
+        objects.all(Kind::Node, vec![node(3, 7)], 4, 15);
+        assert_eq!(ports(&mut news), [7, 0], "versions went back: only what the list says holds");
+    }
+
+    #[test]
+    fn an_unreadable_segment_blocks_its_addresses_and_another_keeps_its_last_row() {
+        let (mut objects, mut news) = objects();
+        let odd = |kind, name: &str, uid: &str, version| {
+            let row = Err("spec.node: no".into());
+            let object = Observed { name: name.into(), uid: uid.into(), version, row, foreign: Foreign::default() };
+            ((kind, name.to_owned()), Event::Put(object))
+        };
+        let (at, event) = odd(Kind::Segment, "10.77.0.0-26", "s", 8);
+        objects.event(at, event);
+        let (_, change) = news.try_recv().unwrap();
+        assert!(matches!(change, Some(Change::PutSegment(row)) if super::super::kinds::is_blocked(&row)));
+        let (at, event) = odd(Kind::Node, "a", "u", 9);
+        objects.event(at, event);
+        let (at, event) = odd(Kind::Node, "new", "n", 10);
+        objects.event(at, event);
+        assert!(news.try_recv().is_err());
+        assert!(matches!(objects.begin(&place()), Ok(Base::Object { version: 9, .. })), "it can be written over");
+    }
+
+    #[test]
+    fn numbers_only_rise_also_for_late_news_and_after_another_replicas_revision() {
+        let (mut objects, mut news) = objects();
+        objects.reached(Kind::Segment, 50);
+        objects.event(place(), Event::Put(node(30, 2)));
+        let (late, _) = news.try_recv().unwrap();
+        assert!(late > 50 * LATE && late < 51 * LATE);
+        objects.rise_above(60 * LATE + 3);
+        assert_eq!(news.try_recv().unwrap(), (60 * LATE + 4, None));
+        objects.begin_above(1 << 40);
+        objects.reached(Kind::Segment, 70);
+        assert_eq!(objects.revision(), (1 << 40) + 70 * LATE);
+        assert_eq!(objects.version_of(objects.revision() + 1), 70);
+    }
+}

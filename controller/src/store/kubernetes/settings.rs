@@ -1,0 +1,199 @@
+//! What all replicas must agree on, in one ConfigMap: the sizes of segments in force.
+//!
+//! Segments of one size never overlap unless they are the same, and then the API server lets only one be created. Of two sizes they may. So
+//! only one pair of sizes is in force at any time: that which the ConfigMap holds. A replica writes its own there when it starts, and lists the
+//! segments after that. A replica that has created claims reads the ConfigMap before it tells anyone of them, and takes them back where other
+//! sizes are in force.
+//!
+//! Let X create claims of one size and Y start with another. Either X's reading comes after Y's writing: then X sees Y's sizes and takes its
+//! claims back. Or X's reading comes before Y's writing: X's claims were created before that reading, hence before Y's writing, hence before
+//! Y lists, and Y grants around them. In both cases no grant of Y overlaps one that X has told anyone of.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use edge_types::view::SegmentPrefix;
+use k8s_openapi::api::core::v1::ConfigMap;
+use kube::api::{ObjectMeta, PostParams};
+use kube::{Api, Client};
+use tokio::sync::Mutex;
+
+use super::super::StoreError;
+use crate::clock::Seconds;
+use crate::kubernetes::client::{REQUEST, explain, version};
+
+/// The ConfigMap.
+const NAME: &str = "edge-cni-controller";
+const V4: &str = "v4-prefix";
+const V6: &str = "v6-prefix";
+const TIME: &str = "time";
+/// Revisions are above it.
+const OFFSET: &str = "revision-offset";
+/// Written anew wherever a new resourceVersion is needed.
+const TOUCHED: &str = "touched";
+/// How often a write is tried that others get ahead of.
+const ATTEMPTS: u32 = 20;
+
+pub(super) struct Settings {
+    api: Api<ConfigMap>,
+    ours: SegmentPrefix,
+    /// How many have asked what is in force.
+    asked: AtomicU64,
+    /// The last answer, and for how many of them it was read late enough.
+    answer: Mutex<(u64, Verdict)>,
+}
+
+/// What was noted by earlier runs.
+pub(super) struct Noted {
+    /// The latest time.
+    pub(super) time: Seconds,
+    /// Revisions are above it.
+    pub(super) offset: u64,
+}
+
+/// Whether our sizes are in force; why not, otherwise; or that it is not known.
+type Verdict = Result<Result<(), String>, StoreError>;
+
+impl Settings {
+    pub(super) fn new(client: &Client, namespace: &str, ours: SegmentPrefix) -> Self {
+        Self {
+            api: Api::namespaced(client.clone(), namespace),
+            ours,
+            asked: AtomicU64::new(0),
+            answer: Mutex::new((0, Ok(Ok(())))),
+        }
+    }
+
+    /// Puts our sizes in force.
+    pub(super) async fn put_in_force(&self) -> Result<Noted, StoreError> {
+        let (v4, v6) = (self.ours.v4.to_string(), self.ours.v6.to_string());
+        let (before, _) = self
+            .write(|data| {
+                let before = sizes(data);
+                data.insert(V4.into(), v4.clone());
+                data.insert(V6.into(), v6.clone());
+                (before, Noted { time: time(data), offset: offset(data) })
+            })
+            .await?;
+        let ((before_v4, before_v6), noted) = before;
+        let changed = |before: Option<&str>, now: &str| before.is_some_and(|before| before != now);
+        if changed(before_v4.as_deref(), &v4) || changed(before_v6.as_deref(), &v6) {
+            tracing::warn!(v4, v6, "the sizes of segments change; replicas with other sizes grant none from now on");
+        }
+        Ok(noted)
+    }
+
+    /// Makes revisions begin above one; returns the offset that holds.
+    pub(super) async fn begin_above(&self, revision: u64) -> Result<u64, StoreError> {
+        let (offset, _) = self
+            .write(|data| {
+                let offset = offset(data).max(revision);
+                data.insert(OFFSET.into(), offset.to_string());
+                offset
+            })
+            .await?;
+        Ok(offset)
+    }
+
+    /// Makes a new version, which is later than everything before, and notes the time.
+    pub(super) async fn touch(&self, now: Seconds) -> Result<u64, StoreError> {
+        let (_, version) = self
+            .write(|data| {
+                let now = now.max(time(data));
+                data.insert(TIME.into(), now.to_string());
+                let count = data.get(TOUCHED).and_then(|count| count.parse::<u64>().ok()).unwrap_or(0);
+                data.insert(TOUCHED.into(), count.wrapping_add(1).to_string());
+            })
+            .await?;
+        Ok(version)
+    }
+
+    /// Whether our sizes are in force, as read after this was called; those who ask at the same time share one reading.
+    pub(super) async fn in_force_since_now(&self) -> Verdict {
+        let turn = self.asked.fetch_add(1, Ordering::SeqCst) + 1;
+        let mut answer = self.answer.lock().await;
+        if answer.0 < turn {
+            let asked = self.asked.load(Ordering::SeqCst);
+            *answer = (asked, self.in_force().await);
+        }
+        answer.1.clone()
+    }
+
+    /// Whether our sizes are in force.
+    pub(super) async fn in_force(&self) -> Verdict {
+        let map = self.get().await?.unwrap_or_default();
+        let data = map.data.unwrap_or_default();
+        let (v4, v6) = sizes(&data);
+        let ours = (self.ours.v4.to_string(), self.ours.v6.to_string());
+        if v4.as_ref() == Some(&ours.0) && v6.as_ref() == Some(&ours.1) {
+            return Ok(Ok(()));
+        }
+        let show = |size: Option<String>| size.unwrap_or_else(|| "?".into());
+        Ok(Err(format!(
+            "segments of /{} and /{} are in force (ConfigMap {NAME}), and this replica has v4_prefix = {} and v6_prefix = {}: give all \
+             replicas the same, and restart those whose sizes shall hold last",
+            show(v4),
+            show(v6),
+            ours.0,
+            ours.1
+        )))
+    }
+
+    async fn get(&self) -> Result<Option<ConfigMap>, StoreError> {
+        answered(self.api.get_opt(NAME)).await
+    }
+
+    async fn write<T>(&self, edit: impl Fn(&mut BTreeMap<String, String>) -> T) -> Result<(T, u64), StoreError> {
+        for _ in 0..ATTEMPTS {
+            let found = self.get().await?;
+            let there = found.is_some();
+            let mut map = found.unwrap_or_else(|| ConfigMap {
+                metadata: ObjectMeta { name: Some(NAME.into()), ..ObjectMeta::default() },
+                ..ConfigMap::default()
+            });
+            let result = edit(map.data.get_or_insert_default());
+            let post = PostParams::default();
+            // Over the version that was read, or where there is none.
+            let written = if there {
+                tokio::time::timeout(REQUEST, self.api.replace(NAME, &post, &map)).await
+            } else {
+                tokio::time::timeout(REQUEST, self.api.create(&post, &map)).await
+            };
+            match written {
+                Ok(Ok(map)) => {
+                    let at = version(map.metadata.resource_version.as_deref()).map_err(StoreError::Failed)?;
+                    return Ok((result, at));
+                }
+                Ok(Err(kube::Error::Api(status))) if status.code == 409 => {
+                    tokio::time::sleep(crate::random::jitter(std::time::Duration::from_millis(50))).await;
+                }
+                Ok(Err(error)) => return Err(StoreError::Failed(explain("configmaps", &error))),
+                Err(_) => return Err(silent()),
+            }
+        }
+        Err(StoreError::Failed(format!("others got ahead of every write of the ConfigMap {NAME}")))
+    }
+}
+
+async fn answered<T>(request: impl Future<Output = kube::Result<T>>) -> Result<T, StoreError> {
+    match tokio::time::timeout(REQUEST, request).await {
+        Ok(answer) => answer.map_err(|error| StoreError::Failed(explain("configmaps", &error))),
+        Err(_) => Err(silent()),
+    }
+}
+
+fn silent() -> StoreError {
+    StoreError::Failed(format!("the API server did not answer about configmaps within {} s", REQUEST.as_secs()))
+}
+
+fn sizes(data: &BTreeMap<String, String>) -> (Option<String>, Option<String>) {
+    (data.get(V4).cloned(), data.get(V6).cloned())
+}
+
+fn offset(data: &BTreeMap<String, String>) -> u64 {
+    data.get(OFFSET).and_then(|offset| offset.parse().ok()).unwrap_or(0)
+}
+
+fn time(data: &BTreeMap<String, String>) -> Seconds {
+    data.get(TIME).and_then(|time| time.parse().ok()).unwrap_or(0)
+}

@@ -1,0 +1,204 @@
+//! Node objects: labels, addresses, deletion.
+
+use edge_types::name::COMMUNITY_LABEL;
+use interop_tests::kube::suite::Test;
+
+use crate::behaviour::{Grants, name, until};
+use crate::cluster::{PLANE, clean, run};
+
+pub(crate) const TESTS: &[Test] = &[
+    ("labels_of_a_node_put_it_into_communities_at_once", labelled),
+    ("an_annotation_says_where_a_node_is_reached", annotated),
+    ("a_node_that_joins_after_its_node_object_was_made_gets_what_that_says", late),
+    ("a_node_whose_node_object_is_deleted_is_deregistered", deleted),
+    ("a_node_object_that_is_made_anew_is_another_node", anew),
+    ("a_node_that_is_not_ready_stays", not_ready),
+    ("a_node_that_was_deleted_while_nobody_looked_is_deregistered_and_no_other", unseen),
+];
+
+fn make(node: &str, labels: &str) {
+    PLANE
+        .apply_text(&format!(
+            "apiVersion: v1\nkind: Node\nmetadata:\n  name: {node}\n  labels: {{node-role.kubernetes.io/edge: \"\"{labels}}}\n"
+        ))
+        .unwrap();
+}
+
+fn label(node: &str, value: &str) {
+    PLANE.kubectl(&["label", "--overwrite", "node", node, &format!("{COMMUNITY_LABEL}={value}")]).unwrap();
+}
+
+async fn peers(replica: &Grants, node: &str, count: usize) {
+    until("the communities to be as labelled", async || {
+        let view = replica.registry.read().await;
+        let record = view.state().node(&name(node))?;
+        (view.state().peers_of(record).len() == count).then_some(())
+    })
+    .await;
+}
+
+async fn seen(replica: &Grants, node: &str) -> String {
+    until("the Node object to be seen", async || {
+        Some(replica.registry.read().await.state().node(&name(node))?.object.as_ref()?.uid.clone())
+    })
+    .await
+}
+
+async fn gone(replica: &Grants, node: &str) {
+    until("the node to be deregistered", async || {
+        replica.registry.read().await.state().node(&name(node)).is_none().then_some(())
+    })
+    .await;
+}
+
+fn labelled() {
+    run(async {
+        let cluster = clean().await;
+        let replicas = [cluster.replica().await, cluster.replica().await];
+        let _watching = [cluster.watch_nodes(&replicas[0]), cluster.watch_nodes(&replicas[1])];
+        for node in ["a", "b"] {
+            make(node, "");
+            replicas[0].register(node).await;
+            seen(&replicas[1], node).await;
+        }
+        label("a", "alpha_beta");
+        label("b", "beta");
+        for replica in &replicas {
+            peers(replica, "a", 1).await;
+        }
+        // A name that is none spoils no other.
+        label("b", "beta_-_c");
+        label("a", "gamma");
+        peers(&replicas[1], "a", 0).await;
+        label("a", "beta");
+        peers(&replicas[1], "a", 1).await;
+        // Not an edge any more: no communities.
+        PLANE.kubectl(&["label", "node", "a", "node-role.kubernetes.io/edge-"]).unwrap();
+        peers(&replicas[1], "a", 0).await;
+    });
+}
+
+fn annotated() {
+    run(async {
+        let cluster = clean().await;
+        let replica = cluster.replica().await;
+        let _watching = cluster.watch_nodes(&replica);
+        make("a", "");
+        replica.register("a").await;
+        let addresses = "edge-cni.io/public-addresses=203.0.113.7:4501,2001:db8::1";
+        PLANE.kubectl(&["annotate", "node", "a", addresses]).unwrap();
+        until("the addresses to be known", async || {
+            let view = replica.registry.read().await;
+            let object = view.state().node(&name("a"))?.object.as_ref()?;
+            (object.public_addresses.len() == 2).then_some(())
+        })
+        .await;
+    });
+}
+
+fn late() {
+    run(async {
+        let cluster = clean().await;
+        let (replica, other) = (cluster.replica().await, cluster.replica().await);
+        let _watching = cluster.watch_nodes(&replica);
+        make("a", ", fabedge/edge-community: alpha");
+        make("b", "");
+        replica.register("b").await;
+        seen(&replica, "b").await;
+        // By another replica, which does not look at Nodes.
+        other.register("a").await;
+        until("the community to be known", async || {
+            let view = replica.registry.read().await;
+            let record = view.state().node(&name("a"))?;
+            (view.state().communities_of(record).len() == 1).then_some(())
+        })
+        .await;
+    });
+}
+
+fn deleted() {
+    run(async {
+        let cluster = clean().await;
+        let replicas = [cluster.replica().await, cluster.replica().await];
+        let _watching = [cluster.watch_nodes(&replicas[0]), cluster.watch_nodes(&replicas[1])];
+        for node in ["a", "b"] {
+            make(node, "");
+            replicas[0].register(node).await;
+            seen(&replicas[0], node).await;
+        }
+        // One without a Node object is none of Kubernetes' business.
+        replicas[0].register("plain").await;
+        replicas[0].apply("a", "r").await;
+        PLANE.kubectl(&["delete", "node", "a"]).unwrap();
+        for replica in &replicas {
+            gone(replica, "a").await;
+            until("its segments to be released", async || replica.held().await.is_empty().then_some(())).await;
+            let view = replica.registry.read().await;
+            assert!(view.state().node(&name("plain")).is_some() && view.state().node(&name("b")).is_some());
+        }
+    });
+}
+
+fn anew() {
+    run(async {
+        let cluster = clean().await;
+        let replica = cluster.replica().await;
+        let first = {
+            let _watching = cluster.watch_nodes(&replica);
+            make("a", "");
+            replica.register("a").await;
+            seen(&replica, "a").await
+        };
+        PLANE.kubectl(&["delete", "node", "a"]).unwrap();
+        make("a", "");
+        let _watching = cluster.watch_nodes(&replica);
+        gone(&replica, "a").await;
+        replica.register("a").await;
+        assert_ne!(seen(&replica, "a").await, first);
+    });
+}
+
+fn not_ready() {
+    run(async {
+        let cluster = clean().await;
+        let replica = cluster.replica().await;
+        let _watching = cluster.watch_nodes(&replica);
+        make("a", "");
+        make("b", "");
+        for node in ["a", "b"] {
+            replica.register(node).await;
+            seen(&replica, node).await;
+        }
+        let status = r#"{"status":{"conditions":[{"type":"Ready","status":"False","reason":"KubeletStopped"}]}}"#;
+        PLANE.kubectl(&["patch", "node", "a", "--subresource=status", "--type=merge", "--patch", status]).unwrap();
+        PLANE.kubectl(&["cordon", "a"]).unwrap();
+        // What came later has been seen, so has this.
+        label("b", "alpha");
+        until("the later change", async || {
+            let view = replica.registry.read().await;
+            let record = view.state().node(&name("b"))?;
+            (view.state().communities_of(record).len() == 1).then_some(())
+        })
+        .await;
+        assert!(replica.registry.read().await.state().node(&name("a")).is_some());
+    });
+}
+
+fn unseen() {
+    run(async {
+        let cluster = clean().await;
+        let replica = cluster.replica().await;
+        {
+            let _watching = cluster.watch_nodes(&replica);
+            for node in ["a", "b"] {
+                make(node, "");
+                replica.register(node).await;
+                seen(&replica, node).await;
+            }
+        }
+        PLANE.kubectl(&["delete", "node", "a"]).unwrap();
+        let _watching = cluster.watch_nodes(&replica);
+        gone(&replica, "a").await;
+        assert!(replica.registry.read().await.state().node(&name("b")).is_some());
+    });
+}

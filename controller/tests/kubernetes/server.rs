@@ -1,0 +1,174 @@
+//! The whole controller in the cluster, with the rights that are shipped, and nodes that connect.
+
+use edge_controller::kubernetes::authority;
+use edge_controller::kubernetes::resources::EdgeNode;
+use hyper::Method;
+use interop_tests::kube::suite::Test;
+use k8s_openapi::api::core::v1::Secret;
+use k8s_openapi::api::events::v1::Event;
+use kube::Api;
+use kube::api::ListParams;
+use serde_json::json;
+
+use crate::behaviour::until;
+use crate::cluster::{CONTROLLER, Cluster, NAMESPACE, PLANE, as_user, clean, run};
+use crate::harness::{Cloud, kind};
+
+pub(crate) const TESTS: &[Test] = &[
+    ("kubectl_tells_the_whole_picture_of_a_node", picture),
+    ("two_replicas_serve_one_node_with_one_authority", two),
+    ("communities_are_listed_by_command_as_by_kubectl", communities),
+];
+
+/// A controller that keeps its rows in the cluster.
+async fn controller(cluster: &Cluster) -> Cloud {
+    let cloud = Cloud::with(&format!(
+        "cluster_ranges = [\"10.77.0.0/20\", \"fd77::/112\"]\nv4_prefix = 28\nv6_prefix = 124\n[kubernetes]\nkubeconfig = {:?}\n\
+         lease_seconds = 3\n",
+        *CONTROLLER
+    ))
+    .await;
+    // Where nodes of these tests look for it.
+    let secrets: Api<Secret> = Api::namespaced(cluster.client.clone(), NAMESPACE);
+    let secret = secrets.get(authority::NAME).await.unwrap();
+    let certificates = secret.data.unwrap().remove("ca.crt").unwrap().0;
+    std::fs::write(cloud.folder.path().join("state/ca.crt"), certificates).unwrap();
+    cloud
+}
+
+async fn status(cluster: &Cluster, node: &str, what: &str, is: impl Fn(&EdgeNode) -> bool) -> EdgeNode {
+    until(what, async || cluster.edge_nodes().get_opt(node).await.unwrap().filter(|object| is(object))).await
+}
+
+fn picture() {
+    run(async {
+        let cluster = clean().await;
+        let cloud = controller(&cluster).await;
+        PLANE
+            .apply_text(
+                "apiVersion: v1\nkind: Node\nmetadata:\n  name: edge-1\n  labels: {node-role.kubernetes.io/edge: \"\", \
+                 fabedge/edge-community: alpha_-_b}\n",
+            )
+            .unwrap();
+        let node = cloud.node("edge", "edge-1").await;
+        let mut stream = node.watch().await;
+        while stream.view().await.communities.len() != 2 {}
+        let report = json!({"addresses": ["192.0.2.1"], "port": 4500, "tunnels": {"up": 3, "wanted": 4}});
+        assert_eq!(node.ask(Method::PUT, "", Some(report)).await.0, 204);
+        assert_eq!(node.apply("r", &["ipv4"]).await.0, 200);
+        let object = status(&cluster, "edge-1", "all of it to be shown", |object| {
+            object.status.as_ref().is_some_and(|status| {
+                status.connected_since.is_some()
+                    && status.segments.len() == 3
+                    && status.communities == ["alpha", "b"]
+                    && status.addresses.first().is_some_and(|address| address == "192.0.2.1:4500")
+                    && status.certificate_until.is_some()
+                    && status.tunnels.as_ref().is_some_and(|tunnels| tunnels.shown == "3/4")
+            })
+        })
+        .await;
+        assert_eq!(object.status.unwrap().conditions[0].status, "True");
+        let shown = PLANE.kubectl(&["get", "en", "edge-1"]).unwrap();
+        for part in ["edge", r#"["alpha","b"]"#, "192.0.2.1:4500", "3/4"] {
+            assert!(shown.contains(part), "{part} in {shown}");
+        }
+        // What happened is told where it happened.
+        let events: Api<Event> = Api::namespaced(as_user(PLANE.kubeconfig()).await.client, "default");
+        for (reason, about, note) in [
+            ("Joined", "EdgeNode", "joined as edge"),
+            ("SegmentGranted", "EdgeNode", "10.77."),
+            ("LabelRefused", "Node", "\"-\""),
+        ] {
+            until(reason, async || {
+                let all = events.list(&ListParams::default()).await.unwrap();
+                let told = |event: &&Event| {
+                    let regarding = event.regarding.clone().unwrap_or_default();
+                    event.reason.as_deref() == Some(reason)
+                        && regarding.kind.as_deref() == Some(about)
+                        && regarding.name.as_deref() == Some("edge-1")
+                        && regarding.uid.is_some()
+                        && event.note.as_ref().is_some_and(|text| text.contains(note))
+                };
+                all.iter().find(told).map(drop)
+            })
+            .await;
+        }
+        let described = PLANE.kubectl(&["describe", "edgenode", "edge-1"]).unwrap();
+        assert!(described.contains("SegmentGranted"), "{described}");
+        // Labels of a node with a Node object are Kubernetes'.
+        let patch = Some(json!({"fabedge/edge-community": "gamma"}));
+        let refused = cloud.operator(Method::PATCH, "/v1/nodes/edge-1/labels", patch).await;
+        assert_eq!(kind(&refused), (409, "labelled-elsewhere"));
+        drop(stream);
+        status(&cluster, "edge-1", "the node to be shown as away", |object| {
+            object
+                .status
+                .as_ref()
+                .is_some_and(|status| status.connected_since.is_none() && status.conditions[0].status == "False")
+        })
+        .await;
+        PLANE.kubectl(&["delete", "node", "edge-1"]).unwrap();
+        until("the node to be refused", async || {
+            (node.ask(Method::GET, "/segments", None).await.0 == 403).then_some(())
+        })
+        .await;
+        cloud.server.stop().await;
+    });
+}
+
+fn two() {
+    run(async {
+        let cluster = clean().await;
+        let one = controller(&cluster).await;
+        let mut node = one.node("edge", "edge-1").await;
+        let (_, first) = node.apply("r", &["ipv4", "ipv6"]).await;
+        let other = controller(&cluster).await;
+        let stream = node.watch().await;
+        let of_one = status(&cluster, "edge-1", "the first to show it", |object| {
+            object.status.as_ref().is_some_and(|status| status.replica.is_some())
+        })
+        .await;
+        let replica = of_one.status.unwrap().replica;
+        // The other one serves the node as it is, and the application that the first one answered.
+        node.move_to(&other);
+        let stream_of_other = node.watch().await;
+        let (code, again) = node.apply("r", &["ipv4", "ipv6"]).await;
+        assert_eq!((code, again), (200, first));
+        drop(stream);
+        one.server.stop().await;
+        status(&cluster, "edge-1", "the other to show it", |object| {
+            object.status.as_ref().is_some_and(|status| status.replica.is_some() && status.replica != replica)
+        })
+        .await;
+        drop(stream_of_other);
+        other.server.stop().await;
+    });
+}
+
+fn communities() {
+    run(async {
+        let cluster = clean().await;
+        let cloud = controller(&cluster).await;
+        let node = cloud.node("edge", "a").await;
+        let mut stream = node.watch().await;
+        let members = Some(json!({"members": ["a", "later"]}));
+        assert_eq!(cloud.operator(Method::PUT, "/v1/communities/alpha", members).await.0, 204);
+        while stream.view().await.communities.is_empty() {}
+        let shown = until("what came of it", async || {
+            let shown = PLANE.kubectl(&["get", "community", "alpha", "-o", "jsonpath={.status}"]).unwrap();
+            (!shown.is_empty()).then_some(shown)
+        })
+        .await;
+        for part in [r#""listed":2"#, r#""registered":1"#, r#""missing":["later"]"#, "SomeNotRegistered"] {
+            assert!(shown.contains(part), "{part} in {shown}");
+        }
+        assert_eq!(cloud.operator(Method::DELETE, "/v1/communities/alpha", None).await.0, 204);
+        assert_eq!(
+            kind(&cloud.operator(Method::DELETE, "/v1/communities/alpha", None).await),
+            (404, "no-such-community")
+        );
+        assert_eq!(cloud.operator(Method::PUT, "/v1/communities/a_b", Some(json!({"members": []}))).await.0, 422);
+        while !stream.view().await.communities.is_empty() {}
+        cloud.server.stop().await;
+    });
+}
