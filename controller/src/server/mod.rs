@@ -39,8 +39,8 @@ use crate::settings::{Live, Reader, check_held};
 use connections::Open;
 pub(crate) use kept::Kept;
 
-/// Time that open requests have to end when the server stops.
-const GRACE: Duration = Duration::from_secs(10);
+/// Time that open requests have to end when the server stops: with what follows it stays below the ten seconds after which systemd kills.
+const GRACE: Duration = Duration::from_secs(7);
 /// Time that health and metrics, and then the store, have to end after everything else.
 const LAST_WORDS: Duration = Duration::from_millis(500);
 
