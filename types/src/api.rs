@@ -76,6 +76,9 @@ pub struct SegmentRequest {
     pub request_id: String,
     /// Families wanted.
     pub families: Vec<Family>,
+    /// It may have been sent before, and be granted already, by whichever controller.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub repeated: bool,
 }
 
 /// An address family.
