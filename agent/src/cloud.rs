@@ -4,7 +4,7 @@
 //! - `session`: one connection's life: join if needed, report, follow the stream of views; and again after it broke.
 //! - `told`: what a stream has told so far, and how its changes apply.
 //! - `accept`: whether a view may replace the one in force.
-//! - `identity`, `join`, `renew`: key and certificate, how they come and how they are renewed.
+//! - `identity`, `ticket`, `join`, `renew`: key and certificate, what lets a node in, how they come and how they are renewed.
 //! - `apply`: an application for a segment, whose id outlives a crash.
 //! - `client`, `tls`, `error`: HTTP/2 over mutually authenticated TLS 1.3.
 
@@ -17,6 +17,7 @@ mod identity;
 mod join;
 mod renew;
 mod session;
+mod ticket;
 mod tls;
 mod told;
 

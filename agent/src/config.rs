@@ -86,6 +86,10 @@ pub struct ControllerSection {
     pub urls: Vec<String>,
     /// File with the join token; needed until the node has its certificate.
     pub token_file: Option<PathBuf>,
+    /// In its place: file with the service account token of this node's pod, for the audience `edge-cni`.
+    pub service_account_token_file: Option<PathBuf>,
+    /// The controller's CA certificates, PEM; a service account token does not name them.
+    pub ca_file: Option<PathBuf>,
     /// Unused segments to hold, so that a pod seldom waits for the cloud; 0 applies only when addresses run short.
     #[serde(default = "default_spare")]
     pub spare: u32,
@@ -296,6 +300,19 @@ impl Config {
             }
             if let Some(url) = controller.urls.iter().find(|url| !url.starts_with("https://")) {
                 return Err(format!("[controller]: {url:?} is not an https:// URL"));
+            }
+        }
+        if let Some(controller) = &self.controller {
+            let account = controller.service_account_token_file.is_some();
+            if account && controller.token_file.is_some() {
+                return Err(
+                    "[controller]: token_file and service_account_token_file exclude each other; leave one out".into(),
+                );
+            }
+            if account != controller.ca_file.is_some() {
+                return Err(
+                    "[controller]: service_account_token_file and ca_file belong together; set both, or neither".into(),
+                );
             }
         }
         if self.port == self.nat_port {

@@ -1,4 +1,11 @@
-//! The configuration file of `edge-controller run`, TOML. Unknown keys are refused. The full example stands in `docs/configuration.md`.
+//! The configuration of `edge-controller run`. Unknown keys are refused. The full example stands in `docs/configuration.md`.
+//!
+//! - [`Config`]: all keys, and what they must be. A new key is a new field here, and nothing else.
+//! - [`keys()`]: the table of keys that follows from it.
+//! - [`Sources`]: file, environment and flags.
+
+mod keys;
+mod sources;
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -8,11 +15,16 @@ use std::time::Duration;
 use edge_types::api::VIEW_SILENCE_SECONDS;
 use edge_types::view::SegmentPrefix;
 use edge_types::{IpNetwork, NodeName};
-use serde::Deserialize;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 
 use crate::ca::Given;
 use crate::kubernetes::selector::EdgeSelector;
+use crate::kubernetes::token_review::JoinAccounts;
 use crate::segments::{Policy, overlap};
+
+pub use keys::{Key, Reload, keys};
+pub use sources::{Loaded, Origin, Sources};
 
 /// Where the operator's commands find the server, unless told otherwise.
 pub const ADMIN_SOCKET: &str = "/run/edge-controller/admin.sock";
@@ -24,7 +36,7 @@ pub const PORT: u16 = 8443;
 const OBSERVE: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 9643);
 
 /// The whole file.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
     /// Addresses on which nodes are served.
@@ -51,20 +63,23 @@ pub struct Config {
     pub observe: Observe,
     /// Cloud networks (pods and services of the cloud's own CNI) that every hub fronts.
     #[serde(default)]
+    #[schemars(with = "Vec<String>", extend("x-reload" = "views"))]
     pub networks: Vec<IpNetwork>,
     /// Kubernetes: where nodes' labels come from, and where rows are kept. Absent: neither.
     #[serde(default)]
     pub kubernetes: Option<Kubernetes>,
     /// What differs for single hubs, by node name.
     #[serde(default)]
+    #[schemars(with = "BTreeMap<String, Hub>", extend("x-reload" = "views"))]
     pub hub: BTreeMap<NodeName, Hub>,
 }
 
 /// `[segments]`
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Segments {
     /// Ranges from which segments are cut.
+    #[schemars(with = "Vec<String>", extend("x-reload" = "views"))]
     pub cluster_ranges: Vec<IpNetwork>,
     /// Prefix length of an IPv4 segment.
     #[serde(default = "default_v4_prefix")]
@@ -74,20 +89,24 @@ pub struct Segments {
     pub v6_prefix: u8,
     /// Parts of the ranges that are never handed out.
     #[serde(default)]
+    #[schemars(with = "Vec<String>", extend("x-reload" = "quiet"))]
     pub reserved: Vec<IpNetwork>,
     /// Segments of each configured family that an edge gets when it joins, before it asks.
     #[serde(default = "default_min")]
+    #[schemars(extend("x-reload" = "quiet"))]
     pub min_per_node: u32,
     /// Most segments of one family that a node may hold.
     #[serde(default = "default_max")]
+    #[schemars(extend("x-reload" = "quiet"))]
     pub max_per_node: u32,
     /// Seconds for which a released segment is given to nobody.
     #[serde(default = "default_quarantine")]
+    #[schemars(extend("x-reload" = "quiet"))]
     pub quarantine_seconds: u64,
 }
 
 /// `[certificates]`
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Certificates {
     /// Days for which a node's certificate holds: for so long a site works without the cloud.
@@ -95,13 +114,15 @@ pub struct Certificates {
     /// Days for which the controller's own certificate holds; it is renewed in place.
     pub server_days: u32,
     /// The certificate (PEM) of an authority that the operator brings; made unless given.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub ca_certificate: Option<PathBuf>,
     /// Its key (PKCS #8 in PEM).
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub ca_key: Option<PathBuf>,
 }
 
 /// `[observe]`
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Observe {
     /// Addresses on which health and metrics are served, in plain HTTP; none turns them off.
@@ -109,21 +130,26 @@ pub struct Observe {
 }
 
 /// `[kubernetes]`
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Kubernetes {
     /// How to reach the API server; absent in a pod, which has a service account.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub kubeconfig: Option<PathBuf>,
     /// Namespace of the controller's own objects: tokens, authority, lease.
     pub namespace: String,
     /// Whether nodes, segments, communities and tokens are kept at the API server, shared by all replicas, instead of in the state directory.
     pub store: bool,
     /// Label selector of the Node objects that are edges; the labels of others put them into no community.
+    #[schemars(with = "String")]
     pub edge_selector: EdgeSelector,
     /// Whether labels of Node objects, which a kubelet may set on its own, put nodes into communities.
     pub trust_node_labels: bool,
     /// Seconds after which another replica takes over what only one does.
     pub lease_seconds: u32,
+    /// Service accounts by which nodes may join.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub join: Option<JoinAccounts>,
 }
 
 impl Default for Kubernetes {
@@ -135,15 +161,18 @@ impl Default for Kubernetes {
             edge_selector: EdgeSelector::default(),
             trust_node_labels: true,
             lease_seconds: 15,
+            join: None,
         }
     }
 }
 
 /// `[hub.NAME]`
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Hub {
     /// Cloud networks that this hub fronts, instead of `networks` above.
+    #[schemars(with = "Option<Vec<String>>")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub networks: Option<Vec<IpNetwork>>,
     /// Where this hub is found, before what it reports: a port forwarded to it, for example.
     #[serde(default)]
@@ -210,27 +239,34 @@ pub enum ConfigError {
         source: Box<toml::de::Error>,
     },
     /// A value makes no sense.
-    #[error("{path}: {key}: {why}")]
+    #[error("{origin}: {key}: {why}")]
     Value {
-        /// The file.
-        path: PathBuf,
+        /// Where it came from.
+        origin: String,
         /// The key that holds it.
-        key: &'static str,
+        key: String,
         /// What is wrong and what is expected.
         why: String,
     },
+    /// A key without default is set nowhere.
+    #[error("{key} is set nowhere; set it in the file (--config), as {env}, or by --{flag}")]
+    Missing {
+        /// The key.
+        key: String,
+        /// Its environment variable.
+        env: String,
+        /// Its flag.
+        flag: String,
+    },
+    /// A variable that looks like ours and is not.
+    #[error("the environment variable {0} sets nothing that is known; `edge-controller run --help` lists all")]
+    Variable(String),
 }
 
 impl Config {
-    /// Reads and checks a file.
+    /// Reads and checks a file, under the environment as it is.
     pub fn load(path: &Path) -> Result<Self, ConfigError> {
-        let text = std::fs::read_to_string(path).map_err(|source| ConfigError::Read { path: path.into(), source })?;
-        let config: Self =
-            toml::from_str(&text).map_err(|e| ConfigError::Syntax { path: path.into(), source: Box::new(e) })?;
-        match config.check() {
-            Ok(()) => Ok(config),
-            Err((key, why)) => Err(ConfigError::Value { path: path.into(), key, why }),
-        }
+        Ok(Sources::file(path.into()).load()?.config)
     }
 
     fn check(&self) -> Result<(), (&'static str, String)> {
@@ -267,6 +303,9 @@ impl Config {
             if !(3..=600).contains(&kubernetes.lease_seconds) {
                 let why = format!("{} is not within 3 to 600", kubernetes.lease_seconds);
                 return Err(("kubernetes.lease_seconds", why));
+            }
+            if let Some(accounts) = &kubernetes.join {
+                accounts.check().map_err(|why| ("kubernetes.join", why))?;
             }
         }
         self.segment_policy().check()?;

@@ -2,7 +2,7 @@
 //!
 //! Data flows one way: [`server`] accepts connections and knows who calls; [`api`] turns requests into plans ([`tokens`], [`segments`],
 //! [`ca`]) that [`registry`] commits to the [`store`] and applies to its [`state`]; [`views`] are computed from the state and pushed.
-//! [`archive`] is all of it as one file.
+//! [`settings`] are what the [`config`] says now. [`archive`] is all of it as one file.
 //! [`cli`] is the operator's side of the same API, [`observe`] what his monitoring sees.
 #![forbid(unsafe_code)]
 
@@ -20,6 +20,7 @@ pub mod refusal;
 pub mod registry;
 pub mod segments;
 pub mod server;
+pub mod settings;
 pub mod state;
 pub mod store;
 pub mod tokens;

@@ -89,6 +89,12 @@ pub enum Refusal {
         "the join token is not known here: it was deleted, was made by another controller, or is mistyped; ask the operator for a new one"
     )]
     TokenUnknown,
+    /// The service account token lets nobody in.
+    #[error("the service account token is refused: {0}")]
+    ServiceAccount(String),
+    /// The API server does not say whose the service account token is.
+    #[error("the API server does not say whose the service account token is: {0}")]
+    TokenReview(String),
     /// The token is too old.
     #[error("join token {id} expired at {at}; ask the operator for a new one")]
     TokenExpired {
@@ -179,6 +185,9 @@ pub enum Refusal {
     /// A label cannot be.
     #[error(transparent)]
     Label(#[from] NameError),
+    /// The configuration cannot be put in force.
+    #[error("{0}; nothing was changed")]
+    Reload(String),
     /// The store failed.
     #[error("{0}; nothing was changed, try again")]
     Store(String),
@@ -216,6 +225,8 @@ impl Refusal {
             Refusal::NoSuchCommunity(_) => (404, "no-such-community", "The community has no listed members"),
             Refusal::NoSuchToken(_) => (404, "no-such-token", "There is no such token"),
             Refusal::TokenUnknown => (403, "token-unknown", "The join token is not known"),
+            Refusal::ServiceAccount(_) => (403, "service-account-refused", "The service account token is refused"),
+            Refusal::TokenReview(_) => (503, "token-review-failed", "The service account token cannot be reviewed"),
             Refusal::TokenExpired { .. } => (403, "token-expired", "The join token has expired"),
             Refusal::TokenUsed { .. } => (409, "token-used", "The join token is used up"),
             Refusal::TokenOfAnother { .. } => (403, "token-of-another", "The join token is for another node"),
@@ -237,6 +248,7 @@ impl Refusal {
             Refusal::RequestIdReused(_) => (409, "request-id-reused", "The request id was used for something else"),
             Refusal::LabelledElsewhere(_) => (409, "labelled-elsewhere", "The node is labelled in Kubernetes"),
             Refusal::Label(_) => (422, "bad-label", "The label cannot be used"),
+            Refusal::Reload(_) => (409, "reload-refused", "The configuration is not put in force"),
             Refusal::Store(_) => (503, "store-failed", "The store failed"),
             Refusal::Internal(_) => (500, "internal", "The controller has a defect"),
         }

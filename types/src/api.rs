@@ -13,9 +13,14 @@ pub const PROBLEM_MEDIA_TYPE: &str = "application/problem+json";
 
 /// `POST /v1/join`: a node's first words, over TLS that is authenticated by the CA's hash in the token.
 #[derive(Clone, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct JoinRequest {
-    /// [`crate::JoinToken::credential`]: the token's id and secret.
+    /// [`crate::JoinToken::credential`]: the token's id and secret. Empty where the next field is there.
+    #[serde(default)]
     pub token: String,
+    /// In place of a join token: a Kubernetes service account token, bound to the node's own pod, for the audience `edge-cni`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub service_account_token: Option<String>,
     /// The name under which the node wants to be known.
     pub node: NodeName,
     /// PKCS#10 request, PEM, self-signed with the key that was made on the node.
@@ -30,6 +35,7 @@ impl std::fmt::Debug for JoinRequest {
 
 /// Answer to [`JoinRequest`] and to [`CertificateRequest`].
 #[derive(Debug, Clone, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct CertificateResponse {
     /// The node's name as the certificate holds it.
     pub node: NodeName,
@@ -43,6 +49,7 @@ pub struct CertificateResponse {
 
 /// `POST /v1/nodes/{node}/certificate`: renewal, over mutual TLS with the present certificate.
 #[derive(Debug, Clone, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct CertificateRequest {
     /// PKCS#10 request, PEM.
     pub csr: String,
@@ -50,10 +57,13 @@ pub struct CertificateRequest {
 
 /// `PUT /v1/nodes/{node}`: what a node says of itself.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct NodeReport {
     /// Addresses of the node's uplinks, likeliest first. The controller adds the one from which the report came.
+    #[cfg_attr(feature = "schema", schemars(length(max = 32)))]
     pub addresses: Vec<IpAddr>,
     /// UDP port of the node's IKE and ESP in UDP.
+    #[cfg_attr(feature = "schema", schemars(range(min = 1)))]
     pub port: u16,
     /// Its tunnels, for people who look.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -62,6 +72,7 @@ pub struct NodeReport {
 
 /// How a node's tunnels are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct TunnelCount {
     /// How many are up.
     pub up: u32,
@@ -71,10 +82,13 @@ pub struct TunnelCount {
 
 /// `POST /v1/nodes/{node}/segments`: an application for one segment a family.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct SegmentRequest {
     /// Chosen by the node, kept on disk until answered: a retry with the same id gets the same segments.
+    #[cfg_attr(feature = "schema", schemars(length(min = 1, max = 128)))]
     pub request_id: String,
     /// Families wanted.
+    #[cfg_attr(feature = "schema", schemars(length(min = 1)))]
     pub families: Vec<Family>,
     /// It may have been sent before, and be granted already, by whichever controller.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
@@ -83,6 +97,7 @@ pub struct SegmentRequest {
 
 /// An address family.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub enum Family {
     /// IPv4.
     #[serde(rename = "ipv4")]
@@ -101,8 +116,10 @@ impl Family {
 
 /// Answer to [`SegmentRequest`] and to `GET /v1/nodes/{node}/segments`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct SegmentResponse {
     /// On POST those granted by this request; on GET all that the node holds.
+    #[cfg_attr(feature = "schema", schemars(with = "Vec<String>"))]
     pub segments: Vec<IpNetwork>,
 }
 
@@ -114,6 +131,7 @@ pub const VIEW_SILENCE_SECONDS: u64 = 20;
 /// With `changes=true` a whole view comes at most once, then what changes of it; without, whole views alone. With `from=VERSION` no view comes that is
 /// older than this, and with the `epoch` that came with it as well, only what changed since, if the controller remembers it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(tag = "type", rename_all = "lowercase")]
 pub enum ViewEvent<P = Peer> {
     /// The view as it now is.
@@ -141,6 +159,7 @@ pub enum ViewEvent<P = Peer> {
 
 /// A row of `GET /v1/nodes`, for the operator.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct NodeInfo {
     /// Its name.
     pub name: NodeName,
@@ -151,6 +170,7 @@ pub struct NodeInfo {
     /// Communities that follow from them.
     pub communities: Communities,
     /// Segments it holds.
+    #[cfg_attr(feature = "schema", schemars(with = "Vec<String>"))]
     pub segments: Vec<IpNetwork>,
     /// Addresses it reported and the one it was seen at.
     pub endpoints: Vec<crate::view::Endpoint>,
@@ -166,8 +186,10 @@ pub struct NodeInfo {
 /// `PATCH /v1/nodes/{node}/labels`, for the operator: a JSON merge patch (RFC 7396); `null` removes a label.
 pub type LabelsPatch = std::collections::BTreeMap<String, Option<String>>;
 
-/// `POST /v1/tokens`, for the operator.
+/// `POST /v1/tokens`, for the operator. Unknown keys are refused: a misspelt bound would not hold.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(deny_unknown_fields)]
 pub struct TokenRequest {
     /// Role of the nodes that join with it.
     pub role: Role,
@@ -175,13 +197,16 @@ pub struct TokenRequest {
     #[serde(default)]
     pub node: Option<NodeName>,
     /// Seconds until it is refused.
+    #[cfg_attr(feature = "schema", schemars(range(min = 1, max = 31_622_400)))]
     pub ttl_seconds: u64,
     /// How many nodes may join with it.
+    #[cfg_attr(feature = "schema", schemars(range(min = 1)))]
     pub uses: u32,
 }
 
 /// Answer to [`TokenRequest`]: the only time that the token is shown.
 #[derive(Clone, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct TokenCreated {
     /// The token's text ([`crate::token`]).
     pub token: String,
@@ -198,6 +223,7 @@ impl std::fmt::Debug for TokenCreated {
 
 /// A row of `GET /v1/tokens`, for the operator.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct TokenInfo {
     /// Names it.
     pub id: String,
@@ -217,8 +243,10 @@ pub struct TokenInfo {
 
 /// A row of `GET /v1/segments`, for the operator.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct SegmentInfo {
     /// The segment.
+    #[cfg_attr(feature = "schema", schemars(with = "String"))]
     pub segment: IpNetwork,
     /// Who holds it, or held it last.
     pub node: NodeName,
@@ -232,6 +260,7 @@ pub struct SegmentInfo {
 
 /// What may be done with a segment that has a row.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "lowercase")]
 pub enum SegmentState {
     /// A node holds it.
@@ -244,6 +273,8 @@ pub enum SegmentState {
 
 /// `PUT /v1/communities/{name}`, for the operator: who belongs to the community besides those whose labels say so.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(deny_unknown_fields)]
 pub struct CommunityMembers {
     /// Nodes; they need not be registered yet.
     pub members: std::collections::BTreeSet<NodeName>,
@@ -251,6 +282,7 @@ pub struct CommunityMembers {
 
 /// A row of `GET /v1/communities`, for the operator.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct CommunityInfo {
     /// Its name.
     pub name: crate::name::Community,
@@ -260,6 +292,7 @@ pub struct CommunityInfo {
 
 /// A row of `GET /v1/ca`, and the answer to `POST /v1/ca/rollover` and `DELETE /v1/ca/{id}`, for the operator.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct AuthorityInfo {
     /// SHA-256 of its DER SubjectPublicKeyInfo, hexadecimal: its name here, and what join tokens pin.
     pub id: String,
@@ -284,6 +317,7 @@ pub struct AuthorityInfo {
 
 /// What an authority is good for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "lowercase")]
 pub enum AuthorityState {
     /// It signs.
@@ -294,8 +328,17 @@ pub enum AuthorityState {
     Retired,
 }
 
+/// Answer to `POST /v1/reload`, for the operator.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub struct ReloadResponse {
+    /// Keys of the configuration that have changed, and are in force.
+    pub changed: Vec<String>,
+}
+
 /// RFC 9457 problem document.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[error("{title}: {detail}")]
 pub struct Problem {
     /// What kind of problem, as a URI reference, e.g. `/problems/token-expired`.

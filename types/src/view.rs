@@ -10,6 +10,7 @@ use crate::name::{Communities, NodeName};
 
 /// What a node is for. Given by the join token, held by the certificate, never claimed by the node's configuration.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "lowercase")]
 pub enum Role {
     /// An edge node: tunnels to the hubs and to the members of its communities.
@@ -52,6 +53,7 @@ impl std::str::FromStr for Role {
 /// One node's view. Complete in itself: a newer version replaces an older one as a whole. (The controller, which tells many nodes of the same
 /// peer, has another `P`.)
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct NodeView<P = Peer> {
     /// Rises with every change that concerns this node; survives the controller's restart.
     pub version: u64,
@@ -63,11 +65,14 @@ pub struct NodeView<P = Peer> {
     #[serde(default)]
     pub communities: Communities,
     /// All ranges from which segments are cut, in the whole cluster. Nothing to or from them may ever travel in clear.
+    #[cfg_attr(feature = "schema", schemars(with = "Vec<String>"))]
     pub cluster_ranges: Vec<IpNetwork>,
     /// Segments of this node; pods here have addresses from them alone.
+    #[cfg_attr(feature = "schema", schemars(with = "Vec<String>"))]
     pub segments: Vec<IpNetwork>,
     /// On a hub: the cloud's networks (pods and services of the cloud's own CNI) that it fronts. Elsewhere empty.
     #[serde(default)]
+    #[cfg_attr(feature = "schema", schemars(with = "Vec<String>"))]
     pub networks: Vec<IpNetwork>,
     /// Whom this node may talk to: on an edge the hubs and the other members of its communities; on a hub all edges; on a
     /// cloud node the hubs, to route to, not to negotiate with. By name.
@@ -82,6 +87,7 @@ pub struct NodeView<P = Peer> {
 
 /// What changed of a view from one version to another.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct ViewChange<P = Peer> {
     /// The version to which this is the difference.
     pub from: u64,
@@ -91,7 +97,7 @@ pub struct ViewChange<P = Peer> {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub own: Option<Box<NodeView<P>>>,
     /// Peers that came or are seen differently.
-    #[serde(default = "Vec::new", skip_serializing_if = "Vec::is_empty")]
+    #[serde(default = "Vec::<P>::new", skip_serializing_if = "Vec::is_empty")]
     pub put: Vec<P>,
     /// Peers that are none any more.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -118,6 +124,7 @@ impl ViewChange {
 
 /// Prefix lengths with which segments are cut.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct SegmentPrefix {
     /// IPv4 prefix length.
     pub v4: u8,
@@ -133,6 +140,7 @@ impl Default for SegmentPrefix {
 
 /// A node that this one may talk to.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Peer {
     /// Its name; also its IKE identity (ID_FQDN) and the dNSName of its certificate.
     pub name: NodeName,
@@ -141,9 +149,11 @@ pub struct Peer {
     /// Where it may be found, likeliest first.
     pub endpoints: Vec<Endpoint>,
     /// Segments of its pods.
+    #[cfg_attr(feature = "schema", schemars(with = "Vec<String>"))]
     pub segments: Vec<IpNetwork>,
     /// On a hub: the cloud's networks that it fronts.
     #[serde(default)]
+    #[cfg_attr(feature = "schema", schemars(with = "Vec<String>"))]
     pub networks: Vec<IpNetwork>,
     /// Certificates of it that begin before this are revoked (seconds since 1970-01-01 UTC): its name has joined anew since, with another key.
     #[serde(default)]
@@ -152,6 +162,7 @@ pub struct Peer {
 
 /// A transport address of a node.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Endpoint {
     /// Address and UDP port on which the node speaks IKE and ESP in UDP (4500 unless configured otherwise).
     pub address: SocketAddr,
@@ -161,6 +172,7 @@ pub struct Endpoint {
 
 /// How an [`Endpoint`] became known.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "lowercase")]
 pub enum EndpointSource {
     /// The operator set it.

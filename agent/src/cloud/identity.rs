@@ -39,7 +39,7 @@ const ADVICE: &str = "restore it from a backup, or remove it and join anew with 
 pub(super) struct Identity {
     pub(super) node: NodeName,
     pub(super) role: Role,
-    /// Id of the join token that it came by: another token in the token file is a new one.
+    /// Id of the ticket that it came by: another one is a new one.
     pub(super) token_id: String,
     /// Beginning of the certificate, seconds since 1970-01-01 UTC.
     pub(super) not_before: i64,

@@ -13,6 +13,7 @@ use tracing::{debug, error, info};
 use super::backoff::{Backoff, jitter};
 use super::client::{Link, hyper_error};
 use super::error::CloudError;
+use super::ticket::{self, Ticket};
 use super::told::Told;
 use super::{Cloud, Connection, Member, ViewError, join};
 
@@ -249,23 +250,23 @@ async fn handle(cloud: &Cloud, line: &[u8], told: &mut Option<Told>) -> Result<H
 /// The member that this node is; joins first where it is none, or where it was refused and a new token has come.
 async fn member(cloud: &Cloud, refused: bool) -> Result<Member, CloudError> {
     let present = cloud.member.borrow().clone();
-    let token = match &present {
+    let ticket = match &present {
         Some(member) if !refused && !member.identity.has_expired(&cloud.clock) => return Ok(member.clone()),
         Some(member) => {
             // A token that stays unreadable does not keep a member from trying with its certificate.
-            let token = join::token(&cloud.config).unwrap_or_else(|error| {
+            let ticket = Ticket::read(&cloud.config).unwrap_or_else(|error| {
                 error!("{error}");
                 None
             });
-            match token.filter(|token| token.id != member.identity.token_id) {
-                Some(token) => token,
+            match ticket.filter(|ticket| ticket.id() != member.identity.token_id) {
+                Some(ticket) => ticket,
                 None => return Ok(member.clone()),
             }
         }
-        None => join::token(&cloud.config)?.ok_or_else(|| join::no_token(&cloud.config, cloud.state.path()))?,
+        None => Ticket::read(&cloud.config)?.ok_or_else(|| ticket::none(&cloud.config, cloud.state.path()))?,
     };
-    info!(role = %token.role, token = %token.id, "joining");
-    let identity = join::join(&cloud.config, &token, &cloud.state, &cloud.clock).await?;
+    info!(token = ticket.id(), "joining");
+    let identity = join::join(&cloud.config, &ticket, &cloud.state, &cloud.clock).await?;
     info!(node = %identity.node, role = %identity.role, "joined");
     *cloud.view.lock().await = None;
     cloud.become_member(identity, Connection::Anew).await?;
@@ -308,7 +309,7 @@ async fn another_token(cloud: &Cloud, known: Option<String>) {
 }
 
 fn token_id(cloud: &Cloud) -> Option<String> {
-    join::token(&cloud.config).ok().flatten().map(|token| token.id)
+    Ticket::read(&cloud.config).ok().flatten().map(|ticket| ticket.id().to_owned())
 }
 
 /// NDJSON as it arrives.

@@ -31,8 +31,8 @@ pub(super) enum Trust {
 pub(super) struct Distrust(String);
 
 /// TLS for a node that has no certificate yet.
-pub(super) fn joining(ca_hash: [u8; 32], clock: Arc<WorldClock>) -> Result<ClientConfig, Error> {
-    Ok(finish(builder(Trust::Pinned(ca_hash), clock)?.with_no_client_auth()))
+pub(super) fn joining(trust: Trust, clock: Arc<WorldClock>) -> Result<ClientConfig, Error> {
+    Ok(finish(builder(trust, clock)?.with_no_client_auth()))
 }
 
 /// TLS for a member.

@@ -105,6 +105,16 @@ fn what_makes_no_sense_together_is_refused_with_advice() {
         ("[[peer]]", "bridge = \"a/b\"\n[[peer]]", "interface name"),
         ("[[peer]]", "[controller]\nurls = []\n[[peer]]", "urls is empty"),
         ("[[peer]]", "[controller]\nurls = [\"http://x\"]\n[[peer]]", "https"),
+        (
+            "[[peer]]",
+            "[controller]\nurls = [\"https://x\"]\nservice_account_token_file = \"t\"\n[[peer]]",
+            "belong together",
+        ),
+        (
+            "[[peer]]",
+            "[controller]\nurls = [\"https://x\"]\nservice_account_token_file = \"t\"\nca_file = \"c\"\ntoken_file = \"t\"\n[[peer]]",
+            "exclude each other",
+        ),
         ("[[peer]]", "[timing]\nliveness = \"4\"\n[[peer]]", "not a duration"),
         ("local_id = \"sun.example\"", "local_id = \"CN=sun\"", "not an identity"),
     ] {

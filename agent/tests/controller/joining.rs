@@ -207,3 +207,21 @@ async fn a_deregistered_node_keeps_what_it_has_says_why_and_comes_back_with_a_ne
     until("the new segments", || async { node.segments().segments == after.view.segments }).await;
     soon("the end", agent.end()).await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pods_token_goes_to_the_controller_that_its_ca_vouches_for_and_to_no_other() {
+    let (controller, other) = (Controller::start().await, Controller::start().await);
+    let mut node = Node::new("edge-1", &controller);
+    node.ticket = "service_account_token_file = \"token\"\nca_file = \"ca.crt\"";
+    // {} {"kubernetes.io":{"node":{"name":"edge-1"},"pod":{"uid":"u"}}}
+    let claims = "eyJrdWJlcm5ldGVzLmlvIjp7Im5vZGUiOnsibmFtZSI6ImVkZ2UtMSJ9LCJwb2QiOnsidWlkIjoidSJ9fX0";
+    node.put_token(&format!("e30.{claims}.eA"));
+    for (authority, says) in [(&controller, "this controller takes none"), (&other, "not trusted")] {
+        std::fs::copy(authority.file("ca.crt"), node.token_file().with_file_name("ca.crt")).unwrap();
+        let agent = node.start();
+        let error = agent.error_with(says).await;
+        assert!(!error.contains(claims), "{error}");
+        agent.end().await;
+        node.assert_no_member();
+    }
+}

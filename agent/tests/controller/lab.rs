@@ -217,11 +217,20 @@ pub(crate) struct Node {
     pub(crate) url: String,
     pub(crate) spare: u32,
     pub(crate) extra: &'static str,
+    /// What lets it in, as the configuration names it.
+    pub(crate) ticket: &'static str,
 }
 
 impl Node {
     pub(crate) fn new(name: &'static str, controller: &Controller) -> Self {
-        Self { folder: tempfile::tempdir().unwrap(), name, url: controller.url(), spare: 0, extra: "" }
+        Self {
+            folder: tempfile::tempdir().unwrap(),
+            name,
+            url: controller.url(),
+            spare: 0,
+            extra: "",
+            ticket: "token_file = \"token\"",
+        }
     }
 
     pub(crate) fn token_file(&self) -> PathBuf {
@@ -265,12 +274,13 @@ impl Node {
 
     pub(crate) fn try_start(&self, clock: Arc<WorldClock>) -> Result<Agent, CloudError> {
         let text = format!(
-            "name = \"{}\"\nstate_dir = {:?}\nrun_dir = {:?}\n{}\n[controller]\nurls = [\"{}\"]\ntoken_file = \"token\"\nspare = {}\nrollover_spread = \"1ms\"\n",
+            "name = \"{}\"\nstate_dir = {:?}\nrun_dir = {:?}\n{}\n[controller]\nurls = [\"{}\"]\n{}\nspare = {}\nrollover_spread = \"1ms\"\n",
             self.name,
             self.state(),
             self.folder.path().join("run"),
             self.extra,
             self.url,
+            self.ticket,
             self.spare,
         );
         let path = self.folder.path().join("agent.toml");

@@ -13,8 +13,9 @@ use crate::clock::Seconds;
 use crate::refusal::Refusal;
 use crate::state::State as Rows;
 
-#[derive(Deserialize)]
+#[derive(Deserialize, schemars::JsonSchema)]
 pub(super) struct Parameters {
+    /// Also if nodes or tokens still need it.
     #[serde(default)]
     force: bool,
 }

@@ -11,6 +11,7 @@ use super::{App, Context};
 use crate::ca::Issued;
 use crate::ca::request::{self, NodeKey};
 use crate::certificates::{self, Occasion};
+use crate::clock::Seconds;
 use crate::kubernetes::events::About;
 use crate::refusal::Refusal;
 use crate::segments::Policy;
@@ -24,32 +25,33 @@ pub(super) async fn join(
     State(app): State<App>,
     Json(join): Json<JoinRequest>,
 ) -> Result<axum::Json<CertificateResponse>, Refusal> {
-    let JoinRequest { token, node, csr } = join;
-    let token = Zeroizing::new(token);
+    let JoinRequest { token, service_account_token, node, csr } = join;
+    let (token, service_account_token) = (Zeroizing::new(token), service_account_token.map(Zeroizing::new));
     let now = app.registry.clock.now();
-    // The token first: whoever has none learns nothing and costs nothing. It is checked once more when it is used up.
-    let unchecked = tokens::redeem(app.registry.read().await.state(), &token, &node, "", now);
-    match unchecked {
-        Ok(_) | Err(Refusal::TokenUsed { .. }) => {}
-        Err(refusal) => return Err(refusal),
-    }
+    // What lets it in first: whoever has nothing learns nothing and costs nothing.
+    let entry = match service_account_token {
+        Some(account) => Entry::ServiceAccount(app.review(&account, &node).await?),
+        None => app.entry_by(token, &node, now).await?,
+    };
     let key = request::read(&csr, &node)?;
-    let role = app.role_of(&token).await?;
+    let role = entry.role();
     let issued = app.issue(&node, role, &key, Occasion::Join).await?;
     let certificate = certificates::kept(&issued, &key);
-    let (policy, min) = (app.policy.clone(), app.config.segments.min_per_node);
+    let live = app.clone();
     let name = node.clone();
     app.registry
         .change(move |state| {
-            let used = tokens::redeem(state, &token, &name, &certificate.key, now)?;
-            let mut record = registered(state, &used, &name, now)?;
+            let (mut record, used) = entry.admit(state, &name, &certificate.key, now)?;
             certificates::join(&mut record, &certificate)?;
             let mut changes = Vec::new();
             if record.role == Role::Edge {
-                let missing = missing_segments(state, &policy, &name, min);
-                changes = super::segments::grants(state, &policy, &name, &missing, JOIN_REQUEST, now)?;
+                let settings = live.settings();
+                let (policy, min) = (&settings.policy, settings.config.segments.min_per_node);
+                let missing = missing_segments(state, policy, &name, min);
+                changes = super::segments::grants(state, policy, &name, &missing, JOIN_REQUEST, now)?;
             }
-            changes.extend([Change::PutToken(used), Change::PutNode(record)]);
+            changes.extend(used.map(Change::PutToken));
+            changes.push(Change::PutNode(record));
             Ok(((), changes))
         })
         .await?;
@@ -80,16 +82,58 @@ pub(super) async fn renew(
     Ok(axum::Json(app.answer(node, present.role, issued)))
 }
 
-/// The node's record after it has joined: new, or the present one where the token permits taking it over.
-fn registered(state: &Rows, token: &TokenRecord, name: &NodeName, now: i64) -> Result<NodeRecord, Refusal> {
+/// What lets a node in.
+enum Entry {
+    /// A join token's credential, and the role that it gives.
+    Token(Zeroizing<String>, Role),
+    /// The service account of a pod on the node, which stands for this role.
+    ServiceAccount(Role),
+}
+
+impl Entry {
+    fn role(&self) -> Role {
+        match self {
+            Entry::Token(_, role) | Entry::ServiceAccount(role) => *role,
+        }
+    }
+
+    /// The node's record after it has joined with this key, and how the token's looks then.
+    fn admit(
+        &self,
+        state: &Rows,
+        name: &NodeName,
+        key: &str,
+        now: Seconds,
+    ) -> Result<(NodeRecord, Option<TokenRecord>), Refusal> {
+        match self {
+            // It is checked once more when it is used up.
+            Entry::Token(credential, _) => {
+                let used = tokens::redeem(state, credential, name, key, now)?;
+                let takes_over = used.node.is_some() || tokens::is_repeated(state, &used);
+                Ok((registered(state, name, used.role, takes_over, now)?, Some(used)))
+            }
+            // The API server vouches that the pod runs on the node of this name.
+            Entry::ServiceAccount(role) => Ok((registered(state, name, *role, true, now)?, None)),
+        }
+    }
+}
+
+/// The node's record after it has joined: new, or the present one where that may be taken over.
+fn registered(
+    state: &Rows,
+    name: &NodeName,
+    role: Role,
+    takes_over: bool,
+    now: Seconds,
+) -> Result<NodeRecord, Refusal> {
     let Some(record) = state.node(name) else {
-        return Ok(NodeRecord::new(name.clone(), token.role, now));
+        return Ok(NodeRecord::new(name.clone(), role, now));
     };
-    if token.node.is_none() && !tokens::is_repeated(state, token) {
+    if !takes_over {
         return Err(Refusal::NameTaken(name.clone()));
     }
-    if record.role != token.role {
-        return Err(Refusal::RoleChange { node: name.clone(), registered: record.role, token: token.role });
+    if record.role != role {
+        return Err(Refusal::RoleChange { node: name.clone(), registered: record.role, token: role });
     }
     Ok(record.clone())
 }
@@ -105,16 +149,34 @@ fn missing_segments(state: &Rows, policy: &Policy, node: &NodeName, min: u32) ->
 impl Context {
     async fn issue(&self, node: &NodeName, role: Role, key: &NodeKey, occasion: Occasion) -> Result<Issued, Refusal> {
         let (authorities, now) = (self.ca.current(), self.registry.clock.now());
-        let days = self.config.certificates.node_days;
+        let days = self.settings().config.certificates.node_days;
         let view = self.registry.read().await;
         let term = certificates::term(view.state().node(node), key, occasion, authorities.active(), days, now)?;
         drop(view);
         Ok(authorities.sign_node(node, role, key, &term)?)
     }
 
-    async fn role_of(&self, credential: &str) -> Result<Role, Refusal> {
+    /// Looks at a join token, before anything costs time.
+    async fn entry_by(&self, credential: Zeroizing<String>, node: &NodeName, now: Seconds) -> Result<Entry, Refusal> {
+        let view = self.registry.read().await;
+        match tokens::redeem(view.state(), &credential, node, "", now) {
+            Ok(_) | Err(Refusal::TokenUsed { .. }) => {}
+            Err(refusal) => return Err(refusal),
+        }
         let id = credential.split('.').next().unwrap_or_default();
-        self.registry.read().await.state().token(id).map(|token| token.role).ok_or(Refusal::TokenUnknown)
+        let role = view.state().token(id).map(|token| token.role).ok_or(Refusal::TokenUnknown)?;
+        drop(view);
+        Ok(Entry::Token(credential, role))
+    }
+
+    /// Has a service account token looked at.
+    async fn review(&self, token: &str, node: &NodeName) -> Result<Role, Refusal> {
+        match &self.reviewer {
+            Some(reviewer) => reviewer.review(token, node).await,
+            None => Err(Refusal::ServiceAccount(
+                "this controller takes none: [kubernetes.join] of its configuration names no service account".into(),
+            )),
+        }
     }
 
     fn answer(&self, node: NodeName, role: Role, issued: Issued) -> CertificateResponse {

@@ -3,6 +3,7 @@
 //! - [`caller`]: who calls, and what that one may do.
 //! - [`join`], [`nodes`], [`segments`], [`view`]: what nodes ask for.
 //! - [`operator`], [`ca`], [`backup`]: what the operator asks for.
+//! - [`operations`]: all of these with what they take and give, of which the router and [`openapi`] are made.
 //! - [`body`], [`problem`]: JSON in, RFC 9457 problem documents out.
 
 mod backup;
@@ -11,6 +12,8 @@ mod ca;
 pub mod caller;
 mod join;
 mod nodes;
+pub mod openapi;
+mod operations;
 mod operator;
 mod problem;
 mod segments;
@@ -22,19 +25,17 @@ pub use segments::application;
 
 use axum::Router;
 use axum::extract::Request;
-use axum::routing::{delete, get, patch, post};
 use tokio_util::sync::CancellationToken;
 
 use crate::ca::Ca;
-use crate::config::Config;
 use crate::kubernetes::client::Obstacles;
 use crate::kubernetes::events::Events;
 use crate::kubernetes::shown::Tunnels;
+use crate::kubernetes::token_review::Reviewer;
 use crate::observe::{self, Health, Metrics};
 use crate::refusal::Refusal;
 use crate::registry::Registry;
-use crate::segments::Policy;
-use crate::views::Common;
+use crate::settings::Live;
 
 /// What all handlers need.
 pub struct Context {
@@ -42,12 +43,10 @@ pub struct Context {
     pub registry: Registry,
     /// Signs certificates.
     pub ca: Arc<Ca>,
-    /// As read at start.
-    pub config: Config,
-    /// How segments are cut.
-    pub policy: Policy,
-    /// Computes views.
-    pub common: Common,
+    /// What the configuration says.
+    pub live: Live,
+    /// Asks the API server about service account tokens, where nodes may join by them.
+    pub reviewer: Option<Reviewer>,
     /// What is counted.
     pub metrics: Metrics,
     /// Whether all loops run.
@@ -67,23 +66,10 @@ pub type App = Arc<Context>;
 
 /// All paths.
 pub fn router(app: App) -> Router {
-    Router::new()
-        .route("/v1/join", post(join::join))
-        .route("/v1/nodes", get(operator::nodes))
-        .route("/v1/nodes/{node}", axum::routing::put(nodes::report).delete(operator::deregister))
-        .route("/v1/nodes/{node}/certificate", post(join::renew))
-        .route("/v1/nodes/{node}/labels", patch(operator::label))
-        .route("/v1/nodes/{node}/segments", get(segments::list).post(segments::apply))
-        .route("/v1/nodes/{node}/view", get(view::view))
-        .route("/v1/segments", get(operator::segments))
-        .route("/v1/communities", get(operator::communities))
-        .route("/v1/communities/{name}", axum::routing::put(operator::set_community).delete(operator::delete_community))
-        .route("/v1/ca", get(ca::list))
-        .route("/v1/ca/rollover", post(ca::rollover))
-        .route("/v1/ca/{id}", delete(ca::retire))
-        .route("/v1/backup", get(backup::backup))
-        .route("/v1/tokens", get(operator::tokens).post(operator::create_token))
-        .route("/v1/tokens/{id}", delete(operator::delete_token))
+    let router = operations::all()
+        .into_iter()
+        .fold(Router::new(), |router, operation| router.route(operation.path, operation.handler));
+    router
         .fallback(async |request: Request| Refusal::NoSuchPath(request.uri().path().into()))
         .method_not_allowed_fallback(async |request: Request| Refusal::Method {
             method: request.method().to_string(),

@@ -31,7 +31,8 @@ pub(super) async fn report(
         let count = report.addresses.len();
         return Err(Refusal::BadValue(format!("{count} addresses; at most {MOST_ADDRESSES} are of use to peers")));
     }
-    let ranges = &app.config.segments.cluster_ranges;
+    let settings = app.settings();
+    let ranges = &settings.config.segments.cluster_ranges;
     let mut addresses: Vec<IpAddr> = Vec::new();
     for address in report.addresses.iter().map(IpAddr::to_canonical) {
         if is_reachable(&address, ranges) && !addresses.contains(&address) {

@@ -56,7 +56,7 @@ pub(super) async fn deregister(
     Node(node): Node,
 ) -> Result<axum::Json<Vec<SegmentInfo>>, Refusal> {
     caller.operator()?;
-    let (now, quarantine) = (app.registry.clock.now(), app.policy.quarantine);
+    let (now, quarantine) = (app.registry.clock.now(), app.settings().policy.quarantine);
     let name = node.clone();
     let released = app
         .registry
@@ -73,7 +73,7 @@ pub(super) async fn deregister(
 
 pub(super) async fn segments(State(app): State<App>, caller: Caller) -> Result<axum::Json<Vec<SegmentInfo>>, Refusal> {
     caller.operator()?;
-    let (now, quarantine) = (app.registry.clock.now(), app.policy.quarantine);
+    let (now, quarantine) = (app.registry.clock.now(), app.settings().policy.quarantine);
     let view = app.registry.read().await;
     Ok(axum::Json(view.state().ledger().rows().map(|row| segment_info(row, quarantine, now)).collect()))
 }
@@ -168,6 +168,14 @@ pub(super) async fn delete_token(
         .await
 }
 
+pub(super) async fn reload(
+    State(app): State<App>,
+    caller: Caller,
+) -> Result<axum::Json<edge_types::api::ReloadResponse>, Refusal> {
+    caller.operator()?;
+    app.reload().await.map(axum::Json)
+}
+
 /// Applies a JSON merge patch (RFC 7396) to labels, and holds them to Kubernetes' rules.
 fn patched(mut labels: BTreeMap<String, String>, patch: LabelsPatch) -> Result<BTreeMap<String, String>, Refusal> {
     for (key, value) in patch {
@@ -219,7 +227,7 @@ impl Context {
             labels: record.labels.clone(),
             communities: view.state().communities_of(record),
             segments: views::segments(view.state(), &record.name),
-            endpoints: self.common.endpoints(record),
+            endpoints: self.settings().common.endpoints(record),
             connected: view.is_connected(&record.name),
             tunnels: self.tunnels.of(&record.name),
             certificate_not_after: record.certificates.iter().map(|c| c.not_after).max().unwrap_or(0),

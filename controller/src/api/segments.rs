@@ -49,12 +49,12 @@ pub(super) async fn apply(
     if repeated {
         app.registry.read_segments_anew().await?;
     }
-    let (policy, now) = (app.policy.clone(), app.registry.clock.now());
+    let (live, now) = (app.clone(), app.registry.clock.now());
     let (events, name) = (app.events.clone(), node.clone());
     let granted = app
         .registry
         .change(move |state| {
-            let (segments, changes) = application(state, &policy, &node, &families, &request_id, now)?;
+            let (segments, changes) = application(state, &live.settings().policy, &node, &families, &request_id, now)?;
             if !changes.is_empty() {
                 tracing::info!(%node, ?segments, request_id, "segments granted");
             }

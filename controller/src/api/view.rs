@@ -28,8 +28,9 @@ const SLOWEST_READER: Duration = Duration::from_secs(20);
 const HANDED_OVER_A_SECOND: u32 = 2000;
 const HANDOVER: Duration = Duration::from_secs(5);
 
-#[derive(Deserialize)]
+#[derive(Deserialize, schemars::JsonSchema)]
 pub(super) struct Parameters {
+    /// A stream of lines, for as long as the reader likes.
     #[serde(default)]
     watch: bool,
     /// After the first view only what changes.
@@ -56,7 +57,7 @@ pub(super) async fn view(
     caller.may_see(&view, &node, app.registry.clock.now())?;
     let missing = || Refusal::NoSuchNode(node.clone());
     if !parameters.watch {
-        return Ok(axum::Json(app.common.told(&view, &node).ok_or_else(missing)?).into_response());
+        return Ok(axum::Json(app.settings().common.told(&view, &node).ok_or_else(missing)?).into_response());
     }
     let mut changes = view.watch(&node).ok_or_else(missing)?;
     drop(view);
@@ -102,7 +103,7 @@ async fn push(
     lines: mpsc::Sender<Bytes>,
 ) {
     let stream = app.metrics.stream();
-    let mut heartbeat = tokio::time::interval(app.config.heartbeat());
+    let mut heartbeat = tokio::time::interval(app.settings().config.heartbeat());
     heartbeat.reset();
     loop {
         let quiet = tokio::select! {
@@ -196,10 +197,10 @@ async fn next(
     let event = match touched {
         Some((_, touched)) if touched.is_empty() => return Ok(None),
         Some((known, touched)) if reader.changes => {
-            Line::Change(app.common.change(&view, node, known, &touched).ok_or_else(missing)?)
+            Line::Change(app.settings().common.change(&view, node, known, &touched).ok_or_else(missing)?)
         }
         _ => {
-            let told = app.common.told(&view, node).ok_or_else(missing)?;
+            let told = app.settings().common.told(&view, node).ok_or_else(missing)?;
             Line::View { epoch: Some(app.registry.epoch().to_owned()), view: Box::new(told) }
         }
     };
@@ -213,7 +214,7 @@ async fn caught_up(app: &App, node: &NodeName, reader: &mut Reader) -> bool {
         return true;
     }
     let version = reader.not_before;
-    let failure = match tokio::time::timeout(app.config.heartbeat(), app.registry.catch_up(version)).await {
+    let failure = match tokio::time::timeout(app.settings().config.heartbeat(), app.registry.catch_up(version)).await {
         Ok(Ok(())) => {
             // What is still older then is all that the store has. The reader finds out, and says so.
             if app.registry.read().await.revision() < version {
@@ -224,7 +225,7 @@ async fn caught_up(app: &App, node: &NodeName, reader: &mut Reader) -> bool {
             return true;
         }
         Ok(Err(refusal)) => refusal.to_string(),
-        Err(_) => format!("not done within {} s", app.config.heartbeat_seconds),
+        Err(_) => format!("not done within {} s", app.settings().config.heartbeat_seconds),
     };
     if !std::mem::replace(&mut reader.waits, true) {
         tracing::warn!(%node, version, "its view waits until this replica knows as much as it does: {failure}");

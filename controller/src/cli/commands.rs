@@ -3,8 +3,8 @@
 use anyhow::{Context, bail};
 use axum::http::Method;
 use edge_types::api::{
-    AuthorityInfo, AuthorityState, CommunityInfo, CommunityMembers, LabelsPatch, NodeInfo, SegmentInfo, SegmentState,
-    TokenCreated, TokenInfo, TokenRequest,
+    AuthorityInfo, AuthorityState, CommunityInfo, CommunityMembers, LabelsPatch, NodeInfo, ReloadResponse, SegmentInfo,
+    SegmentState, TokenCreated, TokenInfo, TokenRequest,
 };
 use edge_types::{EndpointSource, NodeName};
 use serde::Serialize;
@@ -20,11 +20,20 @@ const NOTHING: Option<&()> = None;
 pub(super) async fn carry_out(client: &Client, json: bool, command: Command) -> anyhow::Result<()> {
     match command {
         Command::Run { .. }
+        | Command::Config { .. }
         | Command::Crds
         | Command::Restore { .. }
         | Command::Export { .. }
         | Command::Import { .. } => {
             bail!("this is not asked of a server")
+        }
+        Command::Reload => {
+            let reloaded: ReloadResponse = client.ask(Method::POST, "/v1/reload", NOTHING).await?;
+            if json {
+                return show_json(&reloaded);
+            }
+            println!("in force, and changed: {}", list(&reloaded.changed));
+            Ok(())
         }
         Command::Backup { file } => archive::backup(client, &file).await,
         Command::Node(NodeCommand::List) => {

@@ -2,11 +2,13 @@
 //!
 //! - [`archive`]: backup, restore, export, import.
 //! - [`client`]: HTTP over the socket.
+//! - [`config`]: the configuration as it is.
 //! - [`commands`]: what each command asks and shows.
 
 mod archive;
 mod client;
 mod commands;
+mod config;
 mod table;
 
 use std::io::IsTerminal;
@@ -18,7 +20,7 @@ use edge_types::{NodeName, Role};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::clock::Clock;
-use crate::config::{ADMIN_SOCKET, Config};
+use crate::config::{ADMIN_SOCKET, Sources};
 use crate::kubernetes::resources;
 use crate::server::Server;
 
@@ -53,15 +55,24 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Run the server in the foreground, until SIGTERM or Ctrl-C; a second one ends it at once. Logs go to standard error; RUST_LOG sets their level.
+    /// Run the server in the foreground, until SIGTERM or Ctrl-C; a second one ends it at once. SIGHUP: see reload. Logs go to standard error; RUST_LOG sets their level.
     Run {
-        /// The configuration file (TOML); a full example is in docs/configuration.md.
-        #[arg(long, value_name = "FILE")]
-        config: PathBuf,
+        #[command(flatten)]
+        sources: Sources,
         /// Log as JSON, one object a line.
         #[arg(long)]
         log_json: bool,
     },
+    /// Show the configuration that run would use, and where each value comes from.
+    Config {
+        #[command(flatten)]
+        sources: Sources,
+    },
+    /// Let the running server read its configuration again, as SIGHUP does.
+    ///
+    /// cluster_ranges, reserved, min_per_node, max_per_node, quarantine_seconds, networks and hub take effect; any other change is refused,
+    /// and so is a range that is left out while nodes hold segments of it: with nothing changed.
+    Reload,
     /// Print the definitions of the custom resources, for kubectl apply; they are in deploy/crds as well.
     Crds,
     /// Write all that the running server keeps into one file, as it is at one moment.
@@ -78,9 +89,8 @@ enum Command {
     Restore {
         /// A file that backup or export wrote.
         file: PathBuf,
-        /// The configuration file of the server; it says which directory.
-        #[arg(long, value_name = "FILE")]
-        config: PathBuf,
+        #[command(flatten)]
+        sources: Sources,
         /// The directory may have content; it is moved aside and kept.
         #[arg(long)]
         replace: bool,
@@ -89,9 +99,8 @@ enum Command {
     Export {
         /// Where to; "-" is standard output.
         file: PathBuf,
-        /// The configuration file of the server.
-        #[arg(long, value_name = "FILE")]
-        config: PathBuf,
+        #[command(flatten)]
+        sources: Sources,
     },
     /// Bring a file of backup or export into the configured store, which must be empty; to move from one kind of store to another.
     ///
@@ -99,9 +108,8 @@ enum Command {
     Import {
         /// A file that backup or export wrote.
         file: PathBuf,
-        /// The configuration file of the server.
-        #[arg(long, value_name = "FILE")]
-        config: PathBuf,
+        #[command(flatten)]
+        sources: Sources,
     },
     /// Nodes: list, show, label, deregister.
     #[command(subcommand)]
@@ -251,16 +259,17 @@ pub fn main() -> ExitCode {
     };
     runtime.block_on(async {
         let outcome = match cli.command {
-            Command::Run { config, log_json } => run(config, log_json).await.map_err(|e| (UNREACHABLE, e)),
+            Command::Run { sources, log_json } => run(sources, log_json).await.map_err(|e| (UNREACHABLE, e)),
             Command::Crds => crds().map_err(|e| (UNREACHABLE, e)),
-            Command::Restore { file, config, replace } => {
-                offline(async { archive::restore(&Config::load(&config)?, &file, replace).await }).await
+            Command::Restore { file, sources, replace } => {
+                offline(async { archive::restore(&sources.load()?.config, &file, replace).await }).await
             }
-            Command::Export { file, config } => {
-                offline(async { archive::export(&Config::load(&config)?, &file).await }).await
+            Command::Config { sources } => offline(async { config::show(&sources.load()?, cli.json) }).await,
+            Command::Export { file, sources } => {
+                offline(async { archive::export(&sources.load()?.config, &file).await }).await
             }
-            Command::Import { file, config } => {
-                offline(async { archive::import(&Config::load(&config)?, &file).await }).await
+            Command::Import { file, sources } => {
+                offline(async { archive::import(&sources.load()?.config, &file).await }).await
             }
             command => commands::carry_out(&client::Client::new(cli.socket), cli.json, command).await.map_err(|e| {
                 let code = if e.is::<edge_types::api::Problem>() { REFUSED } else { UNREACHABLE };
@@ -289,7 +298,7 @@ async fn offline(work: impl Future<Output = anyhow::Result<()>>) -> Result<(), (
     work.await.map_err(|error| (REFUSED, error))
 }
 
-async fn run(path: PathBuf, log_json: bool) -> anyhow::Result<()> {
+async fn run(sources: Sources, log_json: bool) -> anyhow::Result<()> {
     let filter = tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| LOGGED.into());
     let logs = tracing_subscriber::fmt()
         .with_env_filter(filter)
@@ -300,15 +309,21 @@ async fn run(path: PathBuf, log_json: bool) -> anyhow::Result<()> {
     } else {
         logs.init()
     }
-    let config = Config::load(&path)?;
-    let mut signals = Signals::new()?;
-    let server = Server::start(config, Clock::system()).await?;
+    let config = sources.load()?.config;
+    let (mut signals, mut hangup) = (Signals::new()?, signal(SignalKind::hangup())?);
+    let reader = Box::new(move || sources.load().map(|loaded| loaded.config));
+    let server = Server::start_with(config, Clock::system(), Some(reader)).await?;
     tracing::info!(addresses = ?server.addresses, observe = ?server.observe, version = env!("CARGO_PKG_VERSION"), "serving");
-    let name = signals.next().await.0;
+    let name = loop {
+        tokio::select! {
+            _ = hangup.recv() => server.reload().await,
+            (name, _) = signals.asked_to_end() => break name,
+        }
+    };
     tracing::info!(signal = name, "stopping: nodes are sent to other controllers, open requests are finished");
     tokio::select! {
         () = server.stop() => {}
-        (name, number) = signals.next() => {
+        (name, number) = signals.asked_to_end() => {
             tracing::warn!(signal = name, "asked again: ending at once; what was answered is on disk");
             std::process::exit(128 + number);
         }
@@ -329,7 +344,7 @@ impl Signals {
     }
 
     /// Name and number of the next one.
-    async fn next(&mut self) -> (&'static str, i32) {
+    async fn asked_to_end(&mut self) -> (&'static str, i32) {
         tokio::select! {
             _ = self.terminate.recv() => ("SIGTERM", SignalKind::terminate().as_raw_value()),
             _ = self.interrupt.recv() => ("SIGINT", SignalKind::interrupt().as_raw_value()),

@@ -2,12 +2,15 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 /// Which Nodes are edges: all requirements must be met.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
-#[serde(try_from = "String")]
-pub struct EdgeSelector(Vec<Requirement>);
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct EdgeSelector {
+    text: String,
+    requirements: Vec<Requirement>,
+}
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Requirement {
@@ -19,19 +22,26 @@ enum Requirement {
 
 impl Default for EdgeSelector {
     fn default() -> Self {
-        Self(vec![Requirement::Exists("node-role.kubernetes.io/edge".into())])
+        let key = String::from("node-role.kubernetes.io/edge");
+        Self { text: key.clone(), requirements: vec![Requirement::Exists(key)] }
     }
 }
 
 impl EdgeSelector {
     /// Whether a Node with these labels is an edge.
     pub fn matches(&self, labels: &BTreeMap<String, String>) -> bool {
-        self.0.iter().all(|requirement| match requirement {
+        self.requirements.iter().all(|requirement| match requirement {
             Requirement::Exists(key) => labels.contains_key(key),
             Requirement::Lacks(key) => !labels.contains_key(key),
             Requirement::In(key, values) => labels.get(key).is_some_and(|value| values.contains(value)),
             Requirement::NotIn(key, values) => labels.get(key).is_none_or(|value| !values.contains(value)),
         })
+    }
+}
+
+impl From<EdgeSelector> for String {
+    fn from(selector: EdgeSelector) -> Self {
+        selector.text
     }
 }
 
@@ -55,7 +65,7 @@ impl TryFrom<String> for EdgeSelector {
         if !text[from..].trim().is_empty() || !requirements.is_empty() {
             requirements.push(requirement(&text[from..])?);
         }
-        Ok(Self(requirements))
+        Ok(Self { text, requirements })
     }
 }
 

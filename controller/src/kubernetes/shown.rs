@@ -292,7 +292,7 @@ impl Shown {
         let text = |things: Vec<String>| things;
         json!({
             "communities": view.state().communities_of(record),
-            "addresses": text(self.app.common.endpoints(record).iter().map(|endpoint| endpoint.address.to_string()).collect()),
+            "addresses": text(self.app.settings().common.endpoints(record).iter().map(|endpoint| endpoint.address.to_string()).collect()),
             "segments": crate::views::segments(view.state(), &record.name),
             "certificateUntil": until.map(Moment),
         })

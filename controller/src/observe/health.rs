@@ -60,9 +60,11 @@ impl Health {
             true => Ok(()),
             false => Err(format!("it has not carried out a plan for {} s; is its disk stuck?", PATIENCE.as_secs())),
         });
-        let socket = match std::fs::symlink_metadata(&app.config.admin_socket) {
+        let socket = match std::fs::symlink_metadata(&app.settings().config.admin_socket) {
             Ok(_) => Ok(()),
-            Err(error) => Err(format!("{}: {error}; restart to open it again", app.config.admin_socket.display())),
+            Err(error) => {
+                Err(format!("{}: {error}; restart to open it again", app.settings().config.admin_socket.display()))
+            }
         };
         let not_stopping =
             if self.stopping.load(Ordering::Relaxed) { Err("a signal asked to end".to_owned()) } else { Ok(()) };
@@ -74,7 +76,7 @@ impl Health {
             Some(_) => (name, Ok(())),
         });
         let mut checks = vec![("store", store), ("admin-socket", socket), ("not-stopping", not_stopping)];
-        if app.config.kubernetes.is_some() {
+        if app.settings().config.kubernetes.is_some() {
             checks.push(("kubernetes", app.obstacles.all().map_or(Ok(()), Err)));
         }
         checks.extend(ends);

@@ -18,7 +18,8 @@ pub(super) async fn scrape(app: &Context) -> Result<String, std::fmt::Error> {
 
 async fn look(app: &Context) {
     let metrics = &app.metrics;
-    let (policy, now) = (&app.policy, app.registry.clock.now());
+    let (settings, now) = (app.settings(), app.registry.clock.now());
+    let policy = &settings.policy;
     let mut nodes = BTreeMap::from([Role::Edge, Role::Hub, Role::Cloud].map(|role| (role, (0, 0))));
     let mut segments = BTreeMap::new();
     for family in [Family::V4, Family::V6] {

@@ -13,5 +13,5 @@ mod room;
 
 pub use ledger::{Exhausted, Grant, Holding, Ledger, Row};
 pub use policy::Policy;
-pub use range::overlap;
+pub use range::{contains, overlap};
 pub use room::free_segments;

@@ -39,6 +39,11 @@ pub(super) fn size(family: Family, prefix: u8) -> u128 {
     1u128.checked_shl(bits).unwrap_or(u128::MAX)
 }
 
+/// Whether all of `inner` is in `outer`.
+pub fn contains(outer: &IpNetwork, inner: &IpNetwork) -> bool {
+    overlap(outer, inner) && outer.prefix() <= inner.prefix()
+}
+
 /// Whether two networks share an address.
 pub fn overlap(a: &IpNetwork, b: &IpNetwork) -> bool {
     let (((family_a, first_a), last_a), ((family_b, first_b), last_b)) = (bounds(a), bounds(b));

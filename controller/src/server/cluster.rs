@@ -15,7 +15,8 @@ use crate::kubernetes::shown::Shown;
 
 /// Starts all of it; it ends when the server stops.
 pub(super) fn spawn(app: &App, client: &Client, identity: &str, tasks: &TaskTracker) {
-    let Some(kubernetes) = &app.config.kubernetes else { return };
+    let settings = app.settings();
+    let Some(kubernetes) = &settings.config.kubernetes else { return };
     let until_stopped = |name: &'static str, work: std::pin::Pin<Box<dyn Future<Output = ()> + Send>>| {
         let work = app.stopping.clone().run_until_cancelled_owned(work);
         app.health.watch(name, &tasks.spawn(work).abort_handle());

@@ -32,9 +32,10 @@ use crate::ca::Ca;
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::kubernetes::shown::Tunnels;
+use crate::kubernetes::token_review::Reviewer;
 use crate::observe::{Health, Measured, Metrics};
 use crate::registry::Registry;
-use crate::views::Common;
+use crate::settings::{Live, Reader, check_held};
 use connections::Open;
 pub(crate) use kept::Kept;
 
@@ -62,6 +63,11 @@ pub struct Server {
 impl Server {
     /// Opens store, authority and sockets, and begins to serve.
     pub async fn start(config: Config, clock: Clock) -> anyhow::Result<Self> {
+        Self::start_with(config, clock, None).await
+    }
+
+    /// The same, with a way to read the configuration again.
+    pub async fn start_with(config: Config, clock: Clock, reader: Option<Reader>) -> anyhow::Result<Self> {
         make_folder(&config.state_dir)?;
         archive::check_not_restoring(&config.state_dir)?;
         let metrics = Metrics::new();
@@ -70,6 +76,10 @@ impl Server {
         let closed = store.closed();
         let trust_node_labels = config.kubernetes.as_ref().is_none_or(|kubernetes| kubernetes.trust_node_labels);
         let registry = Registry::start(Arc::new(store), clock.clone(), trust_node_labels).await?;
+        check_held(registry.read().await.state().ledger(), &config.segments.cluster_ranges)
+            .map_err(anyhow::Error::msg)?;
+        let accounts = config.kubernetes.as_ref().and_then(|kubernetes| kubernetes.join.clone());
+        let reviewer = client.clone().zip(accounts).map(|(client, accounts)| Reviewer::new(client, accounts));
         let ca = Ca::open(keeper, config.given_ca(), clock.now()).await.context("certificate authority")?;
         let ca = Arc::new(ca);
         let listeners = listen::open("listen", &config.listen)?;
@@ -80,10 +90,9 @@ impl Server {
         let stopping = CancellationToken::new();
         let app = Arc::new(Context {
             registry,
-            policy: config.segment_policy(),
-            common: Common::new(config.clone(), ca.clone()),
+            live: Live::new(config, ca.clone(), reader),
+            reviewer,
             ca,
-            config,
             metrics,
             health: Health::default(),
             obstacles,
@@ -107,7 +116,7 @@ impl Server {
         if let Some(client) = &client {
             cluster::spawn(&app, client, &identity, &tasks);
         }
-        let serving = admin::serve(admin, app.config.admin_socket.clone(), router, closing.clone(), open);
+        let serving = admin::serve(admin, app.settings().config.admin_socket.clone(), router, closing.clone(), open);
         app.health.watch("admin-listener", &listening.spawn(serving).abort_handle());
         // Last, so that nobody sees a server that is half open.
         let (observing, silent) = (TaskTracker::new(), CancellationToken::new());
@@ -117,6 +126,13 @@ impl Server {
             observing.spawn(observe::serve(listener, router.clone(), open));
         }
         Ok(Self { addresses, observe, app, listening, closing, tasks, observing, silent, closed })
+    }
+
+    /// Reads the configuration again. Says in the log what came of it.
+    pub async fn reload(&self) {
+        if let Err(refusal) = self.app.reload().await {
+            tracing::error!("the configuration is not put in force: {refusal}");
+        }
     }
 
     /// Stops: not ready any more, no new connections, nodes are sent to other controllers, open requests are finished.

@@ -77,8 +77,8 @@ impl Built {
     fn new(app: &Context) -> anyhow::Result<Self> {
         let (authorities, signed_at) = (app.ca.current(), app.registry.clock.now());
         let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let term = Term::days(app.config.certificates.server_days, signed_at)?;
-        let (chain, key) = authorities.sign_server(&app.config.server_names, &term)?;
+        let term = Term::days(app.settings().config.certificates.server_days, signed_at)?;
+        let (chain, key) = authorities.sign_server(&app.settings().config.server_names, &term)?;
         app.health.server_certificate(chain.first().map_or(0, |leaf| ca::not_after(leaf)));
         let key = rustls::crypto::ring::sign::any_supported_type(&key).context("the controller's own key")?;
         let own = OwnCertificate(Arc::new(CertifiedKey::new(chain, key)));
@@ -115,7 +115,7 @@ impl TimeProvider for Time {
 
 /// Renews the own certificate when a third of its life is left. Judged by the wall clock, again and again: it may have been set.
 pub(super) async fn renew(tls: Tls, stopping: CancellationToken) {
-    let lifetime = i64::from(tls.app.config.certificates.server_days) * 24 * 3600;
+    let lifetime = i64::from(tls.app.settings().config.certificates.server_days) * 24 * 3600;
     loop {
         tokio::select! {
             () = stopping.cancelled() => return,

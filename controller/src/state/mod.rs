@@ -51,9 +51,13 @@ impl State {
         let mut state = Self { trust_node_labels, ..Self::default() };
         snapshot.communities.into_iter().for_each(|community| state.put_community(community));
         snapshot.tokens.into_iter().for_each(|token| state.put_token(token));
-        snapshot.nodes.into_iter().for_each(|node| state.put_node(node));
+        // Whom each of them touches would be most of the work, and nobody asks.
+        for node in snapshot.nodes {
+            let communities = state.communities_of(&node);
+            state.index.insert(&node, &communities);
+            state.nodes.insert(node.name.clone(), node);
+        }
         snapshot.segments.into_iter().for_each(|row| state.ledger.insert(row));
-        state.take_touched();
         state
     }
 

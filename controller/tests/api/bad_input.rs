@@ -1,6 +1,6 @@
 //! What is malformed, too large, or in the wrong place.
 
-use crate::harness::{Cloud, Connection, kind};
+use crate::harness::{Cloud, Connection, detail, kind};
 use hyper::Method;
 use hyper::body::Bytes;
 use serde_json::json;
@@ -30,12 +30,47 @@ async fn every_wrong_request_gets_its_own_problem() {
 }
 
 #[tokio::test]
+async fn unknown_keys_are_refused_from_the_operator_and_ignored_from_nodes_of_another_release() {
+    let cloud = Cloud::start().await;
+    let token = json!({"role": "edge", "ttl_seconds": 60, "uses": 1, "nodes": ["edge-1"]});
+    let refused = cloud.operator(Method::POST, "/v1/tokens", Some(token)).await;
+    assert_eq!(kind(&refused), (422, "bad-value"));
+    assert!(detail(&refused).contains("nodes"), "{}", detail(&refused));
+    let (_, tokens) = cloud.operator(Method::GET, "/v1/tokens", None).await;
+    assert_eq!(tokens, json!([]));
+    let node = cloud.node("edge", "edge-1").await;
+    let report = json!({"addresses": ["192.0.2.1"], "port": 4500, "weather": "fine"});
+    assert_eq!(node.ask(Method::PUT, "", Some(report)).await.0, 204);
+}
+
+#[tokio::test]
 async fn a_body_that_is_too_large_is_refused_and_the_connection_lives() {
     let cloud = Cloud::start().await;
     let mut nobody = Connection::open(&cloud, None).await.unwrap();
     let huge = Bytes::from(vec![b' '; 65 * 1024]);
     assert_eq!(kind(&nobody.ask_raw(Method::POST, "/v1/join", huge).await), (413, "body-too-large"));
     assert_eq!(kind(&nobody.ask(Method::POST, "/v1/join", Some(json!({}))).await), (422, "bad-value"));
+}
+
+/// Whoever sends a part and then nothing is answered or cut off, and keeps nobody waiting. Takes as long as the bounds are.
+#[tokio::test]
+async fn slow_writers_are_refused_or_cut_off() {
+    let cloud = Cloud::start().await;
+    let node = cloud.node("edge", "a").await;
+    let send = async |part: &str| {
+        let mut stream = node.connect_tls().await;
+        stream.write_all(part.as_bytes()).await.unwrap();
+        let mut answer = Vec::new();
+        // A cut connection is an end as well.
+        let _ = stream.read_to_end(&mut answer).await;
+        String::from_utf8(answer).unwrap()
+    };
+    let (head, body) = tokio::join!(
+        send("PUT /v1/nodes/a HTTP/1.1\r\nhost: x\r\nx-slow: "),
+        send("PUT /v1/nodes/a HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: 40\r\n\r\n{\"addresses\":"),
+    );
+    assert!(head.is_empty() || head.starts_with("HTTP/1.1 408"), "{head}");
+    assert!(body.starts_with("HTTP/1.1 408") && body.contains("/problems/body-too-slow"), "{body}");
 }
 
 #[tokio::test]

@@ -5,6 +5,7 @@
 //! - `replicas`: several replicas at once.
 //! - `outages`: the API server restarts, forgets, and takes rights away.
 //! - `objects`: objects as people see and edit them.
+//! - `join`: nodes join by the service account of their pod.
 //! - `nodes`: Node objects.
 //! - `leader`: who leads, and what the leader does.
 //! - `server`: the whole controller, with nodes that connect.
@@ -15,6 +16,7 @@ mod cluster;
 #[path = "../api/harness.rs"]
 #[allow(dead_code, reason = "some of it is for other tests")]
 mod harness;
+mod join;
 mod leader;
 mod nodes;
 mod objects;
@@ -37,8 +39,16 @@ macro_rules! on_a_cluster {
 const BEHAVIOURS: &[suite::Test] = behaviour::all!(on_a_cluster);
 
 fn main() -> ExitCode {
-    let tests: Vec<suite::Test> =
-        [BEHAVIOURS, objects::TESTS, replicas::TESTS, nodes::TESTS, leader::TESTS, server::TESTS, outages::TESTS]
-            .concat();
+    let tests: Vec<suite::Test> = [
+        BEHAVIOURS,
+        objects::TESTS,
+        replicas::TESTS,
+        nodes::TESTS,
+        leader::TESTS,
+        join::TESTS,
+        server::TESTS,
+        outages::TESTS,
+    ]
+    .concat();
     suite::run(&tests)
 }

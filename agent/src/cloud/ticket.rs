@@ -1,0 +1,248 @@
+//! What lets this node in: a join token from the operator, or the Kubernetes service account token of its own pod.
+
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use edge_types::{JoinToken, NodeName, Role};
+use serde::Deserialize;
+use zeroize::Zeroizing;
+
+use super::error::CloudError;
+use super::identity;
+use super::tls::Trust;
+use crate::config::{Config, ControllerSection};
+
+/// Longest token file that is read, bytes.
+const MAX_FILE: u64 = 16 * 1024;
+
+/// See the module. Not shown: it is a secret.
+pub(super) enum Ticket {
+    /// The operator's.
+    Token(JoinToken),
+    /// The kubelet's.
+    ServiceAccount {
+        /// The JWT.
+        token: Zeroizing<String>,
+        /// The pod to which it is bound. The kubelet renews the token all the time; another pod's is another ticket.
+        id: String,
+        /// The node on which the pod runs, as the token says.
+        node: Option<NodeName>,
+        /// Whom to believe that he is the controller, DER certificates.
+        anchors: Vec<Vec<u8>>,
+    },
+}
+
+impl Ticket {
+    /// What the file holds that the configuration names; `None` where it names none or there is none.
+    pub(super) fn read(config: &Config) -> Result<Option<Self>, CloudError> {
+        let Some(controller) = &config.controller else { return Ok(None) };
+        if let Some(path) = &controller.service_account_token_file {
+            return service_account(config, controller, &config.path(path));
+        }
+        let Some(path) = &controller.token_file else { return Ok(None) };
+        let path = config.path(path);
+        let Some(text) = text(&path, "the join token")? else { return Ok(None) };
+        if std::fs::metadata(&path).is_ok_and(|metadata| metadata.permissions().mode() & 0o077 != 0) {
+            tracing::warn!(file = %path.display(), "others may read the join token: chmod 600");
+        }
+        text.parse()
+            .map(|token| Some(Self::Token(token)))
+            .map_err(|error: edge_types::token::TokenError| wrong(&path, error.to_string()))
+    }
+
+    /// Tells tickets apart.
+    pub(super) fn id(&self) -> &str {
+        match self {
+            Self::Token(token) => &token.id,
+            Self::ServiceAccount { id, .. } => id,
+        }
+    }
+
+    /// Whose word counts for the controller's certificate while joining.
+    pub(super) fn trust(&self) -> Trust {
+        match self {
+            Self::Token(token) => Trust::Pinned(token.ca_hash),
+            Self::ServiceAccount { anchors, .. } => Trust::Anchors(anchors.clone()),
+        }
+    }
+
+    /// The role, where ticket or configuration say it. They must agree.
+    pub(super) fn agreed_role(&self, config: &Config) -> Result<Option<Role>, CloudError> {
+        match (self, config.role) {
+            (Self::Token(token), Some(role)) if role != token.role => Err(CloudError::Unacceptable(format!(
+                "the configuration says role {role}, the join token is for role {}: \
+                 ask the operator for a token with `--role {role}`, or correct `role`",
+                token.role
+            ))),
+            (Self::Token(token), _) => Ok(Some(token.role)),
+            (Self::ServiceAccount { .. }, role) => Ok(role),
+        }
+    }
+
+    /// The name under which to join. Ticket and configuration must agree about who this node is.
+    pub(super) fn agreed_name(&self, config: &Config) -> Result<NodeName, CloudError> {
+        let bound = match self {
+            Self::Token(token) => token.node.as_ref(),
+            Self::ServiceAccount { node, .. } => node.as_ref(),
+        };
+        match (&config.name, bound) {
+            (Some(configured), Some(bound)) if configured != bound => Err(CloudError::Unacceptable(match self {
+                Self::Token(_) => format!(
+                    "the configuration says name {configured}, the join token is for {bound} alone: use its own token for each node"
+                ),
+                Self::ServiceAccount { .. } => format!(
+                    "the configuration says name {configured}, the pod runs on node {bound}: leave `name` out, or correct it"
+                ),
+            })),
+            (_, Some(bound)) => Ok(bound.clone()),
+            (_, None) => config.node_name().map_err(|error| {
+                CloudError::Unacceptable(format!(
+                    "{error}; set `name` in the configuration to the name of the Node object"
+                ))
+            }),
+        }
+    }
+}
+
+/// What to say where there is neither identity nor ticket.
+pub(super) fn none(config: &Config, state: &Path) -> CloudError {
+    let controller = config.controller.as_ref();
+    if let Some(path) = controller.and_then(|controller| controller.service_account_token_file.as_deref()) {
+        return CloudError::Unacceptable(format!(
+            "this node has not joined ({} holds no identity) and there is no service account token at {}: mount a projected volume for \
+             the audience edge-cni there",
+            state.display(),
+            config.path(path).display(),
+        ));
+    }
+    let place = controller.and_then(|controller| controller.token_file.as_deref());
+    let place = place.map_or("name a `token_file` under [controller]".into(), |path| {
+        format!("put one into {}", config.path(path).display())
+    });
+    CloudError::Unacceptable(format!(
+        "this node has not joined ({} holds no identity) and there is no join token: \
+         get one by `edge-controller token create --role {}` and {place}",
+        state.display(),
+        config.role.unwrap_or(Role::Edge),
+    ))
+}
+
+/// What a service account token says of itself. Only for choosing a name and telling tokens apart: the API server judges it.
+#[derive(Deserialize)]
+struct Claims {
+    #[serde(rename = "kubernetes.io")]
+    kubernetes: KubernetesClaims,
+}
+
+#[derive(Deserialize)]
+struct KubernetesClaims {
+    pod: PodClaim,
+    node: Option<NodeClaim>,
+}
+
+#[derive(Deserialize)]
+struct PodClaim {
+    uid: String,
+}
+
+#[derive(Deserialize)]
+struct NodeClaim {
+    name: NodeName,
+}
+
+fn service_account(config: &Config, controller: &ControllerSection, path: &Path) -> Result<Option<Ticket>, CloudError> {
+    let Some(token) = text(path, "the service account token")? else { return Ok(None) };
+    let token = Zeroizing::new(token.trim().to_owned());
+    // RFC 7519: header, claims and signature, base64url, with dots between.
+    let claims = token.split('.').nth(1).and_then(|claims| URL_SAFE_NO_PAD.decode(claims).ok()).map(Zeroizing::new);
+    let claims = claims.and_then(|claims| serde_json::from_slice::<Claims>(&claims).ok()).ok_or_else(|| {
+        wrong(path, "this is no service account token that is bound to a pod: mount a projected volume for the audience edge-cni".into())
+    })?;
+    let KubernetesClaims { pod, node } = claims.kubernetes;
+    // The configuration was checked: one does not come without the other.
+    let ca = config.path(controller.ca_file.as_deref().unwrap_or(Path::new("")));
+    let anchors = std::fs::read_to_string(&ca)
+        .map_err(|error| wrong(&ca, format!("the controller's CA cannot be read: {error}")))
+        .and_then(|text| identity::anchors(&[text]).map_err(|why| wrong(&ca, why)))?;
+    let (id, node) = (format!("pod:{}", pod.uid), node.map(|node| node.name));
+    Ok(Some(Ticket::ServiceAccount { token, id, node, anchors }))
+}
+
+/// A small file; `None` where there is none.
+fn text(path: &Path, what: &str) -> Result<Option<Zeroizing<String>>, CloudError> {
+    let unreadable = |error: std::io::Error| wrong(path, format!("{what} cannot be read: {error}"));
+    match std::fs::metadata(path) {
+        Ok(metadata) if metadata.len() > MAX_FILE => Err(wrong(path, format!("this is too large for {what}"))),
+        Ok(_) => std::fs::read_to_string(path).map(|text| Some(Zeroizing::new(text))).map_err(unreadable),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(unreadable(error)),
+    }
+}
+
+fn wrong(path: &Path, why: String) -> CloudError {
+    CloudError::Unacceptable(format!("{}: {why}", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config(folder: &Path, more: &str) -> Config {
+        let path = folder.join("agent.toml");
+        let text = format!(
+            "{more}\n[controller]\nurls = [\"https://c:8443\"]\nservice_account_token_file = \"token\"\nca_file = \"ca.crt\"\n"
+        );
+        std::fs::write(&path, text).unwrap();
+        Config::load(&path).unwrap()
+    }
+
+    fn put_token(folder: &Path, claims: &str) {
+        let part = |text: &str| URL_SAFE_NO_PAD.encode(text);
+        std::fs::write(folder.join("token"), format!("{}.{}.{}\n", part("{}"), part(claims), part("x"))).unwrap();
+    }
+
+    fn put_anchor(folder: &Path) {
+        let mut parameters = rcgen::CertificateParams::new(vec![]).unwrap();
+        parameters.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+        let anchor = parameters.self_signed(&rcgen::KeyPair::generate().unwrap()).unwrap();
+        std::fs::write(folder.join("ca.crt"), anchor.pem()).unwrap();
+    }
+
+    const CLAIMS: &str = r#"{"aud":["edge-cni"],"kubernetes.io":{"namespace":"edge-cni","node":{"name":"edge-1","uid":"n"},
+        "pod":{"name":"edge-agent-x","uid":"u-1"},"serviceaccount":{"name":"edge-agent","uid":"s"}},"sub":"x"}"#;
+
+    #[test]
+    fn a_pods_token_gives_the_nodes_name_and_is_told_from_another_pods() {
+        let folder = tempfile::tempdir().unwrap();
+        let config = config(folder.path(), "");
+        put_anchor(folder.path());
+        assert!(Ticket::read(&config).unwrap().is_none(), "the kubelet has not written it yet");
+        assert!(none(&config, folder.path()).to_string().contains("projected volume"));
+        put_token(folder.path(), CLAIMS);
+        let ticket = Ticket::read(&config).unwrap().unwrap();
+        assert_eq!((ticket.id(), ticket.agreed_name(&config).unwrap().as_str()), ("pod:u-1", "edge-1"));
+        assert_eq!(ticket.agreed_role(&config).unwrap(), None, "the controller says it");
+        assert!(matches!(ticket.trust(), Trust::Anchors(anchors) if anchors.len() == 1));
+        put_token(folder.path(), &CLAIMS.replace("u-1", "u-2"));
+        assert_eq!(Ticket::read(&config).unwrap().unwrap().id(), "pod:u-2");
+    }
+
+    #[test]
+    fn a_name_that_is_not_the_pods_nodes_an_unbound_token_and_a_missing_ca_are_said() {
+        let folder = tempfile::tempdir().unwrap();
+        let named = config(folder.path(), "name = \"edge-9\"");
+        put_token(folder.path(), CLAIMS);
+        let error = Ticket::read(&named).err().unwrap().to_string();
+        assert!(error.contains("ca.crt"), "{error}");
+        put_anchor(folder.path());
+        let error = Ticket::read(&named).unwrap().unwrap().agreed_name(&named).unwrap_err().to_string();
+        assert!(error.contains("edge-9") && error.contains("node edge-1"), "{error}");
+        for bad in ["{}", r#"{"kubernetes.io":{"serviceaccount":{"name":"a"}}}"#, "garbage"] {
+            put_token(folder.path(), bad);
+            let error = Ticket::read(&named).err().unwrap().to_string();
+            assert!(error.contains("bound to a pod"), "{error}");
+        }
+    }
+}

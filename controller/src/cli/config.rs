@@ -1,0 +1,24 @@
+//! The configuration as it is, and where it comes from.
+
+use serde_json::json;
+
+use super::table::print;
+use crate::config::Loaded;
+
+pub(super) fn show(loaded: &Loaded, as_json: bool) -> anyhow::Result<()> {
+    if as_json {
+        let all: Vec<_> = loaded
+            .values()
+            .map(|(key, value, origin)| {
+                json!({"key": key.path, "value": value, "from": origin.to_string(), "env": key.env, "flag": key.flag})
+            })
+            .collect();
+        println!("{}", serde_json::to_string_pretty(&all)?);
+        return Ok(());
+    }
+    let row = |(key, value, origin): (&crate::config::Key, toml::Value, crate::config::Origin)| {
+        [key.path.clone(), value.to_string(), origin.to_string()]
+    };
+    print(["KEY", "VALUE", "FROM"], loaded.values().map(row));
+    Ok(())
+}

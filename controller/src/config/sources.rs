@@ -1,0 +1,261 @@
+//! Where the configuration comes from: flags over environment over file over defaults.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::PathBuf;
+
+use clap::{Arg, ArgMatches, Args, Command, FromArgMatches};
+use serde::Deserialize;
+
+use super::keys::{ENV_PREFIX, Key, keys};
+use super::{Config, ConfigError};
+
+/// Variables that begin like ours and set no key.
+const OTHERS: [&str; 2] = ["EDGE_CONTROLLER_SOCKET", "EDGE_CONTROLLER_CONFIG"];
+
+/// The file and the flags of the command line. The environment is read when it is loaded.
+#[derive(Debug, Clone, Default)]
+pub struct Sources {
+    file: Option<PathBuf>,
+    flags: Vec<(&'static Key, String)>,
+}
+
+/// Where a value came from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Origin {
+    /// Nobody set it.
+    Default,
+    /// The file.
+    File(PathBuf),
+    /// This environment variable.
+    Environment(String),
+    /// This flag.
+    Flag(String),
+}
+
+impl fmt::Display for Origin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Origin::Default => f.write_str("default"),
+            Origin::File(path) => path.display().fmt(f),
+            Origin::Environment(name) => f.write_str(name),
+            Origin::Flag(name) => write!(f, "--{name}"),
+        }
+    }
+}
+
+/// A configuration that was read and checked.
+#[derive(Debug)]
+pub struct Loaded {
+    /// The configuration.
+    pub config: Config,
+    /// Where values came from, by path of the key; all others are defaults.
+    origins: BTreeMap<String, Origin>,
+}
+
+impl Loaded {
+    /// Every key with its value and where that came from. Keys without a value are left out.
+    pub fn values(&self) -> impl Iterator<Item = (&'static Key, toml::Value, Origin)> {
+        // What was read can be written.
+        let table = toml::Table::try_from(&self.config).unwrap_or_default();
+        keys().iter().filter_map(move |key| {
+            let origin = self.origins.get(&key.path).cloned().unwrap_or(Origin::Default);
+            Some((key, key.get(&table)?.clone(), origin))
+        })
+    }
+}
+
+impl Sources {
+    /// A file alone.
+    pub fn file(path: PathBuf) -> Self {
+        Self { file: Some(path), flags: Vec::new() }
+    }
+
+    /// Reads, joins and checks all of it.
+    pub fn load(&self) -> Result<Loaded, ConfigError> {
+        let ours = |(name, value): (std::ffi::OsString, std::ffi::OsString)| {
+            let name = name.to_str().filter(|name| name.starts_with(ENV_PREFIX))?.to_owned();
+            Some((name, value.to_string_lossy().into_owned()))
+        };
+        self.load_with(std::env::vars_os().filter_map(ours).collect())
+    }
+
+    /// The same with this environment.
+    pub(super) fn load_with(&self, environment: BTreeMap<String, String>) -> Result<Loaded, ConfigError> {
+        let (mut table, mut origins) = (toml::Table::new(), BTreeMap::new());
+        let file = self.file.clone().or_else(|| environment.get("EDGE_CONTROLLER_CONFIG").map(PathBuf::from));
+        if let Some(path) = file {
+            table = read(&path)?;
+            let set = keys().iter().filter(|key| key.get(&table).is_some());
+            origins.extend(set.map(|key| (key.path.clone(), Origin::File(path.clone()))));
+        }
+        for name in environment.keys() {
+            let known = OTHERS.contains(&name.as_str()) || keys().iter().any(|key| key.env == *name);
+            if !known && !is_service_link(name) {
+                return Err(ConfigError::Variable(name.clone()));
+            }
+        }
+        let variables = keys()
+            .iter()
+            .filter_map(|key| Some((key, environment.get(&key.env)?, Origin::Environment(key.env.clone()))));
+        let flags = self.flags.iter().map(|(key, text)| (*key, text, Origin::Flag(key.flag.clone())));
+        for (key, text, origin) in variables.chain(flags) {
+            let wrong = |why: String| ConfigError::Value { origin: origin.to_string(), key: key.path.clone(), why };
+            key.set(&mut table, key.parse(text).map_err(wrong)?);
+            // Tried at once, so that the error names whoever brought it.
+            if let Err(error) = Config::deserialize(table.clone())
+                && !is_missing(&error)
+            {
+                return Err(wrong(error.message().to_owned()));
+            }
+            origins.insert(key.path.clone(), origin);
+        }
+        if let Some(key) = keys().iter().find(|key| key.required && key.get(&table).is_none()) {
+            return Err(ConfigError::Missing { key: key.path.clone(), env: key.env.clone(), flag: key.flag.clone() });
+        }
+        let wrong = |key: &str, why: String| {
+            let key = keys().iter().find(|known| known.path.rsplit('.').next() == Some(key));
+            let path = key.map_or("configuration", |key| &key.path);
+            let origin = origins.get(path).cloned().unwrap_or(Origin::Default);
+            ConfigError::Value { origin: origin.to_string(), key: path.into(), why }
+        };
+        let config = Config::deserialize(table).map_err(|error| wrong("", error.message().to_owned()))?;
+        config.check().map_err(|(key, why)| wrong(key, why))?;
+        Ok(Loaded { config, origins })
+    }
+}
+
+/// A file's table. What it sets is checked here, where its lines are known; what it lacks may come from elsewhere.
+fn read(path: &PathBuf) -> Result<toml::Table, ConfigError> {
+    let text = std::fs::read_to_string(path).map_err(|source| ConfigError::Read { path: path.clone(), source })?;
+    let syntax = |error| ConfigError::Syntax { path: path.clone(), source: Box::new(error) };
+    match toml::from_str::<Config>(&text) {
+        Err(error) if !is_missing(&error) => return Err(syntax(error)),
+        _ => {}
+    }
+    text.parse().map_err(syntax)
+}
+
+fn is_missing(error: &toml::de::Error) -> bool {
+    error.message().starts_with("missing field")
+}
+
+/// Kubernetes sets such variables for every Service of the namespace, and one may be named like this program.
+fn is_service_link(name: &str) -> bool {
+    let port = |rest: &str| rest.is_empty() || rest.starts_with('_');
+    name.ends_with("_SERVICE_HOST")
+        || name.split_once("_SERVICE_PORT").is_some_and(|(_, rest)| port(rest))
+        || name.ends_with("_PORT")
+        || name.split_once("_PORT_").is_some_and(|(_, rest)| rest.starts_with(|c: char| c.is_ascii_digit()))
+}
+
+impl Args for Sources {
+    fn augment_args(command: Command) -> Command {
+        let file = Arg::new("config").long("config").value_name("FILE").value_parser(clap::value_parser!(PathBuf));
+        let help = "The configuration file (TOML); may be left out if environment and flags say enough [env: EDGE_CONTROLLER_CONFIG]";
+        let command = command.arg(file.help(help));
+        keys().iter().fold(command, |command, key| {
+            let arg = Arg::new(key.flag.as_str()).long(key.flag.as_str()).value_name(key.form());
+            command
+                .arg(arg.help(format!("{} [env: {}]", key.help, key.env)).help_heading("Configuration, over the file"))
+        })
+    }
+
+    fn augment_args_for_update(command: Command) -> Command {
+        Self::augment_args(command)
+    }
+}
+
+impl FromArgMatches for Sources {
+    fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
+        let flag = |key: &'static Key| Some((key, matches.get_one::<String>(&key.flag)?.clone()));
+        let flags = keys().iter().filter_map(flag).collect();
+        Ok(Self { file: matches.get_one::<PathBuf>("config").cloned(), flags })
+    }
+
+    fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
+        *self = Self::from_arg_matches(matches)?;
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const FILE: &str = "server_names = [\"cloud\"]\nheartbeat_seconds = 3\n[segments]\ncluster_ranges = [\"10.77.0.0/16\"]\nv4_prefix = 27\n";
+
+    fn load(file: Option<&str>, environment: &[(&str, &str)], flags: &[(&str, &str)]) -> Result<Loaded, String> {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("c.toml");
+        std::fs::write(&path, file.unwrap_or_default()).unwrap();
+        let flag =
+            |(path, text): &(&str, &str)| (keys().iter().find(|key| key.path == *path).unwrap(), (*text).to_owned());
+        let sources = Sources { file: file.map(|_| path), flags: flags.iter().map(flag).collect() };
+        let environment = environment.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
+        sources.load_with(environment.collect()).map_err(|error| error.to_string())
+    }
+
+    fn origin(loaded: &Loaded, path: &str) -> String {
+        loaded.values().find(|(key, ..)| key.path == path).unwrap().2.to_string()
+    }
+
+    #[test]
+    fn flags_go_over_the_environment_and_that_over_the_file() {
+        let environment = [
+            ("EDGE_CONTROLLER_HEARTBEAT_SECONDS", "4"),
+            ("EDGE_CONTROLLER_SEGMENTS_CLUSTER_RANGES", "10.78.0.0/16, fd78::/64"),
+            ("EDGE_CONTROLLER_SOCKET", "/run/x"),
+        ];
+        let loaded = load(Some(FILE), &environment, &[("heartbeat_seconds", "2")]).unwrap();
+        assert_eq!((loaded.config.heartbeat_seconds, loaded.config.segments.v4_prefix), (2, 27));
+        assert_eq!(loaded.config.segments.cluster_ranges.len(), 2);
+        assert_eq!(origin(&loaded, "heartbeat_seconds"), "--heartbeat-seconds");
+        assert_eq!(origin(&loaded, "segments.cluster_ranges"), "EDGE_CONTROLLER_SEGMENTS_CLUSTER_RANGES");
+        assert!(origin(&loaded, "server_names").ends_with("c.toml"));
+        assert_eq!(origin(&loaded, "listen"), "default");
+    }
+
+    #[test]
+    fn without_a_file_environment_and_flags_do() {
+        let environment = [
+            ("EDGE_CONTROLLER_SERVER_NAMES", "a.example"),
+            ("EDGE_CONTROLLER_HUB", "{cloud-1 = {endpoints = [\"203.0.113.10:4500\"]}}"),
+        ];
+        let loaded = load(None, &environment, &[("segments.cluster_ranges", "10.77.0.0/16")]).unwrap();
+        assert_eq!(loaded.config.hub.len(), 1);
+        let error = load(None, &environment, &[]).unwrap_err();
+        for way in ["segments.cluster_ranges", "EDGE_CONTROLLER_SEGMENTS_CLUSTER_RANGES", "--segments-cluster-ranges"] {
+            assert!(error.contains(way), "{error}");
+        }
+    }
+
+    #[test]
+    fn variables_that_set_nothing_are_refused_and_kubernetes_own_are_not_ours() {
+        let error = load(Some(FILE), &[("EDGE_CONTROLLER_LISTN", "x")], &[]).unwrap_err();
+        assert!(error.contains("EDGE_CONTROLLER_LISTN"), "{error}");
+        let links =
+            ["SERVICE_HOST", "SERVICE_PORT", "SERVICE_PORT_NODES", "PORT", "PORT_8443_TCP", "PORT_8443_TCP_ADDR"];
+        for link in links {
+            load(Some(FILE), &[(&format!("EDGE_CONTROLLER_{link}"), "10.96.0.7")], &[]).unwrap();
+            load(Some(FILE), &[(&format!("EDGE_CONTROLLER_METRICS_{link}"), "10.96.0.7")], &[]).unwrap();
+        }
+    }
+
+    #[test]
+    fn a_wrong_value_is_refused_with_whoever_brought_it() {
+        for (name, value, says) in [
+            ("EDGE_CONTROLLER_HEARTBEAT_SECONDS", "soon", "no whole number"),
+            ("EDGE_CONTROLLER_HEARTBEAT_SECONDS", "99", "not within"),
+            ("EDGE_CONTROLLER_LISTEN", "everywhere", "socket address"),
+            ("EDGE_CONTROLLER_HUB", "{", "not TOML"),
+        ] {
+            let error = load(Some(FILE), &[(name, value)], &[]).unwrap_err();
+            assert!(error.contains(name) && error.contains(says), "{error}");
+        }
+        let error = load(Some(FILE), &[], &[("segments.v4_prefix", "8")]).unwrap_err();
+        assert!(error.contains("--segments-v4-prefix") && error.contains("does not fit"), "{error}");
+        let error = load(Some("heartbeat_seconds = \"x\"\n"), &[], &[]).unwrap_err();
+        assert!(error.contains("c.toml") && error.contains("line 1"), "{error}");
+    }
+}

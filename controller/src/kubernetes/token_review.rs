@@ -1,0 +1,224 @@
+//! Joining by the service account of the node's own pod: the API server says whose token it is, and on which node its pod runs.
+
+use edge_types::{NodeName, Role};
+use k8s_openapi::api::authentication::v1::{TokenReview, TokenReviewSpec, TokenReviewStatus};
+use kube::api::{Api, PostParams};
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::refusal::Refusal;
+
+/// The audience for which the token must be: one that a pod has for the API server is none of ours.
+pub const AUDIENCE: &str = "edge-cni";
+/// `TokenReview.status.user.extra`: the node and the pod to which a token is bound.
+const NODE: &str = "authentication.kubernetes.io/node-name";
+const POD: &str = "authentication.kubernetes.io/pod-name";
+/// Tokens are below 2 KiB; the API server need not be troubled with more.
+const LONGEST: usize = 16 * 1024;
+
+/// `[kubernetes.join]`: which service account stands for which role.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct JoinAccounts {
+    /// Of the edges' agents.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<String>")]
+    pub edge: Option<ServiceAccount>,
+    /// Of the hubs' agents.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<String>")]
+    pub hub: Option<ServiceAccount>,
+    /// Of the agents on other cloud nodes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<String>")]
+    pub cloud: Option<ServiceAccount>,
+}
+
+impl JoinAccounts {
+    /// The role for which a user of the API server stands.
+    fn role_of(&self, username: &str) -> Option<Role> {
+        let all = [(&self.edge, Role::Edge), (&self.hub, Role::Hub), (&self.cloud, Role::Cloud)];
+        all.into_iter()
+            .find(|(account, _)| account.as_ref().is_some_and(|account| account.username() == username))
+            .map(|(_, role)| role)
+    }
+
+    /// What makes no sense of it.
+    pub fn check(&self) -> Result<(), String> {
+        let mut all: Vec<&ServiceAccount> = [&self.edge, &self.hub, &self.cloud].into_iter().flatten().collect();
+        let count = all.len();
+        all.sort();
+        all.dedup();
+        if all.len() < count {
+            return Err("two roles have the same service account; an account stands for one".into());
+        }
+        Ok(())
+    }
+}
+
+/// A service account, `NAMESPACE:NAME`.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct ServiceAccount {
+    namespace: String,
+    name: String,
+}
+
+impl ServiceAccount {
+    /// The user as which the API server knows it.
+    fn username(&self) -> String {
+        format!("system:serviceaccount:{}:{}", self.namespace, self.name)
+    }
+}
+
+impl From<ServiceAccount> for String {
+    fn from(account: ServiceAccount) -> Self {
+        format!("{}:{}", account.namespace, account.name)
+    }
+}
+
+impl TryFrom<String> for ServiceAccount {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        let is_name = |part: &str| part.parse::<NodeName>().is_ok();
+        match text.split_once(':').filter(|(namespace, name)| is_name(namespace) && is_name(name)) {
+            Some((namespace, name)) => Ok(Self { namespace: namespace.into(), name: name.into() }),
+            None => Err(format!("{text:?} is not NAMESPACE:NAME of a service account")),
+        }
+    }
+}
+
+/// Asks the API server.
+#[derive(Clone)]
+pub struct Reviewer {
+    client: kube::Client,
+    accounts: JoinAccounts,
+}
+
+impl Reviewer {
+    /// With these accounts.
+    pub fn new(client: kube::Client, accounts: JoinAccounts) -> Self {
+        Self { client, accounts }
+    }
+
+    /// The role with which the holder of this token may join as `node`.
+    pub async fn review(&self, token: &str, node: &NodeName) -> Result<Role, Refusal> {
+        if token.is_empty() {
+            return Err(Refusal::ServiceAccount("it is empty".into()));
+        }
+        if token.len() > LONGEST {
+            return Err(Refusal::ServiceAccount(format!("it is longer than {LONGEST} bytes")));
+        }
+        let spec = TokenReviewSpec { token: token.into(), audiences: Some(vec![AUDIENCE.into()]) };
+        let review = TokenReview { spec, ..TokenReview::default() };
+        let reviews: Api<TokenReview> = Api::all(self.client.clone());
+        let answer = reviews.create(&PostParams::default(), &review).await.map_err(|error| match error {
+            kube::Error::Api(status) if status.code == 403 => Refusal::TokenReview(format!(
+                "{}; its right to create tokenreviews is in deploy/kubernetes/10-rbac.yaml",
+                status.message
+            )),
+            other => Refusal::TokenReview(other.to_string()),
+        })?;
+        judge(&self.accounts, answer.status.unwrap_or_default(), node)
+    }
+}
+
+fn judge(accounts: &JoinAccounts, status: TokenReviewStatus, node: &NodeName) -> Result<Role, Refusal> {
+    let refuse = |why: String| Err(Refusal::ServiceAccount(why));
+    if status.authenticated != Some(true) {
+        let why = status.error.unwrap_or_else(|| "it is not one of this cluster, or has expired".into());
+        return refuse(format!("{why}; it must be a projected token for the audience {AUDIENCE:?}"));
+    }
+    // An authenticator that knows nothing of audiences leaves this empty, and would take any token.
+    if !status.audiences.unwrap_or_default().iter().any(|audience| audience == AUDIENCE) {
+        return refuse(format!("it is not for the audience {AUDIENCE:?}"));
+    }
+    let user = status.user.unwrap_or_default();
+    let name = user.username.unwrap_or_default();
+    let Some(role) = accounts.role_of(&name) else {
+        return refuse(format!("it is of {name:?}, which [kubernetes.join] of the controller does not name"));
+    };
+    let extra = user.extra.unwrap_or_default();
+    let one = |key: &str| match extra.get(key).map(Vec::as_slice) {
+        Some([value]) => Some(value.as_str()),
+        _ => None,
+    };
+    let (Some(bound), Some(_)) = (one(NODE), one(POD)) else {
+        return refuse(
+            "it is not bound to a pod on a node; it must be a projected token (and Kubernetes 1.30 or later)".into(),
+        );
+    };
+    if bound != node.as_str() {
+        return refuse(format!("its pod runs on node {bound:?}, and node {node} was asked for"));
+    }
+    Ok(role)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn status(change: impl FnOnce(&mut TokenReviewStatus)) -> TokenReviewStatus {
+        let extra = [(NODE, "edge-1"), (POD, "edge-agent-x")];
+        let mut status = TokenReviewStatus {
+            authenticated: Some(true),
+            audiences: Some(vec![AUDIENCE.into()]),
+            error: None,
+            user: Some(Default::default()),
+        };
+        let user = status.user.get_or_insert_default();
+        user.username = Some("system:serviceaccount:edge-cni:edge-agent".into());
+        user.extra = Some(extra.map(|(key, value)| (key.to_owned(), vec![value.to_owned()])).into());
+        change(&mut status);
+        status
+    }
+
+    fn accounts() -> JoinAccounts {
+        toml::from_str("edge = \"edge-cni:edge-agent\"\nhub = \"edge-cni:hub-agent\"").unwrap()
+    }
+
+    #[test]
+    fn only_a_token_of_a_named_account_bound_to_a_pod_on_that_node_lets_in() {
+        let judged = |change: fn(&mut TokenReviewStatus)| {
+            judge(&accounts(), status(change), &"edge-1".parse().unwrap()).map_err(|refusal| refusal.to_string())
+        };
+        assert_eq!(judged(|_| {}), Ok(Role::Edge));
+        let hub = |status: &mut TokenReviewStatus| {
+            status.user.get_or_insert_default().username = Some("system:serviceaccount:edge-cni:hub-agent".into());
+        };
+        assert_eq!(judged(hub), Ok(Role::Hub));
+        type Change = fn(&mut TokenReviewStatus);
+        let cases: [(&str, Change); 7] = [
+            ("expired", |status| status.authenticated = None),
+            ("a word of its own", |status| {
+                (status.authenticated, status.error) = (Some(false), Some("a word of its own".into()));
+            }),
+            ("audience", |status| status.audiences = None),
+            ("edge-cni:other", |status| {
+                status.user.get_or_insert_default().username = Some("system:serviceaccount:edge-cni:other".into());
+            }),
+            ("a-human", |status| status.user.get_or_insert_default().username = Some("a-human".into())),
+            ("not bound to a pod", |status| status.user.get_or_insert_default().extra = None),
+            ("runs on node \"edge-2\"", |status| {
+                let extra = status.user.get_or_insert_default().extra.get_or_insert_default();
+                extra.insert(NODE.into(), vec!["edge-2".into()]);
+            }),
+        ];
+        for (says, change) in cases {
+            let error = judged(change).unwrap_err();
+            assert!(error.contains(says), "{says}: {error}");
+        }
+    }
+
+    #[test]
+    fn accounts_are_names_in_namespaces_and_each_stands_for_one_role() {
+        for bad in ["edge = \"agent\"", "edge = \"a:b:c\"", "edge = \":x\"", "edges = \"a:b\""] {
+            assert!(toml::from_str::<JoinAccounts>(bad).is_err(), "{bad}");
+        }
+        let twice: JoinAccounts = toml::from_str("edge = \"a:b\"\nhub = \"a:b\"").unwrap();
+        assert!(twice.check().unwrap_err().contains("same service account"));
+        accounts().check().unwrap();
+    }
+}
