@@ -90,6 +90,9 @@ pub struct SegmentRequest {
     /// Families wanted.
     #[cfg_attr(feature = "schema", schemars(length(min = 1)))]
     pub families: Vec<Family>,
+    /// It may have been sent before, and be granted already, by whichever controller.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub repeated: bool,
 }
 
 /// An address family.

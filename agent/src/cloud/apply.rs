@@ -41,9 +41,11 @@ impl Cloud {
             // Its families may be fewer: who asked looks again.
             Some(request) => request,
             None => {
-                let request = SegmentRequest { request_id: request_id()?, families: families.to_vec() };
+                let families = families.to_vec();
+                let request = SegmentRequest { request_id: request_id()?, families, repeated: true };
+                // Whoever finds it there does not know whether it was sent.
                 self.state.write_json(APPLICATION_FILE, &request)?;
-                request
+                SegmentRequest { repeated: false, ..request }
             }
         };
         let path = format!("/v1/nodes/{}/segments", member.node());

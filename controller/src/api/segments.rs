@@ -34,7 +34,7 @@ pub(super) async fn apply(
     Json(request): Json<SegmentRequest>,
 ) -> Result<axum::Json<SegmentResponse>, Refusal> {
     app.is(&caller, &node).await?;
-    let SegmentRequest { request_id, mut families } = request;
+    let SegmentRequest { request_id, mut families, repeated } = request;
     if request_id.is_empty() || request_id.len() > LONGEST_ID {
         return Err(Refusal::BadValue(format!(
             "request_id has {} bytes; expected 1 to {LONGEST_ID}",
@@ -45,6 +45,9 @@ pub(super) async fn apply(
     families.dedup();
     if families.is_empty() {
         return Err(Refusal::BadValue("families is empty; ask for \"ipv4\", \"ipv6\" or both".into()));
+    }
+    if repeated {
+        app.registry.read_segments_anew().await?;
     }
     let (live, now) = (app.clone(), app.registry.clock.now());
     let (events, name) = (app.events.clone(), node.clone());

@@ -56,6 +56,10 @@ impl Store for Measured {
         self.store.catch_up(revision)
     }
 
+    fn read_segments_anew(&self) -> Answer<'_, Result<(), StoreError>> {
+        self.store.read_segments_anew()
+    }
+
     fn taken_in(&self, revision: u64) {
         self.store.taken_in(revision);
     }

@@ -172,9 +172,12 @@ impl Registry {
 
     /// Makes sure that the state holds all that any replica knew at a revision.
     pub async fn catch_up(&self, revision: u64) -> Result<(), Refusal> {
-        self.store.catch_up(revision).await?;
-        // News come before plans: when this one is made, all that the store has followed is in the state.
-        self.change(|_| Ok(((), Vec::new()))).await
+        Ok(self.store.catch_up(revision).await?)
+    }
+
+    /// Makes sure that the state holds every segment that was claimed before this is called.
+    pub async fn read_segments_anew(&self) -> Result<(), Refusal> {
+        Ok(self.store.read_segments_anew().await?)
     }
 
     /// Hears the name of each node that is registered from now on, by whichever replica.

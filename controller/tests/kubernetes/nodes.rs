@@ -1,10 +1,14 @@
 //! Node objects: labels, addresses, deletion.
 
 use edge_types::name::COMMUNITY_LABEL;
+use futures_util::{StreamExt, stream};
 use interop_tests::kube::suite::Test;
+use k8s_openapi::api::core::v1::Node;
+use kube::Api;
+use kube::api::{ObjectMeta, PostParams};
 
 use crate::behaviour::{Grants, name, until};
-use crate::cluster::{PLANE, clean, run};
+use crate::cluster::{PLANE, as_user, clean, run};
 
 pub(crate) const TESTS: &[Test] = &[
     ("labels_of_a_node_put_it_into_communities_at_once", labelled),
@@ -13,6 +17,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("a_node_whose_node_object_is_deleted_is_deregistered", deleted),
     ("a_node_object_that_is_made_anew_is_another_node", anew),
     ("a_node_that_is_not_ready_stays", not_ready),
+    ("more_nodes_than_one_page_holds_are_all_seen", many),
     ("a_node_that_was_deleted_while_nobody_looked_is_deregistered_and_no_other", unseen),
 ];
 
@@ -200,5 +205,38 @@ fn unseen() {
         let _watching = cluster.watch_nodes(&replica);
         gone(&replica, "a").await;
         assert!(replica.registry.read().await.state().node(&name("b")).is_some());
+    });
+}
+
+fn many() {
+    run(async {
+        let cluster = clean().await;
+        let api: Api<Node> = Api::all(as_user(PLANE.kubeconfig()).await.client);
+        let node = |n: usize| {
+            let labels =
+                [("node-role.kubernetes.io/edge".to_owned(), String::new()), (COMMUNITY_LABEL.into(), "all".into())];
+            let metadata =
+                ObjectMeta { name: Some(format!("n{n:04}")), labels: Some(labels.into()), ..ObjectMeta::default() };
+            Node { metadata, ..Node::default() }
+        };
+        stream::iter(0..1100)
+            .map(|n| {
+                let (api, node) = (api.clone(), node(n));
+                async move { api.create(&PostParams::default(), &node).await.unwrap() }
+            })
+            .buffer_unordered(16)
+            .for_each(async |_| {})
+            .await;
+        let replica = cluster.replica().await;
+        let _watching = cluster.watch_nodes(&replica);
+        let (first, last) = ("n0000", "n1099");
+        for name in [first, last] {
+            replica.register(name).await;
+            seen(&replica, name).await;
+        }
+        peers(&replica, first, 1).await;
+        PLANE.kubectl(&["delete", "node", last]).unwrap();
+        gone(&replica, last).await;
+        assert!(replica.registry.read().await.state().node(&name(first)).is_some());
     });
 }

@@ -1,14 +1,21 @@
 //! The API server is away, has forgotten, or does not let us: nothing is torn down, and all is made good afterwards.
 
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use edge_types::IpNetwork;
+use futures_util::future::join_all;
 use interop_tests::kube::suite::Test;
 use interop_tests::kube::{ControlPlane, Subject};
 
-use crate::behaviour::{Grants, loaded, name, until};
+use crate::behaviour::{Grants, assert_disjoint, loaded, name, until};
 use crate::cluster::{PLANE, as_user, clean, controller, install, run};
 
 pub(crate) const TESTS: &[Test] = &[
     ("while_the_api_server_is_away_what_was_known_holds_and_afterwards_all_goes_on", away),
     ("after_etcd_was_compacted_everything_is_read_anew", compacted),
+    ("applications_that_are_repeated_through_outages_give_no_address_to_two_nodes_and_lose_none", storm),
     ("a_lost_right_tears_nothing_down_and_is_told_with_its_manifest", rights),
     ("without_its_definitions_a_controller_does_not_start_and_says_which_manifest_helps", definitions),
 ];
@@ -115,5 +122,76 @@ fn definitions() {
         assert!(error.contains("edge-cni.io") && error.contains("kubectl apply -f deploy/crds"), "{error}");
         install(&bare);
         cluster.store().load(tokio::sync::mpsc::channel(1).0).await.unwrap();
+    });
+}
+
+fn storm() {
+    run(async {
+        let cluster = clean().await;
+        let replicas = join_all((0..3).map(|_| cluster.replica())).await;
+        let nodes: Vec<String> = (0..9).map(|n| format!("n{n}")).collect();
+        join_all(nodes.iter().map(|node| replicas[0].register(node))).await;
+        for replica in &replicas {
+            until("the nodes", async || (replica.registry.read().await.state().nodes().len() == 9).then_some(())).await;
+        }
+        let done = AtomicUsize::new(0);
+        // Each asks until it is answered, each time another replica, as agents do.
+        let asking = nodes.iter().enumerate().map(|(n, node)| {
+            let (replicas, done) = (&replicas, &done);
+            async move {
+                let mut answers = Vec::new();
+                for request in (0..6).map(|r| format!("request {r}")) {
+                    let mut attempt = 0;
+                    let answer = loop {
+                        let replica = &replicas[(n + attempt) % 3];
+                        // What nobody knows the outcome of may have been granted.
+                        let outcome = match attempt {
+                            0 => replica.try_apply(node, &request).await,
+                            _ => match replica.registry.read_segments_anew().await {
+                                Ok(()) => replica.try_apply(node, &request).await,
+                                Err(error) => Err(error),
+                            },
+                        };
+                        attempt += 1;
+                        match outcome {
+                            Ok(granted) => break granted,
+                            Err(_) => tokio::time::sleep(Duration::from_millis(20)).await,
+                        }
+                    };
+                    done.fetch_add(1, Ordering::Relaxed);
+                    answers.push((request, answer));
+                }
+                (node.clone(), answers)
+            }
+        });
+        let breaking = async {
+            for (after, breaks) in [(6, 0), (18, 1), (30, 0), (40, 1)] {
+                until("some of them to be answered", async || (done.load(Ordering::Relaxed) >= after).then_some(()))
+                    .await;
+                let outcome = tokio::task::spawn_blocking(move || match breaks {
+                    0 => PLANE.restart_api_server(),
+                    _ => PLANE.restart_etcd(),
+                });
+                outcome.await.unwrap().unwrap();
+            }
+        };
+        let (answers, ()) = tokio::join!(join_all(asking), breaking);
+        let granted: Vec<IpNetwork> =
+            answers.iter().flat_map(|(_, answers)| answers).flat_map(|(_, granted)| granted.clone()).collect();
+        assert_eq!(granted.len(), 9 * 6 * 2);
+        assert_disjoint(&granted);
+        // What the API server holds is what was answered: a later retry gets the same, and nothing is held for nobody.
+        let (_, snapshot, _) = loaded(&cluster).await;
+        let mut held: BTreeMap<(String, String), Vec<IpNetwork>> = BTreeMap::new();
+        for row in snapshot.segments {
+            assert!(row.released_at.is_none());
+            held.entry((row.node.to_string(), row.request_id)).or_default().push(row.network);
+        }
+        for (node, answers) in answers {
+            for (request, granted) in answers {
+                assert_eq!(held.remove(&(node.clone(), request.clone())).as_ref(), Some(&granted), "{node} {request}");
+            }
+        }
+        assert!(held.is_empty(), "{held:?}");
     });
 }

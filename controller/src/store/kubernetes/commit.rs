@@ -5,6 +5,7 @@
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use futures_util::StreamExt;
@@ -148,11 +149,18 @@ async fn element_of(inner: &Arc<Inner>, element: &[Change]) -> Result<(), StoreE
             }
         }
         if let Some(error) = failed {
-            // What was done of it holds, and the registry hears of it as it hears of what others do.
+            // What was done of it holds, and the registry hears of it as it hears of what others do. Where it plans anew, it must know at once:
+            // another plan might take the place of what was claimed, and this one claim more.
             give_back_tokens(inner, &mut done).await;
             let mut objects = inner.objects();
-            done.into_iter().for_each(|change| objects.tell_of(change));
-            return Err(error);
+            done.iter().cloned().for_each(|change| objects.tell_of(change));
+            return Err(match error {
+                StoreError::Conflict { key, mut current } => {
+                    current.extend(done);
+                    StoreError::Conflict { key, current }
+                }
+                other => other,
+            });
         }
     }
     Ok(())
@@ -353,6 +361,7 @@ async fn confirm(inner: &Arc<Inner>, claims: Vec<Claim>) -> Result<(), StoreErro
         }
         Err(error) => {
             // Not told of, and not forgotten either: the objects stay in flight until it is known.
+            inner.unsettled.fetch_add(1, Ordering::SeqCst);
             tokio::spawn(settle(inner.clone(), claims));
             Err(error)
         }
@@ -361,6 +370,11 @@ async fn confirm(inner: &Arc<Inner>, claims: Vec<Claim>) -> Result<(), StoreErro
 
 /// Looks again until it is known whether claims may be told of.
 async fn settle(inner: Arc<Inner>, claims: Vec<Claim>) {
+    settled(&inner, claims).await;
+    inner.unsettled.fetch_sub(1, Ordering::SeqCst);
+}
+
+async fn settled(inner: &Inner, claims: Vec<Claim>) {
     loop {
         tokio::time::sleep(LOOK_AGAIN).await;
         match inner.settings.in_force().await {
@@ -372,7 +386,7 @@ async fn settle(inner: Arc<Inner>, claims: Vec<Claim>) {
             }
             Ok(Err(why)) => {
                 tracing::error!("{why}");
-                return take_back(&inner, claims).await;
+                return take_back(inner, claims).await;
             }
             Err(error) => tracing::debug!(%error, "claims are not settled yet"),
         }

@@ -4,6 +4,7 @@
 //! - [`objects`]: versions, and what the registry knows already.
 //! - [`commit`]: writing, each object over the version that was planned on.
 //! - [`settings`]: what all replicas must agree on.
+//! - [`turns`]: one answer for all who ask at the same time.
 //!
 //! The API server has no transactions: the elements of a batch, and the objects of one element, are written one by one, in an order in which
 //! what may be left over after a failure does no harm. Segments are claimed first, then a token is used up, then the node is registered: what
@@ -14,7 +15,9 @@ mod commit;
 mod kinds;
 mod objects;
 mod settings;
+mod turns;
 
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -22,13 +25,13 @@ use edge_types::view::SegmentPrefix;
 use futures_util::future::try_join_all;
 use kube::Client;
 use kube::core::DynamicObject;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use super::{Answer, Committed, Followed, Store, StoreError};
 use crate::clock::Seconds;
-use crate::kubernetes::client::Obstacles;
+use crate::kubernetes::client::{Obstacles, REQUEST};
 use crate::kubernetes::events::Events;
 use crate::kubernetes::follow::{News, Whole, follow, list};
 use crate::state::{Change, Snapshot};
@@ -36,6 +39,7 @@ pub use kinds::is_blocked;
 use kinds::{Apis, Kind, Observed};
 use objects::{Event, Objects, Told};
 use settings::Settings;
+use turns::Turns;
 
 /// Changes that are told together at most.
 const TOGETHER: usize = 4096;
@@ -50,6 +54,7 @@ pub struct Kubernetes {
     /// Follow the objects until the store is dropped.
     followers: Mutex<JoinSet<()>>,
     catching_up: tokio::sync::Mutex<Option<Instant>>,
+    segments_read: Turns<Result<(), StoreError>>,
 }
 
 struct Inner {
@@ -57,6 +62,10 @@ struct Inner {
     objects: Mutex<Objects>,
     settings: Settings,
     obstacles: Obstacles,
+    /// The registry has taken in the news up to this number.
+    taken_in: watch::Sender<u64>,
+    /// Batches of claims of which it is not known yet whether they may be told of.
+    unsettled: AtomicUsize,
 }
 
 impl Kubernetes {
@@ -69,12 +78,15 @@ impl Kubernetes {
             objects: Mutex::new(Objects::new(told, events)),
             settings: Settings::new(client, namespace, sizes),
             obstacles,
+            taken_in: watch::Sender::new(0),
+            unsettled: AtomicUsize::new(0),
         };
         Self {
             inner: Arc::new(inner),
             news: Mutex::new(Some(news)),
             followers: Mutex::default(),
             catching_up: tokio::sync::Mutex::default(),
+            segments_read: Turns::default(),
         }
     }
 }
@@ -92,6 +104,15 @@ impl Inner {
         let (objects, at) = list(&self.source(kind)).await.map_err(StoreError::Failed)?;
         let observed = objects.into_iter().filter_map(|object| observed(kind, object)).collect();
         Ok((kind, observed, at))
+    }
+
+    /// Waits until the registry knows all that has been followed.
+    async fn until_taken_in(&self) -> Result<(), StoreError> {
+        let last = self.objects().last_told();
+        let mut taken_in = self.taken_in.subscribe();
+        let waited = tokio::time::timeout(REQUEST, taken_in.wait_for(|number| *number >= last)).await;
+        let late = || StoreError::Failed(format!("news were not taken in within {} s", REQUEST.as_secs()));
+        waited.map_err(|_| late())?.map(drop).map_err(|_| late())
     }
 
     fn hear(&self, kind: Kind, before: &mut u64, news: News<DynamicObject>) {
@@ -191,17 +212,32 @@ impl Store for Kubernetes {
                     *in_vain = (!self.inner.objects().behind(version).is_empty()).then(Instant::now);
                 }
             }
-            let mut objects = self.inner.objects();
-            // Of the same history, and yet more than we have given: by late news of another replica.
-            if objects.revision() <= revision && objects.behind(version).is_empty() {
-                objects.rise_above(revision);
+            {
+                let mut objects = self.inner.objects();
+                // Of the same history, and yet more than we have given: by late news of another replica.
+                if objects.revision() <= revision && objects.behind(version).is_empty() {
+                    objects.rise_above(revision);
+                }
             }
-            Ok(())
+            self.inner.until_taken_in().await
         })
+    }
+
+    fn read_segments_anew(&self) -> Answer<'_, Result<(), StoreError>> {
+        Box::pin(self.segments_read.ask(async || {
+            let before = self.inner.objects().at(Kind::Segment);
+            let (kind, objects, at) = self.inner.list(Kind::Segment).await?;
+            self.inner.objects().all(kind, objects, at, before);
+            if self.inner.unsettled.load(Ordering::SeqCst) > 0 {
+                return Err(StoreError::Failed("it is not known yet whether some claims may be told of".into()));
+            }
+            self.inner.until_taken_in().await
+        }))
     }
 
     fn taken_in(&self, revision: u64) {
         self.inner.objects().taken_in(revision);
+        self.inner.taken_in.send_replace(revision);
     }
 }
 

@@ -33,6 +33,8 @@ pub(super) struct Objects {
     offset: u64,
     /// Highest number that was given to news or to a write.
     number: u64,
+    /// Number of the last news.
+    last_told: u64,
     /// The registry has taken in the news up to this number.
     taken_in: u64,
     told: mpsc::UnboundedSender<Told>,
@@ -89,6 +91,7 @@ impl Objects {
             at: [0; 4],
             offset: 0,
             number: 0,
+            last_told: 0,
             taken_in: 0,
             told,
             events,
@@ -255,6 +258,7 @@ impl Objects {
     fn tell(&mut self, change: Option<Change>, version: u64) -> u64 {
         self.number = (self.number + 1).max(self.revision_of(version));
         let _ = self.told.send((self.number, change));
+        self.last_told = self.number;
         self.number
     }
 
@@ -293,6 +297,11 @@ impl Objects {
     /// The registry has taken in the news up to this number.
     pub(super) fn taken_in(&mut self, number: u64) {
         self.taken_in = self.taken_in.max(number);
+    }
+
+    /// Number of the last news.
+    pub(super) fn last_told(&self) -> u64 {
+        self.last_told
     }
 
     /// Begins a write; `end` must follow.

@@ -10,15 +10,14 @@
 //! Y lists, and Y grants around them. In both cases no grant of Y overlaps one that X has told anyone of.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use edge_types::view::SegmentPrefix;
 use k8s_openapi::api::core::v1::ConfigMap;
 use kube::api::{ObjectMeta, PostParams};
 use kube::{Api, Client};
-use tokio::sync::Mutex;
 
 use super::super::StoreError;
+use super::turns::Turns;
 use crate::clock::Seconds;
 use crate::kubernetes::client::{REQUEST, explain, version};
 
@@ -37,10 +36,7 @@ const ATTEMPTS: u32 = 20;
 pub(super) struct Settings {
     api: Api<ConfigMap>,
     ours: SegmentPrefix,
-    /// How many have asked what is in force.
-    asked: AtomicU64,
-    /// The last answer, and for how many of them it was read late enough.
-    answer: Mutex<(u64, Verdict)>,
+    in_force: Turns<Verdict>,
 }
 
 /// What was noted by earlier runs.
@@ -56,12 +52,7 @@ type Verdict = Result<Result<(), String>, StoreError>;
 
 impl Settings {
     pub(super) fn new(client: &Client, namespace: &str, ours: SegmentPrefix) -> Self {
-        Self {
-            api: Api::namespaced(client.clone(), namespace),
-            ours,
-            asked: AtomicU64::new(0),
-            answer: Mutex::new((0, Ok(Ok(())))),
-        }
+        Self { api: Api::namespaced(client.clone(), namespace), ours, in_force: Turns::default() }
     }
 
     /// Puts our sizes in force.
@@ -110,13 +101,7 @@ impl Settings {
 
     /// Whether our sizes are in force, as read after this was called; those who ask at the same time share one reading.
     pub(super) async fn in_force_since_now(&self) -> Verdict {
-        let turn = self.asked.fetch_add(1, Ordering::SeqCst) + 1;
-        let mut answer = self.answer.lock().await;
-        if answer.0 < turn {
-            let asked = self.asked.load(Ordering::SeqCst);
-            *answer = (asked, self.in_force().await);
-        }
-        answer.1.clone()
+        self.in_force.ask(async || self.in_force().await).await
     }
 
     /// Whether our sizes are in force.
