@@ -10,6 +10,7 @@ use hyper::body::Incoming;
 use hyper::{Request, Response};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto::Builder;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
@@ -43,6 +44,23 @@ pub(super) struct Open {
     pub(super) stopping: CancellationToken,
     /// What runs for them.
     pub(super) tasks: TaskTracker,
+}
+
+/// Lets this process have as many connections as the system allows: the limit that a shell gives is meant for others.
+pub(super) fn make_room() {
+    let limit = getrlimit(Resource::Nofile);
+    let wanted = limit.maximum.unwrap_or(u64::MAX).min(2 * CONNECTIONS as u64);
+    if limit.current.is_some_and(|current| current < wanted) {
+        let raised = setrlimit(Resource::Nofile, Rlimit { current: Some(wanted), ..limit });
+        if let Err(error) = raised {
+            tracing::warn!(%error, "the limit of open files stays at {:?}", limit.current);
+        }
+    }
+    if wanted < CONNECTIONS as u64 {
+        tracing::warn!(
+            "at most {wanted} files may be open, and so many nodes connected: raise the limit (LimitNOFILE=)"
+        );
+    }
 }
 
 /// Accepts nodes until it is to close.

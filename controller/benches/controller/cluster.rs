@@ -1,0 +1,125 @@
+//! A state directory as it is after many nodes have joined: the authority, the store, and what each node would hold.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use edge_controller::ca::{self, Ca, Files, Term};
+use edge_controller::clock::Clock;
+use edge_controller::segments::Row;
+use edge_controller::state::{Certificate, Change, NodeRecord};
+use edge_controller::store::Store;
+use edge_controller::store::embedded::Embedded;
+use edge_types::name::COMMUNITY_LABEL;
+use edge_types::{IpNetwork, NodeName, Role};
+use rcgen::{CertificateParams, DistinguishedName, KeyPair, PKCS_ED25519};
+use rustls::client::Resumption;
+use rustls::{ClientConfig, RootCertStore};
+use rustls_pki_types::pem::PemObject;
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
+
+use crate::Size;
+
+/// Segments that each node holds, half of them IPv4.
+const SEGMENTS: usize = 4;
+
+pub(crate) struct Cluster {
+    folder: tempfile::TempDir,
+    /// The first is a hub, the others are edges, community after community.
+    pub(crate) nodes: Vec<Node>,
+    /// All nodes have the same key: it is not their keys that are measured.
+    key: Vec<u8>,
+    roots: Arc<RootCertStore>,
+}
+
+pub(crate) struct Node {
+    pub(crate) name: NodeName,
+    certificate: CertificateDer<'static>,
+}
+
+impl Cluster {
+    pub(crate) fn make(size: Size) -> Self {
+        let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("a folder");
+        let state = folder.path().join("state");
+        std::fs::create_dir(&state).expect("a folder for the state");
+        let now = Clock::system().now();
+        let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
+        let ca = runtime.block_on(Ca::open(Box::new(Files::new(&state, now)), None, now)).expect("an authority");
+        let ca = ca.current();
+        let mut roots = RootCertStore::empty();
+        roots.add(ca.active().certificate().clone()).expect("the authority's certificate");
+        let key = KeyPair::generate_for(&PKCS_ED25519).expect("a key");
+        let mut request = CertificateParams::default();
+        request.distinguished_name = DistinguishedName::new();
+        let csr = request.serialize_request(&key).and_then(|csr| csr.pem()).expect("a request");
+        let mut changes = Vec::new();
+        let mut nodes = Vec::new();
+        for index in 0..size.nodes {
+            let name: NodeName = format!("node-{index:05}").parse().expect("a name");
+            let role = if index == 0 { Role::Hub } else { Role::Edge };
+            let public = ca::request::read(&csr, &name).expect("the request's key");
+            let issued =
+                ca.sign_node(&name, role, &public, &Term::days(7, now).expect("a term")).expect("a certificate");
+            let mut record = NodeRecord::new(name.clone(), role, now);
+            if index > 0 {
+                let community = format!("c{}", (index - 1) / size.community);
+                record.set_labels([(COMMUNITY_LABEL.to_owned(), community)].into()).expect("a label");
+            }
+            let [_, b, c, d] = (index as u32).to_be_bytes();
+            record.reported = vec![[192, b, c, d].into()];
+            record.port = 4500;
+            record.observed = Some([203, b, c, d].into());
+            let Term { serial, not_before, not_after } = issued.term;
+            let (key, issuer) = ("00".repeat(32), issued.issuer);
+            record.certificates = vec![Certificate { serial, key, not_after, not_before, issuer, used: true }];
+            changes.push(Change::PutNode(record));
+            changes.extend((0..SEGMENTS).map(|nth| {
+                let row = Row::new(segment(index, nth), name.clone(), format!("request-{nth}"), now, None);
+                Change::ClaimSegment(row)
+            }));
+            let certificate = CertificateDer::from_pem_slice(issued.chain.as_bytes()).expect("PEM");
+            nodes.push(Node { name, certificate });
+        }
+        runtime.block_on(async {
+            let store = Embedded::open(&state).expect("a store");
+            store.load(tokio::sync::mpsc::channel(1).0).await.expect("an empty store");
+            let committed = store.commit(vec![changes], now).await;
+            committed.results.into_iter().collect::<Result<(), _>>().expect("a filled store");
+        });
+        Self { folder, nodes, key: key.serialize_der(), roots: Arc::new(roots) }
+    }
+
+    /// A path beside the state.
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    pub(crate) fn state(&self) -> PathBuf {
+        self.path("state")
+    }
+
+    /// TLS as a node speaks it.
+    pub(crate) fn tls(&self, node: &Node) -> Arc<ClientConfig> {
+        let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(self.key.clone()));
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let mut config = ClientConfig::builder_with_provider(provider)
+            .with_protocol_versions(&[&rustls::version::TLS13])
+            .expect("TLS 1.3")
+            .with_root_certificates(self.roots.clone())
+            .with_client_auth_cert(vec![node.certificate.clone()], key)
+            .expect("key and certificate");
+        config.alpn_protocols = vec![b"h2".to_vec()];
+        config.resumption = Resumption::disabled();
+        Arc::new(config)
+    }
+}
+
+/// No two are the same, and none is where the next ones are granted first.
+fn segment(node: usize, nth: usize) -> IpNetwork {
+    let number = (node * SEGMENTS / 2 + nth / 2) as u32;
+    if nth.is_multiple_of(2) {
+        IpNetwork::new(std::net::Ipv4Addr::from((10 << 24 | 1 << 23) + number * 64).into(), 26).expect("a segment")
+    } else {
+        let address = 0xfd77 << 112 | 1 << 79 | u128::from(number) << 8;
+        IpNetwork::new(std::net::Ipv6Addr::from(address).into(), 120).expect("a segment")
+    }
+}

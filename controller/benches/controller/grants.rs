@@ -1,0 +1,66 @@
+//! Segments granted in a second to nodes that apply at the same time, each durable before it is answered, beside writes of the same disk that are waited
+//! for one by one.
+
+use std::os::unix::fs::FileExt;
+use std::time::{Duration, Instant};
+
+use hyper::Method;
+use serde_json::json;
+
+use crate::Size;
+use crate::cluster::Cluster;
+use crate::nodes::Connection;
+use crate::program::Program;
+use crate::report::{Goal, Report};
+
+/// Of the reference.
+const GOAL: Goal = Goal::RatioAtLeast(0.5);
+/// A write of the reference: a page.
+const PAGE: usize = 4096;
+/// Pages of its file, written before: no write makes it grow.
+const PAGES: u64 = 1024;
+
+pub(crate) fn measure(cluster: &Cluster, size: Size, report: &mut Report) {
+    let limit = Duration::from_secs(size.seconds);
+    let before = writes(cluster, limit / 2);
+    let controller = Program::controller(cluster, None);
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+    let grants = runtime.block_on(grants(cluster, size, &controller, limit));
+    controller.stop();
+    let reference = (before + writes(cluster, limit / 2)) / 2.0;
+    report.add("grant/embedded", "1/s", grants, (reference, "fdatasync, a page each"), GOAL);
+}
+
+async fn grants(cluster: &Cluster, size: Size, controller: &Program, limit: Duration) -> f64 {
+    let mut connections = Vec::new();
+    for node in &cluster.nodes[1..=size.applicants] {
+        connections.push((node, Connection::open(controller.address, cluster.tls(node)).await));
+    }
+    let started = Instant::now();
+    let applying = connections.into_iter().map(async |(node, mut connection)| {
+        let path = format!("/v1/nodes/{}/segments", node.name);
+        let mut granted = 0;
+        while started.elapsed() < limit {
+            let application = json!({"request_id": format!("bench-{granted}"), "families": ["ipv4"]});
+            connection.ask(Method::POST, &path, Some(application)).await;
+            granted += 1;
+        }
+        granted
+    });
+    let granted: u32 = futures_util::future::join_all(applying).await.into_iter().sum();
+    f64::from(granted) / started.elapsed().as_secs_f64()
+}
+
+/// Writes in a second, each on disk before the next one.
+fn writes(cluster: &Cluster, limit: Duration) -> f64 {
+    let file = std::fs::File::create(cluster.path("pages")).expect("a file");
+    file.write_all_at(&vec![1; PAGE * PAGES as usize], 0).and_then(|()| file.sync_all()).expect("a file");
+    let started = Instant::now();
+    let mut written = 0;
+    while started.elapsed() < limit {
+        let at = written % PAGES * PAGE as u64;
+        file.write_all_at(&[2; PAGE], at).and_then(|()| file.sync_data()).expect("a file");
+        written += 1;
+    }
+    written as f64 / started.elapsed().as_secs_f64()
+}

@@ -1,0 +1,73 @@
+//! What the controller costs at the size that it is made for: 10,000 nodes.
+//!
+//! `cargo bench -p edge-controller --bench controller` prints a table and writes `target/bench/controller.json`; names of cases as arguments choose
+//! some of them (`-- start grant`). Measured is the program itself, with nodes that connect over the loopback interface as agents do. Without `--bench`
+//! (as under `cargo test --all-targets`) each case runs once with few nodes.
+//!
+//! - `rss/10000-nodes`, `fanout/p99` (`streams`): all nodes hold their view streams open; the controller has one core, the nodes have another. Beside
+//!   them the same number of bare TLS connections (`bare`).
+//! - `grant/embedded` (`grants`): beside the disk's own rate of writes that are waited for.
+//! - `start/10000` (`start`): beside reading the same rows from the same file.
+//!
+//! `cluster` makes store and certificates, `program` runs the controller, `nodes` connects to it.
+
+mod bare;
+mod cluster;
+mod grants;
+mod nodes;
+mod program;
+mod report;
+mod start;
+mod streams;
+
+use std::process::ExitCode;
+
+use cluster::Cluster;
+use report::Report;
+
+/// How much is measured.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Size {
+    /// Registered nodes, all connected.
+    pub(crate) nodes: usize,
+    /// Members of a community.
+    pub(crate) community: usize,
+    /// Changes that are told to a community.
+    pub(crate) changes: usize,
+    /// Nodes that apply for segments at the same time.
+    pub(crate) applicants: usize,
+    /// Seconds for which they do.
+    pub(crate) seconds: u64,
+    /// Starts, of which the median counts.
+    pub(crate) starts: usize,
+}
+
+const WHOLE: Size = Size { nodes: 10_000, community: 1000, changes: 60, applicants: 64, seconds: 5, starts: 5 };
+const ONCE: Size = Size { nodes: 60, community: 20, changes: 3, applicants: 4, seconds: 1, starts: 1 };
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    if let [word, folder, port] = &arguments[..]
+        && word == bare::WORD
+    {
+        bare::serve(folder.as_ref(), port.parse().expect("a port"));
+    }
+    let measure = arguments.iter().any(|argument| argument == "--bench");
+    let chosen: Vec<&String> = arguments.iter().filter(|argument| !argument.starts_with('-')).collect();
+    let wanted = |name: &str| chosen.is_empty() || chosen.iter().any(|word| name.starts_with(word.as_str()));
+    let size = if measure { WHOLE } else { ONCE };
+    let mut report = Report::default();
+    let cluster = Cluster::make(size);
+    if wanted("start") {
+        start::measure(&cluster, size, &mut report);
+    }
+    if wanted("rss") || wanted("fanout") {
+        streams::measure(&cluster, size, &mut report);
+    }
+    // Last: it grows the store.
+    if wanted("grant") {
+        grants::measure(&cluster, size, &mut report);
+        println!("grant/kubernetes     not measured here: it needs an API server");
+    }
+    if measure { report.write() } else { ExitCode::SUCCESS }
+}

@@ -1,0 +1,130 @@
+//! Programs that are measured, from outside as an operator would.
+
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, kill_process};
+use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
+
+use crate::cluster::Cluster;
+
+/// Only ends what hangs.
+const HANG: Duration = Duration::from_secs(120);
+
+/// A program that runs.
+pub(crate) struct Program {
+    child: Child,
+    /// Where nodes are served.
+    pub(crate) address: SocketAddr,
+    /// From its start until it was ready.
+    pub(crate) took: Duration,
+}
+
+impl Program {
+    /// The controller, on one core or on all; returns when it is ready.
+    pub(crate) fn controller(cluster: &Cluster, core: Option<usize>) -> Self {
+        let [address, observe] = [free_port(), free_port()];
+        let config = format!(
+            "server_names = [\"127.0.0.1\"]\nlisten = [\"{address}\"]\nstate_dir = {:?}\nadmin_socket = {:?}\n\
+             [observe]\nlisten = [\"{observe}\"]\n\
+             [segments]\ncluster_ranges = [\"10.0.0.0/8\", \"fd77::/48\"]\nmax_per_node = 1000000\n",
+            cluster.state(),
+            cluster.path("admin.sock"),
+        );
+        let path = cluster.path("controller.toml");
+        std::fs::write(&path, config).expect("a configuration");
+        let mut command = Command::new(env!("CARGO_BIN_EXE_edge-controller"));
+        command.arg("run").arg("--config").arg(path);
+        Self::start(cluster, command, address, core, || {
+            let Ok(mut stream) = TcpStream::connect(observe) else { return false };
+            let mut answer = String::new();
+            let asked = stream.write_all(b"GET /readyz HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n");
+            asked.and_then(|()| stream.read_to_string(&mut answer)).is_ok() && answer.starts_with("HTTP/1.1 200")
+        })
+    }
+
+    /// This program once more, with other arguments; returns when `address` is served.
+    pub(crate) fn this(cluster: &Cluster, arguments: &[&str], address: SocketAddr, core: usize) -> Self {
+        let mut command = Command::new(std::env::current_exe().expect("this program"));
+        command.args(arguments);
+        Self::start(cluster, command, address, Some(core), || TcpStream::connect(address).is_ok())
+    }
+
+    fn start(
+        cluster: &Cluster,
+        mut command: Command,
+        address: SocketAddr,
+        core: Option<usize>,
+        mut ready: impl FnMut() -> bool,
+    ) -> Self {
+        let log = std::fs::File::create(cluster.path("log")).expect("a log");
+        command.env_remove("RUST_LOG").stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
+        let started = Instant::now();
+        // A child has the affinity of the thread that starts it.
+        let spawn = move || {
+            core.into_iter().for_each(stay_on);
+            command.spawn().expect("the program starts")
+        };
+        let mut child = std::thread::spawn(spawn).join().expect("the program starts");
+        while !ready() {
+            if let Some(status) = child.try_wait().expect("a child") {
+                panic!("it ended with {status}: {}", std::fs::read_to_string(cluster.path("log")).unwrap_or_default());
+            }
+            assert!(started.elapsed() < HANG, "it does not get ready");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        Self { child, address, took: started.elapsed() }
+    }
+
+    /// Resident memory now, and the most that it ever was; MiB.
+    pub(crate) fn memory(&self) -> (f64, f64) {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).expect("a child's status");
+        let field = |name: &str| {
+            let line = status.lines().find_map(|line| line.strip_prefix(name));
+            let kibibytes: f64 = line.and_then(|rest| rest.split_ascii_whitespace().next()?.parse().ok()).expect(name);
+            kibibytes / 1024.0
+        };
+        (field("VmRSS:"), field("VmHWM:"))
+    }
+
+    /// Ends it as an operator does.
+    pub(crate) fn stop(mut self) {
+        let pid = Pid::from_child(&self.child);
+        kill_process(pid, Signal::TERM).expect("a signal");
+        self.child.wait().expect("its end");
+    }
+
+    /// Ends it as a power cut does.
+    pub(crate) fn kill(mut self) {
+        self.child.kill().expect("a signal");
+        self.child.wait().expect("its end");
+    }
+}
+
+impl Drop for Program {
+    fn drop(&mut self) {
+        // It may have ended already.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// A core for what is measured, and another one, where there is one, for those who measure.
+pub(crate) fn cores() -> [usize; 2] {
+    let allowed = sched_getaffinity(None).expect("an affinity");
+    let allowed: Vec<usize> = (0..CpuSet::MAX_CPU).filter(|core| allowed.is_set(*core)).collect();
+    [allowed[0], allowed[allowed.len() - 1]]
+}
+
+/// Keeps this thread on a core.
+pub(crate) fn stay_on(core: usize) {
+    let mut set = CpuSet::new();
+    set.set(core);
+    sched_setaffinity(None, &set).expect("an affinity");
+}
+
+pub(crate) fn free_port() -> SocketAddr {
+    TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).expect("a free port")
+}

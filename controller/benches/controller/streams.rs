@@ -1,0 +1,102 @@
+//! All nodes hold their view streams open: what that takes, and how long it takes until all members of a community know where one of them is now.
+
+use std::time::{Duration, Instant};
+
+use hyper::Method;
+use serde_json::json;
+use tokio::sync::mpsc;
+
+use crate::cluster::Cluster;
+use crate::nodes::{self, Connection, Heard};
+use crate::program::{Program, cores, stay_on};
+use crate::report::{Goal, Report, percentile};
+use crate::{Size, bare};
+
+/// Resident memory, MiB.
+const MEMORY: Goal = Goal::AtMost(600.0);
+/// From the request of the node that has moved to the line that tells it, ms.
+const LATENCY: Goal = Goal::AtMost(250.0);
+/// Only ends what hangs.
+const HANG: Duration = Duration::from_secs(60);
+
+/// What came of one program.
+pub(crate) struct Measured {
+    pub(crate) memory: (f64, f64),
+    /// Milliseconds, one for each change and each member that was told of it.
+    pub(crate) latencies: Vec<f64>,
+}
+
+pub(crate) fn measure(cluster: &Cluster, size: Size, report: &mut Report) {
+    let [core, other] = cores();
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .on_thread_start(move || stay_on(other))
+        .enable_all()
+        .build()
+        .expect("a runtime");
+    let controller = Program::controller(cluster, Some(core));
+    let mut ours = runtime.block_on(ours(cluster, size, &controller));
+    controller.stop();
+    let bare = bare::start(cluster, core);
+    let mut floor = runtime.block_on(bare::measure(cluster, size, &bare));
+    bare.kill();
+    println!("{:<20} {:.0} MiB at most, of bare connections {:.0} MiB", "", ours.memory.1, floor.memory.1);
+    let name = "as many TLS connections without HTTP";
+    report.add("rss/10000-nodes", "MiB", ours.memory.0, (floor.memory.0, name), MEMORY);
+    let p50 = percentile(&mut ours.latencies, 0.5);
+    println!("{:<20} half of them within {p50:.1} ms, all within {:.1} ms", "", percentile(&mut ours.latencies, 1.0));
+    let p99 = percentile(&mut ours.latencies, 0.99);
+    let name = "as many bytes to as many TLS connections";
+    report.add("fanout/p99", "ms", p99, (percentile(&mut floor.latencies, 0.99), name), LATENCY);
+}
+
+async fn ours(cluster: &Cluster, size: Size, controller: &Program) -> Measured {
+    let (heard, mut news) = mpsc::unbounded_channel();
+    let started = Instant::now();
+    let connections = nodes::each(cluster, |_, node| {
+        let heard = heard.clone();
+        async move {
+            let mut connection = Connection::open(controller.address, cluster.tls(node)).await;
+            nodes::follow(&mut connection, node.name.as_str(), heard).await;
+            connection
+        }
+    });
+    let mut connections = connections.await;
+    // Everyone has its view, and the storm is over when heartbeats are all that is said.
+    let mut views = 0;
+    while views < size.nodes {
+        views += usize::from(next(&mut news).await.is("view"));
+    }
+    println!("{:<20} {} nodes connected and had their views after {:.1?}", "", size.nodes, started.elapsed());
+    for _ in 0..2 * size.nodes {
+        assert!(next(&mut news).await.is("heartbeat"), "nothing changes");
+    }
+    let memory = controller.memory();
+    let mut latencies = Vec::new();
+    for change in 0..size.changes {
+        // A node that moves, each time another one, and always of the first community.
+        let mover = 1 + change % size.community;
+        let address = format!("198.18.{}.{}", change / 250, 1 + change % 250);
+        let path = format!("/v1/nodes/{}", cluster.nodes[mover].name);
+        let report = json!({"addresses": [address], "port": 4500});
+        let mut connection = connections[mover].clone();
+        let sent = Instant::now();
+        let answer = tokio::spawn(async move { drop(connection.ask(Method::PUT, &path, Some(report)).await) });
+        // The hub is told, too.
+        let mut told = 0;
+        while told < size.community {
+            let heard = next(&mut news).await;
+            if heard.is("change") && heard.holds(&address) {
+                told += 1;
+                latencies.push((heard.at - sent).as_secs_f64() * 1e3);
+            }
+        }
+        answer.await.expect("an answer");
+    }
+    connections.clear();
+    Measured { memory, latencies }
+}
+
+async fn next(news: &mut mpsc::UnboundedReceiver<Heard>) -> Heard {
+    tokio::time::timeout(HANG, news.recv()).await.expect("something is said").expect("streams are open")
+}
