@@ -7,6 +7,7 @@ use ipnetwork::IpNetwork;
 use rustix::process::Signal;
 use serde_json::Value;
 
+use super::kubernetes::Kubernetes;
 use super::world::{CLOUD_NETWORKS, CLUSTER_RANGES, CONTROLLER_PORT, World, site};
 
 /// For how long nobody gets a segment of a node that was deregistered.
@@ -43,10 +44,12 @@ impl World<'_> {
              reserved = [\"10.77.0.128/25\", \"fd77::8000/113\"]\n\
              v4_prefix = 29\n\
              v6_prefix = 120\n\
-             quarantine_seconds = {}\n",
+             quarantine_seconds = {}\n\
+             {}",
             list(&CLOUD_NETWORKS),
             list(&CLUSTER_RANGES),
             QUARANTINE.as_secs(),
+            self.kubernetes.as_ref().map(Kubernetes::controller_config).unwrap_or_default(),
         );
         self.node("cloud-1").write(CONTROLLER_CONFIG, &config)?;
         self.start("controller", "cloud-1", "edge-controller", &["run", "--config", CONTROLLER_CONFIG])?;
@@ -101,12 +104,15 @@ impl World<'_> {
         self.ledger()?.into_iter().try_for_each(|row| self.route_in_clear(row.segment, &row.node))
     }
 
-    /// Sets or (`key-`) removes a label.
+    /// Sets or (`key-`) removes a label, where the controller takes labels from.
     ///
     /// # Errors
-    /// When the controller refuses.
+    /// When it is refused.
     pub(super) fn label(&self, node: &str, label: &str) -> Result<()> {
-        self.controller(&["node", "label", node, label]).map(drop)
+        match &self.kubernetes {
+            Some(kubernetes) => kubernetes.label(node, label),
+            None => self.controller(&["node", "label", node, label]).map(drop),
+        }
     }
 
     /// Writes a node's configuration and, where it has not joined yet, a fresh join token.

@@ -221,7 +221,10 @@ fn killed_agents(world: &World, pods: &Pods) -> Result<()> {
 }
 
 /// b1 becomes a member, and is none again.
-fn joining_and_leaving(world: &World, pods: &Pods) -> Result<()> {
+///
+/// # Errors
+/// The first check that does not hold.
+pub(super) fn joining_and_leaving(world: &World, pods: &Pods) -> Result<()> {
     let (b1, a1) = (pods.of("edge-b1"), pods.of("edge-a1"));
     let address = a1.v4.context("a1's pod has an IPv4 address")?.into();
     let began = Instant::now();

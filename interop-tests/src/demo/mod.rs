@@ -3,6 +3,7 @@
 //! - `world`: the network, its routers' captures, starting and ending programs.
 //! - `cloud`, `pod`, `status`: the operator's, the runtime's and a script's way to the programs.
 //! - `wire`: what the captures hold. `check`: claims, counted.
+//! - `kubernetes`: the same with nodes, labels and segments in a real API server.
 //! - `early`, `reach`, `isolation`, `truth`, `change`, `alone`: the parts, in order.
 
 mod alone;
@@ -11,6 +12,7 @@ mod check;
 mod cloud;
 mod early;
 mod isolation;
+mod kubernetes;
 mod pod;
 mod reach;
 mod status;
@@ -33,6 +35,15 @@ pub const SCENARIO: Scenario = Scenario {
     deadline: std::time::Duration::from_secs(600),
     by_default: true,
     run,
+};
+
+/// Membership and segments from a real Kubernetes.
+pub const KUBERNETES: Scenario = Scenario {
+    name: "demo/kubernetes",
+    about: "communities from Node objects that kubectl changes, segments in etcd, the API server lost, a Node deleted",
+    deadline: std::time::Duration::from_secs(600),
+    by_default: true,
+    run: kubernetes::run,
 };
 
 /// Runs the demo for a person: its steps and the end on standard error, exit status 1 if a check did not hold.

@@ -8,6 +8,7 @@ use ipnetwork::IpNetwork;
 use rustix::process::Signal;
 
 use super::check::Checks;
+use super::kubernetes::Kubernetes;
 use super::wire::{Kind, Known, Seen};
 use crate::runner::Lab;
 use crate::topology::{Capture, Net, Node, Plan, Process};
@@ -129,6 +130,8 @@ pub(super) struct World<'lab> {
     pub(super) checks: Checks,
     /// Agents and the controller, by `NODE` and `controller`.
     pub(super) running: RefCell<BTreeMap<String, Process>>,
+    /// The API server from which the controller learns of nodes; without one the operator tells it.
+    pub(super) kubernetes: Option<Kubernetes>,
     watched: RefCell<Vec<Watched>>,
     known: Known,
 }
@@ -152,6 +155,7 @@ impl<'lab> World<'lab> {
             net,
             checks: Checks::new(),
             running: RefCell::default(),
+            kubernetes: None,
             watched: RefCell::new(watched),
             known: Known { guarded, controller_port: CONTROLLER_PORT },
         })

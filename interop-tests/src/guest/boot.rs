@@ -16,7 +16,7 @@ use rustix::pipe::{PipeFlags, pipe_with};
 use super::{Backend, Event, Spec};
 
 /// Memory of the guest. It is a sparse file of the host: only what is used is taken.
-const MEMORY_MIB: u64 = 1536;
+const MEMORY_MIB: u64 = 2560;
 
 /// Where the job's standard output and error go.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -1,0 +1,176 @@
+//! The demo's communities once more, with a real API server on cloud-1: nodes are its Node objects, labelled by kubectl, and the controller keeps
+//! everything in its custom resources, with exactly the rights that `deploy/` gives.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+use rustix::process::Signal;
+
+use super::isolation::{joining_and_leaving, strangers_stay_out};
+use super::pod::reaches;
+use super::reach::{self, Pods, only_esp_on_the_wire};
+use super::world::{EDGES, NODES, World};
+use crate::kube::{ControlPlane, Options};
+use crate::runner::Lab;
+use crate::topology::Place;
+
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// An API server, and the controller's way to it.
+pub(super) struct Kubernetes {
+    plane: ControlPlane,
+    kubeconfig: PathBuf,
+}
+
+impl Kubernetes {
+    /// Starts it on a host, with our resources, the controller's rights and account, and a Node object for each node.
+    ///
+    /// # Errors
+    /// When it does not come up, or refuses what `deploy/` holds.
+    fn start(host: &Place) -> Result<Self> {
+        let enter = host.command("env");
+        let prefix = std::iter::once(enter.get_program()).chain(enter.get_args()).map(ToOwned::to_owned).collect();
+        let plane = ControlPlane::start_with("demo", Options { prefix, ..Options::default() })?;
+        let deploy = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../deploy");
+        plane.apply(&deploy.join("crds"))?;
+        plane.apply(&deploy.join("kubernetes/10-rbac.yaml"))?;
+        for node in NODES {
+            let edge = if EDGES.contains(&node) { "{node-role.kubernetes.io/edge: \"\"}" } else { "{}" };
+            plane.apply_text(&format!(
+                "{{apiVersion: v1, kind: Node, metadata: {{name: {node}, labels: {edge}}}}}\n"
+            ))?;
+        }
+        let kubeconfig = plane.kubeconfig_for_service_account("edge-cni", "edge-controller")?;
+        Ok(Self { plane, kubeconfig })
+    }
+
+    /// The controller's part of its configuration.
+    pub(super) fn controller_config(&self) -> String {
+        format!("[kubernetes]\nkubeconfig = {:?}\nnamespace = \"edge-cni\"\nstore = true\n", self.kubeconfig)
+    }
+
+    /// Sets or (`key-`) removes a node's label.
+    ///
+    /// # Errors
+    /// When the API server refuses.
+    pub(super) fn label(&self, node: &str, label: &str) -> Result<()> {
+        self.plane.kubectl(&["label", "node", node, label, "--overwrite"]).map(drop)
+    }
+}
+
+/// The scenario.
+///
+/// # Errors
+/// The first check that does not hold.
+pub(super) fn run(lab: &Lab) -> Result<()> {
+    let mut world = World::build(lab)?;
+    world.checks.part("A real API server with etcd, our resources, and a Node object for each node");
+    world.kubernetes = Some(Kubernetes::start(world.node("cloud-1"))?);
+    let kubernetes = world.kubernetes.as_ref().context("it was started")?;
+    let pods = reach::bring_up(&world)?;
+    members_reach(&world, &pods)?;
+    strangers_stay_out(&world, &pods, "with communities from Node objects")?;
+    joining_and_leaving(&world, &pods)?;
+    what_kubectl_shows(&world, kubernetes)?;
+    without_the_api_server(&world, kubernetes, &pods)?;
+    a_node_that_is_deleted(&world, kubernetes, &pods)?;
+    only_esp_on_the_wire(&world, "to the very end")?;
+    world.end_captures()?;
+    eprintln!("\ndemo: {} checks passed in {:.0} s", world.checks.passed(), world.checks.elapsed().as_secs_f64());
+    Ok(())
+}
+
+fn members_reach(world: &World, pods: &Pods) -> Result<()> {
+    let (a1, a2) = (pods.of("edge-a1"), pods.of("edge-a2"));
+    for (from, to) in [(a1, a2), (a2, a1)] {
+        let address = to.v4.context("no IPv4")?.into();
+        let what = format!("{}'s pod reaches {}'s", from.node, to.node);
+        world.checks.comes_true(&what, "*.edge-agent.log", PATIENCE, || reaches(&from.pod, address))?;
+    }
+    Ok(())
+}
+
+/// An operator's whole picture.
+fn what_kubectl_shows(world: &World, kubernetes: &Kubernetes) -> Result<()> {
+    world.checks.part("What kubectl shows");
+    world.checks.comes_true("kubectl get edgenodes shows roles, communities, segments, tunnels", "kubectl", PATIENCE, || {
+        let table = kubernetes.plane.kubectl(&["get", "edgenodes"])?;
+        for node in NODES {
+            ensure!(table.lines().any(|line| line.starts_with(node)), "{node} is missing in\n{table}");
+        }
+        let row = table.lines().find(|line| line.starts_with("edge-a1")).unwrap_or_default();
+        for word in ["edge", "alpha", "10.77.", "2/2"] {
+            ensure!(row.contains(word), "no {word} in {row:?}");
+        }
+        Ok(())
+    })?;
+    world.checks.holds("kubectl get segments shows who holds what, as the ledger does", "kubectl", || {
+        let table = kubernetes.plane.kubectl(&["get", "segments"])?;
+        for row in world.ledger()? {
+            let name = row.segment.network().to_string();
+            let shown = table.lines().any(|line| line.contains(&row.node) && line.contains(&name));
+            ensure!(shown, "{name} of {} is missing in\n{table}", row.node);
+        }
+        Ok(format!("{} segments", table.lines().count().saturating_sub(1)))
+    })
+}
+
+/// NotReady and a lost API server are no reasons to tear anything down.
+fn without_the_api_server(world: &World, kubernetes: &Kubernetes, pods: &Pods) -> Result<()> {
+    let checks = &world.checks;
+    checks.part("A2 is NotReady, the API server is killed, then the controller");
+    kubernetes.plane.kubectl(&[
+        "patch", "node", "edge-a2", "--subresource=status", "--type=merge", "-p",
+        r#"{"status":{"conditions":[{"type":"Ready","status":"False","reason":"KubeletNotReady"}]}}"#,
+    ])?;
+    kubernetes.plane.kill_api_server()?;
+    let address = pods.of("edge-a2").v4.context("no IPv4")?.into();
+    let talk = |when: &str| {
+        checks.holds(&format!("{when}, pods still talk and tunnels stand"), "*.log", || {
+            reaches(&pods.of("edge-a1").pod, address)?;
+            world.tunnel_is_up("edge-a1", "edge-a2")?;
+            world.tunnel_is_up("edge-a2", "cloud-1")?;
+            Ok("")
+        })
+    };
+    talk("without the API server")?;
+    world.end("controller", Signal::KILL)?;
+    talk("without the controller as well")?;
+    kubernetes.plane.start_api_server()?;
+    world.start_controller()?;
+    checks.comes_true("both back, the agents find them", "*.edge-agent.log", PATIENCE, || {
+        for node in ["edge-a1", "edge-a2"] {
+            let status = world.status(node)?;
+            ensure!(status["cloud"]["connected"] == true, "{node}: {}", status["cloud"]);
+        }
+        Ok(())
+    })?;
+    talk("with both back")
+}
+
+/// The deletion of the Node object is deregistration.
+fn a_node_that_is_deleted(world: &World, kubernetes: &Kubernetes, pods: &Pods) -> Result<()> {
+    let checks = &world.checks;
+    checks.part("End: the Node object of a2 is deleted");
+    kubernetes.plane.kubectl(&["delete", "node", "edge-a2", "--wait=false"])?;
+    checks.comes_true("its tunnel to a1 is gone at a1's end", "*.edge-agent.log", PATIENCE, || {
+        ensure!(super::status::peer(&world.status("edge-a1")?, "edge-a2").is_none(), "status still names it");
+        Ok(())
+    })?;
+    checks.comes_true("its certificate is refused", "edge-a2.edge-agent.log", PATIENCE, || {
+        let status = world.status("edge-a2")?;
+        ensure!(status["cloud"]["connected"] == false, "it is connected: {}", status["cloud"]);
+        let said = status["cloud"]["last_error"].as_str().unwrap_or_default();
+        ensure!(said.contains("deregistered"), "it says {said:?}");
+        Ok(())
+    })?;
+    checks.holds("its segments are kept from others for a while, and kubectl says so", "kubectl get segments", || {
+        let table = kubernetes.plane.kubectl(&["get", "segments"])?;
+        let own = pods.of("edge-a2").v4.context("no IPv4")?;
+        let held = world.segments_of("edge-a2", false)?;
+        ensure!(held.is_empty(), "it still holds {held:?}");
+        ensure!(table.contains("edge-a2"), "nothing of {own} in\n{table}");
+        Ok("")
+    })
+}
