@@ -92,7 +92,7 @@ impl Cloud {
         let path = folder.path().join("controller.toml");
         let text = format!(
             "server_names = [\"127.0.0.1\"]\nlisten = [\"127.0.0.1:0\"]\nstate_dir = {:?}\nadmin_socket = {:?}\n\
-             [segments]\ncluster_ranges = [\"10.77.0.0/16\"]\n[kubernetes]\nkubeconfig = {:?}\n[kubernetes.join]\n\
+             [segments]\ncluster_ranges = [\"10.77.0.0/16\"]\n[kubernetes]\nkubeconfig = {:?}\nstore = false\n[kubernetes.join]\n\
              edge = \"edge-cni:edge-agent\"\nhub = \"edge-cni:hub-agent\"\n",
             folder.path().join("state"),
             folder.path().join("admin.sock"),
