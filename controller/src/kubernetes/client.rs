@@ -115,8 +115,9 @@ impl Obstacles {
     }
 }
 
-/// A `resourceVersion` as a number. All of one etcd can be compared: they are its revision at the time of the write (and the API promises that
-/// they can be compared, since Kubernetes 1.35).
+/// A `resourceVersion` as a number. Those of one kind can be compared: the API promises it since Kubernetes 1.35 (KEP-5504), and it was so before.
+/// Those of different kinds can be where all of them are in one etcd, whose revisions they are: an API server that keeps some of our kinds in an
+/// etcd of their own (`--etcd-servers-overrides`) does not do.
 pub fn version(text: Option<&str>) -> Result<u64, String> {
     let text = text.unwrap_or_default();
     text.parse().map_err(|_| format!("resourceVersion {text:?} is not a number: this API server cannot be followed"))
