@@ -37,9 +37,8 @@ impl Kubernetes {
         plane.apply(&deploy.join("kubernetes/10-rbac.yaml"))?;
         for node in NODES {
             let edge = if EDGES.contains(&node) { "{node-role.kubernetes.io/edge: \"\"}" } else { "{}" };
-            plane.apply_text(&format!(
-                "{{apiVersion: v1, kind: Node, metadata: {{name: {node}, labels: {edge}}}}}\n"
-            ))?;
+            plane
+                .apply_text(&format!("{{apiVersion: v1, kind: Node, metadata: {{name: {node}, labels: {edge}}}}}\n"))?;
         }
         let kubeconfig = plane.kubeconfig_for_service_account("edge-cni", "edge-controller")?;
         Ok(Self { plane, kubeconfig })
@@ -94,17 +93,22 @@ fn members_reach(world: &World, pods: &Pods) -> Result<()> {
 /// An operator's whole picture.
 fn what_kubectl_shows(world: &World, kubernetes: &Kubernetes) -> Result<()> {
     world.checks.part("What kubectl shows");
-    world.checks.comes_true("kubectl get edgenodes shows roles, communities, segments, tunnels", "kubectl", PATIENCE, || {
-        let table = kubernetes.plane.kubectl(&["get", "edgenodes"])?;
-        for node in NODES {
-            ensure!(table.lines().any(|line| line.starts_with(node)), "{node} is missing in\n{table}");
-        }
-        let row = table.lines().find(|line| line.starts_with("edge-a1")).unwrap_or_default();
-        for word in ["edge", "alpha", "10.77.", "2/2"] {
-            ensure!(row.contains(word), "no {word} in {row:?}");
-        }
-        Ok(())
-    })?;
+    world.checks.comes_true(
+        "kubectl get edgenodes shows roles, communities, segments, tunnels",
+        "kubectl",
+        PATIENCE,
+        || {
+            let table = kubernetes.plane.kubectl(&["get", "edgenodes"])?;
+            for node in NODES {
+                ensure!(table.lines().any(|line| line.starts_with(node)), "{node} is missing in\n{table}");
+            }
+            let row = table.lines().find(|line| line.starts_with("edge-a1")).unwrap_or_default();
+            for word in ["edge", "alpha", "10.77.", "2/2"] {
+                ensure!(row.contains(word), "no {word} in {row:?}");
+            }
+            Ok(())
+        },
+    )?;
     world.checks.holds("kubectl get segments shows who holds what, as the ledger does", "kubectl", || {
         let table = kubernetes.plane.kubectl(&["get", "segments"])?;
         for row in world.ledger()? {
@@ -121,7 +125,12 @@ fn without_the_api_server(world: &World, kubernetes: &Kubernetes, pods: &Pods) -
     let checks = &world.checks;
     checks.part("A2 is NotReady, the API server is killed, then the controller");
     kubernetes.plane.kubectl(&[
-        "patch", "node", "edge-a2", "--subresource=status", "--type=merge", "-p",
+        "patch",
+        "node",
+        "edge-a2",
+        "--subresource=status",
+        "--type=merge",
+        "-p",
         r#"{"status":{"conditions":[{"type":"Ready","status":"False","reason":"KubeletNotReady"}]}}"#,
     ])?;
     kubernetes.plane.kill_api_server()?;
