@@ -276,7 +276,8 @@ pub enum SegmentState {
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct CommunityMembers {
-    /// Nodes; they need not be registered yet.
+    /// Nodes; they need not be registered yet. One that is named twice counts once.
+    #[cfg_attr(feature = "schema", schemars(with = "Vec<NodeName>"))]
     pub members: std::collections::BTreeSet<NodeName>,
 }
 
