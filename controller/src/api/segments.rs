@@ -126,7 +126,7 @@ pub(super) fn grants(
         if policy.ranges(*family).next().is_none() {
             return Err(Refusal::NoSuchFamily(name));
         }
-        let held = state.ledger().held_by(node).iter().filter(|row| Family::of(&row.network) == *family).count();
+        let held = state.ledger().count_held(node, *family);
         if held >= policy.max_per_node as usize {
             return Err(Refusal::TooMany { node: node.clone(), held, family: name });
         }

@@ -14,7 +14,6 @@ mod viewers;
 #[cfg(test)]
 mod tests;
 
-use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -214,7 +213,7 @@ impl View<'_> {
 
     /// What changed in a node's view after a version of this epoch; `None` if that is not known any more.
     pub fn touched_since(&self, node: &NodeName, version: u64) -> Option<Touched> {
-        self.shared.viewers.touched_since(node, version)
+        self.shared.viewers.touched_since(&self.shared.state, node, version)
     }
 
     /// A registered node in JSON as its viewers see it; `make` shows it, if that was not done since it changed. `None` if it does not serialise.
@@ -352,8 +351,7 @@ impl Shared {
         let late = u64::from(!touched.is_empty());
         self.revision = revision.max(self.revision + late);
         // Whoever is seen differently, or by others than before, is touched.
-        let seen: HashSet<&NodeName> = touched.values().flat_map(|touched| &touched.peers).collect();
-        self.peers.forget(seen);
+        self.peers.forget(touched.peers());
         self.viewers.publish(&self.state, touched, self.revision);
     }
 }

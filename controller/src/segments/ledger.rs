@@ -123,6 +123,11 @@ impl Ledger {
         rows
     }
 
+    /// How many segments of a family a node holds.
+    pub fn count_held(&self, node: &NodeName, family: Family) -> usize {
+        self.held.get(node).into_iter().flatten().filter(|place| place.0 == family).count()
+    }
+
     /// Chooses the next segment of a family, clear of those `chosen` already and not yet recorded. Changes nothing but what it remembers of
     /// its search.
     pub fn grant(

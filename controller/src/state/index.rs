@@ -41,8 +41,16 @@ impl Index {
         self.roles.get(&role).into_iter().flatten()
     }
 
-    pub(super) fn members(&self, community: &Community) -> impl Iterator<Item = &NodeName> {
+    pub(super) fn members<'a>(&'a self, community: &Community) -> impl Iterator<Item = &'a NodeName> + use<'a> {
         self.communities.get(community).into_iter().flatten()
+    }
+
+    pub(super) fn count_of_role(&self, role: Role) -> usize {
+        self.roles.get(&role).map_or(0, BTreeSet::len)
+    }
+
+    pub(super) fn count_members(&self, community: &Community) -> usize {
+        self.communities.get(community).map_or(0, BTreeSet::len)
     }
 
     pub(super) fn communities(&self) -> impl Iterator<Item = (&Community, &BTreeSet<NodeName>)> {

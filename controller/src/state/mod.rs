@@ -1,9 +1,11 @@
 //! All that the controller knows, in memory, with the indexes that its questions need; a copy of what the store holds.
 //!
 //! - [`records`]: the rows themselves and [`Change`], the only way in which they change.
+//! - [`circle`]: who sees whom, by groups.
 //! - [`touched`]: whose view a change concerns, and which part of it.
 //! - [`State`]: the rows with their indexes.
 
+mod circle;
 mod index;
 mod records;
 mod touched;
@@ -12,6 +14,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use edge_types::{Communities, Community, NodeName, Role};
 
+pub use circle::Circle;
 pub use records::{
     Certificate, Change, CommunityRecord, Key, NodeObject, NodeRecord, PublicAddress, Redemption, Snapshot, TokenRecord,
 };
@@ -249,8 +252,7 @@ impl State {
             old.as_ref().is_some_and(|old| old.role == node.role && self.communities_of(old) == communities);
         if same_place {
             if old.is_some_and(|old| !old.looks_like(&node)) {
-                let audience = self.audience_of(&node);
-                self.touched.peer(&audience, &name);
+                self.touched.looks(&name);
             }
             self.nodes.insert(name, node);
             return;
@@ -261,8 +263,8 @@ impl State {
         }
         self.index.insert(&node, &communities);
         let after = self.around(&node);
-        if old.as_ref().is_none_or(|old| !old.looks_like(&node)) {
-            self.touched.peer(before.audience.intersection(&after.audience), &name);
+        if old.as_ref().is_some_and(|old| !old.looks_like(&node)) {
+            self.touched.looks(&name);
         }
         self.touch_moved(&name, &before, &after);
         match old {
@@ -324,17 +326,16 @@ impl State {
         let holders: BTreeSet<NodeName> =
             rows.into_iter().flatten().filter(|row| row.released_at.is_none()).map(|row| row.node).collect();
         for holder in holders {
-            if let Some(node) = self.nodes.get(&holder) {
-                let audience = self.audience_of(node);
-                self.touched.peer(&audience, &holder);
+            if self.nodes.contains_key(&holder) {
+                self.touched.looks(&holder);
                 self.touched.own(&holder);
             }
         }
     }
 
     /// Whose views changes touched since the last call, and where.
-    pub fn take_touched(&mut self) -> BTreeMap<NodeName, Touched> {
-        self.touched.take()
+    pub fn take_touched(&mut self) -> TouchedBy {
+        std::mem::take(&mut self.touched)
     }
 }
 
@@ -383,12 +384,20 @@ mod tests {
 
     /// `viewer:` with `self` where its own part is touched, and the peers that are.
     fn touched(state: &mut State) -> Vec<String> {
+        let TouchedBy { looks, mut views } = state.take_touched();
+        for peer in looks {
+            for circle in state.circles_of(state.node(&peer).unwrap()) {
+                for viewer in state.viewers_of(&circle).filter(|viewer| **viewer != peer) {
+                    views.entry(viewer.clone()).or_default().peers.insert(peer.clone());
+                }
+            }
+        }
         let show = |(viewer, touched): (NodeName, Touched)| {
             let own = touched.own.then(|| "self".to_owned());
             let parts: Vec<String> = own.into_iter().chain(touched.peers.into_iter().map(String::from)).collect();
             format!("{viewer}: {}", parts.join(" "))
         };
-        state.take_touched().into_iter().map(show).collect()
+        views.into_iter().map(show).collect()
     }
 
     #[test]
@@ -407,7 +416,7 @@ mod tests {
         assert_eq!(touched(&mut state), ["a1: a2", "b1: a2", "hub: a2"]);
         state.apply(Change::DeleteNode("c1".parse().unwrap()));
         state.apply(Change::PutNode(node("c1", Role::Cloud, "")));
-        let c1 = &state.take_touched()[&"c1".parse::<NodeName>().unwrap()];
+        let c1 = &state.take_touched().views[&"c1".parse::<NodeName>().unwrap()];
         assert!(c1.new, "nothing of what the former c1 saw counts for this one");
         assert_eq!(state.communities().count(), 1);
     }

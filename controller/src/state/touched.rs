@@ -1,4 +1,4 @@
-//! Whose view changes touch, and which part of it: so that a node is told what changed, and not all that it may know.
+//! Whose view a change concerns, and which part of it: so that a node is told what changed, and not all that it may know.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -29,44 +29,59 @@ impl Touched {
     }
 }
 
-/// [`Touched`] of every node that a series of changes concerns.
+/// What a series of changes touched.
 #[derive(Debug, Default)]
-pub struct TouchedBy(BTreeMap<NodeName, Touched>);
+pub struct TouchedBy {
+    /// Nodes that look different to whoever sees them now.
+    pub looks: BTreeSet<NodeName>,
+    /// Views that changed besides: of nodes that see others than before, or are seen by others.
+    pub views: BTreeMap<NodeName, Touched>,
+}
 
 impl TouchedBy {
-    /// `peer` is seen differently by all of `viewers`.
+    /// Whether no view changed.
+    pub fn is_empty(&self) -> bool {
+        self.looks.is_empty() && self.views.is_empty()
+    }
+
+    /// All nodes that somebody sees differently.
+    pub fn peers(&self) -> impl Iterator<Item = &NodeName> {
+        self.looks.iter().chain(self.views.values().flat_map(|touched| &touched.peers))
+    }
+
+    /// `peer` looks different.
+    pub(super) fn looks(&mut self, peer: &NodeName) {
+        self.looks.insert(peer.clone());
+    }
+
+    /// `peer` comes into the views of all of `viewers`, or leaves them.
     pub(super) fn peer<'a>(&mut self, viewers: impl IntoIterator<Item = &'a NodeName>, peer: &NodeName) {
         for viewer in viewers {
-            self.0.entry(viewer.clone()).or_default().peers.insert(peer.clone());
+            self.views.entry(viewer.clone()).or_default().peers.insert(peer.clone());
         }
     }
 
-    /// `viewer` sees each of `peers` differently.
+    /// Each of `peers` comes into `viewer`'s view, or leaves it.
     pub(super) fn peers_of<'a>(&mut self, viewer: &NodeName, peers: impl IntoIterator<Item = &'a NodeName>) {
         let mut peers = peers.into_iter().peekable();
         if peers.peek().is_some() {
-            self.0.entry(viewer.clone()).or_default().peers.extend(peers.cloned());
+            self.views.entry(viewer.clone()).or_default().peers.extend(peers.cloned());
         }
     }
 
     /// `viewer`'s own part changed.
     pub(super) fn own(&mut self, viewer: &NodeName) {
-        self.0.entry(viewer.clone()).or_default().own = true;
+        self.views.entry(viewer.clone()).or_default().own = true;
     }
 
     /// `viewer` was not there before.
     pub(super) fn new_viewer(&mut self, viewer: &NodeName) {
-        let touched = self.0.entry(viewer.clone()).or_default();
+        let touched = self.views.entry(viewer.clone()).or_default();
         (touched.new, touched.own) = (true, true);
     }
 
     /// `viewer` is no more.
     pub(super) fn forget(&mut self, viewer: &NodeName) {
-        self.0.remove(viewer);
-    }
-
-    /// All of it; nothing is left.
-    pub(super) fn take(&mut self) -> BTreeMap<NodeName, Touched> {
-        std::mem::take(&mut self.0)
+        self.views.remove(viewer);
     }
 }
