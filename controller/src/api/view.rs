@@ -183,7 +183,8 @@ async fn next(
     reader: &mut Reader,
     changes: &mut watch::Receiver<u64>,
 ) -> Result<Option<Line>, Refusal> {
-    if !caught_up(app, node, reader).await {
+    // Boxed: it is rare, and would make every stream larger.
+    if reader.not_before != 0 && !Box::pin(caught_up(app, node, reader)).await {
         changes.mark_unchanged();
         caller.may_see(&app.registry.read().await, node, app.registry.clock.now())?;
         return Ok(None);
@@ -210,10 +211,11 @@ async fn next(
 
 /// Makes sure that the state is not older than what the reader has; `false` if that is not known yet.
 async fn caught_up(app: &App, node: &NodeName, reader: &mut Reader) -> bool {
-    if reader.not_before == 0 {
+    let version = reader.not_before;
+    if app.registry.read().await.revision() >= version {
+        reader.not_before = 0;
         return true;
     }
-    let version = reader.not_before;
     let failure = match tokio::time::timeout(app.settings().config.heartbeat(), app.registry.catch_up(version)).await {
         Ok(Ok(())) => {
             // What is still older then is all that the store has. The reader finds out, and says so.

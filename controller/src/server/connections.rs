@@ -2,7 +2,7 @@
 
 use std::convert::Infallible;
 use std::net::IpAddr;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use axum::Router;
@@ -92,9 +92,11 @@ pub(super) async fn serve_nodes(
         };
         let (tls, router, stopping) = (tls.clone(), router.clone(), open.stopping.clone());
         open.tasks.spawn(async move {
+            // Boxed, here and below: ten thousand of these tasks are not to have room for what only some moments need.
+            let handshake = Box::pin(tokio::time::timeout(HANDSHAKE, accept(stream, tls)));
             let handshake = tokio::select! {
                 () = stopping.cancelled() => return,
-                handshake = tokio::time::timeout(HANDSHAKE, accept(stream, tls)) => handshake,
+                handshake = handshake => handshake,
             };
             match handshake {
                 Ok(Ok((stream, identity, authority))) => {
@@ -105,7 +107,7 @@ pub(super) async fn serve_nodes(
                     let served = serve(stream, caller, router, stopping);
                     if known {
                         served.await;
-                    } else if tokio::time::timeout(STRANGER_LIFETIME, served).await.is_err() {
+                    } else if Box::pin(tokio::time::timeout(STRANGER_LIFETIME, served)).await.is_err() {
                         connection.cancel();
                     }
                     drop(stranger);
@@ -122,7 +124,7 @@ pub(super) async fn serve_nodes(
 async fn accept(
     stream: TcpStream,
     tls: Tls,
-) -> std::io::Result<(tokio_rustls::server::TlsStream<TcpStream>, Identity, CancellationToken)> {
+) -> std::io::Result<(Box<tokio_rustls::server::TlsStream<TcpStream>>, Identity, CancellationToken)> {
     stream.set_nodelay(true)?;
     let silence = u32::try_from(SILENCE.as_millis()).unwrap_or(u32::MAX);
     rustix::net::sockopt::set_tcp_user_timeout(&stream, silence)?;
@@ -132,7 +134,7 @@ async fn accept(
     let identity = leaf.map_or(Identity::Nobody, Identity::of_certificate);
     let authority = leaf.and_then(|leaf| authorities.issuer_of(leaf));
     let valid = authority.map_or_else(CancellationToken::new, |authority| authority.valid().child_token());
-    Ok((stream, identity, valid))
+    Ok((Box::new(stream), identity, valid))
 }
 
 /// Who calls on a new connection.
@@ -140,17 +142,8 @@ pub(super) fn caller(identity: Identity, address: Option<IpAddr>) -> Caller {
     Caller { identity, address, connection: CancellationToken::new() }
 }
 
-/// Serves one connection until it ends, is cut, or the server stops.
-pub(super) async fn serve<S>(stream: S, caller: Caller, router: Router, stopping: CancellationToken)
-where
-    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-{
-    let cut = caller.connection.clone();
-    let service = hyper::service::service_fn(move |mut request: Request<Incoming>| {
-        request.extensions_mut().insert(caller.clone());
-        let router = router.clone();
-        async move { router.oneshot(request).await as Result<Response<_>, Infallible> }
-    });
+/// How HTTP is spoken.
+static HTTP: LazyLock<Builder<TokioExecutor>> = LazyLock::new(|| {
     let mut builder = Builder::new(TokioExecutor::new());
     builder.http1().timer(TokioTimer::new()).header_read_timeout(HEAD).max_buf_size(64 * 1024);
     builder
@@ -160,21 +153,41 @@ where
         .keep_alive_timeout(SILENCE / 2)
         .max_concurrent_streams(STREAMS)
         .max_header_list_size(16 * 1024);
-    let connection = builder.serve_connection(TokioIo::new(stream), service);
-    tokio::pin!(connection);
-    let mut asked_to_stop = false;
-    loop {
-        tokio::select! {
-            ended = connection.as_mut() => {
-                if let Err(error) = ended {
-                    tracing::debug!("connection ended: {error}");
+    builder
+});
+
+/// Serves one connection until it ends, is cut, or the server stops.
+pub(super) fn serve<S>(
+    stream: S,
+    caller: Caller,
+    router: Router,
+    stopping: CancellationToken,
+) -> impl Future<Output = ()> + Send
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let cut = caller.connection.clone();
+    let service = hyper::service::service_fn(move |mut request: Request<Incoming>| {
+        request.extensions_mut().insert(caller.clone());
+        let router = router.clone();
+        Box::pin(async move { router.oneshot(request).await as Result<Response<_>, Infallible> })
+    });
+    let mut connection = Box::pin(HTTP.serve_connection(TokioIo::new(stream), service));
+    async move {
+        let mut asked_to_stop = false;
+        loop {
+            tokio::select! {
+                ended = connection.as_mut() => {
+                    if let Err(error) = ended {
+                        tracing::debug!("connection ended: {error}");
+                    }
+                    return;
                 }
-                return;
-            }
-            () = cut.cancelled() => return,
-            () = stopping.cancelled(), if !asked_to_stop => {
-                asked_to_stop = true;
-                connection.as_mut().graceful_shutdown();
+                () = cut.cancelled() => return,
+                () = stopping.cancelled(), if !asked_to_stop => {
+                    asked_to_stop = true;
+                    connection.as_mut().graceful_shutdown();
+                }
             }
         }
     }
