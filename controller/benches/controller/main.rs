@@ -42,7 +42,7 @@ pub(crate) struct Size {
     pub(crate) starts: usize,
 }
 
-const WHOLE: Size = Size { nodes: 10_000, community: 1000, changes: 60, applicants: 64, seconds: 5, starts: 5 };
+const WHOLE: Size = Size { nodes: 10_000, community: 1000, changes: 60, applicants: 128, seconds: 5, starts: 5 };
 const ONCE: Size = Size { nodes: 60, community: 20, changes: 3, applicants: 4, seconds: 1, starts: 1 };
 
 fn main() -> ExitCode {
