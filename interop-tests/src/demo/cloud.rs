@@ -11,7 +11,7 @@ use super::kubernetes::Kubernetes;
 use super::world::{CLOUD_NETWORKS, CLUSTER_RANGES, CONTROLLER_PORT, World, site};
 
 /// For how long nobody gets a segment of a node that was deregistered.
-pub(super) const QUARANTINE: Duration = Duration::from_secs(8);
+pub(super) const QUARANTINE: Duration = Duration::from_secs(10);
 
 const CONTROLLER_CONFIG: &str = "/etc/edge-controller/controller.toml";
 
