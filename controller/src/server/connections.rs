@@ -6,8 +6,9 @@ use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use axum::Router;
+use http_body_util::BodyExt;
+use hyper::Request;
 use hyper::body::Incoming;
-use hyper::{Request, Response};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto::Builder;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
@@ -34,6 +35,9 @@ const HEAD: Duration = Duration::from_secs(10);
 const STRANGER_LIFETIME: Duration = Duration::from_secs(60);
 /// A peer that acknowledges nothing for so long is gone.
 const SILENCE: Duration = Duration::from_secs(30);
+/// Time in which a connection without a request takes the last of its answers and goes, when the server stops. Who is gone without a word
+/// would keep it open until the kernel notices.
+const FAREWELL: Duration = Duration::from_secs(1);
 /// Requests at once on one HTTP/2 connection.
 const STREAMS: u32 = 16;
 
@@ -156,7 +160,7 @@ static HTTP: LazyLock<Builder<TokioExecutor>> = LazyLock::new(|| {
     builder
 });
 
-/// Serves one connection until it ends, is cut, or the server stops.
+/// Serves one connection until it ends, is cut, or the server stops: then open requests are finished.
 pub(super) fn serve<S>(
     stream: S,
     caller: Caller,
@@ -167,10 +171,23 @@ where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let cut = caller.connection.clone();
+    let requests = TaskTracker::new();
+    requests.close();
+    let open = requests.clone();
     let service = hyper::service::service_fn(move |mut request: Request<Incoming>| {
         request.extensions_mut().insert(caller.clone());
-        let router = router.clone();
-        Box::pin(async move { router.oneshot(request).await as Result<Response<_>, Infallible> })
+        let (router, open) = (router.clone(), open.token());
+        Box::pin(async move {
+            let Ok(response) = router.oneshot(request).await;
+            // Open until the last of the answer is handed over.
+            let response = response.map(|body| {
+                body.map_frame(move |frame| {
+                    let _ = &open;
+                    frame
+                })
+            });
+            Ok::<_, Infallible>(response)
+        })
     });
     let mut connection = Box::pin(HTTP.serve_connection(TokioIo::new(stream), service));
     async move {
@@ -188,7 +205,19 @@ where
                     asked_to_stop = true;
                     connection.as_mut().graceful_shutdown();
                 }
+                () = none_for(&requests, FAREWELL), if asked_to_stop => return,
             }
+        }
+    }
+}
+
+/// Returns when none of these requests has been open for so long.
+async fn none_for(requests: &TaskTracker, time: Duration) {
+    loop {
+        requests.wait().await;
+        tokio::time::sleep(time).await;
+        if requests.is_empty() {
+            return;
         }
     }
 }

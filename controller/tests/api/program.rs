@@ -4,6 +4,7 @@ use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
+use std::thread::JoinHandle;
 
 use serde_json::Value;
 
@@ -12,6 +13,8 @@ use crate::harness::Cloud;
 pub(crate) struct Program {
     folder: tempfile::TempDir,
     pub(crate) server: Option<Child>,
+    /// What it says once it serves, to its end.
+    log: Option<JoinHandle<String>>,
     /// Where it serves nodes, and where health and metrics.
     pub(crate) addresses: [SocketAddr; 2],
 }
@@ -26,7 +29,7 @@ impl Program {
             folder.path().join("run/admin.sock"),
         );
         std::fs::write(folder.path().join("c.toml"), config).unwrap();
-        Self { folder, server: None, addresses: ["127.0.0.1:0".parse().unwrap(); 2] }
+        Self { folder, server: None, log: None, addresses: ["127.0.0.1:0".parse().unwrap(); 2] }
     }
 
     pub(crate) fn path(&self, name: &str) -> PathBuf {
@@ -79,9 +82,14 @@ impl Program {
             address.parse().unwrap_or_else(|_| panic!("{said}"))
         });
         // Someone must go on reading, or the server blocks when the pipe is full.
-        std::thread::spawn(move || lines.map_while(Result::ok).for_each(drop));
+        self.log = Some(std::thread::spawn(move || lines.map_while(Result::ok).map(|line| line + "\n").collect()));
         self.server = Some(server);
         Ok(())
+    }
+
+    /// What it said from when it served until it ended.
+    pub(crate) fn log(&mut self) -> String {
+        self.log.take().unwrap().join().unwrap()
     }
 
     pub(crate) fn kill(&mut self) {
@@ -209,6 +217,22 @@ fn a_store_that_was_cut_or_damaged_is_named_and_not_begun_anew_and_serves_again_
         assert_eq!(std::fs::metadata(&path).unwrap().len(), content.len() as u64, "{said}");
     }
     std::fs::write(&path, &whole).unwrap();
+    program.start();
+    assert_eq!(program.json(&["token", "list"])[0]["id"], id);
+}
+
+#[test]
+fn without_the_store_that_belongs_to_its_authority_it_does_not_begin_anew() {
+    let mut program = Program::new();
+    program.start();
+    let id = program.json(&["token", "create", "--role", "edge"])["id"].clone();
+    program.kill();
+    let (path, aside) = (program.path("state/controller.redb"), program.path("aside.redb"));
+    std::fs::rename(&path, &aside).unwrap();
+    let said = program.does_not_start();
+    assert!(said.contains(path.to_str().unwrap()) && said.contains("restore a backup"), "{said}");
+    assert!(!exists(&path), "nothing is made in its place");
+    std::fs::rename(&aside, &path).unwrap();
     program.start();
     assert_eq!(program.json(&["token", "list"])[0]["id"], id);
 }

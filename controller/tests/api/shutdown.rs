@@ -105,3 +105,26 @@ async fn asked_a_second_time_it_ends_at_once_and_its_exit_code_names_the_signal(
     busy.signal();
     assert_eq!(busy.ended().await.code(), Some(128 + 15));
 }
+
+#[test]
+fn a_node_that_is_gone_without_a_word_does_not_keep_it_from_ending() {
+    let mut program = Program::new();
+    program.start();
+    let token = text(&program.run(&["token", "create", "--role", "edge"]).stdout).parse().unwrap();
+    let ca = CertificateDer::from_pem_file(program.path("state/ca.crt")).unwrap();
+    // What lives on this runtime does nothing any more once nobody waits on it: the kernel holds its connection open, and nobody answers.
+    let gone = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let stream = gone.block_on(async {
+        let node = Node::join(program.addresses[0], ca, &token, "edge-1").await;
+        let mut stream = node.watch().await;
+        stream.view().await;
+        stream
+    });
+    let mut server = program.server.take().unwrap();
+    kill_process(Pid::from_child(&server), Signal::TERM).unwrap();
+    assert_eq!(server.wait().unwrap().code(), Some(0));
+    let log = program.log();
+    assert!(log.contains("stopped"), "{log}");
+    assert!(!log.contains("still open"), "{log}");
+    drop(stream);
+}
