@@ -29,6 +29,11 @@ impl Files {
         Self { folder: folder.into(), now }
     }
 
+    /// Whether an authority was ever kept in this folder, by this release or an earlier one.
+    pub fn are_in(folder: &Path) -> bool {
+        [DOCUMENT, CERTIFICATES, FORMER_KEY].iter().any(|name| folder.join(name).exists())
+    }
+
     fn load_now(&self) -> Result<Option<(CaDocument, Revision)>, CaError> {
         let Some(text) = read(&self.folder, DOCUMENT)? else {
             let Some(former) = self.former()? else { return Ok(None) };

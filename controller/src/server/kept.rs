@@ -13,7 +13,7 @@ use crate::kubernetes::client::{Obstacles, connect};
 use crate::kubernetes::events::Events;
 use crate::kubernetes::lease;
 use crate::store::Store;
-use crate::store::embedded::Embedded;
+use crate::store::embedded::{Embedded, FILE};
 use crate::store::kubernetes::Kubernetes;
 
 /// Store and authorities.
@@ -54,6 +54,15 @@ impl Kept {
 }
 
 fn embedded(config: &Config, now: Seconds) -> anyhow::Result<(Arc<dyn Store>, Box<dyn Keeper>)> {
+    let (folder, store) = (&config.state_dir, config.state_dir.join(FILE));
+    // The store is made before the authority. Who began anew without it would give every segment to a second node.
+    anyhow::ensure!(
+        !Files::are_in(folder) || store.exists(),
+        "{} is missing, and the authority beside it has served before: restore a backup (edge-controller restore --replace FILE), or, to begin a \
+         new cluster that every node joins anew, move all that is in {} aside",
+        store.display(),
+        folder.display()
+    );
     let store = Embedded::open(&config.state_dir)?;
     Ok((Arc::new(store), Box::new(Files::new(&config.state_dir, now))))
 }
