@@ -18,6 +18,8 @@ use crate::ca::hex;
 
 /// Events that wait to be told; more are lost.
 const WAITING: usize = 256;
+/// From one event to the next: what people may read later is not to slow what nodes wait for.
+const PACE: Duration = Duration::from_millis(50);
 /// Events about objects of the whole cluster stand here.
 const NAMESPACE: &str = "default";
 const CONTROLLER: &str = "edge-cni.io/edge-controller";
@@ -82,7 +84,10 @@ impl Events {
 
 async fn write(client: Client, identity: String, obstacles: Obstacles, mut told: mpsc::Receiver<Told>) {
     let api: Api<Event> = Api::namespaced(client.clone(), NAMESPACE);
+    let mut pace = tokio::time::interval(PACE);
+    pace.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     while let Some(told) = told.recv().await {
+        pace.tick().await;
         let uid = tokio::time::timeout(REQUEST, uid(&client, &told)).await.ok().flatten();
         let event = event(&told, uid, &identity);
         match tokio::time::timeout(REQUEST, api.create(&PostParams::default(), &event)).await {
