@@ -1,8 +1,9 @@
-//! A state directory as it is after many nodes have joined: the authority, the store, and what each node would hold.
+//! Authority and store as they are after many nodes have joined, and what each node would hold.
 
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use edge_controller::ca::keeper::Keeper;
 use edge_controller::ca::{self, Ca, Files, Term};
 use edge_controller::clock::Clock;
 use edge_controller::segments::Row;
@@ -29,6 +30,8 @@ pub(crate) struct Cluster {
     /// All nodes have the same key: it is not their keys that are measured.
     key: Vec<u8>,
     roots: Arc<RootCertStore>,
+    /// What more the controller is told.
+    pub(crate) config: String,
 }
 
 pub(crate) struct Node {
@@ -37,13 +40,30 @@ pub(crate) struct Node {
 }
 
 impl Cluster {
-    pub(crate) fn make(size: Size) -> Self {
-        let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("a folder");
+    /// In a state directory.
+    pub(crate) fn embedded(size: Size) -> Self {
+        let folder = folder();
         let state = folder.path().join("state");
-        std::fs::create_dir(&state).expect("a folder for the state");
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+        let keeper = Box::new(Files::new(&state, Clock::system().now()));
+        let store = Embedded::open(&state).expect("a store");
+        runtime.block_on(Self::fill(size, folder, &store, keeper, String::new()))
+    }
+
+    /// Wherever else; the controller finds it by what it is told besides.
+    pub(crate) async fn elsewhere(size: Size, store: &dyn Store, keeper: Box<dyn Keeper>, config: String) -> Self {
+        Self::fill(size, folder(), store, keeper, config).await
+    }
+
+    async fn fill(
+        size: Size,
+        folder: tempfile::TempDir,
+        store: &dyn Store,
+        keeper: Box<dyn Keeper>,
+        config: String,
+    ) -> Self {
         let now = Clock::system().now();
-        let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
-        let ca = runtime.block_on(Ca::open(Box::new(Files::new(&state, now)), None, now)).expect("an authority");
+        let ca = Ca::open(keeper, None, now).await.expect("an authority");
         let ca = ca.current();
         let mut roots = RootCertStore::empty();
         roots.add(ca.active().certificate().clone()).expect("the authority's certificate");
@@ -51,7 +71,7 @@ impl Cluster {
         let mut request = CertificateParams::default();
         request.distinguished_name = DistinguishedName::new();
         let csr = request.serialize_request(&key).and_then(|csr| csr.pem()).expect("a request");
-        let mut changes = Vec::new();
+        let mut batch = Vec::new();
         let mut nodes = Vec::new();
         for index in 0..size.nodes {
             let name: NodeName = format!("node-{index:05}").parse().expect("a name");
@@ -71,21 +91,23 @@ impl Cluster {
             let Term { serial, not_before, not_after } = issued.term;
             let (key, issuer) = ("00".repeat(32), issued.issuer);
             record.certificates = vec![Certificate { serial, key, not_after, not_before, issuer, used: true }];
-            changes.push(Change::PutNode(record));
-            changes.extend((0..SEGMENTS).map(|nth| {
+            let rows = (0..SEGMENTS).map(|nth| {
                 let row = Row::new(segment(index, nth), name.clone(), format!("request-{nth}"), now, None);
                 Change::ClaimSegment(row)
-            }));
+            });
+            batch.push(rows.chain([Change::PutNode(record)]).collect());
             let certificate = CertificateDer::from_pem_slice(issued.chain.as_bytes()).expect("PEM");
             nodes.push(Node { name, certificate });
         }
-        runtime.block_on(async {
-            let store = Embedded::open(&state).expect("a store");
-            store.load(tokio::sync::mpsc::channel(1).0).await.expect("an empty store");
-            let committed = store.commit(vec![changes], now).await;
-            committed.results.into_iter().collect::<Result<(), _>>().expect("a filled store");
-        });
-        Self { folder, nodes, key: key.serialize_der(), roots: Arc::new(roots) }
+        let (followed, mut news) = tokio::sync::mpsc::channel(1);
+        store.load(followed).await.expect("an empty store");
+        let reading = async { while news.recv().await.is_some() {} };
+        let committed = tokio::select! {
+            committed = store.commit(batch, now) => committed,
+            () = reading => panic!("the store is closed"),
+        };
+        committed.results.into_iter().collect::<Result<(), _>>().expect("a filled store");
+        Self { folder, nodes, key: key.serialize_der(), roots: Arc::new(roots), config }
     }
 
     /// A path beside the state.
@@ -111,6 +133,13 @@ impl Cluster {
         config.resumption = Resumption::disabled();
         Arc::new(config)
     }
+}
+
+/// With a folder for the state.
+fn folder() -> tempfile::TempDir {
+    let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("a folder");
+    std::fs::create_dir(folder.path().join("state")).expect("a folder for the state");
+    folder
 }
 
 /// No two are the same, and none is where the next ones are granted first.

@@ -14,7 +14,7 @@ use crate::program::Program;
 use crate::report::{Goal, Report};
 
 /// Of the reference.
-const GOAL: Goal = Goal::RatioAtLeast(0.5);
+pub(crate) const GOAL: Goal = Goal::RatioAtLeast(0.5);
 /// A write of the reference: a page.
 const PAGE: usize = 4096;
 /// Pages of its file, written before: no write makes it grow.
@@ -31,7 +31,8 @@ pub(crate) fn measure(cluster: &Cluster, size: Size, report: &mut Report) {
     report.add("grant/embedded", "1/s", grants, (reference, "fdatasync, a page each"), GOAL);
 }
 
-async fn grants(cluster: &Cluster, size: Size, controller: &Program, limit: Duration) -> f64 {
+/// Segments granted in a second.
+pub(crate) async fn grants(cluster: &Cluster, size: Size, controller: &Program, limit: Duration) -> f64 {
     let mut connections = Vec::new();
     for node in &cluster.nodes[1..=size.applicants] {
         connections.push((node, Connection::open(controller.address, cluster.tls(node)).await));

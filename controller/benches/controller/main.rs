@@ -8,12 +8,15 @@
 //!   them the same number of bare TLS connections (`bare`).
 //! - `grant/embedded` (`grants`): beside the disk's own rate of writes that are waited for.
 //! - `start/10000` (`start`): beside reading the same rows from the same file.
+//! - `grant/kubernetes`, `start/kubernetes` (`kubernetes`): the same on a real API server, with etcd on a disk, beside bare creates of the same objects
+//!   and beside bare lists of them.
 //!
 //! `cluster` makes store and certificates, `program` runs the controller, `nodes` connects to it.
 
 mod bare;
 mod cluster;
 mod grants;
+mod kubernetes;
 mod nodes;
 mod program;
 mod report;
@@ -57,17 +60,22 @@ fn main() -> ExitCode {
     let wanted = |name: &str| chosen.is_empty() || chosen.iter().any(|word| name.starts_with(word.as_str()));
     let size = if measure { WHOLE } else { ONCE };
     let mut report = Report::default();
-    let cluster = Cluster::make(size);
-    if wanted("start") {
-        start::measure(&cluster, size, &mut report);
+    if ["start", "rss", "fanout", "grant"].into_iter().any(wanted) {
+        let cluster = Cluster::embedded(size);
+        if wanted("start") {
+            start::measure(&cluster, size, &mut report);
+        }
+        if wanted("rss") || wanted("fanout") {
+            streams::measure(&cluster, size, &mut report);
+        }
+        // Last: it grows the store.
+        if wanted("grant") {
+            grants::measure(&cluster, size, &mut report);
+        }
     }
-    if wanted("rss") || wanted("fanout") {
-        streams::measure(&cluster, size, &mut report);
-    }
-    // Last: it grows the store.
-    if wanted("grant") {
-        grants::measure(&cluster, size, &mut report);
-        println!("grant/kubernetes     not measured here: it needs an API server");
+    let kubernetes = ["grant", "start"].map(|case| wanted(&format!("{case}/kubernetes")));
+    if kubernetes.contains(&true) {
+        kubernetes::measure(size, &mut report, kubernetes);
     }
     if measure { report.write() } else { ExitCode::SUCCESS }
 }

@@ -29,9 +29,10 @@ impl Program {
         let config = format!(
             "server_names = [\"127.0.0.1\"]\nlisten = [\"{address}\"]\nstate_dir = {:?}\nadmin_socket = {:?}\n\
              [observe]\nlisten = [\"{observe}\"]\n\
-             [segments]\ncluster_ranges = [\"10.0.0.0/8\", \"fd77::/48\"]\nmax_per_node = 1000000\n",
+             [segments]\ncluster_ranges = [\"10.0.0.0/8\", \"fd77::/48\"]\nmax_per_node = 1000000\n{}",
             cluster.state(),
             cluster.path("admin.sock"),
+            cluster.config,
         );
         let path = cluster.path("controller.toml");
         std::fs::write(&path, config).expect("a configuration");
