@@ -87,15 +87,31 @@ fn chain(error: &dyn std::error::Error) -> String {
 
 /// What does not work at present; for logs, and for whoever asks whether we are ready.
 #[derive(Debug, Clone, Default)]
-pub struct Obstacles(Arc<Mutex<BTreeMap<String, String>>>);
+pub struct Obstacles(Arc<Mutex<BTreeMap<String, Obstacle>>>);
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Obstacle {
+    why: String,
+    /// Nodes are served as ever; only people see less.
+    aside: bool,
+}
 
 impl Obstacles {
-    /// Something does not work. Logged when it is new.
+    /// Something does not work that serving nodes depends on. Logged when it is new.
     pub fn fails(&self, what: &str, why: String) {
+        self.note(what, Obstacle { why, aside: false });
+    }
+
+    /// Something does not work that only people miss, such as events. Logged when it is new.
+    pub fn fails_aside(&self, what: &str, why: String) {
+        self.note(what, Obstacle { why, aside: true });
+    }
+
+    fn note(&self, what: &str, obstacle: Obstacle) {
         let mut failing = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let before = failing.insert(what.to_owned(), why.clone());
-        if before.as_ref() != Some(&why) {
-            tracing::warn!(what, "{why}; what was known goes on to hold");
+        let before = failing.insert(what.to_owned(), obstacle.clone());
+        if before.as_ref() != Some(&obstacle) {
+            tracing::warn!(what, "{}; what was known goes on to hold", obstacle.why);
         }
     }
 
@@ -107,10 +123,11 @@ impl Obstacles {
         }
     }
 
-    /// All that does not work, if anything.
+    /// All that does not work and that serving nodes depends on, if anything.
     pub fn all(&self) -> Option<String> {
         let failing = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let all: Vec<&str> = failing.values().map(String::as_str).collect();
+        let all: Vec<&str> =
+            failing.values().filter(|obstacle| !obstacle.aside).map(|obstacle| obstacle.why.as_str()).collect();
         (!all.is_empty()).then(|| all.join("; "))
     }
 }
@@ -153,7 +170,8 @@ mod tests {
         assert_eq!(obstacles.all(), None);
         obstacles.fails("b", "two".into());
         obstacles.fails("a", "one".into());
-        assert_eq!(obstacles.all().as_deref(), Some("one; two"));
+        obstacles.fails_aside("events", "nobody is told".into());
+        assert_eq!(obstacles.all().as_deref(), Some("one; two"), "nodes are served without events");
         obstacles.works("a");
         obstacles.works("b");
         assert_eq!(obstacles.all(), None);

@@ -94,8 +94,8 @@ async fn write(client: Client, identity: String, obstacles: Obstacles, mut told:
             Ok(Ok(_)) => obstacles.works(WHAT),
             // Another replica has told it.
             Ok(Err(kube::Error::Api(status))) if status.code == 409 => obstacles.works(WHAT),
-            Ok(Err(error)) => obstacles.fails(WHAT, explain(WHAT, &error)),
-            Err(_) => obstacles.fails(WHAT, format!("the API server does not answer about {WHAT}")),
+            Ok(Err(error)) => obstacles.fails_aside(WHAT, explain(WHAT, &error)),
+            Err(_) => obstacles.fails_aside(WHAT, format!("the API server does not answer about {WHAT}")),
         }
     }
 }

@@ -148,7 +148,7 @@ impl Leases {
         loop {
             let shown = tokio::time::timeout(REQUEST, self.show(&name)).await;
             if let Ok(Err(error)) = shown {
-                self.obstacles.fails("replica", explain(WHAT, &error));
+                self.obstacles.fails_aside("replica", explain(WHAT, &error));
             } else {
                 self.obstacles.works("replica");
             }

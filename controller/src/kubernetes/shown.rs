@@ -202,7 +202,7 @@ impl Shown {
                 None => match tokio::time::timeout(REQUEST * 6, self.known()).await {
                     Ok(Ok(known)) => known,
                     Ok(Err(error)) => {
-                        self.app.obstacles.fails("statuses", error);
+                        self.app.obstacles.fails_aside("statuses", error);
                         continue;
                     }
                     Err(_) => continue,
@@ -275,7 +275,7 @@ impl Shown {
             let params = PatchParams::default();
             match tokio::time::timeout(REQUEST, self.communities.patch_status(&name, &params, &patch)).await {
                 Ok(Err(error)) if !is_absent(&error) => {
-                    self.app.obstacles.fails("statuses", explain("communities.edge-cni.io", &error));
+                    self.app.obstacles.fails_aside("statuses", explain("communities.edge-cni.io", &error));
                 }
                 Ok(_) => {
                     known.communities.insert(name, digest(&shown));
@@ -345,7 +345,7 @@ impl Shown {
             Ok(Err(error)) if is_absent(&error) => {}
             Ok(Err(kube::Error::Api(status))) if status.code == 409 => return false,
             Ok(Err(error)) => {
-                self.app.obstacles.fails("statuses", explain("edgenodes.edge-cni.io", &error));
+                self.app.obstacles.fails_aside("statuses", explain("edgenodes.edge-cni.io", &error));
                 return false;
             }
             Err(_) => return false,
