@@ -56,6 +56,12 @@ impl WorldClock {
         self.certain().max(system)
     }
 
+    /// What the system's clock, which the kernel's times are of, shows at this time of the world, if nobody sets it.
+    pub fn on_the_systems_clock(&self, unix_time: u64) -> u64 {
+        let system = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs());
+        unix_time.saturating_sub(self.certain().saturating_sub(system))
+    }
+
     /// Raises the floor: a time that was certainly reached (kept on disk, said by the authenticated controller, or the beginning of our certificate).
     pub fn raise(&self, unix_time: u64) {
         let boot = since_boot();
@@ -144,6 +150,16 @@ mod tests {
         clock.raise_to_kept(&state);
         clock.keep(&state).unwrap();
         assert!(clock.unix_time() >= RELEASE_TIME);
+    }
+
+    #[test]
+    fn a_time_of_the_world_is_earlier_on_a_clock_that_runs_behind() {
+        let clock = WorldClock::default();
+        clock.raise(FAR);
+        let system = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
+        let on_it = clock.on_the_systems_clock(FAR + 5);
+        assert!((system..system + 10).contains(&on_it), "{on_it} at {system}");
+        assert_eq!(WorldClock::default().on_the_systems_clock(5), 5);
     }
 
     #[test]

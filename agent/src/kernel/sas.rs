@@ -79,6 +79,12 @@ struct Kept {
     until: Instant,
 }
 
+impl Kept {
+    fn is_from_before(&self, reqid: Reqid, moment: u64) -> bool {
+        self.sa.reqid == reqid.raw() && self.sa.counters.added < moment
+    }
+}
+
 /// An outbound SA that has a successor, until its last packets are encrypted.
 #[derive(Debug)]
 struct Retiring {
@@ -139,6 +145,12 @@ impl SaTable {
             }
         }
         self.drop_kept(xfrm, |kept| kept.sa.reqid == reqid.raw())
+    }
+
+    /// A peer of which nothing counts that was agreed on before this moment of the system's clock (seconds since 1970): what a former run agreed
+    /// on before goes.
+    pub fn forget_from_before(&mut self, xfrm: &mut Xfrm, reqid: Reqid, moment: u64) -> Result<()> {
+        self.drop_kept(xfrm, |kept| kept.is_from_before(reqid, moment))
     }
 
     /// Installs a CHILD_SA's inbound SA.
@@ -424,4 +436,40 @@ fn outbound(sa: &ChildSa, reqid: Reqid) -> Result<SaParams> {
         selector: None,
         limits: limits(sa),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use edge_xfrm::Counters;
+
+    use super::*;
+
+    #[test]
+    fn what_a_former_run_agreed_on_with_a_peer_is_from_before_a_later_moment_alone() {
+        let kept = |reqid: Reqid, added: u64| Kept {
+            sa: Sa {
+                id: SaId { destination: "192.0.2.1".parse().unwrap(), spi: 0xC000_0001 },
+                source: "192.0.2.2".parse().unwrap(),
+                protocol: 50,
+                reqid: reqid.raw(),
+                mode: 1,
+                direction: None,
+                algorithm: Some("rfc4106(gcm(aes))".into()),
+                encap: None,
+                selector: None,
+                replay_window: 0,
+                esn: true,
+                flags: 0,
+                if_id: 0,
+                counters: Counters { added, ..Counters::default() },
+            },
+            outbound: true,
+            until: Instant::default(),
+        };
+        let [of_peer, of_other] = [1, 2].map(|index| Reqid::tunnel(index).unwrap());
+        assert!(kept(of_peer, 999).is_from_before(of_peer, 1000));
+        assert!(!kept(of_peer, 1000).is_from_before(of_peer, 1000), "in the second in which the peer joined");
+        assert!(!kept(of_other, 999).is_from_before(of_peer, 1000));
+        assert!(!kept(of_peer, 999).is_from_before(of_peer, 0), "a peer of which everything counts");
+    }
 }

@@ -7,11 +7,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
-use edge_ike::{Endpoint, EndpointConfig, Instant, PeerName};
+use edge_ike::{Auth, Endpoint, EndpointConfig, Instant, PeerConfig, PeerName};
 use edge_types::api::TunnelCount;
 use edge_xfrm::events::EventSocket;
 use edge_xfrm::policy::PolicyKey;
-use edge_xfrm::{Policy, Xfrm, socket as options};
+use edge_xfrm::{Policy, Reqid, Xfrm, socket as options};
 use ring::rand::SystemRandom;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -240,6 +240,7 @@ impl Driver {
         let tunnels: Vec<_> = self.desired.tunnels.values().map(|tunnel| tunnel.peer.clone()).collect();
         for mut peer in tunnels {
             if let Some(reqid) = self.machine.reqid(&peer.name) {
+                self.forget_what_is_revoked(&peer, reqid);
                 peer.keep_existing = self.sas.has_kept(reqid);
                 self.assume_kept_ends(&peer.name, reqid);
             }
@@ -253,6 +254,15 @@ impl Driver {
         if self.desired.complete && !self.settled {
             self.settled = true;
             self.remove_orphans();
+        }
+    }
+
+    /// SAs of a former run that were agreed on with a certificate which does not count any more. Those of this run the endpoint ends.
+    fn forget_what_is_revoked(&mut self, peer: &PeerConfig, reqid: Reqid) {
+        let Auth::Certificate(auth) = &peer.auth else { return };
+        let moment = self.machine.clock.on_the_systems_clock(auth.remote_not_before);
+        if let Err(error) = self.sas.forget_from_before(&mut self.machine.xfrm, reqid, moment) {
+            self.machine.journal.error(format!("peer {}: {error}", peer.name));
         }
     }
 
