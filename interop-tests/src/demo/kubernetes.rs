@@ -29,9 +29,8 @@ impl Kubernetes {
     /// # Errors
     /// When it does not come up, or refuses what `deploy/` holds.
     fn start(host: &Place) -> Result<Self> {
-        let enter = host.command("env");
-        let prefix = std::iter::once(enter.get_program()).chain(enter.get_args()).map(ToOwned::to_owned).collect();
-        let plane = ControlPlane::start_with("demo", Options { prefix, ..Options::default() })?;
+        let (prefix, logs) = (host.entering(), Some(host.out().join("kube")));
+        let plane = ControlPlane::start_with("demo", Options { prefix, logs, ..Options::default() })?;
         let deploy = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../deploy");
         plane.apply(&deploy.join("crds"))?;
         plane.apply(&deploy.join("kubernetes/10-rbac.yaml"))?;

@@ -40,8 +40,10 @@ pub struct Options {
     /// Further flags of `kube-apiserver`; a flag that is repeated counts as said last. `--watch-cache=false` makes it forget at once
     /// what etcd forgets.
     pub api_server: Vec<String>,
-    /// Words before each program, such as those that enter the namespaces of a lab's host.
+    /// Words before each program, such as those that enter the namespaces of a lab's host. The programs' folder must be seen from there.
     pub prefix: Vec<OsString>,
+    /// A folder for logs, which is emptied first; by default the name's below `target/kube-logs`.
+    pub logs: Option<PathBuf>,
 }
 
 /// A running control plane. Everything it started ends when it is dropped, and when this process ends, however it ends.
@@ -82,7 +84,7 @@ impl ControlPlane {
     pub fn start_with(name: &str, options: Options) -> Result<Self> {
         let programs = super::ensure()?;
         let helpers = Helpers::find()?;
-        let logs = target_folder().join("kube-logs").join(name);
+        let logs = options.logs.clone().unwrap_or_else(|| target_folder().join("kube-logs").join(name));
         // Logs are of the last run.
         fs::remove_dir_all(&logs).ok();
         fs::create_dir_all(&logs).with_context(|| format!("making {}", logs.display()))?;
@@ -386,6 +388,10 @@ impl ControlPlane {
 
     fn words(&self, program: &Path, args: &[impl AsRef<OsStr>]) -> Vec<OsString> {
         let mut words = self.options.prefix.clone();
+        if !words.is_empty() {
+            // Whoever enters another mount namespace begins at its root, and the paths of sockets and keys are relative.
+            words.extend(["env".into(), "-C".into(), self.folder.path().into()]);
+        }
         words.push(program.into());
         words.extend(args.iter().map(|arg| arg.as_ref().to_owned()));
         words

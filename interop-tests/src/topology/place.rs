@@ -1,5 +1,6 @@
 //! Where a program can be run.
 
+use std::ffi::OsString;
 use std::fs::File;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
@@ -65,16 +66,19 @@ impl Place {
     /// A command that will run here; it replaces `nsenter`, so its pid is the program's. It starts in `/`.
     #[must_use]
     pub fn command(&self, program: impl AsRef<std::ffi::OsStr>) -> Command {
-        let holder = self.holder;
-        let mut command = Command::new("nsenter");
-        command.arg(format!("--target={holder}"));
-        command.args(["--mount", "--uts"]);
-        match &self.netns {
-            None => command.arg("--net"),
-            Some(path) => command.arg(format!("--net=/proc/{holder}/root{path}")),
-        };
-        command.arg("--").arg(program).stdin(Stdio::null());
+        let words = self.entering();
+        let mut command = Command::new(&words[0]);
+        command.args(&words[1..]).arg(program).stdin(Stdio::null());
         command
+    }
+
+    /// The words that go before a command which is to run here, for those who make commands themselves.
+    #[must_use]
+    pub fn entering(&self) -> Vec<OsString> {
+        let holder = self.holder;
+        let netns = self.netns.as_ref().map(|path| format!("=/proc/{holder}/root{path}")).unwrap_or_default();
+        let target = format!("--target={holder}");
+        ["nsenter", &target, "--mount", "--uts", &format!("--net{netns}"), "--"].map(OsString::from).into()
     }
 
     /// Runs a command made by [`Self::command`] to its end, and returns what it wrote, whatever its exit status.
