@@ -34,11 +34,11 @@ impl Kubernetes {
         let deploy = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../deploy");
         plane.apply(&deploy.join("crds"))?;
         plane.apply(&deploy.join("kubernetes/10-rbac.yaml"))?;
-        for node in NODES {
+        let nodes = NODES.map(|node| {
             let edge = if EDGES.contains(&node) { "{node-role.kubernetes.io/edge: \"\"}" } else { "{}" };
-            plane
-                .apply_text(&format!("{{apiVersion: v1, kind: Node, metadata: {{name: {node}, labels: {edge}}}}}\n"))?;
-        }
+            format!("---\n{{apiVersion: v1, kind: Node, metadata: {{name: {node}, labels: {edge}}}}}\n")
+        });
+        plane.apply_text(&nodes.concat())?;
         let kubeconfig = plane.kubeconfig_for_service_account("edge-cni", "edge-controller")?;
         Ok(Self { plane, kubeconfig })
     }

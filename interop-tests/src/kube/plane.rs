@@ -6,7 +6,7 @@ use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
 
 use anyhow::{Context as _, Result, bail};
 
@@ -392,6 +392,10 @@ impl ControlPlane {
             // Whoever enters another mount namespace begins at its root, and the paths of sockets and keys are relative.
             words.extend(["env".into(), "-C".into(), self.folder.path().into()]);
         }
+        if in_user_mode_linux() {
+            let cpu = if program == self.programs.api_server { "1" } else { "0" };
+            words.extend(["taskset", "-c", cpu].map(OsString::from));
+        }
         words.push(program.into());
         words.extend(args.iter().map(|arg| arg.as_ref().to_owned()));
         words
@@ -401,6 +405,14 @@ impl ControlPlane {
         // A test that panicked leaves the programs as they are.
         self.running.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Whether this is a guest of User-Mode Linux. It runs one thread of a process at a time, and a thread that has its turn on the other CPU spins
+/// until the first one lets go; Go's programs, with a thread for each CPU and more, come up many times slower unless each is kept on one.
+fn in_user_mode_linux() -> bool {
+    static FOUND: LazyLock<bool> =
+        LazyLock::new(|| fs::read_to_string("/proc/cpuinfo").is_ok_and(|info| info.contains("User Mode Linux")));
+    *FOUND
 }
 
 /// Runs a command to its end; returns its standard output.
