@@ -7,6 +7,7 @@
 //! - [`lease`]: who leads; [`garbage`]: what the leader finds left over.
 //! - [`follow`]: a list that stays up to date.
 //! - [`nodes`]: membership and deregistration from Node objects; [`selector`]: which of them are edges.
+//! - [`trust`]: the trusted certificates, published for the agents' pods.
 //! - [`token_review`]: whose a service account token is, with which a node may join.
 
 pub mod authority;
@@ -20,3 +21,4 @@ pub mod resources;
 pub mod selector;
 pub mod shown;
 pub mod token_review;
+pub mod trust;

@@ -12,6 +12,7 @@ use crate::kubernetes::garbage::{self, Garbage};
 use crate::kubernetes::lease::Leases;
 use crate::kubernetes::nodes::NodeWatch;
 use crate::kubernetes::shown::Shown;
+use crate::kubernetes::trust::Trust;
 
 /// Starts all of it; it ends when the server stops.
 pub(super) fn spawn(app: &App, client: &Client, identity: &str, tasks: &TaskTracker) {
@@ -37,6 +38,8 @@ pub(super) fn spawn(app: &App, client: &Client, identity: &str, tasks: &TaskTrac
     app.health.watch("lease", &tasks.spawn(async move { taking.lead(lead, stopping).await }).abort_handle());
     app.health.watch("replica", &tasks.spawn(async move { there.be_there(stopped).await }).abort_handle());
     until_stopped("garbage", Box::pin(Garbage::new(registry, garbage::PATIENCE).run(leading.clone())));
+    let trust = Trust::new(client, &kubernetes.namespace, app.ca.clone(), app.obstacles.clone());
+    until_stopped("trust", Box::pin(trust.run(leading.clone())));
     let shown = Arc::new(Shown::new(client, app.clone(), leases, identity));
     let connections = shown.clone();
     until_stopped("connections", Box::pin(async move { connections.show_connections().await }));

@@ -4,10 +4,10 @@ use edge_controller::kubernetes::authority;
 use edge_controller::kubernetes::resources::EdgeNode;
 use hyper::Method;
 use interop_tests::kube::suite::Test;
-use k8s_openapi::api::core::v1::Secret;
+use k8s_openapi::api::core::v1::{ConfigMap, Secret};
 use k8s_openapi::api::events::v1::Event;
 use kube::Api;
-use kube::api::ListParams;
+use kube::api::{DeleteParams, ListParams, Patch, PatchParams};
 use serde_json::json;
 
 use crate::behaviour::until;
@@ -17,6 +17,7 @@ use crate::harness::{Cloud, kind};
 pub(crate) const TESTS: &[Test] = &[
     ("kubectl_tells_the_whole_picture_of_a_node", picture),
     ("two_replicas_serve_one_node_with_one_authority", two),
+    ("the_trusted_certificates_are_published_follow_a_rollover_and_are_put_back", trust),
     ("communities_are_listed_by_command_as_by_kubectl", communities),
 ];
 
@@ -142,6 +143,48 @@ fn two() {
         .await;
         drop(stream_of_other);
         other.server.stop().await;
+    });
+}
+
+fn trust() {
+    run(async {
+        let cluster = clean().await;
+        let cloud = controller(&cluster).await;
+        let administrator = as_user(PLANE.kubeconfig()).await;
+        let maps: Api<ConfigMap> = Api::namespaced(administrator.client.clone(), NAMESPACE);
+        let trusted = async || {
+            let (_, listed) = cloud.operator(Method::GET, "/v1/ca", None).await;
+            let trusted = listed.as_array().unwrap().iter().rev().filter(|authority| authority["state"] != "retired");
+            trusted.map(|authority| authority["certificate"].as_str().unwrap()).collect::<String>()
+        };
+        // As the agents' DaemonSets name it.
+        let published = async |what: &str, certificates: &str| {
+            let holds = |map: &ConfigMap| {
+                map.data.as_ref().and_then(|data| data.get("ca.crt")).is_some_and(|held| held == certificates)
+            };
+            until(what, async || maps.get_opt("edge-cni-trust").await.unwrap().filter(holds)).await
+        };
+        let first = trusted().await;
+        published("it to be published", &first).await;
+        let (code, new) = cloud.operator(Method::POST, "/v1/ca/rollover", None).await;
+        assert_eq!(code, 201, "{new}");
+        let both = trusted().await;
+        assert_eq!(both, format!("{}{first}", new["certificate"].as_str().unwrap()));
+        published("both authorities to be published", &both).await;
+
+        maps.delete("edge-cni-trust", &DeleteParams::default()).await.unwrap();
+        published("what was deleted to be put back", &both).await;
+        let another = json!({"data": {"ca.crt": "another's", "note": "ours"}});
+        maps.patch("edge-cni-trust", &PatchParams::default(), &Patch::Merge(another)).await.unwrap();
+        let map = published("what was changed to be put right", &both).await;
+        assert_eq!(map.data.unwrap().get("note").map(String::as_str), Some("ours"));
+
+        let (_, listed) = cloud.operator(Method::GET, "/v1/ca", None).await;
+        let old = listed[0]["id"].as_str().unwrap().to_owned();
+        let (code, answer) = cloud.operator(Method::DELETE, &format!("/v1/ca/{old}?force=true"), None).await;
+        assert_eq!(code, 200, "{answer}");
+        published("the retired one to be gone", new["certificate"].as_str().unwrap()).await;
+        cloud.server.stop().await;
     });
 }
 
