@@ -9,7 +9,7 @@ use rustix::process::Signal;
 use super::pod::{answered, reaches};
 use super::reach::{Pods, only_esp_on_the_wire};
 use super::world::World;
-use crate::topology::Place;
+use crate::topology::{Ping, Place};
 
 /// Counters of the kernel that rise when a policy keeps a packet out.
 const REFUSALS: [&str; 5] =
@@ -226,16 +226,22 @@ fn killed_agents(world: &World, pods: &Pods) -> Result<()> {
 /// The first check that does not hold.
 pub(super) fn joining_and_leaving(world: &World, pods: &Pods) -> Result<()> {
     let (b1, a1) = (pods.of("edge-b1"), pods.of("edge-a1"));
-    let address = a1.v4.context("a1's pod has an IPv4 address")?.into();
+    let address: IpAddr = a1.v4.context("a1's pod has an IPv4 address")?.into();
+    // Running before, so that the first answer is seen when it comes: a lone request that is too early only waits out its time.
+    let ping = Ping::start(&b1.pod, &address.to_string(), Duration::from_millis(50))?;
     let began = Instant::now();
     world.label("edge-b1", "fabedge/edge-community=alpha")?;
     world.checks.comes_true(
         "labelled alpha, b1 reaches a1 within a second",
         "*.edge-agent.log",
         Duration::from_secs(1),
-        || reaches(&b1.pod, address),
+        || {
+            ensure!(ping.received() > 0, "{address} does not answer {}", b1.pod.name());
+            Ok(())
+        },
     )?;
     world.checks.note(format!("{:.2} s from the operator's command on", began.elapsed().as_secs_f64()));
+    ping.stop()?;
     world.label("edge-b1", "fabedge/edge-community-")?;
     world.checks.comes_true("unlabelled, it does not any more", "*.edge-agent.log", Duration::from_secs(5), || {
         ensure!(reaches(&b1.pod, address).is_err(), "b1 still reaches a1");
