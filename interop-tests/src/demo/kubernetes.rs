@@ -11,8 +11,8 @@ use super::isolation::{joining_and_leaving, strangers_stay_out};
 use super::pod::reaches;
 use super::reach::{self, Pods, only_esp_on_the_wire};
 use super::world::{EDGES, NODES, World};
-use crate::kube::{ControlPlane, Options};
-use crate::runner::Lab;
+use crate::kube::{self, ControlPlane, Options};
+use crate::runner::{Lab, skip};
 use crate::topology::Place;
 
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -62,6 +62,10 @@ impl Kubernetes {
 /// # Errors
 /// The first check that does not hold.
 pub(super) fn run(lab: &Lab) -> Result<()> {
+    if let Some(why) = kube::obstacle() {
+        ensure!(!kube::suite::must_run(), why);
+        return skip(&why);
+    }
     let mut world = World::build(lab)?;
     world.checks.part("A real API server with etcd, our resources, and a Node object for each node");
     world.kubernetes = Some(Kubernetes::start(world.node("cloud-1"))?);

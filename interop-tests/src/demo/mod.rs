@@ -42,7 +42,7 @@ pub const KUBERNETES: Scenario = Scenario {
     name: "demo/kubernetes",
     about: "communities from Node objects that kubectl changes, segments in etcd, the API server lost, a Node deleted",
     deadline: std::time::Duration::from_secs(600),
-    by_default: false,
+    by_default: true,
     run: kubernetes::run,
 };
 

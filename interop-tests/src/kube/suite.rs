@@ -49,6 +49,6 @@ fn without(chosen: &[&Test], why: &str, fatal: bool) -> ExitCode {
 }
 
 /// Whether a missing program is a failure: on machines that are there to test.
-fn must_run() -> bool {
+pub(crate) fn must_run() -> bool {
     std::env::var("CI").is_ok_and(|value| !matches!(value.as_str(), "" | "0" | "false"))
 }

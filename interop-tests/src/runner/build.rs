@@ -6,6 +6,7 @@ use std::process::{Command, Stdio};
 use anyhow::{Context as _, Result, bail};
 
 use super::Scenario;
+use crate::kube;
 use crate::progress::Progress;
 use crate::scenarios::crates;
 
@@ -55,6 +56,16 @@ pub(super) fn tests(scenarios: &[&Scenario]) -> Result<Vec<(String, String)>> {
         progress.done();
     }
     Ok(named)
+}
+
+/// Makes the programs of a Kubernetes control plane where a scenario runs one: the lab reaches no module proxy. On a machine that cannot make
+/// them the scenario says so itself.
+pub(super) fn control_plane(scenarios: &[&Scenario]) -> Result<()> {
+    let wanted = scenarios.iter().any(|scenario| scenario.name == crate::demo::KUBERNETES.name);
+    if wanted && kube::obstacle().is_none() {
+        kube::ensure()?;
+    }
+    Ok(())
 }
 
 fn executable(messages: &str, target: &str) -> Option<String> {

@@ -95,6 +95,7 @@ pub fn outcomes(options: &RunOptions, mut ended: impl FnMut(&Outcome, &Path) -> 
     let backend = choose(options.backend.as_deref())?;
     let programs = build::programs()?;
     let tests = build::tests(&queue)?;
+    build::control_plane(&queue)?;
     let out = build::target_folder()?.join("lab-logs");
     std::fs::create_dir_all(&out).with_context(|| format!("making {}", out.display()))?;
     let mut all = Vec::new();
