@@ -32,7 +32,7 @@ const START: Goal = Goal::AtMost(2000.0);
 /// Starts, of which the median counts: each takes seconds.
 const STARTS: usize = 3;
 /// Objects on a page of the bare lists, as many as the controller asks for.
-const PAGE: u32 = 500;
+const PAGE: u32 = 5000;
 
 /// Measures grants, the start, or both.
 pub(crate) fn measure(mut size: Size, report: &mut Report, [grant, start]: [bool; 2]) {
