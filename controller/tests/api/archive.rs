@@ -5,7 +5,7 @@ use std::path::Path;
 use std::process::Stdio;
 
 use crate::harness::Node;
-use crate::program::{Program, exists, text};
+use crate::process::{Program, exists, text};
 use edge_types::JoinToken;
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject;

@@ -1,7 +1,7 @@
 //! A controller for one test, and clients as nodes and the operator use them.
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use edge_controller::clock::Clock;
@@ -76,12 +76,7 @@ impl Cloud {
 
     /// Asks as the operator does.
     pub(crate) async fn operator(&self, method: Method, path: &str, body: Option<Value>) -> Answer {
-        let stream = UnixStream::connect(self.folder.path().join("admin.sock")).await.unwrap();
-        let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.unwrap();
-        tokio::spawn(connection);
-        let body = body.map(|body| body.to_string()).unwrap_or_default();
-        let request = Request::builder().method(method).uri(path).header("host", "x");
-        read(sender.send_request(request.body(Full::new(Bytes::from(body))).unwrap()).await.unwrap()).await
+        try_operator(&self.folder.path().join("admin.sock"), method, path, body).await.unwrap()
     }
 
     pub(crate) async fn token(&self, role: &str, node: Option<&str>) -> JoinToken {
@@ -119,6 +114,23 @@ impl Cloud {
     }
 }
 
+/// Asks as the operator does, at this admin socket; an error where no answer comes.
+pub(crate) async fn try_operator(
+    socket: &Path,
+    method: Method,
+    path: &str,
+    body: Option<Value>,
+) -> std::io::Result<Answer> {
+    let stream = UnixStream::connect(socket).await?;
+    let handshake = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await;
+    let (mut sender, connection) = handshake.map_err(std::io::Error::other)?;
+    tokio::spawn(connection);
+    let body = body.map(|body| body.to_string()).unwrap_or_default();
+    let request = Request::builder().method(method).uri(path).header("host", "x");
+    let request = request.body(Full::new(Bytes::from(body))).unwrap();
+    read(sender.send_request(request).await.map_err(std::io::Error::other)?).await
+}
+
 /// A certificate request as agents make it.
 pub(crate) fn request_of(key: &KeyPair) -> String {
     let mut params = CertificateParams::default();
@@ -127,7 +139,7 @@ pub(crate) fn request_of(key: &KeyPair) -> String {
 }
 
 /// Certificate and intermediates.
-fn chain(pem: &str) -> Vec<CertificateDer<'static>> {
+pub(crate) fn chain(pem: &str) -> Vec<CertificateDer<'static>> {
     CertificateDer::pem_slice_iter(pem.as_bytes()).collect::<Result<_, _>>().unwrap()
 }
 
@@ -144,7 +156,7 @@ impl Node {
         Self::at(cloud.address(), cloud.ca(), name, chain(certificate), key)
     }
 
-    fn at(
+    pub(crate) fn at(
         address: SocketAddr,
         ca: CertificateDer<'static>,
         name: &str,
@@ -227,7 +239,7 @@ impl Node {
 
     async fn watch_on(&self, mut connection: Connection, parameters: &str) -> Stream {
         let path = format!("/v1/nodes/{}/view?watch=true{parameters}", self.name);
-        let response = connection.send(Method::GET, &path, Full::default()).await;
+        let response = connection.send(Method::GET, &path, Full::default()).await.unwrap();
         assert_eq!(response.status(), 200);
         Stream { body: response.into_body(), pending: Vec::new(), _connection: connection }
     }
@@ -260,6 +272,11 @@ pub(crate) struct Connection {
 }
 
 impl Connection {
+    /// Without a certificate, to a controller that is not part of this process.
+    pub(crate) async fn anonymous(address: SocketAddr, ca: CertificateDer<'static>) -> std::io::Result<Self> {
+        Self::over(address, tls(ca, None)).await
+    }
+
     /// Without a certificate, or with one.
     pub(crate) async fn open(cloud: &Cloud, node: Option<&Node>) -> std::io::Result<Self> {
         let tls = node.map_or_else(|| tls(cloud.ca(), None), |node| node.tls.clone());
@@ -294,26 +311,37 @@ impl Connection {
     }
 
     pub(crate) async fn ask_raw(&mut self, method: Method, path: &str, body: Bytes) -> Answer {
-        read(self.send(method, path, Full::new(body)).await).await
+        read(self.send(method, path, Full::new(body)).await.unwrap()).await.unwrap()
     }
 
-    async fn send(&mut self, method: Method, path: &str, body: Full<Bytes>) -> hyper::Response<Incoming> {
+    /// An error where no answer comes: what became of the request is not known then.
+    pub(crate) async fn try_ask(&mut self, method: Method, path: &str, body: Option<Value>) -> std::io::Result<Answer> {
+        let body = body.map(|body| body.to_string()).unwrap_or_default();
+        read(self.send(method, path, Full::new(body.into())).await?).await
+    }
+
+    async fn send(
+        &mut self,
+        method: Method,
+        path: &str,
+        body: Full<Bytes>,
+    ) -> std::io::Result<hyper::Response<Incoming>> {
         let uri = format!("https://cloud.test{path}");
         let request = Request::builder().method(method).uri(uri).header("content-type", "application/json");
-        self.sender.send_request(request.body(body).unwrap()).await.unwrap()
+        self.sender.send_request(request.body(body).unwrap()).await.map_err(std::io::Error::other)
     }
 }
 
-async fn read(response: hyper::Response<Incoming>) -> Answer {
+async fn read(response: hyper::Response<Incoming>) -> std::io::Result<Answer> {
     let status = response.status().as_u16();
     let problem = response.headers().get("content-type").is_some_and(|value| value == "application/problem+json");
     assert_eq!(problem, status >= 400, "every error is a problem document, and nothing else is");
-    let body = response.into_body().collect().await.unwrap().to_bytes();
+    let body = response.into_body().collect().await.map_err(std::io::Error::other)?.to_bytes();
     let body = if body.is_empty() { Value::Null } else { serde_json::from_slice(&body).unwrap() };
     if problem {
         assert_eq!(body["status"], status);
     }
-    (status, body)
+    Ok((status, body))
 }
 
 /// A view stream.

@@ -1,6 +1,9 @@
 //! The controller as its clients meet it: a real server on a loopback port of its own, real TLS, a real store.
 
+#[allow(dead_code, reason = "some of it is for other tests")]
 mod harness;
+#[allow(dead_code, reason = "some of it is for other tests")]
+mod process;
 
 mod access;
 mod archive;

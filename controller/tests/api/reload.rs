@@ -3,7 +3,7 @@
 use std::process::Output;
 
 use crate::harness::Node;
-use crate::program::{Program, text};
+use crate::process::{Program, text};
 use rustix::process::{Pid, Signal, kill_process};
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject;

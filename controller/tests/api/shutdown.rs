@@ -3,7 +3,7 @@
 use std::process::ExitStatus;
 
 use crate::harness::{Node, Stream};
-use crate::program::{Program, exists, text};
+use crate::process::{Program, exists, text};
 use edge_types::api::ViewEvent;
 use rustix::process::{Pid, Signal, kill_process};
 use rustls_pki_types::CertificateDer;

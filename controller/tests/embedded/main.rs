@@ -3,6 +3,15 @@
 #[path = "../behaviour/mod.rs"]
 #[allow(dead_code, reason = "some of it is for stores that replicas share")]
 mod behaviour;
+#[path = "../api/harness.rs"]
+#[allow(dead_code, reason = "some of it is for other tests")]
+mod harness;
+mod history;
+#[path = "../model/mod.rs"]
+mod model;
+#[path = "../api/process.rs"]
+#[allow(dead_code, reason = "some of it is for other tests")]
+mod process;
 
 use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;

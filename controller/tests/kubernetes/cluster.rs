@@ -53,15 +53,19 @@ pub(crate) fn install(plane: &ControlPlane) {
 
 /// Runs a test; one that never ends is a failure.
 pub(crate) fn run(test: impl Future<Output = ()>) {
+    run_within(Duration::from_secs(300), test);
+}
+
+/// The same, with another bound.
+pub(crate) fn run_within(bound: Duration, test: impl Future<Output = ()>) {
     // Shown only where somebody asks.
     let _ = tracing_subscriber::fmt()
         .with_env_filter(tracing_subscriber::EnvFilter::from_default_env())
         .with_writer(std::io::stderr)
         .try_init();
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
-    runtime
-        .block_on(async { tokio::time::timeout(Duration::from_secs(300), test).await })
-        .expect("an end within 300 s");
+    let ended = runtime.block_on(async { tokio::time::timeout(bound, test).await });
+    ended.unwrap_or_else(|_| panic!("it did not end within {bound:?}"));
     runtime.shutdown_background();
 }
 

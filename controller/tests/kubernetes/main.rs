@@ -8,6 +8,7 @@
 //! - `join`: nodes join by the service account of their pod.
 //! - `nodes`: Node objects.
 //! - `leader`: who leads, and what the leader does.
+//! - `history`: random histories of three controllers, which are killed, as is the API server.
 //! - `server`: the whole controller, with nodes that connect.
 
 #[path = "../behaviour/mod.rs"]
@@ -16,11 +17,17 @@ mod cluster;
 #[path = "../api/harness.rs"]
 #[allow(dead_code, reason = "some of it is for other tests")]
 mod harness;
+mod history;
 mod join;
 mod leader;
+#[path = "../model/mod.rs"]
+mod model;
 mod nodes;
 mod objects;
 mod outages;
+#[path = "../api/process.rs"]
+#[allow(dead_code, reason = "some of it is for other tests")]
+mod process;
 mod replicas;
 mod server;
 
@@ -48,6 +55,7 @@ fn main() -> ExitCode {
         join::TESTS,
         server::TESTS,
         outages::TESTS,
+        history::TESTS,
     ]
     .concat();
     suite::run(&tests)

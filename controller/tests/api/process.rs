@@ -1,0 +1,151 @@
+//! The program, run as an operator runs it.
+
+use std::io::{BufRead, BufReader};
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
+
+pub(crate) struct Program {
+    folder: tempfile::TempDir,
+    pub(crate) server: Option<Child>,
+    /// Where it serves nodes, and where health and metrics.
+    pub(crate) addresses: [SocketAddr; 2],
+    /// What it says, in all its runs, once it serves.
+    said: Arc<Mutex<Vec<String>>>,
+    /// Listens to the present run, or to the last one.
+    listener: Option<JoinHandle<()>>,
+}
+
+impl Program {
+    pub(crate) fn new() -> Self {
+        Self::with("cluster_ranges = [\"10.77.0.0/16\"]\n")
+    }
+
+    /// With this content of `[segments]`, and whatever tables come after it.
+    pub(crate) fn with(segments: &str) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let config = format!(
+            "server_names = [\"localhost\", \"cloud.test\"]\nlisten = [\"127.0.0.1:0\"]\nstate_dir = {:?}\nadmin_socket = {:?}\n\
+             heartbeat_seconds = 1\n[observe]\nlisten = [\"127.0.0.1:0\"]\n[segments]\n{segments}",
+            folder.path().join("state"),
+            folder.path().join("run/admin.sock"),
+        );
+        std::fs::write(folder.path().join("c.toml"), config).unwrap();
+        Self { folder, server: None, addresses: ["127.0.0.1:0".parse().unwrap(); 2], said: Arc::default(), listener: None }
+    }
+
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    pub(crate) fn command(&self, args: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_edge-controller"));
+        command.args(args).env("EDGE_CONTROLLER_SOCKET", self.path("run/admin.sock")).env_remove("RUST_LOG");
+        command
+    }
+
+    pub(crate) fn run(&self, args: &[&str]) -> Output {
+        self.command(args).output().unwrap()
+    }
+
+    pub(crate) fn json(&self, args: &[&str]) -> Value {
+        let output = self.run(&[args, &["--json"]].concat());
+        assert!(output.status.success(), "{}", text(&output.stderr));
+        serde_json::from_slice(&output.stdout).unwrap()
+    }
+
+    /// Starts the server and waits until it says that it serves.
+    pub(crate) fn start(&mut self) {
+        self.serves().unwrap_or_else(|said| panic!("{said}"));
+    }
+
+    /// Starts the server, which must end with 3 before it serves. Returns what it said.
+    pub(crate) fn does_not_start(&mut self) -> String {
+        self.serves().expect_err("it serves")
+    }
+
+    /// Starts the server. Returns what it said, if it ended with 3 instead of serving.
+    pub(crate) fn serves(&mut self) -> Result<(), String> {
+        let config = self.path("c.toml");
+        let mut server =
+            self.command(&["run", "--config", config.to_str().unwrap()]).stderr(Stdio::piped()).spawn().unwrap();
+        let mut lines = BufReader::new(server.stderr.take().unwrap()).lines();
+        let mut said = String::new();
+        let serving = lines.by_ref().map_while(Result::ok).any(|line| {
+            said.push_str(&line);
+            line.contains("serving")
+        });
+        if !serving {
+            assert_eq!(server.wait().unwrap().code(), Some(3), "{said}");
+            return Err(said);
+        }
+        self.addresses = ["addresses=[", "observe=["].map(|field| {
+            let (address, _) = said.split_once(field).unwrap().1.split_once(']').unwrap();
+            address.parse().unwrap_or_else(|_| panic!("{said}"))
+        });
+        // Someone must go on reading, or the server blocks when the pipe is full.
+        let said = self.said.clone();
+        self.listener = Some(std::thread::spawn(move || {
+            lines.map_while(Result::ok).for_each(|line| said.lock().unwrap().push(line));
+        }));
+        self.server = Some(server);
+        Ok(())
+    }
+
+    /// Starts the server and kills it after so long, wherever it is then.
+    pub(crate) fn start_and_kill(&self, after: Duration) {
+        let config = self.path("c.toml");
+        let mut server =
+            self.command(&["run", "--config", config.to_str().unwrap()]).stderr(Stdio::null()).spawn().unwrap();
+        std::thread::sleep(after);
+        server.kill().unwrap();
+        server.wait().unwrap();
+    }
+
+    /// Asks the server to end, as an operator does, and waits until it has. Returns its exit code.
+    pub(crate) fn stop(&mut self) -> Option<i32> {
+        let mut server = self.server.take().unwrap();
+        kill_process(Pid::from_child(&server), Signal::TERM).unwrap();
+        server.wait().unwrap().code()
+    }
+
+    /// What it said from when it served until it ended, in all its runs.
+    pub(crate) fn log(&mut self) -> String {
+        self.listener.take().unwrap().join().unwrap();
+        self.said.lock().unwrap().iter().fold(String::new(), |log, line| log + line + "\n")
+    }
+
+    /// The last lines that it said.
+    pub(crate) fn last_words(&self, count: usize) -> String {
+        let said = self.said.lock().unwrap();
+        said[said.len().saturating_sub(count)..].join("\n")
+    }
+
+    pub(crate) fn kill(&mut self) {
+        let mut server = self.server.take().unwrap();
+        server.kill().unwrap();
+        server.wait().unwrap();
+    }
+}
+
+impl Drop for Program {
+    fn drop(&mut self) {
+        if self.server.is_some() {
+            self.kill();
+        }
+    }
+}
+
+pub(crate) fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+pub(crate) fn exists(path: &Path) -> bool {
+    std::fs::symlink_metadata(path).is_ok()
+}

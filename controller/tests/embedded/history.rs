@@ -1,0 +1,52 @@
+//! Random histories on the embedded store: one program, which is killed wherever it is and started again on the file that it left.
+
+use std::path::Path;
+use std::time::Duration;
+
+use futures_util::FutureExt;
+use futures_util::future::LocalBoxFuture;
+use rustls_pki_types::CertificateDer;
+use rustls_pki_types::pem::PemObject;
+
+use crate::model::{Dice, Ground, check};
+
+struct File;
+
+impl Ground for File {
+    fn replicas(&self) -> usize {
+        1
+    }
+
+    fn tables(&self) -> String {
+        String::new()
+    }
+
+    fn ca<'a>(&'a self, state: &'a Path) -> LocalBoxFuture<'a, CertificateDer<'static>> {
+        async { CertificateDer::from_pem_file(state.join("ca.crt")).unwrap() }.boxed_local()
+    }
+
+    fn shake<'a>(&'a self, _: &'a mut Dice) -> LocalBoxFuture<'a, bool> {
+        async { false }.boxed_local()
+    }
+
+    fn bind<'a>(&'a self, _: &'a str) -> LocalBoxFuture<'a, bool> {
+        async { false }.boxed_local()
+    }
+
+    fn bound<'a>(&'a self, _: &'a str) -> LocalBoxFuture<'a, ()> {
+        async {}.boxed_local()
+    }
+
+    fn unbind<'a>(&'a self, _: &'a str) -> LocalBoxFuture<'a, ()> {
+        async {}.boxed_local()
+    }
+
+    fn tidy(&self) -> LocalBoxFuture<'_, ()> {
+        async {}.boxed_local()
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn through_any_history_of_kills_no_segment_has_two_owners_and_none_is_lost() {
+    check(&File, Duration::from_secs(15)).await;
+}

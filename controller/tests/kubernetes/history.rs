@@ -1,0 +1,132 @@
+//! Random histories of three controllers on one API server: any of them is killed at any moment, and so are the API server and etcd.
+
+use std::path::Path;
+use std::time::Duration;
+
+use edge_controller::kubernetes::authority;
+use edge_controller::kubernetes::garbage::Garbage;
+use futures_util::FutureExt;
+use futures_util::future::LocalBoxFuture;
+use interop_tests::kube::suite::Test;
+use k8s_openapi::api::core::v1::{Node, Secret};
+use kube::api::{DeleteParams, ObjectMeta, PostParams};
+use kube::{Api, Client};
+use rustls_pki_types::CertificateDer;
+use rustls_pki_types::pem::PemObject;
+use tokio::sync::watch;
+
+use crate::behaviour::until;
+use crate::cluster::{CONTROLLER, Cluster, NAMESPACE, PLANE, as_user, clean, run_within};
+use crate::model::{Dice, Ground, check};
+
+pub(crate) const TESTS: &[Test] =
+    &[("through_any_history_of_kills_and_outages_no_segment_has_two_owners_and_none_is_lost", any)];
+
+struct Shared {
+    cluster: Cluster,
+    administrator: Client,
+}
+
+impl Shared {
+    fn nodes(&self) -> Api<Node> {
+        Api::all(self.administrator.clone())
+    }
+}
+
+impl Ground for Shared {
+    fn replicas(&self) -> usize {
+        3
+    }
+
+    fn tables(&self) -> String {
+        format!("[kubernetes]\nkubeconfig = {:?}\nlease_seconds = 3\n", *CONTROLLER)
+    }
+
+    fn ca<'a>(&'a self, _: &'a Path) -> LocalBoxFuture<'a, CertificateDer<'static>> {
+        async {
+            let secrets: Api<Secret> = Api::namespaced(self.cluster.client.clone(), NAMESPACE);
+            let certificates = secrets.get(authority::NAME).await.unwrap().data.unwrap().remove("ca.crt").unwrap();
+            CertificateDer::from_pem_slice(&certificates.0).unwrap()
+        }
+        .boxed_local()
+    }
+
+    fn shake<'a>(&'a self, dice: &'a mut Dice) -> LocalBoxFuture<'a, bool> {
+        async {
+            let etcd = dice.percent(40);
+            let restart = move || if etcd { PLANE.restart_etcd() } else { PLANE.restart_api_server() };
+            tokio::task::spawn_blocking(restart).await.unwrap().unwrap();
+            true
+        }
+        .boxed_local()
+    }
+
+    fn bind<'a>(&'a self, node: &'a str) -> LocalBoxFuture<'a, bool> {
+        async move {
+            let metadata = ObjectMeta { name: Some(node.into()), ..ObjectMeta::default() };
+            let object = Node { metadata, ..Node::default() };
+            until("a Node object to be made", async || {
+                match self.nodes().create(&PostParams::default(), &object).await {
+                    Ok(_) => Some(()),
+                    // Made, and not answered.
+                    Err(kube::Error::Api(status)) if status.code == 409 => Some(()),
+                    Err(_) => None,
+                }
+            })
+            .await;
+            true
+        }
+        .boxed_local()
+    }
+
+    fn bound<'a>(&'a self, node: &'a str) -> LocalBoxFuture<'a, ()> {
+        async move {
+            until("the Node object to be known", async || {
+                let uid = self.nodes().get(node).await.ok()?.metadata.uid?;
+                let record = self.cluster.edge_nodes().get(node).await.ok()?;
+                (record.spec.node_object?.uid == uid).then_some(())
+            })
+            .await;
+        }
+        .boxed_local()
+    }
+
+    fn unbind<'a>(&'a self, node: &'a str) -> LocalBoxFuture<'a, ()> {
+        async move {
+            until("a Node object to be deleted", async || {
+                match self.nodes().delete(node, &DeleteParams::default()).await {
+                    Err(kube::Error::Api(status)) if status.code == 404 => Some(()),
+                    _ => None,
+                }
+            })
+            .await;
+            until("its node to be deregistered", async || match self.cluster.edge_nodes().get_opt(node).await {
+                Ok(None) => Some(()),
+                _ => None,
+            })
+            .await;
+        }
+        .boxed_local()
+    }
+
+    fn tidy(&self) -> LocalBoxFuture<'_, ()> {
+        async {
+            // What the leader does, with less patience.
+            let replica = self.cluster.replica().await;
+            let (_lead, leading) = watch::channel(true);
+            let collecting = tokio::spawn(Garbage::new(replica.registry.clone(), Duration::from_secs(1)).run(leading));
+            until("what is left over to be released", async || replica.held().await.is_empty().then_some(())).await;
+            collecting.abort();
+        }
+        .boxed_local()
+    }
+}
+
+fn any() {
+    let lasts = std::env::var("EDGE_MODEL_SECONDS").ok().and_then(|seconds| seconds.parse().ok()).unwrap_or(0);
+    run_within(Duration::from_secs(300 + lasts), async {
+        let cluster = clean().await;
+        let administrator = as_user(PLANE.kubeconfig()).await.client;
+        check(&Shared { cluster, administrator }, Duration::from_secs(15)).await;
+    });
+}

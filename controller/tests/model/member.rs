@@ -1,0 +1,351 @@
+//! A node, and what it does.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use edge_types::{IpNetwork, JoinToken};
+use hyper::Method;
+use rcgen::KeyPair;
+use serde_json::{Value, json};
+
+use super::dice::Dice;
+use super::world::{CAPACITY, Patience, World};
+use crate::harness::{Answer, Connection, Node, chain, kind, request_of};
+
+const FAMILIES: [&str; 2] = ["ipv4", "ipv6"];
+/// Stands for what a node gets when it joins.
+const JOIN: &str = "join";
+
+/// A node by one name, with as many lives as it has joined.
+pub(super) struct Member<'a> {
+    world: &'a World<'a>,
+    name: String,
+    dice: Dice,
+    life: u32,
+    registered: Option<Registered>,
+    /// There is an object by whose deletion it is deregistered.
+    bound: bool,
+    /// Something of it may be left over from what was interrupted: it may hold more than it knows.
+    leftovers: bool,
+}
+
+/// A node while it is registered.
+struct Registered {
+    node: Node,
+    /// What each application brought.
+    answered: BTreeMap<String, Vec<IpNetwork>>,
+    applications: u32,
+}
+
+impl<'a> Member<'a> {
+    pub(super) fn new(world: &'a World<'a>, name: &str, dice: Dice) -> Self {
+        Self { world, name: name.into(), dice, life: 0, registered: None, bound: false, leftovers: false }
+    }
+
+    /// Does what the dice say until it is over.
+    pub(super) async fn live(&mut self) {
+        while !self.world.is_over() {
+            match (self.registered.is_some(), self.dice.below(100)) {
+                (false, _) => self.join().await,
+                (true, 0..45) => {
+                    let families = FAMILIES.iter().copied().filter(|_| self.dice.percent(60)).collect::<Vec<_>>();
+                    let families = if families.is_empty() { vec!["ipv4"] } else { families };
+                    self.apply(&families).await;
+                }
+                (true, 45..65) => self.repeat().await,
+                (true, 65..82) => self.look().await,
+                (true, _) => self.leave().await,
+            }
+        }
+    }
+
+    /// Joins. With no segment left it does not.
+    async fn join(&mut self) {
+        self.life += 1;
+        if !self.bound && self.dice.percent(40) {
+            self.bound = self.world.ground.bind(&self.name).await;
+        }
+        let patience = Patience::new(format!("{} to join", self.name));
+        let mut ways: Vec<(JoinToken, KeyPair)> = vec![(self.token().await, KeyPair::generate().unwrap())];
+        let (mut turn, mut unsure) = (0, false);
+        let node = loop {
+            let (token, key) = &ways[turn % ways.len()];
+            let address = self.world.any(&mut self.dice).address();
+            let last = match Connection::anonymous(address, self.world.ca.clone()).await {
+                // Nothing was sent.
+                Err(error) => error.to_string(),
+                Ok(mut connection) => {
+                    self.world.sends();
+                    let body = json!({"token": *token.credential(), "node": self.name, "csr": request_of(key)});
+                    let answer = connection.try_ask(Method::POST, "/v1/join", Some(body)).await;
+                    match &answer {
+                        Ok((200, body)) => {
+                            let certificate = chain(body["certificate"].as_str().unwrap());
+                            break Node::at(address, self.world.ca.clone(), &self.name, certificate, key);
+                        }
+                        Ok((409, _)) if refused(&answer, "range-exhausted") => {
+                            self.leftovers |= unsure && self.world.lags();
+                            return self.world.model.count("refused to join: exhausted");
+                        }
+                        // It was used, and its node is not registered, or not known here yet.
+                        Ok((409, _)) if refused(&answer, "token-used") && unsure => {
+                            ways.push((self.token().await, KeyPair::generate().unwrap()));
+                            turn = ways.len() - 1;
+                        }
+                        // By an earlier way; or the node of before is known here still.
+                        Ok((409, _)) if refused(&answer, "name-taken") && (unsure || self.world.lags()) => turn += 1,
+                        Ok((403, _)) if refused(&answer, "token-unknown") && self.world.lags() => {}
+                        Ok((503, _)) | Err(_) => unsure = true,
+                        Ok(other) => panic!("{} is not let in: {other:?}", self.name),
+                    }
+                    format!("{answer:?}")
+                }
+            };
+            patience.again(last).await;
+        };
+        self.leftovers |= unsure && self.world.lags();
+        if unsure {
+            self.world.model.count("joins repeated");
+        }
+        self.registered = Some(Registered { node, answered: BTreeMap::new(), applications: 0 });
+        let patience = Patience::new(format!("what {} holds when it has joined", self.name));
+        let held = loop {
+            let held = self.list().await;
+            let count = |v4| held.iter().filter(|network| network.is_ipv4() == v4).count();
+            if count(true) >= 1 && count(false) >= 1 {
+                break held;
+            }
+            assert!(self.world.lags(), "{} joined, and holds {held:?}", self.name);
+            patience.again(held).await;
+        };
+        held.iter().for_each(|network| self.world.model.heard(&self.name, self.life, JOIN, *network));
+        self.registered.as_mut().unwrap().answered.insert(JOIN.into(), held.into_iter().collect());
+    }
+
+    async fn token(&mut self) -> JoinToken {
+        let patience = Patience::new("a token");
+        loop {
+            let request = json!({"role": "edge", "ttl_seconds": 3600, "uses": 1});
+            let replica = self.world.any(&mut self.dice);
+            let answer = self.world.operator(replica, Method::POST, "/v1/tokens", Some(request)).await;
+            match answer {
+                Ok((201, body)) => return body["token"].as_str().unwrap().parse().unwrap(),
+                Ok((503, _)) | Err(_) => patience.again(answer).await,
+                Ok(other) => panic!("no token: {other:?}"),
+            }
+        }
+    }
+
+    /// Asks as the node, at any controller. `Err`: whether it was sent, and why there is no answer.
+    async fn ask(&mut self, method: Method, below: &str, body: Option<Value>) -> Result<Answer, (bool, String)> {
+        let address = self.world.any(&mut self.dice).address();
+        let node = &mut self.registered.as_mut().unwrap().node;
+        node.move_to_address(address);
+        let mut connection = node.connect().await.map_err(|error| (false, error.to_string()))?;
+        self.world.sends();
+        let path = format!("/v1/nodes/{}{below}", self.name);
+        connection.try_ask(method, &path, body).await.map_err(|error| (true, error.to_string()))
+    }
+
+    /// What it holds, as some controller says.
+    async fn list(&mut self) -> BTreeSet<IpNetwork> {
+        let patience = Patience::new(format!("what {} holds", self.name));
+        loop {
+            let answer = self.ask(Method::GET, "/segments", None).await;
+            match &answer {
+                Ok((200, body)) => return networks(body).into_iter().collect(),
+                Ok((403, _)) if self.world.lags() => {}
+                Err(_) => {}
+                Ok(other) => panic!("{} may not see its segments: {other:?}", self.name),
+            }
+            patience.again(answer).await;
+        }
+    }
+
+    /// Applies once, and repeats it until it is answered. `None` where nothing is left.
+    async fn apply(&mut self, families: &[&str]) -> Option<Vec<IpNetwork>> {
+        let registered = self.registered.as_mut().unwrap();
+        registered.applications += 1;
+        let request = format!("{}-{}-{}", self.name, self.life, registered.applications);
+        let granted = self.until_granted(&request, families, false).await?;
+        let of = |v4: bool| granted.iter().filter(|network| network.is_ipv4() == v4).count();
+        let wanted = |family| usize::from(families.contains(&family));
+        assert_eq!((of(true), of(false)), (wanted("ipv4"), wanted("ipv6")), "{request}: {granted:?}");
+        granted.iter().for_each(|network| self.world.model.heard(&self.name, self.life, &request, *network));
+        self.registered.as_mut().unwrap().answered.insert(request, granted.clone());
+        Some(granted)
+    }
+
+    async fn until_granted(&mut self, request: &str, families: &[&str], mut repeated: bool) -> Option<Vec<IpNetwork>> {
+        let patience = Patience::new(format!("an answer to {request}"));
+        let mut unsure = false;
+        loop {
+            let body = json!({"request_id": request, "families": families, "repeated": repeated});
+            let answer = self.ask(Method::POST, "/segments", Some(body)).await;
+            match &answer {
+                Ok((200, body)) => {
+                    if unsure {
+                        self.world.model.count("applications repeated");
+                    }
+                    return Some(networks(body));
+                }
+                Ok(refusal) if kind(refusal).1 == "range-exhausted" => {
+                    // Half of it may have been granted by one that did not live to take it back or to complete it.
+                    self.leftovers |= unsure && self.world.lags();
+                    self.world.model.count("exhausted");
+                    return None;
+                }
+                Ok((403, _)) if self.world.lags() => {}
+                Ok((503, _)) | Err((true, _)) => (unsure, repeated) = (true, true),
+                Err((false, _)) => {}
+                Ok(other) => panic!("{request} is refused: {other:?}"),
+            }
+            patience.again(answer).await;
+        }
+    }
+
+    /// Repeats an application that was answered.
+    async fn repeat(&mut self) {
+        let answered: Vec<_> = self.applications();
+        if !answered.is_empty() {
+            let (request, granted) = answered[self.dice.below(answered.len())].clone();
+            self.repeat_this(&request, &granted).await;
+        }
+    }
+
+    fn applications(&self) -> Vec<(String, Vec<IpNetwork>)> {
+        let answered = self.registered.iter().flat_map(|registered| &registered.answered);
+        answered.filter(|(request, _)| *request != JOIN).map(|(id, granted)| (id.clone(), granted.clone())).collect()
+    }
+
+    async fn repeat_this(&mut self, request: &str, granted: &[IpNetwork]) {
+        let families: Vec<&str> =
+            granted.iter().map(|network| if network.is_ipv4() { "ipv4" } else { "ipv6" }).collect();
+        let again = self.until_granted(request, &families, true).await;
+        assert_eq!(again.as_deref(), Some(granted), "{request} is repeated");
+        self.world.model.count("asked once more");
+    }
+
+    /// What it was told is what it holds.
+    async fn look(&mut self) {
+        let known: BTreeSet<IpNetwork> =
+            self.registered.as_ref().unwrap().answered.values().flatten().copied().collect();
+        let patience = Patience::new(format!("all that {} was told", self.name));
+        loop {
+            let held = self.list().await;
+            let lost: Vec<_> = known.difference(&held).collect();
+            if lost.is_empty() {
+                let more: Vec<_> = held.difference(&known).collect();
+                assert!(self.leftovers || more.is_empty(), "{} holds what it was never told: {more:?}", self.name);
+                return;
+            }
+            assert!(self.world.lags(), "{} lost {lost:?}", self.name);
+            patience.again(lost).await;
+        }
+    }
+
+    /// Nothing is open any more: repeats all its applications, and compares.
+    pub(super) async fn settle(&mut self) {
+        if self.registered.is_some() {
+            for (request, granted) in self.applications() {
+                self.repeat_this(&request, &granted).await;
+            }
+            self.look().await;
+        }
+    }
+
+    /// Is deregistered, if it is registered; and heard no more then.
+    pub(super) async fn leave(&mut self) {
+        if self.registered.is_none() {
+            return;
+        }
+        let by_object = self.bound && self.dice.percent(50);
+        if by_object {
+            self.world.ground.bound(&self.name).await;
+        }
+        self.world.model.leaves(&self.name, self.life);
+        if by_object {
+            self.world.ground.unbind(&self.name).await;
+            self.bound = false;
+            self.world.model.count("left with their object");
+            self.half_left();
+        } else if self.is_deregistered().await {
+            self.half_left();
+        }
+        self.world.model.count("left");
+        let patience = Patience::new(format!("{} to be refused", self.name));
+        loop {
+            let answer = self.ask(Method::GET, "/segments", None).await;
+            match &answer {
+                Ok(refusal) if kind(refusal) == (403, "node-deregistered") => break,
+                Ok(other) => assert!(self.world.lags(), "{} was deregistered, and is told {other:?}", self.name),
+                Err(_) => {}
+            }
+            patience.again(answer).await;
+        }
+        self.registered = None;
+    }
+
+    fn half_left(&mut self) {
+        if self.world.lags() {
+            self.world.model.half_left(&self.name, self.life);
+            self.leftovers = true;
+        }
+    }
+
+    /// By the operator. Whether it may have been left half done, or done by one that did not know of all.
+    async fn is_deregistered(&mut self) -> bool {
+        let known: BTreeSet<IpNetwork> =
+            self.registered.as_ref().unwrap().answered.values().flatten().copied().collect();
+        let patience = Patience::new(format!("{} to be deregistered", self.name));
+        let mut unsure = false;
+        loop {
+            let replica = self.world.any(&mut self.dice);
+            let path = format!("/v1/nodes/{}", self.name);
+            let answer = self.world.operator(replica, Method::DELETE, &path, None).await;
+            match &answer {
+                Ok((200, body)) => {
+                    let rows = body.as_array().unwrap().iter();
+                    let released: BTreeSet<IpNetwork> =
+                        rows.map(|row| row["segment"].as_str().unwrap().parse().unwrap()).collect();
+                    assert!(self.world.lags() || released == known, "{released:?} and not {known:?}");
+                    return unsure || !released.is_superset(&known);
+                }
+                Ok((404, _)) if unsure => return true,
+                Ok((404, _)) if self.world.lags() => {}
+                Ok((503, _)) | Err(_) => unsure = true,
+                Ok(other) => panic!("{} is not deregistered: {other:?}", self.name),
+            }
+            patience.again(answer).await;
+        }
+    }
+
+    /// Takes all that there is. Nobody else is there.
+    pub(super) async fn fill(&mut self) {
+        let patience = Patience::new("every segment to be granted again");
+        while self.registered.is_none() {
+            self.join().await;
+            patience.again("no segment for a first node").await;
+        }
+        for (family, v4) in [("ipv4", true), ("ipv6", false)] {
+            loop {
+                while self.apply(&[family]).await.is_some() {}
+                let held = self.list().await.into_iter().filter(|network| network.is_ipv4() == v4).count();
+                if held == CAPACITY {
+                    break;
+                }
+                assert!(held < CAPACITY, "{held} {family} segments");
+                patience.again(held).await;
+            }
+        }
+        self.settle().await;
+        self.leave().await;
+    }
+}
+
+fn refused(answer: &std::io::Result<Answer>, why: &str) -> bool {
+    answer.as_ref().is_ok_and(|answer| kind(answer).1 == why)
+}
+
+fn networks(body: &Value) -> Vec<IpNetwork> {
+    body["segments"].as_array().unwrap().iter().map(|network| network.as_str().unwrap().parse().unwrap()).collect()
+}
