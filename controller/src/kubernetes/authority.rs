@@ -7,7 +7,7 @@ use std::time::Duration;
 use futures_util::StreamExt;
 use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::Secret;
-use kube::api::{ObjectMeta, PostParams, WatchEvent, WatchParams};
+use kube::api::{ListParams, ObjectMeta, PostParams, WatchEvent, WatchParams};
 use kube::{Api, Client};
 
 use super::client::{REQUEST, explain};
@@ -31,7 +31,7 @@ const WATCH: u32 = 240;
 /// Keeps the document in the Secret of a namespace.
 pub struct SecretKeeper {
     api: Api<Secret>,
-    /// Its version as last read or written.
+    /// The version from which on it is watched. One as old as the Secret itself may be forgotten already.
     known: Mutex<String>,
 }
 
@@ -41,16 +41,17 @@ impl SecretKeeper {
         Self { api: Api::namespaced(client.clone(), namespace), known: Mutex::default() }
     }
 
-    fn note(&self, secret: &Secret) -> Result<Revision, CaError> {
-        let version = secret.metadata.resource_version.clone();
-        let version = version.ok_or_else(|| CaError::Keeper(format!("Secret {NAME} has no version")))?;
-        self.known.lock().unwrap_or_else(PoisonError::into_inner).clone_from(&version);
-        Ok(Revision(version))
+    fn watch_from(&self, version: String) {
+        *self.known.lock().unwrap_or_else(PoisonError::into_inner) = version;
     }
 
     async fn read(&self) -> Result<Option<(CaDocument, Revision)>, CaError> {
-        let Some(secret) = answered(self.api.get_opt(NAME)).await? else { return Ok(None) };
-        let revision = self.note(&secret)?;
+        // A list, and not the Secret alone: only that says up to which version nothing else has happened to it.
+        let params = ListParams::default().fields(&only());
+        let list = answered(self.api.list(&params)).await?;
+        self.watch_from(list.metadata.resource_version.unwrap_or_default());
+        let Some(secret) = list.items.into_iter().next() else { return Ok(None) };
+        let revision = revision(&secret)?;
         let kept = secret.data.as_ref().and_then(|data| data.get(DOCUMENT));
         let kept = kept.ok_or_else(|| CaError::Document(format!("Secret {NAME} has no key {DOCUMENT}")))?;
         let document: CaDocument = serde_json::from_slice(&kept.0)
@@ -89,18 +90,20 @@ impl SecretKeeper {
             None => answered(self.api.create(&post, &secret)).await?,
             Some(_) => answered(self.api.replace(NAME, &post, &secret)).await?,
         };
-        self.note(&written)
+        let revision = revision(&written)?;
+        self.watch_from(revision.0.clone());
+        Ok(revision)
     }
 
     /// Waits until something happens to the Secret.
     async fn happened(&self) -> Result<(), CaError> {
         let known = self.known.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        let params = WatchParams::default().fields(&format!("metadata.name={NAME}")).timeout(WATCH);
+        let params = WatchParams::default().fields(&only()).timeout(WATCH);
         let mut events = answered(self.api.watch(&params, &known)).await?.boxed();
         loop {
             match events.next().await {
                 Some(Ok(WatchEvent::Bookmark(bookmark))) => {
-                    *self.known.lock().unwrap_or_else(PoisonError::into_inner) = bookmark.metadata.resource_version;
+                    self.watch_from(bookmark.metadata.resource_version);
                 }
                 Some(Ok(WatchEvent::Error(status))) if status.code != 410 => {
                     return Err(CaError::Keeper(explain(WHAT, &kube::Error::Api(status))));
@@ -111,6 +114,16 @@ impl SecretKeeper {
             }
         }
     }
+}
+
+/// Selects the Secret.
+fn only() -> String {
+    format!("metadata.name={NAME}")
+}
+
+fn revision(secret: &Secret) -> Result<Revision, CaError> {
+    let version = secret.metadata.resource_version.clone();
+    version.map(Revision).ok_or_else(|| CaError::Keeper(format!("Secret {NAME} has no version")))
 }
 
 async fn answered<T>(request: impl Future<Output = kube::Result<T>>) -> Result<T, CaError> {

@@ -5,12 +5,14 @@
 //! - `replicas`: several replicas at once.
 //! - `outages`: the API server restarts, forgets, and takes rights away.
 //! - `objects`: objects as people see and edit them.
+//! - `authorities`: the authorities in their Secret.
 //! - `join`: nodes join by the service account of their pod.
 //! - `nodes`: Node objects.
 //! - `leader`: who leads, and what the leader does.
 //! - `history`: random histories of three controllers, which are killed, as is the API server.
 //! - `server`: the whole controller, with nodes that connect.
 
+mod authorities;
 #[path = "../behaviour/mod.rs"]
 mod behaviour;
 mod cluster;
@@ -52,6 +54,7 @@ fn main() -> ExitCode {
         replicas::TESTS,
         nodes::TESTS,
         leader::TESTS,
+        authorities::TESTS,
         join::TESTS,
         server::TESTS,
         outages::TESTS,

@@ -1,0 +1,92 @@
+//! The authorities in their Secret, and how replicas hear of a change.
+
+use std::sync::Arc;
+
+use edge_controller::ca::keeper::{Answer, Keeper, Revision};
+use edge_controller::ca::{Ca, CaDocument, CaError};
+use edge_controller::kubernetes::authority::{NAME, SecretKeeper};
+use interop_tests::kube::suite::Test;
+use k8s_openapi::api::core::v1::Secret;
+use kube::Api;
+use tokio::sync::watch;
+
+use crate::cluster::{Cluster, NAMESPACE, PLANE, clean, run};
+
+pub(crate) const TESTS: &[Test] = &[
+    ("when_the_api_server_has_forgotten_the_authorities_are_read_once_and_watched_again", forgotten),
+    ("of_a_secret_that_says_the_same_as_before_nobody_is_told", same),
+];
+
+const NOW: i64 = 1_793_500_000;
+
+fn keeper(cluster: &Cluster) -> SecretKeeper {
+    SecretKeeper::new(&cluster.client, NAMESPACE)
+}
+
+fn forgotten() {
+    run(async {
+        let cluster = clean().await;
+        Ca::open(Box::new(keeper(&cluster)), None, NOW).await.unwrap();
+        // Versions go on rising without it.
+        let node = cluster.replica().await;
+        node.register("a").await;
+        PLANE.forget_history().unwrap();
+        let keeper = keeper(&cluster);
+        keeper.load().await.unwrap().unwrap();
+        // A watch of a version that is forgotten would end before as many requests are answered.
+        let secrets: Api<Secret> = Api::namespaced(cluster.client.clone(), NAMESPACE);
+        tokio::select! {
+            () = keeper.changed() => panic!("nothing has changed"),
+            () = async { for _ in 0..50 { secrets.get(NAME).await.unwrap(); } } => {}
+        }
+        let changed = keeper.changed();
+        tokio::pin!(changed);
+        PLANE.kubectl(&["label", "secret", NAME, "--namespace", NAMESPACE, "a=b"]).unwrap();
+        changed.await;
+    });
+}
+
+/// Says how often it was read.
+struct Counting(SecretKeeper, watch::Sender<usize>);
+
+impl Keeper for Counting {
+    fn load(&self) -> Answer<'_, Result<Option<(CaDocument, Revision)>, CaError>> {
+        Box::pin(async {
+            let loaded = self.0.load().await;
+            self.1.send_modify(|count| *count += 1);
+            loaded
+        })
+    }
+
+    fn store<'a>(
+        &'a self,
+        document: &'a CaDocument,
+        over: Option<&'a Revision>,
+    ) -> Answer<'a, Result<Revision, CaError>> {
+        self.0.store(document, over)
+    }
+
+    fn changed(&self) -> Answer<'_, ()> {
+        self.0.changed()
+    }
+}
+
+fn same() {
+    run(async {
+        let cluster = clean().await;
+        let (counts, mut loads) = watch::channel(0);
+        let ca = Arc::new(Ca::open(Box::new(Counting(keeper(&cluster), counts)), None, NOW).await.unwrap());
+        let follower = ca.clone();
+        let following = tokio::spawn(async move { follower.follow().await });
+        let mut told = ca.subscribe();
+        let before = *loads.borrow();
+        PLANE.kubectl(&["label", "secret", NAME, "--namespace", NAMESPACE, "a=b"]).unwrap();
+        loads.wait_for(|loads| *loads > before).await.unwrap();
+        // What another one changes is told, and it is the first that is.
+        let other = Ca::open(Box::new(keeper(&cluster)), None, NOW).await.unwrap();
+        let new = other.rollover(NOW).await.unwrap();
+        told.changed().await.unwrap();
+        assert_eq!(told.borrow().active().id(), new.id());
+        following.abort();
+    });
+}
