@@ -14,7 +14,7 @@ use crate::certificates::{self, Occasion};
 use crate::clock::Seconds;
 use crate::kubernetes::events::About;
 use crate::refusal::Refusal;
-use crate::segments::Policy;
+use crate::segments::{Policy, Row};
 use crate::state::{Change, NodeRecord, State as Rows, TokenRecord};
 use crate::tokens;
 
@@ -49,6 +49,9 @@ pub(super) async fn join(
                 let (policy, min) = (&settings.policy, settings.config.segments.min_per_node);
                 let missing = missing_segments(state, policy, &name, min);
                 changes = super::segments::grants(state, policy, &name, &missing, JOIN_REQUEST, now)?;
+            }
+            if state.node(&name).is_none() {
+                changes.extend(leftovers(state, &name, record.role, now).map(Change::PutSegment));
             }
             changes.extend(used.map(Change::PutToken));
             changes.push(Change::PutNode(record));
@@ -136,6 +139,20 @@ fn registered(
         return Err(Refusal::RoleChange { node: name.clone(), registered: record.role, token: role });
     }
     Ok(record.clone())
+}
+
+/// Segments that a name still holds though no node of it is registered: a replica may be about to release them, or may have died before it
+/// could, or before a join was complete. Written anew they are the new node's, and whoever would release them finds another grant; a node that
+/// routes for others holds none.
+fn leftovers(state: &Rows, node: &NodeName, role: Role, now: Seconds) -> impl Iterator<Item = Row> {
+    state.ledger().held_by(node).into_iter().map(move |row| match role {
+        Role::Edge => Row {
+            request_id: JOIN_REQUEST.into(),
+            granted_at: now.max(row.granted_at.saturating_add(1)),
+            ..row.clone()
+        },
+        Role::Hub | Role::Cloud => Row { released_at: Some(now), ..row.clone() },
+    })
 }
 
 /// What a node lacks of the segments that it gets without asking.

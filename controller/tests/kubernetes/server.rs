@@ -2,6 +2,8 @@
 
 use edge_controller::kubernetes::authority;
 use edge_controller::kubernetes::resources::EdgeNode;
+use edge_controller::segments::Row;
+use edge_controller::state::Change;
 use hyper::Method;
 use interop_tests::kube::suite::Test;
 use k8s_openapi::api::core::v1::{ConfigMap, Secret};
@@ -10,7 +12,7 @@ use kube::Api;
 use kube::api::{DeleteParams, ListParams, Patch, PatchParams};
 use serde_json::json;
 
-use crate::behaviour::until;
+use crate::behaviour::{commit, loaded, name, network, until};
 use crate::cluster::{CONTROLLER, Cluster, NAMESPACE, PLANE, as_user, clean, run};
 use crate::harness::{Cloud, kind};
 
@@ -19,6 +21,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("two_replicas_serve_one_node_with_one_authority", two),
     ("the_trusted_certificates_are_published_follow_a_rollover_and_are_put_back", trust),
     ("communities_are_listed_by_command_as_by_kubectl", communities),
+    ("a_node_that_joins_before_its_deregistration_is_complete_keeps_what_it_is_given", half_left),
 ];
 
 /// A controller that keeps its rows in the cluster.
@@ -184,6 +187,38 @@ fn trust() {
         let (code, answer) = cloud.operator(Method::DELETE, &format!("/v1/ca/{old}?force=true"), None).await;
         assert_eq!(code, 200, "{answer}");
         published("the retired one to be gone", new["certificate"].as_str().unwrap()).await;
+        cloud.server.stop().await;
+    });
+}
+
+fn half_left() {
+    run(async {
+        let cluster = clean().await;
+        let cloud = controller(&cluster).await;
+        // Another replica has deleted the node and has not released its segments yet.
+        let (other, ..) = loaded(&cluster).await;
+        let rows = ["10.77.0.0/28", "fd77::/124"]
+            .map(|segment| Row::new(network(segment), name("edge-1"), "join".into(), 1_793_491_300, None));
+        commit(&other, rows.iter().cloned().map(Change::ClaimSegment).collect()).await.unwrap();
+        until("the segments to be known", async || {
+            let (_, segments) = cloud.operator(Method::GET, "/v1/segments", None).await;
+            (segments.as_array().unwrap().len() == 2).then_some(())
+        })
+        .await;
+        let node = cloud.node("edge", "edge-1").await;
+        let (_, given) = node.ask(Method::GET, "/segments", None).await;
+        assert_eq!(given["segments"].as_array().unwrap().len(), 2, "{given}");
+        // Now it goes on with what it planned before.
+        let released = rows.map(|row| Change::PutSegment(Row { released_at: Some(1_793_491_400), ..row }));
+        commit(&other, [vec![Change::DeleteNode(name("gone"))], released.into()].concat()).await.unwrap();
+        let (_, snapshot, _) = loaded(&cluster).await;
+        assert_eq!(snapshot.segments.len(), 2);
+        for row in snapshot.segments {
+            assert!(
+                row.node == name("edge-1") && row.released_at.is_none(),
+                "{row:?} is taken from a node that has it"
+            );
+        }
         cloud.server.stop().await;
     });
 }
