@@ -10,6 +10,7 @@
 //! - `nodes`: Node objects.
 //! - `leader`: who leads, and what the leader does.
 //! - `history`: random histories of three controllers, which are killed, as is the API server.
+//! - `streams`: nodes that follow their views at one replica and go on at another.
 //! - `server`: the whole controller, with nodes that connect.
 
 mod authorities;
@@ -32,6 +33,7 @@ mod outages;
 mod process;
 mod replicas;
 mod server;
+mod streams;
 
 use std::process::ExitCode;
 
@@ -57,6 +59,7 @@ fn main() -> ExitCode {
         authorities::TESTS,
         join::TESTS,
         server::TESTS,
+        streams::TESTS,
         outages::TESTS,
         history::TESTS,
     ]
