@@ -1,8 +1,10 @@
 //! Random histories on the embedded store: one program, which is killed wherever it is and started again on the file that it left.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::time::Duration;
 
+use edge_types::IpNetwork;
 use futures_util::FutureExt;
 use futures_util::future::LocalBoxFuture;
 use rustls_pki_types::CertificateDer;
@@ -39,6 +41,10 @@ impl Ground for File {
 
     fn unbind<'a>(&'a self, _: &'a str) -> LocalBoxFuture<'a, ()> {
         async {}.boxed_local()
+    }
+
+    fn given<'a>(&'a self, _: &'a str, _: i64) -> LocalBoxFuture<'a, Option<BTreeSet<IpNetwork>>> {
+        async { None }.boxed_local()
     }
 
     fn tidy(&self) -> LocalBoxFuture<'_, ()> {

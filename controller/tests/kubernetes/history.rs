@@ -1,15 +1,17 @@
 //! Random histories of three controllers on one API server: any of them is killed at any moment, and so are the API server and etcd.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::time::Duration;
 
 use edge_controller::kubernetes::authority;
 use edge_controller::kubernetes::garbage::Garbage;
+use edge_types::IpNetwork;
 use futures_util::FutureExt;
 use futures_util::future::LocalBoxFuture;
 use interop_tests::kube::suite::Test;
 use k8s_openapi::api::core::v1::{Node, Secret};
-use kube::api::{DeleteParams, ObjectMeta, PostParams};
+use kube::api::{DeleteParams, ListParams, ObjectMeta, PostParams};
 use kube::{Api, Client};
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject;
@@ -105,6 +107,19 @@ impl Ground for Shared {
                 _ => None,
             })
             .await;
+        }
+        .boxed_local()
+    }
+
+    fn given<'a>(&'a self, node: &'a str, since: i64) -> LocalBoxFuture<'a, Option<BTreeSet<IpNetwork>>> {
+        async move {
+            let all = until("the segments to be listed", async || {
+                self.cluster.segments().list(&ListParams::default()).await.ok()
+            });
+            let all = all.await.into_iter().map(|segment| segment.spec);
+            let its = all.filter(|spec| spec.node == node && spec.released_at.is_none());
+            let its = its.filter(|spec| spec.request_id == "join" && spec.granted_at.0 >= since);
+            Some(its.map(|spec| spec.network.parse().unwrap()).collect())
         }
         .boxed_local()
     }

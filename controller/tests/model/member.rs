@@ -1,6 +1,7 @@
 //! A node, and what it does.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use edge_types::{IpNetwork, JoinToken};
 use hyper::Method;
@@ -64,6 +65,7 @@ impl<'a> Member<'a> {
         if !self.bound && self.dice.percent(40) {
             self.bound = self.world.ground.bind(&self.name).await;
         }
+        let since = i64::try_from(SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs()).unwrap();
         let patience = Patience::new(format!("{} to join", self.name));
         let mut ways: Vec<(JoinToken, KeyPair)> = vec![(self.token().await, KeyPair::generate().unwrap())];
         let (mut turn, mut unsure) = (0, false);
@@ -107,16 +109,12 @@ impl<'a> Member<'a> {
             self.world.model.count("joins repeated");
         }
         self.registered = Some(Registered { node, answered: BTreeMap::new(), applications: 0 });
-        let patience = Patience::new(format!("what {} holds when it has joined", self.name));
-        let held = loop {
-            let held = self.list().await;
-            let count = |v4| held.iter().filter(|network| network.is_ipv4() == v4).count();
-            if count(true) >= 1 && count(false) >= 1 {
-                break held;
-            }
-            assert!(self.world.lags(), "{} joined, and holds {held:?}", self.name);
-            patience.again(held).await;
+        let held = match self.world.ground.given(&self.name, since).await {
+            Some(given) => given,
+            None => self.list().await,
         };
+        let count = |v4| held.iter().filter(|network| network.is_ipv4() == v4).count();
+        assert!(count(true) >= 1 && count(false) >= 1, "{} joined, and was given {held:?}", self.name);
         held.iter().for_each(|network| self.world.model.heard(&self.name, self.life, JOIN, *network));
         self.registered.as_mut().unwrap().answered.insert(JOIN.into(), held.into_iter().collect());
     }

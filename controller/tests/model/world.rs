@@ -1,6 +1,6 @@
 //! The controllers, and what happens to them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -45,6 +45,10 @@ pub(crate) trait Ground: Sync {
 
     /// Deletes that object; returns when the node is deregistered.
     fn unbind<'a>(&'a self, node: &'a str) -> LocalBoxFuture<'a, ()>;
+
+    /// What a node was given since a moment by joining, where controllers are no witnesses: one may know of a node already, and not yet of the
+    /// release of what another node of its name held.
+    fn given<'a>(&'a self, node: &'a str, since: i64) -> LocalBoxFuture<'a, Option<BTreeSet<IpNetwork>>>;
 
     /// Releases what is left over where a controller did not live to complete what it had begun. Where nothing ever is, nothing is to do.
     fn tidy(&self) -> LocalBoxFuture<'_, ()>;
