@@ -28,7 +28,7 @@ pub enum Occasion {
     Renewal,
 }
 
-/// Number and time of the certificate to sign for `key`. The answer to an earlier request may have been lost: whoever asks again with the same
+/// Number and time of the certificate to sign for `key`; `shown` is the time from which it may count ([`crate::clock::Clock::shown`]). The answer to an earlier request may have been lost: whoever asks again with the same
 /// key gets the same certificate again.
 pub fn term(
     record: Option<&NodeRecord>,
@@ -36,7 +36,7 @@ pub fn term(
     occasion: Occasion,
     active: &Authority,
     days: u32,
-    now: Seconds,
+    (now, shown): (Seconds, Seconds),
 ) -> Result<Term, CaError> {
     let known = record.into_iter().flat_map(|record| &record.certificates);
     let mut same = known.clone().filter(|known| known.key == key.fingerprint && known.issuer == active.id());
@@ -45,6 +45,8 @@ pub fn term(
         return Ok(Term { serial: same.serial.clone(), not_before: same.not_before, not_after: same.not_after });
     }
     let mut term = Term::days(days, now)?;
+    // Others judge by clocks of their own, which were not ahead when this one was.
+    term.not_before = term.not_before.min(shown - BACKDATED);
     term.not_before = match occasion {
         // Later than all that this name ever had, also within this second: peers tell them apart by that.
         Occasion::Join => {

@@ -165,7 +165,8 @@ fn missing_segments(state: &Rows, policy: &Policy, node: &NodeName, min: u32) ->
 
 impl Context {
     async fn issue(&self, node: &NodeName, role: Role, key: &NodeKey, occasion: Occasion) -> Result<Issued, Refusal> {
-        let (authorities, now) = (self.ca.current(), self.registry.clock.now());
+        let authorities = self.ca.current();
+        let now = (self.registry.clock.now(), self.registry.clock.shown());
         let days = self.settings().config.certificates.node_days;
         let view = self.registry.read().await;
         let term = certificates::term(view.state().node(node), key, occasion, authorities.active(), days, now)?;

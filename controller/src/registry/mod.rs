@@ -92,7 +92,8 @@ impl Registry {
         let (followed, news) = mpsc::channel(NEWS);
         let snapshot = store.load(followed).await?;
         clock.not_before(snapshot.time);
-        let state = State::load(snapshot, trust_node_labels);
+        let mut state = State::load(snapshot, trust_node_labels);
+        state.ledger_mut().watch(clock.clone());
         // The configuration may have changed while we were away, and with it every view: hence a revision of our own.
         let revision = store.commit(vec![Vec::new()], clock.now()).await;
         revision.results.into_iter().collect::<Result<Vec<()>, _>>()?;

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::policy::Policy;
 use super::range::{Place, bounds, network_at, size};
-use crate::clock::{Seconds, rfc3339};
+use crate::clock::{Clock, Seconds, rfc3339};
 
 /// Holders named in full when a range is exhausted.
 const NAMED_HOLDERS: usize = 10;
@@ -102,6 +102,19 @@ pub struct Ledger {
     released: BTreeSet<Place>,
     /// Below this place in a range nothing was free when last looked. Only saves time: before giving up, all is looked at.
     searched: BTreeMap<Place, u128>,
+    /// Releases that were seen happen, and when by [`Clock::steady`]: their quarantine passes in time that no clock can be set ahead in.
+    seen: BTreeMap<Place, Release>,
+    /// Tells that time; without it nothing is noted.
+    clock: Option<Clock>,
+}
+
+/// A release that was seen happen.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Release {
+    granted_at: Seconds,
+    released_at: Seconds,
+    /// `None`: it was there before anyone looked.
+    at: Option<Seconds>,
 }
 
 impl Ledger {
@@ -113,6 +126,11 @@ impl Ledger {
     /// The row of a segment.
     pub fn row(&self, network: &IpNetwork) -> Option<&Row> {
         self.rows.get(&bounds(network).0).filter(|row| row.network == *network)
+    }
+
+    /// From now on releases are seen happen. Those that are known already are judged by the clock on the wall.
+    pub fn watch(&mut self, clock: Clock) {
+        self.clock = Some(clock);
     }
 
     /// Rows that a node holds, oldest grant first.
@@ -140,7 +158,7 @@ impl Ledger {
         let again = self.released.iter().filter(|(of, _)| *of == family).find_map(|place| {
             let row = self.rows.get(place)?;
             let clear = !chosen.iter().any(|grant| super::overlap(&grant.network, &row.network));
-            (clear && is_free(row, policy, now) && policy.allows(&row.network)).then_some(row.network)
+            (clear && self.is_free(row, policy, now) && policy.allows(&row.network)).then_some(row.network)
         });
         if let Some(network) = again {
             return Ok(Grant { network, replaces: Vec::new() });
@@ -163,6 +181,7 @@ impl Ledger {
     /// Records a grant.
     pub fn insert(&mut self, row: Row) {
         let (place, _) = bounds(&row.network);
+        self.note(place, &row);
         self.remove(&row.network);
         if row.released_at.is_some() {
             self.released.insert(place);
@@ -170,6 +189,35 @@ impl Ledger {
             self.held.entry(row.node.clone()).or_default().insert(place);
         }
         self.rows.insert(place, row);
+    }
+
+    /// Notes when a release was seen. A change that is only tried is taken back, and what was noted before goes on to hold.
+    fn note(&mut self, place: Place, row: &Row) {
+        let Some(clock) = &self.clock else { return };
+        if let Some(before) = self.rows.get(&place)
+            && let Some(released_at) = before.released_at
+        {
+            let known = Release { granted_at: before.granted_at, released_at, at: None };
+            self.seen.entry(place).or_insert(known);
+        }
+        let Some(released_at) = row.released_at else { return };
+        let seen = Release { granted_at: row.granted_at, released_at, at: Some(clock.steady()) };
+        let known = self.seen.entry(place).or_insert_with(|| seen.clone());
+        if (known.granted_at, known.released_at) != (seen.granted_at, seen.released_at) {
+            *known = seen;
+        }
+    }
+
+    /// Whether a row stands in nobody's way: released, and its quarantine is over, also for those whose clock was right.
+    pub(super) fn is_free(&self, row: &Row, policy: &Policy, now: Seconds) -> bool {
+        let Some(released_at) = row.released_at else { return false };
+        let seen = self.seen.get(&bounds(&row.network).0);
+        let seen = seen.filter(|seen| (seen.granted_at, seen.released_at) == (row.granted_at, released_at));
+        let waited = match (&self.clock, seen.and_then(|seen| seen.at)) {
+            (Some(clock), Some(at)) => clock.steady() - at >= policy.quarantine,
+            _ => true,
+        };
+        waited && now >= released_at.saturating_add(policy.quarantine)
     }
 
     /// Forgets a row.
@@ -198,7 +246,7 @@ impl Ledger {
             let mut replaces = Vec::new();
             let mut taken = None;
             for row in self.overlapping(family, at, end) {
-                if is_free(row, policy, now) {
+                if self.is_free(row, policy, now) {
                     replaces.push(row.network);
                 } else {
                     taken = taken.max(Some(bounds(&row.network).1));
@@ -236,7 +284,7 @@ impl Ledger {
         }
         let ends = self.released.iter().filter(|place| place.0 == family).filter_map(|place| {
             let row = self.rows.get(place)?;
-            (!is_free(row, policy, now)).then(|| row.released_at.unwrap_or(now).saturating_add(policy.quarantine))
+            (!self.is_free(row, policy, now)).then(|| row.released_at.unwrap_or(now).saturating_add(policy.quarantine))
         });
         let ends: Vec<Seconds> = ends.collect();
         if let Some(first) = ends.iter().min() {
@@ -252,11 +300,6 @@ impl Ledger {
             holders: said.join(", "),
         }
     }
-}
-
-/// Whether a row stands in nobody's way: released, and its quarantine is over.
-pub(super) fn is_free(row: &Row, policy: &Policy, now: Seconds) -> bool {
-    row.released_at.is_some_and(|released| now >= released.saturating_add(policy.quarantine))
 }
 
 #[cfg(test)]

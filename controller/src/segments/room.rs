@@ -2,7 +2,7 @@
 
 use edge_types::api::{Family, SegmentState};
 
-use super::ledger::{Ledger, Row, is_free};
+use super::ledger::{Ledger, Row};
 use super::policy::Policy;
 use super::range::{bounds, size};
 use crate::clock::Seconds;
@@ -10,7 +10,7 @@ use crate::clock::Seconds;
 /// Segments of a family that can be granted now: places that overlap nothing held, nothing in quarantine and nothing reserved.
 pub fn free_segments(ledger: &Ledger, policy: &Policy, family: Family, now: Seconds) -> u128 {
     let step = size(family, policy.prefix(family));
-    let taken = ledger.rows().filter(|row| !is_free(row, policy, now)).map(|row| &row.network);
+    let taken = ledger.rows().filter(|row| !ledger.is_free(row, policy, now)).map(|row| &row.network);
     let mut blocked: Vec<(u128, u128)> = taken
         .chain(&policy.reserved)
         .filter(|network| Family::of(network) == family)

@@ -77,7 +77,8 @@ impl Built {
     fn new(app: &Context) -> anyhow::Result<Self> {
         let (authorities, signed_at) = (app.ca.current(), app.registry.clock.now());
         let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let term = Term::days(app.settings().config.certificates.server_days, signed_at)?;
+        let mut term = Term::days(app.settings().config.certificates.server_days, signed_at)?;
+        term.not_before = term.not_before.min(app.registry.clock.shown() - ca::BACKDATED);
         let (chain, key) = authorities.sign_server(&app.settings().config.server_names, &term)?;
         app.health.server_certificate(chain.first().map_or(0, |leaf| ca::not_after(leaf)));
         let key = rustls::crypto::ring::sign::any_supported_type(&key).context("the controller's own key")?;

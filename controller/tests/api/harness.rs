@@ -56,9 +56,15 @@ impl Cloud {
 
     /// Stops and starts again on the same state.
     pub(crate) async fn restart(self) -> Self {
+        let clock = self.clock.clone();
+        self.restart_with(clock).await
+    }
+
+    /// With another clock.
+    pub(crate) async fn restart_with(self, clock: Clock) -> Self {
         self.server.stop().await;
-        let server = Server::start(self.config.clone(), self.clock.clone()).await.unwrap();
-        Self { server, ..self }
+        let server = Server::start(self.config.clone(), clock.clone()).await.unwrap();
+        Self { server, clock, ..self }
     }
 
     pub(crate) fn address(&self) -> SocketAddr {

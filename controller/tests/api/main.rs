@@ -9,6 +9,7 @@ mod access;
 mod archive;
 mod bad_input;
 mod changes;
+mod clocks;
 mod join;
 mod observe;
 mod program;

@@ -37,6 +37,8 @@ macro_rules! all {
             revisions_begin_above_those_of_another_store,
             many_who_apply_at_once_get_segments_of_their_own,
             a_repeated_application_gets_the_same_segment,
+            a_clock_that_is_set_ahead_ends_no_quarantine,
+            a_clock_that_is_set_back_ends_no_quarantine_and_keeps_none_from_ending,
         }
     };
 }
@@ -248,6 +250,12 @@ impl Grants {
             .await
     }
 
+    /// As the operator does.
+    pub(crate) async fn deregister(&self, node: &str) {
+        let (node, now) = (name(node), self.registry.clock.now());
+        self.registry.change(move |state| Ok(((), state.deregistration(&node, now).unwrap().1))).await.unwrap();
+    }
+
     /// Everything that is held, by whom.
     pub(crate) async fn held(&self) -> Vec<(IpNetwork, NodeName)> {
         let view = self.registry.read().await;
@@ -284,6 +292,52 @@ pub(crate) async fn a_repeated_application_gets_the_same_segment(place: &dyn Pla
     assert_disjoint(&[first.clone(), grants.apply("a", "r2").await].concat());
     let grants = Grants::start(place.open().await).await;
     assert_eq!(grants.apply("a", "r1").await, first);
+}
+
+/// Two nodes that hold all there is. The first leaves.
+async fn one_of_two_has_left(place: &dyn Place) -> Grants {
+    let mut grants = Grants::start(place.open().await).await;
+    grants.policy.ranges = vec![network("10.77.0.0/27"), network("fd77::/123")];
+    grants.policy.quarantine = 100;
+    for node in ["a", "b", "c"] {
+        grants.register(node).await;
+    }
+    for node in ["a", "b"] {
+        grants.apply(node, "r").await;
+    }
+    grants.deregister("a").await;
+    grants
+}
+
+pub(crate) async fn a_clock_that_is_set_ahead_ends_no_quarantine(place: &dyn Place) {
+    let grants = one_of_two_has_left(place).await;
+    let clock = &grants.registry.clock;
+    clock.step(3 * 24 * 3600);
+    grants.try_apply("c", "r").await.expect_err("no peer has had the time to forget who held it");
+    clock.advance(98);
+    grants.try_apply("c", "r").await.expect_err("not yet");
+    clock.advance(2);
+    assert_eq!(grants.apply("c", "r").await, [network("10.77.0.0/28"), network("fd77::/124")]);
+    // Whoever starts now knows no better than its clock, and takes nothing from those who hold it.
+    let held = grants.held().await;
+    drop(grants);
+    let mut grants = Grants::start(place.open().await).await;
+    grants.policy.ranges = vec![network("10.77.0.0/27"), network("fd77::/123")];
+    assert_eq!(grants.held().await, held);
+    grants.try_apply("c", "r2").await.expect_err("all is held");
+}
+
+pub(crate) async fn a_clock_that_is_set_back_ends_no_quarantine_and_keeps_none_from_ending(place: &dyn Place) {
+    let grants = one_of_two_has_left(place).await;
+    let clock = &grants.registry.clock;
+    let before = clock.now();
+    clock.step(-5 * 3600);
+    assert!(clock.now() >= before);
+    clock.advance(98);
+    grants.try_apply("c", "r").await.expect_err("not yet");
+    // It may take longer than it should, and not until the clock has caught up.
+    clock.advance(102);
+    grants.apply("c", "r").await;
 }
 
 /// Waits until something is so.

@@ -1,23 +1,29 @@
 //! Who leads, and what the leader does.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use edge_controller::kubernetes::garbage::Garbage;
-use edge_controller::kubernetes::lease::{Leases, Replicas};
+use edge_controller::kubernetes::lease::{LEADER, Leases, Replicas};
 use edge_controller::segments::Row;
 use edge_controller::state::Change;
 use interop_tests::kube::suite::Test;
+use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
+use k8s_openapi::jiff::{SignedDuration, Timestamp};
+use kube::Api;
+use kube::api::{ObjectMeta, Patch, PatchParams, PostParams};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use crate::behaviour::{commit, loaded, name, network, until};
-use crate::cluster::{Cluster, NAMESPACE, clean, run};
+use crate::cluster::{Cluster, NAMESPACE, PLANE, as_user, clean, run};
 
 pub(crate) const TESTS: &[Test] = &[
     ("one_leads_and_when_it_is_killed_another_does", killed),
     ("a_leader_that_ends_gives_the_lease_back_at_once", ended),
+    ("whatever_clock_a_leader_has_it_leads_as_long_as_it_renews_and_no_longer", clocks),
     ("a_replica_that_does_not_show_itself_any_more_is_gone", gone),
     ("a_segment_that_is_held_by_nobody_is_released_after_a_while_and_no_other", orphans),
 ];
@@ -63,6 +69,40 @@ fn killed() {
             () = third.leads() => {}
         }
         assert!(!(*second.leading.borrow() && *third.leading.borrow()));
+    });
+}
+
+fn clocks() {
+    run(async {
+        for days in [-2, 2] {
+            let cluster = clean().await;
+            let api: Api<Lease> = Api::namespaced(as_user(PLANE.kubeconfig()).await.client, NAMESPACE);
+            let renewed = |n: i64| {
+                let at = Timestamp::now() + SignedDuration::from_hours(days * 24) + SignedDuration::from_secs(n);
+                let spec = LeaseSpec {
+                    holder_identity: Some("odd".into()),
+                    lease_duration_seconds: i32::try_from(DURATION.as_secs()).ok(),
+                    renew_time: Some(MicroTime(at)),
+                    ..LeaseSpec::default()
+                };
+                let metadata = ObjectMeta { name: Some(LEADER.into()), ..ObjectMeta::default() };
+                Lease { metadata, spec: Some(spec) }
+            };
+            api.create(&PostParams::default(), &renewed(0)).await.unwrap();
+            let mut other = candidate(&cluster, "other", DURATION);
+            // Twice as long as a Lease lasts that is not renewed.
+            let mut renewals = tokio::time::interval(DURATION / 6);
+            for n in 0..12 {
+                renewals.tick().await;
+                let patch = Patch::Merge(renewed(n));
+                api.patch(LEADER, &PatchParams::default(), &patch).await.unwrap();
+                assert!(!*other.leading.borrow(), "there are two");
+            }
+            let since = Instant::now();
+            other.leads().await;
+            assert!(since.elapsed() >= DURATION - DURATION / 6, "{:?}", since.elapsed());
+            other.task.abort();
+        }
     });
 }
 

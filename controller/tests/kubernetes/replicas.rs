@@ -6,7 +6,7 @@ use edge_types::view::SegmentPrefix;
 use futures_util::future::join_all;
 use interop_tests::kube::suite::Test;
 
-use crate::behaviour::{assert_disjoint, name, until};
+use crate::behaviour::{assert_disjoint, name, network, until};
 use crate::cluster::{Cluster, PLANE, as_user, clean, run};
 
 pub(crate) const TESTS: &[Test] = &[
@@ -15,8 +15,30 @@ pub(crate) const TESTS: &[Test] = &[
     ("of_two_replicas_that_change_one_node_none_loses_the_others_change", both),
     ("an_application_that_is_repeated_at_another_replica_gets_the_same_segment", repeated),
     ("a_replica_catches_up_with_the_revision_of_another", caught_up),
+    ("a_replica_whose_clock_is_ahead_ends_no_quarantine_that_it_saw_begin", fast),
     ("replicas_with_other_sizes_of_segments_grant_nothing_that_overlaps", sizes),
 ];
+
+fn fast() {
+    run(async {
+        let cluster = clean().await;
+        let (mut one, mut fast) = (cluster.replica().await, cluster.replica().await);
+        for replica in [&mut one, &mut fast] {
+            replica.policy.ranges = vec![network("10.77.0.0/28"), network("fd77::/124")];
+            replica.policy.quarantine = 100;
+        }
+        fast.registry.clock.step(3 * 24 * 3600);
+        one.register("a").await;
+        one.register("b").await;
+        one.apply("a", "r").await;
+        until("the other to know them", async || (fast.held().await.len() == 2).then_some(())).await;
+        one.deregister("a").await;
+        until("the other to know of the release", async || fast.held().await.is_empty().then_some(())).await;
+        fast.try_apply("b", "r").await.expect_err("by its clock that was days ago");
+        fast.registry.clock.advance(100);
+        fast.apply("b", "r").await;
+    });
+}
 
 fn three() {
     run(async {
