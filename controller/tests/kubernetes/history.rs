@@ -2,10 +2,11 @@
 
 use std::collections::BTreeSet;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use edge_controller::kubernetes::authority;
 use edge_controller::kubernetes::garbage::Garbage;
+use edge_controller::kubernetes::resources::SegmentSpec;
 use edge_types::IpNetwork;
 use futures_util::FutureExt;
 use futures_util::future::LocalBoxFuture;
@@ -32,6 +33,13 @@ struct Shared {
 impl Shared {
     fn nodes(&self) -> Api<Node> {
         Api::all(self.administrator.clone())
+    }
+
+    /// What a name holds, if the API server says so.
+    async fn held_by(&self, node: &str) -> Option<Vec<SegmentSpec>> {
+        let all = self.cluster.segments().list(&ListParams::default()).await.ok()?;
+        let all = all.into_iter().map(|segment| segment.spec);
+        Some(all.filter(|spec| spec.node == node && spec.released_at.is_none()).collect())
     }
 }
 
@@ -107,17 +115,21 @@ impl Ground for Shared {
                 _ => None,
             })
             .await;
+            // What it held is released a moment later, or left over by one that did not live to do so. To whom a segment belongs that is released
+            // just when the next of this name joins, nobody here could tell.
+            let left = Instant::now();
+            until("what it held to be released, or left over", async || {
+                let held = self.held_by(node).await?;
+                (held.is_empty() || left.elapsed() > Duration::from_secs(3)).then_some(())
+            })
+            .await;
         }
         .boxed_local()
     }
 
     fn given<'a>(&'a self, node: &'a str, since: i64) -> LocalBoxFuture<'a, Option<BTreeSet<IpNetwork>>> {
         async move {
-            let all = until("the segments to be listed", async || {
-                self.cluster.segments().list(&ListParams::default()).await.ok()
-            });
-            let all = all.await.into_iter().map(|segment| segment.spec);
-            let its = all.filter(|spec| spec.node == node && spec.released_at.is_none());
+            let its = until("the segments to be listed", async || self.held_by(node).await).await.into_iter();
             let its = its.filter(|spec| spec.request_id == "join" && spec.granted_at.0 >= since);
             Some(its.map(|spec| spec.network.parse().unwrap()).collect())
         }
