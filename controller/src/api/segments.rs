@@ -50,7 +50,7 @@ pub(super) async fn apply(
         app.registry.read_segments_anew().await?;
     }
     let (live, now) = (app.clone(), app.registry.clock.now());
-    let (events, name) = (app.events.clone(), node.clone());
+    let (events, name, id) = (app.events.clone(), node.clone(), request_id.clone());
     let granted = app
         .registry
         .change(move |state| {
@@ -67,12 +67,28 @@ pub(super) async fn apply(
             events.normal(About::EdgeNode, name.as_str(), "SegmentGranted", list.join(", "));
         }
         Err(refusal @ (Refusal::Exhausted(_) | Refusal::TooMany { .. })) => {
+            give_back(&app, &name, id).await;
             events.warning(About::EdgeNode, name.as_str(), "SegmentRefused", refusal.to_string());
         }
         _ => {}
     }
     let (segments, _) = granted?;
     Ok(axum::Json(SegmentResponse { segments }))
+}
+
+/// Releases what was granted of an application that is refused. Where claims are made one by one, another replica may have taken the last segment
+/// of one family when that of the other was granted; or the one that granted it died between the two.
+async fn give_back(app: &App, node: &NodeName, request_id: String) {
+    let (name, now) = (node.clone(), app.registry.clock.now());
+    let released = app.registry.change(move |state| {
+        let half = state.ledger().held_by(&name).into_iter().filter(|row| row.request_id == request_id);
+        let changes: Vec<Change> =
+            half.map(|row| Change::PutSegment(Row { released_at: Some(now), ..row.clone() })).collect();
+        Ok(((), changes))
+    });
+    if let Err(error) = released.await {
+        tracing::warn!(%node, %error, "half of a refused application stays granted until the node repeats it or is deregistered");
+    }
 }
 
 /// Plans the answer to an application for one segment of each family (without repetitions, in order): its segments, and what to change.

@@ -21,13 +21,19 @@ pub(crate) const TESTS: &[Test] = &[
     ("two_replicas_serve_one_node_with_one_authority", two),
     ("the_trusted_certificates_are_published_follow_a_rollover_and_are_put_back", trust),
     ("communities_are_listed_by_command_as_by_kubectl", communities),
+    ("an_application_that_cannot_be_completed_any_more_leaves_nothing", all_or_none),
     ("a_node_that_joins_before_its_deregistration_is_complete_keeps_what_it_is_given", half_left),
 ];
 
 /// A controller that keeps its rows in the cluster.
 async fn controller(cluster: &Cluster) -> Cloud {
+    controller_of(cluster, "fd77::/112").await
+}
+
+/// With this range of IPv6.
+async fn controller_of(cluster: &Cluster, range: &str) -> Cloud {
     let cloud = Cloud::with(&format!(
-        "cluster_ranges = [\"10.77.0.0/20\", \"fd77::/112\"]\nv4_prefix = 28\nv6_prefix = 124\n[kubernetes]\nkubeconfig = {:?}\n\
+        "cluster_ranges = [\"10.77.0.0/20\", \"{range}\"]\nv4_prefix = 28\nv6_prefix = 124\n[kubernetes]\nkubeconfig = {:?}\n\
          lease_seconds = 3\n",
         *CONTROLLER
     ))
@@ -187,6 +193,24 @@ fn trust() {
         let (code, answer) = cloud.operator(Method::DELETE, &format!("/v1/ca/{old}?force=true"), None).await;
         assert_eq!(code, 200, "{answer}");
         published("the retired one to be gone", new["certificate"].as_str().unwrap()).await;
+        cloud.server.stop().await;
+    });
+}
+
+fn all_or_none() {
+    run(async {
+        let cluster = clean().await;
+        // One IPv6 segment, which the node gets when it joins.
+        let cloud = controller_of(&cluster, "fd77::/124").await;
+        let node = cloud.node("edge", "edge-1").await;
+        // Of two claims one succeeded, and the other was taken by somebody else.
+        let (other, ..) = loaded(&cluster).await;
+        let half = Row::new(network("10.77.1.0/28"), name("edge-1"), "r".into(), 1_793_491_300, None);
+        commit(&other, vec![Change::ClaimSegment(half)]).await.unwrap();
+        let count = async || node.ask(Method::GET, "/segments", None).await.1["segments"].as_array().unwrap().len();
+        until("the half to be known", async || (count().await == 3).then_some(())).await;
+        assert_eq!(kind(&node.apply("r", &["ipv4", "ipv6"]).await), (409, "range-exhausted"));
+        assert_eq!(count().await, 2, "what was refused holds nothing");
         cloud.server.stop().await;
     });
 }
