@@ -37,7 +37,13 @@ impl Program {
             folder.path().join("run/admin.sock"),
         );
         std::fs::write(folder.path().join("c.toml"), config).unwrap();
-        Self { folder, server: None, addresses: ["127.0.0.1:0".parse().unwrap(); 2], said: Arc::default(), listener: None }
+        Self {
+            folder,
+            server: None,
+            addresses: ["127.0.0.1:0".parse().unwrap(); 2],
+            said: Arc::default(),
+            listener: None,
+        }
     }
 
     pub(crate) fn path(&self, name: &str) -> PathBuf {
