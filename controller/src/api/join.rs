@@ -145,12 +145,10 @@ fn registered(
 /// could, or before a join was complete. Written anew they are the new node's, and whoever would release them finds another grant; a node that
 /// routes for others holds none.
 fn leftovers(state: &Rows, node: &NodeName, role: Role, now: Seconds) -> impl Iterator<Item = Row> {
+    // Another time than that of the grant before, and none to come: a replica that starts takes the latest time that it finds for known.
+    let anew = move |before: Seconds| if before < now { now } else { before.saturating_sub(1) };
     state.ledger().held_by(node).into_iter().map(move |row| match role {
-        Role::Edge => Row {
-            request_id: JOIN_REQUEST.into(),
-            granted_at: now.max(row.granted_at.saturating_add(1)),
-            ..row.clone()
-        },
+        Role::Edge => Row { request_id: JOIN_REQUEST.into(), granted_at: anew(row.granted_at), ..row.clone() },
         Role::Hub | Role::Cloud => Row { released_at: Some(now), ..row.clone() },
     })
 }

@@ -130,7 +130,7 @@ impl Ground for Shared {
     fn given<'a>(&'a self, node: &'a str, since: i64) -> LocalBoxFuture<'a, Option<BTreeSet<IpNetwork>>> {
         async move {
             let its = until("the segments to be listed", async || self.held_by(node).await).await.into_iter();
-            let its = its.filter(|spec| spec.request_id == "join" && spec.granted_at.0 >= since);
+            let its = its.filter(|spec| spec.request_id == "join" && spec.granted_at.0 >= since - 1);
             Some(its.map(|spec| spec.network.parse().unwrap()).collect())
         }
         .boxed_local()
