@@ -31,6 +31,8 @@ const SIZES: SegmentPrefix = SegmentPrefix { v4: 26, v6: 120 };
 const START: Goal = Goal::AtMost(2000.0);
 /// Starts, of which the median counts: each takes seconds.
 const STARTS: usize = 3;
+/// Only ends what hangs.
+const SHOWN: Duration = Duration::from_secs(300);
 /// Objects on a page of the bare lists, as many as the controller asks for.
 const PAGE: u32 = 5000;
 
@@ -78,6 +80,8 @@ pub(crate) fn measure(mut size: Size, report: &mut Report, [grant, start]: [bool
         let mut number = 0;
         let before = runtime.block_on(creates(&client, size.applicants, &mut number, limit / 2));
         let controller = Program::controller(&cluster, None);
+        // What it shows to people of all nodes for the first time is not what is measured.
+        runtime.block_on(shown(&client));
         let granted = runtime.block_on(grants::grants(&cluster, size, &controller, limit));
         controller.stop();
         let after = runtime.block_on(creates(&client, size.applicants, &mut number, limit / 2));
@@ -104,6 +108,20 @@ async fn lists(client: &Client) -> f64 {
     let began = Instant::now();
     tokio::join!(all::<Segment>(Api::all(client.clone())), all::<EdgeNode>(Api::all(client.clone())));
     began.elapsed().as_secs_f64() * 1e3
+}
+
+/// Returns when all nodes' statuses tell of their segments.
+async fn shown(client: &Client) {
+    let api: Api<EdgeNode> = Api::all(client.clone());
+    let began = Instant::now();
+    loop {
+        let nodes = api.list(&ListParams::default()).await.expect("a list");
+        if nodes.iter().all(|node| node.status.as_ref().is_some_and(|status| !status.segments.is_empty())) {
+            return;
+        }
+        assert!(began.elapsed() < SHOWN, "the statuses are not written");
+        tokio::time::sleep(Duration::from_secs(2)).await;
+    }
 }
 
 /// Segments created in a second by so many who each wait for one before the next.

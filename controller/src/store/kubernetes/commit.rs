@@ -23,8 +23,8 @@ use crate::kubernetes::client::{REQUEST, explain, is_absent};
 use crate::segments::Row;
 use crate::state::{Change, Key};
 
-/// Elements that are carried out at once.
-const AT_ONCE: usize = 32;
+/// Elements that are carried out at once: the API server and its etcd take many at a time in little more than the time of one.
+const AT_ONCE: usize = 128;
 /// How often the release of a segment is tried that others got ahead of.
 const RELEASES: u32 = 4;
 /// Wait before it is looked again whether claims may be told of.
