@@ -39,10 +39,12 @@ use crate::settings::{Live, Reader, check_held};
 use connections::Open;
 pub(crate) use kept::Kept;
 
-/// Time that open requests have to end when the server stops: with what follows it stays below the ten seconds after which systemd kills.
+/// Time that open requests have to end when the server stops.
 const GRACE: Duration = Duration::from_secs(7);
-/// Time that health and metrics, and then the store, have to end after everything else.
+/// Time that health and metrics have to end after them.
 const LAST_WORDS: Duration = Duration::from_millis(500);
+/// Time for all of it: the store, which may wait for a busy disk, has the rest. Below the ten seconds after which systemd kills.
+const END: Duration = Duration::from_millis(9500);
 
 /// A server that runs.
 pub struct Server {
@@ -138,6 +140,7 @@ impl Server {
 
     /// Stops: not ready any more, no new connections, nodes are sent to other controllers, open requests are finished.
     pub async fn stop(self) {
+        let end = tokio::time::Instant::now() + END;
         self.app.health.stop();
         // A node that is sent away must not come back to this one.
         self.closing.cancel();
@@ -155,7 +158,7 @@ impl Server {
         let _ = tokio::time::timeout(LAST_WORDS, observing.wait()).await;
         // A store that is closed needs no repair when it is opened again.
         drop(app);
-        if tokio::time::timeout(LAST_WORDS, closed.cancelled()).await.is_err() {
+        if tokio::time::timeout_at(end, closed.cancelled()).await.is_err() {
             tracing::warn!("the store is still in use");
         }
     }
