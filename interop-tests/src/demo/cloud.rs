@@ -8,7 +8,7 @@ use rustix::process::Signal;
 use serde_json::Value;
 
 use super::kubernetes::Kubernetes;
-use super::world::{CLOUD_NETWORKS, CLUSTER_RANGES, CONTROLLER_PORT, World, site};
+use super::world::{CLOUD_NETWORKS, CLUSTER_RANGES, CONTROLLER_PORT, REPLICA_PORT, World, site};
 
 /// For how long nobody gets a segment of a node that was deregistered.
 pub(super) const QUARANTINE: Duration = Duration::from_secs(10);
@@ -33,10 +33,35 @@ impl World<'_> {
     /// # Errors
     /// When it does not come up.
     pub(super) fn start_controller(&self) -> Result<()> {
+        self.node("cloud-1").write(CONTROLLER_CONFIG, &self.controller_config(CONTROLLER_PORT))?;
+        self.start("controller", "cloud-1", "edge-controller", &["run", "--config", CONTROLLER_CONFIG])?;
+        crate::wait::for_event("the controller to answer", || self.controller(&["node", "list"]).map(drop))
+    }
+
+    /// Starts a second replica beside it, which shares nothing with it but the cluster.
+    ///
+    /// # Errors
+    /// When it does not come up.
+    pub(super) fn start_replica(&self) -> Result<()> {
+        let (config, socket) = ("/etc/edge-controller/replica.toml", "/run/edge-controller-2/admin.sock");
+        let own = format!(
+            "state_dir = \"/var/lib/edge-controller-2\"\nadmin_socket = \"{socket}\"\nobserve.listen = [\"127.0.0.1:9644\"]\n{}",
+            self.controller_config(REPLICA_PORT),
+        );
+        let host = self.node("cloud-1");
+        host.write(config, &own)?;
+        self.start("replica", "cloud-1", "edge-controller", &["run", "--config", config])?;
+        crate::wait::for_event("the replica to answer", || {
+            host.run(host.command(self.lab.program("edge-controller")?).args(["node", "list", "--socket", socket]))
+                .map(drop)
+        })
+    }
+
+    fn controller_config(&self, port: u16) -> String {
         let list = |items: &[&str]| items.iter().map(|item| format!("{item:?}")).collect::<Vec<_>>().join(", ");
-        let config = format!(
+        format!(
             "server_names = [\"198.51.100.11\", \"2001:db8:c::11\"]\n\
-             listen = [\"[::]:{CONTROLLER_PORT}\"]\n\
+             listen = [\"[::]:{port}\"]\n\
              networks = [{}]\n\
              heartbeat_seconds = 1\n\
              [segments]\n\
@@ -50,10 +75,7 @@ impl World<'_> {
             list(&CLUSTER_RANGES),
             QUARANTINE.as_secs(),
             self.kubernetes.as_ref().map(Kubernetes::controller_config).unwrap_or_default(),
-        );
-        self.node("cloud-1").write(CONTROLLER_CONFIG, &config)?;
-        self.start("controller", "cloud-1", "edge-controller", &["run", "--config", CONTROLLER_CONFIG])?;
-        crate::wait::for_event("the controller to answer", || self.controller(&["node", "list"]).map(drop))
+        )
     }
 
     /// Runs one of the operator's commands; returns what it printed.
@@ -130,11 +152,14 @@ impl World<'_> {
         }
         let cloud = site("cloud-1").inside;
         let reached = if site(node).inside[0].is_some() { cloud[0] } else { cloud[1].map(|_| "[2001:db8:c::11]") };
+        let reached = reached.context("the cloud has an address")?;
+        let ports = if self.kubernetes.is_some() { &[CONTROLLER_PORT, REPLICA_PORT][..] } else { &[CONTROLLER_PORT] };
+        let urls: Vec<String> = ports.iter().map(|port| format!("\"https://{reached}:{port}\"")).collect();
         let config = format!(
-            "name = \"{node}\"\nbridge = \"ecni0\"\n[controller]\nurls = [\"https://{}:{CONTROLLER_PORT}\"]\n\
+            "name = \"{node}\"\nbridge = \"ecni0\"\n[controller]\nurls = [{}]\n\
              token_file = \"/etc/edge-cni/token\"\nspare = {spare}\n\
              [cni]\nconf_dir = \"/etc/cni/net.d\"\nbin_dir = \"/etc/cni/bin\"\n",
-            reached.context("the cloud has an address")?,
+            urls.join(", "),
         );
         host.write(AGENT_CONFIG, &config)
     }

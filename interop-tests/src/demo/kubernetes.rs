@@ -1,6 +1,7 @@
 //! The demo's communities once more, with a real API server on cloud-1: nodes are its Node objects, labelled by kubectl, and the controller keeps
 //! everything in its custom resources, with exactly the rights that `deploy/` gives.
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -10,10 +11,10 @@ use rustix::process::Signal;
 use super::isolation::{joining_and_leaving, strangers_stay_out};
 use super::pod::reaches;
 use super::reach::{self, Pods, only_esp_on_the_wire};
-use super::world::{EDGES, NODES, World};
+use super::world::{CONTROLLER_PORT, EDGES, NODES, REPLICA_PORT, World};
 use crate::kube::{self, ControlPlane, Options};
 use crate::runner::{Lab, skip};
-use crate::topology::Place;
+use crate::topology::{Ping, Place};
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -75,6 +76,7 @@ pub(super) fn run(lab: &Lab) -> Result<()> {
     strangers_stay_out(&world, &pods, "with communities from Node objects")?;
     joining_and_leaving(&world, &pods)?;
     what_kubectl_shows(&world, kubernetes)?;
+    two_replicas(&world, &pods)?;
     without_the_api_server(&world, kubernetes, &pods)?;
     a_node_that_is_deleted(&world, kubernetes, &pods)?;
     only_esp_on_the_wire(&world, "to the very end")?;
@@ -120,6 +122,54 @@ fn what_kubectl_shows(world: &World, kubernetes: &Kubernetes) -> Result<()> {
             ensure!(shown, "{name} of {} is missing in\n{table}", row.node);
         }
         Ok(format!("{} segments", table.lines().count().saturating_sub(1)))
+    })
+}
+
+/// Agents go from a replica that dies to another, and from one that stops, and no tunnel notices.
+fn two_replicas(world: &World, pods: &Pods) -> Result<()> {
+    let checks = &world.checks;
+    checks.part("A second replica: the first is killed, then it is back and the second is stopped");
+    world.start_replica()?;
+    let tunnels = || -> Result<BTreeSet<u32>> {
+        let states = world.node("edge-a1").xfrm_states()?;
+        Ok(states.into_iter().map(|state| state.spi).collect())
+    };
+    let before = tunnels()?;
+    let address = pods.of("edge-a2").v4.context("no IPv4")?.to_string();
+    let mut ping = Ping::start(&pods.of("edge-a1").pod, &address, Duration::from_millis(20))?;
+    ping.wait_more(10)?;
+    let follow = |what: &str, port: u16| {
+        checks.comes_true(what, "*.edge-agent.log", PATIENCE, || {
+            for node in NODES {
+                let cloud = &world.status(node)?["cloud"];
+                let there = cloud["url"].as_str().is_some_and(|url| url.contains(&format!(":{port}")));
+                ensure!(there && cloud["connected"] == true, "{node}: {cloud}");
+            }
+            Ok(())
+        })
+    };
+    world.end("controller", Signal::KILL)?;
+    follow("the first is killed, and all agents follow the second", REPLICA_PORT)?;
+    world.label("edge-b1", "fabedge/edge-community=alpha")?;
+    checks.comes_true("which tells a1 of a new member", "*.edge-agent.log", PATIENCE, || {
+        ensure!(super::status::peer(&world.status("edge-a1")?, "edge-b1").is_some(), "it does not know b1");
+        Ok(())
+    })?;
+    world.label("edge-b1", "fabedge/edge-community-")?;
+    checks.comes_true("and that it is none any more", "*.edge-agent.log", PATIENCE, || {
+        ensure!(super::status::peer(&world.status("edge-a1")?, "edge-b1").is_none(), "it still knows b1");
+        Ok(())
+    })?;
+    world.start_controller()?;
+    world.end("replica", Signal::TERM)?;
+    follow("the second is stopped, and all agents follow the first again", CONTROLLER_PORT)?;
+    ping.wait_more(10)?;
+    checks.holds("no ping of a1's pod to a2's was lost meanwhile, and a1's SAs are the same", "ping logs", || {
+        let report = ping.stop()?;
+        report.expect_none_lost()?;
+        let now = tunnels()?;
+        ensure!(now == before, "they were {before:x?} and are {now:x?}");
+        Ok(format!("{} pings", report.sent))
     })
 }
 

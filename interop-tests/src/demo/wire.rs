@@ -48,8 +48,8 @@ pub(super) enum Kind {
 pub(super) struct Known {
     /// Pods' addresses: the cluster's ranges and the cloud's networks.
     pub(super) guarded: Vec<IpNetwork>,
-    /// The controller's TCP port.
-    pub(super) controller_port: u16,
+    /// TCP ports of the controller and of a second replica.
+    pub(super) controller_ports: [u16; 2],
 }
 
 /// What was captured, counted.
@@ -169,7 +169,7 @@ fn classify(frame: &[u8], known: &Known) -> Kind {
             }
         }
         Some(TransportSlice::Tcp(tcp))
-            if [tcp.source_port(), tcp.destination_port()].contains(&known.controller_port) =>
+            if [tcp.source_port(), tcp.destination_port()].iter().any(|port| known.controller_ports.contains(port)) =>
         {
             Kind::Controller
         }
@@ -208,7 +208,10 @@ mod tests {
     use etherparse::PacketBuilder;
 
     fn known() -> Known {
-        Known { guarded: vec!["10.77.0.0/16".parse().unwrap(), "fd77::/48".parse().unwrap()], controller_port: 8443 }
+        Known {
+            guarded: vec!["10.77.0.0/16".parse().unwrap(), "fd77::/48".parse().unwrap()],
+            controller_ports: [8443, 8444],
+        }
     }
 
     fn udp(from: [u8; 4], to: [u8; 4], port: u16, payload: &[u8]) -> Kind {

@@ -28,6 +28,9 @@ pub(super) const CLOUD_NETWORKS: [&str; 2] = ["10.244.0.0/16", "fd44::/64"];
 /// The controller's port.
 pub(super) const CONTROLLER_PORT: u16 = 8443;
 
+/// Where a second replica listens, if there is one.
+pub(super) const REPLICA_PORT: u16 = 8444;
+
 /// Interfaces that are watched: router, interface, and an address beyond it that answers.
 const WATCHED: [(&str, &str, &str); 9] = [
     ("r-cloud", "isp", "203.0.113.11"),
@@ -157,7 +160,7 @@ impl<'lab> World<'lab> {
             running: RefCell::default(),
             kubernetes: None,
             watched: RefCell::new(watched),
-            known: Known { guarded, controller_port: CONTROLLER_PORT },
+            known: Known { guarded, controller_ports: [CONTROLLER_PORT, REPLICA_PORT] },
         })
     }
 
