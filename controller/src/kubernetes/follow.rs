@@ -17,8 +17,6 @@ use serde::de::DeserializeOwned;
 use super::client::{Obstacles, REQUEST, explain, version};
 use crate::random;
 
-/// Objects in one page: about five megabytes. Each page costs the API server nearly the same, whatever is on it.
-const PAGE: u32 = 5000;
 /// Time for one page.
 const PAGE_TIME: Duration = Duration::from_secs(30);
 /// A watch is asked to end after so many seconds, and begun again where it was.
@@ -53,6 +51,8 @@ pub trait Source: Send + Sync + 'static {
     fn selector(&self) -> Option<&str> {
         None
     }
+    /// Objects in one page.
+    fn page_size(&self) -> u32;
     /// One page.
     fn page<'a>(&'a self, params: &'a ListParams) -> BoxFuture<'a, kube::Result<ObjectList<Self::Object>>>;
     /// Changes since.
@@ -89,6 +89,11 @@ impl Source for Whole {
         self.selector
     }
 
+    /// About five megabytes. Each page costs the API server nearly the same, whatever is on it.
+    fn page_size(&self) -> u32 {
+        5000
+    }
+
     fn page<'a>(&'a self, params: &'a ListParams) -> BoxFuture<'a, kube::Result<ObjectList<DynamicObject>>> {
         self.api.list(params).boxed()
     }
@@ -119,6 +124,11 @@ where
         self.1
     }
 
+    /// The API server reads the objects whole, and of Nodes each may be tens of kilobytes.
+    fn page_size(&self) -> u32 {
+        500
+    }
+
     fn page<'a>(&'a self, params: &'a ListParams) -> BoxFuture<'a, kube::Result<ObjectList<Self::Object>>> {
         self.0.list_metadata(params).boxed()
     }
@@ -141,7 +151,7 @@ pub async fn list<S: Source>(source: &S) -> Result<(Vec<S::Object>, u64), String
     let mut restarts = 0;
     'anew: loop {
         let mut params = ListParams {
-            limit: Some(PAGE),
+            limit: Some(source.page_size()),
             label_selector: source.selector().map(Into::into),
             ..ListParams::default()
         };

@@ -37,7 +37,7 @@ pub(crate) static CONTROLLER: LazyLock<PathBuf> =
     LazyLock::new(|| PLANE.kubeconfig_for_service_account(NAMESPACE, "edge-controller").unwrap());
 
 /// A manifest as it is shipped.
-fn deploy(path: &str) -> PathBuf {
+pub(crate) fn deploy(path: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy").join(path)
 }
 

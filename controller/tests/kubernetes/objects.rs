@@ -13,9 +13,10 @@ use interop_tests::kube::suite::Test;
 use tokio::sync::mpsc;
 
 use crate::behaviour::{Grants, edge, loaded, name, network, until};
-use crate::cluster::{NAMESPACE, PLANE, clean, run};
+use crate::cluster::{NAMESPACE, PLANE, clean, deploy, run};
 
 pub(crate) const TESTS: &[Test] = &[
+    ("the_api_server_takes_all_that_is_shipped", shipped),
     ("kubectl_shows_who_holds_what", shown),
     ("the_api_server_refuses_objects_that_no_controller_would_write", refused),
     ("a_community_that_kubectl_applies_counts", community),
@@ -24,6 +25,16 @@ pub(crate) const TESTS: &[Test] = &[
     ("what_one_machine_kept_moves_here_and_back_without_a_loss", moved),
     ("labels_and_annotations_of_others_outlive_our_writes", foreign),
 ];
+
+fn shipped() {
+    let manifests = deploy("kubernetes");
+    // Looked at as if it were to be kept: kinds, fields, values, references between them.
+    let applied = PLANE.kubectl(&["apply", "--dry-run=server", "-f", manifests.to_str().unwrap()]).unwrap();
+    for part in ["deployment", "daemonset", "service/", "namespace/edge-cni"] {
+        assert!(applied.contains(part), "{part} in {applied}");
+    }
+    assert_eq!(applied.matches("daemonset").count(), 3, "hub, cloud, edge: {applied}");
+}
 
 fn shown() {
     run(async {
