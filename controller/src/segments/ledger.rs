@@ -182,7 +182,7 @@ impl Ledger {
     pub fn insert(&mut self, row: Row) {
         let (place, _) = bounds(&row.network);
         self.note(place, &row);
-        self.remove(&row.network);
+        self.clear(place);
         if row.released_at.is_some() {
             self.released.insert(place);
         } else {
@@ -220,9 +220,14 @@ impl Ledger {
         waited && now >= released_at.saturating_add(policy.quarantine)
     }
 
-    /// Forgets a row.
+    /// Forgets a row. Of another size that begins at the same address nothing is forgotten.
     pub fn remove(&mut self, network: &IpNetwork) {
-        let (place, _) = bounds(network);
+        if self.row(network).is_some() {
+            self.clear(bounds(network).0);
+        }
+    }
+
+    fn clear(&mut self, place: Place) {
         let Some(old) = self.rows.remove(&place) else { return };
         self.released.remove(&place);
         if let Some(held) = self.held.get_mut(&old.node) {

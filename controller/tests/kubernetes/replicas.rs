@@ -180,7 +180,7 @@ fn sizes() {
         let second = large.replica().await;
         second.register("b").await;
         // Both apply at once, again and again: one of them only gets refusals.
-        for round in 0..5 {
+        for round in 0..20 {
             let (request, more) = (format!("r{round}"), format!("more {round}"));
             let refused = first.try_apply("a", &more);
             let (refused, got) = tokio::join!(refused, second.apply("b", &request));

@@ -396,13 +396,18 @@ async fn settled(inner: &Inner, claims: Vec<Claim>) {
 async fn take_back(inner: &Inner, claims: Vec<Claim>) {
     join_all(claims.into_iter().map(|claim| async move {
         let Claim { place, row, base, written } = claim;
-        let upon = Base::Object { uid: written.uid, version: written.version, held: true, foreign: written.foreign };
+        let (uid, foreign) = (written.uid.clone(), written.foreign.clone());
+        let upon = Base::Object { uid, version: written.version, held: true, foreign };
         let change = match (&base, before(&row)) {
             (Base::Object { .. }, Some(before)) => Change::PutSegment(before),
             _ => Change::DeleteSegment(row.network),
         };
-        if let Err(Failure::Other(error)) = send(inner, &change, &place, &upon).await {
-            tracing::error!(segment = %row.network, error, "a claim was not taken back; it is released as one of a node that does not hold it");
+        match send(inner, &change, &place, &upon).await {
+            Ok(None) => return inner.objects().end_taken_back(place, written, &Change::ClaimSegment(row)),
+            Err(Failure::Other(error)) => {
+                tracing::error!(segment = %row.network, error, "a claim was not taken back; it is released as one of a node that does not hold it");
+            }
+            Ok(Some(_)) | Err(Failure::Changed) => {}
         }
         inner.objects().end(&place);
     }))

@@ -340,6 +340,14 @@ impl Objects {
         self.end(place);
     }
 
+    /// Ends a claim that was taken back: nobody was told of its object, and what is said of that from now on is late. The news that it came and
+    /// went would cover the row of whoever got the place.
+    pub(super) fn end_taken_back(&mut self, place: Place, object: Observed, change: &Change) {
+        let entry = Entry { present: false, ..Entry::of(change.key(), object, change) };
+        self.entries.insert(place.clone(), entry);
+        self.end(&place);
+    }
+
     /// Ends a write: what was said about the object meanwhile is listened to.
     pub(super) fn end(&mut self, place: &Place) {
         for event in self.in_flight.remove(place).unwrap_or_default() {
