@@ -9,8 +9,8 @@ use std::time::Duration;
 use futures_util::future::BoxFuture;
 use futures_util::stream::BoxStream;
 use futures_util::{FutureExt, StreamExt};
-use kube::api::{ListParams, WatchEvent, WatchParams};
-use kube::core::{DynamicObject, ObjectList, PartialObjectMeta};
+use kube::api::{ListParams, VersionMatch, WatchEvent, WatchParams};
+use kube::core::{ObjectList, PartialObjectMeta};
 use kube::{Api, Resource};
 use serde::de::DeserializeOwned;
 
@@ -53,6 +53,11 @@ pub trait Source: Send + Sync + 'static {
     }
     /// Objects in one page.
     fn page_size(&self) -> u32;
+    /// The resourceVersion of a change that was made after this was asked for. A list that is no older holds all that was there when it was asked
+    /// for, and the API server need not look further than its own memory for it. `None` where none is known.
+    fn floor(&self) -> BoxFuture<'_, kube::Result<Option<String>>> {
+        async { Ok(None) }.boxed()
+    }
     /// One page.
     fn page<'a>(&'a self, params: &'a ListParams) -> BoxFuture<'a, kube::Result<ObjectList<Self::Object>>>;
     /// Changes since.
@@ -67,49 +72,6 @@ pub trait Source: Send + Sync + 'static {
 
 /// What a watch says.
 pub type Events<T> = BoxStream<'static, kube::Result<WatchEvent<T>>>;
-
-/// Objects of a kind that is not known to the compiler.
-pub struct Whole {
-    /// Where they are.
-    pub api: Api<DynamicObject>,
-    /// Plural and group.
-    pub what: &'static str,
-    /// Which of them, by label.
-    pub selector: Option<&'static str>,
-}
-
-impl Source for Whole {
-    type Object = DynamicObject;
-
-    fn what(&self) -> &str {
-        self.what
-    }
-
-    fn selector(&self) -> Option<&str> {
-        self.selector
-    }
-
-    /// About five megabytes. Each page costs the API server nearly the same, whatever is on it.
-    fn page_size(&self) -> u32 {
-        5000
-    }
-
-    fn page<'a>(&'a self, params: &'a ListParams) -> BoxFuture<'a, kube::Result<ObjectList<DynamicObject>>> {
-        self.api.list(params).boxed()
-    }
-
-    fn watch<'a>(
-        &'a self,
-        params: &'a WatchParams,
-        since: &'a str,
-    ) -> BoxFuture<'a, kube::Result<Events<DynamicObject>>> {
-        async move { Ok(self.api.watch(params, since).await?.boxed()) }.boxed()
-    }
-
-    fn version(object: &DynamicObject) -> Option<&str> {
-        object.metadata.resource_version.as_deref()
-    }
-}
 
 /// Metadata of objects: of a Node that is all that is looked at, and a fraction of its size.
 pub struct Metadata<K>(pub Api<K>, pub &'static str);
@@ -146,38 +108,79 @@ where
     }
 }
 
-/// Reads everything, or fails.
+/// Reads everything that is there by now, or fails.
 pub async fn list<S: Source>(source: &S) -> Result<(Vec<S::Object>, u64), String> {
+    let refused = match timely(source, source.floor()).await {
+        Ok(None) => None,
+        Ok(Some(floor)) => match pages(source, Some(&floor)).await {
+            Err(Failure::Refused(why)) => Some(why),
+            other => return other.map_err(Failure::said),
+        },
+        Err(Failure::Refused(why)) => Some(why),
+        Err(failed) => return Err(failed.said()),
+    };
+    if let Some(why) = refused {
+        tracing::debug!(what = source.what(), why, "not read from the API server's memory");
+    }
+    pages(source, None).await.map_err(Failure::said)
+}
+
+/// Why there is no list.
+enum Failure {
+    /// The API server does not answer this.
+    Refused(String),
+    /// It does not answer.
+    Other(String),
+}
+
+impl Failure {
+    fn said(self) -> String {
+        match self {
+            Self::Refused(why) | Self::Other(why) => why,
+        }
+    }
+}
+
+async fn timely<S: Source, T>(source: &S, request: BoxFuture<'_, kube::Result<T>>) -> Result<T, Failure> {
+    match tokio::time::timeout(PAGE_TIME, request).await {
+        Ok(Ok(answer)) => Ok(answer),
+        Ok(Err(error @ kube::Error::Api(_))) => Err(Failure::Refused(explain(source.what(), &error))),
+        Ok(Err(error)) => Err(Failure::Other(explain(source.what(), &error))),
+        Err(_) => Err(Failure::Other(format!(
+            "the API server did not list {} within {} s",
+            source.what(),
+            PAGE_TIME.as_secs()
+        ))),
+    }
+}
+
+/// Reads page after page; the first one is as new as it can be, or no older than `floor`, and the others are of the same version.
+async fn pages<S: Source>(source: &S, floor: Option<&str>) -> Result<(Vec<S::Object>, u64), Failure> {
     let mut restarts = 0;
     'anew: loop {
         let mut params = ListParams {
             limit: Some(source.page_size()),
             label_selector: source.selector().map(Into::into),
+            resource_version: floor.map(Into::into),
+            version_match: floor.map(|_| VersionMatch::NotOlderThan),
             ..ListParams::default()
         };
         let mut objects = Vec::new();
         loop {
-            let page = match tokio::time::timeout(PAGE_TIME, source.page(&params)).await {
-                Ok(Ok(page)) => page,
-                // The pages that follow are of a version that is forgotten already.
-                Ok(Err(kube::Error::Api(status))) if status.code == 410 && restarts < 3 => {
-                    restarts += 1;
-                    continue 'anew;
-                }
-                Ok(Err(error)) => return Err(explain(source.what(), &error)),
-                Err(_) => {
-                    return Err(format!(
-                        "the API server did not list {} within {} s",
-                        source.what(),
-                        PAGE_TIME.as_secs()
-                    ));
-                }
+            // The pages that follow may be of a version that is forgotten already.
+            let page = source.page(&params).map(|answered| match answered {
+                Err(kube::Error::Api(status)) if status.code == 410 && restarts < 3 => Ok(None),
+                answered => answered.map(Some),
+            });
+            let Some(page) = timely(source, page.boxed()).await? else {
+                restarts += 1;
+                continue 'anew;
             };
             objects.extend(page.items);
             match page.metadata.continue_.filter(|token| !token.is_empty()) {
                 Some(token) => params.continue_token = Some(token),
                 None => {
-                    let at = version(page.metadata.resource_version.as_deref())?;
+                    let at = version(page.metadata.resource_version.as_deref()).map_err(Failure::Other)?;
                     return Ok((objects, at));
                 }
             }

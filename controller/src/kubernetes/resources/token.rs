@@ -24,9 +24,9 @@ pub fn content(record: &TokenRecord) -> Result<Value, serde_json::Error> {
     Ok(json!({"type": TYPE, "data": {KEY: STANDARD.encode(serde_json::to_vec(record)?)}}))
 }
 
-/// Reads a token's Secret.
-pub fn record(name: &str, content: &Value) -> Result<TokenRecord, String> {
-    let text = content.pointer(&format!("/data/{KEY}")).and_then(Value::as_str);
+/// Reads a token's Secret, of this name and with this `data`.
+pub fn record(name: &str, data: &Value) -> Result<TokenRecord, String> {
+    let text = data.get(KEY).and_then(Value::as_str);
     let bytes = STANDARD.decode(text.ok_or_else(|| format!("data.{KEY} is missing"))?);
     let bytes = bytes.map_err(|e| format!("data.{KEY} is not base64: {e}"))?;
     let record: TokenRecord = serde_json::from_slice(&bytes).map_err(|e| format!("data.{KEY}: {e}"))?;
@@ -51,9 +51,9 @@ mod tests {
             redemptions: Vec::new(),
         };
         let (name, content) = (object_name(&token.id), content(&token).unwrap());
-        assert_eq!(record(&name, &content).unwrap(), token);
-        record("join-token-00", &content).unwrap_err();
-        record(&name, &json!({"data": {"record": "?"}})).unwrap_err();
+        assert_eq!(record(&name, &content["data"]).unwrap(), token);
+        record("join-token-00", &content["data"]).unwrap_err();
+        record(&name, &json!({"record": "?"})).unwrap_err();
         record(&name, &json!({})).unwrap_err();
     }
 }

@@ -5,9 +5,10 @@ use k8s_openapi::api::core::v1::Secret;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::core::{ApiResource, DynamicObject};
 use kube::{Api, Client, Resource};
-use serde::Deserialize;
+use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
+use super::source::{Metadata, Object};
 use crate::clock::Seconds;
 use crate::kubernetes::client::version;
 use crate::kubernetes::resources::{
@@ -100,8 +101,8 @@ fn resource(kind: Kind) -> ApiResource {
 pub(super) struct Foreign(Option<Box<ObjectMeta>>);
 
 impl Foreign {
-    fn of(metadata: ObjectMeta) -> Self {
-        let ObjectMeta { labels, annotations, finalizers, owner_references, .. } = metadata;
+    fn of(metadata: Metadata) -> Self {
+        let Metadata { labels, annotations, finalizers, owner_references, .. } = metadata;
         let labels = labels.map(|mut labels| {
             labels.remove(token::KIND_LABEL);
             labels
@@ -129,26 +130,28 @@ pub(super) struct Observed {
 }
 
 impl Observed {
-    pub(super) fn of(kind: Kind, object: DynamicObject) -> Result<Self, String> {
-        let DynamicObject { metadata, data, .. } = object;
+    pub(super) fn of(kind: Kind, object: impl Into<Object>) -> Result<Self, String> {
+        let Object { metadata, spec, data } = object.into();
         let (Some(name), Some(uid)) = (metadata.name.clone(), metadata.uid.clone()) else {
             return Err(format!("an object of {} has no name or uid", kind.what()));
         };
         let version = version(metadata.resource_version.as_deref())?;
-        let row = decode(kind, &name, &data);
+        let row = decode(kind, &name, spec, &data);
         Ok(Self { name, uid, version, row, foreign: Foreign::of(metadata) })
     }
 }
 
-fn decode(kind: Kind, name: &str, data: &Value) -> Result<Change, String> {
-    fn spec<'a, T: Deserialize<'a>>(data: &'a Value) -> Result<T, String> {
-        let spec = data.get("spec").ok_or("spec is missing")?;
-        T::deserialize(spec).map_err(|e| format!("spec: {e}"))
+fn decode(kind: Kind, name: &str, spec: Value, data: &Value) -> Result<Change, String> {
+    fn read<T: DeserializeOwned>(spec: Value) -> Result<T, String> {
+        if spec.is_null() {
+            return Err("spec is missing".into());
+        }
+        serde_json::from_value(spec).map_err(|e| format!("spec: {e}"))
     }
     Ok(match kind {
-        Kind::Node => Change::PutNode(spec::<EdgeNodeSpec>(data)?.record(name)?),
-        Kind::Segment => Change::PutSegment(spec::<SegmentSpec>(data)?.row(name)?),
-        Kind::Community => Change::PutCommunity(spec::<CommunitySpec>(data)?.record(name)?),
+        Kind::Node => Change::PutNode(read::<EdgeNodeSpec>(spec)?.record(name)?),
+        Kind::Segment => Change::PutSegment(read::<SegmentSpec>(spec)?.row(name)?),
+        Kind::Community => Change::PutCommunity(read::<CommunitySpec>(spec)?.record(name)?),
         Kind::Token => Change::PutToken(token::record(name, data)?),
     })
 }

@@ -3,6 +3,7 @@
 //! - [`kinds`]: which rows are which objects.
 //! - [`objects`]: versions, and what the registry knows already.
 //! - [`commit`]: writing, each object over the version that was planned on.
+//! - [`source`]: reading them, all and as they change.
 //! - [`settings`]: what all replicas must agree on.
 //! - [`turns`]: one answer for all who ask at the same time.
 //!
@@ -15,6 +16,7 @@ mod commit;
 mod kinds;
 mod objects;
 mod settings;
+mod source;
 mod turns;
 
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -24,7 +26,6 @@ use std::time::Duration;
 use edge_types::view::SegmentPrefix;
 use futures_util::future::try_join_all;
 use kube::Client;
-use kube::core::DynamicObject;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
@@ -33,12 +34,13 @@ use super::{Answer, Committed, Followed, Store, StoreError};
 use crate::clock::Seconds;
 use crate::kubernetes::client::{Obstacles, REQUEST};
 use crate::kubernetes::events::Events;
-use crate::kubernetes::follow::{News, Whole, follow, list};
+use crate::kubernetes::follow::{News, follow, list};
 use crate::state::{Change, Snapshot};
 pub use kinds::is_blocked;
 use kinds::{Apis, Kind, Observed};
 use objects::{Event, Objects, Told};
 use settings::Settings;
+use source::{Object, Rows};
 use turns::Turns;
 
 /// Changes that are told together at most.
@@ -96,8 +98,8 @@ impl Inner {
         self.objects.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn source(&self, kind: Kind) -> Whole {
-        Whole { api: self.apis.of(kind).clone(), what: kind.what(), selector: kind.selector() }
+    fn source(&self, kind: Kind) -> Rows {
+        Rows { kind, api: self.apis.of(kind).clone() }
     }
 
     async fn list(&self, kind: Kind) -> Result<(Kind, Vec<Observed>, u64), StoreError> {
@@ -115,7 +117,7 @@ impl Inner {
         waited.map_err(|_| late())?.map(drop).map_err(|_| late())
     }
 
-    fn hear(&self, kind: Kind, before: &mut u64, news: News<DynamicObject>) {
+    fn hear(&self, kind: Kind, before: &mut u64, news: News<Object>) {
         match news {
             News::Reading => *before = self.objects().at(kind),
             News::All(all, at) => {
@@ -143,7 +145,7 @@ impl Inner {
     }
 }
 
-fn observed(kind: Kind, object: DynamicObject) -> Option<Observed> {
+fn observed(kind: Kind, object: Object) -> Option<Observed> {
     Observed::of(kind, object).map_err(|error| tracing::error!(what = kind.what(), "{error}")).ok()
 }
 
