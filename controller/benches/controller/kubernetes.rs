@@ -29,8 +29,6 @@ const NAMESPACE: &str = "edge-cni";
 const SIZES: SegmentPrefix = SegmentPrefix { v4: 26, v6: 120 };
 /// Milliseconds.
 const START: Goal = Goal::AtMost(2000.0);
-/// Starts, of which the median counts: each takes seconds.
-const STARTS: usize = 3;
 /// Only ends what hangs.
 const SHOWN: Duration = Duration::from_secs(300);
 /// Objects on a page of the bare lists, as many as the controller asks for.
@@ -66,7 +64,7 @@ pub(crate) fn measure(mut size: Size, report: &mut Report, [grant, start]: [bool
     println!("{:<20} {} nodes and their segments written in {:.1} s", "", size.nodes, filled.as_secs_f64());
     if start {
         let (mut ours, mut reference) = (Vec::new(), Vec::new());
-        for _ in 0..size.starts.min(STARTS) {
+        for _ in 0..size.starts {
             reference.push(runtime.block_on(lists(&client)));
             let controller = Program::controller(&cluster, None);
             ours.push(controller.took.as_secs_f64() * 1e3);

@@ -44,7 +44,7 @@ pub enum News<T> {
 /// Objects that can be listed and watched.
 pub trait Source: Send + Sync + 'static {
     /// What comes.
-    type Object: Send + Clone + Debug + DeserializeOwned + 'static;
+    type Object: Send + Clone + 'static;
     /// Plural and group, for people.
     fn what(&self) -> &str;
     /// Which of them.
@@ -67,7 +67,7 @@ pub trait Source: Send + Sync + 'static {
         since: &'a str,
     ) -> BoxFuture<'a, kube::Result<Events<Self::Object>>>;
     /// Its resourceVersion.
-    fn version(object: &Self::Object) -> Option<&str>;
+    fn version(object: &Self::Object) -> Result<u64, String>;
 }
 
 /// What a watch says.
@@ -103,8 +103,8 @@ where
         async move { Ok(self.0.watch_metadata(params, since).await?.boxed()) }.boxed()
     }
 
-    fn version(object: &Self::Object) -> Option<&str> {
-        object.metadata.resource_version.as_deref()
+    fn version(object: &Self::Object) -> Result<u64, String> {
+        version(object.metadata.resource_version.as_deref())
     }
 }
 
@@ -159,7 +159,8 @@ async fn pages<S: Source>(source: &S, floor: Option<&str>) -> Result<(Vec<S::Obj
     let mut restarts = 0;
     'anew: loop {
         let mut params = ListParams {
-            limit: Some(source.page_size()),
+            // What lies in memory need not be read page by page; an older API server reads pages from etcd, whatever is asked of it.
+            limit: floor.is_none().then(|| source.page_size()),
             label_selector: source.selector().map(Into::into),
             resource_version: floor.map(Into::into),
             version_match: floor.map(|_| VersionMatch::NotOlderThan),
@@ -288,7 +289,7 @@ async fn watch<S: Source>(
             }
             WatchEvent::Error(status) => return Err(explain(what, &kube::Error::Api(status))),
         };
-        *at = Some(version(S::version(&object))?);
+        *at = Some(S::version(&object)?);
         tell(if gone { News::Gone(object) } else { News::Put(object) });
     }
 }

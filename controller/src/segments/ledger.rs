@@ -14,7 +14,7 @@ use crate::clock::{Clock, Seconds, rfc3339};
 const NAMED_HOLDERS: usize = 10;
 
 /// One grant: kept after its release, until the segment is granted again.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Row {
     /// The segment.
     pub network: IpNetwork,
@@ -33,7 +33,7 @@ pub struct Row {
 }
 
 /// A grant of the past.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Holding {
     /// Who held it.
     pub node: NodeName,

@@ -11,7 +11,7 @@ use crate::clock::Seconds;
 use crate::segments::Row;
 
 /// A registered node.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct NodeRecord {
     /// Its name.
     pub name: NodeName,
@@ -46,7 +46,7 @@ pub struct NodeRecord {
 }
 
 /// What the controller takes from a Kubernetes Node object.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct NodeObject {
     /// `metadata.uid`: another one under the same name is another node.
     pub uid: String,
@@ -59,7 +59,7 @@ pub struct NodeObject {
 }
 
 /// An address that the operator gives for a node.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct PublicAddress {
     /// The address.
     pub ip: IpAddr,
@@ -91,7 +91,7 @@ impl std::str::FromStr for PublicAddress {
 }
 
 /// A community whose members the operator lists, independent of labels.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct CommunityRecord {
     /// Its name.
     pub name: Community,
@@ -101,7 +101,7 @@ pub struct CommunityRecord {
 }
 
 /// An accepted certificate.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Certificate {
     /// Serial number, hexadecimal.
     pub serial: String,
@@ -121,7 +121,7 @@ pub struct Certificate {
 }
 
 /// A join token, without its secret.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct TokenRecord {
     /// Names it in lists.
     pub id: String,
@@ -147,7 +147,7 @@ pub struct TokenRecord {
 }
 
 /// One use of a token.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Redemption {
     /// The node that joined.
     pub node: NodeName,
@@ -173,7 +173,7 @@ pub struct Snapshot {
 }
 
 /// One change of one row.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Change {
     /// Writes a node.
     PutNode(NodeRecord),

@@ -56,7 +56,7 @@ pub(crate) fn edge(text: &str) -> NodeRecord {
     NodeRecord::new(name(text), Role::Edge, 1_793_491_200)
 }
 
-fn row(text: &str, node: &str) -> Row {
+pub(crate) fn row(text: &str, node: &str) -> Row {
     Row::new(network(text), name(node), format!("request of {node}"), 1_793_491_300, None)
 }
 

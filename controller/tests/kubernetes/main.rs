@@ -9,6 +9,7 @@
 //! - `join`: nodes join by the service account of their pod.
 //! - `nodes`: Node objects.
 //! - `leader`: who leads, and what the leader does.
+//! - `lists`: long lists.
 //! - `history`: random histories of three controllers, which are killed, as is the API server.
 //! - `streams`: nodes that follow their views at one replica and go on at another.
 //! - `server`: the whole controller, with nodes that connect.
@@ -23,6 +24,7 @@ mod harness;
 mod history;
 mod join;
 mod leader;
+mod lists;
 #[path = "../model/mod.rs"]
 mod model;
 mod nodes;
@@ -56,6 +58,7 @@ fn main() -> ExitCode {
         replicas::TESTS,
         nodes::TESTS,
         leader::TESTS,
+        lists::TESTS,
         authorities::TESTS,
         join::TESTS,
         server::TESTS,

@@ -18,6 +18,7 @@ use super::super::{Committed, StoreError};
 use super::Inner;
 use super::kinds::{Kind, Observed, Place, encode};
 use super::objects::{Base, Event, Unready, deletion};
+use super::source::Object;
 use crate::clock::Seconds;
 use crate::kubernetes::client::{REQUEST, explain, is_absent};
 use crate::segments::Row;
@@ -250,7 +251,7 @@ async fn send(inner: &Inner, change: &Change, place: &Place, base: &Base) -> Res
         error if is_absent(error) => Failure::Changed,
         error => Failure::Other(explain(kind.what(), error)),
     };
-    let observed = |object: DynamicObject| Observed::of(kind, object).map(Some).map_err(Failure::Other);
+    let observed = |object: DynamicObject| read(kind, object).map(Some);
     match (object, base) {
         (Some(object), Base::Nothing) => {
             answered(kind, api.create(&PostParams::default(), &object)).await?.map_err(failure).and_then(observed)
@@ -290,11 +291,16 @@ async fn answered<T>(kind: Kind, request: impl Future<Output = T>) -> Result<T, 
     })
 }
 
+fn read(kind: Kind, object: DynamicObject) -> Result<Observed, Failure> {
+    let unheard = || Failure::Other(format!("the API server told of an object of {} without its version", kind.what()));
+    Observed::of(kind, Object::from(object)).ok_or_else(unheard)
+}
+
 /// What is there now.
 async fn present(inner: &Inner, place: &Place) -> Result<Option<Observed>, Failure> {
     let found = answered(place.0, inner.apis.of(place.0).get_opt(&place.1)).await?;
     match found {
-        Ok(Some(object)) => Observed::of(place.0, object).map(Some).map_err(Failure::Other),
+        Ok(Some(object)) => read(place.0, object).map(Some),
         Ok(None) => Ok(None),
         Err(error) => Err(Failure::Other(explain(place.0.what(), &error))),
     }

@@ -1,6 +1,6 @@
 //! Which rows are which objects.
 
-use edge_types::{IpNetwork, NodeName};
+use edge_types::NodeName;
 use k8s_openapi::api::core::v1::Secret;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::core::{ApiResource, DynamicObject};
@@ -8,7 +8,7 @@ use kube::{Api, Client, Resource};
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
-use super::source::{Metadata, Object};
+use super::source::{Metadata, Object, Spec};
 use crate::clock::Seconds;
 use crate::kubernetes::client::version;
 use crate::kubernetes::resources::{
@@ -130,23 +130,29 @@ pub(super) struct Observed {
 }
 
 impl Observed {
-    pub(super) fn of(kind: Kind, object: impl Into<Object>) -> Result<Self, String> {
-        let Object { metadata, spec, data } = object.into();
-        let (Some(name), Some(uid)) = (metadata.name.clone(), metadata.uid.clone()) else {
-            return Err(format!("an object of {} has no name or uid", kind.what()));
+    /// Reads an object; `None`, and an error in the log, where the API server tells neither name nor version, as it never does.
+    pub(super) fn of<S: Spec>(kind: Kind, object: Object<S>) -> Option<Self> {
+        let Object { metadata, spec, data } = object;
+        let (Some(name), Some(uid), Ok(version)) =
+            (metadata.name.clone(), metadata.uid.clone(), version(metadata.resource_version.as_deref()))
+        else {
+            let what = kind.what();
+            tracing::error!(
+                what,
+                name = metadata.name,
+                version = metadata.resource_version,
+                "an object has no name, no uid or no version that is a number"
+            );
+            return None;
         };
-        let version = version(metadata.resource_version.as_deref())?;
         let row = decode(kind, &name, spec, &data);
-        Ok(Self { name, uid, version, row, foreign: Foreign::of(metadata) })
+        Some(Self { name, uid, version, row, foreign: Foreign::of(metadata) })
     }
 }
 
-fn decode(kind: Kind, name: &str, spec: Value, data: &Value) -> Result<Change, String> {
-    fn read<T: DeserializeOwned>(spec: Value) -> Result<T, String> {
-        if spec.is_null() {
-            return Err("spec is missing".into());
-        }
-        serde_json::from_value(spec).map_err(|e| format!("spec: {e}"))
+fn decode<S: Spec>(kind: Kind, name: &str, spec: Option<S>, data: &Value) -> Result<Change, String> {
+    fn read<T: DeserializeOwned>(spec: Option<impl Spec>) -> Result<T, String> {
+        spec.ok_or("spec is missing")?.read().map_err(|e| format!("spec: {e}"))
     }
     Ok(match kind {
         Kind::Node => Change::PutNode(read::<EdgeNodeSpec>(spec)?.record(name)?),
@@ -157,10 +163,10 @@ fn decode(kind: Kind, name: &str, spec: Value, data: &Value) -> Result<Change, S
 }
 
 /// Stands for a segment whose object cannot be read.
-pub(super) fn blocked(name: &str) -> Option<(IpNetwork, Change)> {
+pub(super) fn blocked(name: &str) -> Option<Change> {
     let network = resources::network_of(name)?;
     let node: NodeName = UNREADABLE.parse().ok()?;
-    Some((network, Change::PutSegment(Row::new(network, node, String::new(), 0, None))))
+    Some(Change::PutSegment(Row::new(network, node, String::new(), 0, None)))
 }
 
 /// Whether this stands for a segment whose object cannot be read.

@@ -29,6 +29,7 @@ use kube::Client;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
+use tokio_util::task::AbortOnDropHandle;
 
 use super::{Answer, Committed, Followed, Store, StoreError};
 use crate::clock::Seconds;
@@ -40,7 +41,7 @@ pub use kinds::is_blocked;
 use kinds::{Apis, Kind, Observed};
 use objects::{Event, Objects, Told};
 use settings::Settings;
-use source::{Object, Rows};
+use source::Rows;
 use turns::Turns;
 
 /// Changes that are told together at most.
@@ -104,8 +105,7 @@ impl Inner {
 
     async fn list(&self, kind: Kind) -> Result<(Kind, Vec<Observed>, u64), StoreError> {
         let (objects, at) = list(&self.source(kind)).await.map_err(StoreError::Failed)?;
-        let observed = objects.into_iter().filter_map(|object| observed(kind, object)).collect();
-        Ok((kind, observed, at))
+        Ok((kind, objects, at))
     }
 
     /// Waits until the registry knows all that has been followed.
@@ -117,36 +117,25 @@ impl Inner {
         waited.map_err(|_| late())?.map(drop).map_err(|_| late())
     }
 
-    fn hear(&self, kind: Kind, before: &mut u64, news: News<Object>) {
+    fn hear(&self, kind: Kind, before: &mut u64, news: News<Observed>) {
         match news {
             News::Reading => *before = self.objects().at(kind),
-            News::All(all, at) => {
-                let all = all.into_iter().filter_map(|object| observed(kind, object)).collect();
-                self.objects().all(kind, all, at, *before);
-            }
+            News::All(all, at) => self.objects().all(kind, all, at, *before),
             News::At(version) => self.objects().reached(kind, version),
             News::Put(object) => {
-                if let Some(object) = observed(kind, object) {
-                    let (place, version) = ((kind, object.name.clone()), object.version);
-                    let mut objects = self.objects();
-                    objects.event(place, Event::Put(object));
-                    objects.reached(kind, version);
-                }
+                let (place, version) = ((kind, object.name.clone()), object.version);
+                let mut objects = self.objects();
+                objects.event(place, Event::Put(object));
+                objects.reached(kind, version);
             }
             News::Gone(object) => {
-                if let Some(object) = observed(kind, object) {
-                    let Observed { name, uid, version, .. } = object;
-                    let mut objects = self.objects();
-                    objects.event((kind, name), Event::Gone { uid: Some(uid), version });
-                    objects.reached(kind, version);
-                }
+                let Observed { name, uid, version, .. } = object;
+                let mut objects = self.objects();
+                objects.event((kind, name), Event::Gone { uid: Some(uid), version });
+                objects.reached(kind, version);
             }
         }
     }
-}
-
-fn observed(kind: Kind, object: Object) -> Option<Observed> {
-    Observed::of(kind, object).map_err(|error| tracing::error!(what = kind.what(), "{error}")).ok()
 }
 
 impl Store for Kubernetes {
@@ -155,7 +144,15 @@ impl Store for Kubernetes {
             // Before the segments are listed: see `settings`.
             let noted = self.inner.settings.put_in_force().await?;
             self.inner.objects().begin_above(noted.offset);
-            let lists = try_join_all(Kind::ALL.map(|kind| self.inner.list(kind))).await?;
+            // Each is decoded by a task of its own.
+            let lists = Kind::ALL.map(|kind| {
+                let inner = self.inner.clone();
+                AbortOnDropHandle::new(tokio::spawn(async move { inner.list(kind).await }))
+            });
+            let lists = try_join_all(lists.into_iter().map(async |list| {
+                list.await.unwrap_or_else(|error| Err(StoreError::Failed(format!("reading came to no end: {error}"))))
+            }));
+            let lists = lists.await?;
             let mut snapshot = Snapshot { time: noted.time, ..Snapshot::default() };
             let mut followers = self.followers.lock().unwrap_or_else(PoisonError::into_inner);
             for (kind, objects, at) in lists {

@@ -6,18 +6,20 @@
 //! watch that tells it of all changes before, so what it answers holds them all.
 
 use std::collections::BTreeMap;
-use std::fmt;
+use std::future::ready;
 
 use futures_util::future::BoxFuture;
 use futures_util::{FutureExt, StreamExt};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
 use kube::Api;
-use kube::api::{ListParams, PostParams, WatchParams};
+use kube::api::{ListParams, PostParams, WatchEvent, WatchParams};
 use kube::core::{DynamicObject, ObjectList, Request};
 use serde::Deserialize;
+use serde::de::DeserializeOwned;
 use serde_json::Value;
+use serde_json::value::RawValue;
 
-use super::kinds::Kind;
+use super::kinds::{Kind, Observed};
 use crate::kubernetes::client::is_absent;
 use crate::kubernetes::follow::{Events, Source};
 use crate::kubernetes::resources::GROUP;
@@ -29,15 +31,36 @@ const ATTEMPTS: usize = 3;
 
 /// An object without what we never look at; the managed fields alone are half of what comes.
 #[derive(Clone, Deserialize)]
-pub(super) struct Object {
+pub(super) struct Object<S> {
     #[serde(default)]
     pub(super) metadata: Metadata,
     /// Of a custom resource.
-    #[serde(default)]
-    pub(super) spec: Value,
+    #[serde(default = "absent")]
+    pub(super) spec: Option<S>,
     /// Of a Secret.
     #[serde(default)]
     pub(super) data: Value,
+}
+
+fn absent<S>() -> Option<S> {
+    None
+}
+
+/// A spec that is not looked into yet: what is wrong with it is wrong with one object, not with a list.
+pub(super) trait Spec {
+    fn read<T: DeserializeOwned>(self) -> serde_json::Result<T>;
+}
+
+impl Spec for Value {
+    fn read<T: DeserializeOwned>(self) -> serde_json::Result<T> {
+        serde_json::from_value(self)
+    }
+}
+
+impl Spec for &RawValue {
+    fn read<T: DeserializeOwned>(self) -> serde_json::Result<T> {
+        serde_json::from_str(self.get())
+    }
 }
 
 /// Its metadata.
@@ -53,21 +76,14 @@ pub(super) struct Metadata {
     pub(super) owner_references: Option<Vec<OwnerReference>>,
 }
 
-/// The name alone: a Secret's content is for nobody's eyes.
-impl fmt::Debug for Object {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Object").field("name", &self.metadata.name).finish_non_exhaustive()
-    }
-}
-
-impl From<DynamicObject> for Object {
+impl From<DynamicObject> for Object<Value> {
     fn from(object: DynamicObject) -> Self {
         let DynamicObject { metadata, mut data, .. } = object;
         let ObjectMeta { name, uid, resource_version, labels, annotations, finalizers, owner_references, .. } =
             metadata;
         let metadata = Metadata { name, uid, resource_version, labels, annotations, finalizers, owner_references };
-        let mut take = |field| data.get_mut(field).map_or(Value::Null, Value::take);
-        Self { metadata, spec: take("spec"), data: take("data") }
+        let mut take = |field| data.get_mut(field).map(Value::take);
+        Self { metadata, spec: take("spec"), data: take("data").unwrap_or_default() }
     }
 }
 
@@ -111,7 +127,7 @@ impl Rows {
 }
 
 impl Source for Rows {
-    type Object = Object;
+    type Object = Observed;
 
     fn what(&self) -> &str {
         self.kind.what()
@@ -134,23 +150,36 @@ impl Source for Rows {
         }
     }
 
-    fn page<'a>(&'a self, params: &'a ListParams) -> BoxFuture<'a, kube::Result<ObjectList<Object>>> {
+    fn page<'a>(&'a self, params: &'a ListParams) -> BoxFuture<'a, kube::Result<ObjectList<Observed>>> {
         async move {
             let request = self.request().list(params).map_err(kube::Error::BuildRequest)?;
-            self.api.clone().into_client().request(request).await
+            let text = self.api.clone().into_client().request_text(request).await?;
+            let list: ObjectList<Object<&RawValue>> = serde_json::from_str(&text).map_err(kube::Error::SerdeError)?;
+            let ObjectList { types, metadata, items } = list;
+            let items = items.into_iter().filter_map(|object| Observed::of(self.kind, object)).collect();
+            Ok(ObjectList { types, metadata, items })
         }
         .boxed()
     }
 
-    fn watch<'a>(&'a self, params: &'a WatchParams, since: &'a str) -> BoxFuture<'a, kube::Result<Events<Object>>> {
+    fn watch<'a>(&'a self, params: &'a WatchParams, since: &'a str) -> BoxFuture<'a, kube::Result<Events<Observed>>> {
         async move {
             let request = self.request().watch(params, since).map_err(kube::Error::BuildRequest)?;
-            Ok(self.api.clone().into_client().request_events(request).await?.boxed())
+            let events = self.api.clone().into_client().request_events::<Object<Value>>(request).await?;
+            let kind = self.kind;
+            let read = move |event| match event {
+                WatchEvent::Added(object) => Observed::of(kind, object).map(WatchEvent::Added),
+                WatchEvent::Modified(object) => Observed::of(kind, object).map(WatchEvent::Modified),
+                WatchEvent::Deleted(object) => Observed::of(kind, object).map(WatchEvent::Deleted),
+                WatchEvent::Bookmark(bookmark) => Some(WatchEvent::Bookmark(bookmark)),
+                WatchEvent::Error(status) => Some(WatchEvent::Error(status)),
+            };
+            Ok(events.filter_map(move |event| ready(event.map(read).transpose())).boxed())
         }
         .boxed()
     }
 
-    fn version(object: &Object) -> Option<&str> {
-        object.metadata.resource_version.as_deref()
+    fn version(object: &Observed) -> Result<u64, String> {
+        Ok(object.version)
     }
 }
