@@ -53,8 +53,8 @@ pub trait Source: Send + Sync + 'static {
     }
     /// Objects in one page.
     fn page_size(&self) -> u32;
-    /// The resourceVersion of a change that was made after this was asked for. A list that is no older holds all that was there when it was asked
-    /// for, and the API server need not look further than its own memory for it. `None` where none is known.
+    /// The resourceVersion of a change that was made after this was asked for. A list that is no older holds all that was there by then, and the
+    /// API server need not look further than its own memory for it. `None` where none is known, and where it is not worth it.
     fn floor(&self) -> BoxFuture<'_, kube::Result<Option<String>>> {
         async { Ok(None) }.boxed()
     }
@@ -108,54 +108,37 @@ where
     }
 }
 
-/// Reads everything that is there by now, or fails.
+/// Reads everything that is there by now, or fails. That it is tried in the API server's memory first can only cost time.
 pub async fn list<S: Source>(source: &S) -> Result<(Vec<S::Object>, u64), String> {
-    let refused = match timely(source, source.floor()).await {
-        Ok(None) => None,
-        Ok(Some(floor)) => match pages(source, Some(&floor)).await {
-            Err(Failure::Refused(why)) => Some(why),
-            other => return other.map_err(Failure::said),
-        },
-        Err(Failure::Refused(why)) => Some(why),
-        Err(failed) => return Err(failed.said()),
+    let floor = timely(source, REQUEST, source.floor()).await;
+    let read = match floor {
+        Ok(None) => return pages(source, None).await,
+        Ok(Some(floor)) => pages(source, Some(&floor)).await,
+        Err(why) => Err(why),
     };
-    if let Some(why) = refused {
-        tracing::debug!(what = source.what(), why, "not read from the API server's memory");
-    }
-    pages(source, None).await.map_err(Failure::said)
-}
-
-/// Why there is no list.
-enum Failure {
-    /// The API server does not answer this.
-    Refused(String),
-    /// It does not answer.
-    Other(String),
-}
-
-impl Failure {
-    fn said(self) -> String {
-        match self {
-            Self::Refused(why) | Self::Other(why) => why,
+    match read {
+        Err(why) => {
+            tracing::info!(what = source.what(), why, "not read from the API server's memory, but page by page");
+            pages(source, None).await
         }
+        read => read,
     }
 }
 
-async fn timely<S: Source, T>(source: &S, request: BoxFuture<'_, kube::Result<T>>) -> Result<T, Failure> {
-    match tokio::time::timeout(PAGE_TIME, request).await {
-        Ok(Ok(answer)) => Ok(answer),
-        Ok(Err(error @ kube::Error::Api(_))) => Err(Failure::Refused(explain(source.what(), &error))),
-        Ok(Err(error)) => Err(Failure::Other(explain(source.what(), &error))),
-        Err(_) => Err(Failure::Other(format!(
-            "the API server did not list {} within {} s",
-            source.what(),
-            PAGE_TIME.as_secs()
-        ))),
+async fn timely<S: Source, T>(
+    source: &S,
+    limit: Duration,
+    request: BoxFuture<'_, kube::Result<T>>,
+) -> Result<T, String> {
+    let what = source.what();
+    match tokio::time::timeout(limit, request).await {
+        Ok(answer) => answer.map_err(|error| explain(what, &error)),
+        Err(_) => Err(format!("the API server did not list {what} within {} s", limit.as_secs())),
     }
 }
 
-/// Reads page after page; the first one is as new as it can be, or no older than `floor`, and the others are of the same version.
-async fn pages<S: Source>(source: &S, floor: Option<&str>) -> Result<(Vec<S::Object>, u64), Failure> {
+/// Reads all in one piece that is no older than `floor`; or page by page, the first one as new as can be and the others of the same version.
+async fn pages<S: Source>(source: &S, floor: Option<&str>) -> Result<(Vec<S::Object>, u64), String> {
     let mut restarts = 0;
     'anew: loop {
         let mut params = ListParams {
@@ -173,7 +156,7 @@ async fn pages<S: Source>(source: &S, floor: Option<&str>) -> Result<(Vec<S::Obj
                 Err(kube::Error::Api(status)) if status.code == 410 && restarts < 3 => Ok(None),
                 answered => answered.map(Some),
             });
-            let Some(page) = timely(source, page.boxed()).await? else {
+            let Some(page) = timely(source, PAGE_TIME, page.boxed()).await? else {
                 restarts += 1;
                 continue 'anew;
             };
@@ -181,7 +164,7 @@ async fn pages<S: Source>(source: &S, floor: Option<&str>) -> Result<(Vec<S::Obj
             match page.metadata.continue_.filter(|token| !token.is_empty()) {
                 Some(token) => params.continue_token = Some(token),
                 None => {
-                    let at = version(page.metadata.resource_version.as_deref()).map_err(Failure::Other)?;
+                    let at = version(page.metadata.resource_version.as_deref())?;
                     return Ok((objects, at));
                 }
             }

@@ -292,8 +292,7 @@ async fn answered<T>(kind: Kind, request: impl Future<Output = T>) -> Result<T, 
 }
 
 fn read(kind: Kind, object: DynamicObject) -> Result<Observed, Failure> {
-    let unheard = || Failure::Other(format!("the API server told of an object of {} without its version", kind.what()));
-    Observed::of(kind, Object::from(object)).ok_or_else(unheard)
+    Observed::of(kind, Object::from(object)).map_err(Failure::Other)
 }
 
 /// What is there now.
@@ -316,12 +315,7 @@ async fn release(inner: &Inner, row: &Row) -> Result<(), StoreError> {
             return result;
         }
         let Ok(now) = present(inner, &place).await else { return result };
-        let held = now.filter(|object| match &object.row {
-            Ok(Change::PutSegment(now)) => {
-                now.node == row.node && now.granted_at == row.granted_at && now.released_at.is_none()
-            }
-            _ => false,
-        });
+        let held = now.filter(|object| holds(object, row));
         let Some(object) = held else { return Ok(()) };
         {
             let mut objects = inner.objects();
@@ -400,24 +394,46 @@ async fn settled(inner: &Inner, claims: Vec<Claim>) {
 }
 
 async fn take_back(inner: &Inner, claims: Vec<Claim>) {
-    join_all(claims.into_iter().map(|claim| async move {
-        let Claim { place, row, base, written } = claim;
-        let (uid, foreign) = (written.uid.clone(), written.foreign.clone());
-        let upon = Base::Object { uid, version: written.version, held: true, foreign };
+    join_all(claims.into_iter().map(async |claim| {
+        let Claim { place, row, base, mut written } = claim;
         let change = match (&base, before(&row)) {
             (Base::Object { .. }, Some(before)) => Change::PutSegment(before),
             _ => Change::DeleteSegment(row.network),
         };
-        match send(inner, &change, &place, &upon).await {
-            Ok(None) => return inner.objects().end_taken_back(place, written, &Change::ClaimSegment(row)),
-            Err(Failure::Other(error)) => {
-                tracing::error!(segment = %row.network, error, "a claim was not taken back; it is released as one of a node that does not hold it");
+        let mut why = "others go on writing it".to_owned();
+        for _ in 0..RELEASES {
+            let (uid, foreign) = (written.uid.clone(), written.foreign.clone());
+            let upon = Base::Object { uid, version: written.version, held: true, foreign };
+            match send(inner, &change, &place, &upon).await {
+                Ok(None) => return inner.objects().end_taken_back(place, written, &Change::ClaimSegment(row)),
+                Ok(Some(_)) => return inner.objects().end(&place),
+                // Somebody has written it: perhaps only beside the row.
+                Err(Failure::Changed) => match present(inner, &place).await {
+                    Ok(Some(now)) if holds(&now, &row) => written = now,
+                    Ok(_) => return inner.objects().end(&place),
+                    Err(Failure::Changed) => {}
+                    Err(Failure::Other(error)) => why = error,
+                },
+                Err(Failure::Other(error)) => {
+                    why = error;
+                    break;
+                }
             }
-            Ok(Some(_)) | Err(Failure::Changed) => {}
         }
+        tracing::error!(segment = %row.network, why, "a claim was not taken back; it is released as one of a node that does not hold it");
         inner.objects().end(&place);
     }))
     .await;
+}
+
+/// Whether an object is still this very grant.
+fn holds(object: &Observed, row: &Row) -> bool {
+    match &object.row {
+        Ok(Change::PutSegment(now)) => {
+            now.node == row.node && now.granted_at == row.granted_at && now.released_at.is_none()
+        }
+        _ => false,
+    }
 }
 
 /// The released row in whose place a row was claimed.

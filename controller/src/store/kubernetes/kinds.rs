@@ -130,23 +130,18 @@ pub(super) struct Observed {
 }
 
 impl Observed {
-    /// Reads an object; `None`, and an error in the log, where the API server tells neither name nor version, as it never does.
-    pub(super) fn of<S: Spec>(kind: Kind, object: Object<S>) -> Option<Self> {
+    /// Reads an object.
+    ///
+    /// # Errors
+    /// Where the API server does not tell its name, uid and version, as it always does.
+    pub(super) fn of<S: Spec>(kind: Kind, object: Object<S>) -> Result<Self, String> {
         let Object { metadata, spec, data } = object;
-        let (Some(name), Some(uid), Ok(version)) =
-            (metadata.name.clone(), metadata.uid.clone(), version(metadata.resource_version.as_deref()))
-        else {
-            let what = kind.what();
-            tracing::error!(
-                what,
-                name = metadata.name,
-                version = metadata.resource_version,
-                "an object has no name, no uid or no version that is a number"
-            );
-            return None;
+        let (Some(name), Some(uid)) = (metadata.name.clone(), metadata.uid.clone()) else {
+            return Err(format!("an object of {} has no name or uid", kind.what()));
         };
+        let version = version(metadata.resource_version.as_deref())?;
         let row = decode(kind, &name, spec, &data);
-        Some(Self { name, uid, version, row, foreign: Foreign::of(metadata) })
+        Ok(Self { name, uid, version, row, foreign: Foreign::of(metadata) })
     }
 }
 

@@ -1,16 +1,16 @@
 //! How objects are read: of each only what a row and our writes need, and from the API server's memory wherever that loses nothing.
 //!
-//! By default a list is read from etcd, and each object is decoded on its way; or, with an etcd that can say how far a watch has come (from 3.4.31
-//! and 3.5.13 on), from the API server's watch cache, which takes a quarter of the time. A list of many objects is read from there with any etcd:
-//! one of them is written first ([`Rows::floor`]), and the list is asked to be no older than that write. The cache hears of the write by the same
-//! watch that tells it of all changes before, so what it answers holds them all.
+//! A list that must hold everything is read from etcd, and each object is decoded on its way. Only API servers from 1.31 on that have an etcd which can
+//! say how far a watch has come (from 3.4.31 and 3.5.13 on) answer from their watch cache, which takes a quarter of the time. A list of many objects is
+//! read from the cache of any of them: one of the objects is written first ([`Rows::write_one`]), and the list is asked to be no older than that
+//! write. The cache hears of the write by the same watch that tells it of all changes before, so what it answers holds them all.
 
 use std::collections::BTreeMap;
-use std::future::ready;
 
 use futures_util::future::BoxFuture;
 use futures_util::{FutureExt, StreamExt};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
+use k8s_openapi::jiff::Timestamp;
 use kube::Api;
 use kube::api::{ListParams, PostParams, WatchEvent, WatchParams};
 use kube::core::{DynamicObject, ObjectList, Request};
@@ -24,7 +24,7 @@ use crate::kubernetes::client::is_absent;
 use crate::kubernetes::follow::{Events, Source};
 use crate::kubernetes::resources::GROUP;
 
-/// Where there are no more objects than these, they are read from wherever the API server likes.
+/// Where there are no more objects than these besides the first one, reading them from etcd costs less than a write.
 const FEW: i64 = 500;
 /// Attempts to write an object that others write too.
 const ATTEMPTS: usize = 3;
@@ -42,6 +42,7 @@ pub(super) struct Object<S> {
     pub(super) data: Value,
 }
 
+/// What `#[serde(default)]` gives only where `S` has a default itself.
 fn absent<S>() -> Option<S> {
     None
 }
@@ -98,26 +99,28 @@ impl Rows {
         Request::new(self.api.resource_url())
     }
 
-    /// Writes some object, which others do not notice, and tells the version that it has then: everything of this kind that was written before has
-    /// a lower one. `None` where that is not worth it, or does not work.
+    /// Writes some object without a change of its row, and tells the version that it has then: everything of this kind that was written before has a
+    /// lower one. `None` where that is not worth it, or does not work.
     async fn write_one(&self) -> kube::Result<Option<String>> {
-        let mut before: Option<(Option<String>, Option<String>)> = None;
+        let mut last_seen = None;
         for _ in 0..ATTEMPTS {
             let first = self.api.list(&ListParams::default().limit(1)).await?;
             let many = first.metadata.remaining_item_count.is_some_and(|more| more > FEW);
             let Some(mut object) = first.items.into_iter().next().filter(|_| many) else { return Ok(None) };
-            let seen = (object.metadata.uid.clone(), object.metadata.resource_version.clone());
+            let (uid, version) = (object.metadata.uid.clone(), object.metadata.resource_version.clone());
             // Somebody else has written it since we looked first: that serves as well.
-            if before.as_ref().is_some_and(|before| before.0 == seen.0 && before.1 != seen.1) {
-                return Ok(seen.1);
+            if last_seen.as_ref().is_some_and(|(last_uid, last_version)| *last_uid == uid && *last_version != version) {
+                return Ok(version);
             }
             let name = object.metadata.name.clone().unwrap_or_default();
-            // Not a status and not the row: a change that nobody plans upon.
-            let now = k8s_openapi::jiff::Timestamp::now().to_string();
+            let now = Timestamp::now().to_string();
             object.metadata.annotations.get_or_insert_default().insert(format!("{GROUP}/all-read-after"), now);
             match self.api.replace(&name, &PostParams::default(), &object).await {
-                Ok(written) => return Ok(written.metadata.resource_version),
-                Err(kube::Error::Api(status)) if status.code == 409 => before = Some(seen),
+                // The same version where somebody on the way has undone the change: then nothing was written.
+                Ok(written) => {
+                    return Ok(written.metadata.resource_version.filter(|now| Some(now) != version.as_ref()));
+                }
+                Err(kube::Error::Api(status)) if status.code == 409 => last_seen = Some((uid, version)),
                 Err(error) if is_absent(&error) => {}
                 Err(error) => return Err(error),
             }
@@ -154,10 +157,10 @@ impl Source for Rows {
         async move {
             let request = self.request().list(params).map_err(kube::Error::BuildRequest)?;
             let text = self.api.clone().into_client().request_text(request).await?;
-            let list: ObjectList<Object<&RawValue>> = serde_json::from_str(&text).map_err(kube::Error::SerdeError)?;
-            let ObjectList { types, metadata, items } = list;
-            let items = items.into_iter().filter_map(|object| Observed::of(self.kind, object)).collect();
-            Ok(ObjectList { types, metadata, items })
+            let kind = self.kind;
+            // So many that others would wait.
+            let read = tokio::task::spawn_blocking(move || read(kind, &text));
+            read.await.unwrap_or_else(|ended| Err(kube::Error::Service(ended.into())))
         }
         .boxed()
     }
@@ -167,14 +170,15 @@ impl Source for Rows {
             let request = self.request().watch(params, since).map_err(kube::Error::BuildRequest)?;
             let events = self.api.clone().into_client().request_events::<Object<Value>>(request).await?;
             let kind = self.kind;
+            let of = move |object| Observed::of(kind, object).map_err(|why| kube::Error::Service(why.into()));
             let read = move |event| match event {
-                WatchEvent::Added(object) => Observed::of(kind, object).map(WatchEvent::Added),
-                WatchEvent::Modified(object) => Observed::of(kind, object).map(WatchEvent::Modified),
-                WatchEvent::Deleted(object) => Observed::of(kind, object).map(WatchEvent::Deleted),
-                WatchEvent::Bookmark(bookmark) => Some(WatchEvent::Bookmark(bookmark)),
-                WatchEvent::Error(status) => Some(WatchEvent::Error(status)),
+                WatchEvent::Added(object) => of(object).map(WatchEvent::Added),
+                WatchEvent::Modified(object) => of(object).map(WatchEvent::Modified),
+                WatchEvent::Deleted(object) => of(object).map(WatchEvent::Deleted),
+                WatchEvent::Bookmark(bookmark) => Ok(WatchEvent::Bookmark(bookmark)),
+                WatchEvent::Error(status) => Ok(WatchEvent::Error(status)),
             };
-            Ok(events.filter_map(move |event| ready(event.map(read).transpose())).boxed())
+            Ok(events.map(move |event| event.and_then(read)).boxed())
         }
         .boxed()
     }
@@ -182,4 +186,11 @@ impl Source for Rows {
     fn version(object: &Observed) -> Result<u64, String> {
         Ok(object.version)
     }
+}
+
+fn read(kind: Kind, text: &str) -> kube::Result<ObjectList<Observed>> {
+    let list: ObjectList<Object<&RawValue>> = serde_json::from_str(text).map_err(kube::Error::SerdeError)?;
+    let ObjectList { types, metadata, items } = list;
+    let items: Result<Vec<_>, String> = items.into_iter().map(|object| Observed::of(kind, object)).collect();
+    Ok(ObjectList { types, metadata, items: items.map_err(|why| kube::Error::Service(why.into()))? })
 }
