@@ -37,7 +37,7 @@ pub(super) fn spawn(app: &App, client: &Client, identity: &str, tasks: &TaskTrac
     let (stopping, stopped) = (app.stopping.clone(), app.stopping.clone());
     app.health.watch("lease", &tasks.spawn(async move { taking.lead(lead, stopping).await }).abort_handle());
     app.health.watch("replica", &tasks.spawn(async move { there.be_there(stopped).await }).abort_handle());
-    until_stopped("garbage", Box::pin(Garbage::new(registry, garbage::PATIENCE).run(leading.clone())));
+    until_stopped("garbage", Box::pin(Garbage::new(client, registry, garbage::PATIENCE).run(leading.clone())));
     let trust = Trust::new(client, &kubernetes.namespace, app.ca.clone(), app.obstacles.clone());
     until_stopped("trust", Box::pin(trust.run(leading.clone())));
     let shown = Arc::new(Shown::new(client, app.clone(), leases, identity));

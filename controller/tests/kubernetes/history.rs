@@ -141,7 +141,8 @@ impl Ground for Shared {
             // What the leader does, with less patience.
             let replica = self.cluster.replica().await;
             let (_lead, leading) = watch::channel(true);
-            let collecting = tokio::spawn(Garbage::new(replica.registry.clone(), Duration::from_secs(1)).run(leading));
+            let garbage = Garbage::new(&self.cluster.client, replica.registry.clone(), Duration::from_secs(1));
+            let collecting = tokio::spawn(garbage.run(leading));
             until("what is left over to be released", async || replica.held().await.is_empty().then_some(())).await;
             collecting.abort();
         }

@@ -155,7 +155,7 @@ fn orphans() {
         let row = Row::new(orphan, name("ghost"), "join".into(), 1_793_491_300, None);
         commit(&other, vec![Change::ClaimSegment(row)]).await.unwrap();
         let (lead, leading) = watch::channel(true);
-        let garbage = Garbage::new(replica.registry.clone(), Duration::from_secs(1));
+        let garbage = Garbage::new(&cluster.client, replica.registry.clone(), Duration::from_secs(1));
         let collecting = tokio::spawn(garbage.run(leading));
         let registry = Arc::new(replica.registry.clone());
         until("the orphan to be released", async || {

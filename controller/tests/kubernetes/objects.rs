@@ -1,16 +1,19 @@
 //! Objects as people see and edit them.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use edge_controller::archive::{self, Archive};
 use edge_controller::ca::keeper::Keeper;
 use edge_controller::ca::{Ca, Files};
 use edge_controller::kubernetes::authority::SecretKeeper;
+use edge_controller::kubernetes::garbage::Garbage;
+use edge_controller::segments::Row;
 use edge_controller::state::{Change, CommunityRecord};
 use edge_controller::store::Store;
 use edge_controller::store::embedded::{Embedded, FILE};
 use interop_tests::kube::suite::Test;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 
 use crate::behaviour::{Grants, edge, loaded, name, network, until};
 use crate::cluster::{NAMESPACE, PLANE, clean, deploy, run};
@@ -141,13 +144,26 @@ fn community() {
 
 fn deleted() {
     run(async {
-        let replica = clean().await.replica().await;
+        let cluster = clean().await;
+        let replica = cluster.replica().await;
         replica.register("a").await;
+        let granted = replica.apply("a", "r").await;
+        let (lead, leading) = watch::channel(true);
+        let garbage = Garbage::new(&cluster.client, replica.registry.clone(), Duration::from_secs(1));
+        let collecting = tokio::spawn(garbage.run(leading));
         PLANE.kubectl(&["delete", "edgenode", "a"]).unwrap();
         until("the node to be deregistered", async || {
             replica.registry.read().await.state().node(&name("a")).is_none().then_some(())
         })
         .await;
+        until("its segments to be released", async || {
+            let view = replica.registry.read().await;
+            let released = |network| view.state().ledger().row(network).is_some_and(|row| row.released_at.is_some());
+            granted.iter().all(released).then_some(())
+        })
+        .await;
+        collecting.abort();
+        drop(lead);
         replica.register("a").await;
     });
 }
@@ -191,6 +207,23 @@ fn unreadable() {
         // After a restart its last readable state is not known; its addresses are given to nobody all the same.
         let again = cluster.replica().await;
         assert!(again.registry.read().await.state().ledger().row(&granted[0]).is_some());
+        // Nor are those released that can be read, of the node that cannot: it is there, and uses them.
+        let (lead, leading) = watch::channel(true);
+        let garbage = Garbage::new(&cluster.client, again.registry.clone(), Duration::from_secs(1));
+        let collecting = tokio::spawn(garbage.run(leading));
+        assert!(again.registry.read().await.state().node(&name("a")).is_none(), "this replica has never read it");
+        // When the second one is released, which came after the first was, those of the node have long been due.
+        for ghost in ["10.77.1.0/28", "10.77.2.0/28"].map(network) {
+            let row = Row::new(ghost, name("ghost"), "join".into(), 1_793_491_300, None);
+            crate::behaviour::commit(&other, vec![Change::ClaimSegment(row)]).await.unwrap();
+            until("what nobody holds to be released", async || {
+                again.registry.read().await.state().ledger().row(&ghost)?.released_at.map(drop)
+            })
+            .await;
+        }
+        assert_eq!(again.registry.read().await.state().ledger().row(&granted[1]).unwrap().released_at, None);
+        collecting.abort();
+        drop(lead);
     });
 }
 
