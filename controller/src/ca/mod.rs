@@ -18,6 +18,7 @@ pub mod request;
 #[cfg(test)]
 mod tests;
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use edge_types::{NodeName, Role};
@@ -64,6 +65,12 @@ pub enum CaError {
     /// What is kept makes no sense.
     #[error("the kept authorities cannot be used: {0}; restore them from a backup")]
     Document(String),
+    /// Nodes trust others than those that are kept, or none are kept.
+    #[error(
+        "nodes are registered whose certificates were signed by an authority ({0}) that is kept no more: put it back from a backup (the Secret \
+         edge-cni-ca, or ca.json in state_dir); if there is none, nodes have to join anew: begin with an empty store"
+    )]
+    Lost(String),
     /// Another has changed them at the same moment.
     #[error("the authorities were changed by another at the same moment; try again")]
     Conflict,
@@ -123,6 +130,8 @@ pub struct Authorities {
     retired: Vec<Retired>,
     /// The first that there ever was, by its key's hash: certificates whose issuer was not noted are its.
     first: String,
+    /// All that is kept of them.
+    document: CaDocument,
 }
 
 /// An authority that is trusted no more.
@@ -153,6 +162,28 @@ pub struct Issued {
 }
 
 impl Ca {
+    /// Makes sure that no new authority is begun beside nodes that trust another one: `issuers` are the hashes of the keys that have signed
+    /// the certificates of registered nodes.
+    pub async fn check_kept(
+        keeper: &dyn Keeper,
+        given: Option<&Given>,
+        issuers: &BTreeSet<String>,
+        now: Seconds,
+    ) -> Result<(), CaError> {
+        let Some(lost) = issuers.first() else { return Ok(()) };
+        if let Some((document, _)) = keeper.load().await? {
+            // All that there ever were are listed.
+            let known = Authorities::of(&document, None)?.ids().any(|id| issuers.contains(&id));
+            return if known { Ok(()) } else { Err(CaError::Lost(lost.clone())) };
+        }
+        let brought = given.map(|given| given.load(now)).transpose()?;
+        let brought = brought.map(|record| Authority::new(&record).map_err(CaError::Document)).transpose()?;
+        match brought {
+            Some(brought) if issuers.contains(&brought.id()) => Ok(()),
+            _ => Err(CaError::Lost(lost.clone())),
+        }
+    }
+
     /// Reads the authorities. Where there are none, takes the given one, or makes one.
     pub async fn open(keeper: Box<dyn Keeper>, given: Option<Given>, now: Seconds) -> Result<Self, CaError> {
         let brought = given.as_ref().map(|given| given.load(now)).transpose()?;
@@ -213,11 +244,25 @@ impl Ca {
             let _changing = self.changing.lock().await;
             match self.keeper.load().await {
                 Ok(Some((document, _))) => self.apply(&document),
-                Ok(None) => {
-                    tracing::error!("the authorities are no longer kept anywhere; going on with those in memory")
-                }
+                Ok(None) => self.put_back().await,
                 Err(error) => tracing::error!(%error, "the authorities cannot be read; going on with those in memory"),
             }
+        }
+    }
+
+    /// Keeps what is in memory where somebody has deleted it: nothing else knows the keys.
+    async fn put_back(&self) {
+        let current = self.current();
+        match self.keeper.store(&current.document, None).await {
+            Ok(_) => {
+                tracing::error!("the authorities were deleted where they are kept; they were put back from memory")
+            }
+            // Another replica has done it.
+            Err(CaError::Conflict) => {}
+            Err(error) => tracing::error!(
+                %error,
+                "the authorities are no longer kept anywhere; going on with those in memory: take a backup before this process ends"
+            ),
         }
     }
 
@@ -320,6 +365,14 @@ impl Ca {
                 if now.is(&before) {
                     return;
                 }
+                // Also one that was retired since would be listed: this is another cluster's, or one that was begun anew.
+                if !before.ids().any(|id| now.ids().any(|other| other == id)) {
+                    tracing::error!(
+                        kept = now.active().id(),
+                        "what is kept now are other authorities, and no node trusts them; going on with those in memory until restarted"
+                    );
+                    return;
+                }
                 let gone = before.trusted.iter().filter(|old| !now.trusted.iter().any(|other| Arc::ptr_eq(old, other)));
                 let gone: Vec<Arc<Authority>> = gone.cloned().collect();
                 self.current.send_replace(Arc::new(now));
@@ -373,7 +426,8 @@ impl Authorities {
             CertificateDer::from_pem_slice(cross.certificate.as_bytes())
                 .map_err(|e| CaError::Document(format!("a cross certificate is not PEM ({e})")))
         });
-        Ok(Self { cross: cross.collect::<Result<_, _>>()?, trusted, active, retired, first })
+        let cross = cross.collect::<Result<_, _>>()?;
+        Ok(Self { cross, trusted, active, retired, first, document: document.clone() })
     }
 
     /// The one that signs.

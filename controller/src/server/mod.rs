@@ -83,7 +83,10 @@ impl Server {
             .map_err(anyhow::Error::msg)?;
         let accounts = config.kubernetes.as_ref().and_then(|kubernetes| kubernetes.join.clone());
         let reviewer = client.clone().zip(accounts).map(|(client, accounts)| Reviewer::new(client, accounts));
-        let ca = Ca::open(keeper, config.given_ca(), clock.now()).await.context("certificate authority")?;
+        let (given, issuers) = (config.given_ca(), registry.read().await.state().issuers());
+        let kept = Ca::check_kept(&*keeper, given.as_ref(), &issuers, clock.now());
+        kept.await.context("certificate authority")?;
+        let ca = Ca::open(keeper, given, clock.now()).await.context("certificate authority")?;
         let ca = Arc::new(ca);
         let listeners = listen::open("listen", &config.listen)?;
         let observers = listen::open("observe.listen", &config.observe.listen)?;

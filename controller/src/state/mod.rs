@@ -182,6 +182,12 @@ impl State {
         Around { audience: self.audience_of(node), peers }
     }
 
+    /// Hashes of the authorities' keys that have signed certificates of registered nodes; without those that earlier releases did not note.
+    pub fn issuers(&self) -> BTreeSet<String> {
+        let certificates = self.nodes().flat_map(|record| &record.certificates);
+        certificates.map(|certificate| certificate.issuer.clone()).filter(|issuer| !issuer.is_empty()).collect()
+    }
+
     /// What takes a registered node out of the network: the rows of its segments, released, and the changes.
     pub fn deregistration(&self, node: &NodeName, now: Seconds) -> Option<(Vec<Row>, Vec<Change>)> {
         self.nodes.get(node)?;

@@ -67,6 +67,14 @@ impl Cloud {
         Self { server, clock, ..self }
     }
 
+    /// Stops, and starts again after something was done to the state directory; why it does not start.
+    pub(crate) async fn restart_refused(self, meanwhile: impl FnOnce(&std::path::Path)) -> String {
+        self.server.stop().await;
+        meanwhile(&self.folder.path().join("state"));
+        let started = Server::start(self.config, self.clock).await;
+        format!("{:#}", started.err().expect("it must not start"))
+    }
+
     pub(crate) fn address(&self) -> SocketAddr {
         self.server.addresses[0]
     }

@@ -202,3 +202,25 @@ async fn a_node_whose_certificate_ended_while_it_was_away_comes_back_with_a_toke
     cloud.clock.advance(8 * 24 * 3600);
     assert_eq!(authorities(&cloud).await[0]["needed_by"], json!([]), "what has ended needs no authority");
 }
+
+#[tokio::test]
+async fn no_authority_is_begun_beside_nodes_that_trust_another_one() {
+    let cloud = Cloud::start().await;
+    cloud.node("edge", "edge-1").await;
+    let lose = |state: &std::path::Path| {
+        for name in ["ca.json", "ca.crt"] {
+            std::fs::remove_file(state.join(name)).unwrap();
+        }
+    };
+    let error = cloud.restart_refused(lose).await;
+    assert!(error.contains("kept no more") && error.contains("backup"), "{error}");
+    let (cloud, other) = (Cloud::start().await, Cloud::start().await);
+    cloud.node("edge", "edge-1").await;
+    let foreign = std::fs::read(other.folder.path().join("state/ca.json")).unwrap();
+    let error = cloud.restart_refused(|state| std::fs::write(state.join("ca.json"), foreign).unwrap()).await;
+    assert!(error.contains("kept no more"), "{error}");
+    // Where nobody trusts it yet, a new one does no harm.
+    let before = other.ca();
+    lose(&other.folder.path().join("state"));
+    assert_ne!(other.restart().await.ca(), before);
+}

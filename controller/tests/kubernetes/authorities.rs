@@ -3,18 +3,20 @@
 use std::sync::Arc;
 
 use edge_controller::ca::keeper::{Answer, Keeper, Revision};
-use edge_controller::ca::{Ca, CaDocument, CaError};
+use edge_controller::ca::{Ca, CaDocument, CaError, Files};
 use edge_controller::kubernetes::authority::{NAME, SecretKeeper};
 use interop_tests::kube::suite::Test;
 use k8s_openapi::api::core::v1::Secret;
 use kube::Api;
 use tokio::sync::watch;
 
+use crate::behaviour::until;
 use crate::cluster::{Cluster, NAMESPACE, PLANE, clean, run};
 
 pub(crate) const TESTS: &[Test] = &[
     ("when_the_api_server_has_forgotten_the_authorities_are_read_once_and_watched_again", forgotten),
     ("of_a_secret_that_says_the_same_as_before_nobody_is_told", same),
+    ("a_secret_that_was_deleted_is_put_back_and_one_of_another_cluster_is_not_taken", deleted),
 ];
 
 const NOW: i64 = 1_793_500_000;
@@ -43,6 +45,35 @@ fn forgotten() {
         tokio::pin!(changed);
         PLANE.kubectl(&["label", "secret", NAME, "--namespace", NAMESPACE, "a=b"]).unwrap();
         changed.await;
+    });
+}
+
+fn deleted() {
+    run(async {
+        let cluster = clean().await;
+        let (counts, mut loads) = watch::channel(0);
+        let ca = Arc::new(Ca::open(Box::new(Counting(keeper(&cluster), counts)), None, NOW).await.unwrap());
+        let follower = ca.clone();
+        let following = tokio::spawn(async move { follower.follow().await });
+        let ours = ca.current().active().id();
+        PLANE.kubectl(&["delete", "secret", NAME, "--namespace", NAMESPACE]).unwrap();
+        until("the Secret to be put back", async || keeper(&cluster).load().await.unwrap()).await;
+        let other = Ca::open(Box::new(keeper(&cluster)), None, NOW).await.unwrap();
+        assert_eq!(other.current().active().id(), ours);
+        // As somebody does who restores the wrong backup.
+        let folder = tempfile::tempdir().unwrap();
+        let foreign = Ca::open(Box::new(Files::new(folder.path(), NOW)), None, NOW).await.unwrap();
+        let foreign = foreign.document().await.unwrap().unwrap();
+        let (_, revision) = keeper(&cluster).load().await.unwrap().unwrap();
+        let before = *loads.borrow();
+        keeper(&cluster).store(&foreign, Some(&revision)).await.unwrap();
+        loads.wait_for(|loads| *loads > before).await.unwrap();
+        // What is taken is taken at once after it was read, before anything else is heard.
+        let before = *loads.borrow();
+        PLANE.kubectl(&["label", "secret", NAME, "--namespace", NAMESPACE, "a=b"]).unwrap();
+        loads.wait_for(|loads| *loads > before).await.unwrap();
+        assert_eq!(ca.current().active().id(), ours);
+        following.abort();
     });
 }
 
