@@ -48,15 +48,10 @@ pub async fn import(
         return Err(ImportError::OtherAuthority);
     }
     let (revision, time) = (archive.rows.revision, archive.rows.time);
-    let mut wanted: BTreeMap<Key, Change> = puts(archive.rows).map(|change| (change.key(), change)).collect();
-    // Nobody else changes a store that is only just being filled.
-    for found in puts(store.load(mpsc::channel(1).0).await?) {
-        let key = found.key();
-        match wanted.remove(&key) {
-            Some(same) if same == found => {}
-            _ => return Err(ImportError::NotEmpty(key)),
-        }
-    }
+    let wanted: BTreeMap<Key, Change> = puts(archive.rows).map(|change| (change.key(), change)).collect();
+    // Who loads takes part, and puts its own sizes of segments in force: not where the import is refused.
+    without(&wanted, store.read().await?)?;
+    let wanted = without(&wanted, store.load(mpsc::channel(1).0).await?)?;
     // First, so that whoever uses a half filled store hands out no versions that nodes take for old ones.
     store.raise(revision.saturating_add(AHEAD)).await?;
     let missing = wanted.len();
@@ -67,6 +62,19 @@ pub async fn import(
     }
     if let (None, Some(ca)) = (&present, &archive.ca) {
         keeper.store(ca, None).await?;
+    }
+    Ok(missing)
+}
+
+/// What is wanted and not there yet; an error where something else is there.
+fn without(wanted: &BTreeMap<Key, Change>, present: Snapshot) -> Result<BTreeMap<Key, Change>, ImportError> {
+    let mut missing = wanted.clone();
+    for found in puts(present) {
+        let key = found.key();
+        match missing.remove(&key) {
+            Some(same) if same == found => {}
+            _ => return Err(ImportError::NotEmpty(key)),
+        }
     }
     Ok(missing)
 }

@@ -6,7 +6,6 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, ensure};
-use tokio::sync::mpsc;
 
 use super::client::Client;
 use crate::archive::{self, Archive};
@@ -39,7 +38,7 @@ pub(super) async fn export(config: &Config, file: &Path) -> anyhow::Result<()> {
     let kept = Kept::open(config, now)
         .await
         .context("while the server runs, `edge-controller backup` writes the same file")?;
-    let rows = kept.store.load(mpsc::channel(1).0).await?;
+    let rows = kept.store.read().await?;
     let ca = kept.keeper.load().await?.map(|(document, _)| document);
     let archive = Archive { written_at: now, rows, ca };
     let summary = archive.summary();

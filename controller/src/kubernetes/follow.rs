@@ -138,7 +138,7 @@ async fn timely<S: Source, T>(
 }
 
 /// Reads all in one piece that is no older than `floor`; or page by page, the first one as new as can be and the others of the same version.
-async fn pages<S: Source>(source: &S, floor: Option<&str>) -> Result<(Vec<S::Object>, u64), String> {
+pub async fn pages<S: Source>(source: &S, floor: Option<&str>) -> Result<(Vec<S::Object>, u64), String> {
     let mut restarts = 0;
     'anew: loop {
         let mut params = ListParams {

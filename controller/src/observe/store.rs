@@ -56,6 +56,10 @@ impl Store for Measured {
         self.store.catch_up(revision)
     }
 
+    fn read(&self) -> Answer<'_, Result<Snapshot, StoreError>> {
+        self.store.read()
+    }
+
     fn read_segments_anew(&self) -> Answer<'_, Result<(), StoreError>> {
         self.store.read_segments_anew()
     }

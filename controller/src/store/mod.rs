@@ -26,6 +26,11 @@ pub trait Store: Send + Sync {
     /// Reads everything, at start. What others change from then on comes by `followed`.
     fn load(&self, followed: mpsc::Sender<Followed>) -> Answer<'_, Result<Snapshot, StoreError>>;
 
+    /// Reads everything for one who takes no part, and changes nothing. With a store that has one user that is no different.
+    fn read(&self) -> Answer<'_, Result<Snapshot, StoreError>> {
+        self.load(mpsc::channel(1).0)
+    }
+
     /// Makes changes durable. Each element of `batch` is all or nothing, and durable when this answers; elements that change the same rows are
     /// carried out in order. `now` is the time, which is kept.
     fn commit(&self, batch: Vec<Vec<Change>>, now: Seconds) -> Answer<'_, Committed>;

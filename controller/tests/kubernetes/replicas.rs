@@ -1,13 +1,17 @@
 //! Several replicas of the controller on one cluster.
 
-use edge_controller::state::Change;
+use edge_controller::archive::{self, Archive, ImportError};
+use edge_controller::kubernetes::authority::SecretKeeper;
+use edge_controller::state::{Change, Snapshot};
 use edge_types::IpNetwork;
 use edge_types::view::SegmentPrefix;
 use futures_util::future::join_all;
 use interop_tests::kube::suite::Test;
+use kube::api::ListParams;
+use tokio::sync::mpsc;
 
 use crate::behaviour::{assert_disjoint, name, network, until};
-use crate::cluster::{Cluster, PLANE, as_user, clean, run};
+use crate::cluster::{Cluster, NAMESPACE, PLANE, as_user, clean, run};
 
 pub(crate) const TESTS: &[Test] = &[
     ("three_replicas_that_grant_at_once_give_no_address_to_two_nodes", three),
@@ -17,6 +21,8 @@ pub(crate) const TESTS: &[Test] = &[
     ("a_replica_catches_up_with_the_revision_of_another", caught_up),
     ("a_replica_whose_clock_is_ahead_ends_no_quarantine_that_it_saw_begin", fast),
     ("replicas_with_other_sizes_of_segments_grant_nothing_that_overlaps", sizes),
+    ("an_export_and_a_refused_import_put_nothing_in_force", aside),
+    ("what_a_later_release_has_written_is_neither_read_nor_written", later),
 ];
 
 fn fast() {
@@ -196,5 +202,51 @@ fn sizes() {
             (held == granted).then_some(())
         })
         .await;
+    });
+}
+
+fn aside() {
+    run(async {
+        let cluster = clean().await;
+        let other = Cluster { sizes: SegmentPrefix { v4: 26, v6: 120 }, ..as_user(PLANE.kubeconfig()).await };
+        let replica = cluster.replica().await;
+        replica.register("a").await;
+        let granted = replica.apply("a", "r1").await;
+        let before = cluster.segments().list(&ListParams::default()).await.unwrap();
+        let read = other.store().read().await.unwrap();
+        assert_eq!((read.nodes.len(), read.segments.len()), (1, granted.len()));
+        assert!(read.revision > 0);
+        let keeper = SecretKeeper::new(&other.client, NAMESPACE);
+        let empty = Archive { written_at: 0, rows: Snapshot::default(), ca: None };
+        let refused = archive::import(&*other.store(), &keeper, empty, 1_793_500_000).await.unwrap_err();
+        assert!(matches!(refused, ImportError::NotEmpty(_)), "{refused}");
+        let after = cluster.segments().list(&ListParams::default()).await.unwrap();
+        assert_eq!(after.items.len(), before.items.len());
+        replica.apply("a", "r2").await;
+    });
+}
+
+fn later() {
+    run(async {
+        let cluster = clean().await;
+        let replica = cluster.replica().await;
+        replica.register("a").await;
+        let layout = |layout: u32| {
+            let patch = format!(r#"{{"data":{{"layout":"{layout}"}}}}"#);
+            let map =
+                ["patch", "configmap", "edge-cni-controller", "--namespace", NAMESPACE, "--type=merge", "--patch"];
+            PLANE.kubectl(&[&map[..], &[&patch]].concat()).unwrap();
+        };
+        layout(2);
+        let (followed, _news) = mpsc::channel(1);
+        for refused in [cluster.store().load(followed).await, cluster.store().read().await] {
+            let error = refused.unwrap_err().to_string();
+            assert!(error.contains("layout \"2\"") && error.contains("this release writes 1"), "{error}");
+        }
+        // Nor does one grant that has been running since before.
+        let error = replica.try_apply("a", "r").await.unwrap_err().to_string();
+        assert!(error.contains("layout"), "{error}");
+        layout(1);
+        replica.apply("a", "r").await;
     });
 }

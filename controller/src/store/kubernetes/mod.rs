@@ -35,7 +35,7 @@ use super::{Answer, Committed, Followed, Store, StoreError};
 use crate::clock::Seconds;
 use crate::kubernetes::client::{Obstacles, REQUEST};
 use crate::kubernetes::events::Events;
-use crate::kubernetes::follow::{News, follow, list};
+use crate::kubernetes::follow::{News, follow, list, pages};
 use crate::state::{Change, Snapshot};
 pub use kinds::is_blocked;
 use kinds::{Apis, Kind, Observed};
@@ -157,14 +157,7 @@ impl Store for Kubernetes {
             let mut followers = self.followers.lock().unwrap_or_else(PoisonError::into_inner);
             for (kind, objects, at) in lists {
                 for row in self.inner.objects().load(kind, objects, at) {
-                    snapshot.time = snapshot.time.max(kinds::time_of(&row));
-                    match row {
-                        Change::PutNode(node) => snapshot.nodes.push(node),
-                        Change::PutToken(token) => snapshot.tokens.push(token),
-                        Change::PutSegment(row) => snapshot.segments.push(row),
-                        Change::PutCommunity(community) => snapshot.communities.push(community),
-                        _ => {}
-                    }
+                    take(&mut snapshot, row);
                 }
                 let (inner, obstacles) = (self.inner.clone(), self.inner.obstacles.clone());
                 let source = self.inner.source(kind);
@@ -177,6 +170,31 @@ impl Store for Kubernetes {
             let news = self.news.lock().unwrap_or_else(PoisonError::into_inner).take();
             let news = news.ok_or_else(|| StoreError::Failed("the store is loaded already".into()))?;
             followers.spawn(forward(news, followed));
+            Ok(snapshot)
+        })
+    }
+
+    fn read(&self) -> Answer<'_, Result<Snapshot, StoreError>> {
+        Box::pin(async move {
+            let noted = self.inner.settings.noted().await?;
+            let mut objects = Objects::new(mpsc::unbounded_channel().0, Events::default());
+            objects.begin_above(noted.offset);
+            let mut snapshot = Snapshot { time: noted.time, ..Snapshot::default() };
+            for kind in Kind::ALL {
+                // By pages: nothing is to be written.
+                let (read, at) = pages(&self.inner.source(kind), None).await.map_err(StoreError::Failed)?;
+                for Observed { name, row, .. } in read {
+                    let row = row.map_err(|why| {
+                        let what = kind.what();
+                        StoreError::Failed(format!(
+                            "the object {what} {name} cannot be read ({why}); correct it or delete it"
+                        ))
+                    })?;
+                    take(&mut snapshot, row);
+                }
+                objects.reached(kind, at);
+            }
+            snapshot.revision = objects.revision();
             Ok(snapshot)
         })
     }
@@ -237,6 +255,17 @@ impl Store for Kubernetes {
     fn taken_in(&self, revision: u64) {
         self.inner.objects().taken_in(revision);
         self.inner.taken_in.send_replace(revision);
+    }
+}
+
+fn take(snapshot: &mut Snapshot, row: Change) {
+    snapshot.time = snapshot.time.max(kinds::time_of(&row));
+    match row {
+        Change::PutNode(node) => snapshot.nodes.push(node),
+        Change::PutToken(token) => snapshot.tokens.push(token),
+        Change::PutSegment(row) => snapshot.segments.push(row),
+        Change::PutCommunity(community) => snapshot.communities.push(community),
+        _ => {}
     }
 }
 

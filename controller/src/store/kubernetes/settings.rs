@@ -1,4 +1,7 @@
-//! What all replicas must agree on, in one ConfigMap: the sizes of segments in force.
+//! What all replicas must agree on, in one ConfigMap: the sizes of segments in force, and the layout of all objects.
+//!
+//! A release that knows no later layout than its own neither grants nor starts where a later one has been: it would drop what it does not know from
+//! every object that it writes.
 //!
 //! Segments of one size never overlap unless they are the same, and then the API server lets only one be created. Of two sizes they may. So
 //! only one pair of sizes is in force at any time: that which the ConfigMap holds. A replica writes its own there when it starts, and lists the
@@ -21,8 +24,12 @@ use super::turns::Turns;
 use crate::clock::Seconds;
 use crate::kubernetes::client::{REQUEST, explain, version};
 
+/// The layout of the objects that this release writes.
+const LAYOUT: u32 = 1;
+
 /// The ConfigMap.
 const NAME: &str = "edge-cni-controller";
+const VERSION: &str = "layout";
 const V4: &str = "v4-prefix";
 const V6: &str = "v6-prefix";
 const TIME: &str = "time";
@@ -55,7 +62,14 @@ impl Settings {
         Self { api: Api::namespaced(client.clone(), namespace), ours, in_force: Turns::default() }
     }
 
-    /// Puts our sizes in force.
+    /// What was noted by earlier runs, for one who takes no part.
+    pub(super) async fn noted(&self) -> Result<Noted, StoreError> {
+        let data = self.get().await?.unwrap_or_default().data.unwrap_or_default();
+        understood(&data).map_err(StoreError::Failed)?;
+        Ok(Noted { time: time(&data), offset: offset(&data) })
+    }
+
+    /// Puts our sizes and our layout in force.
     pub(super) async fn put_in_force(&self) -> Result<Noted, StoreError> {
         let (v4, v6) = (self.ours.v4.to_string(), self.ours.v6.to_string());
         let (before, _) = self
@@ -63,6 +77,7 @@ impl Settings {
                 let before = sizes(data);
                 data.insert(V4.into(), v4.clone());
                 data.insert(V6.into(), v6.clone());
+                data.insert(VERSION.into(), LAYOUT.to_string());
                 (before, Noted { time: time(data), offset: offset(data) })
             })
             .await?;
@@ -108,6 +123,9 @@ impl Settings {
     pub(super) async fn in_force(&self) -> Verdict {
         let map = self.get().await?.unwrap_or_default();
         let data = map.data.unwrap_or_default();
+        if let Err(why) = understood(&data) {
+            return Ok(Err(why));
+        }
         let (v4, v6) = sizes(&data);
         let ours = (self.ours.v4.to_string(), self.ours.v6.to_string());
         if v4.as_ref() == Some(&ours.0) && v6.as_ref() == Some(&ours.1) {
@@ -136,7 +154,9 @@ impl Settings {
                 metadata: ObjectMeta { name: Some(NAME.into()), ..ObjectMeta::default() },
                 ..ConfigMap::default()
             });
-            let result = edit(map.data.get_or_insert_default());
+            let data = map.data.get_or_insert_default();
+            understood(data).map_err(StoreError::Failed)?;
+            let result = edit(data);
             let post = PostParams::default();
             // Over the version that was read, or where there is none.
             let written = if there {
@@ -169,6 +189,19 @@ async fn answered<T>(request: impl Future<Output = kube::Result<T>>) -> Result<T
 
 fn silent() -> StoreError {
     StoreError::Failed(format!("the API server did not answer about configmaps within {} s", REQUEST.as_secs()))
+}
+
+/// Refuses the layout of a later release.
+fn understood(data: &BTreeMap<String, String>) -> Result<(), String> {
+    match data.get(VERSION).map(|layout| layout.parse::<u32>()) {
+        None => Ok(()),
+        Some(Ok(layout)) if layout <= LAYOUT => Ok(()),
+        Some(_) => Err(format!(
+            "the objects are of layout {:?} (ConfigMap {NAME}), and this release writes {LAYOUT}: use the release that wrote them, or import into an \
+             empty cluster what it exports",
+            data.get(VERSION).map_or("", String::as_str)
+        )),
+    }
 }
 
 fn sizes(data: &BTreeMap<String, String>) -> (Option<String>, Option<String>) {
