@@ -39,6 +39,8 @@ pub(super) struct Objects {
     taken_in: u64,
     told: mpsc::UnboundedSender<Told>,
     events: Events,
+    /// Objects that cannot be read, and why: said once, and not with every list.
+    unreadable: HashMap<Place, String>,
     /// Objects that a write of ours is about, and what the watch said of them meanwhile.
     in_flight: HashMap<Place, Vec<Event>>,
 }
@@ -95,6 +97,7 @@ impl Objects {
             taken_in: 0,
             told,
             events,
+            unreadable: HashMap::new(),
             in_flight: HashMap::new(),
         }
     }
@@ -202,8 +205,8 @@ impl Objects {
                 entry.version = object.version;
                 entry.foreign = object.foreign.clone();
                 if entry.uid == object.uid {
-                    unreadable(&self.events, &place, why, "its last readable state goes on to hold");
-                    return;
+                    let why = why.clone();
+                    return self.cannot_read(&place, &why, "its last readable state goes on to hold");
                 }
             }
         }
@@ -225,6 +228,7 @@ impl Objects {
     }
 
     fn gone(&mut self, place: &Place, uid: Option<&str>, version: u64) {
+        self.unreadable.remove(place);
         let Some(entry) = self.entries.get_mut(place) else { return };
         if !entry.present || uid.is_some_and(|uid| uid != entry.uid) || version < entry.version {
             return;
@@ -239,20 +243,39 @@ impl Objects {
     }
 
     /// An object, and its row. An unreadable segment blocks its addresses; of another object nothing is known.
-    fn read(&self, place: &Place, object: Observed) -> Option<(Entry, Change)> {
+    fn read(&mut self, place: &Place, object: Observed) -> Option<(Entry, Change)> {
         let Observed { uid, version, row, foreign, .. } = object;
         let change = match row {
-            Ok(change) => change,
+            Ok(change) => {
+                self.unreadable.remove(place);
+                change
+            }
             Err(why) if place.0 == Kind::Segment => {
-                unreadable(&self.events, place, &why, "its addresses are given to nobody");
+                self.cannot_read(place, &why, "its addresses are given to nobody");
                 blocked(&place.1)?
             }
             Err(why) => {
-                unreadable(&self.events, place, &why, "it counts as absent");
+                self.cannot_read(place, &why, "it counts as absent");
                 return None;
             }
         };
         Some((Entry::of(uid, version, foreign, &change), change))
+    }
+
+    fn cannot_read(&mut self, place: &Place, why: &str, so: &str) {
+        if self.unreadable.get(place).is_some_and(|said| said == why) {
+            return;
+        }
+        self.unreadable.insert(place.clone(), why.to_owned());
+        let ((kind, name), what) = (place, place.0.what());
+        tracing::error!(what, name, "the object cannot be read: {why}; {so}; correct it or delete it");
+        let about = match kind {
+            Kind::Node => About::EdgeNode,
+            Kind::Segment => About::Segment,
+            Kind::Community => About::Community,
+            Kind::Token => return,
+        };
+        self.events.warning(about, name, "Unreadable", format!("{why}; {so}"));
     }
 
     /// Gives the next number. Nobody listens before the registry has started, and after it has ended.
@@ -368,18 +391,6 @@ impl Entry {
         };
         Self { key, uid, version, present: true, told: 0, digest: digest(change), held, foreign }
     }
-}
-
-fn unreadable(events: &Events, (kind, name): &Place, why: &str, so: &str) {
-    let what = kind.what();
-    tracing::error!(what, name, "the object cannot be read: {why}; {so}; correct it or delete it");
-    let about = match kind {
-        Kind::Node => About::EdgeNode,
-        Kind::Segment => About::Segment,
-        Kind::Community => About::Community,
-        Kind::Token => return,
-    };
-    events.warning(about, name, "Unreadable", format!("{why}; {so}"));
 }
 
 /// The change that deletes a row.
