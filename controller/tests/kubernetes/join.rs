@@ -20,6 +20,8 @@ use serde_json::{Value, json};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
+use crate::cluster::deploy;
+
 pub(crate) const TESTS: &[suite::Test] = &[
     ("a_pods_service_account_lets_its_node_in_with_the_accounts_role", lets_in),
     ("a_service_account_token_lets_in_nobody_but_its_pods_own_node", refused),
@@ -41,12 +43,10 @@ fn run<T>(test: impl Future<Output = T>) -> T {
 fn cluster() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
-        let mut manifests = "apiVersion: v1\nkind: Namespace\nmetadata: {name: edge-cni}\n".to_owned();
-        for account in ["edge-controller", "edge-agent", "hub-agent", "other"] {
-            manifests += &format!(
-                "---\napiVersion: v1\nkind: ServiceAccount\nmetadata: {{name: {account}, namespace: edge-cni}}\n"
-            );
-        }
+        // The namespace, the accounts and their rights, and no others.
+        SHARED.apply(&deploy("kubernetes/10-rbac.yaml")).unwrap();
+        let mut manifests =
+            "apiVersion: v1\nkind: ServiceAccount\nmetadata: {name: other, namespace: edge-cni}\n".to_owned();
         for node in ["edge-1", "edge-2", "edge-3", "cloud-1"] {
             manifests += &format!("---\napiVersion: v1\nkind: Node\nmetadata: {{name: {node}}}\n");
         }
@@ -66,7 +66,7 @@ fn cluster() {
             SHARED.apply_text(&pod).unwrap();
         }
         let controller = Subject::ServiceAccount("edge-cni", "edge-controller");
-        SHARED.grant("reviews", controller, &["create"], &["tokenreviews.authentication.k8s.io"]).unwrap();
+        SHARED.wait_right(controller, "create", "tokenreviews.authentication.k8s.io", true).unwrap();
     });
 }
 
