@@ -276,3 +276,6 @@ async fn watch<S: Source>(
         tell(if gone { News::Gone(object) } else { News::Put(object) });
     }
 }
+
+#[cfg(test)]
+mod tests;
