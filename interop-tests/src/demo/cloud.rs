@@ -157,7 +157,7 @@ impl World<'_> {
         let urls: Vec<String> = ports.iter().map(|port| format!("\"https://{reached}:{port}\"")).collect();
         let config = format!(
             "name = \"{node}\"\nbridge = \"ecni0\"\n[controller]\nurls = [{}]\n\
-             token_file = \"/etc/edge-cni/token\"\nspare = {spare}\n\
+             token_file = \"/etc/edge-cni/token\"\nspare = {spare}\nrollover_spread = \"1s\"\n\
              [cni]\nconf_dir = \"/etc/cni/net.d\"\nbin_dir = \"/etc/cni/bin\"\n",
             urls.join(", "),
         );
@@ -177,8 +177,16 @@ impl World<'_> {
     /// # Errors
     /// When it does not end, or cannot be started.
     pub(super) fn restart_agent_with_spare(&self, node: &str, spare: u32) -> Result<()> {
-        self.end(node, Signal::TERM)?;
         self.configure_agent(node, "edge", spare, false)?;
+        self.restart_agent(node)
+    }
+
+    /// Ends a node's agent and starts it again.
+    ///
+    /// # Errors
+    /// As [`Self::restart_agent_with_spare`].
+    pub(super) fn restart_agent(&self, node: &str) -> Result<()> {
+        self.end(node, Signal::TERM)?;
         self.start_agent(node)?;
         crate::wait::for_event("the agent to answer", || self.status(node).map(drop))
     }

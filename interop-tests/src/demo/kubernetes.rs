@@ -11,6 +11,7 @@ use rustix::process::Signal;
 use super::isolation::{joining_and_leaving, strangers_stay_out};
 use super::pod::reaches;
 use super::reach::{self, Pods, only_esp_on_the_wire};
+use super::rollover::to_another_authority;
 use super::world::{CONTROLLER_PORT, EDGES, NODES, REPLICA_PORT, World};
 use crate::kube::{self, ControlPlane, Options};
 use crate::runner::{Lab, skip};
@@ -77,6 +78,7 @@ pub(super) fn run(lab: &Lab) -> Result<()> {
     joining_and_leaving(&world, &pods)?;
     what_kubectl_shows(&world, kubernetes)?;
     two_replicas(&world, &pods)?;
+    to_another_authority(&world, &pods)?;
     without_the_api_server(&world, kubernetes, &pods)?;
     a_node_that_is_deleted(&world, kubernetes, &pods)?;
     only_esp_on_the_wire(&world, "to the very end")?;

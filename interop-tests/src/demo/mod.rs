@@ -3,7 +3,7 @@
 //! - `world`: the network, its routers' captures, starting and ending programs.
 //! - `cloud`, `pod`, `status`: the operator's, the runtime's and a script's way to the programs.
 //! - `wire`: what the captures hold. `check`: claims, counted.
-//! - `kubernetes`: the same with nodes, labels and segments in a real API server.
+//! - `kubernetes`: the same with nodes, labels and segments in a real API server; `rollover`: another authority takes over.
 //! - `early`, `reach`, `isolation`, `truth`, `change`, `alone`: the parts, in order.
 
 mod alone;
@@ -15,6 +15,7 @@ mod isolation;
 mod kubernetes;
 mod pod;
 mod reach;
+mod rollover;
 mod status;
 pub mod tcp;
 mod truth;
