@@ -24,7 +24,7 @@ use super::lease::{Leases, Replicas};
 use super::resources::{Community, EdgeNode, Moment, community_object_name};
 use crate::api::App;
 use crate::registry::View;
-use crate::state::{CommunityRecord, NodeRecord};
+use crate::state::{CommunityRecord, Key, NodeRecord};
 
 /// How often what changed is written.
 const PERIOD: Duration = Duration::from_secs(2);
@@ -220,6 +220,8 @@ impl Shown {
     /// What all objects show.
     async fn known(&self) -> Result<Known, String> {
         let mut known = Known::default();
+        // Whatever comes anew while the list is read may be in it as it was before.
+        let at = self.app.registry.read().await.revision();
         let mut params = ListParams::default().limit(PAGE);
         loop {
             let page = self.nodes.list(&params).await.map_err(|e| explain("edgenodes.edge-cni.io", &e))?;
@@ -230,7 +232,7 @@ impl Shown {
                     "communities": status.communities, "addresses": status.addresses, "segments": status.segments,
                     "certificateUntil": status.certificate_until,
                 });
-                known.nodes.insert(name, digest(&rows));
+                known.nodes.insert(name, Written { digest: digest(&rows), at });
             }
             match page.metadata.continue_.filter(|token| !token.is_empty()) {
                 Some(token) => params.continue_token = Some(token),
@@ -245,17 +247,25 @@ impl Shown {
             if known.revision == Some(view.revision()) {
                 return;
             }
+            known.forget_absent(&view);
             let nodes: Vec<Write> = view
                 .state()
                 .nodes()
                 .map(|record| (record.name.clone(), self.rows(&view, record)))
-                .filter(|(name, rows)| known.nodes.get(name) != Some(&digest(rows)))
+                .filter(|(name, rows)| {
+                    let came = view.came(&Key::Node(name.clone()));
+                    !known.nodes.get(name).is_some_and(|written| written.shows(rows, came))
+                })
                 .collect();
             let communities: Vec<(String, Value)> = view
                 .state()
                 .listed_communities()
-                .map(|community| (community_object_name(&community.name), listed(&view, community)))
-                .filter(|(name, shown)| known.communities.get(name) != Some(&digest(shown)))
+                .filter_map(|community| {
+                    let (name, shown) = (community_object_name(&community.name), listed(&view, community));
+                    let came = view.came(&Key::Community(community.name.clone()));
+                    let written = known.communities.get(&name).is_some_and(|written| written.shows(&shown, came));
+                    (!written).then_some((name, shown))
+                })
                 .collect();
             (view.revision(), nodes, communities)
         };
@@ -265,7 +275,7 @@ impl Shown {
         let mut done = written.len();
         for name in written {
             if let Some(digest) = digests.get(&name) {
-                known.nodes.insert(name, *digest);
+                known.nodes.insert(name, Written { digest: *digest, at: revision });
             }
         }
         for (name, shown) in communities {
@@ -278,7 +288,7 @@ impl Shown {
                     self.app.obstacles.fails_aside("statuses", explain("communities.edge-cni.io", &error));
                 }
                 Ok(_) => {
-                    known.communities.insert(name, digest(&shown));
+                    known.communities.insert(name, Written { digest: digest(&shown), at: revision });
                     done += 1;
                 }
                 Err(_) => {}
@@ -358,10 +368,34 @@ impl Shown {
 #[derive(Default)]
 struct Known {
     revision: Option<u64>,
-    nodes: HashMap<NodeName, u64>,
-    communities: HashMap<String, u64>,
+    nodes: HashMap<NodeName, Written>,
+    /// By the names of their objects.
+    communities: HashMap<String, Written>,
     /// Replicas that were there when those that were not were last looked for.
     replicas: Option<Vec<String>>,
+}
+
+impl Known {
+    fn forget_absent(&mut self, view: &View<'_>) {
+        self.nodes.retain(|name, _| view.state().node(name).is_some());
+        let present: HashSet<String> =
+            view.state().listed_communities().map(|community| community_object_name(&community.name)).collect();
+        self.communities.retain(|name, _| present.contains(name));
+    }
+}
+
+/// What an object shows.
+struct Written {
+    digest: u64,
+    /// Revision of the rows when that was read or written.
+    at: u64,
+}
+
+impl Written {
+    /// Whether the object shows this. One that has come since then is another one under the same name, and shows nothing.
+    fn shows(&self, shown: &Value, came: u64) -> bool {
+        self.digest == digest(shown) && came <= self.at
+    }
 }
 
 fn listed(view: &View<'_>, community: &CommunityRecord) -> Value {

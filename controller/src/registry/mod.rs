@@ -14,6 +14,7 @@ mod viewers;
 #[cfg(test)]
 mod tests;
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -23,7 +24,7 @@ use tokio::sync::{RwLock, RwLockReadGuard, broadcast, mpsc, oneshot, watch};
 use crate::clock::Clock;
 use crate::random;
 use crate::refusal::Refusal;
-use crate::state::{Change, State, Touched};
+use crate::state::{Change, Key, State, Touched};
 use crate::store::{Followed, Store, StoreError};
 pub use peers::PeerJson;
 use peers::Peers;
@@ -59,6 +60,10 @@ struct Shared {
     viewers: Viewers,
     peers: Peers,
     newcomers: broadcast::Sender<NodeName>,
+    /// Nodes and listed communities that came since the start, with the revision at which each did.
+    came: HashMap<Key, u64>,
+    /// Something changed since the revision was published.
+    changed: bool,
     /// Everything up to this revision of the store is in the state.
     revision: u64,
 }
@@ -100,7 +105,15 @@ impl Registry {
         let revision = revision.revision;
         let viewers = Viewers::new(&state, revision);
         let (newcomers, _) = broadcast::channel(NEWCOMERS);
-        let shared = Shared { state, viewers, peers: Peers::default(), newcomers, revision };
+        let shared = Shared {
+            state,
+            viewers,
+            peers: Peers::default(),
+            newcomers,
+            came: HashMap::new(),
+            changed: false,
+            revision,
+        };
         let shared = Arc::new(RwLock::new(shared));
         let (orders, queue) = mpsc::channel(QUEUE);
         let task = Task { shared: shared.clone(), store: store.clone(), clock: clock.clone() };
@@ -222,6 +235,12 @@ impl View<'_> {
         self.shared.peers.get_or_make(name, make)
     }
 
+    /// The revision at which a node or a listed community came; 0 where it was there at the start. One that was deleted and came back as it was has
+    /// come anew.
+    pub fn came(&self, key: &Key) -> u64 {
+        self.shared.came.get(key).copied().unwrap_or(0)
+    }
+
     /// Whether a view stream of this node is open.
     pub fn is_connected(&self, node: &NodeName) -> bool {
         self.shared.viewers.is_watched(node)
@@ -337,10 +356,19 @@ impl Shared {
             };
             let before = self.state.inverse(&claimed);
             if before != claimed {
-                if let (Change::PutNode(node), Change::DeleteNode(_)) = (&claimed, &before) {
-                    // Nobody may be listening.
-                    let _ = self.newcomers.send(node.name.clone());
+                match (&claimed, &before) {
+                    (Change::PutNode(node), Change::DeleteNode(_)) => {
+                        self.came.insert(claimed.key(), self.revision + 1);
+                        // Nobody may be listening.
+                        let _ = self.newcomers.send(node.name.clone());
+                    }
+                    (Change::PutCommunity(_), Change::DeleteCommunity(_)) => {
+                        self.came.insert(claimed.key(), self.revision + 1);
+                    }
+                    (Change::DeleteNode(_) | Change::DeleteCommunity(_), _) => drop(self.came.remove(&claimed.key())),
+                    _ => {}
                 }
+                self.changed = true;
                 self.state.apply(claimed);
             }
         }
@@ -348,8 +376,8 @@ impl Shared {
 
     fn publish(&mut self, revision: u64) {
         let touched = self.state.take_touched();
-        // News of other replicas may come later than what was written after them. A view that changes gets a new version nevertheless.
-        let late = u64::from(!touched.is_empty());
+        // News of other replicas may come later than what was written after them. What changes gets a new revision nevertheless.
+        let late = u64::from(std::mem::take(&mut self.changed));
         self.revision = revision.max(self.revision + late);
         // Whoever is seen differently, or by others than before, is touched.
         self.peers.forget(touched.peers());

@@ -4,7 +4,7 @@ use edge_types::Role;
 
 use super::*;
 use crate::clock::Seconds;
-use crate::state::{NodeRecord, Snapshot};
+use crate::state::{CommunityRecord, NodeRecord, Snapshot};
 use crate::store::embedded::Embedded;
 use crate::store::{self, Committed};
 
@@ -66,6 +66,30 @@ fn name(text: &str) -> NodeName {
 async fn put(registry: &Registry, node: &str) -> Result<(), Refusal> {
     let record = NodeRecord::new(name(node), Role::Edge, 0);
     registry.change(move |_| Ok(((), vec![Change::PutNode(record.clone())]))).await
+}
+
+#[tokio::test]
+async fn what_is_deleted_and_comes_back_as_it_was_has_come_anew() {
+    let folder = tempfile::tempdir().unwrap();
+    let registry = Registry::start(Arc::new(Embedded::open(folder.path()).unwrap()), Clock::system(), true).await;
+    let registry = registry.unwrap();
+    let community = CommunityRecord { name: "alpha".parse().unwrap(), members: [].into() };
+    let keys = [Key::Node(name("a")), Key::Community(community.name.clone())];
+    let puts = vec![Change::PutNode(NodeRecord::new(name("a"), Role::Edge, 0)), Change::PutCommunity(community)];
+    let deletions = vec![Change::DeleteNode(name("a")), Change::DeleteCommunity("alpha".parse().unwrap())];
+    let mut before = registry.read().await.revision();
+    // As one piece, too: nobody can look in between.
+    for changes in [puts.clone(), puts.clone(), [deletions, puts].concat()].into_iter().enumerate() {
+        let (round, changes) = changes;
+        registry.change(move |_| Ok(((), changes.clone()))).await.unwrap();
+        let view = registry.read().await;
+        for key in &keys {
+            let came = view.came(key);
+            assert_eq!(came > before, round != 1, "{key:?} in round {round}");
+            assert!(came <= view.revision(), "{key:?}: {came} is not known yet");
+        }
+        before = view.revision();
+    }
 }
 
 #[tokio::test]

@@ -9,7 +9,7 @@ use interop_tests::kube::suite::Test;
 use k8s_openapi::api::core::v1::{ConfigMap, Secret};
 use k8s_openapi::api::events::v1::Event;
 use kube::Api;
-use kube::api::{DeleteParams, ListParams, Patch, PatchParams};
+use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams};
 use serde_json::json;
 
 use crate::behaviour::{commit, loaded, name, network, until};
@@ -20,6 +20,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("kubectl_tells_the_whole_picture_of_a_node", picture),
     ("two_replicas_serve_one_node_with_one_authority", two),
     ("the_trusted_certificates_are_published_follow_a_rollover_and_are_put_back", trust),
+    ("an_object_that_is_made_anew_as_it_was_shows_its_status_again", anew),
     ("communities_are_listed_by_command_as_by_kubectl", communities),
     ("an_application_that_cannot_be_completed_any_more_leaves_nothing", all_or_none),
     ("a_node_that_joins_before_its_deregistration_is_complete_keeps_what_it_is_given", half_left),
@@ -122,6 +123,39 @@ fn picture() {
             (node.ask(Method::GET, "/segments", None).await.0 == 403).then_some(())
         })
         .await;
+        cloud.server.stop().await;
+    });
+}
+
+fn anew() {
+    run(async {
+        let cluster = clean().await;
+        let cloud = controller(&cluster).await;
+        let node = cloud.node("edge", "edge-1").await;
+        let community =
+            "apiVersion: edge-cni.io/v1alpha1\nkind: Community\nmetadata: {name: alpha}\nspec: {members: [edge-1]}\n";
+        PLANE.apply_text(community).unwrap();
+        let listed = async |what: &str| {
+            until(what, async || {
+                let shown = PLANE.kubectl(&["get", "community", "alpha", "-o", "jsonpath={.status.listed}"]).unwrap();
+                (shown == "1").then_some(())
+            })
+            .await;
+        };
+        let segments = |object: &EdgeNode| object.status.as_ref().is_some_and(|status| status.segments.len() == 2);
+        listed("the community's status").await;
+        let before = status(&cluster, "edge-1", "the node's status", segments).await;
+
+        // Both go and come back while the leader does not look.
+        PLANE.kubectl(&["delete", "community", "alpha"]).unwrap();
+        PLANE.apply_text(community).unwrap();
+        let nodes: Api<EdgeNode> = Api::all(as_user(PLANE.kubeconfig()).await.client);
+        nodes.delete("edge-1", &DeleteParams::default()).await.unwrap();
+        let object = EdgeNode::new("edge-1", before.spec);
+        until("the node to be made anew", async || nodes.create(&PostParams::default(), &object).await.ok()).await;
+        listed("the new community's status").await;
+        status(&cluster, "edge-1", "the new node's status", segments).await;
+        drop(node);
         cloud.server.stop().await;
     });
 }
