@@ -60,6 +60,7 @@ pub(super) async fn view(
         return Ok(axum::Json(app.settings().common.told(&view, &node).ok_or_else(missing)?).into_response());
     }
     let mut changes = view.watch(&node).ok_or_else(missing)?;
+    app.tunnels.begins(&node);
     drop(view);
     // The first view is a change like any other.
     changes.mark_changed();

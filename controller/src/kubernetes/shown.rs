@@ -3,7 +3,7 @@
 //! Who is connected, and what it said of its tunnels, is shown by the replica to which it is connected; everything that follows from the rows by
 //! the leader. What changes within a few seconds is written once.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{HashMap, HashSet};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -44,7 +44,15 @@ pub struct Tunnels(Arc<Mutex<Reported>>);
 #[derive(Debug, Default)]
 struct Reported {
     last: HashMap<NodeName, TunnelCount>,
-    /// Not written yet.
+    news: News,
+}
+
+/// What has not been looked at yet.
+#[derive(Debug, Default)]
+struct News {
+    /// Nodes that began to follow their view: another replica may have shown something else of them meanwhile.
+    begun: HashSet<NodeName>,
+    /// Nodes of which something else is to be shown than was.
     changed: HashSet<NodeName>,
 }
 
@@ -53,11 +61,18 @@ impl Tunnels {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// A node begins to follow its view here. It may have reported just before, and nothing new to us.
+    pub fn begins(&self, node: &NodeName) {
+        let mut reports = self.reports();
+        reports.news.begun.insert(node.clone());
+        reports.news.changed.insert(node.clone());
+    }
+
     /// A node has reported.
     pub fn reported(&self, node: &NodeName, count: TunnelCount) {
         let mut reports = self.reports();
         if reports.last.insert(node.clone(), count) != Some(count) {
-            reports.changed.insert(node.clone());
+            reports.news.changed.insert(node.clone());
         }
     }
 
@@ -66,10 +81,16 @@ impl Tunnels {
         self.reports().last.get(node).copied()
     }
 
-    fn take(&self) -> HashMap<NodeName, TunnelCount> {
+    /// Forgets all but these.
+    pub fn retain(&self, kept: impl Fn(&NodeName) -> bool) {
         let mut reports = self.reports();
-        let changed = std::mem::take(&mut reports.changed);
-        changed.into_iter().filter_map(|name| Some((name.clone(), *reports.last.get(&name)?))).collect()
+        reports.last.retain(|name, _| kept(name));
+        reports.news.begun.retain(&kept);
+        reports.news.changed.retain(&kept);
+    }
+
+    fn take(&self) -> News {
+        std::mem::take(&mut self.reports().news)
     }
 }
 
@@ -94,33 +115,37 @@ impl Shown {
 
     /// Shows who is connected here; ends never.
     pub async fn show_connections(&self) {
-        let mut shown: BTreeMap<NodeName, bool> = BTreeMap::new();
-        let mut pending: HashMap<NodeName, TunnelCount> = HashMap::new();
+        let mut shown: HashSet<NodeName> = HashSet::new();
+        let mut pending = News::default();
         let mut period = tokio::time::interval(PERIOD);
         period.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             period.tick().await;
             let (opened, closed) = {
                 let view = self.app.registry.read().await;
+                let registered = |name: &NodeName| view.state().node(name).is_some();
                 let connected = |name: &NodeName| view.is_connected(name);
-                let opened: Vec<NodeName> = view
-                    .state()
-                    .nodes()
-                    .map(|record| &record.name)
-                    .filter(|name| connected(name) && !shown.contains_key(name))
-                    .cloned()
-                    .collect();
-                shown.retain(|name, _| view.state().node(name).is_some());
-                let closed: Vec<NodeName> = shown.keys().filter(|name| !connected(name)).cloned().collect();
+                self.app.tunnels.retain(registered);
+                let News { begun, changed } = self.app.tunnels.take();
+                pending.begun.extend(begun);
+                pending.changed.extend(changed);
+                // What is shown of the others is another replica's to write.
+                pending.begun.retain(connected);
+                pending.changed.retain(connected);
+                let nodes = view.state().nodes().map(|record| &record.name).filter(|name| connected(name));
+                let opened: Vec<NodeName> =
+                    nodes.filter(|name| !shown.contains(*name) || pending.begun.contains(*name)).cloned().collect();
+                shown.retain(registered);
+                let closed: Vec<NodeName> = shown.iter().filter(|name| !connected(name)).cloned().collect();
                 (opened, closed)
             };
-            pending.extend(self.app.tunnels.take());
             let now = self.app.registry.clock.now();
             let mut writes: HashMap<NodeName, Value> = HashMap::new();
             for name in opened {
                 writes.insert(name, self.connection(now, true));
             }
-            for (name, count) in &pending {
+            for name in &pending.changed {
+                let Some(count) = self.app.tunnels.of(name) else { continue };
                 let status = writes.entry(name.clone()).or_insert_with(|| json!({}));
                 status["tunnels"] = json!({
                     "up": count.up, "wanted": count.wanted, "shown": format!("{}/{}", count.up, count.wanted)
@@ -128,9 +153,10 @@ impl Shown {
             }
             let written = self.write(writes.into_iter().collect()).await;
             for name in &written {
-                pending.remove(name);
+                pending.begun.remove(name);
+                pending.changed.remove(name);
                 if self.app.registry.read().await.is_connected(name) {
-                    shown.insert(name.clone(), true);
+                    shown.insert(name.clone());
                 }
             }
             for name in closed {

@@ -10,7 +10,7 @@ use k8s_openapi::api::core::v1::{ConfigMap, Secret};
 use k8s_openapi::api::events::v1::Event;
 use kube::Api;
 use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::behaviour::{commit, loaded, name, network, until};
 use crate::cluster::{CONTROLLER, Cluster, NAMESPACE, PLANE, as_user, clean, run};
@@ -18,6 +18,7 @@ use crate::harness::{Cloud, kind};
 
 pub(crate) const TESTS: &[Test] = &[
     ("kubectl_tells_the_whole_picture_of_a_node", picture),
+    ("a_node_that_comes_back_to_a_replica_shows_what_it_says_there", back),
     ("two_replicas_serve_one_node_with_one_authority", two),
     ("the_trusted_certificates_are_published_follow_a_rollover_and_are_put_back", trust),
     ("an_object_that_is_made_anew_as_it_was_shows_its_status_again", anew),
@@ -185,6 +186,39 @@ fn two() {
         })
         .await;
         drop(stream_of_other);
+        other.server.stop().await;
+    });
+}
+
+fn back() {
+    run(async {
+        let cluster = clean().await;
+        let one = controller(&cluster).await;
+        let mut node = one.node("edge", "edge-1").await;
+        let other = controller(&cluster).await;
+        // As an agent does: it reports, then it follows its view.
+        for (place, up) in [(&one, 3), (&other, 0), (&one, 3)] {
+            node.move_to(place);
+            let report = json!({"addresses": ["192.0.2.1"], "port": 4500, "tunnels": {"up": up, "wanted": 3}});
+            assert_eq!(node.ask(Method::PUT, "", Some(report)).await.0, 204);
+            let stream = node.watch().await;
+            status(&cluster, "edge-1", "what it says to be shown", |object| {
+                let tunnels = object.status.as_ref().and_then(|status| status.tunnels.as_ref());
+                tunnels.is_some_and(|tunnels| tunnels.shown == format!("{up}/3"))
+            })
+            .await;
+            drop(stream);
+        }
+        // What a node said that is gone is not said of another one of its name.
+        let tunnels = async || {
+            let (_, nodes) = one.operator(Method::GET, "/v1/nodes", None).await;
+            nodes[0]["tunnels"].clone()
+        };
+        assert_eq!(tunnels().await["up"], 3);
+        assert_eq!(one.deregister("edge-1").await.0, 200);
+        one.node("edge", "edge-1").await;
+        assert_eq!(tunnels().await, Value::Null);
+        one.server.stop().await;
         other.server.stop().await;
     });
 }
