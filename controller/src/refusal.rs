@@ -179,9 +179,16 @@ pub enum Refusal {
     RequestIdReused(String),
     /// The node's labels are Kubernetes'.
     #[error(
-        "node {0} has a Node object in Kubernetes, and its labels are set there: kubectl label node {0} KEY=VALUE (or list it in a Community)"
+        "node {0} has a Node object in Kubernetes, and its labels are set there: kubectl label node {0} KEY=VALUE (or list it in a Community); \
+         those that were set by command can only be removed (KEY-)"
     )]
     LabelledElsewhere(NodeName),
+    /// The node's labels would be Kubernetes', and those do not count.
+    #[error(
+        "node {0} has a Node object in Kubernetes, and labels of Node objects do not count (trust_node_labels = false): list it in a Community; \
+         those that were set by command can only be removed (KEY-)"
+    )]
+    LabelsNotTrusted(NodeName),
     /// A label cannot be.
     #[error(transparent)]
     Label(#[from] NameError),
@@ -246,7 +253,9 @@ impl Refusal {
             Refusal::TooMany { .. } => (409, "too-many-segments", "The node holds as many segments as it may"),
             Refusal::NoSuchFamily(_) => (409, "no-such-family", "There is no range of this family"),
             Refusal::RequestIdReused(_) => (409, "request-id-reused", "The request id was used for something else"),
-            Refusal::LabelledElsewhere(_) => (409, "labelled-elsewhere", "The node is labelled in Kubernetes"),
+            Refusal::LabelledElsewhere(_) | Refusal::LabelsNotTrusted(_) => {
+                (409, "labelled-elsewhere", "The node is labelled in Kubernetes")
+            }
             Refusal::Label(_) => (422, "bad-label", "The label cannot be used"),
             Refusal::Reload(_) => (409, "reload-refused", "The configuration is not put in force"),
             Refusal::Store(_) => (503, "store-failed", "The store failed"),

@@ -37,8 +37,13 @@ pub(super) async fn label(
     app.registry
         .change(move |state| {
             let mut record = state.node(&node).ok_or_else(|| Refusal::NoSuchNode(node.clone()))?.clone();
-            if record.object.is_some() {
-                return Err(Refusal::LabelledElsewhere(node.clone()));
+            // What was set before there was a Node object goes on to count, and nobody else can remove it.
+            let only_removes = patch.values().all(Option::is_none);
+            if record.object.is_some() && !only_removes {
+                return Err(match state.trusts_node_labels() {
+                    true => Refusal::LabelledElsewhere(node.clone()),
+                    false => Refusal::LabelsNotTrusted(node.clone()),
+                });
             }
             record.set_labels(patched(record.labels.clone(), patch.clone())?)?;
             tracing::info!(%node, labels = ?record.labels, "labelled");

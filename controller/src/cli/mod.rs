@@ -144,6 +144,8 @@ enum NodeCommand {
     ///
     ///   edge-controller node label edge-a1 fabedge/edge-community=alpha_beta
     ///   edge-controller node label edge-a1 fabedge/edge-community-
+    ///
+    /// Those of a node with a Node object in Kubernetes are set there, and can only be removed here.
     #[command(verbatim_doc_comment)]
     Label {
         /// The node.

@@ -141,6 +141,11 @@ impl State {
         all
     }
 
+    /// Whether labels of Node objects make nodes members of communities.
+    pub fn trusts_node_labels(&self) -> bool {
+        self.trust_node_labels
+    }
+
     /// Nodes that a node may talk to.
     pub fn peers_of(&self, node: &NodeRecord) -> BTreeSet<&NodeName> {
         let mut peers = BTreeSet::new();

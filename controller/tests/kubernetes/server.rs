@@ -14,11 +14,12 @@ use serde_json::{Value, json};
 
 use crate::behaviour::{commit, loaded, name, network, until};
 use crate::cluster::{CONTROLLER, Cluster, NAMESPACE, PLANE, as_user, clean, run};
-use crate::harness::{Cloud, kind};
+use crate::harness::{Cloud, detail, kind};
 
 pub(crate) const TESTS: &[Test] = &[
     ("kubectl_tells_the_whole_picture_of_a_node", picture),
     ("a_node_that_comes_back_to_a_replica_shows_what_it_says_there", back),
+    ("labels_set_by_command_can_be_removed_when_there_is_a_node_object", unlabelled),
     ("two_replicas_serve_one_node_with_one_authority", two),
     ("the_trusted_certificates_are_published_follow_a_rollover_and_are_put_back", trust),
     ("an_object_that_is_made_anew_as_it_was_shows_its_status_again", anew),
@@ -29,14 +30,14 @@ pub(crate) const TESTS: &[Test] = &[
 
 /// A controller that keeps its rows in the cluster.
 async fn controller(cluster: &Cluster) -> Cloud {
-    controller_of(cluster, "fd77::/112").await
+    controller_of(cluster, "fd77::/112", "").await
 }
 
-/// With this range of IPv6.
-async fn controller_of(cluster: &Cluster, range: &str) -> Cloud {
+/// With this range of IPv6, and more in `[kubernetes]`.
+async fn controller_of(cluster: &Cluster, range: &str, more: &str) -> Cloud {
     let cloud = Cloud::with(&format!(
         "cluster_ranges = [\"10.77.0.0/20\", \"{range}\"]\nv4_prefix = 28\nv6_prefix = 124\n[kubernetes]\nkubeconfig = {:?}\n\
-         lease_seconds = 3\n",
+         lease_seconds = 3\n{more}\n",
         *CONTROLLER
     ))
     .await;
@@ -223,6 +224,38 @@ fn back() {
     });
 }
 
+fn unlabelled() {
+    run(async {
+        for trusted in [true, false] {
+            let cluster = clean().await;
+            let cloud = controller_of(&cluster, "fd77::/112", &format!("trust_node_labels = {trusted}")).await;
+            cloud.node("edge", "edge-1").await;
+            let label = async |value: Value| {
+                let patch = json!({"fabedge/edge-community": value});
+                cloud.operator(Method::PATCH, "/v1/nodes/edge-1/labels", Some(patch)).await
+            };
+            let (code, info) = label(json!("alpha")).await;
+            assert_eq!((code, &info["communities"]), (200, &json!(["alpha"])));
+            PLANE
+                .apply_text(
+                    "apiVersion: v1\nkind: Node\nmetadata:\n  name: edge-1\n  labels: {node-role.kubernetes.io/edge: \"\"}\n",
+                )
+                .unwrap();
+            let refused = until("the Node object to be seen", async || {
+                let answer = label(json!("alpha")).await;
+                (answer.0 != 200).then_some(answer)
+            })
+            .await;
+            assert_eq!(kind(&refused), (409, "labelled-elsewhere"));
+            let said = detail(&refused);
+            assert!(said.contains("kubectl label") == trusted && said.contains("in a Community"), "{said}");
+            let (code, info) = label(Value::Null).await;
+            assert_eq!((code, &info["communities"]), (200, &json!([])), "{info}");
+            cloud.server.stop().await;
+        }
+    });
+}
+
 fn trust() {
     run(async {
         let cluster = clean().await;
@@ -269,7 +302,7 @@ fn all_or_none() {
     run(async {
         let cluster = clean().await;
         // One IPv6 segment, which the node gets when it joins.
-        let cloud = controller_of(&cluster, "fd77::/124").await;
+        let cloud = controller_of(&cluster, "fd77::/124", "").await;
         let node = cloud.node("edge", "edge-1").await;
         // Of two claims one succeeded, and the other was taken by somebody else.
         let (other, ..) = loaded(&cluster).await;
