@@ -34,6 +34,8 @@ const COMPARE: Duration = Duration::from_secs(5);
 const AT_ONCE: usize = 8;
 /// Missing members that are named.
 const NAMED: usize = 20;
+/// Type of a community's condition.
+const COMPLETE: &str = "Complete";
 /// Objects in one page.
 const PAGE: u32 = 500;
 
@@ -258,13 +260,22 @@ impl Shown {
                     "communities": status.communities, "addresses": status.addresses, "segments": status.segments,
                     "certificateUntil": status.certificate_until,
                 });
-                known.nodes.insert(name, Written { digest: digest(&rows), at });
+                known.nodes.insert(name, Written { digest: digest(&rows), at, complete: None });
             }
             match page.metadata.continue_.filter(|token| !token.is_empty()) {
                 Some(token) => params.continue_token = Some(token),
-                None => return Ok(known),
+                None => break,
             }
         }
+        // Never many.
+        let communities = self.communities.list(&ListParams::default()).await;
+        for object in communities.map_err(|e| explain("communities.edge-cni.io", &e))? {
+            let (Some(name), Some(status)) = (object.metadata.name, object.status) else { continue };
+            let shown = json!({"listed": status.listed, "registered": status.registered, "missing": status.missing});
+            let complete = status.conditions.into_iter().find(|condition| condition.type_ == COMPLETE);
+            known.communities.insert(name, Written { digest: digest(&shown), at, complete });
+        }
+        Ok(known)
     }
 
     async fn compare(&self, known: &mut Known) {
@@ -279,18 +290,24 @@ impl Shown {
                 .nodes()
                 .map(|record| (record.name.clone(), self.rows(&view, record)))
                 .filter(|(name, rows)| {
-                    let came = view.came(&Key::Node(name.clone()));
-                    !known.nodes.get(name).is_some_and(|written| written.shows(rows, came))
+                    let written =
+                        known.nodes.get(name).filter(|written| written.is_of(view.came(&Key::Node(name.clone()))));
+                    written.is_none_or(|written| written.digest != digest(rows))
                 })
                 .collect();
-            let communities: Vec<(String, Value)> = view
+            let now = self.app.registry.clock.now();
+            let communities: Vec<(String, Value, Condition)> = view
                 .state()
                 .listed_communities()
                 .filter_map(|community| {
                     let (name, shown) = (community_object_name(&community.name), listed(&view, community));
                     let came = view.came(&Key::Community(community.name.clone()));
-                    let written = known.communities.get(&name).is_some_and(|written| written.shows(&shown, came));
-                    (!written).then_some((name, shown))
+                    let written = known.communities.get(&name).filter(|written| written.is_of(came));
+                    if written.is_some_and(|written| written.digest == digest(&shown)) {
+                        return None;
+                    }
+                    let complete = complete(&shown, written.and_then(|written| written.complete.as_ref()), now);
+                    Some((name, shown, complete))
                 })
                 .collect();
             (view.revision(), nodes, communities)
@@ -301,12 +318,12 @@ impl Shown {
         let mut done = written.len();
         for name in written {
             if let Some(digest) = digests.get(&name) {
-                known.nodes.insert(name, Written { digest: *digest, at: revision });
+                known.nodes.insert(name, Written { digest: *digest, at: revision, complete: None });
             }
         }
-        for (name, shown) in communities {
+        for (name, shown, complete) in communities {
             let mut status = shown.clone();
-            status["conditions"] = complete(&shown, self.app.registry.clock.now());
+            status["conditions"] = json!([complete]);
             let patch = Patch::Merge(json!({"status": status}));
             let params = PatchParams::default();
             match tokio::time::timeout(REQUEST, self.communities.patch_status(&name, &params, &patch)).await {
@@ -314,7 +331,8 @@ impl Shown {
                     self.app.obstacles.fails_aside("statuses", explain("communities.edge-cni.io", &error));
                 }
                 Ok(_) => {
-                    known.communities.insert(name, Written { digest: digest(&shown), at: revision });
+                    let written = Written { digest: digest(&shown), at: revision, complete: Some(complete) };
+                    known.communities.insert(name, written);
                     done += 1;
                 }
                 Err(_) => {}
@@ -415,12 +433,14 @@ struct Written {
     digest: u64,
     /// Revision of the rows when that was read or written.
     at: u64,
+    /// A community's condition.
+    complete: Option<Condition>,
 }
 
 impl Written {
-    /// Whether the object shows this. One that has come since then is another one under the same name, and shows nothing.
-    fn shows(&self, shown: &Value, came: u64) -> bool {
-        self.digest == digest(shown) && came <= self.at
+    /// Whether that is of what came at this revision. What has come since then is another object under the same name, and shows nothing.
+    fn is_of(&self, came: u64) -> bool {
+        came <= self.at
     }
 }
 
@@ -434,16 +454,19 @@ fn listed(view: &View<'_>, community: &CommunityRecord) -> Value {
     })
 }
 
-fn complete(shown: &Value, now: i64) -> Value {
+/// The condition that follows from what is shown. Its time stays until its status changes.
+fn complete(shown: &Value, before: Option<&Condition>, now: i64) -> Condition {
     let complete = shown["listed"] == shown["registered"];
-    json!([Condition {
-        type_: "Complete".into(),
-        status: if complete { "True" } else { "False" }.into(),
+    let status = if complete { "True" } else { "False" };
+    let since = before.filter(|before| before.status == status).map(|before| before.last_transition_time.clone());
+    Condition {
+        type_: COMPLETE.into(),
+        status: status.into(),
         reason: if complete { "AllRegistered" } else { "SomeNotRegistered" }.into(),
         message: format!("{} of {} members are registered edges", shown["registered"], shown["listed"]),
-        last_transition_time: Time(Timestamp::from_second(now).unwrap_or_default()),
+        last_transition_time: since.unwrap_or_else(|| Time(Timestamp::from_second(now).unwrap_or_default())),
         observed_generation: None,
-    }])
+    }
 }
 
 fn digest(value: &Value) -> u64 {

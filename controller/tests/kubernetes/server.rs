@@ -1,7 +1,7 @@
 //! The whole controller in the cluster, with the rights that are shipped, and nodes that connect.
 
 use edge_controller::kubernetes::authority;
-use edge_controller::kubernetes::resources::EdgeNode;
+use edge_controller::kubernetes::resources::{Community, EdgeNode};
 use edge_controller::segments::Row;
 use edge_controller::state::Change;
 use hyper::Method;
@@ -23,6 +23,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("two_replicas_serve_one_node_with_one_authority", two),
     ("the_trusted_certificates_are_published_follow_a_rollover_and_are_put_back", trust),
     ("an_object_that_is_made_anew_as_it_was_shows_its_status_again", anew),
+    ("a_condition_keeps_its_time_until_its_status_changes_whoever_leads", transition),
     ("communities_are_listed_by_command_as_by_kubectl", communities),
     ("an_application_that_cannot_be_completed_any_more_leaves_nothing", all_or_none),
     ("a_node_that_joins_before_its_deregistration_is_complete_keeps_what_it_is_given", half_left),
@@ -159,6 +160,55 @@ fn anew() {
         status(&cluster, "edge-1", "the new node's status", segments).await;
         drop(node);
         cloud.server.stop().await;
+    });
+}
+
+fn transition() {
+    run(async {
+        let cluster = clean().await;
+        let first = controller(&cluster).await;
+        let shown = async |community: &str, listed: i32| {
+            let communities: Api<Community> = Api::all(cluster.client.clone());
+            let status = until("the community's status", async || {
+                communities.get(community).await.unwrap().status.filter(|status| status.listed == listed)
+            })
+            .await;
+            let condition = &status.conditions[0];
+            (condition.status.clone(), condition.last_transition_time.0.as_second())
+        };
+        let list = async |cloud: &Cloud, community: &str, members: &[&str]| {
+            let members = Some(json!({"members": members}));
+            let path = format!("/v1/communities/{community}");
+            assert_eq!(cloud.operator(Method::PUT, &path, members).await.0, 204);
+        };
+        list(&first, "alpha", &["later"]).await;
+        assert_eq!(shown("alpha", 1).await.0, "False");
+        first.server.stop().await;
+        // It has been so for long.
+        let patch = json!([{"op": "replace", "path": "/status/conditions/0/lastTransitionTime", "value": "2026-01-01T00:00:00Z"}]);
+        PLANE
+            .kubectl(&[
+                "patch",
+                "community",
+                "alpha",
+                "--subresource=status",
+                "--type=json",
+                "--patch",
+                &patch.to_string(),
+            ])
+            .unwrap();
+        let long_ago = shown("alpha", 1).await;
+        let second = controller(&cluster).await;
+        // All are compared before the last of them is written.
+        list(&second, "beta", &[]).await;
+        shown("beta", 0).await;
+        assert_eq!(shown("alpha", 1).await, long_ago, "another one leads, and nothing else happened");
+        list(&second, "alpha", &["later", "still-later"]).await;
+        assert_eq!(shown("alpha", 2).await, long_ago, "something changed, and it is as incomplete as before");
+        list(&second, "alpha", &[]).await;
+        let (status, since) = shown("alpha", 0).await;
+        assert!(status == "True" && since > long_ago.1, "{status} since {since}");
+        second.server.stop().await;
     });
 }
 
