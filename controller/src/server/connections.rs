@@ -3,7 +3,7 @@
 use std::convert::Infallible;
 use std::net::IpAddr;
 use std::sync::{Arc, LazyLock};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use axum::Router;
 use http_body_util::BodyExt;
@@ -14,19 +14,15 @@ use hyper_util::server::conn::auto::Builder;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tower::ServiceExt;
 
+use super::places::{CONNECTIONS, Places};
 use super::tls::Tls;
 use crate::api::caller::{Caller, Identity};
 
-/// Connections at once; 10,000 nodes have one each.
-const CONNECTIONS: usize = 20_000;
-/// Connections at once that have shown no node's certificate: still in their handshake, or joining.
-const STRANGERS: usize = 1024;
 /// Time for a TLS handshake.
 const HANDSHAKE: Duration = Duration::from_secs(10);
 /// Time for the head of a request.
@@ -72,10 +68,10 @@ pub(super) async fn serve_nodes(
     listener: TcpListener,
     tls: Tls,
     router: Router,
+    places: Arc<Places>,
     closing: CancellationToken,
     open: Open,
 ) {
-    let (all, strangers) = (Arc::new(Semaphore::new(CONNECTIONS)), Arc::new(Semaphore::new(STRANGERS)));
     loop {
         let accepted = tokio::select! {
             () = closing.cancelled() => return,
@@ -90,7 +86,7 @@ pub(super) async fn serve_nodes(
                 continue;
             }
         };
-        let (Ok(place), Ok(stranger)) = (all.clone().try_acquire_owned(), strangers.clone().try_acquire_owned()) else {
+        let Some((mut place, displaced)) = places.take(from.ip(), Instant::now()) else {
             tracing::warn!(%from, "refused: too many connections");
             continue;
         };
@@ -100,21 +96,26 @@ pub(super) async fn serve_nodes(
             let handshake = Box::pin(tokio::time::timeout(HANDSHAKE, accept(stream, tls)));
             let handshake = tokio::select! {
                 () = stopping.cancelled() => return,
+                () = displaced.cancelled() => return,
                 handshake = handshake => handshake,
             };
             match handshake {
                 Ok(Ok((stream, identity, authority))) => {
-                    let known = matches!(identity, Identity::Node(_));
-                    let stranger = (!known).then_some(stranger);
                     let caller = Caller { connection: authority, ..caller(identity, Some(from.ip().to_canonical())) };
                     let connection = caller.connection.clone();
-                    let served = serve(stream, caller, router, stopping);
-                    if known {
-                        served.await;
-                    } else if Box::pin(tokio::time::timeout(STRANGER_LIFETIME, served)).await.is_err() {
+                    if let Identity::Node(certificate) = &caller.identity {
+                        place.is_of(certificate, &connection);
+                        drop(displaced);
+                        serve(stream, caller, router, stopping).await;
+                    } else {
+                        let served = serve(stream, caller, router, stopping);
+                        let served = Box::pin(tokio::time::timeout(STRANGER_LIFETIME, served));
+                        tokio::select! {
+                            _ = served => {}
+                            () = displaced.cancelled() => {}
+                        }
                         connection.cancel();
                     }
-                    drop(stranger);
                 }
                 Ok(Err(error)) => tracing::info!(%from, "TLS handshake failed: {error}"),
                 Err(_) => tracing::info!(%from, "TLS handshake not done within {} s", HANDSHAKE.as_secs()),

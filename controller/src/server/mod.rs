@@ -4,6 +4,7 @@
 //! - [`kept`]: store and authorities, wherever they are kept.
 //! - [`cluster`]: what runs beside it where there is Kubernetes.
 //! - [`connections`]: serving HTTP on one connection, within bounds.
+//! - [`places`]: how many of them there may be, and who makes room.
 //! - [`admin`]: the operator's socket.
 //! - [`observe`]: health and metrics.
 
@@ -13,6 +14,7 @@ mod connections;
 mod kept;
 mod listen;
 mod observe;
+mod places;
 mod tls;
 
 use std::net::SocketAddr;
@@ -38,6 +40,7 @@ use crate::registry::Registry;
 use crate::settings::{Live, Reader, check_held};
 use connections::Open;
 pub(crate) use kept::Kept;
+use places::Places;
 
 /// Time that open requests have to end when the server stops.
 const GRACE: Duration = Duration::from_secs(7);
@@ -114,9 +117,10 @@ impl Server {
         app.health.watch("server-certificate-renewal", &renewal.abort_handle());
         let authorities = tasks.spawn(follow_authorities(app.clone()));
         app.health.watch("authorities", &authorities.abort_handle());
+        let places = Places::new();
         for listener in listeners {
-            let (tls, router) = (server.clone(), router.clone());
-            let serving = connections::serve_nodes(listener, tls, router, closing.clone(), open.clone());
+            let (tls, router, places) = (server.clone(), router.clone(), places.clone());
+            let serving = connections::serve_nodes(listener, tls, router, places, closing.clone(), open.clone());
             app.health.watch("node-listener", &listening.spawn(serving).abort_handle());
         }
         if let Some(client) = &client {

@@ -12,6 +12,7 @@ mod changes;
 mod clocks;
 mod join;
 mod observe;
+mod places;
 mod program;
 mod reload;
 mod rollover;

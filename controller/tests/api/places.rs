@@ -1,0 +1,53 @@
+//! Who takes more connections than others does so at their own cost.
+
+use std::net::Ipv4Addr;
+
+use crate::harness::{Cloud, Connection};
+use hyper::Method;
+use tokio::io::AsyncReadExt;
+use tokio::net::{TcpSocket, TcpStream};
+
+/// Connections that may be open at once without having shown a node's certificate.
+const STRANGERS: usize = 1024;
+/// Connections that one node may have.
+const OF_ONE_NODE: usize = 8;
+
+async fn silent(cloud: &Cloud) -> TcpStream {
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.bind((Ipv4Addr::new(127, 0, 0, 2), 0).into()).unwrap();
+    socket.connect(cloud.address()).await.unwrap()
+}
+
+#[tokio::test]
+async fn a_host_that_takes_all_places_of_strangers_keeps_no_node_of_another_out() {
+    let cloud = Cloud::start().await;
+    let node = cloud.node("edge", "edge-1").await;
+    let mut silent_ones = Vec::new();
+    for _ in 0..STRANGERS {
+        silent_ones.push(silent(&cloud).await);
+    }
+    // Connections are accepted in their order: all of the above have their places.
+    assert_eq!(node.ask(Method::GET, "/view", None).await.0, 200);
+    let ended = silent_ones[0].read(&mut [0]).await;
+    assert!(matches!(ended, Ok(0) | Err(_)), "the oldest of that host made room");
+    let mut nobody = Connection::open(&cloud, None).await.unwrap();
+    assert_eq!(nobody.ask(Method::GET, "/v1/nodes", None).await.0, 401, "who joins has a place too");
+}
+
+#[tokio::test]
+async fn a_node_with_too_many_connections_loses_its_oldest_and_no_other_node_loses_any() {
+    let cloud = Cloud::start().await;
+    let (greedy, other) = (cloud.node("edge", "edge-1").await, cloud.node("edge", "edge-2").await);
+    let mut of_other = other.connect().await.unwrap();
+    let mut oldest = greedy.watch().await;
+    oldest.view().await;
+    let mut newer = Vec::new();
+    for _ in 0..OF_ONE_NODE {
+        newer.push(greedy.connect().await.unwrap());
+    }
+    oldest.ended().await;
+    for connection in &mut newer {
+        assert_eq!(connection.ask(Method::GET, "/v1/nodes/edge-1/view", None).await.0, 200);
+    }
+    assert_eq!(of_other.ask(Method::GET, "/v1/nodes/edge-2/view", None).await.0, 200);
+}
