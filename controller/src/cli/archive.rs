@@ -5,7 +5,7 @@ use std::io::{self, BufReader, BufWriter, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, ensure};
+use anyhow::{Context, bail, ensure};
 
 use super::client::Client;
 use crate::archive::{self, Archive};
@@ -30,7 +30,7 @@ pub(super) async fn backup(client: &Client, file: &Path) -> anyhow::Result<()> {
 
 /// Writes what the store of a server that does not run holds.
 pub(super) async fn export(config: &Config, file: &Path) -> anyhow::Result<()> {
-    if config.kubernetes.as_ref().is_none_or(|kubernetes| !kubernetes.store) {
+    if !is_at_the_api_server(config) {
         let store = config.state_dir.join(embedded::FILE);
         ensure!(store.exists(), "there is no store {}; is state_dir right?", store.display());
     }
@@ -70,6 +70,13 @@ pub(super) async fn import(config: &Config, file: &Path) -> anyhow::Result<()> {
 
 /// Puts an archive in place of the state directory.
 pub(super) async fn restore(config: &Config, file: &Path, replace: bool) -> anyhow::Result<()> {
+    if is_at_the_api_server(config) {
+        bail!(
+            "nothing is restored: the store of this configuration is at the Kubernetes API server, not in {}; bring the archive \
+             there with `edge-controller import`",
+            config.state_dir.display()
+        );
+    }
     let archive = read(file)?;
     let summary = archive.summary();
     let former = archive::restore(archive, &config.state_dir, replace, &Clock::system()).await?;
@@ -78,6 +85,11 @@ pub(super) async fn restore(config: &Config, file: &Path, replace: bool) -> anyh
         eprintln!("the former content is in {}; remove it when it is not needed any more", former.display());
     }
     Ok(())
+}
+
+/// Whether it is not in the state directory that rows are kept.
+fn is_at_the_api_server(config: &Config) -> bool {
+    config.kubernetes.as_ref().is_some_and(|kubernetes| kubernetes.store)
 }
 
 fn read(file: &Path) -> anyhow::Result<Archive> {

@@ -124,6 +124,25 @@ async fn nothing_is_restored_over_a_running_server_or_over_what_is_there_unless_
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn nothing_is_restored_where_the_store_is_not_in_the_state_directory() {
+    let site = Site::start().await;
+    let file = site.program.path("backup");
+    done(&site.program, &["backup", file.to_str().unwrap()]);
+    let restore = |other: &Program| {
+        let config = other.path("c.toml");
+        ["restore", file.to_str().unwrap(), "--replace", "--config", config.to_str().unwrap()].map(str::to_owned)
+    };
+    let segments = "cluster_ranges = [\"10.77.0.0/16\"]\n[kubernetes]\n";
+    let other = Program::with(segments);
+    let said = refused(&other, &restore(&other).each_ref().map(String::as_str));
+    assert!(said.contains("at the Kubernetes API server") && said.contains("edge-controller import"), "{said}");
+    assert!(!exists(&other.path("state")));
+    let other = Program::with(&format!("{segments}store = false\n"));
+    done(&other, &restore(&other).each_ref().map(String::as_str));
+    assert!(exists(&other.path("state/controller.redb")));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn files_that_are_cut_altered_or_newer_change_nothing() {
     let site = Site::start().await;
     let file = site.program.path("backup");
