@@ -42,10 +42,7 @@ pub(crate) fn measure(mut size: Size, report: &mut Report, [grant, start]: [bool
     }
     let plane = match ControlPlane::start_with("bench", Options { storage: Storage::Disk, ..Options::default() }) {
         Ok(plane) => plane,
-        Err(error) => {
-            println!("kubernetes           not measured: {error:#}");
-            return;
-        }
+        Err(error) => return report.not_measured("kubernetes", &error),
     };
     for manifests in ["kubernetes/10-rbac.yaml", "crds"] {
         plane.apply(&Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy").join(manifests)).expect("the manifests");

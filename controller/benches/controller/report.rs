@@ -6,7 +6,11 @@ use std::process::ExitCode;
 use serde_json::{Value, json};
 
 #[derive(Default)]
-pub(crate) struct Report(Vec<Value>);
+pub(crate) struct Report {
+    results: Vec<Value>,
+    /// Whether a goal was missed, or something was not measured.
+    failed: bool,
+}
 
 /// What must hold.
 #[derive(Clone, Copy)]
@@ -30,7 +34,8 @@ impl Report {
         println!(
             "{case:<20} {ours:>8.1} {unit}; {name}: {reference:.1} {unit}; ratio {ratio:.2}; goal ({goal_of} {goal}) {verdict}"
         );
-        self.0.push(json!({
+        self.failed |= !met;
+        self.results.push(json!({
             "case": case,
             "unit": unit,
             "ours": ours,
@@ -42,20 +47,39 @@ impl Report {
         }));
     }
 
-    /// Writes `target/bench/controller.json`.
-    pub(crate) fn write(self) -> ExitCode {
-        let folder = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../target/bench"));
-        let results = json!({ "name": "controller", "results": self.0 });
-        let written = std::fs::create_dir_all(folder)
-            .and_then(|()| std::fs::write(folder.join("controller.json"), format!("{results:#}\n")));
-        match written {
-            Ok(()) => ExitCode::SUCCESS,
-            Err(error) => {
-                eprintln!("cannot write {}: {error}", folder.join("controller.json").display());
-                ExitCode::FAILURE
-            }
-        }
+    /// Says that what was asked for could not be measured.
+    pub(crate) fn not_measured(&mut self, what: &str, why: &anyhow::Error) {
+        println!("{what:<20} not measured: {why:#}");
+        self.failed = true;
     }
+
+    /// Writes `target/bench/controller.json`. Fails where a goal was missed or something was not measured.
+    pub(crate) fn write(self) -> ExitCode {
+        let file = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../target/bench/controller.json"));
+        if let Err(error) = write(file, self.results) {
+            eprintln!("cannot bring {} up to date: {error}", file.display());
+            return ExitCode::FAILURE;
+        }
+        if self.failed { ExitCode::FAILURE } else { ExitCode::SUCCESS }
+    }
+}
+
+/// Cases that were not measured this time keep the results that they had.
+fn write(file: &Path, results: Vec<Value>) -> std::io::Result<()> {
+    let mut all: Vec<Value> = match std::fs::read(file) {
+        Ok(before) => {
+            let mut before: Value = serde_json::from_slice(&before)?;
+            serde_json::from_value(before["results"].take())?
+        }
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Vec::new(),
+        Err(error) => return Err(error),
+    };
+    all.retain(|before| results.iter().all(|result| result["case"] != before["case"]));
+    all.extend(results);
+    if let Some(folder) = file.parent() {
+        std::fs::create_dir_all(folder)?;
+    }
+    std::fs::write(file, format!("{:#}\n", json!({ "name": "controller", "results": all })))
 }
 
 /// The value below which this part of all values lies.
