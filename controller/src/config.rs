@@ -408,4 +408,12 @@ mod tests {
         let example = section.split("```toml").nth(1).and_then(|rest| rest.split("```").next()).expect("an example");
         load(example).unwrap();
     }
+
+    #[test]
+    fn the_manifests_configuration_is_accepted() {
+        let manifest = include_str!("../../deploy/kubernetes/20-controller.yaml");
+        let (_, rest) = manifest.split_once("\n  controller.toml: |\n").expect("a ConfigMap with the file");
+        let lines = rest.lines().map_while(|line| if line.is_empty() { Some("") } else { line.strip_prefix("    ") });
+        load(&lines.collect::<Vec<_>>().join("\n")).unwrap();
+    }
 }

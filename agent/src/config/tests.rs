@@ -139,3 +139,17 @@ fn the_documented_example_is_accepted_and_says_the_defaults() {
     assert_eq!(config.controller.unwrap().spare, default_spare());
     assert_eq!(config.peers.len(), 2);
 }
+
+#[test]
+fn the_manifests_configurations_are_accepted() {
+    for manifest in [
+        include_str!("../../../deploy/kubernetes/30-hub.yaml"),
+        include_str!("../../../deploy/kubernetes/40-cloud.yaml"),
+        include_str!("../../../deploy/kubernetes/50-edge.yaml"),
+    ] {
+        let (_, rest) = manifest.split_once("\n  agent.toml: |\n").expect("a ConfigMap with the file");
+        let lines = rest.lines().map_while(|line| if line.is_empty() { Some("") } else { line.strip_prefix("    ") });
+        let config = parse(&lines.collect::<Vec<_>>().join("\n")).unwrap();
+        assert!(config.controller.is_some(), "all of it was read");
+    }
+}
