@@ -23,7 +23,7 @@ use super::events::{About, Events};
 use super::follow::{Metadata, News, follow};
 use super::selector::EdgeSelector;
 use crate::registry::Registry;
-use crate::state::{Change, NodeObject, PublicAddress, State};
+use crate::state::{Change, NodeObject, NodeRecord, PublicAddress, State};
 
 /// Annotation with the addresses at which a node is reached from outside, where it does not know them itself.
 pub const ADDRESSES: &str = "edge-cni.io/public-addresses";
@@ -186,9 +186,9 @@ impl NodeWatch {
             });
             facts.filter(|(name, object)| differs(view.state(), name, object)).collect()
         };
-        let registry = &self.registry;
+        let watch = &*self;
         let failed: Vec<NodeName> = stream::iter(differing)
-            .map(|(name, object)| async move { (!record(registry, &name, object).await).then_some(name) })
+            .map(|(name, object)| async move { (!watch.record(&name, object).await).then_some(name) })
             .buffer_unordered(AT_ONCE)
             .filter_map(std::future::ready)
             .collect()
@@ -219,9 +219,7 @@ impl NodeWatch {
         match self.registry.change(plan).await {
             Ok(released) => {
                 if let Some(segments) = released {
-                    tracing::info!(node = %name, segments, "deregistered: its Node object was deleted");
-                    let note = "its Node object was deleted; its certificate is refused from now on".to_owned();
-                    self.events.normal(About::EdgeNode, name.as_str(), "Deregistered", note);
+                    self.deregistered(name, segments, "its Node object was deleted");
                 }
                 true
             }
@@ -231,38 +229,55 @@ impl NodeWatch {
             }
         }
     }
+
+    /// Puts what a Node says into the record of the node of its name.
+    async fn record(&self, name: &NodeName, object: NodeObject) -> bool {
+        let (node, clock) = (name.clone(), self.registry.clock.clone());
+        let plan = move |state: &mut State| {
+            let Some(record) = state.node(&node).filter(|_| differs(state, &node, &object)) else {
+                return Ok((None, Vec::new()));
+            };
+            if record.object.as_ref().is_some_and(|before| before.uid != object.uid) {
+                let (rows, changes) = state.deregistration(&node, clock.now()).unwrap_or_default();
+                return Ok((Some(Recorded::Deregistered(rows.len())), changes));
+            }
+            let record = NodeRecord { object: Some(object.clone()), ..record.clone() };
+            Ok((Some(Recorded::Changed), vec![Change::PutNode(record)]))
+        };
+        match self.registry.change(plan).await {
+            Ok(None) => true,
+            Ok(Some(Recorded::Changed)) => {
+                tracing::info!(node = %name, "its Node object changed");
+                true
+            }
+            Ok(Some(Recorded::Deregistered(segments))) => {
+                self.deregistered(name, segments, "its Node object was deleted, and another one has its name");
+                true
+            }
+            Err(error) => {
+                tracing::warn!(node = %name, %error, "what its Node object says is not recorded yet");
+                false
+            }
+        }
+    }
+
+    /// Tells of it.
+    fn deregistered(&self, name: &NodeName, segments: usize, why: &str) {
+        tracing::info!(node = %name, segments, "deregistered: {why}");
+        let note = format!("{why}; its certificate is refused from now on");
+        self.events.normal(About::EdgeNode, name.as_str(), "Deregistered", note);
+    }
+}
+
+/// What became of a record.
+enum Recorded {
+    Changed,
+    /// With so many segments.
+    Deregistered(usize),
 }
 
 fn differs(state: &State, name: &NodeName, object: &NodeObject) -> bool {
     state.node(name).is_some_and(|record| record.object.as_ref() != Some(object))
-}
-
-/// Puts what a Node says into the record of the node of its name.
-async fn record(registry: &Registry, name: &NodeName, object: NodeObject) -> bool {
-    let (node, clock) = (name.clone(), registry.clock.clone());
-    let plan = move |state: &mut State| {
-        let Some(record) = state.node(&node).filter(|_| differs(state, &node, &object)) else {
-            return Ok((None, Vec::new()));
-        };
-        if record.object.as_ref().is_some_and(|before| before.uid != object.uid) {
-            let (_, changes) = state.deregistration(&node, clock.now()).unwrap_or_default();
-            return Ok((Some("deregistered: its Node object was deleted, and another one has its name"), changes));
-        }
-        let record = crate::state::NodeRecord { object: Some(object.clone()), ..record.clone() };
-        Ok((Some("its Node object changed"), vec![Change::PutNode(record)]))
-    };
-    match registry.change(plan).await {
-        Ok(done) => {
-            if let Some(done) = done {
-                tracing::info!(node = %name, "{done}");
-            }
-            true
-        }
-        Err(error) => {
-            tracing::warn!(node = %name, %error, "what its Node object says is not recorded yet");
-            false
-        }
-    }
 }
 
 fn name_of(metadata: &ObjectMeta) -> Option<NodeName> {

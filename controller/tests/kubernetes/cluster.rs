@@ -121,8 +121,8 @@ impl Cluster {
     /// Has a replica look at Nodes.
     pub(crate) fn watch_nodes(&self, replica: &Grants) -> Watching {
         let selector = EdgeSelector::default();
-        let watch =
-            NodeWatch::new(&self.client, replica.registry.clone(), selector, self.obstacles.clone(), Events::default());
+        let events = Events::start(&self.client, "test", self.obstacles.clone());
+        let watch = NodeWatch::new(&self.client, replica.registry.clone(), selector, self.obstacles.clone(), events);
         Watching(tokio::spawn(watch.run()))
     }
 

@@ -4,8 +4,9 @@ use edge_types::name::COMMUNITY_LABEL;
 use futures_util::{StreamExt, stream};
 use interop_tests::kube::suite::Test;
 use k8s_openapi::api::core::v1::Node;
+use k8s_openapi::api::events::v1::Event;
 use kube::Api;
-use kube::api::{ObjectMeta, PostParams};
+use kube::api::{ListParams, ObjectMeta, PostParams};
 
 use crate::behaviour::{Grants, name, until};
 use crate::cluster::{PLANE, as_user, clean, run};
@@ -158,6 +159,18 @@ fn anew() {
         make("a", "");
         let _watching = cluster.watch_nodes(&replica);
         gone(&replica, "a").await;
+        let events: Api<Event> = Api::namespaced(as_user(PLANE.kubeconfig()).await.client, "default");
+        until("the event of the deregistration", async || {
+            let all = events.list(&ListParams::default()).await.unwrap();
+            let told = |event: &Event| {
+                let regarding = event.regarding.clone().unwrap_or_default();
+                event.reason.as_deref() == Some("Deregistered")
+                    && (regarding.kind.as_deref(), regarding.name.as_deref()) == (Some("EdgeNode"), Some("a"))
+                    && event.note.as_ref().is_some_and(|note| note.contains("another one has its name"))
+            };
+            all.iter().any(told).then_some(())
+        })
+        .await;
         replica.register("a").await;
         assert_ne!(seen(&replica, "a").await, first);
     });
