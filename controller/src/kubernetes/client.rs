@@ -45,6 +45,11 @@ pub fn explain(what: &str, error: &kube::Error) -> String {
             "the API server does not know {what} ({}): run kubectl apply -f {DEFINITIONS}",
             status.message.trim()
         ),
+        kube::Error::Api(status) if lacks_namespace(status) => format!(
+            "the API server has no place for {what} ({}): run kubectl apply -f {RIGHTS}, which makes the namespace edge-cni, or make the one \
+             that is configured (`kubernetes.namespace`)",
+            status.message
+        ),
         kube::Error::Api(status) if status.is_forbidden() => format!(
             "the API server refuses {what}: {}; the controller's rights are in {RIGHTS}: run kubectl apply -f {RIGHTS}, and \
              check that it runs as the service account named there",
@@ -64,6 +69,11 @@ pub fn explain(what: &str, error: &kube::Error) -> String {
 /// Whether a 404 is about the kind and not about one object of it.
 pub fn lacks_kind(status: &kube::core::Status) -> bool {
     status.code == 404 && status.details.as_ref().is_none_or(|details| details.name.is_empty())
+}
+
+/// Whether a 404 is about the namespace of an object that was to be made.
+fn lacks_namespace(status: &kube::core::Status) -> bool {
+    status.code == 404 && status.details.as_ref().is_some_and(|details| details.kind == "namespaces")
 }
 
 /// Whether a 404 is about one object.
@@ -153,6 +163,18 @@ mod tests {
         let denied = Status::failure("segments.edge-cni.io is forbidden", "Forbidden").with_code(403);
         let said = explain("segments.edge-cni.io", &kube::Error::Api(denied.boxed()));
         assert!(said.contains("10-rbac.yaml"), "{said}");
+    }
+
+    #[test]
+    fn a_missing_namespace_is_told_with_the_manifest_that_brings_it() {
+        let missing = r#"{"code": 404, "reason": "NotFound", "message": "namespaces \"edge-cni\" not found",
+            "details": {"name": "edge-cni", "kind": "namespaces"}}"#;
+        let missing: Status = serde_json::from_str(missing).unwrap();
+        let said = explain("secrets", &kube::Error::Api(missing.boxed()));
+        assert!(
+            said.contains("namespaces \"edge-cni\" not found") && said.contains("deploy/kubernetes/10-rbac.yaml"),
+            "{said}"
+        );
     }
 
     #[test]
