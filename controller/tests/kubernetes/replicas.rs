@@ -243,9 +243,11 @@ fn later() {
             let error = refused.unwrap_err().to_string();
             assert!(error.contains("layout \"2\"") && error.contains("this release writes 1"), "{error}");
         }
-        // Nor does one grant that has been running since before.
+        // Nor does one grant or write anything that has been running since before.
         let error = replica.try_apply("a", "r").await.unwrap_err().to_string();
         assert!(error.contains("layout"), "{error}");
+        let error = replica.registry.change(|_| Ok(((), vec![Change::DeleteNode(name("a"))]))).await.unwrap_err();
+        assert!(error.to_string().contains("layout"), "{error}");
         layout(1);
         replica.apply("a", "r").await;
     });

@@ -40,6 +40,13 @@ struct Claim {
 }
 
 pub(super) async fn commit(inner: Arc<Inner>, batch: Vec<Vec<Change>>, now: Seconds) -> Committed {
+    // Claims are confirmed when they are made.
+    if batch.iter().flatten().any(|change| !matches!(change, Change::ClaimSegment(_)))
+        && let Err(error) = inner.settings.understood_since_now().await
+    {
+        let results = batch.iter().map(|_| Err(error.clone())).collect();
+        return Committed { revision: inner.objects().revision(), results };
+    }
     let mut results: Vec<(usize, Result<(), StoreError>)> = stream::iter(chains(&batch))
         .map(|chain| carry_out(&inner, &batch, chain))
         .buffer_unordered(AT_ONCE)

@@ -1,7 +1,6 @@
 //! What all replicas must agree on, in one ConfigMap: the sizes of segments in force, and the layout of all objects.
 //!
-//! A release that knows no later layout than its own neither grants nor starts where a later one has been: it would drop what it does not know from
-//! every object that it writes.
+//! A release neither starts nor writes where one with a later layout has been: it would drop what it does not know from every object that it writes.
 //!
 //! Segments of one size never overlap unless they are the same, and then the API server lets only one be created. Of two sizes they may. So
 //! only one pair of sizes is in force at any time: that which the ConfigMap holds. A replica writes its own there when it starts, and lists the
@@ -44,6 +43,7 @@ pub(super) struct Settings {
     api: Api<ConfigMap>,
     ours: SegmentPrefix,
     in_force: Turns<Verdict>,
+    layout: Turns<Result<(), StoreError>>,
 }
 
 /// What was noted by earlier runs.
@@ -59,7 +59,12 @@ type Verdict = Result<Result<(), String>, StoreError>;
 
 impl Settings {
     pub(super) fn new(client: &Client, namespace: &str, ours: SegmentPrefix) -> Self {
-        Self { api: Api::namespaced(client.clone(), namespace), ours, in_force: Turns::default() }
+        Self {
+            api: Api::namespaced(client.clone(), namespace),
+            ours,
+            in_force: Turns::default(),
+            layout: Turns::default(),
+        }
     }
 
     /// What was noted by earlier runs, for one who takes no part.
@@ -112,6 +117,11 @@ impl Settings {
             })
             .await?;
         Ok(version)
+    }
+
+    /// Fails where a later release has been, as read after this was called; those who ask at the same time share one reading.
+    pub(super) async fn understood_since_now(&self) -> Result<(), StoreError> {
+        self.layout.ask(async || self.noted().await.map(drop)).await
     }
 
     /// Whether our sizes are in force, as read after this was called; those who ask at the same time share one reading.
