@@ -4,12 +4,13 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use edge_controller::state::{Change, CommunityRecord};
 use edge_types::IpNetwork;
 use futures_util::future::join_all;
 use interop_tests::kube::suite::Test;
 use interop_tests::kube::{ControlPlane, Subject};
 
-use crate::behaviour::{Grants, assert_disjoint, loaded, name, until};
+use crate::behaviour::{Grants, assert_disjoint, commit, loaded, name, until};
 use crate::cluster::{PLANE, as_user, clean, controller, install, run};
 
 pub(crate) const TESTS: &[Test] = &[
@@ -66,14 +67,32 @@ fn away() {
 
 fn compacted() {
     run(async {
-        let cluster = clean().await;
+        let owner = clean().await;
+        let cluster = as_user(&controller("cut-off")).await;
         let replica = set_up(&cluster).await;
-        // While nobody watches, something comes, something goes, and history is forgotten.
+        PLANE.revoke("cut-off-custom").unwrap();
+        PLANE.revoke("cut-off-core").unwrap();
+        PLANE.wait_right(Subject::User("cut-off"), "watch", "edgenodes.edge-cni.io", false).unwrap();
+        PLANE.restart_api_server().unwrap();
+        until("nobody to watch", async || {
+            cluster.obstacles.all().filter(|told| told.contains("edgenodes.edge-cni.io"))
+        })
+        .await;
+        // Something comes, something goes, and history is forgotten.
         PLANE.kubectl(&["delete", "edgenode", "b", "--wait=false"]).unwrap();
+        let (other, ..) = loaded(&owner).await;
+        let seen = CommunityRecord { name: "seen".parse().unwrap(), members: [].into() };
+        commit(&other, vec![Change::PutCommunity(seen)]).await.unwrap();
         PLANE.forget_history().unwrap();
-        community(&replica, "alpha").await;
+        assert!(replica.registry.read().await.state().node(&name("b")).is_some());
+        controller("cut-off");
         until("the deletion to be known", async || {
             replica.registry.read().await.state().node(&name("b")).is_none().then_some(())
+        })
+        .await;
+        until("the community to be known", async || {
+            let view = replica.registry.read().await;
+            view.state().listed_communities().any(|community| community.name.as_str() == "seen").then_some(())
         })
         .await;
         assert_eq!(replica.registry.read().await.state().ledger().held_by(&name("a")).len(), 2);
