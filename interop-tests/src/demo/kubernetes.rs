@@ -47,7 +47,16 @@ impl Kubernetes {
 
     /// The controller's part of its configuration.
     pub(super) fn controller_config(&self) -> String {
-        format!("[kubernetes]\nkubeconfig = {:?}\nnamespace = \"edge-cni\"\nstore = true\n", self.kubeconfig)
+        format!(
+            "[kubernetes]\nkubeconfig = {:?}\nnamespace = \"edge-cni\"\nstore = true\nlease_seconds = 3\n",
+            self.kubeconfig
+        )
+    }
+
+    /// The replica that leads.
+    fn leader(&self) -> Result<String> {
+        let lease = ["get", "lease", "edge-cni-controller", "--namespace=edge-cni"];
+        self.plane.kubectl(&[&lease[..], &["--output=jsonpath={.spec.holderIdentity}"]].concat())
     }
 
     /// Sets or (`key-`) removes a node's label.
@@ -77,7 +86,7 @@ pub(super) fn run(lab: &Lab) -> Result<()> {
     strangers_stay_out(&world, &pods, "with communities from Node objects")?;
     joining_and_leaving(&world, &pods)?;
     what_kubectl_shows(&world, kubernetes)?;
-    two_replicas(&world, &pods)?;
+    two_replicas(&world, kubernetes, &pods)?;
     to_another_authority(&world, &pods)?;
     without_the_api_server(&world, kubernetes, &pods)?;
     a_node_that_is_deleted(&world, kubernetes, &pods)?;
@@ -128,7 +137,7 @@ fn what_kubectl_shows(world: &World, kubernetes: &Kubernetes) -> Result<()> {
 }
 
 /// Agents go from a replica that dies to another, and from one that stops, and no tunnel notices.
-fn two_replicas(world: &World, pods: &Pods) -> Result<()> {
+fn two_replicas(world: &World, kubernetes: &Kubernetes, pods: &Pods) -> Result<()> {
     let checks = &world.checks;
     checks.part("A second replica: the first is killed, then it is back and the second is stopped");
     world.start_replica()?;
@@ -150,10 +159,16 @@ fn two_replicas(world: &World, pods: &Pods) -> Result<()> {
             Ok(())
         })
     };
+    let first = kubernetes.leader()?;
     world.end("controller", Signal::KILL)?;
     follow("the first is killed, and all agents follow the second", REPLICA_PORT)?;
+    checks.comes_true("which leads when the lease of the first has run out", "*.controller.log", PATIENCE, || {
+        let now = kubernetes.leader()?;
+        ensure!(!now.is_empty() && now != first, "{now:?} leads");
+        Ok(())
+    })?;
     world.label("edge-b1", "fabedge/edge-community=alpha")?;
-    checks.comes_true("which tells a1 of a new member", "*.edge-agent.log", PATIENCE, || {
+    checks.comes_true("it tells a1 of a new member", "*.edge-agent.log", PATIENCE, || {
         ensure!(super::status::peer(&world.status("edge-a1")?, "edge-b1").is_some(), "it does not know b1");
         Ok(())
     })?;
