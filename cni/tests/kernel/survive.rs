@@ -2,7 +2,8 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::time::Instant;
+use std::process::Child;
+use std::time::{Duration, Instant};
 
 use crate::harness::Test;
 use crate::world::{World, addresses, answer, pings};
@@ -78,6 +79,35 @@ fn fifty_adds_at_once_get_fifty_addresses() {
     assert!(world.ports().is_empty() && world.leased().is_empty());
 }
 
+/// Moments at which to kill, spread over the time that a call takes. How long that is is learnt all the time: on a busy machine it changes.
+struct Moments {
+    whole: Duration,
+    number: u32,
+    killed: u32,
+}
+
+impl Moments {
+    const SPREAD: u32 = 20;
+
+    fn within(whole: Duration) -> Self {
+        Self { whole, number: 0, killed: 0 }
+    }
+
+    /// Kills when the next moment has come.
+    fn kill(&mut self, mut child: Child) {
+        // Not a wait for something to be done: it is what chooses the moment.
+        std::thread::sleep(self.whole * (self.number % Self::SPREAD) / Self::SPREAD);
+        self.number += 1;
+        let _ = child.kill();
+        if child.wait().unwrap().success() {
+            self.whole = self.whole * 9 / 10;
+        } else {
+            self.killed += 1;
+            self.whole = self.whole * 21 / 20;
+        }
+    }
+}
+
 fn an_add_killed_at_any_moment_is_cleaned_up_by_del() {
     let world = World::new(DUAL);
     let pod = world.pod();
@@ -85,26 +115,19 @@ fn an_add_killed_at_any_moment_is_cleaned_up_by_del() {
     world.del(&pod);
     let begun = Instant::now();
     world.add(&pod);
-    let whole = begun.elapsed();
+    let mut moments = Moments::within(begun.elapsed());
     world.del(&pod);
-    let (mut killed, mut attached) = (0, 0);
+    let mut attached = 0;
     const MOMENTS: u32 = 120;
     for moment in 0..MOMENTS {
-        let mut child = world.start_verb("ADD", &pod);
-        // Not a wait for something to be done: it is what chooses the moment of the kill.
-        std::thread::sleep(whole * moment / MOMENTS);
-        let _ = child.kill();
-        let done = child.wait().unwrap().success();
-        killed += u32::from(!done);
+        moments.kill(world.start_verb("ADD", &pod));
         attached += u32::from(!world.ports().is_empty());
         world.del(&pod);
         assert!(world.ports().is_empty(), "moment {moment}: {:?}", world.ports());
         assert!(world.leased().is_empty(), "moment {moment}: {:?}", world.leased());
     }
-    assert!(
-        killed > MOMENTS / 4 && attached > 0,
-        "{killed} killed, {attached} attached of {MOMENTS}: the moments were badly chosen"
-    );
+    let killed = moments.killed;
+    assert!(killed > MOMENTS / 4 && attached > 0, "{killed} killed, {attached} attached of {MOMENTS}: badly chosen");
     let other = world.pod();
     assert!(!world.add(&other).is_empty());
     assert!(pings(&other.netns, "10.77.3.1"));
@@ -159,22 +182,17 @@ fn a_del_killed_at_any_moment_can_be_repeated() {
     world.add(&pod);
     let begun = Instant::now();
     world.del(&pod);
-    let whole = begun.elapsed();
+    let mut moments = Moments::within(begun.elapsed());
     const MOMENTS: u32 = 60;
-    let mut killed = 0;
     for moment in 0..MOMENTS {
         let got = world.add(&pod);
-        let mut child = world.start_verb("DEL", &pod);
-        // As above: it chooses the moment.
-        std::thread::sleep(whole * moment / MOMENTS);
-        let _ = child.kill();
-        killed += u32::from(!child.wait().unwrap().success());
+        moments.kill(world.start_verb("DEL", &pod));
         // An address is free only once its pair is gone.
         assert!(!world.leased().is_empty() || world.ports().is_empty(), "moment {moment}: {got:?}");
         world.del(&pod);
         assert!(world.ports().is_empty() && world.leased().is_empty(), "moment {moment}");
     }
-    assert!(killed > MOMENTS / 4, "{killed} killed of {MOMENTS}: the moments were badly chosen");
+    assert!(moments.killed > MOMENTS / 4, "{} killed of {MOMENTS}: badly chosen", moments.killed);
 }
 
 fn kills_among_adds_at_once_cost_the_others_nothing() {
