@@ -254,8 +254,26 @@ pub struct SegmentInfo {
     pub state: SegmentState,
     /// When it was granted, seconds since 1970-01-01 UTC.
     pub granted_at: i64,
+    /// When it was released, seconds since 1970-01-01 UTC.
+    #[serde(default)]
+    pub released_at: Option<i64>,
     /// End of its quarantine, seconds since 1970-01-01 UTC.
     pub quarantined_until: Option<i64>,
+    /// Who held it before, the latest first; the oldest are forgotten.
+    #[serde(default)]
+    pub past: Vec<SegmentHolding>,
+}
+
+/// A grant of the past.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub struct SegmentHolding {
+    /// Who held it.
+    pub node: NodeName,
+    /// When it was granted, seconds since 1970-01-01 UTC.
+    pub granted_at: i64,
+    /// When it was released, seconds since 1970-01-01 UTC.
+    pub released_at: i64,
 }
 
 /// What may be done with a segment that has a row.

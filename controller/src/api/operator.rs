@@ -6,7 +6,8 @@ use axum::extract::{Path, State};
 use axum::http::StatusCode;
 use edge_types::NodeName;
 use edge_types::api::{
-    CommunityInfo, CommunityMembers, LabelsPatch, NodeInfo, SegmentInfo, TokenCreated, TokenInfo, TokenRequest,
+    CommunityInfo, CommunityMembers, LabelsPatch, NodeInfo, SegmentHolding, SegmentInfo, TokenCreated, TokenInfo,
+    TokenRequest,
 };
 
 use super::body::{Json, Node};
@@ -16,7 +17,7 @@ use crate::clock::Seconds;
 use crate::kubernetes::events::About;
 use crate::refusal::Refusal;
 use crate::registry::View;
-use crate::segments::Row;
+use crate::segments::{Holding, Row};
 use crate::state::{Change, CommunityRecord, NodeRecord};
 use crate::{tokens, views};
 
@@ -220,9 +221,20 @@ fn is_label_name(text: &str) -> bool {
 }
 
 fn segment_info(row: &Row, quarantine: i64, now: Seconds) -> SegmentInfo {
-    let quarantined_until = row.released_at.map(|at| at.saturating_add(quarantine));
-    let state = row.state(quarantine, now);
-    SegmentInfo { segment: row.network, node: row.node.clone(), state, granted_at: row.granted_at, quarantined_until }
+    let past = row.past.iter().map(|Holding { node, granted_at, released_at }| SegmentHolding {
+        node: node.clone(),
+        granted_at: *granted_at,
+        released_at: *released_at,
+    });
+    SegmentInfo {
+        segment: row.network,
+        node: row.node.clone(),
+        state: row.state(quarantine, now),
+        granted_at: row.granted_at,
+        released_at: row.released_at,
+        quarantined_until: row.released_at.map(|at| at.saturating_add(quarantine)),
+        past: past.collect(),
+    }
 }
 
 impl Context {

@@ -200,7 +200,7 @@ fn show_node(node: &NodeInfo) -> anyhow::Result<()> {
 
 fn show_segments(segments: &[SegmentInfo]) -> anyhow::Result<()> {
     print(
-        ["SEGMENT", "NODE", "STATE", "GRANTED"],
+        ["SEGMENT", "NODE", "STATE", "GRANTED", "BEFORE"],
         segments.iter().map(|row| {
             let state = match (row.state, row.quarantined_until) {
                 (SegmentState::Quarantined, Some(end)) => format!("quarantined until {}", rfc3339(end)),
@@ -208,7 +208,8 @@ fn show_segments(segments: &[SegmentInfo]) -> anyhow::Result<()> {
                 (SegmentState::Held, _) => "held".into(),
                 (SegmentState::Free, _) => "free".into(),
             };
-            [row.segment.to_string(), row.node.to_string(), state, rfc3339(row.granted_at)]
+            let before = row.past.first().map(|last| format!("{} until {}", last.node, rfc3339(last.released_at)));
+            [row.segment.to_string(), row.node.to_string(), state, rfc3339(row.granted_at), list(&before)]
         }),
     );
     Ok(())

@@ -163,7 +163,7 @@ enum NodeCommand {
 
 #[derive(Subcommand)]
 enum SegmentCommand {
-    /// List all segments that were ever granted: held, in quarantine, or free again.
+    /// List all segments that were ever granted: held, in quarantine, or free again, and who held them last before. With --json: all who did.
     #[command(visible_alias = "ls")]
     List,
 }

@@ -60,6 +60,15 @@ async fn limits_and_families_are_kept() {
 }
 
 #[tokio::test]
+async fn a_node_has_its_minimum_of_each_family_when_it_has_joined() {
+    let cloud = Cloud::with("cluster_ranges = [\"10.77.0.0/20\", \"fd77::/112\"]\nmin_per_node = 3").await;
+    let node = cloud.node("edge", "edge-1").await;
+    let segments = node.watch().await.view().await.segments;
+    assert_eq!(segments.iter().filter(|segment| segment.is_ipv4()).count(), 3, "{segments:?}");
+    assert_eq!(segments.len(), 6, "{segments:?}");
+}
+
+#[tokio::test]
 async fn segments_of_a_deregistered_node_wait_out_the_quarantine_and_then_that_very_one_is_granted() {
     let cloud = Cloud::with("cluster_ranges = [\"10.77.0.0/25\"]").await;
     let (mut one, _two) = (cloud.node("edge", "edge-1").await, cloud.node("edge", "edge-2").await);
@@ -76,4 +85,7 @@ async fn segments_of_a_deregistered_node_wait_out_the_quarantine_and_then_that_v
     assert_eq!(one.apply("r-1", &["ipv4"]).await, (200, json!({"segments": ["10.77.0.64/26"]})));
     let (_, rows) = cloud.operator(Method::GET, "/v1/segments", None).await;
     assert_eq!((&rows[1]["node"], &rows[1]["state"]), (&json!("edge-1"), &json!("held")));
+    let past = &rows[1]["past"][0];
+    assert_eq!((&past["node"], &past["released_at"]), (&json!("edge-2"), &released[0]["released_at"]), "{rows}");
+    assert!(past["granted_at"].as_i64() <= past["released_at"].as_i64() && rows[1]["released_at"].is_null());
 }
