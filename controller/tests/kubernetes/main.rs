@@ -12,6 +12,7 @@
 //! - `lists`: long lists.
 //! - `history`: random histories of three controllers, which are killed, as is the API server.
 //! - `streams`: nodes that follow their views at one replica and go on at another.
+//! - `shipped`: the controller as the manifests run it.
 //! - `server`: the whole controller, with nodes that connect.
 
 mod authorities;
@@ -35,6 +36,7 @@ mod outages;
 mod process;
 mod replicas;
 mod server;
+mod shipped;
 mod streams;
 
 use std::process::ExitCode;
@@ -62,6 +64,7 @@ fn main() -> ExitCode {
         authorities::TESTS,
         join::TESTS,
         server::TESTS,
+        shipped::TESTS,
         streams::TESTS,
         outages::TESTS,
         history::TESTS,

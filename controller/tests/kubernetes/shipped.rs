@@ -1,0 +1,132 @@
+//! The controller as `deploy/kubernetes/20-controller.yaml` runs it: its configuration, its account's rights, no other user's, and no kubeconfig.
+
+use std::io::{BufRead, BufReader};
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use interop_tests::kube::suite::Test;
+use kube::config::Kubeconfig;
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+use crate::cluster::{CONTROLLER, NAMESPACE, PLANE, clean, deploy, run};
+
+pub(crate) const TESTS: &[Test] = &[("the_controller_runs_in_a_pod_as_it_is_shipped", in_a_pod)];
+
+/// Ends what runs, whatever comes of the test.
+struct Running(Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// The configuration in the manifest, with other ports: those may be in use here.
+fn configuration() -> String {
+    let manifest = std::fs::read_to_string(deploy("kubernetes/20-controller.yaml")).unwrap();
+    let text = manifest.split_once("controller.toml: |\n").unwrap().1.split_once("\n---").unwrap().0;
+    let lines = text.lines().map(|line| line.strip_prefix("    ").unwrap_or(line));
+    let text = lines.collect::<Vec<_>>().join("\n");
+    assert!(text.contains("\"[::]:8443\"") && text.contains("\"[::]:9643\""), "{text}");
+    text.replace("[::]:8443", "127.0.0.1:0").replace("[::]:9643", "127.0.0.1:0")
+}
+
+/// What the kubelet mounts, in a mount namespace of its own: the account's token, the configuration, and places to write.
+fn start(folder: &Path) -> Running {
+    assert!(rustix::process::geteuid().is_root(), "run it as root: it needs a mount namespace and another user");
+    let read = Kubeconfig::read_from(&*CONTROLLER).unwrap();
+    let cluster = read.clusters[0].cluster.clone().unwrap();
+    let url = cluster.server.unwrap();
+    let (host, port) = url.rsplit_once('/').unwrap().1.rsplit_once(':').unwrap();
+    let authority = match (cluster.certificate_authority_data, cluster.certificate_authority) {
+        (Some(data), _) => {
+            use base64::Engine;
+            base64::engine::general_purpose::STANDARD.decode(data).unwrap()
+        }
+        (None, Some(path)) => std::fs::read(path).unwrap(),
+        (None, None) => panic!("no authority in the kubeconfig"),
+    };
+    let token = PLANE.kubectl(&["create", "token", "edge-controller", "--namespace", NAMESPACE]).unwrap();
+    for (name, content) in [
+        ("token", token.trim().as_bytes()),
+        ("ca.crt", &authority),
+        ("namespace", NAMESPACE.as_bytes()),
+        ("controller.toml", configuration().as_bytes()),
+    ] {
+        std::fs::write(folder.join(name), content).unwrap();
+    }
+    std::fs::copy(env!("CARGO_BIN_EXE_edge-controller"), folder.join("edge-controller")).unwrap();
+    std::fs::set_permissions(folder, std::fs::Permissions::from_mode(0o755)).unwrap();
+    let script = "set -e\n\
+        mount -t tmpfs pod /mnt; cp \"$1\"/* /mnt; mount -t tmpfs run /run; mount -t tmpfs lib /var/lib\n\
+        account=/run/secrets/kubernetes.io/serviceaccount; mkdir -p $account; cp /mnt/token /mnt/ca.crt /mnt/namespace $account\n\
+        install -d -o 65532 -g 65532 /run/edge-controller /var/lib/edge-controller\n\
+        exec setpriv --reuid 65532 --regid 65532 --clear-groups --no-new-privs --bounding-set=-all --inh-caps=-all \
+        /mnt/edge-controller run --config /mnt/controller.toml --log-json";
+    let child = Command::new("unshare")
+        .args(["--mount", "--propagation", "private", "sh", "-c", script, "sh"])
+        .arg(folder)
+        .env_clear()
+        .envs([
+            ("PATH", "/usr/sbin:/usr/bin:/sbin:/bin"),
+            ("KUBERNETES_SERVICE_HOST", host),
+            ("KUBERNETES_SERVICE_PORT", port),
+        ])
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn();
+    Running(child.unwrap())
+}
+
+fn in_a_pod() {
+    run(async {
+        clean().await;
+        let folder = tempfile::tempdir().unwrap();
+        let mut running = start(folder.path());
+        let lines = BufReader::new(running.0.stderr.take().unwrap()).lines();
+        let (said, mut log) = tokio::sync::mpsc::unbounded_channel();
+        let reading = std::thread::spawn(move || {
+            // Every line is a document.
+            lines.for_each(|line| {
+                let line = line.unwrap();
+                let document: Value = serde_json::from_str(&line).unwrap_or_else(|e| panic!("{e}: {line}"));
+                let _ = said.send(document);
+            });
+        });
+        let mut heard = Vec::new();
+        let observe = loop {
+            let line = log.recv().await.unwrap_or_else(|| panic!("it ended: {heard:?}"));
+            let fields = if line["fields"].is_object() { &line["fields"] } else { &line };
+            if let Some(observe) = fields["observe"].as_str() {
+                break observe.trim_matches(['[', ']']).to_owned();
+            }
+            heard.push(line);
+        };
+        let answer = tokio::time::timeout(Duration::from_secs(30), async {
+            loop {
+                let mut stream = TcpStream::connect(&observe).await.unwrap();
+                stream.write_all(b"GET /readyz HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").await.unwrap();
+                let mut answer = String::new();
+                stream.read_to_string(&mut answer).await.unwrap();
+                if answer.starts_with("HTTP/1.1 200") {
+                    return answer;
+                }
+            }
+        })
+        .await;
+        answer.expect("it gets ready");
+        let secret =
+            PLANE.kubectl(&["get", "secret", "edge-cni-ca", "--namespace", NAMESPACE, "--output=name"]).unwrap();
+        assert_eq!(secret.trim(), "secret/edge-cni-ca");
+        kill_process(Pid::from_child(&running.0), Signal::TERM).unwrap();
+        assert!(running.0.wait().unwrap().success());
+        reading.join().unwrap();
+    });
+}
