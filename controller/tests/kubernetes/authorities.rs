@@ -9,6 +9,7 @@ use interop_tests::kube::suite::Test;
 use k8s_openapi::api::core::v1::Secret;
 use kube::Api;
 use tokio::sync::watch;
+use tokio::task::JoinHandle;
 
 use crate::behaviour::until;
 use crate::cluster::{Cluster, NAMESPACE, PLANE, clean, run};
@@ -48,13 +49,19 @@ fn forgotten() {
     });
 }
 
+/// Authorities that follow their Secret, and how often they have read it.
+async fn followed(cluster: &Cluster) -> (Arc<Ca>, watch::Receiver<usize>, JoinHandle<()>) {
+    let (counts, loads) = watch::channel(0);
+    let ca = Arc::new(Ca::open(Box::new(Counting(keeper(cluster), counts)), None, NOW).await.unwrap());
+    let follower = ca.clone();
+    let following = tokio::spawn(async move { follower.follow().await });
+    (ca, loads, following)
+}
+
 fn deleted() {
     run(async {
         let cluster = clean().await;
-        let (counts, mut loads) = watch::channel(0);
-        let ca = Arc::new(Ca::open(Box::new(Counting(keeper(&cluster), counts)), None, NOW).await.unwrap());
-        let follower = ca.clone();
-        let following = tokio::spawn(async move { follower.follow().await });
+        let (ca, mut loads, following) = followed(&cluster).await;
         let ours = ca.current().active().id();
         PLANE.kubectl(&["delete", "secret", NAME, "--namespace", NAMESPACE]).unwrap();
         until("the Secret to be put back", async || keeper(&cluster).load().await.unwrap()).await;
@@ -105,10 +112,7 @@ impl Keeper for Counting {
 fn same() {
     run(async {
         let cluster = clean().await;
-        let (counts, mut loads) = watch::channel(0);
-        let ca = Arc::new(Ca::open(Box::new(Counting(keeper(&cluster), counts)), None, NOW).await.unwrap());
-        let follower = ca.clone();
-        let following = tokio::spawn(async move { follower.follow().await });
+        let (ca, mut loads, following) = followed(&cluster).await;
         let mut told = ca.subscribe();
         let before = *loads.borrow();
         PLANE.kubectl(&["label", "secret", NAME, "--namespace", NAMESPACE, "a=b"]).unwrap();

@@ -1,7 +1,6 @@
 //! The demo's communities once more, with a real API server on cloud-1: nodes are its Node objects, labelled by kubectl, and the controller keeps
 //! everything in its custom resources, with exactly the rights that `deploy/` gives.
 
-use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -12,10 +11,11 @@ use super::isolation::{joining_and_leaving, strangers_stay_out};
 use super::pod::reaches;
 use super::reach::{self, Pods, only_esp_on_the_wire};
 use super::rollover::to_another_authority;
+use super::undisturbed::Undisturbed;
 use super::world::{CONTROLLER_PORT, EDGES, NODES, REPLICA_PORT, World};
 use crate::kube::{self, ControlPlane, Options};
 use crate::runner::{Lab, skip};
-use crate::topology::{Ping, Place};
+use crate::topology::Place;
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -141,14 +141,7 @@ fn two_replicas(world: &World, kubernetes: &Kubernetes, pods: &Pods) -> Result<(
     let checks = &world.checks;
     checks.part("A second replica: the first is killed, then it is back and the second is stopped");
     world.start_replica()?;
-    let tunnels = || -> Result<BTreeSet<u32>> {
-        let states = world.node("edge-a1").xfrm_states()?;
-        Ok(states.into_iter().map(|state| state.spi).collect())
-    };
-    let before = tunnels()?;
-    let address = pods.of("edge-a2").v4.context("no IPv4")?.to_string();
-    let mut ping = Ping::start(&pods.of("edge-a1").pod, &address, Duration::from_millis(20))?;
-    ping.wait_more(10)?;
+    let undisturbed = Undisturbed::begin(world, pods)?;
     let follow = |what: &str, port: u16| {
         checks.comes_true(what, "*.edge-agent.log", PATIENCE, || {
             for node in NODES {
@@ -180,14 +173,7 @@ fn two_replicas(world: &World, kubernetes: &Kubernetes, pods: &Pods) -> Result<(
     world.start_controller()?;
     world.end("replica", Signal::TERM)?;
     follow("the second is stopped, and all agents follow the first again", CONTROLLER_PORT)?;
-    ping.wait_more(10)?;
-    checks.holds("no ping of a1's pod to a2's was lost meanwhile, and a1's SAs are the same", "ping logs", || {
-        let report = ping.stop()?;
-        report.expect_none_lost()?;
-        let now = tunnels()?;
-        ensure!(now == before, "they were {before:x?} and are {now:x?}");
-        Ok(format!("{} pings", report.sent))
-    })
+    undisturbed.end()
 }
 
 /// NotReady and a lost API server are no reasons to tear anything down.

@@ -3,7 +3,8 @@
 //! - `world`: the network, its routers' captures, starting and ending programs.
 //! - `cloud`, `pod`, `status`: the operator's, the runtime's and a script's way to the programs.
 //! - `wire`: what the captures hold. `check`: claims, counted.
-//! - `kubernetes`: the same with nodes, labels and segments in a real API server; `rollover`: another authority takes over.
+//! - `kubernetes`: the same with nodes, labels and segments in a real API server; `rollover`: another authority takes over;
+//!   `undisturbed`: what must go on meanwhile.
 //! - `early`, `reach`, `isolation`, `truth`, `change`, `alone`: the parts, in order.
 
 mod alone;
@@ -19,6 +20,7 @@ mod rollover;
 mod status;
 pub mod tcp;
 mod truth;
+mod undisturbed;
 mod wire;
 mod world;
 

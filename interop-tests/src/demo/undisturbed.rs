@@ -1,0 +1,53 @@
+//! What must go on while something else happens: a1's pod reaches a2's without a loss, through the very same SAs.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+
+use super::reach::Pods;
+use super::world::World;
+use crate::topology::Ping;
+
+/// Looked at from [`Self::begin`] to [`Self::end`].
+pub(super) struct Undisturbed<'a> {
+    world: &'a World<'a>,
+    ping: Ping,
+    /// SPIs of a1's SAs at the beginning.
+    pub(super) tunnels: BTreeSet<u32>,
+}
+
+impl<'a> Undisturbed<'a> {
+    /// Pings flow when this returns.
+    ///
+    /// # Errors
+    /// When none is answered.
+    pub(super) fn begin(world: &'a World<'a>, pods: &Pods) -> Result<Self> {
+        let tunnels = tunnels(world)?;
+        let address = pods.of("edge-a2").v4.context("no IPv4")?.to_string();
+        let mut ping = Ping::start(&pods.of("edge-a1").pod, &address, Duration::from_millis(20))?;
+        ping.wait_more(10)?;
+        Ok(Self { world, ping, tunnels })
+    }
+
+    /// After some more pings, none may have been lost.
+    ///
+    /// # Errors
+    /// When one was, or when SAs came or went.
+    pub(super) fn end(mut self) -> Result<()> {
+        self.ping.wait_more(10)?;
+        let said = "no ping of a1's pod to a2's was lost meanwhile, and a1's SAs are the same";
+        self.world.checks.holds(said, "ping logs", || {
+            let report = self.ping.stop()?;
+            report.expect_none_lost()?;
+            let (before, now) = (&self.tunnels, tunnels(self.world)?);
+            ensure!(now == *before, "they were {before:x?} and are {now:x?}");
+            Ok(format!("{} pings", report.sent))
+        })
+    }
+}
+
+/// SPIs of a1's SAs.
+pub(super) fn tunnels(world: &World) -> Result<BTreeSet<u32>> {
+    Ok(world.node("edge-a1").xfrm_states()?.into_iter().map(|state| state.spi).collect())
+}
