@@ -46,6 +46,7 @@ pub(super) fn strangers_stay_out(world: &World, pods: &Pods, when: &str) -> Resu
 pub(super) fn nobody_else(world: &World, pods: &Pods) -> Result<()> {
     world.checks.part("No reach");
     strangers_stay_out(world, pods, "with all agents running")?;
+    super::posing::a_pod_is_itself(world, pods)?;
     forger(world, pods)?;
     hostile_member(world, pods)?;
     neighbour(world, pods)?;

@@ -5,7 +5,7 @@
 //! - `wire`: what the captures hold. `check`: claims, counted.
 //! - `kubernetes`: the same with nodes, labels and segments in a real API server; `rollover`: another authority takes over;
 //!   `undisturbed`: what must go on meanwhile.
-//! - `early`, `reach`, `isolation`, `truth`, `change`, `alone`: the parts, in order.
+//! - `early`, `reach`, `lan`, `isolation` with `posing`, `truth`, `change`, `alone`: the parts, in order.
 
 mod alone;
 mod change;
@@ -14,7 +14,9 @@ mod cloud;
 mod early;
 mod isolation;
 mod kubernetes;
+mod lan;
 mod pod;
+mod posing;
 mod reach;
 mod rollover;
 mod status;
@@ -34,7 +36,7 @@ use world::World;
 /// The demo as a scenario: `make test` runs it as well.
 pub const SCENARIO: Scenario = Scenario {
     name: "demo/all",
-    about: "a cloud and four edge sites: reach, no reach, the wire, change, growth, without the cloud, the end",
+    about: "a cloud and four edge sites: reach, the LAN, no reach, the wire, change, growth, without the cloud, the end",
     deadline: std::time::Duration::from_secs(600),
     by_default: true,
     run,
@@ -70,6 +72,7 @@ fn run(lab: &Lab) -> Result<()> {
     let pods = reach::bring_up(&world)?;
     reach::everyone_reaches(&world, &pods)?;
     reach::spis_are_the_kernels(&world)?;
+    lan::no_way_in_but_a_way_out(&world, &pods)?;
     isolation::nobody_else(&world, &pods)?;
     truth::kernel_and_status_agree(&world)?;
     change::under_load(&world, &pods)?;
