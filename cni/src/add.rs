@@ -13,6 +13,7 @@ use crate::ipam::{self, Assigned, Ledger, Store};
 use crate::net::link::{Link, Links};
 use crate::net::netns::Namespace;
 use crate::net::veth;
+use crate::ports;
 use crate::request::{Attachment, Request};
 use crate::result::{Attached, Interface};
 
@@ -69,7 +70,8 @@ fn connect(
         // One came meanwhile: its gateway is not on the bridge yet, nor does the guard know of it.
         host::ensure(links, config, &segments)?;
     }
-    veth::set_host_up(links, attachment)?;
+    let filtered = ports::admit(config, store, links, request, &addresses)?;
+    veth::set_host_up(links, attachment, filtered)?;
     let end = veth::configure(pod, &attachment.ifname, &addresses)?;
     let host = veth::wait_until_forwarding(links, attachment)?;
     addresses.iter().try_for_each(|assigned| end.announcer.announce(assigned.address))?;
@@ -139,12 +141,13 @@ fn short_of(config: &Config, segments: Option<&SegmentsFile>, stock: &[Stock]) -
 fn reclaim(store: &Store, links: &mut Links) -> Result<usize> {
     let mut ledger = store.lock()?;
     let present = links.all()?;
-    let count = ledger.reclaim(|attachment, _| {
+    let ended = ledger.reclaim(|attachment, _| {
         let (name, alias) = (veth::host_name(attachment), veth::alias(attachment));
         !present.iter().any(|link| link.name == name || link.alias == alias)
     })?;
+    ports::forget(&ended);
     ledger.commit()?;
-    Ok(count)
+    Ok(ended.len())
 }
 
 /// Takes an address a family; applies again where other ADDs were quicker to take what an application had brought.
@@ -204,8 +207,12 @@ fn undo(error: Error, store: &Store, links: &mut Links, attachment: &Attachment)
     let undone = veth::remove(links, attachment).and_then(|()| {
         let mut ledger = store.lock()?;
         // Refused because another has it: then it is not ours to end.
-        if error.code != Code::AlreadyAttached && ledger.end(attachment)?.is_some() {
-            ledger.commit()?;
+        if error.code != Code::AlreadyAttached {
+            let ended = ledger.end(attachment)?;
+            ports::forget(std::slice::from_ref(attachment));
+            if ended.is_some() {
+                ledger.commit()?;
+            }
         }
         Ok(())
     });

@@ -11,10 +11,10 @@ use crate::ipam::{self, Store};
 use crate::net::link::{BridgePortState, Links};
 use crate::net::netns::Namespace;
 use crate::net::veth;
+use crate::ports;
 use crate::request::{Attachment, Request};
 
-/// Compares the ledger, the host's end and the pod's end with the result of the ADD. MAC addresses are not compared: others may change them,
-/// and nothing of ours depends on them.
+/// Compares the ledger, the bridge's filter, the host's end and the pod's end with the result of the ADD.
 pub(crate) fn check(config: &Config, request: &Request) -> Result<()> {
     let result = config.previous.as_ref().ok_or_else(|| {
         Error::new(
@@ -30,10 +30,17 @@ pub(crate) fn check(config: &Config, request: &Request) -> Result<()> {
     })?;
     let attachment = &request.attachment;
     let expected = expected_addresses(result, &attachment.ifname)?;
-    let segments = check_lease(config, attachment, &expected)?;
     let mut links = Links::open()?;
-    check_host(&mut links, config, attachment, &segments)?;
-    Namespace::of_container(path)?.within(|| check_pod(&attachment.ifname, &expected, &segments))
+    let (segments, lacks) = check_lease(config, &mut links, attachment, &expected)?;
+    let mac =
+        check_host(&mut links, config, attachment, &segments)?.filter(|_| !config.excepts(request.pod.as_deref()));
+    if let Some(lacks) = lacks {
+        return Err(Error::new(
+            Code::NotAsAttached,
+            format!("{lacks}; run `edge-cni up`, or start edge-agent, which does"),
+        ));
+    }
+    Namespace::of_container(path)?.within(|| check_pod(&attachment.ifname, &expected, &segments, mac))
 }
 
 /// Addresses that the result gives to an interface in a sandbox. A later plugin's are not ours to check.
@@ -62,8 +69,13 @@ fn differs(what: String) -> Error {
     Error::new(Code::NotAsAttached, format!("{what}; delete the pod, so that it is attached anew"))
 }
 
-/// Returns the segments of the addresses, in their order.
-fn check_lease(config: &Config, attachment: &Attachment, expected: &[IpAddr]) -> Result<Vec<IpNetwork>> {
+/// Returns the segments of the addresses, in their order, and what the bridge's filter lacks.
+fn check_lease(
+    config: &Config,
+    links: &mut Links,
+    attachment: &Attachment,
+    expected: &[IpAddr],
+) -> Result<(Vec<IpNetwork>, Option<String>)> {
     let no_lease = || differs("there is no lease for it".into());
     let ledger = Store::existing(config).ok_or_else(no_lease)?.lock()?;
     let lease = ledger.lease(attachment).ok_or_else(no_lease)?;
@@ -75,10 +87,17 @@ fn check_lease(config: &Config, attachment: &Attachment, expected: &[IpAddr]) ->
         let segment = all.iter().find(|segment| segment.contains(*address)).copied();
         segment.ok_or_else(|| differs(format!("{address} is in no segment of this node any more")))
     };
-    expected.iter().map(segment_of).collect()
+    let segments = expected.iter().map(segment_of).collect::<Result<_>>()?;
+    Ok((segments, ports::lacks(config, links, &ledger, attachment)?))
 }
 
-fn check_host(links: &mut Links, config: &Config, attachment: &Attachment, segments: &[IpNetwork]) -> Result<()> {
+/// Returns the MAC address that the pod must have for the bridge's filter, where that is known.
+fn check_host(
+    links: &mut Links,
+    config: &Config,
+    attachment: &Attachment,
+    segments: &[IpNetwork],
+) -> Result<Option<[u8; 6]>> {
     let name = veth::host_name(attachment);
     let missing = |what: &str| differs(format!("{what} is missing on the host"));
     let bridge = links.find(&config.bridge)?.ok_or_else(|| missing(&format!("the bridge {}", config.bridge)))?;
@@ -92,15 +111,20 @@ fn check_host(links: &mut Links, config: &Config, attachment: &Attachment, segme
     let present = links.addresses(&bridge)?;
     match segments.iter().map(ipam::gateway).find(|gateway| !present.contains(gateway)) {
         Some(gateway) => Err(differs(format!("the bridge {} has lost the gateway's address {gateway}", bridge.name))),
-        None => Ok(()),
+        None => Ok((host.mac == veth::host_mac(attachment)).then(|| veth::pod_mac(attachment))),
     }
 }
 
-fn check_pod(ifname: &str, expected: &[IpAddr], segments: &[IpNetwork]) -> Result<()> {
+fn check_pod(ifname: &str, expected: &[IpAddr], segments: &[IpNetwork], mac: Option<[u8; 6]>) -> Result<()> {
     let mut links = Links::open()?;
     let link = links.find(ifname)?.ok_or_else(|| differs(format!("{ifname} is missing in the pod")))?;
     if !link.up {
         return Err(differs(format!("{ifname} is down")));
+    }
+    if mac.is_some_and(|mac| mac != link.mac) {
+        return Err(differs(format!(
+            "{ifname} has another MAC address, with which the bridge lets it send nothing (unfilteredPods excepts a pod that needs one)"
+        )));
     }
     let present = links.addresses(&link)?;
     if let Some(address) = expected.iter().find(|address| !present.contains(address)) {

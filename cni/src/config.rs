@@ -17,8 +17,8 @@ const MIN_MTU: u32 = 1280;
 const MAX_NAME: usize = 253;
 
 /// Keys of ours.
-const OWN_KEYS: [&str; 8] =
-    ["bridge", "stateDir", "agentSocket", "clusterRanges", "segments", "mtu", "lowWater", "dns"];
+const OWN_KEYS: [&str; 9] =
+    ["bridge", "stateDir", "agentSocket", "clusterRanges", "segments", "mtu", "lowWater", "dns", "unfilteredPods"];
 
 /// Keys that the specification or the runtime puts there, for somebody else or for verbs that read them elsewhere.
 const RUNTIME_KEYS: [&str; 13] = [
@@ -59,6 +59,8 @@ pub(crate) struct Config {
     pub(crate) low_water: u64,
     /// Handed through into the result.
     pub(crate) dns: Option<Value>,
+    /// Pods that the bridge's filter lets send whatever they want.
+    pub(crate) unfiltered_pods: Vec<String>,
     /// The result of another plugin that came before, or with CHECK of our own ADD.
     pub(crate) previous: Option<Value>,
     /// With GC, the attachments that the runtime still knows of.
@@ -86,6 +88,8 @@ struct Raw {
     low_water: u64,
     #[serde(default)]
     dns: Option<Value>,
+    #[serde(default)]
+    unfiltered_pods: Vec<String>,
 }
 
 fn default_bridge() -> String {
@@ -158,6 +162,7 @@ impl Config {
             mtu: raw.mtu,
             low_water: raw.low_water,
             dns: raw.dns,
+            unfiltered_pods: raw.unfiltered_pods,
             previous,
             valid_attachments,
         };
@@ -199,8 +204,31 @@ impl Config {
         if self.dns.as_ref().is_some_and(|dns| !dns.is_object()) {
             return Err(invalid("dns is not an object".into()));
         }
+        if let Some(pattern) = self.unfiltered_pods.iter().find(|pattern| !is_pattern(pattern)) {
+            return Err(invalid(format!(
+                "unfilteredPods has {pattern:?}; expected \"namespace/name\", \"namespace/beginning*\", or \"*\" for all pods"
+            )));
+        }
         Ok(())
     }
+
+    /// Whether the operator has excepted a pod, `namespace/name`, from the bridge's filter.
+    pub(crate) fn excepts(&self, pod: Option<&str>) -> bool {
+        self.unfiltered_pods.iter().any(|pattern| match (pattern.strip_suffix('*'), pod) {
+            (Some(""), _) => true,
+            (Some(beginning), Some(pod)) => pod.starts_with(beginning),
+            (None, Some(pod)) => pattern == pod,
+            (_, None) => false,
+        })
+    }
+}
+
+/// A pod's `namespace/name`, whole or by its beginning, or all pods.
+fn is_pattern(pattern: &str) -> bool {
+    let beginning = pattern.strip_suffix('*').unwrap_or(pattern);
+    let (namespace, name) = beginning.split_once('/').unwrap_or_default();
+    let whole = !namespace.is_empty() && (pattern.ends_with('*') || !name.is_empty());
+    pattern == "*" || (whole && !beginning.contains('*') && !name.contains('/'))
 }
 
 /// Whether pods can live in these segments: room for a gateway and a pod, ordinary unicast addresses, no overlap.
@@ -279,6 +307,27 @@ mod tests {
     }
 
     #[test]
+    fn pods_are_excepted_by_name_beginning_or_all() {
+        let excepts = |patterns: &str, pod: Option<&str>| {
+            let text = format!(r#"{{"cniVersion":"1.0.0","name":"pods","unfilteredPods":{patterns}}}"#);
+            parse(&text).unwrap().excepts(pod)
+        };
+        for (patterns, pod, excepted) in [
+            ("[]", "default/web", false),
+            (r#"["default/web"]"#, "default/web", true),
+            (r#"["default/web"]"#, "default/web-0", false),
+            (r#"["default/web-*"]"#, "default/web-0", true),
+            (r#"["default/*"]"#, "default/web", true),
+            (r#"["default/*"]"#, "default2/web", false),
+            (r#"["other/x", "vms/vm*"]"#, "vms/vm7", true),
+            (r#"["*"]"#, "default/web", true),
+        ] {
+            assert_eq!(excepts(patterns, Some(pod)), excepted, "{patterns} {pod}");
+        }
+        assert!(!excepts(r#"["default/*"]"#, None) && excepts(r#"["*"]"#, None));
+    }
+
+    #[test]
     fn host_bits_in_a_range_are_cleared() {
         let config = parse(r#"{"cniVersion":"1.0.0","name":"pods","segments":["10.77.3.9/16"]}"#).unwrap();
         assert_eq!(config.segments, ["10.77.0.0/16".parse::<IpNetwork>().unwrap()]);
@@ -319,6 +368,10 @@ mod tests {
             (r#""clusterRanges":["nonsense"]"#, "nonsense"),
             (r#""dns":"8.8.8.8""#, "dns"),
             (r#""lowWater":-1"#, "-1"),
+            (r#""unfilteredPods":["kube*"]"#, "kube*"),
+            (r#""unfilteredPods":["default/"]"#, "default/"),
+            (r#""unfilteredPods":["default/a*b*"]"#, "a*b*"),
+            (r#""unfilteredPods":[""]"#, "unfilteredPods"),
         ] {
             let error = parse(&format!(r#"{{"cniVersion":"1.0.0","name":"pods",{fragment}}}"#)).unwrap_err();
             assert_eq!(error.code, Code::InvalidConfig, "{fragment}");

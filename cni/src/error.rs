@@ -47,6 +47,8 @@ pub(crate) enum Code {
     RangeFull = 105,
     /// CHECK: the container no longer has what ADD gave it.
     NotAsAttached = 106,
+    /// The bridge's filter cannot be made; no pod is attached without it unless the operator excepts it.
+    Filter = 107,
 }
 
 impl Error {

@@ -9,6 +9,7 @@ use crate::error::{Code, Error, Result};
 use crate::ipam::Store;
 use crate::net::link::Links;
 use crate::net::veth;
+use crate::ports;
 use crate::request::Attachment;
 
 /// Ends the leases and removes the pairs of all attachments of this network that are not in the configuration's list of valid ones. As
@@ -34,9 +35,14 @@ pub(crate) fn gc(config: &Config) -> Result<()> {
     }
     let ended = ledger.reclaim(|attachment, lease| {
         lease.network == config.name && !valid.contains(attachment) && !stuck.contains(attachment)
-    })?;
-    if ended > 0 {
-        ledger.commit()?;
+    });
+    ports::forget_vanished(&mut links);
+    match ended.and_then(|ended| if ended.is_empty() { Ok(()) } else { ledger.commit() }) {
+        // The pods are gone from the bridge; an ADD ends their leases later.
+        Err(error) if error.code == Code::Io => {
+            eprintln!("edge-cni: GC could not end all leases that no container needs: {error}; an ADD will end them");
+        }
+        outcome => outcome?,
     }
     if failures.is_empty() {
         return Ok(());

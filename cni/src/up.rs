@@ -11,6 +11,7 @@ use crate::host;
 use crate::ipam::{self, Store};
 use crate::net::link::Links;
 use crate::net::veth;
+use crate::ports;
 
 /// Where the agent puts the list of plugins.
 pub(crate) const DEFAULT_CONFLIST: &str = "/etc/cni/net.d/10-edge-cni.conflist";
@@ -29,8 +30,10 @@ pub(crate) fn up(path: &Path) -> Result<Value> {
         )
     })?;
     let stock = ledger.stock(&segments.segments);
+    let mut links = Links::open()?;
+    ports::restore(&config, &ledger, &mut links)?;
     drop(ledger);
-    host::ensure(&mut Links::open()?, &config, &segments)?;
+    host::ensure(&mut links, &config, &segments)?;
     let gateways: Vec<String> = segments.segments.iter().map(|segment| ipam::gateway(segment).to_string()).collect();
     Ok(json!({ "bridge": config.bridge, "addresses": gateways, "stock": stock }))
 }

@@ -176,6 +176,47 @@ impl Netlink {
         Ok(results)
     }
 
+    /// Sends requests as one nfnetlink transaction (`linux/netfilter/nfnetlink.h`): the kernel carries out all of them or none. `begin` and
+    /// `end` are the messages around them, `NFNL_MSG_BATCH_BEGIN` and `NFNL_MSG_BATCH_END`. Returns the first refusal.
+    pub fn transaction<Q: NetlinkSerializable>(
+        &mut self,
+        request: &'static str,
+        begin: Q,
+        messages: Vec<(Q, u16)>,
+        end: Q,
+    ) -> Result<()> {
+        let Some(last) = messages.len().checked_sub(1) else { return Ok(()) };
+        let mut bytes = Zeroizing::new(Vec::new());
+        self.append(&mut bytes, begin, NLM_F_REQUEST);
+        let first = self.sequence;
+        for (number, (message, flags)) in messages.into_iter().enumerate() {
+            // The last one's answer comes behind all refusals. (Kernels before 6.10 acknowledge neither begin nor end.)
+            let acknowledge = if number == last { NLM_F_ACK } else { 0 };
+            self.append(&mut bytes, message, NLM_F_REQUEST | acknowledge | flags);
+        }
+        let final_sequence = self.sequence;
+        self.append(&mut bytes, end, NLM_F_REQUEST);
+        let count = self.sequence.wrapping_sub(first);
+        self.send(&bytes)?;
+        let (mut answered, mut refusal) = (false, None);
+        while !answered {
+            self.receive(request, |frame| {
+                if frame.sequence.wrapping_sub(first) > count {
+                    return Ok(());
+                }
+                if let Some(outcome) = frame.outcome()? {
+                    // A refusal of the whole carries the number of its beginning.
+                    answered |= frame.sequence == final_sequence || (frame.sequence == first && outcome.is_err());
+                    if let Err(rejection) = outcome {
+                        refusal.get_or_insert(rejection);
+                    }
+                }
+                Ok(())
+            })?;
+        }
+        refusal.map_or(Ok(()), |rejection| Err(Error::Rejected { request, rejection }))
+    }
+
     /// Sends a request that is answered by one message. `NLM_F_ACK` is not set: the answer is the acknowledgement.
     pub fn get<Q, R>(&mut self, request: &'static str, message: Q) -> Result<R>
     where

@@ -160,6 +160,11 @@ impl Ledger {
         self.journal.leases().get(attachment)
     }
 
+    /// All leases.
+    pub(crate) fn leases(&self) -> impl Iterator<Item = (&Attachment, &Lease)> {
+        self.journal.leases().iter()
+    }
+
     /// How many addresses the segments have, free and leased, a family after the other.
     pub(crate) fn stock(&self, segments: &[IpNetwork]) -> Vec<Stock> {
         families(segments).into_iter().map(|family| self.journal.leases().stock(segments, family)).collect()
@@ -195,14 +200,14 @@ impl Ledger {
         self.journal.end(attachment, seconds_since_boot()?)
     }
 
-    /// Ends the leases of all attachments that are `gone`. Returns how many there were.
-    pub(crate) fn reclaim(&mut self, gone: impl Fn(&Attachment, &Lease) -> bool) -> Result<usize> {
+    /// Ends the leases of all attachments that are `gone`. Returns them.
+    pub(crate) fn reclaim(&mut self, gone: impl Fn(&Attachment, &Lease) -> bool) -> Result<Vec<Attachment>> {
         let held = self.journal.leases().iter().filter(|(attachment, lease)| gone(attachment, lease));
         let dead: Vec<Attachment> = held.map(|(attachment, _)| attachment.clone()).collect();
         for attachment in &dead {
             self.end(attachment)?;
         }
-        Ok(dead.len())
+        Ok(dead)
     }
 
     /// Releases the lock and makes durable what was entered. Only then may anyone be told of it.
@@ -342,7 +347,7 @@ mod tests {
         let mut ledger = store.lock().unwrap();
         assert_eq!(ledger.take(&request(9), "pods", &segments, &both).unwrap(), None);
         assert_eq!(ledger.stock(&segments)[0], Stock { family: Family::V4, free: 3, leased: 2 });
-        assert_eq!(ledger.reclaim(|attachment, _| attachment.container == "c0").unwrap(), 1);
+        assert_eq!(ledger.reclaim(|attachment, _| attachment.container == "c0").unwrap().len(), 1);
         assert!(ledger.take(&request(9), "pods", &segments, &both).unwrap().is_some());
     }
 

@@ -2,7 +2,7 @@
 
 use edge_types::IpNetwork;
 use edge_types::api::Family;
-use netlink_packet_route::link::{InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkMessage};
+use netlink_packet_route::link::{InfoBridge, InfoData, InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkMessage};
 
 use super::link::{Link, Links};
 use super::{fnv1a, sysctl};
@@ -11,6 +11,9 @@ use crate::ipam;
 
 /// Where a machine keeps its identity, which it has for life.
 const MACHINE_ID: &str = "/etc/machine-id";
+
+/// MAC addresses that the bridge learns, where the kernel can limit it (6.8; earlier ones pass over it). Pods that the filter excepts could invent any number.
+const MAX_LEARNED: u32 = 4096;
 
 /// Makes the bridge and gives it what it lacks; several at once do no harm to each other.
 pub(crate) fn ensure(links: &mut Links, name: &str, segments: &[IpNetwork]) -> Result<Link> {
@@ -31,6 +34,8 @@ pub(crate) fn ensure(links: &mut Links, name: &str, segments: &[IpNetwork]) -> R
         links.set_mac(&bridge, mac)?;
         bridge.mac = mac;
     }
+    // Its addresses are ours to give; no pod may give it a route.
+    sysctl::heed_no_router(name)?;
     let families = ipam::families(segments);
     if families.contains(&Family::V4) {
         sysctl::forward_ipv4()?;
@@ -39,8 +44,6 @@ pub(crate) fn ensure(links: &mut Links, name: &str, segments: &[IpNetwork]) -> R
     }
     if families.contains(&Family::V6) {
         sysctl::set(&format!("ipv6/conf/{name}/disable_ipv6"), "0")?;
-        // Its addresses are ours to give; no pod may give it a route.
-        sysctl::set(&format!("ipv6/conf/{name}/accept_ra"), "0")?;
         sysctl::forward_ipv6()?;
     }
     if !bridge.up {
@@ -62,7 +65,8 @@ fn create(links: &mut Links, name: &str, mac: [u8; 6]) -> Result<Link> {
     message.header.change_mask = LinkFlags::Up;
     message.attributes.push(LinkAttribute::IfName(name.to_owned()));
     message.attributes.push(LinkAttribute::Address(mac.to_vec()));
-    message.attributes.push(LinkAttribute::LinkInfo(vec![LinkInfo::Kind(InfoKind::Bridge)]));
+    let limit = LinkInfo::Data(InfoData::Bridge(vec![InfoBridge::FdbMaxLearned(MAX_LEARNED)]));
+    message.attributes.push(LinkAttribute::LinkInfo(vec![LinkInfo::Kind(InfoKind::Bridge), limit]));
     // Not made where another ADD was quicker: then it is its bridge that we find.
     links.create(&format!("the bridge {name}"), message)?;
     links.find(name)?.ok_or_else(|| {

@@ -6,7 +6,8 @@ use edge_xfrm::netlink::{self, Netlink};
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
 use netlink_packet_route::address::{AddressAttribute, AddressFlags, AddressMessage};
 use netlink_packet_route::link::{
-    InfoBridgePort, InfoKind, InfoPortData, LinkAttribute, LinkExtentMask, LinkFlags, LinkInfo, LinkMessage,
+    InfoBridgePort, InfoKind, InfoPortData, InfoPortKind, LinkAttribute, LinkExtentMask, LinkFlags, LinkInfo,
+    LinkMessage,
 };
 use netlink_packet_route::route::{
     RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
@@ -16,6 +17,10 @@ use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 pub(crate) use netlink_packet_route::link::BridgePortState;
 
 use crate::error::{Code, Error, Result};
+
+/// `group_fwd_mask` of a port: frames to the groups 01:80:c2:00:00:0X go the way of all others, so that the bridge's filter sees them. The bridge
+/// would learn from them, and hand LLDP's to the host, before any filter. (Pause frames, bit 1, are dropped in any case.)
+const ALL_GROUPS: u16 = 0xfffd;
 
 /// Links, addresses and routes of the namespace in which it was opened.
 #[derive(Debug)]
@@ -38,6 +43,8 @@ pub(crate) struct Link {
     pub(crate) master: Option<u32>,
     /// Where it is a bridge's port.
     pub(crate) port_state: Option<BridgePortState>,
+    /// Of a veth whose other end is in another namespace: that end's index, and the namespace's ID in ours.
+    pub(crate) peer: Option<(u32, i32)>,
 }
 
 impl Links {
@@ -102,14 +109,34 @@ impl Links {
         self.change(&format!("bring {} up", link.name), message)
     }
 
-    /// Gives a link an alias and brings it up.
-    pub(crate) fn set_alias_and_up(&mut self, link: &Link, alias: String) -> Result<()> {
+    /// Gives a bridge's port an alias, sets it up as pods' ports are, and brings it up.
+    pub(crate) fn set_port_up(&mut self, link: &Link, alias: String, hairpin: bool) -> Result<()> {
         let mut message = LinkMessage::default();
         message.header.index = link.index;
         message.header.flags = LinkFlags::Up;
         message.header.change_mask = LinkFlags::Up;
         message.attributes.push(LinkAttribute::IfAlias(alias));
-        self.change(&format!("bring {} up", link.name), message)
+        let settings = vec![InfoBridgePort::HairpinMode(hairpin), InfoBridgePort::GroupFwdMask(ALL_GROUPS)];
+        let data = LinkInfo::PortData(InfoPortData::BridgePort(settings));
+        message.attributes.push(LinkAttribute::LinkInfo(vec![LinkInfo::PortKind(InfoPortKind::Bridge), data]));
+        // RTM_SETLINK passes over a port's settings.
+        let outcome = self.netlink.execute("RTM_NEWLINK", RouteNetlinkMessage::NewLink(message), 0);
+        outcome.map_err(|error| kernel(&format!("bring {} up as a port of the bridge", link.name), &error))
+    }
+
+    /// The MAC address of the other end of a veth, in another namespace. None where it is gone.
+    pub(crate) fn peer_mac(&mut self, link: &Link) -> Result<Option<[u8; 6]>> {
+        let Some((index, namespace)) = link.peer else { return Ok(None) };
+        let mut message = LinkMessage::default();
+        message.header.index = index;
+        message.attributes.push(LinkAttribute::IfNetnsId(namespace));
+        message.attributes.push(LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats]));
+        match self.netlink.get("RTM_GETLINK", RouteNetlinkMessage::GetLink(message)) {
+            Ok(RouteNetlinkMessage::NewLink(message)) => Ok(Some(Link::read(&message).mac)),
+            Ok(_) => Ok(None),
+            Err(error) if error.errno() == Some(libc::ENODEV) => Ok(None),
+            Err(error) => Err(kernel(&format!("read the other end of {}", link.name), &error)),
+        }
     }
 
     /// Gives a link a MAC address.
@@ -226,7 +253,9 @@ impl Link {
             alias: String::new(),
             master: None,
             port_state: None,
+            peer: None,
         };
+        let (mut peer, mut namespace) = (None, None);
         for attribute in &message.attributes {
             match attribute {
                 LinkAttribute::IfName(name) => link.name.clone_from(name),
@@ -235,9 +264,12 @@ impl Link {
                 LinkAttribute::Mtu(mtu) => link.mtu = *mtu,
                 LinkAttribute::Address(octets) => link.mac = octets.as_slice().try_into().unwrap_or_default(),
                 LinkAttribute::LinkInfo(infos) => link.read_info(infos),
+                LinkAttribute::Link(index) => peer = Some(*index),
+                LinkAttribute::LinkNetNsId(id) => namespace = Some(*id),
                 _ => {}
             }
         }
+        link.peer = peer.zip(namespace);
         link
     }
 

@@ -27,6 +27,12 @@ pub(crate) fn set_if_there(name: &str, value: &str) -> Result<()> {
     if Path::new(ROOT).join(name).exists() { set(name, value) } else { Ok(()) }
 }
 
+/// An interface takes no routes and addresses from router advertisements, where this kernel has IPv6.
+pub(crate) fn heed_no_router(interface: &str) -> Result<()> {
+    set_if_there(&format!("ipv6/conf/{interface}/accept_ra"), "0")?;
+    set_if_there(&format!("ipv6/conf/{interface}/autoconf"), "0")
+}
+
 /// Turns forwarding on.
 pub(crate) fn forward_ipv4() -> Result<()> {
     set("ipv4/ip_forward", "1")

@@ -11,6 +11,7 @@ use super::link::{BridgePortState, Link, Links};
 use super::netns::Namespace;
 use super::{fnv1a, sysctl};
 use crate::error::{Code, Error, Result};
+use crate::filter::PORT_PREFIX;
 use crate::ipam::{self, Assigned};
 use crate::request::Attachment;
 use crate::result::default_routes;
@@ -30,7 +31,24 @@ pub(crate) struct PodEnd {
 /// The name of the host's end: the same for the same attachment, so that DEL finds it without any record.
 pub(crate) fn host_name(attachment: &Attachment) -> String {
     let hash = fnv1a(&[attachment.container.as_bytes(), attachment.ifname.as_bytes()]);
-    format!("ecni{:011x}", hash >> 20)
+    format!("{PORT_PREFIX}{:011x}", hash >> 20)
+}
+
+/// The MAC address of the pod's end. It follows from the attachment, so that the bridge's filter can be made again without asking the pod.
+pub(crate) fn pod_mac(attachment: &Attachment) -> [u8; 6] {
+    mac(attachment, "pod", 0x0a)
+}
+
+/// The MAC address of the host's end. One of another release has another: then [`pod_mac`] is not the pod's either.
+pub(crate) fn host_mac(attachment: &Attachment) -> [u8; 6] {
+    mac(attachment, "host", 0x0e)
+}
+
+/// A locally administered unicast address.
+fn mac(attachment: &Attachment, end: &str, first: u8) -> [u8; 6] {
+    let hash = fnv1a(&[end.as_bytes(), attachment.container.as_bytes(), attachment.ifname.as_bytes()]);
+    let [a, b, c, d, e, ..] = hash.to_be_bytes();
+    [first, a, b, c, d, e]
 }
 
 /// The alias of the host's end, for people, and to know it by if it is renamed.
@@ -63,9 +81,11 @@ pub(crate) fn create(
     let ifname = &attachment.ifname;
     let mut peer = LinkMessage::default();
     peer.attributes.push(LinkAttribute::IfName(ifname.clone()));
+    peer.attributes.push(LinkAttribute::Address(pod_mac(attachment).to_vec()));
     peer.attributes.push(LinkAttribute::NetNsFd(pod.raw_fd()));
     let mut host = LinkMessage::default();
     host.attributes.push(LinkAttribute::IfName(name.clone()));
+    host.attributes.push(LinkAttribute::Address(host_mac(attachment).to_vec()));
     host.attributes.push(LinkAttribute::Controller(bridge.index));
     if let Some(mtu) = mtu {
         peer.attributes.push(LinkAttribute::Mtu(mtu));
@@ -92,12 +112,14 @@ pub(crate) fn create(
     })
 }
 
-/// Brings the host's end up. A port of the bridge needs no address of its own: no link-local one either.
-pub(crate) fn set_host_up(links: &mut Links, attachment: &Attachment) -> Result<()> {
+/// Brings the host's end up. A port of the bridge needs no address of its own: no link-local one either. With `hairpin` the bridge sends back to the
+/// pod what it sent to itself by its Service.
+pub(crate) fn set_host_up(links: &mut Links, attachment: &Attachment, hairpin: bool) -> Result<()> {
     let name = host_name(attachment);
     let link = links.find(&name)?.ok_or_else(|| vanished(&name))?;
+    sysctl::heed_no_router(&name)?;
     sysctl::set_if_there(&format!("ipv6/conf/{name}/disable_ipv6"), "1")?;
-    links.set_alias_and_up(&link, alias(attachment))
+    links.set_port_up(&link, alias(attachment), hairpin)
 }
 
 fn vanished(name: &str) -> Error {
@@ -110,10 +132,13 @@ pub(crate) fn configure(pod: &Namespace, ifname: &str, addresses: &[Assigned]) -
     pod.within(|| {
         let mut links = Links::open()?;
         let link = links.find(ifname)?.ok_or_else(|| vanished(ifname))?;
+        // Also where the cluster has no IPv6: another pod would give it a default route.
+        sysctl::heed_no_router(ifname)?;
+        // The bridge's filter knows the link-local address that follows from the MAC address.
+        sysctl::set_if_there(&format!("ipv6/conf/{ifname}/addr_gen_mode"), "0")?;
         if ipam::families(&segments).contains(&Family::V6) {
             // Runtimes turn IPv6 off in new namespaces.
             sysctl::set(&format!("ipv6/conf/{ifname}/disable_ipv6"), "0")?;
-            sysctl::set(&format!("ipv6/conf/{ifname}/accept_ra"), "0")?;
             // Nor need the link-local address be waited for.
             sysctl::set(&format!("ipv6/conf/{ifname}/accept_dad"), "0")?;
         }

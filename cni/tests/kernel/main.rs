@@ -1,18 +1,22 @@
 //! The plugin on a real kernel, run as a runtime runs it, in network namespaces that are made for each test.
 
 mod attach;
+mod frames;
 mod growth;
+mod hairpin;
 mod harness;
 mod input;
+mod spoof;
 mod survive;
 mod verify;
 mod world;
 
 fn main() -> std::process::ExitCode {
-    let tests: Vec<harness::Test> = [attach::TESTS, input::TESTS, survive::TESTS, growth::TESTS, verify::TESTS]
-        .into_iter()
-        .flatten()
-        .copied()
-        .collect();
+    let tests: Vec<harness::Test> =
+        [attach::TESTS, spoof::TESTS, hairpin::TESTS, input::TESTS, survive::TESTS, growth::TESTS, verify::TESTS]
+            .into_iter()
+            .flatten()
+            .copied()
+            .collect();
     harness::run(&tests)
 }

@@ -32,6 +32,9 @@ fn check_finds_each_thing_that_was_lost() {
         ("route del default", "default route by 10.77.3.1"),
         ("link set eth0 down", "down"),
         ("link del eth0", "missing"),
+        ("link set eth0 address 02:12:34:56:78:9a", "MAC address"),
+        ("nft flush set bridge edge-cni ipv4", "ipv4"),
+        ("nft delete table bridge edge-cni", "is gone"),
         ("host addr del 10.77.3.1/24 dev ecni0", "10.77.3.1"),
         ("host link set HOST nomaster", "not a port"),
         ("lease", "no lease"),
@@ -41,9 +44,6 @@ fn check_finds_each_thing_that_was_lost() {
         let result = world.verb("ADD", &pod).json;
         let answer = check(world, &pod, &result);
         assert!(answer.ok && answer.json == Value::Null, "{}", answer.json);
-        // What others change and nothing depends on.
-        ip(&pod.netns, "link set eth0 address 02:12:34:56:78:9a");
-        assert!(check(world, &pod, &result).ok);
         match what {
             "nothing" => continue,
             "lease" => {
@@ -53,9 +53,10 @@ fn check_finds_each_thing_that_was_lost() {
                 world.del(&pod);
                 world.ip(&format!("link set elsewhere name {name}"));
             }
-            other => match other.strip_prefix("host ") {
-                Some(arguments) => drop(world.ip(&arguments.replace("HOST", &world.ports()[0]))),
-                None => drop(ip(&pod.netns, other)),
+            other => match other.split_once(' ') {
+                Some(("host", arguments)) => drop(world.ip(&arguments.replace("HOST", &world.ports()[0]))),
+                Some(("nft", _)) => drop(world.ip(&format!("netns exec {} {other}", world.host))),
+                _ => drop(ip(&pod.netns, other)),
             },
         }
         let answer = check(world, &pod, &result);

@@ -1,0 +1,129 @@
+//! What a rule is made of (`linux/netfilter/nf_tables.h`): expressions that load a part of a packet into a register, compare it, count, and
+//! decide.
+
+use super::table::Set;
+use super::wire::Attributes;
+
+/// `NFT_REG_1`: where what is compared or looked up begins.
+const FIRST: u32 = 1;
+
+/// One rule.
+#[derive(Debug)]
+pub(super) struct Rule {
+    pub(super) chain: &'static str,
+    pub(super) expressions: Vec<Expression>,
+    /// Shown beside the rule by `nft list`.
+    pub(super) comment: Option<&'static str>,
+}
+
+/// One expression. Registers are the kernel's: `NFT_REG_1` and `NFT_REG_2` of 16 bytes, or from `NFT_REG32_00` on of 4.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Expression {
+    /// Loads what the kernel knows beside the packet (`enum nft_meta_keys`).
+    Meta { key: Meta, register: u32 },
+    /// Loads bytes of the packet.
+    Payload { base: Base, offset: u32, length: u32, register: u32 },
+    /// Goes on where `NFT_REG_1` compares so with the value (`enum nft_cmp_ops`).
+    Compare { operation: Comparison, value: Vec<u8> },
+    /// Goes on where the registers from `NFT_REG_1` on are (or are not) an element.
+    Lookup { set: Set, inverted: bool },
+    /// Counts packets and bytes.
+    Counter,
+    /// Decides.
+    Verdict(Verdict),
+}
+
+/// `enum nft_meta_keys`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Meta {
+    Protocol = 1,
+    InputName = 6,
+    OutputName = 7,
+    Layer4Protocol = 16,
+    PacketType = 19,
+}
+
+/// `enum nft_payload_bases`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Base {
+    Link = 0,
+    Network = 1,
+    Transport = 2,
+}
+
+/// `enum nft_cmp_ops`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Comparison {
+    Equal = 0,
+    NotEqual = 1,
+    AtMost = 3,
+    AtLeast = 5,
+}
+
+/// What becomes of a packet: `NF_DROP`, `NF_ACCEPT` (`linux/netfilter.h`), `NFT_GOTO`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Verdict {
+    Drop,
+    Accept,
+    Goto(&'static str),
+}
+
+impl Expression {
+    pub(super) const fn name(&self) -> &'static str {
+        match self {
+            Self::Meta { .. } => "meta",
+            Self::Payload { .. } => "payload",
+            Self::Compare { .. } => "cmp",
+            Self::Lookup { .. } => "lookup",
+            Self::Counter => "counter",
+            Self::Verdict(_) => "immediate",
+        }
+    }
+
+    /// The attributes of `enum nft_meta_attributes`, `nft_payload_attributes` and so on, in the order in which nft(8) sends them.
+    pub(super) fn write_data(&self, data: &mut Attributes) {
+        match self {
+            Self::Meta { key, register } => {
+                data.number(2, *key as u32);
+                data.number(1, *register);
+            }
+            Self::Payload { base, offset, length, register } => {
+                data.number(1, *register);
+                data.number(2, *base as u32);
+                data.number(3, *offset);
+                data.number(4, *length);
+            }
+            Self::Compare { operation, value } => {
+                data.number(1, FIRST);
+                data.number(2, *operation as u32);
+                data.nest(3, |compared| compared.bytes(1, value));
+            }
+            Self::Lookup { set, inverted } => {
+                data.number(2, FIRST);
+                data.text(1, set.name());
+                // NFT_LOOKUP_F_INV.
+                if *inverted {
+                    data.number(5, 1);
+                }
+            }
+            Self::Counter => {}
+            Self::Verdict(verdict) => {
+                let (code, chain): (i32, _) = match verdict {
+                    Verdict::Drop => (0, None),
+                    Verdict::Accept => (1, None),
+                    Verdict::Goto(chain) => (-4, Some(chain)),
+                };
+                // NFT_REG_VERDICT; NFTA_DATA_VERDICT with NFTA_VERDICT_CODE and _CHAIN.
+                data.number(1, 0);
+                data.nest(2, |value| {
+                    value.nest(2, |verdict| {
+                        verdict.bytes(1, &code.to_be_bytes());
+                        if let Some(chain) = chain {
+                            verdict.text(2, chain);
+                        }
+                    });
+                });
+            }
+        }
+    }
+}

@@ -1,0 +1,229 @@
+//! The bridge's filter: a pod sends with its own MAC address and its leased addresses, or not at all.
+//!
+//! `table bridge edge-cni` is made once, in one transaction of nfnetlink; per pod only elements of its sets come and go. No `nft` is needed:
+//! the program speaks to the kernel itself.
+//!
+//! - [`table`]: sets, chains and rules.
+//! - [`expression`]: what a rule is made of.
+//! - [`wire`]: the messages.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv6Addr};
+
+use edge_xfrm::netlink::{self, Netlink};
+
+pub(crate) use table::PORT_PREFIX;
+
+use self::table::Set;
+use crate::error::{Code, Error, Result};
+
+mod expression;
+mod table;
+#[cfg(test)]
+mod tests;
+mod wire;
+
+/// `IFNAMSIZ` (`linux/if.h`): the length of an interface's name in a key.
+const IFNAMSIZ: usize = 16;
+
+/// Ports whose elements go into one transaction: some 80 KiB, well below the smallest send buffer.
+const PORTS_AT_ONCE: usize = 128;
+
+/// How often elements are looked for and taken away, while others do so, too.
+const REMOVE_ATTEMPTS: usize = 8;
+
+/// The end of a pod at the bridge, and who may send there.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Port {
+    /// Name of the host's end.
+    pub(crate) name: String,
+    /// The pod's.
+    pub(crate) mac: [u8; 6],
+    pub(crate) addresses: Vec<IpAddr>,
+    /// The operator has excepted the pod.
+    pub(crate) unfiltered: bool,
+}
+
+/// Elements by set, as keys.
+type Elements = BTreeMap<Set, Vec<Vec<u8>>>;
+
+/// The table, through a socket of its own.
+#[derive(Debug)]
+pub(crate) struct Filter {
+    netlink: Netlink,
+}
+
+impl Filter {
+    /// Opens the socket in the namespace that the thread is in.
+    pub(crate) fn open() -> Result<Self> {
+        let netlink = Netlink::open(netlink_sys::protocols::NETLINK_NETFILTER);
+        Ok(Self { netlink: netlink.map_err(|error| failed("open a socket to nf_tables", &error))? })
+    }
+
+    /// Adds the elements of ports. False where there is no table of this version, and nothing was done.
+    pub(crate) fn add(&mut self, ports: &[Port]) -> Result<bool> {
+        for some in ports.chunks(PORTS_AT_ONCE) {
+            match self.transact("NFT_MSG_NEWSETELEM", change(&elements_of(some), wire::add_elements)) {
+                Ok(()) => {}
+                Err(error) if error.errno() == Some(libc::ENOENT) => return Ok(false),
+                Err(error) => return Err(failed("let a pod send through the bridge's filter", &error)),
+            }
+        }
+        Ok(true)
+    }
+
+    /// Sees to it that the table stands and holds these ports, which must be all that are attached: a table of another version is replaced.
+    /// One that stands keeps its other elements. Only one process may be here at a time.
+    pub(crate) fn ensure(&mut self, ports: &[Port]) -> Result<()> {
+        // With a first look also where there is no port.
+        if self.elements(Set::Ports)?.is_some() && self.add(ports)? {
+            return Ok(());
+        }
+        let mut messages = vec![wire::new_table()];
+        messages.extend(table::CHAINS.iter().map(|(name, base)| wire::new_chain(name, base.as_ref())));
+        messages.extend(Set::ALL.into_iter().map(wire::new_set));
+        messages.extend(table::rules().iter().map(wire::new_rule));
+        // Those who are attached are not cut off for a moment.
+        let (first, rest) = ports.split_at(ports.len().min(PORTS_AT_ONCE));
+        messages.extend(change(&elements_of(first), wire::add_elements));
+        let made = match self.transact("NFT_MSG_NEWTABLE", messages.clone()) {
+            Err(error) if error.errno() == Some(libc::EEXIST) => {
+                messages.insert(0, wire::delete_table());
+                self.transact("NFT_MSG_NEWTABLE", messages)
+            }
+            other => other,
+        };
+        made.map_err(|error| failed("make the bridge's filter, `table bridge edge-cni`", &error))?;
+        self.add(rest).map(drop)
+    }
+
+    /// Takes away the elements of these ports, whatever they are; without a table there are none.
+    pub(crate) fn remove(&mut self, ports: &[String]) -> Result<()> {
+        self.remove_where(|port| ports.iter().any(|name| name == port))
+    }
+
+    /// Names of the ports that have elements.
+    pub(crate) fn ports(&mut self) -> Result<Vec<String>> {
+        let keys = self.elements(Set::Ports)?.unwrap_or_default();
+        Ok(keys.iter().map(|key| port_of(key)).collect())
+    }
+
+    /// What a port lacks, in words for CHECK. None where it has all.
+    pub(crate) fn lacks(&mut self, port: &Port) -> Result<Option<String>> {
+        for (set, keys) in elements_of(std::slice::from_ref(port)) {
+            let Some(present) = self.elements(set)? else {
+                return Ok(Some("the bridge's filter, `table bridge edge-cni`, is gone".into()));
+            };
+            if keys.iter().any(|key| !present.contains(key)) {
+                let (set, name) = (set.name(), &port.name);
+                return Ok(Some(format!("set {set} of `table bridge edge-cni` has lost what {name} may send")));
+            }
+        }
+        Ok(None)
+    }
+
+    fn remove_where(&mut self, gone: impl Fn(&str) -> bool) -> Result<()> {
+        // Refused as a whole where another was quicker with one element.
+        for _ in 0..REMOVE_ATTEMPTS {
+            let elements = self.find(&gone)?;
+            match self.transact("NFT_MSG_DELSETELEM", change(&elements, wire::delete_elements)) {
+                Ok(()) => return Ok(()),
+                Err(error) if error.errno() == Some(libc::ENOENT) => {}
+                Err(error) => return Err(failed("take a pod's elements from the bridge's filter", &error)),
+            }
+        }
+        Err(Error::new(
+            Code::Filter,
+            format!(
+                "elements of `table bridge edge-cni` changed during each of {REMOVE_ATTEMPTS} attempts to take a pod's away"
+            ),
+        ))
+    }
+
+    /// The elements of some ports, each once.
+    fn find(&mut self, wanted: impl Fn(&str) -> bool) -> Result<Elements> {
+        let mut elements = Elements::new();
+        for set in Set::ALL {
+            let Some(keys) = self.elements(set)? else { continue };
+            let mut keys: Vec<_> = keys.into_iter().filter(|key| wanted(&port_of(key))).collect();
+            // While a hash table grows, an element may be dumped twice.
+            keys.sort_unstable();
+            keys.dedup();
+            if !keys.is_empty() {
+                elements.insert(set, keys);
+            }
+        }
+        Ok(elements)
+    }
+
+    /// The keys in a set. None without a table of this version.
+    fn elements(&mut self, set: Set) -> Result<Option<Vec<Vec<u8>>>> {
+        match self.netlink.dump::<_, wire::Message>("NFT_MSG_GETSETELEM", wire::get_elements(set)) {
+            Ok(messages) => Ok(Some(messages.iter().flat_map(wire::keys_of).collect())),
+            Err(error) if error.errno() == Some(libc::ENOENT) => Ok(None),
+            Err(error) => Err(failed("read the bridge's filter, `table bridge edge-cni`", &error)),
+        }
+    }
+
+    fn transact(&mut self, request: &'static str, messages: Vec<(wire::Message, u16)>) -> Result<(), netlink::Error> {
+        self.netlink.transaction(request, wire::begin(), messages, wire::end())
+    }
+}
+
+/// The link-local address that the kernel gives a pod's interface: EUI-64 (RFC 4291 appendix A), `addr_gen_mode` 0.
+pub(crate) fn link_local(mac: [u8; 6]) -> Ipv6Addr {
+    let [a, b, c, d, e, f] = mac;
+    Ipv6Addr::from([0xfe, 0x80, 0, 0, 0, 0, 0, 0, a ^ 2, b, c, 0xff, 0xfe, d, e, f])
+}
+
+/// What a port may send, as keys of the sets.
+fn elements_of(ports: &[Port]) -> Elements {
+    let mut elements = Elements::new();
+    let mut put = |set, parts: &[&[u8]]| elements.entry(set).or_default().push(parts.concat());
+    for port in ports {
+        let mut name = [0; IFNAMSIZ];
+        // A name ends with a zero octet within them.
+        name.iter_mut().take(IFNAMSIZ - 1).zip(port.name.bytes()).for_each(|(place, octet)| *place = octet);
+        put(Set::Ports, &[&name, &name]);
+        if port.unfiltered {
+            put(Set::Unfiltered, &[&name]);
+            continue;
+        }
+        // Each part takes a multiple of four octets.
+        let mac = [&port.mac[..], &[0, 0]].concat();
+        put(Set::Macs, &[&name, &mac]);
+        for address in port.addresses.iter().copied().chain([IpAddr::V6(link_local(port.mac))]) {
+            match address {
+                IpAddr::V4(address) => put(Set::Ipv4, &[&name, &mac, &address.octets()]),
+                IpAddr::V6(address) => {
+                    put(Set::Ipv6, &[&name, &mac, &address.octets()]);
+                    put(Set::Targets, &[&name, &address.octets()]);
+                }
+            }
+        }
+    }
+    elements
+}
+
+fn change(elements: &Elements, message: impl Fn(Set, &[Vec<u8>]) -> (wire::Message, u16)) -> Vec<(wire::Message, u16)> {
+    let each = elements.iter().flat_map(|(set, keys)| keys.chunks(wire::ELEMENTS).map(|some| (*set, some)));
+    each.map(|(set, some)| message(set, some)).collect()
+}
+
+/// The port of an element.
+fn port_of(key: &[u8]) -> String {
+    let name = key.iter().take(IFNAMSIZ).copied().take_while(|octet| *octet != 0).collect();
+    String::from_utf8(name).unwrap_or_default()
+}
+
+fn failed(what: &str, error: &netlink::Error) -> Error {
+    let hint = match error.errno() {
+        Some(libc::EPERM) => "; edge-cni must run as root with CAP_NET_ADMIN",
+        Some(libc::EAFNOSUPPORT | libc::EOPNOTSUPP | libc::EPROTONOSUPPORT | libc::EINVAL | libc::ENOENT) => {
+            "; the kernel needs nf_tables with the family bridge (CONFIG_NF_TABLES_BRIDGE), or attach pods without protection from each other \
+             by \"unfilteredPods\": [\"*\"] in the plugin's configuration"
+        }
+        _ => "",
+    };
+    Error::new(Code::Filter, format!("cannot {what}{hint}: {error}"))
+}

@@ -1,0 +1,275 @@
+//! The table: its sets, chains and rules. `docs/cni.md` prints it as nft(8) does, and a test compares the two.
+//!
+//! A rule whose expression cannot be loaded, such as a port number that is not in this fragment, does not match (`NFT_BREAK`): so what is
+//! decisive accepts, and the end of each chain drops.
+
+use super::expression::{Base, Comparison, Expression, Meta, Rule, Verdict};
+
+/// Its name, in the family `bridge`.
+pub(super) const NAME: &str = "edge-cni";
+
+/// Hosts' ends of pods have names that begin so.
+pub(crate) const PORT_PREFIX: &str = "ecni";
+
+/// `enum nf_br_hook_priorities`, `NF_BR_PRI_FILTER_BRIDGED` (`linux/netfilter_bridge.h`): before br_netfilter hands a frame to iptables.
+const PRIORITY: i32 = -200;
+
+/// Register behind an interface's name of 16 bytes, and behind a MAC address that follows it and takes two of 4 bytes.
+const SECOND: u32 = 2;
+const THIRD: u32 = 14;
+
+/// `IPPROTO_UDP`.
+const UDP: u8 = 17;
+
+/// A chain that packets enter by a hook.
+#[derive(Debug)]
+pub(super) struct BaseChain {
+    /// `enum nf_inet_hooks`, which bridges share (`NF_BR_PRE_ROUTING` and so on).
+    pub(super) hook: u32,
+    pub(super) priority: i32,
+}
+
+/// Chains, those that rules lead to first.
+pub(super) const CHAINS: [(&str, Option<BaseChain>); 6] = [
+    ("pod-arp", None),
+    ("pod-ipv4", None),
+    ("pod-ipv6", None),
+    ("pod", None),
+    // The bridge learns a MAC address behind this hook (br_handle_frame_finish): one that is dropped is not learned.
+    ("prerouting", Some(BaseChain { hook: 0, priority: PRIORITY })),
+    ("forward", Some(BaseChain { hook: 2, priority: PRIORITY })),
+];
+
+/// The sets. Each key begins with the name of a port.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Set {
+    /// Each port with itself. Its name carries the version of the table: whoever adds a port finds out by it that the table is another's.
+    Ports,
+    /// The MAC address of the pod at a port.
+    Macs,
+    /// MAC and IPv4 address.
+    Ipv4,
+    /// MAC and IPv6 address, the link-local one as well.
+    Ipv6,
+    /// IPv6 addresses that a pod may advertise.
+    Targets,
+    /// Ports of pods that the operator has excepted.
+    Unfiltered,
+}
+
+/// nft(8)'s numbers of types (`enum datatypes`, include/datatype.h), which only serve to show a set.
+const INTEGER: u32 = 4;
+const IPV4: u32 = 7;
+const IPV6: u32 = 8;
+const MAC: u32 = 9;
+const INTERFACE: u32 = 41;
+
+impl Set {
+    pub(super) const ALL: [Self; 6] =
+        [Self::Ports, Self::Macs, Self::Ipv4, Self::Ipv6, Self::Targets, Self::Unfiltered];
+
+    /// To be counted up in [`Set::Ports`] with every change of sets, chains or rules.
+    pub(super) const fn name(self) -> &'static str {
+        match self {
+            Self::Ports => "ports-v1",
+            Self::Macs => "macs",
+            Self::Ipv4 => "ipv4",
+            Self::Ipv6 => "ipv6",
+            Self::Targets => "nd-targets",
+            Self::Unfiltered => "unfiltered",
+        }
+    }
+
+    const fn types(self) -> &'static [u32] {
+        match self {
+            Self::Ports => &[INTERFACE, INTERFACE],
+            Self::Macs => &[INTERFACE, MAC],
+            Self::Ipv4 => &[INTERFACE, MAC, IPV4],
+            Self::Ipv6 => &[INTERFACE, MAC, IPV6],
+            Self::Targets => &[INTERFACE, INTEGER, INTEGER],
+            Self::Unfiltered => &[INTERFACE],
+        }
+    }
+
+    pub(super) fn key_type(self) -> u32 {
+        // TYPE_BITS is 6.
+        self.types().iter().fold(0, |whole, part| whole << 6 | part)
+    }
+
+    /// Bytes; each part takes a multiple of four.
+    pub(super) fn key_length(self) -> u32 {
+        let length = |part: &u32| match *part {
+            INTERFACE => 16,
+            MAC | INTEGER => 8,
+            IPV4 => 4,
+            _ => 16,
+        };
+        self.types().iter().map(length).sum()
+    }
+
+    /// What nft(8) needs to show a set as it was written (libnftnl/udata.h, set_udata_key_* in nft): the byte order of the key, and for
+    /// [`Set::Targets`] that it is of the type of `iifname . @th,64,64 . @th,128,64`. (nft before 1.0.8 has no `icmpv6 taddr`; in two halves
+    /// later ones show it as the same.)
+    pub(super) fn user_data(self) -> Vec<u8> {
+        let field = |kind: u8, value: &[u8]| [&[kind, value.len() as u8], value].concat();
+        let number = |kind: u8, value: u32| field(kind, &value.to_ne_bytes());
+        // NFTNL_UDATA_SET_KEYBYTEORDER: an interface's name is in the host's, a concatenation has none.
+        let order = number(0, u32::from(self == Self::Unfiltered));
+        if self != Self::Targets {
+            return order;
+        }
+        // `enum expr_types`: EXPR_META with NFT_META_IIFNAME.
+        let name = [number(0, 9), field(1, &number(0, Meta::InputName as u32))].concat();
+        // EXPR_PAYLOAD of no protocol, at PROTO_BASE_TRANSPORT_HDR, offset and length in bits.
+        let half = |offset| {
+            let place = [number(0, 0), number(1, 0), number(2, 3), number(3, offset), number(4, 64)].concat();
+            [number(0, 7), field(1, &place)].concat()
+        };
+        let parts = [field(0, &name), field(1, &half(64)), field(2, &half(128))].concat();
+        // NFTNL_UDATA_SET_KEY_TYPEOF of EXPR_CONCAT.
+        [order, field(3, &[number(0, 13), field(1, &parts)].concat())].concat()
+    }
+}
+
+/// The rules, in their order.
+pub(super) fn rules() -> Vec<Rule> {
+    let accept = Expression::Verdict(Verdict::Accept);
+    let mut rules = Vec::new();
+    let mut rule = |chain, parts: Vec<Vec<Expression>>, comment| {
+        rules.push(Rule { chain, expressions: parts.concat(), comment });
+    };
+    rule("prerouting", vec![from_port(), goto("pod")], None);
+    // With hairpin mode a pod's own broadcast, or what is flooded, would come back to it.
+    rule("forward", vec![same_port(), not_for_us(), vec![Expression::Verdict(Verdict::Drop)]], None);
+
+    rule("pod", vec![input_name(), found(Set::Unfiltered), vec![accept.clone()]], None);
+    rule("pod", vec![port_and(Base::Link, 6, 6), absent(Set::Macs), drop_it()], Some("source MAC address"));
+    rule("pod", vec![link_local_group(), drop_it()], Some("group of bridges"));
+    rule("pod", vec![ethertype(0x0806), goto("pod-arp")], None);
+    rule("pod", vec![ethertype(0x0800), goto("pod-ipv4")], None);
+    rule("pod", vec![ethertype(0x86dd), goto("pod-ipv6")], None);
+    // A VLAN's tag is an ethertype, too.
+    rule("pod", vec![drop_it()], Some("neither ARP nor IP"));
+
+    // RFC 826: Ethernet and IPv4, addresses of 6 and 4 octets; the sender's are the pod's.
+    let sender = [port_and(Base::Network, 8, 6), then(Base::Network, 14, 4), found(Set::Ipv4)].concat();
+    rule("pod-arp", vec![arp(&[0, 1, 8, 0], &[6, 4]), sender, vec![accept.clone()]], None);
+    // RFC 5227 2.1.1: a probe comes from 0.0.0.0 and asks for the sender's own.
+    let probe = [port_and(Base::Network, 8, 6), then(Base::Network, 24, 4), found(Set::Ipv4)].concat();
+    let from_nowhere = vec![payload(Base::Network, 14, 4), equals(&[0; 4])];
+    rule("pod-arp", vec![arp(&[0, 1, 8, 0], &[6, 4, 0, 1]), from_nowhere, probe, vec![accept.clone()]], None);
+    rule("pod-arp", vec![drop_it()], Some("ARP sender"));
+
+    rule("pod-ipv4", vec![layer4(UDP), transport(&[0, 67]), drop_it()], Some("DHCP server"));
+    let igmp = vec![payload(Base::Network, 9, 1), equals(&[2])];
+    rule("pod-ipv4", vec![protocol(0x0800), igmp, transport(&[0x11]), drop_it()], Some("IGMP query"));
+    let source = [port_and(Base::Link, 6, 6), then(Base::Network, 12, 4), found(Set::Ipv4)].concat();
+    rule("pod-ipv4", vec![protocol(0x0800), source, vec![accept.clone()]], None);
+    rule("pod-ipv4", vec![drop_it()], Some("IPv4 source"));
+
+    for (kind, name) in [(134, "router advertisement"), (137, "redirect"), (130, "MLD query")] {
+        rule("pod-ipv6", vec![ethertype(0x86dd), icmpv6(kind), drop_it()], Some(name));
+    }
+    rule("pod-ipv6", vec![layer4(UDP), transport(&[2, 35]), drop_it()], Some("DHCPv6 server"));
+    // RFC 4861 4.3, 4.4: the target is behind type, code, checksum and flags. Fragments of these no host heeds (RFC 6980).
+    let target = || [port_and(Base::Transport, 8, 8), then(Base::Transport, 16, 8)].concat();
+    let foreign = [target(), absent(Set::Targets)].concat();
+    rule("pod-ipv6", vec![ethertype(0x86dd), icmpv6(136), foreign, drop_it()], Some("advertised address"));
+    let source = [port_and(Base::Link, 6, 6), then(Base::Network, 8, 16), found(Set::Ipv6)].concat();
+    rule("pod-ipv6", vec![protocol(0x86dd), source, vec![accept.clone()]], None);
+    // Without an address yet: duplicate address detection (RFC 4862 5.4.2) and reports of groups (RFC 3590).
+    let unspecified = || [protocol(0x86dd), vec![payload(Base::Network, 8, 16), equals(&[0; 16])]].concat();
+    let own = [target(), found(Set::Targets)].concat();
+    rule("pod-ipv6", vec![unspecified(), icmpv6(135), own, vec![accept.clone()]], None);
+    for report in [131, 132, 143] {
+        rule("pod-ipv6", vec![unspecified(), icmpv6(report), vec![accept.clone()]], None);
+    }
+    rule("pod-ipv6", vec![drop_it()], Some("IPv6 source"));
+    rules
+}
+
+fn from_port() -> Vec<Expression> {
+    [input_name(), vec![equals(PORT_PREFIX.as_bytes())]].concat()
+}
+
+fn input_name() -> Vec<Expression> {
+    vec![Expression::Meta { key: Meta::InputName, register: 1 }]
+}
+
+fn same_port() -> Vec<Expression> {
+    let output = Expression::Meta { key: Meta::OutputName, register: SECOND };
+    [input_name(), vec![output], found(Set::Ports)].concat()
+}
+
+/// `PACKET_HOST` (`linux/if_packet.h`) is what was sent to the bridge, so to a Service, and comes back from br_netfilter.
+fn not_for_us() -> Vec<Expression> {
+    let kind = Expression::Meta { key: Meta::PacketType, register: 1 };
+    vec![kind, Expression::Compare { operation: Comparison::NotEqual, value: vec![0] }]
+}
+
+/// IEEE 802.1D table 7-10: what bridges say to each other.
+fn link_local_group() -> Vec<Expression> {
+    let bound = |operation, last| Expression::Compare { operation, value: vec![0x01, 0x80, 0xc2, 0, 0, last] };
+    vec![payload(Base::Link, 0, 6), bound(Comparison::AtLeast, 0), bound(Comparison::AtMost, 0x0f)]
+}
+
+fn ethertype(number: u16) -> Vec<Expression> {
+    vec![payload(Base::Link, 12, 2), equals(&number.to_be_bytes())]
+}
+
+/// The beginning of an ARP packet, in two steps.
+fn arp(first: &[u8], second: &[u8]) -> Vec<Expression> {
+    let part = |offset, bytes: &[u8]| vec![payload(Base::Network, offset, bytes.len() as u32), equals(bytes)];
+    [ethertype(0x0806), part(0, first), part(4, second)].concat()
+}
+
+/// The ethertype as the bridge sees it: nft(8) knows by it how to show what follows.
+fn protocol(number: u16) -> Vec<Expression> {
+    vec![Expression::Meta { key: Meta::Protocol, register: 1 }, equals(&number.to_be_bytes())]
+}
+
+fn layer4(number: u8) -> Vec<Expression> {
+    vec![Expression::Meta { key: Meta::Layer4Protocol, register: 1 }, equals(&[number])]
+}
+
+/// The beginning of what is behind the IP header.
+fn transport(bytes: &[u8]) -> Vec<Expression> {
+    vec![payload(Base::Transport, 0, bytes.len() as u32), equals(bytes)]
+}
+
+fn icmpv6(kind: u8) -> Vec<Expression> {
+    [layer4(58), transport(&[kind])].concat()
+}
+
+/// Loads the port's name, and behind it bytes of the packet.
+fn port_and(base: Base, offset: u32, length: u32) -> Vec<Expression> {
+    [input_name(), vec![Expression::Payload { base, offset, length, register: SECOND }]].concat()
+}
+
+fn then(base: Base, offset: u32, length: u32) -> Vec<Expression> {
+    vec![Expression::Payload { base, offset, length, register: THIRD }]
+}
+
+fn payload(base: Base, offset: u32, length: u32) -> Expression {
+    Expression::Payload { base, offset, length, register: 1 }
+}
+
+fn equals(value: &[u8]) -> Expression {
+    Expression::Compare { operation: Comparison::Equal, value: value.to_vec() }
+}
+
+fn found(set: Set) -> Vec<Expression> {
+    vec![Expression::Lookup { set, inverted: false }]
+}
+
+fn absent(set: Set) -> Vec<Expression> {
+    vec![Expression::Lookup { set, inverted: true }]
+}
+
+fn drop_it() -> Vec<Expression> {
+    vec![Expression::Counter, Expression::Verdict(Verdict::Drop)]
+}
+
+fn goto(chain: &'static str) -> Vec<Expression> {
+    vec![Expression::Verdict(Verdict::Goto(chain))]
+}

@@ -1,0 +1,125 @@
+//! What the bridge's filter says of each pod: put there before its port forwards, taken away with its lease, and put back for all leases where
+//! the table was lost.
+
+use std::collections::BTreeSet;
+
+use crate::config::Config;
+use crate::error::Result;
+use crate::filter::{Filter, Port};
+use crate::ipam::{Assigned, Ledger, Store};
+use crate::net::link::Links;
+use crate::net::veth;
+use crate::request::{Attachment, Request};
+
+/// Lets a pod send with what was leased to it. False where the operator has excepted the pod and this kernel has no such filter.
+pub(crate) fn admit(
+    config: &Config,
+    store: &Store,
+    links: &mut Links,
+    request: &Request,
+    addresses: &[Assigned],
+) -> Result<bool> {
+    let port = Port {
+        name: veth::host_name(&request.attachment),
+        mac: veth::pod_mac(&request.attachment),
+        addresses: addresses.iter().map(|assigned| assigned.address).collect(),
+        unfiltered: config.excepts(request.pod.as_deref()),
+    };
+    let unfiltered = port.unfiltered;
+    let admitted = Filter::open().and_then(|mut filter| {
+        if filter.add(std::slice::from_ref(&port))? {
+            return Ok(());
+        }
+        // The first pod since the machine's start, or somebody took the table away: it is made with all that are attached. The lock keeps
+        // another ADD from doing so at once.
+        let ledger = store.lock()?;
+        filter.ensure(&attached(config, &ledger, links)?)
+    });
+    match admitted {
+        Ok(()) => Ok(true),
+        Err(error) if unfiltered => {
+            eprintln!("edge-cni: {request} is attached without a filter, as unfilteredPods says: {error}");
+            Ok(false)
+        }
+        Err(error) => Err(error),
+    }
+}
+
+/// Sees to it that the filter stands and knows every pod that is attached.
+pub(crate) fn restore(config: &Config, ledger: &Ledger, links: &mut Links) -> Result<()> {
+    let ports = attached(config, ledger, links)?;
+    match Filter::open().and_then(|mut filter| filter.ensure(&ports)) {
+        Err(error) if config.excepts(None) => {
+            eprintln!("edge-cni: pods are attached without a filter, as unfilteredPods says: {error}");
+            Ok(())
+        }
+        outcome => outcome,
+    }
+}
+
+/// The filter knows these no more. What cannot be taken away is said and does no harm: no pod gets a port of that name but the same container.
+pub(crate) fn forget(ended: &[Attachment]) {
+    let names: Vec<String> = ended.iter().map(veth::host_name).collect();
+    forget_ports(&names);
+}
+
+/// The filter forgets ports that are not there.
+pub(crate) fn forget_vanished(links: &mut Links) {
+    let vanished = Filter::open().and_then(|mut filter| {
+        // In this order: a port is made before it is admitted.
+        let known = filter.ports()?;
+        let present: BTreeSet<String> = links.all()?.into_iter().map(|link| link.name).collect();
+        Ok(known.into_iter().filter(|name| !present.contains(name)).collect::<Vec<_>>())
+    });
+    match vanished {
+        Ok(names) => forget_ports(&names),
+        Err(error) => eprintln!("edge-cni: {error}"),
+    }
+}
+
+fn forget_ports(names: &[String]) {
+    if names.is_empty() {
+        return;
+    }
+    if let Err(error) = Filter::open().and_then(|mut filter| filter.remove(names)) {
+        eprintln!("edge-cni: {error}");
+    }
+}
+
+/// What the filter lacks for a pod, in words. None where it has all, or none is wanted.
+pub(crate) fn lacks(
+    config: &Config,
+    links: &mut Links,
+    ledger: &Ledger,
+    attachment: &Attachment,
+) -> Result<Option<String>> {
+    let Some(port) = attached(config, ledger, links)?.into_iter().find(|port| port.name == veth::host_name(attachment))
+    else {
+        return Ok(None);
+    };
+    match Filter::open().and_then(|mut filter| filter.lacks(&port)) {
+        // Nothing is lost where there never was a filter.
+        Err(_) if port.unfiltered => Ok(None),
+        outcome => outcome,
+    }
+}
+
+/// The ports of all leases whose host's end is there.
+fn attached(config: &Config, ledger: &Ledger, links: &mut Links) -> Result<Vec<Port>> {
+    let present = links.all()?;
+    let mut ports = Vec::new();
+    for (attachment, lease) in ledger.leases() {
+        let name = veth::host_name(attachment);
+        let Some(link) = present.iter().find(|link| link.name == name && link.kind == "veth") else { continue };
+        // A pod of another release has the address that the kernel chose. A pod of ours is not asked: it may have changed it.
+        let mac = if link.mac == veth::host_mac(attachment) {
+            Some(veth::pod_mac(attachment))
+        } else {
+            links.peer_mac(link)?
+        };
+        let Some(mac) = mac else { continue };
+        let unfiltered = config.excepts(lease.pod.as_deref());
+        ports.push(Port { name, mac, addresses: lease.addresses.clone(), unfiltered });
+    }
+    Ok(ports)
+}
