@@ -34,6 +34,14 @@ pub(crate) fn add(config: &Config, request: &Request) -> Result<Value> {
             "the configuration has a prevResult: edge-cni makes the pod's interface, so it must come first in the list of plugins",
         ));
     }
+    if let Some(requested) = config.requested.as_ref().or(request.requested.as_ref()) {
+        return Err(Error::new(
+            Code::InvalidConfig,
+            format!(
+                "{requested}: edge-cni gives each pod the next free address and a MAC address of its own; ask for none"
+            ),
+        ));
+    }
     let pod = Namespace::of_container(path)?;
     let store = Store::create(config, veth::attached)?;
     let mut links = Links::open()?;
@@ -80,7 +88,12 @@ fn connect(
 
 /// Sees to it that each family has a free address, and applies for another segment where free ones run short. Returns the segments.
 fn ensure_free(config: &Config, store: &Store, links: &mut Links, attachment: &Attachment) -> Result<SegmentsFile> {
-    let (segments, stock) = look(config, store, attachment)?;
+    let (segments, stock) = match look(config, store, attachment) {
+        Err(error) if error.code == Code::AlreadyAttached && end_leftover(store, links, attachment)? => {
+            look(config, store, attachment)?
+        }
+        looked => looked?,
+    };
     let short = short_of(config, segments.as_ref(), &stock);
     if short.is_empty()
         && let Some(segments) = segments
@@ -136,14 +149,23 @@ fn short_of(config: &Config, segments: Option<&SegmentsFile>, stock: &[Stock]) -
     stock.iter().filter(|stock| stock.free < config.low_water.max(1)).copied().collect()
 }
 
-/// Ends leases whose host's end is gone, by name and by alias. An ADD makes that end before it takes an address, so
-/// a lease without one belongs to nobody.
+/// Ends the lease of this attachment if a DEL had to leave it: on a full or read-only disk.
+fn end_leftover(store: &Store, links: &mut Links, attachment: &Attachment) -> Result<bool> {
+    Ok(reclaim_of(store, links, |other| other == attachment)? > 0)
+}
+
+/// Ends leases whose host's end is gone.
 fn reclaim(store: &Store, links: &mut Links) -> Result<usize> {
+    reclaim_of(store, links, |_| true)
+}
+
+/// Of these, by name and by alias. An ADD makes that end before it takes an address, so a lease without one belongs to nobody.
+fn reclaim_of(store: &Store, links: &mut Links, chosen: impl Fn(&Attachment) -> bool) -> Result<usize> {
     let mut ledger = store.lock()?;
     let present = links.all()?;
     let ended = ledger.reclaim(|attachment, _| {
         let (name, alias) = (veth::host_name(attachment), veth::alias(attachment));
-        !present.iter().any(|link| link.name == name || link.alias == alias)
+        chosen(attachment) && !present.iter().any(|link| link.name == name || link.alias == alias)
     })?;
     ports::forget(&ended);
     ledger.commit()?;

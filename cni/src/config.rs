@@ -13,6 +13,9 @@ use crate::version::Version;
 /// Smallest MTU: IPv6 works with no less (RFC 8200 section 5).
 const MIN_MTU: u32 = 1280;
 
+/// Stands for the network's name where a verb does not need it and it is wrong.
+const UNNAMED: &str = "unnamed";
+
 /// Longest name of a network; each lease carries it.
 const MAX_NAME: usize = 253;
 
@@ -63,6 +66,8 @@ pub(crate) struct Config {
     pub(crate) unfiltered_pods: Vec<String>,
     /// The result of another plugin that came before, or with CHECK of our own ADD.
     pub(crate) previous: Option<Value>,
+    /// An address or MAC address that somebody asks for by `runtimeConfig` or `args`.
+    pub(crate) requested: Option<String>,
     /// With GC, the attachments that the runtime still knows of.
     pub(crate) valid_attachments: Option<Value>,
 }
@@ -149,6 +154,7 @@ impl Config {
             ));
         }
         let previous = json.get("prevResult").filter(|result| !result.is_null()).cloned();
+        let requested = requested(&json);
         let valid_attachments = json.get("cni.dev/valid-attachments").cloned();
         let raw: Raw = serde_json::from_value(Value::Object(json)).map_err(|error| invalid(error.to_string()))?;
         let config = Self {
@@ -164,10 +170,44 @@ impl Config {
             dns: raw.dns,
             unfiltered_pods: raw.unfiltered_pods,
             previous,
+            requested,
             valid_attachments,
         };
         config.check()?;
         Ok(config)
+    }
+
+    /// Reads what a verb needs that must not fail for the sake of anything else: a runtime hands DEL the list of the ADD, perhaps of another
+    /// release. What is wrong with other keys is said on standard error, and they are left out.
+    pub(crate) fn lenient(json: Map<String, Value>, needed: &[&str]) -> Result<Self> {
+        let error = match Self::from_object(json.clone()) {
+            Ok(config) => return Ok(config),
+            Err(error) => error,
+        };
+        if let Some(missing) = needed.iter().find(|key| **key == "name" && !json.contains_key(**key)) {
+            return Err(invalid(format!("{missing} is missing")));
+        }
+        let mut passed_over = 0;
+        let version = version_of(&json).unwrap_or(Version::CURRENT);
+        let mut right = Map::new();
+        right.insert("cniVersion".into(), version.as_str().into());
+        right.insert("name".into(), UNNAMED.into());
+        for (key, value) in json {
+            let mut alone = right.clone();
+            alone.insert(key.clone(), value);
+            match Self::from_object(alone.clone()) {
+                Ok(_) => right = alone,
+                Err(error) if needed.contains(&key.as_str()) => return Err(error),
+                Err(error) => {
+                    passed_over += 1;
+                    eprintln!("edge-cni: the key {key:?} is passed over: {error}");
+                }
+            }
+        }
+        if passed_over == 0 {
+            eprintln!("edge-cni: {error}; going on without");
+        }
+        Self::from_object(right)
     }
 
     fn check(&self) -> Result<()> {
@@ -221,6 +261,20 @@ impl Config {
             (_, None) => false,
         })
     }
+}
+
+/// What somebody asks for by the conventions for `ips` and `mac` (CNI's CONVENTIONS.md).
+fn requested(json: &Map<String, Value>) -> Option<String> {
+    let places =
+        [("runtimeConfig", json.get("runtimeConfig")), ("args.cni", json.get("args").and_then(|args| args.get("cni")))];
+    places
+        .iter()
+        .flat_map(|(place, value)| ["ips", "mac"].map(|key| (*place, key, value.and_then(|value| value.get(key)))))
+        .find_map(|(place, key, value)| {
+            let value = value?;
+            let nothing = value.is_null() || value.as_array().is_some_and(Vec::is_empty) || value.as_str() == Some("");
+            (!nothing).then(|| format!("{place} has {key} {value}"))
+        })
 }
 
 /// A pod's `namespace/name`, whole or by its beginning, or all pods.
@@ -325,6 +379,42 @@ mod tests {
             assert_eq!(excepts(patterns, Some(pod)), excepted, "{patterns} {pod}");
         }
         assert!(!excepts(r#"["default/*"]"#, None) && excepts(r#"["*"]"#, None));
+    }
+
+    #[test]
+    fn what_a_verb_does_not_need_does_not_stop_it() {
+        let lenient = |text: &str, needed: &[&str]| Config::lenient(parse_object(text.as_bytes()).unwrap(), needed);
+        let config = lenient(
+            r#"{"cniVersion":"9.9.0","name":"a b","stateDir":"/state","bridge":"b0","mtu":1,"new":true,"segments":["x"],"lowWater":7}"#,
+            &["stateDir"],
+        )
+        .unwrap();
+        assert_eq!((config.state_dir, config.bridge.as_str()), (PathBuf::from("/state"), "b0"));
+        assert_eq!((config.mtu, config.low_water, config.version), (None, 7, Version::CURRENT));
+        for (text, needed, named) in [
+            (r#"{"stateDir":"relative","new":1}"#, &["stateDir"][..], "relative"),
+            (r#"{"stateDir":7}"#, &["stateDir"], "7"),
+            (r#"{"cniVersion":"1.1.0","new":1}"#, &["stateDir", "name"], "name"),
+            (r#"{"cniVersion":"1.1.0","name":"a b"}"#, &["stateDir", "name"], "a b"),
+        ] {
+            let error = lenient(text, needed).unwrap_err();
+            assert_eq!(error.code, Code::InvalidConfig, "{text}");
+            assert!(error.message.contains(named), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_requested_address_is_seen() {
+        let requested =
+            |fragment: &str| parse(&format!(r#"{{"cniVersion":"1.0.0","name":"pods",{fragment}}}"#)).unwrap().requested;
+        for (fragment, named) in [
+            (r#""runtimeConfig":{"ips":["10.77.0.9"]}"#, "10.77.0.9"),
+            (r#""runtimeConfig":{"mac":"02:00:00:00:00:01"}"#, "02:00:00:00:00:01"),
+            (r#""args":{"cni":{"ips":["10.77.0.8/24"]}}"#, "10.77.0.8"),
+        ] {
+            assert!(requested(fragment).unwrap().contains(named), "{fragment}");
+        }
+        assert_eq!(requested(r#""runtimeConfig":{"ips":[],"mac":"","portMappings":[]},"args":{"other":1}"#), None);
     }
 
     #[test]

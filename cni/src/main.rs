@@ -113,7 +113,18 @@ fn run_command(version: &mut Version) -> Result<String> {
         return version_info(&input).map(line);
     }
     let json = config::parse_object(&input)?;
-    *version = config::version_of(&json)?;
+    // What is attached must go, or be looked at, also after a rollback or with a slip in the list: these need little of it.
+    let needed: Option<&[&str]> = match command {
+        Command::Del => Some(&["stateDir"]),
+        Command::Check => Some(&["stateDir", "bridge"]),
+        Command::Gc => Some(&["stateDir", "bridge", "name"]),
+        Command::Add | Command::Status | Command::Version => None,
+    };
+    match config::version_of(&json) {
+        Ok(known) => *version = known,
+        Err(_) if needed.is_some() => {}
+        Err(error) => return Err(error),
+    }
     if *version < command.since() {
         return Err(Error::new(
             Code::IncompatibleVersion,
@@ -125,18 +136,21 @@ fn run_command(version: &mut Version) -> Result<String> {
             ),
         ));
     }
-    let config = Config::from_object(json)?;
+    let config = match needed {
+        Some(needed) => Config::lenient(json, needed)?,
+        None => Config::from_object(json)?,
+    };
     match command {
         Command::Add => {
             let request = Request::read(lookup)?;
             add::add(&config, &request).map(line).map_err(|error| error.about(&request))
         }
         Command::Del => {
-            let request = Request::read(lookup)?;
+            let request = Request::lenient(lookup)?;
             del::del(&config, &request).map(|()| String::new()).map_err(|error| error.about(&request))
         }
         Command::Check => {
-            let request = Request::read(lookup)?;
+            let request = Request::lenient(lookup)?;
             check::check(&config, &request).map(|()| String::new()).map_err(|error| error.about(&request))
         }
         Command::Status => status::status(&config).map(|()| String::new()),

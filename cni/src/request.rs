@@ -83,6 +83,8 @@ pub(crate) struct Request {
     pub(crate) netns: Option<PathBuf>,
     /// `namespace/name` from `CNI_ARGS`, where the runtime gave it.
     pub(crate) pod: Option<String>,
+    /// An address or MAC address that somebody asks for in `CNI_ARGS`.
+    pub(crate) requested: Option<String>,
 }
 
 impl fmt::Display for Request {
@@ -95,8 +97,31 @@ impl fmt::Display for Request {
 }
 
 impl Request {
-    /// Reads the variables that ADD and DEL need.
+    /// Reads the variables, and refuses what makes no sense.
     pub(crate) fn read(lookup: Lookup<'_>) -> Result<Self> {
+        let attachment = Self::attachment(lookup)?;
+        let netns = optional(lookup, "CNI_NETNS")?.map(PathBuf::from);
+        let Args { pod, requested } = read_args(&optional(lookup, "CNI_ARGS")?.unwrap_or_default())?;
+        Ok(Self { attachment, netns, pod, requested })
+    }
+
+    /// Reads the variables for a verb that needs to know the attachment; what is wrong with others is said on standard error.
+    pub(crate) fn lenient(lookup: Lookup<'_>) -> Result<Self> {
+        let attachment = Self::attachment(lookup)?;
+        let said = |error: Error| eprintln!("edge-cni: {attachment}: {error}; going on without");
+        let netns = optional(lookup, "CNI_NETNS").unwrap_or_else(|error| {
+            said(error);
+            None
+        });
+        let args = optional(lookup, "CNI_ARGS").and_then(|args| read_args(&args.unwrap_or_default()));
+        let Args { pod, requested } = args.unwrap_or_else(|error| {
+            said(error);
+            Args::default()
+        });
+        Ok(Self { netns: netns.map(PathBuf::from), pod, requested, attachment })
+    }
+
+    fn attachment(lookup: Lookup<'_>) -> Result<Attachment> {
         let container = required(lookup, "CNI_CONTAINERID")?;
         // The specification: begins with an alphanumeric, then any of alphanumerics, '_', '.' and '-'.
         let good = container.len() <= MAX_CONTAINER_ID
@@ -125,9 +150,7 @@ impl Request {
                 ),
             ));
         }
-        let netns = optional(lookup, "CNI_NETNS")?.map(PathBuf::from);
-        let pod = read_args(&optional(lookup, "CNI_ARGS")?.unwrap_or_default())?;
-        Ok(Self { attachment: Attachment { container, ifname }, netns, pod })
+        Ok(Attachment { container, ifname })
     }
 }
 
@@ -156,8 +179,17 @@ pub(crate) fn required(lookup: Lookup<'_>, name: &str) -> Result<String> {
     })
 }
 
-/// Reads `CNI_ARGS`: `KEY=VALUE` separated by `;`. Returns the pod's `namespace/name`.
-fn read_args(text: &str) -> Result<Option<String>> {
+/// What `CNI_ARGS` says.
+#[derive(Debug, Default)]
+struct Args {
+    /// `namespace/name`.
+    pod: Option<String>,
+    requested: Option<String>,
+}
+
+/// Reads `CNI_ARGS`: `KEY=VALUE` separated by `;`.
+fn read_args(text: &str) -> Result<Args> {
+    let mut requested = None;
     let (mut namespace, mut name, mut unknown, mut ignore_unknown) = (None, None, None, false);
     for pair in text.split(';').filter(|pair| !pair.is_empty()) {
         let (key, value) = pair.split_once('=').ok_or_else(|| {
@@ -174,6 +206,8 @@ fn read_args(text: &str) -> Result<Option<String>> {
             "K8S_POD_NAMESPACE" => namespace = Some(printable(value)),
             "K8S_POD_NAME" => name = Some(printable(value)),
             "K8S_POD_INFRA_CONTAINER_ID" | "K8S_POD_UID" => {}
+            // Even with IgnoreUnknown: whoever asks for an address does not want another.
+            "IP" | "MAC" if !value.is_empty() => requested = Some(format!("CNI_ARGS has {key}={}", printable(value))),
             other => unknown = Some(other),
         }
     }
@@ -183,7 +217,10 @@ fn read_args(text: &str) -> Result<Option<String>> {
             text,
             &format!("the argument {key:?} is not known; leave it out, or add IgnoreUnknown=1"),
         )),
-        _ => Ok(name.map(|name| format!("{}/{name}", namespace.unwrap_or_default()))),
+        _ => {
+            let pod = name.map(|name| format!("{}/{name}", namespace.unwrap_or_default()));
+            Ok(Args { pod, requested })
+        }
     }
 }
 
@@ -237,6 +274,21 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn what_is_not_needed_does_not_stop_a_verb() {
+        use std::os::unix::ffi::OsStringExt;
+        let lookup = |name: &str| match name {
+            "CNI_CONTAINERID" => Some("a".into()),
+            "CNI_IFNAME" => Some("eth0".into()),
+            "CNI_ARGS" => Some("MAC=..;NONSENSE".into()),
+            "CNI_NETNS" => Some(OsString::from_vec(vec![0xff])),
+            _ => None,
+        };
+        let request = Request::lenient(&lookup).unwrap();
+        assert_eq!((request.attachment.ifname.as_str(), request.netns, request.pod), ("eth0", None, None));
+        assert!(Request::lenient(&|name| lookup(name).filter(|_| name != "CNI_IFNAME")).is_err());
     }
 
     #[test]

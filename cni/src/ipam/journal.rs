@@ -40,6 +40,8 @@ pub(super) struct Journal {
     mark_path: PathBuf,
     boot: String,
     file: File,
+    /// Not on a read-only disk.
+    writable: bool,
     state: Replay,
 }
 
@@ -151,19 +153,24 @@ impl Journal {
                 }
             }
         }
-        let file = OpenOptions::new().read(true).write(true).open(&path).context("open", &path)?;
-        if state.length < bytes.len() as u64 {
+        let (file, writable) = match OpenOptions::new().read(true).write(true).open(&path) {
+            Err(error) if error.kind() == io::ErrorKind::ReadOnlyFilesystem => (File::open(&path), false),
+            other => (other, true),
+        };
+        let file = file.context("open", &path)?;
+        if writable && state.length < bytes.len() as u64 {
             // The rest of a line that was cut off while being written; nobody was told of it.
             file.set_len(state.length).context("truncate", &path)?;
         }
-        Ok(Self { folder: folder.into(), path, mark_path, boot: boot.into(), file, state })
+        Ok(Self { folder: folder.into(), path, mark_path, boot: boot.into(), file, writable, state })
     }
 
     /// Makes an empty journal, the first of this boot.
     fn start(folder: &Path, path: PathBuf, mark_path: PathBuf, boot: &str, generation: u64) -> Result<Self> {
         let state = Replay { generation, boot: boot.into(), ..Replay::default() };
         let (file, state) = rewrite(folder, &path, boot, state)?;
-        let journal = Self { folder: folder.into(), path, mark_path, boot: boot.into(), file, state };
+        let writable = true;
+        let journal = Self { folder: folder.into(), path, mark_path, boot: boot.into(), file, writable, state };
         // Durable this once: it says in which boot the leases hold.
         journal.write_mark().and_then(|mark| mark.sync_all()).context("write", &journal.mark_path)?;
         Ok(journal)
@@ -192,6 +199,9 @@ impl Journal {
     }
 
     fn append(&mut self, entry: &str) -> Result<()> {
+        if !self.writable {
+            return Err(Error::io("write", &self.path, "the file system is read-only"));
+        }
         let (line, chain) = line(self.state.chain, entry);
         if let Err(error) = self.file.write_all_at(line.as_bytes(), self.state.length) {
             // Out of space, for instance. Whatever got there must not stay.
@@ -216,15 +226,17 @@ impl Journal {
 
     /// Rewrites the journal where most of its lines are history. Returns the file that must be made durable before
     /// anyone is told; the caller releases the lock in between.
-    pub(super) fn finish(mut self) -> Result<File> {
+    pub(super) fn finish(mut self) -> File {
         let needed = self.state.leases.iter().count() + 2;
-        if self.state.lines > 2 * needed + SLACK {
-            let (file, state) = rewrite(&self.folder, &self.path, &self.boot, self.state.clone())?;
+        // On a full disk there is no room for another; what was appended is there all the same.
+        if self.state.lines > 2 * needed + SLACK
+            && let Ok((file, state)) = rewrite(&self.folder, &self.path, &self.boot, self.state.clone())
+        {
             self.file = file;
             self.state = state;
             let _ = self.write_mark();
         }
-        Ok(self.file)
+        self.file
     }
 }
 

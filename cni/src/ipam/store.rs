@@ -84,14 +84,13 @@ impl Store {
 
     fn take_lock(&self) -> Result<File> {
         let path = self.folder.join(LOCK_FILE);
-        let file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .mode(0o600)
-            .open(&path)
-            .context("open", &path)?;
+        let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(&path);
+        // On a read-only disk it is there to be read, and can be locked.
+        let file = match file {
+            Err(error) if error.kind() == io::ErrorKind::ReadOnlyFilesystem => File::open(&path),
+            other => other,
+        };
+        let file = file.context("open", &path)?;
         lock_within(LOCK_PATIENCE, file, &path)
     }
 }
@@ -213,7 +212,7 @@ impl Ledger {
     /// Releases the lock and makes durable what was entered. Only then may anyone be told of it.
     pub(crate) fn commit(self) -> Result<()> {
         let Self { folder: _, lock, journal } = self;
-        let file = journal.finish()?;
+        let file = journal.finish();
         drop(lock);
         file.sync_data().map_err(|error| Error::new(Code::Io, format!("cannot make the leases durable: {error}")))
     }
@@ -299,7 +298,7 @@ mod tests {
 
     fn request(number: usize) -> Request {
         let attachment = Attachment { container: format!("c{number}"), ifname: "eth0".into() };
-        Request { attachment, netns: None, pod: None }
+        Request { attachment, netns: None, pod: None, requested: None }
     }
 
     #[test]

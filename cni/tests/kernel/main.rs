@@ -6,17 +6,26 @@ mod growth;
 mod hairpin;
 mod harness;
 mod input;
+mod lenient;
 mod spoof;
 mod survive;
 mod verify;
 mod world;
 
 fn main() -> std::process::ExitCode {
-    let tests: Vec<harness::Test> =
-        [attach::TESTS, spoof::TESTS, hairpin::TESTS, input::TESTS, survive::TESTS, growth::TESTS, verify::TESTS]
-            .into_iter()
-            .flatten()
-            .copied()
-            .collect();
+    let tests: Vec<harness::Test> = [
+        attach::TESTS,
+        spoof::TESTS,
+        hairpin::TESTS,
+        lenient::TESTS,
+        input::TESTS,
+        survive::TESTS,
+        growth::TESTS,
+        verify::TESTS,
+    ]
+    .into_iter()
+    .flatten()
+    .copied()
+    .collect();
     harness::run(&tests)
 }

@@ -37,6 +37,8 @@ pub(crate) struct Pod {
 pub(crate) struct Answer {
     pub(crate) ok: bool,
     pub(crate) json: Value,
+    /// Standard error.
+    pub(crate) said: String,
 }
 
 impl World {
@@ -194,13 +196,13 @@ pub(crate) fn path(pod: &Pod) -> String {
 
 /// Waits for the plugin to end.
 pub(crate) fn answer(child: Child) -> Answer {
-    let Output { status, stdout, .. } = child.wait_with_output().unwrap();
+    let Output { status, stdout, stderr } = child.wait_with_output().unwrap();
     let text = String::from_utf8(stdout).unwrap();
     let json = match text.trim() {
         "" => Value::Null,
         text => serde_json::from_str(text).unwrap_or_else(|error| panic!("{error} in {text:?}")),
     };
-    Answer { ok: status.success(), json }
+    Answer { ok: status.success(), json, said: String::from_utf8(stderr).unwrap() }
 }
 
 /// Addresses of a result, without prefix lengths.
