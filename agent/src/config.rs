@@ -1,11 +1,13 @@
 //! The agent's TOML file. Every key, with its default, stands in `docs/configuration.md`; unknown keys are refused.
 
 mod duration;
+mod firewall;
 mod identity;
 mod peer;
 pub(crate) mod proposal;
 mod secret;
 
+pub use firewall::FirewallSection;
 pub use peer::{PeerSection, Start};
 pub use secret::SecretText;
 
@@ -57,6 +59,9 @@ pub struct Config {
     /// Where the container runtime looks for CNI.
     #[serde(default)]
     pub cni: CniSection,
+    /// What the firewall does beyond what the cluster asks for.
+    #[serde(default)]
+    pub firewall: FirewallSection,
     /// The controller; absent on a plain IKEv2 daemon.
     pub controller: Option<ControllerSection>,
     /// Static peers.

@@ -118,6 +118,25 @@ impl Desired {
         desired
     }
 
+    /// Which of our segments' packets static peers' tunnels take: local and remote network of each pair, the local one no wider than a segment.
+    #[must_use]
+    pub fn static_pairs(&self, segments: &[IpNetwork]) -> Vec<(IpNetwork, IpNetwork)> {
+        let statics = self.tunnels.values().filter(|tunnel| tunnel.origin == Origin::Configuration);
+        let mut pairs = Vec::new();
+        for child in statics.map(|tunnel| &tunnel.peer.child) {
+            for local in &child.local {
+                for segment in segments.iter().filter(|segment| overlap(segment, local)) {
+                    let narrower = if local.prefix() > segment.prefix() { local } else { segment };
+                    let remotes = child.remote.iter().filter(|remote| remote.is_ipv4() == local.is_ipv4());
+                    pairs.extend(remotes.map(|remote| (*narrower, *remote)));
+                }
+            }
+        }
+        pairs.sort();
+        pairs.dedup();
+        pairs
+    }
+
     fn add_peer(&mut self, config: &Config, membership: &Membership, peer: &Peer) {
         let view = &membership.view;
         if peer.name == view.node || peer.role == Role::Cloud {

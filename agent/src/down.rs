@@ -9,7 +9,7 @@ use netlink_packet_route::route::{RouteAttribute, RouteMessage};
 use rtnetlink::RouteMessageBuilder;
 
 use crate::config::Config;
-use crate::host::firewall;
+use crate::host::{firewall, obstacles};
 
 /// Removes SAs, policies, routes, the guard and the table; nothing of anyone else's. Goes on after a failure, and tells all of them.
 pub fn down(config: &Config) -> anyhow::Result<()> {
@@ -27,6 +27,7 @@ pub fn down(config: &Config) -> anyhow::Result<()> {
     tell("policies", policies());
     tell("routes", routes());
     tell("nftables tables", table());
+    tell("accept rules in FORWARD", obstacles::remove_accepts());
     tell("guard", guard::remove().map(|()| 1).map_err(Into::into));
     if failures.is_empty() { Ok(()) } else { bail!("not all is gone: {}", failures.join("; ")) }
 }

@@ -4,16 +4,24 @@
 //! - `observed`: links, addresses and routes as the kernel has them.
 //! - `uplink`: which addresses are this machine's, and how large pods' packets may be. Pure.
 //! - `routes`: routes of ours.
-//! - `firewall`: the table `inet edge-cni`.
-//! - `sysctls`: forwarding.
+//! - [`firewall`]: the table `inet edge-cni`.
+//! - `tables`: keeps it, and has the plugin keep its own.
+//! - `ruleset`: nftables' notifications.
+//! - [`obstacles`]: what others' rules keep from pods.
+//! - `sysctls`: forwarding, router advertisements, whether policies are asked.
 //! - [`keeper`]: the loop.
 
 pub mod firewall;
 pub mod keeper;
 mod observed;
+pub mod obstacles;
 mod routes;
+mod ruleset;
 mod sysctls;
+mod tables;
 mod uplink;
+
+pub use obstacles::Obstacle;
 
 use std::net::IpAddr;
 
@@ -33,6 +41,9 @@ pub struct HostState {
     pub routes: Vec<RouteEntry>,
     /// Whether the table `inet edge-cni` stands.
     pub firewall: bool,
+    /// What is in the way; `status` has it at its top.
+    #[serde(skip)]
+    pub obstacles: Vec<Obstacle>,
 }
 
 /// A route of ours.

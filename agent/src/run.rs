@@ -16,8 +16,8 @@ use crate::clock::WorldClock;
 use crate::cloud::Cloud;
 use crate::config::Config;
 use crate::desired::Desired;
-use crate::host::HostState;
 use crate::host::keeper::Keeper;
+use crate::host::{HostState, firewall};
 use crate::journal::Journal;
 use crate::membership::{CloudStatus, NodeSide};
 use crate::status::Status;
@@ -163,6 +163,9 @@ impl Answers {
         let (to, report) = oneshot::channel();
         self.commands.send(Command::Report(to)).await.ok()?;
         let report = report.await.ok()?;
+        let refused =
+            tokio::task::spawn_blocking(firewall::refused).await.ok().and_then(Result::ok).unwrap_or_default();
+        let host = self.host.borrow().clone();
         let status = Status {
             version: env!("CARGO_PKG_VERSION").into(),
             pid: std::process::id(),
@@ -173,7 +176,9 @@ impl Answers {
             peers: report.peers,
             states: report.states,
             policies: report.policies,
-            host: self.host.borrow().clone(),
+            obstacles: host.obstacles.clone(),
+            refused,
+            host,
             journal: self.journal.entries(),
         };
         Some(Answer::Status { status: Box::new(status) })

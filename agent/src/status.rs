@@ -9,7 +9,8 @@ use std::net::IpAddr;
 use ipnetwork::IpNetwork;
 use serde::{Deserialize, Serialize};
 
-use crate::host::HostState;
+use crate::host::firewall::Refused;
+use crate::host::{HostState, Obstacle};
 use crate::journal;
 use crate::membership::CloudStatus;
 
@@ -36,6 +37,12 @@ pub struct Status {
     pub policies: Vec<PolicyEntry>,
     /// Routes, addresses, firewall.
     pub host: HostState,
+    /// What stands in the way of pods' packets, with the command against it.
+    #[serde(default)]
+    pub obstacles: Vec<Obstacle>,
+    /// What the firewall has dropped since it was last replaced.
+    #[serde(default)]
+    pub refused: Vec<Refused>,
     /// What had to be repaired, what is in the way, what went wrong; oldest first.
     pub journal: Vec<journal::Entry>,
 }

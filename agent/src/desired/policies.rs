@@ -130,8 +130,9 @@ fn between(
 }
 
 /// A packet that was redirected to a peer's pod (a NodePort's client, a process that spoke to a service) meets XFRM before its source can be
-/// translated, so the tunnel takes it, and the firewall then gives it the bridge's address: the peer lets nothing else pass. A source
-/// within the ranges that is not ours is forged, and blocked here.
+/// translated, so the tunnel takes it, and the firewall then gives it the bridge's address: the peer lets nothing else pass. XFRM cannot tell it
+/// from a LAN host's packet that was merely routed here; the firewall drops that one before it is encrypted. A source within the ranges that is not
+/// ours is forged, and blocked here.
 fn from_elsewhere(
     ranges: &[IpNetwork],
     remote: IpNetwork,

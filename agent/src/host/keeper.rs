@@ -10,17 +10,18 @@ use anyhow::Context;
 use edge_xfrm::guard::{self, Defect, GuardConfig};
 use futures_util::StreamExt;
 use ipnetwork::IpNetwork;
-use netlink_sys::protocols::NETLINK_NETFILTER;
-use netlink_sys::{AsyncSocket, AsyncSocketExt, SocketAddr, TokioSocket};
 use rtnetlink::{Handle, MulticastGroup};
-use serde_json::Value;
 use tokio::sync::watch;
 use tokio::task::spawn_blocking;
 use tokio_util::sync::CancellationToken;
 
-use super::firewall::{self, Firewall};
+use super::firewall::Firewall;
 use super::observed::Observed;
-use super::{HostState, RouteEntry, routes, sysctls, uplink};
+use super::obstacles::{self, Needs, Obstacle};
+use super::ruleset::{Changes, Ruleset};
+use super::sysctls::Sysctls;
+use super::tables::{BridgeTable, Table};
+use super::{HostState, RouteEntry, routes, uplink};
 use crate::config::Config;
 use crate::desired::Desired;
 use crate::install_cni::CONFLIST;
@@ -29,12 +30,12 @@ use crate::membership::Uplink;
 
 /// After the first of several notifications; they come in flocks.
 const SETTLE: Duration = Duration::from_millis(60);
-/// Everything is compared this often besides.
+/// Routes and sysctls are compared this often besides; nftables never.
 const FULL_CHECK: Duration = Duration::from_secs(10);
-/// `NFNLGRP_NFTABLES` (`linux/netfilter/nfnetlink.h`).
-const NFTABLES_GROUP: u32 = 7;
 /// While somebody else changes the firewall all the time, ours is compared no more often than this.
 const FIREWALL_PAUSE: Duration = Duration::from_millis(700);
+/// And others' rules are read no more often than this.
+const OBSTACLES_PAUSE: Duration = Duration::from_secs(5);
 
 /// Keeps the host.
 #[derive(Debug)]
@@ -45,9 +46,12 @@ pub struct Keeper {
     state: watch::Sender<HostState>,
     uplink: watch::Sender<Uplink>,
     handle: Option<Handle>,
-    /// The table as it was applied: what was wanted, and how the kernel then showed it.
-    applied: Option<(Firewall, Value)>,
+    table: Table,
+    bridge_table: BridgeTable,
+    sysctls: Sysctls,
+    obstacles: Obstacles,
     guarded: Option<GuardConfig>,
+    guard_failure: Option<String>,
     hub_routes: Vec<RouteEntry>,
 }
 
@@ -60,7 +64,22 @@ impl Keeper {
         state: watch::Sender<HostState>,
         uplink: watch::Sender<Uplink>,
     ) -> Self {
-        Self { config, journal, desired, state, uplink, handle: None, applied: None, guarded: None, hub_routes: vec![] }
+        let (table, sysctls) = (Table::new(journal.clone()), Sysctls::new(&config.state_dir));
+        Self {
+            config,
+            journal,
+            desired,
+            state,
+            uplink,
+            handle: None,
+            table,
+            bridge_table: BridgeTable::default(),
+            sysctls,
+            obstacles: Obstacles::default(),
+            guarded: None,
+            guard_failure: None,
+            hub_routes: vec![],
+        }
     }
 
     /// Runs until `stop`. What it made stays.
@@ -79,45 +98,56 @@ impl Keeper {
             rtnetlink::new_multicast_connection(&groups).context("rtnetlink's notifications")?;
         tokio::spawn(connection);
         self.handle = Some(handle);
-        let rules = firewall_changes().context("nftables' notifications")?;
+        let mut rules = Ruleset::open().context("nftables' notifications")?;
         let mut full_check = tokio::time::interval(FULL_CHECK);
         full_check.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        let mut check_firewall = true;
         loop {
-            if let Err(error) = self.refresh(check_firewall).await {
+            if let Err(error) = self.refresh(&mut rules).await {
                 self.journal.error(format!("{error:#}"));
             }
-            check_firewall = false;
             tokio::select! {
                 () = stop.cancelled() => return Ok(()),
                 outcome = self.desired.changed() => if outcome.is_err() { return Ok(()) },
-                _ = full_check.tick() => check_firewall = true,
+                _ = full_check.tick() => {}
                 Some(_) = changes.next() => {
                     tokio::time::sleep(SETTLE).await;
                     while let Some(Some(_)) = futures_util::FutureExt::now_or_never(changes.next()) {}
                 }
-                () = changed(&rules) => {
+                found = rules.changed() => {
+                    self.rules_changed(found);
                     tokio::time::sleep(FIREWALL_PAUSE).await;
-                    check_firewall = true;
+                    let found = rules.drain();
+                    self.rules_changed(found);
                 }
+                () = self.obstacles.due() => {}
             }
         }
     }
 
-    async fn refresh(&mut self, check_firewall: bool) -> anyhow::Result<()> {
+    fn rules_changed(&mut self, found: Changes) {
+        self.table.suspect |= found.ours;
+        self.bridge_table.suspect |= found.bridge;
+        self.obstacles.suspect |= found.others;
+    }
+
+    async fn refresh(&mut self, rules: &mut Ruleset) -> anyhow::Result<()> {
         let Some(handle) = self.handle.clone() else { return Ok(()) };
         let desired = self.desired.borrow_and_update().clone();
         let mut observed = Observed::read(&handle).await?;
         if self.bridge_is_wanted(&desired, &observed) && self.make_bridge().await {
             observed = Observed::read(&handle).await?;
         }
+        self.keep_bridge_table(&desired, &observed, rules).await;
         let bridge = bridge_addresses(&observed, &self.config.bridge, &desired.guard.segments);
         let guarded = guarded(&desired);
         let uplink = uplink::uplink(&observed, &self.config.bridge, &guarded, self.config.mtu);
 
-        if !desired.hub_routes.is_empty() || !desired.guard.cluster_ranges.is_empty() {
-            sysctls::ensure(&observed, &self.journal);
-        }
+        let forward = [true, false].map(|ipv4| {
+            let routed = desired.hub_routes.iter().map(|route| &route.network).chain(&desired.guard.cluster_ranges);
+            routed.chain(&desired.guard.segments).any(|network| network.is_ipv4() == ipv4)
+        });
+        let guards = !guarded.is_empty() || !desired.tunnels.is_empty();
+        let settings = self.sysctls.ensure(&observed, &self.config.bridge, forward, guards, &self.journal);
         self.keep_guard(&desired, &guarded, &bridge);
         let mut entries = routes::through_guard(&guarded, &bridge);
         entries.extend(
@@ -131,9 +161,26 @@ impl Keeper {
                 }
             }
         }
-        let firewall = self
-            .keep_firewall(wanted_firewall(&desired, &bridge, uplink.pod_mtu), check_firewall, desired.complete)
-            .await;
+        let apart = settings.ours.map(|ours| {
+            let uplinks = uplink::uplinks(&observed, &self.config.bridge);
+            if ours { uplinks.iter().map(|link| link.name.clone()).collect() } else { vec![] }
+        });
+        let addresses = if desired.hub_routes.is_empty() {
+            bridge.clone()
+        } else {
+            addresses_within(&observed, &desired.cloud_networks)
+        };
+        let wanted = Firewall::wanted(&self.config, &desired, addresses, apart, uplink.pod_mtu);
+        let firewall = self.table.keep(wanted, desired.complete).await;
+        self.obstacles.look(self.needs(&desired), &observed).await;
+        let mut in_the_way = settings.obstacles;
+        in_the_way.extend(self.table.obstacle());
+        in_the_way.extend(self.bridge_table.obstacle(&self.conflist()));
+        in_the_way.extend(self.guard_failure.as_ref().map(|failure| Obstacle {
+            what: format!("the guard does not stand ({failure}): pods' packets may leave in clear"),
+            command: "modprobe dummy; ip link show ecni-guard; ip xfrm policy".into(),
+        }));
+        in_the_way.extend(self.obstacles.found.iter().cloned());
 
         let state = HostState {
             local_addresses: observed.links.iter().flat_map(|link| &link.addresses).copied().collect(),
@@ -141,6 +188,7 @@ impl Keeper {
             pod_mtu: uplink.pod_mtu,
             routes: entries,
             firewall,
+            obstacles: in_the_way,
         };
         self.state.send_if_modified(|old| {
             let differs = *old != state;
@@ -157,6 +205,7 @@ impl Keeper {
 
     /// Device and routes; its policies are part of the tunnels' set.
     fn keep_guard(&mut self, desired: &Desired, guarded: &[IpNetwork], bridge: &[IpAddr]) {
+        self.guard_failure = None;
         if guarded.is_empty() {
             return;
         }
@@ -176,58 +225,44 @@ impl Keeper {
                 }
             }
             Ok(_) => self.guarded = Some(config),
-            Err(error) => self.journal.error(error.to_string()),
-        }
-    }
-
-    /// Whether the table stands.
-    async fn keep_firewall(&mut self, wanted: Firewall, check: bool, complete: bool) -> bool {
-        let same = self.applied.as_ref().is_some_and(|(applied, _)| *applied == wanted);
-        if wanted.is_empty() {
-            if complete && (self.applied.take().is_some() || check) {
-                let outcome = spawn_blocking(|| match firewall::read() {
-                    Ok(Some(_)) => firewall::remove(),
-                    _ => Ok(()),
-                });
-                self.tell(outcome.await.map_err(Into::into).flatten());
-            }
-            return false;
-        }
-        if same {
-            if !check {
-                return true;
-            }
-            let found = spawn_blocking(firewall::read).await.map_err(Into::into).flatten();
-            match (&found, &self.applied) {
-                (Ok(Some(found)), Some((_, applied))) if found == applied => return true,
-                (Ok(found), _) => {
-                    let how = if found.is_some() { "was changed" } else { "was deleted" };
-                    self.journal.repaired(format!("nftables table inet {} {how} by another program", firewall::TABLE));
-                }
-                (Err(_), _) => {}
-            }
-            if let Err(error) = found {
-                self.tell(Err(error));
-            }
-        }
-        let to_apply = wanted.clone();
-        match spawn_blocking(move || to_apply.apply()).await.map_err(Into::into).flatten() {
-            Ok(shown) => {
-                self.applied = Some((wanted, shown));
-                true
-            }
             Err(error) => {
-                self.applied = None;
-                self.tell(Err(error));
-                false
+                self.journal.error(error.to_string());
+                self.guard_failure = Some(error.to_string());
             }
         }
     }
 
-    fn tell(&self, outcome: anyhow::Result<()>) {
-        if let Err(error) = outcome {
-            self.journal.error(format!("{error:#}"));
+    /// What pods need of others' rules.
+    fn needs(&self, desired: &Desired) -> Needs {
+        let ranges =
+            desired.hub_routes.iter().map(|route| route.network).chain(desired.guard.cluster_ranges.iter().copied());
+        let mut ranges: Vec<IpNetwork> = ranges.collect();
+        let outside: Vec<IpNetwork> = desired
+            .guard
+            .segments
+            .iter()
+            .filter(|own| !ranges.iter().any(|range| range.contains(own.ip())))
+            .copied()
+            .collect();
+        ranges.extend(outside);
+        Needs { bridge: self.config.bridge.clone(), ranges, accept: self.config.firewall.accept_in_forward }
+    }
+
+    /// The plugin keeps out pods that pose as others; the agent notices when somebody removes its table.
+    async fn keep_bridge_table(&mut self, desired: &Desired, observed: &Observed, rules: &mut Ruleset) {
+        let there = observed.link(&self.config.bridge).is_some() && !desired.guard.segments.is_empty();
+        if !there
+            || !self.conflist().exists()
+            || !self.plugin().exists()
+            || !self.bridge_table.is_wanted(&self.journal).await
+        {
+            return;
         }
+        let made = self.make_bridge().await;
+        self.bridge_table.asked(made);
+        // What `up` itself did to the table is no change by somebody else.
+        let found = Changes { bridge: false, ..rules.drain() };
+        self.rules_changed(found);
     }
 
     /// After a reboot the bridge is missing until the first pod comes, and with it the source of the node's own packets.
@@ -288,20 +323,47 @@ fn guarded(desired: &Desired) -> Vec<IpNetwork> {
     networks
 }
 
-fn wanted_firewall(desired: &Desired, bridge: &[IpAddr], mtu: u32) -> Firewall {
-    if !desired.hub_routes.is_empty() {
-        // A cloud node: its pods' sources must reach the hub unchanged.
-        let remote = desired.hub_routes.iter().map(|route| route.network).collect();
-        return Firewall { local: desired.cloud_networks.clone(), remote, ..Firewall::default() };
+/// What was found in others' rules, and when to look again.
+#[derive(Debug)]
+struct Obstacles {
+    found: Vec<Obstacle>,
+    /// For whom it was looked, and which interfaces there were: Docker comes with one, and iptables-legacy tells nothing.
+    looked: Option<(Needs, Vec<u32>)>,
+    suspect: bool,
+    not_before: tokio::time::Instant,
+}
+
+impl Default for Obstacles {
+    fn default() -> Self {
+        Self { found: vec![], looked: None, suspect: true, not_before: tokio::time::Instant::now() }
     }
-    let local = desired.guard.segments.iter().chain(&desired.guard.networks).copied().collect();
-    Firewall {
-        local,
-        remote: desired.remote_networks.clone(),
-        ranges: desired.guard.cluster_ranges.clone(),
-        bridge: bridge.to_vec(),
-        mtu,
+}
+
+impl Obstacles {
+    /// Waits until it is time to look at what has changed.
+    async fn due(&self) {
+        if self.suspect { tokio::time::sleep_until(self.not_before).await } else { std::future::pending().await }
     }
+
+    async fn look(&mut self, needs: Needs, observed: &Observed) {
+        let circumstances = (needs, observed.links.iter().map(|link| link.index).collect());
+        self.suspect |= self.looked.as_ref() != Some(&circumstances);
+        if !self.suspect || tokio::time::Instant::now() < self.not_before {
+            return;
+        }
+        self.suspect = false;
+        let needs = circumstances.0.clone();
+        self.found = spawn_blocking(move || obstacles::look(&needs)).await.unwrap_or_default();
+        self.looked = Some(circumstances);
+        self.not_before = tokio::time::Instant::now() + OBSTACLES_PAUSE;
+    }
+}
+
+/// On a cloud node: addresses of its own within the cloud's networks, one a family, under which its processes reach edges.
+fn addresses_within(observed: &Observed, networks: &[IpNetwork]) -> Vec<IpAddr> {
+    let inside = |address: &&IpAddr| networks.iter().any(|network| network.contains(**address));
+    let all = || observed.links.iter().flat_map(|link| &link.addresses).filter(inside);
+    [true, false].into_iter().filter_map(|ipv4| all().find(|address| address.is_ipv4() == ipv4).copied()).collect()
 }
 
 /// The bridge's addresses within our segments, the first segment's first, one a family.
@@ -319,19 +381,4 @@ fn bridge_addresses(observed: &Observed, bridge: &str, segments: &[IpNetwork]) -
 
 fn families(segments: &[IpNetwork]) -> usize {
     usize::from(segments.iter().any(IpNetwork::is_ipv4)) + usize::from(segments.iter().any(IpNetwork::is_ipv6))
-}
-
-fn firewall_changes() -> std::io::Result<TokioSocket> {
-    let mut socket = TokioSocket::new(NETLINK_NETFILTER)?;
-    socket.socket_mut().bind(&SocketAddr::new(0, 0))?;
-    socket.socket_mut().add_membership(NFTABLES_GROUP)?;
-    Ok(socket)
-}
-
-/// Waits for a change of anyone's rules. An overrun is a change, too.
-async fn changed(socket: &TokioSocket) {
-    if socket.recv_from_full().await.is_err() {
-        return;
-    }
-    while let Some(Ok(_)) = futures_util::FutureExt::now_or_never(socket.recv_from_full()) {}
 }

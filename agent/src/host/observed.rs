@@ -21,8 +21,10 @@ pub(super) struct Link {
     /// A bridge, dummy, tunnel or the like: never an uplink unless a default route says so.
     pub(super) virtual_kind: bool,
     pub(super) loopback: bool,
-    /// Port of a bridge or bond.
-    pub(super) has_controller: bool,
+    /// One end of a pair whose other end is perhaps a pod's.
+    pub(super) veth: bool,
+    /// The bridge or bond whose port it is.
+    pub(super) controller: Option<u32>,
     pub(super) addresses: Vec<IpAddr>,
 }
 
@@ -97,8 +99,9 @@ fn link(message: &LinkMessage) -> Link {
         match attribute {
             LinkAttribute::IfName(name) => link.name.clone_from(name),
             LinkAttribute::Mtu(mtu) => link.mtu = *mtu,
-            LinkAttribute::Controller(_) => link.has_controller = true,
+            LinkAttribute::Controller(index) => link.controller = Some(*index).filter(|index| *index != 0),
             LinkAttribute::LinkInfo(infos) => {
+                link.veth = infos.iter().any(|info| matches!(info, LinkInfo::Kind(InfoKind::Veth)));
                 link.virtual_kind = infos.iter().any(|info| match info {
                     // Veths and VLANs may well be uplinks: of containers, of virtual machines, of this project's lab.
                     LinkInfo::Kind(kind) => !matches!(

@@ -1,40 +1,312 @@
-//! Forwarding, without which no pod's packet leaves this machine.
+//! Settings of the kernel without which pods' packets do not leave this machine, or leave it unguarded.
 
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use super::observed::Observed;
+use edge_xfrm::guard::DEVICE;
+use serde::{Deserialize, Serialize};
+
+use super::Obstacle;
+use super::observed::{Link, Observed};
+use super::uplink;
 use crate::journal::Journal;
 
-/// Turns forwarding on where it is off. A host that learns its IPv6 default route from router advertisements would forget it with forwarding
-/// on, so those interfaces are told to go on listening (`accept_ra` 2, ip-sysctl.rst).
-pub(super) fn ensure(observed: &Observed, journal: &Journal) {
-    let v6 = Path::new("/proc/sys/net/ipv6/conf");
-    if v6.exists() && is(&v6.join("all/forwarding"), "0") {
-        let uplinks = observed.routes.iter().filter(|route| route.is_default() && route.destination.is_ipv6());
-        for name in uplinks.filter_map(|route| observed.name_of(route.device?)) {
-            let accept = v6.join(name).join("accept_ra");
-            if is(&accept, "1") {
-                set(&accept, "2", journal);
+const ROOT: &str = "/proc/sys/net";
+
+/// Which families were not forwarded on this boot until we turned forwarding on. Kept on disk: a restart of the agent finds it on.
+const RECORD: &str = "forwarding.json";
+
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+struct Record {
+    /// Of the boot for which it holds.
+    boot_id: String,
+    /// IPv4 and IPv6.
+    ours: [bool; 2],
+}
+
+/// Keeps the settings.
+#[derive(Debug)]
+pub(super) struct Sysctls {
+    root: PathBuf,
+    file: PathBuf,
+    record: Record,
+}
+
+/// What was found besides.
+#[derive(Debug, Default)]
+pub(super) struct Outcome {
+    /// IPv4 and IPv6: forwarding was off before us, so the node was no router and is none between its own networks.
+    pub(super) ours: [bool; 2],
+    /// What could not be set.
+    pub(super) obstacles: Vec<Obstacle>,
+}
+
+impl Sysctls {
+    pub(super) fn new(state_dir: &Path) -> Self {
+        let boot_id = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default().trim().to_owned();
+        Self::at(PathBuf::from(ROOT), state_dir, &boot_id)
+    }
+
+    fn at(root: PathBuf, state_dir: &Path, boot_id: &str) -> Self {
+        let file = state_dir.join(RECORD);
+        let known = fs::read(&file).ok().and_then(|text| serde_json::from_slice::<Record>(&text).ok());
+        let record = known
+            .filter(|record| record.boot_id == boot_id)
+            .unwrap_or_else(|| Record { boot_id: boot_id.to_owned(), ours: [false; 2] });
+        Self { root, file, record }
+    }
+
+    /// Turns forwarding on for the families of which pods are, and keeps policies asked. `forward` and `guarded`: IPv4 and IPv6.
+    pub(super) fn ensure(
+        &mut self,
+        observed: &Observed,
+        bridge: &str,
+        forward: [bool; 2],
+        guarded: bool,
+        journal: &Journal,
+    ) -> Outcome {
+        let mut outcome = Outcome::default();
+        let uplinks = uplink::uplinks(observed, bridge);
+        if guarded {
+            self.policies_are_asked(&uplinks, bridge, journal, &mut outcome);
+        }
+        if forward[0]
+            && self.is("ipv4/ip_forward", "0")
+            && self.set("ipv4/ip_forward", "1", "pods' packets are not forwarded", &mut outcome)
+        {
+            self.note(0, journal);
+        }
+        if forward[1] && self.root.join("ipv6/conf").exists() {
+            let off = self.is("ipv6/conf/all/forwarding", "0");
+            // One that is plugged in later, too: but a host that was a router before us chose which advertisements to believe.
+            if off || self.record.ours[1] {
+                self.keep_listening(&uplinks, &mut outcome);
+            }
+            if off && self.set("ipv6/conf/all/forwarding", "1", "pods' IPv6 packets are not forwarded", &mut outcome) {
+                self.note(1, journal);
             }
         }
-        set(&v6.join("all/forwarding"), "1", journal);
+        outcome.ours = self.record.ours;
+        outcome
     }
-    let v4 = PathBuf::from("/proc/sys/net/ipv4/ip_forward");
-    if is(&v4, "0") {
-        set(&v4, "1", journal);
+
+    /// A host that forwards ignores router advertisements and forgets its default route, unless an interface is told to go on listening
+    /// (`accept_ra` 2, ip-sysctl.rst). Uplinks alone: a pod's advertisement must not count.
+    fn keep_listening(&self, uplinks: &[&Link], outcome: &mut Outcome) {
+        for link in uplinks {
+            let name = format!("ipv6/conf/{}/accept_ra", link.name);
+            if self.is(&name, "1") {
+                let what =
+                    format!("{} ignores router advertisements, and this host loses its IPv6 default route", link.name);
+                self.set(&name, "2", &what, outcome);
+            }
+        }
+    }
+
+    /// `disable_policy` lets packets in without asking a policy, `disable_xfrm` lets them out so. Recipes for VTI interfaces set them for `all`.
+    fn policies_are_asked(&self, uplinks: &[&Link], bridge: &str, journal: &Journal, outcome: &mut Outcome) {
+        let interfaces = uplinks.iter().map(|link| link.name.as_str());
+        for interface in ["all", bridge, DEVICE].into_iter().chain(interfaces) {
+            for (family, key) in [("ipv4", "disable_policy"), ("ipv4", "disable_xfrm"), ("ipv6", "disable_policy")] {
+                let name = format!("{family}/conf/{interface}/{key}");
+                if !self.is(&name, "1") {
+                    continue;
+                }
+                let what = "packets pass without a policy being asked, so that the guard is off";
+                if self.set(&name, "0", what, outcome) {
+                    journal.repaired(format!("{} was 1: {what}", dotted(&name)));
+                }
+            }
+        }
+    }
+
+    fn note(&mut self, family: usize, journal: &Journal) {
+        if let Some(ours) = self.record.ours.get_mut(family) {
+            *ours = true;
+        }
+        let written = serde_json::to_vec(&self.record).map_err(io::Error::from).and_then(|text| {
+            let beside = self.file.with_extension("json.new");
+            fs::write(&beside, text)?;
+            fs::rename(&beside, &self.file)
+        });
+        if let Err(error) = written {
+            journal.error(format!(
+                "{}: cannot be written: {error}; after a restart of the agent this node forwards between its own networks",
+                self.file.display()
+            ));
+        }
+    }
+
+    fn is(&self, name: &str, value: &str) -> bool {
+        fs::read_to_string(self.root.join(name)).is_ok_and(|text| text.trim() == value)
+    }
+
+    fn set(&self, name: &str, value: &str, otherwise: &str, outcome: &mut Outcome) -> bool {
+        match fs::write(self.root.join(name), value) {
+            Ok(()) => {
+                tracing::info!("{} set to {value}", dotted(name));
+                true
+            }
+            Err(error) => {
+                outcome.obstacles.push(Obstacle {
+                    what: format!("{} cannot be set to {value} ({error}): {otherwise}", dotted(name)),
+                    command: format!("sysctl -w {}={value}", dotted(name)),
+                });
+                false
+            }
+        }
     }
 }
 
-fn is(path: &Path, value: &str) -> bool {
-    fs::read_to_string(path).is_ok_and(|text| text.trim() == value)
+/// As `sysctl` writes it. An interface's name may hold dots, which are slashes there.
+fn dotted(name: &str) -> String {
+    let swapped: String = name
+        .chars()
+        .map(|character| match character {
+            '/' => '.',
+            '.' => '/',
+            other => other,
+        })
+        .collect();
+    format!("net.{swapped}")
 }
 
-fn set(path: &Path, value: &str, journal: &Journal) {
-    let outcome: io::Result<()> = fs::write(path, value);
-    match outcome {
-        Ok(()) => tracing::info!("{} set to {value}", path.display()),
-        Err(error) => journal.error(format!("{} cannot be set to {value}: {error}", path.display())),
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::host::observed::Route;
+
+    struct Host {
+        folder: tempfile::TempDir,
+        observed: Observed,
+        journal: Journal,
+    }
+
+    impl Host {
+        /// A host that hears router advertisements on a NIC, and has Docker.
+        fn new() -> Self {
+            let link = |index, name: &str| Link { index, name: name.into(), up: true, ..Link::default() };
+            let host = Self {
+                folder: tempfile::tempdir().unwrap(),
+                observed: Observed {
+                    links: vec![
+                        link(2, "eth0.5"),
+                        Link { virtual_kind: true, ..link(3, "docker0") },
+                        link(4, "ecni0"),
+                        Link { veth: true, ..link(5, "veth1") },
+                    ],
+                    routes: Vec::<Route>::new(),
+                },
+                journal: Journal::default(),
+            };
+            for interface in ["all", "default", "eth0.5", "docker0", "ecni0", "veth1", DEVICE] {
+                host.write(&format!("ipv6/conf/{interface}/accept_ra"), "1");
+                for name in ["ipv4/conf/I/disable_policy", "ipv4/conf/I/disable_xfrm", "ipv6/conf/I/disable_policy"] {
+                    host.write(&name.replace('I', interface), "0");
+                }
+            }
+            host.write("ipv6/conf/all/forwarding", "0");
+            host.write("ipv4/ip_forward", "0");
+            host
+        }
+
+        fn write(&self, name: &str, value: &str) {
+            let path = self.folder.path().join("net").join(name);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, format!("{value}\n")).unwrap();
+        }
+
+        fn read(&self, name: &str) -> String {
+            fs::read_to_string(self.folder.path().join("net").join(name)).unwrap().trim().to_owned()
+        }
+
+        fn sysctls(&self, boot: &str) -> Sysctls {
+            Sysctls::at(self.folder.path().join("net"), self.folder.path(), boot)
+        }
+
+        fn ensure(&self, boot: &str, forward: [bool; 2]) -> Outcome {
+            self.sysctls(boot).ensure(&self.observed, "ecni0", forward, true, &self.journal)
+        }
+    }
+
+    #[test]
+    fn uplinks_alone_go_on_listening_also_one_that_comes_later() {
+        let mut host = Host::new();
+        assert_eq!(host.ensure("b1", [true, true]).ours, [true, true]);
+        let accepts = |host: &Host, name: &str| host.read(&format!("ipv6/conf/{name}/accept_ra"));
+        assert_eq!(accepts(&host, "eth0.5"), "2");
+        for other in ["all", "default", "docker0", "ecni0", "veth1"] {
+            assert_eq!(accepts(&host, other), "1", "{other}");
+        }
+        assert_eq!((host.read("ipv6/conf/all/forwarding"), host.read("ipv4/ip_forward")), ("1".into(), "1".into()));
+
+        host.observed.links.push(Link { index: 9, name: "usb0".into(), ..Link::default() });
+        host.write("ipv6/conf/usb0/accept_ra", "1");
+        // By a restarted agent, which finds forwarding on.
+        assert_eq!(host.ensure("b1", [true, true]).ours, [true, true]);
+        assert_eq!(accepts(&host, "usb0"), "2");
+    }
+
+    #[test]
+    fn a_host_that_was_a_router_stays_as_it_was() {
+        let host = Host::new();
+        host.write("ipv6/conf/all/forwarding", "1");
+        host.write("ipv4/ip_forward", "1");
+        assert_eq!(host.ensure("b1", [true, true]).ours, [false, false]);
+        assert_eq!(host.read("ipv6/conf/eth0.5/accept_ra"), "1");
+    }
+
+    #[test]
+    fn what_was_noted_holds_for_that_boot_alone() {
+        let host = Host::new();
+        host.ensure("b1", [true, true]);
+        assert_eq!(host.ensure("b1", [true, true]).ours, [true, true]);
+        assert_eq!(
+            host.ensure("b2", [true, true]).ours,
+            [false, false],
+            "who turned it on at the next boot is not known"
+        );
+    }
+
+    #[test]
+    fn only_families_of_pods_are_forwarded() {
+        let host = Host::new();
+        assert_eq!(host.ensure("b1", [true, false]).ours, [true, false]);
+        assert_eq!(host.read("ipv6/conf/all/forwarding"), "0");
+        assert_eq!(host.read("ipv6/conf/eth0.5/accept_ra"), "1");
+    }
+
+    #[test]
+    fn policies_that_a_recipe_turned_off_are_asked_again() {
+        let host = Host::new();
+        let off = [
+            "ipv4/conf/all/disable_policy",
+            "ipv4/conf/eth0.5/disable_policy",
+            "ipv4/conf/ecni-guard/disable_xfrm",
+            "ipv6/conf/all/disable_policy",
+        ];
+        off.iter().for_each(|name| host.write(name, "1"));
+        // An interface that is none of ours, perhaps a VTI.
+        host.write("ipv4/conf/docker0/disable_policy", "1");
+        assert!(host.ensure("b1", [false; 2]).obstacles.is_empty());
+        for name in off {
+            assert_eq!(host.read(name), "0", "{name}");
+        }
+        assert_eq!(host.read("ipv4/conf/docker0/disable_policy"), "1");
+        let said: Vec<String> = host.journal.entries().into_iter().map(|entry| entry.what).collect();
+        assert!(said.iter().any(|what| what.starts_with("net.ipv4.conf.eth0/5.disable_policy was 1")), "{said:?}");
+    }
+
+    #[test]
+    fn what_cannot_be_set_is_named_with_the_command() {
+        let mut outcome = Outcome::default();
+        assert!(!Host::new().sysctls("b1").set("ipv4/gone/eth0.5", "1", "nothing works", &mut outcome));
+        let obstacle = &outcome.obstacles[0];
+        assert_eq!(obstacle.command, "sysctl -w net.ipv4.gone.eth0/5=1");
+        assert!(
+            obstacle.what.starts_with("net.ipv4.gone.eth0/5 cannot be set to 1 (")
+                && obstacle.what.ends_with("nothing works")
+        );
     }
 }

@@ -21,6 +21,20 @@ fn pod_mtu(link: u32) -> u32 {
     (link.saturating_sub(OUTER) / 4 * 4).saturating_sub(TRAILER)
 }
 
+/// Interfaces towards the world: hardware, VLANs, bonds and the like, a bridge that holds one of these, and whatever carries a default route. Not
+/// what container runtimes and hypervisors make: their own forwarding is not ours to judge.
+pub(super) fn uplinks<'a>(observed: &'a Observed, bridge: &str) -> Vec<&'a Link> {
+    let hardware = |link: &Link| !link.virtual_kind && !link.veth;
+    let carries_default =
+        |link: &Link| observed.routes.iter().any(|route| route.is_default() && route.device == Some(link.index));
+    let holds_hardware =
+        |link: &Link| observed.links.iter().any(|port| port.controller == Some(link.index) && hardware(port));
+    let candidate =
+        |link: &&Link| !link.loopback && link.name != bridge && link.name != DEVICE && link.controller.is_none();
+    let wanted = |link: &&Link| hardware(link) || carries_default(link) || holds_hardware(link);
+    observed.links.iter().filter(candidate).filter(wanted).collect()
+}
+
 /// Computes it. `cluster` are networks whose addresses are pods' and bridges'.
 pub(super) fn uplink(observed: &Observed, bridge: &str, cluster: &[IpNetwork], configured_mtu: Option<u32>) -> Uplink {
     let carries_default =
@@ -31,7 +45,7 @@ pub(super) fn uplink(observed: &Observed, bridge: &str, cluster: &[IpNetwork], c
         .links
         .iter()
         .filter(candidate)
-        .filter(|link| !carries_default(link) && !link.virtual_kind && !link.has_controller);
+        .filter(|link| !carries_default(link) && !link.virtual_kind && link.controller.is_none());
     let mut addresses: Vec<IpAddr> = Vec::new();
     for address in uplinks.iter().copied().chain(others.clone()).flat_map(|link| &link.addresses) {
         if !cluster.iter().any(|network| network.contains(*address)) && !addresses.contains(address) {
@@ -105,6 +119,24 @@ mod tests {
             assert!(outer(inner) <= link && outer(inner + 4) > link, "{link}");
         }
         assert_eq!(uplink(&host(), "ecni0", &[], Some(1300)).pod_mtu, 1300);
+    }
+
+    #[test]
+    fn uplinks_are_what_leads_to_the_world_and_not_what_container_runtimes_make() {
+        let mut host = host();
+        host.links.extend([
+            Link { veth: true, ..link(7, "veth-pod", 1500, &[]) },
+            Link { veth: true, controller: Some(5), ..link(8, "veth-docker", 1500, &[]) },
+            Link { virtual_kind: true, ..link(9, "br-lan", 1500, &["192.168.6.1"]) },
+            Link { controller: Some(9), ..link(10, "nic", 1500, &[]) },
+            Link { virtual_kind: true, ..link(11, "wg0", 1420, &["10.9.0.1"]) },
+            Link { loopback: true, ..link(1, "lo", 65536, &[]) },
+        ]);
+        host.routes.push(default_route(11));
+        let names = |host: &Observed| uplinks(host, "ecni0").iter().map(|link| link.name.clone()).collect::<Vec<_>>();
+        assert_eq!(names(&host), ["lan", "wan", "br-lan", "wg0"]);
+        host.routes.push(default_route(7));
+        assert_eq!(names(&host), ["lan", "wan", "veth-pod", "br-lan", "wg0"]);
     }
 
     #[test]

@@ -52,6 +52,15 @@ pub fn render(status: &Status) -> String {
         status.policies.len(),
         status.host.routes.len()
     );
+    for obstacle in &status.obstacles {
+        let _ = writeln!(text, "\nobstacle: {}\n  do: {}", obstacle.what, obstacle.command);
+    }
+    if !status.refused.is_empty() {
+        text.push('\n');
+    }
+    for refused in &status.refused {
+        let _ = writeln!(text, "dropped by the firewall: {} packets: {}", refused.packets, refused.what);
+    }
     if !status.journal.is_empty() {
         text.push('\n');
     }

@@ -1,0 +1,316 @@
+//! The table as commands of `nft -j`. Every rule stands in `docs/firewall.md` with its reason.
+
+use std::net::IpAddr;
+
+use ipnetwork::IpNetwork;
+use serde_json::{Value, json};
+
+use super::{Firewall, TABLE};
+
+/// Before connection tracking (-200): what is dropped here leaves no trace there.
+const EARLY: i32 = -300;
+/// Before every other chain that translates sources (100), after connection tracking.
+const BEFORE_OTHERS: i32 = -150;
+/// After destinations were translated (-100), before the route is looked up.
+const REDIRECTED: i32 = -90;
+
+/// Counters of what is dropped, and what each means for an operator.
+pub(super) const COUNTERS: [(&str, &str); 6] = [
+    ("posing", "packets with a pod's source that did not come from the bridge"),
+    ("forged", "pods' packets with a source that is not a pod's"),
+    (
+        "to-tunnels",
+        "connections from outside the cluster that were routed here to enter a tunnel; [firewall] lan_to_tunnels allows them",
+    ),
+    (
+        "to-pods",
+        "connections from outside the cluster that were routed here to a pod; [firewall] lan_to_pods allows them",
+    ),
+    (
+        "between-uplinks",
+        "connections between this node's own networks, for which it is no router; [firewall] forward_others allows them",
+    ),
+    (
+        "service-elsewhere",
+        "calls of a Service through this hub whose endpoint is at another edge; run kube-proxy on the edges",
+    ),
+];
+
+/// A family in nft's words, and where its networks are kept.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Family {
+    ipv4: bool,
+    /// `ip` or `ip6`.
+    protocol: &'static str,
+    /// Ends the names of its sets.
+    suffix: &'static str,
+}
+
+const FAMILIES: [Family; 2] =
+    [Family { ipv4: true, protocol: "ip", suffix: "4" }, Family { ipv4: false, protocol: "ip6", suffix: "6" }];
+
+impl Family {
+    fn has(self, address: IpAddr) -> bool {
+        address.is_ipv4() == self.ipv4
+    }
+
+    fn field(self, field: &str) -> Value {
+        json!({"payload": {"protocol": self.protocol, "field": field}})
+    }
+
+    /// `ip saddr @own4`
+    fn within(self, field: &str, set: &str) -> Value {
+        is("==", self.field(field), json!(format!("@{set}{}", self.suffix)))
+    }
+
+    fn outside(self, field: &str, set: &str) -> Value {
+        is("!=", self.field(field), json!(format!("@{set}{}", self.suffix)))
+    }
+
+    /// The source is translated to itself: who comes later finds the connection translated already.
+    fn keep(self) -> Value {
+        json!({"snat": {"family": self.protocol, "addr": self.field("saddr")}})
+    }
+}
+
+fn is(op: &str, left: Value, right: Value) -> Value {
+    json!({"match": {"op": op, "left": left, "right": right}})
+}
+
+fn meta(op: &str, key: &str, right: Value) -> Value {
+    is(op, json!({"meta": {"key": key}}), right)
+}
+
+fn ct(key: &str, right: Value) -> Value {
+    is("in", json!({"ct": {"key": key}}), right)
+}
+
+/// The destination was translated: a published port, a Service.
+fn redirected() -> Value {
+    ct("status", json!("dnat"))
+}
+
+/// It came out of ESP, and a policy has judged it.
+fn decapsulated() -> Value {
+    meta("==", "ipsec", json!(true))
+}
+
+fn accept() -> Value {
+    json!({"accept": null})
+}
+
+fn dropped(counter: &str) -> [Value; 2] {
+    [json!({"counter": counter}), json!({"drop": null})]
+}
+
+struct Commands(Vec<Value>);
+
+impl Commands {
+    fn chain(&mut self, name: &str, kind: &str, hook: &str, priority: i32) {
+        self.0.push(json!({"add": {"chain": {"family": "inet", "table": TABLE, "name": name, "type": kind, "hook": hook, "prio": priority,
+                                             "policy": "accept"}}}));
+    }
+
+    fn target(&mut self, name: &str) {
+        self.0.push(json!({"add": {"chain": {"family": "inet", "table": TABLE, "name": name}}}));
+    }
+
+    fn set<'a>(&mut self, name: &str, networks: impl Iterator<Item = &'a IpNetwork> + Clone) {
+        for family in FAMILIES {
+            let elements = elements(networks.clone().filter(|network| family.has(network.ip())));
+            let mut set = json!({"family": "inet", "table": TABLE, "name": format!("{name}{}", family.suffix),
+                                 "type": if family.ipv4 { "ipv4_addr" } else { "ipv6_addr" }, "flags": ["interval"]});
+            if !elements.is_empty() {
+                set["elem"] = json!(elements);
+            }
+            self.0.push(json!({"add": {"set": set}}));
+        }
+    }
+
+    fn rule(&mut self, chain: &str, statements: impl IntoIterator<Item = Value>) {
+        let statements: Vec<Value> = statements.into_iter().collect();
+        self.0.push(json!({"add": {"rule": {"family": "inet", "table": TABLE, "chain": chain, "expr": statements}}}));
+    }
+}
+
+impl Firewall {
+    /// The commands that replace the table, whichever release made it, in one transaction.
+    pub(super) fn commands(&self) -> Value {
+        let table = json!({"table": {"family": "inet", "name": TABLE}});
+        // Adding before deleting makes the deletion succeed where there is none yet.
+        let mut commands = Commands(vec![json!({"add": table}), json!({"delete": table}), json!({"add": table})]);
+        for (name, _) in COUNTERS {
+            commands.0.push(json!({"add": {"counter": {"family": "inet", "table": TABLE, "name": name}}}));
+        }
+        self.sets(&mut commands);
+        self.prerouting(&mut commands);
+        self.forward(&mut commands);
+        self.sources(&mut commands);
+        self.mss(&mut commands);
+        json!({ "nftables": commands.0 })
+    }
+
+    fn sets(&self, commands: &mut Commands) {
+        let unspecified: [IpNetwork; 3] = [
+            one(IpAddr::from([0; 4]), 32),
+            one(IpAddr::from([0; 16]), 128),
+            one(IpAddr::from([0xfe80_u16, 0, 0, 0, 0, 0, 0, 0]), 10),
+        ];
+        commands.set("own", self.own.iter());
+        commands.set("pods", self.own.iter().chain(&self.pod_sources).chain(&unspecified));
+        commands.set("fronted", self.fronted.iter());
+        commands.set("remote", self.remote.iter());
+        commands.set("ranges", self.ranges.iter());
+        commands.set("inside", {
+            let cluster = self.ranges.iter().chain(&self.remote).chain(&self.own).chain(&self.fronted);
+            cluster.chain(&self.masquerade_except)
+        });
+        commands.set("lan-to-pods", self.lan_to_pods.iter());
+        commands.set("lan-to-tunnels", self.lan_to_tunnels.iter());
+    }
+
+    /// Who sends as what.
+    fn prerouting(&self, commands: &mut Commands) {
+        commands.chain("prerouting", "filter", "prerouting", EARLY);
+        for family in FAMILIES {
+            let elsewhere = meta("!=", "iifname", json!({"set": [self.bridge, "lo"]}));
+            commands
+                .rule("prerouting", [elsewhere, family.within("saddr", "own")].into_iter().chain(dropped("posing")));
+            let from_pods = meta("==", "iifname", json!(self.bridge));
+            commands
+                .rule("prerouting", [from_pods, family.outside("saddr", "pods")].into_iter().chain(dropped("forged")));
+        }
+        // It would die without a word at the policies: the source is not of this node.
+        commands.chain("redirected", "filter", "prerouting", REDIRECTED);
+        for family in FAMILIES {
+            let between = [family.within("saddr", "remote"), family.within("daddr", "remote")];
+            let matches = [decapsulated(), redirected()].into_iter().chain(between);
+            commands.rule("redirected", matches.chain(dropped("service-elsewhere")));
+        }
+    }
+
+    /// Who may go where. An accept ends this table's chain and nobody else's; a drop is final.
+    fn forward(&self, commands: &mut Commands) {
+        for target in ["to-tunnels", "to-pods", "between-uplinks"] {
+            commands.target(target);
+        }
+        commands.chain("forward", "filter", "forward", BEFORE_OTHERS);
+        commands.rule("forward", [ct("state", json!(["established", "related"])), accept()]);
+        for family in FAMILIES {
+            commands.rule("forward", [family.within("daddr", "remote"), goto("to-tunnels")]);
+        }
+        commands.rule("forward", [meta("==", "oifname", json!(self.bridge)), goto("to-pods")]);
+        let from_pods = || meta("==", "iifname", json!(self.bridge));
+
+        for family in FAMILIES {
+            commands.rule("to-tunnels", [from_pods(), family.within("saddr", "own"), accept()]);
+        }
+        commands.rule("to-tunnels", [redirected(), accept()]);
+        for family in FAMILIES {
+            commands.rule("to-tunnels", [family.within("saddr", "fronted"), accept()]);
+            commands.rule("to-tunnels", [family.within("saddr", "lan-to-tunnels"), accept()]);
+        }
+        commands.rule("to-tunnels", dropped("to-tunnels"));
+
+        for statement in [decapsulated(), from_pods(), redirected()] {
+            commands.rule("to-pods", [statement, accept()]);
+        }
+        for family in FAMILIES {
+            commands.rule("to-pods", [family.within("saddr", "fronted"), accept()]);
+            commands.rule("to-pods", [family.within("saddr", "lan-to-pods"), accept()]);
+        }
+        commands.rule("to-pods", dropped("to-pods"));
+
+        for (family, apart) in FAMILIES.into_iter().zip(&self.apart) {
+            if apart.is_empty() {
+                continue;
+            }
+            let nfproto = meta("==", "nfproto", json!(if family.ipv4 { "ipv4" } else { "ipv6" }));
+            let on = |key: &str| meta("==", key, json!({"set": apart}));
+            commands.rule("forward", [nfproto, on("iifname"), on("oifname"), goto("between-uplinks")]);
+        }
+        let into_tunnel = is("==", json!({"rt": {"key": "ipsec"}}), json!(true));
+        for statement in [decapsulated(), into_tunnel, redirected()] {
+            commands.rule("between-uplinks", [statement, accept()]);
+        }
+        commands.rule("between-uplinks", dropped("between-uplinks"));
+    }
+
+    /// Under which source packets leave. The first rule that applies to a connection's first packet decides for the whole connection.
+    fn sources(&self, commands: &mut Commands) {
+        commands.chain("sources", "nat", "postrouting", BEFORE_OTHERS);
+        for family in FAMILIES {
+            for local in ["own", "fronted"] {
+                commands
+                    .rule("sources", [family.within("saddr", local), family.within("daddr", "remote"), family.keep()]);
+                commands
+                    .rule("sources", [family.within("saddr", "remote"), family.within("daddr", local), family.keep()]);
+            }
+            if let Some(address) = self.addresses.iter().find(|address| family.has(**address)) {
+                let ours = json!({"snat": {"family": family.protocol, "addr": address.to_string()}});
+                let own_process = is("==", json!({"fib": {"result": "type", "flags": ["saddr"]}}), json!("local"));
+                for who in [redirected(), own_process, family.within("saddr", "lan-to-tunnels")] {
+                    let to = [family.within("daddr", "remote"), family.outside("saddr", "ranges"), who];
+                    commands.rule("sources", to.into_iter().chain([ours.clone()]));
+                }
+            }
+            for (local, remote) in self.static_pairs.iter().filter(|(local, _)| family.has(local.ip())) {
+                let matches = |field: &str, network: &IpNetwork| is("==", family.field(field), prefix(network));
+                commands.rule("sources", [matches("saddr", local), matches("daddr", remote), family.keep()]);
+            }
+            if self.masquerade {
+                let leaves = meta("!=", "oifname", json!({"set": [self.bridge, "lo"]}));
+                let statements = [family.within("saddr", "own"), leaves, family.outside("daddr", "inside")];
+                commands.rule("sources", statements.into_iter().chain([json!({"masquerade": null})]));
+            }
+        }
+    }
+
+    /// TCP through a tunnel is told the pods' MTU, since path MTU discovery fails often enough.
+    fn mss(&self, commands: &mut Commands) {
+        commands.chain("mss-forward", "filter", "forward", BEFORE_OTHERS);
+        commands.chain("mss-output", "filter", "output", BEFORE_OTHERS);
+        for family in FAMILIES {
+            let headers = if family.ipv4 { 40 } else { 60 };
+            let Some(size) = self.mtu.checked_sub(headers).filter(|size| *size > 0) else { continue };
+            let syn = || {
+                let flags = json!({"&": [{"payload": {"protocol": "tcp", "field": "flags"}}, ["syn", "rst"]]});
+                is("==", flags, json!("syn"))
+            };
+            // It only ever lowers what is there (nft_exthdr).
+            let clamp =
+                || json!({"mangle": {"key": {"tcp option": {"name": "maxseg", "field": "size"}}, "value": size}});
+            for chain in ["mss-forward", "mss-output"] {
+                commands.rule(chain, [family.within("daddr", "remote"), syn(), clamp()]);
+            }
+            commands.rule("mss-forward", [family.within("saddr", "remote"), syn(), clamp()]);
+        }
+    }
+}
+
+fn goto(target: &str) -> Value {
+    json!({"goto": {"target": target}})
+}
+
+/// A network that is known to be one.
+fn one(address: IpAddr, prefix: u8) -> IpNetwork {
+    IpNetwork::new(address, prefix).unwrap_or_else(|_| IpNetwork::from(address))
+}
+
+fn prefix(network: &IpNetwork) -> Value {
+    json!({"prefix": {"addr": network.network().to_string(), "len": network.prefix()}})
+}
+
+/// Elements of an interval set. They must not overlap: what lies within another says nothing new.
+fn elements<'a>(networks: impl Iterator<Item = &'a IpNetwork>) -> Vec<Value> {
+    let mut networks: Vec<&IpNetwork> = networks.collect();
+    networks.sort_by_key(|network| (network.network(), network.prefix()));
+    let mut kept: Vec<&IpNetwork> = Vec::new();
+    for network in networks {
+        // Sorted: only the latest of those that were kept can hold it.
+        if !kept.last().is_some_and(|outer| outer.contains(network.network())) {
+            kept.push(network);
+        }
+    }
+    kept.into_iter().map(prefix).collect()
+}

@@ -1,0 +1,273 @@
+//! What of other programs' rules stands in the way of pods, and the command against it. Looked for when rules or interfaces change, never on a
+//! timer. Two accept rules for each range go where Docker's or ufw's `DROP` would cut pods; everything else is only named.
+
+mod forward;
+
+pub use forward::remove as remove_accepts;
+
+use std::fs;
+
+use ipnetwork::IpNetwork;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use super::firewall::{self, TABLE};
+
+/// Something that others keep in the way of pods' packets, or that the agent could not do.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Obstacle {
+    /// What, and what follows from it, in one sentence.
+    pub what: String,
+    /// What to do about it.
+    pub command: String,
+}
+
+/// Chains of others that are read, at most: a ruleset may hold thousands.
+const MOST_CHAINS: usize = 32;
+
+/// What pods need of others' rules.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Needs {
+    /// The pods' bridge.
+    pub bridge: String,
+    /// The cluster's ranges and our segments: pods' addresses.
+    pub ranges: Vec<IpNetwork>,
+    /// Whether accept rules may be put into `FORWARD`.
+    pub accept: bool,
+}
+
+/// Looks, and puts the accept rules in place. Blocks.
+#[must_use]
+pub fn look(needs: &Needs) -> Vec<Obstacle> {
+    if needs.ranges.is_empty() {
+        return vec![];
+    }
+    let mut obstacles = Vec::new();
+    match firewall::list(&["list", "chains"]) {
+        Ok(listed) => {
+            let chains = chains(&listed.unwrap_or_default());
+            forward_chains(needs, &chains, &mut obstacles);
+            reverse_path(needs, &chains, &mut obstacles);
+        }
+        Err(error) => obstacles.push(Obstacle {
+            what: format!("other programs' firewall rules cannot be read ({error:#}): what they drop is not known"),
+            command: "nft list ruleset".into(),
+        }),
+    }
+    obstacles.extend(forward::legacy(needs));
+    obstacles.extend(bridge_calls(needs));
+    obstacles
+}
+
+/// A chain at a hook.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+struct Chain {
+    family: String,
+    table: String,
+    name: String,
+    hook: String,
+    drops: bool,
+}
+
+impl Chain {
+    fn title(&self) -> String {
+        format!("{} {} {}", self.family, self.table, self.name)
+    }
+
+    /// Its rules.
+    fn rules(&self) -> Vec<Value> {
+        let listed = firewall::list(&["list", "chain", &self.family, &self.table, &self.name]);
+        let objects = listed.ok().flatten().unwrap_or_default()["nftables"].take();
+        let rules = objects.as_array().cloned().unwrap_or_default();
+        rules.into_iter().map(|mut object| object["rule"].take()).filter(|rule| !rule.is_null()).collect()
+    }
+}
+
+/// The chains of others that filter at a hook, from `nft -j list chains`.
+fn chains(listed: &Value) -> Vec<Chain> {
+    let objects = listed["nftables"].as_array().map(Vec::as_slice).unwrap_or_default();
+    let word = |chain: &Value, key: &str| chain[key].as_str().unwrap_or_default().to_owned();
+    objects
+        .iter()
+        .map(|object| &object["chain"])
+        .filter(|chain| chain["type"] == "filter" && chain["table"] != TABLE)
+        .filter(|chain| matches!(chain["family"].as_str(), Some("ip" | "ip6" | "inet")))
+        .map(|chain| Chain {
+            family: word(chain, "family"),
+            table: word(chain, "table"),
+            name: word(chain, "name"),
+            hook: word(chain, "hook"),
+            drops: chain["policy"] == "drop",
+        })
+        .collect()
+}
+
+/// Who drops what is forwarded: Docker and ufw by the policy of iptables' `FORWARD`, others by that of a chain of their own, firewalld by its last rule.
+fn forward_chains(needs: &Needs, chains: &[Chain], obstacles: &mut Vec<Obstacle>) {
+    for chain in chains.iter().filter(|chain| chain.hook == "forward").take(MOST_CHAINS) {
+        let iptables =
+            matches!(chain.family.as_str(), "ip" | "ip6") && chain.table == "filter" && chain.name == "FORWARD";
+        if iptables {
+            // Also where the policy is ACCEPT now: what we added before follows the ranges.
+            obstacles.extend(forward::nft(needs, chain.family == "ip", chain.drops));
+            continue;
+        }
+        let rules = chain.rules();
+        let refuses_the_rest = rules.last().is_some_and(refuses_everything);
+        if !(chain.drops || refuses_the_rest) || mentions(&rules, needs) {
+            continue;
+        }
+        let obstacle = if chain.table == "firewalld" {
+            let ranges: Vec<String> = needs.ranges.iter().map(|range| format!("--add-source={range}")).collect();
+            // Zones by source are in chains of their own.
+            if mentions_anywhere(&chain.family, &chain.table, needs) {
+                continue;
+            }
+            Obstacle {
+                what: "firewalld rejects what it forwards: pods reach neither other nodes' pods nor the outside".into(),
+                command: format!(
+                    "firewall-cmd --permanent --zone=trusted {} && firewall-cmd --reload",
+                    ranges.join(" ")
+                ),
+            }
+        } else {
+            let bridge = &needs.bridge;
+            Obstacle {
+                what: format!(
+                    "the chain {} drops what is forwarded and has no rule for {bridge} or the cluster's ranges: pods reach neither other \
+                     nodes' pods nor the outside",
+                    chain.title()
+                ),
+                command: accept_by_hand(chain, &needs.ranges),
+            }
+        };
+        obstacles.push(obstacle);
+    }
+}
+
+fn accept_by_hand(chain: &Chain, ranges: &[IpNetwork]) -> String {
+    let fits = |range: &&IpNetwork| chain.family == "inet" || (chain.family == "ip") == range.is_ipv4();
+    let rules = ranges.iter().filter(fits).flat_map(|range| {
+        let family = if range.is_ipv4() { "ip" } else { "ip6" };
+        ["saddr", "daddr"].map(|side| format!("nft insert rule {} {family} {side} {range} accept", chain.title()))
+    });
+    rules.collect::<Vec<_>>().join(" && ")
+}
+
+/// A rule without a condition that lets nothing pass.
+fn refuses_everything(rule: &Value) -> bool {
+    let statements = rule["expr"].as_array().map(Vec::as_slice).unwrap_or_default();
+    let verdict = |statement: &Value| statement.get("drop").is_some() || statement.get("reject").is_some();
+    statements.iter().any(verdict)
+        && statements.iter().all(|one| verdict(one) || one.get("counter").is_some() || one.get("log").is_some())
+}
+
+/// Whether rules speak of the bridge or of a pod's addresses: then somebody has thought of pods.
+fn mentions(rules: &[Value], needs: &Needs) -> bool {
+    let text = Value::from(rules.to_vec()).to_string();
+    text.contains(&format!("\"{}\"", needs.bridge))
+        || needs.ranges.iter().any(|range| text.contains(&format!("\"{}\"", range.network())))
+}
+
+fn mentions_anywhere(family: &str, table: &str, needs: &Needs) -> bool {
+    match firewall::list(&["list", "table", family, table]) {
+        Ok(Some(listed)) => mentions(&[listed], needs),
+        _ => false,
+    }
+}
+
+/// After decapsulation a packet has the uplink as its input, while the route back leads to the guard's device. The kernel's own `rp_filter` excepts
+/// IPsec, `fib saddr . iif oif missing drop` does not.
+fn reverse_path(needs: &Needs, chains: &[Chain], obstacles: &mut Vec<Obstacle>) {
+    let early = chains.iter().filter(|chain| chain.hook == "prerouting");
+    for chain in early.take(MOST_CHAINS) {
+        let rules = chain.rules();
+        let Some(families) = checks_reverse_path(&rules, chain) else { continue };
+        if !needs.ranges.iter().any(|range| families.contains(&range.is_ipv4())) {
+            continue;
+        }
+        let command = if chain.table == "firewalld" {
+            "sed -i s/^IPv6_rpfilter=.*/IPv6_rpfilter=no/ /etc/firewalld/firewalld.conf && firewall-cmd --reload".into()
+        } else {
+            format!("nft insert rule {} meta ipsec exists accept", chain.title())
+        };
+        obstacles.push(Obstacle {
+            what: format!(
+                "the reverse path check in the chain {} drops what comes out of the tunnels: pods get nothing from other nodes{}",
+                chain.title(),
+                if families == [false] { " by IPv6" } else { "" }
+            ),
+            command,
+        });
+    }
+}
+
+/// Of which families (IPv4: true) such a rule drops packets, unless one before it lets those from tunnels pass.
+fn checks_reverse_path(rules: &[Value], chain: &Chain) -> Option<Vec<bool>> {
+    let matches = |rule: &Value| -> Vec<Value> {
+        let statements = rule["expr"].as_array().cloned().unwrap_or_default();
+        statements.iter().map(|statement| statement["match"].clone()).filter(|found| !found.is_null()).collect()
+    };
+    let of_ipsec = |found: &Value| found["left"]["meta"]["key"] == "ipsec";
+    let mut drops = |rule: &Value| {
+        let found = matches(rule);
+        let fib = found.iter().find(|one| {
+            one["left"]["fib"]["result"] == "oif" && one["left"]["fib"]["flags"].to_string().contains("saddr")
+        });
+        let verdict =
+            |name: &str| rule["expr"].as_array().is_some_and(|all| all.iter().any(|one| one.get(name).is_some()));
+        // `oif missing drop`, or in a chain that drops the rest `oif exists accept`.
+        let missing = fib.is_some_and(|fib| fib["right"] == false || fib["right"] == 0 || fib["right"] == "");
+        fib.is_some()
+            && (if missing { verdict("drop") } else { chain.drops && verdict("accept") })
+            && !found.iter().any(of_ipsec)
+    };
+    let at = rules.iter().position(&mut drops)?;
+    let excepted = rules.iter().take(at).any(|rule| {
+        let found = matches(rule);
+        let accepts = rule["expr"].as_array().is_some_and(|all| all.iter().any(|one| one.get("accept").is_some()));
+        accepts && found.len() == 1 && found.iter().all(|one| of_ipsec(one) && one["right"] == true)
+    });
+    if excepted {
+        return None;
+    }
+    let only = rules.get(at).map(matches).unwrap_or_default();
+    let of = |family: &str| only.iter().any(|one| one["left"]["meta"]["key"] == "nfproto" && one["right"] == family);
+    Some(match chain.family.as_str() {
+        "ip" => vec![true],
+        "ip6" => vec![false],
+        _ if of("ipv6") => vec![false],
+        _ if of("ipv4") => vec![true],
+        _ => vec![true, false],
+    })
+}
+
+/// Without `br_netfilter` the answer of a Service whose endpoint is on the same node goes over the bridge past connection tracking.
+fn bridge_calls(needs: &Needs) -> Option<Obstacle> {
+    if !std::path::Path::new("/sys/class/net").join(&needs.bridge).exists() {
+        return None;
+    }
+    let settings = [(true, "iptables"), (false, "ip6tables")];
+    let wanted = settings.iter().filter(|(ipv4, _)| needs.ranges.iter().any(|range| range.is_ipv4() == *ipv4));
+    let off: Vec<String> = wanted
+        .map(|(_, name)| format!("net.bridge.bridge-nf-call-{name}"))
+        .filter(|name| {
+            let path = format!("/proc/sys/{}", name.replace('.', "/"));
+            !fs::read_to_string(path).is_ok_and(|text| text.trim() == "1")
+        })
+        .collect();
+    (!off.is_empty()).then(|| Obstacle {
+        what: format!(
+            "{} is off or br_netfilter is not loaded: a pod that calls a Service whose endpoint is on this node gets no answer, where kube-proxy \
+             translates it",
+            off.join(" and ")
+        ),
+        command: format!(
+            "modprobe br_netfilter && sysctl -w {}",
+            off.iter().map(|name| format!("{name}=1")).collect::<Vec<_>>().join(" ")
+        ),
+    })
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,197 @@
+//! Accept rules for the cluster's ranges in iptables' `FORWARD`, where its policy is `DROP`: what flannel and kube-proxy do for theirs. They are appended,
+//! so that whatever others put before them still decides, and bear a comment by which they are found again.
+
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use ipnetwork::IpNetwork;
+use serde_json::json;
+
+use super::{Needs, Obstacle};
+use crate::host::firewall;
+
+/// Comment of our rules.
+const MARK: &str = "edge-cni";
+
+/// Of `ip filter FORWARD` and `ip6 filter FORWARD`, which `iptables-nft` keeps in nftables.
+pub(super) fn nft(needs: &Needs, ipv4: bool, drops: bool) -> Option<Obstacle> {
+    let program = if ipv4 { "iptables-nft" } else { "ip6tables-nft" };
+    if available(program) {
+        return keep(program, needs, ipv4, drops);
+    }
+    if !drops {
+        return None;
+    }
+    // Somebody made these chains without iptables, or its program is in another mount namespace.
+    let family = if ipv4 { "ip" } else { "ip6" };
+    let listed =
+        firewall::list(&["list", "chain", family, "filter", "FORWARD"]).ok().flatten().unwrap_or_default().to_string();
+    let ranges: Vec<&IpNetwork> = needs.ranges.iter().filter(|range| range.is_ipv4() == ipv4).collect();
+    let missing: Vec<&&IpNetwork> =
+        ranges.iter().filter(|range| !listed.contains(&format!("\"{}\"", range.network()))).collect();
+    if missing.is_empty() {
+        return None;
+    }
+    let rule = |range: &IpNetwork, side: &str| {
+        let prefix = json!({"prefix": {"addr": range.network().to_string(), "len": range.prefix()}});
+        let matched =
+            json!({"match": {"op": "==", "left": {"payload": {"protocol": family, "field": side}}, "right": prefix}});
+        json!({"add": {"rule": {"family": family, "table": "filter", "chain": "FORWARD", "comment": MARK,
+                                "expr": [matched, {"accept": null}]}}})
+    };
+    let commands: Vec<_> = missing.iter().flat_map(|range| ["saddr", "daddr"].map(|side| rule(range, side))).collect();
+    let refused = if needs.accept {
+        firewall::run(&json!({ "nftables": commands })).err().map(|error| format!("{error:#}"))?
+    } else {
+        "[firewall] accept_in_forward is false".into()
+    };
+    let by_hand = missing.iter().flat_map(|range| {
+        ["saddr", "daddr"].map(|side| format!("nft add rule {family} filter FORWARD {family} {side} {range} accept"))
+    });
+    Some(Obstacle {
+        what: format!(
+            "the chain {family} filter FORWARD drops what is forwarded, and got no rule for pods ({refused}): pods are cut off"
+        ),
+        command: by_hand.collect::<Vec<_>>().join(" && "),
+    })
+}
+
+/// Of the older iptables, whose rules nftables does not show. Nothing tells of their changes: they are looked at whenever something else changes.
+pub(super) fn legacy(needs: &Needs) -> Vec<Obstacle> {
+    let tables = [
+        (true, "iptables-legacy", "/proc/thread-self/net/ip_tables_names"),
+        (false, "ip6tables-legacy", "/proc/thread-self/net/ip6_tables_names"),
+    ];
+    // Asking where there are no such tables would load their module.
+    let stands =
+        |path: &str| std::fs::read_to_string(path).is_ok_and(|names| names.lines().any(|name| name == "filter"));
+    tables
+        .into_iter()
+        .filter(|(_, _, path)| stands(path))
+        .filter_map(|(ipv4, program, _)| {
+            if available(program) {
+                let drops = listed(program).is_ok_and(|rules| rules.lines().any(|line| line == "-P FORWARD DROP"));
+                return keep(program, needs, ipv4, drops);
+            }
+            Some(Obstacle {
+                what: format!("the kernel has rules of {program}, which is not installed: whether they drop pods' packets is not known"),
+                command: "apt-get install iptables".into(),
+            })
+        })
+        .collect()
+}
+
+/// Adds what is missing and deletes what is ours and no longer wanted.
+fn keep(program: &str, needs: &Needs, ipv4: bool, drops: bool) -> Option<Obstacle> {
+    let ranges: Vec<&IpNetwork> = needs.ranges.iter().filter(|range| range.is_ipv4() == ipv4).collect();
+    let wanted: Vec<String> = ranges
+        .iter()
+        .flat_map(|range| {
+            ["-s", "-d"].map(|side| format!("-A FORWARD {side} {range} -m comment --comment {MARK} -j ACCEPT"))
+        })
+        .collect();
+    let found = match listed(program) {
+        Ok(found) => found,
+        Err(error) if drops => return Some(refusal(program, &wanted, &error)),
+        Err(_) => return None,
+    };
+    let ours: Vec<&str> = found.lines().filter(|line| is_ours(line)).collect();
+    for stale in ours.iter().filter(|line| !(needs.accept && wanted.iter().any(|rule| rule == *line))) {
+        let _ = delete(program, stale);
+    }
+    let missing: Vec<String> = wanted.into_iter().filter(|rule| !ours.contains(&rule.as_str())).collect();
+    if !drops || missing.is_empty() {
+        return None;
+    }
+    if !needs.accept {
+        return Some(refusal(program, &missing, "[firewall] accept_in_forward is false"));
+    }
+    for rule in &missing {
+        if let Err(error) = call(program, &rule.split(' ').collect::<Vec<_>>()) {
+            return Some(refusal(program, &missing, &error));
+        }
+    }
+    tracing::info!("{program}: FORWARD drops by policy; added accept rules for the cluster's ranges");
+    None
+}
+
+fn refusal(program: &str, rules: &[String], why: &str) -> Obstacle {
+    let commands: Vec<String> = rules.iter().map(|rule| format!("{program} {rule}")).collect();
+    Obstacle {
+        what: format!(
+            "the FORWARD chain of {program} drops by policy, and got no rule for pods ({why}): pods are cut off"
+        ),
+        command: commands.join(" && "),
+    }
+}
+
+/// Takes our rules away, for `down`; returns how many there were.
+pub fn remove() -> anyhow::Result<usize> {
+    let mut count = 0;
+    for program in ["iptables-nft", "ip6tables-nft", "iptables-legacy", "ip6tables-legacy"] {
+        let names = if program.starts_with("ip6") {
+            "/proc/thread-self/net/ip6_tables_names"
+        } else {
+            "/proc/thread-self/net/ip_tables_names"
+        };
+        if program.ends_with("legacy") && !Path::new(names).exists() {
+            continue;
+        }
+        for rule in listed(program).unwrap_or_default().lines().filter(|line| is_ours(line)) {
+            delete(program, rule).map_err(|error| anyhow::anyhow!("{program} {rule}: {error}"))?;
+            count += 1;
+        }
+    }
+    Ok(count + remove_nft()?)
+}
+
+/// Those that were added without iptables.
+fn remove_nft() -> anyhow::Result<usize> {
+    let mut count = 0;
+    for family in ["ip", "ip6"] {
+        let listed =
+            firewall::list(&["-a", "list", "chain", family, "filter", "FORWARD"]).ok().flatten().unwrap_or_default();
+        let rules =
+            listed["nftables"].as_array().map(Vec::as_slice).unwrap_or_default().iter().map(|object| &object["rule"]);
+        for rule in rules.filter(|rule| rule["comment"] == MARK) {
+            let rule = json!({"family": family, "table": "filter", "chain": "FORWARD", "handle": rule["handle"]});
+            firewall::run(&json!({"nftables": [{"delete": {"rule": rule}}]}))?;
+            count += 1;
+        }
+    }
+    Ok(count)
+}
+
+/// `-s 10.77.0.0/16 -m comment --comment edge-cni -j ACCEPT`, with or without quotation marks.
+fn is_ours(line: &str) -> bool {
+    line.starts_with("-A FORWARD ") && line.contains(&format!("--comment {MARK} "))
+}
+
+fn delete(program: &str, rule: &str) -> Result<(), String> {
+    let words: Vec<&str> = ["-D"].into_iter().chain(rule.split(' ').skip(1)).collect();
+    call(program, &words).map(drop)
+}
+
+fn listed(program: &str) -> Result<String, String> {
+    // One spelling, whichever the release writes.
+    call(program, &["-S", "FORWARD"]).map(|text| text.replace('"', ""))
+}
+
+fn available(program: &str) -> bool {
+    std::env::var_os("PATH")
+        .is_some_and(|path| std::env::split_paths(&path).any(|folder| folder.join(program).is_file()))
+}
+
+fn call(program: &str, words: &[&str]) -> Result<String, String> {
+    // -w: others hold its lock now and then.
+    let output = Command::new(program)
+        .args(["-w", "5"])
+        .args(words)
+        .stdin(Stdio::null())
+        .output()
+        .map_err(|error| error.to_string())?;
+    if output.status.success() {
+        return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
+    }
+    Err(String::from_utf8_lossy(&output.stderr).trim().to_owned())
+}

@@ -1,0 +1,109 @@
+//! What the keys of `[firewall]` and a node's role change.
+
+use edge_agent::host::firewall::Firewall;
+
+use super::Test;
+use super::world::{BOTH, V4, V6, World};
+
+pub(crate) const TESTS: &[Test] = &[
+    ("lan_to_pods_and_lan_to_tunnels_let_their_sources_through_and_no_others", lan_keys),
+    ("masquerade_is_left_out_where_it_is_not_wanted", masquerade),
+    ("pod_sources_are_more_addresses_that_pods_may_send_from", pod_sources),
+    ("a_hub_forwards_for_the_clouds_networks_and_for_nobody_else", hub),
+    ("a_node_that_was_no_router_is_none_between_its_own_networks", apart),
+];
+
+fn networks(list: &[&str]) -> Vec<ipnetwork::IpNetwork> {
+    list.iter().map(|text| text.parse().unwrap()).collect()
+}
+
+fn lan_keys() {
+    let world = World::new();
+    world.serve("pod");
+    world.serve("far");
+    let lan = networks(&["192.168.1.0/24", "2001:db8:1::/64"]);
+    world.apply(&Firewall { lan_to_pods: lan.clone(), ..World::edge() });
+    for family in BOTH {
+        assert_eq!(world.fetch("lan", family.pod, 80).as_deref(), Some(family.lan));
+        world.cannot_fetch("lan", family.far, 80);
+    }
+    world.apply(&Firewall { lan_to_tunnels: lan, ..World::edge() });
+    for family in BOTH {
+        assert_eq!(world.fetch("lan", family.far, 80).as_deref(), Some(family.bridge));
+        world.cannot_fetch("lan", family.pod, 80);
+    }
+    world.apply(&Firewall { lan_to_pods: networks(&["0.0.0.0/0", "::/0"]), ..World::edge() });
+    for family in BOTH {
+        assert!(world.fetch("lan", family.pod, 80).is_some());
+        world.cannot_pose("lan", family.unused, "pod", family.pod);
+    }
+    world.apply(&Firewall { lan_to_pods: networks(&["192.168.1.67/32"]), ..World::edge() });
+    world.cannot_fetch("lan", V4.pod, 80);
+}
+
+fn masquerade() {
+    let world = World::new();
+    world.serve("lan");
+    for off in [
+        Firewall { masquerade: false, ..World::edge() },
+        Firewall { masquerade_except: networks(&["192.168.0.0/16", "2001:db8:1::/64"]), ..World::edge() },
+    ] {
+        world.apply(&off);
+        for family in BOTH {
+            // The LAN's hosts have their route back through the edge.
+            assert_eq!(world.fetch("pod", family.lan, 80).as_deref(), Some(family.pod));
+        }
+    }
+}
+
+fn pod_sources() {
+    let world = World::new();
+    world.apply(&Firewall { pod_sources: networks(&["172.31.0.0/16"]), masquerade: false, ..World::edge() });
+    assert!(world.arrives("pod", "172.31.0.5", "outside", V4.outside));
+    world.cannot_pose("pod", "172.30.0.5", "outside", V4.outside);
+    world.cannot_pose("pod", "172.31.0.5", "far", V4.far);
+}
+
+fn hub() {
+    let world = World::new();
+    world.serve("far");
+    world.serve("pod");
+    world.apply(&Firewall { fronted: networks(&["10.244.0.0/16", "fd44::/64"]), masquerade: false, ..World::edge() });
+    for family in BOTH {
+        assert!(world.arrives("lan", family.cloud, "far", family.far), "{} is the cloud's", family.cloud);
+        assert!(world.arrives("lan", family.cloud, "pod", family.pod));
+        world.cannot_fetch("lan", family.far, 80);
+        world.cannot_fetch("lan", family.pod, 80);
+    }
+}
+
+fn apart() {
+    let world = World::new();
+    world.serve("outside");
+    world.serve("lan");
+    // A container runtime's bridge that was made later, with a container behind it.
+    world.sh(
+        "edge",
+        "ip link add docker0 type bridge && ip addr add 172.17.0.1/16 dev docker0 && ip link set docker0 up && ip link set far nomaster master docker0 && ip addr flush dev far",
+    );
+    world.sh("far", "ip addr add 172.17.0.2/16 dev eth0 && ip route replace default via 172.17.0.1");
+    world.sh("outside", "ip route add 192.168.1.0/24 via 203.0.113.10; ip route add 172.17.0.0/16 via 203.0.113.10; ip -6 route add 2001:db8:1::/64 via 2001:db8:9::10");
+    for family in BOTH {
+        assert!(world.fetch("lan", family.outside, 80).is_some());
+    }
+    let uplinks = || vec!["lan".to_owned(), "wan".to_owned()];
+    world.apply(&Firewall { apart: [uplinks(), uplinks()], ..World::edge() });
+    for family in BOTH {
+        world.cannot_fetch("lan", family.outside, 80);
+        world.cannot_fetch("outside", family.lan, 80);
+        assert_eq!(world.fetch("pod", family.outside, 80).as_deref(), Some(family.edge_up));
+    }
+    assert!(world.refused("between-uplinks") >= 4);
+    assert_eq!(world.fetch("far", V4.outside, 80).as_deref(), Some("172.17.0.2"), "containers of others go on");
+    world.publish(8080, V4.outside);
+    assert!(world.fetch("lan", V4.edge_lan, 8080).is_some(), "what is redirected is wanted");
+    // Forwarding of IPv6 alone was ours.
+    world.apply(&Firewall { apart: [vec![], uplinks()], ..World::edge() });
+    assert!(world.fetch("lan", V4.outside, 80).is_some());
+    world.cannot_fetch("lan", V6.outside, 80);
+}

@@ -1,0 +1,164 @@
+//! What every edge keeps out and lets through, without any key.
+
+use super::Test;
+use super::world::{BOTH, World};
+
+pub(crate) const TESTS: &[Test] = &[
+    ("a_host_on_the_lan_reaches_no_pod_by_routing_through_the_edge", lan_host_reaches_nothing),
+    ("a_host_on_the_lan_cannot_pose_as_a_pod", lan_host_cannot_pose),
+    ("a_pod_sends_under_its_own_addresses_only", pods_cannot_forge),
+    ("pods_reach_other_nodes_under_their_own_and_the_outside_under_the_edges_address", pods_reach_all),
+    ("the_edges_own_processes_reach_other_nodes_under_the_bridges_address", own_processes),
+    ("published_ports_of_pods_here_and_elsewhere_are_served_to_the_lan", published_ports),
+    ("a_pod_reaches_itself_by_its_published_port", hairpin),
+    ("a_table_of_an_earlier_release_is_replaced", upgrade),
+];
+
+/// With and without another program that masquerades all that is forwarded.
+fn worlds() -> impl Iterator<Item = World> {
+    [false, true].into_iter().map(|others| {
+        let world = World::new();
+        for name in ["pod", "neighbour", "far", "outside", "lan"] {
+            world.serve(name);
+        }
+        if others {
+            world.masquerade_by_others();
+        }
+        world
+    })
+}
+
+fn lan_host_reaches_nothing() {
+    for world in worlds() {
+        for family in BOTH {
+            // The world itself forwards: without the table all of it is reached.
+            assert!(world.fetch("lan", family.far, 80).is_some() && world.fetch("lan", family.pod, 80).is_some());
+        }
+        world.apply(&World::edge());
+        for family in BOTH {
+            for to in [family.far, family.pod] {
+                world.cannot_fetch("lan", to, 80);
+            }
+        }
+        assert!(world.refused("to-tunnels") >= 2 && world.refused("to-pods") >= 2);
+    }
+}
+
+fn lan_host_cannot_pose() {
+    for world in worlds() {
+        let cases = |world: &World, check: &dyn Fn(&World, &str, &str, &str)| {
+            for family in BOTH {
+                check(world, family.unused, "neighbour", family.neighbour);
+                check(world, family.unused, "edge", family.edge_lan);
+                check(world, family.unused, "far", family.far);
+            }
+        };
+        cases(&world, &|world, source, at, to| {
+            assert!(world.arrives("lan", source, at, to), "{to} is not reached without the table")
+        });
+        world.apply(&World::edge());
+        cases(&world, &|world, source, at, to| world.cannot_pose("lan", source, at, to));
+        assert!(world.refused("posing") >= 6, "{}", world.refused("posing"));
+    }
+}
+
+fn pods_cannot_forge() {
+    for world in worlds() {
+        world.apply(&World::edge());
+        for family in BOTH {
+            let others =
+                if family.ip == "ip" { ["192.168.1.200", "10.77.2.9"] } else { ["2001:db8:1::200", "fd77::2:9"] };
+            for source in others {
+                world.cannot_pose("pod", source, "outside", family.outside);
+                world.cannot_pose("pod", source, "lan", family.lan);
+                world.cannot_pose("pod", source, "edge", family.edge_lan);
+                world.cannot_pose("pod", source, "far", family.far);
+            }
+            // Not because nothing arrives at all.
+            assert!(world.arrives("pod", family.pod, "edge", family.edge_lan));
+        }
+        assert!(world.refused("forged") >= 16);
+    }
+}
+
+fn pods_reach_all() {
+    for world in worlds() {
+        world.apply(&World::edge());
+        for family in BOTH {
+            let seen = |to: &str| world.fetch("pod", to, 80);
+            assert_eq!(seen(family.far).as_deref(), Some(family.pod));
+            assert_eq!(seen(family.neighbour).as_deref(), Some(family.pod));
+            assert_eq!(seen(family.outside).as_deref(), Some(family.edge_up));
+            assert_eq!(seen(family.lan).as_deref(), Some(family.edge_lan));
+        }
+    }
+}
+
+fn own_processes() {
+    for world in worlds() {
+        world.sh("edge", "ip route replace 10.77.2.0/24 via 10.0.0.2; ip -6 route replace fd77::2:0/112 via fd00::2");
+        world.apply(&World::edge());
+        for family in BOTH {
+            assert_eq!(world.fetch("edge", family.far, 80).as_deref(), Some(family.bridge));
+            assert!(world.fetch("edge", family.pod, 80).is_some());
+            assert!(world.fetch("edge", family.outside, 80).is_some());
+        }
+    }
+}
+
+fn published_ports() {
+    for world in worlds() {
+        world.apply(&World::edge());
+        for family in BOTH {
+            world.publish(8080, family.pod);
+            assert_eq!(
+                world.fetch("lan", family.edge_lan, 8080).as_deref(),
+                Some(family.lan),
+                "the pod sees the client"
+            );
+            world.sh("edge", &format!("nft delete table {} publish", family.ip));
+            world.publish(30080, family.far);
+            assert_eq!(world.fetch("lan", family.edge_lan, 30080).as_deref(), Some(family.bridge));
+        }
+    }
+}
+
+/// kube-proxy's and portmap's way: a pod that is its own endpoint is masqueraded.
+fn hairpin() {
+    for world in worlds() {
+        world.apply(&World::edge());
+        for family in BOTH {
+            world.publish(8080, family.pod);
+            world.sh(
+                "edge",
+                &format!(
+                    "nft 'add chain {0} publish post {{ type nat hook postrouting priority srcnat; }}; \
+                     add rule {0} publish post {0} saddr {1} {0} daddr {1} masquerade'",
+                    family.ip, family.pod
+                ),
+            );
+            for netfilter in ["1", "0"] {
+                world.sh("edge", &format!("sysctl -qw net.bridge.bridge-nf-call-iptables={netfilter} net.bridge.bridge-nf-call-ip6tables={netfilter} || true"));
+                assert_eq!(
+                    world.fetch("pod", family.edge_lan, 8080).as_deref(),
+                    Some(family.bridge),
+                    "bridge-nf-call: {netfilter}"
+                );
+            }
+        }
+    }
+}
+
+fn upgrade() {
+    let world = World::new();
+    world.serve("far");
+    world.sh(
+        "edge",
+        "nft 'add table inet edge-cni; add chain inet edge-cni sources { type nat hook postrouting priority -150; }; \
+         add rule inet edge-cni sources ip daddr 10.77.2.0/24 snat ip to 10.77.1.1; \
+         add chain inet edge-cni mss-forward { type filter hook forward priority -150; }'",
+    );
+    assert_eq!(world.fetch("lan", "10.77.2.2", 80).as_deref(), Some("10.77.1.1"), "the hole of then");
+    world.apply(&World::edge());
+    world.cannot_fetch("lan", "10.77.2.2", 80);
+}
