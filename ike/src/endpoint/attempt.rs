@@ -1,8 +1,10 @@
-//! Beginning with a peer: all its addresses at once, the first that proves itself wins, the others are dropped without a word.
+//! Beginning with a peer: all its addresses at once, the first that proves itself wins, the others are dropped without a word. Who answers and is
+//! somebody else ends that address only.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 
-use super::peer::Attempt;
+use super::peer::{Attempt, Outcome};
 use super::{Context, Endpoint, Environment, Slot, context};
 use crate::config::PeerName;
 use crate::event::PeerError;
@@ -20,36 +22,72 @@ impl Endpoint {
             Some(Slot::Up(_, sa)) => Some(sa),
             _ => None,
         });
-        let mut cx = context!(self, now, env);
         if current.is_some_and(|sa| !sa.is_confirmed()) {
             // The initiator may not know yet that this IKE SA is up, and would take ours for one begun at the same time.
             peer.wait = Some(now + peer.config().timing.retry);
             self.schedule_peer(name);
             return;
         }
-        let remotes = peer.remotes(current.map(|sa| sa.addresses().1));
+        let remotes = peer.remotes(current.map(|sa| sa.addresses().1), env);
         if remotes.is_empty() {
+            if let Some(error) = peer.all_are_ours() {
+                let mut cx = context!(self, now, env);
+                if peer.last_error.as_ref() != Some(&error) {
+                    peer.report(error, cx.out);
+                }
+                // Addresses change.
+                peer.begin_later(&mut cx);
+                self.schedule_peer(name);
+            }
             return;
         }
         peer.wait = None;
-        let mut attempt = Attempt::default();
+        peer.attempt = Some(Attempt::default());
+        self.dial(name, remotes, now, env);
+        self.attempt_goes_on(name, now, env);
+    }
+
+    /// Sends IKE_SA_INIT to these addresses too, as part of the attempt under way.
+    fn dial(&mut self, name: &PeerName, remotes: Vec<SocketAddr>, now: Instant, env: &mut dyn Environment) {
+        let Some(peer) = self.peers.get_mut(name) else {
+            return;
+        };
+        let Some(attempt) = &mut peer.attempt else {
+            return;
+        };
         let mut begun = Vec::new();
         for remote in remotes {
-            match Dialing::begin(Arc::clone(&peer.profile), remote, &mut cx) {
-                Ok(dialing) => begun.push(dialing),
-                Err(error) => {
-                    attempt.note(error);
+            match Dialing::begin(Arc::clone(&peer.profile), remote, &mut context!(self, now, env)) {
+                Ok(dialing) => {
+                    attempt.dial(dialing.spi(), remote);
+                    begun.push(dialing);
                 }
+                Err(error) => attempt.note(remote, error),
             }
         }
-        attempt.dialing = begun.iter().map(Dialing::spi).collect();
-        peer.attempt = Some(attempt);
         for dialing in begun {
             let spi = dialing.spi();
             self.slots.insert(spi, Slot::Dialing(name.clone(), Box::new(dialing)));
             self.schedule(spi);
         }
-        self.attempt_goes_on(name, now, env);
+    }
+
+    /// The peer may be elsewhere now. Addresses that are new join an attempt under way; a wait after a failure goes on, for the peer itself (or
+    /// whoever speaks for it) decides how often its addresses change, and which third party they are.
+    pub(super) fn addresses_changed(&mut self, name: &PeerName, now: Instant, env: &mut dyn Environment) {
+        let Some(peer) = self.peers.get(name).filter(|peer| peer.wanted() && peer.sas.is_empty()) else {
+            return;
+        };
+        match &peer.attempt {
+            Some(attempt) => {
+                let mut new = peer.remotes(None, env);
+                new.retain(|remote| !attempt.includes(remote.ip()));
+                new.truncate(attempt.room());
+                self.dial(name, new, now, env);
+            }
+            None if peer.wait.is_none() => self.begin_attempt(name, now, env),
+            None => {}
+        }
     }
 
     /// Stops beginning with a peer, without a word.
@@ -78,7 +116,7 @@ impl Endpoint {
             InitStep::Stay(mut dialing) => {
                 if let Some(notice) = dialing.take_notice()
                     && let Some(peer) = self.peers.get_mut(&name)
-                    && peer.attempt.as_mut().is_some_and(|attempt| attempt.tell(notice.clone()))
+                    && peer.attempt.as_mut().is_some_and(|attempt| attempt.answered(spi, &notice))
                     && peer.sas.is_empty()
                 {
                     peer.report(notice, &mut self.out);
@@ -177,13 +215,15 @@ impl Endpoint {
         if !attempt.is_over() {
             return;
         }
-        let error = peer.attempt.take().and_then(Attempt::verdict);
+        let outcome = peer.attempt.take().and_then(Attempt::outcome);
         let mut cx = context!(self, now, env);
         let needed = peer.sas.is_empty();
         // While it is up, that another IKE SA (begun by both ends at once) did not come to be is no news.
         if needed || peer.replace {
-            if let Some(error) = error {
-                peer.report(error, cx.out);
+            match outcome {
+                Some(Outcome { error, reported: false }) => peer.report(error, cx.out),
+                Some(Outcome { error, reported: true }) => peer.last_error = Some(error),
+                None => {}
             }
             if peer.wanted() || peer.replace {
                 peer.begin_later(&mut cx);

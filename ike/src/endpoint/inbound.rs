@@ -144,6 +144,9 @@ impl Endpoint {
                 return self.refuse_stranger(header, error, answer, local, remote, now, env);
             }
         };
+        if self.is_ours(header.initiator_spi, local, remote) {
+            return;
+        }
         let mut cx = context!(self, now, env);
         match self.gate.admit(&message, local, remote, &self.config, &mut cx) {
             Admission::Shut => return,
@@ -182,6 +185,16 @@ impl Endpoint {
             InitAnswer::Malformed(error) => self.refuse_stranger(header, error, false, local, remote, now, env),
             InitAnswer::Refused(None) | InitAnswer::Ignored => {}
         }
+    }
+
+    /// Whether a first request is one that we sent: a NAT led it back to us, since a peer behind the same NAT has the same public address. It is not
+    /// answered; the address it was sent to goes unanswered, and the others go on.
+    fn is_ours(&self, initiator_spi: u64, local: SocketAddr, remote: SocketAddr) -> bool {
+        let Some(Slot::Dialing(peer, _)) = self.slots.get(&initiator_spi) else {
+            return false;
+        };
+        tracing::debug!(%peer, %local, %remote, "our own IKE_SA_INIT came back; a NAT leads an address of the peer to this node");
+        true
     }
 
     #[allow(clippy::too_many_arguments)]

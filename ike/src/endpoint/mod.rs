@@ -94,7 +94,8 @@ impl Endpoint {
         }
     }
 
-    /// Adds a peer, or updates the one of this name in place; the same configuration again changes nothing. A running tunnel is left alone,
+    /// Adds a peer, or updates the one of this name in place; the same configuration again changes nothing. Other `remotes` alone shorten no wait
+    /// after a failure. A running tunnel is left alone,
     /// except where identities changed (it is ended and begun anew), the PSK or selectors changed (where we begin, a new IKE SA replaces it
     /// without a gap), or the peer's certificate is revoked by it (it is ended).
     ///
@@ -132,6 +133,10 @@ impl Endpoint {
             return Ok(());
         };
         peer.held = false;
+        if change == Change::Addresses {
+            self.addresses_changed(&name, now, env);
+            return Ok(());
+        }
         peer.encourage();
         peer.replace = change == Change::Replace && peer.wanted() && !peer.sas.is_empty();
         if peer.wanted() && (peer.replace || peer.sas.is_empty()) {

@@ -1,18 +1,23 @@
 //! A peer: its configuration, its CHILD_SAs, and where beginning with it stands.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::Environment;
 use crate::config::{PeerConfig, PeerName};
 use crate::event::{Event, PeerError, PeerErrorKind};
 use crate::output::{Context, Output};
 use crate::sa::Profile;
+use crate::sa::failure::IKE_SA_INIT;
 use crate::time::Instant;
 use crate::tunnel::{Spi, Tunnel};
 
-/// Most answers without proof that are told of in one attempt.
+/// Most answers without proof that are remembered in one attempt, and most other addresses that its error names.
 const MOST_TOLD: usize = 4;
+/// Addresses that become known during an attempt join it up to this number in all, so that a peer whose addresses change all the time makes us send
+/// no more than this to anybody.
+const MOST_CANDIDATES: usize = 8;
 
 /// See the module.
 #[derive(Debug)]
@@ -33,35 +38,86 @@ pub(super) struct Peer {
     pub(super) last_error: Option<PeerError>,
 }
 
-/// IKE_SA_INITs to all addresses of a peer, of which at most one is in IKE_AUTH.
+/// IKE_SA_INITs to the candidate addresses of a peer, of which at most one is in IKE_AUTH.
 #[derive(Debug, Default)]
 pub(super) struct Attempt {
     pub(super) dialing: Vec<Spi>,
     pub(super) authenticating: Option<Spi>,
-    errors: Vec<PeerError>,
-    told: Vec<PeerError>,
+    candidates: Vec<Candidate>,
+}
+
+/// One address in an attempt.
+#[derive(Debug)]
+struct Candidate {
+    /// `None`: nothing could be sent.
+    spi: Option<Spi>,
+    remote: SocketAddr,
+    /// What it answered without proof, the latest last.
+    answers: Vec<Answer>,
+    /// Why it failed.
+    failure: Option<PeerError>,
+}
+
+/// An answer without proof.
+#[derive(Debug)]
+struct Answer {
+    error: PeerError,
+    reported: bool,
+}
+
+/// What came of an attempt that failed.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Outcome {
+    pub(super) error: PeerError,
+    /// It was reported while the attempt went on.
+    pub(super) reported: bool,
 }
 
 impl Attempt {
+    /// Takes in an address that is dialled; the likeliest comes first.
+    pub(super) fn dial(&mut self, spi: Spi, remote: SocketAddr) {
+        self.dialing.push(spi);
+        self.candidates.push(Candidate { spi: Some(spi), remote, answers: Vec::new(), failure: None });
+    }
+
+    /// Takes in an address that cannot be dialled.
+    pub(super) fn note(&mut self, remote: SocketAddr, error: PeerError) {
+        self.candidates.push(Candidate { spi: None, remote, answers: Vec::new(), failure: Some(error) });
+    }
+
+    /// Whether an address is part of it.
+    pub(super) fn includes(&self, address: IpAddr) -> bool {
+        self.candidates.iter().any(|candidate| candidate.remote.ip() == address)
+    }
+
+    /// So many addresses may still join it.
+    pub(super) fn room(&self) -> usize {
+        MOST_CANDIDATES.saturating_sub(self.candidates.len())
+    }
+
     /// Takes note of why one address failed.
     pub(super) fn fail(&mut self, spi: Spi, error: PeerError) {
         self.dialing.retain(|dialing| *dialing != spi);
         self.authenticating = self.authenticating.filter(|authenticating| *authenticating != spi);
-        self.errors.push(error);
-    }
-
-    /// Takes note of what is wrong.
-    pub(super) fn note(&mut self, error: PeerError) {
-        self.errors.push(error);
-    }
-
-    /// Takes note of an answer that nobody vouches for. True: it is to be told, which is done once only, and not for ever new ones.
-    pub(super) fn tell(&mut self, error: PeerError) -> bool {
-        let new = self.told.len() < MOST_TOLD && !self.told.contains(&error);
-        if new {
-            self.told.push(error);
+        if let Some(candidate) = self.candidates.iter_mut().find(|candidate| candidate.spi == Some(spi)) {
+            candidate.failure = Some(error);
         }
-        new
+    }
+
+    /// Takes note of an answer that nobody vouches for. True: it is to be reported now. That is done once for each, not for ever new ones, and only
+    /// where no likelier address may still do better.
+    pub(super) fn answered(&mut self, spi: Spi, error: &PeerError) -> bool {
+        let answers: usize = self.candidates.iter().map(|candidate| candidate.answers.len()).sum();
+        let likeliest = self.candidates.iter().find(|candidate| candidate.failure.is_none());
+        let reported = likeliest.is_some_and(|candidate| candidate.spi == Some(spi));
+        let Some(candidate) = self.candidates.iter_mut().find(|candidate| candidate.spi == Some(spi)) else {
+            return false;
+        };
+        let new = answers < MOST_TOLD && !candidate.answers.iter().any(|answer| answer.error == *error);
+        if new {
+            candidate.answers.push(Answer { error: error.clone(), reported });
+        }
+        new && reported
     }
 
     /// Whether every address has failed.
@@ -69,13 +125,34 @@ impl Attempt {
         self.dialing.is_empty() && self.authenticating.is_none()
     }
 
-    /// What is still to be told: an answer says more than silence, and what was told already is not told again.
-    pub(super) fn verdict(self) -> Option<PeerError> {
-        let answered = self.errors.iter().position(|error| error.kind != PeerErrorKind::Timeout);
-        match answered {
-            Some(position) => self.errors.into_iter().nth(position),
-            None if self.told.is_empty() => self.errors.into_iter().next(),
-            None => None,
+    /// Why it failed: the error of the likeliest address. Anybody may be at the others (a private address is another host's in another network), so
+    /// what they answered is only added to it.
+    pub(super) fn outcome(self) -> Option<Outcome> {
+        let mut outcomes =
+            self.candidates.into_iter().filter_map(|candidate| Some((candidate.remote, candidate.outcome()?)));
+        let (_, mut first) = outcomes.next()?;
+        let others: Vec<String> = outcomes
+            .filter(|(_, other)| other.error.kind != first.error.kind)
+            .map(|(remote, Outcome { error, .. })| format!("{remote} ({}: {})", error.exchange, error.kind))
+            .take(MOST_TOLD)
+            .collect();
+        if !others.is_empty() {
+            first.error.detail.push_str("; also tried: ");
+            first.error.detail.push_str(&others.join(", "));
+        }
+        Some(first)
+    }
+}
+
+impl Candidate {
+    /// An answer says more than the silence after it.
+    fn outcome(mut self) -> Option<Outcome> {
+        let failure = self.failure?;
+        match self.answers.pop() {
+            Some(Answer { error, reported }) if failure.kind == PeerErrorKind::Timeout => {
+                Some(Outcome { error, reported })
+            }
+            _ => Some(Outcome { error: failure, reported: false }),
         }
     }
 }
@@ -134,15 +211,38 @@ impl Peer {
         out.event(Event::PeerFailed { peer: self.name().clone(), error });
     }
 
-    /// Where to find it: where it is now, if it is up, then where it may be.
-    pub(super) fn remotes(&self, current: Option<SocketAddr>) -> Vec<SocketAddr> {
+    /// Where to find it: where it is now, if it is up, then where it may be, likeliest first. Never an address of this node: a peer in another
+    /// network may have the same private address. Addresses to which there is no route come last.
+    pub(super) fn remotes(&self, current: Option<SocketAddr>, env: &mut dyn Environment) -> Vec<SocketAddr> {
         let mut remotes: Vec<SocketAddr> = Vec::new();
+        let mut unroutable = Vec::new();
         for remote in current.into_iter().chain(self.config().remotes.iter().copied()) {
-            if !remotes.iter().any(|known| known.ip() == remote.ip()) {
-                remotes.push(remote);
+            if remotes.iter().chain(&unroutable).any(|known: &SocketAddr| known.ip() == remote.ip()) {
+                continue;
+            }
+            match env.source_address(remote.ip()) {
+                // The kernel speaks to an address of its own from that address.
+                Some(source) if source == remote.ip() => {}
+                Some(_) => remotes.push(remote),
+                None => unroutable.push(remote),
             }
         }
+        remotes.append(&mut unroutable);
         remotes
+    }
+
+    /// Why there is nothing to dial although addresses are configured.
+    pub(super) fn all_are_ours(&self) -> Option<PeerError> {
+        let remotes = &self.config().remotes;
+        if remotes.is_empty() {
+            return None;
+        }
+        let list = remotes.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+        let detail = format!(
+            "every address of the peer ({list}) is one of this node, which is never dialled; the peer must come to us, or give it an address of its own \
+             that can be reached from here"
+        );
+        Some(PeerError::new(IKE_SA_INIT, PeerErrorKind::Local, detail))
     }
 
     /// When it wants to be looked at.
@@ -156,6 +256,8 @@ impl Peer {
 pub(super) enum Change {
     /// Nothing: it is the same.
     None,
+    /// Other addresses alone. The peer itself decides what they are, so this shortens no wait after a failure.
+    Addresses,
     /// Nothing for what is up: it counts from the next time on.
     Later,
     /// A new IKE SA in the place of the one that is up.
@@ -172,6 +274,8 @@ impl Change {
             Self::Restart
         } else if old.child.local != new.child.local || old.child.remote != new.child.remote || psk_changed(old, new) {
             Self::Replace
+        } else if *new == (PeerConfig { remotes: new.remotes.clone(), ..old.clone() }) {
+            Self::Addresses
         } else {
             Self::Later
         }

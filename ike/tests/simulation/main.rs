@@ -2,6 +2,7 @@
 //! out every event and checks that no packet finds itself without an SA.
 #![allow(missing_docs, unreachable_pub)]
 
+mod candidates;
 mod certificates;
 mod change;
 mod kernel;

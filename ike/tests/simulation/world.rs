@@ -259,8 +259,8 @@ impl World {
         }
         let address = self.nodes[node].host.address;
         let from = match &mut self.nodes[node].nat {
-            Some(nat) => nat.outwards(port),
-            None => SocketAddr::new(address, port),
+            Some(nat) if to.ip() != address => nat.outwards(port),
+            _ => SocketAddr::new(address, port),
         };
         let mut payload = payload;
         if let Payload::Ike(octets) = &mut payload {
@@ -291,9 +291,13 @@ impl World {
 
     fn land(&mut self, packet: Packet) {
         let Packet { from, to, payload } = packet;
-        let place = self.nodes.iter().position(|node| match &node.nat {
-            Some(nat) => nat.public == to.ip(),
-            None => node.host.address == to.ip(),
+        // A host's own address leads nowhere else, also behind a NAT where others have the same one.
+        let itself = self.nodes.iter().position(|node| node.host.address == to.ip() && from.ip() == to.ip());
+        let place = itself.or_else(|| {
+            self.nodes.iter().position(|node| match &node.nat {
+                Some(nat) => nat.public == to.ip(),
+                None => node.host.address == to.ip(),
+            })
         });
         let Some(node) = place.filter(|node| !self.nodes[*node].down) else {
             return;
@@ -306,11 +310,11 @@ impl World {
             return;
         }
         let port = match &self.nodes[node].nat {
-            Some(nat) => match nat.inwards(to.port()) {
+            Some(nat) if itself.is_none() => match nat.inwards(to.port()) {
                 Some(port) => port,
                 None => return,
             },
-            None => to.port(),
+            _ => to.port(),
         };
         let local = SocketAddr::new(self.nodes[node].host.address, port);
         match payload {
