@@ -24,6 +24,7 @@ mod told;
 pub use error::CloudError;
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
 
 use edge_types::api::TunnelCount;
 use edge_types::store::{SegmentsFile, VIEW_FILE};
@@ -56,6 +57,8 @@ pub struct Cloud {
     view: Mutex<Option<Arc<NodeView>>>,
     /// One application at a time.
     applying: Mutex<()>,
+    /// So many addresses of this node were left out of the last report.
+    left_out: AtomicUsize,
     stop: CancellationToken,
 }
 
@@ -91,6 +94,7 @@ impl Cloud {
             member: watch::Sender::new(None),
             view: Mutex::new(None),
             applying: Mutex::new(()),
+            left_out: AtomicUsize::new(0),
             stop: side.stop,
         };
         if let Some(identity) = identity {

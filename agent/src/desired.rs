@@ -16,6 +16,7 @@ use ipnetwork::{IpNetwork, Ipv4Network, Ipv6Network};
 
 use crate::config::proposal::{default_esp, default_ike};
 use crate::config::{Config, Encap};
+use crate::endpoints;
 use crate::membership::Membership;
 
 /// Everything that this node wants.
@@ -176,7 +177,10 @@ fn peer_config(config: &Config, membership: &Membership, peer: &Peer, name: &Pee
     PeerConfig {
         name: name.clone(),
         local: None,
-        remotes: peer.endpoints.iter().map(|endpoint| endpoint.address).collect(),
+        remotes: endpoints::of_a_peer(
+            peer.endpoints.iter().map(|endpoint| endpoint.address),
+            &membership.view.cluster_ranges,
+        ),
         local_id: Identity::Fqdn(membership.view.node.to_string()),
         remote_id: Identity::Fqdn(peer.name.to_string()),
         auth: Auth::Certificate(CertificateAuth {

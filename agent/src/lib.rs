@@ -13,6 +13,8 @@
 //! - [`store`]: the state directory.
 //! - [`clock`]: boot time for lifetimes, and the time of the world for certificates.
 //! - [`desired`]: which tunnels, policies and routes follow from view and static peers. Pure.
+//! - [`endpoints`]: at which addresses nodes find each other. Pure.
+//! - [`surroundings`]: what this node needs outside of every tunnel, and which view would take it away. Pure.
 //! - [`tunnels`]: the IKE driver: endpoint, sockets and XFRM in one loop.
 //! - [`kernel`]: SAs and reqids.
 //! - [`host`]: routes, bridge, firewall, uplinks.
@@ -31,6 +33,7 @@ pub mod cloud;
 pub mod config;
 pub mod desired;
 pub mod down;
+pub mod endpoints;
 pub mod host;
 pub mod install_cni;
 pub mod journal;
@@ -40,4 +43,5 @@ pub mod membership;
 pub mod run;
 pub mod status;
 pub mod store;
+pub mod surroundings;
 pub mod tunnels;

@@ -1,5 +1,6 @@
 //! One connection's life, over and over: join if this node is no member yet, report where it is, follow the stream of views and of what changes of them.
 
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use edge_types::api::{NodeReport, VIEW_SILENCE_SECONDS, ViewEvent};
@@ -16,6 +17,7 @@ use super::error::CloudError;
 use super::ticket::{self, Ticket};
 use super::told::Told;
 use super::{Cloud, Connection, Member, ViewError, join};
+use crate::endpoints;
 
 /// Without even a heartbeat for so long, the controller is taken for gone.
 const SILENCE: Duration = Duration::from_secs(VIEW_SILENCE_SECONDS);
@@ -282,14 +284,15 @@ async fn report(
     uplink: &mut tokio::sync::watch::Receiver<crate::membership::Uplink>,
 ) -> Result<(), CloudError> {
     let own = uplink.borrow_and_update().addresses.clone();
-    let advertised = cloud.config.controller.iter().flat_map(|controller| &controller.advertise).copied();
-    // The address that reaches the controller is the likeliest to be reached.
-    let likeliest = own.iter().copied().filter(|address| *address == link.local);
-    let mut addresses: Vec<std::net::IpAddr> = Vec::new();
-    for address in advertised.chain(likeliest).chain(own.iter().copied()) {
-        if !addresses.contains(&address) {
-            addresses.push(address);
-        }
+    let advertised = cloud.config.controller.as_ref().map_or(&[][..], |controller| &controller.advertise);
+    let ranges = cloud.view.lock().await.as_ref().map_or(vec![], |view| view.cluster_ranges.clone());
+    let (addresses, left_out) = endpoints::to_report(advertised, link.local, &own, &ranges);
+    if cloud.left_out.swap(left_out, Ordering::Relaxed) != left_out && left_out != 0 {
+        info!(
+            reported = ?addresses,
+            left_out,
+            "this node has more addresses than peers try; set [controller] advertise to those by which it is found"
+        );
     }
     let report = NodeReport { addresses, port: cloud.config.nat_port, tunnels: *cloud.tunnels.borrow() };
     debug!(?report, "reporting");

@@ -86,6 +86,31 @@ fn edge_with_two_peers() -> Membership {
 }
 
 #[test]
+fn a_peer_is_not_looked_for_where_no_node_can_be_nor_at_more_than_eight_addresses() {
+    let mut member = edge_with_two_peers();
+    let view = Arc::make_mut(&mut member.view);
+    let endpoint = |text: &str| Endpoint { address: text.parse().unwrap(), source: EndpointSource::Reported };
+    view.peers[0].endpoints = [
+        "127.0.0.1:4500",
+        "[::1]:4500",
+        "169.254.169.254:4500",
+        "224.0.0.1:4500",
+        "0.0.0.0:4500",
+        "[fe80::1]:4500",
+        "10.77.9.9:4500",
+        "203.0.113.2:4500",
+    ]
+    .map(endpoint)
+    .to_vec();
+    view.peers[1].endpoints = (0..40).map(|n| endpoint(&format!("198.51.100.{n}:4500"))).collect();
+    let desired = Desired::compute(&config(""), &[], Some(&member));
+    let remotes = |name: &str| &desired.tunnels[&PeerName::new(name)].peer.remotes;
+    assert_eq!(*remotes("edge-a2"), ["203.0.113.2:4500".parse().unwrap()]);
+    assert_eq!(remotes("cloud-1").len(), 8);
+    assert_eq!(remotes("cloud-1")[7], "198.51.100.7:4500".parse().unwrap());
+}
+
+#[test]
 fn the_view_becomes_one_tunnel_a_peer_with_open_selectors_and_exact_identities() {
     let desired = Desired::compute(&config(""), &[], Some(&edge_with_two_peers()));
     assert!(desired.complete && desired.problems.is_empty());

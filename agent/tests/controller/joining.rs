@@ -1,5 +1,6 @@
 //! How a node becomes a member, stays one, and is told why it does not.
 
+use std::net::IpAddr;
 use std::os::unix::fs::PermissionsExt;
 use std::sync::Arc;
 
@@ -47,6 +48,43 @@ async fn addresses_are_reported_at_once_when_they_change() {
     }
     agent.node.uplink.send_modify(|uplink| uplink.pod_mtu = 1371);
     until("the pods' MTU", || async { node.segments().mtu == 1371 }).await;
+    agent.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_with_forty_addresses_gets_its_view_and_reports_the_likeliest_eight() {
+    let controller = Controller::start().await;
+    let node = controller.edge("edge-1").await;
+    let forty: Vec<IpAddr> = (0..40).map(|n| IpAddr::from([192, 168, 1, 100 + n])).collect();
+    let agent = node.start();
+    agent.node.uplink.send_modify(|uplink| {
+        uplink.addresses = forty.clone();
+        uplink
+            .addresses
+            .extend(["2001:db8::7", "169.254.169.254", "10.77.0.9"].map(|text| text.parse::<IpAddr>().unwrap()));
+    });
+    agent.membership("segments of both families", |m| m.view.segments.len() == 2).await;
+    agent.status("the stream", |status| status.connected).await;
+    until("the report", || async {
+        let endpoints = controller.nodes().await[0]["endpoints"].clone();
+        let reported: Vec<String> = endpoints
+            .as_array()
+            .unwrap()
+            .iter()
+            .filter(|endpoint| endpoint["source"] == "reported")
+            .map(|endpoint| endpoint["address"].to_string())
+            .collect();
+        reported.len() == 8 && reported.iter().any(|address| address.contains("2001:db8::7"))
+    })
+    .await;
+    // Others come and go while it runs: the stream goes on.
+    agent.node.uplink.send_modify(|uplink| uplink.addresses.reverse());
+    until("the next report", || async {
+        controller.nodes().await[0]["endpoints"].to_string().contains("192.168.1.139")
+    })
+    .await;
+    assert_eq!(agent.node.cloud.borrow().last_error, None);
+    assert!(agent.node.cloud.borrow().connected);
     agent.end().await;
 }
 

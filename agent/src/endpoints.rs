@@ -1,0 +1,152 @@
+//! At which addresses nodes find each other: what a node says of itself, and what it believes of others. Pure.
+
+use std::net::{IpAddr, SocketAddr};
+
+use ipnetwork::IpNetwork;
+
+/// Endpoints of one node, at most: what it reports and what it dials of another. An edge that has more addresses is found by its likeliest, and one
+/// that invents addresses makes no peer send to more than these.
+pub const MOST_ENDPOINTS: usize = 8;
+/// So many of a family are reported in any case, if it has them: which family gets through is not known beforehand.
+const OF_EACH_FAMILY: usize = 2;
+
+/// Whether another node may be there, or find this one there: not what means nothing (or something else) on another machine, nor what itself is
+/// reached through a tunnel.
+pub fn may_be_a_node(address: IpAddr, cluster_ranges: &[IpNetwork]) -> bool {
+    let nowhere = match address.to_canonical() {
+        // 0.0.0.0/8 "this network", 240.0.0.0/4 reserved, and within it the limited broadcast (RFC 6890).
+        IpAddr::V4(v4) => {
+            let first = v4.octets()[0];
+            first == 0 || first >= 240 || v4.is_loopback() || v4.is_link_local() || v4.is_multicast()
+        }
+        // ::/96 was "IPv4-compatible" (RFC 4291 2.5.5.1), 100::/64 is discarded (RFC 6666).
+        IpAddr::V6(v6) => {
+            let segments = v6.segments();
+            let compatible = segments[..6] == [0; 6];
+            let discarded = segments[..4] == [0x100, 0, 0, 0];
+            compatible || discarded || v6.is_unicast_link_local() || v6.is_multicast()
+        }
+    };
+    !nowhere && !cluster_ranges.iter().any(|range| range.contains(address.to_canonical()))
+}
+
+/// Where a peer of the view is looked for: the likeliest first, no more than [`MOST_ENDPOINTS`]. Its own addresses a node cannot leave out here: they
+/// change; the IKE endpoint does, when it dials.
+pub fn of_a_peer(endpoints: impl IntoIterator<Item = SocketAddr>, cluster_ranges: &[IpNetwork]) -> Vec<SocketAddr> {
+    let mut usable: Vec<SocketAddr> = Vec::new();
+    for endpoint in endpoints {
+        let endpoint = SocketAddr::new(endpoint.ip().to_canonical(), endpoint.port());
+        if endpoint.port() != 0 && may_be_a_node(endpoint.ip(), cluster_ranges) && !usable.contains(&endpoint) {
+            usable.push(endpoint);
+        }
+    }
+    usable.truncate(MOST_ENDPOINTS);
+    usable
+}
+
+/// What this node reports, and how many usable addresses that leaves out. `advertised` is the operator's word, `towards_controller` the address that
+/// reaches the controller, which is the likeliest to be reached; `own` is in order of likelihood.
+pub fn to_report(
+    advertised: &[IpAddr],
+    towards_controller: IpAddr,
+    own: &[IpAddr],
+    cluster_ranges: &[IpNetwork],
+) -> (Vec<IpAddr>, usize) {
+    let likeliest = own.iter().filter(|address| **address == towards_controller);
+    let mut usable: Vec<IpAddr> = Vec::new();
+    for address in advertised.iter().chain(likeliest).chain(own).map(IpAddr::to_canonical) {
+        if may_be_a_node(address, cluster_ranges) && !usable.contains(&address) {
+            usable.push(address);
+        }
+    }
+    let all = usable.len();
+    let rest = usable.split_off(all.min(MOST_ENDPOINTS));
+    for ipv4 in [true, false] {
+        let of_family = |address: &&IpAddr| address.is_ipv4() == ipv4;
+        let missing = OF_EACH_FAMILY.saturating_sub(usable.iter().filter(of_family).count());
+        let found: Vec<IpAddr> = rest.iter().filter(of_family).take(missing).copied().collect();
+        usable.truncate(usable.len() - found.len());
+        usable.extend(found);
+    }
+    let left_out = all - usable.len();
+    (usable, left_out)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn addresses(texts: &[&str]) -> Vec<IpAddr> {
+        texts.iter().map(|text| text.parse().unwrap()).collect()
+    }
+
+    fn ranges() -> Vec<IpNetwork> {
+        vec!["10.77.0.0/16".parse().unwrap(), "fd77::/48".parse().unwrap()]
+    }
+
+    #[test]
+    fn no_node_is_looked_for_where_none_can_be() {
+        for nowhere in [
+            "0.0.0.0",
+            "0.1.2.3",
+            "127.0.0.1",
+            "127.8.8.8",
+            "169.254.169.254",
+            "224.0.0.1",
+            "239.1.1.1",
+            "240.0.0.1",
+            "255.255.255.255",
+            "10.77.3.1",
+            "::",
+            "::1",
+            "::127.0.0.1",
+            "::ffff:127.0.0.1",
+            "::ffff:169.254.169.254",
+            "::ffff:10.77.3.1",
+            "fe80::1",
+            "ff02::1",
+            "100::1",
+            "fd77::5",
+        ] {
+            assert!(!may_be_a_node(nowhere.parse().unwrap(), &ranges()), "{nowhere}");
+        }
+        for somewhere in
+            ["192.168.1.10", "10.78.0.1", "100.64.0.9", "203.0.113.1", "2001:db8::1", "fd78::1", "::ffff:203.0.113.1"]
+        {
+            assert!(may_be_a_node(somewhere.parse().unwrap(), &ranges()), "{somewhere}");
+        }
+    }
+
+    #[test]
+    fn of_a_hundred_endpoints_in_a_view_the_likeliest_eight_are_dialled() {
+        let mut endpoints: Vec<SocketAddr> = vec![
+            "127.0.0.1:4500".parse().unwrap(),
+            "[ff02::1]:4500".parse().unwrap(),
+            "203.0.113.1:0".parse().unwrap(),
+        ];
+        endpoints.extend((0..100).map(|n| SocketAddr::new(IpAddr::from([203, 0, 113, n]), 4500)));
+        let dialled = of_a_peer(endpoints, &ranges());
+        assert_eq!(dialled.len(), MOST_ENDPOINTS);
+        assert_eq!(dialled[0], "203.0.113.0:4500".parse().unwrap());
+    }
+
+    #[test]
+    fn of_forty_addresses_the_likeliest_eight_of_both_families_are_reported() {
+        let mut own: Vec<IpAddr> = (0..40).map(|n| IpAddr::from([192, 168, 1, 100 + n])).collect();
+        own.extend(addresses(&["fe80::1", "2001:db8::1", "2001:db8::2", "2001:db8::3", "10.77.0.1", "127.0.0.1"]));
+        let (reported, left_out) = to_report(&addresses(&["203.0.113.7"]), own[30], &own, &ranges());
+        let expected = addresses(&[
+            "203.0.113.7",
+            "192.168.1.130",
+            "192.168.1.100",
+            "192.168.1.101",
+            "192.168.1.102",
+            "192.168.1.103",
+            "2001:db8::1",
+            "2001:db8::2",
+        ]);
+        assert_eq!(reported, expected);
+        assert_eq!(left_out, 44 - 8);
+        assert_eq!(to_report(&[], own[0], &own[..3], &ranges()), (own[..3].to_vec(), 0));
+    }
+}
