@@ -32,13 +32,7 @@ pub fn create(request: &TokenRequest, ca_hash: [u8; 32], now: Seconds) -> Result
         }
         _ => {}
     }
-    let token = JoinToken {
-        ca_hash,
-        role: request.role,
-        node: request.node.clone(),
-        id: random(9)?.to_string(),
-        secret: random(32)?,
-    };
+    let token = JoinToken { ca_hash, role: request.role, node: request.node.clone(), id: id()?, secret: random(32)? };
     let record = TokenRecord {
         id: token.id.clone(),
         secret_hash: hash(&token.secret),
@@ -111,6 +105,16 @@ pub fn info(token: &TokenRecord) -> TokenInfo {
     }
 }
 
+/// An id that a person can type behind a command: one that began with a hyphen would be taken for an option.
+fn id() -> Result<String, Refusal> {
+    loop {
+        let id = random(9)?.to_string();
+        if !id.starts_with('-') {
+            return Ok(id);
+        }
+    }
+}
+
 fn random(octets: usize) -> Result<Zeroizing<String>, Refusal> {
     let bytes = crate::random::octets(octets).map_err(|error| Refusal::Internal(error.to_string()))?;
     Ok(Zeroizing::new(URL_SAFE_NO_PAD.encode(&*bytes)))
@@ -177,6 +181,13 @@ mod tests {
         for forged in ["", ".", "x.y", token.id.as_str(), &format!("{}.", token.id), &format!("{}.x", token.id)] {
             assert!(matches!(redeem(&state, forged, &name("a"), "k", 1000), Err(Refusal::TokenUnknown)), "{forged}");
         }
+    }
+
+    #[test]
+    fn no_id_begins_like_an_option() {
+        // One of 64 would, were they not drawn again.
+        let begins: Vec<char> = (0..2000).map(|_| made(1, None).1.id.chars().next().unwrap()).collect();
+        assert!(!begins.contains(&'-') && begins.contains(&'_'));
     }
 
     #[test]

@@ -218,6 +218,8 @@ enum TokenCommand {
     /// Delete a token: nobody joins with it any more. Nodes that did stay.
     Delete {
         /// The token's id, as in the list.
+        // Earlier releases made ids that begin with a hyphen.
+        #[arg(allow_hyphen_values = true)]
         id: String,
     },
 }

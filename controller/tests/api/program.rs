@@ -37,6 +37,13 @@ fn a_token_stands_alone_on_standard_output_and_refusals_end_with_1() {
     assert_eq!(refused.status.code(), Some(1));
     assert!(text(&refused.stderr).contains("no node edge-1 is registered"), "{}", text(&refused.stderr));
     assert_eq!(program.run(&["token", "create"]).status.code(), Some(2));
+    for former in
+        [&["token", "delete", "-aB_3"][..], &["token", "delete", "--", "-aB_3"], &["token", "delete", "--json", "--x"]]
+    {
+        let refused = program.run(former);
+        let said = text(&refused.stderr);
+        assert!(refused.status.code() == Some(1) && said.contains("there is no token"), "{former:?}: {said}");
+    }
     assert!(program.run(&["token", "delete", &token.id]).status.success());
     assert_eq!(program.json(&["token", "list"]), Value::Array(Vec::new()));
 }
