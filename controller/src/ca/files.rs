@@ -63,10 +63,10 @@ impl Files {
         }
         let text = serde_json::to_string_pretty(document).map(Zeroizing::new);
         let text = text.map_err(|e| content(&self.folder, DOCUMENT, e.to_string()))?;
-        write(&self.folder, DOCUMENT, &text, 0o600)?;
+        write(&self.folder, DOCUMENT, &text)?;
         let trusted = document.authorities.iter().rev().filter(|authority| authority.retired_at.is_none());
         let certificates: String = trusted.map(|authority| authority.certificate.as_str()).collect();
-        write(&self.folder, CERTIFICATES, &certificates, 0o644)?;
+        write(&self.folder, CERTIFICATES, &certificates)?;
         Ok(revision_of(&text))
     }
 
@@ -137,12 +137,12 @@ fn remove(folder: &Path, name: &str) -> Result<(), CaError> {
     }
 }
 
-fn write(folder: &Path, name: &str, text: &str, mode: u32) -> Result<(), CaError> {
+fn write(folder: &Path, name: &str, text: &str) -> Result<(), CaError> {
     let aside = folder.join(format!("{name}.tmp"));
     // A left-over from a power cut may have other permissions.
     remove(folder, &format!("{name}.tmp"))?;
     let written = (|| {
-        let mut file = std::fs::OpenOptions::new().write(true).create_new(true).mode(mode).open(&aside)?;
+        let mut file = std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&aside)?;
         file.write_all(text.as_bytes())?;
         file.sync_all()?;
         std::fs::rename(&aside, folder.join(name))?;

@@ -59,7 +59,7 @@ pub(super) async fn export(config: &Config, file: &Path) -> anyhow::Result<()> {
 pub(super) async fn import(config: &Config, file: &Path) -> anyhow::Result<()> {
     let archive = read(file)?;
     let summary = archive.summary();
-    crate::server::make_folder(&config.state_dir)?;
+    crate::server::make_state_dir(&config.state_dir)?;
     archive::check_not_restoring(&config.state_dir)?;
     let now = Clock::system().now();
     let kept = Kept::open(config, now).await?;

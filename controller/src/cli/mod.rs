@@ -4,11 +4,13 @@
 //! - [`client`]: HTTP over the socket.
 //! - [`config`]: the configuration as it is.
 //! - [`commands`]: what each command asks and shows.
+//! - [`core_dumps`]: keeps keys out of core files.
 
 mod archive;
 mod client;
 mod commands;
 mod config;
+mod core_dumps;
 mod table;
 
 use std::io::IsTerminal;
@@ -254,6 +256,10 @@ const LOGGED: &str = "info,kube_client=off";
 /// Runs the program.
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
+    if let Err(error) = core_dumps::forbid() {
+        eprintln!("edge-controller: cannot forbid core dumps, which would hold private keys: {error}");
+        return ExitCode::from(UNREACHABLE);
+    }
     let runtime = match tokio::runtime::Runtime::new() {
         Ok(runtime) => runtime,
         Err(error) => {

@@ -1,6 +1,7 @@
 //! The running server: opens what it needs in order, serves nodes and the operator, stops in order.
 //!
 //! - [`tls`]: who may speak to whom, and the controller's own certificate.
+//! - [`state_dir`]: the folder of what is kept here, for its owner alone.
 //! - [`kept`]: store and authorities, wherever they are kept.
 //! - [`cluster`]: what runs beside it where there is Kubernetes.
 //! - [`connections`]: serving HTTP on one connection, within bounds.
@@ -15,11 +16,10 @@ mod kept;
 mod listen;
 mod observe;
 mod places;
+mod state_dir;
 mod tls;
 
 use std::net::SocketAddr;
-use std::os::unix::fs::DirBuilderExt;
-use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -41,6 +41,7 @@ use crate::settings::{Live, Reader, check_held};
 use connections::Open;
 pub(crate) use kept::Kept;
 use places::Places;
+pub(crate) use state_dir::make as make_state_dir;
 
 /// Time that open requests have to end when the server stops.
 const GRACE: Duration = Duration::from_secs(7);
@@ -74,7 +75,7 @@ impl Server {
     /// The same, with a way to read the configuration again.
     pub async fn start_with(config: Config, clock: Clock, reader: Option<Reader>) -> anyhow::Result<Self> {
         connections::make_room();
-        make_folder(&config.state_dir)?;
+        state_dir::make(&config.state_dir)?;
         archive::check_not_restoring(&config.state_dir)?;
         let metrics = Metrics::new();
         let Kept { store, keeper, client, obstacles, events, identity } = Kept::open(&config, clock.now()).await?;
@@ -188,10 +189,4 @@ async fn follow_authorities(app: App) {
         () = app.ca.follow() => {}
         () = tell => {}
     }
-}
-
-/// Makes the state directory, for its owner alone.
-pub(crate) fn make_folder(path: &Path) -> anyhow::Result<()> {
-    let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path);
-    made.with_context(|| format!("cannot make the state directory {}", path.display()))
 }

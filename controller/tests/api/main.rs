@@ -17,6 +17,7 @@ mod program;
 mod reload;
 mod rollover;
 mod schemathesis;
+mod secrecy;
 mod segments;
 mod shutdown;
 mod views;
