@@ -416,4 +416,26 @@ mod tests {
         let lines = rest.lines().map_while(|line| if line.is_empty() { Some("") } else { line.strip_prefix("    ") });
         load(&lines.collect::<Vec<_>>().join("\n")).unwrap();
     }
+
+    #[test]
+    fn the_network_policy_opens_the_deployments_ports_one_for_all_and_the_other_for_monitoring() {
+        use k8s_openapi::api::apps::v1::Deployment;
+        use k8s_openapi::api::networking::v1::NetworkPolicy;
+        let manifest = include_str!("../../deploy/kubernetes/20-controller.yaml");
+        let text = manifest.split("---\n").find(|part| part.contains("kind: Deployment")).expect("a Deployment");
+        let pods = serde_saphyr::from_str::<Deployment>(text).unwrap().spec.template;
+        let text = include_str!("../../deploy/kubernetes/60-networkpolicy.yaml");
+        let policy = serde_saphyr::from_str::<NetworkPolicy>(text).unwrap().spec.unwrap();
+        let selected = policy.pod_selector.unwrap_or_default().match_labels;
+        assert_eq!(selected, pods.metadata.unwrap_or_default().labels, "it selects the controller's pods");
+        let container = pods.spec.unwrap().containers.remove(0);
+        let ports: Vec<String> = container.ports.unwrap().into_iter().map(|port| port.name.unwrap()).collect();
+        let rules = policy.ingress.unwrap().into_iter().map(|rule| {
+            let port = rule.ports.unwrap().remove(0).port.unwrap();
+            (serde_json::to_value(port).unwrap(), rule.from.is_some())
+        });
+        let rules: Vec<_> = rules.collect();
+        assert_eq!(ports, ["nodes", "observe"]);
+        assert_eq!(rules, [("nodes".into(), false), ("observe".into(), true)], "by the names of its ports");
+    }
 }

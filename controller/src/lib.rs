@@ -21,6 +21,7 @@ pub mod registry;
 pub mod segments;
 pub mod server;
 pub mod settings;
+mod shares;
 pub mod state;
 pub mod store;
 pub mod tokens;

@@ -1,16 +1,15 @@
 //! Who may be connected: places for all, a part of them for who has shown no node's certificate, and a few for each node.
 //!
-//! Whoever comes last is let in and someone else makes room, by this rule: the source with the most strangers loses its oldest. So one host that
-//! takes all places of strangers takes them from itself, and as many nodes as there are places may come back at once from behind one address,
-//! which a limit on each source would not let them do. Only where that would not be fairer, since the newcomer's own source has as many, the
-//! oldest keeps its place while it may still be on its way: otherwise a crowd at the door would cut every handshake short, and nobody would get in.
+//! Whoever comes last is let in and a stranger makes room, as [`Shares`] says: one host that takes all places of strangers takes them from itself,
+//! and as many nodes as there are places may come back at once from behind one address, which a limit on each source would not let them do. Who
+//! has shown a node's certificate is no stranger, and makes room for none.
 //!
 //! A node with too many connections loses its oldest: it may have lost its network, and come back before that is known of them. It loses it of the
 //! certificate by which it has the most, so that who holds a former certificate of a node that joined anew does not cut off that node.
 
 use std::cmp::Reverse;
-use std::collections::{BTreeMap, HashMap};
-use std::net::{IpAddr, Ipv6Addr};
+use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -19,6 +18,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 
 use crate::api::caller::NodeCertificate;
+use crate::shares::{Share, Shares};
 
 /// Connections at once; 10,000 nodes have one each.
 pub(super) const CONNECTIONS: usize = 20_000;
@@ -37,16 +37,10 @@ pub(super) struct Places {
 
 #[derive(Default)]
 struct Taken {
-    /// In the order in which they came.
-    strangers: HashMap<IpAddr, BTreeMap<u64, Stranger>>,
+    strangers: Shares,
     /// In one map, which takes less memory than a list for each node.
     nodes: BTreeMap<(NodeName, u64), Known>,
     next: u64,
-}
-
-struct Stranger {
-    since: Instant,
-    displaced: CancellationToken,
 }
 
 struct Known {
@@ -58,14 +52,13 @@ struct Known {
 /// A place; free again when it is dropped.
 pub(super) struct Place {
     holder: Holder,
-    number: u64,
     places: Arc<Places>,
     _one_of_all: OwnedSemaphorePermit,
 }
 
 enum Holder {
-    Stranger(IpAddr),
-    Node(NodeName),
+    Stranger(Share),
+    Node(NodeName, u64),
 }
 
 impl Places {
@@ -76,16 +69,14 @@ impl Places {
     /// A place for who has shown no node's certificate yet, and what is cancelled when it goes to someone else. `None`: all are taken.
     pub(super) fn take(self: &Arc<Self>, from: IpAddr, now: Instant) -> Option<(Place, CancellationToken)> {
         let permit = self.all.clone().try_acquire_owned().ok()?;
-        let (source, displaced) = (source(from), CancellationToken::new());
         let mut taken = self.taken();
-        if taken.strangers.values().map(BTreeMap::len).sum::<usize>() >= STRANGERS {
-            taken.make_room(source, now)?;
+        if taken.strangers.total() >= STRANGERS {
+            let source = taken.strangers.displace_for(from, 1, PATIENCE, now)?;
+            tracing::info!(%source, "too many connections without a node's certificate: the oldest from there is cut off");
         }
-        let number = taken.number();
-        let stranger = Stranger { since: now, displaced: displaced.clone() };
-        taken.strangers.entry(source).or_default().insert(number, stranger);
+        let (share, displaced) = taken.strangers.enter(from, 1, now);
         drop(taken);
-        let place = Place { holder: Holder::Stranger(source), number, places: self.clone(), _one_of_all: permit };
+        let place = Place { holder: Holder::Stranger(share), places: self.clone(), _one_of_all: permit };
         Some((place, displaced))
     }
 
@@ -95,30 +86,6 @@ impl Places {
 }
 
 impl Taken {
-    fn number(&mut self) -> u64 {
-        self.next += 1;
-        self.next
-    }
-
-    /// Takes a stranger's place from the source that has the most, for one of `newcomer`; from the one that waits longest where several have as many.
-    fn make_room(&mut self, newcomer: IpAddr, now: Instant) -> Option<()> {
-        let own = self.strangers.get(&newcomer).map_or(0, BTreeMap::len);
-        let (source, number) = self
-            .strangers
-            .iter()
-            .filter_map(|(source, all)| Some((all.len(), *all.keys().next()?, *source)))
-            .max_by_key(|(count, oldest, _)| (*count, Reverse(*oldest)))
-            .map(|(_, oldest, source)| (source, oldest))?;
-        let all = self.strangers.get(&source)?;
-        if all.len() <= own + 1 && now.saturating_duration_since(all.get(&number)?.since) < PATIENCE {
-            return None;
-        }
-        let stranger = self.leave(source, number)?;
-        tracing::info!(%source, "too many connections without a node's certificate: the oldest from there is cut off");
-        stranger.displaced.cancel();
-        Some(())
-    }
-
     /// Cuts off a connection of this node, where it has as many as it may have.
     fn make_room_for_node(&mut self, node: &NodeName) {
         let of_node = (node.clone(), 0)..=(node.clone(), u64::MAX);
@@ -135,15 +102,6 @@ impl Taken {
             known.connection.cancel();
         }
     }
-
-    fn leave(&mut self, source: IpAddr, number: u64) -> Option<Stranger> {
-        let all = self.strangers.get_mut(&source)?;
-        let stranger = all.remove(&number);
-        if all.is_empty() {
-            self.strangers.remove(&source);
-        }
-        stranger
-    }
 }
 
 impl Place {
@@ -151,14 +109,16 @@ impl Place {
     pub(super) fn is_of(&mut self, certificate: &NodeCertificate, connection: &CancellationToken) {
         let NodeCertificate { name: node, serial, .. } = certificate;
         let mut taken = self.places.taken();
-        if let Holder::Stranger(source) = self.holder {
-            taken.leave(source, self.number);
+        if let Holder::Stranger(share) = self.holder {
+            taken.strangers.leave(share);
         }
         taken.make_room_for_node(node);
+        let number = taken.next;
+        taken.next += 1;
         let known = Known { serial: serial.clone(), connection: connection.clone() };
-        taken.nodes.insert((node.clone(), self.number), known);
+        taken.nodes.insert((node.clone(), number), known);
         drop(taken);
-        self.holder = Holder::Node(node.clone());
+        self.holder = Holder::Node(node.clone(), number);
     }
 }
 
@@ -166,17 +126,9 @@ impl Drop for Place {
     fn drop(&mut self) {
         let mut taken = self.places.taken();
         match &self.holder {
-            Holder::Stranger(source) => drop(taken.leave(*source, self.number)),
-            Holder::Node(node) => drop(taken.nodes.remove(&(node.clone(), self.number))),
+            Holder::Stranger(share) => taken.strangers.leave(*share),
+            Holder::Node(node, number) => drop(taken.nodes.remove(&(node.clone(), *number))),
         }
-    }
-}
-
-/// What counts as one source: whoever has an IPv6 address has a /64 of them (RFC 6177, RFC 7934).
-fn source(from: IpAddr) -> IpAddr {
-    match from.to_canonical() {
-        IpAddr::V4(v4) => v4.into(),
-        IpAddr::V6(v6) => Ipv6Addr::from_bits(v6.to_bits() >> 64 << 64).into(),
     }
 }
 
@@ -184,6 +136,7 @@ fn source(from: IpAddr) -> IpAddr {
 mod tests {
     use super::*;
     use edge_types::Role;
+    use std::net::Ipv6Addr;
 
     type Held = (Place, CancellationToken);
 
@@ -231,14 +184,22 @@ mod tests {
     }
 
     #[test]
-    fn addresses_of_one_ipv6_network_are_one_source() {
-        let (places, now) = (Places::new(), Instant::now());
-        let held: Vec<Held> = (0..STRANGERS)
-            .map(|nth| places.take(Ipv6Addr::from_bits(0x20010db8 << 96 | nth as u128).into(), now).unwrap())
-            .collect();
-        let other = places.take(address("2001:db8:0:1::1"), now);
-        assert!(other.is_some() && displaced(&held) == 1);
-        assert_eq!(source(address("::ffff:192.0.2.1")), address("192.0.2.1"));
+    fn no_crowd_of_strangers_displaces_who_has_shown_a_certificate() {
+        let places = Places::new();
+        let nodes: Vec<Held> =
+            (0..256).map(|nth| connect(&places, &certificate(&format!("edge-{nth}"), "01"))).collect();
+        // From the address of the nodes themselves, from one other, and from as many networks as there are places.
+        for from in ["192.0.2.1", "198.51.100.1"] {
+            for _ in 0..2 * STRANGERS {
+                let _ = places.take(address(from), Instant::now()).map(std::mem::forget);
+            }
+        }
+        for nth in 0..2 * STRANGERS as u128 {
+            let from = Ipv6Addr::from_bits(0x2001_0db8 << 96 | nth << 80);
+            let _ = places.take(from.into(), Instant::now() + PATIENCE).map(std::mem::forget);
+        }
+        assert_eq!(displaced(&nodes), 0);
+        assert!(places.taken().strangers.total() <= STRANGERS);
     }
 
     #[test]
@@ -251,7 +212,7 @@ mod tests {
         assert!(displaced(&held) == 0 && displaced(&more) == 0);
         drop((held, more));
         let taken = places.taken();
-        assert!(taken.strangers.is_empty() && taken.nodes.is_empty());
+        assert!(taken.strangers.total() == 0 && taken.nodes.is_empty());
         assert_eq!(places.all.available_permits(), CONNECTIONS);
     }
 

@@ -9,6 +9,7 @@ use hyper::{Method, Request};
 use hyper_util::rt::TokioIo;
 use rcgen::KeyPair;
 use serde_json::json;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 impl Cloud {
     /// Status, content type and text of a page for monitoring.
@@ -211,4 +212,37 @@ async fn what_is_missing_for_readiness_is_named_and_does_not_end_the_process() {
     assert!(text.contains("[-]server-certificate failed: its certificate ended at 20"), "{text}");
     assert!(text.contains("[+]store ok\n") && text.ends_with("not ok\n"), "{text}");
     assert_eq!(cloud.page("/healthz").await.0, 200);
+}
+
+#[tokio::test]
+async fn silent_connections_keep_no_probe_out_and_are_cut_off_themselves() {
+    let cloud = Cloud::start().await;
+    let mut silent = Vec::new();
+    // From the probe's own address: three times as many as there are places.
+    for nth in 0..192 {
+        let mut stream = tokio::net::TcpStream::connect(cloud.server.observe[0]).await.unwrap();
+        if nth % 2 == 1 {
+            stream.write_all(b"GET /healthz HTTP/1.1\r\nhost: ").await.unwrap();
+        }
+        silent.push(stream);
+    }
+    for path in ["/healthz", "/readyz", "/metrics"] {
+        assert_eq!(cloud.page(path).await.0, 200, "{path}");
+    }
+    // The first ones made room, and the last ones take too long.
+    for nth in [0, 1, 190, 191] {
+        let _ = silent[nth].read_to_end(&mut Vec::new()).await;
+    }
+}
+
+#[tokio::test]
+async fn neither_endless_headers_nor_a_protocol_of_its_own_disturb_the_next_probe() {
+    let cloud = Cloud::start().await;
+    for bad in [b"GET /healthz HTTP/1.1\r\n".as_slice(), b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", &[0x16, 3, 1, 2, 0, 1]] {
+        let mut stream = tokio::net::TcpStream::connect(cloud.server.observe[0]).await.unwrap();
+        stream.write_all(bad).await.unwrap();
+        // Until it is cut off.
+        while stream.write_all(b"x-header: 0123456789abcdef\r\n").await.is_ok() {}
+        assert_eq!(cloud.page("/healthz").await.0, 200);
+    }
 }
