@@ -19,7 +19,8 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::ca::Given;
-use crate::kubernetes::selector::EdgeSelector;
+use crate::kubernetes::node_role::RoleSelectors;
+use crate::kubernetes::selector::NodeSelector;
 use crate::kubernetes::token_review::JoinAccounts;
 use crate::segments::{Policy, overlap};
 
@@ -142,7 +143,13 @@ pub struct Kubernetes {
     pub store: bool,
     /// Label selector of the Node objects that are edges; the labels of others put them into no community.
     #[schemars(with = "String")]
-    pub edge_selector: EdgeSelector,
+    pub edge_selector: NodeSelector,
+    /// Label selector of the Node objects that may join as hubs by service account; a kubelet must not be able to set its labels.
+    #[schemars(with = "String")]
+    pub hub_selector: NodeSelector,
+    /// The same for the other cloud nodes.
+    #[schemars(with = "String")]
+    pub cloud_selector: NodeSelector,
     /// Whether labels of Node objects, which a kubelet may set on its own, put nodes into communities.
     pub trust_node_labels: bool,
     /// Seconds after which another replica takes over what only one does.
@@ -158,7 +165,9 @@ impl Default for Kubernetes {
             kubeconfig: None,
             namespace: "edge-cni".into(),
             store: true,
-            edge_selector: EdgeSelector::default(),
+            edge_selector: NodeSelector::edges(),
+            hub_selector: NodeSelector::hubs(),
+            cloud_selector: NodeSelector::clouds(),
             trust_node_labels: true,
             lease_seconds: 15,
             join: None,
@@ -319,6 +328,17 @@ impl Config {
             }
         }
         Ok(())
+    }
+
+    /// How nodes join by service account, where they may: which account stands for which role, and which Nodes may have it.
+    pub fn joining(&self) -> Option<(JoinAccounts, RoleSelectors)> {
+        let kubernetes = self.kubernetes.as_ref()?;
+        let selectors = RoleSelectors {
+            edge: kubernetes.edge_selector.clone(),
+            hub: kubernetes.hub_selector.clone(),
+            cloud: kubernetes.cloud_selector.clone(),
+        };
+        Some((kubernetes.join.clone()?, selectors))
     }
 
     /// How segments are cut.

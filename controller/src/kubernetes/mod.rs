@@ -6,7 +6,7 @@
 //! - [`events`], [`shown`]: what is told to people, on objects.
 //! - [`lease`]: who leads; [`garbage`]: what the leader finds left over.
 //! - [`follow`]: a list that stays up to date.
-//! - [`nodes`]: membership and deregistration from Node objects; [`selector`]: which of them are edges.
+//! - [`nodes`]: membership and deregistration from Node objects; [`selector`]: which of them; [`node_role`]: which role a Node may have.
 //! - [`trust`]: the trusted certificates, published for the agents' pods.
 //! - [`token_review`]: whose a service account token is, with which a node may join.
 
@@ -16,6 +16,7 @@ pub mod events;
 pub mod follow;
 pub mod garbage;
 pub mod lease;
+pub mod node_role;
 pub mod nodes;
 pub mod resources;
 pub mod selector;

@@ -21,7 +21,7 @@ use tokio::sync::{broadcast, mpsc};
 use super::client::{Obstacles, REQUEST, explain};
 use super::events::{About, Events};
 use super::follow::{Metadata, News, follow};
-use super::selector::EdgeSelector;
+use super::selector::NodeSelector;
 use crate::registry::Registry;
 use crate::state::{Change, NodeObject, NodeRecord, PublicAddress, State};
 
@@ -48,7 +48,7 @@ struct Facts {
 pub struct NodeWatch {
     api: Api<Node>,
     registry: Registry,
-    selector: EdgeSelector,
+    selector: NodeSelector,
     obstacles: Obstacles,
     events: Events,
     known: BTreeMap<NodeName, Facts>,
@@ -63,7 +63,7 @@ impl NodeWatch {
     pub fn new(
         client: &Client,
         registry: Registry,
-        selector: EdgeSelector,
+        selector: NodeSelector,
         obstacles: Obstacles,
         events: Events,
     ) -> Self {
@@ -284,7 +284,7 @@ fn name_of(metadata: &ObjectMeta) -> Option<NodeName> {
     metadata.name.as_ref()?.parse().ok()
 }
 
-fn facts(metadata: &ObjectMeta, selector: &EdgeSelector) -> Option<Facts> {
+fn facts(metadata: &ObjectMeta, selector: &NodeSelector) -> Option<Facts> {
     let none = BTreeMap::new();
     let labels = metadata.labels.as_ref().unwrap_or(&none);
     let mut refused = Vec::new();
@@ -333,7 +333,7 @@ mod tests {
     #[test]
     fn both_labels_of_an_edge_name_its_communities_and_a_bad_name_spoils_no_other() {
         let labels = [EDGE, (COMMUNITY_LABEL, "alpha_-x_beta"), (COMMUNITY_LABEL_ALIAS, "beta_gamma")];
-        let facts = facts(&node(&labels, ""), &EdgeSelector::default()).unwrap();
+        let facts = facts(&node(&labels, ""), &NodeSelector::edges()).unwrap();
         let names: Vec<&str> = facts.object.communities.iter().map(|c| c.as_str()).collect();
         assert_eq!(names, ["alpha", "beta", "gamma"]);
         assert!(facts.refused.len() == 1 && facts.refused[0].contains("\"-x\""), "{:?}", facts.refused);
@@ -341,7 +341,7 @@ mod tests {
 
     #[test]
     fn a_node_that_is_no_edge_is_in_no_community_whatever_its_labels() {
-        let facts = facts(&node(&[(COMMUNITY_LABEL, "alpha")], "192.0.2.1"), &EdgeSelector::default()).unwrap();
+        let facts = facts(&node(&[(COMMUNITY_LABEL, "alpha")], "192.0.2.1"), &NodeSelector::edges()).unwrap();
         assert!(facts.object.communities.is_empty());
         assert_eq!(facts.object.public_addresses.len(), 1);
     }
@@ -349,7 +349,7 @@ mod tests {
     #[test]
     fn public_addresses_are_of_either_family_with_or_without_a_port() {
         let text = "203.0.113.7, 203.0.113.7:4501,2001:db8::1 ,[2001:db8::1]:4501,203.0.113.7,x,1.2.3.4:0";
-        let facts = facts(&node(&[EDGE], text), &EdgeSelector::default()).unwrap();
+        let facts = facts(&node(&[EDGE], text), &NodeSelector::edges()).unwrap();
         let shown: Vec<String> = facts.object.public_addresses.iter().map(ToString::to_string).collect();
         assert_eq!(shown, ["203.0.113.7", "203.0.113.7:4501", "2001:db8::1", "[2001:db8::1]:4501"]);
         assert_eq!(facts.refused.len(), 2);

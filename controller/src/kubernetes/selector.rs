@@ -4,10 +4,14 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
-/// Which Nodes are edges: all requirements must be met.
+/// Says which role a Node has. A kubelet cannot set it: the NodeRestriction admission plugin keeps labels with this prefix from kubelets, and so does
+/// our own policy (`deploy/kubernetes/15-node-labels.yaml`).
+pub const ROLE_LABEL: &str = "node-restriction.kubernetes.io/edge-cni-role";
+
+/// Which Nodes: all requirements must be met.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
-pub struct EdgeSelector {
+pub struct NodeSelector {
     text: String,
     requirements: Vec<Requirement>,
 }
@@ -20,15 +24,34 @@ enum Requirement {
     NotIn(String, BTreeSet<String>),
 }
 
-impl Default for EdgeSelector {
-    fn default() -> Self {
+impl NodeSelector {
+    /// The edges, unless configured otherwise.
+    pub fn edges() -> Self {
         let key = String::from("node-role.kubernetes.io/edge");
         Self { text: key.clone(), requirements: vec![Requirement::Exists(key)] }
     }
-}
 
-impl EdgeSelector {
-    /// Whether a Node with these labels is an edge.
+    /// The hubs, unless configured otherwise.
+    pub fn hubs() -> Self {
+        Self::with_role("hub")
+    }
+
+    /// The other cloud nodes, unless configured otherwise.
+    pub fn clouds() -> Self {
+        Self::with_role("cloud")
+    }
+
+    fn with_role(role: &str) -> Self {
+        let requirement = Requirement::In(ROLE_LABEL.into(), BTreeSet::from([role.to_owned()]));
+        Self { text: format!("{ROLE_LABEL}={role}"), requirements: vec![requirement] }
+    }
+
+    /// As it is written.
+    pub fn as_str(&self) -> &str {
+        &self.text
+    }
+
+    /// Whether a Node with these labels is one of them.
     pub fn matches(&self, labels: &BTreeMap<String, String>) -> bool {
         self.requirements.iter().all(|requirement| match requirement {
             Requirement::Exists(key) => labels.contains_key(key),
@@ -39,13 +62,13 @@ impl EdgeSelector {
     }
 }
 
-impl From<EdgeSelector> for String {
-    fn from(selector: EdgeSelector) -> Self {
+impl From<NodeSelector> for String {
+    fn from(selector: NodeSelector) -> Self {
         selector.text
     }
 }
 
-impl TryFrom<String> for EdgeSelector {
+impl TryFrom<String> for NodeSelector {
     type Error = String;
 
     fn try_from(text: String) -> Result<Self, String> {
@@ -112,7 +135,7 @@ mod tests {
     fn selectors_are_read_and_judged_as_kubectl_does() {
         let labels: BTreeMap<String, String> =
             [("zone", "a"), ("node-role.kubernetes.io/edge", "")].map(|(k, v)| (k.to_owned(), v.to_owned())).into();
-        let matches = |text: &str| EdgeSelector::try_from(text.to_owned()).unwrap().matches(&labels);
+        let matches = |text: &str| NodeSelector::try_from(text.to_owned()).unwrap().matches(&labels);
         for yes in
             ["", "zone", "!site", "zone=a", "zone == a", "zone!=b", "site!=x", "zone in (b, a)", "zone notin (b),zone"]
         {
@@ -121,9 +144,12 @@ mod tests {
         for no in ["site", "!zone", "zone=b", "zone!=a", "zone in (b,c)", "zone notin (a)", "zone=a,site"] {
             assert!(!matches(no), "{no}");
         }
-        assert!(EdgeSelector::default().matches(&labels));
+        assert!(NodeSelector::edges().matches(&labels));
+        for selector in [NodeSelector::edges(), NodeSelector::hubs(), NodeSelector::clouds()] {
+            assert_eq!(NodeSelector::try_from(selector.as_str().to_owned()).unwrap(), selector);
+        }
         for odd in ["a b", "=x", "zone,", "zone in a", "(", "ü"] {
-            EdgeSelector::try_from(odd.to_owned()).unwrap_err();
+            NodeSelector::try_from(odd.to_owned()).unwrap_err();
         }
     }
 }

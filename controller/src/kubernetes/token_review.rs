@@ -7,12 +7,14 @@ use kube::api::{Api, PostParams};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::node_role::RoleSelectors;
 use crate::refusal::Refusal;
 
 /// The audience for which the token must be: one that a pod has for the API server is none of ours.
 pub const AUDIENCE: &str = "edge-cni";
 /// `TokenReview.status.user.extra`: the node and the pod to which a token is bound.
 const NODE: &str = "authentication.kubernetes.io/node-name";
+const NODE_UID: &str = "authentication.kubernetes.io/node-uid";
 const POD: &str = "authentication.kubernetes.io/pod-name";
 /// Tokens are below 2 KiB; the API server need not be troubled with more.
 const LONGEST: usize = 16 * 1024;
@@ -95,15 +97,25 @@ impl TryFrom<String> for ServiceAccount {
 pub struct Reviewer {
     client: kube::Client,
     accounts: JoinAccounts,
+    selectors: RoleSelectors,
+}
+
+/// What a token says of its pod.
+#[derive(Debug, PartialEq, Eq)]
+struct Bound {
+    /// The role for which its account stands.
+    role: Role,
+    /// The uid of its Node.
+    node_uid: Option<String>,
 }
 
 impl Reviewer {
-    /// With these accounts.
-    pub fn new(client: kube::Client, accounts: JoinAccounts) -> Self {
-        Self { client, accounts }
+    /// With these accounts, each for Nodes of its role alone.
+    pub fn new(client: kube::Client, accounts: JoinAccounts, selectors: RoleSelectors) -> Self {
+        Self { client, accounts, selectors }
     }
 
-    /// The role with which the holder of this token may join as `node`.
+    /// The role with which the holder of this token may join as `node`: its account stands for it, and the Node may have it.
     pub async fn review(&self, token: &str, node: &NodeName) -> Result<Role, Refusal> {
         if token.is_empty() {
             return Err(Refusal::ServiceAccount("it is empty".into()));
@@ -121,11 +133,13 @@ impl Reviewer {
             )),
             other => Refusal::TokenReview(other.to_string()),
         })?;
-        judge(&self.accounts, answer.status.unwrap_or_default(), node)
+        let bound = judge(&self.accounts, answer.status.unwrap_or_default(), node)?;
+        self.selectors.check(&self.client, bound.role, node, bound.node_uid.as_deref()).await?;
+        Ok(bound.role)
     }
 }
 
-fn judge(accounts: &JoinAccounts, status: TokenReviewStatus, node: &NodeName) -> Result<Role, Refusal> {
+fn judge(accounts: &JoinAccounts, status: TokenReviewStatus, node: &NodeName) -> Result<Bound, Refusal> {
     let refuse = |why: String| Err(Refusal::ServiceAccount(why));
     if status.authenticated != Some(true) {
         let why = status.error.unwrap_or_else(|| "it is not one of this cluster, or has expired".into());
@@ -145,15 +159,15 @@ fn judge(accounts: &JoinAccounts, status: TokenReviewStatus, node: &NodeName) ->
         Some([value]) => Some(value.as_str()),
         _ => None,
     };
-    let (Some(bound), Some(_)) = (one(NODE), one(POD)) else {
+    let (Some(on), Some(_)) = (one(NODE), one(POD)) else {
         return refuse(
             "it is not bound to a pod on a node; it must be a projected token (and Kubernetes 1.30 or later)".into(),
         );
     };
-    if bound != node.as_str() {
-        return refuse(format!("its pod runs on node {bound:?}, and node {node} was asked for"));
+    if on != node.as_str() {
+        return refuse(format!("its pod runs on node {on:?}, and node {node} was asked for"));
     }
-    Ok(role)
+    Ok(Bound { role, node_uid: one(NODE_UID).map(str::to_owned) })
 }
 
 #[cfg(test)]
@@ -182,7 +196,8 @@ mod tests {
     #[test]
     fn only_a_token_of_a_named_account_bound_to_a_pod_on_that_node_lets_in() {
         let judged = |change: fn(&mut TokenReviewStatus)| {
-            judge(&accounts(), status(change), &"edge-1".parse().unwrap()).map_err(|refusal| refusal.to_string())
+            let judged = judge(&accounts(), status(change), &"edge-1".parse().unwrap());
+            judged.map(|bound| bound.role).map_err(|refusal| refusal.to_string())
         };
         assert_eq!(judged(|_| {}), Ok(Role::Edge));
         let hub = |status: &mut TokenReviewStatus| {

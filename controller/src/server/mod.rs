@@ -85,8 +85,8 @@ impl Server {
         let registry = Registry::start(Arc::new(store), clock.clone(), trust_node_labels).await?;
         check_held(registry.read().await.state().ledger(), &config.segments.cluster_ranges)
             .map_err(anyhow::Error::msg)?;
-        let accounts = config.kubernetes.as_ref().and_then(|kubernetes| kubernetes.join.clone());
-        let reviewer = client.clone().zip(accounts).map(|(client, accounts)| Reviewer::new(client, accounts));
+        let reviewer = client.clone().zip(config.joining());
+        let reviewer = reviewer.map(|(client, (accounts, selectors))| Reviewer::new(client, accounts, selectors));
         let (given, issuers) = (config.given_ca(), registry.read().await.state().issuers());
         let kept = Ca::check_kept(&*keeper, given.as_ref(), &issuers, clock.now());
         kept.await.context("certificate authority")?;

@@ -8,7 +8,7 @@ use edge_controller::kubernetes::client::{Obstacles, connect};
 use edge_controller::kubernetes::events::Events;
 use edge_controller::kubernetes::nodes::NodeWatch;
 use edge_controller::kubernetes::resources::{Community, EdgeNode, Segment, definitions, manifest};
-use edge_controller::kubernetes::selector::EdgeSelector;
+use edge_controller::kubernetes::selector::NodeSelector;
 use edge_controller::store::Store;
 use edge_controller::store::kubernetes::Kubernetes;
 use edge_types::view::SegmentPrefix;
@@ -120,7 +120,7 @@ impl Cluster {
 
     /// Has a replica look at Nodes.
     pub(crate) fn watch_nodes(&self, replica: &Grants) -> Watching {
-        let selector = EdgeSelector::default();
+        let selector = NodeSelector::edges();
         let events = Events::start(&self.client, "test", self.obstacles.clone());
         let watch = NodeWatch::new(&self.client, replica.registry.clone(), selector, self.obstacles.clone(), events);
         Watching(tokio::spawn(watch.run()))

@@ -25,6 +25,7 @@ use crate::cluster::deploy;
 pub(crate) const TESTS: &[suite::Test] = &[
     ("a_pods_service_account_lets_its_node_in_with_the_accounts_role", lets_in),
     ("a_service_account_token_lets_in_nobody_but_its_pods_own_node", refused),
+    ("a_node_that_is_not_selected_for_a_role_does_not_get_it_by_a_pod_and_an_edge_gets_none_but_its_own", other_roles),
     ("a_machine_that_lost_its_disk_comes_back_by_the_token_of_its_pod", comes_back),
     ("without_the_right_to_review_tokens_the_refusal_names_the_manifest_that_brings_it", without_right),
 ];
@@ -47,8 +48,20 @@ fn cluster() {
         SHARED.apply(&deploy("kubernetes/10-rbac.yaml")).unwrap();
         let mut manifests =
             "apiVersion: v1\nkind: ServiceAccount\nmetadata: {name: other, namespace: edge-cni}\n".to_owned();
-        for node in ["edge-1", "edge-2", "edge-3", "cloud-1"] {
-            manifests += &format!("---\napiVersion: v1\nkind: Node\nmetadata: {{name: {node}}}\n");
+        let edge = "node-role.kubernetes.io/edge: ''";
+        let role = "node-restriction.kubernetes.io/edge-cni-role";
+        for (node, labels) in [
+            ("edge-1", edge.to_owned()),
+            ("edge-2", edge.into()),
+            ("edge-3", edge.into()),
+            ("cloud-1", format!("{role}: hub")),
+            ("cloud-2", format!("{role}: cloud")),
+            // What a kubelet says of its own Node, and what a new one says: nothing.
+            ("own-word", "edge-cni.io/role: hub".into()),
+            ("fresh", String::new()),
+            ("both", format!("{role}: hub, {edge}")),
+        ] {
+            manifests += &format!("---\napiVersion: v1\nkind: Node\nmetadata: {{name: {node}, labels: {{{labels}}}}}\n");
         }
         SHARED.apply_text(&manifests).unwrap();
         let pods = [
@@ -57,6 +70,13 @@ fn cluster() {
             ("edge-agent", "edge-3"),
             ("other", "edge-2"),
             ("hub-agent", "cloud-1"),
+            ("cloud-agent", "cloud-2"),
+            ("hub-agent", "edge-1"),
+            ("cloud-agent", "edge-1"),
+            ("hub-agent", "own-word"),
+            ("cloud-agent", "fresh"),
+            ("hub-agent", "both"),
+            ("hub-agent", "cloud-2"),
         ];
         for (account, node) in pods {
             let pod = format!(
@@ -93,7 +113,7 @@ impl Cloud {
         let text = format!(
             "server_names = [\"127.0.0.1\"]\nlisten = [\"127.0.0.1:0\"]\nstate_dir = {:?}\nadmin_socket = {:?}\n\
              [segments]\ncluster_ranges = [\"10.77.0.0/16\"]\n[kubernetes]\nkubeconfig = {:?}\nstore = false\n[kubernetes.join]\n\
-             edge = \"edge-cni:edge-agent\"\nhub = \"edge-cni:hub-agent\"\n",
+             edge = \"edge-cni:edge-agent\"\nhub = \"edge-cni:hub-agent\"\ncloud = \"edge-cni:cloud-agent\"\n",
             folder.path().join("state"),
             folder.path().join("admin.sock"),
             kubeconfig,
@@ -145,7 +165,9 @@ fn key() -> KeyPair {
 fn lets_in() {
     run(async {
         let cloud = controller().await;
-        for (account, node, role) in [("edge-agent", "edge-1", "edge"), ("hub-agent", "cloud-1", "hub")] {
+        for (account, node, role) in
+            [("edge-agent", "edge-1", "edge"), ("hub-agent", "cloud-1", "hub"), ("cloud-agent", "cloud-2", "cloud")]
+        {
             let (status, answer) = cloud.join(&token_of_pod(account, node), node, &key()).await;
             assert_eq!((status, &answer["role"], &answer["node"]), (200, &json!(role), &json!(node)), "{answer}");
         }
@@ -195,6 +217,38 @@ fn refused() {
         SHARED.kubectl(&["delete", "pod", "edge-agent-edge-3", "--namespace", "edge-cni", "--force"]).unwrap();
         let (status, answer) = cloud.join(&late, "edge-3", &key()).await;
         assert_eq!(status, 403, "{answer}");
+        cloud.server.stop().await;
+    });
+}
+
+fn other_roles() {
+    run(async {
+        let cloud = controller().await;
+        for (account, node, says) in [
+            ("hub-agent", "edge-1", "is an edge"),
+            ("cloud-agent", "edge-1", "is an edge"),
+            ("hub-agent", "both", "is an edge"),
+            ("hub-agent", "own-word", "hub_selector"),
+            ("hub-agent", "cloud-2", "hub_selector"),
+            ("cloud-agent", "fresh", "kubectl label node fresh node-restriction.kubernetes.io/edge-cni-role=cloud"),
+        ] {
+            let (status, answer) = cloud.join(&token_of_pod(account, node), node, &key()).await;
+            assert_eq!((status, &answer["type"]), (403, &json!("/problems/service-account-refused")), "{answer}");
+            assert!(answer["detail"].as_str().unwrap().contains(says), "{account} on {node}: {answer}");
+        }
+        // The token is of a Node that is no more; another one has its name and its labels.
+        let late = token_of_pod("hub-agent", "cloud-1");
+        SHARED.kubectl(&["delete", "node", "cloud-1"]).unwrap();
+        let (status, answer) = cloud.join(&late, "cloud-1", &key()).await;
+        assert_eq!(status, 403, "{answer}");
+        let label = "node-restriction.kubernetes.io/edge-cni-role: hub";
+        let node = format!("apiVersion: v1\nkind: Node\nmetadata: {{name: cloud-1, labels: {{{label}}}}}\n");
+        SHARED.apply_text(&node).unwrap();
+        let (status, answer) = cloud.join(&late, "cloud-1", &key()).await;
+        assert_eq!(status, 403, "{answer}");
+        // The pod is there still, and the kubelet has a new token for it.
+        let (status, answer) = cloud.join(&token_of_pod("hub-agent", "cloud-1"), "cloud-1", &key()).await;
+        assert_eq!((status, &answer["role"]), (200, &json!("hub")), "{answer}");
         cloud.server.stop().await;
     });
 }

@@ -1,0 +1,106 @@
+//! Which role a Node may have. The service account says what a pod is, and DaemonSets follow labels; so the labels of the pod's Node are judged too,
+//! by selectors that a kubelet cannot meet on its own.
+
+use std::collections::BTreeMap;
+
+use edge_types::{NodeName, Role};
+use k8s_openapi::api::core::v1::Node;
+use kube::{Api, Client};
+
+use super::client::{REQUEST, explain};
+use super::selector::NodeSelector;
+use crate::refusal::Refusal;
+
+/// Which Nodes have which role, as `[kubernetes]` says.
+#[derive(Debug, Clone)]
+pub struct RoleSelectors {
+    /// `edge_selector`.
+    pub edge: NodeSelector,
+    /// `hub_selector`.
+    pub hub: NodeSelector,
+    /// `cloud_selector`.
+    pub cloud: NodeSelector,
+}
+
+impl RoleSelectors {
+    /// Refuses a role that the Node with these labels may not have. An edge is given to nobody else's account, and a hub or another cloud node
+    /// must be selected as one. Whoever joins as an edge gets least, so nothing more is asked of it.
+    fn judge(&self, role: Role, node: &NodeName, labels: &BTreeMap<String, String>) -> Result<(), Refusal> {
+        let (key, selector) = match role {
+            Role::Edge => return Ok(()),
+            Role::Hub => ("hub_selector", &self.hub),
+            Role::Cloud => ("cloud_selector", &self.cloud),
+        };
+        if self.edge.matches(labels) {
+            let edge = self.edge.as_str();
+            return Err(Refusal::ServiceAccount(format!(
+                "Node {node} is an edge (edge_selector {edge:?}), and its pod asks to join as {role}; an edge joins as an edge alone"
+            )));
+        }
+        if !selector.matches(labels) {
+            let text = selector.as_str();
+            return Err(Refusal::ServiceAccount(format!(
+                "Node {node} is not selected as {role} ({key} {text:?}); if it is to be one: kubectl label node {node} {text}"
+            )));
+        }
+        Ok(())
+    }
+
+    /// Asks the API server for the Node, and refuses a role that it may not have. `uid`: of the Node to which the token is bound, where it says so.
+    pub async fn check(&self, client: &Client, role: Role, node: &NodeName, uid: Option<&str>) -> Result<(), Refusal> {
+        if role == Role::Edge {
+            return Ok(());
+        }
+        let nodes: Api<Node> = Api::all(client.clone());
+        let found = match tokio::time::timeout(REQUEST, nodes.get_metadata_opt(node.as_str())).await {
+            Ok(Ok(found)) => found,
+            Ok(Err(error)) => return Err(Refusal::TokenReview(explain("nodes", &error))),
+            Err(_) => return Err(Refusal::TokenReview(format!("the API server does not answer about Node {node}"))),
+        };
+        let metadata = match found {
+            Some(found) if uid.is_none_or(|uid| found.metadata.uid.as_deref() == Some(uid)) => found.metadata,
+            Some(_) => {
+                return Err(Refusal::ServiceAccount(format!(
+                    "Node {node} was made anew since; a new token of the pod names the present one"
+                )));
+            }
+            None => return Err(Refusal::ServiceAccount(format!("there is no Node {node}"))),
+        };
+        self.judge(role, node, &metadata.labels.unwrap_or_default())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const EDGE: (&str, &str) = ("node-role.kubernetes.io/edge", "");
+    const HUB: (&str, &str) = ("node-restriction.kubernetes.io/edge-cni-role", "hub");
+    const CLOUD: (&str, &str) = ("node-restriction.kubernetes.io/edge-cni-role", "cloud");
+    /// What a kubelet can say of its own Node.
+    const OWN_WORD: (&str, &str) = ("edge-cni.io/role", "hub");
+
+    #[test]
+    fn a_node_has_a_role_in_the_cloud_only_by_a_label_that_no_kubelet_sets_and_an_edge_never() {
+        let selectors =
+            RoleSelectors { edge: NodeSelector::edges(), hub: NodeSelector::hubs(), cloud: NodeSelector::clouds() };
+        let judged = |role, labels: &[(&str, &str)]| {
+            let labels = labels.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
+            selectors.judge(role, &"n".parse().unwrap(), &labels).map_err(|refusal| refusal.to_string())
+        };
+        assert_eq!(judged(Role::Hub, &[HUB]), Ok(()));
+        assert_eq!(judged(Role::Cloud, &[CLOUD, OWN_WORD]), Ok(()));
+        assert_eq!(judged(Role::Edge, &[EDGE]), Ok(()));
+        for (role, labels, says) in [
+            (Role::Hub, &[OWN_WORD] as &[_], "hub_selector"),
+            (Role::Hub, &[CLOUD], "hub_selector"),
+            (Role::Cloud, &[HUB], "cloud_selector"),
+            (Role::Cloud, &[], "kubectl label node n node-restriction.kubernetes.io/edge-cni-role=cloud"),
+            (Role::Hub, &[EDGE, HUB], "is an edge"),
+            (Role::Cloud, &[EDGE, CLOUD], "is an edge"),
+        ] {
+            let error = judged(role, labels).unwrap_err();
+            assert!(error.contains(says), "{says}: {error}");
+        }
+    }
+}
