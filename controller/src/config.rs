@@ -19,6 +19,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::ca::Given;
+use crate::kubernetes::label_trust::TrustNodeLabels;
 use crate::kubernetes::node_role::RoleSelectors;
 use crate::kubernetes::selector::NodeSelector;
 use crate::kubernetes::token_review::JoinAccounts;
@@ -150,8 +151,10 @@ pub struct Kubernetes {
     /// The same for the other cloud nodes.
     #[schemars(with = "String")]
     pub cloud_selector: NodeSelector,
-    /// Whether labels of Node objects, which a kubelet may set on its own, put nodes into communities.
-    pub trust_node_labels: bool,
+    /// Whether labels of Node objects, which a kubelet may set on its own, put nodes into communities: "auto" where our admission policy keeps
+    /// kubelets from them; true or false whatever is there.
+    #[schemars(with = "String")]
+    pub trust_node_labels: TrustNodeLabels,
     /// Seconds after which another replica takes over what only one does.
     pub lease_seconds: u32,
     /// Service accounts by which nodes may join.
@@ -168,7 +171,7 @@ impl Default for Kubernetes {
             edge_selector: NodeSelector::edges(),
             hub_selector: NodeSelector::hubs(),
             cloud_selector: NodeSelector::clouds(),
-            trust_node_labels: true,
+            trust_node_labels: TrustNodeLabels::Auto,
             lease_seconds: 15,
             join: None,
         }

@@ -185,10 +185,15 @@ pub enum Refusal {
     LabelledElsewhere(NodeName),
     /// The node's labels would be Kubernetes', and those do not count.
     #[error(
-        "node {0} has a Node object in Kubernetes, and labels of Node objects do not count (trust_node_labels = false): list it in a Community; \
-         those that were set by command can only be removed (KEY-)"
+        "node {node} has a Node object in Kubernetes, and labels of Node objects do not count ({why}): list it in a Community; those that were set \
+         by command can only be removed (KEY-)"
     )]
-    LabelsNotTrusted(NodeName),
+    LabelsNotTrusted {
+        /// The node.
+        node: NodeName,
+        /// Why they do not count.
+        why: String,
+    },
     /// A label cannot be.
     #[error(transparent)]
     Label(#[from] NameError),
@@ -253,7 +258,7 @@ impl Refusal {
             Refusal::TooMany { .. } => (409, "too-many-segments", "The node holds as many segments as it may"),
             Refusal::NoSuchFamily(_) => (409, "no-such-family", "There is no range of this family"),
             Refusal::RequestIdReused(_) => (409, "request-id-reused", "The request id was used for something else"),
-            Refusal::LabelledElsewhere(_) | Refusal::LabelsNotTrusted(_) => {
+            Refusal::LabelledElsewhere(_) | Refusal::LabelsNotTrusted { .. } => {
                 (409, "labelled-elsewhere", "The node is labelled in Kubernetes")
             }
             Refusal::Label(_) => (422, "bad-label", "The label cannot be used"),

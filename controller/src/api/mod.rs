@@ -25,11 +25,13 @@ pub use segments::application;
 
 use axum::Router;
 use axum::extract::Request;
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::ca::Ca;
 use crate::kubernetes::client::Obstacles;
 use crate::kubernetes::events::Events;
+use crate::kubernetes::label_trust::LabelTrust;
 use crate::kubernetes::shown::Tunnels;
 use crate::kubernetes::token_review::Reviewer;
 use crate::observe::{self, Health, Metrics};
@@ -57,6 +59,8 @@ pub struct Context {
     pub events: Events,
     /// Tunnels, as nodes report them.
     pub tunnels: Tunnels,
+    /// Whether labels of Node objects put nodes into communities.
+    pub label_trust: watch::Sender<LabelTrust>,
     /// Cancelled when the server stops: ends the view streams.
     pub stopping: CancellationToken,
 }

@@ -15,6 +15,7 @@ use super::caller::Caller;
 use super::{App, Context};
 use crate::clock::Seconds;
 use crate::kubernetes::events::About;
+use crate::kubernetes::label_trust::Counting;
 use crate::refusal::Refusal;
 use crate::registry::View;
 use crate::segments::{Holding, Row};
@@ -34,16 +35,18 @@ pub(super) async fn label(
     Json(patch): Json<LabelsPatch>,
 ) -> Result<axum::Json<NodeInfo>, Refusal> {
     caller.operator()?;
-    let name = node.clone();
+    let (name, trust) = (node.clone(), app.label_trust.borrow().clone());
     app.registry
         .change(move |state| {
             let mut record = state.node(&node).ok_or_else(|| Refusal::NoSuchNode(node.clone()))?.clone();
             // What was set before there was a Node object goes on to count, and nobody else can remove it.
             let only_removes = patch.values().all(Option::is_none);
             if record.object.is_some() && !only_removes {
-                return Err(match state.trusts_node_labels() {
-                    true => Refusal::LabelledElsewhere(node.clone()),
-                    false => Refusal::LabelsNotTrusted(node.clone()),
+                return Err(match trust.counting {
+                    Counting::Yes => Refusal::LabelledElsewhere(node.clone()),
+                    Counting::Held | Counting::No => {
+                        Refusal::LabelsNotTrusted { node: node.clone(), why: trust.why.clone() }
+                    }
                 });
             }
             record.set_labels(patched(record.labels.clone(), patch.clone())?)?;

@@ -133,6 +133,13 @@ impl Obstacles {
         }
     }
 
+    /// All that does not work, whoever misses it.
+    pub fn everything(&self) -> Option<String> {
+        let failing = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let all: Vec<&str> = failing.values().map(|obstacle| obstacle.why.as_str()).collect();
+        (!all.is_empty()).then(|| all.join("; "))
+    }
+
     /// All that does not work and that serving nodes depends on, if anything.
     pub fn all(&self) -> Option<String> {
         let failing = self.0.lock().unwrap_or_else(PoisonError::into_inner);

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use k8s_openapi::api::admissionregistration::v1::ValidatingAdmissionPolicy;
 use k8s_openapi::api::core::v1::{Node, ObjectReference};
 use k8s_openapi::api::events::v1::Event;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
@@ -40,6 +41,8 @@ pub enum About {
     Segment,
     /// A Community.
     Community,
+    /// The admission policy of community labels.
+    LabelPolicy,
 }
 
 #[derive(Debug)]
@@ -106,6 +109,7 @@ fn resource(about: About) -> ApiResource {
         About::EdgeNode => ApiResource::erase::<EdgeNode>(&()),
         About::Segment => ApiResource::erase::<Segment>(&()),
         About::Community => ApiResource::erase::<Community>(&()),
+        About::LabelPolicy => ApiResource::erase::<ValidatingAdmissionPolicy>(&()),
     }
 }
 

@@ -7,6 +7,7 @@
 //! - [`lease`]: who leads; [`garbage`]: what the leader finds left over.
 //! - [`follow`]: a list that stays up to date.
 //! - [`nodes`]: membership and deregistration from Node objects; [`selector`]: which of them; [`node_role`]: which role a Node may have.
+//! - [`label_trust`]: whether labels of Node objects count; [`label_policy`]: the admission policy that they need.
 //! - [`trust`]: the trusted certificates, published for the agents' pods.
 //! - [`token_review`]: whose a service account token is, with which a node may join.
 
@@ -15,6 +16,8 @@ pub mod client;
 pub mod events;
 pub mod follow;
 pub mod garbage;
+pub mod label_policy;
+pub mod label_trust;
 pub mod lease;
 pub mod node_role;
 pub mod nodes;

@@ -16,11 +16,12 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::core::PartialObjectMeta;
 use kube::{Api, Client};
 use tokio::sync::broadcast::error::RecvError;
-use tokio::sync::{broadcast, mpsc};
+use tokio::sync::{broadcast, mpsc, watch};
 
 use super::client::{Obstacles, REQUEST, explain};
 use super::events::{About, Events};
 use super::follow::{Metadata, News, follow};
+use super::label_trust::{Counting, LabelTrust, RESTRICTED_COMMUNITY_LABEL};
 use super::selector::NodeSelector;
 use crate::registry::Registry;
 use crate::state::{Change, NodeObject, NodeRecord, PublicAddress, State};
@@ -39,9 +40,35 @@ const COMPARE: Duration = Duration::from_secs(60);
 /// What is taken from a Node.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Facts {
-    object: NodeObject,
+    uid: String,
+    /// Communities that labels name which a kubelet may set where nothing keeps it from that.
+    labelled: Communities,
+    /// Communities that a label names which no kubelet sets.
+    restricted: Communities,
+    public_addresses: Vec<PublicAddress>,
     /// What of it makes no sense, for people.
     refused: Vec<String>,
+}
+
+impl Facts {
+    /// What of it counts, given what counted before.
+    fn counted(&self, before: Option<&NodeObject>, counting: Counting) -> NodeObject {
+        let communities = match counting {
+            Counting::Yes => self.labelled.clone(),
+            Counting::Held => {
+                let before = before.filter(|before| before.uid == self.uid);
+                let held = before.into_iter().flat_map(|before| &before.communities);
+                held.filter(|community| self.labelled.contains(*community)).cloned().collect()
+            }
+            Counting::No => Communities::new(),
+        };
+        NodeObject {
+            uid: self.uid.clone(),
+            communities,
+            restricted_communities: self.restricted.clone(),
+            public_addresses: self.public_addresses.clone(),
+        }
+    }
 }
 
 /// Looks at Nodes for as long as it lives.
@@ -49,9 +76,12 @@ pub struct NodeWatch {
     api: Api<Node>,
     registry: Registry,
     selector: NodeSelector,
+    labels: watch::Receiver<LabelTrust>,
     obstacles: Obstacles,
     events: Events,
     known: BTreeMap<NodeName, Facts>,
+    /// Nodes of which it was told that labels of theirs do not count.
+    uncounted: BTreeSet<NodeName>,
     /// Nodes whose facts are to be compared with their record.
     changed: BTreeSet<NodeName>,
     /// Nodes that may be gone, by their uid.
@@ -64,6 +94,7 @@ impl NodeWatch {
         client: &Client,
         registry: Registry,
         selector: NodeSelector,
+        labels: watch::Receiver<LabelTrust>,
         obstacles: Obstacles,
         events: Events,
     ) -> Self {
@@ -71,9 +102,11 @@ impl NodeWatch {
             api: Api::all(client.clone()),
             registry,
             selector,
+            labels,
             obstacles,
             events,
             known: BTreeMap::new(),
+            uncounted: BTreeSet::new(),
             changed: BTreeSet::new(),
             missing: BTreeMap::new(),
         }
@@ -102,6 +135,11 @@ impl NodeWatch {
                     }
                 }
                 newcomer = newcomers.recv() => self.welcome(newcomer, &mut newcomers),
+                // It ends with the server.
+                Ok(()) = self.labels.changed() => {
+                    self.uncounted.clear();
+                    self.changed.extend(self.known.keys().cloned());
+                }
                 _ = compare.tick() => self.changed.extend(self.known.keys().cloned()),
                 () = tokio::time::sleep(AGAIN), if !idle => {}
             }
@@ -178,17 +216,21 @@ impl NodeWatch {
             }
             self.obstacles.works("a deleted node");
         }
-        let differing: Vec<(NodeName, NodeObject)> = {
-            let view = self.registry.read().await;
-            let facts = std::mem::take(&mut self.changed).into_iter().filter_map(|name| {
-                let object = self.known.get(&name)?.object.clone();
-                Some((name, object))
-            });
-            facts.filter(|(name, object)| differs(view.state(), name, object)).collect()
+        let (trust, registry) = (self.labels.borrow().clone(), self.registry.clone());
+        let differing: Vec<(NodeName, Facts)> = {
+            let view = registry.read().await;
+            let changed: Vec<(NodeName, Facts)> = std::mem::take(&mut self.changed)
+                .into_iter()
+                .filter_map(|name| Some((name.clone(), self.known.get(&name)?.clone())))
+                .collect();
+            if trust.known && trust.counting != Counting::Yes {
+                changed.iter().for_each(|(name, facts)| self.tell_uncounted(view.state(), name, facts, &trust));
+            }
+            changed.into_iter().filter(|(name, facts)| differs(view.state(), name, facts, trust.counting)).collect()
         };
-        let watch = &*self;
+        let (watch, counting) = (&*self, trust.counting);
         let failed: Vec<NodeName> = stream::iter(differing)
-            .map(|(name, object)| async move { (!watch.record(&name, object).await).then_some(name) })
+            .map(|(name, facts)| async move { (!watch.record(&name, facts, counting).await).then_some(name) })
             .buffer_unordered(AT_ONCE)
             .filter_map(std::future::ready)
             .collect()
@@ -230,18 +272,32 @@ impl NodeWatch {
         }
     }
 
+    /// Tells once of a registered node that labels of its Node do not count.
+    fn tell_uncounted(&mut self, state: &State, name: &NodeName, facts: &Facts, trust: &LabelTrust) {
+        let Some(record) = state.node(name) else { return };
+        let counted = facts.counted(record.object.as_ref(), trust.counting).communities;
+        let without: Vec<&str> = facts.labelled.difference(&counted).map(|community| community.as_str()).collect();
+        if without.is_empty() || !self.uncounted.insert(name.clone()) {
+            return;
+        }
+        let without = without.join(", ");
+        tracing::warn!(node = %name, "its labels do not put it into {without}: {trust}");
+        self.events.warning(About::Node, name.as_str(), "LabelsDoNotCount", format!("not put into {without}: {trust}"));
+    }
+
     /// Puts what a Node says into the record of the node of its name.
-    async fn record(&self, name: &NodeName, object: NodeObject) -> bool {
+    async fn record(&self, name: &NodeName, facts: Facts, counting: Counting) -> bool {
         let (node, clock) = (name.clone(), self.registry.clock.clone());
         let plan = move |state: &mut State| {
-            let Some(record) = state.node(&node).filter(|_| differs(state, &node, &object)) else {
+            let Some(record) = state.node(&node).filter(|_| differs(state, &node, &facts, counting)) else {
                 return Ok((None, Vec::new()));
             };
-            if record.object.as_ref().is_some_and(|before| before.uid != object.uid) {
+            if record.object.as_ref().is_some_and(|before| before.uid != facts.uid) {
                 let (rows, changes) = state.deregistration(&node, clock.now()).unwrap_or_default();
                 return Ok((Some(Recorded::Deregistered(rows.len())), changes));
             }
-            let record = NodeRecord { object: Some(object.clone()), ..record.clone() };
+            let object = facts.counted(record.object.as_ref(), counting);
+            let record = NodeRecord { object: Some(object), ..record.clone() };
             Ok((Some(Recorded::Changed), vec![Change::PutNode(record)]))
         };
         match self.registry.change(plan).await {
@@ -276,8 +332,11 @@ enum Recorded {
     Deregistered(usize),
 }
 
-fn differs(state: &State, name: &NodeName, object: &NodeObject) -> bool {
-    state.node(name).is_some_and(|record| record.object.as_ref() != Some(object))
+fn differs(state: &State, name: &NodeName, facts: &Facts, counting: Counting) -> bool {
+    state.node(name).is_some_and(|record| {
+        let before = record.object.as_ref();
+        before != Some(&facts.counted(before, counting))
+    })
 }
 
 fn name_of(metadata: &ObjectMeta) -> Option<NodeName> {
@@ -288,10 +347,11 @@ fn facts(metadata: &ObjectMeta, selector: &NodeSelector) -> Option<Facts> {
     let none = BTreeMap::new();
     let labels = metadata.labels.as_ref().unwrap_or(&none);
     let mut refused = Vec::new();
-    let mut communities = Communities::new();
+    let (mut labelled, mut restricted) = (Communities::new(), Communities::new());
     // Communities are the edges'.
     if selector.matches(labels) {
-        for label in [COMMUNITY_LABEL, COMMUNITY_LABEL_ALIAS] {
+        for label in [COMMUNITY_LABEL, COMMUNITY_LABEL_ALIAS, RESTRICTED_COMMUNITY_LABEL] {
+            let communities = if label == RESTRICTED_COMMUNITY_LABEL { &mut restricted } else { &mut labelled };
             let value = labels.get(label).map(String::as_str).unwrap_or_default();
             for part in value.split('_').filter(|part| !part.is_empty()) {
                 match part.parse() {
@@ -311,7 +371,7 @@ fn facts(metadata: &ObjectMeta, selector: &NodeSelector) -> Option<Facts> {
         }
     }
     let uid = metadata.uid.clone()?;
-    Some(Facts { object: NodeObject { uid, communities, public_addresses }, refused })
+    Some(Facts { uid, labelled, restricted, public_addresses, refused })
 }
 
 #[cfg(test)]
@@ -328,29 +388,63 @@ mod tests {
         }
     }
 
+    fn names(communities: &Communities) -> Vec<&str> {
+        communities.iter().map(|community| community.as_str()).collect()
+    }
+
     const EDGE: (&str, &str) = ("node-role.kubernetes.io/edge", "");
 
     #[test]
     fn both_labels_of_an_edge_name_its_communities_and_a_bad_name_spoils_no_other() {
         let labels = [EDGE, (COMMUNITY_LABEL, "alpha_-x_beta"), (COMMUNITY_LABEL_ALIAS, "beta_gamma")];
         let facts = facts(&node(&labels, ""), &NodeSelector::edges()).unwrap();
-        let names: Vec<&str> = facts.object.communities.iter().map(|c| c.as_str()).collect();
-        assert_eq!(names, ["alpha", "beta", "gamma"]);
+        assert_eq!(names(&facts.labelled), ["alpha", "beta", "gamma"]);
         assert!(facts.refused.len() == 1 && facts.refused[0].contains("\"-x\""), "{:?}", facts.refused);
     }
 
     #[test]
     fn a_node_that_is_no_edge_is_in_no_community_whatever_its_labels() {
         let facts = facts(&node(&[(COMMUNITY_LABEL, "alpha")], "192.0.2.1"), &NodeSelector::edges()).unwrap();
-        assert!(facts.object.communities.is_empty());
-        assert_eq!(facts.object.public_addresses.len(), 1);
+        assert!(facts.labelled.is_empty());
+        assert_eq!(facts.public_addresses.len(), 1);
+    }
+
+    #[test]
+    fn labels_that_a_kubelet_may_set_add_no_member_and_what_they_gave_lasts_until_they_are_removed() {
+        let read = |labels: &[(&str, &str)]| facts(&node(labels, ""), &NodeSelector::edges()).unwrap();
+        let set = read(&[EDGE, (COMMUNITY_LABEL, "alpha_beta"), (RESTRICTED_COMMUNITY_LABEL, "gamma")]);
+        let counted = |facts: &Facts, before: Option<&NodeObject>, counting| {
+            let object = facts.counted(before, counting);
+            assert_eq!(names(&object.restricted_communities).join(" "), names(&facts.restricted).join(" "));
+            (names(&object.communities).join(" "), object)
+        };
+        // Where nothing keeps a kubelet from it, nothing is added; whatever is configured, the restricted label counts.
+        assert_eq!(counted(&set, None, Counting::Held).0, "");
+        assert_eq!(counted(&set, None, Counting::No).0, "");
+        let (said, granted) = counted(&set, None, Counting::Yes);
+        assert_eq!(said, "alpha beta");
+        // The policy vanishes: a kubelet adds a label, and takes another one away.
+        let more = read(&[EDGE, (COMMUNITY_LABEL, "beta_delta_gamma")]);
+        let (said, held) = counted(&more, Some(&granted), Counting::Held);
+        assert_eq!(said, "beta");
+        // What a label that no kubelet sets gave is not kept by one that a kubelet sets.
+        assert!(held.restricted_communities.is_empty());
+        assert_eq!(
+            counted(&set, Some(&held), Counting::Held).0,
+            "beta",
+            "what was given up does not come back by itself"
+        );
+        // Another Node of this name inherits nothing.
+        let another = NodeObject { uid: "other".into(), ..granted.clone() };
+        assert_eq!(counted(&set, Some(&another), Counting::Held).0, "");
+        assert_eq!(counted(&set, Some(&granted), Counting::No).0, "");
     }
 
     #[test]
     fn public_addresses_are_of_either_family_with_or_without_a_port() {
         let text = "203.0.113.7, 203.0.113.7:4501,2001:db8::1 ,[2001:db8::1]:4501,203.0.113.7,x,1.2.3.4:0";
         let facts = facts(&node(&[EDGE], text), &NodeSelector::edges()).unwrap();
-        let shown: Vec<String> = facts.object.public_addresses.iter().map(ToString::to_string).collect();
+        let shown: Vec<String> = facts.public_addresses.iter().map(ToString::to_string).collect();
         assert_eq!(shown, ["203.0.113.7", "203.0.113.7:4501", "2001:db8::1", "[2001:db8::1]:4501"]);
         assert_eq!(facts.refused.len(), 2);
     }

@@ -107,8 +107,8 @@ async fn still(app: &Context) -> Result<bool, String> {
     }
 }
 
-/// 200 when nothing is wrong, 503 otherwise; a line a check.
-pub(super) fn answer(checks: Vec<Check>) -> Response {
+/// 200 when nothing is wrong, 503 otherwise; a line a check, and a line for what people should know beside them.
+pub(super) fn answer(checks: Vec<Check>, note: Option<String>) -> Response {
     let failed = checks.iter().any(|(_, outcome)| outcome.is_err());
     let mut text = String::new();
     for (name, outcome) in checks {
@@ -116,6 +116,9 @@ pub(super) fn answer(checks: Vec<Check>) -> Response {
             Ok(()) => text.push_str(&format!("[+]{name} ok\n")),
             Err(why) => text.push_str(&format!("[-]{name} failed: {why}\n")),
         }
+    }
+    if let Some(note) = note {
+        text.push_str(&format!("[i]{note}\n"));
     }
     text.push_str(if failed { "not ok\n" } else { "ok\n" });
     let status = if failed { StatusCode::SERVICE_UNAVAILABLE } else { StatusCode::OK };

@@ -9,6 +9,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::api::App;
 use crate::kubernetes::garbage::{self, Garbage};
+use crate::kubernetes::label_trust::{LabelWatch, TrustNodeLabels, log_forced};
 use crate::kubernetes::lease::Leases;
 use crate::kubernetes::nodes::NodeWatch;
 use crate::kubernetes::shown::Shown;
@@ -24,8 +25,16 @@ pub(super) fn spawn(app: &App, client: &Client, identity: &str, tasks: &TaskTrac
     };
     let (registry, obstacles) = (app.registry.clone(), app.obstacles.clone());
     let selector = kubernetes.edge_selector.clone();
-    let nodes = NodeWatch::new(client, registry.clone(), selector, obstacles.clone(), app.events.clone());
+    let labels = app.label_trust.subscribe();
+    let nodes = NodeWatch::new(client, registry.clone(), selector, labels, obstacles.clone(), app.events.clone());
     until_stopped("node-objects", Box::pin(nodes.run()));
+    match kubernetes.trust_node_labels {
+        TrustNodeLabels::Auto => {
+            let labels = LabelWatch::new(client, app.label_trust.clone(), app.events.clone());
+            until_stopped("node-labels", Box::pin(labels.run()));
+        }
+        TrustNodeLabels::Always | TrustNodeLabels::Never => log_forced(&app.label_trust.borrow()),
+    }
     if !kubernetes.store {
         return;
     }

@@ -25,6 +25,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use tokio::net::TcpListener;
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -33,6 +34,7 @@ use crate::archive;
 use crate::ca::Ca;
 use crate::clock::Clock;
 use crate::config::Config;
+use crate::kubernetes::label_trust::{LabelTrust, TrustNodeLabels};
 use crate::kubernetes::shown::Tunnels;
 use crate::kubernetes::token_review::Reviewer;
 use crate::observe::{Health, Measured, Metrics};
@@ -81,8 +83,9 @@ impl Server {
         let Kept { store, keeper, client, obstacles, events, identity } = Kept::open(&config, clock.now()).await?;
         let store = Measured::new(store, metrics.clone());
         let closed = store.closed();
-        let trust_node_labels = config.kubernetes.as_ref().is_none_or(|kubernetes| kubernetes.trust_node_labels);
-        let registry = Registry::start(Arc::new(store), clock.clone(), trust_node_labels).await?;
+        let trust = config.kubernetes.as_ref().map(|kubernetes| kubernetes.trust_node_labels).unwrap_or_default();
+        let count_node_labels = trust != TrustNodeLabels::Never;
+        let registry = Registry::start(Arc::new(store), clock.clone(), count_node_labels).await?;
         check_held(registry.read().await.state().ledger(), &config.segments.cluster_ranges)
             .map_err(anyhow::Error::msg)?;
         let reviewer = client.clone().zip(config.joining());
@@ -108,6 +111,7 @@ impl Server {
             obstacles,
             events,
             tunnels: Tunnels::default(),
+            label_trust: watch::Sender::new(LabelTrust::at_start(trust)),
             stopping: stopping.clone(),
         });
         let (tasks, listening, closing) = (TaskTracker::new(), TaskTracker::new(), CancellationToken::new());

@@ -137,13 +137,9 @@ impl State {
         if self.trust_node_labels {
             all.extend(node.object.iter().flat_map(|object| object.communities.iter().cloned()));
         }
+        all.extend(node.object.iter().flat_map(|object| object.restricted_communities.iter().cloned()));
         all.extend(self.listed.get(&node.name).into_iter().flatten().cloned());
         all
-    }
-
-    /// Whether labels of Node objects make nodes members of communities.
-    pub fn trusts_node_labels(&self) -> bool {
-        self.trust_node_labels
     }
 
     /// Nodes that a node may talk to.
@@ -461,7 +457,7 @@ mod tests {
             for name in ["x", "y"] {
                 let mut record = node(name, Role::Edge, "");
                 let communities = ["alpha".parse().unwrap()].into();
-                record.object = Some(NodeObject { uid: name.into(), communities, public_addresses: Vec::new() });
+                record.object = Some(NodeObject { uid: name.into(), communities, ..NodeObject::default() });
                 state.apply(Change::PutNode(record));
             }
             let x = state.node(&"x".parse().unwrap()).unwrap();

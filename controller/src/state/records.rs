@@ -50,9 +50,12 @@ pub struct NodeRecord {
 pub struct NodeObject {
     /// `metadata.uid`: another one under the same name is another node.
     pub uid: String,
-    /// Communities that its labels name.
+    /// Communities that its labels name, as far as those count.
     #[serde(default)]
     pub communities: Communities,
+    /// Communities that a label names which no kubelet sets: they always count.
+    #[serde(default)]
+    pub restricted_communities: Communities,
     /// Addresses at which it is reached from outside, from its annotation.
     #[serde(default)]
     pub public_addresses: Vec<PublicAddress>,

@@ -38,7 +38,7 @@ fn node() -> impl Strategy<Value = Change> {
         record.object = object.map(|label| NodeObject {
             uid: "u".into(),
             communities: label.split('_').filter(|name| !name.is_empty()).map(|name| name.parse().unwrap()).collect(),
-            public_addresses: Vec::new(),
+            ..NodeObject::default()
         });
         record.reported = vec![[192, 0, 2, address].into()];
         record.port = 4500;

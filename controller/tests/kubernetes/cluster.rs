@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use edge_controller::kubernetes::client::{Obstacles, connect};
 use edge_controller::kubernetes::events::Events;
+use edge_controller::kubernetes::label_trust::{LabelTrust, TrustNodeLabels};
 use edge_controller::kubernetes::nodes::NodeWatch;
 use edge_controller::kubernetes::resources::{Community, EdgeNode, Segment, definitions, manifest};
 use edge_controller::kubernetes::selector::NodeSelector;
@@ -19,6 +20,7 @@ use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{ConfigMap, Node, Secret};
 use kube::api::{DeleteParams, ListParams};
 use kube::{Api, Client};
+use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 use crate::behaviour::{Grants, Place, SIZES, until};
@@ -28,6 +30,7 @@ pub(crate) const NAMESPACE: &str = "edge-cni";
 pub(crate) static PLANE: LazyLock<ControlPlane> = LazyLock::new(|| {
     let plane = ControlPlane::start("controller").unwrap();
     plane.apply(&deploy("kubernetes/10-rbac.yaml")).unwrap();
+    plane.apply(&deploy("kubernetes/15-node-labels.yaml")).unwrap();
     install(&plane);
     plane
 });
@@ -122,8 +125,13 @@ impl Cluster {
     pub(crate) fn watch_nodes(&self, replica: &Grants) -> Watching {
         let selector = NodeSelector::edges();
         let events = Events::start(&self.client, "test", self.obstacles.clone());
-        let watch = NodeWatch::new(&self.client, replica.registry.clone(), selector, self.obstacles.clone(), events);
-        Watching(tokio::spawn(watch.run()))
+        let labels = watch::Sender::new(LabelTrust::at_start(TrustNodeLabels::Always));
+        let (obstacles, heard) = (self.obstacles.clone(), labels.subscribe());
+        let nodes = NodeWatch::new(&self.client, replica.registry.clone(), selector, heard, obstacles, events);
+        Watching(tokio::spawn(async move {
+            nodes.run().await;
+            drop(labels);
+        }))
     }
 
     pub(crate) fn segments(&self) -> Api<Segment> {

@@ -35,7 +35,9 @@ impl Kubernetes {
         let plane = ControlPlane::start_with("demo", Options { prefix, logs, ..Options::default() })?;
         let deploy = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../deploy");
         plane.apply(&deploy.join("crds"))?;
-        plane.apply(&deploy.join("kubernetes/10-rbac.yaml"))?;
+        for manifest in ["kubernetes/10-rbac.yaml", "kubernetes/15-node-labels.yaml"] {
+            plane.apply(&deploy.join(manifest))?;
+        }
         let nodes = NODES.map(|node| {
             let edge = if EDGES.contains(&node) { "{node-role.kubernetes.io/edge: \"\"}" } else { "{}" };
             format!("---\n{{apiVersion: v1, kind: Node, metadata: {{name: {node}, labels: {edge}}}}}\n")

@@ -89,9 +89,12 @@ pub enum Role {
 pub struct NodeObjectSpec {
     /// Its uid: another one under the same name is another node.
     pub uid: String,
-    /// Communities that its labels name.
+    /// Communities that its labels name, as far as those count.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub communities: Vec<String>,
+    /// Communities that a label names which no kubelet sets.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub restricted_communities: Vec<String>,
     /// Addresses from its annotation, with a port where one was given.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub public_addresses: Vec<String>,
@@ -204,14 +207,22 @@ impl EdgeNodeSpec {
 
 impl NodeObjectSpec {
     fn of(object: &NodeObject) -> Self {
-        let NodeObject { uid, communities, public_addresses } = object;
-        Self { uid: uid.clone(), communities: texts(communities), public_addresses: texts(public_addresses) }
+        let NodeObject { uid, communities, restricted_communities, public_addresses } = object;
+        Self {
+            uid: uid.clone(),
+            communities: texts(communities),
+            restricted_communities: texts(restricted_communities),
+            public_addresses: texts(public_addresses),
+        }
     }
 
     fn object(&self) -> Result<NodeObject, String> {
         Ok(NodeObject {
             uid: self.uid.clone(),
             communities: parsed("nodeObject.communities", &self.communities)?.into_iter().collect(),
+            restricted_communities: parsed("nodeObject.restrictedCommunities", &self.restricted_communities)?
+                .into_iter()
+                .collect(),
             public_addresses: parsed::<PublicAddress>("nodeObject.publicAddresses", &self.public_addresses)?,
         })
     }
@@ -290,6 +301,7 @@ mod tests {
         record.object = Some(NodeObject {
             uid: "u".into(),
             communities: ["gamma".parse().unwrap()].into(),
+            restricted_communities: ["delta".parse().unwrap()].into(),
             public_addresses: ["203.0.113.7", "203.0.113.7:4501", "2001:db8::1", "[2001:db8::1]:4501"]
                 .map(|text| text.parse().unwrap())
                 .into(),

@@ -1,0 +1,336 @@
+//! Whether labels of Node objects put nodes into communities (`trust_node_labels`). A kubelet may label its own Node, so they count where an admission
+//! policy of ours keeps kubelets from it. That is watched: policies come and go while we run.
+//!
+//! A policy that vanishes is no order to cut members off: what its labels gave goes on to hold as long as they say it, and nothing is added.
+
+use std::collections::BTreeMap;
+use std::fmt::Debug;
+use std::time::Duration;
+
+use futures_util::future::BoxFuture;
+use futures_util::{FutureExt, StreamExt};
+use k8s_openapi::api::admissionregistration::v1::{ValidatingAdmissionPolicy, ValidatingAdmissionPolicyBinding};
+use kube::api::{ListParams, WatchParams};
+use kube::core::ObjectList;
+use kube::{Api, Client, Resource, ResourceExt};
+use schemars::JsonSchema;
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use tokio::sync::{mpsc, watch};
+
+use super::client::{Obstacles, version};
+use super::events::{About, Events as Told};
+use super::follow::{Events, News, Source, follow};
+use super::label_policy::{MANIFEST, NAME, stands};
+
+/// A label that puts an edge into communities and that no kubelet sets: it counts everywhere.
+pub const RESTRICTED_COMMUNITY_LABEL: &str = "node-restriction.kubernetes.io/edge-community";
+
+/// Policies and their bindings in one page.
+const PAGE: u32 = 500;
+/// How often it is looked whether the API server answers, until it has done so once.
+const LOOK: Duration = Duration::from_secs(1);
+
+/// `trust_node_labels`
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(try_from = "Written", into = "Written")]
+#[schemars(with = "String")]
+pub enum TrustNodeLabels {
+    /// Where the policy stands.
+    #[default]
+    Auto,
+    /// Always, also what kubelets say.
+    Always,
+    /// Never.
+    Never,
+}
+
+/// As it is written: in files as a boolean too, which was all that there was before.
+#[derive(Serialize, Deserialize)]
+#[serde(untagged)]
+enum Written {
+    Boolean(bool),
+    Text(String),
+}
+
+impl TryFrom<Written> for TrustNodeLabels {
+    type Error = String;
+
+    fn try_from(written: Written) -> Result<Self, String> {
+        match written {
+            Written::Boolean(true) => Ok(Self::Always),
+            Written::Boolean(false) => Ok(Self::Never),
+            Written::Text(text) => match text.trim() {
+                "auto" => Ok(Self::Auto),
+                "true" => Ok(Self::Always),
+                "false" => Ok(Self::Never),
+                _ => Err(format!("{text:?} is neither \"auto\", true nor false")),
+            },
+        }
+    }
+}
+
+impl From<TrustNodeLabels> for Written {
+    fn from(trust: TrustNodeLabels) -> Self {
+        match trust {
+            TrustNodeLabels::Auto => Self::Text("auto".into()),
+            TrustNodeLabels::Always => Self::Boolean(true),
+            TrustNodeLabels::Never => Self::Boolean(false),
+        }
+    }
+}
+
+/// What labels of Node objects do at present.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Counting {
+    /// They count.
+    Yes,
+    /// They add nothing; what they gave before holds as long as they say it.
+    Held,
+    /// They do not count.
+    No,
+}
+
+/// The same with its reason.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LabelTrust {
+    /// What they do.
+    pub counting: Counting,
+    /// Why, for people.
+    pub why: String,
+    /// Whether that is so, or only not known yet.
+    pub known: bool,
+}
+
+impl LabelTrust {
+    /// Before anything was asked.
+    pub fn at_start(trust: TrustNodeLabels) -> Self {
+        let (counting, why, known) = match trust {
+            TrustNodeLabels::Always => {
+                (Counting::Yes, "trust_node_labels = true: also those that a kubelet sets".into(), true)
+            }
+            TrustNodeLabels::Never => (Counting::No, "trust_node_labels = false".into(), true),
+            TrustNodeLabels::Auto => (Counting::Held, "the API server was not asked yet".into(), false),
+        };
+        Self { counting, why, known }
+    }
+
+    fn of(standing: Result<(), String>) -> Self {
+        match standing {
+            Ok(()) => {
+                let why = format!("ValidatingAdmissionPolicy {NAME} keeps kubelets from them");
+                Self { counting: Counting::Yes, why, known: true }
+            }
+            Err(why) => Self {
+                counting: Counting::Held,
+                why: format!(
+                    "ValidatingAdmissionPolicy {NAME}: {why}; to let labels count run kubectl apply -f {MANIFEST}, or set trust_node_labels"
+                ),
+                known: true,
+            },
+        }
+    }
+
+    fn unknown(why: String) -> Self {
+        Self { counting: Counting::Held, why, known: false }
+    }
+}
+
+impl std::fmt::Display for LabelTrust {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let why = &self.why;
+        let others = format!("Community resources and the label {RESTRICTED_COMMUNITY_LABEL} do");
+        match self.counting {
+            Counting::Yes => write!(f, "community labels of Node objects count ({why})"),
+            Counting::Held => write!(
+                f,
+                "community labels of Node objects add no member ({why}); what they gave before goes on to hold; {others} count"
+            ),
+            Counting::No => write!(f, "community labels of Node objects do not count ({why}); {others}"),
+        }
+    }
+}
+
+/// Watches the policy, where that decides.
+pub struct LabelWatch {
+    client: Client,
+    trust: watch::Sender<LabelTrust>,
+    events: Told,
+}
+
+impl LabelWatch {
+    /// Says in `trust` what is so.
+    pub fn new(client: &Client, trust: watch::Sender<LabelTrust>, events: Told) -> Self {
+        Self { client: client.clone(), trust, events }
+    }
+
+    /// Does it; ends never.
+    pub async fn run(self) {
+        // Nodes are served without it: what does not work here keeps nobody from being ready.
+        let obstacles = Obstacles::default();
+        let (tell_policies, mut policies) = mpsc::unbounded_channel();
+        let (tell_bindings, mut bindings) = mpsc::unbounded_channel();
+        let all = Whole::<ValidatingAdmissionPolicy>(
+            Api::all(self.client.clone()),
+            "validatingadmissionpolicies.admissionregistration.k8s.io",
+        );
+        // Nobody listens any more when the server ends.
+        let policies_followed = follow(all, None, obstacles.clone(), move |news| drop(tell_policies.send(news)));
+        let all = Whole::<ValidatingAdmissionPolicyBinding>(
+            Api::all(self.client.clone()),
+            "validatingadmissionpolicybindings.admissionregistration.k8s.io",
+        );
+        let bindings_followed = follow(all, None, obstacles.clone(), move |news| drop(tell_bindings.send(news)));
+        tokio::pin!(policies_followed, bindings_followed);
+        let mut policy = Known::new(|policy: &ValidatingAdmissionPolicy| policy.name_any() == NAME);
+        let mut bound = Known::new(|binding: &ValidatingAdmissionPolicyBinding| binding.spec.policy_name == NAME);
+        loop {
+            let asked = policy.listed && bound.listed;
+            tokio::select! {
+                () = policies_followed.as_mut() => {}
+                () = bindings_followed.as_mut() => {}
+                Some(news) = policies.recv() => policy.hear(news),
+                Some(news) = bindings.recv() => bound.hear(news),
+                () = tokio::time::sleep(LOOK), if !asked => {}
+            }
+            if policy.listed && bound.listed {
+                let bindings: Vec<_> = bound.objects.values().collect();
+                self.say(LabelTrust::of(stands(policy.objects.get(NAME), &bindings)));
+            } else if let Some(why) = obstacles.everything() {
+                self.say(LabelTrust::unknown(why));
+            }
+        }
+    }
+
+    fn say(&self, now: LabelTrust) {
+        let changed = self.trust.send_if_modified(|before| {
+            let changed = *before != now;
+            before.clone_from(&now);
+            changed
+        });
+        if !changed {
+            return;
+        }
+        if now.counting == Counting::Yes {
+            tracing::info!("{now}");
+            self.events.normal(About::LabelPolicy, NAME, "NodeLabelsCount", now.to_string());
+        } else {
+            tracing::warn!("{now}");
+            self.events.warning(About::LabelPolicy, NAME, "NodeLabelsDoNotCount", now.to_string());
+        }
+    }
+}
+
+/// Says in the log what is configured, where nothing needs to be watched.
+pub fn log_forced(trust: &LabelTrust) {
+    match trust.counting {
+        Counting::Yes => tracing::warn!("{trust}"),
+        Counting::Held | Counting::No => tracing::info!("{trust}"),
+    }
+}
+
+/// Objects of one kind that are of interest.
+struct Known<K> {
+    objects: BTreeMap<String, K>,
+    listed: bool,
+    matters: fn(&K) -> bool,
+}
+
+impl<K: Resource> Known<K> {
+    fn new(matters: fn(&K) -> bool) -> Self {
+        Self { objects: BTreeMap::new(), listed: false, matters }
+    }
+
+    fn hear(&mut self, news: News<K>) {
+        match news {
+            News::Reading | News::At(_) => {}
+            News::All(objects, _) => {
+                self.objects.clear();
+                objects.into_iter().for_each(|object| self.put(object));
+                self.listed = true;
+            }
+            News::Put(object) => self.put(object),
+            News::Gone(object) => drop(self.objects.remove(&object.name_any())),
+        }
+    }
+
+    fn put(&mut self, object: K) {
+        let name = object.name_any();
+        match (self.matters)(&object) {
+            true => drop(self.objects.insert(name, object)),
+            // It may have mattered before.
+            false => drop(self.objects.remove(&name)),
+        }
+    }
+}
+
+/// Whole objects.
+struct Whole<K>(Api<K>, &'static str);
+
+impl<K> Source for Whole<K>
+where
+    K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + Sync + 'static,
+{
+    type Object = K;
+
+    fn what(&self) -> &str {
+        self.1
+    }
+
+    fn page_size(&self) -> u32 {
+        PAGE
+    }
+
+    fn page<'a>(&'a self, params: &'a ListParams) -> BoxFuture<'a, kube::Result<ObjectList<K>>> {
+        self.0.list(params).boxed()
+    }
+
+    fn watch<'a>(&'a self, params: &'a WatchParams, since: &'a str) -> BoxFuture<'a, kube::Result<Events<K>>> {
+        async move { Ok(self.0.watch(params, since).await?.boxed()) }.boxed()
+    }
+
+    fn version(object: &K) -> Result<u64, String> {
+        version(object.meta().resource_version.as_deref())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_key_is_auto_or_a_boolean_in_files_variables_and_flags() {
+        #[derive(Deserialize, Serialize)]
+        struct File {
+            trust: TrustNodeLabels,
+        }
+        for (text, trust) in [
+            ("\"auto\"", TrustNodeLabels::Auto),
+            ("true", TrustNodeLabels::Always),
+            ("\"true\"", TrustNodeLabels::Always),
+            ("false", TrustNodeLabels::Never),
+            ("\"false\"", TrustNodeLabels::Never),
+        ] {
+            let read: File = toml::from_str(&format!("trust = {text}")).unwrap();
+            assert_eq!(read.trust, trust);
+            let again: File = toml::from_str(&toml::to_string(&read).unwrap()).unwrap();
+            assert_eq!(again.trust, trust);
+        }
+        for bad in ["\"yes\"", "1", "[]"] {
+            assert!(toml::from_str::<File>(&format!("trust = {bad}")).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn what_vanishes_adds_no_member_and_takes_none() {
+        let gone = LabelTrust::of(Err("it is not there".into()));
+        assert_eq!(gone.counting, Counting::Held);
+        let said = gone.to_string();
+        for part in ["it is not there", MANIFEST, RESTRICTED_COMMUNITY_LABEL, "goes on to hold"] {
+            assert!(said.contains(part), "{part}: {said}");
+        }
+        assert_eq!(LabelTrust::of(Ok(())).counting, Counting::Yes);
+        assert_eq!(LabelTrust::at_start(TrustNodeLabels::Auto).counting, Counting::Held);
+        assert_eq!(LabelTrust::at_start(TrustNodeLabels::Never).counting, Counting::No);
+    }
+}
