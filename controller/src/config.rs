@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use edge_types::api::VIEW_SILENCE_SECONDS;
 use edge_types::view::SegmentPrefix;
-use edge_types::{IpNetwork, NodeName};
+use edge_types::{IpNetwork, NodeName, Role};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -364,6 +364,13 @@ impl Config {
     /// Time between heartbeats on a view stream.
     pub fn heartbeat(&self) -> Duration {
         Duration::from_secs(self.heartbeat_seconds)
+    }
+
+    /// Networks in which no address of a node of this role is passed on: they are reached through tunnels. Hubs and other cloud nodes may be in
+    /// the networks that hubs front.
+    pub fn tunnelled(&self, role: Role) -> impl Iterator<Item = &IpNetwork> + Clone {
+        let fronted = self.hub.values().filter_map(|hub| hub.networks.as_ref()).flatten().chain(&self.networks);
+        self.segments.cluster_ranges.iter().chain(fronted.filter(move |_| role == Role::Edge))
     }
 
     /// Networks that a hub fronts.

@@ -2,7 +2,7 @@
 //!
 //! Data flows one way: [`server`] accepts connections and knows who calls; [`api`] turns requests into plans ([`tokens`], [`segments`],
 //! [`ca`]) that [`registry`] commits to the [`store`] and applies to its [`state`]; [`views`] are computed from the state and pushed.
-//! [`settings`] are what the [`config`] says now. [`archive`] is all of it as one file.
+//! [`endpoints`] are where peers are sent to look for a node. [`settings`] are what the [`config`] says now. [`archive`] is all of it as one file.
 //! [`cli`] is the operator's side of the same API, [`observe`] what his monitoring sees.
 #![forbid(unsafe_code)]
 
@@ -13,6 +13,7 @@ pub mod certificates;
 pub mod cli;
 pub mod clock;
 pub mod config;
+pub mod endpoints;
 pub mod kubernetes;
 pub mod observe;
 pub mod random;

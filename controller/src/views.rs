@@ -6,6 +6,7 @@ use edge_types::{Endpoint, EndpointSource, NodeName, NodeView, Peer, Role, ViewC
 
 use crate::ca::Ca;
 use crate::config::Config;
+use crate::endpoints::{self, is_reachable};
 use crate::registry::{PeerJson, View};
 use crate::state::{NodeRecord, State, Touched};
 
@@ -93,12 +94,24 @@ impl Common {
         let configured = configured.into_iter().flat_map(|hub| &hub.endpoints);
         let mut endpoints: Vec<Endpoint> =
             configured.map(|address| Endpoint { address: *address, source: EndpointSource::Configured }).collect();
-        for endpoint in node.endpoints() {
+        for endpoint in self.said(node) {
             if !endpoints.iter().any(|known| known.address == endpoint.address) {
                 endpoints.push(endpoint);
             }
         }
         endpoints
+    }
+
+    /// Where it may be found by its own word and its Node's, as far as that is passed on; where it was seen is among it.
+    fn said(&self, node: &NodeRecord) -> Vec<Endpoint> {
+        let reachable = |endpoint: &Endpoint| is_reachable(&endpoint.address.ip(), self.config.tunnelled(node.role));
+        let mut said: Vec<Endpoint> = node.endpoints().into_iter().filter(reachable).collect();
+        if said.len() > endpoints::MOST {
+            let seen = said.last().cloned().filter(|last| last.source == EndpointSource::Observed);
+            said.truncate(endpoints::MOST - usize::from(seen.is_some()));
+            said.extend(seen);
+        }
+        said
     }
 
     fn peer(&self, state: &State, peer: &NodeRecord) -> Peer {

@@ -59,8 +59,8 @@ pub struct CertificateRequest {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct NodeReport {
-    /// Addresses of the node's uplinks, likeliest first. The controller adds the one from which the report came.
-    #[cfg_attr(feature = "schema", schemars(length(max = 32)))]
+    /// Addresses of the node's uplinks, likeliest first. The controller passes the first few on that a peer may use, and adds the one from which
+    /// the report came.
     pub addresses: Vec<IpAddr>,
     /// UDP port of the node's IKE and ESP in UDP.
     #[cfg_attr(feature = "schema", schemars(range(min = 1)))]

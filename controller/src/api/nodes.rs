@@ -4,19 +4,18 @@ use std::net::IpAddr;
 
 use axum::extract::State;
 use axum::http::StatusCode;
-use edge_types::IpNetwork;
 use edge_types::api::NodeReport;
+use edge_types::{NodeName, Role};
 
-use super::App;
 use super::body::{Json, Node};
 use super::caller::Caller;
+use super::{App, Context};
 use crate::certificates;
+use crate::endpoints::{Place, Verdict, is_reachable, passed_on};
 use crate::refusal::Refusal;
-use crate::state::Change;
+use crate::state::{Change, NodeRecord, State as Rows};
 
-/// Addresses that one node may report.
-const MOST_ADDRESSES: usize = 32;
-
+/// However many addresses a node has, it gets a view; what peers cannot use is left out.
 pub(super) async fn report(
     State(app): State<App>,
     caller: Caller,
@@ -27,29 +26,22 @@ pub(super) async fn report(
     if report.port == 0 {
         return Err(Refusal::BadValue("port 0 cannot be reached; report the UDP port of IKE".into()));
     }
-    if report.addresses.len() > MOST_ADDRESSES {
-        let count = report.addresses.len();
-        return Err(Refusal::BadValue(format!("{count} addresses; at most {MOST_ADDRESSES} are of use to peers")));
-    }
     let settings = app.settings();
-    let ranges = &settings.config.segments.cluster_ranges;
-    let mut addresses: Vec<IpAddr> = Vec::new();
-    for address in report.addresses.iter().map(IpAddr::to_canonical) {
-        if is_reachable(&address, ranges) && !addresses.contains(&address) {
-            addresses.push(address);
-        }
-    }
+    let tunnelled = settings.config.tunnelled(shown.role);
+    // A report that came through a tunnel, or from this very machine, says nothing about where the node is.
+    let observed = caller.address.map(|address| address.to_canonical());
+    let observed = observed.filter(|address| is_reachable(address, tunnelled.clone()));
+    let place = Place { reported: passed_on(report.addresses, tunnelled), port: report.port, observed };
     if let Some(tunnels) = report.tunnels {
         app.tunnels.reported(&node, tunnels);
     }
-    let observed = caller.address.filter(|address| is_reachable(address, ranges));
+    let place = app.now_or_later(&node, place).await;
     app.registry
         .change(move |state| {
             let mut record = state.node(&node).ok_or_else(|| Refusal::Deregistered(node.clone()))?.clone();
-            record.reported = addresses.clone();
-            record.port = report.port;
-            // A report that came through a tunnel says nothing about where the node is.
-            record.observed = observed.or(record.observed);
+            if let Some(place) = &place {
+                settle(&mut record, state, place);
+            }
             certificates::note_use(&mut record, &shown.serial);
             let changed = state.node(&node) != Some(&record);
             Ok((StatusCode::NO_CONTENT, if changed { vec![Change::PutNode(record)] } else { Vec::new() }))
@@ -57,9 +49,67 @@ pub(super) async fn report(
         .await
 }
 
-/// Whether a peer may find a node there: not what means nothing on another machine, nor what itself needs a tunnel.
-fn is_reachable(address: &IpAddr, cluster_ranges: &[IpNetwork]) -> bool {
-    let link_local = matches!(address, IpAddr::V6(ip) if ip.is_unicast_link_local());
-    let inside = cluster_ranges.iter().any(|range| range.contains(*address));
-    !(address.is_unspecified() || address.is_multicast() || link_local || inside)
+/// Notes where a node is.
+fn settle(record: &mut NodeRecord, state: &Rows, place: &Place) {
+    record.reported.clone_from(&place.reported);
+    record.port = place.port;
+    // Between the controller and the nodes something may put its own address in the place of theirs: a cloud node that forwards, for one.
+    let of_the_cloud = |address: &IpAddr| {
+        let mut others = state.nodes_of_role(Role::Hub).chain(state.nodes_of_role(Role::Cloud));
+        record.role == Role::Edge && others.any(|other| other.is_at(address))
+    };
+    let observed = place.observed.filter(|address| !of_the_cloud(address));
+    record.observed = observed.or(record.observed);
+}
+
+impl Context {
+    /// Whether a node may change its place now: then the place is given back. Otherwise it is noted when the node's turn comes.
+    async fn now_or_later(self: &std::sync::Arc<Self>, node: &NodeName, place: Place) -> Option<Place> {
+        let stays = {
+            let view = self.registry.read().await;
+            view.state().node(node).is_some_and(|record| {
+                let mut there = record.clone();
+                settle(&mut there, view.state(), &place);
+                there == *record
+            })
+        };
+        if stays {
+            self.registry.endpoint_changes.stays(node);
+            return None;
+        }
+        match self.registry.endpoint_changes.moved(node, &place) {
+            Verdict::Now => Some(place),
+            Verdict::Waits => None,
+            Verdict::Wait => {
+                tracing::warn!(%node, "its addresses change often; the latest ones are passed on a little later");
+                let later = self.clone().note_later(node.clone());
+                tokio::spawn(self.stopping.clone().run_until_cancelled_owned(later));
+                None
+            }
+        }
+    }
+
+    /// Notes where a node is when its turn comes.
+    async fn note_later(self: App, name: NodeName) {
+        let changes = &self.registry.endpoint_changes;
+        while let Some(place) = changes.next(&name).await {
+            let (node, at) = (name.clone(), place.clone());
+            let noted = self.registry.change(move |state| {
+                // It may have been deregistered meanwhile.
+                let changed = state.node(&node).map(|record| {
+                    let mut record = record.clone();
+                    settle(&mut record, state, &at);
+                    Change::PutNode(record)
+                });
+                Ok(((), changed.into_iter().collect()))
+            });
+            match noted.await {
+                Ok(()) => return,
+                Err(error) => tracing::warn!(node = %name, %error, "where it is now is not noted yet"),
+            }
+            if !changes.again(&name, place) {
+                return;
+            }
+        }
+    }
 }

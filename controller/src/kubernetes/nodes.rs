@@ -286,7 +286,19 @@ impl NodeWatch {
     }
 
     /// Puts what a Node says into the record of the node of its name.
-    async fn record(&self, name: &NodeName, facts: Facts, counting: Counting) -> bool {
+    async fn record(&self, name: &NodeName, mut facts: Facts, counting: Counting) -> bool {
+        // A kubelet may annotate its own Node: that sends peers elsewhere no more often than its reports do.
+        let before = {
+            let view = self.registry.read().await;
+            let object = view.state().node(name).and_then(|record| record.object.as_ref());
+            object.filter(|object| object.uid == facts.uid).map(|object| object.public_addresses.clone())
+        };
+        let moved = before.filter(|before| *before != facts.public_addresses);
+        let later = moved.filter(|_| !self.registry.endpoint_changes.take(name));
+        let in_time = later.is_none();
+        if let Some(before) = later {
+            facts.public_addresses = before;
+        }
         let (node, clock) = (name.clone(), self.registry.clock.clone());
         let plan = move |state: &mut State| {
             let Some(record) = state.node(&node).filter(|_| differs(state, &node, &facts, counting)) else {
@@ -301,10 +313,10 @@ impl NodeWatch {
             Ok((Some(Recorded::Changed), vec![Change::PutNode(record)]))
         };
         match self.registry.change(plan).await {
-            Ok(None) => true,
+            Ok(None) => in_time,
             Ok(Some(Recorded::Changed)) => {
                 tracing::info!(node = %name, "its Node object changed");
-                true
+                in_time
             }
             Ok(Some(Recorded::Deregistered(segments))) => {
                 self.deregistered(name, segments, "its Node object was deleted, and another one has its name");

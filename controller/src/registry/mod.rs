@@ -22,6 +22,7 @@ use edge_types::{NodeName, Peer};
 use tokio::sync::{RwLock, RwLockReadGuard, broadcast, mpsc, oneshot, watch};
 
 use crate::clock::Clock;
+use crate::endpoints::Changes;
 use crate::random;
 use crate::refusal::Refusal;
 use crate::state::{Change, Key, State, Touched};
@@ -53,6 +54,8 @@ pub struct Registry {
     epoch: Arc<str>,
     /// Time, for whoever plans.
     pub clock: Clock,
+    /// How often nodes change their addresses.
+    pub endpoint_changes: Changes,
 }
 
 struct Shared {
@@ -120,7 +123,7 @@ impl Registry {
         tokio::spawn(task.run(queue, news));
         let epoch = random::octets(8).map_err(|error| StoreError::Failed(error.to_string()))?;
         let epoch = crate::ca::hex(&epoch);
-        Ok(Self { shared, orders, store, epoch: epoch.into(), clock })
+        Ok(Self { shared, orders, store, epoch: epoch.into(), clock, endpoint_changes: Changes::default() })
     }
 
     /// Carries out a plan: it looks at the state and says what to change, or refuses. Its answer comes when the change is durable. It may be

@@ -96,6 +96,11 @@ impl State {
         self.nodes.values()
     }
 
+    /// Registered nodes of a role.
+    pub fn nodes_of_role(&self, role: Role) -> impl Iterator<Item = &NodeRecord> {
+        self.index.of_role(role).filter_map(|name| self.nodes.get(name))
+    }
+
     /// A token.
     pub fn token(&self, id: &str) -> Option<&TokenRecord> {
         self.tokens.get(id)

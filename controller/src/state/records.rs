@@ -270,6 +270,12 @@ impl NodeRecord {
             && self.endpoints() == other.endpoints()
     }
 
+    /// Whether it says of itself that it is at this address, or was seen there.
+    pub fn is_at(&self, address: &IpAddr) -> bool {
+        let public = self.object.iter().flat_map(|object| &object.public_addresses).map(|at| &at.ip);
+        self.reported.iter().chain(&self.observed).chain(public).any(|ip| ip == address)
+    }
+
     /// Where it may be found: what the operator says, what it reported, then where it was seen. Nothing before its first report, since its
     /// port is not known.
     pub fn endpoints(&self) -> Vec<Endpoint> {

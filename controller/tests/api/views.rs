@@ -53,20 +53,67 @@ async fn endpoints_are_those_reported_and_the_one_that_was_seen() {
     let (hub, edge) = (cloud.node("hub", "hub").await, cloud.node("edge", "edge-1").await);
     let mut stream = hub.watch().await;
     assert!(stream.view().await.peers[0].endpoints.is_empty(), "a peer without endpoints is a peer");
-    // An address in a cluster range, one that means nothing elsewhere, and one twice.
-    let addresses = ["192.0.2.1", "10.77.0.1", "fe80::1", "::ffff:192.0.2.1", "2001:db8::1"];
+    // Addresses in a cluster range and in the cloud's networks, some that mean something else elsewhere, and one twice. What the controller sees is
+    // one of these too.
+    let addresses = [
+        "192.0.2.1",
+        "10.77.0.1",
+        "10.244.0.10",
+        "fe80::1",
+        "127.0.0.1",
+        "169.254.169.254",
+        "::ffff:192.0.2.1",
+        "2001:db8::1",
+    ];
     assert_eq!(edge.report(&addresses, 4500).await.0, 204);
     let endpoints = stream.view().await.peers[0].endpoints.clone();
     let said: Vec<(String, EndpointSource)> = endpoints.iter().map(|e| (e.address.to_string(), e.source)).collect();
     assert_eq!(
         said,
-        [
-            ("192.0.2.1:4500".into(), EndpointSource::Reported),
-            ("[2001:db8::1]:4500".into(), EndpointSource::Reported),
-            ("127.0.0.1:4500".into(), EndpointSource::Observed),
-        ]
+        [("192.0.2.1:4500".into(), EndpointSource::Reported), ("[2001:db8::1]:4500".into(), EndpointSource::Reported),]
     );
     assert_eq!(kind(&edge.report(&["192.0.2.1"], 0).await), (422, "bad-value"));
+    // A hub may well be in a network that it fronts.
+    assert_eq!(hub.report(&["10.244.0.10"], 4500).await.0, 204);
+    let (_, view) = edge.ask(Method::GET, "/view", None).await;
+    assert_eq!(view["peers"][0]["endpoints"][0]["address"], "10.244.0.10:4500");
+}
+
+#[tokio::test]
+async fn a_node_with_forty_addresses_gets_a_view_and_its_peers_a_few_of_them() {
+    let cloud = Cloud::start().await;
+    let (hub, edge) = (cloud.node("hub", "hub").await, cloud.node("edge", "edge-1").await);
+    let mut stream = hub.watch().await;
+    stream.view().await;
+    let many: Vec<String> = (0..40).map(|n| format!("192.0.2.{n}")).collect();
+    let many: Vec<&str> = many.iter().map(String::as_str).collect();
+    assert_eq!(edge.report(&many, 4500).await.0, 204);
+    let endpoints = stream.view().await.peers[0].endpoints.clone();
+    let told: Vec<String> = endpoints.iter().map(|endpoint| endpoint.address.ip().to_string()).collect();
+    assert!(
+        told.len() <= 8 && !told.is_empty() && many.starts_with(&told.iter().map(String::as_str).collect::<Vec<_>>()),
+        "{told:?}"
+    );
+    assert_eq!(edge.ask(Method::GET, "/view", None).await.0, 200);
+}
+
+#[tokio::test]
+async fn a_node_that_says_another_address_at_every_moment_sends_its_peers_to_few_of_them_and_to_the_last() {
+    let cloud = Cloud::start().await;
+    let (hub, edge) = (cloud.node("hub", "hub").await, cloud.node("edge", "edge-1").await);
+    let mut stream = hub.watch().await;
+    stream.view().await;
+    let last = "198.51.100.200";
+    for n in 0..100 {
+        let third_party = if n == 99 { last.to_owned() } else { format!("198.51.100.{n}") };
+        assert_eq!(edge.report(&[&third_party], 4500).await.0, 204);
+    }
+    let mut told = Vec::new();
+    while told.last().is_none_or(|address| address != last) {
+        let endpoints = stream.view().await.peers[0].endpoints.clone();
+        told.extend(endpoints.iter().map(|endpoint| endpoint.address.ip().to_string()));
+    }
+    assert!(told.len() <= 12, "{} of a hundred: {told:?}", told.len());
 }
 
 #[tokio::test]
