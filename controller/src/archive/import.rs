@@ -51,6 +51,7 @@ pub async fn import(
     let wanted: BTreeMap<Key, Change> = puts(archive.rows).map(|change| (change.key(), change)).collect();
     // Who loads takes part, and puts its own sizes of segments in force: not where the import is refused.
     without(&wanted, store.read().await?)?;
+    store.begin_again().await?;
     let wanted = without(&wanted, store.load(mpsc::channel(1).0).await?)?;
     // First, so that whoever uses a half filled store hands out no versions that nodes take for old ones.
     store.raise(revision.saturating_add(AHEAD)).await?;

@@ -52,6 +52,10 @@ impl Store for Measured {
         self.store.raise(revision)
     }
 
+    fn begin_again(&self) -> Answer<'_, Result<(), StoreError>> {
+        self.store.begin_again()
+    }
+
     fn catch_up(&self, revision: u64) -> Answer<'_, Result<(), StoreError>> {
         self.store.catch_up(revision)
     }

@@ -337,7 +337,15 @@ impl Task {
         let mut shared = self.shared.write().await;
         let shared = &mut *shared;
         let (changes, revision) = match followed {
-            Followed::Changes { changes, revision } => (changes, revision),
+            Followed::Changes { changes, recreated, revision } => {
+                shared.recreated(recreated);
+                (changes, revision)
+            }
+            Followed::Rows(asked) => {
+                // Whoever asked may have gone.
+                let _ = asked.send(shared.state.rows());
+                return;
+            }
             Followed::Snapshot(snapshot) => {
                 let revision = snapshot.revision;
                 (shared.state.changes_to(snapshot), revision)
@@ -373,6 +381,16 @@ impl Shared {
                 }
                 self.changed = true;
                 self.state.apply(claimed);
+            }
+        }
+    }
+
+    /// Objects of these rows were written again as they were: they have come anew, and what was shown on them is gone.
+    fn recreated(&mut self, keys: Vec<Key>) {
+        for key in keys {
+            if matches!(key, Key::Node(_) | Key::Community(_)) {
+                self.came.insert(key, self.revision + 1);
+                self.changed = true;
             }
         }
     }

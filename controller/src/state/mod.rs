@@ -86,6 +86,17 @@ impl State {
         changes
     }
 
+    /// Copies of all rows; without revision and time.
+    pub fn rows(&self) -> Snapshot {
+        Snapshot {
+            nodes: self.nodes.values().cloned().collect(),
+            tokens: self.tokens.values().cloned().collect(),
+            segments: self.ledger.rows().cloned().collect(),
+            communities: self.communities.values().cloned().collect(),
+            ..Snapshot::default()
+        }
+    }
+
     /// A registered node.
     pub fn node(&self, name: &NodeName) -> Option<&NodeRecord> {
         self.nodes.get(name)

@@ -10,7 +10,7 @@ pub mod kubernetes;
 use std::future::Future;
 use std::pin::Pin;
 
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 
 use crate::clock::Seconds;
 use crate::state::{Change, Key, Snapshot};
@@ -39,6 +39,11 @@ pub trait Store: Send + Sync {
     fn raise(&self, revision: u64) -> Answer<'_, Result<(), StoreError>> {
         let refused = StoreError::Failed(format!("this store cannot begin above revision {revision}"));
         Box::pin(std::future::ready(Err(refused)))
+    }
+
+    /// The rows that are written next come from a backup: that the former ones were lost is known.
+    fn begin_again(&self) -> Answer<'_, Result<(), StoreError>> {
+        Box::pin(std::future::ready(Ok(())))
     }
 
     /// Makes sure that all that was committed up to a revision has been followed and taken in. For a store with one user that is always so.
@@ -73,12 +78,16 @@ pub enum Followed {
     Changes {
         /// How.
         changes: Vec<Change>,
+        /// Rows of which the store had to write the object again, as it was: what was shown on it is gone.
+        recreated: Vec<Key>,
         /// Revision with them, higher than of the news before. What other replicas wrote earlier may still come later: see
         /// [`Store::catch_up`].
         revision: u64,
     },
     /// Everything was read anew, since it was not certain what holds.
     Snapshot(Snapshot),
+    /// The store asks for all rows as they are known: its own may be lost.
+    Rows(oneshot::Sender<Snapshot>),
 }
 
 /// Why the store did not do it.

@@ -116,7 +116,18 @@ impl Cluster {
 
     /// A replica of the controller.
     pub(crate) async fn replica(&self) -> Grants {
-        let mut grants = Grants::start(self.store()).await;
+        self.replica_on(self.store()).await
+    }
+
+    /// One that tells events.
+    pub(crate) async fn replica_with_events(&self) -> Grants {
+        let events = Events::start(&self.client, "test", self.obstacles.clone());
+        let store = Kubernetes::new(&self.client, NAMESPACE, self.sizes, self.obstacles.clone(), events);
+        self.replica_on(Arc::new(store)).await
+    }
+
+    async fn replica_on(&self, store: Arc<dyn Store>) -> Grants {
+        let mut grants = Grants::start(store).await;
         grants.policy.prefix = self.sizes;
         grants
     }
@@ -165,6 +176,7 @@ pub(crate) fn controller(name: &str) -> PathBuf {
     let all = ["get", "list", "watch", "create", "update", "delete"];
     let custom = ["segments.edge-cni.io", "edgenodes.edge-cni.io", "communities.edge-cni.io"];
     PLANE.grant(&format!("{name}-custom"), subject, &all, &custom).unwrap();
-    PLANE.grant(&format!("{name}-core"), subject, &all, &["secrets", "configmaps", "nodes"]).unwrap();
+    let core = ["secrets", "configmaps", "nodes", "namespaces", "customresourcedefinitions.apiextensions.k8s.io"];
+    PLANE.grant(&format!("{name}-core"), subject, &all, &core).unwrap();
     PLANE.kubeconfig_for_user(name, None).unwrap()
 }

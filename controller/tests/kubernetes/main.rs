@@ -3,6 +3,7 @@
 //! - `behaviour`: what every store must do, here on this one.
 //! - `cluster`: the control plane, and what a replica has of it.
 //! - `replicas`: several replicas at once.
+//! - `absences`: definitions and objects are deleted; another cluster answers.
 //! - `outages`: the API server restarts, forgets, and takes rights away.
 //! - `objects`: objects as people see and edit them.
 //! - `authorities`: the authorities in their Secret.
@@ -15,6 +16,7 @@
 //! - `shipped`: the controller as the manifests run it.
 //! - `server`: the whole controller, with nodes that connect.
 
+mod absences;
 mod authorities;
 #[path = "../behaviour/mod.rs"]
 mod behaviour;
@@ -67,6 +69,7 @@ fn main() -> ExitCode {
         shipped::TESTS,
         streams::TESTS,
         outages::TESTS,
+        absences::TESTS,
         history::TESTS,
     ]
     .concat();

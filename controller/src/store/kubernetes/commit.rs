@@ -11,12 +11,14 @@ use std::time::Duration;
 use futures_util::StreamExt;
 use futures_util::future::join_all;
 use futures_util::stream;
+use k8s_openapi::jiff::Timestamp;
+use kube::Api;
 use kube::api::{DeleteParams, PostParams, Preconditions};
 use kube::core::DynamicObject;
 
 use super::super::{Committed, StoreError};
 use super::Inner;
-use super::kinds::{Kind, Observed, Place, encode};
+use super::kinds::{DELETING, Kind, Observed, Place, encode};
 use super::objects::{Base, Event, Unready, deletion};
 use super::source::Object;
 use crate::clock::Seconds;
@@ -37,6 +39,53 @@ struct Claim {
     row: Row,
     base: Base,
     written: Observed,
+}
+
+/// What became of writing a missing object again.
+pub(super) enum Again {
+    /// It is there.
+    There,
+    /// Not yet, and why.
+    Not(String),
+}
+
+/// Writes an object again that is missing, with the row that the registry knows; where somebody else did, that holds.
+pub(super) async fn write_again(inner: &Inner, change: &Change) -> Again {
+    let place = Kind::place(&change.key());
+    let Some(foreign) = inner.objects().begin_again(&place) else {
+        return Again::Not(format!("an earlier write of {} has not come to its end yet", change.key()));
+    };
+    let created = async {
+        let object = encode(change, &foreign)?.ok_or("nothing is to be written")?;
+        let api = inner.apis.of(place.0);
+        let other = |failure| match failure {
+            Failure::Other(why) => why,
+            Failure::Changed => "it changed meanwhile".to_owned(),
+        };
+        match answered(place.0, api.create(&PostParams::default(), &object)).await.map_err(other)? {
+            Ok(object) => Ok((read(place.0, object).map_err(other)?, true)),
+            Err(kube::Error::Api(status)) if status.code == 409 => match present(inner, &place).await.map_err(other)? {
+                Some(object) => Ok((object, false)),
+                None => Err("it came and went meanwhile".to_owned()),
+            },
+            Err(error) => Err(explain(place.0.what(), &error)),
+        }
+    };
+    let created: Result<(Observed, bool), String> = created.await;
+    let mut objects = inner.objects();
+    match created {
+        Ok((object, true)) => objects.end_again(&place, object, change),
+        Ok((object, false)) => {
+            objects.end(&place);
+            objects.event(place.clone(), Event::Put(object));
+            objects.keep(&place);
+        }
+        Err(why) => {
+            objects.end(&place);
+            return Again::Not(why);
+        }
+    }
+    Again::There
 }
 
 pub(super) async fn commit(inner: Arc<Inner>, batch: Vec<Vec<Change>>, now: Seconds) -> Committed {
@@ -182,6 +231,7 @@ async fn write(inner: &Inner, change: &Change) -> Result<Option<Claim>, StoreErr
     let base = match begun {
         Ok(base) => base,
         Err(Unready::Stale) => return Err(StoreError::Conflict { key, current: Vec::new() }),
+        Err(Unready::Frozen(why)) => return Err(StoreError::Failed(why)),
         Err(Unready::Busy) => {
             return Err(StoreError::Failed(format!("an earlier write of {key} has not come to its end yet")));
         }
@@ -219,8 +269,12 @@ async fn write(inner: &Inner, change: &Change) -> Result<Option<Claim>, StoreErr
                         Base::Nothing => (None, 0),
                         Base::Object { uid, version, .. } => (Some(uid.clone()), *version),
                     };
-                    objects.event(place.clone(), Event::Gone { uid, version });
-                    Ok(vec![deletion(&key)])
+                    objects.event(place.clone(), Event::Gone { uid, version, ours: false });
+                    Ok(match place.0 {
+                        Kind::Token => vec![deletion(&key)],
+                        // It is to be seen first why it is missing.
+                        _ => Vec::new(),
+                    })
                 }
                 Err(_) => Ok(Vec::new()),
             };
@@ -277,6 +331,13 @@ async fn send(inner: &Inner, change: &Change, place: &Place, base: &Base) -> Res
         }
         (None, Base::Nothing) => Ok(None),
         (None, Base::Object { uid, version, .. }) => {
+            let version = match kind {
+                Kind::Node | Kind::Segment => match mark(api, kind, name, uid, *version).await? {
+                    Some(marked) => marked,
+                    None => return Ok(None),
+                },
+                Kind::Community | Kind::Token => *version,
+            };
             let preconditions = Preconditions { uid: Some(uid.clone()), resource_version: Some(version.to_string()) };
             let params = DeleteParams { preconditions: Some(preconditions), ..DeleteParams::default() };
             match answered(kind, api.delete(name, &params)).await? {
@@ -285,6 +346,36 @@ async fn send(inner: &Inner, change: &Change, place: &Place, base: &Base) -> Res
                 Err(error) => Err(failure(error)),
             }
         }
+    }
+}
+
+/// Marks an object for its deletion, so that the other replicas know who deletes it. Returns its version then; `None` where it is gone already.
+async fn mark(
+    api: &Api<DynamicObject>,
+    kind: Kind,
+    name: &str,
+    uid: &str,
+    version: u64,
+) -> Result<Option<u64>, Failure> {
+    let failure = |error: kube::Error| match &error {
+        kube::Error::Api(status) if status.code == 409 => Failure::Changed,
+        error => Failure::Other(explain(kind.what(), error)),
+    };
+    let found = match answered(kind, api.get(name)).await? {
+        Err(error) if is_absent(&error) => return Ok(None),
+        found => found.map_err(failure)?,
+    };
+    let mut object = found;
+    let same = object.metadata.uid.as_deref() == Some(uid)
+        && object.metadata.resource_version.as_ref().is_some_and(|now| *now == version.to_string());
+    if !same {
+        return Err(Failure::Changed);
+    }
+    let now = Timestamp::now().to_string();
+    object.metadata.annotations.get_or_insert_default().insert(DELETING.into(), now);
+    match answered(kind, api.replace(name, &PostParams::default(), &object)).await? {
+        Err(error) if is_absent(&error) => Ok(None),
+        written => read(kind, written.map_err(failure)?).map(|object| Some(object.version)),
     }
 }
 

@@ -32,11 +32,16 @@ pub(super) type Place = (Kind, String);
 /// Label by which tokens are told from other Secrets.
 pub(super) const TOKENS: &str = "edge-cni.io/kind=join-token";
 
+/// Annotation of an object that a replica is about to delete. The others know by it that the deletion is the controller's own.
+pub(super) const DELETING: &str = "edge-cni.io/deleting";
+
 /// A segment whose object cannot be read is held by nobody that there is, and given to nobody.
 const UNREADABLE: &str = "unreadable.invalid";
 
 impl Kind {
     pub(super) const ALL: [Self; 4] = [Self::Node, Self::Segment, Self::Community, Self::Token];
+    /// Those that exist only as long as their definition (CRD) does.
+    pub(super) const CUSTOM: [Self; 3] = [Self::Node, Self::Segment, Self::Community];
 
     /// Plural and group.
     pub(super) fn what(self) -> &'static str {
@@ -107,6 +112,11 @@ impl Foreign {
             labels.remove(token::KIND_LABEL);
             labels
         });
+        // Whoever writes the object keeps it.
+        let annotations = annotations.map(|mut annotations| {
+            annotations.remove(DELETING);
+            annotations
+        });
         let kept = ObjectMeta {
             labels: labels.filter(|labels| !labels.is_empty()),
             annotations: annotations.filter(|annotations| !annotations.is_empty()),
@@ -127,6 +137,8 @@ pub(super) struct Observed {
     /// The row, as the change that writes it; or why it cannot be read.
     pub(super) row: Result<Change, String>,
     pub(super) foreign: Foreign,
+    /// A replica has marked it for its own deletion.
+    pub(super) deleting: bool,
 }
 
 impl Observed {
@@ -141,7 +153,9 @@ impl Observed {
         };
         let version = version(metadata.resource_version.as_deref())?;
         let row = decode(kind, &name, spec, &data);
-        Ok(Self { name, uid, version, row, foreign: Foreign::of(metadata) })
+        let annotations = metadata.annotations.as_ref();
+        let deleting = annotations.is_some_and(|annotations| annotations.contains_key(DELETING));
+        Ok(Self { name, uid, version, row, foreign: Foreign::of(metadata), deleting })
     }
 }
 

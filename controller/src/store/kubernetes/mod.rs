@@ -4,6 +4,7 @@
 //! - [`objects`]: versions, and what the registry knows already.
 //! - [`commit`]: writing, each object over the version that was planned on.
 //! - [`source`]: reading them, all and as they change.
+//! - [`absences`]: what it means when an object is missing; [`definitions`]: whether its definition (CRD) is there.
 //! - [`settings`]: what all replicas must agree on.
 //! - [`turns`]: one answer for all who ask at the same time.
 //!
@@ -12,21 +13,23 @@
 //! is left over is a segment that is held by a node which is not registered, and is found and released after a while. A node is deleted first
 //! and its segments are released then, with the same remainder. A plan that is made anew meets its own remainder and completes it.
 
+mod absences;
 mod commit;
+mod definitions;
 mod kinds;
 mod objects;
 mod settings;
 mod source;
 mod turns;
 
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use edge_types::view::SegmentPrefix;
 use futures_util::future::try_join_all;
 use kube::Client;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_util::task::AbortOnDropHandle;
@@ -37,9 +40,10 @@ use crate::kubernetes::client::{Obstacles, REQUEST};
 use crate::kubernetes::events::Events;
 use crate::kubernetes::follow::{News, follow, list, pages};
 use crate::state::{Change, Snapshot};
+use definitions::Definitions;
 pub use kinds::is_blocked;
 use kinds::{Apis, Kind, Observed};
-use objects::{Event, Objects, Told};
+use objects::{Event, Objects, Said, Told};
 use settings::Settings;
 use source::Rows;
 use turns::Turns;
@@ -64,7 +68,13 @@ struct Inner {
     apis: Apis,
     objects: Mutex<Objects>,
     settings: Settings,
+    definitions: Definitions,
     obstacles: Obstacles,
+    events: Events,
+    /// Whether many deletions at once are undone and the operator is asked.
+    confirm: AtomicBool,
+    /// Where the registry listens.
+    followed: OnceLock<mpsc::Sender<Followed>>,
     /// The registry has taken in the news up to this number.
     taken_in: watch::Sender<u64>,
     /// Batches of claims of which it is not known yet whether they may be told of.
@@ -78,9 +88,13 @@ impl Kubernetes {
         let (told, news) = mpsc::unbounded_channel();
         let inner = Inner {
             apis: Apis::new(client, namespace),
-            objects: Mutex::new(Objects::new(told, events)),
+            objects: Mutex::new(Objects::new(told, events.clone())),
             settings: Settings::new(client, namespace, sizes),
+            definitions: Definitions::new(client),
             obstacles,
+            events,
+            confirm: AtomicBool::new(true),
+            followed: OnceLock::new(),
             taken_in: watch::Sender::new(0),
             unsettled: AtomicUsize::new(0),
         };
@@ -92,9 +106,19 @@ impl Kubernetes {
             segments_read: Turns::default(),
         }
     }
+
+    /// Says whether the operator is asked before many nodes are deregistered at once because their EdgeNodes were deleted.
+    pub fn confirming(self, confirm: bool) -> Self {
+        self.inner.confirm.store(confirm, Ordering::Relaxed);
+        self
+    }
 }
 
 impl Inner {
+    fn confirm(&self) -> bool {
+        self.confirm.load(Ordering::Relaxed)
+    }
+
     fn objects(&self) -> MutexGuard<'_, Objects> {
         self.objects.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -117,6 +141,19 @@ impl Inner {
         waited.map_err(|_| late())?.map(drop).map_err(|_| late())
     }
 
+    /// All rows as the registry knows them.
+    async fn known_rows(&self) -> Result<Snapshot, String> {
+        let registry = self.followed.get().ok_or("the store is not loaded yet")?;
+        let (answer, answered) = oneshot::channel();
+        let asked = async {
+            registry.send(Followed::Rows(answer)).await.ok()?;
+            answered.await.ok()
+        };
+        let late = || format!("the rows were not told within {} s", REQUEST.as_secs());
+        let rows = tokio::time::timeout(REQUEST, asked).await.map_err(|_| late())?;
+        rows.ok_or_else(|| "nobody knows the rows any more".to_owned())
+    }
+
     fn hear(&self, kind: Kind, before: &mut u64, news: News<Observed>) {
         match news {
             News::Reading => *before = self.objects().at(kind),
@@ -129,9 +166,9 @@ impl Inner {
                 objects.reached(kind, version);
             }
             News::Gone(object) => {
-                let Observed { name, uid, version, .. } = object;
+                let Observed { name, uid, version, deleting, .. } = object;
                 let mut objects = self.objects();
-                objects.event((kind, name), Event::Gone { uid: Some(uid), version });
+                objects.event((kind, name), Event::Gone { uid: Some(uid), version, ours: deleting });
                 objects.reached(kind, version);
             }
         }
@@ -144,6 +181,8 @@ impl Store for Kubernetes {
             // Before the segments are listed: see `settings`.
             let noted = self.inner.settings.put_in_force().await?;
             self.inner.objects().begin_above(noted.offset);
+            let _ = self.inner.followed.set(followed.clone());
+            let definitions = self.inner.definitions.all_there().await?;
             // Each is decoded by a task of its own.
             let lists = Kind::ALL.map(|kind| {
                 let inner = self.inner.clone();
@@ -153,6 +192,10 @@ impl Store for Kubernetes {
                 list.await.unwrap_or_else(|error| Err(StoreError::Failed(format!("reading came to no end: {error}"))))
             }));
             let lists = lists.await?;
+            // Whatever was deleted with its definition is not in the lists.
+            self.inner.definitions.check_same(&definitions).await?;
+            self.inner.settings.note_definitions(&definitions).await?;
+            self.inner.definitions.know(definitions);
             let mut snapshot = Snapshot { time: noted.time, ..Snapshot::default() };
             let mut followers = self.followers.lock().unwrap_or_else(PoisonError::into_inner);
             for (kind, objects, at) in lists {
@@ -167,6 +210,7 @@ impl Store for Kubernetes {
                 });
             }
             snapshot.revision = self.inner.objects().revision();
+            followers.spawn(absences::run(self.inner.clone()));
             let news = self.news.lock().unwrap_or_else(PoisonError::into_inner).take();
             let news = news.ok_or_else(|| StoreError::Failed("the store is loaded already".into()))?;
             followers.spawn(forward(news, followed));
@@ -180,6 +224,7 @@ impl Store for Kubernetes {
             let mut objects = Objects::new(mpsc::unbounded_channel().0, Events::default());
             objects.begin_above(noted.offset);
             let mut snapshot = Snapshot { time: noted.time, ..Snapshot::default() };
+            let definitions = self.inner.definitions.all_there().await?;
             for kind in Kind::ALL {
                 // By pages: nothing is to be written.
                 let (read, at) = pages(&self.inner.source(kind), None).await.map_err(StoreError::Failed)?;
@@ -194,6 +239,7 @@ impl Store for Kubernetes {
                 }
                 objects.reached(kind, at);
             }
+            self.inner.definitions.check_same(&definitions).await?;
             snapshot.revision = objects.revision();
             Ok(snapshot)
         })
@@ -209,6 +255,10 @@ impl Store for Kubernetes {
             self.inner.objects().begin_above(offset);
             Ok(())
         })
+    }
+
+    fn begin_again(&self) -> Answer<'_, Result<(), StoreError>> {
+        Box::pin(self.inner.settings.forget_definitions())
     }
 
     fn catch_up(&self, revision: u64) -> Answer<'_, Result<(), StoreError>> {
@@ -274,8 +324,14 @@ async fn forward(mut news: mpsc::UnboundedReceiver<Told>, followed: mpsc::Sender
     let mut told = Vec::new();
     while news.recv_many(&mut told, TOGETHER).await > 0 {
         let revision = told.last().map_or(0, |(number, _)| *number);
-        let changes = told.drain(..).filter_map(|(_, change)| change).collect();
-        if followed.send(Followed::Changes { changes, revision }).await.is_err() {
+        let (mut changes, mut recreated) = (Vec::new(), Vec::new());
+        for said in told.drain(..).filter_map(|(_, said)| said) {
+            match said {
+                Said::Change(change) => changes.push(change),
+                Said::Recreated(key) => recreated.push(key),
+            }
+        }
+        if followed.send(Followed::Changes { changes, recreated, revision }).await.is_err() {
             return;
         }
     }

@@ -7,12 +7,18 @@
 //!
 //! While a write of ours is on its way, what the watch says of that object waits: it may be the echo, or what came before or after. When the
 //! answer is there, versions tell which.
+//!
+//! An object that is missing was not necessarily deleted by somebody who meant it: its definition (CRD) may have been deleted. So its row stays until
+//! the reason is known (see `absences`), unless a replica has marked the object for its own deletion.
 
 use std::collections::HashMap;
 use std::collections::hash_map::DefaultHasher;
 use std::hash::{Hash, Hasher};
 
-use tokio::sync::mpsc;
+use std::sync::Arc;
+
+use tokio::sync::{Notify, mpsc};
+use tokio::time::Instant;
 
 use super::kinds::{Foreign, Kind, Observed, Place, blocked};
 use crate::kubernetes::events::{About, Events};
@@ -21,8 +27,17 @@ use crate::state::{Change, Key};
 /// Revisions that are kept for one resourceVersion: news that come late, from the slower one of two watches, get a revision of their own.
 const LATE: u64 = 1000;
 
-/// What happened, for the registry: its number, which is also the revision with it, and the change, if any.
-pub(super) type Told = (u64, Option<Change>);
+/// What happened, for the registry: its number, which is also the revision with it, and what it is, if anything.
+pub(super) type Told = (u64, Option<Said>);
+
+/// News for the registry.
+#[derive(Debug, PartialEq)]
+pub(super) enum Said {
+    /// A row changed.
+    Change(Change),
+    /// The object of this row was deleted and made again with the same row.
+    Recreated(Key),
+}
 
 /// All objects of all kinds.
 pub(super) struct Objects {
@@ -43,6 +58,30 @@ pub(super) struct Objects {
     unreadable: HashMap<Place, String>,
     /// Objects that a write of ours is about, and what the watch said of them meanwhile.
     in_flight: HashMap<Place, Vec<Event>>,
+    /// Objects that are missing, and nobody knows why yet. At most one an entry; what is said of one meanwhile is as much as people change.
+    absent: HashMap<Place, Absent>,
+    /// Kinds with a definition that is missing or was made again, and why nothing of them is believed.
+    frozen: HashMap<Kind, String>,
+    /// Something became absent.
+    absence: Arc<Notify>,
+}
+
+struct Absent {
+    uid: String,
+    version: u64,
+    since: Instant,
+    /// What was said about it since.
+    waiting: Vec<Event>,
+}
+
+/// An object that is missing.
+#[derive(Debug, Clone)]
+pub(super) struct Missing {
+    pub(super) place: Place,
+    pub(super) key: Key,
+    pub(super) since: Instant,
+    /// It is there again, as another object.
+    pub(super) recreated: bool,
 }
 
 struct Entry {
@@ -65,7 +104,12 @@ struct Entry {
 #[allow(clippy::large_enum_variant, reason = "most are the large one")]
 pub(super) enum Event {
     Put(Observed),
-    Gone { uid: Option<String>, version: u64 },
+    /// `ours`: a replica deleted it.
+    Gone {
+        uid: Option<String>,
+        version: u64,
+        ours: bool,
+    },
 }
 
 /// What a write is made upon.
@@ -84,6 +128,8 @@ pub(super) enum Unready {
     Stale,
     /// An earlier write has not come to its end.
     Busy,
+    /// The object is missing, and why.
+    Frozen(String),
 }
 
 impl Objects {
@@ -99,6 +145,9 @@ impl Objects {
             events,
             unreadable: HashMap::new(),
             in_flight: HashMap::new(),
+            absent: HashMap::new(),
+            frozen: HashMap::new(),
+            absence: Arc::default(),
         }
     }
 
@@ -157,7 +206,7 @@ impl Objects {
             self.event((kind, object.name.clone()), Event::Put(object));
         }
         for (name, uid) in missing {
-            self.event((kind, name), Event::Gone { uid: Some(uid), version: at });
+            self.event((kind, name), Event::Gone { uid: Some(uid), version: at, ours: false });
         }
         self.reached(kind, at);
     }
@@ -168,10 +217,98 @@ impl Objects {
             waiting.push(event);
             return;
         }
+        if let Some(absent) = self.absent.get_mut(&place) {
+            match event {
+                Event::Gone { uid, ours: true, .. } if uid.as_ref().is_none_or(|uid| *uid == absent.uid) => {
+                    self.believe(&place);
+                }
+                event => {
+                    absent.waiting.push(event);
+                    self.absence.notify_one();
+                }
+            }
+            return;
+        }
         match event {
             Event::Put(object) => self.put(place, object),
-            Event::Gone { uid, version } => self.gone(&place, uid.as_deref(), version),
+            Event::Gone { uid, version, ours } if ours || place.0 == Kind::Token => {
+                self.gone(&place, uid.as_deref(), version);
+            }
+            Event::Gone { uid, version, .. } => self.miss(place, uid, version),
         }
+    }
+
+    /// An object is missing. Its row goes on to hold until it is known why.
+    fn miss(&mut self, place: Place, uid: Option<String>, version: u64) {
+        let Some(entry) = self.entries.get(&place) else { return drop(self.unreadable.remove(&place)) };
+        if !entry.present || uid.is_some_and(|uid| uid != entry.uid) || version < entry.version {
+            return;
+        }
+        let (uid, since) = (entry.uid.clone(), Instant::now());
+        self.absent.insert(place, Absent { uid, version, since, waiting: Vec::new() });
+        self.absence.notify_one();
+    }
+
+    /// Tells when something became absent.
+    pub(super) fn absence(&self) -> Arc<Notify> {
+        self.absence.clone()
+    }
+
+    /// Objects of a kind that are missing.
+    pub(super) fn missing(&self, kind: Kind) -> Vec<Missing> {
+        let of_kind = self.absent.iter().filter(|(place, _)| place.0 == kind);
+        let missing = of_kind.filter_map(|(place, absent)| {
+            let another = |event: &Event| matches!(event, Event::Put(object) if object.uid != absent.uid);
+            let recreated = absent.waiting.iter().any(another);
+            let key = self.entries.get(place)?.key.clone();
+            Some(Missing { place: place.clone(), key, since: absent.since, recreated })
+        });
+        missing.collect()
+    }
+
+    /// A missing object was deleted by somebody who may do so.
+    pub(super) fn believe(&mut self, place: &Place) {
+        let Some(absent) = self.absent.remove(place) else { return };
+        self.gone(place, Some(&absent.uid), absent.version);
+        absent.waiting.into_iter().for_each(|event| self.event(place.clone(), event));
+    }
+
+    /// A missing object is there again, or its row shall hold without one: what was said meanwhile is listened to.
+    pub(super) fn keep(&mut self, place: &Place) {
+        let Some(absent) = self.absent.remove(place) else { return };
+        absent.waiting.into_iter().for_each(|event| self.event(place.clone(), event));
+    }
+
+    /// From now on missing objects of this kind are not written over, for this reason; `None` ends that.
+    pub(super) fn freeze(&mut self, kind: Kind, why: Option<String>) {
+        match why {
+            Some(why) => drop(self.frozen.insert(kind, why)),
+            None => drop(self.frozen.remove(&kind)),
+        }
+    }
+
+    /// Begins to write an object again that is missing, whatever the registry knows; `end` must follow. `None` while another write is on its way.
+    pub(super) fn begin_again(&mut self, place: &Place) -> Option<Foreign> {
+        if self.in_flight.contains_key(place) {
+            return None;
+        }
+        self.in_flight.insert(place.clone(), Vec::new());
+        Some(self.entries.get(place).map(|entry| entry.foreign.clone()).unwrap_or_default())
+    }
+
+    /// Ends such a write that was carried out.
+    pub(super) fn end_again(&mut self, place: &Place, object: Observed, change: &Change) {
+        self.number = self.number.max(self.revision_of(object.version));
+        let absent = self.absent.remove(place);
+        let told = self.entries.get(place).map_or(0, |entry| entry.told);
+        let Observed { uid, version, foreign, .. } = object;
+        let entry = Entry { told, ..Entry::of(uid, version, foreign, change) };
+        self.entries.insert(place.clone(), entry);
+        self.say(Said::Recreated(change.key()), 0);
+        // In their order: what was said before the write, then what was said during it.
+        let mut events: Vec<Event> = absent.into_iter().flat_map(|absent| absent.waiting).collect();
+        events.extend(self.in_flight.remove(place).unwrap_or_default());
+        events.into_iter().for_each(|event| self.event(place.clone(), event));
     }
 
     /// Everything of a kind is known up to a version.
@@ -214,7 +351,11 @@ impl Objects {
         if let Some(before) = self.entries.get(&place) {
             entry.told = before.told;
             if before.present && before.digest == entry.digest {
+                let recreated = (before.uid != entry.uid).then(|| Said::Recreated(entry.key.clone()));
                 self.entries.insert(place, entry);
+                if let Some(said) = recreated {
+                    self.say(said, 0);
+                }
                 return;
             }
             // Under another key, the old row would stay.
@@ -280,8 +421,16 @@ impl Objects {
 
     /// Gives the next number. Nobody listens before the registry has started, and after it has ended.
     fn tell(&mut self, change: Option<Change>, version: u64) -> u64 {
+        self.send(change.map(Said::Change), version)
+    }
+
+    fn say(&mut self, said: Said, version: u64) -> u64 {
+        self.send(Some(said), version)
+    }
+
+    fn send(&mut self, said: Option<Said>, version: u64) -> u64 {
         self.number = (self.number + 1).max(self.revision_of(version));
-        let _ = self.told.send((self.number, change));
+        let _ = self.told.send((self.number, said));
         self.last_told = self.number;
         self.number
     }
@@ -332,6 +481,9 @@ impl Objects {
     pub(super) fn begin(&mut self, place: &Place) -> Result<Base, Unready> {
         if self.in_flight.contains_key(place) {
             return Err(Unready::Busy);
+        }
+        if self.absent.contains_key(place) {
+            return Err(self.frozen.get(&place.0).map_or(Unready::Stale, |why| Unready::Frozen(why.clone())));
         }
         let base = match self.entries.get(place) {
             Some(entry) if entry.told > self.taken_in => return Err(Unready::Stale),

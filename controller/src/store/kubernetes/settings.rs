@@ -19,6 +19,7 @@ use kube::api::{ObjectMeta, PostParams};
 use kube::{Api, Client};
 
 use super::super::StoreError;
+use super::definitions::Uids;
 use super::turns::Turns;
 use crate::clock::Seconds;
 use crate::kubernetes::client::{REQUEST, explain, version};
@@ -36,6 +37,8 @@ const TIME: &str = "time";
 const OFFSET: &str = "revision-offset";
 /// Written anew wherever a new resourceVersion is needed.
 const TOUCHED: &str = "touched";
+/// Prefix of the UIDs of the definitions (CRDs) with which the objects exist.
+const DEFINITION: &str = "definition.";
 /// How often a write is tried that others get ahead of.
 const ATTEMPTS: u32 = 20;
 
@@ -92,6 +95,48 @@ impl Settings {
             tracing::warn!(v4, v6, "the sizes of segments change; replicas with other sizes grant none from now on");
         }
         Ok(noted)
+    }
+
+    /// Notes with which definitions the objects exist that were just listed.
+    ///
+    /// # Errors
+    /// Where other ones were noted: the objects were deleted with those, and what is there now is not all.
+    pub(super) async fn note_definitions(&self, definitions: &Uids) -> Result<(), StoreError> {
+        let others = |data: &BTreeMap<String, String>| {
+            let other = definitions.iter().find(|(kind, uid)| {
+                data.get(&format!("{DEFINITION}{}", kind.what())).is_some_and(|noted| noted != *uid)
+            });
+            other.map(|(kind, _)| kind.what())
+        };
+        let data = self.get().await?.unwrap_or_default().data.unwrap_or_default();
+        if let Some(what) = others(&data) {
+            return Err(StoreError::Failed(format!(
+                "the definition {what} (CRD) was deleted and made again, and its objects were deleted with it: replicas that run are writing them again;                  where none runs, import a backup (edge-controller import), or, to begin a new cluster that every node joins again, delete the                  ConfigMap {NAME}"
+            )));
+        }
+        match noted(&data, definitions) {
+            true => Ok(()),
+            false => self.renote_definitions(definitions).await,
+        }
+    }
+
+    /// Notes that all objects were written again, with these definitions.
+    pub(super) async fn renote_definitions(&self, definitions: &Uids) -> Result<(), StoreError> {
+        let edit = |data: &mut BTreeMap<String, String>| {
+            for (kind, uid) in definitions {
+                data.insert(format!("{DEFINITION}{}", kind.what()), uid.clone());
+            }
+        };
+        self.write(edit).await.map(drop)
+    }
+
+    /// Forgets with which definitions the objects existed: they come from a backup.
+    pub(super) async fn forget_definitions(&self) -> Result<(), StoreError> {
+        let data = self.get().await?.unwrap_or_default().data.unwrap_or_default();
+        if data.keys().any(|key| key.starts_with(DEFINITION)) {
+            self.write(|data| data.retain(|key, _| !key.starts_with(DEFINITION))).await?;
+        }
+        Ok(())
     }
 
     /// Makes revisions begin above one; returns the offset that holds.
@@ -212,6 +257,10 @@ fn understood(data: &BTreeMap<String, String>) -> Result<(), String> {
             data.get(VERSION).map_or("", String::as_str)
         )),
     }
+}
+
+fn noted(data: &BTreeMap<String, String>, definitions: &Uids) -> bool {
+    definitions.iter().all(|(kind, uid)| data.get(&format!("{DEFINITION}{}", kind.what())) == Some(uid))
 }
 
 fn sizes(data: &BTreeMap<String, String>) -> (Option<String>, Option<String>) {

@@ -1,0 +1,73 @@
+//! How many nodes may disappear without a question.
+//!
+//! Nodes leave when the operator deregisters them, or when their object is deleted at the API server. One or two such deletions are somebody's will;
+//! many at once are more likely somebody's mistake, another cluster, or a lost disk. Then nodes stay registered, and the operator is asked.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+/// Deletions that come within this time are judged together.
+pub const SETTLE: Duration = Duration::from_secs(2);
+/// Deletions count together for so long.
+const WINDOW: Duration = Duration::from_secs(600);
+/// So many are never too many.
+const FEW: usize = 2;
+
+/// Deletions that were believed lately. They are at most a tenth of the nodes.
+#[derive(Debug, Default)]
+pub struct Recent(VecDeque<Instant>);
+
+impl Recent {
+    /// Whether `missing` more of the nodes, `registered` of which are left, are too many: a tenth, and at least three, with those before.
+    pub fn is_too_much(&mut self, missing: usize, registered: usize, now: Instant) -> bool {
+        while self.0.front().is_some_and(|at| now.saturating_duration_since(*at) >= WINDOW) {
+            self.0.pop_front();
+        }
+        let (all, before) = (missing + self.0.len(), registered + self.0.len());
+        missing > 0 && all >= before.div_ceil(10).max(FEW + 1)
+    }
+
+    /// So many were believed.
+    pub fn note(&mut self, count: usize, now: Instant) {
+        self.0.extend(std::iter::repeat_n(now, count));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_tenth_and_at_least_three_are_too_many_also_one_by_one() {
+        let now = Instant::now();
+        for (missing, registered, too_much) in [
+            (1, 1, false),
+            (2, 2, false),
+            (3, 3, true),
+            (3, 30, true),
+            (3, 31, false),
+            (9, 100, false),
+            (10, 100, true),
+        ] {
+            assert_eq!(Recent::default().is_too_much(missing, registered, now), too_much, "{missing} of {registered}");
+        }
+        let mut recent = Recent::default();
+        for left in [100, 99, 98, 97, 96, 95, 94, 93, 92] {
+            assert!(!recent.is_too_much(1, left, now));
+            recent.note(1, now);
+        }
+        assert!(recent.is_too_much(1, 91, now), "the tenth of a hundred, within ten minutes");
+        assert!(!recent.is_too_much(0, 91, now), "nothing is missing");
+    }
+
+    #[test]
+    fn what_was_long_ago_does_not_count() {
+        let mut recent = Recent::default();
+        let now = Instant::now();
+        recent.note(2, now);
+        assert!(recent.is_too_much(1, 5, now));
+        assert!(!recent.is_too_much(1, 5, now + WINDOW));
+    }
+}

@@ -1,0 +1,239 @@
+//! What it means when an object is missing: absence is not an order.
+//!
+//! - Its definition (CRD) is missing or about to be deleted: everything of this kind goes on to hold as it is known, and nothing of it is written. When
+//!   the definition is there again, all objects are written again.
+//! - A segment was deleted by hand: its object is written again, while its node is registered or its quarantine may last.
+//! - An EdgeNode was deleted by hand: that deregisters the node. Where many are deleted at once they are written again; see [`crate::absence`].
+//! - A community was deleted: it is the operator's.
+//!
+//! What replicas delete themselves they mark before, and it is believed at once.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use edge_types::NodeName;
+use futures_util::{StreamExt, stream};
+use tokio::time::{Instant, MissedTickBehavior};
+
+use super::Inner;
+use super::commit::{Again, write_again};
+use super::definitions::Standing;
+use super::kinds::{Kind, is_blocked};
+use super::objects::Missing;
+use crate::absence::{Recent, SETTLE};
+use crate::kubernetes::events::About;
+use crate::segments::{Row, overlap};
+use crate::state::{Change, Key, NodeRecord, Snapshot};
+
+/// How often definitions are looked at, whatever was heard.
+const LOOK: Duration = Duration::from_secs(10);
+/// How soon what is not decided yet is looked at again.
+const AGAIN: Duration = Duration::from_millis(500);
+/// Objects that are written again at once.
+const AT_ONCE: usize = 32;
+
+/// Decides; ends never.
+pub(super) async fn run(inner: Arc<Inner>) {
+    let absence = inner.objects().absence();
+    let mut look = tokio::time::interval(LOOK);
+    look.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut recent = Recent::default();
+    let mut undecided = false;
+    loop {
+        tokio::select! {
+            () = absence.notified() => {}
+            _ = look.tick() => {}
+            () = tokio::time::sleep(AGAIN), if undecided => {}
+        }
+        undecided = false;
+        for kind in Kind::CUSTOM {
+            undecided |= !decide(&inner, kind, &mut recent).await;
+        }
+    }
+}
+
+/// Decides about all that is missing of a kind; whether nothing is left to decide.
+async fn decide(inner: &Inner, kind: Kind, recent: &mut Recent) -> bool {
+    // Known to be missing before the definition is read.
+    let missing = inner.objects().missing(kind);
+    let obstacle = format!("the definition {}", kind.what());
+    match inner.definitions.standing(kind).await {
+        Ok(Standing::Same) => {
+            inner.objects().freeze(kind, None);
+            inner.obstacles.works(&obstacle);
+            missing.is_empty() || judge(inner, kind, missing, recent).await
+        }
+        Ok(Standing::Ending(why)) => {
+            inner.objects().freeze(kind, Some(why.clone()));
+            inner.obstacles.fails(&obstacle, why);
+            false
+        }
+        Ok(Standing::MadeAgain(uid)) => {
+            let so = format!("{obstacle} (CRD) was deleted and made again; its objects are written again");
+            inner.objects().freeze(kind, Some(so.clone()));
+            match write_all_again(inner, kind, uid).await {
+                Ok(count) => {
+                    tracing::warn!(
+                        kind = kind.what(),
+                        count,
+                        "objects were written again: their definition was deleted and made again"
+                    );
+                    inner.objects().freeze(kind, None);
+                    inner.obstacles.works(&obstacle);
+                    true
+                }
+                Err(why) => {
+                    inner.obstacles.fails(&obstacle, format!("{so}: {why}"));
+                    false
+                }
+            }
+        }
+        Err(error) => {
+            inner.obstacles.fails(&obstacle, error.to_string());
+            missing.is_empty()
+        }
+    }
+}
+
+/// Writes all objects of a kind again, and counts on this definition from then on.
+async fn write_all_again(inner: &Inner, kind: Kind, uid: String) -> Result<usize, String> {
+    let rows = inner.known_rows().await?;
+    let wanted: Vec<Change> = match kind {
+        Kind::Node => rows.nodes.into_iter().map(Change::PutNode).collect(),
+        Kind::Segment => rows.segments.into_iter().filter(|row| !is_blocked(row)).map(Change::PutSegment).collect(),
+        Kind::Community => rows.communities.into_iter().map(Change::PutCommunity).collect(),
+        Kind::Token => Vec::new(),
+    };
+    let count = wanted.len();
+    let failed: Vec<String> = stream::iter(wanted)
+        .map(|change| async move {
+            match write_again(inner, &change).await {
+                Again::There => None,
+                Again::Not(why) => Some(why),
+            }
+        })
+        .buffer_unordered(AT_ONCE)
+        .filter_map(std::future::ready)
+        .collect()
+        .await;
+    if let Some(why) = failed.first() {
+        return Err(format!("{} of {count} are not there yet: {why}", failed.len()));
+    }
+    // Of what nobody can write again the last known state holds, as long as this process lives.
+    let left = inner.objects().missing(kind);
+    left.iter().for_each(|missing| inner.objects().keep(&missing.place));
+    let known = inner.definitions.know_one(kind, uid);
+    inner.settings.renote_definitions(&known).await.map_err(|error| error.to_string())?;
+    Ok(count)
+}
+
+/// Decides about objects that are missing while their definition is as it was: somebody deleted them.
+async fn judge(inner: &Inner, kind: Kind, missing: Vec<Missing>, recent: &mut Recent) -> bool {
+    let (recreated, missing): (Vec<Missing>, Vec<Missing>) = missing.into_iter().partition(|missing| missing.recreated);
+    recreated.iter().for_each(|missing| inner.objects().keep(&missing.place));
+    if missing.is_empty() {
+        return true;
+    }
+    if kind == Kind::Community {
+        missing.iter().for_each(|missing| inner.objects().believe(&missing.place));
+        return true;
+    }
+    let rows = match inner.known_rows().await {
+        Ok(rows) => rows,
+        Err(why) => {
+            tracing::warn!(why, "it is not decided yet what becomes of missing objects");
+            return false;
+        }
+    };
+    match kind {
+        Kind::Node => judge_nodes(inner, missing, &rows, recent).await,
+        _ => judge_segments(inner, missing, &rows).await,
+    }
+}
+
+async fn judge_segments(inner: &Inner, missing: Vec<Missing>, rows: &Snapshot) -> bool {
+    let mut decided = true;
+    for Missing { place, key, .. } in missing {
+        let Key::Segment(network) = key else { continue };
+        let row = rows.segments.iter().find(|row| row.network == network);
+        let Some(row) = row.filter(|row| is_needed(row, rows)) else {
+            inner.objects().believe(&place);
+            continue;
+        };
+        match write_again(inner, &Change::PutSegment(row.clone())).await {
+            Again::There => {
+                let so = match row.released_at {
+                    None => {
+                        format!("node {} holds it: deregister that (edge-controller node deregister {0})", row.node)
+                    }
+                    Some(_) => format!("node {} held it, and its quarantine is kept", row.node),
+                };
+                tracing::warn!(segment = %network, node = %row.node, "its object was deleted and is written again: {so}");
+                let note = format!("deleted and written again: {so}");
+                inner.events.warning(About::Segment, &place.1, "DeletionUndone", note);
+            }
+            Again::Not(why) => {
+                tracing::warn!(segment = %network, why, "its object was deleted and is not written again yet");
+                decided = false;
+            }
+        }
+    }
+    decided
+}
+
+/// Whether a segment is to be kept: a registered node holds it, or held it last, and nothing else stands in its place.
+fn is_needed(row: &Row, rows: &Snapshot) -> bool {
+    let replaced = |other: &Row| other.network != row.network && overlap(&other.network, &row.network);
+    let wanted = row.released_at.is_some() || rows.nodes.iter().any(|node| node.name == row.node);
+    wanted && !is_blocked(row) && !rows.segments.iter().any(replaced)
+}
+
+async fn judge_nodes(inner: &Inner, missing: Vec<Missing>, rows: &Snapshot, recent: &mut Recent) -> bool {
+    let (mut unexplained, mut newest) = (Vec::new(), None::<Instant>);
+    for Missing { place, key, since, .. } in missing {
+        let Key::Node(name) = key else { continue };
+        match rows.nodes.iter().find(|record| record.name == name) {
+            Some(record) if !left(record, rows) => {
+                newest = newest.max(Some(since));
+                unexplained.push((place, record));
+            }
+            _ => inner.objects().believe(&place),
+        }
+    }
+    if newest.is_some_and(|newest| newest.elapsed() < SETTLE) {
+        return false;
+    }
+    if !inner.confirm() || !recent.is_too_much(unexplained.len(), rows.nodes.len(), Instant::now()) {
+        recent.note(unexplained.len(), Instant::now());
+        unexplained.iter().for_each(|(place, _)| inner.objects().believe(place));
+        return true;
+    }
+    let count = unexplained.len();
+    let mut decided = true;
+    for (_, record) in unexplained {
+        match write_again(inner, &Change::PutNode(record.clone())).await {
+            Again::There => {
+                let name = &record.name;
+                let note = format!(
+                    "{count} EdgeNodes were deleted at once: written again, and the node stays registered; where it shall go, edge-controller node \
+                     deregister {name}"
+                );
+                tracing::warn!(node = %name, "{note}");
+                inner.events.warning(About::EdgeNode, name.as_str(), "DeletionUndone", note);
+            }
+            Again::Not(why) => {
+                tracing::warn!(node = %record.name, why, "its EdgeNode was deleted and is not written again yet");
+                decided = false;
+            }
+        }
+    }
+    decided
+}
+
+/// Whether a replica has deregistered the node: then its segments were released, which nobody does who only deletes an EdgeNode.
+fn left(record: &NodeRecord, rows: &Snapshot) -> bool {
+    let of = |name: &NodeName| rows.segments.iter().filter(move |row| row.node == *name).collect::<Vec<_>>();
+    let segments = of(&record.name);
+    let after = |row: &&Row| row.released_at.is_some_and(|at| at >= record.joined_at);
+    segments.iter().any(after) && segments.iter().all(|row| row.released_at.is_some())
+}
