@@ -157,6 +157,11 @@ pub struct Kubernetes {
     pub trust_node_labels: TrustNodeLabels,
     /// Seconds after which another replica takes over what only one does.
     pub lease_seconds: u32,
+    /// Whether the operator is asked before many nodes are deregistered at once, because their Node or EdgeNode objects are gone.
+    pub confirm_deregistrations: bool,
+    /// UID of the namespace kube-system of another cluster that is accepted in place of the one that is known.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub accept_cluster: Option<String>,
     /// Service accounts by which nodes may join.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub join: Option<JoinAccounts>,
@@ -173,6 +178,8 @@ impl Default for Kubernetes {
             cloud_selector: NodeSelector::clouds(),
             trust_node_labels: TrustNodeLabels::Auto,
             lease_seconds: 15,
+            confirm_deregistrations: true,
+            accept_cluster: None,
             join: None,
         }
     }

@@ -179,6 +179,9 @@ pub struct NodeInfo {
     /// Its tunnels, as it last reported them to this controller.
     #[serde(default)]
     pub tunnels: Option<TunnelCount>,
+    /// Its Node object in Kubernetes is gone, with so many others that it was not believed: to be deregistered by the operator alone.
+    #[serde(default)]
+    pub missing: bool,
     /// End of its certificate, seconds since 1970-01-01 UTC.
     pub certificate_not_after: i64,
 }

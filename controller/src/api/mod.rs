@@ -32,6 +32,7 @@ use crate::ca::Ca;
 use crate::kubernetes::client::Obstacles;
 use crate::kubernetes::events::Events;
 use crate::kubernetes::label_trust::LabelTrust;
+use crate::kubernetes::nodes::Asked;
 use crate::kubernetes::shown::Tunnels;
 use crate::kubernetes::token_review::Reviewer;
 use crate::observe::{self, Health, Metrics};
@@ -61,6 +62,8 @@ pub struct Context {
     pub tunnels: Tunnels,
     /// Whether labels of Node objects put nodes into communities.
     pub label_trust: watch::Sender<LabelTrust>,
+    /// Nodes of which the operator is asked whether they are gone.
+    pub asked: Asked,
     /// Cancelled when the server stops: ends the view streams.
     pub stopping: CancellationToken,
 }

@@ -70,7 +70,11 @@ pub(super) async fn deregister(
     let released = app
         .registry
         .change(move |state| {
-            let (rows, changes) = state.deregistration(&node, now).ok_or_else(|| Refusal::NoSuchNode(node.clone()))?;
+            let (rows, changes) = match state.deregistration(&node, now) {
+                Some(deregistration) => deregistration,
+                // It is gone already, and its segments need not be kept for it any more.
+                None => state.let_go(&node, now).ok_or_else(|| Refusal::NoSuchNode(node.clone()))?,
+            };
             tracing::info!(%node, segments = rows.len(), "deregistered");
             Ok((rows, changes))
         })
@@ -235,7 +239,7 @@ fn segment_info(row: &Row, quarantine: i64, now: Seconds) -> SegmentInfo {
         state: row.state(quarantine, now),
         granted_at: row.granted_at,
         released_at: row.released_at,
-        quarantined_until: row.released_at.map(|at| at.saturating_add(quarantine)),
+        quarantined_until: row.free_from(quarantine),
         past: past.collect(),
     }
 }
@@ -251,6 +255,7 @@ impl Context {
             endpoints: self.settings().common.endpoints(record),
             connected: view.is_connected(&record.name),
             tunnels: self.tunnels.of(&record.name),
+            missing: self.asked.contains(&record.name),
             certificate_not_after: record.certificates.iter().map(|c| c.not_after).max().unwrap_or(0),
         }
     }

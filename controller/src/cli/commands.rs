@@ -52,7 +52,8 @@ pub(super) async fn carry_out(client: &Client, json: bool, command: Command) -> 
             let info: NodeInfo = client.ask(Method::PATCH, &path, Some(&patch)).await?;
             if json { show_json(&info) } else { show_node(&info) }
         }
-        Command::Node(NodeCommand::Deregister { node }) => deregister(client, json, &node).await,
+        Command::Node(NodeCommand::Deregister { node: Some(node), .. }) => deregister(client, json, &node).await,
+        Command::Node(NodeCommand::Deregister { node: None, .. }) => deregister_missing(client, json).await,
         Command::Segment(SegmentCommand::List) => {
             let segments: Vec<SegmentInfo> = client.ask(Method::GET, "/v1/segments", NOTHING).await?;
             if json { show_json(&segments) } else { show_segments(&segments) }
@@ -127,6 +128,19 @@ async fn deregister(client: &Client, json: bool, node: &NodeName) -> anyhow::Res
     if released.is_empty() { Ok(()) } else { show_segments(&released) }
 }
 
+/// Deregisters all nodes of which the operator was asked.
+async fn deregister_missing(client: &Client, json: bool) -> anyhow::Result<()> {
+    let nodes: Vec<NodeInfo> = client.ask(Method::GET, "/v1/nodes", NOTHING).await?;
+    let missing: Vec<NodeName> = nodes.into_iter().filter(|info| info.missing).map(|info| info.name).collect();
+    if missing.is_empty() && !json {
+        println!("no node waits for that");
+    }
+    for node in &missing {
+        deregister(client, json, node).await?;
+    }
+    Ok(())
+}
+
 /// Reads `24h` and the like as seconds.
 pub(super) fn duration(text: &str) -> Result<u64, String> {
     let (number, unit) = text.split_at(text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len()));
@@ -169,7 +183,17 @@ fn show_nodes(nodes: &[NodeInfo]) -> anyhow::Result<()> {
             ]
         }),
     );
+    for node in nodes {
+        problems(node).iter().for_each(|problem| println!("{}: {problem}", node.name));
+    }
     Ok(())
+}
+
+/// What the operator should look at.
+fn problems(node: &NodeInfo) -> Vec<String> {
+    let missing = "its Node object is gone, with so many others that it was not believed: \
+                   edge-controller node deregister --confirm, if it is meant";
+    node.missing.then(|| missing.to_owned()).into_iter().collect()
 }
 
 fn show_node(node: &NodeInfo) -> anyhow::Result<()> {
@@ -193,6 +217,7 @@ fn show_node(node: &NodeInfo) -> anyhow::Result<()> {
             row("segments", list(&node.segments)),
             row("endpoints", list(node.endpoints.iter().map(endpoint))),
             row("certificate until", rfc3339(node.certificate_not_after)),
+            row("problems", list(problems(node))),
         ],
     );
     Ok(())

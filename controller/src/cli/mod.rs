@@ -157,9 +157,15 @@ enum NodeCommand {
         labels: Vec<String>,
     },
     /// Take a node out of the network: its certificate is refused at once, its segments are given to others after the quarantine.
+    ///
+    /// With --confirm: all nodes that lost their Node objects in Kubernetes, so many at once that it was not believed. node list names them.
     Deregister {
         /// The node.
-        node: NodeName,
+        #[arg(required_unless_present = "confirm", conflicts_with = "confirm")]
+        node: Option<NodeName>,
+        /// All that wait for it.
+        #[arg(long)]
+        confirm: bool,
     },
 }
 

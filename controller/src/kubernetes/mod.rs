@@ -6,6 +6,7 @@
 //! - [`events`], [`shown`]: what is told to people, on objects.
 //! - [`lease`]: who leads; [`garbage`]: what the leader finds left over.
 //! - [`follow`]: a list that stays up to date.
+//! - [`identity`]: which cluster it is.
 //! - [`nodes`]: membership and deregistration from Node objects; [`selector`]: which of them; [`node_role`]: which role a Node may have.
 //! - [`label_trust`]: whether labels of Node objects count; [`label_policy`]: the admission policy that they need.
 //! - [`trust`]: the trusted certificates, published for the agents' pods.
@@ -16,6 +17,7 @@ pub mod client;
 pub mod events;
 pub mod follow;
 pub mod garbage;
+pub mod identity;
 pub mod label_policy;
 pub mod label_trust;
 pub mod lease;

@@ -4,6 +4,8 @@
 //! node's record, so that a lost API server changes nothing either. A Node counts as deleted when the API server says so of it by name: never by a
 //! failed or empty list, never by NotReady.
 
+mod lost;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
@@ -17,12 +19,15 @@ use kube::core::PartialObjectMeta;
 use kube::{Api, Client};
 use tokio::sync::broadcast::error::RecvError;
 use tokio::sync::{broadcast, mpsc, watch};
+use tokio::time::Instant;
 
 use super::client::{Obstacles, REQUEST, explain};
 use super::events::{About, Events};
 use super::follow::{Metadata, News, follow};
+use super::identity::{Doubt, Identity};
 use super::label_trust::{Counting, LabelTrust, RESTRICTED_COMMUNITY_LABEL};
 use super::selector::NodeSelector;
+use crate::absence::Recent;
 use crate::registry::Registry;
 use crate::state::{Change, NodeObject, NodeRecord, PublicAddress, State};
 
@@ -30,12 +35,22 @@ use crate::state::{Change, NodeObject, NodeRecord, PublicAddress, State};
 pub const ADDRESSES: &str = "edge-cni.io/public-addresses";
 
 const WHAT: &str = "nodes";
+const CLUSTER: &str = "the cluster";
+/// How soon it is asked again which cluster it is.
+const DOUBTFUL: Duration = Duration::from_secs(5);
+/// So long a new Node may say nothing of its machine.
+const NAMELESS: Duration = Duration::from_secs(60);
+/// Longest machine ID that is kept; systemd's has 32 letters.
+const MACHINE_ID: usize = 128;
 /// Plans that are made at once; the registry commits them together.
 const AT_ONCE: usize = 64;
 /// How soon what failed is tried again.
 const AGAIN: Duration = Duration::from_secs(1);
 /// How often everything is compared, whatever was heard.
 const COMPARE: Duration = Duration::from_secs(60);
+
+pub use lost::Asked;
+use lost::{AllLost, Lost};
 
 /// What is taken from a Node.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -51,7 +66,7 @@ struct Facts {
 }
 
 impl Facts {
-    /// What of it counts, given what counted before.
+    /// What of it counts, given what counted before. Of the machine it says nothing.
     fn counted(&self, before: Option<&NodeObject>, counting: Counting) -> NodeObject {
         let communities = match counting {
             Counting::Yes => self.labelled.clone(),
@@ -64,6 +79,7 @@ impl Facts {
         };
         NodeObject {
             uid: self.uid.clone(),
+            machine_id: String::new(),
             communities,
             restricted_communities: self.restricted.clone(),
             public_addresses: self.public_addresses.clone(),
@@ -84,8 +100,21 @@ pub struct NodeWatch {
     uncounted: BTreeSet<NodeName>,
     /// Nodes whose facts are to be compared with their record.
     changed: BTreeSet<NodeName>,
-    /// Nodes that may be gone, by their uid.
-    missing: BTreeMap<NodeName, String>,
+    /// Nodes of which the machine was asked for lately.
+    machines_asked: BTreeSet<NodeName>,
+    /// Nodes with a Node of another uid, which does not say yet on which machine it is.
+    unnamed: BTreeMap<NodeName, Instant>,
+    /// Registered nodes that lost their Node object.
+    lost: AllLost,
+    /// The last list held no Node at all, and none came since.
+    none_listed: bool,
+    /// Nodes that were deregistered because they lost theirs.
+    recent: Recent,
+    /// Of whom the operator is asked.
+    asked: Asked,
+    /// Whether the operator is asked at all.
+    confirm: bool,
+    identity: Identity,
 }
 
 impl NodeWatch {
@@ -97,6 +126,7 @@ impl NodeWatch {
         labels: watch::Receiver<LabelTrust>,
         obstacles: Obstacles,
         events: Events,
+        identity: Identity,
     ) -> Self {
         Self {
             api: Api::all(client.clone()),
@@ -108,43 +138,85 @@ impl NodeWatch {
             known: BTreeMap::new(),
             uncounted: BTreeSet::new(),
             changed: BTreeSet::new(),
-            missing: BTreeMap::new(),
+            machines_asked: BTreeSet::new(),
+            unnamed: BTreeMap::new(),
+            lost: AllLost::new(),
+            none_listed: false,
+            recent: Recent::default(),
+            asked: Asked::default(),
+            confirm: true,
+            identity,
         }
+    }
+
+    /// Asks the operator, or not, before many nodes are deregistered; `asked` then says who is concerned.
+    pub fn asking(self, confirm: bool, asked: Asked) -> Self {
+        Self { confirm, asked, ..self }
     }
 
     /// Does it; ends never.
     pub async fn run(mut self) {
+        let mut newcomers = self.registry.newcomers().await;
+        let mut compare = tokio::time::interval(COMPARE);
+        compare.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            match self.identity.check().await {
+                Ok(()) => {
+                    self.obstacles.works(CLUSTER);
+                    let doubt = self.follow(&mut newcomers, &mut compare).await;
+                    self.obstacles.fails(CLUSTER, doubt.to_string());
+                    self.lost.clear();
+                }
+                Err(doubt) => self.obstacles.fails(CLUSTER, doubt.to_string()),
+            }
+            tokio::time::sleep(DOUBTFUL).await;
+        }
+    }
+
+    /// Follows Nodes until it is doubtful which cluster answers.
+    async fn follow(
+        &mut self,
+        newcomers: &mut broadcast::Receiver<NodeName>,
+        compare: &mut tokio::time::Interval,
+    ) -> Doubt {
         let (tell, mut news) = mpsc::unbounded_channel();
         let source = Metadata(self.api.clone(), WHAT);
-        let mut newcomers = self.registry.newcomers().await;
         let following = follow(source, None, self.obstacles.clone(), move |news| {
             // Nobody listens any more when the server ends.
             let _ = tell.send(news);
         });
         tokio::pin!(following);
-        let mut compare = tokio::time::interval(COMPARE);
-        compare.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
-            let idle = self.changed.is_empty() && self.missing.is_empty();
+            let idle = self.changed.is_empty() && !self.is_undecided();
             tokio::select! {
                 () = following.as_mut() => {}
                 Some(first) = news.recv() => {
-                    self.hear(first).await;
-                    while let Ok(next) = news.try_recv() {
-                        self.hear(next).await;
+                    let mut next = Some(first);
+                    while let Some(one) = next {
+                        if let Err(doubt) = self.hear(one).await {
+                            return doubt;
+                        }
+                        next = news.try_recv().ok();
                     }
                 }
-                newcomer = newcomers.recv() => self.welcome(newcomer, &mut newcomers),
+                newcomer = newcomers.recv() => self.welcome(newcomer, newcomers),
                 // It ends with the server.
                 Ok(()) = self.labels.changed() => {
                     self.uncounted.clear();
                     self.changed.extend(self.known.keys().cloned());
                 }
-                _ = compare.tick() => self.changed.extend(self.known.keys().cloned()),
+                _ = compare.tick() => {
+                    self.changed.extend(self.known.keys().cloned());
+                    self.machines_asked.clear();
+                    self.look_again();
+                }
                 () = tokio::time::sleep(AGAIN), if !idle => {}
             }
             // The watch goes on meanwhile: its news wait in the channel, and the watch in the connection's buffers.
             self.carry_out().await;
+            if let Err(doubt) = self.judge().await {
+                return doubt;
+            }
         }
     }
 
@@ -156,25 +228,33 @@ impl NodeWatch {
         }
     }
 
-    async fn hear(&mut self, news: News<PartialObjectMeta<Node>>) {
+    async fn hear(&mut self, news: News<PartialObjectMeta<Node>>) -> Result<(), Doubt> {
         match news {
             News::Reading | News::At(_) => {}
-            News::Put(node) => drop(self.learn(node.metadata)),
+            News::Put(node) => {
+                self.none_listed = false;
+                self.learn(node.metadata);
+            }
             News::Gone(node) => {
                 if let (Some(name), Some(uid)) = (name_of(&node.metadata), node.metadata.uid) {
-                    self.missing.insert(name, uid);
+                    self.lost.insert(name, Lost::new(uid));
                 }
             }
             News::All(nodes, _) => {
+                // What another cluster lists says nothing about our nodes.
+                self.identity.check().await?;
+                self.none_listed = nodes.is_empty();
                 let listed: BTreeSet<NodeName> =
                     nodes.into_iter().filter_map(|node| self.learn(node.metadata)).collect();
                 self.known.retain(|name, _| listed.contains(name));
                 let view = self.registry.read().await;
                 let known = view.state().nodes().filter_map(|record| Some((&record.name, record.object.as_ref()?)));
-                let gone = known.filter(|(name, _)| !listed.contains(*name));
-                self.missing.extend(gone.map(|(name, object)| (name.clone(), object.uid.clone())));
+                for (name, object) in known.filter(|(name, _)| !listed.contains(*name)) {
+                    self.lost.entry(name.clone()).or_insert_with(|| Lost::new(object.uid.clone()));
+                }
             }
         }
+        Ok(())
     }
 
     /// Takes what a Node says; it is compared with the record later.
@@ -191,82 +271,84 @@ impl NodeWatch {
         }
         if before != Some(&facts) {
             self.changed.insert(name.clone());
+            self.machines_asked.remove(&name);
             self.known.insert(name.clone(), facts);
         }
-        self.missing.remove(&name);
+        let uid = self.known.get(&name).map(|facts| &facts.uid);
+        if self.lost.get(&name).is_some_and(|lost| !lost.replaced || Some(&lost.uid) == uid) {
+            self.lost.remove(&name);
+        }
         Some(name)
     }
 
     /// Brings records up to what is known; what fails stays to be done.
     async fn carry_out(&mut self) {
-        for (name, uid) in std::mem::take(&mut self.missing) {
-            match self.look_up(&name).await {
-                Ok(None) => {
-                    self.known.remove(&name);
-                    if !self.deregister(&name, &uid).await {
-                        self.missing.insert(name, uid);
-                    }
-                }
-                Ok(Some(metadata)) => drop(self.learn(metadata)),
-                Err(why) => {
-                    self.obstacles.fails("a deleted node", why);
-                    self.missing.insert(name, uid);
-                    continue;
-                }
-            }
-            self.obstacles.works("a deleted node");
-        }
         let (trust, registry) = (self.labels.borrow().clone(), self.registry.clone());
+        let counting = trust.counting;
         let differing: Vec<(NodeName, Facts)> = {
             let view = registry.read().await;
             let changed: Vec<(NodeName, Facts)> = std::mem::take(&mut self.changed)
                 .into_iter()
                 .filter_map(|name| Some((name.clone(), self.known.get(&name)?.clone())))
                 .collect();
-            if trust.known && trust.counting != Counting::Yes {
+            if trust.known && counting != Counting::Yes {
                 changed.iter().for_each(|(name, facts)| self.tell_uncounted(view.state(), name, facts, &trust));
             }
-            changed.into_iter().filter(|(name, facts)| differs(view.state(), name, facts, trust.counting)).collect()
+            let asked = &self.machines_asked;
+            let differ =
+                |(name, facts): &(NodeName, Facts)| differs(view.state(), name, facts, counting, !asked.contains(name));
+            changed.into_iter().filter(differ).collect()
         };
-        let (watch, counting) = (&*self, trust.counting);
-        let failed: Vec<NodeName> = stream::iter(differing)
-            .map(|(name, facts)| async move { (!watch.record(&name, facts, counting).await).then_some(name) })
+        let watch = &*self;
+        let recorded: Vec<(NodeName, Recorded)> = stream::iter(differing)
+            .map(|(name, facts)| async move {
+                let recorded = watch.record(&name, facts, counting).await;
+                (name, recorded)
+            })
             .buffer_unordered(AT_ONCE)
-            .filter_map(std::future::ready)
             .collect()
             .await;
-        self.changed.extend(failed);
-    }
-
-    /// Asks for one Node: `None` only where the API server says that there is none.
-    async fn look_up(&self, name: &NodeName) -> Result<Option<ObjectMeta>, String> {
-        match tokio::time::timeout(REQUEST, self.api.get_metadata_opt(name.as_str())).await {
-            Ok(Ok(node)) => Ok(node.map(|node| node.metadata)),
-            Ok(Err(error)) => Err(explain(WHAT, &error)),
-            Err(_) => {
-                Err(format!("the API server did not say within {} s whether Node {name} is there", REQUEST.as_secs()))
+        for (name, recorded) in recorded {
+            match recorded {
+                Recorded::Done => {
+                    self.unnamed.remove(&name);
+                    self.machines_asked.insert(name);
+                }
+                Recorded::NotYet => drop(self.changed.insert(name)),
+                Recorded::Unnamed(uid) => {
+                    let since = *self.unnamed.entry(name.clone()).or_insert_with(Instant::now);
+                    if since.elapsed() < NAMELESS {
+                        self.changed.insert(name);
+                    } else {
+                        self.lost.entry(name).or_insert_with(|| Lost::replaced(uid));
+                    }
+                }
+                Recorded::Replaced(uid) => {
+                    self.unnamed.remove(&name);
+                    self.lost.entry(name).or_insert_with(|| Lost::replaced(uid));
+                }
             }
         }
     }
 
-    /// Deregisters a node whose Node of this uid was deleted.
-    async fn deregister(&self, name: &NodeName, uid: &str) -> bool {
+    /// Deregisters a node that lost its Node of this uid. Its segments are kept as long as its machine may use them.
+    async fn deregister(&self, name: &NodeName, uid: &str, why: &str) -> bool {
         let (node, uid, clock) = (name.clone(), uid.to_owned(), self.registry.clock.clone());
         let plan = move |state: &mut State| {
             let known = state.node(&node).and_then(|record| record.object.as_ref());
             let of_this = known.is_some_and(|object| object.uid == uid);
-            let changes = of_this.then(|| state.deregistration(&node, clock.now())).flatten();
+            let changes = of_this.then(|| state.departure(&node, clock.now())).flatten();
             Ok(changes.map_or((None, Vec::new()), |(rows, changes)| (Some(rows.len()), changes)))
         };
         match self.registry.change(plan).await {
             Ok(released) => {
                 if let Some(segments) = released {
-                    self.deregistered(name, segments, "its Node object was deleted");
+                    self.deregistered(name, segments, why);
                 }
                 true
             }
             Err(error) => {
-                tracing::warn!(node = %name, %error, "not deregistered yet, though its Node object was deleted");
+                tracing::warn!(node = %name, %error, "not deregistered yet, though {why}");
                 false
             }
         }
@@ -285,48 +367,84 @@ impl NodeWatch {
         self.events.warning(About::Node, name.as_str(), "LabelsDoNotCount", format!("not put into {without}: {trust}"));
     }
 
-    /// Puts what a Node says into the record of the node of its name.
-    async fn record(&self, name: &NodeName, mut facts: Facts, counting: Counting) -> bool {
-        // A kubelet may annotate its own Node: that sends peers elsewhere no more often than its reports do.
+    /// Puts what a Node says into the record of the node of its name. A Node of another UID is the same node where it is the same machine.
+    async fn record(&self, name: &NodeName, mut facts: Facts, counting: Counting) -> Recorded {
         let before = {
             let view = self.registry.read().await;
-            let object = view.state().node(name).and_then(|record| record.object.as_ref());
-            object.filter(|object| object.uid == facts.uid).map(|object| object.public_addresses.clone())
+            view.state().node(name).and_then(|record| record.object.clone())
         };
-        let moved = before.filter(|before| *before != facts.public_addresses);
+        let another = before.as_ref().filter(|before| before.uid != facts.uid);
+        let known = before.as_ref().map(|before| before.machine_id.clone()).unwrap_or_default();
+        let machine_id = match another {
+            None if !known.is_empty() => known.clone(),
+            Some(before) if known.is_empty() => return Recorded::Replaced(before.uid.clone()),
+            _ => match self.machine_id(name, &facts.uid).await {
+                Ok(machine_id) => machine_id,
+                Err(why) => {
+                    tracing::warn!(node = %name, why, "what its Node object says is not recorded yet");
+                    return Recorded::NotYet;
+                }
+            },
+        };
+        if let Some(before) = another
+            && machine_id != known
+        {
+            let uid = before.uid.clone();
+            return if machine_id.is_empty() { Recorded::Unnamed(uid) } else { Recorded::Replaced(uid) };
+        }
+        let anew = another.is_some();
+        // A kubelet may annotate its own Node, and make it again: that sends peers elsewhere no more often than its reports do.
+        let moved = before.as_ref().filter(|before| before.public_addresses != facts.public_addresses);
         let later = moved.filter(|_| !self.registry.endpoint_changes.take(name));
         let in_time = later.is_none();
         if let Some(before) = later {
-            facts.public_addresses = before;
+            facts.public_addresses.clone_from(&before.public_addresses);
         }
         let (node, clock) = (name.clone(), self.registry.clock.clone());
         let plan = move |state: &mut State| {
-            let Some(record) = state.node(&node).filter(|_| differs(state, &node, &facts, counting)) else {
-                return Ok((None, Vec::new()));
-            };
-            if record.object.as_ref().is_some_and(|before| before.uid != facts.uid) {
-                let (rows, changes) = state.deregistration(&node, clock.now()).unwrap_or_default();
-                return Ok((Some(Recorded::Deregistered(rows.len())), changes));
+            let Some(record) = state.node(&node) else { return Ok((Recorded::Done, Vec::new())) };
+            let counted = facts.counted(record.object.as_ref(), counting);
+            let object = NodeObject { machine_id: machine_id.clone(), ..counted };
+            if record.object.as_ref() == Some(&object) {
+                return Ok((Recorded::Done, Vec::new()));
             }
-            let object = facts.counted(record.object.as_ref(), counting);
+            let other = record.object.as_ref().filter(|now| now.uid != object.uid);
+            if let Some(other) = other {
+                let certificates = &record.certificates;
+                let valid = certificates.iter().any(|certificate| certificate.not_after > clock.now());
+                if !anew || other.machine_id != object.machine_id || !valid {
+                    return Ok((Recorded::Replaced(other.uid.clone()), Vec::new()));
+                }
+                tracing::info!(%node, "its Node object was deleted and made again by the same machine: it stays registered");
+            }
             let record = NodeRecord { object: Some(object), ..record.clone() };
-            Ok((Some(Recorded::Changed), vec![Change::PutNode(record)]))
+            Ok((Recorded::Done, vec![Change::PutNode(record)]))
         };
         match self.registry.change(plan).await {
-            Ok(None) => in_time,
-            Ok(Some(Recorded::Changed)) => {
-                tracing::info!(node = %name, "its Node object changed");
-                in_time
-            }
-            Ok(Some(Recorded::Deregistered(segments))) => {
-                self.deregistered(name, segments, "its Node object was deleted, and another one has its name");
-                true
+            Ok(Recorded::Done) if !in_time => Recorded::NotYet,
+            Ok(recorded) => {
+                tracing::debug!(node = %name, ?recorded, "its Node object was looked at");
+                recorded
             }
             Err(error) => {
                 tracing::warn!(node = %name, %error, "what its Node object says is not recorded yet");
-                false
+                Recorded::NotYet
             }
         }
+    }
+
+    /// The machine that a Node says it is, as long as it is the Node of this UID; empty where it does not say.
+    async fn machine_id(&self, name: &NodeName, uid: &str) -> Result<String, String> {
+        let node = match tokio::time::timeout(REQUEST, self.api.get(name.as_str())).await {
+            Ok(found) => found.map_err(|error| explain(WHAT, &error))?,
+            Err(_) => return Err(format!("the API server did not give Node {name} within {} s", REQUEST.as_secs())),
+        };
+        if node.metadata.uid.as_deref() != Some(uid) {
+            return Err("there is another Node of its name by now".into());
+        }
+        let machine_id = node.status.and_then(|status| status.node_info).map(|info| info.machine_id);
+        // Nothing that anybody could make large.
+        Ok(machine_id.filter(|machine_id| machine_id.len() <= MACHINE_ID).unwrap_or_default())
     }
 
     /// Tells of it.
@@ -338,17 +456,24 @@ impl NodeWatch {
 }
 
 /// What became of a record.
+#[derive(Debug)]
 enum Recorded {
-    Changed,
-    /// With so many segments.
-    Deregistered(usize),
+    /// It says what the Node says.
+    Done,
+    /// It is tried again.
+    NotYet,
+    /// It is of the Node of this UID, and the one of its name is another machine's, or may be.
+    Replaced(String),
+    /// The same, but the new Node's kubelet has not said yet which machine it is on.
+    Unnamed(String),
 }
 
-fn differs(state: &State, name: &NodeName, facts: &Facts, counting: Counting) -> bool {
-    state.node(name).is_some_and(|record| {
-        let before = record.object.as_ref();
-        before != Some(&facts.counted(before, counting))
-    })
+/// Whether a Node says something else than the record. `ask`: also where the record does not know the machine.
+fn differs(state: &State, name: &NodeName, facts: &Facts, counting: Counting, ask: bool) -> bool {
+    let Some(record) = state.node(name) else { return false };
+    let Some(known) = &record.object else { return true };
+    let same = NodeObject { machine_id: known.machine_id.clone(), ..facts.counted(Some(known), counting) } == *known;
+    !same || (ask && known.machine_id.is_empty())
 }
 
 fn name_of(metadata: &ObjectMeta) -> Option<NodeName> {

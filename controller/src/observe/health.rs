@@ -84,6 +84,13 @@ impl Health {
         checks
     }
 
+    /// What an operator should know, though nodes are served as ever.
+    pub(super) fn notes(&self, app: &Context) -> Vec<String> {
+        let labels =
+            app.settings().config.kubernetes.is_some().then(|| format!("node-labels: {}", *app.label_trust.borrow()));
+        app.asked.note().into_iter().chain(labels).collect()
+    }
+
     fn loops(&self) -> Vec<Check> {
         let loops = self.loops.lock().unwrap_or_else(PoisonError::into_inner);
         // When the server stops, they end as they should.
@@ -107,8 +114,8 @@ async fn still(app: &Context) -> Result<bool, String> {
     }
 }
 
-/// 200 when nothing is wrong, 503 otherwise; a line a check, and a line for what people should know beside them.
-pub(super) fn answer(checks: Vec<Check>, note: Option<String>) -> Response {
+/// 200 when nothing is wrong, 503 otherwise; a line a check, and a line a note that people should know beside them.
+pub(super) fn answer(checks: Vec<Check>, notes: Vec<String>) -> Response {
     let failed = checks.iter().any(|(_, outcome)| outcome.is_err());
     let mut text = String::new();
     for (name, outcome) in checks {
@@ -117,9 +124,7 @@ pub(super) fn answer(checks: Vec<Check>, note: Option<String>) -> Response {
             Err(why) => text.push_str(&format!("[-]{name} failed: {why}\n")),
         }
     }
-    if let Some(note) = note {
-        text.push_str(&format!("[i]{note}\n"));
-    }
+    notes.iter().for_each(|note| text.push_str(&format!("[i]{note}\n")));
     text.push_str(if failed { "not ok\n" } else { "ok\n" });
     let status = if failed { StatusCode::SERVICE_UNAVAILABLE } else { StatusCode::OK };
     (status, text).into_response()

@@ -34,18 +34,14 @@ const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=
 /// The three paths of the listener.
 pub(crate) fn router(app: App) -> Router {
     Router::new()
-        .route("/healthz", get(async |State(app): State<App>| health::answer(app.health.alive(&app).await, None)))
-        .route("/readyz", get(ready))
+        .route("/healthz", get(async |State(app): State<App>| health::answer(app.health.alive(&app).await, Vec::new())))
+        .route(
+            "/readyz",
+            get(async |State(app): State<App>| health::answer(app.health.ready(&app).await, app.health.notes(&app))),
+        )
         .route("/metrics", get(metrics))
         .fallback(async || (StatusCode::NOT_FOUND, "here are /healthz, /readyz and /metrics\n"))
         .with_state(app)
-}
-
-async fn ready(State(app): State<App>) -> Response {
-    // Nodes are served either way.
-    let labels =
-        app.settings().config.kubernetes.is_some().then(|| format!("node-labels: {}", *app.label_trust.borrow()));
-    health::answer(app.health.ready(&app).await, labels)
 }
 
 async fn metrics(State(app): State<App>) -> Response {

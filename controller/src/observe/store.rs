@@ -52,6 +52,14 @@ impl Store for Measured {
         self.store.raise(revision)
     }
 
+    fn cluster(&self) -> Answer<'_, Result<Option<String>, StoreError>> {
+        self.store.cluster()
+    }
+
+    fn set_cluster(&self, uid: String) -> Answer<'_, Result<(), StoreError>> {
+        self.store.set_cluster(uid)
+    }
+
     fn begin_again(&self) -> Answer<'_, Result<(), StoreError>> {
         self.store.begin_again()
     }

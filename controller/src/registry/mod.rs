@@ -196,6 +196,16 @@ impl Registry {
         Ok(self.store.read_segments_anew().await?)
     }
 
+    /// The cluster by which nodes are registered, if one was noted.
+    pub async fn cluster(&self) -> Result<Option<String>, StoreError> {
+        self.store.cluster().await
+    }
+
+    /// Notes it.
+    pub async fn set_cluster(&self, uid: String) -> Result<(), StoreError> {
+        self.store.set_cluster(uid).await
+    }
+
     /// Hears the name of each node that is registered from now on, by whichever replica.
     pub async fn newcomers(&self) -> broadcast::Receiver<NodeName> {
         self.shared.read().await.newcomers.subscribe()

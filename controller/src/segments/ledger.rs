@@ -27,6 +27,9 @@ pub struct Row {
     /// When it was released; `None` while it is held.
     #[serde(default)]
     pub released_at: Option<Seconds>,
+    /// Until when it is given to nobody, whatever the quarantine: whoever held it may still use it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kept_until: Option<Seconds>,
     /// Who held it before, the latest first; at most [`Row::KEPT`].
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub past: Vec<Holding>,
@@ -55,7 +58,13 @@ impl Row {
         granted_at: Seconds,
         released_at: Option<Seconds>,
     ) -> Self {
-        Self { network, node, request_id, granted_at, released_at, past: Vec::new() }
+        Self { network, node, request_id, granted_at, released_at, kept_until: None, past: Vec::new() }
+    }
+
+    /// When it may be given to another, once it was released. `quarantine`: seconds for which each is given to nobody.
+    pub fn free_from(&self, quarantine: Seconds) -> Option<Seconds> {
+        let quarantined = self.released_at?.saturating_add(quarantine);
+        Some(self.kept_until.map_or(quarantined, |kept| kept.max(quarantined)))
     }
 
     /// The same segment, granted anew after its release.
@@ -217,7 +226,7 @@ impl Ledger {
             (Some(clock), Some(at)) => clock.steady() - at >= policy.quarantine,
             _ => true,
         };
-        waited && now >= released_at.saturating_add(policy.quarantine)
+        waited && row.free_from(policy.quarantine).is_some_and(|from| now >= from)
     }
 
     /// Forgets a row. Of another size that begins at the same address nothing is forgotten.
@@ -289,7 +298,7 @@ impl Ledger {
         }
         let ends = self.released.iter().filter(|place| place.0 == family).filter_map(|place| {
             let row = self.rows.get(place)?;
-            (!self.is_free(row, policy, now)).then(|| row.released_at.unwrap_or(now).saturating_add(policy.quarantine))
+            (!self.is_free(row, policy, now)).then(|| row.free_from(policy.quarantine).unwrap_or(now))
         });
         let ends: Vec<Seconds> = ends.collect();
         if let Some(first) = ends.iter().min() {

@@ -39,7 +39,7 @@ pub fn free_segments(ledger: &Ledger, policy: &Policy, family: Family, now: Seco
 impl Row {
     /// What may be done with it. `quarantine`: seconds for which a released segment is given to nobody.
     pub fn state(&self, quarantine: Seconds, now: Seconds) -> SegmentState {
-        match self.released_at.map(|at| at.saturating_add(quarantine)) {
+        match self.free_from(quarantine) {
             None => SegmentState::Held,
             Some(end) if now < end => SegmentState::Quarantined,
             Some(_) => SegmentState::Free,

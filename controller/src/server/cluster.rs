@@ -9,6 +9,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::api::App;
 use crate::kubernetes::garbage::{self, Garbage};
+use crate::kubernetes::identity::Identity;
 use crate::kubernetes::label_trust::{LabelWatch, TrustNodeLabels, log_forced};
 use crate::kubernetes::lease::Leases;
 use crate::kubernetes::nodes::NodeWatch;
@@ -25,8 +26,10 @@ pub(super) fn spawn(app: &App, client: &Client, identity: &str, tasks: &TaskTrac
     };
     let (registry, obstacles) = (app.registry.clone(), app.obstacles.clone());
     let selector = kubernetes.edge_selector.clone();
-    let labels = app.label_trust.subscribe();
-    let nodes = NodeWatch::new(client, registry.clone(), selector, labels, obstacles.clone(), app.events.clone());
+    let cluster = Identity::new(client, registry.clone(), kubernetes.accept_cluster.clone());
+    let (labels, events) = (app.label_trust.subscribe(), app.events.clone());
+    let nodes = NodeWatch::new(client, registry.clone(), selector, labels, obstacles.clone(), events, cluster)
+        .asking(kubernetes.confirm_deregistrations, app.asked.clone());
     until_stopped("node-objects", Box::pin(nodes.run()));
     match kubernetes.trust_node_labels {
         TrustNodeLabels::Auto => {

@@ -44,7 +44,8 @@ impl Kept {
         let events = Events::start(&client, &identity, obstacles.clone());
         let (store, keeper): (Arc<dyn Store>, Box<dyn Keeper>) = if kubernetes.store {
             let (namespace, sizes) = (&kubernetes.namespace, config.segment_policy().prefix);
-            let store = Kubernetes::new(&client, namespace, sizes, obstacles.clone(), events.clone());
+            let store = Kubernetes::new(&client, namespace, sizes, obstacles.clone(), events.clone())
+                .confirming(kubernetes.confirm_deregistrations);
             (Arc::new(store), Box::new(SecretKeeper::new(&client, namespace)))
         } else {
             embedded(config, now)?

@@ -34,7 +34,9 @@ use crate::archive;
 use crate::ca::Ca;
 use crate::clock::Clock;
 use crate::config::Config;
+use crate::kubernetes::identity::{Doubt, Identity};
 use crate::kubernetes::label_trust::{LabelTrust, TrustNodeLabels};
+use crate::kubernetes::nodes::Asked;
 use crate::kubernetes::shown::Tunnels;
 use crate::kubernetes::token_review::Reviewer;
 use crate::observe::{Health, Measured, Metrics};
@@ -86,6 +88,14 @@ impl Server {
         let trust = config.kubernetes.as_ref().map(|kubernetes| kubernetes.trust_node_labels).unwrap_or_default();
         let count_node_labels = trust != TrustNodeLabels::Never;
         let registry = Registry::start(Arc::new(store), clock.clone(), count_node_labels).await?;
+        if let Some((client, kubernetes)) = client.as_ref().zip(config.kubernetes.as_ref()) {
+            let identity = Identity::new(client, registry.clone(), kubernetes.accept_cluster.clone());
+            match identity.check().await {
+                // Without the API server what was known goes on to hold; who follows Nodes asks again.
+                Ok(()) | Err(Doubt::Unknown(_)) => {}
+                Err(doubt @ Doubt::Other { .. }) => return Err(doubt.into()),
+            }
+        }
         check_held(registry.read().await.state().ledger(), &config.segments.cluster_ranges)
             .map_err(anyhow::Error::msg)?;
         let reviewer = client.clone().zip(config.joining());
@@ -112,6 +122,7 @@ impl Server {
             events,
             tunnels: Tunnels::default(),
             label_trust: watch::Sender::new(LabelTrust::at_start(trust)),
+            asked: Asked::default(),
             stopping: stopping.clone(),
         });
         let (tasks, listening, closing) = (TaskTracker::new(), TaskTracker::new(), CancellationToken::new());

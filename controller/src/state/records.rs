@@ -50,6 +50,9 @@ pub struct NodeRecord {
 pub struct NodeObject {
     /// `metadata.uid`: another one under the same name is another node.
     pub uid: String,
+    /// `status.nodeInfo.machineID`: a Node of another UID with the same one is the same machine. Empty where it is not known.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub machine_id: String,
     /// Communities that its labels name, as far as those count.
     #[serde(default)]
     pub communities: Communities,

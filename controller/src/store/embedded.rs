@@ -31,6 +31,9 @@ const TOKENS: Table = TableDefinition::new("tokens");
 const SEGMENTS: Table = TableDefinition::new("segments");
 const COMMUNITIES: Table = TableDefinition::new("communities");
 const META: TableDefinition<'static, &'static str, u64> = TableDefinition::new("meta");
+/// What is noted as text; not in files of earlier releases, which leave it as it is.
+const NOTES: TableDefinition<&'static str, &'static str> = TableDefinition::new("notes");
+const CLUSTER: &str = "cluster";
 const REVISION: &str = "revision";
 const TIME: &str = "time";
 /// Layout of the tables; absent in files of the first release, which is 1.
@@ -89,6 +92,7 @@ impl Embedded {
         for table in [NODES, TOKENS, SEGMENTS, COMMUNITIES] {
             write.open_table(table).map_err(failed)?;
         }
+        write.open_table(NOTES).map_err(failed)?;
         write.open_table(META).map_err(failed)?.insert(SCHEMA, OURS).map_err(failed)?;
         write.commit().map_err(failed)?;
         Ok(store)
@@ -191,6 +195,25 @@ impl Store for Embedded {
                 results: (0..size).map(|_| Err(error.clone())).collect(),
             })
         })
+    }
+
+    fn cluster(&self) -> Answer<'_, Result<Option<String>, StoreError>> {
+        let store = self.clone();
+        let read = move || {
+            let notes = store.database.begin_read().map_err(failed)?.open_table(NOTES).map_err(failed)?;
+            Ok(notes.get(CLUSTER).map_err(failed)?.map(|uid| uid.value().to_owned()))
+        };
+        Box::pin(async move { blocking(read).await? })
+    }
+
+    fn set_cluster(&self, uid: String) -> Answer<'_, Result<(), StoreError>> {
+        let store = self.clone();
+        let write = move || {
+            let write = store.database.begin_write().map_err(failed)?;
+            write.open_table(NOTES).map_err(failed)?.insert(CLUSTER, uid.as_str()).map_err(failed)?;
+            write.commit().map_err(failed)
+        };
+        Box::pin(async move { blocking(write).await? })
     }
 
     fn taken_in(&self, _: u64) {

@@ -41,6 +41,17 @@ pub trait Store: Send + Sync {
         Box::pin(std::future::ready(Err(refused)))
     }
 
+    /// The cluster by which nodes are registered here, if one was ever noted: see [`crate::kubernetes::identity`].
+    fn cluster(&self) -> Answer<'_, Result<Option<String>, StoreError>> {
+        Box::pin(std::future::ready(Ok(None)))
+    }
+
+    /// Notes it.
+    fn set_cluster(&self, uid: String) -> Answer<'_, Result<(), StoreError>> {
+        let refused = StoreError::Failed(format!("this store cannot note that the cluster is {uid}"));
+        Box::pin(std::future::ready(Err(refused)))
+    }
+
     /// The rows that are written next come from a backup: that the former ones were lost is known.
     fn begin_again(&self) -> Answer<'_, Result<(), StoreError>> {
         Box::pin(std::future::ready(Ok(())))

@@ -7,7 +7,7 @@ use std::time::Duration;
 use edge_controller::clock::Clock;
 use edge_controller::registry::Registry;
 use edge_controller::segments::{Policy, Row, overlap};
-use edge_controller::state::{Change, CommunityRecord, NodeRecord, Redemption, Snapshot, TokenRecord};
+use edge_controller::state::{Certificate, Change, CommunityRecord, NodeRecord, Redemption, Snapshot, TokenRecord};
 use edge_controller::store::{Followed, Store, StoreError};
 use edge_types::api::Family;
 use edge_types::view::SegmentPrefix;
@@ -39,6 +39,9 @@ macro_rules! all {
             a_repeated_application_gets_the_same_segment,
             a_clock_that_is_set_ahead_ends_no_quarantine,
             a_clock_that_is_set_back_ends_no_quarantine_and_keeps_none_from_ending,
+            the_cluster_is_noted_with_the_rows,
+            segments_of_a_node_that_vanished_are_kept_as_long_as_its_certificate,
+            the_operator_lets_go_of_segments_that_are_kept_for_a_node,
         }
     };
 }
@@ -338,6 +341,58 @@ pub(crate) async fn a_clock_that_is_set_back_ends_no_quarantine_and_keeps_none_f
     // It may take longer than it should, and not until the clock has caught up.
     clock.advance(102);
     grants.apply("c", "r").await;
+}
+
+pub(crate) async fn the_cluster_is_noted_with_the_rows(place: &dyn Place) {
+    let (store, ..) = loaded(place).await;
+    assert_eq!(store.cluster().await.unwrap(), None);
+    for uid in ["one", "another"] {
+        store.set_cluster(uid.into()).await.unwrap();
+    }
+    drop(store);
+    let (store, ..) = loaded(place).await;
+    assert_eq!(store.cluster().await.unwrap().as_deref(), Some("another"));
+}
+
+pub(crate) async fn segments_of_a_node_that_vanished_are_kept_as_long_as_its_certificate(place: &dyn Place) {
+    let mut grants = Grants::start(place.open().await).await;
+    (grants.policy.ranges, grants.policy.quarantine) = (vec![network("10.77.0.0/28"), network("fd77::/124")], 100);
+    let now = grants.registry.clock.now();
+    let not_after = now + 5000;
+    let certificate =
+        Certificate { serial: "1".into(), key: "k".into(), not_after, not_before: now, issuer: "i".into(), used: true };
+    let record = NodeRecord { certificates: vec![certificate], ..edge("a") };
+    grants.registry.change(move |_| Ok(((), vec![Change::PutNode(record.clone())]))).await.unwrap();
+    grants.register("b").await;
+    let all = grants.apply("a", "r").await;
+    grants.registry.change(move |state| Ok(((), state.departure(&name("a"), now).unwrap().1))).await.unwrap();
+    grants.registry.clock.advance(4000);
+    grants.try_apply("b", "r").await.expect_err("it may use them");
+    // Also where somebody starts now.
+    let (policy, clock) = (grants.policy.clone(), grants.registry.clock.clone());
+    drop(grants);
+    let mut grants = Grants::start(place.open().await).await;
+    (grants.policy, grants.registry.clock) = (policy, clock);
+    grants.try_apply("b", "r").await.expect_err("it may use them");
+    grants.registry.clock.advance(1001);
+    assert_eq!(grants.apply("b", "r").await, all);
+}
+
+pub(crate) async fn the_operator_lets_go_of_segments_that_are_kept_for_a_node(place: &dyn Place) {
+    let mut grants = Grants::start(place.open().await).await;
+    (grants.policy.ranges, grants.policy.quarantine) = (vec![network("10.77.0.0/28"), network("fd77::/124")], 0);
+    let now = grants.registry.clock.now();
+    let (serial, key, issuer) = ("1".into(), "k".into(), "i".into());
+    let certificate = Certificate { serial, key, not_after: now + 5000, not_before: now, issuer, used: true };
+    let record = NodeRecord { certificates: vec![certificate], ..edge("a") };
+    grants.registry.change(move |_| Ok(((), vec![Change::PutNode(record.clone())]))).await.unwrap();
+    grants.register("b").await;
+    let all = grants.apply("a", "r").await;
+    grants.registry.change(move |state| Ok(((), state.departure(&name("a"), now).unwrap().1))).await.unwrap();
+    grants.try_apply("b", "r").await.expect_err("it may use them");
+    grants.registry.change(move |state| Ok(((), state.let_go(&name("a"), now).unwrap().1))).await.unwrap();
+    assert_eq!(grants.apply("b", "r").await, all);
+    assert!(grants.registry.read().await.state().let_go(&name("a"), now).is_none(), "nothing is kept any more");
 }
 
 /// Waits until something is so.

@@ -6,8 +6,9 @@ use std::time::Duration;
 
 use edge_controller::kubernetes::client::{Obstacles, connect};
 use edge_controller::kubernetes::events::Events;
+use edge_controller::kubernetes::identity::Identity;
 use edge_controller::kubernetes::label_trust::{LabelTrust, TrustNodeLabels};
-use edge_controller::kubernetes::nodes::NodeWatch;
+use edge_controller::kubernetes::nodes::{Asked, NodeWatch};
 use edge_controller::kubernetes::resources::{Community, EdgeNode, Segment, definitions, manifest};
 use edge_controller::kubernetes::selector::NodeSelector;
 use edge_controller::store::Store;
@@ -137,12 +138,16 @@ impl Cluster {
         let selector = NodeSelector::edges();
         let events = Events::start(&self.client, "test", self.obstacles.clone());
         let labels = watch::Sender::new(LabelTrust::at_start(TrustNodeLabels::Always));
-        let (obstacles, heard) = (self.obstacles.clone(), labels.subscribe());
-        let nodes = NodeWatch::new(&self.client, replica.registry.clone(), selector, heard, obstacles, events);
-        Watching(tokio::spawn(async move {
+        let (client, registry) = (&self.client, replica.registry.clone());
+        let identity = Identity::new(client, registry.clone(), None);
+        let (asked, heard) = (Asked::default(), labels.subscribe());
+        let nodes = NodeWatch::new(client, registry, selector, heard, self.obstacles.clone(), events, identity);
+        let nodes = nodes.asking(true, asked.clone());
+        let task = tokio::spawn(async move {
             nodes.run().await;
             drop(labels);
-        }))
+        });
+        Watching { asked, task }
     }
 
     pub(crate) fn segments(&self) -> Api<Segment> {
@@ -161,11 +166,14 @@ impl Place for Cluster {
 }
 
 /// Ends with the test.
-pub(crate) struct Watching(JoinHandle<()>);
+pub(crate) struct Watching {
+    pub(crate) asked: Asked,
+    task: JoinHandle<()>,
+}
 
 impl Drop for Watching {
     fn drop(&mut self) {
-        self.0.abort();
+        self.task.abort();
     }
 }
 

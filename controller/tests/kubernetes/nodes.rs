@@ -1,14 +1,20 @@
 //! Node objects: labels, addresses, deletion.
 
+use std::sync::Arc;
+
+use edge_controller::kubernetes::identity::Identity;
+use edge_controller::state::{Certificate, Change, NodeRecord};
+use edge_controller::store::embedded::Embedded;
 use edge_types::name::COMMUNITY_LABEL;
 use futures_util::{StreamExt, stream};
+use interop_tests::kube::ControlPlane;
 use interop_tests::kube::suite::Test;
 use k8s_openapi::api::core::v1::Node;
 use k8s_openapi::api::events::v1::Event;
 use kube::Api;
 use kube::api::{ListParams, ObjectMeta, PostParams};
 
-use crate::behaviour::{Grants, name, until};
+use crate::behaviour::{Grants, edge, name, until};
 use crate::cluster::{PLANE, as_user, clean, run};
 
 pub(crate) const TESTS: &[Test] = &[
@@ -20,6 +26,11 @@ pub(crate) const TESTS: &[Test] = &[
     ("a_node_that_is_not_ready_stays", not_ready),
     ("more_nodes_than_one_page_holds_are_all_seen", many),
     ("a_node_that_was_deleted_while_nobody_looked_is_deregistered_and_no_other", unseen),
+    ("when_many_node_objects_go_at_once_their_nodes_stay_and_the_operator_is_asked", mass),
+    ("a_list_without_any_node_object_deregisters_nobody", empty),
+    ("another_cluster_deregisters_nobody_until_it_is_accepted", other_cluster),
+    ("a_node_object_that_is_made_again_by_the_same_machine_keeps_the_registration", same_machine),
+    ("segments_of_a_node_that_lost_its_node_object_are_kept_as_long_as_its_certificate", kept),
 ];
 
 fn make(node: &str, labels: &str) {
@@ -218,6 +229,177 @@ fn unseen() {
         let _watching = cluster.watch_nodes(&replica);
         gone(&replica, "a").await;
         assert!(replica.registry.read().await.state().node(&name("b")).is_some());
+    });
+}
+
+/// Three registered nodes with Node objects.
+async fn three(replica: &Grants) {
+    for node in ["a", "b", "c"] {
+        make(node, "");
+        replica.register(node).await;
+        seen(replica, node).await;
+    }
+}
+
+async fn registered(replica: &Grants) -> usize {
+    replica.registry.read().await.state().nodes().len()
+}
+
+fn mass() {
+    run(async {
+        let cluster = clean().await;
+        let replica = cluster.replica().await;
+        let watching = cluster.watch_nodes(&replica);
+        three(&replica).await;
+        PLANE.kubectl(&["delete", "node", "a", "b", "c"]).unwrap();
+        let note = until("the operator to be asked", async || watching.asked.note()).await;
+        assert!(note.contains("3 registered node(s)") && note.contains("deregister --confirm"), "{note}");
+        assert_eq!(registered(&replica).await, 3);
+        let events: Api<Event> = Api::namespaced(as_user(PLANE.kubeconfig()).await.client, "default");
+        until("the event", async || {
+            let all = events.list(&ListParams::default()).await.unwrap();
+            let told = |event: &Event| {
+                let about = event.regarding.clone().unwrap_or_default().name;
+                event.reason.as_deref() == Some("NodeMissing") && about.as_deref() == Some("b")
+            };
+            all.iter().any(told).then_some(())
+        })
+        .await;
+        // The operator's word counts, and what he deregisters is not asked about any more.
+        replica.deregister("a").await;
+        make("d", "");
+        until("it to be forgotten", async || (!watching.asked.contains(&name("a"))).then_some(())).await;
+        assert_eq!(registered(&replica).await, 2);
+    });
+}
+
+fn empty() {
+    run(async {
+        let cluster = clean().await;
+        let replica = cluster.replica().await;
+        {
+            let _watching = cluster.watch_nodes(&replica);
+            make("a", "");
+            replica.register("a").await;
+            seen(&replica, "a").await;
+        }
+        PLANE.kubectl(&["delete", "node", "a"]).unwrap();
+        let watching = cluster.watch_nodes(&replica);
+        until("the operator to be asked", async || watching.asked.note()).await;
+        assert_eq!(registered(&replica).await, 1);
+    });
+}
+
+fn other_cluster() {
+    run(async {
+        let cluster = clean().await;
+        let folder = tempfile::tempdir().unwrap();
+        let store = || Arc::new(Embedded::open(folder.path()).unwrap());
+        let other = ControlPlane::start("other").unwrap();
+        {
+            let replica = Grants::start(store()).await;
+            let _watching = cluster.watch_nodes(&replica);
+            three(&replica).await;
+        }
+        let replica = Grants::start(store()).await;
+        let there = as_user(other.kubeconfig()).await;
+        let watching = there.watch_nodes(&replica);
+        let told = until("it to be told", async || there.obstacles.all()).await;
+        assert!(told.contains("another cluster") && told.contains("accept_cluster"), "{told}");
+        let found = other.kubectl(&["get", "namespace", "kube-system", "-o", "jsonpath={.metadata.uid}"]).unwrap();
+        assert!(told.contains(&found), "{found} in {told}");
+        assert_eq!((registered(&replica).await, watching.asked.note()), (3, None));
+        drop(watching);
+        // Accepted: and still nobody is deregistered for what it does not have.
+        let identity = Identity::new(&there.client, replica.registry.clone(), Some(found.clone()));
+        identity.check().await.unwrap();
+        Identity::new(&there.client, replica.registry.clone(), None).check().await.unwrap();
+        let watching = there.watch_nodes(&replica);
+        until("the operator to be asked", async || watching.asked.note()).await;
+        assert_eq!(registered(&replica).await, 3);
+        let back = Identity::new(&cluster.client, replica.registry.clone(), None).check().await.unwrap_err();
+        assert!(back.to_string().contains(&found), "{back}");
+    });
+}
+
+/// Says which machine a node is on.
+fn machine(node: &str, id: &str) {
+    let status = format!(r#"{{"status":{{"nodeInfo":{{"machineID":"{id}"}}}}}}"#);
+    PLANE.kubectl(&["patch", "node", node, "--subresource=status", "--type=merge", "--patch", &status]).unwrap();
+}
+
+/// A registered node whose machine is known, with a certificate that is valid for this long.
+async fn on_machine(replica: &Grants, node: &str, id: &str, valid: i64) -> i64 {
+    make(node, "");
+    machine(node, id);
+    let not_after = replica.registry.clock.now() + valid;
+    let certificate = Certificate {
+        serial: "1".into(),
+        key: "k".into(),
+        not_after,
+        not_before: 0,
+        issuer: String::new(),
+        used: true,
+    };
+    let record = NodeRecord { certificates: vec![certificate], ..edge(node) };
+    replica.registry.change(move |_| Ok(((), vec![Change::PutNode(record.clone())]))).await.unwrap();
+    until("its machine to be known", async || {
+        let view = replica.registry.read().await;
+        (view.state().node(&name(node))?.object.as_ref()?.machine_id == id).then_some(())
+    })
+    .await;
+    not_after
+}
+
+fn same_machine() {
+    run(async {
+        let cluster = clean().await;
+        let replica = cluster.replica().await;
+        let _watching = cluster.watch_nodes(&replica);
+        for node in ["a", "b"] {
+            on_machine(&replica, node, &format!("machine-{node}"), 3600).await;
+            replica.apply(node, "r").await;
+        }
+        let first = seen(&replica, "a").await;
+        let remade = |node: &str, id: &str| {
+            PLANE.kubectl(&["delete", "node", node]).unwrap();
+            make(node, "");
+            machine(node, id);
+        };
+        remade("a", "machine-a");
+        until("the new Node to be seen", async || (seen(&replica, "a").await != first).then_some(())).await;
+        assert_eq!(replica.registry.read().await.state().ledger().held_by(&name("a")).len(), 2);
+        // Another machine under the name is another node.
+        remade("b", "machine-c");
+        gone(&replica, "b").await;
+    });
+}
+
+fn kept() {
+    run(async {
+        let cluster = clean().await;
+        let mut replica = cluster.replica().await;
+        replica.policy.quarantine = 0;
+        let _watching = cluster.watch_nodes(&replica);
+        let end = on_machine(&replica, "a", "m", 3600).await;
+        make("b", "");
+        replica.register("b").await;
+        let granted = replica.apply("a", "r").await;
+        PLANE.kubectl(&["delete", "node", "a"]).unwrap();
+        gone(&replica, "a").await;
+        {
+            let view = replica.registry.read().await;
+            for network in &granted {
+                assert_eq!(view.state().ledger().row(network).unwrap().kept_until, Some(end));
+            }
+        }
+        // Its certificate is refused; its pods may not have heard.
+        let others = replica.apply("b", "r").await;
+        assert!(others.iter().all(|network| !granted.contains(network)), "{others:?}");
+        // Who is deregistered by the operator has no pods.
+        replica.deregister("b").await;
+        replica.register("c").await;
+        assert_eq!(replica.apply("c", "r").await, others);
     });
 }
 

@@ -89,6 +89,10 @@ pub enum Role {
 pub struct NodeObjectSpec {
     /// Its uid: another one under the same name is another node.
     pub uid: String,
+    /// The machine that it says it is: a Node of another uid on the same machine is the same node.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    #[schemars(length(max = 128))]
+    pub machine_id: String,
     /// Communities that its labels name, as far as those count.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub communities: Vec<String>,
@@ -207,9 +211,10 @@ impl EdgeNodeSpec {
 
 impl NodeObjectSpec {
     fn of(object: &NodeObject) -> Self {
-        let NodeObject { uid, communities, restricted_communities, public_addresses } = object;
+        let NodeObject { uid, machine_id, communities, restricted_communities, public_addresses } = object;
         Self {
             uid: uid.clone(),
+            machine_id: machine_id.clone(),
             communities: texts(communities),
             restricted_communities: texts(restricted_communities),
             public_addresses: texts(public_addresses),
@@ -219,6 +224,7 @@ impl NodeObjectSpec {
     fn object(&self) -> Result<NodeObject, String> {
         Ok(NodeObject {
             uid: self.uid.clone(),
+            machine_id: self.machine_id.clone(),
             communities: parsed("nodeObject.communities", &self.communities)?.into_iter().collect(),
             restricted_communities: parsed("nodeObject.restrictedCommunities", &self.restricted_communities)?
                 .into_iter()
@@ -300,6 +306,7 @@ mod tests {
         record.set_labels([("fabedge/edge-community".to_owned(), "alpha_beta".to_owned())].into()).unwrap();
         record.object = Some(NodeObject {
             uid: "u".into(),
+            machine_id: "5f3c".into(),
             communities: ["gamma".parse().unwrap()].into(),
             restricted_communities: ["delta".parse().unwrap()].into(),
             public_addresses: ["203.0.113.7", "203.0.113.7:4501", "2001:db8::1", "[2001:db8::1]:4501"]

@@ -65,6 +65,9 @@ pub struct SegmentSpec {
     /// When it was released.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub released_at: Option<Moment>,
+    /// Until when it is given to nobody, because the node that held it may still use it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kept_until: Option<Moment>,
     /// Who held it before, the latest first.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 64))]
@@ -97,7 +100,7 @@ pub struct HoldingSpec {
 impl SegmentSpec {
     /// The object of a row.
     pub fn of(row: &Row) -> Self {
-        let Row { network, node, request_id, granted_at, released_at, past } = row;
+        let Row { network, node, request_id, granted_at, released_at, kept_until, past } = row;
         Self {
             network: network.to_string(),
             node: node.to_string(),
@@ -105,6 +108,7 @@ impl SegmentSpec {
             request_id: request_id.clone(),
             granted_at: Moment(*granted_at),
             released_at: released_at.map(Moment),
+            kept_until: kept_until.map(Moment),
             past: past.iter().map(HoldingSpec::of).collect(),
         }
     }
@@ -125,6 +129,7 @@ impl SegmentSpec {
             request_id: self.request_id.clone(),
             granted_at: self.granted_at.0,
             released_at: self.released_at.map(|at| at.0),
+            kept_until: self.kept_until.map(|at| at.0),
             past: self.past.iter().map(holding).collect::<Result<_, String>>()?,
         })
     }
@@ -188,6 +193,7 @@ mod tests {
         for released_at in [None, Some(1_793_491_500)] {
             let row = Row {
                 past: vec![past.clone()],
+                kept_until: released_at.map(|at| at + 3600),
                 ..Row::new(network, "a".parse().unwrap(), "r 1".into(), 1_793_491_400, released_at)
             };
             let json = serde_json::to_string(&SegmentSpec::of(&row)).unwrap();

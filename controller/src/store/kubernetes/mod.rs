@@ -257,6 +257,14 @@ impl Store for Kubernetes {
         })
     }
 
+    fn cluster(&self) -> Answer<'_, Result<Option<String>, StoreError>> {
+        Box::pin(self.inner.settings.cluster())
+    }
+
+    fn set_cluster(&self, uid: String) -> Answer<'_, Result<(), StoreError>> {
+        Box::pin(async move { self.inner.settings.set_cluster(&uid).await })
+    }
+
     fn begin_again(&self) -> Answer<'_, Result<(), StoreError>> {
         Box::pin(self.inner.settings.forget_definitions())
     }

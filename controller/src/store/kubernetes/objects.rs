@@ -32,6 +32,7 @@ pub(super) type Told = (u64, Option<Said>);
 
 /// News for the registry.
 #[derive(Debug, PartialEq)]
+#[allow(clippy::large_enum_variant, reason = "nearly all are the large one")]
 pub(super) enum Said {
     /// A row changed.
     Change(Change),

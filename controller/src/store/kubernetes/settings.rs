@@ -37,6 +37,8 @@ const TIME: &str = "time";
 const OFFSET: &str = "revision-offset";
 /// Written anew wherever a new resourceVersion is needed.
 const TOUCHED: &str = "touched";
+/// The cluster by which nodes are registered.
+const CLUSTER: &str = "cluster";
 /// Prefix of the UIDs of the definitions (CRDs) with which the objects exist.
 const DEFINITION: &str = "definition.";
 /// How often a write is tried that others get ahead of.
@@ -137,6 +139,17 @@ impl Settings {
             self.write(|data| data.retain(|key, _| !key.starts_with(DEFINITION))).await?;
         }
         Ok(())
+    }
+
+    /// The cluster that was noted.
+    pub(super) async fn cluster(&self) -> Result<Option<String>, StoreError> {
+        let data = self.get().await?.unwrap_or_default().data.unwrap_or_default();
+        Ok(data.get(CLUSTER).cloned())
+    }
+
+    /// Notes it.
+    pub(super) async fn set_cluster(&self, uid: &str) -> Result<(), StoreError> {
+        self.write(|data| drop(data.insert(CLUSTER.into(), uid.into()))).await.map(drop)
     }
 
     /// Makes revisions begin above one; returns the offset that holds.
