@@ -45,10 +45,10 @@ pub(crate) fn admit(
     }
 }
 
-/// Sees to it that the filter stands and knows every pod that is attached.
+/// Makes the filter again, whatever has become of it, with every pod that is attached.
 pub(crate) fn restore(config: &Config, ledger: &Ledger, links: &mut Links) -> Result<()> {
     let ports = attached(config, ledger, links)?;
-    match Filter::open().and_then(|mut filter| filter.ensure(&ports)) {
+    match Filter::open().and_then(|mut filter| filter.replace(&ports)) {
         Err(error) if config.excepts(None) => {
             eprintln!("edge-cni: pods are attached without a filter, as unfilteredPods says: {error}");
             Ok(())

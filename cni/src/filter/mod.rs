@@ -11,6 +11,7 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv6Addr};
 
 use edge_xfrm::netlink::{self, Netlink};
+use netlink_packet_core::NLM_F_CREATE;
 
 pub(crate) use table::PORT_PREFIX;
 
@@ -79,22 +80,33 @@ impl Filter {
         if self.elements(Set::Ports)?.is_some() && self.add(ports)? {
             return Ok(());
         }
-        let mut messages = vec![wire::new_table()];
+        match self.make(ports, vec![wire::new_table()]) {
+            Err(error) if error.errno() == Some(libc::EEXIST) => self.replace(ports),
+            made => made.map_err(|error| not_made(&error)),
+        }
+    }
+
+    /// Makes the table with these ports, which must be all that are attached, in place of whatever is there: another may have changed its rules.
+    /// Only one process may be here at a time.
+    pub(crate) fn replace(&mut self, ports: &[Port]) -> Result<()> {
+        // Made first, so that there is one to be deleted.
+        let (make, _) = wire::new_table();
+        let begin = vec![(make, NLM_F_CREATE), wire::delete_table(), wire::new_table()];
+        self.make(ports, begin).map_err(|error| not_made(&error))
+    }
+
+    fn make(&mut self, ports: &[Port], mut messages: Vec<(wire::Message, u16)>) -> Result<(), netlink::Error> {
         messages.extend(table::CHAINS.iter().map(|(name, base)| wire::new_chain(name, base.as_ref())));
         messages.extend(Set::ALL.into_iter().map(wire::new_set));
         messages.extend(table::rules().iter().map(wire::new_rule));
         // Those who are attached are not cut off for a moment.
         let (first, rest) = ports.split_at(ports.len().min(PORTS_AT_ONCE));
         messages.extend(change(&elements_of(first), wire::add_elements));
-        let made = match self.transact("NFT_MSG_NEWTABLE", messages.clone()) {
-            Err(error) if error.errno() == Some(libc::EEXIST) => {
-                messages.insert(0, wire::delete_table());
-                self.transact("NFT_MSG_NEWTABLE", messages)
-            }
-            other => other,
-        };
-        made.map_err(|error| failed("make the bridge's filter, `table bridge edge-cni`", &error))?;
-        self.add(rest).map(drop)
+        self.transact("NFT_MSG_NEWTABLE", messages)?;
+        let chunks = rest.chunks(PORTS_AT_ONCE);
+        chunks
+            .map(elements_of)
+            .try_for_each(|some| self.transact("NFT_MSG_NEWSETELEM", change(&some, wire::add_elements)))
     }
 
     /// Takes away the elements of these ports, whatever they are; without a table there are none.
@@ -214,6 +226,10 @@ fn change(elements: &Elements, message: impl Fn(Set, &[Vec<u8>]) -> (wire::Messa
 fn port_of(key: &[u8]) -> String {
     let name = key.iter().take(IFNAMSIZ).copied().take_while(|octet| *octet != 0).collect();
     String::from_utf8(name).unwrap_or_default()
+}
+
+fn not_made(error: &netlink::Error) -> Error {
+    failed("make the bridge's filter, `table bridge edge-cni`", error)
 }
 
 fn failed(what: &str, error: &netlink::Error) -> Error {

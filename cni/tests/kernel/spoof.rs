@@ -354,6 +354,9 @@ fn a_lost_filter_comes_back_with_every_pod() {
     nft(&world, &["flush", "ruleset"]);
     pods.push(attach(&world));
     stands(&pods.iter().collect::<Vec<_>>());
+    nft(&world, &["flush", "chain", "bridge", "edge-cni", "pod"]);
+    up(&world);
+    stands(&pods.iter().collect::<Vec<_>>());
     nft(&world, &["flush", "set", "bridge", "edge-cni", "macs"]);
     assert!(!pings(&pods[0].pod.netns, "10.77.3.1"), "what the filter does not know may not send");
     up(&world);
