@@ -12,7 +12,7 @@ use crate::host;
 use crate::ipam::{self, Assigned, Ledger, Store};
 use crate::net::link::{Link, Links};
 use crate::net::netns::Namespace;
-use crate::net::veth;
+use crate::net::{sysctl, veth};
 use crate::ports;
 use crate::request::{Attachment, Request};
 use crate::result::{Attached, Interface};
@@ -143,6 +143,9 @@ fn short_of(config: &Config, segments: Option<&SegmentsFile>, stock: &[Stock]) -
         let mut families = ipam::families(&config.cluster_ranges);
         if families.is_empty() {
             families = vec![Family::V4, Family::V6];
+        }
+        if !sysctl::has_ipv6() {
+            families.retain(|family| *family == Family::V4);
         }
         return families.into_iter().map(|family| Stock { family, free: 0, leased: 0 }).collect();
     }

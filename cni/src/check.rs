@@ -130,8 +130,11 @@ fn check_pod(ifname: &str, expected: &[IpAddr], segments: &[IpNetwork], mac: Opt
     if let Some(address) = expected.iter().find(|address| !present.contains(address)) {
         return Err(differs(format!("{ifname} has lost the address {address}")));
     }
-    let gateways = links.default_gateways(&link)?;
-    match segments.iter().map(ipam::gateway).find(|gateway| !gateways.contains(gateway)) {
+    let routes = links.default_routes()?;
+    let has = |gateway: &IpAddr| {
+        routes.iter().any(|route| route.main && route.device == link.index && route.gateway == Some(*gateway))
+    };
+    match segments.iter().map(ipam::gateway).find(|gateway| !has(gateway)) {
         Some(gateway) => Err(differs(format!("the pod has lost its default route by {gateway}"))),
         None => Ok(()),
     }

@@ -8,16 +8,16 @@ use crate::error::{Code, Error, Result};
 use crate::ipam;
 use crate::net::bridge;
 use crate::net::link::{Link, Links};
+use crate::{obstacles, ranges};
 
 /// Makes what is missing of both. No pod is attached without: an error of the guard ends the ADD.
 pub(crate) fn ensure(links: &mut Links, config: &Config, segments: &SegmentsFile) -> Result<Link> {
-    let bridge = bridge::ensure(links, &config.bridge, &segments.segments)?;
-    let mut cluster_ranges = segments.cluster_ranges.clone();
-    for range in &config.cluster_ranges {
-        if !cluster_ranges.contains(range) {
-            cluster_ranges.push(*range);
-        }
+    ranges::refuse_own(links, config, Some(segments))?;
+    let cluster_ranges = ranges::of_cluster(config, Some(segments));
+    if let Some(sentence) = obstacles::without_ipv6(cluster_ranges.iter().any(|range| range.is_ipv6())) {
+        eprintln!("edge-cni: {sentence}");
     }
+    let bridge = bridge::ensure(links, &config.bridge, &segments.segments)?;
     let bridge_addresses = ipam::families(&segments.segments)
         .into_iter()
         .filter_map(|family| segments.segments.iter().find(|segment| edge_types::api::Family::of(segment) == family))

@@ -3,7 +3,8 @@
 //! One process an invocation, synchronous; the runtime says by environment variables what to do ([`request`]), hands the network's
 //! configuration in on standard input ([`config`]) and reads a result ([`result`]) or an error ([`error`]) from standard output.
 //! One file a verb: [`add`], [`del`], [`check`], [`gc`], [`status`], [`up`]. Below them [`host`] makes what a node needs before its first pod, [`ipam`] hands out
-//! addresses, [`net`] asks the kernel, [`filter`] is the bridge's filter and [`ports`] what it says of each pod, [`agent`] asks the agent for
+//! addresses, [`net`] asks the kernel, [`filter`] is the bridge's filter and [`ports`] what it says of each pod, [`ranges`]
+//! refuses what would cut this host off, [`obstacles`] names what is in the way, [`agent`] asks the agent for
 //! more addresses.
 #![deny(unsafe_code)]
 
@@ -30,7 +31,9 @@ mod gc;
 mod host;
 mod ipam;
 mod net;
+mod obstacles;
 mod ports;
+mod ranges;
 mod request;
 mod result;
 mod status;

@@ -4,14 +4,28 @@ use crate::agent;
 use crate::config::Config;
 use crate::error::{Code, Error, Result};
 use crate::ipam::Store;
+use crate::net::link::Links;
 use crate::net::veth;
+use crate::{obstacles, ranges};
 
-/// Answers with an error where the next ADD is certain to fail: leases or segments cannot be read, or there are no segments and no agent
-/// that could bring any. That all addresses are taken is for the ADD to say, since it passes as pods go.
+/// Answers with an error where the next ADD is certain to fail (leases or segments cannot be read, there are no segments and no agent
+/// that could bring any, the cluster's ranges would cut this host off) or where the guard does not guard. What else is in the way is said on standard error.
+/// That all addresses are taken is for the ADD to say, since it passes as pods go.
 pub(crate) fn status(config: &Config) -> Result<()> {
     let unavailable = |error: Error| Error { code: Code::NotAvailable, ..error };
     let ledger = Store::create(config, veth::attached).and_then(|store| store.lock());
     let segments = ledger.and_then(|ledger| ledger.segments(config)).map_err(unavailable)?;
+    let mut links = Links::open().map_err(unavailable)?;
+    ranges::refuse_own(&mut links, config, segments.as_ref()).map_err(unavailable)?;
+    let (grave, minor): (Vec<_>, Vec<_>) = obstacles::find(&mut links, config, segments.as_ref())
+        .map_err(unavailable)?
+        .into_iter()
+        .partition(|obstacle| obstacle.grave);
+    minor.iter().for_each(|obstacle| eprintln!("edge-cni: {}", obstacle.message));
+    if !grave.is_empty() {
+        let messages: Vec<String> = grave.into_iter().map(|obstacle| obstacle.message).collect();
+        return Err(Error::new(Code::NotAvailable, format!("the guard is off: {}", messages.join("; "))));
+    }
     let some = segments.is_some_and(|segments| !segments.segments.is_empty());
     if some || agent::is_there(&config.agent_socket) {
         return Ok(());

@@ -11,7 +11,7 @@ use crate::host;
 use crate::ipam::{self, Store};
 use crate::net::link::Links;
 use crate::net::veth;
-use crate::ports;
+use crate::{obstacles, ports};
 
 /// Where the agent puts the list of plugins.
 pub(crate) const DEFAULT_CONFLIST: &str = "/etc/cni/net.d/10-edge-cni.conflist";
@@ -31,11 +31,15 @@ pub(crate) fn up(path: &Path) -> Result<Value> {
     })?;
     let stock = ledger.stock(&segments.segments);
     let mut links = Links::open()?;
-    ports::restore(&config, &ledger, &mut links)?;
+    // Pods are kept from posing as others whatever becomes of the rest.
+    let restored = ports::restore(&config, &ledger, &mut links);
     drop(ledger);
     host::ensure(&mut links, &config, &segments)?;
+    restored?;
     let gateways: Vec<String> = segments.segments.iter().map(|segment| ipam::gateway(segment).to_string()).collect();
-    Ok(json!({ "bridge": config.bridge, "addresses": gateways, "stock": stock }))
+    let obstacles = obstacles::find(&mut links, &config, Some(&segments))?;
+    let obstacles: Vec<String> = obstacles.into_iter().map(|obstacle| obstacle.message).collect();
+    Ok(json!({ "bridge": config.bridge, "addresses": gateways, "stock": stock, "obstacles": obstacles }))
 }
 
 /// Our entry of a list, with the list's name and version as a runtime would hand it over; or the whole where it is no list.

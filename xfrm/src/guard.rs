@@ -19,8 +19,10 @@ use crate::policy::{Direction, InstalledPolicy, Policy, priority};
 use crate::selector::{Selector, any_network};
 
 mod device;
+mod sysctls;
 
 pub use device::{DEVICE, GuardRoute, ROUTE_PROTOCOL};
+pub use sysctls::{Bypass, bypasses};
 
 /// What the guard is to keep.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]

@@ -19,6 +19,7 @@ use super::journal::{self, Journal};
 use super::leases::{Assigned, Lease};
 use crate::config::{self, Config};
 use crate::error::{Code, Context, Error, Result};
+use crate::net::sysctl;
 use crate::request::{Attachment, Request};
 
 /// How long another process may hold the lock.
@@ -134,6 +135,10 @@ impl Ledger {
     /// The node's segments: as the agent left them, or as the configuration seeds them where nobody has left any. None where
     /// there are none at all.
     pub(crate) fn segments(&self, config: &Config) -> Result<Option<SegmentsFile>> {
+        self.granted(config)?.map(|segments| for_this_kernel(segments, sysctl::has_ipv6())).transpose()
+    }
+
+    fn granted(&self, config: &Config) -> Result<Option<SegmentsFile>> {
         let path = self.folder.join(SEGMENTS_FILE);
         if let Some(segments) = read_segments(&path)? {
             return Ok(Some(segments));
@@ -216,6 +221,20 @@ impl Ledger {
         drop(lock);
         file.sync_data().map_err(|error| Error::new(Code::Io, format!("cannot make the leases durable: {error}")))
     }
+}
+
+/// Without what a kernel cannot do that has no IPv6 (`ipv6.disable=1`): its pods have IPv4 alone.
+fn for_this_kernel(mut segments: SegmentsFile, has_ipv6: bool) -> Result<SegmentsFile> {
+    if !has_ipv6 && !segments.segments.is_empty() {
+        segments.segments.retain(IpNetwork::is_ipv4);
+        if segments.segments.is_empty() {
+            return Err(Error::new(
+                Code::Kernel,
+                "this node's segments are of IPv6, which this kernel has not; boot without ipv6.disable=1, or give the node a segment of IPv4",
+            ));
+        }
+    }
+    Ok(segments)
 }
 
 /// Families of which there are segments, IPv4 first.

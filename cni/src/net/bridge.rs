@@ -1,16 +1,21 @@
 //! The bridge that pods hang on, with a gateway's address for each segment.
 
+use std::net::IpAddr;
+
 use edge_types::IpNetwork;
 use edge_types::api::Family;
 use netlink_packet_route::link::{InfoBridge, InfoData, InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkMessage};
 
 use super::link::{Link, Links};
-use super::{fnv1a, sysctl};
+use super::{fnv1a, sysctl, uplink, veth};
 use crate::error::{Code, Error, Result};
 use crate::ipam;
 
 /// Where a machine keeps its identity, which it has for life.
 const MACHINE_ID: &str = "/etc/machine-id";
+
+/// The alias of bridges that we made.
+const ALIAS: &str = "edge-cni bridge";
 
 /// MAC addresses that the bridge learns, where the kernel can limit it (6.8; earlier ones pass over it). Pods that the filter excepts could invent any number.
 const MAX_LEARNED: u32 = 4096;
@@ -29,6 +34,7 @@ pub(crate) fn ensure(links: &mut Links, name: &str, segments: &[IpNetwork]) -> R
             format!("{name} is no bridge but {kind}; rename it, or give another name as `bridge` in the configuration"),
         ));
     }
+    claim(links, &bridge, segments)?;
     if bridge.mac != mac {
         // Left alone, a bridge takes the lowest address of its ports, and changes it as they come and go.
         links.set_mac(&bridge, mac)?;
@@ -44,7 +50,7 @@ pub(crate) fn ensure(links: &mut Links, name: &str, segments: &[IpNetwork]) -> R
     }
     if families.contains(&Family::V6) {
         sysctl::set(&format!("ipv6/conf/{name}/disable_ipv6"), "0")?;
-        sysctl::forward_ipv6()?;
+        sysctl::forward_ipv6(|| uplink::names(links))?;
     }
     if !bridge.up {
         links.set_up(&bridge)?;
@@ -57,6 +63,43 @@ pub(crate) fn ensure(links: &mut Links, name: &str, segments: &[IpNetwork]) -> R
         }
     }
     Ok(bridge)
+}
+
+/// Marks a bridge as ours, or refuses one that is not: ours are marked already, or have the address that we give (earlier releases did not mark
+/// them), or there is nothing but pods of ours on them.
+fn claim(links: &mut Links, bridge: &Link, segments: &[IpNetwork]) -> Result<()> {
+    if bridge.alias == ALIAS {
+        return Ok(());
+    }
+    let name = &bridge.name;
+    if !is_ours(bridge) {
+        let ports = links.all()?.into_iter().filter(|link| link.master == Some(bridge.index));
+        let foreign_port = ports.into_iter().find(|port| veth::attachment_of(port).is_none()).map(|port| port.name);
+        let gateways: Vec<IpAddr> = segments.iter().map(ipam::gateway).collect();
+        let foreign_address = links.addresses(bridge)?.into_iter().find(|address| {
+            !gateways.contains(address) && !matches!(address, IpAddr::V6(address) if address.is_unicast_link_local())
+        });
+        let foreign = match (foreign_port, foreign_address) {
+            (Some(port), _) => Some(format!("{port} is a port of it")),
+            (None, Some(address)) => Some(format!("it has the address {address}")),
+            (None, None) => None,
+        };
+        if let Some(foreign) = foreign {
+            return Err(Error::new(
+                Code::NameTaken,
+                format!(
+                    "the bridge {name} is not ours: {foreign}. Pods need a bridge of their own, whose addresses and settings edge-cni may change; give \
+                     another name as `bridge` in the configuration"
+                ),
+            ));
+        }
+    }
+    links.set_alias(bridge, ALIAS)
+}
+
+/// Whether we made a bridge.
+pub(crate) fn is_ours(link: &Link) -> bool {
+    link.kind == "bridge" && (link.alias == ALIAS || link.mac == mac_of(&link.name))
 }
 
 fn create(links: &mut Links, name: &str, mac: [u8; 6]) -> Result<Link> {

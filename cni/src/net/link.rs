@@ -10,7 +10,8 @@ use netlink_packet_route::link::{
     LinkMessage,
 };
 use netlink_packet_route::route::{
-    RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
+    RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteNextHop, RouteProtocol, RouteScope, RouteType,
+    RouteVia,
 };
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 
@@ -29,7 +30,7 @@ pub(crate) struct Links {
 }
 
 /// A link, as far as we look at links.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Link {
     pub(crate) index: u32,
     pub(crate) name: String,
@@ -38,6 +39,7 @@ pub(crate) struct Link {
     pub(crate) mac: [u8; 6],
     pub(crate) mtu: u32,
     pub(crate) up: bool,
+    pub(crate) loopback: bool,
     pub(crate) alias: String,
     /// Index of the bridge whose port it is.
     pub(crate) master: Option<u32>,
@@ -122,6 +124,14 @@ impl Links {
         // RTM_SETLINK passes over a port's settings.
         let outcome = self.netlink.execute("RTM_NEWLINK", RouteNetlinkMessage::NewLink(message), 0);
         outcome.map_err(|error| kernel(&format!("bring {} up as a port of the bridge", link.name), &error))
+    }
+
+    /// Gives a link an alias.
+    pub(crate) fn set_alias(&mut self, link: &Link, alias: &str) -> Result<()> {
+        let mut message = LinkMessage::default();
+        message.header.index = link.index;
+        message.attributes.push(LinkAttribute::IfAlias(alias.to_owned()));
+        self.change(&format!("set the alias of {}", link.name), message)
     }
 
     /// The MAC address of the other end of a veth, in another namespace. None where it is gone.
@@ -216,44 +226,73 @@ impl Links {
 }
 
 impl Links {
-    /// Gateways of the default routes over a link.
-    pub(crate) fn default_gateways(&mut self, link: &Link) -> Result<Vec<IpAddr>> {
+    /// The default routes of all tables, one for each way that they have.
+    pub(crate) fn default_routes(&mut self) -> Result<Vec<DefaultRoute>> {
         let found = self.netlink.dump("RTM_GETROUTE", RouteNetlinkMessage::GetRoute(RouteMessage::default()));
         let found = found.map_err(|error| kernel("read the routes", &error))?;
-        let gateways = found.into_iter().filter_map(|message| match message {
-            RouteNetlinkMessage::NewRoute(route) => default_gateway(&route, link.index),
+        let routes = found.into_iter().filter_map(|message| match message {
+            RouteNetlinkMessage::NewRoute(route) if route.header.destination_prefix_length == 0 => Some(route),
             _ => None,
         });
-        Ok(gateways.collect())
+        Ok(routes.flat_map(|route| ways_of(&route)).collect())
+    }
+
+    /// Addresses of all links, with the index of each.
+    pub(crate) fn all_addresses(&mut self) -> Result<Vec<(u32, IpAddr)>> {
+        let found = self.netlink.dump("RTM_GETADDR", RouteNetlinkMessage::GetAddress(AddressMessage::default()));
+        let found = found.map_err(|error| kernel("read all addresses", &error))?.into_iter();
+        let addresses = found.filter_map(|message| match message {
+            RouteNetlinkMessage::NewAddress(message) => Some((message.header.index, address_of(&message)?)),
+            _ => None,
+        });
+        Ok(addresses.collect())
     }
 }
 
-/// The gateway of a default route of the main table over the link of this index.
-fn default_gateway(route: &RouteMessage, index: u32) -> Option<IpAddr> {
-    let is_default = route.header.destination_prefix_length == 0 && route.header.table == RouteHeader::RT_TABLE_MAIN;
-    if !is_default || !route.attributes.contains(&RouteAttribute::Oif(index)) {
-        return None;
-    }
-    route.attributes.iter().find_map(|attribute| match attribute {
-        RouteAttribute::Gateway(RouteAddress::Inet(address)) => Some(IpAddr::V4(*address)),
-        RouteAttribute::Gateway(RouteAddress::Inet6(address)) => Some(IpAddr::V6(*address)),
+/// One way of a default route.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct DefaultRoute {
+    /// Index of the link.
+    pub(crate) device: u32,
+    pub(crate) gateway: Option<IpAddr>,
+    /// Of the main table.
+    pub(crate) main: bool,
+}
+
+fn ways_of(route: &RouteMessage) -> Vec<DefaultRoute> {
+    let main = route.header.table == RouteHeader::RT_TABLE_MAIN;
+    let gateway = |attributes: &[RouteAttribute]| {
+        attributes.iter().find_map(|attribute| match attribute {
+            RouteAttribute::Gateway(RouteAddress::Inet(address)) | RouteAttribute::Via(RouteVia::Inet(address)) => {
+                Some(IpAddr::V4(*address))
+            }
+            RouteAttribute::Gateway(RouteAddress::Inet6(address)) | RouteAttribute::Via(RouteVia::Inet6(address)) => {
+                Some(IpAddr::V6(*address))
+            }
+            _ => None,
+        })
+    };
+    let device = route.attributes.iter().find_map(|attribute| match attribute {
+        RouteAttribute::Oif(index) => Some(*index),
         _ => None,
-    })
+    });
+    let single = device.map(|device| DefaultRoute { device, gateway: gateway(&route.attributes), main });
+    let hops = route.attributes.iter().filter_map(|attribute| match attribute {
+        RouteAttribute::MultiPath(hops) => Some(hops),
+        _ => None,
+    });
+    let of_hop =
+        |hop: &RouteNextHop| DefaultRoute { device: hop.interface_index, gateway: gateway(&hop.attributes), main };
+    single.into_iter().chain(hops.flatten().map(of_hop)).collect()
 }
 
 impl Link {
     fn read(message: &LinkMessage) -> Self {
         let mut link = Self {
             index: message.header.index,
-            name: String::new(),
-            kind: String::new(),
-            mac: [0; 6],
-            mtu: 0,
             up: message.header.flags.contains(LinkFlags::Up),
-            alias: String::new(),
-            master: None,
-            port_state: None,
-            peer: None,
+            loopback: message.header.flags.contains(LinkFlags::Loopback),
+            ..Self::default()
         };
         let (mut peer, mut namespace) = (None, None);
         for attribute in &message.attributes {

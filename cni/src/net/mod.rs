@@ -4,6 +4,7 @@
 //! - [`link`]: links, addresses and routes through one netlink socket of one namespace.
 //! - [`bridge`]: the bridge with the gateways' addresses.
 //! - [`veth`]: the pair between a pod and the bridge.
+//! - [`uplink`]: which links lead to the outside.
 //! - [`sysctl`]: settings below `/proc/sys/net`.
 //! - [`announce`]: gratuitous ARP and unsolicited neighbour advertisements.
 
@@ -12,6 +13,7 @@ pub(crate) mod bridge;
 pub(crate) mod link;
 pub(crate) mod netns;
 pub(crate) mod sysctl;
+pub(crate) mod uplink;
 pub(crate) mod veth;
 
 /// FNV-1a, 64 bits: spreads names over the few characters that a link's name, or the few octets that an address has.

@@ -38,17 +38,21 @@ pub(crate) fn forward_ipv4() -> Result<()> {
     set("ipv4/ip_forward", "1")
 }
 
-/// Turns forwarding on. A host that forwards ignores router advertisements unless told to go on (`accept_ra` 2), and would lose its default
-/// route, now or when it next plugs in an uplink: so whoever listens is told first.
-pub(crate) fn forward_ipv6() -> Result<()> {
+/// Whether this kernel has IPv6: not with the boot parameter `ipv6.disable=1`.
+pub(crate) fn has_ipv6() -> bool {
+    Path::new(ROOT).join("ipv6").join("conf").exists()
+}
+
+/// Turns forwarding on. A host that forwards ignores router advertisements unless told to go on (`accept_ra` 2), and would lose its default route: so its
+/// uplinks are told first. Others are not, since nobody there may give this host a route.
+pub(crate) fn forward_ipv6(uplinks: impl FnOnce() -> Result<Vec<String>>) -> Result<()> {
     let conf = Path::new(ROOT).join("ipv6/conf");
     let forwarding = conf.join("all/forwarding");
     if read(&forwarding).map_err(|error| Error::io("read", &forwarding, error))? == "1" {
         return Ok(());
     }
-    let failed = |error| Error::io("read", &conf, error);
-    for entry in fs::read_dir(&conf).map_err(failed)? {
-        keep_listening(&entry.map_err(failed)?.path().join("accept_ra"))?;
+    for uplink in uplinks()? {
+        keep_listening(&conf.join(uplink).join("accept_ra"))?;
     }
     set("ipv6/conf/all/forwarding", "1")
 }

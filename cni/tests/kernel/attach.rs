@@ -26,10 +26,6 @@ pub(crate) const TESTS: &[Test] = &[
         "pods_get_the_mtu_of_the_agent_unless_the_configuration_says_another",
         pods_get_the_mtu_of_the_agent_unless_the_configuration_says_another,
     ),
-    (
-        "turning_forwarding_on_does_not_stop_router_advertisements",
-        turning_forwarding_on_does_not_stop_router_advertisements,
-    ),
     ("up_makes_bridge_and_guard_without_a_pod", up_makes_bridge_and_guard_without_a_pod),
     (
         "a_second_default_route_is_refused_and_the_first_interface_stays",
@@ -174,19 +170,6 @@ fn pods_get_the_mtu_of_the_agent_unless_the_configuration_says_another() {
     let result = world.verb("ADD", &second).json;
     assert!(ip(&second.netns, "link show eth0").contains("mtu 1300"));
     assert_eq!(result["interfaces"][2]["mtu"], 1300);
-}
-
-fn turning_forwarding_on_does_not_stop_router_advertisements() {
-    let world = World::new(DUAL);
-    world.ip("link add uplink0 type veth peer name uplink1");
-    assert_eq!(sysctl(&world.host, "ipv6/conf/uplink0/accept_ra"), "1");
-    assert_eq!(sysctl(&world.host, "ipv6/conf/all/forwarding"), "0");
-    world.add(&world.pod());
-    assert_eq!(sysctl(&world.host, "ipv6/conf/all/forwarding"), "1");
-    assert_eq!(sysctl(&world.host, "ipv4/ip_forward"), "1");
-    assert_eq!(sysctl(&world.host, "ipv6/conf/uplink0/accept_ra"), "2");
-    // The bridge listens to no pod.
-    assert_eq!(sysctl(&world.host, "ipv6/conf/ecni0/accept_ra"), "0");
 }
 
 fn up_makes_bridge_and_guard_without_a_pod() {

@@ -5,6 +5,7 @@ mod frames;
 mod growth;
 mod hairpin;
 mod harness;
+mod host;
 mod input;
 mod lenient;
 mod spoof;
@@ -18,6 +19,7 @@ fn main() -> std::process::ExitCode {
         spoof::TESTS,
         hairpin::TESTS,
         lenient::TESTS,
+        host::TESTS,
         input::TESTS,
         survive::TESTS,
         growth::TESTS,

@@ -1,0 +1,67 @@
+//! Which links lead to the outside: those on which this host hears its routers.
+
+use super::link::{DefaultRoute, Link, Links};
+use crate::error::Result;
+
+/// Names of the links that lead, or may lead, to the outside.
+pub(crate) fn names(links: &mut Links) -> Result<Vec<String>> {
+    let all = links.all()?;
+    let routes = links.default_routes()?;
+    Ok(all.iter().filter(|link| is_uplink(link, &all, &routes)).map(|link| link.name.clone()).collect())
+}
+
+/// No port of a bridge; no bridge that only pods and containers hang on, such as docker0; no end of a pair, unless the default route leads over it, as in
+/// a machine that is itself a container.
+fn is_uplink(link: &Link, all: &[Link], routes: &[DefaultRoute]) -> bool {
+    let has_default = routes.iter().any(|route| route.main && route.device == link.index && route.gateway.is_some());
+    match link.kind.as_str() {
+        _ if link.loopback || is_port(link, all) => false,
+        "bridge" => all.iter().any(|port| port.master == Some(link.index) && !is_virtual(port)),
+        "veth" => has_default,
+        _ => true,
+    }
+}
+
+/// Of a bridge, a bond and so on; in a VRF a link is its own.
+fn is_port(link: &Link, all: &[Link]) -> bool {
+    link.master.is_some_and(|index| !all.iter().any(|master| master.index == index && master.kind == "vrf"))
+}
+
+/// Whether only software of this machine is at a port's other end.
+fn is_virtual(port: &Link) -> bool {
+    matches!(port.kind.as_str(), "veth" | "tun" | "dummy")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn link(index: u32, name: &str, kind: &str, master: Option<u32>) -> Link {
+        Link { index, name: name.into(), kind: kind.into(), master, ..Link::default() }
+    }
+
+    #[test]
+    fn what_pods_and_containers_hang_on_is_no_uplink() {
+        let all = [
+            Link { loopback: true, ..link(1, "lo", "", None) },
+            link(2, "eth0", "", None),
+            link(3, "docker0", "bridge", None),
+            link(4, "veth1", "veth", Some(3)),
+            link(5, "br0", "bridge", None),
+            link(6, "eth1", "", Some(5)),
+            link(7, "vnet0", "tun", Some(5)),
+            link(8, "cali1", "veth", None),
+            link(9, "eth2", "veth", None),
+            link(10, "ecni0", "bridge", None),
+            link(11, "wwan0", "", None),
+            link(12, "eth0.5", "vlan", None),
+            link(13, "vrf0", "vrf", None),
+            link(14, "eth3", "", Some(13)),
+        ];
+        let gateway = Some("fe80::1".parse().unwrap());
+        let routes = [DefaultRoute { device: 9, gateway, main: true }];
+        let uplinks: Vec<&str> =
+            all.iter().filter(|link| is_uplink(link, &all, &routes)).map(|link| link.name.as_str()).collect();
+        assert_eq!(uplinks, ["eth0", "br0", "eth2", "wwan0", "eth0.5", "vrf0", "eth3"]);
+    }
+}

@@ -1,0 +1,104 @@
+//! What on this host stands in the way of pods, in words that say the command: for STATUS and `edge-cni up`.
+
+use std::path::Path;
+
+use edge_types::api::Family;
+use edge_types::store::SegmentsFile;
+use edge_xfrm::guard::{self, Bypass};
+
+use crate::config::Config;
+use crate::error::Result;
+use crate::ipam;
+use crate::net::link::Links;
+use crate::net::{sysctl, uplink};
+use crate::ranges;
+
+/// Something that stands in the way.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Obstacle {
+    /// With it the guard does not guard: no pod should come to this node.
+    pub(crate) grave: bool,
+    /// What it is, what comes of it and what to do.
+    pub(crate) message: String,
+}
+
+/// All that stands in the way.
+pub(crate) fn find(links: &mut Links, config: &Config, segments: Option<&SegmentsFile>) -> Result<Vec<Obstacle>> {
+    let uplinks = uplink::names(links)?;
+    let mut obstacles: Vec<Obstacle> =
+        guard::bypasses().iter().filter_map(|bypass| of_bypass(bypass, config, &uplinks)).collect();
+    let families = segments.map(|segments| ipam::families(&segments.segments)).unwrap_or_default();
+    obstacles.extend(families.iter().filter_map(|family| of_bridge_filter(*family)).map(minor));
+    let ranges = ranges::of_cluster(config, segments);
+    obstacles.extend(without_ipv6(ranges.iter().chain(&config.segments).any(|range| range.is_ipv6())).map(minor));
+    Ok(obstacles)
+}
+
+/// One sentence for nodes without IPv6 in clusters that have it.
+pub(crate) fn without_ipv6(wanted: bool) -> Option<String> {
+    (wanted && !sysctl::has_ipv6()).then(|| {
+        "this kernel has no IPv6 (ipv6.disable=1 at boot?), so pods of this node get IPv4 addresses alone".into()
+    })
+}
+
+fn minor(message: String) -> Obstacle {
+    Obstacle { grave: false, message }
+}
+
+/// Of an interface that somebody made for a VTI, nothing is said: there it belongs.
+fn of_bypass(bypass: &Bypass, config: &Config, uplinks: &[String]) -> Option<Obstacle> {
+    let interface = &bypass.interface;
+    let everywhere = interface == "all";
+    let concerned = if bypass.is_inbound() {
+        everywhere || *interface == config.bridge || uplinks.contains(interface)
+    } else {
+        // Packets to other nodes' pods go out by the guard's device, where policies send them elsewhere.
+        everywhere || interface == guard::DEVICE
+    };
+    let grave = bypass.is_inbound() && *interface != config.bridge;
+    concerned.then(|| Obstacle { grave, message: bypass.to_string() })
+}
+
+/// Services whose endpoint is a pod of the same node: the answer would take the short way over the bridge, past the translation back.
+fn of_bridge_filter(family: Family) -> Option<String> {
+    let (name, setting) = match family {
+        Family::V4 => ("IPv4", "bridge-nf-call-iptables"),
+        Family::V6 => ("IPv6", "bridge-nf-call-ip6tables"),
+    };
+    let text = std::fs::read_to_string(Path::new("/proc/sys/net/bridge").join(setting));
+    let command = match text {
+        Ok(text) if text.trim() == "1" => return None,
+        Ok(_) => format!("`sysctl -w net.bridge.{setting}=1`"),
+        Err(_) => "`modprobe br_netfilter`".into(),
+    };
+    Some(format!(
+        "bridged {name} packets pass the host's NAT by, so that a pod cannot reach a Service whose endpoint is another pod of this node; run {command}"
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_opens_the_guard_is_grave() {
+        let json = serde_json::json!({"cniVersion": "1.1.0", "name": "pods"});
+        let config = Config::from_object(json.as_object().unwrap().clone()).unwrap();
+        let of = |interface: &str, setting| {
+            let bypass = Bypass { family: "ipv4", interface: interface.into(), setting };
+            of_bypass(&bypass, &config, &["eth0".into()]).map(|obstacle| obstacle.grave)
+        };
+        for (interface, setting, grave) in [
+            ("all", "disable_policy", Some(true)),
+            ("eth0", "disable_policy", Some(true)),
+            ("ecni0", "disable_policy", Some(false)),
+            ("vti0", "disable_policy", None),
+            ("default", "disable_policy", None),
+            ("all", "disable_xfrm", Some(false)),
+            ("ecni-guard", "disable_xfrm", Some(false)),
+            ("eth0", "disable_xfrm", None),
+        ] {
+            assert_eq!(of(interface, setting), grave, "{interface} {setting}");
+        }
+    }
+}

@@ -1,0 +1,263 @@
+//! What the plugin takes from the host, leaves alone, and refuses.
+
+use std::process::Command;
+
+use serde_json::{Value, json};
+
+use crate::harness::Test;
+use crate::world::{Answer, World, addresses, answer, ip, path, pings, succeed, sysctl};
+
+pub(crate) const TESTS: &[Test] = &[
+    ("a_bridge_of_the_hosts_own_is_left_alone", a_bridge_of_the_hosts_own_is_left_alone),
+    ("a_bridge_without_ports_and_those_of_earlier_releases_are_taken", {
+        a_bridge_without_ports_and_those_of_earlier_releases_are_taken
+    }),
+    ("uplinks_alone_go_on_listening_to_routers", uplinks_alone_go_on_listening_to_routers),
+    ("without_ipv6_pods_have_ipv4_and_one_sentence_says_why", without_ipv6_pods_have_ipv4_and_one_sentence_says_why),
+    ("ranges_that_would_cut_the_host_off_are_refused", ranges_that_would_cut_the_host_off_are_refused),
+    ("what_opens_the_guard_is_named_by_status", what_opens_the_guard_is_named_by_status),
+    ("nothing_heeds_routers_where_the_cluster_has_no_ipv6", nothing_heeds_routers_where_the_cluster_has_no_ipv6),
+];
+
+const DUAL: &[&str] = &["10.77.3.0/24", "fd77:0:0:3::/120"];
+
+fn status(world: &World) -> Answer {
+    let mut config = world.config.borrow().clone();
+    config["cniVersion"] = json!("1.1.0");
+    world.run(&[("CNI_COMMAND", "STATUS")], &config.to_string())
+}
+
+/// Runs `edge-cni up`; its JSON.
+fn up(world: &World) -> Answer {
+    let file = world.folder.path().join("plugin.json");
+    std::fs::write(&file, world.config.borrow().to_string()).unwrap();
+    let program = ["netns", "exec", &world.host, env!("CARGO_BIN_EXE_edge-cni"), "up", file.to_str().unwrap()];
+    let child = Command::new("ip")
+        .args(program)
+        .stdout(std::process::Stdio::piped())
+        .stderr(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    answer(child)
+}
+
+fn set(world: &World, setting: &str) {
+    succeed(Command::new("ip").args(["netns", "exec", &world.host, "sysctl", "-qw", setting]));
+}
+
+fn a_bridge_of_the_hosts_own_is_left_alone() {
+    for foreign in ["a port", "an address"] {
+        let world = World::new(DUAL);
+        world.set("bridge", json!("br0"));
+        world.ip("link add br0 address 52:54:00:aa:bb:cc type bridge");
+        if foreign == "a port" {
+            world.ip("link add nic0 type veth peer name lan0");
+            world.ip("link set nic0 master br0");
+        } else {
+            world.ip("addr add 192.168.1.10/24 dev br0");
+        }
+        let look = || {
+            let settings =
+                ["accept_ra", "disable_ipv6"].map(|name| sysctl(&world.host, &format!("ipv6/conf/br0/{name}")));
+            (world.ip("link show br0"), settings, sysctl(&world.host, "ipv4/conf/br0/send_redirects"))
+        };
+        let before = look();
+        let message = world.add_fails(&world.pod(), 102);
+        let named = if foreign == "a port" { "nic0" } else { "192.168.1.10" };
+        assert!(message.contains("br0") && message.contains(named), "{message}");
+        assert_eq!(up(&world).json["code"], 102);
+        assert_eq!(before, look());
+    }
+}
+
+fn a_bridge_without_ports_and_those_of_earlier_releases_are_taken() {
+    let world = World::new(DUAL);
+    world.ip("link add ecni0 type bridge");
+    let first = world.pod();
+    world.add(&first);
+    assert!(pings(&first.netns, "10.77.3.1"));
+    assert!(world.ip("link show ecni0").contains("alias edge-cni bridge"));
+    // An earlier release gave no alias; what people add to ours stays.
+    let shown = world.ip("link show ecni0");
+    world.ip("link set ecni0 alias x");
+    world.ip("addr add 192.0.2.1/32 dev ecni0");
+    world.add(&world.pod());
+    assert!(world.ip("addr show ecni0").contains("192.0.2.1"));
+    // Made with another machine-id, as by an agent in a container; only pods hang on it.
+    world.ip("addr del 192.0.2.1/32 dev ecni0");
+    world.ip("link set ecni0 alias x address 02:00:00:00:00:77");
+    world.add(&world.pod());
+    assert_eq!(world.ip("link show ecni0").replace("x", ""), shown.replace("x", ""));
+}
+
+fn uplinks_alone_go_on_listening_to_routers() {
+    let world = World::new(DUAL);
+    for (name, peer) in [("uplink0", "router0"), ("other0", "other1"), ("docker1", "container1")] {
+        world.ip(&format!("link add {name} type veth peer name {peer}"));
+        world.ip(&format!("link set {name} up"));
+        world.ip(&format!("link set {peer} up"));
+    }
+    world.ip("link add docker0 type bridge");
+    world.ip("link set docker1 master docker0");
+    world.ip("-6 route add default via fe80::1 dev uplink0 proto ra");
+    let names = ["uplink0", "other0", "docker0", "docker1", "default", "all"];
+    let accept = || names.map(|name| sysctl(&world.host, &format!("ipv6/conf/{name}/accept_ra")));
+    assert_eq!(accept()[..5], ["1"; 5]);
+    let before = accept();
+    world.add(&world.pod());
+    assert_eq!(sysctl(&world.host, "ipv6/conf/all/forwarding"), "1");
+    let after = accept();
+    assert_eq!((after[0].as_str(), &after[1..]), ("2", &before[1..]));
+    assert_eq!(sysctl(&world.host, "ipv6/conf/ecni0/accept_ra"), "0");
+}
+
+fn without_ipv6_pods_have_ipv4_and_one_sentence_says_why() {
+    let world = World::new(DUAL);
+    let pod = world.pod();
+    let run = |verb: &str, config: &Value| {
+        // As a kernel with ipv6.disable=1 looks.
+        let script = format!(
+            "mount -t tmpfs none /proc/sys/net/ipv6 && rmdir /proc/sys/net/ipv6/* 2>/dev/null; exec {}",
+            env!("CARGO_BIN_EXE_edge-cni")
+        );
+        let mut child = Command::new("ip")
+            .args(["netns", "exec", &world.host, "unshare", "-m", "sh", "-c", &script])
+            .envs([
+                ("CNI_COMMAND", verb),
+                ("CNI_CONTAINERID", &pod.id),
+                ("CNI_NETNS", &path(&pod)),
+                ("CNI_IFNAME", "eth0"),
+            ])
+            .stdin(std::process::Stdio::piped())
+            .stdout(std::process::Stdio::piped())
+            .stderr(std::process::Stdio::piped())
+            .spawn()
+            .unwrap();
+        std::io::Write::write_all(&mut child.stdin.take().unwrap(), config.to_string().as_bytes()).unwrap();
+        answer(child)
+    };
+    let mut config = world.config.borrow().clone();
+    config["cniVersion"] = json!("1.1.0");
+    let sentence = "this kernel has no IPv6";
+    let status = run("STATUS", &config);
+    assert!(status.ok && status.said.contains(sentence), "{} {}", status.json, status.said);
+    let result = run("ADD", &config);
+    assert!(result.ok, "{}", result.json);
+    assert_eq!(addresses(&result.json), ["10.77.3.2"]);
+    assert_eq!(result.said.matches(sentence).count(), 1, "{}", result.said);
+    assert!(pings(&pod.netns, "10.77.3.1"));
+    config["prevResult"] = result.json;
+    let check = run("CHECK", &config);
+    assert!(check.ok, "{}", check.json);
+    config.as_object_mut().unwrap().remove("prevResult");
+    assert!(run("DEL", &config).ok);
+    // Nothing is left for a node whose segments are of IPv6 alone.
+    std::fs::remove_file(world.state("segments.json")).unwrap();
+    config["segments"] = json!(["fd77:0:0:3::/120"]);
+    let refused = run("ADD", &config);
+    assert!(refused.json["msg"].as_str().unwrap().contains("ipv6.disable=1"), "{}", refused.json);
+    assert_eq!(run("STATUS", &config).json["code"], 50);
+}
+
+fn ranges_that_would_cut_the_host_off_are_refused() {
+    // In the second the default route alone shows it.
+    for (arguments, named) in [
+        (&["addr add 10.77.200.5/24 dev lan0"][..], "10.77.200.5 on lan0"),
+        (&["addr add fd77::200:5/112 dev lan0 nodad"], "fd77::200:5 on lan0"),
+        (
+            &["addr add 192.0.2.5/32 dev lan0", "route add default via 10.77.200.1 dev lan0 onlink"],
+            "gateway 10.77.200.1",
+        ),
+        (&["-6 route add default via fd77::200:1 dev lan0 onlink"], "gateway fd77::200:1"),
+        (
+            &[
+                "addr add 192.0.2.5/24 dev lan0",
+                "route add default nexthop via 192.0.2.1 dev lan0 nexthop via 10.77.9.1 dev lan0 onlink",
+            ],
+            "gateway 10.77.9.1",
+        ),
+    ] {
+        let world = World::new(DUAL);
+        world.ip("link add lan0 type veth peer name lan1");
+        world.ip("link set lan0 up");
+        world.ip("link set lan1 up");
+        arguments.iter().for_each(|arguments| drop(world.ip(arguments)));
+        let message = world.add_fails(&world.pod(), 7);
+        assert!(message.contains(named) && (message.contains("/16") || message.contains("/48")), "{message}");
+        for answer in [up(&world), status(&world)] {
+            assert!(answer.json["msg"].as_str().unwrap().contains(named), "{}", answer.json);
+        }
+        // Nothing was installed.
+        assert_eq!(world.ip("xfrm policy"), "");
+        assert!(!world.ip("link").contains("ecni"));
+        // A hub's own network is exempt from the guard.
+        if named.contains("200.5") {
+            let segments = json!({"version": 1, "source": "agent", "segments": DUAL, "cluster_ranges": ["10.77.0.0/16"],
+                "networks": ["10.77.200.0/24"]});
+            std::fs::write(world.state("segments.json"), segments.to_string()).unwrap();
+            world.add(&world.pod());
+        }
+    }
+    let world = World::new(DUAL);
+    // `ip netns exec` shows the files of this folder as those of /etc.
+    let etc = std::path::Path::new("/etc/netns").join(&world.host);
+    std::fs::create_dir_all(&etc).unwrap();
+    std::fs::write(etc.join("resolv.conf"), "nameserver 127.0.0.53\nnameserver 10.77.0.53\n").unwrap();
+    let refused = status(&world);
+    std::fs::write(etc.join("resolv.conf"), "nameserver 127.0.0.53\nnameserver 10.78.0.53\n").unwrap();
+    let taken = status(&world);
+    std::fs::remove_dir_all(&etc).unwrap();
+    assert!(refused.json["msg"].as_str().unwrap().contains("resolver 10.77.0.53"), "{}", refused.json);
+    assert!(taken.ok, "{}", taken.json);
+}
+
+fn what_opens_the_guard_is_named_by_status() {
+    let world = World::new(DUAL);
+    world.ip("link add lan0 type veth peer name lan1");
+    world.ip("link set lan0 up");
+    world.ip("link set lan1 up");
+    world.ip("addr add 192.0.2.5/24 dev lan0");
+    world.ip("route add default via 192.0.2.1 dev lan0");
+    assert!(status(&world).ok);
+    for setting in ["ipv4.conf.all", "ipv4.conf.lan0", "ipv6.conf.all", "ipv6.conf.lan0"] {
+        set(&world, &format!("net.{setting}.disable_policy=1"));
+        let answer = status(&world);
+        assert_eq!(answer.json["code"], 50, "{setting}");
+        let command = format!("sysctl -w net.{setting}.disable_policy=0");
+        assert!(answer.json["msg"].as_str().unwrap().contains(&command), "{}", answer.json);
+        assert!(up(&world).json["obstacles"].to_string().contains(&command));
+        set(&world, &format!("net.{setting}.disable_policy=0"));
+    }
+    set(&world, "net.ipv4.conf.lan1.disable_policy=1");
+    set(&world, "net.ipv4.conf.all.disable_xfrm=1");
+    let answer = status(&world);
+    assert!(answer.ok, "{}", answer.json);
+    assert!(
+        answer.said.contains("net.ipv4.conf.all.disable_xfrm=0") && !answer.said.contains("lan1"),
+        "{}",
+        answer.said
+    );
+    if std::path::Path::new("/proc/sys/net/bridge").exists() {
+        assert!(!answer.said.contains("net.bridge"), "{}", answer.said);
+        set(&world, "net.bridge.bridge-nf-call-ip6tables=0");
+        let answer = status(&world);
+        assert!(
+            answer.ok && answer.said.contains("sysctl -w net.bridge.bridge-nf-call-ip6tables=1"),
+            "{}",
+            answer.said
+        );
+    }
+}
+
+fn nothing_heeds_routers_where_the_cluster_has_no_ipv6() {
+    let world = World::new(&DUAL[..1]);
+    let pod = world.pod();
+    world.add(&pod);
+    for name in ["accept_ra", "autoconf"] {
+        let port = &world.ports()[0];
+        for (netns, interface) in [(&pod.netns, "eth0"), (&world.host, "ecni0"), (&world.host, port.as_str())] {
+            assert_eq!(sysctl(netns, &format!("ipv6/conf/{interface}/{name}")), "0", "{interface}");
+        }
+    }
+    assert!(ip(&pod.netns, "-6 route").lines().all(|line| line.contains("fe80::") || line.contains("ff00::")));
+}
