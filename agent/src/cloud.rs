@@ -4,6 +4,8 @@
 //! - `session`: one connection's life: join if needed, report, follow the stream of views; and again after it broke.
 //! - `told`: what a stream has told so far, and how its changes apply.
 //! - `accept`: whether a view may replace the one in force.
+//! - `trial`: whether this host allows a view, and what is done where the controller is not heard under it.
+//! - `path`: the way to the controller, past the guard.
 //! - `identity`, `ticket`, `join`, `renew`: key and certificate, what lets a node in, how they come and how they are renewed.
 //! - `apply`: an application for a segment, whose id outlives a crash.
 //! - `client`, `tls`, `error`: HTTP/2 over mutually authenticated TLS 1.3.
@@ -15,11 +17,13 @@ mod client;
 mod error;
 mod identity;
 mod join;
+mod path;
 mod renew;
 mod session;
 mod ticket;
 mod tls;
 mod told;
+mod trial;
 
 pub use error::CloudError;
 
@@ -40,6 +44,8 @@ use crate::store::{StateDir, StoreError, segments};
 use accept::{Refusal, Verdict, judge};
 use client::Client;
 use identity::Identity;
+use path::Path;
+use trial::{TakenBack, Trial};
 
 /// The controller's side of the agent.
 #[derive(Debug)]
@@ -55,6 +61,12 @@ pub struct Cloud {
     member: watch::Sender<Option<Member>>,
     /// The view in force. Held while files that follow from it are written.
     view: Mutex<Option<Arc<NodeView>>>,
+    /// The view in force may have cut this node off from the controller.
+    trial: watch::Sender<Option<Trial>>,
+    taken_back: std::sync::Mutex<Option<TakenBack>>,
+    /// The latest view that is not in force for what stands in its way on this host.
+    refused: std::sync::Mutex<Option<Arc<NodeView>>>,
+    path: Arc<Path>,
     /// One application at a time.
     applying: Mutex<()>,
     /// So many addresses of this node were left out of the last report.
@@ -83,6 +95,7 @@ impl Cloud {
     pub fn load(side: CloudSide, state: Arc<StateDir>) -> Result<Arc<Self>, CloudError> {
         side.clock.raise_to_kept(&state);
         let identity = Identity::load(&state)?;
+        let path = Arc::new(Path::new(side.uplink.clone()));
         let cloud = Self {
             config: side.config,
             state,
@@ -93,20 +106,26 @@ impl Cloud {
             status: side.status,
             member: watch::Sender::new(None),
             view: Mutex::new(None),
+            trial: watch::Sender::new(None),
+            taken_back: std::sync::Mutex::default(),
+            refused: std::sync::Mutex::default(),
+            path,
             applying: Mutex::new(()),
             left_out: AtomicUsize::new(0),
             stop: side.stop,
         };
         if let Some(identity) = identity {
             cloud.clock.raise(u64::try_from(identity.not_before).unwrap_or(0));
+            cloud.load_trial();
             let view = cloud.view_on_disk(&identity)?.map(Arc::new);
             let tls = cloud.member_tls(&identity)?;
-            let client = Client::new(cloud.urls(), tls, cloud.clock.clone())?;
+            let client = Client::new(cloud.urls(), tls, cloud.clock.clone(), cloud.path.clone())?;
             cloud.status.send_modify(|status| {
                 status.certificate_not_after = Some(identity.credentials.not_after);
                 status.view_source = view.as_ref().map(|_| "disk".into());
             });
             if let Some(view) = &view {
+                cloud.path.follow(view);
                 info!(node = %identity.node, version = view.version, peers = view.peers.len(), "the last view is in force");
                 let credentials = identity.credentials.clone();
                 cloud.membership.send_replace(Some(Membership { view: view.clone(), credentials }));
@@ -121,7 +140,7 @@ impl Cloud {
     pub async fn run(self: Arc<Self>) {
         self.repair_segments().await;
         let work = async {
-            tokio::join!(session::run(&self), renew::run(&self), self.follow_mtu());
+            tokio::join!(session::run(&self), renew::run(&self), self.follow_mtu(), self.watch_views());
         };
         tokio::select! {
             () = work => {}
@@ -180,7 +199,16 @@ impl Cloud {
             Err(error) => return Err(error),
         };
         match judge(&identity.node, identity.role, None, &view) {
-            Ok(_) => Ok(Some(view)),
+            Ok(_) => match self.allow(&view) {
+                Ok(()) => Ok(Some(view)),
+                // It is a good view, but this host stands elsewhere now. It may move back.
+                Err(refusal) => {
+                    let why = format!("view {} on disk is refused: {refusal}", view.version);
+                    error!("{why}; no tunnels until that is mended");
+                    self.refuse(Some(Arc::new(view)), Some(why));
+                    Ok(None)
+                }
+            },
             Err(refusal) => {
                 let aside = self.state.put_aside(VIEW_FILE)?;
                 error!(%refusal, aside = %aside.display(), "the view on disk is refused: no tunnels until the controller is reached");
@@ -194,6 +222,14 @@ impl Cloud {
         let mut current = self.view.lock().await;
         let Some(member) = self.member.borrow().clone() else { return Ok(()) };
         let verdict = judge(&member.identity.node, member.identity.role, current.as_deref(), &view)?;
+        if verdict == Verdict::Take
+            && let Err(refusal) = self.allow(&view)
+        {
+            let why = format!("view {} is refused: {refusal}", view.version);
+            self.refuse(Some(view), Some(why));
+            return Err(refusal.into());
+        }
+        self.refuse(None, None);
         self.status.send_if_modified(|status| {
             let source = Some("controller".to_owned());
             let changed = status.view_source != source;
@@ -203,8 +239,10 @@ impl Cloud {
         if verdict == Verdict::Same {
             return Ok(());
         }
+        self.begin_trial(current.as_ref(), &view)?;
         self.write_segments(current.clone(), view.clone()).await?;
         self.state.write_json(VIEW_FILE, &*view)?;
+        self.path.follow(&view);
         info!(
             version = view.version,
             peers = view.peers.len(),
@@ -238,7 +276,7 @@ impl Cloud {
                 client.use_tls(tls, connection).await;
                 client
             }
-            None => Arc::new(Client::new(self.urls(), tls, self.clock.clone())?),
+            None => Arc::new(Client::new(self.urls(), tls, self.clock.clone(), self.path.clone())?),
         };
         let credentials = identity.credentials.clone();
         self.status.send_modify(|status| status.certificate_not_after = Some(credentials.not_after));

@@ -105,6 +105,9 @@ pub struct ControllerSection {
     /// nodes come at once.
     #[serde(default, with = "duration::optional")]
     pub rollover_spread: Option<Duration>,
+    /// A view that takes more networks into tunnels, and under which the controller is not heard for so long, is taken back.
+    #[serde(default, with = "duration::optional")]
+    pub take_back: Option<Duration>,
 }
 
 /// `[cni]`.

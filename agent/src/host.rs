@@ -3,6 +3,7 @@
 //!
 //! - `observed`: links, addresses and routes as the kernel has them.
 //! - `uplink`: which addresses are this machine's, and how large pods' packets may be. Pure.
+//! - `first_look`: what is looked at once, before a view from disk is in force.
 //! - `routes`: routes of ours.
 //! - [`firewall`]: the table `inet edge-cni`.
 //! - `tables`: keeps it, and has the plugin keep its own.
@@ -12,6 +13,7 @@
 //! - [`keeper`]: the loop.
 
 pub mod firewall;
+mod first_look;
 pub mod keeper;
 mod observed;
 pub mod obstacles;
@@ -21,6 +23,7 @@ mod sysctls;
 mod tables;
 mod uplink;
 
+pub use first_look::surroundings;
 pub use obstacles::Obstacle;
 
 use std::net::IpAddr;

@@ -16,6 +16,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::clock::WorldClock;
 use crate::config::Config;
+use crate::surroundings::Surroundings;
 
 /// What the controller says of this node, and how it proves who it is. Complete in itself.
 #[derive(Debug, Clone)]
@@ -57,6 +58,8 @@ pub struct Uplink {
     pub addresses: Vec<IpAddr>,
     /// MTU for pods, bytes: the smallest uplink MTU less what ESP in UDP adds; 0 while no uplink is there.
     pub pod_mtu: u32,
+    /// What this node needs outside of every tunnel.
+    pub surroundings: Surroundings,
 }
 
 /// How it stands with the controller, for `edge-agent status`.
@@ -74,6 +77,9 @@ pub struct CloudStatus {
     pub certificate_not_after: Option<i64>,
     /// The last error, with what to do.
     pub last_error: Option<String>,
+    /// Why the controller's latest view is not in force, if it is not.
+    #[serde(default)]
+    pub refused_view: Option<String>,
 }
 
 /// The cloud's side's end of the seam.

@@ -23,7 +23,7 @@ use crate::membership::{CloudStatus, NodeSide};
 use crate::status::Status;
 use crate::store::StateDir;
 use crate::tunnels::{Command, Driver};
-use crate::{local, membership};
+use crate::{host, local, membership};
 
 /// Runs until SIGTERM or SIGINT. The kernel's state stays.
 pub fn run(config: Config) -> anyhow::Result<()> {
@@ -39,6 +39,9 @@ pub fn run(config: Config) -> anyhow::Result<()> {
     let (cloud, node) = membership::seam(config.clone(), Arc::new(WorldClock::default()), stop.clone());
     if config.controller.is_some() {
         let state = Arc::new(StateDir::open(&config.state_dir)?);
+        // Before a view from disk is in force.
+        let surroundings = runtime.block_on(host::surroundings(&config.bridge))?;
+        node.uplink.send_modify(|uplink| uplink.surroundings = surroundings);
         let cloud = Cloud::load(cloud, state)?;
         runtime.spawn(cloud.clone().run());
         let stop = stop.clone();

@@ -1,5 +1,5 @@
 //! Where this node stands: its own addresses, gateways and name servers, and the way to the controller. A view that would take them away is refused
-//! before anything of it is installed, for nobody could correct it afterwards. Pure.
+//! before anything of it is installed, for nobody could correct it afterwards. Pure, but for [`resolvers_here`].
 
 use std::fmt;
 use std::net::IpAddr;
@@ -96,6 +96,13 @@ impl Surroundings {
     }
 }
 
+/// Name servers of this host: where it asks itself (systemd-resolved, dnsmasq), those that this in turn asks.
+pub fn resolvers_here() -> Vec<IpAddr> {
+    let read = |path: &str| std::fs::read_to_string(path).map_or(vec![], |text| resolvers(&text));
+    let direct = read("/etc/resolv.conf");
+    if direct.is_empty() { read("/run/systemd/resolve/resolv.conf") } else { direct }
+}
+
 /// Name servers of a `resolv.conf` (resolv.conf(5)). None where the file is Kubernetes' own for pods (its search list has `svc.DOMAIN`): the cluster's
 /// DNS is meant to be reached through the tunnel.
 pub fn resolvers(resolv_conf: &str) -> Vec<IpAddr> {
@@ -113,24 +120,24 @@ pub fn resolvers(resolv_conf: &str) -> Vec<IpAddr> {
     lines().filter_map(server).filter(|address: &IpAddr| !address.is_loopback()).collect()
 }
 
-/// What a view takes from this node's surroundings and gives to tunnels, in an order of its own: two views that agree in it cut this node off alike.
-pub fn reach(view: &NodeView) -> Vec<IpNetwork> {
-    let mut networks: Vec<IpNetwork> = view.cluster_ranges.clone();
-    networks.extend(&view.segments);
-    networks.extend(&view.networks);
-    networks.extend(view.peers.iter().flat_map(|peer| &peer.networks));
-    networks.sort_unstable();
-    networks.dedup();
-    networks
-}
-
-/// Networks that a view makes unreachable without a tunnel.
+/// Networks that a view makes unreachable without a tunnel, each once, in order.
 pub fn guarded(view: &NodeView) -> Vec<IpNetwork> {
     let mut networks: Vec<IpNetwork> = view.cluster_ranges.clone();
     if view.role != Role::Cloud {
         networks.extend(view.peers.iter().flat_map(|peer| &peer.networks));
     }
+    networks.sort_unstable();
+    networks.dedup();
     networks
+}
+
+/// What of `new` is not within anything of `old`: what it could cut this node off with.
+pub fn added(old: &NodeView, new: &NodeView) -> Vec<IpNetwork> {
+    let old = guarded(old);
+    let encloses = |outer: &IpNetwork, inner: &IpNetwork| {
+        outer.is_ipv4() == inner.is_ipv4() && outer.prefix() <= inner.prefix() && outer.contains(inner.network())
+    };
+    guarded(new).into_iter().filter(|network| !old.iter().any(|known| encloses(known, network))).collect()
 }
 
 fn overlap(one: &IpNetwork, other: &IpNetwork) -> bool {
@@ -230,6 +237,15 @@ mod tests {
         assert_eq!(cloud.conflict(&view(Role::Cloud, &["10.77.0.0/16"], &fronted), &controller), None);
         assert!(cloud.conflict(&view(Role::Edge, &["10.77.0.0/16"], &fronted), &controller).is_some());
         assert!(cloud.conflict(&view(Role::Cloud, &["10.1.0.0/16"], &[]), &[]).is_some());
+    }
+
+    #[test]
+    fn only_networks_that_nothing_before_enclosed_are_added() {
+        let old = view(Role::Edge, &["10.77.0.0/16"], &["10.244.0.0/16"]);
+        let new = view(Role::Edge, &["10.77.0.0/16", "fd77::/48"], &["10.244.3.0/24", "10.77.9.0/24", "10.0.0.0/8"]);
+        assert_eq!(added(&old, &new), networks(&["10.0.0.0/8", "fd77::/48"]));
+        assert_eq!(added(&new, &old), networks(&[]));
+        assert_eq!(added(&old, &old), networks(&[]));
     }
 
     #[test]

@@ -68,6 +68,9 @@ pub struct NodeReport {
     /// Its tunnels, for people who look.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tunnels: Option<TunnelCount>,
+    /// Why the latest view is not in force on the node, if it is not: it would cut the node off from its own network, for example.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub refused_view: Option<String>,
 }
 
 /// How a node's tunnels are.
@@ -182,6 +185,9 @@ pub struct NodeInfo {
     /// Its Node object in Kubernetes is gone, with so many others that it was not believed: to be deregistered by the operator alone.
     #[serde(default)]
     pub missing: bool,
+    /// Why its view is not in force there, as it last reported to this controller.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub refused_view: Option<String>,
     /// End of its certificate, seconds since 1970-01-01 UTC.
     pub certificate_not_after: i64,
 }

@@ -6,6 +6,7 @@ use std::collections::HashSet;
 use edge_types::{IpNetwork, NodeName, NodeView, Role};
 
 use super::identity;
+use crate::surroundings::Conflict;
 
 /// Why a view is not taken.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -38,6 +39,24 @@ pub(super) enum Refusal {
         expected: u64,
         /// Its.
         found: u64,
+    },
+    /// It would take away what this node needs.
+    #[error("{0}")]
+    Surroundings(Conflict),
+    /// It adds what cut this node off before.
+    #[error(
+        "it adds {}, as version {version} did, under which the controller could not be reached: correct ranges and networks at the controller, or \
+         whatever of this node's network lies within them; to take it nevertheless, stop the agent, remove {}, and start it again",
+         .added.iter().map(ToString::to_string).collect::<Vec<_>>().join(", "),
+         .file.display()
+    )]
+    TakenBack {
+        /// The view that was taken back.
+        version: u64,
+        /// What it added.
+        added: Vec<IpNetwork>,
+        /// Where that is noted.
+        file: std::path::PathBuf,
     },
     /// It contradicts itself.
     #[error("{0}")]

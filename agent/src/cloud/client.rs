@@ -15,13 +15,13 @@ use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use rustls::{AlertDescription, CertificateError, ClientConfig};
 use rustls_pki_types::ServerName;
 use serde::{Serialize, de::DeserializeOwned};
-use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 use tracing::{debug, warn};
 use zeroize::Zeroizing;
 
 use super::error::{CloudError, chain};
+use super::path::Path;
 use super::tls::Distrust;
 use crate::clock::WorldClock;
 
@@ -39,6 +39,7 @@ const MAX_ANSWER: usize = 4 * 1024 * 1024;
 pub(super) struct Client {
     urls: Vec<Uri>,
     clock: Arc<WorldClock>,
+    path: Arc<Path>,
     tls: Mutex<Arc<ClientConfig>>,
     /// Held while connecting, so that two who need a connection make one.
     way: tokio::sync::Mutex<Way>,
@@ -64,7 +65,12 @@ pub(super) struct Link {
 
 impl Client {
     /// Connects to the first of `urls` that answers, when asked to; later to that one again as long as it lives.
-    pub(super) fn new(urls: &[String], tls: ClientConfig, clock: Arc<WorldClock>) -> Result<Self, CloudError> {
+    pub(super) fn new(
+        urls: &[String],
+        tls: ClientConfig,
+        clock: Arc<WorldClock>,
+        path: Arc<Path>,
+    ) -> Result<Self, CloudError> {
         let urls = urls
             .iter()
             .map(|text| match text.parse::<Uri>() {
@@ -72,7 +78,7 @@ impl Client {
                 _ => Err(CloudError::Unacceptable(format!("[controller]: {text:?} is not a URL https://HOST:PORT"))),
             })
             .collect::<Result<Vec<_>, _>>()?;
-        Ok(Self { urls, clock, tls: Mutex::new(Arc::new(tls)), way: tokio::sync::Mutex::default() })
+        Ok(Self { urls, clock, path, tls: Mutex::new(Arc::new(tls)), way: tokio::sync::Mutex::default() })
     }
 
     /// From now on new connections prove this node's identity by `tls`.
@@ -141,6 +147,7 @@ impl Client {
             .map_err(|_| unreachable(format!("looking up {host:?} takes too long")))?
             .map_err(|error| unreachable(format!("looking up {host:?}: {error}")))?
             .collect();
+        self.path.found(&host, &addresses);
         let mut failure = unreachable(format!("{host:?} has no address"));
         for address in addresses {
             let error = match timeout(CONNECT_TIMEOUT, self.connect_to(url, address, name.clone())).await {
@@ -161,7 +168,7 @@ impl Client {
             tls_error(url, &error)
                 .unwrap_or_else(|| CloudError::Unreachable { url: url.to_string(), why: format!("{address}: {error}") })
         };
-        let tcp = TcpStream::connect(address).await.map_err(failed)?;
+        let tcp = self.path.connect(address).await.map_err(failed)?;
         tcp.set_nodelay(true).map_err(failed)?;
         // What was sent and is not acknowledged for so long never will be: the uplink is gone.
         let user_timeout = u32::try_from((2 * PING_INTERVAL).as_millis()).unwrap_or(u32::MAX);

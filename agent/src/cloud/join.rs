@@ -13,6 +13,7 @@ use zeroize::Zeroizing;
 use super::client::Client;
 use super::error::{CloudError, chain};
 use super::identity::{self, Identity};
+use super::path::Path;
 use super::ticket::Ticket;
 use super::tls;
 use crate::clock::WorldClock;
@@ -25,6 +26,7 @@ pub(super) async fn join(
     ticket: &Ticket,
     state: &StateDir,
     clock: &Arc<WorldClock>,
+    path: &Arc<Path>,
 ) -> Result<Identity, CloudError> {
     let (node, role) = (ticket.agreed_name(config)?, ticket.agreed_role(config)?);
     let key = identity::pending_key(state)?;
@@ -37,7 +39,7 @@ pub(super) async fn join(
     let urls = config.controller.as_ref().map_or(&[][..], |controller| &controller.urls);
     let tls = tls::joining(ticket.trust(), clock.clone())
         .map_err(|error| CloudError::Unacceptable(format!("TLS cannot be set up: {}", chain(&error))))?;
-    let client = Client::new(urls, tls, clock.clone())?;
+    let client = Client::new(urls, tls, clock.clone(), path.clone())?;
     let answer: Result<CertificateResponse, _> = client.call(Method::POST, "/v1/join", &request).await;
     drop((Zeroizing::new(request.token), request.service_account_token.map(Zeroizing::new)));
     let answer = answer?;

@@ -18,6 +18,7 @@ use super::ticket::{self, Ticket};
 use super::told::Told;
 use super::{Cloud, Connection, Member, ViewError, join};
 use crate::endpoints;
+use crate::membership::CloudStatus;
 
 /// Without even a heartbeat for so long, the controller is taken for gone.
 const SILENCE: Duration = Duration::from_secs(VIEW_SILENCE_SECONDS);
@@ -108,6 +109,8 @@ async fn once(cloud: &Cloud, refused: bool, backoff: &mut Backoff, stream: &mut 
     let client = &member.client;
     let link = client.link().await?;
     let (mut uplink, mut tunnels) = (cloud.uplink.clone(), cloud.tunnels.clone());
+    let mut refusal =
+        Refusals { status: cloud.status.subscribe(), reported: cloud.status.borrow().refused_view.clone() };
     tunnels.mark_unchanged();
     let body = match open(cloud, &member, &link, &mut uplink, stream.told.as_ref()).await {
         Err(CloudError::Problem(problem)) if problem.status >= 500 => {
@@ -116,6 +119,8 @@ async fn once(cloud: &Cloud, refused: bool, backoff: &mut Backoff, stream: &mut 
         }
         opened => opened?,
     };
+    cloud.reached();
+    cloud.heard();
     let mut lines = Lines { body, buffer: Vec::new(), scanned: 0 };
     let url = link.url.to_string();
     info!(%url, node = %member.node(), "following the controller's view");
@@ -138,6 +143,7 @@ async fn once(cloud: &Cloud, refused: bool, backoff: &mut Backoff, stream: &mut 
                 });
                 match line {
                     Ok(Some(line)) => {
+                        cloud.heard();
                         match handle(cloud, &line, &mut stream.told).await? {
                             Heard::Taken => {}
                             Heard::Missed { what, expected } => {
@@ -175,6 +181,8 @@ async fn once(cloud: &Cloud, refused: bool, backoff: &mut Backoff, stream: &mut 
                 }
                 report(cloud, &member, &link, &mut uplink).await?;
             }
+            // The operator is to see it.
+            () = refusal.changed() => report(cloud, &member, &link, &mut uplink).await?,
             // Looked at by people: the node's side says so every few seconds at most.
             Ok(()) = tunnels.changed() => {
                 tunnels.mark_unchanged();
@@ -268,7 +276,7 @@ async fn member(cloud: &Cloud, refused: bool) -> Result<Member, CloudError> {
         None => Ticket::read(&cloud.config)?.ok_or_else(|| ticket::none(&cloud.config, cloud.state.path()))?,
     };
     info!(token = ticket.id(), "joining");
-    let identity = join::join(&cloud.config, &ticket, &cloud.state, &cloud.clock).await?;
+    let identity = join::join(&cloud.config, &ticket, &cloud.state, &cloud.clock, &cloud.path).await?;
     info!(node = %identity.node, role = %identity.role, "joined");
     *cloud.view.lock().await = None;
     cloud.become_member(identity, Connection::Anew).await?;
@@ -294,7 +302,8 @@ async fn report(
             "this node has more addresses than peers try; set [controller] advertise to those by which it is found"
         );
     }
-    let report = NodeReport { addresses, port: cloud.config.nat_port, tunnels: *cloud.tunnels.borrow() };
+    let refused_view = cloud.status.borrow().refused_view.clone();
+    let report = NodeReport { addresses, port: cloud.config.nat_port, tunnels: *cloud.tunnels.borrow(), refused_view };
     debug!(?report, "reporting");
     let path = format!("/v1/nodes/{}", member.node());
     member.client.call_on::<IgnoredAny>(link, Method::PUT, &path, &report).await.map(drop)
@@ -313,6 +322,24 @@ async fn another_token(cloud: &Cloud, known: Option<String>) {
 
 fn token_id(cloud: &Cloud) -> Option<String> {
     Ticket::read(&cloud.config).ok().flatten().map(|ticket| ticket.id().to_owned())
+}
+
+/// Why the latest view is not in force, as it changes.
+struct Refusals {
+    status: tokio::sync::watch::Receiver<CloudStatus>,
+    reported: Option<String>,
+}
+
+impl Refusals {
+    /// Returns when there is another than was reported.
+    async fn changed(&mut self) {
+        let reported = &self.reported;
+        let found = self.status.wait_for(|status| status.refused_view != *reported).await;
+        match found.map(|status| status.refused_view.clone()) {
+            Ok(refused) => self.reported = refused,
+            Err(_) => std::future::pending().await,
+        }
+    }
 }
 
 /// NDJSON as it arrives.

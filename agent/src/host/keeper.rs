@@ -27,6 +27,7 @@ use crate::desired::Desired;
 use crate::install_cni::CONFLIST;
 use crate::journal::Journal;
 use crate::membership::Uplink;
+use crate::surroundings;
 
 /// After the first of several notifications; they come in flocks.
 const SETTLE: Duration = Duration::from_millis(60);
@@ -140,7 +141,8 @@ impl Keeper {
         self.keep_bridge_table(&desired, &observed, rules).await;
         let bridge = bridge_addresses(&observed, &self.config.bridge, &desired.guard.segments);
         let guarded = guarded(&desired);
-        let uplink = uplink::uplink(&observed, &self.config.bridge, &guarded, self.config.mtu);
+        let mut uplink = uplink::uplink(&observed, &self.config.bridge, &guarded, self.config.mtu);
+        uplink.surroundings.resolvers = surroundings::resolvers_here();
 
         let forward = [true, false].map(|ipv4| {
             let routed = desired.hub_routes.iter().map(|route| &route.network).chain(&desired.guard.cluster_ranges);

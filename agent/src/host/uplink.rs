@@ -5,8 +5,9 @@ use std::net::IpAddr;
 use edge_xfrm::guard::DEVICE;
 use ipnetwork::IpNetwork;
 
-use super::observed::{Link, Observed};
+use super::observed::{Link, Observed, Route};
 use crate::membership::Uplink;
+use crate::surroundings::Surroundings;
 
 /// What ESP in UDP adds to a packet, at most: outer IPv6 header 40, UDP 8, ESP header 8, IV 8, trailer 2, ICV 16 (RFC 4303, RFC 4106, RFC 3948).
 /// ESP pads what it encrypts to a multiple of 4.
@@ -41,11 +42,11 @@ pub(super) fn uplink(observed: &Observed, bridge: &str, cluster: &[IpNetwork], c
         |link: &&Link| observed.routes.iter().any(|route| route.is_default() && route.device == Some(link.index));
     let candidate = |link: &&Link| link.up && !link.loopback && link.name != bridge && link.name != DEVICE;
     let uplinks: Vec<&Link> = observed.links.iter().filter(candidate).filter(carries_default).collect();
-    let others = observed
-        .links
-        .iter()
-        .filter(candidate)
-        .filter(|link| !carries_default(link) && !link.virtual_kind && link.controller.is_none());
+    let others_again = || {
+        let others = observed.links.iter().filter(candidate);
+        others.filter(|link| !carries_default(link) && !link.virtual_kind && link.controller.is_none())
+    };
+    let others = others_again();
     let mut addresses: Vec<IpAddr> = Vec::new();
     for address in uplinks.iter().copied().chain(others.clone()).flat_map(|link| &link.addresses) {
         if !cluster.iter().any(|network| network.contains(*address)) && !addresses.contains(address) {
@@ -56,13 +57,34 @@ pub(super) fn uplink(observed: &Observed, bridge: &str, cluster: &[IpNetwork], c
     let smallest =
         mtu_of(&mut uplinks.iter().copied()).or_else(|| mtu_of(&mut others.filter(|link| !link.addresses.is_empty())));
     let found = smallest.map_or(0, |mtu| pod_mtu(mtu).max(SMALLEST.min(mtu)));
-    Uplink { addresses, pod_mtu: configured_mtu.unwrap_or(found) }
+    let surroundings = surroundings(observed, &uplinks, uplinks.iter().copied().chain(others_again()));
+    Uplink { addresses, pod_mtu: configured_mtu.unwrap_or(found), surroundings }
+}
+
+/// What is looked at before a view is taken: also addresses within the cluster's ranges, for that is what must not be.
+fn surroundings<'a>(observed: &Observed, uplinks: &[&Link], own: impl Iterator<Item = &'a Link>) -> Surroundings {
+    let defaults = || {
+        let mut routes: Vec<&Route> = observed.routes.iter().filter(|route| route.is_default()).collect();
+        routes.retain(|route| uplinks.iter().any(|link| Some(link.index) == route.device));
+        routes.sort_by_key(|route| route.metric);
+        routes
+    };
+    let device = |ipv4: bool| {
+        let route = defaults().into_iter().find(|route| route.destination.is_ipv4() == ipv4)?;
+        observed.name_of(route.device?).map(str::to_owned)
+    };
+    Surroundings {
+        addresses: own.flat_map(|link| link.addresses.iter().copied()).collect(),
+        gateways: defaults().into_iter().filter_map(|route| route.via).collect(),
+        resolvers: vec![],
+        uplink_v4: device(true),
+        uplink_v6: device(false),
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::host::observed::Route;
 
     fn link(index: u32, name: &str, mtu: u32, addresses: &[&str]) -> Link {
         Link {
@@ -107,6 +129,19 @@ mod tests {
         let expected: Vec<IpAddr> =
             ["198.51.100.7", "2001:db8::7", "192.168.5.1"].iter().map(|text| text.parse().unwrap()).collect();
         assert_eq!(found.addresses, expected);
+    }
+
+    #[test]
+    fn what_a_view_must_not_take_away_is_found_also_within_the_clusters_ranges() {
+        let mut observed = host();
+        observed.routes[0].via = Some("198.51.100.1".parse().unwrap());
+        let cluster = ["198.51.100.0/24".parse().unwrap(), "10.77.0.0/16".parse().unwrap()];
+        let found = uplink(&observed, "ecni0", &cluster, None).surroundings;
+        let expected: Vec<IpAddr> =
+            ["198.51.100.7", "2001:db8::7", "192.168.5.1"].iter().map(|text| text.parse().unwrap()).collect();
+        assert_eq!(found.addresses, expected, "neither our bridge's nor those of other bridges");
+        assert_eq!(found.gateways, ["198.51.100.1".parse::<IpAddr>().unwrap()]);
+        assert_eq!((found.uplink(true), found.uplink(false)), (Some("wan"), None));
     }
 
     #[test]

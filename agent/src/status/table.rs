@@ -25,6 +25,13 @@ pub fn render(status: &Status) -> String {
         if let Some(error) = &cloud.last_error {
             let _ = writeln!(text, "  {error}");
         }
+        if let Some(why) = cloud
+            .refused_view
+            .as_ref()
+            .filter(|why| cloud.last_error.as_ref().is_none_or(|error| !error.contains(*why)))
+        {
+            let _ = writeln!(text, "  {why}");
+        }
     }
     let mut table = Table::new();
     table.load_style(presets::NOTHING).set_header([

@@ -12,6 +12,7 @@ use edge_agent::config::Config;
 use edge_agent::local;
 use edge_agent::membership::{CloudStatus, Membership, NodeSide, seam};
 use edge_agent::store::{StateDir, StoreError};
+use edge_agent::surroundings::Surroundings;
 use edge_controller::clock::Clock;
 use edge_controller::server::Server;
 use edge_types::api::{Family, TokenCreated, TokenRequest};
@@ -54,6 +55,13 @@ impl Controller {
             Self { folder, clock: Clock::system(), address: "127.0.0.1:0".parse().unwrap(), ranges, server: None };
         controller.start_again().await;
         controller
+    }
+
+    /// With other ranges, after a restart.
+    pub(crate) async fn change_ranges(&mut self, ranges: &'static str) {
+        self.stop().await;
+        self.ranges = ranges;
+        self.start_again().await;
     }
 
     /// On the same port and folder as before.
@@ -219,6 +227,10 @@ pub(crate) struct Node {
     pub(crate) extra: &'static str,
     /// What lets it in, as the configuration names it.
     pub(crate) ticket: &'static str,
+    /// Lines for `[controller]`.
+    pub(crate) controller_extra: &'static str,
+    /// What the host needs outside of tunnels, when the agent starts.
+    pub(crate) surroundings: Surroundings,
 }
 
 impl Node {
@@ -230,6 +242,8 @@ impl Node {
             spare: 0,
             extra: "",
             ticket: "token_file = \"token\"",
+            controller_extra: "",
+            surroundings: Surroundings::default(),
         }
     }
 
@@ -274,7 +288,7 @@ impl Node {
 
     pub(crate) fn try_start(&self, clock: Arc<WorldClock>) -> Result<Agent, CloudError> {
         let text = format!(
-            "name = \"{}\"\nstate_dir = {:?}\nrun_dir = {:?}\n{}\n[controller]\nurls = [\"{}\"]\n{}\nspare = {}\nrollover_spread = \"1ms\"\n",
+            "name = \"{}\"\nstate_dir = {:?}\nrun_dir = {:?}\n{}\n[controller]\nurls = [\"{}\"]\n{}\nspare = {}\nrollover_spread = \"1ms\"\n{}\n",
             self.name,
             self.state(),
             self.folder.path().join("run"),
@@ -282,12 +296,14 @@ impl Node {
             self.url,
             self.ticket,
             self.spare,
+            self.controller_extra,
         );
         let path = self.folder.path().join("agent.toml");
         std::fs::write(&path, text).unwrap();
         let config = Arc::new(Config::load(&path).unwrap());
         let stop = CancellationToken::new();
         let (cloud_side, node_side) = seam(config.clone(), clock, stop.clone());
+        node_side.uplink.send_modify(|uplink| uplink.surroundings = self.surroundings.clone());
         let state = Arc::new(open(&config.state_dir)?);
         let cloud = Cloud::load(cloud_side, state)?;
         let tasks =

@@ -1,5 +1,6 @@
 //! The agent's end of the controller's API, against a real controller on the loopback interface: TLS, store and all.
 
+mod cut_off;
 mod joining;
 mod lab;
 mod logs;

@@ -35,6 +35,7 @@ pub(super) async fn report(
     if let Some(tunnels) = report.tunnels {
         app.tunnels.reported(&node, tunnels);
     }
+    app.tunnels.refused(&node, report.refused_view.as_deref());
     let place = app.now_or_later(&node, place).await;
     app.registry
         .change(move |state| {

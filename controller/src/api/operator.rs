@@ -256,6 +256,7 @@ impl Context {
             connected: view.is_connected(&record.name),
             tunnels: self.tunnels.of(&record.name),
             missing: self.asked.contains(&record.name),
+            refused_view: self.tunnels.refusal_of(&record.name),
             certificate_not_after: record.certificates.iter().map(|c| c.not_after).max().unwrap_or(0),
         }
     }

@@ -193,7 +193,8 @@ fn show_nodes(nodes: &[NodeInfo]) -> anyhow::Result<()> {
 fn problems(node: &NodeInfo) -> Vec<String> {
     let missing = "its Node object is gone, with so many others that it was not believed: \
                    edge-controller node deregister --confirm, if it is meant";
-    node.missing.then(|| missing.to_owned()).into_iter().collect()
+    let refused = node.refused_view.as_ref().map(|why| format!("it does not take its view: {why}"));
+    node.missing.then(|| missing.to_owned()).into_iter().chain(refused).collect()
 }
 
 fn show_node(node: &NodeInfo) -> anyhow::Result<()> {
@@ -211,6 +212,7 @@ fn show_node(node: &NodeInfo) -> anyhow::Result<()> {
         [
             row("role", node.role.to_string()),
             row("connected", yes(node.connected)),
+            row("view refused", node.refused_view.clone().unwrap_or_else(|| "-".into())),
             row("tunnels up", node.tunnels.map_or("-".into(), |count| format!("{} of {}", count.up, count.wanted))),
             row("labels", list(node.labels.iter().map(|(key, value)| format!("{key}={value}")))),
             row("communities", list(&node.communities)),

@@ -46,8 +46,13 @@ pub struct Tunnels(Arc<Mutex<Reported>>);
 #[derive(Debug, Default)]
 struct Reported {
     last: HashMap<NodeName, TunnelCount>,
+    /// Why nodes do not take their view; those alone that said so.
+    refusals: HashMap<NodeName, String>,
     news: News,
 }
+
+/// Longest text of a node that is kept, characters.
+const LONGEST_TEXT: usize = 500;
 
 /// What has not been looked at yet.
 #[derive(Debug, Default)]
@@ -83,10 +88,28 @@ impl Tunnels {
         self.reports().last.get(node).copied()
     }
 
+    /// A node has reported why it does not take its view, or nothing of the kind. Its words are shown to people: control characters are left out.
+    pub fn refused(&self, node: &NodeName, why: Option<&str>) {
+        let mut reports = self.reports();
+        match why {
+            Some(why) => {
+                let text = why.chars().filter(|character| !character.is_control()).take(LONGEST_TEXT).collect();
+                reports.refusals.insert(node.clone(), text);
+            }
+            None => drop(reports.refusals.remove(node)),
+        }
+    }
+
+    /// Why a node does not take its view, as it last reported.
+    pub fn refusal_of(&self, node: &NodeName) -> Option<String> {
+        self.reports().refusals.get(node).cloned()
+    }
+
     /// Forgets all but these.
     pub fn retain(&self, kept: impl Fn(&NodeName) -> bool) {
         let mut reports = self.reports();
         reports.last.retain(|name, _| kept(name));
+        reports.refusals.retain(|name, _| kept(name));
         reports.news.begun.retain(&kept);
         reports.news.changed.retain(&kept);
     }

@@ -1,0 +1,219 @@
+//! The way to the controller, which is exempt from what a view installs. A view that would take it away could never be corrected.
+//!
+//! Each connection's socket carries a policy of its own that lets it speak in clear (as IKE's sockets do), so no XFRM policy blocks or encrypts it. Where the
+//! controller's address lies within a network that is routed into the guard's device, the socket is bound to the uplink's interface: the route lookup then
+//! considers that interface alone. Both belong to this one socket, so that no pod and no other program goes the same way.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::{Mutex, PoisonError};
+
+use edge_types::NodeView;
+use edge_xfrm::socket::bypass;
+use ipnetwork::IpNetwork;
+use tokio::net::{TcpSocket, TcpStream};
+use tokio::sync::watch;
+use tracing::debug;
+
+use crate::membership::Uplink;
+use crate::surroundings;
+
+/// See the module.
+#[derive(Debug)]
+pub(super) struct Path {
+    uplink: watch::Receiver<Uplink>,
+    /// Networks that the view in force makes unreachable without a tunnel.
+    guarded: Mutex<Vec<IpNetwork>>,
+    /// What the hosts of `urls` were looked up to last; as many as there are URLs.
+    found: Mutex<BTreeMap<String, Vec<IpAddr>>>,
+}
+
+impl Path {
+    pub(super) fn new(uplink: watch::Receiver<Uplink>) -> Self {
+        Self { uplink, guarded: Mutex::default(), found: Mutex::default() }
+    }
+
+    /// A view comes into force.
+    pub(super) fn follow(&self, view: &NodeView) {
+        *self.guarded.lock().unwrap_or_else(PoisonError::into_inner) = surroundings::guarded(view);
+    }
+
+    /// A controller's host was looked up.
+    pub(super) fn found(&self, host: &str, addresses: &[SocketAddr]) {
+        let addresses = addresses.iter().map(SocketAddr::ip).collect();
+        self.found.lock().unwrap_or_else(PoisonError::into_inner).insert(host.to_owned(), addresses);
+    }
+
+    /// Where the controllers are, as far as is known: addresses that `urls` name, and what names were looked up to.
+    pub(super) fn controllers(&self, urls: &[String]) -> Vec<IpAddr> {
+        let literal = |url: &String| {
+            let uri: hyper::Uri = url.parse().ok()?;
+            uri.host()?.trim_start_matches('[').trim_end_matches(']').parse().ok()
+        };
+        let mut addresses: Vec<IpAddr> = urls.iter().filter_map(literal).collect();
+        addresses.extend(self.found.lock().unwrap_or_else(PoisonError::into_inner).values().flatten());
+        addresses.sort_unstable();
+        addresses.dedup();
+        addresses
+    }
+
+    /// Connects, past the guard.
+    pub(super) async fn connect(&self, address: SocketAddr) -> io::Result<TcpStream> {
+        let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+        if let Err(error) = bypass(&socket, address.is_ipv6()) {
+            debug!(%error, "the connection to the controller is not exempt from policies");
+        }
+        if let Some(device) = self.around_the_guard(address.ip())
+            && let Err(error) = socket.bind_device(Some(device.as_bytes()))
+        {
+            debug!(%error, device, "the connection to the controller is not exempt from the guard's routes");
+        }
+        socket.connect(address).await
+    }
+
+    fn around_the_guard(&self, address: IpAddr) -> Option<String> {
+        let guarded = self.guarded.lock().unwrap_or_else(PoisonError::into_inner);
+        guarded.iter().find(|network| network.contains(address))?;
+        self.uplink.borrow().surroundings.uplink(address.is_ipv4()).map(str::to_owned)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn controllers_are_where_their_urls_and_the_last_lookup_say() {
+        let path = Path::new(watch::channel(Uplink::default()).1);
+        let urls = ["https://203.0.113.1:8443", "https://[2001:db8::1]:8443", "https://controller.example:8443"]
+            .map(String::from);
+        let expect = |texts: &[&str]| texts.iter().map(|text| text.parse().unwrap()).collect::<Vec<IpAddr>>();
+        assert_eq!(path.controllers(&urls), expect(&["203.0.113.1", "2001:db8::1"]));
+        path.found("controller.example", &["198.51.100.1:8443".parse().unwrap()]);
+        path.found("controller.example", &["198.51.100.2:8443".parse().unwrap()]);
+        assert_eq!(path.controllers(&urls), expect(&["198.51.100.2", "203.0.113.1", "2001:db8::1"]));
+    }
+
+    #[test]
+    fn only_a_controller_within_a_guarded_network_is_reached_by_the_uplinks_interface() {
+        let mut uplink = Uplink::default();
+        uplink.surroundings.uplink_v4 = Some("eth0".into());
+        let path = Path::new(watch::channel(uplink).1);
+        let around = |text: &str| path.around_the_guard(text.parse().unwrap());
+        assert_eq!(around("10.244.0.1"), None);
+        *path.guarded.lock().unwrap() = vec!["10.244.0.0/16".parse().unwrap(), "fd77::/48".parse().unwrap()];
+        assert_eq!(around("10.244.0.1").as_deref(), Some("eth0"));
+        assert_eq!(around("10.245.0.1"), None);
+        assert_eq!(around("fd77::1"), None, "there is no uplink of this family");
+    }
+
+    const NEAR: &str = "cloud::path::tests::near_end";
+    const FAR: &str = "cloud::path::tests::far_end";
+    const CONTROLLERS: [&str; 2] = ["10.99.0.1:8443", "[fd99::1]:8443"];
+
+    fn run(line: &str) {
+        let mut words = line.split_whitespace();
+        let done = std::process::Command::new(words.next().unwrap()).args(words).output().unwrap();
+        assert!(done.status.success(), "{line}: {}", String::from_utf8_lossy(&done.stderr));
+    }
+
+    /// Says to the ignored tests that they are in namespaces of their own.
+    const IN_NAMESPACE: &str = "EDGE_TEST_IN_NAMESPACE";
+
+    /// This program again, with one of its tests.
+    fn this_test(before: &[&str], test: &str) -> std::process::Command {
+        let mut command = std::process::Command::new(before[0]);
+        command.args(&before[1..]).arg(std::env::current_exe().unwrap()).args([
+            "--exact",
+            test,
+            "--ignored",
+            "--nocapture",
+        ]);
+        command.env(IN_NAMESPACE, "1");
+        command
+    }
+
+    #[test]
+    fn the_controller_is_reached_past_guard_policies_and_routes_and_nothing_else_is() {
+        if !rustix::process::geteuid().is_root() {
+            eprintln!("skipped: network namespaces need root");
+            return;
+        }
+        let done = this_test(&["unshare", "--net", "--mount"], NEAR).output().unwrap();
+        let said = String::from_utf8_lossy(&[done.stdout, done.stderr].concat()).into_owned();
+        assert!(done.status.success() && said.contains("1 passed"), "{said}");
+    }
+
+    /// A node whose view holds the controller's address, in a namespace of its own; the controller is behind its gateway.
+    #[tokio::test]
+    #[ignore = "runs in a namespace, started by the test before"]
+    async fn near_end() {
+        if std::env::var_os(IN_NAMESPACE).is_none() {
+            return;
+        }
+        use std::io::BufRead;
+        for line in [
+            "mount --make-rprivate /",
+            "mount -t tmpfs none /run",
+            "mkdir /run/netns",
+            "ip netns add far",
+            "ip link set lo up",
+            "ip link add uplink type veth peer name far netns far",
+            "ip addr add 192.0.2.2/24 dev uplink",
+            "ip addr add 2001:db8:5::2/64 dev uplink nodad",
+            "ip link set uplink up",
+            "ip -n far link set lo up",
+            "ip -n far addr add 192.0.2.1/24 dev far",
+            "ip -n far addr add 2001:db8:5::1/64 dev far nodad",
+            "ip -n far addr add 10.99.0.1/32 dev lo",
+            "ip -n far addr add fd99::1/128 dev lo nodad",
+            "ip -n far link set far up",
+            "ip route add default via 192.0.2.1",
+            "ip -6 route add default via 2001:db8:5::1",
+        ] {
+            run(line);
+        }
+        let mut far =
+            this_test(&["ip", "netns", "exec", "far"], FAR).stdout(std::process::Stdio::piped()).spawn().unwrap();
+        let mut lines = std::io::BufReader::new(far.stdout.take().unwrap()).lines();
+        assert!(lines.any(|line| line.unwrap().contains("listening")));
+        let addresses = CONTROLLERS.map(|text| text.parse::<SocketAddr>().unwrap());
+        for address in addresses {
+            TcpStream::connect(address).await.expect("before the guard everything gets through");
+        }
+        let ranges: Vec<IpNetwork> = vec!["10.99.0.0/16".parse().unwrap(), "fd99::/48".parse().unwrap()];
+        let guard = edge_xfrm::guard::GuardConfig { cluster_ranges: ranges.clone(), ..Default::default() };
+        edge_xfrm::guard::install(&guard).unwrap();
+        let mut uplink = Uplink::default();
+        uplink.surroundings.uplink_v4 = Some("uplink".into());
+        uplink.surroundings.uplink_v6 = Some("uplink".into());
+        let path = Path::new(watch::channel(uplink).1);
+        *path.guarded.lock().unwrap() = ranges;
+        for address in addresses {
+            let connected = tokio::time::timeout(std::time::Duration::from_secs(20), path.connect(address)).await;
+            connected.expect("in time").unwrap_or_else(|error| panic!("{address}: {error}"));
+            let others = tokio::time::timeout(std::time::Duration::from_secs(2), TcpStream::connect(address)).await;
+            assert!(!matches!(others, Ok(Ok(_))), "{address}: other programs are guarded");
+        }
+        far.kill().unwrap();
+        far.wait().unwrap();
+    }
+
+    #[test]
+    #[ignore = "runs in a namespace, started by the test before"]
+    fn far_end() {
+        if std::env::var_os(IN_NAMESPACE).is_none() {
+            return;
+        }
+        let listeners = CONTROLLERS.map(|address| std::net::TcpListener::bind(address).unwrap());
+        println!("listening");
+        let accepting = listeners.map(|listener| {
+            std::thread::spawn(move || {
+                let held: Vec<_> = listener.incoming().collect();
+                drop(held);
+            })
+        });
+        accepting.into_iter().for_each(|thread| thread.join().unwrap());
+    }
+}

@@ -1,0 +1,261 @@
+//! A view that takes more networks into tunnels than the one before is on trial until the controller has been heard under it. If it is not heard for
+//! `take_back`, the view before is put back. Losing the controller changes nothing otherwise: a view that adds no network, or under which the controller was
+//! once heard, stays for ever.
+//!
+//! Whether the view was to blame shows afterwards: if the controller is reached soon after the view was taken back, it was, and what it added is refused
+//! from then on, but for one more try after an hour. If not, the controller was away, and the view is taken again when it is back.
+
+use std::sync::{Arc, PoisonError};
+use std::time::Duration;
+
+use edge_types::store::VIEW_FILE;
+use edge_types::{IpNetwork, NodeView};
+use serde::{Deserialize, Serialize};
+use tokio::time::Instant;
+use tracing::{error, info, warn};
+
+use super::Cloud;
+use super::accept::{Refusal, Verdict, judge};
+use super::error::CloudError;
+use crate::store::StoreError;
+use crate::surroundings::{added, guarded};
+
+/// The view before one on trial. Its presence at start says that the view on disk is on trial.
+const BEFORE_FILE: &str = "view-before.json";
+/// What was taken back, a [`TakenBack`].
+const TAKEN_BACK_FILE: &str = "taken-back.json";
+/// The controller counts as heard under a view from so long after it came: what was on its way then, or came before policies and routes were
+/// changed, proves nothing.
+const INSTALLED: Duration = Duration::from_secs(15);
+/// [`crate::config::ControllerSection::take_back`], unless set.
+const TAKE_BACK: Duration = Duration::from_secs(180);
+/// Reached within so long after a view was taken back, the controller was cut off by that view.
+const SOON: Duration = Duration::from_secs(120);
+/// After so long, what was taken back once is tried again, once.
+const SECOND_TRY_SECONDS: u64 = 3600;
+/// The disk is full, for example.
+const TRY_AGAIN: Duration = Duration::from_secs(5);
+/// Refused views are looked at again this often, besides when the uplink changes.
+const LOOK: Duration = Duration::from_secs(60);
+
+/// The view in force is on trial.
+#[derive(Debug, Clone)]
+pub(super) struct Trial {
+    /// What is put back.
+    before: Arc<NodeView>,
+    began: Instant,
+}
+
+/// What was taken back.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct TakenBack {
+    /// Version of the view.
+    version: u64,
+    /// Networks that it added.
+    added: Vec<IpNetwork>,
+    /// When, seconds since 1970-01-01 UTC.
+    at: u64,
+    /// It was to blame; not known before the controller is reached again.
+    blamed: bool,
+    /// How often in a row.
+    times: u32,
+}
+
+impl TakenBack {
+    /// Whether a view may be tried in spite of this.
+    fn allows(&self, view: &NodeView, now: u64) -> bool {
+        let guarded = guarded(view);
+        let the_same = self.added.iter().all(|network| guarded.contains(network));
+        !the_same || !self.blamed || (self.times < 2 && now >= self.at.saturating_add(SECOND_TRY_SECONDS))
+    }
+}
+
+impl Cloud {
+    /// Reads what an earlier run left.
+    pub(super) fn load_trial(&self) {
+        let taken_back = self.state.read_json::<TakenBack>(TAKEN_BACK_FILE, "it is ignored").unwrap_or_else(|error| {
+            warn!("{error}");
+            None
+        });
+        *self.taken_back.lock().unwrap_or_else(PoisonError::into_inner) = taken_back;
+        match self.state.read_json::<NodeView>(BEFORE_FILE, "it is ignored") {
+            Ok(Some(before)) => self.set_trial(Some(Trial { before: Arc::new(before), began: Instant::now() })),
+            Ok(None) => {}
+            Err(error) => warn!("{error}"),
+        }
+    }
+
+    /// Whether this host allows the view.
+    pub(super) fn allow(&self, view: &NodeView) -> Result<(), Refusal> {
+        let controllers = self.path.controllers(self.urls());
+        if let Some(conflict) = self.uplink.borrow().surroundings.conflict(view, &controllers) {
+            return Err(Refusal::Surroundings(conflict));
+        }
+        let taken_back = self.taken_back.lock().unwrap_or_else(PoisonError::into_inner);
+        match taken_back.as_ref().filter(|taken_back| !taken_back.allows(view, self.clock.unix_time())) {
+            Some(TakenBack { version, added, .. }) => Err(Refusal::TakenBack {
+                version: *version,
+                added: added.clone(),
+                file: self.state.path().join(TAKEN_BACK_FILE),
+            }),
+            None => Ok(()),
+        }
+    }
+
+    /// A view is about to come into force over another. What is put back if need be stands on disk before it does.
+    pub(super) fn begin_trial(&self, current: Option<&Arc<NodeView>>, new: &NodeView) -> Result<(), StoreError> {
+        let Some(current) = current.filter(|current| !added(current, new).is_empty()) else { return Ok(()) };
+        // One that comes while another is on trial has not proven that one.
+        let before = self.trial().map_or_else(|| current.clone(), |trial| trial.before);
+        self.state.write_json(BEFORE_FILE, &*before)?;
+        self.set_trial(Some(Trial { before, began: Instant::now() }));
+        Ok(())
+    }
+
+    /// The controller was heard.
+    pub(super) fn heard(&self) {
+        let installed = INSTALLED.min(self.take_back_after() / 2);
+        if self.trial().is_none_or(|trial| trial.began.elapsed() < installed) {
+            return;
+        }
+        self.set_trial(None);
+        *self.taken_back.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        for file in [BEFORE_FILE, TAKEN_BACK_FILE] {
+            if let Err(error) = self.state.remove(file) {
+                warn!("{error}");
+            }
+        }
+    }
+
+    /// The controller is reached again: what was taken back was to blame, or was not.
+    pub(super) fn reached(&self) {
+        let mut taken_back = self.taken_back.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(undecided) = taken_back.as_mut().filter(|taken_back| !taken_back.blamed) else { return };
+        let since = self.clock.unix_time().saturating_sub(undecided.at);
+        let outcome = if since <= SOON.as_secs() {
+            undecided.blamed = true;
+            self.state.write_json(TAKEN_BACK_FILE, &*undecided)
+        } else {
+            info!(version = undecided.version, "the controller was away; the view that was taken back may come again");
+            *taken_back = None;
+            self.state.remove(TAKEN_BACK_FILE)
+        };
+        if let Err(error) = outcome {
+            warn!("{error}");
+        }
+    }
+
+    /// Takes views back, and looks again at those that were refused: what stood in their way may be gone.
+    pub(super) async fn watch_views(&self) {
+        let (mut uplink, mut trial) = (self.uplink.clone(), self.trial.subscribe());
+        let mut status = self.status.subscribe();
+        loop {
+            let end = trial.borrow_and_update().as_ref().map(|trial| trial.began + self.take_back_after());
+            // While the stream is open the controller is not lost: a dead one is noticed much sooner than a view is taken back.
+            let lost = async {
+                tokio::time::sleep_until(end.unwrap_or_else(Instant::now)).await;
+                let _ = status.wait_for(|status| !status.connected).await;
+            };
+            tokio::select! {
+                () = lost, if end.is_some() => {
+                    if let Err(error) = self.take_back().await {
+                        error!("the view before cannot be put back: {error}; trying again");
+                        tokio::time::sleep(TRY_AGAIN).await;
+                    }
+                }
+                Ok(()) = trial.changed() => {}
+                Ok(()) = uplink.changed() => self.judge_again().await,
+                () = tokio::time::sleep(LOOK) => self.judge_again().await,
+            }
+        }
+    }
+
+    async fn judge_again(&self) {
+        let refused = self.refused.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        if let Some(view) = refused {
+            let version = view.version;
+            match self.take_view(view).await {
+                Ok(()) => info!(version, "a view that was refused is taken"),
+                Err(error) => tracing::debug!(version, %error, "a view is still refused"),
+            }
+        }
+    }
+
+    async fn take_back(&self) -> Result<(), CloudError> {
+        let mut current = self.view.lock().await;
+        // Between the end of the wait and the lock the controller may have been heard.
+        let (Some(trial), Some(view)) = (self.trial(), current.clone()) else { return Ok(()) };
+        if trial.began.elapsed() < self.take_back_after() || self.status.borrow().connected {
+            return Ok(());
+        }
+        let Some(member) = self.member.borrow().clone() else { return Ok(()) };
+        let before = self.with_segments_of(&view, &trial.before, &member);
+        let times = {
+            let mut taken_back = self.taken_back.lock().unwrap_or_else(PoisonError::into_inner);
+            let added = added(&trial.before, &view);
+            let former = taken_back.as_ref().filter(|former| former.added == added);
+            let times = former.map_or(0, |former| former.times) + 1;
+            let entry = TakenBack { version: view.version, added, at: self.clock.unix_time(), blamed: false, times };
+            self.state.write_json(TAKEN_BACK_FILE, &entry)?;
+            *taken_back = Some(entry);
+            times
+        };
+        self.write_segments(Some(view.clone()), before.clone()).await?;
+        self.state.write_json(VIEW_FILE, &*before)?;
+        self.state.remove(BEFORE_FILE)?;
+        self.set_trial(None);
+        self.refuse(
+            Some(view.clone()),
+            Some(format!(
+                "view {} was taken back: the controller was not heard for {:?} under it; view {} is in force again",
+                view.version,
+                self.take_back_after(),
+                before.version
+            )),
+        );
+        error!(
+            version = view.version,
+            restored = before.version,
+            added = ?added(&trial.before, &view),
+            times,
+            "the controller was not heard under this view: the one before is put back"
+        );
+        self.path.follow(&before);
+        *current = Some(before.clone());
+        let credentials = member.identity.credentials.clone();
+        self.membership.send_replace(Some(crate::membership::Membership { view: before, credentials }));
+        member.client.reset().await;
+        Ok(())
+    }
+
+    /// The view before, with the segments that this node was granted since: its pods have addresses of them.
+    fn with_segments_of(&self, now: &NodeView, before: &Arc<NodeView>, member: &super::Member) -> Arc<NodeView> {
+        let merged = NodeView { segments: now.segments.clone(), ..(**before).clone() };
+        match judge(member.node(), member.role(), None, &merged) {
+            Ok(Verdict::Take | Verdict::Same) => Arc::new(merged),
+            Err(_) => before.clone(),
+        }
+    }
+
+    /// Notes which view is not in force, and why, for `status`, for the controller, and to look at it again.
+    pub(super) fn refuse(&self, view: Option<Arc<NodeView>>, why: Option<String>) {
+        *self.refused.lock().unwrap_or_else(PoisonError::into_inner) = view;
+        self.status.send_if_modified(|status| {
+            let differs = status.refused_view != why;
+            status.refused_view = why;
+            differs
+        });
+    }
+
+    fn trial(&self) -> Option<Trial> {
+        self.trial.borrow().clone()
+    }
+
+    fn set_trial(&self, trial: Option<Trial>) {
+        self.trial.send_replace(trial);
+    }
+
+    fn take_back_after(&self) -> Duration {
+        self.config.controller.as_ref().and_then(|controller| controller.take_back).unwrap_or(TAKE_BACK)
+    }
+}

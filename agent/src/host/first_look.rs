@@ -1,0 +1,17 @@
+//! One look at the host before anything is decided.
+
+use anyhow::Context;
+
+use super::observed::Observed;
+use super::uplink;
+use crate::surroundings::{self, Surroundings};
+
+/// What the view on disk must not take away. To be called within a tokio runtime.
+pub async fn surroundings(bridge: &str) -> anyhow::Result<Surroundings> {
+    let (connection, handle, _) = rtnetlink::new_connection().context("rtnetlink")?;
+    let connection = tokio::spawn(connection);
+    let observed = Observed::read(&handle).await;
+    connection.abort();
+    let found = uplink::uplink(&observed?, bridge, &[], None).surroundings;
+    Ok(Surroundings { resolvers: surroundings::resolvers_here(), ..found })
+}

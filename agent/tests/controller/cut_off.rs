@@ -1,0 +1,182 @@
+//! Views that would cut a node off: refused before anything of them is installed, or taken back.
+
+use std::time::Duration;
+
+use edge_agent::membership::{CloudStatus, Membership};
+use edge_agent::surroundings::Surroundings;
+
+use crate::lab::{Controller, Node, Way, exists, until};
+
+const BEFORE: &str = "\"10.77.0.0/16\", \"fd77::/48\"";
+/// With the networks in which a node stands.
+const CARELESS: &str = "\"10.77.0.0/16\", \"fd77::/48\", \"192.168.0.0/16\", \"2001:db8::/32\"";
+/// With one that is in nobody's way that a node could know.
+const WIDER: &str = "\"10.77.0.0/16\", \"fd77::/48\", \"10.99.0.0/16\"";
+const OTHER: &str = "\"10.77.0.0/16\", \"fd77::/48\", \"10.98.0.0/16\"";
+
+fn holds(range: &str) -> impl Fn(&Membership) -> bool {
+    let range = range.parse().unwrap();
+    move |membership| membership.view.cluster_ranges.contains(&range)
+}
+
+fn refuses(words: &'static str) -> impl Fn(&CloudStatus) -> bool {
+    move |status| status.connected && status.refused_view.as_ref().is_some_and(|why| why.contains(words))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_view_whose_ranges_hold_the_nodes_own_network_is_refused_and_the_operator_sees_why() {
+    for (surroundings, words) in [
+        (
+            Surroundings { addresses: vec!["192.168.1.10".parse().unwrap()], ..Surroundings::default() },
+            "192.168.0.0/16 holds this node's own address 192.168.1.10",
+        ),
+        (
+            Surroundings { gateways: vec!["192.168.1.1".parse().unwrap()], ..Surroundings::default() },
+            "its gateway 192.168.1.1",
+        ),
+        (
+            Surroundings { resolvers: vec!["2001:db8::53".parse().unwrap()], ..Surroundings::default() },
+            "2001:db8::/32 holds its name server 2001:db8::53",
+        ),
+    ] {
+        let mut controller = Controller::with_ranges(BEFORE).await;
+        let mut node = controller.edge("edge-1").await;
+        node.surroundings = surroundings.clone();
+        let (agent, before) = node.start_as_member().await;
+        let files = || ["view.json", "segments.json"].map(|name| std::fs::read(node.file(name)).unwrap());
+        let kept = files();
+        controller.change_ranges(CARELESS).await;
+        agent.status("the refusal", refuses(words)).await;
+        assert_eq!(agent.joined().await.view, before.view, "the view before stays in force");
+        assert_eq!(files(), kept, "and on disk");
+        until("the operator's sight of it", || async {
+            controller.nodes().await[0]["refused_view"].as_str().is_some_and(|why| why.contains(words))
+        })
+        .await;
+        // Where the node has moved to another network, the view is taken without anybody doing anything.
+        agent.node.uplink.send_modify(|uplink| uplink.surroundings.addresses = vec!["198.51.100.7".parse().unwrap()]);
+        agent.node.uplink.send_modify(|uplink| uplink.surroundings.gateways.clear());
+        agent.node.uplink.send_modify(|uplink| uplink.surroundings.resolvers.clear());
+        agent.membership("the wider view", holds("192.168.0.0/16")).await;
+        agent.status("no refusal", |status| status.refused_view.is_none()).await;
+        until("the operator's sight of it", || async { controller.nodes().await[0].get("refused_view").is_none() })
+            .await;
+        agent.end().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn at_the_first_join_nothing_of_a_view_that_would_cut_the_node_off_is_installed() {
+    let mut controller = Controller::with_ranges(CARELESS).await;
+    let mut node = controller.edge("edge-1").await;
+    node.surroundings.gateways = vec!["192.168.1.1".parse().unwrap()];
+    let agent = node.start();
+    agent.status("the refusal", refuses("its gateway 192.168.1.1")).await;
+    assert!(agent.node.membership.borrow().is_none());
+    assert!(!exists(node.file("segments.json")) && !exists(node.file("view.json")));
+    // What the operator corrects comes by itself.
+    controller.change_ranges(BEFORE).await;
+    agent.membership("the corrected view", |membership| !holds("192.168.0.0/16")(membership)).await;
+    agent.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_view_on_disk_is_not_followed_where_the_node_has_moved_into_its_ranges_and_is_when_it_moves_away() {
+    let mut controller = Controller::with_ranges(BEFORE).await;
+    let mut node = controller.edge("edge-1").await;
+    let (agent, before) = node.start_as_member().await;
+    agent.end().await;
+    controller.stop().await;
+    node.surroundings.addresses = vec!["10.77.200.5".parse().unwrap()];
+    let agent = node.start();
+    assert!(agent.node.membership.borrow().is_none());
+    let why = agent.node.cloud.borrow().refused_view.clone().unwrap();
+    assert!(why.contains("on disk") && why.contains("10.77.200.5"), "{why}");
+    agent.node.uplink.send_modify(|uplink| uplink.surroundings.addresses.clear());
+    assert_eq!(agent.joined().await.view, before.view);
+    agent.end().await;
+}
+
+/// A member whose way to the controller can be cut, of a controller with the ranges before.
+async fn member_by_a_way() -> (Controller, Node, Way) {
+    let controller = Controller::with_ranges(BEFORE).await;
+    let way = Way::to(&controller).await;
+    let mut node = controller.edge("edge-1").await;
+    node.url = way.url();
+    node.controller_extra = "take_back = \"2s\"";
+    (controller, node, way)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_view_under_which_the_controller_cannot_be_reached_is_taken_back_and_not_tried_again() {
+    let (mut controller, node, way) = member_by_a_way().await;
+    let (agent, before) = node.start_as_member().await;
+    agent.status("the stream", |status| status.connected).await;
+    controller.change_ranges(WIDER).await;
+    agent.membership("the wider view", holds("10.99.0.0/16")).await;
+    way.close().await;
+    let restored = agent.membership("the view before", |membership| !holds("10.99.0.0/16")(membership)).await;
+    assert_eq!(restored.view, before.view);
+    let on_disk: edge_types::NodeView =
+        serde_json::from_slice(&std::fs::read(node.file("view.json")).unwrap()).unwrap();
+    assert_eq!(on_disk, *before.view);
+    // Reached at once under the view before: the other one was to blame.
+    let way = way.open().await;
+    agent.status("the refusal", refuses("it adds 10.99.0.0/16")).await;
+    until("the operator's sight of it", || async {
+        controller.nodes().await[0]["refused_view"].as_str().is_some_and(|why| why.contains("10.99.0.0/16"))
+    })
+    .await;
+    assert_eq!(agent.joined().await.view, before.view);
+    agent.end().await;
+    // Nor is it after a restart. Another one is.
+    let agent = node.start();
+    agent.status("the refusal", refuses("it adds 10.99.0.0/16")).await;
+    assert_eq!(agent.joined().await.view, before.view);
+    controller.change_ranges(OTHER).await;
+    agent.membership("another view", holds("10.98.0.0/16")).await;
+    until("the end of the trial", || async {
+        !exists(node.file("view-before.json")) && !exists(node.file("taken-back.json"))
+    })
+    .await;
+    agent.end().await;
+    drop(way);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_power_cut_while_a_view_cuts_the_node_off_does_not_make_it_stay() {
+    let (mut controller, node, way) = member_by_a_way().await;
+    let (agent, before) = node.start_as_member().await;
+    controller.change_ranges(WIDER).await;
+    agent.membership("the wider view", holds("10.99.0.0/16")).await;
+    way.close().await;
+    agent.kill().await;
+    assert!(exists(node.file("view-before.json")));
+    let agent = node.start();
+    let restored = agent.membership("the view before", |membership| !holds("10.99.0.0/16")(membership)).await;
+    assert_eq!(restored.view.cluster_ranges, before.view.cluster_ranges);
+    agent.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn losing_the_controller_takes_back_no_view_under_which_it_was_heard_or_that_adds_nothing() {
+    let (mut controller, node, way) = member_by_a_way().await;
+    let (agent, _) = node.start_as_member().await;
+    controller.change_ranges(WIDER).await;
+    let heard = agent.membership("the wider view", holds("10.99.0.0/16")).await;
+    until("the end of the trial", || async { !exists(node.file("view-before.json")) }).await;
+    // A view that adds nothing begins no trial.
+    controller
+        .operator("PATCH", "/v1/nodes/edge-1/labels", serde_json::json!({"fabedge/edge-community": "alpha"}))
+        .await;
+    let latest = agent.membership("the community", |membership| !membership.view.communities.is_empty()).await;
+    assert!(!exists(node.file("view-before.json")));
+    way.close().await;
+    agent.status("the loss", |status| !status.connected && status.last_error.is_some()).await;
+    // Twice as long as it takes to take a view back.
+    tokio::time::sleep(Duration::from_secs(4)).await;
+    let after = agent.joined().await;
+    assert_eq!(after.view, latest.view);
+    assert_eq!(after.view.cluster_ranges, heard.view.cluster_ranges);
+    agent.end().await;
+}
