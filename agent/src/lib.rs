@@ -20,6 +20,7 @@
 //! - [`host`]: routes, bridge, firewall, uplinks.
 //! - [`journal`]: what was repaired, what is in the way, what went wrong.
 //! - [`status`]: the document of `status --json`, and the table.
+//! - [`instance`]: one agent in a network namespace.
 //! - [`run`]: starts the parts of `edge-agent run` and ends them.
 //! - [`down`]: takes everything away.
 //! - [`admin`]: the socket on which `status` and `rekey` ask a running agent.
@@ -36,6 +37,7 @@ pub mod down;
 pub mod endpoints;
 pub mod host;
 pub mod install_cni;
+pub mod instance;
 pub mod journal;
 pub mod kernel;
 pub mod local;

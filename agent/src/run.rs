@@ -18,6 +18,7 @@ use crate::config::Config;
 use crate::desired::Desired;
 use crate::host::keeper::Keeper;
 use crate::host::{HostState, firewall};
+use crate::instance::Instance;
 use crate::journal::Journal;
 use crate::membership::{CloudStatus, NodeSide};
 use crate::status::Status;
@@ -34,7 +35,9 @@ pub fn run(config: Config) -> anyhow::Result<()> {
         .iter()
         .map(|peer| peer.resolve(&config).map_err(|problem| anyhow!(problem)))
         .collect::<anyhow::Result<Vec<PeerConfig>>>()?;
+    let instance = Instance::take(&config.state_dir)?;
     let runtime = Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    runtime.spawn(instance.serve());
     let stop = CancellationToken::new();
     let (cloud, node) = membership::seam(config.clone(), Arc::new(WorldClock::default()), stop.clone());
     if config.controller.is_some() {

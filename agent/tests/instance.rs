@@ -1,0 +1,154 @@
+//! One agent in a network namespace: the program itself, in namespaces of its own, with nothing but a static peer that is not there.
+
+use std::fs;
+use std::io::{BufRead, BufReader};
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::net::{SocketAddr, UnixListener};
+use std::path::Path;
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::mpsc;
+use std::time::Duration;
+
+/// `nobody`.
+const STRANGER: libc::c_long = 65_534;
+/// Only ends what hangs.
+const HANG: Duration = Duration::from_secs(60);
+
+/// Ended when the test is, however that goes.
+struct Running(Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+fn is_root() -> bool {
+    // SAFETY: it only reads.
+    let root = unsafe { libc::geteuid() } == 0;
+    if !root {
+        eprintln!("skipped: network namespaces need root");
+    }
+    root
+}
+
+fn agent(before: &[&str], folder: &Path, ports: [u16; 2]) -> Command {
+    fs::create_dir_all(folder).unwrap();
+    let file = folder.join("agent.toml");
+    let text = format!(
+        "state_dir = \"state\"\nrun_dir = {:?}\nport = {}\nnat_port = {}\n[[peer]]\nname = \"moon\"\nremote = \"203.0.113.10\"\nlocal_id = \"a.example\"\n\
+         remote_id = \"b.example\"\npsk = \"correct horse battery staple\"\nlocal_subnets = [\"10.1.0.0/24\"]\nremote_subnets = [\"10.2.0.0/24\"]\n",
+        folder.join("run"),
+        ports[0],
+        ports[1]
+    )
+    .replace("\"state\"", &format!("{:?}", folder.join("state")));
+    fs::write(&file, text).unwrap();
+    fs::set_permissions(&file, std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
+    let mut command = Command::new(before[0]);
+    command.args(&before[1..]).args([env!("CARGO_BIN_EXE_edge-agent"), "run", "--config"]).arg(file);
+    command
+}
+
+/// Starts an agent in a namespace of its own and waits until it keeps its host.
+fn start(folder: &Path) -> Running {
+    let mut child = agent(&["unshare", "--net"], folder, [500, 4500]).stderr(Stdio::piped()).spawn().unwrap();
+    let lines = BufReader::new(child.stderr.take().unwrap()).lines();
+    let running = Running(child);
+    let (said, heard) = mpsc::channel();
+    std::thread::spawn(move || lines.map_while(Result::ok).for_each(|line| drop(said.send(line))));
+    let socket = folder.join("run/admin.sock");
+    let end = std::time::Instant::now() + HANG;
+    while !socket.exists() {
+        assert!(std::time::Instant::now() < end, "it does not start: {:?}", heard.try_iter().collect::<Vec<_>>());
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    running
+}
+
+/// Runs a second agent beside the first one, with folders and ports of its own, until it ends by itself.
+fn second(first: &Running, folder: &Path) -> Output {
+    let namespace = format!("--net=/proc/{}/ns/net", first.0.id());
+    let child = agent(&["nsenter", &namespace], folder, [1500, 14500]).stderr(Stdio::piped()).spawn().unwrap();
+    let id = child.id();
+    let (done, ended) = mpsc::channel();
+    std::thread::spawn(move || done.send(child.wait_with_output().unwrap()));
+    ended.recv_timeout(HANG).unwrap_or_else(|_| {
+        let _ = Command::new("kill").arg(id.to_string()).status();
+        panic!("a second agent runs beside the first");
+    })
+}
+
+fn assert_refused(output: &Output, first: &Running, folder: &Path) {
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    let state = folder.join("state");
+    for words in
+        ["already runs in this network namespace", &format!("process {}", first.0.id()), &state.display().to_string()]
+    {
+        assert!(said.contains(words), "{words}: {said}");
+    }
+}
+
+#[test]
+fn a_second_agent_in_one_network_namespace_is_refused_with_the_first_ones_process_and_folder() {
+    if !is_root() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let (one, two) = (folder.path().join("one"), folder.path().join("two"));
+    let mut first = start(&one);
+    assert_refused(&second(&first, &two), &first, &one);
+    assert!(!two.join("state").exists() && !two.join("run").exists(), "nothing was touched");
+    assert!(first.0.try_wait().unwrap().is_none(), "the first goes on");
+    // In a namespace of its own it runs, and where the first has been killed as well.
+    drop(start(&two));
+    drop(first);
+    drop(start(&one));
+}
+
+/// Listens on a name as a user that is nobody here, in the namespace of a process.
+fn squat(names: Vec<String>, process: u32) -> Vec<UnixListener> {
+    let path = format!("/proc/{process}/ns/net");
+    std::thread::spawn(move || {
+        let namespace = fs::File::open(path).unwrap();
+        // SAFETY: the raw calls change this thread alone: its network namespace, and its user. It ends right after.
+        unsafe {
+            assert_eq!(libc::setns(std::os::fd::AsRawFd::as_raw_fd(&namespace), libc::CLONE_NEWNET), 0);
+            assert_eq!(libc::syscall(libc::SYS_setresuid, STRANGER, STRANGER, STRANGER), 0);
+        }
+        let bind = |name: &String| UnixListener::bind_addr(&SocketAddr::from_abstract_name(name).unwrap()).unwrap();
+        names.iter().map(bind).collect()
+    })
+    .join()
+    .unwrap()
+}
+
+#[test]
+fn a_local_user_who_takes_the_names_keeps_no_agent_from_starting() {
+    if !is_root() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let (one, two) = (folder.path().join("one"), folder.path().join("two"));
+    // The names of a namespace are taken before an agent starts in it.
+    let holder = Running(Command::new("unshare").args(["--net", "sleep", "1000"]).spawn().unwrap());
+    let ours = fs::read_link("/proc/self/ns/net").unwrap();
+    let theirs = || fs::read_link(format!("/proc/{}/ns/net", holder.0.id())).unwrap();
+    while theirs() == ours {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    let squatters = squat(vec!["edge-cni-agent".into(), "edge-cni-agent-1".into()], holder.0.id());
+    let namespace = format!("--net=/proc/{}/ns/net", holder.0.id());
+    let first = Running(agent(&["nsenter", &namespace], &one, [500, 4500]).stderr(Stdio::null()).spawn().unwrap());
+    let end = std::time::Instant::now() + HANG;
+    while !one.join("run/admin.sock").exists() {
+        assert!(std::time::Instant::now() < end, "it does not start beside a squatter");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    // A second one is still noticed, also when the squatter is gone.
+    assert_refused(&second(&first, &two), &first, &one);
+    drop(squatters);
+    assert_refused(&second(&first, &two), &first, &one);
+}
