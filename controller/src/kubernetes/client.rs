@@ -50,6 +50,10 @@ pub fn explain(what: &str, error: &kube::Error) -> String {
              that is configured (`kubernetes.namespace`)",
             status.message
         ),
+        kube::Error::Api(status) if status.message.contains("custom resource definition is terminating") => format!(
+            "the API server writes no {what} ({}): when their definition is gone run kubectl apply -f {DEFINITIONS}",
+            status.message
+        ),
         kube::Error::Api(status) if status.is_forbidden() => format!(
             "the API server refuses {what}: {}; the controller's rights are in {RIGHTS}: run kubectl apply -f {RIGHTS}, and \
              check that it runs as the service account named there",
@@ -167,6 +171,10 @@ mod tests {
         let missing = Status::failure("the server could not find the requested resource", "NotFound").with_code(404);
         let said = explain("segments.edge-cni.io", &kube::Error::Api(missing.boxed()));
         assert!(said.contains("segments.edge-cni.io") && said.contains("kubectl apply -f deploy/crds"), "{said}");
+        let ending = "segments.edge-cni.io \"x\" is forbidden: create not allowed while custom resource definition is terminating";
+        let ending = Status::failure(ending, "Forbidden").with_code(403);
+        let said = explain("segments.edge-cni.io", &kube::Error::Api(ending.boxed()));
+        assert!(said.contains("kubectl apply -f deploy/crds") && !said.contains("10-rbac.yaml"), "{said}");
         let denied = Status::failure("segments.edge-cni.io is forbidden", "Forbidden").with_code(403);
         let said = explain("segments.edge-cni.io", &kube::Error::Api(denied.boxed()));
         assert!(said.contains("10-rbac.yaml"), "{said}");

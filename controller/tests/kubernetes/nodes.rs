@@ -294,14 +294,18 @@ fn other_cluster() {
     run(async {
         let cluster = clean().await;
         let folder = tempfile::tempdir().unwrap();
-        let store = || Arc::new(Embedded::open(folder.path()).unwrap());
+        // Whoever used it before may not have ended yet.
+        let store = async || {
+            let open = async || Embedded::open(folder.path()).ok().map(Arc::new);
+            until("the store to be free", open).await
+        };
         let other = ControlPlane::start("other").unwrap();
         {
-            let replica = Grants::start(store()).await;
+            let replica = Grants::start(store().await).await;
             let _watching = cluster.watch_nodes(&replica);
             three(&replica).await;
         }
-        let replica = Grants::start(store()).await;
+        let replica = Grants::start(store().await).await;
         let there = as_user(other.kubeconfig()).await;
         let watching = there.watch_nodes(&replica);
         let told = until("it to be told", async || there.obstacles.all()).await;
