@@ -71,6 +71,10 @@ pub struct NodeReport {
     /// Why the latest view is not in force on the node, if it is not: it would cut the node off from its own network, for example.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub refused_view: Option<String>,
+    /// Segments that it uses, as far as its disk says. The controller grants them to nobody else, also where a restored backup does not know them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[cfg_attr(feature = "schema", schemars(with = "Vec<String>"))]
+    pub segments: Vec<IpNetwork>,
 }
 
 /// How a node's tunnels are.
@@ -182,6 +186,9 @@ pub struct NodeInfo {
     /// Its tunnels, as it last reported them to this controller.
     #[serde(default)]
     pub tunnels: Option<TunnelCount>,
+    /// What it says it holds and does not, in words.
+    #[serde(default)]
+    pub conflicts: Vec<String>,
     /// Its Node object in Kubernetes is gone, with so many others that it was not believed: to be deregistered by the operator alone.
     #[serde(default)]
     pub missing: bool,

@@ -3,13 +3,15 @@
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use edge_types::IpNetwork;
 use edge_types::api::{NodeReport, VIEW_SILENCE_SECONDS, ViewEvent};
+use edge_types::store::SegmentsSource;
 use http_body_util::BodyExt;
 use hyper::Method;
 use hyper::body::Incoming;
 use serde::de::IgnoredAny;
 use tokio::time::{Instant, sleep, timeout};
-use tracing::{debug, error, info};
+use tracing::{debug, error, info, warn};
 
 use super::backoff::{Backoff, jitter};
 use super::client::{Link, hyper_error};
@@ -28,6 +30,8 @@ const SLOW: Duration = Duration::from_secs(60);
 const RESTLESS: Duration = Duration::from_secs(10);
 /// A stream that lived for so long was no false start: where there is another controller, it is asked at once.
 const LIVED: Duration = Duration::from_secs(5);
+/// Segments that are reported: more do not fit into a request.
+const MOST_SEGMENTS: usize = 1000;
 /// Longest line of the stream, bytes.
 const MAX_LINE: usize = 64 * 1024 * 1024;
 
@@ -303,10 +307,26 @@ async fn report(
         );
     }
     let refused_view = cloud.status.borrow().refused_view.clone();
-    let report = NodeReport { addresses, port: cloud.config.nat_port, tunnels: *cloud.tunnels.borrow(), refused_view };
+    let (port, tunnels) = (cloud.config.nat_port, *cloud.tunnels.borrow());
+    let report = NodeReport { addresses, port, tunnels, refused_view, segments: granted(cloud).await };
     debug!(?report, "reporting");
     let path = format!("/v1/nodes/{}", member.node());
     member.client.call_on::<IgnoredAny>(link, Method::PUT, &path, &report).await.map(drop)
+}
+
+/// Segments that stand on disk as granted. What cannot be read is not worth a connection.
+async fn granted(cloud: &Cloud) -> Vec<IpNetwork> {
+    match cloud.segments().await {
+        // What the plugin wrote nobody has granted.
+        Ok(file) => {
+            let granted = file.filter(|file| file.source == SegmentsSource::Agent).map(|file| file.segments);
+            granted.into_iter().flatten().take(MOST_SEGMENTS).collect()
+        }
+        Err(error) => {
+            warn!(%error, "the controller is not told which segments are in use");
+            Vec::new()
+        }
+    }
 }
 
 /// Returns when the token file holds another token than `known`. Looked at every few seconds: a person puts it there.

@@ -2,6 +2,7 @@
 //!
 //! - [`caller`]: who calls, and what that one may do.
 //! - [`join`], [`nodes`], [`segments`], [`view`]: what nodes ask for.
+//! - [`claims`]: segments that nodes say they hold.
 //! - [`operator`], [`ca`], [`backup`]: what the operator asks for.
 //! - [`operations`]: all of these with what they take and give, of which the router and [`openapi`] are made.
 //! - [`body`], [`problem`]: JSON in, RFC 9457 problem documents out.
@@ -10,6 +11,7 @@ mod backup;
 mod body;
 mod ca;
 pub mod caller;
+mod claims;
 mod join;
 mod nodes;
 pub mod openapi;
@@ -21,6 +23,7 @@ mod view;
 
 use std::sync::Arc;
 
+pub use claims::Conflicts;
 pub use segments::application;
 
 use axum::Router;
@@ -60,6 +63,8 @@ pub struct Context {
     pub events: Events,
     /// Tunnels, as nodes report them.
     pub tunnels: Tunnels,
+    /// What nodes say they hold and do not.
+    pub conflicts: Conflicts,
     /// Whether labels of Node objects put nodes into communities.
     pub label_trust: watch::Sender<LabelTrust>,
     /// Nodes of which the operator is asked whether they are gone.

@@ -9,7 +9,7 @@ use edge_types::{NodeName, Role};
 
 use super::body::{Json, Node};
 use super::caller::Caller;
-use super::{App, Context};
+use super::{App, Context, claims};
 use crate::certificates;
 use crate::endpoints::{Place, Verdict, is_reachable, passed_on};
 use crate::refusal::Refusal;
@@ -37,17 +37,26 @@ pub(super) async fn report(
     }
     app.tunnels.refused(&node, report.refused_view.as_deref());
     let place = app.now_or_later(&node, place).await;
-    app.registry
+    let (live, name, now) = (app.clone(), node.clone(), app.registry.clock.now());
+    let (taken, conflicts) = app
+        .registry
         .change(move |state| {
             let mut record = state.node(&node).ok_or_else(|| Refusal::Deregistered(node.clone()))?.clone();
             if let Some(place) = &place {
                 settle(&mut record, state, place);
             }
             certificates::note_use(&mut record, &shown.serial);
-            let changed = state.node(&node) != Some(&record);
-            Ok((StatusCode::NO_CONTENT, if changed { vec![Change::PutNode(record)] } else { Vec::new() }))
+            let policy = &live.settings().policy;
+            let (mut changes, conflicts) = claims::plan(state, policy, &node, &report.segments, now);
+            let taken: Vec<IpNetwork> = changes.iter().filter_map(Change::claimed).collect();
+            if state.node(&node) != Some(&record) {
+                changes.push(Change::PutNode(record));
+            }
+            Ok(((taken, conflicts), changes))
         })
-        .await
+        .await?;
+    app.tell_of_claims(&name, &taken, conflicts);
+    Ok(StatusCode::NO_CONTENT)
 }
 
 /// Notes where a node is.

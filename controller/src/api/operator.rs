@@ -80,6 +80,7 @@ pub(super) async fn deregister(
         })
         .await?;
     app.tunnels.retain(|kept| *kept != name);
+    app.conflicts.forget(&name);
     let note = "by the operator; its certificate is refused from now on".to_owned();
     app.events.normal(About::EdgeNode, name.as_str(), "Deregistered", note);
     Ok(axum::Json(released.iter().map(|row| segment_info(row, quarantine, now)).collect()))
@@ -255,6 +256,7 @@ impl Context {
             endpoints: self.settings().common.endpoints(record),
             connected: view.is_connected(&record.name),
             tunnels: self.tunnels.of(&record.name),
+            conflicts: self.conflicts.of(&record.name),
             missing: self.asked.contains(&record.name),
             refused_view: self.tunnels.refusal_of(&record.name),
             certificate_not_after: record.certificates.iter().map(|c| c.not_after).max().unwrap_or(0),

@@ -282,6 +282,12 @@ impl Ledger {
         before.into_iter().chain(self.rows.range((family, first)..=(family, last))).map(|(_, row)| row)
     }
 
+    /// Rows that share an address with a network.
+    pub(super) fn overlapping_with(&self, network: &IpNetwork) -> impl Iterator<Item = &Row> {
+        let ((family, first), last) = bounds(network);
+        self.overlapping(family, first, last)
+    }
+
     fn exhausted(&self, policy: &Policy, family: Family, now: Seconds) -> Exhausted {
         let mut holders: Vec<(usize, &NodeName)> = self
             .held

@@ -6,11 +6,13 @@
 //! A released segment keeps its row. It is given to nobody until its quarantine is over, so that no peer with an old view sends one node's
 //! packets to another; then it is preferred, lowest first, to addresses that were never used.
 
+mod claims;
 mod ledger;
 mod policy;
 mod range;
 mod room;
 
+pub use claims::Conflict;
 pub use ledger::{Exhausted, Grant, Holding, Ledger, Row};
 pub use policy::Policy;
 pub use range::{contains, overlap};

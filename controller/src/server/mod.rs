@@ -29,7 +29,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::api::{self, App, Context};
+use crate::api::{self, App, Conflicts, Context};
 use crate::archive;
 use crate::ca::Ca;
 use crate::clock::Clock;
@@ -121,6 +121,7 @@ impl Server {
             obstacles,
             events,
             tunnels: Tunnels::default(),
+            conflicts: Conflicts::default(),
             label_trust: watch::Sender::new(LabelTrust::at_start(trust)),
             asked: Asked::default(),
             stopping: stopping.clone(),

@@ -226,6 +226,14 @@ impl std::fmt::Display for Key {
 }
 
 impl Change {
+    /// The segment that it grants.
+    pub fn claimed(&self) -> Option<IpNetwork> {
+        match self {
+            Change::ClaimSegment(row) => Some(row.network),
+            _ => None,
+        }
+    }
+
     /// The row that it changes.
     pub fn key(&self) -> Key {
         match self {

@@ -83,6 +83,50 @@ async fn a_restored_backup_is_the_same_controller_to_its_nodes() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_segment_that_a_node_uses_is_granted_to_no_other_after_an_old_backup_was_restored() {
+    let mut site = Site::start().await;
+    let file = site.program.path("backup");
+    done(&site.program, &["backup", file.to_str().unwrap()]);
+    let (_, later) = site.node.apply("after the backup", &["ipv4"]).await;
+    let later = later["segments"][0].as_str().unwrap().to_owned();
+    let held = site.node.watch().await.view().await.segments;
+    assert_eq!(held.len(), 2);
+
+    let mut other = Program::new();
+    let config = other.path("c.toml");
+    done(&other, &["restore", file.to_str().unwrap(), "--config", config.to_str().unwrap()]);
+    other.start();
+    site.node.move_to_address(other.addresses[0]);
+    // As an agent does: it reports first, then it follows its view.
+    let report = |segments: &[String]| json!({"addresses": ["192.0.2.1"], "port": 4500, "segments": segments});
+    let uses: Vec<String> = held.iter().map(ToString::to_string).collect();
+    assert_eq!(site.node.ask(hyper::Method::PUT, "", Some(report(&uses))).await.0, 204);
+    assert_eq!(
+        site.node.watch().await.view().await.segments.len(),
+        2,
+        "it keeps the one that the backup does not know"
+    );
+    let second = Node::join(other.addresses[0], ca(&other), &site.unused, "edge-2").await;
+    let granted = second.watch().await.view().await.segments;
+    assert!(granted.iter().all(|segment| !held.contains(segment)), "{granted:?} of {held:?}");
+
+    // Whoever uses what is another's does not get it, and the operator sees who it is.
+    let claims = [granted[0].to_string(), later.clone(), "10.99.0.0/28".to_owned()];
+    assert_eq!(second.ask(hyper::Method::PUT, "", Some(report(&claims))).await.0, 204);
+    assert_eq!(second.watch().await.view().await.segments, granted);
+    let nodes = other.json(&["node", "list"]);
+    let conflicts = |n: usize| nodes[n]["conflicts"].as_array().unwrap().clone();
+    assert!(conflicts(0).is_empty(), "{nodes}");
+    let told: Vec<String> = conflicts(1).iter().map(|conflict| conflict.as_str().unwrap().to_owned()).collect();
+    assert!(told.len() == 2 && told[0].contains(&later) && told[0].contains("node edge-1's"), "{told:?}");
+    let shown = text(&other.run(&["node", "list"]).stdout);
+    assert!(shown.contains("edge-2: it uses") && shown.contains("10.99.0.0/28"), "{shown}");
+    // Once it is right again nothing is told any more.
+    assert_eq!(second.ask(hyper::Method::PUT, "", Some(report(&claims[..1]))).await.0, 204);
+    assert_eq!(other.json(&["node", "list"])[1]["conflicts"], json!([]));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_backup_taken_while_nodes_change_is_of_one_moment() {
     let site = Site::start().await;
     let program = &site.program;
