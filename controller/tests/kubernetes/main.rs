@@ -9,6 +9,7 @@
 //! - `authorities`: the authorities in their Secret.
 //! - `join`: nodes join by the service account of their pod.
 //! - `nodes`: Node objects.
+//! - `labels`: who may label them, and what labels count.
 //! - `leader`: who leads, and what the leader does.
 //! - `lists`: long lists.
 //! - `history`: random histories of three controllers, which are killed, as is the API server.
@@ -26,6 +27,7 @@ mod cluster;
 mod harness;
 mod history;
 mod join;
+mod labels;
 mod leader;
 mod lists;
 #[path = "../model/mod.rs"]
@@ -65,6 +67,7 @@ fn main() -> ExitCode {
         lists::TESTS,
         authorities::TESTS,
         join::TESTS,
+        labels::TESTS,
         server::TESTS,
         shipped::TESTS,
         streams::TESTS,

@@ -1,5 +1,6 @@
 //! The controller as `deploy/kubernetes/20-controller.yaml` runs it: its configuration, its account's rights, no other user's, and no kubeconfig.
 
+use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
@@ -7,15 +8,23 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use interop_tests::kube::suite::Test;
+use k8s_openapi::api::apps::v1::DaemonSet;
+use k8s_openapi::api::core::v1::{Node, NodeSelectorRequirement};
+use kube::Api;
+use kube::api::{Patch, PatchParams};
 use kube::config::Kubeconfig;
 use rustix::process::{Pid, Signal, kill_process};
-use serde_json::Value;
+use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-use crate::cluster::{CONTROLLER, NAMESPACE, PLANE, clean, deploy, run};
+use crate::behaviour::until;
+use crate::cluster::{CONTROLLER, NAMESPACE, PLANE, as_user, clean, deploy, run};
 
-pub(crate) const TESTS: &[Test] = &[("the_controller_runs_in_a_pod_as_it_is_shipped", in_a_pod)];
+pub(crate) const TESTS: &[Test] = &[
+    ("the_controller_runs_in_a_pod_as_it_is_shipped", in_a_pod),
+    ("no_edge_and_no_node_that_labels_itself_is_given_a_pod_of_the_hubs_or_the_cloud", selected),
+];
 
 /// Ends what runs, whatever comes of the test.
 struct Running(Child);
@@ -115,18 +124,89 @@ fn in_a_pod() {
                 stream.write_all(b"GET /readyz HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").await.unwrap();
                 let mut answer = String::new();
                 stream.read_to_string(&mut answer).await.unwrap();
-                if answer.starts_with("HTTP/1.1 200") {
+                // Its account may read the policy that is shipped, which is the one that it wants.
+                let counts = answer.contains("\n[i]node-labels: community labels of Node objects count");
+                if answer.starts_with("HTTP/1.1 200") && counts {
                     return answer;
                 }
             }
         })
         .await;
-        answer.expect("it gets ready");
+        answer.expect("it gets ready, and knows the policy");
         let secret =
             PLANE.kubectl(&["get", "secret", "edge-cni-ca", "--namespace", NAMESPACE, "--output=name"]).unwrap();
         assert_eq!(secret.trim(), "secret/edge-cni-ca");
         kill_process(Pid::from_child(&running.0), Signal::TERM).unwrap();
         assert!(running.0.wait().unwrap().success());
         reading.join().unwrap();
+    });
+}
+
+/// Whether a DaemonSet, as the API server gives it back, follows a Node with these labels.
+fn follows(daemon_set: &DaemonSet, labels: &BTreeMap<String, String>) -> bool {
+    let pod = daemon_set.spec.template.spec.as_ref().unwrap();
+    let by_label = pod.node_selector.iter().flatten().all(|(key, value)| labels.get(key) == Some(value));
+    let affinity = pod.affinity.as_ref().and_then(|affinity| affinity.node_affinity.as_ref());
+    let required = affinity.and_then(|node| node.required_during_scheduling_ignored_during_execution.as_ref());
+    let meets = |wanted: &NodeSelectorRequirement| {
+        let value = labels.get(&wanted.key);
+        let among = value.is_some_and(|value| wanted.values.iter().flatten().any(|one| one == value));
+        match wanted.operator.as_str() {
+            "In" => among,
+            "NotIn" => !among,
+            "Exists" => value.is_some(),
+            "DoesNotExist" => value.is_none(),
+            other => panic!("{other}"),
+        }
+    };
+    let by_affinity = required.is_none_or(|required| {
+        required.node_selector_terms.iter().any(|term| term.match_expressions.iter().flatten().all(meets))
+    });
+    by_label && by_affinity
+}
+
+fn selected() {
+    run(async {
+        clean().await;
+        PLANE.apply(&deploy("kubernetes")).unwrap();
+        let all: Api<DaemonSet> = Api::namespaced(as_user(PLANE.kubeconfig()).await.client, NAMESPACE);
+        let mut daemon_sets = Vec::new();
+        for name in ["edge-agent", "hub-agent", "cloud-agent"] {
+            daemon_sets.push((name, all.get(name).await.unwrap()));
+        }
+        let followed = |labels: &[(&str, &str)]| {
+            let labels = labels.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
+            let following = daemon_sets.iter().filter(|(_, daemon_set)| follows(daemon_set, &labels));
+            following.map(|(name, _)| *name).collect::<Vec<_>>()
+        };
+        let (edge, role) = (("node-role.kubernetes.io/edge", ""), "node-restriction.kubernetes.io/edge-cni-role");
+        assert_eq!(followed(&[edge]), ["edge-agent"]);
+        assert_eq!(followed(&[(role, "hub")]), ["hub-agent"]);
+        assert_eq!(followed(&[(role, "cloud")]), ["cloud-agent"]);
+        let none: [&str; 0] = [];
+        assert_eq!(followed(&[]), none, "a new node is nothing");
+        assert_eq!(followed(&[("edge-cni.io/role", "hub")]), none, "nor what it says of itself");
+        assert_eq!(followed(&[edge, (role, "hub"), ("edge-cni.io/role", "hub")]), ["edge-agent"]);
+        assert_eq!(followed(&[edge, (role, "cloud")]), ["edge-agent"]);
+        // This API server runs without NodeRestriction: the policy keeps kubelets from that label by itself.
+        PLANE.apply_text("apiVersion: v1\nkind: Node\nmetadata: {name: fresh}\n").unwrap();
+        let kubelet = PLANE.kubeconfig_for_user("system:node:fresh", Some("system:nodes")).unwrap();
+        let nodes: Api<Node> = Api::all(as_user(&kubelet).await.client);
+        let label = |key: &str| json!({"metadata": {"labels": {key: "hub"}}});
+        until("the policy to be in force", async || {
+            let patch = Patch::Merge(label(role));
+            let dry = PatchParams { dry_run: true, ..PatchParams::default() };
+            nodes
+                .patch("fresh", &dry, &patch)
+                .await
+                .err()
+                .filter(|why| why.to_string().contains("edge-cni-node-labels"))
+        })
+        .await;
+        for key in [role, "edge-cni.io/role"] {
+            let why = nodes.patch("fresh", &PatchParams::default(), &Patch::Merge(label(key))).await.unwrap_err();
+            assert!(why.to_string().contains("only an administrator"), "{why}");
+        }
+        nodes.patch("fresh", &PatchParams::default(), &Patch::Merge(label("site"))).await.unwrap();
     });
 }
