@@ -323,6 +323,13 @@ impl Config {
                 let why = format!("{} is not within 3 to 600", kubernetes.lease_seconds);
                 return Err(("kubernetes.lease_seconds", why));
             }
+            for (key, selector) in
+                [("hub_selector", &kubernetes.hub_selector), ("cloud_selector", &kubernetes.cloud_selector)]
+            {
+                if selector.as_str().trim().is_empty() {
+                    return Err((key, "an empty selector would give this role to every Node that is no edge".into()));
+                }
+            }
             if let Some(accounts) = &kubernetes.join {
                 accounts.check().map_err(|why| ("kubernetes.join", why))?;
             }
@@ -427,6 +434,10 @@ mod tests {
             (
                 "server_names = [\"a\"]\n[segments]\ncluster_ranges = [\"10.0.0.0/8\", \"10.1.0.0/16\"]",
                 "cluster_ranges",
+            ),
+            (
+                "server_names = [\"a\"]\n[segments]\ncluster_ranges = [\"10.77.0.0/16\"]\n[kubernetes]\nhub_selector = \"\"",
+                "hub_selector",
             ),
             (
                 "server_names = [\"a\"]\nnetworks = [\"10.77.1.0/24\"]\n[segments]\ncluster_ranges = [\"10.77.0.0/16\"]",

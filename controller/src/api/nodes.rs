@@ -123,3 +123,33 @@ impl Context {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::state::Snapshot;
+
+    #[test]
+    fn an_address_of_the_cloud_is_not_taken_for_an_edges_and_what_was_seen_before_stays() {
+        let seen = |last| Some(IpAddr::from([203, 0, 113, last]));
+        let place = |observed| Place { reported: vec![[192, 168, 1, 10].into()], port: 4500, observed };
+        let mut hub = NodeRecord::new("hub".parse().unwrap(), Role::Hub, 0);
+        hub.reported = vec![[203, 0, 113, 1].into()];
+        let mut cloud = NodeRecord::new("cloud".parse().unwrap(), Role::Cloud, 0);
+        cloud.observed = seen(2);
+        let mut edge = NodeRecord::new("edge".parse().unwrap(), Role::Edge, 0);
+        let state = Rows::load(Snapshot { nodes: vec![hub.clone(), cloud, edge.clone()], ..Snapshot::default() }, true);
+        for of_the_cloud in [1, 2] {
+            settle(&mut edge, &state, &place(seen(of_the_cloud)));
+            assert_eq!(edge.observed, None);
+        }
+        settle(&mut edge, &state, &place(seen(7)));
+        assert_eq!(edge.observed, seen(7));
+        for nothing_new in [seen(1), None] {
+            settle(&mut edge, &state, &place(nothing_new));
+            assert_eq!(edge.observed, seen(7));
+        }
+        settle(&mut hub, &state, &place(seen(1)));
+        assert_eq!(hub.observed, seen(1), "a hub's own");
+    }
+}

@@ -28,12 +28,15 @@ use super::identity::{Doubt, Identity};
 use super::label_trust::{Counting, LabelTrust, RESTRICTED_COMMUNITY_LABEL};
 use super::selector::NodeSelector;
 use crate::absence::Recent;
+use crate::endpoints::MOST;
 use crate::registry::Registry;
 use crate::state::{Change, NodeObject, NodeRecord, PublicAddress, State};
 
 /// Annotation with the addresses at which a node is reached from outside, where it does not know them itself.
 pub const ADDRESSES: &str = "edge-cni.io/public-addresses";
 
+/// No address with its port is longer.
+const LONGEST_ADDRESS: usize = 64;
 const WHAT: &str = "nodes";
 const CLUSTER: &str = "the cluster";
 /// How soon it is asked again which cluster it is.
@@ -500,12 +503,21 @@ fn facts(metadata: &ObjectMeta, selector: &NodeSelector) -> Option<Facts> {
     }
     let mut public_addresses: Vec<PublicAddress> = Vec::new();
     let text = metadata.annotations.as_ref().and_then(|annotations| annotations.get(ADDRESSES));
-    for part in text.map(String::as_str).unwrap_or_default().split(',').map(str::trim).filter(|part| !part.is_empty()) {
+    let mut parts =
+        text.map(String::as_str).unwrap_or_default().split(',').map(str::trim).filter(|part| !part.is_empty());
+    // A kubelet may write there as much as it likes.
+    for part in parts.by_ref().take(MOST) {
         match part.parse() {
+            _ if part.len() > LONGEST_ADDRESS => {
+                refused.push(format!("annotation {ADDRESSES}: {} characters are no address", part.len()));
+            }
             Ok(address) if public_addresses.contains(&address) => {}
             Ok(address) => public_addresses.push(address),
             Err(error) => refused.push(format!("annotation {ADDRESSES}: {error}")),
         }
+    }
+    if parts.next().is_some() {
+        refused.push(format!("annotation {ADDRESSES}: more than {MOST} addresses"));
     }
     let uid = metadata.uid.clone()?;
     Some(Facts { uid, labelled, restricted, public_addresses, refused })
@@ -584,5 +596,15 @@ mod tests {
         let shown: Vec<String> = facts.public_addresses.iter().map(ToString::to_string).collect();
         assert_eq!(shown, ["203.0.113.7", "203.0.113.7:4501", "2001:db8::1", "[2001:db8::1]:4501"]);
         assert_eq!(facts.refused.len(), 2);
+    }
+
+    #[test]
+    fn an_annotation_as_long_as_they_may_be_is_a_few_addresses_and_a_few_words_about_the_rest() {
+        let read = |text: &str| facts(&node(&[EDGE], text), &NodeSelector::edges()).unwrap();
+        let many: Vec<String> = (0..10_000).map(|n| format!("192.0.2.{}:{}", n % 250, n + 1)).collect();
+        let many = read(&many.join(","));
+        assert_eq!((many.public_addresses.len(), many.refused.len()), (MOST, 1));
+        let nonsense = read(&format!("{},{}", "x".repeat(200_000), "y,".repeat(10_000)));
+        assert!(nonsense.refused.len() <= MOST + 1 && nonsense.refused.iter().all(|said| said.len() < 256));
     }
 }

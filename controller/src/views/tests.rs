@@ -83,6 +83,32 @@ async fn common() -> Common {
     Common::new(Config::load(&path).unwrap(), Arc::new(ca))
 }
 
+#[tokio::test]
+async fn whatever_stands_in_a_record_peers_get_few_addresses_that_they_can_use_and_the_one_that_was_seen() {
+    let common = common().await;
+    let told = |record: &NodeRecord| {
+        let endpoints = common.endpoints(record);
+        endpoints.iter().map(|endpoint| endpoint.address.to_string()).collect::<Vec<_>>()
+    };
+    let mut record = NodeRecord::new("a".parse().unwrap(), Role::Edge, 0);
+    let public = ["127.0.0.1", "169.254.169.254:80", "10.244.0.1", "10.77.0.1", "203.0.113.1:4501", "203.0.113.2"];
+    let public_addresses = public.map(|address| address.parse().unwrap()).into();
+    record.object = Some(NodeObject { uid: "u".into(), public_addresses, ..NodeObject::default() });
+    // As an earlier release kept them.
+    record.reported = (0..32).map(|n| [192, 0, 2, n].into()).chain(["::1".parse().unwrap()]).collect();
+    record.observed = Some([198, 51, 100, 7].into());
+    record.port = 4500;
+    let expected = ["203.0.113.1:4501", "203.0.113.2:4500"].map(str::to_owned);
+    let expected = expected.into_iter().chain((0..5).map(|n| format!("192.0.2.{n}:4500")));
+    assert_eq!(told(&record), expected.chain(["198.51.100.7:4500".to_owned()]).collect::<Vec<_>>());
+    record.observed = Some([127, 0, 0, 1].into());
+    assert!(told(&record).iter().all(|address| !address.starts_with("127.")) && told(&record).len() == 8);
+    // A hub may be in a network that it fronts, not in one of the edges' pods.
+    record.role = Role::Hub;
+    assert_eq!(told(&record)[0], "10.244.0.1:4500");
+    assert!(!told(&record).contains(&"10.77.0.1:4500".to_owned()));
+}
+
 /// What a node would read on its stream, as text.
 fn line(common: &Common, view: &View<'_>, node: &NodeName, known: Option<u64>) -> Option<String> {
     let line = match known.and_then(|known| Some((known, view.touched_since(node, known)?))) {

@@ -8,8 +8,8 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use interop_tests::kube::suite::Test;
-use k8s_openapi::api::apps::v1::DaemonSet;
-use k8s_openapi::api::core::v1::{Node, NodeSelectorRequirement};
+use k8s_openapi::api::apps::v1::{DaemonSet, Deployment};
+use k8s_openapi::api::core::v1::{Node, NodeSelectorRequirement, PodSpec};
 use kube::Api;
 use kube::api::{Patch, PatchParams};
 use kube::config::Kubeconfig;
@@ -142,9 +142,8 @@ fn in_a_pod() {
     });
 }
 
-/// Whether a DaemonSet, as the API server gives it back, follows a Node with these labels.
-fn follows(daemon_set: &DaemonSet, labels: &BTreeMap<String, String>) -> bool {
-    let pod = daemon_set.spec.template.spec.as_ref().unwrap();
+/// Whether pods of a DaemonSet or a Deployment, as the API server gives it back, may run on a Node with these labels.
+fn may_run(pod: &PodSpec, labels: &BTreeMap<String, String>) -> bool {
     let by_label = pod.node_selector.iter().flatten().all(|(key, value)| labels.get(key) == Some(value));
     let affinity = pod.affinity.as_ref().and_then(|affinity| affinity.node_affinity.as_ref());
     let required = affinity.and_then(|node| node.required_during_scheduling_ignored_during_execution.as_ref());
@@ -169,20 +168,23 @@ fn selected() {
     run(async {
         clean().await;
         PLANE.apply(&deploy("kubernetes")).unwrap();
-        let all: Api<DaemonSet> = Api::namespaced(as_user(PLANE.kubeconfig()).await.client, NAMESPACE);
-        let mut daemon_sets = Vec::new();
+        let client = as_user(PLANE.kubeconfig()).await.client;
+        let all: Api<DaemonSet> = Api::namespaced(client.clone(), NAMESPACE);
+        let mut pods = Vec::new();
         for name in ["edge-agent", "hub-agent", "cloud-agent"] {
-            daemon_sets.push((name, all.get(name).await.unwrap()));
+            pods.push((name, all.get(name).await.unwrap().spec.template.spec.unwrap()));
         }
+        let all: Api<Deployment> = Api::namespaced(client, NAMESPACE);
+        pods.push(("edge-controller", all.get("edge-controller").await.unwrap().spec.template.spec.unwrap()));
         let followed = |labels: &[(&str, &str)]| {
             let labels = labels.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
-            let following = daemon_sets.iter().filter(|(_, daemon_set)| follows(daemon_set, &labels));
+            let following = pods.iter().filter(|(_, pod)| may_run(pod, &labels));
             following.map(|(name, _)| *name).collect::<Vec<_>>()
         };
         let (edge, role) = (("node-role.kubernetes.io/edge", ""), "node-restriction.kubernetes.io/edge-cni-role");
         assert_eq!(followed(&[edge]), ["edge-agent"]);
-        assert_eq!(followed(&[(role, "hub")]), ["hub-agent"]);
-        assert_eq!(followed(&[(role, "cloud")]), ["cloud-agent"]);
+        assert_eq!(followed(&[(role, "hub")]), ["hub-agent", "edge-controller"]);
+        assert_eq!(followed(&[(role, "cloud")]), ["cloud-agent", "edge-controller"]);
         let none: [&str; 0] = [];
         assert_eq!(followed(&[]), none, "a new node is nothing");
         assert_eq!(followed(&[("edge-cni.io/role", "hub")]), none, "nor what it says of itself");
