@@ -17,6 +17,7 @@ pub mod clock;
 pub mod config;
 pub mod endpoints;
 pub mod kubernetes;
+mod logs;
 pub mod observe;
 pub mod random;
 pub mod refusal;

@@ -1,6 +1,7 @@
 //! Who calls. Known once a connection, judged at every request: a certificate says who someone is, the registry whether he still counts.
 
 use std::convert::Infallible;
+use std::fmt;
 use std::net::IpAddr;
 
 use axum::extract::FromRequestParts;
@@ -98,6 +99,16 @@ impl Caller {
         }
     }
 
+    /// Whether this is any registered node, with a certificate that counts, or the operator.
+    pub fn is_known(&self, view: &View<'_>, now: Seconds) -> Result<(), Refusal> {
+        match &self.identity {
+            Identity::Operator => Ok(()),
+            Identity::Node(certificate) => self.is(view, &certificate.name, now).map(drop),
+            Identity::Nobody => Err(Refusal::NoCertificate),
+            Identity::Unrecognised(why) => Err(Refusal::NotANode(why.clone())),
+        }
+    }
+
     /// Whether this is `node` itself, registered, with a certificate that counts.
     pub fn is(&self, view: &View<'_>, node: &NodeName, now: Seconds) -> Result<NodeCertificate, Refusal> {
         let certificate = match &self.identity {
@@ -118,6 +129,18 @@ impl Caller {
             return Err(Refusal::ForeignNode { caller: name.clone(), node: node.clone() });
         }
         Ok(certificate.clone())
+    }
+}
+
+impl fmt::Display for Caller {
+    /// For the log: the address from which it comes, and the name of the node that it shows.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (self.address, &self.identity) {
+            (_, Identity::Operator) => f.write_str("the operator"),
+            (Some(address), Identity::Node(certificate)) => write!(f, "{address} (node {})", certificate.name),
+            (Some(address), _) => write!(f, "{address}"),
+            (None, _) => f.write_str("unknown"),
+        }
     }
 }
 

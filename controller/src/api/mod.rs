@@ -88,5 +88,6 @@ pub fn router(app: App) -> Router {
             path: request.uri().path().into(),
         })
         .layer(axum::middleware::from_fn_with_state(app.metrics.clone(), observe::requests::count))
+        .layer(axum::middleware::from_fn(problem::log))
         .with_state(app)
 }

@@ -1,24 +1,48 @@
-//! Refusals as HTTP answers (RFC 9457).
+//! Refusals as HTTP answers (RFC 9457), and in the log.
 
+use axum::extract::Request;
 use axum::http::{StatusCode, header};
+use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use edge_types::api::PROBLEM_MEDIA_TYPE;
 
+use super::caller::{Caller, Identity};
+use crate::logs;
 use crate::observe::requests::ProblemKind;
 use crate::refusal::Refusal;
+
+/// What the log says of a refusal, once it is known to whom it was given; in the extensions of the answer.
+#[derive(Clone, Debug)]
+struct Said {
+    status: u16,
+    text: String,
+}
 
 impl IntoResponse for Refusal {
     fn into_response(self) -> Response {
         let problem = self.problem();
-        if problem.status >= 500 {
-            tracing::error!(kind = problem.kind, "{self}");
-        } else {
-            tracing::info!(kind = problem.kind, "refused: {self}");
-        }
         let status = StatusCode::from_u16(problem.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
         // A struct of strings always serialises.
         let body = serde_json::to_vec(&problem).unwrap_or_default();
         let kind = axum::Extension(ProblemKind(self.name()));
-        (status, kind, [(header::CONTENT_TYPE, PROBLEM_MEDIA_TYPE)], body).into_response()
+        let said = axum::Extension(Said { status: problem.status, text: problem.detail });
+        (status, kind, said, [(header::CONTENT_TYPE, PROBLEM_MEDIA_TYPE)], body).into_response()
     }
+}
+
+/// Answers a request. A refusal goes into the log, with the address of whoever asked.
+pub(super) async fn log(caller: Caller, request: Request, next: Next) -> Response {
+    let mut response = next.run(request).await;
+    let kind = response.extensions().get::<ProblemKind>().map_or("", |kind| kind.0);
+    let Some(Said { status, text }) = response.extensions_mut().remove::<Said>() else { return response };
+    let is_stranger = matches!(caller.identity, Identity::Nobody | Identity::Unrecognised(_));
+    if is_stranger && !logs::may_tell_of_stranger() {
+        return response;
+    }
+    let text = logs::shortened(&text);
+    match status {
+        500.. => tracing::error!(from = %caller, kind, "{text}"),
+        _ => tracing::info!(from = %caller, kind, "refused: {text}"),
+    }
+    response
 }

@@ -13,7 +13,6 @@ mod config;
 mod core_dumps;
 mod table;
 
-use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -24,6 +23,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use crate::clock::Clock;
 use crate::config::{ADMIN_SOCKET, Sources};
 use crate::kubernetes::resources;
+use crate::logs::Lines;
 use crate::server::Server;
 
 /// Exit code of a command that the server refused.
@@ -318,8 +318,9 @@ async fn run(sources: Sources, log_json: bool) -> anyhow::Result<()> {
     let filter = tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| LOGGED.into());
     let logs = tracing_subscriber::fmt()
         .with_env_filter(filter)
-        .with_ansi(std::io::stderr().is_terminal())
-        .with_writer(std::io::stderr);
+        // Colours are escapes, and none goes through.
+        .with_ansi(false)
+        .with_writer(|| Lines::new(std::io::stderr()));
     if log_json {
         logs.json().init()
     } else {

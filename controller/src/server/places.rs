@@ -18,6 +18,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 
 use crate::api::caller::NodeCertificate;
+use crate::logs;
 use crate::shares::{Share, Shares};
 
 /// Connections at once; 10,000 nodes have one each.
@@ -72,7 +73,9 @@ impl Places {
         let mut taken = self.taken();
         if taken.strangers.total() >= STRANGERS {
             let source = taken.strangers.displace_for(from, 1, PATIENCE, now)?;
-            tracing::info!(%source, "too many connections without a node's certificate: the oldest from there is cut off");
+            if logs::may_tell_of_stranger() {
+                tracing::info!(%source, "too many connections without a node's certificate: the oldest from there is cut off");
+            }
         }
         let (share, displaced) = taken.strangers.enter(from, 1, now);
         drop(taken);
