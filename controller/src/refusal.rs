@@ -23,6 +23,9 @@ pub enum Refusal {
     /// The body did not come in time.
     #[error("the body did not arrive within {0} seconds")]
     TooSlow(u64),
+    /// More bodies arrive than there is room for, and this one made room.
+    #[error("too many requests without a certificate arrive at this moment; try again in a few seconds")]
+    Crowded,
     /// The body is declared to be something else.
     #[error("the content type is {0:?}; expected application/json")]
     MediaType(String),
@@ -222,6 +225,7 @@ impl Refusal {
             Refusal::BadValue(_) => (422, "bad-value", "The body cannot be understood"),
             Refusal::TooLarge(_) => (413, "body-too-large", "The body is too large"),
             Refusal::TooSlow(_) => (408, "body-too-slow", "The body did not arrive in time"),
+            Refusal::Crowded => (503, "crowded", "Too many requests arrive"),
             Refusal::MediaType(_) => (415, "media-type", "The body is not declared as JSON"),
             Refusal::NoSuchPath(_) => (404, "no-such-path", "There is nothing here"),
             Refusal::Method { .. } => (405, "method-not-allowed", "The method is not possible here"),

@@ -47,6 +47,20 @@ pub fn create(request: &TokenRequest, ca_hash: [u8; 32], now: Seconds) -> Result
     Ok((token, record))
 }
 
+/// Whether someone who shows this credential holds a token of ours, used up or not. Costs one hash, and only where the id is one of ours.
+pub fn is_known(state: &State, credential: &str) -> Result<(), Refusal> {
+    find(state, credential).map(drop)
+}
+
+fn find<'a>(state: &'a State, credential: &str) -> Result<&'a TokenRecord, Refusal> {
+    let (id, secret) = credential.split_once('.').ok_or(Refusal::TokenUnknown)?;
+    let token = state.token(id).ok_or(Refusal::TokenUnknown)?;
+    match hash(secret).as_bytes().ct_eq(token.secret_hash.as_bytes()).into() {
+        true => Ok(token),
+        false => Err(Refusal::TokenUnknown),
+    }
+}
+
 /// Checks the credential of a node that wants to join with this key, and says how the token's record looks afterwards.
 pub fn redeem(
     state: &State,
@@ -55,28 +69,24 @@ pub fn redeem(
     key: &str,
     now: Seconds,
 ) -> Result<TokenRecord, Refusal> {
-    let (id, secret) = credential.split_once('.').ok_or(Refusal::TokenUnknown)?;
-    let token = state.token(id).ok_or(Refusal::TokenUnknown)?;
-    if !bool::from(hash(secret).as_bytes().ct_eq(token.secret_hash.as_bytes())) {
-        return Err(Refusal::TokenUnknown);
-    }
-    let id = || id.to_owned();
+    let token = find(state, credential)?;
+    let id = || token.id.clone();
     if now >= token.expires_at {
         return Err(Refusal::TokenExpired { id: id(), at: rfc3339(token.expires_at) });
     }
     if let Some(bound) = token.node.as_ref().filter(|bound| *bound != node) {
         return Err(Refusal::TokenOfAnother { id: id(), bound: bound.clone(), node: node.clone() });
     }
-    let mut token = token.clone();
     let redemption = Redemption { node: node.clone(), key: key.into() };
     // The answer to an earlier request may have been lost. It is repeated for the same key, while the node is registered with it.
     let registered = state.node(node).is_some_and(|known| known.certificates.iter().any(|c| c.key == key));
     if registered && token.redemptions.contains(&redemption) {
-        return Ok(token);
+        return Ok(token.clone());
     }
     if token.redemptions.len() >= token.uses as usize {
         return Err(Refusal::TokenUsed { id: id(), uses: token.uses });
     }
+    let mut token = token.clone();
     token.redemptions.push(redemption);
     Ok(token)
 }

@@ -1,9 +1,9 @@
-//! What comes in: a JSON body within bounds of size and time, and names in the path.
+//! What comes in from those who were judged ([`super::gate`]): a JSON body within bounds of size and time, and names in the path.
 
 use std::time::Duration;
 
 use axum::extract::{FromRequest, FromRequestParts, Path, Request};
-use axum::http::{header, request::Parts};
+use axum::http::{HeaderMap, header, request::Parts};
 use edge_types::NodeName;
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use serde::de::DeserializeOwned;
@@ -22,11 +22,7 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Json<T> {
     type Rejection = Refusal;
 
     async fn from_request(request: Request, _: &S) -> Result<Self, Refusal> {
-        let declared = request.headers().get(header::CONTENT_TYPE).map(|value| value.to_str().unwrap_or("unreadable"));
-        if let Some(other) = declared.filter(|value| value.split(';').next().map(str::trim) != Some("application/json"))
-        {
-            return Err(Refusal::MediaType(other.into()));
-        }
+        check_media_type(request.headers())?;
         let body = Limited::new(request.into_body(), LIMIT).collect();
         let body = tokio::time::timeout(TIMEOUT, body).await.map_err(|_| Refusal::TooSlow(TIMEOUT.as_secs()))?;
         let bytes = body
@@ -42,6 +38,15 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Json<T> {
             serde_json::error::Category::Data => Refusal::BadValue(error.to_string()),
             _ => Refusal::BadJson(error.to_string()),
         })
+    }
+}
+
+/// A body that is declared to be something else is not read.
+pub(super) fn check_media_type(headers: &HeaderMap) -> Result<(), Refusal> {
+    let declared = headers.get(header::CONTENT_TYPE).map(|value| value.to_str().unwrap_or("unreadable"));
+    match declared.filter(|value| value.split(';').next().map(str::trim) != Some("application/json")) {
+        Some(other) => Err(Refusal::MediaType(other.into())),
+        None => Ok(()),
     }
 }
 

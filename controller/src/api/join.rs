@@ -1,18 +1,25 @@
 //! How a node gets its certificate: with a token at first, with the present certificate from then on.
 
+use std::borrow::Cow;
+
 use axum::extract::State;
 use edge_types::api::{CertificateRequest, CertificateResponse, JoinRequest};
 use edge_types::{NodeName, Role};
+use serde::Deserialize;
 use zeroize::Zeroizing;
 
 use super::body::{Json, Node};
 use super::caller::Caller;
+use super::strangers::Unread;
 use super::{App, Context};
 use crate::ca::Issued;
 use crate::ca::request::{self, NodeKey};
 use crate::certificates::{self, Occasion};
 use crate::clock::Seconds;
+use crate::kubernetes::client::REQUEST;
 use crate::kubernetes::events::About;
+use crate::kubernetes::service_token;
+use crate::kubernetes::token_review::Reviewer;
 use crate::refusal::Refusal;
 use crate::segments::{Policy, Row};
 use crate::state::{Change, NodeRecord, State as Rows, TokenRecord};
@@ -21,16 +28,36 @@ use crate::tokens;
 /// Segments granted at join carry this in place of a request id of the node.
 const JOIN_REQUEST: &str = "join";
 
+/// What may let a node in, read before all else: whoever shows nothing of ours learns nothing, costs nothing, and leaves nothing in the log.
+#[derive(Deserialize)]
+struct Shown<'a> {
+    #[serde(borrow, default)]
+    token: Cow<'a, str>,
+    #[serde(borrow, default)]
+    service_account_token: Option<Cow<'a, str>>,
+}
+
 pub(super) async fn join(
     State(app): State<App>,
-    Json(join): Json<JoinRequest>,
+    caller: Caller,
+    Unread(body): Unread,
 ) -> Result<axum::Json<CertificateResponse>, Refusal> {
-    let JoinRequest { token, service_account_token, node, csr } = join;
-    let (token, service_account_token) = (Zeroizing::new(token), service_account_token.map(Zeroizing::new));
     let now = app.registry.clock.now();
-    // What lets it in first: whoever has nothing learns nothing and costs nothing.
+    let shown: Shown<'_> = serde_json::from_slice(&body).map_err(|error| refuse_unread(&error))?;
+    let by_account = match &shown.service_account_token {
+        Some(account) => app.may_be_reviewed(account, now).map(|()| true)?,
+        None => tokens::is_known(app.registry.read().await.state(), &shown.token).map(|()| false)?,
+    };
+    let join = serde_json::from_slice(&body).map_err(|error| match by_account {
+        // It was not reviewed yet.
+        true => refuse_unread(&error),
+        false => Refusal::BadValue(error.to_string()),
+    });
+    let JoinRequest { token, service_account_token, node, csr } = join?;
+    drop(body);
+    let (token, service_account_token) = (Zeroizing::new(token), service_account_token.map(Zeroizing::new));
     let entry = match service_account_token {
-        Some(account) => Entry::ServiceAccount(app.review(&account, &node).await?),
+        Some(account) => Entry::ServiceAccount(app.review(&account, &node, &caller).await?),
         None => app.entry_by(token, &node, now).await?,
     };
     let key = request::read(&csr, &node)?;
@@ -58,9 +85,20 @@ pub(super) async fn join(
             Ok(((), changes))
         })
         .await?;
-    tracing::info!(%node, %role, serial = issued.term.serial, key = key.fingerprint, "joined");
+    tracing::info!(%node, %role, from = %caller, serial = issued.term.serial, key = key.fingerprint, "joined");
     app.events.normal(About::EdgeNode, node.as_str(), "Joined", format!("joined as {role}"));
     Ok(axum::Json(app.answer(node, role, issued)))
+}
+
+/// What is wrong with a body, without a word of it.
+fn refuse_unread(error: &serde_json::Error) -> Refusal {
+    let place = format!("at line {}, column {}", error.line(), error.column());
+    match error.classify() {
+        serde_json::error::Category::Data => {
+            Refusal::BadValue(format!("the body is not what docs/openapi.json says of this path, {place}"))
+        }
+        _ => Refusal::BadJson(place),
+    }
 }
 
 pub(super) async fn renew(
@@ -185,14 +223,26 @@ impl Context {
         Ok(Entry::Token(credential, role))
     }
 
-    /// Has a service account token looked at.
-    async fn review(&self, token: &str, node: &NodeName) -> Result<Role, Refusal> {
-        match &self.reviewer {
-            Some(reviewer) => reviewer.review(token, node).await,
-            None => Err(Refusal::ServiceAccount(
+    /// Whether the API server is to be asked about this.
+    fn may_be_reviewed(&self, token: &str, now: Seconds) -> Result<(), Refusal> {
+        self.reviewer()?;
+        service_token::check(token, now).map_err(Refusal::ServiceAccount)
+    }
+
+    fn reviewer(&self) -> Result<&Reviewer, Refusal> {
+        self.reviewer.as_ref().ok_or_else(|| {
+            Refusal::ServiceAccount(
                 "this controller takes none: [kubernetes.join] of its configuration names no service account".into(),
-            )),
-        }
+            )
+        })
+    }
+
+    /// Has a service account token looked at.
+    async fn review(&self, token: &str, node: &NodeName, caller: &Caller) -> Result<Role, Refusal> {
+        let turn = self.reviews.turn(caller.address).await;
+        let _turn = turn.ok_or_else(|| Refusal::TokenReview("too many tokens wait for it; try again".into()))?;
+        let review = tokio::time::timeout(REQUEST, self.reviewer()?.review(token, node)).await;
+        review.unwrap_or_else(|_| Err(Refusal::TokenReview(format!("no answer in {} s", REQUEST.as_secs()))))
     }
 
     fn answer(&self, node: NodeName, role: Role, issued: Issued) -> CertificateResponse {

@@ -1,17 +1,18 @@
 //! The HTTP API below `/v1`, for nodes (over mutual TLS) and for the operator (over the admin socket).
 //!
-//! - [`caller`]: who calls, and what that one may do.
+//! - [`caller`]: who calls, and what that one may do; [`gate`]: judged before a body is read.
 //! - [`join`], [`nodes`], [`segments`], [`view`]: what nodes ask for.
 //! - [`claims`]: segments that nodes say they hold.
 //! - [`operator`], [`ca`], [`backup`]: what the operator asks for.
 //! - [`operations`]: all of these with what they take and give, of which the router and [`openapi`] are made.
-//! - [`body`], [`problem`]: JSON in, RFC 9457 problem documents out.
+//! - [`body`], [`problem`]: JSON in, RFC 9457 problem documents out; [`strangers`]: bodies of those who cannot be judged before.
 
 mod backup;
 mod body;
 mod ca;
 pub mod caller;
 mod claims;
+mod gate;
 mod join;
 mod nodes;
 pub mod openapi;
@@ -19,12 +20,14 @@ mod operations;
 mod operator;
 mod problem;
 mod segments;
+mod strangers;
 mod view;
 
 use std::sync::Arc;
 
 pub use claims::Conflicts;
 pub use segments::application;
+pub use strangers::Bodies;
 
 use axum::Router;
 use axum::extract::Request;
@@ -36,12 +39,14 @@ use crate::kubernetes::client::Obstacles;
 use crate::kubernetes::events::Events;
 use crate::kubernetes::label_trust::LabelTrust;
 use crate::kubernetes::nodes::Asked;
+use crate::kubernetes::reviews::Reviews;
 use crate::kubernetes::shown::Tunnels;
 use crate::kubernetes::token_review::Reviewer;
 use crate::observe::{self, Health, Metrics};
 use crate::refusal::Refusal;
 use crate::registry::Registry;
 use crate::settings::Live;
+use gate::Gate;
 
 /// What all handlers need.
 pub struct Context {
@@ -53,6 +58,10 @@ pub struct Context {
     pub live: Live,
     /// Asks the API server about service account tokens, where nodes may join by them.
     pub reviewer: Option<Reviewer>,
+    /// Turns for that.
+    pub reviews: Reviews,
+    /// Bodies of strangers that arrive.
+    pub bodies: Bodies,
     /// What is counted.
     pub metrics: Metrics,
     /// Whether all loops run.
@@ -78,9 +87,11 @@ pub type App = Arc<Context>;
 
 /// All paths.
 pub fn router(app: App) -> Router {
-    let router = operations::all()
-        .into_iter()
-        .fold(Router::new(), |router, operation| router.route(operation.path, operation.handler));
+    let router = operations::all().into_iter().fold(Router::new(), |router, operation| {
+        let gate = Gate { app: app.clone(), by: operation.by, names_node: operation.path.contains("{node}") };
+        let handler = operation.handler.route_layer(axum::middleware::from_fn_with_state(gate, gate::judge));
+        router.route(operation.path, handler)
+    });
     router
         .fallback(async |request: Request| Refusal::NoSuchPath(request.uri().path().into()))
         .method_not_allowed_fallback(async |request: Request| Refusal::Method {

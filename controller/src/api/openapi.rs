@@ -1,18 +1,25 @@
 //! The API as an OpenAPI 3.1 document, made from the table of operations and the types themselves.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::LazyLock;
 
-use axum::http::StatusCode;
+use axum::http::{StatusCode, header};
+use axum::response::IntoResponse;
 use edge_types::api::{PROBLEM_MEDIA_TYPE, Problem};
 use edge_types::{Community, NodeName};
+use hyper::body::Bytes;
 use schemars::SchemaGenerator;
 use schemars::generate::{Contract, SchemaSettings};
 use serde_json::{Map, Value, json};
 
 use super::operations::{By, Operation, all};
 
-pub(super) async fn serve() -> axum::Json<Value> {
-    axum::Json(document())
+/// The document as it is sent: made once, and shared by all answers.
+static TEXT: LazyLock<Bytes> = LazyLock::new(|| document().to_string().into());
+
+/// For nodes and the operator only: a stranger who asked for it again and again would have us encrypt 300 times what he sends.
+pub(super) async fn serve() -> impl IntoResponse {
+    ([(header::CONTENT_TYPE, "application/json")], TEXT.clone())
 }
 
 /// The document.

@@ -35,7 +35,7 @@ pub(super) enum By {
     Anyone,
     /// The node that the path names.
     Node,
-    /// That one, or the operator.
+    /// That one, or the operator; any node where the path names none.
     NodeOrOperator,
     Operator,
 }
@@ -214,7 +214,7 @@ pub(super) fn all() -> Vec<Operation> {
             .refused(&[409]),
         Operation::get("/v1/openapi.json", "openapi", get(openapi::serve))
             .summary("This document.")
-            .by(By::Anyone)
+            .by(By::NodeOrOperator)
             .gives::<serde_json::Value>(),
     ]
 }

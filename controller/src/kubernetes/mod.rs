@@ -10,7 +10,8 @@
 //! - [`nodes`]: membership and deregistration from Node objects; [`selector`]: which of them; [`node_role`]: which role a Node may have.
 //! - [`label_trust`]: whether labels of Node objects count; [`label_policy`]: the admission policy that they need.
 //! - [`trust`]: the trusted certificates, published for the agents' pods.
-//! - [`token_review`]: whose a service account token is, with which a node may join.
+//! - [`token_review`]: whose a service account token is, with which a node may join; [`service_token`]: what cannot be one; [`reviews`]: how many
+//!   are asked about at once.
 
 pub mod authority;
 pub mod client;
@@ -24,7 +25,9 @@ pub mod lease;
 pub mod node_role;
 pub mod nodes;
 pub mod resources;
+pub mod reviews;
 pub mod selector;
+pub(crate) mod service_token;
 pub mod shown;
 pub mod token_review;
 pub mod trust;

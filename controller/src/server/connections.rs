@@ -2,6 +2,7 @@
 
 use std::convert::Infallible;
 use std::net::IpAddr;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, LazyLock};
 use std::time::{Duration, Instant};
 
@@ -13,15 +14,16 @@ use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto::Builder;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::{TcpListener, TcpStream};
-use tokio_rustls::TlsAcceptor;
+use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tower::ServiceExt;
 
+use super::handshake::{self, SILENCE};
 use super::places::{CONNECTIONS, Places};
 use super::tls::Tls;
 use crate::api::caller::{Caller, Identity};
+use crate::logs;
 
 /// Time for a TLS handshake.
 const HANDSHAKE: Duration = Duration::from_secs(10);
@@ -29,13 +31,33 @@ const HANDSHAKE: Duration = Duration::from_secs(10);
 const HEAD: Duration = Duration::from_secs(10);
 /// Life of a connection that has shown no node's certificate.
 const STRANGER_LIFETIME: Duration = Duration::from_secs(60);
-/// A peer that acknowledges nothing for so long is gone.
-const SILENCE: Duration = Duration::from_secs(30);
 /// Time in which a connection without a request takes the last of its answers and goes, when the server stops. Who is gone without a word
 /// would keep it open until the kernel notices.
 const FAREWELL: Duration = Duration::from_secs(1);
-/// Requests at once on one HTTP/2 connection.
-const STREAMS: u32 = 16;
+
+/// What one connection may make us keep, and ask of us.
+#[derive(Debug)]
+struct Bounds {
+    /// Requests at once, on HTTP/2.
+    streams: u32,
+    /// Octets of all headers of a request: on HTTP/2 as they are counted in RFC 9113 section 6.5.2, on HTTP/1.1 with the request line, and 8 KiB
+    /// at least, which hyper wants.
+    head: u32,
+    /// Octets of a body that may arrive before they are read, for each stream and for the connection. (A connection cannot have less than 64 KiB at
+    /// first: RFC 9113 section 6.9.2.)
+    window: (u32, u32),
+    /// Octets of answers that wait to be sent, for each stream.
+    answer: usize,
+    /// Requests in all.
+    requests: Option<u32>,
+}
+
+/// For nodes and the operator.
+const KNOWN: Bounds =
+    Bounds { streams: 16, head: 16 * 1024, window: (64 * 1024, 256 * 1024), answer: 400 * 1024, requests: None };
+/// For who has shown no node's certificate, and has one thing to ask: to join.
+const STRANGER: Bounds =
+    Bounds { streams: 4, head: 4 * 1024, window: (16 * 1024, 64 * 1024 - 1), answer: 16 * 1024, requests: Some(100) };
 
 /// Connections that a listener has accepted.
 #[derive(Clone)]
@@ -87,21 +109,23 @@ pub(super) async fn serve_nodes(
             }
         };
         let Some((mut place, displaced)) = places.take(from.ip(), Instant::now()) else {
-            tracing::warn!(%from, "refused: too many connections");
+            if logs::may_tell_of_stranger() {
+                tracing::warn!(%from, "refused: too many connections");
+            }
             continue;
         };
         let (tls, router, stopping) = (tls.clone(), router.clone(), open.stopping.clone());
         open.tasks.spawn(async move {
             // Boxed, here and below: ten thousand of these tasks are not to have room for what only some moments need.
-            let handshake = Box::pin(tokio::time::timeout(HANDSHAKE, accept(stream, tls)));
+            let accepted = handshake::accept(stream, tls, from.ip().to_canonical());
+            let handshake = Box::pin(tokio::time::timeout(HANDSHAKE, accepted));
             let handshake = tokio::select! {
                 () = stopping.cancelled() => return,
                 () = displaced.cancelled() => return,
                 handshake = handshake => handshake,
             };
             match handshake {
-                Ok(Ok((stream, identity, authority))) => {
-                    let caller = Caller { connection: authority, ..caller(identity, Some(from.ip().to_canonical())) };
+                Ok(Ok((stream, caller))) => {
                     let connection = caller.connection.clone();
                     if let Identity::Node(certificate) = &caller.identity {
                         place.is_of(certificate, &connection);
@@ -117,6 +141,7 @@ pub(super) async fn serve_nodes(
                         connection.cancel();
                     }
                 }
+                _ if !logs::may_tell_of_stranger() => {}
                 Ok(Err(error)) => tracing::info!(%from, "TLS handshake failed: {error}"),
                 Err(_) => tracing::info!(%from, "TLS handshake not done within {} s", HANDSHAKE.as_secs()),
             }
@@ -125,41 +150,31 @@ pub(super) async fn serve_nodes(
     }
 }
 
-/// The connection, who is at its other end, and what is cancelled when the authority that says so is retired.
-async fn accept(
-    stream: TcpStream,
-    tls: Tls,
-) -> std::io::Result<(Box<tokio_rustls::server::TlsStream<TcpStream>>, Identity, CancellationToken)> {
-    stream.set_nodelay(true)?;
-    let silence = u32::try_from(SILENCE.as_millis()).unwrap_or(u32::MAX);
-    rustix::net::sockopt::set_tcp_user_timeout(&stream, silence)?;
-    let (config, authorities) = tls.now();
-    let stream = TlsAcceptor::from(config).accept(stream).await?;
-    let leaf = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first());
-    let identity = leaf.map_or(Identity::Nobody, Identity::of_certificate);
-    let authority = leaf.and_then(|leaf| authorities.issuer_of(leaf));
-    let valid = authority.map_or_else(CancellationToken::new, |authority| authority.valid().child_token());
-    Ok((Box::new(stream), identity, valid))
-}
-
 /// Who calls on a new connection.
 pub(super) fn caller(identity: Identity, address: Option<IpAddr>) -> Caller {
     Caller { identity, address, connection: CancellationToken::new() }
 }
 
 /// How HTTP is spoken.
-static HTTP: LazyLock<Builder<TokioExecutor>> = LazyLock::new(|| {
+fn http(bounds: &Bounds) -> Builder<TokioExecutor> {
     let mut builder = Builder::new(TokioExecutor::new());
-    builder.http1().timer(TokioTimer::new()).header_read_timeout(HEAD).max_buf_size(64 * 1024);
+    let head = usize::try_from(bounds.head).unwrap_or(usize::MAX).max(8 * 1024);
+    builder.http1().timer(TokioTimer::new()).header_read_timeout(HEAD).max_buf_size(head);
     builder
         .http2()
         .timer(TokioTimer::new())
         .keep_alive_interval(SILENCE / 2)
         .keep_alive_timeout(SILENCE / 2)
-        .max_concurrent_streams(STREAMS)
-        .max_header_list_size(16 * 1024);
+        .max_concurrent_streams(bounds.streams)
+        .initial_stream_window_size(bounds.window.0)
+        .initial_connection_window_size(bounds.window.1)
+        .max_send_buf_size(bounds.answer)
+        .max_header_list_size(bounds.head);
     builder
-});
+}
+
+static TO_KNOWN: LazyLock<Builder<TokioExecutor>> = LazyLock::new(|| http(&KNOWN));
+static TO_STRANGERS: LazyLock<Builder<TokioExecutor>> = LazyLock::new(|| http(&STRANGER));
 
 /// Serves one connection until it ends, is cut, or the server stops: then open requests are finished.
 pub(super) fn serve<S>(
@@ -171,11 +186,19 @@ pub(super) fn serve<S>(
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
-    let cut = caller.connection.clone();
+    let (http, bounds) = match caller.identity {
+        Identity::Operator | Identity::Node(_) => (&*TO_KNOWN, &KNOWN),
+        Identity::Nobody | Identity::Unrecognised(_) => (&*TO_STRANGERS, &STRANGER),
+    };
+    let (cut, asked) = (caller.connection.clone(), AtomicU32::new(0));
     let requests = TaskTracker::new();
     requests.close();
     let open = requests.clone();
     let service = hyper::service::service_fn(move |mut request: Request<Incoming>| {
+        let too_many = bounds.requests.is_some_and(|most| asked.fetch_add(1, Ordering::Relaxed) >= most);
+        if too_many {
+            caller.connection.cancel();
+        }
         request.extensions_mut().insert(caller.clone());
         let (router, open) = (router.clone(), open.token());
         Box::pin(async move {
@@ -190,7 +213,7 @@ where
             Ok::<_, Infallible>(response)
         })
     });
-    let mut connection = Box::pin(HTTP.serve_connection(TokioIo::new(stream), service));
+    let mut connection = Box::pin(http.serve_connection(TokioIo::new(stream), service));
     async move {
         let mut asked_to_stop = false;
         loop {

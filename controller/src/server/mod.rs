@@ -5,6 +5,7 @@
 //! - [`kept`]: store and authorities, wherever they are kept.
 //! - [`cluster`]: what runs beside it where there is Kubernetes.
 //! - [`connections`]: serving HTTP on one connection, within bounds.
+//! - [`handshake`]: TLS on a new connection, and who is at its other end.
 //! - [`places`]: how many of them there may be, and who makes room.
 //! - [`admin`]: the operator's socket.
 //! - [`observe`]: health and metrics.
@@ -12,6 +13,7 @@
 mod admin;
 mod cluster;
 mod connections;
+mod handshake;
 mod kept;
 mod listen;
 mod observe;
@@ -29,7 +31,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::api::{self, App, Conflicts, Context};
+use crate::api::{self, App, Bodies, Conflicts, Context};
 use crate::archive;
 use crate::ca::Ca;
 use crate::clock::Clock;
@@ -37,6 +39,7 @@ use crate::config::Config;
 use crate::kubernetes::identity::{Doubt, Identity};
 use crate::kubernetes::label_trust::{LabelTrust, TrustNodeLabels};
 use crate::kubernetes::nodes::Asked;
+use crate::kubernetes::reviews::Reviews;
 use crate::kubernetes::shown::Tunnels;
 use crate::kubernetes::token_review::Reviewer;
 use crate::observe::{Health, Measured, Metrics};
@@ -115,6 +118,8 @@ impl Server {
             registry,
             live: Live::new(config, ca.clone(), reader),
             reviewer,
+            reviews: Reviews::default(),
+            bodies: Bodies::default(),
             ca,
             metrics,
             health: Health::default(),

@@ -16,17 +16,26 @@ async fn every_wrong_request_gets_its_own_problem() {
         (Method::GET, "/v1/join", "", (405, "method-not-allowed")),
         (Method::POST, "/v1/join", "", (400, "bad-json")),
         (Method::POST, "/v1/join", "{", (400, "bad-json")),
-        (Method::POST, "/v1/join", "[]", (422, "bad-value")),
-        (Method::POST, "/v1/join", "{\"token\":\"a.b\",\"node\":\"Not_A_Name\",\"csr\":\"\"}", (422, "bad-value")),
-        (Method::GET, "/v1/nodes/UPPER/view", "", (422, "bad-value")),
-        (Method::GET, "/v1/nodes/%ff/view", "", (422, "bad-value")),
-        (Method::GET, "/v1/nodes/..%2f..%2fetc/view", "", (422, "bad-value")),
+        (Method::POST, "/v1/join", "{\"token\":7}", (422, "bad-value")),
+        // What else is wrong is not said to who has no token.
+        (Method::POST, "/v1/join", "{\"token\":\"a.b\",\"node\":\"Not_A_Name\",\"csr\":\"\"}", (403, "token-unknown")),
+        (Method::GET, "/v1/nodes/UPPER/view", "", (401, "certificate-required")),
     ] {
         let answer = nobody.ask_raw(method, path, Bytes::from(body)).await;
         assert_eq!(kind(&answer), expected, "{path} {body}");
     }
+    let token = cloud.token("edge", None).await;
+    let body = format!("{{\"token\":\"{}\",\"node\":\"Not_A_Name\",\"csr\":\"\"}}", *token.credential());
+    let refused = nobody.ask_raw(Method::POST, "/v1/join", body.into()).await;
+    assert_eq!(kind(&refused), (422, "bad-value"));
+    assert!(detail(&refused).contains("Not_A_Name"), "{}", detail(&refused));
     let node = cloud.node("edge", "a").await;
     assert_eq!(kind(&node.ask(Method::GET, "/view?watch=perhaps", None).await), (422, "bad-value"));
+    let mut of_node = node.connect().await.unwrap();
+    for path in ["/v1/nodes/UPPER/view", "/v1/nodes/%ff/view", "/v1/nodes/..%2f..%2fetc/view"] {
+        let answer = of_node.ask(Method::GET, path, None).await;
+        assert_eq!(kind(&answer), (422, "bad-value"), "{path}");
+    }
 }
 
 #[tokio::test]
@@ -49,7 +58,7 @@ async fn a_body_that_is_too_large_is_refused_and_the_connection_lives() {
     let mut nobody = Connection::open(&cloud, None).await.unwrap();
     let huge = Bytes::from(vec![b' '; 65 * 1024]);
     assert_eq!(kind(&nobody.ask_raw(Method::POST, "/v1/join", huge).await), (413, "body-too-large"));
-    assert_eq!(kind(&nobody.ask(Method::POST, "/v1/join", Some(json!({}))).await), (422, "bad-value"));
+    assert_eq!(kind(&nobody.ask(Method::POST, "/v1/join", Some(json!({}))).await), (403, "token-unknown"));
 }
 
 /// Whoever sends a part and then nothing is answered or cut off, and keeps nobody waiting. Takes as long as the bounds are.

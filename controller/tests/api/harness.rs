@@ -259,7 +259,7 @@ impl Node {
     }
 }
 
-fn tls(
+pub(crate) fn tls(
     ca: CertificateDer<'static>,
     identity: Option<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>)>,
 ) -> Arc<rustls::ClientConfig> {
