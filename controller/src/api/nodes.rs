@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use axum::extract::State;
 use axum::http::StatusCode;
 use edge_types::api::NodeReport;
-use edge_types::{NodeName, Role};
+use edge_types::{IpNetwork, NodeName, Role};
 
 use super::body::{Json, Node};
 use super::caller::Caller;
