@@ -35,7 +35,7 @@ pub(super) fn a_pod_is_itself(world: &World, pods: &Pods) -> Result<()> {
             for address in victim.addresses() {
                 take(&thief, address)?;
             }
-            thief.pod.sh(&format!("ip link set eth0 down && ip link set eth0 address {victims_mac} && ip link set eth0 up"))?;
+            thief.pod.sh(&format!("ip link set eth0 address {victims_mac}"))?;
             for address in victim.addresses() {
                 talk(&thief.pod, address)?;
             }
@@ -56,7 +56,7 @@ pub(super) fn a_pod_is_itself(world: &World, pods: &Pods) -> Result<()> {
 fn take(thief: &DemoPod, address: IpAddr) -> Result<()> {
     let (family, prefix, nodad) = if address.is_ipv4() { ("ip", 32, "") } else { ("ip6", 128, " nodad") };
     thief.pod.sh(&format!(
-        "nft add rule inet watch in {family} daddr {address} counter name stolen && ip addr add {address}/{prefix} dev eth0{nodad}"
+        "nft add rule inet watch in iifname eth0 {family} daddr {address} counter name stolen && ip addr add {address}/{prefix} dev eth0{nodad}"
     ))?;
     talk(&thief.pod, address)
 }
