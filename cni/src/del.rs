@@ -8,15 +8,16 @@ use crate::net::veth;
 use crate::ports;
 use crate::request::Request;
 
-/// Detaches a container: first the pair of links, then the lease, so that no address has two users. The container's namespace is not
-/// entered: its path may lead elsewhere by now, and the host's end takes the pod's with it.
+/// Detaches a container: what it may send, then the pair of links, then the lease, so that no address has two users. The container's namespace is
+/// not entered: its path may lead elsewhere by now, and the host's end takes the pod's with it.
 pub(crate) fn del(config: &Config, request: &Request) -> Result<()> {
-    let mut links = Links::open()?;
-    veth::remove(&mut links, &request.attachment)?;
+    let attachment = std::slice::from_ref(&request.attachment);
+    // The kernel frees elements in the background, and whoever closes the socket waits for that. While the pair goes, it gets done.
+    let mut filter = ports::Forgetting::begin(attachment);
+    veth::remove(&mut Links::open()?, &request.attachment)?;
     let released = release(config, request);
-    if released.is_err() {
-        ports::forget(std::slice::from_ref(&request.attachment));
-    }
+    // An ADD that made the table meanwhile has put them back, while there was a lease.
+    filter.finish();
     match released {
         // The pod is gone from the bridge; on a full or read-only disk the runtime can do no more than we. An ADD ends the lease later.
         Err(error) if error.code == Code::Io => {
@@ -27,18 +28,10 @@ pub(crate) fn del(config: &Config, request: &Request) -> Result<()> {
     }
 }
 
-/// Ends the lease and takes the pod's elements from the bridge's filter, under the lock: an ADD that makes the table meanwhile puts them
-/// there only with the lease.
 fn release(config: &Config, request: &Request) -> Result<()> {
-    let attachment = std::slice::from_ref(&request.attachment);
-    let Some(store) = Store::existing(config) else {
-        ports::forget(attachment);
-        return Ok(());
-    };
+    let Some(store) = Store::existing(config) else { return Ok(()) };
     let mut ledger = store.lock()?;
-    let ended = ledger.end(&request.attachment)?;
-    ports::forget(attachment);
-    if ended.is_some() {
+    if ledger.end(&request.attachment)?.is_some() {
         ledger.commit()?;
     }
     Ok(())

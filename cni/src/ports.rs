@@ -63,6 +63,41 @@ pub(crate) fn forget(ended: &[Attachment]) {
     forget_ports(&names);
 }
 
+/// The filter forgets ports while something else is done.
+#[derive(Debug)]
+pub(crate) struct Forgetting {
+    /// None where there is no filter to be had.
+    filter: Option<Filter>,
+    names: Vec<String>,
+}
+
+impl Forgetting {
+    /// Takes away what these may send. What cannot be taken away is said.
+    pub(crate) fn begin(ended: &[Attachment]) -> Self {
+        let names: Vec<String> = ended.iter().map(veth::host_name).collect();
+        let filter = Filter::open().inspect_err(|error| eprintln!("edge-cni: {error}")).ok();
+        let mut forgetting = Self { filter, names };
+        forgetting.remove();
+        forgetting
+    }
+
+    /// Looks again, once links and leases are gone.
+    pub(crate) fn finish(&mut self) {
+        let known = self.filter.as_mut().and_then(|filter| filter.ports().ok()).unwrap_or_default();
+        if known.iter().any(|name| self.names.contains(name)) {
+            self.remove();
+        }
+    }
+
+    fn remove(&mut self) {
+        if let Some(filter) = &mut self.filter
+            && let Err(error) = filter.remove(&self.names)
+        {
+            eprintln!("edge-cni: {error}");
+        }
+    }
+}
+
 /// The filter forgets ports that are not there.
 pub(crate) fn forget_vanished(links: &mut Links) {
     let vanished = Filter::open().and_then(|mut filter| {

@@ -37,13 +37,11 @@ pub(crate) fn refuse_own(links: &mut Links, config: &Config, segments: Option<&S
         let exempt = is_local(address) || fronted.iter().any(|network| network.contains(address));
         ranges.iter().find(|range| !exempt && range.contains(address)).copied()
     };
-    let all = links.all()?;
+    let own = links.find(&config.bridge)?.map(|bridge| bridge.index);
     for (index, address) in links.all_addresses()? {
-        if let Some(range) = held(address)
-            && let Some(link) = all.iter().find(|link| link.index == index)
-            && link.name != config.bridge
-            && !bridge::is_ours(link)
-        {
+        let Some(range) = held(address).filter(|_| Some(index) != own) else { continue };
+        // Another bridge of ours has its gateways, too. Links are many where pods are, so they are asked for here only.
+        if let Some(link) = links.all()?.iter().find(|link| link.index == index && !bridge::is_ours(link)) {
             return Err(refused(range, &format!("this host's own address {address} on {}", link.name)));
         }
     }
