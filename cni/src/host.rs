@@ -1,5 +1,7 @@
 //! What a node needs before its first pod: the bridge, and the guard that keeps pods' packets from leaving in clear.
 
+use edge_types::api::Family;
+use edge_types::forwarding::{FORWARDING_FILE, Forwarding};
 use edge_types::store::SegmentsFile;
 use edge_xfrm::guard::{self, GuardConfig};
 
@@ -16,6 +18,15 @@ pub(crate) fn ensure(links: &mut Links, config: &Config, segments: &SegmentsFile
     let cluster_ranges = ranges::of_cluster(config, Some(segments));
     if let Some(sentence) = obstacles::without_ipv6(cluster_ranges.iter().any(|range| range.is_ipv6())) {
         eprintln!("edge-cni: {sentence}");
+    }
+    // Before it goes on: the agent keeps this host from becoming a router between its own networks.
+    let families = ipam::families(&segments.segments);
+    let noted =
+        Forwarding::new(&config.state_dir).note([Family::V4, Family::V6].map(|family| families.contains(&family)));
+    if let Err(error) = noted {
+        eprintln!(
+            "edge-cni: {FORWARDING_FILE} cannot be written: {error}; this host may forward between its own networks"
+        );
     }
     let bridge = bridge::ensure(links, &config.bridge, &segments.segments)?;
     let bridge_addresses = ipam::families(&segments.segments)

@@ -5,6 +5,7 @@
 //! - [`api`]: bodies of the controller's HTTP API (`/v1`).
 //! - [`local`]: frames on the agent's unix socket, between plugin and agent.
 //! - [`store`]: files below the state directory that plugin and agent share.
+//! - [`forwarding`]: who turned forwarding on, another such file.
 //! - [`frame`]: the one place that knows bincode, with its size limit and version byte.
 //! - [`pki`]: how a certificate says who its holder is.
 //! - [`token`]: the join token that brings a new node in.
@@ -15,6 +16,7 @@
 #![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing))]
 
 pub mod api;
+pub mod forwarding;
 pub mod frame;
 pub mod local;
 pub mod name;

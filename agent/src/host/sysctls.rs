@@ -1,11 +1,10 @@
 //! Settings of the kernel without which pods' packets do not leave this machine, or leave it unguarded.
 
 use std::fs;
-use std::io;
 use std::path::{Path, PathBuf};
 
+use edge_types::forwarding::{FORWARDING_FILE, Forwarding};
 use edge_xfrm::guard::DEVICE;
-use serde::{Deserialize, Serialize};
 
 use super::Obstacle;
 use super::observed::{Link, Observed};
@@ -14,23 +13,11 @@ use crate::journal::Journal;
 
 const ROOT: &str = "/proc/sys/net";
 
-/// Which families were not forwarded on this boot until we turned forwarding on. Kept on disk: a restart of the agent finds it on.
-const RECORD: &str = "forwarding.json";
-
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-struct Record {
-    /// Of the boot for which it holds.
-    boot_id: String,
-    /// IPv4 and IPv6.
-    ours: [bool; 2],
-}
-
 /// Keeps the settings.
 #[derive(Debug)]
 pub(super) struct Sysctls {
     root: PathBuf,
-    file: PathBuf,
-    record: Record,
+    forwarding: Forwarding,
 }
 
 /// What was found besides.
@@ -44,22 +31,12 @@ pub(super) struct Outcome {
 
 impl Sysctls {
     pub(super) fn new(state_dir: &Path) -> Self {
-        let boot_id = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default().trim().to_owned();
-        Self::at(PathBuf::from(ROOT), state_dir, &boot_id)
-    }
-
-    fn at(root: PathBuf, state_dir: &Path, boot_id: &str) -> Self {
-        let file = state_dir.join(RECORD);
-        let known = fs::read(&file).ok().and_then(|text| serde_json::from_slice::<Record>(&text).ok());
-        let record = known
-            .filter(|record| record.boot_id == boot_id)
-            .unwrap_or_else(|| Record { boot_id: boot_id.to_owned(), ours: [false; 2] });
-        Self { root, file, record }
+        Self { root: ROOT.into(), forwarding: Forwarding::new(state_dir) }
     }
 
     /// Turns forwarding on for the families of which pods are, and keeps policies asked. `forward` and `guarded`: IPv4 and IPv6.
     pub(super) fn ensure(
-        &mut self,
+        &self,
         observed: &Observed,
         bridge: &str,
         forward: [bool; 2],
@@ -71,23 +48,23 @@ impl Sysctls {
         if guarded {
             self.policies_are_asked(&uplinks, bridge, journal, &mut outcome);
         }
-        if forward[0]
-            && self.is("ipv4/ip_forward", "0")
-            && self.set("ipv4/ip_forward", "1", "pods' packets are not forwarded", &mut outcome)
-        {
-            self.note(0, journal);
+        let off = [self.is("ipv4/ip_forward", "0"), self.is("ipv6/conf/all/forwarding", "0")];
+        if let Err(error) = self.forwarding.note(forward) {
+            journal.error(format!(
+                "{FORWARDING_FILE} cannot be written: {error}; after a restart of the agent this node forwards between its own networks"
+            ));
         }
-        if forward[1] && self.root.join("ipv6/conf").exists() {
-            let off = self.is("ipv6/conf/all/forwarding", "0");
-            // One that is plugged in later, too: but a host that was a router before us chose which advertisements to believe.
-            if off || self.record.ours[1] {
-                self.keep_listening(&uplinks, &mut outcome);
-            }
-            if off && self.set("ipv6/conf/all/forwarding", "1", "pods' IPv6 packets are not forwarded", &mut outcome) {
-                self.note(1, journal);
-            }
+        outcome.ours = self.forwarding.ours();
+        if forward[0] && off[0] {
+            self.set("ipv4/ip_forward", "1", "pods' packets are not forwarded", &mut outcome);
         }
-        outcome.ours = self.record.ours;
+        // Interfaces that are plugged in later, too: but a host that was a router before us chose which advertisements to believe.
+        if forward[1] && (off[1] || outcome.ours[1]) {
+            self.keep_listening(&uplinks, &mut outcome);
+        }
+        if forward[1] && off[1] {
+            self.set("ipv6/conf/all/forwarding", "1", "pods' IPv6 packets are not forwarded", &mut outcome);
+        }
         outcome
     }
 
@@ -118,23 +95,6 @@ impl Sysctls {
                     journal.repaired(format!("{} was 1: {what}", dotted(&name)));
                 }
             }
-        }
-    }
-
-    fn note(&mut self, family: usize, journal: &Journal) {
-        if let Some(ours) = self.record.ours.get_mut(family) {
-            *ours = true;
-        }
-        let written = serde_json::to_vec(&self.record).map_err(io::Error::from).and_then(|text| {
-            let beside = self.file.with_extension("json.new");
-            fs::write(&beside, text)?;
-            fs::rename(&beside, &self.file)
-        });
-        if let Err(error) = written {
-            journal.error(format!(
-                "{}: cannot be written: {error}; after a restart of the agent this node forwards between its own networks",
-                self.file.display()
-            ));
         }
     }
 
@@ -222,7 +182,8 @@ mod tests {
         }
 
         fn sysctls(&self, boot: &str) -> Sysctls {
-            Sysctls::at(self.folder.path().join("net"), self.folder.path(), boot)
+            let root = self.folder.path().join("net");
+            Sysctls { forwarding: Forwarding::at(root.clone(), self.folder.path(), boot), root }
         }
 
         fn ensure(&self, boot: &str, forward: [bool; 2]) -> Outcome {
@@ -255,18 +216,6 @@ mod tests {
         host.write("ipv4/ip_forward", "1");
         assert_eq!(host.ensure("b1", [true, true]).ours, [false, false]);
         assert_eq!(host.read("ipv6/conf/eth0.5/accept_ra"), "1");
-    }
-
-    #[test]
-    fn what_was_noted_holds_for_that_boot_alone() {
-        let host = Host::new();
-        host.ensure("b1", [true, true]);
-        assert_eq!(host.ensure("b1", [true, true]).ours, [true, true]);
-        assert_eq!(
-            host.ensure("b2", [true, true]).ours,
-            [false, false],
-            "who turned it on at the next boot is not known"
-        );
     }
 
     #[test]
