@@ -34,6 +34,10 @@ pub struct Firewall {
     pub fronted: Vec<IpNetwork>,
     /// Networks behind tunnels; on a cloud node those behind the hub.
     pub remote: Vec<IpNetwork>,
+    /// They come in clear, from the hub: so it is on a cloud node.
+    pub remote_in_clear: bool,
+    /// UDP ports of IKE and of ESP in UDP: what comes there is judged by its keys.
+    pub ike_ports: [u16; 2],
     /// The cluster's ranges: a source from there that is not ours is forged, and is never translated.
     pub ranges: Vec<IpNetwork>,
     /// The address that redirected connections and the node's own take on their way into a tunnel, one a family.
@@ -69,6 +73,7 @@ impl Firewall {
         let keys = &config.firewall;
         let shared = Self {
             bridge: config.bridge.clone(),
+            ike_ports: [config.port, config.nat_port],
             addresses,
             masquerade: keys.masquerade.unwrap_or(desired.role == Some(Role::Edge)),
             masquerade_except: keys.masquerade_except.clone(),
@@ -81,6 +86,7 @@ impl Firewall {
         if !desired.hub_routes.is_empty() {
             return Self {
                 fronted: desired.cloud_networks.clone(),
+                remote_in_clear: true,
                 remote: desired.hub_routes.iter().map(|route| route.network).collect(),
                 ranges: desired.hub_routes.iter().map(|route| route.network).collect(),
                 ..shared

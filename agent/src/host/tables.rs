@@ -181,6 +181,7 @@ impl BridgeTable {
         self.failed = !succeeded;
         if succeeded {
             self.suspect = false;
+            self.seen = true;
             self.retry.succeeded();
         } else {
             self.retry.failed();

@@ -1,11 +1,13 @@
 //! What every edge keeps out and lets through, without any key.
 
 use super::Test;
-use super::world::{BOTH, World};
+use super::world::{BOTH, V4, World};
+use edge_agent::host::firewall::Firewall;
 
 pub(crate) const TESTS: &[Test] = &[
     ("a_host_on_the_lan_reaches_no_pod_by_routing_through_the_edge", lan_host_reaches_nothing),
     ("a_host_on_the_lan_cannot_pose_as_a_pod", lan_host_cannot_pose),
+    ("a_host_on_the_lan_cannot_pose_as_another_nodes_pod", lan_host_cannot_pose_as_remote),
     ("a_pod_sends_under_its_own_addresses_only", pods_cannot_forge),
     ("pods_reach_other_nodes_under_their_own_and_the_outside_under_the_edges_address", pods_reach_all),
     ("the_edges_own_processes_reach_other_nodes_under_the_bridges_address", own_processes),
@@ -60,6 +62,25 @@ fn lan_host_cannot_pose() {
         cases(&world, &|world, source, at, to| world.cannot_pose("lan", source, at, to));
         assert!(world.refused("posing") >= 6, "{}", world.refused("posing"));
     }
+}
+
+/// Here no policy of XFRM helps.
+fn lan_host_cannot_pose_as_remote() {
+    let world = World::new();
+    world.apply(&World::edge());
+    for family in BOTH {
+        assert!(world.arrives("lan", family.far, "edge", family.edge_lan), "the world itself lets it through");
+    }
+    world.apply(&Firewall { remote_in_clear: false, ..World::edge() });
+    for family in BOTH {
+        world.cannot_pose("lan", family.far, "edge", family.edge_lan);
+        world.cannot_pose("lan", family.far, "pod", family.pod);
+        world.cannot_pose("lan", family.far, "outside", family.outside);
+        assert!(world.arrives("lan", family.lan, "edge", family.edge_lan));
+    }
+    assert!(world.refused("posing") >= 18);
+    world.apply(&Firewall { remote_in_clear: false, ike_ports: [9, 4500], ..World::edge() });
+    assert!(world.arrives("lan", V4.far, "edge", V4.edge_lan), "a peer whose address lies in its own networks");
 }
 
 fn pods_cannot_forge() {

@@ -148,6 +148,9 @@ impl World {
             remote: networks(&["10.77.2.0/24", "fd77::2:0/112"]),
             ranges: networks(&["10.77.0.0/16", "fd77::/64"]),
             addresses: vec![V4.bridge.parse().unwrap(), V6.bridge.parse().unwrap()],
+            // Without ESP the far network answers in clear.
+            remote_in_clear: true,
+            ike_ports: [500, 4500],
             masquerade: true,
             mtu: 1418,
             ..Firewall::default()

@@ -16,7 +16,7 @@ const REDIRECTED: i32 = -90;
 
 /// Counters of what is dropped, and what each means for an operator.
 pub(super) const COUNTERS: [(&str, &str); 6] = [
-    ("posing", "packets with a pod's source that did not come from the bridge"),
+    ("posing", "packets with a pod's source that came neither from the bridge nor out of a tunnel"),
     ("forged", "pods' packets with a source that is not a pod's"),
     (
         "to-tunnels",
@@ -179,6 +179,20 @@ impl Firewall {
             let from_pods = meta("==", "iifname", json!(self.bridge));
             commands
                 .rule("prerouting", [from_pods, family.outside("saddr", "pods")].into_iter().chain(dropped("forged")));
+        }
+        if !self.remote_in_clear {
+            // Policies of the guard judge the cluster's ranges, but not the cloud's networks, and any of them can be turned off by a sysctl.
+            commands.target("in-clear");
+            for family in FAMILIES {
+                let clear = [meta("!=", "iifname", json!("lo")), meta("==", "ipsec", json!(false))];
+                commands
+                    .rule("prerouting", clear.into_iter().chain([family.within("saddr", "remote"), goto("in-clear")]));
+            }
+            let ike =
+                is("==", json!({"payload": {"protocol": "udp", "field": "dport"}}), json!({"set": self.ike_ports}));
+            commands.rule("in-clear", [ike, accept()]);
+            commands.rule("in-clear", [meta("==", "l4proto", json!("esp")), accept()]);
+            commands.rule("in-clear", dropped("posing"));
         }
         // It would die without a word at the policies: the source is not of this node.
         commands.chain("redirected", "filter", "prerouting", REDIRECTED);
