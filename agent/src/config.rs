@@ -118,11 +118,33 @@ pub struct CniSection {
     pub conf_dir: PathBuf,
     /// Folder of plugins.
     pub bin_dir: PathBuf,
+    /// Plugins that come after `edge-cni` in the list, as the runtime's JSON has them. Unless set: `portmap`, if it is in `bin_dir`.
+    pub plugins: Option<Vec<toml::Table>>,
 }
 
 impl Default for CniSection {
     fn default() -> Self {
-        Self { conf_dir: "/etc/cni/net.d".into(), bin_dir: "/opt/cni/bin".into() }
+        Self { conf_dir: "/etc/cni/net.d".into(), bin_dir: "/opt/cni/bin".into(), plugins: None }
+    }
+}
+
+impl CniSection {
+    fn check(&self) -> Result<(), String> {
+        for plugin in self.plugins.iter().flatten() {
+            match plugin.get("type").and_then(toml::Value::as_str) {
+                None => return Err("[cni] plugins: an entry has no type; write { type = \"bandwidth\", .. }".into()),
+                Some("edge-cni") => {
+                    return Err(
+                        "[cni] plugins: edge-cni itself comes first by itself; list only what comes after it".into()
+                    );
+                }
+                Some(kind) if kind.is_empty() || kind.contains('/') => {
+                    return Err(format!("[cni] plugins: type {kind:?} is not the name of a program in bin_dir"));
+                }
+                Some(_) => {}
+            }
+        }
+        Ok(())
     }
 }
 
@@ -323,6 +345,7 @@ impl Config {
                 );
             }
         }
+        self.cni.check()?;
         if self.port == self.nat_port {
             return Err(format!("port and nat_port are both {}; they need two", self.port));
         }

@@ -1,6 +1,8 @@
 //! `edge-agent install-cni`: the only writer of the conflist, by which the container runtime finds the plugin. It comes after the first segment, since
 //! with it the node is ready for pods.
 
+mod list;
+
 use std::fs;
 use std::io;
 use std::os::unix::fs::DirBuilderExt;
@@ -9,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use edge_types::store::{LOCK_FILE, SEGMENTS_FILE, SegmentsFile};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::config::Config;
 use crate::store::replace_file;
@@ -29,6 +31,8 @@ pub struct Installed {
     pub changed: bool,
     /// Files in the same folder that the runtime would take before it.
     pub taken_before: Vec<PathBuf>,
+    /// Plugins of the list that somebody else appended.
+    pub kept: Vec<String>,
 }
 
 /// Time between two looks at files that the agent writes. Beside it there is nobody to ask for an event.
@@ -87,6 +91,12 @@ pub fn keep(config: &Config) -> anyhow::Result<()> {
 fn say(installed: &Installed) {
     let how = if installed.changed { "written" } else { "is up to date" };
     println!("{} {how}", installed.conflist.display());
+    if !installed.kept.is_empty() {
+        println!(
+            "kept, though not in [cni] plugins: {}; remove it from the list by hand to be rid of it",
+            installed.kept.join(", ")
+        );
+    }
     for other in &installed.taken_before {
         eprintln!(
             "warning: the runtime takes {} first, by its name; remove it, or rename it to come after {CONFLIST}",
@@ -120,14 +130,16 @@ pub fn install_conflist(config: &Config) -> anyhow::Result<Option<Installed>> {
             plugin.display()
         );
     }
-    let text = conflist(config, &segments);
     let path = config.cni.conf_dir.join(CONFLIST);
+    let further = list::further(config, &path)?;
+    let text = conflist(config, &segments, &further.plugins);
     make_folder(&config.cni.conf_dir)?;
     let changed = !fs::read(&path).is_ok_and(|present| present == text.as_bytes());
     if changed {
         replace_file(&path, text.as_bytes(), 0o644)?;
     }
-    Ok(Some(Installed { conflist: path, changed, taken_before: taken_before(&config.cni.conf_dir)? }))
+    let taken_before = taken_before(&config.cni.conf_dir)?;
+    Ok(Some(Installed { conflist: path, changed, taken_before, kept: further.kept }))
 }
 
 /// Removes the conflist: the runtime makes no more pods with this network.
@@ -142,18 +154,20 @@ pub fn remove_conflist(config: &Config) -> anyhow::Result<()> {
 }
 
 /// Every release of containerd since 1.6 takes one of these versions; 1.1.0 alone fails every pod on 1.6 and 1.7.
-fn conflist(config: &Config, segments: &SegmentsFile) -> String {
+fn conflist(config: &Config, segments: &SegmentsFile, further: &[Value]) -> String {
+    let ours = json!({
+        "type": PLUGIN,
+        "bridge": config.bridge,
+        "stateDir": absolute(&config.state_dir),
+        "agentSocket": absolute(&config.plugin_socket()),
+        "clusterRanges": segments.cluster_ranges,
+    });
+    let plugins: Vec<&Value> = std::iter::once(&ours).chain(further).collect();
     let document = json!({
-        "cniVersion": "1.0.0",
+        "cniVersion": list::VERSION,
         "cniVersions": ["0.4.0", "1.0.0", "1.1.0"],
         "name": "edge-cni",
-        "plugins": [{
-            "type": PLUGIN,
-            "bridge": config.bridge,
-            "stateDir": absolute(&config.state_dir),
-            "agentSocket": absolute(&config.plugin_socket()),
-            "clusterRanges": segments.cluster_ranges,
-        }],
+        "plugins": plugins,
     });
     format!("{document:#}\n")
 }
@@ -239,6 +253,111 @@ mod tests {
         remove_conflist(&config).unwrap();
         remove_conflist(&config).unwrap();
         assert!(!first.conflist.exists());
+    }
+
+    fn with_a_segment(folder: &Path, cni: &str) -> Config {
+        let text = format!(
+            "state_dir = {0:?}\nrun_dir = {0:?}\n[controller]\nurls = [\"https://c\"]\n[cni]\nconf_dir = {1:?}\nbin_dir = {2:?}\n{cni}\n",
+            folder,
+            folder.join("net.d"),
+            folder.join("bin")
+        );
+        let config = Config::parse(&text, Path::new("agent.toml")).unwrap();
+        let state = StateDir::open(folder).unwrap();
+        segments::add_granted(&state, &["10.77.0.0/26".parse().unwrap()]).unwrap();
+        install_plugin(&config, &std::env::current_exe().unwrap()).unwrap();
+        config
+    }
+
+    fn types(installed: &Installed) -> Vec<String> {
+        let document: Value = serde_json::from_slice(&fs::read(&installed.conflist).unwrap()).unwrap();
+        document["plugins"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|plugin| plugin["type"].as_str().unwrap().to_owned())
+            .collect()
+    }
+
+    fn install_portmap(config: &Config, versions: &str) {
+        let path = config.cni.bin_dir.join("portmap");
+        let script = format!(
+            "#!/bin/sh\n[ \"$CNI_COMMAND\" = VERSION ] && echo '{{\"cniVersion\":\"0.4.0\",\"supportedVersions\":{versions}}}'\n"
+        );
+        replace_file(&path, script.as_bytes(), 0o755).unwrap();
+    }
+
+    #[test]
+    fn portmap_is_in_the_list_where_its_program_is_there_and_can_be_called() {
+        let folder = tempfile::tempdir().unwrap();
+        let config = with_a_segment(folder.path(), "");
+        assert_eq!(types(&install_conflist(&config).unwrap().unwrap()), ["edge-cni"]);
+        install_portmap(&config, r#"["0.3.1","0.4.0","1.0.0","1.1.0"]"#);
+        let installed = install_conflist(&config).unwrap().unwrap();
+        assert!(installed.changed && installed.kept.is_empty());
+        assert_eq!(types(&installed), ["edge-cni", "portmap"]);
+        let document: Value = serde_json::from_slice(&fs::read(&installed.conflist).unwrap()).unwrap();
+        assert_eq!(document["plugins"][1]["capabilities"]["portMappings"], true);
+        assert_eq!(
+            (&document["cniVersion"], &document["cniVersions"]),
+            (&json!("1.0.0"), &json!(["0.4.0", "1.0.0", "1.1.0"]))
+        );
+        assert!(!install_conflist(&config).unwrap().unwrap().changed);
+        // One that would fail every pod is none.
+        install_portmap(&config, r#"["0.3.1","0.4.0"]"#);
+        assert_eq!(types(&install_conflist(&config).unwrap().unwrap()), ["edge-cni"]);
+        install_portmap(&config, r#"["0.4.0","1.0.0"]"#);
+        assert_eq!(types(&install_conflist(&config).unwrap().unwrap()), ["edge-cni", "portmap"]);
+        fs::remove_file(config.cni.bin_dir.join("portmap")).unwrap();
+        assert_eq!(types(&install_conflist(&config).unwrap().unwrap()), ["edge-cni"]);
+        // The operator's word goes first.
+        install_portmap(&config, r#"["1.0.0"]"#);
+        let none = with_a_segment(folder.path(), "plugins = []");
+        assert_eq!(types(&install_conflist(&none).unwrap().unwrap()), ["edge-cni"]);
+    }
+
+    #[test]
+    fn plugins_of_the_configuration_come_as_they_are_written() {
+        let folder = tempfile::tempdir().unwrap();
+        let plugins = "plugins = [{ type = \"bandwidth\", capabilities = { bandwidth = true } }, { type = \"tuning\", sysctl = { \"net.core.somaxconn\" = \"500\" } }]";
+        let config = with_a_segment(folder.path(), plugins);
+        let installed = install_conflist(&config).unwrap().unwrap();
+        assert_eq!(types(&installed), ["edge-cni", "bandwidth", "tuning"]);
+        let document: Value = serde_json::from_slice(&fs::read(&installed.conflist).unwrap()).unwrap();
+        assert_eq!(document["plugins"][2], json!({ "type": "tuning", "sysctl": { "net.core.somaxconn": "500" } }));
+        for (bad, words) in [
+            ("plugins = [{}]", "no type"),
+            ("plugins = [{ type = \"edge-cni\" }]", "comes first by itself"),
+            ("plugins = [{ type = \"../sh\" }]", "not the name"),
+        ] {
+            let text = format!("[controller]\nurls = [\"https://c\"]\n[cni]\n{bad}\n");
+            let error = Config::parse(&text, Path::new("agent.toml")).unwrap_err().to_string();
+            assert!(error.contains(words), "{error}");
+        }
+    }
+
+    #[test]
+    fn what_an_operator_appended_to_the_list_is_kept_and_said() {
+        let folder = tempfile::tempdir().unwrap();
+        let config = with_a_segment(folder.path(), "");
+        let installed = install_conflist(&config).unwrap().unwrap();
+        let mut document: Value = serde_json::from_slice(&fs::read(&installed.conflist).unwrap()).unwrap();
+        let appended = json!({ "type": "portmap", "capabilities": { "portMappings": true }, "conditionsV4": ["!", "-d", "192.0.2.0/24"] });
+        document["plugins"].as_array_mut().unwrap().push(appended.clone());
+        document["plugins"][0]["bridge"] = json!("br0");
+        fs::write(&installed.conflist, document.to_string()).unwrap();
+        let installed = install_conflist(&config).unwrap().unwrap();
+        assert!(installed.changed, "our own entry is as it must be");
+        assert_eq!(installed.kept, ["portmap"]);
+        let document: Value = serde_json::from_slice(&fs::read(&installed.conflist).unwrap()).unwrap();
+        assert_eq!((&document["plugins"][0]["bridge"], &document["plugins"][1]), (&json!("ecni0"), &appended));
+        assert!(!install_conflist(&config).unwrap().unwrap().changed);
+        // The same type in the configuration takes its place.
+        let config = with_a_segment(folder.path(), "plugins = [{ type = \"portmap\", snat = false }]");
+        let installed = install_conflist(&config).unwrap().unwrap();
+        assert_eq!((types(&installed).len(), installed.kept.len()), (2, 0));
+        fs::write(&installed.conflist, "{").unwrap();
+        assert_eq!(types(&install_conflist(&config).unwrap().unwrap()), ["edge-cni", "portmap"]);
     }
 
     #[test]
