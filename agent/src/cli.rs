@@ -7,7 +7,7 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand};
 
 use crate::config::{self, Config};
-use crate::{admin, down, install_cni, run};
+use crate::{admin, down, hardening, install_cni, run};
 
 /// Joins this node to its peers by IPsec tunnels that it negotiates itself.
 ///
@@ -88,6 +88,8 @@ enum Command {
 impl Cli {
     /// Runs the command. Exit codes: 0 done, 1 failed, 2 wrong usage or configuration.
     pub fn execute(self) -> ExitCode {
+        // Before the configuration is read, which may hold a pre-shared key.
+        hardening::forbid_dumps();
         match self.command {
             Command::Run { config } => with_config(&config, run::run),
             Command::Status { config, json } => with_config(&config, |config| admin::client::status(&config, json)),

@@ -20,11 +20,12 @@
 //! - [`host`]: routes, bridge, firewall, uplinks.
 //! - [`journal`]: what was repaired, what is in the way, what went wrong.
 //! - [`status`]: the document of `status --json`, and the table.
+//! - [`hardening`]: no core dumps, private files.
 //! - [`instance`]: one agent in a network namespace.
 //! - [`run`]: starts the parts of `edge-agent run` and ends them.
 //! - [`down`]: takes everything away.
 //! - [`admin`]: the socket on which `status` and `rekey` ask a running agent.
-// Only `tunnels::socket` (IP_PKTINFO, registering a descriptor with tokio) and the clock need it.
+// Only `tunnels::socket` (IP_PKTINFO, descriptors from systemd and for tokio) and the clock need it.
 #![deny(unsafe_code)]
 
 pub mod admin;
@@ -35,6 +36,7 @@ pub mod config;
 pub mod desired;
 pub mod down;
 pub mod endpoints;
+pub mod hardening;
 pub mod host;
 pub mod install_cni;
 pub mod instance;

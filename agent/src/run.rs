@@ -24,7 +24,7 @@ use crate::membership::{CloudStatus, NodeSide};
 use crate::status::Status;
 use crate::store::StateDir;
 use crate::tunnels::{Command, Driver};
-use crate::{host, local, membership};
+use crate::{hardening, host, local, membership, store};
 
 /// Runs until SIGTERM or SIGINT. The kernel's state stays.
 pub fn run(config: Config) -> anyhow::Result<()> {
@@ -36,6 +36,11 @@ pub fn run(config: Config) -> anyhow::Result<()> {
         .map(|peer| peer.resolve(&config).map_err(|problem| anyhow!(problem)))
         .collect::<anyhow::Result<Vec<PeerConfig>>>()?;
     let instance = Instance::take(&config.state_dir)?;
+    hardening::make_files_private();
+    if config.controller.is_none() {
+        let path = config.state_dir.display();
+        store::make_private(&config.state_dir).with_context(|| format!("{path}: cannot be made private"))?;
+    }
     let runtime = Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     runtime.spawn(instance.serve());
     let stop = CancellationToken::new();

@@ -1,14 +1,16 @@
 //! Which reqid a peer has: the same over rekeys, restarts and reboots, so that SAs of a former run are recognised as the peer's.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs::{self, File};
-use std::io::{self, Write};
+use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 
 use edge_ike::PeerName;
 use edge_xfrm::Reqid;
 use edge_xfrm::reqid::TUNNELS;
 use ring::digest::{SHA256, digest};
+
+use crate::store::{make_private, replace_file};
 
 /// Name of the file in the state directory.
 const FILE: &str = "reqids.json";
@@ -69,14 +71,8 @@ impl Reqids {
     }
 
     fn save(&self) -> io::Result<()> {
-        let folder = self.path.parent().unwrap_or(Path::new("."));
-        fs::create_dir_all(folder)?;
-        let temporary = self.path.with_extension("json.tmp");
-        let mut file = File::create(&temporary)?;
-        file.write_all(&serde_json::to_vec_pretty(&self.numbers)?)?;
-        file.sync_all()?;
-        fs::rename(&temporary, &self.path)?;
-        File::open(folder)?.sync_all()
+        make_private(self.path.parent().unwrap_or(Path::new(".")))?;
+        replace_file(&self.path, &serde_json::to_vec_pretty(&self.numbers)?, 0o600).map_err(io::Error::other)
     }
 }
 

@@ -2,11 +2,13 @@
 
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, Read, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use edge_types::store::LOCK_FILE;
 use serde::{Serialize, de::DeserializeOwned};
+
+use super::private::make_private;
 
 /// Held exclusively by the running agent; its content is the agent's process id.
 const AGENT_LOCK_FILE: &str = "agent.lock";
@@ -63,7 +65,7 @@ pub struct StateDir {
 impl StateDir {
     /// Makes the folder where it is missing (readable by its owner alone), and takes the agent's lock.
     pub fn open(path: &Path) -> Result<Self, StoreError> {
-        fs::DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(io_error("creating", path))?;
+        make_private(path).map_err(io_error("making private", path))?;
         let lock_path = path.join(AGENT_LOCK_FILE);
         let mut lock = OpenOptions::new()
             .read(true)

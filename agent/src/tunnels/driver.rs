@@ -11,7 +11,7 @@ use edge_ike::{Auth, Endpoint, EndpointConfig, Instant, PeerConfig, PeerName};
 use edge_types::api::TunnelCount;
 use edge_xfrm::events::EventSocket;
 use edge_xfrm::policy::PolicyKey;
-use edge_xfrm::{Policy, Reqid, Xfrm, socket as options};
+use edge_xfrm::{Policy, Reqid, Xfrm};
 use ring::rand::SystemRandom;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -20,6 +20,7 @@ use tokio_util::sync::CancellationToken;
 use super::environment::{Machine, source_address};
 use super::report::TunnelsReport;
 use super::socket::{self, Socket};
+use super::sockets;
 use crate::clock::{WorldClock, boot_time};
 use crate::config::Config;
 use crate::desired::Desired;
@@ -83,7 +84,7 @@ impl Driver {
         let mut events = EventSocket::open().context("XFRM cannot be listened to; the agent needs CAP_NET_ADMIN")?;
         let mut xfrm = Xfrm::open().context("XFRM cannot be opened; the agent needs CAP_NET_ADMIN")?;
         events.ignore_port(xfrm.port());
-        let sockets = open_sockets(config.port, config.nat_port)?;
+        let sockets = sockets::open(config.port, config.nat_port)?;
         let endpoint_config =
             EndpointConfig { port: config.port, nat_port: config.nat_port, ..EndpointConfig::default() };
         let child_lifetime = config.timing.resolve().child_lifetime;
@@ -318,33 +319,4 @@ fn read_events(socket: &mut EventSocket) -> anyhow::Result<Vec<edge_xfrm::events
         events.push(event);
     }
     Ok(events)
-}
-
-fn open_sockets(port: u16, nat_port: u16) -> anyhow::Result<Vec<Arc<Socket>>> {
-    let mut sockets = Vec::new();
-    for ipv4 in [true, false] {
-        for (port, nat) in [(port, false), (nat_port, true)] {
-            let socket = match Socket::open(ipv4, port) {
-                Ok(socket) => socket,
-                Err(error) if !ipv4 && error.raw_os_error() == Some(libc::EAFNOSUPPORT) => {
-                    tracing::info!("this kernel has no IPv6");
-                    continue;
-                }
-                Err(error) => {
-                    return Err(error).with_context(|| {
-                        format!(
-                            "UDP port {port} ({}) cannot be opened; is another IKE daemon running? Stop it, or set port and nat_port",
-                            if ipv4 { "IPv4" } else { "IPv6" }
-                        )
-                    });
-                }
-            };
-            options::bypass(&socket, !ipv4).context("IKE's sockets; the agent needs CAP_NET_ADMIN")?;
-            if nat {
-                options::decapsulate_esp(&socket).context("ESP in UDP")?;
-            }
-            sockets.push(Arc::new(socket));
-        }
-    }
-    Ok(sockets)
 }

@@ -3,12 +3,15 @@
 use std::io;
 use std::mem;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6, UdpSocket};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::ptr;
 
 use edge_xfrm::events::EventSocket;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
+
+/// `SD_LISTEN_FDS_START` (`sd_listen_fds(3)`).
+const FIRST_PASSED: RawFd = 3;
 
 /// Room for one IP_PKTINFO or IPV6_PKTINFO, aligned as `cmsghdr` wants it.
 #[repr(C, align(8))]
@@ -33,10 +36,49 @@ impl Socket {
         if !ipv4 {
             sockopt::set_ipv6_v6only(&fd, true)?;
         }
-        let (level, option) =
-            if ipv4 { (libc::IPPROTO_IP, libc::IP_PKTINFO) } else { (libc::IPPROTO_IPV6, libc::IPV6_RECVPKTINFO) };
+        let (level, option) = Self::packet_info(ipv4);
         set_int(fd.as_fd(), level, option, 1)?;
         bind(&fd, &SocketAddr::new(any, port))?;
+        Self::ready(fd, ipv4)
+    }
+
+    /// Takes over a socket that systemd opened (`sd_listen_fds(3)`). What it should be and is not is said in words.
+    pub(super) fn adopt(fd: OwnedFd) -> Result<Self, String> {
+        use rustix::net::{SocketType, ipproto, sockopt};
+        let failed = |error: rustix::io::Errno| format!("it cannot be asked what it is: {error}");
+        let udp = sockopt::socket_type(&fd).map_err(failed)? == SocketType::DGRAM
+            && sockopt::socket_protocol(&fd).map_err(failed)? == Some(ipproto::UDP);
+        if !udp {
+            return Err("it is no UDP socket; use ListenDatagram=".into());
+        }
+        let address = SocketAddr::try_from(rustix::net::getsockname(&fd).map_err(failed)?)
+            .map_err(|_| "it is of neither IPv4 nor IPv6".to_owned())?;
+        if !address.ip().is_unspecified() {
+            return Err(format!(
+                "it is bound to {address}; it must take datagrams to every address of its family: ListenDatagram=0.0.0.0:PORT, or [::]:PORT"
+            ));
+        }
+        if address.is_ipv6() && !sockopt::ipv6_v6only(&fd).map_err(failed)? {
+            return Err("it takes IPv4 as well; set BindIPv6Only=ipv6-only".into());
+        }
+        let adopt = || -> io::Result<Self> {
+            use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
+            use rustix::io::{FdFlags, fcntl_setfd};
+            fcntl_setfd(&fd, FdFlags::CLOEXEC)?;
+            fcntl_setfl(&fd, fcntl_getfl(&fd)? | OFlags::NONBLOCK)?;
+            let ipv4 = address.is_ipv4();
+            let (level, option) = Self::packet_info(ipv4);
+            set_int(fd.as_fd(), level, option, 1)?;
+            Self::ready(fd, ipv4)
+        };
+        adopt().map_err(|error| format!("it cannot be taken over: {error}"))
+    }
+
+    fn packet_info(ipv4: bool) -> (libc::c_int, libc::c_int) {
+        if ipv4 { (libc::IPPROTO_IP, libc::IP_PKTINFO) } else { (libc::IPPROTO_IPV6, libc::IPV6_RECVPKTINFO) }
+    }
+
+    fn ready(fd: OwnedFd, ipv4: bool) -> io::Result<Self> {
         let inner = tokio::net::UdpSocket::from_std(UdpSocket::from(fd))?;
         let port = inner.local_addr()?.port();
         Ok(Self { inner, port, ipv4 })
@@ -71,6 +113,16 @@ impl AsFd for Socket {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.inner.as_fd()
     }
+}
+
+/// Takes the descriptors that systemd passed into ours, `count` from the third on.
+///
+/// To be called once in a process: nothing else owns them.
+pub(super) fn take_passed(count: RawFd) -> Vec<OwnedFd> {
+    // SAFETY: systemd passes these descriptors to this process (LISTEN_PID says so, the caller has checked), open, and for it to own. The caller
+    // calls once, so no two values own one. A number that is not open fails at the first use.
+    let own = |fd| unsafe { OwnedFd::from_raw_fd(fd) };
+    (FIRST_PASSED..FIRST_PASSED.saturating_add(count)).map(own).collect()
 }
 
 /// Registers XFRM's notifications with the runtime.

@@ -1,0 +1,100 @@
+//! The state folder is its owner's alone, also one that an earlier release or another hand left open.
+
+use std::fs::{self, Permissions};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::path::Path;
+
+use edge_types::store::{LEASES_FILE, LOCK_FILE, SEGMENTS_FILE};
+use tracing::{info, warn};
+
+/// How names of files begin that agent or plugin keep there; `.tmp` and `.damaged` are added to them.
+const OURS: [&str; 11] = [
+    "agent.lock",
+    "application.json",
+    "clock.json",
+    "identity.json",
+    "key.pending",
+    "reqids.json",
+    "taken-back.json",
+    "view",
+    LEASES_FILE,
+    LOCK_FILE,
+    SEGMENTS_FILE,
+];
+
+/// Makes the folder where it is missing, and takes it and its files away from others. What is not ours is left as it is, and the folder then too: somebody
+/// may have named one that serves others as well.
+pub fn make_private(folder: &Path) -> io::Result<()> {
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
+    let mut foreign = None;
+    for entry in fs::read_dir(folder)? {
+        let entry = entry?;
+        let name = entry.file_name();
+        if !name.to_str().is_some_and(|name| OURS.iter().any(|known| name.starts_with(known))) {
+            foreign = Some(entry.path());
+            continue;
+        }
+        // Of the entry itself, never of what a link leads to.
+        let found = entry.metadata()?;
+        if found.is_file() && found.permissions().mode() & 0o077 != 0 {
+            info!("{} is no longer readable by others", entry.path().display());
+            fs::set_permissions(entry.path(), Permissions::from_mode(0o600))?;
+        }
+    }
+    let mode = fs::metadata(folder)?.permissions().mode();
+    match foreign {
+        _ if mode & 0o077 == 0 => {}
+        Some(foreign) => warn!(
+            "{} may be read by others (mode {:04o}) and is left so, since {} in it is not ours; keep the state in a folder of its own",
+            folder.display(),
+            mode & 0o7777,
+            foreign.display()
+        ),
+        None => {
+            info!("{} is no longer readable by others", folder.display());
+            fs::set_permissions(folder, Permissions::from_mode(0o700))?;
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn mode(path: &Path) -> u32 {
+        fs::metadata(path).unwrap().permissions().mode() & 0o777
+    }
+
+    #[test]
+    fn what_was_open_to_others_is_closed_and_what_is_not_ours_is_left_alone() {
+        let parent = tempfile::tempdir().unwrap();
+        let folder = parent.path().join("deep/state");
+        make_private(&folder).unwrap();
+        assert_eq!(mode(&folder), 0o700);
+        fs::set_permissions(&folder, Permissions::from_mode(0o755)).unwrap();
+        let outside = parent.path().join("outside");
+        fs::write(&outside, "").unwrap();
+        std::os::unix::fs::symlink(&outside, folder.join("view.json.damaged")).unwrap();
+        for name in ["identity.json", "reqids.json", "leases"] {
+            fs::write(folder.join(name), "").unwrap();
+        }
+        for path in [&outside, &folder.join("identity.json"), &folder.join("reqids.json"), &folder.join("leases")] {
+            fs::set_permissions(path, Permissions::from_mode(0o644)).unwrap();
+        }
+        make_private(&folder).unwrap();
+        assert_eq!(mode(&folder), 0o700);
+        for name in ["identity.json", "reqids.json", "leases"] {
+            assert_eq!(mode(&folder.join(name)), 0o600, "{name}");
+        }
+        assert_eq!(mode(&outside), 0o644, "no link is followed");
+        // A folder that serves others as well.
+        fs::set_permissions(&folder, Permissions::from_mode(0o755)).unwrap();
+        fs::write(folder.join("passwd"), "").unwrap();
+        fs::set_permissions(folder.join("passwd"), Permissions::from_mode(0o644)).unwrap();
+        fs::set_permissions(folder.join("leases"), Permissions::from_mode(0o644)).unwrap();
+        make_private(&folder).unwrap();
+        assert_eq!((mode(&folder), mode(&folder.join("passwd")), mode(&folder.join("leases"))), (0o755, 0o644, 0o600));
+    }
+}

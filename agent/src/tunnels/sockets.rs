@@ -1,0 +1,115 @@
+//! The four UDP sockets of IKE: two ports, two families. systemd may have opened them before the agent (`edge-agent.socket`), so that no local user can take
+//! the ports, and datagrams wait while the agent starts again; what it did not open is opened here.
+
+use std::fs;
+use std::os::fd::RawFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use anyhow::{Context, bail};
+use edge_xfrm::socket as options;
+
+use super::socket::{self, Socket};
+
+/// More than systemd would ever be configured to pass.
+const MOST_PASSED: RawFd = 64;
+
+/// Opens or takes over all of them.
+pub(super) fn open(port: u16, nat_port: u16) -> anyhow::Result<Vec<Arc<Socket>>> {
+    let mut passed = passed()?;
+    let mut sockets = Vec::new();
+    for ipv4 in [true, false] {
+        for (port, nat) in [(port, false), (nat_port, true)] {
+            let found = passed.iter().position(|socket| socket.is_ipv4() == ipv4 && socket.port() == port);
+            let socket = match found.map(|found| passed.swap_remove(found)) {
+                Some(socket) => socket,
+                None => match Socket::open(ipv4, port) {
+                    Ok(socket) => socket,
+                    Err(error) if !ipv4 && error.raw_os_error() == Some(libc::EAFNOSUPPORT) => {
+                        tracing::info!("this kernel has no IPv6");
+                        continue;
+                    }
+                    Err(error) => return Err(error).with_context(|| refusal(ipv4, port)),
+                },
+            };
+            options::bypass(&socket, !ipv4).context("IKE's sockets; the agent needs CAP_NET_ADMIN")?;
+            if nat {
+                options::decapsulate_esp(&socket).context("ESP in UDP")?;
+            }
+            sockets.push(Arc::new(socket));
+        }
+    }
+    for socket in passed {
+        tracing::warn!(
+            port = socket.port(),
+            ipv4 = socket.is_ipv4(),
+            "systemd passed a socket that is not used: port is {port} and nat_port {nat_port} in the configuration; give edge-agent.socket the same ones"
+        );
+    }
+    Ok(sockets)
+}
+
+/// The sockets that systemd passed, if it did (`sd_listen_fds(3)`).
+fn passed() -> anyhow::Result<Vec<Socket>> {
+    static TAKEN: AtomicBool = AtomicBool::new(false);
+    let number = |name: &str| std::env::var(name).ok().and_then(|text| text.parse::<i64>().ok());
+    if number("LISTEN_PID") != Some(i64::from(std::process::id())) || TAKEN.swap(true, Ordering::Relaxed) {
+        return Ok(vec![]);
+    }
+    let Some(count) = number("LISTEN_FDS").and_then(|count| RawFd::try_from(count).ok()) else { return Ok(vec![]) };
+    if !(0..=MOST_PASSED).contains(&count) {
+        bail!("LISTEN_FDS is {count}: more sockets than the agent has use for");
+    }
+    let names = std::env::var("LISTEN_FDNAMES").unwrap_or_default();
+    let mut names = names.split(':');
+    let adopt = |fd| {
+        let name = names.next().filter(|name| !name.is_empty()).unwrap_or("without a name").to_owned();
+        Socket::adopt(fd).map_err(|problem| anyhow::anyhow!("a socket that systemd passed ({name}): {problem}"))
+    };
+    let sockets = socket::take_passed(count).into_iter().map(adopt).collect::<anyhow::Result<Vec<_>>>()?;
+    tracing::info!(sockets = sockets.len(), "taken over from systemd");
+    Ok(sockets)
+}
+
+fn refusal(ipv4: bool, port: u16) -> String {
+    let family = if ipv4 { "IPv4" } else { "IPv6" };
+    let who = match holder(ipv4, port) {
+        Some(0) => {
+            "a process of root holds it: is another IKE daemon running? Stop it, or set port and nat_port".to_owned()
+        }
+        Some(user) => format!(
+            "a process of user {user} holds it: end it, and let systemd open the port before any user can (edge-agent.socket), or set port and nat_port"
+        ),
+        None => "is another IKE daemon running? Stop it, or set port and nat_port".to_owned(),
+    };
+    format!("UDP port {port} ({family}) cannot be opened; {who}")
+}
+
+/// The user of whoever is bound to a UDP port, in this network namespace. An IPv6 socket may take IPv4 as well.
+fn holder(ipv4: bool, port: u16) -> Option<u32> {
+    let tables = ["/proc/self/net/udp", "/proc/self/net/udp6"];
+    let tables = if ipv4 { &tables[..] } else { &tables[1..] };
+    tables.iter().filter_map(|table| fs::read_to_string(table).ok()).find_map(|table| holder_in(&table, port))
+}
+
+/// In a table as `udp4_seq_show` of `net/ipv4/udp.c` writes it: slot, local address, remote address, state, queues, timer, retransmissions, user.
+fn holder_in(table: &str, port: u16) -> Option<u32> {
+    table.lines().skip(1).find_map(|line| {
+        let mut words = line.split_whitespace();
+        let (_, local) = words.nth(1)?.rsplit_once(':')?;
+        (u16::from_str_radix(local, 16).ok()? == port).then(|| words.nth(5)?.parse().ok()).flatten()
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_holds_a_port_is_read_from_the_kernels_table() {
+        let table = "   sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode ref pointer drops\n\
+                     10: 00000000:01F4 00000000:0000 07 00000000:00000000 00:00000000 00000000     0        0 1 2 0 0\n\
+                     11: 0100007F:1194 00000000:0000 07 00000000:00000000 00:00000000 00000000  1000        0 2 2 0 0\n";
+        assert_eq!([500, 4500, 4501].map(|port| holder_in(table, port)), [Some(0), Some(1000), None]);
+    }
+}

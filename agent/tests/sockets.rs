@@ -1,0 +1,243 @@
+//! The agent's UDP ports: opened by systemd before any local user can take them, and what is said where one has. The program itself, in namespaces of its
+//! own, with nothing but a static peer that is not there.
+
+use std::fs;
+use std::net::{TcpListener, UdpSocket};
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc;
+use std::time::{Duration, Instant};
+
+/// `nobody`.
+const STRANGER: libc::c_long = 65_534;
+/// Only ends what hangs.
+const HANG: Duration = Duration::from_secs(60);
+/// `UDP_ENCAP` (`linux/udp.h`).
+const UDP_ENCAP: libc::c_int = 100;
+
+/// Ended when the test is, however that goes.
+struct Running(Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+fn is_root() -> bool {
+    // SAFETY: it only reads.
+    let root = unsafe { libc::geteuid() } == 0;
+    if !root {
+        eprintln!("skipped: network namespaces need root");
+    }
+    root
+}
+
+/// A network namespace, held by a process that sleeps.
+struct Namespace(Running);
+
+impl Namespace {
+    fn new() -> Self {
+        let holder = Running(Command::new("unshare").args(["--net", "sleep", "1000"]).spawn().unwrap());
+        let ours = fs::read_link("/proc/self/ns/net").unwrap();
+        while fs::read_link(format!("/proc/{}/ns/net", holder.0.id())).unwrap() == ours {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        Self(holder)
+    }
+
+    fn path(&self) -> String {
+        format!("/proc/{}/ns/net", self.0.0.id())
+    }
+
+    /// Does something within, as this user.
+    fn within<T: Send + 'static>(&self, user: libc::c_long, work: impl FnOnce() -> T + Send + 'static) -> T {
+        let namespace = fs::File::open(self.path()).unwrap();
+        std::thread::spawn(move || {
+            // SAFETY: the raw calls change this thread alone: its network namespace, and its user. It ends right after.
+            unsafe {
+                assert_eq!(libc::setns(namespace.as_raw_fd(), libc::CLONE_NEWNET), 0);
+                assert_eq!(libc::syscall(libc::SYS_setresuid, user, user, user), 0);
+            }
+            work()
+        })
+        .join()
+        .unwrap()
+    }
+
+    /// The agent, to which these sockets are passed as systemd does.
+    fn agent(&self, folder: &Path, nat_port: u16, passed: &[OwnedFd]) -> Command {
+        let file = folder.join("agent.toml");
+        let text = format!(
+            "state_dir = {:?}\nrun_dir = {:?}\nnat_port = {nat_port}\n[[peer]]\nname = \"moon\"\nremote = \"203.0.113.10\"\nlocal_id = \"a.example\"\n\
+             remote_id = \"b.example\"\npsk = \"correct horse battery staple\"\nlocal_subnets = [\"10.1.0.0/24\"]\n\
+             remote_subnets = [\"10.2.0.0/24\"]\n",
+            folder.join("state"),
+            folder.join("run"),
+        );
+        fs::write(&file, text).unwrap();
+        fs::set_permissions(&file, fs::Permissions::from_mode(0o600)).unwrap();
+        let mut command = Command::new("nsenter");
+        // The process id is known to the process alone; exec keeps it.
+        let start = format!("LISTEN_PID=$$ exec {} run --config {}", env!("CARGO_BIN_EXE_edge-agent"), file.display());
+        command.arg(format!("--net={}", self.path())).args(["sh", "-c", &start]).stderr(Stdio::piped());
+        let fds: Vec<RawFd> = passed.iter().map(AsRawFd::as_raw_fd).collect();
+        command.env("LISTEN_FDS", fds.len().to_string()).env("LISTEN_FDNAMES", vec!["ike"; fds.len()].join(":"));
+        // SAFETY: dup and dup2 may be called between fork and exec. Copies above what is overwritten come first.
+        unsafe {
+            command.pre_exec(move || {
+                let copies: Vec<RawFd> = fds.iter().map(|fd| libc::fcntl(*fd, libc::F_DUPFD_CLOEXEC, 100)).collect();
+                for (copy, to) in copies.iter().zip(3..) {
+                    if libc::dup2(*copy, to) < 0 {
+                        return Err(std::io::Error::last_os_error());
+                    }
+                }
+                Ok(())
+            });
+        }
+        command
+    }
+
+    fn start(&self, folder: &Path, nat_port: u16, passed: &[OwnedFd]) -> Running {
+        let mut agent = Running(self.agent(folder, nat_port, passed).stderr(Stdio::inherit()).spawn().unwrap());
+        let end = Instant::now() + HANG;
+        while !folder.join("run/admin.sock").exists() || !answers(folder) {
+            assert_eq!(agent.0.try_wait().unwrap(), None, "it ends");
+            assert!(Instant::now() < end, "it does not start");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        agent
+    }
+
+    /// Runs it until it ends by itself, and says what it says.
+    fn fail(&self, folder: &Path, nat_port: u16, passed: &[OwnedFd]) -> String {
+        let child = self.agent(folder, nat_port, passed).spawn().unwrap();
+        let id = child.id();
+        let (done, ended) = mpsc::channel();
+        std::thread::spawn(move || done.send(child.wait_with_output().unwrap()));
+        let output = ended.recv_timeout(HANG).unwrap_or_else(|_| {
+            let _ = Command::new("kill").arg(id.to_string()).status();
+            panic!("it runs");
+        });
+        assert_eq!(output.status.code(), Some(1));
+        String::from_utf8_lossy(&output.stderr).into_owned()
+    }
+}
+
+fn answers(folder: &Path) -> bool {
+    let status = Command::new(env!("CARGO_BIN_EXE_edge-agent"))
+        .arg("status")
+        .arg("--config")
+        .arg(folder.join("agent.toml"))
+        .output();
+    status.unwrap().status.success()
+}
+
+fn udp(addresses: &'static [&'static str]) -> impl FnOnce() -> Vec<OwnedFd> + Send + 'static {
+    move || addresses.iter().map(|address| bind_only(address)).collect()
+}
+
+/// A UDP socket as systemd opens it with `BindIPv6Only=ipv6-only`.
+fn bind_only(address: &str) -> OwnedFd {
+    use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, socket_with, sockopt};
+    let address: std::net::SocketAddr = address.parse().unwrap();
+    let family = if address.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
+    // Children of other tests do not inherit it.
+    let fd = socket_with(family, SocketType::DGRAM, SocketFlags::CLOEXEC, None).unwrap();
+    if address.is_ipv6() {
+        sockopt::set_ipv6_v6only(&fd, true).unwrap();
+    }
+    bind(&fd, &address).unwrap();
+    fd
+}
+
+fn encapsulation(fd: &OwnedFd) -> libc::c_int {
+    let (mut value, mut length) = (0, std::mem::size_of::<libc::c_int>() as libc::socklen_t);
+    // SAFETY: value and length live across the call, and the length is the value's.
+    let done = unsafe {
+        libc::getsockopt(fd.as_raw_fd(), libc::IPPROTO_UDP, UDP_ENCAP, (&raw mut value).cast(), &raw mut length)
+    };
+    assert_eq!(done, 0);
+    value
+}
+
+const ALL: &[&str] = &["0.0.0.0:500", "0.0.0.0:4500", "[::]:500", "[::]:4500"];
+
+#[test]
+fn sockets_that_systemd_opened_are_taken_over_and_outlive_the_agent() {
+    if !is_root() {
+        return;
+    }
+    let (namespace, folder) = (Namespace::new(), tempfile::tempdir().unwrap());
+    let mut sockets = namespace.within(0, udp(ALL));
+    for _ in 0..2 {
+        let agent = namespace.start(folder.path(), 4500, &sockets);
+        // It is one socket, whoever holds it: the kernel takes ESP out of those of the NAT traversal port.
+        assert_eq!(sockets.iter().map(encapsulation).collect::<Vec<_>>(), [0, 2, 0, 2]);
+        drop(agent);
+        fs::remove_dir_all(folder.path().join("run")).unwrap();
+    }
+    // What was not passed is opened: IPv6 here.
+    sockets.truncate(2);
+    drop(namespace.start(folder.path(), 4500, &sockets));
+}
+
+#[test]
+fn a_socket_that_is_not_what_it_should_be_is_refused_in_words() {
+    if !is_root() {
+        return;
+    }
+    let (namespace, folder) = (Namespace::new(), tempfile::tempdir().unwrap());
+    let loopback = "ip link set lo up";
+    let entered = Command::new("nsenter").arg(format!("--net={}", namespace.path())).args(loopback.split(' ')).status();
+    assert!(entered.unwrap().success());
+    let tcp = namespace.within(0, || vec![OwnedFd::from(TcpListener::bind("0.0.0.0:4500").unwrap())]);
+    assert!(namespace.fail(folder.path(), 4500, &tcp).contains("(ike): it is no UDP socket"));
+    drop(tcp);
+    let narrow = namespace.within(0, udp(&["127.0.0.1:4500"]));
+    assert!(namespace.fail(folder.path(), 4500, &narrow).contains("it is bound to 127.0.0.1:4500"));
+    drop(narrow);
+    let both = namespace.within(0, || vec![OwnedFd::from(UdpSocket::bind("[::]:4500").unwrap())]);
+    assert!(namespace.fail(folder.path(), 4500, &both).contains("BindIPv6Only=ipv6-only"));
+    drop(both);
+    // One of another port than the configuration's is of no use, and in nobody's way.
+    let other = namespace.within(0, udp(&["0.0.0.0:4500"]));
+    drop(namespace.start(folder.path(), 14500, &other));
+}
+
+#[test]
+fn a_local_user_who_holds_a_port_is_named() {
+    if !is_root() {
+        return;
+    }
+    for address in ["0.0.0.0:4500", "[::]:4500"] {
+        let (namespace, folder) = (Namespace::new(), tempfile::tempdir().unwrap());
+        let taken = namespace.within(STRANGER, move || bind_only(address));
+        let said = namespace.fail(folder.path(), 4500, &[]);
+        assert!(said.contains("UDP port 4500") && said.contains("a process of user 65534 holds it"), "{said}");
+        drop(taken);
+    }
+}
+
+#[test]
+fn state_and_sockets_are_private_without_a_controller_too_and_no_core_is_written() {
+    if !is_root() {
+        return;
+    }
+    let (namespace, folder) = (Namespace::new(), tempfile::tempdir().unwrap());
+    let mode = |path: &str| fs::metadata(folder.path().join(path)).unwrap().permissions().mode() & 0o777;
+    // As an earlier release left it.
+    fs::create_dir(folder.path().join("state")).unwrap();
+    fs::write(folder.path().join("state/reqids.json"), "{}").unwrap();
+    fs::set_permissions(folder.path().join("state"), fs::Permissions::from_mode(0o755)).unwrap();
+    fs::set_permissions(folder.path().join("state/reqids.json"), fs::Permissions::from_mode(0o644)).unwrap();
+    let agent = namespace.start(folder.path(), 4500, &[]);
+    assert_eq!(["state", "state/reqids.json", "run", "run/admin.sock"].map(mode), [0o700, 0o600, 0o700, 0o600]);
+    let limits = fs::read_to_string(format!("/proc/{}/limits", agent.0.id())).unwrap();
+    let core = limits.lines().find(|line| line.starts_with("Max core file size")).unwrap();
+    assert_eq!(core.split_whitespace().skip(4).take(2).collect::<Vec<_>>(), ["0", "0"], "{core}");
+}
