@@ -22,10 +22,11 @@ use tokio::sync::{broadcast, mpsc, watch};
 use tokio::time::Instant;
 
 use super::client::{Obstacles, REQUEST, explain};
+use super::counted::Judge;
 use super::events::{About, Events};
 use super::follow::{Metadata, News, follow};
 use super::identity::{Doubt, Identity};
-use super::label_trust::{Counting, LabelTrust, RESTRICTED_COMMUNITY_LABEL};
+use super::label_trust::{LabelTrust, RESTRICTED_COMMUNITY_LABEL};
 use super::selector::NodeSelector;
 use crate::absence::Recent;
 use crate::endpoints::MOST;
@@ -58,36 +59,9 @@ use lost::{AllLost, Lost};
 /// What is taken from a Node.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Facts {
-    uid: String,
-    /// Communities that labels name which a kubelet may set where nothing keeps it from that.
-    labelled: Communities,
-    /// Communities that a label names which no kubelet sets.
-    restricted: Communities,
-    public_addresses: Vec<PublicAddress>,
+    object: NodeObject,
     /// What of it makes no sense, for people.
     refused: Vec<String>,
-}
-
-impl Facts {
-    /// What of it counts, given what counted before. Of the machine it says nothing.
-    fn counted(&self, before: Option<&NodeObject>, counting: Counting) -> NodeObject {
-        let communities = match counting {
-            Counting::Yes => self.labelled.clone(),
-            Counting::Held => {
-                let before = before.filter(|before| before.uid == self.uid);
-                let held = before.into_iter().flat_map(|before| &before.communities);
-                held.filter(|community| self.labelled.contains(*community)).cloned().collect()
-            }
-            Counting::No => Communities::new(),
-        };
-        NodeObject {
-            uid: self.uid.clone(),
-            machine_id: String::new(),
-            communities,
-            restricted_communities: self.restricted.clone(),
-            public_addresses: self.public_addresses.clone(),
-        }
-    }
 }
 
 /// Looks at Nodes for as long as it lives.
@@ -95,12 +69,10 @@ pub struct NodeWatch {
     api: Api<Node>,
     registry: Registry,
     selector: NodeSelector,
-    labels: watch::Receiver<LabelTrust>,
+    judge: Judge,
     obstacles: Obstacles,
     events: Events,
     known: BTreeMap<NodeName, Facts>,
-    /// Nodes of which it was told that labels of theirs do not count.
-    uncounted: BTreeSet<NodeName>,
     /// Nodes whose facts are to be compared with their record.
     changed: BTreeSet<NodeName>,
     /// Nodes of which the machine was asked for lately.
@@ -126,20 +98,18 @@ impl NodeWatch {
         client: &Client,
         registry: Registry,
         selector: NodeSelector,
-        labels: watch::Receiver<LabelTrust>,
         obstacles: Obstacles,
         events: Events,
         identity: Identity,
     ) -> Self {
         Self {
             api: Api::all(client.clone()),
+            judge: Judge::strict(registry.endpoint_changes.clone(), events.clone()),
             registry,
             selector,
-            labels,
             obstacles,
             events,
             known: BTreeMap::new(),
-            uncounted: BTreeSet::new(),
             changed: BTreeSet::new(),
             machines_asked: BTreeSet::new(),
             unnamed: BTreeMap::new(),
@@ -155,6 +125,12 @@ impl NodeWatch {
     /// Asks the operator, or not, before many nodes are deregistered; `asked` then says who is concerned.
     pub fn asking(self, confirm: bool, asked: Asked) -> Self {
         Self { confirm, asked, ..self }
+    }
+
+    /// Community labels count as this says; without it they do not.
+    pub fn counting(mut self, labels: watch::Receiver<LabelTrust>) -> Self {
+        self.judge = self.judge.counting(labels);
+        self
     }
 
     /// Does it; ends never.
@@ -203,11 +179,7 @@ impl NodeWatch {
                     }
                 }
                 newcomer = newcomers.recv() => self.welcome(newcomer, newcomers),
-                // It ends with the server.
-                Ok(()) = self.labels.changed() => {
-                    self.uncounted.clear();
-                    self.changed.extend(self.known.keys().cloned());
-                }
+                () = self.judge.changed() => self.changed.extend(self.known.keys().cloned()),
                 _ = compare.tick() => {
                     self.changed.extend(self.known.keys().cloned());
                     self.machines_asked.clear();
@@ -277,7 +249,7 @@ impl NodeWatch {
             self.machines_asked.remove(&name);
             self.known.insert(name.clone(), facts);
         }
-        let uid = self.known.get(&name).map(|facts| &facts.uid);
+        let uid = self.known.get(&name).map(|facts| &facts.object.uid);
         if self.lost.get(&name).is_some_and(|lost| !lost.replaced || Some(&lost.uid) == uid) {
             self.lost.remove(&name);
         }
@@ -286,26 +258,20 @@ impl NodeWatch {
 
     /// Brings records up to what is known; what fails stays to be done.
     async fn carry_out(&mut self) {
-        let (trust, registry) = (self.labels.borrow().clone(), self.registry.clone());
-        let counting = trust.counting;
-        let differing: Vec<(NodeName, Facts)> = {
-            let view = registry.read().await;
-            let changed: Vec<(NodeName, Facts)> = std::mem::take(&mut self.changed)
-                .into_iter()
-                .filter_map(|name| Some((name.clone(), self.known.get(&name)?.clone())))
-                .collect();
-            if trust.known && counting != Counting::Yes {
-                changed.iter().for_each(|(name, facts)| self.tell_uncounted(view.state(), name, facts, &trust));
-            }
+        let differing: Vec<(NodeName, NodeObject)> = {
+            let view = self.registry.read().await;
             let asked = &self.machines_asked;
-            let differ =
-                |(name, facts): &(NodeName, Facts)| differs(view.state(), name, facts, counting, !asked.contains(name));
-            changed.into_iter().filter(differ).collect()
+            let facts = std::mem::take(&mut self.changed).into_iter().filter_map(|name| {
+                let said = self.known.get(&name)?.object.clone();
+                let object = self.judge.counted(&name, said, view.state().node(&name)?.object.as_ref());
+                Some((name, object))
+            });
+            facts.filter(|(name, object)| differs(view.state(), name, object, !asked.contains(name))).collect()
         };
         let watch = &*self;
         let recorded: Vec<(NodeName, Recorded)> = stream::iter(differing)
-            .map(|(name, facts)| async move {
-                let recorded = watch.record(&name, facts, counting).await;
+            .map(|(name, object)| async move {
+                let recorded = watch.record(&name, object).await;
                 (name, recorded)
             })
             .buffer_unordered(AT_ONCE)
@@ -332,6 +298,7 @@ impl NodeWatch {
                 }
             }
         }
+        self.changed.extend(self.judge.waiting());
     }
 
     /// Deregisters a node that lost its Node of this uid. Its segments are kept as long as its machine may use them.
@@ -357,31 +324,18 @@ impl NodeWatch {
         }
     }
 
-    /// Tells once of a registered node that labels of its Node do not count.
-    fn tell_uncounted(&mut self, state: &State, name: &NodeName, facts: &Facts, trust: &LabelTrust) {
-        let Some(record) = state.node(name) else { return };
-        let counted = facts.counted(record.object.as_ref(), trust.counting).communities;
-        let without: Vec<&str> = facts.labelled.difference(&counted).map(|community| community.as_str()).collect();
-        if without.is_empty() || !self.uncounted.insert(name.clone()) {
-            return;
-        }
-        let without = without.join(", ");
-        tracing::warn!(node = %name, "its labels do not put it into {without}: {trust}");
-        self.events.warning(About::Node, name.as_str(), "LabelsDoNotCount", format!("not put into {without}: {trust}"));
-    }
-
     /// Puts what a Node says into the record of the node of its name. A Node of another UID is the same node where it is the same machine.
-    async fn record(&self, name: &NodeName, mut facts: Facts, counting: Counting) -> Recorded {
+    async fn record(&self, name: &NodeName, object: NodeObject) -> Recorded {
         let before = {
             let view = self.registry.read().await;
             view.state().node(name).and_then(|record| record.object.clone())
         };
-        let another = before.as_ref().filter(|before| before.uid != facts.uid);
+        let another = before.as_ref().filter(|before| before.uid != object.uid);
         let known = before.as_ref().map(|before| before.machine_id.clone()).unwrap_or_default();
         let machine_id = match another {
             None if !known.is_empty() => known.clone(),
             Some(before) if known.is_empty() => return Recorded::Replaced(before.uid.clone()),
-            _ => match self.machine_id(name, &facts.uid).await {
+            _ => match self.machine_id(name, &object.uid).await {
                 Ok(machine_id) => machine_id,
                 Err(why) => {
                     tracing::warn!(node = %name, why, "what its Node object says is not recorded yet");
@@ -396,21 +350,12 @@ impl NodeWatch {
             return if machine_id.is_empty() { Recorded::Unnamed(uid) } else { Recorded::Replaced(uid) };
         }
         let anew = another.is_some();
-        // A kubelet may annotate its own Node, and make it again: that sends peers elsewhere no more often than its reports do.
-        let moved = before.as_ref().filter(|before| before.public_addresses != facts.public_addresses);
-        let later = moved.filter(|_| !self.registry.endpoint_changes.take(name));
-        let in_time = later.is_none();
-        if let Some(before) = later {
-            facts.public_addresses.clone_from(&before.public_addresses);
-        }
+        let object = NodeObject { machine_id, ..object };
         let (node, clock) = (name.clone(), self.registry.clock.clone());
         let plan = move |state: &mut State| {
-            let Some(record) = state.node(&node) else { return Ok((Recorded::Done, Vec::new())) };
-            let counted = facts.counted(record.object.as_ref(), counting);
-            let object = NodeObject { machine_id: machine_id.clone(), ..counted };
-            if record.object.as_ref() == Some(&object) {
+            let Some(record) = state.node(&node).filter(|record| record.object.as_ref() != Some(&object)) else {
                 return Ok((Recorded::Done, Vec::new()));
-            }
+            };
             let other = record.object.as_ref().filter(|now| now.uid != object.uid);
             if let Some(other) = other {
                 let certificates = &record.certificates;
@@ -420,11 +365,10 @@ impl NodeWatch {
                 }
                 tracing::info!(%node, "its Node object was deleted and made again by the same machine: it stays registered");
             }
-            let record = NodeRecord { object: Some(object), ..record.clone() };
+            let record = NodeRecord { object: Some(object.clone()), ..record.clone() };
             Ok((Recorded::Done, vec![Change::PutNode(record)]))
         };
         match self.registry.change(plan).await {
-            Ok(Recorded::Done) if !in_time => Recorded::NotYet,
             Ok(recorded) => {
                 tracing::debug!(node = %name, ?recorded, "its Node object was looked at");
                 recorded
@@ -472,10 +416,10 @@ enum Recorded {
 }
 
 /// Whether a Node says something else than the record. `ask`: also where the record does not know the machine.
-fn differs(state: &State, name: &NodeName, facts: &Facts, counting: Counting, ask: bool) -> bool {
+fn differs(state: &State, name: &NodeName, object: &NodeObject, ask: bool) -> bool {
     let Some(record) = state.node(name) else { return false };
     let Some(known) = &record.object else { return true };
-    let same = NodeObject { machine_id: known.machine_id.clone(), ..facts.counted(Some(known), counting) } == *known;
+    let same = NodeObject { machine_id: known.machine_id.clone(), ..object.clone() } == *known;
     !same || (ask && known.machine_id.is_empty())
 }
 
@@ -487,15 +431,16 @@ fn facts(metadata: &ObjectMeta, selector: &NodeSelector) -> Option<Facts> {
     let none = BTreeMap::new();
     let labels = metadata.labels.as_ref().unwrap_or(&none);
     let mut refused = Vec::new();
-    let (mut labelled, mut restricted) = (Communities::new(), Communities::new());
+    let (mut communities, mut restricted_communities) = (Communities::new(), Communities::new());
     // Communities are the edges'.
     if selector.matches(labels) {
         for label in [COMMUNITY_LABEL, COMMUNITY_LABEL_ALIAS, RESTRICTED_COMMUNITY_LABEL] {
-            let communities = if label == RESTRICTED_COMMUNITY_LABEL { &mut restricted } else { &mut labelled };
+            let named =
+                if label == RESTRICTED_COMMUNITY_LABEL { &mut restricted_communities } else { &mut communities };
             let value = labels.get(label).map(String::as_str).unwrap_or_default();
             for part in value.split('_').filter(|part| !part.is_empty()) {
                 match part.parse() {
-                    Ok(community) => drop(communities.insert(community)),
+                    Ok(community) => drop(named.insert(community)),
                     Err(error) => refused.push(format!("label {label}={value}: {error}")),
                 }
             }
@@ -520,7 +465,8 @@ fn facts(metadata: &ObjectMeta, selector: &NodeSelector) -> Option<Facts> {
         refused.push(format!("annotation {ADDRESSES}: more than {MOST} addresses"));
     }
     let uid = metadata.uid.clone()?;
-    Some(Facts { uid, labelled, restricted, public_addresses, refused })
+    let object = NodeObject { uid, machine_id: String::new(), communities, restricted_communities, public_addresses };
+    Some(Facts { object, refused })
 }
 
 #[cfg(test)]
@@ -537,63 +483,35 @@ mod tests {
         }
     }
 
-    fn names(communities: &Communities) -> Vec<&str> {
-        communities.iter().map(|community| community.as_str()).collect()
-    }
-
     const EDGE: (&str, &str) = ("node-role.kubernetes.io/edge", "");
 
     #[test]
     fn both_labels_of_an_edge_name_its_communities_and_a_bad_name_spoils_no_other() {
-        let labels = [EDGE, (COMMUNITY_LABEL, "alpha_-x_beta"), (COMMUNITY_LABEL_ALIAS, "beta_gamma")];
+        let labels = [
+            EDGE,
+            (COMMUNITY_LABEL, "alpha_-x_beta"),
+            (COMMUNITY_LABEL_ALIAS, "beta_gamma"),
+            (RESTRICTED_COMMUNITY_LABEL, "delta"),
+        ];
         let facts = facts(&node(&labels, ""), &NodeSelector::edges()).unwrap();
-        assert_eq!(names(&facts.labelled), ["alpha", "beta", "gamma"]);
+        let names: Vec<&str> = facts.object.communities.iter().map(|c| c.as_str()).collect();
+        assert_eq!(names, ["alpha", "beta", "gamma"]);
+        assert_eq!(facts.object.restricted_communities, ["delta".parse().unwrap()].into());
         assert!(facts.refused.len() == 1 && facts.refused[0].contains("\"-x\""), "{:?}", facts.refused);
     }
 
     #[test]
     fn a_node_that_is_no_edge_is_in_no_community_whatever_its_labels() {
         let facts = facts(&node(&[(COMMUNITY_LABEL, "alpha")], "192.0.2.1"), &NodeSelector::edges()).unwrap();
-        assert!(facts.labelled.is_empty());
-        assert_eq!(facts.public_addresses.len(), 1);
-    }
-
-    #[test]
-    fn labels_that_a_kubelet_may_set_add_no_member_and_what_they_gave_lasts_until_they_are_removed() {
-        let read = |labels: &[(&str, &str)]| facts(&node(labels, ""), &NodeSelector::edges()).unwrap();
-        let set = read(&[EDGE, (COMMUNITY_LABEL, "alpha_beta"), (RESTRICTED_COMMUNITY_LABEL, "gamma")]);
-        let counted = |facts: &Facts, before: Option<&NodeObject>, counting| {
-            let object = facts.counted(before, counting);
-            assert_eq!(names(&object.restricted_communities).join(" "), names(&facts.restricted).join(" "));
-            (names(&object.communities).join(" "), object)
-        };
-        // Where nothing keeps a kubelet from it, nothing is added; whatever is configured, the restricted label counts.
-        assert_eq!(counted(&set, None, Counting::Held).0, "");
-        assert_eq!(counted(&set, None, Counting::No).0, "");
-        let (said, granted) = counted(&set, None, Counting::Yes);
-        assert_eq!(said, "alpha beta");
-        // The policy vanishes: a kubelet adds a label, and takes another one away.
-        let more = read(&[EDGE, (COMMUNITY_LABEL, "beta_delta_gamma")]);
-        let (said, held) = counted(&more, Some(&granted), Counting::Held);
-        assert_eq!(said, "beta");
-        // What a label that no kubelet sets gave is not kept by one that a kubelet sets.
-        assert!(held.restricted_communities.is_empty());
-        assert_eq!(
-            counted(&set, Some(&held), Counting::Held).0,
-            "beta",
-            "what was given up does not come back by itself"
-        );
-        // Another Node of this name inherits nothing.
-        let another = NodeObject { uid: "other".into(), ..granted.clone() };
-        assert_eq!(counted(&set, Some(&another), Counting::Held).0, "");
-        assert_eq!(counted(&set, Some(&granted), Counting::No).0, "");
+        assert!(facts.object.communities.is_empty());
+        assert_eq!(facts.object.public_addresses.len(), 1);
     }
 
     #[test]
     fn public_addresses_are_of_either_family_with_or_without_a_port() {
         let text = "203.0.113.7, 203.0.113.7:4501,2001:db8::1 ,[2001:db8::1]:4501,203.0.113.7,x,1.2.3.4:0";
         let facts = facts(&node(&[EDGE], text), &NodeSelector::edges()).unwrap();
-        let shown: Vec<String> = facts.public_addresses.iter().map(ToString::to_string).collect();
+        let shown: Vec<String> = facts.object.public_addresses.iter().map(ToString::to_string).collect();
         assert_eq!(shown, ["203.0.113.7", "203.0.113.7:4501", "2001:db8::1", "[2001:db8::1]:4501"]);
         assert_eq!(facts.refused.len(), 2);
     }
@@ -603,7 +521,7 @@ mod tests {
         let read = |text: &str| facts(&node(&[EDGE], text), &NodeSelector::edges()).unwrap();
         let many: Vec<String> = (0..10_000).map(|n| format!("192.0.2.{}:{}", n % 250, n + 1)).collect();
         let many = read(&many.join(","));
-        assert_eq!((many.public_addresses.len(), many.refused.len()), (MOST, 1));
+        assert_eq!((many.object.public_addresses.len(), many.refused.len()), (MOST, 1));
         let nonsense = read(&format!("{},{}", "x".repeat(200_000), "y,".repeat(10_000)));
         assert!(nonsense.refused.len() <= MOST + 1 && nonsense.refused.iter().all(|said| said.len() < 256));
     }

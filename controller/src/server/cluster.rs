@@ -26,10 +26,11 @@ pub(super) fn spawn(app: &App, client: &Client, identity: &str, tasks: &TaskTrac
     };
     let (registry, obstacles) = (app.registry.clone(), app.obstacles.clone());
     let selector = kubernetes.edge_selector.clone();
-    let cluster = Identity::new(client, registry.clone(), kubernetes.accept_cluster.clone());
-    let (labels, events) = (app.label_trust.subscribe(), app.events.clone());
-    let nodes = NodeWatch::new(client, registry.clone(), selector, labels, obstacles.clone(), events, cluster)
-        .asking(kubernetes.confirm_deregistrations, app.asked.clone());
+    let (cluster, events) =
+        (Identity::new(client, registry.clone(), kubernetes.accept_cluster.clone()), app.events.clone());
+    let nodes = NodeWatch::new(client, registry.clone(), selector, obstacles.clone(), events, cluster)
+        .asking(kubernetes.confirm_deregistrations, app.asked.clone())
+        .counting(app.label_trust.subscribe());
     until_stopped("node-objects", Box::pin(nodes.run()));
     match kubernetes.trust_node_labels {
         TrustNodeLabels::Auto => {

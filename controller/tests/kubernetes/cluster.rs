@@ -137,17 +137,13 @@ impl Cluster {
     pub(crate) fn watch_nodes(&self, replica: &Grants) -> Watching {
         let selector = NodeSelector::edges();
         let events = Events::start(&self.client, "test", self.obstacles.clone());
-        let labels = watch::Sender::new(LabelTrust::at_start(TrustNodeLabels::Always));
         let (client, registry) = (&self.client, replica.registry.clone());
         let identity = Identity::new(client, registry.clone(), None);
-        let (asked, heard) = (Asked::default(), labels.subscribe());
-        let nodes = NodeWatch::new(client, registry, selector, heard, self.obstacles.clone(), events, identity);
-        let nodes = nodes.asking(true, asked.clone());
-        let task = tokio::spawn(async move {
-            nodes.run().await;
-            drop(labels);
-        });
-        Watching { asked, task }
+        let asked = Asked::default();
+        let nodes = NodeWatch::new(client, registry, selector, self.obstacles.clone(), events, identity);
+        let labels = watch::Sender::new(LabelTrust::at_start(TrustNodeLabels::Always)).subscribe();
+        let nodes = nodes.asking(true, asked.clone()).counting(labels);
+        Watching { asked, task: tokio::spawn(nodes.run()) }
     }
 
     pub(crate) fn segments(&self) -> Api<Segment> {
