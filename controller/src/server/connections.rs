@@ -68,21 +68,22 @@ pub(super) struct Open {
     pub(super) tasks: TaskTracker,
 }
 
-/// Lets this process have as many connections as the system allows: the limit that a shell gives is meant for others.
-pub(super) fn make_room() {
+/// Lets this process have as many connections as the system allows: the limit that a shell gives is meant for others. Returns how many files may be
+/// open then.
+pub(super) fn make_room() -> u64 {
     let limit = getrlimit(Resource::Nofile);
     let wanted = limit.maximum.unwrap_or(u64::MAX).min(2 * CONNECTIONS as u64);
-    if limit.current.is_some_and(|current| current < wanted) {
-        let raised = setrlimit(Resource::Nofile, Rlimit { current: Some(wanted), ..limit });
-        if let Err(error) = raised {
-            tracing::warn!(%error, "the limit of open files stays at {:?}", limit.current);
+    let mut files = limit.current.unwrap_or(u64::MAX);
+    if files < wanted {
+        match setrlimit(Resource::Nofile, Rlimit { current: Some(wanted), ..limit }) {
+            Ok(()) => files = wanted,
+            Err(error) => tracing::warn!(%error, "the limit of open files stays at {files}"),
         }
     }
-    if wanted < CONNECTIONS as u64 {
-        tracing::warn!(
-            "at most {wanted} files may be open, and so many nodes connected: raise the limit (LimitNOFILE=)"
-        );
+    if files < CONNECTIONS as u64 {
+        tracing::warn!("at most {files} files may be open, and fewer nodes connected: raise the limit (LimitNOFILE=)");
     }
+    files
 }
 
 /// Accepts nodes until it is to close.

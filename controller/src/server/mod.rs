@@ -81,7 +81,7 @@ impl Server {
 
     /// The same, with a way to read the configuration again.
     pub async fn start_with(config: Config, clock: Clock, reader: Option<Reader>) -> anyhow::Result<Self> {
-        connections::make_room();
+        let files = connections::make_room();
         state_dir::make(&config.state_dir)?;
         archive::check_not_restoring(&config.state_dir)?;
         let metrics = Metrics::new();
@@ -139,7 +139,7 @@ impl Server {
         app.health.watch("server-certificate-renewal", &renewal.abort_handle());
         let authorities = tasks.spawn(follow_authorities(app.clone()));
         app.health.watch("authorities", &authorities.abort_handle());
-        let places = Places::new();
+        let places = Places::new(files);
         for listener in listeners {
             let (tls, router, places) = (server.clone(), router.clone(), places.clone());
             let serving = connections::serve_nodes(listener, tls, router, places, closing.clone(), open.clone());

@@ -25,6 +25,10 @@ use crate::shares::{Share, Shares};
 pub(super) const CONNECTIONS: usize = 20_000;
 /// Connections at once that have shown no node's certificate: still in their handshake, or joining.
 const STRANGERS: usize = 1024;
+/// Where few files may be open, strangers have this part of the connections at most.
+const STRANGERS_PART: usize = 4;
+/// Files that are left for everything else: store, API server, health and metrics, the operator.
+const OTHER_FILES: usize = 128;
 /// Time that a handshake takes over a slow path to a busy controller.
 const PATIENCE: Duration = Duration::from_secs(3);
 /// Connections of one node. It has one, and another for a moment when its certificate is renewed.
@@ -33,6 +37,8 @@ const OF_ONE_NODE: usize = 8;
 /// All places of all listeners.
 pub(super) struct Places {
     all: Arc<Semaphore>,
+    /// How many of them strangers may have.
+    strangers: usize,
     taken: Mutex<Taken>,
 }
 
@@ -63,15 +69,19 @@ enum Holder {
 }
 
 impl Places {
-    pub(super) fn new() -> Arc<Self> {
-        Arc::new(Self { all: Arc::new(Semaphore::new(CONNECTIONS)), taken: Mutex::default() })
+    /// As far as so many open files allow.
+    pub(super) fn new(files: u64) -> Arc<Self> {
+        let files = usize::try_from(files).unwrap_or(usize::MAX);
+        let connections = files.saturating_sub(OTHER_FILES).clamp(STRANGERS_PART, CONNECTIONS);
+        let strangers = STRANGERS.min(connections / STRANGERS_PART);
+        Arc::new(Self { all: Arc::new(Semaphore::new(connections)), strangers, taken: Mutex::default() })
     }
 
     /// A place for who has shown no node's certificate yet, and what is cancelled when it goes to someone else. `None`: all are taken.
     pub(super) fn take(self: &Arc<Self>, from: IpAddr, now: Instant) -> Option<(Place, CancellationToken)> {
         let permit = self.all.clone().try_acquire_owned().ok()?;
         let mut taken = self.taken();
-        if taken.strangers.total() >= STRANGERS {
+        if taken.strangers.total() >= self.strangers {
             let source = taken.strangers.displace_for(from, 1, PATIENCE, now)?;
             if logs::may_tell_of_stranger() {
                 tracing::info!(%source, "too many connections without a node's certificate: the oldest from there is cut off");
@@ -168,7 +178,7 @@ mod tests {
 
     #[test]
     fn as_many_nodes_as_there_are_places_may_come_from_one_address_and_none_is_displaced() {
-        let (places, now) = (Places::new(), Instant::now());
+        let (places, now) = (Places::new(u64::MAX), Instant::now());
         let held = crowd(&places, "192.0.2.1", STRANGERS, now);
         assert!(places.take(address("192.0.2.1"), now + PATIENCE / 2).is_none(), "the oldest may be on its way");
         assert_eq!(displaced(&held), 0);
@@ -178,7 +188,7 @@ mod tests {
 
     #[test]
     fn a_newcomer_displaces_the_oldest_of_the_source_with_the_most_at_once() {
-        let (places, now) = (Places::new(), Instant::now());
+        let (places, now) = (Places::new(u64::MAX), Instant::now());
         let few = crowd(&places, "192.0.2.1", STRANGERS / 4, now);
         let many = crowd(&places, "192.0.2.2", STRANGERS - STRANGERS / 4, now);
         let newcomers = crowd(&places, "192.0.2.3", 10, now);
@@ -188,7 +198,7 @@ mod tests {
 
     #[test]
     fn no_crowd_of_strangers_displaces_who_has_shown_a_certificate() {
-        let places = Places::new();
+        let places = Places::new(u64::MAX);
         let nodes: Vec<Held> =
             (0..256).map(|nth| connect(&places, &certificate(&format!("edge-{nth}"), "01"))).collect();
         // From the address of the nodes themselves, from one other, and from as many networks as there are places.
@@ -207,7 +217,7 @@ mod tests {
 
     #[test]
     fn what_is_dropped_or_shown_to_be_a_node_leaves_its_place_to_strangers() {
-        let (places, now) = (Places::new(), Instant::now());
+        let (places, now) = (Places::new(u64::MAX), Instant::now());
         let mut held = crowd(&places, "192.0.2.1", STRANGERS, now);
         held.pop();
         held[0].0.is_of(&certificate("edge-1", "01"), &CancellationToken::new());
@@ -221,7 +231,7 @@ mod tests {
 
     #[test]
     fn a_node_loses_its_oldest_connection_and_another_node_none() {
-        let places = Places::new();
+        let places = Places::new(u64::MAX);
         let other = connect(&places, &certificate("edge-2", "02"));
         let held: Vec<Held> = (0..OF_ONE_NODE + 2).map(|_| connect(&places, &certificate("edge-1", "01"))).collect();
         assert!(held[0].1.is_cancelled() && held[1].1.is_cancelled() && displaced(&held) == 2);
@@ -230,7 +240,7 @@ mod tests {
 
     #[test]
     fn who_has_a_former_certificate_of_a_node_displaces_himself_and_not_the_node() {
-        let places = Places::new();
+        let places = Places::new(u64::MAX);
         let node = connect(&places, &certificate("edge-1", "02"));
         let former: Vec<Held> = (0..2 * OF_ONE_NODE).map(|_| connect(&places, &certificate("edge-1", "01"))).collect();
         assert!(!node.1.is_cancelled() && displaced(&former) == OF_ONE_NODE + 1);

@@ -2,7 +2,9 @@
 
 use std::net::Ipv4Addr;
 
-use crate::harness::{Cloud, Connection};
+use crate::harness::{Cloud, Connection, Node};
+use crate::process::{Program, text};
+use crate::strangers::Door;
 use hyper::Method;
 use tokio::io::AsyncReadExt;
 use tokio::net::{TcpSocket, TcpStream};
@@ -50,4 +52,26 @@ async fn a_node_with_too_many_connections_loses_its_oldest_and_no_other_node_los
         assert_eq!(connection.ask(Method::GET, "/v1/nodes/edge-1/view", None).await.0, 200);
     }
     assert_eq!(of_other.ask(Method::GET, "/v1/nodes/edge-2/view", None).await.0, 200);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn where_few_files_may_be_open_strangers_leave_some_to_everyone_else() {
+    let mut program = Program::new();
+    program.files = Some(256);
+    program.start();
+    let mut silent = Vec::new();
+    for nth in 0..600 {
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.bind((Ipv4Addr::new(127, 0, 9, 1), 0).into()).unwrap();
+        // A connection that gets no place is closed, which may be before it is seen to be open.
+        silent.push(socket.connect(program.addresses[nth % 2]).await);
+    }
+    let output = program.run(&["token", "create", "--role", "edge", "--node", "edge-1"]);
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    let door = Door::of(&program);
+    let node = Node::join(door.address, door.ca.clone(), &text(&output.stdout).parse().unwrap(), "edge-1").await;
+    assert_eq!(node.ask(Method::GET, "/view", None).await.0, 200);
+    program.stop();
+    let log = program.log();
+    assert!(!log.contains("cannot accept"), "{log}");
 }

@@ -14,6 +14,8 @@ use serde_json::Value;
 pub(crate) struct Program {
     folder: tempfile::TempDir,
     pub(crate) server: Option<Child>,
+    /// Files that the server may have open, where a limit is set.
+    pub(crate) files: Option<u32>,
     /// Where it serves nodes, and where health and metrics.
     pub(crate) addresses: [SocketAddr; 2],
     /// What it says, in all its runs, once it serves.
@@ -40,6 +42,7 @@ impl Program {
         Self {
             folder,
             server: None,
+            files: None,
             addresses: ["127.0.0.1:0".parse().unwrap(); 2],
             said: Arc::default(),
             listener: None,
@@ -79,8 +82,14 @@ impl Program {
     /// Starts the server. Returns what it said, if it ended with 3 instead of serving.
     pub(crate) fn serves(&mut self) -> Result<(), String> {
         let config = self.path("c.toml");
-        let mut server =
-            self.command(&["run", "--config", config.to_str().unwrap()]).stderr(Stdio::piped()).spawn().unwrap();
+        let mut command = self.command(&["run", "--config", config.to_str().unwrap()]);
+        if let Some(files) = self.files {
+            let mut limited = Command::new("sh");
+            limited.args(["-c", &format!("ulimit -n {files} && exec \"$0\" \"$@\"")]);
+            limited.arg(command.get_program()).args(command.get_args()).env_remove("RUST_LOG");
+            command = limited;
+        }
+        let mut server = command.stderr(Stdio::piped()).spawn().unwrap();
         let mut lines = BufReader::new(server.stderr.take().unwrap()).lines();
         let mut said = String::new();
         let serving = lines.by_ref().map_while(Result::ok).any(|line| {

@@ -25,12 +25,12 @@ const MOST: u64 = 64 * 1024 * 1024;
 /// Where strangers reach a controller.
 #[derive(Clone)]
 pub(crate) struct Door {
-    address: std::net::SocketAddr,
-    ca: CertificateDer<'static>,
+    pub(crate) address: std::net::SocketAddr,
+    pub(crate) ca: CertificateDer<'static>,
 }
 
 impl Door {
-    fn of(program: &Program) -> Self {
+    pub(crate) fn of(program: &Program) -> Self {
         let ca = CertificateDer::from_pem_file(program.path("state/ca.crt")).unwrap();
         Self { address: program.addresses[0], ca }
     }
