@@ -1,8 +1,14 @@
 //! Who may ask for what, judged before anything of a request's body is read: from the column `by` of the table of operations.
 
+use std::time::Duration;
+
+use axum::body::{Body, HttpBody};
 use axum::extract::{FromRequestParts, Request, State};
+use axum::http::Version;
+use axum::http::request::Parts;
 use axum::middleware::Next;
 use axum::response::Response;
+use http_body_util::BodyExt;
 
 use super::App;
 use super::body::Node;
@@ -19,6 +25,10 @@ pub(super) struct Gate {
     pub(super) names_node: bool,
 }
 
+/// What of a refused body is still taken, and for how long: who sends it would lose the answer if the connection ended meanwhile.
+const DISCARDED: usize = 64 * 1024;
+const PATIENCE: Duration = Duration::from_secs(2);
+
 /// Lets through whom the operation is for.
 pub(super) async fn judge(
     State(gate): State<Gate>,
@@ -27,24 +37,48 @@ pub(super) async fn judge(
     next: Next,
 ) -> Result<Response, Refusal> {
     let (mut parts, body) = request.into_parts();
-    let Gate { app, by, names_node } = gate;
-    match (by, &caller.identity) {
-        (By::Anyone, _) => {}
-        // First: a stranger learns nothing of what else is wrong.
-        (_, Identity::Nobody) => return Err(Refusal::NoCertificate),
-        (By::Operator, _) => caller.operator()?,
-        (By::Node | By::NodeOrOperator, _) => {
-            let node = match names_node {
-                true => Some(Node::from_request_parts(&mut parts, &()).await?.0),
-                false => None,
-            };
-            let (view, now) = (app.registry.read().await, app.registry.clock.now());
-            match (by, node) {
-                (By::Node, Some(node)) => drop(caller.is(&view, &node, now)?),
-                (_, Some(node)) => caller.may_see(&view, &node, now)?,
-                (_, None) => caller.is_known(&view, now)?,
+    match gate.passes(&caller, &mut parts).await {
+        Ok(()) => Ok(next.run(Request::from_parts(parts, body)).await),
+        Err(refusal) => {
+            // HTTP/2 ends the stream alone.
+            if parts.version < Version::HTTP_2 && !body.is_end_stream() {
+                tokio::spawn(tokio::time::timeout(PATIENCE, discard(body)));
+            }
+            Err(refusal)
+        }
+    }
+}
+
+/// Reads a body, and keeps nothing of it.
+async fn discard(mut body: Body) {
+    let mut left = DISCARDED;
+    while let Some(Ok(frame)) = body.frame().await {
+        match left.checked_sub(frame.data_ref().map_or(0, |data| data.len())) {
+            Some(rest) => left = rest,
+            None => return,
+        }
+    }
+}
+
+impl Gate {
+    async fn passes(&self, caller: &Caller, parts: &mut Parts) -> Result<(), Refusal> {
+        match (self.by, &caller.identity) {
+            (By::Anyone, _) => Ok(()),
+            // First: a stranger learns nothing of what else is wrong.
+            (_, Identity::Nobody) => Err(Refusal::NoCertificate),
+            (By::Operator, _) => caller.operator(),
+            (By::Node | By::NodeOrOperator, _) => {
+                let node = match self.names_node {
+                    true => Some(Node::from_request_parts(parts, &()).await?.0),
+                    false => None,
+                };
+                let (view, now) = (self.app.registry.read().await, self.app.registry.clock.now());
+                match (self.by, node) {
+                    (By::Node, Some(node)) => caller.is(&view, &node, now).map(drop),
+                    (_, Some(node)) => caller.may_see(&view, &node, now),
+                    (_, None) => caller.is_known(&view, now),
+                }
             }
         }
     }
-    Ok(next.run(Request::from_parts(parts, body)).await)
 }
