@@ -3,7 +3,8 @@
 //! Data flows one way: [`server`] accepts connections and knows who calls; [`api`] turns requests into plans ([`tokens`], [`segments`],
 //! [`ca`]) that [`registry`] commits to the [`store`] and applies to its [`state`]; [`views`] are computed from the state and pushed.
 //! [`endpoints`] are where peers are sent to look for a node. [`absence`] is how many nodes may disappear without a question.
-//! [`settings`] are what the [`config`] says now. [`archive`] is all of it as one file.
+//! [`settings`] are what the [`config`] says now; [`reach`] refuses one under which nodes could not reach this controller any more.
+//! [`archive`] is all of it as one file.
 //! [`cli`] is the operator's side of the same API, [`observe`] what his monitoring sees.
 #![forbid(unsafe_code)]
 
@@ -20,6 +21,7 @@ pub mod kubernetes;
 mod logs;
 pub mod observe;
 pub mod random;
+pub mod reach;
 pub mod refusal;
 pub mod registry;
 pub mod segments;

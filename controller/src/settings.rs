@@ -7,6 +7,7 @@ use edge_types::api::ReloadResponse;
 use crate::api::Context;
 use crate::ca::Ca;
 use crate::config::{Config, ConfigError, Key, Reload, keys};
+use crate::reach::{self, Before};
 use crate::refusal::Refusal;
 use crate::segments::{Ledger, Policy, Row, contains};
 use crate::views::Common;
@@ -61,13 +62,15 @@ impl Context {
         let reader =
             self.live.reader.as_ref().ok_or_else(|| Refusal::Reload("it was not read from anywhere".into()))?;
         let config = reader().map_err(|error| Refusal::Reload(error.to_string()))?;
-        let app = self.clone();
+        let (app, ways) = (self.clone(), reach::ways(&config).await);
         // In the order of plans: none that was made by the former ranges is carried out after this one.
         let changed = self
             .registry
             .change(move |state| {
                 let changed = changes(&app.settings().config, &config)?;
                 check_held(state.ledger(), &config.segments.cluster_ranges).map_err(Refusal::Reload)?;
+                reach::check(&config, Some(&Before::from(&app.settings().config)), &ways, state)
+                    .map_err(Refusal::Reload)?;
                 let new = Arc::new(settings(config.clone(), &app.live.ca));
                 *app.live.now.write().unwrap_or_else(PoisonError::into_inner) = new;
                 Ok((changed, Vec::new()))
@@ -76,6 +79,7 @@ impl Context {
         if changed.iter().any(|key| key.reload == Reload::Views) {
             self.registry.refresh().await;
         }
+        reach::note(&self.registry, &self.settings().config).await;
         let changed: Vec<String> = changed.iter().map(|key| key.path.clone()).collect();
         tracing::info!(?changed, "the configuration was read again");
         Ok(ReloadResponse { changed })

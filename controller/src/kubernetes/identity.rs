@@ -8,6 +8,7 @@ use kube::{Api, Client};
 
 use super::client::{REQUEST, explain};
 use crate::registry::Registry;
+use crate::store::Note;
 
 const NAMESPACE: &str = "kube-system";
 
@@ -49,14 +50,14 @@ impl Identity {
     /// Makes sure that the cluster which answers now is the one that is known.
     pub async fn check(&self) -> Result<(), Doubt> {
         let found = self.found().await.map_err(Doubt::Unknown)?;
-        let known = self.registry.cluster().await.map_err(|error| Doubt::Unknown(error.to_string()))?;
+        let known = self.registry.note(Note::Cluster).await.map_err(|error| Doubt::Unknown(error.to_string()))?;
         match known {
             Some(known) if known == found => return Ok(()),
             Some(known) if self.accepted.as_ref() != Some(&found) => return Err(Doubt::Other { found, known }),
             Some(known) => tracing::warn!(known, found, "another cluster is accepted (kubernetes.accept_cluster)"),
             None => tracing::info!(cluster = found, "noted which cluster this is"),
         }
-        self.registry.set_cluster(found).await.map_err(|error| Doubt::Unknown(error.to_string()))
+        self.registry.set_note(Note::Cluster, found).await.map_err(|error| Doubt::Unknown(error.to_string()))
     }
 
     async fn found(&self) -> Result<String, String> {

@@ -9,7 +9,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use super::Metrics;
 use crate::clock::Seconds;
 use crate::state::{Change, Snapshot};
-use crate::store::{Answer, Committed, Followed, Store, StoreError};
+use crate::store::{Answer, Committed, Followed, Note, Store, StoreError};
 
 /// A store whose commits are counted and timed.
 pub struct Measured {
@@ -52,12 +52,12 @@ impl Store for Measured {
         self.store.raise(revision)
     }
 
-    fn cluster(&self) -> Answer<'_, Result<Option<String>, StoreError>> {
-        self.store.cluster()
+    fn note(&self, note: Note) -> Answer<'_, Result<Option<String>, StoreError>> {
+        self.store.note(note)
     }
 
-    fn set_cluster(&self, uid: String) -> Answer<'_, Result<(), StoreError>> {
-        self.store.set_cluster(uid)
+    fn set_note(&self, note: Note, text: String) -> Answer<'_, Result<(), StoreError>> {
+        self.store.set_note(note, text)
     }
 
     fn begin_again(&self) -> Answer<'_, Result<(), StoreError>> {

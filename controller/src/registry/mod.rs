@@ -26,7 +26,7 @@ use crate::endpoints::Changes;
 use crate::random;
 use crate::refusal::Refusal;
 use crate::state::{Change, Key, State, Touched};
-use crate::store::{Followed, Store, StoreError};
+use crate::store::{Followed, Note, Store, StoreError};
 pub use peers::PeerJson;
 use peers::Peers;
 use viewers::Viewers;
@@ -196,14 +196,14 @@ impl Registry {
         Ok(self.store.read_segments_anew().await?)
     }
 
-    /// The cluster by which nodes are registered, if one was noted.
-    pub async fn cluster(&self) -> Result<Option<String>, StoreError> {
-        self.store.cluster().await
+    /// What was noted beside the rows, if anything.
+    pub async fn note(&self, note: Note) -> Result<Option<String>, StoreError> {
+        self.store.note(note).await
     }
 
-    /// Notes it.
-    pub async fn set_cluster(&self, uid: String) -> Result<(), StoreError> {
-        self.store.set_cluster(uid).await
+    /// Notes something beside the rows.
+    pub async fn set_note(&self, note: Note, text: String) -> Result<(), StoreError> {
+        self.store.set_note(note, text).await
     }
 
     /// Hears the name of each node that is registered from now on, by whichever replica.

@@ -29,6 +29,7 @@ use anyhow::Context as _;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
 use tokio_util::task::TaskTracker;
 
 use crate::api::{self, App, Bodies, Conflicts, Context};
@@ -43,6 +44,7 @@ use crate::kubernetes::reviews::Reviews;
 use crate::kubernetes::shown::Tunnels;
 use crate::kubernetes::token_review::Reviewer;
 use crate::observe::{Health, Measured, Metrics};
+use crate::reach;
 use crate::registry::Registry;
 use crate::settings::{Live, Reader, check_held};
 use connections::Open;
@@ -85,6 +87,9 @@ impl Server {
         state_dir::make(&config.state_dir)?;
         archive::check_not_restoring(&config.state_dir)?;
         let metrics = Metrics::new();
+        // While the rows are read.
+        let names = config.clone();
+        let ways = AbortOnDropHandle::new(tokio::spawn(async move { reach::ways(&names).await }));
         let Kept { store, keeper, client, obstacles, events, identity } = Kept::open(&config, clock.now()).await?;
         let store = Measured::new(store, metrics.clone());
         let closed = store.closed();
@@ -101,6 +106,9 @@ impl Server {
         }
         check_held(registry.read().await.state().ledger(), &config.segments.cluster_ranges)
             .map_err(anyhow::Error::msg)?;
+        let before = reach::noted(&registry).await;
+        reach::check(&config, before.as_ref(), &ways.await?, registry.read().await.state())
+            .map_err(anyhow::Error::msg)?;
         let reviewer = client.clone().zip(config.joining());
         let reviewer = reviewer.map(|(client, (accounts, selectors))| Reviewer::new(client, accounts, selectors));
         let (given, issuers) = (config.given_ca(), registry.read().await.state().issuers());
@@ -108,6 +116,7 @@ impl Server {
         kept.await.context("certificate authority")?;
         let ca = Ca::open(keeper, given, clock.now()).await.context("certificate authority")?;
         let ca = Arc::new(ca);
+        reach::note(&registry, &config).await;
         let listeners = listen::open("listen", &config.listen)?;
         let observers = listen::open("observe.listen", &config.observe.listen)?;
         let addresses = local(&listeners)?;

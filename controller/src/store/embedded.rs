@@ -16,7 +16,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::sync::mpsc;
 
-use super::{Answer, Committed, Followed, Store, StoreError};
+use super::{Answer, Committed, Followed, Note, Store, StoreError};
 use crate::clock::Seconds;
 use crate::segments::Row;
 use crate::state::{Change, Snapshot};
@@ -33,7 +33,6 @@ const COMMUNITIES: Table = TableDefinition::new("communities");
 const META: TableDefinition<'static, &'static str, u64> = TableDefinition::new("meta");
 /// What is noted as text; not in files of earlier releases, which leave it as it is.
 const NOTES: TableDefinition<&'static str, &'static str> = TableDefinition::new("notes");
-const CLUSTER: &str = "cluster";
 const REVISION: &str = "revision";
 const TIME: &str = "time";
 /// Layout of the tables; absent in files of the first release, which is 1.
@@ -197,20 +196,20 @@ impl Store for Embedded {
         })
     }
 
-    fn cluster(&self) -> Answer<'_, Result<Option<String>, StoreError>> {
+    fn note(&self, note: Note) -> Answer<'_, Result<Option<String>, StoreError>> {
         let store = self.clone();
         let read = move || {
             let notes = store.database.begin_read().map_err(failed)?.open_table(NOTES).map_err(failed)?;
-            Ok(notes.get(CLUSTER).map_err(failed)?.map(|uid| uid.value().to_owned()))
+            Ok(notes.get(note.key()).map_err(failed)?.map(|text| text.value().to_owned()))
         };
         Box::pin(async move { blocking(read).await? })
     }
 
-    fn set_cluster(&self, uid: String) -> Answer<'_, Result<(), StoreError>> {
+    fn set_note(&self, note: Note, text: String) -> Answer<'_, Result<(), StoreError>> {
         let store = self.clone();
         let write = move || {
             let write = store.database.begin_write().map_err(failed)?;
-            write.open_table(NOTES).map_err(failed)?.insert(CLUSTER, uid.as_str()).map_err(failed)?;
+            write.open_table(NOTES).map_err(failed)?.insert(note.key(), text.as_str()).map_err(failed)?;
             write.commit().map_err(failed)
         };
         Box::pin(async move { blocking(write).await? })

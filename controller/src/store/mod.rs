@@ -41,14 +41,15 @@ pub trait Store: Send + Sync {
         Box::pin(std::future::ready(Err(refused)))
     }
 
-    /// The cluster by which nodes are registered here, if one was ever noted: see [`crate::kubernetes::identity`].
-    fn cluster(&self) -> Answer<'_, Result<Option<String>, StoreError>> {
+    /// What was noted beside the rows, if anything.
+    fn note(&self, note: Note) -> Answer<'_, Result<Option<String>, StoreError>> {
+        let _ = note;
         Box::pin(std::future::ready(Ok(None)))
     }
 
-    /// Notes it.
-    fn set_cluster(&self, uid: String) -> Answer<'_, Result<(), StoreError>> {
-        let refused = StoreError::Failed(format!("this store cannot note that the cluster is {uid}"));
+    /// Notes something beside the rows.
+    fn set_note(&self, note: Note, text: String) -> Answer<'_, Result<(), StoreError>> {
+        let refused = StoreError::Failed(format!("this store cannot note the {} {text}", note.key()));
         Box::pin(std::future::ready(Err(refused)))
     }
 
@@ -71,6 +72,25 @@ pub trait Store: Send + Sync {
 
     /// The news with this revision are in the state: plans that are committed from now on were made on them.
     fn taken_in(&self, revision: u64);
+}
+
+/// What is noted beside the rows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Note {
+    /// The cluster by which nodes are registered: see [`crate::kubernetes::identity`].
+    Cluster,
+    /// Ranges and networks that were in force last: see [`crate::reach`].
+    Reach,
+}
+
+impl Note {
+    /// Names it where it is kept.
+    pub fn key(self) -> &'static str {
+        match self {
+            Note::Cluster => "cluster",
+            Note::Reach => "reach",
+        }
+    }
 }
 
 /// What became of a batch.

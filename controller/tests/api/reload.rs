@@ -85,6 +85,51 @@ async fn what_cannot_change_and_what_is_held_or_wrong_is_refused_by_name_and_not
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn ranges_and_networks_that_would_cut_nodes_off_are_refused_at_reload_and_at_start() {
+    let mut site = Site::start().await;
+    assert_eq!(site.node.report(&["192.168.1.10", "2001:db8:5::10"], 4500).await.0, 204);
+    let mut stream = site.node.watch().await;
+    let before = stream.view().await;
+    let range = "\"10.77.0.0/26\"";
+    let careless = [
+        ("", format!("{range}, \"192.168.0.0/16\""), "192.168.1.10, an address of node edge-1"),
+        ("", format!("{range}, \"2001:db8::/32\""), "2001:db8:5::10, an address of node edge-1"),
+        ("networks = [\"192.168.0.0/16\"]", range.to_owned(), "192.168.1.10, an address of edge edge-1"),
+    ];
+    for (more, ranges, says) in &careless {
+        let output = site.reload(more, ranges);
+        assert_eq!(output.status.code(), Some(1));
+        let said = text(&output.stderr);
+        assert!(said.contains(says) && said.contains("nothing was changed"), "{said}");
+    }
+    // Nothing of it was told: what comes next is what is put in force next.
+    assert!(site.reload("", &format!("{range}, \"10.78.0.0/24\"")).status.success());
+    let after = stream.view().await;
+    assert_eq!((after.cluster_ranges.len(), after.networks), (2, before.networks));
+    site.program.kill();
+    for (more, ranges, says) in &careless {
+        configure(&site.program, more, &format!("{ranges}, \"10.78.0.0/24\""));
+        let output = site.program.run(&["run", "--config", site.program.path("c.toml").to_str().unwrap()]);
+        assert_eq!(output.status.code(), Some(3));
+        assert!(text(&output.stderr).contains(says), "{}", text(&output.stderr));
+    }
+    // Where the controller itself is.
+    let range = format!("{range}, \"10.78.0.0/24\"");
+    for (ranges, name) in [("\"10.79.0.0/16\"", "10.79.0.1"), ("\"fd79::/64\"", "fd79::1")] {
+        configure(&site.program, "", &format!("{range}, {ranges}"));
+        let file = site.program.path("c.toml");
+        let names = std::fs::read_to_string(&file).unwrap().replace("cloud.test", name);
+        std::fs::write(&file, names).unwrap();
+        let output = site.program.run(&["run", "--config", file.to_str().unwrap()]);
+        assert_eq!(output.status.code(), Some(3));
+        let said = text(&output.stderr);
+        assert!(said.contains(&format!("{name}, where nodes reach this controller")), "{said}");
+    }
+    configure(&site.program, "", &range);
+    site.program.start();
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_server_does_not_start_on_ranges_that_lack_what_is_held() {
     let mut site = Site::start().await;
     site.program.kill();

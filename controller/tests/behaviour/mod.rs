@@ -8,7 +8,7 @@ use edge_controller::clock::Clock;
 use edge_controller::registry::Registry;
 use edge_controller::segments::{Policy, Row, overlap};
 use edge_controller::state::{Certificate, Change, CommunityRecord, NodeRecord, Redemption, Snapshot, TokenRecord};
-use edge_controller::store::{Followed, Store, StoreError};
+use edge_controller::store::{Followed, Note, Store, StoreError};
 use edge_types::api::Family;
 use edge_types::view::SegmentPrefix;
 use edge_types::{IpNetwork, NodeName, Role};
@@ -345,13 +345,13 @@ pub(crate) async fn a_clock_that_is_set_back_ends_no_quarantine_and_keeps_none_f
 
 pub(crate) async fn the_cluster_is_noted_with_the_rows(place: &dyn Place) {
     let (store, ..) = loaded(place).await;
-    assert_eq!(store.cluster().await.unwrap(), None);
+    assert_eq!(store.note(Note::Cluster).await.unwrap(), None);
     for uid in ["one", "another"] {
-        store.set_cluster(uid.into()).await.unwrap();
+        store.set_note(Note::Cluster, uid.into()).await.unwrap();
     }
     drop(store);
     let (store, ..) = loaded(place).await;
-    assert_eq!(store.cluster().await.unwrap().as_deref(), Some("another"));
+    assert_eq!(store.note(Note::Cluster).await.unwrap().as_deref(), Some("another"));
 }
 
 pub(crate) async fn segments_of_a_node_that_vanished_are_kept_as_long_as_its_certificate(place: &dyn Place) {

@@ -35,6 +35,24 @@ impl Shared {
         Api::all(self.administrator.clone())
     }
 
+    /// Lets go of what is kept for a node that lost its Node, or for all of them: they are all too few to be spared for so long.
+    async fn let_go(&self, node: Option<&str>) {
+        until("what is kept to be let go of", async || {
+            let all = self.cluster.segments().list(&ListParams::default()).await.ok()?;
+            let kept = all.into_iter().filter(|segment| segment.spec.kept_until.is_some());
+            let kept: Vec<_> = kept.filter(|segment| node.is_none_or(|node| segment.spec.node == node)).collect();
+            let none = kept.is_empty();
+            for mut segment in kept {
+                segment.spec.kept_until = None;
+                let name = segment.metadata.name.clone()?;
+                // Over what was read; another look follows.
+                let _ = self.cluster.segments().replace(&name, &PostParams::default(), &segment).await;
+            }
+            none.then_some(())
+        })
+        .await;
+    }
+
     /// What a name holds, if the API server says so.
     async fn held_by(&self, node: &str) -> Option<Vec<SegmentSpec>> {
         let all = self.cluster.segments().list(&ListParams::default()).await.ok()?;
@@ -49,7 +67,7 @@ impl Ground for Shared {
     }
 
     fn tables(&self) -> String {
-        format!("[kubernetes]\nkubeconfig = {:?}\nlease_seconds = 3\n", *CONTROLLER)
+        format!("[kubernetes]\nkubeconfig = {:?}\nlease_seconds = 3\nconfirm_deregistrations = false\n", *CONTROLLER)
     }
 
     fn ca<'a>(&'a self, _: &'a Path) -> LocalBoxFuture<'a, CertificateDer<'static>> {
@@ -123,6 +141,7 @@ impl Ground for Shared {
                 (held.is_empty() || left.elapsed() > Duration::from_secs(3)).then_some(())
             })
             .await;
+            self.let_go(Some(node)).await;
         }
         .boxed_local()
     }
@@ -144,6 +163,7 @@ impl Ground for Shared {
             let garbage = Garbage::new(&self.cluster.client, replica.registry.clone(), Duration::from_secs(1));
             let collecting = tokio::spawn(garbage.run(leading));
             until("what is left over to be released", async || replica.held().await.is_empty().then_some(())).await;
+            self.let_go(None).await;
             collecting.abort();
         }
         .boxed_local()

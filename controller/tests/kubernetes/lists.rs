@@ -66,6 +66,7 @@ fn reader() {
         let user = Subject::User("reader");
         let custom = ["segments.edge-cni.io", "edgenodes.edge-cni.io", "communities.edge-cni.io"];
         PLANE.grant("reader-custom", user, &["get", "list", "watch"], &custom).unwrap();
+        PLANE.grant("reader-definitions", user, &["get"], &["customresourcedefinitions.apiextensions.k8s.io"]).unwrap();
         let all = ["get", "list", "watch", "create", "update"];
         PLANE.grant("reader-core", user, &all, &["secrets", "configmaps"]).unwrap();
         let reader = as_user(&PLANE.kubeconfig_for_user("reader", None).unwrap()).await;

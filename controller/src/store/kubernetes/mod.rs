@@ -34,7 +34,7 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_util::task::AbortOnDropHandle;
 
-use super::{Answer, Committed, Followed, Store, StoreError};
+use super::{Answer, Committed, Followed, Note, Store, StoreError};
 use crate::clock::Seconds;
 use crate::kubernetes::client::{Obstacles, REQUEST};
 use crate::kubernetes::events::Events;
@@ -257,12 +257,12 @@ impl Store for Kubernetes {
         })
     }
 
-    fn cluster(&self) -> Answer<'_, Result<Option<String>, StoreError>> {
-        Box::pin(self.inner.settings.cluster())
+    fn note(&self, note: Note) -> Answer<'_, Result<Option<String>, StoreError>> {
+        Box::pin(self.inner.settings.note(note))
     }
 
-    fn set_cluster(&self, uid: String) -> Answer<'_, Result<(), StoreError>> {
-        Box::pin(async move { self.inner.settings.set_cluster(&uid).await })
+    fn set_note(&self, note: Note, text: String) -> Answer<'_, Result<(), StoreError>> {
+        Box::pin(async move { self.inner.settings.set_note(note, &text).await })
     }
 
     fn begin_again(&self) -> Answer<'_, Result<(), StoreError>> {

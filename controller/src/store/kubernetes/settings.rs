@@ -18,7 +18,7 @@ use k8s_openapi::api::core::v1::ConfigMap;
 use kube::api::{ObjectMeta, PostParams};
 use kube::{Api, Client};
 
-use super::super::StoreError;
+use super::super::{Note, StoreError};
 use super::definitions::Uids;
 use super::turns::Turns;
 use crate::clock::Seconds;
@@ -37,8 +37,6 @@ const TIME: &str = "time";
 const OFFSET: &str = "revision-offset";
 /// Written anew wherever a new resourceVersion is needed.
 const TOUCHED: &str = "touched";
-/// The cluster by which nodes are registered.
-const CLUSTER: &str = "cluster";
 /// Prefix of the UIDs of the definitions (CRDs) with which the objects exist.
 const DEFINITION: &str = "definition.";
 /// How often a write is tried that others get ahead of.
@@ -141,15 +139,15 @@ impl Settings {
         Ok(())
     }
 
-    /// The cluster that was noted.
-    pub(super) async fn cluster(&self) -> Result<Option<String>, StoreError> {
+    /// What was noted.
+    pub(super) async fn note(&self, note: Note) -> Result<Option<String>, StoreError> {
         let data = self.get().await?.unwrap_or_default().data.unwrap_or_default();
-        Ok(data.get(CLUSTER).cloned())
+        Ok(data.get(note.key()).cloned())
     }
 
     /// Notes it.
-    pub(super) async fn set_cluster(&self, uid: &str) -> Result<(), StoreError> {
-        self.write(|data| drop(data.insert(CLUSTER.into(), uid.into()))).await.map(drop)
+    pub(super) async fn set_note(&self, note: Note, text: &str) -> Result<(), StoreError> {
+        self.write(|data| drop(data.insert(note.key().into(), text.into()))).await.map(drop)
     }
 
     /// Makes revisions begin above one; returns the offset that holds.
