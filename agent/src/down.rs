@@ -26,7 +26,7 @@ pub fn down(config: &Config) -> anyhow::Result<()> {
     // While pods are there the guard goes last: until then their packets die instead of leaving in clear.
     tell("policies", policies());
     tell("routes", routes());
-    tell("nftables tables", table());
+    tell("nftables tables", tables());
     tell("accept rules in FORWARD", obstacles::remove_accepts());
     tell("guard", guard::remove().map(|()| 1).map_err(Into::into));
     if failures.is_empty() { Ok(()) } else { bail!("not all is gone: {}", failures.join("; ")) }
@@ -84,9 +84,10 @@ fn routes() -> anyhow::Result<usize> {
     })
 }
 
-fn table() -> anyhow::Result<usize> {
-    match firewall::read()? {
-        Some(_) => firewall::remove().map(|()| 1),
-        None => Ok(0),
-    }
+fn tables() -> anyhow::Result<usize> {
+    let ours = match firewall::read()? {
+        Some(_) => firewall::remove().map(|()| 1)?,
+        None => 0,
+    };
+    Ok(ours + usize::from(firewall::remove_bridge_filter()?))
 }

@@ -9,7 +9,7 @@
 mod apply;
 mod rules;
 
-pub use apply::{Refused, read, refused, remove};
+pub use apply::{Refused, read, refused, remove, remove_bridge_filter};
 pub(in crate::host) use apply::{list, run};
 
 use std::net::IpAddr;

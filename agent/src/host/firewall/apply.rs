@@ -65,8 +65,21 @@ pub fn refused() -> anyhow::Result<Vec<Refused>> {
 
 /// Takes the table away.
 pub fn remove() -> anyhow::Result<()> {
-    let table = json!({"table": {"family": "inet", "name": TABLE}});
-    run(&json!({"nftables": [{"add": table}, {"delete": table}]})).context("the table inet edge-cni")
+    delete("inet")
+}
+
+/// Takes away the plugin's table, `bridge edge-cni`; false where there is none. The next ADD makes it again.
+pub fn remove_bridge_filter() -> anyhow::Result<bool> {
+    match list(&["list", "table", "bridge", TABLE])? {
+        Some(_) => delete("bridge").map(|()| true),
+        None => Ok(false),
+    }
+}
+
+fn delete(family: &str) -> anyhow::Result<()> {
+    let table = json!({"table": {"family": family, "name": TABLE}});
+    run(&json!({"nftables": [{"add": table}, {"delete": table}]}))
+        .with_context(|| format!("the table {family} edge-cni"))
 }
 
 /// What nft lists; `None` where the kernel has no such thing.
