@@ -18,7 +18,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use edge_ike::config::Timing;
-use edge_types::{NodeName, Role, store};
+use edge_types::{NodeName, Role, pods, store};
 use serde::Deserialize;
 use zeroize::Zeroizing;
 
@@ -120,11 +120,18 @@ pub struct CniSection {
     pub bin_dir: PathBuf,
     /// Plugins that come after `edge-cni` in the list, as the runtime's JSON has them. Unless set: `portmap`, if it is in `bin_dir`.
     pub plugins: Option<Vec<toml::Table>>,
+    /// Pods that may send with any address (the plugin's `unfilteredPods`).
+    pub unfiltered_pods: Vec<String>,
 }
 
 impl Default for CniSection {
     fn default() -> Self {
-        Self { conf_dir: "/etc/cni/net.d".into(), bin_dir: "/opt/cni/bin".into(), plugins: None }
+        Self {
+            conf_dir: "/etc/cni/net.d".into(),
+            bin_dir: "/opt/cni/bin".into(),
+            plugins: None,
+            unfiltered_pods: Vec::new(),
+        }
     }
 }
 
@@ -321,6 +328,9 @@ impl Config {
     }
 
     fn check(&self) -> Result<(), String> {
+        if let Some(pattern) = self.cni.unfiltered_pods.iter().find(|pattern| !pods::is_pattern(pattern)) {
+            return Err(format!("[cni]: unfiltered_pods has {pattern:?}; expected {}", pods::EXPECTED));
+        }
         if self.controller.is_none() && self.peers.is_empty() {
             return Err("neither [controller] nor any [[peer]]: there is nothing to do; add one of them".into());
         }

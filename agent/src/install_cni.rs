@@ -155,13 +155,16 @@ pub fn remove_conflist(config: &Config) -> anyhow::Result<()> {
 
 /// Every release of containerd since 1.6 takes one of these versions; 1.1.0 alone fails every pod on 1.6 and 1.7.
 fn conflist(config: &Config, segments: &SegmentsFile, further: &[Value]) -> String {
-    let ours = json!({
+    let mut ours = json!({
         "type": PLUGIN,
         "bridge": config.bridge,
         "stateDir": absolute(&config.state_dir),
         "agentSocket": absolute(&config.plugin_socket()),
         "clusterRanges": segments.cluster_ranges,
     });
+    if !config.cni.unfiltered_pods.is_empty() {
+        ours["unfilteredPods"] = json!(config.cni.unfiltered_pods);
+    }
     let plugins: Vec<&Value> = std::iter::once(&ours).chain(further).collect();
     let document = json!({
         "cniVersion": list::VERSION,
@@ -358,6 +361,22 @@ mod tests {
         assert_eq!((types(&installed).len(), installed.kept.len()), (2, 0));
         fs::write(&installed.conflist, "{").unwrap();
         assert_eq!(types(&install_conflist(&config).unwrap().unwrap()), ["edge-cni", "portmap"]);
+    }
+
+    #[test]
+    fn the_conflist_excepts_the_pods_that_the_operator_names() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut config = config(folder.path());
+        let segments: SegmentsFile =
+            serde_json::from_value(json!({"version": 1, "source": "agent", "segments": []})).unwrap();
+        let plugin =
+            |config: &Config| serde_json::from_str::<serde_json::Value>(&conflist(config, &segments, &[])).unwrap();
+        assert!(plugin(&config)["plugins"][0].get("unfilteredPods").is_none());
+        config.cni.unfiltered_pods = vec!["vms/vm-*".into()];
+        assert_eq!(plugin(&config)["plugins"][0]["unfilteredPods"], json!(["vms/vm-*"]));
+        let wrong = "[cni]\nunfiltered_pods = [\"vm-*\"]\n[controller]\nurls = [\"https://c\"]\n";
+        let error = Config::parse(wrong, Path::new("agent.toml")).unwrap_err().to_string();
+        assert!(error.contains("unfiltered_pods") && error.contains("vm-*"), "{error}");
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 use std::path::PathBuf;
 
-use edge_types::IpNetwork;
+use edge_types::{IpNetwork, pods};
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
@@ -244,22 +244,15 @@ impl Config {
         if self.dns.as_ref().is_some_and(|dns| !dns.is_object()) {
             return Err(invalid("dns is not an object".into()));
         }
-        if let Some(pattern) = self.unfiltered_pods.iter().find(|pattern| !is_pattern(pattern)) {
-            return Err(invalid(format!(
-                "unfilteredPods has {pattern:?}; expected \"namespace/name\", \"namespace/beginning*\", or \"*\" for all pods"
-            )));
+        if let Some(pattern) = self.unfiltered_pods.iter().find(|pattern| !pods::is_pattern(pattern)) {
+            return Err(invalid(format!("unfilteredPods has {pattern:?}; expected {}", pods::EXPECTED)));
         }
         Ok(())
     }
 
     /// Whether the operator has excepted a pod, `namespace/name`, from the bridge's filter.
     pub(crate) fn excepts(&self, pod: Option<&str>) -> bool {
-        self.unfiltered_pods.iter().any(|pattern| match (pattern.strip_suffix('*'), pod) {
-            (Some(""), _) => true,
-            (Some(beginning), Some(pod)) => pod.starts_with(beginning),
-            (None, Some(pod)) => pattern == pod,
-            (_, None) => false,
-        })
+        self.unfiltered_pods.iter().any(|pattern| pods::matches(pattern, pod))
     }
 }
 
@@ -275,14 +268,6 @@ fn requested(json: &Map<String, Value>) -> Option<String> {
             let nothing = value.is_null() || value.as_array().is_some_and(Vec::is_empty) || value.as_str() == Some("");
             (!nothing).then(|| format!("{place} has {key} {value}"))
         })
-}
-
-/// A pod's `namespace/name`, whole or by its beginning, or all pods.
-fn is_pattern(pattern: &str) -> bool {
-    let beginning = pattern.strip_suffix('*').unwrap_or(pattern);
-    let (namespace, name) = beginning.split_once('/').unwrap_or_default();
-    let whole = !namespace.is_empty() && (pattern.ends_with('*') || !name.is_empty());
-    pattern == "*" || (whole && !beginning.contains('*') && !name.contains('/'))
 }
 
 /// Whether pods can live in these segments: room for a gateway and a pod, ordinary unicast addresses, no overlap.
@@ -358,27 +343,6 @@ mod tests {
         plugin["cniVersion"] = list["cniVersion"].clone();
         let config = parse(&plugin.to_string()).unwrap();
         assert_eq!((config.segments.len(), config.cluster_ranges.len(), config.mtu), (2, 2, Some(1400)));
-    }
-
-    #[test]
-    fn pods_are_excepted_by_name_beginning_or_all() {
-        let excepts = |patterns: &str, pod: Option<&str>| {
-            let text = format!(r#"{{"cniVersion":"1.0.0","name":"pods","unfilteredPods":{patterns}}}"#);
-            parse(&text).unwrap().excepts(pod)
-        };
-        for (patterns, pod, excepted) in [
-            ("[]", "default/web", false),
-            (r#"["default/web"]"#, "default/web", true),
-            (r#"["default/web"]"#, "default/web-0", false),
-            (r#"["default/web-*"]"#, "default/web-0", true),
-            (r#"["default/*"]"#, "default/web", true),
-            (r#"["default/*"]"#, "default2/web", false),
-            (r#"["other/x", "vms/vm*"]"#, "vms/vm7", true),
-            (r#"["*"]"#, "default/web", true),
-        ] {
-            assert_eq!(excepts(patterns, Some(pod)), excepted, "{patterns} {pod}");
-        }
-        assert!(!excepts(r#"["default/*"]"#, None) && excepts(r#"["*"]"#, None));
     }
 
     #[test]

@@ -7,6 +7,7 @@
 //! - [`store`]: files below the state directory that plugin and agent share.
 //! - [`forwarding`]: who turned forwarding on, another such file.
 //! - [`frame`]: the one place that knows bincode, with its size limit and version byte.
+//! - [`pods`]: which pods an operator means.
 //! - [`pki`]: how a certificate says who its holder is.
 //! - [`token`]: the join token that brings a new node in.
 //!
@@ -21,6 +22,7 @@ pub mod frame;
 pub mod local;
 pub mod name;
 pub mod pki;
+pub mod pods;
 pub mod store;
 pub mod token;
 pub mod view;

@@ -1,0 +1,46 @@
+//! Which pods an operator means: in the plugin's `unfilteredPods` and the agent's `unfiltered_pods`.
+
+/// How patterns are written, for errors.
+pub const EXPECTED: &str = "\"namespace/name\", \"namespace/beginning*\", or \"*\" for all pods";
+
+/// Whether this is a pattern.
+pub fn is_pattern(pattern: &str) -> bool {
+    let beginning = pattern.strip_suffix('*').unwrap_or(pattern);
+    let (namespace, name) = beginning.split_once('/').unwrap_or_default();
+    let whole = !namespace.is_empty() && (pattern.ends_with('*') || !name.is_empty());
+    pattern == "*" || (whole && !beginning.contains('*') && !name.contains('/'))
+}
+
+/// Whether a pattern means a pod, `namespace/name`; without a name only that for all.
+pub fn matches(pattern: &str, pod: Option<&str>) -> bool {
+    match (pattern.strip_suffix('*'), pod) {
+        (Some(""), _) => true,
+        (Some(beginning), Some(pod)) => pod.starts_with(beginning),
+        (None, Some(pod)) => pattern == pod,
+        (_, None) => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pods_are_meant_by_name_beginning_or_all() {
+        for (pattern, pod, meant) in [
+            ("default/web", "default/web", true),
+            ("default/web", "default/web-0", false),
+            ("default/web-*", "default/web-0", true),
+            ("default/*", "default/web", true),
+            ("default/*", "default2/web", false),
+            ("*", "default/web", true),
+        ] {
+            assert!(is_pattern(pattern));
+            assert_eq!(matches(pattern, Some(pod)), meant, "{pattern} {pod}");
+        }
+        assert!(!matches("default/*", None) && matches("*", None));
+        for wrong in ["", "kube*", "default/", "/web", "default/a*b*", "**", "a/b/c", "default"] {
+            assert!(!is_pattern(wrong), "{wrong}");
+        }
+    }
+}
