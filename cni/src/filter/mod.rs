@@ -234,7 +234,9 @@ fn not_made(error: &netlink::Error) -> Error {
 
 fn failed(what: &str, error: &netlink::Error) -> Error {
     let hint = match error.errno() {
-        Some(libc::EPERM) => "; edge-cni must run as root with CAP_NET_ADMIN",
+        Some(libc::EPERM) => {
+            "; edge-cni must run as root with CAP_NET_ADMIN, and no other program may own `table bridge edge-cni`"
+        }
         Some(libc::EAFNOSUPPORT | libc::EOPNOTSUPP | libc::EPROTONOSUPPORT | libc::EINVAL | libc::ENOENT) => {
             "; the kernel needs nf_tables with the family bridge (CONFIG_NF_TABLES_BRIDGE), or attach pods without protection from each other \
              by \"unfilteredPods\": [\"*\"] in the plugin's configuration"

@@ -1,13 +1,14 @@
 //! What a pod may send, and what it may not: each attack is seen to succeed from a pod that the operator has excepted, and to fail from any other.
 
+use std::io::Write;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use serde_json::json;
 
 use crate::frames::{self, BROADCAST, Mac, Wire, arp, discovery, ethernet, ipv4, ipv6, neighbour, udp};
 use crate::harness::Test;
-use crate::world::{Pod, World, addresses, ip, pings, succeed};
+use crate::world::{Pod, World, addresses, ip, pings, succeed, wait_for};
 
 pub(crate) const TESTS: &[Test] = &[
     ("a_pod_sends_as_nobody_else_unless_the_operator_says_so", a_pod_sends_as_nobody_else_unless_the_operator_says_so),
@@ -17,6 +18,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("the_filter_is_the_one_that_the_documentation_prints", the_filter_is_the_one_that_the_documentation_prints),
     ("a_lost_filter_comes_back_with_every_pod", a_lost_filter_comes_back_with_every_pod),
     ("a_filter_of_another_version_is_replaced", a_filter_of_another_version_is_replaced),
+    ("without_the_filter_no_pod_is_attached_unless_excepted", without_the_filter_no_pod_is_attached_unless_excepted),
     ("adds_at_once_make_one_filter", adds_at_once_make_one_filter),
     ("a_pod_that_goes_leaves_nothing_in_the_filter", a_pod_that_goes_leaves_nothing_in_the_filter),
 ];
@@ -394,6 +396,35 @@ fn a_filter_of_another_version_is_replaced() {
     stands(&[&pods[0], &pods[1], &third]);
 }
 
+fn without_the_filter_no_pod_is_attached_unless_excepted() {
+    let world = World::new(DUAL);
+    // Another program owns a table of this name: the kernel lets nobody else change it (NFT_TABLE_F_OWNER, 5.12).
+    let mut owner = Command::new("ip")
+        .args(["netns", "exec", &world.host, "nft", "-i"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .spawn()
+        .unwrap();
+    let mut orders = owner.stdin.take().unwrap();
+    orders.write_all(b"add table bridge edge-cni { flags owner; }\n").unwrap();
+    wait_for("the other's table", || table(&world).contains("edge-cni"));
+    let pod = world.pod();
+    let message = world.add_fails(&pod, 107);
+    assert!(message.contains("table bridge edge-cni"), "{message}");
+    except(&world, true);
+    let answer = world.verb("ADD", &pod);
+    assert!(answer.ok && answer.said.contains("without a filter"), "{} {}", answer.json, answer.said);
+    // Nothing would keep its broadcasts from coming back.
+    let port = host_end(&world, &pod);
+    assert!(world.ip(&format!("-d link show {port}")).contains("hairpin off"));
+    assert!(pings(&pod.netns, "10.77.3.1"));
+    world.del(&pod);
+    drop(orders);
+    owner.wait().unwrap();
+    except(&world, false);
+    stands(&[&attach(&world), &attach(&world)]);
+}
+
 fn adds_at_once_make_one_filter() {
     for _ in 0..5 {
         let world = World::new(DUAL);
@@ -422,7 +453,7 @@ fn a_pod_that_goes_leaves_nothing_in_the_filter() {
     world.set("cniVersion", json!("1.1.0"));
     let attached = attach(&world);
     world.destroy(&attached.pod);
-    crate::world::wait_for("the kernel's removal of the pair", || world.ports().is_empty());
+    wait_for("the kernel's removal of the pair", || world.ports().is_empty());
     assert!(!empty(&world));
     world.set("cni.dev/valid-attachments", json!([]));
     assert!(world.run(&[("CNI_COMMAND", "GC")], &world.config.borrow().to_string()).ok);
