@@ -51,10 +51,14 @@ pub(crate) fn restore(config: &Config, ledger: &Ledger, links: &mut Links) -> Re
     match Filter::open().and_then(|mut filter| filter.replace(&ports)) {
         Err(error) if config.excepts(None) => {
             eprintln!("edge-cni: pods are attached without a filter, as unfilteredPods says: {error}");
-            Ok(())
+            return Ok(());
         }
-        outcome => outcome,
+        outcome => outcome?,
     }
+    // Those of an earlier release are set up otherwise.
+    let others =
+        links.all()?.into_iter().filter(|link| !link.port_set && ports.iter().any(|port| port.name == link.name));
+    others.filter(|link| link.master.is_some()).try_for_each(|link| links.set_port(&link))
 }
 
 /// The filter knows these no more. What cannot be taken away is said and does no harm: no pod gets a port of that name but the same container.

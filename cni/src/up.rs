@@ -23,6 +23,9 @@ pub(crate) fn up(path: &Path) -> Result<Value> {
         plugin_of(parse_object(&text)?).and_then(Config::from_object).map_err(|error| error.about(path.display()))?;
     let store = Store::create(&config, veth::attached)?;
     let ledger = store.lock()?;
+    let mut links = Links::open()?;
+    // Pods are kept from posing as others whatever becomes of the rest.
+    let restored = ports::restore(&config, &ledger, &mut links);
     let segments = ledger.segments(&config)?.ok_or_else(|| {
         Error::new(
             Code::TryAgainLater,
@@ -30,9 +33,6 @@ pub(crate) fn up(path: &Path) -> Result<Value> {
         )
     })?;
     let stock = ledger.stock(&segments.segments);
-    let mut links = Links::open()?;
-    // Pods are kept from posing as others whatever becomes of the rest.
-    let restored = ports::restore(&config, &ledger, &mut links);
     drop(ledger);
     host::ensure(&mut links, &config, &segments)?;
     restored?;

@@ -33,6 +33,10 @@ const PORTS_AT_ONCE: usize = 128;
 /// How often elements are looked for and taken away, while others do so, too.
 const REMOVE_ATTEMPTS: usize = 8;
 
+/// What a kernel may lack.
+const NEEDED: &str = "; the kernel needs nf_tables with the family bridge (CONFIG_NF_TABLES_BRIDGE), or attach pods without protection from each \
+    other by \"unfilteredPods\": [\"*\"] in the plugin's configuration";
+
 /// The end of a pod at the bridge, and who may send there.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Port {
@@ -58,7 +62,13 @@ impl Filter {
     /// Opens the socket in the namespace that the thread is in.
     pub(crate) fn open() -> Result<Self> {
         let netlink = Netlink::open(netlink_sys::protocols::NETLINK_NETFILTER);
-        Ok(Self { netlink: netlink.map_err(|error| failed("open a socket to nf_tables", &error))? })
+        let netlink = netlink.map_err(|error| {
+            Error::new(
+                Code::Filter,
+                format!("cannot open a socket to nf_tables, for the bridge's filter{NEEDED}: {error}"),
+            )
+        })?;
+        Ok(Self { netlink })
     }
 
     /// Adds the elements of ports. False where there is no table of this version, and nothing was done.
@@ -237,10 +247,7 @@ fn failed(what: &str, error: &netlink::Error) -> Error {
         Some(libc::EPERM) => {
             "; edge-cni must run as root with CAP_NET_ADMIN, and no other program may own `table bridge edge-cni`"
         }
-        Some(libc::EAFNOSUPPORT | libc::EOPNOTSUPP | libc::EPROTONOSUPPORT | libc::EINVAL | libc::ENOENT) => {
-            "; the kernel needs nf_tables with the family bridge (CONFIG_NF_TABLES_BRIDGE), or attach pods without protection from each other \
-             by \"unfilteredPods\": [\"*\"] in the plugin's configuration"
-        }
+        Some(libc::EAFNOSUPPORT | libc::EOPNOTSUPP | libc::EPROTONOSUPPORT | libc::EINVAL | libc::ENOENT) => NEEDED,
         _ => "",
     };
     Error::new(Code::Filter, format!("cannot {what}{hint}: {error}"))

@@ -45,6 +45,8 @@ pub(crate) struct Link {
     pub(crate) master: Option<u32>,
     /// Where it is a bridge's port.
     pub(crate) port_state: Option<BridgePortState>,
+    /// As [`Links::set_port`] sets it up.
+    pub(crate) port_set: bool,
     /// Of a veth whose other end is in another namespace: that end's index, and the namespace's ID in ours.
     pub(crate) peer: Option<(u32, i32)>,
 }
@@ -118,12 +120,22 @@ impl Links {
         message.header.flags = LinkFlags::Up;
         message.header.change_mask = LinkFlags::Up;
         message.attributes.push(LinkAttribute::IfAlias(alias));
-        let settings = vec![InfoBridgePort::HairpinMode(hairpin), InfoBridgePort::GroupFwdMask(ALL_GROUPS)];
-        let data = LinkInfo::PortData(InfoPortData::BridgePort(settings));
+        self.set_up_port(link, message, hairpin)
+    }
+
+    /// Sets a port up as pods' ports are.
+    pub(crate) fn set_port(&mut self, link: &Link) -> Result<()> {
+        let mut message = LinkMessage::default();
+        message.header.index = link.index;
+        self.set_up_port(link, message, true)
+    }
+
+    fn set_up_port(&mut self, link: &Link, mut message: LinkMessage, hairpin: bool) -> Result<()> {
+        let data = LinkInfo::PortData(InfoPortData::BridgePort(port_settings(hairpin)));
         message.attributes.push(LinkAttribute::LinkInfo(vec![LinkInfo::PortKind(InfoPortKind::Bridge), data]));
         // RTM_SETLINK passes over a port's settings.
         let outcome = self.netlink.execute("RTM_NEWLINK", RouteNetlinkMessage::NewLink(message), 0);
-        outcome.map_err(|error| kernel(&format!("bring {} up as a port of the bridge", link.name), &error))
+        outcome.map_err(|error| kernel(&format!("set {} up as a port of the bridge", link.name), &error))
     }
 
     /// Gives a link an alias.
@@ -249,6 +261,10 @@ impl Links {
     }
 }
 
+fn port_settings(hairpin: bool) -> Vec<InfoBridgePort> {
+    vec![InfoBridgePort::HairpinMode(hairpin), InfoBridgePort::GroupFwdMask(ALL_GROUPS)]
+}
+
 /// One way of a default route.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct DefaultRoute {
@@ -319,6 +335,7 @@ impl Link {
                 LinkInfo::Kind(InfoKind::Veth) => self.kind = "veth".into(),
                 LinkInfo::Kind(kind) => self.kind = kind.to_string(),
                 LinkInfo::PortData(InfoPortData::BridgePort(attributes)) => {
+                    self.port_set = port_settings(true).iter().all(|setting| attributes.contains(setting));
                     self.port_state = attributes.iter().find_map(|attribute| match attribute {
                         InfoBridgePort::State(state) => Some(*state),
                         _ => None,

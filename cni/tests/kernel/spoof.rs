@@ -291,7 +291,7 @@ fn a_pods_router_advertisements_change_no_routes() {
     }
 }
 
-fn table(world: &World) -> String {
+pub(crate) fn table(world: &World) -> String {
     let nft = ["netns", "exec", &world.host, "nft", "list", "table", "bridge", "edge-cni"];
     let output = Command::new("ip").args(nft).output().unwrap();
     String::from_utf8(output.stdout).unwrap()
@@ -369,9 +369,13 @@ fn a_lost_filter_comes_back_with_every_pod() {
     world.ip(&format!("link set {port} address 72:01:02:03:04:05"));
     ip(&old.pod.netns, "link set eth0 address 72:0a:0b:0c:0d:0e");
     old.mac = frames::mac("72:0a:0b:0c:0d:0e");
+    succeed(Command::new("bridge").args(["-n", &world.host, "link", "set", "dev", &port, "hairpin", "off"]));
+    world.ip(&format!("link set {port} type bridge_slave group_fwd_mask 0"));
     nft(&world, &["flush", "ruleset"]);
     up(&world);
     stands(&pods.iter().collect::<Vec<_>>());
+    let shown = world.ip(&format!("-d link show {port}"));
+    assert!(shown.contains("hairpin on") && shown.contains("group_fwd_mask 0xfffd"), "{shown}");
     // One of ours does not become another by giving itself an address before the filter is made again.
     let [a, b, c, d, e, f] = pods[2].mac;
     ip(&pods[1].pod.netns, &format!("link set eth0 address {a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{f:02x}"));

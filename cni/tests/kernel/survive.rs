@@ -6,6 +6,7 @@ use std::process::Child;
 use std::time::{Duration, Instant};
 
 use crate::harness::Test;
+use crate::spoof::table;
 use crate::world::{World, addresses, answer, pings};
 
 pub(crate) const TESTS: &[Test] = &[
@@ -125,6 +126,7 @@ fn an_add_killed_at_any_moment_is_cleaned_up_by_del() {
         world.del(&pod);
         assert!(world.ports().is_empty(), "moment {moment}: {:?}", world.ports());
         assert!(world.leased().is_empty(), "moment {moment}: {:?}", world.leased());
+        assert!(!table(&world).contains("elements"), "moment {moment}: {}", table(&world));
     }
     let killed = moments.killed;
     assert!(killed > MOMENTS / 4 && attached > 0, "{killed} killed, {attached} attached of {MOMENTS}: badly chosen");
@@ -191,6 +193,7 @@ fn a_del_killed_at_any_moment_can_be_repeated() {
         assert!(!world.leased().is_empty() || world.ports().is_empty(), "moment {moment}: {got:?}");
         world.del(&pod);
         assert!(world.ports().is_empty() && world.leased().is_empty(), "moment {moment}");
+        assert!(!table(&world).contains("elements"), "moment {moment}: {}", table(&world));
     }
     assert!(moments.killed > MOMENTS / 4, "{} killed of {MOMENTS}: badly chosen", moments.killed);
 }
