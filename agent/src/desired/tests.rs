@@ -295,3 +295,23 @@ fn a_static_peers_networks_are_routed_unless_esp_itself_would_go_there() {
     let anywhere = "start = \"respond\"";
     assert_eq!(networks(anywhere, "\"198.51.100.1/32\", \"10.2.0.0/24\""), [network("10.2.0.0/24")]);
 }
+
+#[test]
+fn packets_of_pods_that_a_static_peer_takes_are_known_by_the_narrower_network() {
+    let text = r#"
+[[peer]]
+name = "moon"
+remote = "192.0.2.1"
+local_id = "sun.example"
+remote_id = "moon.example"
+psk = "correct horse battery staple"
+local_subnets = ["10.77.0.0/16", "10.77.1.8/29", "192.168.1.0/24"]
+remote_subnets = ["10.2.0.0/16"]
+"#;
+    let config = Config::parse(text, Path::new("x")).unwrap();
+    let statics = [config.peers[0].resolve(&config).unwrap()];
+    let desired = Desired::compute(&config, &statics, None);
+    let pair = |local: &str| (network(local), network("10.2.0.0/16"));
+    assert_eq!(desired.static_pairs(&[network("10.77.1.0/26")]), [pair("10.77.1.0/26"), pair("10.77.1.8/29")]);
+    assert_eq!(desired.static_pairs(&[network("10.78.1.0/26")]), []);
+}

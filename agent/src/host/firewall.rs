@@ -110,3 +110,6 @@ impl Firewall {
         self.own.is_empty() && self.remote.is_empty()
     }
 }
+
+#[cfg(test)]
+mod tests;

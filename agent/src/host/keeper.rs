@@ -348,7 +348,9 @@ impl Obstacles {
     }
 
     async fn look(&mut self, needs: Needs, observed: &Observed) {
-        let circumstances = (needs, observed.links.iter().map(|link| link.index).collect());
+        // Not those of pods: they come and go without any rules of others.
+        let apart_from_pods = observed.links.iter().filter(|link| !link.veth && link.controller.is_none());
+        let circumstances = (needs, apart_from_pods.map(|link| link.index).collect());
         self.suspect |= self.looked.as_ref() != Some(&circumstances);
         if !self.suspect || tokio::time::Instant::now() < self.not_before {
             return;

@@ -1,0 +1,97 @@
+use std::path::Path;
+
+use edge_xfrm::guard::GuardConfig;
+
+use super::*;
+use crate::desired::HubRoute;
+
+fn networks(list: &[&str]) -> Vec<IpNetwork> {
+    list.iter().map(|text| text.parse().unwrap()).collect()
+}
+
+fn config(keys: &str) -> Config {
+    Config::parse(&format!("{keys}\n[controller]\nurls = [\"https://c\"]"), Path::new("agent.toml")).unwrap()
+}
+
+fn of_role(role: Role) -> Desired {
+    Desired {
+        role: Some(role),
+        guard: GuardConfig {
+            cluster_ranges: networks(&["10.77.0.0/16"]),
+            segments: networks(&["10.77.1.0/26"]),
+            networks: if role == Role::Hub { networks(&["10.244.0.0/16"]) } else { vec![] },
+            bridge_addresses: vec![],
+        },
+        remote_networks: networks(&["10.77.2.0/26"]),
+        ..Desired::default()
+    }
+}
+
+fn wanted(keys: &str, desired: &Desired) -> Firewall {
+    Firewall::wanted(&config(keys), desired, vec![], [vec!["eth0".into()], vec![]], 1418)
+}
+
+#[test]
+fn edges_masquerade_unless_told_not_to_and_hubs_only_if_told_to() {
+    assert!(wanted("", &of_role(Role::Edge)).masquerade);
+    assert!(!wanted("", &of_role(Role::Hub)).masquerade);
+    assert!(!wanted("[firewall]\nmasquerade = false", &of_role(Role::Edge)).masquerade);
+    assert!(wanted("[firewall]\nmasquerade = true", &of_role(Role::Hub)).masquerade);
+}
+
+#[test]
+fn a_hub_knows_the_clouds_networks_and_a_cloud_node_gets_the_edges_in_clear() {
+    let hub = wanted("", &of_role(Role::Hub));
+    assert_eq!((hub.fronted, hub.remote_in_clear), (networks(&["10.244.0.0/16"]), false));
+    let cloud = Desired {
+        role: Some(Role::Cloud),
+        hub_routes: vec![HubRoute { network: networks(&["10.77.0.0/16"])[0], via: vec![] }],
+        cloud_networks: networks(&["10.244.0.0/16"]),
+        ..Desired::default()
+    };
+    let cloud = wanted("", &cloud);
+    assert_eq!((cloud.remote, cloud.fronted), (networks(&["10.77.0.0/16"]), networks(&["10.244.0.0/16"])));
+    assert!(cloud.own.is_empty() && cloud.remote_in_clear && !cloud.masquerade);
+}
+
+#[test]
+fn networks_are_kept_apart_unless_the_operator_wants_a_router() {
+    assert_eq!(wanted("", &of_role(Role::Edge)).apart, [vec!["eth0".to_owned()], vec![]]);
+    assert!(wanted("[firewall]\nforward_others = true", &of_role(Role::Edge)).apart.iter().all(Vec::is_empty));
+}
+
+#[test]
+fn without_a_view_no_table_is_wanted() {
+    assert!(wanted("", &Desired::default()).is_empty());
+    assert!(!wanted("", &of_role(Role::Edge)).is_empty());
+    // A first edge without any peer: its pods leave for the outside all the same.
+    assert!(!wanted("", &Desired { remote_networks: vec![], ..of_role(Role::Edge) }).is_empty());
+}
+
+/// The statements of all rules of a chain, as text.
+fn rules(firewall: &Firewall, chain: &str) -> Vec<String> {
+    let commands = firewall.commands();
+    let all = commands["nftables"].as_array().unwrap().iter().map(|command| &command["add"]["rule"]);
+    all.filter(|rule| rule["chain"] == chain).map(|rule| rule["expr"].to_string()).collect()
+}
+
+#[test]
+fn what_is_dropped_is_dropped_after_all_that_is_accepted_and_counted() {
+    let firewall = wanted("", &of_role(Role::Edge));
+    for chain in ["in-clear", "to-tunnels", "to-pods", "between-uplinks"] {
+        let rules = rules(&firewall, chain);
+        let (last, before) = rules.split_last().unwrap();
+        assert!(last.contains("drop") && last.contains("counter"), "{chain}: {last}");
+        assert!(before.iter().all(|rule| rule.contains("accept")), "{chain}: {before:?}");
+    }
+}
+
+#[test]
+fn a_network_within_another_is_no_element_of_its_own() {
+    let firewall =
+        Firewall { own: networks(&["10.77.1.0/26", "10.77.0.0/16", "10.77.1.64/26"]), ..Firewall::default() };
+    let commands = firewall.commands();
+    let sets = commands["nftables"].as_array().unwrap().iter().map(|command| &command["add"]["set"]);
+    let own = sets.into_iter().find(|set| set["name"] == "own4").unwrap();
+    assert_eq!(own["elem"], serde_json::json!([{"prefix": {"addr": "10.77.0.0", "len": 16}}]));
+}
