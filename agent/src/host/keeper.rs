@@ -127,7 +127,10 @@ impl Keeper {
 
     fn rules_changed(&mut self, found: Changes) {
         self.table.suspect |= found.ours;
-        self.bridge_table.suspect |= found.bridge;
+        if found.bridge {
+            self.bridge_table.guess = found.lost && (self.bridge_table.guess || !self.bridge_table.suspect);
+            self.bridge_table.suspect = true;
+        }
         self.obstacles.suspect |= found.others;
     }
 
@@ -173,7 +176,10 @@ impl Keeper {
             addresses_within(&observed, &desired.cloud_networks)
         };
         let wanted = Firewall::wanted(&self.config, &desired, addresses, apart, uplink.pod_mtu);
-        let firewall = self.table.keep(wanted, desired.complete).await;
+        let mut found = Changes::default();
+        let firewall = self.table.keep(wanted, desired.complete, rules, &mut found).await;
+        // What happened to our own table until then is dealt with.
+        self.rules_changed(Changes { ours: false, ..found });
         self.obstacles.look(self.needs(&desired), &observed).await;
         let mut in_the_way = settings.obstacles;
         in_the_way.extend(self.table.obstacle());
@@ -262,8 +268,8 @@ impl Keeper {
         }
         let made = self.make_bridge().await;
         self.bridge_table.asked(made);
-        // What `up` itself did to the table is no change by somebody else.
-        let found = Changes { bridge: false, ..rules.drain() };
+        // What the plugin itself did to the table does not count.
+        let found = rules.drain();
         self.rules_changed(found);
     }
 

@@ -1,7 +1,11 @@
 //! nftables' notifications: which tables changed, and by which program.
 
+use std::io::ErrorKind;
+
 use netlink_sys::protocols::NETLINK_NETFILTER;
 use netlink_sys::{AsyncSocket, AsyncSocketExt, SocketAddr, TokioSocket};
+
+use rustix::net::sockopt;
 
 use super::firewall::TABLE;
 
@@ -20,6 +24,8 @@ const PROCESS_NAME: u16 = 3;
 const TABLE_NAME: u16 = 1;
 /// `NLA_TYPE_MASK`.
 const TYPE_MASK: u16 = 0x3fff;
+/// Bytes of notifications that wait to be read.
+const BUFFER: usize = 4 << 20;
 /// The plugin's name as the kernel knows it.
 const PLUGIN: &str = "edge-cni";
 
@@ -32,16 +38,22 @@ pub(super) struct Changes {
     pub(super) bridge: bool,
     /// Another table.
     pub(super) others: bool,
+    /// Transactions that changed the table `inet edge-cni`.
+    pub(super) transactions: u32,
+    /// Notifications were lost, so that the rest is a guess.
+    pub(super) lost: bool,
 }
 
 impl Changes {
     /// Perhaps everything: notifications were lost.
-    pub(super) const ALL: Self = Self { ours: true, bridge: true, others: true };
+    const ALL: Self = Self { ours: true, bridge: true, others: true, transactions: 0, lost: true };
 
-    fn add(&mut self, other: Self) {
+    pub(super) fn add(&mut self, other: Self) {
         self.ours |= other.ours;
         self.bridge |= other.bridge;
         self.others |= other.others;
+        self.transactions = self.transactions.saturating_add(other.transactions);
+        self.lost |= other.lost;
     }
 }
 
@@ -55,6 +67,11 @@ impl Ruleset {
     pub(super) fn open() -> std::io::Result<Self> {
         let mut socket = TokioSocket::new(NETLINK_NETFILTER)?;
         socket.socket_mut().bind(&SocketAddr::new(0, 0))?;
+        // kube-proxy may replace thousands of rules at once.
+        let inner = socket.socket_ref();
+        if sockopt::set_socket_recv_buffer_size_force(inner, BUFFER).is_err() {
+            sockopt::set_socket_recv_buffer_size(inner, BUFFER)?;
+        }
         socket.socket_mut().add_membership(NFTABLES_GROUP)?;
         Ok(Self { socket, pending: Changes::default() })
     }
@@ -75,12 +92,13 @@ impl Ruleset {
     /// What else has come in, without waiting.
     pub(super) fn drain(&mut self) -> Changes {
         let mut found = Changes::default();
-        // Bounded: while another program writes rules faster than they are read here, the rest waits for the next turn.
+        // Asked of the kernel itself: tokio may not have heard of what came a moment ago. Bounded: while another program writes rules faster than
+        // they are read here, the rest waits for the next turn.
         for _ in 0..100_000 {
-            match futures_util::FutureExt::now_or_never(self.socket.recv_from_full()) {
-                Some(Ok((datagram, _))) => found.add(parse(&datagram, &mut self.pending)),
-                Some(Err(_)) => found.add(self.overrun()),
-                None => break,
+            match self.socket.socket_ref().recv_from_full() {
+                Ok((datagram, _)) => found.add(parse(&datagram, &mut self.pending)),
+                Err(error) if error.kind() == ErrorKind::WouldBlock => break,
+                Err(_) => found.add(self.overrun()),
             }
         }
         found
@@ -104,6 +122,7 @@ fn parse(mut datagram: &[u8], pending: &mut Changes) -> Changes {
                 let by = attributes.find(|(kind, _)| *kind == PROCESS_NAME).map(|(_, name)| text(name));
                 let mut changes = std::mem::take(pending);
                 changes.bridge &= by != Some(PLUGIN);
+                changes.transactions = u32::from(changes.ours);
                 complete.add(changes);
             } else {
                 let table = attributes.find(|(kind, _)| *kind == TABLE_NAME).map(|(_, name)| text(name));
@@ -191,7 +210,10 @@ mod tests {
     #[test]
     fn each_change_is_told_by_its_table() {
         let nothing = Changes::default();
-        assert_eq!(read(&[[deletion(INET, TABLE), end("nft")].concat()]), Changes { ours: true, ..nothing });
+        assert_eq!(
+            read(&[[deletion(INET, TABLE), end("nft")].concat()]),
+            Changes { ours: true, transactions: 1, ..nothing }
+        );
         assert_eq!(read(&[deletion(BRIDGE, TABLE), end("nft")]), Changes { bridge: true, ..nothing });
         assert_eq!(read(&[deletion(2, "filter"), end("iptables")]), Changes { others: true, ..nothing });
         assert_eq!(read(&[deletion(2, TABLE), end("nft")]), Changes { others: true, ..nothing });
@@ -202,6 +224,13 @@ mod tests {
         assert_eq!(read(&[deletion(BRIDGE, TABLE), end("edge-cni")]), Changes::default());
         let others = [deletion(BRIDGE, TABLE), end("edge-cni"), deletion(BRIDGE, TABLE), end("nft")];
         assert_eq!(read(&others), Changes { bridge: true, ..Changes::default() });
+    }
+
+    #[test]
+    fn transactions_of_our_table_are_counted() {
+        let twice =
+            [deletion(INET, TABLE), deletion(INET, TABLE), end("nft"), deletion(INET, TABLE), end("nft"), end("nft")];
+        assert_eq!(read(&twice).transactions, 2);
     }
 
     #[test]

@@ -8,12 +8,16 @@ use tokio::task::spawn_blocking;
 
 use super::Obstacle;
 use super::firewall::{self, Firewall, TABLE};
+use super::ruleset::{Changes, Ruleset};
 use crate::journal::Journal;
 
 /// After a failure the next attempt waits so long, doubled each time.
 const FIRST_WAIT: Duration = Duration::from_secs(1);
 /// At most so long.
 const LONGEST_WAIT: Duration = Duration::from_secs(60);
+
+/// Replacements of the table in a row, while another program changes it all the time.
+const ATTEMPTS: usize = 3;
 
 /// When something that failed is tried again.
 #[derive(Debug, Default)]
@@ -63,8 +67,14 @@ impl Table {
         })
     }
 
-    /// Whether the table stands. `complete`: what is wanted is known in full.
-    pub(super) async fn keep(&mut self, wanted: Firewall, complete: bool) -> bool {
+    /// Whether the table stands. `complete`: what is wanted is known in full. What `rules` told of other tables meanwhile is added to `found`.
+    pub(super) async fn keep(
+        &mut self,
+        wanted: Firewall,
+        complete: bool,
+        rules: &mut Ruleset,
+        found: &mut Changes,
+    ) -> bool {
         if wanted.is_empty() {
             if complete && (self.applied.take().is_some() || self.suspect) {
                 let outcome = spawn_blocking(|| match firewall::read()? {
@@ -94,8 +104,7 @@ impl Table {
         } else if self.failure.is_some() && !self.retry.ready() {
             return false;
         }
-        let to_apply = wanted.clone();
-        match spawn_blocking(move || to_apply.apply()).await.map_err(Into::into).flatten() {
+        match self.apply(&wanted, rules, found).await {
             Ok(shown) => {
                 self.applied = Some((wanted, shown));
                 self.note(Ok(()));
@@ -107,6 +116,26 @@ impl Table {
                 false
             }
         }
+    }
+
+    /// Replaces the table and returns it as the kernel shows it. What another program did to it before it was read must not be taken for what was
+    /// applied: then it is replaced again.
+    async fn apply(&self, wanted: &Firewall, rules: &mut Ruleset, found: &mut Changes) -> anyhow::Result<Value> {
+        for _ in 0..ATTEMPTS {
+            found.add(rules.drain());
+            let wanted = wanted.clone();
+            let shown = spawn_blocking(move || wanted.apply()).await.map_err(Into::into).flatten()?;
+            let meanwhile = rules.drain();
+            found.add(meanwhile);
+            if meanwhile.transactions <= 1 && !meanwhile.lost {
+                return Ok(shown);
+            }
+            self.journal
+                .repaired(format!("nftables table inet {TABLE} was changed by another program while it was replaced"));
+        }
+        anyhow::bail!(
+            "the table inet {TABLE} is changed by another program whenever it is replaced; find it with `nft monitor`"
+        )
     }
 
     fn note(&mut self, outcome: anyhow::Result<()>) {
@@ -131,6 +160,8 @@ impl Table {
 pub(super) struct BridgeTable {
     /// Somebody else changed it, or may have.
     pub(super) suspect: bool,
+    /// Only because notifications were lost.
+    pub(super) guess: bool,
     /// It has been there: its absence is no choice of the plugin's.
     seen: bool,
     retry: Retry,
@@ -139,7 +170,7 @@ pub(super) struct BridgeTable {
 
 impl Default for BridgeTable {
     fn default() -> Self {
-        Self { suspect: true, seen: false, retry: Retry::default(), failed: false }
+        Self { suspect: true, guess: false, seen: false, retry: Retry::default(), failed: false }
     }
 }
 
@@ -163,7 +194,7 @@ impl BridgeTable {
                 return false;
             }
         };
-        if self.seen {
+        if self.seen && !(stands && self.guess) {
             let how = if stands { "was changed" } else { "was deleted" };
             journal.repaired(format!("nftables table bridge {TABLE} {how} by another program"));
         }
@@ -181,6 +212,7 @@ impl BridgeTable {
         self.failed = !succeeded;
         if succeeded {
             self.suspect = false;
+            self.guess = false;
             self.seen = true;
             self.retry.succeeded();
         } else {

@@ -55,16 +55,24 @@ pub(super) fn nobody_else(world: &World, pods: &Pods) -> Result<()> {
     only_esp_on_the_wire(world, "after all that")
 }
 
+/// Packets that policies or our tables of nftables kept out.
 fn refused(place: &Place) -> Result<u64> {
     let stat = place.xfrm_stat()?;
-    Ok(REFUSALS.iter().filter_map(|name| stat.get(*name)).sum())
+    let policies: u64 = REFUSALS.iter().filter_map(|name| stat.get(*name)).sum();
+    Ok(policies + dropped(place)?)
 }
 
-/// Frames of pods that the bridge's filter dropped.
-fn filtered(host: &Place) -> Result<u64> {
-    let table = host.sh("nft list table bridge edge-cni")?;
-    let counts = table.lines().filter_map(|line| line.split_once("packets ")?.1.split_once(' ')?.0.parse::<u64>().ok());
-    Ok(counts.sum())
+/// What the counters of our tables have counted: only rules that drop have one.
+fn dropped(place: &Place) -> Result<u64> {
+    let listed = place.sh("for family in inet bridge; do nft list table $family edge-cni 2>/dev/null || true; done")?;
+    let mut words = listed.split_whitespace();
+    let mut sum = 0;
+    while let Some(word) = words.next() {
+        if word == "packets" {
+            sum += words.next().and_then(|count| count.parse::<u64>().ok()).unwrap_or(0);
+        }
+    }
+    Ok(sum)
 }
 
 fn which(place: &Place, before: &std::collections::BTreeMap<String, u64>) -> Result<String> {
@@ -76,7 +84,8 @@ fn which(place: &Place, before: &std::collections::BTreeMap<String, u64>) -> Res
             (rise > 0).then(|| format!("{name} +{rise}"))
         })
         .collect();
-    Ok(risen.join(", "))
+    let policies = if risen.is_empty() { "no policy was asked".to_owned() } else { risen.join(", ") };
+    Ok(format!("{policies}; its firewall has dropped {} in all", dropped(place)?))
 }
 
 /// An address in b1's segment that b1's pod does not have.
@@ -120,11 +129,11 @@ fn forger(world: &World, pods: &Pods) -> Result<()> {
         "a pod on a2 that forges an address of b1's gets nothing through",
         "nft list table bridge edge-cni on edge-a2",
         || {
-            let before = filtered(host)?;
+            let before = dropped(host)?;
             nothing_arrives(pods, "the forger", source, || ping_from(pod, source, target.into()))?;
-            let dropped = filtered(host)? - before;
-            ensure!(dropped > 0, "a2's bridge did not count a refusal");
-            Ok(format!("a2's bridge dropped {dropped} frames"))
+            let count = dropped(host)? - before;
+            ensure!(count > 0, "a2's bridge did not count a refusal");
+            Ok(format!("a2's filters dropped {count} packets"))
         },
     )
 }

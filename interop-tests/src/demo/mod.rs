@@ -5,6 +5,7 @@
 //! - `wire`: what the captures hold. `check`: claims, counted.
 //! - `kubernetes`: the same with nodes, labels and segments in a real API server; `rollover`: another authority takes over;
 //!   `undisturbed`: what must go on meanwhile.
+//! - `firewall`: a scenario of its own in the same network: who gets nowhere by routing through an edge, and what others' rules do.
 //! - `early`, `reach`, `lan`, `isolation` with `posing`, `truth`, `change`, `alone`: the parts, in order.
 
 mod alone;
@@ -12,6 +13,7 @@ mod change;
 mod check;
 mod cloud;
 mod early;
+mod firewall;
 mod isolation;
 mod kubernetes;
 mod lan;
@@ -32,6 +34,8 @@ use anyhow::Result;
 
 use crate::runner::{Lab, RunOptions, Scenario, Verdict, outcomes};
 use world::World;
+
+pub use firewall::SCENARIO as FIREWALL;
 
 /// The demo as a scenario: `make test` runs it as well.
 pub const SCENARIO: Scenario = Scenario {

@@ -6,6 +6,9 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 
+/// What a server's text holds in place of the address that it sees the client have.
+pub const SOURCE: &str = "{source}";
+
 /// Says `text` to whoever connects, until it is killed.
 ///
 /// # Errors
@@ -13,7 +16,10 @@ use anyhow::{Context as _, Result};
 pub fn serve(port: u16, text: &str) -> Result<()> {
     let listener = TcpListener::bind((Ipv6Addr::UNSPECIFIED, port)).context("listening")?;
     for stream in listener.incoming() {
-        let said = stream.and_then(|mut stream| stream.write_all(text.as_bytes()));
+        let said = stream.and_then(|mut stream| {
+            let source = stream.peer_addr()?.ip().to_canonical().to_string();
+            stream.write_all(text.replace(SOURCE, &source).as_bytes())
+        });
         if let Err(error) = said {
             eprintln!("tcp-serve: {error}");
         }

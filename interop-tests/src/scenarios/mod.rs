@@ -16,7 +16,7 @@ pub fn all() -> Vec<&'static Scenario> {
     [lab::SCENARIOS, charon::SCENARIOS, crates::SCENARIOS, told::SCENARIOS, strongswan::SCENARIOS]
         .into_iter()
         .flatten()
-        .chain([&crate::demo::SCENARIO, &crate::demo::KUBERNETES])
+        .chain([&crate::demo::FIREWALL, &crate::demo::SCENARIO, &crate::demo::KUBERNETES])
         .collect()
 }
 
