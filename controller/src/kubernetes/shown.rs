@@ -497,3 +497,24 @@ fn digest(value: &Value) -> u64 {
     value.to_string().hash(&mut hasher);
     hasher.finish()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_nodes_words_are_one_short_line_and_go_with_it() {
+        let tunnels = Tunnels::default();
+        let node: NodeName = "edge-1".parse().unwrap();
+        let long = format!("view 3 is refused\u{1b}[31m:\r\n{}", "x".repeat(10 * LONGEST_TEXT));
+        tunnels.refused(&node, Some(&long));
+        let shown = tunnels.refusal_of(&node).unwrap();
+        assert!(shown.starts_with("view 3 is refused[31m:xxx"), "{shown}");
+        assert_eq!(shown.chars().count(), LONGEST_TEXT);
+        tunnels.refused(&node, None);
+        assert_eq!(tunnels.refusal_of(&node), None);
+        tunnels.refused(&node, Some("again"));
+        tunnels.retain(|_| false);
+        assert_eq!(tunnels.refusal_of(&node), None);
+    }
+}
