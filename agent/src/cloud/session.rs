@@ -283,6 +283,7 @@ async fn member(cloud: &Cloud, refused: bool) -> Result<Member, CloudError> {
     let identity = join::join(&cloud.config, &ticket, &cloud.state, &cloud.clock, &cloud.path).await?;
     info!(node = %identity.node, role = %identity.role, "joined");
     *cloud.view.lock().await = None;
+    cloud.forget_trial();
     cloud.become_member(identity, Connection::Anew).await?;
     let member = cloud.member.borrow().clone();
     member.ok_or_else(|| CloudError::Unacceptable("joined, but no longer a member".into()))

@@ -85,6 +85,14 @@ impl Cloud {
         }
     }
 
+    /// What earlier views of this node did says nothing of those of another identity.
+    pub(super) fn forget_trial(&self) {
+        self.set_trial(None);
+        self.refuse(None, None);
+        *self.taken_back.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        self.remove_notes();
+    }
+
     /// Whether this host allows the view.
     pub(super) fn allow(&self, view: &NodeView) -> Result<(), Refusal> {
         let controllers = self.path.controllers(self.urls());
@@ -120,6 +128,10 @@ impl Cloud {
         }
         self.set_trial(None);
         *self.taken_back.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        self.remove_notes();
+    }
+
+    fn remove_notes(&self) {
         for file in [BEFORE_FILE, TAKEN_BACK_FILE] {
             if let Err(error) = self.state.remove(file) {
                 warn!("{error}");

@@ -1,0 +1,165 @@
+//! A node whose LAN lies within the cluster's ranges: the program itself, a real controller, a kernel with XFRM policies, all in namespaces of their own.
+
+use std::fs;
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::os::fd::AsRawFd;
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc;
+use std::time::{Duration, Instant};
+
+use edge_controller::clock::Clock;
+use edge_controller::server::Server;
+use serde_json::Value;
+
+/// Only ends what hangs.
+const HANG: Duration = Duration::from_secs(60);
+/// Says to the ignored test that it is in namespaces of its own.
+const IN_NAMESPACE: &str = "EDGE_TEST_IN_NAMESPACE";
+/// Somebody on the gateway, for whom the node has a use.
+const ON_THE_GATEWAY: &str = "192.168.1.1:8053";
+
+/// Ended when the test is, however that goes.
+struct Running(Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[test]
+fn a_node_that_joins_where_the_ranges_hold_its_lan_keeps_gateway_and_controller_and_says_why() {
+    // SAFETY: it only reads.
+    if unsafe { libc::geteuid() } != 0 {
+        eprintln!("skipped: network namespaces need root");
+        return;
+    }
+    let inner = ["--exact", "a_node_in_the_clusters_range", "--ignored", "--nocapture"];
+    let program = std::env::current_exe().unwrap();
+    let done =
+        Command::new("unshare").args(["--net", "--mount"]).arg(program).args(inner).env(IN_NAMESPACE, "1").output();
+    let done = done.unwrap();
+    let said = String::from_utf8_lossy(&[done.stdout, done.stderr].concat()).into_owned();
+    assert!(done.status.success() && said.contains("1 passed"), "{said}");
+}
+
+fn run(line: &str) {
+    let mut words = line.split_whitespace();
+    let done = Command::new(words.next().unwrap()).args(words).output().unwrap();
+    assert!(done.status.success(), "{line}: {}", String::from_utf8_lossy(&done.stderr));
+}
+
+/// The controller, and somebody else, in the other namespace. Ends with the process.
+fn start_controller(folder: &Path) {
+    let text = format!(
+        "server_names = [\"203.0.113.1\"]\nlisten = [\"203.0.113.1:8443\"]\nstate_dir = {:?}\nadmin_socket = {:?}\n[observe]\nlisten = []\n\
+         [segments]\ncluster_ranges = [\"192.168.0.0/16\"]\n",
+        folder.join("controller"),
+        folder.join("controller.sock"),
+    );
+    let path = folder.join("controller.toml");
+    fs::write(&path, text).unwrap();
+    let (ready, started) = mpsc::channel();
+    std::thread::spawn(move || {
+        let namespace = fs::File::open("/run/netns/far").unwrap();
+        // SAFETY: it changes the network namespace of this thread alone, and of those that it starts.
+        assert_eq!(unsafe { libc::setns(namespace.as_raw_fd(), libc::CLONE_NEWNET) }, 0);
+        let _somebody = TcpListener::bind(ON_THE_GATEWAY).unwrap();
+        tokio::runtime::Runtime::new().unwrap().block_on(async {
+            let config = edge_controller::config::Config::load(&path).unwrap();
+            let _server = Server::start(config, Clock::system()).await.unwrap();
+            ready.send(()).unwrap();
+            std::future::pending::<()>().await;
+        });
+    });
+    started.recv_timeout(HANG).unwrap();
+}
+
+fn operator(folder: &Path, method: &str, path: &str, body: &str) -> Value {
+    let mut stream = UnixStream::connect(folder.join("controller.sock")).unwrap();
+    write!(
+        stream,
+        "{method} {path} HTTP/1.1\r\nhost: c\r\nconnection: close\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
+        body.len()
+    )
+    .unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    assert!(answer.starts_with("HTTP/1.1 2"), "{answer}");
+    serde_json::from_str(answer.split_once("\r\n\r\n").unwrap().1).unwrap()
+}
+
+fn wait_for<T>(what: &str, mut event: impl FnMut() -> Option<T>) -> T {
+    let end = Instant::now() + HANG;
+    loop {
+        match event() {
+            Some(found) => return found,
+            None => assert!(Instant::now() < end, "{what} does not happen"),
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+fn reaches(address: &str) -> bool {
+    TcpStream::connect_timeout(&address.parse::<SocketAddr>().unwrap(), Duration::from_secs(5)).is_ok()
+}
+
+#[test]
+#[ignore = "runs in a namespace, started by the test before"]
+fn a_node_in_the_clusters_range() {
+    if std::env::var_os(IN_NAMESPACE).is_none() {
+        return;
+    }
+    for line in [
+        "mount --make-rprivate /",
+        "mount -t tmpfs none /run",
+        "mkdir /run/netns",
+        "ip netns add far",
+        "ip link set lo up",
+        "ip link add uplink type veth peer name far netns far",
+        "ip addr add 192.168.1.10/24 dev uplink",
+        "ip link set uplink up",
+        "ip -n far link set lo up",
+        "ip -n far addr add 192.168.1.1/24 dev far",
+        "ip -n far addr add 203.0.113.1/32 dev lo",
+        "ip -n far link set far up",
+        "ip route add default via 192.168.1.1",
+    ] {
+        run(line);
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    start_controller(folder);
+    let token = operator(folder, "POST", "/v1/tokens", r#"{"role":"edge","ttl_seconds":3600,"uses":1}"#);
+    fs::write(folder.join("token"), token["token"].as_str().unwrap()).unwrap();
+    let file = folder.join("agent.toml");
+    let text = format!(
+        "name = \"edge-1\"\nstate_dir = {:?}\nrun_dir = {:?}\n[cni]\nconf_dir = {2:?}\nbin_dir = {2:?}\n[controller]\nurls = [\"https://203.0.113.1:8443\"]\n\
+         token_file = \"token\"\n",
+        folder.join("state"),
+        folder.join("run"),
+        folder.join("cni"),
+    );
+    fs::write(&file, text).unwrap();
+    let program = env!("CARGO_BIN_EXE_edge-agent");
+    let agent = Command::new(program).args(["run", "--config"]).arg(&file).stdout(Stdio::null()).spawn();
+    let _agent = Running(agent.unwrap());
+    let why = wait_for("the refusal", || {
+        let status = Command::new(program).args(["status", "--json", "--config"]).arg(&file).output().unwrap();
+        let status: Value = serde_json::from_slice(&status.stdout).ok()?;
+        status["cloud"]["refused_view"].as_str().map(str::to_owned)
+    });
+    assert!(why.contains("cluster range 192.168.0.0/16 holds this node's own address 192.168.1.10"), "{why}");
+    let nodes = wait_for("the operator's sight of it", || {
+        let nodes = operator(folder, "GET", "/v1/nodes", "");
+        nodes[0]["refused_view"].as_str().map(str::to_owned)
+    });
+    assert_eq!(nodes, why);
+    assert!(reaches(ON_THE_GATEWAY) && reaches("203.0.113.1:8443"));
+    let routes = Command::new("ip").args(["route"]).output().unwrap();
+    assert!(!String::from_utf8_lossy(&routes.stdout).contains("ecni-guard"), "nothing was installed");
+}
