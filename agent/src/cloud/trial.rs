@@ -201,6 +201,12 @@ impl Cloud {
             return Ok(());
         }
         let Some(member) = self.member.borrow().clone() else { return Ok(()) };
+        if let Err(refusal) = judge(member.node(), member.role(), None, &trial.before) {
+            warn!(%refusal, "the view before cannot be put back");
+            self.set_trial(None);
+            self.state.remove(BEFORE_FILE)?;
+            return Ok(());
+        }
         let before = self.with_segments_of(&view, &trial.before, &member);
         let times = {
             let mut taken_back = self.taken_back.lock().unwrap_or_else(PoisonError::into_inner);
