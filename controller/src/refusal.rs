@@ -174,6 +174,14 @@ pub enum Refusal {
         /// Of which family.
         family: &'static str,
     },
+    /// The node watches its view too often.
+    #[error("node {node} has {most} streams of its view open, the most that it may have; end those that are not read")]
+    TooManyStreams {
+        /// The node.
+        node: NodeName,
+        /// How many it may have.
+        most: usize,
+    },
     /// There is no range of this family.
     #[error("no cluster range is {0}; the operator sets cluster_ranges")]
     NoSuchFamily(&'static str),
@@ -260,6 +268,7 @@ impl Refusal {
             Refusal::AuthorityNeeded { .. } => (409, "authority-needed", "The authority is still needed"),
             Refusal::Exhausted(_) => (409, "range-exhausted", "No segment is left"),
             Refusal::TooMany { .. } => (409, "too-many-segments", "The node holds as many segments as it may"),
+            Refusal::TooManyStreams { .. } => (429, "too-many-streams", "The node has too many streams"),
             Refusal::NoSuchFamily(_) => (409, "no-such-family", "There is no range of this family"),
             Refusal::RequestIdReused(_) => (409, "request-id-reused", "The request id was used for something else"),
             Refusal::LabelledElsewhere(_) | Refusal::LabelsNotTrusted { .. } => {

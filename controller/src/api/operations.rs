@@ -157,7 +157,8 @@ pub(super) fn all() -> Vec<Operation> {
             .by(By::NodeOrOperator)
             .query::<view::Parameters>()
             .gives::<NodeView>()
-            .gives_as::<ViewEvent>(NDJSON),
+            .gives_as::<ViewEvent>(NDJSON)
+            .refused(&[429]),
         Operation::get("/v1/nodes", "nodes", get(operator::nodes))
             .summary("All registered nodes.")
             .gives::<Vec<NodeInfo>>(),

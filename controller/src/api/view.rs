@@ -44,6 +44,10 @@ pub(super) struct Parameters {
     epoch: Option<String>,
 }
 
+/// Streams of one node's view at once. A node has one, and others that it has lost and that end when that is known of them; each is told of every
+/// change.
+const MOST_STREAMS: usize = 16;
+
 type Line = ViewEvent<PeerJson>;
 
 pub(super) async fn view(
@@ -58,6 +62,9 @@ pub(super) async fn view(
     let missing = || Refusal::NoSuchNode(node.clone());
     if !parameters.watch {
         return Ok(axum::Json(app.settings().common.told(&view, &node).ok_or_else(missing)?).into_response());
+    }
+    if view.view_streams(&node) >= MOST_STREAMS {
+        return Err(Refusal::TooManyStreams { node, most: MOST_STREAMS });
     }
     let mut changes = view.watch(&node).ok_or_else(missing)?;
     app.tunnels.begins(&node);

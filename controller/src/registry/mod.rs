@@ -254,9 +254,14 @@ impl View<'_> {
         self.shared.came.get(key).copied().unwrap_or(0)
     }
 
+    /// How many streams of a node's view are open here.
+    pub fn view_streams(&self, node: &NodeName) -> usize {
+        self.shared.viewers.watchers(node)
+    }
+
     /// Whether a view stream of this node is open.
     pub fn is_connected(&self, node: &NodeName) -> bool {
-        self.shared.viewers.is_watched(node)
+        self.view_streams(node) > 0
     }
 }
 

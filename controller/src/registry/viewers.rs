@@ -120,8 +120,8 @@ impl Viewers {
         self.viewers.get(node).map(|viewer| viewer.version.subscribe())
     }
 
-    pub(super) fn is_watched(&self, node: &NodeName) -> bool {
-        self.viewers.get(node).is_some_and(|viewer| viewer.version.receiver_count() > 0)
+    pub(super) fn watchers(&self, node: &NodeName) -> usize {
+        self.viewers.get(node).map_or(0, |viewer| viewer.version.receiver_count())
     }
 
     /// All that touched a node's view in versions above `known`; `None` where that is not remembered.

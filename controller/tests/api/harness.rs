@@ -334,7 +334,7 @@ impl Connection {
         read(self.send(method, path, Full::new(body.into())).await?).await
     }
 
-    async fn send(
+    pub(crate) async fn send(
         &mut self,
         method: Method,
         path: &str,

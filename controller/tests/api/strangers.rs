@@ -264,6 +264,22 @@ async fn the_document_of_the_api_is_for_nodes_and_the_operator_and_costs_a_stran
 }
 
 #[tokio::test]
+async fn a_member_has_few_streams_of_its_view_and_may_ask_for_it_nevertheless() {
+    let cloud = Cloud::start().await;
+    let node = cloud.node("edge", "edge-1").await;
+    let (mut one, mut other) = (node.connect().await.unwrap(), node.connect().await.unwrap());
+    let (path, mut streams) = ("/v1/nodes/edge-1/view?watch=true", Vec::new());
+    for nth in 0..16 {
+        let connection = if nth % 2 == 0 { &mut one } else { &mut other };
+        let stream = connection.send(Method::GET, path, Default::default()).await.unwrap();
+        assert_eq!(stream.status(), 200);
+        streams.push(stream);
+    }
+    assert_eq!(kind(&one.ask(Method::GET, path, None).await), (429, "too-many-streams"));
+    assert_eq!(other.ask(Method::GET, "/v1/nodes/edge-1/view", None).await.0, 200);
+}
+
+#[tokio::test]
 async fn a_stranger_who_asks_without_end_is_cut_off_and_a_node_is_not() {
     let cloud = Cloud::start().await;
     let node = cloud.node("edge", "edge-1").await;
