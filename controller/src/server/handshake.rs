@@ -20,6 +20,8 @@ pub(super) const SILENCE: Duration = Duration::from_secs(30);
 /// Octets of the peer's within a handshake. A chain of ours with its cross certificates has less than 6 KiB; rustls would keep 64 KiB of a
 /// message that never ends.
 const LONGEST: usize = 16 * 1024;
+/// Octets of a stranger's in all, handshake aside. To join takes 4 KiB; frames that cost us more than their sender (PING, SETTINGS, headers) end here.
+const STRANGERS_REQUESTS: usize = 256 * 1024;
 /// Octets of answers that wait, encrypted, for a stranger that does not read them; rustls allows 64 KiB.
 const STRANGERS_ANSWERS: usize = 8 * 1024;
 
@@ -35,13 +37,15 @@ pub(super) async fn accept(
     let (config, authorities) = tls.now();
     let mut stream = TlsAcceptor::from(config).accept(Measured { inner: stream, left: Some(LONGEST) }).await?;
     let (tcp, session) = stream.get_mut();
-    tcp.left = None;
     let leaf = session.peer_certificates().and_then(|chain| chain.first());
     let identity = leaf.map_or(Identity::Nobody, Identity::of_certificate);
     // Cancelled when the authority that says so is retired.
     let authority = leaf.and_then(|leaf| authorities.issuer_of(leaf));
     let connection = authority.map_or_else(CancellationToken::new, |authority| authority.valid().child_token());
-    if !matches!(identity, Identity::Node(_)) {
+    if matches!(identity, Identity::Node(_)) {
+        tcp.left = None;
+    } else {
+        tcp.left = Some(STRANGERS_REQUESTS);
         session.set_buffer_limit(Some(STRANGERS_ANSWERS));
     }
     Ok((Box::new(stream), Caller { identity, address: Some(address), connection }))
@@ -63,7 +67,9 @@ impl<S: AsyncRead + Unpin> AsyncRead for Measured<S> {
             match left.checked_sub(read) {
                 Some(rest) => *left = rest,
                 None => {
-                    let why = format!("the peer's part of the handshake is longer than {LONGEST} bytes");
+                    let why = format!(
+                        "the peer sent more than {LONGEST} bytes in its handshake, or {STRANGERS_REQUESTS} without a certificate"
+                    );
                     return Poll::Ready(Err(io::Error::new(io::ErrorKind::InvalidData, why)));
                 }
             }
