@@ -46,7 +46,8 @@ fn configuration() -> String {
     text.replace("[::]:8443", "127.0.0.1:0").replace("[::]:9643", "127.0.0.1:0")
 }
 
-/// What the kubelet mounts, in a mount namespace of its own: the account's token, the configuration, and places to write.
+/// What the kubelet mounts, in a mount namespace of its own: the account's token, the configuration, and places to write, which are root's and open
+/// to the pod (an emptyDir with fsGroup).
 fn start(folder: &Path) -> Running {
     assert!(rustix::process::geteuid().is_root(), "run it as root: it needs a mount namespace and another user");
     let read = Kubeconfig::read_from(&*CONTROLLER).unwrap();
@@ -75,7 +76,7 @@ fn start(folder: &Path) -> Running {
     let script = "set -e\n\
         mount -t tmpfs pod /mnt; cp \"$1\"/* /mnt; mount -t tmpfs run /run; mount -t tmpfs lib /var/lib\n\
         account=/run/secrets/kubernetes.io/serviceaccount; mkdir -p $account; cp /mnt/token /mnt/ca.crt /mnt/namespace $account\n\
-        install -d -o 65532 -g 65532 /run/edge-controller /var/lib/edge-controller\n\
+        install -d -g 65532 -m 2777 /run/edge-controller /var/lib/edge-controller\n\
         exec setpriv --reuid 65532 --regid 65532 --clear-groups --no-new-privs --bounding-set=-all --inh-caps=-all \
         /mnt/edge-controller run --config /mnt/controller.toml --log-json";
     let child = Command::new("unshare")
@@ -97,6 +98,7 @@ fn start(folder: &Path) -> Running {
 fn in_a_pod() {
     run(async {
         clean().await;
+        PLANE.apply(&deploy("kubernetes/60-networkpolicy.yaml")).unwrap();
         let folder = tempfile::tempdir().unwrap();
         let mut running = start(folder.path());
         let lines = BufReader::new(running.0.stderr.take().unwrap()).lines();
