@@ -12,7 +12,7 @@ use kube::{Api, Client};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use super::client::{REQUEST, explain};
+use super::client::{REQUEST, explain, is_absent};
 use super::resources::EdgeNode;
 use crate::clock::Seconds;
 use crate::registry::Registry;
@@ -112,8 +112,11 @@ impl Garbage {
 
     /// Whether the API server knows the EdgeNode, whatever is in it.
     async fn is_there(&self, node: &NodeName) -> Result<bool, String> {
-        match tokio::time::timeout(REQUEST, self.edge_nodes.get_metadata_opt(node.as_str())).await {
-            Ok(found) => found.map(|node| node.is_some()).map_err(|error| explain("edgenodes.edge-cni.io", &error)),
+        match tokio::time::timeout(REQUEST, self.edge_nodes.get_metadata(node.as_str())).await {
+            Ok(Ok(_)) => Ok(true),
+            // Not where the API server does not know the kind any more.
+            Ok(Err(error)) if is_absent(&error) => Ok(false),
+            Ok(Err(error)) => Err(explain("edgenodes.edge-cni.io", &error)),
             Err(_) => Err(format!("the API server did not answer within {} s", REQUEST.as_secs())),
         }
     }

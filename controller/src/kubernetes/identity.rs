@@ -3,6 +3,8 @@
 //! A cluster is known by the UID of its namespace `kube-system`, as is the custom: it is as old as the cluster, and no other has it. It is noted in the
 //! store when it is first seen.
 
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
 use k8s_openapi::api::core::v1::Namespace;
 use kube::{Api, Client};
 
@@ -19,6 +21,8 @@ pub struct Identity {
     registry: Registry,
     /// The UID of another cluster that the operator accepts in place of the one that is known.
     accepted: Option<String>,
+    /// The one that was known last: a cluster that was built again has lost what was noted in it.
+    seen: Arc<Mutex<Option<String>>>,
 }
 
 /// Why nothing is believed that the API server says.
@@ -44,27 +48,41 @@ pub enum Doubt {
 impl Identity {
     /// Asks the cluster that the client reaches.
     pub fn new(client: &Client, registry: Registry, accepted: Option<String>) -> Self {
-        Self { api: Api::all(client.clone()), registry, accepted }
+        Self { api: Api::all(client.clone()), registry, accepted, seen: Arc::default() }
     }
 
     /// Makes sure that the cluster which answers now is the one that is known.
     pub async fn check(&self) -> Result<(), Doubt> {
-        let found = self.found().await.map_err(Doubt::Unknown)?;
-        let known = self.registry.note(Note::Cluster).await.map_err(|error| Doubt::Unknown(error.to_string()))?;
-        match known {
-            Some(known) if known == found => return Ok(()),
+        let found = uid(&self.api).await.map_err(Doubt::Unknown)?;
+        let seen = self.seen().clone();
+        let noted = self.registry.note(Note::Cluster).await.map_err(|error| Doubt::Unknown(error.to_string()))?;
+        match noted.clone().or(seen) {
+            Some(known) if known == found => {
+                *self.seen() = Some(found.clone());
+                if noted.is_some() {
+                    return Ok(());
+                }
+            }
             Some(known) if self.accepted.as_ref() != Some(&found) => return Err(Doubt::Other { found, known }),
             Some(known) => tracing::warn!(known, found, "another cluster is accepted (kubernetes.accept_cluster)"),
             None => tracing::info!(cluster = found, "noted which cluster this is"),
         }
-        self.registry.set_note(Note::Cluster, found).await.map_err(|error| Doubt::Unknown(error.to_string()))
+        let noted = self.registry.set_note(Note::Cluster, found.clone()).await;
+        noted.map_err(|error| Doubt::Unknown(error.to_string()))?;
+        *self.seen() = Some(found);
+        Ok(())
     }
 
-    async fn found(&self) -> Result<String, String> {
-        match tokio::time::timeout(REQUEST, self.api.get_metadata(NAMESPACE)).await {
-            Ok(Ok(namespace)) => namespace.metadata.uid.ok_or_else(|| format!("the namespace {NAMESPACE} has no UID")),
-            Ok(Err(error)) => Err(explain("namespaces", &error)),
-            Err(_) => Err(format!("the API server did not answer about namespaces within {} s", REQUEST.as_secs())),
-        }
+    fn seen(&self) -> MutexGuard<'_, Option<String>> {
+        self.seen.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The UID of the cluster that answers.
+pub(crate) async fn uid(api: &Api<Namespace>) -> Result<String, String> {
+    match tokio::time::timeout(REQUEST, api.get_metadata(NAMESPACE)).await {
+        Ok(Ok(namespace)) => namespace.metadata.uid.ok_or_else(|| format!("the namespace {NAMESPACE} has no UID")),
+        Ok(Err(error)) => Err(explain("namespaces", &error)),
+        Err(_) => Err(format!("the API server did not answer about namespaces within {} s", REQUEST.as_secs())),
     }
 }

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use edge_controller::kubernetes::resources::object_name;
 use edge_types::{IpNetwork, NodeName};
+use hyper::Method;
 use interop_tests::kube::suite::Test;
 use k8s_openapi::api::core::v1::ConfigMap;
 use k8s_openapi::api::events::v1::Event;
@@ -11,9 +12,13 @@ use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomRe
 use kube::Api;
 use kube::api::{DeleteParams, ListParams, Patch, PatchParams};
 use serde_json::json;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
 
 use crate::behaviour::{Grants, assert_disjoint, name, until};
 use crate::cluster::{Cluster, NAMESPACE, PLANE, as_user, clean, deploy, install, run};
+use crate::harness::{Cloud, Node};
+use crate::server::{controller, controller_of};
 
 pub(crate) const TESTS: &[Test] = &[
     ("deleted_definitions_freeze_what_is_known_and_its_objects_are_written_again", definitions),
@@ -21,6 +26,9 @@ pub(crate) const TESTS: &[Test] = &[
     ("a_replica_that_starts_where_objects_were_lost_with_their_definition_refuses_to", lost),
     ("the_object_of_a_segment_that_is_held_comes_back_and_an_event_says_why", held),
     ("edgenodes_that_are_all_deleted_at_once_come_back_and_their_nodes_stay", all_edge_nodes),
+    ("nodes_are_served_while_the_definitions_are_gone_and_readyz_says_what_helps", served),
+    ("nodes_that_lost_their_node_objects_are_listed_and_deregistered_when_it_is_confirmed", confirmed),
+    ("a_controller_does_not_start_with_another_cluster_until_that_is_accepted", refused),
 ];
 
 async fn administrator() -> kube::Client {
@@ -244,5 +252,111 @@ fn all_edge_nodes() {
             })
             .await;
         }
+    });
+}
+
+/// What health says: status and text.
+async fn health(cloud: &Cloud, path: &str) -> (u16, String) {
+    let mut stream = TcpStream::connect(cloud.server.observe[0]).await.unwrap();
+    stream.write_all(format!("GET {path} HTTP/1.0\r\n\r\n").as_bytes()).await.unwrap();
+    let mut text = String::new();
+    stream.read_to_string(&mut text).await.unwrap();
+    (text.split(' ').nth(1).unwrap().parse().unwrap(), text)
+}
+
+fn served() {
+    run(async {
+        let cluster = clean().await;
+        let cloud = controller(&cluster).await;
+        let (node, later) = (cloud.node("edge", "edge-1").await, cloud.token("edge", None).await);
+        let mut stream = node.watch().await;
+        let view = stream.view().await;
+        let crds = deploy("crds").to_str().unwrap().to_owned();
+        let deletion = move || PLANE.kubectl(&["delete", "-f", &crds, "--timeout=120s"]);
+        tokio::task::spawn_blocking(deletion).await.unwrap().unwrap();
+        let told = until("readyz to say so", async || {
+            let (status, text) = health(&cloud, "/readyz").await;
+            (status == 503 && text.contains("(CRD) is missing")).then_some(text)
+        })
+        .await;
+        assert!(told.contains("kubectl apply -f deploy/crds"), "{told}");
+        // Whoever restarted it would lose what it knows.
+        assert_eq!(health(&cloud, "/healthz").await.0, 200);
+        let again = node.watch().await.view().await;
+        assert_eq!((again.segments, again.peers), (view.segments.clone(), view.peers.clone()));
+        assert_eq!(node.apply("r", &["ipv4"]).await.0, 503);
+        install(&PLANE);
+        until("it to be ready again", async || (health(&cloud, "/readyz").await.0 == 200).then_some(())).await;
+        assert_eq!(node.watch().await.view().await.segments, view.segments);
+        until("what is shown of it to be shown again", async || {
+            let object = cluster.edge_nodes().get_opt("edge-1").await.unwrap()?;
+            (object.status?.segments.len() == view.segments.len()).then_some(())
+        })
+        .await;
+        let other = Node::join(cloud.address(), cloud.ca(), &later, "edge-2").await;
+        let granted = other.watch().await.view().await.segments;
+        assert!(!granted.is_empty() && granted.iter().all(|segment| !view.segments.contains(segment)), "{granted:?}");
+        // It was never told that it is gone: its stream goes on.
+        cloud.label("edge-1", Some("alpha")).await;
+        assert_eq!(stream.view().await.communities.len(), 1);
+        cloud.server.stop().await;
+    });
+}
+
+fn confirmed() {
+    run(async {
+        let cluster = clean().await;
+        let cloud = controller(&cluster).await;
+        let mut nodes = Vec::new();
+        for name in ["edge-1", "edge-2", "edge-3"] {
+            PLANE.apply_text(&format!("apiVersion: v1\nkind: Node\nmetadata: {{name: {name}}}\n")).unwrap();
+            nodes.push(cloud.node("edge", name).await);
+            until("its Node to be known", async || cluster.edge_nodes().get(name).await.unwrap().spec.node_object)
+                .await;
+        }
+        PLANE.kubectl(&["delete", "nodes", "--all"]).unwrap();
+        let told = until("readyz to note it", async || {
+            let (status, text) = health(&cloud, "/readyz").await;
+            text.contains("[!]3 registered node(s)").then_some((status, text))
+        })
+        .await;
+        assert!(told.0 == 200 && told.1.contains("node deregister --confirm"), "{told:?}");
+        let socket = cloud.folder.path().join("admin.sock");
+        let command = async |arguments: &[&str]| {
+            let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_edge-controller"));
+            let output = command.arg("--socket").arg(&socket).args(arguments).output().await.unwrap();
+            assert!(output.status.success(), "{output:?}");
+            String::from_utf8(output.stdout).unwrap()
+        };
+        let listed = command(&["node", "list"]).await;
+        assert_eq!(listed.matches("its Node object is gone").count(), 3, "{listed}");
+        for node in &nodes {
+            assert_eq!(node.ask(Method::GET, "/segments", None).await.0, 200);
+        }
+        let done = command(&["node", "deregister", "--confirm"]).await;
+        assert_eq!(done.matches("is deregistered").count(), 3, "{done}");
+        for node in &nodes {
+            assert_eq!(node.ask(Method::GET, "/segments", None).await.0, 403);
+        }
+        cloud.server.stop().await;
+    });
+}
+
+fn refused() {
+    run(async {
+        let cluster = clean().await;
+        let cloud = controller(&cluster).await;
+        let said = cloud
+            .restart_refused(|_| {
+                let patch = r#"{"data":{"cluster":"another"}}"#;
+                let maps = ["configmap", "edge-cni-controller", "--namespace", NAMESPACE];
+                PLANE.kubectl(&[&["patch"][..], &maps, &["--type=merge", "--patch", patch]].concat()).unwrap();
+            })
+            .await;
+        let uid = PLANE.kubectl(&["get", "namespace", "kube-system", "-o", "jsonpath={.metadata.uid}"]).unwrap();
+        assert!(said.contains("another cluster") && said.contains(&format!("accept_cluster = \"{uid}\"")), "{said}");
+        let accepting = controller_of(&cluster, "fd77::/112", &format!("accept_cluster = \"{uid}\"")).await;
+        accepting.server.stop().await;
+        controller(&cluster).await.server.stop().await;
     });
 }

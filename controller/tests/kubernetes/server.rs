@@ -30,12 +30,12 @@ pub(crate) const TESTS: &[Test] = &[
 ];
 
 /// A controller that keeps its rows in the cluster.
-async fn controller(cluster: &Cluster) -> Cloud {
+pub(crate) async fn controller(cluster: &Cluster) -> Cloud {
     controller_of(cluster, "fd77::/112", "").await
 }
 
 /// With this range of IPv6, and more in `[kubernetes]`.
-async fn controller_of(cluster: &Cluster, range: &str, more: &str) -> Cloud {
+pub(crate) async fn controller_of(cluster: &Cluster, range: &str, more: &str) -> Cloud {
     let cloud = Cloud::with(&format!(
         "cluster_ranges = [\"10.77.0.0/20\", \"{range}\"]\nv4_prefix = 28\nv6_prefix = 124\n[kubernetes]\nkubeconfig = {:?}\n\
          lease_seconds = 3\n{more}\n",

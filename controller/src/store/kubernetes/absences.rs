@@ -39,6 +39,9 @@ pub(super) async fn run(inner: Arc<Inner>) {
     look.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut recent = Recent::default();
     let mut undecided = false;
+    if let Err(why) = inner.definitions.check_cluster().await {
+        tracing::warn!(why, "it is not known yet in which cluster the objects are");
+    }
     loop {
         tokio::select! {
             () = absence.notified() => {}
@@ -97,6 +100,7 @@ async fn decide(inner: &Inner, kind: Kind, recent: &mut Recent) -> bool {
 
 /// Writes all objects of a kind again, and counts on this definition from then on.
 async fn write_all_again(inner: &Inner, kind: Kind, uid: String) -> Result<usize, String> {
+    inner.definitions.check_cluster().await?;
     let rows = inner.known_rows().await?;
     let wanted: Vec<Change> = match kind {
         Kind::Node => rows.nodes.into_iter().map(Change::PutNode).collect(),

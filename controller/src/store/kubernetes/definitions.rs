@@ -4,8 +4,9 @@
 //! reads the definition after that, as it was and without a `deletionTimestamp`, knows that the object was not deleted with it.
 
 use std::collections::BTreeMap;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, OnceLock, PoisonError};
 
+use k8s_openapi::api::core::v1::Namespace;
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::{Api, Client};
@@ -13,6 +14,7 @@ use kube::{Api, Client};
 use super::super::StoreError;
 use super::kinds::Kind;
 use crate::kubernetes::client::{REQUEST, explain, is_absent};
+use crate::kubernetes::identity;
 
 const WHAT: &str = "customresourcedefinitions.apiextensions.k8s.io";
 
@@ -23,6 +25,9 @@ pub(super) struct Definitions {
     api: Api<CustomResourceDefinition>,
     /// Those with which the objects that are known exist.
     known: Mutex<Uids>,
+    namespaces: Api<Namespace>,
+    /// The cluster in which they exist.
+    cluster: OnceLock<String>,
 }
 
 /// How a definition stands.
@@ -38,7 +43,20 @@ pub(super) enum Standing {
 
 impl Definitions {
     pub(super) fn new(client: &Client) -> Self {
-        Self { api: Api::all(client.clone()), known: Mutex::default() }
+        let (api, namespaces) = (Api::all(client.clone()), Api::all(client.clone()));
+        Self { api, known: Mutex::default(), namespaces, cluster: OnceLock::new() }
+    }
+
+    /// Makes sure that it is the cluster that it was at first: what is known is not written into another one.
+    pub(super) async fn check_cluster(&self) -> Result<(), String> {
+        let found = identity::uid(&self.namespaces).await?;
+        let known = self.cluster.get_or_init(|| found.clone());
+        match *known == found {
+            true => Ok(()),
+            false => Err(format!(
+                "the API server is of another cluster now: its namespace kube-system has the UID {found}, and had {known}. Nothing is written into it; to                  move there, import a backup"
+            )),
+        }
     }
 
     /// UIDs of all definitions.
