@@ -2,10 +2,12 @@
 //!
 //! - [`records`]: the rows themselves and [`Change`], the only way in which they change.
 //! - [`circle`]: who sees whom, by groups.
+//! - [`departure`]: what takes a node out of the network.
 //! - [`touched`]: whose view a change concerns, and which part of it.
 //! - [`State`]: the rows with their indexes.
 
 mod circle;
+mod departure;
 mod index;
 mod records;
 mod touched;
@@ -20,7 +22,6 @@ pub use records::{
 };
 pub use touched::{Touched, TouchedBy};
 
-use crate::clock::Seconds;
 use crate::segments::{Ledger, Row};
 use index::Index;
 
@@ -203,40 +204,6 @@ impl State {
     pub fn issuers(&self) -> BTreeSet<String> {
         let certificates = self.nodes().flat_map(|record| &record.certificates);
         certificates.map(|certificate| certificate.issuer.clone()).filter(|issuer| !issuer.is_empty()).collect()
-    }
-
-    /// What takes a registered node out of the network: the rows of its segments, released, and the changes.
-    pub fn deregistration(&self, node: &NodeName, now: Seconds) -> Option<(Vec<Row>, Vec<Change>)> {
-        self.nodes.get(node)?;
-        let held = self.ledger.held_by(node).into_iter();
-        let rows: Vec<Row> = held.map(|row| Row { released_at: Some(now), ..row.clone() }).collect();
-        let releases = rows.iter().cloned().map(Change::PutSegment);
-        let changes = std::iter::once(Change::DeleteNode(node.clone())).chain(releases).collect();
-        Some((rows, changes))
-    }
-
-    /// The same for a node of which nobody said that its machine is gone: its segments are kept as long as its certificates are valid, since its pods
-    /// may use them for so long.
-    pub fn departure(&self, node: &NodeName, now: Seconds) -> Option<(Vec<Row>, Vec<Change>)> {
-        let record = self.nodes.get(node)?;
-        let until = record.certificates.iter().map(|certificate| certificate.not_after).max().filter(|end| *end > now);
-        let (mut rows, mut changes) = self.deregistration(node, now)?;
-        rows.iter_mut().for_each(|row| row.kept_until = until);
-        for change in &mut changes {
-            if let Change::PutSegment(row) = change {
-                row.kept_until = until;
-            }
-        }
-        Some((rows, changes))
-    }
-
-    /// What ends that, once it is known that the machine is gone; `None` where nothing is kept for this name.
-    pub fn let_go(&self, node: &NodeName, now: Seconds) -> Option<(Vec<Row>, Vec<Change>)> {
-        let kept =
-            self.ledger.rows().filter(|row| row.node == *node && row.kept_until.is_some_and(|until| until > now));
-        let rows: Vec<Row> = kept.map(|row| Row { kept_until: None, ..row.clone() }).collect();
-        let changes = rows.iter().cloned().map(Change::PutSegment).collect();
-        (!rows.is_empty()).then_some((rows, changes))
     }
 
     /// Applies one change, and notes whose view it touches.

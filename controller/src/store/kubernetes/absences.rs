@@ -16,10 +16,10 @@ use futures_util::{StreamExt, stream};
 use tokio::time::{Instant, MissedTickBehavior};
 
 use super::Inner;
-use super::commit::{Again, write_again};
 use super::definitions::Standing;
 use super::kinds::{Kind, is_blocked};
 use super::objects::Missing;
+use super::rewrite::{Again, write_again};
 use crate::absence::{Recent, SETTLE};
 use crate::kubernetes::events::About;
 use crate::segments::{Row, overlap};

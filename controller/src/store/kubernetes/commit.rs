@@ -41,53 +41,6 @@ struct Claim {
     written: Observed,
 }
 
-/// What became of writing a missing object again.
-pub(super) enum Again {
-    /// It is there.
-    There,
-    /// Not yet, and why.
-    Not(String),
-}
-
-/// Writes an object again that is missing, with the row that the registry knows; where somebody else did, that holds.
-pub(super) async fn write_again(inner: &Inner, change: &Change) -> Again {
-    let place = Kind::place(&change.key());
-    let Some(foreign) = inner.objects().begin_again(&place) else {
-        return Again::Not(format!("an earlier write of {} has not come to its end yet", change.key()));
-    };
-    let created = async {
-        let object = encode(change, &foreign)?.ok_or("nothing is to be written")?;
-        let api = inner.apis.of(place.0);
-        let other = |failure| match failure {
-            Failure::Other(why) => why,
-            Failure::Changed => "it changed meanwhile".to_owned(),
-        };
-        match answered(place.0, api.create(&PostParams::default(), &object)).await.map_err(other)? {
-            Ok(object) => Ok((read(place.0, object).map_err(other)?, true)),
-            Err(kube::Error::Api(status)) if status.code == 409 => match present(inner, &place).await.map_err(other)? {
-                Some(object) => Ok((object, false)),
-                None => Err("it came and went meanwhile".to_owned()),
-            },
-            Err(error) => Err(explain(place.0.what(), &error)),
-        }
-    };
-    let created: Result<(Observed, bool), String> = created.await;
-    let mut objects = inner.objects();
-    match created {
-        Ok((object, true)) => objects.end_again(&place, object, change),
-        Ok((object, false)) => {
-            objects.end(&place);
-            objects.event(place.clone(), Event::Put(object));
-            objects.keep(&place);
-        }
-        Err(why) => {
-            objects.end(&place);
-            return Again::Not(why);
-        }
-    }
-    Again::There
-}
-
 pub(super) async fn commit(inner: Arc<Inner>, batch: Vec<Vec<Change>>, now: Seconds) -> Committed {
     // Claims are confirmed when they are made.
     if batch.iter().flatten().any(|change| !matches!(change, Change::ClaimSegment(_)))
@@ -291,7 +244,7 @@ async fn write(inner: &Inner, change: &Change) -> Result<Option<Claim>, StoreErr
     }
 }
 
-enum Failure {
+pub(super) enum Failure {
     /// The object is not what we took it for.
     Changed,
     Other(String),
@@ -379,7 +332,7 @@ async fn mark(
     }
 }
 
-async fn answered<T>(kind: Kind, request: impl Future<Output = T>) -> Result<T, Failure> {
+pub(super) async fn answered<T>(kind: Kind, request: impl Future<Output = T>) -> Result<T, Failure> {
     tokio::time::timeout(REQUEST, request).await.map_err(|_| {
         Failure::Other(format!(
             "the API server did not answer about {} within {} s; what became of the request is not known yet",
@@ -389,12 +342,12 @@ async fn answered<T>(kind: Kind, request: impl Future<Output = T>) -> Result<T, 
     })
 }
 
-fn read(kind: Kind, object: DynamicObject) -> Result<Observed, Failure> {
+pub(super) fn read(kind: Kind, object: DynamicObject) -> Result<Observed, Failure> {
     Observed::of(kind, Object::from(object)).map_err(Failure::Other)
 }
 
 /// What is there now.
-async fn present(inner: &Inner, place: &Place) -> Result<Option<Observed>, Failure> {
+pub(super) async fn present(inner: &Inner, place: &Place) -> Result<Option<Observed>, Failure> {
     let found = answered(place.0, inner.apis.of(place.0).get_opt(&place.1)).await?;
     match found {
         Ok(Some(object)) => read(place.0, object).map(Some),

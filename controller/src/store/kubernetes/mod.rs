@@ -3,6 +3,7 @@
 //! - [`kinds`]: which rows are which objects.
 //! - [`objects`]: versions, and what the registry knows already.
 //! - [`commit`]: writing, each object over the version that was planned on.
+//! - [`rewrite`]: writing an object again that somebody deleted.
 //! - [`source`]: reading them, all and as they change.
 //! - [`absences`]: what it means when an object is missing; [`definitions`]: whether its definition (CRD) is there.
 //! - [`settings`]: what all replicas must agree on.
@@ -18,6 +19,7 @@ mod commit;
 mod definitions;
 mod kinds;
 mod objects;
+mod rewrite;
 mod settings;
 mod source;
 mod turns;
