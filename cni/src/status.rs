@@ -8,13 +8,14 @@ use crate::net::link::Links;
 use crate::net::veth;
 use crate::{obstacles, ranges};
 
-/// Answers with an error where the next ADD is certain to fail (leases or segments cannot be read, there are no segments and no agent
+/// Answers with an error where the next ADD is certain to fail (leases or segments cannot be read or the disk is read-only, there are no segments and no agent
 /// that could bring any, the cluster's ranges would cut this host off) or where the guard does not guard. What else is in the way is said on standard error.
 /// That all addresses are taken is for the ADD to say, since it passes as pods go.
 pub(crate) fn status(config: &Config) -> Result<()> {
     let unavailable = |error: Error| Error { code: Code::NotAvailable, ..error };
     let ledger = Store::create(config, veth::attached).and_then(|store| store.lock());
-    let segments = ledger.and_then(|ledger| ledger.segments(config)).map_err(unavailable)?;
+    let segments = ledger.and_then(|ledger| ledger.require_writable().and_then(|()| ledger.segments(config)));
+    let segments = segments.map_err(unavailable)?;
     let mut links = Links::open().map_err(unavailable)?;
     ranges::refuse_own(&mut links, config, segments.as_ref()).map_err(unavailable)?;
     let (grave, minor): (Vec<_>, Vec<_>) = obstacles::find(&mut links, config, segments.as_ref())

@@ -176,6 +176,11 @@ impl Journal {
         Ok(journal)
     }
 
+    /// Refuses what is on a read-only disk: no lease can be given there.
+    pub(super) fn require_writable(&self) -> Result<()> {
+        if self.writable { Ok(()) } else { Err(Error::io("write", &self.path, "the file system is read-only")) }
+    }
+
     pub(super) fn leases(&self) -> &Leases {
         &self.state.leases
     }
@@ -199,9 +204,7 @@ impl Journal {
     }
 
     fn append(&mut self, entry: &str) -> Result<()> {
-        if !self.writable {
-            return Err(Error::io("write", &self.path, "the file system is read-only"));
-        }
+        self.require_writable()?;
         let (line, chain) = line(self.state.chain, entry);
         if let Err(error) = self.file.write_all_at(line.as_bytes(), self.state.length) {
             // Out of space, for instance. Whatever got there must not stay.

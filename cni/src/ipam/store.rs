@@ -159,6 +159,11 @@ impl Ledger {
         Ok(Some(segments))
     }
 
+    /// Refuses a ledger in which no lease can be entered.
+    pub(crate) fn require_writable(&self) -> Result<()> {
+        self.journal.require_writable()
+    }
+
     /// The lease of an attachment.
     pub(crate) fn lease(&self, attachment: &Attachment) -> Option<&Lease> {
         self.journal.leases().get(attachment)

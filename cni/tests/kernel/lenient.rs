@@ -111,6 +111,11 @@ fn pods_go_and_are_checked_on_a_read_only_disk() {
     assert!(answer.ok, "{}", answer.json);
     assert_eq!((world.ports().len(), world.leased().len()), (1, 3));
     assert_eq!(world.verb("ADD", &world.pod()).json["code"], 5);
+    // A runtime must send no pods here.
+    world.set("cniVersion", json!("1.1.0"));
+    let status = world.run(&[("CNI_COMMAND", "STATUS")], &world.config.borrow().to_string());
+    assert_eq!(status.json["code"], 50, "{}", status.json);
+    assert!(status.json["msg"].as_str().unwrap().contains("read-only"), "{}", status.json);
     disk.set_read_only(false);
     let others: Vec<_> = (0..4).map(|_| world.pod()).collect();
     others.iter().for_each(|pod| drop(world.add(pod)));
