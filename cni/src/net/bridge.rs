@@ -34,11 +34,15 @@ pub(crate) fn ensure(links: &mut Links, name: &str, segments: &[IpNetwork]) -> R
             format!("{name} is no bridge but {kind}; rename it, or give another name as `bridge` in the configuration"),
         ));
     }
-    claim(links, &bridge, segments)?;
-    if bridge.mac != mac {
-        // Left alone, a bridge takes the lowest address of its ports, and changes it as they come and go.
-        links.set_mac(&bridge, mac)?;
-        bridge.mac = mac;
+    if bridge.alias != ALIAS {
+        refuse_foreign(links, &bridge, segments)?;
+        if bridge.mac != mac {
+            // Left alone, a bridge takes the lowest address of its ports, and changes it as they come and go.
+            links.set_mac(&bridge, mac)?;
+            bridge.mac = mac;
+        }
+        // From now on it keeps the address: an agent in a container, with another machine-id, would give it another, which pods do not know.
+        links.set_alias(&bridge, ALIAS)?;
     }
     // Its addresses are ours to give; no pod may give it a route.
     sysctl::heed_no_router(name)?;
@@ -65,12 +69,9 @@ pub(crate) fn ensure(links: &mut Links, name: &str, segments: &[IpNetwork]) -> R
     Ok(bridge)
 }
 
-/// Marks a bridge as ours, or refuses one that is not: ours are marked already, or have the address that we give (earlier releases did not mark
-/// them), or there is nothing but pods of ours on them.
-fn claim(links: &mut Links, bridge: &Link, segments: &[IpNetwork]) -> Result<()> {
-    if bridge.alias == ALIAS {
-        return Ok(());
-    }
+/// Refuses a bridge that is not ours: ours are marked, or have the address that we give (earlier releases did not mark them), or there is nothing
+/// but pods of ours on them.
+fn refuse_foreign(links: &mut Links, bridge: &Link, segments: &[IpNetwork]) -> Result<()> {
     let name = &bridge.name;
     if !is_ours(bridge) {
         let ports = links.all()?.into_iter().filter(|link| link.master == Some(bridge.index));
@@ -94,7 +95,7 @@ fn claim(links: &mut Links, bridge: &Link, segments: &[IpNetwork]) -> Result<()>
             ));
         }
     }
-    links.set_alias(bridge, ALIAS)
+    Ok(())
 }
 
 /// Whether we made a bridge.

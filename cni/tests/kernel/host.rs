@@ -77,6 +77,13 @@ fn a_bridge_without_ports_and_those_of_earlier_releases_are_taken() {
     world.add(&first);
     assert!(pings(&first.netns, "10.77.3.1"));
     assert!(world.ip("link show ecni0").contains("alias edge-cni bridge"));
+    // Marked, it keeps its address, also for an agent in a container with another machine-id.
+    let mac = |text: &str| text.split("link/ether ").nth(1).unwrap()[..17].to_owned();
+    let own = mac(&world.ip("link show ecni0"));
+    world.ip("link set ecni0 address 02:00:00:00:00:88");
+    world.add(&world.pod());
+    assert_eq!(mac(&world.ip("link show ecni0")), "02:00:00:00:00:88");
+    world.ip(&format!("link set ecni0 address {own}"));
     // An earlier release gave no alias; what people add to ours stays.
     let shown = world.ip("link show ecni0");
     world.ip("link set ecni0 alias x");
