@@ -56,6 +56,10 @@ pub struct Firewall {
     pub pod_sources: Vec<IpNetwork>,
     /// Interfaces between which nothing is forwarded, for IPv4 and IPv6: those where we turned forwarding on.
     pub apart: [Vec<String>; 2],
+    /// Without what small kernels lack: `masquerade` (nft_masq) and `fib` (nft_fib_inet).
+    pub plain: bool,
+    /// Bridges among them: with br_netfilter what they only bridge looks as if it were forwarded from and to the same one.
+    pub bridges: Vec<String>,
     /// MTU of packets in tunnels, 0 where it is not known.
     pub mtu: u32,
 }
@@ -68,6 +72,7 @@ impl Firewall {
         desired: &Desired,
         addresses: Vec<IpAddr>,
         apart: [Vec<String>; 2],
+        bridges: Vec<String>,
         mtu: u32,
     ) -> Self {
         let keys = &config.firewall;
@@ -80,6 +85,7 @@ impl Firewall {
             lan_to_pods: keys.lan_to_pods.clone(),
             lan_to_tunnels: keys.lan_to_tunnels.clone(),
             pod_sources: keys.pod_sources.clone(),
+            bridges,
             apart: if keys.forward_others { [vec![], vec![]] } else { apart },
             ..Self::default()
         };

@@ -166,16 +166,17 @@ impl Keeper {
                 }
             }
         }
-        let apart = settings.ours.map(|ours| {
-            let uplinks = uplink::uplinks(&observed, &self.config.bridge);
-            if ours { uplinks.iter().map(|link| link.name.clone()).collect() } else { vec![] }
-        });
+        let uplinks = uplink::uplinks(&observed, &self.config.bridge);
+        let names = |bridges: bool| {
+            uplinks.iter().filter(move |link| !bridges || link.virtual_kind).map(|link| link.name.clone()).collect()
+        };
+        let apart = settings.ours.map(|ours| if ours { names(false) } else { vec![] });
         let addresses = if desired.hub_routes.is_empty() {
             bridge.clone()
         } else {
             addresses_within(&observed, &desired.cloud_networks)
         };
-        let wanted = Firewall::wanted(&self.config, &desired, addresses, apart, uplink.pod_mtu);
+        let wanted = Firewall::wanted(&self.config, &desired, addresses, apart, names(true), uplink.pod_mtu);
         let mut found = Changes::default();
         let firewall = self.table.keep(wanted, desired.complete, rules, &mut found).await;
         // What happened to our own table until then is dealt with.

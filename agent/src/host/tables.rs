@@ -52,15 +52,23 @@ pub(super) struct Table {
     pub(super) suspect: bool,
     retry: Retry,
     failure: Option<String>,
+    /// Why the kernel took the plain one alone.
+    reduced: Option<String>,
 }
 
 impl Table {
     pub(super) fn new(journal: Journal) -> Self {
-        Self { journal, applied: None, suspect: true, retry: Retry::default(), failure: None }
+        Self { journal, applied: None, suspect: true, retry: Retry::default(), failure: None, reduced: None }
     }
 
     /// Why pods are not protected, if so.
     pub(super) fn obstacle(&self) -> Option<Obstacle> {
+        if let Some(refusal) = self.reduced.as_ref().filter(|_| self.failure.is_none()) {
+            return Some(Obstacle {
+                what: format!("the kernel refuses part of the firewall ({refusal}): pods do not reach the outside"),
+                command: "modprobe -a nft_masq nft_fib_inet, then restart the agent".into(),
+            });
+        }
         self.failure.as_ref().map(|failure| Obstacle {
             what: format!("the firewall does not stand ({failure}): hosts on this node's networks may use its tunnels, and pods do not reach the outside"),
             command: "apt-get install nftables; modprobe -a nf_tables nft_fib_inet nft_masq nft_ct".into(),
@@ -120,11 +128,11 @@ impl Table {
 
     /// Replaces the table and returns it as the kernel shows it. What another program did to it before it was read must not be taken for what was
     /// applied: then it is replaced again.
-    async fn apply(&self, wanted: &Firewall, rules: &mut Ruleset, found: &mut Changes) -> anyhow::Result<Value> {
+    async fn apply(&mut self, wanted: &Firewall, rules: &mut Ruleset, found: &mut Changes) -> anyhow::Result<Value> {
         for _ in 0..ATTEMPTS {
             found.add(rules.drain());
-            let wanted = wanted.clone();
-            let shown = spawn_blocking(move || wanted.apply()).await.map_err(Into::into).flatten()?;
+            let (shown, reduced) = apply_what_the_kernel_takes(wanted).await?;
+            self.reduced = reduced;
             let meanwhile = rules.drain();
             found.add(meanwhile);
             if meanwhile.transactions <= 1 && !meanwhile.lost {
@@ -153,6 +161,19 @@ impl Table {
             }
         }
     }
+}
+
+/// The table as it is wanted; or, where the kernel refuses that, what keeps others out at least, with the reason.
+async fn apply_what_the_kernel_takes(wanted: &Firewall) -> anyhow::Result<(Value, Option<String>)> {
+    let (whole, plain) = (wanted.clone(), Firewall { plain: true, ..wanted.clone() });
+    let outcome = spawn_blocking(move || match whole.apply() {
+        Ok(shown) => Ok((shown, None)),
+        Err(refusal) => match plain.apply() {
+            Ok(shown) => Ok((shown, Some(format!("{refusal:#}")))),
+            Err(_) => Err(refusal),
+        },
+    });
+    outcome.await.map_err(Into::into).flatten()
 }
 
 /// The table `bridge edge-cni`, which the plugin makes.

@@ -10,6 +10,8 @@ pub(crate) const TESTS: &[Test] = &[
     ("masquerade_is_left_out_where_it_is_not_wanted", masquerade),
     ("pod_sources_are_more_addresses_that_pods_may_send_from", pod_sources),
     ("a_hub_forwards_for_the_clouds_networks_and_for_nobody_else", hub),
+    ("what_a_bridge_of_the_hosts_only_bridges_goes_on", bridged),
+    ("on_a_small_kernel_a_lan_host_is_kept_out_all_the_same", plain),
     ("a_node_that_was_no_router_is_none_between_its_own_networks", apart),
 ];
 
@@ -74,6 +76,56 @@ fn hub() {
         assert!(world.arrives("lan", family.cloud, "pod", family.pod));
         world.cannot_fetch("lan", family.far, 80);
         world.cannot_fetch("lan", family.pod, 80);
+    }
+}
+
+/// A virtual machine on the bridge that holds the NIC, with br_netfilter.
+fn bridged() {
+    let world = World::new();
+    world.serve("lan");
+    world.serve("outside");
+    world.sh(
+        "edge",
+        "set -e
+         ip link add br0 type bridge forward_delay 0 && ip link set br0 up
+         ip link set lan master br0 && ip link set far nomaster && ip link set far master br0
+         ip addr flush dev far; ip addr flush dev lan; ip addr add 192.168.1.10/24 dev br0; ip addr add 2001:db8:1::10/64 dev br0 nodad
+         sysctl -qw net.bridge.bridge-nf-call-iptables=1 net.bridge.bridge-nf-call-ip6tables=1",
+    );
+    world.sh("far", "ip addr add 192.168.1.77/24 dev eth0 && ip addr add 2001:db8:1::77/64 dev eth0 nodad && ip route replace default via 192.168.1.10 && ip -6 route replace default via 2001:db8:1::10");
+    world.sh(
+        "outside",
+        "ip route add 192.168.1.0/24 via 203.0.113.10; ip -6 route add 2001:db8:1::/64 via 2001:db8:9::10",
+    );
+    let uplinks = || vec!["br0".to_owned(), "wan".to_owned()];
+    let apart = Firewall { apart: [uplinks(), uplinks()], bridges: vec!["br0".into()], ..World::edge() };
+    let machine = |family: &str| if family == "ip" { "192.168.1.77" } else { "2001:db8:1::77" };
+    world.apply(&Firewall { bridges: vec![], ..apart.clone() });
+    world.cannot_fetch("far", V4.lan, 80);
+    world.apply(&apart);
+    for family in BOTH {
+        assert_eq!(world.fetch("far", family.lan, 80).as_deref(), Some(machine(family.ip)));
+        world.cannot_fetch("far", family.outside, 80);
+    }
+}
+
+/// Without masquerade and fib.
+fn plain() {
+    let world = World::new();
+    world.serve("far");
+    world.serve("pod");
+    let plain = Firewall { plain: true, ..World::edge() };
+    world.apply(&plain);
+    let listed = world.sh("edge", "nft list table inet edge-cni");
+    assert!(!listed.contains("masquerade") && !listed.contains("fib "), "{listed}");
+    for family in BOTH {
+        for to in [family.far, family.pod] {
+            world.cannot_fetch("lan", to, 80);
+        }
+        assert_eq!(world.fetch("pod", family.far, 80).as_deref(), Some(family.pod));
+        assert_eq!(world.fetch("edge", family.far, 80).as_deref(), Some(family.bridge));
+        world.publish(30080, family.far);
+        assert_eq!(world.fetch("lan", family.edge_lan, 30080).as_deref(), Some(family.bridge));
     }
 }
 

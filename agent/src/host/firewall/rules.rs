@@ -235,6 +235,10 @@ impl Firewall {
         }
         commands.rule("to-pods", dropped("to-pods"));
 
+        for bridge in &self.bridges {
+            let over = ["iifname", "oifname"].map(|key| meta("==", key, json!(bridge)));
+            commands.rule("forward", over.into_iter().chain([accept()]));
+        }
         for (family, apart) in FAMILIES.into_iter().zip(&self.apart) {
             if apart.is_empty() {
                 continue;
@@ -263,16 +267,18 @@ impl Firewall {
             if let Some(address) = self.addresses.iter().find(|address| family.has(**address)) {
                 let ours = json!({"snat": {"family": family.protocol, "addr": address.to_string()}});
                 let own_process = is("==", json!({"fib": {"result": "type", "flags": ["saddr"]}}), json!("local"));
-                for who in [redirected(), own_process, family.within("saddr", "lan-to-tunnels")] {
-                    let to = [family.within("daddr", "remote"), family.outside("saddr", "ranges"), who];
-                    commands.rule("sources", to.into_iter().chain([ours.clone()]));
+                // Where it cannot be asked who sends, all that was forwarded has passed the chain `forward` at least.
+                let all = [Some(redirected()), Some(own_process), Some(family.within("saddr", "lan-to-tunnels"))];
+                for who in if self.plain { vec![None] } else { all.into() } {
+                    let to = [family.within("daddr", "remote"), family.outside("saddr", "ranges")];
+                    commands.rule("sources", to.into_iter().chain(who).chain([ours.clone()]));
                 }
             }
             for (local, remote) in self.static_pairs.iter().filter(|(local, _)| family.has(local.ip())) {
                 let matches = |field: &str, network: &IpNetwork| is("==", family.field(field), prefix(network));
                 commands.rule("sources", [matches("saddr", local), matches("daddr", remote), family.keep()]);
             }
-            if self.masquerade {
+            if self.masquerade && !self.plain {
                 let leaves = meta("!=", "oifname", json!({"set": [self.bridge, "lo"]}));
                 let statements = [family.within("saddr", "own"), leaves, family.outside("daddr", "inside")];
                 commands.rule("sources", statements.into_iter().chain([json!({"masquerade": null})]));

@@ -28,7 +28,7 @@ fn of_role(role: Role) -> Desired {
 }
 
 fn wanted(keys: &str, desired: &Desired) -> Firewall {
-    Firewall::wanted(&config(keys), desired, vec![], [vec!["eth0".into()], vec![]], 1418)
+    Firewall::wanted(&config(keys), desired, vec![], [vec!["eth0".into()], vec![]], vec![], 1418)
 }
 
 #[test]
