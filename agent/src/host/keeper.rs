@@ -51,6 +51,8 @@ pub struct Keeper {
     bridge_table: BridgeTable,
     sysctls: Sysctls,
     obstacles: Obstacles,
+    /// The plugin's table was changed while the agent was at work on something else.
+    again: bool,
     guarded: Option<GuardConfig>,
     guard_failure: Option<String>,
     hub_routes: Vec<RouteEntry>,
@@ -77,6 +79,7 @@ impl Keeper {
             bridge_table: BridgeTable::default(),
             sysctls,
             obstacles: Obstacles::default(),
+            again: false,
             guarded: None,
             guard_failure: None,
             hub_routes: vec![],
@@ -105,6 +108,12 @@ impl Keeper {
         loop {
             if let Err(error) = self.refresh(&mut rules).await {
                 self.journal.error(format!("{error:#}"));
+            }
+            if std::mem::take(&mut self.again) {
+                tokio::select! {
+                    () = stop.cancelled() => return Ok(()),
+                    () = tokio::time::sleep(FIREWALL_PAUSE) => continue,
+                }
             }
             tokio::select! {
                 () = stop.cancelled() => return Ok(()),
@@ -180,6 +189,7 @@ impl Keeper {
         let mut found = Changes::default();
         let firewall = self.table.keep(wanted, desired.complete, rules, &mut found).await;
         // What happened to our own table until then is dealt with.
+        self.again |= found.bridge;
         self.rules_changed(Changes { ours: false, ..found });
         self.obstacles.look(self.needs(&desired), &observed).await;
         let mut in_the_way = settings.obstacles;
@@ -271,6 +281,7 @@ impl Keeper {
         self.bridge_table.asked(made);
         // What the plugin itself did to the table does not count.
         let found = rules.drain();
+        self.again |= found.bridge;
         self.rules_changed(found);
     }
 
