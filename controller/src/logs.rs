@@ -13,6 +13,8 @@ pub(crate) const LONGEST_LINE: usize = 4 * 1024;
 const LONGEST_TEXT: usize = 512;
 /// Lines in a second about those who have shown no certificate. What is left out is counted, and the next line tells it.
 const STRANGERS_LINES: u32 = 20;
+/// The same of refusals to nodes.
+const NODES_LINES: u32 = 100;
 const SECOND: Duration = Duration::from_secs(1);
 
 /// Writes lines to standard error so that a terminal and a program read them as lines: characters that move a cursor, break a line, or change the
@@ -101,28 +103,43 @@ pub(crate) fn shortened(text: &str) -> Cow<'_, str> {
 
 /// Whether a line about a stranger may be written now. Tells how many were left out before it.
 pub(crate) fn may_tell_of_stranger() -> bool {
-    static QUOTA: Mutex<Quota> = Mutex::new(Quota { began: None, told: 0, left_out: 0 });
-    let asked = QUOTA.lock().unwrap_or_else(PoisonError::into_inner).ask(Instant::now());
+    static QUOTA: Mutex<Quota> = Mutex::new(Quota::of(STRANGERS_LINES));
+    may_tell(&QUOTA, "strangers")
+}
+
+/// The same, of a refusal to a node.
+pub(crate) fn may_tell_of_node() -> bool {
+    static QUOTA: Mutex<Quota> = Mutex::new(Quota::of(NODES_LINES));
+    may_tell(&QUOTA, "what nodes were refused")
+}
+
+fn may_tell(quota: &Mutex<Quota>, about: &str) -> bool {
+    let asked = quota.lock().unwrap_or_else(PoisonError::into_inner).ask(Instant::now());
     if let Some(left_out) = asked.filter(|left_out| *left_out > 0) {
-        tracing::info!("{left_out} lines about callers without a certificate were left out");
+        tracing::info!("{left_out} lines about {about} were left out");
     }
     asked.is_some()
 }
 
 #[derive(Debug)]
 struct Quota {
+    a_second: u32,
     began: Option<Instant>,
     told: u32,
     left_out: u64,
 }
 
 impl Quota {
+    const fn of(a_second: u32) -> Self {
+        Self { a_second, began: None, told: 0, left_out: 0 }
+    }
+
     /// How many were left out before this one, if this one may be told.
     fn ask(&mut self, now: Instant) -> Option<u64> {
         if self.began.is_none_or(|began| now.saturating_duration_since(began) >= SECOND) {
             (self.began, self.told) = (Some(now), 0);
         }
-        if self.told >= STRANGERS_LINES {
+        if self.told >= self.a_second {
             self.left_out += 1;
             return None;
         }
@@ -166,7 +183,7 @@ mod tests {
 
     #[test]
     fn strangers_get_few_lines_a_second_and_the_rest_is_counted() {
-        let (mut quota, now) = (Quota { began: None, told: 0, left_out: 0 }, Instant::now());
+        let (mut quota, now) = (Quota::of(STRANGERS_LINES), Instant::now());
         let told = (0..1000).filter_map(|_| quota.ask(now)).count();
         assert_eq!(told, STRANGERS_LINES as usize);
         assert_eq!(quota.ask(now + SECOND), Some(1000 - u64::from(STRANGERS_LINES)));

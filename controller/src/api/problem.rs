@@ -35,8 +35,14 @@ pub(super) async fn log(caller: Caller, request: Request, next: Next) -> Respons
     let mut response = next.run(request).await;
     let kind = response.extensions().get::<ProblemKind>().map_or("", |kind| kind.0);
     let Some(Said { status, text }) = response.extensions_mut().remove::<Said>() else { return response };
-    let is_stranger = matches!(caller.identity, Identity::Nobody | Identity::Unrecognised(_));
-    if is_stranger && !logs::may_tell_of_stranger() {
+    let may_tell = match (&caller.identity, kind) {
+        (Identity::Operator, _) => true,
+        (Identity::Nobody | Identity::Unrecognised(_), _) => logs::may_tell_of_stranger(),
+        // Whoever has nothing but a certificate that does not count any more is one too.
+        (_, "node-deregistered" | "certificate-superseded" | "certificate-expired") => logs::may_tell_of_stranger(),
+        _ => logs::may_tell_of_node(),
+    };
+    if !may_tell {
         return response;
     }
     let text = logs::shortened(&text);

@@ -55,7 +55,13 @@ pub(super) async fn serve(
         match accepted {
             Ok((stream, _)) => {
                 let caller = connections::caller(Identity::Operator, None);
-                open.tasks.spawn(connections::serve(stream, caller, router.clone(), open.stopping.clone()));
+                open.tasks.spawn(connections::serve(
+                    stream,
+                    caller,
+                    &connections::KNOWN,
+                    router.clone(),
+                    open.stopping.clone(),
+                ));
             }
             Err(error) => {
                 tracing::warn!(%error, "cannot accept on the admin socket");

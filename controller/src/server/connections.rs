@@ -19,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tower::ServiceExt;
 
-use super::handshake::{self, SILENCE};
+use super::handshake::{self, Accepted, SILENCE};
 use super::places::{CONNECTIONS, Places};
 use super::tls::Tls;
 use crate::api::caller::{Caller, Identity};
@@ -37,7 +37,7 @@ const FAREWELL: Duration = Duration::from_secs(1);
 
 /// What one connection may make us keep, and ask of us.
 #[derive(Debug)]
-struct Bounds {
+pub(super) struct Bounds {
     /// Requests at once, on HTTP/2.
     streams: u32,
     /// Octets of all headers of a request: on HTTP/2 as they are counted in RFC 9113 section 6.5.2, on HTTP/1.1 with the request line, and 8 KiB
@@ -53,10 +53,10 @@ struct Bounds {
 }
 
 /// For nodes and the operator.
-const KNOWN: Bounds =
+pub(super) static KNOWN: Bounds =
     Bounds { streams: 16, head: 16 * 1024, window: (64 * 1024, 256 * 1024), answer: 400 * 1024, requests: None };
-/// For who has shown no node's certificate, and has one thing to ask: to join.
-const STRANGER: Bounds =
+/// For who has shown no certificate of a registered node, and has one thing to ask: to join.
+static STRANGER: Bounds =
     Bounds { streams: 4, head: 4 * 1024, window: (16 * 1024, 64 * 1024 - 1), answer: 16 * 1024, requests: Some(100) };
 
 /// Connections that a listener has accepted.
@@ -126,14 +126,14 @@ pub(super) async fn serve_nodes(
                 handshake = handshake => handshake,
             };
             match handshake {
-                Ok(Ok((stream, caller))) => {
+                Ok(Ok(Accepted { stream, caller, certificate })) => {
                     let connection = caller.connection.clone();
-                    if let Identity::Node(certificate) = &caller.identity {
-                        place.is_of(certificate, &connection);
-                        drop(displaced);
-                        serve(stream, caller, router, stopping).await;
+                    if let Some(certificate) = certificate {
+                        place.is_of(&certificate, &connection);
+                        drop((displaced, certificate));
+                        serve(stream, caller, &KNOWN, router, stopping).await;
                     } else {
-                        let served = serve(stream, caller, router, stopping);
+                        let served = serve(stream, caller, &STRANGER, router, stopping);
                         let served = Box::pin(tokio::time::timeout(STRANGER_LIFETIME, served));
                         tokio::select! {
                             _ = served => {}
@@ -181,16 +181,14 @@ static TO_STRANGERS: LazyLock<Builder<TokioExecutor>> = LazyLock::new(|| http(&S
 pub(super) fn serve<S>(
     stream: S,
     caller: Caller,
+    bounds: &'static Bounds,
     router: Router,
     stopping: CancellationToken,
 ) -> impl Future<Output = ()> + Send
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
-    let (http, bounds) = match caller.identity {
-        Identity::Operator | Identity::Node(_) => (&*TO_KNOWN, &KNOWN),
-        Identity::Nobody | Identity::Unrecognised(_) => (&*TO_STRANGERS, &STRANGER),
-    };
+    let http = if bounds.requests.is_none() { &*TO_KNOWN } else { &*TO_STRANGERS };
     let (cut, asked) = (caller.connection.clone(), AtomicU32::new(0));
     let requests = TaskTracker::new();
     requests.close();

@@ -13,7 +13,7 @@ use tokio_rustls::server::TlsStream;
 use tokio_util::sync::CancellationToken;
 
 use super::tls::Tls;
-use crate::api::caller::{Caller, Identity};
+use crate::api::caller::{Caller, Identity, NodeCertificate};
 
 /// A peer that acknowledges nothing for so long is gone.
 pub(super) const SILENCE: Duration = Duration::from_secs(30);
@@ -25,30 +25,40 @@ const STRANGERS_REQUESTS: usize = 256 * 1024;
 /// Octets of answers that wait, encrypted, for a stranger that does not read them; rustls allows 64 KiB.
 const STRANGERS_ANSWERS: usize = 8 * 1024;
 
-/// The connection, and who is at its other end.
-pub(super) async fn accept(
-    stream: TcpStream,
-    tls: Tls,
-    address: IpAddr,
-) -> io::Result<(Box<TlsStream<Measured<TcpStream>>>, Caller)> {
+/// A connection on which the handshake is done.
+pub(super) struct Accepted {
+    pub(super) stream: Box<TlsStream<Measured<TcpStream>>>,
+    pub(super) caller: Caller,
+    /// The certificate of a registered node, if one was shown that counts.
+    pub(super) certificate: Option<NodeCertificate>,
+}
+
+/// Does the server's part of the handshake.
+pub(super) async fn accept(stream: TcpStream, tls: Tls, address: IpAddr) -> io::Result<Accepted> {
     stream.set_nodelay(true)?;
     let silence = u32::try_from(SILENCE.as_millis()).unwrap_or(u32::MAX);
     rustix::net::sockopt::set_tcp_user_timeout(&stream, silence)?;
     let (config, authorities) = tls.now();
     let mut stream = TlsAcceptor::from(config).accept(Measured { inner: stream, left: Some(LONGEST) }).await?;
-    let (tcp, session) = stream.get_mut();
+    let (_, session) = stream.get_ref();
     let leaf = session.peer_certificates().and_then(|chain| chain.first());
     let identity = leaf.map_or(Identity::Nobody, Identity::of_certificate);
     // Cancelled when the authority that says so is retired.
     let authority = leaf.and_then(|leaf| authorities.issuer_of(leaf));
     let connection = authority.map_or_else(CancellationToken::new, |authority| authority.valid().child_token());
-    if matches!(identity, Identity::Node(_)) {
+    let caller = Caller { identity, address: Some(address), connection };
+    let certificate = match &caller.identity {
+        Identity::Node(certificate) if tls.is_known(&caller).await => Some(certificate.clone()),
+        _ => None,
+    };
+    let (tcp, session) = stream.get_mut();
+    if certificate.is_some() {
         tcp.left = None;
     } else {
         tcp.left = Some(STRANGERS_REQUESTS);
         session.set_buffer_limit(Some(STRANGERS_ANSWERS));
     }
-    Ok((Box::new(stream), Caller { identity, address: Some(address), connection }))
+    Ok(Accepted { stream: Box::new(stream), caller, certificate })
 }
 
 /// A stream that ends with an error when more was read of it than is left.

@@ -13,6 +13,7 @@ use rustls::time_provider::TimeProvider;
 use rustls_pki_types::UnixTime;
 use tokio_util::sync::CancellationToken;
 
+use crate::api::caller::Caller;
 use crate::api::{App, Context};
 use crate::ca::{self, Authorities, Term};
 use crate::clock::{Clock, Seconds};
@@ -59,6 +60,12 @@ impl Tls {
         self.build();
         let built = self.built.read().unwrap_or_else(PoisonError::into_inner);
         (built.config.clone(), built.authorities.clone())
+    }
+
+    /// Whether this is a registered node with a certificate that counts. Who was deregistered, or shows a certificate that was replaced, is a stranger.
+    pub(super) async fn is_known(&self, caller: &Caller) -> bool {
+        let registry = &self.app.registry;
+        caller.is_known(&registry.read().await, registry.clock.now()).is_ok()
     }
 
     /// Signs a new certificate of the controller's own.

@@ -82,6 +82,8 @@ async fn a_certificate_ends_on_open_connections_too() {
     let cloud = Cloud::start().await;
     let node = cloud.node("edge", "a").await;
     let mut open = node.connect().await.unwrap();
+    // In TLS 1.3 a client is done before the server has seen its certificate.
+    assert_eq!(open.ask(Method::GET, "/v1/nodes/a/view", None).await.0, 200);
     cloud.clock.advance(7 * 24 * 3600);
     assert_eq!(kind(&open.ask(Method::GET, "/v1/nodes/a/view", None).await), (403, "certificate-expired"));
 }

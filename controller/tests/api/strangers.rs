@@ -293,6 +293,14 @@ async fn a_stranger_who_asks_without_end_is_cut_off_and_a_node_is_not() {
     for _ in 0..300 {
         assert_eq!(of_node.ask(Method::GET, "/v1/nodes/edge-1/view", None).await.0, 200);
     }
+    // A certificate that does not count any more makes no node.
+    cloud.deregister("edge-1").await;
+    let (mut former, mut asked) = (node.connect().await.unwrap(), 0);
+    while let Ok(answer) = former.try_ask(Method::GET, "/v1/nodes/edge-1/view", None).await {
+        assert_eq!(kind(&answer), (403, "node-deregistered"));
+        asked += 1;
+        assert!(asked <= 200, "it is not cut off");
+    }
 }
 
 /// Sends this again and again, with the number of the next stream, until the server takes no more; the connection must not last.
