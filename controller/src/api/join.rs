@@ -74,8 +74,10 @@ pub(super) async fn join(
             if record.role == Role::Edge {
                 let settings = live.settings();
                 let (policy, min) = (&settings.policy, settings.config.segments.min_per_node);
-                let missing = missing_segments(state, policy, &name, min);
+                let back = kept(state, policy, &name, now);
+                let missing = missing_segments(state, policy, &name, &back, min);
                 changes = super::segments::grants(state, policy, &name, &missing, JOIN_REQUEST, now)?;
+                changes.extend(back.into_iter().map(Change::ClaimSegment));
             }
             if state.node(&name).is_none() {
                 changes.extend(leftovers(state, &name, record.role, now).map(Change::PutSegment));
@@ -191,10 +193,24 @@ fn leftovers(state: &Rows, node: &NodeName, role: Role, now: Seconds) -> impl It
     })
 }
 
-/// What a node lacks of the segments that it gets without asking.
-fn missing_segments(state: &Rows, policy: &Policy, node: &NodeName, min: u32) -> Vec<edge_types::api::Family> {
+/// Segments that are kept for a name which lost its Node object: they are its again when it comes back, since its pods may use them.
+fn kept(state: &Rows, policy: &Policy, node: &NodeName, now: Seconds) -> Vec<Row> {
+    let kept = state.kept_for(node, now).filter(|row| policy.allows(&row.network));
+    kept.map(|row| row.granted_anew(node.clone(), JOIN_REQUEST.into(), now)).collect()
+}
+
+/// What a node lacks of the segments that it gets without asking, besides those that it gets back.
+fn missing_segments(
+    state: &Rows,
+    policy: &Policy,
+    node: &NodeName,
+    back: &[Row],
+    min: u32,
+) -> Vec<edge_types::api::Family> {
     let held = state.ledger().held_by(node);
-    let of = |family| held.iter().filter(|row| edge_types::api::Family::of(&row.network) == family).count();
+    let of = |family| {
+        held.iter().copied().chain(back).filter(|row| edge_types::api::Family::of(&row.network) == family).count()
+    };
     let lacking = |family| (min.min(policy.max_per_node) as usize).saturating_sub(of(family));
     policy.families().flat_map(|family| std::iter::repeat_n(family, lacking(family))).collect()
 }

@@ -32,11 +32,15 @@ impl State {
         Some((rows, changes))
     }
 
+    /// Released segments that are kept for a name.
+    pub fn kept_for<'a>(&'a self, node: &'a NodeName, now: Seconds) -> impl Iterator<Item = &'a Row> {
+        let kept = move |row: &&Row| row.released_at.is_some() && row.kept_until.is_some_and(|until| until > now);
+        self.ledger.rows().filter(move |row| row.node == *node).filter(kept)
+    }
+
     /// What ends that, once it is known that the machine is gone; `None` where nothing is kept for this name.
     pub fn let_go(&self, node: &NodeName, now: Seconds) -> Option<(Vec<Row>, Vec<Change>)> {
-        let kept =
-            self.ledger.rows().filter(|row| row.node == *node && row.kept_until.is_some_and(|until| until > now));
-        let rows: Vec<Row> = kept.map(|row| Row { kept_until: None, ..row.clone() }).collect();
+        let rows: Vec<Row> = self.kept_for(node, now).map(|row| Row { kept_until: None, ..row.clone() }).collect();
         let changes = rows.iter().cloned().map(Change::PutSegment).collect();
         (!rows.is_empty()).then_some((rows, changes))
     }

@@ -1,6 +1,6 @@
 //! What is missing was not necessarily deleted on purpose: nobody is deregistered for it, and nothing is granted twice.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use edge_controller::kubernetes::resources::object_name;
 use edge_types::{IpNetwork, NodeName};
@@ -28,6 +28,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("edgenodes_that_are_all_deleted_at_once_come_back_and_their_nodes_stay", all_edge_nodes),
     ("nodes_are_served_while_the_definitions_are_gone_and_readyz_says_what_helps", served),
     ("nodes_that_lost_their_node_objects_are_listed_and_deregistered_when_it_is_confirmed", confirmed),
+    ("a_node_that_joins_again_after_its_node_object_was_deleted_gets_its_segments_back", returned),
     ("a_controller_does_not_start_with_another_cluster_until_that_is_accepted", refused),
 ];
 
@@ -338,6 +339,29 @@ fn confirmed() {
         for node in &nodes {
             assert_eq!(node.ask(Method::GET, "/segments", None).await.0, 403);
         }
+        cloud.server.stop().await;
+    });
+}
+
+fn returned() {
+    run(async {
+        let cluster = clean().await;
+        let cloud = controller(&cluster).await;
+        PLANE.apply_text("apiVersion: v1\nkind: Node\nmetadata: {name: edge-1}\n").unwrap();
+        let node = cloud.node("edge", "edge-1").await;
+        node.apply("r", &["ipv4"]).await;
+        let held = node.watch().await.view().await.segments;
+        until("its Node to be known", async || cluster.edge_nodes().get("edge-1").await.unwrap().spec.node_object)
+            .await;
+        PLANE.kubectl(&["delete", "node", "edge-1"]).unwrap();
+        until("it to be refused", async || (node.ask(Method::GET, "/segments", None).await.0 == 403).then_some(()))
+            .await;
+        let other = cloud.node("edge", "edge-2").await.watch().await.view().await.segments;
+        assert!(!other.is_empty() && other.iter().all(|segment| !held.contains(segment)), "{other:?}");
+        let back = cloud.node("edge", "edge-1").await.watch().await.view().await.segments;
+        let (held, back): (BTreeSet<IpNetwork>, BTreeSet<IpNetwork>) =
+            (held.into_iter().collect(), back.into_iter().collect());
+        assert!(held.len() == 3 && back == held, "{back:?} and not {held:?}");
         cloud.server.stop().await;
     });
 }

@@ -138,9 +138,14 @@ async fn judge(inner: &Inner, kind: Kind, missing: Vec<Missing>, recent: &mut Re
     if missing.is_empty() {
         return true;
     }
+    let (restored, missing): (Vec<Missing>, Vec<Missing>) = missing.into_iter().partition(|missing| missing.restored);
+    let written = restored.is_empty() || write_restored_again(inner, restored).await;
+    if missing.is_empty() {
+        return written;
+    }
     if kind == Kind::Community {
         missing.iter().for_each(|missing| inner.objects().believe(&missing.place));
-        return true;
+        return written;
     }
     let rows = match inner.known_rows().await {
         Ok(rows) => rows,
@@ -149,10 +154,45 @@ async fn judge(inner: &Inner, kind: Kind, missing: Vec<Missing>, recent: &mut Re
             return false;
         }
     };
-    match kind {
+    let judged = match kind {
         Kind::Node => judge_nodes(inner, missing, &rows, recent).await,
         _ => judge_segments(inner, missing, &rows).await,
+    };
+    judged && written
+}
+
+/// Writes again what etcd lacks since it was restored from a backup.
+async fn write_restored_again(inner: &Inner, missing: Vec<Missing>) -> bool {
+    let rows = match inner.known_rows().await {
+        Ok(rows) => rows,
+        Err(_) => return false,
+    };
+    let mut decided = true;
+    for Missing { place, key, .. } in missing {
+        let change = match &key {
+            Key::Node(name) => rows.nodes.iter().find(|row| row.name == *name).cloned().map(Change::PutNode),
+            Key::Segment(network) => {
+                let row = rows.segments.iter().find(|row| row.network == *network);
+                row.filter(|row| is_needed(row, &rows)).cloned().map(Change::PutSegment)
+            }
+            Key::Community(name) => {
+                rows.communities.iter().find(|row| row.name == *name).cloned().map(Change::PutCommunity)
+            }
+            Key::Token(_) => None,
+        };
+        let Some(change) = change else {
+            inner.objects().believe(&place);
+            continue;
+        };
+        match write_again(inner, &change).await {
+            Again::There => tracing::warn!(%key, "etcd was restored from a backup that lacks it; written again"),
+            Again::Not(why) => {
+                tracing::warn!(%key, why, "etcd was restored from a backup that lacks it; not written again yet");
+                decided = false;
+            }
+        }
     }
+    decided
 }
 
 async fn judge_segments(inner: &Inner, missing: Vec<Missing>, rows: &Snapshot) -> bool {

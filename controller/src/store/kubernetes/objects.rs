@@ -68,6 +68,8 @@ pub(super) struct Objects {
     frozen: HashMap<Kind, String>,
     /// Something became absent.
     absence: Arc<Notify>,
+    /// Version of the list by which etcd was seen to be restored from a backup: what that lacks, nobody has deleted.
+    restored_at: HashMap<Kind, u64>,
 }
 
 struct Entry {
@@ -134,6 +136,7 @@ impl Objects {
             absent: HashMap::new(),
             frozen: HashMap::new(),
             absence: Arc::default(),
+            restored_at: HashMap::new(),
         }
     }
 
@@ -175,8 +178,9 @@ impl Objects {
                 what = kind.what(),
                 before,
                 at,
-                "versions went back: etcd was restored from a backup; what it holds now is what holds"
+                "versions went back: etcd was restored from a backup; what it holds now is what holds, and what it lacks is written again"
             );
+            self.restored_at.insert(kind, at);
             // Whatever version something had before does not compare with those to come.
             self.entries.iter_mut().filter(|(place, _)| place.0 == kind).for_each(|(_, entry)| entry.version = 0);
             self.at[kind as usize] = 0;

@@ -26,6 +26,8 @@ pub(in super::super) struct Missing {
     pub(in super::super) since: Instant,
     /// It is there again, as another object.
     pub(in super::super) recreated: bool,
+    /// Etcd was restored from a backup that is older than the object.
+    pub(in super::super) restored: bool,
 }
 
 impl Objects {
@@ -52,7 +54,8 @@ impl Objects {
             let another = |event: &Event| matches!(event, Event::Put(object) if object.uid != absent.uid);
             let recreated = absent.waiting.iter().any(another);
             let key = self.entries.get(place)?.key.clone();
-            Some(Missing { place: place.clone(), key, since: absent.since, recreated })
+            let restored = self.restored_at.get(&kind) == Some(&absent.version);
+            Some(Missing { place: place.clone(), key, since: absent.since, recreated, restored })
         });
         missing.collect()
     }

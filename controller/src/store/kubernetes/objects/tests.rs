@@ -110,6 +110,7 @@ fn a_complete_list_tells_what_is_gone_and_not_what_came_after_it() {
     assert_eq!(ports(&mut news), [7], "versions went back: what the list says holds");
     let missing = objects.missing(Kind::Node);
     assert_eq!(missing.iter().map(|missing| missing.place.1.as_str()).collect::<Vec<_>>(), ["c"]);
+    assert!(missing[0].restored, "nobody has deleted what a backup lacks");
 }
 
 #[test]
