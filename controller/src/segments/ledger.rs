@@ -283,7 +283,7 @@ impl Ledger {
     }
 
     /// Rows that share an address with a network.
-    pub(super) fn overlapping_with(&self, network: &IpNetwork) -> impl Iterator<Item = &Row> {
+    pub fn overlapping_with(&self, network: &IpNetwork) -> impl Iterator<Item = &Row> {
         let ((family, first), last) = bounds(network);
         self.overlapping(family, first, last)
     }

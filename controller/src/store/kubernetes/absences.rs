@@ -8,10 +8,11 @@
 //!
 //! What replicas delete themselves they mark before, and it is believed at once.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use edge_types::NodeName;
+use edge_types::{Community, IpNetwork, NodeName};
 use futures_util::{StreamExt, stream};
 use tokio::time::{Instant, MissedTickBehavior};
 
@@ -22,8 +23,9 @@ use super::objects::Missing;
 use super::rewrite::{Again, write_again};
 use crate::absence::{Recent, SETTLE};
 use crate::kubernetes::events::About;
-use crate::segments::{Row, overlap};
-use crate::state::{Change, Key, NodeRecord, Snapshot};
+use crate::kubernetes::resources::object_name;
+use crate::segments::{Ledger, Row};
+use crate::state::{Change, CommunityRecord, Key, NodeRecord, Snapshot};
 
 /// How often definitions are looked at, whatever was heard.
 const LOOK: Duration = Duration::from_secs(10);
@@ -109,17 +111,13 @@ async fn write_all_again(inner: &Inner, kind: Kind, uid: String) -> Result<usize
         Kind::Token => Vec::new(),
     };
     let count = wanted.len();
-    let failed: Vec<String> = stream::iter(wanted)
-        .map(|change| async move {
-            match write_again(inner, &change).await {
-                Again::There => None,
-                Again::Not(why) => Some(why),
-            }
+    let written = write(inner, wanted).await.into_iter();
+    let failed: Vec<String> = written
+        .filter_map(|(_, again)| match again {
+            Again::There => None,
+            Again::Not(why) => Some(why),
         })
-        .buffer_unordered(AT_ONCE)
-        .filter_map(std::future::ready)
-        .collect()
-        .await;
+        .collect();
     if let Some(why) = failed.first() {
         return Err(format!("{} of {count} are not there yet: {why}", failed.len()));
     }
@@ -138,56 +136,59 @@ async fn judge(inner: &Inner, kind: Kind, missing: Vec<Missing>, recent: &mut Re
     if missing.is_empty() {
         return true;
     }
-    let (restored, missing): (Vec<Missing>, Vec<Missing>) = missing.into_iter().partition(|missing| missing.restored);
-    let written = restored.is_empty() || write_restored_again(inner, restored).await;
-    if missing.is_empty() {
-        return written;
-    }
-    if kind == Kind::Community {
-        missing.iter().for_each(|missing| inner.objects().believe(&missing.place));
-        return written;
-    }
     let rows = match inner.known_rows().await {
-        Ok(rows) => rows,
+        Ok(rows) => Known::from(rows),
         Err(why) => {
             tracing::warn!(why, "it is not decided yet what becomes of missing objects");
             return false;
         }
     };
+    let (restored, missing): (Vec<Missing>, Vec<Missing>) = missing.into_iter().partition(|missing| missing.restored);
+    let written = write_restored_again(inner, restored, &rows).await;
     let judged = match kind {
+        _ if missing.is_empty() => true,
         Kind::Node => judge_nodes(inner, missing, &rows, recent).await,
-        _ => judge_segments(inner, missing, &rows).await,
+        Kind::Segment => judge_segments(inner, missing, &rows).await,
+        Kind::Community | Kind::Token => {
+            missing.iter().for_each(|missing| inner.objects().believe(&missing.place));
+            true
+        }
     };
     judged && written
 }
 
+/// Writes objects again; what became of each.
+async fn write(inner: &Inner, changes: Vec<Change>) -> Vec<(Change, Again)> {
+    let writes = stream::iter(changes).map(|change| async move {
+        let again = write_again(inner, &change).await;
+        (change, again)
+    });
+    writes.buffer_unordered(AT_ONCE).collect().await
+}
+
 /// Writes again what etcd lacks since it was restored from a backup.
-async fn write_restored_again(inner: &Inner, missing: Vec<Missing>) -> bool {
-    let rows = match inner.known_rows().await {
-        Ok(rows) => rows,
-        Err(_) => return false,
-    };
-    let mut decided = true;
+async fn write_restored_again(inner: &Inner, missing: Vec<Missing>, rows: &Known) -> bool {
+    let mut changes = Vec::new();
     for Missing { place, key, .. } in missing {
         let change = match &key {
-            Key::Node(name) => rows.nodes.iter().find(|row| row.name == *name).cloned().map(Change::PutNode),
-            Key::Segment(network) => {
-                let row = rows.segments.iter().find(|row| row.network == *network);
-                row.filter(|row| is_needed(row, &rows)).cloned().map(Change::PutSegment)
-            }
-            Key::Community(name) => {
-                rows.communities.iter().find(|row| row.name == *name).cloned().map(Change::PutCommunity)
-            }
+            Key::Node(name) => rows.nodes.get(name).cloned().map(Change::PutNode),
+            Key::Segment(network) => rows.needed(network).cloned().map(Change::PutSegment),
+            Key::Community(name) => rows.communities.get(name).cloned().map(Change::PutCommunity),
             Key::Token(_) => None,
         };
-        let Some(change) = change else {
-            inner.objects().believe(&place);
-            continue;
-        };
-        match write_again(inner, &change).await {
-            Again::There => tracing::warn!(%key, "etcd was restored from a backup that lacks it; written again"),
+        match change {
+            Some(change) => changes.push(change),
+            None => inner.objects().believe(&place),
+        }
+    }
+    let mut decided = true;
+    for (change, again) in write(inner, changes).await {
+        match again {
+            Again::There => {
+                tracing::warn!(key = %change.key(), "etcd was restored from a backup that lacks it; written again")
+            }
             Again::Not(why) => {
-                tracing::warn!(%key, why, "etcd was restored from a backup that lacks it; not written again yet");
+                tracing::warn!(key = %change.key(), why, "etcd was restored from a backup that lacks it; not written again yet");
                 decided = false;
             }
         }
@@ -195,16 +196,20 @@ async fn write_restored_again(inner: &Inner, missing: Vec<Missing>) -> bool {
     decided
 }
 
-async fn judge_segments(inner: &Inner, missing: Vec<Missing>, rows: &Snapshot) -> bool {
-    let mut decided = true;
+async fn judge_segments(inner: &Inner, missing: Vec<Missing>, rows: &Known) -> bool {
+    let mut changes = Vec::new();
     for Missing { place, key, .. } in missing {
         let Key::Segment(network) = key else { continue };
-        let row = rows.segments.iter().find(|row| row.network == network);
-        let Some(row) = row.filter(|row| is_needed(row, rows)) else {
-            inner.objects().believe(&place);
-            continue;
-        };
-        match write_again(inner, &Change::PutSegment(row.clone())).await {
+        match rows.needed(&network) {
+            Some(row) => changes.push(Change::PutSegment(row.clone())),
+            None => inner.objects().believe(&place),
+        }
+    }
+    let mut decided = true;
+    for (change, again) in write(inner, changes).await {
+        let Change::PutSegment(row) = change else { continue };
+        let segment = row.network;
+        match again {
             Again::There => {
                 let so = match row.released_at {
                     None => {
@@ -212,12 +217,12 @@ async fn judge_segments(inner: &Inner, missing: Vec<Missing>, rows: &Snapshot) -
                     }
                     Some(_) => format!("node {} held it, and its quarantine is kept", row.node),
                 };
-                tracing::warn!(segment = %network, node = %row.node, "its object was deleted and is written again: {so}");
+                tracing::warn!(%segment, node = %row.node, "its object was deleted and is written again: {so}");
                 let note = format!("deleted and written again: {so}");
-                inner.events.warning(About::Segment, &place.1, "DeletionUndone", note);
+                inner.events.warning(About::Segment, &object_name(&segment), "DeletionUndone", note);
             }
             Again::Not(why) => {
-                tracing::warn!(segment = %network, why, "its object was deleted and is not written again yet");
+                tracing::warn!(%segment, why, "its object was deleted and is not written again yet");
                 decided = false;
             }
         }
@@ -225,19 +230,12 @@ async fn judge_segments(inner: &Inner, missing: Vec<Missing>, rows: &Snapshot) -
     decided
 }
 
-/// Whether a segment is to be kept: a registered node holds it, or held it last, and nothing else stands in its place.
-fn is_needed(row: &Row, rows: &Snapshot) -> bool {
-    let replaced = |other: &Row| other.network != row.network && overlap(&other.network, &row.network);
-    let wanted = row.released_at.is_some() || rows.nodes.iter().any(|node| node.name == row.node);
-    wanted && !is_blocked(row) && !rows.segments.iter().any(replaced)
-}
-
-async fn judge_nodes(inner: &Inner, missing: Vec<Missing>, rows: &Snapshot, recent: &mut Recent) -> bool {
+async fn judge_nodes(inner: &Inner, missing: Vec<Missing>, rows: &Known, recent: &mut Recent) -> bool {
     let (mut unexplained, mut newest) = (Vec::new(), None::<Instant>);
     for Missing { place, key, since, .. } in missing {
         let Key::Node(name) = key else { continue };
-        match rows.nodes.iter().find(|record| record.name == name) {
-            Some(record) if !left(record, rows) => {
+        match rows.nodes.get(&name) {
+            Some(record) if !rows.has_left(record) => {
                 newest = newest.max(Some(since));
                 unexplained.push((place, record));
             }
@@ -253,11 +251,12 @@ async fn judge_nodes(inner: &Inner, missing: Vec<Missing>, rows: &Snapshot, rece
         return true;
     }
     let count = unexplained.len();
+    let changes = unexplained.into_iter().map(|(_, record)| Change::PutNode(record.clone())).collect();
     let mut decided = true;
-    for (_, record) in unexplained {
-        match write_again(inner, &Change::PutNode(record.clone())).await {
+    for (change, again) in write(inner, changes).await {
+        let Change::PutNode(NodeRecord { name, .. }) = change else { continue };
+        match again {
             Again::There => {
-                let name = &record.name;
                 let note = format!(
                     "{count} EdgeNodes were deleted at once: written again, and the node stays registered; where it shall go, edge-controller node \
                      deregister {name}"
@@ -266,7 +265,7 @@ async fn judge_nodes(inner: &Inner, missing: Vec<Missing>, rows: &Snapshot, rece
                 inner.events.warning(About::EdgeNode, name.as_str(), "DeletionUndone", note);
             }
             Again::Not(why) => {
-                tracing::warn!(node = %record.name, why, "its EdgeNode was deleted and is not written again yet");
+                tracing::warn!(node = %name, why, "its EdgeNode was deleted and is not written again yet");
                 decided = false;
             }
         }
@@ -274,10 +273,35 @@ async fn judge_nodes(inner: &Inner, missing: Vec<Missing>, rows: &Snapshot, rece
     decided
 }
 
-/// Whether a replica has deregistered the node: then its segments were released, which nobody does who only deletes an EdgeNode.
-fn left(record: &NodeRecord, rows: &Snapshot) -> bool {
-    let of = |name: &NodeName| rows.segments.iter().filter(move |row| row.node == *name).collect::<Vec<_>>();
-    let segments = of(&record.name);
-    let after = |row: &&Row| row.released_at.is_some_and(|at| at >= record.joined_at);
-    segments.iter().any(after) && segments.iter().all(|row| row.released_at.is_some())
+/// What the registry knows, for looking up many.
+struct Known {
+    nodes: HashMap<NodeName, NodeRecord>,
+    communities: HashMap<Community, CommunityRecord>,
+    ledger: Ledger,
+}
+
+impl From<Snapshot> for Known {
+    fn from(rows: Snapshot) -> Self {
+        let mut ledger = Ledger::default();
+        rows.segments.into_iter().for_each(|row| ledger.insert(row));
+        let nodes = rows.nodes.into_iter().map(|record| (record.name.clone(), record)).collect();
+        let communities = rows.communities.into_iter().map(|record| (record.name.clone(), record)).collect();
+        Self { nodes, communities, ledger }
+    }
+}
+
+impl Known {
+    /// A segment that is to be kept: a registered node holds it, or a node held it last, and nothing else stands in its place.
+    fn needed(&self, network: &IpNetwork) -> Option<&Row> {
+        let row = self.ledger.row(network).filter(|row| !is_blocked(row))?;
+        let wanted = row.released_at.is_some() || self.nodes.contains_key(&row.node);
+        let replaced = self.ledger.overlapping_with(network).any(|other| other.network != *network);
+        (wanted && !replaced).then_some(row)
+    }
+
+    /// Whether a replica has deregistered the node: then its segments were released, which nobody does who only deletes an EdgeNode.
+    fn has_left(&self, record: &NodeRecord) -> bool {
+        let after = |row: &Row| row.node == record.name && row.released_at.is_some_and(|at| at >= record.joined_at);
+        self.ledger.held_by(&record.name).is_empty() && self.ledger.rows().any(after)
+    }
 }

@@ -370,6 +370,8 @@ async fn release(inner: &Inner, row: &Row) -> Result<(), StoreError> {
         let Some(object) = held else { return Ok(()) };
         {
             let mut objects = inner.objects();
+            // Where it was missed meanwhile: it is there.
+            objects.keep(&place);
             objects.event(place.clone(), Event::Put(object));
             objects.plan_knows(&place);
         }
