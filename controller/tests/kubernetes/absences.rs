@@ -125,6 +125,9 @@ fn definitions() {
         assert!(granted.iter().all(|network| !before.contains_key(network)), "{granted:?} of {before:?}");
         let all: Vec<IpNetwork> = before.keys().copied().chain(granted).collect();
         assert_disjoint(&all);
+        // Each of the two notes that it has written all.
+        let open = async || cluster.store().load(tokio::sync::mpsc::channel(1).0).await.ok();
+        until("a third one to be let start", open).await;
         let third = cluster.replica().await;
         registered(&third, 3).await;
         assert_eq!(known(&third).await.len(), all.len());

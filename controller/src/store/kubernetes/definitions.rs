@@ -54,7 +54,8 @@ impl Definitions {
         match *known == found {
             true => Ok(()),
             false => Err(format!(
-                "the API server is of another cluster now: its namespace kube-system has the UID {found}, and had {known}. Nothing is written into it; to                  move there, import a backup"
+                "the API server is of another cluster now: its namespace kube-system has the UID {found}, and had {known}. Nothing is written \
+                 into it; to move there, import a backup"
             )),
         }
     }

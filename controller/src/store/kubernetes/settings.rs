@@ -111,7 +111,9 @@ impl Settings {
         let data = self.get().await?.unwrap_or_default().data.unwrap_or_default();
         if let Some(what) = others(&data) {
             return Err(StoreError::Failed(format!(
-                "the definition {what} (CRD) was deleted and made again, and its objects were deleted with it: replicas that run are writing them again;                  where none runs, import a backup (edge-controller import), or, to begin a new cluster that every node joins again, delete the                  ConfigMap {NAME}"
+                "the definition {what} (CRD) was deleted and made again, and its objects were deleted with it: replicas that run are writing them again; \
+                 where none runs, import a backup (edge-controller import), or, to begin a new cluster that every node joins \
+                 again, delete the ConfigMap {NAME}"
             )));
         }
         match noted(&data, definitions) {
