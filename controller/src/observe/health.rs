@@ -84,11 +84,11 @@ impl Health {
         checks
     }
 
-    /// What an operator should know, though nodes are served as ever.
+    /// What an operator should know, though nodes are served as ever: `[!]` where something is asked of the operator, `[i]` otherwise.
     pub(super) fn notes(&self, app: &Context) -> Vec<String> {
-        let labels =
-            app.settings().config.kubernetes.is_some().then(|| format!("node-labels: {}", *app.label_trust.borrow()));
-        app.asked.note().into_iter().chain(labels).collect()
+        let watched = app.settings().config.kubernetes.is_some();
+        let labels = watched.then(|| format!("[i]node-labels: {}", *app.label_trust.borrow()));
+        app.asked.note().map(|note| format!("[!]{note}")).into_iter().chain(labels).collect()
     }
 
     fn loops(&self) -> Vec<Check> {
@@ -124,7 +124,7 @@ pub(super) fn answer(checks: Vec<Check>, notes: Vec<String>) -> Response {
             Err(why) => text.push_str(&format!("[-]{name} failed: {why}\n")),
         }
     }
-    notes.iter().for_each(|note| text.push_str(&format!("[i]{note}\n")));
+    notes.iter().for_each(|note| text.push_str(&format!("{note}\n")));
     text.push_str(if failed { "not ok\n" } else { "ok\n" });
     let status = if failed { StatusCode::SERVICE_UNAVAILABLE } else { StatusCode::OK };
     (status, text).into_response()
