@@ -13,6 +13,8 @@ use crate::shares;
 const AT_ONCE: usize = 8;
 /// Of these, those of one source: another's turn comes next, however many wait there.
 const OF_ONE_SOURCE: usize = 4;
+/// Those of one source that have a turn or wait for one, with their bodies; more are refused at once.
+const OF_ONE_SOURCE_IN_ALL: usize = 32;
 /// Time to wait for a turn.
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -42,6 +44,10 @@ impl Reviews {
     pub(crate) async fn turn(&self, from: Option<IpAddr>) -> Option<Turn<'_>> {
         let source = shares::source(from.unwrap_or(Ipv6Addr::UNSPECIFIED.into()));
         let of_source = self.sources().entry(source).or_insert_with(|| Arc::new(Semaphore::new(OF_ONE_SOURCE))).clone();
+        // The map and this one hold it, and everyone else who has a turn or waits for one.
+        if Arc::strong_count(&of_source) > OF_ONE_SOURCE_IN_ALL + 1 {
+            return None;
+        }
         // Made first: whoever goes away while it waits is forgotten too.
         let mut turn = Turn { reviews: self, source, permits: None };
         let both = async {
@@ -90,5 +96,21 @@ mod tests {
         assert!(reviews.turn(greedy).await.is_some());
         drop(held);
         assert_eq!((reviews.sources().len(), reviews.all.available_permits()), (0, AT_ONCE));
+    }
+
+    #[tokio::test]
+    async fn few_of_one_source_wait_and_the_rest_are_refused_at_once() {
+        let reviews = Reviews::default();
+        let source = Some("192.0.2.1".parse().unwrap());
+        let mut held = Vec::new();
+        for _ in 0..OF_ONE_SOURCE {
+            held.push(reviews.turn(source).await.unwrap());
+        }
+        let mut waiting: Vec<_> =
+            (OF_ONE_SOURCE..OF_ONE_SOURCE_IN_ALL).map(|_| Box::pin(reviews.turn(source))).collect();
+        assert!(waiting.iter_mut().all(|turn| turn.now_or_never().is_none()));
+        assert!(reviews.turn(source).await.is_none(), "one too many");
+        drop((waiting, held));
+        assert!(reviews.sources().is_empty());
     }
 }
