@@ -37,14 +37,26 @@ fn is_usable_v4(ip: &Ipv4Addr) -> bool {
 }
 
 fn is_usable_v6(ip: &Ipv6Addr) -> bool {
-    let [first, second, ..] = ip.segments();
-    // ::/96 with :: and ::1, once addresses of IPv4; 100::/64, which discards.
-    let reserved = ip.segments()[..6] == [0; 6] || (first, second) == (0x0100, 0);
+    let [first, second, third, ..] = ip.segments();
+    // ::/96 with :: and ::1, once addresses of IPv4; 100::/64, which discards; 64:ff9b:1::/48, which translates as each network likes.
+    let reserved =
+        ip.segments()[..6] == [0; 6] || (first, second) == (0x0100, 0) || [first, second, third] == [0x64, 0xff9b, 1];
     // fe80::/10, and the site-local fec0::/10 before it was given up.
     let local = first & 0xff80 == 0xfe80;
     // The metadata service of one cloud.
     let metadata = *ip == Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254);
-    !(reserved || local || metadata || ip.is_multicast())
+    !(reserved || local || metadata || ip.is_multicast()) && within(ip).is_none_or(|ip| is_usable_v4(&ip))
+}
+
+/// The IPv4 address to which packets are translated or tunnelled: 64:ff9b::/96 (RFC 6052 2.1), 2002::/16 (RFC 3056 2).
+fn within(ip: &Ipv6Addr) -> Option<Ipv4Addr> {
+    let [first, second, third, .., seventh, eighth] = ip.segments();
+    let of = |high: u16, low: u16| Ipv4Addr::from(u32::from(high) << 16 | u32::from(low));
+    match ip.segments() {
+        [0x64, 0xff9b, 0, 0, 0, 0, ..] => Some(of(seventh, eighth)),
+        _ if first == 0x2002 => Some(of(second, third)),
+        _ => None,
+    }
 }
 
 /// The first of a node's addresses that its peers may get, in its order. One place is left for the address from which its report came, which is the
@@ -253,10 +265,24 @@ mod tests {
             "100::1",
             "fd00:ec2::254",
             "fd77::1",
+            "64:ff9b::a9fe:a9fe",
+            "64:ff9b::7f00:1",
+            "64:ff9b:1::1",
+            "2002:7f00:1::1",
         ] {
             assert!(!is_reachable(&ip(bad), networks.iter()), "{bad}");
         }
-        for good in ["192.168.1.10", "10.0.0.1", "100.64.0.1", "203.0.113.7", "fd78::1", "2001:db8::1", "fc00::1"] {
+        for good in [
+            "192.168.1.10",
+            "10.0.0.1",
+            "100.64.0.1",
+            "203.0.113.7",
+            "fd78::1",
+            "2001:db8::1",
+            "fc00::1",
+            "64:ff9b::cb00:7107",
+            "2002:cb00:7107::1",
+        ] {
             assert!(is_reachable(&ip(good), networks.iter()), "{good}");
         }
     }
