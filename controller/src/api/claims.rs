@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use edge_types::{IpNetwork, NodeName, Role};
 
@@ -11,39 +12,52 @@ use crate::kubernetes::events::About;
 use crate::segments::{Conflict, Grant, Policy, Row};
 use crate::state::{Change, State};
 
-/// So many are looked at in one report; no node holds more.
-const MOST: usize = 4096;
 /// So many conflicts of one node are kept for people.
 const NAMED: usize = 8;
+/// So seldom new conflicts of one node are told, in the log and by an Event: a node may report others at every moment.
+const PAUSE: Duration = Duration::from_secs(60);
 /// What a segment carries in place of a request, when its node has brought it.
 const REPORTED: &str = "reported";
 
-/// What nodes say they hold and do not: for people. At most [`NAMED`] a node.
+/// What nodes say they hold and do not: for people.
 #[derive(Debug, Clone, Default)]
-pub struct Conflicts(Arc<Mutex<BTreeMap<NodeName, Vec<Conflict>>>>);
+pub struct Conflicts(Arc<Mutex<BTreeMap<NodeName, Reported>>>);
+
+/// Of one node, as of its last report.
+#[derive(Debug, Default)]
+struct Reported {
+    /// At most [`NAMED`].
+    conflicts: Vec<Conflict>,
+    /// When new ones were last told. It outlives them: they may come and go with every report.
+    told: Option<Instant>,
+}
 
 impl Conflicts {
     /// Of one node.
     pub fn of(&self, node: &NodeName) -> Vec<String> {
         let all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        all.get(node).into_iter().flatten().map(ToString::to_string).collect()
+        all.get(node).into_iter().flat_map(|reported| &reported.conflicts).map(ToString::to_string).collect()
     }
 
-    /// Forgets those of a node that is gone.
-    pub fn forget(&self, node: &NodeName) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(node);
+    /// Forgets those of all but these nodes.
+    pub fn retain(&self, kept: impl Fn(&NodeName) -> bool) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).retain(|node, _| kept(node));
     }
 
-    /// Notes all of one node; returns those that are new.
-    fn note(&self, node: &NodeName, mut conflicts: Vec<Conflict>) -> Vec<Conflict> {
+    /// Notes all of one node; returns those to tell of now.
+    fn note(&self, node: &NodeName, mut conflicts: Vec<Conflict>, now: Instant) -> Vec<Conflict> {
         conflicts.truncate(NAMED);
         let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if conflicts.is_empty() {
-            all.remove(node);
+        if conflicts.is_empty() && !all.contains_key(node) {
             return conflicts;
         }
-        let before = all.insert(node.clone(), conflicts.clone()).unwrap_or_default();
-        conflicts.retain(|conflict| !before.contains(conflict));
+        let reported = all.entry(node.clone()).or_default();
+        let new = conflicts.iter().any(|conflict| !reported.conflicts.contains(conflict));
+        reported.conflicts.clone_from(&conflicts);
+        if !new || reported.told.is_some_and(|told| now.saturating_duration_since(told) < PAUSE) {
+            return Vec::new();
+        }
+        reported.told = Some(now);
         conflicts
     }
 }
@@ -62,7 +76,9 @@ pub(super) fn plan(
     }
     let ledger = state.ledger();
     let (mut chosen, mut conflicts): (Vec<Grant>, Vec<Conflict>) = Default::default();
-    for segment in claimed.iter().take(MOST) {
+    // A node holds no more of either family, and of what is wrong a few are named.
+    let most = 2 * policy.max_per_node as usize + NAMED;
+    for segment in claimed.iter().take(most) {
         match ledger.claimed(policy, node, segment, &chosen, now) {
             Ok(grant) => chosen.extend(grant),
             Err(conflict) => conflicts.push(conflict),
@@ -86,9 +102,37 @@ impl Context {
             let note = format!("{}: in use, and not known to be granted; granted to it", list.join(", "));
             self.events.warning(About::EdgeNode, node.as_str(), "SegmentReported", note);
         }
-        for conflict in self.conflicts.note(node, conflicts) {
-            tracing::error!(%node, "{conflict}");
-            self.events.warning(About::EdgeNode, node.as_str(), "SegmentConflict", conflict.to_string());
+        let told = self.conflicts.note(node, conflicts, Instant::now());
+        if told.is_empty() {
+            return;
         }
+        let list: Vec<String> = told.iter().map(ToString::to_string).collect();
+        let note = list.join("; ");
+        tracing::error!(%node, "{note}");
+        self.events.warning(About::EdgeNode, node.as_str(), "SegmentConflict", note);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_node_that_reports_other_conflicts_at_every_moment_is_told_of_once_a_minute() {
+        let (conflicts, node) = (Conflicts::default(), "n".parse().unwrap());
+        let foreign = |n: u32| Conflict::Foreign { segment: IpNetwork::from(std::net::IpAddr::V4(n.into())) };
+        let start = Instant::now();
+        let mut told = 0;
+        for n in 0..600 {
+            // Ten reports a second; every other one is in order.
+            let reported = if n % 2 == 0 { vec![foreign(n)] } else { vec![] };
+            told += conflicts.note(&node, reported, start + Duration::from_millis(100) * n).len();
+        }
+        assert_eq!(told, 1);
+        let many = (0..100).map(foreign).collect();
+        assert_eq!(conflicts.note(&node, many, start + PAUSE).len(), NAMED);
+        assert_eq!(conflicts.of(&node).len(), NAMED, "the latest are shown");
+        conflicts.retain(|_| false);
+        assert!(conflicts.of(&node).is_empty());
     }
 }

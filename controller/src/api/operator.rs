@@ -80,7 +80,7 @@ pub(super) async fn deregister(
         })
         .await?;
     app.tunnels.retain(|kept| *kept != name);
-    app.conflicts.forget(&name);
+    app.conflicts.retain(|kept| *kept != name);
     let note = "by the operator; its certificate is refused from now on".to_owned();
     app.events.normal(About::EdgeNode, name.as_str(), "Deregistered", note);
     Ok(axum::Json(released.iter().map(|row| segment_info(row, quarantine, now)).collect()))

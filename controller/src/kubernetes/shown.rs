@@ -23,6 +23,7 @@ use super::client::{REQUEST, explain, is_absent};
 use super::lease::{Leases, Replicas};
 use super::resources::{Community, EdgeNode, Moment, community_object_name};
 use crate::api::App;
+use crate::logs;
 use crate::registry::View;
 use crate::state::{CommunityRecord, Key, NodeRecord};
 
@@ -88,12 +89,12 @@ impl Tunnels {
         self.reports().last.get(node).copied()
     }
 
-    /// A node has reported why it does not take its view, or nothing of the kind. Its words are shown to people: control characters are left out.
+    /// A node has reported why it does not take its view, or nothing of the kind. Its words are shown to people: what hides, reorders or breaks text is left out.
     pub fn refused(&self, node: &NodeName, why: Option<&str>) {
         let mut reports = self.reports();
         match why {
             Some(why) => {
-                let text = why.chars().filter(|character| !character.is_control()).take(LONGEST_TEXT).collect();
+                let text = why.chars().filter(|character| !logs::is_invisible(*character)).take(LONGEST_TEXT).collect();
                 reports.refusals.insert(node.clone(), text);
             }
             None => drop(reports.refusals.remove(node)),
@@ -151,6 +152,7 @@ impl Shown {
                 let registered = |name: &NodeName| view.state().node(name).is_some();
                 let connected = |name: &NodeName| view.is_connected(name);
                 self.app.tunnels.retain(registered);
+                self.app.conflicts.retain(registered);
                 let News { begun, changed } = self.app.tunnels.take();
                 pending.begun.extend(begun);
                 pending.changed.extend(changed);
