@@ -127,16 +127,10 @@ fn check_ways(config: &Config, ways: &[Way]) -> Result<(), String> {
         }
     }
     let fronted = fronted(config);
-    for way in ways.iter().filter(|way| way.literal) {
-        if let Some((address, network)) = way.addresses.iter().find_map(|at| Some((at, range_of(&fronted, at)?))) {
-            return Err(format!(
-                "networks: {network} holds {address} of server_names: who needs a tunnel to reach the controller never gets one; leave it out of the \
-                 networks, or name a way for those inside by a DNS name"
-            ));
-        }
-    }
-    let mut known = ways.iter().flat_map(|way| &way.addresses).peekable();
-    if known.peek().is_some() && known.all(|address| range_of(&fronted, address).is_some()) {
+    let inside = |address: &IpAddr| range_of(&fronted, address);
+    // A name that leads nowhere from here, as in an outage of DNS, may lead nodes to an address outside.
+    let all_known = !ways.is_empty() && ways.iter().all(|way| !way.addresses.is_empty());
+    if all_known && ways.iter().flat_map(|way| &way.addresses).all(|address| inside(address).is_some()) {
         let names: Vec<&str> = ways.iter().map(|way| way.name.as_str()).collect();
         return Err(format!(
             "networks: all that server_names lead to ({}) lies in networks that hubs front: who needs a tunnel to reach the controller never gets one; \
@@ -144,21 +138,37 @@ fn check_ways(config: &Config, ways: &[Way]) -> Result<(), String> {
             names.join(", ")
         ));
     }
+    for way in ways.iter().filter(|way| way.literal) {
+        if let Some((address, network)) = way.addresses.iter().find_map(|at| Some((at, inside(at)?))) {
+            tracing::warn!(
+                "networks: {network} holds {address} of server_names: only nodes inside reach the controller there"
+            );
+        }
+    }
     Ok(())
 }
 
 fn check_hubs(config: &Config) -> Result<(), String> {
     let fronted = fronted(config);
+    let networks = |endpoint: &SocketAddr| {
+        let address = endpoint.ip().to_canonical();
+        range_of(&config.segments.cluster_ranges, &address).or_else(|| range_of(&fronted, &address))
+    };
     for (name, hub) in &config.hub {
-        for endpoint in &hub.endpoints {
-            let address = endpoint.ip().to_canonical();
-            let inside = range_of(&config.segments.cluster_ranges, &address).or_else(|| range_of(&fronted, &address));
-            if let Some(network) = inside {
-                return Err(format!(
-                    "hub.{name}.endpoints: {endpoint} lies in {network}, which is reached through the tunnel alone: the tunnel would never come about"
-                ));
-            }
+        let inside: Vec<String> = hub
+            .endpoints
+            .iter()
+            .filter_map(|endpoint| networks(endpoint).map(|network| format!("{endpoint} lies in {network}")))
+            .collect();
+        if inside.is_empty() {
+            continue;
         }
+        let why = format!("hub.{name}.endpoints: {}, which is reached through the tunnel alone", inside.join(", "));
+        // Others may use an endpoint that lies outside, and nodes of the same site this one.
+        if inside.len() == hub.endpoints.len() {
+            return Err(format!("{why}: the tunnel would never come about; name an endpoint outside"));
+        }
+        tracing::warn!("{why}: only nodes inside reach the hub there");
     }
     Ok(())
 }
@@ -252,24 +262,42 @@ mod tests {
         let none = State::default();
         for (more, hub) in [("networks = [\"10.0.0.0/8\"]", ""), ("", "[hub.h]\nnetworks = [\"10.0.0.0/8\"]")] {
             let fronting = config_with("\"172.30.0.0/16\"", more, hub);
-            let why = check(&fronting, None, &literal("10.1.2.3").await, &none).unwrap_err();
-            assert!(why.contains("10.1.2.3") && why.contains("server_names"), "{why}");
-            let why = check(&fronting, None, &named(&["10.1.2.3"]), &none).unwrap_err();
-            assert!(why.contains("cloud.example"), "{why}");
+            let (inside, outside) = (literal("10.1.2.3").await, literal("203.0.113.1").await);
+            for ways in [inside.clone(), named(&["10.1.2.3"]), [inside.clone(), named(&["10.1.2.4"])].concat()] {
+                let why = check(&fronting, None, &ways, &none).unwrap_err();
+                assert!(why.contains("server_names") && why.contains(&ways[0].name), "{why}");
+            }
             // As in the manifests: one name for those inside, another one for all the others.
             check(&fronting, None, &named(&["10.1.2.3", "203.0.113.1"]), &none).unwrap();
+            for ways in [[inside.clone(), outside], [inside.clone(), named(&["203.0.113.1"])]] {
+                check(&fronting, None, &ways.concat(), &none).unwrap();
+            }
+            // What leads nowhere from here may lead nodes to an address outside, as in an outage of DNS.
+            for ways in [[inside, named(&[])], [named(&[]), named(&["10.1.2.3"])]] {
+                check(&fronting, None, &ways.concat(), &none).unwrap();
+            }
+            check(&fronting, None, &[], &none).unwrap();
             check(&fronting, None, &named(&[]), &none).unwrap();
         }
     }
 
     #[test]
-    fn a_hub_s_endpoint_lies_in_nothing_that_needs_its_tunnel() {
-        for endpoint in ["10.77.0.1:4500", "10.244.0.1:4500"] {
-            let hub = format!("[hub.h]\nendpoints = [\"{endpoint}\"]");
-            let config = config_with("\"10.77.0.0/16\"", "networks = [\"10.244.0.0/16\"]", &hub);
-            let why = check(&config, None, &[], &State::default()).unwrap_err();
-            assert!(why.contains("hub.h.endpoints") && why.contains(endpoint), "{why}");
+    fn a_hub_has_an_endpoint_outside_of_what_needs_its_tunnel() {
+        let checked = |endpoints: &[&str]| {
+            let hub = format!("[hub.h]\nendpoints = {endpoints:?}");
+            let config =
+                config_with("\"10.77.0.0/16\", \"fd77::/64\"", "networks = [\"10.244.0.0/16\", \"fd44::/64\"]", &hub);
+            check(&config, None, &[], &State::default())
+        };
+        let (v4, v6) = (["10.77.0.1:4500", "10.244.0.1:4500"], ["[fd77::1]:4500", "[fd44::1]:4500"]);
+        for inside in [&v4[..1], &v4[1..], &v4, &v6[..1], &v6[1..], &v6] {
+            let why = checked(inside).unwrap_err();
+            assert!(why.contains("hub.h.endpoints") && inside.iter().all(|endpoint| why.contains(endpoint)), "{why}");
+            for outside in ["203.0.113.1:4500", "[2001:db8::1]:4500"] {
+                checked(&[inside, &[outside]].concat()).unwrap();
+            }
         }
+        checked(&[]).unwrap();
     }
 
     #[test]
