@@ -288,6 +288,11 @@ impl Config {
         Ok(Sources::file(path.into()).load()?.config)
     }
 
+    /// Whether rows and authorities are kept at the Kubernetes API server, and nothing in `state_dir`.
+    pub(crate) fn store_is_at_api_server(&self) -> bool {
+        self.kubernetes.as_ref().is_some_and(|kubernetes| kubernetes.store)
+    }
+
     fn check(&self) -> Result<(), (&'static str, String)> {
         if self.listen.is_empty() {
             return Err(("listen", "at least one address is needed".into()));

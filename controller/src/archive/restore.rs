@@ -9,12 +9,13 @@ use anyhow::{Context, bail, ensure};
 use super::{Archive, import};
 use crate::ca::Files;
 use crate::clock::{Clock, rfc3339};
+use crate::server::is_ours;
 use crate::store::embedded::{self, Embedded};
 
 /// Where the new content is made. While it is there, the directory's content is not to be trusted.
-const ASIDE: &str = "restoring";
+pub(crate) const ASIDE: &str = "restoring";
 /// Where the former content is kept, with the time.
-const FORMER: &str = "before-restore-";
+pub(crate) const FORMER: &str = "before-restore-";
 
 /// Whether a restore was interrupted.
 pub fn check_not_restoring(state_dir: &Path) -> anyhow::Result<()> {
@@ -77,13 +78,13 @@ pub async fn restore(
     Ok(former)
 }
 
-/// Names in a folder, without those that a restore made.
+/// Names of a controller's state in a folder, without those that a restore made. What else is there stays.
 fn content(folder: &Path) -> std::io::Result<Vec<std::ffi::OsString>> {
     let mut names = Vec::new();
     for entry in fs::read_dir(folder)? {
         let name = entry?.file_name();
         let text = name.to_string_lossy();
-        if text != ASIDE && !text.starts_with(FORMER) {
+        if is_ours(&name) && text != ASIDE && !text.starts_with(FORMER) {
             names.push(name);
         }
     }

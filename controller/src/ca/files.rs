@@ -12,10 +12,10 @@ use super::keeper::{Answer, Keeper, Revision};
 use super::{CaDocument, CaError, authority, hex, sha256};
 use crate::clock::Seconds;
 
-pub(super) const DOCUMENT: &str = "ca.json";
-pub(super) const CERTIFICATES: &str = "ca.crt";
+pub(crate) const DOCUMENT: &str = "ca.json";
+pub(crate) const CERTIFICATES: &str = "ca.crt";
 /// What earlier releases kept the key in, beside [`CERTIFICATES`].
-pub(super) const FORMER_KEY: &str = "ca.key";
+pub(crate) const FORMER_KEY: &str = "ca.key";
 
 /// Keeps the document in a folder that only this process uses.
 pub struct Files {

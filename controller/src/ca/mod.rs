@@ -33,6 +33,7 @@ pub use authority::{Authority, BACKDATED, Term};
 pub use document::CaDocument;
 use document::{AuthorityRecord, CrossRecord};
 pub use files::Files;
+pub(crate) use files::{CERTIFICATES, DOCUMENT, FORMER_KEY};
 pub use given::Given;
 use keeper::{Keeper, Revision};
 use request::NodeKey;

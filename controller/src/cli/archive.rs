@@ -30,7 +30,7 @@ pub(super) async fn backup(client: &Client, file: &Path) -> anyhow::Result<()> {
 
 /// Writes what the store of a server that does not run holds.
 pub(super) async fn export(config: &Config, file: &Path) -> anyhow::Result<()> {
-    if !is_at_the_api_server(config) {
+    if !config.store_is_at_api_server() {
         let store = config.state_dir.join(embedded::FILE);
         ensure!(store.exists(), "there is no store {}; is state_dir right?", store.display());
     }
@@ -59,7 +59,7 @@ pub(super) async fn export(config: &Config, file: &Path) -> anyhow::Result<()> {
 pub(super) async fn import(config: &Config, file: &Path) -> anyhow::Result<()> {
     let archive = read(file)?;
     let summary = archive.summary();
-    crate::server::make_state_dir(&config.state_dir)?;
+    crate::server::make_state_dir(config)?;
     archive::check_not_restoring(&config.state_dir)?;
     let now = Clock::system().now();
     let kept = Kept::open(config, now).await?;
@@ -70,7 +70,7 @@ pub(super) async fn import(config: &Config, file: &Path) -> anyhow::Result<()> {
 
 /// Puts an archive in place of the state directory.
 pub(super) async fn restore(config: &Config, file: &Path, replace: bool) -> anyhow::Result<()> {
-    if is_at_the_api_server(config) {
+    if config.store_is_at_api_server() {
         bail!(
             "nothing is restored: the store of this configuration is at the Kubernetes API server, not in {}; bring the archive \
              there with `edge-controller import`",
@@ -79,17 +79,13 @@ pub(super) async fn restore(config: &Config, file: &Path, replace: bool) -> anyh
     }
     let archive = read(file)?;
     let summary = archive.summary();
+    crate::server::make_state_dir(config)?;
     let former = archive::restore(archive, &config.state_dir, replace, &Clock::system()).await?;
     eprintln!("restored {summary}");
     if let Some(former) = former {
         eprintln!("the former content is in {}; remove it when it is not needed any more", former.display());
     }
     Ok(())
-}
-
-/// Whether it is not in the state directory that rows are kept.
-fn is_at_the_api_server(config: &Config) -> bool {
-    config.kubernetes.as_ref().is_some_and(|kubernetes| kubernetes.store)
 }
 
 fn read(file: &Path) -> anyhow::Result<Archive> {

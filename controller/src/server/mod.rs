@@ -50,7 +50,7 @@ use crate::settings::{Live, Reader, check_held};
 use connections::Open;
 pub(crate) use kept::Kept;
 use places::Places;
-pub(crate) use state_dir::make as make_state_dir;
+pub(crate) use state_dir::{is_ours, make as make_state_dir};
 
 /// Time that open requests have to end when the server stops.
 const GRACE: Duration = Duration::from_secs(7);
@@ -84,7 +84,7 @@ impl Server {
     /// The same, with a way to read the configuration again.
     pub async fn start_with(config: Config, clock: Clock, reader: Option<Reader>) -> anyhow::Result<Self> {
         let files = connections::make_room();
-        state_dir::make(&config.state_dir)?;
+        state_dir::make(&config)?;
         archive::check_not_restoring(&config.state_dir)?;
         let metrics = Metrics::new();
         // While the rows are read.

@@ -159,12 +159,31 @@ async fn nothing_is_restored_over_a_running_server_or_over_what_is_there_unless_
     site.program.kill();
     let said = refused(&site.program, &restore);
     assert!(said.contains("is not empty") && said.contains("controller.redb"), "{said}");
+    let another = site.program.path("state/passwd");
+    std::fs::write(&another, "another's").unwrap();
     let said = done(&site.program, &replace);
+    assert!(exists(&another), "what is not the controller's stays");
     let (_, former) = said.split_once("the former content is in ").unwrap();
     let former = Path::new(former.split_once(';').unwrap().0).to_owned();
     assert!(exists(&former.join("controller.redb")) && exists(&former.join("ca.json")), "{said}");
     site.program.start();
     assert_eq!(site.program.json(&["node", "list"])[0]["name"], "edge-1");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_is_restored_into_a_folder_that_others_share() {
+    let site = Site::start().await;
+    let file = site.program.path("backup");
+    done(&site.program, &["backup", file.to_str().unwrap()]);
+    let other = Program::new();
+    let (folder, another) = (other.path("state"), other.path("state/passwd"));
+    std::fs::create_dir(&folder).unwrap();
+    std::fs::write(&another, "another's").unwrap();
+    std::fs::set_permissions(&folder, PermissionsExt::from_mode(0o755)).unwrap();
+    let restore = ["restore", file.to_str().unwrap(), "--replace", "--config"];
+    let said = refused(&other, &[&restore[..], &[other.path("c.toml").to_str().unwrap()]].concat());
+    assert!(said.contains("state_dir") && said.contains("name a folder of its own"), "{said}");
+    assert!(exists(&another) && std::fs::read_dir(&folder).unwrap().count() == 1);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,10 +1,11 @@
 //! What others on the machine can see of the program's memory and files.
 
+use std::collections::BTreeMap;
 use std::fs::{self, File, Permissions};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 use std::os::unix::process::CommandExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use crate::process::Program;
@@ -58,15 +59,100 @@ fn a_state_directory_and_files_that_were_open_to_others_are_closed_at_start() {
         assert_eq!(mode(file), 0o600, "as made: {}", file.display());
         fs::set_permissions(file, Permissions::from_mode(0o644)).unwrap();
     }
-    let (outside, link) = (program.path("outside"), folder.join("link"));
+    let (outside, link) = (program.path("outside"), folder.join("ca.json.link"));
     fs::write(&outside, "another's").unwrap();
     fs::set_permissions(&outside, Permissions::from_mode(0o644)).unwrap();
     std::os::unix::fs::symlink(&outside, link).unwrap();
+    // What a restore left, and what a file system makes.
+    for name in ["before-restore-2026", "lost+found"] {
+        fs::DirBuilder::new().recursive(true).create(folder.join(name)).unwrap();
+        fs::set_permissions(folder.join(name), Permissions::from_mode(0o755)).unwrap();
+    }
     fs::set_permissions(&folder, Permissions::from_mode(0o755)).unwrap();
     program.start();
+    assert_eq!(mode(&folder.join("before-restore-2026")), 0o700);
+    assert_eq!(mode(&folder.join("lost+found")), 0o755);
     for file in &files {
         assert_eq!(mode(file), 0o600, "{}", file.display());
     }
     assert_eq!(mode(&folder), 0o700);
     assert_eq!(mode(&outside), 0o644, "what a link leads to is not ours");
+}
+
+/// Everything below a folder with its mode.
+fn modes(folder: &Path) -> BTreeMap<PathBuf, u32> {
+    let mut found = BTreeMap::from([(folder.to_owned(), mode(folder))]);
+    for entry in fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            found.append(&mut modes(&path));
+        } else {
+            found.insert(path.clone(), mode(&path));
+        }
+    }
+    found
+}
+
+fn put(path: &Path, mode: u32) {
+    fs::write(path, "another's").unwrap();
+    fs::set_permissions(path, Permissions::from_mode(mode)).unwrap();
+}
+
+#[test]
+fn a_folder_that_others_share_is_refused_and_nothing_in_it_changes() {
+    // As `/var/lib`, as `/tmp`, as a folder of Kubernetes' certificates, and one whose like-named file is another's.
+    for (folder_mode, names) in [
+        (0o755, &["dpkg/status", "passwd"][..]),
+        (0o770, &["passwd"]),
+        (0o1777, &["x11/socket"]),
+        (0o1777, &[]),
+        (0o755, &["ca.crt", "ca.key"]),
+        (0o755, &["ca.crt", "ca.key", "sa.key"]),
+    ] {
+        let mut program = Program::new();
+        let folder = program.path("state");
+        fs::create_dir(&folder).unwrap();
+        for name in names {
+            let path = folder.join(name);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            put(&path, 0o644);
+        }
+        fs::set_permissions(&folder, Permissions::from_mode(folder_mode)).unwrap();
+        let before = modes(&folder);
+        let said = program.does_not_start();
+        assert!(said.contains("state_dir") && said.contains("name a folder of its own"), "{names:?}: {said}");
+        assert_eq!(modes(&folder), before, "{names:?}");
+        // Closed to others by its owner's hand, it is nobody else's.
+        if !names.contains(&"ca.crt") {
+            fs::set_permissions(&folder, Permissions::from_mode(0o700)).unwrap();
+            program.start();
+            for name in names {
+                assert_eq!(mode(&folder.join(name)), 0o644, "{name}");
+            }
+        }
+    }
+}
+
+#[test]
+fn state_that_is_in_a_shared_folder_already_is_closed_and_the_folder_is_left() {
+    for folder_mode in [0o755, 0o1777] {
+        let mut program = Program::new();
+        program.start();
+        program.kill();
+        let folder = program.path("state");
+        let files = ["ca.json", "ca.crt", "controller.redb"].map(|name| folder.join(name));
+        for file in &files {
+            fs::set_permissions(file, Permissions::from_mode(0o644)).unwrap();
+        }
+        let (another, its_folder) = (folder.join("passwd"), folder.join("dpkg"));
+        put(&another, 0o644);
+        fs::create_dir(&its_folder).unwrap();
+        fs::set_permissions(&its_folder, Permissions::from_mode(0o755)).unwrap();
+        fs::set_permissions(&folder, Permissions::from_mode(folder_mode)).unwrap();
+        program.start();
+        for file in &files {
+            assert_eq!(mode(file), 0o600, "{}", file.display());
+        }
+        assert_eq!((mode(&folder), mode(&another), mode(&its_folder)), (folder_mode, 0o644, 0o755));
+    }
 }
