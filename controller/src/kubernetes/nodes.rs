@@ -211,8 +211,8 @@ impl NodeWatch {
                 self.learn(node.metadata);
             }
             News::Gone(node) => {
-                if let (Some(name), Some(uid)) = (name_of(&node.metadata), node.metadata.uid) {
-                    self.lost.insert(name, Lost::new(uid));
+                if let Some(name) = name_of(&node.metadata) {
+                    self.lose(name).await;
                 }
             }
             News::All(nodes, _) => {
@@ -222,10 +222,15 @@ impl NodeWatch {
                 let listed: BTreeSet<NodeName> =
                     nodes.into_iter().filter_map(|node| self.learn(node.metadata)).collect();
                 self.known.retain(|name, _| listed.contains(name));
+                self.unnamed.retain(|name, _| listed.contains(name));
                 let view = self.registry.read().await;
                 let known = view.state().nodes().filter_map(|record| Some((&record.name, record.object.as_ref()?)));
                 for (name, object) in known.filter(|(name, _)| !listed.contains(*name)) {
-                    self.lost.entry(name.clone()).or_insert_with(|| Lost::new(object.uid.clone()));
+                    let lost = self.lost.entry(name.clone()).or_insert_with(|| Lost::new(object.uid.clone()));
+                    if lost.replaced {
+                        // What replaced it is gone, too.
+                        *lost = Lost::new(object.uid.clone());
+                    }
                 }
             }
         }
@@ -237,6 +242,7 @@ impl NodeWatch {
         let name = name_of(&metadata)?;
         let facts = facts(&metadata, &self.selector)?;
         let before = self.known.get(&name);
+        let another = before.is_none_or(|before| before.object.uid != facts.object.uid);
         if before.is_none_or(|before| before.refused != facts.refused) {
             for refused in &facts.refused {
                 tracing::warn!(node = %name, "{refused}; the rest of its Node object counts");
@@ -249,8 +255,12 @@ impl NodeWatch {
             self.machines_asked.remove(&name);
             self.known.insert(name.clone(), facts);
         }
+        if another {
+            // Nothing that was said of a Node before it is true of this one.
+            self.unnamed.remove(&name);
+        }
         let uid = self.known.get(&name).map(|facts| &facts.object.uid);
-        if self.lost.get(&name).is_some_and(|lost| !lost.replaced || Some(&lost.uid) == uid) {
+        if self.lost.get(&name).is_some_and(|lost| another || !lost.replaced || Some(&lost.uid) == uid) {
             self.lost.remove(&name);
         }
         Some(name)

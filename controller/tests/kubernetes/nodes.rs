@@ -30,6 +30,11 @@ pub(crate) const TESTS: &[Test] = &[
     ("a_list_without_any_node_object_deregisters_nobody", empty),
     ("another_cluster_deregisters_nobody_until_it_is_accepted", other_cluster),
     ("a_node_object_that_is_made_again_by_the_same_machine_keeps_the_registration", same_machine),
+    ("a_node_is_deregistered_when_the_node_object_that_replaced_its_own_is_deleted_as_well", replaced_and_deleted),
+    (
+        "a_missing_node_stays_asked_about_when_another_node_object_comes_and_goes_and_keeps_its_registration",
+        asked_again,
+    ),
     ("segments_of_a_node_that_lost_its_node_object_are_kept_as_long_as_its_certificate", kept),
 ];
 
@@ -376,6 +381,68 @@ fn same_machine() {
         // Another machine under the name is another node.
         remade("b", "machine-c");
         gone(&replica, "b").await;
+    });
+}
+
+/// Waits until the watch has looked at everything that happened before.
+async fn caught_up(replica: &Grants, markers: [&str; 2]) {
+    // The second one is heard after all that came with the first one was judged.
+    for marker in markers {
+        make(marker, "");
+        replica.register(marker).await;
+        seen(replica, marker).await;
+    }
+}
+
+fn replaced_and_deleted() {
+    run(async {
+        let cluster = clean().await;
+        let replica = cluster.replica().await;
+        let _watching = cluster.watch_nodes(&replica);
+        for node in ["a", "b", "c"] {
+            on_machine(&replica, node, &format!("machine-{node}"), 3600).await;
+        }
+        // One names another machine, and one names none.
+        for (node, id) in [("a", Some("machine-x")), ("b", None)] {
+            PLANE.kubectl(&["delete", "node", node]).unwrap();
+            make(node, "");
+            if let Some(id) = id {
+                machine(node, id);
+            }
+            PLANE.kubectl(&["delete", "node", node]).unwrap();
+        }
+        for node in ["a", "b"] {
+            gone(&replica, node).await;
+        }
+        assert_eq!(registered(&replica).await, 1);
+    });
+}
+
+fn asked_again() {
+    run(async {
+        let cluster = clean().await;
+        let replica = cluster.replica().await;
+        let watching = cluster.watch_nodes(&replica);
+        for node in ["a", "b", "c"] {
+            on_machine(&replica, node, &format!("machine-{node}"), 3600).await;
+        }
+        let first = seen(&replica, "a").await;
+        PLANE.kubectl(&["delete", "node", "a", "b", "c"]).unwrap();
+        let asked = async || watching.asked.contains(&name("a")).then_some(());
+        until("the operator to be asked", asked).await;
+        make("a", "");
+        machine("a", "machine-x");
+        PLANE.kubectl(&["delete", "node", "a"]).unwrap();
+        caught_up(&replica, ["d", "e"]).await;
+        until("the operator to be asked still", asked).await;
+        assert_eq!((registered(&replica).await, seen(&replica, "a").await), (5, first.clone()));
+        // Its own machine comes back.
+        make("a", "");
+        machine("a", "machine-a");
+        until("the new Node to be seen", async || (seen(&replica, "a").await != first).then_some(())).await;
+        until("it not to be asked about", async || (!watching.asked.contains(&name("a"))).then_some(())).await;
+        assert!(watching.asked.contains(&name("b")) && watching.asked.contains(&name("c")));
+        assert_eq!(registered(&replica).await, 5);
     });
 }
 

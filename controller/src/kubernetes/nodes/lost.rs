@@ -7,7 +7,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use edge_types::NodeName;
+use futures_util::{StreamExt, stream};
+use k8s_openapi::api::core::v1::Node;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use kube::Api;
 use tokio::time::Instant;
 
 use super::{NodeWatch, WHAT};
@@ -15,8 +18,9 @@ use crate::absence::SETTLE;
 use crate::kubernetes::client::{REQUEST, explain};
 use crate::kubernetes::events::About;
 use crate::kubernetes::identity::Doubt;
-use crate::state::State;
 
+/// Nodes that the API server is asked for at once.
+const LOOK_UPS: usize = 32;
 /// Nodes that are named in full.
 const NAMED: usize = 10;
 
@@ -79,6 +83,16 @@ impl Lost {
 pub(super) type AllLost = BTreeMap<NodeName, Lost>;
 
 impl NodeWatch {
+    /// Notes that the Node of this name is gone. It need not be the Node of which the record is: that one may be gone for longer.
+    pub(super) async fn lose(&mut self, name: NodeName) {
+        self.known.remove(&name);
+        self.unnamed.remove(&name);
+        let view = self.registry.read().await;
+        if let Some(object) = view.state().node(&name).and_then(|record| record.object.as_ref()) {
+            self.lost.insert(name, Lost::new(object.uid.clone()));
+        }
+    }
+
     /// Whether somebody is lost of whom nothing is decided yet.
     pub(super) fn is_undecided(&self) -> bool {
         self.lost.iter().any(|(name, lost)| !lost.certain || !self.asked.contains(name))
@@ -147,12 +161,18 @@ impl NodeWatch {
         }
     }
 
-    /// Asks the API server for each by its name.
+    /// Asks the API server for each by its name, many at once: news of other Nodes wait meanwhile.
     async fn make_certain(&mut self) {
         let uncertain = self.lost.iter().filter(|(_, lost)| !lost.certain);
         let uncertain: Vec<NodeName> = uncertain.map(|(name, _)| name.clone()).collect();
-        for name in uncertain {
-            match self.look_up(&name).await {
+        let api = self.api.clone();
+        let ask = |name: NodeName| {
+            let api = api.clone();
+            async move { (look_up(&api, &name).await, name) }
+        };
+        let mut answers = stream::iter(uncertain).map(ask).buffer_unordered(LOOK_UPS);
+        while let Some((found, name)) = answers.next().await {
+            match found {
                 Ok(None) => {
                     self.known.remove(&name);
                     if let Some(lost) = self.lost.get_mut(&name) {
@@ -163,6 +183,7 @@ impl NodeWatch {
                     self.lost.remove(&name);
                     self.learn(metadata);
                 }
+                // The others would wait for the same; they are looked up later.
                 Err(why) => {
                     self.obstacles.fails("a deleted node", why);
                     return;
@@ -175,22 +196,26 @@ impl NodeWatch {
     /// Drops those of which there is nothing to decide any more.
     async fn forget_deregistered(&mut self) {
         let view = self.registry.read().await;
-        self.lost.retain(|name, lost| is_of(view.state(), name, &lost.uid));
-    }
-
-    /// Asks for one Node: `None` only where the API server says that there is none.
-    async fn look_up(&self, name: &NodeName) -> Result<Option<ObjectMeta>, String> {
-        match tokio::time::timeout(REQUEST, self.api.get_metadata_opt(name.as_str())).await {
-            Ok(Ok(node)) => Ok(node.map(|node| node.metadata)),
-            Ok(Err(error)) => Err(explain(WHAT, &error)),
-            Err(_) => {
-                Err(format!("the API server did not say within {} s whether Node {name} is there", REQUEST.as_secs()))
+        self.lost.retain(|name, lost| {
+            let record = view.state().node(name);
+            let Some(object) = record.and_then(|record| record.object.as_ref()) else { return false };
+            let of_another = lost.uid != object.uid;
+            if of_another && !lost.replaced {
+                // Another replica recorded a later Node meanwhile. The API server says whether that one is there.
+                *lost = Lost::new(object.uid.clone());
             }
-        }
+            !(of_another && lost.replaced)
+        });
     }
 }
 
-/// Whether a node is registered with the Node object of this UID.
-fn is_of(state: &State, name: &NodeName, uid: &str) -> bool {
-    state.node(name).and_then(|record| record.object.as_ref()).is_some_and(|object| object.uid == uid)
+/// Asks for one Node: `None` only where the API server says that there is none.
+async fn look_up(api: &Api<Node>, name: &NodeName) -> Result<Option<ObjectMeta>, String> {
+    match tokio::time::timeout(REQUEST, api.get_metadata_opt(name.as_str())).await {
+        Ok(Ok(node)) => Ok(node.map(|node| node.metadata)),
+        Ok(Err(error)) => Err(explain(WHAT, &error)),
+        Err(_) => {
+            Err(format!("the API server did not say within {} s whether Node {name} is there", REQUEST.as_secs()))
+        }
+    }
 }
