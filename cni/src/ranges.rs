@@ -6,6 +6,7 @@ use std::path::Path;
 
 use edge_types::IpNetwork;
 use edge_types::store::SegmentsFile;
+use edge_xfrm::guard::{self, Defect, GuardConfig};
 
 use crate::config::Config;
 use crate::error::{Code, Error, Result};
@@ -26,39 +27,96 @@ pub(crate) fn of_cluster(config: &Config, segments: Option<&SegmentsFile>) -> Ve
     ranges
 }
 
-/// Refuses ranges that hold what this host needs, before anything is installed. What a hub fronts is exempt from the guard.
+/// Refuses ranges that hold what this host needs, before anything is installed. Where the guard of the range stands already, a refusal protects nothing
+/// any more, and would let any neighbour that sends router advertisements or leases stop this node: there it is said, and pods are attached.
 pub(crate) fn refuse_own(links: &mut Links, config: &Config, segments: Option<&SegmentsFile>) -> Result<()> {
     let ranges = of_cluster(config, segments);
     if ranges.is_empty() {
         return Ok(());
     }
+    let mut guarded = Vec::new();
+    for conflict in conflicts(links, config, &ranges, segments)? {
+        let Conflict { range, what } = &conflict;
+        if guarded.contains(range) {
+            continue;
+        }
+        if !is_guarded(*range) {
+            return Err(refused(*range, what));
+        }
+        eprintln!(
+            "edge-cni: the cluster's range {range} holds {what}. The guard of this range stands already, so pods are attached all the same, but nothing \
+             reaches this host by it; if a router advertisement or a DHCP lease brought it, look for who sent that on this host's network"
+        );
+        guarded.push(*range);
+    }
+    Ok(())
+}
+
+/// A range that holds something of this host.
+struct Conflict {
+    range: IpNetwork,
+    what: String,
+}
+
+/// All that the ranges hold of what this host needs. What a hub fronts is exempt from the guard.
+fn conflicts(
+    links: &mut Links,
+    config: &Config,
+    ranges: &[IpNetwork],
+    segments: Option<&SegmentsFile>,
+) -> Result<Vec<Conflict>> {
     let fronted = segments.map(|segments| segments.networks.as_slice()).unwrap_or_default();
     let held = |address: IpAddr| {
         let exempt = is_local(address) || fronted.iter().any(|network| network.contains(address));
         ranges.iter().find(|range| !exempt && range.contains(address)).copied()
     };
+    let mut conflicts = Vec::new();
     let own = links.find(&config.bridge)?.map(|bridge| bridge.index);
-    for (index, address) in links.all_addresses()? {
-        let Some(range) = held(address).filter(|_| Some(index) != own) else { continue };
-        // Another bridge of ours has its gateways, too. Links are many where pods are, so they are asked for here only.
-        if let Some(link) = links.all()?.iter().find(|link| link.index == index && !bridge::is_ours(link)) {
-            return Err(refused(range, &format!("this host's own address {address} on {}", link.name)));
+    let addresses = links.all_addresses()?.into_iter().filter(|(index, _)| Some(*index) != own);
+    let addresses: Vec<_> = addresses.filter_map(|(index, address)| Some((index, address, held(address)?))).collect();
+    // Links are many where pods are, so they are asked for where it matters only.
+    let present = if addresses.is_empty() { Vec::new() } else { links.all()? };
+    for (index, address, range) in addresses {
+        // Another bridge of ours has its gateways, too.
+        if let Some(link) = present.iter().find(|link| link.index == index && !bridge::is_ours(link)) {
+            conflicts.push(Conflict { range, what: format!("this host's own address {address} on {}", link.name) });
         }
     }
     for gateway in links.default_routes()?.iter().filter_map(|route| route.gateway) {
-        if let Some(range) = held(gateway) {
-            return Err(refused(range, &format!("this host's gateway {gateway}")));
-        }
+        conflicts.extend(held(gateway).map(|range| Conflict { range, what: format!("this host's gateway {gateway}") }));
     }
+    let mut names = Vec::new();
     for path in RESOLVERS {
         let text = std::fs::read_to_string(Path::new(path)).unwrap_or_default();
-        for resolver in resolvers(&text) {
-            if let Some(range) = held(resolver) {
-                return Err(refused(range, &format!("this host's resolver {resolver} ({path})")));
-            }
-        }
+        names.extend(resolvers(&text).map(|resolver| (resolver, path)));
     }
-    Ok(())
+    conflicts.extend(of_resolvers(&names, held));
+    Ok(conflicts)
+}
+
+/// With one resolver outside, names are still found. Those on this host ask others, which are listed, too.
+fn of_resolvers(resolvers: &[(IpAddr, &str)], held: impl Fn(IpAddr) -> Option<IpNetwork>) -> Vec<Conflict> {
+    let remote = resolvers.iter().filter(|(resolver, _)| !resolver.is_loopback() && !resolver.is_unspecified());
+    let conflict = |(resolver, path): &(IpAddr, &str)| {
+        let what =
+            format!("this host's resolver {resolver} ({path}), and all others are within the cluster's ranges, too");
+        held(*resolver).map(|range| Conflict { range, what })
+    };
+    // None as soon as one of them is outside.
+    remote.map(conflict).collect::<Option<Vec<_>>>().unwrap_or_default()
+}
+
+/// Whether the guard of a range stands, or a part of it that whoever tampers with the rest has left: then it was installed once.
+fn is_guarded(range: IpNetwork) -> bool {
+    let guard = GuardConfig { cluster_ranges: vec![range], ..GuardConfig::default() };
+    let wanted = guard::policies(&guard).map(|policies| policies.len() + 1);
+    let missing = guard::check(&guard).map(|defects| {
+        // A policy that was changed is one of ours, and holds where a segment is the whole range.
+        let missing = |defect: &&Defect| matches!(defect, Defect::Missing(_) | Defect::Occupied(..) | Defect::Route(_));
+        defects.iter().filter(missing).count()
+    });
+    // What cannot be read was not installed.
+    matches!((missing, wanted), (Ok(missing), Ok(wanted)) if missing < wanted)
 }
 
 fn refused(range: IpNetwork, what: &str) -> Error {
@@ -98,5 +156,21 @@ mod tests {
         let found: Vec<String> = resolvers(text).map(|address| address.to_string()).collect();
         assert_eq!(found, ["192.0.2.1", "fe80::1", "127.0.0.53"]);
         assert!(is_local("127.0.0.53".parse().unwrap()) && is_local("fe80::1".parse().unwrap()));
+    }
+    #[test]
+    fn resolvers_are_a_conflict_only_where_none_is_outside() {
+        let range: IpNetwork = "10.77.0.0/16".parse().unwrap();
+        let held = |address: IpAddr| range.contains(address).then_some(range);
+        for (list, conflicts) in [
+            (&[][..], 0),
+            (&["127.0.0.53", "::1", "0.0.0.0"], 0),
+            (&["10.77.0.53"], 1),
+            (&["127.0.0.53", "10.77.0.53", "10.77.0.54"], 2),
+            (&["10.77.0.53", "192.0.2.1"], 0),
+            (&["fe80::1", "10.77.0.53"], 0),
+        ] {
+            let list: Vec<_> = list.iter().map(|address| (address.parse().unwrap(), "resolv.conf")).collect();
+            assert_eq!(of_resolvers(&list, held).len(), conflicts, "{list:?}");
+        }
     }
 }

@@ -15,13 +15,14 @@ pub(crate) const TESTS: &[Test] = &[
     ("uplinks_alone_go_on_listening_to_routers", uplinks_alone_go_on_listening_to_routers),
     ("without_ipv6_pods_have_ipv4_and_one_sentence_says_why", without_ipv6_pods_have_ipv4_and_one_sentence_says_why),
     ("ranges_that_would_cut_the_host_off_are_refused", ranges_that_would_cut_the_host_off_are_refused),
+    ("what_neighbours_announce_stops_no_node_that_is_guarded", what_neighbours_announce_stops_no_node_that_is_guarded),
     ("what_opens_the_guard_is_named_by_status", what_opens_the_guard_is_named_by_status),
     ("nothing_heeds_routers_where_the_cluster_has_no_ipv6", nothing_heeds_routers_where_the_cluster_has_no_ipv6),
 ];
 
 const DUAL: &[&str] = &["10.77.3.0/24", "fd77:0:0:3::/120"];
 
-fn status(world: &World) -> Answer {
+pub(crate) fn status(world: &World) -> Answer {
     let mut config = world.config.borrow().clone();
     config["cniVersion"] = json!("1.1.0");
     world.run(&[("CNI_COMMAND", "STATUS")], &config.to_string())
@@ -206,16 +207,75 @@ fn ranges_that_would_cut_the_host_off_are_refused() {
         }
     }
     let world = World::new(DUAL);
-    // `ip netns exec` shows the files of this folder as those of /etc.
+    let refused = with_resolvers(&world, "nameserver 127.0.0.53\nnameserver 10.77.0.53\n", || status(&world));
+    assert!(refused.json["msg"].as_str().unwrap().contains("resolver 10.77.0.53"), "{}", refused.json);
+    let taken = with_resolvers(&world, "nameserver 127.0.0.53\nnameserver 10.78.0.53\n", || status(&world));
+    assert!(taken.ok, "{}", taken.json);
+    // The other one answers.
+    let taken = with_resolvers(&world, "nameserver 10.77.0.53\nnameserver 10.78.0.53\n", || status(&world));
+    assert!(taken.ok, "{}", taken.json);
+}
+
+/// `ip netns exec` shows the files of this folder as those of /etc.
+fn with_resolvers(world: &World, text: &str, run: impl FnOnce() -> Answer) -> Answer {
     let etc = std::path::Path::new("/etc/netns").join(&world.host);
     std::fs::create_dir_all(&etc).unwrap();
-    std::fs::write(etc.join("resolv.conf"), "nameserver 127.0.0.53\nnameserver 10.77.0.53\n").unwrap();
-    let refused = status(&world);
-    std::fs::write(etc.join("resolv.conf"), "nameserver 127.0.0.53\nnameserver 10.78.0.53\n").unwrap();
-    let taken = status(&world);
+    std::fs::write(etc.join("resolv.conf"), text).unwrap();
+    let answer = run();
     std::fs::remove_dir_all(&etc).unwrap();
-    assert!(refused.json["msg"].as_str().unwrap().contains("resolver 10.77.0.53"), "{}", refused.json);
-    assert!(taken.ok, "{}", taken.json);
+    answer
+}
+
+fn what_neighbours_announce_stops_no_node_that_is_guarded() {
+    let lan = |world: &World| {
+        world.ip("link add lan0 type veth peer name lan1");
+        world.ip("link set lan0 up");
+        world.ip("link set lan1 up");
+    };
+    // As router advertisements and DHCP leases leave them.
+    for (arguments, named) in [
+        ("addr add 10.77.200.5/24 dev lan0", "10.77.200.5 on lan0"),
+        ("addr add fd77:0:0:5::5/64 dev lan0 nodad", "fd77:0:0:5::5 on lan0"),
+        ("route add default via 10.77.200.1 dev lan0 onlink", "gateway 10.77.200.1"),
+        ("", "resolver fd77::53"),
+    ] {
+        let world = World::new(DUAL);
+        lan(&world);
+        world.add(&world.pod());
+        let resolvers = if arguments.is_empty() { "nameserver fd77::53\n" } else { "" };
+        if !arguments.is_empty() {
+            world.ip(arguments);
+        }
+        let add = || world.verb("ADD", &world.pod());
+        let verbs: [&dyn Fn() -> Answer; 3] = [&add, &|| up(&world), &|| status(&world)];
+        for verb in verbs {
+            let answer = with_resolvers(&world, resolvers, verb);
+            assert!(answer.ok, "{named}: {}", answer.json);
+            assert_eq!(answer.said.matches(named).count(), 1, "{}", answer.said);
+        }
+        // What is left of the guard shows that it stood, and is made whole.
+        world.ip("link del ecni-guard");
+        assert!(with_resolvers(&world, resolvers, add).ok);
+        world.ip("xfrm policy flush");
+        assert!(with_resolvers(&world, resolvers, add).ok);
+        assert!(
+            world.ip("xfrm policy").contains("dst 10.77.0.0/16") && world.ip("xfrm policy").contains("action block")
+        );
+        // As after a reboot.
+        world.ip("link del ecni-guard");
+        world.ip("xfrm policy flush");
+        for answer in [with_resolvers(&world, resolvers, add), with_resolvers(&world, resolvers, || status(&world))] {
+            assert!(!answer.ok && answer.json["msg"].as_str().unwrap().contains(named), "{}", answer.json);
+        }
+    }
+    // A range that comes later is not guarded yet.
+    let world = World::new(DUAL);
+    lan(&world);
+    world.add(&world.pod());
+    world.ip("addr add 10.78.0.5/24 dev lan0");
+    world.set("clusterRanges", json!(["10.77.0.0/16", "fd77::/48", "10.78.0.0/16"]));
+    assert!(world.add_fails(&world.pod(), 7).contains("10.78.0.5 on lan0"));
+    assert!(!world.ip("xfrm policy").contains("10.78"));
 }
 
 fn what_opens_the_guard_is_named_by_status() {
