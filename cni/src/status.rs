@@ -3,13 +3,14 @@
 use crate::agent;
 use crate::config::Config;
 use crate::error::{Code, Error, Result};
+use crate::filter::Filter;
 use crate::ipam::Store;
 use crate::net::link::Links;
 use crate::net::veth;
 use crate::{obstacles, ranges};
 
 /// Answers with an error where the next ADD is certain to fail (leases or segments cannot be read or the disk is read-only, there are no segments and no agent
-/// that could bring any, the cluster's ranges would cut this host off) or where the guard does not guard. What else is in the way is said on standard error.
+/// that could bring any, the cluster's ranges would cut this host off, the bridge's filter cannot be made and not all pods are excepted) or where the guard does not guard. What else is in the way is said on standard error.
 /// That all addresses are taken is for the ADD to say, since it passes as pods go.
 pub(crate) fn status(config: &Config) -> Result<()> {
     let unavailable = |error: Error| Error { code: Code::NotAvailable, ..error };
@@ -18,6 +19,9 @@ pub(crate) fn status(config: &Config) -> Result<()> {
     let segments = segments.map_err(unavailable)?;
     let mut links = Links::open().map_err(unavailable)?;
     ranges::refuse_own(&mut links, config, segments.as_ref()).map_err(unavailable)?;
+    if !config.excepts(None) {
+        Filter::open().and_then(|mut filter| filter.require()).map_err(unavailable)?;
+    }
     let (grave, minor): (Vec<_>, Vec<_>) = obstacles::find(&mut links, config, segments.as_ref())
         .map_err(unavailable)?
         .into_iter()

@@ -177,13 +177,14 @@ impl Netlink {
     }
 
     /// Sends requests as one nfnetlink transaction (`linux/netfilter/nfnetlink.h`): the kernel carries out all of them or none. `begin` and
-    /// `end` are the messages around them, `NFNL_MSG_BATCH_BEGIN` and `NFNL_MSG_BATCH_END`. Returns the first refusal.
+    /// `end` are the messages around them, `NFNL_MSG_BATCH_BEGIN` and `NFNL_MSG_BATCH_END`. Without an end the kernel tries all of them and takes
+    /// them back (as `nft --check` has it do). Returns the first refusal.
     pub fn transaction<Q: NetlinkSerializable>(
         &mut self,
         request: &'static str,
         begin: Q,
         messages: Vec<(Q, u16)>,
-        end: Q,
+        end: Option<Q>,
     ) -> Result<()> {
         let Some(last) = messages.len().checked_sub(1) else { return Ok(()) };
         let mut bytes = Zeroizing::new(Vec::new());
@@ -195,7 +196,9 @@ impl Netlink {
             self.append(&mut bytes, message, NLM_F_REQUEST | acknowledge | flags);
         }
         let final_sequence = self.sequence;
-        self.append(&mut bytes, end, NLM_F_REQUEST);
+        if let Some(end) = end {
+            self.append(&mut bytes, end, NLM_F_REQUEST);
+        }
         let count = self.sequence.wrapping_sub(first);
         self.send(&bytes)?;
         let (mut answered, mut refusal) = (false, None);

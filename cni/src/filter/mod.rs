@@ -99,16 +99,23 @@ impl Filter {
     /// Makes the table with these ports, which must be all that are attached, in place of whatever is there: another may have changed its rules.
     /// Only one process may be here at a time.
     pub(crate) fn replace(&mut self, ports: &[Port]) -> Result<()> {
-        // Made first, so that there is one to be deleted.
+        self.make(ports, in_place_of_any()).map_err(|error| not_made(&error))
+    }
+
+    /// Whether the next pod could be let in, for STATUS. Changes nothing: the kernel tries what would have to be made and takes it back.
+    pub(crate) fn require(&mut self) -> Result<()> {
         let (make, _) = wire::new_table();
-        let begin = vec![(make, NLM_F_CREATE), wire::delete_table(), wire::new_table()];
-        self.make(ports, begin).map_err(|error| not_made(&error))
+        // One that stands must still be ours to change.
+        let messages = match self.elements(Set::Ports)? {
+            Some(_) => vec![(make, NLM_F_CREATE)],
+            None => in_place_of_any().into_iter().chain(content()).collect(),
+        };
+        let tried = self.netlink.transaction("NFT_MSG_NEWTABLE", wire::begin(), messages, None);
+        tried.map_err(|error| not_made(&error))
     }
 
     fn make(&mut self, ports: &[Port], mut messages: Vec<(wire::Message, u16)>) -> Result<(), netlink::Error> {
-        messages.extend(table::CHAINS.iter().map(|(name, base)| wire::new_chain(name, base.as_ref())));
-        messages.extend(Set::ALL.into_iter().map(wire::new_set));
-        messages.extend(table::rules().iter().map(wire::new_rule));
+        messages.extend(content());
         // Those who are attached are not cut off for a moment.
         let (first, rest) = ports.split_at(ports.len().min(PORTS_AT_ONCE));
         messages.extend(change(&elements_of(first), wire::add_elements));
@@ -188,8 +195,22 @@ impl Filter {
     }
 
     fn transact(&mut self, request: &'static str, messages: Vec<(wire::Message, u16)>) -> Result<(), netlink::Error> {
-        self.netlink.transaction(request, wire::begin(), messages, wire::end())
+        self.netlink.transaction(request, wire::begin(), messages, Some(wire::end()))
     }
+}
+
+/// A new table, also where there is one.
+fn in_place_of_any() -> Vec<(wire::Message, u16)> {
+    // Made first, so that there is one to be deleted.
+    let (make, _) = wire::new_table();
+    vec![(make, NLM_F_CREATE), wire::delete_table(), wire::new_table()]
+}
+
+/// What the table holds, without elements.
+fn content() -> Vec<(wire::Message, u16)> {
+    let chains = table::CHAINS.iter().map(|(name, base)| wire::new_chain(name, base.as_ref()));
+    let sets = Set::ALL.into_iter().map(wire::new_set);
+    chains.chain(sets).chain(table::rules().iter().map(wire::new_rule)).collect()
 }
 
 /// The link-local address that the kernel gives a pod's interface: EUI-64 (RFC 4291 appendix A), `addr_gen_mode` 0.

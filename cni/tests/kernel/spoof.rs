@@ -8,6 +8,7 @@ use serde_json::json;
 
 use crate::frames::{self, BROADCAST, Mac, Wire, arp, discovery, ethernet, ipv4, ipv6, neighbour, udp};
 use crate::harness::Test;
+use crate::host::status;
 use crate::world::{Pod, World, addresses, ip, pings, succeed, wait_for};
 
 pub(crate) const TESTS: &[Test] = &[
@@ -402,19 +403,23 @@ fn a_filter_of_another_version_is_replaced() {
 
 fn without_the_filter_no_pod_is_attached_unless_excepted() {
     let world = World::new(DUAL);
+    // STATUS tries what a pod would need, and leaves nothing of it.
+    let answer = status(&world);
+    assert!(answer.ok && table(&world).is_empty(), "{} {}", answer.json, table(&world));
     // Another program owns a table of this name: the kernel lets nobody else change it (NFT_TABLE_F_OWNER, 5.12).
-    let mut owner = Command::new("ip")
-        .args(["netns", "exec", &world.host, "nft", "-i"])
-        .stdin(Stdio::piped())
-        .stdout(Stdio::null())
-        .spawn()
-        .unwrap();
-    let mut orders = owner.stdin.take().unwrap();
-    orders.write_all(b"add table bridge edge-cni { flags owner; }\n").unwrap();
+    let mut owner = nft_session(&world, "add table bridge edge-cni { flags owner; }\n");
     wait_for("the other's table", || table(&world).contains("edge-cni"));
     let pod = world.pod();
     let message = world.add_fails(&pod, 107);
     assert!(message.contains("table bridge edge-cni"), "{message}");
+    let message = status_fails(&world);
+    assert!(message.contains("table bridge edge-cni"), "{message}");
+    // Some of the pods are excepted; the next may be another.
+    except(&world, true);
+    status_fails(&world);
+    world.set("unfilteredPods", json!(["*"]));
+    let answer = status(&world);
+    assert!(answer.ok, "{}", answer.json);
     except(&world, true);
     let answer = world.verb("ADD", &pod);
     assert!(answer.ok && answer.said.contains("without a filter"), "{} {}", answer.json, answer.said);
@@ -423,10 +428,36 @@ fn without_the_filter_no_pod_is_attached_unless_excepted() {
     assert!(world.ip(&format!("-d link show {port}")).contains("hairpin off"));
     assert!(pings(&pod.netns, "10.77.3.1"));
     world.del(&pod);
-    drop(orders);
+    drop(owner.stdin.take());
     owner.wait().unwrap();
     except(&world, false);
-    stands(&[&attach(&world), &attach(&world)]);
+    let pods = [attach(&world), attach(&world)];
+    stands(&[&pods[0], &pods[1]]);
+    let before = table(&world);
+    assert!(status(&world).ok);
+    assert_eq!(table(&world).matches("\" . \"ecni").count(), before.matches("\" . \"ecni").count());
+    // As a table of ours that another program holds.
+    nft(&world, &["delete", "table", "bridge", "edge-cni"]);
+    let mut owner =
+        nft_session(&world, "add table bridge edge-cni { flags owner; set ports-v1 { type ifname . ifname; }; }\n");
+    wait_for("the other's table", || table(&world).contains("ports-v1"));
+    status_fails(&world);
+    drop(owner.stdin.take());
+    owner.wait().unwrap();
+}
+
+fn status_fails(world: &World) -> String {
+    let answer = status(world);
+    assert_eq!(answer.json["code"], 50, "{}", answer.json);
+    answer.json["msg"].as_str().unwrap().to_owned()
+}
+
+/// `nft` with this order, until its standard input ends.
+fn nft_session(world: &World, order: &str) -> std::process::Child {
+    let program = ["netns", "exec", &world.host, "nft", "-i"];
+    let mut session = Command::new("ip").args(program).stdin(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
+    session.stdin.as_mut().unwrap().write_all(order.as_bytes()).unwrap();
+    session
 }
 
 fn adds_at_once_make_one_filter() {
