@@ -2,8 +2,8 @@
 //! one would tear down what the first one keeps, whatever folders and ports it has.
 //!
 //! The lock is an abstract unix socket (`unix(7)`): such names belong to the network namespace, as what is protected does, and go with the process however
-//! it ends. Anybody may take a name, though. One that a stranger holds (SO_PEERCRED: neither root nor our own user) is passed over, so that no local
-//! user keeps the agent from starting.
+//! it ends. Anybody may take a name, though. One that a stranger holds (SO_PEERCRED: neither root nor our own user) is passed over, and so is one
+//! that takes no connection, so that no local user keeps the agent from starting.
 
 use std::io::{self, Read};
 use std::os::linux::net::SocketAddrExt;
@@ -12,7 +12,9 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::bail;
+use rustix::io::Errno;
 use rustix::net::sockopt::socket_peercred;
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
 use rustix::process::geteuid;
 
 /// The first of the names that are tried.
@@ -101,16 +103,24 @@ fn refuse_a_second(ours: Option<usize>) -> anyhow::Result<()> {
 }
 
 fn holder(number: usize) -> anyhow::Result<Holder> {
-    let mut stream = match UnixStream::connect_addr(&name(number)?) {
-        Ok(stream) => stream,
-        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => return Ok(Holder::Nobody),
-        // Its queue is full, or it is no stream socket: no agent's is either.
-        Err(_) => return Ok(Holder::Nobody),
-    };
-    let credentials = socket_peercred(&stream)?;
+    // Never waits: the holder of a name whose queue is full would otherwise keep us in connect(2) for as long as it likes.
+    let socket =
+        socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::NONBLOCK | SocketFlags::CLOEXEC, None)?;
+    match connect(&socket, &SocketAddrUnix::new_abstract_name(text(number).as_bytes())?) {
+        Ok(()) => {}
+        Err(Errno::CONNREFUSED) => return Ok(Holder::Nobody),
+        // Its queue is full (EAGAIN), or it is no stream socket: an agent empties its queue, so it is no agent's.
+        Err(error) => {
+            tracing::warn!(%error, "@{}: what holds this name takes no connection; it is passed over", text(number));
+            return Ok(Holder::Nobody);
+        }
+    }
+    let credentials = socket_peercred(&socket)?;
     if !credentials.uid.is_root() && credentials.uid != geteuid() {
         return Ok(Holder::Stranger(credentials.uid.as_raw()));
     }
+    let mut stream = UnixStream::from(socket);
+    stream.set_nonblocking(false)?;
     stream.set_read_timeout(Some(PATIENCE))?;
     let mut said = Vec::new();
     let _ = (&mut stream).take(LONGEST).read_to_end(&mut said);

@@ -3,7 +3,7 @@
 use std::fs;
 use std::io::{BufRead, BufReader};
 use std::os::linux::net::SocketAddrExt;
-use std::os::unix::net::{SocketAddr, UnixListener};
+use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::mpsc;
@@ -108,8 +108,11 @@ fn a_second_agent_in_one_network_namespace_is_refused_with_the_first_ones_proces
     drop(start(&one));
 }
 
-/// Listens on a name as a user that is nobody here, in the namespace of a process.
-fn squat(names: Vec<String>, process: u32) -> Vec<UnixListener> {
+/// A name that a stranger holds, and what fills its queue.
+type Squatter = (UnixListener, Option<UnixStream>);
+
+/// Listens on names as a user that is nobody here, in the namespace of a process. With `full` the queue takes no further connection.
+fn squat(names: Vec<String>, process: u32, full: bool) -> Vec<Squatter> {
     let path = format!("/proc/{process}/ns/net");
     std::thread::spawn(move || {
         let namespace = fs::File::open(path).unwrap();
@@ -118,15 +121,23 @@ fn squat(names: Vec<String>, process: u32) -> Vec<UnixListener> {
             assert_eq!(libc::setns(std::os::fd::AsRawFd::as_raw_fd(&namespace), libc::CLONE_NEWNET), 0);
             assert_eq!(libc::syscall(libc::SYS_setresuid, STRANGER, STRANGER, STRANGER), 0);
         }
-        let bind = |name: &String| UnixListener::bind_addr(&SocketAddr::from_abstract_name(name).unwrap()).unwrap();
+        let bind = |name: &String| {
+            let name = SocketAddr::from_abstract_name(name).unwrap();
+            let listener = UnixListener::bind_addr(&name).unwrap();
+            let filling = full.then(|| {
+                // SAFETY: it changes the queue of a socket of ours.
+                assert_eq!(unsafe { libc::listen(std::os::fd::AsRawFd::as_raw_fd(&listener), 0) }, 0);
+                UnixStream::connect_addr(&name).unwrap()
+            });
+            (listener, filling)
+        };
         names.iter().map(bind).collect()
     })
     .join()
     .unwrap()
 }
 
-#[test]
-fn a_local_user_who_takes_the_names_keeps_no_agent_from_starting() {
+fn starts_beside_a_squatter(full: bool) {
     if !is_root() {
         return;
     }
@@ -139,7 +150,7 @@ fn a_local_user_who_takes_the_names_keeps_no_agent_from_starting() {
     while theirs() == ours {
         std::thread::sleep(Duration::from_millis(5));
     }
-    let squatters = squat(vec!["edge-cni-agent".into(), "edge-cni-agent-1".into()], holder.0.id());
+    let squatters = squat(vec!["edge-cni-agent".into(), "edge-cni-agent-1".into()], holder.0.id(), full);
     let namespace = format!("--net=/proc/{}/ns/net", holder.0.id());
     let first = Running(agent(&["nsenter", &namespace], &one, [500, 4500]).stderr(Stdio::null()).spawn().unwrap());
     let end = std::time::Instant::now() + HANG;
@@ -151,4 +162,14 @@ fn a_local_user_who_takes_the_names_keeps_no_agent_from_starting() {
     assert_refused(&second(&first, &two), &first, &one);
     drop(squatters);
     assert_refused(&second(&first, &two), &first, &one);
+}
+
+#[test]
+fn a_local_user_who_takes_the_names_keeps_no_agent_from_starting() {
+    starts_beside_a_squatter(false);
+}
+
+#[test]
+fn a_local_user_whose_queue_is_full_keeps_no_agent_from_starting() {
+    starts_beside_a_squatter(true);
 }
