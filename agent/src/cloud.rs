@@ -126,6 +126,7 @@ impl Cloud {
             });
             if let Some(view) = &view {
                 cloud.path.follow(view);
+                cloud.name_conflicts(view);
                 info!(node = %identity.node, version = view.version, peers = view.peers.len(), "the last view is in force");
                 let credentials = identity.credentials.clone();
                 cloud.membership.send_replace(Some(Membership { view: view.clone(), credentials }));
@@ -199,16 +200,8 @@ impl Cloud {
             Err(error) => return Err(error),
         };
         match judge(&identity.node, identity.role, None, &view) {
-            Ok(_) => match self.allow(&view) {
-                Ok(()) => Ok(Some(view)),
-                // It is a good view, but this host stands elsewhere now. It may move back.
-                Err(refusal) => {
-                    let why = format!("view {} on disk is refused: {refusal}", view.version);
-                    error!("{why}; no tunnels until that is mended");
-                    self.refuse(Some(Arc::new(view)), Some(why));
-                    Ok(None)
-                }
-            },
+            // It was in force. That this host stands elsewhere now, or that somebody on its network says so, is no reason to be without tunnels.
+            Ok(_) => Ok(Some(view)),
             Err(refusal) => {
                 let aside = self.state.put_aside(VIEW_FILE)?;
                 error!(%refusal, aside = %aside.display(), "the view on disk is refused: no tunnels until the controller is reached");
@@ -223,7 +216,7 @@ impl Cloud {
         let Some(member) = self.member.borrow().clone() else { return Ok(()) };
         let verdict = judge(&member.identity.node, member.identity.role, current.as_deref(), &view)?;
         if verdict == Verdict::Take
-            && let Err(refusal) = self.allow(&view)
+            && let Err(refusal) = self.allow(current.as_deref(), &view)
         {
             let why = format!("view {} is refused: {refusal}", view.version);
             self.refuse(Some(view), Some(why));
@@ -243,6 +236,7 @@ impl Cloud {
         self.write_segments(current.clone(), view.clone()).await?;
         self.state.write_json(VIEW_FILE, &*view)?;
         self.path.follow(&view);
+        self.name_conflicts(&view);
         info!(
             version = view.version,
             peers = view.peers.len(),

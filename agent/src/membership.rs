@@ -80,6 +80,9 @@ pub struct CloudStatus {
     /// Why the controller's latest view is not in force, if it is not.
     #[serde(default)]
     pub refused_view: Option<String>,
+    /// What this node needs and the view in force takes into tunnels, the first few.
+    #[serde(default)]
+    pub conflicts: Vec<String>,
 }
 
 /// The cloud's side's end of the seam.

@@ -1,11 +1,17 @@
 //! Where this node stands: its own addresses, gateways and name servers, and the way to the controller. A view that would take them away is refused
 //! before anything of it is installed, for nobody could correct it afterwards. Pure, but for [`resolvers_here`].
+//!
+//! Most of this comes from the network in which the node stands: anybody there can send it a router advertisement or a lease. So only what a view takes
+//! away that the one in force does not is a reason to refuse it: otherwise one such packet would keep every later view, and what it revokes, from coming
+//! into force.
 
 use std::fmt;
 use std::net::IpAddr;
 
 use edge_types::{NodeView, Role};
 use ipnetwork::IpNetwork;
+
+const NAME_SERVER: &str = "its name server";
 
 /// Addresses that this node needs outside of every tunnel.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -36,7 +42,7 @@ impl fmt::Display for Conflict {
         let Self { network, of, address, what } = self;
         write!(
             f,
-            "{of} {network} holds {what} {address}: it would cut this node off, since nothing to or from {network} travels outside of a tunnel; \
+            "{of} {network} holds {what} {address}: that cuts this node off, since nothing to or from {network} travels outside of a tunnel; \
              correct the ranges or networks at the controller, or renumber this node's network"
         )
     }
@@ -48,52 +54,64 @@ impl Surroundings {
         if ipv4 { self.uplink_v4.as_deref() } else { self.uplink_v6.as_deref() }
     }
 
-    /// The first thing that the view would take away. `controllers` are the addresses by which the controller is reached.
-    pub fn conflict(&self, view: &NodeView, controllers: &[IpAddr]) -> Option<Conflict> {
-        // What a hub fronts is around it, and is let through.
-        let here = |address: &IpAddr| view.networks.iter().any(|network| network.contains(*address));
-        let needed = self.needed(controllers);
-        let in_ranges = view.cluster_ranges.iter().find_map(|network| {
-            let (address, what) = needed.iter().find(|(address, _)| network.contains(*address) && !here(address))?;
-            Some(Conflict { network: *network, of: "cluster range".into(), address: *address, what })
-        });
-        // Our bridge takes an address of each of our segments.
-        let in_segments = || {
-            view.segments.iter().find_map(|network| {
-                let (address, what) = needed.iter().find(|(address, _)| network.contains(*address))?;
-                Some(Conflict { network: *network, of: "segment".into(), address: *address, what })
-            })
-        };
-        in_ranges.or_else(in_segments).or_else(|| self.conflict_with_peers(view, &needed))
+    /// The first thing that the view would take away and the one in force does not. `controllers` are the addresses by which the controller is reached.
+    pub fn conflict(&self, current: Option<&NodeView>, view: &NodeView, controllers: &[IpAddr]) -> Option<Conflict> {
+        let present = current.map_or(vec![], |current| self.conflicts(current, controllers));
+        let is_new = |conflict: &Conflict| present.iter().all(|present| present.address != conflict.address);
+        self.conflicts(view, controllers).into_iter().find(is_new)
     }
 
-    fn conflict_with_peers(&self, view: &NodeView, needed: &[(IpAddr, &'static str)]) -> Option<Conflict> {
+    /// What the view takes away, one for each address that is needed.
+    pub fn conflicts(&self, view: &NodeView, controllers: &[IpAddr]) -> Vec<Conflict> {
+        let find = |address: &IpAddr, what| {
+            let (network, of) = holder(view, *address)?;
+            Some(Conflict { network, of, address: *address, what })
+        };
+        let needed = self.needed(controllers);
+        let mut conflicts: Vec<Conflict> = needed.iter().filter_map(|(address, what)| find(address, *what)).collect();
+        // One that is left is enough.
+        let resolvers = Self::usable(&self.resolvers, NAME_SERVER);
+        let taken: Vec<Conflict> = resolvers.iter().filter_map(|(address, what)| find(address, *what)).collect();
+        if taken.len() == resolvers.len() {
+            conflicts.extend(taken);
+        }
+        conflicts
+    }
+
+    /// Each of which is needed.
+    fn needed(&self, controllers: &[IpAddr]) -> Vec<(IpAddr, &'static str)> {
+        let mut needed = Self::usable(&self.addresses, "this node's own address");
+        needed.extend(Self::usable(&self.gateways, "its gateway"));
+        needed.extend(Self::usable(controllers, "the controller's address"));
+        needed
+    }
+
+    fn usable(addresses: &[IpAddr], what: &'static str) -> Vec<(IpAddr, &'static str)> {
+        let canonical = addresses.iter().map(|address| (address.to_canonical(), what));
+        canonical.filter(|(address, _)| !address.is_loopback() && !address.is_unspecified()).collect()
+    }
+}
+
+/// The network of the view that takes packets of this address into tunnels, and what it is.
+fn holder(view: &NodeView, address: IpAddr) -> Option<(IpNetwork, String)> {
+    let of = |networks: &[IpNetwork], what: &str| {
+        networks.iter().find(|network| network.contains(address)).map(|network| (*network, what.to_owned()))
+    };
+    // What a hub fronts is around it, and is let through.
+    let fronted = view.networks.iter().any(|network| network.contains(address));
+    let in_ranges = if fronted { None } else { of(&view.cluster_ranges, "cluster range") };
+    // Our bridge takes an address of each of our segments.
+    in_ranges.or_else(|| of(&view.segments, "segment")).or_else(|| {
         if view.role == Role::Cloud {
             // It reaches the cloud's networks without a tunnel.
             return None;
         }
         view.peers.iter().find_map(|peer| {
-            peer.networks.iter().filter(|network| !view.local_networks().any(|own| overlap(&own, network))).find_map(
-                |network| {
-                    let (address, what) = needed.iter().find(|(address, _)| network.contains(*address))?;
-                    let of = format!("the network of {}", peer.name);
-                    Some(Conflict { network: *network, of, address: *address, what })
-                },
-            )
+            let ours = |network: &IpNetwork| view.local_networks().any(|own| overlap(&own, network));
+            let network = peer.networks.iter().find(|network| network.contains(address) && !ours(network))?;
+            Some((*network, format!("the network of {}", peer.name)))
         })
-    }
-
-    fn needed(&self, controllers: &[IpAddr]) -> Vec<(IpAddr, &'static str)> {
-        let named = |addresses: &[IpAddr], what: &'static str| {
-            addresses.iter().map(|address| (address.to_canonical(), what)).collect::<Vec<_>>()
-        };
-        let mut needed = named(&self.addresses, "this node's own address");
-        needed.extend(named(&self.gateways, "its gateway"));
-        needed.extend(named(&self.resolvers, "its name server"));
-        needed.extend(named(controllers, "the controller's address"));
-        needed.retain(|(address, _)| !address.is_loopback() && !address.is_unspecified());
-        needed
-    }
+    })
 }
 
 /// Name servers of this host: where it asks itself (systemd-resolved, dnsmasq), those that this in turn asks.
@@ -209,7 +227,8 @@ mod tests {
             (ours, &["203.0.113.0/28"], Some("the controller's address")),
             (ours, &["0.0.0.0/0"], Some("this node's own address")),
         ] {
-            let found = home().conflict(&view(Role::Edge, ranges, hub), &controllers).map(|found| found.to_string());
+            let found =
+                home().conflict(None, &view(Role::Edge, ranges, hub), &controllers).map(|found| found.to_string());
             match (words, &found) {
                 (None, None) => {}
                 (Some(words), Some(found)) if found.contains(words) => {}
@@ -218,7 +237,47 @@ mod tests {
         }
         let mut own = view(Role::Edge, &["10.77.0.0/16"], &[]);
         own.segments = networks(&["192.168.1.0/26"]);
-        assert!(home().conflict(&own, &[]).unwrap().to_string().starts_with("segment 192.168.1.0/26"));
+        assert!(home().conflict(None, &own, &[]).unwrap().to_string().starts_with("segment 192.168.1.0/26"));
+    }
+
+    #[test]
+    fn what_the_view_in_force_takes_away_already_is_no_reason_to_refuse_another() {
+        // A router advertisement has given this node an address within the cluster's range, a lease has renamed its name server.
+        let here = Surroundings {
+            addresses: addresses(&["192.168.1.10", "fd77::abcd"]),
+            gateways: addresses(&["192.168.1.1"]),
+            resolvers: addresses(&["10.244.0.53"]),
+            ..Surroundings::default()
+        };
+        let current = view(Role::Edge, &["10.77.0.0/16", "fd77::/48"], &["10.244.0.0/16"]);
+        let named: Vec<_> = here.conflicts(&current, &[]).iter().map(ToString::to_string).collect();
+        assert_eq!(named.len(), 2, "{named:?}");
+        assert!(named[0].contains("this node's own address fd77::abcd"), "{named:?}");
+        assert!(named[1].contains("its name server 10.244.0.53"), "{named:?}");
+        let judged = |new: &NodeView| here.conflict(Some(&current), new, &[]).map(|found| found.to_string());
+        assert_eq!(judged(&current), None);
+        let revoking = NodeView { version: 2, peers: vec![], ..current.clone() };
+        assert_eq!(judged(&revoking), None);
+        let mut granted = current.clone();
+        granted.segments = networks(&["fd77::abc0/122"]);
+        assert_eq!(judged(&granted), None, "its addresses are the range's");
+        let wider = view(Role::Edge, &["10.0.0.0/8", "fd00::/8"], &["10.244.0.0/16"]);
+        assert_eq!(judged(&wider), None, "it takes away no more");
+        let careless = view(Role::Edge, &["10.77.0.0/16", "fd77::/48", "192.168.0.0/16"], &["10.244.0.0/16"]);
+        assert!(judged(&careless).unwrap().contains("192.168.0.0/16 holds this node's own address 192.168.1.10"));
+        // Without a view in force everything counts.
+        assert!(here.conflict(None, &current, &[]).is_some());
+    }
+
+    #[test]
+    fn name_servers_are_taken_away_when_none_is_left() {
+        let mut here = Surroundings { resolvers: addresses(&["10.77.0.53", "192.0.2.53"]), ..Surroundings::default() };
+        let both = view(Role::Edge, &["10.77.0.0/16"], &["192.0.2.0/24"]);
+        let one = view(Role::Edge, &["10.77.0.0/16"], &[]);
+        assert_eq!(here.conflict(None, &one, &[]), None);
+        assert!(here.conflict(Some(&one), &both, &[]).unwrap().to_string().contains("its name server 10.77.0.53"));
+        here.resolvers.pop();
+        assert!(here.conflict(None, &one, &[]).is_some());
     }
 
     #[test]
@@ -233,10 +292,10 @@ mod tests {
         // Another hub fronts the same.
         let mut hub = view(Role::Hub, &["10.77.0.0/16"], &fronted);
         hub.networks = networks(&fronted);
-        assert_eq!(cloud.conflict(&hub, &controller), None);
-        assert_eq!(cloud.conflict(&view(Role::Cloud, &["10.77.0.0/16"], &fronted), &controller), None);
-        assert!(cloud.conflict(&view(Role::Edge, &["10.77.0.0/16"], &fronted), &controller).is_some());
-        assert!(cloud.conflict(&view(Role::Cloud, &["10.1.0.0/16"], &[]), &[]).is_some());
+        assert_eq!(cloud.conflict(None, &hub, &controller), None);
+        assert_eq!(cloud.conflict(None, &view(Role::Cloud, &["10.77.0.0/16"], &fronted), &controller), None);
+        assert!(cloud.conflict(None, &view(Role::Edge, &["10.77.0.0/16"], &fronted), &controller).is_some());
+        assert!(cloud.conflict(None, &view(Role::Cloud, &["10.1.0.0/16"], &[]), &[]).is_some());
     }
 
     #[test]
@@ -251,7 +310,10 @@ mod tests {
     #[test]
     fn loopback_is_in_nobodys_way() {
         let here = Surroundings { addresses: addresses(&["127.0.0.1", "::1"]), ..Surroundings::default() };
-        assert_eq!(here.conflict(&view(Role::Edge, &["127.0.0.0/8", "::/64"], &[]), &addresses(&["127.0.0.1"])), None);
+        assert_eq!(
+            here.conflict(None, &view(Role::Edge, &["127.0.0.0/8", "::/64"], &[]), &addresses(&["127.0.0.1"])),
+            None
+        );
     }
 
     #[test]

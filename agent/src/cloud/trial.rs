@@ -37,6 +37,8 @@ const SECOND_TRY_SECONDS: u64 = 3600;
 const TRY_AGAIN: Duration = Duration::from_secs(5);
 /// Refused views are looked at again this often, besides when the uplink changes.
 const LOOK: Duration = Duration::from_secs(60);
+/// So many conflicts of the view in force are named.
+const MOST_NAMED: usize = 8;
 
 /// The view in force is on trial.
 #[derive(Debug, Clone)]
@@ -93,10 +95,10 @@ impl Cloud {
         self.remove_notes();
     }
 
-    /// Whether this host allows the view.
-    pub(super) fn allow(&self, view: &NodeView) -> Result<(), Refusal> {
+    /// Whether this host allows the view instead of the one in force.
+    pub(super) fn allow(&self, current: Option<&NodeView>, view: &NodeView) -> Result<(), Refusal> {
         let controllers = self.path.controllers(self.urls());
-        if let Some(conflict) = self.uplink.borrow().surroundings.conflict(view, &controllers) {
+        if let Some(conflict) = self.uplink.borrow().surroundings.conflict(current, view, &controllers) {
             return Err(Refusal::Surroundings(conflict));
         }
         let taken_back = self.taken_back.lock().unwrap_or_else(PoisonError::into_inner);
@@ -108,6 +110,21 @@ impl Cloud {
             }),
             None => Ok(()),
         }
+    }
+
+    /// Names what the view in force takes away from this node, for `status` and the log. Nothing else changes by it.
+    pub(super) fn name_conflicts(&self, view: &NodeView) {
+        let controllers = self.path.controllers(self.urls());
+        let conflicts = self.uplink.borrow().surroundings.conflicts(view, &controllers);
+        let conflicts: Vec<String> = conflicts.iter().take(MOST_NAMED).map(ToString::to_string).collect();
+        self.status.send_if_modified(|status| {
+            let differs = status.conflicts != conflicts;
+            for conflict in conflicts.iter().filter(|conflict| !status.conflicts.contains(*conflict)) {
+                warn!(version = view.version, "in force, but {conflict}");
+            }
+            status.conflicts = conflicts;
+            differs
+        });
     }
 
     /// A view is about to come into force over another. What is put back if need be stands on disk before it does.
@@ -191,6 +208,9 @@ impl Cloud {
                 Err(error) => tracing::debug!(version, %error, "a view is still refused"),
             }
         }
+        if let Some(view) = self.view.lock().await.as_ref() {
+            self.name_conflicts(view);
+        }
     }
 
     async fn take_back(&self) -> Result<(), CloudError> {
@@ -239,6 +259,7 @@ impl Cloud {
             "the controller was not heard under this view: the one before is put back"
         );
         self.path.follow(&before);
+        self.name_conflicts(&before);
         *current = Some(before.clone());
         let credentials = member.identity.credentials.clone();
         self.membership.send_replace(Some(crate::membership::Membership { view: before, credentials }));

@@ -32,6 +32,9 @@ pub fn render(status: &Status) -> String {
         {
             let _ = writeln!(text, "  {why}");
         }
+        for conflict in &cloud.conflicts {
+            let _ = writeln!(text, "  {conflict}");
+        }
     }
     let mut table = Table::new();
     table.load_style(presets::NOTHING).set_header([

@@ -81,20 +81,43 @@ async fn at_the_first_join_nothing_of_a_view_that_would_cut_the_node_off_is_inst
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_view_on_disk_is_not_followed_where_the_node_has_moved_into_its_ranges_and_is_when_it_moves_away() {
+async fn a_view_in_force_stays_and_later_ones_come_where_somebody_gives_the_node_an_address_within_its_ranges() {
     let mut controller = Controller::with_ranges(BEFORE).await;
     let mut node = controller.edge("edge-1").await;
     let (agent, before) = node.start_as_member().await;
+    agent.status("the stream", |status| status.connected).await;
+    // A router advertisement, and a lease.
+    let given = || vec!["fd77::200:5eff:fe00:5301".parse().unwrap(), "10.77.200.5".parse().unwrap()];
+    agent.node.uplink.send_modify(|uplink| uplink.surroundings.addresses = given());
+    agent.node.uplink.send_modify(|uplink| uplink.surroundings.resolvers = vec!["10.77.0.53".parse().unwrap()]);
+    agent
+        .status("the conflicts", |status| {
+            ["10.77.200.5", "fd77::200:5eff:fe00:5301", "its name server 10.77.0.53"]
+                .iter()
+                .all(|words| status.conflicts.iter().any(|conflict| conflict.contains(words)))
+        })
+        .await;
+    controller
+        .operator("PATCH", "/v1/nodes/edge-1/labels", serde_json::json!({"fabedge/edge-community": "alpha"}))
+        .await;
+    let later = agent.membership("a later view", |membership| !membership.view.communities.is_empty()).await;
+    assert!(later.view.version > before.view.version);
+    // What a view adds is judged as ever.
+    agent.node.uplink.send_modify(|uplink| uplink.surroundings.gateways = vec!["192.168.1.1".parse().unwrap()]);
+    controller.change_ranges(CARELESS).await;
+    agent.status("the refusal", refuses("its gateway 192.168.1.1")).await;
+    assert_eq!(agent.joined().await.view, later.view);
     agent.end().await;
+    // Nor does a restart without the controller take the tunnels away.
     controller.stop().await;
-    node.surroundings.addresses = vec!["10.77.200.5".parse().unwrap()];
+    node.surroundings.addresses = given();
     let agent = node.start();
-    assert!(agent.node.membership.borrow().is_none());
-    let why = agent.node.cloud.borrow().refused_view.clone().unwrap();
-    // By its number where it has been judged again already.
-    assert!(why.contains("is refused") && why.contains("10.77.200.5"), "{why}");
+    let status = agent.node.cloud.borrow().clone();
+    assert_eq!(agent.node.membership.borrow().as_ref().map(|membership| membership.view.clone()), Some(later.view));
+    assert!(status.conflicts.iter().any(|conflict| conflict.contains("10.77.200.5")), "{status:?}");
+    assert_eq!(status.refused_view, None);
     agent.node.uplink.send_modify(|uplink| uplink.surroundings.addresses.clear());
-    assert_eq!(agent.joined().await.view, before.view);
+    agent.status("no conflict", |status| status.conflicts.is_empty()).await;
     agent.end().await;
 }
 
