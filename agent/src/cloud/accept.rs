@@ -43,6 +43,17 @@ pub(super) enum Refusal {
     /// It would take away what this node needs.
     #[error("{0}")]
     Surroundings(Conflict),
+    /// It adds what may have cut this node off.
+    #[error(
+        "it adds {}, as version {version} did, under which the controller was not heard; it is judged when the controller is reached again",
+         .added.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
+    )]
+    Undecided {
+        /// The view that was taken back.
+        version: u64,
+        /// What it added.
+        added: Vec<IpNetwork>,
+    },
     /// It adds what cut this node off before.
     #[error(
         "it adds {}, as version {version} did, under which the controller could not be reached: correct ranges and networks at the controller, or \

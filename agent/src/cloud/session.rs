@@ -123,7 +123,7 @@ async fn once(cloud: &Cloud, refused: bool, backoff: &mut Backoff, stream: &mut 
         }
         opened => opened?,
     };
-    cloud.reached();
+    cloud.reached().await;
     cloud.heard();
     let mut lines = Lines { body, buffer: Vec::new(), scanned: 0 };
     let url = link.url.to_string();

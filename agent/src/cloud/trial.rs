@@ -64,11 +64,12 @@ pub(super) struct TakenBack {
 }
 
 impl TakenBack {
-    /// Whether a view may be tried in spite of this.
+    /// Whether a view may be tried in spite of this. While the controller is away it is not known whether the view was to blame, and to try it
+    /// again would show nothing: that waits for [`Cloud::reached`].
     fn allows(&self, view: &NodeView, now: u64) -> bool {
         let guarded = guarded(view);
         let the_same = self.added.iter().all(|network| guarded.contains(network));
-        !the_same || !self.blamed || (self.times < 2 && now >= self.at.saturating_add(SECOND_TRY_SECONDS))
+        !the_same || (self.blamed && self.times < 2 && now >= self.at.saturating_add(SECOND_TRY_SECONDS))
     }
 }
 
@@ -103,6 +104,9 @@ impl Cloud {
         }
         let taken_back = self.taken_back.lock().unwrap_or_else(PoisonError::into_inner);
         match taken_back.as_ref().filter(|taken_back| !taken_back.allows(view, self.clock.unix_time())) {
+            Some(TakenBack { version, added, blamed: false, .. }) => {
+                Err(Refusal::Undecided { version: *version, added: added.clone() })
+            }
             Some(TakenBack { version, added, .. }) => Err(Refusal::TakenBack {
                 version: *version,
                 added: added.clone(),
@@ -157,9 +161,16 @@ impl Cloud {
     }
 
     /// The controller is reached again: what was taken back was to blame, or was not.
-    pub(super) fn reached(&self) {
+    pub(super) async fn reached(&self) {
+        if self.acquit_or_blame() {
+            self.judge_again().await;
+        }
+    }
+
+    /// Whether the view that was taken back may come again.
+    fn acquit_or_blame(&self) -> bool {
         let mut taken_back = self.taken_back.lock().unwrap_or_else(PoisonError::into_inner);
-        let Some(undecided) = taken_back.as_mut().filter(|taken_back| !taken_back.blamed) else { return };
+        let Some(undecided) = taken_back.as_mut().filter(|taken_back| !taken_back.blamed) else { return false };
         let since = self.clock.unix_time().saturating_sub(undecided.at);
         let outcome = if since <= SOON.as_secs() {
             undecided.blamed = true;
@@ -172,6 +183,7 @@ impl Cloud {
         if let Err(error) = outcome {
             warn!("{error}");
         }
+        taken_back.is_none()
     }
 
     /// Takes views back, and looks again at those that were refused: what stood in their way may be gone.
@@ -296,5 +308,43 @@ impl Cloud {
 
     fn take_back_after(&self) -> Duration {
         self.config.controller.as_ref().and_then(|controller| controller.take_back).unwrap_or(TAKE_BACK)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use edge_types::Role;
+
+    use super::*;
+
+    fn view(version: u64, ranges: &[&str]) -> NodeView {
+        NodeView {
+            version,
+            node: "edge-1".parse().unwrap(),
+            role: Role::Edge,
+            communities: Default::default(),
+            cluster_ranges: ranges.iter().map(|text| text.parse().unwrap()).collect(),
+            segments: vec![],
+            networks: vec![],
+            peers: vec![],
+            trust_anchors: vec![],
+            segment_prefix: Default::default(),
+        }
+    }
+
+    #[test]
+    fn what_was_taken_back_is_not_tried_while_the_controller_is_away_and_once_more_when_it_was_to_blame() {
+        let (same, other) = (view(9, &["10.77.0.0/16", "10.99.0.0/16"]), view(9, &["10.77.0.0/16", "10.98.0.0/16"]));
+        let added = vec!["10.99.0.0/16".parse().unwrap()];
+        let undecided = TakenBack { version: 8, added, at: 1000, blamed: false, times: 1 };
+        let later = 1000 + SECOND_TRY_SECONDS;
+        for now in [1000, 1060, later, later * 100] {
+            assert!(!undecided.allows(&same, now), "{now}");
+            assert!(undecided.allows(&other, now), "{now}");
+        }
+        let blamed = TakenBack { blamed: true, ..undecided };
+        assert!(!blamed.allows(&same, later - 1));
+        assert!(blamed.allows(&same, later) && blamed.allows(&other, 1000));
+        assert!(!TakenBack { times: 2, ..blamed }.allows(&same, later * 100));
     }
 }

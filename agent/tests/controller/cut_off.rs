@@ -168,6 +168,36 @@ async fn a_view_under_which_the_controller_cannot_be_reached_is_taken_back_and_n
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_view_that_was_taken_back_is_not_tried_while_the_controller_is_away_and_comes_again_when_it_is_back() {
+    let (mut controller, node, way) = member_by_a_way().await;
+    let (agent, before) = node.start_as_member().await;
+    agent.status("the stream", |status| status.connected).await;
+    controller.change_ranges(WIDER).await;
+    agent.membership("the wider view", holds("10.99.0.0/16")).await;
+    way.close().await;
+    agent.membership("the view before", |membership| !holds("10.99.0.0/16")(membership)).await;
+    // It is judged again, as every minute.
+    agent.node.uplink.send_modify(|uplink| uplink.surroundings.addresses = vec!["198.51.100.7".parse().unwrap()]);
+    let waits = |status: &CloudStatus| {
+        status.refused_view.as_ref().is_some_and(|why| why.contains("judged when the controller is reached again"))
+    };
+    agent.status("the wait", waits).await;
+    assert_eq!(agent.joined().await.view, before.view);
+    assert!(!exists(node.file("view-before.json")), "no trial begins");
+    agent.end().await;
+    // The controller was away for long, and not because of the view.
+    let mut noted: serde_json::Value =
+        serde_json::from_slice(&std::fs::read(node.file("taken-back.json")).unwrap()).unwrap();
+    noted["at"] = (noted["at"].as_u64().unwrap() - 1000).into();
+    std::fs::write(node.file("taken-back.json"), noted.to_string()).unwrap();
+    let way = way.open().await;
+    let agent = node.start();
+    agent.membership("the wider view", holds("10.99.0.0/16")).await;
+    agent.end().await;
+    drop(way);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_power_cut_while_a_view_cuts_the_node_off_does_not_make_it_stay() {
     let (mut controller, node, way) = member_by_a_way().await;
     let (agent, before) = node.start_as_member().await;
