@@ -15,7 +15,7 @@ use tokio::time::Instant;
 use tracing::{error, info, warn};
 
 use super::Cloud;
-use super::accept::{Refusal, Verdict, judge};
+use super::accept::{Refusal, judge};
 use super::error::CloudError;
 use crate::store::StoreError;
 use crate::surroundings::{added, guarded};
@@ -233,13 +233,15 @@ impl Cloud {
             return Ok(());
         }
         let Some(member) = self.member.borrow().clone() else { return Ok(()) };
-        if let Err(refusal) = judge(member.node(), member.role(), None, &trial.before) {
-            warn!(%refusal, "the view before cannot be put back");
-            self.set_trial(None);
-            self.state.remove(BEFORE_FILE)?;
-            return Ok(());
-        }
-        let before = self.with_segments_of(&view, &trial.before, &member);
+        let before = match put_back(&view, &trial.before) {
+            Ok(before) => Arc::new(before),
+            Err(refusal) => {
+                warn!(%refusal, "the view before cannot be put back");
+                self.set_trial(None);
+                self.state.remove(BEFORE_FILE)?;
+                return Ok(());
+            }
+        };
         let times = {
             let mut taken_back = self.taken_back.lock().unwrap_or_else(PoisonError::into_inner);
             let added = added(&trial.before, &view);
@@ -279,15 +281,6 @@ impl Cloud {
         Ok(())
     }
 
-    /// The view before, with the segments that this node was granted since: its pods have addresses of them.
-    fn with_segments_of(&self, now: &NodeView, before: &Arc<NodeView>, member: &super::Member) -> Arc<NodeView> {
-        let merged = NodeView { segments: now.segments.clone(), ..(**before).clone() };
-        match judge(member.node(), member.role(), None, &merged) {
-            Ok(Verdict::Take | Verdict::Same) => Arc::new(merged),
-            Err(_) => before.clone(),
-        }
-    }
-
     /// Notes which view is not in force, and why, for `status`, for the controller, and to look at it again.
     pub(super) fn refuse(&self, view: Option<Arc<NodeView>>, why: Option<String>) {
         *self.refused.lock().unwrap_or_else(PoisonError::into_inner) = view;
@@ -311,9 +304,23 @@ impl Cloud {
     }
 }
 
+/// What comes into force again: the view before, without what the newer one has revoked. Members that it no longer names stay away, certificates and
+/// authorities that it no longer believes are not believed again, and the segments that it grants are kept, for pods have addresses of them.
+fn put_back(now: &NodeView, before: &NodeView) -> Result<NodeView, Refusal> {
+    let mut merged = NodeView { trust_anchors: now.trust_anchors.clone(), ..before.clone() };
+    merged.peers.retain_mut(|peer| {
+        let Some(newer) = now.peers.iter().find(|newer| newer.name == peer.name) else { return false };
+        peer.certificates_from = peer.certificates_from.max(newer.certificates_from);
+        true
+    });
+    let sensible = |view: NodeView| judge(&now.node, now.role, None, &view).map(|_| view);
+    // Segments granted since may lie outside the ranges before.
+    sensible(NodeView { segments: now.segments.clone(), ..merged.clone() }).or_else(|_| sensible(merged))
+}
+
 #[cfg(test)]
 mod tests {
-    use edge_types::Role;
+    use edge_types::{Peer, Role};
 
     use super::*;
 
@@ -346,5 +353,53 @@ mod tests {
         assert!(!blamed.allows(&same, later - 1));
         assert!(blamed.allows(&same, later) && blamed.allows(&other, 1000));
         assert!(!TakenBack { times: 2, ..blamed }.allows(&same, later * 100));
+    }
+
+    fn anchor() -> String {
+        let key = rcgen::KeyPair::generate_for(&rcgen::PKCS_ED25519).unwrap();
+        let mut parameters = rcgen::CertificateParams::new(vec![]).unwrap();
+        parameters.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+        parameters.self_signed(&key).unwrap().pem()
+    }
+
+    fn peer(name: &str, segment: &str, certificates_from: i64) -> Peer {
+        Peer {
+            name: name.parse().unwrap(),
+            role: Role::Edge,
+            endpoints: vec![],
+            segments: vec![segment.parse().unwrap()],
+            networks: vec![],
+            certificates_from,
+        }
+    }
+
+    #[test]
+    fn a_view_that_is_put_back_brings_back_nothing_that_was_revoked_since() {
+        let (old, new) = (anchor(), anchor());
+        let mut before = view(4, &["10.77.0.0/16"]);
+        before.trust_anchors = vec![old, new.clone()];
+        before.peers = vec![
+            peer("edge-2", "10.77.0.64/26", 5),
+            peer("edge-3", "10.77.0.128/26", 0),
+            peer("edge-4", "10.77.0.192/26", 30),
+        ];
+        let mut now = view(7, &["10.77.0.0/16", "10.99.0.0/16"]);
+        now.trust_anchors = vec![new];
+        // The segment of one that left was granted to this node.
+        now.segments = vec!["10.77.0.128/26".parse().unwrap()];
+        now.peers = vec![
+            peer("edge-2", "10.77.0.64/26", 20),
+            peer("edge-4", "10.77.0.192/26", 10),
+            peer("edge-5", "10.99.0.0/26", 0),
+        ];
+        let back = put_back(&now, &before).unwrap();
+        let peers: Vec<_> = back.peers.iter().map(|peer| (peer.name.to_string(), peer.certificates_from)).collect();
+        assert_eq!(peers, [("edge-2".into(), 20), ("edge-4".into(), 30)]);
+        assert_eq!((&back.trust_anchors, &back.segments), (&now.trust_anchors, &now.segments));
+        assert_eq!((back.version, &back.cluster_ranges), (4, &before.cluster_ranges));
+        // Where the new segments do not fit the ranges before, the revocations hold nevertheless.
+        now.segments = vec!["10.99.1.0/26".parse().unwrap()];
+        let back = put_back(&now, &before).unwrap();
+        assert_eq!((back.peers.len(), &back.segments), (2, &before.segments));
     }
 }
