@@ -5,12 +5,16 @@ use std::io;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::Path;
 
+use edge_types::forwarding::FORWARDING_FILE;
 use edge_types::store::{LEASES_FILE, LOCK_FILE, SEGMENTS_FILE};
 use tracing::{info, warn};
 
-/// How names of files begin that agent or plugin keep there; `.tmp` and `.damaged` are added to them.
-const OURS: [&str; 11] = [
+/// How names of files begin that agent or plugin keep there; `.tmp` and `.damaged`, for example, are added to them. The sockets are there where
+/// `run_dir` is the same folder.
+const OURS: [&str; 14] = [
+    "admin.sock",
     "agent.lock",
+    "agent.sock",
     "application.json",
     "clock.json",
     "identity.json",
@@ -18,6 +22,7 @@ const OURS: [&str; 11] = [
     "reqids.json",
     "taken-back.json",
     "view",
+    FORWARDING_FILE,
     LEASES_FILE,
     LOCK_FILE,
     SEGMENTS_FILE,
@@ -65,6 +70,50 @@ mod tests {
 
     fn mode(path: &Path) -> u32 {
         fs::metadata(path).unwrap().permissions().mode() & 0o777
+    }
+
+    /// The texts of `const ...FILE: &str` in the sources below a folder.
+    fn names_in(folder: &Path, found: &mut Vec<String>) {
+        for entry in fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                names_in(&path, found);
+                continue;
+            }
+            let text = fs::read_to_string(&path).unwrap();
+            let named = text.lines().filter_map(|line| line.split_once("FILE: &str = \"")?.1.strip_suffix("\";"));
+            // Not the words of this test.
+            found.extend(named.filter(|name| !name.contains('"')).map(str::to_owned));
+        }
+    }
+
+    #[test]
+    fn every_name_that_agent_and_plugin_write_there_is_ours() {
+        let here = Path::new(env!("CARGO_MANIFEST_DIR"));
+        let mut names = vec![];
+        for folder in ["src", "../cni/src", "../types/src"] {
+            names_in(&here.join(folder), &mut names);
+        }
+        for known in ["reqids.json", "taken-back.json", "leases", FORWARDING_FILE] {
+            assert!(names.iter().any(|name| name == known), "{known} is not found in {names:?}");
+        }
+        let config = "[controller]\nurls = [\"https://controller.example:8443\"]\n";
+        let config = crate::config::Config::parse(config, Path::new("agent.toml")).unwrap();
+        for socket in [config.admin_socket(), config.plugin_socket()] {
+            names.push(socket.file_name().unwrap().to_str().unwrap().to_owned());
+        }
+        let parent = tempfile::tempdir().unwrap();
+        let folder = parent.path().join("state");
+        fs::create_dir(&folder).unwrap();
+        for name in &names {
+            fs::write(folder.join(name), "").unwrap();
+            fs::set_permissions(folder.join(name), Permissions::from_mode(0o644)).unwrap();
+        }
+        fs::set_permissions(&folder, Permissions::from_mode(0o755)).unwrap();
+        make_private(&folder).unwrap();
+        let open: Vec<_> = names.iter().filter(|name| mode(&folder.join(name)) != 0o600).collect();
+        assert!(open.is_empty(), "{open:?}");
+        assert_eq!(mode(&folder), 0o700);
     }
 
     #[test]
