@@ -3,6 +3,7 @@
 use super::Test;
 use super::world::{BOTH, V4, World};
 use edge_agent::host::firewall::Firewall;
+use ipnetwork::IpNetwork;
 
 pub(crate) const TESTS: &[Test] = &[
     ("a_host_on_the_lan_reaches_no_pod_by_routing_through_the_edge", lan_host_reaches_nothing),
@@ -12,9 +13,13 @@ pub(crate) const TESTS: &[Test] = &[
     ("pods_reach_other_nodes_under_their_own_and_the_outside_under_the_edges_address", pods_reach_all),
     ("the_edges_own_processes_reach_other_nodes_under_the_bridges_address", own_processes),
     ("published_ports_of_pods_here_and_elsewhere_are_served_to_the_lan", published_ports),
+    ("a_host_on_the_lan_reaches_no_service_by_routing_through_the_edge", lan_host_reaches_no_service),
     ("a_pod_reaches_itself_by_its_published_port", hairpin),
     ("a_table_of_an_earlier_release_is_replaced", upgrade),
 ];
+
+/// A service range, and in it a Service whose endpoint is here and one whose endpoint is elsewhere.
+const SERVICES: [[&str; 3]; 2] = [["10.96.0.0/12", "10.96.0.10", "10.96.0.11"], ["fd96::/112", "fd96::10", "fd96::11"]];
 
 /// With and without another program that masquerades all that is forwarded.
 fn worlds() -> impl Iterator<Item = World> {
@@ -140,6 +145,37 @@ fn published_ports() {
             world.sh("edge", &format!("nft delete table {} publish", family.ip));
             world.publish(30080, family.far);
             assert_eq!(world.fetch("lan", family.edge_lan, 30080).as_deref(), Some(family.bridge));
+        }
+    }
+}
+
+/// A service range that the hub fronts; kube-proxy on the edge redirects it for whoever asks.
+fn lan_host_reaches_no_service() {
+    for world in worlds() {
+        let mut edge = World::edge();
+        edge.remote.extend(SERVICES.map(|family| family[0].parse::<IpNetwork>().unwrap()));
+        for (family, [_, here, elsewhere]) in BOTH.into_iter().zip(SERVICES) {
+            world.redirect(here, family.pod);
+            world.redirect(elsewhere, family.far);
+            assert!(world.fetch("lan", here, 80).is_some() && world.fetch("lan", elsewhere, 80).is_some());
+        }
+        world.apply(&edge);
+        for (family, [_, here, elsewhere]) in BOTH.into_iter().zip(SERVICES) {
+            for service in [here, elsewhere] {
+                world.cannot_fetch("lan", service, 80);
+            }
+            assert!(world.fetch("pod", elsewhere, 80).is_some(), "a pod calls {elsewhere}");
+            world.publish(30080, family.far);
+            world.publish(8080, family.pod);
+            for port in [30080, 8080] {
+                assert!(world.fetch("lan", family.edge_lan, port).is_some(), "port {port} is published");
+            }
+        }
+        assert!(world.refused("to-tunnels") >= 2 && world.refused("to-pods") >= 2);
+        let lan = || BOTH.map(|family| family.lan.parse().unwrap()).to_vec();
+        world.apply(&Firewall { lan_to_pods: lan(), lan_to_tunnels: lan(), ..edge });
+        for service in SERVICES.iter().flat_map(|[_, services @ ..]| services) {
+            assert!(world.fetch("lan", service, 80).is_some(), "the operator lets it use {service}");
         }
     }
 }

@@ -202,6 +202,16 @@ impl World {
         ));
     }
 
+    /// Redirects port 80 of a Service's address for whoever asks, as kube-proxy does.
+    pub(crate) fn redirect(&self, service: &str, to: &str) {
+        let (family, target) =
+            if to.contains(':') { ("ip6", format!("[{to}]:80")) } else { ("ip", format!("{to}:80")) };
+        self.sh("edge", &format!(
+            "nft 'add table {family} services; add chain {family} services pre {{ type nat hook prerouting priority dstnat; }}; \
+             add rule {family} services pre {family} daddr {service} tcp dport 80 dnat to {target}'"
+        ));
+    }
+
     /// Says to whoever connects to port 80 of a host which source it sees, as long as the world stands.
     pub(crate) fn serve(&self, name: &str) {
         let listener = self.on(name, || TcpListener::bind((Ipv6Addr::UNSPECIFIED, 80)).unwrap());

@@ -67,6 +67,12 @@ impl Family {
         is("!=", self.field(field), json!(format!("@{set}{}", self.suffix)))
     }
 
+    /// It was sent to one of these networks before any redirection.
+    fn sent_to(self, set: &str) -> Value {
+        let sent_to = json!({"ct": {"key": format!("{} daddr", self.protocol), "dir": "original"}});
+        is("==", sent_to, json!(format!("@{set}{}", self.suffix)))
+    }
+
     /// The source is translated to itself: who comes later finds the connection translated already.
     fn keep(self) -> Value {
         json!({"snat": {"family": self.protocol, "addr": self.field("saddr")}})
@@ -219,21 +225,21 @@ impl Firewall {
         for family in FAMILIES {
             commands.rule("to-tunnels", [from_pods(), family.within("saddr", "own"), accept()]);
         }
-        commands.rule("to-tunnels", [redirected(), accept()]);
-        for family in FAMILIES {
-            commands.rule("to-tunnels", [family.within("saddr", "fronted"), accept()]);
-            commands.rule("to-tunnels", [family.within("saddr", "lan-to-tunnels"), accept()]);
-        }
-        commands.rule("to-tunnels", dropped("to-tunnels"));
-
-        for statement in [decapsulated(), from_pods(), redirected()] {
+        for statement in [decapsulated(), from_pods()] {
             commands.rule("to-pods", [statement, accept()]);
         }
-        for family in FAMILIES {
-            commands.rule("to-pods", [family.within("saddr", "fronted"), accept()]);
-            commands.rule("to-pods", [family.within("saddr", "lan-to-pods"), accept()]);
+        for (target, allowed) in [("to-tunnels", "lan-to-tunnels"), ("to-pods", "lan-to-pods")] {
+            for family in FAMILIES {
+                commands.rule(target, [family.within("saddr", "fronted"), accept()]);
+                commands.rule(target, [family.within("saddr", allowed), accept()]);
+            }
+            // kube-proxy redirects ClusterIPs for whoever asks: one that was routed here is no published port.
+            for family in FAMILIES {
+                commands.rule(target, [family.sent_to("remote")].into_iter().chain(dropped(target)));
+            }
+            commands.rule(target, [redirected(), accept()]);
+            commands.rule(target, dropped(target));
         }
-        commands.rule("to-pods", dropped("to-pods"));
 
         for bridge in &self.bridges {
             let over = ["iifname", "oifname"].map(|key| meta("==", key, json!(bridge)));
