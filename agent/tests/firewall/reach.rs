@@ -1,7 +1,7 @@
 //! What every edge keeps out and lets through, without any key.
 
 use super::Test;
-use super::world::{BOTH, V4, World};
+use super::world::{BOTH, V4, World, passes};
 use edge_agent::host::firewall::Firewall;
 use ipnetwork::IpNetwork;
 
@@ -14,6 +14,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("the_edges_own_processes_reach_other_nodes_under_the_bridges_address", own_processes),
     ("published_ports_of_pods_here_and_elsewhere_are_served_to_the_lan", published_ports),
     ("a_host_on_the_lan_reaches_no_service_by_routing_through_the_edge", lan_host_reaches_no_service),
+    ("a_flow_that_was_there_before_the_table_is_judged_too", former_flows),
     ("a_pod_reaches_itself_by_its_published_port", hairpin),
     ("a_table_of_an_earlier_release_is_replaced", upgrade),
 ];
@@ -177,6 +178,30 @@ fn lan_host_reaches_no_service() {
         for service in SERVICES.iter().flat_map(|[_, services @ ..]| services) {
             assert!(world.fetch("lan", service, 80).is_some(), "the operator lets it use {service}");
         }
+    }
+}
+
+/// Connection tracking takes it for established.
+fn former_flows() {
+    let world = World::new();
+    // It also turns connection tracking on.
+    world.masquerade_by_others();
+    for family in BOTH {
+        let mut kept_out = [family.pod, family.far]
+            .map(|to| world.connection("lan", if to == family.pod { "pod" } else { "far" }, to));
+        let mut wanted = [("far", family.far), ("lan", family.lan), ("neighbour", family.neighbour)]
+            .map(|(at, to)| world.connection("pod", at, to));
+        for (client, server) in kept_out.iter_mut().chain(&mut wanted) {
+            assert!(passes(client, server) && passes(server, client));
+        }
+        world.apply(&World::edge());
+        for (client, server) in &mut wanted {
+            assert!(passes(client, server) && passes(server, client));
+        }
+        for (client, server) in &mut kept_out {
+            assert!(!passes(client, server), "{:?} still reaches {:?}", client.local_addr(), client.peer_addr());
+        }
+        world.sh("edge", "nft delete table inet edge-cni");
     }
 }
 

@@ -247,6 +247,14 @@ impl World {
         })
     }
 
+    /// A connection that stays: both of its ends.
+    pub(crate) fn connection(&self, from: &str, at: &str, to: &str) -> (TcpStream, TcpStream) {
+        let to = SocketAddr::new(to.parse::<IpAddr>().unwrap(), 81);
+        let listener = self.on(at, move || TcpListener::bind(to).unwrap());
+        let client = self.on(from, move || TcpStream::connect_timeout(&to, LONG).unwrap());
+        (client, listener.accept().unwrap().0)
+    }
+
     /// Fails if a datagram from `source`, which the sender takes for its own meanwhile, arrives at `to` on the host `at`.
     pub(crate) fn cannot_pose(&self, from: &str, source: &str, at: &str, to: &str) {
         let arrived = self.datagrams(from, source, at, to, 3);
@@ -279,6 +287,13 @@ impl World {
         }
         arrived
     }
+}
+
+/// Whether a byte comes through a connection.
+pub(crate) fn passes(from: &mut TcpStream, to: &mut TcpStream) -> bool {
+    to.set_read_timeout(Some(SHORT)).unwrap();
+    from.write_all(b"x").unwrap();
+    to.read_exact(&mut [0]).is_ok()
 }
 
 impl Drop for World {

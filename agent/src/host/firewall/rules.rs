@@ -215,7 +215,10 @@ impl Firewall {
             commands.target(target);
         }
         commands.chain("forward", "filter", "forward", BEFORE_OTHERS);
-        commands.rule("forward", [ct("state", json!(["established", "related"])), accept()]);
+        // Not what a connection's client sends: it may have been let in before there was this table, or under other keys.
+        let answers = is("==", json!({"ct": {"key": "direction"}}), json!("reply"));
+        commands.rule("forward", [ct("state", json!("established")), answers, accept()]);
+        commands.rule("forward", [ct("state", json!("related")), accept()]);
         for family in FAMILIES {
             commands.rule("forward", [family.within("daddr", "remote"), goto("to-tunnels")]);
         }
