@@ -15,6 +15,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("published_ports_of_pods_here_and_elsewhere_are_served_to_the_lan", published_ports),
     ("a_host_on_the_lan_reaches_no_service_by_routing_through_the_edge", lan_host_reaches_no_service),
     ("a_flow_that_was_there_before_the_table_is_judged_too", former_flows),
+    ("what_a_node_sends_under_a_client_of_its_own_takes_the_bridges_address", sent_for_others),
     ("a_pod_reaches_itself_by_its_published_port", hairpin),
     ("a_table_of_an_earlier_release_is_replaced", upgrade),
 ];
@@ -202,6 +203,28 @@ fn former_flows() {
             assert!(!passes(client, server), "{:?} still reaches {:?}", client.local_addr(), client.peer_addr());
         }
         world.sh("edge", "nft delete table inet edge-cni");
+    }
+}
+
+/// IPVS sends a NodePort's packets on from the node itself, under the client's source, and with no mark of a redirection.
+fn sent_for_others() {
+    let world = World::new();
+    for family in BOTH {
+        world.sh(
+            "edge",
+            &format!(
+                "nft 'add table {0} ipvs; add chain {0} ipvs out {{ type filter hook output priority -350; }}; \
+                 add rule {0} ipvs out {0} daddr {1} {0} saddr set {2}'",
+                family.ip, family.far, family.lan
+            ),
+        );
+        assert_eq!(world.source_of_datagram("edge", "far", family.far), family.lan, "without the table");
+    }
+    for plain in [false, true] {
+        world.apply(&Firewall { plain, ..World::edge() });
+        for family in BOTH {
+            assert_eq!(world.source_of_datagram("edge", "far", family.far), family.bridge);
+        }
     }
 }
 

@@ -255,6 +255,16 @@ impl World {
         (client, listener.accept().unwrap().0)
     }
 
+    /// The source under which a datagram arrives.
+    pub(crate) fn source_of_datagram(&self, from: &str, at: &str, to: &str) -> String {
+        let target = SocketAddr::new(to.parse::<IpAddr>().unwrap(), 9);
+        let receiver = self.on(at, move || UdpSocket::bind(target).unwrap());
+        receiver.set_read_timeout(Some(LONG)).unwrap();
+        let any: IpAddr = if target.is_ipv4() { [0; 4].into() } else { Ipv6Addr::UNSPECIFIED.into() };
+        self.on(from, move || UdpSocket::bind((any, 0)).unwrap().send_to(b"datagram", target).unwrap());
+        receiver.recv_from(&mut [0; 16]).unwrap().1.ip().to_string()
+    }
+
     /// Fails if a datagram from `source`, which the sender takes for its own meanwhile, arrives at `to` on the host `at`.
     pub(crate) fn cannot_pose(&self, from: &str, source: &str, at: &str, to: &str) {
         let arrived = self.datagrams(from, source, at, to, 3);

@@ -275,13 +275,11 @@ impl Firewall {
             }
             if let Some(address) = self.addresses.iter().find(|address| family.has(**address)) {
                 let ours = json!({"snat": {"family": family.protocol, "addr": address.to_string()}});
-                let own_process = is("==", json!({"fib": {"result": "type", "flags": ["saddr"]}}), json!("local"));
-                // Where it cannot be asked who sends, all that was forwarded has passed the chain `forward` at least.
-                let all = [Some(redirected()), Some(own_process), Some(family.within("saddr", "lan-to-tunnels"))];
-                for who in if self.plain { vec![None] } else { all.into() } {
-                    let to = [family.within("daddr", "remote"), family.outside("saddr", "ranges")];
-                    commands.rule("sources", to.into_iter().chain(who).chain([ours.clone()]));
-                }
+                // Whoever sends it. What was forwarded has passed the chain `forward`; the rest is the node's own, or what IPVS sends on from the
+                // node under a client's source: no expression tells the two from each other on all kernels (since 5.7 IPVS's packets keep their
+                // `iif`, before that nothing in postrouting has one).
+                let to = [family.within("daddr", "remote"), family.outside("saddr", "ranges")];
+                commands.rule("sources", to.into_iter().chain([ours]));
             }
             for (local, remote) in self.static_pairs.iter().filter(|(local, _)| family.has(local.ip())) {
                 let matches = |field: &str, network: &IpNetwork| is("==", family.field(field), prefix(network));
