@@ -8,6 +8,7 @@ use super::world::{BOTH, World};
 pub(crate) const TESTS: &[Test] = &[
     ("where_forward_drops_by_policy_accept_rules_are_added_kept_and_taken_away", forward_drops),
     ("other_chains_that_drop_are_named_with_the_command_that_helps", named),
+    ("rules_of_the_older_iptables_that_cannot_be_read_are_named", unreadable),
     ("a_reverse_path_check_of_a_firewall_is_named", reverse_path),
 ];
 
@@ -84,6 +85,21 @@ fn named() {
             && said[0].command.starts_with("firewall-cmd --permanent --zone=trusted --add-source=10.77.0.0/16"),
         "{said:?}"
     );
+}
+
+/// A raw socket is what the older iptables reads its rules through.
+fn unreadable() {
+    let world = World::new();
+    world.sh("edge", "iptables-legacy -P FORWARD DROP && ip6tables-legacy -P FORWARD ACCEPT");
+    let mut said = world.on("edge", || {
+        // Of this thread and of what it starts.
+        rustix::thread::remove_capability_from_bounding_set(rustix::thread::CapabilitySet::NET_RAW).unwrap();
+        obstacles::look(&needs(true))
+    });
+    said.retain(|obstacle| !obstacle.what.contains("bridge-nf-call"));
+    let commands: Vec<&str> = said.iter().map(|obstacle| obstacle.command.as_str()).collect();
+    assert_eq!(commands, ["iptables-legacy -S FORWARD", "ip6tables-legacy -S FORWARD"], "{said:?}");
+    assert!(said.iter().all(|obstacle| obstacle.what.contains("cannot be read (")), "{said:?}");
 }
 
 fn reverse_path() {

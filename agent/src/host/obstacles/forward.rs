@@ -70,7 +70,17 @@ pub(super) fn legacy(needs: &Needs) -> Vec<Obstacle> {
         .filter(|(_, _, path)| stands(path))
         .filter_map(|(ipv4, program, _)| {
             if available(program) {
-                let drops = listed(program).is_ok_and(|rules| rules.lines().any(|line| line == "-P FORWARD DROP"));
+                let rules = match listed(program) {
+                    Ok(rules) => rules,
+                    Err(error) => {
+                        let error = error.lines().next().unwrap_or_default();
+                        return Some(Obstacle {
+                            what: format!("rules of {program} cannot be read ({error}): whether they drop pods' packets is not known"),
+                            command: format!("{program} -S FORWARD"),
+                        });
+                    }
+                };
+                let drops = rules.lines().any(|line| line == "-P FORWARD DROP");
                 return keep(program, needs, ipv4, drops);
             }
             Some(Obstacle {
