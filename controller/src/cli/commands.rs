@@ -11,7 +11,7 @@ use serde::Serialize;
 
 use super::archive;
 use super::client::Client;
-use super::table::{list, print};
+use super::table::{list, print, say, say_once};
 use super::{CaCommand, Command, CommunityCommand, NodeCommand, SegmentCommand, TokenCommand};
 use crate::clock::rfc3339;
 
@@ -32,8 +32,7 @@ pub(super) async fn carry_out(client: &Client, json: bool, command: Command) -> 
             if json {
                 return show_json(&reloaded);
             }
-            println!("in force, and changed: {}", list(&reloaded.changed));
-            Ok(())
+            say(format_args!("in force, and changed: {}", list(&reloaded.changed)))
         }
         Command::Backup { file } => archive::backup(client, &file).await,
         Command::Node(NodeCommand::List) => {
@@ -72,11 +71,15 @@ pub(super) async fn carry_out(client: &Client, json: bool, command: Command) -> 
         Command::Token(TokenCommand::Create { role, node, ttl, uses }) => {
             let request = TokenRequest { role, node, ttl_seconds: ttl, uses };
             let created: TokenCreated = client.ask(Method::POST, "/v1/tokens", Some(&request)).await?;
-            if json {
-                return show_json(&created);
-            }
             // The token alone on standard output, so that it can be piped into a file.
-            println!("{}", created.token);
+            let shown = if json { serde_json::to_string_pretty(&created)? } else { created.token.to_string() };
+            let id = &created.info.id;
+            say_once(shown).with_context(|| {
+                format!("token {id} is made, but was not shown: edge-controller token delete {id}, and make another")
+            })?;
+            if json {
+                return Ok(());
+            }
             let info = created.info;
             let whom = info.node.map_or_else(|| format!("{} node(s)", info.uses), |node| format!("node {node}"));
             eprintln!("token {}: lets {whom} join as {role} until {}", info.id, rfc3339(info.expires_at));
@@ -101,8 +104,10 @@ pub(super) async fn carry_out(client: &Client, json: bool, command: Command) -> 
             if json {
                 return show_json(&new);
             }
-            println!("authority {} signs from now on; those before it stay trusted until they are retired", new.id);
-            Ok(())
+            say(format_args!(
+                "authority {} signs from now on; those before it stay trusted until they are retired",
+                new.id
+            ))
         }
         Command::Ca(CaCommand::Retire { id, force }) => {
             if !id.bytes().all(|byte| byte.is_ascii_hexdigit()) || id.is_empty() {
@@ -113,8 +118,7 @@ pub(super) async fn carry_out(client: &Client, json: bool, command: Command) -> 
             if json {
                 return show_json(&retired);
             }
-            println!("authority {} is retired; certificates of it are refused from now on", retired.id);
-            Ok(())
+            say(format_args!("authority {} is retired; certificates of it are refused from now on", retired.id))
         }
     }
 }
@@ -124,7 +128,7 @@ async fn deregister(client: &Client, json: bool, node: &NodeName) -> anyhow::Res
     if json {
         return show_json(&released);
     }
-    println!("node {node} is deregistered; its certificate is refused from now on");
+    say(format_args!("node {node} is deregistered; its certificate is refused from now on"))?;
     if released.is_empty() { Ok(()) } else { show_segments(&released) }
 }
 
@@ -133,7 +137,7 @@ async fn deregister_missing(client: &Client, json: bool) -> anyhow::Result<()> {
     let nodes: Vec<NodeInfo> = client.ask(Method::GET, "/v1/nodes", NOTHING).await?;
     let missing: Vec<NodeName> = nodes.into_iter().filter(|info| info.missing).map(|info| info.name).collect();
     if missing.is_empty() && !json {
-        println!("no node waits for that");
+        say("no node waits for that")?;
     }
     for node in &missing {
         deregister(client, json, node).await?;
@@ -165,8 +169,7 @@ fn label(text: &str) -> anyhow::Result<(String, Option<String>)> {
 }
 
 fn show_json(value: &impl Serialize) -> anyhow::Result<()> {
-    println!("{}", serde_json::to_string_pretty(value)?);
-    Ok(())
+    say(serde_json::to_string_pretty(value)?)
 }
 
 fn show_nodes(nodes: &[NodeInfo]) -> anyhow::Result<()> {
@@ -182,9 +185,11 @@ fn show_nodes(nodes: &[NodeInfo]) -> anyhow::Result<()> {
                 list(node.endpoints.iter().map(|endpoint| endpoint.address)),
             ]
         }),
-    );
+    )?;
     for node in nodes {
-        problems(node).iter().for_each(|problem| println!("{}: {problem}", node.name));
+        for problem in problems(node) {
+            say(format_args!("{}: {problem}", node.name))?;
+        }
     }
     Ok(())
 }
@@ -222,8 +227,7 @@ fn show_node(node: &NodeInfo) -> anyhow::Result<()> {
             row("certificate until", rfc3339(node.certificate_not_after)),
             row("problems", list(problems(node))),
         ],
-    );
-    Ok(())
+    )
 }
 
 fn show_segments(segments: &[SegmentInfo]) -> anyhow::Result<()> {
@@ -239,13 +243,11 @@ fn show_segments(segments: &[SegmentInfo]) -> anyhow::Result<()> {
             let before = row.past.first().map(|last| format!("{} until {}", last.node, rfc3339(last.released_at)));
             [row.segment.to_string(), row.node.to_string(), state, rfc3339(row.granted_at), list(&before)]
         }),
-    );
-    Ok(())
+    )
 }
 
 fn show_communities(communities: &[CommunityInfo]) -> anyhow::Result<()> {
-    print(["COMMUNITY", "MEMBERS"], communities.iter().map(|row| [row.name.to_string(), list(&row.members)]));
-    Ok(())
+    print(["COMMUNITY", "MEMBERS"], communities.iter().map(|row| [row.name.to_string(), list(&row.members)]))
 }
 
 fn show_tokens(tokens: &[TokenInfo]) -> anyhow::Result<()> {
@@ -261,8 +263,7 @@ fn show_tokens(tokens: &[TokenInfo]) -> anyhow::Result<()> {
                 list(&token.used_by),
             ]
         }),
-    );
-    Ok(())
+    )
 }
 
 fn show_authorities(authorities: &[AuthorityInfo]) -> anyhow::Result<()> {
@@ -285,8 +286,7 @@ fn show_authorities(authorities: &[AuthorityInfo]) -> anyhow::Result<()> {
                 authority.subject.clone(),
             ]
         }),
-    );
-    Ok(())
+    )
 }
 
 fn yes(it: bool) -> String {

@@ -2,7 +2,7 @@
 
 use serde_json::json;
 
-use super::table::print;
+use super::table::{print, say};
 use crate::config::Loaded;
 
 pub(super) fn show(loaded: &Loaded, as_json: bool) -> anyhow::Result<()> {
@@ -13,12 +13,10 @@ pub(super) fn show(loaded: &Loaded, as_json: bool) -> anyhow::Result<()> {
                 json!({"key": key.path, "value": value, "from": origin.to_string(), "env": key.env, "flag": key.flag})
             })
             .collect();
-        println!("{}", serde_json::to_string_pretty(&all)?);
-        return Ok(());
+        return say(serde_json::to_string_pretty(&all)?);
     }
     let row = |(key, value, origin): (&crate::config::Key, toml::Value, crate::config::Origin)| {
         [key.path.clone(), value.to_string(), origin.to_string()]
     };
-    print(["KEY", "VALUE", "FROM"], loaded.values().map(row));
-    Ok(())
+    print(["KEY", "VALUE", "FROM"], loaded.values().map(row))
 }

@@ -304,7 +304,7 @@ pub fn main() -> ExitCode {
 
 fn crds() -> anyhow::Result<()> {
     for (_, definition) in resources::definitions() {
-        println!("---\n{}", resources::manifest(&definition)?.trim_end());
+        table::say(format_args!("---\n{}", resources::manifest(&definition)?.trim_end()))?;
     }
     Ok(())
 }

@@ -1,16 +1,42 @@
-//! Tables for eyes.
+//! Standard output: tables for eyes, and lines.
 
+use std::fmt::Display;
+use std::io::{self, Write};
+
+use anyhow::Context;
 use comfy_table::{ContentArrangement, Table, presets};
 
 /// A table without frames, as wide as the terminal.
-pub(super) fn print<const N: usize>(header: [&str; N], rows: impl IntoIterator<Item = [String; N]>) {
+pub(super) fn print<const N: usize>(
+    header: [&str; N],
+    rows: impl IntoIterator<Item = [String; N]>,
+) -> anyhow::Result<()> {
     let mut table = Table::new();
     table.load_style(presets::NOTHING).set_content_arrangement(ContentArrangement::Dynamic);
     table.set_header(header);
     for row in rows {
         table.add_row(row);
     }
-    println!("{table}");
+    say(table)
+}
+
+/// Writes a line. A reader that wants no more, as `head` does, is no failure: what else the command does, it does nevertheless.
+pub(super) fn say(line: impl Display) -> anyhow::Result<()> {
+    match write(&line) {
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        written => written.context("cannot write to standard output"),
+    }
+}
+
+/// Writes a line that must not be lost: that there is no reader is a failure, too.
+pub(super) fn say_once(line: impl Display) -> anyhow::Result<()> {
+    write(&line).context("cannot write to standard output")
+}
+
+fn write(line: &impl Display) -> io::Result<()> {
+    let mut to = io::stdout().lock();
+    writeln!(to, "{line}")?;
+    to.flush()
 }
 
 /// Several things in one cell.

@@ -81,6 +81,38 @@ async fn the_operators_commands_show_nodes_with_labels_their_segments_and_commun
 }
 
 #[test]
+fn a_closed_standard_output_is_no_failure_of_a_command_unless_a_token_is_lost() {
+    let mut program = Program::new();
+    program.start();
+    // As after `| head`: the reader is gone.
+    let unread = |args: &[&str]| {
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        program.command(args).stdout(writer).output().unwrap()
+    };
+    let config = format!("config --config {}", program.path("c.toml").display());
+    let config_json = format!("{config} --json");
+    let commands = ["node list", "node list --json", "ca list", "token list", "crds", "reload", &config, &config_json];
+    for args in commands {
+        let output = unread(&args.split(' ').collect::<Vec<_>>());
+        assert_eq!((output.status.code(), text(&output.stderr)), (Some(0), String::new()), "{args}");
+    }
+    for args in ["token create --role edge", "token create --role edge --json"] {
+        let output = unread(&args.split(' ').collect::<Vec<_>>());
+        let said = text(&output.stderr);
+        let tokens = program.json(&["token", "list"]);
+        let id = tokens[0]["id"].as_str().unwrap();
+        assert!(!output.status.success() && said.contains(&format!("token delete {id}")), "{said}");
+        assert!(program.run(&["token", "delete", id]).status.success());
+    }
+    // A full disk is an error.
+    let full = std::fs::File::options().write(true).open("/dev/full").unwrap();
+    let output = program.command(&["node", "list"]).stdout(full).output().unwrap();
+    let said = text(&output.stderr);
+    assert!(output.status.code() == Some(3) && said.contains("cannot write to standard output"), "{said}");
+}
+
+#[test]
 fn after_a_kill_everything_that_was_answered_is_there() {
     let mut program = Program::new();
     program.start();
