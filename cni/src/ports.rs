@@ -1,7 +1,7 @@
 //! What the bridge's filter says of each pod: put there before its port forwards, taken away with its lease, and put back for all leases where
 //! the table was lost.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::config::Config;
 use crate::error::Result;
@@ -147,18 +147,105 @@ pub(crate) fn lacks(
 fn attached(config: &Config, ledger: &Ledger, links: &mut Links) -> Result<Vec<Port>> {
     let present = links.all()?;
     let mut ports = Vec::new();
+    let mut former = Vec::new();
     for (attachment, lease) in ledger.leases() {
         let name = veth::host_name(attachment);
         let Some(link) = present.iter().find(|link| link.name == name && link.kind == "veth") else { continue };
         // A pod of another release has the address that the kernel chose. A pod of ours is not asked: it may have changed it.
-        let mac = if link.mac == veth::host_mac(attachment) {
-            Some(veth::pod_mac(attachment))
-        } else {
-            links.peer_mac(link)?
-        };
-        let Some(mac) = mac else { continue };
+        if link.mac != veth::host_mac(attachment) {
+            let Some(mac) = links.peer_mac(link)? else { continue };
+            former.push(Former { name: name.clone(), pod: lease.pod.clone().unwrap_or_default(), mac });
+        }
         let unfiltered = config.excepts(lease.pod.as_deref());
-        ports.push(Port { name, mac, addresses: lease.addresses.clone(), unfiltered });
+        ports.push(Port { name, mac: veth::pod_mac(attachment), addresses: lease.addresses.clone(), unfiltered });
+    }
+    let of_host: BTreeSet<Mac> = present.iter().map(|link| link.mac).collect();
+    let known = || Filter::open().and_then(|mut filter| filter.macs()).unwrap_or_default();
+    let chosen = choose(&former, &ports, &of_host, known);
+    for port in &mut ports {
+        if let Some(mac) = chosen.get(&port.name) {
+            port.mac = *mac;
+        }
     }
     Ok(ports)
+}
+
+type Mac = [u8; 6];
+
+/// A port of an earlier release, with the MAC address that its pod has now: the kernel's choice, or the pod's.
+struct Former {
+    name: String,
+    pod: String,
+    mac: Mac,
+}
+
+/// The MAC addresses of these, by port, where no other has the same: a pod may have given itself that of a neighbour, of the bridge or of this host.
+/// Of two that have the same, the one keeps it that the filter already knows by it. The others keep the address that follows from their attachment,
+/// with which they send nothing.
+fn choose(
+    former: &[Former],
+    ports: &[Port],
+    of_host: &BTreeSet<Mac>,
+    known: impl Fn() -> Vec<(String, Mac)>,
+) -> BTreeMap<String, Mac> {
+    let mut holders: BTreeMap<Mac, Vec<&Former>> = BTreeMap::new();
+    former.iter().for_each(|port| holders.entry(port.mac).or_default().push(port));
+    let generated: BTreeMap<Mac, &str> = ports.iter().map(|port| (port.mac, port.name.as_str())).collect();
+    let mut chosen = BTreeMap::new();
+    for (mac, same) in holders {
+        let mut rightful = same.clone();
+        if same.len() > 1 {
+            let known = known();
+            rightful.retain(|port| known.iter().any(|(name, known)| *name == port.name && *known == mac));
+        }
+        let rightful = match rightful.as_slice() {
+            [port] if !of_host.contains(&mac) && generated.get(&mac).is_none_or(|name| *name == port.name) => {
+                chosen.insert(port.name.clone(), mac);
+                Some(&port.name)
+            }
+            _ => None,
+        };
+        for Former { name, pod, .. } in same.into_iter().filter(|port| Some(&port.name) != rightful) {
+            let mac = mac.map(|octet| format!("{octet:02x}")).join(":");
+            eprintln!(
+                "edge-cni: pod {pod}, attached as {name} by an earlier release, has the MAC address {mac}, which another pod or this host has, too; the \
+                 bridge lets it send nothing with it. Delete the pod, so that it is attached again with an address of its own"
+            );
+        }
+    }
+    chosen
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pod_of_an_earlier_release_keeps_its_mac_address_where_no_other_has_it() {
+        let port = |name: &str, last| Port {
+            name: name.into(),
+            mac: [0x0a, last, 0, 0, 0, 0],
+            addresses: vec![],
+            unfiltered: false,
+        };
+        let ports = [port("a", 1), port("b", 2), port("ours", 3)];
+        let of_host = BTreeSet::from([[2, 0, 0, 0, 0, 1]]);
+        let (own, neighbours): (Mac, Mac) = ([0x72, 0, 0, 0, 0, 1], [0x72, 0, 0, 0, 0, 2]);
+        let choice = |a: Mac, known: &[(&str, Mac)]| {
+            let former =
+                [("a", a), ("b", neighbours)].map(|(name, mac)| Former { name: name.into(), pod: name.into(), mac });
+            let known = || known.iter().map(|(name, mac)| ((*name).to_owned(), *mac)).collect();
+            choose(&former, &ports, &of_host, known).into_iter().collect::<Vec<_>>()
+        };
+        let b = ("b".to_owned(), neighbours);
+        assert_eq!(choice(own, &[]), [("a".to_owned(), own), b.clone()]);
+        assert_eq!(choice(ports[0].mac, &[]), [("a".to_owned(), ports[0].mac), b.clone()]);
+        // The host's, one of ours, and what follows from the neighbour's attachment.
+        for taken in [[2, 0, 0, 0, 0, 1], ports[2].mac, ports[1].mac] {
+            assert_eq!(choice(taken, &[]), std::slice::from_ref(&b));
+        }
+        assert_eq!(choice(neighbours, &[]), []);
+        assert_eq!(choice(neighbours, &[("a", own), ("b", neighbours)]), [b]);
+        assert_eq!(choice(neighbours, &[("a", neighbours), ("b", neighbours)]), []);
+    }
 }

@@ -137,6 +137,13 @@ impl Filter {
         Ok(keys.iter().map(|key| port_of(key)).collect())
     }
 
+    /// The MAC addresses with which ports may send.
+    pub(crate) fn macs(&mut self) -> Result<Vec<(String, [u8; 6])>> {
+        let keys = self.elements(Set::Macs)?.unwrap_or_default();
+        let mac = |key: &Vec<u8>| key.get(IFNAMSIZ..IFNAMSIZ + 6).and_then(|octets| octets.try_into().ok());
+        Ok(keys.iter().filter_map(|key| Some((port_of(key), mac(key)?))).collect())
+    }
+
     /// What a port lacks, in words for CHECK. None where it has all.
     pub(crate) fn lacks(&mut self, port: &Port) -> Result<Option<String>> {
         for (set, keys) in elements_of(std::slice::from_ref(port)) {

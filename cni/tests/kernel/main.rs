@@ -1,6 +1,7 @@
 //! The plugin on a real kernel, run as a runtime runs it, in network namespaces that are made for each test.
 
 mod attach;
+mod former;
 mod frames;
 mod growth;
 mod hairpin;
@@ -17,6 +18,7 @@ fn main() -> std::process::ExitCode {
     let tests: Vec<harness::Test> = [
         attach::TESTS,
         spoof::TESTS,
+        former::TESTS,
         hairpin::TESTS,
         lenient::TESTS,
         host::TESTS,

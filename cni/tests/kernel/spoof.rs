@@ -324,7 +324,7 @@ fn the_filter_is_the_one_that_the_documentation_prints() {
     assert!(pings(&pods[0].pod.netns, &pods[1].v4.to_string()) && pings(&pods[0].pod.netns, &pods[1].v6.to_string()));
 }
 
-fn up(world: &World) {
+pub(crate) fn up(world: &World) {
     let path = world.folder.path().join("plugin.json");
     std::fs::write(&path, world.config.borrow().to_string()).unwrap();
     let program = ["netns", "exec", &world.host, env!("CARGO_BIN_EXE_edge-cni"), "up", path.to_str().unwrap()];
@@ -332,7 +332,7 @@ fn up(world: &World) {
 }
 
 /// Whether pods reach each other in both families, and none as another.
-fn stands(pods: &[&Attached]) {
+pub(crate) fn stands(pods: &[&Attached]) {
     for (from, to) in pods.iter().zip(pods.iter().cycle().skip(1)) {
         // Whatever was learned before says nothing.
         ip(&from.pod.netns, "neigh flush all");
@@ -385,7 +385,7 @@ fn a_lost_filter_comes_back_with_every_pod() {
     assert!(!pings(&pods[1].pod.netns, "10.77.3.1"));
 }
 
-fn host_end(world: &World, pod: &Pod) -> String {
+pub(crate) fn host_end(world: &World, pod: &Pod) -> String {
     let all = world.ip("-o link show type veth");
     let line = all.lines().find(|line| line.contains(&format!("alias edge-cni {} eth0", pod.id))).unwrap();
     line.split([' ', '@']).nth(1).unwrap().to_owned()
