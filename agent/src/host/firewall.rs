@@ -26,8 +26,8 @@ pub const TABLE: &str = "edge-cni";
 /// What the table is made of.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Firewall {
-    /// The pods' bridge.
-    pub bridge: String,
+    /// The pods' bridges: the agent's own, and those of other networks of the plugin.
+    pub pod_bridges: Vec<String>,
     /// This node's segments: the pods' sources.
     pub own: Vec<IpNetwork>,
     /// The cloud's networks on a hub and on a cloud node: their sources may come over the LAN.
@@ -64,20 +64,24 @@ pub struct Firewall {
     pub mtu: u32,
 }
 
+/// The node's links, as far as the table speaks of them.
+#[derive(Debug, Clone, Default)]
+pub struct Links {
+    /// See [`Firewall::pod_bridges`].
+    pub pod_bridges: Vec<String>,
+    /// See [`Firewall::apart`].
+    pub apart: [Vec<String>; 2],
+    /// See [`Firewall::bridges`].
+    pub bridges: Vec<String>,
+}
+
 impl Firewall {
     /// What this node wants. `addresses` are the bridge's; on a cloud node those within the cloud's networks.
     #[must_use]
-    pub fn wanted(
-        config: &Config,
-        desired: &Desired,
-        addresses: Vec<IpAddr>,
-        apart: [Vec<String>; 2],
-        bridges: Vec<String>,
-        mtu: u32,
-    ) -> Self {
+    pub fn wanted(config: &Config, desired: &Desired, addresses: Vec<IpAddr>, links: Links, mtu: u32) -> Self {
         let keys = &config.firewall;
         let shared = Self {
-            bridge: config.bridge.clone(),
+            pod_bridges: links.pod_bridges,
             ike_ports: [config.port, config.nat_port],
             addresses,
             masquerade: keys.masquerade.unwrap_or(desired.role == Some(Role::Edge)),
@@ -85,8 +89,8 @@ impl Firewall {
             lan_to_pods: keys.lan_to_pods.clone(),
             lan_to_tunnels: keys.lan_to_tunnels.clone(),
             pod_sources: keys.pod_sources.clone(),
-            bridges,
-            apart: if keys.forward_others { [vec![], vec![]] } else { apart },
+            bridges: links.bridges,
+            apart: if keys.forward_others { [vec![], vec![]] } else { links.apart },
             ..Self::default()
         };
         if !desired.hub_routes.is_empty() {

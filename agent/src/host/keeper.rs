@@ -15,7 +15,7 @@ use tokio::sync::watch;
 use tokio::task::spawn_blocking;
 use tokio_util::sync::CancellationToken;
 
-use super::firewall::Firewall;
+use super::firewall::{Firewall, Links};
 use super::observed::Observed;
 use super::obstacles::{self, Needs, Obstacle};
 use super::ruleset::{Changes, Ruleset};
@@ -185,7 +185,8 @@ impl Keeper {
         } else {
             addresses_within(&observed, &desired.cloud_networks)
         };
-        let wanted = Firewall::wanted(&self.config, &desired, addresses, apart, names(true), uplink.pod_mtu);
+        let links = Links { pod_bridges: observed.pod_bridges(&self.config.bridge), apart, bridges: names(true) };
+        let wanted = Firewall::wanted(&self.config, &desired, addresses, links, uplink.pod_mtu);
         let mut found = Changes::default();
         let firewall = self.table.keep(wanted, desired.complete, rules, &mut found).await;
         // What happened to our own table until then is dealt with.

@@ -11,6 +11,9 @@ use netlink_packet_route::link::{InfoKind, LinkAttribute, LinkFlags, LinkInfo, L
 use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteType};
 use rtnetlink::{Handle, RouteMessageBuilder};
 
+/// The alias by which the plugin marks bridges of its networks.
+const POD_BRIDGE: &str = "edge-cni bridge";
+
 /// An interface.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(super) struct Link {
@@ -21,6 +24,8 @@ pub(super) struct Link {
     /// A bridge, dummy, tunnel or the like: never an uplink unless a default route says so.
     pub(super) virtual_kind: bool,
     pub(super) loopback: bool,
+    /// A bridge that the plugin made, of whichever network.
+    pub(super) pod_bridge: bool,
     /// One end of a pair whose other end is perhaps a pod's.
     pub(super) veth: bool,
     /// The bridge or bond whose port it is.
@@ -83,6 +88,14 @@ impl Observed {
         self.links.iter().find(|link| link.name == name)
     }
 
+    /// Names of the pods' bridges: that of the agent's own network also where it is missing, then the others that the plugin made.
+    pub(super) fn pod_bridges(&self, own: &str) -> Vec<String> {
+        let others = self.links.iter().filter(|link| link.pod_bridge).map(|link| link.name.as_str());
+        let mut names: Vec<&str> = others.filter(|name| *name != own).collect();
+        names.sort_unstable();
+        [own].into_iter().chain(names).map(str::to_owned).collect()
+    }
+
     pub(super) fn name_of(&self, index: u32) -> Option<&str> {
         self.links.iter().find(|link| link.index == index).map(|link| link.name.as_str())
     }
@@ -95,12 +108,15 @@ fn link(message: &LinkMessage) -> Link {
         loopback: message.header.flags.contains(LinkFlags::Loopback),
         ..Link::default()
     };
+    let (mut marked, mut bridge) = (false, false);
     for attribute in &message.attributes {
         match attribute {
+            LinkAttribute::IfAlias(alias) => marked = alias == POD_BRIDGE,
             LinkAttribute::IfName(name) => link.name.clone_from(name),
             LinkAttribute::Mtu(mtu) => link.mtu = *mtu,
             LinkAttribute::Controller(index) => link.controller = Some(*index).filter(|index| *index != 0),
             LinkAttribute::LinkInfo(infos) => {
+                bridge = infos.iter().any(|info| matches!(info, LinkInfo::Kind(InfoKind::Bridge)));
                 link.veth = infos.iter().any(|info| matches!(info, LinkInfo::Kind(InfoKind::Veth)));
                 link.virtual_kind = infos.iter().any(|info| match info {
                     // Veths and VLANs may well be uplinks: of containers, of virtual machines, of this project's lab.
@@ -114,6 +130,7 @@ fn link(message: &LinkMessage) -> Link {
             _ => {}
         }
     }
+    link.pod_bridge = marked && bridge;
     link
 }
 
@@ -182,5 +199,33 @@ fn ip(address: &RouteAddress) -> Option<IpAddr> {
         RouteAddress::Inet(ip) => Some((*ip).into()),
         RouteAddress::Inet6(ip) => Some((*ip).into()),
         _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn message(index: u32, name: &str, kind: InfoKind, alias: Option<&str>) -> LinkMessage {
+        let mut message = LinkMessage::default();
+        message.header.index = index;
+        message.attributes.push(LinkAttribute::IfName(name.into()));
+        message.attributes.push(LinkAttribute::LinkInfo(vec![LinkInfo::Kind(kind)]));
+        message.attributes.extend(alias.map(|alias| LinkAttribute::IfAlias(alias.into())));
+        message
+    }
+
+    #[test]
+    fn bridges_of_other_networks_of_the_plugin_are_pods_bridges_too() {
+        let links = [
+            message(2, "ecni1", InfoKind::Bridge, Some(POD_BRIDGE)),
+            message(3, "ecni0", InfoKind::Bridge, Some(POD_BRIDGE)),
+            message(4, "docker0", InfoKind::Bridge, Some("a bridge")),
+            message(5, "dummy0", InfoKind::Dummy, Some(POD_BRIDGE)),
+        ];
+        let mut observed = Observed { links: links.iter().map(link).collect(), routes: vec![] };
+        assert_eq!(observed.pod_bridges("ecni0"), ["ecni0", "ecni1"]);
+        observed.links.clear();
+        assert_eq!(observed.pod_bridges("ecni0"), ["ecni0"], "it comes with the first pod");
     }
 }

@@ -46,7 +46,7 @@ impl Sysctls {
         let mut outcome = Outcome::default();
         let uplinks = uplink::uplinks(observed, bridge);
         if guarded {
-            self.policies_are_asked(&uplinks, bridge, journal, &mut outcome);
+            self.policies_are_asked(&uplinks, &observed.pod_bridges(bridge), journal, &mut outcome);
         }
         let off = [self.is("ipv4/ip_forward", "0"), self.is("ipv6/conf/all/forwarding", "0")];
         if let Err(error) = self.forwarding.note(forward) {
@@ -82,9 +82,9 @@ impl Sysctls {
     }
 
     /// `disable_policy` lets packets in without asking a policy, `disable_xfrm` lets them out so. Recipes for VTI interfaces set them for `all`.
-    fn policies_are_asked(&self, uplinks: &[&Link], bridge: &str, journal: &Journal, outcome: &mut Outcome) {
-        let interfaces = uplinks.iter().map(|link| link.name.as_str());
-        for interface in ["all", bridge, DEVICE].into_iter().chain(interfaces) {
+    fn policies_are_asked(&self, uplinks: &[&Link], bridges: &[String], journal: &Journal, outcome: &mut Outcome) {
+        let interfaces = uplinks.iter().map(|link| link.name.as_str()).chain(bridges.iter().map(String::as_str));
+        for interface in ["all", DEVICE].into_iter().chain(interfaces) {
             for (family, key) in [("ipv4", "disable_policy"), ("ipv4", "disable_xfrm"), ("ipv6", "disable_policy")] {
                 let name = format!("{family}/conf/{interface}/{key}");
                 if !self.is(&name, "1") {

@@ -30,8 +30,9 @@ pub(super) fn uplinks<'a>(observed: &'a Observed, bridge: &str) -> Vec<&'a Link>
         |link: &Link| observed.routes.iter().any(|route| route.is_default() && route.device == Some(link.index));
     let holds_hardware =
         |link: &Link| observed.links.iter().any(|port| port.controller == Some(link.index) && hardware(port));
-    let candidate =
-        |link: &&Link| !link.loopback && link.name != bridge && link.name != DEVICE && link.controller.is_none();
+    let candidate = |link: &&Link| {
+        !link.loopback && link.name != bridge && !link.pod_bridge && link.name != DEVICE && link.controller.is_none()
+    };
     let wanted = |link: &&Link| hardware(link) || carries_default(link) || holds_hardware(link);
     observed.links.iter().filter(candidate).filter(wanted).collect()
 }
@@ -40,7 +41,8 @@ pub(super) fn uplinks<'a>(observed: &'a Observed, bridge: &str) -> Vec<&'a Link>
 pub(super) fn uplink(observed: &Observed, bridge: &str, cluster: &[IpNetwork], configured_mtu: Option<u32>) -> Uplink {
     let carries_default =
         |link: &&Link| observed.routes.iter().any(|route| route.is_default() && route.device == Some(link.index));
-    let candidate = |link: &&Link| link.up && !link.loopback && link.name != bridge && link.name != DEVICE;
+    let candidate =
+        |link: &&Link| link.up && !link.loopback && link.name != bridge && !link.pod_bridge && link.name != DEVICE;
     let uplinks: Vec<&Link> = observed.links.iter().filter(candidate).filter(carries_default).collect();
     let others_again = || {
         let others = observed.links.iter().filter(candidate);

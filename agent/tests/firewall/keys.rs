@@ -12,6 +12,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("a_hub_forwards_for_the_clouds_networks_and_for_nobody_else", hub),
     ("what_a_bridge_of_the_hosts_only_bridges_goes_on", bridged),
     ("on_a_small_kernel_a_lan_host_is_kept_out_all_the_same", plain),
+    ("pods_of_a_second_network_of_the_plugin_are_pods_too", second_network),
     ("a_node_that_was_no_router_is_none_between_its_own_networks", apart),
 ];
 
@@ -126,6 +127,43 @@ fn plain() {
         assert_eq!(world.fetch("edge", family.far, 80).as_deref(), Some(family.bridge));
         world.publish(30080, family.far);
         assert_eq!(world.fetch("lan", family.edge_lan, 30080).as_deref(), Some(family.bridge));
+    }
+}
+
+/// Its bridge holds the neighbour, under another segment of this node.
+fn second_network() {
+    let world = World::new();
+    for name in ["pod", "neighbour", "far", "outside"] {
+        world.serve(name);
+    }
+    world.sh(
+        "edge",
+        "set -e
+         ip link add ecni1 type bridge mcast_snooping 0 forward_delay 0 && ip link set ecni1 up
+         ip link set neighbour nomaster && ip link set neighbour master ecni1
+         ip addr add 10.77.3.1/24 dev ecni1; ip addr add fd77::3:1/112 dev ecni1 nodad",
+    );
+    world.sh(
+        "neighbour",
+        "set -e
+         ip addr flush dev eth0 scope global
+         ip addr add 10.77.3.3/24 dev eth0; ip addr add fd77::3:3/112 dev eth0 nodad
+         ip route replace default via 10.77.3.1; ip -6 route replace default via fd77::3:1",
+    );
+    let mut edge = World::edge();
+    edge.own.extend(networks(&["10.77.3.0/24", "fd77::3:0/112"]));
+    edge.pod_bridges.push("ecni1".into());
+    world.apply(&edge);
+    for (family, second) in BOTH.into_iter().zip(["10.77.3.3", "fd77::3:3"]) {
+        assert_eq!(world.fetch("neighbour", family.far, 80).as_deref(), Some(second));
+        assert_eq!(world.fetch("neighbour", family.pod, 80).as_deref(), Some(second));
+        assert_eq!(world.fetch("pod", second, 80).as_deref(), Some(family.pod));
+        assert_eq!(world.fetch("neighbour", family.outside, 80).as_deref(), Some(family.edge_up));
+        assert!(world.fetch("edge", second, 80).is_some());
+        world.cannot_fetch("lan", second, 80);
+        world.cannot_pose("lan", second, "pod", family.pod);
+        let forged = if family.ip == "ip" { "192.168.1.200" } else { "2001:db8:1::200" };
+        world.cannot_pose("neighbour", forged, "far", family.far);
     }
 }
 

@@ -143,7 +143,7 @@ impl World {
     pub(crate) fn edge() -> Firewall {
         let networks = |list: &[&str]| list.iter().map(|text| text.parse().unwrap()).collect();
         Firewall {
-            bridge: "ecni0".into(),
+            pod_bridges: vec!["ecni0".into()],
             own: networks(&["10.77.1.0/24", "fd77::1:0/112"]),
             remote: networks(&["10.77.2.0/24", "fd77::2:0/112"]),
             ranges: networks(&["10.77.0.0/16", "fd77::/64"]),

@@ -156,6 +156,16 @@ impl Firewall {
         json!({ "nftables": commands.0 })
     }
 
+    /// It comes from pods, or goes to them.
+    fn over_bridges(&self, key: &str) -> Value {
+        meta("==", key, json!({"set": self.pod_bridges}))
+    }
+
+    fn bridges_and_lo(&self) -> Value {
+        let names: Vec<&str> = self.pod_bridges.iter().map(String::as_str).chain(["lo"]).collect();
+        json!({ "set": names })
+    }
+
     fn sets(&self, commands: &mut Commands) {
         let unspecified: [IpNetwork; 3] = [
             one(IpAddr::from([0; 4]), 32),
@@ -179,12 +189,13 @@ impl Firewall {
     fn prerouting(&self, commands: &mut Commands) {
         commands.chain("prerouting", "filter", "prerouting", EARLY);
         for family in FAMILIES {
-            let elsewhere = meta("!=", "iifname", json!({"set": [self.bridge, "lo"]}));
+            let elsewhere = meta("!=", "iifname", self.bridges_and_lo());
             commands
                 .rule("prerouting", [elsewhere, family.within("saddr", "own")].into_iter().chain(dropped("posing")));
-            let from_pods = meta("==", "iifname", json!(self.bridge));
-            commands
-                .rule("prerouting", [from_pods, family.outside("saddr", "pods")].into_iter().chain(dropped("forged")));
+            commands.rule(
+                "prerouting",
+                [self.over_bridges("iifname"), family.outside("saddr", "pods")].into_iter().chain(dropped("forged")),
+            );
         }
         if !self.remote_in_clear {
             // Policies of the guard judge the cluster's ranges, but not the cloud's networks, and any of them can be turned off by a sysctl.
@@ -222,8 +233,8 @@ impl Firewall {
         for family in FAMILIES {
             commands.rule("forward", [family.within("daddr", "remote"), goto("to-tunnels")]);
         }
-        commands.rule("forward", [meta("==", "oifname", json!(self.bridge)), goto("to-pods")]);
-        let from_pods = || meta("==", "iifname", json!(self.bridge));
+        commands.rule("forward", [self.over_bridges("oifname"), goto("to-pods")]);
+        let from_pods = || self.over_bridges("iifname");
 
         for family in FAMILIES {
             commands.rule("to-tunnels", [from_pods(), family.within("saddr", "own"), accept()]);
@@ -286,7 +297,7 @@ impl Firewall {
                 commands.rule("sources", [matches("saddr", local), matches("daddr", remote), family.keep()]);
             }
             if self.masquerade && !self.plain {
-                let leaves = meta("!=", "oifname", json!({"set": [self.bridge, "lo"]}));
+                let leaves = meta("!=", "oifname", self.bridges_and_lo());
                 let statements = [family.within("saddr", "own"), leaves, family.outside("daddr", "inside")];
                 commands.rule("sources", statements.into_iter().chain([json!({"masquerade": null})]));
             }

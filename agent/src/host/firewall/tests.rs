@@ -28,7 +28,8 @@ fn of_role(role: Role) -> Desired {
 }
 
 fn wanted(keys: &str, desired: &Desired) -> Firewall {
-    Firewall::wanted(&config(keys), desired, vec![], [vec!["eth0".into()], vec![]], vec![], 1418)
+    let links = Links { pod_bridges: vec!["ecni0".into()], apart: [vec!["eth0".into()], vec![]], ..Links::default() };
+    Firewall::wanted(&config(keys), desired, vec![], links, 1418)
 }
 
 #[test]
