@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use std::path::Path;
 
 use edge_types::IpNetwork;
-use edge_types::store::SegmentsFile;
+use edge_types::store::{SegmentsFile, SegmentsSource};
 use edge_xfrm::guard::{self, Defect, GuardConfig};
 
 use crate::config::Config;
@@ -40,11 +40,14 @@ pub(crate) fn refuse_own(links: &mut Links, config: &Config, segments: Option<&S
         if guarded.contains(range) {
             continue;
         }
-        if !is_guarded(*range) {
+        // The agent has judged its ranges, and the guard of a reboot is the same as before: a neighbour may be quicker than both.
+        let agents =
+            segments.is_some_and(|file| file.source == SegmentsSource::Agent && file.cluster_ranges.contains(range));
+        if !agents && !is_guarded(*range) {
             return Err(refused(*range, what));
         }
         eprintln!(
-            "edge-cni: the cluster's range {range} holds {what}. The guard of this range stands already, so pods are attached all the same, but nothing \
+            "edge-cni: the cluster's range {range} holds {what}. This range is guarded already, so pods are attached all the same, but nothing \
              reaches this host by it; if a router advertisement or a DHCP lease brought it, look for who sent that on this host's network"
         );
         guarded.push(*range);

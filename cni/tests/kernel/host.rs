@@ -267,6 +267,14 @@ fn what_neighbours_announce_stops_no_node_that_is_guarded() {
         for answer in [with_resolvers(&world, resolvers, add), with_resolvers(&world, resolvers, || status(&world))] {
             assert!(!answer.ok && answer.json["msg"].as_str().unwrap().contains(named), "{}", answer.json);
         }
+        // The agent has judged the ranges before that.
+        let path = world.state("segments.json");
+        let mut segments: serde_json::Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+        segments["source"] = json!("agent");
+        segments["cluster_ranges"] = json!(["10.77.0.0/16", "fd77::/48"]);
+        std::fs::write(&path, segments.to_string()).unwrap();
+        let answer = with_resolvers(&world, resolvers, add);
+        assert!(answer.ok && answer.said.contains(named), "{}", answer.json);
     }
     // A range that comes later is not guarded yet.
     let world = World::new(DUAL);
