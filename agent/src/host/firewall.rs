@@ -28,6 +28,8 @@ pub const TABLE: &str = "edge-cni";
 pub struct Firewall {
     /// The pods' bridges: the agent's own, and those of other networks of the plugin.
     pub pod_bridges: Vec<String>,
+    /// Networks of the pods' bridges. Before the first view pods may have got addresses of segments that the view does not name.
+    pub pod_networks: Vec<IpNetwork>,
     /// This node's segments: the pods' sources.
     pub own: Vec<IpNetwork>,
     /// The cloud's networks on a hub and on a cloud node: their sources may come over the LAN.
@@ -69,6 +71,8 @@ pub struct Firewall {
 pub struct Links {
     /// See [`Firewall::pod_bridges`].
     pub pod_bridges: Vec<String>,
+    /// See [`Firewall::pod_networks`].
+    pub pod_networks: Vec<IpNetwork>,
     /// See [`Firewall::apart`].
     pub apart: [Vec<String>; 2],
     /// See [`Firewall::bridges`].
@@ -82,6 +86,7 @@ impl Firewall {
         let keys = &config.firewall;
         let shared = Self {
             pod_bridges: links.pod_bridges,
+            pod_networks: links.pod_networks,
             ike_ports: [config.port, config.nat_port],
             addresses,
             masquerade: keys.masquerade.unwrap_or(desired.role == Some(Role::Edge)),

@@ -185,7 +185,12 @@ impl Keeper {
         } else {
             addresses_within(&observed, &desired.cloud_networks)
         };
-        let links = Links { pod_bridges: observed.pod_bridges(&self.config.bridge), apart, bridges: names(true) };
+        let links = Links {
+            pod_bridges: observed.pod_bridges(&self.config.bridge),
+            pod_networks: observed.pod_networks(&self.config.bridge),
+            apart,
+            bridges: names(true),
+        };
         let wanted = Firewall::wanted(&self.config, &desired, addresses, links, uplink.pod_mtu);
         let mut found = Changes::default();
         let firewall = self.table.keep(wanted, desired.complete, rules, &mut found).await;

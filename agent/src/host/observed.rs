@@ -31,6 +31,8 @@ pub(super) struct Link {
     /// The bridge or bond whose port it is.
     pub(super) controller: Option<u32>,
     pub(super) addresses: Vec<IpAddr>,
+    /// The networks of these addresses.
+    pub(super) networks: Vec<IpNetwork>,
 }
 
 /// A route of the main table.
@@ -70,6 +72,7 @@ impl Observed {
                 && let Some(link) = links.iter_mut().find(|link| link.index == address.header.index)
             {
                 link.addresses.push(ip);
+                link.networks.extend(network(ip, address.header.prefix_len));
             }
         }
         let mut routes = Vec::new();
@@ -94,6 +97,15 @@ impl Observed {
         let mut names: Vec<&str> = others.filter(|name| *name != own).collect();
         names.sort_unstable();
         [own].into_iter().chain(names).map(str::to_owned).collect()
+    }
+
+    /// Networks of the pods' bridges, in order.
+    pub(super) fn pod_networks(&self, own: &str) -> Vec<IpNetwork> {
+        let bridges = self.links.iter().filter(|link| link.pod_bridge || link.name == own);
+        let mut networks: Vec<IpNetwork> = bridges.flat_map(|link| link.networks.iter().copied()).collect();
+        networks.sort_unstable();
+        networks.dedup();
+        networks
     }
 
     pub(super) fn name_of(&self, index: u32) -> Option<&str> {
@@ -132,6 +144,12 @@ fn link(message: &LinkMessage) -> Link {
     }
     link.pod_bridge = marked && bridge;
     link
+}
+
+/// That of an address on a link. Not one that holds every address: then nobody would forge any.
+fn network(address: IpAddr, prefix: u8) -> Option<IpNetwork> {
+    let network = IpNetwork::new(address, prefix).ok().filter(|network| network.prefix() > 0)?;
+    IpNetwork::new(network.network(), prefix).ok()
 }
 
 /// An address that others may use: not link-local, not tentative for ever.
@@ -225,6 +243,12 @@ mod tests {
         ];
         let mut observed = Observed { links: links.iter().map(link).collect(), routes: vec![] };
         assert_eq!(observed.pod_bridges("ecni0"), ["ecni0", "ecni1"]);
+        let networks = |texts: &[&str]| texts.iter().map(|text| text.parse().unwrap()).collect::<Vec<IpNetwork>>();
+        for (link, address) in observed.links.iter_mut().zip(["10.77.3.1", "10.77.1.1", "172.17.0.1", "10.9.9.9"]) {
+            link.networks.extend(network(address.parse().unwrap(), 26));
+            link.networks.extend(network(address.parse().unwrap(), 0));
+        }
+        assert_eq!(observed.pod_networks("ecni0"), networks(&["10.77.1.0/26", "10.77.3.0/26"]));
         observed.links.clear();
         assert_eq!(observed.pod_bridges("ecni0"), ["ecni0"], "it comes with the first pod");
     }

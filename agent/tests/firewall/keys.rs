@@ -13,6 +13,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("what_a_bridge_of_the_hosts_only_bridges_goes_on", bridged),
     ("on_a_small_kernel_a_lan_host_is_kept_out_all_the_same", plain),
     ("pods_of_a_second_network_of_the_plugin_are_pods_too", second_network),
+    ("pods_with_addresses_of_former_segments_still_reach_the_outside_and_no_tunnel", former_segments),
     ("a_node_that_was_no_router_is_none_between_its_own_networks", apart),
 ];
 
@@ -164,6 +165,29 @@ fn second_network() {
         world.cannot_pose("lan", second, "pod", family.pod);
         let forged = if family.ip == "ip" { "192.168.1.200" } else { "2001:db8:1::200" };
         world.cannot_pose("neighbour", forged, "far", family.far);
+    }
+}
+
+/// They were made from the plugin's own segments, before the first view came with others.
+fn former_segments() {
+    let world = World::new();
+    world.serve("outside");
+    world.serve("neighbour");
+    world.sh("edge", "ip addr add 10.78.1.1/24 dev ecni0; ip addr add fd78::1:1/112 dev ecni0 nodad");
+    world.sh(
+        "pod",
+        "set -e
+         ip addr flush dev eth0 scope global
+         ip addr add 10.78.1.2/24 dev eth0; ip addr add fd78::1:2/112 dev eth0 nodad
+         ip route replace default via 10.78.1.1; ip -6 route replace default via fd78::1:1",
+    );
+    world.apply(&Firewall { pod_networks: networks(&["10.78.1.0/24", "fd78::1:0/112"]), ..World::edge() });
+    for (family, former) in BOTH.into_iter().zip(["10.78.1.2", "fd78::1:2"]) {
+        assert_eq!(world.fetch("pod", family.outside, 80).as_deref(), Some(family.edge_up));
+        assert_eq!(world.fetch("pod", family.neighbour, 80).as_deref(), Some(former));
+        world.cannot_pose("pod", former, "far", family.far);
+        let forged = if family.ip == "ip" { "10.79.1.2" } else { "fd79::1:2" };
+        world.cannot_pose("pod", forged, "outside", family.outside);
     }
 }
 

@@ -173,7 +173,9 @@ impl Firewall {
             one(IpAddr::from([0xfe80_u16, 0, 0, 0, 0, 0, 0, 0]), 10),
         ];
         commands.set("own", self.own.iter());
-        commands.set("pods", self.own.iter().chain(&self.pod_sources).chain(&unspecified));
+        let bridged = || self.own.iter().chain(&self.pod_networks);
+        commands.set("bridged", bridged());
+        commands.set("pods", bridged().chain(&self.pod_sources).chain(&unspecified));
         commands.set("fronted", self.fronted.iter());
         commands.set("remote", self.remote.iter());
         commands.set("ranges", self.ranges.iter());
@@ -298,7 +300,7 @@ impl Firewall {
             }
             if self.masquerade && !self.plain {
                 let leaves = meta("!=", "oifname", self.bridges_and_lo());
-                let statements = [family.within("saddr", "own"), leaves, family.outside("daddr", "inside")];
+                let statements = [family.within("saddr", "bridged"), leaves, family.outside("daddr", "inside")];
                 commands.rule("sources", statements.into_iter().chain([json!({"masquerade": null})]));
             }
         }
