@@ -1,5 +1,5 @@
 //! Keeps the tables of nftables: ours as it is wanted, the plugin's by asking the plugin. Both are looked at when something else changes them, at
-//! start, and after a failure; never on a timer.
+//! start, and after a failure; never on a timer besides.
 
 use std::time::{Duration, Instant};
 
@@ -54,11 +54,36 @@ pub(super) struct Table {
     failure: Option<String>,
     /// Why the kernel took the plain one alone.
     reduced: Option<String>,
+    /// When the whole one is tried again in that case: what was in its way may pass, memory that ran short for example.
+    whole: Retry,
+}
+
+/// What a wanted table needs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Due {
+    /// It stands.
+    Nothing,
+    /// To be read, since it may have been changed.
+    Look,
+    /// The plain one stands; the whole one is to be tried.
+    Whole,
+    /// Another one stands, or none.
+    Replacement,
+    /// It failed a moment ago.
+    Patience,
 }
 
 impl Table {
     pub(super) fn new(journal: Journal) -> Self {
-        Self { journal, applied: None, suspect: true, retry: Retry::default(), failure: None, reduced: None }
+        Self {
+            journal,
+            applied: None,
+            suspect: true,
+            retry: Retry::default(),
+            failure: None,
+            reduced: None,
+            whole: Retry::default(),
+        }
     }
 
     /// Why pods are not protected, if so.
@@ -66,7 +91,7 @@ impl Table {
         if let Some(refusal) = self.reduced.as_ref().filter(|_| self.failure.is_none()) {
             return Some(Obstacle {
                 what: format!("the kernel refuses part of the firewall ({refusal}): pods do not reach the outside"),
-                command: "modprobe -a nft_masq nft_fib_inet, then restart the agent".into(),
+                command: "modprobe -a nft_masq nft_fib_inet".into(),
             });
         }
         self.failure.as_ref().map(|failure| Obstacle {
@@ -93,29 +118,33 @@ impl Table {
             }
             return false;
         }
-        if self.applied.as_ref().is_some_and(|(applied, _)| *applied == wanted) {
-            if !self.suspect {
+        match self.due(&wanted) {
+            Due::Nothing => return true,
+            Due::Patience => return false,
+            Due::Whole => {
+                let outcome = self.apply(&wanted, true, rules, found).await;
+                self.tried_whole(wanted, outcome.map(|(shown, _)| shown));
                 return true;
             }
-            let found = spawn_blocking(firewall::read).await.map_err(Into::into).flatten();
-            match (found, &self.applied) {
-                (Ok(Some(found)), Some((_, applied))) if found == *applied => {
-                    self.note(Ok(()));
-                    return true;
+            Due::Look => {
+                let found = spawn_blocking(firewall::read).await.map_err(Into::into).flatten();
+                match (found, &self.applied) {
+                    (Ok(Some(found)), Some((_, applied))) if found == *applied => {
+                        self.note(Ok(()));
+                        return true;
+                    }
+                    (Ok(found), _) => {
+                        let how = if found.is_some() { "was changed" } else { "was deleted" };
+                        self.journal.repaired(format!("nftables table inet {TABLE} {how} by another program"));
+                    }
+                    (Err(error), _) => self.note(Err(error)),
                 }
-                (Ok(found), _) => {
-                    let how = if found.is_some() { "was changed" } else { "was deleted" };
-                    self.journal.repaired(format!("nftables table inet {TABLE} {how} by another program"));
-                }
-                (Err(error), _) => self.note(Err(error)),
             }
-        } else if self.failure.is_some() && !self.retry.ready() {
-            return false;
+            Due::Replacement => {}
         }
-        match self.apply(&wanted, rules, found).await {
-            Ok(shown) => {
-                self.applied = Some((wanted, shown));
-                self.note(Ok(()));
+        match self.apply(&wanted, false, rules, found).await {
+            Ok((shown, reduced)) => {
+                self.placed(wanted, shown, reduced);
                 true
             }
             Err(error) => {
@@ -126,17 +155,60 @@ impl Table {
         }
     }
 
+    fn due(&self, wanted: &Firewall) -> Due {
+        if self.applied.as_ref().is_some_and(|(applied, _)| applied == wanted) {
+            return match &self.reduced {
+                _ if self.suspect => Due::Look,
+                Some(_) if self.whole.ready() => Due::Whole,
+                _ => Due::Nothing,
+            };
+        }
+        if self.failure.is_some() && !self.retry.ready() { Due::Patience } else { Due::Replacement }
+    }
+
+    /// A table stands now: the whole one, or with a reason the plain one.
+    fn placed(&mut self, wanted: Firewall, shown: Value, reduced: Option<String>) {
+        if reduced.is_some() {
+            self.whole.failed();
+        } else {
+            self.whole.succeeded();
+        }
+        self.reduced = reduced;
+        self.applied = Some((wanted, shown));
+        self.note(Ok(()));
+    }
+
+    /// Where the plain one stood. It stands still, unless the attempt got further than it says: so it is looked at.
+    fn tried_whole(&mut self, wanted: Firewall, outcome: anyhow::Result<Value>) {
+        match outcome {
+            Ok(shown) => {
+                tracing::info!("the nftables table inet {TABLE} is whole again");
+                self.placed(wanted, shown, None);
+            }
+            Err(error) => {
+                self.reduced = Some(format!("{error:#}"));
+                self.whole.failed();
+                self.suspect = true;
+            }
+        }
+    }
+
     /// Replaces the table and returns it as the kernel shows it. What another program did to it before it was read must not be taken for what was
     /// applied: then it is replaced again.
-    async fn apply(&mut self, wanted: &Firewall, rules: &mut Ruleset, found: &mut Changes) -> anyhow::Result<Value> {
+    async fn apply(
+        &self,
+        wanted: &Firewall,
+        only_whole: bool,
+        rules: &mut Ruleset,
+        found: &mut Changes,
+    ) -> anyhow::Result<(Value, Option<String>)> {
         for _ in 0..ATTEMPTS {
             found.add(rules.drain());
-            let (shown, reduced) = apply_what_the_kernel_takes(wanted).await?;
-            self.reduced = reduced;
+            let placed = apply_what_the_kernel_takes(wanted, only_whole).await?;
             let meanwhile = rules.drain();
             found.add(meanwhile);
             if meanwhile.transactions <= 1 && !meanwhile.lost {
-                return Ok(shown);
+                return Ok(placed);
             }
             self.journal
                 .repaired(format!("nftables table inet {TABLE} was changed by another program while it was replaced"));
@@ -164,10 +236,11 @@ impl Table {
 }
 
 /// The table as it is wanted; or, where the kernel refuses that, what keeps others out at least, with the reason.
-async fn apply_what_the_kernel_takes(wanted: &Firewall) -> anyhow::Result<(Value, Option<String>)> {
+async fn apply_what_the_kernel_takes(wanted: &Firewall, only_whole: bool) -> anyhow::Result<(Value, Option<String>)> {
     let (whole, plain) = (wanted.clone(), Firewall { plain: true, ..wanted.clone() });
     let outcome = spawn_blocking(move || match whole.apply() {
         Ok(shown) => Ok((shown, None)),
+        Err(refusal) if only_whole => Err(refusal),
         Err(refusal) => match plain.apply() {
             Ok(shown) => Ok((shown, Some(format!("{refusal:#}")))),
             Err(_) => Err(refusal),
@@ -253,6 +326,32 @@ impl BridgeTable {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_whole_table_is_tried_again_where_the_plain_one_stands() {
+        let (wanted, shown) = (Firewall { mtu: 1418, ..Firewall::default() }, |text: &str| Value::from(text));
+        let mut table = Table::new(Journal::default());
+        assert_eq!(table.due(&wanted), Due::Replacement);
+        table.placed(wanted.clone(), shown("plain"), Some("No buffer space available".into()));
+        assert_eq!((table.due(&wanted), table.obstacle().is_some()), (Due::Nothing, true), "not at once");
+        let time_passes = |table: &mut Table| table.whole.due = Some(Instant::now());
+        for attempt in 1..4 {
+            time_passes(&mut table);
+            assert_eq!(table.due(&wanted), Due::Whole, "attempt {attempt}");
+            table.tried_whole(wanted.clone(), Err(anyhow::anyhow!("deleted by another program")));
+            // Perhaps it stood for a moment.
+            assert_eq!(table.due(&wanted), Due::Look);
+            table.note(Ok(()));
+            assert_eq!(table.due(&wanted), Due::Nothing);
+            assert_eq!(table.applied, Some((wanted.clone(), shown("plain"))));
+            assert!(table.obstacle().is_some_and(|obstacle| obstacle.what.contains("deleted by another program")));
+        }
+        assert_eq!(table.whole.wait.as_secs(), 8);
+        time_passes(&mut table);
+        table.tried_whole(wanted.clone(), Ok(shown("whole")));
+        assert_eq!((table.due(&wanted), table.obstacle()), (Due::Nothing, None));
+        assert_eq!(table.applied, Some((wanted, shown("whole"))));
+    }
 
     #[test]
     fn failures_are_repeated_ever_more_seldom_and_for_ever() {
