@@ -313,7 +313,7 @@ fn confirmed() {
         PLANE.kubectl(&["delete", "nodes", "--all"]).unwrap();
         let told = until("readyz to note it", async || {
             let (status, text) = health(&cloud, "/readyz").await;
-            text.contains("[i]3 registered node(s)").then_some((status, text))
+            text.contains("[!]3 registered node(s)").then_some((status, text))
         })
         .await;
         assert!(told.0 == 200 && told.1.contains("node deregister --confirm"), "{told:?}");
