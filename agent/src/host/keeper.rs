@@ -175,9 +175,9 @@ impl Keeper {
                 }
             }
         }
-        let uplinks = uplink::uplinks(&observed, &self.config.bridge);
+        let links = uplink::apart(&observed, &self.config.bridge);
         let names = |bridges: bool| {
-            uplinks.iter().filter(move |link| !bridges || link.virtual_kind).map(|link| link.name.clone()).collect()
+            links.iter().filter(move |link| !bridges || link.bridge).map(|link| link.name.clone()).collect()
         };
         let apart = settings.ours.map(|ours| if ours { names(false) } else { vec![] });
         let addresses = if desired.hub_routes.is_empty() {

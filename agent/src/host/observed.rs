@@ -24,6 +24,9 @@ pub(super) struct Link {
     /// A bridge, dummy, tunnel or the like: never an uplink unless a default route says so.
     pub(super) virtual_kind: bool,
     pub(super) loopback: bool,
+    pub(super) bridge: bool,
+    /// A dummy, VXLAN, GENEVE or netkit device: other CNIs and container runtimes have theirs.
+    pub(super) inner: bool,
     /// A bridge that the plugin made, of whichever network.
     pub(super) pod_bridge: bool,
     /// One end of a pair whose other end is perhaps a pod's.
@@ -120,7 +123,7 @@ fn link(message: &LinkMessage) -> Link {
         loopback: message.header.flags.contains(LinkFlags::Loopback),
         ..Link::default()
     };
-    let (mut marked, mut bridge) = (false, false);
+    let mut marked = false;
     for attribute in &message.attributes {
         match attribute {
             LinkAttribute::IfAlias(alias) => marked = alias == POD_BRIDGE,
@@ -128,7 +131,13 @@ fn link(message: &LinkMessage) -> Link {
             LinkAttribute::Mtu(mtu) => link.mtu = *mtu,
             LinkAttribute::Controller(index) => link.controller = Some(*index).filter(|index| *index != 0),
             LinkAttribute::LinkInfo(infos) => {
-                bridge = infos.iter().any(|info| matches!(info, LinkInfo::Kind(InfoKind::Bridge)));
+                link.bridge = infos.iter().any(|info| matches!(info, LinkInfo::Kind(InfoKind::Bridge)));
+                link.inner = infos.iter().any(|info| {
+                    matches!(
+                        info,
+                        LinkInfo::Kind(InfoKind::Dummy | InfoKind::Vxlan | InfoKind::Geneve | InfoKind::Netkit)
+                    )
+                });
                 link.veth = infos.iter().any(|info| matches!(info, LinkInfo::Kind(InfoKind::Veth)));
                 link.virtual_kind = infos.iter().any(|info| match info {
                     // Veths and VLANs may well be uplinks: of containers, of virtual machines, of this project's lab.
@@ -142,7 +151,7 @@ fn link(message: &LinkMessage) -> Link {
             _ => {}
         }
     }
-    link.pod_bridge = marked && bridge;
+    link.pod_bridge = marked && link.bridge;
     link
 }
 
@@ -231,6 +240,26 @@ mod tests {
         message.attributes.push(LinkAttribute::LinkInfo(vec![LinkInfo::Kind(kind)]));
         message.attributes.extend(alias.map(|alias| LinkAttribute::IfAlias(alias.into())));
         message
+    }
+
+    #[test]
+    fn devices_of_other_cnis_are_known_by_their_kind() {
+        let kinds = [
+            InfoKind::Dummy,
+            InfoKind::Vxlan,
+            InfoKind::Geneve,
+            InfoKind::Netkit,
+            InfoKind::Wireguard,
+            InfoKind::Tun,
+            InfoKind::Other("ppp".into()),
+            InfoKind::IpIp,
+            InfoKind::GreTun,
+            InfoKind::Bridge,
+        ];
+        let links = kinds.map(|kind| link(&message(2, "dev", kind, None)));
+        assert_eq!(links.iter().filter(|link| link.inner).count(), 4);
+        assert!(links[..4].iter().all(|link| link.inner) && links.iter().all(|link| link.virtual_kind));
+        assert_eq!(links.iter().position(|link| link.bridge), Some(9));
     }
 
     #[test]

@@ -37,6 +37,17 @@ pub(super) fn uplinks<'a>(observed: &'a Observed, bridge: &str) -> Vec<&'a Link>
     observed.links.iter().filter(candidate).filter(wanted).collect()
 }
 
+/// Links between which a node that was no router forwards nothing: uplinks, and besides them tunnels and VPNs, which lead elsewhere as well. Links
+/// of containers are not among them, nor those of other CNIs.
+pub(super) fn apart<'a>(observed: &'a Observed, bridge: &str) -> Vec<&'a Link> {
+    let uplinks = uplinks(observed, bridge);
+    let ours = |link: &Link| link.name == bridge || link.pod_bridge || link.name == DEVICE;
+    let others = |link: &Link| link.loopback || link.bridge || link.veth || link.inner;
+    let leads_elsewhere = |link: &Link| !ours(link) && !others(link) && link.controller.is_none();
+    let is_apart = |link: &&Link| leads_elsewhere(link) || uplinks.iter().any(|uplink| uplink.index == link.index);
+    observed.links.iter().filter(is_apart).collect()
+}
+
 /// Computes it. `cluster` are networks whose addresses are pods' and bridges'.
 pub(super) fn uplink(observed: &Observed, bridge: &str, cluster: &[IpNetwork], configured_mtu: Option<u32>) -> Uplink {
     let carries_default =
@@ -164,7 +175,7 @@ mod tests {
         host.links.extend([
             Link { veth: true, ..link(7, "veth-pod", 1500, &[]) },
             Link { veth: true, controller: Some(5), ..link(8, "veth-docker", 1500, &[]) },
-            Link { virtual_kind: true, ..link(9, "br-lan", 1500, &["192.168.6.1"]) },
+            Link { virtual_kind: true, bridge: true, ..link(9, "br-lan", 1500, &["192.168.6.1"]) },
             Link { controller: Some(9), ..link(10, "nic", 1500, &[]) },
             Link { virtual_kind: true, ..link(11, "wg0", 1420, &["10.9.0.1"]) },
             Link { loopback: true, ..link(1, "lo", 65536, &[]) },
@@ -174,6 +185,32 @@ mod tests {
         assert_eq!(names(&host), ["lan", "wan", "br-lan", "wg0"]);
         host.routes.push(default_route(7));
         assert_eq!(names(&host), ["lan", "wan", "veth-pod", "br-lan", "wg0"]);
+    }
+
+    #[test]
+    fn vpns_and_tunnels_without_a_default_route_are_kept_apart_and_links_of_containers_are_not() {
+        let mut host = host();
+        let virtual_link = |index, name: &str| Link { virtual_kind: true, ..link(index, name, 1400, &["10.9.0.1"]) };
+        host.links.extend([
+            virtual_link(11, "wg0"),
+            virtual_link(12, "tun0"),
+            virtual_link(13, "ppp0"),
+            Link { controller: Some(5), ..virtual_link(14, "tap-of-a-machine") },
+            Link { bridge: true, ..virtual_link(15, "virbr0") },
+            Link { bridge: true, pod_bridge: true, ..virtual_link(16, "ecni1") },
+            Link { inner: true, ..virtual_link(17, "flannel.1") },
+            Link { veth: true, ..link(18, "veth-pod", 1500, &[]) },
+            Link { loopback: true, ..link(1, "lo", 65536, &[]) },
+        ]);
+        if let Some(docker) = host.links.iter_mut().find(|link| link.name == "docker0") {
+            docker.bridge = true;
+        }
+        let names = |links: Vec<&Link>| links.iter().map(|link| link.name.clone()).collect::<Vec<_>>();
+        assert_eq!(names(apart(&host, "ecni0")), ["lan", "wan", "wg0", "tun0", "ppp0"]);
+        // Settings are changed on uplinks alone.
+        assert_eq!(names(uplinks(&host, "ecni0")), ["lan", "wan"]);
+        host.routes.push(default_route(15));
+        assert_eq!(names(apart(&host, "ecni0")), ["lan", "wan", "wg0", "tun0", "ppp0", "virbr0"]);
     }
 
     #[test]
