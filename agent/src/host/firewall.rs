@@ -40,6 +40,8 @@ pub struct Firewall {
     pub remote_in_clear: bool,
     /// UDP ports of IKE and of ESP in UDP: what comes there is judged by its keys.
     pub ike_ports: [u16; 2],
+    /// TCP ports of the controllers, which may be at an address of the cloud's networks.
+    pub controller_ports: Vec<u16>,
     /// The cluster's ranges: a source from there that is not ours is forged, and is never translated.
     pub ranges: Vec<IpNetwork>,
     /// The address that redirected connections and the node's own take on their way into a tunnel, one a family.
@@ -88,6 +90,7 @@ impl Firewall {
             pod_bridges: links.pod_bridges,
             pod_networks: links.pod_networks,
             ike_ports: [config.port, config.nat_port],
+            controller_ports: controller_ports(config),
             addresses,
             masquerade: keys.masquerade.unwrap_or(desired.role == Some(Role::Edge)),
             masquerade_except: keys.masquerade_except.clone(),
@@ -124,6 +127,16 @@ impl Firewall {
     pub fn is_empty(&self) -> bool {
         self.own.is_empty() && self.remote.is_empty()
     }
+}
+
+/// Ports of the URLs, in order.
+fn controller_ports(config: &Config) -> Vec<u16> {
+    let urls = config.controller.iter().flat_map(|controller| &controller.urls);
+    let port = |url: &String| Some(url.parse::<hyper::Uri>().ok()?.port_u16().unwrap_or(443));
+    let mut ports: Vec<u16> = urls.filter_map(port).collect();
+    ports.sort_unstable();
+    ports.dedup();
+    ports
 }
 
 #[cfg(test)]

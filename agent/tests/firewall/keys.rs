@@ -14,6 +14,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("on_a_small_kernel_a_lan_host_is_kept_out_all_the_same", plain),
     ("pods_of_a_second_network_of_the_plugin_are_pods_too", second_network),
     ("pods_with_addresses_of_former_segments_still_reach_the_outside_and_no_tunnel", former_segments),
+    ("a_controller_in_the_clouds_networks_answers_and_errors_from_there_arrive", controller),
     ("a_node_that_was_no_router_is_none_between_its_own_networks", apart),
 ];
 
@@ -188,6 +189,30 @@ fn former_segments() {
         world.cannot_pose("pod", former, "far", family.far);
         let forged = if family.ip == "ip" { "10.79.1.2" } else { "fd79::1:2" };
         world.cannot_pose("pod", forged, "outside", family.outside);
+    }
+}
+
+/// The LAN's host has an address of the cloud's networks, which are behind a tunnel.
+fn controller() {
+    let world = World::new();
+    world.serve("lan");
+    // It would solicit the edge under that address: a router between them does so under another one.
+    let mac = world.sh("edge", "cat /sys/class/net/lan/address");
+    world.sh("lan", &format!("ip neigh replace {} lladdr {} dev eth0 nud permanent", V6.edge_lan, mac.trim()));
+    for plain in [false, true] {
+        let mut edge = Firewall { remote_in_clear: false, plain, ..World::edge() };
+        edge.remote.extend(networks(&["10.244.0.0/16", "fd44::/64"]));
+        world.apply(&Firewall { controller_ports: vec![8443], ..edge.clone() });
+        for family in BOTH {
+            world.cannot_fetch("edge", family.cloud, 80);
+        }
+        world.apply(&Firewall { controller_ports: vec![80, 8443], ..edge });
+        for family in BOTH {
+            assert!(world.fetch("edge", family.cloud, 80).is_some(), "the controller answers");
+            assert!(world.is_refused("edge", family.cloud), "an error arrives");
+            world.cannot_fetch("pod", family.cloud, 80);
+            world.cannot_pose("lan", family.cloud, "edge", family.edge_lan);
+        }
     }
 }
 

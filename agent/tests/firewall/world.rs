@@ -265,6 +265,17 @@ impl World {
         receiver.recv_from(&mut [0; 16]).unwrap().1.ip().to_string()
     }
 
+    /// Whether an ICMP error says that no socket listens there.
+    pub(crate) fn is_refused(&self, from: &str, to: &str) -> bool {
+        let to = SocketAddr::new(to.parse::<IpAddr>().unwrap(), 9);
+        let any: IpAddr = if to.is_ipv4() { [0; 4].into() } else { Ipv6Addr::UNSPECIFIED.into() };
+        let socket = self.on(from, move || UdpSocket::bind((any, 0)).unwrap());
+        socket.connect(to).unwrap();
+        socket.set_read_timeout(Some(LONG)).unwrap();
+        socket.send(b"datagram").unwrap();
+        socket.recv(&mut [0; 16]).is_err_and(|error| error.kind() == std::io::ErrorKind::ConnectionRefused)
+    }
+
     /// Fails if a datagram from `source`, which the sender takes for its own meanwhile, arrives at `to` on the host `at`.
     pub(crate) fn cannot_pose(&self, from: &str, source: &str, at: &str, to: &str) {
         let arrived = self.datagrams(from, source, at, to, 3);

@@ -67,6 +67,21 @@ impl Family {
         is("!=", self.field(field), json!(format!("@{set}{}", self.suffix)))
     }
 
+    /// Any packet of this family.
+    fn any(self) -> Value {
+        meta("==", "nfproto", json!(if self.ipv4 { "ipv4" } else { "ipv6" }))
+    }
+
+    /// An error of ICMP (RFC 792) or ICMPv6 (RFC 4443): about ESP of ours for example.
+    fn icmp_error(self) -> Value {
+        let (protocol, types) = if self.ipv4 {
+            ("icmp", vec!["destination-unreachable", "time-exceeded", "parameter-problem"])
+        } else {
+            ("icmpv6", vec!["destination-unreachable", "packet-too-big", "time-exceeded", "parameter-problem"])
+        };
+        is("==", json!({"payload": {"protocol": protocol, "field": "type"}}), json!({ "set": types }))
+    }
+
     /// It was sent to one of these networks before any redirection.
     fn sent_to(self, set: &str) -> Value {
         let sent_to = json!({"ct": {"key": format!("{} daddr", self.protocol), "dir": "original"}});
@@ -211,6 +226,16 @@ impl Firewall {
                 is("==", json!({"payload": {"protocol": "udp", "field": "dport"}}), json!({"set": self.ike_ports}));
             commands.rule("in-clear", [ike, accept()]);
             commands.rule("in-clear", [meta("==", "l4proto", json!("esp")), accept()]);
+            for family in FAMILIES {
+                for to_node in self.to_node(family) {
+                    if !self.controller_ports.is_empty() {
+                        let from = json!({"payload": {"protocol": "tcp", "field": "sport"}});
+                        let answers = is("==", from, json!({"set": self.controller_ports}));
+                        commands.rule("in-clear", [family.any(), answers, to_node.clone(), accept()]);
+                    }
+                    commands.rule("in-clear", [family.icmp_error(), to_node, accept()]);
+                }
+            }
             commands.rule("in-clear", dropped("posing"));
         }
         // It would die without a word at the policies: the source is not of this node.
@@ -220,6 +245,16 @@ impl Firewall {
             let matches = [decapsulated(), redirected()].into_iter().chain(between);
             commands.rule("redirected", matches.chain(dropped("service-elsewhere")));
         }
+    }
+
+    /// It ends at this node. Where that cannot be asked: at no pod.
+    fn to_node(&self, family: Family) -> Vec<Value> {
+        if !self.plain {
+            return vec![is("==", json!({"fib": {"result": "type", "flags": ["daddr"]}}), json!("local"))];
+        }
+        let own = self.addresses.iter().filter(|address| family.has(**address));
+        let own = own.map(|address| is("==", family.field("daddr"), json!(address.to_string())));
+        own.chain([family.outside("daddr", "own")]).collect()
     }
 
     /// Who may go where. An accept ends this table's chain and nobody else's; a drop is final.
@@ -265,9 +300,8 @@ impl Firewall {
             if apart.is_empty() {
                 continue;
             }
-            let nfproto = meta("==", "nfproto", json!(if family.ipv4 { "ipv4" } else { "ipv6" }));
             let on = |key: &str| meta("==", key, json!({"set": apart}));
-            commands.rule("forward", [nfproto, on("iifname"), on("oifname"), goto("between-uplinks")]);
+            commands.rule("forward", [family.any(), on("iifname"), on("oifname"), goto("between-uplinks")]);
         }
         let into_tunnel = is("==", json!({"rt": {"key": "ipsec"}}), json!(true));
         for statement in [decapsulated(), into_tunnel, redirected()] {

@@ -56,6 +56,14 @@ fn a_hub_knows_the_clouds_networks_and_a_cloud_node_gets_the_edges_in_clear() {
 }
 
 #[test]
+fn the_controllers_ports_are_those_of_its_urls() {
+    assert_eq!(wanted("", &of_role(Role::Edge)).controller_ports, [443]);
+    let urls = r#"urls = ["https://c:8443", "https://[2001:db8::1]:7443", "https://d:8443", "https://e/"]"#;
+    let config = Config::parse(&format!("[controller]\n{urls}"), Path::new("agent.toml")).unwrap();
+    assert_eq!(controller_ports(&config), [443, 7443, 8443]);
+}
+
+#[test]
 fn networks_are_kept_apart_unless_the_operator_wants_a_router() {
     assert_eq!(wanted("", &of_role(Role::Edge)).apart, [vec!["eth0".to_owned()], vec![]]);
     assert!(wanted("[firewall]\nforward_others = true", &of_role(Role::Edge)).apart.iter().all(Vec::is_empty));
