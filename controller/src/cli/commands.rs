@@ -1,12 +1,15 @@
 //! What each of the operator's commands asks the server, and how it shows the answer.
 
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+
 use anyhow::{Context, bail};
 use axum::http::Method;
 use edge_types::api::{
     AuthorityInfo, AuthorityState, CommunityInfo, CommunityMembers, LabelsPatch, NodeInfo, ReloadResponse, SegmentInfo,
     SegmentState, TokenCreated, TokenInfo, TokenRequest,
 };
-use edge_types::{EndpointSource, NodeName};
+use edge_types::{EndpointSource, NodeName, Role};
 use serde::Serialize;
 
 use super::archive;
@@ -191,7 +194,27 @@ fn show_nodes(nodes: &[NodeInfo]) -> anyhow::Result<()> {
             say(format_args!("{}: {problem}", node.name))?;
         }
     }
+    for (address, names) in shared(nodes) {
+        let names: Vec<&str> = names.iter().map(|name| name.as_str()).collect();
+        say(format_args!(
+            "{address}: the controller sees {} there: a NAT before all of them, or something before the controller that hides where they are \
+             (externalTrafficPolicy: Cluster, an ingress); peers try it last",
+            names.join(", ")
+        ))?;
+    }
     Ok(())
+}
+
+/// Addresses at which the controller sees several edges that do not call them their own.
+fn shared(nodes: &[NodeInfo]) -> BTreeMap<SocketAddr, Vec<&NodeName>> {
+    let mut seen: BTreeMap<SocketAddr, Vec<&NodeName>> = BTreeMap::new();
+    for node in nodes.iter().filter(|node| node.role == Role::Edge) {
+        for endpoint in node.endpoints.iter().filter(|endpoint| endpoint.source == EndpointSource::Observed) {
+            seen.entry(endpoint.address).or_default().push(&node.name);
+        }
+    }
+    seen.retain(|_, names| names.len() > 1);
+    seen
 }
 
 /// What the operator should look at.
@@ -307,6 +330,27 @@ mod tests {
         assert_eq!(label("a/b=c=d").unwrap(), ("a/b".into(), Some("c=d".into())));
         assert_eq!(label("a/b-").unwrap(), ("a/b".into(), None));
         assert!(label("a").is_err());
+    }
+
+    #[test]
+    fn an_address_at_which_several_edges_are_seen_is_named_with_them() {
+        let node = |name: &str, role: &str, observed: &str| -> NodeInfo {
+            serde_json::from_value(serde_json::json!({
+                "name": name, "role": role, "labels": {}, "communities": [], "segments": [], "connected": true,
+                "certificate_not_after": 0,
+                "endpoints": [{"address": "192.168.1.10:4500", "source": "reported"}, {"address": observed, "source": "observed"}],
+            }))
+            .unwrap()
+        };
+        let nodes = [
+            node("a", "edge", "203.0.113.7:4500"),
+            node("b", "edge", "203.0.113.7:4500"),
+            node("c", "edge", "203.0.113.7:4501"),
+            node("hub", "hub", "203.0.113.7:4501"),
+        ];
+        let shared = shared(&nodes);
+        assert_eq!(shared.len(), 1);
+        assert_eq!(shared[&"203.0.113.7:4500".parse().unwrap()], [&nodes[0].name, &nodes[1].name]);
     }
 
     #[test]
