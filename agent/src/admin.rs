@@ -1,4 +1,5 @@
-//! The socket `admin.sock` (mode 0600) on which the operator's commands ask a running agent: one JSON line each way.
+//! The socket `admin.sock` (mode 0600) on which the operator's commands ask a running agent: one
+//! JSON line each way.
 
 pub mod client;
 pub mod server;

@@ -11,8 +11,9 @@ use crate::{admin, down, hardening, install_cni, run};
 
 /// Joins this node to its peers by IPsec tunnels that it negotiates itself.
 ///
-/// The agent speaks IKEv2 with its peers and programs the kernel. Who the peers are comes from the controller ([controller] in the
-/// configuration), from [[peer]] tables, or both. `docs/configuration.md` holds a full example.
+/// The agent speaks IKEv2 with its peers and programs the kernel. Who the peers are comes from the
+/// controller ([controller] in the configuration), from [[peer]] tables, or both.
+/// `docs/configuration.md` holds a full example.
 #[derive(Debug, Parser)]
 #[command(name = "edge-agent", version, max_term_width = 120)]
 pub struct Cli {
@@ -45,9 +46,11 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
-    /// Remove what the agent keeps in the kernel: SAs, policies, routes, the firewall table, and last the guard
+    /// Remove what the agent keeps in the kernel: SAs, policies, routes, the firewall table, and
+    /// last the guard
     ///
-    /// Pods that are left may speak in clear from then on. Certificate, view and segments stay on disk; `run` puts everything back.
+    /// Pods that are left may speak in clear from then on. Certificate, view and segments stay on
+    /// disk; `run` puts everything back.
     Down {
         #[command(flatten)]
         config: ConfigArgument,
@@ -61,9 +64,10 @@ enum Command {
     },
     /// Tell the container runtime of the plugin, once this node has its first segment
     ///
-    /// Writes 10-edge-cni.conflist, as a whole, into the folder named by [cni] conf_dir (/etc/cni/net.d; on k3s
-    /// /var/lib/rancher/k3s/agent/etc/cni/net.d, with bin_dir /var/lib/rancher/k3s/data/cni). Nothing else in that folder is touched. Waits for
-    /// the first segment, which the running agent brings.
+    /// Writes 10-edge-cni.conflist, as a whole, into the folder named by [cni] conf_dir
+    /// (/etc/cni/net.d; on k3s /var/lib/rancher/k3s/agent/etc/cni/net.d, with bin_dir
+    /// /var/lib/rancher/k3s/data/cni). Nothing else in that folder is touched. Waits for the first
+    /// segment, which the running agent brings.
     InstallCni {
         #[command(flatten)]
         config: ConfigArgument,
@@ -76,7 +80,8 @@ enum Command {
         /// Copy the plugin and nothing else: before the agent has run for the first time
         #[arg(long, requires = "plugin")]
         plugin_only: bool,
-        /// Stay, for as long as it takes to the first segment, and write the conflist again whenever it is lost or what it says changes
+        /// Stay, for as long as it takes to the first segment, and write the conflist again
+        /// whenever it is lost or what it says changes
         #[arg(long, conflicts_with_all = ["timeout", "plugin_only"])]
         keep: bool,
         /// Remove the conflist instead: the runtime makes no more pods with this network

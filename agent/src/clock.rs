@@ -8,17 +8,20 @@ use serde::{Deserialize, Serialize};
 
 use crate::store::{StateDir, StoreError};
 
-/// Released after this moment: no clock before it is right. Seconds since 1970-01-01 UTC (2026-11-01).
+/// Released after this moment: no clock before it is right. Seconds since 1970-01-01 UTC
+/// (2026-11-01).
 const RELEASE_TIME: u64 = 1_793_491_200;
 
 /// Below the state directory.
 const CLOCK_FILE: &str = "clock.json";
 
-/// The time of the world on a device that may have no battery clock and wakes up in 1970: the latest of the system's clock, the release of this
-/// program, and the last time that was known for certain, carried on by the boot-time clock.
+/// The time of the world on a device that may have no battery clock and wakes up in 1970: the
+/// latest of the system's clock, the release of this program, and the last time that was known for
+/// certain, carried on by the boot-time clock.
 ///
-/// Only times that somebody authenticated has vouched for count as certain and are kept on disk. The system's clock is not kept: one that once ran
-/// ahead would make every certificate look expired for ever.
+/// Only times that somebody authenticated has vouched for count as certain and are kept on disk.
+/// The system's clock is not kept: one that once ran ahead would make every certificate look
+/// expired for ever.
 #[derive(Debug)]
 pub struct WorldClock {
     floor: Mutex<Floor>,
@@ -56,13 +59,15 @@ impl WorldClock {
         self.certain().max(system)
     }
 
-    /// What the system's clock, which the kernel's times are of, shows at this time of the world, if nobody sets it.
+    /// What the system's clock, which the kernel's times are of, shows at this time of the world,
+    /// if nobody sets it.
     pub fn on_the_systems_clock(&self, unix_time: u64) -> u64 {
         let system = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs());
         unix_time.saturating_sub(self.certain().saturating_sub(system))
     }
 
-    /// Raises the floor: a time that was certainly reached (kept on disk, said by the authenticated controller, or the beginning of our certificate).
+    /// Raises the floor: a time that was certainly reached (kept on disk, said by the authenticated
+    /// controller, or the beginning of our certificate).
     pub fn raise(&self, unix_time: u64) {
         let boot = since_boot();
         let mut floor = self.floor.lock().unwrap_or_else(PoisonError::into_inner);
@@ -71,7 +76,8 @@ impl WorldClock {
         }
     }
 
-    /// Raises the floor to the time kept in `state`. A damaged file counts for nothing: it is written anew.
+    /// Raises the floor to the time kept in `state`. A damaged file counts for nothing: it is
+    /// written anew.
     pub fn raise_to_kept(&self, state: &StateDir) {
         match state.read_json::<ClockFile>(CLOCK_FILE, "it is written anew") {
             Ok(Some(kept)) => self.raise(kept.unix_time),
@@ -95,11 +101,13 @@ pub fn boot_time() -> Instant {
     Instant::new(since_boot())
 }
 
-/// Through the C library: rustix's `clock_gettime` panics where the kernel offers no vDSO (User-Mode Linux).
+/// Through the C library: rustix's `clock_gettime` panics where the kernel offers no vDSO
+/// (User-Mode Linux).
 #[allow(unsafe_code)]
 fn since_boot() -> Duration {
     let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
-    // SAFETY: `now` is a timespec of ours, which the call fills. It cannot fail: every kernel since 2.6.39 knows this clock.
+    // SAFETY: `now` is a timespec of ours, which the call fills. It cannot fail: every kernel since
+    // 2.6.39 knows this clock.
     unsafe { libc::clock_gettime(libc::CLOCK_BOOTTIME, &raw mut now) };
     Duration::new(u64::try_from(now.tv_sec).unwrap_or(0), u32::try_from(now.tv_nsec).unwrap_or(0))
 }

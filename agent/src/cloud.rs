@@ -1,12 +1,16 @@
-//! The controller's side of the agent: joins, keeps the certificate, follows the view, applies for segments. It publishes what it learns through the seam in
-//! [`crate::membership`], from disk at once and from the controller as it changes. Losing the controller changes nothing of it.
+//! The controller's side of the agent: joins, keeps the certificate, follows the view, applies for
+//! segments. It publishes what it learns through the seam in [`crate::membership`], from disk at
+//! once and from the controller as it changes. Losing the controller changes nothing of it.
 //!
-//! - `session`: one connection's life: join if needed, report, follow the stream of views; and again after it broke.
+//! - `session`: one connection's life: join if needed, report, follow the stream of views; and
+//!   again after it broke.
 //! - `told`: what a stream has told so far, and how its changes apply.
 //! - `accept`: whether a view may replace the one in force.
-//! - `trial`: whether this host allows a view, and what is done where the controller is not heard under it.
+//! - `trial`: whether this host allows a view, and what is done where the controller is not heard
+//!   under it.
 //! - `path`: the way to the controller, past the guard.
-//! - `identity`, `ticket`, `join`, `renew`: key and certificate, what lets a node in, how they come and how they are renewed.
+//! - `identity`, `ticket`, `join`, `renew`: key and certificate, what lets a node in, how they come
+//!   and how they are renewed.
 //! - `apply`: an application for a segment, whose id outlives a crash.
 //! - `client`, `tls`, `error`: HTTP/2 over mutually authenticated TLS 1.3.
 
@@ -77,7 +81,8 @@ pub struct Cloud {
 /// What becomes of the connection to the controller when this node's identity changes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Connection {
-    /// It goes on: it is authenticated by what is still the same. Should a thousand nodes hear of a new authority, they do not connect anew at once.
+    /// It goes on: it is authenticated by what is still the same. Should a thousand nodes hear of a
+    /// new authority, they do not connect anew at once.
     Kept,
     /// Another one is made, which shows the new certificate.
     Anew,
@@ -91,7 +96,8 @@ struct Member {
 }
 
 impl Cloud {
-    /// Reads what an earlier run left on disk, and publishes it: tunnels come up without the controller.
+    /// Reads what an earlier run left on disk, and publishes it: tunnels come up without the
+    /// controller.
     pub fn load(side: CloudSide, state: Arc<StateDir>) -> Result<Arc<Self>, CloudError> {
         side.clock.raise_to_kept(&state);
         let identity = Identity::load(&state)?;
@@ -187,7 +193,8 @@ impl Cloud {
         })
     }
 
-    /// The view of an earlier run, if it is readable and this node's. One that is not is put aside: better none than a wrong one.
+    /// The view of an earlier run, if it is readable and this node's. One that is not is put aside:
+    /// better none than a wrong one.
     fn view_on_disk(&self, identity: &Identity) -> Result<Option<NodeView>, StoreError> {
         let view = match self.state.read_json::<NodeView>(VIEW_FILE, "the next view from the controller replaces it") {
             Ok(None) => return Ok(None),
@@ -200,7 +207,8 @@ impl Cloud {
             Err(error) => return Err(error),
         };
         match judge(&identity.node, identity.role, None, &view) {
-            // It was in force. That this host stands elsewhere now, or that somebody on its network says so, is no reason to be without tunnels.
+            // It was in force. That this host stands elsewhere now, or that somebody on its network
+            // says so, is no reason to be without tunnels.
             Ok(_) => Ok(Some(view)),
             Err(refusal) => {
                 let aside = self.state.put_aside(VIEW_FILE)?;
@@ -210,7 +218,8 @@ impl Cloud {
         }
     }
 
-    /// Takes a view from the controller, if it may replace the one in force: first on disk, then everywhere else.
+    /// Takes a view from the controller, if it may replace the one in force: first on disk, then
+    /// everywhere else.
     async fn take_view(&self, view: Arc<NodeView>) -> Result<(), ViewError> {
         let mut current = self.view.lock().await;
         let Some(member) = self.member.borrow().clone() else { return Ok(()) };

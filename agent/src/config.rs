@@ -1,4 +1,5 @@
-//! The agent's TOML file. Every key, with its default, stands in `docs/configuration.md`; unknown keys are refused.
+//! The agent's TOML file. Every key, with its default, stands in `docs/configuration.md`; unknown
+//! keys are refused.
 
 mod duration;
 mod firewall;
@@ -91,21 +92,25 @@ pub struct ControllerSection {
     pub urls: Vec<String>,
     /// File with the join token; needed until the node has its certificate.
     pub token_file: Option<PathBuf>,
-    /// In its place: file with the service account token of this node's pod, for the audience `edge-cni`.
+    /// In its place: file with the service account token of this node's pod, for the audience
+    /// `edge-cni`.
     pub service_account_token_file: Option<PathBuf>,
     /// The controller's CA certificates, PEM; a service account token does not name them.
     pub ca_file: Option<PathBuf>,
-    /// Unused segments to hold, so that a pod seldom waits for the cloud; 0 applies only when addresses run short.
+    /// Unused segments to hold, so that a pod seldom waits for the cloud; 0 applies only when
+    /// addresses run short.
     #[serde(default = "default_spare")]
     pub spare: u32,
-    /// Addresses at which peers find this node, reported before those of its interfaces (a port forwarding, an address of a balancer).
+    /// Addresses at which peers find this node, reported before those of its interfaces (a port
+    /// forwarding, an address of a balancer).
     #[serde(default)]
     pub advertise: Vec<IpAddr>,
-    /// When the controller has rolled over to a new authority, the certificate is renewed at some moment within so long, so that not all
-    /// nodes come at once.
+    /// When the controller has rolled over to a new authority, the certificate is renewed at some
+    /// moment within so long, so that not all nodes come at once.
     #[serde(default, with = "duration::optional")]
     pub rollover_spread: Option<Duration>,
-    /// A view that takes more networks into tunnels, and under which the controller is not heard for so long, is taken back.
+    /// A view that takes more networks into tunnels, and under which the controller is not heard
+    /// for so long, is taken back.
     #[serde(default, with = "duration::optional")]
     pub take_back: Option<Duration>,
 }
@@ -118,7 +123,8 @@ pub struct CniSection {
     pub conf_dir: PathBuf,
     /// Folder of plugins.
     pub bin_dir: PathBuf,
-    /// Plugins that come after `edge-cni` in the list, as the runtime's JSON has them. Unless set: `portmap`, if it is in `bin_dir`.
+    /// Plugins that come after `edge-cni` in the list, as the runtime's JSON has them. Unless set:
+    /// `portmap`, if it is in `bin_dir`.
     pub plugins: Option<Vec<toml::Table>>,
     /// Pods that may send with any address (the plugin's `unfilteredPods`).
     pub unfiltered_pods: Vec<String>,

@@ -1,4 +1,5 @@
-//! What this node wants, computed from the view and the static peers. Pure: no kernel, no clock, no disk.
+//! What this node wants, computed from the view and the static peers. Pure: no kernel, no clock, no
+//! disk.
 
 mod policies;
 
@@ -34,12 +35,14 @@ pub struct Desired {
     pub tunnels: BTreeMap<PeerName, Tunnel>,
     /// What may never travel in clear; nothing on a plain IKEv2 daemon and on cloud nodes.
     pub guard: GuardConfig,
-    /// Networks behind peers of the view: routed into the guard's device, where policies take their packets.
+    /// Networks behind peers of the view: routed into the guard's device, where policies take their
+    /// packets.
     pub remote_networks: Vec<IpNetwork>,
-    /// Networks behind static peers that are routed likewise: there may be no other route, and where there is one, it must not take their
-    /// packets in clear while no tunnel is up.
+    /// Networks behind static peers that are routed likewise: there may be no other route, and
+    /// where there is one, it must not take their packets in clear while no tunnel is up.
     pub static_networks: Vec<IpNetwork>,
-    /// On a cloud node: the cluster's ranges, and the hubs' addresses to route them to, likeliest first.
+    /// On a cloud node: the cluster's ranges, and the hubs' addresses to route them to, likeliest
+    /// first.
     pub hub_routes: Vec<HubRoute>,
     /// On a cloud node: the cloud's networks, which the hubs front.
     pub cloud_networks: Vec<IpNetwork>,
@@ -119,7 +122,8 @@ impl Desired {
         desired
     }
 
-    /// Which of our segments' packets static peers' tunnels take: local and remote network of each pair, the local one no wider than a segment.
+    /// Which of our segments' packets static peers' tunnels take: local and remote network of each
+    /// pair, the local one no wider than a segment.
     #[must_use]
     pub fn static_pairs(&self, segments: &[IpNetwork]) -> Vec<(IpNetwork, IpNetwork)> {
         let statics = self.tunnels.values().filter(|tunnel| tunnel.origin == Origin::Configuration);
@@ -193,7 +197,8 @@ fn peer_config(config: &Config, membership: &Membership, peer: &Peer, name: &Pee
         }),
         ike_proposals: default_ike(),
         child: ChildConfig { proposals: default_esp(), local: any.clone(), remote: any },
-        // Both ends get the view at the same moment, and either may be the only one that can reach the other.
+        // Both ends get the view at the same moment, and either may be the only one that can reach
+        // the other.
         initiate: true,
         force_encapsulation: config.encap == Encap::Force,
         keep_existing: false,
@@ -230,8 +235,9 @@ fn hub_routes(view: &NodeView) -> Vec<HubRoute> {
         .collect()
 }
 
-/// Which networks of a static peer can be routed into the guard's device: not those that hold an address at which a peer is, since ESP
-/// itself goes there, nor all of a family, nor what overlaps our side. A peer that comes from nobody knows where may be its own network.
+/// Which networks of a static peer can be routed into the guard's device: not those that hold an
+/// address at which a peer is, since ESP itself goes there, nor all of a family, nor what overlaps
+/// our side. A peer that comes from nobody knows where may be its own network.
 fn routable<'a>(peer: &'a PeerConfig, statics: &'a [PeerConfig]) -> impl Iterator<Item = IpNetwork> + 'a {
     peer.child.remote.iter().copied().filter(move |network| {
         let holds_a_peer = statics.iter().flat_map(|peer| &peer.remotes).any(|remote| network.contains(remote.ip()));

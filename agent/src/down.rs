@@ -1,4 +1,5 @@
-//! `edge-agent down`: takes everything of the agent's away, whether or not it ever ran on this boot.
+//! `edge-agent down`: takes everything of the agent's away, whether or not it ever ran on this
+//! boot.
 
 use std::os::unix::net::UnixStream;
 
@@ -11,7 +12,8 @@ use rtnetlink::RouteMessageBuilder;
 use crate::config::Config;
 use crate::host::{firewall, obstacles};
 
-/// Removes SAs, policies, routes, the guard and the table; nothing of anyone else's. Goes on after a failure, and tells all of them.
+/// Removes SAs, policies, routes, the guard and the table; nothing of anyone else's. Goes on after
+/// a failure, and tells all of them.
 pub fn down(config: &Config) -> anyhow::Result<()> {
     let socket = config.admin_socket();
     if UnixStream::connect(&socket).is_ok() {
@@ -23,7 +25,8 @@ pub fn down(config: &Config) -> anyhow::Result<()> {
         Err(error) => failures.push(format!("{what}: {error:#}")),
     };
     tell("SAs", sas());
-    // While pods are there the guard goes last: until then their packets die instead of leaving in clear.
+    // While pods are there the guard goes last: until then their packets die instead of leaving in
+    // clear.
     tell("policies", policies());
     tell("routes", routes());
     tell("nftables tables", tables());

@@ -1,22 +1,26 @@
-//! At which addresses nodes find each other: what a node says of itself, and what it believes of others. Pure.
+//! At which addresses nodes find each other: what a node says of itself, and what it believes of
+//! others. Pure.
 
 use std::net::{IpAddr, SocketAddr};
 
 use ipnetwork::IpNetwork;
 
-/// Endpoints of one node, at most, that another dials. An edge that has more addresses is found by its likeliest, and one
-/// that invents addresses makes no peer send to more than these.
+/// Endpoints of one node, at most, that another dials. An edge that has more addresses is found by
+/// its likeliest, and one that invents addresses makes no peer send to more than these.
 pub const MOST_ENDPOINTS: usize = 8;
-/// One place is left for the address that the controller sees, which is the only good one behind a NAT.
+/// One place is left for the address that the controller sees, which is the only good one behind a
+/// NAT.
 const MOST_REPORTED: usize = MOST_ENDPOINTS - 1;
-/// So many of a family are reported in any case, if it has them: which family gets through is not known beforehand.
+/// So many of a family are reported in any case, if it has them: which family gets through is not
+/// known beforehand.
 const OF_EACH_FAMILY: usize = 2;
 
-/// Whether another node may be there, or find this one there: not what means nothing (or something else) on another machine, nor what itself is
-/// reached through a tunnel.
+/// Whether another node may be there, or find this one there: not what means nothing (or something
+/// else) on another machine, nor what itself is reached through a tunnel.
 pub fn may_be_a_node(address: IpAddr, cluster_ranges: &[IpNetwork]) -> bool {
     let nowhere = match address.to_canonical() {
-        // 0.0.0.0/8 "this network", 240.0.0.0/4 reserved, and within it the limited broadcast (RFC 6890).
+        // 0.0.0.0/8 "this network", 240.0.0.0/4 reserved, and within it the limited broadcast (RFC
+        // 6890).
         IpAddr::V4(v4) => {
             let first = v4.octets()[0];
             first == 0 || first >= 240 || v4.is_loopback() || v4.is_link_local() || v4.is_multicast()
@@ -32,8 +36,9 @@ pub fn may_be_a_node(address: IpAddr, cluster_ranges: &[IpNetwork]) -> bool {
     !nowhere && !cluster_ranges.iter().any(|range| range.contains(address.to_canonical()))
 }
 
-/// Where a peer of the view is looked for: the likeliest first, no more than [`MOST_ENDPOINTS`]. Its own addresses a node cannot leave out here: they
-/// change; the IKE endpoint does, when it dials.
+/// Where a peer of the view is looked for: the likeliest first, no more than [`MOST_ENDPOINTS`].
+/// Its own addresses a node cannot leave out here: they change; the IKE endpoint does, when it
+/// dials.
 pub fn of_a_peer(endpoints: impl IntoIterator<Item = SocketAddr>, cluster_ranges: &[IpNetwork]) -> Vec<SocketAddr> {
     let mut usable: Vec<SocketAddr> = Vec::new();
     for endpoint in endpoints {
@@ -46,8 +51,9 @@ pub fn of_a_peer(endpoints: impl IntoIterator<Item = SocketAddr>, cluster_ranges
     usable
 }
 
-/// What this node reports, and how many usable addresses that leaves out. `advertised` is the operator's word, `towards_controller` the address that
-/// reaches the controller, which is the likeliest to be reached; `own` is in order of likelihood.
+/// What this node reports, and how many usable addresses that leaves out. `advertised` is the
+/// operator's word, `towards_controller` the address that reaches the controller, which is the
+/// likeliest to be reached; `own` is in order of likelihood.
 pub fn to_report(
     advertised: &[IpAddr],
     towards_controller: IpAddr,

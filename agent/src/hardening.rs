@@ -3,7 +3,8 @@
 use rustix::fs::Mode;
 use rustix::process::{DumpableBehavior, Resource, Rlimit, set_dumpable_behavior, setrlimit, umask};
 
-/// No core dump of this process, and nobody but root reads its memory (`PR_SET_DUMPABLE`, prctl(2)).
+/// No core dump of this process, and nobody but root reads its memory (`PR_SET_DUMPABLE`,
+/// prctl(2)).
 pub fn forbid_dumps() {
     let none = Rlimit { current: Some(0), maximum: Some(0) };
     if let Err(error) = setrlimit(Resource::Core, none) {

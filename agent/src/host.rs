@@ -1,5 +1,6 @@
-//! What the agent keeps on the host beside XFRM: the guard's device and routes, the bridge, one nftables table, sysctls; and what it learns of
-//! the uplinks. Everything is compared with what is there after each change that netlink tells of, and every few seconds.
+//! What the agent keeps on the host beside XFRM: the guard's device and routes, the bridge, one
+//! nftables table, sysctls; and what it learns of the uplinks. Everything is compared with what is
+//! there after each change that netlink tells of, and every few seconds.
 //!
 //! - `observed`: links, addresses and routes as the kernel has them.
 //! - `uplink`: which addresses are this machine's, and how large pods' packets may be. Pure.
@@ -36,7 +37,8 @@ use serde::{Deserialize, Serialize};
 pub struct HostState {
     /// Addresses of this machine's interfaces, link-local ones left out.
     pub local_addresses: Vec<IpAddr>,
-    /// Addresses of the bridge, the first of each family: the source of the node's own traffic to remote pods.
+    /// Addresses of the bridge, the first of each family: the source of the node's own traffic to
+    /// remote pods.
     pub bridge_addresses: Vec<IpAddr>,
     /// MTU for pods, bytes.
     pub pod_mtu: u32,

@@ -1,5 +1,5 @@
-//! `edge-agent install-cni`: the only writer of the conflist, by which the container runtime finds the plugin. It comes after the first segment, since
-//! with it the node is ready for pods.
+//! `edge-agent install-cni`: the only writer of the conflist, by which the container runtime finds
+//! the plugin. It comes after the first segment, since with it the node is ready for pods.
 
 mod list;
 
@@ -35,7 +35,8 @@ pub struct Installed {
     pub kept: Vec<String>,
 }
 
-/// Time between two looks at files that the agent writes. Beside it there is nobody to ask for an event.
+/// Time between two looks at files that the agent writes. Beside it there is nobody to ask for an
+/// event.
 const LOOK: Duration = Duration::from_millis(200);
 
 /// Waits for the first segment, writes the conflist, and says what it did.
@@ -63,8 +64,9 @@ pub fn execute(config: &Config, timeout: Duration) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Writes the conflist after the first segment, and again whenever it is lost or what it says changes; until the process is ended. What fails is
-/// said once and tried again, since the agent may mend it.
+/// Writes the conflist after the first segment, and again whenever it is lost or what it says
+/// changes; until the process is ended. What fails is said once and tried again, since the agent
+/// may mend it.
 pub fn keep(config: &Config) -> anyhow::Result<()> {
     let mut said = None;
     loop {
@@ -153,7 +155,8 @@ pub fn remove_conflist(config: &Config) -> anyhow::Result<()> {
     }
 }
 
-/// Every release of containerd since 1.6 takes one of these versions; 1.1.0 alone fails every pod on 1.6 and 1.7.
+/// Every release of containerd since 1.6 takes one of these versions; 1.1.0 alone fails every pod
+/// on 1.6 and 1.7.
 fn conflist(config: &Config, segments: &SegmentsFile, further: &[Value]) -> String {
     let mut ours = json!({
         "type": PLUGIN,

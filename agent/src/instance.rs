@@ -1,9 +1,11 @@
-//! One agent in a network namespace. Reqids, the guard's device, the nftables table and the routes' protocol say "ours" for every agent alike, so a second
-//! one would tear down what the first one keeps, whatever folders and ports it has.
+//! One agent in a network namespace. Reqids, the guard's device, the nftables table and the routes'
+//! protocol say "ours" for every agent alike, so a second one would tear down what the first one
+//! keeps, whatever folders and ports it has.
 //!
-//! The lock is an abstract unix socket (`unix(7)`): such names belong to the network namespace, as what is protected does, and go with the process however
-//! it ends. Anybody may take a name, though. One that a stranger holds (SO_PEERCRED: neither root nor our own user) is passed over, and so is one
-//! that takes no connection, so that no local user keeps the agent from starting.
+//! The lock is an abstract unix socket (`unix(7)`): such names belong to the network namespace, as
+//! what is protected does, and go with the process however it ends. Anybody may take a name,
+//! though. One that a stranger holds (SO_PEERCRED: neither root nor our own user) is passed over,
+//! and so is one that takes no connection, so that no local user keeps the agent from starting.
 
 use std::io::{self, Read};
 use std::os::linux::net::SocketAddrExt;
@@ -52,7 +54,8 @@ impl Instance {
         for number in 0..NAMES {
             match UnixListener::bind_addr(&name(number)?) {
                 Ok(listener) => {
-                    // Another may have come between the look and this: of two that start at once neither may go on unseen.
+                    // Another may have come between the look and this: of two that start at once
+                    // neither may go on unseen.
                     refuse_a_second(Some(number))?;
                     listener.set_nonblocking(true)?;
                     return Ok(Self { listener: Some(listener), answer });
@@ -103,13 +106,15 @@ fn refuse_a_second(ours: Option<usize>) -> anyhow::Result<()> {
 }
 
 fn holder(number: usize) -> anyhow::Result<Holder> {
-    // Never waits: the holder of a name whose queue is full would otherwise keep us in connect(2) for as long as it likes.
+    // Never waits: the holder of a name whose queue is full would otherwise keep us in connect(2)
+    // for as long as it likes.
     let socket =
         socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::NONBLOCK | SocketFlags::CLOEXEC, None)?;
     match connect(&socket, &SocketAddrUnix::new_abstract_name(text(number).as_bytes())?) {
         Ok(()) => {}
         Err(Errno::CONNREFUSED) => return Ok(Holder::Nobody),
-        // Its queue is full (EAGAIN), or it is no stream socket: an agent empties its queue, so it is no agent's.
+        // Its queue is full (EAGAIN), or it is no stream socket: an agent empties its queue, so it
+        // is no agent's.
         Err(error) => {
             tracing::warn!(%error, "@{}: what holds this name takes no connection; it is passed over", text(number));
             return Ok(Holder::Nobody);

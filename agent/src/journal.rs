@@ -1,4 +1,5 @@
-//! What had to be repaired, what of others was met, what went wrong: in the log and, the latest, in `status`.
+//! What had to be repaired, what of others was met, what went wrong: in the log and, the latest, in
+//! `status`.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};

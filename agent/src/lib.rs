@@ -1,8 +1,10 @@
-//! The agent of an edge-cni node. From the controller's view, or from static peers in its TOML file, it derives which tunnels, policies and routes
-//! this node wants, and keeps the kernel in that state.
+//! The agent of an edge-cni node. From the controller's view, or from static peers in its TOML
+//! file, it derives which tunnels, policies and routes this node wants, and keeps the kernel in
+//! that state.
 //!
-//! Data flows one way: [`cloud`] and [`config`] say who the peers are; [`desired`] computes what follows from that; [`tunnels`] negotiates it and
-//! [`kernel`] and [`host`] carry it out; [`status`] tells people.
+//! Data flows one way: [`cloud`] and [`config`] say who the peers are; [`desired`] computes what
+//! follows from that; [`tunnels`] negotiates it and [`kernel`] and [`host`] carry it out;
+//! [`status`] tells people.
 //!
 //! - [`cli`]: the commands.
 //! - [`config`]: the TOML file.
@@ -14,7 +16,8 @@
 //! - [`clock`]: boot time for lifetimes, and the time of the world for certificates.
 //! - [`desired`]: which tunnels, policies and routes follow from view and static peers. Pure.
 //! - [`endpoints`]: at which addresses nodes find each other. Pure.
-//! - [`surroundings`]: what this node needs outside of every tunnel, and which view would take it away. Pure.
+//! - [`surroundings`]: what this node needs outside of every tunnel, and which view would take it
+//!   away. Pure.
 //! - [`tunnels`]: the IKE driver: endpoint, sockets and XFRM in one loop.
 //! - [`kernel`]: SAs and reqids.
 //! - [`host`]: routes, bridge, firewall, uplinks.
@@ -25,7 +28,8 @@
 //! - [`run`]: starts the parts of `edge-agent run` and ends them.
 //! - [`down`]: takes everything away.
 //! - [`admin`]: the socket on which `status` and `rekey` ask a running agent.
-// Only `tunnels::socket` (IP_PKTINFO, descriptors from systemd and for tokio) and the clock need it.
+// Only `tunnels::socket` (IP_PKTINFO, descriptors from systemd and for tokio) and the clock need
+// it.
 #![deny(unsafe_code)]
 
 pub mod admin;

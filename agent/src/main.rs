@@ -1,4 +1,5 @@
-//! `edge-agent`: speaks IKEv2 with its peers and programs the kernel's XFRM accordingly. See `docs/agent.md`.
+//! `edge-agent`: speaks IKEv2 with its peers and programs the kernel's XFRM accordingly. See
+//! `docs/agent.md`.
 #![forbid(unsafe_code)]
 
 use std::process::ExitCode;

@@ -1,8 +1,9 @@
 //! The seam between the cloud's side of the agent and the node's side.
 //!
-//! The cloud's side joins, keeps certificate and view, and publishes a [`Membership`] whenever either changes, also from disk when the cloud
-//! cannot be reached. The node's side makes tunnels, policies and routes of it, and publishes [`Uplink`], from which the cloud's side reports this node's
-//! addresses and writes the pods' MTU.
+//! The cloud's side joins, keeps certificate and view, and publishes a [`Membership`] whenever
+//! either changes, also from disk when the cloud cannot be reached. The node's side makes tunnels,
+//! policies and routes of it, and publishes [`Uplink`], from which the cloud's side reports this
+//! node's addresses and writes the pods' MTU.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -54,9 +55,11 @@ impl std::fmt::Debug for Credentials {
 /// What the node's side knows of its uplinks.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Uplink {
-    /// Global addresses of the interfaces that carry a default route first, then of the others; never those of our bridge or of pods.
+    /// Global addresses of the interfaces that carry a default route first, then of the others;
+    /// never those of our bridge or of pods.
     pub addresses: Vec<IpAddr>,
-    /// MTU for pods, bytes: the smallest uplink MTU less what ESP in UDP adds; 0 while no uplink is there.
+    /// MTU for pods, bytes: the smallest uplink MTU less what ESP in UDP adds; 0 while no uplink is
+    /// there.
     pub pod_mtu: u32,
     /// What this node needs outside of every tunnel.
     pub surroundings: Surroundings,

@@ -1,4 +1,5 @@
-//! `edge-agent run`: starts the cloud's side on a small thread pool and the tunnels on a thread of their own, and ends both.
+//! `edge-agent run`: starts the cloud's side on a small thread pool and the tunnels on a thread of
+//! their own, and ends both.
 
 use std::io::IsTerminal;
 use std::sync::Arc;
@@ -220,7 +221,8 @@ async fn ended(stop: CancellationToken) -> anyhow::Result<()> {
 /// Log to standard error; `EDGE_AGENT_LOG` sets the level, e.g. `debug` or `edge_ike=trace`.
 fn start_log() {
     use tracing_subscriber::EnvFilter;
-    // netlink-proto traces whole messages, keys included: it never gets to speak, whatever is asked for.
+    // netlink-proto traces whole messages, keys included: it never gets to speak, whatever is asked
+    // for.
     let filter = EnvFilter::try_from_env("EDGE_AGENT_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
     let filter = ["netlink_proto=off", "netlink_packet_xfrm=off"]
         .iter()

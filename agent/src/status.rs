@@ -31,9 +31,11 @@ pub struct Status {
     pub cloud: Option<CloudStatus>,
     /// One a peer, by name.
     pub peers: Vec<PeerReport>,
-    /// SAs that the kernel should have: what `ip xfrm state` shows with reqids from 0xec000000 to 0xecffffff, reservations (no algorithm) left out.
+    /// SAs that the kernel should have: what `ip xfrm state` shows with reqids from 0xec000000 to
+    /// 0xecffffff, reservations (no algorithm) left out.
     pub states: Vec<StateEntry>,
-    /// Policies that the kernel should have: what `ip xfrm policy` shows with such reqids, or with such an index.
+    /// Policies that the kernel should have: what `ip xfrm policy` shows with such reqids, or with
+    /// such an index.
     pub policies: Vec<PolicyEntry>,
     /// Routes, addresses, firewall.
     pub host: HostState,

@@ -1,9 +1,11 @@
-//! Where this node stands: its own addresses, gateways and name servers, and the way to the controller. A view that would take them away is refused
-//! before anything of it is installed, for nobody could correct it afterwards. Pure, but for [`resolvers_here`].
+//! Where this node stands: its own addresses, gateways and name servers, and the way to the
+//! controller. A view that would take them away is refused before anything of it is installed, for
+//! nobody could correct it afterwards. Pure, but for [`resolvers_here`].
 //!
-//! Most of this comes from the network in which the node stands: anybody there can send it a router advertisement or a lease. So only what a view takes
-//! away that the one in force does not is a reason to refuse it: otherwise one such packet would keep every later view, and what it revokes, from coming
-//! into force.
+//! Most of this comes from the network in which the node stands: anybody there can send it a router
+//! advertisement or a lease. So only what a view takes away that the one in force does not is a
+//! reason to refuse it: otherwise one such packet would keep every later view, and what it revokes,
+//! from coming into force.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -54,7 +56,8 @@ impl Surroundings {
         if ipv4 { self.uplink_v4.as_deref() } else { self.uplink_v6.as_deref() }
     }
 
-    /// The first thing that the view would take away and the one in force does not. `controllers` are the addresses by which the controller is reached.
+    /// The first thing that the view would take away and the one in force does not. `controllers`
+    /// are the addresses by which the controller is reached.
     pub fn conflict(&self, current: Option<&NodeView>, view: &NodeView, controllers: &[IpAddr]) -> Option<Conflict> {
         let present = current.map_or(vec![], |current| self.conflicts(current, controllers));
         let is_new = |conflict: &Conflict| present.iter().all(|present| present.address != conflict.address);
@@ -114,15 +117,17 @@ fn holder(view: &NodeView, address: IpAddr) -> Option<(IpNetwork, String)> {
     })
 }
 
-/// Name servers of this host: where it asks itself (systemd-resolved, dnsmasq), those that this in turn asks.
+/// Name servers of this host: where it asks itself (systemd-resolved, dnsmasq), those that this in
+/// turn asks.
 pub fn resolvers_here() -> Vec<IpAddr> {
     let read = |path: &str| std::fs::read_to_string(path).map_or(vec![], |text| resolvers(&text));
     let direct = read("/etc/resolv.conf");
     if direct.is_empty() { read("/run/systemd/resolve/resolv.conf") } else { direct }
 }
 
-/// Name servers of a `resolv.conf` (resolv.conf(5)). None where the file is Kubernetes' own for pods (its search list has `svc.DOMAIN`): the cluster's
-/// DNS is meant to be reached through the tunnel.
+/// Name servers of a `resolv.conf` (resolv.conf(5)). None where the file is Kubernetes' own for
+/// pods (its search list has `svc.DOMAIN`): the cluster's DNS is meant to be reached through the
+/// tunnel.
 pub fn resolvers(resolv_conf: &str) -> Vec<IpAddr> {
     let lines = || resolv_conf.lines().map(|line| line.split_whitespace());
     let of_the_cluster = lines().any(|mut words| {
@@ -242,7 +247,8 @@ mod tests {
 
     #[test]
     fn what_the_view_in_force_takes_away_already_is_no_reason_to_refuse_another() {
-        // A router advertisement has given this node an address within the cluster's range, a lease has renamed its name server.
+        // A router advertisement has given this node an address within the cluster's range, a lease
+        // has renamed its name server.
         let here = Surroundings {
             addresses: addresses(&["192.168.1.10", "fd77::abcd"]),
             gateways: addresses(&["192.168.1.1"]),

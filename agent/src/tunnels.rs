@@ -1,4 +1,5 @@
-//! The IKE driver: sockets, the endpoint, and its events carried out in the kernel. One thread, since kernel and endpoint must be changed in step.
+//! The IKE driver: sockets, the endpoint, and its events carried out in the kernel. One thread,
+//! since kernel and endpoint must be changed in step.
 //!
 //! - `socket`: UDP sockets that know which of our addresses was meant.
 //! - `sockets`: the four of them, which systemd may have opened.

@@ -1,4 +1,5 @@
-//! `edge-agent install-cni` as a node's init step and its companion: the program itself, on folders of its own.
+//! `edge-agent install-cni` as a node's init step and its companion: the program itself, on folders
+//! of its own.
 
 use std::fs;
 use std::path::Path;

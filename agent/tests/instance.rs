@@ -1,4 +1,5 @@
-//! One agent in a network namespace: the program itself, in namespaces of its own, with nothing but a static peer that is not there.
+//! One agent in a network namespace: the program itself, in namespaces of its own, with nothing but
+//! a static peer that is not there.
 
 use std::fs;
 use std::io::{BufRead, BufReader};
@@ -67,7 +68,8 @@ fn start(folder: &Path) -> Running {
     running
 }
 
-/// Runs a second agent beside the first one, with folders and ports of its own, until it ends by itself.
+/// Runs a second agent beside the first one, with folders and ports of its own, until it ends by
+/// itself.
 fn second(first: &Running, folder: &Path) -> Output {
     let namespace = format!("--net=/proc/{}/ns/net", first.0.id());
     let child = agent(&["nsenter", &namespace], folder, [1500, 14500]).stderr(Stdio::piped()).spawn().unwrap();
@@ -111,12 +113,14 @@ fn a_second_agent_in_one_network_namespace_is_refused_with_the_first_ones_proces
 /// A name that a stranger holds, and what fills its queue.
 type Squatter = (UnixListener, Option<UnixStream>);
 
-/// Listens on names as a user that is nobody here, in the namespace of a process. With `full` the queue takes no further connection.
+/// Listens on names as a user that is nobody here, in the namespace of a process. With `full` the
+/// queue takes no further connection.
 fn squat(names: Vec<String>, process: u32, full: bool) -> Vec<Squatter> {
     let path = format!("/proc/{process}/ns/net");
     std::thread::spawn(move || {
         let namespace = fs::File::open(path).unwrap();
-        // SAFETY: the raw calls change this thread alone: its network namespace, and its user. It ends right after.
+        // SAFETY: the raw calls change this thread alone: its network namespace, and its user. It
+        // ends right after.
         unsafe {
             assert_eq!(libc::setns(std::os::fd::AsRawFd::as_raw_fd(&namespace), libc::CLONE_NEWNET), 0);
             assert_eq!(libc::syscall(libc::SYS_setresuid, STRANGER, STRANGER, STRANGER), 0);

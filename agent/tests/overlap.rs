@@ -1,4 +1,5 @@
-//! A node whose LAN lies within the cluster's ranges: the program itself, a real controller, a kernel with XFRM policies, all in namespaces of their own.
+//! A node whose LAN lies within the cluster's ranges: the program itself, a real controller, a
+//! kernel with XFRM policies, all in namespaces of their own.
 
 use std::fs;
 use std::io::{Read, Write};
@@ -66,7 +67,8 @@ fn start_controller(folder: &Path) {
     let (ready, started) = mpsc::channel();
     std::thread::spawn(move || {
         let namespace = fs::File::open("/run/netns/far").unwrap();
-        // SAFETY: it changes the network namespace of this thread alone, and of those that it starts.
+        // SAFETY: it changes the network namespace of this thread alone, and of those that it
+        // starts.
         assert_eq!(unsafe { libc::setns(namespace.as_raw_fd(), libc::CLONE_NEWNET) }, 0);
         let _somebody = TcpListener::bind(ON_THE_GATEWAY).unwrap();
         tokio::runtime::Runtime::new().unwrap().block_on(async {

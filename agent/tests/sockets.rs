@@ -1,5 +1,6 @@
-//! The agent's UDP ports: opened by systemd before any local user can take them, and what is said where one has. The program itself, in namespaces of its
-//! own, with nothing but a static peer that is not there.
+//! The agent's UDP ports: opened by systemd before any local user can take them, and what is said
+//! where one has. The program itself, in namespaces of its own, with nothing but a static peer that
+//! is not there.
 
 use std::fs;
 use std::net::{TcpListener, UdpSocket};
@@ -58,7 +59,8 @@ impl Namespace {
     fn within<T: Send + 'static>(&self, user: libc::c_long, work: impl FnOnce() -> T + Send + 'static) -> T {
         let namespace = fs::File::open(self.path()).unwrap();
         std::thread::spawn(move || {
-            // SAFETY: the raw calls change this thread alone: its network namespace, and its user. It ends right after.
+            // SAFETY: the raw calls change this thread alone: its network namespace, and its user.
+            // It ends right after.
             unsafe {
                 assert_eq!(libc::setns(namespace.as_raw_fd(), libc::CLONE_NEWNET), 0);
                 assert_eq!(libc::syscall(libc::SYS_setresuid, user, user, user), 0);
@@ -87,7 +89,8 @@ impl Namespace {
         command.arg(format!("--net={}", self.path())).args(["sh", "-c", &start]).stderr(Stdio::piped());
         let fds: Vec<RawFd> = passed.iter().map(AsRawFd::as_raw_fd).collect();
         command.env("LISTEN_FDS", fds.len().to_string()).env("LISTEN_FDNAMES", vec!["ike"; fds.len()].join(":"));
-        // SAFETY: dup and dup2 may be called between fork and exec. Copies above what is overwritten come first.
+        // SAFETY: dup and dup2 may be called between fork and exec. Copies above what is
+        // overwritten come first.
         unsafe {
             command.pre_exec(move || {
                 let copies: Vec<RawFd> = fds.iter().map(|fd| libc::fcntl(*fd, libc::F_DUPFD_CLOEXEC, 100)).collect();
@@ -176,7 +179,8 @@ fn sockets_that_systemd_opened_are_taken_over_and_outlive_the_agent() {
     let mut sockets = namespace.within(0, udp(ALL));
     for _ in 0..2 {
         let agent = namespace.start(folder.path(), 4500, &sockets);
-        // It is one socket, whoever holds it: the kernel takes ESP out of those of the NAT traversal port.
+        // It is one socket, whoever holds it: the kernel takes ESP out of those of the NAT
+        // traversal port.
         assert_eq!(sockets.iter().map(encapsulation).collect::<Vec<_>>(), [0, 2, 0, 2]);
         drop(agent);
         fs::remove_dir_all(folder.path().join("run")).unwrap();

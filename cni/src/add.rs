@@ -1,4 +1,5 @@
-//! ADD: from a container without a network to one with an address that the neighbours know of. Everything or nothing.
+//! ADD: from a container without a network to one with an address that the neighbours know of.
+//! Everything or nothing.
 
 use edge_types::api::Family;
 use edge_types::local::Stock;
@@ -86,7 +87,8 @@ fn connect(
     Ok((addresses, stock, host, end.link))
 }
 
-/// Sees to it that each family has a free address, and applies for another segment where free ones run short. Returns the segments.
+/// Sees to it that each family has a free address, and applies for another segment where free ones
+/// run short. Returns the segments.
 fn ensure_free(config: &Config, store: &Store, links: &mut Links, attachment: &Attachment) -> Result<SegmentsFile> {
     let (segments, stock) = match look(config, store, attachment) {
         Err(error) if error.code == Code::AlreadyAttached && end_leftover(store, links, attachment)? => {
@@ -137,7 +139,8 @@ fn refuse_second(ledger: &Ledger, attachment: &Attachment) -> Result<()> {
     ))
 }
 
-/// Families with fewer free addresses than there should be. Without any segment: all families that the cluster has.
+/// Families with fewer free addresses than there should be. Without any segment: all families that
+/// the cluster has.
 fn short_of(config: &Config, segments: Option<&SegmentsFile>, stock: &[Stock]) -> Vec<Stock> {
     if segments.is_none_or(|segments| segments.segments.is_empty()) {
         let mut families = ipam::families(&config.cluster_ranges);
@@ -162,7 +165,8 @@ fn reclaim(store: &Store, links: &mut Links) -> Result<usize> {
     reclaim_of(store, links, |_| true)
 }
 
-/// Of these, by name and by alias. An ADD makes that end before it takes an address, so a lease without one belongs to nobody.
+/// Of these, by name and by alias. An ADD makes that end before it takes an address, so a lease
+/// without one belongs to nobody.
 fn reclaim_of(store: &Store, links: &mut Links, chosen: impl Fn(&Attachment) -> bool) -> Result<usize> {
     let mut ledger = store.lock()?;
     let present = links.all()?;
@@ -175,7 +179,8 @@ fn reclaim_of(store: &Store, links: &mut Links, chosen: impl Fn(&Attachment) -> 
     Ok(ended.len())
 }
 
-/// Takes an address a family; applies again where other ADDs were quicker to take what an application had brought.
+/// Takes an address a family; applies again where other ADDs were quicker to take what an
+/// application had brought.
 fn take(config: &Config, request: &Request, store: &Store) -> Result<(Vec<Assigned>, Vec<Stock>, SegmentsFile)> {
     let mut outcome = Outcome::Applied;
     for attempt in 0..ATTEMPTS {

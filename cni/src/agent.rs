@@ -61,7 +61,8 @@ fn ask(socket: &Path, request: &AgentRequest, limit: Duration) -> Result<AgentRe
     frame::read(&mut Limited { stream, deadline })
 }
 
-/// Connects, with limits set beforehand: a connection waits as long as a write for a listener whose queue is full.
+/// Connects, with limits set beforehand: a connection waits as long as a write for a listener whose
+/// queue is full.
 fn open(socket: &Path, deadline: Instant) -> io::Result<UnixStream> {
     let address = SocketAddrUnix::new(socket)?;
     let fd = socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;

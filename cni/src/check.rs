@@ -14,7 +14,8 @@ use crate::net::veth;
 use crate::ports;
 use crate::request::{Attachment, Request};
 
-/// Compares the ledger, the bridge's filter, the host's end and the pod's end with the result of the ADD.
+/// Compares the ledger, the bridge's filter, the host's end and the pod's end with the result of
+/// the ADD.
 pub(crate) fn check(config: &Config, request: &Request) -> Result<()> {
     let result = config.previous.as_ref().ok_or_else(|| {
         Error::new(
@@ -43,7 +44,8 @@ pub(crate) fn check(config: &Config, request: &Request) -> Result<()> {
     Namespace::of_container(path)?.within(|| check_pod(&attachment.ifname, &expected, &segments, mac))
 }
 
-/// Addresses that the result gives to an interface in a sandbox. A later plugin's are not ours to check.
+/// Addresses that the result gives to an interface in a sandbox. A later plugin's are not ours to
+/// check.
 fn expected_addresses(result: &Value, ifname: &str) -> Result<Vec<IpAddr>> {
     let nonsense = |what: &str| Error::new(Code::InvalidConfig, format!("prevResult makes no sense: {what}"));
     let interfaces = result["interfaces"].as_array().ok_or_else(|| nonsense("it has no list of interfaces"))?;

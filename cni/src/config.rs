@@ -23,7 +23,8 @@ const MAX_NAME: usize = 253;
 const OWN_KEYS: [&str; 9] =
     ["bridge", "stateDir", "agentSocket", "clusterRanges", "segments", "mtu", "lowWater", "dns", "unfilteredPods"];
 
-/// Keys that the specification or the runtime puts there, for somebody else or for verbs that read them elsewhere.
+/// Keys that the specification or the runtime puts there, for somebody else or for verbs that read
+/// them elsewhere.
 const RUNTIME_KEYS: [&str; 13] = [
     "cniVersion",
     "cniVersions",
@@ -115,7 +116,8 @@ pub(crate) fn version_of(json: &Map<String, Value>) -> Result<Version> {
     match json.get("cniVersion") {
         Some(Value::String(text)) => Version::parse(text),
         Some(other) => Err(invalid(format!("cniVersion is {other}; expected a text such as \"1.0.0\""))),
-        // The specification takes an absent version for 0.1.0, which has no result that we could give.
+        // The specification takes an absent version for 0.1.0, which has no result that we could
+        // give.
         None => Err(Error::new(
             Code::IncompatibleVersion,
             "the configuration has no cniVersion; set it, for example to \"1.0.0\"",
@@ -177,8 +179,9 @@ impl Config {
         Ok(config)
     }
 
-    /// Reads what a verb needs that must not fail for the sake of anything else: a runtime hands DEL the list of the ADD, perhaps of another
-    /// release. What is wrong with other keys is said on standard error, and they are left out.
+    /// Reads what a verb needs that must not fail for the sake of anything else: a runtime hands
+    /// DEL the list of the ADD, perhaps of another release. What is wrong with other keys is said
+    /// on standard error, and they are left out.
     pub(crate) fn lenient(json: Map<String, Value>, needed: &[&str]) -> Result<Self> {
         let error = match Self::from_object(json.clone()) {
             Ok(config) => return Ok(config),
@@ -270,7 +273,8 @@ fn requested(json: &Map<String, Value>) -> Option<String> {
         })
 }
 
-/// Whether pods can live in these segments: room for a gateway and a pod, ordinary unicast addresses, no overlap.
+/// Whether pods can live in these segments: room for a gateway and a pod, ordinary unicast
+/// addresses, no overlap.
 pub(crate) fn check_segments(segments: &[IpNetwork]) -> Result<(), String> {
     for (index, segment) in segments.iter().enumerate() {
         let spare_bits = if segment.is_ipv4() { 32 } else { 128 } - segment.prefix();

@@ -1,9 +1,11 @@
-//! Errors as the CNI specification wants them: JSON on standard output, a code, a message, and an exit status that is not zero.
+//! Errors as the CNI specification wants them: JSON on standard output, a code, a message, and an
+//! exit status that is not zero.
 
 use std::fmt;
 use std::path::Path;
 
-/// Why something could not be done. The message says what was expected, what was found and what to do.
+/// Why something could not be done. The message says what was expected, what was found and what to
+/// do.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Error {
     pub(crate) code: Code,
@@ -41,13 +43,15 @@ pub(crate) enum Code {
     NameTaken = 102,
     /// The kernel refused.
     Kernel = 103,
-    /// The guard that keeps pods' packets from leaving in clear cannot be put up; no pod is attached without it.
+    /// The guard that keeps pods' packets from leaving in clear cannot be put up; no pod is
+    /// attached without it.
     Guard = 104,
     /// No address is free, and no further segment can be had by waiting.
     RangeFull = 105,
     /// CHECK: the container no longer has what ADD gave it.
     NotAsAttached = 106,
-    /// The bridge's filter cannot be made; no pod is attached without it unless the operator excepts it.
+    /// The bridge's filter cannot be made; no pod is attached without it unless the operator
+    /// excepts it.
     Filter = 107,
 }
 

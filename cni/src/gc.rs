@@ -1,4 +1,5 @@
-//! GC: removes what belongs to no attachment that the runtime still knows of, of this network alone.
+//! GC: removes what belongs to no attachment that the runtime still knows of, of this network
+//! alone.
 
 use std::collections::BTreeSet;
 
@@ -12,8 +13,9 @@ use crate::net::veth;
 use crate::ports;
 use crate::request::Attachment;
 
-/// Ends the leases and removes the pairs of all attachments of this network that are not in the configuration's list of valid ones. As
-/// with DEL, pairs go before leases; one that cannot be removed keeps its lease, and the rest goes on.
+/// Ends the leases and removes the pairs of all attachments of this network that are not in the
+/// configuration's list of valid ones. As with DEL, pairs go before leases; one that cannot be
+/// removed keeps its lease, and the rest goes on.
 pub(crate) fn gc(config: &Config) -> Result<()> {
     let valid = valid_attachments(config.valid_attachments.as_ref())?;
     let mut links = Links::open()?;
@@ -53,7 +55,8 @@ pub(crate) fn gc(config: &Config) -> Result<()> {
     ))
 }
 
-/// The specification, "GC": `cni.dev/valid-attachments`, each `{"containerID": .., "ifname": ..}`. Absent is not empty: then nothing may go.
+/// The specification, "GC": `cni.dev/valid-attachments`, each `{"containerID": .., "ifname": ..}`.
+/// Absent is not empty: then nothing may go.
 fn valid_attachments(list: Option<&Value>) -> Result<BTreeSet<Attachment>> {
     let wrong = |why: &str| {
         Error::new(

@@ -1,4 +1,5 @@
-//! What a node needs before its first pod: the bridge, and the guard that keeps pods' packets from leaving in clear.
+//! What a node needs before its first pod: the bridge, and the guard that keeps pods' packets from
+//! leaving in clear.
 
 use edge_types::api::Family;
 use edge_types::forwarding::{FORWARDING_FILE, Forwarding};

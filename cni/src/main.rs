@@ -1,11 +1,12 @@
 //! `edge-cni`, the CNI plugin of edge-cni: bridge, veth and addresses of a node's pods.
 //!
-//! One process an invocation, synchronous; the runtime says by environment variables what to do ([`request`]), hands the network's
-//! configuration in on standard input ([`config`]) and reads a result ([`result`]) or an error ([`error`]) from standard output.
-//! One file a verb: [`add`], [`del`], [`check`], [`gc`], [`status`], [`up`]. Below them [`host`] makes what a node needs before its first pod, [`ipam`] hands out
-//! addresses, [`net`] asks the kernel, [`filter`] is the bridge's filter and [`ports`] what it says of each pod, [`ranges`]
-//! refuses what would cut this host off, [`obstacles`] names what is in the way, [`agent`] asks the agent for
-//! more addresses.
+//! One process an invocation, synchronous; the runtime says by environment variables what to do
+//! ([`request`]), hands the network's configuration in on standard input ([`config`]) and reads a
+//! result ([`result`]) or an error ([`error`]) from standard output. One file a verb: [`add`],
+//! [`del`], [`check`], [`gc`], [`status`], [`up`]. Below them [`host`] makes what a node needs
+//! before its first pod, [`ipam`] hands out addresses, [`net`] asks the kernel, [`filter`] is the
+//! bridge's filter and [`ports`] what it says of each pod, [`ranges`] refuses what would cut this
+//! host off, [`obstacles`] names what is in the way, [`agent`] asks the agent for more addresses.
 #![deny(unsafe_code)]
 
 use std::ffi::OsString;
@@ -101,7 +102,8 @@ fn run_argument(argument: &OsString, rest: &[OsString]) -> Result<String> {
     }
 }
 
-/// What a runtime calls. `version` becomes that of the configuration as soon as it is known, for the error's sake.
+/// What a runtime calls. `version` becomes that of the configuration as soon as it is known, for
+/// the error's sake.
 fn run_command(version: &mut Version) -> Result<String> {
     let lookup: request::Lookup<'_> = &|name| std::env::var_os(name);
     let command = request::optional(lookup, "CNI_COMMAND")?.ok_or_else(|| {
@@ -116,7 +118,8 @@ fn run_command(version: &mut Version) -> Result<String> {
         return version_info(&input).map(line);
     }
     let json = config::parse_object(&input)?;
-    // What is attached must go, or be looked at, also after a rollback or with a slip in the list: these need little of it.
+    // What is attached must go, or be looked at, also after a rollback or with a slip in the list:
+    // these need little of it.
     let needed: Option<&[&str]> = match command {
         Command::Del => Some(&["stateDir"]),
         Command::Check => Some(&["stateDir", "bridge"]),

@@ -1,4 +1,5 @@
-//! What on this host stands in the way of pods, in words that say the command: for STATUS and `edge-cni up`.
+//! What on this host stands in the way of pods, in words that say the command: for STATUS and
+//! `edge-cni up`.
 
 use std::path::Path;
 
@@ -52,14 +53,16 @@ fn of_bypass(bypass: &Bypass, config: &Config, uplinks: &[String]) -> Option<Obs
     let concerned = if bypass.is_inbound() {
         everywhere || *interface == config.bridge || uplinks.contains(interface)
     } else {
-        // Packets to other nodes' pods go out by the guard's device, where policies send them elsewhere.
+        // Packets to other nodes' pods go out by the guard's device, where policies send them
+        // elsewhere.
         everywhere || interface == guard::DEVICE
     };
     let grave = bypass.is_inbound() && *interface != config.bridge;
     concerned.then(|| Obstacle { grave, message: bypass.to_string() })
 }
 
-/// Services whose endpoint is a pod of the same node: the answer would take the short way over the bridge, past the translation back.
+/// Services whose endpoint is a pod of the same node: the answer would take the short way over the
+/// bridge, past the translation back.
 fn of_bridge_filter(family: Family) -> Option<String> {
     let (name, setting) = match family {
         Family::V4 => ("IPv4", "bridge-nf-call-iptables"),

@@ -1,5 +1,5 @@
-//! What the bridge's filter says of each pod: put there before its port forwards, taken away with its lease, and put back for all leases where
-//! the table was lost.
+//! What the bridge's filter says of each pod: put there before its port forwards, taken away with
+//! its lease, and put back for all leases where the table was lost.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -11,7 +11,8 @@ use crate::net::link::Links;
 use crate::net::veth;
 use crate::request::{Attachment, Request};
 
-/// Lets a pod send with what was leased to it. False where the operator has excepted the pod and this kernel has no such filter.
+/// Lets a pod send with what was leased to it. False where the operator has excepted the pod and
+/// this kernel has no such filter.
 pub(crate) fn admit(
     config: &Config,
     store: &Store,
@@ -30,8 +31,8 @@ pub(crate) fn admit(
         if filter.add(std::slice::from_ref(&port))? {
             return Ok(());
         }
-        // The first pod since the machine's start, or somebody took the table away: it is made with all that are attached. The lock keeps
-        // another ADD from doing so at once.
+        // The first pod since the machine's start, or somebody took the table away: it is made with
+        // all that are attached. The lock keeps another ADD from doing so at once.
         let ledger = store.lock()?;
         filter.ensure(&attached(config, &ledger, links)?)
     });
@@ -61,7 +62,8 @@ pub(crate) fn restore(config: &Config, ledger: &Ledger, links: &mut Links) -> Re
     others.filter(|link| link.master.is_some()).try_for_each(|link| links.set_port(&link))
 }
 
-/// The filter knows these no more. What cannot be taken away is said and does no harm: no pod gets a port of that name but the same container.
+/// The filter knows these no more. What cannot be taken away is said and does no harm: no pod gets
+/// a port of that name but the same container.
 pub(crate) fn forget(ended: &[Attachment]) {
     let names: Vec<String> = ended.iter().map(veth::host_name).collect();
     forget_ports(&names);
@@ -151,7 +153,8 @@ fn attached(config: &Config, ledger: &Ledger, links: &mut Links) -> Result<Vec<P
     for (attachment, lease) in ledger.leases() {
         let name = veth::host_name(attachment);
         let Some(link) = present.iter().find(|link| link.name == name && link.kind == "veth") else { continue };
-        // A pod of another release has the address that the kernel chose. A pod of ours is not asked: it may have changed it.
+        // A pod of another release has the address that the kernel chose. A pod of ours is not
+        // asked: it may have changed it.
         if link.mac != veth::host_mac(attachment) {
             let Some(mac) = links.peer_mac(link)? else { continue };
             former.push(Former { name: name.clone(), pod: lease.pod.clone().unwrap_or_default(), mac });
@@ -172,16 +175,18 @@ fn attached(config: &Config, ledger: &Ledger, links: &mut Links) -> Result<Vec<P
 
 type Mac = [u8; 6];
 
-/// A port of an earlier release, with the MAC address that its pod has now: the kernel's choice, or the pod's.
+/// A port of an earlier release, with the MAC address that its pod has now: the kernel's choice, or
+/// the pod's.
 struct Former {
     name: String,
     pod: String,
     mac: Mac,
 }
 
-/// The MAC addresses of these, by port, where no other has the same: a pod may have given itself that of a neighbour, of the bridge or of this host.
-/// Of two that have the same, the one keeps it that the filter already knows by it. The others keep the address that follows from their attachment,
-/// with which they send nothing.
+/// The MAC addresses of these, by port, where no other has the same: a pod may have given itself
+/// that of a neighbour, of the bridge or of this host. Of two that have the same, the one keeps it
+/// that the filter already knows by it. The others keep the address that follows from their
+/// attachment, with which they send nothing.
 fn choose(
     former: &[Former],
     ports: &[Port],

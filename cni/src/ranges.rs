@@ -1,5 +1,5 @@
-//! Whether the cluster's ranges would cut this host off: the guard lets nothing to or from them in clear, so they must not hold this host's own
-//! addresses, its gateways or its resolvers.
+//! Whether the cluster's ranges would cut this host off: the guard lets nothing to or from them in
+//! clear, so they must not hold this host's own addresses, its gateways or its resolvers.
 
 use std::net::IpAddr;
 use std::path::Path;
@@ -27,8 +27,9 @@ pub(crate) fn of_cluster(config: &Config, segments: Option<&SegmentsFile>) -> Ve
     ranges
 }
 
-/// Refuses ranges that hold what this host needs, before anything is installed. Where the guard of the range stands already, a refusal protects nothing
-/// any more, and would let any neighbour that sends router advertisements or leases stop this node: there it is said, and pods are attached.
+/// Refuses ranges that hold what this host needs, before anything is installed. Where the guard of
+/// the range stands already, a refusal protects nothing any more, and would let any neighbour that
+/// sends router advertisements or leases stop this node: there it is said, and pods are attached.
 pub(crate) fn refuse_own(links: &mut Links, config: &Config, segments: Option<&SegmentsFile>) -> Result<()> {
     let ranges = of_cluster(config, segments);
     if ranges.is_empty() {
@@ -40,7 +41,8 @@ pub(crate) fn refuse_own(links: &mut Links, config: &Config, segments: Option<&S
         if guarded.contains(range) {
             continue;
         }
-        // The agent has judged its ranges, and the guard of a reboot is the same as before: a neighbour may be quicker than both.
+        // The agent has judged its ranges, and the guard of a reboot is the same as before: a
+        // neighbour may be quicker than both.
         let agents =
             segments.is_some_and(|file| file.source == SegmentsSource::Agent && file.cluster_ranges.contains(range));
         if !agents && !is_guarded(*range) {
@@ -97,7 +99,8 @@ fn conflicts(
     Ok(conflicts)
 }
 
-/// With one resolver outside, names are still found. Those on this host ask others, which are listed, too.
+/// With one resolver outside, names are still found. Those on this host ask others, which are
+/// listed, too.
 fn of_resolvers(resolvers: &[(IpAddr, &str)], held: impl Fn(IpAddr) -> Option<IpNetwork>) -> Vec<Conflict> {
     let remote = resolvers.iter().filter(|(resolver, _)| !resolver.is_loopback() && !resolver.is_unspecified());
     let conflict = |(resolver, path): &(IpAddr, &str)| {
@@ -109,7 +112,8 @@ fn of_resolvers(resolvers: &[(IpAddr, &str)], held: impl Fn(IpAddr) -> Option<Ip
     remote.map(conflict).collect::<Option<Vec<_>>>().unwrap_or_default()
 }
 
-/// Whether the guard of a range stands, or a part of it that whoever tampers with the rest has left: then it was installed once.
+/// Whether the guard of a range stands, or a part of it that whoever tampers with the rest has
+/// left: then it was installed once.
 fn is_guarded(range: IpNetwork) -> bool {
     let guard = GuardConfig { cluster_ranges: vec![range], ..GuardConfig::default() };
     let wanted = guard::policies(&guard).map(|policies| policies.len() + 1);

@@ -1,4 +1,5 @@
-//! What the runtime asks, as environment variables say it (CNI specification, "CNI protocol", "Parameters").
+//! What the runtime asks, as environment variables say it (CNI specification, "CNI protocol",
+//! "Parameters").
 
 use std::ffi::OsString;
 use std::fmt;
@@ -7,7 +8,8 @@ use std::path::PathBuf;
 use crate::error::{Code, Error, Result};
 use crate::version::Version;
 
-/// Longest container ID: it must fit the alias of the host's end (255 bytes) together with the interface's name.
+/// Longest container ID: it must fit the alias of the host's end (255 bytes) together with the
+/// interface's name.
 const MAX_CONTAINER_ID: usize = 200;
 
 /// Longest name of an interface (linux/if.h, IFNAMSIZ less the final zero).
@@ -105,7 +107,8 @@ impl Request {
         Ok(Self { attachment, netns, pod, requested })
     }
 
-    /// Reads the variables for a verb that needs to know the attachment; what is wrong with others is said on standard error.
+    /// Reads the variables for a verb that needs to know the attachment; what is wrong with others
+    /// is said on standard error.
     pub(crate) fn lenient(lookup: Lookup<'_>) -> Result<Self> {
         let attachment = Self::attachment(lookup)?;
         let said = |error: Error| eprintln!("edge-cni: {attachment}: {error}; going on without");
@@ -123,7 +126,8 @@ impl Request {
 
     fn attachment(lookup: Lookup<'_>) -> Result<Attachment> {
         let container = required(lookup, "CNI_CONTAINERID")?;
-        // The specification: begins with an alphanumeric, then any of alphanumerics, '_', '.' and '-'.
+        // The specification: begins with an alphanumeric, then any of alphanumerics, '_', '.' and
+        // '-'.
         let good = container.len() <= MAX_CONTAINER_ID
             && container.starts_with(|c: char| c.is_ascii_alphanumeric())
             && container.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '_' | '.' | '-'));
@@ -137,7 +141,8 @@ impl Request {
             ));
         }
         let ifname = required(lookup, "CNI_IFNAME")?;
-        // net/core/dev.c dev_valid_name(); '%' would be taken as a pattern (dev_alloc_name), the two words are directories of sysctl.
+        // net/core/dev.c dev_valid_name(); '%' would be taken as a pattern (dev_alloc_name), the
+        // two words are directories of sysctl.
         let good = ifname.len() <= MAX_IFNAME
             && !matches!(ifname.as_str(), "." | ".." | "all" | "default" | "lo")
             && ifname.chars().all(|c| c.is_ascii_graphic() && !matches!(c, '/' | ':' | '%'));
@@ -224,7 +229,8 @@ fn read_args(text: &str) -> Result<Args> {
     }
 }
 
-/// A name for messages and the store: nothing that could break a line or a terminal, and of Kubernetes' length.
+/// A name for messages and the store: nothing that could break a line or a terminal, and of
+/// Kubernetes' length.
 fn printable(value: &str) -> String {
     value.chars().take(253).map(|c| if c.is_control() || c.is_whitespace() { '?' } else { c }).collect()
 }

@@ -1,4 +1,5 @@
-//! What ADD answers (CNI specification, "ADD Success"), in the shape of the version that the configuration asks for.
+//! What ADD answers (CNI specification, "ADD Success"), in the shape of the version that the
+//! configuration asks for.
 
 use std::net::IpAddr;
 

@@ -1,4 +1,5 @@
-//! STATUS: whether an ADD could be served. The cloud's absence is no reason to say no: a runtime would call the whole node not ready.
+//! STATUS: whether an ADD could be served. The cloud's absence is no reason to say no: a runtime
+//! would call the whole node not ready.
 
 use crate::agent;
 use crate::config::Config;
@@ -9,8 +10,10 @@ use crate::net::link::Links;
 use crate::net::veth;
 use crate::{obstacles, ranges};
 
-/// Answers with an error where the next ADD is certain to fail (leases or segments cannot be read or the disk is read-only, there are no segments and no agent
-/// that could bring any, the cluster's ranges would cut this host off, the bridge's filter cannot be made and not all pods are excepted) or where the guard does not guard. What else is in the way is said on standard error.
+/// Answers with an error where the next ADD is certain to fail (leases or segments cannot be read
+/// or the disk is read-only, there are no segments and no agent that could bring any, the cluster's
+/// ranges would cut this host off, the bridge's filter cannot be made and not all pods are
+/// excepted) or where the guard does not guard. What else is in the way is said on standard error.
 /// That all addresses are taken is for the ADD to say, since it passes as pods go.
 pub(crate) fn status(config: &Config) -> Result<()> {
     let unavailable = |error: Error| Error { code: Code::NotAvailable, ..error };

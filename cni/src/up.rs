@@ -1,5 +1,6 @@
-//! `edge-cni up`: what a node needs before its first pod, made without a pod. The agent runs it after a reboot, so that the node's
-//! own packets to remote pods have the bridge's address to come from.
+//! `edge-cni up`: what a node needs before its first pod, made without a pod. The agent runs it
+//! after a reboot, so that the node's own packets to remote pods have the bridge's address to come
+//! from.
 
 use std::path::Path;
 
@@ -16,7 +17,8 @@ use crate::{obstacles, ports};
 /// Where the agent puts the list of plugins.
 pub(crate) const DEFAULT_CONFLIST: &str = "/etc/cni/net.d/10-edge-cni.conflist";
 
-/// Makes bridge and guard as the configuration in this file says: a plugin's, or a list that has ours.
+/// Makes bridge and guard as the configuration in this file says: a plugin's, or a list that has
+/// ours.
 pub(crate) fn up(path: &Path) -> Result<Value> {
     let text = std::fs::read(path).context("read", path)?;
     let config =
@@ -42,7 +44,8 @@ pub(crate) fn up(path: &Path) -> Result<Value> {
     Ok(json!({ "bridge": config.bridge, "addresses": gateways, "stock": stock, "obstacles": obstacles }))
 }
 
-/// Our entry of a list, with the list's name and version as a runtime would hand it over; or the whole where it is no list.
+/// Our entry of a list, with the list's name and version as a runtime would hand it over; or the
+/// whole where it is no list.
 fn plugin_of(mut json: Map<String, Value>) -> Result<Map<String, Value>> {
     let Some(plugins) = json.remove("plugins") else { return Ok(json) };
     let ours = plugins

@@ -1,7 +1,8 @@
 //! How many nodes may disappear without a question.
 //!
-//! Nodes leave when the operator deregisters them, or when their object is deleted at the API server. One or two such deletions are somebody's will;
-//! many at once are more likely somebody's mistake, another cluster, or a lost disk. Then nodes stay registered, and the operator is asked.
+//! Nodes leave when the operator deregisters them, or when their object is deleted at the API
+//! server. One or two such deletions are somebody's will; many at once are more likely somebody's
+//! mistake, another cluster, or a lost disk. Then nodes stay registered, and the operator is asked.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -20,7 +21,8 @@ const FEW: usize = 2;
 pub struct Recent(VecDeque<Instant>);
 
 impl Recent {
-    /// Whether `missing` more of the nodes, `registered` of which are left, are too many: a tenth, and at least three, with those before.
+    /// Whether `missing` more of the nodes, `registered` of which are left, are too many: a tenth,
+    /// and at least three, with those before.
     pub fn is_too_much(&mut self, missing: usize, registered: usize, now: Instant) -> bool {
         while self.0.front().is_some_and(|at| now.saturating_duration_since(*at) >= WINDOW) {
             self.0.pop_front();

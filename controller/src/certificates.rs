@@ -28,8 +28,9 @@ pub enum Occasion {
     Renewal,
 }
 
-/// Number and time of the certificate to sign for `key`; `shown` is the time from which it may count ([`crate::clock::Clock::shown`]). The answer to an earlier request may have been lost: whoever asks again with the same
-/// key gets the same certificate again.
+/// Number and time of the certificate to sign for `key`; `shown` is the time from which it may
+/// count ([`crate::clock::Clock::shown`]). The answer to an earlier request may have been lost:
+/// whoever asks again with the same key gets the same certificate again.
 pub fn term(
     record: Option<&NodeRecord>,
     key: &NodeKey,
@@ -48,7 +49,8 @@ pub fn term(
     // Others judge by clocks of their own, which were not ahead when this one was.
     term.not_before = term.not_before.min(shown - BACKDATED);
     term.not_before = match occasion {
-        // Later than all that this name ever had, also within this second: peers tell them apart by that.
+        // Later than all that this name ever had, also within this second: peers tell them apart by
+        // that.
         Occasion::Join => {
             let latest = known.map(|known| known.not_before).max().unwrap_or(0);
             term.not_before.max(latest).saturating_add(1)
@@ -59,7 +61,8 @@ pub fn term(
     Ok(term)
 }
 
-/// The node joins, with this certificate: no other counts any more, neither here nor with its peers.
+/// The node joins, with this certificate: no other counts any more, neither here nor with its
+/// peers.
 pub fn join(record: &mut NodeRecord, certificate: &Certificate) -> Result<(), Refusal> {
     if record.certificates.iter().any(|known| known.serial == certificate.serial) {
         record.certificates.retain(|known| known.serial == certificate.serial);
@@ -74,8 +77,8 @@ pub fn join(record: &mut NodeRecord, certificate: &Certificate) -> Result<(), Re
     Ok(())
 }
 
-/// The node renews the certificate with the serial `present`, which stays good until it has used the new one: the answer may get lost, or the
-/// power.
+/// The node renews the certificate with the serial `present`, which stays good until it has used
+/// the new one: the answer may get lost, or the power.
 pub fn renew(record: &mut NodeRecord, present: &str, certificate: &Certificate) -> Result<(), Refusal> {
     record.certificates.retain(|known| known.serial == present || known.serial == certificate.serial);
     if !record.certificates.iter().any(|known| known.serial == present) {
@@ -94,7 +97,8 @@ pub fn note_use(record: &mut NodeRecord, serial: &str) {
     }
 }
 
-/// Whether a node would be lost if an authority were retired now: a certificate of it is valid, and the node has used none of another.
+/// Whether a node would be lost if an authority were retired now: a certificate of it is valid, and
+/// the node has used none of another.
 pub fn needs(record: &NodeRecord, authority: &Authority, authorities: &Authorities, now: Seconds) -> bool {
     let valid = |known: &&Certificate| now < known.not_after;
     let (of_it, of_others): (Vec<&Certificate>, Vec<&Certificate>) =

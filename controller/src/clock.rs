@@ -12,11 +12,13 @@ const EARLIEST: Seconds = 1_793_491_200;
 /// In nanoseconds.
 const SECOND: i64 = 1_000_000_000;
 
-/// Wall-clock time that never runs backwards: at least [`EARLIEST`], and at least what [`Clock::not_before`] was told. Machines without a battery
-/// clock start in 1970; a quarantine or a token must not be judged by that.
+/// Wall-clock time that never runs backwards: at least [`EARLIEST`], and at least what
+/// [`Clock::not_before`] was told. Machines without a battery clock start in 1970; a quarantine or
+/// a token must not be judged by that.
 ///
-/// Where the machine's clock is set back, or starts behind what was known, time goes on from there at half its pace until they meet: nothing that
-/// had expired opens again, what waits for its end does not wait for ever, and a clock that was ahead for a while is not followed for ever.
+/// Where the machine's clock is set back, or starts behind what was known, time goes on from there
+/// at half its pace until they meet: nothing that had expired opens again, what waits for its end
+/// does not wait for ever, and a clock that was ahead for a while is not followed for ever.
 #[derive(Debug, Clone)]
 pub struct Clock(Arc<Inner>);
 
@@ -53,7 +55,8 @@ impl Clock {
         let (system, mut last) = (self.machine(), self.last());
         let steady = self.elapsed();
         let passed = (steady - last.steady).max(0);
-        // One that shows a time before this program was made shows nothing that time could be brought back to.
+        // One that shows a time before this program was made shows nothing that time could be
+        // brought back to.
         let pace = if system < EARLIEST * SECOND { passed } else { passed / 2 };
         *last = Last { steady: last.steady.max(steady), now: system.max(last.now.saturating_add(pace)) };
         last.now / SECOND
@@ -66,7 +69,8 @@ impl Clock {
         last.now = last.now.max(known.saturating_mul(SECOND));
     }
 
-    /// The earlier of time now and what the machine's clock shows. What is to be valid for others from now on begins by this.
+    /// The earlier of time now and what the machine's clock shows. What is to be valid for others
+    /// from now on begins by this.
     pub fn shown(&self) -> Seconds {
         let (now, machine) = (self.now(), self.machine() / SECOND);
         if machine < EARLIEST { now } else { now.min(machine) }

@@ -1,4 +1,5 @@
-//! The configuration of `edge-controller run`. Unknown keys are refused. The full example stands in `docs/configuration.md`.
+//! The configuration of `edge-controller run`. Unknown keys are refused. The full example stands in
+//! `docs/configuration.md`.
 //!
 //! - [`Config`]: all keys, and what they must be. A new key is a new field here, and nothing else.
 //! - [`keys()`]: the table of keys that follows from it.
@@ -140,26 +141,32 @@ pub struct Kubernetes {
     pub kubeconfig: Option<PathBuf>,
     /// Namespace of the controller's own objects: tokens, authority, lease.
     pub namespace: String,
-    /// Whether nodes, segments, communities and tokens are kept at the API server, shared by all replicas, instead of in the state directory.
+    /// Whether nodes, segments, communities and tokens are kept at the API server, shared by all
+    /// replicas, instead of in the state directory.
     pub store: bool,
-    /// Label selector of the Node objects that are edges; the labels of others put them into no community.
+    /// Label selector of the Node objects that are edges; the labels of others put them into no
+    /// community.
     #[schemars(with = "String")]
     pub edge_selector: NodeSelector,
-    /// Label selector of the Node objects that may join as hubs by service account; a kubelet must not be able to set its labels.
+    /// Label selector of the Node objects that may join as hubs by service account; a kubelet must
+    /// not be able to set its labels.
     #[schemars(with = "String")]
     pub hub_selector: NodeSelector,
     /// The same for the other cloud nodes.
     #[schemars(with = "String")]
     pub cloud_selector: NodeSelector,
-    /// Whether labels of Node objects, which a kubelet may set on its own, put nodes into communities: "auto" where our admission policy keeps
-    /// kubelets from them; true or false whatever is there.
+    /// Whether labels of Node objects, which a kubelet may set on its own, put nodes into
+    /// communities: "auto" where our admission policy keeps kubelets from them; true or false
+    /// whatever is there.
     #[schemars(with = "String")]
     pub trust_node_labels: TrustNodeLabels,
     /// Seconds after which another replica takes over what only one does.
     pub lease_seconds: u32,
-    /// Whether the operator is asked before many nodes are deregistered at once, because their Node or EdgeNode objects are gone.
+    /// Whether the operator is asked before many nodes are deregistered at once, because their Node
+    /// or EdgeNode objects are gone.
     pub confirm_deregistrations: bool,
-    /// UID of the namespace kube-system of another cluster that is accepted in place of the one that is known.
+    /// UID of the namespace kube-system of another cluster that is accepted in place of the one
+    /// that is known.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub accept_cluster: Option<String>,
     /// Service accounts by which nodes may join.
@@ -288,7 +295,8 @@ impl Config {
         Ok(Sources::file(path.into()).load()?.config)
     }
 
-    /// Whether rows and authorities are kept at the Kubernetes API server, and nothing in `state_dir`.
+    /// Whether rows and authorities are kept at the Kubernetes API server, and nothing in
+    /// `state_dir`.
     pub(crate) fn store_is_at_api_server(&self) -> bool {
         self.kubernetes.as_ref().is_some_and(|kubernetes| kubernetes.store)
     }
@@ -352,7 +360,8 @@ impl Config {
         Ok(())
     }
 
-    /// How nodes join by service account, where they may: which account stands for which role, and which Nodes may have it.
+    /// How nodes join by service account, where they may: which account stands for which role, and
+    /// which Nodes may have it.
     pub fn joining(&self) -> Option<(JoinAccounts, RoleSelectors)> {
         let kubernetes = self.kubernetes.as_ref()?;
         let selectors = RoleSelectors {
@@ -385,8 +394,8 @@ impl Config {
         Duration::from_secs(self.heartbeat_seconds)
     }
 
-    /// Networks in which no address of a node of this role is passed on: they are reached through tunnels. Hubs and other cloud nodes may be in
-    /// the networks that hubs front.
+    /// Networks in which no address of a node of this role is passed on: they are reached through
+    /// tunnels. Hubs and other cloud nodes may be in the networks that hubs front.
     pub fn tunnelled(&self, role: Role) -> impl Iterator<Item = &IpNetwork> + Clone {
         let fronted = self.hub.values().filter_map(|hub| hub.networks.as_ref()).flatten().chain(&self.networks);
         self.segments.cluster_ranges.iter().chain(fronted.filter(move |_| role == Role::Edge))

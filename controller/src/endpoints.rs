@@ -1,5 +1,6 @@
-//! Where peers are sent to look for a node. What a node says of itself makes hubs and members send packets there, so not every address is passed on, few
-//! of them are, and they do not change quickly.
+//! Where peers are sent to look for a node. What a node says of itself makes hubs and members send
+//! packets there, so not every address is passed on, few of them are, and they do not change
+//! quickly.
 
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -18,8 +19,9 @@ const PERIOD: Duration = Duration::from_secs(10);
 /// Nodes of which changes are remembered before those that may change as they like are forgotten.
 const REMEMBERED: usize = 1024;
 
-/// Whether a peer may be sent there: no address that means something else on another machine, or stands for no machine (RFC 6890, RFC 4291), and none
-/// in a network that is reached through a tunnel.
+/// Whether a peer may be sent there: no address that means something else on another machine, or
+/// stands for no machine (RFC 6890, RFC 4291), and none in a network that is reached through a
+/// tunnel.
 pub fn is_reachable<'a>(address: &IpAddr, mut networks: impl Iterator<Item = &'a IpNetwork>) -> bool {
     let address = address.to_canonical();
     let usable = match address {
@@ -38,7 +40,8 @@ fn is_usable_v4(ip: &Ipv4Addr) -> bool {
 
 fn is_usable_v6(ip: &Ipv6Addr) -> bool {
     let [first, second, third, ..] = ip.segments();
-    // ::/96 with :: and ::1, once addresses of IPv4; 100::/64, which discards; 64:ff9b:1::/48, which translates as each network likes.
+    // ::/96 with :: and ::1, once addresses of IPv4; 100::/64, which discards; 64:ff9b:1::/48,
+    // which translates as each network likes.
     let reserved =
         ip.segments()[..6] == [0; 6] || (first, second) == (0x0100, 0) || [first, second, third] == [0x64, 0xff9b, 1];
     // fe80::/10, and the site-local fec0::/10 before it was given up.
@@ -48,7 +51,8 @@ fn is_usable_v6(ip: &Ipv6Addr) -> bool {
     !(reserved || local || metadata || ip.is_multicast()) && within(ip).is_none_or(|ip| is_usable_v4(&ip))
 }
 
-/// The IPv4 address to which packets are translated or tunnelled: 64:ff9b::/96 (RFC 6052 2.1), 2002::/16 (RFC 3056 2).
+/// The IPv4 address to which packets are translated or tunnelled: 64:ff9b::/96 (RFC 6052 2.1),
+/// 2002::/16 (RFC 3056 2).
 fn within(ip: &Ipv6Addr) -> Option<Ipv4Addr> {
     let [first, second, third, .., seventh, eighth] = ip.segments();
     let of = |high: u16, low: u16| Ipv4Addr::from(u32::from(high) << 16 | u32::from(low));
@@ -59,8 +63,8 @@ fn within(ip: &Ipv6Addr) -> Option<Ipv4Addr> {
     }
 }
 
-/// The first of a node's addresses that its peers may get, in its order. One place is left for the address from which its report came, which is the
-/// only good one behind a NAT.
+/// The first of a node's addresses that its peers may get, in its order. One place is left for the
+/// address from which its report came, which is the only good one behind a NAT.
 pub fn passed_on<'a>(
     addresses: impl IntoIterator<Item = IpAddr>,
     networks: impl Iterator<Item = &'a IpNetwork> + Clone,
@@ -97,7 +101,8 @@ struct Nodes {
 
 #[derive(Debug)]
 struct Recent {
-    /// When the next change may be passed on, had there been no burst: the bucket as a single time (GCRA).
+    /// When the next change may be passed on, had there been no burst: the bucket as a single time
+    /// (GCRA).
     due: Instant,
     /// What waits for its turn.
     waiting: Option<Place>,

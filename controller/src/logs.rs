@@ -1,4 +1,5 @@
-//! What goes into the log, and how much of it: one event is one line, whatever anyone puts into it, and strangers do not fill a disk.
+//! What goes into the log, and how much of it: one event is one line, whatever anyone puts into it,
+//! and strangers do not fill a disk.
 
 use std::borrow::Cow;
 use std::io::{self, Write};
@@ -9,16 +10,19 @@ use serde_json::Value;
 
 /// Longest line, octets; what is beyond is cut off, and the line says so.
 pub(crate) const LONGEST_LINE: usize = 4 * 1024;
-/// Longest text in a line that someone else has a part in, characters. In a line of JSON that is too long, every text is cut so.
+/// Longest text in a line that someone else has a part in, characters. In a line of JSON that is
+/// too long, every text is cut so.
 const LONGEST_TEXT: usize = 512;
-/// Lines in a second about those who have shown no certificate. What is left out is counted, and the next line tells it.
+/// Lines in a second about those who have shown no certificate. What is left out is counted, and
+/// the next line tells it.
 const STRANGERS_LINES: u32 = 20;
 /// The same of refusals to nodes.
 const NODES_LINES: u32 = 100;
 const SECOND: Duration = Duration::from_secs(1);
 
-/// Writes lines to standard error so that a terminal and a program read them as lines: characters that move a cursor, break a line, or change the
-/// direction of a text are written as JSON writes them (`\u001b`).
+/// Writes lines to standard error so that a terminal and a program read them as lines: characters
+/// that move a cursor, break a line, or change the direction of a text are written as JSON writes
+/// them (`\u001b`).
 pub(crate) struct Lines<W>(W);
 
 impl<W: Write> Lines<W> {
@@ -62,7 +66,8 @@ fn escape(line: &str) -> String {
     escaped
 }
 
-/// Control characters (C0, C1, DEL), and those of Unicode's category Cf that hide, reorder or break text.
+/// Control characters (C0, C1, DEL), and those of Unicode's category Cf that hide, reorder or break
+/// text.
 pub(crate) fn is_invisible(c: char) -> bool {
     c.is_control()
         || matches!(c, '\u{ad}' | '\u{61c}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}'

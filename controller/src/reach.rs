@@ -1,7 +1,8 @@
 //! Whether nodes can go on to reach the controller, and each other, under a configuration.
 //!
-//! What lies in a cluster range is a pod's: a node's guard lets nobody else be reached there. What lies in a hub's networks goes into the hub's tunnel.
-//! So an address that must be reached without a tunnel lies in none of them: a node that was cut off could not be told to correct it.
+//! What lies in a cluster range is a pod's: a node's guard lets nobody else be reached there. What
+//! lies in a hub's networks goes into the hub's tunnel. So an address that must be reached without
+//! a tunnel lies in none of them: a node that was cut off could not be told to correct it.
 
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
@@ -55,7 +56,8 @@ async fn way(name: &str) -> Way {
     Way { name: name.into(), literal: false, addresses }
 }
 
-/// Ranges and networks that were in force before. What they held already is not refused for the sake of nodes: it may have been so for long.
+/// Ranges and networks that were in force before. What they held already is not refused for the
+/// sake of nodes: it may have been so for long.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Before {
     ranges: Vec<IpNetwork>,
@@ -91,7 +93,8 @@ pub async fn note(registry: &Registry, config: &Config) {
     }
 }
 
-/// What is wrong with a configuration in this respect. `before`: what was in force, if that is known.
+/// What is wrong with a configuration in this respect. `before`: what was in force, if that is
+/// known.
 pub fn check(config: &Config, before: Option<&Before>, ways: &[Way], state: &State) -> Result<(), String> {
     check_ways(config, ways)?;
     check_hubs(config)?;
@@ -128,7 +131,8 @@ fn check_ways(config: &Config, ways: &[Way]) -> Result<(), String> {
     }
     let fronted = fronted(config);
     let inside = |address: &IpAddr| range_of(&fronted, address);
-    // A name that leads nowhere from here, as in an outage of DNS, may lead nodes to an address outside.
+    // A name that leads nowhere from here, as in an outage of DNS, may lead nodes to an address
+    // outside.
     let all_known = !ways.is_empty() && ways.iter().all(|way| !way.addresses.is_empty());
     if all_known && ways.iter().flat_map(|way| &way.addresses).all(|address| inside(address).is_some()) {
         let names: Vec<&str> = ways.iter().map(|way| way.name.as_str()).collect();
@@ -272,7 +276,8 @@ mod tests {
             for ways in [[inside.clone(), outside], [inside.clone(), named(&["203.0.113.1"])]] {
                 check(&fronting, None, &ways.concat(), &none).unwrap();
             }
-            // What leads nowhere from here may lead nodes to an address outside, as in an outage of DNS.
+            // What leads nowhere from here may lead nodes to an address outside, as in an outage of
+            // DNS.
             for ways in [[inside, named(&[])], [named(&[]), named(&["10.1.2.3"])]] {
                 check(&fronting, None, &ways.concat(), &none).unwrap();
             }

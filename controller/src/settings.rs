@@ -41,7 +41,8 @@ impl Live {
         Self { now: RwLock::new(Arc::new(settings(config, &ca))), reader, ca }
     }
 
-    /// What holds now. A plan looks inside itself: what it saw before it waited may not hold any more.
+    /// What holds now. A plan looks inside itself: what it saw before it waited may not hold any
+    /// more.
     pub fn now(&self) -> Arc<Settings> {
         self.now.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
@@ -63,7 +64,8 @@ impl Context {
             self.live.reader.as_ref().ok_or_else(|| Refusal::Reload("it was not read from anywhere".into()))?;
         let config = reader().map_err(|error| Refusal::Reload(error.to_string()))?;
         let (app, ways) = (self.clone(), reach::ways(&config).await);
-        // In the order of plans: none that was made by the former ranges is carried out after this one.
+        // In the order of plans: none that was made by the former ranges is carried out after this
+        // one.
         let changed = self
             .registry
             .change(move |state| {

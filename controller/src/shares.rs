@@ -1,8 +1,11 @@
-//! Fair shares for strangers, by where they come from: who makes room for a newcomer where everything is taken.
+//! Fair shares for strangers, by where they come from: who makes room for a newcomer where
+//! everything is taken.
 //!
-//! Whoever has an IPv6 address has a /64 of them, and often a /48 (RFC 6177, RFC 7934); neighbours in IPv4 share a /24. So shares are compared
-//! twice: the network that holds the most loses something, and within it the source that holds the most, which loses its oldest. A host that
-//! takes everything takes it from itself, one with many addresses from its network, and one that forges nothing loses nothing to either.
+//! Whoever has an IPv6 address has a /64 of them, and often a /48 (RFC 6177, RFC 7934); neighbours
+//! in IPv4 share a /24. So shares are compared twice: the network that holds the most loses
+//! something, and within it the source that holds the most, which loses its oldest. A host that
+//! takes everything takes it from itself, one with many addresses from its network, and one that
+//! forges nothing loses nothing to either.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, HashMap};
@@ -83,8 +86,9 @@ impl Shares {
         self.remove(share);
     }
 
-    /// Makes room of the greediest's oldest for one more of `from`. Where that one has no more than the newcomer would have, only what is older
-    /// than `patience` makes room: otherwise a crowd at the door would cut every handshake short, and no one would get in.
+    /// Makes room of the greediest's oldest for one more of `from`. Where that one has no more than
+    /// the newcomer would have, only what is older than `patience` makes room: otherwise a crowd at
+    /// the door would cut every handshake short, and no one would get in.
     ///
     /// Returns whose it was, if room was made.
     pub(crate) fn displace_for(

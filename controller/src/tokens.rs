@@ -47,7 +47,8 @@ pub fn create(request: &TokenRequest, ca_hash: [u8; 32], now: Seconds) -> Result
     Ok((token, record))
 }
 
-/// Whether someone who shows this credential holds a token of ours, used up or not. Costs one hash, and only where the id is one of ours.
+/// Whether someone who shows this credential holds a token of ours, used up or not. Costs one hash,
+/// and only where the id is one of ours.
 pub fn is_known(state: &State, credential: &str) -> Result<(), Refusal> {
     find(state, credential).map(drop)
 }
@@ -61,7 +62,8 @@ fn find<'a>(state: &'a State, credential: &str) -> Result<&'a TokenRecord, Refus
     }
 }
 
-/// Checks the credential of a node that wants to join with this key, and says how the token's record looks afterwards.
+/// Checks the credential of a node that wants to join with this key, and says how the token's
+/// record looks afterwards.
 pub fn redeem(
     state: &State,
     credential: &str,
@@ -78,7 +80,8 @@ pub fn redeem(
         return Err(Refusal::TokenOfAnother { id: id(), bound: bound.clone(), node: node.clone() });
     }
     let redemption = Redemption { node: node.clone(), key: key.into() };
-    // The answer to an earlier request may have been lost. It is repeated for the same key, while the node is registered with it.
+    // The answer to an earlier request may have been lost. It is repeated for the same key, while
+    // the node is registered with it.
     let registered = state.node(node).is_some_and(|known| known.certificates.iter().any(|c| c.key == key));
     if registered && token.redemptions.contains(&redemption) {
         return Ok(token.clone());
@@ -115,7 +118,8 @@ pub fn info(token: &TokenRecord) -> TokenInfo {
     }
 }
 
-/// An id that a person can type behind a command: one that began with a hyphen would be taken for an option.
+/// An id that a person can type behind a command: one that began with a hyphen would be taken for
+/// an option.
 fn id() -> Result<String, Refusal> {
     loop {
         let id = random(9)?.to_string();

@@ -33,7 +33,8 @@ impl Common {
         self.whole(view.state(), node, view.revision(), |peer| self.told_peer(view, peer))
     }
 
-    /// What changed of a registered node's view since version `from`, when that is what was touched.
+    /// What changed of a registered node's view since version `from`, when that is what was
+    /// touched.
     pub fn change(
         &self,
         view: &View<'_>,
@@ -88,7 +89,8 @@ impl Common {
         view.peer(&peer.name, || self.peer(view.state(), peer))
     }
 
-    /// Where a node may be found, likeliest first: what the operator says, what it says, where it was seen.
+    /// Where a node may be found, likeliest first: what the operator says, what it says, where it
+    /// was seen.
     pub fn endpoints(&self, node: &NodeRecord) -> Vec<Endpoint> {
         let configured = self.config.hub.get(&node.name).filter(|_| node.role == Role::Hub);
         let configured = configured.into_iter().flat_map(|hub| &hub.endpoints);
@@ -102,7 +104,8 @@ impl Common {
         endpoints
     }
 
-    /// Where it may be found by its own word and its Node's, as far as that is passed on; where it was seen is among it.
+    /// Where it may be found by its own word and its Node's, as far as that is passed on; where it
+    /// was seen is among it.
     fn said(&self, node: &NodeRecord) -> Vec<Endpoint> {
         let reachable = |endpoint: &Endpoint| is_reachable(&endpoint.address.ip(), self.config.tunnelled(node.role));
         let mut said: Vec<Endpoint> = node.endpoints().into_iter().filter(reachable).collect();

@@ -20,7 +20,8 @@ pub struct EndpointConfig {
     pub cookie_threshold: usize,
     /// Half-open IKE SAs of responders beyond which new requests are dropped.
     pub half_open_limit: usize,
-    /// Datagrams larger than this are sent as fragments where the peer can (RFC 7383), bytes of UDP payload.
+    /// Datagrams larger than this are sent as fragments where the peer can (RFC 7383), bytes of UDP
+    /// payload.
     pub fragment_size: usize,
 }
 
@@ -58,7 +59,8 @@ impl fmt::Debug for PeerName {
     }
 }
 
-/// An IKE identity (RFC 7296 3.5). Ordered by type and then content: the smaller one wins where both ends began at once.
+/// An IKE identity (RFC 7296 3.5). Ordered by type and then content: the smaller one wins where
+/// both ends began at once.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Identity {
     /// ID_IPV4_ADDR or ID_IPV6_ADDR.
@@ -80,8 +82,9 @@ pub struct PeerConfig {
     pub name: PeerName,
     /// Address to speak from; `None` leaves it to the kernel's route.
     pub local: Option<IpAddr>,
-    /// Where it may be found, likeliest first, all tried at once. Empty: it must come to us. A port equal to the endpoint's `nat_port`
-    /// (or any port but 500) is spoken to with the non-ESP marker from the first message on (RFC 7296 2.23).
+    /// Where it may be found, likeliest first, all tried at once. Empty: it must come to us. A port
+    /// equal to the endpoint's `nat_port` (or any port but 500) is spoken to with the non-ESP
+    /// marker from the first message on (RFC 7296 2.23).
     pub remotes: Vec<SocketAddr>,
     /// Who we say we are.
     pub local_id: Identity,
@@ -97,7 +100,8 @@ pub struct PeerConfig {
     pub initiate: bool,
     /// Make both ends believe in a NAT, so that ESP travels in UDP.
     pub force_encapsulation: bool,
-    /// Kernel SAs of this peer are kept from before (restart of the agent): INITIAL_CONTACT is not sent.
+    /// Kernel SAs of this peer are kept from before (restart of the agent): INITIAL_CONTACT is not
+    /// sent.
     pub keep_existing: bool,
     /// Timers.
     pub timing: Timing,
@@ -114,7 +118,8 @@ pub struct Timing {
     pub transmissions: u32,
     /// Soft lifetime of a CHILD_SA; jitter is subtracted from it.
     pub child_lifetime: Duration,
-    /// Lifetime of an IKE SA, after which it is made anew before the old one goes; jitter is subtracted.
+    /// Lifetime of an IKE SA, after which it is made anew before the old one goes; jitter is
+    /// subtracted.
     pub ike_lifetime: Duration,
     /// How long an old inbound SA lingers after a rekey.
     pub linger: Duration,
@@ -162,10 +167,11 @@ pub struct CertificateAuth {
     pub trust_anchors: Vec<Vec<u8>>,
     /// A URI that the peer's certificate must carry as subjectAltName, on top of `remote_id`.
     pub remote_uri: Option<String>,
-    /// Extended key usages of which the peer's certificate must have one, as DER content of the OID (empty: none asked).
+    /// Extended key usages of which the peer's certificate must have one, as DER content of the OID
+    /// (empty: none asked).
     pub remote_key_usages: Vec<Vec<u8>>,
-    /// Certificates of the peer that begin before this are revoked, seconds since 1970-01-01 UTC (0: none is). Raising it ends the IKE SAs
-    /// in which the peer showed one of them.
+    /// Certificates of the peer that begin before this are revoked, seconds since 1970-01-01 UTC
+    /// (0: none is). Raising it ends the IKE SAs in which the peer showed one of them.
     pub remote_not_before: u64,
 }
 

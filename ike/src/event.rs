@@ -1,4 +1,5 @@
-//! What an endpoint tells its owner. In the order in which events come they must be carried out: they are the zero-loss order of rekeying.
+//! What an endpoint tells its owner. In the order in which events come they must be carried out:
+//! they are the zero-loss order of rekeying.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -63,8 +64,9 @@ pub enum OutboundSwitch {
     Later,
 }
 
-/// What happened. Unless said otherwise the kernel's state must be changed before the next call into the endpoint or, at the latest, before the
-/// transmits that follow the event are sent (the peer may use an SA as soon as it has our answer).
+/// What happened. Unless said otherwise the kernel's state must be changed before the next call
+/// into the endpoint or, at the latest, before the transmits that follow the event are sent (the
+/// peer may use an SA as soon as it has our answer).
 #[derive(Debug, Clone)]
 pub enum Event {
     /// An IKE SA is established.
@@ -82,8 +84,9 @@ pub enum Event {
         /// For people: proposal chosen, authentication, NAT situation.
         details: IkeDetails,
     },
-    /// An IKE SA is gone, replaced by another that was reported by [`Event::IkeUp`] before: by a rekey (its CHILD_SAs moved along) or by the
-    /// survivor of two (its CHILD_SAs linger). Every `IkeUp` is followed by one `IkeReplaced` or one `IkeDown`.
+    /// An IKE SA is gone, replaced by another that was reported by [`Event::IkeUp`] before: by a
+    /// rekey (its CHILD_SAs moved along) or by the survivor of two (its CHILD_SAs linger). Every
+    /// `IkeUp` is followed by one `IkeReplaced` or one `IkeDown`.
     IkeReplaced {
         /// With whom.
         peer: PeerName,
@@ -101,8 +104,9 @@ pub enum Event {
         /// Why.
         reason: DownReason,
     },
-    /// A CHILD_SA of a new IKE SA: install inbound, then outbound. If the peer has another CHILD_SA now, `replaces` names the one whose
-    /// outbound SA is in use: it is to be replaced in one batch; its inbound one stays until its [`Event::ChildDown`].
+    /// A CHILD_SA of a new IKE SA: install inbound, then outbound. If the peer has another CHILD_SA
+    /// now, `replaces` names the one whose outbound SA is in use: it is to be replaced in one
+    /// batch; its inbound one stays until its [`Event::ChildDown`].
     ChildUp {
         /// With whom.
         peer: PeerName,
@@ -111,7 +115,8 @@ pub enum Event {
         /// The CHILD_SA whose outbound SA this one replaces.
         replaces: Option<ChildId>,
     },
-    /// A rekeyed CHILD_SA, or that of a second IKE SA with the peer: install the new inbound SA; switch outbound as told.
+    /// A rekeyed CHILD_SA, or that of a second IKE SA with the peer: install the new inbound SA;
+    /// switch outbound as told.
     ChildRekeyed {
         /// With whom.
         peer: PeerName,
@@ -122,7 +127,8 @@ pub enum Event {
         /// When to switch outbound.
         switch: OutboundSwitch,
     },
-    /// Switch outbound from the old to the new SA now, in one batch. Also back to an older one, where that is the survivor of two.
+    /// Switch outbound from the old to the new SA now, in one batch. Also back to an older one,
+    /// where that is the survivor of two.
     OutboundSwitch {
         /// With whom.
         peer: PeerName,
@@ -131,7 +137,8 @@ pub enum Event {
         /// To; its inbound SA was installed by an event before.
         new: Arc<ChildSa>,
     },
-    /// Remove what is left of this CHILD_SA: the inbound SA (it has lingered) and, unless switched before, the outbound one.
+    /// Remove what is left of this CHILD_SA: the inbound SA (it has lingered) and, unless switched
+    /// before, the outbound one.
     ChildDown {
         /// With whom.
         peer: PeerName,
@@ -140,7 +147,8 @@ pub enum Event {
         /// Why.
         reason: DownReason,
     },
-    /// The peer's or our address or port changed: update the SAs of these CHILD_SAs (those that only linger inbound included).
+    /// The peer's or our address or port changed: update the SAs of these CHILD_SAs (those that
+    /// only linger inbound included).
     PeerMoved {
         /// Who.
         peer: PeerName,
@@ -151,7 +159,8 @@ pub enum Event {
         /// Its address now.
         remote: SocketAddr,
     },
-    /// An attempt failed; the endpoint will try again by itself if the peer's configuration says `initiate`.
+    /// An attempt failed; the endpoint will try again by itself if the peer's configuration says
+    /// `initiate`.
     PeerFailed {
         /// With whom.
         peer: PeerName,
@@ -212,7 +221,8 @@ pub enum DownReason {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{exchange}: {kind}: {detail}")]
 pub struct PeerError {
-    /// The exchange, in the RFC's word: `IKE_SA_INIT`, `IKE_AUTH`, `CREATE_CHILD_SA`, `INFORMATIONAL`.
+    /// The exchange, in the RFC's word: `IKE_SA_INIT`, `IKE_AUTH`, `CREATE_CHILD_SA`,
+    /// `INFORMATIONAL`.
     pub exchange: &'static str,
     /// What kind of failure.
     pub kind: PeerErrorKind,

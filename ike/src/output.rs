@@ -21,7 +21,8 @@ impl Output {
         self.events.push_back(event);
     }
 
-    /// Queues an IKE message; the non-ESP marker is put before it where it leaves by the NAT traversal port (RFC 3948 2.2).
+    /// Queues an IKE message; the non-ESP marker is put before it where it leaves by the NAT
+    /// traversal port (RFC 3948 2.2).
     pub(crate) fn message(&mut self, local: SocketAddr, remote: SocketAddr, nat_port: u16, message: &[u8]) {
         let marker: &[u8] = if local.port() == nat_port { &[0; 4] } else { &[] };
         self.transmits.push_back(Transmit { local, remote, payload: [marker, message].concat() });
@@ -44,7 +45,8 @@ impl Context<'_> {
         bytes
     }
 
-    /// A time shortened by up to a tenth, so that two ends (and a thousand peers) seldom do the same at once.
+    /// A time shortened by up to a tenth, so that two ends (and a thousand peers) seldom do the
+    /// same at once.
     pub(crate) fn jittered(&mut self, time: std::time::Duration) -> std::time::Duration {
         let share = u32::from(u16::from_be_bytes(self.random()));
         time.saturating_sub((time / 10).saturating_mul(share) / u32::from(u16::MAX))

@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-/// A moment on the owner's monotonic clock (in the agent: CLOCK_BOOTTIME, so that sleep counts), as time since any fixed start.
+/// A moment on the owner's monotonic clock (in the agent: CLOCK_BOOTTIME, so that sleep counts), as
+/// time since any fixed start.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct Instant(Duration);
 

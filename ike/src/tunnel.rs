@@ -1,5 +1,5 @@
-//! The CHILD_SAs of one peer, whichever IKE SA they belong to: which one is sent with, which ones linger, and the events that keep the
-//! kernel in step without a gap. Knows nothing of messages.
+//! The CHILD_SAs of one peer, whichever IKE SA they belong to: which one is sent with, which ones
+//! linger, and the events that keep the kernel in step without a gap. Knows nothing of messages.
 //!
 //! At any time at most one outbound SA of a peer is in the kernel; inbound ones may be several.
 
@@ -44,7 +44,8 @@ struct Lingering {
 pub(crate) enum Arrival {
     /// With a new IKE SA, the peer being ready for it: it is sent with from now on.
     Ready,
-    /// With a new IKE SA, the peer not being ready yet (or the IKE SA being the loser of two): another goes on being sent with, if there is one.
+    /// With a new IKE SA, the peer not being ready yet (or the IKE SA being the loser of two):
+    /// another goes on being sent with, if there is one.
     Waiting,
     /// Instead of another, by an exchange that we began: it is sent with from now on.
     RekeyedByUs(ChildId),
@@ -134,7 +135,8 @@ impl Tunnel {
         let (old, ready) = match arrival {
             Arrival::Ready => (self.outbound, true),
             Arrival::Waiting => (self.outbound, false),
-            // What is replaced is what is sent with, unless it belongs to the loser of two IKE SAs: then nothing is switched.
+            // What is replaced is what is sent with, unless it belongs to the loser of two IKE SAs:
+            // then nothing is switched.
             Arrival::RekeyedByUs(old) => (self.outbound, self.outbound == Some(old)),
             Arrival::RekeyedByPeer(_) => (self.outbound, false),
         };
@@ -168,8 +170,9 @@ impl Tunnel {
         self.outbound = Some(id);
     }
 
-    /// The IKE SA has no more part in this CHILD_SA. Where another can be sent with, that is done, and this one lingers so that what is under
-    /// way still arrives; otherwise it goes at once. `linger` of zero: it goes at once in any case.
+    /// The IKE SA has no more part in this CHILD_SA. Where another can be sent with, that is done,
+    /// and this one lingers so that what is under way still arrives; otherwise it goes at once.
+    /// `linger` of zero: it goes at once in any case.
     pub(crate) fn retire(&mut self, id: ChildId, linger: Duration, reason: DownReason, now: Instant, out: &mut Output) {
         if self.live(id).is_none() {
             return;
@@ -186,7 +189,8 @@ impl Tunnel {
         }
     }
 
-    /// This CHILD_SA goes at once, whether it lives or lingers; another is sent with where there is one.
+    /// This CHILD_SA goes at once, whether it lives or lingers; another is sent with where there is
+    /// one.
     pub(crate) fn drop_now(&mut self, id: ChildId, reason: DownReason, out: &mut Output) {
         if self.outbound == Some(id)
             && let Some(successor) = self.successor(id)
@@ -198,7 +202,8 @@ impl Tunnel {
         }
     }
 
-    /// Who is sent with when `leaving` goes: of those that live, one that has not lost, of the same IKE SA, the newest.
+    /// Who is sent with when `leaving` goes: of those that live, one that has not lost, of the same
+    /// IKE SA, the newest.
     fn successor(&self, leaving: ChildId) -> Option<ChildId> {
         let owner = self.children.get(&leaving)?.owner;
         let living = self.children.iter().filter(|(id, child)| **id != leaving && child.lingering.is_none());

@@ -36,9 +36,11 @@ impl Shelf {
         Ok(file)
     }
 
-    /// A folder to build in, removed when dropped. It is in the cache, so that publishing is a rename.
+    /// A folder to build in, removed when dropped. It is in the cache, so that publishing is a
+    /// rename.
     pub(crate) fn scratch(&self) -> Result<tempfile::TempDir> {
-        // Only the holder of the lock comes here: what lies about was left by a build that was killed.
+        // Only the holder of the lock comes here: what lies about was left by a build that was
+        // killed.
         for entry in fs::read_dir(&self.root)? {
             let entry = entry?;
             if entry.file_name().to_string_lossy().starts_with("build-") {
@@ -56,7 +58,8 @@ impl Shelf {
             let base = file.file_name().context("a built file without a name")?;
             fs::copy(file, staged.path().join(base)).with_context(|| format!("keeping {}", file.display()))?;
         }
-        // The private mode of a temporary folder would hide the build from another user of the same cache.
+        // The private mode of a temporary folder would hide the build from another user of the same
+        // cache.
         fs::set_permissions(staged.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755))?;
         let staged = staged.keep();
         if place.exists() {

@@ -1,4 +1,5 @@
-//! `exec`: one command as root in the lab, for crates whose tests need privileges or a kernel with ESP.
+//! `exec`: one command as root in the lab, for crates whose tests need privileges or a kernel with
+//! ESP.
 
 use std::io::IsTerminal as _;
 use std::path::PathBuf;
@@ -8,7 +9,8 @@ use anyhow::{Result, bail};
 
 use crate::guest::{Event, Guest, Job, Output, Spec, choose};
 
-/// Runs `argv` as root in the lab, in the current folder with the current environment, and returns its exit status.
+/// Runs `argv` as root in the lab, in the current folder with the current environment, and returns
+/// its exit status.
 ///
 /// Everything it writes is forgotten, except below the `writable` folders.
 ///

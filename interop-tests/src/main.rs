@@ -10,8 +10,9 @@ use interop_tests::runner::RunOptions;
 
 /// Runs networks of real programs on a real kernel with IPsec, on an ordinary machine.
 ///
-/// Where the host's kernel has ESP and we are root, the lab is a set of network namespaces. Everywhere else it is a User-Mode Linux
-/// kernel, an ordinary process, which is built once (about 10 CPU-minutes) and kept in $XDG_CACHE_HOME/edge-cni.
+/// Where the host's kernel has ESP and we are root, the lab is a set of network namespaces.
+/// Everywhere else it is a User-Mode Linux kernel, an ordinary process, which is built once (about
+/// 10 CPU-minutes) and kept in $XDG_CACHE_HOME/edge-cni.
 #[derive(Parser)]
 #[command(name = "interop-tests", version)]
 struct Cli {
@@ -23,8 +24,9 @@ struct Cli {
 enum Verb {
     /// Run one command as root in the lab, in the current folder, and return its exit status.
     ///
-    /// The command sees the host's files; what it writes is forgotten, except below the folders named by --writable. On a terminal
-    /// it gets the terminal (try `exec -- bash`), else an empty standard input.
+    /// The command sees the host's files; what it writes is forgotten, except below the folders
+    /// named by --writable. On a terminal it gets the terminal (try `exec -- bash`), else an empty
+    /// standard input.
     Exec {
         /// `uml` or `host`; by default the host's kernel where it has all that is needed.
         #[arg(long, env = "EDGE_LAB_BACKEND", value_parser = ["uml", "host"])]
@@ -44,7 +46,8 @@ enum Verb {
     },
     /// Run scenarios, and print one line of JSON for each.
     ///
-    /// Logs, captures and what the kernels knew are in target/lab-logs/SCENARIO. The exit status is 1 if any failed.
+    /// Logs, captures and what the kernels knew are in target/lab-logs/SCENARIO. The exit status is
+    /// 1 if any failed.
     Run {
         /// Whole names or beginnings, such as `strongswan/`; all by default.
         names: Vec<String>,
@@ -57,7 +60,8 @@ enum Verb {
     },
     /// Run the demo: a cloud, four edge sites, and every claim checked.
     ///
-    /// Ends with `demo: N checks passed`, or with the check that failed, what was seen and where to look, and exit status 1.
+    /// Ends with `demo: N checks passed`, or with the check that failed, what was seen and where to
+    /// look, and exit status 1.
     Demo {
         /// `uml` or `host`; by default the host's kernel where it has all that is needed.
         #[arg(long, env = "EDGE_LAB_BACKEND", value_parser = ["uml", "host"])]
@@ -72,11 +76,14 @@ enum Verb {
         #[arg(long)]
         update: bool,
     },
-    /// Make kube-apiserver and kubectl, if they are not there yet, and print the path of kube-apiserver; kubectl lies beside it.
+    /// Make kube-apiserver and kubectl, if they are not there yet, and print the path of
+    /// kube-apiserver; kubectl lies beside it.
     KubeApiserver,
-    /// Run one command, by default a shell, beside a fresh Kubernetes control plane, and return its exit status.
+    /// Run one command, by default a shell, beside a fresh Kubernetes control plane, and return its
+    /// exit status.
     ///
-    /// KUBECONFIG names its administrator's, and kubectl is the one of the release. The control plane is forgotten afterwards.
+    /// KUBECONFIG names its administrator's, and kubectl is the one of the release. The control
+    /// plane is forgotten afterwards.
     Kube {
         /// A further flag for kube-apiserver; may be repeated.
         #[arg(long, value_name = "FLAG", allow_hyphen_values = true)]

@@ -9,7 +9,8 @@ pub const PATIENCE: Duration = Duration::from_secs(30);
 
 const POLL: Duration = Duration::from_millis(20);
 
-/// Asks `probe` until it succeeds; its last error says what was still missing when `patience` ran out.
+/// Asks `probe` until it succeeds; its last error says what was still missing when `patience` ran
+/// out.
 ///
 /// # Errors
 /// When the event did not happen in time.

@@ -11,14 +11,17 @@ use crate::view::{NodeView, Peer, Role, ViewChange};
 /// Media type of [`Problem`].
 pub const PROBLEM_MEDIA_TYPE: &str = "application/problem+json";
 
-/// `POST /v1/join`: a node's first words, over TLS that is authenticated by the CA's hash in the token.
+/// `POST /v1/join`: a node's first words, over TLS that is authenticated by the CA's hash in the
+/// token.
 #[derive(Clone, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct JoinRequest {
-    /// [`crate::JoinToken::credential`]: the token's id and secret. Empty where the next field is there.
+    /// [`crate::JoinToken::credential`]: the token's id and secret. Empty where the next field is
+    /// there.
     #[serde(default)]
     pub token: String,
-    /// In place of a join token: a Kubernetes service account token, bound to the node's own pod, for the audience `edge-cni`.
+    /// In place of a join token: a Kubernetes service account token, bound to the node's own pod,
+    /// for the audience `edge-cni`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub service_account_token: Option<String>,
     /// The name under which the node wants to be known.
@@ -59,8 +62,8 @@ pub struct CertificateRequest {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct NodeReport {
-    /// Addresses of the node's uplinks, likeliest first. The controller passes the first few on that a peer may use, and adds the one from which
-    /// the report came.
+    /// Addresses of the node's uplinks, likeliest first. The controller passes the first few on
+    /// that a peer may use, and adds the one from which the report came.
     pub addresses: Vec<IpAddr>,
     /// UDP port of the node's IKE and ESP in UDP.
     #[cfg_attr(feature = "schema", schemars(range(min = 1)))]
@@ -68,10 +71,12 @@ pub struct NodeReport {
     /// Its tunnels, for people who look.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tunnels: Option<TunnelCount>,
-    /// Why the latest view is not in force on the node, if it is not: it would cut the node off from its own network, for example.
+    /// Why the latest view is not in force on the node, if it is not: it would cut the node off
+    /// from its own network, for example.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub refused_view: Option<String>,
-    /// Segments that it uses, as far as its disk says. The controller grants them to nobody else, also where a restored backup does not know them.
+    /// Segments that it uses, as far as its disk says. The controller grants them to nobody else,
+    /// also where a restored backup does not know them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[cfg_attr(feature = "schema", schemars(with = "Vec<String>"))]
     pub segments: Vec<IpNetwork>,
@@ -91,7 +96,8 @@ pub struct TunnelCount {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct SegmentRequest {
-    /// Chosen by the node, kept on disk until answered: a retry with the same id gets the same segments.
+    /// Chosen by the node, kept on disk until answered: a retry with the same id gets the same
+    /// segments.
     #[cfg_attr(feature = "schema", schemars(length(min = 1, max = 128)))]
     pub request_id: String,
     /// Families wanted.
@@ -130,13 +136,16 @@ pub struct SegmentResponse {
     pub segments: Vec<IpNetwork>,
 }
 
-/// Without a line on the view stream for so long a node takes the controller for gone and connects anew, seconds. Heartbeats come well within.
+/// Without a line on the view stream for so long a node takes the controller for gone and connects
+/// anew, seconds. Heartbeats come well within.
 pub const VIEW_SILENCE_SECONDS: u64 = 20;
 
-/// One line of the stream `GET /v1/nodes/{node}/view?watch=true` (NDJSON). Without `watch` the answer is one [`NodeView`].
+/// One line of the stream `GET /v1/nodes/{node}/view?watch=true` (NDJSON). Without `watch` the
+/// answer is one [`NodeView`].
 ///
-/// With `changes=true` a whole view comes at most once, then what changes of it; without, whole views alone. With `from=VERSION` no view comes that is
-/// older than this, and with the `epoch` that came with it as well, only what changed since, if the controller remembers it.
+/// With `changes=true` a whole view comes at most once, then what changes of it; without, whole
+/// views alone. With `from=VERSION` no view comes that is older than this, and with the `epoch`
+/// that came with it as well, only what changed since, if the controller remembers it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(tag = "type", rename_all = "lowercase")]
@@ -156,8 +165,8 @@ pub enum ViewEvent<P = Peer> {
         /// Version of the view that was told last on this stream; 0 if none was.
         version: u64,
     },
-    /// The last line of a stream that ends because its controller does. Whoever understands it goes on at another controller at once; for
-    /// others the stream has ended.
+    /// The last line of a stream that ends because its controller does. Whoever understands it goes
+    /// on at another controller at once; for others the stream has ended.
     Goodbye {
         /// Why, for logs.
         reason: String,
@@ -189,7 +198,8 @@ pub struct NodeInfo {
     /// What it says it holds and does not, in words.
     #[serde(default)]
     pub conflicts: Vec<String>,
-    /// Its Node object in Kubernetes is gone, with so many others that it was not believed: to be deregistered by the operator alone.
+    /// Its Node object in Kubernetes is gone, with so many others that it was not believed: to be
+    /// deregistered by the operator alone.
     #[serde(default)]
     pub missing: bool,
     /// Why its view is not in force there, as it last reported to this controller.
@@ -199,7 +209,8 @@ pub struct NodeInfo {
     pub certificate_not_after: i64,
 }
 
-/// `PATCH /v1/nodes/{node}/labels`, for the operator: a JSON merge patch (RFC 7396); `null` removes a label.
+/// `PATCH /v1/nodes/{node}/labels`, for the operator: a JSON merge patch (RFC 7396); `null` removes
+/// a label.
 pub type LabelsPatch = std::collections::BTreeMap<String, Option<String>>;
 
 /// `POST /v1/tokens`, for the operator. Unknown keys are refused: a misspelt bound would not hold.
@@ -209,7 +220,8 @@ pub type LabelsPatch = std::collections::BTreeMap<String, Option<String>>;
 pub struct TokenRequest {
     /// Role of the nodes that join with it.
     pub role: Role,
-    /// The only name that may join with it; this name may then also be one that is registered already.
+    /// The only name that may join with it; this name may then also be one that is registered
+    /// already.
     #[serde(default)]
     pub node: Option<NodeName>,
     /// Seconds until it is refused.
@@ -305,7 +317,8 @@ pub enum SegmentState {
     Free,
 }
 
-/// `PUT /v1/communities/{name}`, for the operator: who belongs to the community besides those whose labels say so.
+/// `PUT /v1/communities/{name}`, for the operator: who belongs to the community besides those whose
+/// labels say so.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
@@ -325,11 +338,13 @@ pub struct CommunityInfo {
     pub members: Vec<NodeName>,
 }
 
-/// A row of `GET /v1/ca`, and the answer to `POST /v1/ca/rollover` and `DELETE /v1/ca/{id}`, for the operator.
+/// A row of `GET /v1/ca`, and the answer to `POST /v1/ca/rollover` and `DELETE /v1/ca/{id}`, for
+/// the operator.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct AuthorityInfo {
-    /// SHA-256 of its DER SubjectPublicKeyInfo, hexadecimal: its name here, and what join tokens pin.
+    /// SHA-256 of its DER SubjectPublicKeyInfo, hexadecimal: its name here, and what join tokens
+    /// pin.
     pub id: String,
     /// The subject of its certificate.
     pub subject: String,
@@ -341,8 +356,8 @@ pub struct AuthorityInfo {
     pub retired_at: Option<i64>,
     /// End of its certificate, seconds since 1970-01-01 UTC.
     pub not_after: i64,
-    /// Where it is trusted and does not sign: registered nodes that would be lost without it, for they have a valid certificate of it and have
-    /// not used one of another.
+    /// Where it is trusted and does not sign: registered nodes that would be lost without it, for
+    /// they have a valid certificate of it and have not used one of another.
     pub needed_by: Vec<NodeName>,
     /// As before: join tokens that may still be used and pin it.
     pub pinned_by: Vec<String>,

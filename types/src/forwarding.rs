@@ -1,5 +1,7 @@
-//! Who turned forwarding on. A host that forwarded before us is a router, and stays one; where agent or plugin turned it on for pods, the agent's firewall
-//! keeps the host from becoming one between its own networks. Both note it in one file, for this boot alone: the settings do not outlive it.
+//! Who turned forwarding on. A host that forwarded before us is a router, and stays one; where
+//! agent or plugin turned it on for pods, the agent's firewall keeps the host from becoming one
+//! between its own networks. Both note it in one file, for this boot alone: the settings do not
+//! outlive it.
 
 use std::fs::{self, File};
 use std::io::{self, Write};
@@ -43,15 +45,16 @@ impl Forwarding {
         Self { sysctls, file: state_dir.join(FORWARDING_FILE), boot_id: boot_id.to_owned() }
     }
 
-    /// IPv4 and IPv6: whether it was off on this boot until one of us turned it on. A file that cannot be read is none.
+    /// IPv4 and IPv6: whether it was off on this boot until one of us turned it on. A file that
+    /// cannot be read is none.
     #[must_use]
     pub fn ours(&self) -> [bool; 2] {
         let record = fs::read(&self.file).ok().and_then(|text| serde_json::from_slice::<Record>(&text).ok());
         record.filter(|record| record.boot_id == self.boot_id).map_or([false; 2], |record| record.ours)
     }
 
-    /// To be called before forwarding of these families is turned on: notes those where it is off now. Replaces the file as a whole; both programs
-    /// would write the same.
+    /// To be called before forwarding of these families is turned on: notes those where it is off
+    /// now. Replaces the file as a whole; both programs would write the same.
     ///
     /// # Errors
     /// When it cannot be written: then a restarted agent takes this host for a router.

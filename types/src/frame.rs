@@ -1,4 +1,5 @@
-//! bincode, with a size limit and a version byte. For local frames and files between our own programs; never for bytes from a network.
+//! bincode, with a size limit and a version byte. For local frames and files between our own
+//! programs; never for bytes from a network.
 
 use serde::{Serialize, de::DeserializeOwned};
 use std::io::{Read, Write};

@@ -11,8 +11,9 @@
 //! - [`pki`]: how a certificate says who its holder is.
 //! - [`token`]: the join token that brings a new node in.
 //!
-//! Unknown keys are ignored in everything that travels between nodes and controller, so that programs one minor version apart work together.
-//! What the operator sends is refused with unknown keys.
+//! Unknown keys are ignored in everything that travels between nodes and controller, so that
+//! programs one minor version apart work together. What the operator sends is refused with unknown
+//! keys.
 #![forbid(unsafe_code)]
 #![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing))]
 

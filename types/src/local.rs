@@ -1,5 +1,5 @@
-//! What plugin and agent say to each other on the agent's unix socket (mode 0600), as bincode frames ([`crate::frame`]).
-//! One request a connection, one answer.
+//! What plugin and agent say to each other on the agent's unix socket (mode 0600), as bincode
+//! frames ([`crate::frame`]). One request a connection, one answer.
 
 use serde::{Deserialize, Serialize};
 
@@ -8,14 +8,16 @@ use crate::api::Family;
 /// Default path of the agent's socket.
 pub const AGENT_SOCKET: &str = "/run/edge-cni/agent.sock";
 
-/// How long the plugin waits for an application's answer before it gives up with CNI error 11, seconds.
+/// How long the plugin waits for an application's answer before it gives up with CNI error 11,
+/// seconds.
 pub const APPLICATION_TIMEOUT_SECONDS: u64 = 5;
 
 /// What the plugin asks.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum AgentRequest {
-    /// Free addresses run short: apply for another segment. The agent answers when the new segments stand in the state directory,
-    /// or at once if another application has brought some since the plugin looked.
+    /// Free addresses run short: apply for another segment. The agent answers when the new segments
+    /// stand in the state directory, or at once if another application has brought some since the
+    /// plugin looked.
     ApplyForSegment {
         /// Families that run short.
         stock: Vec<Stock>,
@@ -29,8 +31,9 @@ pub enum AgentRequest {
     Ping,
 }
 
-/// How many addresses of a family the plugin has, counted in one look under the shared lock. `free + leased` is what all segments hold that the
-/// plugin saw; so the agent can tell whether segments have come since, and what the spare is.
+/// How many addresses of a family the plugin has, counted in one look under the shared lock.
+/// `free + leased` is what all segments hold that the plugin saw; so the agent can tell whether
+/// segments have come since, and what the spare is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Stock {
     /// Which family.
@@ -50,7 +53,8 @@ pub enum AgentResponse {
     Failed {
         /// What was asked, what stood in the way, what to do.
         reason: String,
-        /// Whether trying again later may help (the cloud cannot be reached) or not (the range is full).
+        /// Whether trying again later may help (the cloud cannot be reached) or not (the range is
+        /// full).
         temporary: bool,
     },
 }

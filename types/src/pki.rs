@@ -1,8 +1,9 @@
 //! How a certificate says who its holder is.
 //!
-//! A node's certificate has the node's name as dNSName, and as URI the name with the role, so that an edge's certificate can never pass
-//! for a hub's: `edge-cni://hub/NAME`. Extended key usages: nodes of every role `id-kp-clientAuth` (towards the controller) and
-//! `id-kp-ipsecIKE` (RFC 4945 5.1.3.12); the controller `id-kp-serverAuth` alone.
+//! A node's certificate has the node's name as dNSName, and as URI the name with the role, so that
+//! an edge's certificate can never pass for a hub's: `edge-cni://hub/NAME`. Extended key usages:
+//! nodes of every role `id-kp-clientAuth` (towards the controller) and `id-kp-ipsecIKE` (RFC 4945
+//! 5.1.3.12); the controller `id-kp-serverAuth` alone.
 
 use crate::name::NodeName;
 use crate::view::Role;

@@ -1,4 +1,5 @@
-//! Which pods an operator means: in the plugin's `unfilteredPods` and the agent's `unfiltered_pods`.
+//! Which pods an operator means: in the plugin's `unfilteredPods` and the agent's
+//! `unfiltered_pods`.
 
 /// How patterns are written, for errors.
 pub const EXPECTED: &str = "\"namespace/name\", \"namespace/beginning*\", or \"*\" for all pods";

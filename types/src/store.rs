@@ -1,7 +1,8 @@
 //! Files below the state directory (`/var/lib/edge-cni`) that plugin and agent share.
 //!
-//! The agent writes [`SEGMENTS_FILE`], the plugin writes leases; both under an exclusive `flock` on [`LOCK_FILE`]. A file is replaced as a
-//! whole: write `NAME.tmp`, fsync it, rename, fsync the folder. So a power cut leaves the old or the new content, never a mixture.
+//! The agent writes [`SEGMENTS_FILE`], the plugin writes leases; both under an exclusive `flock` on
+//! [`LOCK_FILE`]. A file is replaced as a whole: write `NAME.tmp`, fsync it, rename, fsync the
+//! folder. So a power cut leaves the old or the new content, never a mixture.
 
 use ipnetwork::IpNetwork;
 use serde::{Deserialize, Serialize};
@@ -10,7 +11,8 @@ use serde::{Deserialize, Serialize};
 pub const STATE_DIR: &str = "/var/lib/edge-cni";
 /// Locked exclusively by whoever reads in order to write.
 pub const LOCK_FILE: &str = "lock";
-/// Segments of this node, JSON ([`SegmentsFile`]); written by the agent, or once by the plugin from its configuration.
+/// Segments of this node, JSON ([`SegmentsFile`]); written by the agent, or once by the plugin from
+/// its configuration.
 pub const SEGMENTS_FILE: &str = "segments.json";
 /// Leases of pods; the plugin's own format, below this folder or with this name.
 pub const LEASES_FILE: &str = "leases";
@@ -24,7 +26,8 @@ pub struct SegmentsFile {
     pub version: u32,
     /// Who provided the segments.
     pub source: SegmentsSource,
-    /// In the order in which they were granted; addresses are given from the first that has one free.
+    /// In the order in which they were granted; addresses are given from the first that has one
+    /// free.
     pub segments: Vec<IpNetwork>,
     /// All ranges from which segments are cut in the whole cluster; what the guard guards.
     #[serde(default)]
@@ -47,8 +50,9 @@ pub enum SegmentsSource {
     Agent,
 }
 
-/// How many pods fit a segment, at most `u64::MAX`. Not theirs: the network's address (in IPv6 the subnet-router anycast address, RFC 4291
-/// 2.6.1), the first host address, which is the bridge's, and in IPv4 the broadcast address.
+/// How many pods fit a segment, at most `u64::MAX`. Not theirs: the network's address (in IPv6 the
+/// subnet-router anycast address, RFC 4291 2.6.1), the first host address, which is the bridge's,
+/// and in IPv4 the broadcast address.
 pub fn pod_capacity(segment: &IpNetwork) -> u64 {
     let (bits, reserved) = match segment {
         IpNetwork::V4(segment) => (32 - segment.prefix(), 3),

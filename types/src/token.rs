@@ -6,12 +6,16 @@
 //! {"ca":"<base64url of 32 octets>","role":"edge","node":"edge-1","id":"<base64url>","secret":"<base64url>"}
 //! ```
 //!
-//! - `ca`: SHA-256 of the DER SubjectPublicKeyInfo of the controller's CA. The controller sends the certificates of all CAs that are trusted last
-//!   in its TLS chain. A joining node looks there for the certificate whose key has this hash, takes it as its only trust anchor, and verifies the
-//!   controller's certificate against it for the name in its URL: extended key usage id-kp-serverAuth, URI [`crate::pki::CONTROLLER_URI`].
-//!   No chain with this key: no join, and the token's secret is not sent.
-//! - `role`, and `node` where the token is bound to one name: for the node's information. The controller keeps its own record.
-//! - `id` and `secret`: sent as [`JoinToken::credential`] in [`crate::api::JoinRequest::token`], after the TLS handshake.
+//! - `ca`: SHA-256 of the DER SubjectPublicKeyInfo of the controller's CA. The controller sends the
+//!   certificates of all CAs that are trusted last in its TLS chain. A joining node looks there for
+//!   the certificate whose key has this hash, takes it as its only trust anchor, and verifies the
+//!   controller's certificate against it for the name in its URL: extended key usage
+//!   id-kp-serverAuth, URI [`crate::pki::CONTROLLER_URI`]. No chain with this key: no join, and the
+//!   token's secret is not sent.
+//! - `role`, and `node` where the token is bound to one name: for the node's information. The
+//!   controller keeps its own record.
+//! - `id` and `secret`: sent as [`JoinToken::credential`] in [`crate::api::JoinRequest::token`],
+//!   after the TLS handshake.
 
 use std::fmt;
 use std::str::FromStr;

@@ -1,4 +1,5 @@
-//! What the controller tells a node: itself, and whom it may talk to; at first as a whole, then what changes of it.
+//! What the controller tells a node: itself, and whom it may talk to; at first as a whole, then
+//! what changes of it.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -8,7 +9,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::name::{Communities, NodeName};
 
-/// What a node is for. Given by the join token, held by the certificate, never claimed by the node's configuration.
+/// What a node is for. Given by the join token, held by the certificate, never claimed by the
+/// node's configuration.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "lowercase")]
@@ -50,8 +52,8 @@ impl std::str::FromStr for Role {
     }
 }
 
-/// One node's view. Complete in itself: a newer version replaces an older one as a whole. (The controller, which tells many nodes of the same
-/// peer, has another `P`.)
+/// One node's view. Complete in itself: a newer version replaces an older one as a whole. (The
+/// controller, which tells many nodes of the same peer, has another `P`.)
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct NodeView<P = Peer> {
@@ -64,23 +66,27 @@ pub struct NodeView<P = Peer> {
     /// Communities that this node belongs to.
     #[serde(default)]
     pub communities: Communities,
-    /// All ranges from which segments are cut, in the whole cluster. Nothing to or from them may ever travel in clear.
+    /// All ranges from which segments are cut, in the whole cluster. Nothing to or from them may
+    /// ever travel in clear.
     #[cfg_attr(feature = "schema", schemars(with = "Vec<String>"))]
     pub cluster_ranges: Vec<IpNetwork>,
     /// Segments of this node; pods here have addresses from them alone.
     #[cfg_attr(feature = "schema", schemars(with = "Vec<String>"))]
     pub segments: Vec<IpNetwork>,
-    /// On a hub: the cloud's networks (pods and services of the cloud's own CNI) that it fronts. Elsewhere empty.
+    /// On a hub: the cloud's networks (pods and services of the cloud's own CNI) that it fronts.
+    /// Elsewhere empty.
     #[serde(default)]
     #[cfg_attr(feature = "schema", schemars(with = "Vec<String>"))]
     pub networks: Vec<IpNetwork>,
-    /// Whom this node may talk to: on an edge the hubs and the other members of its communities; on a hub all edges; on a
-    /// cloud node the hubs, to route to, not to negotiate with. By name.
+    /// Whom this node may talk to: on an edge the hubs and the other members of its communities; on
+    /// a hub all edges; on a cloud node the hubs, to route to, not to negotiate with. By name.
     pub peers: Vec<P>,
-    /// Trust anchors for peers' and the controller's certificates, PEM. Several while the CA rolls over: the first one is of the authority that
-    /// signs now, and a node whose certificate is of another one renews it soon.
+    /// Trust anchors for peers' and the controller's certificates, PEM. Several while the CA rolls
+    /// over: the first one is of the authority that signs now, and a node whose certificate is of
+    /// another one renews it soon.
     pub trust_anchors: Vec<String>,
-    /// Addresses of one segment, as a prefix length per family, so that the agent can judge what "one spare segment" is.
+    /// Addresses of one segment, as a prefix length per family, so that the agent can judge what
+    /// "one spare segment" is.
     #[serde(default)]
     pub segment_prefix: SegmentPrefix,
 }
@@ -105,7 +111,8 @@ pub struct ViewChange<P = Peer> {
 }
 
 impl ViewChange {
-    /// The new version of a view; `None` if this is not the difference to the version that `view` has.
+    /// The new version of a view; `None` if this is not the difference to the version that `view`
+    /// has.
     pub fn apply_to(self, view: NodeView) -> Option<NodeView> {
         if view.version != self.from {
             return None;
@@ -155,7 +162,8 @@ pub struct Peer {
     #[serde(default)]
     #[cfg_attr(feature = "schema", schemars(with = "Vec<String>"))]
     pub networks: Vec<IpNetwork>,
-    /// Certificates of it that begin before this are revoked (seconds since 1970-01-01 UTC): its name has joined anew since, with another key.
+    /// Certificates of it that begin before this are revoked (seconds since 1970-01-01 UTC): its
+    /// name has joined anew since, with another key.
     #[serde(default)]
     pub certificates_from: i64,
 }
@@ -164,7 +172,8 @@ pub struct Peer {
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Endpoint {
-    /// Address and UDP port on which the node speaks IKE and ESP in UDP (4500 unless configured otherwise).
+    /// Address and UDP port on which the node speaks IKE and ESP in UDP (4500 unless configured
+    /// otherwise).
     pub address: SocketAddr,
     /// Who says so.
     pub source: EndpointSource,

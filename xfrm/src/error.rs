@@ -18,7 +18,8 @@ pub enum Error {
     /// The kernel refused, was silent, or could not be asked.
     #[error(transparent)]
     Netlink(#[from] netlink::Error),
-    /// Somebody else has a policy with this direction and selector. It stays as it is; ours was not installed.
+    /// Somebody else has a policy with this direction and selector. It stays as it is; ours was not
+    /// installed.
     #[error(
         "policy {wanted} cannot be installed: another program holds that selector with {theirs}; \
          remove it there (see `ip xfrm policy`), or leave its networks out of ours"

@@ -24,8 +24,8 @@ const DATAGRAM: usize = 32 << 10;
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Event {
-    /// A packet met an `out` policy that has no SA. Comes once a flow until the kernel's larval state is gone (30 s) or
-    /// an SA is there.
+    /// A packet met an `out` policy that has no SA. Comes once a flow until the kernel's larval
+    /// state is gone (30 s) or an SA is there.
     Acquire {
         /// Reqid of the policy's template.
         reqid: u32,
@@ -38,7 +38,8 @@ pub enum Event {
         /// Which policy.
         policy_index: u32,
     },
-    /// An SA reached a limit of packets or bytes, or a reserved SPI was not made an SA in time (`hard`).
+    /// An SA reached a limit of packets or bytes, or a reserved SPI was not made an SA in time
+    /// (`hard`).
     Expire {
         /// Which.
         id: SaId,
@@ -64,7 +65,8 @@ pub enum Event {
     PolicyDeleted(Box<InstalledPolicy>),
     /// All policies were deleted at once (`ip xfrm policy flush`).
     PoliciesFlushed,
-    /// ESP of this SA comes from another address or port: a NAT forgot, or the peer moved. Its packet was genuine.
+    /// ESP of this SA comes from another address or port: a NAT forgot, or the peer moved. Its
+    /// packet was genuine.
     Mapping {
         /// Which.
         id: SaId,
@@ -79,8 +81,8 @@ pub enum Event {
     Overrun,
 }
 
-/// A non-blocking socket for [`Event`]s. Register it for readability, then call [`EventSocket::next`] until it gives
-/// `None`.
+/// A non-blocking socket for [`Event`]s. Register it for readability, then call
+/// [`EventSocket::next`] until it gives `None`.
 pub struct EventSocket {
     socket: Socket,
     buffer: Zeroizing<Vec<u8>>,
@@ -98,7 +100,8 @@ impl std::fmt::Debug for EventSocket {
 }
 
 impl EventSocket {
-    /// Opens it in the thread's network namespace. Open it before the first dump, so that nothing falls between.
+    /// Opens it in the thread's network namespace. Open it before the first dump, so that nothing
+    /// falls between.
     pub fn open() -> Result<Self> {
         let failed = |doing: &'static str| move |source: io::Error| netlink::Error::Io { doing, source };
         let mut socket = Socket::new(NETLINK_XFRM).map_err(failed("cannot open a netlink socket"))?;
@@ -215,7 +218,8 @@ fn acquire(body: &[u8]) -> Result<Event, String> {
     })
 }
 
-/// `struct xfrm_user_expire`. What has no SPI is the larval state of an acquire, which ended without an answer.
+/// `struct xfrm_user_expire`. What has no SPI is the larval state of an acquire, which ended
+/// without an answer.
 fn expire(body: &[u8]) -> Result<Option<Event>, String> {
     let (fixed, _) = wire::split(body, nl::XFRM_USER_EXPIRE_LEN)?;
     let raw = nl::UserExpire::parse(fixed).map_err(|error| error.to_string())?;

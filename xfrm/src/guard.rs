@@ -1,11 +1,12 @@
-//! Never in clear: what stands before the first pod and outlives the agent, so that no packet to or from a cluster
-//! range leaves or enters this node other than through a tunnel.
+//! Never in clear: what stands before the first pod and outlives the agent, so that no packet to or
+//! from a cluster range leaves or enters this node other than through a tunnel.
 //!
-//! Policies, from the strongest down: those of peers (not of the guard), allows for the node's own segments, and blocks
-//! for the whole cluster ranges: `out` to them, `in` and `fwd` from them. So pods of this node reach each other, the
-//! host reaches its own pods and they the host and the internet, while a pod that forges another node's source, or a
-//! neighbour on the uplink that does, is stopped and counted (`XfrmInPolBlock`), and so is whatever would leave for
-//! another node's pods without a tunnel (`XfrmOutPolBlock`). Bridged packets and ARP never meet XFRM; neighbour
+//! Policies, from the strongest down: those of peers (not of the guard), allows for the node's own
+//! segments, and blocks for the whole cluster ranges: `out` to them, `in` and `fwd` from them. So
+//! pods of this node reach each other, the host reaches its own pods and they the host and the
+//! internet, while a pod that forges another node's source, or a neighbour on the uplink that does,
+//! is stopped and counted (`XfrmInPolBlock`), and so is whatever would leave for another node's
+//! pods without a tunnel (`XfrmOutPolBlock`). Bridged packets and ARP never meet XFRM; neighbour
 //! discovery, loopback and the uplink's own addresses are outside the ranges or inside the allows.
 
 use std::fmt;
@@ -31,15 +32,18 @@ pub struct GuardConfig {
     pub cluster_ranges: Vec<IpNetwork>,
     /// This node's own segments.
     pub segments: Vec<IpNetwork>,
-    /// On a hub: the cloud's networks that it fronts. Those outside the ranges need no allow and get none.
+    /// On a hub: the cloud's networks that it fronts. Those outside the ranges need no allow and
+    /// get none.
     pub networks: Vec<IpNetwork>,
-    /// The bridge's addresses, one a family, which the node's own traffic to remote pods takes as source. Empty until
-    /// the bridge has them; an address that the host does not have is refused by the kernel.
+    /// The bridge's addresses, one a family, which the node's own traffic to remote pods takes as
+    /// source. Empty until the bridge has them; an address that the host does not have is refused
+    /// by the kernel.
     pub bridge_addresses: Vec<IpAddr>,
 }
 
 impl GuardConfig {
-    /// Without what this kernel cannot do: where it has no IPv6 (`ipv6.disable=1`), nothing needs to be guarded there.
+    /// Without what this kernel cannot do: where it has no IPv6 (`ipv6.disable=1`), nothing needs
+    /// to be guarded there.
     #[must_use]
     pub fn for_this_kernel(mut self) -> Self {
         if !std::path::Path::new("/proc/sys/net/ipv6").exists() {
@@ -80,12 +84,12 @@ impl fmt::Display for Defect {
     }
 }
 
-/// Makes the guard stand, and says what was amiss. Does only what is missing; any number may run at once. Adds and
-/// repairs, never takes away: what a segment or range left behind is for [`crate::Xfrm::reconcile_policies`] or
-/// [`remove`].
+/// Makes the guard stand, and says what was amiss. Does only what is missing; any number may run at
+/// once. Adds and repairs, never takes away: what a segment or range left behind is for
+/// [`crate::Xfrm::reconcile_policies`] or [`remove`].
 ///
-/// Allows come before blocks, so that the host is never cut from its own pods. What can be done is done even where
-/// another part fails; the first failure is returned.
+/// Allows come before blocks, so that the host is never cut from its own pods. What can be done is
+/// done even where another part fails; the first failure is returned.
 pub fn install(config: &GuardConfig) -> Result<Vec<Defect>> {
     let config = &config.clone().for_this_kernel();
     let wanted = policies(config)?;
@@ -119,8 +123,8 @@ pub fn install_routes(config: &GuardConfig) -> Result<Vec<Defect>> {
     device::Device::open()?.install(&config.clone().for_this_kernel())
 }
 
-/// Takes the guard away: all policies of ours with its priorities, blocks first, then the device with its routes.
-/// Whatever pods are left may speak in clear from then on.
+/// Takes the guard away: all policies of ours with its priorities, blocks first, then the device
+/// with its routes. Whatever pods are left may speak in clear from then on.
 pub fn remove() -> Result<()> {
     let mut xfrm = Xfrm::open()?;
     let mut policies = xfrm.policies()?;
@@ -164,7 +168,8 @@ pub fn policies(config: &GuardConfig) -> Result<Vec<Policy>> {
         allow(segment, &mut policies)?;
     }
     for range in &config.cluster_ranges {
-        // A node that owns a whole range: the allow holds the selector, and there is nothing left to block.
+        // A node that owns a whole range: the allow holds the selector, and there is nothing left
+        // to block.
         if config.segments.iter().any(|segment| contains(segment, range)) {
             continue;
         }

@@ -19,12 +19,12 @@ use crate::wire;
 
 mod policies;
 
-/// How long a packet may be between the lookup of its SA and its encryption: microseconds, unless the CPU is taken away
-/// meanwhile, as happens to virtual ones.
+/// How long a packet may be between the lookup of its SA and its encryption: microseconds, unless
+/// the CPU is taken away meanwhile, as happens to virtual ones.
 pub const IN_FLIGHT: Duration = Duration::from_millis(20);
 
-/// A connection to XFRM in the network namespace of the thread that opened it. Each method is one or two quick system
-/// calls.
+/// A connection to XFRM in the network namespace of the thread that opened it. Each method is one
+/// or two quick system calls.
 #[derive(Debug)]
 pub struct Xfrm {
     pub(crate) netlink: Netlink,
@@ -47,7 +47,8 @@ impl Xfrm {
         self.features
     }
 
-    /// Speaks to the kernel as if it could do this and no more: what older kernels are told, newer ones take too.
+    /// Speaks to the kernel as if it could do this and no more: what older kernels are told, newer
+    /// ones take too.
     #[doc(hidden)]
     pub fn pretend(&mut self, features: Features) {
         self.features = features;
@@ -59,8 +60,9 @@ impl Xfrm {
         self.netlink.port()
     }
 
-    /// Reserves an SPI for an SA that will come from `source` to `destination` (us). The kernel holds the reservation
-    /// for `net.core.xfrm_acq_expires` (30 s); [`Xfrm::install_inbound`] makes an SA of it.
+    /// Reserves an SPI for an SA that will come from `source` to `destination` (us). The kernel
+    /// holds the reservation for `net.core.xfrm_acq_expires` (30 s); [`Xfrm::install_inbound`]
+    /// makes an SA of it.
     pub fn allocate_spi(&mut self, source: IpAddr, destination: IpAddr, reqid: Reqid, range: SpiRange) -> Result<u32> {
         let mut attributes = Vec::new();
         if self.features.sa_direction {
@@ -89,8 +91,8 @@ impl Xfrm {
             .map_err(|error| sa_error(error, sa.id(), Some(sa)))
     }
 
-    /// Turns a reservation into an SA, or changes an SA of ours: its UDP ports, limits. (The kernel ignores a changed
-    /// key, and an address is part of what an SA is: install a new one instead.)
+    /// Turns a reservation into an SA, or changes an SA of ours: its UDP ports, limits. (The kernel
+    /// ignores a changed key, and an address is part of what an SA is: install a new one instead.)
     pub fn update_sa(&mut self, sa: &SaParams) -> Result<()> {
         self.require_ours(sa.id())?;
         let request = Request::from(XfrmMessage::UpdateSa(sa.to_kernel(self.features)?));
@@ -99,7 +101,8 @@ impl Xfrm {
             .map_err(|error| sa_error(error, sa.id(), Some(sa)))
     }
 
-    /// Installs an inbound SA over its reservation, or without one where that has run out meanwhile.
+    /// Installs an inbound SA over its reservation, or without one where that has run out
+    /// meanwhile.
     pub fn install_inbound(&mut self, sa: &SaParams) -> Result<()> {
         match self.update_sa(sa) {
             Err(Error::NoSuchSa { .. }) => self.add_sa(sa),
@@ -107,7 +110,8 @@ impl Xfrm {
         }
     }
 
-    /// Deletes an SA of ours. [`Error::NoSuchSa`] where there is none, [`Error::SaOfOther`] where it is not ours.
+    /// Deletes an SA of ours. [`Error::NoSuchSa`] where there is none, [`Error::SaOfOther`] where
+    /// it is not ours.
     pub fn delete_sa(&mut self, id: SaId) -> Result<()> {
         self.require_ours(id)?;
         self.netlink
@@ -139,9 +143,9 @@ impl Xfrm {
             .collect())
     }
 
-    /// Puts the new outbound SA into the place of the old one: [`Xfrm::begin_switch`], a pause of [`IN_FLIGHT`], and
-    /// the end of the old one. Where that is gone already (`false`), the new one is installed all the same; where the
-    /// new one is refused, the old one stays.
+    /// Puts the new outbound SA into the place of the old one: [`Xfrm::begin_switch`], a pause of
+    /// [`IN_FLIGHT`], and the end of the old one. Where that is gone already (`false`), the new one
+    /// is installed all the same; where the new one is refused, the old one stays.
     pub fn switch_outbound(&mut self, new: &SaParams, old: SaId) -> Result<bool> {
         if !self.begin_switch(new, old)? {
             return Ok(false);
@@ -154,12 +158,13 @@ impl Xfrm {
         }
     }
 
-    /// Installs the new outbound SA beside the old one and has all packets from now on take the new one, as the kernel
-    /// takes the one installed later. Delete the old one soon (two of one reqid are told apart by the wall clock's
-    /// second and, within it, by order), but not before [`IN_FLIGHT`] has passed: a packet that has just been given an
-    /// SA is lost if that is deleted before the packet is encrypted. (In the lab, four processes sending without pause
-    /// on two CPUs lost 22 packets in 200 switches without that time, none with it.) `false` where the old one is not
-    /// there any more.
+    /// Installs the new outbound SA beside the old one and has all packets from now on take the new
+    /// one, as the kernel takes the one installed later. Delete the old one soon (two of one reqid
+    /// are told apart by the wall clock's second and, within it, by order), but not before
+    /// [`IN_FLIGHT`] has passed: a packet that has just been given an SA is lost if that is deleted
+    /// before the packet is encrypted. (In the lab, four processes sending without pause on two
+    /// CPUs lost 22 packets in 200 switches without that time, none with it.) `false` where the old
+    /// one is not there any more.
     pub fn begin_switch(&mut self, new: &SaParams, old: SaId) -> Result<bool> {
         let old_is_there = match self.require_ours(old) {
             Ok(()) => true,
@@ -186,8 +191,9 @@ impl Xfrm {
         policies::dump(&mut self.netlink)
     }
 
-    /// Installs a policy. Refused with [`Error::OccupiedByOther`] where another program holds its selector; one of ours
-    /// there is replaced in place if it differs (the kernel does that atomically). `true` if anything had to be done.
+    /// Installs a policy. Refused with [`Error::OccupiedByOther`] where another program holds its
+    /// selector; one of ours there is replaced in place if it differs (the kernel does that
+    /// atomically). `true` if anything had to be done.
     pub fn install_policy(&mut self, policy: &Policy) -> Result<bool> {
         policies::install(&mut self.netlink, policy)
     }
@@ -197,20 +203,23 @@ impl Xfrm {
         Ok(self.holders(std::slice::from_ref(policy))?.pop().flatten())
     }
 
-    /// Reads who holds the direction and selector of each of these policies, whoever that is, in their order.
+    /// Reads who holds the direction and selector of each of these policies, whoever that is, in
+    /// their order.
     pub fn holders(&mut self, policies: &[Policy]) -> Result<Vec<Option<InstalledPolicy>>> {
         policies::holders(&mut self.netlink, policies)
     }
 
-    /// Makes the kernel have exactly the `desired` policies, as far as they are ours: one dump, a few batches. What was
-    /// found is in the plan; what could not be done and why, in the errors (another program's policies above all).
+    /// Makes the kernel have exactly the `desired` policies, as far as they are ours: one dump, a
+    /// few batches. What was found is in the plan; what could not be done and why, in the errors
+    /// (another program's policies above all).
     pub fn reconcile_policies(&mut self, desired: &[Policy]) -> Result<(Plan, Vec<Error>)> {
         let plan = reconcile::policies(desired, &self.policies()?);
         let errors = self.apply(&plan)?;
         Ok((plan, errors))
     }
 
-    /// Carries out a plan of [`reconcile::policies`]; what was refused is returned, the rest is done.
+    /// Carries out a plan of [`reconcile::policies`]; what was refused is returned, the rest is
+    /// done.
     pub fn apply(&mut self, plan: &Plan) -> Result<Vec<Error>> {
         let mut errors = policies::apply(&mut self.netlink, plan)?;
         errors.extend(plan.occupied.iter().map(|(wanted, theirs)| Error::OccupiedByOther {
@@ -220,8 +229,8 @@ impl Xfrm {
         Ok(errors)
     }
 
-    /// Deletes one of our policies by its index. `false` where it is gone already, [`Error::PolicyOfOther`] where the
-    /// index is another's by now.
+    /// Deletes one of our policies by its index. `false` where it is gone already,
+    /// [`Error::PolicyOfOther`] where the index is another's by now.
     pub fn delete_policy(&mut self, policy: &InstalledPolicy) -> Result<bool> {
         policies::delete(&mut self.netlink, policy)
     }
@@ -244,8 +253,9 @@ fn sa_error(error: netlink::Error, id: SaId, params: Option<&SaParams>) -> Error
     }
 }
 
-/// Asks for an SA that does not exist, with a value that the attribute cannot have (a byte that is neither direction,
-/// nor a whole CPU number): a kernel that knows the attribute refuses it, an older one skips it and finds no SA.
+/// Asks for an SA that does not exist, with a value that the attribute cannot have (a byte that is
+/// neither direction, nor a whole CPU number): a kernel that knows the attribute refuses it, an
+/// older one skips it and finds no SA.
 fn knows_attribute(netlink: &mut Netlink, kind: u16) -> Result<bool> {
     let id = SaId { destination: IpAddr::from([127, 0, 0, 1]), spi: 1 };
     let attribute = nl::XfrmAttrs::Other(DefaultNla::new(kind, vec![u8::MAX]));

@@ -1,12 +1,14 @@
-//! The kernel's IPsec (XFRM): security associations, policies, and what the kernel has to say about them, over netlink.
+//! The kernel's IPsec (XFRM): security associations, policies, and what the kernel has to say about
+//! them, over netlink.
 //!
-//! Synchronous, without a runtime: each request is a system call or two. [`Xfrm`] holds the databases,
-//! [`events::EventSocket`] what happens to them, [`reconcile`] compares what is wanted with what is there, [`guard`]
-//! keeps pods' packets from ever leaving in clear. [`netlink`] is the request socket below, for whoever speaks another
-//! netlink protocol.
+//! Synchronous, without a runtime: each request is a system call or two. [`Xfrm`] holds the
+//! databases, [`events::EventSocket`] what happens to them, [`reconcile`] compares what is wanted
+//! with what is there, [`guard`] keeps pods' packets from ever leaving in clear. [`netlink`] is the
+//! request socket below, for whoever speaks another netlink protocol.
 //!
-//! Nothing of another program's is ever touched: SAs of ours have a reqid from a range of our own ([`reqid`]), policies
-//! of ours a template with such a reqid or, having no template, an index from a range of our own.
+//! Nothing of another program's is ever touched: SAs of ours have a reqid from a range of our own
+//! ([`reqid`]), policies of ours a template with such a reqid or, having no template, an index from
+//! a range of our own.
 //!
 //! No key leaves through `Debug`, an error or a log.
 

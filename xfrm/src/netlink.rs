@@ -1,8 +1,9 @@
-//! A synchronous netlink request socket, for XFRM here and for routes and links in whoever needs no more than that.
+//! A synchronous netlink request socket, for XFRM here and for routes and links in whoever needs no
+//! more than that.
 //!
-//! It never joins multicast groups: notifications of our own changes carry the sequence number of the request and would
-//! be taken for its answer. Nothing here prints a message, and the kernel is told not to echo requests
-//! (`NETLINK_CAP_ACK`), since they may hold keys.
+//! It never joins multicast groups: notifications of our own changes carry the sequence number of
+//! the request and would be taken for its answer. Nothing here prints a message, and the kernel is
+//! told not to echo requests (`NETLINK_CAP_ACK`), since they may hold keys.
 
 use std::io;
 use std::time::Duration;
@@ -20,8 +21,8 @@ mod frame;
 pub use frame::Rejection;
 pub(crate) use frame::{Frame, Frames};
 
-/// How long the kernel may take to answer. Requests are handled while they are sent, so this only ends a wait for an
-/// answer that was lost.
+/// How long the kernel may take to answer. Requests are handled while they are sent, so this only
+/// ends a wait for an answer that was lost.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 /// Receive buffer of the socket, bytes: a batch's answers wait there together.
 const SOCKET_BUFFER: usize = 4 << 20;
@@ -29,7 +30,8 @@ const SOCKET_BUFFER: usize = 4 << 20;
 const DATAGRAM: usize = 64 << 10;
 /// A dump that changes while it is read is read again, this often.
 const DUMP_ATTEMPTS: usize = 8;
-/// Requests in one datagram of a batch: their acknowledgements fit into the smallest receive buffer.
+/// Requests in one datagram of a batch: their acknowledgements fit into the smallest receive
+/// buffer.
 const BATCH: usize = 128;
 /// Requests in one datagram that are each answered by a message.
 const QUERIES: usize = 32;
@@ -52,7 +54,8 @@ pub enum Error {
         /// What was asked.
         request: &'static str,
     },
-    /// Messages were lost, since the receive buffer was full: what is known is no longer true, dump it again.
+    /// Messages were lost, since the receive buffer was full: what is known is no longer true, dump
+    /// it again.
     #[error("netlink messages were lost (ENOBUFS): the state must be read again")]
     Overrun,
     /// A dump changed each time while it was read.
@@ -127,13 +130,14 @@ impl Netlink {
         Ok(Self { socket, port, sequence: 0, buffer: Zeroizing::new(vec![0; DATAGRAM]) })
     }
 
-    /// The socket's port: the kernel repeats it in the notifications of changes made through this socket.
+    /// The socket's port: the kernel repeats it in the notifications of changes made through this
+    /// socket.
     pub fn port(&self) -> u32 {
         self.port
     }
 
-    /// Sends a request and waits for its acknowledgement. `flags` beyond `NLM_F_REQUEST` and `NLM_F_ACK`:
-    /// `NLM_F_CREATE` and so on.
+    /// Sends a request and waits for its acknowledgement. `flags` beyond `NLM_F_REQUEST` and
+    /// `NLM_F_ACK`: `NLM_F_CREATE` and so on.
     pub fn execute<Q: NetlinkSerializable>(&mut self, request: &'static str, message: Q, flags: u16) -> Result<()> {
         let mut results = self.batch(request, vec![(message, flags)])?;
         match results.pop() {
@@ -142,9 +146,9 @@ impl Netlink {
         }
     }
 
-    /// Sends several requests in one datagram, which the kernel carries out one after another without leaving the
-    /// system call, and collects all acknowledgements, in order. One that is refused does not keep the next from being
-    /// carried out. (Beyond 128, several datagrams.)
+    /// Sends several requests in one datagram, which the kernel carries out one after another
+    /// without leaving the system call, and collects all acknowledgements, in order. One that is
+    /// refused does not keep the next from being carried out. (Beyond 128, several datagrams.)
     pub fn batch<Q: NetlinkSerializable>(
         &mut self,
         request: &'static str,
@@ -176,9 +180,10 @@ impl Netlink {
         Ok(results)
     }
 
-    /// Sends requests as one nfnetlink transaction (`linux/netfilter/nfnetlink.h`): the kernel carries out all of them or none. `begin` and
-    /// `end` are the messages around them, `NFNL_MSG_BATCH_BEGIN` and `NFNL_MSG_BATCH_END`. Without an end the kernel tries all of them and takes
-    /// them back (as `nft --check` has it do). Returns the first refusal.
+    /// Sends requests as one nfnetlink transaction (`linux/netfilter/nfnetlink.h`): the kernel
+    /// carries out all of them or none. `begin` and `end` are the messages around them,
+    /// `NFNL_MSG_BATCH_BEGIN` and `NFNL_MSG_BATCH_END`. Without an end the kernel tries all of them
+    /// and takes them back (as `nft --check` has it do). Returns the first refusal.
     pub fn transaction<Q: NetlinkSerializable>(
         &mut self,
         request: &'static str,
@@ -191,7 +196,8 @@ impl Netlink {
         self.append(&mut bytes, begin, NLM_F_REQUEST);
         let first = self.sequence;
         for (number, (message, flags)) in messages.into_iter().enumerate() {
-            // The last one's answer comes behind all refusals. (Kernels before 6.10 acknowledge neither begin nor end.)
+            // The last one's answer comes behind all refusals. (Kernels before 6.10 acknowledge
+            // neither begin nor end.)
             let acknowledge = if number == last { NLM_F_ACK } else { 0 };
             self.append(&mut bytes, message, NLM_F_REQUEST | acknowledge | flags);
         }
@@ -220,7 +226,8 @@ impl Netlink {
         refusal.map_or(Ok(()), |rejection| Err(Error::Rejected { request, rejection }))
     }
 
-    /// Sends a request that is answered by one message. `NLM_F_ACK` is not set: the answer is the acknowledgement.
+    /// Sends a request that is answered by one message. `NLM_F_ACK` is not set: the answer is the
+    /// acknowledgement.
     pub fn get<Q, R>(&mut self, request: &'static str, message: Q) -> Result<R>
     where
         Q: NetlinkSerializable,
@@ -234,7 +241,8 @@ impl Netlink {
         }
     }
 
-    /// Sends several requests, each answered by one message, in one datagram (beyond 32, in several); answers in order.
+    /// Sends several requests, each answered by one message, in one datagram (beyond 32, in
+    /// several); answers in order.
     pub fn get_all<Q, R>(&mut self, request: &'static str, messages: Vec<Q>) -> Result<Vec<Result<R, Rejection>>>
     where
         Q: NetlinkSerializable,
@@ -281,7 +289,8 @@ impl Netlink {
             self.send(&bytes)?;
             let (mut found, mut end) = (Vec::new(), None);
             let (mut interrupted, mut misread) = (false, None);
-            // To its end in any case: on a socket with half a dump left the kernel refuses the next one (EBUSY).
+            // To its end in any case: on a socket with half a dump left the kernel refuses the next
+            // one (EBUSY).
             while end.is_none() {
                 let received = self.receive(request, |frame| {
                     if frame.sequence != sequence {

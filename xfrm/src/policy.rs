@@ -51,7 +51,8 @@ pub mod priority {
     pub const PEER: u32 = 10_000;
     /// Allows of the guard: own segments.
     pub const ALLOW: u32 = 20_000;
-    /// A peer whose selector has a side of prefix length 0: below our own segments' allows, or it would swallow them.
+    /// A peer whose selector has a side of prefix length 0: below our own segments' allows, or it
+    /// would swallow them.
     pub const PEER_DEFAULT_ROUTE: u32 = 25_000;
     /// Blocks of the guard, below all else of ours.
     pub const BLOCK: u32 = 30_000;
@@ -66,13 +67,14 @@ pub mod priority {
     }
 }
 
-/// Which SAs protect the packets of a policy: those of a reqid. Never an SPI, so that a rekey leaves policies alone.
+/// Which SAs protect the packets of a policy: those of a reqid. Never an SPI, so that a rekey
+/// leaves policies alone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Template {
     /// Joins policy and SAs.
     pub reqid: Reqid,
-    /// Tunnel ends (source, destination) for `out`. None on `in` and `fwd`, where the kernel then takes any: a peer
-    /// that moves costs no policy there.
+    /// Tunnel ends (source, destination) for `out`. None on `in` and `fwd`, where the kernel then
+    /// takes any: a peer that moves costs no policy there.
     pub outer: Option<(IpAddr, IpAddr)>,
 }
 
@@ -100,7 +102,8 @@ pub struct Policy {
     pub action: Action,
 }
 
-/// What a policy is known by: the kernel keeps one policy a key (of those without mark and `if_id`, as ours are).
+/// What a policy is known by: the kernel keeps one policy a key (of those without mark and `if_id`,
+/// as ours are).
 pub type PolicyKey = (Direction, Selector);
 
 impl Policy {
@@ -115,8 +118,8 @@ impl Policy {
         }
     }
 
-    /// What the tunnel of `reqid` may bring: to this host (`in`) or through it (`fwd`). `selector` as the packet has
-    /// it, source at the peer.
+    /// What the tunnel of `reqid` may bring: to this host (`in`) or through it (`fwd`). `selector`
+    /// as the packet has it, source at the peer.
     pub fn protect_in(direction: Direction, selector: Selector, reqid: Reqid) -> Self {
         let template = Template { reqid, outer: None };
         Self { direction, selector, priority: priority::peer(&selector), action: Action::Protect(template) }
@@ -239,7 +242,8 @@ impl InstalledPolicy {
         (self.direction, self.selector)
     }
 
-    /// Whether it shares the key space of our policies; those of a mark or an XFRM interface live beside them.
+    /// Whether it shares the key space of our policies; those of a mark or an XFRM interface live
+    /// beside them.
     pub fn competes(&self) -> bool {
         self.mark == (0, 0) && self.if_id == 0
     }

@@ -10,8 +10,8 @@ use crate::sa::{Encap, Sa, SaId};
 pub struct Plan {
     /// Wanted, not there. If they had been installed before, somebody deleted them.
     pub missing: Vec<Policy>,
-    /// Wanted, and something of ours holds the selector, but another priority, action or template. If they had been
-    /// installed so before, somebody changed them.
+    /// Wanted, and something of ours holds the selector, but another priority, action or template.
+    /// If they had been installed so before, somebody changed them.
     pub changed: Vec<(Policy, InstalledPolicy)>,
     /// Ours and no longer wanted.
     pub stray: Vec<InstalledPolicy>,
@@ -26,8 +26,8 @@ impl Plan {
     }
 }
 
-/// Compares policies. Two wanted ones of the same direction and selector are one to the kernel: the stronger priority
-/// is taken, as the weaker could never be asked.
+/// Compares policies. Two wanted ones of the same direction and selector are one to the kernel: the
+/// stronger priority is taken, as the weaker could never be asked.
 pub fn policies(desired: &[Policy], observed: &[InstalledPolicy]) -> Plan {
     let mut wanted: HashMap<PolicyKey, Policy> = HashMap::with_capacity(desired.len());
     for policy in desired {
@@ -75,14 +75,15 @@ pub struct ExpectedSa {
 /// How the kernel's SAs differ from those expected.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct SaPlan {
-    /// Not there any more. Do not install them again, even with their keys at hand: the outbound one would begin again
-    /// at sequence number 1, which the peer takes for a replay, and the inbound one would take replays. Negotiate new
-    /// ones.
+    /// Not there any more. Do not install them again, even with their keys at hand: the outbound
+    /// one would begin again at sequence number 1, which the peer takes for a replay, and the
+    /// inbound one would take replays. Negotiate new ones.
     pub missing: Vec<ExpectedSa>,
     /// There with another reqid or other UDP ports.
     pub changed: Vec<(ExpectedSa, Sa)>,
-    /// Ours, complete, and not expected: what a former run left behind, or a key that has leaked into the wrong hands.
-    /// Reservations and acquires are left to the kernel, which drops them by itself.
+    /// Ours, complete, and not expected: what a former run left behind, or a key that has leaked
+    /// into the wrong hands. Reservations and acquires are left to the kernel, which drops them by
+    /// itself.
     pub stray: Vec<Sa>,
 }
 

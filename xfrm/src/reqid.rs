@@ -2,16 +2,17 @@
 
 use std::fmt;
 
-/// First reqid of ours. strongSwan counts up from 1 and libreswan from 16384, so this range meets neither.
+/// First reqid of ours. strongSwan counts up from 1 and libreswan from 16384, so this range meets
+/// neither.
 pub const FIRST_REQID: u32 = 0xEC00_0000;
 /// Last reqid of ours.
 pub const LAST_REQID: u32 = 0xECFF_FFFF;
 /// How many tunnels may have a reqid; what lies above tags policies that have no SA.
 pub const TUNNELS: u32 = 0x00F0_0000;
 
-/// First policy index of ours. An allow without a template has no reqid to tell by, so it is installed under an index
-/// from this range; the kernel honours the caller's choice where it is free (`xfrm_gen_index`), and counts its own up
-/// from 8.
+/// First policy index of ours. An allow without a template has no reqid to tell by, so it is
+/// installed under an index from this range; the kernel honours the caller's choice where it is
+/// free (`xfrm_gen_index`), and counts its own up from 8.
 pub const FIRST_INDEX: u32 = 0xEC00_0000;
 /// Last policy index of ours.
 pub const LAST_INDEX: u32 = 0xECFF_FFFF;
@@ -24,8 +25,8 @@ impl Reqid {
     /// Tags blocks: no SA ever has it.
     pub const BLOCK: Reqid = Reqid(FIRST_REQID + TUNNELS);
 
-    /// The reqid of tunnel number `n`, below [`TUNNELS`]. Keep it for as long as the peer is a peer, across rekeys and
-    /// moves.
+    /// The reqid of tunnel number `n`, below [`TUNNELS`]. Keep it for as long as the peer is a
+    /// peer, across rekeys and moves.
     pub const fn tunnel(n: u32) -> Option<Reqid> {
         if n < TUNNELS { Some(Reqid(FIRST_REQID + n)) } else { None }
     }

@@ -90,7 +90,8 @@ pub struct Aead {
 }
 
 impl Aead {
-    /// Takes key and salt as RFC 4106 8.1 and RFC 7634 2 lay them out: the key, then four bytes of salt.
+    /// Takes key and salt as RFC 4106 8.1 and RFC 7634 2 lay them out: the key, then four bytes of
+    /// salt.
     pub fn new(algorithm: Algorithm, key_and_salt: &[u8]) -> Result<Self> {
         if key_and_salt.len() != algorithm.key_length() {
             return Err(Error::KeyLength {
@@ -126,8 +127,8 @@ pub struct Encap {
 /// Sequence numbers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Replay {
-    /// Window of an inbound SA, packets, at most [`Replay::MAX_WINDOW`]; 0 turns the check off (not with `esn`).
-    /// Ignored on outbound SAs.
+    /// Window of an inbound SA, packets, at most [`Replay::MAX_WINDOW`]; 0 turns the check off (not
+    /// with `esn`). Ignored on outbound SAs.
     pub window: u32,
     /// Extended (64 bit) sequence numbers, as negotiated.
     pub esn: bool,
@@ -143,8 +144,9 @@ impl Replay {
     pub const ESN: Replay = Replay { window: 1024, esn: true };
 }
 
-/// When the kernel says that an SA has done enough ([`crate::events::Event::Expire`]). By packets and bytes only: its
-/// timers run on the wall clock, and a step of that would end SAs. `None`: no limit.
+/// When the kernel says that an SA has done enough ([`crate::events::Event::Expire`]). By packets
+/// and bytes only: its timers run on the wall clock, and a step of that would end SAs. `None`: no
+/// limit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub struct Limits {
     /// Bytes after which to rekey.
@@ -176,8 +178,8 @@ pub struct SaParams {
     pub encap: Option<Encap>,
     /// Sequence numbers.
     pub replay: Replay,
-    /// The only packets that may travel in it, towards peers that are not ours. `None` between our own nodes: any of
-    /// either family (`XFRM_STATE_AF_UNSPEC`), policies decide.
+    /// The only packets that may travel in it, towards peers that are not ours. `None` between our
+    /// own nodes: any of either family (`XFRM_STATE_AF_UNSPEC`), policies decide.
     pub selector: Option<Selector>,
     /// When it has done enough.
     pub limits: Limits,
@@ -220,7 +222,8 @@ pub struct Sa {
     pub mode: u8,
     /// Which way, where the kernel knows (6.10 and later, and whoever installed it told).
     pub direction: Option<SaDirection>,
-    /// The kernel's name of the AEAD or cipher; `None` while it is larval (an SPI reserved, or an acquire under way).
+    /// The kernel's name of the AEAD or cipher; `None` while it is larval (an SPI reserved, or an
+    /// acquire under way).
     pub algorithm: Option<String>,
     /// ESP in UDP.
     pub encap: Option<Encap>,
@@ -364,12 +367,13 @@ impl Sa {
 pub struct Features {
     /// SAs have a direction (`XFRMA_SA_DIR`, 6.10 and later).
     pub sa_direction: bool,
-    /// An `out` policy keeps to the SA that it used last for as long as that exists (6.13 and later, with per-CPU SAs).
+    /// An `out` policy keeps to the SA that it used last for as long as that exists (6.13 and
+    /// later, with per-CPU SAs).
     pub policies_cache_sas: bool,
 }
 
-/// Seconds between two [`crate::events::Event::Mapping`] of one SA; without, the kernel tells of every packet from a
-/// new address.
+/// Seconds between two [`crate::events::Event::Mapping`] of one SA; without, the kernel tells of
+/// every packet from a new address.
 const MAPPING_THRESHOLD_SECONDS: u32 = 1;
 
 pub(crate) fn direction_attribute(direction: SaDirection) -> nl::XfrmAttrs {
@@ -435,8 +439,10 @@ impl SaParams {
         Ok(nl::state::ModifyMessage { user_sa_info: info, nlas: attributes })
     }
 
-    /// The window stands in `xfrm_replay_state_esn`, with or without extended sequence numbers: the older field ends at
-    /// 32. An outbound SA has none; with ESN a kernel that knows directions wants no window and no bitmap there, an
+    /// The window stands in `xfrm_replay_state_esn`, with or without extended sequence numbers: the
+    /// older field ends at
+    /// 32. An outbound SA has none; with ESN a kernel that knows directions wants no window and no
+    ///     bitmap there, an
     /// older one at least 1.
     fn replay_attribute(&self, features: Features) -> Option<nl::XfrmAttrs> {
         let window = match (self.direction, self.replay.esn) {

@@ -28,8 +28,9 @@ impl Port {
     }
 }
 
-/// Source and destination networks, protocol and ports. Within one direction the kernel keeps at most one policy a
-/// selector, whatever its priority and owner, so this is what a policy is known by.
+/// Source and destination networks, protocol and ports. Within one direction the kernel keeps at
+/// most one policy a selector, whatever its priority and owner, so this is what a policy is known
+/// by.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Selector {
     source: IpNetwork,
@@ -42,7 +43,8 @@ pub struct Selector {
 }
 
 impl Selector {
-    /// Everything from one network to another; host bits are cleared, as the kernel compares selectors bit by bit.
+    /// Everything from one network to another; host bits are cleared, as the kernel compares
+    /// selectors bit by bit.
     pub fn new(source: IpNetwork, destination: IpNetwork) -> Result<Self> {
         if source.is_ipv4() != destination.is_ipv4() {
             return Err(Error::MixedFamilies { one: source.to_string(), other: destination.to_string() });

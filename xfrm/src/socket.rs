@@ -1,5 +1,5 @@
-//! Options of the UDP sockets on which IKE is spoken. The only module with `unsafe`: neither the standard library nor
-//! rustix has them.
+//! Options of the UDP sockets on which IKE is spoken. The only module with `unsafe`: neither the
+//! standard library nor rustix has them.
 
 #![allow(unsafe_code)]
 
@@ -19,9 +19,10 @@ const UDP_ENCAP_ESPINUDP: libc::c_int = 2;
 const IP_XFRM_POLICY: libc::c_int = 17;
 const IPV6_XFRM_POLICY: libc::c_int = 35;
 
-/// Lets this socket send and receive in clear whatever the policies say, so that IKE is never put into the tunnel that
-/// it is to build, nor blocked. The kernel applies it to packets of the socket's own family: use a socket a family, the
-/// IPv6 one with `IPV6_V6ONLY`. Needs `CAP_NET_ADMIN`.
+/// Lets this socket send and receive in clear whatever the policies say, so that IKE is never put
+/// into the tunnel that it is to build, nor blocked. The kernel applies it to packets of the
+/// socket's own family: use a socket a family, the IPv6 one with `IPV6_V6ONLY`. Needs
+/// `CAP_NET_ADMIN`.
 pub fn bypass(socket: &impl AsFd, ipv6: bool) -> Result<()> {
     for direction in [Direction::In, Direction::Out] {
         if ipv6 {
@@ -35,8 +36,8 @@ pub fn bypass(socket: &impl AsFd, ipv6: bool) -> Result<()> {
     Ok(())
 }
 
-/// Lets the kernel take ESP in UDP out of what arrives on this socket (RFC 3948 2.1), IPv4 or IPv6. Works for as long
-/// as the socket is open; IKE on it is then preceded by four zero bytes.
+/// Lets the kernel take ESP in UDP out of what arrives on this socket (RFC 3948 2.1), IPv4 or IPv6.
+/// Works for as long as the socket is open; IKE on it is then preceded by four zero bytes.
 pub fn decapsulate_esp(socket: &impl AsFd) -> Result<()> {
     set(socket, libc::IPPROTO_UDP, UDP_ENCAP, "UDP_ENCAP", &UDP_ENCAP_ESPINUDP.to_ne_bytes())
 }
@@ -57,8 +58,8 @@ fn bypass_policy(direction: Direction, family: u16) -> Vec<u8> {
 
 fn set(socket: &impl AsFd, level: libc::c_int, name: libc::c_int, option: &'static str, value: &[u8]) -> Result<()> {
     let length = value.len() as libc::socklen_t;
-    // SAFETY: the descriptor is borrowed for the call, and pointer and length are those of one live slice, which is
-    // only read.
+    // SAFETY: the descriptor is borrowed for the call, and pointer and length are those of one live
+    // slice, which is only read.
     let outcome = unsafe { libc::setsockopt(socket.as_fd().as_raw_fd(), level, name, value.as_ptr().cast(), length) };
     if outcome == 0 { Ok(()) } else { Err(Error::SocketOption { option, source: io::Error::last_os_error() }) }
 }

@@ -1,6 +1,6 @@
-//! The kernel's structures, read with every length checked first: `netlink-packet-xfrm` panics on a body shorter than
-//! its fixed part and drops the attributes of some messages, so only its structures are used, never its messages'
-//! decoders.
+//! The kernel's structures, read with every length checked first: `netlink-packet-xfrm` panics on a
+//! body shorter than its fixed part and drops the attributes of some messages, so only its
+//! structures are used, never its messages' decoders.
 
 use std::net::IpAddr;
 
@@ -35,7 +35,8 @@ pub(crate) fn split(body: &[u8], fixed: usize) -> Result<(&[u8], &[u8]), String>
     body.split_at_checked(fixed).ok_or_else(|| format!("{} bytes, at least {fixed} expected", body.len()))
 }
 
-/// Calls `take` with type and value of each attribute; what is malformed ends the walk with an error.
+/// Calls `take` with type and value of each attribute; what is malformed ends the walk with an
+/// error.
 pub(crate) fn attributes<'a>(
     bytes: &'a [u8],
     mut take: impl FnMut(u16, &'a [u8]) -> Result<(), String>,

@@ -1,5 +1,5 @@
-//! Whether a view may replace the one in force. A view tells this node whom to trust and what to tear down, so one that makes no sense as a whole is refused
-//! as a whole, and nothing changes.
+//! Whether a view may replace the one in force. A view tells this node whom to trust and what to
+//! tear down, so one that makes no sense as a whole is refused as a whole, and nothing changes.
 
 use std::collections::HashSet;
 
@@ -97,7 +97,8 @@ pub(super) fn judge(
         return Err(Refusal::Role { expected: role, found: new.role });
     }
     match current {
-        // The same version may have another content once this program has learnt to read more of it.
+        // The same version may have another content once this program has learnt to read more of
+        // it.
         Some(current) if new == current => return Ok(Verdict::Same),
         Some(current) if new.version < current.version => {
             return Err(Refusal::Older { expected: current.version, found: new.version });
@@ -130,7 +131,8 @@ fn sense(view: &NodeView) -> Result<(), String> {
     if let Some(peer) = peers().find(|peer| !names.insert(&peer.name)) {
         return Err(format!("it names {} twice", peer.name));
     }
-    // A segment outside every cluster range would be unguarded, and one that two nodes hold would send one's traffic to the other.
+    // A segment outside every cluster range would be unguarded, and one that two nodes hold would
+    // send one's traffic to the other.
     let owned = view.segments.iter().map(|segment| (segment, &view.node));
     let mut owned: Vec<(&IpNetwork, &NodeName)> =
         owned.chain(peers().flat_map(|peer| peer.segments.iter().map(|segment| (segment, &peer.name)))).collect();
@@ -139,7 +141,8 @@ fn sense(view: &NodeView) -> Result<(), String> {
     {
         return Err(format!("segment {segment} of {owner} lies outside every cluster range"));
     }
-    // Sorted by where they begin, two networks overlap only if two neighbours do: one always encloses the other.
+    // Sorted by where they begin, two networks overlap only if two neighbours do: one always
+    // encloses the other.
     owned.sort_unstable_by_key(|(segment, _)| (segment.network(), segment.prefix()));
     for pair in owned.windows(2) {
         if let [(first, owner), (second, other)] = pair

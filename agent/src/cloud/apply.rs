@@ -1,5 +1,6 @@
-//! Applying for segments. The application stands on disk before it is sent, and until its segments do: whatever dies in between, the same application
-//! is made again, and the controller gives the same answer.
+//! Applying for segments. The application stands on disk before it is sent, and until its segments
+//! do: whatever dies in between, the same application is made again, and the controller gives the
+//! same answer.
 
 use edge_types::api::{Family, SegmentRequest, SegmentResponse};
 use edge_types::store::SegmentsFile;
@@ -30,8 +31,8 @@ impl Cloud {
         }
     }
 
-    /// Applies for one segment of each of `families`; first, for what an unanswered application asked. Returns when the segments stand in the
-    /// state directory.
+    /// Applies for one segment of each of `families`; first, for what an unanswered application
+    /// asked. Returns when the segments stand in the state directory.
     pub async fn apply(&self, families: &[Family]) -> Result<SegmentsFile, CloudError> {
         let _one_at_a_time = self.applying.lock().await;
         let Some(member) = self.member.borrow().clone() else {

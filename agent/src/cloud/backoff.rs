@@ -7,7 +7,8 @@ use ring::rand::{SecureRandom, SystemRandom};
 const FIRST: Duration = Duration::from_millis(500);
 const LONGEST: Duration = Duration::from_secs(15);
 
-/// Doubles from half a second to fifteen; each wait is drawn from the upper half, so that ten thousand nodes do not return in one wave.
+/// Doubles from half a second to fifteen; each wait is drawn from the upper half, so that ten
+/// thousand nodes do not return in one wave.
 #[derive(Debug)]
 pub(super) struct Backoff(Duration);
 

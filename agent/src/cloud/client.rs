@@ -1,4 +1,5 @@
-//! One HTTP/2 connection to the controller, made when it is needed, used by all, replaced when it breaks.
+//! One HTTP/2 connection to the controller, made when it is needed, used by all, replaced when it
+//! breaks.
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -29,7 +30,8 @@ use crate::clock::WorldClock;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 /// For a request and its answer.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
-/// An HTTP/2 PING is sent after this much silence, and answered within as much, or the connection is dead.
+/// An HTTP/2 PING is sent after this much silence, and answered within as much, or the connection
+/// is dead.
 const PING_INTERVAL: Duration = Duration::from_secs(5);
 /// Largest answer that is read as a whole, bytes.
 const MAX_ANSWER: usize = 4 * 1024 * 1024;
@@ -49,7 +51,8 @@ pub(super) struct Client {
 struct Way {
     /// The connection in use.
     link: Option<Link>,
-    /// Which of `urls` is tried first: the one in use, or after it failed or said goodbye the one behind it.
+    /// Which of `urls` is tried first: the one in use, or after it failed or said goodbye the one
+    /// behind it.
     first: usize,
 }
 
@@ -64,7 +67,8 @@ pub(super) struct Link {
 }
 
 impl Client {
-    /// Connects to the first of `urls` that answers, when asked to; later to that one again as long as it lives.
+    /// Connects to the first of `urls` that answers, when asked to; later to that one again as long
+    /// as it lives.
     pub(super) fn new(
         urls: &[String],
         tls: ClientConfig,
@@ -94,7 +98,8 @@ impl Client {
         self.way.lock().await.link = None;
     }
 
-    /// A controller has failed, or ends and has said so: the next connection goes to another one, if there is another.
+    /// A controller has failed, or ends and has said so: the next connection goes to another one,
+    /// if there is another.
     pub(super) async fn leave(&self, url: &Uri) {
         let mut way = self.way.lock().await;
         way.link.take_if(|link| link.url == *url);
@@ -155,7 +160,8 @@ impl Client {
                 Ok(Err(error)) => error,
                 Err(_) => unreachable(format!("{address} did not answer within {CONNECT_TIMEOUT:?}")),
             };
-            // As between several controllers: what needs a person is not hidden by one more address that does not answer.
+            // As between several controllers: what needs a person is not hidden by one more address
+            // that does not answer.
             if failure.is_temporary() {
                 failure = error;
             }
@@ -184,7 +190,8 @@ impl Client {
             .handshake(TokioIo::new(stream))
             .await
             .map_err(|error| hyper_error(url, &error))?;
-        // Ends when the last request handle and stream are gone, or the connection breaks; who waits on it gets the error.
+        // Ends when the last request handle and stream are gone, or the connection breaks; who
+        // waits on it gets the error.
         tokio::spawn(async move {
             if let Err(error) = connection.await {
                 debug!(error = chain(&error), "connection to the controller ended");

@@ -70,8 +70,9 @@ impl CloudError {
         }
     }
 
-    /// Whether the controller no longer (or not yet) takes this node for a member, or this node it for the controller: a new join token, which
-    /// says by which authority the controller is known, is then worth a try.
+    /// Whether the controller no longer (or not yet) takes this node for a member, or this node it
+    /// for the controller: a new join token, which says by which authority the controller is known,
+    /// is then worth a try.
     pub fn is_refusal_of_this_node(&self) -> bool {
         match self {
             Self::CertificateRefused { .. } | Self::Untrusted { .. } => true,

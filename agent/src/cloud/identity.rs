@@ -1,6 +1,7 @@
-//! Who this node is: a key that was made here and never leaves, the certificate for it, and whom it trusts. One file holds all of it, so that
-//! they always fit each other; a key that still waits for its certificate has a file of its own, so that a retry after a power cut asks for
-//! the same key again.
+//! Who this node is: a key that was made here and never leaves, the certificate for it, and whom it
+//! trusts. One file holds all of it, so that they always fit each other; a key that still waits for
+//! its certificate has a file of its own, so that a retry after a power cut asks for the same key
+//! again.
 
 use std::sync::Arc;
 
@@ -95,7 +96,8 @@ impl Identity {
         }))
     }
 
-    /// Takes a certificate that was issued for `key`, after checking that it is what was asked for and that peers will accept it.
+    /// Takes a certificate that was issued for `key`, after checking that it is what was asked for
+    /// and that peers will accept it.
     pub(super) fn accept(
         response: &CertificateResponse,
         key: &KeyPair,
@@ -145,7 +147,8 @@ impl Identity {
         Some(Self { credentials: Arc::new(credentials), ..self.clone() })
     }
 
-    /// Whether the certificate is of the authority that signs now: the first among the trust anchors.
+    /// Whether the certificate is of the authority that signs now: the first among the trust
+    /// anchors.
     pub(super) fn is_of_signing_authority(&self) -> bool {
         let anchor = self.credentials.trust_anchors.first().map(std::slice::from_ref).unwrap_or_default();
         let leaf = self.credentials.chain.first().map(std::slice::from_ref).unwrap_or_default();
@@ -181,7 +184,8 @@ impl Identity {
     }
 }
 
-/// The key for which a certificate is to be asked: the one that an earlier attempt left behind, or a new one.
+/// The key for which a certificate is to be asked: the one that an earlier attempt left behind, or
+/// a new one.
 pub(super) fn pending_key(state: &StateDir) -> Result<KeyPair, CloudError> {
     if let Some(text) = state.read(PENDING_KEY_FILE)? {
         let text = Zeroizing::new(text);

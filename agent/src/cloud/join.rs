@@ -1,8 +1,9 @@
 //! From a ticket to a member's identity.
 //!
-//! The key and its request come first, on disk; then the controller is asked; then the certificate is kept; then the pending key is
-//! forgotten. Power may be lost between any two of them: the next attempt asks for the same key with the same ticket, which the controller answers as it
-//! did the first time.
+//! The key and its request come first, on disk; then the controller is asked; then the certificate
+//! is kept; then the pending key is forgotten. Power may be lost between any two of them: the next
+//! attempt asks for the same key with the same ticket, which the controller answers as it did the
+//! first time.
 
 use std::sync::Arc;
 
@@ -53,7 +54,8 @@ pub(super) async fn join(
         ));
     }
     let identity = Identity::accept(&answer, &key, &node, role.unwrap_or(answer.role), ticket.id(), clock)?;
-    // A view and segments on disk belong to an identity that is no more. Gone before the new one stands: a power cut between leads back here.
+    // A view and segments on disk belong to an identity that is no more. Gone before the new one
+    // stands: a power cut between leads back here.
     forget_earlier_membership(state)?;
     identity.store(state)?;
     identity::forget_pending_key(state)?;

@@ -1,8 +1,11 @@
-//! The way to the controller, which is exempt from what a view installs. A view that would take it away could never be corrected.
+//! The way to the controller, which is exempt from what a view installs. A view that would take it
+//! away could never be corrected.
 //!
-//! Each connection's socket carries a policy of its own that lets it speak in clear (as IKE's sockets do), so no XFRM policy blocks or encrypts it. Where the
-//! controller's address lies within a network that is routed into the guard's device, the socket is bound to the uplink's interface: the route lookup then
-//! considers that interface alone. Both belong to this one socket, so that no pod and no other program goes the same way.
+//! Each connection's socket carries a policy of its own that lets it speak in clear (as IKE's
+//! sockets do), so no XFRM policy blocks or encrypts it. Where the controller's address lies within
+//! a network that is routed into the guard's device, the socket is bound to the uplink's interface:
+//! the route lookup then considers that interface alone. Both belong to this one socket, so that no
+//! pod and no other program goes the same way.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -45,7 +48,8 @@ impl Path {
         self.found.lock().unwrap_or_else(PoisonError::into_inner).insert(host.to_owned(), addresses);
     }
 
-    /// Where the controllers are, as far as is known: addresses that `urls` name, and what names were looked up to.
+    /// Where the controllers are, as far as is known: addresses that `urls` name, and what names
+    /// were looked up to.
     pub(super) fn controllers(&self, urls: &[String]) -> Vec<IpAddr> {
         let literal = |url: &String| {
             let uri: hyper::Uri = url.parse().ok()?;
@@ -145,7 +149,8 @@ mod tests {
         assert!(done.status.success() && said.contains("1 passed"), "{said}");
     }
 
-    /// A node whose view holds the controller's address, in a namespace of its own; the controller is behind its gateway.
+    /// A node whose view holds the controller's address, in a namespace of its own; the controller
+    /// is behind its gateway.
     #[tokio::test]
     #[ignore = "runs in a namespace, started by the test before"]
     async fn near_end() {

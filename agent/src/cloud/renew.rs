@@ -1,5 +1,6 @@
-//! The certificate is renewed in place when half of its life is over, or soon after the controller began to sign with another authority: a new key,
-//! asked for with the old certificate, stored as one file with its new certificate. No tunnel notices.
+//! The certificate is renewed in place when half of its life is over, or soon after the controller
+//! began to sign with another authority: a new key, asked for with the old certificate, stored as
+//! one file with its new certificate. No tunnel notices.
 
 use std::time::{Duration, Instant};
 
@@ -14,11 +15,13 @@ use super::identity::{self, Identity};
 use super::tls::date;
 use super::{Cloud, Connection, Member};
 
-/// Longest sleep between two looks at the clock, which may be set while we sleep; the known time is kept on disk as often.
+/// Longest sleep between two looks at the clock, which may be set while we sleep; the known time is
+/// kept on disk as often.
 const LOOK: Duration = Duration::from_secs(600);
 /// Wait after a refusal, and after a renewal that did not bring what it was for.
 const SLOW: Duration = Duration::from_secs(300);
-/// After a rollover of the authority nodes renew at any moment within so long, unless configured otherwise: ten thousand come at 17 a second.
+/// After a rollover of the authority nodes renew at any moment within so long, unless configured
+/// otherwise: ten thousand come at 17 a second.
 const ROLLOVER_SPREAD: Duration = Duration::from_secs(600);
 
 /// Runs until the agent ends.
@@ -60,7 +63,8 @@ pub(super) async fn run(cloud: &Cloud) {
 fn remaining(cloud: &Cloud, identity: &Identity, rollover: &mut Rollover) -> Option<Duration> {
     let left = identity.renew_at().checked_sub(cloud.clock.unix_time()).filter(|left| *left > 0)?;
     let left = Duration::from_secs(left);
-    // Whoever has another certificate half a life later shall not come with all others: the wait is cut by up to a tenth.
+    // Whoever has another certificate half a life later shall not come with all others: the wait is
+    // cut by up to a tenth.
     let half_life = left - left / 10 + jitter(left / 10);
     let spread = cloud.config.controller.as_ref().and_then(|controller| controller.rollover_spread);
     match rollover.remaining(identity, spread.unwrap_or(ROLLOVER_SPREAD)) {
@@ -91,7 +95,8 @@ impl Rollover {
         Some(due.saturating_duration_since(Instant::now()))
     }
 
-    /// A renewal succeeded. Should its certificate be of another authority still (a replica of the controller that has not heard), there is time.
+    /// A renewal succeeded. Should its certificate be of another authority still (a replica of the
+    /// controller that has not heard), there is time.
     fn attempted(&mut self) {
         if let Some((_, due)) = &mut self.due {
             *due = Instant::now() + SLOW;

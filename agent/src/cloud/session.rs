@@ -1,4 +1,5 @@
-//! One connection's life, over and over: join if this node is no member yet, report where it is, follow the stream of views and of what changes of them.
+//! One connection's life, over and over: join if this node is no member yet, report where it is,
+//! follow the stream of views and of what changes of them.
 
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -24,11 +25,13 @@ use crate::membership::CloudStatus;
 
 /// Without even a heartbeat for so long, the controller is taken for gone.
 const SILENCE: Duration = Duration::from_secs(VIEW_SILENCE_SECONDS);
-/// Wait before asking again a controller that does not take this node for a member, or where a person must do something first.
+/// Wait before asking again a controller that does not take this node for a member, or where a
+/// person must do something first.
 const SLOW: Duration = Duration::from_secs(60);
 /// Whom two controllers send away within so long waits before going on, as after a failure.
 const RESTLESS: Duration = Duration::from_secs(10);
-/// A stream that lived for so long was no false start: where there is another controller, it is asked at once.
+/// A stream that lived for so long was no false start: where there is another controller, it is
+/// asked at once.
 const LIVED: Duration = Duration::from_secs(5);
 /// Segments that are reported: more do not fit into a request.
 const MOST_SEGMENTS: usize = 1000;
@@ -163,7 +166,8 @@ async fn once(cloud: &Cloud, refused: bool, backoff: &mut Backoff, stream: &mut 
                         }
                     }
                     Ok(None) => {
-                        // The controller ends, or has something against this node: the next attempt tells.
+                        // The controller ends, or has something against this node: the next attempt
+                        // tells.
                         client.leave(&link.url).await;
                         return Err(CloudError::Unreachable { url: link.url.to_string(), why: "it ended the stream".into() });
                     }
@@ -261,13 +265,15 @@ async fn handle(cloud: &Cloud, line: &[u8], told: &mut Option<Told>) -> Result<H
     Ok(Heard::Taken)
 }
 
-/// The member that this node is; joins first where it is none, or where it was refused and a new token has come.
+/// The member that this node is; joins first where it is none, or where it was refused and a new
+/// token has come.
 async fn member(cloud: &Cloud, refused: bool) -> Result<Member, CloudError> {
     let present = cloud.member.borrow().clone();
     let ticket = match &present {
         Some(member) if !refused && !member.identity.has_expired(&cloud.clock) => return Ok(member.clone()),
         Some(member) => {
-            // A token that stays unreadable does not keep a member from trying with its certificate.
+            // A token that stays unreadable does not keep a member from trying with its
+            // certificate.
             let ticket = Ticket::read(&cloud.config).unwrap_or_else(|error| {
                 error!("{error}");
                 None
@@ -330,7 +336,8 @@ async fn granted(cloud: &Cloud) -> Vec<IpNetwork> {
     }
 }
 
-/// Returns when the token file holds another token than `known`. Looked at every few seconds: a person puts it there.
+/// Returns when the token file holds another token than `known`. Looked at every few seconds: a
+/// person puts it there.
 async fn another_token(cloud: &Cloud, known: Option<String>) {
     loop {
         let found = token_id(cloud);
@@ -372,7 +379,8 @@ struct Lines {
 }
 
 impl Lines {
-    /// The next line; `None` at the end of the stream. May be dropped while waiting: nothing is lost.
+    /// The next line; `None` at the end of the stream. May be dropped while waiting: nothing is
+    /// lost.
     async fn next(&mut self, link: &Link) -> Result<Option<Vec<u8>>, CloudError> {
         loop {
             if let Some(end) = self.buffer.iter().skip(self.scanned).position(|byte| *byte == b'\n') {

@@ -1,4 +1,5 @@
-//! What lets this node in: a join token from the operator, or the Kubernetes service account token of its own pod.
+//! What lets this node in: a join token from the operator, or the Kubernetes service account token
+//! of its own pod.
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
@@ -25,7 +26,8 @@ pub(super) enum Ticket {
     ServiceAccount {
         /// The JWT.
         token: Zeroizing<String>,
-        /// The pod to which it is bound. The kubelet renews the token all the time; another pod's is another ticket.
+        /// The pod to which it is bound. The kubelet renews the token all the time; another pod's
+        /// is another ticket.
         id: String,
         /// The node on which the pod runs, as the token says.
         node: Option<NodeName>,
@@ -35,7 +37,8 @@ pub(super) enum Ticket {
 }
 
 impl Ticket {
-    /// What the file holds that the configuration names; `None` where it names none or there is none.
+    /// What the file holds that the configuration names; `None` where it names none or there is
+    /// none.
     pub(super) fn read(config: &Config) -> Result<Option<Self>, CloudError> {
         let Some(controller) = &config.controller else { return Ok(None) };
         if let Some(path) = &controller.service_account_token_file {
@@ -129,7 +132,8 @@ pub(super) fn none(config: &Config, state: &Path) -> CloudError {
     ))
 }
 
-/// What a service account token says of itself. Only for choosing a name and telling tokens apart: the API server judges it.
+/// What a service account token says of itself. Only for choosing a name and telling tokens apart:
+/// the API server judges it.
 #[derive(Deserialize)]
 struct Claims {
     #[serde(rename = "kubernetes.io")]

@@ -19,7 +19,8 @@ const EKU_SERVER_AUTH: &[u8] = &[0x2b, 6, 1, 5, 5, 7, 3, 1];
 /// Whose word counts for the controller's certificate.
 #[derive(Debug, Clone)]
 pub(super) enum Trust {
-    /// The CA whose DER SubjectPublicKeyInfo has this SHA-256, to be found in the chain that the server sends. For joining.
+    /// The CA whose DER SubjectPublicKeyInfo has this SHA-256, to be found in the chain that the
+    /// server sends. For joining.
     Pinned([u8; 32]),
     /// These certificates, DER.
     Anchors(Vec<Vec<u8>>),
@@ -61,7 +62,8 @@ fn finish(mut config: ClientConfig) -> ClientConfig {
     config
 }
 
-/// Checks the controller's certificate: chain, validity, extended key usage, name, and the URI that only a controller's has.
+/// Checks the controller's certificate: chain, validity, extended key usage, name, and the URI that
+/// only a controller's has.
 #[derive(Debug)]
 struct Verifier {
     trust: Trust,
@@ -104,8 +106,9 @@ impl Verifier {
             EndEntityCert::try_from(end_entity).map_err(|e| Distrust(format!("its certificate is malformed ({e})")))?;
         let (_, parsed) = X509Certificate::from_der(end_entity)
             .map_err(|e| Distrust(format!("its certificate is malformed ({e})")))?;
-        // What a CA we trust signed with a beginning of T was signed at T or later: the time is T at least. So a device whose clock
-        // starts years ago can join; the clock learns only after everything else was found good.
+        // What a CA we trust signed with a beginning of T was signed at T or later: the time is T
+        // at least. So a device whose clock starts years ago can join; the clock learns only after
+        // everything else was found good.
         let begins = u64::try_from(parsed.validity().not_before.timestamp()).unwrap_or(0);
         let now = self.clock.unix_time().max(begins);
         leaf.verify_for_usage(
@@ -212,7 +215,8 @@ fn explain(error: &webpki::Error, certificate: &X509Certificate<'_>, now: u64) -
     match error {
         // Of another CA with the same name, only the signature is wrong.
         webpki::Error::UnknownIssuer | webpki::Error::InvalidSignatureForPublicKey => unknown_issuer(),
-        // The certificate has the usage; so it was missed in one of the CAs that came along, for none of them is trusted here.
+        // The certificate has the usage; so it was missed in one of the CAs that came along, for
+        // none of them is trusted here.
         webpki::Error::RequiredEkuNotFoundContext(_) if serves => unknown_issuer(),
         webpki::Error::CertExpired { .. } => format!(
             "its certificate ended {}, and now it is {}: restart the controller, which renews it; or see whether this node's clock runs ahead",

@@ -1,5 +1,6 @@
-//! What the controller has told on a stream: the view onto which its next change applies. Mostly that is the view in force; a view that was refused is
-//! remembered too, since the change that mends it is a change of that one.
+//! What the controller has told on a stream: the view onto which its next change applies. Mostly
+//! that is the view in force; a view that was refused is remembered too, since the change that
+//! mends it is a change of that one.
 
 use std::sync::Arc;
 
@@ -8,7 +9,8 @@ use edge_types::{NodeView, ViewChange};
 /// The version that was told last.
 #[derive(Debug, Clone)]
 pub(super) struct Told {
-    /// Names the run of the controller that remembers what changed since; `None` from one that tells whole views only.
+    /// Names the run of the controller that remembers what changed since; `None` from one that
+    /// tells whole views only.
     epoch: Option<String>,
     view: Arc<NodeView>,
 }
@@ -30,11 +32,13 @@ impl Told {
         Some(Self::new(self.epoch, view))
     }
 
-    /// What to ask for, so that only news is told to a node whose view in force is `held`: `&from=VERSION&epoch=EPOCH`.
+    /// What to ask for, so that only news is told to a node whose view in force is `held`:
+    /// `&from=VERSION&epoch=EPOCH`.
     pub(super) fn query(told: Option<&Self>, held: Option<&NodeView>) -> String {
         let Some(held) = held else { return String::new() };
         let mut query = format!("&from={}", held.version);
-        // A view that was refused is asked for as a whole, and judged, at every connection: the operator is to see what is wrong with it.
+        // A view that was refused is asked for as a whole, and judged, at every connection: the
+        // operator is to see what is wrong with it.
         if let Some(epoch) = told.filter(|told| *told.view == *held).and_then(|told| told.epoch.as_deref())
             && epoch.bytes().all(|byte| byte.is_ascii_alphanumeric())
         {

@@ -1,9 +1,11 @@
-//! A view that takes more networks into tunnels than the one before is on trial until the controller has been heard under it. If it is not heard for
-//! `take_back`, the view before is put back. Losing the controller changes nothing otherwise: a view that adds no network, or under which the controller was
-//! once heard, stays for ever.
+//! A view that takes more networks into tunnels than the one before is on trial until the
+//! controller has been heard under it. If it is not heard for `take_back`, the view before is put
+//! back. Losing the controller changes nothing otherwise: a view that adds no network, or under
+//! which the controller was once heard, stays for ever.
 //!
-//! Whether the view was to blame shows afterwards: if the controller is reached soon after the view was taken back, it was, and what it added is refused
-//! from then on, but for one more try after an hour. If not, the controller was away, and the view is taken again when it is back.
+//! Whether the view was to blame shows afterwards: if the controller is reached soon after the view
+//! was taken back, it was, and what it added is refused from then on, but for one more try after an
+//! hour. If not, the controller was away, and the view is taken again when it is back.
 
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
@@ -24,8 +26,8 @@ use crate::surroundings::{added, guarded};
 const BEFORE_FILE: &str = "view-before.json";
 /// What was taken back, a [`TakenBack`].
 const TAKEN_BACK_FILE: &str = "taken-back.json";
-/// The controller counts as heard under a view from so long after it came: what was on its way then, or came before policies and routes were
-/// changed, proves nothing.
+/// The controller counts as heard under a view from so long after it came: what was on its way
+/// then, or came before policies and routes were changed, proves nothing.
 const INSTALLED: Duration = Duration::from_secs(15);
 /// [`crate::config::ControllerSection::take_back`], unless set.
 const TAKE_BACK: Duration = Duration::from_secs(180);
@@ -64,8 +66,9 @@ pub(super) struct TakenBack {
 }
 
 impl TakenBack {
-    /// Whether a view may be tried in spite of this. While the controller is away it is not known whether the view was to blame, and to try it
-    /// again would show nothing: that waits for [`Cloud::reached`].
+    /// Whether a view may be tried in spite of this. While the controller is away it is not known
+    /// whether the view was to blame, and to try it again would show nothing: that waits for
+    /// [`Cloud::reached`].
     fn allows(&self, view: &NodeView, now: u64) -> bool {
         let guarded = guarded(view);
         let the_same = self.added.iter().all(|network| guarded.contains(network));
@@ -116,7 +119,8 @@ impl Cloud {
         }
     }
 
-    /// Names what the view in force takes away from this node, for `status` and the log. Nothing else changes by it.
+    /// Names what the view in force takes away from this node, for `status` and the log. Nothing
+    /// else changes by it.
     pub(super) fn name_conflicts(&self, view: &NodeView) {
         let controllers = self.path.controllers(self.urls());
         let conflicts = self.uplink.borrow().surroundings.conflicts(view, &controllers);
@@ -131,7 +135,8 @@ impl Cloud {
         });
     }
 
-    /// A view is about to come into force over another. What is put back if need be stands on disk before it does.
+    /// A view is about to come into force over another. What is put back if need be stands on disk
+    /// before it does.
     pub(super) fn begin_trial(&self, current: Option<&Arc<NodeView>>, new: &NodeView) -> Result<(), StoreError> {
         let Some(current) = current.filter(|current| !added(current, new).is_empty()) else { return Ok(()) };
         // One that comes while another is on trial has not proven that one.
@@ -186,13 +191,15 @@ impl Cloud {
         taken_back.is_none()
     }
 
-    /// Takes views back, and looks again at those that were refused: what stood in their way may be gone.
+    /// Takes views back, and looks again at those that were refused: what stood in their way may be
+    /// gone.
     pub(super) async fn watch_views(&self) {
         let (mut uplink, mut trial) = (self.uplink.clone(), self.trial.subscribe());
         let mut status = self.status.subscribe();
         loop {
             let end = trial.borrow_and_update().as_ref().map(|trial| trial.began + self.take_back_after());
-            // While the stream is open the controller is not lost: a dead one is noticed much sooner than a view is taken back.
+            // While the stream is open the controller is not lost: a dead one is noticed much
+            // sooner than a view is taken back.
             let lost = async {
                 tokio::time::sleep_until(end.unwrap_or_else(Instant::now)).await;
                 let _ = status.wait_for(|status| !status.connected).await;
@@ -281,7 +288,8 @@ impl Cloud {
         Ok(())
     }
 
-    /// Notes which view is not in force, and why, for `status`, for the controller, and to look at it again.
+    /// Notes which view is not in force, and why, for `status`, for the controller, and to look at
+    /// it again.
     pub(super) fn refuse(&self, view: Option<Arc<NodeView>>, why: Option<String>) {
         *self.refused.lock().unwrap_or_else(PoisonError::into_inner) = view;
         self.status.send_if_modified(|status| {
@@ -304,8 +312,9 @@ impl Cloud {
     }
 }
 
-/// What comes into force again: the view before, without what the newer one has revoked. Members that it no longer names stay away, certificates and
-/// authorities that it no longer believes are not believed again, and the segments that it grants are kept, for pods have addresses of them.
+/// What comes into force again: the view before, without what the newer one has revoked. Members
+/// that it no longer names stay away, certificates and authorities that it no longer believes are
+/// not believed again, and the segments that it grants are kept, for pods have addresses of them.
 fn put_back(now: &NodeView, before: &NodeView) -> Result<NodeView, Refusal> {
     let mut merged = NodeView { trust_anchors: now.trust_anchors.clone(), ..before.clone() };
     merged.peers.retain_mut(|peer| {

@@ -2,8 +2,8 @@
 
 use edge_ike::Identity;
 
-/// Reads an identity: an address, `user@domain` (ID_RFC822_ADDR), `keyid:TEXT` (ID_KEY_ID), else a name (ID_FQDN), where a leading `@` or
-/// `fqdn:` says so explicitly.
+/// Reads an identity: an address, `user@domain` (ID_RFC822_ADDR), `keyid:TEXT` (ID_KEY_ID), else a
+/// name (ID_FQDN), where a leading `@` or `fqdn:` says so explicitly.
 pub(super) fn parse(text: &str) -> Result<Identity, String> {
     if let Ok(address) = text.parse() {
         return Ok(Identity::Address(address));

@@ -57,7 +57,8 @@ pub(super) fn ike(text: &str) -> Result<IkeProposal, String> {
     }
 }
 
-/// Reads an ESP proposal; it needs encryption. Groups, for forward secrecy at rekeying, and `esn` or `noesn` may follow.
+/// Reads an ESP proposal; it needs encryption. Groups, for forward secrecy at rekeying, and `esn`
+/// or `noesn` may follow.
 pub(super) fn esp(text: &str) -> Result<EspProposal, String> {
     let mut proposal = EspProposal { aeads: vec![], groups: vec![], esn: false };
     for word in text.split('-') {
@@ -89,7 +90,8 @@ pub(crate) fn default_ike() -> Vec<IkeProposal> {
     }]
 }
 
-/// What is offered where nothing is configured, and between our own nodes: with forward secrecy at rekeying, or without for peers that do not know it.
+/// What is offered where nothing is configured, and between our own nodes: with forward secrecy at
+/// rekeying, or without for peers that do not know it.
 pub(crate) fn default_esp() -> Vec<EspProposal> {
     let aeads = vec![Aead::Aes256Gcm16, Aead::Aes128Gcm16, Aead::ChaCha20Poly1305];
     vec![

@@ -26,7 +26,8 @@ pub enum Reach {
     Negotiated,
 }
 
-/// Where a tunnel's ends are, and what was negotiated last. Kept while the tunnel is down: its packets wait or die, but never leave in clear.
+/// Where a tunnel's ends are, and what was negotiated last. Kept while the tunnel is down: its
+/// packets wait or die, but never leave in clear.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Ends {
     /// Our outer address.
@@ -41,8 +42,9 @@ pub struct Ends {
     pub up: bool,
 }
 
-/// All policies that this node wants: the guard's and the tunnels'. Where two peers may take the same packets (two hubs that front the
-/// same networks), the one whose tunnel is up does, then the one whose name comes first.
+/// All policies that this node wants: the guard's and the tunnels'. Where two peers may take the
+/// same packets (two hubs that front the same networks), the one whose tunnel is up does, then the
+/// one whose name comes first.
 pub fn wanted(
     desired: &Desired,
     bridge: &[IpAddr],
@@ -76,7 +78,8 @@ pub fn wanted(
     (policies, problems)
 }
 
-/// Of packets to a peer that come neither from our segments nor from any range: below all that names its source.
+/// Of packets to a peer that come neither from our segments nor from any range: below all that
+/// names its source.
 const ANY_SOURCE: u32 = 27_000;
 /// What keeps forged sources out of [`ANY_SOURCE`].
 const FORGED_SOURCE: u32 = 26_000;
@@ -129,10 +132,11 @@ fn between(
     policies
 }
 
-/// A packet that was redirected to a peer's pod (a NodePort's client, a process that spoke to a service) meets XFRM before its source can be
-/// translated, so the tunnel takes it, and the firewall then gives it the bridge's address: the peer lets nothing else pass. XFRM cannot tell it
-/// from a LAN host's packet that was merely routed here; the firewall drops that one before it is encrypted. A source within the ranges that is not
-/// ours is forged, and blocked here.
+/// A packet that was redirected to a peer's pod (a NodePort's client, a process that spoke to a
+/// service) meets XFRM before its source can be translated, so the tunnel takes it, and the
+/// firewall then gives it the bridge's address: the peer lets nothing else pass. XFRM cannot tell
+/// it from a LAN host's packet that was merely routed here; the firewall drops that one before it
+/// is encrypted. A source within the ranges that is not ours is forged, and blocked here.
 fn from_elsewhere(
     ranges: &[IpNetwork],
     remote: IpNetwork,

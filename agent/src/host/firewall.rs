@@ -1,7 +1,8 @@
-//! One nftables table of ours, `inet edge-cni`: who may use the tunnels, who reaches pods, and under which source packets leave.
+//! One nftables table of ours, `inet edge-cni`: who may use the tunnels, who reaches pods, and
+//! under which source packets leave.
 //!
-//! XFRM policies say which networks may talk; they do not know who put a packet on the wire. The table does. `docs/firewall.md` has each chain and
-//! the way of each kind of packet.
+//! XFRM policies say which networks may talk; they do not know who put a packet on the wire. The
+//! table does. `docs/firewall.md` has each chain and the way of each kind of packet.
 //!
 //! - `rules`: the table as commands of `nft -j`. Pure.
 //! - `apply`: puts it in place, reads it back, removes it.
@@ -28,7 +29,8 @@ pub const TABLE: &str = "edge-cni";
 pub struct Firewall {
     /// The pods' bridges: the agent's own, and those of other networks of the plugin.
     pub pod_bridges: Vec<String>,
-    /// Networks of the pods' bridges. Before the first view pods may have got addresses of segments that the view does not name.
+    /// Networks of the pods' bridges. Before the first view pods may have got addresses of segments
+    /// that the view does not name.
     pub pod_networks: Vec<IpNetwork>,
     /// This node's segments: the pods' sources.
     pub own: Vec<IpNetwork>,
@@ -42,9 +44,11 @@ pub struct Firewall {
     pub ike_ports: [u16; 2],
     /// TCP ports of the controllers, which may be at an address of the cloud's networks.
     pub controller_ports: Vec<u16>,
-    /// The cluster's ranges: a source from there that is not ours is forged, and is never translated.
+    /// The cluster's ranges: a source from there that is not ours is forged, and is never
+    /// translated.
     pub ranges: Vec<IpNetwork>,
-    /// The address that redirected connections and the node's own take on their way into a tunnel, one a family.
+    /// The address that redirected connections and the node's own take on their way into a tunnel,
+    /// one a family.
     pub addresses: Vec<IpAddr>,
     /// From our segments to static peers: local and remote network of each pair.
     pub static_pairs: Vec<(IpNetwork, IpNetwork)>,
@@ -58,11 +62,13 @@ pub struct Firewall {
     pub lan_to_tunnels: Vec<IpNetwork>,
     /// Sources besides our segments from which pods may send.
     pub pod_sources: Vec<IpNetwork>,
-    /// Interfaces between which nothing is forwarded, for IPv4 and IPv6: those where we turned forwarding on.
+    /// Interfaces between which nothing is forwarded, for IPv4 and IPv6: those where we turned
+    /// forwarding on.
     pub apart: [Vec<String>; 2],
     /// Without what small kernels lack: `masquerade` (nft_masq) and `fib` (nft_fib_inet).
     pub plain: bool,
-    /// Bridges among them: with br_netfilter what they only bridge looks as if it were forwarded from and to the same one.
+    /// Bridges among them: with br_netfilter what they only bridge looks as if it were forwarded
+    /// from and to the same one.
     pub bridges: Vec<String>,
     /// MTU of packets in tunnels, 0 where it is not known.
     pub mtu: u32,
@@ -82,7 +88,8 @@ pub struct Links {
 }
 
 impl Firewall {
-    /// What this node wants. `addresses` are the bridge's; on a cloud node those within the cloud's networks.
+    /// What this node wants. `addresses` are the bridge's; on a cloud node those within the cloud's
+    /// networks.
     #[must_use]
     pub fn wanted(config: &Config, desired: &Desired, addresses: Vec<IpAddr>, links: Links, mtu: u32) -> Self {
         let keys = &config.firewall;
@@ -122,7 +129,8 @@ impl Firewall {
         }
     }
 
-    /// Nothing to do: the table is not wanted. So it is on a plain IKEv2 daemon, where the networks behind the node are the operator's own.
+    /// Nothing to do: the table is not wanted. So it is on a plain IKEv2 daemon, where the networks
+    /// behind the node are the operator's own.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.own.is_empty() && self.remote.is_empty()

@@ -273,7 +273,8 @@ impl Keeper {
         Needs { bridge: self.config.bridge.clone(), ranges, accept: self.config.firewall.accept_in_forward }
     }
 
-    /// The plugin keeps out pods that pose as others; the agent notices when somebody removes its table.
+    /// The plugin keeps out pods that pose as others; the agent notices when somebody removes its
+    /// table.
     async fn keep_bridge_table(&mut self, desired: &Desired, observed: &Observed, rules: &mut Ruleset) {
         let there = observed.link(&self.config.bridge).is_some() && !desired.guard.segments.is_empty();
         if !there
@@ -291,7 +292,8 @@ impl Keeper {
         self.rules_changed(found);
     }
 
-    /// After a reboot the bridge is missing until the first pod comes, and with it the source of the node's own packets.
+    /// After a reboot the bridge is missing until the first pod comes, and with it the source of
+    /// the node's own packets.
     fn bridge_is_wanted(&self, desired: &Desired, observed: &Observed) -> bool {
         let segments = &desired.guard.segments;
         !segments.is_empty()
@@ -353,7 +355,8 @@ fn guarded(desired: &Desired) -> Vec<IpNetwork> {
 #[derive(Debug)]
 struct Obstacles {
     found: Vec<Obstacle>,
-    /// For whom it was looked, and which interfaces there were: Docker comes with one, and iptables-legacy tells nothing.
+    /// For whom it was looked, and which interfaces there were: Docker comes with one, and
+    /// iptables-legacy tells nothing.
     looked: Option<(Needs, Vec<u32>)>,
     suspect: bool,
     not_before: tokio::time::Instant,
@@ -387,7 +390,8 @@ impl Obstacles {
     }
 }
 
-/// On a cloud node: addresses of its own within the cloud's networks, one a family, under which its processes reach edges.
+/// On a cloud node: addresses of its own within the cloud's networks, one a family, under which its
+/// processes reach edges.
 fn addresses_within(observed: &Observed, networks: &[IpNetwork]) -> Vec<IpAddr> {
     let inside = |address: &&IpAddr| networks.iter().any(|network| network.contains(**address));
     let all = || observed.links.iter().flat_map(|link| &link.addresses).filter(inside);

@@ -94,7 +94,8 @@ impl Observed {
         self.links.iter().find(|link| link.name == name)
     }
 
-    /// Names of the pods' bridges: that of the agent's own network also where it is missing, then the others that the plugin made.
+    /// Names of the pods' bridges: that of the agent's own network also where it is missing, then
+    /// the others that the plugin made.
     pub(super) fn pod_bridges(&self, own: &str) -> Vec<String> {
         let others = self.links.iter().filter(|link| link.pod_bridge).map(|link| link.name.as_str());
         let mut names: Vec<&str> = others.filter(|name| *name != own).collect();
@@ -140,7 +141,8 @@ fn link(message: &LinkMessage) -> Link {
                 });
                 link.veth = infos.iter().any(|info| matches!(info, LinkInfo::Kind(InfoKind::Veth)));
                 link.virtual_kind = infos.iter().any(|info| match info {
-                    // Veths and VLANs may well be uplinks: of containers, of virtual machines, of this project's lab.
+                    // Veths and VLANs may well be uplinks: of containers, of virtual machines, of
+                    // this project's lab.
                     LinkInfo::Kind(kind) => !matches!(
                         kind,
                         InfoKind::Veth | InfoKind::Vlan | InfoKind::Bond | InfoKind::MacVlan | InfoKind::IpVlan

@@ -1,5 +1,6 @@
-//! What of other programs' rules stands in the way of pods, and the command against it. Looked for when rules or interfaces change, never on a
-//! timer. Two accept rules for each range go where Docker's or ufw's `DROP` would cut pods; everything else is only named.
+//! What of other programs' rules stands in the way of pods, and the command against it. Looked for
+//! when rules or interfaces change, never on a timer. Two accept rules for each range go where
+//! Docker's or ufw's `DROP` would cut pods; everything else is only named.
 
 mod forward;
 
@@ -102,7 +103,8 @@ fn chains(listed: &Value) -> Vec<Chain> {
         .collect()
 }
 
-/// Who drops what is forwarded: Docker and ufw by the policy of iptables' `FORWARD`, others by that of a chain of their own, firewalld by its last rule.
+/// Who drops what is forwarded: Docker and ufw by the policy of iptables' `FORWARD`, others by that
+/// of a chain of their own, firewalld by its last rule.
 fn forward_chains(needs: &Needs, chains: &[Chain], obstacles: &mut Vec<Obstacle>) {
     for chain in chains.iter().filter(|chain| chain.hook == "forward").take(MOST_CHAINS) {
         let iptables =
@@ -176,8 +178,9 @@ fn mentions_anywhere(family: &str, table: &str, needs: &Needs) -> bool {
     }
 }
 
-/// After decapsulation a packet has the uplink as its input, while the route back leads to the guard's device. The kernel's own `rp_filter` excepts
-/// IPsec, `fib saddr . iif oif missing drop` does not.
+/// After decapsulation a packet has the uplink as its input, while the route back leads to the
+/// guard's device. The kernel's own `rp_filter` excepts IPsec, `fib saddr . iif oif missing drop`
+/// does not.
 fn reverse_path(needs: &Needs, chains: &[Chain], obstacles: &mut Vec<Obstacle>) {
     let early = chains.iter().filter(|chain| chain.hook == "prerouting");
     for chain in early.take(MOST_CHAINS) {
@@ -202,7 +205,8 @@ fn reverse_path(needs: &Needs, chains: &[Chain], obstacles: &mut Vec<Obstacle>) 
     }
 }
 
-/// Of which families (IPv4: true) such a rule drops packets, unless one before it lets those from tunnels pass.
+/// Of which families (IPv4: true) such a rule drops packets, unless one before it lets those from
+/// tunnels pass.
 fn checks_reverse_path(rules: &[Value], chain: &Chain) -> Option<Vec<bool>> {
     let matches = |rule: &Value| -> Vec<Value> {
         let statements = rule["expr"].as_array().cloned().unwrap_or_default();
@@ -242,7 +246,8 @@ fn checks_reverse_path(rules: &[Value], chain: &Chain) -> Option<Vec<bool>> {
     })
 }
 
-/// Without `br_netfilter` the answer of a Service whose endpoint is on the same node goes over the bridge past connection tracking.
+/// Without `br_netfilter` the answer of a Service whose endpoint is on the same node goes over the
+/// bridge past connection tracking.
 fn bridge_calls(needs: &Needs) -> Option<Obstacle> {
     if !std::path::Path::new("/sys/class/net").join(&needs.bridge).exists() {
         return None;

@@ -1,4 +1,5 @@
-//! Routes of ours: those of the guard's device, which its own crate keeps, and a cloud node's to the hub.
+//! Routes of ours: those of the guard's device, which its own crate keeps, and a cloud node's to
+//! the hub.
 
 use std::net::IpAddr;
 

@@ -20,7 +20,8 @@ const BRIDGE: u8 = 7;
 const NEW_GENERATION: u16 = 15;
 /// `NFTA_GEN_PROC_NAME`: who made it, 15 characters.
 const PROCESS_NAME: u16 = 3;
-/// The name of the table is the first attribute of tables, chains, rules, sets, elements, objects and flowtables alike.
+/// The name of the table is the first attribute of tables, chains, rules, sets, elements, objects
+/// and flowtables alike.
 const TABLE_NAME: u16 = 1;
 /// `NLA_TYPE_MASK`.
 const TYPE_MASK: u16 = 0x3fff;
@@ -92,8 +93,9 @@ impl Ruleset {
     /// What else has come in, without waiting.
     pub(super) fn drain(&mut self) -> Changes {
         let mut found = Changes::default();
-        // Asked of the kernel itself: tokio may not have heard of what came a moment ago. Bounded: while another program writes rules faster than
-        // they are read here, the rest waits for the next turn.
+        // Asked of the kernel itself: tokio may not have heard of what came a moment ago. Bounded:
+        // while another program writes rules faster than they are read here, the rest waits for the
+        // next turn.
         for _ in 0..100_000 {
             match self.socket.socket_ref().recv_from_full() {
                 Ok((datagram, _)) => found.add(parse(&datagram, &mut self.pending)),

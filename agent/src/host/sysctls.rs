@@ -1,4 +1,5 @@
-//! Settings of the kernel without which pods' packets do not leave this machine, or leave it unguarded.
+//! Settings of the kernel without which pods' packets do not leave this machine, or leave it
+//! unguarded.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -23,7 +24,8 @@ pub(super) struct Sysctls {
 /// What was found besides.
 #[derive(Debug, Default)]
 pub(super) struct Outcome {
-    /// IPv4 and IPv6: forwarding was off before us, so the node was no router and is none between its own networks.
+    /// IPv4 and IPv6: forwarding was off before us, so the node was no router and is none between
+    /// its own networks.
     pub(super) ours: [bool; 2],
     /// What could not be set.
     pub(super) obstacles: Vec<Obstacle>,
@@ -34,7 +36,8 @@ impl Sysctls {
         Self { root: ROOT.into(), forwarding: Forwarding::new(state_dir) }
     }
 
-    /// Turns forwarding on for the families of which pods are, and keeps policies asked. `forward` and `guarded`: IPv4 and IPv6.
+    /// Turns forwarding on for the families of which pods are, and keeps policies asked. `forward`
+    /// and `guarded`: IPv4 and IPv6.
     pub(super) fn ensure(
         &self,
         observed: &Observed,
@@ -58,7 +61,8 @@ impl Sysctls {
         if forward[0] && off[0] {
             self.set("ipv4/ip_forward", "1", "pods' packets are not forwarded", &mut outcome);
         }
-        // Interfaces that are plugged in later, too: but a host that was a router before us chose which advertisements to believe.
+        // Interfaces that are plugged in later, too: but a host that was a router before us chose
+        // which advertisements to believe.
         if forward[1] && (off[1] || outcome.ours[1]) {
             self.keep_listening(&uplinks, &mut outcome);
         }
@@ -68,8 +72,9 @@ impl Sysctls {
         outcome
     }
 
-    /// A host that forwards ignores router advertisements and forgets its default route, unless an interface is told to go on listening
-    /// (`accept_ra` 2, ip-sysctl.rst). Uplinks alone: a pod's advertisement must not count.
+    /// A host that forwards ignores router advertisements and forgets its default route, unless an
+    /// interface is told to go on listening (`accept_ra` 2, ip-sysctl.rst). Uplinks alone: a pod's
+    /// advertisement must not count.
     fn keep_listening(&self, uplinks: &[&Link], outcome: &mut Outcome) {
         for link in uplinks {
             let name = format!("ipv6/conf/{}/accept_ra", link.name);
@@ -81,7 +86,8 @@ impl Sysctls {
         }
     }
 
-    /// `disable_policy` lets packets in without asking a policy, `disable_xfrm` lets them out so. Recipes for VTI interfaces set them for `all`.
+    /// `disable_policy` lets packets in without asking a policy, `disable_xfrm` lets them out so.
+    /// Recipes for VTI interfaces set them for `all`.
     fn policies_are_asked(&self, uplinks: &[&Link], bridges: &[String], journal: &Journal, outcome: &mut Outcome) {
         let interfaces = uplinks.iter().map(|link| link.name.as_str()).chain(bridges.iter().map(String::as_str));
         for interface in ["all", DEVICE].into_iter().chain(interfaces) {

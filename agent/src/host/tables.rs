@@ -1,5 +1,6 @@
-//! Keeps the tables of nftables: ours as it is wanted, the plugin's by asking the plugin. Both are looked at when something else changes them, at
-//! start, and after a failure; never on a timer besides.
+//! Keeps the tables of nftables: ours as it is wanted, the plugin's by asking the plugin. Both are
+//! looked at when something else changes them, at start, and after a failure; never on a timer
+//! besides.
 
 use std::time::{Duration, Instant};
 
@@ -54,7 +55,8 @@ pub(super) struct Table {
     failure: Option<String>,
     /// Why the kernel took the plain one alone.
     reduced: Option<String>,
-    /// When the whole one is tried again in that case: what was in its way may pass, memory that ran short for example.
+    /// When the whole one is tried again in that case: what was in its way may pass, memory that
+    /// ran short for example.
     whole: Retry,
 }
 
@@ -100,7 +102,8 @@ impl Table {
         })
     }
 
-    /// Whether the table stands. `complete`: what is wanted is known in full. What `rules` told of other tables meanwhile is added to `found`.
+    /// Whether the table stands. `complete`: what is wanted is known in full. What `rules` told of
+    /// other tables meanwhile is added to `found`.
     pub(super) async fn keep(
         &mut self,
         wanted: Firewall,
@@ -178,7 +181,8 @@ impl Table {
         self.note(Ok(()));
     }
 
-    /// Where the plain one stood. It stands still, unless the attempt got further than it says: so it is looked at.
+    /// Where the plain one stood. It stands still, unless the attempt got further than it says: so
+    /// it is looked at.
     fn tried_whole(&mut self, wanted: Firewall, outcome: anyhow::Result<Value>) {
         match outcome {
             Ok(shown) => {
@@ -193,8 +197,8 @@ impl Table {
         }
     }
 
-    /// Replaces the table and returns it as the kernel shows it. What another program did to it before it was read must not be taken for what was
-    /// applied: then it is replaced again.
+    /// Replaces the table and returns it as the kernel shows it. What another program did to it
+    /// before it was read must not be taken for what was applied: then it is replaced again.
     async fn apply(
         &self,
         wanted: &Firewall,
@@ -235,7 +239,8 @@ impl Table {
     }
 }
 
-/// The table as it is wanted; or, where the kernel refuses that, what keeps others out at least, with the reason.
+/// The table as it is wanted; or, where the kernel refuses that, what keeps others out at least,
+/// with the reason.
 async fn apply_what_the_kernel_takes(wanted: &Firewall, only_whole: bool) -> anyhow::Result<(Value, Option<String>)> {
     let (whole, plain) = (wanted.clone(), Firewall { plain: true, ..wanted.clone() });
     let outcome = spawn_blocking(move || match whole.apply() {

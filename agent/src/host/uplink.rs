@@ -9,8 +9,8 @@ use super::observed::{Link, Observed, Route};
 use crate::membership::Uplink;
 use crate::surroundings::Surroundings;
 
-/// What ESP in UDP adds to a packet, at most: outer IPv6 header 40, UDP 8, ESP header 8, IV 8, trailer 2, ICV 16 (RFC 4303, RFC 4106, RFC 3948).
-/// ESP pads what it encrypts to a multiple of 4.
+/// What ESP in UDP adds to a packet, at most: outer IPv6 header 40, UDP 8, ESP header 8, IV 8,
+/// trailer 2, ICV 16 (RFC 4303, RFC 4106, RFC 3948). ESP pads what it encrypts to a multiple of 4.
 const OUTER: u32 = 40 + 8 + 8 + 8 + 16;
 /// Padding length and next header, inside of what is padded.
 const TRAILER: u32 = 2;
@@ -22,8 +22,9 @@ fn pod_mtu(link: u32) -> u32 {
     (link.saturating_sub(OUTER) / 4 * 4).saturating_sub(TRAILER)
 }
 
-/// Interfaces towards the world: hardware, VLANs, bonds and the like, a bridge that holds one of these, and whatever carries a default route. Not
-/// what container runtimes and hypervisors make: their own forwarding is not ours to judge.
+/// Interfaces towards the world: hardware, VLANs, bonds and the like, a bridge that holds one of
+/// these, and whatever carries a default route. Not what container runtimes and hypervisors make:
+/// their own forwarding is not ours to judge.
 pub(super) fn uplinks<'a>(observed: &'a Observed, bridge: &str) -> Vec<&'a Link> {
     let hardware = |link: &Link| !link.virtual_kind && !link.veth;
     let carries_default =
@@ -37,8 +38,9 @@ pub(super) fn uplinks<'a>(observed: &'a Observed, bridge: &str) -> Vec<&'a Link>
     observed.links.iter().filter(candidate).filter(wanted).collect()
 }
 
-/// Links between which a node that was no router forwards nothing: uplinks, and besides them tunnels and VPNs, which lead elsewhere as well. Links
-/// of containers are not among them, nor those of other CNIs.
+/// Links between which a node that was no router forwards nothing: uplinks, and besides them
+/// tunnels and VPNs, which lead elsewhere as well. Links of containers are not among them, nor
+/// those of other CNIs.
 pub(super) fn apart<'a>(observed: &'a Observed, bridge: &str) -> Vec<&'a Link> {
     let uplinks = uplinks(observed, bridge);
     let ours = |link: &Link| link.name == bridge || link.pod_bridge || link.name == DEVICE;
@@ -74,7 +76,8 @@ pub(super) fn uplink(observed: &Observed, bridge: &str, cluster: &[IpNetwork], c
     Uplink { addresses, pod_mtu: configured_mtu.unwrap_or(found), surroundings }
 }
 
-/// What is looked at before a view is taken: also addresses within the cluster's ranges, for that is what must not be.
+/// What is looked at before a view is taken: also addresses within the cluster's ranges, for that
+/// is what must not be.
 fn surroundings<'a>(observed: &Observed, uplinks: &[&Link], own: impl Iterator<Item = &'a Link>) -> Surroundings {
     let defaults = || {
         let mut routes: Vec<&Route> = observed.routes.iter().filter(|route| route.is_default()).collect();
@@ -160,7 +163,8 @@ mod tests {
     #[test]
     fn pods_packets_fit_the_uplink_with_all_that_is_added() {
         assert_eq!(uplink(&host(), "ecni0", &[], None).pod_mtu, 1418);
-        // 40 + 8 + 8 + 8 around, then the packet with its trailer padded to 4, then 16: never more than the link takes, and no 4 bytes less.
+        // 40 + 8 + 8 + 8 around, then the packet with its trailer padded to 4, then 16: never more
+        // than the link takes, and no 4 bytes less.
         for link in 1400..1600 {
             let inner = pod_mtu(link);
             let outer = |inner: u32| OUTER + (inner + TRAILER).next_multiple_of(4);

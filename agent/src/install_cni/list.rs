@@ -1,5 +1,6 @@
-//! What comes after `edge-cni` in the list: what the configuration names, or `portmap` by itself (without it a pod's `hostPort` is accepted and never there), and
-//! what somebody else has appended to the list.
+//! What comes after `edge-cni` in the list: what the configuration names, or `portmap` by itself
+//! (without it a pod's `hostPort` is accepted and never there), and what somebody else has appended
+//! to the list.
 
 use std::fs;
 use std::io::{self, Write};
@@ -14,7 +15,8 @@ use serde_json::{Value, json};
 use super::PLUGIN;
 use crate::config::Config;
 
-/// The version that every plugin of the list is called with: `cniVersions` is for runtimes that know it.
+/// The version that every plugin of the list is called with: `cniVersions` is for runtimes that
+/// know it.
 pub(super) const VERSION: &str = "1.0.0";
 
 /// Maps host ports to pods: the reference plugin of that name.
@@ -67,8 +69,8 @@ fn present(list: &Path) -> Vec<Value> {
     }
 }
 
-/// Whether the program is there and may be called with [`VERSION`]: one of before 2021 refuses it, and every pod with it. Asked once for each program that
-/// comes to stand there.
+/// Whether the program is there and may be called with [`VERSION`]: one of before 2021 refuses it,
+/// and every pod with it. Asked once for each program that comes to stand there.
 fn takes_our_version(program: &Path) -> bool {
     static LAST: Mutex<Option<(SystemTime, u64, bool)>> = Mutex::new(None);
     let Ok(found) = fs::metadata(program) else { return false };

@@ -1,4 +1,5 @@
-//! Which reqid a peer has: the same over rekeys, restarts and reboots, so that SAs of a former run are recognised as the peer's.
+//! Which reqid a peer has: the same over rekeys, restarts and reboots, so that SAs of a former run
+//! are recognised as the peer's.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -23,7 +24,8 @@ pub struct Reqids {
 }
 
 impl Reqids {
-    /// Reads the file; a missing or unreadable one is begun anew. Numbers begin at a hash of the name, so most survive that as well.
+    /// Reads the file; a missing or unreadable one is begun anew. Numbers begin at a hash of the
+    /// name, so most survive that as well.
     pub fn load(state_dir: &Path) -> Self {
         let path = state_dir.join(FILE);
         let numbers = match fs::read(&path).map(|text| serde_json::from_slice::<BTreeMap<String, u32>>(&text)) {
@@ -52,7 +54,8 @@ impl Reqids {
         self.numbers.iter().find(|(_, other)| **other == number).map(|(name, _)| PeerName::new(name))
     }
 
-    /// Gives every peer a reqid, forgets those who are none any more, and keeps that on disk before anybody uses it.
+    /// Gives every peer a reqid, forgets those who are none any more, and keeps that on disk before
+    /// anybody uses it.
     pub fn assign<'a>(&mut self, peers: impl Iterator<Item = &'a PeerName>) -> io::Result<()> {
         let peers: BTreeSet<&str> = peers.map(PeerName::as_str).collect();
         let before = self.numbers.clone();

@@ -13,7 +13,8 @@ use edge_xfrm::{Aead, Algorithm, Encap, Error, Limits, Replay, Reqid, Result, Sa
 
 use crate::desired::Ends;
 
-/// Packets after which an SA without extended sequence numbers is rekeyed: three quarters of what its counter holds.
+/// Packets after which an SA without extended sequence numbers is rekeyed: three quarters of what
+/// its counter holds.
 const SOFT_PACKETS: u64 = 3 << 30;
 
 /// One SA of ours in the kernel.
@@ -56,8 +57,8 @@ struct Child {
     sa: Arc<ChildSa>,
     inbound: Option<Installed>,
     outbound: Option<Installed>,
-    /// Its outbound SA was in the kernel: once that is gone its key must not come back, since its sequence numbers, and with them the AEAD's nonces,
-    /// would begin anew.
+    /// Its outbound SA was in the kernel: once that is gone its key must not come back, since its
+    /// sequence numbers, and with them the AEAD's nonces, would begin anew.
     spent: bool,
 }
 
@@ -66,11 +67,13 @@ struct Child {
 pub enum Sending {
     /// It sends.
     Done,
-    /// Its outbound SA was there once and is gone: a rekey must make a new one. What sent before goes on.
+    /// Its outbound SA was there once and is gone: a rekey must make a new one. What sent before
+    /// goes on.
     Spent,
 }
 
-/// An SA that a former run of the agent left: it goes on working until the peer's new CHILD_SA replaces it.
+/// An SA that a former run of the agent left: it goes on working until the peer's new CHILD_SA
+/// replaces it.
 #[derive(Debug)]
 struct Kept {
     sa: Sa,
@@ -102,7 +105,8 @@ pub struct SaTable {
 }
 
 impl SaTable {
-    /// Takes over what a former run left. `is_local` tells our own addresses, for kernels that do not know an SA's direction.
+    /// Takes over what a former run left. `is_local` tells our own addresses, for kernels that do
+    /// not know an SA's direction.
     pub fn keep(&mut self, sas: Vec<Sa>, is_local: impl Fn(IpAddr) -> bool, until: Instant) {
         for sa in sas.into_iter().filter(|sa| sa.is_ours() && !sa.is_larval()) {
             let outbound = match sa.direction {
@@ -147,8 +151,8 @@ impl SaTable {
         self.drop_kept(xfrm, |kept| kept.sa.reqid == reqid.raw())
     }
 
-    /// A peer of which nothing counts that was agreed on before this moment of the system's clock (seconds since 1970): what a former run agreed
-    /// on before goes.
+    /// A peer of which nothing counts that was agreed on before this moment of the system's clock
+    /// (seconds since 1970): what a former run agreed on before goes.
     pub fn forget_from_before(&mut self, xfrm: &mut Xfrm, reqid: Reqid, moment: u64) -> Result<()> {
         self.drop_kept(xfrm, |kept| kept.is_from_before(reqid, moment))
     }
@@ -169,8 +173,9 @@ impl SaTable {
         Ok(())
     }
 
-    /// Makes a CHILD_SA the one that sends, in place of all others of the peer, which [`Self::expire`] removes. `policies` is called
-    /// where the policies' templates do not name the new SA's ends yet.
+    /// Makes a CHILD_SA the one that sends, in place of all others of the peer, which
+    /// [`Self::expire`] removes. `policies` is called where the policies' templates do not name the
+    /// new SA's ends yet.
     pub fn send_through(
         &mut self,
         xfrm: &mut Xfrm,
@@ -202,7 +207,8 @@ impl SaTable {
             .filter(|other| other.peer == peer)
             .filter_map(|other| other.outbound.take())
             .collect();
-        // It cannot be added once more, and the kernel prefers the later one: the others go at once.
+        // It cannot be added once more, and the kernel prefers the later one: the others go at
+        // once.
         if let Some(at) = retired {
             let back = self.retiring.swap_remove(at).sa;
             if let Some(child) = self.children.get_mut(&id) {
@@ -226,8 +232,9 @@ impl SaTable {
         }));
         self.kept.retain(|_, kept| !(kept.outbound && kept.sa.reqid == reqid.raw()));
 
-        // Between the same addresses the later one is taken at once; between others the policies' templates tell them apart, and
-        // have to change. The old one goes when no packet can be on its way to it any more.
+        // Between the same addresses the later one is taken at once; between others the policies'
+        // templates tell them apart, and have to change. The old one goes when no packet can be on
+        // its way to it any more.
         let same = old.iter().find(|old| (old.source, old.id.destination) == (params.source, params.destination));
         let installed = match same {
             Some(old) => xfrm.begin_switch(&params, old.id).map(drop),
@@ -282,7 +289,8 @@ impl SaTable {
         outcome
     }
 
-    /// Updates the UDP ports of a CHILD_SA between the same addresses. `false`: the addresses differ, which takes new SAs.
+    /// Updates the UDP ports of a CHILD_SA between the same addresses. `false`: the addresses
+    /// differ, which takes new SAs.
     pub fn move_ports(&mut self, xfrm: &mut Xfrm, id: ChildId, sa: &Arc<ChildSa>) -> Result<bool> {
         let Some(child) = self.children.get_mut(&id) else { return Ok(true) };
         child.sa = sa.clone();
@@ -353,8 +361,8 @@ impl SaTable {
         self.children.get(&id).map_or((None, None), |child| (child.inbound.as_ref(), child.outbound.as_ref()))
     }
 
-    /// The kernel lost an SA of ours. Whose it was, if its CHILD_SA is still in use; it is to be rekeyed. What a former run left is
-    /// only forgotten.
+    /// The kernel lost an SA of ours. Whose it was, if its CHILD_SA is still in use; it is to be
+    /// rekeyed. What a former run left is only forgotten.
     pub fn lost(&mut self, id: SaId) -> Option<(PeerName, ChildId)> {
         self.kept.remove(&id);
         self.retiring.retain(|retiring| retiring.sa.id != id);

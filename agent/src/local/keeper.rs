@@ -1,5 +1,6 @@
-//! When to apply for a segment. A pod that waits is served first; several that wait for the same are served by one application. Beside that the keeper
-//! holds `spare` segments' worth of addresses free, so that pods seldom wait.
+//! When to apply for a segment. A pod that waits is served first; several that wait for the same
+//! are served by one application. Beside that the keeper holds `spare` segments' worth of addresses
+//! free, so that pods seldom wait.
 
 use std::collections::BTreeMap;
 use std::future::Future;
@@ -138,8 +139,9 @@ impl Keeper {
         late.chain(again.filter(|again| may_apply && *again > now)).min()
     }
 
-    /// What is to be applied for next: first what pods wait for, then what an earlier run has asked for, then spares. One family at a time, since the
-    /// controller grants all of an application or nothing, and one family may be full.
+    /// What is to be applied for next: first what pods wait for, then what an earlier run has asked
+    /// for, then spares. One family at a time, since the controller grants all of an application or
+    /// nothing, and one family may be full.
     async fn next_application(&mut self) -> Option<Application> {
         let file = self.segments().await;
         let short = |stock: &&Stock| !file.as_ref().is_some_and(|file| has_grown(file, stock));
@@ -235,8 +237,9 @@ fn has_grown(file: &SegmentsFile, stock: &Stock) -> bool {
     capacity(file, stock.family) > stock.free.saturating_add(stock.leased)
 }
 
-/// Families in which a spare is missing. Edges get a first segment of every family of the cluster; hubs only if they are to hold a spare (it gives
-/// their own traffic to remote pods a source that peers know); cloud nodes, whose pods are the cloud CNI's, only what their plugin asks for.
+/// Families in which a spare is missing. Edges get a first segment of every family of the cluster;
+/// hubs only if they are to hold a spare (it gives their own traffic to remote pods a source that
+/// peers know); cloud nodes, whose pods are the cloud CNI's, only what their plugin asks for.
 fn wanted(view: &NodeView, file: Option<&SegmentsFile>, leased: impl Fn(Family) -> u64, spare: u32) -> Vec<Family> {
     [Family::V4, Family::V6]
         .into_iter()

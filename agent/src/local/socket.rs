@@ -1,4 +1,5 @@
-//! The unix socket on which the plugin asks. One frame in, one out; only root and this agent's own user are heard.
+//! The unix socket on which the plugin asks. One frame in, one out; only root and this agent's own
+//! user are heard.
 
 use std::fs;
 use std::io;
@@ -48,7 +49,8 @@ pub(super) struct Socket {
 }
 
 impl Socket {
-    /// Makes the socket with mode 0600, under its final name only once it has it. The state directory's lock says that no other agent owns it.
+    /// Makes the socket with mode 0600, under its final name only once it has it. The state
+    /// directory's lock says that no other agent owns it.
     pub(super) fn bind(path: &Path) -> anyhow::Result<Self> {
         let folder = path.parent().unwrap_or(Path::new("/"));
         fs::DirBuilder::new()
@@ -71,7 +73,8 @@ impl Socket {
         made.with_context(|| format!("making the plugin's socket {}", path.display()))
     }
 
-    /// Returns when the file is gone: folders below /run may be wiped at any time, and a listener whose file is gone hears nobody.
+    /// Returns when the file is gone: folders below /run may be wiped at any time, and a listener
+    /// whose file is gone hears nobody.
     async fn file_gone(&self) {
         while fs::metadata(&self.path).is_ok_and(|found| found.ino() == self.inode) {
             tokio::time::sleep(LOOK).await;
@@ -132,7 +135,8 @@ async fn answer(mut stream: UnixStream, requests: &mpsc::Sender<Asked>) -> Resul
     let response = match request {
         Ok(AgentRequest::Ping) => AgentResponse::Done,
         Ok(AgentRequest::AddressesTaken { stock }) => {
-            // A full queue means that applications are being looked at anyway; the next ADD reports again.
+            // A full queue means that applications are being looked at anyway; the next ADD reports
+            // again.
             let _ = requests.try_send(Asked::Taken(stock));
             AgentResponse::Done
         }

@@ -13,7 +13,8 @@ use super::private::make_private;
 /// Held exclusively by the running agent; its content is the agent's process id.
 const AGENT_LOCK_FILE: &str = "agent.lock";
 
-/// Largest file that is read from the state directory, bytes. A hub's view of ten thousand nodes has about 4 MiB.
+/// Largest file that is read from the state directory, bytes. A hub's view of ten thousand nodes
+/// has about 4 MiB.
 const MAX_FILE: u64 = 64 * 1024 * 1024;
 
 /// Why the state directory could not be used.
@@ -63,7 +64,8 @@ pub struct StateDir {
 }
 
 impl StateDir {
-    /// Makes the folder where it is missing (readable by its owner alone), and takes the agent's lock.
+    /// Makes the folder where it is missing (readable by its owner alone), and takes the agent's
+    /// lock.
     pub fn open(path: &Path) -> Result<Self, StoreError> {
         make_private(path).map_err(io_error("making private", path))?;
         let lock_path = path.join(AGENT_LOCK_FILE);
@@ -95,7 +97,8 @@ impl StateDir {
         &self.path
     }
 
-    /// Takes the lock that plugin and agent share; hold it briefly, and never while waiting for the cloud. Blocks.
+    /// Takes the lock that plugin and agent share; hold it briefly, and never while waiting for the
+    /// cloud. Blocks.
     pub fn lock_shared_files(&self) -> Result<SharedLock, StoreError> {
         let path = self.path.join(LOCK_FILE);
         let file = OpenOptions::new()
@@ -134,7 +137,8 @@ impl StateDir {
         let Some(bytes) = self.read(name)? else { return Ok(None) };
         serde_json::from_slice(&bytes).map(Some).map_err(|error| StoreError::Damaged {
             path: self.path.join(name),
-            // serde_json's messages name line and column, and no content of strings: nothing secret.
+            // serde_json's messages name line and column, and no content of strings: nothing
+            // secret.
             why: if bytes.is_empty() { "it is empty".to_owned() } else { describe(&error) },
             advice,
         })
@@ -147,7 +151,8 @@ impl StateDir {
         self.write(name, &bytes)
     }
 
-    /// Replaces a file as a whole, readable by its owner alone: after a power cut it has the old or the new content.
+    /// Replaces a file as a whole, readable by its owner alone: after a power cut it has the old or
+    /// the new content.
     pub fn write(&self, name: &str, bytes: &[u8]) -> Result<(), StoreError> {
         replace_file(&self.path.join(name), bytes, 0o600)
     }

@@ -1,4 +1,5 @@
-//! The state folder is its owner's alone, also one that an earlier release or another hand left open.
+//! The state folder is its owner's alone, also one that an earlier release or another hand left
+//! open.
 
 use std::fs::{self, Permissions};
 use std::io;
@@ -9,8 +10,8 @@ use edge_types::forwarding::FORWARDING_FILE;
 use edge_types::store::{LEASES_FILE, LOCK_FILE, SEGMENTS_FILE};
 use tracing::{info, warn};
 
-/// How names of files begin that agent or plugin keep there; `.tmp` and `.damaged`, for example, are added to them. The sockets are there where
-/// `run_dir` is the same folder.
+/// How names of files begin that agent or plugin keep there; `.tmp` and `.damaged`, for example,
+/// are added to them. The sockets are there where `run_dir` is the same folder.
 const OURS: [&str; 14] = [
     "admin.sock",
     "agent.lock",
@@ -28,8 +29,9 @@ const OURS: [&str; 14] = [
     SEGMENTS_FILE,
 ];
 
-/// Makes the folder where it is missing, and takes it and its files away from others. What is not ours is left as it is, and the folder then too: somebody
-/// may have named one that serves others as well.
+/// Makes the folder where it is missing, and takes it and its files away from others. What is not
+/// ours is left as it is, and the folder then too: somebody may have named one that serves others
+/// as well.
 pub fn make_private(folder: &Path) -> io::Result<()> {
     fs::DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
     let mut foreign = None;

@@ -1,4 +1,5 @@
-//! `segments.json`: what the plugin may give to pods. Always read and replaced under the lock that plugin and agent share.
+//! `segments.json`: what the plugin may give to pods. Always read and replaced under the lock that
+//! plugin and agent share.
 
 use std::collections::HashSet;
 
@@ -15,8 +16,9 @@ pub fn read(state: &StateDir) -> Result<Option<SegmentsFile>, StoreError> {
     state.read_json(SEGMENTS_FILE, ADVICE)
 }
 
-/// Writes what a view says. Its segments come first, in its order. A segment that was granted and that no view has shown yet stays; one that
-/// `previous` showed and `view` does not is gone. `mtu` 0: not known, what stands there stays.
+/// Writes what a view says. Its segments come first, in its order. A segment that was granted and
+/// that no view has shown yet stays; one that `previous` showed and `view` does not is gone. `mtu`
+/// 0: not known, what stands there stays.
 pub fn follow_view(
     state: &StateDir,
     previous: Option<&NodeView>,
@@ -28,7 +30,8 @@ pub fn follow_view(
         let mut segments = view.segments.clone();
         match file.source {
             SegmentsSource::Agent => segments.extend(file.segments.iter().filter(|segment| !shown.contains(segment))),
-            // Of the plugin's own configuration nothing has been granted; it helps out until something has.
+            // Of the plugin's own configuration nothing has been granted; it helps out until
+            // something has.
             SegmentsSource::Configuration if segments.is_empty() => segments.clone_from(&file.segments),
             SegmentsSource::Configuration => file.source = SegmentsSource::Agent,
         }

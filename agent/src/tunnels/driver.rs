@@ -29,7 +29,8 @@ use crate::journal::Journal;
 use crate::kernel::reqids::Reqids;
 use crate::kernel::sas::SaTable;
 
-/// All is compared with the kernel this often, besides after every notification that something was changed.
+/// All is compared with the kernel this often, besides after every notification that something was
+/// changed.
 const FULL_CHECK: Duration = Duration::from_secs(10);
 /// Largest IKE message in one datagram.
 const DATAGRAM: usize = 65_535;
@@ -65,7 +66,8 @@ pub struct Driver {
     pub(super) to_rekey: Vec<PeerName>,
     /// The first complete desired state has been carried out.
     pub(super) settled: bool,
-    /// The guard's policies that nobody wanted at the check before the last one, by index, and at the last one.
+    /// The guard's policies that nobody wanted at the check before the last one, by index, and at
+    /// the last one.
     pub(super) suspects: BTreeSet<u32>,
     pub(super) next_suspects: BTreeSet<u32>,
     pub(super) host: watch::Receiver<HostState>,
@@ -74,7 +76,8 @@ pub struct Driver {
 }
 
 impl Driver {
-    /// Opens sockets and XFRM, and takes over what a former run left. To be called within a tokio runtime.
+    /// Opens sockets and XFRM, and takes over what a former run left. To be called within a tokio
+    /// runtime.
     pub fn open(
         config: &Config,
         clock: Arc<WorldClock>,
@@ -194,8 +197,8 @@ impl Driver {
             None => Err(io::Error::other("no socket of this family and port")),
         };
         if let Err(error) = outcome {
-            // Retransmission or the next attempt takes care of it; unreachable networks are the everyday life of a peer with addresses of
-            // two families.
+            // Retransmission or the next attempt takes care of it; unreachable networks are the
+            // everyday life of a peer with addresses of two families.
             tracing::debug!(local = %transmit.local, remote = %transmit.remote, %error, "not sent");
         }
     }
@@ -258,7 +261,8 @@ impl Driver {
         }
     }
 
-    /// SAs of a former run that were agreed on with a certificate which does not count any more. Those of this run the endpoint ends.
+    /// SAs of a former run that were agreed on with a certificate which does not count any more.
+    /// Those of this run the endpoint ends.
     fn forget_what_is_revoked(&mut self, peer: &PeerConfig, reqid: Reqid) {
         let Auth::Certificate(auth) = &peer.auth else { return };
         let moment = self.machine.clock.on_the_systems_clock(auth.remote_not_before);

@@ -58,7 +58,8 @@ impl Environment for Machine {
     }
 }
 
-/// The address from which the kernel speaks to `remote`: that of a connected socket. Nothing is sent.
+/// The address from which the kernel speaks to `remote`: that of a connected socket. Nothing is
+/// sent.
 pub(super) fn source_address(remote: IpAddr) -> Option<IpAddr> {
     let any: IpAddr = if remote.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
     let socket = UdpSocket::bind(SocketAddr::new(any, 0)).ok()?;

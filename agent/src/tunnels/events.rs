@@ -118,7 +118,8 @@ impl Driver {
         let moved = Arc::new(ChildSa { local, remote, ..(**old).clone() });
         match self.sas.move_ports(&mut self.machine.xfrm, id, &moved) {
             Ok(true) => {}
-            // An SA's sequence number cannot be carried over to another address; new keys can be had in one exchange.
+            // An SA's sequence number cannot be carried over to another address; new keys can be
+            // had in one exchange.
             Ok(false) => self.to_rekey.push(peer.clone()),
             Err(error) => {
                 self.machine.journal.error(format!("peer {peer}: {error}"));

@@ -30,7 +30,8 @@ impl Driver {
         self.sas.assume_ends(peer, ends);
     }
 
-    /// Brings policies in line after tunnel state changed; the kernel is taken to have what we installed.
+    /// Brings policies in line after tunnel state changed; the kernel is taken to have what we
+    /// installed.
     pub(super) fn update_policies(&mut self) {
         self.policies_dirty = false;
         let wanted = self.wanted_policies();
@@ -67,7 +68,8 @@ impl Driver {
         wanted
     }
 
-    /// Makes the kernel's policies those wanted. What we had installed and is not there was removed by somebody: that is told.
+    /// Makes the kernel's policies those wanted. What we had installed and is not there was removed
+    /// by somebody: that is told.
     pub(super) fn reconcile(&mut self) {
         let wanted = self.wanted_policies();
         let list: Vec<Policy> = wanted.values().copied().collect();
@@ -95,8 +97,9 @@ impl Driver {
         self.policies = wanted.into_iter().filter(|(key, _)| !occupied.contains(key)).collect();
     }
 
-    /// Which of our policies that nobody wants are to go. The plugin installs the guard of a new segment before the view has come
-    /// that names it: the guard's own are given until the next check.
+    /// Which of our policies that nobody wants are to go. The plugin installs the guard of a new
+    /// segment before the view has come that names it: the guard's own are given until the next
+    /// check.
     fn judge_stray(&mut self, stray: &mut Vec<InstalledPolicy>) {
         if !self.desired.complete {
             stray.clear();
@@ -178,7 +181,8 @@ impl Driver {
         }
     }
 
-    /// An SA of ours is gone. It must never come back with the same key (its nonces would be used twice): a rekey makes a new pair.
+    /// An SA of ours is gone. It must never come back with the same key (its nonces would be used
+    /// twice): a rekey makes a new pair.
     fn sa_gone(&mut self, id: SaId, how: &str) {
         if let Some((peer, _)) = self.sas.lost(id) {
             self.machine.journal.repaired(format!("SA to {id} of peer {peer} {how}; rekeying"));
@@ -223,7 +227,8 @@ impl Driver {
         }
     }
 
-    /// Addresses changed: tunnels from an address that is gone move, and peers that could not be reached are tried anew.
+    /// Addresses changed: tunnels from an address that is gone move, and peers that could not be
+    /// reached are tried anew.
     pub(super) fn host_changed(&mut self) {
         self.move_tunnels();
         let now = self.now();
@@ -234,8 +239,9 @@ impl Driver {
         }
     }
 
-    /// Moves tunnels from an address that is gone to the one that the route now gives. Where there is no route yet (an address comes before
-    /// its default route), tries again soon: of the route alone nobody tells us.
+    /// Moves tunnels from an address that is gone to the one that the route now gives. Where there
+    /// is no route yet (an address comes before its default route), tries again soon: of the route
+    /// alone nobody tells us.
     pub(super) fn move_tunnels(&mut self) {
         let host = self.host.borrow_and_update().clone();
         let now = self.now();

@@ -1,4 +1,5 @@
-//! UDP sockets that tell which of our addresses a datagram was sent to, and that answer from it (IP_PKTINFO, `ip(7)`; IPV6_PKTINFO, RFC 3542 6).
+//! UDP sockets that tell which of our addresses a datagram was sent to, and that answer from it
+//! (IP_PKTINFO, `ip(7)`; IPV6_PKTINFO, RFC 3542 6).
 
 use std::io;
 use std::mem;
@@ -42,7 +43,8 @@ impl Socket {
         Self::ready(fd, ipv4)
     }
 
-    /// Takes over a socket that systemd opened (`sd_listen_fds(3)`). What it should be and is not is said in words.
+    /// Takes over a socket that systemd opened (`sd_listen_fds(3)`). What it should be and is not
+    /// is said in words.
     pub(super) fn adopt(fd: OwnedFd) -> Result<Self, String> {
         use rustix::net::{SocketType, ipproto, sockopt};
         let failed = |error: rustix::io::Errno| format!("it cannot be asked what it is: {error}");
@@ -99,8 +101,8 @@ impl Socket {
         Ok((length, SocketAddr::new(local, self.port), remote))
     }
 
-    /// Sends from an address of ours, or from the one that the kernel chooses if it is unspecified. A full send buffer drops the datagram,
-    /// as the network might.
+    /// Sends from an address of ours, or from the one that the kernel chooses if it is unspecified.
+    /// A full send buffer drops the datagram, as the network might.
     pub(super) fn send(&self, local: IpAddr, remote: SocketAddr, payload: &[u8]) -> io::Result<()> {
         match send(self.inner.as_fd(), local, remote, payload) {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(()),
@@ -119,15 +121,17 @@ impl AsFd for Socket {
 ///
 /// To be called once in a process: nothing else owns them.
 pub(super) fn take_passed(count: RawFd) -> Vec<OwnedFd> {
-    // SAFETY: systemd passes these descriptors to this process (LISTEN_PID says so, the caller has checked), open, and for it to own. The caller
-    // calls once, so no two values own one. A number that is not open fails at the first use.
+    // SAFETY: systemd passes these descriptors to this process (LISTEN_PID says so, the caller has
+    // checked), open, and for it to own. The caller calls once, so no two values own one. A number
+    // that is not open fails at the first use.
     let own = |fd| unsafe { OwnedFd::from_raw_fd(fd) };
     (FIRST_PASSED..FIRST_PASSED.saturating_add(count)).map(own).collect()
 }
 
 /// Registers XFRM's notifications with the runtime.
 pub(super) fn watch(events: EventSocket) -> io::Result<AsyncFd<EventSocket>> {
-    // SAFETY: the event socket owns its descriptor and never replaces or closes it before it is dropped.
+    // SAFETY: the event socket owns its descriptor and never replaces or closes it before it is
+    // dropped.
     Ok(unsafe { AsyncFd::register(events)? })
 }
 
@@ -156,7 +160,8 @@ fn receive(fd: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<(usize, IpAddr, 
     header.msg_iovlen = 1;
     header.msg_control = control.0.as_mut_ptr().cast();
     header.msg_controllen = control.0.len() as _;
-    // SAFETY: every pointer in `header` points to memory that outlives the call, with its true length beside it.
+    // SAFETY: every pointer in `header` points to memory that outlives the call, with its true
+    // length beside it.
     let length = unsafe { libc::recvmsg(fd.as_raw_fd(), &raw mut header, 0) };
     let Ok(length) = usize::try_from(length) else { return Err(io::Error::last_os_error()) };
     if header.msg_flags & libc::MSG_TRUNC != 0 {
@@ -172,8 +177,9 @@ fn receive(fd: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<(usize, IpAddr, 
 
 /// The address in the packet's IP header.
 fn destination(header: &libc::msghdr) -> Option<IpAddr> {
-    // SAFETY: `header` was filled by recvmsg, its control buffer is alive and aligned; the CMSG macros stay within it. The data is read
-    // unaligned and only where the kernel says that it is of this type.
+    // SAFETY: `header` was filled by recvmsg, its control buffer is alive and aligned; the CMSG
+    // macros stay within it. The data is read unaligned and only where the kernel says that it is
+    // of this type.
     unsafe {
         let mut message = libc::CMSG_FIRSTHDR(header);
         while !message.is_null() {
@@ -194,7 +200,8 @@ fn destination(header: &libc::msghdr) -> Option<IpAddr> {
 }
 
 fn socket_address(name: &libc::sockaddr_storage) -> Option<SocketAddr> {
-    // SAFETY: the family says which of the two the storage holds; it is large enough and aligned for both.
+    // SAFETY: the family says which of the two the storage holds; it is large enough and aligned
+    // for both.
     unsafe {
         match i32::from(name.ss_family) {
             libc::AF_INET => {
@@ -240,7 +247,8 @@ fn send(fd: BorrowedFd<'_>, local: IpAddr, remote: SocketAddr, payload: &[u8]) -
     if !local.is_unspecified() {
         header.msg_control = control.0.as_mut_ptr().cast();
         header.msg_controllen = control.0.len() as _;
-        // SAFETY: the control buffer is aligned and larger than CMSG_SPACE of either struct; the data is written unaligned.
+        // SAFETY: the control buffer is aligned and larger than CMSG_SPACE of either struct; the
+        // data is written unaligned.
         unsafe {
             let message = libc::CMSG_FIRSTHDR(&raw const header);
             let used = match local {
@@ -265,7 +273,8 @@ fn send(fd: BorrowedFd<'_>, local: IpAddr, remote: SocketAddr, payload: &[u8]) -
             header.msg_controllen = libc::CMSG_SPACE(used) as _;
         }
     }
-    // SAFETY: every pointer in `header` points to memory that outlives the call, with its true length beside it.
+    // SAFETY: every pointer in `header` points to memory that outlives the call, with its true
+    // length beside it.
     let sent = unsafe { libc::sendmsg(fd.as_raw_fd(), &raw const header, 0) };
     if sent < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }

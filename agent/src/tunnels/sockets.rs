@@ -1,5 +1,6 @@
-//! The four UDP sockets of IKE: two ports, two families. systemd may have opened them before the agent (`edge-agent.socket`), so that no local user can take
-//! the ports, and datagrams wait while the agent starts again; what it did not open is opened here.
+//! The four UDP sockets of IKE: two ports, two families. systemd may have opened them before the
+//! agent (`edge-agent.socket`), so that no local user can take the ports, and datagrams wait while
+//! the agent starts again; what it did not open is opened here.
 
 use std::fs;
 use std::os::fd::RawFd;
@@ -85,14 +86,16 @@ fn refusal(ipv4: bool, port: u16) -> String {
     format!("UDP port {port} ({family}) cannot be opened; {who}")
 }
 
-/// The user of whoever is bound to a UDP port, in this network namespace. An IPv6 socket may take IPv4 as well.
+/// The user of whoever is bound to a UDP port, in this network namespace. An IPv6 socket may take
+/// IPv4 as well.
 fn holder(ipv4: bool, port: u16) -> Option<u32> {
     let tables = ["/proc/self/net/udp", "/proc/self/net/udp6"];
     let tables = if ipv4 { &tables[..] } else { &tables[1..] };
     tables.iter().filter_map(|table| fs::read_to_string(table).ok()).find_map(|table| holder_in(&table, port))
 }
 
-/// In a table as `udp4_seq_show` of `net/ipv4/udp.c` writes it: slot, local address, remote address, state, queues, timer, retransmissions, user.
+/// In a table as `udp4_seq_show` of `net/ipv4/udp.c` writes it: slot, local address, remote
+/// address, state, queues, timer, retransmissions, user.
 fn holder_in(table: &str, port: u16) -> Option<u32> {
     table.lines().skip(1).find_map(|line| {
         let mut words = line.split_whitespace();

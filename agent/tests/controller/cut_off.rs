@@ -53,7 +53,8 @@ async fn a_view_whose_ranges_hold_the_nodes_own_network_is_refused_and_the_opera
             controller.nodes().await[0]["refused_view"].as_str().is_some_and(|why| why.contains(words))
         })
         .await;
-        // Where the node has moved to another network, the view is taken without anybody doing anything.
+        // Where the node has moved to another network, the view is taken without anybody doing
+        // anything.
         agent.node.uplink.send_modify(|uplink| uplink.surroundings.addresses = vec!["198.51.100.7".parse().unwrap()]);
         agent.node.uplink.send_modify(|uplink| uplink.surroundings.gateways.clear());
         agent.node.uplink.send_modify(|uplink| uplink.surroundings.resolvers.clear());

@@ -238,7 +238,8 @@ async fn a_deregistered_node_keeps_what_it_has_says_why_and_comes_back_with_a_ne
     assert!(exists(node.file("view.json")) && exists(node.file("identity.json")));
     node.put_token(&controller.token(Role::Edge, None).await);
     let is_new = |m: &edge_agent::membership::Membership| m.credentials.key != before.credentials.key;
-    // Its former segments are in quarantine: it has others now, and gives no address of the former ones.
+    // Its former segments are in quarantine: it has others now, and gives no address of the former
+    // ones.
     let has_others = |m: &edge_agent::membership::Membership| {
         m.view.segments.len() == 2 && !m.view.segments.iter().any(|segment| before.view.segments.contains(segment))
     };

@@ -1,4 +1,5 @@
-//! A controller, and nodes that know it. Every wait is for an event; the limit only ends a test that hangs.
+//! A controller, and nodes that know it. Every wait is for an event; the limit only ends a test
+//! that hangs.
 
 use std::future::Future;
 use std::net::SocketAddr;
@@ -173,7 +174,8 @@ impl Controller {
     }
 }
 
-/// A port that leads to a controller until it is closed: as if it were another controller that shares the first one's store.
+/// A port that leads to a controller until it is closed: as if it were another controller that
+/// shares the first one's store.
 pub(crate) struct Way {
     address: SocketAddr,
     controller: SocketAddr,
@@ -274,7 +276,8 @@ impl Node {
         }
     }
 
-    /// Starts the agent, and waits until it is a member with its first segments, one of each family.
+    /// Starts the agent, and waits until it is a member with its first segments, one of each
+    /// family.
     pub(crate) async fn start_as_member(&self) -> (Agent, Membership) {
         let agent = self.start();
         let membership = agent.membership("segments of both families", |m| m.view.segments.len() == 2).await;
@@ -312,7 +315,8 @@ impl Node {
     }
 }
 
-/// Opens the state directory once the agent before has let go of it: a process that ends does so at once, its threads here a moment later.
+/// Opens the state directory once the agent before has let go of it: a process that ends does so at
+/// once, its threads here a moment later.
 fn open(path: &Path) -> Result<StateDir, StoreError> {
     let end = std::time::Instant::now() + HANG;
     loop {
@@ -334,7 +338,8 @@ pub(crate) struct Agent {
 }
 
 impl Agent {
-    /// Ends it in the middle of whatever it does, as kill -9 would: nothing is said, flushed or cleaned up.
+    /// Ends it in the middle of whatever it does, as kill -9 would: nothing is said, flushed or
+    /// cleaned up.
     pub(crate) async fn kill(self) {
         for task in self.tasks {
             task.abort();

@@ -1,4 +1,5 @@
-//! The agent's end of the controller's API, against a real controller on the loopback interface: TLS, store and all.
+//! The agent's end of the controller's API, against a real controller on the loopback interface:
+//! TLS, store and all.
 
 mod cut_off;
 mod joining;

@@ -1,4 +1,5 @@
-//! Who gets a tunnel: the certificates that the controller has issued and the peers that its views name, judged by both ends' IKE.
+//! Who gets a tunnel: the certificates that the controller has issued and the peers that its views
+//! name, judged by both ends' IKE.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};

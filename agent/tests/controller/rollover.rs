@@ -1,4 +1,5 @@
-//! The controller begins to sign with another authority, while nodes are connected, away, or about to join.
+//! The controller begins to sign with another authority, while nodes are connected, away, or about
+//! to join.
 
 use edge_agent::membership::Membership;
 use edge_types::Role;

@@ -37,7 +37,8 @@ async fn a_controller_under_a_name_that_its_certificate_lacks_is_not_trusted() {
     assert!(controller.nodes().await.is_empty());
 }
 
-/// A member of the cluster that passes for its controller: it shows its certificate, and the authority that has really signed it.
+/// A member of the cluster that passes for its controller: it shows its certificate, and the
+/// authority that has really signed it.
 async fn impostor(credentials: &Credentials) -> String {
     let chain = credentials.chain.iter().chain(&credentials.trust_anchors);
     let chain = chain.map(|der| CertificateDer::from(der.clone())).collect();

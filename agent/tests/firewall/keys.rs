@@ -196,7 +196,8 @@ fn former_segments() {
 fn controller() {
     let world = World::new();
     world.serve("lan");
-    // It would solicit the edge under that address: a router between them does so under another one.
+    // It would solicit the edge under that address: a router between them does so under another
+    // one.
     let mac = world.sh("edge", "cat /sys/class/net/lan/address");
     world.sh("lan", &format!("ip neigh replace {} lladdr {} dev eth0 nud permanent", V6.edge_lan, mac.trim()));
     for plain in [false, true] {

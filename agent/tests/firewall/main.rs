@@ -1,5 +1,5 @@
-//! The table `inet edge-cni` on a real kernel: who reaches whom, and under which source. In network namespaces that are made for each test; what comes
-//! out of ESP is for the lab.
+//! The table `inet edge-cni` on a real kernel: who reaches whom, and under which source. In network
+//! namespaces that are made for each test; what comes out of ESP is for the lab.
 
 mod keys;
 mod obstacles;
@@ -12,7 +12,8 @@ use std::process::{Command, ExitCode};
 /// A test: its name is the sentence that it proves.
 type Test = (&'static str, fn());
 
-/// Runs those whose names hold one of the words on the command line, or all; those that this machine cannot run are skipped, never passed.
+/// Runs those whose names hold one of the words on the command line, or all; those that this
+/// machine cannot run are skipped, never passed.
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let words: Vec<&String> = arguments.iter().filter(|argument| !argument.starts_with('-')).collect();

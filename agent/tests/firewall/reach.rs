@@ -206,7 +206,8 @@ fn former_flows() {
     }
 }
 
-/// IPVS sends a NodePort's packets on from the node itself, under the client's source, and with no mark of a redirection.
+/// IPVS sends a NodePort's packets on from the node itself, under the client's source, and with no
+/// mark of a redirection.
 fn sent_for_others() {
     let world = World::new();
     for family in BOTH {

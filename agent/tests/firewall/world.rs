@@ -1,5 +1,5 @@
-//! An edge with two pods on its bridge, a LAN, the outside, and a far network that stands for what is behind tunnels. Each in a namespace of its own,
-//! each with both families.
+//! An edge with two pods on its bridge, a LAN, the outside, and a far network that stands for what
+//! is behind tunnels. Each in a namespace of its own, each with both families.
 
 use std::fs::File;
 use std::io::{Read as _, Write as _};
@@ -212,7 +212,8 @@ impl World {
         ));
     }
 
-    /// Says to whoever connects to port 80 of a host which source it sees, as long as the world stands.
+    /// Says to whoever connects to port 80 of a host which source it sees, as long as the world
+    /// stands.
     pub(crate) fn serve(&self, name: &str) {
         let listener = self.on(name, || TcpListener::bind((Ipv6Addr::UNSPECIFIED, 80)).unwrap());
         std::thread::spawn(move || {
@@ -276,7 +277,8 @@ impl World {
         socket.recv(&mut [0; 16]).is_err_and(|error| error.kind() == std::io::ErrorKind::ConnectionRefused)
     }
 
-    /// Fails if a datagram from `source`, which the sender takes for its own meanwhile, arrives at `to` on the host `at`.
+    /// Fails if a datagram from `source`, which the sender takes for its own meanwhile, arrives at
+    /// `to` on the host `at`.
     pub(crate) fn cannot_pose(&self, from: &str, source: &str, at: &str, to: &str) {
         let arrived = self.datagrams(from, source, at, to, 3);
         assert!(!arrived, "a datagram from {source}, sent by {from}, arrived at {to}");

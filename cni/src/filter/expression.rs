@@ -1,5 +1,5 @@
-//! What a rule is made of (`linux/netfilter/nf_tables.h`): expressions that load a part of a packet into a register, compare it, count, and
-//! decide.
+//! What a rule is made of (`linux/netfilter/nf_tables.h`): expressions that load a part of a packet
+//! into a register, compare it, count, and decide.
 
 use super::table::Set;
 use super::wire::Attributes;
@@ -16,7 +16,8 @@ pub(super) struct Rule {
     pub(super) comment: Option<&'static str>,
 }
 
-/// One expression. Registers are the kernel's: `NFT_REG_1` and `NFT_REG_2` of 16 bytes, or from `NFT_REG32_00` on of 4.
+/// One expression. Registers are the kernel's: `NFT_REG_1` and `NFT_REG_2` of 16 bytes, or from
+/// `NFT_REG32_00` on of 4.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Expression {
     /// Loads what the kernel knows beside the packet (`enum nft_meta_keys`).
@@ -80,7 +81,8 @@ impl Expression {
         }
     }
 
-    /// The attributes of `enum nft_meta_attributes`, `nft_payload_attributes` and so on, in the order in which nft(8) sends them.
+    /// The attributes of `enum nft_meta_attributes`, `nft_payload_attributes` and so on, in the
+    /// order in which nft(8) sends them.
     pub(super) fn write_data(&self, data: &mut Attributes) {
         match self {
             Self::Meta { key, register } => {

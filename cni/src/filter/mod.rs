@@ -1,7 +1,8 @@
-//! The bridge's filter: a pod sends with its own MAC address and its leased addresses, or not at all.
+//! The bridge's filter: a pod sends with its own MAC address and its leased addresses, or not at
+//! all.
 //!
-//! `table bridge edge-cni` is made once, in one transaction of nfnetlink; per pod only elements of its sets come and go. No `nft` is needed:
-//! the program speaks to the kernel itself.
+//! `table bridge edge-cni` is made once, in one transaction of nfnetlink; per pod only elements of
+//! its sets come and go. No `nft` is needed: the program speaks to the kernel itself.
 //!
 //! - [`table`]: sets, chains and rules.
 //! - [`expression`]: what a rule is made of.
@@ -71,7 +72,8 @@ impl Filter {
         Ok(Self { netlink })
     }
 
-    /// Adds the elements of ports. False where there is no table of this version, and nothing was done.
+    /// Adds the elements of ports. False where there is no table of this version, and nothing was
+    /// done.
     pub(crate) fn add(&mut self, ports: &[Port]) -> Result<bool> {
         for some in ports.chunks(PORTS_AT_ONCE) {
             match self.transact("NFT_MSG_NEWSETELEM", change(&elements_of(some), wire::add_elements)) {
@@ -83,8 +85,9 @@ impl Filter {
         Ok(true)
     }
 
-    /// Sees to it that the table stands and holds these ports, which must be all that are attached: a table of another version is replaced.
-    /// One that stands keeps its other elements. Only one process may be here at a time.
+    /// Sees to it that the table stands and holds these ports, which must be all that are attached:
+    /// a table of another version is replaced. One that stands keeps its other elements. Only one
+    /// process may be here at a time.
     pub(crate) fn ensure(&mut self, ports: &[Port]) -> Result<()> {
         // With a first look also where there is no port.
         if self.elements(Set::Ports)?.is_some() && self.add(ports)? {
@@ -96,13 +99,14 @@ impl Filter {
         }
     }
 
-    /// Makes the table with these ports, which must be all that are attached, in place of whatever is there: another may have changed its rules.
-    /// Only one process may be here at a time.
+    /// Makes the table with these ports, which must be all that are attached, in place of whatever
+    /// is there: another may have changed its rules. Only one process may be here at a time.
     pub(crate) fn replace(&mut self, ports: &[Port]) -> Result<()> {
         self.make(ports, in_place_of_any()).map_err(|error| not_made(&error))
     }
 
-    /// Whether the next pod could be let in, for STATUS. Changes nothing: the kernel tries what would have to be made and takes it back.
+    /// Whether the next pod could be let in, for STATUS. Changes nothing: the kernel tries what
+    /// would have to be made and takes it back.
     pub(crate) fn require(&mut self) -> Result<()> {
         let (make, _) = wire::new_table();
         // One that stands must still be ours to change.
@@ -220,7 +224,8 @@ fn content() -> Vec<(wire::Message, u16)> {
     chains.chain(sets).chain(table::rules().iter().map(wire::new_rule)).collect()
 }
 
-/// The link-local address that the kernel gives a pod's interface: EUI-64 (RFC 4291 appendix A), `addr_gen_mode` 0.
+/// The link-local address that the kernel gives a pod's interface: EUI-64 (RFC 4291 appendix A),
+/// `addr_gen_mode` 0.
 pub(crate) fn link_local(mac: [u8; 6]) -> Ipv6Addr {
     let [a, b, c, d, e, f] = mac;
     Ipv6Addr::from([0xfe, 0x80, 0, 0, 0, 0, 0, 0, a ^ 2, b, c, 0xff, 0xfe, d, e, f])

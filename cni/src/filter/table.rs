@@ -1,7 +1,8 @@
-//! The table: its sets, chains and rules. `docs/cni.md` prints it as nft(8) does, and a test compares the two.
+//! The table: its sets, chains and rules. `docs/cni.md` prints it as nft(8) does, and a test
+//! compares the two.
 //!
-//! A rule whose expression cannot be loaded, such as a port number that is not in this fragment, does not match (`NFT_BREAK`): so what is
-//! decisive accepts, and the end of each chain drops.
+//! A rule whose expression cannot be loaded, such as a port number that is not in this fragment,
+//! does not match (`NFT_BREAK`): so what is decisive accepts, and the end of each chain drops.
 
 use super::expression::{Base, Comparison, Expression, Meta, Rule, Verdict};
 
@@ -11,10 +12,12 @@ pub(super) const NAME: &str = "edge-cni";
 /// Hosts' ends of pods have names that begin so.
 pub(crate) const PORT_PREFIX: &str = "ecni";
 
-/// `enum nf_br_hook_priorities`, `NF_BR_PRI_FILTER_BRIDGED` (`linux/netfilter_bridge.h`): before br_netfilter hands a frame to iptables.
+/// `enum nf_br_hook_priorities`, `NF_BR_PRI_FILTER_BRIDGED` (`linux/netfilter_bridge.h`): before
+/// br_netfilter hands a frame to iptables.
 const PRIORITY: i32 = -200;
 
-/// Register behind an interface's name of 16 bytes, and behind a MAC address that follows it and takes two of 4 bytes.
+/// Register behind an interface's name of 16 bytes, and behind a MAC address that follows it and
+/// takes two of 4 bytes.
 const SECOND: u32 = 2;
 const THIRD: u32 = 14;
 
@@ -35,7 +38,8 @@ pub(super) const CHAINS: [(&str, Option<BaseChain>); 6] = [
     ("pod-ipv4", None),
     ("pod-ipv6", None),
     ("pod", None),
-    // The bridge learns a MAC address behind this hook (br_handle_frame_finish): one that is dropped is not learned.
+    // The bridge learns a MAC address behind this hook (br_handle_frame_finish): one that is
+    // dropped is not learned.
     ("prerouting", Some(BaseChain { hook: 0, priority: PRIORITY })),
     ("forward", Some(BaseChain { hook: 2, priority: PRIORITY })),
 ];
@@ -43,7 +47,8 @@ pub(super) const CHAINS: [(&str, Option<BaseChain>); 6] = [
 /// The sets. Each key begins with the name of a port.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Set {
-    /// Each port with itself. Its name carries the version of the table: whoever adds a port finds out by it that the table is another's.
+    /// Each port with itself. Its name carries the version of the table: whoever adds a port finds
+    /// out by it that the table is another's.
     Ports,
     /// The MAC address of the pod at a port.
     Macs,
@@ -57,7 +62,8 @@ pub(crate) enum Set {
     Unfiltered,
 }
 
-/// nft(8)'s numbers of types (`enum datatypes`, include/datatype.h), which only serve to show a set.
+/// nft(8)'s numbers of types (`enum datatypes`, include/datatype.h), which only serve to show a
+/// set.
 const INTEGER: u32 = 4;
 const IPV4: u32 = 7;
 const IPV6: u32 = 8;
@@ -107,13 +113,15 @@ impl Set {
         self.types().iter().map(length).sum()
     }
 
-    /// What nft(8) needs to show a set as it was written (libnftnl/udata.h, set_udata_key_* in nft): the byte order of the key, and for
-    /// [`Set::Targets`] that it is of the type of `iifname . @th,64,64 . @th,128,64`. (nft before 1.0.8 has no `icmpv6 taddr`; in two halves
+    /// What nft(8) needs to show a set as it was written (libnftnl/udata.h, set_udata_key_* in
+    /// nft): the byte order of the key, and for [`Set::Targets`] that it is of the type of
+    /// `iifname . @th,64,64 . @th,128,64`. (nft before 1.0.8 has no `icmpv6 taddr`; in two halves
     /// later ones show it as the same.)
     pub(super) fn user_data(self) -> Vec<u8> {
         let field = |kind: u8, value: &[u8]| [&[kind, value.len() as u8], value].concat();
         let number = |kind: u8, value: u32| field(kind, &value.to_ne_bytes());
-        // NFTNL_UDATA_SET_KEYBYTEORDER: an interface's name is in the host's, a concatenation has none.
+        // NFTNL_UDATA_SET_KEYBYTEORDER: an interface's name is in the host's, a concatenation has
+        // none.
         let order = number(0, u32::from(self == Self::Unfiltered));
         if self != Self::Targets {
             return order;
@@ -171,13 +179,15 @@ pub(super) fn rules() -> Vec<Rule> {
         rule("pod-ipv6", vec![ethertype(0x86dd), icmpv6(kind), drop_it()], Some(name));
     }
     rule("pod-ipv6", vec![layer4(UDP), transport(&[2, 35]), drop_it()], Some("DHCPv6 server"));
-    // RFC 4861 4.3, 4.4: the target is behind type, code, checksum and flags. Fragments of these no host heeds (RFC 6980).
+    // RFC 4861 4.3, 4.4: the target is behind type, code, checksum and flags. Fragments of these no
+    // host heeds (RFC 6980).
     let target = || [port_and(Base::Transport, 8, 8), then(Base::Transport, 16, 8)].concat();
     let foreign = [target(), absent(Set::Targets)].concat();
     rule("pod-ipv6", vec![ethertype(0x86dd), icmpv6(136), foreign, drop_it()], Some("advertised address"));
     let source = [port_and(Base::Link, 6, 6), then(Base::Network, 8, 16), found(Set::Ipv6)].concat();
     rule("pod-ipv6", vec![protocol(0x86dd), source, vec![accept.clone()]], None);
-    // Without an address yet: duplicate address detection (RFC 4862 5.4.2) and reports of groups (RFC 3590).
+    // Without an address yet: duplicate address detection (RFC 4862 5.4.2) and reports of groups
+    // (RFC 3590).
     let unspecified = || [protocol(0x86dd), vec![payload(Base::Network, 8, 16), equals(&[0; 16])]].concat();
     let own = [target(), found(Set::Targets)].concat();
     rule("pod-ipv6", vec![unspecified(), icmpv6(135), own, vec![accept.clone()]], None);
@@ -201,7 +211,8 @@ fn same_port() -> Vec<Expression> {
     [input_name(), vec![output], found(Set::Ports)].concat()
 }
 
-/// `PACKET_HOST` (`linux/if_packet.h`) is what was sent to the bridge, so to a Service, and comes back from br_netfilter.
+/// `PACKET_HOST` (`linux/if_packet.h`) is what was sent to the bridge, so to a Service, and comes
+/// back from br_netfilter.
 fn not_for_us() -> Vec<Expression> {
     let kind = Expression::Meta { key: Meta::PacketType, register: 1 };
     vec![kind, Expression::Compare { operation: Comparison::NotEqual, value: vec![0] }]

@@ -1,5 +1,6 @@
-//! Messages to nf_tables through nfnetlink: `linux/netfilter/nfnetlink.h`, `linux/netfilter/nf_tables.h`. Numbers are in network byte order
-//! there, attributes' own headers in the machine's.
+//! Messages to nf_tables through nfnetlink: `linux/netfilter/nfnetlink.h`,
+//! `linux/netfilter/nf_tables.h`. Numbers are in network byte order there, attributes' own headers
+//! in the machine's.
 
 use std::convert::Infallible;
 
@@ -33,7 +34,8 @@ mod verb {
     pub(super) const DELSETELEM: u16 = 14;
 }
 
-/// Elements in one message: an attribute's length has 16 bits, and an element takes at most 64 bytes.
+/// Elements in one message: an attribute's length has 16 bits, and an element takes at most 64
+/// bytes.
 pub(super) const ELEMENTS: usize = 512;
 
 /// A message to or from nf_tables.
@@ -167,7 +169,8 @@ pub(super) fn get_elements(set: Set) -> Message {
 }
 
 fn element_list(set: Set, keys: &[Vec<u8>]) -> Attributes {
-    // NFTA_SET_ELEM_LIST_TABLE, _SET, _ELEMENTS of NFTA_LIST_ELEM with NFTA_SET_ELEM_KEY with NFTA_DATA_VALUE.
+    // NFTA_SET_ELEM_LIST_TABLE, _SET, _ELEMENTS of NFTA_LIST_ELEM with NFTA_SET_ELEM_KEY with
+    // NFTA_DATA_VALUE.
     let mut attributes = Attributes::default();
     attributes.text(1, table::NAME);
     attributes.text(2, set.name());

@@ -1,4 +1,5 @@
-//! Leases on disk: an append-only journal of lines, each with a checksum that runs on from the line before.
+//! Leases on disk: an append-only journal of lines, each with a checksum that runs on from the line
+//! before.
 //!
 //! ```text
 //! 5d0c1e7a edge-cni-leases 1 GENERATION BOOT-ID
@@ -7,12 +8,14 @@
 //! 3f5521b9 - CONTAINER IFNAME SECONDS                    it ends, SECONDS after the machine's start
 //! ```
 //!
-//! A line is written under the store's lock and made durable (`fdatasync`) after the lock is released, so that ADDs that come at once
-//! share the disk's work; nobody is told of a lease that is not durable. Beside the journal stands the mark: generation, length and checksum of the
-//! journal after the last line. The mark is not made durable, which it need not be: it is compared only within one boot. There,
-//! a journal that is shorter than its mark was cut by someone, and leases are missing: that is an error, never a fresh
-//! start. What lies behind the mark and does not read is the line of a process that was killed while writing, and was never told of.
-//! After a reboot no pod of before exists, so its leases are void and a damaged journal is replaced.
+//! A line is written under the store's lock and made durable (`fdatasync`) after the lock is
+//! released, so that ADDs that come at once share the disk's work; nobody is told of a lease that
+//! is not durable. Beside the journal stands the mark: generation, length and checksum of the
+//! journal after the last line. The mark is not made durable, which it need not be: it is compared
+//! only within one boot. There, a journal that is shorter than its mark was cut by someone, and
+//! leases are missing: that is an error, never a fresh start. What lies behind the mark and does
+//! not read is the line of a process that was killed while writing, and was never told of. After a
+//! reboot no pod of before exists, so its leases are void and a damaged journal is replaced.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read};
@@ -146,7 +149,8 @@ impl Journal {
                     describe(&damage)
                 )));
             }
-            // Rewritten by a process that was killed before it could set the mark, or the mark was removed.
+            // Rewritten by a process that was killed before it could set the mark, or the mark was
+            // removed.
             _ => {
                 if let Some(damage) = damage {
                     return Err(damaged(damage.to_string()));
@@ -227,8 +231,8 @@ impl Journal {
         Ok(file)
     }
 
-    /// Rewrites the journal where most of its lines are history. Returns the file that must be made durable before
-    /// anyone is told; the caller releases the lock in between.
+    /// Rewrites the journal where most of its lines are history. Returns the file that must be made
+    /// durable before anyone is told; the caller releases the lock in between.
     pub(super) fn finish(mut self) -> File {
         let needed = self.state.leases.iter().count() + 2;
         // On a full disk there is no room for another; what was appended is there all the same.
@@ -278,7 +282,8 @@ fn entry_of(attachment: &Attachment, lease: &Lease) -> String {
         .fold(format!("+ {container} {ifname} {network} {pod}"), |entry, address| format!("{entry} {address}"))
 }
 
-/// Reads lines until the end or the first that is not what was written. Also the checksum at `stop`, if a line ends there.
+/// Reads lines until the end or the first that is not what was written. Also the checksum at
+/// `stop`, if a line ends there.
 fn replay(bytes: &[u8], stop: Option<u64>) -> (Replay, Option<u32>, Option<Damage>) {
     let mut state = Replay::default();
     let mut chain_at_stop = None;

@@ -11,7 +11,8 @@ use edge_types::store::pod_capacity;
 use super::segment;
 use crate::request::Attachment;
 
-/// For so long a freed address is passed over while another is free: neighbours may still hold it as its former owner's.
+/// For so long a freed address is passed over while another is free: neighbours may still hold it
+/// as its former owner's.
 pub(super) const COOL_DOWN_SECONDS: u64 = 60;
 
 /// Who has which addresses.
@@ -45,7 +46,8 @@ pub(super) struct Leases {
     held: BTreeMap<Attachment, Lease>,
     /// Owner by address: that no address has two is kept here.
     owners: HashMap<IpAddr, Attachment>,
-    /// When an address was freed, seconds since the machine's start, with a number that orders what was freed in the same second.
+    /// When an address was freed, seconds since the machine's start, with a number that orders what
+    /// was freed in the same second.
     freed: HashMap<IpAddr, (u64, u64)>,
     frees: u64,
 }
@@ -118,8 +120,8 @@ impl Leases {
         Stock { family, free: capacity.saturating_sub(leased), leased }
     }
 
-    /// The next address of a family: from the first segment that has one which was never used or has cooled down, or else
-    /// the one that was freed longest ago.
+    /// The next address of a family: from the first segment that has one which was never used or
+    /// has cooled down, or else the one that was freed longest ago.
     pub(super) fn choose(&self, segments: &[IpNetwork], family: Family, now: u64) -> Option<Assigned> {
         let of_family = || segments.iter().filter(|segment| Family::of(segment) == family);
         let longest_ago = |segment: &IpNetwork| {

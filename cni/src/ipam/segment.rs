@@ -1,4 +1,5 @@
-//! Arithmetic within one segment: its gateway is the first address behind the network's, pods have the rest.
+//! Arithmetic within one segment: its gateway is the first address behind the network's, pods have
+//! the rest.
 
 use std::net::IpAddr;
 

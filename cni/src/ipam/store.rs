@@ -35,7 +35,8 @@ pub(crate) struct Store {
     attached: Attached,
 }
 
-/// Counts the pods that hang on the host by their links, for a ledger that is about to begin from nothing.
+/// Counts the pods that hang on the host by their links, for a ledger that is about to begin from
+/// nothing.
 pub(crate) type Attached = fn() -> Result<usize>;
 
 impl Store {
@@ -96,7 +97,8 @@ impl Store {
     }
 }
 
-/// Locks a file, or gives up: who holds it for so long is stuck, and more that wait behind it help nobody.
+/// Locks a file, or gives up: who holds it for so long is stuck, and more that wait behind it help
+/// nobody.
 fn lock_within(patience: Duration, file: File, path: &Path) -> Result<File> {
     match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
         Ok(()) => return Ok(file),
@@ -132,8 +134,8 @@ pub(crate) struct Ledger {
 }
 
 impl Ledger {
-    /// The node's segments: as the agent left them, or as the configuration seeds them where nobody has left any. None where
-    /// there are none at all.
+    /// The node's segments: as the agent left them, or as the configuration seeds them where nobody
+    /// has left any. None where there are none at all.
     pub(crate) fn segments(&self, config: &Config) -> Result<Option<SegmentsFile>> {
         self.granted(config)?.map(|segments| for_this_kernel(segments, sysctl::has_ipv6())).transpose()
     }
@@ -278,7 +280,8 @@ fn read_segments(path: &Path) -> Result<Option<SegmentsFile>> {
     Ok(Some(file))
 }
 
-/// Replaces a file as a whole: a power cut leaves the old content or the new, never a mixture. Returns the new file, open.
+/// Replaces a file as a whole: a power cut leaves the old content or the new, never a mixture.
+/// Returns the new file, open.
 pub(super) fn replace(folder: &Path, path: &Path, content: &[u8]) -> Result<File> {
     let mut name = path.file_name().unwrap_or_default().to_owned();
     name.push(".tmp");
@@ -301,8 +304,9 @@ fn boot_id() -> Result<String> {
     Ok(fs::read_to_string(path).context("read", path)?.trim().to_owned())
 }
 
-/// Seconds since the machine's start, sleep included; nobody can set this clock. Read from /proc (proc_uptime(5)), since rustix's
-/// `clock_gettime` panics where the kernel offers no vDSO (User-Mode Linux).
+/// Seconds since the machine's start, sleep included; nobody can set this clock. Read from /proc
+/// (proc_uptime(5)), since rustix's `clock_gettime` panics where the kernel offers no vDSO
+/// (User-Mode Linux).
 fn seconds_since_boot() -> Result<u64> {
     let path = Path::new("/proc/uptime");
     let text = fs::read_to_string(path).context("read", path)?;

@@ -1,4 +1,5 @@
-//! Tells the neighbours whose address it now is: gratuitous ARP (RFC 5227 2.3) and unsolicited neighbour advertisements (RFC 4861 7.2.6).
+//! Tells the neighbours whose address it now is: gratuitous ARP (RFC 5227 2.3) and unsolicited
+//! neighbour advertisements (RFC 4861 7.2.6).
 
 #![allow(unsafe_code, reason = "sendto(2) with a link-layer address has no safe form")]
 
@@ -56,7 +57,8 @@ impl Announcer {
         let mut to: libc::sockaddr_ll = unsafe { mem::zeroed() };
         to.sll_family = libc::AF_PACKET as u16;
         to.sll_ifindex = i32::try_from(self.index).map_err(io::Error::other)?;
-        // SAFETY: the socket is open, `frame` and `to` live through the call, and each is given with its own length.
+        // SAFETY: the socket is open, `frame` and `to` live through the call, and each is given
+        // with its own length.
         let sent = unsafe {
             libc::sendto(
                 self.socket.as_raw_fd(),

@@ -17,7 +17,8 @@ const MACHINE_ID: &str = "/etc/machine-id";
 /// The alias of bridges that we made.
 const ALIAS: &str = "edge-cni bridge";
 
-/// MAC addresses that the bridge learns, where the kernel can limit it (6.8; earlier ones pass over it). Pods that the filter excepts could invent any number.
+/// MAC addresses that the bridge learns, where the kernel can limit it (6.8; earlier ones pass over
+/// it). Pods that the filter excepts could invent any number.
 const MAX_LEARNED: u32 = 4096;
 
 /// Makes the bridge and gives it what it lacks; several at once do no harm to each other.
@@ -37,11 +38,13 @@ pub(crate) fn ensure(links: &mut Links, name: &str, segments: &[IpNetwork]) -> R
     if bridge.alias != ALIAS {
         refuse_foreign(links, &bridge, segments)?;
         if bridge.mac != mac {
-            // Left alone, a bridge takes the lowest address of its ports, and changes it as they come and go.
+            // Left alone, a bridge takes the lowest address of its ports, and changes it as they
+            // come and go.
             links.set_mac(&bridge, mac)?;
             bridge.mac = mac;
         }
-        // From now on it keeps the address: an agent in a container, with another machine-id, would give it another, which pods do not know.
+        // From now on it keeps the address: an agent in a container, with another machine-id, would
+        // give it another, which pods do not know.
         links.set_alias(&bridge, ALIAS)?;
     }
     // Its addresses are ours to give; no pod may give it a route.
@@ -69,8 +72,8 @@ pub(crate) fn ensure(links: &mut Links, name: &str, segments: &[IpNetwork]) -> R
     Ok(bridge)
 }
 
-/// Refuses a bridge that is not ours: ours are marked, or have the address that we give (earlier releases did not mark them), or there is nothing
-/// but pods of ours on them.
+/// Refuses a bridge that is not ours: ours are marked, or have the address that we give (earlier
+/// releases did not mark them), or there is nothing but pods of ours on them.
 fn refuse_foreign(links: &mut Links, bridge: &Link, segments: &[IpNetwork]) -> Result<()> {
     let name = &bridge.name;
     if !is_ours(bridge) {

@@ -19,8 +19,9 @@ pub(crate) use netlink_packet_route::link::BridgePortState;
 
 use crate::error::{Code, Error, Result};
 
-/// `group_fwd_mask` of a port: frames to the groups 01:80:c2:00:00:0X go the way of all others, so that the bridge's filter sees them. The bridge
-/// would learn from them, and hand LLDP's to the host, before any filter. (Pause frames, bit 1, are dropped in any case.)
+/// `group_fwd_mask` of a port: frames to the groups 01:80:c2:00:00:0X go the way of all others, so
+/// that the bridge's filter sees them. The bridge would learn from them, and hand LLDP's to the
+/// host, before any filter. (Pause frames, bit 1, are dropped in any case.)
 const ALL_GROUPS: u16 = 0xfffd;
 
 /// Links, addresses and routes of the namespace in which it was opened.
@@ -47,7 +48,8 @@ pub(crate) struct Link {
     pub(crate) port_state: Option<BridgePortState>,
     /// As [`Links::set_port`] sets it up.
     pub(crate) port_set: bool,
-    /// Of a veth whose other end is in another namespace: that end's index, and the namespace's ID in ours.
+    /// Of a veth whose other end is in another namespace: that end's index, and the namespace's ID
+    /// in ours.
     pub(crate) peer: Option<(u32, i32)>,
 }
 
@@ -187,8 +189,9 @@ impl Links {
         Ok(addresses.collect())
     }
 
-    /// Gives a link an address. One that it has already is no error. Without duplicate address detection, which would keep an IPv6
-    /// address from being used for two seconds: the ledger of leases knows that there is no duplicate.
+    /// Gives a link an address. One that it has already is no error. Without duplicate address
+    /// detection, which would keep an IPv6 address from being used for two seconds: the ledger of
+    /// leases knows that there is no duplicate.
     pub(crate) fn add_address(&mut self, link: &Link, address: IpAddr, prefix: u8) -> Result<()> {
         let mut message = AddressMessage::default();
         message.header.index = link.index;

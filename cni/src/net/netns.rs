@@ -23,8 +23,9 @@ pub(crate) struct Namespace {
 }
 
 impl Namespace {
-    /// Opens a container's namespace. Refused where it is the one we are in: a path such as `/proc/PID/ns/net` whose process has
-    /// ended and whose number went to another process may lead to the host's.
+    /// Opens a container's namespace. Refused where it is the one we are in: a path such as
+    /// `/proc/PID/ns/net` whose process has ended and whose number went to another process may lead
+    /// to the host's.
     pub(crate) fn of_container(path: &Path) -> Result<Self> {
         let wrong = |why: String| {
             let path = path.display();
@@ -55,7 +56,8 @@ impl Namespace {
         self.file.as_raw_fd()
     }
 
-    /// Runs `work` with this thread in the namespace, and returns to the one it was in, whatever comes of the work.
+    /// Runs `work` with this thread in the namespace, and returns to the one it was in, whatever
+    /// comes of the work.
     pub(crate) fn within<T>(&self, work: impl FnOnce() -> Result<T>) -> Result<T> {
         let own = File::open(OWN).context("open", Path::new(OWN))?;
         let enter = |file: &File| move_into_link_name_space(file.as_fd(), Some(LinkNameSpaceType::Network));

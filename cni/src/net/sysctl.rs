@@ -1,5 +1,6 @@
-//! Settings below `/proc/sys/net`, of the network namespace that the thread is in. Each is read first: where the value is right nothing is
-//! written, so that a read-only `/proc/sys` does no harm.
+//! Settings below `/proc/sys/net`, of the network namespace that the thread is in. Each is read
+//! first: where the value is right nothing is written, so that a read-only `/proc/sys` does no
+//! harm.
 
 use std::fs;
 use std::io;
@@ -27,7 +28,8 @@ pub(crate) fn set_if_there(name: &str, value: &str) -> Result<()> {
     if Path::new(ROOT).join(name).exists() { set(name, value) } else { Ok(()) }
 }
 
-/// An interface takes no routes and addresses from router advertisements, where this kernel has IPv6.
+/// An interface takes no routes and addresses from router advertisements, where this kernel has
+/// IPv6.
 pub(crate) fn heed_no_router(interface: &str) -> Result<()> {
     set_if_there(&format!("ipv6/conf/{interface}/accept_ra"), "0")?;
     set_if_there(&format!("ipv6/conf/{interface}/autoconf"), "0")
@@ -43,8 +45,9 @@ pub(crate) fn has_ipv6() -> bool {
     Path::new(ROOT).join("ipv6").join("conf").exists()
 }
 
-/// Turns forwarding on. A host that forwards ignores router advertisements unless told to go on (`accept_ra` 2), and would lose its default route: so its
-/// uplinks are told first. Others are not, since nobody there may give this host a route.
+/// Turns forwarding on. A host that forwards ignores router advertisements unless told to go on
+/// (`accept_ra` 2), and would lose its default route: so its uplinks are told first. Others are
+/// not, since nobody there may give this host a route.
 pub(crate) fn forward_ipv6(uplinks: impl FnOnce() -> Result<Vec<String>>) -> Result<()> {
     let conf = Path::new(ROOT).join("ipv6/conf");
     let forwarding = conf.join("all/forwarding");

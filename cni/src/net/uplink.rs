@@ -10,8 +10,8 @@ pub(crate) fn names(links: &mut Links) -> Result<Vec<String>> {
     Ok(all.iter().filter(|link| is_uplink(link, &all, &routes)).map(|link| link.name.clone()).collect())
 }
 
-/// No port of a bridge; no bridge that only pods and containers hang on, such as docker0; no end of a pair, unless the default route leads over it, as in
-/// a machine that is itself a container.
+/// No port of a bridge; no bridge that only pods and containers hang on, such as docker0; no end of
+/// a pair, unless the default route leads over it, as in a machine that is itself a container.
 fn is_uplink(link: &Link, all: &[Link], routes: &[DefaultRoute]) -> bool {
     let has_default = routes.iter().any(|route| route.main && route.device == link.index && route.gateway.is_some());
     match link.kind.as_str() {

@@ -28,18 +28,21 @@ pub(crate) struct PodEnd {
     pub(crate) announcer: Announcer,
 }
 
-/// The name of the host's end: the same for the same attachment, so that DEL finds it without any record.
+/// The name of the host's end: the same for the same attachment, so that DEL finds it without any
+/// record.
 pub(crate) fn host_name(attachment: &Attachment) -> String {
     let hash = fnv1a(&[attachment.container.as_bytes(), attachment.ifname.as_bytes()]);
     format!("{PORT_PREFIX}{:011x}", hash >> 20)
 }
 
-/// The MAC address of the pod's end. It follows from the attachment, so that the bridge's filter can be made again without asking the pod.
+/// The MAC address of the pod's end. It follows from the attachment, so that the bridge's filter
+/// can be made again without asking the pod.
 pub(crate) fn pod_mac(attachment: &Attachment) -> [u8; 6] {
     mac(attachment, "pod", 0x0a)
 }
 
-/// The MAC address of the host's end. One of another release has another: then [`pod_mac`] is not the pod's either.
+/// The MAC address of the host's end. One of another release has another: then [`pod_mac`] is not
+/// the pod's either.
 pub(crate) fn host_mac(attachment: &Attachment) -> [u8; 6] {
     mac(attachment, "host", 0x0e)
 }
@@ -112,8 +115,8 @@ pub(crate) fn create(
     })
 }
 
-/// Brings the host's end up. A port of the bridge needs no address of its own: no link-local one either. With `hairpin` the bridge sends back to the
-/// pod what it sent to itself by its Service.
+/// Brings the host's end up. A port of the bridge needs no address of its own: no link-local one
+/// either. With `hairpin` the bridge sends back to the pod what it sent to itself by its Service.
 pub(crate) fn set_host_up(links: &mut Links, attachment: &Attachment, hairpin: bool) -> Result<()> {
     let name = host_name(attachment);
     let link = links.find(&name)?.ok_or_else(|| vanished(&name))?;
@@ -154,7 +157,8 @@ pub(crate) fn configure(pod: &Namespace, ifname: &str, addresses: &[Assigned]) -
     })
 }
 
-/// Waits until the bridge passes on what the pod sends; an announcement before that is seen by nobody.
+/// Waits until the bridge passes on what the pod sends; an announcement before that is seen by
+/// nobody.
 pub(crate) fn wait_until_forwarding(links: &mut Links, attachment: &Attachment) -> Result<Link> {
     let name = host_name(attachment);
     let deadline = Instant::now() + FORWARDING_DEADLINE;

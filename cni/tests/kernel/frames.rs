@@ -45,7 +45,8 @@ impl Wire {
             address.sll_protocol = (libc::ETH_P_ALL as u16).to_be();
             address.sll_ifindex = netdevice::name_to_index(&socket, interface).unwrap() as i32;
             let length = std::mem::size_of_val(&address) as libc::socklen_t;
-            // SAFETY: the socket is open, and the address lives through the call and is given with its length.
+            // SAFETY: the socket is open, and the address lives through the call and is given with
+            // its length.
             let bound = unsafe { libc::bind(socket.as_raw_fd(), (&raw const address).cast(), length) };
             assert_eq!(bound, 0, "{}", io::Error::last_os_error());
             Self(File::from(socket))
@@ -145,7 +146,8 @@ pub(crate) fn discovery(from: Mac, source: Ipv6Addr, kind: u8, rest: &[u8]) -> V
     ipv6([0x33, 0x33, 0, 0, 0, 1], from, 58, addresses, &icmpv6(addresses, kind, rest))
 }
 
-/// Reserved or flags, target, and the option (1 or 2) that says the link-layer address (RFC 4861 4.3, 4.4).
+/// Reserved or flags, target, and the option (1 or 2) that says the link-layer address (RFC 4861
+/// 4.3, 4.4).
 pub(crate) fn neighbour(flags: u8, target: Ipv6Addr, option: u8, link: Mac) -> Vec<u8> {
     [&[flags, 0, 0, 0][..], &target.octets(), &[option, 1], &link].concat()
 }

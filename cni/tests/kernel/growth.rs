@@ -1,5 +1,5 @@
-//! Free addresses run short. At the other end of the socket stands a peer that speaks the agent's protocol; the agent itself is tried
-//! in the demo.
+//! Free addresses run short. At the other end of the socket stands a peer that speaks the agent's
+//! protocol; the agent itself is tried in the demo.
 
 use std::fs;
 use std::os::unix::net::UnixListener;
@@ -32,8 +32,8 @@ pub(crate) const TESTS: &[Test] = &[
     ("the_first_segment_may_come_with_the_first_pod", the_first_segment_may_come_with_the_first_pod),
 ];
 
-/// A peer on the agent's socket. It grants each application the next of `grants` and refuses with `refusal` from then on; what it heard is
-/// told in order.
+/// A peer on the agent's socket. It grants each application the next of `grants` and refuses with
+/// `refusal` from then on; what it heard is told in order.
 fn agent(world: &World, grants: &[&str], refusal: Option<AgentResponse>) -> Receiver<AgentRequest> {
     let listener = UnixListener::bind(world.folder.path().join("agent.sock")).unwrap();
     let path = world.state("segments.json");

@@ -20,7 +20,8 @@ const DUAL: &[&str] = &["10.77.3.0/24", "fd77:0:0:3::/120"];
 fn a_pod_reaches_itself_and_its_neighbour_by_a_service() {
     let world = World::new(DUAL);
     let (backend, neighbour) = (attach(&world), attach(&world));
-    // What kube-proxy makes: DNAT to the endpoint, and masquerade of what an endpoint sends to itself.
+    // What kube-proxy makes: DNAT to the endpoint, and masquerade of what an endpoint sends to
+    // itself.
     let rules = format!(
         "add table inet proxy
          add chain inet proxy pre {{ type nat hook prerouting priority dstnat; }}
@@ -60,7 +61,8 @@ fn a_pod_reaches_itself_and_its_neighbour_by_a_service() {
         }
         for service in ["10.96.0.1:80", "[fd96::1]:80"] {
             assert!(served(&backend.pod.netns, service), "{service} from its own backend, br_netfilter {mode:?}");
-            // Without br_netfilter the answer takes the short way past conntrack: no bridge of any plugin can help.
+            // Without br_netfilter the answer takes the short way past conntrack: no bridge of any
+            // plugin can help.
             if *mode == "1" {
                 assert!(served(&neighbour.pod.netns, service), "{service} from a neighbour");
             }

@@ -1,4 +1,5 @@
-//! Runs the tests one after another, and counts those that this machine cannot run as skipped, never as passed.
+//! Runs the tests one after another, and counts those that this machine cannot run as skipped,
+//! never as passed.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::{Command, ExitCode};

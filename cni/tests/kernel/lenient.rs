@@ -1,4 +1,5 @@
-//! DEL, GC and CHECK on disks that cannot be written, and with lists and variables that an ADD would refuse.
+//! DEL, GC and CHECK on disks that cannot be written, and with lists and variables that an ADD
+//! would refuse.
 
 use std::fs;
 use std::path::PathBuf;

@@ -1,4 +1,5 @@
-//! The plugin on a real kernel, run as a runtime runs it, in network namespaces that are made for each test.
+//! The plugin on a real kernel, run as a runtime runs it, in network namespaces that are made for
+//! each test.
 
 mod attach;
 mod former;

@@ -1,4 +1,5 @@
-//! What a pod may send, and what it may not: each attack is seen to succeed from a pod that the operator has excepted, and to fail from any other.
+//! What a pod may send, and what it may not: each attack is seen to succeed from a pod that the
+//! operator has excepted, and to fail from any other.
 
 use std::io::Write;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -200,7 +201,8 @@ fn a_pod_takes_over_no_neighbours_address() {
         assert!(pings(&victim.pod.netns, &v4) && pings(&victim.pod.netns, &v6));
         let mut tap = Wire::open(&victim.pod.netns, "eth0");
         let mut wire = Wire::open(&own.pod.netns, "eth0");
-        // As an announcement: a neighbour that was heard just now is not replaced by any other reply.
+        // As an announcement: a neighbour that was heard just now is not replaced by any other
+        // reply.
         wire.send(&arp(own.mac, 1, (own.mac, other.v4), other.v4));
         wire.send(&discovery(own.mac, own.v6, 136, &neighbour(0xa0, other.v6, 2, own.mac)));
         // The bridge would send a neighbour's frames to us.
@@ -244,7 +246,8 @@ fn invented_mac_addresses_are_not_learned() {
         for number in 0..INVENTED {
             let [_, a, b, c] = number.to_be_bytes();
             let from = [2, 0x77, u8::from(excepted), a, b, c];
-            // To nobody but the bridge: half of them as IP, half as LLDP, which bridges learn from, too.
+            // To nobody but the bridge: half of them as IP, half as LLDP, which bridges learn from,
+            // too.
             let frame = match number % 2 {
                 0 => ipv4(BROADCAST, from, 17, (own.v4, victim.v4), &udp(1, 9, b"")),
                 _ => ethernet([1, 0x80, 0xc2, 0, 0, 0x0e], from, 0x88cc, &[0; 50]),
@@ -377,7 +380,8 @@ fn a_lost_filter_comes_back_with_every_pod() {
     stands(&pods.iter().collect::<Vec<_>>());
     let shown = world.ip(&format!("-d link show {port}"));
     assert!(shown.contains("hairpin on") && shown.contains("group_fwd_mask 0xfffd"), "{shown}");
-    // One of ours does not become another by giving itself an address before the filter is made again.
+    // One of ours does not become another by giving itself an address before the filter is made
+    // again.
     let [a, b, c, d, e, f] = pods[2].mac;
     ip(&pods[1].pod.netns, &format!("link set eth0 address {a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{f:02x}"));
     nft(&world, &["flush", "ruleset"]);
@@ -406,7 +410,8 @@ fn without_the_filter_no_pod_is_attached_unless_excepted() {
     // STATUS tries what a pod would need, and leaves nothing of it.
     let answer = status(&world);
     assert!(answer.ok && table(&world).is_empty(), "{} {}", answer.json, table(&world));
-    // Another program owns a table of this name: the kernel lets nobody else change it (NFT_TABLE_F_OWNER, 5.12).
+    // Another program owns a table of this name: the kernel lets nobody else change it
+    // (NFT_TABLE_F_OWNER, 5.12).
     let mut owner = nft_session(&world, "add table bridge edge-cni { flags owner; }\n");
     wait_for("the other's table", || table(&world).contains("edge-cni"));
     let pod = world.pod();

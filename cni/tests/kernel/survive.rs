@@ -80,7 +80,8 @@ fn fifty_adds_at_once_get_fifty_addresses() {
     assert!(world.ports().is_empty() && world.leased().is_empty());
 }
 
-/// Moments at which to kill, spread over the time that a call takes. How long that is is learnt all the time: on a busy machine it changes.
+/// Moments at which to kill, spread over the time that a call takes. How long that is is learnt all
+/// the time: on a busy machine it changes.
 struct Moments {
     whole: Duration,
     number: u32,

@@ -1,5 +1,5 @@
-//! A node of its own for each test: a network namespace for the host, one for each pod, a state directory, and the plugin run as a runtime
-//! runs it.
+//! A node of its own for each test: a network namespace for the host, one for each pod, a state
+//! directory, and the plugin run as a runtime runs it.
 
 use std::cell::{Cell, RefCell};
 use std::io::Write;
@@ -146,7 +146,8 @@ impl World {
         assert!(answer.ok && answer.json == Value::Null, "DEL of {}: {}", pod.id, answer.json);
     }
 
-    /// ADD, which must fail with this code, name the pod, and leave nothing behind. Returns the message.
+    /// ADD, which must fail with this code, name the pod, and leave nothing behind. Returns the
+    /// message.
     pub(crate) fn add_fails(&self, pod: &Pod, code: u64) -> String {
         let before = (self.ports(), self.leased());
         let answer = self.verb("ADD", pod);

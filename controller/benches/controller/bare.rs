@@ -1,5 +1,5 @@
-//! What TLS alone takes: a server, as simple as it can be, to which the same nodes connect, and which sends as many bytes to a community when one of its
-//! members sends one.
+//! What TLS alone takes: a server, as simple as it can be, to which the same nodes connect, and
+//! which sends as many bytes to a community when one of its members sends one.
 
 use std::net::SocketAddr;
 use std::path::Path;

@@ -1,5 +1,5 @@
-//! Segments granted in a second to nodes that apply at the same time, each durable before it is answered, beside writes of the same disk that are waited
-//! for one by one.
+//! Segments granted in a second to nodes that apply at the same time, each durable before it is
+//! answered, beside writes of the same disk that are waited for one by one.
 
 use std::os::unix::fs::FileExt;
 use std::time::{Duration, Instant};

@@ -1,5 +1,7 @@
-//! Rows that are objects of a real API server, whose etcd waits for a disk: segments granted in a second to nodes that apply at the same time, beside
-//! bare creates of such objects by as many clients at the same time; and the start with the objects of all nodes there, beside bare lists of them.
+//! Rows that are objects of a real API server, whose etcd waits for a disk: segments granted in a
+//! second to nodes that apply at the same time, beside bare creates of such objects by as many
+//! clients at the same time; and the start with the objects of all nodes there, beside bare lists
+//! of them.
 
 use std::path::Path;
 use std::time::{Duration, Instant};

@@ -1,16 +1,19 @@
 //! What the controller costs at the size that it is made for: 10,000 nodes.
 //!
-//! `cargo bench -p edge-controller --bench controller` prints a table and writes `target/bench/controller.json`; names of cases as arguments choose
-//! some of them (`-- start grant`), and the others keep the results that they have in the file. It ends with 1 where a goal is missed or a chosen case
-//! cannot be measured. Measured is the program itself, with nodes that connect over the loopback interface as agents do. Without `--bench`
-//! (as under `cargo test --all-targets`) each case runs once with few nodes.
+//! `cargo bench -p edge-controller --bench controller` prints a table and writes
+//! `target/bench/controller.json`; names of cases as arguments choose some of them
+//! (`-- start grant`), and the others keep the results that they have in the file. It ends with 1
+//! where a goal is missed or a chosen case cannot be measured. Measured is the program itself, with
+//! nodes that connect over the loopback interface as agents do. Without `--bench` (as under
+//! `cargo test --all-targets`) each case runs once with few nodes.
 //!
-//! - `rss/10000-nodes`, `fanout/p99` (`streams`): all nodes hold their view streams open; the controller has one core, the nodes have another. Beside
-//!   them the same number of bare TLS connections (`bare`).
+//! - `rss/10000-nodes`, `fanout/p99` (`streams`): all nodes hold their view streams open; the
+//!   controller has one core, the nodes have another. Beside them the same number of bare TLS
+//!   connections (`bare`).
 //! - `grant/embedded` (`grants`): beside the disk's own rate of writes that are waited for.
 //! - `start/10000` (`start`): beside reading the same rows from the same file.
-//! - `grant/kubernetes`, `start/kubernetes` (`kubernetes`): the same on a real API server, with etcd on a disk, beside bare creates of the same objects
-//!   and beside bare lists of them.
+//! - `grant/kubernetes`, `start/kubernetes` (`kubernetes`): the same on a real API server, with
+//!   etcd on a disk, beside bare creates of the same objects and beside bare lists of them.
 //!
 //! `cluster` makes store and certificates, `program` runs the controller, `nodes` connects to it.
 

@@ -1,4 +1,5 @@
-//! Nodes as the controller meets them: one HTTP/2 connection each, as agents make it, with a view stream that is read at once.
+//! Nodes as the controller meets them: one HTTP/2 connection each, as agents make it, with a view
+//! stream that is read at once.
 
 use std::net::SocketAddr;
 use std::sync::Arc;

@@ -53,7 +53,8 @@ impl Report {
         self.failed = true;
     }
 
-    /// Writes `target/bench/controller.json`. Fails where a goal was missed or something was not measured.
+    /// Writes `target/bench/controller.json`. Fails where a goal was missed or something was not
+    /// measured.
     pub(crate) fn write(self) -> ExitCode {
         let file = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../target/bench/controller.json"));
         if let Err(error) = write(file, self.results) {

@@ -1,4 +1,5 @@
-//! From the start of the program until it is ready, on a store of all nodes and their segments, beside reading the same rows and nothing else.
+//! From the start of the program until it is ready, on a store of all nodes and their segments,
+//! beside reading the same rows and nothing else.
 
 use std::time::Instant;
 

@@ -1,4 +1,5 @@
-//! All nodes hold their view streams open: what that takes, and how long it takes until all members of a community know where one of them is now.
+//! All nodes hold their view streams open: what that takes, and how long it takes until all members
+//! of a community know where one of them is now.
 
 use std::time::{Duration, Instant};
 

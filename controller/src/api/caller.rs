@@ -1,4 +1,5 @@
-//! Who calls. Known once a connection, judged at every request: a certificate says who someone is, the registry whether he still counts.
+//! Who calls. Known once a connection, judged at every request: a certificate says who someone is,
+//! the registry whether he still counts.
 
 use std::convert::Infallible;
 use std::fmt;

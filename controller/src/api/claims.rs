@@ -14,7 +14,8 @@ use crate::state::{Change, State};
 
 /// So many conflicts of one node are kept for people.
 const NAMED: usize = 8;
-/// So seldom new conflicts of one node are told, in the log and by an Event: a node may report others at every moment.
+/// So seldom new conflicts of one node are told, in the log and by an Event: a node may report
+/// others at every moment.
 const PAUSE: Duration = Duration::from_secs(60);
 /// What a segment carries in place of a request, when its node has brought it.
 const REPORTED: &str = "reported";
@@ -62,7 +63,8 @@ impl Conflicts {
     }
 }
 
-/// What follows from what a node says it holds: changes that make it so where nobody else holds it, and what stands against the rest.
+/// What follows from what a node says it holds: changes that make it so where nobody else holds it,
+/// and what stands against the rest.
 pub(super) fn plan(
     state: &State,
     policy: &Policy,

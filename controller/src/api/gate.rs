@@ -1,4 +1,5 @@
-//! Who may ask for what, judged before anything of a request's body is read: from the column `by` of the table of operations.
+//! Who may ask for what, judged before anything of a request's body is read: from the column `by`
+//! of the table of operations.
 
 use std::time::Duration;
 
@@ -25,7 +26,8 @@ pub(super) struct Gate {
     pub(super) names_node: bool,
 }
 
-/// What of a refused body is still taken, and for how long: who sends it would lose the answer if the connection ended meanwhile.
+/// What of a refused body is still taken, and for how long: who sends it would lose the answer if
+/// the connection ended meanwhile.
 const DISCARDED: usize = 64 * 1024;
 const PATIENCE: Duration = Duration::from_secs(2);
 

@@ -1,4 +1,5 @@
-//! How a node gets its certificate: with a token at first, with the present certificate from then on.
+//! How a node gets its certificate: with a token at first, with the present certificate from then
+//! on.
 
 use std::borrow::Cow;
 
@@ -28,7 +29,8 @@ use crate::tokens;
 /// Segments granted at join carry this in place of a request id of the node.
 const JOIN_REQUEST: &str = "join";
 
-/// What may let a node in, read before all else: whoever shows nothing of ours learns nothing, costs nothing, and leaves nothing in the log.
+/// What may let a node in, read before all else: whoever shows nothing of ours learns nothing,
+/// costs nothing, and leaves nothing in the log.
 #[derive(Deserialize)]
 struct Shown<'a> {
     #[serde(borrow, default)]
@@ -181,11 +183,13 @@ fn registered(
     Ok(record.clone())
 }
 
-/// Segments that a name still holds though no node of it is registered: a replica may be about to release them, or may have died before it
-/// could, or before a join was complete. Written anew they are the new node's, and whoever would release them finds another grant; a node that
-/// routes for others holds none.
+/// Segments that a name still holds though no node of it is registered: a replica may be about to
+/// release them, or may have died before it could, or before a join was complete. Written anew they
+/// are the new node's, and whoever would release them finds another grant; a node that routes for
+/// others holds none.
 fn leftovers(state: &Rows, node: &NodeName, role: Role, now: Seconds) -> impl Iterator<Item = Row> {
-    // Another time than that of the grant before, and none to come: a replica that starts takes the latest time that it finds for known.
+    // Another time than that of the grant before, and none to come: a replica that starts takes the
+    // latest time that it finds for known.
     let anew = move |before: Seconds| if before < now { now } else { before.saturating_sub(1) };
     state.ledger().held_by(node).into_iter().map(move |row| match role {
         Role::Edge => Row { request_id: JOIN_REQUEST.into(), granted_at: anew(row.granted_at), ..row.clone() },
@@ -193,7 +197,8 @@ fn leftovers(state: &Rows, node: &NodeName, role: Role, now: Seconds) -> impl It
     })
 }
 
-/// Segments that are kept for a name which lost its Node object: they are its again when it comes back, since its pods may use them.
+/// Segments that are kept for a name which lost its Node object: they are its again when it comes
+/// back, since its pods may use them.
 fn kept(state: &Rows, policy: &Policy, node: &NodeName, now: Seconds) -> Vec<Row> {
     let kept = state.kept_for(node, now).filter(|row| policy.allows(&row.network));
     kept.map(|row| row.granted_anew(node.clone(), JOIN_REQUEST.into(), now)).collect()

@@ -1,11 +1,14 @@
-//! The HTTP API below `/v1`, for nodes (over mutual TLS) and for the operator (over the admin socket).
+//! The HTTP API below `/v1`, for nodes (over mutual TLS) and for the operator (over the admin
+//! socket).
 //!
 //! - [`caller`]: who calls, and what that one may do; [`gate`]: judged before a body is read.
 //! - [`join`], [`nodes`], [`segments`], [`view`]: what nodes ask for.
 //! - [`claims`]: segments that nodes say they hold.
 //! - [`operator`], [`ca`], [`backup`]: what the operator asks for.
-//! - [`operations`]: all of these with what they take and give, of which the router and [`openapi`] are made.
-//! - [`body`], [`problem`]: JSON in, RFC 9457 problem documents out; [`strangers`]: bodies of those who cannot be judged before.
+//! - [`operations`]: all of these with what they take and give, of which the router and [`openapi`]
+//!   are made.
+//! - [`body`], [`problem`]: JSON in, RFC 9457 problem documents out; [`strangers`]: bodies of those
+//!   who cannot be judged before.
 
 mod backup;
 mod body;

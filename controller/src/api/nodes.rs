@@ -28,7 +28,8 @@ pub(super) async fn report(
     }
     let settings = app.settings();
     let tunnelled = settings.config.tunnelled(shown.role);
-    // A report that came through a tunnel, or from this very machine, says nothing about where the node is.
+    // A report that came through a tunnel, or from this very machine, says nothing about where the
+    // node is.
     let observed = caller.address.map(|address| address.to_canonical());
     let observed = observed.filter(|address| is_reachable(address, tunnelled.clone()));
     let place = Place { reported: passed_on(report.addresses, tunnelled), port: report.port, observed };
@@ -63,7 +64,8 @@ pub(super) async fn report(
 fn settle(record: &mut NodeRecord, state: &Rows, place: &Place) {
     record.reported.clone_from(&place.reported);
     record.port = place.port;
-    // Between the controller and the nodes something may put its own address in the place of theirs: a cloud node that forwards, for one.
+    // Between the controller and the nodes something may put its own address in the place of
+    // theirs: a cloud node that forwards, for one.
     let of_the_cloud = |address: &IpAddr| {
         let mut others = state.nodes_of_role(Role::Hub).chain(state.nodes_of_role(Role::Cloud));
         record.role == Role::Edge && others.any(|other| other.is_at(address))
@@ -73,7 +75,8 @@ fn settle(record: &mut NodeRecord, state: &Rows, place: &Place) {
 }
 
 impl Context {
-    /// Whether a node may change its place now: then the place is given back. Otherwise it is noted when the node's turn comes.
+    /// Whether a node may change its place now: then the place is given back. Otherwise it is noted
+    /// when the node's turn comes.
     async fn now_or_later(self: &std::sync::Arc<Self>, node: &NodeName, place: Place) -> Option<Place> {
         let stays = {
             let view = self.registry.read().await;

@@ -17,7 +17,8 @@ use super::operations::{By, Operation, all};
 /// The document as it is sent: made once, and shared by all answers.
 static TEXT: LazyLock<Bytes> = LazyLock::new(|| document().to_string().into());
 
-/// For nodes and the operator only: a stranger who asked for it again and again would have us encrypt 300 times what he sends.
+/// For nodes and the operator only: a stranger who asked for it again and again would have us
+/// encrypt 300 times what he sends.
 pub(super) async fn serve() -> impl IntoResponse {
     ([(header::CONTENT_TYPE, "application/json")], TEXT.clone())
 }

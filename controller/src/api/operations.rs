@@ -1,4 +1,5 @@
-//! The table of operations: paths, handlers, and what goes in and out. A new path is a new entry here, and nothing else.
+//! The table of operations: paths, handlers, and what goes in and out. A new path is a new entry
+//! here, and nothing else.
 
 use axum::http::Method;
 use axum::routing::{MethodRouter, delete, get, patch, post, put};

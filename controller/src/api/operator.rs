@@ -39,7 +39,8 @@ pub(super) async fn label(
     app.registry
         .change(move |state| {
             let mut record = state.node(&node).ok_or_else(|| Refusal::NoSuchNode(node.clone()))?.clone();
-            // What was set before there was a Node object goes on to count, and nobody else can remove it.
+            // What was set before there was a Node object goes on to count, and nobody else can
+            // remove it.
             let only_removes = patch.values().all(Option::is_none);
             if record.object.is_some() && !only_removes {
                 return Err(match trust.counting {

@@ -11,7 +11,8 @@ use crate::logs;
 use crate::observe::requests::ProblemKind;
 use crate::refusal::Refusal;
 
-/// What the log says of a refusal, once it is known to whom it was given; in the extensions of the answer.
+/// What the log says of a refusal, once it is known to whom it was given; in the extensions of the
+/// answer.
 #[derive(Clone, Debug)]
 struct Said {
     status: u16,

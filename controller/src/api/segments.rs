@@ -76,8 +76,9 @@ pub(super) async fn apply(
     Ok(axum::Json(SegmentResponse { segments }))
 }
 
-/// Releases what was granted of an application that is refused. Where claims are made one by one, another replica may have taken the last segment
-/// of one family when that of the other was granted; or the one that granted it died between the two.
+/// Releases what was granted of an application that is refused. Where claims are made one by one,
+/// another replica may have taken the last segment of one family when that of the other was
+/// granted; or the one that granted it died between the two.
 async fn give_back(app: &App, node: &NodeName, request_id: String) {
     let (name, now) = (node.clone(), app.registry.clock.now());
     let released = app.registry.change(move |state| {
@@ -91,7 +92,8 @@ async fn give_back(app: &App, node: &NodeName, request_id: String) {
     }
 }
 
-/// Plans the answer to an application for one segment of each family (without repetitions, in order): its segments, and what to change.
+/// Plans the answer to an application for one segment of each family (without repetitions, in
+/// order): its segments, and what to change.
 pub fn application(
     state: &mut Rows,
     policy: &Policy,

@@ -1,7 +1,9 @@
-//! Bodies of requests that no certificate vouches for: read into memory within one budget for all of them, whoever sends them.
+//! Bodies of requests that no certificate vouches for: read into memory within one budget for all
+//! of them, whoever sends them.
 //!
-//! A body counts from its first moment and with what it has grown to. Where the budget is spent, what came first from where the most comes makes
-//! room ([`Shares`]): a node that joins sends its 2 KiB at once, and is through before it is the oldest.
+//! A body counts from its first moment and with what it has grown to. Where the budget is spent,
+//! what came first from where the most comes makes room ([`Shares`]): a node that joins sends its 2
+//! KiB at once, and is through before it is the oldest.
 
 use std::net::{IpAddr, Ipv6Addr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -21,7 +23,8 @@ use crate::shares::{Share, Shares};
 const BUDGET: usize = 4 * 1024 * 1024;
 /// Largest body, octets. A join has 1 KiB; with the token of a service account, 3 KiB.
 const LIMIT: usize = 16 * 1024;
-/// By what a body grows in memory. It has so much from the beginning, and what else a request costs is counted with it.
+/// By what a body grows in memory. It has so much from the beginning, and what else a request costs
+/// is counted with it.
 const STEP: usize = 4 * 1024;
 /// Time for a body to arrive.
 const TIMEOUT: Duration = Duration::from_secs(15);

@@ -24,7 +24,8 @@ use crate::registry::PeerJson;
 /// A reader that does not take a line within this time is cut off.
 const SLOWEST_READER: Duration = Duration::from_secs(20);
 
-/// Streams that are handed over to other controllers in one second when this one stops, and the time in which all must have been.
+/// Streams that are handed over to other controllers in one second when this one stops, and the
+/// time in which all must have been.
 const HANDED_OVER_A_SECOND: u32 = 2000;
 const HANDOVER: Duration = Duration::from_secs(5);
 
@@ -44,8 +45,8 @@ pub(super) struct Parameters {
     epoch: Option<String>,
 }
 
-/// Streams of one node's view at once. A node has one, and others that it has lost and that end when that is known of them; each is told of every
-/// change.
+/// Streams of one node's view at once. A node has one, and others that it has lost and that end
+/// when that is known of them; each is told of every change.
 const MOST_STREAMS: usize = 16;
 
 type Line = ViewEvent<PeerJson>;
@@ -85,7 +86,8 @@ pub(super) async fn view(
 struct Reader {
     /// Only what changes, once it has a view.
     changes: bool,
-    /// It has a view of this version from elsewhere: another replica, or an earlier run. It is told of none that is older.
+    /// It has a view of this version from elsewhere: another replica, or an earlier run. It is told
+    /// of none that is older.
     not_before: u64,
     /// It waits for that, which was said in the log.
     waits: bool,
@@ -168,7 +170,8 @@ fn line(event: &Line) -> Bytes {
     line.into()
 }
 
-/// Hands a node over to another controller. Not all of them at the same moment: each is a TLS handshake for those who stay.
+/// Hands a node over to another controller. Not all of them at the same moment: each is a TLS
+/// handshake for those who stay.
 async fn say_goodbye(lines: &mpsc::Sender<Bytes>, stream: &OpenStream) {
     let open = u32::try_from(stream.open_now()).unwrap_or(0);
     let all = HANDOVER.min(Duration::from_secs(1) * open / HANDED_OVER_A_SECOND);
@@ -217,7 +220,8 @@ async fn next(
     Ok(Some(event))
 }
 
-/// Makes sure that the state is not older than what the reader has; `false` if that is not known yet.
+/// Makes sure that the state is not older than what the reader has; `false` if that is not known
+/// yet.
 async fn caught_up(app: &App, node: &NodeName, reader: &mut Reader) -> bool {
     let version = reader.not_before;
     if app.registry.read().await.revision() >= version {
@@ -226,7 +230,8 @@ async fn caught_up(app: &App, node: &NodeName, reader: &mut Reader) -> bool {
     }
     let failure = match tokio::time::timeout(app.settings().config.heartbeat(), app.registry.catch_up(version)).await {
         Ok(Ok(())) => {
-            // What is still older then is all that the store has. The reader finds out, and says so.
+            // What is still older then is all that the store has. The reader finds out, and says
+            // so.
             if app.registry.read().await.revision() < version {
                 tracing::warn!(%node, version, "it knows a later version than this store: was that restored from a backup?");
                 reader.known = None;

@@ -11,7 +11,8 @@ use crate::clock::Seconds;
 use crate::state::{Change, Key, Snapshot};
 use crate::store::{Store, StoreError};
 
-/// Versions of views that were handed out after the archive was written are not known. None is so far ahead: nodes take what comes now for newer.
+/// Versions of views that were handed out after the archive was written are not known. None is so
+/// far ahead: nodes take what comes now for newer.
 const AHEAD: u64 = 1 << 32;
 
 /// Why an archive was not brought in.
@@ -36,7 +37,8 @@ pub enum ImportError {
     Store(#[from] StoreError),
 }
 
-/// Brings an archive into a store that is empty, or holds a part of this very archive. Returns how many rows were missing.
+/// Brings an archive into a store that is empty, or holds a part of this very archive. Returns how
+/// many rows were missing.
 pub async fn import(
     store: &dyn Store,
     keeper: &dyn Keeper,
@@ -49,14 +51,17 @@ pub async fn import(
     }
     let (revision, time) = (archive.rows.revision, archive.rows.time);
     let wanted: BTreeMap<Key, Change> = puts(archive.rows).map(|change| (change.key(), change)).collect();
-    // Who loads takes part, and puts its own sizes of segments in force: not where the import is refused.
+    // Who loads takes part, and puts its own sizes of segments in force: not where the import is
+    // refused.
     without(&wanted, store.read().await?)?;
     store.begin_again().await?;
     let wanted = without(&wanted, store.load(mpsc::channel(1).0).await?)?;
-    // First, so that whoever uses a half filled store hands out no versions that nodes take for old ones.
+    // First, so that whoever uses a half filled store hands out no versions that nodes take for old
+    // ones.
     store.raise(revision.saturating_add(AHEAD)).await?;
     let missing = wanted.len();
-    // A row an element: a store without large transactions takes them one by one, and the embedded one all together.
+    // A row an element: a store without large transactions takes them one by one, and the embedded
+    // one all together.
     let batch = wanted.into_values().map(|change| vec![claim(change)]).collect();
     for result in store.commit(batch, now.max(time)).await.results {
         result?;

@@ -1,4 +1,5 @@
-//! Everything that a controller keeps, as one file: for backups, and for moving from one store to another.
+//! Everything that a controller keeps, as one file: for backups, and for moving from one store to
+//! another.
 //!
 //! JSON lines, UTF-8, each an object with one key that says what the line is:
 //!
@@ -12,9 +13,11 @@
 //! {"end":{"lines":6,"sha256":"..."}}
 //! ```
 //!
-//! The header comes first, and the end last: how many lines were before it, and the hash of all their bytes, line feeds included. Between them
-//! stand the authorities with their private keys and one line a row, in the form in which [`crate::state`] keeps it: tokens as hashes, segments with who
-//! held them and when. A file that is cut short, altered, or of a later version is refused as a whole.
+//! The header comes first, and the end last: how many lines were before it, and the hash of all
+//! their bytes, line feeds included. Between them stand the authorities with their private keys and
+//! one line a row, in the form in which [`crate::state`] keeps it: tokens as hashes, segments with
+//! who held them and when. A file that is cut short, altered, or of a later version is refused as a
+//! whole.
 //!
 //! - [`Archive`]: the content.
 //! - [`write`], [`read`]: the file.

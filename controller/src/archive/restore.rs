@@ -1,4 +1,5 @@
-//! Putting an archive in place of a state directory. The new content is made aside; the former is kept beside it.
+//! Putting an archive in place of a state directory. The new content is made aside; the former is
+//! kept beside it.
 
 use std::fs;
 use std::os::unix::fs::DirBuilderExt;
@@ -30,7 +31,8 @@ pub fn check_not_restoring(state_dir: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Makes a state directory hold what an archive holds. Returns where its former content is kept, if it had any.
+/// Makes a state directory hold what an archive holds. Returns where its former content is kept, if
+/// it had any.
 pub async fn restore(
     archive: Archive,
     state_dir: &Path,
@@ -78,7 +80,8 @@ pub async fn restore(
     Ok(former)
 }
 
-/// Names of a controller's state in a folder, without those that a restore made. What else is there stays.
+/// Names of a controller's state in a folder, without those that a restore made. What else is there
+/// stays.
 fn content(folder: &Path) -> std::io::Result<Vec<std::ffi::OsString>> {
     let mut names = Vec::new();
     for entry in fs::read_dir(folder)? {

@@ -85,7 +85,8 @@ impl Authority {
             valid: CancellationToken::new(),
             certificate: certificate.clone(),
         };
-        // Whoever builds a path compares names octet by octet; ours is written anew into what we sign.
+        // Whoever builds a path compares names octet by octet; ours is written anew into what we
+        // sign.
         let term = Term::days(1, record.created_at).map_err(|e| e.to_string())?;
         let mut probe = leaf(&term).map_err(|e| e.to_string())?;
         probe.distinguished_name = repeated(parsed.subject());
@@ -148,7 +149,8 @@ impl Authority {
             && certificate.verify_signature(Some(own.public_key())).is_ok()
     }
 
-    /// Signs a node's certificate, PEM: who it is as dNSName, what it is as URI. It ends with the authority at the latest.
+    /// Signs a node's certificate, PEM: who it is as dNSName, what it is as URI. It ends with the
+    /// authority at the latest.
     pub(super) fn sign_node(
         &self,
         node: &NodeName,
@@ -158,7 +160,8 @@ impl Authority {
     ) -> Result<(String, Term), CaError> {
         let term = self.within(term)?;
         let mut params = leaf(&term)?;
-        // ub-common-name is 64 characters (RFC 5280 A.1); a longer name stands in the dNSName alone.
+        // ub-common-name is 64 characters (RFC 5280 A.1); a longer name stands in the dNSName
+        // alone.
         if node.as_str().len() <= 64 {
             params.distinguished_name.push(DnType::CommonName, node.as_str());
         }
@@ -190,7 +193,8 @@ impl Authority {
         Ok((leaf.der().clone(), PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der()))))
     }
 
-    /// Signs that `newer` is an authority too, PEM: whoever trusts this one then believes what the newer one has signed.
+    /// Signs that `newer` is an authority too, PEM: whoever trusts this one then believes what the
+    /// newer one has signed.
     pub(super) fn vouch_for(&self, newer: &Authority, now: Seconds) -> Result<String, CaError> {
         let (_, parsed) =
             X509Certificate::from_der(&newer.certificate).map_err(|_| rcgen::Error::CouldNotParseCertificate)?;
@@ -206,7 +210,8 @@ impl Authority {
         set_term(&mut params, &self.within(&Term { not_after: newer.not_after, ..Term::days(1, now)? })?)?;
         params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
-        // Verifiers that want a usage want it of the issuers in the chain as well: all that we ever sign for.
+        // Verifiers that want a usage want it of the issuers in the chain as well: all that we ever
+        // sign for.
         params.extended_key_usages = vec![
             ExtendedKeyUsagePurpose::ServerAuth,
             ExtendedKeyUsagePurpose::ClientAuth,

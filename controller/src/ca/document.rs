@@ -1,4 +1,5 @@
-//! What is kept of the authorities, as one document: their certificates, their keys, and the certificates by which one vouches for another.
+//! What is kept of the authorities, as one document: their certificates, their keys, and the
+//! certificates by which one vouches for another.
 
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
@@ -8,7 +9,8 @@ use crate::clock::Seconds;
 /// The layout that this release writes. A later one is refused, never rewritten.
 pub const VERSION: u32 = 1;
 
-/// All authorities. Serialised it holds their private keys: where it is kept must be for its owner alone.
+/// All authorities. Serialised it holds their private keys: where it is kept must be for its owner
+/// alone.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CaDocument {
     /// [`VERSION`].

@@ -1,5 +1,6 @@
-//! The document as a file of the state directory: written aside, synced and renamed, so that a power cut leaves the former or the new one, whole.
-//! Beside it the trusted certificates alone, for people and for clients such as curl.
+//! The document as a file of the state directory: written aside, synced and renamed, so that a
+//! power cut leaves the former or the new one, whole. Beside it the trusted certificates alone, for
+//! people and for clients such as curl.
 
 use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;

@@ -1,4 +1,5 @@
-//! An authority that the operator brings: a certificate and its key, PEM, which must be fit to sign everything that we sign.
+//! An authority that the operator brings: a certificate and its key, PEM, which must be fit to sign
+//! everything that we sign.
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};

@@ -1,13 +1,16 @@
-//! The certificate authorities: one signs nodes' and the controller's own certificates; those before it are trusted until they are retired.
+//! The certificate authorities: one signs nodes' and the controller's own certificates; those
+//! before it are trusted until they are retired.
 //!
-//! - [`Ca`]: the authorities as they are now, and how they change: made or given at first, rolled over, retired.
+//! - [`Ca`]: the authorities as they are now, and how they change: made or given at first, rolled
+//!   over, retired.
 //! - [`authority`]: one of them, and what it signs. [`given`]: one that the operator brings.
 //! - [`document`]: what is kept of them. [`keeper`]: where; [`files`]: in the state directory.
 //! - [`request`]: what a node's certificate request may hold.
 //!
-//! At a rollover every authority that is still trusted vouches for the new one by a cross certificate (the new one's name and key, signed by the
-//! old one). It travels with everything that the new one signs, so that a node which has not heard of the rollover believes it all the
-//! same; and so no tunnel depends on who hears of it first.
+//! At a rollover every authority that is still trusted vouches for the new one by a cross
+//! certificate (the new one's name and key, signed by the old one). It travels with everything that
+//! the new one signs, so that a node which has not heard of the rollover believes it all the same;
+//! and so no tunnel depends on who hears of it first.
 
 mod authority;
 pub mod document;
@@ -129,7 +132,8 @@ pub struct Authorities {
     cross: Vec<CertificateDer<'static>>,
     /// Those that are trusted no more, oldest first.
     retired: Vec<Retired>,
-    /// The first that there ever was, by its key's hash: certificates whose issuer was not noted are its.
+    /// The first that there ever was, by its key's hash: certificates whose issuer was not noted
+    /// are its.
     first: String,
     /// All that is kept of them.
     document: CaDocument,
@@ -163,8 +167,8 @@ pub struct Issued {
 }
 
 impl Ca {
-    /// Makes sure that no new authority is begun beside nodes that trust another one: `issuers` are the hashes of the keys that have signed
-    /// the certificates of registered nodes.
+    /// Makes sure that no new authority is begun beside nodes that trust another one: `issuers` are
+    /// the hashes of the keys that have signed the certificates of registered nodes.
     pub async fn check_kept(
         keeper: &dyn Keeper,
         given: Option<&Given>,
@@ -267,7 +271,8 @@ impl Ca {
         }
     }
 
-    /// Begins to sign with a new authority: the given one, or one that is made. Those before it stay trusted, and vouch for it.
+    /// Begins to sign with a new authority: the given one, or one that is made. Those before it
+    /// stay trusted, and vouch for it.
     pub async fn rollover(&self, now: Seconds) -> Result<Arc<Authority>, CaError> {
         let brought = self.given.as_ref().map(|given| given.load(now)).transpose()?;
         self.change(move |document| {
@@ -362,11 +367,13 @@ impl Ca {
         let before = self.current();
         match Authorities::of(document, Some(&before)) {
             Ok(now) => {
-                // Whoever watches may hear of it without a change; telling it on would cost every node a whole view.
+                // Whoever watches may hear of it without a change; telling it on would cost every
+                // node a whole view.
                 if now.is(&before) {
                     return;
                 }
-                // Also one that was retired since would be listed: this is another cluster's, or one that was begun anew.
+                // Also one that was retired since would be listed: this is another cluster's, or
+                // one that was begun anew.
                 if !before.ids().any(|id| now.ids().any(|other| other == id)) {
                     tracing::error!(
                         kept = now.active().id(),
@@ -460,7 +467,8 @@ impl Authorities {
         }
     }
 
-    /// Whether `issuer`, as noted for a certificate, is this authority. Releases that knew only one authority noted nothing.
+    /// Whether `issuer`, as noted for a certificate, is this authority. Releases that knew only one
+    /// authority noted nothing.
     pub fn is_issuer(&self, issuer: &str, authority: &Authority) -> bool {
         authority.id() == if issuer.is_empty() { self.first.as_str() } else { issuer }
     }
@@ -481,14 +489,16 @@ impl Authorities {
         Ok(Issued { chain, term, issuer: self.active().id() })
     }
 
-    /// Makes a key for the controller's own TLS and signs its certificate: the chain, leaf first, and the key.
+    /// Makes a key for the controller's own TLS and signs its certificate: the chain, leaf first,
+    /// and the key.
     pub fn sign_server(
         &self,
         names: &[String],
         term: &Term,
     ) -> Result<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>), CaError> {
         let (leaf, key) = self.active().sign_server(names, term)?;
-        // The authorities themselves go along, the one that signs last: whoever joins knows only the hash of one of them.
+        // The authorities themselves go along, the one that signs last: whoever joins knows only
+        // the hash of one of them.
         let roots = self.trusted.iter().map(|authority| authority.certificate().clone());
         Ok((std::iter::once(leaf).chain(self.cross.iter().cloned()).chain(roots).collect(), key))
     }

@@ -1,4 +1,5 @@
-//! A node's certificate request (PKCS #10, RFC 2986). Only its key is taken; what it may be called is not for the request to say.
+//! A node's certificate request (PKCS #10, RFC 2986). Only its key is taken; what it may be called
+//! is not for the request to say.
 
 use edge_types::NodeName;
 use rcgen::SubjectPublicKeyInfo;

@@ -239,7 +239,8 @@ async fn a_given_authority_of_either_kind_signs_and_a_later_one_takes_over_at_a_
         assert!(matches!(ca.rollover(NOW).await, Err(CaError::SameGiven(_))));
         let second = KeyPair::generate_for(algorithm).unwrap();
         given(folder.path(), &second, |_| {});
-        // It starts with the one in use; what the files hold now is taken when the operator says so.
+        // It starts with the one in use; what the files hold now is taken when the operator says
+        // so.
         let ca = open_given(folder.path(), &paths).await.unwrap();
         let (first, _) = (ca.current().active().id(), ca.rollover(NOW).await.unwrap());
         let current = ca.current();

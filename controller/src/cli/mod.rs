@@ -33,15 +33,16 @@ const UNREACHABLE: u8 = 3;
 
 /// Hands out segments and certificates to edge nodes, and tells each whom it may talk to.
 ///
-/// Run the server on the cloud's side, make a join token for each new node, and put nodes into communities by label:
+/// Run the server on the cloud's side, make a join token for each new node, and put nodes into
+/// communities by label:
 ///
 ///   edge-controller run --config /etc/edge-controller/controller.toml
 ///   edge-controller token create --role hub --node cloud-1
 ///   edge-controller token create --role edge --ttl 1h
 ///   edge-controller node label edge-a1 fabedge/edge-community=alpha
 ///
-/// Exit codes: 0 done, 1 refused, 2 wrong usage, 3 the server is not running or could not start; 128 and a signal's number:
-/// a server that was asked to end a second time before it had.
+/// Exit codes: 0 done, 1 refused, 2 wrong usage, 3 the server is not running or could not start;
+/// 128 and a signal's number: a server that was asked to end a second time before it had.
 #[derive(Parser)]
 #[command(name = "edge-controller", version, max_term_width = 100, verbatim_doc_comment)]
 struct Cli {
@@ -57,7 +58,8 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Run the server in the foreground, until SIGTERM or Ctrl-C; a second one ends it at once. SIGHUP: see reload. Logs go to standard error; RUST_LOG sets their level.
+    /// Run the server in the foreground, until SIGTERM or Ctrl-C; a second one ends it at once.
+    /// SIGHUP: see reload. Logs go to standard error; RUST_LOG sets their level.
     Run {
         #[command(flatten)]
         sources: Sources,
@@ -72,20 +74,24 @@ enum Command {
     },
     /// Let the running server read its configuration again, as SIGHUP does.
     ///
-    /// cluster_ranges, reserved, min_per_node, max_per_node, quarantine_seconds, networks and hub take effect; any other change is refused,
-    /// and so is a range that is left out while nodes hold segments of it: with nothing changed.
+    /// cluster_ranges, reserved, min_per_node, max_per_node, quarantine_seconds, networks and hub
+    /// take effect; any other change is refused, and so is a range that is left out while nodes
+    /// hold segments of it: with nothing changed.
     Reload,
-    /// Print the definitions of the custom resources, for kubectl apply; they are in deploy/crds as well.
+    /// Print the definitions of the custom resources, for kubectl apply; they are in deploy/crds as
+    /// well.
     Crds,
     /// Write all that the running server keeps into one file, as it is at one moment.
     ///
-    /// The file holds the authority's private key: it is made for its owner alone (mode 0600) and must stay as secret as that. It is checked
-    /// before it takes its place. "-" writes to standard output, for example into a program that encrypts it.
+    /// The file holds the authority's private key: it is made for its owner alone (mode 0600) and
+    /// must stay as secret as that. It is checked before it takes its place. "-" writes to standard
+    /// output, for example into a program that encrypts it.
     Backup {
         /// Where to.
         file: PathBuf,
     },
-    /// Put a backup in place of the state directory, while no server runs. Nodes go on with the certificates that they have.
+    /// Put a backup in place of the state directory, while no server runs. Nodes go on with the
+    /// certificates that they have.
     ///
     /// Segments that were granted after the backup are not in it: restore the latest.
     Restore {
@@ -97,14 +103,16 @@ enum Command {
         #[arg(long)]
         replace: bool,
     },
-    /// Write all that the configured store holds into one file, as backup does, while no server runs.
+    /// Write all that the configured store holds into one file, as backup does, while no server
+    /// runs.
     Export {
         /// Where to; "-" is standard output.
         file: PathBuf,
         #[command(flatten)]
         sources: Sources,
     },
-    /// Bring a file of backup or export into the configured store, which must be empty; to move from one kind of store to another.
+    /// Bring a file of backup or export into the configured store, which must be empty; to move
+    /// from one kind of store to another.
     ///
     /// An import that was interrupted goes on when the same file is imported again.
     Import {
@@ -142,12 +150,14 @@ enum NodeCommand {
     },
     /// Set labels (key=value) or remove them (key-).
     ///
-    /// The labels fabedge/edge-community and bocloud.com/edge-community put a node into communities; '_' separates several:
+    /// The labels fabedge/edge-community and bocloud.com/edge-community put a node into
+    /// communities; '_' separates several:
     ///
     ///   edge-controller node label edge-a1 fabedge/edge-community=alpha_beta
     ///   edge-controller node label edge-a1 fabedge/edge-community-
     ///
-    /// Those of a node with a Node object in Kubernetes are set there, and can only be removed here.
+    /// Those of a node with a Node object in Kubernetes are set there, and can only be removed
+    /// here.
     #[command(verbatim_doc_comment)]
     Label {
         /// The node.
@@ -156,9 +166,11 @@ enum NodeCommand {
         #[arg(required = true, value_name = "KEY=VALUE|KEY-")]
         labels: Vec<String>,
     },
-    /// Take a node out of the network: its certificate is refused at once, its segments are given to others after the quarantine.
+    /// Take a node out of the network: its certificate is refused at once, its segments are given
+    /// to others after the quarantine.
     ///
-    /// With --confirm: all nodes that lost their Node objects in Kubernetes, so many at once that it was not believed. node list names them.
+    /// With --confirm: all nodes that lost their Node objects in Kubernetes, so many at once that
+    /// it was not believed. node list names them.
     Deregister {
         /// The node.
         #[arg(required_unless_present = "confirm", conflicts_with = "confirm")]
@@ -171,7 +183,8 @@ enum NodeCommand {
 
 #[derive(Subcommand)]
 enum SegmentCommand {
-    /// List all segments that were ever granted: held, in quarantine, or free again, and who held them last before. With --json: all who did.
+    /// List all segments that were ever granted: held, in quarantine, or free again, and who held
+    /// them last before. With --json: all who did.
     #[command(visible_alias = "ls")]
     List,
 }
@@ -181,7 +194,8 @@ enum CommunityCommand {
     /// List all communities with their members.
     #[command(visible_alias = "ls")]
     List,
-    /// List the members of a community, besides those whose labels say so; they need not be registered yet.
+    /// List the members of a community, besides those whose labels say so; they need not be
+    /// registered yet.
     ///
     /// What was listed before is replaced:
     ///
@@ -205,7 +219,8 @@ enum CommunityCommand {
 enum TokenCommand {
     /// Make a join token and print it on standard output: the only time that it is shown.
     ///
-    /// A machine that lost its disk comes back under its name with a token bound to that name (--node).
+    /// A machine that lost its disk comes back under its name with a token bound to that name
+    /// (--node).
     Create {
         /// What the node will be: edge, hub or cloud. The node cannot choose.
         #[arg(long)]
@@ -237,16 +252,19 @@ enum CaCommand {
     /// List all authorities, with who still needs the old ones.
     #[command(visible_alias = "ls")]
     List,
-    /// Begin to sign with a new authority: that in ca_certificate and ca_key of the configuration, or one that is made.
+    /// Begin to sign with a new authority: that in ca_certificate and ca_key of the configuration,
+    /// or one that is made.
     ///
-    /// The old ones stay trusted: no tunnel notices. Connected nodes get certificates of the new one within minutes; then retire the old one:
+    /// The old ones stay trusted: no tunnel notices. Connected nodes get certificates of the new
+    /// one within minutes; then retire the old one:
     ///
     ///   edge-controller ca rollover
     ///   edge-controller ca list                # until nobody needs the old one
     ///   edge-controller ca retire 3f2a9c41
     #[command(verbatim_doc_comment)]
     Rollover,
-    /// Trust an old authority no more, and wipe its key. Refused while a node or a join token needs it.
+    /// Trust an old authority no more, and wipe its key. Refused while a node or a join token needs
+    /// it.
     Retire {
         /// The authority's id, or at least eight digits of its beginning.
         id: String,
@@ -256,7 +274,8 @@ enum CaCommand {
     },
 }
 
-/// What is logged unless RUST_LOG says otherwise. What the Kubernetes client says of a failure, whoever asked says with what it means.
+/// What is logged unless RUST_LOG says otherwise. What the Kubernetes client says of a failure,
+/// whoever asked says with what it means.
 const LOGGED: &str = "info,kube_client=off";
 
 /// Runs the program.

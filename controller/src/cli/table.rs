@@ -20,7 +20,8 @@ pub(super) fn print<const N: usize>(
     say(table)
 }
 
-/// Writes a line. A reader that wants no more, as `head` does, is no failure: what else the command does, it does nevertheless.
+/// Writes a line. A reader that wants no more, as `head` does, is no failure: what else the command
+/// does, it does nevertheless.
 pub(super) fn say(line: impl Display) -> anyhow::Result<()> {
     match write(&line) {
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),

@@ -1,4 +1,5 @@
-//! The table of keys: made from the schema of [`Config`] itself, so that flags, environment variables and the file cannot drift apart.
+//! The table of keys: made from the schema of [`Config`] itself, so that flags, environment
+//! variables and the file cannot drift apart.
 
 use std::sync::OnceLock;
 

@@ -125,7 +125,8 @@ impl Sources {
     }
 }
 
-/// A file's table. What it sets is checked here, where its lines are known; what it lacks may come from elsewhere.
+/// A file's table. What it sets is checked here, where its lines are known; what it lacks may come
+/// from elsewhere.
 fn read(path: &PathBuf) -> Result<toml::Table, ConfigError> {
     let text = std::fs::read_to_string(path).map_err(|source| ConfigError::Read { path: path.clone(), source })?;
     let syntax = |error| ConfigError::Syntax { path: path.clone(), source: Box::new(error) };
@@ -140,7 +141,8 @@ fn is_missing(error: &toml::de::Error) -> bool {
     error.message().starts_with("missing field")
 }
 
-/// Kubernetes sets such variables for every Service of the namespace, and one may be named like this program.
+/// Kubernetes sets such variables for every Service of the namespace, and one may be named like
+/// this program.
 fn is_service_link(name: &str) -> bool {
     let port = |rest: &str| rest.is_empty() || rest.starts_with('_');
     name.ends_with("_SERVICE_HOST")

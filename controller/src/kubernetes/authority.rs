@@ -1,5 +1,5 @@
-//! The certificate authorities in a Secret, which all replicas share: of two that make one at the same moment the API server lets one through, and
-//! the other takes what that one made.
+//! The certificate authorities in a Secret, which all replicas share: of two that make one at the
+//! same moment the API server lets one through, and the other takes what that one made.
 
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
@@ -31,7 +31,8 @@ const WATCH: u32 = 240;
 /// Keeps the document in the Secret of a namespace.
 pub struct SecretKeeper {
     api: Api<Secret>,
-    /// The version from which on it is watched. One as old as the Secret itself may be forgotten already.
+    /// The version from which on it is watched. One as old as the Secret itself may be forgotten
+    /// already.
     known: Mutex<String>,
 }
 
@@ -46,7 +47,8 @@ impl SecretKeeper {
     }
 
     async fn read(&self) -> Result<Option<(CaDocument, Revision)>, CaError> {
-        // A list, and not the Secret alone: only that says up to which version nothing else has happened to it.
+        // A list, and not the Secret alone: only that says up to which version nothing else has
+        // happened to it.
         let params = ListParams::default().fields(&only());
         let list = answered(self.api.list(&params)).await?;
         self.watch_from(list.metadata.resource_version.unwrap_or_default());

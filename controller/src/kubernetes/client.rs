@@ -9,7 +9,8 @@ use anyhow::Context as _;
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Client, Config};
 
-/// A request that is not answered within this time counts as failed; what became of it is not known then.
+/// A request that is not answered within this time counts as failed; what became of it is not known
+/// then.
 pub const REQUEST: Duration = Duration::from_secs(10);
 /// Time for a connection to come about.
 const CONNECT: Duration = Duration::from_secs(5);
@@ -19,7 +20,8 @@ const RIGHTS: &str = "deploy/kubernetes/10-rbac.yaml";
 /// Where the definitions of the custom resources are.
 const DEFINITIONS: &str = "deploy/crds";
 
-/// Makes the client that all parts share; with a kubeconfig, or as the service account of the pod that we run in.
+/// Makes the client that all parts share; with a kubeconfig, or as the service account of the pod
+/// that we run in.
 pub async fn connect(kubeconfig: Option<&Path>) -> anyhow::Result<Client> {
     let mut config = match kubeconfig {
         Some(path) => {
@@ -33,12 +35,14 @@ pub async fn connect(kubeconfig: Option<&Path>) -> anyhow::Result<Client> {
         )?,
     };
     config.connect_timeout = Some(CONNECT);
-    // What to repeat, and when, is decided where it is known what was asked: a create that is repeated would meet itself.
+    // What to repeat, and when, is decided where it is known what was asked: a create that is
+    // repeated would meet itself.
     config.default_retry = false;
     Client::try_from(config).context("the Kubernetes client")
 }
 
-/// What the API server's refusal of a request about `what` (a plural with its group) means, and what to do.
+/// What the API server's refusal of a request about `what` (a plural with its group) means, and
+/// what to do.
 pub fn explain(what: &str, error: &kube::Error) -> String {
     match error {
         kube::Error::Api(status) if lacks_kind(status) => format!(
@@ -153,8 +157,9 @@ impl Obstacles {
     }
 }
 
-/// A `resourceVersion` as a number. Those of one kind can be compared: the API promises it since Kubernetes 1.35 (KEP-5504), and it was so before.
-/// Those of different kinds can be where all of them are in one etcd, whose revisions they are: an API server that keeps some of our kinds in an
+/// A `resourceVersion` as a number. Those of one kind can be compared: the API promises it since
+/// Kubernetes 1.35 (KEP-5504), and it was so before. Those of different kinds can be where all of
+/// them are in one etcd, whose revisions they are: an API server that keeps some of our kinds in an
 /// etcd of their own (`--etcd-servers-overrides`) does not do.
 pub fn version(text: Option<&str>) -> Result<u64, String> {
     let text = text.unwrap_or_default();

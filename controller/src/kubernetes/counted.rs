@@ -1,5 +1,6 @@
-//! What counts of what a Node says. Its kubelet writes there too: labels put it into communities only where that is kept from kubelets, and its
-//! addresses change no more often than those that it reports.
+//! What counts of what a Node says. Its kubelet writes there too: labels put it into communities
+//! only where that is kept from kubelets, and its addresses change no more often than those that it
+//! reports.
 
 use std::collections::BTreeSet;
 
@@ -116,13 +117,15 @@ mod tests {
             trust.send_modify(|trust| trust.counting = counting);
             judge.counted(&name, said.clone(), before)
         };
-        // Where nothing keeps a kubelet from it, nothing is added; whatever is configured, the restricted label counts.
+        // Where nothing keeps a kubelet from it, nothing is added; whatever is configured, the
+        // restricted label counts.
         let said = says("alpha beta", "gamma", &[]);
         assert_eq!(counted(&said, None, Counting::Held), says("", "gamma", &[]));
         assert_eq!(counted(&said, None, Counting::No), says("", "gamma", &[]));
         let given = counted(&said, None, Counting::Yes);
         assert_eq!(given, said);
-        // The policy vanishes: a kubelet adds labels and takes another one away. What a label gave that no kubelet sets is not kept by one of these.
+        // The policy vanishes: a kubelet adds labels and takes another one away. What a label gave
+        // that no kubelet sets is not kept by one of these.
         let held = counted(&says("beta delta gamma", "", &[]), Some(&given), Counting::Held);
         assert_eq!(held, says("beta", "", &[]));
         assert_eq!(

@@ -1,4 +1,5 @@
-//! Events: what happened, told on the object where an operator looks for it. They are told once, whichever replicas see it, and never waited for.
+//! Events: what happened, told on the object where an operator looks for it. They are told once,
+//! whichever replicas see it, and never waited for.
 
 use std::time::Duration;
 

@@ -1,7 +1,8 @@
 //! A list that stays up to date: read in pages, then watched from there.
 //!
-//! What is told is certain. An error, a cut connection, a lost right or half a list tell nothing, least of all that something is gone: then it is
-//! tried again, and what was told before goes on to hold.
+//! What is told is certain. An error, a cut connection, a lost right or half a list tell nothing,
+//! least of all that something is gone: then it is tried again, and what was told before goes on to
+//! hold.
 
 use std::fmt::Debug;
 use std::time::Duration;
@@ -29,7 +30,8 @@ const PAUSES: (Duration, Duration) = (Duration::from_millis(100), Duration::from
 /// What is told.
 #[derive(Debug)]
 pub enum News<T> {
-    /// Everything is going to be read: what comes next is [`News::All`], and is newer than what was known before.
+    /// Everything is going to be read: what comes next is [`News::All`], and is newer than what was
+    /// known before.
     Reading,
     /// All objects that there are, and the resourceVersion at which that is so.
     All(Vec<T>, u64),
@@ -53,8 +55,9 @@ pub trait Source: Send + Sync + 'static {
     }
     /// Objects in one page.
     fn page_size(&self) -> u32;
-    /// The resourceVersion of a change that was made after this was asked for. A list that is no older holds all that was there by then, and the
-    /// API server need not look further than its own memory for it. `None` where none is known, and where it is not worth it.
+    /// The resourceVersion of a change that was made after this was asked for. A list that is no
+    /// older holds all that was there by then, and the API server need not look further than its
+    /// own memory for it. `None` where none is known, and where it is not worth it.
     fn floor(&self) -> BoxFuture<'_, kube::Result<Option<String>>> {
         async { Ok(None) }.boxed()
     }
@@ -108,7 +111,8 @@ where
     }
 }
 
-/// Reads everything that is there by now, or fails. That it is tried in the API server's memory first can only cost time.
+/// Reads everything that is there by now, or fails. That it is tried in the API server's memory
+/// first can only cost time.
 pub async fn list<S: Source>(source: &S) -> Result<(Vec<S::Object>, u64), String> {
     let floor = timely(source, REQUEST, source.floor()).await;
     let read = match floor {
@@ -137,12 +141,14 @@ async fn timely<S: Source, T>(
     }
 }
 
-/// Reads all in one piece that is no older than `floor`; or page by page, the first one as new as can be and the others of the same version.
+/// Reads all in one piece that is no older than `floor`; or page by page, the first one as new as
+/// can be and the others of the same version.
 pub async fn pages<S: Source>(source: &S, floor: Option<&str>) -> Result<(Vec<S::Object>, u64), String> {
     let mut restarts = 0;
     'anew: loop {
         let mut params = ListParams {
-            // What lies in memory need not be read page by page; an older API server reads pages from etcd, whatever is asked of it.
+            // What lies in memory need not be read page by page; an older API server reads pages
+            // from etcd, whatever is asked of it.
             limit: floor.is_none().then(|| source.page_size()),
             label_selector: source.selector().map(Into::into),
             resource_version: floor.map(Into::into),
@@ -216,8 +222,8 @@ pub async fn follow<S: Source>(
     }
 }
 
-/// One watch, to its end. What happened while there was none follows from where the last one ended; where that is forgotten, `at` is `None`
-/// afterwards.
+/// One watch, to its end. What happened while there was none follows from where the last one ended;
+/// where that is forgotten, `at` is `None` afterwards.
 async fn watch<S: Source>(
     source: &S,
     at: &mut Option<u64>,

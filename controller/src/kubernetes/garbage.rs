@@ -1,8 +1,10 @@
 //! What is left over, and nobody needs: the leader's work.
 //!
-//! A segment that is held by a node which is not registered is the remainder of a join or of a deregistration that a replica did not live to
-//! complete, or of an EdgeNode that someone has deleted at the API server. It is released when it has been so for a while, and when the API server
-//! says that there is no such EdgeNode: one that merely cannot be read or listed keeps what it holds. Then it waits out its quarantine as any other.
+//! A segment that is held by a node which is not registered is the remainder of a join or of a
+//! deregistration that a replica did not live to complete, or of an EdgeNode that someone has
+//! deleted at the API server. It is released when it has been so for a while, and when the API
+//! server says that there is no such EdgeNode: one that merely cannot be read or listed keeps what
+//! it holds. Then it waits out its quarantine as any other.
 
 use std::collections::{HashMap, HashSet};
 use std::time::Duration;
@@ -21,9 +23,11 @@ use crate::state::{Change, State};
 use crate::store::kubernetes::is_blocked;
 use crate::tokens;
 
-/// A segment is held by nobody for so long before it is released: whoever is about to complete a join has done so.
+/// A segment is held by nobody for so long before it is released: whoever is about to complete a
+/// join has done so.
 pub const PATIENCE: Duration = Duration::from_secs(600);
-/// The same where the node was registered before: who deregisters it releases its segments within moments.
+/// The same where the node was registered before: who deregisters it releases its segments within
+/// moments.
 const AFTER_DEREGISTRATION: Duration = Duration::from_secs(30);
 /// How often is looked within the patience.
 const LOOKS: u32 = 60;

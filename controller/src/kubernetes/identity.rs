@@ -1,7 +1,7 @@
 //! Which cluster it is. What another one lacks says nothing about our nodes.
 //!
-//! A cluster is known by the UID of its namespace `kube-system`, as is the custom: it is as old as the cluster, and no other has it. It is noted in the
-//! store when it is first seen.
+//! A cluster is known by the UID of its namespace `kube-system`, as is the custom: it is as old as
+//! the cluster, and no other has it. It is noted in the store when it is first seen.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 

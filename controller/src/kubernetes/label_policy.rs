@@ -1,8 +1,10 @@
-//! Whether the admission policy of `deploy/kubernetes/15-node-labels.yaml` keeps kubelets from labels that put nodes into communities: read from the
-//! objects themselves, since an object of that name may say anything.
+//! Whether the admission policy of `deploy/kubernetes/15-node-labels.yaml` keeps kubelets from
+//! labels that put nodes into communities: read from the objects themselves, since an object of
+//! that name may say anything.
 //!
-//! What may differ from the manifest is only what refuses more: further labels, further speakers, further rules and validations. A policy of another
-//! release with other expressions is not recognised; apply the manifest of this one.
+//! What may differ from the manifest is only what refuses more: further labels, further speakers,
+//! further rules and validations. A policy of another release with other expressions is not
+//! recognised; apply the manifest of this one.
 
 use k8s_openapi::api::admissionregistration::v1::{
     MatchResources, NamedRuleWithOperations, ValidatingAdmissionPolicy, ValidatingAdmissionPolicyBinding,

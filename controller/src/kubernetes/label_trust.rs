@@ -1,7 +1,9 @@
-//! Whether labels of Node objects put nodes into communities (`trust_node_labels`). A kubelet may label its own Node, so they count where an admission
-//! policy of ours keeps kubelets from it. That is watched: policies come and go while we run.
+//! Whether labels of Node objects put nodes into communities (`trust_node_labels`). A kubelet may
+//! label its own Node, so they count where an admission policy of ours keeps kubelets from it. That
+//! is watched: policies come and go while we run.
 //!
-//! A policy that vanishes is no order to cut members off: what its labels gave goes on to hold as long as they say it, and nothing is added.
+//! A policy that vanishes is no order to cut members off: what its labels gave goes on to hold as
+//! long as they say it, and nothing is added.
 
 use std::collections::BTreeMap;
 use std::fmt::Debug;

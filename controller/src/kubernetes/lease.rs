@@ -1,7 +1,10 @@
-//! What only one replica does: decided by a Lease. And which replicas there are: each renews a Lease of its own.
+//! What only one replica does: decided by a Lease. And which replicas there are: each renews a
+//! Lease of its own.
 //!
-//! Clocks of different machines are not compared: a Lease counts as given up when it has not changed for its duration, by the monotonic clock of
-//! whoever looks. Two replicas may both believe to lead for a moment, as with any such scheme; what a leader does is checked by versions all the same.
+//! Clocks of different machines are not compared: a Lease counts as given up when it has not
+//! changed for its duration, by the monotonic clock of whoever looks. Two replicas may both believe
+//! to lead for a moment, as with any such scheme; what a leader does is checked by versions all the
+//! same.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -49,7 +52,8 @@ impl Leases {
         self.duration / 5
     }
 
-    /// Tries to lead until `stopping`, and says in `leading` whether it does. Gives the Lease back at the end.
+    /// Tries to lead until `stopping`, and says in `leading` whether it does. Gives the Lease back
+    /// at the end.
     pub async fn lead(&self, leading: watch::Sender<bool>, stopping: CancellationToken) {
         let mut seen: Option<Seen> = None;
         let mut renewed = Instant::now();
@@ -226,7 +230,8 @@ impl Replicas {
     }
 }
 
-/// A name for this run of this replica: of the pod or machine, and of nothing that ran there before.
+/// A name for this run of this replica: of the pod or machine, and of nothing that ran there
+/// before.
 pub fn identity() -> String {
     let host = std::env::var("HOSTNAME").ok().or_else(|| {
         let name = rustix::system::uname();

@@ -7,12 +7,14 @@
 //! - [`lease`]: who leads; [`garbage`]: what the leader finds left over.
 //! - [`follow`]: a list that stays up to date.
 //! - [`identity`]: which cluster it is.
-//! - [`nodes`]: membership and deregistration from Node objects; [`selector`]: which of them; [`node_role`]: which role a Node may have.
+//! - [`nodes`]: membership and deregistration from Node objects; [`selector`]: which of them;
+//!   [`node_role`]: which role a Node may have.
 //! - [`counted`]: what counts of a Node, which its kubelet may write too.
-//! - [`label_trust`]: whether labels of Node objects count; [`label_policy`]: the admission policy that they need.
+//! - [`label_trust`]: whether labels of Node objects count; [`label_policy`]: the admission policy
+//!   that they need.
 //! - [`trust`]: the trusted certificates, published for the agents' pods.
-//! - [`token_review`]: whose a service account token is, with which a node may join; [`service_token`]: what cannot be one; [`reviews`]: how many
-//!   are asked about at once.
+//! - [`token_review`]: whose a service account token is, with which a node may join;
+//!   [`service_token`]: what cannot be one; [`reviews`]: how many are asked about at once.
 
 pub mod authority;
 pub mod client;

@@ -1,5 +1,6 @@
-//! Which role a Node may have. The service account says what a pod is, and DaemonSets follow labels; so the labels of the pod's Node are judged too,
-//! by selectors that a kubelet cannot meet on its own.
+//! Which role a Node may have. The service account says what a pod is, and DaemonSets follow
+//! labels; so the labels of the pod's Node are judged too, by selectors that a kubelet cannot meet
+//! on its own.
 
 use std::collections::BTreeMap;
 
@@ -23,8 +24,9 @@ pub struct RoleSelectors {
 }
 
 impl RoleSelectors {
-    /// Refuses a role that the Node with these labels may not have. An edge is given to nobody else's account, and a hub or another cloud node
-    /// must be selected as one. Whoever joins as an edge gets least, so nothing more is asked of it.
+    /// Refuses a role that the Node with these labels may not have. An edge is given to nobody
+    /// else's account, and a hub or another cloud node must be selected as one. Whoever joins as an
+    /// edge gets least, so nothing more is asked of it.
     fn judge(&self, role: Role, node: &NodeName, labels: &BTreeMap<String, String>) -> Result<(), Refusal> {
         let (key, selector) = match role {
             Role::Edge => return Ok(()),
@@ -46,7 +48,8 @@ impl RoleSelectors {
         Ok(())
     }
 
-    /// Asks the API server for the Node, and refuses a role that it may not have. `uid`: of the Node to which the token is bound, where it says so.
+    /// Asks the API server for the Node, and refuses a role that it may not have. `uid`: of the
+    /// Node to which the token is bound, where it says so.
     pub async fn check(&self, client: &Client, role: Role, node: &NodeName, uid: Option<&str>) -> Result<(), Refusal> {
         if role == Role::Edge {
             return Ok(());

@@ -1,7 +1,9 @@
-//! Node objects: their labels put nodes into communities, an annotation says where they are reached, and their deletion is deregistration.
+//! Node objects: their labels put nodes into communities, an annotation says where they are
+//! reached, and their deletion is deregistration.
 //!
-//! Every replica carries out what it sees; a plan that would change nothing changes nothing. All that was taken from a Node stands in the
-//! node's record, so that a lost API server changes nothing either. A Node counts as deleted when the API server says so of it by name: never by a
+//! Every replica carries out what it sees; a plan that would change nothing changes nothing. All
+//! that was taken from a Node stands in the node's record, so that a lost API server changes
+//! nothing either. A Node counts as deleted when the API server says so of it by name: never by a
 //! failed or empty list, never by NotReady.
 
 mod lost;
@@ -33,7 +35,8 @@ use crate::endpoints::MOST;
 use crate::registry::Registry;
 use crate::state::{Change, NodeObject, NodeRecord, PublicAddress, State};
 
-/// Annotation with the addresses at which a node is reached from outside, where it does not know them itself.
+/// Annotation with the addresses at which a node is reached from outside, where it does not know
+/// them itself.
 pub const ADDRESSES: &str = "edge-cni.io/public-addresses";
 
 /// No address with its port is longer.
@@ -122,7 +125,8 @@ impl NodeWatch {
         }
     }
 
-    /// Asks the operator, or not, before many nodes are deregistered; `asked` then says who is concerned.
+    /// Asks the operator, or not, before many nodes are deregistered; `asked` then says who is
+    /// concerned.
     pub fn asking(self, confirm: bool, asked: Asked) -> Self {
         Self { confirm, asked, ..self }
     }
@@ -187,7 +191,8 @@ impl NodeWatch {
                 }
                 () = tokio::time::sleep(AGAIN), if !idle => {}
             }
-            // The watch goes on meanwhile: its news wait in the channel, and the watch in the connection's buffers.
+            // The watch goes on meanwhile: its news wait in the channel, and the watch in the
+            // connection's buffers.
             self.carry_out().await;
             if let Err(doubt) = self.judge().await {
                 return doubt;
@@ -311,7 +316,8 @@ impl NodeWatch {
         self.changed.extend(self.judge.waiting());
     }
 
-    /// Deregisters a node that lost its Node of this uid. Its segments are kept as long as its machine may use them.
+    /// Deregisters a node that lost its Node of this uid. Its segments are kept as long as its
+    /// machine may use them.
     async fn deregister(&self, name: &NodeName, uid: &str, why: &str) -> bool {
         let (node, uid, clock) = (name.clone(), uid.to_owned(), self.registry.clock.clone());
         let plan = move |state: &mut State| {
@@ -334,7 +340,8 @@ impl NodeWatch {
         }
     }
 
-    /// Puts what a Node says into the record of the node of its name. A Node of another UID is the same node where it is the same machine.
+    /// Puts what a Node says into the record of the node of its name. A Node of another UID is the
+    /// same node where it is the same machine.
     async fn record(&self, name: &NodeName, object: NodeObject) -> Recorded {
         let before = {
             let view = self.registry.read().await;
@@ -390,7 +397,8 @@ impl NodeWatch {
         }
     }
 
-    /// The machine that a Node says it is, as long as it is the Node of this UID; empty where it does not say.
+    /// The machine that a Node says it is, as long as it is the Node of this UID; empty where it
+    /// does not say.
     async fn machine_id(&self, name: &NodeName, uid: &str) -> Result<String, String> {
         let node = match tokio::time::timeout(REQUEST, self.api.get(name.as_str())).await {
             Ok(found) => found.map_err(|error| explain(WHAT, &error))?,
@@ -425,7 +433,8 @@ enum Recorded {
     Unnamed(String),
 }
 
-/// Whether a Node says something else than the record. `ask`: also where the record does not know the machine.
+/// Whether a Node says something else than the record. `ask`: also where the record does not know
+/// the machine.
 fn differs(state: &State, name: &NodeName, object: &NodeObject, ask: bool) -> bool {
     let Some(record) = state.node(name) else { return false };
     let Some(known) = &record.object else { return true };

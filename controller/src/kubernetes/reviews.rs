@@ -1,4 +1,5 @@
-//! Turns for asking the API server about service account tokens, so that strangers who show wrong ones do not occupy it, nor keep others out.
+//! Turns for asking the API server about service account tokens, so that strangers who show wrong
+//! ones do not occupy it, nor keep others out.
 
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv6Addr};
@@ -13,7 +14,8 @@ use crate::shares;
 const AT_ONCE: usize = 8;
 /// Of these, those of one source: another's turn comes next, however many wait there.
 const OF_ONE_SOURCE: usize = 4;
-/// Those of one source that have a turn or wait for one, with their bodies; more are refused at once.
+/// Those of one source that have a turn or wait for one, with their bodies; more are refused at
+/// once.
 const OF_ONE_SOURCE_IN_ALL: usize = 32;
 /// Time to wait for a turn.
 const PATIENCE: Duration = Duration::from_secs(10);

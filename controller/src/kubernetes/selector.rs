@@ -1,11 +1,13 @@
-//! Label selectors, as `kubectl get --selector` takes them: judged here, since Nodes that are no edges are of interest too.
+//! Label selectors, as `kubectl get --selector` takes them: judged here, since Nodes that are no
+//! edges are of interest too.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
-/// Says which role a Node has. A kubelet cannot set it: the NodeRestriction admission plugin keeps labels with this prefix from kubelets, and so does
-/// our own policy (`deploy/kubernetes/15-node-labels.yaml`).
+/// Says which role a Node has. A kubelet cannot set it: the NodeRestriction admission plugin keeps
+/// labels with this prefix from kubelets, and so does our own policy
+/// (`deploy/kubernetes/15-node-labels.yaml`).
 pub const ROLE_LABEL: &str = "node-restriction.kubernetes.io/edge-cni-role";
 
 /// Which Nodes: all requirements must be met.

@@ -1,4 +1,5 @@
-//! What can be seen of a service account token without asking who signed it. The API server is asked only about what may be one.
+//! What can be seen of a service account token without asking who signed it. The API server is
+//! asked only about what may be one.
 
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
@@ -7,11 +8,13 @@ use serde::Deserialize;
 use super::token_review::AUDIENCE;
 use crate::clock::Seconds;
 
-/// Longest token, octets. Those of the API server are below 2 KiB; ours are bound to one audience and one pod.
+/// Longest token, octets. Those of the API server are below 2 KiB; ours are bound to one audience
+/// and one pod.
 const LONGEST: usize = 8 * 1024;
 /// By how much our clock may differ from that of the API server, which judges by its own.
 const SKEW: Seconds = 600;
-/// The API server issues none for longer, whatever a pod asks for (`--service-account-max-token-expiration` is a year at most by default).
+/// The API server issues none for longer, whatever a pod asks for
+/// (`--service-account-max-token-expiration` is a year at most by default).
 const FARTHEST: Seconds = 366 * 24 * 3600;
 
 /// RFC 7515 section 4.1.
@@ -37,7 +40,8 @@ enum Audiences {
     Several(Vec<String>),
 }
 
-/// Why this cannot be a token of a service account for us, if it cannot. Nothing of the token is in the answer.
+/// Why this cannot be a token of a service account for us, if it cannot. Nothing of the token is in
+/// the answer.
 pub(crate) fn check(token: &str, now: Seconds) -> Result<(), String> {
     let not = |why: &str| format!("{why}; it must be a projected token for the audience {AUDIENCE:?}");
     if token.is_empty() {

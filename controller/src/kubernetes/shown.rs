@@ -1,7 +1,8 @@
 //! What objects show to people in their status: never read back, so nothing depends on it.
 //!
-//! Who is connected, and what it said of its tunnels, is shown by the replica to which it is connected; everything that follows from the rows by
-//! the leader. What changes within a few seconds is written once.
+//! Who is connected, and what it said of its tunnels, is shown by the replica to which it is
+//! connected; everything that follows from the rows by the leader. What changes within a few
+//! seconds is written once.
 
 use std::collections::{HashMap, HashSet};
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -58,7 +59,8 @@ const LONGEST_TEXT: usize = 500;
 /// What has not been looked at yet.
 #[derive(Debug, Default)]
 struct News {
-    /// Nodes that began to follow their view: another replica may have shown something else of them meanwhile.
+    /// Nodes that began to follow their view: another replica may have shown something else of them
+    /// meanwhile.
     begun: HashSet<NodeName>,
     /// Nodes of which something else is to be shown than was.
     changed: HashSet<NodeName>,
@@ -69,7 +71,8 @@ impl Tunnels {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A node begins to follow its view here. It may have reported just before, and nothing new to us.
+    /// A node begins to follow its view here. It may have reported just before, and nothing new to
+    /// us.
     pub fn begins(&self, node: &NodeName) {
         let mut reports = self.reports();
         reports.news.begun.insert(node.clone());
@@ -89,7 +92,8 @@ impl Tunnels {
         self.reports().last.get(node).copied()
     }
 
-    /// A node has reported why it does not take its view, or nothing of the kind. Its words are shown to people: what hides, reorders or breaks text is left out.
+    /// A node has reported why it does not take its view, or nothing of the kind. Its words are
+    /// shown to people: what hides, reorders or breaks text is left out.
     pub fn refused(&self, node: &NodeName, why: Option<&str>) {
         let mut reports = self.reports();
         match why {
@@ -463,7 +467,8 @@ struct Written {
 }
 
 impl Written {
-    /// Whether that is of what came at this revision. What has come since then is another object under the same name, and shows nothing.
+    /// Whether that is of what came at this revision. What has come since then is another object
+    /// under the same name, and shows nothing.
     fn is_of(&self, came: u64) -> bool {
         came <= self.at
     }

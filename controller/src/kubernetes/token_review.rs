@@ -1,4 +1,5 @@
-//! Joining by the service account of the node's own pod: the API server says whose token it is, and on which node its pod runs.
+//! Joining by the service account of the node's own pod: the API server says whose token it is, and
+//! on which node its pod runs.
 
 use edge_types::{NodeName, Role};
 use k8s_openapi::api::authentication::v1::{TokenReview, TokenReviewSpec, TokenReviewStatus};
@@ -115,7 +116,8 @@ impl Reviewer {
         Self { client, accounts, selectors }
     }
 
-    /// The role with which the holder of this token may join as `node`: its account stands for it, and the Node may have it.
+    /// The role with which the holder of this token may join as `node`: its account stands for it,
+    /// and the Node may have it.
     pub async fn review(&self, token: &str, node: &NodeName) -> Result<Role, Refusal> {
         if token.is_empty() {
             return Err(Refusal::ServiceAccount("it is empty".into()));

@@ -1,7 +1,8 @@
-//! The trusted certificates in a ConfigMap, which the agents' pods mount: by it they know the controller when they join with the token of their
-//! service account.
+//! The trusted certificates in a ConfigMap, which the agents' pods mount: by it they know the
+//! controller when they join with the token of their service account.
 //!
-//! The leader alone writes it. A replica that has not yet heard of a rollover would put back what was true before.
+//! The leader alone writes it. A replica that has not yet heard of a rollover would put back what
+//! was true before.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,7 +19,8 @@ use crate::ca::Ca;
 pub const NAME: &str = "edge-cni-trust";
 /// The key that holds the certificates, PEM; that of the authority that signs is the first.
 pub const CERTIFICATES: &str = "ca.crt";
-/// How often it is compared with the authorities, and repaired where an outsider has changed or deleted it.
+/// How often it is compared with the authorities, and repaired where an outsider has changed or
+/// deleted it.
 const PERIOD: Duration = Duration::from_secs(10);
 const WHAT: &str = "configmaps";
 
@@ -56,7 +58,8 @@ impl Trust {
         }
     }
 
-    /// Makes it hold these certificates. Of two that write at the same moment one is refused, and looks again at its next turn.
+    /// Makes it hold these certificates. Of two that write at the same moment one is refused, and
+    /// looks again at its next turn.
     async fn publish(&self, certificates: &str) -> kube::Result<()> {
         let found = self.api.get_opt(NAME).await?;
         let there = found.is_some();

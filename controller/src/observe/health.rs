@@ -1,4 +1,5 @@
-//! Whether this process is alive, and whether it can serve. Both answers are lists of checks, as Kubernetes' own programs give them.
+//! Whether this process is alive, and whether it can serve. Both answers are lists of checks, as
+//! Kubernetes' own programs give them.
 
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::sync::{Mutex, PoisonError};
@@ -12,7 +13,8 @@ use crate::api::Context;
 use crate::clock::{Seconds, rfc3339};
 use crate::refusal::Refusal;
 
-/// Time within which the store must have carried out a plan that changes nothing, behind those that wait already.
+/// Time within which the store must have carried out a plan that changes nothing, behind those that
+/// wait already.
 const PATIENCE: Duration = Duration::from_secs(2);
 
 /// What is known of this process' state beyond the registry's.
@@ -84,7 +86,8 @@ impl Health {
         checks
     }
 
-    /// What an operator should know, though nodes are served as ever: `[!]` where something is asked of the operator, `[i]` otherwise.
+    /// What an operator should know, though nodes are served as ever: `[!]` where something is
+    /// asked of the operator, `[i]` otherwise.
     pub(super) fn notes(&self, app: &Context) -> Vec<String> {
         let watched = app.settings().config.kubernetes.is_some();
         let labels = watched.then(|| format!("[i]node-labels: {}", *app.label_trust.borrow()));
@@ -103,7 +106,8 @@ impl Health {
     }
 }
 
-/// Whether plans are still carried out: that none comes back in time is said apart from that none ever will.
+/// Whether plans are still carried out: that none comes back in time is said apart from that none
+/// ever will.
 async fn still(app: &Context) -> Result<bool, String> {
     let nothing = app.registry.change(|_| Ok(((), Vec::new())));
     match tokio::time::timeout(PATIENCE, nothing).await {
@@ -114,7 +118,8 @@ async fn still(app: &Context) -> Result<bool, String> {
     }
 }
 
-/// 200 when nothing is wrong, 503 otherwise; a line a check, and a line a note that people should know beside them.
+/// 200 when nothing is wrong, 503 otherwise; a line a check, and a line a note that people should
+/// know beside them.
 pub(super) fn answer(checks: Vec<Check>, notes: Vec<String>) -> Response {
     let failed = checks.iter().any(|(_, outcome)| outcome.is_err());
     let mut text = String::new();

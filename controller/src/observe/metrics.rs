@@ -149,7 +149,8 @@ impl Default for Metrics {
 impl Metrics {
     /// All at zero.
     pub fn new() -> Self {
-        // From half a millisecond to sixteen seconds: a read takes less, a commit to a slow disk some milliseconds.
+        // From half a millisecond to sixteen seconds: a read takes less, a commit to a slow disk
+        // some milliseconds.
         let seconds = || Histogram::new(exponential_buckets(0.0005, 2.0, 16));
         let mut metrics = Self {
             registry: Arc::default(),
@@ -210,7 +211,8 @@ impl Metrics {
         all
     }
 
-    /// Makes series that begin at zero appear at once: a rate over a counter that was not there before its first event misses that one.
+    /// Makes series that begin at zero appear at once: a rate over a counter that was not there
+    /// before its first event misses that one.
     fn begin(&self) {
         for action in ["issued", "renewed", "refused"] {
             drop(self.certificates.get_or_create(&ActionLabels { action }));
@@ -236,7 +238,8 @@ impl Metrics {
         OpenStream { metrics: self.clone(), why: Ended::ReaderGone }
     }
 
-    /// A commit to the store ended. `plans`: how many requests shared it; `conflicts`: for how many of them another replica was quicker.
+    /// A commit to the store ended. `plans`: how many requests shared it; `conflicts`: for how many
+    /// of them another replica was quicker.
     pub(super) fn commit(&self, plans: usize, took: Duration, failed: bool, conflicts: usize) {
         let result = if failed { "failed" } else { "done" };
         self.commits.get_or_create(&ResultLabels { result }).inc();

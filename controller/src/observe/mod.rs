@@ -1,5 +1,6 @@
-//! What an operator's monitoring sees: metrics, and whether this process is alive and ready. Plain HTTP on a listener of its own; nothing here
-//! is secret and no label names a node, so that the number of series stays bounded.
+//! What an operator's monitoring sees: metrics, and whether this process is alive and ready. Plain
+//! HTTP on a listener of its own; nothing here is secret and no label names a node, so that the
+//! number of series stays bounded.
 //!
 //! - [`Metrics`]: what is counted as it happens.
 //! - [`requests`]: counts every request of the API, its outcome and duration.

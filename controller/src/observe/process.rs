@@ -49,7 +49,8 @@ fn stat() -> String {
     fs::read_to_string("/proc/self/stat").unwrap_or_default()
 }
 
-/// A field of `/proc/PID/stat`, counted from 1 as in proc(5). The second may hold spaces, in parentheses: counting begins behind it.
+/// A field of `/proc/PID/stat`, counted from 1 as in proc(5). The second may hold spaces, in
+/// parentheses: counting begins behind it.
 fn field(stat: &str, number: usize) -> Option<f64> {
     let (_, rest) = stat.rsplit_once(") ")?;
     rest.split_ascii_whitespace().nth(number.checked_sub(3)?)?.parse().ok()

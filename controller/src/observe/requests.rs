@@ -9,7 +9,8 @@ use axum::response::Response;
 
 use super::metrics::{ActionLabels, KindLabels, Metrics, RequestLabels, RouteLabels};
 
-/// The kind of problem that an answer holds, for counting; put into its extensions by whoever makes it.
+/// The kind of problem that an answer holds, for counting; put into its extensions by whoever makes
+/// it.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct ProblemKind(pub(crate) &'static str);
 

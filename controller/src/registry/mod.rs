@@ -1,8 +1,11 @@
-//! The one place where changes happen: planned against the state, made durable, then seen by everyone.
+//! The one place where changes happen: planned against the state, made durable, then seen by
+//! everyone.
 //!
-//! A single task takes plans from a queue. All that wait are planned one on top of the other, taken back, and committed to the store together;
-//! what the store took is applied and published, and whoever asked hears of it. So nobody ever sees, in an answer or in a view, what may yet be
-//! lost, and nobody who only looks waits for the store. Where another replica was quicker the plan is made anew on what holds by then.
+//! A single task takes plans from a queue. All that wait are planned one on top of the other, taken
+//! back, and committed to the store together; what the store took is applied and published, and
+//! whoever asked hears of it. So nobody ever sees, in an answer or in a view, what may yet be lost,
+//! and nobody who only looks waits for the store. Where another replica was quicker the plan is
+//! made anew on what holds by then.
 //!
 //! - [`Registry`]: state, plans, and news from other replicas.
 //! - `viewers`: versions of views, and what changed since.
@@ -95,14 +98,16 @@ enum Setback {
 }
 
 impl Registry {
-    /// Reads the store and starts the task that changes it. `trust_node_labels` as in [`State::load`].
+    /// Reads the store and starts the task that changes it. `trust_node_labels` as in
+    /// [`State::load`].
     pub async fn start(store: Arc<dyn Store>, clock: Clock, trust_node_labels: bool) -> Result<Self, StoreError> {
         let (followed, news) = mpsc::channel(NEWS);
         let snapshot = store.load(followed).await?;
         clock.not_before(snapshot.time);
         let mut state = State::load(snapshot, trust_node_labels);
         state.ledger_mut().watch(clock.clone());
-        // The configuration may have changed while we were away, and with it every view: hence a revision of our own.
+        // The configuration may have changed while we were away, and with it every view: hence a
+        // revision of our own.
         let revision = store.commit(vec![Vec::new()], clock.now()).await;
         revision.results.into_iter().collect::<Result<Vec<()>, _>>()?;
         let revision = revision.revision;
@@ -126,8 +131,9 @@ impl Registry {
         Ok(Self { shared, orders, store, epoch: epoch.into(), clock, endpoint_changes: Changes::default() })
     }
 
-    /// Carries out a plan: it looks at the state and says what to change, or refuses. Its answer comes when the change is durable. It may be
-    /// made several times, of which only the last one counts.
+    /// Carries out a plan: it looks at the state and says what to change, or refuses. Its answer
+    /// comes when the change is durable. It may be made several times, of which only the last one
+    /// counts.
     pub async fn change<T: Send + 'static>(
         &self,
         plan: impl Fn(&mut State) -> Result<(T, Vec<Change>), Refusal> + Send + Sync + 'static,
@@ -211,7 +217,8 @@ impl Registry {
         self.shared.read().await.newcomers.subscribe()
     }
 
-    /// Names this run of this replica. What changed since a version is known only for versions of the same epoch.
+    /// Names this run of this replica. What changed since a version is known only for versions of
+    /// the same epoch.
     pub fn epoch(&self) -> &str {
         &self.epoch
     }
@@ -228,7 +235,8 @@ impl View<'_> {
         &self.shared.state
     }
 
-    /// Everything up to this revision of the store is in the state: the version of every view that is computed from it.
+    /// Everything up to this revision of the store is in the state: the version of every view that
+    /// is computed from it.
     pub fn revision(&self) -> u64 {
         self.shared.revision
     }
@@ -238,18 +246,20 @@ impl View<'_> {
         self.shared.viewers.watch(node)
     }
 
-    /// What changed in a node's view after a version of this epoch; `None` if that is not known any more.
+    /// What changed in a node's view after a version of this epoch; `None` if that is not known any
+    /// more.
     pub fn touched_since(&self, node: &NodeName, version: u64) -> Option<Touched> {
         self.shared.viewers.touched_since(&self.shared.state, node, version)
     }
 
-    /// A registered node in JSON as its viewers see it; `make` shows it, if that was not done since it changed. `None` if it does not serialise.
+    /// A registered node in JSON as its viewers see it; `make` shows it, if that was not done since
+    /// it changed. `None` if it does not serialise.
     pub fn peer(&self, name: &NodeName, make: impl FnOnce() -> Peer) -> Option<PeerJson> {
         self.shared.peers.get_or_make(name, make)
     }
 
-    /// The revision at which a node or a listed community came; 0 where it was there at the start. One that was deleted and came back as it was has
-    /// come anew.
+    /// The revision at which a node or a listed community came; 0 where it was there at the start.
+    /// One that was deleted and came back as it was has come anew.
     pub fn came(&self, key: &Key) -> u64 {
         self.shared.came.get(key).copied().unwrap_or(0)
     }
@@ -400,7 +410,8 @@ impl Shared {
         }
     }
 
-    /// Objects of these rows were written again as they were: they have come anew, and what was shown on them is gone.
+    /// Objects of these rows were written again as they were: they have come anew, and what was
+    /// shown on them is gone.
     fn recreated(&mut self, keys: Vec<Key>) {
         for key in keys {
             if matches!(key, Key::Node(_) | Key::Community(_)) {
@@ -412,7 +423,8 @@ impl Shared {
 
     fn publish(&mut self, revision: u64) {
         let touched = self.state.take_touched();
-        // News of other replicas may come later than what was written after them. What changes gets a new revision nevertheless.
+        // News of other replicas may come later than what was written after them. What changes gets
+        // a new revision nevertheless.
         let late = u64::from(std::mem::take(&mut self.changed));
         self.revision = revision.max(self.revision + late);
         // Whoever is seen differently, or by others than before, is touched.

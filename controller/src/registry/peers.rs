@@ -1,4 +1,5 @@
-//! Peers as they are told, made once for all who are told of them: a change of one node may concern a thousand others at the same moment.
+//! Peers as they are told, made once for all who are told of them: a change of one node may concern
+//! a thousand others at the same moment.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -29,8 +30,8 @@ impl Serialize for PeerJson {
 pub(super) struct Peers(Mutex<HashMap<NodeName, PeerJson>>);
 
 impl Peers {
-    /// What is kept of a peer, or what `make` makes of it, which is kept then. Whoever asks holds the state's lock, so that what is made is what the
-    /// state shows.
+    /// What is kept of a peer, or what `make` makes of it, which is kept then. Whoever asks holds
+    /// the state's lock, so that what is made is what the state shows.
     pub(super) fn get_or_make(&self, name: &NodeName, make: impl FnOnce() -> Peer) -> Option<PeerJson> {
         if let Some(json) = self.kept().get(name) {
             return Some(json.clone());

@@ -32,7 +32,8 @@ impl Store for FullDisk {
     }
 }
 
-/// A store that another replica shares: it takes a segment just before we do, each time that it is told to.
+/// A store that another replica shares: it takes a segment just before we do, each time that it is
+/// told to.
 struct Shared {
     store: Embedded,
     quicker: tokio::sync::Mutex<Vec<Vec<Change>>>,

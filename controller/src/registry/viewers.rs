@@ -1,6 +1,8 @@
-//! For each node, the version of its view and what changed lately, so that whoever knows an earlier version is told only that.
+//! For each node, the version of its view and what changed lately, so that whoever knows an earlier
+//! version is told only that.
 //!
-//! What looks different is remembered by circle, where a thousand viewers read it; what comes into a view and leaves it, by viewer.
+//! What looks different is remembered by circle, where a thousand viewers read it; what comes into
+//! a view and leaves it, by viewer.
 
 use std::collections::{BTreeSet, HashMap, VecDeque};
 
@@ -9,7 +11,8 @@ use tokio::sync::watch;
 
 use crate::state::{Circle, State, Touched, TouchedBy};
 
-/// Changes remembered for each viewer and, at least, for each circle; whoever knows only something older gets the whole view.
+/// Changes remembered for each viewer and, at least, for each circle; whoever knows only something
+/// older gets the whole view.
 const REMEMBERED: usize = 64;
 
 #[derive(Debug)]
@@ -124,7 +127,8 @@ impl Viewers {
         self.viewers.get(node).map_or(0, |viewer| viewer.version.receiver_count())
     }
 
-    /// All that touched a node's view in versions above `known`; `None` where that is not remembered.
+    /// All that touched a node's view in versions above `known`; `None` where that is not
+    /// remembered.
     pub(super) fn touched_since(&self, state: &State, node: &NodeName, known: u64) -> Option<Touched> {
         let (viewer, record) = (self.viewers.get(node)?, state.node(node)?);
         let mut all = Touched::default();

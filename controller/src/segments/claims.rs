@@ -1,5 +1,5 @@
-//! What nodes say they hold. After an old backup was restored that may be more than the ledger knows: such a segment stays its node's, and is granted
-//! to no other.
+//! What nodes say they hold. After an old backup was restored that may be more than the ledger
+//! knows: such a segment stays its node's, and is granted to no other.
 
 use edge_types::{IpNetwork, NodeName};
 
@@ -44,8 +44,8 @@ pub enum Conflict {
 }
 
 impl Ledger {
-    /// Judges a segment that a node says it holds, besides those `chosen` already: `None` where it is known to hold it, otherwise the grant that makes
-    /// it so.
+    /// Judges a segment that a node says it holds, besides those `chosen` already: `None` where it
+    /// is known to hold it, otherwise the grant that makes it so.
     pub fn claimed(
         &self,
         policy: &Policy,

@@ -61,7 +61,8 @@ impl Row {
         Self { network, node, request_id, granted_at, released_at, kept_until: None, past: Vec::new() }
     }
 
-    /// When it may be given to another, once it was released. `quarantine`: seconds for which each is given to nobody.
+    /// When it may be given to another, once it was released. `quarantine`: seconds for which each
+    /// is given to nobody.
     pub fn free_from(&self, quarantine: Seconds) -> Option<Seconds> {
         let quarantined = self.released_at?.saturating_add(quarantine);
         Some(self.kept_until.map_or(quarantined, |kept| kept.max(quarantined)))
@@ -109,9 +110,11 @@ pub struct Ledger {
     rows: BTreeMap<Place, Row>,
     held: BTreeMap<NodeName, BTreeSet<Place>>,
     released: BTreeSet<Place>,
-    /// Below this place in a range nothing was free when last looked. Only saves time: before giving up, all is looked at.
+    /// Below this place in a range nothing was free when last looked. Only saves time: before
+    /// giving up, all is looked at.
     searched: BTreeMap<Place, u128>,
-    /// Releases that were seen happen, and when by [`Clock::steady`]: their quarantine passes in time that no clock can be set ahead in.
+    /// Releases that were seen happen, and when by [`Clock::steady`]: their quarantine passes in
+    /// time that no clock can be set ahead in.
     seen: BTreeMap<Place, Release>,
     /// Tells that time; without it nothing is noted.
     clock: Option<Clock>,
@@ -137,7 +140,8 @@ impl Ledger {
         self.rows.get(&bounds(network).0).filter(|row| row.network == *network)
     }
 
-    /// From now on releases are seen happen. Those that are known already are judged by the clock on the wall.
+    /// From now on releases are seen happen. Those that are known already are judged by the clock
+    /// on the wall.
     pub fn watch(&mut self, clock: Clock) {
         self.clock = Some(clock);
     }
@@ -155,8 +159,8 @@ impl Ledger {
         self.held.get(node).into_iter().flatten().filter(|place| place.0 == family).count()
     }
 
-    /// Chooses the next segment of a family, clear of those `chosen` already and not yet recorded. Changes nothing but what it remembers of
-    /// its search.
+    /// Chooses the next segment of a family, clear of those `chosen` already and not yet recorded.
+    /// Changes nothing but what it remembers of its search.
     pub fn grant(
         &mut self,
         policy: &Policy,
@@ -200,7 +204,8 @@ impl Ledger {
         self.rows.insert(place, row);
     }
 
-    /// Notes when a release was seen. A change that is only tried is taken back, and what was noted before goes on to hold.
+    /// Notes when a release was seen. A change that is only tried is taken back, and what was noted
+    /// before goes on to hold.
     fn note(&mut self, place: Place, row: &Row) {
         let Some(clock) = &self.clock else { return };
         if let Some(before) = self.rows.get(&place)
@@ -217,7 +222,8 @@ impl Ledger {
         }
     }
 
-    /// Whether a row stands in nobody's way: released, and its quarantine is over, also for those whose clock was right.
+    /// Whether a row stands in nobody's way: released, and its quarantine is over, also for those
+    /// whose clock was right.
     pub(super) fn is_free(&self, row: &Row, policy: &Policy, now: Seconds) -> bool {
         let Some(released_at) = row.released_at else { return false };
         let seen = self.seen.get(&bounds(&row.network).0);
@@ -247,7 +253,8 @@ impl Ledger {
         }
     }
 
-    /// The first place between `from` and `last` where a segment stands free, skipping what is taken or reserved in one step each.
+    /// The first place between `from` and `last` where a segment stands free, skipping what is
+    /// taken or reserved in one step each.
     fn first_free(&self, policy: &Policy, from: Place, last: u128, chosen: &[Grant], now: Seconds) -> Option<Grant> {
         let (family, prefix) = (from.0, policy.prefix(from.0));
         let step = size(family, prefix);
@@ -275,7 +282,8 @@ impl Ledger {
         None
     }
 
-    /// Rows that share an address with `first..=last`. Rows do not overlap each other, so only one can begin before.
+    /// Rows that share an address with `first..=last`. Rows do not overlap each other, so only one
+    /// can begin before.
     fn overlapping(&self, family: Family, first: u128, last: u128) -> impl Iterator<Item = &Row> {
         let before = self.rows.range(..(family, first)).next_back();
         let before = before.filter(|(place, row)| place.0 == family && bounds(&row.network).1 >= first);
@@ -428,8 +436,9 @@ mod tests {
     }
 
     proptest! {
-        /// Against a model that knows only the list of rows: what is granted overlaps nothing held, nothing in quarantine and nothing
-        /// reserved, lies in a range; and a refusal is never given while a place is free.
+        /// Against a model that knows only the list of rows: what is granted overlaps nothing held,
+        /// nothing in quarantine and nothing reserved, lies in a range; and a refusal is never
+        /// given while a place is free.
         #[test]
         fn no_history_makes_two_segments_overlap(steps in proptest::collection::vec(step(), 1..120)) {
             let (mut ledger, mut policy, mut now) = (Ledger::default(), policy(), 0i64);

@@ -7,7 +7,8 @@ use super::policy::Policy;
 use super::range::{bounds, size};
 use crate::clock::Seconds;
 
-/// Segments of a family that can be granted now: places that overlap nothing held, nothing in quarantine and nothing reserved.
+/// Segments of a family that can be granted now: places that overlap nothing held, nothing in
+/// quarantine and nothing reserved.
 pub fn free_segments(ledger: &Ledger, policy: &Policy, family: Family, now: Seconds) -> u128 {
     let step = size(family, policy.prefix(family));
     let taken = ledger.rows().filter(|row| !ledger.is_free(row, policy, now)).map(|row| &row.network);
@@ -37,7 +38,8 @@ pub fn free_segments(ledger: &Ledger, policy: &Policy, family: Family, now: Seco
 }
 
 impl Row {
-    /// What may be done with it. `quarantine`: seconds for which a released segment is given to nobody.
+    /// What may be done with it. `quarantine`: seconds for which a released segment is given to
+    /// nobody.
     pub fn state(&self, quarantine: Seconds, now: Seconds) -> SegmentState {
         match self.free_from(quarantine) {
             None => SegmentState::Held,
@@ -65,7 +67,8 @@ mod tests {
     }
 
     proptest! {
-        /// What is said to be free is exactly what can then be granted, whatever sizes were granted, released and reserved before.
+        /// What is said to be free is exactly what can then be granted, whatever sizes were
+        /// granted, released and reserved before.
         #[test]
         fn as_many_segments_are_granted_as_are_said_to_be_free(
             rows in proptest::collection::vec((0..8u8, 25..30u8, proptest::option::of(0..150i64)), 0..12),

@@ -1,4 +1,5 @@
-//! Serving HTTP/2 and HTTP/1.1 on connections, within bounds: whoever is slow, silent or one too many is cut off.
+//! Serving HTTP/2 and HTTP/1.1 on connections, within bounds: whoever is slow, silent or one too
+//! many is cut off.
 
 use std::convert::Infallible;
 use std::net::IpAddr;
@@ -31,8 +32,8 @@ const HANDSHAKE: Duration = Duration::from_secs(10);
 const HEAD: Duration = Duration::from_secs(10);
 /// Life of a connection that has shown no node's certificate.
 const STRANGER_LIFETIME: Duration = Duration::from_secs(60);
-/// Time in which a connection without a request takes the last of its answers and goes, when the server stops. Who is gone without a word
-/// would keep it open until the kernel notices.
+/// Time in which a connection without a request takes the last of its answers and goes, when the
+/// server stops. Who is gone without a word would keep it open until the kernel notices.
 const FAREWELL: Duration = Duration::from_secs(1);
 
 /// What one connection may make us keep, and ask of us.
@@ -40,11 +41,11 @@ const FAREWELL: Duration = Duration::from_secs(1);
 pub(super) struct Bounds {
     /// Requests at once, on HTTP/2.
     streams: u32,
-    /// Octets of all headers of a request: on HTTP/2 as they are counted in RFC 9113 section 6.5.2, on HTTP/1.1 with the request line, and 8 KiB
-    /// at least, which hyper wants.
+    /// Octets of all headers of a request: on HTTP/2 as they are counted in RFC 9113 section 6.5.2,
+    /// on HTTP/1.1 with the request line, and 8 KiB at least, which hyper wants.
     head: u32,
-    /// Octets of a body that may arrive before they are read, for each stream and for the connection. (A connection cannot have less than 64 KiB at
-    /// first: RFC 9113 section 6.9.2.)
+    /// Octets of a body that may arrive before they are read, for each stream and for the
+    /// connection. (A connection cannot have less than 64 KiB at first: RFC 9113 section 6.9.2.)
     window: (u32, u32),
     /// Octets of answers that wait to be sent, for each stream.
     answer: usize,
@@ -68,8 +69,8 @@ pub(super) struct Open {
     pub(super) tasks: TaskTracker,
 }
 
-/// Lets this process have as many connections as the system allows: the limit that a shell gives is meant for others. Returns how many files may be
-/// open then.
+/// Lets this process have as many connections as the system allows: the limit that a shell gives is
+/// meant for others. Returns how many files may be open then.
 pub(super) fn make_room() -> u64 {
     let limit = getrlimit(Resource::Nofile);
     let wanted = limit.maximum.unwrap_or(u64::MAX).min(2 * CONNECTIONS as u64);
@@ -117,7 +118,8 @@ pub(super) async fn serve_nodes(
         };
         let (tls, router, stopping) = (tls.clone(), router.clone(), open.stopping.clone());
         open.tasks.spawn(async move {
-            // Boxed, here and below: ten thousand of these tasks are not to have room for what only some moments need.
+            // Boxed, here and below: ten thousand of these tasks are not to have room for what only
+            // some moments need.
             let accepted = handshake::accept(stream, tls, from.ip().to_canonical());
             let handshake = Box::pin(tokio::time::timeout(HANDSHAKE, accepted));
             let handshake = tokio::select! {
@@ -177,7 +179,8 @@ fn http(bounds: &Bounds) -> Builder<TokioExecutor> {
 static TO_KNOWN: LazyLock<Builder<TokioExecutor>> = LazyLock::new(|| http(&KNOWN));
 static TO_STRANGERS: LazyLock<Builder<TokioExecutor>> = LazyLock::new(|| http(&STRANGER));
 
-/// Serves one connection until it ends, is cut, or the server stops: then open requests are finished.
+/// Serves one connection until it ends, is cut, or the server stops: then open requests are
+/// finished.
 pub(super) fn serve<S>(
     stream: S,
     caller: Caller,

@@ -17,12 +17,14 @@ use crate::api::caller::{Caller, Identity, NodeCertificate};
 
 /// A peer that acknowledges nothing for so long is gone.
 pub(super) const SILENCE: Duration = Duration::from_secs(30);
-/// Octets of the peer's within a handshake. A chain of ours with its cross certificates has less than 6 KiB; rustls would keep 64 KiB of a
-/// message that never ends.
+/// Octets of the peer's within a handshake. A chain of ours with its cross certificates has less
+/// than 6 KiB; rustls would keep 64 KiB of a message that never ends.
 const LONGEST: usize = 16 * 1024;
-/// Octets of a stranger's in all, handshake aside. To join takes 4 KiB; frames that cost us more than their sender (PING, SETTINGS, headers) end here.
+/// Octets of a stranger's in all, handshake aside. To join takes 4 KiB; frames that cost us more
+/// than their sender (PING, SETTINGS, headers) end here.
 const STRANGERS_REQUESTS: usize = 256 * 1024;
-/// Octets of answers that wait, encrypted, for a stranger that does not read them; rustls allows 64 KiB.
+/// Octets of answers that wait, encrypted, for a stranger that does not read them; rustls allows 64
+/// KiB.
 const STRANGERS_ANSWERS: usize = 8 * 1024;
 
 /// A connection on which the handshake is done.

@@ -56,7 +56,8 @@ impl Kept {
 
 fn embedded(config: &Config, now: Seconds) -> anyhow::Result<(Arc<dyn Store>, Box<dyn Keeper>)> {
     let (folder, store) = (&config.state_dir, config.state_dir.join(FILE));
-    // The store is made before the authority. Who began anew without it would give every segment to a second node.
+    // The store is made before the authority. Who began anew without it would give every segment to
+    // a second node.
     anyhow::ensure!(
         !Files::are_in(folder) || store.exists(),
         "{} is missing, and the authority beside it has served before: restore a backup (edge-controller restore --replace FILE), or, to begin a \

@@ -56,7 +56,8 @@ pub(crate) use state_dir::{is_ours, make as make_state_dir};
 const GRACE: Duration = Duration::from_secs(7);
 /// Time that health and metrics have to end after them.
 const LAST_WORDS: Duration = Duration::from_millis(500);
-/// Time for all of it: the store, which may wait for a busy disk, has the rest. Below the ten seconds after which systemd kills.
+/// Time for all of it: the store, which may wait for a busy disk, has the rest. Below the ten
+/// seconds after which systemd kills.
 const END: Duration = Duration::from_millis(9500);
 
 /// A server that runs.
@@ -99,7 +100,8 @@ impl Server {
         if let Some((client, kubernetes)) = client.as_ref().zip(config.kubernetes.as_ref()) {
             let identity = Identity::new(client, registry.clone(), kubernetes.accept_cluster.clone());
             match identity.check().await {
-                // Without the API server what was known goes on to hold; who follows Nodes asks again.
+                // Without the API server what was known goes on to hold; who follows Nodes asks
+                // again.
                 Ok(()) | Err(Doubt::Unknown(_)) => {}
                 Err(doubt @ Doubt::Other { .. }) => return Err(doubt.into()),
             }
@@ -176,7 +178,8 @@ impl Server {
         }
     }
 
-    /// Stops: not ready any more, no new connections, nodes are sent to other controllers, open requests are finished.
+    /// Stops: not ready any more, no new connections, nodes are sent to other controllers, open
+    /// requests are finished.
     pub async fn stop(self) {
         let end = tokio::time::Instant::now() + END;
         self.app.health.stop();

@@ -1,7 +1,9 @@
-//! The listener for health and metrics. It outlives the others: a server that stops says so there until the end.
+//! The listener for health and metrics. It outlives the others: a server that stops says so there
+//! until the end.
 //!
-//! Whoever reaches it needs no certificate. So a connection is short, and where all places are taken the newcomer gets one: a probe is answered
-//! within a millisecond, and what has been silent for longest makes room.
+//! Whoever reaches it needs no certificate. So a connection is short, and where all places are
+//! taken the newcomer gets one: a probe is answered within a millisecond, and what has been silent
+//! for longest makes room.
 
 use std::convert::Infallible;
 use std::net::IpAddr;
@@ -27,7 +29,8 @@ const CONNECTIONS: usize = 64;
 const HEAD: Duration = Duration::from_secs(5);
 /// Life of a connection: a scraper that does not read its metrics holds them no longer.
 const LIFETIME: Duration = Duration::from_secs(30);
-/// Octets of a request's head, the least that hyper allows, and how many headers it has: a browser sends twenty.
+/// Octets of a request's head, the least that hyper allows, and how many headers it has: a browser
+/// sends twenty.
 const LONGEST_HEAD: usize = 8 * 1024;
 const HEADERS: usize = 64;
 

@@ -1,11 +1,14 @@
-//! Who may be connected: places for all, a part of them for who has shown no node's certificate, and a few for each node.
+//! Who may be connected: places for all, a part of them for who has shown no node's certificate,
+//! and a few for each node.
 //!
-//! Whoever comes last is let in and a stranger makes room, as [`Shares`] says: one host that takes all places of strangers takes them from itself,
-//! and as many nodes as there are places may come back at once from behind one address, which a limit on each source would not let them do. Who
+//! Whoever comes last is let in and a stranger makes room, as [`Shares`] says: one host that takes
+//! all places of strangers takes them from itself, and as many nodes as there are places may come
+//! back at once from behind one address, which a limit on each source would not let them do. Who
 //! has shown a node's certificate is no stranger, and makes room for none.
 //!
-//! A node with too many connections loses its oldest: it may have lost its network, and come back before that is known of them. It loses it of the
-//! certificate by which it has the most, so that who holds a former certificate of a node that joined anew does not cut off that node.
+//! A node with too many connections loses its oldest: it may have lost its network, and come back
+//! before that is known of them. It loses it of the certificate by which it has the most, so that
+//! who holds a former certificate of a node that joined anew does not cut off that node.
 
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
@@ -77,7 +80,8 @@ impl Places {
         Arc::new(Self { all: Arc::new(Semaphore::new(connections)), strangers, taken: Mutex::default() })
     }
 
-    /// A place for who has shown no node's certificate yet, and what is cancelled when it goes to someone else. `None`: all are taken.
+    /// A place for who has shown no node's certificate yet, and what is cancelled when it goes to
+    /// someone else. `None`: all are taken.
     pub(super) fn take(self: &Arc<Self>, from: IpAddr, now: Instant) -> Option<(Place, CancellationToken)> {
         let permit = self.all.clone().try_acquire_owned().ok()?;
         let mut taken = self.taken();
@@ -201,7 +205,8 @@ mod tests {
         let places = Places::new(u64::MAX);
         let nodes: Vec<Held> =
             (0..256).map(|nth| connect(&places, &certificate(&format!("edge-{nth}"), "01"))).collect();
-        // From the address of the nodes themselves, from one other, and from as many networks as there are places.
+        // From the address of the nodes themselves, from one other, and from as many networks as
+        // there are places.
         for from in ["192.0.2.1", "198.51.100.1"] {
             for _ in 0..2 * STRANGERS {
                 let _ = places.take(address(from), Instant::now()).map(std::mem::forget);

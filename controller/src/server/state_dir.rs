@@ -1,5 +1,6 @@
-//! The state directory: 0700, and our files in it 0600, also where an earlier release, a copy or an operator's hand left them open to others. What is
-//! not ours stays as it is, and so does a folder that holds such, or that all users share: to close `/var/lib` or `/tmp` would stop the machine.
+//! The state directory: 0700, and our files in it 0600, also where an earlier release, a copy or an
+//! operator's hand left them open to others. What is not ours stays as it is, and so does a folder
+//! that holds such, or that all users share: to close `/var/lib` or `/tmp` would stop the machine.
 
 use std::ffi::OsStr;
 use std::fs::{self, Metadata, Permissions};
@@ -17,7 +18,8 @@ use crate::store::embedded;
 const OTHERS: u32 = 0o077;
 /// Whoever may write to the folder removes there only what is his own: a folder that users share.
 const STICKY: u32 = 0o1000;
-/// How names begin that only a controller uses: those of store and authority, with `.new`, `.tmp` or what a copy is named, and what a restore leaves.
+/// How names begin that only a controller uses: those of store and authority, with `.new`, `.tmp`
+/// or what a copy is named, and what a restore leaves.
 const OURS: [&str; 3] = [embedded::FILE, ca::DOCUMENT, FORMER];
 /// Names that others use as well, Kubernetes for one: ours if one of [`OURS`] is beside them.
 const LIKE_OTHERS: [&str; 2] = [ca::CERTIFICATES, ca::FORMER_KEY];
@@ -32,9 +34,10 @@ fn is_surely_ours(name: &str) -> bool {
     name == ASIDE || OURS.iter().any(|known| name.starts_with(known))
 }
 
-/// Makes the directory if it is not there, and takes from it and from our files what others may do with them. What is not ours to change stays, and is
-/// named in the log: Kubernetes, for one, mounts a volume that is root's and open to the pod. A folder that is shared with others is refused, unless
-/// state is in it already or none is kept there.
+/// Makes the directory if it is not there, and takes from it and from our files what others may do
+/// with them. What is not ours to change stays, and is named in the log: Kubernetes, for one,
+/// mounts a volume that is root's and open to the pod. A folder that is shared with others is
+/// refused, unless state is in it already or none is kept there.
 pub(crate) fn make(config: &Config) -> anyhow::Result<()> {
     let path = &config.state_dir;
     let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(path);
@@ -69,11 +72,13 @@ pub(crate) fn make(config: &Config) -> anyhow::Result<()> {
 /// What is in the folder.
 #[derive(Default)]
 struct Found {
-    /// Files and folders of ours. No links: what they lead to may be anyone's. A folder among them (a former state) is closed as a whole.
+    /// Files and folders of ours. No links: what they lead to may be anyone's. A folder among them
+    /// (a former state) is closed as a whole.
     ours: Vec<PathBuf>,
     /// One that is not ours.
     foreign: Option<PathBuf>,
-    /// Whether a controller's state is here already, and not a look-alike that another user put here.
+    /// Whether a controller's state is here already, and not a look-alike that another user put
+    /// here.
     state: bool,
 }
 
@@ -160,7 +165,8 @@ mod tests {
     fn a_volume_that_only_its_file_system_has_been_in_is_closed() {
         let folder = tempfile::tempdir().unwrap();
         fs::create_dir(folder.path().join("lost+found")).unwrap();
-        // As a former run leaves it, and as Kubernetes makes a volume that belongs to the pod's group.
+        // As a former run leaves it, and as Kubernetes makes a volume that belongs to the pod's
+        // group.
         put(&folder.path().join("admin.sock"));
         set(folder.path(), 0o2775);
         make(&config(folder.path(), "")).unwrap();

@@ -1,5 +1,6 @@
-//! TLS 1.3: the controller's own certificate, renewed in place, and nodes' certificates, verified against our own authorities. A node without one
-//! is let in, to join; what it may do then is for [`crate::api::caller`] to say.
+//! TLS 1.3: the controller's own certificate, renewed in place, and nodes' certificates, verified
+//! against our own authorities. A node without one is let in, to join; what it may do then is for
+//! [`crate::api::caller`] to say.
 
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
@@ -35,7 +36,8 @@ struct Built {
     config: Arc<ServerConfig>,
 }
 
-/// The controller's certificate, whatever name is asked for: a node may know us by one that we do not.
+/// The controller's certificate, whatever name is asked for: a node may know us by one that we do
+/// not.
 #[derive(Debug)]
 struct OwnCertificate(Arc<CertifiedKey>);
 
@@ -62,7 +64,8 @@ impl Tls {
         (built.config.clone(), built.authorities.clone())
     }
 
-    /// Whether this is a registered node with a certificate that counts. Who was deregistered, or shows a certificate that was replaced, is a stranger.
+    /// Whether this is a registered node with a certificate that counts. Who was deregistered, or
+    /// shows a certificate that was replaced, is a stranger.
     pub(super) async fn is_known(&self, caller: &Caller) -> bool {
         let registry = &self.app.registry;
         caller.is_known(&registry.read().await, registry.clock.now()).is_ok()
@@ -121,7 +124,8 @@ impl TimeProvider for Time {
     }
 }
 
-/// Renews the own certificate when a third of its life is left. Judged by the wall clock, again and again: it may have been set.
+/// Renews the own certificate when a third of its life is left. Judged by the wall clock, again and
+/// again: it may have been set.
 pub(super) async fn renew(tls: Tls, stopping: CancellationToken) {
     let lifetime = i64::from(tls.app.settings().config.certificates.server_days) * 24 * 3600;
     loop {

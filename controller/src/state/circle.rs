@@ -1,4 +1,5 @@
-//! Who sees whom, by groups: a node that looks different is noted once for each of its groups, and not once for each of a thousand viewers.
+//! Who sees whom, by groups: a node that looks different is noted once for each of its groups, and
+//! not once for each of a thousand viewers.
 
 use edge_types::{Community, NodeName, Role};
 

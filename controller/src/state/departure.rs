@@ -7,7 +7,8 @@ use crate::clock::Seconds;
 use crate::segments::Row;
 
 impl State {
-    /// What takes a registered node out of the network: the rows of its segments, released, and the changes.
+    /// What takes a registered node out of the network: the rows of its segments, released, and the
+    /// changes.
     pub fn deregistration(&self, node: &NodeName, now: Seconds) -> Option<(Vec<Row>, Vec<Change>)> {
         self.nodes.get(node)?;
         let held = self.ledger.held_by(node).into_iter();
@@ -17,8 +18,8 @@ impl State {
         Some((rows, changes))
     }
 
-    /// The same for a node of which nobody said that its machine is gone: its segments are kept as long as its certificates are valid, since its pods
-    /// may use them for so long.
+    /// The same for a node of which nobody said that its machine is gone: its segments are kept as
+    /// long as its certificates are valid, since its pods may use them for so long.
     pub fn departure(&self, node: &NodeName, now: Seconds) -> Option<(Vec<Row>, Vec<Change>)> {
         let record = self.nodes.get(node)?;
         let until = record.certificates.iter().map(|certificate| certificate.not_after).max().filter(|end| *end > now);
@@ -38,7 +39,8 @@ impl State {
         self.ledger.rows().filter(move |row| row.node == *node).filter(kept)
     }
 
-    /// What ends that, once it is known that the machine is gone; `None` where nothing is kept for this name.
+    /// What ends that, once it is known that the machine is gone; `None` where nothing is kept for
+    /// this name.
     pub fn let_go(&self, node: &NodeName, now: Seconds) -> Option<(Vec<Row>, Vec<Change>)> {
         let rows: Vec<Row> = self.kept_for(node, now).map(|row| Row { kept_until: None, ..row.clone() }).collect();
         let changes = rows.iter().cloned().map(Change::PutSegment).collect();

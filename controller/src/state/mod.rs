@@ -1,4 +1,5 @@
-//! All that the controller knows, in memory, with the indexes that its questions need; a copy of what the store holds.
+//! All that the controller knows, in memory, with the indexes that its questions need; a copy of
+//! what the store holds.
 //!
 //! - [`records`]: the rows themselves and [`Change`], the only way in which they change.
 //! - [`circle`]: who sees whom, by groups.
@@ -49,8 +50,9 @@ struct Around {
 }
 
 impl State {
-    /// Builds the state from what the store holds. Touches nobody: nobody watches yet. `trust_node_labels`: whether the labels of Kubernetes'
-    /// Node objects, which a kubelet may set on its own, make a node a member of communities.
+    /// Builds the state from what the store holds. Touches nobody: nobody watches yet.
+    /// `trust_node_labels`: whether the labels of Kubernetes' Node objects, which a kubelet may set
+    /// on its own, make a node a member of communities.
     pub fn load(snapshot: Snapshot, trust_node_labels: bool) -> Self {
         let mut state = Self { trust_node_labels, ..Self::default() };
         snapshot.communities.into_iter().for_each(|community| state.put_community(community));
@@ -148,7 +150,8 @@ impl State {
         self.index.communities()
     }
 
-    /// Communities to which a node belongs: by the operator's labels, by those of its Node object where they are trusted, and by list.
+    /// Communities to which a node belongs: by the operator's labels, by those of its Node object
+    /// where they are trusted, and by list.
     pub fn communities_of(&self, node: &NodeRecord) -> Communities {
         let mut all = node.communities.clone();
         if self.trust_node_labels {
@@ -200,7 +203,8 @@ impl State {
         Around { audience: self.audience_of(node), peers }
     }
 
-    /// Hashes of the authorities' keys that have signed certificates of registered nodes; without those that earlier releases did not note.
+    /// Hashes of the authorities' keys that have signed certificates of registered nodes; without
+    /// those that earlier releases did not note.
     pub fn issuers(&self) -> BTreeSet<String> {
         let certificates = self.nodes().flat_map(|record| &record.certificates);
         certificates.map(|certificate| certificate.issuer.clone()).filter(|issuer| !issuer.is_empty()).collect()

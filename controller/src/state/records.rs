@@ -38,7 +38,8 @@ pub struct NodeRecord {
     /// Certificates with which it may call: the newest, and the one with which that was asked for.
     #[serde(default)]
     pub certificates: Vec<Certificate>,
-    /// Beginning of the first certificate that it got when it joined last: peers refuse those that begin earlier.
+    /// Beginning of the first certificate that it got when it joined last: peers refuse those that
+    /// begin earlier.
     #[serde(default)]
     pub certificates_from: Seconds,
     /// When it was registered.
@@ -50,7 +51,8 @@ pub struct NodeRecord {
 pub struct NodeObject {
     /// `metadata.uid`: another one under the same name is another node.
     pub uid: String,
-    /// `status.nodeInfo.machineID`: a Node of another UID with the same one is the same machine. Empty where it is not known.
+    /// `status.nodeInfo.machineID`: a Node of another UID with the same one is the same machine.
+    /// Empty where it is not known.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub machine_id: String,
     /// Communities that its labels name, as far as those count.
@@ -131,7 +133,8 @@ pub struct Certificate {
 pub struct TokenRecord {
     /// Names it in lists.
     pub id: String,
-    /// SHA-256 of its secret, hexadecimal. The secret has 256 random bits, so a plain hash cannot be searched.
+    /// SHA-256 of its secret, hexadecimal. The secret has 256 random bits, so a plain hash cannot
+    /// be searched.
     pub secret_hash: String,
     /// Role of the nodes that join with it.
     pub role: Role,
@@ -144,7 +147,8 @@ pub struct TokenRecord {
     pub created_at: Seconds,
     /// From when on it is refused.
     pub expires_at: Seconds,
-    /// Hash of the authority's key that it pins, hexadecimal; empty where an earlier release did not note it.
+    /// Hash of the authority's key that it pins, hexadecimal; empty where an earlier release did
+    /// not note it.
     #[serde(default)]
     pub authority: String,
     /// Who joined with it.
@@ -157,7 +161,8 @@ pub struct TokenRecord {
 pub struct Redemption {
     /// The node that joined.
     pub node: NodeName,
-    /// Its key, as [`Certificate::key`]: whose answer got lost asks again with the same key, and that is not another use.
+    /// Its key, as [`Certificate::key`]: whose answer got lost asks again with the same key, and
+    /// that is not another use.
     pub key: String,
 }
 
@@ -287,8 +292,8 @@ impl NodeRecord {
         self.reported.iter().chain(&self.observed).chain(public).any(|ip| ip == address)
     }
 
-    /// Where it may be found: what the operator says, what it reported, then where it was seen. Nothing before its first report, since its
-    /// port is not known.
+    /// Where it may be found: what the operator says, what it reported, then where it was seen.
+    /// Nothing before its first report, since its port is not known.
     pub fn endpoints(&self) -> Vec<Endpoint> {
         if self.port == 0 {
             return Vec::new();

@@ -1,4 +1,5 @@
-//! Whose view a change concerns, and which part of it: so that a node is told what changed, and not all that it may know.
+//! Whose view a change concerns, and which part of it: so that a node is told what changed, and not
+//! all that it may know.
 
 use std::collections::{BTreeMap, BTreeSet};
 

@@ -1,4 +1,5 @@
-//! The embedded store: one redb file. A commit is one write transaction, on disk before it answers; a power cut leaves the last whole one.
+//! The embedded store: one redb file. A commit is one write transaction, on disk before it answers;
+//! a power cut leaves the last whole one.
 
 use std::fs::TryLockError;
 use std::io::Read;
@@ -55,7 +56,8 @@ impl Embedded {
         let path = state_dir.join(FILE);
         let explain = |error: DatabaseError| StoreError::Failed(format!("{}: {}", path.display(), reason(error)));
         match std::fs::metadata(&path) {
-            // What is empty under that name was cut: whoever began anew in it would give every segment to a second node.
+            // What is empty under that name was cut: whoever began anew in it would give every
+            // segment to a second node.
             Ok(found) if found.len() == 0 => Err(explain(StorageError::Corrupted("it is empty".into()).into())),
             Ok(_) => {
                 let copy = copy(&path).map_err(explain)?;
@@ -111,7 +113,8 @@ impl Embedded {
         })
     }
 
-    /// One transaction for the whole batch: its elements share the wait for the disk, and with it their fate.
+    /// One transaction for the whole batch: its elements share the wait for the disk, and with it
+    /// their fate.
     fn write(&self, batch: &[Vec<Change>], revision: u64, now: Seconds) -> Result<(), StoreError> {
         let write = self.database.begin_write().map_err(failed)?;
         for change in batch.iter().flatten() {
@@ -150,7 +153,8 @@ impl Embedded {
                 match (self.read(), self.followed.get()) {
                     (Ok(snapshot), Some(followed)) => {
                         self.revision.fetch_max(snapshot.revision, Ordering::Relaxed);
-                        // The receiver may be the one who waits for this answer: never wait for it here.
+                        // The receiver may be the one who waits for this answer: never wait for it
+                        // here.
                         if let Err(error) = followed.try_send(Followed::Snapshot(snapshot)) {
                             tracing::error!(%error, "the store's content is not told");
                         }
@@ -234,7 +238,8 @@ pub fn is_in_use(state_dir: &Path) -> std::io::Result<bool> {
     }
 }
 
-/// The file in memory, every page of it verified: nothing is written to one that is damaged or a newer release's.
+/// The file in memory, every page of it verified: nothing is written to one that is damaged or a
+/// newer release's.
 fn copy(path: &Path) -> Result<Database, DatabaseError> {
     let file = std::fs::File::open(path)?;
     // Whoever uses it holds a lock; a copy made meanwhile would only look damaged.
@@ -459,7 +464,8 @@ mod tests {
         }
     }
 
-    /// Wherever a bit has flipped and wherever the file was cut: an error, or all rows as they were, or the rows of the commit before.
+    /// Wherever a bit has flipped and wherever the file was cut: an error, or all rows as they
+    /// were, or the rows of the commit before.
     #[tokio::test]
     async fn damage_anywhere_is_refused_or_harmless_and_never_other_rows() {
         let folder = tempfile::tempdir().unwrap();
@@ -495,7 +501,8 @@ mod tests {
                     );
                     harmless += 1;
                 }
-                // Cut to nothing it is a new one; with one header page lost it is the commit before.
+                // Cut to nothing it is a new one; with one header page lost it is the commit
+                // before.
                 Ok(found) if found.nodes.is_empty() => assert_eq!(place, 0),
                 Ok(found) => assert_eq!((found.revision, found.nodes.len()), (whole.revision - 1, 200), "{place}"),
             }

@@ -15,27 +15,31 @@ use tokio::sync::{mpsc, oneshot};
 use crate::clock::Seconds;
 use crate::state::{Change, Key, Snapshot};
 
-/// What the methods of [`Store`] give: boxed, so that the store can be chosen when the program starts.
+/// What the methods of [`Store`] give: boxed, so that the store can be chosen when the program
+/// starts.
 pub type Answer<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 
 /// A durable set of rows.
 ///
-/// Revisions only rise, also across restarts and between the replicas that share a store: whoever has seen revision n has seen all that was
-/// committed up to n.
+/// Revisions only rise, also across restarts and between the replicas that share a store: whoever
+/// has seen revision n has seen all that was committed up to n.
 pub trait Store: Send + Sync {
     /// Reads everything, at start. What others change from then on comes by `followed`.
     fn load(&self, followed: mpsc::Sender<Followed>) -> Answer<'_, Result<Snapshot, StoreError>>;
 
-    /// Reads everything for one who takes no part, and changes nothing. With a store that has one user that is no different.
+    /// Reads everything for one who takes no part, and changes nothing. With a store that has one
+    /// user that is no different.
     fn read(&self) -> Answer<'_, Result<Snapshot, StoreError>> {
         self.load(mpsc::channel(1).0)
     }
 
-    /// Makes changes durable. Each element of `batch` is all or nothing, and durable when this answers; elements that change the same rows are
-    /// carried out in order. `now` is the time, which is kept.
+    /// Makes changes durable. Each element of `batch` is all or nothing, and durable when this
+    /// answers; elements that change the same rows are carried out in order. `now` is the time,
+    /// which is kept.
     fn commit(&self, batch: Vec<Vec<Change>>, now: Seconds) -> Answer<'_, Committed>;
 
-    /// Makes every later revision greater than this one: rows come from another store, and nodes have seen its revisions.
+    /// Makes every later revision greater than this one: rows come from another store, and nodes
+    /// have seen its revisions.
     fn raise(&self, revision: u64) -> Answer<'_, Result<(), StoreError>> {
         let refused = StoreError::Failed(format!("this store cannot begin above revision {revision}"));
         Box::pin(std::future::ready(Err(refused)))
@@ -58,19 +62,22 @@ pub trait Store: Send + Sync {
         Box::pin(std::future::ready(Ok(())))
     }
 
-    /// Makes sure that all that was committed up to a revision has been followed and taken in. For a store with one user that is always so.
+    /// Makes sure that all that was committed up to a revision has been followed and taken in. For
+    /// a store with one user that is always so.
     fn catch_up(&self, revision: u64) -> Answer<'_, Result<(), StoreError>> {
         let _ = revision;
         Box::pin(std::future::ready(Ok(())))
     }
 
-    /// Makes sure that every segment that anyone has claimed before this is called has been followed and taken in: also by one who did not hear
-    /// what became of it. For a store with one user that is always so.
+    /// Makes sure that every segment that anyone has claimed before this is called has been
+    /// followed and taken in: also by one who did not hear what became of it. For a store with one
+    /// user that is always so.
     fn read_segments_anew(&self) -> Answer<'_, Result<(), StoreError>> {
         Box::pin(std::future::ready(Ok(())))
     }
 
-    /// The news with this revision are in the state: plans that are committed from now on were made on them.
+    /// The news with this revision are in the state: plans that are committed from now on were made
+    /// on them.
     fn taken_in(&self, revision: u64);
 }
 
@@ -109,10 +116,11 @@ pub enum Followed {
     Changes {
         /// How.
         changes: Vec<Change>,
-        /// Rows of which the store had to write the object again, as it was: what was shown on it is gone.
+        /// Rows of which the store had to write the object again, as it was: what was shown on it
+        /// is gone.
         recreated: Vec<Key>,
-        /// Revision with them, higher than of the news before. What other replicas wrote earlier may still come later: see
-        /// [`Store::catch_up`].
+        /// Revision with them, higher than of the news before. What other replicas wrote earlier
+        /// may still come later: see [`Store::catch_up`].
         revision: u64,
     },
     /// Everything was read anew, since it was not certain what holds.
@@ -152,7 +160,8 @@ pub enum StoreError {
         /// The latest that is known here.
         ours: u64,
     },
-    /// Another was quicker: what this was planned on does not hold any more. Planned anew on `current`, it may succeed.
+    /// Another was quicker: what this was planned on does not hold any more. Planned anew on
+    /// `current`, it may succeed.
     #[error("{key} was changed by another at the same moment")]
     Conflict {
         /// The row.

@@ -70,7 +70,8 @@ async fn a_certificate_of_another_authority_gets_no_connection() {
     let token = other.token("edge", None).await;
     let (_, body) = other.join(&token, "a", &request_of(&key)).await;
     let stranger = Node::new(&cloud, "a", body["certificate"].as_str().unwrap(), &key);
-    // TLS 1.3 lets a client speak before it hears that its certificate is refused: then the first request fails.
+    // TLS 1.3 lets a client speak before it hears that its certificate is refused: then the first
+    // request fails.
     if let Ok(mut connection) = stranger.connect().await {
         let asked = tokio::spawn(async move { connection.ask(Method::GET, "/v1/nodes/a/view", None).await });
         assert!(asked.await.is_err(), "the connection is cut");

@@ -61,7 +61,8 @@ async fn a_body_that_is_too_large_is_refused_and_the_connection_lives() {
     assert_eq!(kind(&nobody.ask(Method::POST, "/v1/join", Some(json!({}))).await), (403, "token-unknown"));
 }
 
-/// Whoever sends a part and then nothing is answered or cut off, and keeps nobody waiting. Takes as long as the bounds are.
+/// Whoever sends a part and then nothing is answered or cut off, and keeps nobody waiting. Takes as
+/// long as the bounds are.
 #[tokio::test]
 async fn slow_writers_are_refused_or_cut_off() {
     let cloud = Cloud::start().await;

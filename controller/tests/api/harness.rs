@@ -67,7 +67,8 @@ impl Cloud {
         Self { server, clock, ..self }
     }
 
-    /// Stops, and starts again after something was done to the state directory; why it does not start.
+    /// Stops, and starts again after something was done to the state directory; why it does not
+    /// start.
     pub(crate) async fn restart_refused(self, meanwhile: impl FnOnce(&std::path::Path)) -> String {
         self.server.stop().await;
         meanwhile(&self.folder.path().join("state"));
@@ -245,7 +246,8 @@ impl Node {
         self.watch_on(self.connect().await.unwrap(), parameters).await
     }
 
-    /// As [`Self::watch_with`], by a reader that takes a few octets and no more until its stream is read.
+    /// As [`Self::watch_with`], by a reader that takes a few octets and no more until its stream is
+    /// read.
     pub(crate) async fn watch_slowly(&self, parameters: &str) -> Stream {
         let connection = Connection::with_window(self.address, self.tls.clone(), 256).await.unwrap();
         self.watch_on(connection, parameters).await

@@ -1,4 +1,5 @@
-//! The controller as its clients meet it: a real server on a loopback port of its own, real TLS, a real store.
+//! The controller as its clients meet it: a real server on a loopback port of its own, real TLS, a
+//! real store.
 
 #[allow(dead_code, reason = "some of it is for other tests")]
 mod harness;

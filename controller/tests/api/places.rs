@@ -44,7 +44,8 @@ async fn strangers_from_the_address_of_nodes_cut_none_of_them_off() {
     stream.view().await;
     let mut silent = Vec::new();
     for _ in 0..2 * STRANGERS {
-        // Refused when all are taken by such as have just come: closed, and perhaps before it was seen to be open.
+        // Refused when all are taken by such as have just come: closed, and perhaps before it was
+        // seen to be open.
         silent.push(TcpStream::connect(cloud.address()).await);
     }
     assert_eq!(open.ask(Method::GET, "/v1/nodes/edge-1/view", None).await.0, 200);

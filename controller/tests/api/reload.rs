@@ -125,7 +125,8 @@ async fn ranges_and_networks_that_would_cut_nodes_off_are_refused_at_reload_and_
         let said = text(&output.stderr);
         assert!(said.contains(&format!("{name}, where nodes reach this controller")), "{said}");
     }
-    // A way for those inside beside names that lead nowhere from here: where those lead nodes is not known.
+    // A way for those inside beside names that lead nowhere from here: where those lead nodes is
+    // not known.
     configure(&site.program, "networks = [\"10.96.0.0/12\", \"fd96::/64\"]", &range);
     let file = site.program.path("c.toml");
     let names = std::fs::read_to_string(&file).unwrap();

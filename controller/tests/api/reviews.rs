@@ -1,4 +1,5 @@
-//! Service account tokens of strangers, before a stand-in for the API server that counts what it is asked.
+//! Service account tokens of strangers, before a stand-in for the API server that counts what it is
+//! asked.
 
 use std::convert::Infallible;
 use std::sync::Arc;

@@ -1,4 +1,5 @@
-//! The OpenAPI document against the running server, by schemathesis: requests that fit it and requests that do not, as the operator and as a node.
+//! The OpenAPI document against the running server, by schemathesis: requests that fit it and
+//! requests that do not, as the operator and as a node.
 
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -36,8 +37,8 @@ async fn run(cloud: &Cloud, url: &str, args: &[&str]) {
     let Some(program) = program() else { return };
     let folder = cloud.folder.path();
     let path = folder.join("schemathesis.toml");
-    // A stream that is watched never ends. What a schema does not say is refused with 422: what a certificate request holds, how an address
-    // is written, and that 592.0 is no whole number.
+    // A stream that is watched never ends. What a schema does not say is refused with 422: what a
+    // certificate request holds, how an address is written, and that 592.0 is no whole number.
     let config = "[parameters]\n\"query.watch\" = \"false\"\n\"path.node\" = \"edge-1\"\n[checks.positive_data_acceptance]\n\
                   expected-statuses = [\"2xx\", 401, 403, 404, 409, 422]\n";
     std::fs::write(&path, config).unwrap();

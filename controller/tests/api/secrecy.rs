@@ -10,7 +10,8 @@ use std::process::{Command, Stdio};
 
 use crate::process::Program;
 
-/// A user without rights, as which root runs the program here: of a root's process every file in `/proc` is root's.
+/// A user without rights, as which root runs the program here: of a root's process every file in
+/// `/proc` is root's.
 const NOBODY: u32 = 65534;
 
 fn mode(path: &Path) -> u32 {
@@ -21,7 +22,8 @@ fn mode(path: &Path) -> u32 {
 fn no_core_is_written_and_no_process_of_the_same_user_may_look_into_its_memory() {
     let program = Program::new();
     let is_root = rustix::process::geteuid().is_root();
-    // The path to the program may be closed to that user; an open file is not. Not closed at exec: rustix's dup leaves the flag off.
+    // The path to the program may be closed to that user; an open file is not. Not closed at exec:
+    // rustix's dup leaves the flag off.
     let executable = rustix::io::dup(File::open(env!("CARGO_BIN_EXE_edge-controller")).unwrap()).unwrap();
     let mut command = Command::new(format!("/proc/self/fd/{}", executable.as_raw_fd()));
     if is_root {
@@ -100,7 +102,8 @@ fn put(path: &Path, mode: u32) {
 
 #[test]
 fn a_folder_that_others_share_is_refused_and_nothing_in_it_changes() {
-    // As `/var/lib`, as `/tmp`, as a folder of Kubernetes' certificates, and one whose like-named file is another's.
+    // As `/var/lib`, as `/tmp`, as a folder of Kubernetes' certificates, and one whose like-named
+    // file is another's.
     for (folder_mode, names) in [
         (0o755, &["dpkg/status", "passwd"][..]),
         (0o770, &["passwd"]),

@@ -11,7 +11,8 @@ use rustls_pki_types::pem::PemObject;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpStream, UnixStream};
 
-/// A program that runs, a node that follows its view, and a request of which the rest has not been sent.
+/// A program that runs, a node that follows its view, and a request of which the rest has not been
+/// sent.
 struct Busy {
     program: Program,
     stream: Stream,
@@ -112,7 +113,8 @@ fn a_node_that_is_gone_without_a_word_does_not_keep_it_from_ending() {
     program.start();
     let token = text(&program.run(&["token", "create", "--role", "edge"]).stdout).parse().unwrap();
     let ca = CertificateDer::from_pem_file(program.path("state/ca.crt")).unwrap();
-    // What lives on this runtime does nothing any more once nobody waits on it: the kernel holds its connection open, and nobody answers.
+    // What lives on this runtime does nothing any more once nobody waits on it: the kernel holds
+    // its connection open, and nobody answers.
     let gone = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let stream = gone.block_on(async {
         let node = Node::join(program.addresses[0], ca, &token, "edge-1").await;

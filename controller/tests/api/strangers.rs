@@ -1,4 +1,5 @@
-//! What strangers cost: those who have shown no node's certificate, on many connections, with much that is never finished.
+//! What strangers cost: those who have shown no node's certificate, on many connections, with much
+//! that is never finished.
 
 use std::net::Ipv4Addr;
 use std::sync::Arc;
@@ -71,7 +72,8 @@ const END_STREAM: u8 = 1;
 const END_HEADERS: u8 = 4;
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
-/// A header with a name of HPACK's static table, or one of its own; not indexed (RFC 7541 section 6.2.2).
+/// A header with a name of HPACK's static table, or one of its own; not indexed (RFC 7541 section
+/// 6.2.2).
 fn literal(name: &[u8], value: &str) -> Vec<u8> {
     [name, &[u8::try_from(value.len()).unwrap()], value.as_bytes()].concat()
 }
@@ -104,7 +106,8 @@ async fn slowly_by_http_1(door: &Door, from: Ipv4Addr, length: usize) -> Option<
     Some(stream)
 }
 
-/// HTTP/2 without a care for the server's settings: all that the first window of a connection takes, on several streams.
+/// HTTP/2 without a care for the server's settings: all that the first window of a connection
+/// takes, on several streams.
 async fn carelessly_by_http_2(door: &Door, from: Ipv4Addr) -> Option<TlsStream<TcpStream>> {
     let mut stream = door.open(from, b"h2").await.ok()?;
     let mut sent = [PREFACE, &frame(SETTINGS, 0, 0, &[])].concat();
@@ -197,7 +200,8 @@ async fn a_thousand_strangers_with_half_sent_bodies_take_little_memory_and_keep_
     assert_eq!(open.ask(Method::GET, path, None).await.0, 200);
 }
 
-/// Sends this on a connection of HTTP/1.1, and reads the head of the answer; nothing more is sent meanwhile.
+/// Sends this on a connection of HTTP/1.1, and reads the head of the answer; nothing more is sent
+/// meanwhile.
 pub(crate) async fn head_of_answer(stream: &mut TlsStream<TcpStream>, request: &str) -> String {
     stream.write_all(request.as_bytes()).await.unwrap();
     stream.flush().await.unwrap();
@@ -303,7 +307,8 @@ async fn a_stranger_who_asks_without_end_is_cut_off_and_a_node_is_not() {
     }
 }
 
-/// Sends this again and again, with the number of the next stream, until the server takes no more; the connection must not last.
+/// Sends this again and again, with the number of the next stream, until the server takes no more;
+/// the connection must not last.
 async fn until_cut_off(door: &Door, first: &[u8], again: impl Fn(u32) -> Vec<u8>) {
     let mut stream = door.open(host(2), b"h2").await.unwrap();
     stream.write_all(&[PREFACE, &frame(SETTINGS, 0, 0, &[]), first].concat()).await.unwrap();

@@ -53,8 +53,8 @@ async fn endpoints_are_those_reported_and_the_one_that_was_seen() {
     let (hub, edge) = (cloud.node("hub", "hub").await, cloud.node("edge", "edge-1").await);
     let mut stream = hub.watch().await;
     assert!(stream.view().await.peers[0].endpoints.is_empty(), "a peer without endpoints is a peer");
-    // Addresses in a cluster range and in the cloud's networks, some that mean something else elsewhere, and one twice. What the controller sees is
-    // one of these too.
+    // Addresses in a cluster range and in the cloud's networks, some that mean something else
+    // elsewhere, and one twice. What the controller sees is one of these too.
     let addresses = [
         "192.0.2.1",
         "10.77.0.1",

@@ -1,4 +1,5 @@
-//! What is missing was not necessarily deleted on purpose: nobody is deregistered for it, and nothing is granted twice.
+//! What is missing was not necessarily deleted on purpose: nobody is deregistered for it, and
+//! nothing is granted twice.
 
 use std::collections::{BTreeMap, BTreeSet};
 

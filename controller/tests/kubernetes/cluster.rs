@@ -36,7 +36,8 @@ pub(crate) static PLANE: LazyLock<ControlPlane> = LazyLock::new(|| {
     plane
 });
 
-/// The kubeconfig of the controller's service account, with the rights that are shipped and no others.
+/// The kubeconfig of the controller's service account, with the rights that are shipped and no
+/// others.
 pub(crate) static CONTROLLER: LazyLock<PathBuf> =
     LazyLock::new(|| PLANE.kubeconfig_for_service_account(NAMESPACE, "edge-controller").unwrap());
 
@@ -45,7 +46,8 @@ pub(crate) fn deploy(path: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy").join(path)
 }
 
-/// Applies the definitions of the custom resources as they are shipped, and waits until they are served.
+/// Applies the definitions of the custom resources as they are shipped, and waits until they are
+/// served.
 pub(crate) fn install(plane: &ControlPlane) {
     plane.apply(&deploy("crds")).unwrap();
     for (_, definition) in definitions() {

@@ -1,4 +1,5 @@
-//! Random histories of three controllers on one API server: any of them is killed at any moment, and so are the API server and etcd.
+//! Random histories of three controllers on one API server: any of them is killed at any moment,
+//! and so are the API server and etcd.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -35,7 +36,8 @@ impl Shared {
         Api::all(self.administrator.clone())
     }
 
-    /// Lets go of what is kept for a node that lost its Node, or for all of them: they are all too few to be spared for so long.
+    /// Lets go of what is kept for a node that lost its Node, or for all of them: they are all too
+    /// few to be spared for so long.
     async fn let_go(&self, node: Option<&str>) {
         until("what is kept to be let go of", async || {
             let all = self.cluster.segments().list(&ListParams::default()).await.ok()?;
@@ -133,8 +135,9 @@ impl Ground for Shared {
                 _ => None,
             })
             .await;
-            // What it held is released a moment later, or left over by one that did not live to do so. To whom a segment belongs that is released
-            // just when the next of this name joins, nobody here could tell.
+            // What it held is released a moment later, or left over by one that did not live to do
+            // so. To whom a segment belongs that is released just when the next of this name joins,
+            // nobody here could tell.
             let left = Instant::now();
             until("what it held to be released, or left over", async || {
                 let held = self.held_by(node).await?;

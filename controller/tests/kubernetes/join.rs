@@ -1,4 +1,5 @@
-//! Joining by the service account of the node's own pod: tokens that the API server issues and reviews.
+//! Joining by the service account of the node's own pod: tokens that the API server issues and
+//! reviews.
 
 use std::future::Future;
 use std::path::Path;
@@ -40,7 +41,8 @@ fn run<T>(test: impl Future<Output = T>) -> T {
     runtime.block_on(async { tokio::time::timeout(Duration::from_secs(120), test).await }).expect("an end in 120 s")
 }
 
-/// Nodes, accounts, and a pod of each account on each node, as the DaemonSets of `deploy/` bring them.
+/// Nodes, accounts, and a pod of each account on each node, as the DaemonSets of `deploy/` bring
+/// them.
 fn cluster() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {

@@ -1,4 +1,5 @@
-//! Who may label a Node, and what labels count: with the credentials of kubelets, on an API server that runs NodeRestriction as clusters do.
+//! Who may label a Node, and what labels count: with the credentials of kubelets, on an API server
+//! that runs NodeRestriction as clusters do.
 
 use std::path::{Path, PathBuf};
 use std::sync::LazyLock;

@@ -149,7 +149,8 @@ fn orphans() {
         let replica = cluster.replica().await;
         replica.register("a").await;
         let kept = replica.apply("a", "r").await;
-        // What a replica leaves that dies before it has registered the node, or released what a deregistered one held.
+        // What a replica leaves that dies before it has registered the node, or released what a
+        // deregistered one held.
         let (other, ..) = loaded(&cluster).await;
         let orphan = network("10.77.1.0/28");
         let row = Row::new(orphan, name("ghost"), "join".into(), 1_793_491_300, None);

@@ -204,15 +204,18 @@ fn unreadable() {
         }
         let more = replica.apply("a", "r2").await;
         assert!(!more.contains(&granted[0]) && !more.contains(&network("10.77.0.16/28")), "{more:?}");
-        // After a restart its last readable state is not known; its addresses are given to nobody all the same.
+        // After a restart its last readable state is not known; its addresses are given to nobody
+        // all the same.
         let again = cluster.replica().await;
         assert!(again.registry.read().await.state().ledger().row(&granted[0]).is_some());
-        // Nor are those released that can be read, of the node that cannot: it is there, and uses them.
+        // Nor are those released that can be read, of the node that cannot: it is there, and uses
+        // them.
         let (lead, leading) = watch::channel(true);
         let garbage = Garbage::new(&cluster.client, again.registry.clone(), Duration::from_secs(1));
         let collecting = tokio::spawn(garbage.run(leading));
         assert!(again.registry.read().await.state().node(&name("a")).is_none(), "this replica has never read it");
-        // When the second one is released, which came after the first was, those of the node have long been due.
+        // When the second one is released, which came after the first was, those of the node have
+        // long been due.
         for ghost in ["10.77.1.0/28", "10.77.2.0/28"].map(network) {
             let row = Row::new(ghost, name("ghost"), "join".into(), 1_793_491_300, None);
             crate::behaviour::commit(&other, vec![Change::ClaimSegment(row)]).await.unwrap();

@@ -1,4 +1,5 @@
-//! The API server is away, has forgotten, or does not let us: nothing is torn down, and all is made good afterwards.
+//! The API server is away, has forgotten, or does not let us: nothing is torn down, and all is made
+//! good afterwards.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -199,7 +200,8 @@ fn storm() {
             answers.iter().flat_map(|(_, answers)| answers).flat_map(|(_, granted)| granted.clone()).collect();
         assert_eq!(granted.len(), 9 * 6 * 2);
         assert_disjoint(&granted);
-        // What the API server holds is what was answered: a later retry gets the same, and nothing is held for nobody.
+        // What the API server holds is what was answered: a later retry gets the same, and nothing
+        // is held for nobody.
         let (_, snapshot, _) = loaded(&cluster).await;
         let mut held: BTreeMap<(String, String), Vec<IpNetwork>> = BTreeMap::new();
         for row in snapshot.segments {

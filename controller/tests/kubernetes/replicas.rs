@@ -145,7 +145,8 @@ fn repeated() {
         let revision = one.registry.read().await.revision();
         other.registry.catch_up(revision).await.unwrap();
         assert_eq!(other.apply("a", "r").await, first);
-        // A replica that dies between two claims leaves half of what was asked for: as if one of us had deleted the other half.
+        // A replica that dies between two claims leaves half of what was asked for: as if one of us
+        // had deleted the other half.
         let object = edge_controller::kubernetes::resources::object_name(&first[1]);
         PLANE.kubectl(&["annotate", "segment", &object, "edge-cni.io/deleting=test"]).unwrap();
         PLANE.kubectl(&["delete", "segment", &object]).unwrap();

@@ -1,4 +1,5 @@
-//! The controller as `deploy/kubernetes/20-controller.yaml` runs it: its configuration, its account's rights, no other user's, and no kubeconfig.
+//! The controller as `deploy/kubernetes/20-controller.yaml` runs it: its configuration, its
+//! account's rights, no other user's, and no kubeconfig.
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader};
@@ -46,8 +47,9 @@ fn configuration() -> String {
     text.replace("[::]:8443", "127.0.0.1:0").replace("[::]:9643", "127.0.0.1:0")
 }
 
-/// What the kubelet mounts, in a mount namespace of its own: the account's token, the configuration, and places to write, which are root's and open
-/// to the pod (an emptyDir with fsGroup).
+/// What the kubelet mounts, in a mount namespace of its own: the account's token, the
+/// configuration, and places to write, which are root's and open to the pod (an emptyDir with
+/// fsGroup).
 fn start(folder: &Path) -> Running {
     assert!(rustix::process::geteuid().is_root(), "run it as root: it needs a mount namespace and another user");
     let read = Kubeconfig::read_from(&*CONTROLLER).unwrap();
@@ -144,7 +146,8 @@ fn in_a_pod() {
     });
 }
 
-/// Whether pods of a DaemonSet or a Deployment, as the API server gives it back, may run on a Node with these labels.
+/// Whether pods of a DaemonSet or a Deployment, as the API server gives it back, may run on a Node
+/// with these labels.
 fn may_run(pod: &PodSpec, labels: &BTreeMap<String, String>) -> bool {
     let by_label = pod.node_selector.iter().flatten().all(|(key, value)| labels.get(key) == Some(value));
     let affinity = pod.affinity.as_ref().and_then(|affinity| affinity.node_affinity.as_ref());
@@ -192,7 +195,8 @@ fn selected() {
         assert_eq!(followed(&[("edge-cni.io/role", "hub")]), none, "nor what it says of itself");
         assert_eq!(followed(&[edge, (role, "hub"), ("edge-cni.io/role", "hub")]), ["edge-agent"]);
         assert_eq!(followed(&[edge, (role, "cloud")]), ["edge-agent"]);
-        // This API server runs without NodeRestriction: the policy keeps kubelets from that label by itself.
+        // This API server runs without NodeRestriction: the policy keeps kubelets from that label
+        // by itself.
         PLANE.apply_text("apiVersion: v1\nkind: Node\nmetadata: {name: fresh}\n").unwrap();
         let kubelet = PLANE.kubeconfig_for_user("system:node:fresh", Some("system:nodes")).unwrap();
         let nodes: Api<Node> = Api::all(as_user(&kubelet).await.client);

@@ -1,4 +1,5 @@
-//! A node follows its view at one replica and goes on at another: nothing is missed, and nothing older is told.
+//! A node follows its view at one replica and goes on at another: nothing is missed, and nothing
+//! older is told.
 
 use std::path::Path;
 use std::time::Duration;
@@ -102,7 +103,8 @@ impl Follower {
         self.arrived = true;
     }
 
-    /// The next line: whatever it tells, it is nothing older, and no difference to anything but what is there.
+    /// The next line: whatever it tells, it is nothing older, and no difference to anything but
+    /// what is there.
     async fn hear(&mut self) -> Heard {
         let line = tokio::time::timeout(Duration::from_secs(60), self.stream.line()).await.expect("a line within 60 s");
         match line {

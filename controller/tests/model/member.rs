@@ -187,7 +187,8 @@ impl<'a> Member<'a> {
                     return Some(networks(body));
                 }
                 Ok(refusal) if kind(refusal).1 == "range-exhausted" => {
-                    // Half of it may have been granted by one that did not live to take it back or to complete it.
+                    // Half of it may have been granted by one that did not live to take it back or
+                    // to complete it.
                     self.leftovers |= unsure && self.world.lags();
                     self.world.model.count("exhausted");
                     return None;
@@ -290,7 +291,8 @@ impl<'a> Member<'a> {
         }
     }
 
-    /// By the operator. Whether it may have been left half done, or done by one that did not know of all.
+    /// By the operator. Whether it may have been left half done, or done by one that did not know
+    /// of all.
     async fn is_deregistered(&mut self) -> bool {
         let known: BTreeSet<IpNetwork> =
             self.registered.as_ref().unwrap().answered.values().flatten().copied().collect();

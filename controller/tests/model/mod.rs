@@ -1,16 +1,19 @@
-//! Random histories of a controller, held against a plain model of what it promises. The same on every store.
+//! Random histories of a controller, held against a plain model of what it promises. The same on
+//! every store.
 //!
-//! Nodes join, apply, repeat applications and leave, each by dice of its own and over the API; meanwhile controllers, which are programs of
-//! their own, are killed wherever they are and started again. A node that is not answered asks again, as agents do. Throughout, and at the end:
+//! Nodes join, apply, repeat applications and leave, each by dice of its own and over the API;
+//! meanwhile controllers, which are programs of their own, are killed wherever they are and started
+//! again. A node that is not answered asks again, as agents do. Throughout, and at the end:
 //!
 //! - No address has two owners, and none gets another owner before its quarantine is over.
-//! - What was granted is held until its node is deregistered, and nothing else is: an application that was repeated because its answer got
-//!   lost was carried out once.
+//! - What was granted is held until its node is deregistered, and nothing else is: an application
+//!   that was repeated because its answer got lost was carried out once.
 //! - Whoever repeats an application gets the same segments.
 //! - When all have left, and the quarantines are over, every segment can be granted again.
 //!
-//! The dice are of a seed, which a failure tells and `EDGE_MODEL_SEED` sets. What programs do at the same time is not of the dice: a seed brings
-//! back the questions and the kind of disturbance, not each moment. `EDGE_MODEL_SECONDS` makes it last longer.
+//! The dice are of a seed, which a failure tells and `EDGE_MODEL_SEED` sets. What programs do at
+//! the same time is not of the dice: a seed brings back the questions and the kind of disturbance,
+//! not each moment. `EDGE_MODEL_SECONDS` makes it last longer.
 //!
 //! - [`dice`]: chance, from a seed.
 //! - [`model`]: what must hold.

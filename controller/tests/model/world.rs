@@ -46,11 +46,12 @@ pub(crate) trait Ground: Sync {
     /// Deletes that object; returns when the node is deregistered.
     fn unbind<'a>(&'a self, node: &'a str) -> LocalBoxFuture<'a, ()>;
 
-    /// What a node was given since a moment by joining, where controllers are no witnesses: one may know of a node already, and not yet of the
-    /// release of what another node of its name held.
+    /// What a node was given since a moment by joining, where controllers are no witnesses: one may
+    /// know of a node already, and not yet of the release of what another node of its name held.
     fn given<'a>(&'a self, node: &'a str, since: i64) -> LocalBoxFuture<'a, Option<BTreeSet<IpNetwork>>>;
 
-    /// Releases what is left over where a controller did not live to complete what it had begun. Where nothing ever is, nothing is to do.
+    /// Releases what is left over where a controller did not live to complete what it had begun.
+    /// Where nothing ever is, nothing is to do.
     fn tidy(&self) -> LocalBoxFuture<'_, ()>;
 }
 
@@ -227,7 +228,8 @@ impl<'a> World<'a> {
         held.map(|row| (text(&row["segment"]).parse().unwrap(), text(&row["node"]))).collect()
     }
 
-    /// What every controller holds for held is what the nodes were told, and at most what is left over besides.
+    /// What every controller holds for held is what the nodes were told, and at most what is left
+    /// over besides.
     pub(super) async fn compare(&self) {
         let model = self.model.held();
         for replica in &self.replicas {

@@ -1,7 +1,8 @@
-//! The cryptographic calls of one handshake of both ends, made directly on `ring` and `x25519-dalek`, with inputs of the same lengths.
+//! The cryptographic calls of one handshake of both ends, made directly on `ring` and
+//! `x25519-dalek`, with inputs of the same lengths.
 //!
-//! Left out, to the disadvantage of the comparison: hashes that we make for other purposes (knowing a repeated request again), and finding keys and
-//! names in certificates.
+//! Left out, to the disadvantage of the comparison: hashes that we make for other purposes (knowing
+//! a repeated request again), and finding keys and names in certificates.
 
 use ring::aead::{AES_256_GCM, Aad, LessSafeKey, Nonce, UnboundKey};
 use ring::digest::{self, SHA1_FOR_LEGACY_USE_ONLY};
@@ -18,7 +19,8 @@ use crate::pair::Authentication;
 
 /// Octets of a nonce, ours and the peer's together.
 const NONCES: usize = 64;
-/// Octets before the ciphertext of a message, and after its contents: header, generic header, IV; pad length, ICV.
+/// Octets before the ciphertext of a message, and after its contents: header, generic header, IV;
+/// pad length, ICV.
 const BEFORE: usize = 28 + 4 + 8;
 const AFTER: usize = 1 + 16;
 /// Type, reserved octets and text of an ID payload.
@@ -30,7 +32,8 @@ const TO_BE_SIGNED: usize = 300;
 pub(crate) struct Floor {
     /// Octets of IKE_SA_INIT request and response, IKE_AUTH request and response.
     lengths: [usize; 4],
-    /// The key of either end, and a certificate's signature by the CA (made by the same key: that takes as long to check).
+    /// The key of either end, and a certificate's signature by the CA (made by the same key: that
+    /// takes as long to check).
     signer: Option<(Signer, Vec<u8>)>,
 }
 

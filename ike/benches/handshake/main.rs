@@ -1,7 +1,9 @@
-//! CPU of a handshake, both ends in one process and no kernel, beside the cryptography that it cannot do without.
+//! CPU of a handshake, both ends in one process and no kernel, beside the cryptography that it
+//! cannot do without.
 //!
-//! `cargo bench -p edge-ike --bench handshake` prints a table and writes `target/bench/ike.json`. Handshakes and replays of their primitives take
-//! turns in one run, so both see the same machine; what is told are medians of the thread's CPU time. Without `--bench` (as under
+//! `cargo bench -p edge-ike --bench handshake` prints a table and writes `target/bench/ike.json`.
+//! Handshakes and replays of their primitives take turns in one run, so both see the same machine;
+//! what is told are medians of the thread's CPU time. Without `--bench` (as under
 //! `cargo test --all-targets`) each case only runs once.
 
 mod floor;

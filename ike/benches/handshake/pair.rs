@@ -122,7 +122,8 @@ impl Pair {
         }))
     }
 
-    /// Left begins with right. Gives the lengths of all datagrams; ends the program if either end has no CHILD_SA then.
+    /// Left begins with right. Gives the lengths of all datagrams; ends the program if either end
+    /// has no CHILD_SA then.
     pub(crate) fn shake(&mut self) -> Vec<usize> {
         let now = Instant::default();
         let [(left, system), _] = &mut self.0;

@@ -134,7 +134,8 @@ impl Trust {
         Err(AuthError::Revoked { peer: peer.clone(), serial, not_before, since: self.since })
     }
 
-    /// The leaf must have one of the usages itself; "any" is not one, for a role must be given in so many words.
+    /// The leaf must have one of the usages itself; "any" is not one, for a role must be given in
+    /// so many words.
     fn check_usage(&self, parsed: &X509Certificate<'_>) -> Result<(), AuthError> {
         if self.usages.is_empty() {
             return Ok(());
@@ -161,8 +162,8 @@ impl Trust {
     }
 }
 
-/// The usages that an issuer may be limited to: none said, one of those asked for, or any. (The same holds for the leaf here; what it must
-/// have itself is checked on its own.)
+/// The usages that an issuer may be limited to: none said, one of those asked for, or any. (The
+/// same holds for the leaf here; what it must have itself is checked on its own.)
 struct IssuerUsages<'a>(&'a [Vec<u8>]);
 
 impl ExtendedKeyUsageValidator for IssuerUsages<'_> {

@@ -6,7 +6,8 @@ use crate::config::Identity;
 use crate::event::PeerErrorKind;
 use crate::wire::{AuthMethod, IdType};
 
-/// Why a peer is not believed, or why we cannot prove ourselves to it. Each says what was expected, what came and what to do.
+/// Why a peer is not believed, or why we cannot prove ourselves to it. Each says what was expected,
+/// what came and what to do.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum AuthError {
     /// The peer's ID payload is of a type that we do not know.

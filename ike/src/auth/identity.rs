@@ -8,8 +8,9 @@ use x509_parser::prelude::{FromDer, X509Certificate, X509Name};
 
 use crate::config::Identity;
 
-/// Whether two identities name the same peer: domain names without regard to case (RFC 4343), distinguished names without regard to the string
-/// types of their values (a configuration written by hand need not know which ones the CA took), all else octet by octet.
+/// Whether two identities name the same peer: domain names without regard to case (RFC 4343),
+/// distinguished names without regard to the string types of their values (a configuration written
+/// by hand need not know which ones the CA took), all else octet by octet.
 pub fn same_identity(a: &Identity, b: &Identity) -> bool {
     match (a, b) {
         (Identity::Fqdn(a), Identity::Fqdn(b)) => same_domain(a, b),
@@ -20,7 +21,8 @@ pub fn same_identity(a: &Identity, b: &Identity) -> bool {
     }
 }
 
-/// Whether a certificate is for this identity: by a subjectAltName of its type, or by its subject (RFC 4945 3.1). Wildcards certify nothing.
+/// Whether a certificate is for this identity: by a subjectAltName of its type, or by its subject
+/// (RFC 4945 3.1). Wildcards certify nothing.
 pub(super) fn certifies(certificate: &X509Certificate<'_>, identity: &Identity) -> bool {
     let names = alternative_names(certificate);
     match identity {

@@ -1,7 +1,9 @@
-//! How both ends prove who they are (RFC 7296 2.15, RFC 7427): what AUTH covers, how ours is made, how the peer's is judged.
+//! How both ends prove who they are (RFC 7296 2.15, RFC 7427): what AUTH covers, how ours is made,
+//! how the peer's is judged.
 //!
-//! An [`Authenticator`] is made once from a peer's configuration. In IKE_AUTH, [`SignedOctets`] of either direction go into
-//! [`Authenticator::prove`] and [`Authenticator::verify`]. Whatever is wrong has its own [`AuthError`], which says what was expected and what came.
+//! An [`Authenticator`] is made once from a peer's configuration. In IKE_AUTH, [`SignedOctets`] of
+//! either direction go into [`Authenticator::prove`] and [`Authenticator::verify`]. Whatever is
+//! wrong has its own [`AuthError`], which says what was expected and what came.
 
 mod certificate;
 mod error;
@@ -116,8 +118,8 @@ impl Authenticator {
         }
     }
 
-    /// Our AUTH. `peer_hashes` are those of the peer's SIGNATURE_HASH_ALGORITHMS, `None` if it sent none (then it may not know RFC 7427, and
-    /// only ECDSA by RFC 4754 is possible).
+    /// Our AUTH. `peer_hashes` are those of the peer's SIGNATURE_HASH_ALGORITHMS, `None` if it sent
+    /// none (then it may not know RFC 7427, and only ECDSA by RFC 4754 is possible).
     ///
     /// # Errors
     /// If no signature that we can make is one that the peer understands.
@@ -135,11 +137,12 @@ impl Authenticator {
         }
     }
 
-    /// Judges what the peer presented: it must say that it is `expected` and prove it. `unix_time` is that of
-    /// [`Environment::unix_time`](crate::Environment::unix_time).
+    /// Judges what the peer presented: it must say that it is `expected` and prove it. `unix_time`
+    /// is that of [`Environment::unix_time`](crate::Environment::unix_time).
     ///
     /// # Errors
-    /// What is wrong; [`AuthError::kind`] sorts it. The peer is told AUTHENTICATION_FAILED in all cases.
+    /// What is wrong; [`AuthError::kind`] sorts it. The peer is told AUTHENTICATION_FAILED in all
+    /// cases.
     pub fn verify(
         &self,
         expected: &Identity,
@@ -166,8 +169,8 @@ impl Authenticator {
 }
 
 impl Authenticator {
-    /// What is to be remembered of the certificate in what a peer presented, once [`Self::verify`] was content with it; nothing with a
-    /// pre-shared key.
+    /// What is to be remembered of the certificate in what a peer presented, once [`Self::verify`]
+    /// was content with it; nothing with a pre-shared key.
     pub fn shown(&self, presented: Presented<'_>) -> Option<ShownCertificate> {
         match &self.0 {
             Means::Psk(_) => None,

@@ -12,13 +12,15 @@ pub struct SignedOctets {
 }
 
 impl SignedOctets {
-    /// InitiatorSignedOctets = RealMessage1 | NonceRData | prf(SK_pi, RestOfInitIDPayload). `request` is the IKE_SA_INIT request as it was sent,
-    /// from the header's first octet on: the last one, that with a cookie if there was one.
+    /// InitiatorSignedOctets = RealMessage1 | NonceRData | prf(SK_pi, RestOfInitIDPayload).
+    /// `request` is the IKE_SA_INIT request as it was sent, from the header's first octet on: the
+    /// last one, that with a cookie if there was one.
     pub fn initiator(keys: &IkeKeys, request: &[u8], responder_nonce: &[u8], id: &Id) -> Self {
         Self::new(keys.suite.prf, request, responder_nonce, keys.pi.expose(), id)
     }
 
-    /// ResponderSignedOctets = RealMessage2 | NonceIData | prf(SK_pr, RestOfRespIDPayload). `response` is the IKE_SA_INIT response as it was sent.
+    /// ResponderSignedOctets = RealMessage2 | NonceIData | prf(SK_pr, RestOfRespIDPayload).
+    /// `response` is the IKE_SA_INIT response as it was sent.
     pub fn responder(keys: &IkeKeys, response: &[u8], initiator_nonce: &[u8], id: &Id) -> Self {
         Self::new(keys.suite.prf, response, initiator_nonce, keys.pr.expose(), id)
     }

@@ -12,7 +12,8 @@ use super::{AuthError, CredentialError, Proof};
 use crate::secret::Secret;
 use crate::wire::{AuthMethod, Authentication, HashAlgorithm};
 
-// AlgorithmIdentifiers as RFC 7427 A and RFC 8420 2 print them: SEQUENCE { OBJECT IDENTIFIER }, no parameters.
+// AlgorithmIdentifiers as RFC 7427 A and RFC 8420 2 print them: SEQUENCE { OBJECT IDENTIFIER }, no
+// parameters.
 const ID_ED25519: &[u8] = &[0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70];
 const ECDSA_WITH_SHA256: &[u8] = &[0x30, 0x0a, 0x06, 0x08, 0x2a, 0x86, 0x48, 0xce, 0x3d, 0x04, 0x03, 0x02];
 const ECDSA_WITH_SHA384: &[u8] = &[0x30, 0x0a, 0x06, 0x08, 0x2a, 0x86, 0x48, 0xce, 0x3d, 0x04, 0x03, 0x03];
@@ -29,14 +30,16 @@ pub(super) enum SigningKey {
     EcdsaP256 {
         /// Signs as RFC 7427 wants it (DER).
         key: Box<EcdsaKeyPair>,
-        /// The same key for signatures as RFC 4754 wants them (r | s); made only when a peer needs it.
+        /// The same key for signatures as RFC 4754 wants them (r | s); made only when a peer needs
+        /// it.
         pkcs8: Secret,
     },
 }
 
 impl SigningKey {
     pub(super) fn new(pkcs8: &Secret) -> Result<Self, CredentialError> {
-        // "Maybe unchecked": version 1 of PKCS#8 holds no public key to check against; belongs_to() checks against the certificate instead.
+        // "Maybe unchecked": version 1 of PKCS#8 holds no public key to check against; belongs_to()
+        // checks against the certificate instead.
         if let Ok(key) = Ed25519KeyPair::from_pkcs8_maybe_unchecked(pkcs8.expose()) {
             return Ok(Self::Ed25519(Box::new(key)));
         }

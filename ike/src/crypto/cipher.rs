@@ -1,4 +1,5 @@
-//! The Encrypted payload (RFC 7296 3.14) with AEADs (RFC 5282, RFC 7634), whole or in fragments (RFC 7383).
+//! The Encrypted payload (RFC 7296 3.14) with AEADs (RFC 5282, RFC 7634), whole or in fragments
+//! (RFC 7383).
 
 use ring::aead::{self, LessSafeKey, UnboundKey};
 use zeroize::Zeroize;
@@ -14,7 +15,8 @@ const ICV_LEN: usize = 16;
 /// Smallest part of a message in a fragment, whatever limit is asked for.
 const MIN_PART: usize = 64;
 
-/// Which end of an IKE SA we are: its original initiator (of the SA, not of the exchange) or its responder.
+/// Which end of an IKE SA we are: its original initiator (of the SA, not of the exchange) or its
+/// responder.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Role {
     /// Original initiator.
@@ -46,7 +48,8 @@ pub enum OpenError {
     /// Its integrity check value is wrong. Drop it.
     #[error("integrity check failed")]
     Forged,
-    /// It is the peer's, but what is inside is malformed: answer a request with [`InvalidMessage::notify`].
+    /// It is the peer's, but what is inside is malformed: answer a request with
+    /// [`InvalidMessage::notify`].
     #[error("authentic, but malformed: {0}")]
     Inside(InvalidMessage),
 }
@@ -60,7 +63,8 @@ pub enum Opened {
     Fragment(Fragment),
 }
 
-/// Protects the messages of one IKE SA in both directions. Initialization vectors are a counter, so none comes twice under one key.
+/// Protects the messages of one IKE SA in both directions. Initialization vectors are a counter, so
+/// none comes twice under one key.
 pub struct IkeCipher {
     seal: Direction,
     open: Direction,
@@ -68,7 +72,8 @@ pub struct IkeCipher {
 }
 
 struct Direction {
-    /// Absent if the keying material has a length that the cipher does not take, which [`IkeKeys`] never makes; then nothing is sealed or opened.
+    /// Absent if the keying material has a length that the cipher does not take, which [`IkeKeys`]
+    /// never makes; then nothing is sealed or opened.
     key: Option<LessSafeKey>,
     salt: [u8; SALT_LEN],
 }
@@ -84,8 +89,9 @@ impl IkeCipher {
         Self { seal: Direction::new(aead, seal), open: Direction::new(aead, open), sealed: 0 }
     }
 
-    /// Datagrams (without non-ESP marker) that carry a message: one, or several if it is larger than `limit` octets.
-    /// Without a limit (the peer did not say IKEV2_FRAGMENTATION_SUPPORTED) it is always one. To retransmit, send the same octets again.
+    /// Datagrams (without non-ESP marker) that carry a message: one, or several if it is larger
+    /// than `limit` octets. Without a limit (the peer did not say IKEV2_FRAGMENTATION_SUPPORTED) it
+    /// is always one. To retransmit, send the same octets again.
     ///
     /// # Errors
     /// See [`SealError`].
@@ -129,7 +135,8 @@ impl IkeCipher {
             .collect()
     }
 
-    /// Octets of a payload's body that carries `len` octets: IV, contents, pad length (no padding), ICV.
+    /// Octets of a payload's body that carries `len` octets: IV, contents, pad length (no padding),
+    /// ICV.
     fn sealed_len(len: usize) -> usize {
         len.saturating_add(IV_LEN).saturating_add(1).saturating_add(ICV_LEN)
     }
@@ -154,8 +161,8 @@ impl IkeCipher {
         Ok(message)
     }
 
-    /// Opens a datagram (without non-ESP marker). Payloads in clear before the encrypted one are authenticated but not given out: no exchange of
-    /// ours has any.
+    /// Opens a datagram (without non-ESP marker). Payloads in clear before the encrypted one are
+    /// authenticated but not given out: no exchange of ours has any.
     ///
     /// # Errors
     /// See [`OpenError`].

@@ -12,7 +12,8 @@ use crate::time::Instant;
 /// Age of a secret at which a new one is made; cookies of the one before are still taken.
 pub const COOKIE_LIFETIME: Duration = Duration::from_secs(60);
 
-/// Makes cookies and knows them again, without keeping any. Cookie = version of the secret | HMAC(secret, IPi | SPIi | Ni).
+/// Makes cookies and knows them again, without keeping any. Cookie = version of the secret |
+/// HMAC(secret, IPi | SPIi | Ni).
 #[derive(Debug)]
 pub struct CookieJar {
     current: Generation,
@@ -87,7 +88,8 @@ impl Generation {
 
     fn hash(&self, nonce: &[u8], from: IpAddr, initiator_spi: u64) -> hmac::Tag {
         let mut context = hmac::Context::with_key(&self.secret);
-        // Mapped, so that every part but the last has a fixed length: no two initiators hash the same octets.
+        // Mapped, so that every part but the last has a fixed length: no two initiators hash the
+        // same octets.
         let address = match from {
             IpAddr::V4(address) => address.to_ipv6_mapped(),
             IpAddr::V6(address) => address,

@@ -36,7 +36,8 @@ pub enum KeyExchangeError {
     /// Not a point of the curve (RFC 5903 8).
     #[error("the public key is not a point of the curve")]
     InvalidPoint,
-    /// The shared secret would be zero whatever our key: the peer sent a point of small order (RFC 8031 5).
+    /// The shared secret would be zero whatever our key: the peer sent a point of small order (RFC
+    /// 8031 5).
     #[error("the public key is of small order")]
     SmallOrder,
     /// The system's random source failed.
@@ -56,8 +57,8 @@ enum Private {
 }
 
 impl KeyPair {
-    /// Makes a pair. X25519 takes its key from `env`; P-256 from the system, since `ring` makes ephemeral keys by itself only (no outcome but the
-    /// key itself depends on it).
+    /// Makes a pair. X25519 takes its key from `env`; P-256 from the system, since `ring` makes
+    /// ephemeral keys by itself only (no outcome but the key itself depends on it).
     ///
     /// # Errors
     /// [`KeyExchangeError::NoRandomness`].
@@ -139,7 +140,8 @@ fn agree_p256(private: EphemeralPrivateKey, peer: &[u8]) -> Result<Secret, KeyEx
     point.push(UNCOMPRESSED);
     point.extend_from_slice(peer);
     let point = agreement::UnparsedPublicKey::new(&agreement::ECDH_P256, point);
-    // RFC 5903 9: the secret is the x coordinate, which is what ring gives. ring checks that the point is on the curve.
+    // RFC 5903 9: the secret is the x coordinate, which is what ring gives. ring checks that the
+    // point is on the curve.
     agreement::agree_ephemeral(private, &point, |shared| Secret::new(shared.to_vec()))
         .map_err(|_| KeyExchangeError::InvalidPoint)
 }

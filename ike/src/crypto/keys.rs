@@ -55,8 +55,9 @@ impl IkeKeys {
         Self::expand(suite, &skeyseed, nonces, ike)
     }
 
-    /// Keys of the IKE SA that replaces this one: SKEYSEED = prf(SK_d (old), g^ir (new) | Ni | Nr), by the old SA's PRF (RFC 7296 2.18). `ike` holds the
-    /// new SPIs, the initiator's being that of the exchange's initiator.
+    /// Keys of the IKE SA that replaces this one: SKEYSEED = prf(SK_d (old), g^ir (new) | Ni | Nr),
+    /// by the old SA's PRF (RFC 7296 2.18). `ike` holds the new SPIs, the initiator's being that of
+    /// the exchange's initiator.
     pub fn rekey(&self, suite: IkeSuite, nonces: Nonces<'_>, ike: IkeId, shared: &Secret) -> Self {
         let data = [shared.expose(), nonces.initiator, nonces.responder];
         let skeyseed = self.suite.prf.compute(self.d.expose(), &data);
@@ -81,7 +82,8 @@ impl IkeKeys {
         }
     }
 
-    /// Keys of a CHILD_SA: KEYMAT = prf+(SK_d, [g^ir (new) |] Ni | Nr) (RFC 7296 2.17). The nonces are those of the exchange that makes it.
+    /// Keys of a CHILD_SA: KEYMAT = prf+(SK_d, [g^ir (new) |] Ni | Nr) (RFC 7296 2.17). The nonces
+    /// are those of the exchange that makes it.
     pub fn child(&self, aead: Aead, nonces: Nonces<'_>, shared: Option<&Secret>) -> ChildKeys {
         let shared = shared.map_or([].as_slice(), Secret::expose);
         let seed = [shared, nonces.initiator, nonces.responder];
@@ -92,7 +94,8 @@ impl IkeKeys {
     }
 }
 
-/// Keys of a CHILD_SA, each key and salt in the layout that the kernel takes (RFC 4106 8.1, RFC 7634 2).
+/// Keys of a CHILD_SA, each key and salt in the layout that the kernel takes (RFC 4106 8.1, RFC
+/// 7634 2).
 #[derive(Debug, Clone)]
 pub struct ChildKeys {
     /// For what the initiator of the exchange sends.
@@ -102,7 +105,8 @@ pub struct ChildKeys {
 }
 
 impl Aead {
-    /// Octets of keying material for one direction: key and 4 octets of salt (RFC 5282 7.1, RFC 4106 8.1, RFC 7634 2).
+    /// Octets of keying material for one direction: key and 4 octets of salt (RFC 5282 7.1, RFC
+    /// 4106 8.1, RFC 7634 2).
     pub fn keymat_len(self) -> usize {
         match self {
             Self::Aes128Gcm16 => 20,

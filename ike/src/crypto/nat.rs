@@ -6,7 +6,8 @@ use ring::digest;
 
 use crate::event::IkeId;
 
-/// Data of NAT_DETECTION_SOURCE_IP and NAT_DETECTION_DESTINATION_IP: SHA-1 of SPIi | SPIr | address | port. The responder's SPI is 0 in the first message.
+/// Data of NAT_DETECTION_SOURCE_IP and NAT_DETECTION_DESTINATION_IP: SHA-1 of SPIi | SPIr | address
+/// | port. The responder's SPI is 0 in the first message.
 pub fn nat_detection_hash(ike: IkeId, address: SocketAddr) -> [u8; 20] {
     let mut hash = digest::Context::new(&digest::SHA1_FOR_LEGACY_USE_ONLY);
     hash.update(&ike.initiator.to_be_bytes());

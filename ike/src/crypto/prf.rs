@@ -33,7 +33,8 @@ impl Prf {
         Secret::new(context.sign().as_ref().to_vec())
     }
 
-    /// The first `len` octets of prf+(key, seed), the seed in parts: T1 = prf(K, S | 0x01), T2 = prf(K, T1 | S | 0x02), ...
+    /// The first `len` octets of prf+(key, seed), the seed in parts: T1 = prf(K, S | 0x01), T2 =
+    /// prf(K, T1 | S | 0x02), ...
     ///
     /// It has 255 blocks at most; the keys of one SA take below ten.
     pub(crate) fn expand(self, key: &[u8], seed: &[&[u8]], len: usize) -> Secret {

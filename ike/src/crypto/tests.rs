@@ -1,4 +1,5 @@
-//! Known answers come from the RFCs or were computed with Python's `hmac`, `hashlib` and `cryptography`.
+//! Known answers come from the RFCs or were computed with Python's `hmac`, `hashlib` and
+//! `cryptography`.
 
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;

@@ -62,7 +62,8 @@ impl Endpoint {
                 let unconfirmed = peer.tunnel.outbound().and_then(|id| peer.tunnel.live(id)).is_some_and(
                     |child| matches!(self.slots.get(&child.owner), Some(Slot::Up(_, owner)) if !owner.is_confirmed()),
                 );
-                // As responder we know that the peer is ready only when it speaks; unless there is nothing else to send with.
+                // As responder we know that the peer is ready only when it speaks; unless there is
+                // nothing else to send with.
                 let ready = match (sa.initiator(), relations.survivor) {
                     (true, None) => true,
                     (true, Some(_)) => unconfirmed,
@@ -96,7 +97,8 @@ impl Endpoint {
         } else {
             self.childless(name, spi, now, env);
         }
-        // It was judged by the configuration with which it began; a newer one may have come meanwhile.
+        // It was judged by the configuration with which it began; a newer one may have come
+        // meanwhile.
         self.end_revoked(name, now, env);
         self.schedule_peer(name);
     }
@@ -127,7 +129,8 @@ impl Endpoint {
         relations
     }
 
-    /// Decides between a new IKE SA with a CHILD_SA and those that there were, and whether what we are beginning goes on.
+    /// Decides between a new IKE SA with a CHILD_SA and those that there were, and whether what we
+    /// are beginning goes on.
     fn settle(&mut self, name: &PeerName, new: Spi, relations: &Relations, now: Instant, env: &mut dyn Environment) {
         match relations.survivor {
             Some(survivor) => self.supersede(name, new, survivor, now, env),
@@ -183,7 +186,8 @@ impl Endpoint {
         self.schedule(old);
     }
 
-    /// A new IKE SA without a CHILD_SA. Its initiator ends it and tries again later; its responder waits for what the initiator does.
+    /// A new IKE SA without a CHILD_SA. Its initiator ends it and tries again later; its responder
+    /// waits for what the initiator does.
     fn childless(&mut self, name: &PeerName, spi: Spi, now: Instant, env: &mut dyn Environment) {
         let Some(Slot::Up(_, sa)) = self.slots.get_mut(&spi) else {
             return;

@@ -1,5 +1,5 @@
-//! Beginning with a peer: all its addresses at once, the first that proves itself wins, the others are dropped without a word. Who answers and is
-//! somebody else ends that address only.
+//! Beginning with a peer: all its addresses at once, the first that proves itself wins, the others
+//! are dropped without a word. Who answers and is somebody else ends that address only.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -23,7 +23,8 @@ impl Endpoint {
             _ => None,
         });
         if current.is_some_and(|sa| !sa.is_confirmed()) {
-            // The initiator may not know yet that this IKE SA is up, and would take ours for one begun at the same time.
+            // The initiator may not know yet that this IKE SA is up, and would take ours for one
+            // begun at the same time.
             peer.wait = Some(now + peer.config().timing.retry);
             self.schedule_peer(name);
             return;
@@ -72,8 +73,9 @@ impl Endpoint {
         }
     }
 
-    /// The peer may be elsewhere now. Addresses that are new join an attempt under way; a wait after a failure goes on, for the peer itself (or
-    /// whoever speaks for it) decides how often its addresses change, and which third party they are.
+    /// The peer may be elsewhere now. Addresses that are new join an attempt under way; a wait
+    /// after a failure goes on, for the peer itself (or whoever speaks for it) decides how often
+    /// its addresses change, and which third party they are.
     pub(super) fn addresses_changed(&mut self, name: &PeerName, now: Instant, env: &mut dyn Environment) {
         let Some(peer) = self.peers.get(name).filter(|peer| peer.wanted() && peer.sas.is_empty()) else {
             return;
@@ -177,7 +179,8 @@ impl Endpoint {
         }
     }
 
-    /// One address of a peer has failed: the next one that has answered is authenticated, or the attempt is over.
+    /// One address of a peer has failed: the next one that has answered is authenticated, or the
+    /// attempt is over.
     pub(super) fn address_failed(
         &mut self,
         name: &PeerName,
@@ -218,7 +221,8 @@ impl Endpoint {
         let outcome = peer.attempt.take().and_then(Attempt::outcome);
         let mut cx = context!(self, now, env);
         let needed = peer.sas.is_empty();
-        // While it is up, that another IKE SA (begun by both ends at once) did not come to be is no news.
+        // While it is up, that another IKE SA (begun by both ends at once) did not come to be is no
+        // news.
         if needed || peer.replace {
             match outcome {
                 Some(Outcome { error, reported: false }) => peer.report(error, cx.out),

@@ -1,4 +1,5 @@
-//! The gate for strangers: what IKE_SA_INIT is answered by before anybody has said who he is, and how much of that there may be.
+//! The gate for strangers: what IKE_SA_INIT is answered by before anybody has said who he is, and
+//! how much of that there may be.
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -14,7 +15,8 @@ use crate::wire::{CertificateRequest, Message, Notify, NotifyType, Payload, Payl
 
 /// How long an IKE SA may stay half-open: longer than an initiator retransmits.
 pub(super) const HALF_OPEN: Duration = Duration::from_secs(30);
-/// Most words to strangers, or about them, in each [`PERIOD`]: a flood must fill neither the wire nor a log.
+/// Most words to strangers, or about them, in each [`PERIOD`]: a flood must fill neither the wire
+/// nor a log.
 const WORDS: u32 = 16;
 const PERIOD: Duration = Duration::from_secs(1);
 

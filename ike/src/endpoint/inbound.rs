@@ -38,7 +38,8 @@ impl Endpoint {
         // The sender's bit tells whose SPI is ours.
         let spi = if header.from_initiator { header.responder_spi } else { header.initiator_spi };
         let Some(slot) = self.slots.remove(&spi) else {
-            // RFC 7296 2.21.4 allows an INVALID_IKE_SPI in clear. Nobody may act on it, so nobody is sent it.
+            // RFC 7296 2.21.4 allows an INVALID_IKE_SPI in clear. Nobody may act on it, so nobody
+            // is sent it.
             tracing::trace!(%remote, spi = format_args!("{spi:016x}"), "message for no IKE SA of ours");
             return;
         };
@@ -80,8 +81,8 @@ impl Endpoint {
         }
     }
 
-    /// RFC 7296 2.5: a request of a later version is told ours. One of IKEv1 is not answered, but whoever runs this node wants to know why that peer
-    /// gets nowhere.
+    /// RFC 7296 2.5: a request of a later version is told ours. One of IKEv1 is not answered, but
+    /// whoever runs this node wants to know why that peer gets nowhere.
     fn refuse_version(
         &mut self,
         error: InvalidMessage,
@@ -104,7 +105,8 @@ impl Endpoint {
         }
     }
 
-    /// Tells of a message that nobody vouches for and that cannot be read; and tells its sender, where the RFC wants that.
+    /// Tells of a message that nobody vouches for and that cannot be read; and tells its sender,
+    /// where the RFC wants that.
     #[allow(clippy::too_many_arguments)]
     fn refuse_stranger(
         &mut self,
@@ -139,7 +141,8 @@ impl Endpoint {
         let message = match Message::decode(datagram) {
             Ok(message) => message,
             Err(error) => {
-                // RFC 7296 2.5: an unknown critical payload is answered. 2.21.1: what is malformed is not, for anybody may have sent it.
+                // RFC 7296 2.5: an unknown critical payload is answered. 2.21.1: what is malformed
+                // is not, for anybody may have sent it.
                 let answer = matches!(error, InvalidMessage::UnsupportedCriticalPayload(_));
                 return self.refuse_stranger(header, error, answer, local, remote, now, env);
             }
@@ -187,8 +190,9 @@ impl Endpoint {
         }
     }
 
-    /// Whether a first request is one that we sent: a NAT led it back to us, since a peer behind the same NAT has the same public address. It is not
-    /// answered; the address it was sent to goes unanswered, and the others go on.
+    /// Whether a first request is one that we sent: a NAT led it back to us, since a peer behind
+    /// the same NAT has the same public address. It is not answered; the address it was sent to
+    /// goes unanswered, and the others go on.
     fn is_ours(&self, initiator_spi: u64, local: SocketAddr, remote: SocketAddr) -> bool {
         let Some(Slot::Dialing(peer, _)) = self.slots.get(&initiator_spi) else {
             return false;
@@ -283,7 +287,8 @@ impl Endpoint {
     }
 }
 
-/// The peer of an identity, and of ours if the initiator said which. Of several, the one that is known to be where this came from.
+/// The peer of an identity, and of ours if the initiator said which. Of several, the one that is
+/// known to be where this came from.
 fn find<'a>(
     peers: impl Iterator<Item = &'a Peer>,
     identity: &Identity,

@@ -1,15 +1,18 @@
-//! All IKE SAs of a node behind one door: datagrams are routed to them, peers are begun with, limits are held.
+//! All IKE SAs of a node behind one door: datagrams are routed to them, peers are begun with,
+//! limits are held.
 //!
 //! # What the owner does
-//! After every call, and in this order: drain [`Endpoint::poll_event`] and carry every event out in the kernel; then drain
-//! [`Endpoint::poll_transmit`] and send; then wait until [`Endpoint::poll_timeout`] or for the next datagram. Events come before the
-//! transmits that depend on them: a peer may use an SA as soon as it has our answer.
+//! After every call, and in this order: drain [`Endpoint::poll_event`] and carry every event out in
+//! the kernel; then drain [`Endpoint::poll_transmit`] and send; then wait until
+//! [`Endpoint::poll_timeout`] or for the next datagram. Events come before the transmits that
+//! depend on them: a peer may use an SA as soon as it has our answer.
 //!
 //! # Two IKE SAs with one peer
-//! Both ends may begin at once. Then the IKE SA begun by the smaller identity stays; otherwise the newer replaces the older. Whoever began the
-//! survivor deletes the other one: he knows that the survivor is up at both ends. So that both ends decide alike, an end whose IKE SA would
-//! lose gives it up while it is still in IKE_SA_INIT, and nobody replaces an IKE SA of which he is the responder before the initiator has
-//! spoken on it.
+//! Both ends may begin at once. Then the IKE SA begun by the smaller identity stays; otherwise the
+//! newer replaces the older. Whoever began the survivor deletes the other one: he knows that the
+//! survivor is up at both ends. So that both ends decide alike, an end whose IKE SA would lose
+//! gives it up while it is still in IKE_SA_INIT, and nobody replaces an IKE SA of which he is the
+//! responder before the initiator has spoken on it.
 
 mod admission;
 mod attempt;
@@ -94,10 +97,11 @@ impl Endpoint {
         }
     }
 
-    /// Adds a peer, or updates the one of this name in place; the same configuration again changes nothing. Other `remotes` alone shorten no wait
-    /// after a failure. A running tunnel is left alone,
-    /// except where identities changed (it is ended and begun anew), the PSK or selectors changed (where we begin, a new IKE SA replaces it
-    /// without a gap), or the peer's certificate is revoked by it (it is ended).
+    /// Adds a peer, or updates the one of this name in place; the same configuration again changes
+    /// nothing. Other `remotes` alone shorten no wait after a failure. A running tunnel is left
+    /// alone, except where identities changed (it is ended and begun anew), the PSK or selectors
+    /// changed (where we begin, a new IKE SA replaces it without a gap), or the peer's certificate
+    /// is revoked by it (it is ended).
     ///
     /// # Errors
     /// If the credentials cannot be used; the configuration before stays.
@@ -175,8 +179,9 @@ impl Endpoint {
         self.deadlines.set(Owner::Peer(name.clone()), None);
     }
 
-    /// Takes a datagram as it came from a socket: `local` is the address it was sent to (IP_PKTINFO) with the socket's port, the payload
-    /// still carries the non-ESP marker where the socket is that of `nat_port`.
+    /// Takes a datagram as it came from a socket: `local` is the address it was sent to
+    /// (IP_PKTINFO) with the socket's port, the payload still carries the non-ESP marker where the
+    /// socket is that of `nat_port`.
     pub fn handle(
         &mut self,
         datagram: &[u8],
@@ -237,7 +242,8 @@ impl Endpoint {
         self.deadlines.next()
     }
 
-    /// Begins with a peer now, whether or not it is configured to be begun with; ends a wait after a failure. False: no such peer.
+    /// Begins with a peer now, whether or not it is configured to be begun with; ends a wait after
+    /// a failure. False: no such peer.
     pub fn connect(&mut self, name: &PeerName, now: Instant, env: &mut dyn Environment) -> bool {
         let Some(peer) = self.peers.get_mut(name) else {
             return false;
@@ -277,7 +283,8 @@ impl Endpoint {
         true
     }
 
-    /// Deletes the peer's IKE SAs and does not begin again by itself until [`Self::connect`] or a changed configuration. False: no such peer.
+    /// Deletes the peer's IKE SAs and does not begin again by itself until [`Self::connect`] or a
+    /// changed configuration. False: no such peer.
     pub fn terminate(&mut self, name: &PeerName, now: Instant, env: &mut dyn Environment) -> bool {
         let Some(peer) = self.peers.get_mut(name) else {
             return false;
@@ -300,8 +307,9 @@ impl Endpoint {
         spi.is_some()
     }
 
-    /// Our own address `old` is gone; `new` is to be used in its stead. Where the peer follows us (it believes in a NAT before us), SAs move at once by
-    /// one authentic message; elsewhere a new IKE SA replaces the old one at once. Nothing waits for timeouts.
+    /// Our own address `old` is gone; `new` is to be used in its stead. Where the peer follows us
+    /// (it believes in a NAT before us), SAs move at once by one authentic message; elsewhere a new
+    /// IKE SA replaces the old one at once. Nothing waits for timeouts.
     pub fn local_address_changed(&mut self, old: IpAddr, new: IpAddr, now: Instant, env: &mut dyn Environment) {
         for name in self.peers.keys().cloned().collect::<Vec<_>>() {
             let Some(peer) = self.peers.get(&name) else {
@@ -370,7 +378,8 @@ impl Endpoint {
         }
     }
 
-    /// Ends the IKE SAs in which a peer showed a certificate that is revoked by now, and says so. Others with that peer stay.
+    /// Ends the IKE SAs in which a peer showed a certificate that is revoked by now, and says so.
+    /// Others with that peer stay.
     fn end_revoked(&mut self, name: &PeerName, now: Instant, env: &mut dyn Environment) {
         let Some(peer) = self.peers.get_mut(name) else {
             return;

@@ -13,10 +13,11 @@ use crate::sa::failure::IKE_SA_INIT;
 use crate::time::Instant;
 use crate::tunnel::{Spi, Tunnel};
 
-/// Most answers without proof that are remembered in one attempt, and most other addresses that its error names.
+/// Most answers without proof that are remembered in one attempt, and most other addresses that its
+/// error names.
 const MOST_TOLD: usize = 4;
-/// Addresses that become known during an attempt join it up to this number in all, so that a peer whose addresses change all the time makes us send
-/// no more than this to anybody.
+/// Addresses that become known during an attempt join it up to this number in all, so that a peer
+/// whose addresses change all the time makes us send no more than this to anybody.
 const MOST_CANDIDATES: usize = 8;
 
 /// See the module.
@@ -104,8 +105,9 @@ impl Attempt {
         }
     }
 
-    /// Takes note of an answer that nobody vouches for. True: it is to be reported now. That is done once for each, not for ever new ones, and only
-    /// where no likelier address may still do better.
+    /// Takes note of an answer that nobody vouches for. True: it is to be reported now. That is
+    /// done once for each, not for ever new ones, and only where no likelier address may still do
+    /// better.
     pub(super) fn answered(&mut self, spi: Spi, error: &PeerError) -> bool {
         let answers: usize = self.candidates.iter().map(|candidate| candidate.answers.len()).sum();
         let likeliest = self.candidates.iter().find(|candidate| candidate.failure.is_none());
@@ -125,8 +127,8 @@ impl Attempt {
         self.dialing.is_empty() && self.authenticating.is_none()
     }
 
-    /// Why it failed: the error of the likeliest address. Anybody may be at the others (a private address is another host's in another network), so
-    /// what they answered is only added to it.
+    /// Why it failed: the error of the likeliest address. Anybody may be at the others (a private
+    /// address is another host's in another network), so what they answered is only added to it.
     pub(super) fn outcome(self) -> Option<Outcome> {
         let mut outcomes =
             self.candidates.into_iter().filter_map(|candidate| Some((candidate.remote, candidate.outcome()?)));
@@ -211,8 +213,9 @@ impl Peer {
         out.event(Event::PeerFailed { peer: self.name().clone(), error });
     }
 
-    /// Where to find it: where it is now, if it is up, then where it may be, likeliest first. Never an address of this node: a peer in another
-    /// network may have the same private address. Addresses to which there is no route come last.
+    /// Where to find it: where it is now, if it is up, then where it may be, likeliest first. Never
+    /// an address of this node: a peer in another network may have the same private address.
+    /// Addresses to which there is no route come last.
     pub(super) fn remotes(&self, current: Option<SocketAddr>, env: &mut dyn Environment) -> Vec<SocketAddr> {
         let mut remotes: Vec<SocketAddr> = Vec::new();
         let mut unroutable = Vec::new();
@@ -256,7 +259,8 @@ impl Peer {
 pub(super) enum Change {
     /// Nothing: it is the same.
     None,
-    /// Other addresses alone. The peer itself decides what they are, so this shortens no wait after a failure.
+    /// Other addresses alone. The peer itself decides what they are, so this shortens no wait after
+    /// a failure.
     Addresses,
     /// Nothing for what is up: it counts from the next time on.
     Later,
@@ -282,7 +286,8 @@ impl Change {
     }
 }
 
-/// Renewed certificates speak for the same key or the same CA and wait until the next time; another PSK, or another kind of proof, does not.
+/// Renewed certificates speak for the same key or the same CA and wait until the next time; another
+/// PSK, or another kind of proof, does not.
 fn psk_changed(old: &PeerConfig, new: &PeerConfig) -> bool {
     use crate::config::Auth::{Certificate, Psk};
     match (&old.auth, &new.auth) {

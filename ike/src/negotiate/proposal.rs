@@ -79,7 +79,8 @@ fn numbered(protocol: Protocol, spi: &[u8], transforms: impl Iterator<Item = Vec
         .collect()
 }
 
-/// The best of ours among the peer's offers. A method whose public key came already (`sent`) is preferred to one that costs a round trip.
+/// The best of ours among the peer's offers. A method whose public key came already (`sent`) is
+/// preferred to one that costs a round trip.
 pub(crate) fn choose_ike<'a>(
     offers: &[Proposal],
     ours: impl IntoIterator<Item = &'a IkeProposal>,
@@ -109,7 +110,8 @@ impl IkeProposal {
 pub(crate) enum ChildKeyExchange {
     /// The CHILD_SA of IKE_AUTH: it has none, whatever is offered (RFC 7296 1.2).
     Ignored,
-    /// CREATE_CHILD_SA: as configured. Where we want forward secrecy, a peer that offers none is refused.
+    /// CREATE_CHILD_SA: as configured. Where we want forward secrecy, a peer that offers none is
+    /// refused.
     Configured {
         /// The method whose public key came.
         sent: Option<u16>,
@@ -149,8 +151,8 @@ pub(crate) fn choose_esp(
     })
 }
 
-/// Offers of a protocol all of whose transform types we understand; the others may be there as "none" only (INTEG beside an AEAD, RFC 5282 8;
-/// additional key exchanges, RFC 9370).
+/// Offers of a protocol all of whose transform types we understand; the others may be there as
+/// "none" only (INTEG beside an AEAD, RFC 5282 8; additional key exchanges, RFC 9370).
 fn usable<'a>(
     offers: &'a [Proposal],
     protocol: Protocol,

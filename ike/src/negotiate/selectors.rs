@@ -5,7 +5,8 @@ use ipnetwork::IpNetwork;
 use crate::config::ChildConfig;
 use crate::wire::TrafficSelector;
 
-/// Most networks that one side of a CHILD_SA may come to. An honest peer's ranges are networks; odd ranges split into many.
+/// Most networks that one side of a CHILD_SA may come to. An honest peer's ranges are networks; odd
+/// ranges split into many.
 const MAX_NETWORKS: usize = 256;
 
 /// Selectors both ends agreed upon.
@@ -29,7 +30,8 @@ impl Narrowed {
     }
 
     fn checked(local: Vec<TrafficSelector>, remote: Vec<TrafficSelector>) -> Option<Self> {
-        // A tunnel carries packets of one family from end to end: a family on one side only is of no use.
+        // A tunnel carries packets of one family from end to end: a family on one side only is of
+        // no use.
         let both =
             |v4: bool| local.iter().any(|s| s.start.is_ipv4() == v4) && remote.iter().any(|s| s.start.is_ipv4() == v4);
         let (v4, v6) = (both(true), both(false));
@@ -48,7 +50,8 @@ pub(crate) fn offer(networks: &[IpNetwork]) -> Vec<TrafficSelector> {
     networks.iter().copied().map(TrafficSelector::from).collect()
 }
 
-/// As responder: the largest part of the peer's offer that our policy allows. `None`: TS_UNACCEPTABLE.
+/// As responder: the largest part of the peer's offer that our policy allows. `None`:
+/// TS_UNACCEPTABLE.
 pub(crate) fn narrow(
     config: &ChildConfig,
     offered_local: &[TrafficSelector],
@@ -71,7 +74,8 @@ pub(crate) fn accept(config: &ChildConfig, local: &[TrafficSelector], remote: &[
         .flatten()
 }
 
-/// Our policies are about addresses. A selector of one protocol or some ports only would promise what nobody checks.
+/// Our policies are about addresses. A selector of one protocol or some ports only would promise
+/// what nobody checks.
 fn whole(selector: &TrafficSelector) -> bool {
     selector.protocol == 0 && selector.any_port()
 }

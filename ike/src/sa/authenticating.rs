@@ -124,7 +124,8 @@ impl Authenticating {
     fn fail(self, error: PeerError, tell: bool, cx: &mut Context<'_>) -> AuthStep {
         let Self { profile, mut channel, inbound, .. } = self;
         inbound.release(&profile, cx);
-        // RFC 7296 2.21.2: an initiator that cannot accept the answer says so in an INFORMATIONAL exchange.
+        // RFC 7296 2.21.2: an initiator that cannot accept the answer says so in an INFORMATIONAL
+        // exchange.
         let channel = tell.then(|| {
             let payloads = Payloads::from(vec![Payload::Notify(Notify::new(NotifyType::AuthenticationFailed))]);
             channel.request(ExchangeType::Informational, &payloads, cx);

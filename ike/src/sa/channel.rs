@@ -1,5 +1,5 @@
-//! The authenticated way between two ends: message IDs, windows of one (RFC 7296 2.2, 2.3), retransmission, fragments, and addresses that move
-//! (2.23).
+//! The authenticated way between two ends: message IDs, windows of one (RFC 7296 2.2, 2.3),
+//! retransmission, fragments, and addresses that move (2.23).
 
 use std::net::SocketAddr;
 
@@ -34,8 +34,8 @@ impl Retransmission {
         self.next
     }
 
-    /// Whether to send again now; `None`: it was sent often enough. Waits double, but the last one is not longer than the one before: nothing
-    /// more is asked then.
+    /// Whether to send again now; `None`: it was sent often enough. Waits double, but the last one
+    /// is not longer than the one before: nothing more is asked then.
     pub(crate) fn again(&mut self, timing: &Timing, now: Instant) -> Option<()> {
         if self.sent >= timing.transmissions {
             return None;
@@ -94,8 +94,8 @@ struct InFlight {
     retransmission: Retransmission,
 }
 
-/// The last answer, kept until the next request (RFC 7296 2.1). The request is known again by its octets, so that nobody else can have the
-/// answer sent to himself.
+/// The last answer, kept until the next request (RFC 7296 2.1). The request is known again by its
+/// octets, so that nobody else can have the answer sent to himself.
 #[derive(Debug)]
 pub(crate) struct Answered {
     request: [u8; 32],
@@ -103,7 +103,8 @@ pub(crate) struct Answered {
 }
 
 impl Answered {
-    /// Sends the answer again if this datagram is the request (or its first fragment, RFC 7383 2.6.1).
+    /// Sends the answer again if this datagram is the request (or its first fragment, RFC 7383
+    /// 2.6.1).
     pub(crate) fn repeat(&self, datagram: &[u8], local: SocketAddr, remote: SocketAddr, cx: &mut Context<'_>) {
         if fingerprint(datagram) == self.request {
             for packet in &self.packets {
@@ -120,7 +121,8 @@ struct Parts {
 }
 
 impl Channel {
-    /// A channel on which message IDs below `next` have been used in both directions: 1 after IKE_SA_INIT, 0 after a rekey.
+    /// A channel on which message IDs below `next` have been used in both directions: 1 after
+    /// IKE_SA_INIT, 0 after a rekey.
     pub(crate) fn new(
         keys: IkeKeys,
         ike: IkeId,
@@ -299,8 +301,8 @@ impl Channel {
         }
     }
 
-    /// Follows a peer behind a NAT to where its newest authentic message came from (RFC 7296 2.23), and learns our own address where the kernel
-    /// chose it.
+    /// Follows a peer behind a NAT to where its newest authentic message came from (RFC 7296 2.23),
+    /// and learns our own address where the kernel chose it.
     fn follow(&mut self, local: SocketAddr, remote: SocketAddr) {
         self.reply = (local, remote);
         if self.path.local.ip().is_unspecified() {
@@ -329,7 +331,8 @@ impl Channel {
             message_id,
         };
         let limit = self.fragments.then(|| cx.config.fragment_size.saturating_sub(MARKER_LEN));
-        // Without datagrams the exchange times out, which is what ends an IKE SA whose cipher is used up.
+        // Without datagrams the exchange times out, which is what ends an IKE SA whose cipher is
+        // used up.
         self.cipher.seal(&header, payloads, limit).unwrap_or_else(|error| {
             tracing::error!(%error, ike = ?self.ike, "message not sent");
             Vec::new()

@@ -1,4 +1,5 @@
-//! What IKE_AUTH and CREATE_CHILD_SA have in common: an SPI of our own, and a CHILD_SA put together.
+//! What IKE_AUTH and CREATE_CHILD_SA have in common: an SPI of our own, and a CHILD_SA put
+//! together.
 
 use std::net::IpAddr;
 

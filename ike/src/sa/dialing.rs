@@ -17,7 +17,8 @@ use crate::output::Context;
 use crate::time::Instant;
 use crate::wire::{ExchangeType, Header, Message, Notify, NotifyType, Payload, Payloads};
 
-/// Cookies and changes of the key exchange method that are followed in one attempt; an honest peer asks for two.
+/// Cookies and changes of the key exchange method that are followed in one attempt; an honest peer
+/// asks for two.
 const MAX_ROUNDS: u8 = 6;
 
 /// IKE_SA_INIT was sent to one address.
@@ -148,7 +149,8 @@ impl Dialing {
         Ok(())
     }
 
-    /// Takes what came for our SPI. While another address of the peer is being authenticated, a good answer waits.
+    /// Takes what came for our SPI. While another address of the peer is being authenticated, a
+    /// good answer waits.
     pub(crate) fn handle(
         mut self: Box<Self>,
         datagram: &[u8],

@@ -1,4 +1,5 @@
-//! An IKE SA after IKE_AUTH: hands messages to the exchanges, begins what is queued, watches the clock.
+//! An IKE SA after IKE_AUTH: hands messages to the exchanges, begins what is queued, watches the
+//! clock.
 
 use std::collections::VecDeque;
 use std::net::{IpAddr, SocketAddr};
@@ -17,8 +18,8 @@ use crate::timer::{Timer, Timers};
 use crate::tunnel::Tunnel;
 use crate::wire::{ExchangeType, Header, InvalidMessage, Payloads};
 
-/// How long the peer may take to delete what it should (the old CHILD_SA of its rekey, the loser of two IKE SAs) before we do; longer than any
-/// retransmission.
+/// How long the peer may take to delete what it should (the old CHILD_SA of its rekey, the loser of
+/// two IKE SAs) before we do; longer than any retransmission.
 const TIDY: Duration = Duration::from_secs(15);
 /// How long an IKE SA may be without a CHILD_SA.
 const CHILDLESS: Duration = Duration::from_secs(60);
@@ -82,7 +83,8 @@ pub(crate) struct IkeSa {
     pub(super) queue: VecDeque<Task>,
     begun: Begun,
     established: Instant,
-    /// The peer is known to have this IKE SA too: as responder we know by its first message after IKE_AUTH.
+    /// The peer is known to have this IKE SA too: as responder we know by its first message after
+    /// IKE_AUTH.
     confirmed: bool,
     /// When a CHILD_SA is to be asked for, there being none.
     pub(super) create: Option<Instant>,
@@ -267,7 +269,8 @@ impl IkeSa {
         self.proceed(tunnel, cx);
     }
 
-    /// Another IKE SA has taken the place of this one. If that was begun by us, we delete this one now; else the peer does, or we do later.
+    /// Another IKE SA has taken the place of this one. If that was begun by us, we delete this one
+    /// now; else the peer does, or we do later.
     pub(crate) fn supersede(&mut self, by: IkeId, ours: bool, tunnel: &mut Tunnel, cx: &mut Context<'_>) {
         self.standing = Standing::Superseded(by);
         if ours {
@@ -277,7 +280,8 @@ impl IkeSa {
         }
     }
 
-    /// The IKE SA that was to replace this one is gone: it serves again, unless it is being deleted already.
+    /// The IKE SA that was to replace this one is gone: it serves again, unless it is being deleted
+    /// already.
     pub(crate) fn reinstate(&mut self, gone: IkeId) {
         let deleting = matches!(self.pending, Some(Pending::DeleteIke)) || self.queue.contains(&Task::DeleteIke);
         if self.standing == Standing::Superseded(gone) && !deleting {
@@ -301,7 +305,8 @@ impl IkeSa {
         self.close(tunnel, cx);
     }
 
-    /// Its CHILD_SA did not come to be. The peer may still ask for one; an initiator asks again later.
+    /// Its CHILD_SA did not come to be. The peer may still ask for one; an initiator asks again
+    /// later.
     pub(crate) fn without_child(&mut self, cx: &mut Context<'_>) {
         if self.profile.config.initiate {
             self.create = Some(cx.now + self.profile.config.timing.retry_max);
@@ -310,8 +315,9 @@ impl IkeSa {
         }
     }
 
-    /// Speaks from another address of ours from now on. True: the peer follows, since it believes in a NAT before us, and is shown where by an
-    /// authentic message (RFC 7296 2.23). False: what it sends goes on to the old address, until a new IKE SA is made.
+    /// Speaks from another address of ours from now on. True: the peer follows, since it believes
+    /// in a NAT before us, and is shown where by an authentic message (RFC 7296 2.23). False: what
+    /// it sends goes on to the old address, until a new IKE SA is made.
     pub(crate) fn relocate(&mut self, local: IpAddr, tunnel: &mut Tunnel, cx: &mut Context<'_>) -> bool {
         if self.channel.path.remote.is_ipv4() != local.is_ipv4() {
             return false;
@@ -327,7 +333,8 @@ impl IkeSa {
         self.channel.path.nat_local
     }
 
-    /// Leaves nothing reserved behind. What is given is the last answer, to be repeated if it was lost.
+    /// Leaves nothing reserved behind. What is given is the last answer, to be repeated if it was
+    /// lost.
     pub(crate) fn abandon(mut self, cx: &mut Context<'_>) -> Option<Answered> {
         self.release_queue(cx);
         if let Some(pending) = self.pending.take() {
@@ -371,12 +378,14 @@ impl IkeSa {
         match exchange {
             ExchangeType::Informational => exchange::answer_informational(self, payloads, tunnel, cx),
             ExchangeType::CreateChildSa => exchange::answer_create_child_sa(self, payloads, tunnel, cx),
-            // IKE_AUTH is over, and of other exchanges we said nothing: whoever sends them gets no answer.
+            // IKE_AUTH is over, and of other exchanges we said nothing: whoever sends them gets no
+            // answer.
             _ => Verdict::Continue,
         }
     }
 
-    /// RFC 7296 2.21.3: INVALID_SYNTAX in an authentic message is fatal for both ends; an unknown critical payload is not.
+    /// RFC 7296 2.21.3: INVALID_SYNTAX in an authentic message is fatal for both ends; an unknown
+    /// critical payload is not.
     fn answer_invalid(&mut self, exchange: ExchangeType, error: InvalidMessage, cx: &mut Context<'_>) -> Verdict {
         let payloads = Payloads::from(vec![crate::wire::Payload::Notify(error.notify())]);
         self.channel.respond(exchange, &payloads, cx);

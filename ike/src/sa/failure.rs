@@ -73,7 +73,8 @@ pub(crate) fn no_esp_proposal(exchange: &'static str, peer: &PeerConfig) -> Peer
     PeerError::new(exchange, PeerErrorKind::NoProposalChosen, detail)
 }
 
-/// The peer's selectors have nothing in common with ours, or its answer goes beyond what we asked for.
+/// The peer's selectors have nothing in common with ours, or its answer goes beyond what we asked
+/// for.
 pub(crate) fn no_selectors(exchange: &'static str, peer: &PeerConfig) -> PeerError {
     let detail = format!("the peer's traffic selectors do not fit; {}", selectors(peer));
     PeerError::new(exchange, PeerErrorKind::TrafficSelectors, detail)

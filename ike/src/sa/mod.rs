@@ -1,4 +1,5 @@
-//! IKE SAs. INIT and AUTH are states that are consumed by what comes next; after that, one small type for each exchange.
+//! IKE SAs. INIT and AUTH are states that are consumed by what comes next; after that, one small
+//! type for each exchange.
 //!
 //! ```text
 //! Dialing -> Authenticating -> IkeSa      we begin

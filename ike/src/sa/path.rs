@@ -27,7 +27,8 @@ pub(crate) struct Path {
 }
 
 impl Path {
-    /// The way to one of the addresses of a peer, before anything is known of NATs. A port but 500 is spoken to from the NAT traversal port.
+    /// The way to one of the addresses of a peer, before anything is known of NATs. A port but 500
+    /// is spoken to from the NAT traversal port.
     pub(crate) fn to(peer: &PeerConfig, remote: SocketAddr, cx: &mut Context<'_>) -> Self {
         let configured = peer.local.filter(|local| local.is_ipv4() == remote.is_ipv4());
         let local = configured.or_else(|| cx.env.source_address(remote.ip())).unwrap_or(match remote {
@@ -43,14 +44,16 @@ impl Path {
         self.nat_local || self.nat_remote
     }
 
-    /// NAT_DETECTION_*_IP as we send them. Forced detection says a source that cannot be true, so that the peer believes in a NAT before us.
+    /// NAT_DETECTION_*_IP as we send them. Forced detection says a source that cannot be true, so
+    /// that the peer believes in a NAT before us.
     pub(crate) fn notifies(&self, ike: IkeId, force: bool) -> [Notify; 2] {
         let source = if force { SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), 0) } else { self.local };
         let hash = |kind, address| Notify::with_data(kind, nat_detection_hash(ike, address).to_vec());
         [hash(NotifyType::NatDetectionSourceIp, source), hash(NotifyType::NatDetectionDestinationIp, self.remote)]
     }
 
-    /// Takes the peer's NAT_DETECTION_*_IP; `local` is where its message was received. Says whether the peer knows NAT traversal at all.
+    /// Takes the peer's NAT_DETECTION_*_IP; `local` is where its message was received. Says whether
+    /// the peer knows NAT traversal at all.
     pub(crate) fn detect(&mut self, ike: IkeId, payloads: &Payloads, forced: bool) -> bool {
         let of = |kind| payloads.notifies().filter(move |notify| notify.kind == kind);
         let is = |address: SocketAddr| move |notify: &Notify| notify.data == nat_detection_hash(ike, address);
@@ -64,7 +67,8 @@ impl Path {
         supported
     }
 
-    /// Moves to the NAT traversal ports if a NAT was detected (RFC 7296 2.23). As initiator, before IKE_AUTH.
+    /// Moves to the NAT traversal ports if a NAT was detected (RFC 7296 2.23). As initiator, before
+    /// IKE_AUTH.
     pub(crate) fn float(&mut self, config: &EndpointConfig) {
         if self.encapsulated() {
             self.local.set_port(config.nat_port);

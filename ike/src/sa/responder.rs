@@ -29,7 +29,8 @@ pub(crate) struct InitPolicy<'a> {
     pub(crate) proposals: &'a [IkeProposal],
     /// What certificates any peer may show.
     pub(crate) request: Option<&'a CertificateRequest>,
-    /// Whether to make the peer believe in a NAT before us; asked only once there is something to answer.
+    /// Whether to make the peer believe in a NAT before us; asked only once there is something to
+    /// answer.
     pub(crate) force_encapsulation: &'a dyn Fn() -> bool,
 }
 
@@ -41,7 +42,8 @@ pub(crate) type Find<'a> = dyn Fn(&Identity, Option<&Identity>) -> Option<Arc<Pr
 pub(crate) enum InitAnswer {
     /// It was answered, and IKE_AUTH is awaited.
     HalfOpen(Box<HalfOpen>),
-    /// It was answered by an error (none if it was just fine to repeat with another group), nothing is kept.
+    /// It was answered by an error (none if it was just fine to repeat with another group), nothing
+    /// is kept.
     Refused(Option<PeerError>),
     /// It lacks something, and is not answered.
     Malformed(InvalidMessage),
@@ -163,7 +165,8 @@ impl HalfOpen {
         self.path.remote
     }
 
-    /// RFC 7296 2.23: IKE_AUTH may come by other ports, since the initiator floats to 4500; and a NAT may map anew then.
+    /// RFC 7296 2.23: IKE_AUTH may come by other ports, since the initiator floats to 4500; and a
+    /// NAT may map anew then.
     fn keyed(&mut self, local: SocketAddr, remote: SocketAddr, cx: &Context<'_>) {
         let Stage::Init { key, peer } = std::mem::replace(&mut self.stage, Stage::Broken) else {
             return;
@@ -381,7 +384,8 @@ fn refuse(
     AuthOutcome::Refused { peer, identity, from, error, answered: channel.into_answered() }
 }
 
-/// The CHILD_SA of IKE_AUTH and the payloads that tell of it; or why there is none, and the notification that tells that.
+/// The CHILD_SA of IKE_AUTH and the payloads that tell of it; or why there is none, and the
+/// notification that tells that.
 fn child(
     payloads: &Payloads,
     secured: &Secured,

@@ -1,4 +1,5 @@
-//! What IKE_SA_INIT is about for both ends: what they say of themselves, and what it leaves for IKE_AUTH.
+//! What IKE_SA_INIT is about for both ends: what they say of themselves, and what it leaves for
+//! IKE_AUTH.
 
 use crate::auth::{Authenticator, SignedOctets};
 use crate::crypto::{IkeKeys, Nonces};

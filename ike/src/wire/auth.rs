@@ -28,7 +28,8 @@ impl Codec for Certificate {
 pub struct CertificateRequest {
     /// Encoding of certificates asked for.
     pub encoding: CertificateEncoding,
-    /// Certification authorities: for X.509 the SHA-1 hashes of their SubjectPublicKeyInfo, 20 octets each, concatenated.
+    /// Certification authorities: for X.509 the SHA-1 hashes of their SubjectPublicKeyInfo, 20
+    /// octets each, concatenated.
     pub authorities: Vec<u8>,
 }
 

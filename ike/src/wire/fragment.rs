@@ -6,8 +6,8 @@ use super::reader::InvalidMessage;
 
 /// Most fragments of one message.
 pub const MAX_FRAGMENTS: u16 = 128;
-/// Most octets of a message put together. Strangers may make us keep as much (after a key exchange, RFC 7383 2.6), and chains of certificates
-/// are far smaller.
+/// Most octets of a message put together. Strangers may make us keep as much (after a key exchange,
+/// RFC 7383 2.6), and chains of certificates are far smaller.
 pub const MAX_REASSEMBLED: usize = 32_768;
 
 /// A fragment that was authentic: what SKF carried.
@@ -37,11 +37,12 @@ impl Reassembly {
         Self::default()
     }
 
-    /// Takes a fragment; gives the payloads when it was the last one missing, and is empty again then.
+    /// Takes a fragment; gives the payloads when it was the last one missing, and is empty again
+    /// then.
     ///
     /// # Errors
-    /// If the whole is malformed, or larger than [`MAX_FRAGMENTS`] or [`MAX_REASSEMBLED`]. Duplicates and fragments of an older, coarser
-    /// split are no error: they are ignored.
+    /// If the whole is malformed, or larger than [`MAX_FRAGMENTS`] or [`MAX_REASSEMBLED`].
+    /// Duplicates and fragments of an older, coarser split are no error: they are ignored.
     pub fn add(&mut self, fragment: Fragment) -> Result<Option<Payloads>, InvalidMessage> {
         let Fragment { number, total, first, data } = fragment;
         let index = match number.checked_sub(1) {
@@ -51,7 +52,8 @@ impl Reassembly {
         if total > MAX_FRAGMENTS {
             return Err(InvalidMessage::TooMany { what: "fragments", limit: MAX_FRAGMENTS.into() });
         }
-        // RFC 7383 2.6: a larger total means that the peer began again with smaller fragments; a smaller one is old.
+        // RFC 7383 2.6: a larger total means that the peer began again with smaller fragments; a
+        // smaller one is old.
         let count = usize::from(total);
         if count > self.parts.len() {
             *self = Self { first: None, parts: vec![None; count], octets: 0 };

@@ -35,7 +35,8 @@ pub(crate) struct Front {
 }
 
 impl Header {
-    /// Reads the header of a datagram (without non-ESP marker) and checks version and length against it.
+    /// Reads the header of a datagram (without non-ESP marker) and checks version and length
+    /// against it.
     ///
     /// # Errors
     /// [`InvalidMessage::MajorVersion`]: use [`Header::peek`] to answer. Others: drop.
@@ -43,8 +44,8 @@ impl Header {
         Front::read(&mut Reader::new("IKE header", datagram), datagram.len()).map(|front| front.header)
     }
 
-    /// The header of a datagram of whatever version and length; `None` if it is shorter than a header. For answering
-    /// INVALID_MAJOR_VERSION (RFC 7296 2.5) and for logs.
+    /// The header of a datagram of whatever version and length; `None` if it is shorter than a
+    /// header. For answering INVALID_MAJOR_VERSION (RFC 7296 2.5) and for logs.
     pub fn peek(datagram: &[u8]) -> Option<Self> {
         let mut reader = Reader::new("IKE header", datagram);
         Fields::read(&mut reader).ok().map(|fields| fields.header)

@@ -18,14 +18,16 @@ pub struct Id {
 }
 
 impl Id {
-    /// The payload without its generic header: what AUTH covers (RFC 7296 2.15, RestOfInitIDPayload).
+    /// The payload without its generic header: what AUTH covers (RFC 7296 2.15,
+    /// RestOfInitIDPayload).
     pub fn body(&self) -> Vec<u8> {
         let mut body = Vec::with_capacity(self.data.len().saturating_add(4));
         self.encode(&mut body);
         body
     }
 
-    /// The identity that it says; `None` for types that we do not know or data that does not fit the type.
+    /// The identity that it says; `None` for types that we do not know or data that does not fit
+    /// the type.
     pub fn identity(&self) -> Option<Identity> {
         let data = self.data.as_slice();
         let text = || std::str::from_utf8(data).ok().filter(|text| !text.is_empty()).map(str::to_owned);

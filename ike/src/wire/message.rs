@@ -40,7 +40,8 @@ impl Message {
     /// Reads a datagram without non-ESP marker.
     ///
     /// # Errors
-    /// [`InvalidMessage::MisplacedEncrypted`] if it is encrypted, and whatever else is wrong with it.
+    /// [`InvalidMessage::MisplacedEncrypted`] if it is encrypted, and whatever else is wrong with
+    /// it.
     pub fn decode(datagram: &[u8]) -> Result<Self, InvalidMessage> {
         let mut reader = Reader::new("message", datagram);
         let front = Front::read(&mut reader, datagram.len())?;
@@ -48,7 +49,8 @@ impl Message {
     }
 }
 
-/// The payloads of a message, in order. Of those that may stand once, there is one at most when they were read.
+/// The payloads of a message, in order. Of those that may stand once, there is one at most when
+/// they were read.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Payloads(Vec<Payload>);
 

@@ -8,7 +8,8 @@ use super::reader::{Codec, InvalidMessage, Reader};
 pub struct Notify {
     /// What it says.
     pub kind: NotifyType,
-    /// Protocol of the SA that it is about; [`Protocol::None`] if it is about none or about this IKE SA.
+    /// Protocol of the SA that it is about; [`Protocol::None`] if it is about none or about this
+    /// IKE SA.
     pub protocol: Protocol,
     /// SPI of that SA, or empty.
     pub spi: Vec<u8>,
@@ -27,7 +28,8 @@ impl Notify {
         Self { kind, protocol: Protocol::None, spi: Vec::new(), data }
     }
 
-    /// A notification about an ESP SA, by the SPI with which its sender receives: REKEY_SA, CHILD_SA_NOT_FOUND.
+    /// A notification about an ESP SA, by the SPI with which its sender receives: REKEY_SA,
+    /// CHILD_SA_NOT_FOUND.
     pub fn about_child(kind: NotifyType, spi: u32) -> Self {
         Self { kind, protocol: Protocol::Esp, spi: spi.to_be_bytes().to_vec(), data: Vec::new() }
     }
@@ -88,8 +90,9 @@ impl Codec for Notify {
 }
 
 impl InvalidMessage {
-    /// The notification that answers an authentic request which breaks the rules like this (RFC 7296 2.21): UNSUPPORTED_CRITICAL_PAYLOAD
-    /// with its type, INVALID_MAJOR_VERSION with ours, or INVALID_SYNTAX.
+    /// The notification that answers an authentic request which breaks the rules like this (RFC
+    /// 7296 2.21): UNSUPPORTED_CRITICAL_PAYLOAD with its type, INVALID_MAJOR_VERSION with ours, or
+    /// INVALID_SYNTAX.
     pub fn notify(&self) -> Notify {
         match *self {
             Self::UnsupportedCriticalPayload(kind) => {

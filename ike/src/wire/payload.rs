@@ -125,7 +125,8 @@ impl Payload {
             PayloadType::TrafficSelectorsInitiator => Self::TrafficSelectorsInitiator(read_selectors(contents)?),
             PayloadType::TrafficSelectorsResponder => Self::TrafficSelectorsResponder(read_selectors(contents)?),
             PayloadType::Encrypted | PayloadType::EncryptedFragment => return Err(InvalidMessage::MisplacedEncrypted),
-            // RFC 7296 2.5: the critical bit counts for types that are not understood; those of RFC 7296 itself are.
+            // RFC 7296 2.5: the critical bit counts for types that are not understood; those of RFC
+            // 7296 itself are.
             PayloadType::Unknown(number) if critical => {
                 return Err(InvalidMessage::UnsupportedCriticalPayload(number));
             }

@@ -1,4 +1,5 @@
-//! The outside of an encrypted message: what stands before the ciphertext (RFC 7296 3.14, RFC 7383 2.5).
+//! The outside of an encrypted message: what stands before the ciphertext (RFC 7296 3.14, RFC 7383
+//! 2.5).
 
 use super::header::{Front, HEADER_LEN, Header, set_length};
 use super::message::{GenericHeader, MAX_PAYLOADS};
@@ -39,7 +40,8 @@ impl SealedFront {
         }
     }
 
-    /// Everything before the IV of a message whose body takes `body` octets, at most [`Self::MAX_BODY`]: the associated data (RFC 5282 5.1, RFC 7383 2.5).
+    /// Everything before the IV of a message whose body takes `body` octets, at most
+    /// [`Self::MAX_BODY`]: the associated data (RFC 5282 5.1, RFC 7383 2.5).
     pub(crate) fn encode(self, header: &Header, body: usize) -> Vec<u8> {
         let total_len = self.len().saturating_add(body);
         let mut out = Vec::with_capacity(total_len);

@@ -2,7 +2,8 @@
 
 use super::numbers::PayloadType;
 
-/// How a message breaks RFC 7296 3. Where the message was authentic, the answer is [`InvalidMessage::notify`].
+/// How a message breaks RFC 7296 3. Where the message was authentic, the answer is
+/// [`InvalidMessage::notify`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum InvalidMessage {
     /// Something ends before its contents do.
@@ -62,7 +63,8 @@ pub enum InvalidMessage {
     /// A payload that this message must have is not there.
     #[error("payload {0} is missing")]
     Missing(PayloadType),
-    /// SK or SKF where only payloads in clear can be (RFC 7296 3.14: it is the last payload, and not nested).
+    /// SK or SKF where only payloads in clear can be (RFC 7296 3.14: it is the last payload, and
+    /// not nested).
     #[error("an encrypted payload stands where none can be")]
     MisplacedEncrypted,
     /// An exchange that must be encrypted came in clear.
@@ -180,7 +182,8 @@ impl<'a> Reader<'a> {
         self.array().map(u64::from_be_bytes)
     }
 
-    /// A reader for the contents of a structure whose length field said `stated`, of which `fixed` octets have been read.
+    /// A reader for the contents of a structure whose length field said `stated`, of which `fixed`
+    /// octets have been read.
     pub(crate) fn sub(&mut self, what: &'static str, stated: u16, fixed: usize) -> Result<Reader<'a>, InvalidMessage> {
         let stated = usize::from(stated);
         let left = stated.checked_sub(fixed).ok_or(InvalidMessage::LengthTooSmall { what, stated })?;
@@ -208,11 +211,13 @@ pub(crate) trait Codec: Sized {
     fn read(reader: &mut Reader<'_>) -> Result<Self, InvalidMessage>;
 }
 
-/// Writes a structure whose 16-bit length field stands at `offset` from its start and counts the whole structure.
+/// Writes a structure whose 16-bit length field stands at `offset` from its start and counts the
+/// whole structure.
 pub(crate) fn with_length(out: &mut Vec<u8>, offset: usize, write: impl FnOnce(&mut Vec<u8>)) {
     let start = out.len();
     write(out);
-    // Contents come from bounded parsing or checked configuration, so this never cuts anything; were it otherwise, the lengths still agree.
+    // Contents come from bounded parsing or checked configuration, so this never cuts anything;
+    // were it otherwise, the lengths still agree.
     out.truncate(start.saturating_add(usize::from(u16::MAX)));
     let length = u16::try_from(out.len().saturating_sub(start)).unwrap_or(u16::MAX);
     if let Some(field) = out.get_mut(start.saturating_add(offset)..).and_then(<[u8]>::first_chunk_mut) {

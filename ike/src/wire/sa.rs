@@ -6,7 +6,8 @@ use crate::config::{Aead, Group, Prf};
 
 /// Most proposals of one payload; honest peers send below ten.
 pub const MAX_PROPOSALS: usize = 32;
-/// Most transforms of one payload, all proposals together; honest peers send below a hundred. Strangers make us look through them.
+/// Most transforms of one payload, all proposals together; honest peers send below a hundred.
+/// Strangers make us look through them.
 pub const MAX_TRANSFORMS: usize = 512;
 /// Most transforms of one proposal; the count is one octet.
 const PROPOSAL_TRANSFORMS: usize = 255;
@@ -16,7 +17,8 @@ const MAX_ATTRIBUTES: usize = 8;
 const ATTRIBUTE_KEY_LENGTH: u16 = 14;
 const ATTRIBUTE_SHORT: u16 = 0x8000;
 
-/// One alternative: for each transform type in it, one of the transforms of that type is to be chosen.
+/// One alternative: for each transform type in it, one of the transforms of that type is to be
+/// chosen.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Proposal {
     /// Its number; from 1, in a choice the number of the proposal chosen.
@@ -162,7 +164,8 @@ impl Transform {
         }
     }
 
-    /// "None" of its type: INTEG 0 beside an AEAD, KE 0 (RFC 7296 3.3.2, 3.3.3: the same as leaving the type out).
+    /// "None" of its type: INTEG 0 beside an AEAD, KE 0 (RFC 7296 3.3.2, 3.3.3: the same as leaving
+    /// the type out).
     pub fn is_none(&self) -> bool {
         let optional =
             !matches!(self.kind, TransformType::Encryption | TransformType::Prf | TransformType::SequenceNumbers);
@@ -223,7 +226,8 @@ pub(crate) fn read_proposals(reader: &mut Reader<'_>) -> Result<Vec<Proposal>, I
     Ok(proposals)
 }
 
-/// The next proposal or transform: a list of them goes to the end of what contains it, and each but the last says `more`.
+/// The next proposal or transform: a list of them goes to the end of what contains it, and each but
+/// the last says `more`.
 fn substructure<'a>(
     reader: &mut Reader<'a>,
     what: &'static str,

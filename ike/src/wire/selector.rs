@@ -17,7 +17,8 @@ const TS_IPV6_ADDR_RANGE: u8 = 8;
 pub struct TrafficSelector {
     /// IP protocol; 0 is any.
     pub protocol: u8,
-    /// First port; for ICMP type and code (RFC 7296 3.13.1). 65535 with an end of 0 is OPAQUE: no port at all.
+    /// First port; for ICMP type and code (RFC 7296 3.13.1). 65535 with an end of 0 is OPAQUE: no
+    /// port at all.
     pub start_port: u16,
     /// Last port.
     pub end_port: u16,
@@ -28,7 +29,8 @@ pub struct TrafficSelector {
 }
 
 impl TrafficSelector {
-    /// Any protocol and port of addresses from `start` to `end`; `None` if they are of two families or the wrong way round.
+    /// Any protocol and port of addresses from `start` to `end`; `None` if they are of two families
+    /// or the wrong way round.
     pub fn addresses(start: IpAddr, end: IpAddr) -> Option<Self> {
         let ordered = start <= end && start.is_ipv4() == end.is_ipv4();
         ordered.then_some(Self { protocol: 0, start_port: 0, end_port: u16::MAX, start, end })
@@ -80,7 +82,8 @@ impl TrafficSelector {
         };
         let mut networks = Vec::new();
         while next <= last {
-            // The largest network that starts here is bounded by the alignment of the address and by the end.
+            // The largest network that starts here is bounded by the alignment of the address and
+            // by the end.
             let span = last.saturating_sub(next);
             let by_end = match span.checked_add(1) {
                 Some(count) => count.ilog2(),
@@ -123,8 +126,8 @@ pub(crate) fn encode_selectors(selectors: &[TrafficSelector], out: &mut Vec<u8>)
     }
 }
 
-/// Reads the contents of a Traffic Selector payload. Selectors of other types (labels, RFC 9478) are left out: what is not understood is
-/// not accepted, which is a way of narrowing.
+/// Reads the contents of a Traffic Selector payload. Selectors of other types (labels, RFC 9478)
+/// are left out: what is not understood is not accepted, which is a way of narrowing.
 pub(crate) fn read_selectors(reader: &mut Reader<'_>) -> Result<Vec<TrafficSelector>, InvalidMessage> {
     let stated = reader.u8()?;
     reader.array::<3>()?;

@@ -1,4 +1,5 @@
-//! Two honest ends, and somebody on the way who sees everything and adds to it, but cannot hold anything back.
+//! Two honest ends, and somebody on the way who sees everything and adds to it, but cannot hold
+//! anything back.
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
@@ -72,7 +73,8 @@ impl Way {
         }
     }
 
-    /// Carries everything until nobody has anything to say, with what is added before or after each datagram.
+    /// Carries everything until nobody has anything to say, with what is added before or after each
+    /// datagram.
     fn carry(&mut self, additions: &[Addition], before: bool) {
         let mut additions = additions.iter().cycle();
         let mut queue = self.collect();

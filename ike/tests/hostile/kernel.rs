@@ -1,4 +1,5 @@
-//! What the events of an endpoint come to in a kernel that believes them, and complains where they contradict themselves.
+//! What the events of an endpoint come to in a kernel that believes them, and complains where they
+//! contradict themselves.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;

@@ -1,5 +1,6 @@
-//! A peer that knows the secret and means harm, and a stranger who does not. Whatever they send: nothing panics, events never contradict
-//! themselves, nothing piles up, and in the end nothing is left.
+//! A peer that knows the secret and means harm, and a stranger who does not. Whatever they send:
+//! nothing panics, events never contradict themselves, nothing piles up, and in the end nothing is
+//! left.
 
 mod eavesdropper;
 mod kernel;
@@ -35,7 +36,8 @@ enum Step {
     Wait(u64),
     /// Our owner wants something.
     Owner(u8),
-    /// We rekey the CHILD_SA, and the peer answers; before that it may ask for something of its own.
+    /// We rekey the CHILD_SA, and the peer answers; before that it may ask for something of its
+    /// own.
     Crossing(Option<Vec<Part>>, Vec<Part>),
     /// The peer comes once more, with or without INITIAL_CONTACT.
     Begin(bool),

@@ -1,4 +1,5 @@
-//! The endpoint under attack, and the hostile peer: made of the public parts of the library, so that it can say what no honest endpoint says.
+//! The endpoint under attack, and the hostile peer: made of the public parts of the library, so
+//! that it can say what no honest endpoint says.
 
 use std::cell::Cell;
 use std::collections::VecDeque;
@@ -231,7 +232,8 @@ impl Hostile {
         init(initiator_spi, &key, None).encode()
     }
 
-    /// Begins honestly and proves itself. `None`: we were refused (as happens when the kernel gives no SPI).
+    /// Begins honestly and proves itself. `None`: we were refused (as happens when the kernel gives
+    /// no SPI).
     pub(crate) fn establish(world: &mut World, initial_contact: bool) -> Option<Self> {
         Self::establish_by(PSK, world, initial_contact)
     }
@@ -378,7 +380,8 @@ fn init(spi: u64, key: &KeyPair, cookie: Option<Vec<u8>>) -> Message {
     Message { header, payloads: cookie.into_iter().chain(rest).collect() }
 }
 
-/// Answers everything that the endpoint has sent: IKE_SA_INIT honestly or not, everything after it authentically but with any payloads.
+/// Answers everything that the endpoint has sent: IKE_SA_INIT honestly or not, everything after it
+/// authentically but with any payloads.
 pub(crate) fn answer_anything(
     world: &mut World,
     shape: u8,

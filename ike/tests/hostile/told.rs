@@ -1,4 +1,5 @@
-//! What a person is told of bad packets and of those who cannot prove themselves; that nothing is left of them; and that they cannot fill a log.
+//! What a person is told of bad packets and of those who cannot prove themselves; that nothing is
+//! left of them; and that they cannot fill a log.
 
 use std::time::Duration;
 

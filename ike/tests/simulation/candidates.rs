@@ -1,4 +1,5 @@
-//! Where a peer may be: addresses that are ours, that are somebody else's, and that change all the time.
+//! Where a peer may be: addresses that are ours, that are somebody else's, and that change all the
+//! time.
 
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
@@ -14,7 +15,8 @@ fn at(text: &str) -> SocketAddr {
     SocketAddr::new(text.parse().unwrap(), 4500)
 }
 
-/// Two homes, each with a host at the same private address, each behind a NAT of its own that lets nothing in.
+/// Two homes, each with a host at the same private address, each behind a NAT of its own that lets
+/// nothing in.
 fn two_homes(private: &str, publics: [&str; 2]) -> Pair {
     let [a, b] = publics.map(Nat::new);
     let mut pair = Pair::with_nats(1, Weather::FAIR, Some(a), Some(b));
@@ -34,7 +36,8 @@ fn a_peer_with_our_own_private_address_is_not_looked_for_at_this_node() {
         [("192.168.1.10", ["192.0.2.1", "192.0.2.2"]), ("fd00::10", ["2001:db8:1::1", "2001:db8:2::1"])]
     {
         let mut pair = two_homes(private, publics);
-        // Nothing passes between the two: what is shown is what the public address said, that is nothing.
+        // Nothing passes between the two: what is shown is what the public address said, that is
+        // nothing.
         pair.world.cut = [(pair.a, pair.b), (pair.b, pair.a)].into();
         pair.world.run_for(60 * SECOND);
         let private: IpAddr = private.parse().unwrap();
@@ -50,7 +53,8 @@ fn a_peer_with_our_own_private_address_is_not_looked_for_at_this_node() {
 fn two_homes_with_the_same_private_address_find_each_other_by_the_public_ones() {
     let mut pair = two_homes("192.168.1.10", ["192.0.2.1", "192.0.2.2"]);
     pair.world.run_for(SECOND);
-    // Both have sent outwards now, so both NATs let the other's next one in: endpoint-independent mappings and filters, as RFC 4787 wants them.
+    // Both have sent outwards now, so both NATs let the other's next one in: endpoint-independent
+    // mappings and filters, as RFC 4787 wants them.
     let mapped: Vec<SocketAddr> = ["192.0.2.1", "192.0.2.2"]
         .map(|nat| {
             pair.world

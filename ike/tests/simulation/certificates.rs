@@ -262,7 +262,8 @@ fn with(mut auth: Auth, change: impl FnOnce(&mut CertificateAuth)) -> Auth {
     auth
 }
 
-/// What a node has after its authority was rolled over from `old` to `new`: a certificate of the new one, with the way to it from the old one.
+/// What a node has after its authority was rolled over from `old` to `new`: a certificate of the
+/// new one, with the way to it from the old one.
 fn rolled_over(name: &str, old: &Authority, new: &Authority) -> Auth {
     with(new.certify(name, &PKCS_ED25519), |auth| {
         auth.chain.push(old.cross(new));
@@ -302,7 +303,8 @@ fn a_rollover_of_the_authority_under_running_tunnels_drops_nothing() {
         let (a_name, b_name) = (pair.a_name.clone(), pair.b_name.clone());
         let retired = |auth: Auth| with(auth, |auth| auth.trust_anchors.truncate(1));
         let (a, b) = (rolled_over("a.example", &old, &new), rolled_over("b.example", &old, &new));
-        // One end after the other learns of the new authority, has a new certificate, and learns that the old authority is retired.
+        // One end after the other learns of the new authority, has a new certificate, and learns
+        // that the old authority is retired.
         for (of_a, auth) in [(true, a.clone()), (false, b.clone()), (true, retired(a)), (false, retired(b))] {
             if of_a {
                 pair.a_config.auth = auth;

@@ -1,4 +1,5 @@
-//! A model of what the owner does in the kernel. It carries out events to the letter and refuses those that do not fit.
+//! A model of what the owner does in the kernel. It carries out events to the letter and refuses
+//! those that do not fit.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;

@@ -74,7 +74,8 @@ fn no_level_of_the_log_shows_a_secret_or_a_key() {
     let mut secrets = vec![Secret::new(PSK.to_vec()), Secret::new(wrong.to_vec())];
     for auth in &certified {
         let Auth::Certificate(auth) = auth else { panic!("no certificate") };
-        // The second half of the seed in PKCS#8 (RFC 8410 7): what comes before is the same in every key.
+        // The second half of the seed in PKCS#8 (RFC 8410 7): what comes before is the same in
+        // every key.
         secrets.push(Secret::new(auth.key.expose()[32..48].to_vec()));
     }
     tracing::subscriber::with_default(subscriber, || {

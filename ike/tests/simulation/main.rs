@@ -1,5 +1,6 @@
-//! Whole networks of endpoints in one thread, from a seed: loss, reordering, duplication, NAT, hostile datagrams. A model of the kernel carries
-//! out every event and checks that no packet finds itself without an SA.
+//! Whole networks of endpoints in one thread, from a seed: loss, reordering, duplication, NAT,
+//! hostile datagrams. A model of the kernel carries out every event and checks that no packet finds
+//! itself without an SA.
 #![allow(missing_docs, unreachable_pub)]
 
 mod candidates;

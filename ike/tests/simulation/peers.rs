@@ -107,7 +107,8 @@ impl Pair {
         self.start_a();
     }
 
-    /// `a` tries for a while, in vain. Once it has given up nothing is left at either end, and nothing that could be read meanwhile shows the secret.
+    /// `a` tries for a while, in vain. Once it has given up nothing is left at either end, and
+    /// nothing that could be read meanwhile shows the secret.
     pub fn refused(mut self) -> Refused {
         self.start();
         self.world.run_for(20 * SECOND);
@@ -126,7 +127,8 @@ impl Pair {
         Refused { a: Told(a.told()), b: Told(b.told()), world: self.world }
     }
 
-    /// Time passes with traffic both ways; from the first packet of a direction on, every one has to arrive.
+    /// Time passes with traffic both ways; from the first packet of a direction on, every one has
+    /// to arrive.
     pub fn traffic(&mut self, time: Duration) {
         self.world.watch = true;
         let (a_name, b_name) = (self.a_name.clone(), self.b_name.clone());

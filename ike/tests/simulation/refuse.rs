@@ -1,4 +1,5 @@
-//! What does not fit is refused at both ends, with an error that tells which, and leaves nothing behind.
+//! What does not fit is refused at both ends, with an error that tells which, and leaves nothing
+//! behind.
 
 use std::time::Duration;
 

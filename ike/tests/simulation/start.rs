@@ -57,7 +57,8 @@ fn of_two_ike_sas_begun_at_once_the_one_begun_by_the_smaller_identity_stays() {
 fn both_ends_starting_at_once_in_a_storm_end_with_one_ike_sa_and_no_gap() {
     for seed in 0..120 {
         let mut pair = Pair::new(seed, Weather::STORM).both(|config| {
-            // Patience: that an IKE SA is given up in a storm is right, but not what is looked at here.
+            // Patience: that an IKE SA is given up in a storm is right, but not what is looked at
+            // here.
             config.timing.transmissions = 10;
         });
         pair.start_b();

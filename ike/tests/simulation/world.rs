@@ -1,4 +1,5 @@
-//! Many endpoints, one clock, one thread: datagrams are delayed, lost, doubled, reordered and translated, all from one seed.
+//! Many endpoints, one clock, one thread: datagrams are delayed, lost, doubled, reordered and
+//! translated, all from one seed.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
@@ -291,7 +292,8 @@ impl World {
 
     fn land(&mut self, packet: Packet) {
         let Packet { from, to, payload } = packet;
-        // A host's own address leads nowhere else, also behind a NAT where others have the same one.
+        // A host's own address leads nowhere else, also behind a NAT where others have the same
+        // one.
         let itself = self.nodes.iter().position(|node| node.host.address == to.ip() && from.ip() == to.ip());
         let place = itself.or_else(|| {
             self.nodes.iter().position(|node| match &node.nat {
@@ -413,7 +415,8 @@ impl World {
         lines.iter().map(|(at, line)| format!("\n  {at:?} {line}")).collect()
     }
 
-    /// Nothing is left that should have gone: reserved SPIs, IKE SAs beyond one for each peer, CHILD_SAs beyond one.
+    /// Nothing is left that should have gone: reserved SPIs, IKE SAs beyond one for each peer,
+    /// CHILD_SAs beyond one.
     pub fn assert_tidy(&self) {
         for (index, node) in self.nodes.iter().enumerate().filter(|(_, node)| !node.down) {
             assert!(node.host.kernel.reserved.is_empty(), "node {index} has reserved SPIs left");

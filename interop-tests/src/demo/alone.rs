@@ -74,7 +74,8 @@ pub(super) fn without_the_cloud(world: &World, pods: &Pods) -> Result<()> {
 pub(super) fn the_end_of_a2(world: &World, pods: &Pods) -> Result<()> {
     let checks = &world.checks;
     checks.part("End: a2 leaves its community, then the cluster");
-    // All of them: one that still waits before its next attempt hears of what follows only then, with the quarantine over.
+    // All of them: one that still waits before its next attempt hears of what follows only then,
+    // with the quarantine over.
     checks.comes_true("the agents find the controller again", "*.edge-agent.log", PATIENCE, || {
         for node in NODES {
             let status = world.status(node)?;

@@ -95,7 +95,8 @@ pub(super) fn growth(world: &World, pods: &Pods) -> Result<Vec<DemoPod>> {
             ensure!(ping.received() > 0, "no answer yet");
             Ok(())
         })?;
-        // Until an address is needed that the segments of the beginning, less those kept as spare, do not hold.
+        // Until an address is needed that the segments of the beginning, less those kept as spare,
+        // do not hold.
         let mut last;
         loop {
             ensure!(made.len() < 60, "60 pods and the ledger has not grown");

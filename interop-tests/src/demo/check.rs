@@ -43,7 +43,8 @@ impl Checks {
         eprintln!("{:7.2}s    .. {what}", self.elapsed().as_secs_f64());
     }
 
-    /// Checks `what` at once. `look` says where to look if it does not hold; what the probe returns is shown behind the check.
+    /// Checks `what` at once. `look` says where to look if it does not hold; what the probe returns
+    /// is shown behind the check.
     ///
     /// # Errors
     /// When the probe fails: what was expected, what was seen, where to look.

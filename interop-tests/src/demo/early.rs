@@ -5,7 +5,8 @@ use anyhow::{Result, ensure};
 use super::pod::{DemoPod, answered};
 use super::world::{EDGES, World};
 
-/// Segments that an administrator wrote into the plugin's configuration, from the reserved half of the ranges.
+/// Segments that an administrator wrote into the plugin's configuration, from the reserved half of
+/// the ranges.
 const EARLY: [[&str; 2]; 4] = [
     ["10.77.0.128/29", "fd77::8000/120"],
     ["10.77.0.136/29", "fd77::8100/120"],

@@ -1,5 +1,6 @@
-//! A host on an edge's LAN gets nowhere by routing through the edge, pods reach the outside, and other programs' rules are coped with or named: in the
-//! demo's network, with real tunnels, both families, with and without another program that masquerades all that it forwards.
+//! A host on an edge's LAN gets nowhere by routing through the edge, pods reach the outside, and
+//! other programs' rules are coped with or named: in the demo's network, with real tunnels, both
+//! families, with and without another program that masquerades all that it forwards.
 
 use std::net::IpAddr;
 use std::time::Duration;
@@ -182,7 +183,8 @@ impl<'a> Ground<'a> {
         })
     }
 
-    /// Under the sources of a local pod, of a remote pod and of the cloud: towards a1's pod, a2's, and a1 itself.
+    /// Under the sources of a local pod, of a remote pod and of the cloud: towards a1's pod, a2's,
+    /// and a1 itself.
     fn lan_host_cannot_pose(&self, others: &str) -> Result<()> {
         let world = self.world;
         let sources = [self.own.map(beside), self.far.map(beside), self.cloud.map(beside)].concat();
@@ -321,7 +323,8 @@ impl<'a> Ground<'a> {
         })
     }
 
-    /// A cloud node's own process has no address that an edge would let in, but those of the cloud's CNI.
+    /// A cloud node's own process has no address that an edge would let in, but those of the
+    /// cloud's CNI.
     fn cloud_nodes(&self) -> Result<()> {
         self.world.checks.part("The cloud");
         let node = self.world.node("cloud-2");

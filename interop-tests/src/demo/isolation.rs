@@ -161,7 +161,8 @@ fn hostile_member(world: &World, pods: &Pods) -> Result<()> {
         .find(|state| state.reqid == reqid && state.src.to_string().starts_with("192.168.1."))
         .context("a2 has no SA towards a1")?;
     let selectors = format!("src {source}/32 dst {target}/32");
-    // Its agent would remove a policy that bears our mark and is not wanted; a hostile member has no agent.
+    // Its agent would remove a policy that bears our mark and is not wanted; a hostile member has
+    // no agent.
     world.end("edge-a2", Signal::KILL)?;
     host.sh("nft 'delete table bridge edge-cni; delete table inet edge-cni'")?;
     host.sh(&format!(
@@ -216,7 +217,8 @@ fn neighbour(world: &World, pods: &Pods) -> Result<()> {
         },
     )?;
     neighbour.sh(&format!("ip addr del {source}/32 dev lo && ip route del {target}/32"))?;
-    // The neighbour's packets are on a1's wire, in clear, by intent: they are not ours to answer for.
+    // The neighbour's packets are on a1's wire, in clear, by intent: they are not ours to answer
+    // for.
     world.look_at_the_wire().map(drop)
 }
 
@@ -246,7 +248,8 @@ fn killed_agents(world: &World, pods: &Pods) -> Result<()> {
 pub(super) fn joining_and_leaving(world: &World, pods: &Pods) -> Result<()> {
     let (b1, a1) = (pods.of("edge-b1"), pods.of("edge-a1"));
     let address: IpAddr = a1.v4.context("a1's pod has an IPv4 address")?.into();
-    // Running before, so that the first answer is seen when it comes: a lone request that is too early only waits out its time.
+    // Running before, so that the first answer is seen when it comes: a lone request that is too
+    // early only waits out its time.
     let ping = Ping::start(&b1.pod, &address.to_string(), Duration::from_millis(50))?;
     let began = Instant::now();
     world.label("edge-b1", "fabedge/edge-community=alpha")?;

@@ -1,5 +1,6 @@
-//! The demo's communities once more, with a real API server on cloud-1: nodes are its Node objects, labelled by kubectl, and the controller keeps
-//! everything in its custom resources, with exactly the rights that `deploy/` gives.
+//! The demo's communities once more, with a real API server on cloud-1: nodes are its Node objects,
+//! labelled by kubectl, and the controller keeps everything in its custom resources, with exactly
+//! the rights that `deploy/` gives.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -26,7 +27,8 @@ pub(super) struct Kubernetes {
 }
 
 impl Kubernetes {
-    /// Starts it on a host, with our resources, the controller's rights and account, and a Node object for each node.
+    /// Starts it on a host, with our resources, the controller's rights and account, and a Node
+    /// object for each node.
     ///
     /// # Errors
     /// When it does not come up, or refuses what `deploy/` holds.

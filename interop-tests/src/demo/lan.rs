@@ -27,7 +27,8 @@ pub(super) fn no_way_in_but_a_way_out(world: &World, pods: &Pods) -> Result<()> 
     pods_reach_the_internet(world, pods)
 }
 
-/// The neighbour routes everything of ours through a1, which forwards, and on which a foreign rule masquerades what is forwarded.
+/// The neighbour routes everything of ours through a1, which forwards, and on which a foreign rule
+/// masquerades what is forwarded.
 fn lan_host_reaches_nothing(world: &World, pods: &Pods) -> Result<()> {
     let neighbour = world.node("neighbour");
     route_through_a1(neighbour, "add")?;
@@ -51,7 +52,8 @@ fn lan_host_reaches_nothing(world: &World, pods: &Pods) -> Result<()> {
     world.look_at_the_wire().map(drop)
 }
 
-/// As above, with the address of a1's own pod as source: its packets must not be encrypted as the pod's.
+/// As above, with the address of a1's own pod as source: its packets must not be encrypted as the
+/// pod's.
 fn lan_host_poses_as_a_local_pod(world: &World, pods: &Pods) -> Result<()> {
     let neighbour = world.node("neighbour");
     route_through_a1(neighbour, "add")?;

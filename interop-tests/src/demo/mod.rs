@@ -3,10 +3,12 @@
 //! - `world`: the network, its routers' captures, starting and ending programs.
 //! - `cloud`, `pod`, `status`: the operator's, the runtime's and a script's way to the programs.
 //! - `wire`: what the captures hold. `check`: claims, counted.
-//! - `kubernetes`: the same with nodes, labels and segments in a real API server; `rollover`: another authority takes over;
-//!   `undisturbed`: what must go on meanwhile.
-//! - `firewall`: a scenario of its own in the same network: who gets nowhere by routing through an edge, and what others' rules do.
-//! - `early`, `reach`, `lan`, `isolation` with `posing`, `truth`, `change`, `alone`: the parts, in order.
+//! - `kubernetes`: the same with nodes, labels and segments in a real API server; `rollover`:
+//!   another authority takes over; `undisturbed`: what must go on meanwhile.
+//! - `firewall`: a scenario of its own in the same network: who gets nowhere by routing through an
+//!   edge, and what others' rules do.
+//! - `early`, `reach`, `lan`, `isolation` with `posing`, `truth`, `change`, `alone`: the parts, in
+//!   order.
 
 mod alone;
 mod change;
@@ -55,7 +57,8 @@ pub const KUBERNETES: Scenario = Scenario {
     run: kubernetes::run,
 };
 
-/// Runs the demo for a person: its steps and the end on standard error, exit status 1 if a check did not hold.
+/// Runs the demo for a person: its steps and the end on standard error, exit status 1 if a check
+/// did not hold.
 ///
 /// # Errors
 /// When there is no lab to be had or the programs do not build.

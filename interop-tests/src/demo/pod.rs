@@ -47,7 +47,8 @@ impl DemoPod {
 }
 
 impl World<'_> {
-    /// The network configuration that a runtime makes of the installed list: the first plugin, with the list's name and version.
+    /// The network configuration that a runtime makes of the installed list: the first plugin, with
+    /// the list's name and version.
     fn network_configuration(&self, node: &str) -> Result<Value> {
         let list: Value = serde_json::from_str(&self.node(node).read(CONFLIST)?)?;
         let mut plugin = list["plugins"][0].clone();

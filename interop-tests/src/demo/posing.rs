@@ -13,8 +13,9 @@ use crate::topology::{Ping, Place};
 /// The node with both pods.
 const NODE: &str = "edge-c1";
 
-/// A second pod on c1 takes the first one's addresses, then its MAC address as well, and talks as much as it can; nothing of the first one's
-/// reaches it, and the first one's traffic with the cloud goes on.
+/// A second pod on c1 takes the first one's addresses, then its MAC address as well, and talks as
+/// much as it can; nothing of the first one's reaches it, and the first one's traffic with the
+/// cloud goes on.
 ///
 /// # Errors
 /// The first check that does not hold.
@@ -61,7 +62,8 @@ fn take(thief: &DemoPod, address: IpAddr) -> Result<()> {
     talk(&thief.pod, address)
 }
 
-/// Asks the gateway, from that address: the question for its MAC address names the sender's, which neighbours learn from.
+/// Asks the gateway, from that address: the question for its MAC address names the sender's, which
+/// neighbours learn from.
 fn talk(pod: &Place, source: IpAddr) -> Result<()> {
     let gateway = match source {
         IpAddr::V4(address) => IpAddr::from((u32::from(address) & !7 | 1).to_be_bytes()),

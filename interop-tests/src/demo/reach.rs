@@ -170,7 +170,8 @@ fn published_port(world: &World, pods: &Pods) -> Result<()> {
     })
 }
 
-/// What was on the wires since the last look: ESP under SPIs that the kernels show, IKE, the controller's TLS, housekeeping.
+/// What was on the wires since the last look: ESP under SPIs that the kernels show, IKE, the
+/// controller's TLS, housekeeping.
 ///
 /// # Errors
 /// When anything else was there.

@@ -1,4 +1,5 @@
-//! Another authority takes over, and the first one is retired: no tunnel drops, and tunnels come up anew with what the new one has signed.
+//! Another authority takes over, and the first one is retired: no tunnel drops, and tunnels come up
+//! anew with what the new one has signed.
 
 use std::time::Duration;
 

@@ -1,4 +1,5 @@
-//! What must go on while something else happens: a1's pod reaches a2's without a loss, through the very same SAs.
+//! What must go on while something else happens: a1's pod reaches a2's without a loss, through the
+//! very same SAs.
 
 use std::collections::BTreeSet;
 use std::time::Duration;

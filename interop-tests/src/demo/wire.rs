@@ -1,4 +1,5 @@
-//! What a router saw: every captured frame put into one of a few kinds, and no kind for what must not be there.
+//! What a router saw: every captured frame put into one of a few kinds, and no kind for what must
+//! not be there.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -25,9 +26,11 @@ pub(super) enum Kind {
     Keepalive,
     /// TCP from or to the controller's port.
     Controller,
-    /// ARP, neighbour discovery, multicast reports, ICMP errors and redirects between addresses that are not pods'.
+    /// ARP, neighbour discovery, multicast reports, ICMP errors and redirects between addresses
+    /// that are not pods'.
     Housekeeping,
-    /// An echo between such addresses: the demo's own mark that everything before it has been captured.
+    /// An echo between such addresses: the demo's own mark that everything before it has been
+    /// captured.
     Mark,
     /// A pod's or cluster address in clear.
     Clear {
@@ -60,7 +63,8 @@ pub(super) struct Seen {
 }
 
 impl Seen {
-    /// Reads a capture file from frame number `skip` on (the first is 0). A last record that tcpdump had not finished is left out.
+    /// Reads a capture file from frame number `skip` on (the first is 0). A last record that
+    /// tcpdump had not finished is left out.
     ///
     /// # Errors
     /// When the file cannot be read or is no capture of Ethernet frames.
@@ -186,7 +190,8 @@ fn classify(frame: &[u8], known: &Known) -> Kind {
         },
         Some(TransportSlice::Igmp(_)) => Kind::Housekeeping,
         Some(TransportSlice::Tcp(_)) => stranger(from, to, "TCP"),
-        // Multicast listener reports stand behind a hop-by-hop option; a fragment's ports are in its first part.
+        // Multicast listener reports stand behind a hop-by-hop option; a fragment's ports are in
+        // its first part.
         None if to.is_multicast() => Kind::Housekeeping,
         None => stranger(from, to, "neither UDP, TCP nor ICMP, or a fragment"),
     }

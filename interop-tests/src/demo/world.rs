@@ -19,7 +19,8 @@ pub(super) const EDGES: [&str; 4] = ["edge-a1", "edge-a2", "edge-b1", "edge-c1"]
 /// All nodes that run an agent.
 pub(super) const NODES: [&str; 6] = ["cloud-1", "cloud-2", "edge-a1", "edge-a2", "edge-b1", "edge-c1"];
 
-/// Ranges from which segments are cut. The upper half of each is reserved: pods that exist before any agent live there.
+/// Ranges from which segments are cut. The upper half of each is reserved: pods that exist before
+/// any agent live there.
 pub(super) const CLUSTER_RANGES: [&str; 2] = ["10.77.0.0/24", "fd77::/112"];
 
 /// Networks of the cloud's own CNI, which the hub fronts.
@@ -44,7 +45,8 @@ const WATCHED: [(&str, &str, &str); 9] = [
     ("r-c1", "isp", "203.0.113.1"),
 ];
 
-/// Which router stands before an edge node: its name, its addresses on the internet, and the node's addresses behind it, a family each.
+/// Which router stands before an edge node: its name, its addresses on the internet, and the node's
+/// addresses behind it, a family each.
 pub(super) struct Site {
     /// The router.
     pub(super) router: &'static str,
@@ -234,8 +236,8 @@ impl<'lab> World<'lab> {
         Ok(())
     }
 
-    /// Makes every router forward packets for a segment towards the node that holds it, as far as families allow: only our own
-    /// policies are to keep what must be kept.
+    /// Makes every router forward packets for a segment towards the node that holds it, as far as
+    /// families allow: only our own policies are to keep what must be kept.
     ///
     /// # Errors
     /// When the kernel refuses a route.

@@ -43,7 +43,8 @@ impl Guest {
     /// # Errors
     /// When it cannot be started.
     pub fn start(backend: &Backend, spec: &Spec, output: Output) -> Result<Self> {
-        // Neither the path of this folder nor that of the program in it has a blank: both go over the kernel's command line.
+        // Neither the path of this folder nor that of the program in it has a blank: both go over
+        // the kernel's command line.
         let dir = tempfile::Builder::new().prefix("edge-lab-").tempdir_in("/tmp")?;
         fs::write(dir.path().join("spec.json"), serde_json::to_vec(spec)?)?;
         std::os::unix::fs::symlink(std::env::current_exe()?, dir.path().join("init"))?;
@@ -206,7 +207,8 @@ fn carry(from: OwnedFd, mut to: impl Write + Send + 'static) -> JoinHandle<()> {
     })
 }
 
-/// Where the guest's memory lies: shared memory where there is enough (containers often get 64 MiB of it), else the disk.
+/// Where the guest's memory lies: shared memory where there is enough (containers often get 64 MiB
+/// of it), else the disk.
 fn memory_folder() -> PathBuf {
     let shm = Path::new("/dev/shm");
     let enough = rustix::fs::statvfs(shm).is_ok_and(|fs| fs.f_frsize.saturating_mul(fs.f_bavail) >= MEMORY_MIB << 20);

@@ -14,7 +14,8 @@ use super::Spec;
 
 /// Runs as `init` of the guest. `dir` is the boot's folder, which holds the [`Spec`].
 ///
-/// Never returns: the guest is powered off, whatever happened; the host reads what went wrong from the console.
+/// Never returns: the guest is powered off, whatever happened; the host reads what went wrong from
+/// the console.
 pub fn main(dir: &Path) -> std::process::ExitCode {
     if let Err(error) = run(dir) {
         eprintln!("lab guest: {error:#}");

@@ -15,7 +15,8 @@ pub enum Backend {
     Host,
 }
 
-/// Chooses a backend, or takes the forced one (`uml` or `host`), and says on standard error which and why.
+/// Chooses a backend, or takes the forced one (`uml` or `host`), and says on standard error which
+/// and why.
 ///
 /// # Errors
 /// When the forced one cannot be had, or the lab kernel cannot be built.
@@ -43,7 +44,8 @@ pub fn choose(forced: Option<&str>) -> Result<Backend> {
     }
 }
 
-/// In a mount namespace of our own on the host: writes below the folders that lab programs write to are kept in memory.
+/// In a mount namespace of our own on the host: writes below the folders that lab programs write to
+/// are kept in memory.
 pub(super) fn protect_host() -> Result<()> {
     mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)?;
     mount("tmpfs", "/run", "tmpfs", MountFlags::empty(), c"mode=0755")?;

@@ -9,7 +9,8 @@ use crate::runner::Outcome;
 /// One boot's work.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Spec {
-    /// Folders of the host that the guest may write to, at the same path; everything else it writes is forgotten.
+    /// Folders of the host that the guest may write to, at the same path; everything else it writes
+    /// is forgotten.
     pub writable: Vec<PathBuf>,
     /// Where the job starts.
     pub cwd: PathBuf,
@@ -61,7 +62,8 @@ pub enum Event {
     },
     /// The job is over; nothing follows.
     Exit {
-        /// Exit status of the job, as a shell counts it (128 and the signal for a program that was killed).
+        /// Exit status of the job, as a shell counts it (128 and the signal for a program that was
+        /// killed).
         status: i32,
     },
     /// The job could not be begun.

@@ -1,4 +1,5 @@
-//! What runs a job: the same program in the guest (over serial lines) and in namespaces of the host (over inherited pipes).
+//! What runs a job: the same program in the guest (over serial lines) and in namespaces of the host
+//! (over inherited pipes).
 
 use std::fs::{self, File};
 use std::io::{Read, Write};
@@ -88,7 +89,8 @@ fn exec(spec: &Spec, argv: &[String], wiring: Wiring) -> Result<ExitStatus> {
     if !matches!(wiring, Wiring::Lines) {
         return command.status().with_context(|| format!("{name} cannot be run"));
     }
-    // A pipe in between: programs see no terminal, and all they wrote has been passed on before the status is told.
+    // A pipe in between: programs see no terminal, and all they wrote has been passed on before the
+    // status is told.
     let mut child = command
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
@@ -133,7 +135,8 @@ impl Wiring {
     }
 }
 
-/// A session of its own, with the guest's end of the terminal as the controlling one, so that job control works in a shell.
+/// A session of its own, with the guest's end of the terminal as the controlling one, so that job
+/// control works in a shell.
 fn on_terminal(argv: &[String], window: Option<(u16, u16)>) -> Result<Command> {
     let line = tty::open(tty::STDOUT)?;
     if let Some((rows, columns)) = window {

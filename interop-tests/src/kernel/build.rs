@@ -77,7 +77,8 @@ fn make(source: &Path, out: &Path, log: &Path, args: &[&str], progress: &mut Pro
     Ok(())
 }
 
-/// Kconfig drops silently what it does not know or cannot have: a lab without ESP would only be noticed by its scenarios.
+/// Kconfig drops silently what it does not know or cannot have: a lab without ESP would only be
+/// noticed by its scenarios.
 fn require_options(config: &str, options: &str) -> Result<()> {
     let have: std::collections::HashSet<_> = config.lines().collect();
     let lost: Vec<_> = options.lines().filter(|line| line.starts_with("CONFIG_") && !have.contains(line)).collect();

@@ -1,7 +1,8 @@
 //! The lab kernel: Debian's newest `linux-source` built as User-Mode Linux, once per machine.
 //!
-//! It lives under `$XDG_CACHE_HOME/edge-cni/lab-kernel/VERSION-OPTIONS/linux`, where `OPTIONS` is a hash of `lab.config`, so that
-//! a changed option means a new kernel and an unchanged one is never built twice.
+//! It lives under `$XDG_CACHE_HOME/edge-cni/lab-kernel/VERSION-OPTIONS/linux`, where `OPTIONS` is a
+//! hash of `lab.config`, so that a changed option means a new kernel and an unchanged one is never
+//! built twice.
 
 mod build;
 mod cache;
@@ -11,7 +12,8 @@ use std::path::PathBuf;
 
 use anyhow::{Context as _, Result, bail};
 
-/// Environment variable that names a ready User-Mode Linux binary, for machines that cannot build one.
+/// Environment variable that names a ready User-Mode Linux binary, for machines that cannot build
+/// one.
 pub const OVERRIDE: &str = "EDGE_LAB_KERNEL";
 
 /// The kernel options on top of `allnoconfig`.
@@ -22,7 +24,8 @@ const OPTIONS: &str = include_str!("../../lab.config");
 /// With `update` the package archive is asked for a newer version even if a kernel is there.
 ///
 /// # Errors
-/// When a tool is missing, the archive cannot be reached or the build fails; the message says what to do.
+/// When a tool is missing, the archive cannot be reached or the build fails; the message says what
+/// to do.
 pub fn ensure(update: bool) -> Result<PathBuf> {
     if let Some(path) = std::env::var_os(OVERRIDE) {
         let path = PathBuf::from(path);

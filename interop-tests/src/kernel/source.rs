@@ -1,4 +1,5 @@
-//! The kernel's source: the package that sid's `linux-source` names, fetched beside the machine's own apt, which stays untouched.
+//! The kernel's source: the package that sid's `linux-source` names, fetched beside the machine's
+//! own apt, which stays untouched.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -76,7 +77,8 @@ fn apt_command(program: &str, apt: &Path) -> Command {
     ] {
         command.arg("-o").arg(format!("{key}={}", value.display()));
     }
-    // An index past its date is still good for a source that is checked by its signature; the sandbox user cannot write here.
+    // An index past its date is still good for a source that is checked by its signature; the
+    // sandbox user cannot write here.
     command.args(["-o", "Acquire::Check-Valid-Until=false"]);
     command.args(["-o", "Acquire::Languages=none"]);
     command.args(["-o", "APT::Sandbox::User="]);

@@ -109,7 +109,8 @@ fn link_flags(release: &str) -> String {
     flags
 }
 
-/// Runs `go` in the module, `said` hearing each line; everything it fetches and makes stays below `scratch`.
+/// Runs `go` in the module, `said` hearing each line; everything it fetches and makes stays below
+/// `scratch`.
 fn run(go: &Path, scratch: &Path, args: &[&str], mut said: impl FnMut(&str)) -> Result<()> {
     let mut child = Command::new(go)
         .args(args)

@@ -28,11 +28,13 @@ pub(super) struct Daemon {
 }
 
 impl Daemon {
-    /// Starts the program; what it says is appended to `log`, so that the log of one that was restarted tells the whole story.
+    /// Starts the program; what it says is appended to `log`, so that the log of one that was
+    /// restarted tells the whole story.
     pub(super) fn start(name: &'static str, log: &Path, words: &[impl AsRef<OsStr>], folder: &Path) -> Result<Self> {
         let file = File::options().create(true).append(true).open(log)?;
         let begins = file.metadata()?.len();
-        // setpriv: it does not outlive us, however we end. A process group: an interrupt typed at the test is not meant for it.
+        // setpriv: it does not outlive us, however we end. A process group: an interrupt typed at
+        // the test is not meant for it.
         let mut command = Command::new("setpriv");
         command
             .args(["--pdeathsig", "KILL", "--"])
@@ -108,8 +110,8 @@ impl Drop for Daemon {
 
 type Order = (Command, SyncSender<std::io::Result<Child>>);
 
-/// Starts a program from a thread that lives as long as this process: the death signal speaks of the thread that started the program,
-/// and a test's thread ends with the test.
+/// Starts a program from a thread that lives as long as this process: the death signal speaks of
+/// the thread that started the program, and a test's thread ends with the test.
 fn spawn(command: Command) -> Result<Child> {
     static KEEPER: LazyLock<Mutex<Sender<Order>>> = LazyLock::new(|| {
         let (orders, inbox) = mpsc::channel::<Order>();
@@ -138,7 +140,8 @@ pub(super) struct Folder {
 impl Folder {
     pub(super) fn new_in(parent: &Path) -> Result<Self> {
         let folder = tempfile::Builder::new().prefix("edge-kube-").tempdir_in(parent)?;
-        // It sees the end of its input when we drop the pipe, and when we die. Files may still appear while the programs are dying.
+        // It sees the end of its input when we drop the pipe, and when we die. Files may still
+        // appear while the programs are dying.
         let script = "trap '' INT TERM HUP; cat >/dev/null; until rm -rf -- \"$1\"; do sleep 0.1; done 2>/dev/null";
         let janitor = Command::new("sh")
             .args(["-c", script, "sh"])

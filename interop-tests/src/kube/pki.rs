@@ -43,7 +43,8 @@ impl Authority {
         self.sign(params, ExtendedKeyUsagePurpose::ServerAuth)
     }
 
-    /// A client: the API server takes its common name for the user and its organisation for a group.
+    /// A client: the API server takes its common name for the user and its organisation for a
+    /// group.
     pub(super) fn client(&self, user: &str, group: Option<&str>) -> Result<Credentials> {
         let mut params = CertificateParams::new(Vec::new())?;
         params.distinguished_name.push(DnType::CommonName, user);

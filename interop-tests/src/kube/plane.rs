@@ -15,7 +15,8 @@ use super::pki::{Authority, Proof, kubeconfig, token_keys};
 use super::port::Port;
 use super::programs::{Helpers, Programs};
 
-/// etcd's sockets, which lie in the control plane's private folder: it wants them to look like host and port.
+/// etcd's sockets, which lie in the control plane's private folder: it wants them to look like host
+/// and port.
 const ETCD_CLIENTS: &str = "unix://etcd:1";
 const ETCD_PEERS: &str = "unix://etcd:2";
 
@@ -37,16 +38,18 @@ pub enum Storage {
 pub struct Options {
     /// Where etcd keeps its data.
     pub storage: Storage,
-    /// Further flags of `kube-apiserver`; a flag that is repeated counts as said last. `--watch-cache=false` makes it forget at once
-    /// what etcd forgets.
+    /// Further flags of `kube-apiserver`; a flag that is repeated counts as said last.
+    /// `--watch-cache=false` makes it forget at once what etcd forgets.
     pub api_server: Vec<String>,
-    /// Words before each program, such as those that enter the namespaces of a lab's host. The programs' folder must be seen from there.
+    /// Words before each program, such as those that enter the namespaces of a lab's host. The
+    /// programs' folder must be seen from there.
     pub prefix: Vec<OsString>,
     /// A folder for logs, which is emptied first; by default the name's below `target/kube-logs`.
     pub logs: Option<PathBuf>,
 }
 
-/// A running control plane. Everything it started ends when it is dropped, and when this process ends, however it ends.
+/// A running control plane. Everything it started ends when it is dropped, and when this process
+/// ends, however it ends.
 #[derive(Debug)]
 pub struct ControlPlane {
     options: Options,
@@ -77,10 +80,12 @@ impl ControlPlane {
         Self::start_with(name, Options::default())
     }
 
-    /// Starts one, and waits until it is ready. Any number may run at once, each under a name of its own.
+    /// Starts one, and waits until it is ready. Any number may run at once, each under a name of
+    /// its own.
     ///
     /// # Errors
-    /// When a program is missing, or ends, or is not ready in time; the message has its last words and the path of its log.
+    /// When a program is missing, or ends, or is not ready in time; the message has its last words
+    /// and the path of its log.
     pub fn start_with(name: &str, options: Options) -> Result<Self> {
         let programs = super::ensure()?;
         let helpers = Helpers::find()?;
@@ -149,7 +154,8 @@ impl ControlPlane {
         &self.kubeconfig
     }
 
-    /// A kubeconfig of a user with a client certificate, who has only the rights that somebody grants.
+    /// A kubeconfig of a user with a client certificate, who has only the rights that somebody
+    /// grants.
     ///
     /// # Errors
     /// When it cannot be written.
@@ -213,7 +219,8 @@ impl ControlPlane {
         self.apply(file.path())
     }
 
-    /// Starts the API server, which was stopped or killed, with the same address and data, and waits until it is ready.
+    /// Starts the API server, which was stopped or killed, with the same address and data, and
+    /// waits until it is ready.
     ///
     /// # Errors
     /// When it runs, or does not become ready.
@@ -310,9 +317,11 @@ impl ControlPlane {
         daemon.until("the API server to be ready again", |_| self.ready())
     }
 
-    /// Makes etcd forget every version of every object but the present one; returns the revision that it is at.
+    /// Makes etcd forget every version of every object but the present one; returns the revision
+    /// that it is at.
     ///
-    /// The API server's watch cache still remembers what it has seen; [`Self::forget_history`] makes it forget as well.
+    /// The API server's watch cache still remembers what it has seen; [`Self::forget_history`]
+    /// makes it forget as well.
     ///
     /// # Errors
     /// When etcd refuses.
@@ -328,8 +337,9 @@ impl ControlPlane {
         }
     }
 
-    /// Makes the whole control plane forget all but the present: whoever asks for changes since a version before it is told 410 Gone,
-    /// and has to list again. The API server is restarted for it.
+    /// Makes the whole control plane forget all but the present: whoever asks for changes since a
+    /// version before it is told 410 Gone, and has to list again. The API server is restarted for
+    /// it.
     ///
     /// # Errors
     /// As its parts.
@@ -389,7 +399,8 @@ impl ControlPlane {
     fn words(&self, program: &Path, args: &[impl AsRef<OsStr>]) -> Vec<OsString> {
         let mut words = self.options.prefix.clone();
         if !words.is_empty() {
-            // Whoever enters another mount namespace begins at its root, and the paths of sockets and keys are relative.
+            // Whoever enters another mount namespace begins at its root, and the paths of sockets
+            // and keys are relative.
             words.extend(["env".into(), "-C".into(), self.folder.path().into()]);
         }
         if in_user_mode_linux() {
@@ -407,8 +418,9 @@ impl ControlPlane {
     }
 }
 
-/// Whether this is a guest of User-Mode Linux. It runs one thread of a process at a time, and a thread that has its turn on the other CPU spins
-/// until the first one lets go; Go's programs, with a thread for each CPU and more, come up many times slower unless each is kept on one.
+/// Whether this is a guest of User-Mode Linux. It runs one thread of a process at a time, and a
+/// thread that has its turn on the other CPU spins until the first one lets go; Go's programs, with
+/// a thread for each CPU and more, come up many times slower unless each is kept on one.
 fn in_user_mode_linux() -> bool {
     static FOUND: LazyLock<bool> =
         LazyLock::new(|| fs::read_to_string("/proc/cpuinfo").is_ok_and(|info| info.contains("User Mode Linux")));

@@ -5,8 +5,9 @@ use std::net::{Ipv4Addr, TcpListener};
 
 use anyhow::{Context as _, Result};
 
-/// Where the ports given out begin: below those that the kernel gives to outgoing connections. A client that keeps trying a port of
-/// that range while its server is away may in the end be connected to itself, and the server then does not get its port back.
+/// Where the ports given out begin: below those that the kernel gives to outgoing connections. A
+/// client that keeps trying a port of that range while its server is away may in the end be
+/// connected to itself, and the server then does not get its port back.
 const FIRST: u16 = 20_000;
 const COUNT: u16 = 10_000;
 

@@ -8,10 +8,12 @@ use super::build;
 use crate::cache::{self, Shelf};
 use crate::tools;
 
-/// Environment variable that names a folder with ready `kube-apiserver` and `kubectl`, for machines that cannot build them.
+/// Environment variable that names a folder with ready `kube-apiserver` and `kubectl`, for machines
+/// that cannot build them.
 pub const OVERRIDE: &str = "EDGE_KUBE_PROGRAMS";
 
-/// The Kubernetes release that `interop-tests/kube/go.mod` pins; `interop-tests/kube/pin` pins another.
+/// The Kubernetes release that `interop-tests/kube/go.mod` pins; `interop-tests/kube/pin` pins
+/// another.
 pub const RELEASE: &str = "v1.37.2";
 
 const API_SERVER: &str = "kube-apiserver";
@@ -65,7 +67,8 @@ impl Helpers {
 /// Returns `kube-apiserver` and `kubectl`, building them first where they are not there yet.
 ///
 /// # Errors
-/// When Go is missing or too old, the module proxy cannot be reached or the build fails; the message says what to do.
+/// When Go is missing or too old, the module proxy cannot be reached or the build fails; the
+/// message says what to do.
 pub fn ensure() -> Result<Programs> {
     if let Some(programs) = Programs::overridden()? {
         return Ok(programs);
@@ -88,7 +91,8 @@ pub fn ensure() -> Result<Programs> {
     Programs::in_folder(&place).with_context(|| format!("{} lost what was just put there", place.display()))
 }
 
-/// Why no control plane can be had here, if so; building nothing. A test that is told so counts as skipped, unless it must run.
+/// Why no control plane can be had here, if so; building nothing. A test that is told so counts as
+/// skipped, unless it must run.
 #[must_use]
 pub fn obstacle() -> Option<String> {
     let found = || -> Result<()> {

@@ -32,8 +32,8 @@ impl Subject<'_> {
 }
 
 impl ControlPlane {
-    /// Grants verbs on resources (`nodes`, `segments.edge-cni.io`) in the whole cluster, by a ClusterRole and a ClusterRoleBinding called
-    /// `name`; returns when the API server acts on it.
+    /// Grants verbs on resources (`nodes`, `segments.edge-cni.io`) in the whole cluster, by a
+    /// ClusterRole and a ClusterRoleBinding called `name`; returns when the API server acts on it.
     ///
     /// # Errors
     /// When they are there already, or have no effect.
@@ -45,7 +45,8 @@ impl ControlPlane {
         self.wait_right(subject, verbs[0], resources[0], true)
     }
 
-    /// Takes back what [`Self::grant`] gave under `name`. The API server acts on it a moment later: see [`Self::wait_right`].
+    /// Takes back what [`Self::grant`] gave under `name`. The API server acts on it a moment later:
+    /// see [`Self::wait_right`].
     ///
     /// # Errors
     /// When it is not there.

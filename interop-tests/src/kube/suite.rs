@@ -1,5 +1,5 @@
-//! Runs a test binary's tests one after another (`harness = false`), and counts those that this machine cannot run as skipped, never as
-//! passed. Where `CI` is set, they must run.
+//! Runs a test binary's tests one after another (`harness = false`), and counts those that this
+//! machine cannot run as skipped, never as passed. Where `CI` is set, they must run.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;

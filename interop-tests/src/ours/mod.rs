@@ -1,4 +1,5 @@
-//! Our own programs on hosts of the lab, driven as an operator drives them: by their files and commands.
+//! Our own programs on hosts of the lab, driven as an operator drives them: by their files and
+//! commands.
 
 mod agent;
 

@@ -11,7 +11,8 @@ use crate::wait;
 
 const URI: &str = "unix:///run/charon.vici";
 
-/// By name: with every plugin of Debian's packages loaded, charon dies in a worker thread of the lab kernel.
+/// By name: with every plugin of Debian's packages loaded, charon dies in a worker thread of the
+/// lab kernel.
 const STRONGSWAN_CONF: &str = "\
 charon-systemd {
   load = random nonce openssl pem x509 constraints pubkey pkcs1 pkcs8 sha1 sha2 hmac kdf aes gcm curve25519 chapoly \
@@ -299,7 +300,8 @@ impl<'a> Charon<'a> {
         })
     }
 
-    /// Rekeys the IKE SA, begun by charon, and waits until the new one has taken the old one's place and CHILD_SA.
+    /// Rekeys the IKE SA, begun by charon, and waits until the new one has taken the old one's
+    /// place and CHILD_SA.
     ///
     /// # Errors
     /// When it has not in time.
@@ -341,7 +343,8 @@ impl<'a> Charon<'a> {
         Ok(sas.into_iter().flat_map(|sa| sa.children).filter(|child| child.state == "INSTALLED").collect())
     }
 
-    /// Waits until there is exactly one established IKE SA with exactly one installed CHILD_SA, and returns that.
+    /// Waits until there is exactly one established IKE SA with exactly one installed CHILD_SA, and
+    /// returns that.
     ///
     /// # Errors
     /// When there is not in time.

@@ -13,7 +13,8 @@ pub enum KeyKind {
 }
 
 impl KeyKind {
-    /// A new key, by `openssl` as an operator makes it: ring would write Ed25519 keys as PKCS#8 version 2, which few peers expect.
+    /// A new key, by `openssl` as an operator makes it: ring would write Ed25519 keys as PKCS#8
+    /// version 2, which few peers expect.
     fn generate(self) -> Result<String> {
         let args: &[&str] = match self {
             Self::Ed25519 => &["-algorithm", "ed25519"],
@@ -68,7 +69,8 @@ impl Authority {
         self.issue_for(vec![name.to_owned()], kind)
     }
 
-    /// As [`Self::issue`], with so many further names that the certificate does not fit one datagram.
+    /// As [`Self::issue`], with so many further names that the certificate does not fit one
+    /// datagram.
     ///
     /// # Errors
     /// When it cannot be made.

@@ -13,7 +13,8 @@ pub(super) struct Section {
 }
 
 impl Section {
-    /// Parses all replies and events in the text; `list-sa event {` and the like become sections, those of the same name numbered.
+    /// Parses all replies and events in the text; `list-sa event {` and the like become sections,
+    /// those of the same name numbered.
     pub(super) fn parse(text: &str) -> Result<Self> {
         let mut lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
         let mut top = Self::default();

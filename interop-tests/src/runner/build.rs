@@ -35,7 +35,8 @@ pub(super) fn programs() -> Result<PathBuf> {
     Ok(target_folder()?.join("lab"))
 }
 
-/// Builds the crates' own tests that these scenarios run; returns the environment variables that name them.
+/// Builds the crates' own tests that these scenarios run; returns the environment variables that
+/// name them.
 pub(super) fn tests(scenarios: &[&Scenario]) -> Result<Vec<(String, String)>> {
     let wanted = crates::TESTS.iter().filter(|test| scenarios.iter().any(|scenario| scenario.name == test.scenario));
     let mut named = Vec::new();
@@ -58,8 +59,8 @@ pub(super) fn tests(scenarios: &[&Scenario]) -> Result<Vec<(String, String)>> {
     Ok(named)
 }
 
-/// Makes the programs of a Kubernetes control plane where a scenario runs one: the lab reaches no module proxy. On a machine that cannot make
-/// them the scenario says so itself.
+/// Makes the programs of a Kubernetes control plane where a scenario runs one: the lab reaches no
+/// module proxy. On a machine that cannot make them the scenario says so itself.
 pub(super) fn control_plane(scenarios: &[&Scenario]) -> Result<()> {
     let wanted = scenarios.iter().any(|scenario| scenario.name == crate::demo::KUBERNETES.name);
     if wanted && kube::obstacle().is_none() {
@@ -84,7 +85,8 @@ fn cargo(verb: &str) -> Result<Command> {
         .args([verb, "--quiet"])
         .env("CARGO_TARGET_DIR", target_folder()?)
         .stdin(Stdio::null());
-    // `cargo run` tells us which package we are. Build scripts that look at this would have everything above them built anew, each time.
+    // `cargo run` tells us which package we are. Build scripts that look at this would have
+    // everything above them built anew, each time.
     let ours = |name: &str| name.starts_with("CARGO_PKG_") || name.starts_with("CARGO_MANIFEST_");
     for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_str().is_some_and(ours)) {
         command.env_remove(name);

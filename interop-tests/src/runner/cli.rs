@@ -81,8 +81,8 @@ pub fn run(options: &RunOptions) -> Result<ExitCode> {
     Ok(ExitCode::from(u8::from(failed > 0)))
 }
 
-/// Runs scenarios and returns how each ended; `ended` hears of each at once, with the folder of its logs. What a scenario itself writes
-/// goes to our standard output and error.
+/// Runs scenarios and returns how each ended; `ended` hears of each at once, with the folder of its
+/// logs. What a scenario itself writes goes to our standard output and error.
 ///
 /// # Errors
 /// When there is no lab to be had, a name is unknown, the programs do not build, or `ended` fails.

@@ -44,7 +44,8 @@ impl Lab {
         self.net.get().context("just set")
     }
 
-    /// The folder for logs, captures and whatever else helps to understand a failure. Kept if the scenario fails.
+    /// The folder for logs, captures and whatever else helps to understand a failure. Kept if the
+    /// scenario fails.
     #[must_use]
     pub fn out(&self) -> &Path {
         &self.out

@@ -2,7 +2,8 @@
 //!
 //! - `build`: what is run is built before.
 //! - `cli`: the host's side. Boots a guest, hands it the names, prints what comes back.
-//! - `serial`: the guest's side. One scenario after the other, each in fresh namespaces, each killed at its deadline.
+//! - `serial`: the guest's side. One scenario after the other, each in fresh namespaces, each
+//!   killed at its deadline.
 //! - `single`: the scenario's own process.
 //! - [`Lab`]: what a scenario gets.
 
@@ -31,7 +32,8 @@ pub struct Scenario {
     pub about: &'static str,
     /// When it is killed, in the guest's time.
     pub deadline: Duration,
-    /// Part of `run` without names. Scenarios that are long, or that must fail, are run by name only.
+    /// Part of `run` without names. Scenarios that are long, or that must fail, are run by name
+    /// only.
     pub by_default: bool,
     /// The scenario itself.
     pub run: fn(&Lab) -> Result<()>,

@@ -53,8 +53,9 @@ pub(crate) fn run_all(names: &[String], ground: &Ground<'_>, mut tell: impl FnMu
 fn run_one(scenario: &Scenario, ground: &Ground<'_>) -> Result<Outcome> {
     let kept = folder(ground.out, scenario.name);
     fresh(&kept)?;
-    // In the guest, what is written and read at the same time stays in its memory until the scenario has ended: a folder of the host
-    // shows a file's size with a delay, and readers of logs miss their ends.
+    // In the guest, what is written and read at the same time stays in its memory until the
+    // scenario has ended: a folder of the host shows a file's size with a delay, and readers of
+    // logs miss their ends.
     let out = match ground.wiring {
         Wiring::Inherited => kept.clone(),
         Wiring::Lines | Wiring::Terminal(_) => folder(Path::new("/tmp/edge-lab-out"), scenario.name),
@@ -96,7 +97,8 @@ fn copy(from: &Path, to: &Path) -> Result<()> {
 
 fn run_in(scenario: &Scenario, ground: &Ground<'_>, out: &Path) -> Result<Outcome> {
     let keep = ground.keep;
-    // In a pid namespace of its own: when its first process ends, for whatever reason, the kernel ends all the others.
+    // In a pid namespace of its own: when its first process ends, for whatever reason, the kernel
+    // ends all the others.
     let mut argv: Vec<String> = "unshare --pid --fork --kill-child=SIGKILL --mount-proc --mount --net --uts --ipc --"
         .split(' ')
         .map(str::to_owned)

@@ -11,7 +11,8 @@ use rustix::mount::{MountFlags, MountPropagationFlags};
 use super::{Lab, Outcome, Scenario, Skip, Verdict};
 use crate::topology::dump_all;
 
-/// Runs a scenario as process 1 of fresh namespaces and writes its [`Outcome`] to `outcome.json` in `out`.
+/// Runs a scenario as process 1 of fresh namespaces and writes its [`Outcome`] to `outcome.json` in
+/// `out`.
 ///
 /// # Errors
 /// When the namespaces cannot be prepared or the outcome not be written.
@@ -63,7 +64,8 @@ fn outcome(scenario: &Scenario, started: Instant, ended: Ended) -> Outcome {
     Outcome { scenario: scenario.name.to_owned(), result, seconds: started.elapsed().as_secs_f64(), why }
 }
 
-/// At the deadline, says so, keeps what the kernel knows, and ends the process and with it all its namespaces.
+/// At the deadline, says so, keeps what the kernel knows, and ends the process and with it all its
+/// namespaces.
 fn bark_after(scenario: &'static Scenario, out: std::path::PathBuf, started: Instant) {
     std::thread::spawn(move || {
         std::thread::sleep(scenario.deadline);

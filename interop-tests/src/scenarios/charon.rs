@@ -1,4 +1,5 @@
-//! strongSwan against strongSwan: shows that the lab, its kernel and the peer are sound before anything of ours is in play.
+//! strongSwan against strongSwan: shows that the lab, its kernel and the peer are sound before
+//! anything of ours is in play.
 
 use std::time::Duration;
 

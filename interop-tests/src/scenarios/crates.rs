@@ -1,4 +1,5 @@
-//! Tests of single crates that need root and a kernel with ESP: run whole in the lab, so that nothing of them is skipped.
+//! Tests of single crates that need root and a kernel with ESP: run whole in the lab, so that
+//! nothing of them is skipped.
 
 use std::time::Duration;
 

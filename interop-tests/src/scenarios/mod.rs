@@ -1,6 +1,7 @@
 //! All scenarios, by name.
 //!
-//! To add one: write a function that takes a [`Lab`](crate::runner::Lab) in a module here, and name it in that module's table.
+//! To add one: write a function that takes a [`Lab`](crate::runner::Lab) in a module here, and name
+//! it in that module's table.
 
 mod charon;
 pub(crate) mod crates;
@@ -26,7 +27,8 @@ pub fn find(name: &str) -> Option<&'static Scenario> {
     all().into_iter().find(|scenario| scenario.name == name)
 }
 
-/// The scenarios that the words name: each is a whole name or the beginning of some. No word means all that run by default.
+/// The scenarios that the words name: each is a whole name or the beginning of some. No word means
+/// all that run by default.
 ///
 /// # Errors
 /// When a word names none; returns the word.

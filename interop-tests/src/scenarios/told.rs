@@ -1,4 +1,5 @@
-//! The runner proves itself: a scenario that fails, panics, crashes or hangs is told as failed, its logs are kept, the next one runs.
+//! The runner proves itself: a scenario that fails, panics, crashes or hangs is told as failed, its
+//! logs are kept, the next one runs.
 
 use std::time::Duration;
 

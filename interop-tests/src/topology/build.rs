@@ -51,10 +51,12 @@ impl Deref for Pod {
 }
 
 impl Net {
-    /// Builds the network in the calling process's namespaces, which must be private ones. Logs go to `out`.
+    /// Builds the network in the calling process's namespaces, which must be private ones. Logs go
+    /// to `out`.
     ///
     /// # Errors
-    /// When the plan is refused by the kernel or contradicts itself; what was made ends with the process.
+    /// When the plan is refused by the kernel or contradicts itself; what was made ends with the
+    /// process.
     pub fn build(plan: &Plan, out: &Path) -> Result<Self> {
         let mut holders = Vec::new();
         for node in &plan.nodes {
@@ -141,8 +143,9 @@ impl Node {
         Ok(Pod { place, path })
     }
 
-    /// A pod made by hand: a veth pair with `address` in the pod (`eth0`), `gateway` on the host's end, and a default route; both
-    /// with a prefix length, of one family. The host forwards from then on.
+    /// A pod made by hand: a veth pair with `address` in the pod (`eth0`), `gateway` on the host's
+    /// end, and a default route; both with a prefix length, of one family. The host forwards from
+    /// then on.
     ///
     /// # Errors
     /// When the kernel refuses it.
@@ -178,7 +181,8 @@ struct Fabric {
     ports: Vec<BTreeMap<String, String>>,
 }
 
-/// Orders for the namespace that holds the wires: a bridge each, and a veth pair for each node on it.
+/// Orders for the namespace that holds the wires: a bridge each, and a veth pair for each node on
+/// it.
 fn fabric(plan: &Plan, holders: &[Holder]) -> Result<Fabric> {
     let mut ip = String::new();
     let mut tc = String::new();

@@ -36,7 +36,8 @@ impl Capture {
         &self.file
     }
 
-    /// The packets so far that a filter (in the language of pcap-filter(7)) takes, one line of tcpdump each.
+    /// The packets so far that a filter (in the language of pcap-filter(7)) takes, one line of
+    /// tcpdump each.
     ///
     /// # Errors
     /// When the filter is wrong.
@@ -98,7 +99,8 @@ impl Capture {
         })
     }
 
-    /// Ends the capture and fails if the kernel dropped packets before tcpdump saw them: then it proves nothing.
+    /// Ends the capture and fails if the kernel dropped packets before tcpdump saw them: then it
+    /// proves nothing.
     ///
     /// # Errors
     /// As said.

@@ -5,7 +5,8 @@ use std::sync::Mutex;
 
 use super::Place;
 
-/// All places of this scenario. A global, because a scenario that hangs is looked into from another thread.
+/// All places of this scenario. A global, because a scenario that hangs is looked into from another
+/// thread.
 static PLACES: Mutex<Vec<Place>> = Mutex::new(Vec::new());
 
 pub(super) fn register(place: &Place) {

@@ -1,7 +1,8 @@
 //! The process that keeps a node's namespaces alive and sets them up from inside.
 //!
-//! It is started under `unshare`, says `ready`, reads one line of JSON once the node's interfaces are there, carries it out, answers `ok` or the
-//! error, and then waits until its standard input is closed.
+//! It is started under `unshare`, says `ready`, reads one line of JSON once the node's interfaces
+//! are there, carries it out, answers `ok` or the error, and then waits until its standard input is
+//! closed.
 
 use std::ffi::CStr;
 use std::fs;
@@ -72,7 +73,8 @@ fn set_up(setup: Setup) -> Result<()> {
 
 fn defaults() -> Result<()> {
     for scope in ["all", "default"] {
-        // Addresses are good at once, and nobody advertises routes: there is nobody else on these wires.
+        // Addresses are good at once, and nobody advertises routes: there is nobody else on these
+        // wires.
         sysctl(&format!("ipv6/conf/{scope}/accept_dad"), "0")?;
         sysctl(&format!("ipv6/conf/{scope}/router_solicitations"), "0")?;
         sysctl(&format!("ipv4/conf/{scope}/rp_filter"), "0")?;

@@ -1,8 +1,9 @@
 //! Networks of hosts, routers and pods.
 //!
-//! A [`Plan`] says what there is: wires, and nodes with addresses on them. [`Net`] is the plan come true: every node is a network
-//! namespace with a mount namespace of its own (own `/run`, `/var/lib/edge-cni`, `/etc/swanctl`, ...), every wire a bridge in a
-//! namespace that belongs to nobody, so that it can be watched and slowed down from outside.
+//! A [`Plan`] says what there is: wires, and nodes with addresses on them. [`Net`] is the plan come
+//! true: every node is a network namespace with a mount namespace of its own (own `/run`,
+//! `/var/lib/edge-cni`, `/etc/swanctl`, ...), every wire a bridge in a namespace that belongs to
+//! nobody, so that it can be watched and slowed down from outside.
 //!
 //! - `plan`, `build`, `holder`: declaring a network and making it.
 //! - [`Place`]: where a program can be run; a [`Node`] or a [`Pod`].

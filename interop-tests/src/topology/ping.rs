@@ -102,7 +102,8 @@ impl Ping {
     /// # Errors
     /// When ping ended by itself, or its summary is missing.
     pub fn stop(mut self) -> Result<PingReport> {
-        // An answer to a request later than the last answered one: whatever came before it is here or lost.
+        // An answer to a request later than the last answered one: whatever came before it is here
+        // or lost.
         let last = self.last_reply();
         let flows = wait::until("one more answer", Duration::from_secs(3), || {
             let now = self.last_reply();
@@ -113,7 +114,8 @@ impl Ping {
         self.process.wait_end(Duration::from_secs(10))?;
         let text = self.text();
         let sent = summary(&text).with_context(|| format!("no summary from ping:\n{text}"))?;
-        // While answers flow, the requests after the last answered one were under way; else they are lost.
+        // While answers flow, the requests after the last answered one were under way; else they
+        // are lost.
         let sent = match flows {
             Ok(_) => self.last_reply().max(1),
             Err(_) => sent,
@@ -134,7 +136,8 @@ impl Ping {
     }
 }
 
-/// Sequence numbers of answered requests. They are 16 bits on the wire: a smaller one after a larger one has wrapped.
+/// Sequence numbers of answered requests. They are 16 bits on the wire: a smaller one after a
+/// larger one has wrapped.
 fn parse_replies(text: &str) -> BTreeSet<u64> {
     let mut replies = BTreeSet::new();
     let mut last = 0;

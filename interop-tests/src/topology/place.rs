@@ -37,7 +37,8 @@ impl Place {
         &self.out
     }
 
-    /// Where a path as seen on this place lies for the scenario, to read and write it without running anything.
+    /// Where a path as seen on this place lies for the scenario, to read and write it without
+    /// running anything.
     #[must_use]
     pub fn path(&self, path: &str) -> PathBuf {
         PathBuf::from(format!("/proc/{}/root{path}", self.holder))
@@ -63,7 +64,8 @@ impl Place {
         std::fs::read_to_string(self.path(path)).with_context(|| format!("reading {path} on {}", self.name))
     }
 
-    /// A command that will run here; it replaces `nsenter`, so its pid is the program's. It starts in `/`.
+    /// A command that will run here; it replaces `nsenter`, so its pid is the program's. It starts
+    /// in `/`.
     #[must_use]
     pub fn command(&self, program: impl AsRef<std::ffi::OsStr>) -> Command {
         let words = self.entering();
@@ -72,7 +74,8 @@ impl Place {
         command
     }
 
-    /// The words that go before a command which is to run here, for those who make commands themselves.
+    /// The words that go before a command which is to run here, for those who make commands
+    /// themselves.
     #[must_use]
     pub fn entering(&self) -> Vec<OsString> {
         let holder = self.holder;
@@ -81,7 +84,8 @@ impl Place {
         ["nsenter", &target, "--mount", "--uts", &format!("--net{netns}"), "--"].map(OsString::from).into()
     }
 
-    /// Runs a command made by [`Self::command`] to its end, and returns what it wrote, whatever its exit status.
+    /// Runs a command made by [`Self::command`] to its end, and returns what it wrote, whatever its
+    /// exit status.
     ///
     /// # Errors
     /// When it cannot be run.
@@ -120,8 +124,8 @@ impl Place {
         self.run(self.command("sh").args(["-c", script]))
     }
 
-    /// Starts a command made by [`Self::command`] that goes on running. It writes to `NODE.NAME.log` in the scenario's folder and ends
-    /// with the scenario, if not before.
+    /// Starts a command made by [`Self::command`] that goes on running. It writes to
+    /// `NODE.NAME.log` in the scenario's folder and ends with the scenario, if not before.
     ///
     /// # Errors
     /// When it cannot be run.
@@ -144,7 +148,8 @@ impl Place {
         }
     }
 
-    /// Starts a ping that goes on, ten times a second unless [`Ping::start`] is asked for another pace.
+    /// Starts a ping that goes on, ten times a second unless [`Ping::start`] is asked for another
+    /// pace.
     ///
     /// # Errors
     /// When ping cannot be run.

@@ -21,7 +21,8 @@ impl Plan {
         Self::default()
     }
 
-    /// Adds a host: an end system, which forwards nothing until someone tells it to. Names have at most 15 characters.
+    /// Adds a host: an end system, which forwards nothing until someone tells it to. Names have at
+    /// most 15 characters.
     pub fn host(&mut self, name: &str) -> &mut NodePlan {
         self.node(name, false)
     }
@@ -66,8 +67,8 @@ pub(super) struct Port {
 }
 
 impl NodePlan {
-    /// Plugs the node into a wire, with addresses (`"203.0.113.1/24"`, IPv4 and IPv6). The interface is called like the wire, which
-    /// has at most 12 characters.
+    /// Plugs the node into a wire, with addresses (`"203.0.113.1/24"`, IPv4 and IPv6). The
+    /// interface is called like the wire, which has at most 12 characters.
     pub fn on(&mut self, wire: &str, addresses: &[&str]) -> &mut Self {
         self.ports.push(Port {
             wire: wire.to_owned(),
@@ -89,8 +90,8 @@ impl NodePlan {
         self
     }
 
-    /// Everything forwarded out of this wire takes the node's own address (IPv4 and IPv6): NAT for a router, a foreign
-    /// masquerade rule for a host.
+    /// Everything forwarded out of this wire takes the node's own address (IPv4 and IPv6): NAT for
+    /// a router, a foreign masquerade rule for a host.
     pub fn masquerade(&mut self, wire: &str) -> &mut Self {
         self.masquerade.push(wire.to_owned());
         self
@@ -112,8 +113,9 @@ impl NodePlan {
         self
     }
 
-    /// One more folder of which the node has its own, empty one. All have their own `/run`, `/var/lib/edge-cni`,
-    /// `/var/lib/edge-controller`, `/etc/edge-cni`, `/etc/cni` and `/etc/swanctl`.
+    /// One more folder of which the node has its own, empty one. All have their own `/run`,
+    /// `/var/lib/edge-cni`, `/var/lib/edge-controller`, `/etc/edge-cni`, `/etc/cni` and
+    /// `/etc/swanctl`.
     pub fn own_folder(&mut self, path: &str) -> &mut Self {
         self.private.push(path.to_owned());
         self

@@ -12,7 +12,8 @@ use rustix::process::{Pid, Signal, kill_process};
 use super::Place;
 use crate::wait;
 
-/// A started program. It keeps running when this handle is dropped, and ends with the scenario at the latest.
+/// A started program. It keeps running when this handle is dropped, and ends with the scenario at
+/// the latest.
 #[derive(Debug)]
 pub struct Process {
     name: String,

@@ -49,7 +49,8 @@ pub struct Policy {
 }
 
 impl State {
-    /// Parses the output of `ip -s xfrm state`. Larval states (SPIs that were only reserved) are left out.
+    /// Parses the output of `ip -s xfrm state`. Larval states (SPIs that were only reserved) are
+    /// left out.
     ///
     /// # Errors
     /// When something is missing that every state has.

@@ -1,4 +1,5 @@
-//! The control plane that other tests stand on: it is what it says, and it comes and goes as they want.
+//! The control plane that other tests stand on: it is what it says, and it comes and goes as they
+//! want.
 
 use std::io::BufRead as _;
 use std::net::TcpStream;

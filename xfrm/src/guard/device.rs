@@ -1,5 +1,6 @@
-//! The dummy device that carries a route for every cluster range: a packet that no policy takes is sent there, and
-//! dies, instead of leaving by the default route. (An `unreachable` route would be refused before XFRM is asked.)
+//! The dummy device that carries a route for every cluster range: a packet that no policy takes is
+//! sent there, and dies, instead of leaving by the default route. (An `unreachable` route would be
+//! refused before XFRM is asked.)
 
 use std::fmt;
 use std::net::IpAddr;
@@ -21,14 +22,15 @@ use crate::netlink::{self, Netlink};
 pub const DEVICE: &str = "ecni-guard";
 /// Protocol number of our routes (`ip route show proto 236`).
 pub const ROUTE_PROTOCOL: u8 = 0xEC;
-/// Kinds that the device may be of, best first. A bridge without ports swallows packets as well; pods need bridges
-/// anyway.
+/// Kinds that the device may be of, best first. A bridge without ports swallows packets as well;
+/// pods need bridges anyway.
 const KINDS: [InfoKind; 2] = [InfoKind::Dummy, InfoKind::Bridge];
-/// Metric of the routes that carry the node's source address: high, so that a route to a whole range which somebody
-/// else has (the bridge's own, on a node whose segment is the range) goes first.
+/// Metric of the routes that carry the node's source address: high, so that a route to a whole
+/// range which somebody else has (the bridge's own, on a node whose segment is the range) goes
+/// first.
 const METRIC_WITH_SOURCE: u32 = 0x00EC_0000;
-/// Metric of the routes below them, which stay when the bridge's address goes: the kernel deletes routes with that
-/// address as source.
+/// Metric of the routes below them, which stay when the bridge's address goes: the kernel deletes
+/// routes with that address as source.
 const METRIC_BARE: u32 = 0x00EC_0001;
 
 /// A route of the guard.
@@ -134,7 +136,8 @@ impl Device {
         let mut outcome = Ok(());
         for kind in KINDS {
             let mut message = LinkMessage::default();
-            // Without ARP as a dummy is by itself: nothing is asked for, packets are swallowed at once.
+            // Without ARP as a dummy is by itself: nothing is asked for, packets are swallowed at
+            // once.
             message.header.flags = LinkFlags::Up | LinkFlags::Noarp;
             message.header.change_mask = LinkFlags::Up | LinkFlags::Noarp;
             message.attributes.push(LinkAttribute::IfName(DEVICE.to_owned()));
@@ -270,8 +273,8 @@ fn family_of(network: &IpNetwork) -> AddressFamily {
     if network.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 }
 }
 
-/// Where new devices come without IPv6, ours needs it all the same. If this cannot be written, adding the route says
-/// so.
+/// Where new devices come without IPv6, ours needs it all the same. If this cannot be written,
+/// adding the route says so.
 fn enable_ipv6() {
     let path = format!("/proc/sys/net/ipv6/conf/{DEVICE}/disable_ipv6");
     if std::fs::read_to_string(&path).is_ok_and(|text| text.trim() == "1") {

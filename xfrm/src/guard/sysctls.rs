@@ -1,4 +1,5 @@
-//! Settings that make the kernel pass the guard by: `disable_policy` and `disable_xfrm` (ip-sysctl.rst), which recipes for VTI interfaces set.
+//! Settings that make the kernel pass the guard by: `disable_policy` and `disable_xfrm`
+//! (ip-sysctl.rst), which recipes for VTI interfaces set.
 
 use std::fmt;
 use std::fs;
@@ -17,12 +18,14 @@ pub struct Bypass {
     pub family: &'static str,
     /// The interface, or `all`, or `default` for those to come.
     pub interface: String,
-    /// `disable_policy`: what comes in there is not checked. `disable_xfrm`: what goes out there is neither encrypted nor checked.
+    /// `disable_policy`: what comes in there is not checked. `disable_xfrm`: what goes out there is
+    /// neither encrypted nor checked.
     pub setting: &'static str,
 }
 
 impl Bypass {
-    /// Whether packets that come in are taken without a policy being asked; otherwise those that go out.
+    /// Whether packets that come in are taken without a policy being asked; otherwise those that go
+    /// out.
     pub fn is_inbound(&self) -> bool {
         self.setting == "disable_policy"
     }
@@ -45,7 +48,8 @@ impl fmt::Display for Bypass {
     }
 }
 
-/// All such settings of the network namespace that the process is in, those of `lo` excepted, where the kernel sets them itself.
+/// All such settings of the network namespace that the process is in, those of `lo` excepted, where
+/// the kernel sets them itself.
 pub fn bypasses() -> Vec<Bypass> {
     bypasses_below(Path::new(ROOT))
 }

@@ -32,7 +32,8 @@ pub(crate) fn dump(netlink: &mut Netlink) -> Result<Vec<InstalledPolicy>> {
         .collect())
 }
 
-/// Who holds the selectors of these policies, in their order: one datagram there, one or a few back.
+/// Who holds the selectors of these policies, in their order: one datagram there, one or a few
+/// back.
 pub(crate) fn holders(netlink: &mut Netlink, policies: &[Policy]) -> Result<Vec<Option<InstalledPolicy>>> {
     let requests = policies.iter().map(|policy| {
         let id =
@@ -55,7 +56,8 @@ fn found(answer: Result<Answer, Rejection>) -> Result<Option<InstalledPolicy>> {
     }
 }
 
-/// NEWPOLICY first, since it refuses to replace anyone's; UPDPOLICY, which replaces anyone's, only where ours stands.
+/// NEWPOLICY first, since it refuses to replace anyone's; UPDPOLICY, which replaces anyone's, only
+/// where ours stands.
 pub(crate) fn install(netlink: &mut Netlink, policy: &Policy) -> Result<bool> {
     for attempt in 0..ATTEMPTS {
         match add(netlink, policy, attempt) {
@@ -81,8 +83,8 @@ pub(crate) fn install(netlink: &mut Netlink, policy: &Policy) -> Result<bool> {
     Err(netlink::Error::Interrupted { request: ADD }.into())
 }
 
-/// `Ok(false)`: the kernel gave an allow another index than asked for, by which it could not be told as ours; it was
-/// taken back.
+/// `Ok(false)`: the kernel gave an allow another index than asked for, by which it could not be
+/// told as ours; it was taken back.
 fn add(netlink: &mut Netlink, policy: &Policy, attempt: u32) -> Result<bool> {
     let index = index_for(policy, attempt);
     netlink.execute(ADD, Request::from(XfrmMessage::AddPolicy(policy.to_kernel(index))), 0)?;
@@ -99,8 +101,9 @@ fn add(netlink: &mut Netlink, policy: &Policy, attempt: u32) -> Result<bool> {
     }
 }
 
-/// Over `holder`, which is ours. The kernel keeps the holder's index; where that would not tell an allow as ours,
-/// delete and add: what slips between goes as it will go from now on, in clear or to the blocks below.
+/// Over `holder`, which is ours. The kernel keeps the holder's index; where that would not tell an
+/// allow as ours, delete and add: what slips between goes as it will go from now on, in clear or to
+/// the blocks below.
 fn replace(netlink: &mut Netlink, policy: &Policy, holder: &InstalledPolicy) -> Result<()> {
     if policy.action == Action::Allow && !index_is_ours(holder.index) {
         execute_delete(netlink, holder)?;
@@ -119,9 +122,9 @@ fn update(policy: &Policy, holder: &InstalledPolicy) -> Request {
     XfrmMessage::UpdatePolicy(policy.to_kernel(holder.index)).into()
 }
 
-/// Carries out a plan: replacements and peers first, then allows, then blocks, and deletions last, so that at no moment
-/// a packet goes in clear that should not, and no tunnel is cut. What others changed since the plan was made is looked
-/// at one by one.
+/// Carries out a plan: replacements and peers first, then allows, then blocks, and deletions last,
+/// so that at no moment a packet goes in clear that should not, and no tunnel is cut. What others
+/// changed since the plan was made is looked at one by one.
 pub(crate) fn apply(netlink: &mut Netlink, plan: &Plan) -> Result<Vec<Error>> {
     let mut refused = Vec::new();
     let mut singly: Vec<Policy> = Vec::new();
@@ -207,7 +210,8 @@ pub(crate) fn renew_outbound(netlink: &mut Netlink, reqid: Reqid) -> Result<()> 
     let policies = dump(netlink)?;
     let renewals = policies.iter().filter(|policy| policy.direction == Direction::Out && policy.is_ours());
     let renewals = renewals.filter_map(|holder| Some((update(&holder.as_wanted(reqid)?, holder), 0))).collect();
-    // One that is refused or gone goes on with the old SA until that is deleted: no worse than without.
+    // One that is refused or gone goes on with the old SA until that is deleted: no worse than
+    // without.
     netlink.batch(UPDATE, renewals)?;
     Ok(())
 }
@@ -238,8 +242,9 @@ fn index_message(policy: &InstalledPolicy) -> nl::policy::DelGetMessage {
     nl::policy::DelGetMessage { user_policy_id: id, nlas: Vec::new() }
 }
 
-/// An index of our range, the same each time for the same policy. The lowest three bits hold the direction
-/// (`xfrm_policy_id2dir`). Where it is taken, the kernel gives another, which matters for allows only.
+/// An index of our range, the same each time for the same policy. The lowest three bits hold the
+/// direction (`xfrm_policy_id2dir`). Where it is taken, the kernel gives another, which matters for
+/// allows only.
 fn index_for(policy: &Policy, attempt: u32) -> u32 {
     let mut hasher = DefaultHasher::new();
     (policy.key(), attempt).hash(&mut hasher);

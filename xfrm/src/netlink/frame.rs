@@ -1,4 +1,5 @@
-//! Netlink framing: messages of a datagram, acknowledgements, and what the kernel says when it refuses.
+//! Netlink framing: messages of a datagram, acknowledgements, and what the kernel says when it
+//! refuses.
 
 use std::fmt;
 use std::io;
@@ -85,12 +86,14 @@ impl<'a> Iterator for Frames<'a> {
 }
 
 impl Frame<'_> {
-    /// Whether it ends its request: acknowledged, refused, or a dump's end. `None` for a message with content.
+    /// Whether it ends its request: acknowledged, refused, or a dump's end. `None` for a message
+    /// with content.
     pub(crate) fn outcome(&self) -> Result<Option<Result<(), Rejection>>, String> {
         match self.kind {
             NLMSG_ERROR => {
                 let (code, rest) = self.body.split_first_chunk::<4>().ok_or("an acknowledgement without a code")?;
-                // What follows the code: the request's header, its body unless capped, then the attributes.
+                // What follows the code: the request's header, its body unless capped, then the
+                // attributes.
                 let header = rest.first_chunk::<4>().map_or(0, |length| u32::from_ne_bytes(*length) as usize);
                 let skip = if self.flags & NLM_F_CAPPED != 0 { HEADER } else { header.next_multiple_of(4) };
                 Ok(Some(verdict(*code, self.flags, rest.get(skip..).unwrap_or_default())))

@@ -63,7 +63,8 @@ fn any_policy() -> impl Strategy<Value = Policy> {
 }
 
 proptest! {
-    /// Carrying a plan out leaves nothing to do, touches nobody else's, and what was wanted and possible stands.
+    /// Carrying a plan out leaves nothing to do, touches nobody else's, and what was wanted and
+    /// possible stands.
     #[test]
     fn a_plan_carried_out_leaves_nothing_to_do(
         desired in proptest::collection::vec(any_policy(), 0..12),

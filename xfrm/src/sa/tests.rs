@@ -76,8 +76,8 @@ fn what_is_sent_is_what_was_asked_for() {
 
 #[test]
 fn a_request_wipes_its_key_when_it_goes() {
-    // The attribute's buffer is owned by the request; what is left of it after the wipe can be seen through a second
-    // owner only, so the wipe itself is called as `drop` does it.
+    // The attribute's buffer is owned by the request; what is left of it after the wipe can be seen
+    // through a second owner only, so the wipe itself is called as `drop` does it.
     let mut message = nl::XfrmMessage::AddSa(params().to_kernel(Features::default()).unwrap());
     crate::message::wipe(&mut message);
     let mut sent = vec![0; NetlinkSerializable::buffer_len(&message)];

@@ -81,7 +81,8 @@ fn two_at_once() {
     });
 }
 
-/// A node with two pods on a wire each, and an uplink with a neighbour that routes everything to the node.
+/// A node with two pods on a wire each, and an uplink with a neighbour that routes everything to
+/// the node.
 struct Site {
     node: Space,
     pods: [Space; 2],
@@ -116,8 +117,8 @@ fn site() -> Site {
 
 fn packets() {
     let Site { node, pods: [one, two], neighbour } = site();
-    // Bound to an address of the remote segment, which the router at the neighbour's place leads to itself: what leaks
-    // in clear arrives.
+    // Bound to an address of the remote segment, which the router at the neighbour's place leads to
+    // itself: what leaks in clear arrives.
     let leaked = neighbour.listen("10.77.1.2:7");
     let leaked6 = neighbour.listen("[fd77:0:0:1::2]:7");
     let internet = neighbour.listen("198.51.100.1:7");
@@ -135,8 +136,8 @@ fn packets() {
     let bridge = ["10.77.0.1", "fd77::1"];
     node.run(move || guard::install(&config(&bridge)).map(|_| ()).unwrap());
 
-    // What must pass: pod to pod, pod to node and back, IPv6 with neighbour discovery anew, pod to the internet and
-    // back.
+    // What must pass: pod to pod, pod to node and back, IPv6 with neighbour discovery anew, pod to
+    // the internet and back.
     two.ip("neigh flush all");
     node.ip("neigh flush all");
     two.send("10.77.0.3", "10.77.0.2:7", "pod");
@@ -158,8 +159,8 @@ fn packets() {
     neighbour.send("198.51.100.1", "10.77.0.2:7", "answer");
     assert_eq!(receive(&at_one), "answer");
 
-    // What must not: a pod and the node to a remote pod, also with a source of the uplink, as a foreign masquerade
-    // leaves it.
+    // What must not: a pod and the node to a remote pod, also with a source of the uplink, as a
+    // foreign masquerade leaves it.
     let dropped = node.counter("XfrmOutPolBlock");
     one.send("10.77.0.2", "10.77.1.2:7", "refused");
     node.send("10.77.0.1", "10.77.1.2:7", "refused");
@@ -167,7 +168,8 @@ fn packets() {
     one.send("fd77::2", "[fd77:0:0:1::2]:7", "refused");
     node.await_counter("XfrmOutPolBlock", dropped + 4);
 
-    // A pod that forges a remote source, to the internet; a neighbour that does, to a pod and to the node.
+    // A pod that forges a remote source, to the internet; a neighbour that does, to a pod and to
+    // the node.
     one.ip("addr add 10.77.1.2/32 dev lo");
     let dropped = node.counter("XfrmInPolBlock");
     one.send("10.77.1.2", "198.51.100.1:7", "refused");
@@ -187,7 +189,8 @@ fn packets() {
         assert_eq!(receive(socket), "granted");
     }
 
-    // The device catches what no policy takes: without the policies nothing leaves by the default route either.
+    // The device catches what no policy takes: without the policies nothing leaves by the default
+    // route either.
     node.ip("xfrm policy flush");
     one.ip("addr del 10.77.1.2/32 dev lo");
     // Its own router solicitations would be counted too.
@@ -276,7 +279,8 @@ fn bypass() {
         assert!(ike.send_to(b"blocked", theirs).is_err());
         edge_xfrm::socket::bypass(&ike, ipv6).unwrap();
         if ipv6 {
-            // Neighbour discovery is blocked as everything else of this host: its peer is known beforehand.
+            // Neighbour discovery is blocked as everything else of this host: its peer is known
+            // beforehand.
             here.ip(&format!("neigh replace 2001:db8::2 lladdr {} dev eth0", mac(&there)));
             there.ip(&format!("neigh replace 2001:db8::1 lladdr {} dev eth0", mac(&here)));
         }

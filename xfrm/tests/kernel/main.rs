@@ -1,7 +1,8 @@
-//! Against a real kernel, each test in network namespaces of its own. Tests that this machine cannot run are named as
-//! skipped, with the reason.
+//! Against a real kernel, each test in network namespaces of its own. Tests that this machine
+//! cannot run are named as skipped, with the reason.
 //!
-//! Those with SAs need ESP: `interop-tests exec -- target/debug/deps/kernel-...` runs them in the lab.
+//! Those with SAs need ESP: `interop-tests exec -- target/debug/deps/kernel-...` runs them in the
+//! lab.
 
 mod events;
 mod guard;

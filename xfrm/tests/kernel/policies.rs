@@ -286,7 +286,8 @@ fn marked_policies() {
     });
 }
 
-/// While another changes policies without pause, each dump has every policy that stood all the time.
+/// While another changes policies without pause, each dump has every policy that stood all the
+/// time.
 fn changing_dump() {
     Space::new().run(|| {
         let namespace = std::fs::File::open("/proc/thread-self/ns/net").unwrap();

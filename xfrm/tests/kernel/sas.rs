@@ -191,9 +191,10 @@ fn older_kernel() {
     assert_eq!(read(&pair.a, forth.id()).direction, None);
 }
 
-/// Echoes are asked for on several sockets without pause while the outbound SA is switched again and again. A packet is lost only where
-/// the CPU was away for longer than IN_FLIGHT between its lookup and its output, which a loaded lab does now and then; deleting the old
-/// SA in the batch that adds the new one lost one in ten.
+/// Echoes are asked for on several sockets without pause while the outbound SA is switched again
+/// and again. A packet is lost only where the CPU was away for longer than IN_FLIGHT between its
+/// lookup and its output, which a loaded lab does now and then; deleting the old SA in the batch
+/// that adds the new one lost one in ten.
 fn switching() {
     const SWITCHES: u32 = 200;
     const BEARABLE: u64 = 8;
@@ -230,8 +231,8 @@ fn switching() {
                 for number in 0u64.. {
                     let number = if done.load(Ordering::Relaxed) { u64::MAX } else { number };
                     loop {
-                        // The CPU was away for longer than IN_FLIGHT between a packet's lookup and its output: the sender
-                        // is told.
+                        // The CPU was away for longer than IN_FLIGHT between a packet's lookup and
+                        // its output: the sender is told.
                         while let Err(error) = client.send(&number.to_ne_bytes()) {
                             assert_eq!(error.kind(), std::io::ErrorKind::InvalidInput, "{error}");
                         }

@@ -60,7 +60,8 @@ impl Space {
         })
     }
 
-    /// A cable to another namespace: `here` and `there` name its ends, each with an address and its prefix length.
+    /// A cable to another namespace: `here` and `there` name its ends, each with an address and its
+    /// prefix length.
     pub(crate) fn wire(&self, here: (&str, &[&str]), other: &Space, there: (&str, &[&str])) {
         self.ip(&format!("link add {} type veth peer name {} netns {}", here.0, there.0, other.thread));
         for (space, (name, addresses)) in [(self, here), (other, there)] {
@@ -150,8 +151,8 @@ fn bind_freebind(from: SocketAddr) -> UdpSocket {
 
 #[allow(unsafe_code)]
 fn enter_new_namespace() {
-    // SAFETY: unshare with this flag changes only the namespace of this thread, which shares no descriptor table
-    // assumptions with it.
+    // SAFETY: unshare with this flag changes only the namespace of this thread, which shares no
+    // descriptor table assumptions with it.
     let outcome = unsafe { libc::unshare(libc::CLONE_NEWNET) };
     assert_eq!(outcome, 0, "unshare: {}", std::io::Error::last_os_error());
 }

@@ -68,7 +68,8 @@ pub fn remove() -> anyhow::Result<()> {
     delete("inet")
 }
 
-/// Takes away the plugin's table, `bridge edge-cni`; false where there is none. The next ADD makes it again.
+/// Takes away the plugin's table, `bridge edge-cni`; false where there is none. The next ADD makes
+/// it again.
 pub fn remove_bridge_filter() -> anyhow::Result<bool> {
     match list(&["list", "table", "bridge", TABLE])? {
         Some(_) => delete("bridge").map(|()| true),
@@ -96,7 +97,8 @@ pub(in crate::host) fn list(arguments: &[&str]) -> anyhow::Result<Option<Value>>
 
 /// Carries out commands in one transaction.
 pub(in crate::host) fn run(commands: &Value) -> anyhow::Result<()> {
-    // The crate's own way is `-f -`, for which nft opens /dev/stdin: not every small system has that.
+    // The crate's own way is `-f -`, for which nft opens /dev/stdin: not every small system has
+    // that.
     let mut nft = Command::new("nft")
         .args(["-j", "-f", "/proc/self/fd/0"])
         .stdin(Stdio::piped())

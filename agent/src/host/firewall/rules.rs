@@ -215,7 +215,8 @@ impl Firewall {
             );
         }
         if !self.remote_in_clear {
-            // Policies of the guard judge the cluster's ranges, but not the cloud's networks, and any of them can be turned off by a sysctl.
+            // Policies of the guard judge the cluster's ranges, but not the cloud's networks, and
+            // any of them can be turned off by a sysctl.
             commands.target("in-clear");
             for family in FAMILIES {
                 let clear = [meta("!=", "iifname", json!("lo")), meta("==", "ipsec", json!(false))];
@@ -263,7 +264,8 @@ impl Firewall {
             commands.target(target);
         }
         commands.chain("forward", "filter", "forward", BEFORE_OTHERS);
-        // Not what a connection's client sends: it may have been let in before there was this table, or under other keys.
+        // Not what a connection's client sends: it may have been let in before there was this
+        // table, or under other keys.
         let answers = is("==", json!({"ct": {"key": "direction"}}), json!("reply"));
         commands.rule("forward", [ct("state", json!("established")), answers, accept()]);
         commands.rule("forward", [ct("state", json!("related")), accept()]);
@@ -284,7 +286,8 @@ impl Firewall {
                 commands.rule(target, [family.within("saddr", "fronted"), accept()]);
                 commands.rule(target, [family.within("saddr", allowed), accept()]);
             }
-            // kube-proxy redirects ClusterIPs for whoever asks: one that was routed here is no published port.
+            // kube-proxy redirects ClusterIPs for whoever asks: one that was routed here is no
+            // published port.
             for family in FAMILIES {
                 commands.rule(target, [family.sent_to("remote")].into_iter().chain(dropped(target)));
             }
@@ -310,7 +313,8 @@ impl Firewall {
         commands.rule("between-uplinks", dropped("between-uplinks"));
     }
 
-    /// Under which source packets leave. The first rule that applies to a connection's first packet decides for the whole connection.
+    /// Under which source packets leave. The first rule that applies to a connection's first packet
+    /// decides for the whole connection.
     fn sources(&self, commands: &mut Commands) {
         commands.chain("sources", "nat", "postrouting", BEFORE_OTHERS);
         for family in FAMILIES {
@@ -322,9 +326,10 @@ impl Firewall {
             }
             if let Some(address) = self.addresses.iter().find(|address| family.has(**address)) {
                 let ours = json!({"snat": {"family": family.protocol, "addr": address.to_string()}});
-                // Whoever sends it. What was forwarded has passed the chain `forward`; the rest is the node's own, or what IPVS sends on from the
-                // node under a client's source: no expression tells the two from each other on all kernels (since 5.7 IPVS's packets keep their
-                // `iif`, before that nothing in postrouting has one).
+                // Whoever sends it. What was forwarded has passed the chain `forward`; the rest is
+                // the node's own, or what IPVS sends on from the node under a client's source: no
+                // expression tells the two from each other on all kernels (since 5.7 IPVS's packets
+                // keep their `iif`, before that nothing in postrouting has one).
                 let to = [family.within("daddr", "remote"), family.outside("saddr", "ranges")];
                 commands.rule("sources", to.into_iter().chain([ours]));
             }

@@ -1,5 +1,6 @@
-//! Accept rules for the cluster's ranges in iptables' `FORWARD`, where its policy is `DROP`: what flannel and kube-proxy do for theirs. They are appended,
-//! so that whatever others put before them still decides, and bear a comment by which they are found again.
+//! Accept rules for the cluster's ranges in iptables' `FORWARD`, where its policy is `DROP`: what
+//! flannel and kube-proxy do for theirs. They are appended, so that whatever others put before them
+//! still decides, and bear a comment by which they are found again.
 
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -56,7 +57,8 @@ pub(super) fn nft(needs: &Needs, ipv4: bool, drops: bool) -> Option<Obstacle> {
     })
 }
 
-/// Of the older iptables, whose rules nftables does not show. Nothing tells of their changes: they are looked at whenever something else changes.
+/// Of the older iptables, whose rules nftables does not show. Nothing tells of their changes: they
+/// are looked at whenever something else changes.
 pub(super) fn legacy(needs: &Needs) -> Vec<Obstacle> {
     let tables = [
         (true, "iptables-legacy", "/proc/thread-self/net/ip_tables_names"),

@@ -1,7 +1,8 @@
 //! Nodes that are registered and have no Node object any more, or another one.
 //!
-//! One or two such Nodes were deleted by somebody, and that deregisters the nodes. Many at once, or a list without any Node, deregister nobody: the
-//! operator is asked. And nothing is believed of another cluster.
+//! One or two such Nodes were deleted by somebody, and that deregisters the nodes. Many at once, or
+//! a list without any Node, deregister nobody: the operator is asked. And nothing is believed of
+//! another cluster.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -24,7 +25,8 @@ const LOOK_UPS: usize = 32;
 /// Nodes that are named in full.
 const NAMED: usize = 10;
 
-/// Registered nodes of which the operator is asked whether they shall be deregistered. As many as there are nodes, at most.
+/// Registered nodes of which the operator is asked whether they shall be deregistered. As many as
+/// there are nodes, at most.
 #[derive(Debug, Clone, Default)]
 pub struct Asked(Arc<Mutex<BTreeSet<NodeName>>>);
 
@@ -83,7 +85,8 @@ impl Lost {
 pub(super) type AllLost = BTreeMap<NodeName, Lost>;
 
 impl NodeWatch {
-    /// Notes that the Node of this name is gone. It need not be the Node of which the record is: that one may be gone for longer.
+    /// Notes that the Node of this name is gone. It need not be the Node of which the record is:
+    /// that one may be gone for longer.
     pub(super) async fn lose(&mut self, name: NodeName) {
         self.known.remove(&name);
         self.unnamed.remove(&name);
@@ -201,7 +204,8 @@ impl NodeWatch {
             let Some(object) = record.and_then(|record| record.object.as_ref()) else { return false };
             let of_another = lost.uid != object.uid;
             if of_another && !lost.replaced {
-                // Another replica recorded a later Node meanwhile. The API server says whether that one is there.
+                // Another replica recorded a later Node meanwhile. The API server says whether that
+                // one is there.
                 *lost = Lost::new(object.uid.clone());
             }
             !(of_another && lost.replaced)

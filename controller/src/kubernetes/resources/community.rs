@@ -84,7 +84,8 @@ impl CommunitySpec {
     }
 }
 
-/// The name of a community's object. Names of objects have no capital letters: two communities that differ only in them cannot both be kept.
+/// The name of a community's object. Names of objects have no capital letters: two communities that
+/// differ only in them cannot both be kept.
 pub(crate) fn object_name(name: &edge_types::Community) -> String {
     name.as_str().to_ascii_lowercase()
 }

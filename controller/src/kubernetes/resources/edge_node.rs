@@ -66,7 +66,8 @@ pub struct EdgeNodeSpec {
     /// Certificates with which it may call.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub certificates: Vec<CertificateSpec>,
-    /// Beginning of the first certificate that it got when it joined last: peers refuse those that begin earlier.
+    /// Beginning of the first certificate that it got when it joined last: peers refuse those that
+    /// begin earlier.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub certificates_from: Option<Moment>,
 }

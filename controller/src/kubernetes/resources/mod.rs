@@ -1,13 +1,16 @@
-//! The custom resources: what a row looks like as an object, for the API server and for whoever reads it with kubectl.
+//! The custom resources: what a row looks like as an object, for the API server and for whoever
+//! reads it with kubectl.
 //!
-//! - [`Segment`], [`EdgeNode`], [`Community`]: the kinds. Their plurals are the ones that Kubernetes guesses for itself and end neither in
-//!   "ss" nor in "status": proxies that guess resource names (KubeEdge's) guess right.
+//! - [`Segment`], [`EdgeNode`], [`Community`]: the kinds. Their plurals are the ones that
+//!   Kubernetes guesses for itself and end neither in "ss" nor in "status": proxies that guess
+//!   resource names (KubeEdge's) guess right.
 //! - [`token`]: join tokens, which are Secrets.
 //! - [`Moment`]: a time, as Kubernetes writes it.
 //!
-//! Every record stands in one `spec`, written whole by one request that the API server refuses if the object has changed meanwhile. What is
-//! only for eyes stands in `status`, which is written by itself, never read back, and cannot be mixed up with the record: requests to the
-//! object leave its status as it is, and the other way round.
+//! Every record stands in one `spec`, written whole by one request that the API server refuses if
+//! the object has changed meanwhile. What is only for eyes stands in `status`, which is written by
+//! itself, never read back, and cannot be mixed up with the record: requests to the object leave
+//! its status as it is, and the other way round.
 
 #[allow(
     unreachable_pub,

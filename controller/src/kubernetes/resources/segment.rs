@@ -1,5 +1,5 @@
-//! `Segment`: who holds a segment. Its name is the network, so that creating the object is claiming it: of two replicas that claim the same
-//! one the API server lets one through.
+//! `Segment`: who holds a segment. Its name is the network, so that creating the object is claiming
+//! it: of two replicas that claim the same one the API server lets one through.
 
 use std::net::{IpAddr, Ipv6Addr};
 

@@ -1,4 +1,5 @@
-//! Join tokens as Secrets in the controller's namespace. They hold the hash of a token's secret, never the secret.
+//! Join tokens as Secrets in the controller's namespace. They hold the hash of a token's secret,
+//! never the secret.
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;

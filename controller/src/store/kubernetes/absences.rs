@@ -1,9 +1,12 @@
 //! What it means when an object is missing: absence is not an order.
 //!
-//! - Its definition (CRD) is missing or about to be deleted: everything of this kind goes on to hold as it is known, and nothing of it is written. When
-//!   the definition is there again, all objects are written again.
-//! - A segment was deleted by hand: its object is written again, while its node is registered or its quarantine may last.
-//! - An EdgeNode was deleted by hand: that deregisters the node. Where many are deleted at once they are written again; see [`crate::absence`].
+//! - Its definition (CRD) is missing or about to be deleted: everything of this kind goes on to
+//!   hold as it is known, and nothing of it is written. When the definition is there again, all
+//!   objects are written again.
+//! - A segment was deleted by hand: its object is written again, while its node is registered or
+//!   its quarantine may last.
+//! - An EdgeNode was deleted by hand: that deregisters the node. Where many are deleted at once
+//!   they are written again; see [`crate::absence`].
 //! - A community was deleted: it is the operator's.
 //!
 //! What replicas delete themselves they mark before, and it is believed at once.
@@ -129,7 +132,8 @@ async fn write_all_again(inner: &Inner, kind: Kind, uid: String) -> Result<usize
     Ok(count)
 }
 
-/// Decides about objects that are missing while their definition is as it was: somebody deleted them.
+/// Decides about objects that are missing while their definition is as it was: somebody deleted
+/// them.
 async fn judge(inner: &Inner, kind: Kind, missing: Vec<Missing>, recent: &mut Recent) -> bool {
     let (recreated, missing): (Vec<Missing>, Vec<Missing>) = missing.into_iter().partition(|missing| missing.recreated);
     recreated.iter().for_each(|missing| inner.objects().keep(&missing.place));
@@ -291,7 +295,8 @@ impl From<Snapshot> for Known {
 }
 
 impl Known {
-    /// A segment that is to be kept: a registered node holds it, or a node held it last, and nothing else stands in its place.
+    /// A segment that is to be kept: a registered node holds it, or a node held it last, and
+    /// nothing else stands in its place.
     fn needed(&self, network: &IpNetwork) -> Option<&Row> {
         let row = self.ledger.row(network).filter(|row| !is_blocked(row))?;
         let wanted = row.released_at.is_some() || self.nodes.contains_key(&row.node);
@@ -299,7 +304,8 @@ impl Known {
         (wanted && !replaced).then_some(row)
     }
 
-    /// Whether a replica has deregistered the node: then its segments were released, which nobody does who only deletes an EdgeNode.
+    /// Whether a replica has deregistered the node: then its segments were released, which nobody
+    /// does who only deletes an EdgeNode.
     fn has_left(&self, record: &NodeRecord) -> bool {
         let after = |row: &Row| row.node == record.name && row.released_at.is_some_and(|at| at >= record.joined_at);
         self.ledger.held_by(&record.name).is_empty() && self.ledger.rows().any(after)

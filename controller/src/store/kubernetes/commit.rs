@@ -1,7 +1,7 @@
 //! Writing a batch.
 //!
-//! Elements that change the same rows are carried out in order; where one of them fails, those that were planned on it fail as conflicts.
-//! Others are carried out at the same time.
+//! Elements that change the same rows are carried out in order; where one of them fails, those that
+//! were planned on it fail as conflicts. Others are carried out at the same time.
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
@@ -26,7 +26,8 @@ use crate::kubernetes::client::{REQUEST, explain, is_absent};
 use crate::segments::Row;
 use crate::state::{Change, Key};
 
-/// Elements that are carried out at once: the API server and its etcd take many at a time in little more than the time of one.
+/// Elements that are carried out at once: the API server and its etcd take many at a time in little
+/// more than the time of one.
 const AT_ONCE: usize = 128;
 /// How often the release of a segment is tried that others got ahead of.
 const RELEASES: u32 = 4;
@@ -159,8 +160,9 @@ async fn element_of(inner: &Arc<Inner>, element: &[Change]) -> Result<(), StoreE
             }
         }
         if let Some(error) = failed {
-            // What was done of it holds, and the registry hears of it as it hears of what others do. Where it plans anew, it must know at once:
-            // another plan might take the place of what was claimed, and this one claim more.
+            // What was done of it holds, and the registry hears of it as it hears of what others
+            // do. Where it plans anew, it must know at once: another plan might take the place of
+            // what was claimed, and this one claim more.
             give_back_tokens(inner, &mut done).await;
             let mut objects = inner.objects();
             done.iter().cloned().for_each(|change| objects.tell_of(change));
@@ -210,7 +212,8 @@ async fn write(inner: &Inner, change: &Change) -> Result<Option<Claim>, StoreErr
         Err(Failure::Changed) => {
             let now = present(inner, &place).await;
             let mut objects = inner.objects();
-            // As if the watch had said it, and in its place among what the watch says: the registry must not go back to what was before.
+            // As if the watch had said it, and in its place among what the watch says: the registry
+            // must not go back to what was before.
             let current = match now {
                 Ok(Some(object)) => {
                     let row = object.row.clone();
@@ -302,7 +305,8 @@ async fn send(inner: &Inner, change: &Change, place: &Place, base: &Base) -> Res
     }
 }
 
-/// Marks an object for its deletion, so that the other replicas know who deletes it. Returns its version then; `None` where it is gone already.
+/// Marks an object for its deletion, so that the other replicas know who deletes it. Returns its
+/// version then; `None` where it is gone already.
 async fn mark(
     api: &Api<DynamicObject>,
     kind: Kind,
@@ -356,7 +360,8 @@ pub(super) async fn present(inner: &Inner, place: &Place) -> Result<Option<Obser
     }
 }
 
-/// Releases a segment of a node that is gone: also where its row was changed since, unless it is not that grant any more.
+/// Releases a segment of a node that is gone: also where its row was changed since, unless it is
+/// not that grant any more.
 async fn release(inner: &Inner, row: &Row) -> Result<(), StoreError> {
     let change = Change::PutSegment(row.clone());
     let place = Kind::place(&change.key());
@@ -384,7 +389,8 @@ async fn release(inner: &Inner, row: &Row) -> Result<(), StoreError> {
     result
 }
 
-/// Gives back uses of tokens of an element that came to nothing; where that fails too, the use is lost, which lets nobody in.
+/// Gives back uses of tokens of an element that came to nothing; where that fails too, the use is
+/// lost, which lets nobody in.
 async fn give_back_tokens(inner: &Inner, done: &mut Vec<Change>) {
     let used =
         done.iter().position(|change| matches!(change, Change::PutToken(token) if !token.redemptions.is_empty()));
@@ -432,7 +438,8 @@ async fn settled(inner: &Inner, claims: Vec<Claim>) {
         tokio::time::sleep(LOOK_AGAIN).await;
         match inner.settings.in_force().await {
             Ok(Ok(())) => {
-                // Nobody was told of them: whoever asked heard of a failure, and gets them when it asks again.
+                // Nobody was told of them: whoever asked heard of a failure, and gets them when it
+                // asks again.
                 let mut objects = inner.objects();
                 claims.iter().for_each(|claim| objects.end(&claim.place));
                 return;

@@ -1,7 +1,9 @@
-//! The definitions of the custom resources (CRDs). An object lives only as long as its definition: the API server deletes them together.
+//! The definitions of the custom resources (CRDs). An object lives only as long as its definition:
+//! the API server deletes them together.
 //!
-//! A definition that is deleted gets a `deletionTimestamp` first; then its objects are deleted, then it is gone. So whoever sees an object deleted, and
-//! reads the definition after that, as it was and without a `deletionTimestamp`, knows that the object was not deleted with it.
+//! A definition that is deleted gets a `deletionTimestamp` first; then its objects are deleted,
+//! then it is gone. So whoever sees an object deleted, and reads the definition after that, as it
+//! was and without a `deletionTimestamp`, knows that the object was not deleted with it.
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, OnceLock, PoisonError};
@@ -47,7 +49,8 @@ impl Definitions {
         Self { api, known: Mutex::default(), namespaces, cluster: OnceLock::new() }
     }
 
-    /// Makes sure that it is the cluster that it was at first: what is known is not written into another one.
+    /// Makes sure that it is the cluster that it was at first: what is known is not written into
+    /// another one.
     pub(super) async fn check_cluster(&self) -> Result<(), String> {
         let found = identity::uid(&self.namespaces).await?;
         let known = self.cluster.get_or_init(|| found.clone());

@@ -32,7 +32,8 @@ pub(super) type Place = (Kind, String);
 /// Label by which tokens are told from other Secrets.
 pub(super) const TOKENS: &str = "edge-cni.io/kind=join-token";
 
-/// Annotation of an object that a replica is about to delete. The others know by it that the deletion is the controller's own.
+/// Annotation of an object that a replica is about to delete. The others know by it that the
+/// deletion is the controller's own.
 pub(super) const DELETING: &str = "edge-cni.io/deleting";
 
 /// A segment whose object cannot be read is held by nobody that there is, and given to nobody.

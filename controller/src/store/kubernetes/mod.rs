@@ -5,14 +5,17 @@
 //! - [`commit`]: writing, each object over the version that was planned on.
 //! - [`rewrite`]: writing an object again that somebody deleted.
 //! - [`source`]: reading them, all and as they change.
-//! - [`absences`]: what it means when an object is missing; [`definitions`]: whether its definition (CRD) is there.
+//! - [`absences`]: what it means when an object is missing; [`definitions`]: whether its definition
+//!   (CRD) is there.
 //! - [`settings`]: what all replicas must agree on.
 //! - [`turns`]: one answer for all who ask at the same time.
 //!
-//! The API server has no transactions: the elements of a batch, and the objects of one element, are written one by one, in an order in which
-//! what may be left over after a failure does no harm. Segments are claimed first, then a token is used up, then the node is registered: what
-//! is left over is a segment that is held by a node which is not registered, and is found and released after a while. A node is deleted first
-//! and its segments are released then, with the same remainder. A plan that is made anew meets its own remainder and completes it.
+//! The API server has no transactions: the elements of a batch, and the objects of one element, are
+//! written one by one, in an order in which what may be left over after a failure does no harm.
+//! Segments are claimed first, then a token is used up, then the node is registered: what is left
+//! over is a segment that is held by a node which is not registered, and is found and released
+//! after a while. A node is deleted first and its segments are released then, with the same
+//! remainder. A plan that is made anew meets its own remainder and completes it.
 
 mod absences;
 mod commit;
@@ -84,8 +87,8 @@ struct Inner {
 }
 
 impl Kubernetes {
-    /// A store in the cluster that the client reaches; tokens and what all replicas agree on are kept in `namespace`. Segments are cut in
-    /// these sizes.
+    /// A store in the cluster that the client reaches; tokens and what all replicas agree on are
+    /// kept in `namespace`. Segments are cut in these sizes.
     pub fn new(client: &Client, namespace: &str, sizes: SegmentPrefix, obstacles: Obstacles, events: Events) -> Self {
         let (told, news) = mpsc::unbounded_channel();
         let inner = Inner {
@@ -109,7 +112,8 @@ impl Kubernetes {
         }
     }
 
-    /// Says whether the operator is asked before many nodes are deregistered at once because their EdgeNodes were deleted.
+    /// Says whether the operator is asked before many nodes are deregistered at once because their
+    /// EdgeNodes were deleted.
     pub fn confirming(self, confirm: bool) -> Self {
         self.inner.confirm.store(confirm, Ordering::Relaxed);
         self
@@ -291,7 +295,8 @@ impl Store for Kubernetes {
             }
             {
                 let mut objects = self.inner.objects();
-                // Of the same history, and yet more than we have given: by late news of another replica.
+                // Of the same history, and yet more than we have given: by late news of another
+                // replica.
                 if objects.revision() <= revision && objects.behind(version).is_empty() {
                     objects.rise_above(revision);
                 }

@@ -1,15 +1,17 @@
 //! What is known of every object: its version, and whether the registry knows it as well.
 //!
-//! A change may be written only over the version that it was planned on. The registry plans on what it was told, and on what it wrote itself;
-//! news that were told and not yet taken in were not known to the plan. So every piece of news has a number, the registry says up to which it
-//! has come ([`Objects::taken_in`]), and an object whose last news has a higher one is not written over: that is a conflict, as if the API
-//! server had said so.
+//! A change may be written only over the version that it was planned on. The registry plans on what
+//! it was told, and on what it wrote itself; news that were told and not yet taken in were not
+//! known to the plan. So every piece of news has a number, the registry says up to which it has
+//! come ([`Objects::taken_in`]), and an object whose last news has a higher one is not written
+//! over: that is a conflict, as if the API server had said so.
 //!
-//! While a write of ours is on its way, what the watch says of that object waits: it may be the echo, or what came before or after. When the
-//! answer is there, versions tell which.
+//! While a write of ours is on its way, what the watch says of that object waits: it may be the
+//! echo, or what came before or after. When the answer is there, versions tell which.
 //!
-//! An object that is missing was not necessarily deleted by somebody who meant it: its definition (CRD) may have been deleted. So its row stays until
-//! the reason is known (see `absences`), unless a replica has marked the object for its own deletion.
+//! An object that is missing was not necessarily deleted by somebody who meant it: its definition
+//! (CRD) may have been deleted. So its row stays until the reason is known (see `absences`), unless
+//! a replica has marked the object for its own deletion.
 
 mod absent;
 
@@ -27,10 +29,12 @@ use crate::state::{Change, Key};
 use absent::Absent;
 pub(super) use absent::Missing;
 
-/// Revisions that are kept for one resourceVersion: news that come late, from the slower one of two watches, get a revision of their own.
+/// Revisions that are kept for one resourceVersion: news that come late, from the slower one of two
+/// watches, get a revision of their own.
 const LATE: u64 = 1000;
 
-/// What happened, for the registry: its number, which is also the revision with it, and what it is, if anything.
+/// What happened, for the registry: its number, which is also the revision with it, and what it is,
+/// if anything.
 pub(super) type Told = (u64, Option<Said>);
 
 /// News for the registry.
@@ -48,7 +52,8 @@ pub(super) struct Objects {
     entries: HashMap<Place, Entry>,
     /// Up to which resourceVersion each kind is known.
     at: [u64; 4],
-    /// Added to what resourceVersions give: rows that came from another store brought revisions of their own.
+    /// Added to what resourceVersions give: rows that came from another store brought revisions of
+    /// their own.
     offset: u64,
     /// Highest number that was given to news or to a write.
     number: u64,
@@ -62,13 +67,16 @@ pub(super) struct Objects {
     unreadable: HashMap<Place, String>,
     /// Objects that a write of ours is about, and what the watch said of them meanwhile.
     in_flight: HashMap<Place, Vec<Event>>,
-    /// Objects that are missing, and nobody knows why yet. At most one an entry; what is said of one meanwhile is as much as people change.
+    /// Objects that are missing, and nobody knows why yet. At most one an entry; what is said of
+    /// one meanwhile is as much as people change.
     absent: HashMap<Place, Absent>,
-    /// Kinds with a definition that is missing or was made again, and why nothing of them is believed.
+    /// Kinds with a definition that is missing or was made again, and why nothing of them is
+    /// believed.
     frozen: HashMap<Kind, String>,
     /// Something became absent.
     absence: Arc<Notify>,
-    /// Version of the list by which etcd was seen to be restored from a backup: what that lacks, nobody has deleted.
+    /// Version of the list by which etcd was seen to be restored from a backup: what that lacks,
+    /// nobody has deleted.
     restored_at: HashMap<Kind, u64>,
 }
 
@@ -76,7 +84,8 @@ struct Entry {
     key: Key,
     uid: String,
     version: u64,
-    /// The object is there; otherwise it was deleted, and `version` is that of its deletion or of what was deleted.
+    /// The object is there; otherwise it was deleted, and `version` is that of its deletion or of
+    /// what was deleted.
     present: bool,
     /// Number of the last news about it; 0 where the registry knew at once.
     told: u64,
@@ -169,8 +178,8 @@ impl Objects {
         rows
     }
 
-    /// All of a kind that there was at a version. What is known and not among them is gone, unless it came later. `before` is up to which the
-    /// kind was known when the list was asked for.
+    /// All of a kind that there was at a version. What is known and not among them is gone, unless
+    /// it came later. `before` is up to which the kind was known when the list was asked for.
     pub(super) fn all(&mut self, kind: Kind, objects: Vec<Observed>, at: u64, before: u64) {
         let restored = at < before;
         if restored {
@@ -300,7 +309,8 @@ impl Objects {
         }
     }
 
-    /// An object, and its row. An unreadable segment blocks its addresses; of another object nothing is known.
+    /// An object, and its row. An unreadable segment blocks its addresses; of another object
+    /// nothing is known.
     fn read(&mut self, place: &Place, object: Observed) -> Option<(Entry, Change)> {
         let Observed { uid, version, row, foreign, .. } = object;
         let change = match row {
@@ -336,7 +346,8 @@ impl Objects {
         self.events.warning(about, name, "Unreadable", format!("{why}; {so}"));
     }
 
-    /// Gives the next number. Nobody listens before the registry has started, and after it has ended.
+    /// Gives the next number. Nobody listens before the registry has started, and after it has
+    /// ended.
     fn tell(&mut self, change: Option<Change>, version: u64) -> u64 {
         self.send(change.map(Said::Change), version)
     }
@@ -434,8 +445,9 @@ impl Objects {
         self.end(place);
     }
 
-    /// Ends a claim that was taken back: nobody was told of its object, and what is said of that from now on is late. The news that it came and
-    /// went would cover the row of whoever got the place.
+    /// Ends a claim that was taken back: nobody was told of its object, and what is said of that
+    /// from now on is late. The news that it came and went would cover the row of whoever got the
+    /// place.
     pub(super) fn end_taken_back(&mut self, place: Place, object: Observed, change: &Change) {
         let Observed { uid, version, foreign, .. } = object;
         let entry = Entry { present: false, ..Entry::of(uid, version, foreign, change) };

@@ -17,7 +17,8 @@ pub(super) enum Again {
     Not(String),
 }
 
-/// Writes an object again that is missing, with the row that the registry knows; where somebody else did, that holds.
+/// Writes an object again that is missing, with the row that the registry knows; where somebody
+/// else did, that holds.
 pub(super) async fn write_again(inner: &Inner, change: &Change) -> Again {
     let place = Kind::place(&change.key());
     let Some(foreign) = inner.objects().begin_again(&place) else {

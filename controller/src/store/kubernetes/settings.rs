@@ -1,15 +1,20 @@
-//! What all replicas must agree on, in one ConfigMap: the sizes of segments in force, and the layout of all objects.
+//! What all replicas must agree on, in one ConfigMap: the sizes of segments in force, and the
+//! layout of all objects.
 //!
-//! A release neither starts nor writes where one with a later layout has been: it would drop what it does not know from every object that it writes.
+//! A release neither starts nor writes where one with a later layout has been: it would drop what
+//! it does not know from every object that it writes.
 //!
-//! Segments of one size never overlap unless they are the same, and then the API server lets only one be created. Of two sizes they may. So
-//! only one pair of sizes is in force at any time: that which the ConfigMap holds. A replica writes its own there when it starts, and lists the
-//! segments after that. A replica that has created claims reads the ConfigMap before it tells anyone of them, and takes them back where other
-//! sizes are in force.
+//! Segments of one size never overlap unless they are the same, and then the API server lets only
+//! one be created. Of two sizes they may. So only one pair of sizes is in force at any time: that
+//! which the ConfigMap holds. A replica writes its own there when it starts, and lists the segments
+//! after that. A replica that has created claims reads the ConfigMap before it tells anyone of
+//! them, and takes them back where other sizes are in force.
 //!
-//! Let X create claims of one size and Y start with another. Either X's reading comes after Y's writing: then X sees Y's sizes and takes its
-//! claims back. Or X's reading comes before Y's writing: X's claims were created before that reading, hence before Y's writing, hence before
-//! Y lists, and Y grants around them. In both cases no grant of Y overlaps one that X has told anyone of.
+//! Let X create claims of one size and Y start with another. Either X's reading comes after Y's
+//! writing: then X sees Y's sizes and takes its claims back. Or X's reading comes before Y's
+//! writing: X's claims were created before that reading, hence before Y's writing, hence before Y
+//! lists, and Y grants around them. In both cases no grant of Y overlaps one that X has told anyone
+//! of.
 
 use std::collections::BTreeMap;
 
@@ -100,7 +105,8 @@ impl Settings {
     /// Notes with which definitions the objects exist that were just listed.
     ///
     /// # Errors
-    /// Where other ones were noted: the objects were deleted with those, and what is there now is not all.
+    /// Where other ones were noted: the objects were deleted with those, and what is there now is
+    /// not all.
     pub(super) async fn note_definitions(&self, definitions: &Uids) -> Result<(), StoreError> {
         let others = |data: &BTreeMap<String, String>| {
             let other = definitions.iter().find(|(kind, uid)| {
@@ -177,12 +183,14 @@ impl Settings {
         Ok(version)
     }
 
-    /// Fails where a later release has been, as read after this was called; those who ask at the same time share one reading.
+    /// Fails where a later release has been, as read after this was called; those who ask at the
+    /// same time share one reading.
     pub(super) async fn understood_since_now(&self) -> Result<(), StoreError> {
         self.layout.ask(async || self.noted().await.map(drop)).await
     }
 
-    /// Whether our sizes are in force, as read after this was called; those who ask at the same time share one reading.
+    /// Whether our sizes are in force, as read after this was called; those who ask at the same
+    /// time share one reading.
     pub(super) async fn in_force_since_now(&self) -> Verdict {
         self.in_force.ask(async || self.in_force().await).await
     }

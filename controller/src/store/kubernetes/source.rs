@@ -1,9 +1,13 @@
-//! How objects are read: of each only what a row and our writes need, and from the API server's memory wherever that loses nothing.
+//! How objects are read: of each only what a row and our writes need, and from the API server's
+//! memory wherever that loses nothing.
 //!
-//! A list that must hold everything is read from etcd, and each object is decoded on its way. Only API servers from 1.31 on that have an etcd which can
-//! say how far a watch has come (from 3.4.31 and 3.5.13 on) answer from their watch cache, which takes a quarter of the time. A list of many objects is
-//! read from the cache of any of them: one of the objects is written first ([`Rows::write_one`]), and the list is asked to be no older than that
-//! write. The cache hears of the write by the same watch that tells it of all changes before, so what it answers holds them all.
+//! A list that must hold everything is read from etcd, and each object is decoded on its way. Only
+//! API servers from 1.31 on that have an etcd which can say how far a watch has come (from 3.4.31
+//! and 3.5.13 on) answer from their watch cache, which takes a quarter of the time. A list of many
+//! objects is read from the cache of any of them: one of the objects is written first
+//! ([`Rows::write_one`]), and the list is asked to be no older than that write. The cache hears of
+//! the write by the same watch that tells it of all changes before, so what it answers holds them
+//! all.
 
 use std::collections::BTreeMap;
 
@@ -24,7 +28,8 @@ use crate::kubernetes::client::is_absent;
 use crate::kubernetes::follow::{Events, Source};
 use crate::kubernetes::resources::GROUP;
 
-/// Where there are no more objects than these besides the first one, reading them from etcd costs less than a write.
+/// Where there are no more objects than these besides the first one, reading them from etcd costs
+/// less than a write.
 const FEW: i64 = 500;
 /// Attempts to write an object that others write too.
 const ATTEMPTS: usize = 3;
@@ -47,7 +52,8 @@ fn absent<S>() -> Option<S> {
     None
 }
 
-/// A spec that is not looked into yet: what is wrong with it is wrong with one object, not with a list.
+/// A spec that is not looked into yet: what is wrong with it is wrong with one object, not with a
+/// list.
 pub(super) trait Spec {
     fn read<T: DeserializeOwned>(self) -> serde_json::Result<T>;
 }
@@ -99,8 +105,9 @@ impl Rows {
         Request::new(self.api.resource_url())
     }
 
-    /// Writes some object without a change of its row, and tells the version that it has then: everything of this kind that was written before has a
-    /// lower one. `None` where that is not worth it, or does not work.
+    /// Writes some object without a change of its row, and tells the version that it has then:
+    /// everything of this kind that was written before has a lower one. `None` where that is not
+    /// worth it, or does not work.
     async fn write_one(&self) -> kube::Result<Option<String>> {
         let mut last_seen = None;
         for _ in 0..ATTEMPTS {
@@ -116,7 +123,8 @@ impl Rows {
             let now = Timestamp::now().to_string();
             object.metadata.annotations.get_or_insert_default().insert(format!("{GROUP}/all-read-after"), now);
             match self.api.replace(&name, &PostParams::default(), &object).await {
-                // The same version where somebody on the way has undone the change: then nothing was written.
+                // The same version where somebody on the way has undone the change: then nothing
+                // was written.
                 Ok(written) => {
                     return Ok(written.metadata.resource_version.filter(|now| Some(now) != version.as_ref()));
                 }
@@ -140,7 +148,8 @@ impl Source for Rows {
         self.kind.selector()
     }
 
-    /// About five megabytes. Each page costs the API server nearly the same, whatever is on it, where it reads from etcd.
+    /// About five megabytes. Each page costs the API server nearly the same, whatever is on it,
+    /// where it reads from etcd.
     fn page_size(&self) -> u32 {
         5000
     }

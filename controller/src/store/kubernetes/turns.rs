@@ -50,7 +50,8 @@ mod tests {
         };
         let mut answers = join_all((0..10).map(|_| ask())).await;
         answers.sort_unstable();
-        // The first asks for itself; the others asked before the second question, which is for all of them.
+        // The first asks for itself; the others asked before the second question, which is for all
+        // of them.
         assert!(answers.iter().all(|answer| *answer <= 2), "{answers:?}");
         assert_eq!(ask().await, answers[9] + 1, "who asks later is not told what was so before");
     }

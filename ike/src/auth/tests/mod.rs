@@ -1,4 +1,5 @@
-//! Real certificates by rcgen, in every way in which they can be wrong; pre-shared keys; and what both have in common.
+//! Real certificates by rcgen, in every way in which they can be wrong; pre-shared keys; and what
+//! both have in common.
 
 mod certificates;
 mod credentials;

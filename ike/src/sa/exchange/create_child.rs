@@ -1,4 +1,5 @@
-//! CREATE_CHILD_SA for CHILD_SAs: rekeying (RFC 7296 1.3.3, 2.8), also by both ends at once (2.8.1) and across deletions (2.25).
+//! CREATE_CHILD_SA for CHILD_SAs: rekeying (RFC 7296 1.3.3, 2.8), also by both ends at once (2.8.1)
+//! and across deletions (2.25).
 
 use std::time::Duration;
 
@@ -15,7 +16,8 @@ use crate::output::Context;
 use crate::tunnel::{Arrival, Tunnel};
 use crate::wire::{ExchangeType, InvalidMessage, Notify, NotifyType, Payload, Payloads, Protocol};
 
-/// CHILD_SAs that one IKE SA may have at a time: one in use, one replacing it from either end, and as many of the time before.
+/// CHILD_SAs that one IKE SA may have at a time: one in use, one replacing it from either end, and
+/// as many of the time before.
 const MAX_CHILDREN: usize = 4;
 /// Wait after TEMPORARY_FAILURE (RFC 7296 2.25), up to as much again at random.
 const TEMPORARY: Duration = Duration::from_millis(500);
@@ -116,7 +118,8 @@ impl CreateChild {
         };
         let lowest = lower(&nonce, &theirs);
         if let Some(Collision { new, lowest: others }) = collision {
-            // RFC 7296 2.8.1: the one made with the lowest of the four nonces goes, deleted by its initiator.
+            // RFC 7296 2.8.1: the one made with the lowest of the four nonces goes, deleted by its
+            // initiator.
             if *lowest < *others && tunnel.live(new).is_some() {
                 sa.enqueue(Task::DeleteUnused(inbound));
                 return Verdict::Continue;
@@ -169,7 +172,8 @@ impl CreateChild {
                     }
                 }
             }
-            // RFC 7296 2.25: what was to be rekeyed is gone there. If its deletion is not on the way to us, a new one is made.
+            // RFC 7296 2.25: what was to be rekeyed is gone there. If its deletion is not on the
+            // way to us, a new one is made.
             NotifyType::ChildSaNotFound => {
                 if let Some(old) = old
                     && tunnel.live(old).is_some()

@@ -50,8 +50,9 @@ pub(in super::super) fn answer(
     verdict
 }
 
-/// The peer deletes the CHILD_SA with which it receives by `spi`. Gives our SPI for the answer, unless we are deleting it too: then each end has
-/// named its own SPI in its request (RFC 7296 1.4.1).
+/// The peer deletes the CHILD_SA with which it receives by `spi`. Gives our SPI for the answer,
+/// unless we are deleting it too: then each end has named its own SPI in its request (RFC 7296
+/// 1.4.1).
 fn child_deleted(sa: &mut IkeSa, spi: u32, tunnel: &mut Tunnel, cx: &mut Context<'_>) -> Option<u32> {
     let id = tunnel.by_outbound_spi(sa.spi(), spi)?;
     let crossing = matches!(sa.pending, Some(Pending::DeleteChild(pending)) if pending == id);

@@ -1,5 +1,6 @@
-//! The exchanges on an established IKE SA: how each is begun, answered and finished. They interleave: our request and the peer's may be under way
-//! at the same time, and about the same CHILD_SA.
+//! The exchanges on an established IKE SA: how each is begun, answered and finished. They
+//! interleave: our request and the peer's may be under way at the same time, and about the same
+//! CHILD_SA.
 
 mod create_child;
 mod informational;

@@ -1,5 +1,5 @@
-//! CREATE_CHILD_SA for the IKE SA itself (RFC 7296 1.3.2, 2.18), begun by the peer. Ours are made anew by IKE_SA_INIT and IKE_AUTH (2.8.3), which also
-//! looks at the certificate again.
+//! CREATE_CHILD_SA for the IKE SA itself (RFC 7296 1.3.2, 2.18), begun by the peer. Ours are made
+//! anew by IKE_SA_INIT and IKE_AUTH (2.8.3), which also looks at the certificate again.
 
 use super::super::channel::Channel;
 use super::super::established::{Begun, IkeSa, Standing, Verdict};
@@ -36,7 +36,8 @@ pub(super) fn answer(sa: &mut IkeSa, payloads: &Payloads, tunnel: &mut Tunnel, c
 }
 
 fn negotiate(sa: &mut IkeSa, payloads: &Payloads, cx: &mut Context<'_>) -> Result<(Box<IkeSa>, Payloads), Refusal> {
-    // RFC 7296 2.25.2: not while CHILD_SAs are being made or deleted on it, nor when it is about to go.
+    // RFC 7296 2.25.2: not while CHILD_SAs are being made or deleted on it, nor when it is about to
+    // go.
     let quiet = matches!(sa.pending, None | Some(Pending::Liveness)) && sa.queue.is_empty();
     if !quiet || sa.standing != Standing::Serving {
         return Err((Notify::new(NotifyType::TemporaryFailure), None));

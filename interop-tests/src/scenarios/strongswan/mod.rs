@@ -1,4 +1,5 @@
-//! Our agent with static peers against Debian's strongSwan, each in both roles, by pre-shared key and by certificate.
+//! Our agent with static peers against Debian's strongSwan, each in both roles, by pre-shared key
+//! and by certificate.
 
 mod site;
 
@@ -236,7 +237,8 @@ fn fragmentation(lab: &Lab) -> Result<()> {
     agent.wait_up("moon")?;
     charon.wait_up()?;
     ensure!(site.edge_pod.reaches("10.2.0.2", Duration::from_secs(5))?, "no ping through the tunnel");
-    // Encrypted fragments, payload 53 (RFC 7383 2.5), behind the non-ESP marker of port 4500: next payload at offset 16 of the IKE header.
+    // Encrypted fragments, payload 53 (RFC 7383 2.5), behind the non-ESP marker of port 4500: next
+    // payload at offset 16 of the IKE header.
     let fragments = "udp port 4500 and udp[8:4] = 0 and udp[28] = 53";
     for (from, who) in [("203.0.113.1", "edge-agent"), ("203.0.113.10", "charon")] {
         ensure!(!site.wire.packets(&format!("src {from} and {fragments}"))?.is_empty(), "{who} sent no IKE fragment");

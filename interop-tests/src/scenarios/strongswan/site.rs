@@ -46,7 +46,8 @@ impl<'a> Site<'a> {
             .on("home", &["192.168.1.1/24"])
             .masquerade("internet")
             .slow("internet", Netem::delay(2))
-            // It would forward the pods' packets: only the tunnel's policies keep them off the wire.
+            // It would forward the pods' packets: only the tunnel's policies keep them off the
+            // wire.
             .route(home_net, "192.168.1.10")
             .route(public_net, "203.0.113.10");
         plan.host(home).on("home", &["192.168.1.10/24"]).via("192.168.1.1");
@@ -95,8 +96,8 @@ impl<'a> Site<'a> {
         Connection::new("edge", auth).local("%any", "moon.example", MOON_NET).remote(remote, "edge.example", EDGE_NET)
     }
 
-    /// The tunnel carries pings, both sides and both kernels agree about it, each side rekeys it without a loss, and nothing of it was
-    /// ever in clear.
+    /// The tunnel carries pings, both sides and both kernels agree about it, each side rekeys it
+    /// without a loss, and nothing of it was ever in clear.
     pub(super) fn works(mut self, lab: &Lab, agent: &mut Agent<'_>, charon: &Charon<'_>) -> Result<()> {
         if self.begins == Begins::Moon {
             wait::for_event("charon to get through", || charon.initiate())?;
@@ -128,7 +129,8 @@ impl<'a> Site<'a> {
         lab.step("rekeyed by charon");
         charon.rekey_ike()?;
         self.same_spis(agent, charon)?;
-        // The CHILD_SA lives on under the new IKE SA, which has keys of its own: it can be rekeyed there.
+        // The CHILD_SA lives on under the new IKE SA, which has keys of its own: it can be rekeyed
+        // there.
         agent.rekey("moon")?;
         self.same_spis(agent, charon)?;
         charon.rekey_child()?;
@@ -149,13 +151,15 @@ impl<'a> Site<'a> {
         // The watch would have seen it: the same pods' packet in clear.
         self.moon.sh("ip xfrm policy flush; ip xfrm state flush")?;
         let through = self.moon_pod.reaches("10.1.0.2", Duration::from_millis(200))?;
-        // Through the NAT it comes with the router's address, of which the tunnel's policies say nothing.
+        // Through the NAT it comes with the router's address, of which the tunnel's policies say
+        // nothing.
         ensure!(!through || self.begins == Begins::Moon, "a clear ping with a tunnelled source came through");
         self.wire.wait_for("icmp and dst 10.1.0.2")?;
         self.wire.stop()
     }
 
-    /// The agent's log, at the most talkative level, holds neither the pre-shared key nor its private key nor a key that its kernel has.
+    /// The agent's log, at the most talkative level, holds neither the pre-shared key nor its
+    /// private key nor a key that its kernel has.
     fn no_key_is_logged(&self, agent: &mut Agent<'_>) -> Result<()> {
         let log = agent.process().log().to_lowercase();
         ensure!(log.contains("trace"), "the log is not at its most talkative level");
@@ -213,7 +217,8 @@ impl<'a> Site<'a> {
         })
     }
 
-    /// No tunnel comes up, the agent says why in words that name the peer, no secret is in its log, and nothing is left in the kernel.
+    /// No tunnel comes up, the agent says why in words that name the peer, no secret is in its log,
+    /// and nothing is left in the kernel.
     pub(super) fn refused(&self, agent: &mut Agent<'_>, charon: &Charon<'_>, words: &[&str]) -> Result<()> {
         if self.begins == Begins::Moon {
             ensure!(charon.initiate().is_err(), "charon came through, although it should be refused");
@@ -231,7 +236,8 @@ impl<'a> Site<'a> {
         self.nothing_left()
     }
 
-    /// The edge's kernel holds no SA, no reserved SPI and no policy, but those of IKE's own sockets.
+    /// The edge's kernel holds no SA, no reserved SPI and no policy, but those of IKE's own
+    /// sockets.
     pub(super) fn nothing_left(&self) -> Result<()> {
         wait::for_event("nothing to be left in the kernel", || {
             // The parsed list would leave out SPIs that are only reserved.

@@ -67,13 +67,15 @@ impl Objects {
         absent.waiting.into_iter().for_each(|event| self.event(place.clone(), event));
     }
 
-    /// A missing object is there again, or its row shall hold without one: what was said meanwhile is listened to.
+    /// A missing object is there again, or its row shall hold without one: what was said meanwhile
+    /// is listened to.
     pub(in super::super) fn keep(&mut self, place: &Place) {
         let Some(absent) = self.absent.remove(place) else { return };
         absent.waiting.into_iter().for_each(|event| self.event(place.clone(), event));
     }
 
-    /// From now on missing objects of this kind are not written over, for this reason; `None` ends that.
+    /// From now on missing objects of this kind are not written over, for this reason; `None` ends
+    /// that.
     pub(in super::super) fn freeze(&mut self, kind: Kind, why: Option<String>) {
         match why {
             Some(why) => drop(self.frozen.insert(kind, why)),
@@ -81,7 +83,8 @@ impl Objects {
         }
     }
 
-    /// Begins to write an object again that is missing, whatever the registry knows; `end` must follow. `None` while another write is on its way.
+    /// Begins to write an object again that is missing, whatever the registry knows; `end` must
+    /// follow. `None` while another write is on its way.
     pub(in super::super) fn begin_again(&mut self, place: &Place) -> Option<Foreign> {
         if self.in_flight.contains_key(place) {
             return None;
