@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use edge_ike::Instant;
 use serde::{Deserialize, Serialize};
 
-use crate::store::{StateDir, StoreError};
+use crate::state_dir::{StateDir, StoreError};
 
 /// Released after this moment: no clock before it is right. Seconds since 1970-01-01 UTC
 /// (2026-11-01).

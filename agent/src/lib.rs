@@ -2,29 +2,28 @@
 //! file, it derives which tunnels, policies and routes this node wants, and keeps the kernel in
 //! that state.
 //!
-//! Data flows one way: [`cloud`] and [`config`] say who the peers are; [`desired`] computes what
-//! follows from that; [`tunnels`] negotiates it and [`kernel`] and [`host`] carry it out;
-//! [`status`] tells people.
+//! Data flows one way: [`controller_client`] and [`config`] say who the peers are; [`desired`]
+//! computes what follows from that; [`tunnels`] and [`host`] carry it out; [`status`] tells people.
 //!
 //! - [`cli`]: the commands.
 //! - [`config`]: the TOML file.
-//! - [`membership`]: the seam between the cloud's side and the node's side: view and credentials.
-//! - [`cloud`]: the controller's side: joining, certificate, view, applications for segments.
+//! - [`membership`]: the seam between the controller's side and the node's side: view and
+//!   credentials.
+//! - [`controller_client`]: joining, certificate, view, requests for segments.
 //! - [`install_cni`]: the conflist, by which the container runtime finds the plugin.
-//! - [`local`]: the plugin's side: its socket, and when to apply for a segment.
-//! - [`store`]: the state directory.
+//! - [`plugin_server`]: the plugin's socket, and when to request a segment.
+//! - [`state_dir`]: the files on disk.
 //! - [`clock`]: boot time for lifetimes, and the time of the world for certificates.
 //! - [`desired`]: which tunnels, policies and routes follow from view and static peers. Pure.
-//! - [`endpoints`]: at which addresses nodes find each other. Pure.
-//! - [`surroundings`]: what this node needs outside of every tunnel, and which view would take it
-//!   away. Pure.
+//! - [`candidates`]: at which addresses nodes find each other. Pure.
+//! - [`underlay`]: what this node needs outside of every tunnel, and which view would take it away.
+//!   Pure.
 //! - [`tunnels`]: the IKE driver: endpoint, sockets and XFRM in one loop.
-//! - [`kernel`]: SAs and reqids.
 //! - [`host`]: routes, bridge, firewall, uplinks.
-//! - [`journal`]: what was repaired, what is in the way, what went wrong.
+//! - [`incidents`]: what was repaired, what is in the way, what went wrong.
 //! - [`status`]: the document of `status --json`, and the table.
 //! - [`hardening`]: no core dumps, private files.
-//! - [`instance`]: one agent in a network namespace.
+//! - [`netns_lock`]: one agent in a network namespace.
 //! - [`run`]: starts the parts of `edge-agent run` and ends them.
 //! - [`down`]: takes everything away.
 //! - [`admin`]: the socket on which `status` and `rekey` ask a running agent.
@@ -33,23 +32,22 @@
 #![deny(unsafe_code)]
 
 pub mod admin;
+pub mod candidates;
 pub mod cli;
 pub mod clock;
-pub mod cloud;
 pub mod config;
+pub mod controller_client;
 pub mod desired;
 pub mod down;
-pub mod endpoints;
 pub mod hardening;
 pub mod host;
+pub mod incidents;
 pub mod install_cni;
-pub mod instance;
-pub mod journal;
-pub mod kernel;
-pub mod local;
 pub mod membership;
+pub mod netns_lock;
+pub mod plugin_server;
 pub mod run;
+pub mod state_dir;
 pub mod status;
-pub mod store;
-pub mod surroundings;
 pub mod tunnels;
+pub mod underlay;

@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::clock::WorldClock;
 use crate::config::Config;
-use crate::surroundings::Surroundings;
+use crate::underlay::Surroundings;
 
 /// What the controller says of this node, and how it proves who it is. Complete in itself.
 #[derive(Debug, Clone)]

@@ -14,18 +14,18 @@ use tokio_util::sync::CancellationToken;
 use crate::admin::server::{self, Asked};
 use crate::admin::{Answer, Request};
 use crate::clock::WorldClock;
-use crate::cloud::Cloud;
 use crate::config::Config;
+use crate::controller_client::Cloud;
 use crate::desired::Desired;
-use crate::host::keeper::Keeper;
+use crate::host::reconciler::Keeper;
 use crate::host::{HostState, firewall};
-use crate::instance::Instance;
-use crate::journal::Journal;
+use crate::incidents::Journal;
 use crate::membership::{CloudStatus, NodeSide};
+use crate::netns_lock::Instance;
+use crate::state_dir::StateDir;
 use crate::status::Status;
-use crate::store::StateDir;
 use crate::tunnels::{Command, Driver};
-use crate::{hardening, host, local, membership, store};
+use crate::{hardening, host, membership, plugin_server, state_dir};
 
 /// Runs until SIGTERM or SIGINT. The kernel's state stays.
 pub fn run(config: Config) -> anyhow::Result<()> {
@@ -40,7 +40,7 @@ pub fn run(config: Config) -> anyhow::Result<()> {
     hardening::make_files_private();
     if config.controller.is_none() {
         let path = config.state_dir.display();
-        store::make_private(&config.state_dir).with_context(|| format!("{path}: cannot be made private"))?;
+        state_dir::make_private(&config.state_dir).with_context(|| format!("{path}: cannot be made private"))?;
     }
     let runtime = Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     runtime.spawn(instance.serve());
@@ -55,7 +55,7 @@ pub fn run(config: Config) -> anyhow::Result<()> {
         runtime.spawn(cloud.clone().run());
         let stop = stop.clone();
         runtime.spawn(async move {
-            if let Err(error) = local::run(cloud).await {
+            if let Err(error) = plugin_server::run(cloud).await {
                 tracing::error!("{error:#}");
                 stop.cancel();
             }

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::process::{Child, Command};
 use std::time::{Duration, Instant};
 
-use edge_agent::store::{StateDir, segments};
+use edge_agent::state_dir::{StateDir, segments_file};
 
 /// Ended when the test is, however that goes.
 struct Running(Child);
@@ -57,7 +57,7 @@ fn the_conflist_is_kept_it_comes_after_the_first_segment_and_again_when_it_is_lo
     wait_for("the plugin", || folder.path().join("bin/edge-cni").exists());
     assert!(!conflist.exists() && kept.0.try_wait().unwrap().is_none());
     let state = StateDir::open(&folder.path().join("state")).unwrap();
-    segments::add_granted(&state, &["10.77.0.0/26".parse().unwrap()]).unwrap();
+    segments_file::add_granted(&state, &["10.77.0.0/26".parse().unwrap()]).unwrap();
     wait_for("the conflist", || conflist.exists());
     let written = fs::read(&conflist).unwrap();
     fs::remove_file(&conflist).unwrap();

@@ -11,7 +11,7 @@ use rtnetlink::{Handle, RouteMessageBuilder};
 use super::RouteEntry;
 use super::observed::{Observed, Route};
 use crate::desired::HubRoute;
-use crate::journal::Journal;
+use crate::incidents::Journal;
 
 /// Routes through the guard's device that should be there, for status.
 pub(super) fn through_guard(networks: &[IpNetwork], bridge: &[IpAddr]) -> Vec<RouteEntry> {

@@ -10,7 +10,7 @@ use edge_xfrm::guard::DEVICE;
 use super::Obstacle;
 use super::observed::{Link, Observed};
 use super::uplink;
-use crate::journal::Journal;
+use crate::incidents::Journal;
 
 const ROOT: &str = "/proc/sys/net";
 

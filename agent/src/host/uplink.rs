@@ -7,7 +7,7 @@ use ipnetwork::IpNetwork;
 
 use super::observed::{Link, Observed, Route};
 use crate::membership::Uplink;
-use crate::surroundings::Surroundings;
+use crate::underlay::Surroundings;
 
 /// What ESP in UDP adds to a packet, at most: outer IPv6 header 40, UDP 8, ESP header 8, IV 8,
 /// trailer 2, ICV 16 (RFC 4303, RFC 4106, RFC 3948). ESP pads what it encrypts to a multiple of 4.

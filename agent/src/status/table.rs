@@ -5,7 +5,7 @@ use std::fmt::Write;
 use comfy_table::{Table, presets};
 
 use super::{PeerReport, Status};
-use crate::journal::Kind;
+use crate::incidents::Kind;
 
 /// Writes it.
 pub fn render(status: &Status) -> String {

@@ -19,15 +19,15 @@ use tokio_util::sync::CancellationToken;
 
 use super::environment::{Machine, source_address};
 use super::report::TunnelsReport;
+use super::reqids::Reqids;
+use super::sa_table::SaTable;
 use super::socket::{self, Socket};
 use super::sockets;
 use crate::clock::{WorldClock, boot_time};
 use crate::config::Config;
 use crate::desired::Desired;
 use crate::host::HostState;
-use crate::journal::Journal;
-use crate::kernel::reqids::Reqids;
-use crate::kernel::sas::SaTable;
+use crate::incidents::Journal;
 
 /// All is compared with the kernel this often, besides after every notification that something was
 /// changed.

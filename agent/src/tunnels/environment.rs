@@ -7,9 +7,9 @@ use edge_ike::{Environment, PeerName};
 use edge_xfrm::{Reqid, SaId, SpiRange, Xfrm};
 use ring::rand::{SecureRandom, SystemRandom};
 
+use super::reqids::Reqids;
 use crate::clock::WorldClock;
-use crate::journal::Journal;
-use crate::kernel::reqids::Reqids;
+use crate::incidents::Journal;
 
 /// The kernel, the clock and the random numbers of this machine.
 #[derive(Debug)]

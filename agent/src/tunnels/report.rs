@@ -8,8 +8,8 @@ use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
 use super::driver::Driver;
+use super::sa_table::Installed;
 use crate::desired::Origin;
-use crate::kernel::sas::Installed;
 use crate::status::{Cell, ChildStatus, IkeStatus, PeerReport, PolicyEntry, StateEntry, TemplateEntry};
 
 /// The tunnels' part of the status.

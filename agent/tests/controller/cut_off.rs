@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use edge_agent::membership::{CloudStatus, Membership};
-use edge_agent::surroundings::Surroundings;
+use edge_agent::underlay::Surroundings;
 
 use crate::lab::{Controller, Node, Way, exists, until};
 

@@ -8,12 +8,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use edge_agent::clock::WorldClock;
-use edge_agent::cloud::{Cloud, CloudError};
 use edge_agent::config::Config;
-use edge_agent::local;
+use edge_agent::controller_client::{Cloud, CloudError};
 use edge_agent::membership::{CloudStatus, Membership, NodeSide, seam};
-use edge_agent::store::{StateDir, StoreError};
-use edge_agent::surroundings::Surroundings;
+use edge_agent::plugin_server;
+use edge_agent::state_dir::{StateDir, StoreError};
+use edge_agent::underlay::Surroundings;
 use edge_controller::clock::Clock;
 use edge_controller::server::Server;
 use edge_types::api::{Family, TokenCreated, TokenRequest};
@@ -309,8 +309,10 @@ impl Node {
         node_side.uplink.send_modify(|uplink| uplink.surroundings = self.surroundings.clone());
         let state = Arc::new(open(&config.state_dir)?);
         let cloud = Cloud::load(cloud_side, state)?;
-        let tasks =
-            vec![tokio::spawn(cloud.clone().run()), tokio::spawn(async move { local::run(cloud).await.unwrap() })];
+        let tasks = vec![
+            tokio::spawn(cloud.clone().run()),
+            tokio::spawn(async move { plugin_server::run(cloud).await.unwrap() }),
+        ];
         Ok(Agent { node: node_side, socket: config.plugin_socket(), stop, tasks })
     }
 }
@@ -405,7 +407,7 @@ impl Agent {
 
 /// What a plugin sees whose pods have `leased` addresses of the segments in `file`.
 pub(crate) fn stock(file: &SegmentsFile, family: Family, leased: u64) -> Stock {
-    Stock { family, free: edge_agent::store::segments::capacity(file, family) - leased, leased }
+    Stock { family, free: edge_agent::state_dir::segments_file::capacity(file, family) - leased, leased }
 }
 
 pub(crate) fn parsed(token: &str) -> JoinToken {

@@ -17,10 +17,10 @@ use tokio::time::Instant;
 use tracing::{error, info, warn};
 
 use super::Cloud;
-use super::accept::{Refusal, judge};
 use super::error::CloudError;
-use crate::store::StoreError;
-use crate::surroundings::{added, guarded};
+use super::view_validation::{Refusal, judge};
+use crate::state_dir::StoreError;
+use crate::underlay::{added, guarded};
 
 /// The view before one on trial. Its presence at start says that the view on disk is on trial.
 const BEFORE_FILE: &str = "view-before.json";

@@ -11,15 +11,15 @@ use edge_types::api::{CertificateResponse, JoinRequest};
 use hyper::Method;
 use zeroize::Zeroizing;
 
-use super::client::Client;
 use super::error::{CloudError, chain};
+use super::guard_bypass::Path;
+use super::http::Client;
 use super::identity::{self, Identity};
-use super::path::Path;
-use super::ticket::Ticket;
+use super::join_credential::Ticket;
 use super::tls;
 use crate::clock::WorldClock;
 use crate::config::Config;
-use crate::store::{StateDir, segments};
+use crate::state_dir::{StateDir, segments_file};
 
 /// Joins, and keeps the identity on disk.
 pub(super) async fn join(
@@ -64,7 +64,7 @@ pub(super) async fn join(
 }
 
 fn forget_earlier_membership(state: &StateDir) -> Result<(), CloudError> {
-    segments::forget_granted(state)?;
+    segments_file::forget_granted(state)?;
     state.remove(edge_types::store::VIEW_FILE)?;
     Ok(())
 }

@@ -7,8 +7,8 @@ use edge_ike::{ChildId, ChildSa, Event, OutboundSwitch, PeerName};
 use edge_xfrm::Xfrm;
 
 use super::driver::Driver;
+use super::sa_table::{LINGER_KEPT, SaTable, Sending};
 use crate::desired;
-use crate::kernel::sas::{LINGER_KEPT, SaTable, Sending};
 
 impl Driver {
     pub(super) fn carry_out(&mut self, event: Event) {

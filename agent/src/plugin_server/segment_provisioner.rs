@@ -17,8 +17,8 @@ use tokio::time::{Instant, sleep_until};
 use tracing::{debug, warn};
 
 use super::socket::Asked;
-use crate::cloud::{Cloud, CloudError};
-use crate::store::segments::capacity;
+use crate::controller_client::{Cloud, CloudError};
+use crate::state_dir::segments_file::capacity;
 
 /// A pod is told what stands in the way before the plugin stops listening.
 const PATIENCE: Duration = Duration::from_millis(APPLICATION_TIMEOUT_SECONDS * 1000 - 700);

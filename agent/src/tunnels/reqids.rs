@@ -11,14 +11,14 @@ use edge_xfrm::Reqid;
 use edge_xfrm::reqid::TUNNELS;
 use ring::digest::{SHA256, digest};
 
-use crate::store::{make_private, replace_file};
+use crate::state_dir::{make_private, replace_file};
 
 /// Name of the file in the state directory.
 const FILE: &str = "reqids.json";
 
 /// Reqids by peer.
 #[derive(Debug)]
-pub struct Reqids {
+pub(super) struct Reqids {
     path: PathBuf,
     numbers: BTreeMap<String, u32>,
 }
@@ -26,7 +26,7 @@ pub struct Reqids {
 impl Reqids {
     /// Reads the file; a missing or unreadable one is begun anew. Numbers begin at a hash of the
     /// name, so most survive that as well.
-    pub fn load(state_dir: &Path) -> Self {
+    pub(super) fn load(state_dir: &Path) -> Self {
         let path = state_dir.join(FILE);
         let numbers = match fs::read(&path).map(|text| serde_json::from_slice::<BTreeMap<String, u32>>(&text)) {
             Ok(Ok(numbers)) => numbers,
@@ -44,19 +44,19 @@ impl Reqids {
     }
 
     /// The peer's reqid, if it has one.
-    pub fn of(&self, peer: &PeerName) -> Option<Reqid> {
+    pub(super) fn of(&self, peer: &PeerName) -> Option<Reqid> {
         self.numbers.get(peer.as_str()).and_then(|number| Reqid::tunnel(*number))
     }
 
     /// The peer that has a reqid.
-    pub fn peer(&self, reqid: u32) -> Option<PeerName> {
+    pub(super) fn peer(&self, reqid: u32) -> Option<PeerName> {
         let number = Reqid::ours(reqid)?.tunnel_number()?;
         self.numbers.iter().find(|(_, other)| **other == number).map(|(name, _)| PeerName::new(name))
     }
 
     /// Gives every peer a reqid, forgets those who are none any more, and keeps that on disk before
     /// anybody uses it.
-    pub fn assign<'a>(&mut self, peers: impl Iterator<Item = &'a PeerName>) -> io::Result<()> {
+    pub(super) fn assign<'a>(&mut self, peers: impl Iterator<Item = &'a PeerName>) -> io::Result<()> {
         let peers: BTreeSet<&str> = peers.map(PeerName::as_str).collect();
         let before = self.numbers.clone();
         self.numbers.retain(|name, number| peers.contains(name.as_str()) && *number < TUNNELS);

@@ -19,17 +19,17 @@ const SOFT_PACKETS: u64 = 3 << 30;
 
 /// One SA of ours in the kernel.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Installed {
+pub(super) struct Installed {
     /// Which way its packets go.
-    pub direction: SaDirection,
+    pub(super) direction: SaDirection,
     /// Outer source.
-    pub source: IpAddr,
+    pub(super) source: IpAddr,
     /// Outer destination and SPI.
-    pub id: SaId,
+    pub(super) id: SaId,
     /// Its reqid.
-    pub reqid: Reqid,
+    pub(super) reqid: Reqid,
     /// UDP ports.
-    pub encap: Option<Encap>,
+    pub(super) encap: Option<Encap>,
 }
 
 impl Installed {
@@ -44,7 +44,7 @@ impl Installed {
     }
 
     /// What the kernel should have.
-    pub fn expected(&self) -> ExpectedSa {
+    pub(super) fn expected(&self) -> ExpectedSa {
         ExpectedSa { id: self.id, reqid: self.reqid.raw(), encap: self.encap }
     }
 }
@@ -64,7 +64,7 @@ struct Child {
 
 /// What became of a wish to send through a CHILD_SA.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Sending {
+pub(super) enum Sending {
     /// It sends.
     Done,
     /// Its outbound SA was there once and is gone: a rekey must make a new one. What sent before
@@ -97,7 +97,7 @@ struct Retiring {
 
 /// All SAs of ours.
 #[derive(Debug, Default)]
-pub struct SaTable {
+pub(super) struct SaTable {
     children: HashMap<ChildId, Child>,
     kept: BTreeMap<SaId, Kept>,
     retiring: Vec<Retiring>,
@@ -107,7 +107,7 @@ pub struct SaTable {
 impl SaTable {
     /// Takes over what a former run left. `is_local` tells our own addresses, for kernels that do
     /// not know an SA's direction.
-    pub fn keep(&mut self, sas: Vec<Sa>, is_local: impl Fn(IpAddr) -> bool, until: Instant) {
+    pub(super) fn keep(&mut self, sas: Vec<Sa>, is_local: impl Fn(IpAddr) -> bool, until: Instant) {
         for sa in sas.into_iter().filter(|sa| sa.is_ours() && !sa.is_larval()) {
             let outbound = match sa.direction {
                 Some(direction) => direction == SaDirection::Out,
@@ -118,30 +118,30 @@ impl SaTable {
     }
 
     /// Whether SAs of a former run are kept under this reqid.
-    pub fn has_kept(&self, reqid: Reqid) -> bool {
+    pub(super) fn has_kept(&self, reqid: Reqid) -> bool {
         self.kept.values().any(|kept| kept.sa.reqid == reqid.raw())
     }
 
     /// Where kept SAs of this reqid end: local and remote address.
-    pub fn kept_ends(&self, reqid: Reqid) -> Option<(IpAddr, IpAddr)> {
+    pub(super) fn kept_ends(&self, reqid: Reqid) -> Option<(IpAddr, IpAddr)> {
         let out = self.kept.values().find(|kept| kept.outbound && kept.sa.reqid == reqid.raw())?;
         Some((out.sa.source, out.sa.id.destination))
     }
 
     /// Sets a peer's ends from before this run, unless it has some.
-    pub fn assume_ends(&mut self, peer: &PeerName, ends: Ends) {
+    pub(super) fn assume_ends(&mut self, peer: &PeerName, ends: Ends) {
         self.ends.entry(peer.clone()).or_insert(ends);
     }
 
     /// Where a peer's tunnel ends.
-    pub fn ends(&self, peer: &PeerName) -> Option<Ends> {
+    pub(super) fn ends(&self, peer: &PeerName) -> Option<Ends> {
         let up = self.children.values().any(|child| child.peer == *peer && child.outbound.is_some());
         let ends = self.ends.get(peer)?;
         Some(Ends { up: up || ends.up, ..ends.clone() })
     }
 
     /// A peer that is none any more: what a former run left of it goes, and its ends are forgotten.
-    pub fn forget(&mut self, xfrm: &mut Xfrm, peer: &PeerName, reqid: Reqid) -> Result<()> {
+    pub(super) fn forget(&mut self, xfrm: &mut Xfrm, peer: &PeerName, reqid: Reqid) -> Result<()> {
         self.ends.remove(peer);
         for retiring in &mut self.retiring {
             if retiring.sa.reqid == reqid {
@@ -153,12 +153,18 @@ impl SaTable {
 
     /// A peer of which nothing counts that was agreed on before this moment of the system's clock
     /// (seconds since 1970): what a former run agreed on before goes.
-    pub fn forget_from_before(&mut self, xfrm: &mut Xfrm, reqid: Reqid, moment: u64) -> Result<()> {
+    pub(super) fn forget_from_before(&mut self, xfrm: &mut Xfrm, reqid: Reqid, moment: u64) -> Result<()> {
         self.drop_kept(xfrm, |kept| kept.is_from_before(reqid, moment))
     }
 
     /// Installs a CHILD_SA's inbound SA.
-    pub fn install_inbound(&mut self, xfrm: &mut Xfrm, peer: &PeerName, reqid: Reqid, sa: &Arc<ChildSa>) -> Result<()> {
+    pub(super) fn install_inbound(
+        &mut self,
+        xfrm: &mut Xfrm,
+        peer: &PeerName,
+        reqid: Reqid,
+        sa: &Arc<ChildSa>,
+    ) -> Result<()> {
         let params = inbound(sa, reqid)?;
         xfrm.install_inbound(&params)?;
         let child = Child {
@@ -176,7 +182,7 @@ impl SaTable {
     /// Makes a CHILD_SA the one that sends, in place of all others of the peer, which
     /// [`Self::expire`] removes. `policies` is called where the policies' templates do not name the
     /// new SA's ends yet.
-    pub fn send_through(
+    pub(super) fn send_through(
         &mut self,
         xfrm: &mut Xfrm,
         id: ChildId,
@@ -273,14 +279,14 @@ impl SaTable {
     }
 
     /// The peer has a new CHILD_SA: inbound SAs of a former run linger no longer than this.
-    pub fn limit_kept(&mut self, reqid: Reqid, until: Instant) {
+    pub(super) fn limit_kept(&mut self, reqid: Reqid, until: Instant) {
         for kept in self.kept.values_mut().filter(|kept| kept.sa.reqid == reqid.raw()) {
             kept.until = kept.until.min(until);
         }
     }
 
     /// Removes what is left of a CHILD_SA.
-    pub fn remove(&mut self, xfrm: &mut Xfrm, id: ChildId) -> Result<()> {
+    pub(super) fn remove(&mut self, xfrm: &mut Xfrm, id: ChildId) -> Result<()> {
         let Some(child) = self.children.remove(&id) else { return Ok(()) };
         let mut outcome = Ok(());
         for installed in child.inbound.iter().chain(&child.outbound) {
@@ -291,7 +297,7 @@ impl SaTable {
 
     /// Updates the UDP ports of a CHILD_SA between the same addresses. `false`: the addresses
     /// differ, which takes new SAs.
-    pub fn move_ports(&mut self, xfrm: &mut Xfrm, id: ChildId, sa: &Arc<ChildSa>) -> Result<bool> {
+    pub(super) fn move_ports(&mut self, xfrm: &mut Xfrm, id: ChildId, sa: &Arc<ChildSa>) -> Result<bool> {
         let Some(child) = self.children.get_mut(&id) else { return Ok(true) };
         child.sa = sa.clone();
         let mut same = true;
@@ -317,7 +323,7 @@ impl SaTable {
     }
 
     /// Deletes what was kept long enough.
-    pub fn expire(&mut self, xfrm: &mut Xfrm, now: Instant) -> Result<()> {
+    pub(super) fn expire(&mut self, xfrm: &mut Xfrm, now: Instant) -> Result<()> {
         let mut outcome = Ok(());
         for retired in self.retiring.extract_if(.., |retiring| retiring.until <= now) {
             outcome = outcome.and(gone_is_fine(xfrm.delete_sa(retired.sa.id)));
@@ -326,7 +332,7 @@ impl SaTable {
     }
 
     /// When [`Self::expire`] has something to do.
-    pub fn next_expiry(&self) -> Option<Instant> {
+    pub(super) fn next_expiry(&self) -> Option<Instant> {
         let retiring = self.retiring.iter().map(|retiring| retiring.until);
         self.kept.values().map(|kept| kept.until).chain(retiring).min()
     }
@@ -342,7 +348,7 @@ impl SaTable {
     }
 
     /// All SAs that the kernel should have.
-    pub fn installed(&self) -> Vec<Installed> {
+    pub(super) fn installed(&self) -> Vec<Installed> {
         let children = self.children.values().flat_map(|child| child.inbound.iter().chain(&child.outbound).cloned());
         let kept = self.kept.values().filter_map(|kept| {
             Some(Installed {
@@ -357,13 +363,13 @@ impl SaTable {
     }
 
     /// What is installed of a CHILD_SA: inbound, outbound.
-    pub fn of_child(&self, id: ChildId) -> (Option<&Installed>, Option<&Installed>) {
+    pub(super) fn of_child(&self, id: ChildId) -> (Option<&Installed>, Option<&Installed>) {
         self.children.get(&id).map_or((None, None), |child| (child.inbound.as_ref(), child.outbound.as_ref()))
     }
 
     /// The kernel lost an SA of ours. Whose it was, if its CHILD_SA is still in use; it is to be
     /// rekeyed. What a former run left is only forgotten.
-    pub fn lost(&mut self, id: SaId) -> Option<(PeerName, ChildId)> {
+    pub(super) fn lost(&mut self, id: SaId) -> Option<(PeerName, ChildId)> {
         self.kept.remove(&id);
         self.retiring.retain(|retiring| retiring.sa.id != id);
         let holds = |installed: &Option<Installed>| installed.as_ref().is_some_and(|installed| installed.id == id);
@@ -378,19 +384,19 @@ impl SaTable {
     }
 
     /// Whose an SA is.
-    pub fn owner(&self, id: SaId) -> Option<&PeerName> {
+    pub(super) fn owner(&self, id: SaId) -> Option<&PeerName> {
         let holds = |installed: &Option<Installed>| installed.as_ref().is_some_and(|installed| installed.id == id);
         self.children.values().find(|child| holds(&child.inbound) || holds(&child.outbound)).map(|child| &child.peer)
     }
 
     /// The CHILD_SA itself.
-    pub fn child(&self, id: ChildId) -> Option<&Arc<ChildSa>> {
+    pub(super) fn child(&self, id: ChildId) -> Option<&Arc<ChildSa>> {
         self.children.get(&id).map(|child| &child.sa)
     }
 }
 
 /// How long inbound SAs of a former run stay after the peer has a new CHILD_SA.
-pub const LINGER_KEPT: Duration = Duration::from_secs(10);
+pub(super) const LINGER_KEPT: Duration = Duration::from_secs(10);
 
 fn gone_is_fine(outcome: Result<()>) -> Result<()> {
     match outcome {

@@ -4,7 +4,7 @@ use anyhow::Context;
 
 use super::observed::Observed;
 use super::uplink;
-use crate::surroundings::{self, Surroundings};
+use crate::underlay::{self, Surroundings};
 
 /// What the view on disk must not take away. To be called within a tokio runtime.
 pub async fn surroundings(bridge: &str) -> anyhow::Result<Surroundings> {
@@ -13,5 +13,5 @@ pub async fn surroundings(bridge: &str) -> anyhow::Result<Surroundings> {
     let observed = Observed::read(&handle).await;
     connection.abort();
     let found = uplink::uplink(&observed?, bridge, &[], None).surroundings;
-    Ok(Surroundings { resolvers: surroundings::resolvers_here(), ..found })
+    Ok(Surroundings { resolvers: underlay::resolvers_here(), ..found })
 }

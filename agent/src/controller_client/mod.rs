@@ -4,30 +4,30 @@
 //!
 //! - `session`: one connection's life: join if needed, report, follow the stream of views; and
 //!   again after it broke.
-//! - `told`: what a stream has told so far, and how its changes apply.
-//! - `accept`: whether a view may replace the one in force.
-//! - `trial`: whether this host allows a view, and what is done where the controller is not heard
-//!   under it.
-//! - `path`: the way to the controller, past the guard.
-//! - `identity`, `ticket`, `join`, `renew`: key and certificate, what lets a node in, how they come
-//!   and how they are renewed.
-//! - `apply`: an application for a segment, whose id outlives a crash.
-//! - `client`, `tls`, `error`: HTTP/2 over mutually authenticated TLS 1.3.
+//! - `stream_state`: the view that a stream has sent so far, and how its changes apply.
+//! - `view_validation`: whether a view may replace the one in force.
+//! - `view_rollback`: whether this host allows a view, and what is done where the controller is not
+//!   heard under it.
+//! - `guard_bypass`: the way to the controller, past the guard.
+//! - `identity`, `join_credential`, `join`, `renewal`: key and certificate, what lets a node in, how
+//!   they come and how they are renewed.
+//! - `segment_request`: a request for a segment, whose id outlives a crash.
+//! - `http`, `tls`, `error`: HTTP/2 over mutually authenticated TLS 1.3.
 
-mod accept;
-mod apply;
 mod backoff;
-mod client;
 mod error;
+mod guard_bypass;
+mod http;
 mod identity;
 mod join;
-mod path;
-mod renew;
+mod join_credential;
+mod renewal;
+mod segment_request;
 mod session;
-mod ticket;
+mod stream_state;
 mod tls;
-mod told;
-mod trial;
+mod view_rollback;
+mod view_validation;
 
 pub use error::CloudError;
 
@@ -44,12 +44,12 @@ use tracing::{error, info, warn};
 use crate::clock::WorldClock;
 use crate::config::Config;
 use crate::membership::{CloudSide, CloudStatus, Membership, Uplink};
-use crate::store::{StateDir, StoreError, segments};
-use accept::{Refusal, Verdict, judge};
-use client::Client;
+use crate::state_dir::{StateDir, StoreError, segments_file};
+use guard_bypass::Path;
+use http::Client;
 use identity::Identity;
-use path::Path;
-use trial::{TakenBack, Trial};
+use view_rollback::{TakenBack, Trial};
+use view_validation::{Refusal, Verdict, judge};
 
 /// The controller's side of the agent.
 #[derive(Debug)]
@@ -147,7 +147,7 @@ impl Cloud {
     pub async fn run(self: Arc<Self>) {
         self.repair_segments().await;
         let work = async {
-            tokio::join!(session::run(&self), renew::run(&self), self.follow_mtu(), self.watch_views());
+            tokio::join!(session::run(&self), renewal::run(&self), self.follow_mtu(), self.watch_views());
         };
         tokio::select! {
             () = work => {}
@@ -330,7 +330,7 @@ impl Cloud {
         view: Arc<NodeView>,
     ) -> Result<SegmentsFile, StoreError> {
         let mtu = self.uplink.borrow().pod_mtu;
-        self.on_disk(move |state| segments::follow_view(state, previous.as_deref(), &view, mtu)).await
+        self.on_disk(move |state| segments_file::follow_view(state, previous.as_deref(), &view, mtu)).await
     }
 
     /// Works on shared files where waiting for their lock blocks nobody else.

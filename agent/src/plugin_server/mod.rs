@@ -1,14 +1,14 @@
 //! The plugin's side of the agent: its unix socket, and the keeper of segments behind it.
 //!
 //! - `socket`: frames in and out, for root alone.
-//! - `keeper`: when to apply for a segment: because a pod waits, or because the spare is used up.
+//! - `segment_provisioner`: when to apply for a segment: because a pod waits, or because the spare is used up.
 
-mod keeper;
+mod segment_provisioner;
 mod socket;
 
 use std::sync::Arc;
 
-use crate::cloud::Cloud;
+use crate::controller_client::Cloud;
 
 /// Serves the plugin until the agent ends. Fails if the socket cannot be made.
 pub async fn run(cloud: Arc<Cloud>) -> anyhow::Result<()> {
@@ -17,7 +17,7 @@ pub async fn run(cloud: Arc<Cloud>) -> anyhow::Result<()> {
     let socket = socket::Socket::bind(&cloud.config().plugin_socket())?;
     tokio::select! {
         () = socket::serve(socket, requests) => {}
-        () = keeper::run(cloud, queue) => {}
+        () = segment_provisioner::run(cloud, queue) => {}
         () = stop.cancelled() => {}
     }
     Ok(())

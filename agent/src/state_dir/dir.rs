@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use edge_types::store::LOCK_FILE;
 use serde::{Serialize, de::DeserializeOwned};
 
-use super::private::make_private;
+use super::permissions::make_private;
 
 /// Held exclusively by the running agent; its content is the agent's process id.
 const AGENT_LOCK_FILE: &str = "agent.lock";

@@ -4,28 +4,28 @@
 //!
 //! - `observed`: links, addresses and routes as the kernel has them.
 //! - `uplink`: which addresses are this machine's, and how large pods' packets may be. Pure.
-//! - `first_look`: what is looked at once, before a view from disk is in force.
+//! - `underlay`: what is looked at once, before a view from disk is in force.
 //! - `routes`: routes of ours.
 //! - [`firewall`]: the table `inet edge-cni`.
-//! - `tables`: keeps it, and has the plugin keep its own.
-//! - `ruleset`: nftables' notifications.
+//! - `firewall_reconciler`: keeps it, and has the plugin keep its own.
+//! - `nft_monitor`: nftables' notifications.
 //! - [`obstacles`]: what others' rules keep from pods.
 //! - `sysctls`: forwarding, router advertisements, whether policies are asked.
-//! - [`keeper`]: the loop.
+//! - [`reconciler`]: the loop.
 
 pub mod firewall;
-mod first_look;
-pub mod keeper;
+mod firewall_reconciler;
+mod nft_monitor;
 mod observed;
 pub mod obstacles;
+pub mod reconciler;
 mod routes;
-mod ruleset;
 mod sysctls;
-mod tables;
+mod underlay;
 mod uplink;
 
-pub use first_look::surroundings;
 pub use obstacles::Obstacle;
+pub use underlay::surroundings;
 
 use std::net::IpAddr;
 

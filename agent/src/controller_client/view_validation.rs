@@ -6,7 +6,7 @@ use std::collections::HashSet;
 use edge_types::{IpNetwork, NodeName, NodeView, Role};
 
 use super::identity;
-use crate::surroundings::Conflict;
+use crate::underlay::Conflict;
 
 /// Why a view is not taken.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

@@ -9,8 +9,8 @@ use tokio::task::spawn_blocking;
 
 use super::Obstacle;
 use super::firewall::{self, Firewall, TABLE};
-use super::ruleset::{Changes, Ruleset};
-use crate::journal::Journal;
+use super::nft_monitor::{Changes, Ruleset};
+use crate::incidents::Journal;
 
 /// After a failure the next attempt waits so long, doubled each time.
 const FIRST_WAIT: Duration = Duration::from_secs(1);

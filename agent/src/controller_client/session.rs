@@ -15,12 +15,12 @@ use tokio::time::{Instant, sleep, timeout};
 use tracing::{debug, error, info, warn};
 
 use super::backoff::{Backoff, jitter};
-use super::client::{Link, hyper_error};
 use super::error::CloudError;
-use super::ticket::{self, Ticket};
-use super::told::Told;
+use super::http::{Link, hyper_error};
+use super::join_credential::{self, Ticket};
+use super::stream_state::Told;
 use super::{Cloud, Connection, Member, ViewError, join};
-use crate::endpoints;
+use crate::candidates;
 use crate::membership::CloudStatus;
 
 /// Without even a heartbeat for so long, the controller is taken for gone.
@@ -283,7 +283,7 @@ async fn member(cloud: &Cloud, refused: bool) -> Result<Member, CloudError> {
                 None => return Ok(member.clone()),
             }
         }
-        None => Ticket::read(&cloud.config)?.ok_or_else(|| ticket::none(&cloud.config, cloud.state.path()))?,
+        None => Ticket::read(&cloud.config)?.ok_or_else(|| join_credential::none(&cloud.config, cloud.state.path()))?,
     };
     info!(token = ticket.id(), "joining");
     let identity = join::join(&cloud.config, &ticket, &cloud.state, &cloud.clock, &cloud.path).await?;
@@ -305,7 +305,7 @@ async fn report(
     let own = uplink.borrow_and_update().addresses.clone();
     let advertised = cloud.config.controller.as_ref().map_or(&[][..], |controller| &controller.advertise);
     let ranges = cloud.view.lock().await.as_ref().map_or(vec![], |view| view.cluster_ranges.clone());
-    let (addresses, left_out) = endpoints::to_report(advertised, link.local, &own, &ranges);
+    let (addresses, left_out) = candidates::to_report(advertised, link.local, &own, &ranges);
     if cloud.left_out.swap(left_out, Ordering::Relaxed) != left_out && left_out != 0 {
         info!(
             reported = ?addresses,

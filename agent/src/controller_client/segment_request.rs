@@ -10,7 +10,7 @@ use tracing::{info, warn};
 
 use super::Cloud;
 use super::error::CloudError;
-use crate::store::{StoreError, segments};
+use crate::state_dir::{StoreError, segments_file};
 
 /// The application that has no answer yet, a [`SegmentRequest`].
 const APPLICATION_FILE: &str = "application.json";
@@ -71,7 +71,7 @@ impl Cloud {
         }
         info!(?granted, request_id = request.request_id, "segments granted");
         let families_granted: Vec<Family> = granted.iter().map(Family::of).collect();
-        let file = self.on_disk(move |state| segments::add_granted(state, &granted)).await?;
+        let file = self.on_disk(move |state| segments_file::add_granted(state, &granted)).await?;
         self.state.remove(APPLICATION_FILE)?;
         match request.families.iter().find(|family| !families_granted.contains(family)) {
             None => Ok(file),
@@ -84,7 +84,7 @@ impl Cloud {
 
     /// `segments.json` as it is.
     pub async fn segments(&self) -> Result<Option<SegmentsFile>, StoreError> {
-        self.on_disk(segments::read).await
+        self.on_disk(segments_file::read).await
     }
 }
 

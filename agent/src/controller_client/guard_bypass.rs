@@ -20,7 +20,7 @@ use tokio::sync::watch;
 use tracing::debug;
 
 use crate::membership::Uplink;
-use crate::surroundings;
+use crate::underlay;
 
 /// See the module.
 #[derive(Debug)]
@@ -39,7 +39,7 @@ impl Path {
 
     /// A view comes into force.
     pub(super) fn follow(&self, view: &NodeView) {
-        *self.guarded.lock().unwrap_or_else(PoisonError::into_inner) = surroundings::guarded(view);
+        *self.guarded.lock().unwrap_or_else(PoisonError::into_inner) = underlay::guarded(view);
     }
 
     /// A controller's host was looked up.
@@ -112,8 +112,8 @@ mod tests {
         assert_eq!(around("fd77::1"), None, "there is no uplink of this family");
     }
 
-    const NEAR: &str = "cloud::path::tests::near_end";
-    const FAR: &str = "cloud::path::tests::far_end";
+    const NEAR: &str = "controller_client::guard_bypass::tests::near_end";
+    const FAR: &str = "controller_client::guard_bypass::tests::far_end";
     const CONTROLLERS: [&str; 2] = ["10.99.0.1:8443", "[fd99::1]:8443"];
 
     fn run(line: &str) {

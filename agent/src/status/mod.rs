@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::host::firewall::Refused;
 use crate::host::{HostState, Obstacle};
-use crate::journal;
+use crate::incidents;
 use crate::membership::CloudStatus;
 
 /// Everything.
@@ -46,7 +46,7 @@ pub struct Status {
     #[serde(default)]
     pub refused: Vec<Refused>,
     /// What had to be repaired, what is in the way, what went wrong; oldest first.
-    pub journal: Vec<journal::Entry>,
+    pub journal: Vec<incidents::Entry>,
 }
 
 /// A peer.

@@ -15,9 +15,9 @@ use edge_types::{NodeView, Peer, Role};
 use edge_xfrm::guard::GuardConfig;
 use ipnetwork::{IpNetwork, Ipv4Network, Ipv6Network};
 
+use crate::candidates;
 use crate::config::proposal::{default_esp, default_ike};
 use crate::config::{Config, Encap};
-use crate::endpoints;
 use crate::membership::Membership;
 
 /// Everything that this node wants.
@@ -181,7 +181,7 @@ fn peer_config(config: &Config, membership: &Membership, peer: &Peer, name: &Pee
     PeerConfig {
         name: name.clone(),
         local: None,
-        remotes: endpoints::of_a_peer(
+        remotes: candidates::of_a_peer(
             peer.endpoints.iter().map(|endpoint| endpoint.address),
             &membership.view.cluster_ranges,
         ),

@@ -2,7 +2,7 @@
 
 use edge_types::api::Problem;
 
-use crate::store::StoreError;
+use crate::state_dir::StoreError;
 
 /// Why something asked of the controller was not had. Never holds a token or a key.
 #[derive(Debug, thiserror::Error)]

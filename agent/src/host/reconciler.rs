@@ -16,18 +16,18 @@ use tokio::task::spawn_blocking;
 use tokio_util::sync::CancellationToken;
 
 use super::firewall::{Firewall, Links};
+use super::firewall_reconciler::{BridgeTable, Table};
+use super::nft_monitor::{Changes, Ruleset};
 use super::observed::Observed;
 use super::obstacles::{self, Needs, Obstacle};
-use super::ruleset::{Changes, Ruleset};
 use super::sysctls::Sysctls;
-use super::tables::{BridgeTable, Table};
 use super::{HostState, RouteEntry, routes, uplink};
 use crate::config::Config;
 use crate::desired::Desired;
+use crate::incidents::Journal;
 use crate::install_cni::CONFLIST;
-use crate::journal::Journal;
 use crate::membership::Uplink;
-use crate::surroundings;
+use crate::underlay;
 
 /// After the first of several notifications; they come in flocks.
 const SETTLE: Duration = Duration::from_millis(60);
@@ -154,7 +154,7 @@ impl Keeper {
         let bridge = bridge_addresses(&observed, &self.config.bridge, &desired.guard.segments);
         let guarded = guarded(&desired);
         let mut uplink = uplink::uplink(&observed, &self.config.bridge, &guarded, self.config.mtu);
-        uplink.surroundings.resolvers = surroundings::resolvers_here();
+        uplink.surroundings.resolvers = underlay::resolvers_here();
 
         let forward = [true, false].map(|ipv4| {
             let routed = desired.hub_routes.iter().map(|route| &route.network).chain(&desired.guard.cluster_ranges);

@@ -5,13 +5,13 @@
 //! table does. `docs/firewall.md` has each chain and the way of each kind of packet.
 //!
 //! - `rules`: the table as commands of `nft -j`. Pure.
-//! - `apply`: puts it in place, reads it back, removes it.
+//! - `nft`: puts it in place, reads it back, removes it.
 
-mod apply;
+mod nft;
 mod rules;
 
-pub use apply::{Refused, read, refused, remove, remove_bridge_filter};
-pub(in crate::host) use apply::{list, run};
+pub use nft::{Refused, read, refused, remove, remove_bridge_filter};
+pub(in crate::host) use nft::{list, run};
 
 use std::net::IpAddr;
 

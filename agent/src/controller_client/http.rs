@@ -22,7 +22,7 @@ use tracing::{debug, warn};
 use zeroize::Zeroizing;
 
 use super::error::{CloudError, chain};
-use super::path::Path;
+use super::guard_bypass::Path;
 use super::tls::Distrust;
 use crate::clock::WorldClock;
 

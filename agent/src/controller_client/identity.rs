@@ -22,7 +22,7 @@ use super::error::CloudError;
 use super::tls;
 use crate::clock::WorldClock;
 use crate::membership::Credentials;
-use crate::store::{StateDir, StoreError};
+use crate::state_dir::{StateDir, StoreError};
 
 /// Key, certificate and trust anchors. Mode 0600.
 const IDENTITY_FILE: &str = "identity.json";

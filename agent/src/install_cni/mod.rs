@@ -1,7 +1,7 @@
 //! `edge-agent install-cni`: the only writer of the conflist, by which the container runtime finds
 //! the plugin. It comes after the first segment, since with it the node is ready for pods.
 
-mod list;
+mod conflist;
 
 use std::fs;
 use std::io;
@@ -14,7 +14,7 @@ use edge_types::store::{LOCK_FILE, SEGMENTS_FILE, SegmentsFile};
 use serde_json::{Value, json};
 
 use crate::config::Config;
-use crate::store::replace_file;
+use crate::state_dir::replace_file;
 
 /// The runtime takes the first file by name.
 pub const CONFLIST: &str = "10-edge-cni.conflist";
@@ -133,7 +133,7 @@ pub fn install_conflist(config: &Config) -> anyhow::Result<Option<Installed>> {
         );
     }
     let path = config.cni.conf_dir.join(CONFLIST);
-    let further = list::further(config, &path)?;
+    let further = conflist::further(config, &path)?;
     let text = conflist(config, &segments, &further.plugins);
     make_folder(&config.cni.conf_dir)?;
     let changed = !fs::read(&path).is_ok_and(|present| present == text.as_bytes());
@@ -170,7 +170,7 @@ fn conflist(config: &Config, segments: &SegmentsFile, further: &[Value]) -> Stri
     }
     let plugins: Vec<&Value> = std::iter::once(&ours).chain(further).collect();
     let document = json!({
-        "cniVersion": list::VERSION,
+        "cniVersion": conflist::VERSION,
         "cniVersions": ["0.4.0", "1.0.0", "1.1.0"],
         "name": "edge-cni",
         "plugins": plugins,
@@ -226,7 +226,7 @@ fn absolute(path: &Path) -> PathBuf {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::store::{StateDir, segments};
+    use crate::state_dir::{StateDir, segments_file};
 
     fn config(folder: &Path) -> Config {
         let text = format!(
@@ -244,7 +244,7 @@ mod tests {
         let config = config(folder.path());
         assert_eq!(install_conflist(&config).unwrap(), None);
         let state = StateDir::open(folder.path()).unwrap();
-        segments::add_granted(&state, &["10.77.0.0/26".parse().unwrap()]).unwrap();
+        segments_file::add_granted(&state, &["10.77.0.0/26".parse().unwrap()]).unwrap();
         assert!(install_conflist(&config).unwrap_err().to_string().contains("--plugin"));
         let program = std::env::current_exe().unwrap();
         let plugin = install_plugin(&config, &program).unwrap();
@@ -270,7 +270,7 @@ mod tests {
         );
         let config = Config::parse(&text, Path::new("agent.toml")).unwrap();
         let state = StateDir::open(folder).unwrap();
-        segments::add_granted(&state, &["10.77.0.0/26".parse().unwrap()]).unwrap();
+        segments_file::add_granted(&state, &["10.77.0.0/26".parse().unwrap()]).unwrap();
         install_plugin(&config, &std::env::current_exe().unwrap()).unwrap();
         config
     }
@@ -387,7 +387,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let config = config(folder.path());
         let state = StateDir::open(folder.path()).unwrap();
-        segments::add_granted(&state, &["10.77.0.0/26".parse().unwrap()]).unwrap();
+        segments_file::add_granted(&state, &["10.77.0.0/26".parse().unwrap()]).unwrap();
         install_plugin(&config, &std::env::current_exe().unwrap()).unwrap();
         fs::create_dir_all(&config.cni.conf_dir).unwrap();
         let other = config.cni.conf_dir.join("05-other.conflist");
