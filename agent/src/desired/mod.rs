@@ -3,7 +3,7 @@
 
 mod policies;
 
-pub use policies::{Ends, Reach, wanted};
+pub use policies::{Ends, Reach, desired_policies};
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;

@@ -45,7 +45,7 @@ pub struct Ends {
 /// All policies that this node wants: the guard's and the tunnels'. Where two peers may take the
 /// same packets (two hubs that front the same networks), the one whose tunnel is up does, then the
 /// one whose name comes first.
-pub fn wanted(
+pub fn desired_policies(
     desired: &Desired,
     bridge: &[IpAddr],
     reqids: impl Fn(&PeerName) -> Option<Reqid>,

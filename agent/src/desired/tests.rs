@@ -147,7 +147,7 @@ fn certificates_that_the_view_says_are_revoked_convince_nobody() {
 #[test]
 fn policies_go_from_exactly_our_segments_to_exactly_the_peers_networks_and_back() {
     let desired = Desired::compute(&config(""), &[], Some(&edge_with_two_peers()));
-    let (policies, problems) = wanted(&desired, &[], reqid, up);
+    let (policies, problems) = desired_policies(&desired, &[], reqid, up);
     assert!(problems.is_empty());
     assert_eq!(
         lines(&policies, "out 10.77.1"),
@@ -164,7 +164,7 @@ fn policies_go_from_exactly_our_segments_to_exactly_the_peers_networks_and_back(
 #[test]
 fn a_redirected_clients_packets_meet_the_tunnel_but_forged_sources_a_block_before_it() {
     let desired = Desired::compute(&config(""), &[], Some(&edge_with_two_peers()));
-    let (policies, _) = wanted(&desired, &[], reqid, up);
+    let (policies, _) = desired_policies(&desired, &[], reqid, up);
     let find = |source: &str| {
         let selector = edge_xfrm::Selector::new(network(source), network("10.77.2.0/26")).unwrap();
         policies[&(edge_xfrm::Direction::Out, selector)]
@@ -179,7 +179,7 @@ fn a_redirected_clients_packets_meet_the_tunnel_but_forged_sources_a_block_befor
 #[test]
 fn before_a_tunnel_was_ever_up_nothing_but_the_guard_meets_outgoing_packets() {
     let desired = Desired::compute(&config(""), &[], Some(&edge_with_two_peers()));
-    let (policies, _) = wanted(&desired, &[], reqid, |_| None);
+    let (policies, _) = desired_policies(&desired, &[], reqid, |_| None);
     assert!(lines(&policies, "out").is_empty());
     assert_eq!(lines(&policies, "in").len(), 3);
 }
@@ -197,8 +197,9 @@ fn of_two_hubs_with_the_same_networks_the_one_that_is_up_takes_the_packets() {
     );
     let desired = Desired::compute(&config(""), &[], Some(&view));
     let used = |alive: &str| {
-        let (policies, _) =
-            wanted(&desired, &[], reqid, |name| up(name).map(|ends| Ends { up: name.as_str() == alive, ..ends }));
+        let (policies, _) = desired_policies(&desired, &[], reqid, |name| {
+            up(name).map(|ends| Ends { up: name.as_str() == alive, ..ends })
+        });
         let reqids: Vec<_> = policies
             .values()
             .filter_map(|policy| match policy.action {
@@ -224,7 +225,7 @@ fn a_hub_grants_its_cloud_networks_too() {
         vec![peer("edge-a2", Role::Edge, "203.0.113.2:4500", &["10.77.2.0/26"], &[])],
     );
     let desired = Desired::compute(&config(""), &[], Some(&view));
-    let (policies, _) = wanted(&desired, &[], reqid, up);
+    let (policies, _) = desired_policies(&desired, &[], reqid, up);
     assert_eq!(
         lines(&policies, "out"),
         ["out 0.0.0.0/0 -> 10.77.2.0/26", "out 10.77.0.0/26 -> 10.77.2.0/26", "out 10.244.0.0/16 -> 10.77.2.0/26"]

@@ -90,8 +90,9 @@ impl Driver {
         // Only what the new ends change; the rest, and what goes, follows after all events.
         let policies = |xfrm: &mut Xfrm, sas: &SaTable| {
             let bridge = host.borrow().bridge_addresses.clone();
-            let (wanted, _) = desired::wanted(&desired, &bridge, |peer| reqids.of(peer), |peer| sas.ends(peer));
-            for (key, policy) in wanted {
+            let (desired, _) =
+                desired::desired_policies(&desired, &bridge, |peer| reqids.of(peer), |peer| sas.ends(peer));
+            for (key, policy) in desired {
                 if held.get(&key) != Some(&policy) {
                     match xfrm.install_policy(&policy) {
                         Ok(_) => drop(held.insert(key, policy)),

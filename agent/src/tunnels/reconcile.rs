@@ -34,9 +34,9 @@ impl Driver {
     /// installed.
     pub(super) fn update_policies(&mut self) {
         self.policies_dirty = false;
-        let wanted = self.wanted_policies();
+        let desired = self.desired_policies();
         let gone: Vec<Policy> =
-            self.policies.iter().filter(|(key, _)| !wanted.contains_key(*key)).map(|(_, policy)| *policy).collect();
+            self.policies.iter().filter(|(key, _)| !desired.contains_key(*key)).map(|(_, policy)| *policy).collect();
         for policy in gone {
             self.policies.remove(&policy.key());
             let outcome = match self.machine.xfrm.policy(&policy) {
@@ -48,7 +48,7 @@ impl Driver {
                 self.machine.journal.error(error.to_string());
             }
         }
-        for (key, policy) in wanted {
+        for (key, policy) in desired {
             if self.policies.get(&key) != Some(&policy) {
                 match self.machine.xfrm.install_policy(&policy) {
                     Ok(_) => drop(self.policies.insert(key, policy)),
@@ -58,21 +58,25 @@ impl Driver {
         }
     }
 
-    fn wanted_policies(&self) -> std::collections::BTreeMap<edge_xfrm::policy::PolicyKey, Policy> {
+    fn desired_policies(&self) -> std::collections::BTreeMap<edge_xfrm::policy::PolicyKey, Policy> {
         let bridge = self.host.borrow().bridge_addresses.clone();
-        let (wanted, problems) =
-            desired::wanted(&self.desired, &bridge, |peer| self.machine.reqids.of(peer), |peer| self.sas.ends(peer));
+        let (desired, problems) = desired::desired_policies(
+            &self.desired,
+            &bridge,
+            |peer| self.machine.reqids.of(peer),
+            |peer| self.sas.ends(peer),
+        );
         for problem in problems {
             self.machine.journal.error(problem);
         }
-        wanted
+        desired
     }
 
-    /// Makes the kernel's policies those wanted. What we had installed and is not there was removed
+    /// Makes the kernel's policies those desired. What we had installed and is not there was removed
     /// by somebody: that is told.
     pub(super) fn reconcile(&mut self) {
-        let wanted = self.wanted_policies();
-        let list: Vec<Policy> = wanted.values().copied().collect();
+        let desired = self.desired_policies();
+        let list: Vec<Policy> = desired.values().copied().collect();
         let mut plan = match self.machine.xfrm.policies() {
             Ok(observed) => reconcile::policies(&list, &observed),
             Err(error) => return self.machine.journal.error(format!("policies cannot be read: {error}")),
@@ -94,7 +98,7 @@ impl Driver {
         }
         // What another program holds is not ours to have; it is tried again at every check.
         let occupied: BTreeSet<_> = plan.occupied.iter().map(|(policy, _)| policy.key()).collect();
-        self.policies = wanted.into_iter().filter(|(key, _)| !occupied.contains(key)).collect();
+        self.policies = desired.into_iter().filter(|(key, _)| !occupied.contains(key)).collect();
     }
 
     /// Which of our policies that nobody wants are to go. The plugin installs the guard of a new
