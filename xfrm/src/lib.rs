@@ -15,10 +15,10 @@
 #![deny(unsafe_code)]
 #![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing))]
 
+mod database;
 pub mod error;
 pub mod events;
 pub mod guard;
-mod handle;
 mod message;
 pub mod netlink;
 pub mod policy;
@@ -30,8 +30,8 @@ pub mod socket;
 pub mod stat;
 mod wire;
 
+pub use database::{IN_FLIGHT, Xfrm};
 pub use error::{Error, Result};
-pub use handle::{IN_FLIGHT, Xfrm};
 pub use policy::{Action, Direction, InstalledPolicy, Policy, Template};
 pub use reqid::Reqid;
 pub use sa::{Aead, Algorithm, Counters, Encap, Limits, Replay, Sa, SaDirection, SaId, SaParams, SpiRange};

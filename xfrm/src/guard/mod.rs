@@ -14,8 +14,8 @@ use std::net::IpAddr;
 
 use ipnetwork::IpNetwork;
 
+use crate::database::Xfrm;
 use crate::error::{Error, Result};
-use crate::handle::Xfrm;
 use crate::policy::{Direction, InstalledPolicy, Policy, priority};
 use crate::selector::{Selector, any_network};
 
