@@ -190,12 +190,12 @@ pub struct IkeDetails {
     /// A NAT was seen before the peer.
     pub nat_remote: bool,
     /// The certificate with which the peer proved itself, if it did by one.
-    pub certificate: Option<ShownCertificate>,
+    pub certificate: Option<PeerCertificate>,
 }
 
 /// What is remembered of a peer's certificate.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ShownCertificate {
+pub struct PeerCertificate {
     /// Serial number, hexadecimal.
     pub serial: String,
     /// Its beginning, seconds since 1970-01-01 UTC.

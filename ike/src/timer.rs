@@ -15,12 +15,13 @@ pub(crate) enum Timer {
     /// We have been silent for long behind a NAT (RFC 3948 4).
     Keepalive,
     /// The IKE SA has become old.
-    Renew,
+    Reauthenticate,
     /// What the peer should have deleted is still there.
-    Tidy,
+    Cleanup,
 }
 
-const TIMERS: [Timer; 5] = [Timer::Retransmit, Timer::Liveness, Timer::Keepalive, Timer::Renew, Timer::Tidy];
+const TIMERS: [Timer; 5] =
+    [Timer::Retransmit, Timer::Liveness, Timer::Keepalive, Timer::Reauthenticate, Timer::Cleanup];
 
 /// A deadline for each [`Timer`] that is set.
 #[derive(Debug, Default)]
@@ -63,20 +64,20 @@ impl Timers {
 #[derive(Debug)]
 pub(crate) struct Deadlines<O> {
     queue: BTreeSet<(Instant, O)>,
-    of: HashMap<O, Instant>,
+    by_owner: HashMap<O, Instant>,
 }
 
 impl<O: Clone + Ord + Hash> Deadlines<O> {
     /// None.
     pub(crate) fn new() -> Self {
-        Self { queue: BTreeSet::new(), of: HashMap::new() }
+        Self { queue: BTreeSet::new(), by_owner: HashMap::new() }
     }
 
     /// Sets the owner's next deadline, or that it has none.
     pub(crate) fn set(&mut self, owner: O, at: Option<Instant>) {
         let before = match at {
-            Some(at) => self.of.insert(owner.clone(), at),
-            None => self.of.remove(&owner),
+            Some(at) => self.by_owner.insert(owner.clone(), at),
+            None => self.by_owner.remove(&owner),
         };
         if before == at {
             return;
@@ -100,7 +101,7 @@ impl<O: Clone + Ord + Hash> Deadlines<O> {
             return None;
         }
         let (_, owner) = self.queue.pop_first()?;
-        self.of.remove(&owner);
+        self.by_owner.remove(&owner);
         Some(owner)
     }
 }

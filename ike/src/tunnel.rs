@@ -28,7 +28,7 @@ pub(crate) struct Child {
     /// When it is to be rekeyed; `None`: never, or it is being replaced already.
     pub(crate) rekey: Option<Instant>,
     /// It lost against another of the same age and is only there until its initiator deletes it.
-    pub(crate) loser: bool,
+    pub(crate) redundant: bool,
     /// Set when the IKE SA has no more part in it.
     lingering: Option<Lingering>,
 }
@@ -44,7 +44,7 @@ struct Lingering {
 pub(crate) enum Arrival {
     /// With a new IKE SA, the peer being ready for it: it is sent with from now on.
     Ready,
-    /// With a new IKE SA, the peer not being ready yet (or the IKE SA being the loser of two):
+    /// With a new IKE SA, the peer not being ready yet (or the IKE SA being the redundant of two):
     /// another goes on being sent with, if there is one.
     Waiting,
     /// Instead of another, by an exchange that we began: it is sent with from now on.
@@ -83,7 +83,7 @@ impl Tunnel {
     }
 
     /// All that an IKE SA has part in.
-    pub(crate) fn of(&self, owner: Spi) -> impl Iterator<Item = (ChildId, &Child)> {
+    pub(crate) fn children_of(&self, owner: Spi) -> impl Iterator<Item = (ChildId, &Child)> {
         self.children
             .iter()
             .filter(move |(_, child)| child.owner == owner && child.lingering.is_none())
@@ -92,17 +92,17 @@ impl Tunnel {
 
     /// Names of all that an IKE SA has part in.
     pub(crate) fn ids_of(&self, owner: Spi) -> Vec<ChildId> {
-        self.of(owner).map(|(id, _)| id).collect()
+        self.children_of(owner).map(|(id, _)| id).collect()
     }
 
     /// Names of all that came with an IKE SA, those that linger included.
-    pub(crate) fn with_lingering(&self, owner: Spi) -> Vec<ChildId> {
+    pub(crate) fn ids_with_lingering(&self, owner: Spi) -> Vec<ChildId> {
         self.children.iter().filter(|(_, child)| child.owner == owner).map(|(id, _)| *id).collect()
     }
 
     /// The live CHILD_SA of an IKE SA that the peer receives with this SPI.
     pub(crate) fn by_outbound_spi(&self, owner: Spi, spi: u32) -> Option<ChildId> {
-        self.of(owner).find(|(_, child)| child.sa.outbound_spi == spi).map(|(id, _)| id)
+        self.children_of(owner).find(|(_, child)| child.sa.outbound_spi == spi).map(|(id, _)| id)
     }
 
     /// All, those that linger included, with their use.
@@ -129,13 +129,13 @@ impl Tunnel {
     ) -> ChildId {
         let id = sa.id;
         let sa = Arc::new(sa);
-        let child = Child { sa: Arc::clone(&sa), owner, established: now, rekey, loser: false, lingering: None };
+        let child = Child { sa: Arc::clone(&sa), owner, established: now, rekey, redundant: false, lingering: None };
         self.children.insert(id, child);
         let peer = self.peer.clone();
         let (old, ready) = match arrival {
             Arrival::Ready => (self.outbound, true),
             Arrival::Waiting => (self.outbound, false),
-            // What is replaced is what is sent with, unless it belongs to the loser of two IKE SAs:
+            // What is replaced is what is sent with, unless it belongs to the redundant of two IKE SAs:
             // then nothing is switched.
             Arrival::RekeyedByUs(old) => (self.outbound, self.outbound == Some(old)),
             Arrival::RekeyedByPeer(_) => (self.outbound, false),
@@ -191,7 +191,7 @@ impl Tunnel {
 
     /// This CHILD_SA goes at once, whether it lives or lingers; another is sent with where there is
     /// one.
-    pub(crate) fn drop_now(&mut self, id: ChildId, reason: DownReason, out: &mut Output) {
+    pub(crate) fn remove_at_once(&mut self, id: ChildId, reason: DownReason, out: &mut Output) {
         if self.outbound == Some(id)
             && let Some(successor) = self.successor(id)
         {
@@ -207,7 +207,7 @@ impl Tunnel {
     fn successor(&self, leaving: ChildId) -> Option<ChildId> {
         let owner = self.children.get(&leaving)?.owner;
         let living = self.children.iter().filter(|(id, child)| **id != leaving && child.lingering.is_none());
-        living.max_by_key(|(_, child)| (!child.loser, child.owner == owner, child.established)).map(|(id, _)| *id)
+        living.max_by_key(|(_, child)| (!child.redundant, child.owner == owner, child.established)).map(|(id, _)| *id)
     }
 
     fn remove(&mut self, id: ChildId, reason: DownReason, out: &mut Output) {

@@ -109,8 +109,8 @@ impl Driver {
             nat_local: sa.details.nat_local,
             nat_remote: sa.details.nat_remote,
             since: self.world_time(sa.established),
-            heard_seconds_ago: self.now().saturating_since(sa.heard).as_secs(),
-            renewed_in_seconds: sa.renew.saturating_since(self.now()).as_secs(),
+            heard_seconds_ago: self.now().saturating_since(sa.last_received).as_secs(),
+            renewed_in_seconds: sa.reauthenticate_at.saturating_since(self.now()).as_secs(),
         }
     }
 

@@ -10,7 +10,7 @@ use x509_parser::prelude::{FromDer, X509Certificate};
 use super::signature::PublicKey;
 use super::{AuthError, CredentialError, MAX_CHAIN, identity};
 use crate::config::{CertificateAuth, Identity};
-use crate::event::ShownCertificate;
+use crate::event::PeerCertificate;
 use crate::wire::{Certificate, CertificateEncoding};
 
 /// Signatures that are accepted on certificates. RSA only there: a foreign CA may have such a key.
@@ -30,16 +30,16 @@ const ANY_USAGE: &[u8] = &[0x55, 0x1d, 0x25, 0x00];
 
 /// Which certificates are believed.
 #[derive(Debug)]
-pub(super) struct Trust {
+pub(super) struct CertificateValidator {
     anchors: Vec<TrustAnchor<'static>>,
     authorities: Vec<u8>,
     uri: Option<String>,
     usages: Vec<Vec<u8>>,
     /// Certificates that begin earlier are revoked.
-    since: u64,
+    not_before: u64,
 }
 
-impl Trust {
+impl CertificateValidator {
     pub(super) fn new(auth: &CertificateAuth) -> Result<Self, CredentialError> {
         if auth.trust_anchors.is_empty() {
             return Err(CredentialError::NoTrustAnchor);
@@ -57,7 +57,7 @@ impl Trust {
             authorities.extend_from_slice(hash.as_ref());
         }
         let (uri, usages) = (auth.remote_uri.clone(), auth.remote_key_usages.clone());
-        Ok(Self { anchors, authorities, uri, usages, since: auth.remote_not_before })
+        Ok(Self { anchors, authorities, uri, usages, not_before: auth.remote_not_before })
     }
 
     /// Hashes of the trust anchors, as CERTREQ carries them.
@@ -66,7 +66,7 @@ impl Trust {
     }
 
     /// The public key of the first certificate, if the certificates make it that of `claimed`, now.
-    pub(super) fn judge(
+    pub(super) fn validate(
         &self,
         certificates: &[Certificate],
         claimed: &Identity,
@@ -83,7 +83,7 @@ impl Trust {
         let parsed = parse(&leaf).ok_or_else(|| AuthError::MalformedCertificate("not DER of X.509".into()))?;
         self.check_path(&leaf, &intermediates, &parsed, unix_time)?;
         self.check_usage(&parsed)?;
-        self.check_revocation(&remember(&parsed), claimed)?;
+        self.check_revocation(&record(&parsed), claimed)?;
         if !identity::certifies(&parsed, claimed) {
             let certified = identity::describe(&parsed);
             return Err(AuthError::NotCertified { claimed: claimed.clone(), certified });
@@ -126,12 +126,12 @@ impl Trust {
     }
 
     /// Whether a certificate of `peer` still counts.
-    pub(super) fn check_revocation(&self, shown: &ShownCertificate, peer: &Identity) -> Result<(), AuthError> {
-        if shown.not_before >= self.since {
+    pub(super) fn check_revocation(&self, shown: &PeerCertificate, peer: &Identity) -> Result<(), AuthError> {
+        if shown.not_before >= self.not_before {
             return Ok(());
         }
-        let ShownCertificate { serial, not_before } = shown.clone();
-        Err(AuthError::Revoked { peer: peer.clone(), serial, not_before, since: self.since })
+        let PeerCertificate { serial, not_before } = shown.clone();
+        Err(AuthError::Revoked { peer: peer.clone(), serial, not_before, since: self.not_before })
     }
 
     /// The leaf must have one of the usages itself; "any" is not one, for a role must be given in
@@ -186,13 +186,13 @@ impl ExtendedKeyUsageValidator for IssuerUsages<'_> {
 }
 
 /// What is remembered of the certificate that a peer showed (RFC 7296 3.6: the first one).
-pub(super) fn shown(certificates: &[Certificate]) -> Option<ShownCertificate> {
+pub(super) fn peer_certificate(certificates: &[Certificate]) -> Option<PeerCertificate> {
     let leaf = certificates.iter().find(|certificate| certificate.encoding == CertificateEncoding::X509Signature)?;
-    parse(&leaf.data).map(|parsed| remember(&parsed))
+    parse(&leaf.data).map(|parsed| record(&parsed))
 }
 
-fn remember(parsed: &X509Certificate<'_>) -> ShownCertificate {
-    ShownCertificate {
+fn record(parsed: &X509Certificate<'_>) -> PeerCertificate {
+    PeerCertificate {
         serial: parsed.raw_serial().iter().map(|octet| format!("{octet:02x}")).collect(),
         not_before: u64::try_from(parsed.validity().not_before.timestamp()).unwrap_or(0),
     }

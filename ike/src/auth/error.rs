@@ -41,7 +41,7 @@ pub enum AuthError {
     #[error("the peer's certificate cannot be read: {0}")]
     MalformedCertificate(String),
     /// A certificate of its chain is expired.
-    #[error("the peer's certificate or one of its issuers expired at {}, our clock says {}; renew it, or correct the clock", When(*not_after), When(*now))]
+    #[error("the peer's certificate or one of its issuers expired at {}, our clock says {}; renew it, or correct the clock", Timestamp(*not_after), Timestamp(*now))]
     Expired {
         /// Not after, seconds since 1970.
         not_after: u64,
@@ -49,7 +49,7 @@ pub enum AuthError {
         now: u64,
     },
     /// A certificate of its chain is not valid yet.
-    #[error("the peer's certificate or one of its issuers is valid from {} on, our clock says {}; correct the clock", When(*not_before), When(*now))]
+    #[error("the peer's certificate or one of its issuers is valid from {} on, our clock says {}; correct the clock", Timestamp(*not_before), Timestamp(*now))]
     NotYetValid {
         /// Not before, seconds since 1970.
         not_before: u64,
@@ -59,7 +59,7 @@ pub enum AuthError {
     /// It was issued before the peer got another identity.
     #[error(
         "the certificate of {peer} with serial {serial} is revoked: it is valid from {} on, and only those from {} on count; \
-         whoever shows it has an older key of that name and must join anew", When(*not_before), When(*since)
+         whoever shows it has an older key of that name and must join anew", Timestamp(*not_before), Timestamp(*since)
     )]
     Revoked {
         /// Who showed it.
@@ -191,9 +191,9 @@ pub enum CredentialError {
 }
 
 /// Seconds since 1970 as people write them.
-struct When(u64);
+struct Timestamp(u64);
 
-impl std::fmt::Display for When {
+impl std::fmt::Display for Timestamp {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let time = i64::try_from(self.0).ok().and_then(|time| ASN1Time::from_timestamp(time).ok());
         match time {

@@ -130,21 +130,21 @@ impl fmt::Display for Identity {
             },
             Self::KeyId(id) => {
                 f.write_str("key ID 0x")?;
-                id.iter().take(SHOWN).try_for_each(|octet| write!(f, "{octet:02x}"))
+                id.iter().take(MAX_SHOWN).try_for_each(|octet| write!(f, "{octet:02x}"))
             }
         }
     }
 }
 
 /// Most characters of a name that are shown: a datagram has room for names that would fill a log.
-const SHOWN: usize = 128;
+const MAX_SHOWN: usize = 128;
 
 /// Text that may be a stranger's: quoted, so that it cannot forge a line of a log, and cut.
 struct Quoted<'a>(&'a str);
 
 impl fmt::Display for Quoted<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.0.char_indices().nth(SHOWN) {
+        match self.0.char_indices().nth(MAX_SHOWN) {
             Some((end, _)) => write!(f, "{:?}...", self.0.get(..end).unwrap_or_default()),
             None => write!(f, "{:?}", self.0),
         }

@@ -8,19 +8,19 @@
 mod certificate;
 mod error;
 mod identity;
-mod octets;
 mod psk;
 mod signature;
+mod signed_octets;
 
 pub use error::{AuthError, CredentialError};
 pub use identity::same_identity;
-pub use octets::SignedOctets;
+pub use signed_octets::SignedOctets;
 
-use certificate::Trust;
+use certificate::CertificateValidator;
 use signature::SigningKey;
 
 use crate::config::{Auth, CertificateAuth, Identity};
-use crate::event::ShownCertificate;
+use crate::event::PeerCertificate;
 use crate::secret::Secret;
 use crate::wire::{
     AuthMethod, Authentication, Certificate, CertificateEncoding, CertificateRequest, HashAlgorithm, Id,
@@ -33,10 +33,10 @@ pub const MAX_CERTIFICATE: usize = 16_384;
 
 /// Our credentials towards a peer, and what its must be. Made once, used for every IKE_AUTH.
 #[derive(Debug)]
-pub struct Authenticator(Means);
+pub struct Authenticator(Method);
 
 #[derive(Debug)]
-enum Means {
+enum Method {
     Psk(Secret),
     Certificate(Box<Credentials>),
 }
@@ -45,7 +45,7 @@ enum Means {
 struct Credentials {
     chain: Vec<Certificate>,
     key: SigningKey,
-    trust: Trust,
+    validator: CertificateValidator,
 }
 
 /// What a peer has sent to prove who it is.
@@ -94,26 +94,26 @@ impl Authenticator {
     pub fn new(auth: &Auth) -> Result<Self, CredentialError> {
         Ok(Self(match auth {
             Auth::Psk(psk) if psk.expose().is_empty() => return Err(CredentialError::EmptyPsk),
-            Auth::Psk(psk) => Means::Psk(psk.clone()),
-            Auth::Certificate(auth) => Means::Certificate(Box::new(Credentials::new(auth)?)),
+            Auth::Psk(psk) => Method::Psk(psk.clone()),
+            Auth::Certificate(auth) => Method::Certificate(Box::new(Credentials::new(auth)?)),
         }))
     }
 
     /// Our CERTs; none with a pre-shared key.
     pub fn certificates(&self) -> &[Certificate] {
         match &self.0 {
-            Means::Psk(_) => &[],
-            Means::Certificate(credentials) => &credentials.chain,
+            Method::Psk(_) => &[],
+            Method::Certificate(credentials) => &credentials.chain,
         }
     }
 
     /// The CERTREQ that tells the peer our trust anchors; none with a pre-shared key.
     pub fn certificate_request(&self) -> Option<CertificateRequest> {
         match &self.0 {
-            Means::Psk(_) => None,
-            Means::Certificate(credentials) => Some(CertificateRequest {
+            Method::Psk(_) => None,
+            Method::Certificate(credentials) => Some(CertificateRequest {
                 encoding: CertificateEncoding::X509Signature,
-                authorities: credentials.trust.authorities().to_vec(),
+                authorities: credentials.validator.authorities().to_vec(),
             }),
         }
     }
@@ -129,11 +129,11 @@ impl Authenticator {
         peer_hashes: Option<&[HashAlgorithm]>,
     ) -> Result<Authentication, AuthError> {
         match &self.0 {
-            Means::Psk(psk) => {
+            Method::Psk(psk) => {
                 let data = psk::shared_key_mic(octets, psk).expose().to_vec();
                 Ok(Authentication { method: AuthMethod::SharedKey, data })
             }
-            Means::Certificate(credentials) => credentials.key.sign(octets.as_slice(), peer_hashes),
+            Method::Certificate(credentials) => credentials.key.sign(octets.as_slice(), peer_hashes),
         }
     }
 
@@ -156,12 +156,12 @@ impl Authenticator {
         }
         let authentication = presented.authentication;
         match &self.0 {
-            Means::Psk(psk) => psk::verify(octets, psk, authentication).map(|()| Proof::Psk),
-            Means::Certificate(_) if authentication.method == AuthMethod::SharedKey => {
+            Method::Psk(psk) => psk::verify(octets, psk, authentication).map(|()| Proof::Psk),
+            Method::Certificate(_) if authentication.method == AuthMethod::SharedKey => {
                 Err(AuthError::Method { expected: "a signature", found: authentication.method })
             }
-            Means::Certificate(credentials) => {
-                let key = credentials.trust.judge(presented.certificates, &claimed, unix_time)?;
+            Method::Certificate(credentials) => {
+                let key = credentials.validator.validate(presented.certificates, &claimed, unix_time)?;
                 key.verify(octets.as_slice(), authentication)
             }
         }
@@ -171,10 +171,10 @@ impl Authenticator {
 impl Authenticator {
     /// What is to be remembered of the certificate in what a peer presented, once [`Self::verify`]
     /// was content with it; nothing with a pre-shared key.
-    pub fn shown(&self, presented: Presented<'_>) -> Option<ShownCertificate> {
+    pub fn peer_certificate(&self, presented: Presented<'_>) -> Option<PeerCertificate> {
         match &self.0 {
-            Means::Psk(_) => None,
-            Means::Certificate(_) => certificate::shown(presented.certificates),
+            Method::Psk(_) => None,
+            Method::Certificate(_) => certificate::peer_certificate(presented.certificates),
         }
     }
 
@@ -182,10 +182,10 @@ impl Authenticator {
     ///
     /// # Errors
     /// If it is revoked.
-    pub fn still_accepts(&self, shown: &ShownCertificate, peer: &Identity) -> Result<(), AuthError> {
+    pub fn check_not_revoked(&self, shown: &PeerCertificate, peer: &Identity) -> Result<(), AuthError> {
         match &self.0 {
-            Means::Psk(_) => Ok(()),
-            Means::Certificate(credentials) => credentials.trust.check_revocation(shown, peer),
+            Method::Psk(_) => Ok(()),
+            Method::Certificate(credentials) => credentials.validator.check_revocation(shown, peer),
         }
     }
 }
@@ -205,7 +205,7 @@ impl Credentials {
             return Err(CredentialError::KeyMismatch);
         }
         let x509 = |data: &Vec<u8>| Certificate { encoding: CertificateEncoding::X509Signature, data: data.clone() };
-        Ok(Self { chain: auth.chain.iter().map(x509).collect(), key, trust: Trust::new(auth)? })
+        Ok(Self { chain: auth.chain.iter().map(x509).collect(), key, validator: CertificateValidator::new(auth)? })
     }
 }
 

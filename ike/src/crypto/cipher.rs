@@ -7,13 +7,15 @@ use zeroize::Zeroize;
 use super::keys::IkeKeys;
 use crate::config::Aead;
 use crate::secret::Secret;
-use crate::wire::{Fragment, Header, InvalidMessage, MAX_FRAGMENTS, PayloadType, Payloads, Protected, SealedFront};
+use crate::wire::{
+    EncryptedMessage, EncryptedPrefix, Fragment, Header, InvalidMessage, MAX_FRAGMENTS, PayloadType, Payloads,
+};
 
 const SALT_LEN: usize = 4;
 const IV_LEN: usize = 8;
 const ICV_LEN: usize = 16;
 /// Smallest part of a message in a fragment, whatever limit is asked for.
-const MIN_PART: usize = 64;
+const MIN_FRAGMENT_PART: usize = 64;
 
 /// Which end of an IKE SA we are: its original initiator (of the SA, not of the exchange) or its
 /// responder.
@@ -51,7 +53,7 @@ pub enum OpenError {
     /// It is the peer's, but what is inside is malformed: answer a request with
     /// [`InvalidMessage::notify`].
     #[error("authentic, but malformed: {0}")]
-    Inside(InvalidMessage),
+    Contents(InvalidMessage),
 }
 
 /// What was in an authentic datagram.
@@ -66,12 +68,12 @@ pub enum Opened {
 /// Protects the messages of one IKE SA in both directions. Initialization vectors are a counter, so
 /// none comes twice under one key.
 pub struct IkeCipher {
-    seal: Direction,
-    open: Direction,
+    seal: DirectionKey,
+    open: DirectionKey,
     sealed: u64,
 }
 
-struct Direction {
+struct DirectionKey {
     /// Absent if the keying material has a length that the cipher does not take, which [`IkeKeys`]
     /// never makes; then nothing is sealed or opened.
     key: Option<LessSafeKey>,
@@ -86,7 +88,7 @@ impl IkeCipher {
             Role::Responder => (&keys.er, &keys.ei),
         };
         let aead = keys.suite.aead;
-        Self { seal: Direction::new(aead, seal), open: Direction::new(aead, open), sealed: 0 }
+        Self { seal: DirectionKey::new(aead, seal), open: DirectionKey::new(aead, open), sealed: 0 }
     }
 
     /// Datagrams (without non-ESP marker) that carry a message: one, or several if it is larger
@@ -115,15 +117,15 @@ impl IkeCipher {
         limit: Option<usize>,
     ) -> Result<Vec<Vec<u8>>, SealError> {
         let too_large = SealError::TooLarge(inner.len());
-        let whole = SealedFront::Whole { first };
+        let whole = EncryptedPrefix::Whole { first };
         if limit.is_none_or(|limit| whole.len().saturating_add(Self::sealed_len(inner.len())) <= limit) {
-            if Self::sealed_len(inner.len()) > SealedFront::MAX_BODY {
+            if Self::sealed_len(inner.len()) > EncryptedPrefix::MAX_BODY {
                 return Err(too_large);
             }
             return Ok(vec![self.seal_one(header, whole, inner)?]);
         }
-        let overhead = SealedFront::FRAGMENT_LEN.saturating_add(Self::sealed_len(0));
-        let part_len = limit.unwrap_or(0).saturating_sub(overhead).max(MIN_PART);
+        let overhead = EncryptedPrefix::FRAGMENT_LEN.saturating_add(Self::sealed_len(0));
+        let part_len = limit.unwrap_or(0).saturating_sub(overhead).max(MIN_FRAGMENT_PART);
         let parts = inner.chunks(part_len);
         let total = u16::try_from(parts.len()).ok().filter(|&total| total <= MAX_FRAGMENTS).ok_or(too_large)?;
         // RFC 7383 2.5: the first fragment names the first payload, the others say none.
@@ -131,7 +133,9 @@ impl IkeCipher {
         (1..=total)
             .zip(parts)
             .zip(firsts)
-            .map(|((number, part), first)| self.seal_one(header, SealedFront::Fragment { first, number, total }, part))
+            .map(|((number, part), first)| {
+                self.seal_one(header, EncryptedPrefix::Fragment { first, number, total }, part)
+            })
             .collect()
     }
 
@@ -141,7 +145,7 @@ impl IkeCipher {
         len.saturating_add(IV_LEN).saturating_add(1).saturating_add(ICV_LEN)
     }
 
-    fn seal_one(&mut self, header: &Header, front: SealedFront, inner: &[u8]) -> Result<Vec<u8>, SealError> {
+    fn seal_one(&mut self, header: &Header, front: EncryptedPrefix, inner: &[u8]) -> Result<Vec<u8>, SealError> {
         let iv = self.sealed.to_be_bytes();
         self.sealed = self.sealed.checked_add(1).ok_or(SealError::Exhausted)?;
         let body_len = Self::sealed_len(inner.len());
@@ -167,7 +171,7 @@ impl IkeCipher {
     /// # Errors
     /// See [`OpenError`].
     pub fn open(&self, datagram: &[u8]) -> Result<Opened, OpenError> {
-        let protected = Protected::read(datagram).map_err(OpenError::Malformed)?;
+        let protected = EncryptedMessage::read(datagram).map_err(OpenError::Malformed)?;
         let Some((&iv, sealed)) = protected.body.split_first_chunk() else {
             let left = protected.body.len();
             let what = "encrypted payload";
@@ -177,7 +181,7 @@ impl IkeCipher {
         let associated = aead::Aad::from(protected.associated);
         let key = self.open.key.as_ref().ok_or(OpenError::Forged)?;
         let opened = match key.open_in_place(self.open.nonce(iv), associated, &mut contents) {
-            Ok(plain) => inside(protected.front, plain).map_err(OpenError::Inside),
+            Ok(plain) => decode_plaintext(protected.front, plain).map_err(OpenError::Contents),
             Err(_) => Err(OpenError::Forged),
         };
         contents.zeroize();
@@ -186,21 +190,21 @@ impl IkeCipher {
 }
 
 /// What the decrypted octets say: payloads, padding, pad length (RFC 7296 3.14).
-fn inside(front: SealedFront, plain: &[u8]) -> Result<Opened, InvalidMessage> {
+fn decode_plaintext(front: EncryptedPrefix, plain: &[u8]) -> Result<Opened, InvalidMessage> {
     let Some((&padding, rest)) = plain.split_last() else {
         return Err(InvalidMessage::Truncated { what: "encrypted payload", needed: 1, left: 0 });
     };
     let len = rest.len().checked_sub(padding.into()).ok_or(InvalidMessage::Padding(padding))?;
     let inner = rest.get(..len).unwrap_or_default();
     match front {
-        SealedFront::Whole { first } => Payloads::decode(first, inner).map(Opened::Message),
-        SealedFront::Fragment { first, number, total } => {
+        EncryptedPrefix::Whole { first } => Payloads::decode(first, inner).map(Opened::Message),
+        EncryptedPrefix::Fragment { first, number, total } => {
             Ok(Opened::Fragment(Fragment { number, total, first, data: inner.to_vec() }))
         }
     }
 }
 
-impl Direction {
+impl DirectionKey {
     fn new(aead: Aead, keymat: &Secret) -> Self {
         let algorithm = match aead {
             Aead::Aes128Gcm16 => &aead::AES_128_GCM,

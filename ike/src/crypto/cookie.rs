@@ -15,21 +15,21 @@ pub const COOKIE_LIFETIME: Duration = Duration::from_secs(60);
 /// Makes cookies and knows them again, without keeping any. Cookie = version of the secret |
 /// HMAC(secret, IPi | SPIi | Ni).
 #[derive(Debug)]
-pub struct CookieJar {
-    current: Generation,
-    previous: Option<Generation>,
+pub struct Cookies {
+    current: CookieSecret,
+    previous: Option<CookieSecret>,
 }
 
-struct Generation {
+struct CookieSecret {
     version: u8,
     secret: hmac::Key,
     since: Instant,
 }
 
-impl CookieJar {
+impl Cookies {
     /// Begins with a fresh secret.
     pub fn new(env: &mut dyn Environment, now: Instant) -> Self {
-        Self { current: Generation::new(0, env, now), previous: None }
+        Self { current: CookieSecret::new(0, env, now), previous: None }
     }
 
     /// The cookie that an initiator is to come back with.
@@ -73,13 +73,13 @@ impl CookieJar {
         if age < COOKIE_LIFETIME {
             return;
         }
-        let next = Generation::new(self.current.version.wrapping_add(1), env, now);
+        let next = CookieSecret::new(self.current.version.wrapping_add(1), env, now);
         let last = std::mem::replace(&mut self.current, next);
         self.previous = (age < COOKIE_LIFETIME.saturating_mul(2)).then_some(last);
     }
 }
 
-impl Generation {
+impl CookieSecret {
     fn new(version: u8, env: &mut dyn Environment, now: Instant) -> Self {
         let mut secret = Zeroizing::new([0; 32]);
         env.fill_random(secret.as_mut());
@@ -101,8 +101,11 @@ impl Generation {
     }
 }
 
-impl std::fmt::Debug for Generation {
+impl std::fmt::Debug for CookieSecret {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Generation").field("version", &self.version).field("since", &self.since).finish_non_exhaustive()
+        f.debug_struct("CookieSecret")
+            .field("version", &self.version)
+            .field("since", &self.since)
+            .finish_non_exhaustive()
     }
 }

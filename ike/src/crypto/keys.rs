@@ -71,7 +71,7 @@ impl IkeKeys {
         let (prf_len, key_len) = (suite.prf.output_len(), suite.aead.keymat_len());
         let total = prf_len.saturating_mul(3).saturating_add(key_len.saturating_mul(2));
         let keys = suite.prf.expand(skeyseed.expose(), &seed, total);
-        let mut keys = Cut(keys.expose());
+        let mut keys = KeyMaterial(keys.expose());
         Self {
             suite,
             d: keys.next(prf_len),
@@ -89,7 +89,7 @@ impl IkeKeys {
         let seed = [shared, nonces.initiator, nonces.responder];
         let key_len = aead.keymat_len();
         let keys = self.suite.prf.expand(self.d.expose(), &seed, key_len.saturating_mul(2));
-        let mut keys = Cut(keys.expose());
+        let mut keys = KeyMaterial(keys.expose());
         ChildKeys { from_initiator: keys.next(key_len), from_responder: keys.next(key_len) }
     }
 }
@@ -116,9 +116,9 @@ impl Aead {
 }
 
 /// Takes keys off the front of keying material.
-struct Cut<'a>(&'a [u8]);
+struct KeyMaterial<'a>(&'a [u8]);
 
-impl Cut<'_> {
+impl KeyMaterial<'_> {
     fn next(&mut self, len: usize) -> Secret {
         let (key, rest) = self.0.split_at_checked(len).unwrap_or((self.0, &[]));
         self.0 = rest;

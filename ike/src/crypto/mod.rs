@@ -4,7 +4,7 @@
 //! - [`KeyPair`]: Diffie-Hellman (RFC 8031, RFC 5903).
 //! - [`IkeKeys`], [`ChildKeys`]: SKEYSEED, SK_*, KEYMAT (RFC 7296 2.14, 2.17, 2.18).
 //! - [`IkeCipher`]: the Encrypted payload and its fragments (RFC 5282, RFC 7634, RFC 7383).
-//! - [`CookieJar`], [`nat_detection_hash`]: hashes of addresses in IKE_SA_INIT.
+//! - [`Cookies`], [`nat_detection_hash`]: hashes of addresses in IKE_SA_INIT.
 //!
 //! Keys live in [`Secret`](crate::Secret) or in `ring`'s own key types; nothing here prints them.
 
@@ -16,7 +16,7 @@ mod nat;
 mod prf;
 
 pub use cipher::{IkeCipher, OpenError, Opened, Role, SealError};
-pub use cookie::{COOKIE_LIFETIME, CookieJar};
+pub use cookie::{COOKIE_LIFETIME, Cookies};
 pub use key_exchange::{KeyExchangeError, KeyPair};
 pub use keys::{ChildKeys, IkeKeys, IkeSuite, Nonces};
 pub use nat::nat_detection_hash;

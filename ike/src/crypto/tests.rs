@@ -225,7 +225,7 @@ fn debug_shows_no_key() {
     let keys = keys(Prf::HmacSha256, Aead::Aes256Gcm16);
     let cipher = IkeCipher::new(&keys, Role::Initiator);
     let pair = KeyPair::generate(Group::X25519, &mut Env(1)).unwrap();
-    let jar = CookieJar::new(&mut Env(1), Instant::default());
+    let jar = Cookies::new(&mut Env(1), Instant::default());
     let shown_by_debug = format!("{keys:?} {cipher:?} {pair:?} {jar:?}");
     assert!(!shown_by_debug.contains("142, 106"), "the first octets of SK_d in decimal");
     assert!(!shown_by_debug.contains("8e6a"));
@@ -324,7 +324,7 @@ fn an_authentic_message_with_malformed_contents_is_told_apart_from_a_forged_one(
     let short = Payloads::from(vec![Payload::Nonce(vec![1, 2, 3])]);
     let sealed = initiator.seal(&header(), &short, None).unwrap();
     let error = responder.open(&sealed[0]).unwrap_err();
-    assert_eq!(error, OpenError::Inside(crate::wire::InvalidMessage::NonceLength(3)));
+    assert_eq!(error, OpenError::Contents(crate::wire::InvalidMessage::NonceLength(3)));
 }
 
 #[test]
@@ -410,7 +410,7 @@ fn a_cookie_is_good_for_its_initiator_only_and_not_for_ever() {
     let env = &mut Env(1);
     let at = |seconds| Instant::new(Duration::from_secs(seconds));
     let (nonce, from): (&[u8], IpAddr) = (&[7; 32], "192.0.2.1".parse().unwrap());
-    let mut jar = CookieJar::new(env, at(0));
+    let mut jar = Cookies::new(env, at(0));
     let cookie = jar.cookie(env, at(30), nonce, from, 1);
     assert!((1..=64).contains(&cookie.len()), "RFC 7296 2.6");
     assert!(jar.accepts(env, at(31), &cookie, nonce, from, 1));
@@ -426,7 +426,7 @@ fn a_cookie_is_good_for_its_initiator_only_and_not_for_ever() {
 #[test]
 fn cookies_of_before_a_long_silence_are_void() {
     let env = &mut Env(1);
-    let mut jar = CookieJar::new(env, Instant::default());
+    let mut jar = Cookies::new(env, Instant::default());
     let (nonce, from): (&[u8], IpAddr) = (&[7; 32], "2001:db8::1".parse().unwrap());
     let cookie = jar.cookie(env, Instant::default(), nonce, from, 1);
     let later = Instant::default() + COOKIE_LIFETIME * 2;

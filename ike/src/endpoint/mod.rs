@@ -14,10 +14,10 @@
 //! gives it up while it is still in IKE_SA_INIT, and nobody replaces an IKE SA of which he is the
 //! responder before the initiator has spoken on it.
 
-mod admission;
-mod attempt;
-mod gate;
-mod inbound;
+mod connect;
+mod dispatch;
+mod duplicate_sas;
+mod initiation_guard;
 mod peer;
 mod snapshot;
 
@@ -28,52 +28,52 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
-use gate::Gate;
-use peer::{Change, Peer};
+use initiation_guard::InitiationGuard;
+use peer::{ConfigChange, Peer};
 
 use crate::auth::CredentialError;
 use crate::config::{EndpointConfig, PeerConfig, PeerName};
 use crate::event::{DownReason, Event};
 use crate::output::{Context, Output};
 use crate::sa::failure::auth;
-use crate::sa::{Answered, Authenticating, Channel, Dialing, HalfOpen, IkeSa, Profile, Standing, Task};
+use crate::sa::{Channel, HalfOpen, IkeSa, InitiatorAuth, InitiatorInit, LastResponse, Lifecycle, Profile, Task};
 use crate::time::Instant;
 use crate::timer::Deadlines;
 use crate::tunnel::{Spi, Tunnel};
 use crate::{Environment, Transmit};
 
 /// How long the last answer on an IKE SA that is gone is repeated.
-const GRAVE: Duration = Duration::from_secs(10);
+const LAST_RESPONSE_LIFETIME: Duration = Duration::from_secs(10);
 
 /// The IKEv2 end of a node.
 #[derive(Debug)]
 pub struct Endpoint {
     config: EndpointConfig,
     peers: BTreeMap<PeerName, Peer>,
-    slots: HashMap<Spi, Slot>,
-    gate: Gate,
-    deadlines: Deadlines<Owner>,
+    sas: HashMap<Spi, SaState>,
+    initiation_guard: InitiationGuard,
+    deadlines: Deadlines<DeadlineOwner>,
     out: Output,
 }
 
 /// Whose deadline.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
-enum Owner {
+enum DeadlineOwner {
     Sa(Spi),
     Peer(PeerName),
 }
 
 /// An IKE SA in whatever state, found by our SPI.
 #[derive(Debug)]
-enum Slot {
-    Dialing(PeerName, Box<Dialing>),
-    Authenticating(PeerName, Box<Authenticating>),
+enum SaState {
+    InitiatorInit(PeerName, Box<InitiatorInit>),
+    InitiatorAuth(PeerName, Box<InitiatorAuth>),
     HalfOpen(Box<HalfOpen>, Instant),
-    Up(PeerName, Box<IkeSa>),
+    Established(PeerName, Box<IkeSa>),
     /// The peer is being told that it was not believed.
-    Telling(Box<Channel>),
+    Rejecting(Box<Channel>),
     /// Gone; the last answer is repeated if it was lost.
-    Grave(Answered, Instant),
+    Closed(LastResponse, Instant),
 }
 
 /// Lends the parts of an endpoint that a step of an IKE SA needs.
@@ -90,8 +90,8 @@ impl Endpoint {
         Self {
             config,
             peers: BTreeMap::new(),
-            slots: HashMap::new(),
-            gate: Gate::default(),
+            sas: HashMap::new(),
+            initiation_guard: InitiationGuard::default(),
             deadlines: Deadlines::new(),
             out: Output::default(),
         }
@@ -114,38 +114,38 @@ impl Endpoint {
         let name = config.name.clone();
         let Some(peer) = self.peers.get(&name) else {
             let peer = Peer::new(Arc::new(Profile::new(config)?));
-            self.gate.add(&peer.profile);
-            let begin = peer.wanted();
+            self.initiation_guard.add_peer(&peer.profile);
+            let begin = peer.should_initiate();
             self.peers.insert(name.clone(), peer);
             if begin {
-                self.begin_attempt(&name, now, env);
+                self.start_attempt(&name, now, env);
             }
             return Ok(());
         };
-        let change = Change::between(peer.config(), &config);
-        if change == Change::None {
+        let change = ConfigChange::between(peer.config(), &config);
+        if change == ConfigChange::None {
             return Ok(());
         }
         let profile = Arc::new(Profile::new(config)?);
-        if change == Change::Restart {
-            self.drop_peer(&name, now, env);
+        if change == ConfigChange::Restart {
+            self.delete_peer(&name, now, env);
             return self.set_peer(profile.config.clone(), now, env);
         }
         self.set_profile(&name, profile, now);
-        self.end_revoked(&name, now, env);
+        self.delete_revoked_sas(&name, now, env);
         let Some(peer) = self.peers.get_mut(&name) else {
             return Ok(());
         };
-        peer.held = false;
-        if change == Change::Addresses {
+        peer.terminated = false;
+        if change == ConfigChange::Addresses {
             self.addresses_changed(&name, now, env);
             return Ok(());
         }
-        peer.encourage();
-        peer.replace = change == Change::Replace && peer.wanted() && !peer.sas.is_empty();
-        if peer.wanted() && (peer.replace || peer.sas.is_empty()) {
+        peer.reset_backoff();
+        peer.reauthenticate = change == ConfigChange::Reauthenticate && peer.should_initiate() && !peer.sas.is_empty();
+        if peer.should_initiate() && (peer.reauthenticate || peer.sas.is_empty()) {
             self.cancel_attempt(&name, now, env);
-            self.begin_attempt(&name, now, env);
+            self.start_attempt(&name, now, env);
         }
         Ok(())
     }
@@ -154,11 +154,11 @@ impl Endpoint {
         let Some(peer) = self.peers.get_mut(name) else {
             return;
         };
-        self.gate.add(&profile);
+        self.initiation_guard.add_peer(&profile);
         let old = std::mem::replace(&mut peer.profile, Arc::clone(&profile));
-        self.gate.remove(&old);
+        self.initiation_guard.remove_peer(&old);
         for spi in peer.sas.clone() {
-            if let Some(Slot::Up(_, sa)) = self.slots.get_mut(&spi) {
+            if let Some(SaState::Established(_, sa)) = self.sas.get_mut(&spi) {
                 sa.set_profile(Arc::clone(&profile), now);
             }
             self.schedule(spi);
@@ -167,16 +167,16 @@ impl Endpoint {
 
     /// Forgets a peer: its IKE SAs are deleted (the peer is told), its SAs reported down.
     pub fn remove_peer(&mut self, name: &PeerName, now: Instant, env: &mut dyn Environment) {
-        self.drop_peer(name, now, env);
+        self.delete_peer(name, now, env);
     }
 
-    fn drop_peer(&mut self, name: &PeerName, now: Instant, env: &mut dyn Environment) {
+    fn delete_peer(&mut self, name: &PeerName, now: Instant, env: &mut dyn Environment) {
         self.cancel_attempt(name, now, env);
-        self.end_all(name, now, env);
+        self.delete_all_sas(name, now, env);
         if let Some(peer) = self.peers.remove(name) {
-            self.gate.remove(&peer.profile);
+            self.initiation_guard.remove_peer(&peer.profile);
         }
-        self.deadlines.set(Owner::Peer(name.clone()), None);
+        self.deadlines.set(DeadlineOwner::Peer(name.clone()), None);
     }
 
     /// Takes a datagram as it came from a socket: `local` is the address it was sent to
@@ -204,24 +204,24 @@ impl Endpoint {
     /// Does what is due. To be called at [`Self::poll_timeout`]; earlier or later does no harm.
     pub fn handle_timeout(&mut self, now: Instant, env: &mut dyn Environment) {
         // What becomes due by this waits for the next call: time passes between calls only.
-        let due: Vec<Owner> = std::iter::from_fn(|| self.deadlines.due(now)).collect();
+        let due: Vec<DeadlineOwner> = std::iter::from_fn(|| self.deadlines.due(now)).collect();
         for owner in due {
             match owner {
-                Owner::Sa(spi) => self.sa_due(spi, now, env),
-                Owner::Peer(name) => self.peer_due(&name, now, env),
+                DeadlineOwner::Sa(spi) => self.handle_sa_timeout(spi, now, env),
+                DeadlineOwner::Peer(name) => self.handle_peer_timeout(&name, now, env),
             }
         }
     }
 
-    fn peer_due(&mut self, name: &PeerName, now: Instant, env: &mut dyn Environment) {
+    fn handle_peer_timeout(&mut self, name: &PeerName, now: Instant, env: &mut dyn Environment) {
         let Some(peer) = self.peers.get_mut(name) else {
             return;
         };
         peer.tunnel.handle_timeout(now, &mut self.out);
-        if peer.wait.is_some_and(|at| at <= now) {
-            peer.wait = None;
-            if peer.replace || (peer.sas.is_empty() && peer.wanted()) {
-                self.begin_attempt(name, now, env);
+        if peer.retry_at.is_some_and(|at| at <= now) {
+            peer.retry_at = None;
+            if peer.reauthenticate || (peer.sas.is_empty() && peer.should_initiate()) {
+                self.start_attempt(name, now, env);
             }
         }
         self.schedule_peer(name);
@@ -248,10 +248,10 @@ impl Endpoint {
         let Some(peer) = self.peers.get_mut(name) else {
             return false;
         };
-        peer.held = false;
-        peer.encourage();
+        peer.terminated = false;
+        peer.reset_backoff();
         if peer.sas.is_empty() {
-            self.begin_attempt(name, now, env);
+            self.start_attempt(name, now, env);
         }
         self.schedule_peer(name);
         true
@@ -268,7 +268,7 @@ impl Endpoint {
         // Set by add() and taken when a replacement is under way: one is enough.
         if child.rekey.take().is_some() {
             let owner = child.owner;
-            self.begin_task(owner, Task::RekeyChild(id), now, env);
+            self.start_task(owner, Task::RekeyChild(id), now, env);
         }
         true
     }
@@ -278,8 +278,8 @@ impl Endpoint {
         let Some(peer) = self.peers.get_mut(name).filter(|peer| !peer.sas.is_empty()) else {
             return false;
         };
-        peer.replace = true;
-        self.begin_attempt(name, now, env);
+        peer.reauthenticate = true;
+        self.start_attempt(name, now, env);
         true
     }
 
@@ -289,11 +289,11 @@ impl Endpoint {
         let Some(peer) = self.peers.get_mut(name) else {
             return false;
         };
-        peer.held = true;
-        peer.replace = false;
-        peer.wait = None;
+        peer.terminated = true;
+        peer.reauthenticate = false;
+        peer.retry_at = None;
         self.cancel_attempt(name, now, env);
-        self.end_all(name, now, env);
+        self.delete_all_sas(name, now, env);
         self.schedule_peer(name);
         true
     }
@@ -302,7 +302,7 @@ impl Endpoint {
     pub fn check_liveness(&mut self, name: &PeerName, now: Instant, env: &mut dyn Environment) -> bool {
         let spi = self.peers.get(name).and_then(|peer| peer.sas.last().copied());
         if let Some(spi) = spi {
-            self.begin_task(spi, Task::Liveness, now, env);
+            self.start_task(spi, Task::Liveness, now, env);
         }
         spi.is_some()
     }
@@ -320,34 +320,42 @@ impl Endpoint {
             {
                 self.set_profile(&name, Arc::new(profile), now);
             }
-            self.move_peer(&name, old, new, now, env);
+            self.move_local_address(&name, old, new, now, env);
         }
     }
 
-    fn move_peer(&mut self, name: &PeerName, old: IpAddr, new: IpAddr, now: Instant, env: &mut dyn Environment) {
+    fn move_local_address(
+        &mut self,
+        name: &PeerName,
+        old: IpAddr,
+        new: IpAddr,
+        now: Instant,
+        env: &mut dyn Environment,
+    ) {
         let Some(peer) = self.peers.get_mut(name) else {
             return;
         };
         let mut replace = false;
         for spi in peer.sas.clone() {
-            if let Some(Slot::Up(_, sa)) = self.slots.get_mut(&spi)
+            if let Some(SaState::Established(_, sa)) = self.sas.get_mut(&spi)
                 && sa.addresses().0.ip() == old
             {
                 let mut cx = context!(self, now, env);
-                replace |= !sa.relocate(new, &mut peer.tunnel, &mut cx) && sa.standing() == Standing::Serving;
+                replace |=
+                    !sa.change_local_address(new, &mut peer.tunnel, &mut cx) && sa.lifecycle() == Lifecycle::Active;
             }
         }
-        peer.replace |= replace;
-        let begin = replace || (peer.sas.is_empty() && (peer.wanted() || peer.attempt.is_some()));
+        peer.reauthenticate |= replace;
+        let begin = replace || (peer.sas.is_empty() && (peer.should_initiate() || peer.attempt.is_some()));
         for spi in peer.sas.clone() {
             self.schedule(spi);
         }
         if begin {
             if let Some(peer) = self.peers.get_mut(name) {
-                peer.encourage();
+                peer.reset_backoff();
             }
             self.cancel_attempt(name, now, env);
-            self.begin_attempt(name, now, env);
+            self.start_attempt(name, now, env);
         }
     }
 
@@ -362,17 +370,17 @@ impl Endpoint {
     }
 
     /// Ends all IKE SAs of a peer: reported down at once, while the peer is still being told.
-    fn end_all(&mut self, name: &PeerName, now: Instant, env: &mut dyn Environment) {
+    fn delete_all_sas(&mut self, name: &PeerName, now: Instant, env: &mut dyn Environment) {
         let Some(peer) = self.peers.get_mut(name) else {
             return;
         };
         peer.tunnel.clear(DownReason::DeletedByUs, &mut self.out);
         for spi in std::mem::take(&mut peer.sas) {
-            if let Some(Slot::Up(_, sa)) = self.slots.get_mut(&spi) {
+            if let Some(SaState::Established(_, sa)) = self.sas.get_mut(&spi) {
                 let event = Event::IkeDown { peer: name.clone(), ike: sa.ike(), reason: DownReason::DeletedByUs };
                 let mut cx = context!(self, now, env);
                 cx.out.event(event);
-                sa.leave(&mut Tunnel::new(name.clone()), &mut cx);
+                sa.delete_reported_down(&mut Tunnel::new(name.clone()), &mut cx);
             }
             self.schedule(spi);
         }
@@ -380,36 +388,36 @@ impl Endpoint {
 
     /// Ends the IKE SAs in which a peer showed a certificate that is revoked by now, and says so.
     /// Others with that peer stay.
-    fn end_revoked(&mut self, name: &PeerName, now: Instant, env: &mut dyn Environment) {
+    fn delete_revoked_sas(&mut self, name: &PeerName, now: Instant, env: &mut dyn Environment) {
         let Some(peer) = self.peers.get_mut(name) else {
             return;
         };
         let mut ended = Vec::new();
         for spi in peer.sas.clone() {
-            let Some(Slot::Up(_, sa)) = self.slots.get_mut(&spi) else {
+            let Some(SaState::Established(_, sa)) = self.sas.get_mut(&spi) else {
                 continue;
             };
             let Some(shown) = &sa.details().certificate else {
                 continue;
             };
-            let Err(error) = peer.profile.auth.still_accepts(shown, &peer.profile.config.remote_id) else {
+            let Err(error) = peer.profile.auth.check_not_revoked(shown, &peer.profile.config.remote_id) else {
                 continue;
             };
-            for id in peer.tunnel.with_lingering(spi) {
-                peer.tunnel.drop_now(id, DownReason::DeletedByUs, &mut self.out);
+            for id in peer.tunnel.ids_with_lingering(spi) {
+                peer.tunnel.remove_at_once(id, DownReason::DeletedByUs, &mut self.out);
             }
             let ike = sa.ike();
             self.out.event(Event::IkeDown { peer: name.clone(), ike, reason: DownReason::DeletedByUs });
-            peer.report(auth(&error), &mut self.out);
-            sa.leave(&mut Tunnel::new(name.clone()), &mut context!(self, now, env));
+            peer.report_failure(auth(&error), &mut self.out);
+            sa.delete_reported_down(&mut Tunnel::new(name.clone()), &mut context!(self, now, env));
             ended.push((spi, ike));
         }
         if ended.is_empty() {
             return;
         }
         peer.sas.retain(|spi| !ended.iter().any(|(ended, _)| ended == spi));
-        if peer.sas.is_empty() && peer.attempt.is_none() && peer.wanted() {
-            peer.begin_later(&mut context!(self, now, env));
+        if peer.sas.is_empty() && peer.attempt.is_none() && peer.should_initiate() {
+            peer.schedule_retry(&mut context!(self, now, env));
         }
         for (spi, ike) in ended {
             self.reinstate(name, ike);
@@ -418,8 +426,8 @@ impl Endpoint {
         self.schedule_peer(name);
     }
 
-    fn begin_task(&mut self, spi: Spi, task: Task, now: Instant, env: &mut dyn Environment) {
-        if let Some(Slot::Up(name, sa)) = self.slots.get_mut(&spi)
+    fn start_task(&mut self, spi: Spi, task: Task, now: Instant, env: &mut dyn Environment) {
+        if let Some(SaState::Established(name, sa)) = self.sas.get_mut(&spi)
             && let Some(peer) = self.peers.get_mut(name)
         {
             let mut cx = context!(self, now, env);
@@ -431,18 +439,18 @@ impl Endpoint {
     /// Notes when an IKE SA wants to be looked at, and its peer.
     fn schedule(&mut self, spi: Spi) {
         let mut owner = None;
-        let at = match self.slots.get(&spi) {
+        let at = match self.sas.get(&spi) {
             None => None,
-            Some(Slot::Dialing(_, dialing)) => dialing.next_deadline(),
-            Some(Slot::Authenticating(_, authenticating)) => authenticating.next_deadline(),
-            Some(Slot::HalfOpen(_, until) | Slot::Grave(_, until)) => Some(*until),
-            Some(Slot::Telling(channel)) => channel.retransmit_at(),
-            Some(Slot::Up(name, sa)) => {
+            Some(SaState::InitiatorInit(_, init)) => init.next_deadline(),
+            Some(SaState::InitiatorAuth(_, auth)) => auth.next_deadline(),
+            Some(SaState::HalfOpen(_, until) | SaState::Closed(_, until)) => Some(*until),
+            Some(SaState::Rejecting(channel)) => channel.retransmit_at(),
+            Some(SaState::Established(name, sa)) => {
                 owner = Some(name.clone());
                 sa.next_deadline(self.peers.get(name).map(|peer| &peer.tunnel))
             }
         };
-        self.deadlines.set(Owner::Sa(spi), at);
+        self.deadlines.set(DeadlineOwner::Sa(spi), at);
         if let Some(name) = owner {
             self.schedule_peer(&name);
         }
@@ -450,12 +458,12 @@ impl Endpoint {
 
     fn schedule_peer(&mut self, name: &PeerName) {
         let at = self.peers.get(name).and_then(Peer::next_deadline);
-        self.deadlines.set(Owner::Peer(name.clone()), at);
+        self.deadlines.set(DeadlineOwner::Peer(name.clone()), at);
     }
 
-    fn bury(&mut self, spi: Spi, answered: Option<Answered>, now: Instant) {
-        if let Some(answered) = answered {
-            self.slots.insert(spi, Slot::Grave(answered, now + GRAVE));
+    fn keep_last_response(&mut self, spi: Spi, last_response: Option<LastResponse>, now: Instant) {
+        if let Some(last_response) = last_response {
+            self.sas.insert(spi, SaState::Closed(last_response, now + LAST_RESPONSE_LIFETIME));
         }
         self.schedule(spi);
     }

@@ -13,12 +13,12 @@ use crate::sa::failure::IKE_SA_INIT;
 use crate::time::Instant;
 use crate::tunnel::{Spi, Tunnel};
 
-/// Most answers without proof that are remembered in one attempt, and most other addresses that its
+/// Most unverified_errors without proof that are remembered in one attempt, and most other addresses that its
 /// error names.
-const MOST_TOLD: usize = 4;
+const MAX_UNVERIFIED_ERRORS: usize = 4;
 /// Addresses that become known during an attempt join it up to this number in all, so that a peer
 /// whose addresses change all the time makes us send no more than this to anybody.
-const MOST_CANDIDATES: usize = 8;
+const MAX_CANDIDATES: usize = 8;
 
 /// See the module.
 #[derive(Debug)]
@@ -29,20 +29,20 @@ pub(super) struct Peer {
     pub(super) sas: Vec<Spi>,
     pub(super) attempt: Option<Attempt>,
     /// When to begin again.
-    pub(super) wait: Option<Instant>,
+    pub(super) retry_at: Option<Instant>,
     /// The next wait after a failure.
     backoff: Duration,
     /// We were told not to begin.
-    pub(super) held: bool,
+    pub(super) terminated: bool,
     /// A new IKE SA is wanted although there is one.
-    pub(super) replace: bool,
+    pub(super) reauthenticate: bool,
     pub(super) last_error: Option<PeerError>,
 }
 
 /// IKE_SA_INITs to the candidate addresses of a peer, of which at most one is in IKE_AUTH.
 #[derive(Debug, Default)]
 pub(super) struct Attempt {
-    pub(super) dialing: Vec<Spi>,
+    pub(super) initiating: Vec<Spi>,
     pub(super) authenticating: Option<Spi>,
     candidates: Vec<Candidate>,
 }
@@ -54,21 +54,21 @@ struct Candidate {
     spi: Option<Spi>,
     remote: SocketAddr,
     /// What it answered without proof, the latest last.
-    answers: Vec<Answer>,
+    unverified_errors: Vec<UnverifiedError>,
     /// Why it failed.
     failure: Option<PeerError>,
 }
 
 /// An answer without proof.
 #[derive(Debug)]
-struct Answer {
+struct UnverifiedError {
     error: PeerError,
     reported: bool,
 }
 
 /// What came of an attempt that failed.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Outcome {
+pub(super) struct AttemptFailure {
     pub(super) error: PeerError,
     /// It was reported while the attempt went on.
     pub(super) reported: bool,
@@ -76,14 +76,14 @@ pub(super) struct Outcome {
 
 impl Attempt {
     /// Takes in an address that is dialled; the likeliest comes first.
-    pub(super) fn dial(&mut self, spi: Spi, remote: SocketAddr) {
-        self.dialing.push(spi);
-        self.candidates.push(Candidate { spi: Some(spi), remote, answers: Vec::new(), failure: None });
+    pub(super) fn add_candidate(&mut self, spi: Spi, remote: SocketAddr) {
+        self.initiating.push(spi);
+        self.candidates.push(Candidate { spi: Some(spi), remote, unverified_errors: Vec::new(), failure: None });
     }
 
     /// Takes in an address that cannot be dialled.
-    pub(super) fn note(&mut self, remote: SocketAddr, error: PeerError) {
-        self.candidates.push(Candidate { spi: None, remote, answers: Vec::new(), failure: Some(error) });
+    pub(super) fn add_failed_candidate(&mut self, remote: SocketAddr, error: PeerError) {
+        self.candidates.push(Candidate { spi: None, remote, unverified_errors: Vec::new(), failure: Some(error) });
     }
 
     /// Whether an address is part of it.
@@ -92,13 +92,13 @@ impl Attempt {
     }
 
     /// So many addresses may still join it.
-    pub(super) fn room(&self) -> usize {
-        MOST_CANDIDATES.saturating_sub(self.candidates.len())
+    pub(super) fn remaining_candidates(&self) -> usize {
+        MAX_CANDIDATES.saturating_sub(self.candidates.len())
     }
 
     /// Takes note of why one address failed.
-    pub(super) fn fail(&mut self, spi: Spi, error: PeerError) {
-        self.dialing.retain(|dialing| *dialing != spi);
+    pub(super) fn fail_candidate(&mut self, spi: Spi, error: PeerError) {
+        self.initiating.retain(|init| *init != spi);
         self.authenticating = self.authenticating.filter(|authenticating| *authenticating != spi);
         if let Some(candidate) = self.candidates.iter_mut().find(|candidate| candidate.spi == Some(spi)) {
             candidate.failure = Some(error);
@@ -108,35 +108,36 @@ impl Attempt {
     /// Takes note of an answer that nobody vouches for. True: it is to be reported now. That is
     /// done once for each, not for ever new ones, and only where no likelier address may still do
     /// better.
-    pub(super) fn answered(&mut self, spi: Spi, error: &PeerError) -> bool {
-        let answers: usize = self.candidates.iter().map(|candidate| candidate.answers.len()).sum();
+    pub(super) fn add_unverified_error(&mut self, spi: Spi, error: &PeerError) -> bool {
+        let unverified_errors: usize = self.candidates.iter().map(|candidate| candidate.unverified_errors.len()).sum();
         let likeliest = self.candidates.iter().find(|candidate| candidate.failure.is_none());
         let reported = likeliest.is_some_and(|candidate| candidate.spi == Some(spi));
         let Some(candidate) = self.candidates.iter_mut().find(|candidate| candidate.spi == Some(spi)) else {
             return false;
         };
-        let new = answers < MOST_TOLD && !candidate.answers.iter().any(|answer| answer.error == *error);
+        let new = unverified_errors < MAX_UNVERIFIED_ERRORS
+            && !candidate.unverified_errors.iter().any(|answer| answer.error == *error);
         if new {
-            candidate.answers.push(Answer { error: error.clone(), reported });
+            candidate.unverified_errors.push(UnverifiedError { error: error.clone(), reported });
         }
         new && reported
     }
 
     /// Whether every address has failed.
     pub(super) fn is_over(&self) -> bool {
-        self.dialing.is_empty() && self.authenticating.is_none()
+        self.initiating.is_empty() && self.authenticating.is_none()
     }
 
     /// Why it failed: the error of the likeliest address. Anybody may be at the others (a private
     /// address is another host's in another network), so what they answered is only added to it.
-    pub(super) fn outcome(self) -> Option<Outcome> {
+    pub(super) fn into_failure(self) -> Option<AttemptFailure> {
         let mut outcomes =
-            self.candidates.into_iter().filter_map(|candidate| Some((candidate.remote, candidate.outcome()?)));
+            self.candidates.into_iter().filter_map(|candidate| Some((candidate.remote, candidate.into_failure()?)));
         let (_, mut first) = outcomes.next()?;
         let others: Vec<String> = outcomes
             .filter(|(_, other)| other.error.kind != first.error.kind)
-            .map(|(remote, Outcome { error, .. })| format!("{remote} ({}: {})", error.exchange, error.kind))
-            .take(MOST_TOLD)
+            .map(|(remote, AttemptFailure { error, .. })| format!("{remote} ({}: {})", error.exchange, error.kind))
+            .take(MAX_UNVERIFIED_ERRORS)
             .collect();
         if !others.is_empty() {
             first.error.detail.push_str("; also tried: ");
@@ -148,13 +149,13 @@ impl Attempt {
 
 impl Candidate {
     /// An answer says more than the silence after it.
-    fn outcome(mut self) -> Option<Outcome> {
+    fn into_failure(mut self) -> Option<AttemptFailure> {
         let failure = self.failure?;
-        match self.answers.pop() {
-            Some(Answer { error, reported }) if failure.kind == PeerErrorKind::Timeout => {
-                Some(Outcome { error, reported })
+        match self.unverified_errors.pop() {
+            Some(UnverifiedError { error, reported }) if failure.kind == PeerErrorKind::Timeout => {
+                Some(AttemptFailure { error, reported })
             }
-            _ => Some(Outcome { error: failure, reported: false }),
+            _ => Some(AttemptFailure { error: failure, reported: false }),
         }
     }
 }
@@ -169,10 +170,10 @@ impl Peer {
             tunnel,
             sas: Vec::new(),
             attempt: None,
-            wait: None,
+            retry_at: None,
             backoff,
-            held: false,
-            replace: false,
+            terminated: false,
+            reauthenticate: false,
             last_error: None,
         }
     }
@@ -186,29 +187,29 @@ impl Peer {
     }
 
     /// Of two IKE SAs begun by both ends at once, ours stays: we are the smaller identity.
-    pub(super) fn ours_stays(&self) -> bool {
+    pub(super) fn our_initiation_wins(&self) -> bool {
         self.config().local_id < self.config().remote_id
     }
 
     /// Whether to begin with it by ourselves.
-    pub(super) fn wanted(&self) -> bool {
-        self.config().initiate && !self.held
+    pub(super) fn should_initiate(&self) -> bool {
+        self.config().initiate && !self.terminated
     }
 
     /// Forgets past failures.
-    pub(super) fn encourage(&mut self) {
+    pub(super) fn reset_backoff(&mut self) {
         self.backoff = self.config().timing.retry;
-        self.wait = None;
+        self.retry_at = None;
     }
 
     /// Waits before beginning again; longer each time.
-    pub(super) fn begin_later(&mut self, cx: &mut Context<'_>) {
-        self.wait = Some(cx.now + cx.jittered(self.backoff));
+    pub(super) fn schedule_retry(&mut self, cx: &mut Context<'_>) {
+        self.retry_at = Some(cx.now + cx.jittered(self.backoff));
         self.backoff = self.backoff.saturating_mul(2).min(self.config().timing.retry_max);
     }
 
     /// Tells of a failure.
-    pub(super) fn report(&mut self, error: PeerError, out: &mut Output) {
+    pub(super) fn report_failure(&mut self, error: PeerError, out: &mut Output) {
         self.last_error = Some(error.clone());
         out.event(Event::PeerFailed { peer: self.name().clone(), error });
     }
@@ -235,7 +236,7 @@ impl Peer {
     }
 
     /// Why there is nothing to dial although addresses are configured.
-    pub(super) fn all_are_ours(&self) -> Option<PeerError> {
+    pub(super) fn only_own_addresses(&self) -> Option<PeerError> {
         let remotes = &self.config().remotes;
         if remotes.is_empty() {
             return None;
@@ -250,38 +251,38 @@ impl Peer {
 
     /// When it wants to be looked at.
     pub(super) fn next_deadline(&self) -> Option<Instant> {
-        [self.tunnel.next_deadline(), self.wait].into_iter().flatten().min()
+        [self.tunnel.next_deadline(), self.retry_at].into_iter().flatten().min()
     }
 }
 
 /// What a new configuration asks for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Change {
+pub(super) enum ConfigChange {
     /// Nothing: it is the same.
     None,
     /// Other addresses alone. The peer itself decides what they are, so this shortens no wait after
     /// a failure.
     Addresses,
     /// Nothing for what is up: it counts from the next time on.
-    Later,
+    NextNegotiation,
     /// A new IKE SA in the place of the one that is up.
-    Replace,
+    Reauthenticate,
     /// An end of the IKE SA that is up: it is somebody else's.
     Restart,
 }
 
-impl Change {
+impl ConfigChange {
     pub(super) fn between(old: &PeerConfig, new: &PeerConfig) -> Self {
         if old == new {
             Self::None
         } else if old.local_id != new.local_id || old.remote_id != new.remote_id {
             Self::Restart
         } else if old.child.local != new.child.local || old.child.remote != new.child.remote || psk_changed(old, new) {
-            Self::Replace
+            Self::Reauthenticate
         } else if *new == (PeerConfig { remotes: new.remotes.clone(), ..old.clone() }) {
             Self::Addresses
         } else {
-            Self::Later
+            Self::NextNegotiation
         }
     }
 }

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use super::peer::Peer;
-use super::{Endpoint, Slot};
+use super::{Endpoint, SaState};
 use crate::config::PeerName;
 use crate::event::{ChildSa, IkeDetails, IkeId, PeerError};
 use crate::time::Instant;
@@ -56,9 +56,9 @@ pub struct IkeStatus {
     /// Since when.
     pub established: Instant,
     /// When an authentic message of the peer came last.
-    pub heard: Instant,
+    pub last_received: Instant,
     /// When it will be made anew.
-    pub renew: Instant,
+    pub reauthenticate_at: Instant,
 }
 
 /// A CHILD_SA.
@@ -85,8 +85,8 @@ pub enum ChildUse {
 
 impl Endpoint {
     pub(super) fn status(&self, peer: &Peer) -> PeerStatus {
-        let sas = peer.sas.iter().filter_map(|spi| match self.slots.get(spi) {
-            Some(Slot::Up(_, sa)) => Some(sa),
+        let sas = peer.sas.iter().filter_map(|spi| match self.sas.get(spi) {
+            Some(SaState::Established(_, sa)) => Some(sa),
             _ => None,
         });
         let ike_sas = sas.map(|sa| {
@@ -98,8 +98,8 @@ impl Endpoint {
                 initiator: sa.initiator(),
                 details: sa.details().clone(),
                 established: sa.established(),
-                heard: sa.heard(),
-                renew: sa.renew(),
+                last_received: sa.last_received(),
+                reauthenticate_at: sa.reauthenticate_at(),
             }
         });
         let children = peer.tunnel.all().map(|(usage, child)| ChildStatus {
@@ -107,7 +107,7 @@ impl Endpoint {
             usage,
             established: child.established,
         });
-        let phase = match (peer.tunnel.outbound(), &peer.attempt, peer.wait) {
+        let phase = match (peer.tunnel.outbound(), &peer.attempt, peer.retry_at) {
             (Some(_), ..) => Phase::Up,
             (None, Some(_), _) => Phase::Connecting,
             (None, None, Some(until)) => Phase::Waiting { until },

@@ -27,7 +27,7 @@ pub(crate) struct Chosen<S> {
 
 impl Chosen<IkeSuite> {
     /// The answer with our SPI (empty in IKE_SA_INIT).
-    pub(crate) fn answer(&self, spi: Vec<u8>) -> Proposal {
+    pub(crate) fn response(&self, spi: Vec<u8>) -> Proposal {
         let IkeSuite { aead, prf, group } = self.suite;
         let transforms = vec![Transform::aead(aead), Transform::prf(prf), Transform::group(group)];
         Proposal { number: self.number, protocol: Protocol::Ike, spi, transforms }
@@ -42,7 +42,7 @@ impl Chosen<EspSuite> {
     }
 
     /// The answer with our SPI.
-    pub(crate) fn answer(&self, spi: u32) -> Proposal {
+    pub(crate) fn response(&self, spi: u32) -> Proposal {
         let mut transforms = vec![Transform::aead(self.suite.aead)];
         transforms.extend(self.suite.group.map(Transform::group));
         transforms.push(Transform::sequence_numbers(self.suite.esn));
@@ -90,8 +90,8 @@ pub(crate) fn choose_ike<'a>(
         || usable(offers, Protocol::Ike, &[TransformType::Encryption, TransformType::Prf, TransformType::KeyExchange]);
     ours.into_iter().find_map(|ours| {
         offers().find_map(|offer| {
-            let aead = first(&ours.aeads, offer, TransformType::Encryption, Transform::as_aead)?;
-            let prf = first(&ours.prfs, offer, TransformType::Prf, Transform::as_prf)?;
+            let aead = first_offered(&ours.aeads, offer, TransformType::Encryption, Transform::as_aead)?;
+            let prf = first_offered(&ours.prfs, offer, TransformType::Prf, Transform::as_prf)?;
             let group = choose_group(&ours.groups, offer, sent)?;
             Some(Chosen { suite: IkeSuite { aead, prf, group }, spi: offer.spi.clone(), number: offer.number })
         })
@@ -128,19 +128,19 @@ pub(crate) fn choose_esp(
     let offers = || usable(offers, Protocol::Esp, &known).filter(|offer| offer.child_spi().is_some_and(|spi| spi != 0));
     ours.iter().find_map(|ours| {
         offers().find_map(|offer| {
-            let aead = first(&ours.aeads, offer, TransformType::Encryption, Transform::as_aead)?;
+            let aead = first_offered(&ours.aeads, offer, TransformType::Encryption, Transform::as_aead)?;
             // Left out is the same as short sequence numbers only.
             let offered_esn = |extended| {
-                offer.of(TransformType::SequenceNumbers).any(|t| t.as_sequence_numbers() == Some(extended))
-                    || (!extended && offer.of(TransformType::SequenceNumbers).next().is_none())
+                offer.transforms_of(TransformType::SequenceNumbers).any(|t| t.as_sequence_numbers() == Some(extended))
+                    || (!extended && offer.transforms_of(TransformType::SequenceNumbers).next().is_none())
             };
             let esn = ours.esn && offered_esn(true);
             (esn || offered_esn(false)).then_some(())?;
             let group = match exchange {
                 ChildKeyExchange::Ignored => None,
                 ChildKeyExchange::Configured { .. } if ours.groups.is_empty() => {
-                    let none = offer.of(TransformType::KeyExchange).all(Transform::is_none)
-                        || offer.of(TransformType::KeyExchange).any(Transform::is_none);
+                    let none = offer.transforms_of(TransformType::KeyExchange).all(Transform::is_none)
+                        || offer.transforms_of(TransformType::KeyExchange).any(Transform::is_none);
                     none.then_some(())?;
                     None
                 }
@@ -159,24 +159,26 @@ fn usable<'a>(
     known: &'a [TransformType],
 ) -> impl Iterator<Item = &'a Proposal> {
     offers.iter().filter(move |offer| {
-        let optional =
-            |transform: &Transform| offer.of(transform.kind).any(Transform::is_none) || known.contains(&transform.kind);
+        let optional = |transform: &Transform| {
+            offer.transforms_of(transform.kind).any(Transform::is_none) || known.contains(&transform.kind)
+        };
         offer.protocol == protocol && offer.transforms.iter().all(optional)
     })
 }
 
-fn first<T: Copy + PartialEq>(
+fn first_offered<T: Copy + PartialEq>(
     ours: &[T],
     offer: &Proposal,
     kind: TransformType,
     understand: impl Fn(&Transform) -> Option<T>,
 ) -> Option<T> {
-    ours.iter().copied().find(|ours| offer.of(kind).any(|transform| understand(transform) == Some(*ours)))
+    ours.iter().copied().find(|ours| offer.transforms_of(kind).any(|transform| understand(transform) == Some(*ours)))
 }
 
 fn choose_group(ours: &[Group], offer: &Proposal, sent: Option<u16>) -> Option<Group> {
-    let offered =
-        |group: Group| offer.of(TransformType::KeyExchange).any(|transform| transform.as_group() == Some(group));
+    let offered = |group: Group| {
+        offer.transforms_of(TransformType::KeyExchange).any(|transform| transform.as_group() == Some(group))
+    };
     let sent = sent.and_then(Group::from_number).filter(|group| ours.contains(group) && offered(*group));
     sent.or_else(|| ours.iter().copied().find(|group| offered(*group)))
 }
@@ -202,7 +204,7 @@ mod tests {
         let ours = [ike(&[Aead::ChaCha20Poly1305, Aead::Aes256Gcm16, Aead::Aes128Gcm16], &BOTH)];
         let chosen = choose_ike(&offers, &ours, None).unwrap();
         assert_eq!(chosen.suite, IkeSuite { aead: Aead::Aes256Gcm16, prf: Prf::HmacSha256, group: Group::X25519 });
-        assert_eq!(chosen.answer(Vec::new()).transforms.len(), 3);
+        assert_eq!(chosen.response(Vec::new()).transforms.len(), 3);
     }
 
     #[test]

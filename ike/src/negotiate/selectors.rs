@@ -46,7 +46,7 @@ impl Narrowed {
 }
 
 /// What we ask for: networks as selectors.
-pub(crate) fn offer(networks: &[IpNetwork]) -> Vec<TrafficSelector> {
+pub(crate) fn offer_selectors(networks: &[IpNetwork]) -> Vec<TrafficSelector> {
     networks.iter().copied().map(TrafficSelector::from).collect()
 }
 
@@ -58,36 +58,40 @@ pub(crate) fn narrow(
     offered_remote: &[TrafficSelector],
 ) -> Option<Narrowed> {
     Narrowed::checked(
-        intersect(&offer(&config.local), offered_local),
-        intersect(&offer(&config.remote), offered_remote),
+        intersect(&offer_selectors(&config.local), offered_local),
+        intersect(&offer_selectors(&config.remote), offered_remote),
     )
 }
 
 /// As initiator: the peer's answer, if it stays within what we asked for. `None`: it does not.
-pub(crate) fn accept(config: &ChildConfig, local: &[TrafficSelector], remote: &[TrafficSelector]) -> Option<Narrowed> {
+pub(crate) fn accept_narrowed(
+    config: &ChildConfig,
+    local: &[TrafficSelector],
+    remote: &[TrafficSelector],
+) -> Option<Narrowed> {
     let within = |asked: &[IpNetwork], answer: &[TrafficSelector]| {
-        let asked = merged(offer(asked));
-        answer.iter().all(|selector| asked.iter().any(|asked| asked.contains(selector)) && whole(selector))
+        let asked = without_contained(offer_selectors(asked));
+        answer.iter().all(|selector| asked.iter().any(|asked| asked.contains(selector)) && is_addresses_only(selector))
     };
     (within(&config.local, local) && within(&config.remote, remote))
-        .then(|| Narrowed::checked(merged(local.to_vec()), merged(remote.to_vec())))
+        .then(|| Narrowed::checked(without_contained(local.to_vec()), without_contained(remote.to_vec())))
         .flatten()
 }
 
 /// Our policies are about addresses. A selector of one protocol or some ports only would promise
 /// what nobody checks.
-fn whole(selector: &TrafficSelector) -> bool {
+fn is_addresses_only(selector: &TrafficSelector) -> bool {
     selector.protocol == 0 && selector.any_port()
 }
 
 fn intersect(ours: &[TrafficSelector], offered: &[TrafficSelector]) -> Vec<TrafficSelector> {
-    let offered = offered.iter().filter(|selector| whole(selector));
+    let offered = offered.iter().filter(|selector| is_addresses_only(selector));
     let parts = offered.flat_map(|offered| ours.iter().filter_map(|ours| ours.intersection(offered)));
-    merged(parts.collect())
+    without_contained(parts.collect())
 }
 
 /// Without those that are contained in another, in order.
-fn merged(selectors: Vec<TrafficSelector>) -> Vec<TrafficSelector> {
+fn without_contained(selectors: Vec<TrafficSelector>) -> Vec<TrafficSelector> {
     let mut kept: Vec<TrafficSelector> = Vec::new();
     for selector in selectors {
         if !kept.iter().any(|other| other.contains(&selector)) {
@@ -175,9 +179,9 @@ mod tests {
     #[test]
     fn an_answer_wider_than_the_question_is_refused() {
         let ours = child(&["10.1.0.0/16"], &["10.2.0.0/16"]);
-        assert!(accept(&ours, &selectors(&["10.1.4.0/24"]), &selectors(&["10.2.0.0/16"])).is_some());
-        assert!(accept(&ours, &selectors(&["10.0.0.0/8"]), &selectors(&["10.2.0.0/16"])).is_none());
-        assert!(accept(&ours, &selectors(&["10.1.0.0/16"]), &[]).is_none());
+        assert!(accept_narrowed(&ours, &selectors(&["10.1.4.0/24"]), &selectors(&["10.2.0.0/16"])).is_some());
+        assert!(accept_narrowed(&ours, &selectors(&["10.0.0.0/8"]), &selectors(&["10.2.0.0/16"])).is_none());
+        assert!(accept_narrowed(&ours, &selectors(&["10.1.0.0/16"]), &[]).is_none());
     }
 
     #[test]

@@ -70,21 +70,21 @@ pub(crate) struct Channel {
     /// The way.
     pub(crate) path: Path,
     /// When an authentic message came last.
-    pub(crate) heard: Instant,
+    pub(crate) last_received: Instant,
     /// When anything was sent last.
-    pub(crate) spoke: Instant,
+    pub(crate) last_sent: Instant,
     /// Timers of the peer's configuration.
     pub(crate) timing: Timing,
     cipher: IkeCipher,
     fragments: bool,
     next_request: u32,
     in_flight: Option<InFlight>,
-    expected: u32,
-    answered: Option<Answered>,
-    request_parts: Parts,
-    response_parts: Parts,
-    reply: (SocketAddr, SocketAddr),
-    moved: bool,
+    next_expected: u32,
+    last_response: Option<LastResponse>,
+    partial_request: PartialMessage,
+    partial_response: PartialMessage,
+    response_path: (SocketAddr, SocketAddr),
+    peer_moved: bool,
 }
 
 #[derive(Debug)]
@@ -97,16 +97,16 @@ struct InFlight {
 /// The last answer, kept until the next request (RFC 7296 2.1). The request is known again by its
 /// octets, so that nobody else can have the answer sent to himself.
 #[derive(Debug)]
-pub(crate) struct Answered {
+pub(crate) struct LastResponse {
     request: [u8; 32],
     packets: Vec<Vec<u8>>,
 }
 
-impl Answered {
+impl LastResponse {
     /// Sends the answer again if this datagram is the request (or its first fragment, RFC 7383
     /// 2.6.1).
     pub(crate) fn repeat(&self, datagram: &[u8], local: SocketAddr, remote: SocketAddr, cx: &mut Context<'_>) {
-        if fingerprint(datagram) == self.request {
+        if sha256(datagram) == self.request {
             for packet in &self.packets {
                 cx.out.message(local, remote, cx.config.nat_port, packet);
             }
@@ -115,9 +115,9 @@ impl Answered {
 }
 
 #[derive(Debug, Default)]
-struct Parts {
+struct PartialMessage {
     reassembly: Reassembly,
-    first: Option<[u8; 32]>,
+    first_datagram: Option<[u8; 32]>,
 }
 
 impl Channel {
@@ -138,18 +138,18 @@ impl Channel {
             cipher: IkeCipher::new(&keys, role),
             keys,
             path,
-            heard: now,
-            spoke: now,
+            last_received: now,
+            last_sent: now,
             timing,
             fragments,
             next_request: 0,
             in_flight: None,
-            expected: 0,
-            answered: None,
-            request_parts: Parts::default(),
-            response_parts: Parts::default(),
-            reply: (path.local, path.remote),
-            moved: false,
+            next_expected: 0,
+            last_response: None,
+            partial_request: PartialMessage::default(),
+            partial_response: PartialMessage::default(),
+            response_path: (path.local, path.remote),
+            peer_moved: false,
         }
     }
 
@@ -157,7 +157,7 @@ impl Channel {
     pub(crate) fn after_init(mut self) -> Self {
         match self.role {
             Role::Initiator => self.next_request = 1,
-            Role::Responder => self.expected = 1,
+            Role::Responder => self.next_expected = 1,
         }
         self
     }
@@ -185,19 +185,19 @@ impl Channel {
         let id = self.next_request;
         let packets = self.seal(exchange, false, id, payloads, cx);
         self.next_request = self.next_request.saturating_add(1);
-        self.response_parts = Parts::default();
+        self.partial_response = PartialMessage::default();
         self.transmit(&packets, self.path.local, self.path.remote, cx);
         self.in_flight = Some(InFlight { id, packets, retransmission: Retransmission::begin(&self.timing, cx.now) });
     }
 
     /// Answers the request that [`Incoming::Request`] gave out.
     pub(crate) fn respond(&mut self, exchange: ExchangeType, payloads: &Payloads, cx: &mut Context<'_>) {
-        let packets = self.seal(exchange, true, self.expected, payloads, cx);
-        self.expected = self.expected.saturating_add(1);
-        let (local, remote) = self.reply;
+        let packets = self.seal(exchange, true, self.next_expected, payloads, cx);
+        self.next_expected = self.next_expected.saturating_add(1);
+        let (local, remote) = self.response_path;
         self.transmit(&packets, local, remote, cx);
-        let request = std::mem::take(&mut self.request_parts).first.unwrap_or_default();
-        self.answered = Some(Answered { request, packets });
+        let request = std::mem::take(&mut self.partial_request).first_datagram.unwrap_or_default();
+        self.last_response = Some(LastResponse { request, packets });
     }
 
     /// Sends the request under way again without waiting, by the way as it is now.
@@ -227,19 +227,19 @@ impl Channel {
 
     /// NAT keepalive: one octet of ones (RFC 3948 2.3).
     pub(crate) fn keepalive(&mut self, cx: &mut Context<'_>) {
-        self.spoke = cx.now;
+        self.last_sent = cx.now;
         let Path { local, remote, .. } = self.path;
         cx.out.transmits.push_back(crate::Transmit { local, remote, payload: vec![0xff] });
     }
 
     /// Whether the peer's address was found changed since this was asked last.
-    pub(crate) fn take_moved(&mut self) -> bool {
-        std::mem::take(&mut self.moved)
+    pub(crate) fn take_peer_moved(&mut self) -> bool {
+        std::mem::take(&mut self.peer_moved)
     }
 
     /// What is left when the IKE SA has gone: the last answer, in case it was lost.
-    pub(crate) fn into_answered(self) -> Option<Answered> {
-        self.answered
+    pub(crate) fn into_last_response(self) -> Option<LastResponse> {
+        self.last_response
     }
 
     /// Takes a datagram (without marker) whose header named our SPI.
@@ -260,39 +260,39 @@ impl Channel {
             if self.in_flight.as_ref().is_none_or(|in_flight| in_flight.id != header.message_id) {
                 return Incoming::Nothing;
             }
-        } else if header.message_id.checked_add(1) == Some(self.expected) {
-            if let Some(answered) = &self.answered {
-                answered.repeat(datagram, local, remote, cx);
+        } else if header.message_id.checked_add(1) == Some(self.next_expected) {
+            if let Some(last_response) = &self.last_response {
+                last_response.repeat(datagram, local, remote, cx);
             }
             return Incoming::Nothing;
-        } else if header.message_id != self.expected {
+        } else if header.message_id != self.next_expected {
             return Incoming::Nothing;
         }
         let opened = self.cipher.open(datagram);
-        let parts = if header.response { &mut self.response_parts } else { &mut self.request_parts };
+        let partial = if header.response { &mut self.partial_response } else { &mut self.partial_request };
         let payloads = match opened {
             Ok(Opened::Message(payloads)) => {
-                parts.first = Some(fingerprint(datagram));
+                partial.first_datagram = Some(sha256(datagram));
                 Ok(payloads)
             }
             Ok(Opened::Fragment(fragment)) => {
                 if fragment.number == 1 {
-                    parts.first = Some(fingerprint(datagram));
+                    partial.first_datagram = Some(sha256(datagram));
                 }
-                match parts.reassembly.add(fragment) {
+                match partial.reassembly.add(fragment) {
                     Ok(Some(payloads)) => Ok(payloads),
                     Ok(None) => return Incoming::Nothing,
                     Err(error) => Err(error),
                 }
             }
-            Err(OpenError::Inside(error)) => {
-                parts.first = Some(fingerprint(datagram));
+            Err(OpenError::Contents(error)) => {
+                partial.first_datagram = Some(sha256(datagram));
                 Err(error)
             }
             Err(OpenError::Malformed(_) | OpenError::Forged) => return Incoming::Nothing,
         };
-        self.heard = cx.now;
-        self.follow(local, remote);
+        self.last_received = cx.now;
+        self.update_path(local, remote);
         if header.response {
             self.in_flight = None;
             Incoming::Response(header.exchange, payloads)
@@ -303,14 +303,14 @@ impl Channel {
 
     /// Follows a peer behind a NAT to where its newest authentic message came from (RFC 7296 2.23),
     /// and learns our own address where the kernel chose it.
-    fn follow(&mut self, local: SocketAddr, remote: SocketAddr) {
-        self.reply = (local, remote);
+    fn update_path(&mut self, local: SocketAddr, remote: SocketAddr) {
+        self.response_path = (local, remote);
         if self.path.local.ip().is_unspecified() {
             self.path.local.set_ip(local.ip());
         }
         if self.path.nat_remote && self.path.remote != remote {
             self.path.remote = remote;
-            self.moved = true;
+            self.peer_moved = true;
         }
     }
 
@@ -340,14 +340,14 @@ impl Channel {
     }
 
     fn transmit(&mut self, packets: &[Vec<u8>], local: SocketAddr, remote: SocketAddr, cx: &mut Context<'_>) {
-        self.spoke = cx.now;
+        self.last_sent = cx.now;
         for packet in packets {
             cx.out.message(local, remote, cx.config.nat_port, packet);
         }
     }
 }
 
-fn fingerprint(datagram: &[u8]) -> [u8; 32] {
+fn sha256(datagram: &[u8]) -> [u8; 32] {
     let hash: Digest = digest(&SHA256, datagram);
     hash.as_ref().first_chunk().copied().unwrap_or_default()
 }

@@ -13,12 +13,12 @@ use crate::output::Context;
 /// An inbound SPI that the kernel has reserved. Ends in a [`ChildSa`] or is to be released.
 #[derive(Debug, PartialEq, Eq)]
 #[must_use = "an SPI that is not used must be released"]
-pub(crate) struct Reserved {
+pub(crate) struct ReservedSpi {
     pub(crate) spi: u32,
     local: IpAddr,
 }
 
-impl Reserved {
+impl ReservedSpi {
     /// Asks the kernel for one.
     pub(crate) fn new(profile: &Profile, channel: &Channel, cx: &mut Context<'_>) -> Option<Self> {
         let local = channel.path.local.ip();
@@ -34,16 +34,16 @@ impl Reserved {
 
 /// What was agreed upon for a CHILD_SA.
 #[derive(Debug)]
-pub(crate) struct Terms {
+pub(crate) struct NegotiatedChild {
     pub(crate) outbound_spi: u32,
     pub(crate) suite: EspSuite,
     pub(crate) selectors: Narrowed,
     pub(crate) keys: ChildKeys,
 }
 
-impl Terms {
+impl NegotiatedChild {
     /// The CHILD_SA; `initiator`: we began the exchange.
-    pub(crate) fn into_sa(self, inbound: Reserved, initiator: bool, channel: &Channel) -> ChildSa {
+    pub(crate) fn into_sa(self, inbound: ReservedSpi, initiator: bool, channel: &Channel) -> ChildSa {
         let ChildKeys { from_initiator, from_responder } = self.keys;
         let (outbound_key, inbound_key) =
             if initiator { (from_initiator, from_responder) } else { (from_responder, from_initiator) };

@@ -7,8 +7,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::Profile;
-use super::channel::{Answered, Channel, Incoming};
-use super::exchange::{self, Pending, Task};
+use super::channel::{Channel, Incoming, LastResponse};
+use super::exchange::{self, PendingRequest, Task};
 use super::failure::{self, INFORMATIONAL};
 use crate::crypto::Role;
 use crate::event::{ChildId, Event, IkeDetails, IkeId, PeerError};
@@ -18,17 +18,17 @@ use crate::timer::{Timer, Timers};
 use crate::tunnel::Tunnel;
 use crate::wire::{ExchangeType, Header, InvalidMessage, Payloads};
 
-/// How long the peer may take to delete what it should (the old CHILD_SA of its rekey, the loser of
+/// How long the peer may take to delete what it should (the old CHILD_SA of its rekey, the redundant of
 /// two IKE SAs) before we do; longer than any retransmission.
-const TIDY: Duration = Duration::from_secs(15);
+const PEER_DELETE_TIMEOUT: Duration = Duration::from_secs(15);
 /// How long an IKE SA may be without a CHILD_SA.
-const CHILDLESS: Duration = Duration::from_secs(60);
+const CHILDLESS_TIMEOUT: Duration = Duration::from_secs(60);
 /// Wait before a failed renewal is begun again.
-const RENEW_AGAIN: Duration = Duration::from_secs(60);
+const REAUTHENTICATION_RETRY: Duration = Duration::from_secs(60);
 
 /// Who began an IKE SA, and when: when its IKE_SA_INIT was sent, or arrived.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Begun {
+pub(crate) enum Initiation {
     /// We are its initiator.
     ByUs(Instant),
     /// We are its responder.
@@ -37,31 +37,31 @@ pub(crate) enum Begun {
 
 /// What an IKE SA is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Standing {
+pub(crate) enum Lifecycle {
     /// It is the one of its peer.
-    Serving,
+    Active,
     /// Another has taken its place, and it waits to be deleted.
     Superseded(IkeId),
     /// It was reported down; only the peer is still being told.
-    Leaving,
+    Deleting,
 }
 
 /// What became of an IKE SA by a step.
 #[derive(Debug)]
-pub(crate) enum Verdict {
+pub(crate) enum SaStep {
     /// It goes on.
     Continue,
     /// It has become old: a new one is to be made.
-    Renew,
+    Reauthenticate,
     /// The peer has rekeyed it: this is the new one; the old waits to be deleted.
     Rekeyed(Box<IkeSa>),
     /// It is over.
-    Closed(Closed),
+    Closed(CloseReason),
 }
 
 /// Why an IKE SA is over.
 #[derive(Debug)]
-pub(crate) enum Closed {
+pub(crate) enum CloseReason {
     /// The peer deleted it.
     ByPeer,
     /// We did.
@@ -78,16 +78,16 @@ pub(crate) struct IkeSa {
     pub(super) channel: Channel,
     pub(super) profile: Arc<Profile>,
     pub(super) details: IkeDetails,
-    pub(super) standing: Standing,
-    pub(super) pending: Option<Pending>,
+    pub(super) lifecycle: Lifecycle,
+    pub(super) pending: Option<PendingRequest>,
     pub(super) queue: VecDeque<Task>,
-    begun: Begun,
+    initiation: Initiation,
     established: Instant,
     /// The peer is known to have this IKE SA too: as responder we know by its first message after
     /// IKE_AUTH.
     confirmed: bool,
     /// When a CHILD_SA is to be asked for, there being none.
-    pub(super) create: Option<Instant>,
+    pub(super) create_child_at: Option<Instant>,
     pub(super) timers: Timers,
 }
 
@@ -97,31 +97,31 @@ impl IkeSa {
         channel: Channel,
         profile: Arc<Profile>,
         details: IkeDetails,
-        begun: Begun,
+        initiation: Initiation,
         cx: &mut Context<'_>,
     ) -> Self {
         let lifetime = profile.config.timing.ike_lifetime;
         // Its initiator makes it anew; the responder only if that does not happen.
-        let renew = match begun {
-            Begun::ByUs(_) => cx.jittered(lifetime),
-            Begun::ByPeer(_) => lifetime.saturating_add(lifetime / 4),
+        let renew = match initiation {
+            Initiation::ByUs(_) => cx.jittered(lifetime),
+            Initiation::ByPeer(_) => lifetime.saturating_add(lifetime / 4),
         };
         let mut timers = Timers::default();
-        timers.set(Timer::Renew, cx.now + renew);
+        timers.set(Timer::Reauthenticate, cx.now + renew);
         let mut sa = Self {
             confirmed: channel.role == Role::Initiator,
             channel,
             profile,
             details,
-            standing: Standing::Serving,
+            lifecycle: Lifecycle::Active,
             pending: None,
             queue: VecDeque::new(),
-            begun,
+            initiation,
             established: cx.now,
-            create: None,
+            create_child_at: None,
             timers,
         };
-        sa.arm(cx.now);
+        sa.set_timers(cx.now);
         sa
     }
 
@@ -149,7 +149,7 @@ impl IkeSa {
     pub(crate) fn set_profile(&mut self, profile: Arc<Profile>, now: Instant) {
         self.channel.timing = profile.config.timing;
         self.profile = profile;
-        self.arm(now);
+        self.set_timers(now);
     }
 
     /// For people.
@@ -163,8 +163,8 @@ impl IkeSa {
     }
 
     /// Who began it and when.
-    pub(crate) fn begun(&self) -> Begun {
-        self.begun
+    pub(crate) fn initiation(&self) -> Initiation {
+        self.initiation
     }
 
     /// Since when it is established here.
@@ -173,13 +173,13 @@ impl IkeSa {
     }
 
     /// When an authentic message came last.
-    pub(crate) fn heard(&self) -> Instant {
-        self.channel.heard
+    pub(crate) fn last_received(&self) -> Instant {
+        self.channel.last_received
     }
 
     /// When it is made anew.
-    pub(crate) fn renew(&self) -> Instant {
-        self.timers.get(Timer::Renew).unwrap_or(self.established)
+    pub(crate) fn reauthenticate_at(&self) -> Instant {
+        self.timers.get(Timer::Reauthenticate).unwrap_or(self.established)
     }
 
     /// The peer is known to have it too.
@@ -188,8 +188,8 @@ impl IkeSa {
     }
 
     /// What it is for.
-    pub(crate) fn standing(&self) -> Standing {
-        self.standing
+    pub(crate) fn lifecycle(&self) -> Lifecycle {
+        self.lifecycle
     }
 
     /// Takes a datagram (without marker) for our SPI.
@@ -201,124 +201,124 @@ impl IkeSa {
         remote: SocketAddr,
         tunnel: &mut Tunnel,
         cx: &mut Context<'_>,
-    ) -> Verdict {
+    ) -> SaStep {
         let incoming = self.channel.receive(header, datagram, local, remote, cx);
         if matches!(incoming, Incoming::Nothing) {
-            return Verdict::Continue;
+            return SaStep::Continue;
         }
         self.confirm(tunnel, cx);
-        if self.channel.take_moved() {
+        if self.channel.take_peer_moved() {
             self.report_move(tunnel, cx);
         }
-        let verdict = match incoming {
-            Incoming::Nothing => Verdict::Continue,
+        let step = match incoming {
+            Incoming::Nothing => SaStep::Continue,
             Incoming::Request(exchange, Ok(payloads)) => self.answer(exchange, &payloads, tunnel, cx),
             Incoming::Request(exchange, Err(error)) => self.answer_invalid(exchange, error, cx),
             Incoming::Response(exchange, payloads) => self.finish(exchange, payloads, tunnel, cx),
         };
-        self.proceed(tunnel, cx);
-        verdict
+        self.start_queued_tasks(tunnel, cx);
+        step
     }
 
     /// Does what is due.
-    pub(crate) fn handle_timeout(&mut self, tunnel: &mut Tunnel, cx: &mut Context<'_>) -> Verdict {
-        let mut verdict = Verdict::Continue;
-        // proceed() sets the timers anew.
+    pub(crate) fn handle_timeout(&mut self, tunnel: &mut Tunnel, cx: &mut Context<'_>) -> SaStep {
+        let mut step = SaStep::Continue;
+        // start_queued_tasks() sets the timers anew.
         while let Some(timer) = self.timers.expired(cx.now) {
             match timer {
                 Timer::Retransmit => {
                     if self.channel.retransmit_at().is_some_and(|at| at <= cx.now)
                         && self.channel.retransmit(cx).is_none()
                     {
-                        return Verdict::Closed(Closed::Timeout);
+                        return SaStep::Closed(CloseReason::Timeout);
                     }
                 }
                 Timer::Liveness => self.probe_if_silent(cx),
                 Timer::Keepalive => {
-                    if self.channel.spoke + self.channel.timing.nat_keepalive <= cx.now {
+                    if self.channel.last_sent + self.channel.timing.nat_keepalive <= cx.now {
                         self.channel.keepalive(cx);
                     }
                 }
-                Timer::Renew => {
-                    self.timers.set(Timer::Renew, cx.now + RENEW_AGAIN);
-                    if self.standing == Standing::Serving {
-                        verdict = Verdict::Renew;
+                Timer::Reauthenticate => {
+                    self.timers.set(Timer::Reauthenticate, cx.now + REAUTHENTICATION_RETRY);
+                    if self.lifecycle == Lifecycle::Active {
+                        step = SaStep::Reauthenticate;
                     }
                 }
-                Timer::Tidy => self.tidy(tunnel),
+                Timer::Cleanup => self.clean_up(tunnel),
             }
         }
-        if self.standing == Standing::Serving {
+        if self.lifecycle == Lifecycle::Active {
             self.rekey_due(tunnel, cx.now);
         }
-        self.proceed(tunnel, cx);
-        verdict
+        self.start_queued_tasks(tunnel, cx);
+        step
     }
 
     /// When to call [`Self::handle_timeout`].
     pub(crate) fn next_deadline(&self, tunnel: Option<&Tunnel>) -> Option<Instant> {
-        let serving = self.standing == Standing::Serving;
-        let children = tunnel.filter(|_| serving).into_iter().flat_map(|tunnel| tunnel.of(self.spi()));
+        let active = self.lifecycle == Lifecycle::Active;
+        let children = tunnel.filter(|_| active).into_iter().flat_map(|tunnel| tunnel.children_of(self.spi()));
         let rekey = children.filter_map(|(_, child)| child.rekey).min();
-        [self.timers.next(), rekey, self.create.filter(|_| serving)].into_iter().flatten().min()
+        [self.timers.next(), rekey, self.create_child_at.filter(|_| active)].into_iter().flatten().min()
     }
 
     /// Begins something; at once if the window is free.
     pub(crate) fn begin(&mut self, task: Task, tunnel: &mut Tunnel, cx: &mut Context<'_>) {
         self.enqueue(task);
-        self.proceed(tunnel, cx);
+        self.start_queued_tasks(tunnel, cx);
     }
 
     /// Another IKE SA has taken the place of this one. If that was begun by us, we delete this one
     /// now; else the peer does, or we do later.
     pub(crate) fn supersede(&mut self, by: IkeId, ours: bool, tunnel: &mut Tunnel, cx: &mut Context<'_>) {
-        self.standing = Standing::Superseded(by);
+        self.lifecycle = Lifecycle::Superseded(by);
         if ours {
-            self.close(tunnel, cx);
+            self.delete(tunnel, cx);
         } else {
-            self.timers.set(Timer::Tidy, cx.now + TIDY);
+            self.timers.set(Timer::Cleanup, cx.now + PEER_DELETE_TIMEOUT);
         }
     }
 
     /// The IKE SA that was to replace this one is gone: it serves again, unless it is being deleted
     /// already.
     pub(crate) fn reinstate(&mut self, gone: IkeId) {
-        let deleting = matches!(self.pending, Some(Pending::DeleteIke)) || self.queue.contains(&Task::DeleteIke);
-        if self.standing == Standing::Superseded(gone) && !deleting {
-            self.standing = Standing::Serving;
-            self.timers.stop(Timer::Tidy);
+        let deleting = matches!(self.pending, Some(PendingRequest::DeleteIke)) || self.queue.contains(&Task::DeleteIke);
+        if self.lifecycle == Lifecycle::Superseded(gone) && !deleting {
+            self.lifecycle = Lifecycle::Active;
+            self.timers.stop(Timer::Cleanup);
         }
     }
 
     /// Sends DELETE for the IKE SA, once the window is free.
-    pub(crate) fn close(&mut self, tunnel: &mut Tunnel, cx: &mut Context<'_>) {
+    pub(crate) fn delete(&mut self, tunnel: &mut Tunnel, cx: &mut Context<'_>) {
         self.release_queue(cx);
         self.begin(Task::DeleteIke, tunnel, cx);
     }
 
-    /// As [`Self::close`], after it was reported down.
-    pub(crate) fn leave(&mut self, tunnel: &mut Tunnel, cx: &mut Context<'_>) {
-        self.standing = Standing::Leaving;
-        if let Some(pending) = self.pending.replace(Pending::Forgotten) {
-            pending.abandon(&self.profile, cx);
+    /// As [`Self::delete`], after it was reported down.
+    pub(crate) fn delete_reported_down(&mut self, tunnel: &mut Tunnel, cx: &mut Context<'_>) {
+        self.lifecycle = Lifecycle::Deleting;
+        if let Some(pending) = self.pending.replace(PendingRequest::Abandoned) {
+            pending.release(&self.profile, cx);
         }
-        self.close(tunnel, cx);
+        self.delete(tunnel, cx);
     }
 
     /// Its CHILD_SA did not come to be. The peer may still ask for one; an initiator asks again
     /// later.
-    pub(crate) fn without_child(&mut self, cx: &mut Context<'_>) {
+    pub(crate) fn schedule_child_creation(&mut self, cx: &mut Context<'_>) {
         if self.profile.config.initiate {
-            self.create = Some(cx.now + self.profile.config.timing.retry_max);
+            self.create_child_at = Some(cx.now + self.profile.config.timing.retry_max);
         } else {
-            self.timers.set(Timer::Tidy, cx.now + CHILDLESS);
+            self.timers.set(Timer::Cleanup, cx.now + CHILDLESS_TIMEOUT);
         }
     }
 
     /// Speaks from another address of ours from now on. True: the peer follows, since it believes
     /// in a NAT before us, and is shown where by an authentic message (RFC 7296 2.23). False: what
     /// it sends goes on to the old address, until a new IKE SA is made.
-    pub(crate) fn relocate(&mut self, local: IpAddr, tunnel: &mut Tunnel, cx: &mut Context<'_>) -> bool {
+    pub(crate) fn change_local_address(&mut self, local: IpAddr, tunnel: &mut Tunnel, cx: &mut Context<'_>) -> bool {
         if self.channel.path.remote.is_ipv4() != local.is_ipv4() {
             return false;
         }
@@ -326,7 +326,7 @@ impl IkeSa {
         self.report_move(tunnel, cx);
         if self.channel.busy() {
             self.channel.resend(cx);
-            self.arm(cx.now);
+            self.set_timers(cx.now);
         } else if self.channel.path.nat_local {
             self.begin(Task::Liveness, tunnel, cx);
         }
@@ -335,26 +335,28 @@ impl IkeSa {
 
     /// Leaves nothing reserved behind. What is given is the last answer, to be repeated if it was
     /// lost.
-    pub(crate) fn abandon(mut self, cx: &mut Context<'_>) -> Option<Answered> {
+    pub(crate) fn release(mut self, cx: &mut Context<'_>) -> Option<LastResponse> {
         self.release_queue(cx);
         if let Some(pending) = self.pending.take() {
-            pending.abandon(&self.profile, cx);
+            pending.release(&self.profile, cx);
         }
-        self.channel.into_answered()
+        self.channel.into_last_response()
     }
 
     fn release_queue(&mut self, cx: &mut Context<'_>) {
         for task in std::mem::take(&mut self.queue) {
-            task.abandon(&self.profile, cx);
+            task.release(&self.profile, cx);
         }
     }
 
     fn confirm(&mut self, tunnel: &mut Tunnel, cx: &mut Context<'_>) {
-        if std::mem::replace(&mut self.confirmed, true) || self.standing != Standing::Serving {
+        if std::mem::replace(&mut self.confirmed, true) || self.lifecycle != Lifecycle::Active {
             return;
         }
-        if let Some((id, _)) =
-            tunnel.of(self.spi()).filter(|(_, child)| !child.loser).max_by_key(|(_, child)| child.established)
+        if let Some((id, _)) = tunnel
+            .children_of(self.spi())
+            .filter(|(_, child)| !child.redundant)
+            .max_by_key(|(_, child)| child.established)
         {
             tunnel.switch_to(id, cx.out);
         }
@@ -362,8 +364,8 @@ impl IkeSa {
 
     fn report_move(&self, tunnel: &Tunnel, cx: &mut Context<'_>) {
         let (local, remote) = self.addresses();
-        let children = tunnel.with_lingering(self.spi());
-        if self.standing != Standing::Leaving {
+        let children = tunnel.ids_with_lingering(self.spi());
+        if self.lifecycle != Lifecycle::Deleting {
             cx.out.event(Event::PeerMoved { peer: self.profile.config.name.clone(), children, local, remote });
         }
     }
@@ -374,24 +376,24 @@ impl IkeSa {
         payloads: &Payloads,
         tunnel: &mut Tunnel,
         cx: &mut Context<'_>,
-    ) -> Verdict {
+    ) -> SaStep {
         match exchange {
             ExchangeType::Informational => exchange::answer_informational(self, payloads, tunnel, cx),
             ExchangeType::CreateChildSa => exchange::answer_create_child_sa(self, payloads, tunnel, cx),
             // IKE_AUTH is over, and of other exchanges we said nothing: whoever sends them gets no
             // answer.
-            _ => Verdict::Continue,
+            _ => SaStep::Continue,
         }
     }
 
     /// RFC 7296 2.21.3: INVALID_SYNTAX in an authentic message is fatal for both ends; an unknown
     /// critical payload is not.
-    fn answer_invalid(&mut self, exchange: ExchangeType, error: InvalidMessage, cx: &mut Context<'_>) -> Verdict {
+    fn answer_invalid(&mut self, exchange: ExchangeType, error: InvalidMessage, cx: &mut Context<'_>) -> SaStep {
         let payloads = Payloads::from(vec![crate::wire::Payload::Notify(error.notify())]);
         self.channel.respond(exchange, &payloads, cx);
         match error {
-            InvalidMessage::UnsupportedCriticalPayload(_) => Verdict::Continue,
-            _ => Verdict::Closed(Closed::Failed(failure::invalid(exchange_name(exchange), error))),
+            InvalidMessage::UnsupportedCriticalPayload(_) => SaStep::Continue,
+            _ => SaStep::Closed(CloseReason::Failed(failure::invalid(exchange_name(exchange), error))),
         }
     }
 
@@ -401,22 +403,22 @@ impl IkeSa {
         payloads: Result<Payloads, InvalidMessage>,
         tunnel: &mut Tunnel,
         cx: &mut Context<'_>,
-    ) -> Verdict {
+    ) -> SaStep {
         let Some(pending) = self.pending.take() else {
-            return Verdict::Continue;
+            return SaStep::Continue;
         };
         match payloads {
-            _ if matches!(pending, Pending::Forgotten) => Verdict::Continue,
+            _ if matches!(pending, PendingRequest::Abandoned) => SaStep::Continue,
             Ok(payloads) if exchange == pending.exchange() => pending.finish(self, &payloads, tunnel, cx),
             Ok(_) => {
                 let detail = format!("expected an answer to {}, got one to {exchange}", pending.exchange());
-                pending.abandon(&self.profile, cx);
+                pending.release(&self.profile, cx);
                 let kind = crate::event::PeerErrorKind::Protocol;
-                Verdict::Closed(Closed::Failed(PeerError::new(INFORMATIONAL, kind, detail)))
+                SaStep::Closed(CloseReason::Failed(PeerError::new(INFORMATIONAL, kind, detail)))
             }
             Err(error) => {
-                pending.abandon(&self.profile, cx);
-                Verdict::Closed(Closed::Failed(failure::invalid(exchange_name(exchange), error)))
+                pending.release(&self.profile, cx);
+                SaStep::Closed(CloseReason::Failed(failure::invalid(exchange_name(exchange), error)))
             }
         }
     }
@@ -428,24 +430,27 @@ impl IkeSa {
     }
 
     /// Takes what concerns a CHILD_SA off the queue.
-    pub(super) fn forget(&mut self, id: ChildId) {
+    pub(super) fn drop_tasks_of(&mut self, id: ChildId) {
         self.queue.retain(|task| !matches!(task, Task::RekeyChild(child) | Task::DeleteChild(child) if *child == id));
     }
 
     /// Whether we are about to delete a CHILD_SA.
     pub(super) fn is_deleting(&self, id: ChildId) -> bool {
-        matches!(self.pending, Some(Pending::DeleteChild(child)) if child == id)
+        matches!(self.pending, Some(PendingRequest::DeleteChild(child)) if child == id)
             || self.queue.contains(&Task::DeleteChild(id))
     }
 
     /// The peer should delete something soon; if it does not, we do.
-    pub(super) fn tidy_later(&mut self, now: Instant) {
-        self.timers.set(Timer::Tidy, now + TIDY);
+    pub(super) fn schedule_cleanup(&mut self, now: Instant) {
+        self.timers.set(Timer::Cleanup, now + PEER_DELETE_TIMEOUT);
     }
 
-    fn tidy(&mut self, tunnel: &mut Tunnel) {
-        let best = tunnel.of(self.spi()).max_by_key(|(_, child)| (!child.loser, child.established)).map(|(id, _)| id);
-        let Some(best) = best.filter(|_| self.standing == Standing::Serving) else {
+    fn clean_up(&mut self, tunnel: &mut Tunnel) {
+        let best = tunnel
+            .children_of(self.spi())
+            .max_by_key(|(_, child)| (!child.redundant, child.established))
+            .map(|(id, _)| id);
+        let Some(best) = best.filter(|_| self.lifecycle == Lifecycle::Active) else {
             self.enqueue(Task::DeleteIke);
             return;
         };
@@ -463,31 +468,31 @@ impl IkeSa {
                 self.enqueue(Task::RekeyChild(id));
             }
         }
-        if self.create.is_some_and(|at| at <= now) {
-            self.create = None;
+        if self.create_child_at.is_some_and(|at| at <= now) {
+            self.create_child_at = None;
             self.enqueue(Task::CreateChild);
         }
     }
 
     fn probe_if_silent(&mut self, cx: &Context<'_>) {
-        let silent = self.channel.heard + self.channel.timing.liveness <= cx.now;
+        let silent = self.channel.last_received + self.channel.timing.liveness <= cx.now;
         if silent && !self.channel.busy() && self.queue.is_empty() {
             self.enqueue(Task::Liveness);
         }
     }
 
     /// Begins what is queued, if the window is free.
-    fn proceed(&mut self, tunnel: &mut Tunnel, cx: &mut Context<'_>) {
+    fn start_queued_tasks(&mut self, tunnel: &mut Tunnel, cx: &mut Context<'_>) {
         while !self.channel.busy() {
             let Some(task) = self.queue.pop_front() else {
                 break;
             };
             self.pending = task.begin(self, tunnel, cx);
         }
-        self.arm(cx.now);
+        self.set_timers(cx.now);
     }
 
-    fn arm(&mut self, now: Instant) {
+    fn set_timers(&mut self, now: Instant) {
         let timing = self.channel.timing;
         match self.channel.retransmit_at() {
             Some(at) => {
@@ -496,12 +501,12 @@ impl IkeSa {
             }
             None => {
                 self.timers.stop(Timer::Retransmit);
-                let silent = self.channel.heard + timing.liveness;
+                let silent = self.channel.last_received + timing.liveness;
                 self.timers.set(Timer::Liveness, silent.max(now));
             }
         }
         if self.channel.path.nat_local {
-            self.timers.set(Timer::Keepalive, (self.channel.spoke + timing.nat_keepalive).max(now));
+            self.timers.set(Timer::Keepalive, (self.channel.last_sent + timing.nat_keepalive).max(now));
         }
     }
 }

@@ -2,27 +2,27 @@
 //! type for each exchange.
 //!
 //! ```text
-//! Dialing -> Authenticating -> IkeSa      we begin
+//! InitiatorInit -> InitiatorAuth -> IkeSa      we begin
 //!            HalfOpen       -> IkeSa      the peer begins
 //! ```
 
-mod authenticating;
 mod channel;
 mod child;
-mod dialing;
 mod established;
 mod exchange;
 pub(crate) mod failure;
+mod init_transcript;
+mod initiator_auth;
+mod initiator_init;
 mod path;
 mod responder;
-mod secured;
 
-pub(crate) use authenticating::{AuthStep, Authenticating};
-pub(crate) use channel::{Answered, Channel};
-pub(crate) use dialing::{Dialing, InitStep, Turn};
-pub(crate) use established::{Begun, Closed, IkeSa, Standing, Verdict};
+pub(crate) use channel::{Channel, LastResponse};
+pub(crate) use established::{CloseReason, IkeSa, Initiation, Lifecycle, SaStep};
 pub(crate) use exchange::Task;
-pub(crate) use responder::{AuthOutcome, HalfOpen, InitAnswer, InitPolicy, reply};
+pub(crate) use initiator_auth::{AuthStep, InitiatorAuth};
+pub(crate) use initiator_init::{AuthTurn, InitStep, InitiatorInit};
+pub(crate) use responder::{AuthOutcome, HalfOpen, InitOutcome, InitPolicy, reply};
 
 use crate::auth::{Authenticator, CredentialError};
 use crate::config::PeerConfig;

@@ -4,16 +4,16 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use super::Profile;
-use super::channel::{Answered, Channel, Incoming};
-use super::child::{Reserved, Terms};
-use super::established::{Begun, IkeSa};
+use super::channel::{Channel, Incoming, LastResponse};
+use super::child::{NegotiatedChild, ReservedSpi};
+use super::established::{IkeSa, Initiation};
 use super::failure::{self, IKE_AUTH};
+use super::init_transcript::{InitTranscript, capabilities};
 use super::path::Path;
-use super::secured::{Secured, capabilities};
 use crate::auth::Presented;
 use crate::config::{Identity, IkeProposal, PeerName};
 use crate::crypto::{IkeKeys, IkeSuite, KeyPair, Role};
-use crate::event::{ChildSa, IkeDetails, IkeId, PeerError, PeerErrorKind, ShownCertificate};
+use crate::event::{ChildSa, IkeDetails, IkeId, PeerCertificate, PeerError, PeerErrorKind};
 use crate::negotiate::{self, ChildKeyExchange};
 use crate::output::Context;
 use crate::time::Instant;
@@ -35,11 +35,11 @@ pub(crate) struct InitPolicy<'a> {
 }
 
 /// Gives the peer of an identity, and of ours if the initiator said which.
-pub(crate) type Find<'a> = dyn Fn(&Identity, Option<&Identity>) -> Option<Arc<Profile>> + 'a;
+pub(crate) type FindPeer<'a> = dyn Fn(&Identity, Option<&Identity>) -> Option<Arc<Profile>> + 'a;
 
 /// What becomes of an IKE_SA_INIT request.
 #[derive(Debug)]
-pub(crate) enum InitAnswer {
+pub(crate) enum InitOutcome {
     /// It was answered, and IKE_AUTH is awaited.
     HalfOpen(Box<HalfOpen>),
     /// It was answered by an error (none if it was just fine to repeat with another group), nothing
@@ -59,19 +59,19 @@ pub(crate) struct HalfOpen {
     path: Path,
     suite: IkeSuite,
     fragments: bool,
-    secured: Secured,
-    stage: Stage,
+    transcript: InitTranscript,
+    key_state: KeyState,
 }
 
 #[derive(Debug)]
-enum Stage {
-    Init {
+enum KeyState {
+    PendingRequest {
         key: KeyPair,
         peer: KeyExchange,
     },
-    Keyed(Box<Channel>),
+    Derived(Box<Channel>),
     /// The peer's key is no key.
-    Broken,
+    Invalid,
 }
 
 impl HalfOpen {
@@ -83,11 +83,11 @@ impl HalfOpen {
         remote: SocketAddr,
         policy: InitPolicy<'_>,
         cx: &mut Context<'_>,
-    ) -> InitAnswer {
+    ) -> InitOutcome {
         let payloads = &message.payloads;
         let (offers, key_exchange, nonce) = match (payloads.proposals(), payloads.key_exchange(), payloads.nonce()) {
             (Ok(offers), Ok(key_exchange), Ok(nonce)) => (offers, key_exchange, nonce),
-            (Err(error), ..) | (_, Err(error), _) | (.., Err(error)) => return InitAnswer::Malformed(error),
+            (Err(error), ..) | (_, Err(error), _) | (.., Err(error)) => return InitOutcome::Malformed(error),
         };
         let refuse = |notify, cx: &mut Context<'_>| {
             let answer = reply(&message.header, 0, Payloads::from(vec![Payload::Notify(notify)]));
@@ -95,15 +95,15 @@ impl HalfOpen {
         };
         let Some(chosen) = negotiate::choose_ike(offers, policy.proposals, Some(key_exchange.group)) else {
             refuse(Notify::new(NotifyType::NoProposalChosen), cx);
-            return InitAnswer::Refused(Some(failure::no_ike_proposal(policy.proposals)));
+            return InitOutcome::Refused(Some(failure::no_ike_proposal(policy.proposals)));
         };
         if key_exchange.group != chosen.suite.group.number() {
             // RFC 7296 1.2: the initiator guessed wrong.
             refuse(Notify::invalid_ke(chosen.suite.group.number()), cx);
-            return InitAnswer::Refused(None);
+            return InitOutcome::Refused(None);
         }
         let Ok(key) = KeyPair::generate(chosen.suite.group, cx.env) else {
-            return InitAnswer::Ignored;
+            return InitOutcome::Ignored;
         };
         let ike = IkeId { initiator: message.header.initiator_spi, responder: u64::from_be_bytes(cx.random()).max(1) };
         let mut path = Path { local, remote, nat_local: false, nat_remote: false };
@@ -113,7 +113,7 @@ impl HalfOpen {
         let ours: [u8; 32] = cx.random();
 
         let mut answer = Payloads::new();
-        answer.push(Payload::SecurityAssociation(vec![chosen.answer(Vec::new())]));
+        answer.push(Payload::SecurityAssociation(vec![chosen.response(Vec::new())]));
         answer.push(Payload::KeyExchange(key.payload()));
         answer.push(Payload::Nonce(ours.to_vec()));
         if natt {
@@ -123,7 +123,7 @@ impl HalfOpen {
         answer.extend(capabilities().map(Payload::Notify));
         let response = reply(&message.header, ike.responder, answer).encode();
         cx.out.message(local, remote, cx.config.nat_port, &response);
-        let secured = Secured {
+        let transcript = InitTranscript {
             hashes: payloads.notify(NotifyType::SignatureHashAlgorithms).map(Notify::hashes),
             request: datagram.to_vec(),
             response,
@@ -131,15 +131,15 @@ impl HalfOpen {
             responder_nonce: ours.to_vec(),
         };
         let fragments = payloads.notify(NotifyType::Ikev2FragmentationSupported).is_some();
-        let stage = Stage::Init { key, peer: key_exchange.clone() };
-        InitAnswer::HalfOpen(Box::new(Self {
+        let key_state = KeyState::PendingRequest { key, peer: key_exchange.clone() };
+        InitOutcome::HalfOpen(Box::new(Self {
             begun: cx.now,
             ike,
             path,
             suite: chosen.suite,
             fragments,
-            secured,
-            stage,
+            transcript,
+            key_state,
         }))
     }
 
@@ -150,8 +150,8 @@ impl HalfOpen {
 
     /// Sends the IKE_SA_INIT response again, if this is the request.
     pub(crate) fn repeat(&self, datagram: &[u8], cx: &mut Context<'_>) {
-        if self.secured.request == datagram {
-            cx.out.message(self.path.local, self.path.remote, cx.config.nat_port, &self.secured.response);
+        if self.transcript.request == datagram {
+            cx.out.message(self.path.local, self.path.remote, cx.config.nat_port, &self.transcript.response);
         }
     }
 
@@ -167,18 +167,18 @@ impl HalfOpen {
 
     /// RFC 7296 2.23: IKE_AUTH may come by other ports, since the initiator floats to 4500; and a
     /// NAT may map anew then.
-    fn keyed(&mut self, local: SocketAddr, remote: SocketAddr, cx: &Context<'_>) {
-        let Stage::Init { key, peer } = std::mem::replace(&mut self.stage, Stage::Broken) else {
+    fn derive_keys(&mut self, local: SocketAddr, remote: SocketAddr, cx: &Context<'_>) {
+        let KeyState::PendingRequest { key, peer } = std::mem::replace(&mut self.key_state, KeyState::Invalid) else {
             return;
         };
         let Ok(shared) = key.agree(&peer) else {
             return;
         };
         let path = Path { local, remote, ..self.path };
-        let keys = IkeKeys::initial(self.suite, self.secured.nonces(), self.ike, &shared);
+        let keys = IkeKeys::initial(self.suite, self.transcript.nonces(), self.ike, &shared);
         let timing = crate::config::Timing::default();
         let channel = Channel::new(keys, self.ike, Role::Responder, path, self.fragments, timing, cx.now);
-        self.stage = Stage::Keyed(Box::new(channel.after_init()));
+        self.key_state = KeyState::Derived(Box::new(channel.after_init()));
     }
 
     /// Takes what came for our SPI.
@@ -188,25 +188,25 @@ impl HalfOpen {
         datagram: &[u8],
         local: SocketAddr,
         remote: SocketAddr,
-        find: &Find<'_>,
+        find: &FindPeer<'_>,
         cx: &mut Context<'_>,
     ) -> AuthOutcome {
         if header.exchange != ExchangeType::IkeAuth || header.response {
             return AuthOutcome::Stay(self);
         }
-        if matches!(self.stage, Stage::Init { .. }) {
-            self.keyed(local, remote, cx);
+        if matches!(self.key_state, KeyState::PendingRequest { .. }) {
+            self.derive_keys(local, remote, cx);
         }
-        let mut channel = match std::mem::replace(&mut self.stage, Stage::Broken) {
-            Stage::Keyed(channel) => channel,
+        let mut channel = match std::mem::replace(&mut self.key_state, KeyState::Invalid) {
+            KeyState::Derived(channel) => channel,
             other => {
-                self.stage = other;
+                self.key_state = other;
                 return AuthOutcome::Stay(self);
             }
         };
         let incoming = channel.receive(header, datagram, local, remote, cx);
         let Incoming::Request(ExchangeType::IkeAuth, payloads) = incoming else {
-            self.stage = Stage::Keyed(channel);
+            self.key_state = KeyState::Derived(channel);
             return AuthOutcome::Stay(self);
         };
         // Who sent this has the keys, so this is where it is, whatever came to our SPI before.
@@ -216,13 +216,14 @@ impl HalfOpen {
         let payloads = match payloads {
             Ok(payloads) => payloads,
             Err(error) => {
-                let refusal = Refusal { notify: error.notify(), error: failure::invalid(IKE_AUTH, error), peer: None };
-                return refuse(*channel, identity, refusal, remote, cx);
+                let rejection =
+                    AuthRejection { notify: error.notify(), error: failure::invalid(IKE_AUTH, error), peer: None };
+                return reject(*channel, identity, rejection, remote, cx);
             }
         };
         match self.authenticate(&payloads, &mut channel, find, cx) {
-            Ok(accepted) => self.accept(&payloads, *channel, accepted, cx),
-            Err(refusal) => refuse(*channel, identity, *refusal, remote, cx),
+            Ok(authenticated) => self.accept(&payloads, *channel, authenticated, cx),
+            Err(rejection) => reject(*channel, identity, *rejection, remote, cx),
         }
     }
 
@@ -231,10 +232,10 @@ impl HalfOpen {
         &self,
         payloads: &Payloads,
         channel: &mut Channel,
-        find: &Find<'_>,
+        find: &FindPeer<'_>,
         cx: &Context<'_>,
-    ) -> Result<Accepted, Box<Refusal>> {
-        let malformed = |error: InvalidMessage| Refusal {
+    ) -> Result<Authenticated, Box<AuthRejection>> {
+        let malformed = |error: InvalidMessage| AuthRejection {
             notify: error.notify(),
             error: failure::invalid(IKE_AUTH, error),
             peer: None,
@@ -249,35 +250,35 @@ impl HalfOpen {
                 (Some(identity), None) => format!("{identity} is the remote_id of no peer configured here"),
                 (None, _) => format!("an identity of type {} cannot be configured here", id.kind),
             };
-            return Err(Refusal::authentication(
+            return Err(AuthRejection::authentication(
                 PeerError::new(IKE_AUTH, PeerErrorKind::UnknownIdentity, detail),
                 None,
             ));
         };
         let name = profile.config.name.clone();
-        let refused = |error: PeerError| Refusal::authentication(error, Some(name.clone()));
+        let refused = |error: PeerError| AuthRejection::authentication(error, Some(name.clone()));
         // IKE_SA_INIT was answered by what any peer may use; now it is known which.
         if !profile.config.ike_proposals.iter().any(|proposal| proposal.allows(self.suite)) {
             let error = failure::no_ike_proposal(&profile.config.ike_proposals);
             let notify = Notify::new(NotifyType::NoProposalChosen);
-            return Err(Box::new(Refusal { notify, error, peer: Some(name) }));
+            return Err(Box::new(AuthRejection { notify, error, peer: Some(name) }));
         }
         let authentication = payloads.authentication().map_err(|_| {
             let detail = "the peer sent no AUTH: it wants EAP, which is not supported; configure a pre-shared key or certificates there";
             refused(PeerError::new(IKE_AUTH, PeerErrorKind::AuthenticationFailed, detail.to_owned()))
         })?;
         let certificates: Vec<Certificate> = payloads.certificates().cloned().collect();
-        let octets = self.secured.initiator_octets(&channel.keys, id);
+        let octets = self.transcript.initiator_octets(&channel.keys, id);
         let presented = Presented { id, certificates: &certificates, authentication };
         let proof = profile
             .auth
             .verify(&profile.config.remote_id, presented, &octets, cx.env.unix_time())
             .map_err(|error| refused(failure::auth(&error)))?;
         let our_id = Id::from(&profile.config.local_id);
-        let octets = self.secured.responder_octets(&channel.keys, &our_id);
+        let octets = self.transcript.responder_octets(&channel.keys, &our_id);
         let authentication = profile
             .auth
-            .prove(&octets, self.secured.hashes.as_deref())
+            .prove(&octets, self.transcript.hashes.as_deref())
             .map_err(|error| refused(failure::auth(&error)))?;
         channel.timing = profile.config.timing;
         let answer = [Payload::IdResponder(our_id)]
@@ -285,19 +286,19 @@ impl HalfOpen {
             .chain(profile.auth.certificates().iter().cloned().map(Payload::Certificate))
             .chain([Payload::Authentication(authentication)])
             .collect();
-        let certificate = profile.auth.shown(presented);
-        Ok(Accepted { profile, proof: proof.to_string(), certificate, answer })
+        let certificate = profile.auth.peer_certificate(presented);
+        Ok(Authenticated { profile, proof: proof.to_string(), certificate, answer })
     }
 
     fn accept(
         self,
         payloads: &Payloads,
         mut channel: Channel,
-        accepted: Accepted,
+        authenticated: Authenticated,
         cx: &mut Context<'_>,
     ) -> AuthOutcome {
-        let Accepted { profile, proof, certificate, mut answer } = accepted;
-        let child = match child(payloads, &self.secured, &channel, &profile, cx) {
+        let Authenticated { profile, proof, certificate, mut answer } = authenticated;
+        let child = match child(payloads, &self.transcript, &channel, &profile, cx) {
             Ok((child, chosen)) => {
                 answer.extend(chosen);
                 Ok(child)
@@ -317,27 +318,27 @@ impl HalfOpen {
             certificate,
         };
         let initial_contact = payloads.notify(NotifyType::InitialContact).is_some();
-        let sa = Box::new(IkeSa::new(channel, profile, details, Begun::ByPeer(self.begun), cx));
+        let sa = Box::new(IkeSa::new(channel, profile, details, Initiation::ByPeer(self.begun), cx));
         AuthOutcome::Up { sa, child, initial_contact }
     }
 }
 
 #[derive(Debug)]
-struct Accepted {
+struct Authenticated {
     profile: Arc<Profile>,
     proof: String,
-    certificate: Option<ShownCertificate>,
+    certificate: Option<PeerCertificate>,
     answer: Payloads,
 }
 
 #[derive(Debug)]
-struct Refusal {
+struct AuthRejection {
     notify: Notify,
     error: PeerError,
     peer: Option<PeerName>,
 }
 
-impl Refusal {
+impl AuthRejection {
     fn authentication(error: PeerError, peer: Option<PeerName>) -> Box<Self> {
         Box::new(Self { notify: Notify::new(NotifyType::AuthenticationFailed), error, peer })
     }
@@ -368,27 +369,27 @@ pub(crate) enum AuthOutcome {
         /// Why.
         error: PeerError,
         /// The answer, in case it is lost.
-        answered: Option<Answered>,
+        last_response: Option<LastResponse>,
     },
 }
 
-fn refuse(
+fn reject(
     mut channel: Channel,
     identity: Option<Identity>,
-    refusal: Refusal,
+    rejection: AuthRejection,
     from: SocketAddr,
     cx: &mut Context<'_>,
 ) -> AuthOutcome {
-    let Refusal { notify, error, peer } = refusal;
+    let AuthRejection { notify, error, peer } = rejection;
     channel.respond(ExchangeType::IkeAuth, &Payloads::from(vec![Payload::Notify(notify)]), cx);
-    AuthOutcome::Refused { peer, identity, from, error, answered: channel.into_answered() }
+    AuthOutcome::Refused { peer, identity, from, error, last_response: channel.into_last_response() }
 }
 
 /// The CHILD_SA of IKE_AUTH and the payloads that tell of it; or why there is none, and the
 /// notification that tells that.
 fn child(
     payloads: &Payloads,
-    secured: &Secured,
+    transcript: &InitTranscript,
     channel: &Channel,
     profile: &Profile,
     cx: &mut Context<'_>,
@@ -402,16 +403,16 @@ fn child(
         .ok_or_else(|| (failure::no_esp_proposal(IKE_AUTH, config), Notify::new(NotifyType::NoProposalChosen)))?;
     let selectors = negotiate::narrow(&config.child, local, remote)
         .ok_or_else(|| (failure::no_selectors(IKE_AUTH, config), Notify::new(NotifyType::TsUnacceptable)))?;
-    let inbound = Reserved::new(profile, channel, cx)
+    let inbound = ReservedSpi::new(profile, channel, cx)
         .ok_or_else(|| (failure::no_spi(IKE_AUTH), Notify::new(NotifyType::NoProposalChosen)))?;
     let answer = [
-        Payload::SecurityAssociation(vec![chosen.answer(inbound.spi)]),
+        Payload::SecurityAssociation(vec![chosen.response(inbound.spi)]),
         Payload::TrafficSelectorsInitiator(selectors.remote.clone()),
         Payload::TrafficSelectorsResponder(selectors.local.clone()),
     ];
-    let keys = channel.keys.child(chosen.suite.aead, secured.nonces(), None);
-    let terms = Terms { outbound_spi: chosen.child_spi(), suite: chosen.suite, selectors, keys };
-    Ok((terms.into_sa(inbound, false, channel), answer))
+    let keys = channel.keys.child(chosen.suite.aead, transcript.nonces(), None);
+    let negotiated = NegotiatedChild { outbound_spi: chosen.child_spi(), suite: chosen.suite, selectors, keys };
+    Ok((negotiated.into_sa(inbound, false, channel), answer))
 }
 
 /// An answer in clear.

@@ -29,7 +29,7 @@ pub struct Header {
 
 /// What stands in front of the payloads, as read.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Front {
+pub(crate) struct CheckedHeader {
     pub(crate) header: Header,
     pub(crate) next_payload: PayloadType,
 }
@@ -41,14 +41,14 @@ impl Header {
     /// # Errors
     /// [`InvalidMessage::MajorVersion`]: use [`Header::peek`] to answer. Others: drop.
     pub fn decode(datagram: &[u8]) -> Result<Self, InvalidMessage> {
-        Front::read(&mut Reader::new("IKE header", datagram), datagram.len()).map(|front| front.header)
+        CheckedHeader::read(&mut Reader::new("IKE header", datagram), datagram.len()).map(|front| front.header)
     }
 
     /// The header of a datagram of whatever version and length; `None` if it is shorter than a
     /// header. For answering INVALID_MAJOR_VERSION (RFC 7296 2.5) and for logs.
     pub fn peek(datagram: &[u8]) -> Option<Self> {
         let mut reader = Reader::new("IKE header", datagram);
-        Fields::read(&mut reader).ok().map(|fields| fields.header)
+        RawHeader::read(&mut reader).ok().map(|raw| raw.header)
     }
 
     /// Writes the header with length 0, which [`finish`] fills in.
@@ -76,31 +76,31 @@ pub(crate) fn set_length(message: &mut [u8], length: usize) {
     }
 }
 
-impl Front {
+impl CheckedHeader {
     pub(crate) fn read(reader: &mut Reader<'_>, actual: usize) -> Result<Self, InvalidMessage> {
-        let fields = Fields::read(reader)?;
+        let raw = RawHeader::read(reader)?;
         // Version first: a later version may lay out the rest differently.
-        if fields.version >> 4 != VERSION >> 4 {
-            return Err(InvalidMessage::MajorVersion(fields.version >> 4));
+        if raw.version >> 4 != VERSION >> 4 {
+            return Err(InvalidMessage::MajorVersion(raw.version >> 4));
         }
-        if usize::try_from(fields.length) != Ok(actual) {
-            return Err(InvalidMessage::LengthMismatch { stated: fields.length, actual });
+        if usize::try_from(raw.length) != Ok(actual) {
+            return Err(InvalidMessage::LengthMismatch { stated: raw.length, actual });
         }
-        if fields.header.initiator_spi == 0 {
+        if raw.header.initiator_spi == 0 {
             return Err(InvalidMessage::ZeroInitiatorSpi);
         }
-        Ok(Self { header: fields.header, next_payload: fields.next_payload })
+        Ok(Self { header: raw.header, next_payload: raw.next_payload })
     }
 }
 
-struct Fields {
+struct RawHeader {
     header: Header,
     next_payload: PayloadType,
     version: u8,
     length: u32,
 }
 
-impl Fields {
+impl RawHeader {
     fn read(reader: &mut Reader<'_>) -> Result<Self, InvalidMessage> {
         let initiator_spi = reader.u64()?;
         let responder_spi = reader.u64()?;

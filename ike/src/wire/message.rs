@@ -2,7 +2,7 @@
 
 use super::auth::{Authentication, Certificate, CertificateRequest};
 use super::delete::Delete;
-use super::header::{Front, Header, set_length};
+use super::header::{CheckedHeader, Header, set_length};
 use super::id::Id;
 use super::key_exchange::KeyExchange;
 use super::notify::Notify;
@@ -44,7 +44,7 @@ impl Message {
     /// it.
     pub fn decode(datagram: &[u8]) -> Result<Self, InvalidMessage> {
         let mut reader = Reader::new("message", datagram);
-        let front = Front::read(&mut reader, datagram.len())?;
+        let front = CheckedHeader::read(&mut reader, datagram.len())?;
         Ok(Self { header: front.header, payloads: Payloads::read(front.next_payload, reader)? })
     }
 }

@@ -12,6 +12,7 @@
 
 mod auth;
 mod delete;
+mod encrypted;
 mod fragment;
 mod header;
 mod id;
@@ -20,7 +21,6 @@ mod message;
 mod notify;
 mod numbers;
 mod payload;
-mod protected;
 mod reader;
 mod sa;
 mod selector;
@@ -42,7 +42,7 @@ pub use reader::InvalidMessage;
 pub use sa::{Attribute, MAX_PROPOSALS, MAX_TRANSFORMS, Proposal, Transform};
 pub use selector::{MAX_SELECTORS, TrafficSelector};
 
-pub(crate) use protected::{Protected, SealedFront};
+pub(crate) use encrypted::{EncryptedMessage, EncryptedPrefix};
 
 #[cfg(test)]
 mod tests;

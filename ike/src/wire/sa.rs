@@ -33,7 +33,7 @@ pub struct Proposal {
 
 impl Proposal {
     /// Transforms of one type.
-    pub fn of(&self, kind: TransformType) -> impl Iterator<Item = &Transform> {
+    pub fn transforms_of(&self, kind: TransformType) -> impl Iterator<Item = &Transform> {
         self.transforms.iter().filter(move |transform| transform.kind == kind)
     }
 
@@ -119,11 +119,11 @@ impl Transform {
     }
 
     /// Key length, bits, if stated and nothing else is.
-    fn key_length(&self) -> Result<Option<u16>, NotUnderstood> {
+    fn key_length(&self) -> Result<Option<u16>, UnknownAttributes> {
         match self.attributes.as_slice() {
             [] => Ok(None),
             [Attribute::KeyLength(bits)] => Ok(Some(*bits)),
-            _ => Err(NotUnderstood),
+            _ => Err(UnknownAttributes),
         }
     }
 
@@ -173,7 +173,7 @@ impl Transform {
     }
 }
 
-struct NotUnderstood;
+struct UnknownAttributes;
 
 impl Group {
     /// Its transform ID, which also stands in the Key Exchange payload.

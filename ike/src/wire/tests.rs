@@ -517,7 +517,7 @@ proptest! {
     fn arbitrary_octets_never_panic(octets in octets(0..600), first in any::<u8>()) {
         let _ = Message::decode(&octets);
         let _ = Header::peek(&octets);
-        let _ = Protected::read(&octets);
+        let _ = EncryptedMessage::read(&octets);
         let _ = Payloads::decode(first.into(), &octets);
     }
 
@@ -540,7 +540,7 @@ proptest! {
                 field.copy_from_slice(&len.to_be_bytes());
             }
         }
-        let _ = Protected::read(&octets);
+        let _ = EncryptedMessage::read(&octets);
         if let Ok(read) = Message::decode(&octets) {
             prop_assert_eq!(Message::decode(&read.encode()), Ok(read));
         }

@@ -3,9 +3,9 @@
 //! left.
 
 mod eavesdropper;
+mod error_reports;
 mod kernel;
 mod peer;
-mod told;
 
 use std::time::Duration;
 

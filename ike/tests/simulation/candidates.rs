@@ -83,7 +83,7 @@ fn a_peer_that_has_only_addresses_of_ours_is_named_and_found_when_it_comes_or_ou
     world.call(a, |endpoint, now, env| endpoint.set_peer(config, now, env)).unwrap();
     world.run_for(60 * SECOND);
     assert!(world.wire.is_empty());
-    let errors = world.nodes[a].told();
+    let errors = world.nodes[a].reported_errors();
     assert_eq!(errors.len(), 1, "said once: {errors:?}");
     assert!(
         errors[0].to_string().contains("every address of the peer (10.0.0.2:500) is one of this node"),

@@ -162,7 +162,7 @@ fn an_initiator_that_does_not_believe_the_responder_tells_it_and_both_are_rid_of
     let Refused { a, b, world } = pair(1, Weather::FAIR, a, b).refused();
     a.is(PeerErrorKind::UntrustedCertificate, &["IKE_AUTH", "CN=Another CA", "none of our trust anchors"]);
     b.is(PeerErrorKind::RefusedByPeer, NOT_ACCEPTED);
-    // Told, not timed out: within the time that a packet takes there and back.
+    // ReportedErrors, not timed out: within the time that a packet takes there and back.
     let ups = world.nodes[1].events.iter().filter(|(_, event)| matches!(event, Event::IkeUp { .. }));
     let downs = world.nodes[1].events.iter().filter(|(_, event)| matches!(event, Event::IkeDown { .. }));
     let mut lasted = ups.zip(downs).map(|((up, _), (down, _))| *down - *up);

@@ -124,7 +124,7 @@ impl Pair {
         assert!(!a.events.iter().any(up), "there was a tunnel:{}", self.world.history());
         let shown = format!("{shown:?} {:?} {:?}", a.events, b.events);
         assert!(!shown.contains("correct horse"), "{shown}");
-        Refused { a: Told(a.told()), b: Told(b.told()), world: self.world }
+        Refused { a: ReportedErrors(a.reported_errors()), b: ReportedErrors(b.reported_errors()), world: self.world }
     }
 
     /// Time passes with traffic both ways; from the first packet of a direction on, every one has
@@ -150,16 +150,16 @@ impl Pair {
 
 /// What both ends said of a tunnel that could not be.
 pub struct Refused {
-    pub a: Told,
-    pub b: Told,
+    pub a: ReportedErrors,
+    pub b: ReportedErrors,
     pub world: World,
 }
 
 /// What one end told people.
 #[derive(Debug)]
-pub struct Told(Vec<PeerError>);
+pub struct ReportedErrors(Vec<PeerError>);
 
-impl Told {
+impl ReportedErrors {
     /// It told something, and always of this kind, with all of these words.
     pub fn is(&self, kind: PeerErrorKind, words: &[&str]) {
         assert!(!self.0.is_empty(), "nothing was told");

@@ -144,7 +144,7 @@ pub struct Node {
 
 impl Node {
     /// What was told to people, in order.
-    pub fn told(&self) -> Vec<PeerError> {
+    pub fn reported_errors(&self) -> Vec<PeerError> {
         let error = |(_, event): &(Duration, Event)| match event {
             Event::PeerFailed { error, .. } | Event::Refused { error, .. } => Some(error.clone()),
             _ => None,
@@ -153,7 +153,7 @@ impl Node {
     }
 
     pub fn errors(&self) -> Vec<PeerErrorKind> {
-        self.told().into_iter().map(|error| error.kind).collect()
+        self.reported_errors().into_iter().map(|error| error.kind).collect()
     }
 }
 

@@ -4,10 +4,10 @@
 use std::time::Duration;
 
 use super::super::Profile;
-use super::super::child::{Reserved, Terms};
-use super::super::established::{IkeSa, Verdict};
+use super::super::child::{NegotiatedChild, ReservedSpi};
+use super::super::established::{IkeSa, SaStep};
 use super::super::failure::{self, CREATE_CHILD_SA};
-use super::{Pending, Task, only, rekey_ike};
+use super::{PendingRequest, Task, rekey_ike, single_notify};
 use crate::config::Group;
 use crate::crypto::{KeyPair, Nonces};
 use crate::event::{ChildId, DownReason, Event, PeerError, PeerErrorKind};
@@ -20,18 +20,18 @@ use crate::wire::{ExchangeType, InvalidMessage, Notify, NotifyType, Payload, Pay
 /// as many of the time before.
 const MAX_CHILDREN: usize = 4;
 /// Wait after TEMPORARY_FAILURE (RFC 7296 2.25), up to as much again at random.
-const TEMPORARY: Duration = Duration::from_millis(500);
+const TEMPORARY_FAILURE_WAIT: Duration = Duration::from_millis(500);
 
 /// Our request for a CHILD_SA.
 #[derive(Debug)]
 pub(in super::super) struct CreateChild {
     /// The one that it is to replace.
     old: Option<ChildId>,
-    inbound: Reserved,
+    inbound: ReservedSpi,
     nonce: [u8; 32],
     key: Option<KeyPair>,
     /// The peer has asked for another group before.
-    regrouped: bool,
+    group_changed: bool,
     /// The peer replaces the same one at the same time.
     collision: Option<Collision>,
 }
@@ -40,7 +40,7 @@ pub(in super::super) struct CreateChild {
 #[derive(Debug)]
 struct Collision {
     new: ChildId,
-    lowest: Vec<u8>,
+    lower_nonce: Vec<u8>,
 }
 
 impl CreateChild {
@@ -51,28 +51,28 @@ impl CreateChild {
         group: Option<Group>,
         tunnel: &mut Tunnel,
         cx: &mut Context<'_>,
-    ) -> Option<Pending> {
+    ) -> Option<PendingRequest> {
         let me = sa.spi();
         match old {
             // Gone meanwhile, or the peer was quicker.
             Some(old) => tunnel.live(old).filter(|child| child.owner == me).map(|_| ())?,
-            None if tunnel.of(me).next().is_some() => return None,
+            None if tunnel.children_of(me).next().is_some() => return None,
             None => {}
         }
         let config = sa.profile.config.clone();
-        let Some(inbound) = Reserved::new(&sa.profile, &sa.channel, cx) else {
+        let Some(inbound) = ReservedSpi::new(&sa.profile, &sa.channel, cx) else {
             sa.report(failure::no_spi(CREATE_CHILD_SA), cx);
-            sa.child_later(old, config.timing.retry_max, tunnel, cx);
+            sa.retry_child_later(old, config.timing.retry_max, tunnel, cx);
             return None;
         };
         let configured = config.child.proposals.iter().flat_map(|proposal| &proposal.groups).copied().next();
-        let regrouped = group.is_some();
+        let group_changed = group.is_some();
         let key = match group.or(configured).map(|group| KeyPair::generate(group, cx.env)).transpose() {
             Ok(key) => key,
             Err(error) => {
                 inbound.release(&sa.profile, cx);
                 sa.report(PeerError::new(CREATE_CHILD_SA, PeerErrorKind::Local, error.to_string()), cx);
-                sa.child_later(old, config.timing.retry_max, tunnel, cx);
+                sa.retry_child_later(old, config.timing.retry_max, tunnel, cx);
                 return None;
             }
         };
@@ -82,14 +82,14 @@ impl CreateChild {
         payloads.push(Payload::SecurityAssociation(negotiate::offer_esp(&config.child.proposals, inbound.spi, true)));
         payloads.push(Payload::Nonce(nonce.to_vec()));
         payloads.extend(key.as_ref().map(|key| Payload::KeyExchange(key.payload())));
-        payloads.push(Payload::TrafficSelectorsInitiator(negotiate::offer(&config.child.local)));
-        payloads.push(Payload::TrafficSelectorsResponder(negotiate::offer(&config.child.remote)));
+        payloads.push(Payload::TrafficSelectorsInitiator(negotiate::offer_selectors(&config.child.local)));
+        payloads.push(Payload::TrafficSelectorsResponder(negotiate::offer_selectors(&config.child.remote)));
         sa.channel.request(ExchangeType::CreateChildSa, &payloads, cx);
-        Some(Pending::CreateChild(Box::new(Self { old, inbound, nonce, key, regrouped, collision: None })))
+        Some(PendingRequest::CreateChild(Box::new(Self { old, inbound, nonce, key, group_changed, collision: None })))
     }
 
     /// Leaves nothing reserved behind.
-    pub(super) fn abandon(self, profile: &Profile, cx: &mut Context<'_>) {
+    pub(super) fn release(self, profile: &Profile, cx: &mut Context<'_>) {
         self.inbound.release(profile, cx);
     }
 
@@ -100,35 +100,35 @@ impl CreateChild {
         payloads: &Payloads,
         tunnel: &mut Tunnel,
         cx: &mut Context<'_>,
-    ) -> Verdict {
+    ) -> SaStep {
         if let Some(notify) = payloads.error() {
             return self.refused(notify, sa, tunnel, cx);
         }
         let Self { old, inbound, nonce, key, collision, .. } = self;
-        let (terms, theirs) = match accept(sa, payloads, &nonce, key) {
+        let (negotiated, theirs) = match accept_response(sa, payloads, &nonce, key) {
             Ok(accepted) => accepted,
             Err(error) => {
                 // The peer has it now, and we cannot use it.
                 sa.enqueue(Task::DeleteUnused(inbound));
                 sa.report(error, cx);
                 let wait = sa.profile.config.timing.retry_max;
-                sa.child_later(old, wait, tunnel, cx);
-                return Verdict::Continue;
+                sa.retry_child_later(old, wait, tunnel, cx);
+                return SaStep::Continue;
             }
         };
-        let lowest = lower(&nonce, &theirs);
-        if let Some(Collision { new, lowest: others }) = collision {
+        let lower_nonce = lower(&nonce, &theirs);
+        if let Some(Collision { new, lower_nonce: others }) = collision {
             // RFC 7296 2.8.1: the one made with the lowest of the four nonces goes, deleted by its
             // initiator.
-            if *lowest < *others && tunnel.live(new).is_some() {
+            if *lower_nonce < *others && tunnel.live(new).is_some() {
                 sa.enqueue(Task::DeleteUnused(inbound));
-                return Verdict::Continue;
+                return SaStep::Continue;
             }
             if let Some(other) = tunnel.live_mut(new) {
-                other.loser = true;
+                other.redundant = true;
             }
         }
-        let new = terms.into_sa(inbound, true, &sa.channel);
+        let new = negotiated.into_sa(inbound, true, &sa.channel);
         let me = sa.spi();
         let replaced = old.filter(|old| tunnel.live(*old).is_some());
         let superfluous: Vec<ChildId> =
@@ -142,25 +142,26 @@ impl CreateChild {
         for id in replaced.into_iter().chain(superfluous) {
             sa.enqueue(Task::DeleteChild(id));
         }
-        sa.tidy_later(cx.now);
-        Verdict::Continue
+        sa.schedule_cleanup(cx.now);
+        SaStep::Continue
     }
 
-    fn refused(self, notify: &Notify, sa: &mut IkeSa, tunnel: &mut Tunnel, cx: &mut Context<'_>) -> Verdict {
-        let Self { old, inbound, regrouped, collision, .. } = self;
+    fn refused(self, notify: &Notify, sa: &mut IkeSa, tunnel: &mut Tunnel, cx: &mut Context<'_>) -> SaStep {
+        let Self { old, inbound, group_changed, collision, .. } = self;
         inbound.release(&sa.profile, cx);
         if collision.is_some_and(|collision| tunnel.live(collision.new).is_some()) {
             // The peer's exchange has replaced the old one.
-            return Verdict::Continue;
+            return SaStep::Continue;
         }
         let timing = sa.profile.config.timing;
         match notify.kind {
             NotifyType::TemporaryFailure => {
-                let wait =
-                    TEMPORARY.saturating_add(TEMPORARY.saturating_sub(cx.jittered(TEMPORARY)).saturating_mul(10));
-                sa.child_later(old, wait, tunnel, cx);
+                let wait = TEMPORARY_FAILURE_WAIT.saturating_add(
+                    TEMPORARY_FAILURE_WAIT.saturating_sub(cx.jittered(TEMPORARY_FAILURE_WAIT)).saturating_mul(10),
+                );
+                sa.retry_child_later(old, wait, tunnel, cx);
             }
-            NotifyType::InvalidKePayload if !regrouped => {
+            NotifyType::InvalidKePayload if !group_changed => {
                 let offered =
                     |group: &Group| sa.profile.config.child.proposals.iter().any(|p| p.groups.contains(group));
                 let group = notify.data_u16().and_then(Group::from_number).filter(offered);
@@ -168,7 +169,7 @@ impl CreateChild {
                     Some(group) => sa.pending = Self::begin(sa, old, Some(group), tunnel, cx),
                     None => {
                         sa.report(failure::notified(CREATE_CHILD_SA, notify.kind, &sa.profile.config), cx);
-                        sa.child_later(old, timing.retry_max, tunnel, cx);
+                        sa.retry_child_later(old, timing.retry_max, tunnel, cx);
                     }
                 }
             }
@@ -181,26 +182,31 @@ impl CreateChild {
                     let alone = tunnel.ids_of(sa.spi()).len() == 1;
                     tunnel.retire(old, timing.linger, DownReason::Failed, cx.now, cx.out);
                     if alone {
-                        sa.create = Some(cx.now);
+                        sa.create_child_at = Some(cx.now);
                     }
                 }
             }
             // The peer makes no more on this IKE SA (RFC 7296 1.3): a new IKE SA brings one.
             NotifyType::NoAdditionalSas => {
-                sa.child_later(old, timing.retry_max, tunnel, cx);
-                return Verdict::Renew;
+                sa.retry_child_later(old, timing.retry_max, tunnel, cx);
+                return SaStep::Reauthenticate;
             }
             kind => {
                 sa.report(failure::notified(CREATE_CHILD_SA, kind, &sa.profile.config), cx);
-                sa.child_later(old, timing.retry_max, tunnel, cx);
+                sa.retry_child_later(old, timing.retry_max, tunnel, cx);
             }
         }
-        Verdict::Continue
+        SaStep::Continue
     }
 }
 
 /// What the peer's answer says, if it is within what we asked for; and its nonce.
-fn accept(sa: &IkeSa, payloads: &Payloads, ours: &[u8], key: Option<KeyPair>) -> Result<(Terms, Vec<u8>), PeerError> {
+fn accept_response(
+    sa: &IkeSa,
+    payloads: &Payloads,
+    ours: &[u8],
+    key: Option<KeyPair>,
+) -> Result<(NegotiatedChild, Vec<u8>), PeerError> {
     let config = &sa.profile.config;
     let malformed = |error: InvalidMessage| failure::invalid(CREATE_CHILD_SA, error);
     let answer = payloads.proposals().map_err(malformed)?;
@@ -214,7 +220,7 @@ fn accept(sa: &IkeSa, payloads: &Payloads, ours: &[u8], key: Option<KeyPair>) ->
         .ok_or_else(|| failure::no_esp_proposal(CREATE_CHILD_SA, config))?;
     let local = payloads.selectors_initiator().map_err(malformed)?;
     let remote = payloads.selectors_responder().map_err(malformed)?;
-    let selectors = negotiate::accept(&config.child, local, remote)
+    let selectors = negotiate::accept_narrowed(&config.child, local, remote)
         .ok_or_else(|| failure::no_selectors(CREATE_CHILD_SA, config))?;
     let shared = match key.filter(|_| chosen.suite.group.is_some()) {
         Some(key) => {
@@ -225,7 +231,7 @@ fn accept(sa: &IkeSa, payloads: &Payloads, ours: &[u8], key: Option<KeyPair>) ->
     };
     let nonces = Nonces { initiator: ours, responder: nonce };
     let keys = sa.channel.keys.child(chosen.suite.aead, nonces, shared.as_ref());
-    Ok((Terms { outbound_spi: chosen.child_spi(), suite: chosen.suite, selectors, keys }, nonce.to_vec()))
+    Ok((NegotiatedChild { outbound_spi: chosen.child_spi(), suite: chosen.suite, selectors, keys }, nonce.to_vec()))
 }
 
 /// Answers a request.
@@ -234,7 +240,7 @@ pub(in super::super) fn answer(
     payloads: &Payloads,
     tunnel: &mut Tunnel,
     cx: &mut Context<'_>,
-) -> Verdict {
+) -> SaStep {
     let rekeys_ike =
         payloads.proposals().is_ok_and(|offers| offers.iter().any(|offer| offer.protocol == Protocol::Ike));
     if rekeys_ike {
@@ -246,28 +252,28 @@ pub(in super::super) fn answer(
             if let Some(error) = error {
                 sa.report(error, cx);
             }
-            only(notify)
+            single_notify(notify)
         }
     };
     sa.channel.respond(ExchangeType::CreateChildSa, &answer, cx);
-    Verdict::Continue
+    SaStep::Continue
 }
 
 /// The notification that refuses, and what to tell people if there is something to tell.
-type Refusal = (Notify, Option<PeerError>);
+type ErrorResponse = (Notify, Option<PeerError>);
 
 fn answer_child(
     sa: &mut IkeSa,
     payloads: &Payloads,
     tunnel: &mut Tunnel,
     cx: &mut Context<'_>,
-) -> Result<Payloads, Refusal> {
+) -> Result<Payloads, ErrorResponse> {
     let malformed = |error: InvalidMessage| (error.notify(), Some(failure::invalid(CREATE_CHILD_SA, error)));
     let offers = payloads.proposals().map_err(malformed)?;
     let nonce = payloads.nonce().map_err(malformed)?;
     let remote = payloads.selectors_initiator().map_err(malformed)?;
     let local = payloads.selectors_responder().map_err(malformed)?;
-    let old = replaced(sa, payloads, tunnel)?;
+    let old = child_to_replace(sa, payloads, tunnel)?;
 
     let config = &sa.profile.config;
     let key_exchange = payloads.key_exchange().ok();
@@ -294,37 +300,37 @@ fn answer_child(
             Some((payload, shared))
         }
     };
-    let inbound = Reserved::new(&sa.profile, &sa.channel, cx)
+    let inbound = ReservedSpi::new(&sa.profile, &sa.channel, cx)
         .ok_or_else(|| (Notify::new(NotifyType::TemporaryFailure), Some(failure::no_spi(CREATE_CHILD_SA))))?;
     let ours: [u8; 32] = cx.random();
     let (payload, shared) = exchanged.unzip();
     let keys = sa.channel.keys.child(chosen.suite.aead, Nonces { initiator: nonce, responder: &ours }, shared.as_ref());
 
     let mut answer = Payloads::new();
-    answer.push(Payload::SecurityAssociation(vec![chosen.answer(inbound.spi)]));
+    answer.push(Payload::SecurityAssociation(vec![chosen.response(inbound.spi)]));
     answer.push(Payload::Nonce(ours.to_vec()));
     answer.extend(payload);
     answer.push(Payload::TrafficSelectorsInitiator(selectors.remote.clone()));
     answer.push(Payload::TrafficSelectorsResponder(selectors.local.clone()));
-    let terms = Terms { outbound_spi: chosen.child_spi(), suite: chosen.suite, selectors, keys };
-    let new = terms.into_sa(inbound, false, &sa.channel);
-    adopt(sa, old, new, lower(nonce, &ours).to_vec(), tunnel, cx);
+    let negotiated = NegotiatedChild { outbound_spi: chosen.child_spi(), suite: chosen.suite, selectors, keys };
+    let new = negotiated.into_sa(inbound, false, &sa.channel);
+    add_child_of_peer(sa, old, new, lower(nonce, &ours).to_vec(), tunnel, cx);
     Ok(answer)
 }
 
 /// Which CHILD_SA the request replaces; `None` if it asks for the one that there is not yet.
-fn replaced(sa: &IkeSa, payloads: &Payloads, tunnel: &Tunnel) -> Result<Option<ChildId>, Refusal> {
+fn child_to_replace(sa: &IkeSa, payloads: &Payloads, tunnel: &Tunnel) -> Result<Option<ChildId>, ErrorResponse> {
     let me = sa.spi();
     let refuse = |kind| Err((Notify::new(kind), None));
-    if sa.is_leaving() {
+    if sa.is_closing() {
         return refuse(NotifyType::TemporaryFailure);
     }
-    if tunnel.of(me).count() >= MAX_CHILDREN {
+    if tunnel.children_of(me).count() >= MAX_CHILDREN {
         return refuse(NotifyType::NoAdditionalSas);
     }
     let Some(rekey) = payloads.notify(NotifyType::RekeySa) else {
         // One CHILD_SA a peer.
-        return if tunnel.of(me).next().is_some() { refuse(NotifyType::NoAdditionalSas) } else { Ok(None) };
+        return if tunnel.children_of(me).next().is_some() { refuse(NotifyType::NoAdditionalSas) } else { Ok(None) };
     };
     let spi = rekey.child_spi().unwrap_or_default();
     let Some(old) = tunnel.by_outbound_spi(me, spi) else {
@@ -335,11 +341,11 @@ fn replaced(sa: &IkeSa, payloads: &Payloads, tunnel: &Tunnel) -> Result<Option<C
 }
 
 /// Takes the CHILD_SA of the peer's request.
-fn adopt(
+fn add_child_of_peer(
     sa: &mut IkeSa,
     old: Option<ChildId>,
     new: crate::event::ChildSa,
-    lowest: Vec<u8>,
+    lower_nonce: Vec<u8>,
     tunnel: &mut Tunnel,
     cx: &mut Context<'_>,
 ) {
@@ -347,19 +353,19 @@ fn adopt(
     let rekey = Some(sa.profile.rekey_at(cx));
     let arrival = old.map_or(Arrival::Waiting, Arrival::RekeyedByPeer);
     let new = tunnel.add(new, me, arrival, rekey, cx.now, cx.out);
-    if let Some(Pending::CreateChild(ours)) = &mut sa.pending
+    if let Some(PendingRequest::CreateChild(ours)) = &mut sa.pending
         && ours.old == old
     {
-        ours.collision = Some(Collision { new, lowest });
+        ours.collision = Some(Collision { new, lower_nonce });
     }
     if let Some(old) = old {
-        sa.forget(old);
+        sa.drop_tasks_of(old);
         if let Some(child) = tunnel.live_mut(old) {
             child.rekey = None;
         }
     }
-    sa.create = None;
-    sa.tidy_later(cx.now);
+    sa.create_child_at = None;
+    sa.schedule_cleanup(cx.now);
 }
 
 fn lower<'a>(a: &'a [u8], b: &'a [u8]) -> &'a [u8] {
@@ -374,8 +380,8 @@ impl Profile {
 }
 
 impl IkeSa {
-    fn is_leaving(&self) -> bool {
-        self.standing != super::super::established::Standing::Serving || self.queue.contains(&Task::DeleteIke)
+    fn is_closing(&self) -> bool {
+        self.lifecycle != super::super::established::Lifecycle::Active || self.queue.contains(&Task::DeleteIke)
     }
 
     fn report(&self, error: PeerError, cx: &mut Context<'_>) {
@@ -383,19 +389,19 @@ impl IkeSa {
     }
 
     /// Tries again later: to rekey, or to have a CHILD_SA at all.
-    fn child_later(&mut self, old: Option<ChildId>, wait: Duration, tunnel: &mut Tunnel, cx: &mut Context<'_>) {
-        let alone = tunnel.of(self.spi()).next().is_none();
+    fn retry_child_later(&mut self, old: Option<ChildId>, wait: Duration, tunnel: &mut Tunnel, cx: &mut Context<'_>) {
+        let alone = tunnel.children_of(self.spi()).next().is_none();
         match old.and_then(|old| tunnel.live_mut(old)) {
             Some(child) => child.rekey = Some(cx.now + wait),
-            None if alone => self.create = Some(cx.now + wait),
+            None if alone => self.create_child_at = Some(cx.now + wait),
             None => {}
         }
     }
 
     /// The last CHILD_SA went without another.
-    pub(super) fn child_lost(&mut self, cx: &mut Context<'_>) {
-        self.without_child(cx);
-        if let Some(create) = &mut self.create {
+    pub(super) fn last_child_deleted(&mut self, cx: &mut Context<'_>) {
+        self.schedule_child_creation(cx);
+        if let Some(create) = &mut self.create_child_at {
             *create = cx.now + self.profile.config.timing.retry;
         }
     }

@@ -1,8 +1,8 @@
 //! INFORMATIONAL: deletion (RFC 7296 1.4.1), liveness (2.4), errors after IKE_AUTH (2.21).
 
-use super::super::established::{Closed, IkeSa, Verdict};
+use super::super::established::{CloseReason, IkeSa, SaStep};
 use super::super::failure::{self, INFORMATIONAL};
-use super::{Pending, Task};
+use super::{PendingRequest, Task};
 use crate::event::{ChildId, DownReason};
 use crate::output::Context;
 use crate::tunnel::Tunnel;
@@ -24,13 +24,13 @@ pub(in super::super) fn answer(
     payloads: &Payloads,
     tunnel: &mut Tunnel,
     cx: &mut Context<'_>,
-) -> Verdict {
+) -> SaStep {
     let mut answer = Payloads::new();
-    let mut verdict = Verdict::Continue;
+    let mut step = SaStep::Continue;
     let mut ours = Vec::new();
     for delete in payloads.deletes() {
         match delete {
-            Delete::Ike => verdict = Verdict::Closed(Closed::ByPeer),
+            Delete::Ike => step = SaStep::Closed(CloseReason::ByPeer),
             Delete::Children { protocol: Protocol::Esp, spis } => {
                 ours.extend(spis.iter().filter_map(|spi| child_deleted(sa, *spi, tunnel, cx)));
             }
@@ -45,9 +45,9 @@ pub(in super::super) fn answer(
     if let Some(notify) =
         payloads.notify(NotifyType::AuthenticationFailed).or_else(|| payloads.notify(NotifyType::InvalidSyntax))
     {
-        return Verdict::Closed(Closed::Failed(failure::notified(INFORMATIONAL, notify.kind, &sa.profile.config)));
+        return SaStep::Closed(CloseReason::Failed(failure::notified(INFORMATIONAL, notify.kind, &sa.profile.config)));
     }
-    verdict
+    step
 }
 
 /// The peer deletes the CHILD_SA with which it receives by `spi`. Gives our SPI for the answer,
@@ -55,14 +55,14 @@ pub(in super::super) fn answer(
 /// 1.4.1).
 fn child_deleted(sa: &mut IkeSa, spi: u32, tunnel: &mut Tunnel, cx: &mut Context<'_>) -> Option<u32> {
     let id = tunnel.by_outbound_spi(sa.spi(), spi)?;
-    let crossing = matches!(sa.pending, Some(Pending::DeleteChild(pending)) if pending == id);
-    sa.forget(id);
+    let crossing = matches!(sa.pending, Some(PendingRequest::DeleteChild(pending)) if pending == id);
+    sa.drop_tasks_of(id);
     let alone = tunnel.ids_of(sa.spi()).len() == 1;
     let reason = if alone { DownReason::DeletedByPeer } else { DownReason::Replaced };
     tunnel.retire(id, sa.profile.config.timing.linger, reason, cx.now, cx.out);
-    let coming = matches!(sa.pending, Some(Pending::CreateChild(_))) || sa.queue.contains(&Task::CreateChild);
+    let coming = matches!(sa.pending, Some(PendingRequest::CreateChild(_))) || sa.queue.contains(&Task::CreateChild);
     if alone && !coming {
-        sa.child_lost(cx);
+        sa.last_child_deleted(cx);
     }
     (!crossing).then_some(id.0)
 }

@@ -12,8 +12,8 @@ pub(super) use informational::answer as answer_informational;
 use create_child::CreateChild;
 
 use super::Profile;
-use super::child::Reserved;
-use super::established::{IkeSa, Verdict};
+use super::child::ReservedSpi;
+use super::established::{IkeSa, SaStep};
 use crate::event::ChildId;
 use crate::output::Context;
 use crate::tunnel::Tunnel;
@@ -31,58 +31,58 @@ pub(crate) enum Task {
     /// Delete a CHILD_SA.
     DeleteChild(ChildId),
     /// Delete a CHILD_SA that only the peer has made.
-    DeleteUnused(Reserved),
+    DeleteUnused(ReservedSpi),
     /// Delete the IKE SA.
     DeleteIke,
 }
 
 /// Our request that is under way.
 #[derive(Debug)]
-pub(super) enum Pending {
+pub(super) enum PendingRequest {
     Liveness,
     CreateChild(Box<CreateChild>),
     DeleteChild(ChildId),
-    DeleteUnused(Reserved),
+    DeleteUnused(ReservedSpi),
     DeleteIke,
     /// Nobody wants to know any more.
-    Forgotten,
+    Abandoned,
 }
 
 impl Task {
     /// Sends the request; `None` if there is no more need.
-    pub(super) fn begin(self, sa: &mut IkeSa, tunnel: &mut Tunnel, cx: &mut Context<'_>) -> Option<Pending> {
+    pub(super) fn begin(self, sa: &mut IkeSa, tunnel: &mut Tunnel, cx: &mut Context<'_>) -> Option<PendingRequest> {
         match self {
             Self::Liveness => {
                 sa.channel.request(ExchangeType::Informational, &Payloads::new(), cx);
-                Some(Pending::Liveness)
+                Some(PendingRequest::Liveness)
             }
             Self::CreateChild => CreateChild::begin(sa, None, None, tunnel, cx),
             Self::RekeyChild(old) => CreateChild::begin(sa, Some(old), None, tunnel, cx),
             Self::DeleteChild(id) => {
                 tunnel.live(id).filter(|child| child.owner == sa.spi())?;
                 informational::delete(sa, Delete::child(id.0), cx);
-                Some(Pending::DeleteChild(id))
+                Some(PendingRequest::DeleteChild(id))
             }
             Self::DeleteUnused(reserved) => {
                 informational::delete(sa, Delete::child(reserved.spi), cx);
-                Some(Pending::DeleteUnused(reserved))
+                Some(PendingRequest::DeleteUnused(reserved))
             }
             Self::DeleteIke => {
                 informational::delete(sa, Delete::Ike, cx);
-                Some(Pending::DeleteIke)
+                Some(PendingRequest::DeleteIke)
             }
         }
     }
 
     /// Leaves nothing reserved behind.
-    pub(super) fn abandon(self, profile: &Profile, cx: &mut Context<'_>) {
+    pub(super) fn release(self, profile: &Profile, cx: &mut Context<'_>) {
         if let Self::DeleteUnused(reserved) = self {
             reserved.release(profile, cx);
         }
     }
 }
 
-impl Pending {
+impl PendingRequest {
     /// Its exchange type.
     pub(super) fn exchange(&self) -> ExchangeType {
         match self {
@@ -98,33 +98,33 @@ impl Pending {
         payloads: &Payloads,
         tunnel: &mut Tunnel,
         cx: &mut Context<'_>,
-    ) -> Verdict {
+    ) -> SaStep {
         match self {
-            Self::Liveness | Self::Forgotten => Verdict::Continue,
+            Self::Liveness | Self::Abandoned => SaStep::Continue,
             Self::CreateChild(exchange) => exchange.finish(sa, payloads, tunnel, cx),
             Self::DeleteChild(id) => {
                 informational::deleted(sa, id, tunnel, cx);
-                Verdict::Continue
+                SaStep::Continue
             }
             Self::DeleteUnused(reserved) => {
                 reserved.release(&sa.profile, cx);
-                Verdict::Continue
+                SaStep::Continue
             }
-            Self::DeleteIke => Verdict::Closed(super::established::Closed::ByUs),
+            Self::DeleteIke => SaStep::Closed(super::established::CloseReason::ByUs),
         }
     }
 
     /// Leaves nothing reserved behind.
-    pub(super) fn abandon(self, profile: &Profile, cx: &mut Context<'_>) {
+    pub(super) fn release(self, profile: &Profile, cx: &mut Context<'_>) {
         match self {
-            Self::CreateChild(exchange) => exchange.abandon(profile, cx),
+            Self::CreateChild(exchange) => exchange.release(profile, cx),
             Self::DeleteUnused(reserved) => reserved.release(profile, cx),
-            Self::Liveness | Self::DeleteChild(_) | Self::DeleteIke | Self::Forgotten => {}
+            Self::Liveness | Self::DeleteChild(_) | Self::DeleteIke | Self::Abandoned => {}
         }
     }
 }
 
 /// An answer that is one notification.
-fn only(notify: crate::wire::Notify) -> Payloads {
+fn single_notify(notify: crate::wire::Notify) -> Payloads {
     Payloads::from(vec![Payload::Notify(notify)])
 }

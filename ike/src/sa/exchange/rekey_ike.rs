@@ -2,9 +2,9 @@
 //! anew by IKE_SA_INIT and IKE_AUTH (2.8.3), which also looks at the certificate again.
 
 use super::super::channel::Channel;
-use super::super::established::{Begun, IkeSa, Standing, Verdict};
+use super::super::established::{IkeSa, Initiation, Lifecycle, SaStep};
 use super::super::failure::{self, CREATE_CHILD_SA};
-use super::{Pending, only};
+use super::{PendingRequest, single_notify};
 use crate::config::Group;
 use crate::crypto::{KeyPair, Nonces, Role};
 use crate::event::{Event, IkeDetails, IkeId, PeerError, PeerErrorKind};
@@ -13,33 +13,37 @@ use crate::output::Context;
 use crate::tunnel::Tunnel;
 use crate::wire::{ExchangeType, InvalidMessage, Notify, NotifyType, Payload, Payloads};
 
-type Refusal = (Notify, Option<PeerError>);
+type ErrorResponse = (Notify, Option<PeerError>);
 
 /// Answers a request that rekeys the IKE SA.
-pub(super) fn answer(sa: &mut IkeSa, payloads: &Payloads, tunnel: &mut Tunnel, cx: &mut Context<'_>) -> Verdict {
+pub(super) fn answer(sa: &mut IkeSa, payloads: &Payloads, tunnel: &mut Tunnel, cx: &mut Context<'_>) -> SaStep {
     match negotiate(sa, payloads, cx) {
         Ok((new, answer)) => {
             sa.channel.respond(ExchangeType::CreateChildSa, &answer, cx);
             tunnel.move_to(sa.spi(), new.spi());
-            sa.standing = Standing::Superseded(new.ike());
-            sa.tidy_later(cx.now);
-            Verdict::Rekeyed(new)
+            sa.lifecycle = Lifecycle::Superseded(new.ike());
+            sa.schedule_cleanup(cx.now);
+            SaStep::Rekeyed(new)
         }
         Err((notify, error)) => {
-            sa.channel.respond(ExchangeType::CreateChildSa, &only(notify), cx);
+            sa.channel.respond(ExchangeType::CreateChildSa, &single_notify(notify), cx);
             if let Some(error) = error {
                 cx.out.event(Event::PeerFailed { peer: sa.profile.config.name.clone(), error });
             }
-            Verdict::Continue
+            SaStep::Continue
         }
     }
 }
 
-fn negotiate(sa: &mut IkeSa, payloads: &Payloads, cx: &mut Context<'_>) -> Result<(Box<IkeSa>, Payloads), Refusal> {
+fn negotiate(
+    sa: &mut IkeSa,
+    payloads: &Payloads,
+    cx: &mut Context<'_>,
+) -> Result<(Box<IkeSa>, Payloads), ErrorResponse> {
     // RFC 7296 2.25.2: not while CHILD_SAs are being made or deleted on it, nor when it is about to
     // go.
-    let quiet = matches!(sa.pending, None | Some(Pending::Liveness)) && sa.queue.is_empty();
-    if !quiet || sa.standing != Standing::Serving {
+    let quiet = matches!(sa.pending, None | Some(PendingRequest::Liveness)) && sa.queue.is_empty();
+    if !quiet || sa.lifecycle != Lifecycle::Active {
         return Err((Notify::new(NotifyType::TemporaryFailure), None));
     }
     let malformed = |error: InvalidMessage| (error.notify(), Some(failure::invalid(CREATE_CHILD_SA, error)));
@@ -71,9 +75,9 @@ fn negotiate(sa: &mut IkeSa, payloads: &Payloads, cx: &mut Context<'_>) -> Resul
     let timing = config.timing;
     let channel = Channel::new(keys, ike, Role::Responder, sa.channel.path, sa.channel.fragments(), timing, cx.now);
     let details = IkeDetails { proposal: chosen.suite.to_string(), ..sa.details.clone() };
-    let new = IkeSa::new(channel, sa.profile.clone(), details, Begun::ByPeer(cx.now), cx);
+    let new = IkeSa::new(channel, sa.profile.clone(), details, Initiation::ByPeer(cx.now), cx);
     let mut answer = Payloads::new();
-    answer.push(Payload::SecurityAssociation(vec![chosen.answer(our_spi.to_be_bytes().to_vec())]));
+    answer.push(Payload::SecurityAssociation(vec![chosen.response(our_spi.to_be_bytes().to_vec())]));
     answer.push(Payload::Nonce(our_nonce.to_vec()));
     answer.push(payload);
     Ok((Box::new(new), answer))

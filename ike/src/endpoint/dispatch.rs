@@ -3,14 +3,14 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use super::gate::{Admission, HALF_OPEN};
+use super::initiation_guard::{Admission, HALF_OPEN_LIFETIME};
 use super::peer::Peer;
-use super::{Context, Endpoint, Environment, Slot, context};
+use super::{Context, Endpoint, Environment, SaState, context};
 use crate::auth::same_identity;
 use crate::config::Identity;
 use crate::event::Event;
 use crate::sa::failure::{IKE_SA_INIT, invalid};
-use crate::sa::{AuthOutcome, HalfOpen, InitAnswer, InitPolicy, Profile, Verdict, reply};
+use crate::sa::{AuthOutcome, HalfOpen, InitOutcome, InitPolicy, Profile, reply};
 use crate::time::Instant;
 use crate::tunnel::{Spi, Tunnel};
 use crate::wire::{ExchangeType, Header, InvalidMessage, Message, Payload, Payloads};
@@ -27,7 +27,7 @@ impl Endpoint {
     ) {
         let header = match Header::decode(datagram) {
             Ok(header) => header,
-            Err(error) => return self.refuse_version(error, datagram, local, remote, now, env),
+            Err(error) => return self.reject_version(error, datagram, local, remote, now, env),
         };
         if header.exchange == ExchangeType::IkeSaInit && !header.response {
             if header.from_initiator && header.responder_spi == 0 && header.message_id == 0 {
@@ -37,53 +37,53 @@ impl Endpoint {
         }
         // The sender's bit tells whose SPI is ours.
         let spi = if header.from_initiator { header.responder_spi } else { header.initiator_spi };
-        let Some(slot) = self.slots.remove(&spi) else {
+        let Some(state) = self.sas.remove(&spi) else {
             // RFC 7296 2.21.4 allows an INVALID_IKE_SPI in clear. Nobody may act on it, so nobody
             // is sent it.
             tracing::trace!(%remote, spi = format_args!("{spi:016x}"), "message for no IKE SA of ours");
             return;
         };
-        match slot {
-            Slot::Dialing(name, dialing) => {
-                let turn = self.turn(&name);
-                let step = dialing.handle(datagram, local, remote, turn, &mut context!(self, now, env));
+        match state {
+            SaState::InitiatorInit(name, init) => {
+                let turn = self.auth_turn(&name);
+                let step = init.handle(datagram, local, remote, turn, &mut context!(self, now, env));
                 self.init_step(name, spi, step, now, env);
             }
-            Slot::Authenticating(name, authenticating) => {
-                let step = authenticating.handle(&header, datagram, local, remote, &mut context!(self, now, env));
+            SaState::InitiatorAuth(name, auth) => {
+                let step = auth.handle(&header, datagram, local, remote, &mut context!(self, now, env));
                 self.auth_step(name, spi, step, now, env);
             }
-            Slot::HalfOpen(half_open, until) => {
+            SaState::HalfOpen(half_open, until) => {
                 self.receive_auth(half_open, until, &header, datagram, (local, remote), now, env);
             }
-            Slot::Up(name, mut sa) => {
+            SaState::Established(name, mut sa) => {
                 let mut cx = context!(self, now, env);
-                let verdict = match self.peers.get_mut(&name) {
+                let step = match self.peers.get_mut(&name) {
                     Some(peer) if peer.sas.contains(&spi) => {
                         sa.handle(&header, datagram, local, remote, &mut peer.tunnel, &mut cx)
                     }
                     // It is only leaving: what it says concerns no tunnel.
                     _ => sa.handle(&header, datagram, local, remote, &mut Tunnel::new(name.clone()), &mut cx),
                 };
-                self.verdict(name, sa, verdict, now, env);
+                self.sa_step(name, sa, step, now, env);
             }
-            Slot::Telling(mut channel) => {
+            SaState::Rejecting(mut channel) => {
                 channel.receive(&header, datagram, local, remote, &mut context!(self, now, env));
                 if channel.busy() {
-                    self.slots.insert(spi, Slot::Telling(channel));
+                    self.sas.insert(spi, SaState::Rejecting(channel));
                 }
                 self.schedule(spi);
             }
-            Slot::Grave(answered, until) => {
-                answered.repeat(datagram, local, remote, &mut context!(self, now, env));
-                self.slots.insert(spi, Slot::Grave(answered, until));
+            SaState::Closed(last_response, until) => {
+                last_response.repeat(datagram, local, remote, &mut context!(self, now, env));
+                self.sas.insert(spi, SaState::Closed(last_response, until));
             }
         }
     }
 
     /// RFC 7296 2.5: a request of a later version is told ours. One of IKEv1 is not answered, but
     /// whoever runs this node wants to know why that peer gets nowhere.
-    fn refuse_version(
+    fn reject_version(
         &mut self,
         error: InvalidMessage,
         datagram: &[u8],
@@ -101,14 +101,14 @@ impl Endpoint {
         };
         let begins = header.initiator_spi != 0 && header.responder_spi == 0;
         if version > 2 || (version == 1 && begins) {
-            self.refuse_stranger(&header, error, version > 2, local, remote, now, env);
+            self.reject_unauthenticated(&header, error, version > 2, local, remote, now, env);
         }
     }
 
     /// Tells of a message that nobody vouches for and that cannot be read; and tells its sender,
     /// where the RFC wants that.
     #[allow(clippy::too_many_arguments)]
-    fn refuse_stranger(
+    fn reject_unauthenticated(
         &mut self,
         header: &Header,
         error: InvalidMessage,
@@ -118,7 +118,7 @@ impl Endpoint {
         now: Instant,
         env: &mut dyn Environment,
     ) {
-        if !self.gate.may_speak(now) {
+        if !self.initiation_guard.may_report(now) {
             return;
         }
         if answer {
@@ -144,57 +144,57 @@ impl Endpoint {
                 // RFC 7296 2.5: an unknown critical payload is answered. 2.21.1: what is malformed
                 // is not, for anybody may have sent it.
                 let answer = matches!(error, InvalidMessage::UnsupportedCriticalPayload(_));
-                return self.refuse_stranger(header, error, answer, local, remote, now, env);
+                return self.reject_unauthenticated(header, error, answer, local, remote, now, env);
             }
         };
-        if self.is_ours(header.initiator_spi, local, remote) {
+        if self.is_own_request(header.initiator_spi, local, remote) {
             return;
         }
         let mut cx = context!(self, now, env);
-        match self.gate.admit(&message, local, remote, &self.config, &mut cx) {
-            Admission::Shut => return,
-            Admission::Known(spi) => {
-                if let Some(Slot::HalfOpen(half_open, _)) = self.slots.get(&spi) {
+        match self.initiation_guard.check(&message, local, remote, &self.config, &mut cx) {
+            Admission::Discard => return,
+            Admission::Retransmission(spi) => {
+                if let Some(SaState::HalfOpen(half_open, _)) = self.sas.get(&spi) {
                     half_open.repeat(datagram, &mut cx);
                 }
                 return;
             }
-            Admission::Open => {}
+            Admission::Accept => {}
         }
-        let proposals = self.gate.proposals();
-        let request = self.gate.request();
+        let proposals = self.initiation_guard.proposals();
+        let request = self.initiation_guard.certificate_request();
         let force_encapsulation = || {
             let here = |peer: &&Peer| peer.config().remotes.iter().any(|known| known.ip() == remote.ip());
             let known: Vec<&Peer> = self.peers.values().filter(here).collect();
             match known.as_slice() {
-                [] => self.gate.forced(),
+                [] => self.initiation_guard.force_encapsulation(),
                 known => known.iter().any(|peer| peer.config().force_encapsulation),
             }
         };
         let policy =
             InitPolicy { proposals: &proposals, request: request.as_ref(), force_encapsulation: &force_encapsulation };
         match HalfOpen::answer(&message, datagram, local, remote, policy, &mut cx) {
-            InitAnswer::HalfOpen(half_open) => {
+            InitOutcome::HalfOpen(half_open) => {
                 let spi = half_open.spi();
-                self.gate.enter(remote, message.header.initiator_spi, spi);
-                self.slots.insert(spi, Slot::HalfOpen(half_open, now + HALF_OPEN));
+                self.initiation_guard.add_half_open(remote, message.header.initiator_spi, spi);
+                self.sas.insert(spi, SaState::HalfOpen(half_open, now + HALF_OPEN_LIFETIME));
                 self.schedule(spi);
             }
-            InitAnswer::Refused(Some(error)) => {
-                if self.gate.may_speak(now) {
+            InitOutcome::Refused(Some(error)) => {
+                if self.initiation_guard.may_report(now) {
                     self.out.event(Event::Refused { from: remote, identity: None, error });
                 }
             }
-            InitAnswer::Malformed(error) => self.refuse_stranger(header, error, false, local, remote, now, env),
-            InitAnswer::Refused(None) | InitAnswer::Ignored => {}
+            InitOutcome::Malformed(error) => self.reject_unauthenticated(header, error, false, local, remote, now, env),
+            InitOutcome::Refused(None) | InitOutcome::Ignored => {}
         }
     }
 
     /// Whether a first request is one that we sent: a NAT led it back to us, since a peer behind
     /// the same NAT has the same public address. It is not answered; the address it was sent to
     /// goes unanswered, and the others go on.
-    fn is_ours(&self, initiator_spi: u64, local: SocketAddr, remote: SocketAddr) -> bool {
-        let Some(Slot::Dialing(peer, _)) = self.slots.get(&initiator_spi) else {
+    fn is_own_request(&self, initiator_spi: u64, local: SocketAddr, remote: SocketAddr) -> bool {
+        let Some(SaState::InitiatorInit(peer, _)) = self.sas.get(&initiator_spi) else {
             return false;
         };
         tracing::debug!(%peer, %local, %remote, "our own IKE_SA_INIT came back; a NAT leads an address of the peer to this node");
@@ -215,26 +215,26 @@ impl Endpoint {
         let spi = half_open.spi();
         let entered = (half_open.remote(), header.initiator_spi);
         let peers = &self.peers;
-        let find = |identity: &Identity, ours: Option<&Identity>| find(peers.values(), identity, ours, remote);
+        let find = |identity: &Identity, ours: Option<&Identity>| find_peer(peers.values(), identity, ours, remote);
         let outcome = half_open.handle(header, datagram, local, remote, &find, &mut context!(self, now, env));
         match outcome {
             AuthOutcome::Stay(half_open) => {
-                self.slots.insert(spi, Slot::HalfOpen(half_open, until));
+                self.sas.insert(spi, SaState::HalfOpen(half_open, until));
             }
             AuthOutcome::Up { sa, child, initial_contact } => {
-                self.gate.leave(entered.0, entered.1);
+                self.initiation_guard.remove_half_open(entered.0, entered.1);
                 let name = sa.profile().config.name.clone();
-                self.admit(&name, sa, child, initial_contact, now, env);
+                self.add_established(&name, sa, child, initial_contact, now, env);
             }
-            AuthOutcome::Refused { peer, identity, from, error, answered } => {
-                self.gate.leave(entered.0, entered.1);
-                self.bury(spi, answered, now);
+            AuthOutcome::Refused { peer, identity, from, error, last_response } => {
+                self.initiation_guard.remove_half_open(entered.0, entered.1);
+                self.keep_last_response(spi, last_response, now);
                 // Anybody can say that he is one of ours and fail to prove it.
-                let speak = self.gate.may_speak(now);
+                let report = self.initiation_guard.may_report(now);
                 match peer.and_then(|name| self.peers.get_mut(&name)) {
-                    Some(peer) if speak => peer.report(error, &mut self.out),
+                    Some(peer) if report => peer.report_failure(error, &mut self.out),
                     Some(peer) => peer.last_error = Some(error),
-                    None if speak => self.out.event(Event::Refused { from, identity, error }),
+                    None if report => self.out.event(Event::Refused { from, identity, error }),
                     None => {}
                 }
             }
@@ -242,45 +242,45 @@ impl Endpoint {
     }
 
     /// Something of an IKE SA is due.
-    pub(super) fn sa_due(&mut self, spi: Spi, now: Instant, env: &mut dyn Environment) {
-        let Some(slot) = self.slots.remove(&spi) else {
+    pub(super) fn handle_sa_timeout(&mut self, spi: Spi, now: Instant, env: &mut dyn Environment) {
+        let Some(state) = self.sas.remove(&spi) else {
             return;
         };
         let mut cx = context!(self, now, env);
-        match slot {
-            Slot::Dialing(name, mut dialing) => match dialing.handle_timeout(&mut cx) {
+        match state {
+            SaState::InitiatorInit(name, mut init) => match init.handle_timeout(&mut cx) {
                 Ok(()) => {
-                    self.slots.insert(spi, Slot::Dialing(name, dialing));
+                    self.sas.insert(spi, SaState::InitiatorInit(name, init));
                 }
-                Err(error) => self.address_failed(&name, spi, error, now, env),
+                Err(error) => self.candidate_failed(&name, spi, error, now, env),
             },
-            Slot::Authenticating(name, mut authenticating) => match authenticating.handle_timeout(&mut cx) {
+            SaState::InitiatorAuth(name, mut auth) => match auth.handle_timeout(&mut cx) {
                 Ok(()) => {
-                    self.slots.insert(spi, Slot::Authenticating(name, authenticating));
+                    self.sas.insert(spi, SaState::InitiatorAuth(name, auth));
                 }
                 Err(error) => {
-                    authenticating.abandon(&mut cx);
-                    self.address_failed(&name, spi, error, now, env);
+                    auth.release(&mut cx);
+                    self.candidate_failed(&name, spi, error, now, env);
                 }
             },
-            Slot::HalfOpen(half_open, until) if until <= now => {
-                self.gate.leave(half_open.remote(), half_open.initiator_spi());
+            SaState::HalfOpen(half_open, until) if until <= now => {
+                self.initiation_guard.remove_half_open(half_open.remote(), half_open.initiator_spi());
             }
-            Slot::Grave(_, until) if until <= now => {}
-            slot @ (Slot::HalfOpen(..) | Slot::Grave(..)) => {
-                self.slots.insert(spi, slot);
+            SaState::Closed(_, until) if until <= now => {}
+            state @ (SaState::HalfOpen(..) | SaState::Closed(..)) => {
+                self.sas.insert(spi, state);
             }
-            Slot::Telling(mut channel) => {
+            SaState::Rejecting(mut channel) => {
                 if channel.retransmit(&mut cx).is_some() {
-                    self.slots.insert(spi, Slot::Telling(channel));
+                    self.sas.insert(spi, SaState::Rejecting(channel));
                 }
             }
-            Slot::Up(name, mut sa) => {
-                let verdict: Verdict = match self.peers.get_mut(&name) {
+            SaState::Established(name, mut sa) => {
+                let step = match self.peers.get_mut(&name) {
                     Some(peer) if peer.sas.contains(&spi) => sa.handle_timeout(&mut peer.tunnel, &mut cx),
                     _ => sa.handle_timeout(&mut Tunnel::new(name.clone()), &mut cx),
                 };
-                self.verdict(name, sa, verdict, now, env);
+                self.sa_step(name, sa, step, now, env);
             }
         }
         self.schedule(spi);
@@ -289,7 +289,7 @@ impl Endpoint {
 
 /// The peer of an identity, and of ours if the initiator said which. Of several, the one that is
 /// known to be where this came from.
-fn find<'a>(
+fn find_peer<'a>(
     peers: impl Iterator<Item = &'a Peer>,
     identity: &Identity,
     ours: Option<&Identity>,

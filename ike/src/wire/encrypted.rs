@@ -1,14 +1,14 @@
 //! The outside of an encrypted message: what stands before the ciphertext (RFC 7296 3.14, RFC 7383
 //! 2.5).
 
-use super::header::{Front, HEADER_LEN, Header, set_length};
+use super::header::{CheckedHeader, HEADER_LEN, Header, set_length};
 use super::message::{GenericHeader, MAX_PAYLOADS};
 use super::numbers::PayloadType;
 use super::reader::{InvalidMessage, Reader};
 
 /// What an encrypted payload says in clear.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum SealedFront {
+pub(crate) enum EncryptedPrefix {
     /// SK.
     Whole {
         /// Type of the first payload inside.
@@ -25,7 +25,7 @@ pub(crate) enum SealedFront {
     },
 }
 
-impl SealedFront {
+impl EncryptedPrefix {
     const WHOLE_LEN: usize = HEADER_LEN + GenericHeader::LEN;
     /// Octets before the IV of a fragment.
     pub(crate) const FRAGMENT_LEN: usize = Self::WHOLE_LEN + 4;
@@ -64,18 +64,18 @@ impl SealedFront {
 
 /// An encrypted message, taken apart but not yet believed.
 #[derive(Debug)]
-pub(crate) struct Protected<'a> {
-    pub(crate) front: SealedFront,
+pub(crate) struct EncryptedMessage<'a> {
+    pub(crate) front: EncryptedPrefix,
     /// Everything before the IV.
     pub(crate) associated: &'a [u8],
     /// IV, ciphertext and ICV.
     pub(crate) body: &'a [u8],
 }
 
-impl<'a> Protected<'a> {
+impl<'a> EncryptedMessage<'a> {
     pub(crate) fn read(datagram: &'a [u8]) -> Result<Self, InvalidMessage> {
         let mut reader = Reader::new("message", datagram);
-        let mut kind = Front::read(&mut reader, datagram.len())?.next_payload;
+        let mut kind = CheckedHeader::read(&mut reader, datagram.len())?.next_payload;
         for _ in 0..MAX_PAYLOADS {
             if kind == PayloadType::None {
                 return Err(InvalidMessage::NotEncrypted);
@@ -83,10 +83,10 @@ impl<'a> Protected<'a> {
             let generic = GenericHeader::read(&mut reader)?;
             let mut contents = reader.sub("payload", generic.length, GenericHeader::LEN)?;
             let front = match kind {
-                PayloadType::Encrypted => SealedFront::Whole { first: generic.next },
+                PayloadType::Encrypted => EncryptedPrefix::Whole { first: generic.next },
                 PayloadType::EncryptedFragment => {
                     let (number, total) = (contents.u16()?, contents.u16()?);
-                    SealedFront::Fragment { first: generic.next, number, total }
+                    EncryptedPrefix::Fragment { first: generic.next, number, total }
                 }
                 _ => {
                     kind = generic.next;

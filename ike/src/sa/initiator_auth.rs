@@ -5,12 +5,12 @@ use std::sync::Arc;
 
 use super::Profile;
 use super::channel::{Channel, Incoming};
-use super::child::{Reserved, Terms};
-use super::established::{Begun, IkeSa};
+use super::child::{NegotiatedChild, ReservedSpi};
+use super::established::{IkeSa, Initiation};
 use super::failure::{self, IKE_AUTH};
-use super::secured::Secured;
+use super::init_transcript::InitTranscript;
 use crate::auth::Presented;
-use crate::event::{ChildSa, IkeDetails, PeerError, PeerErrorKind, ShownCertificate};
+use crate::event::{ChildSa, IkeDetails, PeerCertificate, PeerError, PeerErrorKind};
 use crate::negotiate::{self, ChildKeyExchange};
 use crate::output::Context;
 use crate::time::Instant;
@@ -20,19 +20,19 @@ use crate::wire::{
 
 /// IKE_AUTH was sent.
 #[derive(Debug)]
-pub(crate) struct Authenticating {
+pub(crate) struct InitiatorAuth {
     profile: Arc<Profile>,
     begun: Instant,
     channel: Channel,
-    secured: Secured,
-    inbound: Reserved,
+    transcript: InitTranscript,
+    inbound: ReservedSpi,
 }
 
-/// What becomes of an [`Authenticating`].
+/// What becomes of an [`InitiatorAuth`].
 #[derive(Debug)]
 pub(crate) enum AuthStep {
     /// It goes on.
-    Stay(Box<Authenticating>),
+    Stay(Box<InitiatorAuth>),
     /// The peer is who it should be.
     Up {
         /// The IKE SA.
@@ -49,22 +49,22 @@ pub(crate) enum AuthStep {
     },
 }
 
-impl Authenticating {
+impl InitiatorAuth {
     /// Sends IKE_AUTH.
     pub(super) fn begin(
         profile: Arc<Profile>,
         begun: Instant,
         mut channel: Channel,
-        secured: Secured,
+        transcript: InitTranscript,
         initial_contact: bool,
         cx: &mut Context<'_>,
     ) -> Result<Self, PeerError> {
         let config = &profile.config;
         let id = Id::from(&config.local_id);
-        let octets = secured.initiator_octets(&channel.keys, &id);
+        let octets = transcript.initiator_octets(&channel.keys, &id);
         let authentication =
-            profile.auth.prove(&octets, secured.hashes.as_deref()).map_err(|error| failure::auth(&error))?;
-        let inbound = Reserved::new(&profile, &channel, cx).ok_or_else(|| failure::no_spi(IKE_AUTH))?;
+            profile.auth.prove(&octets, transcript.hashes.as_deref()).map_err(|error| failure::auth(&error))?;
+        let inbound = ReservedSpi::new(&profile, &channel, cx).ok_or_else(|| failure::no_spi(IKE_AUTH))?;
 
         let mut payloads = Payloads::new();
         payloads.push(Payload::IdInitiator(id));
@@ -76,10 +76,10 @@ impl Authenticating {
         payloads.push(Payload::IdResponder(Id::from(&config.remote_id)));
         payloads.push(Payload::Authentication(authentication));
         payloads.push(Payload::SecurityAssociation(negotiate::offer_esp(&config.child.proposals, inbound.spi, false)));
-        payloads.push(Payload::TrafficSelectorsInitiator(negotiate::offer(&config.child.local)));
-        payloads.push(Payload::TrafficSelectorsResponder(negotiate::offer(&config.child.remote)));
+        payloads.push(Payload::TrafficSelectorsInitiator(negotiate::offer_selectors(&config.child.local)));
+        payloads.push(Payload::TrafficSelectorsResponder(negotiate::offer_selectors(&config.child.remote)));
         channel.request(ExchangeType::IkeAuth, &payloads, cx);
-        Ok(Self { profile, begun, channel, secured, inbound })
+        Ok(Self { profile, begun, channel, transcript, inbound })
     }
 
     /// When to call [`Self::handle_timeout`].
@@ -96,7 +96,7 @@ impl Authenticating {
     }
 
     /// Leaves nothing behind.
-    pub(crate) fn abandon(self, cx: &mut Context<'_>) {
+    pub(crate) fn release(self, cx: &mut Context<'_>) {
         self.inbound.release(&self.profile, cx);
     }
 
@@ -142,7 +142,7 @@ impl Authenticating {
         let child = self.child(payloads);
         let Self { profile, begun, channel, inbound, .. } = self;
         let child = match child {
-            Ok(terms) => Ok(terms.into_sa(inbound, true, &channel)),
+            Ok(negotiated) => Ok(negotiated.into_sa(inbound, true, &channel)),
             Err(error) => {
                 inbound.release(&profile, cx);
                 Err(error)
@@ -155,7 +155,7 @@ impl Authenticating {
             nat_remote: channel.path.nat_remote,
             certificate,
         };
-        AuthStep::Up { sa: Box::new(IkeSa::new(channel, profile, details, Begun::ByUs(begun), cx)), child }
+        AuthStep::Up { sa: Box::new(IkeSa::new(channel, profile, details, Initiation::ByUs(begun), cx)), child }
     }
 
     /// The peer's proof and certificate. In the error, whether it is to be told.
@@ -163,7 +163,7 @@ impl Authenticating {
         &self,
         payloads: &Payloads,
         cx: &Context<'_>,
-    ) -> Result<(String, Option<ShownCertificate>), (PeerError, bool)> {
+    ) -> Result<(String, Option<PeerCertificate>), (PeerError, bool)> {
         let config = &self.profile.config;
         let Ok(authentication) = payloads.authentication() else {
             // RFC 7296 2.21.2: without AUTH there is no IKE SA, and the peer knows.
@@ -174,15 +174,15 @@ impl Authenticating {
         };
         let id = payloads.id_responder().map_err(|error| (failure::invalid(IKE_AUTH, error), true))?;
         let certificates: Vec<Certificate> = payloads.certificates().cloned().collect();
-        let octets = self.secured.responder_octets(&self.channel.keys, id);
+        let octets = self.transcript.responder_octets(&self.channel.keys, id);
         let presented = Presented { id, certificates: &certificates, authentication };
         let auth = &self.profile.auth;
         let proof = auth.verify(&config.remote_id, presented, &octets, cx.env.unix_time());
         let proof = proof.map_err(|error| (failure::auth(&error), true))?;
-        Ok((proof.to_string(), auth.shown(presented)))
+        Ok((proof.to_string(), auth.peer_certificate(presented)))
     }
 
-    fn child(&self, payloads: &Payloads) -> Result<Terms, PeerError> {
+    fn child(&self, payloads: &Payloads) -> Result<NegotiatedChild, PeerError> {
         let config = &self.profile.config;
         let malformed = |error| failure::invalid(IKE_AUTH, error);
         let answer = match payloads.proposals() {
@@ -197,9 +197,9 @@ impl Authenticating {
             .ok_or_else(|| failure::no_esp_proposal(IKE_AUTH, config))?;
         let local = payloads.selectors_initiator().map_err(malformed)?;
         let remote = payloads.selectors_responder().map_err(malformed)?;
-        let selectors =
-            negotiate::accept(&config.child, local, remote).ok_or_else(|| failure::no_selectors(IKE_AUTH, config))?;
-        let keys = self.channel.keys.child(chosen.suite.aead, self.secured.nonces(), None);
-        Ok(Terms { outbound_spi: chosen.child_spi(), suite: chosen.suite, selectors, keys })
+        let selectors = negotiate::accept_narrowed(&config.child, local, remote)
+            .ok_or_else(|| failure::no_selectors(IKE_AUTH, config))?;
+        let keys = self.channel.keys.child(chosen.suite.aead, self.transcript.nonces(), None);
+        Ok(NegotiatedChild { outbound_spi: chosen.child_spi(), suite: chosen.suite, selectors, keys })
     }
 }

@@ -1,13 +1,13 @@
 //! A new IKE SA among those that there are, and what is left when one goes.
 
-use super::{Context, Endpoint, Environment, Slot, context};
+use super::{Context, Endpoint, Environment, SaState, context};
 use crate::config::PeerName;
 use crate::event::{ChildSa, DownReason, Event, PeerError};
-use crate::sa::{Begun, Closed, IkeSa, Standing, Task, Verdict};
+use crate::sa::{CloseReason, IkeSa, Initiation, Lifecycle, SaStep, Task};
 use crate::time::Instant;
 use crate::tunnel::{Arrival, Spi};
 
-impl Begun {
+impl Initiation {
     fn at(self) -> Instant {
         match self {
             Self::ByUs(at) | Self::ByPeer(at) => at,
@@ -21,7 +21,7 @@ impl Begun {
 
 /// How a new IKE SA stands to those that there are.
 #[derive(Debug, Default)]
-struct Relations {
+struct Duplicates {
     /// The peer has forgotten them (INITIAL_CONTACT).
     forgotten: Vec<Spi>,
     /// It replaces them.
@@ -32,7 +32,7 @@ struct Relations {
 
 impl Endpoint {
     /// Takes a new IKE SA with its CHILD_SA.
-    pub(super) fn admit(
+    pub(super) fn add_established(
         &mut self,
         name: &PeerName,
         mut sa: Box<IkeSa>,
@@ -41,7 +41,7 @@ impl Endpoint {
         now: Instant,
         env: &mut dyn Environment,
     ) {
-        let relations = self.relations(name, &sa, initial_contact);
+        let duplicates = self.find_duplicates(name, &sa, initial_contact);
         let Some(peer) = self.peers.get_mut(name) else {
             return;
         };
@@ -60,82 +60,94 @@ impl Endpoint {
         let up = match child {
             Ok(child) => {
                 let unconfirmed = peer.tunnel.outbound().and_then(|id| peer.tunnel.live(id)).is_some_and(
-                    |child| matches!(self.slots.get(&child.owner), Some(Slot::Up(_, owner)) if !owner.is_confirmed()),
+                    |child| matches!(self.sas.get(&child.owner), Some(SaState::Established(_, owner)) if !owner.is_confirmed()),
                 );
                 // As responder we know that the peer is ready only when it speaks; unless there is
                 // nothing else to send with.
-                let ready = match (sa.initiator(), relations.survivor) {
+                let ready = match (sa.initiator(), duplicates.survivor) {
                     (true, None) => true,
                     (true, Some(_)) => unconfirmed,
                     (false, _) => {
-                        !relations.forgotten.is_empty() && relations.replaced.is_empty() && relations.survivor.is_none()
+                        !duplicates.forgotten.is_empty()
+                            && duplicates.replaced.is_empty()
+                            && duplicates.survivor.is_none()
                     }
                 };
                 let arrival = if ready { Arrival::Ready } else { Arrival::Waiting };
                 let rekey = Some(sa.profile().rekey_at(&mut cx));
                 let id = peer.tunnel.add(child, spi, arrival, rekey, now, cx.out);
-                if peer.tunnel.outbound() != Some(id) && relations.survivor.is_none() {
+                if peer.tunnel.outbound() != Some(id) && duplicates.survivor.is_none() {
                     sa.begin(Task::Liveness, &mut peer.tunnel, &mut cx);
                 }
-                peer.encourage();
+                peer.reset_backoff();
                 peer.last_error = None;
-                peer.replace &= !sa.initiator();
+                peer.reauthenticate &= !sa.initiator();
                 true
             }
             Err(error) => {
-                peer.report(error, cx.out);
+                peer.report_failure(error, cx.out);
                 false
             }
         };
-        self.slots.insert(spi, Slot::Up(name.clone(), sa));
+        self.sas.insert(spi, SaState::Established(name.clone(), sa));
         self.schedule(spi);
-        for forgotten in &relations.forgotten {
-            self.forget(name, *forgotten, spi, now, env);
+        for forgotten in &duplicates.forgotten {
+            self.remove_forgotten(name, *forgotten, spi, now, env);
         }
         if up {
-            self.settle(name, spi, &relations, now, env);
+            self.resolve_duplicates(name, spi, &duplicates, now, env);
         } else {
-            self.childless(name, spi, now, env);
+            self.established_without_child(name, spi, now, env);
         }
         // It was judged by the configuration with which it began; a newer one may have come
         // meanwhile.
-        self.end_revoked(name, now, env);
+        self.delete_revoked_sas(name, now, env);
         self.schedule_peer(name);
     }
 
-    fn relations(&self, name: &PeerName, new: &IkeSa, initial_contact: bool) -> Relations {
-        let mut relations = Relations::default();
+    fn find_duplicates(&self, name: &PeerName, new: &IkeSa, initial_contact: bool) -> Duplicates {
+        let mut duplicates = Duplicates::default();
         let Some(peer) = self.peers.get(name) else {
-            return relations;
+            return duplicates;
         };
         for spi in &peer.sas {
-            let Some(Slot::Up(_, other)) = self.slots.get(spi) else {
+            let Some(SaState::Established(_, other)) = self.sas.get(spi) else {
                 continue;
             };
-            let before = other.established() < new.begun().at();
-            // Begun by different ends while neither was established.
-            let crossing = other.begun().by_us() != new.begun().by_us() && !before;
-            let ours = other.begun().by_us();
+            let before = other.established() < new.initiation().at();
+            // Initiation by different ends while neither was established.
+            let crossing = other.initiation().by_us() != new.initiation().by_us() && !before;
+            let ours = other.initiation().by_us();
             if initial_contact && before {
-                relations.forgotten.push(*spi);
-            } else if other.standing() != Standing::Serving {
+                duplicates.forgotten.push(*spi);
+            } else if other.lifecycle() != Lifecycle::Active {
                 // It has been decided about.
-            } else if crossing && peer.config().local_id != peer.config().remote_id && ours == peer.ours_stays() {
-                relations.survivor = Some(*spi);
+            } else if crossing
+                && peer.config().local_id != peer.config().remote_id
+                && ours == peer.our_initiation_wins()
+            {
+                duplicates.survivor = Some(*spi);
             } else {
-                relations.replaced.push(*spi);
+                duplicates.replaced.push(*spi);
             }
         }
-        relations
+        duplicates
     }
 
     /// Decides between a new IKE SA with a CHILD_SA and those that there were, and whether what we
     /// are beginning goes on.
-    fn settle(&mut self, name: &PeerName, new: Spi, relations: &Relations, now: Instant, env: &mut dyn Environment) {
-        match relations.survivor {
+    fn resolve_duplicates(
+        &mut self,
+        name: &PeerName,
+        new: Spi,
+        duplicates: &Duplicates,
+        now: Instant,
+        env: &mut dyn Environment,
+    ) {
+        match duplicates.survivor {
             Some(survivor) => self.supersede(name, new, survivor, now, env),
             None => {
-                for old in &relations.replaced {
+                for old in &duplicates.replaced {
                     self.supersede(name, *old, new, now, env);
                 }
             }
@@ -145,32 +157,34 @@ impl Endpoint {
         };
         // It would lose, or win for nothing: nobody else has one that would.
         let early = peer.attempt.as_ref().is_some_and(|attempt| attempt.authenticating.is_none());
-        if early && !peer.ours_stays() {
+        if early && !peer.our_initiation_wins() {
             self.cancel_attempt(name, now, env);
         }
     }
 
-    fn supersede(&mut self, name: &PeerName, loser: Spi, survivor: Spi, now: Instant, env: &mut dyn Environment) {
-        let Some((by, ours)) = self.up(survivor).map(|sa| (sa.ike(), sa.begun().by_us())) else {
+    fn supersede(&mut self, name: &PeerName, redundant: Spi, survivor: Spi, now: Instant, env: &mut dyn Environment) {
+        let Some((by, ours)) = self.established(survivor).map(|sa| (sa.ike(), sa.initiation().by_us())) else {
             return;
         };
-        if let (Some(Slot::Up(_, sa)), Some(peer)) = (self.slots.get_mut(&loser), self.peers.get_mut(name)) {
+        if let (Some(SaState::Established(_, sa)), Some(peer)) =
+            (self.sas.get_mut(&redundant), self.peers.get_mut(name))
+        {
             sa.supersede(by, ours, &mut peer.tunnel, &mut context!(self, now, env));
         }
-        self.schedule(loser);
+        self.schedule(redundant);
     }
 
-    fn up(&self, spi: Spi) -> Option<&IkeSa> {
-        match self.slots.get(&spi) {
-            Some(Slot::Up(_, sa)) => Some(sa),
+    fn established(&self, spi: Spi) -> Option<&IkeSa> {
+        match self.sas.get(&spi) {
+            Some(SaState::Established(_, sa)) => Some(sa),
             _ => None,
         }
     }
 
     /// The peer has no such IKE SA any more; nobody is told.
-    fn forget(&mut self, name: &PeerName, old: Spi, new: Spi, now: Instant, env: &mut dyn Environment) {
-        let by = self.up(new).map(IkeSa::ike);
-        let Some(Slot::Up(_, sa)) = self.slots.remove(&old) else {
+    fn remove_forgotten(&mut self, name: &PeerName, old: Spi, new: Spi, now: Instant, env: &mut dyn Environment) {
+        let by = self.established(new).map(IkeSa::ike);
+        let Some(SaState::Established(_, sa)) = self.sas.remove(&old) else {
             return;
         };
         if let Some(peer) = self.peers.get_mut(name) {
@@ -182,18 +196,18 @@ impl Endpoint {
         if let Some(new) = by {
             self.out.event(Event::IkeReplaced { peer: name.clone(), old: sa.ike(), new });
         }
-        sa.abandon(&mut context!(self, now, env));
+        sa.release(&mut context!(self, now, env));
         self.schedule(old);
     }
 
     /// A new IKE SA without a CHILD_SA. Its initiator ends it and tries again later; its responder
     /// waits for what the initiator does.
-    fn childless(&mut self, name: &PeerName, spi: Spi, now: Instant, env: &mut dyn Environment) {
-        let Some(Slot::Up(_, sa)) = self.slots.get_mut(&spi) else {
+    fn established_without_child(&mut self, name: &PeerName, spi: Spi, now: Instant, env: &mut dyn Environment) {
+        let Some(SaState::Established(_, sa)) = self.sas.get_mut(&spi) else {
             return;
         };
         if !sa.initiator() {
-            sa.without_child(&mut context!(self, now, env));
+            sa.schedule_child_creation(&mut context!(self, now, env));
             self.schedule(spi);
             return;
         }
@@ -201,40 +215,40 @@ impl Endpoint {
             let event = Event::IkeDown { peer: name.clone(), ike: sa.ike(), reason: DownReason::Failed };
             let mut cx = context!(self, now, env);
             cx.out.event(event);
-            sa.leave(&mut crate::tunnel::Tunnel::new(name.clone()), &mut cx);
+            sa.delete_reported_down(&mut crate::tunnel::Tunnel::new(name.clone()), &mut cx);
             peer.sas.retain(|known| *known != spi);
-            if peer.wanted() || peer.replace {
-                peer.begin_later(&mut cx);
+            if peer.should_initiate() || peer.reauthenticate {
+                peer.schedule_retry(&mut cx);
             }
         }
         self.schedule(spi);
     }
 
     /// What came of a step of an established IKE SA.
-    pub(super) fn verdict(
+    pub(super) fn sa_step(
         &mut self,
         name: PeerName,
         sa: Box<IkeSa>,
-        verdict: Verdict,
+        step: SaStep,
         now: Instant,
         env: &mut dyn Environment,
     ) {
         let spi = sa.spi();
-        match verdict {
-            Verdict::Continue => {
-                self.slots.insert(spi, Slot::Up(name, sa));
+        match step {
+            SaStep::Continue => {
+                self.sas.insert(spi, SaState::Established(name, sa));
                 self.schedule(spi);
             }
-            Verdict::Renew => {
-                self.slots.insert(spi, Slot::Up(name.clone(), sa));
+            SaStep::Reauthenticate => {
+                self.sas.insert(spi, SaState::Established(name.clone(), sa));
                 self.schedule(spi);
                 if let Some(peer) = self.peers.get_mut(&name) {
-                    peer.replace = true;
-                    self.begin_attempt(&name, now, env);
+                    peer.reauthenticate = true;
+                    self.start_attempt(&name, now, env);
                 }
             }
-            Verdict::Rekeyed(new) => self.rekeyed(name, sa, new),
-            Verdict::Closed(closed) => self.over(&name, sa, closed, now, env),
+            SaStep::Rekeyed(new) => self.rekeyed(name, sa, new),
+            SaStep::Closed(closed) => self.sa_closed(&name, sa, closed, now, env),
         }
     }
 
@@ -247,19 +261,26 @@ impl Endpoint {
             peer.sas.push(spi);
         }
         let replaced = old.spi();
-        self.slots.insert(replaced, Slot::Up(name.clone(), old));
-        self.slots.insert(spi, Slot::Up(name, new));
+        self.sas.insert(replaced, SaState::Established(name.clone(), old));
+        self.sas.insert(spi, SaState::Established(name, new));
         self.schedule(replaced);
         self.schedule(spi);
     }
 
     /// An IKE SA is gone.
-    fn over(&mut self, name: &PeerName, sa: Box<IkeSa>, closed: Closed, now: Instant, env: &mut dyn Environment) {
-        let (spi, ike, standing) = (sa.spi(), sa.ike(), sa.standing());
+    fn sa_closed(
+        &mut self,
+        name: &PeerName,
+        sa: Box<IkeSa>,
+        reason: CloseReason,
+        now: Instant,
+        env: &mut dyn Environment,
+    ) {
+        let (spi, ike, lifecycle) = (sa.spi(), sa.ike(), sa.lifecycle());
         let linger = sa.profile().config.timing.linger;
-        let answered = sa.abandon(&mut context!(self, now, env));
-        self.bury(spi, answered, now);
-        if standing == Standing::Leaving {
+        let last_response = sa.release(&mut context!(self, now, env));
+        self.keep_last_response(spi, last_response, now);
+        if lifecycle == Lifecycle::Deleting {
             return;
         }
         self.reinstate(name, ike);
@@ -267,42 +288,42 @@ impl Endpoint {
             return;
         };
         peer.sas.retain(|known| *known != spi);
-        let other = match standing {
-            Standing::Superseded(by) => Some(by),
-            _ => peer.sas.iter().rev().find_map(|spi| match self.slots.get(spi) {
-                Some(Slot::Up(_, other)) => Some(other.ike()),
+        let other = match lifecycle {
+            Lifecycle::Superseded(by) => Some(by),
+            _ => peer.sas.iter().rev().find_map(|spi| match self.sas.get(spi) {
+                Some(SaState::Established(_, other)) => Some(other.ike()),
                 _ => None,
             }),
         };
         let mut cx = context!(self, now, env);
-        let reason = match (&closed, other) {
-            (Closed::ByPeer | Closed::ByUs, Some(_)) => DownReason::Replaced,
-            (_, Some(_)) if standing != Standing::Serving => DownReason::Replaced,
-            (Closed::ByPeer, None) => DownReason::DeletedByPeer,
-            (Closed::ByUs, None) => DownReason::DeletedByUs,
-            (Closed::Timeout, _) => DownReason::Timeout,
-            (Closed::Failed(_), _) => DownReason::Failed,
+        let down_reason = match (&reason, other) {
+            (CloseReason::ByPeer | CloseReason::ByUs, Some(_)) => DownReason::Replaced,
+            (_, Some(_)) if lifecycle != Lifecycle::Active => DownReason::Replaced,
+            (CloseReason::ByPeer, None) => DownReason::DeletedByPeer,
+            (CloseReason::ByUs, None) => DownReason::DeletedByUs,
+            (CloseReason::Timeout, _) => DownReason::Timeout,
+            (CloseReason::Failed(_), _) => DownReason::Failed,
         };
         for id in peer.tunnel.ids_of(spi) {
-            peer.tunnel.retire(id, linger, reason, now, cx.out);
+            peer.tunnel.retire(id, linger, down_reason, now, cx.out);
         }
         match other {
-            Some(new) if reason == DownReason::Replaced => {
+            Some(new) if down_reason == DownReason::Replaced => {
                 cx.out.event(Event::IkeReplaced { peer: name.clone(), old: ike, new });
             }
-            _ => cx.out.event(Event::IkeDown { peer: name.clone(), ike, reason }),
+            _ => cx.out.event(Event::IkeDown { peer: name.clone(), ike, reason: down_reason }),
         }
-        let timeout = matches!(closed, Closed::Timeout);
-        if let Closed::Failed(error) = closed {
-            peer.report(error, cx.out);
+        let timeout = matches!(reason, CloseReason::Timeout);
+        if let CloseReason::Failed(error) = reason {
+            peer.report_failure(error, cx.out);
         }
-        if peer.sas.is_empty() && peer.attempt.is_none() && peer.wanted() {
+        if peer.sas.is_empty() && peer.attempt.is_none() && peer.should_initiate() {
             if timeout {
                 // It was there until lately: no need to be shy.
-                peer.encourage();
-                self.begin_attempt(name, now, env);
+                peer.reset_backoff();
+                self.start_attempt(name, now, env);
             } else {
-                peer.begin_later(&mut cx);
+                peer.schedule_retry(&mut cx);
             }
         }
         self.schedule_peer(name);
@@ -314,7 +335,7 @@ impl Endpoint {
             return;
         };
         for spi in &peer.sas {
-            if let Some(Slot::Up(_, sa)) = self.slots.get_mut(spi) {
+            if let Some(SaState::Established(_, sa)) = self.sas.get_mut(spi) {
                 sa.reinstate(gone);
             }
         }

@@ -12,7 +12,7 @@ pub(super) fn capabilities() -> [Notify; 2] {
 
 /// What IKE_SA_INIT leaves for IKE_AUTH.
 #[derive(Debug)]
-pub(super) struct Secured {
+pub(super) struct InitTranscript {
     pub(super) hashes: Option<Vec<HashAlgorithm>>,
     pub(super) request: Vec<u8>,
     pub(super) response: Vec<u8>,
@@ -20,7 +20,7 @@ pub(super) struct Secured {
     pub(super) responder_nonce: Vec<u8>,
 }
 
-impl Secured {
+impl InitTranscript {
     pub(super) fn nonces(&self) -> Nonces<'_> {
         Nonces { initiator: &self.initiator_nonce, responder: &self.responder_nonce }
     }

@@ -4,52 +4,52 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use super::peer::{Attempt, Outcome};
-use super::{Context, Endpoint, Environment, Slot, context};
+use super::peer::{Attempt, AttemptFailure};
+use super::{Context, Endpoint, Environment, SaState, context};
 use crate::config::PeerName;
 use crate::event::PeerError;
-use crate::sa::{AuthStep, Dialing, InitStep, Turn};
+use crate::sa::{AuthStep, AuthTurn, InitStep, InitiatorInit};
 use crate::time::Instant;
 use crate::tunnel::Spi;
 
 impl Endpoint {
     /// Begins with a peer, unless that is under way.
-    pub(super) fn begin_attempt(&mut self, name: &PeerName, now: Instant, env: &mut dyn Environment) {
+    pub(super) fn start_attempt(&mut self, name: &PeerName, now: Instant, env: &mut dyn Environment) {
         let Some(peer) = self.peers.get_mut(name).filter(|peer| peer.attempt.is_none()) else {
             return;
         };
-        let current = peer.sas.last().and_then(|spi| match self.slots.get(spi) {
-            Some(Slot::Up(_, sa)) => Some(sa),
+        let current = peer.sas.last().and_then(|spi| match self.sas.get(spi) {
+            Some(SaState::Established(_, sa)) => Some(sa),
             _ => None,
         });
         if current.is_some_and(|sa| !sa.is_confirmed()) {
             // The initiator may not know yet that this IKE SA is up, and would take ours for one
             // begun at the same time.
-            peer.wait = Some(now + peer.config().timing.retry);
+            peer.retry_at = Some(now + peer.config().timing.retry);
             self.schedule_peer(name);
             return;
         }
         let remotes = peer.remotes(current.map(|sa| sa.addresses().1), env);
         if remotes.is_empty() {
-            if let Some(error) = peer.all_are_ours() {
+            if let Some(error) = peer.only_own_addresses() {
                 let mut cx = context!(self, now, env);
                 if peer.last_error.as_ref() != Some(&error) {
-                    peer.report(error, cx.out);
+                    peer.report_failure(error, cx.out);
                 }
                 // Addresses change.
-                peer.begin_later(&mut cx);
+                peer.schedule_retry(&mut cx);
                 self.schedule_peer(name);
             }
             return;
         }
-        peer.wait = None;
+        peer.retry_at = None;
         peer.attempt = Some(Attempt::default());
-        self.dial(name, remotes, now, env);
-        self.attempt_goes_on(name, now, env);
+        self.send_init_to(name, remotes, now, env);
+        self.continue_attempt(name, now, env);
     }
 
     /// Sends IKE_SA_INIT to these addresses too, as part of the attempt under way.
-    fn dial(&mut self, name: &PeerName, remotes: Vec<SocketAddr>, now: Instant, env: &mut dyn Environment) {
+    fn send_init_to(&mut self, name: &PeerName, remotes: Vec<SocketAddr>, now: Instant, env: &mut dyn Environment) {
         let Some(peer) = self.peers.get_mut(name) else {
             return;
         };
@@ -58,17 +58,17 @@ impl Endpoint {
         };
         let mut begun = Vec::new();
         for remote in remotes {
-            match Dialing::begin(Arc::clone(&peer.profile), remote, &mut context!(self, now, env)) {
-                Ok(dialing) => {
-                    attempt.dial(dialing.spi(), remote);
-                    begun.push(dialing);
+            match InitiatorInit::begin(Arc::clone(&peer.profile), remote, &mut context!(self, now, env)) {
+                Ok(init) => {
+                    attempt.add_candidate(init.spi(), remote);
+                    begun.push(init);
                 }
-                Err(error) => attempt.note(remote, error),
+                Err(error) => attempt.add_failed_candidate(remote, error),
             }
         }
-        for dialing in begun {
-            let spi = dialing.spi();
-            self.slots.insert(spi, Slot::Dialing(name.clone(), Box::new(dialing)));
+        for init in begun {
+            let spi = init.spi();
+            self.sas.insert(spi, SaState::InitiatorInit(name.clone(), Box::new(init)));
             self.schedule(spi);
         }
     }
@@ -77,17 +77,17 @@ impl Endpoint {
     /// after a failure goes on, for the peer itself (or whoever speaks for it) decides how often
     /// its addresses change, and which third party they are.
     pub(super) fn addresses_changed(&mut self, name: &PeerName, now: Instant, env: &mut dyn Environment) {
-        let Some(peer) = self.peers.get(name).filter(|peer| peer.wanted() && peer.sas.is_empty()) else {
+        let Some(peer) = self.peers.get(name).filter(|peer| peer.should_initiate() && peer.sas.is_empty()) else {
             return;
         };
         match &peer.attempt {
             Some(attempt) => {
                 let mut new = peer.remotes(None, env);
                 new.retain(|remote| !attempt.includes(remote.ip()));
-                new.truncate(attempt.room());
-                self.dial(name, new, now, env);
+                new.truncate(attempt.remaining_candidates());
+                self.send_init_to(name, new, now, env);
             }
-            None if peer.wait.is_none() => self.begin_attempt(name, now, env),
+            None if peer.retry_at.is_none() => self.start_attempt(name, now, env),
             None => {}
         }
     }
@@ -97,9 +97,9 @@ impl Endpoint {
         let Some(attempt) = self.peers.get_mut(name).and_then(|peer| peer.attempt.take()) else {
             return;
         };
-        for spi in attempt.dialing.into_iter().chain(attempt.authenticating) {
-            if let Some(Slot::Authenticating(_, authenticating)) = self.slots.remove(&spi) {
-                authenticating.abandon(&mut context!(self, now, env));
+        for spi in attempt.initiating.into_iter().chain(attempt.authenticating) {
+            if let Some(SaState::InitiatorAuth(_, auth)) = self.sas.remove(&spi) {
+                auth.release(&mut context!(self, now, env));
             }
             self.schedule(spi);
         }
@@ -115,26 +115,26 @@ impl Endpoint {
         env: &mut dyn Environment,
     ) {
         match step {
-            InitStep::Stay(mut dialing) => {
-                if let Some(notice) = dialing.take_notice()
+            InitStep::Stay(mut init) => {
+                if let Some(error) = init.take_unverified_error()
                     && let Some(peer) = self.peers.get_mut(&name)
-                    && peer.attempt.as_mut().is_some_and(|attempt| attempt.answered(spi, &notice))
+                    && peer.attempt.as_mut().is_some_and(|attempt| attempt.add_unverified_error(spi, &error))
                     && peer.sas.is_empty()
                 {
-                    peer.report(notice, &mut self.out);
+                    peer.report_failure(error, &mut self.out);
                 }
-                self.slots.insert(spi, Slot::Dialing(name, dialing));
+                self.sas.insert(spi, SaState::InitiatorInit(name, init));
                 self.schedule(spi);
             }
-            InitStep::Authenticate(authenticating) => {
+            InitStep::Authenticate(auth) => {
                 if let Some(attempt) = self.peers.get_mut(&name).and_then(|peer| peer.attempt.as_mut()) {
-                    attempt.dialing.retain(|dialing| *dialing != spi);
+                    attempt.initiating.retain(|init| *init != spi);
                     attempt.authenticating = Some(spi);
                 }
-                self.slots.insert(spi, Slot::Authenticating(name, authenticating));
+                self.sas.insert(spi, SaState::InitiatorAuth(name, auth));
                 self.schedule(spi);
             }
-            InitStep::Failed(error) => self.address_failed(&name, spi, error, now, env),
+            InitStep::Failed(error) => self.candidate_failed(&name, spi, error, now, env),
         }
     }
 
@@ -148,8 +148,8 @@ impl Endpoint {
         env: &mut dyn Environment,
     ) {
         match step {
-            AuthStep::Stay(authenticating) => {
-                self.slots.insert(spi, Slot::Authenticating(name, authenticating));
+            AuthStep::Stay(auth) => {
+                self.sas.insert(spi, SaState::InitiatorAuth(name, auth));
                 self.schedule(spi);
             }
             AuthStep::Up { sa, child } => {
@@ -157,31 +157,31 @@ impl Endpoint {
                     attempt.authenticating = None;
                 }
                 self.cancel_attempt(&name, now, env);
-                self.admit(&name, sa, child, false, now, env);
+                self.add_established(&name, sa, child, false, now, env);
             }
             AuthStep::Failed { error, channel } => {
                 if let Some(channel) = channel {
-                    self.slots.insert(spi, Slot::Telling(channel));
+                    self.sas.insert(spi, SaState::Rejecting(channel));
                 }
-                self.address_failed(&name, spi, error, now, env);
+                self.candidate_failed(&name, spi, error, now, env);
             }
         }
     }
 
     /// Whose turn it is in IKE_AUTH.
-    pub(super) fn turn(&self, name: &PeerName) -> Turn {
+    pub(super) fn auth_turn(&self, name: &PeerName) -> AuthTurn {
         let Some(peer) = self.peers.get(name) else {
-            return Turn::Wait;
+            return AuthTurn::Wait;
         };
         match &peer.attempt {
-            Some(attempt) if attempt.authenticating.is_some() => Turn::Wait,
-            _ => Turn::Go { initial_contact: peer.sas.is_empty() && !peer.config().keep_existing },
+            Some(attempt) if attempt.authenticating.is_some() => AuthTurn::Wait,
+            _ => AuthTurn::Proceed { initial_contact: peer.sas.is_empty() && !peer.config().keep_existing },
         }
     }
 
     /// One address of a peer has failed: the next one that has answered is authenticated, or the
     /// attempt is over.
-    pub(super) fn address_failed(
+    pub(super) fn candidate_failed(
         &mut self,
         name: &PeerName,
         spi: Spi,
@@ -191,26 +191,25 @@ impl Endpoint {
     ) {
         self.schedule(spi);
         if let Some(attempt) = self.peers.get_mut(name).and_then(|peer| peer.attempt.as_mut()) {
-            attempt.fail(spi, error);
-            self.attempt_goes_on(name, now, env);
+            attempt.fail_candidate(spi, error);
+            self.continue_attempt(name, now, env);
         }
     }
 
-    fn attempt_goes_on(&mut self, name: &PeerName, now: Instant, env: &mut dyn Environment) {
-        let turn = self.turn(name);
+    fn continue_attempt(&mut self, name: &PeerName, now: Instant, env: &mut dyn Environment) {
+        let turn = self.auth_turn(name);
         let Some(peer) = self.peers.get_mut(name) else {
             return;
         };
         let Some(attempt) = &peer.attempt else {
             return;
         };
-        if turn != Turn::Wait {
-            let parked =
-                |spi: &Spi| matches!(self.slots.get(spi), Some(Slot::Dialing(_, dialing)) if dialing.is_parked());
-            if let Some(next) = attempt.dialing.iter().copied().find(|spi| parked(spi))
-                && let Some(Slot::Dialing(name, dialing)) = self.slots.remove(&next)
+        if turn != AuthTurn::Wait {
+            let deferred = |spi: &Spi| matches!(self.sas.get(spi), Some(SaState::InitiatorInit(_, init)) if init.has_deferred_response());
+            if let Some(next) = attempt.initiating.iter().copied().find(|spi| deferred(spi))
+                && let Some(SaState::InitiatorInit(name, init)) = self.sas.remove(&next)
             {
-                let step = dialing.unpark(turn, &mut context!(self, now, env));
+                let step = init.resume(turn, &mut context!(self, now, env));
                 self.init_step(name, next, step, now, env);
                 return;
             }
@@ -218,19 +217,19 @@ impl Endpoint {
         if !attempt.is_over() {
             return;
         }
-        let outcome = peer.attempt.take().and_then(Attempt::outcome);
+        let outcome = peer.attempt.take().and_then(Attempt::into_failure);
         let mut cx = context!(self, now, env);
         let needed = peer.sas.is_empty();
         // While it is up, that another IKE SA (begun by both ends at once) did not come to be is no
         // news.
-        if needed || peer.replace {
+        if needed || peer.reauthenticate {
             match outcome {
-                Some(Outcome { error, reported: false }) => peer.report(error, cx.out),
-                Some(Outcome { error, reported: true }) => peer.last_error = Some(error),
+                Some(AttemptFailure { error, reported: false }) => peer.report_failure(error, cx.out),
+                Some(AttemptFailure { error, reported: true }) => peer.last_error = Some(error),
                 None => {}
             }
-            if peer.wanted() || peer.replace {
-                peer.begin_later(&mut cx);
+            if peer.should_initiate() || peer.reauthenticate {
+                peer.schedule_retry(&mut cx);
             }
         }
         self.schedule_peer(name);

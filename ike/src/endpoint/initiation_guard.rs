@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use crate::config::{EndpointConfig, IkeProposal};
-use crate::crypto::CookieJar;
+use crate::crypto::Cookies;
 use crate::output::Context;
 use crate::sa::Profile;
 use crate::time::Instant;
@@ -14,21 +14,21 @@ use crate::tunnel::Spi;
 use crate::wire::{CertificateRequest, Message, Notify, NotifyType, Payload, Payloads};
 
 /// How long an IKE SA may stay half-open: longer than an initiator retransmits.
-pub(super) const HALF_OPEN: Duration = Duration::from_secs(30);
-/// Most words to strangers, or about them, in each [`PERIOD`]: a flood must fill neither the wire
+pub(super) const HALF_OPEN_LIFETIME: Duration = Duration::from_secs(30);
+/// Most reports_left to strangers, or about them, in each [`REPORT_PERIOD`]: a flood must fill neither the wire
 /// nor a log.
-const WORDS: u32 = 16;
-const PERIOD: Duration = Duration::from_secs(1);
+const MAX_REPORTS: u32 = 16;
+const REPORT_PERIOD: Duration = Duration::from_secs(1);
 
 /// See the module.
 #[derive(Debug, Default)]
-pub(super) struct Gate {
-    jar: Option<CookieJar>,
+pub(super) struct InitiationGuard {
+    cookies: Option<Cookies>,
     half_open: HashMap<(SocketAddr, u64), Spi>,
     proposals: Vec<(IkeProposal, usize)>,
-    requests: Vec<(CertificateRequest, usize)>,
-    forced: usize,
-    words: u32,
+    certificate_requests: Vec<(CertificateRequest, usize)>,
+    force_encapsulation: usize,
+    reports_left: u32,
     period_ends: Instant,
 }
 
@@ -36,34 +36,36 @@ pub(super) struct Gate {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Admission {
     /// It came before; this IKE SA has the answer.
-    Known(Spi),
+    Retransmission(Spi),
     /// Answer it.
-    Open,
+    Accept,
     /// It was told to come back with a cookie, or there are too many.
-    Shut,
+    Discard,
 }
 
-impl Gate {
+impl InitiationGuard {
     /// A peer is configured.
-    pub(super) fn add(&mut self, profile: &Profile) {
+    pub(super) fn add_peer(&mut self, profile: &Profile) {
         for proposal in &profile.config.ike_proposals {
             count(&mut self.proposals, proposal);
         }
         if let Some(request) = profile.auth.certificate_request() {
-            count(&mut self.requests, &request);
+            count(&mut self.certificate_requests, &request);
         }
-        self.forced = self.forced.saturating_add(usize::from(profile.config.force_encapsulation));
+        self.force_encapsulation =
+            self.force_encapsulation.saturating_add(usize::from(profile.config.force_encapsulation));
     }
 
     /// A peer is configured no more.
-    pub(super) fn remove(&mut self, profile: &Profile) {
+    pub(super) fn remove_peer(&mut self, profile: &Profile) {
         for proposal in &profile.config.ike_proposals {
             discount(&mut self.proposals, proposal);
         }
         if let Some(request) = profile.auth.certificate_request() {
-            discount(&mut self.requests, &request);
+            discount(&mut self.certificate_requests, &request);
         }
-        self.forced = self.forced.saturating_sub(usize::from(profile.config.force_encapsulation));
+        self.force_encapsulation =
+            self.force_encapsulation.saturating_sub(usize::from(profile.config.force_encapsulation));
     }
 
     /// Proposals of all peers.
@@ -72,8 +74,8 @@ impl Gate {
     }
 
     /// Trust anchors for any peer, as one CERTREQ.
-    pub(super) fn request(&self) -> Option<CertificateRequest> {
-        let mut requests = self.requests.iter().map(|(request, _)| request);
+    pub(super) fn certificate_request(&self) -> Option<CertificateRequest> {
+        let mut requests = self.certificate_requests.iter().map(|(request, _)| request);
         let mut all = requests.next()?.clone();
         for request in requests {
             all.authorities.extend_from_slice(&request.authorities);
@@ -82,12 +84,12 @@ impl Gate {
     }
 
     /// Whether any peer is to believe in a NAT before us.
-    pub(super) fn forced(&self) -> bool {
-        self.forced > 0
+    pub(super) fn force_encapsulation(&self) -> bool {
+        self.force_encapsulation > 0
     }
 
     /// Looks at an IKE_SA_INIT request (RFC 7296 2.6).
-    pub(super) fn admit(
+    pub(super) fn check(
         &mut self,
         message: &Message,
         local: SocketAddr,
@@ -97,49 +99,49 @@ impl Gate {
     ) -> Admission {
         let spi = message.header.initiator_spi;
         if let Some(known) = self.half_open.get(&(remote, spi)) {
-            return Admission::Known(*known);
+            return Admission::Retransmission(*known);
         }
         if self.half_open.len() >= config.half_open_limit {
-            return Admission::Shut;
+            return Admission::Discard;
         }
         if self.half_open.len() < config.cookie_threshold {
-            return Admission::Open;
+            return Admission::Accept;
         }
         let Ok(nonce) = message.payloads.nonce() else {
-            return Admission::Shut;
+            return Admission::Discard;
         };
-        let jar = match &mut self.jar {
-            Some(jar) => jar,
-            None => self.jar.insert(CookieJar::new(cx.env, cx.now)),
+        let cookies = match &mut self.cookies {
+            Some(cookies) => cookies,
+            None => self.cookies.insert(Cookies::new(cx.env, cx.now)),
         };
         let cookie = message.payloads.notify(NotifyType::Cookie);
-        if cookie.is_some_and(|cookie| jar.accepts(cx.env, cx.now, &cookie.data, nonce, remote.ip(), spi)) {
-            return Admission::Open;
+        if cookie.is_some_and(|cookie| cookies.accepts(cx.env, cx.now, &cookie.data, nonce, remote.ip(), spi)) {
+            return Admission::Accept;
         }
-        let cookie = Notify::with_data(NotifyType::Cookie, jar.cookie(cx.env, cx.now, nonce, remote.ip(), spi));
+        let cookie = Notify::with_data(NotifyType::Cookie, cookies.cookie(cx.env, cx.now, nonce, remote.ip(), spi));
         let answer = crate::sa::reply(&message.header, 0, Payloads::from(vec![Payload::Notify(cookie)]));
         cx.out.message(local, remote, cx.config.nat_port, &answer.encode());
-        Admission::Shut
+        Admission::Discard
     }
 
     /// An IKE SA is half-open from now on.
-    pub(super) fn enter(&mut self, remote: SocketAddr, initiator_spi: u64, spi: Spi) {
+    pub(super) fn add_half_open(&mut self, remote: SocketAddr, initiator_spi: u64, spi: Spi) {
         self.half_open.insert((remote, initiator_spi), spi);
     }
 
     /// It is half-open no more.
-    pub(super) fn leave(&mut self, remote: SocketAddr, initiator_spi: u64) {
+    pub(super) fn remove_half_open(&mut self, remote: SocketAddr, initiator_spi: u64) {
         self.half_open.remove(&(remote, initiator_spi));
     }
 
     /// Whether to speak to or about strangers now, whom nobody vouches for.
-    pub(super) fn may_speak(&mut self, now: Instant) -> bool {
+    pub(super) fn may_report(&mut self, now: Instant) -> bool {
         if self.period_ends <= now {
-            self.period_ends = now + PERIOD;
-            self.words = WORDS;
+            self.period_ends = now + REPORT_PERIOD;
+            self.reports_left = MAX_REPORTS;
         }
-        let may = self.words > 0;
-        self.words = self.words.saturating_sub(1);
+        let may = self.reports_left > 0;
+        self.reports_left = self.reports_left.saturating_sub(1);
         may
     }
 }

@@ -4,11 +4,11 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use super::Profile;
-use super::authenticating::Authenticating;
 use super::channel::{Channel, Retransmission};
 use super::failure::{self, IKE_SA_INIT};
+use super::init_transcript::{InitTranscript, capabilities};
+use super::initiator_auth::InitiatorAuth;
 use super::path::Path;
-use super::secured::{Secured, capabilities};
 use crate::config::Group;
 use crate::crypto::{IkeKeys, KeyPair, Nonces, Role};
 use crate::event::{IkeId, PeerError, PeerErrorKind};
@@ -23,7 +23,7 @@ const MAX_ROUNDS: u8 = 6;
 
 /// IKE_SA_INIT was sent to one address.
 #[derive(Debug)]
-pub(crate) struct Dialing {
+pub(crate) struct InitiatorInit {
     profile: Arc<Profile>,
     begun: Instant,
     spi: u64,
@@ -36,30 +36,30 @@ pub(crate) struct Dialing {
     request: Vec<u8>,
     retransmission: Retransmission,
     rounds: u8,
-    parked: Option<Parked>,
-    notice: Option<PeerError>,
+    deferred: Option<DeferredResponse>,
+    unverified_error: Option<PeerError>,
 }
 
 /// An answer that waits until another address has failed.
 #[derive(Debug)]
-struct Parked {
+struct DeferredResponse {
     datagram: Vec<u8>,
     local: SocketAddr,
     remote: SocketAddr,
 }
 
-/// What becomes of a [`Dialing`].
+/// What becomes of a [`InitiatorInit`].
 #[derive(Debug)]
 pub(crate) enum InitStep {
     /// It goes on.
-    Stay(Box<Dialing>),
+    Stay(Box<InitiatorInit>),
     /// IKE_AUTH was sent.
-    Authenticate(Box<Authenticating>),
+    Authenticate(Box<InitiatorAuth>),
     /// It cannot go on.
     Failed(PeerError),
 }
 
-impl Dialing {
+impl InitiatorInit {
     /// Sends IKE_SA_INIT.
     pub(crate) fn begin(profile: Arc<Profile>, remote: SocketAddr, cx: &mut Context<'_>) -> Result<Self, PeerError> {
         let groups = profile.config.ike_proposals.iter().flat_map(|proposal| &proposal.groups);
@@ -68,7 +68,7 @@ impl Dialing {
             PeerError::new(IKE_SA_INIT, PeerErrorKind::Local, detail)
         })?;
         let path = Path::to(&profile.config, remote, cx);
-        let mut dialing = Self {
+        let mut init = Self {
             begun: cx.now,
             spi: u64::from_be_bytes(cx.random()).max(1),
             // A source that is not known yet cannot be said truly either.
@@ -80,12 +80,12 @@ impl Dialing {
             request: Vec::new(),
             retransmission: Retransmission::begin(&profile.config.timing, cx.now),
             rounds: 0,
-            parked: None,
-            notice: None,
+            deferred: None,
+            unverified_error: None,
             profile,
         };
-        dialing.send(cx);
-        Ok(dialing)
+        init.send(cx);
+        Ok(init)
     }
 
     fn send(&mut self, cx: &mut Context<'_>) {
@@ -122,23 +122,23 @@ impl Dialing {
     }
 
     /// An answer has come and waits.
-    pub(crate) fn is_parked(&self) -> bool {
-        self.parked.is_some()
+    pub(crate) fn has_deferred_response(&self) -> bool {
+        self.deferred.is_some()
     }
 
     /// Tells once what the peer (or anybody: it is not authentic) has answered.
-    pub(crate) fn take_notice(&mut self) -> Option<PeerError> {
-        self.notice.take()
+    pub(crate) fn take_unverified_error(&mut self) -> Option<PeerError> {
+        self.unverified_error.take()
     }
 
     /// When to call [`Self::handle_timeout`].
     pub(crate) fn next_deadline(&self) -> Option<Instant> {
-        self.parked.is_none().then(|| self.retransmission.next())
+        self.deferred.is_none().then(|| self.retransmission.next())
     }
 
     /// Sends again. `Err`: it was sent often enough.
     pub(crate) fn handle_timeout(&mut self, cx: &mut Context<'_>) -> Result<(), PeerError> {
-        if self.parked.is_some() || self.retransmission.next() > cx.now {
+        if self.deferred.is_some() || self.retransmission.next() > cx.now {
             return Ok(());
         }
         let timing = &self.profile.config.timing;
@@ -156,7 +156,7 @@ impl Dialing {
         datagram: &[u8],
         local: SocketAddr,
         remote: SocketAddr,
-        turn: Turn,
+        turn: AuthTurn,
         cx: &mut Context<'_>,
     ) -> InitStep {
         let Ok(message) = Message::decode(datagram) else {
@@ -164,7 +164,7 @@ impl Dialing {
         };
         let header = message.header;
         let expected = header.exchange == ExchangeType::IkeSaInit && header.response && header.message_id == 0;
-        if !expected || self.parked.is_some() {
+        if !expected || self.deferred.is_some() {
             return InitStep::Stay(self);
         }
         let payloads = &message.payloads;
@@ -184,26 +184,26 @@ impl Dialing {
         }
         if let Some(notify) = payloads.error() {
             // RFC 7296 2.21.1: anybody could have sent this. It is told, and the attempt goes on.
-            self.notice = Some(failure::notified(IKE_SA_INIT, notify.kind, &self.profile.config));
+            self.unverified_error = Some(failure::notified(IKE_SA_INIT, notify.kind, &self.profile.config));
             return InitStep::Stay(self);
         }
-        if turn == Turn::Wait {
-            self.parked = Some(Parked { datagram: datagram.to_vec(), local, remote });
+        if turn == AuthTurn::Wait {
+            self.deferred = Some(DeferredResponse { datagram: datagram.to_vec(), local, remote });
             return InitStep::Stay(self);
         }
         match self.check(&message) {
             Ok(()) => self.proceed(&message, datagram, local, turn, cx),
             Err(error) => {
-                self.notice = Some(error);
+                self.unverified_error = Some(error);
                 InitStep::Stay(self)
             }
         }
     }
 
     /// It is this address's turn: takes the answer that waited.
-    pub(crate) fn unpark(mut self: Box<Self>, turn: Turn, cx: &mut Context<'_>) -> InitStep {
-        match self.parked.take() {
-            Some(Parked { datagram, local, remote }) => self.handle(&datagram, local, remote, turn, cx),
+    pub(crate) fn resume(mut self: Box<Self>, turn: AuthTurn, cx: &mut Context<'_>) -> InitStep {
+        match self.deferred.take() {
+            Some(DeferredResponse { datagram, local, remote }) => self.handle(&datagram, local, remote, turn, cx),
             None => InitStep::Stay(self),
         }
     }
@@ -222,7 +222,10 @@ impl Dialing {
                 self.key = generate(group, cx)?;
                 self.send(cx);
             }
-            _ => self.notice = Some(failure::notified(IKE_SA_INIT, NotifyType::InvalidKePayload, &self.profile.config)),
+            _ => {
+                self.unverified_error =
+                    Some(failure::notified(IKE_SA_INIT, NotifyType::InvalidKePayload, &self.profile.config))
+            }
         }
         Ok(())
     }
@@ -249,7 +252,7 @@ impl Dialing {
         message: &Message,
         datagram: &[u8],
         local: SocketAddr,
-        turn: Turn,
+        turn: AuthTurn,
         cx: &mut Context<'_>,
     ) -> InitStep {
         let payloads = &message.payloads;
@@ -280,15 +283,21 @@ impl Dialing {
         let fragments = payloads.notify(NotifyType::Ikev2FragmentationSupported).is_some();
         let channel =
             Channel::new(keys, ike, Role::Initiator, path, fragments, profile.config.timing, cx.now).after_init();
-        let secured = Secured {
+        let transcript = InitTranscript {
             hashes: payloads.notify(NotifyType::SignatureHashAlgorithms).map(Notify::hashes),
             request,
             response: datagram.to_vec(),
             initiator_nonce: ours.to_vec(),
             responder_nonce: nonce.to_vec(),
         };
-        match Authenticating::begin(profile, begun, channel, secured, turn == (Turn::Go { initial_contact: true }), cx)
-        {
+        match InitiatorAuth::begin(
+            profile,
+            begun,
+            channel,
+            transcript,
+            turn == (AuthTurn::Proceed { initial_contact: true }),
+            cx,
+        ) {
             Ok(next) => InitStep::Authenticate(Box::new(next)),
             Err(error) => InitStep::Failed(error),
         }
@@ -297,11 +306,11 @@ impl Dialing {
 
 /// Whether an address of the peer may be authenticated now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Turn {
+pub(crate) enum AuthTurn {
     /// Another one is being authenticated.
     Wait,
     /// Yes.
-    Go {
+    Proceed {
         /// We have nothing with this peer: INITIAL_CONTACT (RFC 7296 2.4).
         initial_contact: bool,
     },
