@@ -1,8 +1,8 @@
 //! ADD: from a container without a network to one with an address that the neighbours know of.
 //! Everything or nothing.
 
+use edge_types::agent_protocol::Stock;
 use edge_types::api::Family;
-use edge_types::local::Stock;
 use edge_types::store::SegmentsFile;
 use serde_json::Value;
 

@@ -5,8 +5,8 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use edge_types::agent_protocol::{APPLICATION_TIMEOUT_SECONDS, AgentRequest, AgentResponse, Stock};
 use edge_types::frame::{self, FrameError};
-use edge_types::local::{APPLICATION_TIMEOUT_SECONDS, AgentRequest, AgentResponse, Stock};
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
 

@@ -105,7 +105,7 @@ fn default_state_dir() -> PathBuf {
     edge_types::store::STATE_DIR.into()
 }
 fn default_agent_socket() -> PathBuf {
-    edge_types::local::AGENT_SOCKET.into()
+    edge_types::agent_protocol::AGENT_SOCKET.into()
 }
 fn default_low_water() -> u64 {
     1

@@ -104,8 +104,8 @@ mod tests {
     proptest::proptest! {
         #[test]
         fn arbitrary_bytes_never_panic(bytes: Vec<u8>) {
-            let _ = read::<crate::local::AgentRequest>(&mut bytes.as_slice());
-            let _ = read::<crate::local::AgentResponse>(&mut bytes.as_slice());
+            let _ = read::<crate::agent_protocol::AgentRequest>(&mut bytes.as_slice());
+            let _ = read::<crate::agent_protocol::AgentResponse>(&mut bytes.as_slice());
         }
     }
 }

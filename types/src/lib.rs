@@ -3,7 +3,7 @@
 //! - [`name`]: node and community names, parsed at the edge so that the rest need not doubt them.
 //! - [`view`]: what the controller tells a node about itself and its peers.
 //! - [`api`]: bodies of the controller's HTTP API (`/v1`).
-//! - [`local`]: frames on the agent's unix socket, between plugin and agent.
+//! - [`agent_protocol`]: frames on the agent's unix socket, between plugin and agent.
 //! - [`store`]: files below the state directory that plugin and agent share.
 //! - [`forwarding`]: who turned forwarding on, another such file.
 //! - [`frame`]: the one place that knows bincode, with its size limit and version byte.
@@ -17,10 +17,11 @@
 #![forbid(unsafe_code)]
 #![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing))]
 
+pub mod agent_protocol;
 pub mod api;
 pub mod forwarding;
 pub mod frame;
-pub mod local;
+
 pub mod name;
 pub mod pki;
 pub mod pods;

@@ -8,8 +8,8 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use edge_types::agent_protocol::{APPLICATION_TIMEOUT_SECONDS, AgentResponse, Stock};
 use edge_types::api::Family;
-use edge_types::local::{APPLICATION_TIMEOUT_SECONDS, AgentResponse, Stock};
 use edge_types::store::{SegmentsFile, pod_capacity};
 use edge_types::{IpNetwork, NodeView, Role};
 use tokio::sync::{mpsc, oneshot};

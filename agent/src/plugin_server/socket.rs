@@ -9,8 +9,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
+use edge_types::agent_protocol::{AgentRequest, AgentResponse, Stock};
 use edge_types::frame::{self, FrameError};
-use edge_types::local::{AgentRequest, AgentResponse, Stock};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{Semaphore, mpsc, oneshot};

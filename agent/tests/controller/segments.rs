@@ -1,7 +1,7 @@
 //! Segments: one application for several pods, one answer for several attempts, and a spare.
 
+use edge_types::agent_protocol::{AgentRequest, AgentResponse};
 use edge_types::api::Family;
-use edge_types::local::{AgentRequest, AgentResponse};
 use serde_json::json;
 
 use crate::lab::{Controller, Node, exists, stock, until};
@@ -122,7 +122,7 @@ async fn before_it_has_joined_an_agent_tells_pods_to_try_later() {
     let node = Node::new("edge-1", &controller);
     let agent = node.start();
     agent.error().await;
-    let none = edge_types::local::Stock { family: Family::V4, free: 0, leased: 0 };
+    let none = edge_types::agent_protocol::Stock { family: Family::V4, free: 0, leased: 0 };
     let answer = agent.ask_and_wait(AgentRequest::ApplyForSegment { stock: vec![none] }).await;
     let AgentResponse::Failed { reason, temporary: true } = answer else { panic!("{answer:?}") };
     assert!(reason.contains("has not joined"), "{reason}");

@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
 
 use edge_types::IpNetwork;
+use edge_types::agent_protocol::Stock;
 use edge_types::api::Family;
-use edge_types::local::Stock;
 use edge_types::store::pod_capacity;
 
 use super::segment;

@@ -9,8 +9,8 @@ use std::sync::mpsc::channel;
 use std::time::Duration;
 
 use edge_types::IpNetwork;
+use edge_types::agent_protocol::Stock;
 use edge_types::api::Family;
-use edge_types::local::Stock;
 use edge_types::store::{LEASES_FILE, LOCK_FILE, SEGMENTS_FILE, SegmentsFile, SegmentsSource};
 use rustix::fs::FlockOperation;
 use rustix::io::Errno;

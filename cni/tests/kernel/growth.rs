@@ -7,9 +7,9 @@ use std::sync::mpsc::{Receiver, channel};
 use std::time::Duration;
 
 use edge_types::IpNetwork;
+use edge_types::agent_protocol::{AgentRequest, AgentResponse, Stock};
 use edge_types::api::Family;
 use edge_types::frame;
-use edge_types::local::{AgentRequest, AgentResponse, Stock};
 use edge_types::store::{SegmentsFile, SegmentsSource};
 use serde_json::json;
 
