@@ -28,7 +28,7 @@ pub mod sa;
 pub mod selector;
 pub mod socket;
 pub mod stat;
-mod wire;
+mod uapi;
 
 pub use database::{IN_FLIGHT, Xfrm};
 pub use error::{Error, Result};

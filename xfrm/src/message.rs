@@ -49,23 +49,23 @@ impl NetlinkSerializable for Request {
 }
 
 /// An answer.
-pub(crate) enum Answer {
+pub(crate) enum Response {
     Sa(Box<Sa>),
     Policy(Box<InstalledPolicy>),
     /// Of no interest: a policy of a single socket, or a type that we did not ask for.
     Other,
 }
 
-impl NetlinkDeserializable for Answer {
+impl NetlinkDeserializable for Response {
     type Error = DecodeError;
 
     fn deserialize(header: &NetlinkHeader, body: &[u8]) -> Result<Self, DecodeError> {
         match header.message_type {
-            nl::XFRM_MSG_NEWSA | nl::XFRM_MSG_UPDSA => Ok(Answer::Sa(Box::new(Sa::decode(body)?))),
+            nl::XFRM_MSG_NEWSA | nl::XFRM_MSG_UPDSA => Ok(Response::Sa(Box::new(Sa::decode(body)?))),
             nl::XFRM_MSG_NEWPOLICY | nl::XFRM_MSG_UPDPOLICY => {
-                Ok(InstalledPolicy::decode(body)?.map_or(Answer::Other, |policy| Answer::Policy(Box::new(policy))))
+                Ok(InstalledPolicy::decode(body)?.map_or(Response::Other, |policy| Response::Policy(Box::new(policy))))
             }
-            _ => Ok(Answer::Other),
+            _ => Ok(Response::Other),
         }
     }
 }

@@ -7,7 +7,7 @@ use netlink_packet_xfrm as nl;
 
 use crate::reqid::{Reqid, index_is_ours};
 use crate::selector::Selector;
-use crate::wire;
+use crate::uapi;
 
 /// Where on a packet's way a policy is asked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -168,7 +168,7 @@ fn template_to_kernel(template: &Template, selector: &Selector) -> nl::UserTempl
     let (source, destination) = template.outer.unwrap_or((selector.any_address(), selector.any_address()));
     nl::UserTemplate {
         id: nl::Id { daddr: nl::Address::from_ip(&destination), spi: 0, proto: nl::IPPROTO_ESP },
-        family: wire::family_of(destination),
+        family: uapi::family_of(destination),
         saddr: nl::Address::from_ip(&source),
         reqid: template.reqid.raw(),
         mode: nl::XFRM_MODE_TUNNEL,
@@ -244,7 +244,7 @@ impl InstalledPolicy {
 
     /// Whether it shares the key space of our policies; those of a mark or an XFRM interface live
     /// beside them.
-    pub fn competes(&self) -> bool {
+    pub fn shares_key_space(&self) -> bool {
         self.mark == (0, 0) && self.if_id == 0
     }
 
@@ -277,12 +277,12 @@ impl InstalledPolicy {
             && self.key() == wanted.key()
             && self.priority == wanted.priority
             && self.blocks == (wanted.action == Action::Block)
-            && self.competes()
+            && self.shares_key_space()
             && self.flags == 0
     }
 
     /// Of a policy that protects with this reqid, the wish that it fulfils.
-    pub(crate) fn as_wanted(&self, reqid: Reqid) -> Option<Policy> {
+    pub(crate) fn to_policy(&self, reqid: Reqid) -> Option<Policy> {
         let [template] = self.templates.as_slice() else { return None };
         let policy = Policy {
             direction: self.direction,
@@ -295,7 +295,7 @@ impl InstalledPolicy {
 
     /// `Ok(None)` for the policies of single sockets.
     pub(crate) fn decode(body: &[u8]) -> Result<Option<Self>, String> {
-        let (fixed, rest) = wire::split(body, nl::XFRM_USER_POLICY_INFO_LEN)?;
+        let (fixed, rest) = uapi::split(body, nl::XFRM_USER_POLICY_INFO_LEN)?;
         let info = nl::UserPolicyInfo::parse(fixed).map_err(|error| error.to_string())?;
         let Some(direction) = Direction::from_kernel(info.direction) else { return Ok(None) };
         let selector = Selector::from_kernel(&info.selector)
@@ -311,7 +311,7 @@ impl InstalledPolicy {
             if_id: 0,
             flags: info.flags,
         };
-        wire::attributes(rest, |kind, value| {
+        uapi::attributes(rest, |kind, value| {
             match kind {
                 nl::XFRMA_TMPL => {
                     for raw in value.chunks_exact(nl::XFRM_USER_TEMPLATE_LEN) {
@@ -323,7 +323,7 @@ impl InstalledPolicy {
                     let mark = nl::Mark::parse(value).map_err(|error| error.to_string())?;
                     policy.mark = (mark.value, mark.mask);
                 }
-                nl::XFRMA_IF_ID => policy.if_id = wire::u32_of(value).ok_or("XFRMA_IF_ID is not a u32")?,
+                nl::XFRMA_IF_ID => policy.if_id = uapi::u32_of(value).ok_or("XFRMA_IF_ID is not a u32")?,
                 _ => {}
             }
             Ok(())
@@ -336,7 +336,7 @@ impl InstalledTemplate {
     fn from_kernel(raw: &nl::UserTemplate) -> Self {
         // A transport template may come without a family; it has no addresses then.
         let address =
-            |address: &nl::Address| wire::address(address, raw.family).unwrap_or(Ipv4Addr::UNSPECIFIED.into());
+            |address: &nl::Address| uapi::address(address, raw.family).unwrap_or(Ipv4Addr::UNSPECIFIED.into());
         Self {
             source: address(&raw.saddr),
             destination: address(&raw.id.daddr),

@@ -7,7 +7,7 @@ use ipnetwork::IpNetwork;
 use netlink_packet_xfrm as nl;
 
 use crate::error::{Error, Result};
-use crate::wire;
+use crate::uapi;
 
 /// A port and the bits of it that count (`xfrm_selector` in `linux/xfrm.h`). All zero: any port.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
@@ -138,7 +138,7 @@ impl Selector {
             dport_mask: self.destination_port.mask,
             sport: self.source_port.value,
             sport_mask: self.source_port.mask,
-            family: wire::family_of(self.source.ip()),
+            family: uapi::family_of(self.source.ip()),
             prefixlen_d: self.destination.prefix(),
             prefixlen_s: self.source.prefix(),
             proto: self.protocol,
@@ -150,7 +150,7 @@ impl Selector {
     /// `None` where family or prefix length make no sense.
     pub(crate) fn from_kernel(raw: &nl::Selector) -> Option<Self> {
         let network = |address: &nl::Address, prefix: u8| {
-            let ip = wire::address(address, raw.family)?;
+            let ip = uapi::address(address, raw.family)?;
             IpNetwork::new(ip, prefix).ok()
         };
         Some(Self {

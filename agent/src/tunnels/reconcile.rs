@@ -217,7 +217,7 @@ impl Driver {
                 Event::PolicyChanged(policy) if policy.is_ours() || self.policies.contains_key(&policy.key()) => {
                     policies = true;
                 }
-                Event::PolicyDeleted(policy) => policies |= policy.competes(),
+                Event::PolicyDeleted(policy) => policies |= policy.shares_key_space(),
                 Event::PoliciesFlushed => policies = true,
                 Event::SasFlushed | Event::Overrun => all = true,
                 Event::SaChanged(sa) => all |= sa.is_ours() && !sa.is_larval(),

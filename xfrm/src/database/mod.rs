@@ -9,13 +9,13 @@ use netlink_packet_xfrm::XfrmMessage;
 use netlink_sys::protocols::NETLINK_XFRM;
 
 use crate::error::{Error, Result};
-use crate::message::{Answer, Request};
+use crate::message::{Request, Response};
 use crate::netlink::{self, Netlink};
 use crate::policy::{InstalledPolicy, Policy};
 use crate::reconcile::{self, Plan};
 use crate::reqid::Reqid;
 use crate::sa::{self, Features, Sa, SaDirection, SaId, SaParams, SpiRange};
-use crate::wire;
+use crate::uapi;
 
 mod policies;
 
@@ -36,8 +36,8 @@ impl Xfrm {
     pub fn open() -> Result<Self> {
         let mut netlink = Netlink::open(NETLINK_XFRM)?;
         let features = Features {
-            sa_direction: knows_attribute(&mut netlink, wire::XFRMA_SA_DIR)?,
-            policies_cache_sas: knows_attribute(&mut netlink, wire::XFRMA_SA_PCPU)?,
+            sa_direction: supports_attribute(&mut netlink, uapi::XFRMA_SA_DIR)?,
+            policies_cache_sas: supports_attribute(&mut netlink, uapi::XFRMA_SA_PCPU)?,
         };
         Ok(Self { netlink, features })
     }
@@ -50,7 +50,7 @@ impl Xfrm {
     /// Speaks to the kernel as if it could do this and no more: what older kernels are told, newer
     /// ones take too.
     #[doc(hidden)]
-    pub fn pretend(&mut self, features: Features) {
+    pub fn assume_features(&mut self, features: Features) {
         self.features = features;
     }
 
@@ -78,7 +78,7 @@ impl Xfrm {
         };
         let request = "reserve an SPI (XFRM_MSG_ALLOCSPI)";
         match self.netlink.get(request, Request::from(XfrmMessage::AllocSpi(message)))? {
-            Answer::Sa(sa) => Ok(sa.id.spi),
+            Response::Sa(sa) => Ok(sa.id.spi),
             _ => Err(netlink::Error::Malformed { request, reason: "it is not an SA".into() }.into()),
         }
     }
@@ -123,7 +123,7 @@ impl Xfrm {
     pub fn sa(&mut self, id: SaId) -> Result<Option<Sa>> {
         let message = XfrmMessage::GetSa(nl::state::DelGetMessage { user_sa_id: id.to_kernel(), nlas: Vec::new() });
         match self.netlink.get("read an SA (XFRM_MSG_GETSA)", Request::from(message)) {
-            Ok(Answer::Sa(sa)) => Ok(Some(*sa)),
+            Ok(Response::Sa(sa)) => Ok(Some(*sa)),
             Ok(_) => Ok(None),
             Err(error) if error.errno() == Some(libc::ESRCH) => Ok(None),
             Err(error) => Err(error.into()),
@@ -137,7 +137,7 @@ impl Xfrm {
         Ok(answers
             .into_iter()
             .filter_map(|answer| match answer {
-                Answer::Sa(sa) => Some(*sa),
+                Response::Sa(sa) => Some(*sa),
                 _ => None,
             })
             .collect())
@@ -256,11 +256,11 @@ fn sa_error(error: netlink::Error, id: SaId, params: Option<&SaParams>) -> Error
 /// Asks for an SA that does not exist, with a value that the attribute cannot have (a byte that is
 /// neither direction, nor a whole CPU number): a kernel that knows the attribute refuses it, an
 /// older one skips it and finds no SA.
-fn knows_attribute(netlink: &mut Netlink, kind: u16) -> Result<bool> {
+fn supports_attribute(netlink: &mut Netlink, kind: u16) -> Result<bool> {
     let id = SaId { destination: IpAddr::from([127, 0, 0, 1]), spi: 1 };
     let attribute = nl::XfrmAttrs::Other(DefaultNla::new(kind, vec![u8::MAX]));
     let message = XfrmMessage::GetSa(nl::state::DelGetMessage { user_sa_id: id.to_kernel(), nlas: vec![attribute] });
-    match netlink.get::<_, Answer>("find out what XFRM can do (XFRM_MSG_GETSA)", Request::from(message)) {
+    match netlink.get::<_, Response>("find out what XFRM can do (XFRM_MSG_GETSA)", Request::from(message)) {
         Err(error) if matches!(error.errno(), Some(libc::ERANGE | libc::EINVAL)) => Ok(true),
         Err(error) if error.errno() == Some(libc::ESRCH) => Ok(false),
         Err(error) => Err(error.into()),

@@ -6,7 +6,7 @@ use netlink_packet_xfrm as nl;
 use netlink_packet_xfrm::XfrmMessage;
 
 use crate::error::{Error, Result};
-use crate::message::{Answer, Request};
+use crate::message::{Request, Response};
 use crate::netlink::{self, Netlink, Rejection};
 use crate::policy::{Action, Direction, InstalledPolicy, Policy};
 use crate::reconcile::Plan;
@@ -26,7 +26,7 @@ pub(crate) fn dump(netlink: &mut Netlink) -> Result<Vec<InstalledPolicy>> {
     Ok(answers
         .into_iter()
         .filter_map(|answer| match answer {
-            Answer::Policy(policy) => Some(*policy),
+            Response::Policy(policy) => Some(*policy),
             _ => None,
         })
         .collect())
@@ -48,9 +48,9 @@ fn by_index(netlink: &mut Netlink, policy: &InstalledPolicy) -> Result<Option<In
     netlink.get_all(READ, vec![Request::from(message)])?.pop().map_or(Ok(None), found)
 }
 
-fn found(answer: Result<Answer, Rejection>) -> Result<Option<InstalledPolicy>> {
+fn found(answer: Result<Response, Rejection>) -> Result<Option<InstalledPolicy>> {
     match answer {
-        Ok(Answer::Policy(policy)) => Ok(Some(*policy)),
+        Ok(Response::Policy(policy)) => Ok(Some(*policy)),
         Ok(_) | Err(Rejection { errno: libc::ENOENT, .. }) => Ok(None),
         Err(rejection) => Err(netlink::Error::Rejected { request: READ, rejection }.into()),
     }
@@ -127,11 +127,11 @@ fn update(policy: &Policy, holder: &InstalledPolicy) -> Request {
 /// changed since the plan was made is looked at one by one.
 pub(crate) fn apply(netlink: &mut Netlink, plan: &Plan) -> Result<Vec<Error>> {
     let mut refused = Vec::new();
-    let mut singly: Vec<Policy> = Vec::new();
+    let mut one_by_one: Vec<Policy> = Vec::new();
 
-    let (in_place, anew): (Vec<_>, Vec<_>) =
+    let (in_place, reinstalled): (Vec<_>, Vec<_>) =
         plan.changed.iter().partition(|(policy, holder)| policy.action != Action::Allow || index_is_ours(holder.index));
-    singly.extend(anew.iter().map(|(policy, _)| *policy));
+    one_by_one.extend(reinstalled.iter().map(|(policy, _)| *policy));
     // UPDPOLICY replaces anyone's: who holds the selectors is asked once more right before.
     let wanted: Vec<Policy> = in_place.iter().map(|(policy, _)| *policy).collect();
     let now = holders(netlink, &wanted)?;
@@ -142,12 +142,12 @@ pub(crate) fn apply(netlink: &mut Netlink, plan: &Plan) -> Result<Vec<Error>> {
                 updates.push((update(&policy, &holder), 0));
                 updated.push(policy);
             }
-            _ => singly.push(policy),
+            _ => one_by_one.push(policy),
         }
     }
     for (policy, outcome) in updated.into_iter().zip(netlink.batch(UPDATE, updates)?) {
         if outcome.is_err() {
-            singly.push(policy);
+            one_by_one.push(policy);
         }
     }
 
@@ -165,7 +165,7 @@ pub(crate) fn apply(netlink: &mut Netlink, plan: &Plan) -> Result<Vec<Error>> {
         match outcome {
             Ok(()) if policy.action == Action::Allow => allows.push(policy),
             Ok(()) => {}
-            Err(_) => singly.push(policy),
+            Err(_) => one_by_one.push(policy),
         }
     }
     for (policy, holder) in allows.iter().zip(holders(netlink, &allows)?) {
@@ -173,12 +173,12 @@ pub(crate) fn apply(netlink: &mut Netlink, plan: &Plan) -> Result<Vec<Error>> {
             Some(holder) if holder.matches(policy) => {}
             Some(holder) if holder.index != index_for(policy, 0) && same_allow(&holder, policy) => {
                 execute_delete(netlink, &holder)?;
-                singly.push(*policy);
+                one_by_one.push(*policy);
             }
-            _ => singly.push(*policy),
+            _ => one_by_one.push(*policy),
         }
     }
-    for policy in &singly {
+    for policy in &one_by_one {
         if let Err(error) = install(netlink, policy) {
             match error {
                 Error::OccupiedByOther { .. } | Error::Netlink(netlink::Error::Rejected { .. }) => refused.push(error),
@@ -202,14 +202,14 @@ pub(crate) fn apply(netlink: &mut Netlink, plan: &Plan) -> Result<Vec<Error>> {
 }
 
 fn same_allow(holder: &InstalledPolicy, policy: &Policy) -> bool {
-    holder.templates.is_empty() && holder.priority == policy.priority && !holder.blocks && holder.competes()
+    holder.templates.is_empty() && holder.priority == policy.priority && !holder.blocks && holder.shares_key_space()
 }
 
 /// Replaces our `out` policies of a reqid by themselves, so that they look for their SA anew.
 pub(crate) fn renew_outbound(netlink: &mut Netlink, reqid: Reqid) -> Result<()> {
     let policies = dump(netlink)?;
     let renewals = policies.iter().filter(|policy| policy.direction == Direction::Out && policy.is_ours());
-    let renewals = renewals.filter_map(|holder| Some((update(&holder.as_wanted(reqid)?, holder), 0))).collect();
+    let renewals = renewals.filter_map(|holder| Some((update(&holder.to_policy(reqid)?, holder), 0))).collect();
     // One that is refused or gone goes on with the old SA until that is deleted: no worse than
     // without.
     netlink.batch(UPDATE, renewals)?;

@@ -15,10 +15,10 @@ use crate::netlink::{self, Frame, Frames, widen_buffer};
 use crate::policy::InstalledPolicy;
 use crate::sa::{Sa, SaId};
 use crate::selector::Selector;
-use crate::wire;
+use crate::uapi;
 
 /// Largest notification: an SA with its widest replay window is below 2 KiB.
-const DATAGRAM: usize = 32 << 10;
+const MAX_DATAGRAM: usize = 32 << 10;
 
 /// What happened.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -113,7 +113,7 @@ impl EventSocket {
         {
             socket.add_membership(group).map_err(failed("cannot listen to XFRM's notifications"))?;
         }
-        Ok(Self { socket, buffer: Zeroizing::new(vec![0; DATAGRAM]), queue: VecDeque::new(), ignored: Vec::new() })
+        Ok(Self { socket, buffer: Zeroizing::new(vec![0; MAX_DATAGRAM]), queue: VecDeque::new(), ignored: Vec::new() })
     }
 
     /// Leaves out what was done through the request socket of this port ([`crate::Xfrm::port`]).
@@ -129,7 +129,7 @@ impl EventSocket {
                 return Ok(Some(event));
             }
             match self.socket.recv(&mut self.buffer.as_mut_slice(), libc::MSG_TRUNC) {
-                Ok(length) => self.take_datagram(length),
+                Ok(length) => self.parse_datagram(length),
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(None),
                 Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => return Ok(Some(Event::Overrun)),
@@ -140,7 +140,7 @@ impl EventSocket {
         }
     }
 
-    fn take_datagram(&mut self, length: usize) {
+    fn parse_datagram(&mut self, length: usize) {
         let Some(bytes) = self.buffer.get_mut(..length) else {
             // Larger than anything that the kernel sends today: as good as lost.
             self.queue.push_back(Event::Overrun);
@@ -194,11 +194,11 @@ fn parse(frame: &Frame<'_>) -> Result<Option<Event>, String> {
 
 /// `struct xfrm_user_acquire`, then the template.
 fn acquire(body: &[u8]) -> Result<Event, String> {
-    let (fixed, rest) = wire::split(body, nl::XFRM_USER_ACQUIRE_LEN)?;
+    let (fixed, rest) = uapi::split(body, nl::XFRM_USER_ACQUIRE_LEN)?;
     let raw = nl::UserAcquire::parse(fixed).map_err(|error| error.to_string())?;
     let selector = Selector::from_kernel(&raw.selector).ok_or("acquire without a family")?;
     let (mut reqid, mut family) = (0, raw.selector.family);
-    wire::attributes(rest, |kind, value| {
+    uapi::attributes(rest, |kind, value| {
         if kind == nl::XFRMA_TMPL
             && let Some(first) = value.get(..nl::XFRM_USER_TEMPLATE_LEN)
         {
@@ -208,7 +208,7 @@ fn acquire(body: &[u8]) -> Result<Event, String> {
         }
         Ok(())
     })?;
-    let address = |raw: &nl::Address| wire::address(raw, family).ok_or_else(|| format!("acquire of family {family}"));
+    let address = |raw: &nl::Address| uapi::address(raw, family).ok_or_else(|| format!("acquire of family {family}"));
     Ok(Event::Acquire {
         reqid,
         selector,
@@ -221,7 +221,7 @@ fn acquire(body: &[u8]) -> Result<Event, String> {
 /// `struct xfrm_user_expire`. What has no SPI is the larval state of an acquire, which ended
 /// without an answer.
 fn expire(body: &[u8]) -> Result<Option<Event>, String> {
-    let (fixed, _) = wire::split(body, nl::XFRM_USER_EXPIRE_LEN)?;
+    let (fixed, _) = uapi::split(body, nl::XFRM_USER_EXPIRE_LEN)?;
     let raw = nl::UserExpire::parse(fixed).map_err(|error| error.to_string())?;
     let sa = Sa::from_info(&raw.state)?;
     Ok((sa.id.spi != 0).then_some(Event::Expire { id: sa.id, reqid: sa.reqid, hard: raw.hard != 0 }))
@@ -229,14 +229,14 @@ fn expire(body: &[u8]) -> Result<Option<Event>, String> {
 
 /// `struct xfrm_usersa_id`, then the SA.
 fn sa_deleted(body: &[u8]) -> Result<Event, String> {
-    let (fixed, rest) = wire::split(body, nl::XFRM_USER_SA_ID_LEN)?;
+    let (fixed, rest) = uapi::split(body, nl::XFRM_USER_SA_ID_LEN)?;
     let raw = nl::UserSaId::parse(fixed).map_err(|error| error.to_string())?;
     let destination =
-        wire::address(&raw.daddr, raw.family).ok_or_else(|| format!("deleted SA of family {}", raw.family))?;
+        uapi::address(&raw.daddr, raw.family).ok_or_else(|| format!("deleted SA of family {}", raw.family))?;
     let mut reqid = None;
-    wire::attributes(rest, |kind, value| {
+    uapi::attributes(rest, |kind, value| {
         if kind == nl::XFRMA_SA {
-            let (fixed, _) = wire::split(value, nl::XFRM_USER_SA_INFO_LEN)?;
+            let (fixed, _) = uapi::split(value, nl::XFRM_USER_SA_INFO_LEN)?;
             reqid = Some(nl::UserSaInfo::parse(fixed).map_err(|error| error.to_string())?.reqid);
         }
         Ok(())
@@ -246,11 +246,11 @@ fn sa_deleted(body: &[u8]) -> Result<Event, String> {
 
 /// `struct xfrm_userpolicy_id`, then the policy as `XFRMA_POLICY`, then its templates.
 fn policy_deleted(body: &[u8]) -> Result<Option<InstalledPolicy>, String> {
-    let (_, rest) = wire::split(body, nl::XFRM_USER_POLICY_ID_LEN)?;
+    let (_, rest) = uapi::split(body, nl::XFRM_USER_POLICY_ID_LEN)?;
     let mut whole = None;
-    wire::attributes(rest, |kind, value| {
+    uapi::attributes(rest, |kind, value| {
         if kind == nl::XFRMA_POLICY {
-            let (fixed, _) = wire::split(value, nl::XFRM_USER_POLICY_INFO_LEN)?;
+            let (fixed, _) = uapi::split(value, nl::XFRM_USER_POLICY_INFO_LEN)?;
             whole = Some(fixed.to_vec());
         }
         Ok(())
@@ -262,10 +262,10 @@ fn policy_deleted(body: &[u8]) -> Result<Option<InstalledPolicy>, String> {
 
 /// `struct xfrm_user_mapping`.
 fn mapping(body: &[u8]) -> Result<Event, String> {
-    let (fixed, _) = wire::split(body, nl::XFRM_USER_MAPPING_LEN)?;
+    let (fixed, _) = uapi::split(body, nl::XFRM_USER_MAPPING_LEN)?;
     let raw = nl::UserMapping::parse(fixed).map_err(|error| error.to_string())?;
     let family = raw.id.family;
-    let address = |raw: &nl::Address| wire::address(raw, family).ok_or_else(|| format!("mapping of family {family}"));
+    let address = |raw: &nl::Address| uapi::address(raw, family).ok_or_else(|| format!("mapping of family {family}"));
     Ok(Event::Mapping {
         id: SaId { destination: address(&raw.id.daddr)?, spi: raw.id.spi },
         reqid: raw.reqid,

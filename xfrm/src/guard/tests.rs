@@ -12,7 +12,7 @@ fn config(ranges: &[&str], segments: &[&str], networks: &[&str]) -> GuardConfig 
 }
 
 /// What happens to a packet by these policies, tunnels aside.
-fn verdict(policies: &[Policy], direction: Direction, source: &str, destination: &str) -> Option<Action> {
+fn action_for(policies: &[Policy], direction: Direction, source: &str, destination: &str) -> Option<Action> {
     let (source, destination): (IpAddr, IpAddr) = (source.parse().unwrap(), destination.parse().unwrap());
     let mut matching: Vec<_> = policies
         .iter()
@@ -46,7 +46,11 @@ fn an_edge_allows_its_own_and_blocks_the_rest_of_the_range() {
         (In, "fe80::1", "ff02::1", None),
         (Out, "fe80::1", "fe80::2", None),
     ] {
-        assert_eq!(verdict(&policies, direction, source, destination), expected, "{direction} {source} {destination}");
+        assert_eq!(
+            action_for(&policies, direction, source, destination),
+            expected,
+            "{direction} {source} {destination}"
+        );
     }
 }
 
@@ -60,9 +64,9 @@ fn without_segments_everything_of_the_range_is_blocked() {
 #[test]
 fn a_hubs_networks_need_allows_only_within_the_range() {
     let inside = policies(&config(&["10.0.0.0/8"], &["10.77.0.0/26"], &["10.42.0.0/16"])).unwrap();
-    assert_eq!(verdict(&inside, Direction::Out, "10.77.0.2", "10.42.1.1"), Some(Action::Allow));
+    assert_eq!(action_for(&inside, Direction::Out, "10.77.0.2", "10.42.1.1"), Some(Action::Allow));
     let outside = policies(&config(&["10.77.0.0/16"], &["10.77.0.0/26"], &["10.42.0.0/16"])).unwrap();
-    assert_eq!(verdict(&outside, Direction::Out, "10.77.0.2", "10.42.1.1"), None);
+    assert_eq!(action_for(&outside, Direction::Out, "10.77.0.2", "10.42.1.1"), None);
     assert_eq!(outside.len(), 6);
 }
 

@@ -9,10 +9,10 @@ use netlink_packet_core::{
     NetlinkDeserializable, NetlinkHeader, Parseable,
 };
 
-use crate::wire;
+use crate::uapi;
 
 /// Length of a netlink header, bytes.
-const HEADER: usize = 16;
+const HEADER_LEN: usize = 16;
 /// `NLMSGERR_ATTR_MSG`, `NLMSGERR_ATTR_OFFS` (`linux/netlink.h`).
 const ATTRIBUTE_TEXT: u16 = 1;
 const ATTRIBUTE_OFFSET: u16 = 2;
@@ -45,7 +45,7 @@ pub(crate) struct Frame<'a> {
     pub(crate) sequence: u32,
     pub(crate) port: u32,
     pub(crate) body: &'a [u8],
-    whole: &'a [u8],
+    message: &'a [u8],
 }
 
 /// The messages of a datagram.
@@ -66,7 +66,7 @@ impl<'a> Iterator for Frames<'a> {
             return None;
         }
         self.0 = &[];
-        let header = match rest.first_chunk::<HEADER>() {
+        let header = match rest.first_chunk::<HEADER_LEN>() {
             Some([l0, l1, l2, l3, k0, k1, f0, f1, s0, s1, s2, s3, p0, p1, p2, p3]) => (
                 u32::from_ne_bytes([*l0, *l1, *l2, *l3]) as usize,
                 u16::from_ne_bytes([*k0, *k1]),
@@ -74,14 +74,14 @@ impl<'a> Iterator for Frames<'a> {
                 u32::from_ne_bytes([*s0, *s1, *s2, *s3]),
                 u32::from_ne_bytes([*p0, *p1, *p2, *p3]),
             ),
-            None => return Some(Err(format!("{} bytes where a message of at least {HEADER} begins", rest.len()))),
+            None => return Some(Err(format!("{} bytes where a message of at least {HEADER_LEN} begins", rest.len()))),
         };
         let (length, kind, flags, sequence, port) = header;
-        let (Some(whole), Some(body)) = (rest.get(..length), rest.get(HEADER..length)) else {
+        let (Some(message), Some(body)) = (rest.get(..length), rest.get(HEADER_LEN..length)) else {
             return Some(Err(format!("a message of type {kind} says {length} bytes, {} are there", rest.len())));
         };
         self.0 = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
-        Some(Ok(Frame { kind, flags, sequence, port, body, whole }))
+        Some(Ok(Frame { kind, flags, sequence, port, body, message }))
     }
 }
 
@@ -95,12 +95,12 @@ impl Frame<'_> {
                 // What follows the code: the request's header, its body unless capped, then the
                 // attributes.
                 let header = rest.first_chunk::<4>().map_or(0, |length| u32::from_ne_bytes(*length) as usize);
-                let skip = if self.flags & NLM_F_CAPPED != 0 { HEADER } else { header.next_multiple_of(4) };
-                Ok(Some(verdict(*code, self.flags, rest.get(skip..).unwrap_or_default())))
+                let skip = if self.flags & NLM_F_CAPPED != 0 { HEADER_LEN } else { header.next_multiple_of(4) };
+                Ok(Some(acknowledgement(*code, self.flags, rest.get(skip..).unwrap_or_default())))
             }
             NLMSG_DONE => {
                 let (code, rest) = self.body.split_first_chunk::<4>().unwrap_or((&[0; 4], &[]));
-                Ok(Some(verdict(*code, self.flags, rest)))
+                Ok(Some(acknowledgement(*code, self.flags, rest)))
             }
             NLMSG_OVERRUN => Err("NLMSG_OVERRUN: data was lost".into()),
             _ => Ok(None),
@@ -113,7 +113,7 @@ impl Frame<'_> {
     }
 
     pub(crate) fn decode<R: NetlinkDeserializable>(&self) -> Result<R, String> {
-        let buffer = NetlinkBuffer::new_checked(self.whole).map_err(|error| error.to_string())?;
+        let buffer = NetlinkBuffer::new_checked(self.message).map_err(|error| error.to_string())?;
         let header = NetlinkHeader::parse(&buffer).map_err(|error| error.to_string())?;
         R::deserialize(&header, self.body).map_err(|error| {
             let error: Box<dyn std::error::Error + Send + Sync> = error.into();
@@ -122,7 +122,7 @@ impl Frame<'_> {
     }
 }
 
-fn verdict(code: [u8; 4], flags: u16, attributes: &[u8]) -> Result<(), Rejection> {
+fn acknowledgement(code: [u8; 4], flags: u16, attributes: &[u8]) -> Result<(), Rejection> {
     let errno = i32::from_ne_bytes(code).saturating_neg();
     if errno <= 0 {
         return Ok(());
@@ -130,13 +130,13 @@ fn verdict(code: [u8; 4], flags: u16, attributes: &[u8]) -> Result<(), Rejection
     let mut rejection = Rejection { errno, text: None, offset: None };
     if flags & NLM_F_ACK_TLVS != 0 {
         // A reason that cannot be read is no reason to lose the error itself.
-        let _ = wire::attributes(attributes, |kind, value| {
+        let _ = uapi::attributes(attributes, |kind, value| {
             match kind {
                 ATTRIBUTE_TEXT => {
                     let text = value.split(|byte| *byte == 0).next().unwrap_or_default();
                     rejection.text = Some(String::from_utf8_lossy(text).into_owned());
                 }
-                ATTRIBUTE_OFFSET => rejection.offset = wire::u32_of(value),
+                ATTRIBUTE_OFFSET => rejection.offset = uapi::u32_of(value),
                 _ => {}
             }
             Ok(())
@@ -152,7 +152,7 @@ mod tests {
     use super::*;
 
     fn message(kind: u16, flags: u16, body: &[u8]) -> Vec<u8> {
-        let mut bytes = ((HEADER + body.len()) as u32).to_ne_bytes().to_vec();
+        let mut bytes = ((HEADER_LEN + body.len()) as u32).to_ne_bytes().to_vec();
         bytes.extend(kind.to_ne_bytes());
         bytes.extend(flags.to_ne_bytes());
         bytes.extend(7u32.to_ne_bytes());
@@ -177,7 +177,7 @@ mod tests {
     fn a_refusal_is_read_with_the_kernels_words_capped_or_not() {
         let request = message(0x10, 0, b"the request itself, with a key..");
         for (flags, echoed) in
-            [(NLM_F_ACK_TLVS, request.as_slice()), (NLM_F_ACK_TLVS | NLM_F_CAPPED, &request[..HEADER])]
+            [(NLM_F_ACK_TLVS, request.as_slice()), (NLM_F_ACK_TLVS | NLM_F_CAPPED, &request[..HEADER_LEN])]
         {
             let mut body = (-22i32).to_ne_bytes().to_vec();
             body.extend(echoed);

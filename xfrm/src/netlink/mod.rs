@@ -27,14 +27,14 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 /// Receive buffer of the socket, bytes: a batch's answers wait there together.
 const SOCKET_BUFFER: usize = 4 << 20;
 /// Largest datagram: a dump's are at most 32 KiB, single answers far less.
-const DATAGRAM: usize = 64 << 10;
+const MAX_DATAGRAM: usize = 64 << 10;
 /// A dump that changes while it is read is read again, this often.
 const DUMP_ATTEMPTS: usize = 8;
 /// Requests in one datagram of a batch: their acknowledgements fit into the smallest receive
 /// buffer.
-const BATCH: usize = 128;
+const MAX_BATCH: usize = 128;
 /// Requests in one datagram that are each answered by a message.
-const QUERIES: usize = 32;
+const MAX_QUERIES: usize = 32;
 
 /// A request could not be carried out. Never holds the request's or the answer's bytes.
 #[derive(Debug, thiserror::Error)]
@@ -127,7 +127,7 @@ impl Netlink {
             .map_err(|error| Error::io("cannot set SO_RCVTIMEO")(error.into()))?;
         let port = socket.bind_auto().map_err(option("cannot bind a netlink socket"))?.port_number();
         socket.connect(&SocketAddr::new(0, 0)).map_err(option("cannot connect a netlink socket"))?;
-        Ok(Self { socket, port, sequence: 0, buffer: Zeroizing::new(vec![0; DATAGRAM]) })
+        Ok(Self { socket, port, sequence: 0, buffer: Zeroizing::new(vec![0; MAX_DATAGRAM]) })
     }
 
     /// The socket's port: the kernel repeats it in the notifications of changes made through this
@@ -160,7 +160,7 @@ impl Netlink {
             let first = self.sequence.wrapping_add(1);
             let mut bytes = Zeroizing::new(Vec::new());
             let mut count = 0usize;
-            for (message, flags) in messages.by_ref().take(BATCH) {
+            for (message, flags) in messages.by_ref().take(MAX_BATCH) {
                 self.append(&mut bytes, message, NLM_F_REQUEST | NLM_F_ACK | flags);
                 count += 1;
             }
@@ -254,7 +254,7 @@ impl Netlink {
             let first = self.sequence.wrapping_add(1);
             let mut bytes = Zeroizing::new(Vec::new());
             let mut answers: Vec<Option<Result<R, Rejection>>> = Vec::new();
-            for message in messages.by_ref().take(QUERIES) {
+            for message in messages.by_ref().take(MAX_QUERIES) {
                 self.append(&mut bytes, message, NLM_F_REQUEST);
                 answers.push(None);
             }

@@ -41,7 +41,7 @@ pub fn policies(desired: &[Policy], observed: &[InstalledPolicy]) -> Plan {
             .or_insert(*policy);
     }
     let mut plan = Plan::default();
-    for holder in observed.iter().filter(|holder| holder.competes()) {
+    for holder in observed.iter().filter(|holder| holder.shares_key_space()) {
         match wanted.get(&holder.key()) {
             Some(policy) if holder.matches(policy) => {}
             Some(policy) if holder.is_ours() => plan.changed.push((*policy, holder.clone())),

@@ -10,7 +10,7 @@ use zeroize::Zeroizing;
 use crate::error::{Error, Result};
 use crate::reqid::Reqid;
 use crate::selector::Selector;
-use crate::wire;
+use crate::uapi;
 
 /// Which way the packets of an SA go.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -47,7 +47,7 @@ impl SaId {
         nl::UserSaId {
             daddr: nl::Address::from_ip(&self.destination),
             spi: self.spi,
-            family: wire::family_of(self.destination),
+            family: uapi::family_of(self.destination),
             proto: nl::IPPROTO_ESP,
         }
     }
@@ -283,15 +283,15 @@ impl Sa {
     }
 
     pub(crate) fn decode(body: &[u8]) -> Result<Self, String> {
-        let (fixed, rest) = wire::split(body, nl::XFRM_USER_SA_INFO_LEN)?;
+        let (fixed, rest) = uapi::split(body, nl::XFRM_USER_SA_INFO_LEN)?;
         let mut sa = Self::from_info(&nl::UserSaInfo::parse(fixed).map_err(|error| error.to_string())?)?;
-        wire::attributes(rest, |kind, value| sa.take_attribute(kind, value))?;
+        uapi::attributes(rest, |kind, value| sa.read_attribute(kind, value))?;
         Ok(sa)
     }
 
     pub(crate) fn from_info(info: &nl::UserSaInfo) -> Result<Self, String> {
         let address =
-            |raw: &nl::Address| wire::address(raw, info.family).ok_or_else(|| format!("SA of family {}", info.family));
+            |raw: &nl::Address| uapi::address(raw, info.family).ok_or_else(|| format!("SA of family {}", info.family));
         let selector = match info.selector.family {
             nl::AF_UNSPEC => None,
             _ => {
@@ -325,7 +325,7 @@ impl Sa {
         })
     }
 
-    fn take_attribute(&mut self, kind: u16, value: &[u8]) -> Result<(), String> {
+    fn read_attribute(&mut self, kind: u16, value: &[u8]) -> Result<(), String> {
         match kind {
             // The name only: the key behind it is not copied.
             nl::XFRMA_ALG_AEAD | nl::XFRMA_ALG_CRYPT | nl::XFRMA_ALG_AUTH | nl::XFRMA_ALG_AUTH_TRUNC => {
@@ -348,11 +348,11 @@ impl Sa {
                 self.counters.sent_sequence = u64::from(replay.oseq_hi) << 32 | u64::from(replay.oseq);
                 self.counters.received_sequence = u64::from(replay.seq_hi) << 32 | u64::from(replay.seq);
             }
-            nl::XFRMA_IF_ID => self.if_id = wire::u32_of(value).ok_or("XFRMA_IF_ID is not a u32")?,
-            wire::XFRMA_SA_DIR => {
+            nl::XFRMA_IF_ID => self.if_id = uapi::u32_of(value).ok_or("XFRMA_IF_ID is not a u32")?,
+            uapi::XFRMA_SA_DIR => {
                 self.direction = match value {
-                    [wire::SA_DIR_IN] => Some(SaDirection::In),
-                    [wire::SA_DIR_OUT] => Some(SaDirection::Out),
+                    [uapi::SA_DIR_IN] => Some(SaDirection::In),
+                    [uapi::SA_DIR_OUT] => Some(SaDirection::Out),
                     _ => None,
                 }
             }
@@ -378,10 +378,10 @@ const MAPPING_THRESHOLD_SECONDS: u32 = 1;
 
 pub(crate) fn direction_attribute(direction: SaDirection) -> nl::XfrmAttrs {
     let value = match direction {
-        SaDirection::In => wire::SA_DIR_IN,
-        SaDirection::Out => wire::SA_DIR_OUT,
+        SaDirection::In => uapi::SA_DIR_IN,
+        SaDirection::Out => uapi::SA_DIR_OUT,
     };
-    nl::XfrmAttrs::Other(DefaultNla::new(wire::XFRMA_SA_DIR, vec![value]))
+    nl::XfrmAttrs::Other(DefaultNla::new(uapi::XFRMA_SA_DIR, vec![value]))
 }
 
 /// The fixed part that SPI reservations and SAs share.
@@ -392,7 +392,7 @@ pub(crate) fn base_info(source: IpAddr, destination: IpAddr, spi: u32, reqid: Re
     Ok(nl::UserSaInfo {
         id: nl::Id { daddr: nl::Address::from_ip(&destination), spi, proto: nl::IPPROTO_ESP },
         saddr: nl::Address::from_ip(&source),
-        family: wire::family_of(destination),
+        family: uapi::family_of(destination),
         reqid: reqid.raw(),
         mode: nl::XFRM_MODE_TUNNEL,
         ..nl::UserSaInfo::default()

@@ -6,8 +6,8 @@ use rustix::event::{PollFd, PollFlags, poll};
 
 use crate::Needs::Root;
 use crate::Test;
+use crate::namespace::Namespace;
 use crate::policies::selector;
-use crate::space::Space;
 
 pub(crate) const TESTS: &[Test] = &[
     ("what_others_do_to_policies_is_told_and_what_we_do_is_not", Root, others_changes),
@@ -28,10 +28,10 @@ pub(crate) fn next(events: &mut EventSocket) -> Event {
 }
 
 fn others_changes() {
-    let space = Space::new();
-    let mut events = space.run(|| EventSocket::open().unwrap());
+    let namespace = Namespace::new();
+    let mut events = namespace.run(|| EventSocket::open().unwrap());
     let block = Policy::block(Direction::In, selector("10.77.0.0/16", "0.0.0.0/0"));
-    let port = space.run(move || {
+    let port = namespace.run(move || {
         let mut xfrm = Xfrm::open().unwrap();
         xfrm.install_policy(&block).unwrap();
         xfrm.port()
@@ -39,36 +39,36 @@ fn others_changes() {
     assert!(matches!(next(&mut events), Event::PolicyChanged(policy) if policy.matches(&block)));
     events.ignore_port(port);
 
-    space.ip("xfrm policy update src 10.77.0.0/16 dst 0.0.0.0/0 dir in action allow");
+    namespace.ip("xfrm policy update src 10.77.0.0/16 dst 0.0.0.0/0 dir in action allow");
     assert!(matches!(next(&mut events), Event::PolicyChanged(policy) if policy.key() == block.key() && !policy.blocks));
-    space.ip("xfrm policy delete src 10.77.0.0/16 dst 0.0.0.0/0 dir in");
+    namespace.ip("xfrm policy delete src 10.77.0.0/16 dst 0.0.0.0/0 dir in");
     assert!(matches!(next(&mut events), Event::PolicyDeleted(policy) if policy.key() == block.key()));
-    space.ip("xfrm policy add src 10.1.0.0/16 dst 0.0.0.0/0 dir in action block");
+    namespace.ip("xfrm policy add src 10.1.0.0/16 dst 0.0.0.0/0 dir in action block");
     assert!(matches!(next(&mut events), Event::PolicyChanged(_)));
-    space.ip("xfrm policy flush");
+    namespace.ip("xfrm policy flush");
     assert_eq!(next(&mut events), Event::PoliciesFlushed);
 
     // Ours, through a socket that is left out, then another's: only that is told.
-    let mut quiet = space.run(|| Xfrm::open().unwrap());
+    let mut quiet = namespace.run(|| Xfrm::open().unwrap());
     events.ignore_port(quiet.port());
     quiet.install_policy(&block).unwrap();
     quiet.reconcile_policies(&[]).unwrap();
-    space.ip("xfrm policy add src 10.1.0.0/16 dst 0.0.0.0/0 dir in action block");
+    namespace.ip("xfrm policy add src 10.1.0.0/16 dst 0.0.0.0/0 dir in action block");
     assert!(matches!(next(&mut events), Event::PolicyChanged(policy) if !policy.is_ours()));
     assert_eq!(events.next().unwrap(), None);
 }
 
 fn acquire() {
-    let space = Space::new();
-    space.ip("link add up0 type bridge");
-    space.ip("addr add 192.0.2.1/24 dev up0");
-    space.ip("addr add 10.77.0.1/26 dev up0");
-    space.ip("addr add fd77::1/64 dev up0 nodad");
-    space.ip("link set up0 up");
-    space.ip("route add default via 192.0.2.254");
-    space.ip("route add fd77:1::/64 dev up0");
-    let mut events = space.run(|| EventSocket::open().unwrap());
-    let port = space.run(|| {
+    let namespace = Namespace::new();
+    namespace.ip("link add up0 type bridge");
+    namespace.ip("addr add 192.0.2.1/24 dev up0");
+    namespace.ip("addr add 10.77.0.1/26 dev up0");
+    namespace.ip("addr add fd77::1/64 dev up0 nodad");
+    namespace.ip("link set up0 up");
+    namespace.ip("route add default via 192.0.2.254");
+    namespace.ip("route add fd77:1::/64 dev up0");
+    let mut events = namespace.run(|| EventSocket::open().unwrap());
+    let port = namespace.run(|| {
         let mut xfrm = Xfrm::open().unwrap();
         for (n, source, destination) in [(5, "10.77.0.0/26", "10.77.1.0/26"), (6, "fd77::/64", "fd77:1::/64")] {
             let selector = selector(source, destination);
@@ -83,7 +83,7 @@ fn acquire() {
     events.ignore_port(port);
     for (n, from, to) in [(5, "10.77.0.1", "10.77.1.9"), (6, "fd77::1", "fd77:1::9")] {
         let address = if to.contains(':') { format!("[{to}]:7") } else { format!("{to}:7") };
-        space.send(from, &address, "hello");
+        namespace.send(from, &address, "hello");
         let Event::Acquire { reqid, selector, source, destination, .. } = next(&mut events) else { panic!() };
         assert_eq!(Reqid::ours(reqid), Reqid::tunnel(n));
         assert_eq!(selector.source().ip().to_string(), from);
@@ -91,15 +91,15 @@ fn acquire() {
         assert_eq!((source.to_string().as_str(), destination.to_string().as_str()), ("192.0.2.1", "192.0.2.2"));
     }
     // The larval SA of the acquire is not taken for one of ours that nobody wants.
-    let sas = space.run(|| Xfrm::open().unwrap().sas().unwrap());
+    let sas = namespace.run(|| Xfrm::open().unwrap().sas().unwrap());
     assert!(sas.iter().all(|sa| sa.is_larval()), "{sas:?}");
     assert!(edge_xfrm::reconcile::sas(&[], &sas).is_empty());
 }
 
 fn overrun() {
-    let space = Space::new();
-    let mut events = space.run(|| EventSocket::open().unwrap());
-    space.run(|| {
+    let namespace = Namespace::new();
+    let mut events = namespace.run(|| EventSocket::open().unwrap());
+    namespace.run(|| {
         let mut xfrm = Xfrm::open().unwrap();
         let desired = |priority| -> Vec<Policy> {
             (0..5000)
@@ -116,6 +116,6 @@ fn overrun() {
     while next(&mut events) != Event::Overrun {}
     // What comes after is told again.
     while events.next().unwrap().is_some() {}
-    space.ip("xfrm policy flush");
+    namespace.ip("xfrm policy flush");
     assert_eq!(next(&mut events), Event::PoliciesFlushed);
 }

@@ -5,7 +5,7 @@ use edge_xfrm::{Direction, Error, Policy, SaDirection, SaParams, Selector, Xfrm}
 
 use crate::Needs::{Esp, Root};
 use crate::Test;
-use crate::space::{Space, receive, sa};
+use crate::namespace::{Namespace, receive, sa};
 
 pub(crate) const TESTS: &[Test] = &[
     ("the_guard_is_installed_once_and_repaired_when_broken", Root, installed_and_repaired),
@@ -29,43 +29,43 @@ fn config(bridge: &[&str]) -> GuardConfig {
 }
 
 fn installed_and_repaired() {
-    let space = Space::new();
-    space.run(|| {
+    let namespace = Namespace::new();
+    namespace.run(|| {
         assert_eq!(guard::check(&config(&[])).unwrap().len(), 12 + 1 + 2);
         assert_eq!(guard::install(&config(&[])).unwrap().len(), 12 + 1 + 2);
         assert_eq!(guard::check(&config(&[])).unwrap(), []);
         assert_eq!(guard::install(&config(&[])).unwrap(), []);
     });
-    space.ip("link add ecni0 type bridge");
-    space.ip("addr add 10.77.0.1/26 dev ecni0");
-    space.ip("addr add fd77::1/64 dev ecni0 nodad");
-    space.ip("link set ecni0 up");
+    namespace.ip("link add ecni0 type bridge");
+    namespace.ip("addr add 10.77.0.1/26 dev ecni0");
+    namespace.ip("addr add fd77::1/64 dev ecni0 nodad");
+    namespace.ip("link set ecni0 up");
     let bridge = ["10.77.0.1", "fd77::1"];
-    space.run(move || {
+    namespace.run(move || {
         assert_eq!(guard::install(&config(&bridge)).unwrap().len(), 2);
         assert_eq!(guard::check(&config(&bridge)).unwrap(), []);
     });
     // The kernel deletes routes whose source goes; the bare ones stay.
-    space.ip("link del ecni0");
-    space.run(|| assert_eq!(guard::check(&config(&[])).unwrap(), []));
-    space.ip("link set ecni-guard down");
-    space.ip("xfrm policy delete src 0.0.0.0/0 dst 10.77.0.0/16 dir out");
-    space.run(|| {
+    namespace.ip("link del ecni0");
+    namespace.run(|| assert_eq!(guard::check(&config(&[])).unwrap(), []));
+    namespace.ip("link set ecni-guard down");
+    namespace.ip("xfrm policy delete src 0.0.0.0/0 dst 10.77.0.0/16 dir out");
+    namespace.run(|| {
         let defects = guard::install(&config(&[])).unwrap();
         assert!(defects.contains(&Defect::Device), "{defects:?}");
         assert!(defects.iter().any(|defect| matches!(defect, Defect::Missing(_))), "{defects:?}");
         assert_eq!(guard::check(&config(&[])).unwrap(), []);
     });
-    space.ip("link del ecni-guard");
-    space.run(|| {
+    namespace.ip("link del ecni-guard");
+    namespace.run(|| {
         assert_eq!(guard::install(&config(&[])).unwrap().len(), 3);
         assert_eq!(guard::check(&config(&[])).unwrap(), []);
     });
 }
 
 fn two_at_once() {
-    let space = Space::new();
-    space.run(|| {
+    let namespace = Namespace::new();
+    namespace.run(|| {
         let namespace = std::fs::File::open("/proc/thread-self/ns/net").unwrap();
         std::thread::scope(|scope| {
             for _ in 0..4 {
@@ -84,14 +84,14 @@ fn two_at_once() {
 /// A node with two pods on a wire each, and an uplink with a neighbour that routes everything to
 /// the node.
 struct Site {
-    node: Space,
-    pods: [Space; 2],
-    neighbour: Space,
+    node: Namespace,
+    pods: [Namespace; 2],
+    neighbour: Namespace,
 }
 
 fn site() -> Site {
-    let (node, neighbour) = (Space::new(), Space::new());
-    let pods = [Space::new(), Space::new()];
+    let (node, neighbour) = (Namespace::new(), Namespace::new());
+    let pods = [Namespace::new(), Namespace::new()];
     node.wire(("up0", &["192.0.2.1/24", "2001:db8::1/64"]), &neighbour, ("eth0", &["192.0.2.2/24", "2001:db8::2/64"]));
     node.ip("route add default via 192.0.2.2");
     node.ip("-6 route add default via 2001:db8::2");
@@ -232,25 +232,25 @@ fn whole_range() {
 }
 
 fn in_the_way() {
-    let space = Space::new();
-    space.ip("xfrm policy add src 0.0.0.0/0 dst 10.77.0.0/16 dir out action allow");
-    let error = space.run(|| guard::install(&config(&[])).unwrap_err());
+    let namespace = Namespace::new();
+    namespace.ip("xfrm policy add src 0.0.0.0/0 dst 10.77.0.0/16 dir out action allow");
+    let error = namespace.run(|| guard::install(&config(&[])).unwrap_err());
     let Error::Guard { source, .. } = &error else { panic!("{error}") };
     assert!(matches!(**source, Error::OccupiedByOther { .. }), "{error}");
     // The rest stands nevertheless.
-    let defects = space.run(|| guard::check(&config(&[])).unwrap());
+    let defects = namespace.run(|| guard::check(&config(&[])).unwrap());
     assert!(matches!(defects.as_slice(), [Defect::Occupied(..)]), "{defects:?}");
 
-    let space = Space::new();
-    space.ip("link add ecni-guard type veth peer name other");
-    let error = space.run(|| guard::install(&config(&[])).unwrap_err().to_string());
+    let namespace = Namespace::new();
+    namespace.ip("link add ecni-guard type veth peer name other");
+    let error = namespace.run(|| guard::install(&config(&[])).unwrap_err().to_string());
     assert!(error.contains("not a dummy device"), "{error}");
 }
 
 fn removed() {
-    let space = Space::new();
-    space.ip("xfrm policy add src 10.1.0.0/16 dst 10.2.0.0/16 dir out priority 30000 action block");
-    space.run(|| {
+    let namespace = Namespace::new();
+    namespace.ip("xfrm policy add src 10.1.0.0/16 dst 10.2.0.0/16 dir out priority 30000 action block");
+    namespace.run(|| {
         guard::install(&config(&[])).unwrap();
         guard::remove().unwrap();
         guard::remove().unwrap();
@@ -258,11 +258,11 @@ fn removed() {
         assert_eq!(left.len(), 1);
         assert!(!left[0].is_ours());
     });
-    assert!(!space.ip("link").contains("ecni-guard"));
+    assert!(!namespace.ip("link").contains("ecni-guard"));
 }
 
 fn bypass() {
-    let (here, there) = (Space::new(), Space::new());
+    let (here, there) = (Namespace::new(), Namespace::new());
     here.wire(("eth0", &["192.0.2.1/24", "2001:db8::1/64"]), &there, ("eth0", &["192.0.2.2/24", "2001:db8::2/64"]));
     here.run(|| {
         let mut xfrm = Xfrm::open().unwrap();
@@ -291,15 +291,15 @@ fn bypass() {
     }
 }
 
-fn mac(space: &Space) -> String {
-    let link = space.ip("link show eth0");
+fn mac(namespace: &Namespace) -> String {
+    let link = namespace.ip("link show eth0");
     link.split_whitespace().skip_while(|word| *word != "link/ether").nth(1).unwrap().to_owned()
 }
 
 /// Two nodes with a pod each, both guarded, a tunnel between them.
 fn tunnel() {
-    let nodes = [Space::new(), Space::new()];
-    let pods = [Space::new(), Space::new()];
+    let nodes = [Namespace::new(), Namespace::new()];
+    let pods = [Namespace::new(), Namespace::new()];
     nodes[0].wire(("up0", &["192.0.2.1/24"]), &nodes[1], ("up0", &["192.0.2.2/24"]));
     for n in 0..2 {
         let node = &nodes[n];

@@ -6,9 +6,9 @@
 
 mod events;
 mod guard;
+mod namespace;
 mod policies;
 mod sas;
-mod space;
 
 use std::io::Write as _;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -37,8 +37,8 @@ fn main() -> ExitCode {
         }
         return ExitCode::SUCCESS;
     }
-    let no_root = space::missing_root();
-    let no_esp = no_root.clone().or_else(space::missing_esp);
+    let no_root = namespace::missing_root();
+    let no_esp = no_root.clone().or_else(namespace::missing_esp);
     let (mut passed, mut failed, mut skipped) = (0, Vec::new(), 0);
     println!("\nrunning {} tests", tests.len());
     for (name, needs, body) in tests {
@@ -56,8 +56,8 @@ fn main() -> ExitCode {
             println!("FAILED");
         }
     }
-    let verdict = if failed.is_empty() { "ok" } else { "FAILED" };
-    println!("\ntest result: {verdict}. {passed} passed; {} failed; {skipped} skipped\n", failed.len());
+    let result = if failed.is_empty() { "ok" } else { "FAILED" };
+    println!("\ntest result: {result}. {passed} passed; {} failed; {skipped} skipped\n", failed.len());
     for name in &failed {
         println!("failed: {name}");
     }

@@ -10,24 +10,24 @@ use edge_xfrm::{Aead, Algorithm, Error, Replay, Reqid, SaDirection, SaParams, Xf
 type Job = Box<dyn FnOnce() + Send>;
 
 /// A network namespace and the thread that lives in it.
-pub(crate) struct Space {
+pub(crate) struct Namespace {
     jobs: Sender<Job>,
     thread: i32,
 }
 
-impl Space {
+impl Namespace {
     /// A new one, with `lo` up and packets forwarded.
     pub(crate) fn new() -> Self {
         let (jobs, todo) = channel::<Job>();
-        let (tell, told) = channel();
+        let (sender, receiver) = channel();
         std::thread::spawn(move || {
             enter_new_namespace();
-            tell.send(rustix::thread::gettid().as_raw_nonzero().get()).unwrap();
+            sender.send(rustix::thread::gettid().as_raw_nonzero().get()).unwrap();
             todo.into_iter().for_each(|job| job());
         });
-        let space = Self { jobs, thread: told.recv().unwrap() };
-        space.ip("link set lo up");
-        space.run(|| {
+        let namespace = Self { jobs, thread: receiver.recv().unwrap() };
+        namespace.ip("link set lo up");
+        namespace.run(|| {
             std::fs::write("/proc/sys/net/ipv4/ip_forward", "1").unwrap();
             // Only policies are to keep what is kept here.
             for scope in ["all", "default"] {
@@ -37,17 +37,17 @@ impl Space {
                 std::fs::write("/proc/sys/net/ipv6/conf/all/forwarding", "1").unwrap();
             }
         });
-        space
+        namespace
     }
 
     /// Runs a closure in the namespace; its panics are ours.
     pub(crate) fn run<T: Send + 'static>(&self, job: impl FnOnce() -> T + Send + 'static) -> T {
-        let (tell, told) = channel();
+        let (sender, receiver) = channel();
         let job = move || {
-            let _ = tell.send(std::panic::catch_unwind(std::panic::AssertUnwindSafe(job)));
+            let _ = sender.send(std::panic::catch_unwind(std::panic::AssertUnwindSafe(job)));
         };
         self.jobs.send(Box::new(job)).unwrap();
-        told.recv().unwrap().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        receiver.recv().unwrap().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
     }
 
     /// `ip` with these words, which must succeed; what it wrote.
@@ -62,14 +62,14 @@ impl Space {
 
     /// A cable to another namespace: `here` and `there` name its ends, each with an address and its
     /// prefix length.
-    pub(crate) fn wire(&self, here: (&str, &[&str]), other: &Space, there: (&str, &[&str])) {
+    pub(crate) fn wire(&self, here: (&str, &[&str]), other: &Namespace, there: (&str, &[&str])) {
         self.ip(&format!("link add {} type veth peer name {} netns {}", here.0, there.0, other.thread));
-        for (space, (name, addresses)) in [(self, here), (other, there)] {
+        for (namespace, (name, addresses)) in [(self, here), (other, there)] {
             for address in addresses {
                 let family = if address.contains(':') { "nodad" } else { "" };
-                space.ip(&format!("addr add {address} dev {name} {family}"));
+                namespace.ip(&format!("addr add {address} dev {name} {family}"));
             }
-            space.ip(&format!("link set {name} up"));
+            namespace.ip(&format!("link set {name} up"));
         }
     }
 
@@ -104,11 +104,11 @@ impl Space {
 
     /// Waits until a counter of `/proc/net/xfrm_stat` has a value; more than that is a failure.
     pub(crate) fn await_counter(&self, name: &'static str, value: u64) {
-        self.await_value(name, value, |space| space.counter(name));
+        self.await_value(name, value, |namespace| namespace.counter(name));
     }
 
     /// Waits until something has a value; more than that is a failure.
-    pub(crate) fn await_value(&self, what: &str, value: u64, read: impl Fn(&Space) -> u64) {
+    pub(crate) fn await_value(&self, what: &str, value: u64, read: impl Fn(&Namespace) -> u64) {
         let deadline = std::time::Instant::now() + Duration::from_secs(20);
         loop {
             let seen = read(self);
@@ -183,7 +183,7 @@ pub(crate) fn missing_esp() -> Option<String> {
         }
         Err(error) => panic!("{error}"),
     };
-    Space::new().run(probe)
+    Namespace::new().run(probe)
 }
 
 /// The key of every SA of these tests.

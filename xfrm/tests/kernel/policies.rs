@@ -6,7 +6,7 @@ use edge_xfrm::{Action, Direction, Error, Policy, Reqid, Selector, Xfrm};
 
 use crate::Needs::Root;
 use crate::Test;
-use crate::space::Space;
+use crate::namespace::Namespace;
 
 pub(crate) const TESTS: &[Test] = &[
     ("a_policy_is_installed_once_and_then_left_alone", Root, installed_once),
@@ -34,7 +34,7 @@ fn out(n: u32) -> Policy {
 }
 
 fn installed_once() {
-    Space::new().run(|| {
+    Namespace::new().run(|| {
         let mut xfrm = Xfrm::open().unwrap();
         for policy in [
             out(1),
@@ -55,7 +55,7 @@ fn installed_once() {
 }
 
 fn replaced_in_place() {
-    Space::new().run(|| {
+    Namespace::new().run(|| {
         let mut xfrm = Xfrm::open().unwrap();
         xfrm.install_policy(&out(1)).unwrap();
         let before = xfrm.policies().unwrap().remove(0);
@@ -70,11 +70,11 @@ fn replaced_in_place() {
 }
 
 fn others_policy_stays() {
-    let space = Space::new();
+    let namespace = Namespace::new();
     // Another selector mask order, priority and no template: it holds the selector all the same.
-    space.ip("xfrm policy add src 10.77.0.0/26 dst 10.77.1.0/26 dir out priority 5 action allow");
-    let before = space.ip("xfrm policy");
-    space.run(|| {
+    namespace.ip("xfrm policy add src 10.77.0.0/26 dst 10.77.1.0/26 dir out priority 5 action allow");
+    let before = namespace.ip("xfrm policy");
+    namespace.run(|| {
         let mut xfrm = Xfrm::open().unwrap();
         let error = xfrm.install_policy(&out(1)).unwrap_err();
         let Error::OccupiedByOther { wanted, theirs } = &error else { panic!("{error}") };
@@ -84,13 +84,13 @@ fn others_policy_stays() {
         assert_eq!(plan.occupied.len(), 1);
         assert!(matches!(errors.as_slice(), [Error::OccupiedByOther { .. }]), "{errors:?}");
     });
-    assert_eq!(space.ip("xfrm policy"), before);
+    assert_eq!(namespace.ip("xfrm policy"), before);
 }
 
 fn allow_is_told_by_its_index() {
-    let space = Space::new();
-    space.ip("xfrm policy add src 10.9.0.0/16 dst 0.0.0.0/0 dir fwd priority 20000 action allow");
-    space.run(|| {
+    let namespace = Namespace::new();
+    namespace.ip("xfrm policy add src 10.9.0.0/16 dst 0.0.0.0/0 dir fwd priority 20000 action allow");
+    namespace.run(|| {
         let mut xfrm = Xfrm::open().unwrap();
         let allow = Policy::allow(Direction::Fwd, selector("10.77.0.0/26", "0.0.0.0/0"));
         xfrm.install_policy(&allow).unwrap();
@@ -102,9 +102,9 @@ fn allow_is_told_by_its_index() {
 }
 
 fn taken_index() {
-    let space = Space::new();
+    let namespace = Namespace::new();
     let allow = Policy::allow(Direction::Fwd, selector("10.77.0.0/26", "0.0.0.0/0"));
-    let index = space.run(move || {
+    let index = namespace.run(move || {
         let mut xfrm = Xfrm::open().unwrap();
         xfrm.install_policy(&allow).unwrap();
         let installed = xfrm.policies().unwrap().remove(0);
@@ -112,9 +112,9 @@ fn taken_index() {
         installed.index
     });
     let squat = "tmpl src 192.0.2.1 dst 192.0.2.2 proto esp reqid 7 mode tunnel";
-    space.ip(&format!("xfrm policy add src 10.1.0.0/16 dst 10.2.0.0/16 dir fwd index {index} {squat}"));
+    namespace.ip(&format!("xfrm policy add src 10.1.0.0/16 dst 10.2.0.0/16 dir fwd index {index} {squat}"));
     for reconcile in [false, true] {
-        space.run(move || {
+        namespace.run(move || {
             let mut xfrm = Xfrm::open().unwrap();
             if reconcile {
                 assert!(xfrm.reconcile_policies(&[allow]).unwrap().1.is_empty());
@@ -131,9 +131,9 @@ fn taken_index() {
 }
 
 fn protect_becomes_allow() {
-    let space = Space::new();
+    let namespace = Namespace::new();
     let wanted = out(1);
-    let index = space.run(move || {
+    let index = namespace.run(move || {
         let mut xfrm = Xfrm::open().unwrap();
         xfrm.install_policy(&wanted).unwrap();
         let installed = xfrm.policies().unwrap().remove(0);
@@ -142,8 +142,8 @@ fn protect_becomes_allow() {
     });
     // With its index taken, ours gets one from the kernel, which could not tell an allow.
     let squat = "tmpl src 192.0.2.1 dst 192.0.2.2 proto esp reqid 7 mode tunnel";
-    space.ip(&format!("xfrm policy add src 10.1.0.0/16 dst 10.2.0.0/16 dir out index {index} {squat}"));
-    space.run(move || {
+    namespace.ip(&format!("xfrm policy add src 10.1.0.0/16 dst 10.2.0.0/16 dir out index {index} {squat}"));
+    namespace.run(move || {
         let mut xfrm = Xfrm::open().unwrap();
         xfrm.install_policy(&wanted).unwrap();
         let allow = Policy { action: Action::Allow, ..wanted };
@@ -155,28 +155,28 @@ fn protect_becomes_allow() {
 }
 
 fn deleting_takes_ours_only() {
-    let space = Space::new();
-    let installed = space.run(|| {
+    let namespace = Namespace::new();
+    let installed = namespace.run(|| {
         let mut xfrm = Xfrm::open().unwrap();
         xfrm.install_policy(&out(1)).unwrap();
         xfrm.policies().unwrap().remove(0)
     });
     // Another program replaces ours, which keeps its index.
-    space.ip("xfrm policy update src 10.77.0.0/26 dst 10.77.1.0/26 dir out \
+    namespace.ip("xfrm policy update src 10.77.0.0/26 dst 10.77.1.0/26 dir out \
          tmpl src 192.0.2.1 dst 192.0.2.2 proto esp reqid 7 mode tunnel");
-    let before = space.ip("xfrm policy");
+    let before = namespace.ip("xfrm policy");
     let stale = installed.clone();
-    space.run(move || {
+    namespace.run(move || {
         let error = Xfrm::open().unwrap().delete_policy(&stale).unwrap_err();
         assert!(matches!(error, Error::PolicyOfOther { .. }), "{error}");
     });
-    assert_eq!(space.ip("xfrm policy"), before);
-    space.ip("xfrm policy flush");
-    space.run(move || assert!(!Xfrm::open().unwrap().delete_policy(&installed).unwrap()));
+    assert_eq!(namespace.ip("xfrm policy"), before);
+    namespace.ip("xfrm policy flush");
+    namespace.run(move || assert!(!Xfrm::open().unwrap().delete_policy(&installed).unwrap()));
 }
 
 fn reconcile_repairs() {
-    let space = Space::new();
+    let namespace = Namespace::new();
     let desired: Vec<Policy> = (0..4)
         .map(|n| {
             let remote = format!("10.77.{}.0/24", n + 1);
@@ -185,16 +185,16 @@ fn reconcile_repairs() {
         })
         .collect();
     let wanted = desired.clone();
-    space.run(move || assert_eq!(Xfrm::open().unwrap().reconcile_policies(&wanted).unwrap().0.missing.len(), 4));
-    space.ip("xfrm policy delete src 10.77.0.0/24 dst 10.77.1.0/24 dir out");
+    namespace.run(move || assert_eq!(Xfrm::open().unwrap().reconcile_policies(&wanted).unwrap().0.missing.len(), 4));
+    namespace.ip("xfrm policy delete src 10.77.0.0/24 dst 10.77.1.0/24 dir out");
     // Same tags, another priority: ours, changed.
-    space.ip(&format!(
+    namespace.ip(&format!(
         "xfrm policy update src 10.77.0.0/24 dst 10.77.2.0/24 dir out priority 1 \
          tmpl src 192.0.2.1 dst 192.0.2.2 proto esp reqid {} mode tunnel",
         Reqid::tunnel(1).unwrap().raw()
     ));
-    space.ip("xfrm policy add src 10.5.0.0/24 dst 10.6.0.0/24 dir out action block");
-    space.run(move || {
+    namespace.ip("xfrm policy add src 10.5.0.0/24 dst 10.6.0.0/24 dir out action block");
+    namespace.run(move || {
         let mut xfrm = Xfrm::open().unwrap();
         let fewer = &desired[..3];
         let (plan, errors) = xfrm.reconcile_policies(fewer).unwrap();
@@ -211,7 +211,7 @@ fn reconcile_repairs() {
 }
 
 fn thousands() {
-    Space::new().run(|| {
+    Namespace::new().run(|| {
         let mut xfrm = Xfrm::open().unwrap();
         let mut desired = Vec::new();
         for n in 0..1000u32 {
@@ -237,8 +237,8 @@ fn thousands() {
 }
 
 fn two_at_once() {
-    let space = Space::new();
-    space.run(|| {
+    let namespace = Namespace::new();
+    namespace.run(|| {
         let namespace = std::fs::File::open("/proc/thread-self/ns/net").unwrap();
         let desired: Vec<Policy> =
             (0..200).map(|n| Policy::allow(Direction::In, selector(&format!("10.77.{n}.0/24"), "0.0.0.0/0"))).collect();
@@ -260,7 +260,7 @@ fn two_at_once() {
 }
 
 fn socket_policies() {
-    Space::new().run(|| {
+    Namespace::new().run(|| {
         let v4 = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
         edge_xfrm::socket::bypass(&v4, false).unwrap();
         let v6 = std::net::UdpSocket::bind("[::1]:0").unwrap();
@@ -272,12 +272,12 @@ fn socket_policies() {
 }
 
 fn marked_policies() {
-    let space = Space::new();
+    let namespace = Namespace::new();
     let template = format!("tmpl proto esp reqid {} mode tunnel", Reqid::BLOCK.raw());
     let key = "src 10.77.0.0/26 dst 10.77.1.0/26 dir out";
-    space.ip(&format!("xfrm policy add {key} mark 5 mask 0xff {template}"));
-    space.ip(&format!("xfrm policy add {key} if_id 7 {template}"));
-    space.run(|| {
+    namespace.ip(&format!("xfrm policy add {key} mark 5 mask 0xff {template}"));
+    namespace.ip(&format!("xfrm policy add {key} if_id 7 {template}"));
+    namespace.run(|| {
         let mut xfrm = Xfrm::open().unwrap();
         let (plan, errors) = xfrm.reconcile_policies(&[out(1)]).unwrap();
         assert!(errors.is_empty(), "{errors:?}");
@@ -289,7 +289,7 @@ fn marked_policies() {
 /// While another changes policies without pause, each dump has every policy that stood all the
 /// time.
 fn changing_dump() {
-    Space::new().run(|| {
+    Namespace::new().run(|| {
         let namespace = std::fs::File::open("/proc/thread-self/ns/net").unwrap();
         let standing: Vec<Policy> = (0..1500)
             .map(|n| {

@@ -14,8 +14,8 @@ use edge_xfrm::{
 use crate::Needs::{Esp, Root};
 use crate::Test;
 use crate::events::next;
+use crate::namespace::{KEY, Namespace, receive, sa};
 use crate::policies::selector;
-use crate::space::{KEY, Space, receive, sa};
 
 pub(crate) const TESTS: &[Test] = &[
     ("a_refused_sa_is_reported_without_its_key", Root, refused_without_key),
@@ -36,14 +36,14 @@ pub(crate) const TESTS: &[Test] = &[
 
 /// Two hosts on one wire, with an inner address of each family.
 struct Pair {
-    a: Space,
-    b: Space,
+    a: Namespace,
+    b: Namespace,
     /// ESP in UDP is taken out only while these are open.
     _sockets: Vec<UdpSocket>,
 }
 
 fn pair() -> Pair {
-    let (a, b) = (Space::new(), Space::new());
+    let (a, b) = (Namespace::new(), Namespace::new());
     a.wire(("eth0", &["192.0.2.1/24", "2001:db8::1/64"]), &b, ("eth0", &["192.0.2.2/24", "2001:db8::2/64"]));
     let mut sockets = Vec::new();
     for (here, n, there) in [(&a, 0, 1), (&b, 1, 0)] {
@@ -58,8 +58,8 @@ fn pair() -> Pair {
     Pair { a, b, _sockets: sockets }
 }
 
-fn esp_socket(space: &Space, address: &str) -> UdpSocket {
-    let socket = space.listen(address);
+fn esp_socket(namespace: &Namespace, address: &str) -> UdpSocket {
+    let socket = namespace.listen(address);
     edge_xfrm::socket::decapsulate_esp(&socket).unwrap();
     socket
 }
@@ -83,15 +83,15 @@ fn policies(local: u32, remote: u32, n: u32, outer: (&str, &str)) -> Vec<Policy>
 fn connect(pair: &Pair, forth: &SaParams, back: &SaParams, features: Option<Features>) {
     let outer = (forth.source.to_string(), forth.destination.to_string());
     let n = forth.reqid.tunnel_number().unwrap();
-    for (space, outbound, inbound, local, remote, (here, there)) in [
+    for (namespace, outbound, inbound, local, remote, (here, there)) in [
         (&pair.a, forth, back, 0, 1, (outer.0.clone(), outer.1.clone())),
         (&pair.b, back, forth, 1, 0, (outer.1.clone(), outer.0.clone())),
     ] {
         let outbound = SaParams { direction: SaDirection::Out, ..outbound.clone() };
         let inbound = SaParams { direction: SaDirection::In, ..inbound.clone() };
-        space.run(move || {
+        namespace.run(move || {
             let mut xfrm = Xfrm::open().unwrap();
-            features.into_iter().for_each(|features| xfrm.pretend(features));
+            features.into_iter().for_each(|features| xfrm.assume_features(features));
             xfrm.install_inbound(&inbound).unwrap();
             xfrm.add_sa(&outbound).unwrap();
             let errors = xfrm.reconcile_policies(&policies(local, remote, n, (&here, &there))).unwrap().1;
@@ -119,12 +119,12 @@ fn talk(pair: &Pair) {
     }
 }
 
-fn read(space: &Space, id: SaId) -> edge_xfrm::Sa {
-    space.run(move || Xfrm::open().unwrap().sa(id).unwrap().expect("the SA is there"))
+fn read(namespace: &Namespace, id: SaId) -> edge_xfrm::Sa {
+    namespace.run(move || Xfrm::open().unwrap().sa(id).unwrap().expect("the SA is there"))
 }
 
 fn reservation() {
-    Space::new().run(|| {
+    Namespace::new().run(|| {
         let mut xfrm = Xfrm::open().unwrap();
         let mut params = sa(SaDirection::In, "192.0.2.2", "192.0.2.1", 0, 3);
         let range = SpiRange { min: 0x1000, max: 0x1fff };
@@ -167,14 +167,14 @@ fn every_kind() {
                     let back = reversed(&forth, spi + 1);
                     connect(&pair, &forth, &back, None);
                     talk(&pair);
-                    for (space, id) in
+                    for (namespace, id) in
                         [(&pair.a, forth.id()), (&pair.b, forth.id()), (&pair.a, back.id()), (&pair.b, back.id())]
                     {
-                        let seen = read(space, id);
+                        let seen = read(namespace, id);
                         assert_eq!(seen.counters.packets, 2, "{seen:?}");
                         assert_eq!(seen.counters.sent_sequence.max(seen.counters.received_sequence), 2, "{seen:?}");
                         assert_eq!((seen.esn, seen.encap.is_some()), (replay.esn, encap.is_some()));
-                        space.run(move || Xfrm::open().unwrap().delete_sa(id).unwrap());
+                        namespace.run(move || Xfrm::open().unwrap().delete_sa(id).unwrap());
                     }
                 }
             }
@@ -295,10 +295,10 @@ fn new_sa_is_taken() {
 }
 
 fn refused_switch() {
-    let space = Space::new();
-    space.ip("xfrm state add src 192.0.2.1 dst 192.0.2.2 proto esp spi 0x9999 reqid 1 mode tunnel \
+    let namespace = Namespace::new();
+    namespace.ip("xfrm state add src 192.0.2.1 dst 192.0.2.2 proto esp spi 0x9999 reqid 1 mode tunnel \
          aead rfc4106(gcm(aes)) 0x0102030405060708090a0b0c0d0e0f1011121314 128");
-    space.run(|| {
+    namespace.run(|| {
         let mut xfrm = Xfrm::open().unwrap();
         let old = sa(SaDirection::Out, "192.0.2.1", "192.0.2.2", 0x1000, 1);
         xfrm.add_sa(&old).unwrap();
@@ -319,11 +319,11 @@ fn refused_switch() {
 }
 
 fn others_sa() {
-    let space = Space::new();
-    space.ip("xfrm state add src 192.0.2.1 dst 192.0.2.2 proto esp spi 0x1000 reqid 1 mode tunnel \
+    let namespace = Namespace::new();
+    namespace.ip("xfrm state add src 192.0.2.1 dst 192.0.2.2 proto esp spi 0x1000 reqid 1 mode tunnel \
          aead rfc4106(gcm(aes)) 0x0102030405060708090a0b0c0d0e0f1011121314 128");
-    let before = space.ip("xfrm state");
-    space.run(|| {
+    let before = namespace.ip("xfrm state");
+    namespace.run(|| {
         let mut xfrm = Xfrm::open().unwrap();
         let params = sa(SaDirection::Out, "192.0.2.1", "192.0.2.2", 0x1000, 1);
         assert!(matches!(xfrm.add_sa(&params), Err(Error::SaExists { .. })));
@@ -332,7 +332,7 @@ fn others_sa() {
         assert!(matches!(xfrm.delete_sa(params.id()), Err(Error::SaOfOther { reqid: 1, .. })));
         assert!(reconcile::sas(&[], &xfrm.sas().unwrap()).is_empty());
     });
-    assert_eq!(space.ip("xfrm state"), before);
+    assert_eq!(namespace.ip("xfrm state"), before);
 }
 
 fn limits() {
@@ -369,7 +369,8 @@ fn mapping() {
     // A sends from another port from now on, as if a NAT had given it one.
     let _socket = esp_socket(&pair.a, "0.0.0.0:4999");
     let moved = Some(Encap { source_port: 4999, destination_port: 4500 });
-    let update = |space: &Space, sa: SaParams| space.run(move || Xfrm::open().unwrap().update_sa(&sa).unwrap());
+    let update =
+        |namespace: &Namespace, sa: SaParams| namespace.run(move || Xfrm::open().unwrap().update_sa(&sa).unwrap());
     let sequence = read(&pair.a, forth.id()).counters.sent_sequence;
     update(&pair.a, SaParams { encap: moved, ..forth.clone() });
     assert_eq!(
@@ -396,12 +397,12 @@ fn mapping() {
 }
 
 fn deleted_by_another() {
-    let space = Space::new();
-    let mut events = space.run(|| EventSocket::open().unwrap());
+    let namespace = Namespace::new();
+    let mut events = namespace.run(|| EventSocket::open().unwrap());
     let params = sa(SaDirection::Out, "192.0.2.1", "192.0.2.2", 0x1000, 1);
     let other = SaParams { spi: 0x1001, ..params.clone() };
     let (one, two) = (params.clone(), other.clone());
-    space.run(move || {
+    namespace.run(move || {
         let mut xfrm = Xfrm::open().unwrap();
         xfrm.add_sa(&one).unwrap();
         xfrm.add_sa(&two).unwrap();
@@ -409,13 +410,13 @@ fn deleted_by_another() {
     for id in [params.id(), other.id()] {
         assert!(matches!(next(&mut events), Event::SaChanged(sa) if sa.id == id));
     }
-    space.ip("xfrm state delete src 192.0.2.1 dst 192.0.2.2 proto esp spi 0x1000");
+    namespace.ip("xfrm state delete src 192.0.2.1 dst 192.0.2.2 proto esp spi 0x1000");
     assert_eq!(next(&mut events), Event::SaDeleted { id: params.id(), reqid: Some(params.reqid.raw()) });
     let expected = ExpectedSa { id: params.id(), reqid: params.reqid.raw(), encap: None };
-    let plan = space.run(move || reconcile::sas(&[expected], &Xfrm::open().unwrap().sas().unwrap()));
+    let plan = namespace.run(move || reconcile::sas(&[expected], &Xfrm::open().unwrap().sas().unwrap()));
     assert_eq!(plan.missing, [expected]);
     assert_eq!(plan.stray.iter().map(|sa| sa.id).collect::<Vec<_>>(), [other.id()]);
-    space.ip("xfrm state flush");
+    namespace.ip("xfrm state flush");
     assert_eq!(next(&mut events), Event::SasFlushed);
 }
 
@@ -467,8 +468,8 @@ fn wrong_key() {
 }
 
 fn with_selector() {
-    let space = Space::new();
-    space.run(|| {
+    let namespace = Namespace::new();
+    namespace.run(|| {
         let mut xfrm = Xfrm::open().unwrap();
         let selector = selector("10.1.0.0/16", "10.2.0.0/16");
         let plain = sa(SaDirection::Out, "192.0.2.1", "192.0.2.2", 0x1000, 1);
@@ -486,7 +487,7 @@ fn with_selector() {
 
 /// Refused for want of ESP or, with ESP, as there is one already.
 fn refused_without_key() {
-    Space::new().run(|| {
+    Namespace::new().run(|| {
         let mut xfrm = Xfrm::open().unwrap();
         let params = sa(SaDirection::In, "192.0.2.2", "192.0.2.1", 0x1000, 1);
         let error = xfrm.add_sa(&params).and_then(|()| xfrm.add_sa(&params)).unwrap_err();
