@@ -10,6 +10,7 @@
 use std::fmt;
 use std::net::IpAddr;
 
+use edge_types::network::{contains, overlap};
 use edge_types::{NodeView, Role};
 use ipnetwork::IpNetwork;
 
@@ -157,14 +158,7 @@ pub fn guarded(view: &NodeView) -> Vec<IpNetwork> {
 /// What of `new` is not within anything of `old`: what it could cut this node off with.
 pub fn added(old: &NodeView, new: &NodeView) -> Vec<IpNetwork> {
     let old = guarded(old);
-    let encloses = |outer: &IpNetwork, inner: &IpNetwork| {
-        outer.is_ipv4() == inner.is_ipv4() && outer.prefix() <= inner.prefix() && outer.contains(inner.network())
-    };
-    guarded(new).into_iter().filter(|network| !old.iter().any(|known| encloses(known, network))).collect()
-}
-
-fn overlap(one: &IpNetwork, other: &IpNetwork) -> bool {
-    one.is_ipv4() == other.is_ipv4() && (one.contains(other.network()) || other.contains(one.network()))
+    guarded(new).into_iter().filter(|network| !old.iter().any(|known| contains(known, network))).collect()
 }
 
 #[cfg(test)]

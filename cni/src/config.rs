@@ -3,6 +3,7 @@
 use std::net::IpAddr;
 use std::path::PathBuf;
 
+use edge_types::network::overlap;
 use edge_types::{IpNetwork, pods};
 use serde::Deserialize;
 use serde_json::{Map, Value};
@@ -303,10 +304,6 @@ pub(crate) fn check_segments(segments: &[IpNetwork]) -> Result<(), String> {
         }
     }
     Ok(())
-}
-
-fn overlap(a: &IpNetwork, b: &IpNetwork) -> bool {
-    a.is_ipv4() == b.is_ipv4() && (a.contains(b.network()) || b.contains(a.network()))
 }
 
 /// The network without host bits.

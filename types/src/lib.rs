@@ -7,6 +7,7 @@
 //! - [`store`]: files below the state directory that plugin and agent share.
 //! - [`forwarding`]: who turned forwarding on, another such file.
 //! - [`frame`]: the one place that knows bincode, with its size limit and version byte.
+//! - [`network`]: whether one network contains or overlaps another.
 //! - [`pods`]: which pods an operator means.
 //! - [`pki`]: how a certificate says who its holder is.
 //! - [`token`]: the join token that brings a new node in.
@@ -23,6 +24,7 @@ pub mod forwarding;
 pub mod frame;
 
 pub mod name;
+pub mod network;
 pub mod pki;
 pub mod pods;
 pub mod store;

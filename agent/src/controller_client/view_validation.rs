@@ -3,6 +3,7 @@
 
 use std::collections::HashSet;
 
+use edge_types::network::contains;
 use edge_types::{IpNetwork, NodeName, NodeView, Role};
 
 use super::identity;
@@ -137,26 +138,21 @@ fn sense(view: &NodeView) -> Result<(), String> {
     let mut owned: Vec<(&IpNetwork, &NodeName)> =
         owned.chain(peers().flat_map(|peer| peer.segments.iter().map(|segment| (segment, &peer.name)))).collect();
     if let Some((segment, owner)) =
-        owned.iter().find(|(segment, _)| !view.cluster_ranges.iter().any(|range| encloses(range, segment)))
+        owned.iter().find(|(segment, _)| !view.cluster_ranges.iter().any(|range| contains(range, segment)))
     {
         return Err(format!("segment {segment} of {owner} lies outside every cluster range"));
     }
     // Sorted by where they begin, two networks overlap only if two neighbours do: one always
-    // encloses the other.
+    // contains the other.
     owned.sort_unstable_by_key(|(segment, _)| (segment.network(), segment.prefix()));
     for pair in owned.windows(2) {
         if let [(first, owner), (second, other)] = pair
-            && first.is_ipv4() == second.is_ipv4()
-            && encloses(first, second)
+            && contains(first, second)
         {
             return Err(format!("segment {first} of {owner} overlaps segment {second} of {other}"));
         }
     }
     Ok(())
-}
-
-fn encloses(outer: &IpNetwork, inner: &IpNetwork) -> bool {
-    outer.is_ipv4() == inner.is_ipv4() && outer.prefix() <= inner.prefix() && outer.contains(inner.network())
 }
 
 #[cfg(test)]

@@ -10,6 +10,7 @@ use std::net::IpAddr;
 
 use edge_ike::config::{Auth, CertificateAuth, ChildConfig};
 use edge_ike::{Identity, PeerConfig, PeerName};
+use edge_types::network::overlap;
 use edge_types::pki::{EKU_IPSEC_IKE_DER, node_uri};
 use edge_types::{NodeView, Peer, Role};
 use edge_xfrm::guard::GuardConfig;
@@ -247,10 +248,6 @@ fn routable<'a>(peer: &'a PeerConfig, statics: &'a [PeerConfig]) -> impl Iterato
         let ours = peer.child.local.iter().any(|own| overlap(own, network));
         !(all || holds_a_peer || perhaps_itself || ours)
     })
-}
-
-fn overlap(one: &IpNetwork, other: &IpNetwork) -> bool {
-    one.is_ipv4() == other.is_ipv4() && (one.contains(other.network()) || other.contains(one.network()))
 }
 
 #[cfg(test)]

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
+use edge_types::network::contains;
 use edge_xfrm::guard::{self, Defect, GuardConfig};
 use futures_util::StreamExt;
 use ipnetwork::IpNetwork;
@@ -343,9 +344,7 @@ impl Keeper {
 fn guarded(desired: &Desired) -> Vec<IpNetwork> {
     let ranges = &desired.guard.cluster_ranges;
     let mut networks = ranges.clone();
-    let inside = |network: &IpNetwork| {
-        ranges.iter().any(|range| range.prefix() <= network.prefix() && range.contains(network.network()))
-    };
+    let inside = |network: &IpNetwork| ranges.iter().any(|range| contains(range, network));
     let peers = desired.remote_networks.iter().chain(&desired.static_networks);
     networks.extend(peers.filter(|network| !inside(network)));
     networks

@@ -4,7 +4,7 @@ use edge_types::IpNetwork;
 use edge_types::api::Family;
 use edge_types::view::SegmentPrefix;
 
-use super::range::overlap;
+use super::range::{contains, overlap};
 
 /// The operator's rules for segments.
 #[derive(Debug, Clone)]
@@ -44,7 +44,7 @@ impl Policy {
     pub fn allows(&self, network: &IpNetwork) -> bool {
         let family = Family::of(network);
         network.prefix() == self.prefix(family)
-            && self.ranges(family).any(|range| range.prefix() <= network.prefix() && overlap(range, network))
+            && self.ranges(family).any(|range| contains(range, network))
             && !self.reserved.iter().any(|reserved| overlap(reserved, network))
     }
 
