@@ -6,6 +6,7 @@
 //! - [`agent_protocol`]: frames on the agent's unix socket, between plugin and agent.
 //! - [`store`]: files below the state directory that plugin and agent share.
 //! - [`forwarding`]: who turned forwarding on, another such file.
+//! - [`durable`]: replacing a file so that a power cut does no harm.
 //! - [`frame`]: the one place that knows bincode, with its size limit and version byte.
 //! - [`network`]: whether one network contains or overlaps another.
 //! - [`pods`]: which pods an operator means.
@@ -20,6 +21,7 @@
 
 pub mod agent_protocol;
 pub mod api;
+pub mod durable;
 pub mod forwarding;
 pub mod frame;
 

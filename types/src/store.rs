@@ -1,8 +1,7 @@
 //! Files below the state directory (`/var/lib/edge-cni`) that plugin and agent share.
 //!
 //! The agent writes [`SEGMENTS_FILE`], the plugin writes leases; both under an exclusive `flock` on
-//! [`LOCK_FILE`]. A file is replaced as a whole: write `NAME.tmp`, fsync it, rename, fsync the
-//! folder. So a power cut leaves the old or the new content, never a mixture.
+//! [`LOCK_FILE`]. Both replace a file as a whole ([`crate::durable`]).
 
 use ipnetwork::IpNetwork;
 use serde::{Deserialize, Serialize};

@@ -5,6 +5,7 @@ use std::io::{self, Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
+use edge_types::durable::{self, ReplaceError};
 use edge_types::store::LOCK_FILE;
 use serde::{Serialize, de::DeserializeOwned};
 
@@ -183,33 +184,20 @@ pub struct SharedLock {
     _file: File,
 }
 
-/// Replaces `path` as a whole: write beside it, fsync, rename, fsync the folder.
+/// [`durable::replace_file`] with the agent's error.
 pub fn replace_file(path: &Path, bytes: &[u8], mode: u32) -> Result<(), StoreError> {
-    let folder = path.parent().unwrap_or(Path::new("."));
-    let mut temporary = path.as_os_str().to_owned();
-    temporary.push(".tmp");
-    let temporary = PathBuf::from(temporary);
-    // What an earlier power cut left there may have another mode: begin anew.
-    match fs::remove_file(&temporary) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(io_error("removing", &temporary)(error)),
-        _ => {}
-    }
-    let written = OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .mode(mode)
-        .open(&temporary)
-        .and_then(|mut file| file.write_all(bytes).and_then(|()| file.sync_all()));
-    if let Err(error) = written {
-        let _ = fs::remove_file(&temporary);
-        return Err(io_error("writing", &temporary)(error));
-    }
-    fs::rename(&temporary, path).map_err(io_error("renaming to", path))?;
-    sync_dir(folder)
+    durable::replace_file(path, bytes, mode)?;
+    Ok(())
 }
 
 fn sync_dir(folder: &Path) -> Result<(), StoreError> {
     File::open(folder).and_then(|f| f.sync_all()).map_err(io_error("syncing", folder))
+}
+
+impl From<ReplaceError> for StoreError {
+    fn from(ReplaceError { doing, path, error }: ReplaceError) -> Self {
+        Self::Io { doing, path, error }
+    }
 }
 
 fn io_error(doing: &'static str, path: &Path) -> impl FnOnce(io::Error) -> StoreError {

@@ -17,11 +17,14 @@
 //! not read is the line of a process that was killed while writing, and was never told of. After a
 //! reboot no pod of before exists, so its leases are void and a damaged journal is replaced.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{File, OpenOptions};
 use std::io::{self, Read};
 use std::net::IpAddr;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+
+use edge_types::durable::{remove_temporary, replace_file};
+use edge_types::store::LEASES_FILE;
 
 use super::leases::{Lease, Leases};
 use crate::error::{Code, Context, Error, Result};
@@ -38,7 +41,6 @@ const SLACK: usize = 256;
 /// The open journal with the leases that it tells of. Whoever holds it holds the store's lock.
 #[derive(Debug)]
 pub(super) struct Journal {
-    folder: PathBuf,
     path: PathBuf,
     mark_path: PathBuf,
     boot: String,
@@ -80,13 +82,13 @@ struct Mark {
 impl Journal {
     /// Whether anything of a journal is there, whole or not.
     pub(super) fn exists(folder: &Path) -> bool {
-        let path = folder.join(edge_types::store::LEASES_FILE);
+        let path = folder.join(LEASES_FILE);
         path.exists() || mark_path(folder).exists()
     }
 
     /// Opens the journal below `folder`, or makes it. `boot` is the kernel's boot ID.
     pub(super) fn open(folder: &Path, boot: &str) -> Result<Self> {
-        let path = folder.join(edge_types::store::LEASES_FILE);
+        let path = folder.join(LEASES_FILE);
         let mark_path = mark_path(folder);
         let mark = read_if_there(&mark_path)?.and_then(|text| Mark::parse(&text));
         let same_boot = |recorded: &str| recorded == boot;
@@ -106,7 +108,7 @@ impl Journal {
             if let Some(mark) = mark.as_ref().filter(|mark| same_boot(&mark.boot)) {
                 return Err(damaged(format!("the file is missing, {} bytes were in it", mark.length)));
             }
-            return Self::start(folder, path, mark_path, boot, mark.map_or(0, |mark| mark.generation));
+            return Self::start(path, mark_path, boot, mark.map_or(0, |mark| mark.generation));
         };
         let length_at_mark = mark.as_ref().map(|mark| mark.length);
         let (state, chain_at_mark, damage) = replay(&bytes, length_at_mark);
@@ -122,7 +124,7 @@ impl Journal {
                 );
             }
             let generation = mark.map_or(0, |mark| mark.generation).max(state.generation);
-            return Self::start(folder, path, mark_path, boot, generation);
+            return Self::start(path, mark_path, boot, generation);
         }
         let describe = |damage: &Option<Damage>| {
             damage.as_ref().map_or_else(|| "it ends early".into(), |damage| damage.to_string())
@@ -166,15 +168,15 @@ impl Journal {
             // The rest of a line that was cut off while being written; nobody was told of it.
             file.set_len(state.length).context("truncate", &path)?;
         }
-        Ok(Self { folder: folder.into(), path, mark_path, boot: boot.into(), file, writable, state })
+        Ok(Self { path, mark_path, boot: boot.into(), file, writable, state })
     }
 
     /// Makes an empty journal, the first of this boot.
-    fn start(folder: &Path, path: PathBuf, mark_path: PathBuf, boot: &str, generation: u64) -> Result<Self> {
+    fn start(path: PathBuf, mark_path: PathBuf, boot: &str, generation: u64) -> Result<Self> {
         let state = Replay { generation, boot: boot.into(), ..Replay::default() };
-        let (file, state) = rewrite(folder, &path, boot, state)?;
+        let (file, state) = rewrite(&path, boot, state)?;
         let writable = true;
-        let journal = Self { folder: folder.into(), path, mark_path, boot: boot.into(), file, writable, state };
+        let journal = Self { path, mark_path, boot: boot.into(), file, writable, state };
         // Durable this once: it says in which boot the leases hold.
         journal.write_mark().and_then(|mark| mark.sync_all()).context("write", &journal.mark_path)?;
         Ok(journal)
@@ -237,7 +239,7 @@ impl Journal {
         let needed = self.state.leases.iter().count() + 2;
         // On a full disk there is no room for another; what was appended is there all the same.
         if self.state.lines > 2 * needed + SLACK
-            && let Ok((file, state)) = rewrite(&self.folder, &self.path, &self.boot, self.state.clone())
+            && let Ok((file, state)) = rewrite(&self.path, &self.boot, self.state.clone())
         {
             self.file = file;
             self.state = state;
@@ -248,7 +250,7 @@ impl Journal {
 }
 
 /// Replaces the journal by one that holds the leases of `state` and no history.
-fn rewrite(folder: &Path, path: &Path, boot: &str, state: Replay) -> Result<(File, Replay)> {
+fn rewrite(path: &Path, boot: &str, state: Replay) -> Result<(File, Replay)> {
     let mut next = Replay { generation: state.generation + 1, boot: boot.into(), ..Replay::default() };
     let mut text = String::new();
     let mut push = |entry: &str| {
@@ -268,7 +270,7 @@ fn rewrite(folder: &Path, path: &Path, boot: &str, state: Replay) -> Result<(Fil
     }
     next.length = text.len() as u64;
     next.leases = state.leases;
-    let file = super::store::replace(folder, path, text.as_bytes())?;
+    let file = replace_file(path, text.as_bytes(), 0o600).context("replace", path)?;
     Ok((file, next))
 }
 
@@ -365,12 +367,12 @@ fn read_if_there(path: &Path) -> Result<Option<Vec<u8>>> {
 }
 
 fn mark_path(folder: &Path) -> PathBuf {
-    folder.join(format!("{}.mark", edge_types::store::LEASES_FILE))
+    folder.join(format!("{}.mark", LEASES_FILE))
 }
 
 /// Removes what a killed process left while it was replacing the journal.
 pub(super) fn remove_leftovers(folder: &Path) {
-    let _ = fs::remove_file(folder.join(format!("{}.tmp", edge_types::store::LEASES_FILE)));
+    let _ = remove_temporary(&folder.join(LEASES_FILE));
 }
 
 impl std::fmt::Display for Damage {

@@ -1,7 +1,7 @@
 //! The state directory: its lock, the segments that the agent leaves there, and the leases.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, Write};
+use std::io;
 use std::net::IpAddr;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
@@ -11,6 +11,7 @@ use std::time::Duration;
 use edge_types::IpNetwork;
 use edge_types::agent_protocol::Stock;
 use edge_types::api::Family;
+use edge_types::durable::replace_file;
 use edge_types::store::{LEASES_FILE, LOCK_FILE, SEGMENTS_FILE, SegmentsFile, SegmentsSource};
 use rustix::fs::FlockOperation;
 use rustix::io::Errno;
@@ -157,7 +158,7 @@ impl Ledger {
             networks: Vec::new(),
         };
         let text = serde_json::to_vec_pretty(&segments).map_err(|error| Error::io("write", &path, error))?;
-        replace(&self.folder, &path, &text)?;
+        replace_file(&path, &text, 0o600).context("replace", &path)?;
         Ok(Some(segments))
     }
 
@@ -278,24 +279,6 @@ fn read_segments(path: &Path) -> Result<Option<SegmentsFile>> {
     }
     config::check_segments(&file.segments).map_err(damaged)?;
     Ok(Some(file))
-}
-
-/// Replaces a file as a whole: a power cut leaves the old content or the new, never a mixture.
-/// Returns the new file, open.
-pub(super) fn replace(folder: &Path, path: &Path, content: &[u8]) -> Result<File> {
-    let mut name = path.file_name().unwrap_or_default().to_owned();
-    name.push(".tmp");
-    let temporary = folder.join(name);
-    let write = || {
-        let mut file =
-            OpenOptions::new().read(true).write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
-        file.write_all(content)?;
-        file.sync_all()?;
-        fs::rename(&temporary, path)?;
-        File::open(folder)?.sync_all()?;
-        Ok::<_, io::Error>(file)
-    };
-    write().inspect_err(|_| drop(fs::remove_file(&temporary))).context("replace", path)
 }
 
 /// The kernel's name for this boot.

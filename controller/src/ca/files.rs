@@ -2,10 +2,9 @@
 //! power cut leaves the former or the new one, whole. Beside it the trusted certificates alone, for
 //! people and for clients such as curl.
 
-use std::io::Write;
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
+use edge_types::durable::{ReplaceError, replace_file};
 use zeroize::Zeroizing;
 
 use super::document::{AuthorityRecord, SecretPem, VERSION};
@@ -139,17 +138,8 @@ fn remove(folder: &Path, name: &str) -> Result<(), CaError> {
 }
 
 fn write(folder: &Path, name: &str, text: &str) -> Result<(), CaError> {
-    let aside = folder.join(format!("{name}.tmp"));
-    // A left-over from a power cut may have other permissions.
-    remove(folder, &format!("{name}.tmp"))?;
-    let written = (|| {
-        let mut file = std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&aside)?;
-        file.write_all(text.as_bytes())?;
-        file.sync_all()?;
-        std::fs::rename(&aside, folder.join(name))?;
-        std::fs::File::open(folder)?.sync_all()
-    })();
-    written.map_err(|source| CaError::File { path: folder.join(name), source })
+    let written = replace_file(&folder.join(name), text.as_bytes(), 0o600);
+    written.map(drop).map_err(|ReplaceError { path, error, .. }| CaError::File { path, source: error })
 }
 
 fn content(folder: &Path, name: &str, why: String) -> CaError {

@@ -1,5 +1,7 @@
 //! What a kill, a power cut or a careless hand does to the journal, and what must come of it.
 
+use std::fs;
+
 use super::*;
 
 const BOOT: &str = "11111111-2222-3333-4444-555555555555";
@@ -126,7 +128,7 @@ fn a_kill_between_rewriting_and_marking_loses_nothing() {
     enter(folder.path(), BOOT, 1..=2);
     let mark = fs::read(folder.path().join("leases.mark")).unwrap();
     let journal = Journal::open(folder.path(), BOOT).unwrap();
-    rewrite(folder.path(), &journal.path, BOOT, journal.state.clone()).unwrap();
+    rewrite(&journal.path, BOOT, journal.state.clone()).unwrap();
     assert_eq!(fs::read(folder.path().join("leases.mark")).unwrap(), mark);
     assert_eq!(held(folder.path(), BOOT), ["c1", "c2"]);
 }
@@ -161,7 +163,7 @@ fn an_older_copy_of_the_journal_is_not_taken_for_the_present_one() {
     let path = folder.path().join("leases");
     let old = fs::read(&path).unwrap();
     let journal = Journal::open(folder.path(), BOOT).unwrap();
-    let (file, state) = rewrite(folder.path(), &journal.path, BOOT, journal.state.clone()).unwrap();
+    let (file, state) = rewrite(&journal.path, BOOT, journal.state.clone()).unwrap();
     Journal { file, state, ..journal }.write_mark().unwrap();
     fs::write(&path, old).unwrap();
     assert!(Journal::open(folder.path(), BOOT).unwrap_err().message.contains("generation"));
