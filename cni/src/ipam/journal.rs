@@ -403,22 +403,9 @@ impl Mark {
 
 /// CRC-32 (ISO 3309, the one of gzip) of `bytes`, running on from `chain`.
 fn crc32(chain: u32, bytes: &[u8]) -> u32 {
-    const TABLE: [u32; 256] = {
-        let mut table = [0; 256];
-        let mut index = 0;
-        while index < 256 {
-            let mut value = index as u32;
-            let mut bit = 0;
-            while bit < 8 {
-                value = if value & 1 == 1 { 0xedb8_8320 ^ (value >> 1) } else { value >> 1 };
-                bit += 1;
-            }
-            table[index] = value;
-            index += 1;
-        }
-        table
-    };
-    !bytes.iter().fold(!chain, |sum, byte| TABLE[usize::from(sum as u8 ^ byte)] ^ (sum >> 8))
+    let mut hasher = crc32fast::Hasher::new_with_initial(chain);
+    hasher.update(bytes);
+    hasher.finalize()
 }
 
 #[cfg(test)]

@@ -33,8 +33,9 @@ fn held(folder: &Path, boot: &str) -> Vec<String> {
 }
 
 #[test]
-fn crc32_gives_the_check_value_of_its_definition() {
+fn a_checksum_that_runs_on_is_that_of_the_whole_and_has_the_check_value_of_its_definition() {
     assert_eq!(crc32(0, b"123456789"), 0xcbf4_3926);
+    assert_eq!(crc32(crc32(0, b"1234"), b"56789"), 0xcbf4_3926);
 }
 
 #[test]
