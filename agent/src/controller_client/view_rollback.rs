@@ -10,8 +10,9 @@
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
+use edge_types::network::contains;
 use edge_types::store::VIEW_FILE;
-use edge_types::{IpNetwork, NodeView};
+use edge_types::{IpNetwork, NodeView, Peer};
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 use tracing::{error, info, warn};
@@ -312,24 +313,47 @@ impl Cloud {
     }
 }
 
-/// What comes into force again: the view before, without what the newer one has revoked. Members
-/// that it no longer names stay away, certificates and authorities that it no longer believes are
-/// not believed again, and the segments that it grants are kept, for pods have addresses of them.
+/// What comes into force again: the ranges and networks of the view before, without what the newer
+/// one has revoked. Members that the newer view no longer names stay away, and certificates and
+/// authorities that it no longer believes are not believed again. Segments and networks belong to
+/// whom the newer view gives them, so that one that has moved is not given to two. What lies
+/// outside the ranges and networks before is left out.
 fn put_back(now: &NodeView, before: &NodeView) -> Result<NodeView, Refusal> {
-    let mut merged = NodeView { trust_anchors: now.trust_anchors.clone(), ..before.clone() };
-    merged.peers.retain_mut(|peer| {
-        let Some(newer) = now.peers.iter().find(|newer| newer.name == peer.name) else { return false };
-        peer.certificates_from = peer.certificates_from.max(newer.certificates_from);
-        true
-    });
-    let sensible = |view: NodeView| judge(&now.node, now.role, None, &view).map(|_| view);
-    // Segments granted since may lie outside the ranges before.
-    sensible(NodeView { segments: now.segments.clone(), ..merged.clone() }).or_else(|_| sensible(merged))
+    let known = guarded(before);
+    let within = |networks: &[IpNetwork], outer: &[IpNetwork]| -> Vec<IpNetwork> {
+        let inside = |network: &&IpNetwork| outer.iter().any(|outer| contains(outer, network));
+        networks.iter().filter(inside).copied().collect()
+    };
+    let fronts = |peer: &Peer, network: &IpNetwork| peer.networks.iter().any(|fronted| contains(fronted, network));
+    let restored = |newer: &Peer| {
+        let mut peer = newer.clone();
+        peer.segments = within(&newer.segments, &before.cluster_ranges);
+        peer.networks = within(&newer.networks, &known);
+        let Some(older) = before.peers.iter().find(|older| older.name == newer.name) else {
+            return (!peer.segments.is_empty() || !peer.networks.is_empty()).then_some(peer);
+        };
+        peer.certificates_from = newer.certificates_from.max(older.certificates_from);
+        // One that the newer view names nowhere is back as well.
+        let returns = |network: &&IpNetwork| {
+            !peer.networks.contains(network)
+                && (fronts(newer, network) || !now.peers.iter().any(|other| fronts(other, network)))
+        };
+        let returning: Vec<IpNetwork> = older.networks.iter().filter(returns).copied().collect();
+        peer.networks.extend(returning);
+        Some(peer)
+    };
+    let merged = NodeView {
+        trust_anchors: now.trust_anchors.clone(),
+        segments: within(&now.segments, &before.cluster_ranges),
+        peers: now.peers.iter().filter_map(restored).collect(),
+        ..before.clone()
+    };
+    judge(&now.node, now.role, None, &merged).map(|_| merged)
 }
 
 #[cfg(test)]
 mod tests {
-    use edge_types::{Peer, Role};
+    use edge_types::Role;
 
     use super::*;
 
@@ -410,5 +434,49 @@ mod tests {
         now.segments = vec!["10.99.1.0/26".parse().unwrap()];
         let back = put_back(&now, &before).unwrap();
         assert_eq!((back.peers.len(), &back.segments), (2, &before.segments));
+    }
+
+    #[test]
+    fn a_segment_that_moved_since_belongs_to_its_new_holder_alone() {
+        let anchors = vec![anchor()];
+        let moved = ["10.77.0.64/26", "10.77.0.128/26", "10.77.0.192/26"];
+        let hub = |name: &str, networks: &[&str]| {
+            let networks = networks.iter().map(|text| text.parse().unwrap()).collect();
+            Peer { role: Role::Hub, networks, segments: vec![], ..peer(name, moved[0], 0) }
+        };
+        let before = NodeView {
+            trust_anchors: anchors.clone(),
+            segments: vec![moved[2].parse().unwrap()],
+            peers: vec![
+                peer("edge-2", moved[0], 0),
+                peer("edge-3", moved[1], 0),
+                hub("cloud-1", &["10.244.0.0/16", "10.96.0.0/16", "10.50.0.0/16"]),
+                hub("cloud-2", &[]),
+            ],
+            ..view(4, &["10.77.0.0/16"])
+        };
+        // Each has what another had. The hub's range grew around this node's own network.
+        let now = NodeView {
+            trust_anchors: anchors,
+            segments: vec![moved[0].parse().unwrap(), "10.99.0.0/26".parse().unwrap()],
+            peers: vec![
+                peer("edge-2", moved[1], 0),
+                peer("edge-3", moved[2], 0),
+                hub("cloud-1", &["10.192.0.0/10"]),
+                hub("cloud-2", &["10.96.0.0/16"]),
+            ],
+            ..view(7, &["10.77.0.0/16", "10.99.0.0/16"])
+        };
+        let back = put_back(&now, &before).unwrap();
+        let texts = |networks: &[IpNetwork]| networks.iter().map(ToString::to_string).collect::<Vec<_>>();
+        assert_eq!(texts(&back.segments), [moved[0]]);
+        let held: Vec<_> = back.peers.iter().map(|peer| texts(&peer.segments)).collect();
+        assert_eq!(held, [vec![moved[1].to_owned()], vec![moved[2].to_owned()], vec![], vec![]]);
+        let fronted: Vec<_> = back.peers.iter().map(|peer| texts(&peer.networks)).collect();
+        assert_eq!(
+            fronted[2..],
+            [vec!["10.244.0.0/16".to_owned(), "10.50.0.0/16".to_owned()], vec!["10.96.0.0/16".to_owned()]]
+        );
+        assert_eq!(back.cluster_ranges, before.cluster_ranges);
     }
 }
