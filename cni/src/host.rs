@@ -22,13 +22,18 @@ pub(crate) fn ensure(links: &mut Links, config: &Config, segments: &SegmentsFile
     }
     // Before it goes on: the agent keeps this host from becoming a router between its own networks.
     let families = ipam::families(&segments.segments);
-    let noted =
-        Forwarding::new(&config.state_dir).note([Family::V4, Family::V6].map(|family| families.contains(&family)));
-    if let Err(error) = noted {
-        eprintln!(
-            "edge-cni: {FORWARDING_FILE} cannot be written: {error}; this host may forward between its own networks"
-        );
-    }
+    let forwarded = [Family::V4, Family::V6].map(|family| families.contains(&family));
+    let run_dir = config.agent_socket.parent().unwrap_or(&config.state_dir);
+    Forwarding::new(&config.state_dir, run_dir).note(forwarded).map_err(|error| {
+        let (state_dir, run_dir) = (config.state_dir.display(), run_dir.display());
+        Error::new(
+            Code::Io,
+            format!(
+                "forwarding is off on this host, and before it is turned on for pods {FORWARDING_FILE} must say so, or this host becomes a router between \
+                 its own networks; it can be written neither to {state_dir} nor to {run_dir}: make room there, or mount them writable: {error}"
+            ),
+        )
+    })?;
     let bridge = bridge::ensure(links, &config.bridge, &segments.segments)?;
     let bridge_addresses = ipam::families(&segments.segments)
         .into_iter()

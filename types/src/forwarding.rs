@@ -5,6 +5,7 @@
 
 use std::fs::{self, File};
 use std::io::{self, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -27,54 +28,78 @@ struct Record {
 #[derive(Debug, Clone)]
 pub struct Forwarding {
     sysctls: PathBuf,
-    file: PathBuf,
+    /// The state directory first, then the folder of the sockets: it is in memory, so that it can be
+    /// written where the disk is full or read-only, and the note need not outlive the boot.
+    folders: [PathBuf; 2],
     boot_id: String,
+    /// What this process has noted, also where no file could be written.
+    noted: [bool; 2],
 }
 
 impl Forwarding {
     /// Of the network namespace that the thread is in.
     #[must_use]
-    pub fn new(state_dir: &Path) -> Self {
+    pub fn new(state_dir: &Path, run_dir: &Path) -> Self {
         let boot_id = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
-        Self::at("/proc/sys/net".into(), state_dir, boot_id.trim())
+        Self::at("/proc/sys/net".into(), [state_dir, run_dir], boot_id.trim())
     }
 
     /// For tests: of these settings and this boot.
     #[must_use]
-    pub fn at(sysctls: PathBuf, state_dir: &Path, boot_id: &str) -> Self {
-        Self { sysctls, file: state_dir.join(FORWARDING_FILE), boot_id: boot_id.to_owned() }
+    pub fn at(sysctls: PathBuf, folders: [&Path; 2], boot_id: &str) -> Self {
+        let folders = folders.map(Path::to_owned);
+        Self { sysctls, folders, boot_id: boot_id.to_owned(), noted: [false; 2] }
     }
 
     /// IPv4 and IPv6: whether it was off on this boot until one of us turned it on. A file that
     /// cannot be read is none.
     #[must_use]
     pub fn ours(&self) -> [bool; 2] {
-        let record = fs::read(&self.file).ok().and_then(|text| serde_json::from_slice::<Record>(&text).ok());
-        record.filter(|record| record.boot_id == self.boot_id).map_or([false; 2], |record| record.ours)
+        either(self.noted, self.on_disk())
     }
 
     /// To be called before forwarding of these families is turned on: notes those where it is off
     /// now. Replaces the file as a whole; both programs would write the same.
     ///
     /// # Errors
-    /// When it cannot be written: then a restarted agent takes this host for a router.
-    pub fn note(&self, families: [bool; 2]) -> io::Result<()> {
-        let before = self.ours();
-        let mut ours = before;
-        for ((ours, wanted), setting) in ours.iter_mut().zip(families).zip(SETTINGS) {
-            let off = || fs::read_to_string(self.sysctls.join(setting)).is_ok_and(|text| text.trim() == "0");
-            *ours |= wanted && off();
+    /// When it can be written to neither folder. [`Self::ours`] knows it nevertheless, but a
+    /// restarted agent takes this host for a router. The next call tries again.
+    pub fn note(&mut self, families: [bool; 2]) -> io::Result<()> {
+        let mut off = [false; 2];
+        for ((off, wanted), setting) in off.iter_mut().zip(families).zip(SETTINGS) {
+            *off = wanted && fs::read_to_string(self.sysctls.join(setting)).is_ok_and(|text| text.trim() == "0");
         }
-        if ours == before {
+        self.noted = either(self.noted, off);
+        let on_disk = self.on_disk();
+        let ours = either(self.noted, on_disk);
+        if ours == on_disk {
             return Ok(());
         }
+        let [state_dir, run_dir] = &self.folders;
+        self.write(state_dir, ours).or_else(|error| {
+            fs::DirBuilder::new().recursive(true).mode(0o755).create(run_dir)?;
+            // The first error is the one to mend.
+            self.write(run_dir, ours).map_err(|_| error)
+        })
+    }
+
+    fn on_disk(&self) -> [bool; 2] {
+        let read = |folder: &PathBuf| {
+            let text = fs::read(folder.join(FORWARDING_FILE)).ok()?;
+            serde_json::from_slice::<Record>(&text).ok().filter(|record| record.boot_id == self.boot_id)
+        };
+        self.folders.iter().filter_map(read).fold([false; 2], |all, record| either(all, record.ours))
+    }
+
+    fn write(&self, folder: &Path, ours: [bool; 2]) -> io::Result<()> {
+        let file = folder.join(FORWARDING_FILE);
         let record = Record { boot_id: self.boot_id.clone(), ours };
-        let mut beside = self.file.clone().into_os_string();
+        let mut beside = file.clone().into_os_string();
         beside.push(format!(".{}", std::process::id()));
-        let written = private(Path::new(&beside)).and_then(|mut file| {
-            file.write_all(&serde_json::to_vec(&record)?)?;
-            file.sync_all()?;
-            fs::rename(&beside, &self.file)
+        let written = private(Path::new(&beside)).and_then(|mut private| {
+            private.write_all(&serde_json::to_vec(&record)?)?;
+            private.sync_all()?;
+            fs::rename(&beside, &file)
         });
         if written.is_err() {
             let _ = fs::remove_file(&beside);
@@ -83,8 +108,11 @@ impl Forwarding {
     }
 }
 
+fn either(one: [bool; 2], other: [bool; 2]) -> [bool; 2] {
+    [one[0] || other[0], one[1] || other[1]]
+}
+
 fn private(path: &Path) -> io::Result<File> {
-    use std::os::unix::fs::OpenOptionsExt;
     File::options().write(true).create(true).truncate(true).mode(0o600).open(path)
 }
 
@@ -102,7 +130,7 @@ mod tests {
     }
 
     fn of(host: &tempfile::TempDir, boot: &str) -> Forwarding {
-        Forwarding::at(host.path().to_owned(), host.path(), boot)
+        Forwarding::at(host.path().to_owned(), [host.path(), &host.path().join("run")], boot)
     }
 
     #[test]
@@ -125,11 +153,29 @@ mod tests {
     }
 
     #[test]
-    fn a_damaged_note_is_none_and_a_folder_that_is_not_there_an_error() {
+    fn a_damaged_note_is_none() {
         let host = host("0", "0");
         fs::write(host.path().join(FORWARDING_FILE), "{").unwrap();
         assert_eq!(of(&host, "b1").ours(), [false, false]);
-        let nowhere = Forwarding::at(host.path().to_owned(), &host.path().join("nowhere"), "b1");
-        assert!(nowhere.note([true, true]).is_err());
+    }
+
+    #[test]
+    fn where_the_disk_cannot_be_written_the_note_is_beside_the_sockets_or_at_least_remembered() {
+        let host = host("0", "0");
+        let (state, run) = (host.path().join("nowhere"), host.path().join("run"));
+        let at = |state: &Path, run: &Path| Forwarding::at(host.path().to_owned(), [state, run], "b1");
+        at(&state, &run).note([true, false]).unwrap();
+        assert_eq!(at(&state, &run).ours(), [true, false]);
+        fs::remove_dir_all(&run).unwrap();
+        // Not even there.
+        fs::write(&run, "a file").unwrap();
+        let mut forwarding = at(&state, &run);
+        assert!(forwarding.note([true, true]).is_err());
+        fs::write(host.path().join(SETTINGS[0]), "1").unwrap();
+        assert!(forwarding.note([true, true]).is_err(), "it is still not written");
+        assert_eq!(forwarding.ours(), [true, true]);
+        fs::create_dir(&state).unwrap();
+        forwarding.note([true, true]).unwrap();
+        assert_eq!(at(&state, &run).ours(), [true, true]);
     }
 }

@@ -68,7 +68,7 @@ impl Keeper {
         state: watch::Sender<HostState>,
         uplink: watch::Sender<Uplink>,
     ) -> Self {
-        let (table, sysctls) = (Table::new(journal.clone()), Sysctls::new(&config.state_dir));
+        let (table, sysctls) = (Table::new(journal.clone()), Sysctls::new(&config.state_dir, &config.run_dir));
         Self {
             config,
             journal,

@@ -32,14 +32,14 @@ pub(super) struct Outcome {
 }
 
 impl Sysctls {
-    pub(super) fn new(state_dir: &Path) -> Self {
-        Self { root: ROOT.into(), forwarding: Forwarding::new(state_dir) }
+    pub(super) fn new(state_dir: &Path, run_dir: &Path) -> Self {
+        Self { root: ROOT.into(), forwarding: Forwarding::new(state_dir, run_dir) }
     }
 
     /// Turns forwarding on for the families of which pods are, and keeps policies asked. `forward`
     /// and `guarded`: IPv4 and IPv6.
     pub(super) fn ensure(
-        &self,
+        &mut self,
         observed: &Observed,
         bridge: &str,
         forward: [bool; 2],
@@ -53,9 +53,13 @@ impl Sysctls {
         }
         let off = [self.is("ipv4/ip_forward", "0"), self.is("ipv6/conf/all/forwarding", "0")];
         if let Err(error) = self.forwarding.note(forward) {
-            journal.error(format!(
-                "{FORWARDING_FILE} cannot be written: {error}; after a restart of the agent this node forwards between its own networks"
-            ));
+            outcome.obstacles.push(Obstacle {
+                what: format!(
+                    "{FORWARDING_FILE} can be written neither to the state directory ({error}) nor beside the sockets: a restarted agent takes this \
+                     node for a router, and lets it forward between its own networks"
+                ),
+                command: "df -h /var/lib/edge-cni /run; findmnt -T /var/lib/edge-cni".into(),
+            });
         }
         outcome.ours = self.forwarding.ours();
         if forward[0] && off[0] {
@@ -189,7 +193,8 @@ mod tests {
 
         fn sysctls(&self, boot: &str) -> Sysctls {
             let root = self.folder.path().join("net");
-            Sysctls { forwarding: Forwarding::at(root.clone(), self.folder.path(), boot), root }
+            let folders = [self.folder.path().join("state"), self.folder.path().join("run")];
+            Sysctls { forwarding: Forwarding::at(root.clone(), [&folders[0], &folders[1]], boot), root }
         }
 
         fn ensure(&self, boot: &str, forward: [bool; 2]) -> Outcome {
@@ -213,6 +218,24 @@ mod tests {
         // By a restarted agent, which finds forwarding on.
         assert_eq!(host.ensure("b1", [true, true]).ours, [true, true]);
         assert_eq!(accepts(&host, "usb0"), "2");
+    }
+
+    #[test]
+    fn where_nothing_can_be_written_the_node_is_no_router_either_and_status_says_it() {
+        let host = Host::new();
+        std::fs::write(host.folder.path().join("run"), "no folder").unwrap();
+        let mut sysctls = host.sysctls("b1");
+        for pass in 0..2 {
+            let outcome = sysctls.ensure(&host.observed, "ecni0", [true, true], true, &host.journal);
+            assert_eq!(outcome.ours, [true, true], "pass {pass}");
+            let said: Vec<&str> = outcome.obstacles.iter().map(|obstacle| obstacle.what.as_str()).collect();
+            assert!(said.iter().any(|what| what.starts_with(FORWARDING_FILE)), "pass {pass}: {said:?}");
+            assert_eq!(host.read("ipv4/ip_forward"), "1");
+        }
+        fs::create_dir(host.folder.path().join("state")).unwrap();
+        let outcome = sysctls.ensure(&host.observed, "ecni0", [true, true], true, &host.journal);
+        assert_eq!((outcome.ours, outcome.obstacles), ([true, true], vec![]));
+        assert_eq!(host.ensure("b1", [true, true]).ours, [true, true], "after a restart");
     }
 
     #[test]

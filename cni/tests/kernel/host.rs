@@ -29,7 +29,7 @@ pub(crate) fn status(world: &World) -> Answer {
 }
 
 /// Runs `edge-cni up`; its JSON.
-fn up(world: &World) -> Answer {
+pub(crate) fn up(world: &World) -> Answer {
     let file = world.folder.path().join("plugin.json");
     std::fs::write(&file, world.config.borrow().to_string()).unwrap();
     let program = ["netns", "exec", &world.host, env!("CARGO_BIN_EXE_edge-cni"), "up", file.to_str().unwrap()];

@@ -8,11 +8,13 @@ use std::process::Command;
 use serde_json::{Value, json};
 
 use crate::harness::Test;
+use crate::host::up;
 use crate::world::{Answer, Pod, World, path, succeed};
 
 pub(crate) const TESTS: &[Test] = &[
     ("pods_go_from_a_full_disk_and_their_addresses_come_back", pods_go_from_a_full_disk_and_their_addresses_come_back),
     ("pods_go_and_are_checked_on_a_read_only_disk", pods_go_and_are_checked_on_a_read_only_disk),
+    ("a_disk_that_cannot_be_written_makes_no_router_of_the_host", a_disk_that_cannot_be_written_makes_no_router),
     ("a_container_comes_again_whose_lease_could_not_be_ended", a_container_comes_again_whose_lease_could_not_be_ended),
     ("what_del_does_not_need_does_not_stop_it", what_del_does_not_need_does_not_stop_it),
     ("gc_needs_state_and_name_alone", gc_needs_state_and_name_alone),
@@ -120,6 +122,32 @@ fn pods_go_and_are_checked_on_a_read_only_disk() {
     disk.set_read_only(false);
     let others: Vec<_> = (0..4).map(|_| world.pod()).collect();
     others.iter().for_each(|pod| drop(world.add(pod)));
+}
+
+/// The agent runs `edge-cni up` before it looks at forwarding itself.
+fn a_disk_that_cannot_be_written_makes_no_router() {
+    let world = World::new(DUAL);
+    let disk = Disk::mount(&world);
+    // What a first pod leaves; then the machine starts again.
+    let pod = world.pod();
+    world.add(&pod);
+    world.del(&pod);
+    fs::remove_file(world.state("forwarding.json")).unwrap();
+    world.forward(false);
+    disk.fill();
+    // Neither there nor beside the sockets.
+    let run = world.folder.path().join("run");
+    fs::write(&run, "no folder").unwrap();
+    world.set("agentSocket", json!(run.join("agent.sock")));
+    let answer = up(&world);
+    assert_eq!(answer.json["code"], 5, "{}", answer.json);
+    assert!(answer.json["msg"].as_str().unwrap().contains("forwarding.json"), "{}", answer.json);
+    assert_eq!(world.forwards(), ["0", "0"]);
+    fs::remove_file(&run).unwrap();
+    assert!(up(&world).ok);
+    assert_eq!(world.forwards(), ["1", "1"]);
+    let noted: Value = serde_json::from_slice(&fs::read(run.join("forwarding.json")).unwrap()).unwrap();
+    assert_eq!(noted["ours"], json!([true, true]));
 }
 
 fn a_container_comes_again_whose_lease_could_not_be_ended() {

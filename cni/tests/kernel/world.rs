@@ -16,6 +16,9 @@ static COUNT: AtomicU32 = AtomicU32::new(0);
 /// How long something that happens by itself may take before a test gives up.
 const PATIENCE: Duration = Duration::from_secs(10);
 
+/// The host's switches for forwarding, IPv4 and IPv6.
+const FORWARDING: [&str; 2] = ["ipv4/ip_forward", "ipv6/conf/all/forwarding"];
+
 pub(crate) struct World {
     pub(crate) host: String,
     pub(crate) folder: TempDir,
@@ -94,6 +97,19 @@ impl World {
     /// Runs `ip` on the host.
     pub(crate) fn ip(&self, arguments: &str) -> String {
         ip(&self.host, arguments)
+    }
+
+    /// Turns forwarding on the host on or off, for both families.
+    pub(crate) fn forward(&self, on: bool) {
+        for name in FORWARDING {
+            let setting = format!("net.{}={}", name.replace('/', "."), u8::from(on));
+            succeed(Command::new("ip").args(["netns", "exec", &self.host, "sysctl", "-qw", &setting]));
+        }
+    }
+
+    /// Whether the host forwards IPv4 and IPv6, as the kernel shows it.
+    pub(crate) fn forwards(&self) -> [String; 2] {
+        FORWARDING.map(|name| sysctl(&self.host, name))
     }
 
     /// Starts the plugin on the host with these variables and this standard input.
