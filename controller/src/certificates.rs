@@ -4,7 +4,6 @@ use edge_types::NodeName;
 
 use crate::ca::{Authorities, Authority, BACKDATED, CaError, Issued, Term, request::NodeKey};
 use crate::clock::Seconds;
-use crate::refusal::Refusal;
 use crate::state::{Certificate, NodeRecord, TokenRecord};
 
 /// What a record keeps of a certificate that was just signed.
@@ -26,6 +25,17 @@ pub enum Occasion {
     Join,
     /// It renews the one that it has.
     Renewal,
+}
+
+/// Why a certificate that was just signed does not become one of the node's.
+#[derive(Debug, thiserror::Error)]
+pub enum CertificateError {
+    /// The name got a newer certificate since this one was signed.
+    #[error("node {0} got another certificate at the same moment")]
+    Concurrent(NodeName),
+    /// The certificate by which the node renews does not count any more.
+    #[error("the certificate by which node {0} renews was replaced")]
+    Superseded(NodeName),
 }
 
 /// Number and time of the certificate to sign for `key`; `shown` is the time from which it may
@@ -63,14 +73,14 @@ pub fn term(
 
 /// The node joins, with this certificate: no other counts any more, neither here nor with its
 /// peers.
-pub fn join(record: &mut NodeRecord, certificate: &Certificate) -> Result<(), Refusal> {
+pub fn join(record: &mut NodeRecord, certificate: &Certificate) -> Result<(), CertificateError> {
     if record.certificates.iter().any(|known| known.serial == certificate.serial) {
         record.certificates.retain(|known| known.serial == certificate.serial);
         return Ok(());
     }
     // Signed before it was known what happens at the same moment.
     if record.certificates.iter().any(|known| known.not_before >= certificate.not_before) {
-        return Err(Refusal::Store(format!("node {} got another certificate at the same moment", record.name)));
+        return Err(CertificateError::Concurrent(record.name.clone()));
     }
     record.certificates = vec![certificate.clone()];
     record.certificates_from = certificate.not_before;
@@ -79,10 +89,10 @@ pub fn join(record: &mut NodeRecord, certificate: &Certificate) -> Result<(), Re
 
 /// The node renews the certificate with the serial `present`, which stays good until it has used
 /// the new one: the answer may get lost, or the power.
-pub fn renew(record: &mut NodeRecord, present: &str, certificate: &Certificate) -> Result<(), Refusal> {
+pub fn renew(record: &mut NodeRecord, present: &str, certificate: &Certificate) -> Result<(), CertificateError> {
     record.certificates.retain(|known| known.serial == present || known.serial == certificate.serial);
     if !record.certificates.iter().any(|known| known.serial == present) {
-        return Err(Refusal::Superseded(record.name.clone()));
+        return Err(CertificateError::Superseded(record.name.clone()));
     }
     if !record.certificates.iter().any(|known| known.serial == certificate.serial) {
         record.certificates.push(certificate.clone());

@@ -5,8 +5,12 @@ use edge_types::api::Problem;
 use edge_types::name::NameError;
 
 use crate::ca::CaError;
+use crate::ca::request::CsrError;
+use crate::certificates::CertificateError;
+use crate::kubernetes::token_review::ReviewError;
 use crate::segments::Exhausted;
 use crate::store::StoreError;
+use crate::tokens::TokenError;
 
 /// A refused request. Nothing of it has been carried out.
 #[derive(Debug, thiserror::Error)]
@@ -87,45 +91,15 @@ pub enum Refusal {
     /// No such token.
     #[error("there is no token {0:?}; `edge-controller token list` shows those that are")]
     NoSuchToken(String),
-    /// The token is unknown, or its secret is wrong: which, is not said.
-    #[error(
-        "the join token is not known here: it was deleted, was made by another controller, or is mistyped; ask the operator for a new one"
-    )]
-    TokenUnknown,
+    /// The join token is not made, or lets the node not in.
+    #[error(transparent)]
+    Token(#[from] TokenError),
     /// The service account token lets nobody in.
     #[error("the service account token is refused: {0}")]
     ServiceAccount(String),
     /// The API server does not say whose the service account token is.
     #[error("the API server does not say whose the service account token is: {0}")]
     TokenReview(String),
-    /// The token is too old.
-    #[error("join token {id} expired at {at}; ask the operator for a new one")]
-    TokenExpired {
-        /// The token.
-        id: String,
-        /// When.
-        at: String,
-    },
-    /// The token was used up.
-    #[error("join token {id} has been used {uses} of {uses} times; ask the operator for a new one")]
-    TokenUsed {
-        /// The token.
-        id: String,
-        /// How often it may be used.
-        uses: u32,
-    },
-    /// The token is for another node.
-    #[error(
-        "join token {id} is for node {bound}, not for {node}; ask the operator for one that names this node or none"
-    )]
-    TokenOfAnother {
-        /// The token.
-        id: String,
-        /// For whom it is.
-        bound: NodeName,
-        /// Who came.
-        node: NodeName,
-    },
     /// The name is taken.
     #[error(
         "a node {0} is registered already, with another key; choose another name, or, if this is that machine with its disk lost, join \
@@ -145,8 +119,8 @@ pub enum Refusal {
         token: edge_types::Role,
     },
     /// The certificate request cannot be granted.
-    #[error("the certificate request is refused: {0}")]
-    BadRequest(String),
+    #[error(transparent)]
+    Csr(#[from] CsrError),
     /// The authorities refuse.
     #[error(transparent)]
     Ca(#[from] CaError),
@@ -225,6 +199,24 @@ impl From<StoreError> for Refusal {
     }
 }
 
+impl From<CertificateError> for Refusal {
+    fn from(error: CertificateError) -> Self {
+        match error {
+            CertificateError::Concurrent(_) => Refusal::Store(error.to_string()),
+            CertificateError::Superseded(node) => Refusal::Superseded(node),
+        }
+    }
+}
+
+impl From<ReviewError> for Refusal {
+    fn from(error: ReviewError) -> Self {
+        match error {
+            ReviewError::Refused(why) => Refusal::ServiceAccount(why),
+            ReviewError::Failed(why) => Refusal::TokenReview(why),
+        }
+    }
+}
+
 impl Refusal {
     /// HTTP status, the kind's name below `/problems/`, and its title.
     fn kind(&self) -> (u16, &'static str, &'static str) {
@@ -248,15 +240,19 @@ impl Refusal {
             Refusal::NoSuchNode(_) => (404, "no-such-node", "The node is not registered"),
             Refusal::NoSuchCommunity(_) => (404, "no-such-community", "The community has no listed members"),
             Refusal::NoSuchToken(_) => (404, "no-such-token", "There is no such token"),
-            Refusal::TokenUnknown => (403, "token-unknown", "The join token is not known"),
+            Refusal::Token(TokenError::Invalid(_)) => (422, "bad-value", "The body cannot be understood"),
+            Refusal::Token(TokenError::Unknown) => (403, "token-unknown", "The join token is not known"),
             Refusal::ServiceAccount(_) => (403, "service-account-refused", "The service account token is refused"),
             Refusal::TokenReview(_) => (503, "token-review-failed", "The service account token cannot be reviewed"),
-            Refusal::TokenExpired { .. } => (403, "token-expired", "The join token has expired"),
-            Refusal::TokenUsed { .. } => (409, "token-used", "The join token is used up"),
-            Refusal::TokenOfAnother { .. } => (403, "token-of-another", "The join token is for another node"),
+            Refusal::Token(TokenError::Expired { .. }) => (403, "token-expired", "The join token has expired"),
+            Refusal::Token(TokenError::Used { .. }) => (409, "token-used", "The join token is used up"),
+            Refusal::Token(TokenError::OfAnother { .. }) => {
+                (403, "token-of-another", "The join token is for another node")
+            }
+            Refusal::Token(TokenError::Random(_)) => (500, "internal", "The controller has a defect"),
             Refusal::NameTaken(_) => (409, "name-taken", "The name belongs to another node"),
             Refusal::RoleChange { .. } => (409, "role-change", "The node is registered with another role"),
-            Refusal::BadRequest(_) => (422, "bad-certificate-request", "The certificate request is refused"),
+            Refusal::Csr(_) => (422, "bad-certificate-request", "The certificate request is refused"),
             Refusal::Ca(CaError::NoSuch(_)) => (404, "no-such-authority", "There is no such authority"),
             Refusal::Ca(CaError::Active(_)) => (409, "authority-active", "The authority is the one that signs"),
             Refusal::Ca(CaError::TooMany) => (409, "too-many-authorities", "Too many authorities are trusted"),

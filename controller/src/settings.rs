@@ -68,7 +68,7 @@ impl Context {
         // one.
         let changed = self
             .registry
-            .change(move |state| {
+            .change(move |state| -> Result<_, Refusal> {
                 let changed = changes(&app.settings().config, &config)?;
                 check_held(state.ledger(), &config.segments.cluster_ranges).map_err(Refusal::Reload)?;
                 reach::check(&config, Some(&Before::from(&app.settings().config)), &ways, state)

@@ -8,7 +8,7 @@ use subtle::ConstantTimeEq;
 use zeroize::Zeroizing;
 
 use crate::clock::{Seconds, rfc3339};
-use crate::refusal::Refusal;
+use crate::random::NoRandomness;
 use crate::state::{Redemption, State, TokenRecord};
 
 /// A token lives at most this long: a year.
@@ -16,16 +16,60 @@ const LONGEST: u64 = 366 * 24 * 3600;
 /// An expired token stays in the list for so long, to be recognised when someone still tries it.
 const KEPT_AFTER_EXPIRY: Seconds = 30 * 24 * 3600;
 
+/// Why a join token is not made, or lets no node in.
+#[derive(Debug, thiserror::Error)]
+pub enum TokenError {
+    /// The operator asks for a token that makes no sense.
+    #[error("{0}")]
+    Invalid(String),
+    /// The token is unknown, or its secret is wrong. The text does not say which of the two.
+    #[error(
+        "the join token is not known here: it was deleted, was made by another controller, or is mistyped; ask the operator for a new one"
+    )]
+    Unknown,
+    /// The token is too old.
+    #[error("join token {id} expired at {at}; ask the operator for a new one")]
+    Expired {
+        /// Id of the token.
+        id: String,
+        /// When it expired, RFC 3339.
+        at: String,
+    },
+    /// The token was used up.
+    #[error("join token {id} has been used {uses} of {uses} times; ask the operator for a new one")]
+    Used {
+        /// Id of the token.
+        id: String,
+        /// How often it may be used.
+        uses: u32,
+    },
+    /// The token is for another node.
+    #[error(
+        "join token {id} is for node {bound}, not for {node}; ask the operator for one that names this node or none"
+    )]
+    OfAnother {
+        /// Id of the token.
+        id: String,
+        /// The node that the token names.
+        bound: NodeName,
+        /// The node that wants to join.
+        node: NodeName,
+    },
+    /// The system gives no random octets.
+    #[error(transparent)]
+    Random(#[from] NoRandomness),
+}
+
 /// Makes a token: what the operator gets, and what is kept.
-pub fn create(request: &TokenRequest, ca_hash: [u8; 32], now: Seconds) -> Result<(JoinToken, TokenRecord), Refusal> {
+pub fn create(request: &TokenRequest, ca_hash: [u8; 32], now: Seconds) -> Result<(JoinToken, TokenRecord), TokenError> {
     if request.ttl_seconds == 0 || request.ttl_seconds > LONGEST {
         let ttl = request.ttl_seconds;
-        return Err(Refusal::BadValue(format!("a token lives 1 to {LONGEST} seconds, not {ttl}")));
+        return Err(TokenError::Invalid(format!("a token lives 1 to {LONGEST} seconds, not {ttl}")));
     }
     match (&request.node, request.uses) {
-        (_, 0) => return Err(Refusal::BadValue("a token with 0 uses lets nobody join".into())),
+        (_, 0) => return Err(TokenError::Invalid("a token with 0 uses lets nobody join".into())),
         (Some(node), 2..) => {
-            return Err(Refusal::BadValue(format!(
+            return Err(TokenError::Invalid(format!(
                 "a token bound to a name ({node}) is for one use, not {}",
                 request.uses
             )));
@@ -49,16 +93,16 @@ pub fn create(request: &TokenRequest, ca_hash: [u8; 32], now: Seconds) -> Result
 
 /// Whether someone who shows this credential holds a token of ours, used up or not. Costs one hash,
 /// and only where the id is one of ours.
-pub fn is_known(state: &State, credential: &str) -> Result<(), Refusal> {
+pub fn is_known(state: &State, credential: &str) -> Result<(), TokenError> {
     find(state, credential).map(drop)
 }
 
-fn find<'a>(state: &'a State, credential: &str) -> Result<&'a TokenRecord, Refusal> {
-    let (id, secret) = credential.split_once('.').ok_or(Refusal::TokenUnknown)?;
-    let token = state.token(id).ok_or(Refusal::TokenUnknown)?;
+fn find<'a>(state: &'a State, credential: &str) -> Result<&'a TokenRecord, TokenError> {
+    let (id, secret) = credential.split_once('.').ok_or(TokenError::Unknown)?;
+    let token = state.token(id).ok_or(TokenError::Unknown)?;
     match hash(secret).as_bytes().ct_eq(token.secret_hash.as_bytes()).into() {
         true => Ok(token),
-        false => Err(Refusal::TokenUnknown),
+        false => Err(TokenError::Unknown),
     }
 }
 
@@ -70,14 +114,14 @@ pub fn redeem(
     node: &NodeName,
     key: &str,
     now: Seconds,
-) -> Result<TokenRecord, Refusal> {
+) -> Result<TokenRecord, TokenError> {
     let token = find(state, credential)?;
     let id = || token.id.clone();
     if now >= token.expires_at {
-        return Err(Refusal::TokenExpired { id: id(), at: rfc3339(token.expires_at) });
+        return Err(TokenError::Expired { id: id(), at: rfc3339(token.expires_at) });
     }
     if let Some(bound) = token.node.as_ref().filter(|bound| *bound != node) {
-        return Err(Refusal::TokenOfAnother { id: id(), bound: bound.clone(), node: node.clone() });
+        return Err(TokenError::OfAnother { id: id(), bound: bound.clone(), node: node.clone() });
     }
     let redemption = Redemption { node: node.clone(), key: key.into() };
     // The answer to an earlier request may have been lost. It is repeated for the same key, while
@@ -87,7 +131,7 @@ pub fn redeem(
         return Ok(token.clone());
     }
     if token.redemptions.len() >= token.uses as usize {
-        return Err(Refusal::TokenUsed { id: id(), uses: token.uses });
+        return Err(TokenError::Used { id: id(), uses: token.uses });
     }
     let mut token = token.clone();
     token.redemptions.push(redemption);
@@ -120,7 +164,7 @@ pub fn info(token: &TokenRecord) -> TokenInfo {
 
 /// An id that a person can type behind a command: one that began with a hyphen would be taken for
 /// an option.
-fn id() -> Result<String, Refusal> {
+fn id() -> Result<String, TokenError> {
     loop {
         let id = random(9)?.to_string();
         if !id.starts_with('-') {
@@ -129,8 +173,8 @@ fn id() -> Result<String, Refusal> {
     }
 }
 
-fn random(octets: usize) -> Result<Zeroizing<String>, Refusal> {
-    let bytes = crate::random::octets(octets).map_err(|error| Refusal::Internal(error.to_string()))?;
+fn random(octets: usize) -> Result<Zeroizing<String>, TokenError> {
+    let bytes = crate::random::octets(octets)?;
     Ok(Zeroizing::new(URL_SAFE_NO_PAD.encode(&*bytes)))
 }
 
@@ -153,7 +197,13 @@ mod tests {
         (state, token)
     }
 
-    fn redeem_and_keep(state: &mut State, token: &JoinToken, node: &str, key: &str, now: i64) -> Result<(), Refusal> {
+    fn redeem_and_keep(
+        state: &mut State,
+        token: &JoinToken,
+        node: &str,
+        key: &str,
+        now: i64,
+    ) -> Result<(), TokenError> {
         let name: NodeName = node.parse().unwrap();
         let record = redeem(state, &token.credential(), &name, key, now)?;
         let mut node = NodeRecord::new(name, Role::Edge, now);
@@ -178,10 +228,10 @@ mod tests {
         redeem_and_keep(&mut state, &token, "b", "kb", 1002).unwrap();
         redeem_and_keep(&mut state, &token, "a", "ka", 1003).unwrap();
         let refused = redeem_and_keep(&mut state, &token, "a", "another key", 1003);
-        assert!(matches!(refused, Err(Refusal::TokenUsed { uses: 2, .. })));
+        assert!(matches!(refused, Err(TokenError::Used { uses: 2, .. })));
         state.apply(Change::DeleteNode("a".parse().unwrap()));
         let refused = redeem_and_keep(&mut state, &token, "a", "ka", 1004);
-        assert!(matches!(refused, Err(Refusal::TokenUsed { .. })), "deregistered: no way back by an old token");
+        assert!(matches!(refused, Err(TokenError::Used { .. })), "deregistered: no way back by an old token");
     }
 
     #[test]
@@ -189,11 +239,11 @@ mod tests {
         let (state, token) = made(1, Some("a"));
         let name = |text: &str| text.parse::<NodeName>().unwrap();
         let at = |node: &str, now| redeem(&state, &token.credential(), &name(node), "k", now);
-        assert!(matches!(at("a", 1060), Err(Refusal::TokenExpired { .. })));
-        assert!(matches!(at("b", 1000), Err(Refusal::TokenOfAnother { .. })));
+        assert!(matches!(at("a", 1060), Err(TokenError::Expired { .. })));
+        assert!(matches!(at("b", 1000), Err(TokenError::OfAnother { .. })));
         at("a", 1059).unwrap();
         for forged in ["", ".", "x.y", token.id.as_str(), &format!("{}.", token.id), &format!("{}.x", token.id)] {
-            assert!(matches!(redeem(&state, forged, &name("a"), "k", 1000), Err(Refusal::TokenUnknown)), "{forged}");
+            assert!(matches!(redeem(&state, forged, &name("a"), "k", 1000), Err(TokenError::Unknown)), "{forged}");
         }
     }
 
@@ -216,7 +266,7 @@ mod tests {
         for (uses, ttl_seconds, node) in [(0, 60, None), (1, 0, None), (1, u64::MAX, None), (2, 60, Some("a"))] {
             let node = node.map(|name: &str| name.parse().unwrap());
             let request = TokenRequest { role: Role::Hub, node, ttl_seconds, uses };
-            assert!(matches!(create(&request, [0; 32], 0), Err(Refusal::BadValue(_))));
+            assert!(matches!(create(&request, [0; 32], 0), Err(TokenError::Invalid(_))));
         }
     }
 }

@@ -20,11 +20,11 @@ use crate::clock::Seconds;
 use crate::kubernetes::client::REQUEST;
 use crate::kubernetes::events::About;
 use crate::kubernetes::service_token;
-use crate::kubernetes::token_review::Reviewer;
+use crate::kubernetes::token_review::{ReviewError, Reviewer};
 use crate::refusal::Refusal;
 use crate::segments::{Policy, Row};
 use crate::state::{Change, NodeRecord, State as Rows, TokenRecord};
-use crate::tokens;
+use crate::tokens::{self, TokenError};
 
 /// Segments granted at join carry this in place of a request id of the node.
 const JOIN_REQUEST: &str = "join";
@@ -69,7 +69,7 @@ pub(super) async fn join(
     let live = app.clone();
     let name = node.clone();
     app.registry
-        .change(move |state| {
+        .change(move |state| -> Result<_, Refusal> {
             let (mut record, used) = entry.admit(state, &name, &certificate.key, now)?;
             certificates::join(&mut record, &certificate)?;
             let mut changes = Vec::new();
@@ -117,7 +117,7 @@ pub(super) async fn renew(
     let certificate = certificates::kept(&issued, &key);
     let (name, serial) = (node.clone(), present.serial);
     app.registry
-        .change(move |state| {
+        .change(move |state| -> Result<_, Refusal> {
             let mut record = state.node(&name).ok_or_else(|| Refusal::Deregistered(name.clone()))?.clone();
             certificates::renew(&mut record, &serial, &certificate)?;
             Ok(((), vec![Change::PutNode(record)]))
@@ -235,11 +235,11 @@ impl Context {
     async fn entry_by(&self, credential: Zeroizing<String>, node: &NodeName, now: Seconds) -> Result<Entry, Refusal> {
         let view = self.registry.read().await;
         match tokens::redeem(view.state(), &credential, node, "", now) {
-            Ok(_) | Err(Refusal::TokenUsed { .. }) => {}
-            Err(refusal) => return Err(refusal),
+            Ok(_) | Err(TokenError::Used { .. }) => {}
+            Err(error) => return Err(error.into()),
         }
         let id = credential.split('.').next().unwrap_or_default();
-        let role = view.state().token(id).map(|token| token.role).ok_or(Refusal::TokenUnknown)?;
+        let role = view.state().token(id).map(|token| token.role).ok_or(TokenError::Unknown)?;
         drop(view);
         Ok(Entry::Token(credential, role))
     }
@@ -263,7 +263,8 @@ impl Context {
         let turn = self.reviews.turn(caller.address).await;
         let _turn = turn.ok_or_else(|| Refusal::TokenReview("too many tokens wait for it; try again".into()))?;
         let review = tokio::time::timeout(REQUEST, self.reviewer()?.review(token, node)).await;
-        review.unwrap_or_else(|_| Err(Refusal::TokenReview(format!("no answer in {} s", REQUEST.as_secs()))))
+        let late = || ReviewError::Failed(format!("no answer in {} s", REQUEST.as_secs()));
+        Ok(review.unwrap_or_else(|_| Err(late()))?)
     }
 
     fn answer(&self, node: NodeName, role: Role, issued: Issued) -> CertificateResponse {

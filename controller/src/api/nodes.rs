@@ -41,7 +41,7 @@ pub(super) async fn report(
     let (live, name, now) = (app.clone(), node.clone(), app.registry.clock.now());
     let (taken, conflicts) = app
         .registry
-        .change(move |state| {
+        .change(move |state| -> Result<_, Refusal> {
             let mut record = state.node(&node).ok_or_else(|| Refusal::Deregistered(node.clone()))?.clone();
             if let Some(place) = &place {
                 settle(&mut record, state, place);
@@ -107,7 +107,7 @@ impl Context {
         let changes = &self.registry.endpoint_changes;
         while let Some(place) = changes.next(&name).await {
             let (node, at) = (name.clone(), place.clone());
-            let noted = self.registry.change(move |state| {
+            let noted = self.registry.change(move |state| -> Result<_, Refusal> {
                 // It may have been deregistered meanwhile.
                 let changed = state.node(&node).map(|record| {
                     let mut record = record.clone();

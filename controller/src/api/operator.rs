@@ -37,7 +37,7 @@ pub(super) async fn label(
     caller.operator()?;
     let (name, trust) = (node.clone(), app.label_trust.borrow().clone());
     app.registry
-        .change(move |state| {
+        .change(move |state| -> Result<_, Refusal> {
             let mut record = state.node(&node).ok_or_else(|| Refusal::NoSuchNode(node.clone()))?.clone();
             // What was set before there was a Node object goes on to count, and nobody else can
             // remove it.
@@ -70,7 +70,7 @@ pub(super) async fn deregister(
     let name = node.clone();
     let released = app
         .registry
-        .change(move |state| {
+        .change(move |state| -> Result<_, Refusal> {
             let (rows, changes) = match state.deregistration(&node, now) {
                 Some(deregistration) => deregistration,
                 // It is gone already, and its segments need not be kept for it any more.
@@ -120,7 +120,7 @@ pub(super) async fn set_community(
     tracing::info!(community = %name, members = community.members.len(), "community listed");
     let record = CommunityRecord { name, members: community.members };
     app.registry
-        .change(move |state| {
+        .change(move |state| -> Result<_, Refusal> {
             let same = state.listed_community(&record.name) == Some(&record);
             let changes = if same { Vec::new() } else { vec![Change::PutCommunity(record.clone())] };
             Ok((StatusCode::NO_CONTENT, changes))
@@ -136,7 +136,7 @@ pub(super) async fn delete_community(
     caller.operator()?;
     let Path(name) = name.map_err(|e| Refusal::BadValue(e.body_text()))?;
     app.registry
-        .change(move |state| {
+        .change(move |state| -> Result<_, Refusal> {
             state.listed_community(&name).ok_or_else(|| Refusal::NoSuchCommunity(name.clone()))?;
             Ok((StatusCode::NO_CONTENT, vec![Change::DeleteCommunity(name.clone())]))
         })
@@ -160,7 +160,7 @@ pub(super) async fn create_token(
     let info = tokens::info(&record);
     tracing::info!(id = record.id, role = %record.role, node = ?record.node, uses = record.uses, "join token made");
     app.registry
-        .change(move |state| {
+        .change(move |state| -> Result<_, Refusal> {
             let mut changes: Vec<Change> = tokens::forgotten(state, now).into_iter().map(Change::DeleteToken).collect();
             changes.push(Change::PutToken(record.clone()));
             Ok(((), changes))
@@ -177,7 +177,7 @@ pub(super) async fn delete_token(
     caller.operator()?;
     let Path(id) = id.map_err(|e| Refusal::BadValue(e.body_text()))?;
     app.registry
-        .change(move |state| {
+        .change(move |state| -> Result<_, Refusal> {
             state.token(&id).ok_or_else(|| Refusal::NoSuchToken(id.clone()))?;
             Ok((StatusCode::NO_CONTENT, vec![Change::DeleteToken(id.clone())]))
         })

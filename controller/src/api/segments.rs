@@ -53,7 +53,7 @@ pub(super) async fn apply(
     let (events, name, id) = (app.events.clone(), node.clone(), request_id.clone());
     let granted = app
         .registry
-        .change(move |state| {
+        .change(move |state| -> Result<_, Refusal> {
             let (segments, changes) = application(state, &live.settings().policy, &node, &families, &request_id, now)?;
             if !changes.is_empty() {
                 tracing::info!(%node, ?segments, request_id, "segments granted");
@@ -81,7 +81,7 @@ pub(super) async fn apply(
 /// granted; or the one that granted it died between the two.
 async fn give_back(app: &App, node: &NodeName, request_id: String) {
     let (name, now) = (node.clone(), app.registry.clock.now());
-    let released = app.registry.change(move |state| {
+    let released = app.registry.change(move |state| -> Result<_, Refusal> {
         let half = state.ledger().held_by(&name).into_iter().filter(|row| row.request_id == request_id);
         let changes: Vec<Change> =
             half.map(|row| Change::PutSegment(Row { released_at: Some(now), ..row.clone() })).collect();

@@ -11,7 +11,10 @@ use x509_parser::oid_registry::{OID_EC_P256, OID_KEY_TYPE_EC_PUBLIC_KEY, OID_SIG
 use x509_parser::prelude::FromDer;
 use x509_parser::x509::SubjectPublicKeyInfo as Spki;
 
-use crate::refusal::Refusal;
+/// Why a certificate request is refused.
+#[derive(Debug, thiserror::Error)]
+#[error("the certificate request is refused: {0}")]
+pub struct CsrError(String);
 
 /// A public key whose holder has shown that he has the private one.
 pub struct NodeKey {
@@ -32,8 +35,8 @@ pub fn hash(spki: &[u8]) -> [u8; 32] {
 }
 
 /// Reads a request: its own signature, its kind of key, and that it asks for no other name.
-pub fn read(pem: &str, node: &NodeName) -> Result<NodeKey, Refusal> {
-    let refuse = |why: String| Refusal::BadRequest(why);
+pub fn read(pem: &str, node: &NodeName) -> Result<NodeKey, CsrError> {
+    let refuse = CsrError;
     let der = CertificateSigningRequestDer::from_pem_slice(pem.as_bytes())
         .map_err(|e| refuse(format!("it is not a PEM \"CERTIFICATE REQUEST\": {e}")))?;
     let (rest, csr) =
@@ -49,7 +52,7 @@ pub fn read(pem: &str, node: &NodeName) -> Result<NodeKey, Refusal> {
     Ok(NodeKey { public, fingerprint: super::hex(&hash(info.subject_pki.raw)) })
 }
 
-fn check_key(spki: &Spki<'_>) -> Result<(), Refusal> {
+fn check_key(spki: &Spki<'_>) -> Result<(), CsrError> {
     let algorithm = &spki.algorithm.algorithm;
     let curve = || spki.algorithm.parameters.as_ref().and_then(|parameters| parameters.as_oid().ok());
     let kind = if *algorithm == OID_KEY_TYPE_EC_PUBLIC_KEY { curve() } else { Some(algorithm.clone()) };
@@ -57,13 +60,13 @@ fn check_key(spki: &Spki<'_>) -> Result<(), Refusal> {
         Some(kind) if kind == OID_SIG_ED25519 || kind == OID_EC_P256 => Ok(()),
         kind => {
             let kind = kind.map_or_else(|| "a curve without a name".into(), |kind| kind.to_id_string());
-            Err(Refusal::BadRequest(format!("its key is of kind {kind}; expected Ed25519 or ECDSA with P-256")))
+            Err(CsrError(format!("its key is of kind {kind}; expected Ed25519 or ECDSA with P-256")))
         }
     }
 }
 
-fn check_names(csr: &X509CertificationRequest<'_>, node: &NodeName) -> Result<(), Refusal> {
-    let foreign = |name: &str| Err(Refusal::BadRequest(format!("it asks for {name:?}, and the node is {node}")));
+fn check_names(csr: &X509CertificationRequest<'_>, node: &NodeName) -> Result<(), CsrError> {
+    let foreign = |name: &str| Err(CsrError(format!("it asks for {name:?}, and the node is {node}")));
     for attribute in csr.certification_request_info.subject.iter_attributes() {
         let value = attribute.as_str().unwrap_or("an unreadable name");
         if *attribute.attr_type() != OID_X509_COMMON_NAME || value != node.as_str() {
@@ -81,7 +84,7 @@ fn check_names(csr: &X509CertificationRequest<'_>, node: &NodeName) -> Result<()
                 }
             }
             ParsedExtension::BasicConstraints(constraints) if constraints.ca => {
-                return Err(Refusal::BadRequest("it asks to be a certificate authority".into()));
+                return Err(CsrError("it asks to be a certificate authority".into()));
             }
             // Usages are what the role says, whatever is asked for.
             _ => {}

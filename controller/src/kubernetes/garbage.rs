@@ -20,6 +20,7 @@ use crate::clock::Seconds;
 use crate::registry::Registry;
 use crate::segments::Row;
 use crate::state::{Change, State};
+use crate::store::StoreError;
 use crate::store::kubernetes::is_blocked;
 use crate::tokens;
 
@@ -108,7 +109,7 @@ impl Garbage {
         }
         if !forgotten.is_empty() {
             let deletions: Vec<Change> = forgotten.into_iter().map(Change::DeleteToken).collect();
-            if let Err(error) = self.registry.change(move |_| Ok(((), deletions.clone()))).await {
+            if let Err(error) = self.registry.change(move |_| Ok::<_, StoreError>(((), deletions.clone()))).await {
                 tracing::warn!(%error, "expired tokens are not deleted yet");
             }
         }
@@ -127,7 +128,7 @@ impl Garbage {
 
     async fn release(&self, grants: &[Grant], now: Seconds) {
         for (network, granted_at) in grants.iter().copied() {
-            let released = self.registry.change(move |state| {
+            let released = self.registry.change(move |state| -> Result<_, StoreError> {
                 let row = state.ledger().row(&network);
                 let row = row.filter(|row| is_orphan(state, row) && row.granted_at == granted_at).cloned();
                 let row = row.map(|row| Row { released_at: Some(now), ..row });

@@ -10,7 +10,7 @@ use kube::{Api, Client};
 
 use super::client::{REQUEST, explain};
 use super::selector::NodeSelector;
-use crate::refusal::Refusal;
+use super::token_review::ReviewError;
 
 /// Which Nodes have which role, as `[kubernetes]` says.
 #[derive(Debug, Clone)]
@@ -27,7 +27,7 @@ impl RoleSelectors {
     /// Refuses a role that the Node with these labels may not have. An edge is given to nobody
     /// else's account, and a hub or another cloud node must be selected as one. Whoever joins as an
     /// edge gets least, so nothing more is asked of it.
-    fn judge(&self, role: Role, node: &NodeName, labels: &BTreeMap<String, String>) -> Result<(), Refusal> {
+    fn judge(&self, role: Role, node: &NodeName, labels: &BTreeMap<String, String>) -> Result<(), ReviewError> {
         let (key, selector) = match role {
             Role::Edge => return Ok(()),
             Role::Hub => ("hub_selector", &self.hub),
@@ -35,13 +35,13 @@ impl RoleSelectors {
         };
         if self.edge.matches(labels) {
             let edge = self.edge.as_str();
-            return Err(Refusal::ServiceAccount(format!(
+            return Err(ReviewError::Refused(format!(
                 "Node {node} is an edge (edge_selector {edge:?}), and its pod asks to join as {role}; an edge joins as an edge alone"
             )));
         }
         if !selector.matches(labels) {
             let text = selector.as_str();
-            return Err(Refusal::ServiceAccount(format!(
+            return Err(ReviewError::Refused(format!(
                 "Node {node} is not selected as {role} ({key} {text:?}); if it is to be one: kubectl label node {node} {text}"
             )));
         }
@@ -50,24 +50,30 @@ impl RoleSelectors {
 
     /// Asks the API server for the Node, and refuses a role that it may not have. `uid`: of the
     /// Node to which the token is bound, where it says so.
-    pub async fn check(&self, client: &Client, role: Role, node: &NodeName, uid: Option<&str>) -> Result<(), Refusal> {
+    pub async fn check(
+        &self,
+        client: &Client,
+        role: Role,
+        node: &NodeName,
+        uid: Option<&str>,
+    ) -> Result<(), ReviewError> {
         if role == Role::Edge {
             return Ok(());
         }
         let nodes: Api<Node> = Api::all(client.clone());
         let found = match tokio::time::timeout(REQUEST, nodes.get_metadata_opt(node.as_str())).await {
             Ok(Ok(found)) => found,
-            Ok(Err(error)) => return Err(Refusal::TokenReview(explain("nodes", &error))),
-            Err(_) => return Err(Refusal::TokenReview(format!("the API server does not answer about Node {node}"))),
+            Ok(Err(error)) => return Err(ReviewError::Failed(explain("nodes", &error))),
+            Err(_) => return Err(ReviewError::Failed(format!("the API server does not answer about Node {node}"))),
         };
         let metadata = match found {
             Some(found) if uid.is_none_or(|uid| found.metadata.uid.as_deref() == Some(uid)) => found.metadata,
             Some(_) => {
-                return Err(Refusal::ServiceAccount(format!(
+                return Err(ReviewError::Refused(format!(
                     "Node {node} was made anew since; a new token of the pod names the present one"
                 )));
             }
-            None => return Err(Refusal::ServiceAccount(format!("there is no Node {node}"))),
+            None => return Err(ReviewError::Refused(format!("there is no Node {node}"))),
         };
         self.judge(role, node, &metadata.labels.unwrap_or_default())
     }

@@ -34,6 +34,7 @@ use crate::absence::Recent;
 use crate::endpoints::MOST;
 use crate::registry::Registry;
 use crate::state::{Change, NodeObject, NodeRecord, PublicAddress, State};
+use crate::store::StoreError;
 
 /// Annotation with the addresses at which a node is reached from outside, where it does not know
 /// them itself.
@@ -320,7 +321,7 @@ impl NodeWatch {
     /// machine may use them.
     async fn deregister(&self, name: &NodeName, uid: &str, why: &str) -> bool {
         let (node, uid, clock) = (name.clone(), uid.to_owned(), self.registry.clock.clone());
-        let plan = move |state: &mut State| {
+        let plan = move |state: &mut State| -> Result<_, StoreError> {
             let known = state.node(&node).and_then(|record| record.object.as_ref());
             let of_this = known.is_some_and(|object| object.uid == uid);
             let changes = of_this.then(|| state.departure(&node, clock.now())).flatten();
@@ -369,7 +370,7 @@ impl NodeWatch {
         let anew = another.is_some();
         let object = NodeObject { machine_id, ..object };
         let (node, clock) = (name.clone(), self.registry.clock.clone());
-        let plan = move |state: &mut State| {
+        let plan = move |state: &mut State| -> Result<_, StoreError> {
             let Some(record) = state.node(&node).filter(|record| record.object.as_ref() != Some(&object)) else {
                 return Ok((Recorded::Done, Vec::new()));
             };

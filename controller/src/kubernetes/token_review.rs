@@ -9,7 +9,6 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::node_role::RoleSelectors;
-use crate::refusal::Refusal;
 
 /// The audience for which the token must be: one that a pod has for the API server is none of ours.
 pub const AUDIENCE: &str = "edge-cni";
@@ -93,6 +92,17 @@ impl TryFrom<String> for ServiceAccount {
     }
 }
 
+/// Why a service account token lets nobody in.
+#[derive(Debug, thiserror::Error)]
+pub enum ReviewError {
+    /// The API server, or what it says of the token, speaks against it.
+    #[error("{0}")]
+    Refused(String),
+    /// The API server does not say for which pod the token is.
+    #[error("{0}")]
+    Failed(String),
+}
+
 /// Asks the API server.
 #[derive(Clone)]
 pub struct Reviewer {
@@ -118,22 +128,22 @@ impl Reviewer {
 
     /// The role with which the holder of this token may join as `node`: its account stands for it,
     /// and the Node may have it.
-    pub async fn review(&self, token: &str, node: &NodeName) -> Result<Role, Refusal> {
+    pub async fn review(&self, token: &str, node: &NodeName) -> Result<Role, ReviewError> {
         if token.is_empty() {
-            return Err(Refusal::ServiceAccount("it is empty".into()));
+            return Err(ReviewError::Refused("it is empty".into()));
         }
         if token.len() > LONGEST {
-            return Err(Refusal::ServiceAccount(format!("it is longer than {LONGEST} bytes")));
+            return Err(ReviewError::Refused(format!("it is longer than {LONGEST} bytes")));
         }
         let spec = TokenReviewSpec { token: token.into(), audiences: Some(vec![AUDIENCE.into()]) };
         let review = TokenReview { spec, ..TokenReview::default() };
         let reviews: Api<TokenReview> = Api::all(self.client.clone());
         let answer = reviews.create(&PostParams::default(), &review).await.map_err(|error| match error {
-            kube::Error::Api(status) if status.code == 403 => Refusal::TokenReview(format!(
+            kube::Error::Api(status) if status.code == 403 => ReviewError::Failed(format!(
                 "{}; its right to create tokenreviews is in deploy/kubernetes/10-rbac.yaml",
                 status.message
             )),
-            other => Refusal::TokenReview(other.to_string()),
+            other => ReviewError::Failed(other.to_string()),
         })?;
         let bound = judge(&self.accounts, answer.status.unwrap_or_default(), node)?;
         self.selectors.check(&self.client, bound.role, node, bound.node_uid.as_deref()).await?;
@@ -141,8 +151,8 @@ impl Reviewer {
     }
 }
 
-fn judge(accounts: &JoinAccounts, status: TokenReviewStatus, node: &NodeName) -> Result<Bound, Refusal> {
-    let refuse = |why: String| Err(Refusal::ServiceAccount(why));
+fn judge(accounts: &JoinAccounts, status: TokenReviewStatus, node: &NodeName) -> Result<Bound, ReviewError> {
+    let refuse = |why: String| Err(ReviewError::Refused(why));
     if status.authenticated != Some(true) {
         let why = status.error.unwrap_or_else(|| "it is not one of this cluster, or has expired".into());
         return refuse(format!("{why}; it must be a projected token for the audience {AUDIENCE:?}"));

@@ -11,7 +11,7 @@ use tokio::task::AbortHandle;
 
 use crate::api::Context;
 use crate::clock::{Seconds, rfc3339};
-use crate::refusal::Refusal;
+use crate::store::StoreError;
 
 /// Time within which the store must have carried out a plan that changes nothing, behind those that
 /// wait already.
@@ -109,11 +109,10 @@ impl Health {
 /// Whether plans are still carried out: that none comes back in time is said apart from that none
 /// ever will.
 async fn still(app: &Context) -> Result<bool, String> {
-    let nothing = app.registry.change(|_| Ok(((), Vec::new())));
+    let nothing = app.registry.change(|_| Ok::<_, StoreError>(((), Vec::new())));
     match tokio::time::timeout(PATIENCE, nothing).await {
         Ok(Ok(())) => Ok(true),
-        Ok(Err(Refusal::Store(why))) => Err(why),
-        Ok(Err(other)) => Err(other.to_string()),
+        Ok(Err(error)) => Err(error.to_string()),
         Err(_) => Ok(false),
     }
 }

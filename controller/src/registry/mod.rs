@@ -27,7 +27,6 @@ use tokio::sync::{RwLock, RwLockReadGuard, broadcast, mpsc, oneshot, watch};
 use crate::clock::Clock;
 use crate::endpoints::Changes;
 use crate::random;
-use crate::refusal::Refusal;
 use crate::state::{Change, Key, State, Touched};
 use crate::store::{Followed, Note, Store, StoreError};
 pub use peers::PeerJson;
@@ -92,8 +91,8 @@ type Answer = Box<dyn FnOnce(Result<(), StoreError>) + Send>;
 type Plan = Box<dyn FnOnce(&mut State) -> Planned + Send>;
 
 /// Why one attempt came to nothing.
-enum Setback {
-    Refused(Refusal),
+enum Setback<E> {
+    Refused(E),
     Store(StoreError),
 }
 
@@ -134,10 +133,10 @@ impl Registry {
     /// Carries out a plan: it looks at the state and says what to change, or refuses. Its answer
     /// comes when the change is durable. It may be made several times, of which only the last one
     /// counts.
-    pub async fn change<T: Send + 'static>(
+    pub async fn change<T: Send + 'static, E: From<StoreError> + Send + 'static>(
         &self,
-        plan: impl Fn(&mut State) -> Result<(T, Vec<Change>), Refusal> + Send + Sync + 'static,
-    ) -> Result<T, Refusal> {
+        plan: impl Fn(&mut State) -> Result<(T, Vec<Change>), E> + Send + Sync + 'static,
+    ) -> Result<T, E> {
         let plan = Arc::new(plan);
         let mut attempt = 0;
         loop {
@@ -154,10 +153,10 @@ impl Registry {
         }
     }
 
-    async fn attempt<T: Send + 'static>(
+    async fn attempt<T: Send + 'static, E: Send + 'static>(
         &self,
-        plan: Arc<impl Fn(&mut State) -> Result<(T, Vec<Change>), Refusal> + Send + Sync + 'static>,
-    ) -> Result<T, Setback> {
+        plan: Arc<impl Fn(&mut State) -> Result<(T, Vec<Change>), E> + Send + Sync + 'static>,
+    ) -> Result<T, Setback<E>> {
         let (answer, answered) = oneshot::channel();
         let plan: Plan = Box::new(move |state| match plan(state) {
             Ok((value, changes)) => Planned {
@@ -174,7 +173,7 @@ impl Registry {
                 }),
             },
         });
-        let stopped = || Setback::Refused(Refusal::Store("the controller is stopping".into()));
+        let stopped = || Setback::Store(StoreError::Stopping);
         self.orders.send(Order::Plan(plan)).await.map_err(|_| stopped())?;
         answered.await.map_err(|_| stopped())?
     }
@@ -193,13 +192,13 @@ impl Registry {
     }
 
     /// Makes sure that the state holds all that any replica knew at a revision.
-    pub async fn catch_up(&self, revision: u64) -> Result<(), Refusal> {
-        Ok(self.store.catch_up(revision).await?)
+    pub async fn catch_up(&self, revision: u64) -> Result<(), StoreError> {
+        self.store.catch_up(revision).await
     }
 
     /// Makes sure that the state holds every segment that was claimed before this is called.
-    pub async fn read_segments_anew(&self) -> Result<(), Refusal> {
-        Ok(self.store.read_segments_anew().await?)
+    pub async fn read_segments_anew(&self) -> Result<(), StoreError> {
+        self.store.read_segments_anew().await
     }
 
     /// What was noted beside the rows, if anything.

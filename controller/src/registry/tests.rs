@@ -64,7 +64,7 @@ fn name(text: &str) -> NodeName {
     text.parse().unwrap()
 }
 
-async fn put(registry: &Registry, node: &str) -> Result<(), Refusal> {
+async fn put(registry: &Registry, node: &str) -> Result<(), StoreError> {
     let record = NodeRecord::new(name(node), Role::Edge, 0);
     registry.change(move |_| Ok(((), vec![Change::PutNode(record.clone())]))).await
 }
@@ -82,7 +82,7 @@ async fn what_is_deleted_and_comes_back_as_it_was_has_come_anew() {
     // As one piece, too: nobody can look in between.
     for changes in [puts.clone(), puts.clone(), [deletions, puts].concat()].into_iter().enumerate() {
         let (round, changes) = changes;
-        registry.change(move |_| Ok(((), changes.clone()))).await.unwrap();
+        registry.change(move |_| Ok::<_, StoreError>(((), changes.clone()))).await.unwrap();
         let view = registry.read().await;
         for key in &keys {
             let came = view.came(key);
@@ -131,7 +131,7 @@ async fn where_another_replica_was_quicker_the_plan_is_made_anew_on_what_it_did(
     let store = Shared { store: Embedded::open(folder.path()).unwrap(), quicker: quicker.into() };
     let registry = Registry::start(Arc::new(store), Clock::system(), true).await.unwrap();
     let granted = registry
-        .change(move |state| {
+        .change(move |state| -> Result<_, StoreError> {
             let free = |network: &&str| state.ledger().row(&network.parse().unwrap()).is_none();
             let network = ["10.77.0.0/26", "10.77.0.64/26", "10.77.0.128/26"].into_iter().find(free).unwrap();
             Ok((network, vec![Change::ClaimSegment(row(network, "me"))]))
@@ -166,7 +166,7 @@ async fn plans_of_one_batch_are_made_on_top_of_each_other() {
     let registry = Registry::start(store, Clock::system(), true).await.unwrap();
     let count = |registry: Registry| async move {
         registry
-            .change(|state| {
+            .change(|state| -> Result<_, StoreError> {
                 let next = state.nodes().len();
                 Ok((next, vec![Change::PutNode(NodeRecord::new(name(&format!("n{next}")), Role::Edge, 0))]))
             })

@@ -132,6 +132,9 @@ pub enum Followed {
 /// Why the store did not do it.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum StoreError {
+    /// The controller stops, and makes no more changes.
+    #[error("the controller is stopping")]
+    Stopping,
     /// The store's file or service failed.
     #[error("the store failed: {0}")]
     Failed(String),

@@ -12,6 +12,7 @@ use crate::clock::Clock;
 use crate::registry::Registry;
 use crate::segments::Row;
 use crate::state::{Change, CommunityRecord, NodeObject};
+use crate::store::StoreError;
 use crate::store::embedded::Embedded;
 
 /// What happens to a cluster.
@@ -126,7 +127,9 @@ async fn try_history(history: Vec<(Event, Vec<bool>)>) -> Result<(), TestCaseErr
     let mut held: BTreeMap<NodeName, NodeView> = BTreeMap::new();
     for (event, looking) in history {
         match event {
-            Event::Change(changes) => registry.change(move |_| Ok(((), changes.clone()))).await.unwrap(),
+            Event::Change(changes) => {
+                registry.change(move |_| Ok::<_, StoreError>(((), changes.clone()))).await.unwrap()
+            }
             Event::Refresh => registry.refresh().await,
         }
         let view = registry.read().await;

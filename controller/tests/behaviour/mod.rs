@@ -232,7 +232,7 @@ impl Grants {
 
     pub(crate) async fn register(&self, node: &str) {
         let record = edge(node);
-        self.registry.change(move |_| Ok(((), vec![Change::PutNode(record.clone())]))).await.unwrap();
+        self.registry.change(move |_| Ok::<_, StoreError>(((), vec![Change::PutNode(record.clone())]))).await.unwrap();
     }
 
     /// One segment of each family, as `POST /v1/nodes/{node}/segments` gives them.
@@ -256,7 +256,10 @@ impl Grants {
     /// As the operator does.
     pub(crate) async fn deregister(&self, node: &str) {
         let (node, now) = (name(node), self.registry.clock.now());
-        self.registry.change(move |state| Ok(((), state.deregistration(&node, now).unwrap().1))).await.unwrap();
+        self.registry
+            .change(move |state| Ok::<_, StoreError>(((), state.deregistration(&node, now).unwrap().1)))
+            .await
+            .unwrap();
     }
 
     /// Everything that is held, by whom.
@@ -362,10 +365,14 @@ pub(crate) async fn segments_of_a_node_that_vanished_are_kept_as_long_as_its_cer
     let certificate =
         Certificate { serial: "1".into(), key: "k".into(), not_after, not_before: now, issuer: "i".into(), used: true };
     let record = NodeRecord { certificates: vec![certificate], ..edge("a") };
-    grants.registry.change(move |_| Ok(((), vec![Change::PutNode(record.clone())]))).await.unwrap();
+    grants.registry.change(move |_| Ok::<_, StoreError>(((), vec![Change::PutNode(record.clone())]))).await.unwrap();
     grants.register("b").await;
     let all = grants.apply("a", "r").await;
-    grants.registry.change(move |state| Ok(((), state.departure(&name("a"), now).unwrap().1))).await.unwrap();
+    grants
+        .registry
+        .change(move |state| Ok::<_, StoreError>(((), state.departure(&name("a"), now).unwrap().1)))
+        .await
+        .unwrap();
     grants.registry.clock.advance(4000);
     grants.try_apply("b", "r").await.expect_err("it may use them");
     // Also where somebody starts now.
@@ -385,12 +392,20 @@ pub(crate) async fn the_operator_lets_go_of_segments_that_are_kept_for_a_node(pl
     let (serial, key, issuer) = ("1".into(), "k".into(), "i".into());
     let certificate = Certificate { serial, key, not_after: now + 5000, not_before: now, issuer, used: true };
     let record = NodeRecord { certificates: vec![certificate], ..edge("a") };
-    grants.registry.change(move |_| Ok(((), vec![Change::PutNode(record.clone())]))).await.unwrap();
+    grants.registry.change(move |_| Ok::<_, StoreError>(((), vec![Change::PutNode(record.clone())]))).await.unwrap();
     grants.register("b").await;
     let all = grants.apply("a", "r").await;
-    grants.registry.change(move |state| Ok(((), state.departure(&name("a"), now).unwrap().1))).await.unwrap();
+    grants
+        .registry
+        .change(move |state| Ok::<_, StoreError>(((), state.departure(&name("a"), now).unwrap().1)))
+        .await
+        .unwrap();
     grants.try_apply("b", "r").await.expect_err("it may use them");
-    grants.registry.change(move |state| Ok(((), state.let_go(&name("a"), now).unwrap().1))).await.unwrap();
+    grants
+        .registry
+        .change(move |state| Ok::<_, StoreError>(((), state.let_go(&name("a"), now).unwrap().1)))
+        .await
+        .unwrap();
     assert_eq!(grants.apply("b", "r").await, all);
     assert!(grants.registry.read().await.state().let_go(&name("a"), now).is_none(), "nothing is kept any more");
 }

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use edge_controller::kubernetes::identity::Identity;
 use edge_controller::state::{Certificate, Change, NodeRecord};
+use edge_controller::store::StoreError;
 use edge_controller::store::embedded::Embedded;
 use edge_types::name::COMMUNITY_LABEL;
 use futures_util::{StreamExt, stream};
@@ -351,7 +352,7 @@ async fn on_machine(replica: &Grants, node: &str, id: &str, valid: i64) -> i64 {
         used: true,
     };
     let record = NodeRecord { certificates: vec![certificate], ..edge(node) };
-    replica.registry.change(move |_| Ok(((), vec![Change::PutNode(record.clone())]))).await.unwrap();
+    replica.registry.change(move |_| Ok::<_, StoreError>(((), vec![Change::PutNode(record.clone())]))).await.unwrap();
     until("its machine to be known", async || {
         let view = replica.registry.read().await;
         (view.state().node(&name(node))?.object.as_ref()?.machine_id == id).then_some(())

@@ -10,8 +10,8 @@ use edge_controller::kubernetes::authority::SecretKeeper;
 use edge_controller::kubernetes::garbage::Garbage;
 use edge_controller::segments::Row;
 use edge_controller::state::{Change, CommunityRecord};
-use edge_controller::store::Store;
 use edge_controller::store::embedded::{Embedded, FILE};
+use edge_controller::store::{Store, StoreError};
 use interop_tests::kube::suite::Test;
 use tokio::sync::{mpsc, watch};
 
@@ -240,7 +240,12 @@ fn foreign() {
         let port = |port| {
             let registry = replica.registry.clone();
             let record = edge_controller::state::NodeRecord { port, ..edge("a") };
-            async move { registry.change(move |_| Ok(((), vec![Change::PutNode(record.clone())]))).await.unwrap() }
+            async move {
+                registry
+                    .change(move |_| Ok::<_, StoreError>(((), vec![Change::PutNode(record.clone())])))
+                    .await
+                    .unwrap()
+            }
         };
         port(4500).await;
         port(4501).await;

@@ -169,7 +169,7 @@ fn storm() {
                             0 => replica.try_apply(node, &request).await,
                             _ => match replica.registry.read_segments_anew().await {
                                 Ok(()) => replica.try_apply(node, &request).await,
-                                Err(error) => Err(error),
+                                Err(error) => Err(error.into()),
                             },
                         };
                         attempt += 1;

@@ -3,6 +3,7 @@
 use edge_controller::archive::{self, Archive, ImportError};
 use edge_controller::kubernetes::authority::SecretKeeper;
 use edge_controller::state::{Change, Snapshot};
+use edge_controller::store::StoreError;
 use edge_types::IpNetwork;
 use edge_types::view::SegmentPrefix;
 use futures_util::future::join_all;
@@ -96,7 +97,7 @@ fn told() {
         until("the other to know the segments", async || (other.held().await.len() == granted.len()).then_some(()))
             .await;
         assert!(*changes.borrow() > before);
-        one.registry.change(|_| Ok(((), vec![Change::DeleteNode(name("a"))]))).await.unwrap();
+        one.registry.change(|_| Ok::<_, StoreError>(((), vec![Change::DeleteNode(name("a"))]))).await.unwrap();
         until("the watch to end", async || changes.changed().await.is_err().then_some(())).await;
     });
 }
@@ -113,7 +114,7 @@ fn both() {
             for n in 0..10 {
                 replica
                     .registry
-                    .change(move |state| {
+                    .change(move |state| -> Result<_, StoreError> {
                         let mut record = state.node(&name("a")).unwrap().clone();
                         let mut labels = record.labels.clone();
                         labels.insert(format!("of-{who}-{n}"), String::new());
@@ -248,7 +249,11 @@ fn later() {
         // Nor does one grant or write anything that has been running since before.
         let error = replica.try_apply("a", "r").await.unwrap_err().to_string();
         assert!(error.contains("layout"), "{error}");
-        let error = replica.registry.change(|_| Ok(((), vec![Change::DeleteNode(name("a"))]))).await.unwrap_err();
+        let error = replica
+            .registry
+            .change(|_| Ok::<_, StoreError>(((), vec![Change::DeleteNode(name("a"))])))
+            .await
+            .unwrap_err();
         assert!(error.to_string().contains("layout"), "{error}");
         layout(1);
         replica.apply("a", "r").await;
