@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use edge_types::api::VIEW_SILENCE_SECONDS;
 use edge_types::view::SegmentPrefix;
-use edge_types::{IpNetwork, NodeName, Role};
+use edge_types::{IpNetwork, NodeName};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -24,6 +24,7 @@ use crate::kubernetes::label_trust::TrustNodeLabels;
 use crate::kubernetes::node_role::RoleSelectors;
 use crate::kubernetes::selector::NodeSelector;
 use crate::kubernetes::token_review::JoinAccounts;
+use crate::networks::{ClusterNetworks, HubNetworks};
 use crate::segments::{Policy, overlap};
 
 pub use keys::{Key, Reload, keys};
@@ -348,8 +349,7 @@ impl Config {
             }
         }
         self.segment_policy().check()?;
-        let fronted = self.hub.values().filter_map(|hub| hub.networks.as_ref()).flatten().chain(&self.networks);
-        for network in fronted {
+        for network in self.cluster_networks().all_fronted() {
             if network.ip() != network.network() {
                 return Err(("networks", format!("{network} has bits set beyond its prefix")));
             }
@@ -394,16 +394,14 @@ impl Config {
         Duration::from_secs(self.heartbeat_seconds)
     }
 
-    /// Networks in which no address of a node of this role is passed on: they are reached through
-    /// tunnels. Hubs and other cloud nodes may be in the networks that hubs front.
-    pub fn tunnelled(&self, role: Role) -> impl Iterator<Item = &IpNetwork> + Clone {
-        let fronted = self.hub.values().filter_map(|hub| hub.networks.as_ref()).flatten().chain(&self.networks);
-        self.segments.cluster_ranges.iter().chain(fronted.filter(move |_| role == Role::Edge))
-    }
-
-    /// Networks that a hub fronts.
-    pub fn networks_of(&self, hub: &NodeName) -> &[IpNetwork] {
-        self.hub.get(hub).and_then(|hub| hub.networks.as_deref()).unwrap_or(&self.networks)
+    /// Networks that nodes reach through tunnels.
+    pub fn cluster_networks(&self) -> ClusterNetworks {
+        let hub = |hub: &Hub| HubNetworks { fronted: hub.networks.clone(), endpoints: hub.endpoints.clone() };
+        ClusterNetworks {
+            ranges: self.segments.cluster_ranges.clone(),
+            fronted: self.networks.clone(),
+            hubs: self.hub.iter().map(|(name, differs)| (name.clone(), hub(differs))).collect(),
+        }
     }
 }
 

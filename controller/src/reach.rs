@@ -11,7 +11,7 @@ use edge_types::{IpNetwork, Role};
 use futures_util::future::join_all;
 use serde::{Deserialize, Serialize};
 
-use crate::config::Config;
+use crate::networks::ClusterNetworks;
 use crate::registry::Registry;
 use crate::state::State;
 use crate::store::Note;
@@ -34,8 +34,8 @@ pub struct Way {
 }
 
 /// Looks up under which addresses nodes reach this controller.
-pub async fn ways(config: &Config) -> Vec<Way> {
-    join_all(config.server_names.iter().map(|name| way(name))).await
+pub async fn ways(server_names: &[String]) -> Vec<Way> {
+    join_all(server_names.iter().map(|name| way(name))).await
 }
 
 async fn way(name: &str) -> Way {
@@ -64,9 +64,9 @@ pub struct Before {
     networks: Vec<IpNetwork>,
 }
 
-impl From<&Config> for Before {
-    fn from(config: &Config) -> Self {
-        Self { ranges: config.segments.cluster_ranges.clone(), networks: fronted(config) }
+impl From<&ClusterNetworks> for Before {
+    fn from(networks: &ClusterNetworks) -> Self {
+        Self { ranges: networks.ranges.clone(), networks: fronted(networks) }
     }
 }
 
@@ -82,8 +82,8 @@ pub async fn noted(registry: &Registry) -> Option<Before> {
 }
 
 /// Notes what is in force now. Where that fails, the next start refuses less.
-pub async fn note(registry: &Registry, config: &Config) {
-    let now = Before::from(config);
+pub async fn note(registry: &Registry, networks: &ClusterNetworks) {
+    let now = Before::from(networks);
     if noted(registry).await.as_ref() == Some(&now) {
         return;
     }
@@ -93,12 +93,18 @@ pub async fn note(registry: &Registry, config: &Config) {
     }
 }
 
-/// What is wrong with a configuration in this respect. `before`: what was in force, if that is
-/// known.
-pub fn check(config: &Config, before: Option<&Before>, ways: &[Way], state: &State) -> Result<(), String> {
-    check_ways(config, ways)?;
-    check_hubs(config)?;
-    check_nodes(config, before, state)
+/// What is wrong with a configuration in this respect. `listen`: where this controller listens.
+/// `before`: what was in force, if that is known.
+pub fn check(
+    networks: &ClusterNetworks,
+    listen: &[SocketAddr],
+    before: Option<&Before>,
+    ways: &[Way],
+    state: &State,
+) -> Result<(), String> {
+    check_ways(networks, listen, ways)?;
+    check_hubs(networks)?;
+    check_nodes(networks, before, state)
 }
 
 fn range_of<'a>(networks: &'a [IpNetwork], address: &IpAddr) -> Option<&'a IpNetwork> {
@@ -106,12 +112,12 @@ fn range_of<'a>(networks: &'a [IpNetwork], address: &IpAddr) -> Option<&'a IpNet
 }
 
 /// All networks that hubs front.
-fn fronted(config: &Config) -> Vec<IpNetwork> {
-    config.hub.values().filter_map(|hub| hub.networks.as_ref()).flatten().chain(&config.networks).copied().collect()
+fn fronted(networks: &ClusterNetworks) -> Vec<IpNetwork> {
+    networks.all_fronted().copied().collect()
 }
 
-fn check_ways(config: &Config, ways: &[Way]) -> Result<(), String> {
-    let ranges = &config.segments.cluster_ranges;
+fn check_ways(networks: &ClusterNetworks, listen: &[SocketAddr], ways: &[Way]) -> Result<(), String> {
+    let ranges = &networks.ranges;
     for way in ways {
         if let Some((address, range)) = way.addresses.iter().find_map(|at| Some((at, range_of(ranges, at)?))) {
             return Err(format!(
@@ -122,14 +128,14 @@ fn check_ways(config: &Config, ways: &[Way]) -> Result<(), String> {
         }
     }
     let explicit = |at: &&SocketAddr| !at.ip().is_unspecified() && !at.ip().is_loopback();
-    for listen in config.listen.iter().filter(explicit) {
+    for listen in listen.iter().filter(explicit) {
         if let Some(range) = range_of(ranges, &listen.ip().to_canonical()) {
             return Err(format!(
                 "segments.cluster_ranges: {range} holds {listen}, where this controller listens: nodes would be cut off; choose a range that nobody uses"
             ));
         }
     }
-    let fronted = fronted(config);
+    let fronted = fronted(networks);
     let inside = |address: &IpAddr| range_of(&fronted, address);
     // A name that leads nowhere from here, as in an outage of DNS, may lead nodes to an address
     // outside.
@@ -152,17 +158,17 @@ fn check_ways(config: &Config, ways: &[Way]) -> Result<(), String> {
     Ok(())
 }
 
-fn check_hubs(config: &Config) -> Result<(), String> {
-    let fronted = fronted(config);
-    let networks = |endpoint: &SocketAddr| {
+fn check_hubs(networks: &ClusterNetworks) -> Result<(), String> {
+    let fronted = fronted(networks);
+    let network_of = |endpoint: &SocketAddr| {
         let address = endpoint.ip().to_canonical();
-        range_of(&config.segments.cluster_ranges, &address).or_else(|| range_of(&fronted, &address))
+        range_of(&networks.ranges, &address).or_else(|| range_of(&fronted, &address))
     };
-    for (name, hub) in &config.hub {
+    for (name, hub) in &networks.hubs {
         let inside: Vec<String> = hub
             .endpoints
             .iter()
-            .filter_map(|endpoint| networks(endpoint).map(|network| format!("{endpoint} lies in {network}")))
+            .filter_map(|endpoint| network_of(endpoint).map(|network| format!("{endpoint} lies in {network}")))
             .collect();
         if inside.is_empty() {
             continue;
@@ -177,9 +183,8 @@ fn check_hubs(config: &Config) -> Result<(), String> {
     Ok(())
 }
 
-fn check_nodes(config: &Config, before: Option<&Before>, state: &State) -> Result<(), String> {
-    let ranges = &config.segments.cluster_ranges;
-    let networks = fronted(config);
+fn check_nodes(networks: &ClusterNetworks, before: Option<&Before>, state: &State) -> Result<(), String> {
+    let (ranges, fronted) = (&networks.ranges, fronted(networks));
     let mut told = 0;
     for record in state.nodes() {
         for address in record.reported.iter().chain(&record.observed) {
@@ -191,7 +196,7 @@ fn check_nodes(config: &Config, before: Option<&Before>, state: &State) -> Resul
                     (held, was_held, "choose a range that no site uses")
                 }
                 // Hubs and cloud nodes live where those networks are.
-                None => match range_of(&networks, address).filter(|_| record.role == Role::Edge) {
+                None => match range_of(&fronted, address).filter(|_| record.role == Role::Edge) {
                     Some(network) => {
                         let held = format!("networks: {network} holds {address}, an address of edge {}", record.name);
                         let was_held = before.is_some_and(|before| range_of(&before.networks, address).is_some());
@@ -217,15 +222,19 @@ fn check_nodes(config: &Config, before: Option<&Before>, state: &State) -> Resul
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::networks::HubNetworks;
     use crate::state::{Change, NodeRecord};
 
-    fn config(ranges: &str, more: &str) -> Config {
-        config_with(ranges, more, "")
+    fn all<T: std::str::FromStr<Err: std::fmt::Debug>>(texts: &[&str]) -> Vec<T> {
+        texts.iter().map(|text| text.parse().unwrap()).collect()
     }
 
-    fn config_with(ranges: &str, more: &str, tables: &str) -> Config {
-        let text = format!("server_names = [\"x\"]\n{more}\n[segments]\ncluster_ranges = [{ranges}]\n{tables}\n");
-        toml::from_str(&text).unwrap()
+    fn networks(ranges: &[&str], fronted: &[&str]) -> ClusterNetworks {
+        ClusterNetworks { ranges: all(ranges), fronted: all(fronted), ..ClusterNetworks::default() }
+    }
+
+    fn with_hub(networks: ClusterNetworks, hub: HubNetworks) -> ClusterNetworks {
+        ClusterNetworks { hubs: [("h".parse().unwrap(), hub)].into(), ..networks }
     }
 
     fn named(addresses: &[&str]) -> Vec<Way> {
@@ -248,51 +257,53 @@ mod tests {
     #[tokio::test]
     async fn a_range_that_holds_the_way_to_the_controller_is_refused_in_both_families() {
         let none = State::default();
-        for (ranges, at) in [("\"192.168.0.0/16\"", "192.168.1.1"), ("\"10.77.0.0/16\", \"fd00::/16\"", "fd00::1")] {
+        let families: [(&[&str], _); 2] =
+            [(&["192.168.0.0/16"], "192.168.1.1"), (&["10.77.0.0/16", "fd00::/16"], "fd00::1")];
+        for (ranges, at) in families {
             for ways in [literal(at).await, named(&[at]), named(&["203.0.113.1", at])] {
-                let why = check(&config(ranges, ""), None, &ways, &none).unwrap_err();
+                let why = check(&networks(ranges, &[]), &[], None, &ways, &none).unwrap_err();
                 assert!(why.contains("segments.cluster_ranges") && why.contains(at), "{why}");
             }
-            check(&config(ranges, ""), None, &named(&["203.0.113.1"]), &none).unwrap();
+            check(&networks(ranges, &[]), &[], None, &named(&["203.0.113.1"]), &none).unwrap();
         }
-        let listening = config("\"10.77.0.0/16\"", "listen = [\"10.77.0.5:8443\"]");
-        let why = check(&listening, None, &[], &none).unwrap_err();
+        let why = check(&networks(&["10.77.0.0/16"], &[]), &all(&["10.77.0.5:8443"]), None, &[], &none).unwrap_err();
         assert!(why.contains("10.77.0.5:8443"), "{why}");
-        check(&config("\"0.0.0.0/1\"", "listen = [\"0.0.0.0:8443\", \"127.0.0.1:1\"]"), None, &[], &none).unwrap();
+        let listen = all(&["0.0.0.0:8443", "127.0.0.1:1"]);
+        check(&networks(&["0.0.0.0/1"], &[]), &listen, None, &[], &none).unwrap();
     }
 
     #[tokio::test]
     async fn networks_leave_at_least_one_way_to_the_controller() {
         let none = State::default();
-        for (more, hub) in [("networks = [\"10.0.0.0/8\"]", ""), ("", "[hub.h]\nnetworks = [\"10.0.0.0/8\"]")] {
-            let fronting = config_with("\"172.30.0.0/16\"", more, hub);
+        let range = ["172.30.0.0/16"];
+        let hub = HubNetworks { fronted: Some(all(&["10.0.0.0/8"])), ..HubNetworks::default() };
+        for fronting in [networks(&range, &["10.0.0.0/8"]), with_hub(networks(&range, &[]), hub)] {
             let (inside, outside) = (literal("10.1.2.3").await, literal("203.0.113.1").await);
             for ways in [inside.clone(), named(&["10.1.2.3"]), [inside.clone(), named(&["10.1.2.4"])].concat()] {
-                let why = check(&fronting, None, &ways, &none).unwrap_err();
+                let why = check(&fronting, &[], None, &ways, &none).unwrap_err();
                 assert!(why.contains("server_names") && why.contains(&ways[0].name), "{why}");
             }
             // As in the manifests: one name for those inside, another one for all the others.
-            check(&fronting, None, &named(&["10.1.2.3", "203.0.113.1"]), &none).unwrap();
+            check(&fronting, &[], None, &named(&["10.1.2.3", "203.0.113.1"]), &none).unwrap();
             for ways in [[inside.clone(), outside], [inside.clone(), named(&["203.0.113.1"])]] {
-                check(&fronting, None, &ways.concat(), &none).unwrap();
+                check(&fronting, &[], None, &ways.concat(), &none).unwrap();
             }
             // What leads nowhere from here may lead nodes to an address outside, as in an outage of
             // DNS.
             for ways in [[inside, named(&[])], [named(&[]), named(&["10.1.2.3"])]] {
-                check(&fronting, None, &ways.concat(), &none).unwrap();
+                check(&fronting, &[], None, &ways.concat(), &none).unwrap();
             }
-            check(&fronting, None, &[], &none).unwrap();
-            check(&fronting, None, &named(&[]), &none).unwrap();
+            check(&fronting, &[], None, &[], &none).unwrap();
+            check(&fronting, &[], None, &named(&[]), &none).unwrap();
         }
     }
 
     #[test]
     fn a_hub_has_an_endpoint_outside_of_what_needs_its_tunnel() {
         let checked = |endpoints: &[&str]| {
-            let hub = format!("[hub.h]\nendpoints = {endpoints:?}");
-            let config =
-                config_with("\"10.77.0.0/16\", \"fd77::/64\"", "networks = [\"10.244.0.0/16\", \"fd44::/64\"]", &hub);
-            check(&config, None, &[], &State::default())
+            let hub = HubNetworks { endpoints: all(endpoints), fronted: None };
+            let networks = networks(&["10.77.0.0/16", "fd77::/64"], &["10.244.0.0/16", "fd44::/64"]);
+            check(&with_hub(networks, hub), &[], None, &[], &State::default())
         };
         let (v4, v6) = (["10.77.0.1:4500", "10.244.0.1:4500"], ["[fd77::1]:4500", "[fd44::1]:4500"]);
         for inside in [&v4[..1], &v4[1..], &v4, &v6[..1], &v6[1..], &v6] {
@@ -307,19 +318,20 @@ mod tests {
 
     #[test]
     fn what_would_cut_off_a_node_that_is_there_is_refused_by_its_name() {
-        let (small, wide) = (config("\"10.77.0.0/16\"", ""), config("\"10.77.0.0/16\", \"192.168.0.0/16\"", ""));
-        let fronting = config("\"10.77.0.0/16\"", "networks = [\"192.168.0.0/16\"]");
+        let small = networks(&["10.77.0.0/16"], &[]);
+        let wide = networks(&["10.77.0.0/16", "192.168.0.0/16"], &[]);
+        let fronting = networks(&["10.77.0.0/16"], &["192.168.0.0/16"]);
         let home = node(Role::Edge, &["192.168.1.10", "2001:db8::1"]);
         let before = Before::from(&small);
-        for (config, key) in [(&wide, "segments.cluster_ranges"), (&fronting, "networks")] {
-            let why = check(config, Some(&before), &[], &home).unwrap_err();
+        for (networks, key) in [(&wide, "segments.cluster_ranges"), (&fronting, "networks")] {
+            let why = check(networks, &[], Some(&before), &[], &home).unwrap_err();
             assert!(why.contains(key) && why.contains("192.168.1.10") && why.contains("edge-1"), "{why}");
             // What was so before is no reason, nor where that is not known.
-            check(config, Some(&config.into()), &[], &home).unwrap();
-            check(config, None, &[], &home).unwrap();
+            check(networks, &[], Some(&networks.into()), &[], &home).unwrap();
+            check(networks, &[], None, &[], &home).unwrap();
         }
         // Nodes of the cloud live in its networks.
-        check(&fronting, Some(&before), &[], &node(Role::Hub, &["192.168.1.10"])).unwrap();
-        check(&wide, Some(&before), &[], &node(Role::Hub, &["192.168.1.10"])).unwrap_err();
+        check(&fronting, &[], Some(&before), &[], &node(Role::Hub, &["192.168.1.10"])).unwrap();
+        check(&wide, &[], Some(&before), &[], &node(Role::Hub, &["192.168.1.10"])).unwrap_err();
     }
 }

@@ -7,6 +7,7 @@ use edge_types::api::ReloadResponse;
 use crate::api::Context;
 use crate::ca::Ca;
 use crate::config::{Config, ConfigError, Key, Reload, keys};
+use crate::networks::ClusterNetworks;
 use crate::reach::{self, Before};
 use crate::refusal::Refusal;
 use crate::segments::{Ledger, Policy, Row, contains};
@@ -21,6 +22,8 @@ pub struct Settings {
     pub config: Config,
     /// How segments are cut.
     pub policy: Policy,
+    /// Networks that nodes reach through tunnels.
+    pub networks: ClusterNetworks,
     /// Computes views.
     pub common: Common,
 }
@@ -49,7 +52,8 @@ impl Live {
 }
 
 fn settings(config: Config, ca: &Arc<Ca>) -> Settings {
-    Settings { policy: config.segment_policy(), common: Common::new(config.clone(), ca.clone()), config }
+    let (policy, networks) = (config.segment_policy(), config.cluster_networks());
+    Settings { common: Common::new(networks.clone(), policy.prefix, ca.clone()), policy, networks, config }
 }
 
 impl Context {
@@ -63,7 +67,7 @@ impl Context {
         let reader =
             self.live.reader.as_ref().ok_or_else(|| Refusal::Reload("it was not read from anywhere".into()))?;
         let config = reader().map_err(|error| Refusal::Reload(error.to_string()))?;
-        let (app, ways) = (self.clone(), reach::ways(&config).await);
+        let (app, ways) = (self.clone(), reach::ways(&config.server_names).await);
         // In the order of plans: none that was made by the former ranges is carried out after this
         // one.
         let changed = self
@@ -71,7 +75,8 @@ impl Context {
             .change(move |state| -> Result<_, Refusal> {
                 let changed = changes(&app.settings().config, &config)?;
                 check_held(state.ledger(), &config.segments.cluster_ranges).map_err(Refusal::Reload)?;
-                reach::check(&config, Some(&Before::from(&app.settings().config)), &ways, state)
+                let before = Before::from(&app.settings().networks);
+                reach::check(&config.cluster_networks(), &config.listen, Some(&before), &ways, state)
                     .map_err(Refusal::Reload)?;
                 let new = Arc::new(settings(config.clone(), &app.live.ca));
                 *app.live.now.write().unwrap_or_else(PoisonError::into_inner) = new;
@@ -81,7 +86,7 @@ impl Context {
         if changed.iter().any(|key| key.reload == Reload::Views) {
             self.registry.refresh().await;
         }
-        reach::note(&self.registry, &self.settings().config).await;
+        reach::note(&self.registry, &self.settings().networks).await;
         let changed: Vec<String> = changed.iter().map(|key| key.path.clone()).collect();
         tracing::info!(?changed, "the configuration was read again");
         Ok(ReloadResponse { changed })

@@ -2,25 +2,27 @@
 
 use std::sync::Arc;
 
+use edge_types::view::SegmentPrefix;
 use edge_types::{Endpoint, EndpointSource, NodeName, NodeView, Peer, Role, ViewChange};
 
 use crate::ca::Ca;
-use crate::config::Config;
 use crate::endpoints::{self, is_reachable};
+use crate::networks::ClusterNetworks;
 use crate::registry::{PeerJson, View};
 use crate::state::{NodeRecord, State, Touched};
 
 /// What every view takes from the configuration and the authorities.
 #[derive(Clone)]
 pub struct Common {
-    config: Config,
+    networks: ClusterNetworks,
+    segment_prefix: SegmentPrefix,
     ca: Arc<Ca>,
 }
 
 impl Common {
     /// From the configuration and the authorities.
-    pub fn new(config: Config, ca: Arc<Ca>) -> Self {
-        Self { config, ca }
+    pub fn new(networks: ClusterNetworks, segment_prefix: SegmentPrefix, ca: Arc<Ca>) -> Self {
+        Self { networks, segment_prefix, ca }
     }
 
     /// The view of a registered node.
@@ -76,12 +78,12 @@ impl Common {
             node: record.name.clone(),
             role: record.role,
             communities: state.communities_of(record),
-            cluster_ranges: self.config.segments.cluster_ranges.clone(),
+            cluster_ranges: self.networks.ranges.clone(),
             segments: segments(state, &record.name),
-            networks: self.networks(record),
+            networks: self.fronted(record),
             peers: Vec::new(),
             trust_anchors: self.ca.current().anchors(),
-            segment_prefix: self.config.segment_policy().prefix,
+            segment_prefix: self.segment_prefix,
         }
     }
 
@@ -92,7 +94,7 @@ impl Common {
     /// Where a node may be found, likeliest first: what the operator says, what it says, where it
     /// was seen.
     pub fn endpoints(&self, node: &NodeRecord) -> Vec<Endpoint> {
-        let configured = self.config.hub.get(&node.name).filter(|_| node.role == Role::Hub);
+        let configured = self.networks.hubs.get(&node.name).filter(|_| node.role == Role::Hub);
         let configured = configured.into_iter().flat_map(|hub| &hub.endpoints);
         let mut endpoints: Vec<Endpoint> =
             configured.map(|address| Endpoint { address: *address, source: EndpointSource::Configured }).collect();
@@ -107,7 +109,7 @@ impl Common {
     /// Where it may be found by its own word and its Node's, as far as that is passed on; where it
     /// was seen is among it.
     fn said(&self, node: &NodeRecord) -> Vec<Endpoint> {
-        let reachable = |endpoint: &Endpoint| is_reachable(&endpoint.address.ip(), self.config.tunnelled(node.role));
+        let reachable = |endpoint: &Endpoint| is_reachable(&endpoint.address.ip(), self.networks.tunnelled(node.role));
         let mut said: Vec<Endpoint> = node.endpoints().into_iter().filter(reachable).collect();
         if said.len() > endpoints::MOST {
             let seen = said.last().cloned().filter(|last| last.source == EndpointSource::Observed);
@@ -123,13 +125,13 @@ impl Common {
             role: peer.role,
             endpoints: self.endpoints(peer),
             segments: segments(state, &peer.name),
-            networks: self.networks(peer),
+            networks: self.fronted(peer),
             certificates_from: peer.certificates_from,
         }
     }
 
-    fn networks(&self, node: &NodeRecord) -> Vec<edge_types::IpNetwork> {
-        if node.role == Role::Hub { self.config.networks_of(&node.name).to_vec() } else { Vec::new() }
+    fn fronted(&self, node: &NodeRecord) -> Vec<edge_types::IpNetwork> {
+        if node.role == Role::Hub { self.networks.fronted_by(&node.name).to_vec() } else { Vec::new() }
     }
 }
 

@@ -27,7 +27,7 @@ pub(super) async fn report(
         return Err(Refusal::BadValue("port 0 cannot be reached; report the UDP port of IKE".into()));
     }
     let settings = app.settings();
-    let tunnelled = settings.config.tunnelled(shown.role);
+    let tunnelled = settings.networks.tunnelled(shown.role);
     // A report that came through a tunnel, or from this very machine, says nothing about where the
     // node is.
     let observed = caller.address.map(|address| address.to_canonical());

@@ -89,8 +89,9 @@ impl Server {
         archive::check_not_restoring(&config.state_dir)?;
         let metrics = Metrics::new();
         // While the rows are read.
-        let names = config.clone();
+        let names = config.server_names.clone();
         let ways = AbortOnDropHandle::new(tokio::spawn(async move { reach::ways(&names).await }));
+        let networks = config.cluster_networks();
         let Kept { store, keeper, client, obstacles, events, identity } = Kept::open(&config, clock.now()).await?;
         let store = Measured::new(store, metrics.clone());
         let closed = store.closed();
@@ -106,10 +107,9 @@ impl Server {
                 Err(doubt @ Doubt::Other { .. }) => return Err(doubt.into()),
             }
         }
-        check_held(registry.read().await.state().ledger(), &config.segments.cluster_ranges)
-            .map_err(anyhow::Error::msg)?;
+        check_held(registry.read().await.state().ledger(), &networks.ranges).map_err(anyhow::Error::msg)?;
         let before = reach::noted(&registry).await;
-        reach::check(&config, before.as_ref(), &ways.await?, registry.read().await.state())
+        reach::check(&networks, &config.listen, before.as_ref(), &ways.await?, registry.read().await.state())
             .map_err(anyhow::Error::msg)?;
         let reviewer = client.clone().zip(config.joining());
         let reviewer = reviewer.map(|(client, (accounts, selectors))| Reviewer::new(client, accounts, selectors));
@@ -118,7 +118,7 @@ impl Server {
         kept.await.context("certificate authority")?;
         let ca = Ca::open(keeper, given, clock.now()).await.context("certificate authority")?;
         let ca = Arc::new(ca);
-        reach::note(&registry, &config).await;
+        reach::note(&registry, &networks).await;
         let listeners = listen::open("listen", &config.listen)?;
         let observers = listen::open("observe.listen", &config.observe.listen)?;
         let addresses = local(&listeners)?;

@@ -75,13 +75,14 @@ fn step() -> impl Strategy<Value = (Event, Vec<bool>)> {
 
 async fn common() -> Common {
     let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("controller.toml");
-    let text =
-        "server_names = [\"cloud\"]\nnetworks = [\"10.244.0.0/16\"]\n[segments]\ncluster_ranges = [\"10.77.0.0/16\"]\n";
-    std::fs::write(&path, text).unwrap();
     let now = Clock::system().now();
     let ca = Ca::open(Box::new(Files::new(folder.path(), now)), None, now).await.unwrap();
-    Common::new(Config::load(&path).unwrap(), Arc::new(ca))
+    let networks = ClusterNetworks {
+        ranges: vec!["10.77.0.0/16".parse().unwrap()],
+        fronted: vec!["10.244.0.0/16".parse().unwrap()],
+        ..ClusterNetworks::default()
+    };
+    Common::new(networks, SegmentPrefix::default(), Arc::new(ca))
 }
 
 #[tokio::test]
