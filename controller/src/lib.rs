@@ -34,5 +34,7 @@ pub mod settings;
 mod shares;
 pub mod state;
 pub mod store;
+pub mod text;
 pub mod tokens;
+pub mod tunnel_reports;
 pub mod views;

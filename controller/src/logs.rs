@@ -8,6 +8,8 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
+use crate::text::is_invisible;
+
 /// Longest line, octets; what is beyond is cut off, and the line says so.
 pub(crate) const LONGEST_LINE: usize = 4 * 1024;
 /// Longest text in a line that someone else has a part in, characters. In a line of JSON that is
@@ -64,14 +66,6 @@ fn escape(line: &str) -> String {
         }
     }
     escaped
-}
-
-/// Control characters (C0, C1, DEL), and those of Unicode's category Cf that hide, reorder or break
-/// text.
-pub(crate) fn is_invisible(c: char) -> bool {
-    c.is_control()
-        || matches!(c, '\u{ad}' | '\u{61c}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}'
-            | '\u{feff}' | '\u{fff9}'..='\u{fffb}' | '\u{e0000}'..='\u{e007f}')
 }
 
 /// A line that is too long. One of JSON stays JSON.

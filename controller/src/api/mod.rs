@@ -28,7 +28,6 @@ mod view;
 
 use std::sync::Arc;
 
-pub use claims::Conflicts;
 pub use segments::application;
 pub use strangers::Bodies;
 
@@ -43,12 +42,13 @@ use crate::kubernetes::events::Events;
 use crate::kubernetes::label_trust::LabelTrust;
 use crate::kubernetes::nodes::Asked;
 use crate::kubernetes::reviews::Reviews;
-use crate::kubernetes::shown::Tunnels;
 use crate::kubernetes::token_review::Reviewer;
 use crate::observe::{self, Health, Metrics};
 use crate::refusal::Refusal;
 use crate::registry::Registry;
+use crate::segments::Conflicts;
 use crate::settings::Live;
+use crate::tunnel_reports::TunnelReports;
 use gate::Gate;
 
 /// What all handlers need.
@@ -74,7 +74,7 @@ pub struct Context {
     /// Tells events on objects of Kubernetes.
     pub events: Events,
     /// Tunnels, as nodes report them.
-    pub tunnels: Tunnels,
+    pub tunnels: TunnelReports,
     /// What nodes say they hold and do not.
     pub conflicts: Conflicts,
     /// Whether labels of Node objects put nodes into communities.

@@ -6,11 +6,10 @@
 
 use std::collections::{HashMap, HashSet};
 use std::hash::{DefaultHasher, Hash, Hasher};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
-use edge_types::NodeName;
-use edge_types::api::TunnelCount;
+use edge_types::{Endpoint, NodeName};
 use futures_util::StreamExt;
 use futures_util::stream;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
@@ -20,13 +19,13 @@ use kube::{Api, Client};
 use serde_json::{Value, json};
 use tokio::sync::watch;
 
-use super::client::{REQUEST, explain, is_absent};
+use super::client::{Obstacles, REQUEST, explain, is_absent};
 use super::lease::{Leases, Replicas};
 use super::resources::{Community, EdgeNode, Moment, community_object_name};
-use crate::api::App;
-use crate::logs;
-use crate::registry::View;
+use crate::registry::{Registry, View};
+use crate::segments::Conflicts;
 use crate::state::{CommunityRecord, Key, NodeRecord};
+use crate::tunnel_reports::{TunnelReports, UnseenReports};
 
 /// How often what changed is written.
 const PERIOD: Duration = Duration::from_secs(2);
@@ -41,92 +40,26 @@ const COMPLETE: &str = "Complete";
 /// Objects in one page.
 const PAGE: u32 = 500;
 
-/// Tunnels as nodes last reported them here.
-#[derive(Debug, Clone, Default)]
-pub struct Tunnels(Arc<Mutex<Reported>>);
+/// Computes the addresses that a node's peers get.
+pub type EndpointsOf = Box<dyn Fn(&NodeRecord) -> Vec<Endpoint> + Send + Sync>;
 
-#[derive(Debug, Default)]
-struct Reported {
-    last: HashMap<NodeName, TunnelCount>,
-    /// Why nodes do not take their view; those alone that said so.
-    refusals: HashMap<NodeName, String>,
-    news: News,
-}
-
-/// Longest text of a node that is kept, characters.
-const LONGEST_TEXT: usize = 500;
-
-/// What has not been looked at yet.
-#[derive(Debug, Default)]
-struct News {
-    /// Nodes that began to follow their view: another replica may have shown something else of them
-    /// meanwhile.
-    begun: HashSet<NodeName>,
-    /// Nodes of which something else is to be shown than was.
-    changed: HashSet<NodeName>,
-}
-
-impl Tunnels {
-    fn reports(&self) -> MutexGuard<'_, Reported> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// A node begins to follow its view here. It may have reported just before, and nothing new to
-    /// us.
-    pub fn begins(&self, node: &NodeName) {
-        let mut reports = self.reports();
-        reports.news.begun.insert(node.clone());
-        reports.news.changed.insert(node.clone());
-    }
-
-    /// A node has reported.
-    pub fn reported(&self, node: &NodeName, count: TunnelCount) {
-        let mut reports = self.reports();
-        if reports.last.insert(node.clone(), count) != Some(count) {
-            reports.news.changed.insert(node.clone());
-        }
-    }
-
-    /// What a node reported last.
-    pub fn of(&self, node: &NodeName) -> Option<TunnelCount> {
-        self.reports().last.get(node).copied()
-    }
-
-    /// A node has reported why it does not take its view, or nothing of the kind. Its words are
-    /// shown to people: what hides, reorders or breaks text is left out.
-    pub fn refused(&self, node: &NodeName, why: Option<&str>) {
-        let mut reports = self.reports();
-        match why {
-            Some(why) => {
-                let text = why.chars().filter(|character| !logs::is_invisible(*character)).take(LONGEST_TEXT).collect();
-                reports.refusals.insert(node.clone(), text);
-            }
-            None => drop(reports.refusals.remove(node)),
-        }
-    }
-
-    /// Why a node does not take its view, as it last reported.
-    pub fn refusal_of(&self, node: &NodeName) -> Option<String> {
-        self.reports().refusals.get(node).cloned()
-    }
-
-    /// Forgets all but these.
-    pub fn retain(&self, kept: impl Fn(&NodeName) -> bool) {
-        let mut reports = self.reports();
-        reports.last.retain(|name, _| kept(name));
-        reports.refusals.retain(|name, _| kept(name));
-        reports.news.begun.retain(&kept);
-        reports.news.changed.retain(&kept);
-    }
-
-    fn take(&self) -> News {
-        std::mem::take(&mut self.reports().news)
-    }
+/// What statuses are made of.
+pub struct Sources {
+    /// The rows, and who is connected.
+    pub registry: Registry,
+    /// What nodes report of their tunnels.
+    pub tunnels: TunnelReports,
+    /// What nodes say they hold and do not.
+    pub conflicts: Conflicts,
+    /// Addresses that a node's peers get.
+    pub endpoints: EndpointsOf,
+    /// What does not work at the API server.
+    pub obstacles: Obstacles,
 }
 
 /// Writes statuses.
 pub struct Shown {
-    app: App,
+    from: Sources,
     nodes: Api<EdgeNode>,
     communities: Api<Community>,
     leases: Arc<Leases>,
@@ -138,26 +71,26 @@ type Write = (NodeName, Value);
 
 impl Shown {
     /// Of a replica of this name.
-    pub fn new(client: &Client, app: App, leases: Arc<Leases>, identity: &str) -> Self {
+    pub fn new(client: &Client, from: Sources, leases: Arc<Leases>, identity: &str) -> Self {
         let (nodes, communities) = (Api::all(client.clone()), Api::all(client.clone()));
-        Self { app, nodes, communities, leases, identity: identity.into() }
+        Self { from, nodes, communities, leases, identity: identity.into() }
     }
 
     /// Shows who is connected here; ends never.
     pub async fn show_connections(&self) {
         let mut shown: HashSet<NodeName> = HashSet::new();
-        let mut pending = News::default();
+        let mut pending = UnseenReports::default();
         let mut period = tokio::time::interval(PERIOD);
         period.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             period.tick().await;
             let (opened, closed) = {
-                let view = self.app.registry.read().await;
+                let view = self.from.registry.read().await;
                 let registered = |name: &NodeName| view.state().node(name).is_some();
                 let connected = |name: &NodeName| view.is_connected(name);
-                self.app.tunnels.retain(registered);
-                self.app.conflicts.retain(registered);
-                let News { begun, changed } = self.app.tunnels.take();
+                self.from.tunnels.retain(registered);
+                self.from.conflicts.retain(registered);
+                let UnseenReports { begun, changed } = self.from.tunnels.take_unseen();
                 pending.begun.extend(begun);
                 pending.changed.extend(changed);
                 // What is shown of the others is another replica's to write.
@@ -170,13 +103,13 @@ impl Shown {
                 let closed: Vec<NodeName> = shown.iter().filter(|name| !connected(name)).cloned().collect();
                 (opened, closed)
             };
-            let now = self.app.registry.clock.now();
+            let now = self.from.registry.clock.now();
             let mut writes: HashMap<NodeName, Value> = HashMap::new();
             for name in opened {
                 writes.insert(name, self.connection(now, true));
             }
             for name in &pending.changed {
-                let Some(count) = self.app.tunnels.of(name) else { continue };
+                let Some(count) = self.from.tunnels.of(name) else { continue };
                 let status = writes.entry(name.clone()).or_insert_with(|| json!({}));
                 status["tunnels"] = json!({
                     "up": count.up, "wanted": count.wanted, "shown": format!("{}/{}", count.up, count.wanted)
@@ -186,7 +119,7 @@ impl Shown {
             for name in &written {
                 pending.begun.remove(name);
                 pending.changed.remove(name);
-                if self.app.registry.read().await.is_connected(name) {
+                if self.from.registry.read().await.is_connected(name) {
                     shown.insert(name.clone());
                 }
             }
@@ -259,7 +192,7 @@ impl Shown {
                 None => match tokio::time::timeout(REQUEST * 6, self.known()).await {
                     Ok(Ok(known)) => known,
                     Ok(Err(error)) => {
-                        self.app.obstacles.fails_aside("statuses", error);
+                        self.from.obstacles.fails_aside("statuses", error);
                         continue;
                     }
                     Err(_) => continue,
@@ -278,7 +211,7 @@ impl Shown {
     async fn known(&self) -> Result<Known, String> {
         let mut known = Known::default();
         // Whatever comes anew while the list is read may be in it as it was before.
-        let at = self.app.registry.read().await.revision();
+        let at = self.from.registry.read().await.revision();
         let mut params = ListParams::default().limit(PAGE);
         loop {
             let page = self.nodes.list(&params).await.map_err(|e| explain("edgenodes.edge-cni.io", &e))?;
@@ -309,7 +242,7 @@ impl Shown {
 
     async fn compare(&self, known: &mut Known) {
         let (revision, nodes, communities) = {
-            let view = self.app.registry.read().await;
+            let view = self.from.registry.read().await;
             if known.revision == Some(view.revision()) {
                 return;
             }
@@ -324,7 +257,7 @@ impl Shown {
                     written.is_none_or(|written| written.digest != digest(rows))
                 })
                 .collect();
-            let now = self.app.registry.clock.now();
+            let now = self.from.registry.clock.now();
             let communities: Vec<(String, Value, Condition)> = view
                 .state()
                 .listed_communities()
@@ -357,7 +290,7 @@ impl Shown {
             let params = PatchParams::default();
             match tokio::time::timeout(REQUEST, self.communities.patch_status(&name, &params, &patch)).await {
                 Ok(Err(error)) if !is_absent(&error) => {
-                    self.app.obstacles.fails_aside("statuses", explain("communities.edge-cni.io", &error));
+                    self.from.obstacles.fails_aside("statuses", explain("communities.edge-cni.io", &error));
                 }
                 Ok(_) => {
                     let written = Written { digest: digest(&shown), at: revision, complete: Some(complete) };
@@ -375,7 +308,7 @@ impl Shown {
         let text = |things: Vec<String>| things;
         json!({
             "communities": view.state().communities_of(record),
-            "addresses": text(self.app.settings().common.endpoints(record).iter().map(|endpoint| endpoint.address.to_string()).collect()),
+            "addresses": text((self.from.endpoints)(record).iter().map(|endpoint| endpoint.address.to_string()).collect()),
             "segments": crate::views::segments(view.state(), &record.name),
             "certificateUntil": until.map(Moment),
         })
@@ -394,7 +327,7 @@ impl Shown {
             for object in page.items {
                 let replica = object.status.and_then(|status| status.replica).unwrap_or_default();
                 let Some(name) = object.metadata.name.and_then(|name| name.parse::<NodeName>().ok()) else { continue };
-                if gone(&replica) && !self.disconnected(&name, self.app.registry.clock.now(), gone).await {
+                if gone(&replica) && !self.disconnected(&name, self.from.registry.clock.now(), gone).await {
                     return;
                 }
             }
@@ -423,12 +356,12 @@ impl Shown {
         let patch = Patch::Merge(patch);
         let params = PatchParams::default();
         match tokio::time::timeout(REQUEST, self.nodes.patch_status(name.as_str(), &params, &patch)).await {
-            Ok(Ok(_)) => self.app.obstacles.works("statuses"),
+            Ok(Ok(_)) => self.from.obstacles.works("statuses"),
             // It is gone, and nothing of it is to be shown.
             Ok(Err(error)) if is_absent(&error) => {}
             Ok(Err(kube::Error::Api(status))) if status.code == 409 => return false,
             Ok(Err(error)) => {
-                self.app.obstacles.fails_aside("statuses", explain("edgenodes.edge-cni.io", &error));
+                self.from.obstacles.fails_aside("statuses", explain("edgenodes.edge-cni.io", &error));
                 return false;
             }
             Err(_) => return false,
@@ -503,25 +436,4 @@ fn digest(value: &Value) -> u64 {
     let mut hasher = DefaultHasher::new();
     value.to_string().hash(&mut hasher);
     hasher.finish()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_nodes_words_are_one_short_line_and_go_with_it() {
-        let tunnels = Tunnels::default();
-        let node: NodeName = "edge-1".parse().unwrap();
-        let long = format!("view 3 is refused\u{1b}[31m:\r\n{}", "x".repeat(10 * LONGEST_TEXT));
-        tunnels.refused(&node, Some(&long));
-        let shown = tunnels.refusal_of(&node).unwrap();
-        assert!(shown.starts_with("view 3 is refused[31m:xxx"), "{shown}");
-        assert_eq!(shown.chars().count(), LONGEST_TEXT);
-        tunnels.refused(&node, None);
-        assert_eq!(tunnels.refusal_of(&node), None);
-        tunnels.refused(&node, Some("again"));
-        tunnels.retain(|_| false);
-        assert_eq!(tunnels.refusal_of(&node), None);
-    }
 }

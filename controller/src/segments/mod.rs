@@ -9,12 +9,14 @@
 //! to addresses that were never used.
 
 mod claims;
+mod conflicts;
 mod ledger;
 mod policy;
 mod range;
 mod room;
 
 pub use claims::Conflict;
+pub use conflicts::Conflicts;
 pub use ledger::{Exhausted, Grant, Holding, Ledger, Row};
 pub use policy::Policy;
 pub use range::{contains, overlap};

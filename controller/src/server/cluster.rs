@@ -13,7 +13,7 @@ use crate::kubernetes::identity::Identity;
 use crate::kubernetes::label_trust::{LabelWatch, TrustNodeLabels, log_forced};
 use crate::kubernetes::lease::Leases;
 use crate::kubernetes::nodes::NodeWatch;
-use crate::kubernetes::shown::Shown;
+use crate::kubernetes::shown::{Shown, Sources};
 use crate::kubernetes::trust::Trust;
 
 /// Starts all of it; it ends when the server stops.
@@ -53,7 +53,15 @@ pub(super) fn spawn(app: &App, client: &Client, identity: &str, tasks: &TaskTrac
     until_stopped("garbage", Box::pin(Garbage::new(client, registry, garbage::PATIENCE).run(leading.clone())));
     let trust = Trust::new(client, &kubernetes.namespace, app.ca.clone(), app.obstacles.clone());
     until_stopped("trust", Box::pin(trust.run(leading.clone())));
-    let shown = Arc::new(Shown::new(client, app.clone(), leases, identity));
+    let live = app.clone();
+    let from = Sources {
+        registry: app.registry.clone(),
+        tunnels: app.tunnels.clone(),
+        conflicts: app.conflicts.clone(),
+        endpoints: Box::new(move |record| live.settings().common.endpoints(record)),
+        obstacles: app.obstacles.clone(),
+    };
+    let shown = Arc::new(Shown::new(client, from, leases, identity));
     let connections = shown.clone();
     until_stopped("connections", Box::pin(async move { connections.show_connections().await }));
     until_stopped("statuses", Box::pin(async move { shown.show_rows(leading).await }));

@@ -32,7 +32,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 use tokio_util::task::TaskTracker;
 
-use crate::api::{self, App, Bodies, Conflicts, Context};
+use crate::api::{self, App, Bodies, Context};
 use crate::archive;
 use crate::ca::Ca;
 use crate::clock::Clock;
@@ -41,12 +41,13 @@ use crate::kubernetes::identity::{Doubt, Identity};
 use crate::kubernetes::label_trust::{LabelTrust, TrustNodeLabels};
 use crate::kubernetes::nodes::Asked;
 use crate::kubernetes::reviews::Reviews;
-use crate::kubernetes::shown::Tunnels;
 use crate::kubernetes::token_review::Reviewer;
 use crate::observe::{Health, Measured, Metrics};
 use crate::reach;
 use crate::registry::Registry;
+use crate::segments::Conflicts;
 use crate::settings::{Live, Reader, check_held};
+use crate::tunnel_reports::TunnelReports;
 use connections::Open;
 pub(crate) use kept::Kept;
 use places::Places;
@@ -136,7 +137,7 @@ impl Server {
             health: Health::default(),
             obstacles,
             events,
-            tunnels: Tunnels::default(),
+            tunnels: TunnelReports::default(),
             conflicts: Conflicts::default(),
             label_trust: watch::Sender::new(LabelTrust::at_start(trust)),
             asked: Asked::default(),
