@@ -33,6 +33,7 @@ pub mod server;
 pub mod settings;
 mod shares;
 pub mod state;
+pub mod state_files;
 pub mod store;
 pub mod text;
 pub mod tokens;

@@ -37,7 +37,6 @@ use crate::state::{CommunityRecord, NodeRecord, Snapshot, TokenRecord};
 
 pub use import::{ImportError, import};
 pub use read::{ArchiveError, read};
-pub(crate) use restore::{ASIDE, FORMER};
 pub use restore::{check_not_restoring, restore};
 pub use write::{Chunks, write};
 

@@ -10,21 +10,16 @@ use anyhow::{Context, bail, ensure};
 use super::{Archive, import};
 use crate::ca::Files;
 use crate::clock::{Clock, rfc3339};
-use crate::server::is_ours;
+use crate::state_files::{BEFORE_RESTORE, RESTORING, is_ours};
 use crate::store::embedded::{self, Embedded};
-
-/// Where the new content is made. While it is there, the directory's content is not to be trusted.
-pub(crate) const ASIDE: &str = "restoring";
-/// Where the former content is kept, with the time.
-pub(crate) const FORMER: &str = "before-restore-";
 
 /// Whether a restore was interrupted.
 pub fn check_not_restoring(state_dir: &Path) -> anyhow::Result<()> {
-    let aside = state_dir.join(ASIDE);
+    let aside = state_dir.join(RESTORING);
     ensure!(
         !aside.exists(),
         "{} is there: a restore was interrupted. Run it again (edge-controller restore --replace FILE); to go without, bring back what stands \
-         in {FORMER}... if there is one, and remove {}",
+         in {BEFORE_RESTORE}... if there is one, and remove {}",
         aside.display(),
         aside.display()
     );
@@ -53,7 +48,7 @@ pub async fn restore(
             names.join(", ")
         );
     }
-    let aside = state_dir.join(ASIDE);
+    let aside = state_dir.join(RESTORING);
     if aside.exists() {
         fs::remove_dir_all(&aside).with_context(|| format!("cannot remove {}", aside.display()))?;
     }
@@ -62,7 +57,7 @@ pub async fn restore(
     import(&store, &Files::new(&aside, clock.now()), archive, clock.now()).await?;
     drop(store);
     sync(&aside)?;
-    let former = (!present.is_empty()).then(|| state_dir.join(format!("{FORMER}{}", rfc3339(clock.now()))));
+    let former = (!present.is_empty()).then(|| state_dir.join(format!("{BEFORE_RESTORE}{}", rfc3339(clock.now()))));
     if let Some(former) = &former {
         folder(former)?;
         for name in present {
@@ -87,7 +82,7 @@ fn content(folder: &Path) -> std::io::Result<Vec<std::ffi::OsString>> {
     for entry in fs::read_dir(folder)? {
         let name = entry?.file_name();
         let text = name.to_string_lossy();
-        if is_ours(&name) && text != ASIDE && !text.starts_with(FORMER) {
+        if is_ours(&name) && text != RESTORING && !text.starts_with(BEFORE_RESTORE) {
             names.push(name);
         }
     }

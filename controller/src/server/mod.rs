@@ -51,7 +51,7 @@ use crate::tunnel_reports::TunnelReports;
 use connections::Open;
 pub(crate) use kept::Kept;
 use places::Places;
-pub(crate) use state_dir::{is_ours, make as make_state_dir};
+pub(crate) use state_dir::make as make_state_dir;
 
 /// Time that open requests have to end when the server stops.
 const GRACE: Duration = Duration::from_secs(7);

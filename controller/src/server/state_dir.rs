@@ -2,37 +2,19 @@
 //! operator's hand left them open to others. What is not ours stays as it is, and so does a folder
 //! that holds such, or that all users share: to close `/var/lib` or `/tmp` would stop the machine.
 
-use std::ffi::OsStr;
 use std::fs::{self, Metadata, Permissions};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
 
-use crate::archive::{ASIDE, FORMER};
-use crate::ca;
 use crate::config::Config;
-use crate::store::embedded;
+use crate::state_files::{is_ours, is_surely_ours};
 
 /// Permissions of everyone but the owner.
 const OTHERS: u32 = 0o077;
 /// Whoever may write to the folder removes there only what is his own: a folder that users share.
 const STICKY: u32 = 0o1000;
-/// How names begin that only a controller uses: those of store and authority, with `.new`, `.tmp`
-/// or what a copy is named, and what a restore leaves.
-const OURS: [&str; 3] = [embedded::FILE, ca::DOCUMENT, FORMER];
-/// Names that others use as well, Kubernetes for one: ours if one of [`OURS`] is beside them.
-const LIKE_OTHERS: [&str; 2] = [ca::CERTIFICATES, ca::FORMER_KEY];
-
-/// Whether something of this name is the controller's, in a folder that holds its state.
-pub(crate) fn is_ours(name: &OsStr) -> bool {
-    let Some(name) = name.to_str() else { return false };
-    is_surely_ours(name) || LIKE_OTHERS.contains(&name.strip_suffix(".tmp").unwrap_or(name))
-}
-
-fn is_surely_ours(name: &str) -> bool {
-    name == ASIDE || OURS.iter().any(|known| name.starts_with(known))
-}
 
 /// Makes the directory if it is not there, and takes from it and from our files what others may do
 /// with them. What is not ours to change stays, and is named in the log: Kubernetes, for one,
