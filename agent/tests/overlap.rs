@@ -11,8 +11,8 @@ use std::process::{Child, Command, Stdio};
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
-use edge_controller::clock::Clock;
 use edge_controller::server::Server;
+use edge_controller_domain::clock::Clock;
 use serde_json::Value;
 
 /// Only ends what hangs.

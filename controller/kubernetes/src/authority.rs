@@ -1,0 +1,163 @@
+//! The certificate authorities in a Secret, which all replicas share: of two that make one at the
+//! same moment the API server lets one through, and the other takes what that one made.
+
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use edge_controller_domain::ca::document::VERSION;
+use edge_controller_domain::ca::keeper::{Answer, Keeper, Revision};
+use edge_controller_domain::ca::{CaDocument, CaError};
+use futures_util::StreamExt;
+use k8s_openapi::ByteString;
+use k8s_openapi::api::core::v1::Secret;
+use kube::api::{ListParams, ObjectMeta, PostParams, WatchEvent, WatchParams};
+use kube::{Api, Client};
+
+use super::client::{REQUEST, explain};
+
+/// The Secret.
+pub const NAME: &str = "edge-cni-ca";
+const TYPE: &str = "edge-cni.io/authorities";
+/// What all of it is kept in, private keys included.
+const DOCUMENT: &str = "ca.json";
+/// The trusted certificates alone, for people.
+const CERTIFICATES: &str = "ca.crt";
+const WHAT: &str = "secrets";
+/// Wait before a watch that failed is begun again.
+const PAUSE: Duration = Duration::from_secs(5);
+/// Seconds after which a watch is begun anew.
+const WATCH: u32 = 240;
+
+/// Keeps the document in the Secret of a namespace.
+pub struct SecretKeeper {
+    api: Api<Secret>,
+    /// The version from which on it is watched. One as old as the Secret itself may be forgotten
+    /// already.
+    known: Mutex<String>,
+}
+
+impl SecretKeeper {
+    /// In this namespace.
+    pub fn new(client: &Client, namespace: &str) -> Self {
+        Self { api: Api::namespaced(client.clone(), namespace), known: Mutex::default() }
+    }
+
+    fn watch_from(&self, version: String) {
+        *self.known.lock().unwrap_or_else(PoisonError::into_inner) = version;
+    }
+
+    async fn read(&self) -> Result<Option<(CaDocument, Revision)>, CaError> {
+        // A list, and not the Secret alone: only that says up to which version nothing else has
+        // happened to it.
+        let params = ListParams::default().fields(&only());
+        let list = answered(self.api.list(&params)).await?;
+        self.watch_from(list.metadata.resource_version.unwrap_or_default());
+        let Some(secret) = list.items.into_iter().next() else { return Ok(None) };
+        let revision = revision(&secret)?;
+        let kept = secret.data.as_ref().and_then(|data| data.get(DOCUMENT));
+        let kept = kept.ok_or_else(|| CaError::Document(format!("Secret {NAME} has no key {DOCUMENT}")))?;
+        let document: CaDocument = serde_json::from_slice(&kept.0)
+            .map_err(|e| CaError::Document(format!("{DOCUMENT} of Secret {NAME} is damaged ({e})")))?;
+        if document.version > VERSION {
+            let found = document.version;
+            return Err(CaError::Document(format!(
+                "Secret {NAME} is of layout {found}, and this release reads {VERSION}; use the release that wrote it"
+            )));
+        }
+        Ok(Some((document, revision)))
+    }
+
+    async fn write(&self, document: &CaDocument, over: Option<&Revision>) -> Result<Revision, CaError> {
+        let kept = serde_json::to_vec(document).map_err(|e| CaError::Document(e.to_string()))?;
+        let trusted = document.authorities.iter().rev().filter(|authority| authority.retired_at.is_none());
+        let certificates: String = trusted.map(|authority| authority.certificate.as_str()).collect();
+        let secret = Secret {
+            metadata: ObjectMeta {
+                name: Some(NAME.into()),
+                resource_version: over.map(|revision| revision.0.clone()),
+                ..ObjectMeta::default()
+            },
+            type_: Some(TYPE.into()),
+            data: Some(
+                [
+                    (DOCUMENT.to_owned(), ByteString(kept)),
+                    (CERTIFICATES.to_owned(), ByteString(certificates.into_bytes())),
+                ]
+                .into(),
+            ),
+            ..Secret::default()
+        };
+        let post = PostParams::default();
+        let written = match over {
+            None => answered(self.api.create(&post, &secret)).await?,
+            Some(_) => answered(self.api.replace(NAME, &post, &secret)).await?,
+        };
+        let revision = revision(&written)?;
+        self.watch_from(revision.0.clone());
+        Ok(revision)
+    }
+
+    /// Waits until something happens to the Secret.
+    async fn happened(&self) -> Result<(), CaError> {
+        let known = self.known.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let params = WatchParams::default().fields(&only()).timeout(WATCH);
+        let mut events = answered(self.api.watch(&params, &known)).await?.boxed();
+        loop {
+            match events.next().await {
+                Some(Ok(WatchEvent::Bookmark(bookmark))) => {
+                    self.watch_from(bookmark.metadata.resource_version);
+                }
+                Some(Ok(WatchEvent::Error(status))) if status.code != 410 => {
+                    return Err(CaError::Keeper(explain(WHAT, &kube::Error::Api(status))));
+                }
+                Some(Ok(_)) => return Ok(()),
+                Some(Err(error)) => return Err(CaError::Keeper(explain(WHAT, &error))),
+                None => return Ok(()),
+            }
+        }
+    }
+}
+
+/// Selects the Secret.
+fn only() -> String {
+    format!("metadata.name={NAME}")
+}
+
+fn revision(secret: &Secret) -> Result<Revision, CaError> {
+    let version = secret.metadata.resource_version.clone();
+    version.map(Revision).ok_or_else(|| CaError::Keeper(format!("Secret {NAME} has no version")))
+}
+
+async fn answered<T>(request: impl Future<Output = kube::Result<T>>) -> Result<T, CaError> {
+    match tokio::time::timeout(REQUEST, request).await {
+        Ok(Ok(answer)) => Ok(answer),
+        Ok(Err(kube::Error::Api(status))) if status.code == 409 => Err(CaError::Conflict),
+        Ok(Err(error)) => Err(CaError::Keeper(explain(WHAT, &error))),
+        Err(_) => {
+            Err(CaError::Keeper(format!("the API server did not answer about {WHAT} within {} s", REQUEST.as_secs())))
+        }
+    }
+}
+
+impl Keeper for SecretKeeper {
+    fn load(&self) -> Answer<'_, Result<Option<(CaDocument, Revision)>, CaError>> {
+        Box::pin(self.read())
+    }
+
+    fn store<'a>(
+        &'a self,
+        document: &'a CaDocument,
+        over: Option<&'a Revision>,
+    ) -> Answer<'a, Result<Revision, CaError>> {
+        Box::pin(self.write(document, over))
+    }
+
+    fn changed(&self) -> Answer<'_, ()> {
+        Box::pin(async {
+            if let Err(error) = self.happened().await {
+                tracing::debug!(%error, "the authorities are not watched for a moment");
+                tokio::time::sleep(PAUSE).await;
+            }
+        })
+    }
+}

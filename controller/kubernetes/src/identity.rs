@@ -1,0 +1,88 @@
+//! Which cluster it is. What another one lacks says nothing about our nodes.
+//!
+//! A cluster is known by the UID of its namespace `kube-system`, as is the custom: it is as old as
+//! the cluster, and no other has it. It is noted in the store when it is first seen.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use edge_controller_domain::registry::Registry;
+use edge_controller_domain::store::Note;
+use k8s_openapi::api::core::v1::Namespace;
+use kube::{Api, Client};
+
+use super::client::{REQUEST, explain};
+
+const NAMESPACE: &str = "kube-system";
+
+/// Compares the cluster that answers with the one that is known.
+#[derive(Clone)]
+pub struct Identity {
+    api: Api<Namespace>,
+    registry: Registry,
+    /// The UID of another cluster that the operator accepts in place of the one that is known.
+    accepted: Option<String>,
+    /// The one that was known last: a cluster that was built again has lost what was noted in it.
+    seen: Arc<Mutex<Option<String>>>,
+}
+
+/// Why nothing is believed that the API server says.
+#[derive(Debug, thiserror::Error)]
+pub enum Doubt {
+    /// It is not known which cluster answers.
+    #[error("it is not known which cluster answers: {0}")]
+    Unknown(String),
+    /// It is another one.
+    #[error(
+        "the API server is of another cluster: its namespace kube-system has the UID {found}, and nodes are registered here by the cluster {known}. Nothing \
+         that it says of Nodes is believed. Correct `kubernetes.kubeconfig`; where that cluster was built again, or shall be used from now on, set \
+         `kubernetes.accept_cluster = \"{found}\"`"
+    )]
+    Other {
+        /// What answers.
+        found: String,
+        /// What is known.
+        known: String,
+    },
+}
+
+impl Identity {
+    /// Asks the cluster that the client reaches.
+    pub fn new(client: &Client, registry: Registry, accepted: Option<String>) -> Self {
+        Self { api: Api::all(client.clone()), registry, accepted, seen: Arc::default() }
+    }
+
+    /// Makes sure that the cluster which answers now is the one that is known.
+    pub async fn check(&self) -> Result<(), Doubt> {
+        let found = uid(&self.api).await.map_err(Doubt::Unknown)?;
+        let seen = self.seen().clone();
+        let noted = self.registry.note(Note::Cluster).await.map_err(|error| Doubt::Unknown(error.to_string()))?;
+        match noted.clone().or(seen) {
+            Some(known) if known == found => {
+                *self.seen() = Some(found.clone());
+                if noted.is_some() {
+                    return Ok(());
+                }
+            }
+            Some(known) if self.accepted.as_ref() != Some(&found) => return Err(Doubt::Other { found, known }),
+            Some(known) => tracing::warn!(known, found, "another cluster is accepted (kubernetes.accept_cluster)"),
+            None => tracing::info!(cluster = found, "noted which cluster this is"),
+        }
+        let noted = self.registry.set_note(Note::Cluster, found.clone()).await;
+        noted.map_err(|error| Doubt::Unknown(error.to_string()))?;
+        *self.seen() = Some(found);
+        Ok(())
+    }
+
+    fn seen(&self) -> MutexGuard<'_, Option<String>> {
+        self.seen.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The UID of the cluster that answers.
+pub async fn uid(api: &Api<Namespace>) -> Result<String, String> {
+    match tokio::time::timeout(REQUEST, api.get_metadata(NAMESPACE)).await {
+        Ok(Ok(namespace)) => namespace.metadata.uid.ok_or_else(|| format!("the namespace {NAMESPACE} has no UID")),
+        Ok(Err(error)) => Err(explain("namespaces", &error)),
+        Err(_) => Err(format!("the API server did not answer about namespaces within {} s", REQUEST.as_secs())),
+    }
+}

@@ -1,0 +1,245 @@
+//! What only one replica does: decided by a Lease. And which replicas there are: each renews a
+//! Lease of its own.
+//!
+//! Clocks of different machines are not compared: a Lease counts as given up when it has not
+//! changed for its duration, by the monotonic clock of whoever looks. Two replicas may both believe
+//! to lead for a moment, as with any such scheme; what a leader does is checked by versions all the
+//! same.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use edge_controller_domain::random;
+use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
+use k8s_openapi::jiff::Timestamp;
+use kube::api::{DeleteParams, ListParams, ObjectMeta, PostParams};
+use kube::{Api, Client};
+use tokio::sync::watch;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use super::client::{Obstacles, REQUEST, explain, is_absent};
+
+/// The Lease of whoever leads.
+pub const LEADER: &str = "edge-cni-controller";
+/// Label of the Leases by which replicas show that they are there.
+const REPLICA: (&str, &str) = ("edge-cni.io/kind", "replica");
+const WHAT: &str = "leases.coordination.k8s.io";
+
+/// The Leases of one replica.
+pub struct Leases {
+    api: Api<Lease>,
+    identity: String,
+    duration: Duration,
+    obstacles: Obstacles,
+}
+
+/// What was seen of a Lease last, and since when it has been so.
+struct Seen {
+    version: String,
+    since: Instant,
+}
+
+impl Leases {
+    /// For a replica of this name; a Lease that is not renewed for `duration` is given up.
+    pub fn new(client: &Client, namespace: &str, identity: &str, duration: Duration, obstacles: Obstacles) -> Self {
+        Self { api: Api::namespaced(client.clone(), namespace), identity: identity.into(), duration, obstacles }
+    }
+
+    /// Renewals come so often that two may fail.
+    fn period(&self) -> Duration {
+        self.duration / 5
+    }
+
+    /// Tries to lead until `stopping`, and says in `leading` whether it does. Gives the Lease back
+    /// at the end.
+    pub async fn lead(&self, leading: watch::Sender<bool>, stopping: CancellationToken) {
+        let mut seen: Option<Seen> = None;
+        let mut renewed = Instant::now();
+        loop {
+            let begun = Instant::now();
+            match tokio::time::timeout(REQUEST.min(self.duration / 3), self.take(&mut seen)).await {
+                Ok(Ok(holds)) => {
+                    if holds {
+                        renewed = begun;
+                    }
+                    self.set(&leading, holds);
+                    self.obstacles.works(WHAT);
+                }
+                Ok(Err(error)) => self.obstacles.fails(WHAT, explain(WHAT, &error)),
+                Err(_) => self.obstacles.fails(WHAT, format!("the API server does not answer about {WHAT}")),
+            }
+            // Well before another one takes it.
+            if renewed.elapsed() >= self.duration * 2 / 3 {
+                self.set(&leading, false);
+            }
+            let period = self.period();
+            tokio::select! {
+                () = stopping.cancelled() => break,
+                () = tokio::time::sleep(period * 3 / 4 + random::jitter(period / 4)) => {}
+            }
+        }
+        if leading.send_replace(false)
+            && let Ok(Err(error)) = tokio::time::timeout(Duration::from_secs(1), self.give_back()).await
+        {
+            tracing::debug!(%error, "the lease was not given back; it ends by itself");
+        }
+    }
+
+    fn set(&self, leading: &watch::Sender<bool>, holds: bool) {
+        if leading.send_replace(holds) != holds {
+            tracing::info!(identity = self.identity, "{}", if holds { "leads now" } else { "does not lead any more" });
+        }
+    }
+
+    /// Takes or renews the Lease if it may; whether it holds it.
+    async fn take(&self, seen: &mut Option<Seen>) -> kube::Result<bool> {
+        let Some(lease) = self.api.get_opt(LEADER).await? else {
+            return won(self.api.create(&PostParams::default(), &self.lease(LEADER, None, 0)).await);
+        };
+        let version = lease.metadata.resource_version.clone().unwrap_or_default();
+        if seen.as_ref().is_none_or(|seen| seen.version != version) {
+            *seen = Some(Seen { version, since: Instant::now() });
+        }
+        let spec = lease.spec.clone().unwrap_or_default();
+        let holder = spec.holder_identity.filter(|holder| !holder.is_empty());
+        let ours = holder.as_ref() == Some(&self.identity);
+        let duration = spec.lease_duration_seconds.and_then(|seconds| u64::try_from(seconds).ok());
+        let duration = duration.map_or(self.duration, Duration::from_secs);
+        let given_up = seen.as_ref().is_some_and(|seen| seen.since.elapsed() >= duration);
+        if holder.is_some() && !ours && !given_up {
+            return Ok(false);
+        }
+        let changes = spec.lease_transitions.unwrap_or(0) + i32::from(!ours);
+        let mut mine = self.lease(LEADER, Some(&lease), changes);
+        if ours && let Some(mine) = &mut mine.spec {
+            mine.acquire_time = spec.acquire_time;
+        }
+        won(self.api.replace(LEADER, &PostParams::default(), &mine).await)
+    }
+
+    async fn give_back(&self) -> kube::Result<()> {
+        let mut lease = self.api.get(LEADER).await?;
+        match &mut lease.spec {
+            Some(spec) if spec.holder_identity.as_ref() == Some(&self.identity) => spec.holder_identity = None,
+            _ => return Ok(()),
+        }
+        self.api.replace(LEADER, &PostParams::default(), &lease).await.map(drop)
+    }
+
+    /// A Lease of ours, over one that is there.
+    fn lease(&self, name: &str, over: Option<&Lease>, transitions: i32) -> Lease {
+        let now = MicroTime(Timestamp::now());
+        let metadata = over.map_or_else(
+            || ObjectMeta { name: Some(name.into()), ..ObjectMeta::default() },
+            |lease| lease.metadata.clone(),
+        );
+        let spec = LeaseSpec {
+            holder_identity: Some(self.identity.clone()),
+            lease_duration_seconds: i32::try_from(self.duration.as_secs()).ok(),
+            acquire_time: Some(now.clone()),
+            renew_time: Some(now),
+            lease_transitions: Some(transitions),
+            ..LeaseSpec::default()
+        };
+        Lease { metadata, spec: Some(spec) }
+    }
+
+    /// Shows that this replica is there, until `stopping`.
+    pub async fn be_there(&self, stopping: CancellationToken) {
+        let name = format!("edge-controller-{}", self.identity);
+        loop {
+            let shown = tokio::time::timeout(REQUEST, self.show(&name)).await;
+            if let Ok(Err(error)) = shown {
+                self.obstacles.fails_aside("replica", explain(WHAT, &error));
+            } else {
+                self.obstacles.works("replica");
+            }
+            tokio::select! {
+                () = stopping.cancelled() => break,
+                () = tokio::time::sleep(self.period()) => {}
+            }
+        }
+        let params = DeleteParams::default();
+        let gone = self.api.delete(&name, &params);
+        if let Ok(Err(error)) = tokio::time::timeout(Duration::from_secs(1), gone).await {
+            tracing::debug!(%error, "the lease of this replica stays; it ends by itself");
+        }
+    }
+
+    async fn show(&self, name: &str) -> kube::Result<()> {
+        let there = self.api.get_opt(name).await?;
+        let mut lease = self.lease(name, there.as_ref(), 0);
+        let (key, value) = REPLICA;
+        lease.metadata.labels.get_or_insert_default().insert(key.into(), value.into());
+        match there {
+            Some(_) => self.api.replace(name, &PostParams::default(), &lease).await.map(drop),
+            None => self.api.create(&PostParams::default(), &lease).await.map(drop),
+        }
+    }
+}
+
+fn won(written: kube::Result<Lease>) -> kube::Result<bool> {
+    match written {
+        Ok(_) => Ok(true),
+        // Another one was quicker.
+        Err(kube::Error::Api(status)) if status.code == 409 => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+/// The replicas that are there, as one of them sees it over time.
+#[derive(Default)]
+pub struct Replicas {
+    seen: HashMap<String, Seen>,
+}
+
+impl Replicas {
+    /// Identities of the replicas that renew their Leases; those of others are removed.
+    pub async fn look(&mut self, leases: &Leases) -> Result<Vec<String>, String> {
+        let (key, value) = REPLICA;
+        let params = ListParams::default().labels(&format!("{key}={value}"));
+        let all = tokio::time::timeout(REQUEST, leases.api.list(&params)).await;
+        let all = all.map_err(|_| format!("the API server did not list {WHAT}"))?.map_err(|e| explain(WHAT, &e))?;
+        let mut there = Vec::new();
+        let mut names = Vec::new();
+        for lease in all {
+            let name = lease.metadata.name.unwrap_or_default();
+            let version = lease.metadata.resource_version.unwrap_or_default();
+            let seen = self.seen.get(&name).filter(|seen| seen.version == version).map(|seen| seen.since);
+            let since = seen.unwrap_or_else(Instant::now);
+            self.seen.insert(name.clone(), Seen { version, since });
+            // Twice its time: a replica that is slow to renew is not called dead.
+            let holder = lease.spec.and_then(|spec| spec.holder_identity).unwrap_or_default();
+            if since.elapsed() < leases.duration * 2 {
+                there.push(holder);
+            } else {
+                tracing::info!(replica = holder, "a replica is gone");
+                let params = DeleteParams::default();
+                let gone = leases.api.delete(&name, &params);
+                match tokio::time::timeout(REQUEST, gone).await {
+                    Ok(Err(error)) if !is_absent(&error) => return Err(explain(WHAT, &error)),
+                    _ => {}
+                }
+            }
+            names.push(name);
+        }
+        self.seen.retain(|name, _| names.contains(name));
+        Ok(there)
+    }
+}
+
+/// A name for this run of this replica: of the pod or machine, and of nothing that ran there
+/// before.
+pub fn identity() -> String {
+    let host = std::env::var("HOSTNAME").ok().or_else(|| {
+        let name = rustix::system::uname();
+        name.nodename().to_str().ok().map(str::to_owned)
+    });
+    let host = host.unwrap_or_default().to_ascii_lowercase();
+    let host: String = host.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '-' }).take(40).collect();
+    let run = random::octets(4).map(|octets| edge_controller_domain::ca::hex(&octets)).unwrap_or_default();
+    let name = format!("{}-{run}", host.trim_matches('-'));
+    name.trim_matches('-').to_owned()
+}

@@ -1,0 +1,41 @@
+//! What the controller reads from and writes to Kubernetes. Of its crates, this one alone names
+//! `kube`.
+//!
+//! - [`resources`]: the custom resources.
+//! - [`client`]: reaching the API server, and saying what is wrong when it refuses.
+//! - [`authority`]: the certificate authorities, shared by all replicas.
+//! - [`events`], [`shown`]: what is told to people, on objects.
+//! - [`lease`]: who leads; [`garbage`]: what the leader finds left over.
+//! - [`follow`]: a list that stays up to date.
+//! - [`identity`]: which cluster it is.
+//! - [`store`]: rows as custom resources, shared by all replicas.
+//! - [`nodes`]: membership and deregistration from Node objects; [`selector`]: which of them;
+//!   [`node_role`]: which role a Node may have.
+//! - [`counted`]: what counts of a Node, which its kubelet may write too.
+//! - [`label_trust`]: whether labels of Node objects count; [`label_policy`]: the admission policy
+//!   that they need.
+//! - [`trust`]: the trusted certificates, published for the agents' pods.
+//! - [`token_review`]: whose a service account token is, with which a node may join;
+//!   [`service_token`]: what cannot be one; [`reviews`]: how many are asked about at once.
+#![forbid(unsafe_code)]
+
+pub mod authority;
+pub mod client;
+pub mod counted;
+pub mod events;
+pub mod follow;
+pub mod garbage;
+pub mod identity;
+pub mod label_policy;
+pub mod label_trust;
+pub mod lease;
+pub mod node_role;
+pub mod nodes;
+pub mod resources;
+pub mod reviews;
+pub mod selector;
+pub mod service_token;
+pub mod shown;
+pub mod store;
+pub mod token_review;
+pub mod trust;

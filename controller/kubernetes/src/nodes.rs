@@ -1,0 +1,548 @@
+//! Node objects: their labels put nodes into communities, an annotation says where they are
+//! reached, and their deletion is deregistration.
+//!
+//! Every replica carries out what it sees; a plan that would change nothing changes nothing. All
+//! that was taken from a Node stands in the node's record, so that a lost API server changes
+//! nothing either. A Node counts as deleted when the API server says so of it by name: never by a
+//! failed or empty list, never by NotReady.
+
+mod lost;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use edge_controller_domain::absence::Recent;
+use edge_controller_domain::endpoints::MOST;
+use edge_controller_domain::registry::Registry;
+use edge_controller_domain::state::{Change, NodeObject, NodeRecord, PublicAddress, State};
+use edge_controller_domain::store::StoreError;
+use edge_types::name::{COMMUNITY_LABEL, COMMUNITY_LABEL_ALIAS};
+use edge_types::{Communities, NodeName};
+use futures_util::StreamExt;
+use futures_util::stream;
+use k8s_openapi::api::core::v1::Node;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use kube::core::PartialObjectMeta;
+use kube::{Api, Client};
+use tokio::sync::broadcast::error::RecvError;
+use tokio::sync::{broadcast, mpsc, watch};
+use tokio::time::Instant;
+
+use super::client::{Obstacles, REQUEST, explain};
+use super::counted::Judge;
+use super::events::{About, Events};
+use super::follow::{Metadata, News, follow};
+use super::identity::{Doubt, Identity};
+use super::label_trust::{LabelTrust, RESTRICTED_COMMUNITY_LABEL};
+use super::selector::NodeSelector;
+
+/// Annotation with the addresses at which a node is reached from outside, where it does not know
+/// them itself.
+pub const ADDRESSES: &str = "edge-cni.io/public-addresses";
+
+/// No address with its port is longer.
+const LONGEST_ADDRESS: usize = 64;
+const WHAT: &str = "nodes";
+const CLUSTER: &str = "the cluster";
+/// How soon it is asked again which cluster it is.
+const DOUBTFUL: Duration = Duration::from_secs(5);
+/// So long a new Node may say nothing of its machine.
+const NAMELESS: Duration = Duration::from_secs(60);
+/// Longest machine ID that is kept; systemd's has 32 letters.
+const MACHINE_ID: usize = 128;
+/// Plans that are made at once; the registry commits them together.
+const AT_ONCE: usize = 64;
+/// How soon what failed is tried again.
+const AGAIN: Duration = Duration::from_secs(1);
+/// How often everything is compared, whatever was heard.
+const COMPARE: Duration = Duration::from_secs(60);
+
+pub use lost::Asked;
+use lost::{AllLost, Lost};
+
+/// What is taken from a Node.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Facts {
+    object: NodeObject,
+    /// What of it makes no sense, for people.
+    refused: Vec<String>,
+}
+
+/// Looks at Nodes for as long as it lives.
+pub struct NodeWatch {
+    api: Api<Node>,
+    registry: Registry,
+    selector: NodeSelector,
+    judge: Judge,
+    obstacles: Obstacles,
+    events: Events,
+    known: BTreeMap<NodeName, Facts>,
+    /// Nodes whose facts are to be compared with their record.
+    changed: BTreeSet<NodeName>,
+    /// Nodes of which the machine was asked for lately.
+    machines_asked: BTreeSet<NodeName>,
+    /// Nodes with a Node of another uid, which does not say yet on which machine it is.
+    unnamed: BTreeMap<NodeName, Instant>,
+    /// Registered nodes that lost their Node object.
+    lost: AllLost,
+    /// The last list held no Node at all, and none came since.
+    none_listed: bool,
+    /// Nodes that were deregistered because they lost theirs.
+    recent: Recent,
+    /// Of whom the operator is asked.
+    asked: Asked,
+    /// Whether the operator is asked at all.
+    confirm: bool,
+    identity: Identity,
+}
+
+impl NodeWatch {
+    /// A watch of the Nodes that the client reaches.
+    pub fn new(
+        client: &Client,
+        registry: Registry,
+        selector: NodeSelector,
+        obstacles: Obstacles,
+        events: Events,
+        identity: Identity,
+    ) -> Self {
+        Self {
+            api: Api::all(client.clone()),
+            judge: Judge::strict(registry.endpoint_changes.clone(), events.clone()),
+            registry,
+            selector,
+            obstacles,
+            events,
+            known: BTreeMap::new(),
+            changed: BTreeSet::new(),
+            machines_asked: BTreeSet::new(),
+            unnamed: BTreeMap::new(),
+            lost: AllLost::new(),
+            none_listed: false,
+            recent: Recent::default(),
+            asked: Asked::default(),
+            confirm: true,
+            identity,
+        }
+    }
+
+    /// Asks the operator, or not, before many nodes are deregistered; `asked` then says who is
+    /// concerned.
+    pub fn asking(self, confirm: bool, asked: Asked) -> Self {
+        Self { confirm, asked, ..self }
+    }
+
+    /// Community labels count as this says; without it they do not.
+    pub fn counting(mut self, labels: watch::Receiver<LabelTrust>) -> Self {
+        self.judge = self.judge.counting(labels);
+        self
+    }
+
+    /// Does it; ends never.
+    pub async fn run(mut self) {
+        let mut newcomers = self.registry.newcomers().await;
+        let mut compare = tokio::time::interval(COMPARE);
+        compare.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            match self.identity.check().await {
+                Ok(()) => {
+                    self.obstacles.works(CLUSTER);
+                    let doubt = self.follow(&mut newcomers, &mut compare).await;
+                    self.obstacles.fails(CLUSTER, doubt.to_string());
+                    self.lost.clear();
+                }
+                Err(doubt) => self.obstacles.fails(CLUSTER, doubt.to_string()),
+            }
+            tokio::time::sleep(DOUBTFUL).await;
+        }
+    }
+
+    /// Follows Nodes until it is doubtful which cluster answers.
+    async fn follow(
+        &mut self,
+        newcomers: &mut broadcast::Receiver<NodeName>,
+        compare: &mut tokio::time::Interval,
+    ) -> Doubt {
+        let (tell, mut news) = mpsc::unbounded_channel();
+        let source = Metadata(self.api.clone(), WHAT);
+        let following = follow(source, None, self.obstacles.clone(), move |news| {
+            // Nobody listens any more when the server ends.
+            let _ = tell.send(news);
+        });
+        tokio::pin!(following);
+        loop {
+            let idle = self.changed.is_empty() && !self.is_undecided();
+            tokio::select! {
+                () = following.as_mut() => {}
+                Some(first) = news.recv() => {
+                    let mut next = Some(first);
+                    while let Some(one) = next {
+                        if let Err(doubt) = self.hear(one).await {
+                            return doubt;
+                        }
+                        next = news.try_recv().ok();
+                    }
+                }
+                newcomer = newcomers.recv() => self.welcome(newcomer, newcomers),
+                () = self.judge.changed() => self.changed.extend(self.known.keys().cloned()),
+                _ = compare.tick() => {
+                    self.changed.extend(self.known.keys().cloned());
+                    self.machines_asked.clear();
+                    self.look_again();
+                }
+                () = tokio::time::sleep(AGAIN), if !idle => {}
+            }
+            // The watch goes on meanwhile: its news wait in the channel, and the watch in the
+            // connection's buffers.
+            self.carry_out().await;
+            if let Err(doubt) = self.judge().await {
+                return doubt;
+            }
+        }
+    }
+
+    fn welcome(&mut self, newcomer: Result<NodeName, RecvError>, newcomers: &mut broadcast::Receiver<NodeName>) {
+        match newcomer {
+            Ok(name) => drop(self.changed.insert(name)),
+            Err(RecvError::Lagged(_)) => self.changed.extend(self.known.keys().cloned()),
+            Err(RecvError::Closed) => *newcomers = newcomers.resubscribe(),
+        }
+    }
+
+    async fn hear(&mut self, news: News<PartialObjectMeta<Node>>) -> Result<(), Doubt> {
+        match news {
+            News::Reading | News::At(_) => {}
+            News::Put(node) => {
+                self.none_listed = false;
+                self.learn(node.metadata);
+            }
+            News::Gone(node) => {
+                if let Some(name) = name_of(&node.metadata) {
+                    self.lose(name).await;
+                }
+            }
+            News::All(nodes, _) => {
+                // What another cluster lists says nothing about our nodes.
+                self.identity.check().await?;
+                self.none_listed = nodes.is_empty();
+                let listed: BTreeSet<NodeName> =
+                    nodes.into_iter().filter_map(|node| self.learn(node.metadata)).collect();
+                self.known.retain(|name, _| listed.contains(name));
+                self.unnamed.retain(|name, _| listed.contains(name));
+                let view = self.registry.read().await;
+                let known = view.state().nodes().filter_map(|record| Some((&record.name, record.object.as_ref()?)));
+                for (name, object) in known.filter(|(name, _)| !listed.contains(*name)) {
+                    let lost = self.lost.entry(name.clone()).or_insert_with(|| Lost::new(object.uid.clone()));
+                    if lost.replaced {
+                        // What replaced it is gone, too.
+                        *lost = Lost::new(object.uid.clone());
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes what a Node says; it is compared with the record later.
+    fn learn(&mut self, metadata: ObjectMeta) -> Option<NodeName> {
+        let name = name_of(&metadata)?;
+        let facts = facts(&metadata, &self.selector)?;
+        let before = self.known.get(&name);
+        let another = before.is_none_or(|before| before.object.uid != facts.object.uid);
+        if before.is_none_or(|before| before.refused != facts.refused) {
+            for refused in &facts.refused {
+                tracing::warn!(node = %name, "{refused}; the rest of its Node object counts");
+                let note = format!("{refused}; the rest counts");
+                self.events.warning(About::Node, name.as_str(), "LabelRefused", note);
+            }
+        }
+        if before != Some(&facts) {
+            self.changed.insert(name.clone());
+            self.machines_asked.remove(&name);
+            self.known.insert(name.clone(), facts);
+        }
+        if another {
+            // Nothing that was said of a Node before it is true of this one.
+            self.unnamed.remove(&name);
+        }
+        let uid = self.known.get(&name).map(|facts| &facts.object.uid);
+        if self.lost.get(&name).is_some_and(|lost| another || !lost.replaced || Some(&lost.uid) == uid) {
+            self.lost.remove(&name);
+        }
+        Some(name)
+    }
+
+    /// Brings records up to what is known; what fails stays to be done.
+    async fn carry_out(&mut self) {
+        let differing: Vec<(NodeName, NodeObject)> = {
+            let view = self.registry.read().await;
+            let asked = &self.machines_asked;
+            let facts = std::mem::take(&mut self.changed).into_iter().filter_map(|name| {
+                let said = self.known.get(&name)?.object.clone();
+                let object = self.judge.counted(&name, said, view.state().node(&name)?.object.as_ref());
+                Some((name, object))
+            });
+            facts.filter(|(name, object)| differs(view.state(), name, object, !asked.contains(name))).collect()
+        };
+        let watch = &*self;
+        let recorded: Vec<(NodeName, Recorded)> = stream::iter(differing)
+            .map(|(name, object)| async move {
+                let recorded = watch.record(&name, object).await;
+                (name, recorded)
+            })
+            .buffer_unordered(AT_ONCE)
+            .collect()
+            .await;
+        for (name, recorded) in recorded {
+            match recorded {
+                Recorded::Done => {
+                    self.unnamed.remove(&name);
+                    self.machines_asked.insert(name);
+                }
+                Recorded::NotYet => drop(self.changed.insert(name)),
+                Recorded::Unnamed(uid) => {
+                    let since = *self.unnamed.entry(name.clone()).or_insert_with(Instant::now);
+                    if since.elapsed() < NAMELESS {
+                        self.changed.insert(name);
+                    } else {
+                        self.lost.entry(name).or_insert_with(|| Lost::replaced(uid));
+                    }
+                }
+                Recorded::Replaced(uid) => {
+                    self.unnamed.remove(&name);
+                    self.lost.entry(name).or_insert_with(|| Lost::replaced(uid));
+                }
+            }
+        }
+        self.changed.extend(self.judge.waiting());
+    }
+
+    /// Deregisters a node that lost its Node of this uid. Its segments are kept as long as its
+    /// machine may use them.
+    async fn deregister(&self, name: &NodeName, uid: &str, why: &str) -> bool {
+        let (node, uid, clock) = (name.clone(), uid.to_owned(), self.registry.clock.clone());
+        let plan = move |state: &mut State| -> Result<_, StoreError> {
+            let known = state.node(&node).and_then(|record| record.object.as_ref());
+            let of_this = known.is_some_and(|object| object.uid == uid);
+            let changes = of_this.then(|| state.departure(&node, clock.now())).flatten();
+            Ok(changes.map_or((None, Vec::new()), |(rows, changes)| (Some(rows.len()), changes)))
+        };
+        match self.registry.change(plan).await {
+            Ok(released) => {
+                if let Some(segments) = released {
+                    self.deregistered(name, segments, why);
+                }
+                true
+            }
+            Err(error) => {
+                tracing::warn!(node = %name, %error, "not deregistered yet, though {why}");
+                false
+            }
+        }
+    }
+
+    /// Puts what a Node says into the record of the node of its name. A Node of another UID is the
+    /// same node where it is the same machine.
+    async fn record(&self, name: &NodeName, object: NodeObject) -> Recorded {
+        let before = {
+            let view = self.registry.read().await;
+            view.state().node(name).and_then(|record| record.object.clone())
+        };
+        let another = before.as_ref().filter(|before| before.uid != object.uid);
+        let known = before.as_ref().map(|before| before.machine_id.clone()).unwrap_or_default();
+        let machine_id = match another {
+            None if !known.is_empty() => known.clone(),
+            Some(before) if known.is_empty() => return Recorded::Replaced(before.uid.clone()),
+            _ => match self.machine_id(name, &object.uid).await {
+                Ok(machine_id) => machine_id,
+                Err(why) => {
+                    tracing::warn!(node = %name, why, "what its Node object says is not recorded yet");
+                    return Recorded::NotYet;
+                }
+            },
+        };
+        if let Some(before) = another
+            && machine_id != known
+        {
+            let uid = before.uid.clone();
+            return if machine_id.is_empty() { Recorded::Unnamed(uid) } else { Recorded::Replaced(uid) };
+        }
+        let anew = another.is_some();
+        let object = NodeObject { machine_id, ..object };
+        let (node, clock) = (name.clone(), self.registry.clock.clone());
+        let plan = move |state: &mut State| -> Result<_, StoreError> {
+            let Some(record) = state.node(&node).filter(|record| record.object.as_ref() != Some(&object)) else {
+                return Ok((Recorded::Done, Vec::new()));
+            };
+            let other = record.object.as_ref().filter(|now| now.uid != object.uid);
+            if let Some(other) = other {
+                let certificates = &record.certificates;
+                let valid = certificates.iter().any(|certificate| certificate.not_after > clock.now());
+                if !anew || other.machine_id != object.machine_id || !valid {
+                    return Ok((Recorded::Replaced(other.uid.clone()), Vec::new()));
+                }
+                tracing::info!(%node, "its Node object was deleted and made again by the same machine: it stays registered");
+            }
+            let record = NodeRecord { object: Some(object.clone()), ..record.clone() };
+            Ok((Recorded::Done, vec![Change::PutNode(record)]))
+        };
+        match self.registry.change(plan).await {
+            Ok(recorded) => {
+                tracing::debug!(node = %name, ?recorded, "its Node object was looked at");
+                recorded
+            }
+            Err(error) => {
+                tracing::warn!(node = %name, %error, "what its Node object says is not recorded yet");
+                Recorded::NotYet
+            }
+        }
+    }
+
+    /// The machine that a Node says it is, as long as it is the Node of this UID; empty where it
+    /// does not say.
+    async fn machine_id(&self, name: &NodeName, uid: &str) -> Result<String, String> {
+        let node = match tokio::time::timeout(REQUEST, self.api.get(name.as_str())).await {
+            Ok(found) => found.map_err(|error| explain(WHAT, &error))?,
+            Err(_) => return Err(format!("the API server did not give Node {name} within {} s", REQUEST.as_secs())),
+        };
+        if node.metadata.uid.as_deref() != Some(uid) {
+            return Err("there is another Node of its name by now".into());
+        }
+        let machine_id = node.status.and_then(|status| status.node_info).map(|info| info.machine_id);
+        // Nothing that anybody could make large.
+        Ok(machine_id.filter(|machine_id| machine_id.len() <= MACHINE_ID).unwrap_or_default())
+    }
+
+    /// Tells of it.
+    fn deregistered(&self, name: &NodeName, segments: usize, why: &str) {
+        tracing::info!(node = %name, segments, "deregistered: {why}");
+        let note = format!("{why}; its certificate is refused from now on");
+        self.events.normal(About::EdgeNode, name.as_str(), "Deregistered", note);
+    }
+}
+
+/// What became of a record.
+#[derive(Debug)]
+enum Recorded {
+    /// It says what the Node says.
+    Done,
+    /// It is tried again.
+    NotYet,
+    /// It is of the Node of this UID, and the one of its name is another machine's, or may be.
+    Replaced(String),
+    /// The same, but the new Node's kubelet has not said yet which machine it is on.
+    Unnamed(String),
+}
+
+/// Whether a Node says something else than the record. `ask`: also where the record does not know
+/// the machine.
+fn differs(state: &State, name: &NodeName, object: &NodeObject, ask: bool) -> bool {
+    let Some(record) = state.node(name) else { return false };
+    let Some(known) = &record.object else { return true };
+    let same = NodeObject { machine_id: known.machine_id.clone(), ..object.clone() } == *known;
+    !same || (ask && known.machine_id.is_empty())
+}
+
+fn name_of(metadata: &ObjectMeta) -> Option<NodeName> {
+    metadata.name.as_ref()?.parse().ok()
+}
+
+fn facts(metadata: &ObjectMeta, selector: &NodeSelector) -> Option<Facts> {
+    let none = BTreeMap::new();
+    let labels = metadata.labels.as_ref().unwrap_or(&none);
+    let mut refused = Vec::new();
+    let (mut communities, mut restricted_communities) = (Communities::new(), Communities::new());
+    // Communities are the edges'.
+    if selector.matches(labels) {
+        for label in [COMMUNITY_LABEL, COMMUNITY_LABEL_ALIAS, RESTRICTED_COMMUNITY_LABEL] {
+            let named =
+                if label == RESTRICTED_COMMUNITY_LABEL { &mut restricted_communities } else { &mut communities };
+            let value = labels.get(label).map(String::as_str).unwrap_or_default();
+            for part in value.split('_').filter(|part| !part.is_empty()) {
+                match part.parse() {
+                    Ok(community) => drop(named.insert(community)),
+                    Err(error) => refused.push(format!("label {label}={value}: {error}")),
+                }
+            }
+        }
+    }
+    let mut public_addresses: Vec<PublicAddress> = Vec::new();
+    let text = metadata.annotations.as_ref().and_then(|annotations| annotations.get(ADDRESSES));
+    let mut parts =
+        text.map(String::as_str).unwrap_or_default().split(',').map(str::trim).filter(|part| !part.is_empty());
+    // A kubelet may write there as much as it likes.
+    for part in parts.by_ref().take(MOST) {
+        match part.parse() {
+            _ if part.len() > LONGEST_ADDRESS => {
+                refused.push(format!("annotation {ADDRESSES}: {} characters are no address", part.len()));
+            }
+            Ok(address) if public_addresses.contains(&address) => {}
+            Ok(address) => public_addresses.push(address),
+            Err(error) => refused.push(format!("annotation {ADDRESSES}: {error}")),
+        }
+    }
+    if parts.next().is_some() {
+        refused.push(format!("annotation {ADDRESSES}: more than {MOST} addresses"));
+    }
+    let uid = metadata.uid.clone()?;
+    let object = NodeObject { uid, machine_id: String::new(), communities, restricted_communities, public_addresses };
+    Some(Facts { object, refused })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn node(labels: &[(&str, &str)], addresses: &str) -> ObjectMeta {
+        let map = |pairs: &[(&str, &str)]| pairs.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
+        ObjectMeta {
+            uid: Some("u".into()),
+            labels: Some(map(labels)),
+            annotations: Some(map(&[(ADDRESSES, addresses)])),
+            ..ObjectMeta::default()
+        }
+    }
+
+    const EDGE: (&str, &str) = ("node-role.kubernetes.io/edge", "");
+
+    #[test]
+    fn both_labels_of_an_edge_name_its_communities_and_a_bad_name_spoils_no_other() {
+        let labels = [
+            EDGE,
+            (COMMUNITY_LABEL, "alpha_-x_beta"),
+            (COMMUNITY_LABEL_ALIAS, "beta_gamma"),
+            (RESTRICTED_COMMUNITY_LABEL, "delta"),
+        ];
+        let facts = facts(&node(&labels, ""), &NodeSelector::edges()).unwrap();
+        let names: Vec<&str> = facts.object.communities.iter().map(|c| c.as_str()).collect();
+        assert_eq!(names, ["alpha", "beta", "gamma"]);
+        assert_eq!(facts.object.restricted_communities, ["delta".parse().unwrap()].into());
+        assert!(facts.refused.len() == 1 && facts.refused[0].contains("\"-x\""), "{:?}", facts.refused);
+    }
+
+    #[test]
+    fn a_node_that_is_no_edge_is_in_no_community_whatever_its_labels() {
+        let facts = facts(&node(&[(COMMUNITY_LABEL, "alpha")], "192.0.2.1"), &NodeSelector::edges()).unwrap();
+        assert!(facts.object.communities.is_empty());
+        assert_eq!(facts.object.public_addresses.len(), 1);
+    }
+
+    #[test]
+    fn public_addresses_are_of_either_family_with_or_without_a_port() {
+        let text = "203.0.113.7, 203.0.113.7:4501,2001:db8::1 ,[2001:db8::1]:4501,203.0.113.7,x,1.2.3.4:0";
+        let facts = facts(&node(&[EDGE], text), &NodeSelector::edges()).unwrap();
+        let shown: Vec<String> = facts.object.public_addresses.iter().map(ToString::to_string).collect();
+        assert_eq!(shown, ["203.0.113.7", "203.0.113.7:4501", "2001:db8::1", "[2001:db8::1]:4501"]);
+        assert_eq!(facts.refused.len(), 2);
+    }
+
+    #[test]
+    fn an_annotation_as_long_as_they_may_be_is_a_few_addresses_and_a_few_words_about_the_rest() {
+        let read = |text: &str| facts(&node(&[EDGE], text), &NodeSelector::edges()).unwrap();
+        let many: Vec<String> = (0..10_000).map(|n| format!("192.0.2.{}:{}", n % 250, n + 1)).collect();
+        let many = read(&many.join(","));
+        assert_eq!((many.object.public_addresses.len(), many.refused.len()), (MOST, 1));
+        let nonsense = read(&format!("{},{}", "x".repeat(200_000), "y,".repeat(10_000)));
+        assert!(nonsense.refused.len() <= MOST + 1 && nonsense.refused.iter().all(|said| said.len() < 256));
+    }
+}

@@ -1,0 +1,109 @@
+//! `Community`: nodes that may reach each other, listed by the operator.
+
+use edge_controller_domain::state::CommunityRecord;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use kube::{CustomResource, KubeSchema};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// What the operator says of a community.
+#[derive(CustomResource, KubeSchema, Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[kube(
+    group = "edge-cni.io",
+    version = "v1alpha1",
+    kind = "Community",
+    singular = "community",
+    plural = "communities",
+    shortname = "ecom",
+    category = "edge-cni",
+    status = "CommunityStatus",
+    doc = "Edge nodes that may reach each other, besides those that labels put into the community of the same name.",
+    printcolumn(name = "Members", type_ = "string", json_path = ".spec.members"),
+    printcolumn(name = "Listed", type_ = "integer", json_path = ".status.listed"),
+    printcolumn(name = "Registered", type_ = "integer", json_path = ".status.registered"),
+    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
+    validation = Rule::new("self.metadata.name.matches('^[a-z0-9]([a-z0-9.-]*[a-z0-9])?$')")
+        .message("a community's name is 1 to 63 characters of a-z, 0-9, '-' and '.', beginning and ending with a letter or digit"),
+    validation = Rule::new("!has(self.spec.name) || self.spec.name.lowerAscii() == self.metadata.name")
+        .message("spec.name may differ from metadata.name only by capital letters")
+)]
+#[serde(rename_all = "camelCase")]
+pub struct CommunitySpec {
+    /// Names of the nodes that belong to it; they need not be registered yet.
+    #[serde(default)]
+    #[schemars(
+        length(max = 10000),
+        inner(
+            length(max = 253),
+            regex(pattern = r"^[a-z0-9]([a-z0-9-]*[a-z0-9])?(\.[a-z0-9]([a-z0-9-]*[a-z0-9])?)*$")
+        )
+    )]
+    #[x_kube(merge_strategy = ListMerge::Set)]
+    pub members: Vec<String>,
+    /// The community's name, where it has capital letters. (Default: the object's name.)
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 63))]
+    pub name: Option<String>,
+}
+
+/// What came of it.
+#[derive(JsonSchema, Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct CommunityStatus {
+    /// How many nodes it lists.
+    pub listed: i32,
+    /// How many of them are registered edges.
+    pub registered: i32,
+    /// Names that are listed and not registered as edges, at most 20.
+    pub missing: Vec<String>,
+    /// Complete: whether all that are listed are registered edges.
+    pub conditions: Vec<Condition>,
+}
+
+impl CommunitySpec {
+    /// The object's name and content for a record.
+    pub fn of(record: &CommunityRecord) -> (String, Self) {
+        let CommunityRecord { name, members } = record;
+        let object = object_name(name);
+        let spelt = (object != name.as_str()).then(|| name.to_string());
+        (object, Self { members: members.iter().map(ToString::to_string).collect(), name: spelt })
+    }
+
+    /// The record of an object.
+    pub fn record(&self, object: &str) -> Result<CommunityRecord, String> {
+        let name = self.name.as_deref().unwrap_or(object);
+        if name.to_ascii_lowercase() != object {
+            return Err(format!("spec.name {name:?} is not {object:?} with other capital letters"));
+        }
+        let member = |name: &String| name.parse().map_err(|e: edge_types::NameError| format!("spec.members: {e}"));
+        Ok(CommunityRecord {
+            name: name.parse().map_err(|e: edge_types::NameError| format!("its name: {e}"))?,
+            members: self.members.iter().map(member).collect::<Result<_, _>>()?,
+        })
+    }
+}
+
+/// The name of a community's object. Names of objects have no capital letters: two communities that
+/// differ only in them cannot both be kept.
+pub fn object_name(name: &edge_types::Community) -> String {
+    name.as_str().to_ascii_lowercase()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_record_comes_back_from_its_object_as_it_was() {
+        for (name, object) in [("alpha", "alpha"), ("Alpha.1", "alpha.1")] {
+            let members = ["a", "b.example"].map(|name| name.parse().unwrap()).into();
+            let record = CommunityRecord { name: name.parse().unwrap(), members };
+            let (given, spec) = CommunitySpec::of(&record);
+            assert_eq!(given, object);
+            assert_eq!(spec.record(object).unwrap(), record);
+        }
+        let spec = CommunitySpec { members: vec!["A b".into()], name: None };
+        assert!(spec.record("alpha").unwrap_err().contains("spec.members"));
+        assert!(CommunitySpec { members: Vec::new(), name: Some("beta".into()) }.record("alpha").is_err());
+    }
+}

@@ -1,0 +1,350 @@
+//! `EdgeNode`: a registered node. Deleting the object deregisters the node.
+
+use std::collections::BTreeMap;
+
+use edge_controller_domain::clock::Seconds;
+use edge_controller_domain::state::{Certificate, NodeObject, NodeRecord, PublicAddress};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use kube::{CustomResource, KubeSchema};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::Moment;
+
+/// What a node's record holds.
+#[derive(CustomResource, KubeSchema, Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[kube(
+    group = "edge-cni.io",
+    version = "v1alpha1",
+    kind = "EdgeNode",
+    singular = "edgenode",
+    plural = "edgenodes",
+    shortname = "en",
+    category = "edge-cni",
+    status = "EdgeNodeStatus",
+    doc = "A node that joined the edge network. Written by the controller; deleting it deregisters the node.",
+    selectable = ".spec.role",
+    printcolumn(name = "Role", type_ = "string", json_path = ".spec.role"),
+    printcolumn(name = "Communities", type_ = "string", json_path = ".status.communities"),
+    printcolumn(name = "Addresses", type_ = "string", json_path = ".status.addresses"),
+    printcolumn(name = "Segments", type_ = "string", json_path = ".status.segments"),
+    printcolumn(name = "Tunnels", type_ = "string", json_path = ".status.tunnels.shown"),
+    printcolumn(name = "Connected", type_ = "date", json_path = ".status.connectedSince"),
+    printcolumn(name = "Certificate", type_ = "string", json_path = ".status.certificateUntil"),
+    printcolumn(name = "Replica", type_ = "string", json_path = ".status.replica", priority = 1),
+    printcolumn(name = "Joined", type_ = "date", json_path = ".spec.joinedAt", priority = 1)
+)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(
+    validation = Rule::new("self.role == oldSelf.role")
+        .message("a node's role cannot be changed: delete the EdgeNode, and join again with a token for the other role")
+)]
+pub struct EdgeNodeSpec {
+    /// What the node is for, from the token with which it joined.
+    pub role: Role,
+    /// When it was registered.
+    pub joined_at: Moment,
+    /// Labels that the operator set with edge-controller, for nodes without a Node object.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub labels: BTreeMap<String, String>,
+    /// Communities that follow from these labels.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub communities: Vec<String>,
+    /// What the Node object of this name says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub node_object: Option<NodeObjectSpec>,
+    /// Addresses that the node reported, likeliest first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub reported: Vec<String>,
+    /// Its UDP port; 0 before its first report.
+    #[serde(default)]
+    #[schemars(range(min = 0, max = 65535))]
+    pub port: i32,
+    /// The address from which its last report came.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub observed: Option<String>,
+    /// Certificates with which it may call.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub certificates: Vec<CertificateSpec>,
+    /// Beginning of the first certificate that it got when it joined last: peers refuse those that
+    /// begin earlier.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub certificates_from: Option<Moment>,
+}
+
+/// What a node is for.
+#[derive(JsonSchema, Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Role {
+    /// Tunnels to the hubs and to the members of its communities.
+    Edge,
+    /// The cloud's end of the tunnels.
+    Hub,
+    /// Another cloud node.
+    Cloud,
+}
+
+/// What the controller takes from a Node object.
+#[derive(JsonSchema, Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct NodeObjectSpec {
+    /// Its uid: another one under the same name is another node.
+    pub uid: String,
+    /// The machine that it says it is: a Node of another uid on the same machine is the same node.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    #[schemars(length(max = 128))]
+    pub machine_id: String,
+    /// Communities that its labels name, as far as those count.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub communities: Vec<String>,
+    /// Communities that a label names which no kubelet sets.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub restricted_communities: Vec<String>,
+    /// Addresses from its annotation, with a port where one was given.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub public_addresses: Vec<String>,
+}
+
+/// A certificate that is accepted.
+#[derive(JsonSchema, Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct CertificateSpec {
+    /// Serial number, hexadecimal.
+    pub serial: String,
+    /// SHA-256 of its key, hexadecimal.
+    pub key: String,
+    /// Its end.
+    pub not_after: Moment,
+    /// Its beginning.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub not_before: Option<Moment>,
+    /// Hash of its issuer's key, hexadecimal.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub issuer: String,
+    /// The node has called with it: the one before it is not needed any more.
+    #[serde(default)]
+    pub used: bool,
+}
+
+/// What is shown of a node.
+#[derive(JsonSchema, Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct EdgeNodeStatus {
+    /// Communities to which it belongs, by whichever way.
+    pub communities: Vec<String>,
+    /// Where peers look for it, likeliest first.
+    pub addresses: Vec<String>,
+    /// Segments that it holds.
+    pub segments: Vec<String>,
+    /// Since when it has been connected to the controller; absent while it is not.
+    pub connected_since: Option<Moment>,
+    /// The replica of the controller to which it is connected.
+    pub replica: Option<String>,
+    /// End of its certificate.
+    pub certificate_until: Option<Moment>,
+    /// Its tunnels, as it reported them.
+    pub tunnels: Option<TunnelsStatus>,
+    /// Connected: whether it is connected to the controller.
+    pub conditions: Vec<Condition>,
+}
+
+/// Tunnels of a node.
+#[derive(JsonSchema, Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TunnelsStatus {
+    /// How many are up.
+    #[schemars(range(min = 0))]
+    pub up: i32,
+    /// How many there should be.
+    #[schemars(range(min = 0))]
+    pub wanted: i32,
+    /// Both, for a column.
+    pub shown: String,
+}
+
+impl EdgeNodeSpec {
+    /// The object of a record.
+    pub fn of(record: &NodeRecord) -> Self {
+        let NodeRecord {
+            name: _,
+            role,
+            labels,
+            communities,
+            object,
+            reported,
+            port,
+            observed,
+            certificates,
+            certificates_from,
+            joined_at,
+        } = record;
+        Self {
+            role: (*role).into(),
+            joined_at: Moment(*joined_at),
+            labels: labels.clone(),
+            communities: texts(communities),
+            node_object: object.as_ref().map(NodeObjectSpec::of),
+            reported: texts(reported),
+            port: (*port).into(),
+            observed: observed.map(|address| address.to_string()),
+            certificates: certificates.iter().map(CertificateSpec::of).collect(),
+            certificates_from: known(*certificates_from),
+        }
+    }
+
+    /// The record of an object.
+    pub fn record(&self, name: &str) -> Result<NodeRecord, String> {
+        let read = |key: &str, error: &dyn std::fmt::Display| format!("spec.{key}: {error}");
+        Ok(NodeRecord {
+            name: name.parse().map_err(|e| read("name", &e))?,
+            role: self.role.into(),
+            labels: self.labels.clone(),
+            communities: parsed("communities", &self.communities)?.into_iter().collect(),
+            object: self.node_object.as_ref().map(NodeObjectSpec::object).transpose()?,
+            reported: parsed("reported", &self.reported)?,
+            port: self.port.try_into().map_err(|e| read("port", &e))?,
+            observed: self.observed.as_ref().map(|ip| ip.parse().map_err(|e| read("observed", &e))).transpose()?,
+            certificates: self.certificates.iter().map(CertificateSpec::certificate).collect(),
+            certificates_from: self.certificates_from.map_or(0, |from| from.0),
+            joined_at: self.joined_at.0,
+        })
+    }
+}
+
+impl NodeObjectSpec {
+    fn of(object: &NodeObject) -> Self {
+        let NodeObject { uid, machine_id, communities, restricted_communities, public_addresses } = object;
+        Self {
+            uid: uid.clone(),
+            machine_id: machine_id.clone(),
+            communities: texts(communities),
+            restricted_communities: texts(restricted_communities),
+            public_addresses: texts(public_addresses),
+        }
+    }
+
+    fn object(&self) -> Result<NodeObject, String> {
+        Ok(NodeObject {
+            uid: self.uid.clone(),
+            machine_id: self.machine_id.clone(),
+            communities: parsed("nodeObject.communities", &self.communities)?.into_iter().collect(),
+            restricted_communities: parsed("nodeObject.restrictedCommunities", &self.restricted_communities)?
+                .into_iter()
+                .collect(),
+            public_addresses: parsed::<PublicAddress>("nodeObject.publicAddresses", &self.public_addresses)?,
+        })
+    }
+}
+
+impl CertificateSpec {
+    fn of(certificate: &Certificate) -> Self {
+        let Certificate { serial, key, not_after, not_before, issuer, used } = certificate;
+        Self {
+            serial: serial.clone(),
+            key: key.clone(),
+            not_after: Moment(*not_after),
+            not_before: known(*not_before),
+            issuer: issuer.clone(),
+            used: *used,
+        }
+    }
+
+    fn certificate(&self) -> Certificate {
+        Certificate {
+            serial: self.serial.clone(),
+            key: self.key.clone(),
+            not_after: self.not_after.0,
+            not_before: self.not_before.map_or(0, |from| from.0),
+            issuer: self.issuer.clone(),
+            used: self.used,
+        }
+    }
+}
+
+impl From<edge_types::Role> for Role {
+    fn from(role: edge_types::Role) -> Self {
+        match role {
+            edge_types::Role::Edge => Role::Edge,
+            edge_types::Role::Hub => Role::Hub,
+            edge_types::Role::Cloud => Role::Cloud,
+        }
+    }
+}
+
+impl From<Role> for edge_types::Role {
+    fn from(role: Role) -> Self {
+        match role {
+            Role::Edge => edge_types::Role::Edge,
+            Role::Hub => edge_types::Role::Hub,
+            Role::Cloud => edge_types::Role::Cloud,
+        }
+    }
+}
+
+/// A time, where it was noted.
+fn known(at: Seconds) -> Option<Moment> {
+    (at != 0).then_some(Moment(at))
+}
+
+fn texts<'a, T: ToString + 'a>(values: impl IntoIterator<Item = &'a T>) -> Vec<String> {
+    values.into_iter().map(ToString::to_string).collect()
+}
+
+fn parsed<T: std::str::FromStr>(key: &str, values: &[String]) -> Result<Vec<T>, String>
+where
+    T::Err: std::fmt::Display,
+{
+    values.iter().map(|text| text.parse().map_err(|e| format!("spec.{key}: {text:?}: {e}"))).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_record_comes_back_from_its_object_as_it_was() {
+        let mut record = NodeRecord::new("edge-1".parse().unwrap(), edge_types::Role::Edge, 1_793_491_200);
+        let bare = record.clone();
+        record.set_labels([("fabedge/edge-community".to_owned(), "alpha_beta".to_owned())].into()).unwrap();
+        record.object = Some(NodeObject {
+            uid: "u".into(),
+            machine_id: "5f3c".into(),
+            communities: ["gamma".parse().unwrap()].into(),
+            restricted_communities: ["delta".parse().unwrap()].into(),
+            public_addresses: ["203.0.113.7", "203.0.113.7:4501", "2001:db8::1", "[2001:db8::1]:4501"]
+                .map(|text| text.parse().unwrap())
+                .into(),
+        });
+        record.reported = vec!["192.0.2.1".parse().unwrap(), "2001:db8::2".parse().unwrap()];
+        record.port = 4500;
+        record.observed = Some("203.0.113.9".parse().unwrap());
+        record.certificates = vec![Certificate {
+            serial: "4f".into(),
+            key: "ab".into(),
+            not_after: 1_800_000_000,
+            not_before: 1_793_491_200,
+            issuer: "cd".into(),
+            used: true,
+        }];
+        record.certificates_from = 1_793_491_200;
+        for record in [record, bare] {
+            let json = serde_json::to_string(&EdgeNodeSpec::of(&record)).unwrap();
+            let spec: EdgeNodeSpec = serde_json::from_str(&json).unwrap();
+            assert_eq!(spec.record("edge-1").unwrap(), record);
+        }
+    }
+
+    #[test]
+    fn an_object_that_is_no_record_says_which_key_is_wrong() {
+        let good = EdgeNodeSpec::of(&NodeRecord::new("a".parse().unwrap(), edge_types::Role::Edge, 0));
+        for (spec, key) in [
+            (EdgeNodeSpec { reported: vec!["192.0.2".into()], ..good.clone() }, "spec.reported"),
+            (EdgeNodeSpec { port: 70_000, ..good.clone() }, "spec.port"),
+            (EdgeNodeSpec { observed: Some("x".into()), ..good.clone() }, "spec.observed"),
+            (EdgeNodeSpec { communities: vec!["a_b".into()], ..good.clone() }, "spec.communities"),
+        ] {
+            let error = spec.record("a").unwrap_err();
+            assert!(error.contains(key), "{error}");
+        }
+        assert!(good.record("A").is_err());
+    }
+}

@@ -1,0 +1,59 @@
+//! Join tokens as Secrets in the controller's namespace. They hold the hash of a token's secret,
+//! never the secret.
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use edge_controller_domain::ca::hex;
+use edge_controller_domain::state::TokenRecord;
+use serde_json::{Value, json};
+
+/// Label that tells our Secrets by what they hold.
+pub const KIND_LABEL: &str = "edge-cni.io/kind";
+/// Its value for join tokens.
+pub const KIND: &str = "join-token";
+const TYPE: &str = "edge-cni.io/join-token";
+const KEY: &str = "record";
+
+/// The name of a token's Secret: an id may hold capital letters and `_`, a Secret's name may not.
+pub fn object_name(id: &str) -> String {
+    format!("{KIND}-{}", hex(id.as_bytes()))
+}
+
+/// The content of a token's Secret.
+pub fn content(record: &TokenRecord) -> Result<Value, serde_json::Error> {
+    Ok(json!({"type": TYPE, "data": {KEY: STANDARD.encode(serde_json::to_vec(record)?)}}))
+}
+
+/// Reads a token's Secret, of this name and with this `data`.
+pub fn record(name: &str, data: &Value) -> Result<TokenRecord, String> {
+    let text = data.get(KEY).and_then(Value::as_str);
+    let bytes = STANDARD.decode(text.ok_or_else(|| format!("data.{KEY} is missing"))?);
+    let bytes = bytes.map_err(|e| format!("data.{KEY} is not base64: {e}"))?;
+    let record: TokenRecord = serde_json::from_slice(&bytes).map_err(|e| format!("data.{KEY}: {e}"))?;
+    if object_name(&record.id) == name { Ok(record) } else { Err(format!("it holds token {:?}", record.id)) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_token_comes_back_from_its_secret_as_it_was_and_only_from_its_own() {
+        let token = TokenRecord {
+            id: "Ab_-9".into(),
+            secret_hash: "00".into(),
+            role: edge_types::Role::Edge,
+            node: None,
+            uses: 2,
+            created_at: 1,
+            expires_at: 2,
+            authority: "ab".into(),
+            redemptions: Vec::new(),
+        };
+        let (name, content) = (object_name(&token.id), content(&token).unwrap());
+        assert_eq!(record(&name, &content["data"]).unwrap(), token);
+        record("join-token-00", &content["data"]).unwrap_err();
+        record(&name, &json!({"record": "?"})).unwrap_err();
+        record(&name, &json!({})).unwrap_err();
+    }
+}

@@ -1,0 +1,117 @@
+//! Turns for asking the API server about service account tokens, so that strangers who show wrong
+//! ones do not occupy it, nor keep others out.
+
+use std::collections::HashMap;
+use std::net::{IpAddr, Ipv6Addr};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use edge_controller_domain::shares;
+use tokio::sync::{AcquireError, OwnedSemaphorePermit, Semaphore};
+
+/// Reviews at once.
+const AT_ONCE: usize = 8;
+/// Of these, those of one source: another's turn comes next, however many wait there.
+const OF_ONE_SOURCE: usize = 4;
+/// Those of one source that have a turn or wait for one, with their bodies; more are refused at
+/// once.
+const OF_ONE_SOURCE_IN_ALL: usize = 32;
+/// Time to wait for a turn.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// All turns.
+#[derive(Debug)]
+pub struct Reviews {
+    all: Arc<Semaphore>,
+    /// Of sources that have or want one.
+    sources: Mutex<HashMap<IpAddr, Arc<Semaphore>>>,
+}
+
+/// One turn; free again when it is dropped.
+pub struct Turn<'a> {
+    reviews: &'a Reviews,
+    source: IpAddr,
+    permits: Option<(OwnedSemaphorePermit, OwnedSemaphorePermit)>,
+}
+
+impl Default for Reviews {
+    fn default() -> Self {
+        Self { all: Arc::new(Semaphore::new(AT_ONCE)), sources: Mutex::default() }
+    }
+}
+
+impl Reviews {
+    /// A turn for who comes from there; `None` if there was none in time.
+    pub async fn turn(&self, from: Option<IpAddr>) -> Option<Turn<'_>> {
+        let source = shares::source(from.unwrap_or(Ipv6Addr::UNSPECIFIED.into()));
+        let of_source = self.sources().entry(source).or_insert_with(|| Arc::new(Semaphore::new(OF_ONE_SOURCE))).clone();
+        // The map and this one hold it, and everyone else who has a turn or waits for one.
+        if Arc::strong_count(&of_source) > OF_ONE_SOURCE_IN_ALL + 1 {
+            return None;
+        }
+        // Made first: whoever goes away while it waits is forgotten too.
+        let mut turn = Turn { reviews: self, source, permits: None };
+        let both = async {
+            let own = of_source.acquire_owned().await?;
+            Ok::<_, AcquireError>((own, self.all.clone().acquire_owned().await?))
+        };
+        turn.permits = Some(tokio::time::timeout(PATIENCE, both).await.ok()?.ok()?);
+        Some(turn)
+    }
+
+    fn sources(&self) -> MutexGuard<'_, HashMap<IpAddr, Arc<Semaphore>>> {
+        self.sources.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        let mut sources = self.reviews.sources();
+        self.permits = None;
+        // Whoever has a turn or waits for one holds it too.
+        if sources.get(&self.source).is_some_and(|source| Arc::strong_count(source) == 1) {
+            sources.remove(&self.source);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use futures_util::FutureExt;
+
+    #[tokio::test]
+    async fn one_source_does_not_take_all_turns_and_none_is_remembered() {
+        let reviews = Reviews::default();
+        let (greedy, other) = (Some("192.0.2.1".parse().unwrap()), Some("198.51.100.1".parse().unwrap()));
+        let mut held = Vec::new();
+        for _ in 0..OF_ONE_SOURCE {
+            held.push(reviews.turn(greedy).await.unwrap());
+        }
+        assert!(reviews.turn(greedy).now_or_never().is_none(), "it waits");
+        for _ in 0..AT_ONCE - OF_ONE_SOURCE {
+            held.push(reviews.turn(other).await.unwrap());
+        }
+        assert_eq!(reviews.all.available_permits(), 0);
+        held.truncate(1);
+        assert!(reviews.turn(greedy).await.is_some());
+        drop(held);
+        assert_eq!((reviews.sources().len(), reviews.all.available_permits()), (0, AT_ONCE));
+    }
+
+    #[tokio::test]
+    async fn few_of_one_source_wait_and_the_rest_are_refused_at_once() {
+        let reviews = Reviews::default();
+        let source = Some("192.0.2.1".parse().unwrap());
+        let mut held = Vec::new();
+        for _ in 0..OF_ONE_SOURCE {
+            held.push(reviews.turn(source).await.unwrap());
+        }
+        let mut waiting: Vec<_> =
+            (OF_ONE_SOURCE..OF_ONE_SOURCE_IN_ALL).map(|_| Box::pin(reviews.turn(source))).collect();
+        assert!(waiting.iter_mut().all(|turn| turn.now_or_never().is_none()));
+        assert!(reviews.turn(source).await.is_none(), "one too many");
+        drop((waiting, held));
+        assert!(reviews.sources().is_empty());
+    }
+}

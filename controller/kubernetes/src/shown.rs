@@ -1,0 +1,439 @@
+//! What objects show to people in their status: never read back, so nothing depends on it.
+//!
+//! Who is connected, and what it said of its tunnels, is shown by the replica to which it is
+//! connected; everything that follows from the rows by the leader. What changes within a few
+//! seconds is written once.
+
+use std::collections::{HashMap, HashSet};
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::sync::Arc;
+use std::time::Duration;
+
+use edge_controller_domain::registry::{Registry, View};
+use edge_controller_domain::segments::Conflicts;
+use edge_controller_domain::state::{CommunityRecord, Key, NodeRecord};
+use edge_controller_domain::tunnel_reports::{TunnelReports, UnseenReports};
+use edge_types::{Endpoint, NodeName};
+use futures_util::StreamExt;
+use futures_util::stream;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
+use k8s_openapi::jiff::Timestamp;
+use kube::api::{ListParams, Patch, PatchParams};
+use kube::{Api, Client};
+use serde_json::{Value, json};
+use tokio::sync::watch;
+
+use super::client::{Obstacles, REQUEST, explain, is_absent};
+use super::lease::{Leases, Replicas};
+use super::resources::{Community, EdgeNode, Moment, community_object_name};
+
+/// How often what changed is written.
+const PERIOD: Duration = Duration::from_secs(2);
+/// How often the leader compares everything with the rows, if they changed.
+const COMPARE: Duration = Duration::from_secs(5);
+/// Requests at once.
+const AT_ONCE: usize = 8;
+/// Missing members that are named.
+const NAMED: usize = 20;
+/// Type of a community's condition.
+const COMPLETE: &str = "Complete";
+/// Objects in one page.
+const PAGE: u32 = 500;
+
+/// Computes the addresses that a node's peers get.
+pub type EndpointsOf = Box<dyn Fn(&NodeRecord) -> Vec<Endpoint> + Send + Sync>;
+
+/// What statuses are made of.
+pub struct Sources {
+    /// The rows, and who is connected.
+    pub registry: Registry,
+    /// What nodes report of their tunnels.
+    pub tunnels: TunnelReports,
+    /// What nodes say they hold and do not.
+    pub conflicts: Conflicts,
+    /// Addresses that a node's peers get.
+    pub endpoints: EndpointsOf,
+    /// What does not work at the API server.
+    pub obstacles: Obstacles,
+}
+
+/// Writes statuses.
+pub struct Shown {
+    from: Sources,
+    nodes: Api<EdgeNode>,
+    communities: Api<Community>,
+    leases: Arc<Leases>,
+    identity: String,
+}
+
+/// One write to come: of which node, and what.
+type Write = (NodeName, Value);
+
+impl Shown {
+    /// Of a replica of this name.
+    pub fn new(client: &Client, from: Sources, leases: Arc<Leases>, identity: &str) -> Self {
+        let (nodes, communities) = (Api::all(client.clone()), Api::all(client.clone()));
+        Self { from, nodes, communities, leases, identity: identity.into() }
+    }
+
+    /// Shows who is connected here; ends never.
+    pub async fn show_connections(&self) {
+        let mut shown: HashSet<NodeName> = HashSet::new();
+        let mut pending = UnseenReports::default();
+        let mut period = tokio::time::interval(PERIOD);
+        period.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            period.tick().await;
+            let (opened, closed) = {
+                let view = self.from.registry.read().await;
+                let registered = |name: &NodeName| view.state().node(name).is_some();
+                let connected = |name: &NodeName| view.is_connected(name);
+                self.from.tunnels.retain(registered);
+                self.from.conflicts.retain(registered);
+                let UnseenReports { begun, changed } = self.from.tunnels.take_unseen();
+                pending.begun.extend(begun);
+                pending.changed.extend(changed);
+                // What is shown of the others is another replica's to write.
+                pending.begun.retain(connected);
+                pending.changed.retain(connected);
+                let nodes = view.state().nodes().map(|record| &record.name).filter(|name| connected(name));
+                let opened: Vec<NodeName> =
+                    nodes.filter(|name| !shown.contains(*name) || pending.begun.contains(*name)).cloned().collect();
+                shown.retain(registered);
+                let closed: Vec<NodeName> = shown.iter().filter(|name| !connected(name)).cloned().collect();
+                (opened, closed)
+            };
+            let now = self.from.registry.clock.now();
+            let mut writes: HashMap<NodeName, Value> = HashMap::new();
+            for name in opened {
+                writes.insert(name, self.connection(now, true));
+            }
+            for name in &pending.changed {
+                let Some(count) = self.from.tunnels.of(name) else { continue };
+                let status = writes.entry(name.clone()).or_insert_with(|| json!({}));
+                status["tunnels"] = json!({
+                    "up": count.up, "wanted": count.wanted, "shown": format!("{}/{}", count.up, count.wanted)
+                });
+            }
+            let written = self.write(writes.into_iter().collect()).await;
+            for name in &written {
+                pending.begun.remove(name);
+                pending.changed.remove(name);
+                if self.from.registry.read().await.is_connected(name) {
+                    shown.insert(name.clone());
+                }
+            }
+            for name in closed {
+                if self.disconnected(&name, now, |replica| replica == self.identity).await {
+                    shown.remove(&name);
+                }
+            }
+        }
+    }
+
+    fn connection(&self, now: i64, up: bool) -> Value {
+        let condition = |status: &str, reason: &str, message: String| {
+            json!([Condition {
+                type_: "Connected".into(),
+                status: status.into(),
+                reason: reason.into(),
+                message,
+                last_transition_time: Time(Timestamp::from_second(now).unwrap_or_default()),
+                observed_generation: None,
+            }])
+        };
+        if up {
+            let message = format!("follows its view at {}", self.identity);
+            json!({
+                "connectedSince": Moment(now), "replica": self.identity,
+                "conditions": condition("True", "ViewStream", message),
+            })
+        } else {
+            let message = "does not follow its view; its tunnels stay as they are".to_owned();
+            json!({
+                "connectedSince": null, "replica": null, "conditions": condition("False", "NoViewStream", message),
+            })
+        }
+    }
+
+    /// Shows that a node is not connected, unless another replica shows that it is.
+    async fn disconnected(&self, name: &NodeName, now: i64, of: impl Fn(&str) -> bool) -> bool {
+        let shown = match tokio::time::timeout(REQUEST, self.nodes.get_opt(name.as_str())).await {
+            Ok(Ok(object)) => object,
+            _ => return false,
+        };
+        let Some(object) = shown else { return true };
+        let replica = object.status.as_ref().and_then(|status| status.replica.clone()).unwrap_or_default();
+        if !of(&replica) {
+            return true;
+        }
+        // Only over what was read: another one may show it as connected at this moment.
+        let mut status = json!({"metadata": {"resourceVersion": object.metadata.resource_version}});
+        status["status"] = self.connection(now, false);
+        self.patch(name, status).await
+    }
+
+    /// Shows what follows from the rows, while it leads; ends never.
+    pub async fn show_rows(&self, mut leading: watch::Receiver<bool>) {
+        let mut replicas = Replicas::default();
+        let mut period = tokio::time::interval(COMPARE);
+        period.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut known: Option<Known> = None;
+        loop {
+            if !*leading.borrow_and_update() {
+                known = None;
+                if leading.wait_for(|leads| *leads).await.is_err() {
+                    return;
+                }
+            }
+            period.tick().await;
+            let mut now = match known.take() {
+                Some(known) => known,
+                None => match tokio::time::timeout(REQUEST * 6, self.known()).await {
+                    Ok(Ok(known)) => known,
+                    Ok(Err(error)) => {
+                        self.from.obstacles.fails_aside("statuses", error);
+                        continue;
+                    }
+                    Err(_) => continue,
+                },
+            };
+            self.compare(&mut now).await;
+            match replicas.look(&self.leases).await {
+                Ok(there) => self.bury(&mut now, &there).await,
+                Err(error) => tracing::debug!(error, "who is there is not known"),
+            }
+            known = Some(now);
+        }
+    }
+
+    /// What all objects show.
+    async fn known(&self) -> Result<Known, String> {
+        let mut known = Known::default();
+        // Whatever comes anew while the list is read may be in it as it was before.
+        let at = self.from.registry.read().await.revision();
+        let mut params = ListParams::default().limit(PAGE);
+        loop {
+            let page = self.nodes.list(&params).await.map_err(|e| explain("edgenodes.edge-cni.io", &e))?;
+            for object in page.items {
+                let status = object.status.unwrap_or_default();
+                let Some(name) = object.metadata.name.and_then(|name| name.parse::<NodeName>().ok()) else { continue };
+                let rows = json!({
+                    "communities": status.communities, "addresses": status.addresses, "segments": status.segments,
+                    "certificateUntil": status.certificate_until,
+                });
+                known.nodes.insert(name, Written { digest: digest(&rows), at, complete: None });
+            }
+            match page.metadata.continue_.filter(|token| !token.is_empty()) {
+                Some(token) => params.continue_token = Some(token),
+                None => break,
+            }
+        }
+        // Never many.
+        let communities = self.communities.list(&ListParams::default()).await;
+        for object in communities.map_err(|e| explain("communities.edge-cni.io", &e))? {
+            let (Some(name), Some(status)) = (object.metadata.name, object.status) else { continue };
+            let shown = json!({"listed": status.listed, "registered": status.registered, "missing": status.missing});
+            let complete = status.conditions.into_iter().find(|condition| condition.type_ == COMPLETE);
+            known.communities.insert(name, Written { digest: digest(&shown), at, complete });
+        }
+        Ok(known)
+    }
+
+    async fn compare(&self, known: &mut Known) {
+        let (revision, nodes, communities) = {
+            let view = self.from.registry.read().await;
+            if known.revision == Some(view.revision()) {
+                return;
+            }
+            known.forget_absent(&view);
+            let nodes: Vec<Write> = view
+                .state()
+                .nodes()
+                .map(|record| (record.name.clone(), self.rows(&view, record)))
+                .filter(|(name, rows)| {
+                    let written =
+                        known.nodes.get(name).filter(|written| written.is_of(view.came(&Key::Node(name.clone()))));
+                    written.is_none_or(|written| written.digest != digest(rows))
+                })
+                .collect();
+            let now = self.from.registry.clock.now();
+            let communities: Vec<(String, Value, Condition)> = view
+                .state()
+                .listed_communities()
+                .filter_map(|community| {
+                    let (name, shown) = (community_object_name(&community.name), listed(&view, community));
+                    let came = view.came(&Key::Community(community.name.clone()));
+                    let written = known.communities.get(&name).filter(|written| written.is_of(came));
+                    if written.is_some_and(|written| written.digest == digest(&shown)) {
+                        return None;
+                    }
+                    let complete = complete(&shown, written.and_then(|written| written.complete.as_ref()), now);
+                    Some((name, shown, complete))
+                })
+                .collect();
+            (view.revision(), nodes, communities)
+        };
+        let digests: HashMap<NodeName, u64> = nodes.iter().map(|(name, rows)| (name.clone(), digest(rows))).collect();
+        let wanted = nodes.len() + communities.len();
+        let written = self.write(nodes).await;
+        let mut done = written.len();
+        for name in written {
+            if let Some(digest) = digests.get(&name) {
+                known.nodes.insert(name, Written { digest: *digest, at: revision, complete: None });
+            }
+        }
+        for (name, shown, complete) in communities {
+            let mut status = shown.clone();
+            status["conditions"] = json!([complete]);
+            let patch = Patch::Merge(json!({"status": status}));
+            let params = PatchParams::default();
+            match tokio::time::timeout(REQUEST, self.communities.patch_status(&name, &params, &patch)).await {
+                Ok(Err(error)) if !is_absent(&error) => {
+                    self.from.obstacles.fails_aside("statuses", explain("communities.edge-cni.io", &error));
+                }
+                Ok(_) => {
+                    let written = Written { digest: digest(&shown), at: revision, complete: Some(complete) };
+                    known.communities.insert(name, written);
+                    done += 1;
+                }
+                Err(_) => {}
+            }
+        }
+        known.revision = (done == wanted).then_some(revision);
+    }
+
+    fn rows(&self, view: &View<'_>, record: &NodeRecord) -> Value {
+        let until = record.certificates.iter().map(|certificate| certificate.not_after).max();
+        let text = |things: Vec<String>| things;
+        json!({
+            "communities": view.state().communities_of(record),
+            "addresses": text((self.from.endpoints)(record).iter().map(|endpoint| endpoint.address.to_string()).collect()),
+            "segments": edge_controller_domain::views::segments(view.state(), &record.name),
+            "certificateUntil": until.map(Moment),
+        })
+    }
+
+    /// Shows nodes as not connected whose replica is gone.
+    async fn bury(&self, known: &mut Known, there: &[String]) {
+        let gone = |replica: &str| !replica.is_empty() && !there.iter().any(|name| name == replica);
+        let key = there.to_vec();
+        if known.replicas.as_ref() == Some(&key) {
+            return;
+        }
+        let mut params = ListParams::default().limit(PAGE);
+        loop {
+            let Ok(Ok(page)) = tokio::time::timeout(REQUEST, self.nodes.list(&params)).await else { return };
+            for object in page.items {
+                let replica = object.status.and_then(|status| status.replica).unwrap_or_default();
+                let Some(name) = object.metadata.name.and_then(|name| name.parse::<NodeName>().ok()) else { continue };
+                if gone(&replica) && !self.disconnected(&name, self.from.registry.clock.now(), gone).await {
+                    return;
+                }
+            }
+            match page.metadata.continue_.filter(|token| !token.is_empty()) {
+                Some(token) => params.continue_token = Some(token),
+                None => break,
+            }
+        }
+        known.replicas = Some(key);
+    }
+
+    /// Writes statuses of nodes; which were written.
+    async fn write(&self, writes: Vec<Write>) -> Vec<NodeName> {
+        stream::iter(writes)
+            .map(|(name, status)| async move {
+                let done = self.patch(&name, json!({"status": status})).await;
+                done.then_some(name)
+            })
+            .buffer_unordered(AT_ONCE)
+            .filter_map(std::future::ready)
+            .collect()
+            .await
+    }
+
+    async fn patch(&self, name: &NodeName, patch: Value) -> bool {
+        let patch = Patch::Merge(patch);
+        let params = PatchParams::default();
+        match tokio::time::timeout(REQUEST, self.nodes.patch_status(name.as_str(), &params, &patch)).await {
+            Ok(Ok(_)) => self.from.obstacles.works("statuses"),
+            // It is gone, and nothing of it is to be shown.
+            Ok(Err(error)) if is_absent(&error) => {}
+            Ok(Err(kube::Error::Api(status))) if status.code == 409 => return false,
+            Ok(Err(error)) => {
+                self.from.obstacles.fails_aside("statuses", explain("edgenodes.edge-cni.io", &error));
+                return false;
+            }
+            Err(_) => return false,
+        }
+        true
+    }
+}
+
+/// What objects show, as far as it is known.
+#[derive(Default)]
+struct Known {
+    revision: Option<u64>,
+    nodes: HashMap<NodeName, Written>,
+    /// By the names of their objects.
+    communities: HashMap<String, Written>,
+    /// Replicas that were there when those that were not were last looked for.
+    replicas: Option<Vec<String>>,
+}
+
+impl Known {
+    fn forget_absent(&mut self, view: &View<'_>) {
+        self.nodes.retain(|name, _| view.state().node(name).is_some());
+        let present: HashSet<String> =
+            view.state().listed_communities().map(|community| community_object_name(&community.name)).collect();
+        self.communities.retain(|name, _| present.contains(name));
+    }
+}
+
+/// What an object shows.
+struct Written {
+    digest: u64,
+    /// Revision of the rows when that was read or written.
+    at: u64,
+    /// A community's condition.
+    complete: Option<Condition>,
+}
+
+impl Written {
+    /// Whether that is of what came at this revision. What has come since then is another object
+    /// under the same name, and shows nothing.
+    fn is_of(&self, came: u64) -> bool {
+        came <= self.at
+    }
+}
+
+fn listed(view: &View<'_>, community: &CommunityRecord) -> Value {
+    let is_edge = |name: &&NodeName| view.state().node(name).is_some_and(|node| node.role == edge_types::Role::Edge);
+    let missing: Vec<&NodeName> = community.members.iter().filter(|name| !is_edge(name)).collect();
+    json!({
+        "listed": community.members.len(),
+        "registered": community.members.len() - missing.len(),
+        "missing": missing.iter().take(NAMED).collect::<Vec<_>>(),
+    })
+}
+
+/// The condition that follows from what is shown. Its time stays until its status changes.
+fn complete(shown: &Value, before: Option<&Condition>, now: i64) -> Condition {
+    let complete = shown["listed"] == shown["registered"];
+    let status = if complete { "True" } else { "False" };
+    let since = before.filter(|before| before.status == status).map(|before| before.last_transition_time.clone());
+    Condition {
+        type_: COMPLETE.into(),
+        status: status.into(),
+        reason: if complete { "AllRegistered" } else { "SomeNotRegistered" }.into(),
+        message: format!("{} of {} members are registered edges", shown["registered"], shown["listed"]),
+        last_transition_time: since.unwrap_or_else(|| Time(Timestamp::from_second(now).unwrap_or_default())),
+        observed_generation: None,
+    }
+}
+
+fn digest(value: &Value) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    value.to_string().hash(&mut hasher);
+    hasher.finish()
+}

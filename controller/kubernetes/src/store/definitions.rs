@@ -1,0 +1,159 @@
+//! The definitions of the custom resources (CRDs). An object lives only as long as its definition:
+//! the API server deletes them together.
+//!
+//! A definition that is deleted gets a `deletionTimestamp` first; then its objects are deleted,
+//! then it is gone. So whoever sees an object deleted, and reads the definition after that, as it
+//! was and without a `deletionTimestamp`, knows that the object was not deleted with it.
+
+use std::collections::BTreeMap;
+use std::sync::{Mutex, OnceLock, PoisonError};
+
+use edge_controller_domain::store::StoreError;
+use k8s_openapi::api::core::v1::Namespace;
+use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use kube::{Api, Client};
+
+use super::kinds::Kind;
+use crate::client::{REQUEST, explain, is_absent};
+use crate::identity;
+
+const WHAT: &str = "customresourcedefinitions.apiextensions.k8s.io";
+
+/// UIDs of definitions.
+pub(super) type Uids = BTreeMap<Kind, String>;
+
+pub(super) struct Definitions {
+    api: Api<CustomResourceDefinition>,
+    /// Those with which the objects that are known exist.
+    known: Mutex<Uids>,
+    namespaces: Api<Namespace>,
+    /// The cluster in which they exist.
+    cluster: OnceLock<String>,
+}
+
+/// How a definition stands.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Standing {
+    /// As it was all the time.
+    Same,
+    /// It is missing or about to be deleted, in words.
+    Ending(String),
+    /// It was deleted and made again; with this UID.
+    MadeAgain(String),
+}
+
+impl Definitions {
+    pub(super) fn new(client: &Client) -> Self {
+        let (api, namespaces) = (Api::all(client.clone()), Api::all(client.clone()));
+        Self { api, known: Mutex::default(), namespaces, cluster: OnceLock::new() }
+    }
+
+    /// Makes sure that it is the cluster that it was at first: what is known is not written into
+    /// another one.
+    pub(super) async fn check_cluster(&self) -> Result<(), String> {
+        let found = identity::uid(&self.namespaces).await?;
+        let known = self.cluster.get_or_init(|| found.clone());
+        match *known == found {
+            true => Ok(()),
+            false => Err(format!(
+                "the API server is of another cluster now: its namespace kube-system has the UID {found}, and had {known}. Nothing is written \
+                 into it; to move there, import a backup"
+            )),
+        }
+    }
+
+    /// UIDs of all definitions.
+    ///
+    /// # Errors
+    /// Where one of them is missing or about to be deleted.
+    pub(super) async fn all_there(&self) -> Result<Uids, StoreError> {
+        let mut uids = Uids::new();
+        for kind in Kind::CUSTOM {
+            match standing(kind, self.read(kind).await?, None) {
+                Standing::MadeAgain(uid) => drop(uids.insert(kind, uid)),
+                Standing::Ending(why) => return Err(StoreError::Failed(why)),
+                Standing::Same => {}
+            }
+        }
+        Ok(uids)
+    }
+
+    /// Makes sure that all definitions are still those.
+    pub(super) async fn check_same(&self, before: &Uids) -> Result<(), StoreError> {
+        match self.all_there().await? == *before {
+            true => Ok(()),
+            false => Err(StoreError::Failed(
+                "the definitions of our resources (CRDs) were made again while they were read; it is tried again at the next start".into(),
+            )),
+        }
+    }
+
+    /// The objects that are known exist with these.
+    pub(super) fn know(&self, uids: Uids) {
+        *self.known.lock().unwrap_or_else(PoisonError::into_inner) = uids;
+    }
+
+    /// All objects of a kind were written again with this definition.
+    pub(super) fn know_one(&self, kind: Kind, uid: String) -> Uids {
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        known.insert(kind, uid);
+        known.clone()
+    }
+
+    /// How a definition stands, as read after this was called.
+    pub(super) async fn standing(&self, kind: Kind) -> Result<Standing, StoreError> {
+        let found = self.read(kind).await?;
+        let known = self.known.lock().unwrap_or_else(PoisonError::into_inner).get(&kind).cloned();
+        Ok(standing(kind, found, known.as_deref()))
+    }
+
+    async fn read(&self, kind: Kind) -> Result<Option<ObjectMeta>, StoreError> {
+        // By name and without a version: the API server reads it from etcd.
+        match tokio::time::timeout(REQUEST, self.api.get_metadata(kind.what())).await {
+            Ok(Ok(found)) => Ok(Some(found.metadata)),
+            Ok(Err(error)) if is_absent(&error) => Ok(None),
+            Ok(Err(error)) => Err(StoreError::Failed(explain(WHAT, &error))),
+            Err(_) => Err(StoreError::Failed(format!(
+                "the API server did not answer about {WHAT} within {} s",
+                REQUEST.as_secs()
+            ))),
+        }
+    }
+}
+
+fn standing(kind: Kind, found: Option<ObjectMeta>, known: Option<&str>) -> Standing {
+    let what = kind.what();
+    match found {
+        None => Standing::Ending(format!(
+            "the definition {what} (CRD) is missing: run kubectl apply -f deploy/crds, and restart no replica before its objects are written again"
+        )),
+        Some(found) if found.deletion_timestamp.is_some() => Standing::Ending(format!(
+            "the definition {what} (CRD) is being deleted, and all its objects with it: when it is gone run kubectl apply -f deploy/crds, and restart \
+             no replica before its objects are written again"
+        )),
+        Some(found) => match found.uid.unwrap_or_default() {
+            uid if Some(uid.as_str()) == known => Standing::Same,
+            uid => Standing::MadeAgain(uid),
+        },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+    use k8s_openapi::jiff::Timestamp;
+
+    #[test]
+    fn a_definition_counts_as_the_same_only_with_its_uid_and_while_nobody_deletes_it() {
+        let there = ObjectMeta { uid: Some("u".into()), ..ObjectMeta::default() };
+        assert_eq!(standing(Kind::Node, Some(there.clone()), Some("u")), Standing::Same);
+        assert_eq!(standing(Kind::Node, Some(there.clone()), Some("before")), Standing::MadeAgain("u".into()));
+        let ending = ObjectMeta { deletion_timestamp: Some(Time(Timestamp::now())), ..there };
+        for found in [None, Some(ending)] {
+            let Standing::Ending(why) = standing(Kind::Node, found, Some("u")) else { panic!("it is not there") };
+            assert!(why.contains("edgenodes.edge-cni.io") && why.contains("kubectl apply -f deploy/crds"), "{why}");
+        }
+    }
+}

@@ -1,0 +1,298 @@
+//! What all replicas must agree on, in one ConfigMap: the sizes of segments in force, and the
+//! layout of all objects.
+//!
+//! A release neither starts nor writes where one with a later layout has been: it would drop what
+//! it does not know from every object that it writes.
+//!
+//! Segments of one size never overlap unless they are the same, and then the API server lets only
+//! one be created. Of two sizes they may. So only one pair of sizes is in force at any time: that
+//! which the ConfigMap holds. A replica writes its own there when it starts, and lists the segments
+//! after that. A replica that has created claims reads the ConfigMap before it tells anyone of
+//! them, and takes them back where other sizes are in force.
+//!
+//! Let X create claims of one size and Y start with another. Either X's reading comes after Y's
+//! writing: then X sees Y's sizes and takes its claims back. Or X's reading comes before Y's
+//! writing: X's claims were created before that reading, hence before Y's writing, hence before Y
+//! lists, and Y grants around them. In both cases no grant of Y overlaps one that X has told anyone
+//! of.
+
+use std::collections::BTreeMap;
+
+use edge_controller_domain::clock::Seconds;
+use edge_controller_domain::store::{Note, StoreError};
+use edge_types::view::SegmentPrefix;
+use k8s_openapi::api::core::v1::ConfigMap;
+use kube::api::{ObjectMeta, PostParams};
+use kube::{Api, Client};
+
+use super::definitions::Uids;
+use super::turns::Turns;
+use crate::client::{REQUEST, explain, version};
+
+/// The layout of the objects that this release writes.
+const LAYOUT: u32 = 1;
+
+/// The ConfigMap.
+const NAME: &str = "edge-cni-controller";
+const VERSION: &str = "layout";
+const V4: &str = "v4-prefix";
+const V6: &str = "v6-prefix";
+const TIME: &str = "time";
+/// Revisions are above it.
+const OFFSET: &str = "revision-offset";
+/// Written anew wherever a new resourceVersion is needed.
+const TOUCHED: &str = "touched";
+/// Prefix of the UIDs of the definitions (CRDs) with which the objects exist.
+const DEFINITION: &str = "definition.";
+/// How often a write is tried that others get ahead of.
+const ATTEMPTS: u32 = 20;
+
+pub(super) struct Settings {
+    api: Api<ConfigMap>,
+    ours: SegmentPrefix,
+    in_force: Turns<Verdict>,
+    layout: Turns<Result<(), StoreError>>,
+}
+
+/// What was noted by earlier runs.
+pub(super) struct Noted {
+    /// The latest time.
+    pub(super) time: Seconds,
+    /// Revisions are above it.
+    pub(super) offset: u64,
+}
+
+/// Whether our sizes are in force; why not, otherwise; or that it is not known.
+type Verdict = Result<Result<(), String>, StoreError>;
+
+impl Settings {
+    pub(super) fn new(client: &Client, namespace: &str, ours: SegmentPrefix) -> Self {
+        Self {
+            api: Api::namespaced(client.clone(), namespace),
+            ours,
+            in_force: Turns::default(),
+            layout: Turns::default(),
+        }
+    }
+
+    /// What was noted by earlier runs, for one who takes no part.
+    pub(super) async fn noted(&self) -> Result<Noted, StoreError> {
+        let data = self.get().await?.unwrap_or_default().data.unwrap_or_default();
+        understood(&data).map_err(StoreError::Failed)?;
+        Ok(Noted { time: time(&data), offset: offset(&data) })
+    }
+
+    /// Puts our sizes and our layout in force.
+    pub(super) async fn put_in_force(&self) -> Result<Noted, StoreError> {
+        let (v4, v6) = (self.ours.v4.to_string(), self.ours.v6.to_string());
+        let (before, _) = self
+            .write(|data| {
+                let before = sizes(data);
+                data.insert(V4.into(), v4.clone());
+                data.insert(V6.into(), v6.clone());
+                data.insert(VERSION.into(), LAYOUT.to_string());
+                (before, Noted { time: time(data), offset: offset(data) })
+            })
+            .await?;
+        let ((before_v4, before_v6), noted) = before;
+        let changed = |before: Option<&str>, now: &str| before.is_some_and(|before| before != now);
+        if changed(before_v4.as_deref(), &v4) || changed(before_v6.as_deref(), &v6) {
+            tracing::warn!(v4, v6, "the sizes of segments change; replicas with other sizes grant none from now on");
+        }
+        Ok(noted)
+    }
+
+    /// Notes with which definitions the objects exist that were just listed.
+    ///
+    /// # Errors
+    /// Where other ones were noted: the objects were deleted with those, and what is there now is
+    /// not all.
+    pub(super) async fn note_definitions(&self, definitions: &Uids) -> Result<(), StoreError> {
+        let others = |data: &BTreeMap<String, String>| {
+            let other = definitions.iter().find(|(kind, uid)| {
+                data.get(&format!("{DEFINITION}{}", kind.what())).is_some_and(|noted| noted != *uid)
+            });
+            other.map(|(kind, _)| kind.what())
+        };
+        let data = self.get().await?.unwrap_or_default().data.unwrap_or_default();
+        if let Some(what) = others(&data) {
+            return Err(StoreError::Failed(format!(
+                "the definition {what} (CRD) was deleted and made again, and its objects were deleted with it: replicas that run are writing them again; \
+                 where none runs, import a backup (edge-controller import), or, to begin a new cluster that every node joins \
+                 again, delete the ConfigMap {NAME}"
+            )));
+        }
+        match noted(&data, definitions) {
+            true => Ok(()),
+            false => self.renote_definitions(definitions).await,
+        }
+    }
+
+    /// Notes that all objects were written again, with these definitions.
+    pub(super) async fn renote_definitions(&self, definitions: &Uids) -> Result<(), StoreError> {
+        let edit = |data: &mut BTreeMap<String, String>| {
+            for (kind, uid) in definitions {
+                data.insert(format!("{DEFINITION}{}", kind.what()), uid.clone());
+            }
+        };
+        self.write(edit).await.map(drop)
+    }
+
+    /// Forgets with which definitions the objects existed: they come from a backup.
+    pub(super) async fn forget_definitions(&self) -> Result<(), StoreError> {
+        let data = self.get().await?.unwrap_or_default().data.unwrap_or_default();
+        if data.keys().any(|key| key.starts_with(DEFINITION)) {
+            self.write(|data| data.retain(|key, _| !key.starts_with(DEFINITION))).await?;
+        }
+        Ok(())
+    }
+
+    /// What was noted.
+    pub(super) async fn note(&self, note: Note) -> Result<Option<String>, StoreError> {
+        let data = self.get().await?.unwrap_or_default().data.unwrap_or_default();
+        Ok(data.get(note.key()).cloned())
+    }
+
+    /// Notes it.
+    pub(super) async fn set_note(&self, note: Note, text: &str) -> Result<(), StoreError> {
+        self.write(|data| drop(data.insert(note.key().into(), text.into()))).await.map(drop)
+    }
+
+    /// Makes revisions begin above one; returns the offset that holds.
+    pub(super) async fn begin_above(&self, revision: u64) -> Result<u64, StoreError> {
+        let (offset, _) = self
+            .write(|data| {
+                let offset = offset(data).max(revision);
+                data.insert(OFFSET.into(), offset.to_string());
+                offset
+            })
+            .await?;
+        Ok(offset)
+    }
+
+    /// Makes a new version, which is later than everything before, and notes the time.
+    pub(super) async fn touch(&self, now: Seconds) -> Result<u64, StoreError> {
+        let (_, version) = self
+            .write(|data| {
+                let now = now.max(time(data));
+                data.insert(TIME.into(), now.to_string());
+                let count = data.get(TOUCHED).and_then(|count| count.parse::<u64>().ok()).unwrap_or(0);
+                data.insert(TOUCHED.into(), count.wrapping_add(1).to_string());
+            })
+            .await?;
+        Ok(version)
+    }
+
+    /// Fails where a later release has been, as read after this was called; those who ask at the
+    /// same time share one reading.
+    pub(super) async fn understood_since_now(&self) -> Result<(), StoreError> {
+        self.layout.ask(async || self.noted().await.map(drop)).await
+    }
+
+    /// Whether our sizes are in force, as read after this was called; those who ask at the same
+    /// time share one reading.
+    pub(super) async fn in_force_since_now(&self) -> Verdict {
+        self.in_force.ask(async || self.in_force().await).await
+    }
+
+    /// Whether our sizes are in force.
+    pub(super) async fn in_force(&self) -> Verdict {
+        let map = self.get().await?.unwrap_or_default();
+        let data = map.data.unwrap_or_default();
+        if let Err(why) = understood(&data) {
+            return Ok(Err(why));
+        }
+        let (v4, v6) = sizes(&data);
+        let ours = (self.ours.v4.to_string(), self.ours.v6.to_string());
+        if v4.as_ref() == Some(&ours.0) && v6.as_ref() == Some(&ours.1) {
+            return Ok(Ok(()));
+        }
+        let show = |size: Option<String>| size.unwrap_or_else(|| "?".into());
+        Ok(Err(format!(
+            "segments of /{} and /{} are in force (ConfigMap {NAME}), and this replica has v4_prefix = {} and v6_prefix = {}: give all \
+             replicas the same, and restart those whose sizes shall hold last",
+            show(v4),
+            show(v6),
+            ours.0,
+            ours.1
+        )))
+    }
+
+    async fn get(&self) -> Result<Option<ConfigMap>, StoreError> {
+        answered(self.api.get_opt(NAME)).await
+    }
+
+    async fn write<T>(&self, edit: impl Fn(&mut BTreeMap<String, String>) -> T) -> Result<(T, u64), StoreError> {
+        for _ in 0..ATTEMPTS {
+            let found = self.get().await?;
+            let there = found.is_some();
+            let mut map = found.unwrap_or_else(|| ConfigMap {
+                metadata: ObjectMeta { name: Some(NAME.into()), ..ObjectMeta::default() },
+                ..ConfigMap::default()
+            });
+            let data = map.data.get_or_insert_default();
+            understood(data).map_err(StoreError::Failed)?;
+            let result = edit(data);
+            let post = PostParams::default();
+            // Over the version that was read, or where there is none.
+            let written = if there {
+                tokio::time::timeout(REQUEST, self.api.replace(NAME, &post, &map)).await
+            } else {
+                tokio::time::timeout(REQUEST, self.api.create(&post, &map)).await
+            };
+            match written {
+                Ok(Ok(map)) => {
+                    let at = version(map.metadata.resource_version.as_deref()).map_err(StoreError::Failed)?;
+                    return Ok((result, at));
+                }
+                Ok(Err(kube::Error::Api(status))) if status.code == 409 => {
+                    tokio::time::sleep(edge_controller_domain::random::jitter(std::time::Duration::from_millis(50)))
+                        .await;
+                }
+                Ok(Err(error)) => return Err(StoreError::Failed(explain("configmaps", &error))),
+                Err(_) => return Err(silent()),
+            }
+        }
+        Err(StoreError::Failed(format!("others got ahead of every write of the ConfigMap {NAME}")))
+    }
+}
+
+async fn answered<T>(request: impl Future<Output = kube::Result<T>>) -> Result<T, StoreError> {
+    match tokio::time::timeout(REQUEST, request).await {
+        Ok(answer) => answer.map_err(|error| StoreError::Failed(explain("configmaps", &error))),
+        Err(_) => Err(silent()),
+    }
+}
+
+fn silent() -> StoreError {
+    StoreError::Failed(format!("the API server did not answer about configmaps within {} s", REQUEST.as_secs()))
+}
+
+/// Refuses the layout of a later release.
+fn understood(data: &BTreeMap<String, String>) -> Result<(), String> {
+    match data.get(VERSION).map(|layout| layout.parse::<u32>()) {
+        None => Ok(()),
+        Some(Ok(layout)) if layout <= LAYOUT => Ok(()),
+        Some(_) => Err(format!(
+            "the objects are of layout {:?} (ConfigMap {NAME}), and this release writes {LAYOUT}: use the release that wrote them, or import into an \
+             empty cluster what it exports",
+            data.get(VERSION).map_or("", String::as_str)
+        )),
+    }
+}
+
+fn noted(data: &BTreeMap<String, String>, definitions: &Uids) -> bool {
+    definitions.iter().all(|(kind, uid)| data.get(&format!("{DEFINITION}{}", kind.what())) == Some(uid))
+}
+
+fn sizes(data: &BTreeMap<String, String>) -> (Option<String>, Option<String>) {
+    (data.get(V4).cloned(), data.get(V6).cloned())
+}
+
+fn offset(data: &BTreeMap<String, String>) -> u64 {
+    data.get(OFFSET).and_then(|offset| offset.parse().ok()).unwrap_or(0)
+}
+
+fn time(data: &BTreeMap<String, String>) -> Seconds {
+    data.get(TIME).and_then(|time| time.parse().ok()).unwrap_or(0)
+}

@@ -1,0 +1,88 @@
+//! The trusted certificates in a ConfigMap, which the agents' pods mount: by it they know the
+//! controller when they join with the token of their service account.
+//!
+//! The leader alone writes it. A replica that has not yet heard of a rollover would put back what
+//! was true before.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use edge_controller_domain::ca::Ca;
+use k8s_openapi::api::core::v1::ConfigMap;
+use kube::api::{ObjectMeta, PostParams};
+use kube::{Api, Client};
+use tokio::sync::watch;
+
+use super::client::{Obstacles, REQUEST, explain};
+
+/// The ConfigMap.
+pub const NAME: &str = "edge-cni-trust";
+/// The key that holds the certificates, PEM; that of the authority that signs is the first.
+pub const CERTIFICATES: &str = "ca.crt";
+/// How often it is compared with the authorities, and repaired where an outsider has changed or
+/// deleted it.
+const PERIOD: Duration = Duration::from_secs(10);
+const WHAT: &str = "configmaps";
+
+/// Keeps the ConfigMap as the authorities are.
+pub struct Trust {
+    api: Api<ConfigMap>,
+    ca: Arc<Ca>,
+    obstacles: Obstacles,
+}
+
+impl Trust {
+    /// In this namespace.
+    pub fn new(client: &Client, namespace: &str, ca: Arc<Ca>, obstacles: Obstacles) -> Self {
+        Self { api: Api::namespaced(client.clone(), namespace), ca, obstacles }
+    }
+
+    /// Does it while it leads; ends never.
+    pub async fn run(self, mut leading: watch::Receiver<bool>) {
+        let mut changes = self.ca.subscribe();
+        loop {
+            if leading.wait_for(|leads| *leads).await.is_err() {
+                return;
+            }
+            let certificates = changes.borrow_and_update().anchors().concat();
+            match tokio::time::timeout(REQUEST, self.publish(&certificates)).await {
+                Ok(Ok(())) => self.obstacles.works(NAME),
+                // Whoever has joined does not need it.
+                Ok(Err(error)) => self.obstacles.fails_aside(NAME, explain(WHAT, &error)),
+                Err(_) => self.obstacles.fails_aside(NAME, format!("the API server does not answer about {WHAT}")),
+            }
+            tokio::select! {
+                changed = changes.changed() => if changed.is_err() { return },
+                () = tokio::time::sleep(PERIOD) => {}
+            }
+        }
+    }
+
+    /// Makes it hold these certificates. Of two that write at the same moment one is refused, and
+    /// looks again at its next turn.
+    async fn publish(&self, certificates: &str) -> kube::Result<()> {
+        let found = self.api.get_opt(NAME).await?;
+        let there = found.is_some();
+        let mut map = found.unwrap_or_else(|| ConfigMap {
+            metadata: ObjectMeta { name: Some(NAME.into()), ..ObjectMeta::default() },
+            ..ConfigMap::default()
+        });
+        if map.data.as_ref().and_then(|data| data.get(CERTIFICATES)).is_some_and(|published| published == certificates)
+        {
+            return Ok(());
+        }
+        map.data.get_or_insert_default().insert(CERTIFICATES.into(), certificates.into());
+        // A key may stand in one of both only.
+        if let Some(binary) = &mut map.binary_data {
+            binary.remove(CERTIFICATES);
+        }
+        let post = PostParams::default();
+        if there {
+            self.api.replace(NAME, &post, &map).await?;
+        } else {
+            self.api.create(&post, &map).await?;
+        }
+        tracing::info!(configmap = NAME, "published the trusted certificates");
+        Ok(())
+    }
+}

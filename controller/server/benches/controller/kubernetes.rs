@@ -1,0 +1,153 @@
+//! Rows that are objects of a real API server, whose etcd waits for a disk: segments granted in a
+//! second to nodes that apply at the same time, beside bare creates of such objects by as many
+//! clients at the same time; and the start with the objects of all nodes there, beside bare lists
+//! of them.
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use edge_controller_domain::clock::Clock;
+use edge_controller_domain::segments::Row;
+use edge_controller_kubernetes::authority::SecretKeeper;
+use edge_controller_kubernetes::client::{Obstacles, connect};
+use edge_controller_kubernetes::events::Events;
+use edge_controller_kubernetes::resources::{EdgeNode, Segment, SegmentSpec, object_name};
+use edge_controller_kubernetes::store::Kubernetes;
+use edge_types::IpNetwork;
+use edge_types::view::SegmentPrefix;
+use futures_util::future::join_all;
+use interop_tests::kube::{ControlPlane, Options, Storage};
+use kube::api::{ListParams, PostParams};
+use kube::{Api, Client};
+
+use crate::Size;
+use crate::cluster::Cluster;
+use crate::grants;
+use crate::program::Program;
+use crate::report::{Goal, Report, percentile};
+
+const NAMESPACE: &str = "edge-cni";
+/// The sizes that the controller has by default.
+const SIZES: SegmentPrefix = SegmentPrefix { v4: 26, v6: 120 };
+/// Milliseconds.
+const START: Goal = Goal::AtMost(2000.0);
+/// Only ends what hangs.
+const SHOWN: Duration = Duration::from_secs(300);
+/// Objects on a page of the bare lists: more do not make them cheaper.
+const PAGE: u32 = 5000;
+
+/// Measures grants, the start, or both.
+pub(crate) fn measure(mut size: Size, report: &mut Report, [grant, start]: [bool; 2]) {
+    if !start {
+        // Writing thousands takes minutes, and grants do not depend on them.
+        size.nodes = size.nodes.min(2 * size.applicants);
+    }
+    let plane = match ControlPlane::start_with("bench", Options { storage: Storage::Disk, ..Options::default() }) {
+        Ok(plane) => plane,
+        Err(error) => return report.not_measured("kubernetes", &error),
+    };
+    for manifests in ["kubernetes/10-rbac.yaml", "crds"] {
+        plane
+            .apply(&Path::new(env!("CARGO_MANIFEST_DIR")).join("../../deploy").join(manifests))
+            .expect("the manifests");
+    }
+    plane.kubectl(&["wait", "--for=condition=Established", "crd", "--all", "--timeout=60s"]).expect("the definitions");
+    let kubeconfig = plane.kubeconfig_for_service_account(NAMESPACE, "edge-controller").expect("a kubeconfig");
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+    let client = runtime.block_on(connect(Some(&kubeconfig))).expect("a client");
+    let (cluster, filled) = runtime.block_on(async {
+        let store = Kubernetes::new(&client, NAMESPACE, SIZES, Obstacles::default(), Events::default());
+        let keeper = Box::new(SecretKeeper::new(&client, NAMESPACE));
+        let began = Instant::now();
+        let config = format!("[kubernetes]\nkubeconfig = {kubeconfig:?}\n");
+        (Cluster::elsewhere(size, &store, keeper, config).await, began.elapsed())
+    });
+    println!("{:<20} {} nodes and their segments written in {:.1} s", "", size.nodes, filled.as_secs_f64());
+    if start {
+        let (mut ours, mut reference) = (Vec::new(), Vec::new());
+        for _ in 0..size.starts {
+            reference.push(runtime.block_on(lists(&client)));
+            let controller = Program::controller(&cluster, None);
+            ours.push(controller.took.as_secs_f64() * 1e3);
+            controller.stop();
+        }
+        let reference = (percentile(&mut reference, 0.5), "listing the same objects");
+        report.add("start/kubernetes", "ms", percentile(&mut ours, 0.5), reference, START);
+    }
+    if grant {
+        let limit = Duration::from_secs(size.seconds);
+        let mut number = 0;
+        let before = runtime.block_on(creates(&client, size.applicants, &mut number, limit / 2));
+        let controller = Program::controller(&cluster, None);
+        // What it shows to people of all nodes for the first time is not what is measured.
+        runtime.block_on(shown(&client));
+        let granted = runtime.block_on(grants::grants(&cluster, size, &controller, limit));
+        controller.stop();
+        let after = runtime.block_on(creates(&client, size.applicants, &mut number, limit / 2));
+        let reference = ((before + after) / 2.0, "bare creates");
+        report.add("grant/kubernetes", "1/s", granted, reference, grants::GOAL);
+    }
+}
+
+/// Milliseconds to list what a controller reads at its start.
+async fn lists(client: &Client) -> f64 {
+    async fn all<K>(api: Api<K>)
+    where
+        K: kube::Resource + Clone + std::fmt::Debug + serde::de::DeserializeOwned,
+    {
+        let mut page = ListParams::default().limit(PAGE);
+        loop {
+            let list = api.list(&page).await.expect("a list");
+            match list.metadata.continue_.filter(|next| !next.is_empty()) {
+                Some(next) => page = page.continue_token(&next),
+                None => return,
+            }
+        }
+    }
+    let began = Instant::now();
+    tokio::join!(all::<Segment>(Api::all(client.clone())), all::<EdgeNode>(Api::all(client.clone())));
+    began.elapsed().as_secs_f64() * 1e3
+}
+
+/// Returns when all nodes' statuses tell of their segments.
+async fn shown(client: &Client) {
+    let api: Api<EdgeNode> = Api::all(client.clone());
+    let began = Instant::now();
+    loop {
+        let nodes = api.list(&ListParams::default()).await.expect("a list");
+        if nodes.iter().all(|node| node.status.as_ref().is_some_and(|status| !status.segments.is_empty())) {
+            return;
+        }
+        assert!(began.elapsed() < SHOWN, "the statuses are not written");
+        tokio::time::sleep(Duration::from_secs(2)).await;
+    }
+}
+
+/// Segments created in a second by so many who each wait for one before the next.
+async fn creates(client: &Client, clients: usize, number: &mut u32, limit: Duration) -> f64 {
+    let began = Instant::now();
+    let first = *number;
+    let next = std::cell::Cell::new(first);
+    let creating = (0..clients).map(async |_| {
+        let api: Api<Segment> = Api::all(client.clone());
+        while began.elapsed() < limit {
+            let nth = next.replace(next.get() + 1);
+            // Where no node holds one, and none is granted.
+            let address = std::net::Ipv4Addr::from((10 << 24 | 1 << 22) + nth * 64);
+            let network = IpNetwork::new(address.into(), SIZES.v4).expect("a segment");
+            let row = Row::new(
+                network,
+                "node-00001".parse().expect("a name"),
+                format!("bare-{nth}"),
+                Clock::system().now(),
+                None,
+            );
+            api.create(&PostParams::default(), &Segment::new(&object_name(&network), SegmentSpec::of(&row)))
+                .await
+                .expect("a segment");
+        }
+    });
+    join_all(creating).await;
+    *number = next.get();
+    f64::from(*number - first) / began.elapsed().as_secs_f64()
+}

@@ -1,0 +1,36 @@
+//! Everything that the controller keeps, for the operator.
+
+use std::convert::Infallible;
+
+use axum::body::Body;
+use axum::extract::State;
+use axum::http::header;
+use axum::response::{IntoResponse, Response};
+use edge_controller_domain::archive::{Archive, Chunks};
+use edge_controller_domain::state::Snapshot;
+
+use super::App;
+use super::caller::Caller;
+use crate::refusal::Refusal;
+
+pub(super) async fn backup(State(app): State<App>, caller: Caller) -> Result<Response, Refusal> {
+    caller.operator()?;
+    let ca = app.ca.document().await.map_err(|e| Refusal::Store(e.to_string()))?;
+    let now = app.registry.clock.now();
+    // One moment's rows: copied, so that a slow reader holds up nobody.
+    let view = app.registry.read().await;
+    let state = view.state();
+    let rows = Snapshot {
+        nodes: state.nodes().cloned().collect(),
+        tokens: state.tokens().cloned().collect(),
+        segments: state.ledger().rows().cloned().collect(),
+        communities: state.listed_communities().cloned().collect(),
+        revision: view.revision(),
+        time: now,
+    };
+    drop(view);
+    let archive = Archive { written_at: now, rows, ca };
+    tracing::info!(content = archive.summary(), "backup");
+    let pieces = futures_util::stream::iter(Chunks::from(archive).map(Ok::<_, Infallible>));
+    Ok(([(header::CONTENT_TYPE, "application/x-ndjson")], Body::from_stream(pieces)).into_response())
+}

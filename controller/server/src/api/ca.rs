@@ -1,0 +1,94 @@
+//! The certificate authorities, for the operator.
+
+use axum::extract::{Path, Query, State};
+use axum::http::StatusCode;
+use edge_controller_domain::ca::{Authorities, Authority, Retired};
+use edge_controller_domain::certificates;
+use edge_controller_domain::clock::Seconds;
+use edge_controller_domain::state::State as Rows;
+use edge_types::api::{AuthorityInfo, AuthorityState};
+use serde::Deserialize;
+
+use super::App;
+use super::caller::Caller;
+use crate::refusal::Refusal;
+
+#[derive(Deserialize, schemars::JsonSchema)]
+pub(super) struct Parameters {
+    /// Also if nodes or tokens still need it.
+    #[serde(default)]
+    force: bool,
+}
+
+pub(super) async fn list(State(app): State<App>, caller: Caller) -> Result<axum::Json<Vec<AuthorityInfo>>, Refusal> {
+    caller.operator()?;
+    let (authorities, now) = (app.ca.current(), app.registry.clock.now());
+    let view = app.registry.read().await;
+    let trusted = authorities.trusted().iter().map(|authority| info(authority, &authorities, view.state(), now));
+    Ok(axum::Json(authorities.retired().iter().map(retired).chain(trusted).collect()))
+}
+
+pub(super) async fn rollover(
+    State(app): State<App>,
+    caller: Caller,
+) -> Result<(StatusCode, axum::Json<AuthorityInfo>), Refusal> {
+    caller.operator()?;
+    let now = app.registry.clock.now();
+    let new = app.ca.rollover(now).await?;
+    let view = app.registry.read().await;
+    Ok((StatusCode::CREATED, axum::Json(info(&new, &app.ca.current(), view.state(), now))))
+}
+
+pub(super) async fn retire(
+    State(app): State<App>,
+    caller: Caller,
+    id: Result<Path<String>, axum::extract::rejection::PathRejection>,
+    parameters: Result<Query<Parameters>, axum::extract::rejection::QueryRejection>,
+) -> Result<axum::Json<AuthorityInfo>, Refusal> {
+    caller.operator()?;
+    let Path(id) = id.map_err(|e| Refusal::BadValue(e.body_text()))?;
+    let Query(Parameters { force }) = parameters.map_err(|e| Refusal::BadValue(e.body_text()))?;
+    let (authorities, now) = (app.ca.current(), app.registry.clock.now());
+    let authority = authorities.find(&id)?;
+    let before = info(authority, &authorities, app.registry.read().await.state(), now);
+    let is_needed = !before.needed_by.is_empty() || !before.pinned_by.is_empty();
+    if is_needed && !force {
+        let tokens = before.pinned_by.iter().map(|id| format!("join token {id}"));
+        let by = certificates::some_of(before.needed_by.iter()).into_iter().chain(tokens).collect();
+        return Err(Refusal::AuthorityNeeded { authority: before.id, by });
+    }
+    app.ca.retire(&before.id, now).await?;
+    Ok(axum::Json(AuthorityInfo { state: AuthorityState::Retired, retired_at: Some(now), ..before }))
+}
+
+fn info(authority: &Authority, authorities: &Authorities, rows: &Rows, now: Seconds) -> AuthorityInfo {
+    let active = authority.id() == authorities.active().id();
+    // Everybody needs the active one, which cannot be retired.
+    let needing = rows.nodes().filter(|record| !active && certificates::needs(record, authority, authorities, now));
+    let pinning = rows.tokens().filter(|token| !active && certificates::pins(token, authority, authorities, now));
+    AuthorityInfo {
+        id: authority.id(),
+        subject: authority.subject().into(),
+        state: if active { AuthorityState::Active } else { AuthorityState::Trusted },
+        created_at: authority.created_at(),
+        retired_at: None,
+        not_after: authority.not_after(),
+        needed_by: needing.map(|record| record.name.clone()).collect(),
+        pinned_by: pinning.map(|token| token.id.clone()).collect(),
+        certificate: authority.pem().into(),
+    }
+}
+
+fn retired(former: &Retired) -> AuthorityInfo {
+    AuthorityInfo {
+        id: former.id.clone(),
+        subject: former.subject.clone(),
+        state: AuthorityState::Retired,
+        created_at: former.created_at,
+        retired_at: Some(former.retired_at),
+        not_after: former.not_after,
+        needed_by: Vec::new(),
+        pinned_by: Vec::new(),
+        certificate: former.pem.clone(),
+    }
+}

@@ -1,0 +1,166 @@
+//! Who calls. Known once a connection, judged at every request: a certificate says who someone is,
+//! the registry whether he still counts.
+
+use std::convert::Infallible;
+use std::fmt;
+use std::net::IpAddr;
+
+use axum::extract::FromRequestParts;
+use axum::http::request::Parts;
+use edge_controller_domain::ca::hex;
+use edge_controller_domain::clock::Seconds;
+use edge_controller_domain::registry::View;
+use edge_types::pki::parse_node_uri;
+use edge_types::{NodeName, Role};
+use rustls_pki_types::CertificateDer;
+use tokio_util::sync::CancellationToken;
+use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
+
+use super::Context;
+use crate::refusal::Refusal;
+
+/// Who is at the other end of a connection.
+#[derive(Clone, Debug)]
+pub struct Caller {
+    /// Who it is.
+    pub identity: Identity,
+    /// The address from which it comes; none on the admin socket.
+    pub address: Option<IpAddr>,
+    /// Cancelling it cuts the connection.
+    pub connection: CancellationToken,
+}
+
+/// Who someone is, as far as TLS or the admin socket says.
+#[derive(Clone, Debug)]
+pub enum Identity {
+    /// On the admin socket.
+    Operator,
+    /// On TLS without a certificate: may join.
+    Nobody,
+    /// On TLS with a certificate of our CA that names a node.
+    Node(NodeCertificate),
+    /// On TLS with a certificate of our CA that does not; and why.
+    Unrecognised(String),
+}
+
+/// What a node's certificate says.
+#[derive(Clone, Debug)]
+pub struct NodeCertificate {
+    /// Its name.
+    pub name: NodeName,
+    /// Its role.
+    pub role: Role,
+    /// Serial number, hexadecimal.
+    pub serial: String,
+    /// Its end.
+    pub not_after: Seconds,
+}
+
+impl Identity {
+    /// Reads a certificate that TLS has verified.
+    pub fn of_certificate(der: &CertificateDer<'_>) -> Self {
+        match read(der) {
+            Ok(certificate) => Identity::Node(certificate),
+            Err(why) => Identity::Unrecognised(why.into()),
+        }
+    }
+}
+
+fn read(der: &CertificateDer<'_>) -> Result<NodeCertificate, &'static str> {
+    let (_, certificate) = X509Certificate::from_der(der).map_err(|_| "it cannot be parsed")?;
+    let names = certificate.subject_alternative_name().ok().flatten().ok_or("it has no subjectAltName")?;
+    let mut uris = names.value.general_names.iter().filter_map(|name| match name {
+        GeneralName::URI(uri) => Some(*uri),
+        _ => None,
+    });
+    let (role, name) = match (uris.next(), uris.next()) {
+        (Some(uri), None) => parse_node_uri(uri).ok_or("its URI is not edge-cni://ROLE/NAME")?,
+        _ => return Err("it does not have exactly one URI"),
+    };
+    let serial = hex(certificate.raw_serial());
+    Ok(NodeCertificate { name, role, serial, not_after: certificate.validity().not_after.timestamp() })
+}
+
+impl Caller {
+    /// Whether the operator calls.
+    pub fn operator(&self) -> Result<(), Refusal> {
+        match self.identity {
+            Identity::Operator => Ok(()),
+            Identity::Nobody => Err(Refusal::NoCertificate),
+            _ => Err(Refusal::OperatorOnly),
+        }
+    }
+
+    /// Whether this one may see what belongs to `node`: the node itself, or the operator.
+    pub fn may_see(&self, view: &View<'_>, node: &NodeName, now: Seconds) -> Result<(), Refusal> {
+        match &self.identity {
+            Identity::Operator if view.state().node(node).is_none() => Err(Refusal::NoSuchNode(node.clone())),
+            Identity::Operator => Ok(()),
+            _ => self.is(view, node, now).map(drop),
+        }
+    }
+
+    /// Whether this is any registered node, with a certificate that counts, or the operator.
+    pub fn is_known(&self, view: &View<'_>, now: Seconds) -> Result<(), Refusal> {
+        match &self.identity {
+            Identity::Operator => Ok(()),
+            Identity::Node(certificate) => self.is(view, &certificate.name, now).map(drop),
+            Identity::Nobody => Err(Refusal::NoCertificate),
+            Identity::Unrecognised(why) => Err(Refusal::NotANode(why.clone())),
+        }
+    }
+
+    /// Whether this is `node` itself, registered, with a certificate that counts.
+    pub fn is(&self, view: &View<'_>, node: &NodeName, now: Seconds) -> Result<NodeCertificate, Refusal> {
+        let certificate = match &self.identity {
+            Identity::Operator => return Err(Refusal::NodeOnly),
+            Identity::Nobody => return Err(Refusal::NoCertificate),
+            Identity::Unrecognised(why) => return Err(Refusal::NotANode(why.clone())),
+            Identity::Node(certificate) => certificate,
+        };
+        let name = &certificate.name;
+        let record = view.state().node(name).ok_or_else(|| Refusal::Deregistered(name.clone()))?;
+        if record.role != certificate.role || !record.certificates.iter().any(|c| c.serial == certificate.serial) {
+            return Err(Refusal::Superseded(name.clone()));
+        }
+        if now >= certificate.not_after {
+            return Err(Refusal::CertificateExpired(name.clone()));
+        }
+        if name != node {
+            return Err(Refusal::ForeignNode { caller: name.clone(), node: node.clone() });
+        }
+        Ok(certificate.clone())
+    }
+}
+
+impl fmt::Display for Caller {
+    /// For the log: the address from which it comes, and the name of the node that it shows.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (self.address, &self.identity) {
+            (_, Identity::Operator) => f.write_str("the operator"),
+            (Some(address), Identity::Node(certificate)) => write!(f, "{address} (node {})", certificate.name),
+            (Some(address), _) => write!(f, "{address}"),
+            (None, _) => f.write_str("unknown"),
+        }
+    }
+}
+
+impl Context {
+    /// [`Caller::is`], now.
+    pub(super) async fn is(&self, caller: &Caller, node: &NodeName) -> Result<NodeCertificate, Refusal> {
+        caller.is(&self.registry.read().await, node, self.registry.clock.now())
+    }
+}
+
+impl<S: Sync> FromRequestParts<S> for Caller {
+    type Rejection = Infallible;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Infallible> {
+        // The listeners put it there; without them there is nobody to trust.
+        Ok(parts.extensions.get::<Caller>().cloned().unwrap_or_else(|| Caller {
+            identity: Identity::Nobody,
+            address: None,
+            connection: CancellationToken::new(),
+        }))
+    }
+}

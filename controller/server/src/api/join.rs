@@ -1,0 +1,274 @@
+//! How a node gets its certificate: with a token at first, with the present certificate from then
+//! on.
+
+use std::borrow::Cow;
+
+use axum::extract::State;
+use edge_controller_domain::ca::Issued;
+use edge_controller_domain::ca::request::{self, NodeKey};
+use edge_controller_domain::certificates::{self, Occasion};
+use edge_controller_domain::clock::Seconds;
+use edge_controller_domain::segments::{Policy, Row};
+use edge_controller_domain::state::{Change, NodeRecord, State as Rows, TokenRecord};
+use edge_controller_domain::tokens::{self, TokenError};
+use edge_controller_kubernetes::client::REQUEST;
+use edge_controller_kubernetes::events::About;
+use edge_controller_kubernetes::service_token;
+use edge_controller_kubernetes::token_review::{ReviewError, Reviewer};
+use edge_types::api::{CertificateRequest, CertificateResponse, JoinRequest};
+use edge_types::{NodeName, Role};
+use serde::Deserialize;
+use zeroize::Zeroizing;
+
+use super::body::{Json, Node};
+use super::caller::Caller;
+use super::strangers::Unread;
+use super::{App, Context};
+use crate::refusal::Refusal;
+
+/// Segments granted at join carry this in place of a request id of the node.
+const JOIN_REQUEST: &str = "join";
+
+/// What may let a node in, read before all else: whoever shows nothing of ours learns nothing,
+/// costs nothing, and leaves nothing in the log.
+#[derive(Deserialize)]
+struct Shown<'a> {
+    #[serde(borrow, default)]
+    token: Cow<'a, str>,
+    #[serde(borrow, default)]
+    service_account_token: Option<Cow<'a, str>>,
+}
+
+pub(super) async fn join(
+    State(app): State<App>,
+    caller: Caller,
+    Unread(body): Unread,
+) -> Result<axum::Json<CertificateResponse>, Refusal> {
+    let now = app.registry.clock.now();
+    let shown: Shown<'_> = serde_json::from_slice(&body).map_err(|error| refuse_unread(&error))?;
+    let by_account = match &shown.service_account_token {
+        Some(account) => app.may_be_reviewed(account, now).map(|()| true)?,
+        None => tokens::is_known(app.registry.read().await.state(), &shown.token).map(|()| false)?,
+    };
+    let join = serde_json::from_slice(&body).map_err(|error| match by_account {
+        // It was not reviewed yet.
+        true => refuse_unread(&error),
+        false => Refusal::BadValue(error.to_string()),
+    });
+    let JoinRequest { token, service_account_token, node, csr } = join?;
+    drop(body);
+    let (token, service_account_token) = (Zeroizing::new(token), service_account_token.map(Zeroizing::new));
+    let entry = match service_account_token {
+        Some(account) => Entry::ServiceAccount(app.review(&account, &node, &caller).await?),
+        None => app.entry_by(token, &node, now).await?,
+    };
+    let key = request::read(&csr, &node)?;
+    let role = entry.role();
+    let issued = app.issue(&node, role, &key, Occasion::Join).await?;
+    let certificate = certificates::kept(&issued, &key);
+    let live = app.clone();
+    let name = node.clone();
+    app.registry
+        .change(move |state| -> Result<_, Refusal> {
+            let (mut record, used) = entry.admit(state, &name, &certificate.key, now)?;
+            certificates::join(&mut record, &certificate)?;
+            let mut changes = Vec::new();
+            if record.role == Role::Edge {
+                let settings = live.settings();
+                let (policy, min) = (&settings.policy, settings.config.segments.min_per_node);
+                let back = kept(state, policy, &name, now);
+                let missing = missing_segments(state, policy, &name, &back, min);
+                changes = super::segments::grants(state, policy, &name, &missing, JOIN_REQUEST, now)?;
+                changes.extend(back.into_iter().map(Change::ClaimSegment));
+            }
+            if state.node(&name).is_none() {
+                changes.extend(leftovers(state, &name, record.role, now).map(Change::PutSegment));
+            }
+            changes.extend(used.map(Change::PutToken));
+            changes.push(Change::PutNode(record));
+            Ok(((), changes))
+        })
+        .await?;
+    tracing::info!(%node, %role, from = %caller, serial = issued.term.serial, key = key.fingerprint, "joined");
+    app.events.normal(About::EdgeNode, node.as_str(), "Joined", format!("joined as {role}"));
+    Ok(axum::Json(app.answer(node, role, issued)))
+}
+
+/// What is wrong with a body, without a word of it.
+fn refuse_unread(error: &serde_json::Error) -> Refusal {
+    let place = format!("at line {}, column {}", error.line(), error.column());
+    match error.classify() {
+        serde_json::error::Category::Data => {
+            Refusal::BadValue(format!("the body is not what docs/openapi.json says of this path, {place}"))
+        }
+        _ => Refusal::BadJson(place),
+    }
+}
+
+pub(super) async fn renew(
+    State(app): State<App>,
+    caller: Caller,
+    Node(node): Node,
+    Json(renewal): Json<CertificateRequest>,
+) -> Result<axum::Json<CertificateResponse>, Refusal> {
+    let present = app.is(&caller, &node).await?;
+    let key = request::read(&renewal.csr, &node)?;
+    let issued = app.issue(&node, present.role, &key, Occasion::Renewal).await?;
+    let certificate = certificates::kept(&issued, &key);
+    let (name, serial) = (node.clone(), present.serial);
+    app.registry
+        .change(move |state| -> Result<_, Refusal> {
+            let mut record = state.node(&name).ok_or_else(|| Refusal::Deregistered(name.clone()))?.clone();
+            certificates::renew(&mut record, &serial, &certificate)?;
+            Ok(((), vec![Change::PutNode(record)]))
+        })
+        .await?;
+    tracing::info!(%node, serial = issued.term.serial, issuer = issued.issuer, "certificate renewed");
+    Ok(axum::Json(app.answer(node, present.role, issued)))
+}
+
+/// What lets a node in.
+enum Entry {
+    /// A join token's credential, and the role that it gives.
+    Token(Zeroizing<String>, Role),
+    /// The service account of a pod on the node, which stands for this role.
+    ServiceAccount(Role),
+}
+
+impl Entry {
+    fn role(&self) -> Role {
+        match self {
+            Entry::Token(_, role) | Entry::ServiceAccount(role) => *role,
+        }
+    }
+
+    /// The node's record after it has joined with this key, and how the token's looks then.
+    fn admit(
+        &self,
+        state: &Rows,
+        name: &NodeName,
+        key: &str,
+        now: Seconds,
+    ) -> Result<(NodeRecord, Option<TokenRecord>), Refusal> {
+        match self {
+            // It is checked once more when it is used up.
+            Entry::Token(credential, _) => {
+                let used = tokens::redeem(state, credential, name, key, now)?;
+                let takes_over = used.node.is_some() || tokens::is_repeated(state, &used);
+                Ok((registered(state, name, used.role, takes_over, now)?, Some(used)))
+            }
+            // The API server vouches that the pod runs on the node of this name.
+            Entry::ServiceAccount(role) => Ok((registered(state, name, *role, true, now)?, None)),
+        }
+    }
+}
+
+/// The node's record after it has joined: new, or the present one where that may be taken over.
+fn registered(
+    state: &Rows,
+    name: &NodeName,
+    role: Role,
+    takes_over: bool,
+    now: Seconds,
+) -> Result<NodeRecord, Refusal> {
+    let Some(record) = state.node(name) else {
+        return Ok(NodeRecord::new(name.clone(), role, now));
+    };
+    if !takes_over {
+        return Err(Refusal::NameTaken(name.clone()));
+    }
+    if record.role != role {
+        return Err(Refusal::RoleChange { node: name.clone(), registered: record.role, token: role });
+    }
+    Ok(record.clone())
+}
+
+/// Segments that a name still holds though no node of it is registered: a replica may be about to
+/// release them, or may have died before it could, or before a join was complete. Written anew they
+/// are the new node's, and whoever would release them finds another grant; a node that routes for
+/// others holds none.
+fn leftovers(state: &Rows, node: &NodeName, role: Role, now: Seconds) -> impl Iterator<Item = Row> {
+    // Another time than that of the grant before, and none to come: a replica that starts takes the
+    // latest time that it finds for known.
+    let anew = move |before: Seconds| if before < now { now } else { before.saturating_sub(1) };
+    state.ledger().held_by(node).into_iter().map(move |row| match role {
+        Role::Edge => Row { request_id: JOIN_REQUEST.into(), granted_at: anew(row.granted_at), ..row.clone() },
+        Role::Hub | Role::Cloud => Row { released_at: Some(now), ..row.clone() },
+    })
+}
+
+/// Segments that are kept for a name which lost its Node object: they are its again when it comes
+/// back, since its pods may use them.
+fn kept(state: &Rows, policy: &Policy, node: &NodeName, now: Seconds) -> Vec<Row> {
+    let kept = state.kept_for(node, now).filter(|row| policy.allows(&row.network));
+    kept.map(|row| row.granted_anew(node.clone(), JOIN_REQUEST.into(), now)).collect()
+}
+
+/// What a node lacks of the segments that it gets without asking, besides those that it gets back.
+fn missing_segments(
+    state: &Rows,
+    policy: &Policy,
+    node: &NodeName,
+    back: &[Row],
+    min: u32,
+) -> Vec<edge_types::api::Family> {
+    let held = state.ledger().held_by(node);
+    let of = |family| {
+        held.iter().copied().chain(back).filter(|row| edge_types::api::Family::of(&row.network) == family).count()
+    };
+    let lacking = |family| (min.min(policy.max_per_node) as usize).saturating_sub(of(family));
+    policy.families().flat_map(|family| std::iter::repeat_n(family, lacking(family))).collect()
+}
+
+impl Context {
+    async fn issue(&self, node: &NodeName, role: Role, key: &NodeKey, occasion: Occasion) -> Result<Issued, Refusal> {
+        let authorities = self.ca.current();
+        let now = (self.registry.clock.now(), self.registry.clock.shown());
+        let days = self.settings().config.certificates.node_days;
+        let view = self.registry.read().await;
+        let term = certificates::term(view.state().node(node), key, occasion, authorities.active(), days, now)?;
+        drop(view);
+        Ok(authorities.sign_node(node, role, key, &term)?)
+    }
+
+    /// Looks at a join token, before anything costs time.
+    async fn entry_by(&self, credential: Zeroizing<String>, node: &NodeName, now: Seconds) -> Result<Entry, Refusal> {
+        let view = self.registry.read().await;
+        match tokens::redeem(view.state(), &credential, node, "", now) {
+            Ok(_) | Err(TokenError::Used { .. }) => {}
+            Err(error) => return Err(error.into()),
+        }
+        let id = credential.split('.').next().unwrap_or_default();
+        let role = view.state().token(id).map(|token| token.role).ok_or(TokenError::Unknown)?;
+        drop(view);
+        Ok(Entry::Token(credential, role))
+    }
+
+    /// Whether the API server is to be asked about this.
+    fn may_be_reviewed(&self, token: &str, now: Seconds) -> Result<(), Refusal> {
+        self.reviewer()?;
+        service_token::check(token, now).map_err(Refusal::ServiceAccount)
+    }
+
+    fn reviewer(&self) -> Result<&Reviewer, Refusal> {
+        self.reviewer.as_ref().ok_or_else(|| {
+            Refusal::ServiceAccount(
+                "this controller takes none: [kubernetes.join] of its configuration names no service account".into(),
+            )
+        })
+    }
+
+    /// Has a service account token looked at.
+    async fn review(&self, token: &str, node: &NodeName, caller: &Caller) -> Result<Role, Refusal> {
+        let turn = self.reviews.turn(caller.address).await;
+        let _turn = turn.ok_or_else(|| Refusal::TokenReview("too many tokens wait for it; try again".into()))?;
+        let review = tokio::time::timeout(REQUEST, self.reviewer()?.review(token, node)).await;
+        let late = || ReviewError::Failed(format!("no answer in {} s", REQUEST.as_secs()));
+        Ok(review.unwrap_or_else(|_| Err(late()))?)
+    }
+
+    fn answer(&self, node: NodeName, role: Role, issued: Issued) -> CertificateResponse {
+        let trust_anchors = self.ca.current().anchors();
+        CertificateResponse { node, role, certificate: issued.chain, trust_anchors }
+    }
+}

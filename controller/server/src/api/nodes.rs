@@ -1,0 +1,158 @@
+//! What a node says of itself.
+
+use std::net::IpAddr;
+
+use axum::extract::State;
+use axum::http::StatusCode;
+use edge_controller_domain::certificates;
+use edge_controller_domain::endpoints::{Place, Verdict, is_reachable, passed_on};
+use edge_controller_domain::state::{Change, NodeRecord, State as Rows};
+use edge_types::api::NodeReport;
+use edge_types::{IpNetwork, NodeName, Role};
+
+use super::body::{Json, Node};
+use super::caller::Caller;
+use super::{App, Context, claims};
+use crate::refusal::Refusal;
+
+/// However many addresses a node has, it gets a view; what peers cannot use is left out.
+pub(super) async fn report(
+    State(app): State<App>,
+    caller: Caller,
+    Node(node): Node,
+    Json(report): Json<NodeReport>,
+) -> Result<StatusCode, Refusal> {
+    let shown = app.is(&caller, &node).await?;
+    if report.port == 0 {
+        return Err(Refusal::BadValue("port 0 cannot be reached; report the UDP port of IKE".into()));
+    }
+    let settings = app.settings();
+    let tunnelled = settings.networks.tunnelled(shown.role);
+    // A report that came through a tunnel, or from this very machine, says nothing about where the
+    // node is.
+    let observed = caller.address.map(|address| address.to_canonical());
+    let observed = observed.filter(|address| is_reachable(address, tunnelled.clone()));
+    let place = Place { reported: passed_on(report.addresses, tunnelled), port: report.port, observed };
+    if let Some(tunnels) = report.tunnels {
+        app.tunnels.reported(&node, tunnels);
+    }
+    app.tunnels.refused(&node, report.refused_view.as_deref());
+    let place = app.now_or_later(&node, place).await;
+    let (live, name, now) = (app.clone(), node.clone(), app.registry.clock.now());
+    let (taken, conflicts) = app
+        .registry
+        .change(move |state| -> Result<_, Refusal> {
+            let mut record = state.node(&node).ok_or_else(|| Refusal::Deregistered(node.clone()))?.clone();
+            if let Some(place) = &place {
+                settle(&mut record, state, place);
+            }
+            certificates::note_use(&mut record, &shown.serial);
+            let policy = &live.settings().policy;
+            let (mut changes, conflicts) = claims::plan(state, policy, &node, &report.segments, now);
+            let taken: Vec<IpNetwork> = changes.iter().filter_map(Change::claimed).collect();
+            if state.node(&node) != Some(&record) {
+                changes.push(Change::PutNode(record));
+            }
+            Ok(((taken, conflicts), changes))
+        })
+        .await?;
+    app.tell_of_claims(&name, &taken, conflicts);
+    Ok(StatusCode::NO_CONTENT)
+}
+
+/// Notes where a node is.
+fn settle(record: &mut NodeRecord, state: &Rows, place: &Place) {
+    record.reported.clone_from(&place.reported);
+    record.port = place.port;
+    // Between the controller and the nodes something may put its own address in the place of
+    // theirs: a cloud node that forwards, for one.
+    let of_the_cloud = |address: &IpAddr| {
+        let mut others = state.nodes_of_role(Role::Hub).chain(state.nodes_of_role(Role::Cloud));
+        record.role == Role::Edge && others.any(|other| other.is_at(address))
+    };
+    let observed = place.observed.filter(|address| !of_the_cloud(address));
+    record.observed = observed.or(record.observed);
+}
+
+impl Context {
+    /// Whether a node may change its place now: then the place is given back. Otherwise it is noted
+    /// when the node's turn comes.
+    async fn now_or_later(self: &std::sync::Arc<Self>, node: &NodeName, place: Place) -> Option<Place> {
+        let stays = {
+            let view = self.registry.read().await;
+            view.state().node(node).is_some_and(|record| {
+                let mut there = record.clone();
+                settle(&mut there, view.state(), &place);
+                there == *record
+            })
+        };
+        if stays {
+            self.registry.endpoint_changes.stays(node);
+            return None;
+        }
+        match self.registry.endpoint_changes.moved(node, &place) {
+            Verdict::Now => Some(place),
+            Verdict::Waits => None,
+            Verdict::Wait => {
+                tracing::warn!(%node, "its addresses change often; the latest ones are passed on a little later");
+                let later = self.clone().note_later(node.clone());
+                tokio::spawn(self.stopping.clone().run_until_cancelled_owned(later));
+                None
+            }
+        }
+    }
+
+    /// Notes where a node is when its turn comes.
+    async fn note_later(self: App, name: NodeName) {
+        let changes = &self.registry.endpoint_changes;
+        while let Some(place) = changes.next(&name).await {
+            let (node, at) = (name.clone(), place.clone());
+            let noted = self.registry.change(move |state| -> Result<_, Refusal> {
+                // It may have been deregistered meanwhile.
+                let changed = state.node(&node).map(|record| {
+                    let mut record = record.clone();
+                    settle(&mut record, state, &at);
+                    Change::PutNode(record)
+                });
+                Ok(((), changed.into_iter().collect()))
+            });
+            match noted.await {
+                Ok(()) => return,
+                Err(error) => tracing::warn!(node = %name, %error, "where it is now is not noted yet"),
+            }
+            if !changes.again(&name, place) {
+                return;
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use edge_controller_domain::state::Snapshot;
+
+    #[test]
+    fn an_address_of_the_cloud_is_not_taken_for_an_edges_and_what_was_seen_before_stays() {
+        let seen = |last| Some(IpAddr::from([203, 0, 113, last]));
+        let place = |observed| Place { reported: vec![[192, 168, 1, 10].into()], port: 4500, observed };
+        let mut hub = NodeRecord::new("hub".parse().unwrap(), Role::Hub, 0);
+        hub.reported = vec![[203, 0, 113, 1].into()];
+        let mut cloud = NodeRecord::new("cloud".parse().unwrap(), Role::Cloud, 0);
+        cloud.observed = seen(2);
+        let mut edge = NodeRecord::new("edge".parse().unwrap(), Role::Edge, 0);
+        let state = Rows::load(Snapshot { nodes: vec![hub.clone(), cloud, edge.clone()], ..Snapshot::default() }, true);
+        for of_the_cloud in [1, 2] {
+            settle(&mut edge, &state, &place(seen(of_the_cloud)));
+            assert_eq!(edge.observed, None);
+        }
+        settle(&mut edge, &state, &place(seen(7)));
+        assert_eq!(edge.observed, seen(7));
+        for nothing_new in [seen(1), None] {
+            settle(&mut edge, &state, &place(nothing_new));
+            assert_eq!(edge.observed, seen(7));
+        }
+        settle(&mut hub, &state, &place(seen(1)));
+        assert_eq!(hub.observed, seen(1), "a hub's own");
+    }
+}

@@ -1,0 +1,197 @@
+//! The API as an OpenAPI 3.1 document, made from the table of operations and the types themselves.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::LazyLock;
+
+use axum::http::{StatusCode, header};
+use axum::response::IntoResponse;
+use edge_types::api::{PROBLEM_MEDIA_TYPE, Problem};
+use edge_types::{Community, NodeName};
+use hyper::body::Bytes;
+use schemars::SchemaGenerator;
+use schemars::generate::{Contract, SchemaSettings};
+use serde_json::{Map, Value, json};
+
+use super::operations::{By, Operation, all};
+
+/// The document as it is sent: made once, and shared by all answers.
+static TEXT: LazyLock<Bytes> = LazyLock::new(|| document().to_string().into());
+
+/// For nodes and the operator only: a stranger who asked for it again and again would have us
+/// encrypt 300 times what he sends.
+pub(super) async fn serve() -> impl IntoResponse {
+    ([(header::CONTENT_TYPE, "application/json")], TEXT.clone())
+}
+
+/// The document.
+pub fn document() -> Value {
+    let settings = |contract| {
+        let settings = SchemaSettings::draft2020_12().with(|settings| {
+            settings.contract = contract;
+            settings.definitions_path = "/components/schemas".into();
+            settings.meta_schema = None;
+        });
+        settings.into_generator()
+    };
+    let (mut taken, mut given) = (settings(Contract::Deserialize), settings(Contract::Serialize));
+    let problem = given.subschema_for::<Problem>();
+    let mut paths: BTreeMap<&str, Map<String, Value>> = BTreeMap::new();
+    for operation in all() {
+        let method = operation.method.as_str().to_lowercase();
+        let described = describe(&operation, &mut taken, &mut given);
+        paths.entry(operation.path).or_default().insert(method, described);
+    }
+    let mut schemas = taken.take_definitions(true);
+    schemas.extend(given.take_definitions(true));
+    schemas.values_mut().for_each(without_links);
+    json!({
+        "openapi": "3.1.0",
+        "info": {
+            "title": "edge-controller",
+            "version": env!("CARGO_PKG_VERSION"),
+            "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
+            "description": "Nodes speak TLS 1.3 with their certificate; the operator speaks by the admin socket. Every error is an RFC 9457 problem \
+                document. Unknown keys are ignored in what nodes send and refused in what the operator sends.",
+        },
+        "paths": paths,
+        "components": {
+            "schemas": schemas,
+            "responses": {
+                "Problem": {
+                    "description": "Refused; nothing of the request was carried out.",
+                    "content": {PROBLEM_MEDIA_TYPE: {"schema": problem}},
+                },
+            },
+            "securitySchemes": {
+                "node": {"type": "mutualTLS", "description": "The certificate with which the node joined."},
+                "operator": {
+                    "type": "mutualTLS",
+                    "description": "Whoever may open the admin socket; there is no certificate for it.",
+                },
+            },
+        },
+    })
+}
+
+/// What Rust's documentation links to is only named here.
+fn without_links(value: &mut Value) {
+    match value {
+        Value::Object(map) => {
+            if let Some(Value::String(text)) = map.get_mut("description") {
+                *text = text.replace("[`", "`").replace("`]", "`").replace("crate::", "");
+            }
+            map.values_mut().for_each(without_links);
+        }
+        Value::Array(all) => all.iter_mut().for_each(without_links),
+        _ => {}
+    }
+}
+
+fn describe(operation: &Operation, taken: &mut SchemaGenerator, given: &mut SchemaGenerator) -> Value {
+    let mut described = json!({
+        "operationId": operation.name,
+        "summary": operation.summary,
+        "security": match operation.by {
+            By::Anyone => json!([]),
+            By::Node => json!([{"node": []}]),
+            By::NodeOrOperator => json!([{"node": []}, {"operator": []}]),
+            By::Operator => json!([{"operator": []}]),
+        },
+    });
+    let mut parameters = Vec::new();
+    for part in operation.path.split('/').filter_map(|part| part.strip_prefix('{')?.strip_suffix('}')) {
+        let schema = match part {
+            "node" => taken.subschema_for::<NodeName>().to_value(),
+            "name" => taken.subschema_for::<Community>().to_value(),
+            _ => json!({"type": "string", "pattern": "^[A-Za-z0-9_-]+$"}),
+        };
+        parameters.push(json!({"name": part, "in": "path", "required": true, "schema": schema}));
+    }
+    let has_parameters = !parameters.is_empty() || operation.query.is_some();
+    if let Some(make) = operation.query {
+        let query = make(taken).to_value();
+        for (name, schema) in query["properties"].as_object().into_iter().flatten() {
+            let mut schema = schema.clone();
+            let description = schema.as_object_mut().and_then(|schema| schema.remove("description"));
+            parameters.push(json!({"name": name, "in": "query", "description": description, "schema": schema}));
+        }
+    }
+    if !parameters.is_empty() {
+        described["parameters"] = parameters.into();
+    }
+    if let Some(make) = operation.takes {
+        described["requestBody"] = json!({"required": true, "content": {"application/json": {"schema": make(taken)}}});
+    }
+    let mut answer = json!({"description": reason(operation.status)});
+    for (media, make) in &operation.gives {
+        answer["content"][media] = make.map_or_else(|| json!({}), |make| json!({"schema": make(given)}));
+    }
+    let mut responses = Map::from_iter([(operation.status.to_string(), answer)]);
+    for status in refusals(operation, has_parameters) {
+        let problem = json!({"$ref": "#/components/responses/Problem"});
+        responses.insert(status.to_string(), problem);
+    }
+    described["responses"] = responses.into();
+    described
+}
+
+/// Statuses with which an operation may be refused.
+fn refusals(operation: &Operation, has_parameters: bool) -> BTreeSet<u16> {
+    let mut statuses: BTreeSet<u16> = operation.refused.iter().copied().collect();
+    if operation.by != By::Anyone {
+        statuses.extend([401, 403]);
+    }
+    if operation.path.contains('{') {
+        statuses.insert(404);
+    }
+    if has_parameters {
+        statuses.insert(422);
+    }
+    if operation.takes.is_some() {
+        statuses.extend([400, 408, 413, 415, 422]);
+    }
+    statuses.extend([500, 503]);
+    statuses
+}
+
+fn reason(status: u16) -> &'static str {
+    StatusCode::from_u16(status).ok().and_then(|status| status.canonical_reason()).unwrap_or("Done")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// `EDGE_UPDATE=1 cargo test -p edge-controller openapi` writes it anew.
+    #[test]
+    fn the_committed_document_is_the_one_that_the_types_make() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/openapi.json");
+        let made = format!("{}\n", serde_json::to_string_pretty(&document()).unwrap());
+        if std::env::var_os("EDGE_UPDATE").is_some() {
+            std::fs::write(path, &made).unwrap();
+        }
+        let committed = std::fs::read_to_string(path).unwrap_or_default();
+        assert!(
+            committed == made,
+            "docs/openapi.json is not up to date; EDGE_UPDATE=1 cargo test -p edge-controller openapi"
+        );
+    }
+
+    #[test]
+    fn every_reference_leads_somewhere() {
+        fn walk(value: &Value, document: &Value) {
+            match value {
+                Value::Object(map) => {
+                    if let Some(Value::String(to)) = map.get("$ref") {
+                        assert!(document.pointer(to.trim_start_matches('#')).is_some(), "{to}");
+                    }
+                    map.values().for_each(|value| walk(value, document));
+                }
+                Value::Array(all) => all.iter().for_each(|value| walk(value, document)),
+                _ => {}
+            }
+        }
+        let document = document();
+        walk(&document, &document);
+    }
+}

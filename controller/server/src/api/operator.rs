@@ -1,0 +1,287 @@
+//! What the operator asks for, by the admin socket alone.
+
+use std::collections::BTreeMap;
+
+use axum::extract::{Path, State};
+use axum::http::StatusCode;
+use edge_controller_domain::clock::Seconds;
+use edge_controller_domain::registry::View;
+use edge_controller_domain::segments::{Holding, Row};
+use edge_controller_domain::state::{Change, CommunityRecord, NodeRecord};
+use edge_controller_domain::{tokens, views};
+use edge_controller_kubernetes::events::About;
+use edge_controller_kubernetes::label_trust::Counting;
+use edge_types::NodeName;
+use edge_types::api::{
+    CommunityInfo, CommunityMembers, LabelsPatch, NodeInfo, SegmentHolding, SegmentInfo, TokenCreated, TokenInfo,
+    TokenRequest,
+};
+
+use super::body::{Json, Node};
+use super::caller::Caller;
+use super::{App, Context};
+use crate::refusal::Refusal;
+
+pub(super) async fn nodes(State(app): State<App>, caller: Caller) -> Result<axum::Json<Vec<NodeInfo>>, Refusal> {
+    caller.operator()?;
+    let view = app.registry.read().await;
+    Ok(axum::Json(view.state().nodes().map(|record| app.node_info(&view, record)).collect()))
+}
+
+pub(super) async fn label(
+    State(app): State<App>,
+    caller: Caller,
+    Node(node): Node,
+    Json(patch): Json<LabelsPatch>,
+) -> Result<axum::Json<NodeInfo>, Refusal> {
+    caller.operator()?;
+    let (name, trust) = (node.clone(), app.label_trust.borrow().clone());
+    app.registry
+        .change(move |state| -> Result<_, Refusal> {
+            let mut record = state.node(&node).ok_or_else(|| Refusal::NoSuchNode(node.clone()))?.clone();
+            // What was set before there was a Node object goes on to count, and nobody else can
+            // remove it.
+            let only_removes = patch.values().all(Option::is_none);
+            if record.object.is_some() && !only_removes {
+                return Err(match trust.counting {
+                    Counting::Yes => Refusal::LabelledElsewhere(node.clone()),
+                    Counting::Held | Counting::No => {
+                        Refusal::LabelsNotTrusted { node: node.clone(), why: trust.why.clone() }
+                    }
+                });
+            }
+            record.set_labels(patched(record.labels.clone(), patch.clone())?)?;
+            tracing::info!(%node, labels = ?record.labels, "labelled");
+            Ok(((), vec![Change::PutNode(record)]))
+        })
+        .await?;
+    let view = app.registry.read().await;
+    let record = view.state().node(&name).ok_or_else(|| Refusal::NoSuchNode(name.clone()))?;
+    Ok(axum::Json(app.node_info(&view, record)))
+}
+
+pub(super) async fn deregister(
+    State(app): State<App>,
+    caller: Caller,
+    Node(node): Node,
+) -> Result<axum::Json<Vec<SegmentInfo>>, Refusal> {
+    caller.operator()?;
+    let (now, quarantine) = (app.registry.clock.now(), app.settings().policy.quarantine);
+    let name = node.clone();
+    let released = app
+        .registry
+        .change(move |state| -> Result<_, Refusal> {
+            let (rows, changes) = match state.deregistration(&node, now) {
+                Some(deregistration) => deregistration,
+                // It is gone already, and its segments need not be kept for it any more.
+                None => state.let_go(&node, now).ok_or_else(|| Refusal::NoSuchNode(node.clone()))?,
+            };
+            tracing::info!(%node, segments = rows.len(), "deregistered");
+            Ok((rows, changes))
+        })
+        .await?;
+    app.tunnels.retain(|kept| *kept != name);
+    app.conflicts.retain(|kept| *kept != name);
+    let note = "by the operator; its certificate is refused from now on".to_owned();
+    app.events.normal(About::EdgeNode, name.as_str(), "Deregistered", note);
+    Ok(axum::Json(released.iter().map(|row| segment_info(row, quarantine, now)).collect()))
+}
+
+pub(super) async fn segments(State(app): State<App>, caller: Caller) -> Result<axum::Json<Vec<SegmentInfo>>, Refusal> {
+    caller.operator()?;
+    let (now, quarantine) = (app.registry.clock.now(), app.settings().policy.quarantine);
+    let view = app.registry.read().await;
+    Ok(axum::Json(view.state().ledger().rows().map(|row| segment_info(row, quarantine, now)).collect()))
+}
+
+pub(super) async fn communities(
+    State(app): State<App>,
+    caller: Caller,
+) -> Result<axum::Json<Vec<CommunityInfo>>, Refusal> {
+    caller.operator()?;
+    let view = app.registry.read().await;
+    let info = |(name, members): (&edge_types::Community, &std::collections::BTreeSet<NodeName>)| CommunityInfo {
+        name: name.clone(),
+        members: members.iter().cloned().collect(),
+    };
+    Ok(axum::Json(view.state().communities().map(info).collect()))
+}
+
+type CommunityPath = Result<Path<edge_types::Community>, axum::extract::rejection::PathRejection>;
+
+pub(super) async fn set_community(
+    State(app): State<App>,
+    caller: Caller,
+    name: CommunityPath,
+    Json(community): Json<CommunityMembers>,
+) -> Result<StatusCode, Refusal> {
+    caller.operator()?;
+    let Path(name) = name.map_err(|e| Refusal::BadValue(e.body_text()))?;
+    tracing::info!(community = %name, members = community.members.len(), "community listed");
+    let record = CommunityRecord { name, members: community.members };
+    app.registry
+        .change(move |state| -> Result<_, Refusal> {
+            let same = state.listed_community(&record.name) == Some(&record);
+            let changes = if same { Vec::new() } else { vec![Change::PutCommunity(record.clone())] };
+            Ok((StatusCode::NO_CONTENT, changes))
+        })
+        .await
+}
+
+pub(super) async fn delete_community(
+    State(app): State<App>,
+    caller: Caller,
+    name: CommunityPath,
+) -> Result<StatusCode, Refusal> {
+    caller.operator()?;
+    let Path(name) = name.map_err(|e| Refusal::BadValue(e.body_text()))?;
+    app.registry
+        .change(move |state| -> Result<_, Refusal> {
+            state.listed_community(&name).ok_or_else(|| Refusal::NoSuchCommunity(name.clone()))?;
+            Ok((StatusCode::NO_CONTENT, vec![Change::DeleteCommunity(name.clone())]))
+        })
+        .await
+}
+
+pub(super) async fn tokens(State(app): State<App>, caller: Caller) -> Result<axum::Json<Vec<TokenInfo>>, Refusal> {
+    caller.operator()?;
+    let view = app.registry.read().await;
+    Ok(axum::Json(view.state().tokens().map(tokens::info).collect()))
+}
+
+pub(super) async fn create_token(
+    State(app): State<App>,
+    caller: Caller,
+    Json(request): Json<TokenRequest>,
+) -> Result<(StatusCode, axum::Json<TokenCreated>), Refusal> {
+    caller.operator()?;
+    let now = app.registry.clock.now();
+    let (token, record) = tokens::create(&request, app.ca.current().active().key_hash(), now)?;
+    let info = tokens::info(&record);
+    tracing::info!(id = record.id, role = %record.role, node = ?record.node, uses = record.uses, "join token made");
+    app.registry
+        .change(move |state| -> Result<_, Refusal> {
+            let mut changes: Vec<Change> = tokens::forgotten(state, now).into_iter().map(Change::DeleteToken).collect();
+            changes.push(Change::PutToken(record.clone()));
+            Ok(((), changes))
+        })
+        .await?;
+    Ok((StatusCode::CREATED, axum::Json(TokenCreated { token: token.encode().to_string(), info })))
+}
+
+pub(super) async fn delete_token(
+    State(app): State<App>,
+    caller: Caller,
+    id: Result<Path<String>, axum::extract::rejection::PathRejection>,
+) -> Result<StatusCode, Refusal> {
+    caller.operator()?;
+    let Path(id) = id.map_err(|e| Refusal::BadValue(e.body_text()))?;
+    app.registry
+        .change(move |state| -> Result<_, Refusal> {
+            state.token(&id).ok_or_else(|| Refusal::NoSuchToken(id.clone()))?;
+            Ok((StatusCode::NO_CONTENT, vec![Change::DeleteToken(id.clone())]))
+        })
+        .await
+}
+
+pub(super) async fn reload(
+    State(app): State<App>,
+    caller: Caller,
+) -> Result<axum::Json<edge_types::api::ReloadResponse>, Refusal> {
+    caller.operator()?;
+    app.reload().await.map(axum::Json)
+}
+
+/// Applies a JSON merge patch (RFC 7396) to labels, and holds them to Kubernetes' rules.
+fn patched(mut labels: BTreeMap<String, String>, patch: LabelsPatch) -> Result<BTreeMap<String, String>, Refusal> {
+    for (key, value) in patch {
+        match value {
+            None => drop(labels.remove(&key)),
+            Some(value) if !is_label_key(&key) => {
+                return Err(Refusal::BadValue(format!(
+                    "{key:?}={value:?}: a label's key is NAME or PREFIX/NAME, of letters, digits, '-', '_' and '.', NAME at most 63 long"
+                )));
+            }
+            Some(value) if !value.is_empty() && !is_label_name(&value) => {
+                return Err(Refusal::BadValue(format!(
+                    "{key:?}={value:?}: a label's value is at most 63 letters, digits, '-', '_' and '.', beginning and ending with a \
+                     letter or digit"
+                )));
+            }
+            Some(value) => drop(labels.insert(key, value)),
+        }
+    }
+    Ok(labels)
+}
+
+fn is_label_key(key: &str) -> bool {
+    match key.split_once('/') {
+        Some((prefix, name)) => prefix.parse::<NodeName>().is_ok() && is_label_name(name),
+        None => is_label_name(key),
+    }
+}
+
+fn is_label_name(text: &str) -> bool {
+    let ends = |c: Option<char>| c.is_some_and(|c| c.is_ascii_alphanumeric());
+    text.len() <= 63
+        && ends(text.chars().next())
+        && ends(text.chars().next_back())
+        && text.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.'))
+}
+
+fn segment_info(row: &Row, quarantine: i64, now: Seconds) -> SegmentInfo {
+    let past = row.past.iter().map(|Holding { node, granted_at, released_at }| SegmentHolding {
+        node: node.clone(),
+        granted_at: *granted_at,
+        released_at: *released_at,
+    });
+    SegmentInfo {
+        segment: row.network,
+        node: row.node.clone(),
+        state: row.state(quarantine, now),
+        granted_at: row.granted_at,
+        released_at: row.released_at,
+        quarantined_until: row.free_from(quarantine),
+        past: past.collect(),
+    }
+}
+
+impl Context {
+    fn node_info(&self, view: &View<'_>, record: &NodeRecord) -> NodeInfo {
+        NodeInfo {
+            name: record.name.clone(),
+            role: record.role,
+            labels: record.labels.clone(),
+            communities: view.state().communities_of(record),
+            segments: views::segments(view.state(), &record.name),
+            endpoints: self.settings().common.endpoints(record),
+            connected: view.is_connected(&record.name),
+            tunnels: self.tunnels.of(&record.name),
+            conflicts: self.conflicts.of(&record.name),
+            missing: self.asked.contains(&record.name),
+            refused_view: self.tunnels.refusal_of(&record.name),
+            certificate_not_after: record.certificates.iter().map(|c| c.not_after).max().unwrap_or(0),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn labels_follow_the_rules_of_kubernetes() {
+        let patch = |key: &str, value: Option<&str>| {
+            patched(BTreeMap::from([("kept".into(), "1".into())]), [(key.into(), value.map(Into::into))].into())
+        };
+        for (key, value) in [("fabedge/edge-community", "alpha_beta"), ("x", ""), ("A-b_c.d", "1")] {
+            assert_eq!(patch(key, Some(value)).unwrap()[key], value);
+        }
+        assert!(patch("kept", None).unwrap().is_empty());
+        for (key, value) in
+            [("", "x"), ("a b", "x"), ("a/b/c", "x"), ("UP/x", "x"), ("x", "-"), ("x", "a,b"), ("x", "ü")]
+        {
+            assert!(matches!(patch(key, Some(value)), Err(Refusal::BadValue(_))), "{key}={value}");
+        }
+    }
+}

@@ -1,0 +1,166 @@
+//! Bodies of requests that no certificate vouches for: read into memory within one budget for all
+//! of them, whoever sends them.
+//!
+//! A body counts from its first moment and with what it has grown to. Where the budget is spent,
+//! what came first from where the most comes makes room ([`Shares`]): a node that joins sends its 2
+//! KiB at once, and is through before it is the oldest.
+
+use std::net::{IpAddr, Ipv6Addr};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use axum::extract::{FromRequest, Request};
+use edge_controller_domain::shares::{Share, Shares};
+use http_body_util::BodyExt;
+use zeroize::Zeroizing;
+
+use super::App;
+use super::body::check_media_type;
+use super::caller::Caller;
+use crate::refusal::Refusal;
+
+/// Octets of all bodies together.
+const BUDGET: usize = 4 * 1024 * 1024;
+/// Largest body, octets. A join has 1 KiB; with the token of a service account, 3 KiB.
+const LIMIT: usize = 16 * 1024;
+/// By what a body grows in memory. It has so much from the beginning, and what else a request costs
+/// is counted with it.
+const STEP: usize = 4 * 1024;
+/// Time for a body to arrive.
+const TIMEOUT: Duration = Duration::from_secs(15);
+
+/// The budget.
+#[derive(Clone, Debug, Default)]
+pub struct Bodies(Arc<Mutex<Shares>>);
+
+/// A body that arrives.
+struct Arriving<'a> {
+    bodies: &'a Bodies,
+    from: IpAddr,
+    share: Share,
+}
+
+/// A whole body, of which nothing has been looked at.
+pub(super) struct Unread(pub(super) Zeroizing<Vec<u8>>);
+
+impl Bodies {
+    fn shares(&self) -> MutexGuard<'_, Shares> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Makes room for so many octets more.
+    fn make_room(shares: &mut Shares, from: IpAddr, octets: usize, now: Instant) {
+        while shares.total() + octets > BUDGET {
+            if shares.displace_for(from, octets, Duration::ZERO, now).is_none() {
+                return;
+            }
+        }
+    }
+
+    async fn read(&self, from: IpAddr, body: axum::body::Body) -> Result<Zeroizing<Vec<u8>>, Refusal> {
+        let (share, displaced) = {
+            let (mut shares, now) = (self.shares(), Instant::now());
+            Self::make_room(&mut shares, from, STEP, now);
+            shares.enter(from, STEP, now)
+        };
+        let arriving = Arriving { bodies: self, from, share };
+        tokio::select! {
+            biased;
+            () = displaced.cancelled() => Err(Refusal::Crowded),
+            read = tokio::time::timeout(TIMEOUT, arriving.take(body)) => {
+                read.unwrap_or(Err(Refusal::TooSlow(TIMEOUT.as_secs())))
+            }
+        }
+    }
+}
+
+impl Arriving<'_> {
+    /// Copies what arrives: a small part of a frame would keep the whole buffer that it came in.
+    async fn take(&self, mut body: axum::body::Body) -> Result<Zeroizing<Vec<u8>>, Refusal> {
+        let mut bytes = Zeroizing::new(Vec::with_capacity(STEP));
+        while let Some(frame) = body.frame().await {
+            // What hyper says of it holds nothing that came.
+            let frame = frame.map_err(|error| Refusal::BadJson(error.to_string()))?;
+            let Ok(data) = frame.into_data() else { continue };
+            let length = bytes.len() + data.len();
+            if length > LIMIT {
+                return Err(Refusal::TooLarge(LIMIT));
+            }
+            if length > bytes.capacity() {
+                let more = length.next_multiple_of(STEP) - bytes.capacity();
+                self.grow(more)?;
+                let mut larger = Zeroizing::new(Vec::with_capacity(bytes.capacity() + more));
+                larger.extend_from_slice(&bytes);
+                bytes = larger;
+            }
+            bytes.extend_from_slice(&data);
+        }
+        Ok(bytes)
+    }
+
+    fn grow(&self, more: usize) -> Result<(), Refusal> {
+        let mut shares = self.bodies.shares();
+        Bodies::make_room(&mut shares, self.from, more, Instant::now());
+        // It may have had to make room for itself.
+        if shares.grow(self.share, more) { Ok(()) } else { Err(Refusal::Crowded) }
+    }
+}
+
+impl Drop for Arriving<'_> {
+    fn drop(&mut self) {
+        self.bodies.shares().leave(self.share);
+    }
+}
+
+impl FromRequest<App> for Unread {
+    type Rejection = Refusal;
+
+    async fn from_request(request: Request, app: &App) -> Result<Self, Refusal> {
+        check_media_type(request.headers())?;
+        let address = request.extensions().get::<Caller>().and_then(|caller| caller.address);
+        // Its headers go here: they are not kept while the body arrives.
+        let body = request.into_body();
+        app.bodies.read(address.unwrap_or(Ipv6Addr::UNSPECIFIED.into()), body).await.map(Unread)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use axum::body::Body;
+    use futures_util::{FutureExt, StreamExt};
+    use hyper::body::Bytes;
+
+    /// A body that never ends after this.
+    fn half(part: &'static [u8]) -> Body {
+        let part = futures_util::stream::iter([Ok::<_, std::io::Error>(Bytes::from_static(part))]);
+        Body::from_stream(part.chain(futures_util::stream::pending()))
+    }
+
+    #[tokio::test]
+    async fn bodies_that_never_end_stay_within_the_budget_and_keep_no_other_source_out() {
+        let bodies = Bodies::default();
+        let (attacker, other): (IpAddr, IpAddr) = ("192.0.2.1".parse().unwrap(), "198.51.100.1".parse().unwrap());
+        let (ended, mut first) = tokio::sync::mpsc::unbounded_channel();
+        for _ in 0..2 * BUDGET / STEP {
+            let (of_task, ended) = (bodies.clone(), ended.clone());
+            tokio::spawn(async move { ended.send(of_task.read(attacker, half(b"{")).await.map(drop)) });
+            tokio::task::yield_now().await;
+            assert!(bodies.shares().total() <= BUDGET);
+        }
+        assert!(matches!(first.recv().await, Some(Err(Refusal::Crowded))));
+        let read = bodies.read(other, Body::from(vec![b' '; LIMIT])).await.unwrap();
+        assert_eq!(read.len(), LIMIT);
+        assert!(bodies.shares().total() <= BUDGET);
+    }
+
+    #[tokio::test]
+    async fn a_body_that_is_too_large_or_given_up_gives_back_what_it_had() {
+        let bodies = Bodies::default();
+        let from = "192.0.2.1".parse().unwrap();
+        let large = bodies.read(from, Body::from(vec![b' '; LIMIT + 1])).await;
+        assert!(matches!(large, Err(Refusal::TooLarge(LIMIT))));
+        assert!(bodies.read(from, half(b"{")).now_or_never().is_none());
+        assert_eq!(bodies.shares().total(), 0);
+    }
+}

@@ -1,0 +1,249 @@
+//! A node's view: once, or as a stream of lines for as long as it likes.
+
+use std::convert::Infallible;
+use std::time::Duration;
+
+use axum::body::Body;
+use axum::extract::{Query, State};
+use axum::http::header;
+use axum::response::{IntoResponse, Response};
+use edge_controller_domain::random;
+use edge_controller_domain::registry::PeerJson;
+use edge_types::NodeName;
+use edge_types::api::ViewEvent;
+use hyper::body::Bytes;
+use serde::Deserialize;
+use tokio::sync::{mpsc, watch};
+
+use super::App;
+use super::body::Node;
+use super::caller::Caller;
+use crate::observe::{Ended, OpenStream};
+use crate::refusal::Refusal;
+
+/// A reader that does not take a line within this time is cut off.
+const SLOWEST_READER: Duration = Duration::from_secs(20);
+
+/// Streams that are handed over to other controllers in one second when this one stops, and the
+/// time in which all must have been.
+const HANDED_OVER_A_SECOND: u32 = 2000;
+const HANDOVER: Duration = Duration::from_secs(5);
+
+#[derive(Deserialize, schemars::JsonSchema)]
+pub(super) struct Parameters {
+    /// A stream of lines, for as long as the reader likes.
+    #[serde(default)]
+    watch: bool,
+    /// After the first view only what changes.
+    #[serde(default)]
+    changes: bool,
+    /// The version that the reader has.
+    #[serde(default)]
+    from: Option<u64>,
+    /// The epoch of which it is.
+    #[serde(default)]
+    epoch: Option<String>,
+}
+
+/// Streams of one node's view at once. A node has one, and others that it has lost and that end
+/// when that is known of them; each is told of every change.
+const MOST_STREAMS: usize = 16;
+
+type Line = ViewEvent<PeerJson>;
+
+pub(super) async fn view(
+    State(app): State<App>,
+    caller: Caller,
+    Node(node): Node,
+    parameters: Result<Query<Parameters>, axum::extract::rejection::QueryRejection>,
+) -> Result<Response, Refusal> {
+    let Query(parameters) = parameters.map_err(|e| Refusal::BadValue(e.body_text()))?;
+    let view = app.registry.read().await;
+    caller.may_see(&view, &node, app.registry.clock.now())?;
+    let missing = || Refusal::NoSuchNode(node.clone());
+    if !parameters.watch {
+        return Ok(axum::Json(app.settings().common.told(&view, &node).ok_or_else(missing)?).into_response());
+    }
+    if view.view_streams(&node) >= MOST_STREAMS {
+        return Err(Refusal::TooManyStreams { node, most: MOST_STREAMS });
+    }
+    let mut changes = view.watch(&node).ok_or_else(missing)?;
+    app.tunnels.begins(&node);
+    drop(view);
+    // The first view is a change like any other.
+    changes.mark_changed();
+    // One line waits at most. What changes meanwhile is joined into one later line.
+    let (lines, taken) = mpsc::channel(1);
+    let reader = Reader::new(&parameters, app.registry.epoch());
+    tokio::spawn(push(app, caller, node, reader, changes, lines));
+    let body = futures_util::stream::unfold(taken, async |mut taken| {
+        taken.recv().await.map(|line: Bytes| (Ok::<_, Infallible>(line), taken))
+    });
+    Ok(([(header::CONTENT_TYPE, "application/x-ndjson")], Body::from_stream(body)).into_response())
+}
+
+/// What a reader wants and knows.
+struct Reader {
+    /// Only what changes, once it has a view.
+    changes: bool,
+    /// It has a view of this version from elsewhere: another replica, or an earlier run. It is told
+    /// of none that is older.
+    not_before: u64,
+    /// It waits for that, which was said in the log.
+    waits: bool,
+    /// It knows this version of this epoch.
+    known: Option<u64>,
+}
+
+impl Reader {
+    fn new(parameters: &Parameters, epoch: &str) -> Self {
+        let same_epoch = parameters.changes && parameters.epoch.as_deref() == Some(epoch);
+        let known = parameters.from.filter(|_| same_epoch);
+        Self { changes: parameters.changes, not_before: parameters.from.unwrap_or(0), waits: false, known }
+    }
+}
+
+/// Writes lines until the reader leaves, the server stops, or the node may no longer read.
+async fn push(
+    app: App,
+    caller: Caller,
+    node: NodeName,
+    mut reader: Reader,
+    mut changes: watch::Receiver<u64>,
+    lines: mpsc::Sender<Bytes>,
+) {
+    let stream = app.metrics.stream();
+    let mut heartbeat = tokio::time::interval(app.settings().config.heartbeat());
+    heartbeat.reset();
+    loop {
+        let quiet = tokio::select! {
+            () = app.stopping.cancelled() => {
+                say_goodbye(&lines, &stream).await;
+                return stream.end(Ended::Stopping);
+            }
+            () = lines.closed() => return,
+            changed = changes.changed() => match changed {
+                Ok(()) => false,
+                Err(_) => {
+                    tracing::info!(%node, "view stream ended: the node was deregistered");
+                    return stream.end(Ended::Refused);
+                }
+            },
+            _ = heartbeat.tick() => true,
+        };
+        let event = match next(&app, &caller, &node, &mut reader, &mut changes).await {
+            Ok(Some(event)) => event,
+            Ok(None) if quiet => Line::Heartbeat { version: reader.known.unwrap_or(0) },
+            Ok(None) => continue,
+            Err(refusal) => {
+                tracing::info!(%node, "view stream ended: {refusal}");
+                return stream.end(Ended::Refused);
+            }
+        };
+        heartbeat.reset();
+        match lines.send_timeout(line(&event), SLOWEST_READER).await {
+            Ok(()) => stream.sent(kind(&event)),
+            Err(mpsc::error::SendTimeoutError::Closed(_)) => return,
+            Err(mpsc::error::SendTimeoutError::Timeout(_)) => {
+                tracing::warn!(%node, "cut off: it did not read its view for {} s", SLOWEST_READER.as_secs());
+                caller.connection.cancel();
+                return stream.end(Ended::CutOff);
+            }
+        }
+    }
+}
+
+/// The word that tells lines apart.
+fn kind(event: &Line) -> &'static str {
+    match event {
+        Line::View { .. } => "view",
+        Line::Change(_) => "change",
+        Line::Heartbeat { .. } => "heartbeat",
+        Line::Goodbye { .. } => "goodbye",
+    }
+}
+
+fn line(event: &Line) -> Bytes {
+    // Views and versions always serialise.
+    let mut line = serde_json::to_vec(event).unwrap_or_default();
+    line.push(b'\n');
+    line.into()
+}
+
+/// Hands a node over to another controller. Not all of them at the same moment: each is a TLS
+/// handshake for those who stay.
+async fn say_goodbye(lines: &mpsc::Sender<Bytes>, stream: &OpenStream) {
+    let open = u32::try_from(stream.open_now()).unwrap_or(0);
+    let all = HANDOVER.min(Duration::from_secs(1) * open / HANDED_OVER_A_SECOND);
+    tokio::select! {
+        () = tokio::time::sleep(random::jitter(all)) => {}
+        () = lines.closed() => return,
+    }
+    let event = Line::Goodbye { reason: "it is stopping".into() };
+    // Whoever does not take it now is cut off with everything else.
+    if lines.send_timeout(line(&event), HANDOVER).await.is_ok() {
+        stream.sent(kind(&event));
+    }
+}
+
+/// What there is to tell, if anything.
+async fn next(
+    app: &App,
+    caller: &Caller,
+    node: &NodeName,
+    reader: &mut Reader,
+    changes: &mut watch::Receiver<u64>,
+) -> Result<Option<Line>, Refusal> {
+    // Boxed: it is rare, and would make every stream larger.
+    if reader.not_before != 0 && !Box::pin(caught_up(app, node, reader)).await {
+        changes.mark_unchanged();
+        caller.may_see(&app.registry.read().await, node, app.registry.clock.now())?;
+        return Ok(None);
+    }
+    let view = app.registry.read().await;
+    caller.may_see(&view, node, app.registry.clock.now())?;
+    // Nothing is published while we look: what is published later is told later.
+    changes.mark_unchanged();
+    let missing = || Refusal::NoSuchNode(node.clone());
+    let touched = reader.known.and_then(|known| Some((known, view.touched_since(node, known)?)));
+    let event = match touched {
+        Some((_, touched)) if touched.is_empty() => return Ok(None),
+        Some((known, touched)) if reader.changes => {
+            Line::Change(app.settings().common.change(&view, node, known, &touched).ok_or_else(missing)?)
+        }
+        _ => {
+            let told = app.settings().common.told(&view, node).ok_or_else(missing)?;
+            Line::View { epoch: Some(app.registry.epoch().to_owned()), view: Box::new(told) }
+        }
+    };
+    reader.known = Some(view.revision());
+    Ok(Some(event))
+}
+
+/// Makes sure that the state is not older than what the reader has; `false` if that is not known
+/// yet.
+async fn caught_up(app: &App, node: &NodeName, reader: &mut Reader) -> bool {
+    let version = reader.not_before;
+    if app.registry.read().await.revision() >= version {
+        reader.not_before = 0;
+        return true;
+    }
+    let failure = match tokio::time::timeout(app.settings().config.heartbeat(), app.registry.catch_up(version)).await {
+        Ok(Ok(())) => {
+            // What is still older then is all that the store has. The reader finds out, and says
+            // so.
+            if app.registry.read().await.revision() < version {
+                tracing::warn!(%node, version, "it knows a later version than this store: was that restored from a backup?");
+                reader.known = None;
+            }
+            reader.not_before = 0;
+            return true;
+        }
+        Ok(Err(refusal)) => refusal.to_string(),
+        Err(_) => format!("not done within {} s", app.settings().config.heartbeat_seconds),
+    };
+    if !std::mem::replace(&mut reader.waits, true) {
+        tracing::warn!(%node, version, "its view waits until this replica knows as much as it does: {failure}");
+    }
+    false
+}

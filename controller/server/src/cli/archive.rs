@@ -1,0 +1,140 @@
+//! Backup, restore, export, import.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, BufReader, BufWriter, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, bail, ensure};
+use edge_controller_domain::archive::{self, Archive};
+use edge_controller_domain::clock::Clock;
+use edge_controller_domain::store::embedded;
+
+use super::client::Client;
+use crate::config::Config;
+use crate::server::Kept;
+
+/// Takes a backup from the running server.
+pub(super) async fn backup(client: &Client, file: &Path) -> anyhow::Result<()> {
+    if file == Path::new("-") {
+        return client.download("/v1/backup", &mut io::stdout()).await;
+    }
+    let aside = Aside::create(file)?;
+    client.download("/v1/backup", &mut &aside.open).await?;
+    // A backup that cannot be read is found out now, not when it is needed.
+    let archive = read(&aside.path)?;
+    aside.keep(file)?;
+    told(file, &archive.summary());
+    Ok(())
+}
+
+/// Writes what the store of a server that does not run holds.
+pub(super) async fn export(config: &Config, file: &Path) -> anyhow::Result<()> {
+    if !config.store_is_at_api_server() {
+        let store = config.state_dir.join(embedded::FILE);
+        ensure!(store.exists(), "there is no store {}; is state_dir right?", store.display());
+    }
+    let now = Clock::system().now();
+    let kept = Kept::open(config, now)
+        .await
+        .context("while the server runs, `edge-controller backup` writes the same file")?;
+    let rows = kept.store.read().await?;
+    let ca = kept.keeper.load().await?.map(|(document, _)| document);
+    let archive = Archive { written_at: now, rows, ca };
+    let summary = archive.summary();
+    if file == Path::new("-") {
+        return Ok(archive::write(archive, &mut io::stdout().lock())?);
+    }
+    let aside = Aside::create(file)?;
+    let mut to = BufWriter::new(&aside.open);
+    archive::write(archive, &mut to)?;
+    to.flush()?;
+    drop(to);
+    aside.keep(file)?;
+    told(file, &summary);
+    Ok(())
+}
+
+/// Brings an archive into the configured store.
+pub(super) async fn import(config: &Config, file: &Path) -> anyhow::Result<()> {
+    let archive = read(file)?;
+    let summary = archive.summary();
+    crate::server::make_state_dir(config)?;
+    archive::check_not_restoring(&config.state_dir)?;
+    let now = Clock::system().now();
+    let kept = Kept::open(config, now).await?;
+    let missing = archive::import(&*kept.store, &*kept.keeper, archive, now).await?;
+    eprintln!("imported {summary}; {missing} rows were not there yet");
+    Ok(())
+}
+
+/// Puts an archive in place of the state directory.
+pub(super) async fn restore(config: &Config, file: &Path, replace: bool) -> anyhow::Result<()> {
+    if config.store_is_at_api_server() {
+        bail!(
+            "nothing is restored: the store of this configuration is at the Kubernetes API server, not in {}; bring the archive \
+             there with `edge-controller import`",
+            config.state_dir.display()
+        );
+    }
+    let archive = read(file)?;
+    let summary = archive.summary();
+    crate::server::make_state_dir(config)?;
+    let former = archive::restore(archive, &config.state_dir, replace, &Clock::system()).await?;
+    eprintln!("restored {summary}");
+    if let Some(former) = former {
+        eprintln!("the former content is in {}; remove it when it is not needed any more", former.display());
+    }
+    Ok(())
+}
+
+fn read(file: &Path) -> anyhow::Result<Archive> {
+    let open = File::open(file).with_context(|| format!("cannot read {}", file.display()))?;
+    archive::read(BufReader::new(open))
+        .with_context(|| format!("{} cannot be used, and nothing was changed", file.display()))
+}
+
+fn told(file: &Path, summary: &str) {
+    eprintln!("wrote {}: {summary}. It holds the authorities' private keys: keep it as secret as that", file.display());
+}
+
+/// A file that is not yet where it belongs; removed unless it is kept.
+struct Aside {
+    path: PathBuf,
+    open: File,
+}
+
+impl Aside {
+    fn create(file: &Path) -> anyhow::Result<Self> {
+        let mut name = file.file_name().with_context(|| format!("{} is no file name", file.display()))?.to_owned();
+        name.push(".part");
+        let path = file.with_file_name(name);
+        // A left-over may have other permissions.
+        match std::fs::remove_file(&path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                return Err(error).with_context(|| format!("cannot replace {}", path.display()));
+            }
+            _ => {}
+        }
+        let open = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path);
+        let open = open.with_context(|| format!("cannot write {}", path.display()))?;
+        Ok(Self { path, open })
+    }
+
+    fn keep(&self, file: &Path) -> anyhow::Result<()> {
+        let kept = (|| {
+            self.open.sync_all()?;
+            std::fs::rename(&self.path, file)?;
+            let folder = file.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+            File::open(folder)?.sync_all()
+        })();
+        kept.with_context(|| format!("cannot write {}", file.display()))
+    }
+}
+
+impl Drop for Aside {
+    fn drop(&mut self) {
+        // Gone already where it was kept.
+        let _ = std::fs::remove_file(&self.path);
+    }
+}

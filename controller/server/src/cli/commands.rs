@@ -1,0 +1,364 @@
+//! What each of the operator's commands asks the server, and how it shows the answer.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+
+use anyhow::{Context, bail};
+use axum::http::Method;
+use edge_controller_domain::clock::rfc3339;
+use edge_types::api::{
+    AuthorityInfo, AuthorityState, CommunityInfo, CommunityMembers, LabelsPatch, NodeInfo, ReloadResponse, SegmentInfo,
+    SegmentState, TokenCreated, TokenInfo, TokenRequest,
+};
+use edge_types::{EndpointSource, NodeName, Role};
+use serde::Serialize;
+
+use super::archive;
+use super::client::Client;
+use super::table::{list, print, say, say_once};
+use super::{CaCommand, Command, CommunityCommand, NodeCommand, SegmentCommand, TokenCommand};
+
+const NOTHING: Option<&()> = None;
+
+pub(super) async fn carry_out(client: &Client, json: bool, command: Command) -> anyhow::Result<()> {
+    match command {
+        Command::Run { .. }
+        | Command::Config { .. }
+        | Command::Crds
+        | Command::Restore { .. }
+        | Command::Export { .. }
+        | Command::Import { .. } => {
+            bail!("this is not asked of a server")
+        }
+        Command::Reload => {
+            let reloaded: ReloadResponse = client.ask(Method::POST, "/v1/reload", NOTHING).await?;
+            if json {
+                return show_json(&reloaded);
+            }
+            say(format_args!("in force, and changed: {}", list(&reloaded.changed)))
+        }
+        Command::Backup { file } => archive::backup(client, &file).await,
+        Command::Node(NodeCommand::List) => {
+            let nodes: Vec<NodeInfo> = client.ask(Method::GET, "/v1/nodes", NOTHING).await?;
+            if json { show_json(&nodes) } else { show_nodes(&nodes) }
+        }
+        Command::Node(NodeCommand::Show { node }) => {
+            let nodes: Vec<NodeInfo> = client.ask(Method::GET, "/v1/nodes", NOTHING).await?;
+            let info = nodes.into_iter().find(|info| info.name == node);
+            let info = info.ok_or_else(|| crate::refusal::Refusal::NoSuchNode(node).problem())?;
+            if json { show_json(&info) } else { show_node(&info) }
+        }
+        Command::Node(NodeCommand::Label { node, labels }) => {
+            let patch = labels.iter().map(|text| label(text)).collect::<anyhow::Result<LabelsPatch>>()?;
+            let path = format!("/v1/nodes/{node}/labels");
+            let info: NodeInfo = client.ask(Method::PATCH, &path, Some(&patch)).await?;
+            if json { show_json(&info) } else { show_node(&info) }
+        }
+        Command::Node(NodeCommand::Deregister { node: Some(node), .. }) => deregister(client, json, &node).await,
+        Command::Node(NodeCommand::Deregister { node: None, .. }) => deregister_missing(client, json).await,
+        Command::Segment(SegmentCommand::List) => {
+            let segments: Vec<SegmentInfo> = client.ask(Method::GET, "/v1/segments", NOTHING).await?;
+            if json { show_json(&segments) } else { show_segments(&segments) }
+        }
+        Command::Community(CommunityCommand::Set { community, members }) => {
+            let body = CommunityMembers { members: members.into_iter().collect() };
+            client.ask(Method::PUT, &format!("/v1/communities/{community}"), Some(&body)).await
+        }
+        Command::Community(CommunityCommand::Delete { community }) => {
+            client.ask(Method::DELETE, &format!("/v1/communities/{community}"), NOTHING).await
+        }
+        Command::Community(CommunityCommand::List) => {
+            let communities: Vec<CommunityInfo> = client.ask(Method::GET, "/v1/communities", NOTHING).await?;
+            if json { show_json(&communities) } else { show_communities(&communities) }
+        }
+        Command::Token(TokenCommand::Create { role, node, ttl, uses }) => {
+            let request = TokenRequest { role, node, ttl_seconds: ttl, uses };
+            let created: TokenCreated = client.ask(Method::POST, "/v1/tokens", Some(&request)).await?;
+            // The token alone on standard output, so that it can be piped into a file.
+            let shown = if json { serde_json::to_string_pretty(&created)? } else { created.token.to_string() };
+            let id = &created.info.id;
+            say_once(shown).with_context(|| {
+                format!("token {id} is made, but was not shown: edge-controller token delete {id}, and make another")
+            })?;
+            if json {
+                return Ok(());
+            }
+            let info = created.info;
+            let whom = info.node.map_or_else(|| format!("{} node(s)", info.uses), |node| format!("node {node}"));
+            eprintln!("token {}: lets {whom} join as {role} until {}", info.id, rfc3339(info.expires_at));
+            Ok(())
+        }
+        Command::Token(TokenCommand::List) => {
+            let tokens: Vec<TokenInfo> = client.ask(Method::GET, "/v1/tokens", NOTHING).await?;
+            if json { show_json(&tokens) } else { show_tokens(&tokens) }
+        }
+        Command::Token(TokenCommand::Delete { id }) => {
+            if !id.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_')) || id.is_empty() {
+                return Err(crate::refusal::Refusal::NoSuchToken(id).problem().into());
+            }
+            client.ask(Method::DELETE, &format!("/v1/tokens/{id}"), NOTHING).await
+        }
+        Command::Ca(CaCommand::List) => {
+            let authorities: Vec<AuthorityInfo> = client.ask(Method::GET, "/v1/ca", NOTHING).await?;
+            if json { show_json(&authorities) } else { show_authorities(&authorities) }
+        }
+        Command::Ca(CaCommand::Rollover) => {
+            let new: AuthorityInfo = client.ask(Method::POST, "/v1/ca/rollover", NOTHING).await?;
+            if json {
+                return show_json(&new);
+            }
+            say(format_args!(
+                "authority {} signs from now on; those before it stay trusted until they are retired",
+                new.id
+            ))
+        }
+        Command::Ca(CaCommand::Retire { id, force }) => {
+            if !id.bytes().all(|byte| byte.is_ascii_hexdigit()) || id.is_empty() {
+                return Err(crate::refusal::Refusal::from(edge_controller_domain::ca::CaError::NoSuch(id))
+                    .problem()
+                    .into());
+            }
+            let path = format!("/v1/ca/{id}?force={force}");
+            let retired: AuthorityInfo = client.ask(Method::DELETE, &path, NOTHING).await?;
+            if json {
+                return show_json(&retired);
+            }
+            say(format_args!("authority {} is retired; certificates of it are refused from now on", retired.id))
+        }
+    }
+}
+
+async fn deregister(client: &Client, json: bool, node: &NodeName) -> anyhow::Result<()> {
+    let released: Vec<SegmentInfo> = client.ask(Method::DELETE, &format!("/v1/nodes/{node}"), NOTHING).await?;
+    if json {
+        return show_json(&released);
+    }
+    say(format_args!("node {node} is deregistered; its certificate is refused from now on"))?;
+    if released.is_empty() { Ok(()) } else { show_segments(&released) }
+}
+
+/// Deregisters all nodes of which the operator was asked.
+async fn deregister_missing(client: &Client, json: bool) -> anyhow::Result<()> {
+    let nodes: Vec<NodeInfo> = client.ask(Method::GET, "/v1/nodes", NOTHING).await?;
+    let missing: Vec<NodeName> = nodes.into_iter().filter(|info| info.missing).map(|info| info.name).collect();
+    if missing.is_empty() && !json {
+        say("no node waits for that")?;
+    }
+    for node in &missing {
+        deregister(client, json, node).await?;
+    }
+    Ok(())
+}
+
+/// Reads `24h` and the like as seconds.
+pub(super) fn duration(text: &str) -> Result<u64, String> {
+    let (number, unit) = text.split_at(text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len()));
+    let seconds = match unit {
+        "s" | "" => 1,
+        "m" => 60,
+        "h" => 3600,
+        "d" => 24 * 3600,
+        _ => return Err(format!("{unit:?} is none of s, m, h, d")),
+    };
+    let number: u64 = number.parse().map_err(|_| "it does not begin with a number".to_owned())?;
+    number.checked_mul(seconds).ok_or_else(|| "it is too long".to_owned())
+}
+
+/// Reads `key=value` or `key-`.
+fn label(text: &str) -> anyhow::Result<(String, Option<String>)> {
+    if let Some((key, value)) = text.split_once('=') {
+        return Ok((key.into(), Some(value.into())));
+    }
+    let key = text.strip_suffix('-').with_context(|| format!("{text:?} is neither KEY=VALUE nor KEY-"))?;
+    Ok((key.into(), None))
+}
+
+fn show_json(value: &impl Serialize) -> anyhow::Result<()> {
+    say(serde_json::to_string_pretty(value)?)
+}
+
+fn show_nodes(nodes: &[NodeInfo]) -> anyhow::Result<()> {
+    print(
+        ["NAME", "ROLE", "CONNECTED", "COMMUNITIES", "SEGMENTS", "ENDPOINTS"],
+        nodes.iter().map(|node| {
+            [
+                node.name.to_string(),
+                node.role.to_string(),
+                yes(node.connected),
+                list(&node.communities),
+                list(&node.segments),
+                list(node.endpoints.iter().map(|endpoint| endpoint.address)),
+            ]
+        }),
+    )?;
+    for node in nodes {
+        for problem in problems(node) {
+            say(format_args!("{}: {problem}", node.name))?;
+        }
+    }
+    for (address, names) in shared(nodes) {
+        let names: Vec<&str> = names.iter().map(|name| name.as_str()).collect();
+        say(format_args!(
+            "{address}: the controller sees {} there: a NAT before all of them, or something before the controller that hides where they are \
+             (externalTrafficPolicy: Cluster, an ingress); peers try it last",
+            names.join(", ")
+        ))?;
+    }
+    Ok(())
+}
+
+/// Addresses at which the controller sees several edges that do not call them their own.
+fn shared(nodes: &[NodeInfo]) -> BTreeMap<SocketAddr, Vec<&NodeName>> {
+    let mut seen: BTreeMap<SocketAddr, Vec<&NodeName>> = BTreeMap::new();
+    for node in nodes.iter().filter(|node| node.role == Role::Edge) {
+        for endpoint in node.endpoints.iter().filter(|endpoint| endpoint.source == EndpointSource::Observed) {
+            seen.entry(endpoint.address).or_default().push(&node.name);
+        }
+    }
+    seen.retain(|_, names| names.len() > 1);
+    seen
+}
+
+/// What the operator should look at.
+fn problems(node: &NodeInfo) -> Vec<String> {
+    let missing = "its Node object is gone, with so many others that it was not believed: \
+                   edge-controller node deregister --confirm, if it is meant";
+    let refused = node.refused_view.as_ref().map(|why| format!("it does not take its view: {why}"));
+    let missing = node.missing.then(|| missing.to_owned());
+    missing.into_iter().chain(refused).chain(node.conflicts.iter().cloned()).collect()
+}
+
+fn show_node(node: &NodeInfo) -> anyhow::Result<()> {
+    let endpoint = |endpoint: &edge_types::Endpoint| {
+        let source = match endpoint.source {
+            EndpointSource::Configured => "configured",
+            EndpointSource::Reported => "reported",
+            EndpointSource::Observed => "observed",
+        };
+        format!("{} ({source})", endpoint.address)
+    };
+    let row = |name: &str, value: String| [name.to_owned(), value];
+    print(
+        ["NODE", node.name.as_str()],
+        [
+            row("role", node.role.to_string()),
+            row("connected", yes(node.connected)),
+            row("view refused", node.refused_view.clone().unwrap_or_else(|| "-".into())),
+            row("tunnels up", node.tunnels.map_or("-".into(), |count| format!("{} of {}", count.up, count.wanted))),
+            row("labels", list(node.labels.iter().map(|(key, value)| format!("{key}={value}")))),
+            row("communities", list(&node.communities)),
+            row("segments", list(&node.segments)),
+            row("endpoints", list(node.endpoints.iter().map(endpoint))),
+            row("certificate until", rfc3339(node.certificate_not_after)),
+            row("problems", list(problems(node))),
+        ],
+    )
+}
+
+fn show_segments(segments: &[SegmentInfo]) -> anyhow::Result<()> {
+    print(
+        ["SEGMENT", "NODE", "STATE", "GRANTED", "BEFORE"],
+        segments.iter().map(|row| {
+            let state = match (row.state, row.quarantined_until) {
+                (SegmentState::Quarantined, Some(end)) => format!("quarantined until {}", rfc3339(end)),
+                (SegmentState::Quarantined, None) => "quarantined".into(),
+                (SegmentState::Held, _) => "held".into(),
+                (SegmentState::Free, _) => "free".into(),
+            };
+            let before = row.past.first().map(|last| format!("{} until {}", last.node, rfc3339(last.released_at)));
+            [row.segment.to_string(), row.node.to_string(), state, rfc3339(row.granted_at), list(&before)]
+        }),
+    )
+}
+
+fn show_communities(communities: &[CommunityInfo]) -> anyhow::Result<()> {
+    print(["COMMUNITY", "MEMBERS"], communities.iter().map(|row| [row.name.to_string(), list(&row.members)]))
+}
+
+fn show_tokens(tokens: &[TokenInfo]) -> anyhow::Result<()> {
+    print(
+        ["ID", "ROLE", "NODE", "USED", "EXPIRES", "USED BY"],
+        tokens.iter().map(|token| {
+            [
+                token.id.clone(),
+                token.role.to_string(),
+                list(&token.node),
+                format!("{}/{}", token.used_by.len(), token.uses),
+                rfc3339(token.expires_at),
+                list(&token.used_by),
+            ]
+        }),
+    )
+}
+
+fn show_authorities(authorities: &[AuthorityInfo]) -> anyhow::Result<()> {
+    print(
+        ["ID", "STATE", "SINCE", "ENDS", "NEEDED BY", "SUBJECT"],
+        authorities.iter().map(|authority| {
+            let state = match (authority.state, authority.retired_at) {
+                (AuthorityState::Active, _) => "signs".into(),
+                (AuthorityState::Trusted, _) => "trusted".into(),
+                (AuthorityState::Retired, Some(at)) => format!("retired {}", rfc3339(at)),
+                (AuthorityState::Retired, None) => "retired".into(),
+            };
+            let tokens = authority.pinned_by.iter().map(|id| format!("join token {id}"));
+            [
+                authority.id.chars().take(16).collect(),
+                state,
+                rfc3339(authority.created_at),
+                rfc3339(authority.not_after),
+                list(
+                    edge_controller_domain::certificates::some_of(authority.needed_by.iter()).into_iter().chain(tokens),
+                ),
+                authority.subject.clone(),
+            ]
+        }),
+    )
+}
+
+fn yes(it: bool) -> String {
+    if it { "yes" } else { "no" }.into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn durations_and_labels_are_read_as_written() {
+        assert_eq!(duration("24h"), Ok(86_400));
+        assert_eq!(duration("90"), Ok(90));
+        for bad in ["", "h", "1w", "1.5h", "-1h", "99999999999999999999d", "18446744073709551615d"] {
+            assert!(duration(bad).is_err(), "{bad}");
+        }
+        assert_eq!(label("a/b=c=d").unwrap(), ("a/b".into(), Some("c=d".into())));
+        assert_eq!(label("a/b-").unwrap(), ("a/b".into(), None));
+        assert!(label("a").is_err());
+    }
+
+    #[test]
+    fn an_address_at_which_several_edges_are_seen_is_named_with_them() {
+        let node = |name: &str, role: &str, observed: &str| -> NodeInfo {
+            serde_json::from_value(serde_json::json!({
+                "name": name, "role": role, "labels": {}, "communities": [], "segments": [], "connected": true,
+                "certificate_not_after": 0,
+                "endpoints": [{"address": "192.168.1.10:4500", "source": "reported"}, {"address": observed, "source": "observed"}],
+            }))
+            .unwrap()
+        };
+        let nodes = [
+            node("a", "edge", "203.0.113.7:4500"),
+            node("b", "edge", "203.0.113.7:4500"),
+            node("c", "edge", "203.0.113.7:4501"),
+            node("hub", "hub", "203.0.113.7:4501"),
+        ];
+        let shared = shared(&nodes);
+        assert_eq!(shared.len(), 1);
+        assert_eq!(shared[&"203.0.113.7:4500".parse().unwrap()], [&nodes[0].name, &nodes[1].name]);
+    }
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        <super::super::Cli as clap::CommandFactory>::command().debug_assert();
+    }
+}

@@ -1,0 +1,500 @@
+//! The configuration of `edge-controller run`. Unknown keys are refused. The full example stands in
+//! `docs/configuration.md`.
+//!
+//! - [`Config`]: all keys, and what they must be. A new key is a new field here, and nothing else.
+//! - [`keys()`]: the table of keys that follows from it.
+//! - [`Sources`]: file, environment and flags.
+
+mod keys;
+mod sources;
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use edge_controller_domain::ca::Given;
+use edge_controller_domain::networks::{ClusterNetworks, HubNetworks};
+use edge_controller_domain::segments::{Policy, overlap};
+use edge_controller_kubernetes::label_trust::TrustNodeLabels;
+use edge_controller_kubernetes::node_role::RoleSelectors;
+use edge_controller_kubernetes::selector::NodeSelector;
+use edge_controller_kubernetes::token_review::JoinAccounts;
+use edge_types::api::VIEW_SILENCE_SECONDS;
+use edge_types::view::SegmentPrefix;
+use edge_types::{IpNetwork, NodeName};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+pub use keys::{Key, Reload, keys};
+pub use sources::{Loaded, Origin, Sources};
+
+/// Where the operator's commands find the server, unless told otherwise.
+pub const ADMIN_SOCKET: &str = "/run/edge-controller/admin.sock";
+
+/// Port on which nodes reach the controller, unless configured otherwise.
+pub const PORT: u16 = 8443;
+
+/// Where health and metrics are served, unless configured otherwise.
+const OBSERVE: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 9643);
+
+/// The whole file.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// Addresses on which nodes are served.
+    #[serde(default = "default_listen")]
+    pub listen: Vec<SocketAddr>,
+    /// Folder of the CA and the store.
+    #[serde(default = "default_state_dir")]
+    pub state_dir: PathBuf,
+    /// Unix socket of the operator's commands.
+    #[serde(default = "default_admin_socket")]
+    pub admin_socket: PathBuf,
+    /// Names and addresses under which nodes reach this controller; its certificate holds them.
+    pub server_names: Vec<String>,
+    /// Seconds between heartbeats on a view stream.
+    #[serde(default = "default_heartbeat")]
+    pub heartbeat_seconds: u64,
+    /// Where segments come from.
+    pub segments: Segments,
+    /// How long certificates live.
+    #[serde(default)]
+    pub certificates: Certificates,
+    /// Health and metrics.
+    #[serde(default)]
+    pub observe: Observe,
+    /// Cloud networks (pods and services of the cloud's own CNI) that every hub fronts.
+    #[serde(default)]
+    #[schemars(with = "Vec<String>", extend("x-reload" = "views"))]
+    pub networks: Vec<IpNetwork>,
+    /// Kubernetes: where nodes' labels come from, and where rows are kept. Absent: neither.
+    #[serde(default)]
+    pub kubernetes: Option<Kubernetes>,
+    /// What differs for single hubs, by node name.
+    #[serde(default)]
+    #[schemars(with = "BTreeMap<String, Hub>", extend("x-reload" = "views"))]
+    pub hub: BTreeMap<NodeName, Hub>,
+}
+
+/// `[segments]`
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Segments {
+    /// Ranges from which segments are cut.
+    #[schemars(with = "Vec<String>", extend("x-reload" = "views"))]
+    pub cluster_ranges: Vec<IpNetwork>,
+    /// Prefix length of an IPv4 segment.
+    #[serde(default = "default_v4_prefix")]
+    pub v4_prefix: u8,
+    /// Prefix length of an IPv6 segment.
+    #[serde(default = "default_v6_prefix")]
+    pub v6_prefix: u8,
+    /// Parts of the ranges that are never handed out.
+    #[serde(default)]
+    #[schemars(with = "Vec<String>", extend("x-reload" = "quiet"))]
+    pub reserved: Vec<IpNetwork>,
+    /// Segments of each configured family that an edge gets when it joins, before it asks.
+    #[serde(default = "default_min")]
+    #[schemars(extend("x-reload" = "quiet"))]
+    pub min_per_node: u32,
+    /// Most segments of one family that a node may hold.
+    #[serde(default = "default_max")]
+    #[schemars(extend("x-reload" = "quiet"))]
+    pub max_per_node: u32,
+    /// Seconds for which a released segment is given to nobody.
+    #[serde(default = "default_quarantine")]
+    #[schemars(extend("x-reload" = "quiet"))]
+    pub quarantine_seconds: u64,
+}
+
+/// `[certificates]`
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Certificates {
+    /// Days for which a node's certificate holds: for so long a site works without the cloud.
+    pub node_days: u32,
+    /// Days for which the controller's own certificate holds; it is renewed in place.
+    pub server_days: u32,
+    /// The certificate (PEM) of an authority that the operator brings; made unless given.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ca_certificate: Option<PathBuf>,
+    /// Its key (PKCS #8 in PEM).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ca_key: Option<PathBuf>,
+}
+
+/// `[observe]`
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Observe {
+    /// Addresses on which health and metrics are served, in plain HTTP; none turns them off.
+    pub listen: Vec<SocketAddr>,
+}
+
+/// `[kubernetes]`
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Kubernetes {
+    /// How to reach the API server; absent in a pod, which has a service account.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub kubeconfig: Option<PathBuf>,
+    /// Namespace of the controller's own objects: tokens, authority, lease.
+    pub namespace: String,
+    /// Whether nodes, segments, communities and tokens are kept at the API server, shared by all
+    /// replicas, instead of in the state directory.
+    pub store: bool,
+    /// Label selector of the Node objects that are edges; the labels of others put them into no
+    /// community.
+    #[schemars(with = "String")]
+    pub edge_selector: NodeSelector,
+    /// Label selector of the Node objects that may join as hubs by service account; a kubelet must
+    /// not be able to set its labels.
+    #[schemars(with = "String")]
+    pub hub_selector: NodeSelector,
+    /// The same for the other cloud nodes.
+    #[schemars(with = "String")]
+    pub cloud_selector: NodeSelector,
+    /// Whether labels of Node objects, which a kubelet may set on its own, put nodes into
+    /// communities: "auto" where our admission policy keeps kubelets from them; true or false
+    /// whatever is there.
+    #[schemars(with = "String")]
+    pub trust_node_labels: TrustNodeLabels,
+    /// Seconds after which another replica takes over what only one does.
+    pub lease_seconds: u32,
+    /// Whether the operator is asked before many nodes are deregistered at once, because their Node
+    /// or EdgeNode objects are gone.
+    pub confirm_deregistrations: bool,
+    /// UID of the namespace kube-system of another cluster that is accepted in place of the one
+    /// that is known.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub accept_cluster: Option<String>,
+    /// Service accounts by which nodes may join.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub join: Option<JoinAccounts>,
+}
+
+impl Default for Kubernetes {
+    fn default() -> Self {
+        Self {
+            kubeconfig: None,
+            namespace: "edge-cni".into(),
+            store: true,
+            edge_selector: NodeSelector::edges(),
+            hub_selector: NodeSelector::hubs(),
+            cloud_selector: NodeSelector::clouds(),
+            trust_node_labels: TrustNodeLabels::Auto,
+            lease_seconds: 15,
+            confirm_deregistrations: true,
+            accept_cluster: None,
+            join: None,
+        }
+    }
+}
+
+/// `[hub.NAME]`
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Hub {
+    /// Cloud networks that this hub fronts, instead of `networks` above.
+    #[schemars(with = "Option<Vec<String>>")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub networks: Option<Vec<IpNetwork>>,
+    /// Where this hub is found, before what it reports: a port forwarded to it, for example.
+    #[serde(default)]
+    pub endpoints: Vec<SocketAddr>,
+}
+
+impl Default for Certificates {
+    fn default() -> Self {
+        Self { node_days: 7, server_days: 30, ca_certificate: None, ca_key: None }
+    }
+}
+
+impl Default for Observe {
+    fn default() -> Self {
+        Self { listen: vec![OBSERVE] }
+    }
+}
+
+fn default_listen() -> Vec<SocketAddr> {
+    vec![SocketAddr::new(IpAddr::V6(Ipv6Addr::UNSPECIFIED), PORT)]
+}
+fn default_state_dir() -> PathBuf {
+    "/var/lib/edge-controller".into()
+}
+fn default_admin_socket() -> PathBuf {
+    ADMIN_SOCKET.into()
+}
+fn default_heartbeat() -> u64 {
+    5
+}
+fn default_v4_prefix() -> u8 {
+    SegmentPrefix::default().v4
+}
+fn default_v6_prefix() -> u8 {
+    SegmentPrefix::default().v6
+}
+fn default_min() -> u32 {
+    1
+}
+fn default_max() -> u32 {
+    64
+}
+fn default_quarantine() -> u64 {
+    600
+}
+
+/// Why a configuration cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file cannot be read.
+    #[error("cannot read the configuration {path}: {source}")]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The file is not TOML of this shape.
+    #[error("{path}: {source}")]
+    Syntax {
+        /// The file.
+        path: PathBuf,
+        /// Where and why.
+        source: Box<toml::de::Error>,
+    },
+    /// A value makes no sense.
+    #[error("{origin}: {key}: {why}")]
+    Value {
+        /// Where it came from.
+        origin: String,
+        /// The key that holds it.
+        key: String,
+        /// What is wrong and what is expected.
+        why: String,
+    },
+    /// A key without default is set nowhere.
+    #[error("{key} is set nowhere; set it in the file (--config), as {env}, or by --{flag}")]
+    Missing {
+        /// The key.
+        key: String,
+        /// Its environment variable.
+        env: String,
+        /// Its flag.
+        flag: String,
+    },
+    /// A variable that looks like ours and is not.
+    #[error("the environment variable {0} sets nothing that is known; `edge-controller run --help` lists all")]
+    Variable(String),
+}
+
+impl Config {
+    /// Reads and checks a file, under the environment as it is.
+    pub fn load(path: &Path) -> Result<Self, ConfigError> {
+        Ok(Sources::file(path.into()).load()?.config)
+    }
+
+    /// Whether rows and authorities are kept at the Kubernetes API server, and nothing in
+    /// `state_dir`.
+    pub(crate) fn store_is_at_api_server(&self) -> bool {
+        self.kubernetes.as_ref().is_some_and(|kubernetes| kubernetes.store)
+    }
+
+    fn check(&self) -> Result<(), (&'static str, String)> {
+        if self.listen.is_empty() {
+            return Err(("listen", "at least one address is needed".into()));
+        }
+        if self.server_names.is_empty() {
+            return Err(("server_names", "name what the agents' `url` will hold, as DNS name or IP address".into()));
+        }
+        for name in &self.server_names {
+            if rustls_pki_types::ServerName::try_from(name.as_str()).is_err() {
+                return Err(("server_names", format!("{name:?} is neither a DNS name nor an IP address")));
+            }
+        }
+        // One lost heartbeat must not make a node connect anew.
+        let most = VIEW_SILENCE_SECONDS / 2;
+        if self.heartbeat_seconds == 0 || self.heartbeat_seconds > most {
+            return Err(("heartbeat_seconds", format!("{} is not within 1 to {most}", self.heartbeat_seconds)));
+        }
+        for (key, days) in [("node_days", self.certificates.node_days), ("server_days", self.certificates.server_days)]
+        {
+            if days == 0 || days > 825 {
+                return Err((key, format!("{days} is not within 1 to 825 days")));
+            }
+        }
+        if self.certificates.ca_certificate.is_some() != self.certificates.ca_key.is_some() {
+            return Err(("ca_certificate", "ca_certificate and ca_key belong together; set both, or neither".into()));
+        }
+        if let Some(kubernetes) = &self.kubernetes {
+            let namespace = &kubernetes.namespace;
+            if namespace.contains('.') || namespace.parse::<NodeName>().is_err() {
+                return Err(("kubernetes.namespace", format!("{namespace:?} is not the name of a namespace")));
+            }
+            if !(3..=600).contains(&kubernetes.lease_seconds) {
+                let why = format!("{} is not within 3 to 600", kubernetes.lease_seconds);
+                return Err(("kubernetes.lease_seconds", why));
+            }
+            for (key, selector) in
+                [("hub_selector", &kubernetes.hub_selector), ("cloud_selector", &kubernetes.cloud_selector)]
+            {
+                if selector.as_str().trim().is_empty() {
+                    return Err((key, "an empty selector would give this role to every Node that is no edge".into()));
+                }
+            }
+            if let Some(accounts) = &kubernetes.join {
+                accounts.check().map_err(|why| ("kubernetes.join", why))?;
+            }
+        }
+        self.segment_policy().check()?;
+        for network in self.cluster_networks().all_fronted() {
+            if network.ip() != network.network() {
+                return Err(("networks", format!("{network} has bits set beyond its prefix")));
+            }
+            if let Some(range) = self.segments.cluster_ranges.iter().find(|range| overlap(range, network)) {
+                return Err(("networks", format!("{network} overlaps the cluster range {range}, which is the edges'")));
+            }
+        }
+        Ok(())
+    }
+
+    /// How nodes join by service account, where they may: which account stands for which role, and
+    /// which Nodes may have it.
+    pub fn joining(&self) -> Option<(JoinAccounts, RoleSelectors)> {
+        let kubernetes = self.kubernetes.as_ref()?;
+        let selectors = RoleSelectors {
+            edge: kubernetes.edge_selector.clone(),
+            hub: kubernetes.hub_selector.clone(),
+            cloud: kubernetes.cloud_selector.clone(),
+        };
+        Some((kubernetes.join.clone()?, selectors))
+    }
+
+    /// How segments are cut.
+    pub fn segment_policy(&self) -> Policy {
+        Policy {
+            ranges: self.segments.cluster_ranges.clone(),
+            reserved: self.segments.reserved.clone(),
+            prefix: SegmentPrefix { v4: self.segments.v4_prefix, v6: self.segments.v6_prefix },
+            max_per_node: self.segments.max_per_node,
+            quarantine: self.segments.quarantine_seconds.min(i64::MAX as u64) as i64,
+        }
+    }
+
+    /// The authority that the operator brings.
+    pub fn given_ca(&self) -> Option<Given> {
+        let (certificate, key) = self.certificates.ca_certificate.clone().zip(self.certificates.ca_key.clone())?;
+        Some(Given { certificate, key })
+    }
+
+    /// Time between heartbeats on a view stream.
+    pub fn heartbeat(&self) -> Duration {
+        Duration::from_secs(self.heartbeat_seconds)
+    }
+
+    /// Networks that nodes reach through tunnels.
+    pub fn cluster_networks(&self) -> ClusterNetworks {
+        let hub = |hub: &Hub| HubNetworks { fronted: hub.networks.clone(), endpoints: hub.endpoints.clone() };
+        ClusterNetworks {
+            ranges: self.segments.cluster_ranges.clone(),
+            fronted: self.networks.clone(),
+            hubs: self.hub.iter().map(|(name, differs)| (name.clone(), hub(differs))).collect(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SMALLEST: &str = "server_names = [\"cloud\"]\n[segments]\ncluster_ranges = [\"10.77.0.0/16\"]\n";
+
+    fn load(text: &str) -> Result<Config, String> {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("controller.toml");
+        std::fs::write(&path, text).unwrap();
+        Config::load(&path).map_err(|e| e.to_string())
+    }
+
+    #[test]
+    fn the_smallest_file_gets_defaults() {
+        let config = load(SMALLEST).unwrap();
+        assert_eq!(config.listen, ["[::]:8443".parse().unwrap()]);
+        assert_eq!(config.segments.v4_prefix, 26);
+    }
+
+    #[test]
+    fn unknown_keys_are_refused_by_name() {
+        let error = load(&format!("quarantine = 3\n{SMALLEST}")).unwrap_err();
+        assert!(error.contains("quarantine"), "{error}");
+    }
+
+    #[test]
+    fn values_that_make_no_sense_are_refused_with_their_key() {
+        for (bad, key) in [
+            ("server_names = []\n[segments]\ncluster_ranges = [\"10.0.0.0/8\"]", "server_names"),
+            ("server_names = [\"a b\"]\n[segments]\ncluster_ranges = [\"10.0.0.0/8\"]", "server_names"),
+            ("server_names = [\"a\"]\n[segments]\ncluster_ranges = []", "cluster_ranges"),
+            (
+                "server_names = [\"a\"]\n[segments]\ncluster_ranges = [\"10.77.0.0/16\"]\n[certificates]\nca_key = \"k\"",
+                "ca_certificate",
+            ),
+            ("server_names = [\"a\"]\n[segments]\ncluster_ranges = [\"10.77.0.1/16\"]", "cluster_ranges"),
+            ("server_names = [\"a\"]\n[segments]\ncluster_ranges = [\"10.77.0.0/28\"]", "v4_prefix"),
+            (
+                "server_names = [\"a\"]\n[segments]\ncluster_ranges = [\"10.0.0.0/8\", \"10.1.0.0/16\"]",
+                "cluster_ranges",
+            ),
+            (
+                "server_names = [\"a\"]\n[segments]\ncluster_ranges = [\"10.77.0.0/16\"]\n[kubernetes]\nhub_selector = \"\"",
+                "hub_selector",
+            ),
+            (
+                "server_names = [\"a\"]\nnetworks = [\"10.77.1.0/24\"]\n[segments]\ncluster_ranges = [\"10.77.0.0/16\"]",
+                "networks",
+            ),
+        ] {
+            let error = load(bad).unwrap_err();
+            assert!(error.contains(key), "{bad}: {error}");
+        }
+    }
+
+    #[test]
+    fn the_documented_example_is_accepted() {
+        let document = include_str!("../../../docs/configuration.md");
+        let section = document.split("## edge-controller").nth(1).expect("a section for edge-controller");
+        let example = section.split("```toml").nth(1).and_then(|rest| rest.split("```").next()).expect("an example");
+        load(example).unwrap();
+    }
+
+    #[test]
+    fn the_manifests_configuration_is_accepted() {
+        let manifest = include_str!("../../../deploy/kubernetes/20-controller.yaml");
+        let (_, rest) = manifest.split_once("\n  controller.toml: |\n").expect("a ConfigMap with the file");
+        let lines = rest.lines().map_while(|line| if line.is_empty() { Some("") } else { line.strip_prefix("    ") });
+        load(&lines.collect::<Vec<_>>().join("\n")).unwrap();
+    }
+
+    #[test]
+    fn the_network_policy_opens_the_deployments_ports_one_for_all_and_the_other_for_monitoring() {
+        use k8s_openapi::api::apps::v1::Deployment;
+        use k8s_openapi::api::networking::v1::NetworkPolicy;
+        let manifest = include_str!("../../../deploy/kubernetes/20-controller.yaml");
+        let text = manifest.split("---\n").find(|part| part.contains("kind: Deployment")).expect("a Deployment");
+        let pods = serde_saphyr::from_str::<Deployment>(text).unwrap().spec.template;
+        let text = include_str!("../../../deploy/kubernetes/60-networkpolicy.yaml");
+        let policy = serde_saphyr::from_str::<NetworkPolicy>(text).unwrap().spec.unwrap();
+        let selected = policy.pod_selector.unwrap_or_default().match_labels;
+        assert_eq!(selected, pods.metadata.unwrap_or_default().labels, "it selects the controller's pods");
+        let container = pods.spec.unwrap().containers.remove(0);
+        let ports: Vec<String> = container.ports.unwrap().into_iter().map(|port| port.name.unwrap()).collect();
+        let rules = policy.ingress.unwrap().into_iter().map(|rule| {
+            let port = rule.ports.unwrap().remove(0).port.unwrap();
+            (serde_json::to_value(port).unwrap(), rule.from.is_some())
+        });
+        let rules: Vec<_> = rules.collect();
+        assert_eq!(ports, ["nodes", "observe"]);
+        assert_eq!(rules, [("nodes".into(), false), ("observe".into(), true)], "by the names of its ports");
+    }
+}

@@ -1,0 +1,184 @@
+//! The table of keys: made from the schema of [`Config`] itself, so that flags, environment
+//! variables and the file cannot drift apart.
+
+use std::sync::OnceLock;
+
+use schemars::generate::SchemaSettings;
+use serde_json::Value;
+
+use super::Config;
+
+/// What every environment variable begins with.
+pub(super) const ENV_PREFIX: &str = "EDGE_CONTROLLER_";
+
+/// A key of the configuration.
+#[derive(Debug)]
+pub struct Key {
+    /// As in the file, with dots: `segments.cluster_ranges`.
+    pub path: String,
+    /// Its environment variable.
+    pub env: String,
+    /// Its flag, without the dashes before it.
+    pub flag: String,
+    /// What it is.
+    pub help: String,
+    /// Whether it must be set.
+    pub required: bool,
+    /// Whether it may change while the server runs.
+    pub reload: Reload,
+    pub(super) kind: Kind,
+}
+
+/// What a change of a key while the server runs does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reload {
+    /// It is refused.
+    Never,
+    /// It counts from the next request on.
+    Quiet,
+    /// It changes views.
+    Views,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kind {
+    List,
+    Table,
+    Number,
+    Boolean,
+    Text,
+}
+
+/// All keys, by name.
+pub fn keys() -> &'static [Key] {
+    static KEYS: OnceLock<Vec<Key>> = OnceLock::new();
+    KEYS.get_or_init(|| {
+        let settings = SchemaSettings::draft2020_12().with(|settings| settings.inline_subschemas = true);
+        let schema = settings.into_generator().into_root_schema_for::<Config>();
+        let mut keys = Vec::new();
+        walk("", schema.as_value(), &mut keys);
+        keys
+    })
+}
+
+fn walk(above: &str, schema: &Value, keys: &mut Vec<Key>) {
+    let required = |name: &String| schema["required"].as_array().is_some_and(|all| all.iter().any(|key| key == name));
+    for (name, schema) in schema["properties"].as_object().into_iter().flatten() {
+        let path = if above.is_empty() { name.clone() } else { format!("{above}.{name}") };
+        if schema["properties"].is_object() {
+            walk(&path, schema, keys);
+            continue;
+        }
+        let kinds = schema["type"].as_array().map_or_else(|| vec![&schema["type"]], |all| all.iter().collect());
+        let kind = match kinds.into_iter().filter_map(Value::as_str).find(|kind| *kind != "null") {
+            Some("array") => Kind::List,
+            Some("object") => Kind::Table,
+            Some("integer") => Kind::Number,
+            Some("boolean") => Kind::Boolean,
+            _ => Kind::Text,
+        };
+        let reload = match schema["x-reload"].as_str() {
+            Some("quiet") => Reload::Quiet,
+            Some("views") => Reload::Views,
+            _ => Reload::Never,
+        };
+        keys.push(Key {
+            env: format!("{ENV_PREFIX}{}", path.replace('.', "_").to_uppercase()),
+            flag: path.replace(['.', '_'], "-"),
+            help: schema["description"].as_str().unwrap_or_default().replace('\n', " "),
+            required: required(name),
+            reload,
+            kind,
+            path,
+        });
+    }
+}
+
+impl Key {
+    /// How a value is written in a flag or variable.
+    pub fn form(&self) -> &'static str {
+        match self.kind {
+            Kind::List => "A,B,...",
+            Kind::Table => "TOML",
+            Kind::Number => "N",
+            Kind::Boolean => "true|false",
+            Kind::Text => "TEXT",
+        }
+    }
+
+    /// Reads a flag's or variable's text.
+    pub(super) fn parse(&self, text: &str) -> Result<toml::Value, String> {
+        let toml = || {
+            let table: toml::Table = format!("value = {text}").parse().map_err(|e| format!("not TOML: {e}"))?;
+            table.get("value").cloned().ok_or_else(|| "not one TOML value".to_owned())
+        };
+        match self.kind {
+            Kind::Table => toml(),
+            Kind::List if text.trim_start().starts_with('[') => toml(),
+            Kind::List => {
+                let parts = text.split(',').map(str::trim).filter(|part| !part.is_empty());
+                Ok(toml::Value::Array(parts.map(|part| part.into()).collect()))
+            }
+            Kind::Number => match text.trim().parse::<i64>() {
+                Ok(number) => Ok(number.into()),
+                Err(_) => Err(format!("{text:?} is no whole number")),
+            },
+            Kind::Boolean => match text.trim() {
+                "true" => Ok(true.into()),
+                "false" => Ok(false.into()),
+                _ => Err(format!("{text:?} is neither true nor false")),
+            },
+            Kind::Text => Ok(text.into()),
+        }
+    }
+
+    /// Its value in a table.
+    pub(crate) fn get<'a>(&self, table: &'a toml::Table) -> Option<&'a toml::Value> {
+        let mut parts = self.path.split('.');
+        let first = table.get(parts.next()?)?;
+        parts.try_fold(first, |value, part| value.get(part))
+    }
+
+    /// Sets its value in a table.
+    pub(super) fn set(&self, table: &mut toml::Table, value: toml::Value) {
+        let mut parts: Vec<&str> = self.path.split('.').collect();
+        let Some(last) = parts.pop() else { return };
+        let mut at = table;
+        for part in parts {
+            let below = at.entry(part).or_insert_with(|| toml::Table::new().into());
+            let toml::Value::Table(below) = below else { return };
+            at = below;
+        }
+        at.insert(last.into(), value);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_table_is_the_structs_and_every_key_says_what_it_is() {
+        let find = |path: &str| keys().iter().find(|key| key.path == path).unwrap();
+        let ranges = find("segments.cluster_ranges");
+        assert_eq!(ranges.env, "EDGE_CONTROLLER_SEGMENTS_CLUSTER_RANGES");
+        assert_eq!((ranges.flag.as_str(), ranges.required), ("segments-cluster-ranges", true));
+        assert_eq!((ranges.kind, ranges.reload), (Kind::List, Reload::Views));
+        assert_eq!((find("hub").kind, find("heartbeat_seconds").kind), (Kind::Table, Kind::Number));
+        assert_eq!(find("certificates.ca_key").kind, Kind::Text);
+        assert_eq!(find("listen").reload, Reload::Never);
+        for key in keys() {
+            assert!(!key.help.is_empty(), "{}", key.path);
+        }
+    }
+
+    #[test]
+    fn every_key_of_the_table_is_in_the_documented_example() {
+        let document = include_str!("../../../../docs/configuration.md");
+        let section = document.split("## edge-controller").nth(1).unwrap().split("## edge-agent").next().unwrap();
+        for key in keys() {
+            let name = key.path.rsplit('.').next().unwrap();
+            assert!(section.contains(name), "docs/configuration.md lacks {}", key.path);
+        }
+    }
+}

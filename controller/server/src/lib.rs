@@ -1,0 +1,19 @@
+//! `edge-controller`: hands out segments and certificates, records who is a member of what, and
+//! tells every node its view.
+//!
+//! The rules are in `edge_controller_domain`, and what is read from and written to Kubernetes in
+//! `edge_controller_kubernetes`. This crate is the program: [`server`] accepts connections and
+//! knows who calls; [`api`] turns requests into plans for the registry, and errors into problem
+//! documents ([`refusal`]). [`settings`] are what the [`config`] says now. `logs` are lines
+//! whatever strangers send. [`cli`] is the operator's side of the same API, [`observe`] what
+//! monitoring sees.
+#![forbid(unsafe_code)]
+
+pub mod api;
+pub mod cli;
+pub mod config;
+mod logs;
+pub mod observe;
+pub mod refusal;
+pub mod server;
+pub mod settings;

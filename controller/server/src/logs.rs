@@ -1,0 +1,190 @@
+//! What goes into the log, and how much of it: one event is one line, whatever anyone puts into it,
+//! and strangers do not fill a disk.
+
+use std::borrow::Cow;
+use std::io::{self, Write};
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use edge_controller_domain::text::is_invisible;
+use serde_json::Value;
+
+/// Longest line, octets; what is beyond is cut off, and the line says so.
+pub(crate) const LONGEST_LINE: usize = 4 * 1024;
+/// Longest text in a line that someone else has a part in, characters. In a line of JSON that is
+/// too long, every text is cut so.
+const LONGEST_TEXT: usize = 512;
+/// Lines in a second about those who have shown no certificate. What is left out is counted, and
+/// the next line tells it.
+const STRANGERS_LINES: u32 = 20;
+/// The same of refusals to nodes.
+const NODES_LINES: u32 = 100;
+const SECOND: Duration = Duration::from_secs(1);
+
+/// Writes lines to standard error so that a terminal and a program read them as lines: characters
+/// that move a cursor, break a line, or change the direction of a text are written as JSON writes
+/// them (`\u001b`).
+pub(crate) struct Lines<W>(W);
+
+impl<W: Write> Lines<W> {
+    /// To this writer; each `write` is one event.
+    pub(crate) fn new(to: W) -> Self {
+        Self(to)
+    }
+}
+
+impl<W: Write> Write for Lines<W> {
+    fn write(&mut self, event: &[u8]) -> io::Result<usize> {
+        let text = String::from_utf8_lossy(event);
+        let line = text.strip_suffix('\n').unwrap_or(&text);
+        let mut written = match line.len() > LONGEST_LINE {
+            true => cut(line),
+            false => escape(line),
+        };
+        written.push('\n');
+        self.0.write_all(written.as_bytes())?;
+        Ok(event.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.0.flush()
+    }
+}
+
+fn escape(line: &str) -> String {
+    let mut escaped = String::with_capacity(line.len() + 1);
+    for c in line.chars() {
+        match c {
+            '\n' => escaped.push_str("\\n"),
+            '\r' => escaped.push_str("\\r"),
+            '\t' => escaped.push_str("\\t"),
+            c if is_invisible(c) => {
+                c.encode_utf16(&mut [0; 2]).iter().for_each(|unit| escaped.push_str(&format!("\\u{unit:04x}")));
+            }
+            c => escaped.push(c),
+        }
+    }
+    escaped
+}
+
+/// A line that is too long. One of JSON stays JSON.
+fn cut(line: &str) -> String {
+    if let Ok(mut value @ Value::Object(_)) = serde_json::from_str(line) {
+        cut_texts(&mut value);
+        let shorter = value.to_string();
+        if shorter.len() <= 2 * LONGEST_LINE {
+            return escape(&shorter);
+        }
+        return serde_json::json!({"level": "WARN", "message": format!("a line of {} bytes was left out", line.len())})
+            .to_string();
+    }
+    let end = line.floor_char_boundary(LONGEST_LINE);
+    format!("{}... ({} bytes were cut off)", escape(line.get(..end).unwrap_or_default()), line.len() - end)
+}
+
+fn cut_texts(value: &mut Value) {
+    match value {
+        Value::String(text) => *text = shortened(text).into_owned(),
+        Value::Array(all) => all.iter_mut().for_each(cut_texts),
+        Value::Object(all) => all.values_mut().for_each(cut_texts),
+        _ => {}
+    }
+}
+
+/// What someone else has a part in, for the log: no longer than [`LONGEST_TEXT`].
+pub(crate) fn shortened(text: &str) -> Cow<'_, str> {
+    match text.char_indices().nth(LONGEST_TEXT) {
+        Some((end, _)) => format!("{}...", text.get(..end).unwrap_or_default()).into(),
+        None => text.into(),
+    }
+}
+
+/// Whether a line about a stranger may be written now. Tells how many were left out before it.
+pub(crate) fn may_tell_of_stranger() -> bool {
+    static QUOTA: Mutex<Quota> = Mutex::new(Quota::of(STRANGERS_LINES));
+    may_tell(&QUOTA, "strangers")
+}
+
+/// The same, of a refusal to a node.
+pub(crate) fn may_tell_of_node() -> bool {
+    static QUOTA: Mutex<Quota> = Mutex::new(Quota::of(NODES_LINES));
+    may_tell(&QUOTA, "what nodes were refused")
+}
+
+fn may_tell(quota: &Mutex<Quota>, about: &str) -> bool {
+    let asked = quota.lock().unwrap_or_else(PoisonError::into_inner).ask(Instant::now());
+    if let Some(left_out) = asked.filter(|left_out| *left_out > 0) {
+        tracing::info!("{left_out} lines about {about} were left out");
+    }
+    asked.is_some()
+}
+
+#[derive(Debug)]
+struct Quota {
+    a_second: u32,
+    began: Option<Instant>,
+    told: u32,
+    left_out: u64,
+}
+
+impl Quota {
+    const fn of(a_second: u32) -> Self {
+        Self { a_second, began: None, told: 0, left_out: 0 }
+    }
+
+    /// How many were left out before this one, if this one may be told.
+    fn ask(&mut self, now: Instant) -> Option<u64> {
+        if self.began.is_none_or(|began| now.saturating_duration_since(began) >= SECOND) {
+            (self.began, self.told) = (Some(now), 0);
+        }
+        if self.told >= self.a_second {
+            self.left_out += 1;
+            return None;
+        }
+        self.told += 1;
+        Some(std::mem::take(&mut self.left_out))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn written(event: &str) -> String {
+        let mut to = Vec::new();
+        Lines::new(&mut to).write_all(event.as_bytes()).unwrap();
+        String::from_utf8(to).unwrap()
+    }
+
+    #[test]
+    fn nothing_breaks_a_line_moves_a_cursor_or_turns_text_around() {
+        let evil = "a\nINFO forged\r\x1b[2J\x07\u{9b}31m\u{202e}gnp\u{2028}\u{200b}\u{e0041}b \u{7f}\t\u{e4}\n";
+        assert_eq!(
+            written(evil),
+            "a\\nINFO forged\\r\\u001b[2J\\u0007\\u009b31m\\u202egnp\\u2028\\u200b\\udb40\\udc41b \\u007f\\t\u{e4}\n"
+        );
+    }
+
+    #[test]
+    fn long_lines_are_cut_and_say_so_and_those_of_json_stay_json() {
+        let line = written(&"\u{e4}".repeat(LONGEST_LINE));
+        assert!(line.len() < LONGEST_LINE + 100 && line.ends_with(" bytes were cut off)\n"), "{}", line.len());
+        let event =
+            serde_json::json!({"level": "INFO", "fields": {"message": "x\u{202e}".repeat(LONGEST_LINE), "n": 1}});
+        let line = written(&format!("{event}\n"));
+        let read: Value = serde_json::from_str(&line).unwrap();
+        assert!(line.len() < LONGEST_LINE && read["fields"]["n"] == 1 && !line.contains('\u{202e}'), "{line}");
+        let many = serde_json::json!({"list": vec!["y"; 4 * LONGEST_LINE]}).to_string();
+        let read: Value = serde_json::from_str(&written(&many)).unwrap();
+        assert!(read["message"].as_str().unwrap().contains("left out"));
+    }
+
+    #[test]
+    fn strangers_get_few_lines_a_second_and_the_rest_is_counted() {
+        let (mut quota, now) = (Quota::of(STRANGERS_LINES), Instant::now());
+        let told = (0..1000).filter_map(|_| quota.ask(now)).count();
+        assert_eq!(told, STRANGERS_LINES as usize);
+        assert_eq!(quota.ask(now + SECOND), Some(1000 - u64::from(STRANGERS_LINES)));
+        assert_eq!(quota.ask(now + SECOND), Some(0));
+    }
+}

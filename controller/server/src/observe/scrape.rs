@@ -1,0 +1,61 @@
+//! Looks up what is not counted as it happens, and writes everything as OpenMetrics text.
+
+use std::collections::BTreeMap;
+
+use edge_controller_domain::segments::free_segments;
+use edge_types::Role;
+use edge_types::api::{Family, SegmentState};
+
+use super::metrics::{FamilyLabels, Ip, OfLabels, SegmentLabels};
+use crate::api::Context;
+
+pub(super) async fn scrape(app: &Context) -> Result<String, std::fmt::Error> {
+    look(app).await;
+    let mut text = String::new();
+    prometheus_client::encoding::text::encode(&mut text, app.metrics.registry())?;
+    Ok(text)
+}
+
+async fn look(app: &Context) {
+    let metrics = &app.metrics;
+    let (settings, now) = (app.settings(), app.registry.clock.now());
+    let policy = &settings.policy;
+    let mut nodes = BTreeMap::from([Role::Edge, Role::Hub, Role::Cloud].map(|role| (role, (0, 0))));
+    let mut segments = BTreeMap::new();
+    for family in [Family::V4, Family::V6] {
+        for state in ["held", "quarantined", "free"] {
+            segments.insert((family, state), 0);
+        }
+    }
+    let view = app.registry.read().await;
+    for node in view.state().nodes() {
+        let (all, connected) = nodes.entry(node.role).or_default();
+        *all += 1;
+        *connected += i64::from(view.is_connected(&node.name));
+    }
+    let ledger = view.state().ledger();
+    for row in ledger.rows() {
+        let state = match row.state(policy.quarantine, now) {
+            SegmentState::Held => "held",
+            SegmentState::Quarantined => "quarantined",
+            SegmentState::Free => "free",
+        };
+        *segments.entry((Family::of(&row.network), state)).or_default() += 1;
+    }
+    let free = [Family::V4, Family::V6].map(|family| (family, free_segments(ledger, policy, family, now)));
+    drop(view);
+    for (role, (all, connected)) in nodes {
+        metrics.nodes.get_or_create(&role.into()).set(all);
+        metrics.connected.get_or_create(&role.into()).set(connected);
+    }
+    for ((family, state), count) in segments {
+        metrics.segments.get_or_create(&SegmentLabels { family: Ip(family), state }).set(count);
+    }
+    for (family, count) in free {
+        metrics.free_segments.get_or_create(&FamilyLabels { family: Ip(family) }).set(count as f64);
+    }
+    metrics.ends.get_or_create(&OfLabels { of: "authority" }).set(app.ca.not_after());
+    if let Some(end) = app.health.server_certificate_end() {
+        metrics.ends.get_or_create(&OfLabels { of: "server" }).set(end);
+    }
+}

@@ -1,0 +1,82 @@
+//! Measures the commits of a store, and tells when it is closed.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use edge_controller_domain::clock::Seconds;
+use edge_controller_domain::state::{Change, Snapshot};
+use edge_controller_domain::store::{Answer, Committed, Followed, Note, Store, StoreError};
+use tokio::sync::mpsc;
+use tokio_util::sync::{CancellationToken, DropGuard};
+
+use super::Metrics;
+
+/// A store whose commits are counted and timed.
+pub struct Measured {
+    store: Arc<dyn Store>,
+    metrics: Metrics,
+    // After `store`, so that it is dropped after it.
+    closed: DropGuard,
+}
+
+impl Measured {
+    /// Measures `store`.
+    pub fn new(store: Arc<dyn Store>, metrics: Metrics) -> Self {
+        Self { store, metrics, closed: CancellationToken::new().drop_guard() }
+    }
+
+    /// Cancelled when nobody uses the store any more and it is closed.
+    pub fn closed(&self) -> CancellationToken {
+        self.closed.token().clone()
+    }
+}
+
+impl Store for Measured {
+    fn load(&self, followed: mpsc::Sender<Followed>) -> Answer<'_, Result<Snapshot, StoreError>> {
+        self.store.load(followed)
+    }
+
+    fn commit(&self, batch: Vec<Vec<Change>>, now: Seconds) -> Answer<'_, Committed> {
+        Box::pin(async move {
+            let begun = Instant::now();
+            let committed = self.store.commit(batch, now).await;
+            let conflict = |result: &&Result<(), StoreError>| matches!(result, Err(StoreError::Conflict { .. }));
+            let conflicts = committed.results.iter().filter(conflict).count();
+            let failed = committed.results.iter().filter(|result| result.is_err()).count() > conflicts;
+            self.metrics.commit(committed.results.len(), begun.elapsed(), failed, conflicts);
+            committed
+        })
+    }
+
+    fn raise(&self, revision: u64) -> Answer<'_, Result<(), StoreError>> {
+        self.store.raise(revision)
+    }
+
+    fn note(&self, note: Note) -> Answer<'_, Result<Option<String>, StoreError>> {
+        self.store.note(note)
+    }
+
+    fn set_note(&self, note: Note, text: String) -> Answer<'_, Result<(), StoreError>> {
+        self.store.set_note(note, text)
+    }
+
+    fn begin_again(&self) -> Answer<'_, Result<(), StoreError>> {
+        self.store.begin_again()
+    }
+
+    fn catch_up(&self, revision: u64) -> Answer<'_, Result<(), StoreError>> {
+        self.store.catch_up(revision)
+    }
+
+    fn read(&self) -> Answer<'_, Result<Snapshot, StoreError>> {
+        self.store.read()
+    }
+
+    fn read_segments_anew(&self) -> Answer<'_, Result<(), StoreError>> {
+        self.store.read_segments_anew()
+    }
+
+    fn taken_in(&self, revision: u64) {
+        self.store.taken_in(revision);
+    }
+}

@@ -1,0 +1,289 @@
+//! Why a request is not carried out, in the operator's words, and as an RFC 9457 problem document.
+
+use edge_controller_domain::ca::CaError;
+use edge_controller_domain::ca::request::CsrError;
+use edge_controller_domain::certificates::CertificateError;
+use edge_controller_domain::segments::Exhausted;
+use edge_controller_domain::store::StoreError;
+use edge_controller_domain::tokens::TokenError;
+use edge_controller_kubernetes::token_review::ReviewError;
+use edge_types::NodeName;
+use edge_types::api::Problem;
+use edge_types::name::NameError;
+
+/// A refused request. Nothing of it has been carried out.
+#[derive(Debug, thiserror::Error)]
+pub enum Refusal {
+    /// The body is not JSON.
+    #[error("the body is not JSON: {0}")]
+    BadJson(String),
+    /// The body is JSON of another shape, or a value in it makes no sense.
+    #[error("{0}")]
+    BadValue(String),
+    /// The body is too large.
+    #[error("the body is larger than the {0} bytes that this request may have")]
+    TooLarge(usize),
+    /// The body did not come in time.
+    #[error("the body did not arrive within {0} seconds")]
+    TooSlow(u64),
+    /// More bodies arrive than there is room for, and this one made room.
+    #[error("too many requests without a certificate arrive at this moment; try again in a few seconds")]
+    Crowded,
+    /// The body is declared to be something else.
+    #[error("the content type is {0:?}; expected application/json")]
+    MediaType(String),
+    /// There is no such path.
+    #[error("there is nothing at {0}; the API is described in docs/controller.md")]
+    NoSuchPath(String),
+    /// The path is there, the method is not.
+    #[error("{method} is not possible at {path}; the header Allow says what is")]
+    Method {
+        /// What came.
+        method: String,
+        /// Where.
+        path: String,
+    },
+    /// The request needs a client certificate.
+    #[error(
+        "this needs a node's certificate; join first (POST /v1/join with a token), then present the certificate in TLS"
+    )]
+    NoCertificate,
+    /// The certificate is from our CA and yet not a node's.
+    #[error("the certificate does not name a node: {0}")]
+    NotANode(String),
+    /// The certificate is of another node.
+    #[error("the certificate is of node {caller}, which may not act for {node}")]
+    ForeignNode {
+        /// Whose certificate it is.
+        caller: NodeName,
+        /// For whom it was used.
+        node: NodeName,
+    },
+    /// The node was deregistered.
+    #[error(
+        "node {0} is not registered: it was deregistered, and its certificate is refused; to bring it back, join with a new token"
+    )]
+    Deregistered(NodeName),
+    /// The node is registered, with another certificate.
+    #[error(
+        "node {0} is registered with another certificate: this one was replaced, by a renewal or by a new join under the same name; \
+         if the machine lost its certificate, join with a token bound to its name (edge-controller token create --node {0})"
+    )]
+    Superseded(NodeName),
+    /// The certificate has expired since the connection was made.
+    #[error(
+        "the certificate of node {0} has expired; renew it before its end, or join again with a token bound to its name"
+    )]
+    CertificateExpired(NodeName),
+    /// Only for the operator.
+    #[error("this is for the operator, by the controller's admin socket")]
+    OperatorOnly,
+    /// Only for nodes.
+    #[error("this is for the node itself, over TLS with its certificate")]
+    NodeOnly,
+    /// No such node.
+    #[error("no node {0} is registered; `edge-controller node list` shows those that are")]
+    NoSuchNode(NodeName),
+    /// No such list.
+    #[error("no members of community {0} are listed; what labels say of it is changed by labels")]
+    NoSuchCommunity(edge_types::Community),
+    /// No such token.
+    #[error("there is no token {0:?}; `edge-controller token list` shows those that are")]
+    NoSuchToken(String),
+    /// The join token is not made, or lets the node not in.
+    #[error(transparent)]
+    Token(#[from] TokenError),
+    /// The service account token lets nobody in.
+    #[error("the service account token is refused: {0}")]
+    ServiceAccount(String),
+    /// The API server does not say whose the service account token is.
+    #[error("the API server does not say whose the service account token is: {0}")]
+    TokenReview(String),
+    /// The name is taken.
+    #[error(
+        "a node {0} is registered already, with another key; choose another name, or, if this is that machine with its disk lost, join \
+         with a token bound to the name (edge-controller token create --node {0})"
+    )]
+    NameTaken(NodeName),
+    /// The name belongs to a node of another role.
+    #[error(
+        "node {node} is registered as {registered}, and the token is for a {token}; deregister it first if its role shall change"
+    )]
+    RoleChange {
+        /// The node.
+        node: NodeName,
+        /// Its role.
+        registered: edge_types::Role,
+        /// The token's role.
+        token: edge_types::Role,
+    },
+    /// The certificate request cannot be granted.
+    #[error(transparent)]
+    Csr(#[from] CsrError),
+    /// The authorities refuse.
+    #[error(transparent)]
+    Ca(#[from] CaError),
+    /// The authority is still needed.
+    #[error(
+        "authority {authority} is still needed by {}; wait until they have renewed (a connected node does so within minutes), or retire it with \
+         --force: each of them must then join with a new token", by.join(", ")
+    )]
+    AuthorityNeeded {
+        /// The authority.
+        authority: String,
+        /// Who needs it.
+        by: Vec<String>,
+    },
+    /// No segment is left.
+    #[error(transparent)]
+    Exhausted(#[from] Exhausted),
+    /// The node holds as many as it may.
+    #[error("node {node} holds {held} {family} segments, the most that max_per_node allows")]
+    TooMany {
+        /// The node.
+        node: NodeName,
+        /// How many it holds.
+        held: usize,
+        /// Of which family.
+        family: &'static str,
+    },
+    /// The node watches its view too often.
+    #[error("node {node} has {most} streams of its view open, the most that it may have; end those that are not read")]
+    TooManyStreams {
+        /// The node.
+        node: NodeName,
+        /// How many it may have.
+        most: usize,
+    },
+    /// There is no range of this family.
+    #[error("no cluster range is {0}; the operator sets cluster_ranges")]
+    NoSuchFamily(&'static str),
+    /// A request id came again with another content.
+    #[error("request id {0:?} was used for other families; a new application needs a new id")]
+    RequestIdReused(String),
+    /// The node's labels are Kubernetes'.
+    #[error(
+        "node {0} has a Node object in Kubernetes, and its labels are set there: kubectl label node {0} KEY=VALUE (or list it in a Community); \
+         those that were set by command can only be removed (KEY-)"
+    )]
+    LabelledElsewhere(NodeName),
+    /// The node's labels would be Kubernetes', and those do not count.
+    #[error(
+        "node {node} has a Node object in Kubernetes, and labels of Node objects do not count ({why}): list it in a Community; those that were set \
+         by command can only be removed (KEY-)"
+    )]
+    LabelsNotTrusted {
+        /// The node.
+        node: NodeName,
+        /// Why they do not count.
+        why: String,
+    },
+    /// A label cannot be.
+    #[error(transparent)]
+    Label(#[from] NameError),
+    /// The configuration cannot be put in force.
+    #[error("{0}; nothing was changed")]
+    Reload(String),
+    /// The store failed.
+    #[error("{0}; nothing was changed, try again")]
+    Store(String),
+    /// A defect of this program.
+    #[error("{0}")]
+    Internal(String),
+}
+
+impl From<StoreError> for Refusal {
+    fn from(error: StoreError) -> Self {
+        Refusal::Store(error.to_string())
+    }
+}
+
+impl From<CertificateError> for Refusal {
+    fn from(error: CertificateError) -> Self {
+        match error {
+            CertificateError::Concurrent(_) => Refusal::Store(error.to_string()),
+            CertificateError::Superseded(node) => Refusal::Superseded(node),
+        }
+    }
+}
+
+impl From<ReviewError> for Refusal {
+    fn from(error: ReviewError) -> Self {
+        match error {
+            ReviewError::Refused(why) => Refusal::ServiceAccount(why),
+            ReviewError::Failed(why) => Refusal::TokenReview(why),
+        }
+    }
+}
+
+impl Refusal {
+    /// HTTP status, the kind's name below `/problems/`, and its title.
+    fn kind(&self) -> (u16, &'static str, &'static str) {
+        match self {
+            Refusal::BadJson(_) => (400, "bad-json", "The body is not JSON"),
+            Refusal::BadValue(_) => (422, "bad-value", "The body cannot be understood"),
+            Refusal::TooLarge(_) => (413, "body-too-large", "The body is too large"),
+            Refusal::TooSlow(_) => (408, "body-too-slow", "The body did not arrive in time"),
+            Refusal::Crowded => (503, "crowded", "Too many requests arrive"),
+            Refusal::MediaType(_) => (415, "media-type", "The body is not declared as JSON"),
+            Refusal::NoSuchPath(_) => (404, "no-such-path", "There is nothing here"),
+            Refusal::Method { .. } => (405, "method-not-allowed", "The method is not possible here"),
+            Refusal::NoCertificate => (401, "certificate-required", "A node's certificate is required"),
+            Refusal::NotANode(_) => (403, "not-a-node", "The certificate does not name a node"),
+            Refusal::ForeignNode { .. } => (403, "foreign-node", "The certificate is of another node"),
+            Refusal::Deregistered(_) => (403, "node-deregistered", "The node is not registered"),
+            Refusal::Superseded(_) => (403, "certificate-superseded", "The certificate was replaced"),
+            Refusal::CertificateExpired(_) => (403, "certificate-expired", "The certificate has expired"),
+            Refusal::OperatorOnly => (403, "operator-only", "Only the operator may do this"),
+            Refusal::NodeOnly => (403, "node-only", "Only the node itself may do this"),
+            Refusal::NoSuchNode(_) => (404, "no-such-node", "The node is not registered"),
+            Refusal::NoSuchCommunity(_) => (404, "no-such-community", "The community has no listed members"),
+            Refusal::NoSuchToken(_) => (404, "no-such-token", "There is no such token"),
+            Refusal::Token(TokenError::Invalid(_)) => (422, "bad-value", "The body cannot be understood"),
+            Refusal::Token(TokenError::Unknown) => (403, "token-unknown", "The join token is not known"),
+            Refusal::ServiceAccount(_) => (403, "service-account-refused", "The service account token is refused"),
+            Refusal::TokenReview(_) => (503, "token-review-failed", "The service account token cannot be reviewed"),
+            Refusal::Token(TokenError::Expired { .. }) => (403, "token-expired", "The join token has expired"),
+            Refusal::Token(TokenError::Used { .. }) => (409, "token-used", "The join token is used up"),
+            Refusal::Token(TokenError::OfAnother { .. }) => {
+                (403, "token-of-another", "The join token is for another node")
+            }
+            Refusal::Token(TokenError::Random(_)) => (500, "internal", "The controller has a defect"),
+            Refusal::NameTaken(_) => (409, "name-taken", "The name belongs to another node"),
+            Refusal::RoleChange { .. } => (409, "role-change", "The node is registered with another role"),
+            Refusal::Csr(_) => (422, "bad-certificate-request", "The certificate request is refused"),
+            Refusal::Ca(CaError::NoSuch(_)) => (404, "no-such-authority", "There is no such authority"),
+            Refusal::Ca(CaError::Active(_)) => (409, "authority-active", "The authority is the one that signs"),
+            Refusal::Ca(CaError::TooMany) => (409, "too-many-authorities", "Too many authorities are trusted"),
+            Refusal::Ca(CaError::SameGiven(_) | CaError::FormerGiven(_)) => {
+                (409, "authority-not-new", "The given authority is not a new one")
+            }
+            Refusal::Ca(CaError::Conflict) => (503, "store-failed", "The store failed"),
+            Refusal::Ca(_) => (500, "authority-failed", "The authorities failed"),
+            Refusal::AuthorityNeeded { .. } => (409, "authority-needed", "The authority is still needed"),
+            Refusal::Exhausted(_) => (409, "range-exhausted", "No segment is left"),
+            Refusal::TooMany { .. } => (409, "too-many-segments", "The node holds as many segments as it may"),
+            Refusal::TooManyStreams { .. } => (429, "too-many-streams", "The node has too many streams"),
+            Refusal::NoSuchFamily(_) => (409, "no-such-family", "There is no range of this family"),
+            Refusal::RequestIdReused(_) => (409, "request-id-reused", "The request id was used for something else"),
+            Refusal::LabelledElsewhere(_) | Refusal::LabelsNotTrusted { .. } => {
+                (409, "labelled-elsewhere", "The node is labelled in Kubernetes")
+            }
+            Refusal::Label(_) => (422, "bad-label", "The label cannot be used"),
+            Refusal::Reload(_) => (409, "reload-refused", "The configuration is not put in force"),
+            Refusal::Store(_) => (503, "store-failed", "The store failed"),
+            Refusal::Internal(_) => (500, "internal", "The controller has a defect"),
+        }
+    }
+
+    /// The kind's name, as below `/problems/`.
+    pub fn name(&self) -> &'static str {
+        self.kind().1
+    }
+
+    /// As a problem document.
+    pub fn problem(&self) -> Problem {
+        let (status, kind, title) = self.kind();
+        Problem { kind: format!("/problems/{kind}"), title: title.into(), status, detail: self.to_string() }
+    }
+}

@@ -1,0 +1,69 @@
+//! What outlives the process, wherever the configuration says that it is kept.
+
+use std::sync::Arc;
+
+use edge_controller_domain::ca::Files;
+use edge_controller_domain::ca::keeper::Keeper;
+use edge_controller_domain::clock::Seconds;
+use edge_controller_domain::store::Store;
+use edge_controller_domain::store::embedded::{Embedded, FILE};
+use edge_controller_kubernetes::authority::SecretKeeper;
+use edge_controller_kubernetes::client::{Client, Obstacles, connect};
+use edge_controller_kubernetes::events::Events;
+use edge_controller_kubernetes::lease;
+use edge_controller_kubernetes::store::Kubernetes;
+
+use crate::config::Config;
+
+/// Store and authorities.
+pub(crate) struct Kept {
+    /// Rows.
+    pub(crate) store: Arc<dyn Store>,
+    /// Authorities.
+    pub(crate) keeper: Box<dyn Keeper>,
+    /// Reaches the API server, where there is one.
+    pub(crate) client: Option<Client>,
+    /// What does not work there.
+    pub(crate) obstacles: Obstacles,
+    /// Tells events there.
+    pub(crate) events: Events,
+    /// Names this run of this replica.
+    pub(crate) identity: String,
+}
+
+impl Kept {
+    /// Opens what is configured; the state directory must be there.
+    pub(crate) async fn open(config: &Config, now: Seconds) -> anyhow::Result<Self> {
+        let (obstacles, identity) = (Obstacles::default(), lease::identity());
+        let Some(kubernetes) = &config.kubernetes else {
+            let (store, keeper) = embedded(config, now)?;
+            return Ok(Self { store, keeper, client: None, obstacles, events: Events::default(), identity });
+        };
+        let client = connect(kubernetes.kubeconfig.as_deref()).await?;
+        let events = Events::start(&client, &identity, obstacles.clone());
+        let (store, keeper): (Arc<dyn Store>, Box<dyn Keeper>) = if kubernetes.store {
+            let (namespace, sizes) = (&kubernetes.namespace, config.segment_policy().prefix);
+            let store = Kubernetes::new(&client, namespace, sizes, obstacles.clone(), events.clone())
+                .confirming(kubernetes.confirm_deregistrations);
+            (Arc::new(store), Box::new(SecretKeeper::new(&client, namespace)))
+        } else {
+            embedded(config, now)?
+        };
+        Ok(Self { store, keeper, client: Some(client), obstacles, events, identity })
+    }
+}
+
+fn embedded(config: &Config, now: Seconds) -> anyhow::Result<(Arc<dyn Store>, Box<dyn Keeper>)> {
+    let (folder, store) = (&config.state_dir, config.state_dir.join(FILE));
+    // The store is made before the authority. Who began anew without it would give every segment to
+    // a second node.
+    anyhow::ensure!(
+        !Files::are_in(folder) || store.exists(),
+        "{} is missing, and the authority beside it has served before: restore a backup (edge-controller restore --replace FILE), or, to begin a \
+         new cluster that every node joins anew, move all that is in {} aside",
+        store.display(),
+        folder.display()
+    );
+    let store = Embedded::open(&config.state_dir)?;
+    Ok((Arc::new(store), Box::new(Files::new(&config.state_dir, now))))
+}

@@ -1,0 +1,226 @@
+//! The running server: opens what it needs in order, serves nodes and the operator, stops in order.
+//!
+//! - [`tls`]: who may speak to whom, and the controller's own certificate.
+//! - [`state_dir`]: the folder of what is kept here, for its owner alone.
+//! - [`kept`]: store and authorities, wherever they are kept.
+//! - [`cluster`]: what runs beside it where there is Kubernetes.
+//! - [`connections`]: serving HTTP on one connection, within bounds.
+//! - [`handshake`]: TLS on a new connection, and who is at its other end.
+//! - [`places`]: how many of them there may be, and who makes room.
+//! - [`admin`]: the operator's socket.
+//! - [`observe`]: health and metrics.
+
+mod admin;
+mod cluster;
+mod connections;
+mod handshake;
+mod kept;
+mod listen;
+mod observe;
+mod places;
+mod state_dir;
+mod tls;
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use edge_controller_domain::archive;
+use edge_controller_domain::ca::Ca;
+use edge_controller_domain::clock::Clock;
+use edge_controller_domain::reach;
+use edge_controller_domain::registry::Registry;
+use edge_controller_domain::segments::Conflicts;
+use edge_controller_domain::tunnel_reports::TunnelReports;
+use edge_controller_kubernetes::identity::{Doubt, Identity};
+use edge_controller_kubernetes::label_trust::{LabelTrust, TrustNodeLabels};
+use edge_controller_kubernetes::nodes::Asked;
+use edge_controller_kubernetes::reviews::Reviews;
+use edge_controller_kubernetes::token_review::Reviewer;
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
+use tokio_util::task::TaskTracker;
+
+use crate::api::{self, App, Bodies, Context};
+use crate::config::Config;
+use crate::observe::{Health, Measured, Metrics};
+use crate::settings::{Live, Reader, check_held};
+use connections::Open;
+pub(crate) use kept::Kept;
+use places::Places;
+pub(crate) use state_dir::make as make_state_dir;
+
+/// Time that open requests have to end when the server stops.
+const GRACE: Duration = Duration::from_secs(7);
+/// Time that health and metrics have to end after them.
+const LAST_WORDS: Duration = Duration::from_millis(500);
+/// Time for all of it: the store, which may wait for a busy disk, has the rest. Below the ten
+/// seconds after which systemd kills.
+const END: Duration = Duration::from_millis(9500);
+
+/// A server that runs.
+pub struct Server {
+    /// Addresses on which nodes are served.
+    pub addresses: Vec<SocketAddr>,
+    /// Addresses on which health and metrics are served.
+    pub observe: Vec<SocketAddr>,
+    app: App,
+    /// Accept connections until `closing`.
+    listening: TaskTracker,
+    closing: CancellationToken,
+    tasks: TaskTracker,
+    observing: TaskTracker,
+    silent: CancellationToken,
+    closed: CancellationToken,
+}
+
+impl Server {
+    /// Opens store, authority and sockets, and begins to serve.
+    pub async fn start(config: Config, clock: Clock) -> anyhow::Result<Self> {
+        Self::start_with(config, clock, None).await
+    }
+
+    /// The same, with a way to read the configuration again.
+    pub async fn start_with(config: Config, clock: Clock, reader: Option<Reader>) -> anyhow::Result<Self> {
+        let files = connections::make_room();
+        state_dir::make(&config)?;
+        archive::check_not_restoring(&config.state_dir)?;
+        let metrics = Metrics::new();
+        // While the rows are read.
+        let names = config.server_names.clone();
+        let ways = AbortOnDropHandle::new(tokio::spawn(async move { reach::ways(&names).await }));
+        let networks = config.cluster_networks();
+        let Kept { store, keeper, client, obstacles, events, identity } = Kept::open(&config, clock.now()).await?;
+        let store = Measured::new(store, metrics.clone());
+        let closed = store.closed();
+        let trust = config.kubernetes.as_ref().map(|kubernetes| kubernetes.trust_node_labels).unwrap_or_default();
+        let count_node_labels = trust != TrustNodeLabels::Never;
+        let registry = Registry::start(Arc::new(store), clock.clone(), count_node_labels).await?;
+        if let Some((client, kubernetes)) = client.as_ref().zip(config.kubernetes.as_ref()) {
+            let identity = Identity::new(client, registry.clone(), kubernetes.accept_cluster.clone());
+            match identity.check().await {
+                // Without the API server what was known goes on to hold; who follows Nodes asks
+                // again.
+                Ok(()) | Err(Doubt::Unknown(_)) => {}
+                Err(doubt @ Doubt::Other { .. }) => return Err(doubt.into()),
+            }
+        }
+        check_held(registry.read().await.state().ledger(), &networks.ranges).map_err(anyhow::Error::msg)?;
+        let before = reach::noted(&registry).await;
+        reach::check(&networks, &config.listen, before.as_ref(), &ways.await?, registry.read().await.state())
+            .map_err(anyhow::Error::msg)?;
+        let reviewer = client.clone().zip(config.joining());
+        let reviewer = reviewer.map(|(client, (accounts, selectors))| Reviewer::new(client, accounts, selectors));
+        let (given, issuers) = (config.given_ca(), registry.read().await.state().issuers());
+        let kept = Ca::check_kept(&*keeper, given.as_ref(), &issuers, clock.now());
+        kept.await.context("certificate authority")?;
+        let ca = Ca::open(keeper, given, clock.now()).await.context("certificate authority")?;
+        let ca = Arc::new(ca);
+        reach::note(&registry, &networks).await;
+        let listeners = listen::open("listen", &config.listen)?;
+        let observers = listen::open("observe.listen", &config.observe.listen)?;
+        let addresses = local(&listeners)?;
+        let observe = local(&observers)?;
+        let admin = admin::open(&config.admin_socket)?;
+        let stopping = CancellationToken::new();
+        let app = Arc::new(Context {
+            registry,
+            live: Live::new(config, ca.clone(), reader),
+            reviewer,
+            reviews: Reviews::default(),
+            bodies: Bodies::default(),
+            ca,
+            metrics,
+            health: Health::default(),
+            obstacles,
+            events,
+            tunnels: TunnelReports::default(),
+            conflicts: Conflicts::default(),
+            label_trust: watch::Sender::new(LabelTrust::at_start(trust)),
+            asked: Asked::default(),
+            stopping: stopping.clone(),
+        });
+        let (tasks, listening, closing) = (TaskTracker::new(), TaskTracker::new(), CancellationToken::new());
+        let open = Open { stopping, tasks: tasks.clone() };
+        let router = api::router(app.clone());
+        let server = tls::Tls::new(&app)?;
+        let renewal = tasks.spawn(tls::renew(server.clone(), app.stopping.clone()));
+        app.health.watch("server-certificate-renewal", &renewal.abort_handle());
+        let authorities = tasks.spawn(follow_authorities(app.clone()));
+        app.health.watch("authorities", &authorities.abort_handle());
+        let places = Places::new(files);
+        for listener in listeners {
+            let (tls, router, places) = (server.clone(), router.clone(), places.clone());
+            let serving = connections::serve_nodes(listener, tls, router, places, closing.clone(), open.clone());
+            app.health.watch("node-listener", &listening.spawn(serving).abort_handle());
+        }
+        if let Some(client) = &client {
+            cluster::spawn(&app, client, &identity, &tasks);
+        }
+        let serving = admin::serve(admin, app.settings().config.admin_socket.clone(), router, closing.clone(), open);
+        app.health.watch("admin-listener", &listening.spawn(serving).abort_handle());
+        // Last, so that nobody sees a server that is half open.
+        let (observing, silent) = (TaskTracker::new(), CancellationToken::new());
+        let router = crate::observe::router(app.clone());
+        for listener in observers {
+            let open = Open { stopping: silent.clone(), tasks: observing.clone() };
+            observing.spawn(observe::serve(listener, router.clone(), open));
+        }
+        Ok(Self { addresses, observe, app, listening, closing, tasks, observing, silent, closed })
+    }
+
+    /// Reads the configuration again. Says in the log what came of it.
+    pub async fn reload(&self) {
+        if let Err(refusal) = self.app.reload().await {
+            tracing::error!("the configuration is not put in force: {refusal}");
+        }
+    }
+
+    /// Stops: not ready any more, no new connections, nodes are sent to other controllers, open
+    /// requests are finished.
+    pub async fn stop(self) {
+        let end = tokio::time::Instant::now() + END;
+        self.app.health.stop();
+        // A node that is sent away must not come back to this one.
+        self.closing.cancel();
+        self.listening.close();
+        self.listening.wait().await;
+        self.app.stopping.cancel();
+        self.tasks.close();
+        if tokio::time::timeout(GRACE, self.tasks.wait()).await.is_err() {
+            tracing::warn!("some requests were still open after {} s", GRACE.as_secs());
+        }
+        self.silent.cancel();
+        self.observing.close();
+        let Self { app, observing, closed, .. } = self;
+        // Whoever asks at this very moment gets an answer.
+        let _ = tokio::time::timeout(LAST_WORDS, observing.wait()).await;
+        // A store that is closed needs no repair when it is opened again.
+        drop(app);
+        if tokio::time::timeout_at(end, closed.cancelled()).await.is_err() {
+            tracing::warn!("the store is still in use");
+        }
+    }
+}
+
+fn local(listeners: &[TcpListener]) -> std::io::Result<Vec<SocketAddr>> {
+    listeners.iter().map(TcpListener::local_addr).collect()
+}
+
+/// Tells all nodes when this replica or another has rolled over to a new authority or retired one.
+async fn follow_authorities(app: App) {
+    let mut changes = app.ca.subscribe();
+    let tell = async {
+        while changes.changed().await.is_ok() {
+            app.registry.refresh().await;
+        }
+    };
+    tokio::select! {
+        () = app.stopping.cancelled() => {}
+        () = app.ca.follow() => {}
+        () = tell => {}
+    }
+}

@@ -1,0 +1,186 @@
+//! The state directory: 0700, and our files in it 0600, also where an earlier release, a copy or an
+//! operator's hand left them open to others. What is not ours stays as it is, and so does a folder
+//! that holds such, or that all users share: to close `/var/lib` or `/tmp` would stop the machine.
+
+use std::fs::{self, Metadata, Permissions};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, bail};
+use edge_controller_domain::state_files::{is_ours, is_surely_ours};
+
+use crate::config::Config;
+
+/// Permissions of everyone but the owner.
+const OTHERS: u32 = 0o077;
+/// Whoever may write to the folder removes there only what is his own: a folder that users share.
+const STICKY: u32 = 0o1000;
+
+/// Makes the directory if it is not there, and takes from it and from our files what others may do
+/// with them. What is not ours to change stays, and is named in the log: Kubernetes, for one,
+/// mounts a volume that is root's and open to the pod. A folder that is shared with others is
+/// refused, unless state is in it already or none is kept there.
+pub(crate) fn make(config: &Config) -> anyhow::Result<()> {
+    let path = &config.state_dir;
+    let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(path);
+    made.with_context(|| format!("cannot make the state directory {}", path.display()))?;
+    let folder = fs::metadata(path).with_context(|| format!("cannot look at {}", path.display()))?;
+    let found =
+        Found::look(config, &folder).with_context(|| format!("cannot read the state directory {}", path.display()))?;
+    let mode = folder.mode() & 0o7777;
+    let shared = match &found.foreign {
+        _ if mode & OTHERS == 0 => None,
+        _ if mode & STICKY != 0 => Some("all users share it".to_owned()),
+        Some(foreign) => Some(format!("it holds {}, which is not the controller's", foreign.display())),
+        None => None,
+    };
+    match shared {
+        None if found.state || !config.store_is_at_api_server() => close(path)?,
+        Some(why) if found.state => tracing::warn!(
+            "state_dir: {} is open to others (mode {mode:04o}) and is left so, since {why}; move the state to a folder of its own",
+            path.display()
+        ),
+        Some(why) if !config.store_is_at_api_server() => bail!(
+            "state_dir: {} is open to others (mode {mode:04o}), and {why}; name a folder of its own, such as {}",
+            path.display(),
+            path.join("edge-controller").display()
+        ),
+        // Nothing is kept there.
+        None | Some(_) => {}
+    }
+    found.ours.iter().try_for_each(|path| close(path))
+}
+
+/// What is in the folder.
+#[derive(Default)]
+struct Found {
+    /// Files and folders of ours. No links: what they lead to may be anyone's. A folder among them
+    /// (a former state) is closed as a whole.
+    ours: Vec<PathBuf>,
+    /// One that is not ours.
+    foreign: Option<PathBuf>,
+    /// Whether a controller's state is here already, and not a look-alike that another user put
+    /// here.
+    state: bool,
+}
+
+impl Found {
+    fn look(config: &Config, folder: &Metadata) -> std::io::Result<Self> {
+        let mut found = Self::default();
+        let mut unsure = Vec::new();
+        for entry in fs::read_dir(&config.state_dir)? {
+            let entry = entry?;
+            let (name, path) = (entry.file_name(), entry.path());
+            // A file system's own, and the socket that the former run left.
+            if name == "lost+found" || path == config.admin_socket {
+                continue;
+            }
+            if !is_ours(&name) {
+                found.foreign = Some(path);
+                continue;
+            }
+            let kind = entry.file_type()?;
+            if !kind.is_file() && !kind.is_dir() {
+                continue;
+            }
+            if name.to_str().is_some_and(is_surely_ours) {
+                let owner = entry.metadata()?.uid();
+                found.state |= owner == rustix::process::geteuid().as_raw() || owner == folder.uid();
+                found.ours.push(path);
+            } else {
+                unsure.push(path);
+            }
+        }
+        if found.ours.is_empty() {
+            found.foreign = found.foreign.or(unsure.pop());
+        } else {
+            found.ours.append(&mut unsure);
+        }
+        Ok(found)
+    }
+}
+
+fn close(path: &Path) -> anyhow::Result<()> {
+    let found = fs::symlink_metadata(path).with_context(|| format!("cannot look at {}", path.display()))?;
+    let mode = found.mode() & 0o7777;
+    if mode & OTHERS == 0 {
+        return Ok(());
+    }
+    match fs::set_permissions(path, Permissions::from_mode(mode & !OTHERS)) {
+        Ok(()) => tracing::info!(path = %path.display(), "it was open to others (mode {mode:04o}): now it is not"),
+        Err(error) if found.uid() != rustix::process::geteuid().as_raw() => {
+            tracing::info!(path = %path.display(), owner = found.uid(), "its mode {mode:04o} stays: {error}");
+        }
+        Err(error) => {
+            return Err(error).with_context(|| format!("{} is open to others (mode {mode:04o})", path.display()));
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config(folder: &Path, more: &str) -> Config {
+        let text = format!(
+            "server_names = [\"x\"]\nstate_dir = {folder:?}\nadmin_socket = {:?}\n[segments]\ncluster_ranges = [\"10.77.0.0/16\"]\n{more}",
+            folder.join("admin.sock")
+        );
+        toml::from_str(&text).unwrap()
+    }
+
+    fn mode(path: &Path) -> u32 {
+        fs::symlink_metadata(path).unwrap().mode() & 0o7777
+    }
+
+    fn set(path: &Path, mode: u32) {
+        fs::set_permissions(path, Permissions::from_mode(mode)).unwrap();
+    }
+
+    fn put(path: &Path) {
+        fs::write(path, "").unwrap();
+        set(path, 0o644);
+    }
+
+    #[test]
+    fn a_volume_that_only_its_file_system_has_been_in_is_closed() {
+        let folder = tempfile::tempdir().unwrap();
+        fs::create_dir(folder.path().join("lost+found")).unwrap();
+        // As a former run leaves it, and as Kubernetes makes a volume that belongs to the pod's
+        // group.
+        put(&folder.path().join("admin.sock"));
+        set(folder.path(), 0o2775);
+        make(&config(folder.path(), "")).unwrap();
+        assert_eq!((mode(folder.path()), mode(&folder.path().join("admin.sock"))), (0o2700, 0o644));
+    }
+
+    #[test]
+    fn where_no_state_is_kept_a_shared_folder_is_no_obstacle_and_is_left() {
+        for shared in [0o755, 0o1777] {
+            let folder = tempfile::tempdir().unwrap();
+            put(&folder.path().join("passwd"));
+            set(folder.path(), shared);
+            make(&config(folder.path(), "")).unwrap_err();
+            make(&config(folder.path(), "[kubernetes]\nstore = false")).unwrap_err();
+            make(&config(folder.path(), "[kubernetes]")).unwrap();
+            assert_eq!((mode(folder.path()), mode(&folder.path().join("passwd"))), (shared, 0o644));
+        }
+    }
+
+    #[test]
+    fn what_another_user_put_under_our_name_is_no_state_of_ours() {
+        // Only root can make another's file.
+        if !rustix::process::geteuid().is_root() {
+            return;
+        }
+        let folder = tempfile::tempdir().unwrap();
+        let planted = folder.path().join("controller.redb");
+        put(&planted);
+        std::os::unix::fs::chown(&planted, Some(65534), Some(65534)).unwrap();
+        set(folder.path(), 0o1777);
+        let why = make(&config(folder.path(), "")).unwrap_err().to_string();
+        assert!(why.contains("all users share it"), "{why}");
+        assert_eq!(mode(&planted), 0o644);
+    }
+}

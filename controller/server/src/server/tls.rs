@@ -1,0 +1,141 @@
+//! TLS 1.3: the controller's own certificate, renewed in place, and nodes' certificates, verified
+//! against our own authorities. A node without one is let in, to join; what it may do then is for
+//! [`crate::api::caller`] to say.
+
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
+
+use anyhow::Context as _;
+use edge_controller_domain::ca::{self, Authorities, Term};
+use edge_controller_domain::clock::{Clock, Seconds};
+use rustls::RootCertStore;
+use rustls::ServerConfig;
+use rustls::server::{ClientHello, ResolvesServerCert, WebPkiClientVerifier};
+use rustls::sign::CertifiedKey;
+use rustls::time_provider::TimeProvider;
+use rustls_pki_types::UnixTime;
+use tokio_util::sync::CancellationToken;
+
+use crate::api::caller::Caller;
+use crate::api::{App, Context};
+
+/// How often it is looked whether the own certificate needs renewal.
+const LOOK: Duration = Duration::from_secs(600);
+
+/// TLS for nodes.
+#[derive(Clone)]
+pub(super) struct Tls {
+    app: App,
+    built: Arc<RwLock<Built>>,
+}
+
+/// TLS as certain authorities want it.
+struct Built {
+    authorities: Arc<Authorities>,
+    signed_at: Seconds,
+    config: Arc<ServerConfig>,
+}
+
+/// The controller's certificate, whatever name is asked for: a node may know us by one that we do
+/// not.
+#[derive(Debug)]
+struct OwnCertificate(Arc<CertifiedKey>);
+
+#[derive(Debug)]
+struct Time(Clock);
+
+impl Tls {
+    /// Signs the controller's first certificate and sets up TLS.
+    pub(super) fn new(app: &App) -> anyhow::Result<Self> {
+        Ok(Self { built: Arc::new(RwLock::new(Built::new(app)?)), app: app.clone() })
+    }
+
+    /// For the next connection: by the authorities that there are at this moment.
+    pub(super) fn now(&self) -> (Arc<ServerConfig>, Arc<Authorities>) {
+        let current = self.app.ca.current();
+        {
+            let built = self.built.read().unwrap_or_else(PoisonError::into_inner);
+            if Arc::ptr_eq(&built.authorities, &current) {
+                return (built.config.clone(), current);
+            }
+        }
+        self.build();
+        let built = self.built.read().unwrap_or_else(PoisonError::into_inner);
+        (built.config.clone(), built.authorities.clone())
+    }
+
+    /// Whether this is a registered node with a certificate that counts. Who was deregistered, or
+    /// shows a certificate that was replaced, is a stranger.
+    pub(super) async fn is_known(&self, caller: &Caller) -> bool {
+        let registry = &self.app.registry;
+        caller.is_known(&registry.read().await, registry.clock.now()).is_ok()
+    }
+
+    /// Signs a new certificate of the controller's own.
+    fn build(&self) {
+        match Built::new(&self.app) {
+            Ok(new) => {
+                *self.built.write().unwrap_or_else(PoisonError::into_inner) = new;
+                tracing::info!("renewed the controller's own certificate");
+            }
+            Err(error) => tracing::error!("cannot renew the controller's own certificate: {error:#}"),
+        }
+    }
+}
+
+impl Built {
+    fn new(app: &Context) -> anyhow::Result<Self> {
+        let (authorities, signed_at) = (app.ca.current(), app.registry.clock.now());
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let mut term = Term::days(app.settings().config.certificates.server_days, signed_at)?;
+        term.not_before = term.not_before.min(app.registry.clock.shown() - ca::BACKDATED);
+        let (chain, key) = authorities.sign_server(&app.settings().config.server_names, &term)?;
+        app.health.server_certificate(chain.first().map_or(0, |leaf| ca::not_after(leaf)));
+        let key = rustls::crypto::ring::sign::any_supported_type(&key).context("the controller's own key")?;
+        let own = OwnCertificate(Arc::new(CertifiedKey::new(chain, key)));
+        let mut roots = RootCertStore::empty();
+        for authority in authorities.trusted() {
+            roots.add(authority.certificate().clone()).context("an authority's certificate")?;
+        }
+        let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider.clone())
+            .allow_unauthenticated()
+            .build()
+            .context("verifier of nodes' certificates")?;
+        let mut config = ServerConfig::builder_with_details(provider, Arc::new(Time(app.registry.clock.clone())))
+            .with_protocol_versions(&[&rustls::version::TLS13])?
+            .with_client_cert_verifier(verifier)
+            .with_cert_resolver(Arc::new(own));
+        config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+        // A node has one long connection: a ticket would only keep an old certificate in use.
+        config.send_tls13_tickets = 0;
+        Ok(Self { authorities, signed_at, config: Arc::new(config) })
+    }
+}
+
+impl ResolvesServerCert for OwnCertificate {
+    fn resolve(&self, _: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        Some(self.0.clone())
+    }
+}
+
+impl TimeProvider for Time {
+    fn current_time(&self) -> Option<UnixTime> {
+        Some(UnixTime::since_unix_epoch(Duration::from_secs(self.0.now().max(0).unsigned_abs())))
+    }
+}
+
+/// Renews the own certificate when a third of its life is left. Judged by the wall clock, again and
+/// again: it may have been set.
+pub(super) async fn renew(tls: Tls, stopping: CancellationToken) {
+    let lifetime = i64::from(tls.app.settings().config.certificates.server_days) * 24 * 3600;
+    loop {
+        tokio::select! {
+            () = stopping.cancelled() => return,
+            () = tokio::time::sleep(LOOK) => {}
+        }
+        let signed_at = tls.built.read().unwrap_or_else(PoisonError::into_inner).signed_at;
+        if tls.app.registry.clock.now() >= signed_at + lifetime / 3 * 2 {
+            tls.build();
+        }
+    }
+}

@@ -1,0 +1,81 @@
+//! The OpenAPI document against the running server, by schemathesis: requests that fit it and
+//! requests that do not, as the operator and as a node.
+
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+
+use crate::harness::{Cloud, request_of};
+use rcgen::KeyPair;
+use tokio::net::{TcpListener, UnixStream};
+
+/// Where `.ci/install test` puts it.
+fn program() -> Option<PathBuf> {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/schemathesis/bin/schemathesis");
+    if path.exists() {
+        return Some(path);
+    }
+    assert!(std::env::var_os("CI").is_none(), "{} is missing: run .ci/install test", path.display());
+    eprintln!("skipped: {} is missing; .ci/install test installs it", path.display());
+    None
+}
+
+/// schemathesis speaks TCP: what comes on this port goes to the admin socket.
+async fn relay(socket: PathBuf) -> std::net::SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        while let Ok((mut outside, _)) = listener.accept().await {
+            let mut inside = UnixStream::connect(&socket).await.unwrap();
+            tokio::spawn(async move { tokio::io::copy_bidirectional(&mut outside, &mut inside).await });
+        }
+    });
+    address
+}
+
+/// Runs it until it has tried every operation, for half a minute at most.
+async fn run(cloud: &Cloud, url: &str, args: &[&str]) {
+    let Some(program) = program() else { return };
+    let folder = cloud.folder.path();
+    let path = folder.join("schemathesis.toml");
+    // A stream that is watched never ends. What a schema does not say is refused with 422: what a
+    // certificate request holds, how an address is written, and that 592.0 is no whole number.
+    let config = "[parameters]\n\"query.watch\" = \"false\"\n\"path.node\" = \"edge-1\"\n[checks.positive_data_acceptance]\n\
+                  expected-statuses = [\"2xx\", 401, 403, 404, 409, 422]\n";
+    std::fs::write(&path, config).unwrap();
+    let output = tokio::process::Command::new(program)
+        .args(["--config-file", path.to_str().unwrap(), "--no-color", "run"])
+        .arg(concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/openapi.json"))
+        .args(["--url", url, "--max-examples", "20", "--max-time", "30", "--seed", "1", "--request-timeout", "20"])
+        .args(args)
+        .current_dir(folder)
+        .stdin(Stdio::null())
+        .output()
+        .await
+        .unwrap();
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{said}{}", String::from_utf8_lossy(&output.stderr));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_operator_gets_what_the_document_says() {
+    let cloud = Cloud::start().await;
+    cloud.node("edge", "edge-1").await;
+    let url = format!("http://{}", relay(cloud.folder.path().join("admin.sock")).await);
+    // Without its node most of it would only be told that there is none.
+    run(&cloud, &url, &["--exclude-operation-id", "deregister"]).await;
+    // Whatever it asked for, nothing else came of it than what was asked for.
+    assert_eq!(cloud.operator(hyper::Method::GET, "/v1/segments", None).await.0, 200);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_gets_what_the_document_says() {
+    let cloud = Cloud::start().await;
+    let key = KeyPair::generate().unwrap();
+    let (_, body) = cloud.join(&cloud.token("edge", None).await, "edge-1", &request_of(&key)).await;
+    let identity = cloud.folder.path().join("node.pem");
+    std::fs::write(&identity, format!("{}{}", body["certificate"].as_str().unwrap(), key.serialize_pem())).unwrap();
+    let ca = cloud.folder.path().join("state/ca.crt");
+    let url = format!("https://{}", cloud.address());
+    let args = ["--request-cert", identity.to_str().unwrap(), "--tls-verify", ca.to_str().unwrap()];
+    run(&cloud, &url, &args).await;
+}

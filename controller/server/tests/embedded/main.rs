@@ -1,0 +1,67 @@
+//! What every store must do, on the embedded store.
+
+#[path = "../behaviour/mod.rs"]
+#[allow(dead_code, reason = "some of it is for stores that replicas share")]
+mod behaviour;
+#[path = "../api/harness.rs"]
+#[allow(dead_code, reason = "some of it is for other tests")]
+mod harness;
+mod history;
+#[path = "../model/mod.rs"]
+mod model;
+#[path = "../api/process.rs"]
+#[allow(dead_code, reason = "some of it is for other tests")]
+mod process;
+
+use std::sync::{Arc, Mutex, Weak};
+use std::time::Duration;
+
+use edge_controller_domain::store::Store;
+use edge_controller_domain::store::embedded::Embedded;
+use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
+
+/// A folder; the file in it has one user.
+struct Folder {
+    folder: tempfile::TempDir,
+    last: Mutex<Weak<dyn Store>>,
+}
+
+impl behaviour::Place for Folder {
+    fn open(&self) -> BoxFuture<'_, Arc<dyn Store>> {
+        async {
+            // A registry that is not used any more lets go of its store a moment later.
+            let store: Arc<dyn Store> = tokio::time::timeout(Duration::from_secs(30), async {
+                loop {
+                    if let Some(store) = self.last.lock().unwrap().upgrade() {
+                        return store;
+                    }
+                    match Embedded::open(self.folder.path()) {
+                        Ok(store) => return Arc::new(store),
+                        Err(_) => tokio::time::sleep(Duration::from_millis(5)).await,
+                    }
+                }
+            })
+            .await
+            .expect("the store is closed by its last user");
+            *self.last.lock().unwrap() = Arc::downgrade(&store);
+            store
+        }
+        .boxed()
+    }
+}
+
+macro_rules! on_a_folder {
+    ($($behaviour:ident),* $(,)?) => {
+        $(
+            #[tokio::test]
+            async fn $behaviour() {
+                let folder = tempfile::tempdir().unwrap();
+                let last: Weak<dyn Store> = Weak::<Embedded>::new();
+                behaviour::$behaviour(&Folder { folder, last: Mutex::new(last) }).await;
+            }
+        )*
+    };
+}
+
+behaviour::all!(on_a_folder);

@@ -1,0 +1,127 @@
+//! The authorities in their Secret, and how replicas hear of a change.
+
+use std::sync::Arc;
+
+use edge_controller_domain::ca::keeper::{Answer, Keeper, Revision};
+use edge_controller_domain::ca::{Ca, CaDocument, CaError, Files};
+use edge_controller_kubernetes::authority::{NAME, SecretKeeper};
+use interop_tests::kube::suite::Test;
+use k8s_openapi::api::core::v1::Secret;
+use kube::Api;
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+
+use crate::behaviour::until;
+use crate::cluster::{Cluster, NAMESPACE, PLANE, clean, run};
+
+pub(crate) const TESTS: &[Test] = &[
+    ("when_the_api_server_has_forgotten_the_authorities_are_read_once_and_watched_again", forgotten),
+    ("of_a_secret_that_says_the_same_as_before_nobody_is_told", same),
+    ("a_secret_that_was_deleted_is_put_back_and_one_of_another_cluster_is_not_taken", deleted),
+];
+
+const NOW: i64 = 1_793_500_000;
+
+fn keeper(cluster: &Cluster) -> SecretKeeper {
+    SecretKeeper::new(&cluster.client, NAMESPACE)
+}
+
+fn forgotten() {
+    run(async {
+        let cluster = clean().await;
+        Ca::open(Box::new(keeper(&cluster)), None, NOW).await.unwrap();
+        // Versions go on rising without it.
+        let node = cluster.replica().await;
+        node.register("a").await;
+        PLANE.forget_history().unwrap();
+        let keeper = keeper(&cluster);
+        keeper.load().await.unwrap().unwrap();
+        // A watch of a version that is forgotten would end before as many requests are answered.
+        let secrets: Api<Secret> = Api::namespaced(cluster.client.clone(), NAMESPACE);
+        tokio::select! {
+            () = keeper.changed() => panic!("nothing has changed"),
+            () = async { for _ in 0..50 { secrets.get(NAME).await.unwrap(); } } => {}
+        }
+        let changed = keeper.changed();
+        tokio::pin!(changed);
+        PLANE.kubectl(&["label", "secret", NAME, "--namespace", NAMESPACE, "a=b"]).unwrap();
+        changed.await;
+    });
+}
+
+/// Authorities that follow their Secret, and how often they have read it.
+async fn followed(cluster: &Cluster) -> (Arc<Ca>, watch::Receiver<usize>, JoinHandle<()>) {
+    let (counts, loads) = watch::channel(0);
+    let ca = Arc::new(Ca::open(Box::new(Counting(keeper(cluster), counts)), None, NOW).await.unwrap());
+    let follower = ca.clone();
+    let following = tokio::spawn(async move { follower.follow().await });
+    (ca, loads, following)
+}
+
+fn deleted() {
+    run(async {
+        let cluster = clean().await;
+        let (ca, mut loads, following) = followed(&cluster).await;
+        let ours = ca.current().active().id();
+        PLANE.kubectl(&["delete", "secret", NAME, "--namespace", NAMESPACE]).unwrap();
+        until("the Secret to be put back", async || keeper(&cluster).load().await.unwrap()).await;
+        let other = Ca::open(Box::new(keeper(&cluster)), None, NOW).await.unwrap();
+        assert_eq!(other.current().active().id(), ours);
+        // As somebody does who restores the wrong backup.
+        let folder = tempfile::tempdir().unwrap();
+        let foreign = Ca::open(Box::new(Files::new(folder.path(), NOW)), None, NOW).await.unwrap();
+        let foreign = foreign.document().await.unwrap().unwrap();
+        let (_, revision) = keeper(&cluster).load().await.unwrap().unwrap();
+        let before = *loads.borrow();
+        keeper(&cluster).store(&foreign, Some(&revision)).await.unwrap();
+        loads.wait_for(|loads| *loads > before).await.unwrap();
+        // What is taken is taken at once after it was read, before anything else is heard.
+        let before = *loads.borrow();
+        PLANE.kubectl(&["label", "secret", NAME, "--namespace", NAMESPACE, "a=b"]).unwrap();
+        loads.wait_for(|loads| *loads > before).await.unwrap();
+        assert_eq!(ca.current().active().id(), ours);
+        following.abort();
+    });
+}
+
+/// Says how often it was read.
+struct Counting(SecretKeeper, watch::Sender<usize>);
+
+impl Keeper for Counting {
+    fn load(&self) -> Answer<'_, Result<Option<(CaDocument, Revision)>, CaError>> {
+        Box::pin(async {
+            let loaded = self.0.load().await;
+            self.1.send_modify(|count| *count += 1);
+            loaded
+        })
+    }
+
+    fn store<'a>(
+        &'a self,
+        document: &'a CaDocument,
+        over: Option<&'a Revision>,
+    ) -> Answer<'a, Result<Revision, CaError>> {
+        self.0.store(document, over)
+    }
+
+    fn changed(&self) -> Answer<'_, ()> {
+        self.0.changed()
+    }
+}
+
+fn same() {
+    run(async {
+        let cluster = clean().await;
+        let (ca, mut loads, following) = followed(&cluster).await;
+        let mut told = ca.subscribe();
+        let before = *loads.borrow();
+        PLANE.kubectl(&["label", "secret", NAME, "--namespace", NAMESPACE, "a=b"]).unwrap();
+        loads.wait_for(|loads| *loads > before).await.unwrap();
+        // What another one changes is told, and it is the first that is.
+        let other = Ca::open(Box::new(keeper(&cluster)), None, NOW).await.unwrap();
+        let new = other.rollover(NOW).await.unwrap();
+        told.changed().await.unwrap();
+        assert_eq!(told.borrow().active().id(), new.id());
+        following.abort();
+    });
+}

@@ -1,0 +1,188 @@
+//! One control plane for all tests; each begins without any object of ours.
+
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, LazyLock};
+use std::time::Duration;
+
+use edge_controller_domain::store::Store;
+use edge_controller_kubernetes::client::{Obstacles, connect};
+use edge_controller_kubernetes::events::Events;
+use edge_controller_kubernetes::identity::Identity;
+use edge_controller_kubernetes::label_trust::{LabelTrust, TrustNodeLabels};
+use edge_controller_kubernetes::nodes::{Asked, NodeWatch};
+use edge_controller_kubernetes::resources::{Community, EdgeNode, Segment, definitions, manifest};
+use edge_controller_kubernetes::selector::NodeSelector;
+use edge_controller_kubernetes::store::Kubernetes;
+use edge_types::view::SegmentPrefix;
+use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
+use interop_tests::kube::ControlPlane;
+use k8s_openapi::api::coordination::v1::Lease;
+use k8s_openapi::api::core::v1::{ConfigMap, Node, Secret};
+use kube::api::{DeleteParams, ListParams};
+use kube::{Api, Client};
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+
+use crate::behaviour::{Grants, Place, SIZES, until};
+
+pub(crate) const NAMESPACE: &str = "edge-cni";
+
+pub(crate) static PLANE: LazyLock<ControlPlane> = LazyLock::new(|| {
+    let plane = ControlPlane::start("controller").unwrap();
+    plane.apply(&deploy("kubernetes/10-rbac.yaml")).unwrap();
+    plane.apply(&deploy("kubernetes/15-node-labels.yaml")).unwrap();
+    install(&plane);
+    plane
+});
+
+/// The kubeconfig of the controller's service account, with the rights that are shipped and no
+/// others.
+pub(crate) static CONTROLLER: LazyLock<PathBuf> =
+    LazyLock::new(|| PLANE.kubeconfig_for_service_account(NAMESPACE, "edge-controller").unwrap());
+
+/// A manifest as it is shipped.
+pub(crate) fn deploy(path: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../deploy").join(path)
+}
+
+/// Applies the definitions of the custom resources as they are shipped, and waits until they are
+/// served.
+pub(crate) fn install(plane: &ControlPlane) {
+    plane.apply(&deploy("crds")).unwrap();
+    for (_, definition) in definitions() {
+        manifest(&definition).unwrap();
+        let name = format!("crd/{}", definition.metadata.name.unwrap());
+        plane.kubectl(&["wait", "--for=condition=Established", &name, "--timeout=60s"]).unwrap();
+    }
+}
+
+/// Runs a test; one that never ends is a failure.
+pub(crate) fn run(test: impl Future<Output = ()>) {
+    run_within(Duration::from_secs(300), test);
+}
+
+/// The same, with another bound.
+pub(crate) fn run_within(bound: Duration, test: impl Future<Output = ()>) {
+    // Shown only where somebody asks.
+    let _ = tracing_subscriber::fmt()
+        .with_env_filter(tracing_subscriber::EnvFilter::from_default_env())
+        .with_writer(std::io::stderr)
+        .try_init();
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    let ended = runtime.block_on(async { tokio::time::timeout(bound, test).await });
+    ended.unwrap_or_else(|_| panic!("it did not end within {bound:?}"));
+    runtime.shutdown_background();
+}
+
+/// What a replica reaches.
+pub(crate) struct Cluster {
+    pub(crate) client: Client,
+    pub(crate) sizes: SegmentPrefix,
+    pub(crate) obstacles: Obstacles,
+}
+
+/// The cluster without any object of ours.
+pub(crate) async fn clean() -> Cluster {
+    let administrator = as_user(PLANE.kubeconfig()).await;
+    let client = &administrator.client;
+    empty::<Segment>(Api::all(client.clone())).await;
+    empty::<EdgeNode>(Api::all(client.clone())).await;
+    empty::<Community>(Api::all(client.clone())).await;
+    empty::<Node>(Api::all(client.clone())).await;
+    empty::<Secret>(Api::namespaced(client.clone(), NAMESPACE)).await;
+    empty::<ConfigMap>(Api::namespaced(client.clone(), NAMESPACE)).await;
+    empty::<Lease>(Api::namespaced(client.clone(), NAMESPACE)).await;
+    as_user(&CONTROLLER).await
+}
+
+async fn empty<K>(api: Api<K>)
+where
+    K: kube::Resource + Clone + std::fmt::Debug + serde::de::DeserializeOwned,
+{
+    api.delete_collection(&DeleteParams::default(), &ListParams::default()).await.unwrap();
+    until("everything to be deleted", async || {
+        api.list(&ListParams::default().limit(1)).await.unwrap().items.is_empty().then_some(())
+    })
+    .await;
+}
+
+pub(crate) async fn as_user(kubeconfig: &Path) -> Cluster {
+    let client = connect(Some(kubeconfig)).await.unwrap();
+    Cluster { client, sizes: SIZES, obstacles: Obstacles::default() }
+}
+
+impl Cluster {
+    pub(crate) fn store(&self) -> Arc<dyn Store> {
+        Arc::new(Kubernetes::new(&self.client, NAMESPACE, self.sizes, self.obstacles.clone(), Events::default()))
+    }
+
+    /// A replica of the controller.
+    pub(crate) async fn replica(&self) -> Grants {
+        self.replica_on(self.store()).await
+    }
+
+    /// One that tells events.
+    pub(crate) async fn replica_with_events(&self) -> Grants {
+        let events = Events::start(&self.client, "test", self.obstacles.clone());
+        let store = Kubernetes::new(&self.client, NAMESPACE, self.sizes, self.obstacles.clone(), events);
+        self.replica_on(Arc::new(store)).await
+    }
+
+    async fn replica_on(&self, store: Arc<dyn Store>) -> Grants {
+        let mut grants = Grants::start(store).await;
+        grants.policy.prefix = self.sizes;
+        grants
+    }
+
+    /// Has a replica look at Nodes.
+    pub(crate) fn watch_nodes(&self, replica: &Grants) -> Watching {
+        let selector = NodeSelector::edges();
+        let events = Events::start(&self.client, "test", self.obstacles.clone());
+        let (client, registry) = (&self.client, replica.registry.clone());
+        let identity = Identity::new(client, registry.clone(), None);
+        let asked = Asked::default();
+        let nodes = NodeWatch::new(client, registry, selector, self.obstacles.clone(), events, identity);
+        let labels = watch::Sender::new(LabelTrust::at_start(TrustNodeLabels::Always)).subscribe();
+        let nodes = nodes.asking(true, asked.clone()).counting(labels);
+        Watching { asked, task: tokio::spawn(nodes.run()) }
+    }
+
+    pub(crate) fn segments(&self) -> Api<Segment> {
+        Api::all(self.client.clone())
+    }
+
+    pub(crate) fn edge_nodes(&self) -> Api<EdgeNode> {
+        Api::all(self.client.clone())
+    }
+}
+
+impl Place for Cluster {
+    fn open(&self) -> BoxFuture<'_, Arc<dyn Store>> {
+        async { self.store() }.boxed()
+    }
+}
+
+/// Ends with the test.
+pub(crate) struct Watching {
+    pub(crate) asked: Asked,
+    task: JoinHandle<()>,
+}
+
+impl Drop for Watching {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+/// A kubeconfig of someone with the rights that a controller needs, and no others.
+pub(crate) fn controller(name: &str) -> PathBuf {
+    use interop_tests::kube::Subject;
+    let subject = Subject::User(name);
+    let all = ["get", "list", "watch", "create", "update", "delete"];
+    let custom = ["segments.edge-cni.io", "edgenodes.edge-cni.io", "communities.edge-cni.io"];
+    PLANE.grant(&format!("{name}-custom"), subject, &all, &custom).unwrap();
+    let core = ["secrets", "configmaps", "nodes", "namespaces", "customresourcedefinitions.apiextensions.k8s.io"];
+    PLANE.grant(&format!("{name}-core"), subject, &all, &core).unwrap();
+    PLANE.kubeconfig_for_user(name, None).unwrap()
+}

@@ -1,0 +1,183 @@
+//! Random histories of three controllers on one API server: any of them is killed at any moment,
+//! and so are the API server and etcd.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use edge_controller_kubernetes::authority;
+use edge_controller_kubernetes::garbage::Garbage;
+use edge_controller_kubernetes::resources::SegmentSpec;
+use edge_types::IpNetwork;
+use futures_util::FutureExt;
+use futures_util::future::LocalBoxFuture;
+use interop_tests::kube::suite::Test;
+use k8s_openapi::api::core::v1::{Node, Secret};
+use kube::api::{DeleteParams, ListParams, ObjectMeta, PostParams};
+use kube::{Api, Client};
+use rustls_pki_types::CertificateDer;
+use rustls_pki_types::pem::PemObject;
+use tokio::sync::watch;
+
+use crate::behaviour::until;
+use crate::cluster::{CONTROLLER, Cluster, NAMESPACE, PLANE, as_user, clean, run_within};
+use crate::model::{Dice, Ground, check};
+
+pub(crate) const TESTS: &[Test] =
+    &[("through_any_history_of_kills_and_outages_no_segment_has_two_owners_and_none_is_lost", any)];
+
+struct Shared {
+    cluster: Cluster,
+    administrator: Client,
+}
+
+impl Shared {
+    fn nodes(&self) -> Api<Node> {
+        Api::all(self.administrator.clone())
+    }
+
+    /// Lets go of what is kept for a node that lost its Node, or for all of them: they are all too
+    /// few to be spared for so long.
+    async fn let_go(&self, node: Option<&str>) {
+        until("what is kept to be let go of", async || {
+            let all = self.cluster.segments().list(&ListParams::default()).await.ok()?;
+            let kept = all.into_iter().filter(|segment| segment.spec.kept_until.is_some());
+            let kept: Vec<_> = kept.filter(|segment| node.is_none_or(|node| segment.spec.node == node)).collect();
+            let none = kept.is_empty();
+            for mut segment in kept {
+                segment.spec.kept_until = None;
+                let name = segment.metadata.name.clone()?;
+                // Over what was read; another look follows.
+                let _ = self.cluster.segments().replace(&name, &PostParams::default(), &segment).await;
+            }
+            none.then_some(())
+        })
+        .await;
+    }
+
+    /// What a name holds, if the API server says so.
+    async fn held_by(&self, node: &str) -> Option<Vec<SegmentSpec>> {
+        let all = self.cluster.segments().list(&ListParams::default()).await.ok()?;
+        let all = all.into_iter().map(|segment| segment.spec);
+        Some(all.filter(|spec| spec.node == node && spec.released_at.is_none()).collect())
+    }
+}
+
+impl Ground for Shared {
+    fn replicas(&self) -> usize {
+        3
+    }
+
+    fn tables(&self) -> String {
+        format!("[kubernetes]\nkubeconfig = {:?}\nlease_seconds = 3\nconfirm_deregistrations = false\n", *CONTROLLER)
+    }
+
+    fn ca<'a>(&'a self, _: &'a Path) -> LocalBoxFuture<'a, CertificateDer<'static>> {
+        async {
+            let secrets: Api<Secret> = Api::namespaced(self.cluster.client.clone(), NAMESPACE);
+            let certificates = secrets.get(authority::NAME).await.unwrap().data.unwrap().remove("ca.crt").unwrap();
+            CertificateDer::from_pem_slice(&certificates.0).unwrap()
+        }
+        .boxed_local()
+    }
+
+    fn shake<'a>(&'a self, dice: &'a mut Dice) -> LocalBoxFuture<'a, bool> {
+        async {
+            let etcd = dice.percent(40);
+            let restart = move || if etcd { PLANE.restart_etcd() } else { PLANE.restart_api_server() };
+            tokio::task::spawn_blocking(restart).await.unwrap().unwrap();
+            true
+        }
+        .boxed_local()
+    }
+
+    fn bind<'a>(&'a self, node: &'a str) -> LocalBoxFuture<'a, bool> {
+        async move {
+            let metadata = ObjectMeta { name: Some(node.into()), ..ObjectMeta::default() };
+            let object = Node { metadata, ..Node::default() };
+            until("a Node object to be made", async || {
+                match self.nodes().create(&PostParams::default(), &object).await {
+                    Ok(_) => Some(()),
+                    // Made, and not answered.
+                    Err(kube::Error::Api(status)) if status.code == 409 => Some(()),
+                    Err(_) => None,
+                }
+            })
+            .await;
+            true
+        }
+        .boxed_local()
+    }
+
+    fn bound<'a>(&'a self, node: &'a str) -> LocalBoxFuture<'a, ()> {
+        async move {
+            until("the Node object to be known", async || {
+                let uid = self.nodes().get(node).await.ok()?.metadata.uid?;
+                let record = self.cluster.edge_nodes().get(node).await.ok()?;
+                (record.spec.node_object?.uid == uid).then_some(())
+            })
+            .await;
+        }
+        .boxed_local()
+    }
+
+    fn unbind<'a>(&'a self, node: &'a str) -> LocalBoxFuture<'a, ()> {
+        async move {
+            until("a Node object to be deleted", async || {
+                match self.nodes().delete(node, &DeleteParams::default()).await {
+                    Err(kube::Error::Api(status)) if status.code == 404 => Some(()),
+                    _ => None,
+                }
+            })
+            .await;
+            until("its node to be deregistered", async || match self.cluster.edge_nodes().get_opt(node).await {
+                Ok(None) => Some(()),
+                _ => None,
+            })
+            .await;
+            // What it held is released a moment later, or left over by one that did not live to do
+            // so. To whom a segment belongs that is released just when the next of this name joins,
+            // nobody here could tell.
+            let left = Instant::now();
+            until("what it held to be released, or left over", async || {
+                let held = self.held_by(node).await?;
+                (held.is_empty() || left.elapsed() > Duration::from_secs(3)).then_some(())
+            })
+            .await;
+            self.let_go(Some(node)).await;
+        }
+        .boxed_local()
+    }
+
+    fn given<'a>(&'a self, node: &'a str, since: i64) -> LocalBoxFuture<'a, Option<BTreeSet<IpNetwork>>> {
+        async move {
+            let its = until("the segments to be listed", async || self.held_by(node).await).await.into_iter();
+            let its = its.filter(|spec| spec.request_id == "join" && spec.granted_at.0 >= since - 1);
+            Some(its.map(|spec| spec.network.parse().unwrap()).collect())
+        }
+        .boxed_local()
+    }
+
+    fn tidy(&self) -> LocalBoxFuture<'_, ()> {
+        async {
+            // What the leader does, with less patience.
+            let replica = self.cluster.replica().await;
+            let (_lead, leading) = watch::channel(true);
+            let garbage = Garbage::new(&self.cluster.client, replica.registry.clone(), Duration::from_secs(1));
+            let collecting = tokio::spawn(garbage.run(leading));
+            until("what is left over to be released", async || replica.held().await.is_empty().then_some(())).await;
+            self.let_go(None).await;
+            collecting.abort();
+        }
+        .boxed_local()
+    }
+}
+
+fn any() {
+    let lasts = std::env::var("EDGE_MODEL_SECONDS").ok().and_then(|seconds| seconds.parse().ok()).unwrap_or(0);
+    run_within(Duration::from_secs(300 + lasts), async {
+        let cluster = clean().await;
+        let administrator = as_user(PLANE.kubeconfig()).await.client;
+        check(&Shared { cluster, administrator }, Duration::from_secs(15)).await;
+    });
+}

@@ -1,0 +1,170 @@
+//! Who leads, and what the leader does.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use edge_controller_domain::segments::Row;
+use edge_controller_domain::state::Change;
+use edge_controller_kubernetes::garbage::Garbage;
+use edge_controller_kubernetes::lease::{LEADER, Leases, Replicas};
+use interop_tests::kube::suite::Test;
+use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
+use k8s_openapi::jiff::{SignedDuration, Timestamp};
+use kube::Api;
+use kube::api::{ObjectMeta, Patch, PatchParams, PostParams};
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+use crate::behaviour::{commit, loaded, name, network, until};
+use crate::cluster::{Cluster, NAMESPACE, PLANE, as_user, clean, run};
+
+pub(crate) const TESTS: &[Test] = &[
+    ("one_leads_and_when_it_is_killed_another_does", killed),
+    ("a_leader_that_ends_gives_the_lease_back_at_once", ended),
+    ("whatever_clock_a_leader_has_it_leads_as_long_as_it_renews_and_no_longer", clocks),
+    ("a_replica_that_does_not_show_itself_any_more_is_gone", gone),
+    ("a_segment_that_is_held_by_nobody_is_released_after_a_while_and_no_other", orphans),
+];
+
+const DURATION: Duration = Duration::from_secs(3);
+
+struct Candidate {
+    leading: watch::Receiver<bool>,
+    stopping: CancellationToken,
+    task: JoinHandle<()>,
+}
+
+fn leases(cluster: &Cluster, identity: &str, duration: Duration) -> Leases {
+    Leases::new(&cluster.client, NAMESPACE, identity, duration, cluster.obstacles.clone())
+}
+
+fn candidate(cluster: &Cluster, identity: &str, duration: Duration) -> Candidate {
+    let leases = leases(cluster, identity, duration);
+    let (lead, leading) = watch::channel(false);
+    let stopping = CancellationToken::new();
+    let stop = stopping.clone();
+    let task = tokio::spawn(async move { leases.lead(lead, stop).await });
+    Candidate { leading, stopping, task }
+}
+
+impl Candidate {
+    async fn leads(&mut self) {
+        let leads = self.leading.wait_for(|leads| *leads);
+        tokio::time::timeout(Duration::from_secs(60), leads).await.expect("it leads within 60 s").unwrap();
+    }
+}
+
+fn killed() {
+    run(async {
+        let cluster = clean().await;
+        let mut first = candidate(&cluster, "first", DURATION);
+        first.leads().await;
+        let mut others = [candidate(&cluster, "second", DURATION), candidate(&cluster, "third", DURATION)];
+        first.task.abort();
+        let [second, third] = &mut others;
+        tokio::select! {
+            () = second.leads() => {}
+            () = third.leads() => {}
+        }
+        assert!(!(*second.leading.borrow() && *third.leading.borrow()));
+    });
+}
+
+fn clocks() {
+    run(async {
+        for days in [-2, 2] {
+            let cluster = clean().await;
+            let api: Api<Lease> = Api::namespaced(as_user(PLANE.kubeconfig()).await.client, NAMESPACE);
+            let renewed = |n: i64| {
+                let at = Timestamp::now() + SignedDuration::from_hours(days * 24) + SignedDuration::from_secs(n);
+                let spec = LeaseSpec {
+                    holder_identity: Some("odd".into()),
+                    lease_duration_seconds: i32::try_from(DURATION.as_secs()).ok(),
+                    renew_time: Some(MicroTime(at)),
+                    ..LeaseSpec::default()
+                };
+                let metadata = ObjectMeta { name: Some(LEADER.into()), ..ObjectMeta::default() };
+                Lease { metadata, spec: Some(spec) }
+            };
+            api.create(&PostParams::default(), &renewed(0)).await.unwrap();
+            let mut other = candidate(&cluster, "other", DURATION);
+            // Twice as long as a Lease lasts that is not renewed.
+            let mut renewals = tokio::time::interval(DURATION / 6);
+            for n in 0..12 {
+                renewals.tick().await;
+                let patch = Patch::Merge(renewed(n));
+                api.patch(LEADER, &PatchParams::default(), &patch).await.unwrap();
+                assert!(!*other.leading.borrow(), "there are two");
+            }
+            let since = Instant::now();
+            other.leads().await;
+            assert!(since.elapsed() >= DURATION - DURATION / 6, "{:?}", since.elapsed());
+            other.task.abort();
+        }
+    });
+}
+
+fn ended() {
+    run(async {
+        let cluster = clean().await;
+        // So long that nobody waits for its end.
+        let duration = Duration::from_secs(600);
+        let mut first = candidate(&cluster, "first", duration);
+        first.leads().await;
+        first.stopping.cancel();
+        first.task.await.unwrap();
+        assert!(!*first.leading.borrow());
+        candidate(&cluster, "second", duration).leads().await;
+    });
+}
+
+fn gone() {
+    run(async {
+        let cluster = clean().await;
+        let there: Vec<_> = ["a", "b"]
+            .map(|identity| {
+                let leases = leases(&cluster, identity, Duration::from_secs(1));
+                tokio::spawn(async move { leases.be_there(CancellationToken::new()).await })
+            })
+            .into();
+        let mine = leases(&cluster, "c", Duration::from_secs(1));
+        let mut replicas = Replicas::default();
+        until("both to be there", async || {
+            let mut seen = replicas.look(&mine).await.unwrap();
+            seen.sort();
+            (seen == ["a", "b"]).then_some(())
+        })
+        .await;
+        there[0].abort();
+        until("one to be gone", async || (replicas.look(&mine).await.unwrap() == ["b"]).then_some(())).await;
+        there[1].abort();
+    });
+}
+
+fn orphans() {
+    run(async {
+        let cluster = clean().await;
+        let replica = cluster.replica().await;
+        replica.register("a").await;
+        let kept = replica.apply("a", "r").await;
+        // What a replica leaves that dies before it has registered the node, or released what a
+        // deregistered one held.
+        let (other, ..) = loaded(&cluster).await;
+        let orphan = network("10.77.1.0/28");
+        let row = Row::new(orphan, name("ghost"), "join".into(), 1_793_491_300, None);
+        commit(&other, vec![Change::ClaimSegment(row)]).await.unwrap();
+        let (lead, leading) = watch::channel(true);
+        let garbage = Garbage::new(&cluster.client, replica.registry.clone(), Duration::from_secs(1));
+        let collecting = tokio::spawn(garbage.run(leading));
+        let registry = Arc::new(replica.registry.clone());
+        until("the orphan to be released", async || {
+            registry.read().await.state().ledger().row(&orphan)?.released_at.map(drop)
+        })
+        .await;
+        assert_eq!(replica.held().await.len(), kept.len());
+        collecting.abort();
+        drop(lead);
+    });
+}

@@ -1,0 +1,218 @@
+//! The API server is away, has forgotten, or does not let us: nothing is torn down, and all is made
+//! good afterwards.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use edge_controller_domain::state::{Change, CommunityRecord};
+use edge_types::IpNetwork;
+use futures_util::future::join_all;
+use interop_tests::kube::suite::Test;
+use interop_tests::kube::{ControlPlane, Subject};
+
+use crate::behaviour::{Grants, assert_disjoint, commit, loaded, name, until};
+use crate::cluster::{PLANE, as_user, clean, controller, install, run};
+
+pub(crate) const TESTS: &[Test] = &[
+    ("while_the_api_server_is_away_what_was_known_holds_and_afterwards_all_goes_on", away),
+    ("after_etcd_was_compacted_everything_is_read_anew", compacted),
+    ("applications_that_are_repeated_through_outages_give_no_address_to_two_nodes_and_lose_none", storm),
+    ("a_lost_right_tears_nothing_down_and_is_told_with_its_manifest", rights),
+    ("without_its_definitions_a_controller_does_not_start_and_says_which_manifest_helps", definitions),
+];
+
+async fn set_up(cluster: &crate::cluster::Cluster) -> Grants {
+    let replica = cluster.replica().await;
+    for node in ["a", "b"] {
+        replica.register(node).await;
+    }
+    replica.apply("a", "r").await;
+    replica
+}
+
+async fn everything_is_there(replica: &Grants) {
+    let view = replica.registry.read().await;
+    assert_eq!(view.state().nodes().len(), 2);
+    assert_eq!(view.state().ledger().held_by(&name("a")).len(), 2);
+}
+
+async fn community(replica: &Grants, name: &str) {
+    PLANE
+        .apply_text(&format!(
+            "apiVersion: edge-cni.io/v1alpha1\nkind: Community\nmetadata: {{name: {name}}}\nspec: {{members: [a, b]}}\n"
+        ))
+        .unwrap();
+    until("the community to be known", async || {
+        replica.registry.read().await.state().listed_community(&name.parse().unwrap()).map(drop)
+    })
+    .await;
+}
+
+fn away() {
+    run(async {
+        let cluster = clean().await;
+        let replica = set_up(&cluster).await;
+        PLANE.kill_api_server().unwrap();
+        let error = replica.try_apply("b", "r").await.unwrap_err().to_string();
+        assert!(error.contains("API server"), "{error}");
+        everything_is_there(&replica).await;
+        until("the outage to be told", async || cluster.obstacles.all()).await;
+        PLANE.start_api_server().unwrap();
+        community(&replica, "alpha").await;
+        everything_is_there(&replica).await;
+        replica.apply("b", "r").await;
+        until("nothing to stand in the way", async || cluster.obstacles.all().is_none().then_some(())).await;
+    });
+}
+
+fn compacted() {
+    run(async {
+        let owner = clean().await;
+        let cluster = as_user(&controller("cut-off")).await;
+        let replica = set_up(&cluster).await;
+        PLANE.revoke("cut-off-custom").unwrap();
+        PLANE.revoke("cut-off-core").unwrap();
+        PLANE.wait_right(Subject::User("cut-off"), "watch", "edgenodes.edge-cni.io", false).unwrap();
+        PLANE.restart_api_server().unwrap();
+        until("nobody to watch", async || {
+            cluster.obstacles.all().filter(|told| told.contains("edgenodes.edge-cni.io"))
+        })
+        .await;
+        // Something comes, something goes, and history is forgotten.
+        PLANE.kubectl(&["delete", "edgenode", "b", "--wait=false"]).unwrap();
+        let (other, ..) = loaded(&owner).await;
+        let seen = CommunityRecord { name: "seen".parse().unwrap(), members: [].into() };
+        commit(&other, vec![Change::PutCommunity(seen)]).await.unwrap();
+        PLANE.forget_history().unwrap();
+        assert!(replica.registry.read().await.state().node(&name("b")).is_some());
+        controller("cut-off");
+        until("the deletion to be known", async || {
+            replica.registry.read().await.state().node(&name("b")).is_none().then_some(())
+        })
+        .await;
+        until("the community to be known", async || {
+            let view = replica.registry.read().await;
+            view.state().listed_communities().any(|community| community.name.as_str() == "seen").then_some(())
+        })
+        .await;
+        assert_eq!(replica.registry.read().await.state().ledger().held_by(&name("a")).len(), 2);
+        replica.register("b").await;
+        replica.apply("b", "r").await;
+    });
+}
+
+fn rights() {
+    run(async {
+        let owner = clean().await;
+        let cluster = as_user(&controller("fragile")).await;
+        let replica = set_up(&cluster).await;
+        let _watching = cluster.watch_nodes(&replica);
+        PLANE.revoke("fragile-custom").unwrap();
+        PLANE.revoke("fragile-core").unwrap();
+        PLANE.wait_right(Subject::User("fragile"), "list", "segments.edge-cni.io", false).unwrap();
+        PLANE.wait_right(Subject::User("fragile"), "list", "nodes", false).unwrap();
+        // Watches that are open go on; those that begin anew are refused.
+        PLANE.restart_api_server().unwrap();
+        let told = until("the lost right to be told", async || {
+            cluster.obstacles.all().filter(|told| told.contains("segments.edge-cni.io") && told.contains("nodes"))
+        })
+        .await;
+        assert!(told.contains("deploy/kubernetes/10-rbac.yaml"), "{told}");
+        everything_is_there(&replica).await;
+        let error = replica.try_apply("b", "r").await.unwrap_err().to_string();
+        assert!(error.contains("10-rbac.yaml"), "{error}");
+        let error =
+            crate::behaviour::Place::open(&cluster).await.load(tokio::sync::mpsc::channel(1).0).await.unwrap_err();
+        assert!(error.to_string().contains("10-rbac.yaml"), "{error}");
+        controller("fragile");
+        community(&replica, "alpha").await;
+        replica.apply("b", "r").await;
+        let (_, snapshot, _) = loaded(&owner).await;
+        assert_eq!(snapshot.segments.len(), 4);
+    });
+}
+
+fn definitions() {
+    run(async {
+        let bare = ControlPlane::start("bare").unwrap();
+        bare.kubectl(&["create", "namespace", crate::cluster::NAMESPACE]).unwrap();
+        let cluster = as_user(bare.kubeconfig()).await;
+        let error = cluster.store().load(tokio::sync::mpsc::channel(1).0).await.unwrap_err().to_string();
+        assert!(error.contains("edge-cni.io") && error.contains("kubectl apply -f deploy/crds"), "{error}");
+        install(&bare);
+        cluster.store().load(tokio::sync::mpsc::channel(1).0).await.unwrap();
+    });
+}
+
+fn storm() {
+    run(async {
+        let cluster = clean().await;
+        let replicas = join_all((0..3).map(|_| cluster.replica())).await;
+        let nodes: Vec<String> = (0..9).map(|n| format!("n{n}")).collect();
+        join_all(nodes.iter().map(|node| replicas[0].register(node))).await;
+        for replica in &replicas {
+            until("the nodes", async || (replica.registry.read().await.state().nodes().len() == 9).then_some(())).await;
+        }
+        let done = AtomicUsize::new(0);
+        // Each asks until it is answered, each time another replica, as agents do.
+        let asking = nodes.iter().enumerate().map(|(n, node)| {
+            let (replicas, done) = (&replicas, &done);
+            async move {
+                let mut answers = Vec::new();
+                for request in (0..6).map(|r| format!("request {r}")) {
+                    let mut attempt = 0;
+                    let answer = loop {
+                        let replica = &replicas[(n + attempt) % 3];
+                        // What nobody knows the outcome of may have been granted.
+                        let outcome = match attempt {
+                            0 => replica.try_apply(node, &request).await,
+                            _ => match replica.registry.read_segments_anew().await {
+                                Ok(()) => replica.try_apply(node, &request).await,
+                                Err(error) => Err(error.into()),
+                            },
+                        };
+                        attempt += 1;
+                        match outcome {
+                            Ok(granted) => break granted,
+                            Err(_) => tokio::time::sleep(Duration::from_millis(20)).await,
+                        }
+                    };
+                    done.fetch_add(1, Ordering::Relaxed);
+                    answers.push((request, answer));
+                }
+                (node.clone(), answers)
+            }
+        });
+        let breaking = async {
+            for (after, breaks) in [(6, 0), (18, 1), (30, 0), (40, 1)] {
+                until("some of them to be answered", async || (done.load(Ordering::Relaxed) >= after).then_some(()))
+                    .await;
+                let outcome = tokio::task::spawn_blocking(move || match breaks {
+                    0 => PLANE.restart_api_server(),
+                    _ => PLANE.restart_etcd(),
+                });
+                outcome.await.unwrap().unwrap();
+            }
+        };
+        let (answers, ()) = tokio::join!(join_all(asking), breaking);
+        let granted: Vec<IpNetwork> =
+            answers.iter().flat_map(|(_, answers)| answers).flat_map(|(_, granted)| granted.clone()).collect();
+        assert_eq!(granted.len(), 9 * 6 * 2);
+        assert_disjoint(&granted);
+        // What the API server holds is what was answered: a later retry gets the same, and nothing
+        // is held for nobody.
+        let (_, snapshot, _) = loaded(&cluster).await;
+        let mut held: BTreeMap<(String, String), Vec<IpNetwork>> = BTreeMap::new();
+        for row in snapshot.segments {
+            assert!(row.released_at.is_none());
+            held.entry((row.node.to_string(), row.request_id)).or_default().push(row.network);
+        }
+        for (node, answers) in answers {
+            for (request, granted) in answers {
+                assert_eq!(held.remove(&(node.clone(), request.clone())).as_ref(), Some(&granted), "{node} {request}");
+            }
+        }
+        assert!(held.is_empty(), "{held:?}");
+    });
+}

@@ -1,0 +1,241 @@
+//! A node follows its view at one replica and goes on at another: nothing is missed, and nothing
+//! older is told.
+
+use std::path::Path;
+use std::time::Duration;
+
+use edge_controller_kubernetes::authority;
+use edge_types::api::ViewEvent;
+use edge_types::{JoinToken, NodeView};
+use hyper::Method;
+use interop_tests::kube::Subject;
+use interop_tests::kube::suite::Test;
+use k8s_openapi::api::core::v1::Secret;
+use kube::Api;
+use rustls_pki_types::CertificateDer;
+use rustls_pki_types::pem::PemObject;
+use serde_json::{Value, json};
+
+use crate::behaviour::until;
+use crate::cluster::{CONTROLLER, Cluster, NAMESPACE, PLANE, clean, controller, run};
+use crate::harness::{Node, Stream, try_operator};
+use crate::process::Program;
+
+pub(crate) const TESTS: &[Test] = &[
+    ("a_node_goes_on_at_another_replica_when_its_own_is_killed_or_stops_and_misses_nothing", goes_on),
+    ("a_replica_that_is_behind_tells_a_node_nothing_older_than_it_has", behind),
+];
+
+struct Replica {
+    program: Program,
+    ca: CertificateDer<'static>,
+}
+
+impl Replica {
+    async fn start(cluster: &Cluster, kubeconfig: &Path) -> Self {
+        let mut program = Program::with(&format!(
+            "cluster_ranges = [\"10.77.0.0/20\", \"fd77::/112\"]\n[kubernetes]\nkubeconfig = {kubeconfig:?}\nlease_seconds = 3\n"
+        ));
+        program.start();
+        let secrets: Api<Secret> = Api::namespaced(cluster.client.clone(), NAMESPACE);
+        let certificates = secrets.get(authority::NAME).await.unwrap().data.unwrap().remove("ca.crt").unwrap();
+        Self { program, ca: CertificateDer::from_pem_slice(&certificates.0).unwrap() }
+    }
+
+    async fn operator(&self, method: Method, path: &str, body: Option<Value>) -> Value {
+        let socket = self.program.path("run/admin.sock");
+        let (status, body) = try_operator(&socket, method, path, body).await.unwrap();
+        assert!(status < 300, "{path}: {status} {body}");
+        body
+    }
+
+    /// A node that joins here.
+    async fn node(&self, name: &str) -> Node {
+        let request = json!({"role": "edge", "ttl_seconds": 3600, "uses": 1});
+        let token = self.operator(Method::POST, "/v1/tokens", Some(request)).await;
+        let token: JoinToken = token["token"].as_str().unwrap().parse().unwrap();
+        Node::join(self.program.addresses[0], self.ca.clone(), &token, name).await
+    }
+
+    async fn community(&self, members: &[&str]) {
+        self.operator(Method::PUT, "/v1/communities/alpha", Some(json!({"members": members}))).await;
+    }
+
+    async fn knows(&self, name: &str) {
+        until("a replica to know a node", async || {
+            let nodes = self.operator(Method::GET, "/v1/nodes", None).await;
+            nodes.as_array().unwrap().iter().any(|node| node["name"] == name).then_some(())
+        })
+        .await;
+    }
+}
+
+/// Follows a view as an agent does.
+struct Follower {
+    view: NodeView,
+    epoch: String,
+    stream: Stream,
+    /// Nothing has been told since it came here.
+    arrived: bool,
+}
+
+/// What was heard.
+#[derive(Debug, PartialEq, Eq)]
+enum Heard {
+    News,
+    Heartbeat,
+    Goodbye,
+    End,
+}
+
+impl Follower {
+    async fn begin(node: &Node) -> Self {
+        let mut stream = node.watch_with("&changes=true").await;
+        let (view, epoch) = stream.first().await;
+        Self { view, epoch, stream, arrived: false }
+    }
+
+    /// At another replica, with what it has.
+    async fn go_on(&mut self, node: &mut Node, replica: &Replica) {
+        node.move_to_address(replica.program.addresses[0]);
+        let parameters = format!("&changes=true&from={}&epoch={}", self.view.version, self.epoch);
+        self.stream = node.watch_with(&parameters).await;
+        self.arrived = true;
+    }
+
+    /// The next line: whatever it tells, it is nothing older, and no difference to anything but
+    /// what is there.
+    async fn hear(&mut self) -> Heard {
+        let line = tokio::time::timeout(Duration::from_secs(60), self.stream.line()).await.expect("a line within 60 s");
+        match line {
+            None => Heard::End,
+            Some(ViewEvent::Goodbye { .. }) => Heard::Goodbye,
+            Some(ViewEvent::Heartbeat { version }) => {
+                assert!(version == self.view.version || self.arrived && version == 0, "{version}");
+                Heard::Heartbeat
+            }
+            Some(ViewEvent::View { epoch, view }) => {
+                assert!(view.version >= self.view.version, "{} after {}", view.version, self.view.version);
+                (self.view, self.epoch, self.arrived) = (*view, epoch.unwrap(), false);
+                Heard::News
+            }
+            Some(ViewEvent::Change(change)) => {
+                assert!(!self.arrived, "no replica knows what another one remembers");
+                assert!(change.version > self.view.version, "{} after {}", change.version, self.view.version);
+                let view = self.view.clone();
+                self.view = change.apply_to(view).expect("a difference to what was told before");
+                Heard::News
+            }
+        }
+    }
+
+    /// Hears until it sees a peer. Whole views say so at once after a move, and differences then.
+    async fn sees(&mut self, peer: &str) {
+        while !self.view.peers.iter().any(|known| known.name.as_str() == peer) {
+            assert!(matches!(self.hear().await, Heard::News | Heard::Heartbeat), "the stream ends");
+        }
+    }
+
+    /// Hears what comes until the stream ends; the last line.
+    async fn last(&mut self) -> Heard {
+        let mut last = Heard::End;
+        loop {
+            match self.hear().await {
+                Heard::End => return last,
+                heard => last = heard,
+            }
+        }
+    }
+
+    /// What it has is what there is.
+    async fn has_all(&mut self, node: &Node) {
+        until("it to have what there is", async || {
+            let (status, body) = node.ask(Method::GET, "/view", None).await;
+            assert_eq!(status, 200, "{body}");
+            let now: NodeView = serde_json::from_value(body).unwrap();
+            // A version may rise without a change of this view.
+            let same = NodeView { version: self.view.version, ..now.clone() } == self.view;
+            if !same {
+                self.hear().await;
+            }
+            same.then_some(())
+        })
+        .await;
+    }
+}
+
+fn goes_on() {
+    run(async {
+        let cluster = clean().await;
+        let (mut one, mut other) =
+            (Replica::start(&cluster, &CONTROLLER).await, Replica::start(&cluster, &CONTROLLER).await);
+        let mut node = one.node("a").await;
+        other.knows("a").await;
+        let mut follower = Follower::begin(&node).await;
+        let all = ["a", "p0", "p1", "p2", "p3", "p4"];
+        other.community(&all).await;
+        for peer in ["p0", "p1"] {
+            other.node(peer).await;
+            follower.sees(peer).await;
+        }
+        // Killed when it may have told of the last change, or may not.
+        other.node("p2").await;
+        one.program.kill();
+        follower.last().await;
+        follower.go_on(&mut node, &other).await;
+        assert!(!follower.view.peers.iter().any(|peer| peer.name.as_str() == "p3"));
+        other.node("p3").await;
+        follower.sees("p2").await;
+        follower.sees("p3").await;
+        follower.has_all(&node).await;
+        // Back, while that one stops and sends its nodes away.
+        one.program.start();
+        one.knows("p3").await;
+        let stopping = tokio::task::spawn_blocking(move || {
+            assert_eq!(other.program.stop(), Some(0));
+        });
+        one.node("p4").await;
+        assert_eq!(follower.last().await, Heard::Goodbye);
+        follower.go_on(&mut node, &one).await;
+        follower.sees("p4").await;
+        follower.has_all(&node).await;
+        stopping.await.unwrap();
+        assert_eq!(follower.view.peers.len(), 5);
+    });
+}
+
+fn behind() {
+    run(async {
+        let cluster = clean().await;
+        let one = Replica::start(&cluster, &CONTROLLER).await;
+        let late = Replica::start(&cluster, &controller("late")).await;
+        let mut node = one.node("a").await;
+        late.knows("a").await;
+        // It hears of nothing any more: watches that are open would go on.
+        PLANE.revoke("late-custom").unwrap();
+        PLANE.revoke("late-core").unwrap();
+        PLANE.wait_right(Subject::User("late"), "watch", "edgenodes.edge-cni.io", false).unwrap();
+        PLANE.restart_api_server().unwrap();
+        let mut follower = Follower::begin(&node).await;
+        until("the API server to be reached again", async || {
+            let socket = one.program.path("run/admin.sock");
+            let members = Some(json!({"members": ["a", "new"]}));
+            let (status, _) = try_operator(&socket, Method::PUT, "/v1/communities/alpha", members).await.unwrap();
+            (status == 204).then_some(())
+        })
+        .await;
+        one.node("new").await;
+        follower.sees("new").await;
+        let had = follower.view.version;
+        follower.go_on(&mut node, &late).await;
+        for _ in 0..2 {
+            assert_eq!(follower.hear().await, Heard::Heartbeat, "{:?}", follower.view);
+        }
+        assert!(late.operator(Method::GET, "/v1/nodes", None).await.as_array().unwrap().len() == 1, "it is behind");
+        controller("late");
+        while follower.hear().await == Heard::Heartbeat {}
+        assert!(follower.view.version >= had);
+        follower.sees("new").await;
+        follower.has_all(&node).await;
+    });
+}
