@@ -4,9 +4,9 @@ use std::collections::VecDeque;
 use std::net::SocketAddr;
 
 use crate::config::EndpointConfig;
+use crate::environment::{Environment, Transmit};
 use crate::event::Event;
 use crate::time::Instant;
-use crate::{Environment, Transmit};
 
 /// Datagrams and events, in order.
 #[derive(Debug, Default)]

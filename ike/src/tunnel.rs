@@ -8,7 +8,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::config::PeerName;
-use crate::endpoint::ChildUse;
 use crate::event::{ChildId, ChildSa, DownReason, Event, OutboundSwitch};
 use crate::output::Output;
 use crate::time::Instant;
@@ -37,6 +36,17 @@ pub(crate) struct Child {
 struct Lingering {
     until: Instant,
     reason: DownReason,
+}
+
+/// What a CHILD_SA is used for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum ChildUse {
+    /// Both directions: its outbound SA is the one in the kernel.
+    InUse,
+    /// Inbound only: outbound follows when the peer is known to be ready.
+    Successor,
+    /// Inbound only, for packets still under way.
+    Lingering,
 }
 
 /// How a CHILD_SA comes.

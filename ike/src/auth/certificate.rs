@@ -7,8 +7,10 @@ use rustls_pki_types::{CertificateDer, SignatureVerificationAlgorithm, TrustAnch
 use webpki::{EndEntityCert, ExtendedKeyUsageValidator, KeyPurposeId, KeyPurposeIdIter};
 use x509_parser::prelude::{FromDer, X509Certificate};
 
+use super::error::{AuthError, CredentialError};
+use super::identity;
+use super::limits::MAX_CHAIN;
 use super::signature::PublicKey;
-use super::{AuthError, CredentialError, MAX_CHAIN, identity};
 use crate::config::{CertificateAuth, Identity};
 use crate::event::PeerCertificate;
 use crate::wire::{Certificate, CertificateEncoding};

@@ -2,6 +2,7 @@
 
 use x509_parser::time::ASN1Time;
 
+use super::limits::{MAX_CERTIFICATE, MAX_CHAIN};
 use crate::config::Identity;
 use crate::event::PeerErrorKind;
 use crate::wire::{AuthMethod, IdType};
@@ -168,10 +169,10 @@ pub enum CredentialError {
     #[error("no certificate of our own")]
     NoCertificate,
     /// Too many certificates.
-    #[error("{0} certificates in the chain, at most {limit} are possible", limit = super::MAX_CHAIN)]
+    #[error("{0} certificates in the chain, at most {limit} are possible", limit = MAX_CHAIN)]
     ChainTooLong(usize),
     /// Too large a certificate.
-    #[error("a certificate of {0} octets, at most {limit} are possible", limit = super::MAX_CERTIFICATE)]
+    #[error("a certificate of {0} octets, at most {limit} are possible", limit = MAX_CERTIFICATE)]
     CertificateTooLarge(usize),
     /// Our certificate cannot be read.
     #[error("our certificate is not DER of an X.509 certificate with an Ed25519 or ECDSA P-256 key")]

@@ -5,209 +5,22 @@
 //! either direction go into [`Authenticator::prove`] and [`Authenticator::verify`]. Whatever is
 //! wrong has its own [`AuthError`], which says what was expected and what came.
 
+mod authenticator;
 mod certificate;
 mod error;
 mod identity;
+mod limits;
+mod proof;
 mod psk;
 mod signature;
 mod signed_octets;
 
+pub use authenticator::{Authenticator, Presented};
 pub use error::{AuthError, CredentialError};
 pub use identity::same_identity;
+pub use limits::{MAX_CERTIFICATE, MAX_CHAIN};
+pub use proof::Proof;
 pub use signed_octets::SignedOctets;
-
-use certificate::CertificateValidator;
-use signature::SigningKey;
-
-use crate::config::{Auth, CertificateAuth, Identity};
-use crate::event::PeerCertificate;
-use crate::secret::Secret;
-use crate::wire::{
-    AuthMethod, Authentication, Certificate, CertificateEncoding, CertificateRequest, HashAlgorithm, Id,
-};
-
-/// Most certificates of a chain, ours or the peer's; more are not looked at.
-pub const MAX_CHAIN: usize = 8;
-/// Most octets of one of our certificates.
-pub const MAX_CERTIFICATE: usize = 16_384;
-
-/// Our credentials towards a peer, and what its must be. Made once, used for every IKE_AUTH.
-#[derive(Debug)]
-pub struct Authenticator(Method);
-
-#[derive(Debug)]
-enum Method {
-    Psk(Secret),
-    Certificate(Box<Credentials>),
-}
-
-#[derive(Debug)]
-struct Credentials {
-    chain: Vec<Certificate>,
-    key: SigningKey,
-    validator: CertificateValidator,
-}
-
-/// What a peer has sent to prove who it is.
-#[derive(Debug, Clone, Copy)]
-pub struct Presented<'a> {
-    /// IDi or IDr.
-    pub id: &'a Id,
-    /// CERTs in the order in which they came.
-    pub certificates: &'a [Certificate],
-    /// AUTH.
-    pub authentication: &'a Authentication,
-}
-
-/// How a peer has proven itself.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Proof {
-    /// By the pre-shared key.
-    Psk,
-    /// By an Ed25519 signature.
-    Ed25519,
-    /// By an ECDSA signature on the curve P-256.
-    EcdsaP256,
-    /// By an ECDSA signature on the curve P-384.
-    EcdsaP384,
-}
-
-impl std::fmt::Display for Proof {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(match self {
-            Self::Psk => "psk",
-            Self::Ed25519 => "ed25519",
-            Self::EcdsaP256 => "ecdsa-p256",
-            Self::EcdsaP384 => "ecdsa-p384",
-        })
-    }
-}
-
-impl Authenticator {
-    /// Hash algorithms that we accept in signatures, for SIGNATURE_HASH_ALGORITHMS (RFC 7427 4).
-    pub const HASHES: [HashAlgorithm; 3] = [HashAlgorithm::Identity, HashAlgorithm::Sha2_256, HashAlgorithm::Sha2_384];
-
-    /// Checks and prepares what is configured.
-    ///
-    /// # Errors
-    /// If a certificate or the key cannot be used, or they do not belong together.
-    pub fn new(auth: &Auth) -> Result<Self, CredentialError> {
-        Ok(Self(match auth {
-            Auth::Psk(psk) if psk.expose().is_empty() => return Err(CredentialError::EmptyPsk),
-            Auth::Psk(psk) => Method::Psk(psk.clone()),
-            Auth::Certificate(auth) => Method::Certificate(Box::new(Credentials::new(auth)?)),
-        }))
-    }
-
-    /// Our CERTs; none with a pre-shared key.
-    pub fn certificates(&self) -> &[Certificate] {
-        match &self.0 {
-            Method::Psk(_) => &[],
-            Method::Certificate(credentials) => &credentials.chain,
-        }
-    }
-
-    /// The CERTREQ that tells the peer our trust anchors; none with a pre-shared key.
-    pub fn certificate_request(&self) -> Option<CertificateRequest> {
-        match &self.0 {
-            Method::Psk(_) => None,
-            Method::Certificate(credentials) => Some(CertificateRequest {
-                encoding: CertificateEncoding::X509Signature,
-                authorities: credentials.validator.authorities().to_vec(),
-            }),
-        }
-    }
-
-    /// Our AUTH. `peer_hashes` are those of the peer's SIGNATURE_HASH_ALGORITHMS, `None` if it sent
-    /// none (then it may not know RFC 7427, and only ECDSA by RFC 4754 is possible).
-    ///
-    /// # Errors
-    /// If no signature that we can make is one that the peer understands.
-    pub fn prove(
-        &self,
-        octets: &SignedOctets,
-        peer_hashes: Option<&[HashAlgorithm]>,
-    ) -> Result<Authentication, AuthError> {
-        match &self.0 {
-            Method::Psk(psk) => {
-                let data = psk::shared_key_mic(octets, psk).expose().to_vec();
-                Ok(Authentication { method: AuthMethod::SharedKey, data })
-            }
-            Method::Certificate(credentials) => credentials.key.sign(octets.as_slice(), peer_hashes),
-        }
-    }
-
-    /// Judges what the peer presented: it must say that it is `expected` and prove it. `unix_time`
-    /// is that of [`Environment::unix_time`](crate::Environment::unix_time).
-    ///
-    /// # Errors
-    /// What is wrong; [`AuthError::kind`] sorts it. The peer is told AUTHENTICATION_FAILED in all
-    /// cases.
-    pub fn verify(
-        &self,
-        expected: &Identity,
-        presented: Presented<'_>,
-        octets: &SignedOctets,
-        unix_time: u64,
-    ) -> Result<Proof, AuthError> {
-        let claimed = presented.id.identity().ok_or(AuthError::UnknownIdType(presented.id.kind))?;
-        if !same_identity(expected, &claimed) {
-            return Err(AuthError::UnexpectedIdentity { expected: expected.clone(), claimed });
-        }
-        let authentication = presented.authentication;
-        match &self.0 {
-            Method::Psk(psk) => psk::verify(octets, psk, authentication).map(|()| Proof::Psk),
-            Method::Certificate(_) if authentication.method == AuthMethod::SharedKey => {
-                Err(AuthError::Method { expected: "a signature", found: authentication.method })
-            }
-            Method::Certificate(credentials) => {
-                let key = credentials.validator.validate(presented.certificates, &claimed, unix_time)?;
-                key.verify(octets.as_slice(), authentication)
-            }
-        }
-    }
-}
-
-impl Authenticator {
-    /// What is to be remembered of the certificate in what a peer presented, once [`Self::verify`]
-    /// was content with it; nothing with a pre-shared key.
-    pub fn peer_certificate(&self, presented: Presented<'_>) -> Option<PeerCertificate> {
-        match &self.0 {
-            Method::Psk(_) => None,
-            Method::Certificate(_) => certificate::peer_certificate(presented.certificates),
-        }
-    }
-
-    /// Whether the certificate that `peer` once showed still counts.
-    ///
-    /// # Errors
-    /// If it is revoked.
-    pub fn check_not_revoked(&self, shown: &PeerCertificate, peer: &Identity) -> Result<(), AuthError> {
-        match &self.0 {
-            Method::Psk(_) => Ok(()),
-            Method::Certificate(credentials) => credentials.validator.check_revocation(shown, peer),
-        }
-    }
-}
-
-impl Credentials {
-    fn new(auth: &CertificateAuth) -> Result<Self, CredentialError> {
-        let leaf = auth.chain.first().ok_or(CredentialError::NoCertificate)?;
-        if auth.chain.len() > MAX_CHAIN {
-            return Err(CredentialError::ChainTooLong(auth.chain.len()));
-        }
-        if let Some(large) = auth.chain.iter().find(|certificate| certificate.len() > MAX_CERTIFICATE) {
-            return Err(CredentialError::CertificateTooLarge(large.len()));
-        }
-        let key = SigningKey::new(&auth.key)?;
-        let certified = certificate::public_key(leaf).ok_or(CredentialError::MalformedCertificate)?;
-        if !key.belongs_to(&certified) {
-            return Err(CredentialError::KeyMismatch);
-        }
-        let x509 = |data: &Vec<u8>| Certificate { encoding: CertificateEncoding::X509Signature, data: data.clone() };
-        Ok(Self { chain: auth.chain.iter().map(x509).collect(), key, validator: CertificateValidator::new(auth)? })
-    }
-}
 
 #[cfg(test)]
 mod tests;

@@ -1,6 +1,7 @@
 //! Shared Key Message Integrity Code (RFC 7296 2.15).
 
-use super::{AuthError, SignedOctets};
+use super::error::AuthError;
+use super::signed_octets::SignedOctets;
 use crate::secret::Secret;
 use crate::wire::{AuthMethod, Authentication};
 

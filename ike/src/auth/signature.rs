@@ -8,7 +8,8 @@ use ring::signature::{
 };
 use x509_parser::prelude::X509Certificate;
 
-use super::{AuthError, CredentialError, Proof};
+use super::error::{AuthError, CredentialError};
+use super::proof::Proof;
 use crate::secret::Secret;
 use crate::wire::{AuthMethod, Authentication, HashAlgorithm};
 

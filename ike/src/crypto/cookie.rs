@@ -6,7 +6,7 @@ use std::time::Duration;
 use ring::hmac;
 use zeroize::Zeroizing;
 
-use crate::Environment;
+use crate::environment::Environment;
 use crate::time::Instant;
 
 /// Age of a secret at which a new one is made; cookies of the one before are still taken.

@@ -5,8 +5,8 @@ use ring::rand::SystemRandom;
 use subtle::ConstantTimeEq;
 use zeroize::Zeroizing;
 
-use crate::Environment;
 use crate::config::Group;
+use crate::environment::Environment;
 use crate::secret::Secret;
 use crate::wire::KeyExchange;
 

@@ -21,7 +21,8 @@ mod initiation_guard;
 mod peer;
 mod snapshot;
 
-pub use snapshot::{ChildStatus, ChildUse, IkeStatus, PeerStatus, Phase};
+pub use crate::tunnel::ChildUse;
+pub use snapshot::{ChildStatus, IkeStatus, PeerStatus, Phase};
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::{IpAddr, SocketAddr};
@@ -33,6 +34,7 @@ use peer::{ConfigChange, Peer};
 
 use crate::auth::CredentialError;
 use crate::config::{EndpointConfig, PeerConfig, PeerName};
+use crate::environment::{Environment, Transmit};
 use crate::event::{DownReason, Event};
 use crate::output::{Context, Output};
 use crate::sa::failure::auth;
@@ -40,7 +42,6 @@ use crate::sa::{Channel, HalfOpen, IkeSa, InitiatorAuth, InitiatorInit, LastResp
 use crate::time::Instant;
 use crate::timer::Deadlines;
 use crate::tunnel::{Spi, Tunnel};
-use crate::{Environment, Transmit};
 
 /// How long the last answer on an IKE SA that is gone is repeated.
 const LAST_RESPONSE_LIFETIME: Duration = Duration::from_secs(10);

@@ -4,8 +4,8 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::Environment;
 use crate::config::{PeerConfig, PeerName};
+use crate::environment::Environment;
 use crate::event::{Event, PeerError, PeerErrorKind};
 use crate::output::{Context, Output};
 use crate::sa::Profile;

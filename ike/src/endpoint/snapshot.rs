@@ -8,6 +8,7 @@ use super::{Endpoint, SaState};
 use crate::config::PeerName;
 use crate::event::{ChildSa, IkeDetails, IkeId, PeerError};
 use crate::time::Instant;
+use crate::tunnel::ChildUse;
 
 /// One peer and everything negotiated with it.
 #[derive(Debug, Clone)]
@@ -70,17 +71,6 @@ pub struct ChildStatus {
     pub usage: ChildUse,
     /// Since when.
     pub established: Instant,
-}
-
-/// What a CHILD_SA is used for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum ChildUse {
-    /// Both directions: its outbound SA is the one in the kernel.
-    InUse,
-    /// Inbound only: outbound follows when the peer is known to be ready.
-    Successor,
-    /// Inbound only, for packets still under way.
-    Lingering,
 }
 
 impl Endpoint {

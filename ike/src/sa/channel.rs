@@ -229,7 +229,7 @@ impl Channel {
     pub(crate) fn keepalive(&mut self, cx: &mut Context<'_>) {
         self.last_sent = cx.now;
         let Path { local, remote, .. } = self.path;
-        cx.out.transmits.push_back(crate::Transmit { local, remote, payload: vec![0xff] });
+        cx.out.transmits.push_back(crate::environment::Transmit { local, remote, payload: vec![0xff] });
     }
 
     /// Whether the peer's address was found changed since this was asked last.

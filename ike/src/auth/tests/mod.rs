@@ -13,9 +13,11 @@ use rcgen::{
 };
 
 use super::*;
-use crate::config::{Aead, Group, Prf};
+use crate::config::{Aead, Auth, CertificateAuth, Group, Identity, Prf};
 use crate::crypto::{IkeKeys, IkeSuite, Nonces};
 use crate::event::{IkeId, PeerErrorKind};
+use crate::secret::Secret;
+use crate::wire::{AuthMethod, Authentication, Certificate, CertificateEncoding, HashAlgorithm, Id};
 
 /// 2026-01-01.
 const NOW: u64 = 1_767_225_600;

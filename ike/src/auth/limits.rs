@@ -1,0 +1,7 @@
+//! Limits of certificate chains.
+
+/// Most certificates of a chain, ours or the peer's; more are not looked at.
+pub const MAX_CHAIN: usize = 8;
+
+/// Most octets of one of our certificates.
+pub const MAX_CERTIFICATE: usize = 16_384;
