@@ -4,9 +4,10 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use super::peer::{Attempt, AttemptFailure};
-use super::{Context, Endpoint, Environment, SaState, context};
+use super::attempt::{Attempt, AttemptFailure};
+use super::state::{Endpoint, SaState, context};
 use crate::config::PeerName;
+use crate::environment::Environment;
 use crate::event::PeerError;
 use crate::sa::{AuthStep, AuthTurn, InitStep, InitiatorInit};
 use crate::time::Instant;

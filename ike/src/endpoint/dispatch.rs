@@ -5,17 +5,66 @@ use std::sync::Arc;
 
 use super::initiation_guard::{Admission, HALF_OPEN_LIFETIME};
 use super::peer::Peer;
-use super::{Context, Endpoint, Environment, SaState, context};
+use super::state::{DeadlineOwner, Endpoint, SaState, context};
 use crate::auth::same_identity;
-use crate::config::Identity;
+use crate::config::{Identity, PeerName};
+use crate::environment::Environment;
 use crate::event::Event;
 use crate::sa::failure::{IKE_SA_INIT, invalid};
-use crate::sa::{AuthOutcome, HalfOpen, InitOutcome, InitPolicy, Profile, reply};
+use crate::sa::{AuthOutcome, HalfOpen, InitOutcome, InitPolicy, Profile};
 use crate::time::Instant;
 use crate::tunnel::{Spi, Tunnel};
 use crate::wire::{ExchangeType, Header, InvalidMessage, Message, Payload, Payloads};
 
 impl Endpoint {
+    /// Takes a datagram as it came from a socket: `local` is the address it was sent to
+    /// (IP_PKTINFO) with the socket's port, the payload still carries the non-ESP marker where the
+    /// socket is that of `nat_port`.
+    pub fn handle(
+        &mut self,
+        datagram: &[u8],
+        local: SocketAddr,
+        remote: SocketAddr,
+        now: Instant,
+        env: &mut dyn Environment,
+    ) {
+        let message = if local.port() == self.config.nat_port {
+            // RFC 3948 2.2, 2.3: ESP, which the kernel takes, and keepalives have no marker.
+            datagram.strip_prefix(&[0; 4])
+        } else {
+            Some(datagram)
+        };
+        if let Some(message) = message {
+            self.receive(message, local, remote, now, env);
+        }
+    }
+
+    /// Does what is due. To be called at [`Self::poll_timeout`]; earlier or later does no harm.
+    pub fn handle_timeout(&mut self, now: Instant, env: &mut dyn Environment) {
+        // What becomes due by this waits for the next call: time passes between calls only.
+        let due: Vec<DeadlineOwner> = std::iter::from_fn(|| self.deadlines.due(now)).collect();
+        for owner in due {
+            match owner {
+                DeadlineOwner::Sa(spi) => self.handle_sa_timeout(spi, now, env),
+                DeadlineOwner::Peer(name) => self.handle_peer_timeout(&name, now, env),
+            }
+        }
+    }
+
+    fn handle_peer_timeout(&mut self, name: &PeerName, now: Instant, env: &mut dyn Environment) {
+        let Some(peer) = self.peers.get_mut(name) else {
+            return;
+        };
+        peer.tunnel.handle_timeout(now, &mut self.out);
+        if peer.retry_at.is_some_and(|at| at <= now) {
+            peer.retry_at = None;
+            if peer.reauthenticate || (peer.sas.is_empty() && peer.should_initiate()) {
+                self.start_attempt(name, now, env);
+            }
+        }
+        self.schedule_peer(name);
+    }
+
     /// Takes an IKE message (without marker).
     pub(super) fn receive(
         &mut self,
@@ -123,7 +172,7 @@ impl Endpoint {
         }
         if answer {
             let payloads = Payloads::from(vec![Payload::Notify(error.notify())]);
-            let answer = reply(header, header.responder_spi, payloads).encode();
+            let answer = Message::response(header, header.responder_spi, payloads).encode();
             context!(self, now, env).out.message(local, remote, self.config.nat_port, &answer);
         }
         self.out.event(Event::Refused { from: remote, identity: None, error: invalid(IKE_SA_INIT, error) });

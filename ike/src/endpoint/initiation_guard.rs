@@ -119,7 +119,7 @@ impl InitiationGuard {
             return Admission::Accept;
         }
         let cookie = Notify::with_data(NotifyType::Cookie, cookies.cookie(cx.env, cx.now, nonce, remote.ip(), spi));
-        let answer = crate::sa::reply(&message.header, 0, Payloads::from(vec![Payload::Notify(cookie)]));
+        let answer = Message::response(&message.header, 0, Payloads::from(vec![Payload::Notify(cookie)]));
         cx.out.message(local, remote, cx.config.nat_port, &answer.encode());
         Admission::Discard
     }

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use super::peer::Peer;
-use super::{Endpoint, SaState};
+use super::state::{Endpoint, SaState};
 use crate::config::PeerName;
 use crate::event::{ChildSa, IkeDetails, IkeId, PeerError};
 use crate::time::Instant;
@@ -74,7 +74,12 @@ pub struct ChildStatus {
 }
 
 impl Endpoint {
-    pub(super) fn status(&self, peer: &Peer) -> PeerStatus {
+    /// Everything there is.
+    pub fn snapshot(&self) -> Vec<PeerStatus> {
+        self.peers.values().map(|peer| self.status(peer)).collect()
+    }
+
+    fn status(&self, peer: &Peer) -> PeerStatus {
         let sas = peer.sas.iter().filter_map(|spi| match self.sas.get(spi) {
             Some(SaState::Established(_, sa)) => Some(sa),
             _ => None,

@@ -3,8 +3,8 @@
 
 use std::net::IpAddr;
 
-use super::Profile;
 use super::channel::Channel;
+use super::profile::Profile;
 use crate::crypto::ChildKeys;
 use crate::event::{ChildId, ChildSa};
 use crate::negotiate::{EspSuite, Narrowed};

@@ -3,12 +3,12 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use super::Profile;
 use super::channel::{Channel, Incoming};
 use super::child::{NegotiatedChild, ReservedSpi};
-use super::established::{IkeSa, Initiation};
 use super::failure::{self, IKE_AUTH};
+use super::ike_sa::{IkeSa, Initiation};
 use super::init_transcript::InitTranscript;
+use super::profile::Profile;
 use crate::auth::Presented;
 use crate::event::{ChildSa, IkeDetails, PeerCertificate, PeerError, PeerErrorKind};
 use crate::negotiate::{self, ChildKeyExchange};

@@ -3,12 +3,12 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use super::Profile;
 use super::channel::{Channel, Retransmission};
 use super::failure::{self, IKE_SA_INIT};
 use super::init_transcript::{InitTranscript, capabilities};
 use super::initiator_auth::InitiatorAuth;
 use super::path::Path;
+use super::profile::Profile;
 use crate::config::Group;
 use crate::crypto::{IkeKeys, KeyPair, Nonces, Role};
 use crate::event::{IkeId, PeerError, PeerErrorKind};

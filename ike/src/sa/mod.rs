@@ -11,31 +11,20 @@ mod child;
 mod established;
 mod exchange;
 pub(crate) mod failure;
+mod ike_sa;
 mod init_transcript;
 mod initiator_auth;
 mod initiator_init;
 mod path;
+mod profile;
+mod rekey_collision;
 mod responder;
+mod task;
 
 pub(crate) use channel::{Channel, LastResponse};
-pub(crate) use established::{CloseReason, IkeSa, Initiation, Lifecycle, SaStep};
-pub(crate) use exchange::Task;
+pub(crate) use ike_sa::{CloseReason, IkeSa, Lifecycle, SaStep};
 pub(crate) use initiator_auth::{AuthStep, InitiatorAuth};
 pub(crate) use initiator_init::{AuthTurn, InitStep, InitiatorInit};
-pub(crate) use responder::{AuthOutcome, HalfOpen, InitOutcome, InitPolicy, reply};
-
-use crate::auth::{Authenticator, CredentialError};
-use crate::config::PeerConfig;
-
-/// A peer as configured, with what was prepared from it.
-#[derive(Debug)]
-pub(crate) struct Profile {
-    pub(crate) config: PeerConfig,
-    pub(crate) auth: Authenticator,
-}
-
-impl Profile {
-    pub(crate) fn new(config: PeerConfig) -> Result<Self, CredentialError> {
-        Ok(Self { auth: Authenticator::new(&config.auth)?, config })
-    }
-}
+pub(crate) use profile::Profile;
+pub(crate) use responder::{AuthOutcome, HalfOpen, InitOutcome, InitPolicy};
+pub(crate) use task::Task;

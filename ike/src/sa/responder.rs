@@ -3,13 +3,13 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use super::Profile;
 use super::channel::{Channel, Incoming, LastResponse};
 use super::child::{NegotiatedChild, ReservedSpi};
-use super::established::{IkeSa, Initiation};
 use super::failure::{self, IKE_AUTH};
+use super::ike_sa::{IkeSa, Initiation};
 use super::init_transcript::{InitTranscript, capabilities};
 use super::path::Path;
+use super::profile::Profile;
 use crate::auth::Presented;
 use crate::config::{Identity, IkeProposal, PeerName};
 use crate::crypto::{IkeKeys, IkeSuite, KeyPair, Role};
@@ -90,7 +90,7 @@ impl HalfOpen {
             (Err(error), ..) | (_, Err(error), _) | (.., Err(error)) => return InitOutcome::Malformed(error),
         };
         let refuse = |notify, cx: &mut Context<'_>| {
-            let answer = reply(&message.header, 0, Payloads::from(vec![Payload::Notify(notify)]));
+            let answer = Message::response(&message.header, 0, Payloads::from(vec![Payload::Notify(notify)]));
             cx.out.message(local, remote, cx.config.nat_port, &answer.encode());
         };
         let Some(chosen) = negotiate::choose_ike(offers, policy.proposals, Some(key_exchange.group)) else {
@@ -121,7 +121,7 @@ impl HalfOpen {
         }
         answer.extend(policy.request.cloned().map(Payload::CertificateRequest));
         answer.extend(capabilities().map(Payload::Notify));
-        let response = reply(&message.header, ike.responder, answer).encode();
+        let response = Message::response(&message.header, ike.responder, answer).encode();
         cx.out.message(local, remote, cx.config.nat_port, &response);
         let transcript = InitTranscript {
             hashes: payloads.notify(NotifyType::SignatureHashAlgorithms).map(Notify::hashes),
@@ -413,10 +413,4 @@ fn child(
     let keys = channel.keys.child(chosen.suite.aead, transcript.nonces(), None);
     let negotiated = NegotiatedChild { outbound_spi: chosen.child_spi(), suite: chosen.suite, selectors, keys };
     Ok((negotiated.into_sa(inbound, false, channel), answer))
-}
-
-/// An answer in clear.
-pub(crate) fn reply(request: &Header, responder_spi: u64, payloads: Payloads) -> Message {
-    let header = Header { responder_spi, from_initiator: !request.from_initiator, response: true, ..*request };
-    Message { header, payloads }
 }

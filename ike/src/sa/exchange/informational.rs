@@ -1,10 +1,10 @@
 //! INFORMATIONAL: deletion (RFC 7296 1.4.1), liveness (2.4), errors after IKE_AUTH (2.21).
 
-use super::super::established::{CloseReason, IkeSa, SaStep};
-use super::super::failure::{self, INFORMATIONAL};
-use super::{PendingRequest, Task};
 use crate::event::{ChildId, DownReason};
 use crate::output::Context;
+use crate::sa::failure::{self, INFORMATIONAL};
+use crate::sa::ike_sa::{CloseReason, IkeSa, SaStep};
+use crate::sa::task::{PendingRequest, Task};
 use crate::tunnel::Tunnel;
 use crate::wire::{Delete, ExchangeType, NotifyType, Payload, Payloads, Protocol};
 
@@ -19,12 +19,7 @@ pub(super) fn deleted(sa: &mut IkeSa, id: ChildId, tunnel: &mut Tunnel, cx: &mut
 }
 
 /// Answers a request.
-pub(in super::super) fn answer(
-    sa: &mut IkeSa,
-    payloads: &Payloads,
-    tunnel: &mut Tunnel,
-    cx: &mut Context<'_>,
-) -> SaStep {
+pub(in crate::sa) fn answer(sa: &mut IkeSa, payloads: &Payloads, tunnel: &mut Tunnel, cx: &mut Context<'_>) -> SaStep {
     let mut answer = Payloads::new();
     let mut step = SaStep::Continue;
     let mut ours = Vec::new();

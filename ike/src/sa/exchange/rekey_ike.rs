@@ -1,19 +1,18 @@
 //! CREATE_CHILD_SA for the IKE SA itself (RFC 7296 1.3.2, 2.18), begun by the peer. Ours are made
 //! anew by IKE_SA_INIT and IKE_AUTH (2.8.3), which also looks at the certificate again.
 
-use super::super::channel::Channel;
-use super::super::established::{IkeSa, Initiation, Lifecycle, SaStep};
-use super::super::failure::{self, CREATE_CHILD_SA};
-use super::{PendingRequest, single_notify};
+use super::error_response::{ErrorResponse, single_notify};
 use crate::config::Group;
 use crate::crypto::{KeyPair, Nonces, Role};
 use crate::event::{Event, IkeDetails, IkeId, PeerError, PeerErrorKind};
 use crate::negotiate;
 use crate::output::Context;
+use crate::sa::channel::Channel;
+use crate::sa::failure::{self, CREATE_CHILD_SA};
+use crate::sa::ike_sa::{IkeSa, Initiation, Lifecycle, SaStep};
+use crate::sa::task::PendingRequest;
 use crate::tunnel::Tunnel;
 use crate::wire::{ExchangeType, InvalidMessage, Notify, NotifyType, Payload, Payloads};
-
-type ErrorResponse = (Notify, Option<PeerError>);
 
 /// Answers a request that rekeys the IKE SA.
 pub(super) fn answer(sa: &mut IkeSa, payloads: &Payloads, tunnel: &mut Tunnel, cx: &mut Context<'_>) -> SaStep {

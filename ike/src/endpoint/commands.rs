@@ -1,0 +1,140 @@
+//! What the owner asks for: connect, rekey, terminate, check a peer, another local address.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use super::state::{Endpoint, SaState, context};
+use crate::config::{PeerConfig, PeerName};
+use crate::environment::Environment;
+use crate::sa::{Lifecycle, Profile, Task};
+use crate::time::Instant;
+use crate::tunnel::Spi;
+
+impl Endpoint {
+    /// Begins with a peer now, whether or not it is configured to be begun with; ends a wait after
+    /// a failure. False: no such peer.
+    pub fn connect(&mut self, name: &PeerName, now: Instant, env: &mut dyn Environment) -> bool {
+        let Some(peer) = self.peers.get_mut(name) else {
+            return false;
+        };
+        peer.terminated = false;
+        peer.reset_backoff();
+        if peer.sas.is_empty() {
+            self.start_attempt(name, now, env);
+        }
+        self.schedule_peer(name);
+        true
+    }
+
+    /// Rekeys the peer's CHILD_SA now. False: there is none.
+    pub fn rekey_child(&mut self, name: &PeerName, now: Instant, env: &mut dyn Environment) -> bool {
+        let Some(peer) = self.peers.get_mut(name) else {
+            return false;
+        };
+        let Some((id, child)) = peer.tunnel.outbound().and_then(|id| Some((id, peer.tunnel.live_mut(id)?))) else {
+            return false;
+        };
+        // Set by add() and taken when a replacement is under way: one is enough.
+        if child.rekey.take().is_some() {
+            let owner = child.owner;
+            self.start_task(owner, Task::RekeyChild(id), now, env);
+        }
+        true
+    }
+
+    /// Replaces the peer's IKE SA by a new one now, without a gap. False: there is none.
+    pub fn rekey_ike(&mut self, name: &PeerName, now: Instant, env: &mut dyn Environment) -> bool {
+        let Some(peer) = self.peers.get_mut(name).filter(|peer| !peer.sas.is_empty()) else {
+            return false;
+        };
+        peer.reauthenticate = true;
+        self.start_attempt(name, now, env);
+        true
+    }
+
+    /// Deletes the peer's IKE SAs and does not begin again by itself until [`Self::connect`] or a
+    /// changed configuration. False: no such peer.
+    pub fn terminate(&mut self, name: &PeerName, now: Instant, env: &mut dyn Environment) -> bool {
+        let Some(peer) = self.peers.get_mut(name) else {
+            return false;
+        };
+        peer.terminated = true;
+        peer.reauthenticate = false;
+        peer.retry_at = None;
+        self.cancel_attempt(name, now, env);
+        self.delete_all_sas(name, now, env);
+        self.schedule_peer(name);
+        true
+    }
+
+    /// Checks now whether the peer is alive (RFC 7296 2.4). False: there is no IKE SA.
+    pub fn check_liveness(&mut self, name: &PeerName, now: Instant, env: &mut dyn Environment) -> bool {
+        let spi = self.peers.get(name).and_then(|peer| peer.sas.last().copied());
+        if let Some(spi) = spi {
+            self.start_task(spi, Task::Liveness, now, env);
+        }
+        spi.is_some()
+    }
+
+    /// Our own address `old` is gone; `new` is to be used in its stead. Where the peer follows us
+    /// (it believes in a NAT before us), SAs move at once by one authentic message; elsewhere a new
+    /// IKE SA replaces the old one at once. Nothing waits for timeouts.
+    pub fn local_address_changed(&mut self, old: IpAddr, new: IpAddr, now: Instant, env: &mut dyn Environment) {
+        for name in self.peers.keys().cloned().collect::<Vec<_>>() {
+            let Some(peer) = self.peers.get(&name) else {
+                continue;
+            };
+            if peer.config().local == Some(old)
+                && let Ok(profile) = Profile::new(PeerConfig { local: Some(new), ..peer.config().clone() })
+            {
+                self.set_profile(&name, Arc::new(profile), now);
+            }
+            self.move_local_address(&name, old, new, now, env);
+        }
+    }
+
+    fn move_local_address(
+        &mut self,
+        name: &PeerName,
+        old: IpAddr,
+        new: IpAddr,
+        now: Instant,
+        env: &mut dyn Environment,
+    ) {
+        let Some(peer) = self.peers.get_mut(name) else {
+            return;
+        };
+        let mut replace = false;
+        for spi in peer.sas.clone() {
+            if let Some(SaState::Established(_, sa)) = self.sas.get_mut(&spi)
+                && sa.addresses().0.ip() == old
+            {
+                let mut cx = context!(self, now, env);
+                replace |=
+                    !sa.change_local_address(new, &mut peer.tunnel, &mut cx) && sa.lifecycle() == Lifecycle::Active;
+            }
+        }
+        peer.reauthenticate |= replace;
+        let begin = replace || (peer.sas.is_empty() && (peer.should_initiate() || peer.attempt.is_some()));
+        for spi in peer.sas.clone() {
+            self.schedule(spi);
+        }
+        if begin {
+            if let Some(peer) = self.peers.get_mut(name) {
+                peer.reset_backoff();
+            }
+            self.cancel_attempt(name, now, env);
+            self.start_attempt(name, now, env);
+        }
+    }
+
+    fn start_task(&mut self, spi: Spi, task: Task, now: Instant, env: &mut dyn Environment) {
+        if let Some(SaState::Established(name, sa)) = self.sas.get_mut(&spi)
+            && let Some(peer) = self.peers.get_mut(name)
+        {
+            let mut cx = context!(self, now, env);
+            sa.begin(task, &mut peer.tunnel, &mut cx);
+        }
+        self.schedule(spi);
+    }
+}

@@ -1,0 +1,155 @@
+//! Peers come, change and go.
+
+use std::sync::Arc;
+
+use super::peer::{ConfigChange, Peer};
+use super::state::{DeadlineOwner, Endpoint, SaState, context};
+use crate::auth::CredentialError;
+use crate::config::{PeerConfig, PeerName};
+use crate::environment::Environment;
+use crate::event::{DownReason, Event};
+use crate::sa::Profile;
+use crate::sa::failure::auth;
+use crate::time::Instant;
+use crate::tunnel::Tunnel;
+
+impl Endpoint {
+    /// Adds a peer, or updates the one of this name in place; the same configuration again changes
+    /// nothing. Other `remotes` alone shorten no wait after a failure. A running tunnel is left
+    /// alone, except where identities changed (it is ended and begun anew), the PSK or selectors
+    /// changed (where we begin, a new IKE SA replaces it without a gap), or the peer's certificate
+    /// is revoked by it (it is ended).
+    ///
+    /// # Errors
+    /// If the credentials cannot be used; the configuration before stays.
+    pub fn set_peer(
+        &mut self,
+        config: PeerConfig,
+        now: Instant,
+        env: &mut dyn Environment,
+    ) -> Result<(), CredentialError> {
+        let name = config.name.clone();
+        let Some(peer) = self.peers.get(&name) else {
+            let peer = Peer::new(Arc::new(Profile::new(config)?));
+            self.initiation_guard.add_peer(&peer.profile);
+            let begin = peer.should_initiate();
+            self.peers.insert(name.clone(), peer);
+            if begin {
+                self.start_attempt(&name, now, env);
+            }
+            return Ok(());
+        };
+        let change = ConfigChange::between(peer.config(), &config);
+        if change == ConfigChange::None {
+            return Ok(());
+        }
+        let profile = Arc::new(Profile::new(config)?);
+        if change == ConfigChange::Restart {
+            self.delete_peer(&name, now, env);
+            return self.set_peer(profile.config.clone(), now, env);
+        }
+        self.set_profile(&name, profile, now);
+        self.delete_revoked_sas(&name, now, env);
+        let Some(peer) = self.peers.get_mut(&name) else {
+            return Ok(());
+        };
+        peer.terminated = false;
+        if change == ConfigChange::Addresses {
+            self.addresses_changed(&name, now, env);
+            return Ok(());
+        }
+        peer.reset_backoff();
+        peer.reauthenticate = change == ConfigChange::Reauthenticate && peer.should_initiate() && !peer.sas.is_empty();
+        if peer.should_initiate() && (peer.reauthenticate || peer.sas.is_empty()) {
+            self.cancel_attempt(&name, now, env);
+            self.start_attempt(&name, now, env);
+        }
+        Ok(())
+    }
+
+    pub(super) fn set_profile(&mut self, name: &PeerName, profile: Arc<Profile>, now: Instant) {
+        let Some(peer) = self.peers.get_mut(name) else {
+            return;
+        };
+        self.initiation_guard.add_peer(&profile);
+        let old = std::mem::replace(&mut peer.profile, Arc::clone(&profile));
+        self.initiation_guard.remove_peer(&old);
+        for spi in peer.sas.clone() {
+            if let Some(SaState::Established(_, sa)) = self.sas.get_mut(&spi) {
+                sa.set_profile(Arc::clone(&profile), now);
+            }
+            self.schedule(spi);
+        }
+    }
+
+    /// Forgets a peer: its IKE SAs are deleted (the peer is told), its SAs reported down.
+    pub fn remove_peer(&mut self, name: &PeerName, now: Instant, env: &mut dyn Environment) {
+        self.delete_peer(name, now, env);
+    }
+
+    pub(super) fn delete_peer(&mut self, name: &PeerName, now: Instant, env: &mut dyn Environment) {
+        self.cancel_attempt(name, now, env);
+        self.delete_all_sas(name, now, env);
+        if let Some(peer) = self.peers.remove(name) {
+            self.initiation_guard.remove_peer(&peer.profile);
+        }
+        self.deadlines.set(DeadlineOwner::Peer(name.clone()), None);
+    }
+
+    /// Ends all IKE SAs of a peer: reported down at once, while the peer is still being told.
+    pub(super) fn delete_all_sas(&mut self, name: &PeerName, now: Instant, env: &mut dyn Environment) {
+        let Some(peer) = self.peers.get_mut(name) else {
+            return;
+        };
+        peer.tunnel.clear(DownReason::DeletedByUs, &mut self.out);
+        for spi in std::mem::take(&mut peer.sas) {
+            if let Some(SaState::Established(_, sa)) = self.sas.get_mut(&spi) {
+                let event = Event::IkeDown { peer: name.clone(), ike: sa.ike(), reason: DownReason::DeletedByUs };
+                let mut cx = context!(self, now, env);
+                cx.out.event(event);
+                sa.delete_reported_down(&mut Tunnel::new(name.clone()), &mut cx);
+            }
+            self.schedule(spi);
+        }
+    }
+
+    /// Ends the IKE SAs in which a peer showed a certificate that is revoked by now, and says so.
+    /// Others with that peer stay.
+    pub(super) fn delete_revoked_sas(&mut self, name: &PeerName, now: Instant, env: &mut dyn Environment) {
+        let Some(peer) = self.peers.get_mut(name) else {
+            return;
+        };
+        let mut ended = Vec::new();
+        for spi in peer.sas.clone() {
+            let Some(SaState::Established(_, sa)) = self.sas.get_mut(&spi) else {
+                continue;
+            };
+            let Some(shown) = &sa.details().certificate else {
+                continue;
+            };
+            let Err(error) = peer.profile.auth.check_not_revoked(shown, &peer.profile.config.remote_id) else {
+                continue;
+            };
+            for id in peer.tunnel.ids_with_lingering(spi) {
+                peer.tunnel.remove_at_once(id, DownReason::DeletedByUs, &mut self.out);
+            }
+            let ike = sa.ike();
+            self.out.event(Event::IkeDown { peer: name.clone(), ike, reason: DownReason::DeletedByUs });
+            peer.report_failure(auth(&error), &mut self.out);
+            sa.delete_reported_down(&mut Tunnel::new(name.clone()), &mut context!(self, now, env));
+            ended.push((spi, ike));
+        }
+        if ended.is_empty() {
+            return;
+        }
+        peer.sas.retain(|spi| !ended.iter().any(|(ended, _)| ended == spi));
+        if peer.sas.is_empty() && peer.attempt.is_none() && peer.should_initiate() {
+            peer.schedule_retry(&mut context!(self, now, env));
+        }
+        for (spi, ike) in ended {
+            self.reinstate(name, ike);
+            self.schedule(spi);
+        }
+        self.schedule_peer(name);
+    }
+}

@@ -1,0 +1,123 @@
+//! The state of an endpoint: peers, IKE SAs by our SPI, deadlines, and what goes out.
+
+use std::collections::{BTreeMap, HashMap};
+use std::time::Duration;
+
+use super::initiation_guard::InitiationGuard;
+use super::peer::Peer;
+use crate::config::{EndpointConfig, PeerName};
+use crate::environment::Transmit;
+use crate::event::Event;
+use crate::output::Output;
+use crate::sa::{Channel, HalfOpen, IkeSa, InitiatorAuth, InitiatorInit, LastResponse};
+use crate::time::Instant;
+use crate::timer::Deadlines;
+use crate::tunnel::Spi;
+
+/// How long the last answer on an IKE SA that is gone is repeated.
+const LAST_RESPONSE_LIFETIME: Duration = Duration::from_secs(10);
+
+/// The IKEv2 end of a node.
+#[derive(Debug)]
+pub struct Endpoint {
+    pub(super) config: EndpointConfig,
+    pub(super) peers: BTreeMap<PeerName, Peer>,
+    pub(super) sas: HashMap<Spi, SaState>,
+    pub(super) initiation_guard: InitiationGuard,
+    pub(super) deadlines: Deadlines<DeadlineOwner>,
+    pub(super) out: Output,
+}
+
+/// Whose deadline.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(super) enum DeadlineOwner {
+    Sa(Spi),
+    Peer(PeerName),
+}
+
+/// An IKE SA in whatever state, found by our SPI.
+#[derive(Debug)]
+pub(super) enum SaState {
+    InitiatorInit(PeerName, Box<InitiatorInit>),
+    InitiatorAuth(PeerName, Box<InitiatorAuth>),
+    HalfOpen(Box<HalfOpen>, Instant),
+    Established(PeerName, Box<IkeSa>),
+    /// The peer is being told that it was not believed.
+    Rejecting(Box<Channel>),
+    /// Gone; the last answer is repeated if it was lost.
+    Closed(LastResponse, Instant),
+}
+
+/// Lends the parts of an endpoint that a step of an IKE SA needs.
+macro_rules! context {
+    ($endpoint:expr, $now:expr, $env:expr) => {
+        $crate::output::Context { now: $now, env: &mut *$env, out: &mut $endpoint.out, config: &$endpoint.config }
+    };
+}
+pub(super) use context;
+
+impl Endpoint {
+    /// An endpoint without peers.
+    pub fn new(config: EndpointConfig) -> Self {
+        Self {
+            config,
+            peers: BTreeMap::new(),
+            sas: HashMap::new(),
+            initiation_guard: InitiationGuard::default(),
+            deadlines: Deadlines::new(),
+            out: Output::default(),
+        }
+    }
+
+    /// The next datagram to send.
+    pub fn poll_transmit(&mut self) -> Option<Transmit> {
+        self.out.transmits.pop_front()
+    }
+
+    /// The next event, to be carried out before transmits are sent.
+    pub fn poll_event(&mut self) -> Option<Event> {
+        self.out.events.pop_front()
+    }
+
+    /// When [`Self::handle_timeout`] wants to be called.
+    pub fn poll_timeout(&self) -> Option<Instant> {
+        self.deadlines.next()
+    }
+
+    /// The settings.
+    pub fn config(&self) -> &EndpointConfig {
+        &self.config
+    }
+
+    /// Notes when an IKE SA wants to be looked at, and its peer.
+    pub(super) fn schedule(&mut self, spi: Spi) {
+        let mut owner = None;
+        let at = match self.sas.get(&spi) {
+            None => None,
+            Some(SaState::InitiatorInit(_, init)) => init.next_deadline(),
+            Some(SaState::InitiatorAuth(_, auth)) => auth.next_deadline(),
+            Some(SaState::HalfOpen(_, until) | SaState::Closed(_, until)) => Some(*until),
+            Some(SaState::Rejecting(channel)) => channel.retransmit_at(),
+            Some(SaState::Established(name, sa)) => {
+                owner = Some(name.clone());
+                sa.next_deadline(self.peers.get(name).map(|peer| &peer.tunnel))
+            }
+        };
+        self.deadlines.set(DeadlineOwner::Sa(spi), at);
+        if let Some(name) = owner {
+            self.schedule_peer(&name);
+        }
+    }
+
+    pub(super) fn schedule_peer(&mut self, name: &PeerName) {
+        let at = self.peers.get(name).and_then(Peer::next_deadline);
+        self.deadlines.set(DeadlineOwner::Peer(name.clone()), at);
+    }
+
+    pub(super) fn keep_last_response(&mut self, spi: Spi, last_response: Option<LastResponse>, now: Instant) {
+        if let Some(last_response) = last_response {
+            self.sas.insert(spi, SaState::Closed(last_response, now + LAST_RESPONSE_LIFETIME));
+        }
+        self.schedule(spi);
+    }
+}

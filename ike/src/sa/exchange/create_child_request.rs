@@ -1,0 +1,205 @@
+//! CREATE_CHILD_SA for CHILD_SAs as initiator: we make or rekey one (RFC 7296 1.3.1, 1.3.3, 2.25).
+
+use std::time::Duration;
+
+use crate::config::Group;
+use crate::crypto::{KeyPair, Nonces};
+use crate::event::{ChildId, DownReason, PeerError, PeerErrorKind};
+use crate::negotiate::{self, ChildKeyExchange};
+use crate::output::Context;
+use crate::sa::child::{NegotiatedChild, ReservedSpi};
+use crate::sa::failure::{self, CREATE_CHILD_SA};
+use crate::sa::ike_sa::{IkeSa, SaStep};
+use crate::sa::task::{CreateChildRequest, PendingRequest, Task};
+use crate::tunnel::{Arrival, Tunnel};
+use crate::wire::{ExchangeType, InvalidMessage, Notify, NotifyType, Payload, Payloads};
+
+/// Wait after TEMPORARY_FAILURE (RFC 7296 2.25), up to as much again at random.
+const TEMPORARY_FAILURE_WAIT: Duration = Duration::from_millis(500);
+
+/// Sends the request; with a key of `group` if the peer wants that one.
+pub(super) fn begin(
+    sa: &mut IkeSa,
+    old: Option<ChildId>,
+    group: Option<Group>,
+    tunnel: &mut Tunnel,
+    cx: &mut Context<'_>,
+) -> Option<PendingRequest> {
+    let me = sa.spi();
+    match old {
+        // Gone meanwhile, or the peer was quicker.
+        Some(old) => tunnel.live(old).filter(|child| child.owner == me).map(|_| ())?,
+        None if tunnel.children_of(me).next().is_some() => return None,
+        None => {}
+    }
+    let config = sa.profile.config.clone();
+    let Some(inbound) = ReservedSpi::new(&sa.profile, &sa.channel, cx) else {
+        sa.report(failure::no_spi(CREATE_CHILD_SA), cx);
+        sa.retry_child_later(old, config.timing.retry_max, tunnel, cx);
+        return None;
+    };
+    let configured = config.child.proposals.iter().flat_map(|proposal| &proposal.groups).copied().next();
+    let group_changed = group.is_some();
+    let key = match group.or(configured).map(|group| KeyPair::generate(group, cx.env)).transpose() {
+        Ok(key) => key,
+        Err(error) => {
+            inbound.release(&sa.profile, cx);
+            sa.report(PeerError::new(CREATE_CHILD_SA, PeerErrorKind::Local, error.to_string()), cx);
+            sa.retry_child_later(old, config.timing.retry_max, tunnel, cx);
+            return None;
+        }
+    };
+    let nonce: [u8; 32] = cx.random();
+    let mut payloads = Payloads::new();
+    payloads.extend(old.map(|old| Payload::Notify(Notify::about_child(NotifyType::RekeySa, old.0))));
+    payloads.push(Payload::SecurityAssociation(negotiate::offer_esp(&config.child.proposals, inbound.spi, true)));
+    payloads.push(Payload::Nonce(nonce.to_vec()));
+    payloads.extend(key.as_ref().map(|key| Payload::KeyExchange(key.payload())));
+    payloads.push(Payload::TrafficSelectorsInitiator(negotiate::offer_selectors(&config.child.local)));
+    payloads.push(Payload::TrafficSelectorsResponder(negotiate::offer_selectors(&config.child.remote)));
+    sa.channel.request(ExchangeType::CreateChildSa, &payloads, cx);
+    let request = CreateChildRequest { old, inbound, nonce, key, group_changed, collision: None };
+    Some(PendingRequest::CreateChild(Box::new(request)))
+}
+
+/// Takes the answer.
+pub(super) fn finish(
+    request: CreateChildRequest,
+    sa: &mut IkeSa,
+    payloads: &Payloads,
+    tunnel: &mut Tunnel,
+    cx: &mut Context<'_>,
+) -> SaStep {
+    if let Some(notify) = payloads.error() {
+        return refused(request, notify, sa, tunnel, cx);
+    }
+    let CreateChildRequest { old, inbound, nonce, key, collision, .. } = request;
+    let (negotiated, theirs) = match accept_response(sa, payloads, &nonce, key) {
+        Ok(accepted) => accepted,
+        Err(error) => {
+            // The peer has it now, and we cannot use it.
+            sa.enqueue(Task::DeleteUnused(inbound));
+            sa.report(error, cx);
+            let wait = sa.profile.config.timing.retry_max;
+            sa.retry_child_later(old, wait, tunnel, cx);
+            return SaStep::Continue;
+        }
+    };
+    if let Some(collision) = collision {
+        let ours = Nonces { initiator: &nonce, responder: &theirs };
+        if collision.makes_ours_redundant(ours) && tunnel.live(collision.peers_child).is_some() {
+            sa.enqueue(Task::DeleteUnused(inbound));
+            return SaStep::Continue;
+        }
+        if let Some(other) = tunnel.live_mut(collision.peers_child) {
+            other.redundant = true;
+        }
+    }
+    let new = negotiated.into_sa(inbound, true, &sa.channel);
+    let me = sa.spi();
+    let replaced = old.filter(|old| tunnel.live(*old).is_some());
+    let superfluous: Vec<ChildId> = if old.is_some() && replaced.is_none() { tunnel.ids_of(me) } else { Vec::new() };
+    let arrival = match replaced {
+        Some(old) => Arrival::RekeyedByUs(old),
+        None => Arrival::Ready,
+    };
+    let rekey = Some(sa.profile.rekey_at(cx));
+    tunnel.add(new, me, arrival, rekey, cx.now, cx.out);
+    for id in replaced.into_iter().chain(superfluous) {
+        sa.enqueue(Task::DeleteChild(id));
+    }
+    sa.schedule_cleanup(cx.now);
+    SaStep::Continue
+}
+
+fn refused(
+    request: CreateChildRequest,
+    notify: &Notify,
+    sa: &mut IkeSa,
+    tunnel: &mut Tunnel,
+    cx: &mut Context<'_>,
+) -> SaStep {
+    let CreateChildRequest { old, inbound, group_changed, collision, .. } = request;
+    inbound.release(&sa.profile, cx);
+    if collision.is_some_and(|collision| tunnel.live(collision.peers_child).is_some()) {
+        // The peer's exchange has replaced the old one.
+        return SaStep::Continue;
+    }
+    let timing = sa.profile.config.timing;
+    match notify.kind {
+        NotifyType::TemporaryFailure => {
+            let wait = TEMPORARY_FAILURE_WAIT.saturating_add(
+                TEMPORARY_FAILURE_WAIT.saturating_sub(cx.jittered(TEMPORARY_FAILURE_WAIT)).saturating_mul(10),
+            );
+            sa.retry_child_later(old, wait, tunnel, cx);
+        }
+        NotifyType::InvalidKePayload if !group_changed => {
+            let offered = |group: &Group| sa.profile.config.child.proposals.iter().any(|p| p.groups.contains(group));
+            let group = notify.data_u16().and_then(Group::from_number).filter(offered);
+            match group {
+                Some(group) => sa.pending = begin(sa, old, Some(group), tunnel, cx),
+                None => {
+                    sa.report(failure::notified(CREATE_CHILD_SA, notify.kind, &sa.profile.config), cx);
+                    sa.retry_child_later(old, timing.retry_max, tunnel, cx);
+                }
+            }
+        }
+        // RFC 7296 2.25: what was to be rekeyed is gone there. If its deletion is not on the
+        // way to us, a new one is made.
+        NotifyType::ChildSaNotFound => {
+            if let Some(old) = old
+                && tunnel.live(old).is_some()
+            {
+                let alone = tunnel.ids_of(sa.spi()).len() == 1;
+                tunnel.retire(old, timing.linger, DownReason::Failed, cx.now, cx.out);
+                if alone {
+                    sa.create_child_at = Some(cx.now);
+                }
+            }
+        }
+        // The peer makes no more on this IKE SA (RFC 7296 1.3): a new IKE SA brings one.
+        NotifyType::NoAdditionalSas => {
+            sa.retry_child_later(old, timing.retry_max, tunnel, cx);
+            return SaStep::Reauthenticate;
+        }
+        kind => {
+            sa.report(failure::notified(CREATE_CHILD_SA, kind, &sa.profile.config), cx);
+            sa.retry_child_later(old, timing.retry_max, tunnel, cx);
+        }
+    }
+    SaStep::Continue
+}
+
+/// What the peer's answer says, if it is within what we asked for; and its nonce.
+fn accept_response(
+    sa: &IkeSa,
+    payloads: &Payloads,
+    ours: &[u8],
+    key: Option<KeyPair>,
+) -> Result<(NegotiatedChild, Vec<u8>), PeerError> {
+    let config = &sa.profile.config;
+    let malformed = |error: InvalidMessage| failure::invalid(CREATE_CHILD_SA, error);
+    let answer = payloads.proposals().map_err(malformed)?;
+    let nonce = payloads.nonce().map_err(malformed)?;
+    let exchange = ChildKeyExchange::Configured { sent: key.as_ref().map(|key| key.group().number()) };
+    let chosen = negotiate::choose_esp(answer, &config.child.proposals, exchange)
+        .filter(|chosen| {
+            answer.len() == 1
+                && (chosen.suite.group.is_none() || chosen.suite.group == key.as_ref().map(KeyPair::group))
+        })
+        .ok_or_else(|| failure::no_esp_proposal(CREATE_CHILD_SA, config))?;
+    let local = payloads.selectors_initiator().map_err(malformed)?;
+    let remote = payloads.selectors_responder().map_err(malformed)?;
+    let selectors = negotiate::accept_narrowed(&config.child, local, remote)
+        .ok_or_else(|| failure::no_selectors(CREATE_CHILD_SA, config))?;
+    let shared = match key.filter(|_| chosen.suite.group.is_some()) {
+        Some(key) => {
+            let shared = key.agree(payloads.key_exchange().map_err(malformed)?);
+            Some(shared.map_err(|error| PeerError::new(CREATE_CHILD_SA, PeerErrorKind::Protocol, error.to_string()))?)
+        }
+        None => None,
+    };
+    let nonces = Nonces { initiator: ours, responder: nonce };
+    let keys = sa.channel.keys.child(chosen.suite.aead, nonces, shared.as_ref());
+    Ok((NegotiatedChild { outbound_spi: chosen.child_spi(), suite: chosen.suite, selectors, keys }, nonce.to_vec()))
+}

@@ -1,0 +1,145 @@
+//! CREATE_CHILD_SA for CHILD_SAs as responder: the peer makes or rekeys one (RFC 7296 1.3.1, 1.3.3, 2.25).
+
+use super::error_response::{ErrorResponse, single_notify};
+use super::rekey_ike;
+use crate::crypto::{KeyPair, Nonces};
+use crate::event::{ChildId, ChildSa, PeerError, PeerErrorKind};
+use crate::negotiate::{self, ChildKeyExchange};
+use crate::output::Context;
+use crate::sa::child::{NegotiatedChild, ReservedSpi};
+use crate::sa::failure::{self, CREATE_CHILD_SA};
+use crate::sa::ike_sa::{IkeSa, SaStep};
+use crate::sa::rekey_collision::RekeyCollision;
+use crate::sa::task::PendingRequest;
+use crate::tunnel::{Arrival, Tunnel};
+use crate::wire::{ExchangeType, InvalidMessage, Notify, NotifyType, Payload, Payloads, Protocol};
+
+/// CHILD_SAs that one IKE SA may have at a time: one in use, one replacing it from either end, and
+/// as many of the time before.
+const MAX_CHILDREN: usize = 4;
+
+/// Answers a request.
+pub(in crate::sa) fn answer(sa: &mut IkeSa, payloads: &Payloads, tunnel: &mut Tunnel, cx: &mut Context<'_>) -> SaStep {
+    let rekeys_ike =
+        payloads.proposals().is_ok_and(|offers| offers.iter().any(|offer| offer.protocol == Protocol::Ike));
+    if rekeys_ike {
+        return rekey_ike::answer(sa, payloads, tunnel, cx);
+    }
+    let answer = match answer_child(sa, payloads, tunnel, cx) {
+        Ok(answer) => answer,
+        Err((notify, error)) => {
+            if let Some(error) = error {
+                sa.report(error, cx);
+            }
+            single_notify(notify)
+        }
+    };
+    sa.channel.respond(ExchangeType::CreateChildSa, &answer, cx);
+    SaStep::Continue
+}
+
+fn answer_child(
+    sa: &mut IkeSa,
+    payloads: &Payloads,
+    tunnel: &mut Tunnel,
+    cx: &mut Context<'_>,
+) -> Result<Payloads, ErrorResponse> {
+    let malformed = |error: InvalidMessage| (error.notify(), Some(failure::invalid(CREATE_CHILD_SA, error)));
+    let offers = payloads.proposals().map_err(malformed)?;
+    let nonce = payloads.nonce().map_err(malformed)?;
+    let remote = payloads.selectors_initiator().map_err(malformed)?;
+    let local = payloads.selectors_responder().map_err(malformed)?;
+    let old = child_to_replace(sa, payloads, tunnel)?;
+
+    let config = &sa.profile.config;
+    let key_exchange = payloads.key_exchange().ok();
+    let sent = key_exchange.map(|key_exchange| key_exchange.group);
+    let chosen = negotiate::choose_esp(offers, &config.child.proposals, ChildKeyExchange::Configured { sent })
+        .ok_or_else(|| {
+            (Notify::new(NotifyType::NoProposalChosen), Some(failure::no_esp_proposal(CREATE_CHILD_SA, config)))
+        })?;
+    let selectors = negotiate::narrow(&config.child, local, remote).ok_or_else(|| {
+        (Notify::new(NotifyType::TsUnacceptable), Some(failure::no_selectors(CREATE_CHILD_SA, config)))
+    })?;
+    let exchanged = match chosen.suite.group {
+        None => None,
+        Some(group) => {
+            let wanted = || (Notify::invalid_ke(group.number()), None);
+            let theirs = key_exchange.filter(|theirs| theirs.group == group.number()).ok_or_else(wanted)?;
+            let local_failure = |_| (Notify::new(NotifyType::NoAdditionalSas), None);
+            let ours = KeyPair::generate(group, cx.env).map_err(local_failure)?;
+            let payload = Payload::KeyExchange(ours.payload());
+            let shared = ours.agree(theirs).map_err(|error| {
+                let error = PeerError::new(CREATE_CHILD_SA, PeerErrorKind::Protocol, error.to_string());
+                (Notify::new(NotifyType::InvalidSyntax), Some(error))
+            })?;
+            Some((payload, shared))
+        }
+    };
+    let inbound = ReservedSpi::new(&sa.profile, &sa.channel, cx)
+        .ok_or_else(|| (Notify::new(NotifyType::TemporaryFailure), Some(failure::no_spi(CREATE_CHILD_SA))))?;
+    let ours: [u8; 32] = cx.random();
+    let (payload, shared) = exchanged.unzip();
+    let keys = sa.channel.keys.child(chosen.suite.aead, Nonces { initiator: nonce, responder: &ours }, shared.as_ref());
+
+    let mut answer = Payloads::new();
+    answer.push(Payload::SecurityAssociation(vec![chosen.response(inbound.spi)]));
+    answer.push(Payload::Nonce(ours.to_vec()));
+    answer.extend(payload);
+    answer.push(Payload::TrafficSelectorsInitiator(selectors.remote.clone()));
+    answer.push(Payload::TrafficSelectorsResponder(selectors.local.clone()));
+    let negotiated = NegotiatedChild { outbound_spi: chosen.child_spi(), suite: chosen.suite, selectors, keys };
+    let new = negotiated.into_sa(inbound, false, &sa.channel);
+    add_child_of_peer(sa, old, new, Nonces { initiator: nonce, responder: &ours }, tunnel, cx);
+    Ok(answer)
+}
+
+/// Which CHILD_SA the request replaces; `None` if it asks for the one that there is not yet.
+fn child_to_replace(sa: &IkeSa, payloads: &Payloads, tunnel: &Tunnel) -> Result<Option<ChildId>, ErrorResponse> {
+    let me = sa.spi();
+    let refuse = |kind| Err((Notify::new(kind), None));
+    if sa.is_closing() {
+        return refuse(NotifyType::TemporaryFailure);
+    }
+    if tunnel.children_of(me).count() >= MAX_CHILDREN {
+        return refuse(NotifyType::NoAdditionalSas);
+    }
+    let Some(rekey) = payloads.notify(NotifyType::RekeySa) else {
+        // One CHILD_SA a peer.
+        return if tunnel.children_of(me).next().is_some() { refuse(NotifyType::NoAdditionalSas) } else { Ok(None) };
+    };
+    let spi = rekey.child_spi().unwrap_or_default();
+    let Some(old) = tunnel.by_outbound_spi(me, spi) else {
+        return Err((Notify::about_child(NotifyType::ChildSaNotFound, spi), None));
+    };
+    // RFC 7296 2.25.1: we are about to delete it.
+    if sa.is_deleting(old) { refuse(NotifyType::TemporaryFailure) } else { Ok(Some(old)) }
+}
+
+/// Takes the CHILD_SA of the peer's request.
+fn add_child_of_peer(
+    sa: &mut IkeSa,
+    old: Option<ChildId>,
+    new: ChildSa,
+    nonces: Nonces<'_>,
+    tunnel: &mut Tunnel,
+    cx: &mut Context<'_>,
+) {
+    let me = sa.spi();
+    let rekey = Some(sa.profile.rekey_at(cx));
+    let arrival = old.map_or(Arrival::Waiting, Arrival::RekeyedByPeer);
+    let new = tunnel.add(new, me, arrival, rekey, cx.now, cx.out);
+    if let Some(PendingRequest::CreateChild(ours)) = &mut sa.pending
+        && ours.old == old
+    {
+        ours.collision = Some(RekeyCollision::new(new, nonces));
+    }
+    if let Some(old) = old {
+        sa.drop_tasks_of(old);
+        if let Some(child) = tunnel.live_mut(old) {
+            child.rekey = None;
+        }
+    }
+    sa.create_child_at = None;
+    sa.schedule_cleanup(cx.now);
+}

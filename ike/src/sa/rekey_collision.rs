@@ -1,0 +1,48 @@
+//! Both ends rekey the same CHILD_SA at once (RFC 7296 2.8.1).
+
+use crate::crypto::Nonces;
+use crate::event::ChildId;
+
+/// The peer's exchange that replaces the same CHILD_SA as ours.
+#[derive(Debug)]
+pub(super) struct RekeyCollision {
+    /// The CHILD_SA that the peer's exchange made.
+    pub(super) peers_child: ChildId,
+    /// The lower one of the two nonces of that exchange.
+    lower_nonce: Vec<u8>,
+}
+
+impl RekeyCollision {
+    /// `nonces` are those of the peer's exchange.
+    pub(super) fn new(peers_child: ChildId, nonces: Nonces<'_>) -> Self {
+        Self { peers_child, lower_nonce: lower_nonce(nonces).to_vec() }
+    }
+
+    /// Whether the CHILD_SA of our exchange, which used `ours`, is the redundant one. The CHILD_SA
+    /// made with the lowest of the four nonces is redundant; the initiator of its exchange deletes
+    /// it.
+    pub(super) fn makes_ours_redundant(&self, ours: Nonces<'_>) -> bool {
+        lower_nonce(ours) < self.lower_nonce.as_slice()
+    }
+}
+
+/// Nonces compare octet by octet; a nonce that is a prefix of the other is the lower one.
+fn lower_nonce(nonces: Nonces<'_>) -> &[u8] {
+    nonces.initiator.min(nonces.responder)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_lowest_of_the_four_nonces_decides_whichever_end_chose_it() {
+        let [a, b, c, d] = [[1_u8; 16], [2; 16], [3; 16], [4; 16]];
+        let nonces = |initiator, responder| Nonces { initiator, responder };
+        let collides = |theirs, ours| RekeyCollision::new(ChildId(1), theirs).makes_ours_redundant(ours);
+        assert!(collides(nonces(&b, &c), nonces(&a, &d)));
+        assert!(collides(nonces(&b, &c), nonces(&d, &a)));
+        assert!(!collides(nonces(&a, &d), nonces(&b, &c)));
+        assert!(!collides(nonces(&d, &a), nonces(&b, &c)));
+    }
+}

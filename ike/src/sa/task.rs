@@ -1,0 +1,80 @@
+//! What an established IKE SA has to ask the peer: requests in the queue, and the one under way.
+
+use super::child::ReservedSpi;
+use super::profile::Profile;
+use super::rekey_collision::RekeyCollision;
+use crate::crypto::KeyPair;
+use crate::event::ChildId;
+use crate::output::Context;
+use crate::wire::ExchangeType;
+
+/// Something to begin when the window is free.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Task {
+    /// An empty INFORMATIONAL request (RFC 7296 2.4).
+    Liveness,
+    /// A CHILD_SA where there is none.
+    CreateChild,
+    /// A new CHILD_SA for an old one.
+    RekeyChild(ChildId),
+    /// Delete a CHILD_SA.
+    DeleteChild(ChildId),
+    /// Delete a CHILD_SA that only the peer has made.
+    DeleteUnused(ReservedSpi),
+    /// Delete the IKE SA.
+    DeleteIke,
+}
+
+/// Our request that is under way.
+#[derive(Debug)]
+pub(super) enum PendingRequest {
+    Liveness,
+    CreateChild(Box<CreateChildRequest>),
+    DeleteChild(ChildId),
+    DeleteUnused(ReservedSpi),
+    DeleteIke,
+    /// Nobody wants to know any more.
+    Abandoned,
+}
+
+/// Our request for a CHILD_SA.
+#[derive(Debug)]
+pub(super) struct CreateChildRequest {
+    /// The one that it is to replace.
+    pub(super) old: Option<ChildId>,
+    pub(super) inbound: ReservedSpi,
+    pub(super) nonce: [u8; 32],
+    pub(super) key: Option<KeyPair>,
+    /// The peer has asked for another group before.
+    pub(super) group_changed: bool,
+    /// The peer replaces the same one at the same time.
+    pub(super) collision: Option<RekeyCollision>,
+}
+
+impl Task {
+    /// Leaves nothing reserved behind.
+    pub(super) fn release(self, profile: &Profile, cx: &mut Context<'_>) {
+        if let Self::DeleteUnused(reserved) = self {
+            reserved.release(profile, cx);
+        }
+    }
+}
+
+impl PendingRequest {
+    /// Its exchange type.
+    pub(super) fn exchange(&self) -> ExchangeType {
+        match self {
+            Self::CreateChild(_) => ExchangeType::CreateChildSa,
+            _ => ExchangeType::Informational,
+        }
+    }
+
+    /// Leaves nothing reserved behind.
+    pub(super) fn release(self, profile: &Profile, cx: &mut Context<'_>) {
+        match self {
+            Self::CreateChild(request) => request.inbound.release(profile, cx),
+            Self::DeleteUnused(reserved) => reserved.release(profile, cx),
+            Self::Liveness | Self::DeleteChild(_) | Self::DeleteIke | Self::Abandoned => {}
+        }
+    }
+}
