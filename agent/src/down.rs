@@ -2,6 +2,7 @@
 //! boot.
 
 use std::os::unix::net::UnixStream;
+use std::process::{Command, Stdio};
 
 use anyhow::{Context, bail};
 use edge_xfrm::{Error, Xfrm, guard};
@@ -11,27 +12,31 @@ use rtnetlink::RouteMessageBuilder;
 
 use crate::config::Config;
 use crate::host::{firewall, obstacles};
+use crate::install_cni::CONFLIST;
 
-/// Removes SAs, policies, routes, the guard and the table; nothing of anyone else's. Goes on after
-/// a failure, and tells all of them.
+/// Removes SAs, policies, routes, the guard and the tables; nothing of anyone else's. Pods that are
+/// left stay closed to hosts outside. Goes on after a failure, and tells all of them.
 pub fn down(config: &Config) -> anyhow::Result<()> {
     let socket = config.admin_socket();
     if UnixStream::connect(&socket).is_ok() {
         bail!("the agent is running ({}); stop it first, or it puts everything back", socket.display());
     }
     let mut failures = Vec::new();
-    let mut tell = |what: &str, outcome: anyhow::Result<usize>| match outcome {
+    let tell = |failures: &mut Vec<String>, what: &str, outcome: anyhow::Result<usize>| match outcome {
         Ok(count) => println!("{what}: {count} removed"),
         Err(error) => failures.push(format!("{what}: {error:#}")),
     };
-    tell("SAs", sas());
+    tell(&mut failures, "SAs", sas());
     // While pods are there the guard goes last: until then their packets die instead of leaving in
     // clear.
-    tell("policies", policies());
-    tell("routes", routes());
-    tell("nftables tables", tables());
-    tell("accept rules in FORWARD", obstacles::remove_accepts());
-    tell("guard", guard::remove().map(|()| 1).map_err(Into::into));
+    tell(&mut failures, "policies", policies());
+    tell(&mut failures, "routes", routes());
+    tell(&mut failures, "nftables tables", tables());
+    if let Err(error) = close_pods(config) {
+        failures.push(format!("hosts outside reach the pods that are left: {error:#}"));
+    }
+    tell(&mut failures, "accept rules in FORWARD", obstacles::remove_accepts());
+    tell(&mut failures, "guard", guard::remove().map(|()| 1).map_err(Into::into));
     if failures.is_empty() { Ok(()) } else { bail!("not all is gone: {}", failures.join("; ")) }
 }
 
@@ -85,6 +90,21 @@ fn routes() -> anyhow::Result<usize> {
         }
         Ok(count)
     })
+}
+
+/// As long as there are pods' bridges, the plugin's table does what ours did.
+fn close_pods(config: &Config) -> anyhow::Result<()> {
+    let (plugin, conflist) = (config.cni.bin_dir.join("edge-cni"), config.path(&config.cni.conf_dir).join(CONFLIST));
+    if !plugin.exists() || !conflist.exists() {
+        return Ok(());
+    }
+    let output = Command::new(&plugin).arg("ingress").arg(&conflist).stdin(Stdio::null()).output();
+    let output = output.with_context(|| format!("{} ingress", plugin.display()))?;
+    if !output.status.success() {
+        let said = [output.stdout, output.stderr].concat();
+        bail!("{} ingress: {}", plugin.display(), String::from_utf8_lossy(&said).trim());
+    }
+    Ok(())
 }
 
 fn tables() -> anyhow::Result<usize> {

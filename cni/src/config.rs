@@ -21,8 +21,18 @@ const UNNAMED: &str = "unnamed";
 const MAX_NAME: usize = 253;
 
 /// Keys of ours.
-const OWN_KEYS: [&str; 9] =
-    ["bridge", "stateDir", "agentSocket", "clusterRanges", "segments", "mtu", "lowWater", "dns", "unfilteredPods"];
+const OWN_KEYS: [&str; 10] = [
+    "bridge",
+    "stateDir",
+    "agentSocket",
+    "clusterRanges",
+    "segments",
+    "mtu",
+    "lowWater",
+    "dns",
+    "unfilteredPods",
+    "lanToPods",
+];
 
 /// Keys that the specification or the runtime puts there, for somebody else or for verbs that read
 /// them elsewhere.
@@ -66,6 +76,8 @@ pub(crate) struct Config {
     pub(crate) dns: Option<Value>,
     /// Pods that the bridge's filter lets send whatever they want.
     pub(crate) unfiltered_pods: Vec<String>,
+    /// Sources outside the cluster that reach pods in clear.
+    pub(crate) lan_to_pods: Vec<IpNetwork>,
     /// The result of another plugin that came before, or with CHECK of our own ADD.
     pub(crate) previous: Option<Value>,
     /// An address or MAC address that somebody asks for by `runtimeConfig` or `args`.
@@ -97,6 +109,8 @@ struct Raw {
     dns: Option<Value>,
     #[serde(default)]
     unfiltered_pods: Vec<String>,
+    #[serde(default)]
+    lan_to_pods: Vec<IpNetwork>,
 }
 
 fn default_bridge() -> String {
@@ -172,6 +186,7 @@ impl Config {
             low_water: raw.low_water,
             dns: raw.dns,
             unfiltered_pods: raw.unfiltered_pods,
+            lan_to_pods: raw.lan_to_pods.iter().map(canonical).collect(),
             previous,
             requested,
             valid_attachments,
@@ -250,6 +265,10 @@ impl Config {
         }
         if let Some(pattern) = self.unfiltered_pods.iter().find(|pattern| !pods::is_pattern(pattern)) {
             return Err(invalid(format!("unfilteredPods has {pattern:?}; expected {}", pods::EXPECTED)));
+        }
+        if self.lan_to_pods.len() > pods::MAX_LAN_TO_PODS {
+            let (count, limit) = (self.lan_to_pods.len(), pods::MAX_LAN_TO_PODS);
+            return Err(invalid(format!("lanToPods has {count} networks; expected at most {limit}, merge some")));
         }
         Ok(())
     }
@@ -423,6 +442,7 @@ mod tests {
             (r#""clusterRanges":["nonsense"]"#, "nonsense"),
             (r#""dns":"8.8.8.8""#, "dns"),
             (r#""lowWater":-1"#, "-1"),
+            (r#""lanToPods":["lan0"]"#, "lan0"),
             (r#""unfilteredPods":["kube*"]"#, "kube*"),
             (r#""unfilteredPods":["default/"]"#, "default/"),
             (r#""unfilteredPods":["default/a*b*"]"#, "a*b*"),

@@ -50,8 +50,8 @@ pub(crate) enum Code {
     RangeFull = 105,
     /// CHECK: the container no longer has what ADD gave it.
     NotAsAttached = 106,
-    /// The bridge's filter cannot be made; no pod is attached without it unless the operator
-    /// excepts it.
+    /// A table of nf_tables cannot be made, the bridge's filter or the one that keeps hosts outside
+    /// from pods; no pod is attached without unless the operator says so.
     Filter = 107,
 }
 

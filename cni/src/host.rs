@@ -1,5 +1,5 @@
-//! What a node needs before its first pod: the bridge, and the guard that keeps pods' packets from
-//! leaving in clear.
+//! What a node needs before its first pod: the bridge, the table that keeps hosts outside from pods,
+//! and the guard that keeps pods' packets from leaving in clear.
 
 use edge_types::api::Family;
 use edge_types::forwarding::{FORWARDING_FILE, Forwarding};
@@ -11,9 +11,9 @@ use crate::error::{Code, Error, Result};
 use crate::ipam;
 use crate::net::bridge;
 use crate::net::link::{Link, Links};
-use crate::{obstacles, ranges};
+use crate::{ingress, obstacles, ranges};
 
-/// Makes what is missing of both. No pod is attached without: an error of the guard ends the ADD.
+/// Makes what is missing of them. No pod is attached without: an error ends the ADD.
 pub(crate) fn ensure(links: &mut Links, config: &Config, segments: &SegmentsFile) -> Result<Link> {
     ranges::refuse_own(links, config, Some(segments))?;
     let cluster_ranges = ranges::of_cluster(config, Some(segments));
@@ -35,6 +35,7 @@ pub(crate) fn ensure(links: &mut Links, config: &Config, segments: &SegmentsFile
         )
     })?;
     let bridge = bridge::ensure(links, &config.bridge, &segments.segments)?;
+    ingress::ensure(links, config, segments)?;
     let bridge_addresses = ipam::families(&segments.segments)
         .into_iter()
         .filter_map(|family| segments.segments.iter().find(|segment| edge_types::api::Family::of(segment) == family))

@@ -4,7 +4,7 @@
 //! ([`request`]), hands the network's configuration in on standard input ([`config`]) and reads a
 //! result ([`result`]) or an error ([`error`]) from standard output. One file a verb: [`add`],
 //! [`del`], [`check`], [`gc`], [`status`], [`up`]. Below them [`host`] makes what a node needs
-//! before its first pod, [`ipam`] hands out addresses, [`net`] asks the kernel, [`filter`] is the
+//! before its first pod, [`ingress`] keeps hosts outside from pods, [`ipam`] hands out addresses, [`net`] asks the kernel, [`filter`] is the
 //! bridge's filter and [`ports`] what it says of each pod, [`ranges`] refuses what would cut this
 //! host off, [`obstacles`] names what is in the way, [`agent`] asks the agent for more addresses.
 #![deny(unsafe_code)]
@@ -30,8 +30,10 @@ mod error;
 mod filter;
 mod gc;
 mod host;
+mod ingress;
 mod ipam;
 mod net;
+mod nftables;
 mod obstacles;
 mod ports;
 mod ranges;
@@ -51,6 +53,9 @@ usage: CNI_COMMAND=ADD|DEL|CHECK CNI_CONTAINERID=.. CNI_NETNS=.. CNI_IFNAME=.. e
        CNI_COMMAND=GC|STATUS|VERSION edge-cni < CONFIGURATION
        edge-cni up [FILE]   make bridge and guard without a pod, as FILE says
                             (default /etc/cni/net.d/10-edge-cni.conflist)
+       edge-cni ingress [FILE]
+                            keep hosts outside from the pods that there are, as FILE says,
+                            where the agent's table does not
        edge-cni --version   print version and supported CNI versions
        edge-cni --help      print this
 
@@ -95,6 +100,8 @@ fn run_argument(argument: &OsString, rest: &[OsString]) -> Result<String> {
         )),
         (Some("up"), []) => up::up(Path::new(up::DEFAULT_CONFLIST)).map(line),
         (Some("up"), [path]) => up::up(Path::new(path)).map(line),
+        (Some("ingress"), []) => up::ingress(Path::new(up::DEFAULT_CONFLIST)).map(line),
+        (Some("ingress"), [path]) => up::ingress(Path::new(path)).map(line),
         _ => Err(Error::new(
             Code::InvalidEnvironment,
             format!("{argument:?} with {} further arguments is not understood; see `edge-cni --help`", rest.len()),

@@ -8,12 +8,12 @@ use crate::filter::Filter;
 use crate::ipam::Store;
 use crate::net::link::Links;
 use crate::net::veth;
-use crate::{obstacles, ranges};
+use crate::{ingress, obstacles, ranges};
 
 /// Answers with an error where the next ADD is certain to fail (leases or segments cannot be read
 /// or the disk is read-only, there are no segments and no agent that could bring any, the cluster's
 /// ranges would cut this host off, the bridge's filter cannot be made and not all pods are
-/// excepted) or where the guard does not guard. What else is in the way is said on standard error.
+/// excepted, or the table that keeps hosts outside from pods cannot be made) or where the guard does not guard. What else is in the way is said on standard error.
 /// That all addresses are taken is for the ADD to say, since it passes as pods go.
 pub(crate) fn status(config: &Config) -> Result<()> {
     let unavailable = |error: Error| Error { code: Code::NotAvailable, ..error };
@@ -25,6 +25,7 @@ pub(crate) fn status(config: &Config) -> Result<()> {
     if !config.excepts(None) {
         Filter::open().and_then(|mut filter| filter.require()).map_err(unavailable)?;
     }
+    ingress::require(&mut links, config, segments.as_ref()).map_err(unavailable)?;
     let (grave, minor): (Vec<_>, Vec<_>) = obstacles::find(&mut links, config, segments.as_ref())
         .map_err(unavailable)?
         .into_iter()

@@ -12,7 +12,7 @@ use crate::host;
 use crate::ipam::{self, Store};
 use crate::net::link::Links;
 use crate::net::veth;
-use crate::{obstacles, ports};
+use crate::{ingress, obstacles, ports};
 
 /// Where the agent puts the list of plugins.
 pub(crate) const DEFAULT_CONFLIST: &str = "/etc/cni/net.d/10-edge-cni.conflist";
@@ -20,9 +20,7 @@ pub(crate) const DEFAULT_CONFLIST: &str = "/etc/cni/net.d/10-edge-cni.conflist";
 /// Makes bridge and guard as the configuration in this file says: a plugin's, or a list that has
 /// ours.
 pub(crate) fn up(path: &Path) -> Result<Value> {
-    let text = std::fs::read(path).context("read", path)?;
-    let config =
-        plugin_of(parse_object(&text)?).and_then(Config::from_object).map_err(|error| error.about(path.display()))?;
+    let config = config_of(path)?;
     let store = Store::create(&config, veth::attached)?;
     let ledger = store.lock()?;
     let mut links = Links::open()?;
@@ -37,11 +35,28 @@ pub(crate) fn up(path: &Path) -> Result<Value> {
     let stock = ledger.stock(&segments.segments);
     drop(ledger);
     host::ensure(&mut links, &config, &segments)?;
+    ingress::renew(&mut links, &config, &segments)?;
     restored?;
     let gateways: Vec<String> = segments.segments.iter().map(|segment| ipam::gateway(segment).to_string()).collect();
     let obstacles = obstacles::find(&mut links, &config, Some(&segments))?;
     let obstacles: Vec<String> = obstacles.into_iter().map(|obstacle| obstacle.message).collect();
     Ok(json!({ "bridge": config.bridge, "addresses": gateways, "stock": stock, "obstacles": obstacles }))
+}
+
+/// Keeps hosts outside from the pods that there are, as the configuration in this file says, unless
+/// the agent does: `edge-agent down` asks for it when it has taken its own table away.
+pub(crate) fn ingress(path: &Path) -> Result<Value> {
+    let config = config_of(path)?;
+    let segments = Store::create(&config, veth::attached)?.lock()?.segments(&config)?;
+    if let Some(segments) = segments {
+        ingress::renew(&mut Links::open()?, &config, &segments)?;
+    }
+    Ok(json!({}))
+}
+
+fn config_of(path: &Path) -> Result<Config> {
+    let text = std::fs::read(path).context("read", path)?;
+    plugin_of(parse_object(&text)?).and_then(Config::from_object).map_err(|error| error.about(path.display()))
 }
 
 /// Our entry of a list, with the list's name and version as a runtime would hand it over; or the

@@ -1,5 +1,9 @@
-//! Which pods an operator means: in the plugin's `unfilteredPods` and the agent's
-//! `unfiltered_pods`.
+//! Which pods an operator means (the plugin's `unfilteredPods`, the agent's `unfiltered_pods`), and
+//! how many networks may reach them (`lanToPods`, `lan_to_pods`).
+
+/// Networks from which hosts outside the cluster may reach pods, at most: the plugin makes a rule of
+/// each, all in one message.
+pub const MAX_LAN_TO_PODS: usize = 128;
 
 /// How patterns are written, for errors.
 pub const EXPECTED: &str = "\"namespace/name\", \"namespace/beginning*\", or \"*\" for all pods";

@@ -337,6 +337,11 @@ impl Config {
         if let Some(pattern) = self.cni.unfiltered_pods.iter().find(|pattern| !pods::is_pattern(pattern)) {
             return Err(format!("[cni]: unfiltered_pods has {pattern:?}; expected {}", pods::EXPECTED));
         }
+        // The plugin refuses more.
+        let (count, limit) = (self.firewall.lan_to_pods.len(), pods::MAX_LAN_TO_PODS);
+        if count > limit {
+            return Err(format!("[firewall]: lan_to_pods has {count} networks; expected at most {limit}, merge some"));
+        }
         if self.controller.is_none() && self.peers.is_empty() {
             return Err("neither [controller] nor any [[peer]]: there is nothing to do; add one of them".into());
         }

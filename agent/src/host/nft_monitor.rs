@@ -7,7 +7,7 @@ use netlink_sys::{AsyncSocket, AsyncSocketExt, SocketAddr, TokioSocket};
 
 use rustix::net::sockopt;
 
-use super::firewall::TABLE;
+use super::firewall::{PODS_TABLE, TABLE};
 
 /// `NFNLGRP_NFTABLES` (`linux/netfilter/nfnetlink.h`).
 const NFTABLES_GROUP: u32 = 7;
@@ -131,6 +131,8 @@ fn parse(mut datagram: &[u8], pending: &mut Changes) -> Changes {
                 match (family, table) {
                     (INET, Some(TABLE)) => pending.ours = true,
                     (BRIDGE, Some(TABLE)) => pending.bridge = true,
+                    // The plugin makes it only where ours does not stand.
+                    (INET, Some(PODS_TABLE)) => {}
                     _ => pending.others = true,
                 }
             }
@@ -226,6 +228,13 @@ mod tests {
         assert_eq!(read(&[deletion(BRIDGE, TABLE), end("edge-cni")]), Changes::default());
         let others = [deletion(BRIDGE, TABLE), end("edge-cni"), deletion(BRIDGE, TABLE), end("nft")];
         assert_eq!(read(&others), Changes { bridge: true, ..Changes::default() });
+    }
+
+    #[test]
+    fn the_table_that_ours_replaces_says_nothing() {
+        let replaced = [deletion(INET, PODS_TABLE), deletion(INET, TABLE), end("nft")].concat();
+        assert_eq!(read(&[replaced]), Changes { ours: true, transactions: 1, ..Changes::default() });
+        assert_eq!(read(&[deletion(INET, PODS_TABLE), end("edge-cni")]), Changes::default());
     }
 
     #[test]

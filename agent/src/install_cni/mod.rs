@@ -168,6 +168,9 @@ fn conflist(config: &Config, segments: &SegmentsFile, further: &[Value]) -> Stri
     if !config.cni.unfiltered_pods.is_empty() {
         ours["unfilteredPods"] = json!(config.cni.unfiltered_pods);
     }
+    if !config.firewall.lan_to_pods.is_empty() {
+        ours["lanToPods"] = json!(config.firewall.lan_to_pods);
+    }
     let plugins: Vec<&Value> = std::iter::once(&ours).chain(further).collect();
     let document = json!({
         "cniVersion": conflist::VERSION,
@@ -367,7 +370,7 @@ mod tests {
     }
 
     #[test]
-    fn the_conflist_excepts_the_pods_that_the_operator_names() {
+    fn the_conflist_says_which_pods_and_lan_hosts_the_operator_excepts() {
         let folder = tempfile::tempdir().unwrap();
         let mut config = config(folder.path());
         let segments: SegmentsFile =
@@ -377,6 +380,13 @@ mod tests {
         assert!(plugin(&config)["plugins"][0].get("unfilteredPods").is_none());
         config.cni.unfiltered_pods = vec!["vms/vm-*".into()];
         assert_eq!(plugin(&config)["plugins"][0]["unfilteredPods"], json!(["vms/vm-*"]));
+        assert!(plugin(&config)["plugins"][0].get("lanToPods").is_none());
+        config.firewall.lan_to_pods = vec!["192.168.1.0/24".parse().unwrap()];
+        assert_eq!(plugin(&config)["plugins"][0]["lanToPods"], json!(["192.168.1.0/24"]));
+        let many = vec!["\"192.168.1.1\""; 129].join(",");
+        let many = format!("[firewall]\nlan_to_pods = [{many}]\n[controller]\nurls = [\"https://c\"]\n");
+        let error = Config::parse(&many, Path::new("agent.toml")).unwrap_err().to_string();
+        assert!(error.contains("lan_to_pods has 129"), "{error}");
         let wrong = "[cni]\nunfiltered_pods = [\"vm-*\"]\n[controller]\nurls = [\"https://c\"]\n";
         let error = Config::parse(wrong, Path::new("agent.toml")).unwrap_err().to_string();
         assert!(error.contains("unfiltered_pods") && error.contains("vm-*"), "{error}");

@@ -17,6 +17,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("a_flow_that_was_there_before_the_table_is_judged_too", former_flows),
     ("what_a_node_sends_under_a_client_of_its_own_takes_the_bridges_address", sent_for_others),
     ("a_pod_reaches_itself_by_its_published_port", hairpin),
+    ("the_plugins_table_goes_when_the_agents_comes", plugins_table),
     ("a_table_of_an_earlier_release_is_replaced", upgrade),
 ];
 
@@ -253,6 +254,25 @@ fn hairpin() {
             }
         }
     }
+}
+
+/// What the plugin's table refuses may be allowed by a view or by keys that it does not know.
+fn plugins_table() {
+    let world = World::new();
+    world.serve("pod");
+    world.sh(
+        "edge",
+        "nft 'add table inet edge-cni-pods; add chain inet edge-cni-pods forward { type filter hook forward priority -150; }; \
+         add rule inet edge-cni-pods forward oifname ecni0 drop'",
+    );
+    world.cannot_fetch("lan", V4.pod, 80);
+    let lan = BOTH.map(|family| family.lan.parse().unwrap()).to_vec();
+    world.apply(&Firewall { lan_to_pods: lan, ..World::edge() });
+    assert!(world.fetch("lan", V4.pod, 80).is_some());
+    assert!(!world.sh("edge", "nft list tables").contains("edge-cni-pods"));
+    // Also where there is none.
+    world.apply(&World::edge());
+    world.cannot_fetch("lan", V4.pod, 80);
 }
 
 fn upgrade() {

@@ -4,9 +4,7 @@
 //! `table bridge edge-cni` is made once, in one transaction of nfnetlink; per pod only elements of
 //! its sets come and go. No `nft` is needed: the program speaks to the kernel itself.
 //!
-//! - [`table`]: sets, chains and rules.
-//! - [`expression`]: what a rule is made of.
-//! - [`wire`]: the messages.
+//! The module `table` has its sets, chains and rules.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv6Addr};
@@ -16,17 +14,13 @@ use netlink_packet_core::NLM_F_CREATE;
 
 pub(crate) use table::PORT_PREFIX;
 
-use self::table::Set;
+use self::table::{Set, TABLE};
 use crate::error::{Code, Error, Result};
+use crate::nftables::{self, IFNAMSIZ, Table, interface_key, interface_of, wire};
 
-mod expression;
 mod table;
 #[cfg(test)]
 mod tests;
-mod wire;
-
-/// `IFNAMSIZ` (`linux/if.h`): the length of an interface's name in a key.
-const IFNAMSIZ: usize = 16;
 
 /// Ports whose elements go into one transaction: some 80 KiB, well below the smallest send buffer.
 const PORTS_AT_ONCE: usize = 128;
@@ -76,7 +70,7 @@ impl Filter {
     /// done.
     pub(crate) fn add(&mut self, ports: &[Port]) -> Result<bool> {
         for some in ports.chunks(PORTS_AT_ONCE) {
-            match self.transact("NFT_MSG_NEWSETELEM", change(&elements_of(some), wire::add_elements)) {
+            match self.transact("NFT_MSG_NEWSETELEM", change(&elements_of(some), Table::add_elements)) {
                 Ok(()) => {}
                 Err(error) if error.errno() == Some(libc::ENOENT) => return Ok(false),
                 Err(error) => return Err(failed("let a pod send through the bridge's filter", &error)),
@@ -93,7 +87,7 @@ impl Filter {
         if self.elements(Set::Ports)?.is_some() && self.add(ports)? {
             return Ok(());
         }
-        match self.make(ports, vec![wire::new_table()]) {
+        match self.make(ports, vec![TABLE.create()]) {
             Err(error) if error.errno() == Some(libc::EEXIST) => self.replace(ports),
             made => made.map_err(|error| not_made(&error)),
         }
@@ -102,17 +96,17 @@ impl Filter {
     /// Makes the table with these ports, which must be all that are attached, in place of whatever
     /// is there: another may have changed its rules. Only one process may be here at a time.
     pub(crate) fn replace(&mut self, ports: &[Port]) -> Result<()> {
-        self.make(ports, in_place_of_any()).map_err(|error| not_made(&error))
+        self.make(ports, TABLE.create_anew().into()).map_err(|error| not_made(&error))
     }
 
     /// Whether the next pod could be let in, for STATUS. Changes nothing: the kernel tries what
     /// would have to be made and takes it back.
     pub(crate) fn require(&mut self) -> Result<()> {
-        let (make, _) = wire::new_table();
+        let (make, _) = TABLE.create();
         // One that stands must still be ours to change.
         let messages = match self.elements(Set::Ports)? {
             Some(_) => vec![(make, NLM_F_CREATE)],
-            None => in_place_of_any().into_iter().chain(content()).collect(),
+            None => TABLE.create_anew().into_iter().chain(content()).collect(),
         };
         let tried = self.netlink.transaction("NFT_MSG_NEWTABLE", wire::begin(), messages, None);
         tried.map_err(|error| not_made(&error))
@@ -122,12 +116,12 @@ impl Filter {
         messages.extend(content());
         // Those who are attached are not cut off for a moment.
         let (first, rest) = ports.split_at(ports.len().min(PORTS_AT_ONCE));
-        messages.extend(change(&elements_of(first), wire::add_elements));
+        messages.extend(change(&elements_of(first), Table::add_elements));
         self.transact("NFT_MSG_NEWTABLE", messages)?;
         let chunks = rest.chunks(PORTS_AT_ONCE);
         chunks
             .map(elements_of)
-            .try_for_each(|some| self.transact("NFT_MSG_NEWSETELEM", change(&some, wire::add_elements)))
+            .try_for_each(|some| self.transact("NFT_MSG_NEWSETELEM", change(&some, Table::add_elements)))
     }
 
     /// Takes away the elements of these ports, whatever they are; without a table there are none.
@@ -138,14 +132,14 @@ impl Filter {
     /// Names of the ports that have elements.
     pub(crate) fn ports(&mut self) -> Result<Vec<String>> {
         let keys = self.elements(Set::Ports)?.unwrap_or_default();
-        Ok(keys.iter().map(|key| port_of(key)).collect())
+        Ok(keys.iter().map(|key| interface_of(key)).collect())
     }
 
     /// The MAC addresses with which ports may send.
     pub(crate) fn macs(&mut self) -> Result<Vec<(String, [u8; 6])>> {
         let keys = self.elements(Set::Macs)?.unwrap_or_default();
         let mac = |key: &Vec<u8>| key.get(IFNAMSIZ..IFNAMSIZ + 6).and_then(|octets| octets.try_into().ok());
-        Ok(keys.iter().filter_map(|key| Some((port_of(key), mac(key)?))).collect())
+        Ok(keys.iter().filter_map(|key| Some((interface_of(key), mac(key)?))).collect())
     }
 
     /// What a port lacks, in words for CHECK. None where it has all.
@@ -166,7 +160,7 @@ impl Filter {
         // Refused as a whole where another was quicker with one element.
         for _ in 0..REMOVE_ATTEMPTS {
             let elements = self.find(&gone)?;
-            match self.transact("NFT_MSG_DELSETELEM", change(&elements, wire::delete_elements)) {
+            match self.transact("NFT_MSG_DELSETELEM", change(&elements, Table::delete_elements)) {
                 Ok(()) => return Ok(()),
                 Err(error) if error.errno() == Some(libc::ENOENT) => {}
                 Err(error) => return Err(failed("take a pod's elements from the bridge's filter", &error)),
@@ -185,7 +179,7 @@ impl Filter {
         let mut elements = Elements::new();
         for set in Set::ALL {
             let Some(keys) = self.elements(set)? else { continue };
-            let mut keys: Vec<_> = keys.into_iter().filter(|key| wanted(&port_of(key))).collect();
+            let mut keys: Vec<_> = keys.into_iter().filter(|key| wanted(&interface_of(key))).collect();
             // While a hash table grows, an element may be dumped twice.
             keys.sort_unstable();
             keys.dedup();
@@ -198,11 +192,8 @@ impl Filter {
 
     /// The keys in a set. None without a table of this version.
     fn elements(&mut self, set: Set) -> Result<Option<Vec<Vec<u8>>>> {
-        match self.netlink.dump::<_, wire::Message>("NFT_MSG_GETSETELEM", wire::get_elements(set)) {
-            Ok(messages) => Ok(Some(messages.iter().flat_map(wire::keys_of).collect())),
-            Err(error) if error.errno() == Some(libc::ENOENT) => Ok(None),
-            Err(error) => Err(failed("read the bridge's filter, `table bridge edge-cni`", &error)),
-        }
+        nftables::elements(&mut self.netlink, &TABLE, set.name())
+            .map_err(|error| failed("read the bridge's filter, `table bridge edge-cni`", &error))
     }
 
     fn transact(&mut self, request: &'static str, messages: Vec<(wire::Message, u16)>) -> Result<(), netlink::Error> {
@@ -210,18 +201,11 @@ impl Filter {
     }
 }
 
-/// A new table, also where there is one.
-fn in_place_of_any() -> Vec<(wire::Message, u16)> {
-    // Made first, so that there is one to be deleted.
-    let (make, _) = wire::new_table();
-    vec![(make, NLM_F_CREATE), wire::delete_table(), wire::new_table()]
-}
-
 /// What the table holds, without elements.
 fn content() -> Vec<(wire::Message, u16)> {
-    let chains = table::CHAINS.iter().map(|(name, base)| wire::new_chain(name, base.as_ref()));
-    let sets = Set::ALL.into_iter().map(wire::new_set);
-    chains.chain(sets).chain(table::rules().iter().map(wire::new_rule)).collect()
+    let chains = table::CHAINS.iter().map(|(name, base)| TABLE.new_chain(name, base.as_ref()));
+    let sets = Set::ALL.into_iter().map(|set| TABLE.new_set(&set.definition()));
+    chains.chain(sets).chain(table::rules().iter().map(|rule| TABLE.new_rule(rule))).collect()
 }
 
 /// The link-local address that the kernel gives a pod's interface: EUI-64 (RFC 4291 appendix A),
@@ -236,9 +220,7 @@ fn elements_of(ports: &[Port]) -> Elements {
     let mut elements = Elements::new();
     let mut put = |set, parts: &[&[u8]]| elements.entry(set).or_default().push(parts.concat());
     for port in ports {
-        let mut name = [0; IFNAMSIZ];
-        // A name ends with a zero octet within them.
-        name.iter_mut().take(IFNAMSIZ - 1).zip(port.name.bytes()).for_each(|(place, octet)| *place = octet);
+        let name = interface_key(&port.name);
         put(Set::Ports, &[&name, &name]);
         if port.unfiltered {
             put(Set::Unfiltered, &[&name]);
@@ -260,15 +242,12 @@ fn elements_of(ports: &[Port]) -> Elements {
     elements
 }
 
-fn change(elements: &Elements, message: impl Fn(Set, &[Vec<u8>]) -> (wire::Message, u16)) -> Vec<(wire::Message, u16)> {
-    let each = elements.iter().flat_map(|(set, keys)| keys.chunks(wire::ELEMENTS).map(|some| (*set, some)));
-    each.map(|(set, some)| message(set, some)).collect()
-}
-
-/// The port of an element.
-fn port_of(key: &[u8]) -> String {
-    let name = key.iter().take(IFNAMSIZ).copied().take_while(|octet| *octet != 0).collect();
-    String::from_utf8(name).unwrap_or_default()
+fn change(
+    elements: &Elements,
+    message: impl Fn(&Table, &str, &[Vec<u8>]) -> (wire::Message, u16),
+) -> Vec<(wire::Message, u16)> {
+    let each = elements.iter().flat_map(|(set, keys)| keys.chunks(wire::ELEMENTS).map(|some| (set.name(), some)));
+    each.map(|(set, some)| message(&TABLE, set, some)).collect()
 }
 
 fn not_made(error: &netlink::Error) -> Error {

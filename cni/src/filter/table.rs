@@ -4,10 +4,11 @@
 //! A rule whose expression cannot be loaded, such as a port number that is not in this fragment,
 //! does not match (`NFT_BREAK`): so what is decisive accepts, and the end of each chain drops.
 
-use super::expression::{Base, Comparison, Expression, Meta, Rule, Verdict};
+use crate::nftables::expression::{Base, Comparison, Expression, Meta, Rule, Verdict};
+use crate::nftables::{self, BRIDGE, BaseChain, INTEGER, INTERFACE, IPV4, IPV6, MAC, Table};
 
-/// Its name, in the family `bridge`.
-pub(super) const NAME: &str = "edge-cni";
+/// The table.
+pub(super) const TABLE: Table = Table { family: BRIDGE, name: "edge-cni" };
 
 /// Hosts' ends of pods have names that begin so.
 pub(crate) const PORT_PREFIX: &str = "ecni";
@@ -23,14 +24,6 @@ const THIRD: u32 = 14;
 
 /// `IPPROTO_UDP`.
 const UDP: u8 = 17;
-
-/// A chain that packets enter by a hook.
-#[derive(Debug)]
-pub(super) struct BaseChain {
-    /// `enum nf_inet_hooks`, which bridges share (`NF_BR_PRE_ROUTING` and so on).
-    pub(super) hook: u32,
-    pub(super) priority: i32,
-}
 
 /// Chains, those that rules lead to first.
 pub(super) const CHAINS: [(&str, Option<BaseChain>); 6] = [
@@ -62,14 +55,6 @@ pub(crate) enum Set {
     Unfiltered,
 }
 
-/// nft(8)'s numbers of types (`enum datatypes`, include/datatype.h), which only serve to show a
-/// set.
-const INTEGER: u32 = 4;
-const IPV4: u32 = 7;
-const IPV6: u32 = 8;
-const MAC: u32 = 9;
-const INTERFACE: u32 = 41;
-
 impl Set {
     pub(super) const ALL: [Self; 6] =
         [Self::Ports, Self::Macs, Self::Ipv4, Self::Ipv6, Self::Targets, Self::Unfiltered];
@@ -94,6 +79,17 @@ impl Set {
             Self::Ipv6 => &[INTERFACE, MAC, IPV6],
             Self::Targets => &[INTERFACE, INTEGER, INTEGER],
             Self::Unfiltered => &[INTERFACE],
+        }
+    }
+
+    /// For the message that makes it.
+    pub(super) fn definition(self) -> nftables::Set {
+        nftables::Set {
+            name: self.name(),
+            id: self as u32 + 1,
+            key_type: self.key_type(),
+            key_length: self.key_length(),
+            user_data: self.user_data(),
         }
     }
 
@@ -270,11 +266,11 @@ fn equals(value: &[u8]) -> Expression {
 }
 
 fn found(set: Set) -> Vec<Expression> {
-    vec![Expression::Lookup { set, inverted: false }]
+    vec![Expression::Lookup { set: set.name(), inverted: false }]
 }
 
 fn absent(set: Set) -> Vec<Expression> {
-    vec![Expression::Lookup { set, inverted: true }]
+    vec![Expression::Lookup { set: set.name(), inverted: true }]
 }
 
 fn drop_it() -> Vec<Expression> {

@@ -4,8 +4,9 @@
 
 use netlink_packet_core::NetlinkSerializable;
 
-use super::expression::{Base, Comparison, Expression, Rule, Verdict};
 use super::*;
+use crate::nftables::BaseChain;
+use crate::nftables::expression::{Base, Comparison, Expression, Rule, Verdict};
 
 /// The attributes, as nft(8) sent them.
 fn sent(text: &str) -> Vec<u8> {
@@ -14,7 +15,7 @@ fn sent(text: &str) -> Vec<u8> {
     octets.collect()
 }
 
-const TABLE: &str = "0d000100 656467652d636e6900 000000";
+const NAMED: &str = "0d000100 656467652d636e6900 000000";
 
 fn port() -> Port {
     Port {
@@ -28,10 +29,10 @@ fn port() -> Port {
 #[test]
 #[cfg(target_endian = "little")]
 fn a_chain_at_a_hook_is_asked_for_as_nft_does() {
-    let base = table::BaseChain { hook: 0, priority: -200 };
-    let (message, _) = wire::new_chain("prerouting", Some(&base));
+    let base = BaseChain { hook: 0, priority: -200 };
+    let (message, _) = TABLE.new_chain("prerouting", Some(&base));
     let expected = "07000000".to_owned()
-        + TABLE
+        + NAMED
         + "0f000300 707265726f7574696e6700 00"
         + "0b000700 66696c74657200 00"
         + "08000500 00000001"
@@ -43,9 +44,9 @@ fn a_chain_at_a_hook_is_asked_for_as_nft_does() {
 #[test]
 #[cfg(target_endian = "little")]
 fn a_set_is_asked_for_as_nft_does() {
-    let (message, _) = wire::new_set(Set::Targets);
+    let (message, _) = TABLE.new_set(&Set::Targets.definition());
     let expected = "07000000".to_owned()
-        + TABLE
+        + NAMED
         + "0f000200 6e642d7461726765747300 00"
         + "08000300 00000000 08000400 00029104 08000500 00000020 08000a00 00000005"
         + "74000d00 000400000000 0368 00040d000000 0160 000e 000409000000 0106 000406000000"
@@ -72,9 +73,9 @@ fn a_rule_is_asked_for_as_nft_does() {
         ],
         comment: None,
     };
-    let (message, _) = wire::new_rule(&rule);
+    let (message, _) = TABLE.new_rule(&rule);
     let expected = "07000000".to_owned()
-        + TABLE
+        + NAMED
         + "08000200 706f6400 a0000480"
         + "34000180 0c000100 7061796c6f616400 24000280 0800010000000001 0800020000000000 080003000000000c 0800040000000002"
         + "2c000180 08000100 636d7000 20000280 0800010000000001 0800020000000000 0c000380 06000100 0806 0000"
@@ -82,7 +83,7 @@ fn a_rule_is_asked_for_as_nft_does() {
         + "0c000200 706f642d61727000";
     assert_eq!(message.body, sent(&expected));
     let comment = Rule { comment: Some("source MAC address"), ..rule };
-    let (message, _) = wire::new_rule(&comment);
+    let (message, _) = TABLE.new_rule(&comment);
     let ending = sent("19000700 0013 736f75726365204d4143206164647265737300 000000");
     assert!(message.body.ends_with(&ending));
 }
@@ -109,15 +110,15 @@ fn the_elements_of_a_port_are_keys_of_whole_words() {
 #[test]
 fn what_is_asked_for_is_read_back_and_nonsense_is_nothing() {
     let keys = elements_of(&[port()]).remove(&Set::Ipv6).unwrap();
-    let (message, _) = wire::add_elements(Set::Ipv6, &keys);
+    let (message, _) = TABLE.add_elements("ipv6", &keys);
     assert_eq!(wire::keys_of(&message), keys);
-    assert_eq!(port_of(&keys[0]), "ecni0123456789a");
+    assert_eq!(interface_of(&keys[0]), "ecni0123456789a");
     for cut in 0..message.body.len() {
         let cut = wire::Message { body: message.body[..cut].to_vec(), ..message.clone() };
         assert!(wire::keys_of(&cut).len() <= keys.len());
     }
     let full: Vec<_> = (0..wire::ELEMENTS).map(|_| keys[0].clone()).collect();
-    assert_eq!(wire::keys_of(&wire::add_elements(Set::Ipv6, &full).0).len(), wire::ELEMENTS);
+    assert_eq!(wire::keys_of(&TABLE.add_elements("ipv6", &full).0).len(), wire::ELEMENTS);
 }
 
 #[test]

@@ -8,6 +8,7 @@ mod growth;
 mod hairpin;
 mod harness;
 mod host;
+mod ingress;
 mod input;
 mod lenient;
 mod spoof;
@@ -23,6 +24,7 @@ fn main() -> std::process::ExitCode {
         hairpin::TESTS,
         lenient::TESTS,
         host::TESTS,
+        ingress::TESTS,
         input::TESTS,
         survive::TESTS,
         growth::TESTS,

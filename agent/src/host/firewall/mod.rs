@@ -24,6 +24,10 @@ use crate::desired::Desired;
 /// Name of the table, family `inet`; the plugin's has the same name in family `bridge`.
 pub const TABLE: &str = "edge-cni";
 
+/// Name of the table of family `inet` by which the plugin keeps hosts outside from pods while ours
+/// does not stand. Ours takes its place.
+pub const PODS_TABLE: &str = "edge-cni-pods";
+
 /// What the table is made of.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Firewall {

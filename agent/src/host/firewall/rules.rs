@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use ipnetwork::IpNetwork;
 use serde_json::{Value, json};
 
-use super::{Firewall, TABLE};
+use super::{Firewall, PODS_TABLE, TABLE};
 
 /// Before connection tracking (-200): what is dropped here leaves no trace there.
 const EARLY: i32 = -300;
@@ -155,11 +155,19 @@ impl Commands {
 }
 
 impl Firewall {
-    /// The commands that replace the table, whichever release made it, in one transaction.
+    /// The commands that replace the table, whichever release made it, and the plugin's for the
+    /// same purpose, in one transaction.
     pub(super) fn commands(&self) -> Value {
-        let table = json!({"table": {"family": "inet", "name": TABLE}});
+        let named = |name: &str| json!({"table": {"family": "inet", "name": name}});
+        let (table, plugins) = (named(TABLE), named(PODS_TABLE));
         // Adding before deleting makes the deletion succeed where there is none yet.
-        let mut commands = Commands(vec![json!({"add": table}), json!({"delete": table}), json!({"add": table})]);
+        let mut commands = Commands(vec![
+            json!({"add": table}),
+            json!({"delete": table}),
+            json!({"add": table}),
+            json!({"add": plugins}),
+            json!({"delete": plugins}),
+        ]);
         for (name, _) in COUNTERS {
             commands.0.push(json!({"add": {"counter": {"family": "inet", "table": TABLE, "name": name}}}));
         }

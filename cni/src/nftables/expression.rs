@@ -1,7 +1,6 @@
 //! What a rule is made of (`linux/netfilter/nf_tables.h`): expressions that load a part of a packet
 //! into a register, compare it, count, and decide.
 
-use super::table::Set;
 use super::wire::Attributes;
 
 /// `NFT_REG_1`: where what is compared or looked up begins.
@@ -9,17 +8,17 @@ const FIRST: u32 = 1;
 
 /// One rule.
 #[derive(Debug)]
-pub(super) struct Rule {
-    pub(super) chain: &'static str,
-    pub(super) expressions: Vec<Expression>,
+pub(crate) struct Rule {
+    pub(crate) chain: &'static str,
+    pub(crate) expressions: Vec<Expression>,
     /// Shown beside the rule by `nft list`.
-    pub(super) comment: Option<&'static str>,
+    pub(crate) comment: Option<&'static str>,
 }
 
 /// One expression. Registers are the kernel's: `NFT_REG_1` and `NFT_REG_2` of 16 bytes, or from
 /// `NFT_REG32_00` on of 4.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Expression {
+pub(crate) enum Expression {
     /// Loads what the kernel knows beside the packet (`enum nft_meta_keys`).
     Meta { key: Meta, register: u32 },
     /// Loads bytes of the packet.
@@ -27,7 +26,11 @@ pub(super) enum Expression {
     /// Goes on where `NFT_REG_1` compares so with the value (`enum nft_cmp_ops`).
     Compare { operation: Comparison, value: Vec<u8> },
     /// Goes on where the registers from `NFT_REG_1` on are (or are not) an element.
-    Lookup { set: Set, inverted: bool },
+    Lookup { set: &'static str, inverted: bool },
+    /// Loads what connection tracking knows of the packet (`enum nft_ct_keys`) into `NFT_REG_1`.
+    Connection(Connection),
+    /// Keeps the bits of `NFT_REG_1` that are set here.
+    Mask(Vec<u8>),
     /// Counts packets and bytes.
     Counter,
     /// Decides.
@@ -36,17 +39,28 @@ pub(super) enum Expression {
 
 /// `enum nft_meta_keys`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Meta {
+pub(crate) enum Meta {
     Protocol = 1,
     InputName = 6,
     OutputName = 7,
+    NetfilterProtocol = 15,
     Layer4Protocol = 16,
     PacketType = 19,
+    /// Whether it came out of ESP.
+    SecurityPath = 25,
+}
+
+/// `enum nft_ct_keys`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Connection {
+    State = 0,
+    Direction = 1,
+    Status = 2,
 }
 
 /// `enum nft_payload_bases`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Base {
+pub(crate) enum Base {
     Link = 0,
     Network = 1,
     Transport = 2,
@@ -54,7 +68,7 @@ pub(super) enum Base {
 
 /// `enum nft_cmp_ops`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Comparison {
+pub(crate) enum Comparison {
     Equal = 0,
     NotEqual = 1,
     AtMost = 3,
@@ -63,19 +77,21 @@ pub(super) enum Comparison {
 
 /// What becomes of a packet: `NF_DROP`, `NF_ACCEPT` (`linux/netfilter.h`), `NFT_GOTO`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Verdict {
+pub(crate) enum Verdict {
     Drop,
     Accept,
     Goto(&'static str),
 }
 
 impl Expression {
-    pub(super) const fn name(&self) -> &'static str {
+    pub(crate) const fn name(&self) -> &'static str {
         match self {
             Self::Meta { .. } => "meta",
             Self::Payload { .. } => "payload",
             Self::Compare { .. } => "cmp",
             Self::Lookup { .. } => "lookup",
+            Self::Connection(_) => "ct",
+            Self::Mask(_) => "bitwise",
             Self::Counter => "counter",
             Self::Verdict(_) => "immediate",
         }
@@ -83,7 +99,7 @@ impl Expression {
 
     /// The attributes of `enum nft_meta_attributes`, `nft_payload_attributes` and so on, in the
     /// order in which nft(8) sends them.
-    pub(super) fn write_data(&self, data: &mut Attributes) {
+    pub(crate) fn write_data(&self, data: &mut Attributes) {
         match self {
             Self::Meta { key, register } => {
                 data.number(2, *key as u32);
@@ -102,11 +118,23 @@ impl Expression {
             }
             Self::Lookup { set, inverted } => {
                 data.number(2, FIRST);
-                data.text(1, set.name());
+                data.text(1, set);
                 // NFT_LOOKUP_F_INV.
                 if *inverted {
                     data.number(5, 1);
                 }
+            }
+            Self::Connection(key) => {
+                data.number(2, *key as u32);
+                data.number(1, FIRST);
+            }
+            Self::Mask(mask) => {
+                // NFTA_BITWISE_SREG, _DREG, _LEN, _MASK, _XOR.
+                data.number(1, FIRST);
+                data.number(2, FIRST);
+                data.number(3, mask.len() as u32);
+                data.nest(4, |value| value.bytes(1, mask));
+                data.nest(5, |value| value.bytes(1, &vec![0; mask.len()]));
             }
             Self::Counter => {}
             Self::Verdict(verdict) => {

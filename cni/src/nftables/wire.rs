@@ -1,0 +1,252 @@
+//! Messages to nf_tables through nfnetlink: `linux/netfilter/nfnetlink.h`,
+//! `linux/netfilter/nf_tables.h`. Numbers are in network byte order there, attributes' own headers
+//! in the machine's.
+
+use std::convert::Infallible;
+
+use netlink_packet_core::{
+    NLM_F_APPEND, NLM_F_CREATE, NLM_F_EXCL, NetlinkDeserializable, NetlinkHeader, NetlinkSerializable,
+};
+
+use super::expression::{Expression, Rule};
+use super::{BaseChain, Set, Table};
+
+/// `NFNL_SUBSYS_NFTABLES`.
+const SUBSYSTEM: u16 = 10;
+/// `NFNL_MSG_BATCH_BEGIN`, `NFNL_MSG_BATCH_END`.
+const BATCH_BEGIN: u16 = 0x10;
+const BATCH_END: u16 = 0x11;
+/// `NLA_F_NESTED`, `NLA_TYPE_MASK` (`linux/netlink.h`).
+const NESTED: u16 = 1 << 15;
+const TYPE_MASK: u16 = 0x3fff;
+
+/// `enum nf_tables_msg_types`.
+mod verb {
+    pub(super) const NEWTABLE: u16 = 0;
+    pub(super) const GETTABLE: u16 = 1;
+    pub(super) const DELTABLE: u16 = 2;
+    pub(super) const NEWCHAIN: u16 = 3;
+    pub(super) const NEWRULE: u16 = 6;
+    pub(super) const NEWSET: u16 = 9;
+    pub(super) const NEWSETELEM: u16 = 12;
+    pub(super) const GETSETELEM: u16 = 13;
+    pub(super) const DELSETELEM: u16 = 14;
+}
+
+/// Elements in one message: an attribute's length has 16 bits, and an element takes at most 64
+/// bytes.
+pub(crate) const ELEMENTS: usize = 512;
+
+/// A message to or from nf_tables.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Message {
+    pub(crate) kind: u16,
+    /// `struct nfgenmsg` and attributes.
+    pub(crate) body: Vec<u8>,
+}
+
+impl NetlinkSerializable for Message {
+    fn message_type(&self) -> u16 {
+        self.kind
+    }
+
+    fn buffer_len(&self) -> usize {
+        self.body.len()
+    }
+
+    fn serialize(&self, buffer: &mut [u8]) {
+        buffer.copy_from_slice(&self.body);
+    }
+}
+
+impl NetlinkDeserializable for Message {
+    type Error = Infallible;
+
+    fn deserialize(header: &NetlinkHeader, payload: &[u8]) -> Result<Self, Infallible> {
+        Ok(Self { kind: header.message_type, body: payload.to_vec() })
+    }
+}
+
+/// The message that begins a transaction: for nf_tables.
+pub(crate) fn begin() -> Message {
+    let [high, low] = SUBSYSTEM.to_be_bytes();
+    Message { kind: BATCH_BEGIN, body: vec![0, 0, high, low] }
+}
+
+/// The message that ends a transaction.
+pub(crate) fn end() -> Message {
+    let [high, low] = SUBSYSTEM.to_be_bytes();
+    Message { kind: BATCH_END, body: vec![0, 0, high, low] }
+}
+
+impl Table {
+    /// Makes the table; refused where there is one of its name.
+    pub(crate) fn create(&self) -> (Message, u16) {
+        // NFTA_TABLE_FLAGS.
+        let message = self.message(verb::NEWTABLE, |attributes| attributes.number(2, 0));
+        (message, NLM_F_CREATE | NLM_F_EXCL)
+    }
+
+    /// Makes the table, also where there is one: that is deleted with all that is in it.
+    pub(crate) fn create_anew(&self) -> [(Message, u16); 3] {
+        // Made first, so that there is one to be deleted.
+        let (make, _) = self.create();
+        [(make, NLM_F_CREATE), self.delete(), self.create()]
+    }
+
+    /// Deletes the table with all that is in it.
+    pub(crate) fn delete(&self) -> (Message, u16) {
+        (self.message(verb::DELTABLE, |_| {}), 0)
+    }
+
+    /// Asks for the table itself.
+    pub(crate) fn get(&self) -> Message {
+        self.message(verb::GETTABLE, |_| {})
+    }
+
+    /// Makes a chain of the table; `base` where packets enter it by a hook.
+    pub(crate) fn new_chain(&self, name: &str, base: Option<&BaseChain>) -> (Message, u16) {
+        // NFTA_CHAIN_NAME, _TYPE, _POLICY, _HOOK with NFTA_HOOK_HOOKNUM and _PRIORITY.
+        let message = self.message(verb::NEWCHAIN, |attributes| {
+            attributes.text(3, name);
+            if let Some(base) = base {
+                attributes.text(7, "filter");
+                attributes.number(5, 1);
+                attributes.nest(4, |hook| {
+                    hook.number(1, base.hook);
+                    hook.bytes(2, &base.priority.to_be_bytes());
+                });
+            }
+        });
+        (message, NLM_F_CREATE)
+    }
+
+    /// Makes a set of the table.
+    pub(crate) fn new_set(&self, set: &Set) -> (Message, u16) {
+        // NFTA_SET_NAME, _FLAGS, _KEY_TYPE, _KEY_LEN, _ID, _USERDATA.
+        let message = self.message(verb::NEWSET, |attributes| {
+            attributes.text(2, set.name);
+            attributes.number(3, 0);
+            attributes.number(4, set.key_type);
+            attributes.number(5, set.key_length);
+            attributes.number(10, set.id);
+            attributes.bytes(13, &set.user_data);
+        });
+        (message, NLM_F_CREATE)
+    }
+
+    /// Appends a rule to its chain.
+    pub(crate) fn new_rule(&self, rule: &Rule) -> (Message, u16) {
+        // NFTA_RULE_CHAIN, _EXPRESSIONS of NFTA_LIST_ELEM, _USERDATA.
+        let message = self.message(verb::NEWRULE, |attributes| {
+            attributes.text(2, rule.chain);
+            let expressions = |list: &mut Attributes| {
+                rule.expressions.iter().for_each(|expression| list.nest(1, |item| expression.write(item)));
+            };
+            attributes.nest(4, expressions);
+            if let Some(comment) = rule.comment {
+                // libnftnl/udata.h: NFTNL_UDATA_RULE_COMMENT, length, text with its zero.
+                let mut data = vec![0, comment.len() as u8 + 1];
+                data.extend(comment.as_bytes());
+                data.push(0);
+                attributes.bytes(7, &data);
+            }
+        });
+        (message, NLM_F_CREATE | NLM_F_APPEND)
+    }
+
+    /// Adds elements to a set; those that are there already stay. At most [`ELEMENTS`].
+    pub(crate) fn add_elements(&self, set: &str, keys: &[Vec<u8>]) -> (Message, u16) {
+        (self.elements(verb::NEWSETELEM, set, keys), NLM_F_CREATE)
+    }
+
+    /// Takes elements from a set; one that is not there is an error. At most [`ELEMENTS`].
+    pub(crate) fn delete_elements(&self, set: &str, keys: &[Vec<u8>]) -> (Message, u16) {
+        (self.elements(verb::DELSETELEM, set, keys), 0)
+    }
+
+    /// Asks for the elements of a set.
+    pub(crate) fn get_elements(&self, set: &str) -> Message {
+        self.elements(verb::GETSETELEM, set, &[])
+    }
+
+    fn elements(&self, verb: u16, set: &str, keys: &[Vec<u8>]) -> Message {
+        // NFTA_SET_ELEM_LIST_SET, _ELEMENTS of NFTA_LIST_ELEM with NFTA_SET_ELEM_KEY with
+        // NFTA_DATA_VALUE.
+        self.message(verb, |attributes| {
+            attributes.text(2, set);
+            if !keys.is_empty() {
+                attributes.nest(3, |list| {
+                    for key in keys {
+                        list.nest(1, |element| element.nest(1, |data| data.bytes(1, key)));
+                    }
+                });
+            }
+        })
+    }
+
+    /// The name of the table is the first attribute of all of them.
+    fn message(&self, verb: u16, fill: impl FnOnce(&mut Attributes)) -> Message {
+        let mut attributes = Attributes::default();
+        attributes.text(1, self.name);
+        fill(&mut attributes);
+        // nfgen_family, NFNETLINK_V0, res_id.
+        let body = [&[self.family, 0, 0, 0], attributes.0.as_slice()].concat();
+        Message { kind: SUBSYSTEM << 8 | verb, body }
+    }
+}
+
+/// The keys of the elements in an answer to [`Table::get_elements`].
+pub(crate) fn keys_of(message: &Message) -> Vec<Vec<u8>> {
+    let attributes = message.body.get(4..).unwrap_or_default();
+    let child = |bytes, kind| attributes_of(bytes).find(|(found, _)| *found == kind).map(|(_, value)| value);
+    let Some(list) = child(attributes, 3) else { return Vec::new() };
+    attributes_of(list).filter_map(|(_, element)| child(child(element, 1)?, 1)).map(<[u8]>::to_vec).collect()
+}
+
+/// Kind and value of each attribute; ends where they make no sense.
+fn attributes_of(mut bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
+    std::iter::from_fn(move || {
+        let [l0, l1, k0, k1] = *bytes.first_chunk::<4>()?;
+        let length = usize::from(u16::from_ne_bytes([l0, l1]));
+        let value = bytes.get(4..length)?;
+        bytes = bytes.get(length.next_multiple_of(4)..).unwrap_or_default();
+        Some((u16::from_ne_bytes([k0, k1]) & TYPE_MASK, value))
+    })
+}
+
+/// Attributes (`struct nlattr`), one after another.
+#[derive(Debug, Default)]
+pub(crate) struct Attributes(Vec<u8>);
+
+impl Attributes {
+    pub(crate) fn bytes(&mut self, kind: u16, value: &[u8]) {
+        let length = 4 + value.len() as u16;
+        self.0.extend(length.to_ne_bytes());
+        self.0.extend(kind.to_ne_bytes());
+        self.0.extend(value);
+        self.0.resize(self.0.len().next_multiple_of(4), 0);
+    }
+
+    pub(crate) fn number(&mut self, kind: u16, value: u32) {
+        self.bytes(kind, &value.to_be_bytes());
+    }
+
+    pub(crate) fn text(&mut self, kind: u16, value: &str) {
+        self.bytes(kind, &[value.as_bytes(), &[0]].concat());
+    }
+
+    pub(crate) fn nest(&mut self, kind: u16, fill: impl FnOnce(&mut Self)) {
+        let mut inner = Self::default();
+        fill(&mut inner);
+        self.bytes(kind | NESTED, &inner.0);
+    }
+}
+
+impl Expression {
+    /// `enum nft_expr_attributes`: name and data of one expression.
+    fn write(&self, item: &mut Attributes) {
+        item.text(1, self.name());
+        item.nest(2, |data| self.write_data(data));
+    }
+}

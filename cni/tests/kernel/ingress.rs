@@ -1,0 +1,200 @@
+//! Who reaches pods from outside where the agent's table does not stand.
+
+use std::process::Command;
+
+use serde_json::{Value, json};
+
+use crate::harness::Test;
+use crate::host::{status, up};
+use crate::world::{Pod, World, ip, pings, succeed, wait_for};
+
+pub(crate) const TESTS: &[Test] = &[
+    ("a_host_on_the_lan_reaches_no_pod_without_an_agent_either", a_lan_host_reaches_no_pod),
+    ("what_is_published_and_what_lan_to_pods_names_is_reached", what_is_published_and_named_is_reached),
+    ("pods_of_a_second_network_are_closed_too", pods_of_a_second_network_are_closed_too),
+    ("the_agents_table_takes_the_place_of_the_plugins", the_agents_table_takes_the_place_of_the_plugins),
+    ("the_table_before_pods_is_the_one_that_the_documentation_prints", it_is_the_documented_one),
+    ("without_the_table_before_pods_none_is_attached_unless_all_may_come", it_is_needed_unless_all_may_come),
+];
+
+const DUAL: &[&str] = &["10.77.3.0/24", "fd77:0:0:3::/120"];
+const HOST: [&str; 2] = ["192.0.2.10", "2001:db8:1::10"];
+const NEIGHBOUR: [&str; 2] = ["192.0.2.66", "2001:db8:1::66"];
+
+/// A host on the node's LAN that names the node as its router.
+fn neighbour(world: &World) -> Pod {
+    let lan = world.pod();
+    world.ip(&format!("link add lan0 type veth peer name eth0 netns {}", lan.netns));
+    world.ip("link set lan0 up");
+    ip(&lan.netns, "link set eth0 up");
+    for (family, length) in [(0, 24), (1, 64)] {
+        let nodad = if family == 1 { " nodad" } else { "" };
+        world.ip(&format!("addr add {}/{length} dev lan0{nodad}", HOST[family]));
+        ip(&lan.netns, &format!("addr add {}/{length} dev eth0{nodad}", NEIGHBOUR[family]));
+        ip(&lan.netns, &format!("route add default via {}", HOST[family]));
+    }
+    lan
+}
+
+fn nft(world: &World, arguments: &[&str]) -> String {
+    succeed(Command::new("ip").args(["netns", "exec", &world.host, "nft"]).args(arguments))
+}
+
+fn tables(world: &World) -> String {
+    nft(world, &["list", "tables", "inet"])
+}
+
+/// Packets that the table has dropped.
+fn dropped(world: &World) -> u64 {
+    let text = nft(world, &["-j", "list", "chain", "inet", "edge-cni-pods", "to-pods"]);
+    let listed: Value = serde_json::from_str(&text).unwrap();
+    let statements =
+        listed["nftables"].as_array().unwrap().iter().filter_map(|object| object["rule"]["expr"].as_array());
+    statements.flatten().filter_map(|statement| statement["counter"]["packets"].as_u64()).sum()
+}
+
+/// Packets for each of these addresses are dropped on their way from the neighbour.
+fn is_closed(world: &World, lan: &Pod, pod: &[String]) {
+    for address in pod {
+        let before = dropped(world);
+        let ping = ["netns", "exec", &lan.netns, "ping", "-n", "-q", "-c", "1", "-W", "1", address];
+        assert!(!Command::new("ip").args(ping).output().unwrap().status.success(), "{address} is reached");
+        assert!(dropped(world) > before, "{address} is not reached, but nothing was dropped");
+    }
+}
+
+fn is_reached(lan: &Pod, pod: &[String]) {
+    for address in pod {
+        assert!(pings(&lan.netns, address), "{address} is not reached");
+    }
+}
+
+fn a_lan_host_reaches_no_pod() {
+    let world = World::new(DUAL);
+    let lan = neighbour(&world);
+    let (one, two) = (world.pod(), world.pod());
+    let (first, second) = (world.add(&one), world.add(&two));
+    is_closed(&world, &lan, &first);
+    // Pods, the host itself and answers go on.
+    is_reached(&one, &second);
+    for address in &first {
+        assert!(pings(&world.host, address));
+    }
+    for address in NEIGHBOUR {
+        assert!(pings(&one.netns, address));
+    }
+    // Where somebody removes it, the next pod or `up` brings it back.
+    nft(&world, &["flush", "ruleset"]);
+    is_reached(&lan, &first);
+    world.add(&world.pod());
+    is_closed(&world, &lan, &first);
+    nft(&world, &["delete", "table", "inet", "edge-cni-pods"]);
+    assert!(up(&world).ok);
+    is_closed(&world, &lan, &first);
+    // One of another release is replaced.
+    nft(&world, &["flush", "table", "inet", "edge-cni-pods"]);
+    nft(&world, &["delete", "set", "inet", "edge-cni-pods", "bridges-v1"]);
+    world.add(&world.pod());
+    is_closed(&world, &lan, &second);
+}
+
+fn what_is_published_and_named_is_reached() {
+    let world = World::new(DUAL);
+    let lan = neighbour(&world);
+    let pod = world.pod();
+    let addresses = world.add(&pod);
+    for (family, address) in ["ip", "ip6"].into_iter().zip(&addresses) {
+        let published = HOST[usize::from(family == "ip6")];
+        let rules = format!(
+            "add table {family} publish; add chain {family} publish pre {{ type nat hook prerouting priority dstnat; }}; \
+             add rule {family} publish pre {family} daddr {published} dnat to {address}"
+        );
+        nft(&world, &[&rules]);
+        // The host itself does not answer this one.
+        ip(&pod.netns, &format!("addr add {}/{} dev lo", published, if family == "ip" { 32 } else { 128 }));
+    }
+    let before = dropped(&world);
+    is_reached(&lan, &HOST.map(str::to_owned));
+    assert_eq!(dropped(&world), before);
+    is_closed(&world, &lan, &addresses);
+    // Others stay out.
+    world.set("lanToPods", json!(["192.0.2.66/32", "2001:db8:2::/48"]));
+    assert!(up(&world).ok);
+    is_reached(&lan, &addresses[..1]);
+    is_closed(&world, &lan, &addresses[1..]);
+    // What a hub fronts is around it.
+    let mut segments: Value = serde_json::from_slice(&std::fs::read(world.state("segments.json")).unwrap()).unwrap();
+    segments["networks"] = json!(["2001:db8:1::/64"]);
+    std::fs::write(world.state("segments.json"), segments.to_string()).unwrap();
+    assert!(up(&world).ok);
+    is_reached(&lan, &addresses);
+}
+
+fn pods_of_a_second_network_are_closed_too() {
+    let world = World::new(DUAL);
+    let lan = neighbour(&world);
+    let one = world.pod();
+    let first = world.add(&one);
+    world.set("name", json!("others"));
+    world.set("bridge", json!("others0"));
+    let two = world.pod();
+    let second = world.add(&two);
+    is_closed(&world, &lan, &[first, second].concat());
+    assert!(nft(&world, &["list", "set", "inet", "edge-cni-pods", "bridges-v1"]).contains("\"others0\""));
+}
+
+fn the_agents_table_takes_the_place_of_the_plugins() {
+    let world = World::new(DUAL);
+    nft(&world, &["add", "table", "inet", "edge-cni"]);
+    world.add(&world.pod());
+    assert!(!tables(&world).contains("edge-cni-pods"), "{}", tables(&world));
+    nft(&world, &["delete", "table", "inet", "edge-cni"]);
+    world.add(&world.pod());
+    assert!(tables(&world).contains("edge-cni-pods"));
+    nft(&world, &["add", "table", "inet", "edge-cni"]);
+    assert!(up(&world).ok);
+    assert!(!tables(&world).contains("edge-cni-pods"), "{}", tables(&world));
+    // What `edge-agent down` asks for.
+    nft(&world, &["delete", "table", "inet", "edge-cni"]);
+    let file = world.folder.path().join("plugin.json");
+    let program = ["netns", "exec", &world.host, env!("CARGO_BIN_EXE_edge-cni"), "ingress", file.to_str().unwrap()];
+    succeed(Command::new("ip").args(program));
+    assert!(tables(&world).contains("edge-cni-pods"));
+    // Without a bridge there is nothing to be kept.
+    world.ip("link del ecni0");
+    succeed(Command::new("ip").args(program));
+    assert!(!tables(&world).contains("edge-cni-pods"), "{}", tables(&world));
+}
+
+fn it_is_the_documented_one() {
+    let world = World::new(DUAL);
+    assert!(up(&world).ok);
+    let document = include_str!("../../../docs/cni.md");
+    let printed = document.split("```nft\n").find(|block| block.starts_with("table inet edge-cni-pods")).unwrap();
+    let printed = printed.split("```").next().unwrap();
+    let words = |text: &str| {
+        let text = text.replace("counter packets 0 bytes 0", "counter").replace("priority -150", "priority mangle");
+        let lines = text.lines().map(|line| line.split_whitespace().collect::<Vec<_>>().join(" "));
+        lines.filter(|line| !line.is_empty()).collect::<Vec<_>>()
+    };
+    assert_eq!(words(&nft(&world, &["list", "table", "inet", "edge-cni-pods"])), words(printed));
+}
+
+fn it_is_needed_unless_all_may_come() {
+    let world = World::new(DUAL);
+    let lan = neighbour(&world);
+    // Owned by another program, so that nobody else may change it.
+    let mut owner = crate::spoof::nft_session(&world, "add table inet edge-cni-pods { flags owner; }\n");
+    wait_for("the other's table", || tables(&world).contains("edge-cni-pods"));
+    let message = world.add_fails(&world.pod(), 107);
+    assert!(message.contains("table inet edge-cni-pods"), "{message}");
+    assert_eq!(status(&world).json["code"], 50);
+    world.set("lanToPods", json!(["0.0.0.0/0", "::/0"]));
+    assert!(status(&world).ok);
+    let addresses = world.add(&world.pod());
+    is_reached(&lan, &addresses);
+    drop(owner.stdin.take());
+    owner.wait().unwrap();
+    assert!(up(&world).ok);
+    is_reached(&lan, &addresses);
+}
