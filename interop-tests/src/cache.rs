@@ -4,6 +4,7 @@ use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
+use data_encoding::HEXLOWER;
 use rustix::fs::FlockOperation;
 
 /// A folder below `$XDG_CACHE_HOME/edge-cni` that holds the builds of one thing.
@@ -74,7 +75,7 @@ impl Shelf {
 pub(crate) fn digest(inputs: &[&str]) -> String {
     let mut context = ring::digest::Context::new(&ring::digest::SHA256);
     inputs.iter().for_each(|input| context.update(input.as_bytes()));
-    context.finish().as_ref()[..6].iter().map(|byte| format!("{byte:02x}")).collect()
+    HEXLOWER.encode(&context.finish().as_ref()[..6])
 }
 
 /// `$XDG_CACHE_HOME`, by default `~/.cache`.

@@ -2,6 +2,7 @@
 //! do: whatever dies in between, the same application is made again, and the controller gives the
 //! same answer.
 
+use data_encoding::HEXLOWER;
 use edge_types::api::{Family, SegmentRequest, SegmentResponse};
 use edge_types::store::SegmentsFile;
 use hyper::Method;
@@ -93,5 +94,5 @@ fn request_id() -> Result<String, CloudError> {
     SystemRandom::new()
         .fill(&mut random)
         .map_err(|_| CloudError::Unacceptable("the kernel gives no randomness for a request id".into()))?;
-    Ok(random.iter().map(|byte| format!("{byte:02x}")).collect())
+    Ok(HEXLOWER.encode(&random))
 }

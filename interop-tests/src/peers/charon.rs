@@ -3,6 +3,7 @@
 use std::fmt::Write as _;
 
 use anyhow::{Context as _, Result, bail};
+use data_encoding::HEXLOWER;
 
 use super::vici::Section;
 use super::{Authority, Credentials};
@@ -166,7 +167,7 @@ impl Connection {
         )?;
         if let Auth::Psk(secret) = &self.auth {
             // In hexadecimal: whatever bytes a test takes for a secret mean themselves.
-            let hex: String = secret.bytes().map(|byte| format!("{byte:02x}")).collect();
+            let hex = HEXLOWER.encode(secret.as_bytes());
             writeln!(
                 text,
                 "secrets {{

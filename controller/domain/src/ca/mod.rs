@@ -24,6 +24,7 @@ mod tests;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
+use data_encoding::HEXLOWER;
 use edge_types::{NodeName, Role};
 use ring::digest::{SHA256, digest};
 use rustls_pki_types::pem::PemObject;
@@ -531,7 +532,7 @@ pub fn not_after(der: &[u8]) -> Seconds {
 
 /// Hexadecimal, lower case.
 pub fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+    HEXLOWER.encode(bytes)
 }
 
 fn sha256(bytes: &[u8]) -> [u8; 32] {

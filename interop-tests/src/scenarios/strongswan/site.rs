@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
+use data_encoding::HEXLOWER;
 
 use crate::ours::{Agent, StaticPeer};
 use crate::peers::Charon;
@@ -175,16 +176,12 @@ impl<'a> Site<'a> {
         }
         for line in text.lines().filter(|line| line.contains("aead ")) {
             let hex = line.split_once("0x").and_then(|(_, rest)| rest.split_whitespace().next()).unwrap_or_default();
-            let octets = hex
-                .as_bytes()
-                .chunks(2)
-                .map(|pair| u8::from_str_radix(std::str::from_utf8(pair)?, 16).map_err(Into::into));
-            keys.push(octets.collect::<Result<Vec<u8>>>()?);
+            keys.push(HEXLOWER.decode(hex.as_bytes())?);
         }
         ensure!(keys.len() >= 3, "the kernel shows {} keys", keys.len() - 1);
         for key in keys {
             let begin = key.get(..8).unwrap_or(&key);
-            let hex: String = begin.iter().map(|octet| format!("{octet:02x}")).collect();
+            let hex = HEXLOWER.encode(begin);
             let list = begin.iter().map(u8::to_string).collect::<Vec<_>>().join(", ");
             let hex_list = begin.iter().map(|octet| format!("{octet:x}")).collect::<Vec<_>>().join(", ");
             let plain = key.escape_ascii().to_string().to_lowercase();
