@@ -292,7 +292,7 @@ impl Config {
     pub fn parse(text: &str, path: &Path) -> Result<Self, ConfigError> {
         let config: Self = toml::from_str(text).map_err(|error| {
             // The error's own Display would print the line, and with it perhaps a key.
-            let before = &text[..error.span().map_or(0, |span| floor_char_boundary(text, span.start))];
+            let before = &text[..error.span().map_or(0, |span| text.floor_char_boundary(span.start))];
             ConfigError::Syntax {
                 path: path.to_owned(),
                 line: before.matches('\n').count() + 1,
@@ -387,14 +387,6 @@ impl Config {
         }
         Ok(())
     }
-}
-
-fn floor_char_boundary(text: &str, mut at: usize) -> usize {
-    at = at.min(text.len());
-    while !text.is_char_boundary(at) {
-        at -= 1;
-    }
-    at
 }
 
 #[cfg(test)]

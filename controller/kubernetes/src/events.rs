@@ -125,8 +125,7 @@ fn event(told: &Told, uid: Option<String>, identity: &str) -> Event {
     let resource = resource(told.about);
     let mut note = told.note.clone();
     if note.len() > NOTE {
-        let end = (0..NOTE - 3).rev().find(|end| note.is_char_boundary(*end)).unwrap_or(0);
-        note.truncate(end);
+        note.truncate(note.floor_char_boundary(NOTE - 3));
         note.push_str("...");
     }
     let period = now.as_second() / i64::try_from(ONCE.as_secs()).unwrap_or(i64::MAX);
