@@ -7,6 +7,7 @@
 //! - [`store`]: files below the state directory that plugin and agent share.
 //! - [`forwarding`]: who turned forwarding on, another such file.
 //! - [`durable`]: replacing a file so that a power cut does no harm.
+//! - [`error`]: errors with their causes, in one line.
 //! - [`frame`]: the one place that knows bincode, with its size limit and version byte.
 //! - [`network`]: whether one network contains or overlaps another.
 //! - [`pods`]: which pods an operator means.
@@ -22,6 +23,7 @@
 pub mod agent_protocol;
 pub mod api;
 pub mod durable;
+pub mod error;
 pub mod forwarding;
 pub mod frame;
 

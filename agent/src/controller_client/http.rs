@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use edge_types::api::{PROBLEM_MEDIA_TYPE, Problem};
+use edge_types::error::with_causes;
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::{Bytes, Incoming};
 use hyper::client::conn::http2::{self, SendRequest};
@@ -21,7 +22,7 @@ use tokio_rustls::TlsConnector;
 use tracing::{debug, warn};
 use zeroize::Zeroizing;
 
-use super::error::{CloudError, chain};
+use super::error::CloudError;
 use super::guard_bypass::Path;
 use super::tls::Distrust;
 use crate::clock::WorldClock;
@@ -194,7 +195,7 @@ impl Client {
         // waits on it gets the error.
         tokio::spawn(async move {
             if let Err(error) = connection.await {
-                debug!(error = chain(&error), "connection to the controller ended");
+                debug!(error = with_causes(&error), "connection to the controller ended");
             }
         });
         Ok(Link { url: url.clone(), local, sender })
@@ -314,7 +315,7 @@ pub(super) fn hyper_error(url: &Uri, error: &hyper::Error) -> CloudError {
         }
         source = cause.source();
     }
-    CloudError::Unreachable { url: url.to_string(), why: chain(error) }
+    CloudError::Unreachable { url: url.to_string(), why: with_causes(error) }
 }
 
 /// What a TLS failure means; `None` where it is none.

@@ -8,10 +8,11 @@
 use std::sync::Arc;
 
 use edge_types::api::{CertificateResponse, JoinRequest};
+use edge_types::error::with_causes;
 use hyper::Method;
 use zeroize::Zeroizing;
 
-use super::error::{CloudError, chain};
+use super::error::CloudError;
 use super::guard_bypass::Path;
 use super::http::Client;
 use super::identity::{self, Identity};
@@ -39,7 +40,7 @@ pub(super) async fn join(
         JoinRequest { token, service_account_token, node: node.clone(), csr: identity::request(&key, &node)? };
     let urls = config.controller.as_ref().map_or(&[][..], |controller| &controller.urls);
     let tls = tls::joining(ticket.trust(), clock.clone())
-        .map_err(|error| CloudError::Unacceptable(format!("TLS cannot be set up: {}", chain(&error))))?;
+        .map_err(|error| CloudError::Unacceptable(format!("TLS cannot be set up: {}", with_causes(&error))))?;
     let client = Client::new(urls, tls, clock.clone(), path.clone())?;
     let answer: Result<CertificateResponse, _> = client.call(Method::POST, "/v1/join", &request).await;
     drop((Zeroizing::new(request.token), request.service_account_token.map(Zeroizing::new)));

@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::Context as _;
+use edge_types::error::with_causes;
 pub use kube::Client;
 use kube::Config;
 use kube::config::{KubeConfigOptions, Kubeconfig};
@@ -71,7 +72,7 @@ pub fn explain(what: &str, error: &kube::Error) -> String {
         kube::Error::Api(status) => {
             format!("the API server answers {} to a request about {what}: {}", status.code, status.message)
         }
-        other => format!("a request to the API server about {what} failed: {}", chain(other)),
+        other => format!("a request to the API server about {what} failed: {}", with_causes(other)),
     }
 }
 
@@ -88,20 +89,6 @@ fn lacks_namespace(status: &kube::core::Status) -> bool {
 /// Whether a 404 is about one object.
 pub fn is_absent(error: &kube::Error) -> bool {
     matches!(error, kube::Error::Api(status) if status.code == 404 && !lacks_kind(status))
-}
-
-/// An error with what caused it; the outer layers of an HTTP client say little.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut said = error.to_string();
-    let mut next = error.source();
-    while let Some(cause) = next {
-        let text = cause.to_string();
-        if !said.contains(&text) {
-            said = format!("{said}: {text}");
-        }
-        next = cause.source();
-    }
-    said
 }
 
 /// What does not work at present; for logs, and for whoever asks whether we are ready.
