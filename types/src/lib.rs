@@ -9,6 +9,7 @@
 //! - [`durable`]: replacing a file so that a power cut does no harm.
 //! - [`error`]: errors with their causes, in one line.
 //! - [`frame`]: the one place that knows bincode, with its size limit and version byte.
+//! - [`jitter`]: waits of random length; a feature.
 //! - [`network`]: whether one network contains or overlaps another.
 //! - [`pods`]: which pods an operator means.
 //! - [`pki`]: how a certificate says who its holder is.
@@ -26,7 +27,8 @@ pub mod durable;
 pub mod error;
 pub mod forwarding;
 pub mod frame;
-
+#[cfg(feature = "jitter")]
+pub mod jitter;
 pub mod name;
 pub mod network;
 pub mod pki;

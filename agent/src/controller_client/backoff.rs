@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use ring::rand::{SecureRandom, SystemRandom};
+use edge_types::jitter::between;
 
 const FIRST: Duration = Duration::from_millis(500);
 const LONGEST: Duration = Duration::from_secs(15);
@@ -34,17 +34,7 @@ impl Backoff {
 
 /// Between half of `wait` and all of it.
 pub(super) fn jitter(wait: Duration) -> Duration {
-    let mut random = [0; 4];
-    // Without randomness all waits are full: slower, not wrong.
-    if SystemRandom::new().fill(&mut random).is_err() {
-        return wait;
-    }
-    wait.mul_f64(0.5 + f64::from(u32::from_ne_bytes(random)) / f64::from(u32::MAX) / 2.0)
-}
-
-/// Anywhere between nothing and all of `spread`.
-pub(super) fn anywhere_in(spread: Duration) -> Duration {
-    (jitter(spread) * 2).saturating_sub(spread)
+    between(wait / 2, wait)
 }
 
 #[cfg(test)]

@@ -5,11 +5,12 @@
 use std::time::{Duration, Instant};
 
 use edge_types::api::{CertificateRequest, CertificateResponse};
+use edge_types::jitter::between;
 use hyper::Method;
 use tokio::time::sleep;
 use tracing::{info, warn};
 
-use super::backoff::{Backoff, anywhere_in, jitter};
+use super::backoff::{Backoff, jitter};
 use super::error::CloudError;
 use super::identity::{self, Identity};
 use super::tls::date;
@@ -90,7 +91,7 @@ impl Rollover {
         }
         let signing = identity.credentials.trust_anchors.first().cloned().unwrap_or_default();
         let known = self.due.take().filter(|(known, _)| *known == signing);
-        let (signing, due) = known.unwrap_or_else(|| (signing, Instant::now() + anywhere_in(spread)));
+        let (signing, due) = known.unwrap_or_else(|| (signing, Instant::now() + between(Duration::ZERO, spread)));
         self.due = Some((signing, due));
         Some(due.saturating_duration_since(Instant::now()))
     }

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use edge_types::jitter::between;
 use ring::rand::{SecureRandom, SystemRandom};
 use zeroize::Zeroizing;
 
@@ -19,6 +20,5 @@ pub fn octets(count: usize) -> Result<Zeroizing<Vec<u8>>, NoRandomness> {
 
 /// A time between zero and `longest`, so that not everyone comes at once.
 pub fn jitter(longest: Duration) -> Duration {
-    let octet = octets(1).ok().and_then(|bytes| bytes.first().copied()).unwrap_or(u8::MAX);
-    longest * u32::from(octet) / u32::from(u8::MAX)
+    between(Duration::ZERO, longest)
 }
