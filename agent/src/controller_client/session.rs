@@ -1,17 +1,22 @@
 //! One connection's life, over and over: join if this node is no member yet, report where it is,
 //! follow the stream of views and of what changes of them.
 
+use std::io;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use edge_types::IpNetwork;
 use edge_types::api::{NodeReport, VIEW_SILENCE_SECONDS, ViewEvent};
 use edge_types::store::SegmentsSource;
-use http_body_util::BodyExt;
+use futures_util::stream::MapErr;
+use futures_util::{StreamExt, TryStreamExt};
+use http_body_util::{BodyDataStream, BodyExt};
 use hyper::Method;
-use hyper::body::Incoming;
+use hyper::body::{Bytes, Incoming};
 use serde::de::IgnoredAny;
 use tokio::time::{Instant, sleep, timeout};
+use tokio_util::codec::{FramedRead, LinesCodec, LinesCodecError};
+use tokio_util::io::StreamReader;
 use tracing::{debug, error, info, warn};
 
 use super::backoff::{Backoff, jitter};
@@ -128,7 +133,7 @@ async fn once(cloud: &Cloud, refused: bool, backoff: &mut Backoff, stream: &mut 
     };
     cloud.reached().await;
     cloud.heard();
-    let mut lines = Lines { body, buffer: Vec::new(), scanned: 0 };
+    let mut lines = Lines::new(body);
     let url = link.url.to_string();
     info!(%url, node = %member.node(), "following the controller's view");
     cloud.status.send_modify(|status| {
@@ -151,7 +156,7 @@ async fn once(cloud: &Cloud, refused: bool, backoff: &mut Backoff, stream: &mut 
                 match line {
                     Ok(Some(line)) => {
                         cloud.heard();
-                        match handle(cloud, &line, &mut stream.told).await? {
+                        match handle(cloud, line.as_bytes(), &mut stream.told).await? {
                             Heard::Taken => {}
                             Heard::Missed { what, expected } => {
                                 stream.told = None;
@@ -370,46 +375,38 @@ impl Refusals {
     }
 }
 
-/// NDJSON as it arrives.
-struct Lines {
-    body: Incoming,
-    buffer: Vec<u8>,
-    /// So much of the buffer holds no end of line.
-    scanned: usize,
-}
+/// The lines of the view stream (NDJSON).
+struct Lines(FramedRead<StreamReader<Chunks, Bytes>, LinesCodec>);
+
+/// The body in pieces as they arrive. The reader wants errors of `std::io`; [`Lines`] unpacks them.
+type Chunks = MapErr<BodyDataStream<Incoming>, fn(hyper::Error) -> io::Error>;
 
 impl Lines {
-    /// The next line; `None` at the end of the stream. May be dropped while waiting: nothing is
-    /// lost.
-    async fn next(&mut self, link: &Link) -> Result<Option<Vec<u8>>, CloudError> {
+    fn new(body: Incoming) -> Self {
+        let chunks: Chunks = body.into_data_stream().map_err(io::Error::other);
+        Self(FramedRead::new(StreamReader::new(chunks), LinesCodec::new_with_max_length(MAX_LINE)))
+    }
+
+    /// The next line that is not blank; `None` at the end of the stream. May be dropped while
+    /// waiting: no line is lost.
+    async fn next(&mut self, link: &Link) -> Result<Option<String>, CloudError> {
         loop {
-            if let Some(end) = self.buffer.iter().skip(self.scanned).position(|byte| *byte == b'\n') {
-                let rest = self.buffer.split_off(self.scanned + end + 1);
-                let mut line = std::mem::replace(&mut self.buffer, rest);
-                self.scanned = 0;
-                line.pop();
-                if line.iter().all(u8::is_ascii_whitespace) {
-                    continue;
+            let unexpected = |what| {
+                let url = link.url.to_string();
+                Err(CloudError::Answer { url, what, expected: "a view" })
+            };
+            return match self.0.next().await {
+                Some(Ok(line)) if line.trim_ascii().is_empty() => continue,
+                Some(Err(LinesCodecError::MaxLineLengthExceeded)) => {
+                    unexpected(format!("a line of more than {MAX_LINE} bytes"))
                 }
-                return Ok(Some(line));
-            }
-            self.scanned = self.buffer.len();
-            if self.buffer.len() > MAX_LINE {
-                return Err(CloudError::Answer {
-                    url: link.url.to_string(),
-                    what: format!("a line of more than {MAX_LINE} bytes"),
-                    expected: "a view",
-                });
-            }
-            match self.body.frame().await {
-                None => return Ok(None),
-                Some(Ok(frame)) => {
-                    if let Some(data) = frame.data_ref() {
-                        self.buffer.extend_from_slice(data);
-                    }
-                }
-                Some(Err(error)) => return Err(hyper_error(&link.url, &error)),
-            }
+                Some(Err(LinesCodecError::Io(error))) => match error.downcast() {
+                    Ok(error) => Err(hyper_error(&link.url, &error)),
+                    Err(error) => unexpected(format!("a line that cannot be read ({error})")),
+                },
+                Some(Ok(line)) => Ok(Some(line)),
+                None => Ok(None),
+            };
         }
     }
 }
