@@ -8,12 +8,12 @@ use data_encoding::HEXLOWER;
 use rustix::fs::FlockOperation;
 
 /// A folder below `$XDG_CACHE_HOME/edge-cni` that holds the builds of one thing.
-pub(crate) struct Shelf {
+pub(crate) struct BuildCache {
     root: PathBuf,
     what: &'static str,
 }
 
-impl Shelf {
+impl BuildCache {
     /// Opens the folder, making it; `what` names for people what is built.
     pub(crate) fn open(folder: &str, what: &'static str) -> Result<Self> {
         let root = base()?.join("edge-cni").join(folder);

@@ -48,6 +48,6 @@ pub fn environment() -> Vec<(String, String)> {
     std::env::vars_os()
         .filter_map(|(key, value)| Some((key.into_string().ok()?, value.into_string().ok()?)))
         .filter(|(key, _)| key != "PATH" && key != "TMPDIR")
-        .chain([("PATH".to_owned(), crate::tools::search_path())])
+        .chain([("PATH".to_owned(), crate::executables::search_path())])
         .collect()
 }

@@ -8,15 +8,15 @@
 
 mod cache;
 pub mod demo;
+pub mod edge_agent;
 pub mod exec;
+pub mod executables;
 pub mod guest;
 pub mod kernel;
 pub mod kube;
-pub mod ours;
 pub mod peers;
 pub mod progress;
 pub mod runner;
 pub mod scenarios;
-pub mod tools;
 pub mod topology;
 pub mod wait;

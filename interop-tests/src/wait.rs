@@ -5,34 +5,34 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, anyhow};
 
 /// How long an event may take on a loaded machine, unless a scenario knows better.
-pub const PATIENCE: Duration = Duration::from_secs(30);
+pub const TIMEOUT: Duration = Duration::from_secs(30);
 
 const POLL: Duration = Duration::from_millis(20);
 
-/// Asks `probe` until it succeeds; its last error says what was still missing when `patience` ran
+/// Asks `probe` until it succeeds; its last error says what was still missing when `timeout` ran
 /// out.
 ///
 /// # Errors
 /// When the event did not happen in time.
-pub fn until<T>(what: &str, patience: Duration, mut probe: impl FnMut() -> Result<T>) -> Result<T> {
+pub fn until<T>(what: &str, timeout: Duration, mut probe: impl FnMut() -> Result<T>) -> Result<T> {
     let started = Instant::now();
     loop {
         match probe() {
             Ok(value) => return Ok(value),
-            Err(last) if started.elapsed() >= patience => {
-                return Err(anyhow!("waited {patience:.0?} for {what}: {last:#}"));
+            Err(last) if started.elapsed() >= timeout => {
+                return Err(anyhow!("waited {timeout:.0?} for {what}: {last:#}"));
             }
             Err(_) => std::thread::sleep(POLL),
         }
     }
 }
 
-/// [`until`] with [`PATIENCE`].
+/// [`until`] with [`TIMEOUT`].
 ///
 /// # Errors
 /// When the event did not happen in time.
 pub fn for_event<T>(what: &str, probe: impl FnMut() -> Result<T>) -> Result<T> {
-    until(what, PATIENCE, probe)
+    until(what, TIMEOUT, probe)
 }
 
 #[cfg(test)]
@@ -48,7 +48,7 @@ mod tests {
     #[test]
     fn an_event_that_happens_late_is_seen() {
         let mut tries = 0;
-        let got = until("three", PATIENCE, || {
+        let got = until("three", TIMEOUT, || {
             tries += 1;
             anyhow::ensure!(tries == 3, "only {tries}");
             Ok(tries)

@@ -13,7 +13,7 @@ use super::reach::{self, Pods};
 use super::tcp::SOURCE;
 use super::world::{World, site};
 use crate::runner::{Lab, Scenario};
-use crate::topology::{Place, Process};
+use crate::topology::{Namespaces, Process};
 
 /// The scenario.
 pub const SCENARIO: Scenario = Scenario {
@@ -121,13 +121,13 @@ impl<'a> Ground<'a> {
     }
 
     /// The source that a server sees when `from` connects to it.
-    fn seen(&self, from: &Place, to: IpAddr, port: u16) -> Result<IpAddr> {
+    fn seen(&self, from: &Namespaces, to: IpAddr, port: u16) -> Result<IpAddr> {
         let own = std::env::current_exe()?;
         let text = from.run(from.command(&own).args(["guest", "tcp-fetch", &socket(to, port)]))?;
         text.parse().with_context(|| format!("{to} said {text:?}"))
     }
 
-    fn seen_as(&self, from: &Place, to: IpAddr, port: u16, source: IpAddr, what: &str) -> Result<()> {
+    fn seen_as(&self, from: &Namespaces, to: IpAddr, port: u16, source: IpAddr, what: &str) -> Result<()> {
         self.world.checks.comes_true(what, LOOK, PATIENCE, || {
             let seen = self.seen(from, to, port)?;
             ensure!(seen == source, "it is seen as {seen}, not as {source}");
@@ -174,7 +174,7 @@ impl<'a> Ground<'a> {
         let targets = [self.own, self.far, self.cloud].concat();
         let what = format!("{others}, it reaches neither a1's pod nor a2's nor the cloud's through a1");
         checks.holds(&what, LOOK, || {
-            let pairs: Vec<(&Place, IpAddr)> = targets.iter().map(|to| (&**neighbour, *to)).collect();
+            let pairs: Vec<(&Namespaces, IpAddr)> = targets.iter().map(|to| (&**neighbour, *to)).collect();
             let answers = self.through_the_edge(&targets, || answered(&pairs))?;
             ensure!(answers.is_empty(), "answers came: {}", answers.join(", "));
             let counted = (self.refused("edge-a1", "to-pods")?, self.refused("edge-a1", "to-tunnels")?);
@@ -188,7 +188,7 @@ impl<'a> Ground<'a> {
     fn lan_host_cannot_pose(&self, others: &str) -> Result<()> {
         let world = self.world;
         let sources = [self.own.map(beside), self.far.map(beside), self.cloud.map(beside)].concat();
-        let victims: [(&Place, [IpAddr; 2]); 4] = [
+        let victims: [(&Namespaces, [IpAddr; 2]); 4] = [
             (&self.pods.of("edge-a1").pod, self.own),
             (&self.pods.of("edge-a2").pod, self.far),
             (&self.pods.cloud[0].pod, self.cloud),
@@ -314,7 +314,7 @@ impl<'a> Ground<'a> {
             let neighbour = world.node("neighbour");
             // a1 would say that the router is nearer.
             neighbour.sh("sysctl -qw net.ipv4.conf.all.accept_redirects=0 net.ipv4.conf.lan-a1.accept_redirects=0 net.ipv6.conf.lan-a1.accept_redirects=0")?;
-            let pairs: Vec<(&Place, IpAddr)> = internet.iter().map(|to| (&**neighbour, *to)).collect();
+            let pairs: Vec<(&Namespaces, IpAddr)> = internet.iter().map(|to| (&**neighbour, *to)).collect();
             let answers = self.through_the_edge(&internet, || answered(&pairs))?;
             ensure!(answers.is_empty(), "answers came: {}", answers.join(", "));
             let counted = self.refused("edge-a1", "between-uplinks")? - before;

@@ -9,7 +9,7 @@ use rustix::process::Signal;
 use super::pod::{answered, reaches};
 use super::reach::{Pods, only_esp_on_the_wire};
 use super::world::World;
-use crate::topology::{Ping, Place};
+use crate::topology::{Namespaces, Ping};
 
 /// Counters of the kernel that rise when a policy keeps a packet out.
 const REFUSALS: [&str; 5] =
@@ -19,8 +19,8 @@ const REFUSALS: [&str; 5] =
 ///
 /// # Errors
 /// When any pair is answered.
-pub(super) fn strangers_stay_out(world: &World, pods: &Pods, when: &str) -> Result<()> {
-    let mut pairs: Vec<(&Place, IpAddr)> = Vec::new();
+pub(super) fn outsiders_stay_out(world: &World, pods: &Pods, when: &str) -> Result<()> {
+    let mut pairs: Vec<(&Namespaces, IpAddr)> = Vec::new();
     for outsider in ["edge-b1", "edge-c1"] {
         for member in ["edge-a1", "edge-a2"] {
             let (outsider, member) = (pods.of(outsider), pods.of(member));
@@ -43,10 +43,10 @@ pub(super) fn strangers_stay_out(world: &World, pods: &Pods, when: &str) -> Resu
 ///
 /// # Errors
 /// The first check that does not hold.
-pub(super) fn nobody_else(world: &World, pods: &Pods) -> Result<()> {
+pub(super) fn check_isolation(world: &World, pods: &Pods) -> Result<()> {
     world.checks.part("No reach");
-    strangers_stay_out(world, pods, "with all agents running")?;
-    super::posing::a_pod_is_itself(world, pods)?;
+    outsiders_stay_out(world, pods, "with all agents running")?;
+    super::pod_spoofing::a_pod_is_itself(world, pods)?;
     forger(world, pods)?;
     hostile_member(world, pods)?;
     neighbour(world, pods)?;
@@ -56,14 +56,14 @@ pub(super) fn nobody_else(world: &World, pods: &Pods) -> Result<()> {
 }
 
 /// Packets that policies or our tables of nftables kept out.
-fn refused(place: &Place) -> Result<u64> {
+fn refused(place: &Namespaces) -> Result<u64> {
     let stat = place.xfrm_stat()?;
     let policies: u64 = REFUSALS.iter().filter_map(|name| stat.get(*name)).sum();
     Ok(policies + dropped(place)?)
 }
 
 /// What the counters of our tables have counted: only rules that drop have one.
-fn dropped(place: &Place) -> Result<u64> {
+fn dropped(place: &Namespaces) -> Result<u64> {
     let listed = place.sh("for family in inet bridge; do nft list table $family edge-cni 2>/dev/null || true; done")?;
     let mut words = listed.split_whitespace();
     let mut sum = 0;
@@ -75,7 +75,7 @@ fn dropped(place: &Place) -> Result<u64> {
     Ok(sum)
 }
 
-fn which(place: &Place, before: &std::collections::BTreeMap<String, u64>) -> Result<String> {
+fn which(place: &Namespaces, before: &std::collections::BTreeMap<String, u64>) -> Result<String> {
     let risen: Vec<_> = place
         .xfrm_stat()?
         .into_iter()
@@ -95,7 +95,7 @@ fn forged(pods: &Pods) -> Result<IpAddr> {
     Ok(IpAddr::from([a, b, c, d + 1]))
 }
 
-fn ping_from(from: &Place, source: IpAddr, to: IpAddr) -> Result<()> {
+fn ping_from(from: &Namespaces, source: IpAddr, to: IpAddr) -> Result<()> {
     let source = source.to_string();
     let to = to.to_string();
     from.output(from.command("ping").args(["-n", "-q", "-c", "3", "-i", "0.1", "-W", "0.3", "-I", &source, &to]))?;
@@ -219,14 +219,14 @@ fn neighbour(world: &World, pods: &Pods) -> Result<()> {
     neighbour.sh(&format!("ip addr del {source}/32 dev lo && ip route del {target}/32"))?;
     // The neighbour's packets are on a1's wire, in clear, by intent: they are not ours to answer
     // for.
-    world.look_at_the_wire().map(drop)
+    world.new_frames().map(drop)
 }
 
 /// With the agents of a1 and b1 killed, everything that was kept is kept.
 fn killed_agents(world: &World, pods: &Pods) -> Result<()> {
     world.end("edge-a1", Signal::KILL)?;
     world.end("edge-b1", Signal::KILL)?;
-    strangers_stay_out(world, pods, "with the agents of a1 and b1 killed")?;
+    outsiders_stay_out(world, pods, "with the agents of a1 and b1 killed")?;
     only_esp_on_the_wire(world, "with agents killed")?;
     world.start_agent("edge-a1")?;
     world.start_agent("edge-b1")?;

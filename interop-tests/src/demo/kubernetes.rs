@@ -8,17 +8,17 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, ensure};
 use rustix::process::Signal;
 
-use super::isolation::{joining_and_leaving, strangers_stay_out};
+use super::ca_rollover::to_another_authority;
+use super::isolation::{joining_and_leaving, outsiders_stay_out};
 use super::pod::reaches;
 use super::reach::{self, Pods, only_esp_on_the_wire};
-use super::rollover::to_another_authority;
-use super::undisturbed::Undisturbed;
+use super::tunnel_watch::TunnelWatch;
 use super::world::{CONTROLLER_PORT, EDGES, NODES, REPLICA_PORT, World};
 use crate::kube::{self, ControlPlane, Options};
 use crate::runner::{Lab, skip};
-use crate::topology::Place;
+use crate::topology::Namespaces;
 
-const PATIENCE: Duration = Duration::from_secs(20);
+const TIMEOUT: Duration = Duration::from_secs(20);
 
 /// An API server, and the controller's way to it.
 pub(super) struct Kubernetes {
@@ -32,8 +32,8 @@ impl Kubernetes {
     ///
     /// # Errors
     /// When it does not come up, or refuses what `deploy/` holds.
-    fn start(host: &Place) -> Result<Self> {
-        let (prefix, logs) = (host.entering(), Some(host.out().join("kube")));
+    fn start(host: &Namespaces) -> Result<Self> {
+        let (prefix, logs) = (host.nsenter(), Some(host.out().join("kube")));
         let plane = ControlPlane::start_with("demo", Options { prefix, logs, ..Options::default() })?;
         let deploy = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../deploy");
         plane.apply(&deploy.join("crds"))?;
@@ -87,7 +87,7 @@ pub(super) fn run(lab: &Lab) -> Result<()> {
     let kubernetes = world.kubernetes.as_ref().context("it was started")?;
     let pods = reach::bring_up(&world)?;
     members_reach(&world, &pods)?;
-    strangers_stay_out(&world, &pods, "with communities from Node objects")?;
+    outsiders_stay_out(&world, &pods, "with communities from Node objects")?;
     joining_and_leaving(&world, &pods)?;
     what_kubectl_shows(&world, kubernetes)?;
     two_replicas(&world, kubernetes, &pods)?;
@@ -105,7 +105,7 @@ fn members_reach(world: &World, pods: &Pods) -> Result<()> {
     for (from, to) in [(a1, a2), (a2, a1)] {
         let address = to.v4.context("no IPv4")?.into();
         let what = format!("{}'s pod reaches {}'s", from.node, to.node);
-        world.checks.comes_true(&what, "*.edge-agent.log", PATIENCE, || reaches(&from.pod, address))?;
+        world.checks.comes_true(&what, "*.edge-agent.log", TIMEOUT, || reaches(&from.pod, address))?;
     }
     Ok(())
 }
@@ -116,7 +116,7 @@ fn what_kubectl_shows(world: &World, kubernetes: &Kubernetes) -> Result<()> {
     world.checks.comes_true(
         "kubectl get edgenodes shows roles, communities, segments, tunnels",
         "kubectl",
-        PATIENCE,
+        TIMEOUT,
         || {
             let table = kubernetes.plane.kubectl(&["get", "edgenodes"])?;
             for node in NODES {
@@ -145,9 +145,9 @@ fn two_replicas(world: &World, kubernetes: &Kubernetes, pods: &Pods) -> Result<(
     let checks = &world.checks;
     checks.part("A second replica: the first is killed, then it is back and the second is stopped");
     world.start_replica()?;
-    let undisturbed = Undisturbed::begin(world, pods)?;
+    let undisturbed = TunnelWatch::begin(world, pods)?;
     let follow = |what: &str, port: u16| {
-        checks.comes_true(what, "*.edge-agent.log", PATIENCE, || {
+        checks.comes_true(what, "*.edge-agent.log", TIMEOUT, || {
             for node in NODES {
                 let cloud = &world.status(node)?["cloud"];
                 let there = cloud["url"].as_str().is_some_and(|url| url.contains(&format!(":{port}")));
@@ -159,18 +159,18 @@ fn two_replicas(world: &World, kubernetes: &Kubernetes, pods: &Pods) -> Result<(
     let first = kubernetes.leader()?;
     world.end("controller", Signal::KILL)?;
     follow("the first is killed, and all agents follow the second", REPLICA_PORT)?;
-    checks.comes_true("which leads when the lease of the first has run out", "*.controller.log", PATIENCE, || {
+    checks.comes_true("which leads when the lease of the first has run out", "*.controller.log", TIMEOUT, || {
         let now = kubernetes.leader()?;
         ensure!(!now.is_empty() && now != first, "{now:?} leads");
         Ok(())
     })?;
     world.label("edge-b1", "fabedge/edge-community=alpha")?;
-    checks.comes_true("it tells a1 of a new member", "*.edge-agent.log", PATIENCE, || {
+    checks.comes_true("it tells a1 of a new member", "*.edge-agent.log", TIMEOUT, || {
         ensure!(super::status::peer(&world.status("edge-a1")?, "edge-b1").is_some(), "it does not know b1");
         Ok(())
     })?;
     world.label("edge-b1", "fabedge/edge-community-")?;
-    checks.comes_true("and that it is none any more", "*.edge-agent.log", PATIENCE, || {
+    checks.comes_true("and that it is none any more", "*.edge-agent.log", TIMEOUT, || {
         ensure!(super::status::peer(&world.status("edge-a1")?, "edge-b1").is_none(), "it still knows b1");
         Ok(())
     })?;
@@ -208,7 +208,7 @@ fn without_the_api_server(world: &World, kubernetes: &Kubernetes, pods: &Pods) -
     talk("without the controller as well")?;
     kubernetes.plane.start_api_server()?;
     world.start_controller()?;
-    checks.comes_true("both back, the agents find them", "*.edge-agent.log", PATIENCE, || {
+    checks.comes_true("both back, the agents find them", "*.edge-agent.log", TIMEOUT, || {
         for node in ["edge-a1", "edge-a2"] {
             let status = world.status(node)?;
             ensure!(status["cloud"]["connected"] == true, "{node}: {}", status["cloud"]);
@@ -223,11 +223,11 @@ fn a_node_that_is_deleted(world: &World, kubernetes: &Kubernetes, pods: &Pods) -
     let checks = &world.checks;
     checks.part("End: the Node object of a2 is deleted");
     kubernetes.plane.kubectl(&["delete", "node", "edge-a2", "--wait=false"])?;
-    checks.comes_true("its tunnel to a1 is gone at a1's end", "*.edge-agent.log", PATIENCE, || {
+    checks.comes_true("its tunnel to a1 is gone at a1's end", "*.edge-agent.log", TIMEOUT, || {
         ensure!(super::status::peer(&world.status("edge-a1")?, "edge-a2").is_none(), "status still names it");
         Ok(())
     })?;
-    checks.comes_true("its certificate is refused", "edge-a2.edge-agent.log", PATIENCE, || {
+    checks.comes_true("its certificate is refused", "edge-a2.edge-agent.log", TIMEOUT, || {
         let status = world.status("edge-a2")?;
         ensure!(status["cloud"]["connected"] == false, "it is connected: {}", status["cloud"]);
         let said = status["cloud"]["last_error"].as_str().unwrap_or_default();

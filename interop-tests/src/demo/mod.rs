@@ -1,40 +1,42 @@
-//! The demo: the whole system on six machines, and what it claims, checked one by one.
+//! The demo: the whole system on six machines, and each of its claims checked.
 //!
-//! - `world`: the network, its routers' captures, starting and ending programs.
-//! - `cloud`, `pod`, `status`: the operator's, the runtime's and a script's way to the programs.
-//! - `wire`: what the captures hold. `check`: claims, counted.
-//! - `kubernetes`: the same with nodes, labels and segments in a real API server; `rollover`:
-//!   another authority takes over; `undisturbed`: what must go on meanwhile.
-//! - `firewall`: a scenario of its own in the same network: who gets nowhere by routing through an
-//!   edge, and what others' rules do.
-//! - `early`, `reach`, `lan`, `isolation` with `posing`, `truth`, `change`, `alone`: the parts, in
-//!   order.
+//! - `world`: the network, the captures on its routers, and the programs that run in it.
+//! - `operator`, `pod`, `status`: what an operator, a container runtime and a script do.
+//! - `captured_frames`: what the captures hold. `checks`: counts the checks and shows them.
+//! - The demo's parts, in their order: `before_agent`, `reach`, `lan_hosts`, `isolation` with
+//!   `pod_spoofing`, `status_and_kernel`, `changes_under_load`, `controller_outage`,
+//!   `deregistration`.
+//! - `kubernetes`: a scenario with nodes, labels and segments in a real API server. Its parts:
+//!   `ca_rollover`, and `tunnel_watch` for what must not be interrupted meanwhile.
+//! - `firewall`: a scenario in the same network: hosts that route through an edge reach nothing, and
+//!   rules of other programs are coped with or named.
 
-mod alone;
-mod change;
-mod check;
-mod cloud;
-mod early;
+mod before_agent;
+mod ca_rollover;
+mod captured_frames;
+mod changes_under_load;
+mod checks;
+mod controller_outage;
+mod deregistration;
 mod firewall;
 mod isolation;
 mod kubernetes;
-mod lan;
+mod lan_hosts;
+mod operator;
 mod pod;
-mod posing;
+mod pod_spoofing;
 mod reach;
-mod rollover;
 mod status;
+mod status_and_kernel;
 pub mod tcp;
-mod truth;
-mod undisturbed;
-mod wire;
+mod tunnel_watch;
 mod world;
 
 use std::process::ExitCode;
 
 use anyhow::Result;
 
-use crate::runner::{Lab, RunOptions, Scenario, Verdict, outcomes};
+use crate::runner::{Lab, RunOptions, Scenario, TestResult, outcomes};
 use world::World;
 
 pub use firewall::SCENARIO as FIREWALL;
@@ -65,29 +67,29 @@ pub const KUBERNETES: Scenario = Scenario {
 pub fn main(backend: Option<String>, keep: bool) -> Result<ExitCode> {
     let options = RunOptions { names: vec![SCENARIO.name.to_owned()], backend, keep };
     let outcomes = outcomes(&options, |outcome, kept| {
-        if outcome.result != Verdict::Pass {
+        if outcome.result != TestResult::Pass {
             eprintln!("\ndemo: {}\n  logs and captures: {}", outcome.why, kept.display());
         }
         Ok(())
     })?;
-    Ok(ExitCode::from(u8::from(!outcomes.iter().all(|outcome| outcome.result == Verdict::Pass))))
+    Ok(ExitCode::from(u8::from(!outcomes.iter().all(|outcome| outcome.result == TestResult::Pass))))
 }
 
 fn run(lab: &Lab) -> Result<()> {
     let world = World::build(lab)?;
-    early::nothing_leaves_in_clear(&world)?;
+    before_agent::nothing_leaves_in_clear(&world)?;
     let pods = reach::bring_up(&world)?;
     reach::everyone_reaches(&world, &pods)?;
     reach::spis_are_the_kernels(&world)?;
-    lan::no_way_in_but_a_way_out(&world, &pods)?;
-    isolation::nobody_else(&world, &pods)?;
-    truth::kernel_and_status_agree(&world)?;
-    change::under_load(&world, &pods)?;
-    let _grown = change::growth(&world, &pods)?;
-    alone::without_the_cloud(&world, &pods)?;
-    alone::the_end_of_a2(&world, &pods)?;
+    lan_hosts::no_way_in_but_a_way_out(&world, &pods)?;
+    isolation::check_isolation(&world, &pods)?;
+    status_and_kernel::kernel_and_status_agree(&world)?;
+    changes_under_load::rekey_and_move(&world, &pods)?;
+    let _grown = changes_under_load::growth(&world, &pods)?;
+    controller_outage::pods_keep_talking(&world, &pods)?;
+    deregistration::a2_leaves(&world, &pods)?;
     reach::only_esp_on_the_wire(&world, "to the very end")?;
-    alone::down(&world)?;
+    deregistration::agent_down(&world)?;
     world.end_captures()?;
     eprintln!("\ndemo: {} checks passed in {:.0} s", world.checks.passed(), world.checks.elapsed().as_secs_f64());
     Ok(())

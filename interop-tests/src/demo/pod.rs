@@ -9,7 +9,7 @@ use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
 
 use super::world::{CLUSTER_RANGES, World};
-use crate::topology::{Place, Pod};
+use crate::topology::{Namespaces, Pod};
 
 /// Where `edge-agent install-cni` puts the list of plugins, and where a runtime reads it.
 pub(super) const CONFLIST: &str = "/etc/cni/net.d/10-edge-cni.conflist";
@@ -32,7 +32,7 @@ pub(super) struct DemoPod {
 }
 
 /// What the plugin answered.
-pub(super) struct Answer {
+pub(super) struct PluginOutput {
     /// Whether it ended with 0.
     pub(super) ok: bool,
     /// Its result or error.
@@ -81,7 +81,7 @@ impl World<'_> {
     ///
     /// # Errors
     /// When it cannot be run or answers with something that is no JSON.
-    pub(super) fn cni(&self, node: &str, verb: &str, container_id: &str, netns: &str) -> Result<Answer> {
+    pub(super) fn cni(&self, node: &str, verb: &str, container_id: &str, netns: &str) -> Result<PluginOutput> {
         let host = self.node(node);
         let stdin = host.out().join(format!("{node}.cni-stdin.json"));
         std::fs::write(&stdin, self.network_configuration(node)?.to_string())?;
@@ -101,7 +101,7 @@ impl World<'_> {
         } else {
             serde_json::from_str(&text).with_context(|| format!("{verb} answered {text:?}"))?
         };
-        Ok(Answer { ok: out.status.success(), body })
+        Ok(PluginOutput { ok: out.status.success(), body })
     }
 
     /// Makes a pod's namespace and runs ADD.
@@ -142,7 +142,7 @@ impl World<'_> {
 ///
 /// # Errors
 /// When it does not.
-pub(super) fn reaches(from: &Place, to: IpAddr) -> Result<()> {
+pub(super) fn reaches(from: &Namespaces, to: IpAddr) -> Result<()> {
     ensure!(from.reaches(&to.to_string(), ANSWER)?, "{to} does not answer {}", from.name());
     Ok(())
 }
@@ -151,7 +151,7 @@ pub(super) fn reaches(from: &Place, to: IpAddr) -> Result<()> {
 ///
 /// # Errors
 /// When ping cannot be run.
-pub(super) fn answered(pairs: &[(&Place, IpAddr)]) -> Result<Vec<String>> {
+pub(super) fn answered(pairs: &[(&Namespaces, IpAddr)]) -> Result<Vec<String>> {
     std::thread::scope(|scope| {
         let tries: Vec<_> = pairs
             .iter()

@@ -32,9 +32,9 @@ pub fn serve(port: u16, text: &str) -> Result<()> {
 /// # Errors
 /// When nobody answers within two seconds.
 pub fn fetch(address: &str) -> Result<String> {
-    let patience = Duration::from_secs(2);
-    let mut stream = TcpStream::connect_timeout(&address.parse()?, patience).context("connecting")?;
-    stream.set_read_timeout(Some(patience))?;
+    let timeout = Duration::from_secs(2);
+    let mut stream = TcpStream::connect_timeout(&address.parse()?, timeout).context("connecting")?;
+    stream.set_read_timeout(Some(timeout))?;
     let mut text = String::new();
     stream.read_to_string(&mut text).context("reading")?;
     Ok(text)

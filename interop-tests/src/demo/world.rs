@@ -7,9 +7,9 @@ use anyhow::{Context as _, Result};
 use ipnetwork::IpNetwork;
 use rustix::process::Signal;
 
-use super::check::Checks;
+use super::captured_frames::{ExpectedTraffic, FrameCounts, Kind};
+use super::checks::Checks;
 use super::kubernetes::Kubernetes;
-use super::wire::{Kind, Known, Seen};
 use crate::runner::Lab;
 use crate::topology::{Capture, Net, Node, Plan, Process};
 
@@ -138,7 +138,7 @@ pub(super) struct World<'lab> {
     /// The API server from which the controller learns of nodes; without one the operator tells it.
     pub(super) kubernetes: Option<Kubernetes>,
     watched: RefCell<Vec<Watched>>,
-    known: Known,
+    known: ExpectedTraffic,
 }
 
 impl<'lab> World<'lab> {
@@ -162,7 +162,7 @@ impl<'lab> World<'lab> {
             running: RefCell::default(),
             kubernetes: None,
             watched: RefCell::new(watched),
-            known: Known { guarded, controller_ports: [CONTROLLER_PORT, REPLICA_PORT] },
+            known: ExpectedTraffic { guarded, controller_ports: [CONTROLLER_PORT, REPLICA_PORT] },
         })
     }
 
@@ -175,16 +175,16 @@ impl<'lab> World<'lab> {
     ///
     /// # Errors
     /// When a mark does not come through, or a file cannot be read.
-    pub(super) fn look_at_the_wire(&self) -> Result<Seen> {
-        let mut all = Seen::default();
+    pub(super) fn new_frames(&self) -> Result<FrameCounts> {
+        let mut all = FrameCounts::default();
         for watched in self.watched.borrow_mut().iter_mut() {
             let router = self.node(watched.router);
-            let mark = |seen: &Seen| seen.count(|kind| *kind == Kind::Mark);
-            let before = mark(&Seen::read(watched.capture.file(), watched.read, &self.known)?);
+            let mark = |seen: &FrameCounts| seen.count(|kind| *kind == Kind::Mark);
+            let before = mark(&FrameCounts::read(watched.capture.file(), watched.read, &self.known)?);
             // The echo's answer comes after everything that was on this wire before.
             router.run(router.command("ping").args(["-n", "-q", "-c", "1", "-W", "5", watched.beyond]))?;
             let seen = crate::wait::for_event("a mark in the capture", || {
-                let seen = Seen::read(watched.capture.file(), watched.read, &self.known)?;
+                let seen = FrameCounts::read(watched.capture.file(), watched.read, &self.known)?;
                 anyhow::ensure!(
                     mark(&seen) >= before + 2,
                     "{} holds {} marks",

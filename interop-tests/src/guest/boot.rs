@@ -74,11 +74,11 @@ impl Guest {
     ///
     /// # Errors
     /// When the guest ended without an event; the message holds the end of its console.
-    pub fn event(&mut self, patience: Option<Duration>) -> Result<Option<Event>> {
+    pub fn event(&mut self, timeout: Option<Duration>) -> Result<Option<Event>> {
         use std::sync::mpsc::RecvTimeoutError;
-        let got = match patience {
+        let got = match timeout {
             None => self.events.recv().map_err(|_| RecvTimeoutError::Disconnected),
-            Some(patience) => self.events.recv_timeout(patience),
+            Some(timeout) => self.events.recv_timeout(timeout),
         };
         match got {
             Ok(event) => Ok(Some(event)),

@@ -9,16 +9,16 @@
 //! - `worker`: runs the job, in the guest or (without a kernel of our own) in private namespaces of
 //!   the host.
 
+mod backend;
 mod boot;
 mod init;
-mod namespaces;
 mod spec;
 mod tty;
 mod worker;
 
+pub use backend::{Backend, choose};
 pub use boot::{Guest, Output};
 pub use init::main as init;
-pub use namespaces::{Backend, choose};
 pub use spec::{Event, Job, Spec};
-pub(crate) use worker::Wiring;
+pub(crate) use worker::JobIo;
 pub use worker::main as worker;

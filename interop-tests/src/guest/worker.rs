@@ -10,11 +10,11 @@ use std::process::{Command, ExitCode, ExitStatus, Stdio};
 use anyhow::{Context as _, Result};
 use rustix::termios::{Winsize, tcdrain};
 
-use super::{Event, Job, Spec, namespaces, tty};
+use super::{Event, Job, Spec, backend, tty};
 
 /// What a job's programs are connected to.
 #[derive(Debug, Clone, Copy)]
-pub(crate) enum Wiring {
+pub(crate) enum JobIo {
     /// Serial lines of the guest; output is bytes, there is no input.
     Lines,
     /// A serial line that is a terminal of the host.
@@ -34,9 +34,9 @@ pub fn main(dir: &Path, events: Option<&Path>) -> Result<ExitCode> {
         Some(path) => File::options().write(true).open(path)?,
     });
     let wiring = match (&spec.job, events) {
-        (_, Some(_)) => Wiring::Inherited,
-        (Job::Exec { terminal: true, .. } | Job::Run { keep: true, .. }, None) => Wiring::Terminal(spec.window),
-        _ => Wiring::Lines,
+        (_, Some(_)) => JobIo::Inherited,
+        (Job::Exec { terminal: true, .. } | Job::Run { keep: true, .. }, None) => JobIo::Terminal(spec.window),
+        _ => JobIo::Lines,
     };
     tell.tell(&Event::Ready)?;
     let event = match run(&spec, wiring, &mut tell) {
@@ -60,13 +60,13 @@ impl Events {
     }
 }
 
-fn run(spec: &Spec, wiring: Wiring, events: &mut Events) -> Result<i32> {
-    if matches!(wiring, Wiring::Inherited) {
-        namespaces::protect_host()?;
+fn run(spec: &Spec, wiring: JobIo, events: &mut Events) -> Result<i32> {
+    if matches!(wiring, JobIo::Inherited) {
+        backend::protect_host()?;
     }
     Command::new("ip")
         .args(["link", "set", "lo", "up"])
-        .env("PATH", crate::tools::search_path())
+        .env("PATH", crate::executables::search_path())
         .status()
         .context("ip cannot be run")?;
     match &spec.job {
@@ -75,18 +75,18 @@ fn run(spec: &Spec, wiring: Wiring, events: &mut Events) -> Result<i32> {
             Ok(status.code().unwrap_or_else(|| 128 + status.signal().unwrap_or(0)))
         }
         Job::Run { scenarios, out, programs, keep } => {
-            let ground = crate::runner::Ground { out, programs, keep: *keep, env: &spec.env, wiring };
-            crate::runner::run_all(scenarios, &ground, |event| events.tell(&event))?;
+            let context = crate::runner::RunContext { out, programs, keep: *keep, env: &spec.env, wiring };
+            crate::runner::run_all(scenarios, &context, |event| events.tell(&event))?;
             Ok(0)
         }
     }
 }
 
-fn exec(spec: &Spec, argv: &[String], wiring: Wiring) -> Result<ExitStatus> {
+fn exec(spec: &Spec, argv: &[String], wiring: JobIo) -> Result<ExitStatus> {
     let mut command = wiring.command(argv)?;
     command.env_clear().envs(spec.env.iter().map(|(key, value)| (key, value))).current_dir(&spec.cwd);
     let name = argv.first().map_or("", String::as_str);
-    if !matches!(wiring, Wiring::Lines) {
+    if !matches!(wiring, JobIo::Lines) {
         return command.status().with_context(|| format!("{name} cannot be run"));
     }
     // A pipe in between: programs see no terminal, and all they wrote has been passed on before the
@@ -114,7 +114,7 @@ fn carry(mut from: impl Read, to: &str) -> Result<()> {
     Ok(())
 }
 
-impl Wiring {
+impl JobIo {
     /// A command whose input and output are connected in this way.
     pub(crate) fn command(self, argv: &[String]) -> Result<Command> {
         let (program, args) = argv.split_first().context("no program was given")?;

@@ -16,7 +16,7 @@ const OBJECTS: usize = 1113;
 pub(super) fn require_tools() -> Result<()> {
     let missing: Vec<_> = ["gcc", "make", "flex", "bison", "bc", "xz", "dpkg-deb", "apt-get"]
         .into_iter()
-        .filter(|tool| crate::tools::find(tool).is_none())
+        .filter(|tool| crate::executables::find(tool).is_none())
         .collect();
     if missing.is_empty() {
         return Ok(());

@@ -5,18 +5,18 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 
-use crate::cache::{self, Shelf};
+use crate::cache::{self, BuildCache};
 
 /// The folder of built kernels for one set of options.
 pub(super) struct Cache {
-    shelf: Shelf,
+    shelf: BuildCache,
     options: String,
 }
 
 impl Cache {
     /// Opens the cache for kernels with these options, making its folder.
     pub(super) fn open(options: &str) -> Result<Self> {
-        Ok(Self { shelf: Shelf::open("lab-kernel", "the lab kernel")?, options: cache::digest(&[options]) })
+        Ok(Self { shelf: BuildCache::open("lab-kernel", "the lab kernel")?, options: cache::digest(&[options]) })
     }
 
     /// The kernel of one source version, if it is there.

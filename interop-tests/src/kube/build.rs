@@ -7,8 +7,8 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, Result, bail};
 
+use crate::executables;
 use crate::progress::Progress;
-use crate::tools;
 
 /// The pinned release and its libraries.
 pub(super) const GO_MOD: &str = include_str!("../../kube/go.mod");
@@ -30,7 +30,7 @@ pub(super) fn go() -> Result<PathBuf> {
     let wanted = GO_MOD.lines().find_map(|line| line.strip_prefix("go ")).context("go.mod names no Go version")?;
     let get = "install it from https://go.dev/dl (Debian's may be too old) or name ready programs in";
     let Some(go) =
-        tools::find("go").or_else(|| Some("/usr/local/go/bin/go".into()).filter(|go: &PathBuf| go.is_file()))
+        executables::find("go").or_else(|| Some("/usr/local/go/bin/go".into()).filter(|go: &PathBuf| go.is_file()))
     else {
         bail!("building kube-apiserver needs Go {wanted} or newer, and there is no `go`: {get} {}", super::OVERRIDE);
     };

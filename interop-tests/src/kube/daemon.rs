@@ -16,7 +16,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use crate::wait;
 
 /// How long a program may take to come up or to go, on a loaded machine.
-pub(super) const PATIENCE: Duration = Duration::from_secs(120);
+pub(super) const TIMEOUT: Duration = Duration::from_secs(120);
 
 /// A running program. It is killed when dropped.
 #[derive(Debug)]
@@ -62,7 +62,7 @@ impl Daemon {
     /// Asks `probe` until it succeeds; fails at once when the program ends.
     pub(super) fn until<T>(&mut self, what: &str, mut probe: impl FnMut(&Self) -> Result<T>) -> Result<T> {
         let log = self.log.clone();
-        let waited = wait::until(what, PATIENCE, || {
+        let waited = wait::until(what, TIMEOUT, || {
             // Ask first, probe then: what it did last counts.
             let ended = self.child.try_wait()?;
             match (probe(self), ended) {
@@ -88,7 +88,7 @@ impl Daemon {
             kill_process(pid, Signal::TERM).with_context(|| format!("ending {}", self.name))?;
         }
         let (name, log) = (self.name, self.log.clone());
-        wait::until(&format!("the end of {name}"), PATIENCE, || self.child.try_wait()?.context("still running"))
+        wait::until(&format!("the end of {name}"), TIMEOUT, || self.child.try_wait()?.context("still running"))
             .with_context(|| format!("its log is {}", log.display()))?;
         Ok(())
     }

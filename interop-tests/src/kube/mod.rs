@@ -6,16 +6,16 @@
 //! objects that a test makes, and a namespace that is deleted stays in `Terminating`.
 
 mod build;
+mod control_plane;
 mod daemon;
 mod pki;
-mod plane;
 mod port;
 mod programs;
-mod rights;
+mod rbac;
 mod session;
 pub mod suite;
 
-pub use plane::{ControlPlane, Options, Storage};
+pub use control_plane::{ControlPlane, Options, Storage};
 pub use programs::{OVERRIDE, Programs, RELEASE, ensure, obstacle};
-pub use rights::Subject;
+pub use rbac::Subject;
 pub use session::session;

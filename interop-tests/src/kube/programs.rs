@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, Result, bail};
 
 use super::build;
-use crate::cache::{self, Shelf};
-use crate::tools;
+use crate::cache::{self, BuildCache};
+use crate::executables;
 
 /// Environment variable that names a folder with ready `kube-apiserver` and `kubectl`, for machines
 /// that cannot build them.
@@ -55,7 +55,7 @@ pub(super) struct Helpers {
 impl Helpers {
     pub(super) fn find() -> Result<Self> {
         let find = |program: &str, package: &str| {
-            tools::find(program).with_context(|| {
+            executables::find(program).with_context(|| {
                 format!("{program} is missing: run .ci/install as root, or install Debian's package {package}")
             })
         };
@@ -109,13 +109,13 @@ pub fn obstacle() -> Option<String> {
     found().err().map(|error| format!("{error:#}"))
 }
 
-fn shelf() -> Result<(Shelf, String)> {
+fn shelf() -> Result<(BuildCache, String)> {
     let pin = ["k8s.io/kubernetes", RELEASE];
     if !build::GO_MOD.lines().any(|line| line.trim_start_matches("require ").split_whitespace().take(2).eq(pin)) {
         bail!("interop-tests/kube/go.mod does not pin {RELEASE}: run interop-tests/kube/pin {RELEASE}");
     }
     let inputs = cache::digest(&[build::GO_MOD, build::GO_SUM]);
-    Ok((Shelf::open("kube", "kube-apiserver and kubectl")?, format!("{RELEASE}-{inputs}")))
+    Ok((BuildCache::open("kube", "kube-apiserver and kubectl")?, format!("{RELEASE}-{inputs}")))
 }
 
 #[cfg(test)]

@@ -23,7 +23,7 @@ pub fn session(api_server: Vec<String>, argv: Vec<String>) -> Result<ExitCode> {
     let status = Command::new(&argv[0])
         .args(&argv[1..])
         .env("KUBECONFIG", plane.kubeconfig())
-        .env("PATH", format!("{}:{}", tools.display(), crate::tools::search_path()))
+        .env("PATH", format!("{}:{}", tools.display(), crate::executables::search_path()))
         .status()
         .with_context(|| format!("{} cannot be run", argv[0]))?;
     let code = status.code().or_else(|| status.signal().map(|signal| 128 + signal)).unwrap_or(1);

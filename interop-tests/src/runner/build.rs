@@ -8,7 +8,7 @@ use anyhow::{Context as _, Result, bail};
 use super::Scenario;
 use crate::kube;
 use crate::progress::Progress;
-use crate::scenarios::crates;
+use crate::scenarios::crate_tests;
 
 /// Environment variable that names a folder with ready programs; nothing is built then.
 const PROGRAMS: &str = "EDGE_LAB_PROGRAMS";
@@ -38,7 +38,8 @@ pub(super) fn programs() -> Result<PathBuf> {
 /// Builds the crates' own tests that these scenarios run; returns the environment variables that
 /// name them.
 pub(super) fn tests(scenarios: &[&Scenario]) -> Result<Vec<(String, String)>> {
-    let wanted = crates::TESTS.iter().filter(|test| scenarios.iter().any(|scenario| scenario.name == test.scenario));
+    let wanted =
+        crate_tests::TESTS.iter().filter(|test| scenarios.iter().any(|scenario| scenario.name == test.scenario));
     let mut named = Vec::new();
     for test in wanted {
         let progress = Progress::start(&format!("building the tests of {}", test.package));

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, bail};
 
 use super::build;
-use super::{Outcome, Scenario, Verdict, folder};
+use super::{Outcome, Scenario, TestResult, folder};
 use crate::guest::{Backend, Event, Guest, Job, Output, Spec, choose};
 
 /// A guest that has said nothing for so long after a scenario's deadline is hung itself.
@@ -69,14 +69,14 @@ pub fn run(options: &RunOptions) -> Result<ExitCode> {
         writeln!(stdout)?;
         stdout.flush()?;
         match outcome.result {
-            Verdict::Pass => eprintln!("  passed in {:.1} s", outcome.seconds),
-            Verdict::Skip => eprintln!("  skipped: {}", outcome.why),
-            Verdict::Fail => eprintln!("  FAILED: {}\n  logs and captures: {}", outcome.why, kept.display()),
+            TestResult::Pass => eprintln!("  passed in {:.1} s", outcome.seconds),
+            TestResult::Skip => eprintln!("  skipped: {}", outcome.why),
+            TestResult::Fail => eprintln!("  FAILED: {}\n  logs and captures: {}", outcome.why, kept.display()),
         }
         Ok(())
     })?;
     let count = |verdict| outcomes.iter().filter(|outcome| outcome.result == verdict).count();
-    let (passed, failed, skipped) = (count(Verdict::Pass), count(Verdict::Fail), count(Verdict::Skip));
+    let (passed, failed, skipped) = (count(TestResult::Pass), count(TestResult::Fail), count(TestResult::Skip));
     eprintln!("{passed} passed, {failed} failed, {skipped} skipped");
     Ok(ExitCode::from(u8::from(failed > 0)))
 }
@@ -139,11 +139,11 @@ fn one_lab(
     let mut done = 0;
     let mut begun = Instant::now();
     loop {
-        let patience = match queue.get(done) {
+        let timeout = match queue.get(done) {
             Some(scenario) if !keep => Some((scenario.deadline + GUEST_GRACE).saturating_sub(begun.elapsed())),
             _ => None,
         };
-        let why = match lab.event(patience) {
+        let why = match lab.event(timeout) {
             Ok(Some(Event::Ready)) => continue,
             Ok(Some(Event::Begun { scenario })) => {
                 begun = Instant::now();
@@ -172,7 +172,7 @@ fn one_lab(
         };
         let outcome = Outcome {
             scenario: scenario.name.to_owned(),
-            result: Verdict::Fail,
+            result: TestResult::Fail,
             seconds: begun.elapsed().as_secs_f64(),
             why,
         };

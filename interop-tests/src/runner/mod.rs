@@ -20,7 +20,7 @@ use serde::{Deserialize, Serialize};
 
 pub use cli::{RunOptions, list, outcomes, run};
 pub use lab::{Lab, Skip, skip};
-pub(crate) use serial::{Ground, run_all};
+pub(crate) use serial::{RunContext, run_all};
 pub use single::main as single;
 
 /// A test of the whole, in the lab.
@@ -42,7 +42,7 @@ pub struct Scenario {
 /// How a scenario ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Verdict {
+pub enum TestResult {
     /// It held.
     Pass,
     /// It did not, or it did not end in time.
@@ -57,7 +57,7 @@ pub struct Outcome {
     /// The scenario's name.
     pub scenario: String,
     /// How it ended.
-    pub result: Verdict,
+    pub result: TestResult,
     /// How long it took, in seconds.
     pub seconds: f64,
     /// Why it failed or was skipped; empty for one that passed.

@@ -6,15 +6,15 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
 
-use super::{Outcome, Scenario, Verdict, folder};
-use crate::guest::{Event, Wiring};
+use super::{Outcome, Scenario, TestResult, folder};
+use crate::guest::{Event, JobIo};
 
 /// How long after its deadline a scenario has to write down why, before it is killed.
 const GRACE: Duration = Duration::from_secs(10);
 
 /// What all scenarios of a run share.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Ground<'a> {
+pub(crate) struct RunContext<'a> {
     /// Where each scenario has its folder.
     pub(crate) out: &'a Path,
     /// Where the programs under test lie.
@@ -24,24 +24,28 @@ pub(crate) struct Ground<'a> {
     /// The environment of a scenario.
     pub(crate) env: &'a [(String, String)],
     /// What a scenario's own output goes to.
-    pub(crate) wiring: Wiring,
+    pub(crate) wiring: JobIo,
 }
 
 /// Runs the scenarios and tells of each when it begins and when it has ended.
 ///
 /// # Errors
 /// When the listener is gone; a scenario's failure is an [`Outcome`].
-pub(crate) fn run_all(names: &[String], ground: &Ground<'_>, mut tell: impl FnMut(Event) -> Result<()>) -> Result<()> {
+pub(crate) fn run_all(
+    names: &[String],
+    context: &RunContext<'_>,
+    mut tell: impl FnMut(Event) -> Result<()>,
+) -> Result<()> {
     for name in names {
         tell(Event::Begun { scenario: name.clone() })?;
         let started = Instant::now();
         let outcome = match crate::scenarios::find(name) {
             None => Err(anyhow::anyhow!("there is no scenario {name:?}")),
-            Some(scenario) => run_one(scenario, ground),
+            Some(scenario) => run_one(scenario, context),
         };
         let outcome = outcome.unwrap_or_else(|error| Outcome {
             scenario: name.clone(),
-            result: Verdict::Fail,
+            result: TestResult::Fail,
             seconds: started.elapsed().as_secs_f64(),
             why: format!("{error:#}"),
         });
@@ -50,18 +54,18 @@ pub(crate) fn run_all(names: &[String], ground: &Ground<'_>, mut tell: impl FnMu
     Ok(())
 }
 
-fn run_one(scenario: &Scenario, ground: &Ground<'_>) -> Result<Outcome> {
-    let kept = folder(ground.out, scenario.name);
+fn run_one(scenario: &Scenario, context: &RunContext<'_>) -> Result<Outcome> {
+    let kept = folder(context.out, scenario.name);
     fresh(&kept)?;
     // In the guest, what is written and read at the same time stays in its memory until the
     // scenario has ended: a folder of the host shows a file's size with a delay, and readers of
     // logs miss their ends.
-    let out = match ground.wiring {
-        Wiring::Inherited => kept.clone(),
-        Wiring::Lines | Wiring::Terminal(_) => folder(Path::new("/tmp/edge-lab-out"), scenario.name),
+    let out = match context.wiring {
+        JobIo::Inherited => kept.clone(),
+        JobIo::Lines | JobIo::Terminal(_) => folder(Path::new("/tmp/edge-lab-out"), scenario.name),
     };
     fresh(&out)?;
-    let outcome = run_in(scenario, ground, &out);
+    let outcome = run_in(scenario, context, &out);
     if out != kept {
         copy(&out, &kept).with_context(|| format!("keeping the logs in {}", kept.display()))?;
         fs::remove_dir_all(&out)?;
@@ -95,8 +99,8 @@ fn copy(from: &Path, to: &Path) -> Result<()> {
     Ok(())
 }
 
-fn run_in(scenario: &Scenario, ground: &Ground<'_>, out: &Path) -> Result<Outcome> {
-    let keep = ground.keep;
+fn run_in(scenario: &Scenario, context: &RunContext<'_>, out: &Path) -> Result<Outcome> {
+    let keep = context.keep;
     // In a pid namespace of its own: when its first process ends, for whatever reason, the kernel
     // ends all the others.
     let mut argv: Vec<String> = "unshare --pid --fork --kill-child=SIGKILL --mount-proc --mount --net --uts --ipc --"
@@ -104,18 +108,19 @@ fn run_in(scenario: &Scenario, ground: &Ground<'_>, out: &Path) -> Result<Outcom
         .map(str::to_owned)
         .collect();
     let program = std::env::current_exe()?;
-    for word in [program.as_path(), "guest".as_ref(), "scenario".as_ref(), scenario.name.as_ref(), out, ground.programs]
+    for word in
+        [program.as_path(), "guest".as_ref(), "scenario".as_ref(), scenario.name.as_ref(), out, context.programs]
     {
         argv.push(word.to_str().context("a path that is not UTF-8")?.to_owned());
     }
     if keep {
         argv.push("--keep".to_owned());
     }
-    let mut child = ground
+    let mut child = context
         .wiring
         .command(&argv)?
         .env_clear()
-        .envs(ground.env.iter().map(|(key, value)| (key, value)))
+        .envs(context.env.iter().map(|(key, value)| (key, value)))
         .current_dir(out)
         .spawn()
         .context("unshare cannot be run")?;
@@ -139,7 +144,7 @@ fn run_in(scenario: &Scenario, ground: &Ground<'_>, out: &Path) -> Result<Outcom
         }
         Err(_) => Ok(Outcome {
             scenario: scenario.name.to_owned(),
-            result: Verdict::Fail,
+            result: TestResult::Fail,
             seconds: started.elapsed().as_secs_f64(),
             why: match status {
                 Some(status) => format!("its process ended ({status}) without a result"),

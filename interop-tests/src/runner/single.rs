@@ -8,7 +8,7 @@ use std::time::Instant;
 use anyhow::{Context as _, Result, bail};
 use rustix::mount::{MountFlags, MountPropagationFlags};
 
-use super::{Lab, Outcome, Scenario, Skip, Verdict};
+use super::{Lab, Outcome, Scenario, Skip, TestResult};
 use crate::topology::dump_all;
 
 /// Runs a scenario as process 1 of fresh namespaces and writes its [`Outcome`] to `outcome.json` in
@@ -27,12 +27,12 @@ pub fn main(name: &str, out: &Path, programs: &Path, keep: bool) -> Result<ExitC
 
     let started = Instant::now();
     if !keep {
-        bark_after(scenario, out.to_owned(), started);
+        end_at_deadline(scenario, out.to_owned(), started);
     }
     let lab = Lab::new(out, programs);
     let ended = catch_unwind(AssertUnwindSafe(|| (scenario.run)(&lab)));
     let outcome = outcome(scenario, started, ended);
-    if outcome.result == Verdict::Fail {
+    if outcome.result == TestResult::Fail {
         dump_all(out);
         if keep {
             eprintln!("{name} failed: {}", outcome.why);
@@ -47,10 +47,10 @@ type Ended = std::thread::Result<Result<()>>;
 
 fn outcome(scenario: &Scenario, started: Instant, ended: Ended) -> Outcome {
     let (result, why) = match ended {
-        Ok(Ok(())) => (Verdict::Pass, String::new()),
+        Ok(Ok(())) => (TestResult::Pass, String::new()),
         Ok(Err(error)) => match error.downcast_ref::<Skip>() {
-            Some(skip) => (Verdict::Skip, skip.to_string()),
-            None => (Verdict::Fail, format!("{error:#}").trim_end().to_owned()),
+            Some(skip) => (TestResult::Skip, skip.to_string()),
+            None => (TestResult::Fail, format!("{error:#}").trim_end().to_owned()),
         },
         Err(panic) => {
             let text = panic
@@ -58,7 +58,7 @@ fn outcome(scenario: &Scenario, started: Instant, ended: Ended) -> Outcome {
                 .map(|text| (*text).to_owned())
                 .or_else(|| panic.downcast_ref::<String>().cloned())
                 .unwrap_or_else(|| "without a message".to_owned());
-            (Verdict::Fail, format!("panicked: {text}"))
+            (TestResult::Fail, format!("panicked: {text}"))
         }
     };
     Outcome { scenario: scenario.name.to_owned(), result, seconds: started.elapsed().as_secs_f64(), why }
@@ -66,12 +66,12 @@ fn outcome(scenario: &Scenario, started: Instant, ended: Ended) -> Outcome {
 
 /// At the deadline, says so, keeps what the kernel knows, and ends the process and with it all its
 /// namespaces.
-fn bark_after(scenario: &'static Scenario, out: std::path::PathBuf, started: Instant) {
+fn end_at_deadline(scenario: &'static Scenario, out: std::path::PathBuf, started: Instant) {
     std::thread::spawn(move || {
         std::thread::sleep(scenario.deadline);
         let outcome = Outcome {
             scenario: scenario.name.to_owned(),
-            result: Verdict::Fail,
+            result: TestResult::Fail,
             seconds: started.elapsed().as_secs_f64(),
             why: format!("it did not end within {:?}", scenario.deadline),
         };
@@ -94,7 +94,7 @@ fn shell(out: &Path) -> Result<()> {
     use std::fmt::Write as _;
     let mut script = String::from("PS1='lab# '\n");
     let mut names = Vec::new();
-    for (name, entrance) in crate::topology::entrances() {
+    for (name, entrance) in crate::topology::enter_commands() {
         writeln!(script, "function {name} {{ {entrance} \"${{@:-bash}}\"; }}")?;
         names.push(name);
     }

@@ -4,17 +4,17 @@
 //! it in that module's table.
 
 mod charon;
-pub(crate) mod crates;
+pub(crate) mod crate_tests;
+mod failure_reports;
 mod lab;
 mod strongswan;
-mod told;
 
 use crate::runner::Scenario;
 
 /// Every scenario there is.
 #[must_use]
 pub fn all() -> Vec<&'static Scenario> {
-    [lab::SCENARIOS, charon::SCENARIOS, crates::SCENARIOS, told::SCENARIOS, strongswan::SCENARIOS]
+    [lab::SCENARIOS, charon::SCENARIOS, crate_tests::SCENARIOS, failure_reports::SCENARIOS, strongswan::SCENARIOS]
         .into_iter()
         .flatten()
         .chain([&crate::demo::FIREWALL, &crate::demo::SCENARIO, &crate::demo::KUBERNETES])

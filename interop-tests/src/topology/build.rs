@@ -10,7 +10,7 @@ use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use anyhow::{Context as _, Result, bail};
 
 use super::holder::{Setup, feed};
-use super::place::Place;
+use super::namespaces::Namespaces;
 use super::plan::{Netem, NodePlan, Plan};
 
 /// Folders of which every node has its own.
@@ -24,7 +24,7 @@ pub struct Net {
 
 /// A running host or router.
 pub struct Node {
-    place: Place,
+    namespaces: Namespaces,
     /// Fabric's end of each wire the node is on.
     ports: BTreeMap<String, String>,
     holder: Holder,
@@ -32,21 +32,21 @@ pub struct Node {
 
 /// A network namespace inside a node, as a container runtime makes one.
 pub struct Pod {
-    place: Place,
+    namespaces: Namespaces,
     path: String,
 }
 
 impl Deref for Node {
-    type Target = Place;
-    fn deref(&self) -> &Place {
-        &self.place
+    type Target = Namespaces;
+    fn deref(&self) -> &Namespaces {
+        &self.namespaces
     }
 }
 
 impl Deref for Pod {
-    type Target = Place;
-    fn deref(&self) -> &Place {
-        &self.place
+    type Target = Namespaces;
+    fn deref(&self) -> &Namespaces {
+        &self.namespaces
     }
 }
 
@@ -75,9 +75,9 @@ impl Net {
         let mut nodes = BTreeMap::new();
         for ((node, mut holder), ports) in plan.nodes.iter().zip(holders).zip(fabric.ports) {
             holder.answer().with_context(|| format!("setting up {}", node.name))?;
-            let place = Place::new(&node.name, holder.pid(), None, out);
-            super::dump::register(&place);
-            let node = Node { place, ports, holder };
+            let namespaces = Namespaces::new(&node.name, holder.pid(), None, out);
+            super::dump::register(&namespaces);
+            let node = Node { namespaces, ports, holder };
             if nodes.insert(node.name().to_owned(), node).is_some() {
                 bail!("two nodes have the same name");
             }
@@ -138,9 +138,10 @@ impl Node {
     pub fn pod(&self, name: &str) -> Result<Pod> {
         self.sh(&format!("ip netns add {name} && ip -n {name} link set lo up"))?;
         let path = format!("/run/netns/{name}");
-        let place = Place::new(&format!("{}.{name}", self.name()), self.holder.pid(), Some(path.clone()), self.out());
-        super::dump::register(&place);
-        Ok(Pod { place, path })
+        let namespaces =
+            Namespaces::new(&format!("{}.{name}", self.name()), self.holder.pid(), Some(path.clone()), self.out());
+        super::dump::register(&namespaces);
+        Ok(Pod { namespaces, path })
     }
 
     /// A pod made by hand: a veth pair with `address` in the pod (`eth0`), `gateway` on the host's

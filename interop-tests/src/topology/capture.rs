@@ -6,7 +6,7 @@ use std::process::Command;
 use anyhow::{Context as _, Result, bail, ensure};
 use rustix::process::Signal;
 
-use super::{Place, Process};
+use super::{Namespaces, Process};
 
 /// A running capture of one interface, into `NODE-INTERFACE.pcap` in the scenario's folder.
 pub struct Capture {
@@ -15,11 +15,11 @@ pub struct Capture {
 }
 
 impl Capture {
-    pub(super) fn start(place: &Place, interface: &str) -> Result<Self> {
-        let file = place.out().join(format!("{}-{interface}.pcap", place.name()));
-        let mut process = place.start(
+    pub(super) fn start(namespaces: &Namespaces, interface: &str) -> Result<Self> {
+        let file = namespaces.out().join(format!("{}-{interface}.pcap", namespaces.name()));
+        let mut process = namespaces.start(
             &format!("tcpdump-{interface}"),
-            place
+            namespaces
                 .command("tcpdump")
                 // Each packet is in the file as soon as it is seen, by a tcpdump that stays root.
                 .args(["--immediate-mode", "-U", "-n", "-s", "0", "-B", "8192", "-Z", "root"])
@@ -106,7 +106,7 @@ impl Capture {
     /// As said.
     pub fn stop(&mut self) -> Result<()> {
         self.process.signal(Signal::INT)?;
-        self.process.wait_end(crate::wait::PATIENCE)?;
+        self.process.wait_end(crate::wait::TIMEOUT)?;
         let log = self.process.log();
         ensure!(log.contains("\n0 packets dropped by kernel"), "this capture is not whole: {log}");
         Ok(())

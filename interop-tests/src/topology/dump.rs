@@ -3,40 +3,39 @@
 use std::path::Path;
 use std::sync::Mutex;
 
-use super::Place;
+use super::Namespaces;
 
-/// All places of this scenario. A global, because a scenario that hangs is looked into from another
+/// All all of this scenario. A global, because a scenario that hangs is looked into from another
 /// thread.
-static PLACES: Mutex<Vec<Place>> = Mutex::new(Vec::new());
+static ALL: Mutex<Vec<Namespaces>> = Mutex::new(Vec::new());
 
-pub(super) fn register(place: &Place) {
-    if let Ok(mut places) = PLACES.lock() {
-        places.push(place.clone());
+pub(super) fn register(namespaces: &Namespaces) {
+    if let Ok(mut all) = ALL.lock() {
+        all.push(namespaces.clone());
     }
 }
 
-/// Writes what the kernel holds for each place of this scenario to `NAME.kernel.txt`.
+/// Writes what the kernel holds for each namespaces of this scenario to `NAME.kernel.txt`.
 pub fn dump_all(out: &Path) {
-    let places = PLACES.lock().map(|places| places.clone()).unwrap_or_default();
-    for place in places {
-        let file = out.join(format!("{}.kernel.txt", place.name()));
-        std::fs::write(file, place.kernel_dump()).ok();
+    let all = ALL.lock().map(|all| all.clone()).unwrap_or_default();
+    for namespaces in all {
+        let file = out.join(format!("{}.kernel.txt", namespaces.name()));
+        std::fs::write(file, namespaces.kernel_dump()).ok();
     }
 }
 
-/// The places of this scenario and the shell commands that enter them, for `--keep`.
-pub(crate) fn entrances() -> Vec<(String, String)> {
-    let places = PLACES.lock().map(|places| places.clone()).unwrap_or_default();
-    places
-        .iter()
-        .map(|place| {
-            let command = place.command("");
+/// The all of this scenario and the shell commands that enter them, for `--keep`.
+pub(crate) fn enter_commands() -> Vec<(String, String)> {
+    let all = ALL.lock().map(|all| all.clone()).unwrap_or_default();
+    all.iter()
+        .map(|namespaces| {
+            let command = namespaces.command("");
             let words: Vec<_> = command
                 .get_args()
                 .take_while(|word| *word != "--")
                 .map(|word| word.to_string_lossy().into_owned())
                 .collect();
-            (place.name().to_owned(), format!("nsenter {} --", words.join(" ")))
+            (namespaces.name().to_owned(), format!("nsenter {} --", words.join(" ")))
         })
         .collect()
 }

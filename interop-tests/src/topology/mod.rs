@@ -6,7 +6,7 @@
 //! nobody, so that it can be watched and slowed down from outside.
 //!
 //! - `plan`, `build`, `holder`: declaring a network and making it.
-//! - [`Place`]: where a program can be run; a [`Node`] or a [`Pod`].
+//! - [`Namespaces`]: where a program can be run; a [`Node`] or a [`Pod`].
 //! - [`Process`], [`Ping`], [`Capture`]: what runs there.
 //! - [`xfrm`]: what the kernel says about it.
 
@@ -14,8 +14,8 @@ mod build;
 mod capture;
 mod dump;
 mod holder;
+mod namespaces;
 mod ping;
-mod place;
 mod plan;
 mod process;
 pub mod xfrm;
@@ -23,9 +23,9 @@ pub mod xfrm;
 pub use build::{Net, Node, Pod};
 pub use capture::Capture;
 pub use dump::dump_all;
-pub(crate) use dump::entrances;
+pub(crate) use dump::enter_commands;
 pub use holder::main as holder;
+pub use namespaces::Namespaces;
 pub use ping::{Gap, Ping, PingReport};
-pub use place::Place;
 pub use plan::{Netem, NodePlan, Plan};
 pub use process::Process;

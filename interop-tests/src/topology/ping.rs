@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, anyhow};
 use rustix::process::Signal;
 
-use super::{Place, Process};
+use super::{Namespaces, Process};
 use crate::wait;
 
 /// A running ping.
@@ -64,17 +64,17 @@ impl PingReport {
 }
 
 impl Ping {
-    /// Starts a ping from `place` with a pause of `pace` between requests.
+    /// Starts a ping from `namespaces` with a pause of `pace` between requests.
     ///
     /// # Errors
     /// When ping cannot be run.
-    pub fn start(place: &Place, to: &str, pace: Duration) -> Result<Self> {
+    pub fn start(namespaces: &Namespaces, to: &str, pace: Duration) -> Result<Self> {
         let name = format!("ping-{}", to.replace([':', '/'], "_"));
         let interval = format!("{:.3}", pace.as_secs_f64());
-        let log = place.out().join(format!("{}.{name}.log", place.name()));
+        let log = namespaces.out().join(format!("{}.{name}.log", namespaces.name()));
         let begin = std::fs::metadata(log).map_or(0, |meta| usize::try_from(meta.len()).unwrap_or(0));
-        let process =
-            place.start(&name, place.command("stdbuf").args(["-oL", "ping", "-n", "-D", "-i", &interval, to]))?;
+        let process = namespaces
+            .start(&name, namespaces.command("stdbuf").args(["-oL", "ping", "-n", "-D", "-i", &interval, to]))?;
         Ok(Self { process, begin, pace })
     }
 

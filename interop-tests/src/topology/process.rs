@@ -1,4 +1,4 @@
-//! A program that goes on running on a place.
+//! A program that goes on running on a namespaces.
 
 use std::fs::File;
 use std::os::unix::process::ExitStatusExt as _;
@@ -9,7 +9,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, anyhow, bail};
 use rustix::process::{Pid, Signal, kill_process};
 
-use super::Place;
+use super::Namespaces;
 use crate::wait;
 
 /// A started program. It keeps running when this handle is dropped, and ends with the scenario at
@@ -23,16 +23,16 @@ pub struct Process {
 }
 
 impl Process {
-    pub(super) fn start(place: &Place, name: &str, command: &mut Command) -> Result<Self> {
-        let log = place.out().join(format!("{}.{name}.log", place.name()));
+    pub(super) fn start(namespaces: &Namespaces, name: &str, command: &mut Command) -> Result<Self> {
+        let log = namespaces.out().join(format!("{}.{name}.log", namespaces.name()));
         // A program started again appends: the log tells the whole story.
         let file = File::options().create(true).append(true).open(&log)?;
         let child = command
             .stdout(file.try_clone()?)
             .stderr(file)
             .spawn()
-            .with_context(|| format!("starting {name} on {}", place.name()))?;
-        Ok(Self { name: format!("{name} on {}", place.name()), log, child, ended: None })
+            .with_context(|| format!("starting {name} on {}", namespaces.name()))?;
+        Ok(Self { name: format!("{name} on {}", namespaces.name()), log, child, ended: None })
     }
 
     /// The program's process id.
@@ -97,10 +97,10 @@ impl Process {
     /// Waits until it has ended by itself.
     ///
     /// # Errors
-    /// When it has not after `patience`.
-    pub fn wait_end(&mut self, patience: Duration) -> Result<ExitStatus> {
+    /// When it has not after `timeout`.
+    pub fn wait_end(&mut self, timeout: Duration) -> Result<ExitStatus> {
         let what = format!("the end of {}", self.name);
-        wait::until(&what, patience, || self.exit_status()?.context("it is still running"))
+        wait::until(&what, timeout, || self.exit_status()?.context("it is still running"))
     }
 
     /// Sends a signal.

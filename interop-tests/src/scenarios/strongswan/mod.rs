@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 
-use crate::ours::{Agent, StaticPeer};
+use crate::edge_agent::{Agent, StaticPeer};
 use crate::peers::charon::{Auth, Connection};
 use crate::peers::{Authority, Charon, KeyKind};
 use crate::runner::{Lab, Scenario};

@@ -5,7 +5,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, ensure};
 use data_encoding::HEXLOWER;
 
-use crate::ours::{Agent, StaticPeer};
+use crate::edge_agent::{Agent, StaticPeer};
 use crate::peers::Charon;
 use crate::peers::charon::{Auth, Connection};
 use crate::runner::Lab;

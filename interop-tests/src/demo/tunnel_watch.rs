@@ -11,14 +11,14 @@ use super::world::World;
 use crate::topology::Ping;
 
 /// Looked at from [`Self::begin`] to [`Self::end`].
-pub(super) struct Undisturbed<'a> {
+pub(super) struct TunnelWatch<'a> {
     world: &'a World<'a>,
     ping: Ping,
     /// SPIs of a1's SAs at the beginning.
     pub(super) tunnels: BTreeSet<u32>,
 }
 
-impl<'a> Undisturbed<'a> {
+impl<'a> TunnelWatch<'a> {
     /// Pings flow when this returns.
     ///
     /// # Errors

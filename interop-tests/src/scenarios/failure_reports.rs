@@ -5,17 +5,17 @@ use std::time::Duration;
 
 use anyhow::{Result, bail, ensure};
 
-use crate::guest::{Event, Wiring};
-use crate::runner::{Ground, Lab, Outcome, Scenario, Verdict, run_all, skip};
+use crate::guest::{Event, JobIo};
+use crate::runner::{Lab, Outcome, RunContext, Scenario, TestResult, run_all, skip};
 use crate::topology::Plan;
 
 pub(super) const SCENARIOS: &[Scenario] = &[
     Scenario {
-        name: "lab/failures-are-told",
+        name: "lab/failures-are-reported",
         about: "scenarios that fail, panic, crash, hang or skip are told as such, their logs are kept, the next one runs",
         deadline: Duration::from_secs(60),
         by_default: true,
-        run: failures_are_told,
+        run: failures_are_reported,
     },
     broken("lab/broken-fails", "must fail: its error is told", fails),
     broken("lab/broken-panics", "must fail: it panics", panics),
@@ -60,28 +60,28 @@ fn skips(_: &Lab) -> Result<()> {
     skip("on purpose")
 }
 
-fn failures_are_told(lab: &Lab) -> Result<()> {
+fn failures_are_reported(lab: &Lab) -> Result<()> {
     let names: Vec<String> = ["fails", "panics", "crashes", "hangs", "skips"]
         .into_iter()
         .map(|what| format!("lab/broken-{what}"))
         .chain(["lab/nodes-are-apart".to_owned()])
         .collect();
     let env = crate::exec::environment();
-    let ground = Ground { out: lab.out(), programs: lab.out(), keep: false, env: &env, wiring: Wiring::Inherited };
+    let context = RunContext { out: lab.out(), programs: lab.out(), keep: false, env: &env, wiring: JobIo::Inherited };
     let mut outcomes: Vec<Outcome> = Vec::new();
-    run_all(&names, &ground, |event| {
+    run_all(&names, &context, |event| {
         if let Event::Ended { outcome } = event {
             outcomes.push(outcome);
         }
         Ok(())
     })?;
     let expected = [
-        (Verdict::Fail, "exit status: 3: on purpose"),
-        (Verdict::Fail, "panicked: index out of bounds"),
-        (Verdict::Fail, "ended (exit status: 9) without a result"),
-        (Verdict::Fail, "did not end within 4s"),
-        (Verdict::Skip, "on purpose"),
-        (Verdict::Pass, ""),
+        (TestResult::Fail, "exit status: 3: on purpose"),
+        (TestResult::Fail, "panicked: index out of bounds"),
+        (TestResult::Fail, "ended (exit status: 9) without a result"),
+        (TestResult::Fail, "did not end within 4s"),
+        (TestResult::Skip, "on purpose"),
+        (TestResult::Pass, ""),
     ];
     for ((outcome, name), (verdict, why)) in outcomes.iter().zip(&names).zip(expected) {
         ensure!(outcome.scenario == *name, "{name} was told as {outcome:?}");

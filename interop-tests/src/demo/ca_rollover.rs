@@ -8,11 +8,11 @@ use serde_json::Value;
 
 use super::pod::reaches;
 use super::reach::Pods;
-use super::undisturbed::Undisturbed;
+use super::tunnel_watch::TunnelWatch;
 use super::world::World;
 
 /// Renewals are spread over a second here.
-const PATIENCE: Duration = Duration::from_secs(30);
+const TIMEOUT: Duration = Duration::from_secs(30);
 
 /// The part.
 ///
@@ -23,12 +23,12 @@ pub(super) fn to_another_authority(world: &World, pods: &Pods) -> Result<()> {
     checks.part("Rollover: another authority signs, the first is retired, and a2's agent starts again");
     let (a1, a2) = (pods.of("edge-a1"), pods.of("edge-a2"));
     let address = a2.v4.context("no IPv4")?;
-    let undisturbed = Undisturbed::begin(world, pods)?;
+    let undisturbed = TunnelWatch::begin(world, pods)?;
     let before = undisturbed.tunnels.clone();
     let first = authorities(world)?.into_iter().find(|one| one["state"] == "active").context("none signs")?;
     let first = first["id"].as_str().context("it has no id")?.to_owned();
     world.controller(&["ca", "rollover"])?;
-    checks.comes_true("soon no node needs the first authority", "*.edge-agent.log", PATIENCE, || {
+    checks.comes_true("soon no node needs the first authority", "*.edge-agent.log", TIMEOUT, || {
         let all = authorities(world)?;
         let old = all.iter().find(|one| one["id"] == first.as_str()).context("it is not listed")?;
         ensure!(old["needed_by"].as_array().is_some_and(Vec::is_empty), "{} need it", old["needed_by"]);
@@ -37,8 +37,8 @@ pub(super) fn to_another_authority(world: &World, pods: &Pods) -> Result<()> {
     world.controller(&["ca", "retire", &first])?;
     undisturbed.end()?;
     world.restart_agent("edge-a2")?;
-    checks.comes_true("a2 and a1 trust what the new one has signed", "edge-a2.edge-agent.log", PATIENCE, || {
-        ensure!(super::undisturbed::tunnels(world)? != before, "a1 has the SAs from before a2 started again");
+    checks.comes_true("a2 and a1 trust what the new one has signed", "edge-a2.edge-agent.log", TIMEOUT, || {
+        ensure!(super::tunnel_watch::tunnels(world)? != before, "a1 has the SAs from before a2 started again");
         world.tunnel_is_up("edge-a2", "edge-a1")?;
         world.tunnel_is_up("edge-a1", "edge-a2")?;
         reaches(&a1.pod, address.into())

@@ -79,7 +79,7 @@ fn host_suffices() -> Result<(), String> {
     "#;
     let out = Command::new("unshare")
         .args(["--net", "sh", "-c", TRY])
-        .env("PATH", crate::tools::search_path())
+        .env("PATH", crate::executables::search_path())
         .stdin(Stdio::null())
         .output()
         .context("unshare cannot be run")

@@ -299,7 +299,7 @@ impl ControlPlane {
         let daemon = Daemon::start("etcd", &self.logs.join("etcd.log"), &words, self.folder.path())?;
         let socket = self.folder.path().join("etcd:1");
         running.etcd.insert(daemon).until("etcd to be healthy", |_| {
-            // Trying before would only wait for etcdctl's own patience.
+            // Trying before would only wait for etcdctl's own timeout.
             anyhow::ensure!(socket.exists(), "it does not listen yet");
             self.etcdctl(&["endpoint", "health"]).map(drop)
         })

@@ -13,14 +13,14 @@ use super::{Capture, Ping, Process, xfrm};
 
 /// A node's or a pod's namespaces.
 #[derive(Debug, Clone)]
-pub struct Place {
+pub struct Namespaces {
     name: String,
     holder: u32,
     netns: Option<String>,
     out: PathBuf,
 }
 
-impl Place {
+impl Namespaces {
     pub(super) fn new(name: &str, holder: u32, netns: Option<String>, out: &Path) -> Self {
         Self { name: name.to_owned(), holder, netns, out: out.to_owned() }
     }
@@ -68,7 +68,7 @@ impl Place {
     /// in `/`.
     #[must_use]
     pub fn command(&self, program: impl AsRef<std::ffi::OsStr>) -> Command {
-        let words = self.entering();
+        let words = self.nsenter();
         let mut command = Command::new(&words[0]);
         command.args(&words[1..]).arg(program).stdin(Stdio::null());
         command
@@ -77,7 +77,7 @@ impl Place {
     /// The words that go before a command which is to run here, for those who make commands
     /// themselves.
     #[must_use]
-    pub fn entering(&self) -> Vec<OsString> {
+    pub fn nsenter(&self) -> Vec<OsString> {
         let holder = self.holder;
         let netns = self.netns.as_ref().map(|path| format!("=/proc/{holder}/root{path}")).unwrap_or_default();
         let target = format!("--target={holder}");
@@ -133,12 +133,12 @@ impl Place {
         Process::start(self, name, command)
     }
 
-    /// Sends one ping and tells whether it was answered within `patience`.
+    /// Sends one ping and tells whether it was answered within `timeout`.
     ///
     /// # Errors
     /// When ping cannot be run.
-    pub fn reaches(&self, to: &str, patience: Duration) -> Result<bool> {
-        let seconds = patience.as_secs_f32().max(0.1).to_string();
+    pub fn reaches(&self, to: &str, timeout: Duration) -> Result<bool> {
+        let seconds = timeout.as_secs_f32().max(0.1).to_string();
         let out = self.output(self.command("ping").args(["-n", "-q", "-c", "1", "-W", &seconds, to]))?;
         match out.status.code() {
             Some(0) => Ok(true),

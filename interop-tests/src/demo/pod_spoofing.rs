@@ -8,7 +8,7 @@ use anyhow::{Context as _, Result, ensure};
 use super::pod::{DemoPod, reaches};
 use super::reach::Pods;
 use super::world::World;
-use crate::topology::{Ping, Place};
+use crate::topology::{Namespaces, Ping};
 
 /// The node with both pods.
 const NODE: &str = "edge-c1";
@@ -64,7 +64,7 @@ fn take(thief: &DemoPod, address: IpAddr) -> Result<()> {
 
 /// Asks the gateway, from that address: the question for its MAC address names the sender's, which
 /// neighbours learn from.
-fn talk(pod: &Place, source: IpAddr) -> Result<()> {
+fn talk(pod: &Namespaces, source: IpAddr) -> Result<()> {
     let gateway = match source {
         IpAddr::V4(address) => IpAddr::from((u32::from(address) & !7 | 1).to_be_bytes()),
         IpAddr::V6(address) => IpAddr::from((u128::from(address) & !0xff | 1).to_be_bytes()),
@@ -75,7 +75,7 @@ fn talk(pod: &Place, source: IpAddr) -> Result<()> {
     Ok(())
 }
 
-fn mac(pod: &Place) -> Result<String> {
+fn mac(pod: &Namespaces) -> Result<String> {
     let shown = pod.sh("ip -o link show dev eth0")?;
     let words: Vec<&str> = shown.split_whitespace().collect();
     let at = words.iter().position(|word| *word == "link/ether").context("no link/ether")?;

@@ -7,7 +7,7 @@ use anyhow::{Context as _, Result, ensure};
 use super::pod::{answered, reaches};
 use super::reach::Pods;
 use super::world::{CLOUD_NETWORKS, CLUSTER_RANGES, World};
-use crate::topology::Place;
+use crate::topology::Namespaces;
 
 /// a1 on the LAN that it shares with the neighbour, a family each.
 const A1: [&str; 2] = ["192.0.2.10", "2001:db8:a1::10"];
@@ -41,7 +41,7 @@ fn lan_host_reaches_nothing(world: &World, pods: &Pods) -> Result<()> {
             }
             let ours = ["edge-a1", "edge-a2"].into_iter().flat_map(|node| pods.of(node).addresses());
             let cloud = pods.cloud.iter().flat_map(|cloud| cloud.addresses);
-            let pairs: Vec<(&Place, IpAddr)> = ours.chain(cloud).map(|to| (&**neighbour, to)).collect();
+            let pairs: Vec<(&Namespaces, IpAddr)> = ours.chain(cloud).map(|to| (&**neighbour, to)).collect();
             let answered = answered(&pairs)?;
             ensure!(answered.is_empty(), "answers came: {}", answered.join(", "));
             Ok(format!("{} addresses tried", pairs.len()))
@@ -49,7 +49,7 @@ fn lan_host_reaches_nothing(world: &World, pods: &Pods) -> Result<()> {
     )?;
     route_through_a1(neighbour, "del")?;
     // What the neighbour itself sent in clear is on its own wire by intent.
-    world.look_at_the_wire().map(drop)
+    world.new_frames().map(drop)
 }
 
 /// As above, with the address of a1's own pod as source: its packets must not be encrypted as the
@@ -86,10 +86,10 @@ fn lan_host_poses_as_a_local_pod(world: &World, pods: &Pods) -> Result<()> {
         neighbour.sh(&format!("ip addr del {source}/{host_prefix} dev lo"))?;
     }
     route_through_a1(neighbour, "del")?;
-    world.look_at_the_wire().map(drop)
+    world.new_frames().map(drop)
 }
 
-fn route_through_a1(neighbour: &Place, verb: &str) -> Result<()> {
+fn route_through_a1(neighbour: &Namespaces, verb: &str) -> Result<()> {
     for networks in [CLUSTER_RANGES, CLOUD_NETWORKS] {
         for (network, gateway) in networks.into_iter().zip(A1) {
             neighbour.sh(&format!("ip route {verb} {network} via {gateway}"))?;
@@ -107,8 +107,8 @@ fn pods_reach_the_internet(world: &World, pods: &Pods) -> Result<()> {
             for (node, address) in OUTSIDE {
                 reaches(&pods.of(node).pod, address.parse()?).with_context(|| format!("from {node}'s pod"))?;
             }
-            let seen = world.look_at_the_wire()?;
-            ensure!(seen.clear() == 0 && seen.strangers() == 0, "{seen}");
+            let seen = world.new_frames()?;
+            ensure!(seen.clear() == 0 && seen.unexpected() == 0, "{seen}");
             Ok(format!("{} ways out; no pod address on a wire", OUTSIDE.len()))
         },
     )

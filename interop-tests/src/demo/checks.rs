@@ -50,11 +50,11 @@ impl Checks {
     /// When the probe fails: what was expected, what was seen, where to look.
     pub(super) fn holds<T: Display>(&self, what: &str, look: &str, probe: impl FnOnce() -> Result<T>) -> Result<()> {
         let seen = probe().map_err(|error| failed(what, look, &error))?;
-        self.told(what, &seen.to_string());
+        self.passed_check(what, &seen.to_string());
         Ok(())
     }
 
-    /// Checks that `what` becomes true within `patience`; shows how long it took.
+    /// Checks that `what` becomes true within `timeout`; shows how long it took.
     ///
     /// # Errors
     /// As [`Self::holds`].
@@ -62,16 +62,16 @@ impl Checks {
         &self,
         what: &str,
         look: &str,
-        patience: Duration,
+        timeout: Duration,
         probe: impl FnMut() -> Result<T>,
     ) -> Result<T> {
         let began = Instant::now();
-        let value = wait::until(what, patience, probe).map_err(|error| failed(what, look, &error))?;
-        self.told(what, &format!("after {:.2} s", began.elapsed().as_secs_f64()));
+        let value = wait::until(what, timeout, probe).map_err(|error| failed(what, look, &error))?;
+        self.passed_check(what, &format!("after {:.2} s", began.elapsed().as_secs_f64()));
         Ok(value)
     }
 
-    fn told(&self, what: &str, seen: &str) {
+    fn passed_check(&self, what: &str, seen: &str) {
         self.passed.set(self.passed.get() + 1);
         let gap = if seen.is_empty() { "" } else { ": " };
         eprintln!("{:7.2}s    ok {what}{gap}{seen}", self.elapsed().as_secs_f64());

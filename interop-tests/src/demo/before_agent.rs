@@ -34,7 +34,7 @@ pub(super) fn nothing_leaves_in_clear(world: &World) -> Result<()> {
         ensure!(pods.iter().all(|pod| pod.v4.is_some() && pod.v6.is_some()), "an address is missing");
         Ok(format!("{} pods, both families", pods.len()))
     })?;
-    world.look_at_the_wire()?;
+    world.new_frames()?;
     let mut pairs = Vec::new();
     for from in &pods {
         for to in pods.iter().filter(|to| to.node != from.node) {
@@ -47,7 +47,7 @@ pub(super) fn nothing_leaves_in_clear(world: &World) -> Result<()> {
         Ok(format!("{} pairs tried", pairs.len()))
     })?;
     checks.holds("no pod address is on a wire", "*.pcap", || {
-        let seen = world.look_at_the_wire()?;
+        let seen = world.new_frames()?;
         ensure!(seen.clear() == 0, "{seen}");
         Ok(seen)
     })?;
@@ -55,7 +55,7 @@ pub(super) fn nothing_leaves_in_clear(world: &World) -> Result<()> {
         let neighbour = world.node("neighbour");
         neighbour
             .sh("ip addr add 10.77.0.250/32 dev lo && ping -n -q -c 1 -W 0.2 -I 10.77.0.250 203.0.113.1 || true")?;
-        let seen = world.look_at_the_wire()?;
+        let seen = world.new_frames()?;
         neighbour.sh("ip addr del 10.77.0.250/32 dev lo")?;
         ensure!(seen.clear() > 0, "{seen}");
         Ok(format!("{} frames", seen.clear()))

@@ -40,7 +40,7 @@ pub(super) enum Kind {
         to: IpAddr,
     },
     /// Anything else that was not expected on a wire of ours.
-    Stranger {
+    Unexpected {
         /// Source and destination, or what is known.
         what: String,
     },
@@ -48,7 +48,7 @@ pub(super) enum Kind {
 
 /// What is known of the addresses and ports that may be on the wire.
 #[derive(Debug, Clone)]
-pub(super) struct Known {
+pub(super) struct ExpectedTraffic {
     /// Pods' addresses: the cluster's ranges and the cloud's networks.
     pub(super) guarded: Vec<IpNetwork>,
     /// TCP ports of the controller and of a second replica.
@@ -57,18 +57,18 @@ pub(super) struct Known {
 
 /// What was captured, counted.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Seen {
+pub(super) struct FrameCounts {
     /// Frames of each kind.
     pub(super) counts: BTreeMap<Kind, usize>,
 }
 
-impl Seen {
+impl FrameCounts {
     /// Reads a capture file from frame number `skip` on (the first is 0). A last record that
     /// tcpdump had not finished is left out.
     ///
     /// # Errors
     /// When the file cannot be read or is no capture of Ethernet frames.
-    pub(super) fn read(file: &Path, skip: usize, known: &Known) -> Result<Self> {
+    pub(super) fn read(file: &Path, skip: usize, known: &ExpectedTraffic) -> Result<Self> {
         let open = || File::open(file).with_context(|| format!("opening {}", file.display()));
         let mut seen = Self::default();
         if open()?.metadata()?.len() == 0 {
@@ -92,7 +92,7 @@ impl Seen {
     }
 
     /// Adds what another router saw.
-    pub(super) fn join(&mut self, other: Seen) {
+    pub(super) fn join(&mut self, other: FrameCounts) {
         for (kind, count) in other.counts {
             *self.counts.entry(kind).or_default() += count;
         }
@@ -112,8 +112,8 @@ impl Seen {
 
     /// Frames that nobody expected.
     #[must_use]
-    pub(super) fn strangers(&self) -> usize {
-        self.count(|kind| matches!(kind, Kind::Stranger { .. }))
+    pub(super) fn unexpected(&self) -> usize {
+        self.count(|kind| matches!(kind, Kind::Unexpected { .. }))
     }
 
     /// Frames of the kinds that `wanted` picks.
@@ -122,7 +122,7 @@ impl Seen {
     }
 }
 
-impl fmt::Display for Seen {
+impl fmt::Display for FrameCounts {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let esp = self.count(|kind| matches!(kind, Kind::Esp { .. }));
         let ike = self.count(|kind| matches!(kind, Kind::Ike | Kind::Keepalive));
@@ -132,7 +132,7 @@ impl fmt::Display for Seen {
         for (kind, count) in &self.counts {
             match kind {
                 Kind::Clear { from, to } => write!(f, ", {count} CLEAR {from} > {to}")?,
-                Kind::Stranger { what } => write!(f, ", {count} of {what}")?,
+                Kind::Unexpected { what } => write!(f, ", {count} of {what}")?,
                 _ => {}
             }
         }
@@ -140,9 +140,9 @@ impl fmt::Display for Seen {
     }
 }
 
-fn classify(frame: &[u8], known: &Known) -> Kind {
+fn classify(frame: &[u8], known: &ExpectedTraffic) -> Kind {
     let Ok(packet) = SlicedPacket::from_ethernet(frame) else {
-        return Kind::Stranger { what: format!("an unreadable frame of {} bytes", frame.len()) };
+        return Kind::Unexpected { what: format!("an unreadable frame of {} bytes", frame.len()) };
     };
     let (from, to) = match &packet.net {
         Some(NetSlice::Ipv4(ip)) => (ip.header().source_addr().into(), ip.header().destination_addr().into()),
@@ -155,7 +155,7 @@ fn classify(frame: &[u8], known: &Known) -> Kind {
                 _ => Kind::Housekeeping,
             };
         }
-        None => return Kind::Stranger { what: "a frame that is neither ARP nor IP".to_owned() },
+        None => return Kind::Unexpected { what: "a frame that is neither ARP nor IP".to_owned() },
     };
     if known.is_guarded(from) || known.is_guarded(to) {
         return Kind::Clear { from, to };
@@ -198,10 +198,10 @@ fn classify(frame: &[u8], known: &Known) -> Kind {
 }
 
 fn stranger(from: IpAddr, to: IpAddr, protocol: &str) -> Kind {
-    Kind::Stranger { what: format!("{from} > {to} ({protocol})") }
+    Kind::Unexpected { what: format!("{from} > {to} ({protocol})") }
 }
 
-impl Known {
+impl ExpectedTraffic {
     fn is_guarded(&self, address: IpAddr) -> bool {
         self.guarded.iter().any(|range| range.contains(address))
     }
@@ -212,8 +212,8 @@ mod tests {
     use super::*;
     use etherparse::PacketBuilder;
 
-    fn known() -> Known {
-        Known {
+    fn known() -> ExpectedTraffic {
+        ExpectedTraffic {
             guarded: vec!["10.77.0.0/16".parse().unwrap(), "fd77::/48".parse().unwrap()],
             controller_ports: [8443, 8444],
         }
@@ -246,7 +246,7 @@ mod tests {
     #[test]
     fn what_nobody_expected_is_a_stranger() {
         let kind = udp([192, 0, 2, 1], [192, 0, 2, 2], 9999, b"hello");
-        assert!(matches!(kind, Kind::Stranger { .. }), "{kind:?}");
-        assert!(matches!(classify(&[1, 2, 3], &known()), Kind::Stranger { .. }));
+        assert!(matches!(kind, Kind::Unexpected { .. }), "{kind:?}");
+        assert!(matches!(classify(&[1, 2, 3], &known()), Kind::Unexpected { .. }));
     }
 }

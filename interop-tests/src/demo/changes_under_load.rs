@@ -13,7 +13,7 @@ use crate::topology::Ping;
 ///
 /// # Errors
 /// The first check that does not hold.
-pub(super) fn under_load(world: &World, pods: &Pods) -> Result<()> {
+pub(super) fn rekey_and_move(world: &World, pods: &Pods) -> Result<()> {
     let checks = &world.checks;
     checks.part("Change");
     let (a1, a2) = (pods.of("edge-a1"), pods.of("edge-a2"));

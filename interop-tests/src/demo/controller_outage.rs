@@ -1,0 +1,68 @@
+//! The controller is stopped: pods keep talking, and agents start from what is on their disks.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, ensure};
+use rustix::process::Signal;
+
+use super::pod::{answered, reaches};
+use super::reach::{Pods, only_esp_on_the_wire};
+use super::world::World;
+
+/// CNI error: try again later.
+const TRY_AGAIN_LATER: u64 = 11;
+
+const TIMEOUT: Duration = Duration::from_secs(20);
+
+/// Stops the controller, adds pods until no address is left, kills two agents and changes the
+/// address of one, and starts them again before the controller.
+///
+/// # Errors
+/// The first check that does not hold.
+pub(super) fn pods_keep_talking(world: &World, pods: &Pods) -> Result<()> {
+    let checks = &world.checks;
+    checks.part("Alone: the controller is stopped");
+    world.end("controller", Signal::TERM)?;
+    let (a1, a2) = (pods.of("edge-a1"), pods.of("edge-a2"));
+    let (v4_a1, v4_a2) = (a1.v4.context("no IPv4")?, a2.v4.context("no IPv4")?);
+    checks
+        .comes_true("pods still talk", "*.edge-agent.log", Duration::from_secs(3), || reaches(&a1.pod, v4_a2.into()))?;
+    let first = world.add_pod("edge-a1", "alone-0")?;
+    checks.comes_true("a new pod gets an address and reaches a2", "commands.log", Duration::from_secs(3), || {
+        reaches(&first.pod, v4_a2.into())
+    })?;
+    checks.holds("with all addresses used, ADD answers code 11", "commands.log", || {
+        for number in 1..20 {
+            let name = format!("alone-{number}");
+            let pod = world.node("edge-a1").pod(&name)?;
+            let answer = world.cni("edge-a1", "ADD", &name, pod.netns())?;
+            if !answer.ok {
+                ensure!(answer.body["code"] == TRY_AGAIN_LATER, "it answered {}", answer.body);
+                let left = pod.sh("ip -o link show | grep -c -v ': lo' || true")?;
+                ensure!(left.trim() == "0", "the failed ADD left a device in the pod");
+                return Ok(format!("after {number} pods: {}", answer.body["msg"].as_str().unwrap_or_default()));
+            }
+        }
+        anyhow::bail!("20 pods got addresses and no end")
+    })?;
+
+    checks.note("both agents of alpha are killed with -9, their /run/edge-cni is wiped, a2 gets a new address");
+    for node in ["edge-a1", "edge-a2"] {
+        world.end(node, Signal::KILL)?;
+        world.node(node).sh("rm -rf /run/edge-cni")?;
+    }
+    world.node("edge-a2").sh("ip addr del 192.168.1.77/24 dev lan-a2 && ip addr add 192.168.1.99/24 dev lan-a2 && \
+         ip route replace default via 192.168.1.1")?;
+    // Their pods go on trying: by SAs whose address is gone, and to a socket that nobody reads.
+    answered(&[(&*a1.pod, v4_a2.into()), (&*a2.pod, v4_a1.into())])?;
+    only_esp_on_the_wire(world, "with the agents dead and the address gone")?;
+    let began = Instant::now();
+    world.start_agent("edge-a1")?;
+    world.start_agent("edge-a2")?;
+    checks.comes_true("from disk alone they find each other again", "*.edge-agent.log", TIMEOUT, || {
+        reaches(&a1.pod, v4_a2.into())?;
+        reaches(&a2.pod, v4_a1.into())
+    })?;
+    checks.note(format!("{:.2} s after they were started", began.elapsed().as_secs_f64()));
+    world.start_controller()
+}
