@@ -1,23 +1,23 @@
-//! At which addresses nodes find each other: what a node says of itself, and what it believes of
-//! others. Pure.
+//! Candidate addresses of nodes: those that this node reports of itself, and those of a peer that
+//! it tries. Pure.
 
 use std::net::{IpAddr, SocketAddr};
 
 use ipnetwork::IpNetwork;
 
-/// Endpoints of one node, at most, that another dials. An edge that has more addresses is found by
-/// its likeliest, and one that invents addresses makes no peer send to more than these.
-pub const MOST_ENDPOINTS: usize = 8;
-/// One place is left for the address that the controller sees, which is the only good one behind a
-/// NAT.
-const MOST_REPORTED: usize = MOST_ENDPOINTS - 1;
-/// So many of a family are reported in any case, if it has them: which family gets through is not
-/// known beforehand.
-const OF_EACH_FAMILY: usize = 2;
+/// Largest number of a peer's candidates that a node tries. So a node that reports invented
+/// addresses makes each peer send to no more than these.
+pub const MAX_CANDIDATES: usize = 8;
+/// Largest number of addresses in a report. The controller adds the address from which it sees the
+/// node: behind a NAT that is the only one that works.
+const MAX_REPORTED: usize = MAX_CANDIDATES - 1;
+/// A report holds at least this many addresses of each family, if the node has them: it does not
+/// know which family reaches its peers.
+const MIN_OF_EACH_FAMILY: usize = 2;
 
-/// Whether another node may be there, or find this one there: not what means nothing (or something
-/// else) on another machine, nor what itself is reached through a tunnel.
-pub fn may_be_a_node(address: IpAddr, cluster_ranges: &[IpNetwork]) -> bool {
+/// Whether a node can have this address as seen from another node. Addresses that are local to a
+/// machine or link, and addresses that are reached through a tunnel, are not candidates.
+pub fn is_candidate(address: IpAddr, cluster_ranges: &[IpNetwork]) -> bool {
     let nowhere = match address.to_canonical() {
         // 0.0.0.0/8 "this network", 240.0.0.0/4 reserved, and within it the limited broadcast (RFC
         // 6890).
@@ -36,25 +36,28 @@ pub fn may_be_a_node(address: IpAddr, cluster_ranges: &[IpNetwork]) -> bool {
     !nowhere && !cluster_ranges.iter().any(|range| range.contains(address.to_canonical()))
 }
 
-/// Where a peer of the view is looked for: the likeliest first, no more than [`MOST_ENDPOINTS`].
-/// Its own addresses a node cannot leave out here: they change; the IKE endpoint does, when it
-/// dials.
-pub fn of_a_peer(endpoints: impl IntoIterator<Item = SocketAddr>, cluster_ranges: &[IpNetwork]) -> Vec<SocketAddr> {
+/// The candidates of a peer from the view, likeliest first, at most [`MAX_CANDIDATES`]. This node's
+/// own addresses are not filtered here, since they change; the IKE endpoint skips them when it
+/// connects.
+pub fn peer_candidates(
+    endpoints: impl IntoIterator<Item = SocketAddr>,
+    cluster_ranges: &[IpNetwork],
+) -> Vec<SocketAddr> {
     let mut usable: Vec<SocketAddr> = Vec::new();
     for endpoint in endpoints {
         let endpoint = SocketAddr::new(endpoint.ip().to_canonical(), endpoint.port());
-        if endpoint.port() != 0 && may_be_a_node(endpoint.ip(), cluster_ranges) && !usable.contains(&endpoint) {
+        if endpoint.port() != 0 && is_candidate(endpoint.ip(), cluster_ranges) && !usable.contains(&endpoint) {
             usable.push(endpoint);
         }
     }
-    usable.truncate(MOST_ENDPOINTS);
+    usable.truncate(MAX_CANDIDATES);
     usable
 }
 
-/// What this node reports, and how many usable addresses that leaves out. `advertised` is the
-/// operator's word, `towards_controller` the address that reaches the controller, which is the
-/// likeliest to be reached; `own` is in order of likelihood.
-pub fn to_report(
+/// The addresses that this node reports, and the number of usable ones that it leaves out.
+/// `advertised` comes from the configuration, `towards_controller` is this node's address of the
+/// connection to the controller, the likeliest to be reached; `own` is in order of likelihood.
+pub fn addresses_to_report(
     advertised: &[IpAddr],
     towards_controller: IpAddr,
     own: &[IpAddr],
@@ -63,15 +66,15 @@ pub fn to_report(
     let likeliest = own.iter().filter(|address| **address == towards_controller);
     let mut usable: Vec<IpAddr> = Vec::new();
     for address in advertised.iter().chain(likeliest).chain(own).map(IpAddr::to_canonical) {
-        if may_be_a_node(address, cluster_ranges) && !usable.contains(&address) {
+        if is_candidate(address, cluster_ranges) && !usable.contains(&address) {
             usable.push(address);
         }
     }
     let all = usable.len();
-    let rest = usable.split_off(all.min(MOST_REPORTED));
+    let rest = usable.split_off(all.min(MAX_REPORTED));
     for ipv4 in [true, false] {
         let of_family = |address: &&IpAddr| address.is_ipv4() == ipv4;
-        let missing = OF_EACH_FAMILY.saturating_sub(usable.iter().filter(of_family).count());
+        let missing = MIN_OF_EACH_FAMILY.saturating_sub(usable.iter().filter(of_family).count());
         let found: Vec<IpAddr> = rest.iter().filter(of_family).take(missing).copied().collect();
         usable.truncate(usable.len() - found.len());
         usable.extend(found);
@@ -93,7 +96,7 @@ mod tests {
     }
 
     #[test]
-    fn no_node_is_looked_for_where_none_can_be() {
+    fn addresses_at_which_no_node_can_be_are_no_candidates() {
         for nowhere in [
             "0.0.0.0",
             "0.1.2.3",
@@ -116,33 +119,33 @@ mod tests {
             "100::1",
             "fd77::5",
         ] {
-            assert!(!may_be_a_node(nowhere.parse().unwrap(), &ranges()), "{nowhere}");
+            assert!(!is_candidate(nowhere.parse().unwrap(), &ranges()), "{nowhere}");
         }
         for somewhere in
             ["192.168.1.10", "10.78.0.1", "100.64.0.9", "203.0.113.1", "2001:db8::1", "fd78::1", "::ffff:203.0.113.1"]
         {
-            assert!(may_be_a_node(somewhere.parse().unwrap(), &ranges()), "{somewhere}");
+            assert!(is_candidate(somewhere.parse().unwrap(), &ranges()), "{somewhere}");
         }
     }
 
     #[test]
-    fn of_a_hundred_endpoints_in_a_view_the_likeliest_eight_are_dialled() {
+    fn of_a_hundred_endpoints_in_a_view_the_likeliest_eight_are_tried() {
         let mut endpoints: Vec<SocketAddr> = vec![
             "127.0.0.1:4500".parse().unwrap(),
             "[ff02::1]:4500".parse().unwrap(),
             "203.0.113.1:0".parse().unwrap(),
         ];
         endpoints.extend((0..100).map(|n| SocketAddr::new(IpAddr::from([203, 0, 113, n]), 4500)));
-        let dialled = of_a_peer(endpoints, &ranges());
-        assert_eq!(dialled.len(), MOST_ENDPOINTS);
-        assert_eq!(dialled[0], "203.0.113.0:4500".parse().unwrap());
+        let tried = peer_candidates(endpoints, &ranges());
+        assert_eq!(tried.len(), MAX_CANDIDATES);
+        assert_eq!(tried[0], "203.0.113.0:4500".parse().unwrap());
     }
 
     #[test]
     fn of_forty_addresses_the_likeliest_seven_of_both_families_are_reported() {
         let mut own: Vec<IpAddr> = (0..40).map(|n| IpAddr::from([192, 168, 1, 100 + n])).collect();
         own.extend(addresses(&["fe80::1", "2001:db8::1", "2001:db8::2", "2001:db8::3", "10.77.0.1", "127.0.0.1"]));
-        let (reported, left_out) = to_report(&addresses(&["203.0.113.7"]), own[30], &own, &ranges());
+        let (reported, left_out) = addresses_to_report(&addresses(&["203.0.113.7"]), own[30], &own, &ranges());
         let expected = addresses(&[
             "203.0.113.7",
             "192.168.1.130",
@@ -154,6 +157,6 @@ mod tests {
         ]);
         assert_eq!(reported, expected);
         assert_eq!(left_out, 44 - 7);
-        assert_eq!(to_report(&[], own[0], &own[..3], &ranges()), (own[..3].to_vec(), 0));
+        assert_eq!(addresses_to_report(&[], own[0], &own[..3], &ranges()), (own[..3].to_vec(), 0));
     }
 }

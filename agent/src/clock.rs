@@ -1,4 +1,4 @@
-//! Boot time for lifetimes, and the time of the world for certificates.
+//! The clocks: boot time for lifetimes, and wall-clock time for certificates.
 
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -6,31 +6,30 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use edge_ike::Instant;
 use serde::{Deserialize, Serialize};
 
-use crate::state_dir::{StateDir, StoreError};
+use crate::state_dir::{StateDir, StateDirError};
 
-/// Released after this moment: no clock before it is right. Seconds since 1970-01-01 UTC
+/// A lower bound of the current time: this release was made later. Seconds since 1970-01-01 UTC
 /// (2026-11-01).
 const RELEASE_TIME: u64 = 1_793_491_200;
 
 /// Below the state directory.
 const CLOCK_FILE: &str = "clock.json";
 
-/// The time of the world on a device that may have no battery clock and wakes up in 1970: the
-/// latest of the system's clock, the release of this program, and the last time that was known for
-/// certain, carried on by the boot-time clock.
+/// Wall-clock time by which certificates are judged, on devices that may have no battery clock and
+/// start in 1970: the later of the system clock and a floor. The floor is the release date or the
+/// last time that is known for certain, and advances with the boot-time clock.
 ///
-/// Only times that somebody authenticated has vouched for count as certain and are kept on disk.
-/// The system's clock is not kept: one that once ran ahead would make every certificate look
-/// expired for ever.
+/// Only times from an authenticated source raise the floor, which is also kept on disk. The system
+/// clock never does: if it once ran ahead, every certificate would look expired from then on.
 #[derive(Debug)]
-pub struct WorldClock {
+pub struct CertificateClock {
     floor: Mutex<Floor>,
 }
 
 #[derive(Debug, Clone, Copy)]
 struct Floor {
     unix_time: u64,
-    /// On the boot-time clock, when `unix_time` was the time.
+    /// The boot time at which it was `unix_time`.
     since: Duration,
 }
 
@@ -46,29 +45,29 @@ struct ClockFile {
     unix_time: u64,
 }
 
-impl Default for WorldClock {
+impl Default for CertificateClock {
     fn default() -> Self {
         Self { floor: Mutex::new(Floor { unix_time: RELEASE_TIME, since: since_boot() }) }
     }
 }
 
-impl WorldClock {
-    /// Seconds since 1970-01-01 UTC, never before the floor.
+impl CertificateClock {
+    /// The current time, seconds since 1970-01-01 UTC.
     pub fn unix_time(&self) -> u64 {
         let system = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs());
-        self.certain().max(system)
+        self.floor().max(system)
     }
 
-    /// What the system's clock, which the kernel's times are of, shows at this time of the world,
-    /// if nobody sets it.
-    pub fn on_the_systems_clock(&self, unix_time: u64) -> u64 {
+    /// Converts a time of this clock to one of the system clock, which the kernel's timestamps use.
+    /// Holds as long as nobody sets the system clock.
+    pub fn to_system_clock(&self, unix_time: u64) -> u64 {
         let system = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs());
-        unix_time.saturating_sub(self.certain().saturating_sub(system))
+        unix_time.saturating_sub(self.floor().saturating_sub(system))
     }
 
-    /// Raises the floor: a time that was certainly reached (kept on disk, said by the authenticated
-    /// controller, or the beginning of our certificate).
-    pub fn raise(&self, unix_time: u64) {
+    /// Raises the floor to a time that has certainly been reached: from disk, from the
+    /// authenticated controller, or the notBefore of our certificate.
+    pub fn raise_floor(&self, unix_time: u64) {
         let boot = since_boot();
         let mut floor = self.floor.lock().unwrap_or_else(PoisonError::into_inner);
         if unix_time > floor.now(boot) {
@@ -76,33 +75,32 @@ impl WorldClock {
         }
     }
 
-    /// Raises the floor to the time kept in `state`. A damaged file counts for nothing: it is
-    /// written anew.
-    pub fn raise_to_kept(&self, state: &StateDir) {
-        match state.read_json::<ClockFile>(CLOCK_FILE, "it is written anew") {
-            Ok(Some(kept)) => self.raise(kept.unix_time),
+    /// Raises the floor to the time in `clock.json`. A damaged file is ignored.
+    pub fn load_floor(&self, state: &StateDir) {
+        match state.read_json::<ClockFile>(CLOCK_FILE, "it is written again") {
+            Ok(Some(kept)) => self.raise_floor(kept.unix_time),
             Ok(None) => {}
             Err(error) => tracing::warn!(%error, "the last known time is lost"),
         }
     }
 
-    /// Keeps in `state` what is known for certain.
-    pub fn keep(&self, state: &StateDir) -> Result<(), StoreError> {
-        state.write_json(CLOCK_FILE, &ClockFile { unix_time: self.certain() })
+    /// Writes the floor to `clock.json`.
+    pub fn save_floor(&self, state: &StateDir) -> Result<(), StateDirError> {
+        state.write_json(CLOCK_FILE, &ClockFile { unix_time: self.floor() })
     }
 
-    fn certain(&self) -> u64 {
+    fn floor(&self) -> u64 {
         self.floor.lock().unwrap_or_else(PoisonError::into_inner).now(since_boot())
     }
 }
 
-/// Now on CLOCK_BOOTTIME, which goes on while the machine sleeps and which nobody can set.
+/// CLOCK_BOOTTIME, which includes time in suspend and which nobody can set (clock_gettime(2)).
 pub fn boot_time() -> Instant {
     Instant::new(since_boot())
 }
 
-/// Through the C library: rustix's `clock_gettime` panics where the kernel offers no vDSO
-/// (User-Mode Linux).
+/// Calls the C library, since rustix's `clock_gettime` panics if the kernel has no vDSO (User-Mode
+/// Linux).
 #[allow(unsafe_code)]
 fn since_boot() -> Duration {
     let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
@@ -120,9 +118,9 @@ mod tests {
 
     #[test]
     fn the_floor_only_rises_and_runs_on() {
-        let clock = WorldClock::default();
-        clock.raise(FAR);
-        clock.raise(5);
+        let clock = CertificateClock::default();
+        clock.raise_floor(FAR);
+        clock.raise_floor(5);
         assert!(clock.unix_time() >= FAR);
         let floor = Floor { unix_time: FAR, since: Duration::from_secs(10) };
         assert_eq!(floor.now(Duration::from_secs(70)), FAR + 60);
@@ -132,11 +130,11 @@ mod tests {
     fn a_time_once_known_for_certain_survives_the_loss_of_power() {
         let folder = tempfile::tempdir().unwrap();
         let state = StateDir::open(folder.path()).unwrap();
-        let clock = WorldClock::default();
-        clock.raise(FAR);
-        clock.keep(&state).unwrap();
-        let after = WorldClock::default();
-        after.raise_to_kept(&state);
+        let clock = CertificateClock::default();
+        clock.raise_floor(FAR);
+        clock.save_floor(&state).unwrap();
+        let after = CertificateClock::default();
+        after.load_floor(&state);
         assert!(after.unix_time() >= FAR);
     }
 
@@ -144,7 +142,9 @@ mod tests {
     fn the_systems_clock_is_not_kept_since_it_may_run_ahead() {
         let folder = tempfile::tempdir().unwrap();
         let state = StateDir::open(folder.path()).unwrap();
-        WorldClock { floor: Mutex::new(Floor { unix_time: 1_000, since: since_boot() }) }.keep(&state).unwrap();
+        CertificateClock { floor: Mutex::new(Floor { unix_time: 1_000, since: since_boot() }) }
+            .save_floor(&state)
+            .unwrap();
         let kept: ClockFile = state.read_json(CLOCK_FILE, "").unwrap().unwrap();
         assert!(kept.unix_time < 1_000_000, "{}", kept.unix_time);
     }
@@ -154,20 +154,20 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let state = StateDir::open(folder.path()).unwrap();
         state.write(CLOCK_FILE, b"\0\0\0\0").unwrap();
-        let clock = WorldClock::default();
-        clock.raise_to_kept(&state);
-        clock.keep(&state).unwrap();
+        let clock = CertificateClock::default();
+        clock.load_floor(&state);
+        clock.save_floor(&state).unwrap();
         assert!(clock.unix_time() >= RELEASE_TIME);
     }
 
     #[test]
-    fn a_time_of_the_world_is_earlier_on_a_clock_that_runs_behind() {
-        let clock = WorldClock::default();
-        clock.raise(FAR);
+    fn a_time_is_earlier_on_a_system_clock_that_runs_behind() {
+        let clock = CertificateClock::default();
+        clock.raise_floor(FAR);
         let system = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
-        let on_it = clock.on_the_systems_clock(FAR + 5);
-        assert!((system..system + 10).contains(&on_it), "{on_it} at {system}");
-        assert_eq!(WorldClock::default().on_the_systems_clock(5), 5);
+        let converted = clock.to_system_clock(FAR + 5);
+        assert!((system..system + 10).contains(&converted), "{converted} at {system}");
+        assert_eq!(CertificateClock::default().to_system_clock(5), 5);
     }
 
     #[test]

@@ -1,9 +1,9 @@
-//! The seam between the cloud's side of the agent and the node's side.
+//! The channels between the controller client and the rest of the agent.
 //!
-//! The cloud's side joins, keeps certificate and view, and publishes a [`Membership`] whenever
-//! either changes, also from disk when the cloud cannot be reached. The node's side makes tunnels,
-//! policies and routes of it, and publishes [`Uplink`], from which the cloud's side reports this
-//! node's addresses and writes the pods' MTU.
+//! The controller client publishes a [`Membership`] whenever view or certificate change, and the
+//! one on disk at start. The rest of the agent makes tunnels, policies and routes of it, and
+//! publishes [`Uplink`], from which the controller client reports this node's addresses and writes
+//! the pods' MTU.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -15,20 +15,20 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use crate::clock::WorldClock;
+use crate::clock::CertificateClock;
 use crate::config::Config;
-use crate::underlay::Surroundings;
+use crate::underlay::Underlay;
 
-/// What the controller says of this node, and how it proves who it is. Complete in itself.
+/// This node's view and its credentials.
 #[derive(Debug, Clone)]
 pub struct Membership {
-    /// The last view, from the stream or from disk.
+    /// The view in force, from the controller or from disk.
     pub view: Arc<NodeView>,
-    /// The certificate that is in force now.
+    /// The current certificate with its key.
     pub credentials: Arc<Credentials>,
 }
 
-/// This node's certificate and key, and whom it trusts.
+/// This node's certificate, key and trust anchors.
 #[derive(Clone)]
 pub struct Credentials {
     /// Certificate and intermediates, DER, leaf first.
@@ -37,7 +37,7 @@ pub struct Credentials {
     pub key: Secret,
     /// Trust anchors for peers, DER certificates.
     pub trust_anchors: Vec<Vec<u8>>,
-    /// End of the certificate, seconds since 1970-01-01 UTC.
+    /// notAfter of the certificate, seconds since 1970-01-01 UTC.
     pub not_after: i64,
 }
 
@@ -52,87 +52,91 @@ impl std::fmt::Debug for Credentials {
     }
 }
 
-/// What the node's side knows of its uplinks.
+/// Addresses and MTU that follow from this node's uplinks.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Uplink {
-    /// Global addresses of the interfaces that carry a default route first, then of the others;
-    /// never those of our bridge or of pods.
+    /// Global addresses, those of interfaces with a default route first. Addresses of the bridge
+    /// and of pods are left out.
     pub addresses: Vec<IpAddr>,
-    /// MTU for pods, bytes: the smallest uplink MTU less what ESP in UDP adds; 0 while no uplink is
-    /// there.
+    /// MTU for pods, bytes: the smallest uplink MTU less the overhead of ESP in UDP; 0 without an
+    /// uplink.
     pub pod_mtu: u32,
-    /// What this node needs outside of every tunnel.
-    pub surroundings: Surroundings,
+    /// Addresses that this node needs outside of every tunnel.
+    pub underlay: Underlay,
 }
 
-/// How it stands with the controller, for `edge-agent status`.
+/// Connection, certificate and view, for `edge-agent status`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct CloudStatus {
-    /// The controller in use.
+pub struct ControllerStatus {
+    /// URL of the controller in use.
     pub url: Option<String>,
-    /// The view stream is open.
+    /// Whether the view stream is open.
     pub connected: bool,
-    /// Since when it has been so, seconds since 1970-01-01 UTC.
+    /// When `connected` last changed, seconds since 1970-01-01 UTC.
     pub since: Option<i64>,
-    /// Where the view in force came from: `controller` or `disk`.
+    /// Source of the view in force: `controller` or `disk`.
     pub view_source: Option<String>,
-    /// End of this node's certificate, seconds since 1970-01-01 UTC.
+    /// notAfter of this node's certificate, seconds since 1970-01-01 UTC.
     pub certificate_not_after: Option<i64>,
-    /// The last error, with what to do.
+    /// The last error, with the remedy.
     pub last_error: Option<String>,
-    /// Why the controller's latest view is not in force, if it is not.
+    /// Why the controller's latest view is refused, if it is.
     #[serde(default)]
     pub refused_view: Option<String>,
-    /// What this node needs and the view in force takes into tunnels, the first few.
+    /// Addresses that this node needs and that the view in force takes into tunnels; at most eight.
     #[serde(default)]
     pub conflicts: Vec<String>,
 }
 
-/// The cloud's side's end of the seam.
+/// The controller client's ends of the channels.
 #[derive(Debug)]
-pub struct CloudSide {
+pub struct ControllerChannels {
     /// The agent's configuration; `[controller]` is there.
     pub config: Arc<Config>,
-    /// To judge certificates by, and to raise its floor.
-    pub clock: Arc<WorldClock>,
-    /// What to report and to write as the pods' MTU; changes when the uplink does.
+    /// Judges certificates; the controller client raises its floor.
+    pub clock: Arc<CertificateClock>,
+    /// Addresses to report, and the pods' MTU.
     pub uplink: watch::Receiver<Uplink>,
-    /// How the tunnels are, for the controller to show; `None` before that is known.
+    /// How many tunnels are up, for the report; `None` before the first count.
     pub tunnels: watch::Receiver<Option<TunnelCount>>,
-    /// Where to publish view and credentials; `None` until there is a first.
+    /// View and credentials; `None` before the first view.
     pub membership: watch::Sender<Option<Membership>>,
-    /// Where to say how it goes.
-    pub status: watch::Sender<CloudStatus>,
-    /// Cancelled when the agent is to end.
+    /// Connection, certificate and view, for `edge-agent status`.
+    pub status: watch::Sender<ControllerStatus>,
+    /// Cancelled when the agent ends.
     pub stop: CancellationToken,
 }
 
-/// The node's side's end of the seam.
+/// The ends of the channels for tunnels, host and status.
 #[derive(Debug)]
-pub struct NodeSide {
+pub struct NodeChannels {
     /// The agent's configuration.
     pub config: Arc<Config>,
-    /// For certificates.
-    pub clock: Arc<WorldClock>,
-    /// Where to publish addresses and MTU.
+    /// Judges certificates.
+    pub clock: Arc<CertificateClock>,
+    /// Addresses and MTU.
     pub uplink: watch::Sender<Uplink>,
-    /// Where to publish how the tunnels are.
+    /// How many tunnels are up.
     pub tunnels: watch::Sender<Option<TunnelCount>>,
-    /// View and credentials, as they change.
+    /// View and credentials.
     pub membership: watch::Receiver<Option<Membership>>,
-    /// How it goes with the controller.
-    pub cloud: watch::Receiver<CloudStatus>,
-    /// Cancelled when the agent is to end.
+    /// Connection, certificate and view, for `edge-agent status`.
+    pub controller_status: watch::Receiver<ControllerStatus>,
+    /// Cancelled when the agent ends.
     pub stop: CancellationToken,
 }
 
-/// Makes both ends.
-pub fn seam(config: Arc<Config>, clock: Arc<WorldClock>, stop: CancellationToken) -> (CloudSide, NodeSide) {
+/// Makes the channels.
+pub fn channels(
+    config: Arc<Config>,
+    clock: Arc<CertificateClock>,
+    stop: CancellationToken,
+) -> (ControllerChannels, NodeChannels) {
     let (membership_tx, membership) = watch::channel(None);
-    let (status_tx, cloud) = watch::channel(CloudStatus::default());
+    let (status_tx, controller_status) = watch::channel(ControllerStatus::default());
     let (uplink_tx, uplink) = watch::channel(Uplink::default());
     let (tunnels_tx, tunnels) = watch::channel(None);
-    let cloud_side = CloudSide {
+    let controller_channels = ControllerChannels {
         config: config.clone(),
         clock: clock.clone(),
         uplink,
@@ -141,5 +145,8 @@ pub fn seam(config: Arc<Config>, clock: Arc<WorldClock>, stop: CancellationToken
         status: status_tx,
         stop: stop.clone(),
     };
-    (cloud_side, NodeSide { config, clock, uplink: uplink_tx, tunnels: tunnels_tx, membership, cloud, stop })
+    (
+        controller_channels,
+        NodeChannels { config, clock, uplink: uplink_tx, tunnels: tunnels_tx, membership, controller_status, stop },
+    )
 }

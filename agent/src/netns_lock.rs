@@ -1,11 +1,11 @@
-//! One agent in a network namespace. Reqids, the guard's device, the nftables table and the routes'
-//! protocol say "ours" for every agent alike, so a second one would tear down what the first one
-//! keeps, whatever folders and ports it has.
+//! The lock that allows one agent in a network namespace. All agents mark what they own in the
+//! kernel alike (reqids, the guard's device, the nftables table, the routes' protocol). So a second
+//! agent would remove what the first one installed, even with other folders and ports.
 //!
-//! The lock is an abstract unix socket (`unix(7)`): such names belong to the network namespace, as
-//! what is protected does, and go with the process however it ends. Anybody may take a name,
-//! though. One that a stranger holds (SO_PEERCRED: neither root nor our own user) is passed over,
-//! and so is one that takes no connection, so that no local user keeps the agent from starting.
+//! The lock is an abstract unix socket (`unix(7)`). Such a name belongs to the network namespace,
+//! and the kernel frees it however the process ends. But any user may bind the name. So a name is
+//! skipped if a process of another user holds it (SO_PEERCRED: neither root nor our own user), or
+//! if its holder accepts no connection: no local user can keep the agent from starting.
 
 use std::io::{self, Read};
 use std::os::linux::net::SocketAddrExt;
@@ -21,44 +21,48 @@ use rustix::process::geteuid;
 
 /// The first of the names that are tried.
 const NAME: &str = "edge-cni-agent";
-/// So many names are tried; whoever holds them all is named, and the agent runs without the lock.
+/// Number of names that are tried. If other users hold them all, the agent runs without the lock
+/// and logs a warning.
 const NAMES: usize = 16;
-/// The holder answers at once, unless it hangs.
-const PATIENCE: Duration = Duration::from_secs(1);
-/// Longest answer that is read, bytes.
-const LONGEST: u64 = 4096 + 64;
+/// Longest wait for the holder's description, which an agent sends at once.
+const READ_TIMEOUT: Duration = Duration::from_secs(1);
+/// Longest description that is read, bytes.
+const MAX_DESCRIPTION: u64 = 4096 + 64;
 
 /// Held while the agent runs.
 #[derive(Debug)]
-pub struct Instance {
-    /// `None`: strangers hold every name.
+pub struct NetnsLock {
+    /// `None` if other users hold every name.
     listener: Option<UnixListener>,
-    answer: String,
+    /// What [`Self::serve`] sends: process and state folder.
+    description: String,
 }
 
-/// Who holds a name.
+/// The holder of a name.
 enum Holder {
+    /// The name is free, or its holder accepts no connection.
     Nobody,
-    /// Another agent, in words.
+    /// Another agent; its description.
     Agent(String),
-    /// Its user.
-    Stranger(u32),
+    /// A process of this other user.
+    OtherUser(u32),
 }
 
-impl Instance {
-    /// Takes the lock, before anything of this namespace is touched.
-    pub fn take(state_dir: &Path) -> anyhow::Result<Self> {
+impl NetnsLock {
+    /// Takes the lock. To be called before anything in this namespace is changed. Fails if another
+    /// agent holds it.
+    pub fn acquire(state_dir: &Path) -> anyhow::Result<Self> {
         let state_dir = std::path::absolute(state_dir).unwrap_or_else(|_| state_dir.to_owned());
-        let answer = format!("process {}, state folder {}\n", std::process::id(), state_dir.display());
-        refuse_a_second(None)?;
+        let description = format!("process {}, state folder {}\n", std::process::id(), state_dir.display());
+        refuse_second_agent(None)?;
         for number in 0..NAMES {
-            match UnixListener::bind_addr(&name(number)?) {
+            match UnixListener::bind_addr(&address(number)?) {
                 Ok(listener) => {
-                    // Another may have come between the look and this: of two that start at once
-                    // neither may go on unseen.
-                    refuse_a_second(Some(number))?;
+                    // Another agent may have bound a name since the first check: checked again, so
+                    // that of two agents that start at once at least one sees the other.
+                    refuse_second_agent(Some(number))?;
                     listener.set_nonblocking(true)?;
-                    return Ok(Self { listener: Some(listener), answer });
+                    return Ok(Self { listener: Some(listener), description });
                 }
                 Err(error) if error.kind() == io::ErrorKind::AddrInUse => {}
                 Err(error) => return Err(error.into()),
@@ -69,10 +73,10 @@ impl Instance {
              `ss -xlp` shows who they are",
             NAMES - 1
         );
-        Ok(Self { listener: None, answer })
+        Ok(Self { listener: None, description })
     }
 
-    /// Says to others who this is. Never ends.
+    /// Sends the description to each agent that connects. Never ends.
     pub async fn serve(self) {
         let Some(listener) = self.listener.and_then(|listener| tokio::net::UnixListener::from_std(listener).ok())
         else {
@@ -80,15 +84,15 @@ impl Instance {
         };
         loop {
             match listener.accept().await {
-                // It fits the send buffer, so nobody is waited for.
-                Ok((stream, _)) => drop(stream.try_write(self.answer.as_bytes())),
-                Err(_) => tokio::time::sleep(PATIENCE).await,
+                // The description fits into the send buffer, so this does not wait.
+                Ok((stream, _)) => drop(stream.try_write(self.description.as_bytes())),
+                Err(_) => tokio::time::sleep(READ_TIMEOUT).await,
             }
         }
     }
 }
 
-fn refuse_a_second(ours: Option<usize>) -> anyhow::Result<()> {
+fn refuse_second_agent(ours: Option<usize>) -> anyhow::Result<()> {
     for number in (0..NAMES).filter(|number| Some(*number) != ours) {
         match holder(number)? {
             Holder::Agent(who) => bail!(
@@ -96,8 +100,8 @@ fn refuse_a_second(ours: Option<usize>) -> anyhow::Result<()> {
                  ports are. Stop it, or put its peers into one configuration ([controller] and [[peer]] go together), or run this one in a network \
                  namespace of its own"
             ),
-            Holder::Stranger(user) => {
-                tracing::warn!(user, "@{}: a process of another user holds this name; it is passed over", text(number));
+            Holder::OtherUser(user) => {
+                tracing::warn!(user, "@{}: a process of another user holds this name; it is skipped", name(number));
             }
             Holder::Nobody => {}
         }
@@ -106,40 +110,39 @@ fn refuse_a_second(ours: Option<usize>) -> anyhow::Result<()> {
 }
 
 fn holder(number: usize) -> anyhow::Result<Holder> {
-    // Never waits: the holder of a name whose queue is full would otherwise keep us in connect(2)
-    // for as long as it likes.
+    // Non-blocking: if the holder's queue is full, connect(2) would otherwise wait for it.
     let socket =
         socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::NONBLOCK | SocketFlags::CLOEXEC, None)?;
-    match connect(&socket, &SocketAddrUnix::new_abstract_name(text(number).as_bytes())?) {
+    match connect(&socket, &SocketAddrUnix::new_abstract_name(name(number).as_bytes())?) {
         Ok(()) => {}
         Err(Errno::CONNREFUSED) => return Ok(Holder::Nobody),
-        // Its queue is full (EAGAIN), or it is no stream socket: an agent empties its queue, so it
-        // is no agent's.
+        // The queue is full (EAGAIN), or it is no stream socket. An agent empties its queue, so the
+        // holder is no agent.
         Err(error) => {
-            tracing::warn!(%error, "@{}: what holds this name takes no connection; it is passed over", text(number));
+            tracing::warn!(%error, "@{}: what holds this name accepts no connection; it is skipped", name(number));
             return Ok(Holder::Nobody);
         }
     }
     let credentials = socket_peercred(&socket)?;
     if !credentials.uid.is_root() && credentials.uid != geteuid() {
-        return Ok(Holder::Stranger(credentials.uid.as_raw()));
+        return Ok(Holder::OtherUser(credentials.uid.as_raw()));
     }
     let mut stream = UnixStream::from(socket);
     stream.set_nonblocking(false)?;
-    stream.set_read_timeout(Some(PATIENCE))?;
-    let mut said = Vec::new();
-    let _ = (&mut stream).take(LONGEST).read_to_end(&mut said);
-    let said = String::from_utf8_lossy(&said);
-    Ok(Holder::Agent(match said.trim() {
+    stream.set_read_timeout(Some(READ_TIMEOUT))?;
+    let mut description = Vec::new();
+    let _ = (&mut stream).take(MAX_DESCRIPTION).read_to_end(&mut description);
+    let description = String::from_utf8_lossy(&description);
+    Ok(Holder::Agent(match description.trim() {
         "" => format!("process {}", credentials.pid.as_raw_nonzero()),
-        said => said.chars().filter(|character| !character.is_control()).collect(),
+        description => description.chars().filter(|character| !character.is_control()).collect(),
     }))
 }
 
-fn text(number: usize) -> String {
+fn name(number: usize) -> String {
     if number == 0 { NAME.to_owned() } else { format!("{NAME}-{number}") }
 }
 
-fn name(number: usize) -> io::Result<SocketAddr> {
-    SocketAddr::from_abstract_name(text(number))
+fn address(number: usize) -> io::Result<SocketAddr> {
+    SocketAddr::from_abstract_name(name(number))
 }

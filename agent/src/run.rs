@@ -1,5 +1,5 @@
-//! `edge-agent run`: starts the cloud's side on a small thread pool and the tunnels on a thread of
-//! their own, and ends both.
+//! `edge-agent run`: starts controller client, host reconciler and admin socket on a small thread
+//! pool, and the tunnels on a thread of their own; ends them.
 
 use std::io::IsTerminal;
 use std::sync::Arc;
@@ -11,23 +11,23 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
-use crate::admin::server::{self, Asked};
-use crate::admin::{Answer, Request};
-use crate::clock::WorldClock;
+use crate::admin::server::{self, AdminRequest};
+use crate::admin::{Request, Response};
+use crate::clock::CertificateClock;
 use crate::config::Config;
-use crate::controller_client::Cloud;
+use crate::controller_client::ControllerClient;
 use crate::desired::Desired;
 use crate::host::reconciler::Keeper;
 use crate::host::{HostState, firewall};
 use crate::incidents::Journal;
-use crate::membership::{CloudStatus, NodeSide};
-use crate::netns_lock::Instance;
+use crate::membership::{ControllerStatus, NodeChannels};
+use crate::netns_lock::NetnsLock;
 use crate::state_dir::StateDir;
 use crate::status::Status;
 use crate::tunnels::{Command, Driver};
 use crate::{hardening, host, membership, plugin_server, state_dir};
 
-/// Runs until SIGTERM or SIGINT. The kernel's state stays.
+/// Runs until SIGTERM or SIGINT, or until a part fails. What is in the kernel stays there.
 pub fn run(config: Config) -> anyhow::Result<()> {
     start_log();
     let config = Arc::new(config);
@@ -36,26 +36,26 @@ pub fn run(config: Config) -> anyhow::Result<()> {
         .iter()
         .map(|peer| peer.resolve(&config).map_err(|problem| anyhow!(problem)))
         .collect::<anyhow::Result<Vec<PeerConfig>>>()?;
-    let instance = Instance::take(&config.state_dir)?;
+    let netns_lock = NetnsLock::acquire(&config.state_dir)?;
     hardening::make_files_private();
     if config.controller.is_none() {
         let path = config.state_dir.display();
         state_dir::make_private(&config.state_dir).with_context(|| format!("{path}: cannot be made private"))?;
     }
     let runtime = Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
-    runtime.spawn(instance.serve());
+    runtime.spawn(netns_lock.serve());
     let stop = CancellationToken::new();
-    let (cloud, node) = membership::seam(config.clone(), Arc::new(WorldClock::default()), stop.clone());
+    let (controller, node) = membership::channels(config.clone(), Arc::new(CertificateClock::default()), stop.clone());
     if config.controller.is_some() {
         let state = Arc::new(StateDir::open(&config.state_dir)?);
-        // Before a view from disk is in force.
-        let surroundings = runtime.block_on(host::surroundings(&config.bridge))?;
-        node.uplink.send_modify(|uplink| uplink.surroundings = surroundings);
-        let cloud = Cloud::load(cloud, state)?;
-        runtime.spawn(cloud.clone().run());
+        // Needed before the view on disk comes into force.
+        let underlay = runtime.block_on(host::read_underlay(&config.bridge))?;
+        node.uplink.send_modify(|uplink| uplink.underlay = underlay);
+        let controller = ControllerClient::load(controller, state)?;
+        runtime.spawn(controller.clone().run());
         let stop = stop.clone();
         runtime.spawn(async move {
-            if let Err(error) = plugin_server::run(cloud).await {
+            if let Err(error) = plugin_server::run(controller).await {
                 tracing::error!("{error:#}");
                 stop.cancel();
             }
@@ -64,48 +64,50 @@ pub fn run(config: Config) -> anyhow::Result<()> {
     runtime.block_on(run_node(node, statics, stop))
 }
 
-async fn run_node(node: NodeSide, statics: Vec<PeerConfig>, stop: CancellationToken) -> anyhow::Result<()> {
+async fn run_node(node: NodeChannels, statics: Vec<PeerConfig>, stop: CancellationToken) -> anyhow::Result<()> {
     let config = node.config.clone();
     let journal = Journal::default();
     let socket = config.admin_socket();
     let admin = server::listen(&socket).with_context(|| format!("{}: cannot be opened", socket.display()))?;
-    let (asked_tx, asked) = mpsc::channel(16);
-    tokio::spawn(server::serve(socket.clone(), admin, asked_tx));
+    let (requests_tx, requests) = mpsc::channel(16);
+    tokio::spawn(server::serve(socket.clone(), admin, requests_tx));
 
     let (host_tx, host) = watch::channel(HostState::default());
     let (desired_tx, desired) =
         watch::channel(Arc::new(Desired::compute(&config, &statics, node.membership.borrow().as_ref())));
     let (commands_tx, commands) = mpsc::channel(16);
-    let keeper = Keeper::new(config.clone(), journal.clone(), desired.clone(), host_tx, node.uplink.clone());
+    let reconciler = Keeper::new(config.clone(), journal.clone(), desired.clone(), host_tx, node.uplink.clone());
     let tunnels = start_tunnels(&node, journal.clone(), host.clone(), desired, commands)?;
     let until = stop.clone();
-    let keeper = tokio::spawn(async move {
-        let outcome = keeper.run(until.clone()).await;
+    let reconciler = tokio::spawn(async move {
+        let outcome = reconciler.run(until.clone()).await;
         until.cancel();
         outcome
     });
 
-    let answers = Answers {
+    let handler = AdminHandler {
         commands: commands_tx,
         host,
         journal,
-        cloud: config.controller.is_some().then(|| node.cloud.clone()),
+        controller: config.controller.is_some().then(|| node.controller_status.clone()),
     };
-    tokio::spawn(answers.serve(asked));
-    tokio::spawn(compute(config.clone(), statics, node.membership.clone(), desired_tx));
+    tokio::spawn(handler.serve(requests));
+    tokio::spawn(recompute_desired(config.clone(), statics, node.membership.clone(), desired_tx));
 
-    let outcome = ended(stop.clone()).await;
+    let outcome = wait_for_end(stop.clone()).await;
     stop.cancel();
     tracing::info!("ending; tunnels stay in the kernel (`edge-agent down` removes them)");
     let tunnels = tunnels.await.unwrap_or_else(|_| Err(anyhow!("the tunnels' thread ended unexpectedly")));
     let _ = std::fs::remove_file(&socket);
-    let keeper = keeper.await.unwrap_or_else(|_| Err(anyhow!("the keeper of routes and firewall ended unexpectedly")));
-    outcome.and(tunnels).and(keeper)
+    let reconciler =
+        reconciler.await.unwrap_or_else(|_| Err(anyhow!("the reconciler of routes and firewall ended unexpectedly")));
+    outcome.and(tunnels).and(reconciler)
 }
 
-/// Starts the thread that owns endpoint and XFRM. What it cannot do at once is told at once.
+/// Starts the thread that owns the IKE endpoint and XFRM. Returns an error if sockets or XFRM
+/// cannot be opened, else a receiver of the thread's result.
 fn start_tunnels(
-    node: &NodeSide,
+    node: &NodeChannels,
     journal: Journal,
     host: watch::Receiver<HostState>,
     desired: watch::Receiver<Arc<Desired>>,
@@ -131,7 +133,7 @@ fn start_tunnels(
             })
         };
         let outcome = work();
-        // Without tunnels there is no agent.
+        // Without the tunnels' thread the agent ends.
         stop.cancel();
         let _ = done_tx.send(outcome);
     })?;
@@ -139,8 +141,8 @@ fn start_tunnels(
     Ok(done)
 }
 
-/// Computes the desired state anew whenever the membership changes.
-async fn compute(
+/// Computes the desired state whenever the membership changes.
+async fn recompute_desired(
     config: Arc<Config>,
     statics: Vec<PeerConfig>,
     mut membership: watch::Receiver<Option<membership::Membership>>,
@@ -152,26 +154,26 @@ async fn compute(
     }
 }
 
-/// Answers the operator.
-struct Answers {
+/// Handles the requests on the admin socket.
+struct AdminHandler {
     commands: mpsc::Sender<Command>,
     host: watch::Receiver<HostState>,
     journal: Journal,
-    cloud: Option<watch::Receiver<CloudStatus>>,
+    controller: Option<watch::Receiver<ControllerStatus>>,
 }
 
-impl Answers {
-    async fn serve(self, mut asked: mpsc::Receiver<Asked>) {
-        while let Some((request, back)) = asked.recv().await {
-            let answer = match request {
+impl AdminHandler {
+    async fn serve(self, mut requests: mpsc::Receiver<AdminRequest>) {
+        while let Some((request, respond_to)) = requests.recv().await {
+            let response = match request {
                 Request::Status => self.status().await,
                 Request::Rekey { peer } => self.rekey(peer).await,
             };
-            let _ = back.send(answer.unwrap_or(Answer::Failed { reason: "the agent is ending".into() }));
+            let _ = respond_to.send(response.unwrap_or(Response::Failed { reason: "the agent is ending".into() }));
         }
     }
 
-    async fn status(&self) -> Option<Answer> {
+    async fn status(&self) -> Option<Response> {
         let (to, report) = oneshot::channel();
         self.commands.send(Command::Report(to)).await.ok()?;
         let report = report.await.ok()?;
@@ -184,7 +186,7 @@ impl Answers {
             node: report.node,
             role: report.role,
             view_version: report.view_version,
-            cloud: self.cloud.as_ref().map(|cloud| cloud.borrow().clone()),
+            controller: self.controller.as_ref().map(|status| status.borrow().clone()),
             peers: report.peers,
             states: report.states,
             policies: report.policies,
@@ -193,21 +195,21 @@ impl Answers {
             host,
             journal: self.journal.entries(),
         };
-        Some(Answer::Status { status: Box::new(status) })
+        Some(Response::Status { status: Box::new(status) })
     }
 
-    async fn rekey(&self, peer: String) -> Option<Answer> {
+    async fn rekey(&self, peer: String) -> Option<Response> {
         let (to, outcome) = oneshot::channel();
         self.commands.send(Command::Rekey(peer, to)).await.ok()?;
         Some(match outcome.await.ok()? {
-            Ok(()) => Answer::Done,
-            Err(reason) => Answer::Failed { reason },
+            Ok(()) => Response::Done,
+            Err(reason) => Response::Failed { reason },
         })
     }
 }
 
-/// Waits for SIGTERM, SIGINT, or a part of the agent that cannot go on.
-async fn ended(stop: CancellationToken) -> anyhow::Result<()> {
+/// Waits for SIGTERM, SIGINT, or the failure of a part of the agent.
+async fn wait_for_end(stop: CancellationToken) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate()).context("SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("SIGINT")?;
     tokio::select! {
@@ -218,11 +220,11 @@ async fn ended(stop: CancellationToken) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Log to standard error; `EDGE_AGENT_LOG` sets the level, e.g. `debug` or `edge_ike=trace`.
+/// Logs to standard error. `EDGE_AGENT_LOG` is a filter, e.g. `debug` or `edge_ike=trace`.
 fn start_log() {
     use tracing_subscriber::EnvFilter;
-    // netlink-proto traces whole messages, keys included: it never gets to speak, whatever is asked
-    // for.
+    // netlink-proto traces whole messages, keys included, so its log is off whatever the filter
+    // says.
     let filter = EnvFilter::try_from_env("EDGE_AGENT_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
     let filter = ["netlink_proto=off", "netlink_packet_xfrm=off"]
         .iter()

@@ -18,7 +18,7 @@ const NAME_SERVER: &str = "its name server";
 
 /// Addresses that this node needs outside of every tunnel.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Surroundings {
+pub struct Underlay {
     /// Its own, of uplinks; never those of our bridge or of pods.
     pub addresses: Vec<IpAddr>,
     /// Next hops of its default routes.
@@ -51,7 +51,7 @@ impl fmt::Display for Conflict {
     }
 }
 
-impl Surroundings {
+impl Underlay {
     /// The interface by which packets of this family leave.
     pub fn uplink(&self, ipv4: bool) -> Option<&str> {
         if ipv4 { self.uplink_v4.as_deref() } else { self.uplink_v6.as_deref() }
@@ -197,8 +197,8 @@ mod tests {
         }
     }
 
-    fn home() -> Surroundings {
-        Surroundings {
+    fn home() -> Underlay {
+        Underlay {
             addresses: addresses(&["192.168.1.10", "2001:db8:1::10"]),
             gateways: addresses(&["192.168.1.1", "fe80::1"]),
             resolvers: addresses(&["10.0.0.53"]),
@@ -243,11 +243,11 @@ mod tests {
     fn what_the_view_in_force_takes_away_already_is_no_reason_to_refuse_another() {
         // A router advertisement has given this node an address within the cluster's range, a lease
         // has renamed its name server.
-        let here = Surroundings {
+        let here = Underlay {
             addresses: addresses(&["192.168.1.10", "fd77::abcd"]),
             gateways: addresses(&["192.168.1.1"]),
             resolvers: addresses(&["10.244.0.53"]),
-            ..Surroundings::default()
+            ..Underlay::default()
         };
         let current = view(Role::Edge, &["10.77.0.0/16", "fd77::/48"], &["10.244.0.0/16"]);
         let named: Vec<_> = here.conflicts(&current, &[]).iter().map(ToString::to_string).collect();
@@ -271,7 +271,7 @@ mod tests {
 
     #[test]
     fn name_servers_are_taken_away_when_none_is_left() {
-        let mut here = Surroundings { resolvers: addresses(&["10.77.0.53", "192.0.2.53"]), ..Surroundings::default() };
+        let mut here = Underlay { resolvers: addresses(&["10.77.0.53", "192.0.2.53"]), ..Underlay::default() };
         let both = view(Role::Edge, &["10.77.0.0/16"], &["192.0.2.0/24"]);
         let one = view(Role::Edge, &["10.77.0.0/16"], &[]);
         assert_eq!(here.conflict(None, &one, &[]), None);
@@ -282,11 +282,8 @@ mod tests {
 
     #[test]
     fn what_a_hub_fronts_is_around_it_and_a_cloud_node_needs_no_tunnel_to_it() {
-        let cloud = Surroundings {
-            addresses: addresses(&["10.1.0.5"]),
-            gateways: addresses(&["10.1.0.1"]),
-            ..Surroundings::default()
-        };
+        let cloud =
+            Underlay { addresses: addresses(&["10.1.0.5"]), gateways: addresses(&["10.1.0.1"]), ..Underlay::default() };
         let controller = addresses(&["10.96.0.20"]);
         let fronted = ["10.1.0.0/16", "10.96.0.0/12"];
         // Another hub fronts the same.
@@ -309,7 +306,7 @@ mod tests {
 
     #[test]
     fn loopback_is_in_nobodys_way() {
-        let here = Surroundings { addresses: addresses(&["127.0.0.1", "::1"]), ..Surroundings::default() };
+        let here = Underlay { addresses: addresses(&["127.0.0.1", "::1"]), ..Underlay::default() };
         assert_eq!(
             here.conflict(None, &view(Role::Edge, &["127.0.0.0/8", "::/64"], &[]), &addresses(&["127.0.0.1"])),
             None

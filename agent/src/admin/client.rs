@@ -1,4 +1,4 @@
-//! The operator's end.
+//! The client: `edge-agent status` and `edge-agent rekey`.
 
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
@@ -6,16 +6,18 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 
-use super::{Answer, Request};
+use super::{Request, Response};
 use crate::config::Config;
 use crate::status;
 
-/// Longest wait for an answer.
+/// Longest wait for the response.
 const TIMEOUT: Duration = Duration::from_secs(10);
 
-/// `edge-agent status`.
+/// Prints the agent's status, as a table or as JSON. Fails if no agent answers.
 pub fn status(config: &Config, json: bool) -> anyhow::Result<()> {
-    let Answer::Status { status } = ask(config, &Request::Status)? else { bail!("the agent gave another answer") };
+    let Response::Status { status } = send(config, &Request::Status)? else {
+        bail!("the agent sent another response than the status")
+    };
     if json {
         println!("{}", serde_json::to_string_pretty(&status)?);
         return Ok(());
@@ -24,12 +26,12 @@ pub fn status(config: &Config, json: bool) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// `edge-agent rekey`.
+/// Has the agent rekey the CHILD_SA with `peer`. Fails if there is no such peer or CHILD_SA.
 pub fn rekey(config: &Config, peer: &str) -> anyhow::Result<()> {
-    ask(config, &Request::Rekey { peer: peer.into() }).map(drop)
+    send(config, &Request::Rekey { peer: peer.into() }).map(drop)
 }
 
-fn ask(config: &Config, request: &Request) -> anyhow::Result<Answer> {
+fn send(config: &Config, request: &Request) -> anyhow::Result<Response> {
     let path = config.admin_socket();
     let mut socket = UnixStream::connect(&path).with_context(|| {
         format!("{}: no agent answers here; is `edge-agent run` running with this configuration?", path.display())
@@ -41,7 +43,7 @@ fn ask(config: &Config, request: &Request) -> anyhow::Result<Answer> {
     let mut line = String::new();
     BufReader::new(socket).read_line(&mut line).context("the agent did not answer")?;
     match serde_json::from_str(&line).context("the agent's answer is not understood; are both of one release?")? {
-        Answer::Failed { reason } => bail!(reason),
-        answer => Ok(answer),
+        Response::Failed { reason } => bail!(reason),
+        response => Ok(response),
     }
 }

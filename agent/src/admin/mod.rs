@@ -8,33 +8,33 @@ use serde::{Deserialize, Serialize};
 
 use crate::status::Status;
 
-/// What is asked.
+/// A request of an `edge-agent` command.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "request", rename_all = "lowercase")]
 pub enum Request {
-    /// Everything.
+    /// The status document.
     Status,
     /// Rekey the CHILD_SA with a peer.
     Rekey {
-        /// Its name.
+        /// The peer's name.
         peer: String,
     },
 }
 
-/// What is answered.
+/// The agent's response.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "answer", rename_all = "lowercase")]
-pub enum Answer {
-    /// To [`Request::Status`].
+pub enum Response {
+    /// Response to [`Request::Status`].
     Status {
         /// The document that `status --json` prints.
         status: Box<Status>,
     },
-    /// Done, or begun.
+    /// The request is carried out or under way.
     Done,
-    /// Not done.
+    /// The request failed.
     Failed {
-        /// Why, and what to do.
+        /// The reason, and what to do.
         reason: String,
     },
 }

@@ -1,4 +1,4 @@
-//! The agent's end.
+//! The server in the running agent.
 
 use std::fs::{self, Permissions};
 use std::io;
@@ -10,19 +10,19 @@ use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{mpsc, oneshot};
 
-use super::{Answer, Request};
+use super::{Request, Response};
 
-/// A request with the way back.
-pub type Asked = (Request, oneshot::Sender<Answer>);
+/// A request, and where its response goes.
+pub type AdminRequest = (Request, oneshot::Sender<Response>);
 
 /// Longest line that is read, bytes.
 const MAX_LINE: u64 = 4096;
-/// Between two looks whether the socket is still there.
-const LOOK: Duration = Duration::from_secs(1);
-/// Longest silence of a client.
+/// How often the socket's file is checked.
+const CHECK_INTERVAL: Duration = Duration::from_secs(1);
+/// A connection is closed after this time.
 const TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Opens the socket, readable and writable by root only. What a killed agent left is replaced.
+/// Opens the socket, readable and writable by its owner only. Replaces the file of a killed agent.
 pub fn listen(path: &Path) -> io::Result<UnixListener> {
     if let Some(folder) = path.parent() {
         fs::create_dir_all(folder)?;
@@ -36,44 +36,44 @@ pub fn listen(path: &Path) -> io::Result<UnixListener> {
     Ok(listener)
 }
 
-/// Hands requests on. A socket that somebody wiped with its folder is made anew.
-pub async fn serve(path: PathBuf, mut listener: UnixListener, to: mpsc::Sender<Asked>) {
+/// Passes requests on to `to`. If the socket's file is gone, opens it again.
+pub async fn serve(path: PathBuf, mut listener: UnixListener, to: mpsc::Sender<AdminRequest>) {
     loop {
-        let Ok(accepted) = tokio::time::timeout(LOOK, listener.accept()).await else {
+        let Ok(accepted) = tokio::time::timeout(CHECK_INTERVAL, listener.accept()).await else {
             if !path.exists() {
                 match listen(&path) {
                     Ok(again) => listener = again,
-                    Err(error) => tracing::error!(%error, "{} cannot be made anew", path.display()),
+                    Err(error) => tracing::error!(%error, "{} cannot be opened again", path.display()),
                 }
             }
             continue;
         };
         let Ok((socket, _)) = accepted else {
-            tokio::time::sleep(LOOK).await;
+            tokio::time::sleep(CHECK_INTERVAL).await;
             continue;
         };
         let to = to.clone();
         tokio::spawn(async move {
-            if let Ok(Err(error)) = tokio::time::timeout(TIMEOUT, answer(socket, to)).await {
-                tracing::debug!(%error, "admin client");
+            if let Ok(Err(error)) = tokio::time::timeout(TIMEOUT, respond(socket, to)).await {
+                tracing::debug!(%error, "a connection on the admin socket failed");
             }
         });
     }
 }
 
-async fn answer(mut socket: UnixStream, to: mpsc::Sender<Asked>) -> io::Result<()> {
+async fn respond(mut socket: UnixStream, to: mpsc::Sender<AdminRequest>) -> io::Result<()> {
     let (read, mut write) = socket.split();
     let mut line = String::new();
     BufReader::new(read.take(MAX_LINE)).read_line(&mut line).await?;
-    let answer = match serde_json::from_str(&line) {
+    let response = match serde_json::from_str(&line) {
         Ok(request) => {
-            let (back, answer) = oneshot::channel();
-            let _ = to.send((request, back)).await;
-            answer.await.unwrap_or(Answer::Failed { reason: "the agent is ending".into() })
+            let (respond_to, response) = oneshot::channel();
+            let _ = to.send((request, respond_to)).await;
+            response.await.unwrap_or(Response::Failed { reason: "the agent is ending".into() })
         }
-        Err(error) => Answer::Failed { reason: format!("not a request that this agent knows: {error}") },
+        Err(error) => Response::Failed { reason: format!("not a request that this agent knows: {error}") },
     };
-    let mut line = serde_json::to_vec(&answer)?;
+    let mut line = serde_json::to_vec(&response)?;
     line.push(b'\n');
     write.write_all(&line).await
 }
@@ -91,9 +91,9 @@ mod tests {
         let (to, mut requests) = mpsc::channel(1);
         tokio::spawn(serve(path.clone(), listener, to));
         tokio::spawn(async move {
-            while let Some((request, back)) = requests.recv().await {
+            while let Some((request, respond_to)) = requests.recv().await {
                 assert_eq!(request, Request::Rekey { peer: "moon".into() });
-                let _ = back.send(Answer::Done);
+                let _ = respond_to.send(Response::Done);
             }
         });
         for (line, expected) in [
@@ -106,12 +106,12 @@ mod tests {
             socket.read_to_string(&mut answer).await.unwrap();
             assert!(answer.contains(expected), "{answer}");
         }
-        // Whoever wipes the folder does no lasting harm.
+        // If the folder is wiped, the socket comes back.
         fs::remove_dir_all(folder.path().join("run")).unwrap();
         while !path.exists() {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
-        // A second agent, or the same after a kill, takes the path over.
+        // An agent that was killed and starts again replaces the file.
         super::listen(&path).unwrap();
     }
 }

@@ -1,4 +1,4 @@
-//! How long to wait before trying again: longer each time, and never all nodes at once.
+//! Exponential backoff with jitter, so that nodes do not return all at once.
 
 use std::time::Duration;
 
@@ -7,8 +7,7 @@ use edge_types::jitter::between;
 const FIRST: Duration = Duration::from_millis(500);
 const LONGEST: Duration = Duration::from_secs(15);
 
-/// Doubles from half a second to fifteen; each wait is drawn from the upper half, so that ten
-/// thousand nodes do not return in one wave.
+/// Waits that double from [`FIRST`] to [`LONGEST`]; each is between half of that and all of it.
 #[derive(Debug)]
 pub(super) struct Backoff(Duration);
 
@@ -26,7 +25,7 @@ impl Backoff {
         jitter(wait)
     }
 
-    /// It has succeeded.
+    /// Starts from the first wait again, after a success.
     pub(super) fn reset(&mut self) {
         *self = Self::default();
     }
@@ -42,7 +41,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn waits_grow_to_a_limit_and_begin_anew_after_success() {
+    fn waits_grow_to_a_limit_and_start_again_after_success() {
         let mut backoff = Backoff::default();
         let waits: Vec<_> = (0..20).map(|_| backoff.next()).collect();
         assert!(waits[0] <= FIRST && waits[0] >= FIRST / 2);

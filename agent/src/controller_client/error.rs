@@ -1,78 +1,77 @@
-//! What can go wrong between this node and the controller.
+//! Errors of the controller client.
 
 use edge_types::api::Problem;
 
-use crate::state_dir::StoreError;
+use crate::state_dir::StateDirError;
 
-/// Why something asked of the controller was not had. Never holds a token or a key.
+/// Why a request to the controller failed. Never holds a token or a key.
 #[derive(Debug, thiserror::Error)]
-pub enum CloudError {
-    /// No connection, or one that broke.
+pub enum ControllerError {
+    /// The connection failed or broke.
     #[error("controller {url} cannot be reached: {why}")]
     Unreachable {
-        /// Which controller.
+        /// The controller's URL.
         url: String,
-        /// What the network said.
+        /// The error of the network, TLS or HTTP.
         why: String,
     },
-    /// Somebody answered who is not our controller.
+    /// The server's certificate is not that of our controller.
     #[error("controller {url} is not trusted: {why}")]
     Untrusted {
-        /// Where.
+        /// The controller's URL.
         url: String,
-        /// What its certificate lacks, and what to do.
+        /// What the certificate lacks, and what to do.
         why: String,
     },
-    /// It ended the TLS connection because of this node's certificate.
+    /// The controller ended the TLS connection with an alert about this node's certificate.
     #[error(
         "controller {url} refuses this node's certificate ({why}): it has expired or the node was deregistered; \
          if it is to belong to the cluster, put a new join token into the token file"
     )]
     CertificateRefused {
-        /// Which controller.
+        /// The controller's URL.
         url: String,
-        /// The alert that came.
+        /// The TLS alert (RFC 8446 6.2).
         why: String,
     },
-    /// It answered with a problem document.
+    /// The response is a problem document (RFC 9457).
     #[error("the controller answers {}: {}: {}", .0.status, .0.title, .0.detail)]
     Problem(Problem),
-    /// It answered something that no controller of ours says.
+    /// The response does not follow the API.
     #[error(
-        "controller {url} answers {what}, which is not what was expected ({expected}): is it an edge-controller of this release?"
+        "controller {url} answers {received}, which is not what was expected ({expected}): is it an edge-controller of this release?"
     )]
-    Answer {
-        /// Which controller.
+    UnexpectedResponse {
+        /// The controller's URL.
         url: String,
-        /// What came.
-        what: String,
-        /// What was expected.
+        /// What the controller sent.
+        received: String,
+        /// What the API prescribes.
         expected: &'static str,
     },
-    /// This node is no member yet.
+    /// This node has no certificate yet.
     #[error("this node has not joined the cluster yet: `edge-agent status` says why")]
     NotJoined,
-    /// An answer cannot be taken as it is.
+    /// A response, the configuration or this host does not allow it; the text says what to do.
     #[error("{0}")]
     Unacceptable(String),
-    /// What came could not be kept on disk.
+    /// The state directory cannot be read or written.
     #[error(transparent)]
-    Store(#[from] StoreError),
+    StateDir(#[from] StateDirError),
 }
 
-impl CloudError {
-    /// Whether the same may succeed later without anybody doing anything.
+impl ControllerError {
+    /// Whether the same request may succeed later without a person's help.
     pub fn is_temporary(&self) -> bool {
         match self {
-            Self::Unreachable { .. } | Self::Answer { .. } | Self::NotJoined | Self::Store(_) => true,
+            Self::Unreachable { .. } | Self::UnexpectedResponse { .. } | Self::NotJoined | Self::StateDir(_) => true,
             Self::Problem(problem) => problem.status >= 500 && problem.status != 507 || problem.status == 429,
             Self::Untrusted { .. } | Self::CertificateRefused { .. } | Self::Unacceptable(_) => false,
         }
     }
 
-    /// Whether the controller no longer (or not yet) takes this node for a member, or this node it
-    /// for the controller: a new join token, which says by which authority the controller is known,
-    /// is then worth a try.
+    /// Whether the controller does not accept this node as a member, or this node does not trust
+    /// the controller. A new join token, which names the controller's CA, may then help.
     pub fn is_refusal_of_this_node(&self) -> bool {
         match self {
             Self::CertificateRefused { .. } | Self::Untrusted { .. } => true,

@@ -1,11 +1,11 @@
-//! The way to the controller, which is exempt from what a view installs. A view that would take it
-//! away could never be corrected.
+//! Connections to the controller bypass the policies and routes that a view installs. Otherwise a
+//! wrong view could cut the node off, and the controller could never correct it.
 //!
-//! Each connection's socket carries a policy of its own that lets it speak in clear (as IKE's
-//! sockets do), so no XFRM policy blocks or encrypts it. Where the controller's address lies within
-//! a network that is routed into the guard's device, the socket is bound to the uplink's interface:
-//! the route lookup then considers that interface alone. Both belong to this one socket, so that no
-//! pod and no other program goes the same way.
+//! Each connection's socket has a policy that allows it to send in clear, as IKE's sockets have, so
+//! no XFRM policy blocks or encrypts its packets. If the controller's address lies within a network
+//! that is routed into the guard's device, the socket is bound to the uplink's interface, and the
+//! route lookup considers that interface alone. Both apply to this one socket: pods and other
+//! programs stay guarded.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -22,53 +22,52 @@ use tracing::debug;
 use crate::membership::Uplink;
 use crate::underlay;
 
-/// See the module.
+/// Connects to the controller past the guard.
 #[derive(Debug)]
-pub(super) struct Path {
+pub(super) struct GuardBypass {
     uplink: watch::Receiver<Uplink>,
-    /// Networks that the view in force makes unreachable without a tunnel.
+    /// Networks that the view in force makes unreachable outside of a tunnel.
     guarded: Mutex<Vec<IpNetwork>>,
-    /// What the hosts of `urls` were looked up to last; as many as there are URLs.
-    found: Mutex<BTreeMap<String, Vec<IpAddr>>>,
+    /// Addresses of the last lookup, by host; no more hosts than there are URLs.
+    lookups: Mutex<BTreeMap<String, Vec<IpAddr>>>,
 }
 
-impl Path {
+impl GuardBypass {
     pub(super) fn new(uplink: watch::Receiver<Uplink>) -> Self {
-        Self { uplink, guarded: Mutex::default(), found: Mutex::default() }
+        Self { uplink, guarded: Mutex::default(), lookups: Mutex::default() }
     }
 
-    /// A view comes into force.
-    pub(super) fn follow(&self, view: &NodeView) {
+    /// Sets the guarded networks from the view that comes into force.
+    pub(super) fn set_guarded(&self, view: &NodeView) {
         *self.guarded.lock().unwrap_or_else(PoisonError::into_inner) = underlay::guarded(view);
     }
 
-    /// A controller's host was looked up.
-    pub(super) fn found(&self, host: &str, addresses: &[SocketAddr]) {
+    /// Remembers the addresses of a controller's host.
+    pub(super) fn record_lookup(&self, host: &str, addresses: &[SocketAddr]) {
         let addresses = addresses.iter().map(SocketAddr::ip).collect();
-        self.found.lock().unwrap_or_else(PoisonError::into_inner).insert(host.to_owned(), addresses);
+        self.lookups.lock().unwrap_or_else(PoisonError::into_inner).insert(host.to_owned(), addresses);
     }
 
-    /// Where the controllers are, as far as is known: addresses that `urls` name, and what names
-    /// were looked up to.
-    pub(super) fn controllers(&self, urls: &[String]) -> Vec<IpAddr> {
+    /// Known addresses of the controllers: those in `urls`, and those of the last lookups.
+    pub(super) fn controller_addresses(&self, urls: &[String]) -> Vec<IpAddr> {
         let literal = |url: &String| {
             let uri: hyper::Uri = url.parse().ok()?;
             uri.host()?.trim_start_matches('[').trim_end_matches(']').parse().ok()
         };
         let mut addresses: Vec<IpAddr> = urls.iter().filter_map(literal).collect();
-        addresses.extend(self.found.lock().unwrap_or_else(PoisonError::into_inner).values().flatten());
+        addresses.extend(self.lookups.lock().unwrap_or_else(PoisonError::into_inner).values().flatten());
         addresses.sort_unstable();
         addresses.dedup();
         addresses
     }
 
-    /// Connects, past the guard.
+    /// Opens a TCP connection past the guard.
     pub(super) async fn connect(&self, address: SocketAddr) -> io::Result<TcpStream> {
         let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
         if let Err(error) = bypass(&socket, address.is_ipv6()) {
             debug!(%error, "the connection to the controller is not exempt from policies");
         }
-        if let Some(device) = self.around_the_guard(address.ip())
+        if let Some(device) = self.interface_past_guard(address.ip())
             && let Err(error) = socket.bind_device(Some(device.as_bytes()))
         {
             debug!(%error, device, "the connection to the controller is not exempt from the guard's routes");
@@ -76,10 +75,11 @@ impl Path {
         socket.connect(address).await
     }
 
-    fn around_the_guard(&self, address: IpAddr) -> Option<String> {
+    /// The uplink's interface, if `address` lies within a guarded network.
+    fn interface_past_guard(&self, address: IpAddr) -> Option<String> {
         let guarded = self.guarded.lock().unwrap_or_else(PoisonError::into_inner);
         guarded.iter().find(|network| network.contains(address))?;
-        self.uplink.borrow().surroundings.uplink(address.is_ipv4()).map(str::to_owned)
+        self.uplink.borrow().underlay.uplink(address.is_ipv4()).map(str::to_owned)
     }
 }
 
@@ -88,28 +88,28 @@ mod tests {
     use super::*;
 
     #[test]
-    fn controllers_are_where_their_urls_and_the_last_lookup_say() {
-        let path = Path::new(watch::channel(Uplink::default()).1);
+    fn controller_addresses_are_those_of_urls_and_of_the_last_lookup() {
+        let bypass = GuardBypass::new(watch::channel(Uplink::default()).1);
         let urls = ["https://203.0.113.1:8443", "https://[2001:db8::1]:8443", "https://controller.example:8443"]
             .map(String::from);
         let expect = |texts: &[&str]| texts.iter().map(|text| text.parse().unwrap()).collect::<Vec<IpAddr>>();
-        assert_eq!(path.controllers(&urls), expect(&["203.0.113.1", "2001:db8::1"]));
-        path.found("controller.example", &["198.51.100.1:8443".parse().unwrap()]);
-        path.found("controller.example", &["198.51.100.2:8443".parse().unwrap()]);
-        assert_eq!(path.controllers(&urls), expect(&["198.51.100.2", "203.0.113.1", "2001:db8::1"]));
+        assert_eq!(bypass.controller_addresses(&urls), expect(&["203.0.113.1", "2001:db8::1"]));
+        bypass.record_lookup("controller.example", &["198.51.100.1:8443".parse().unwrap()]);
+        bypass.record_lookup("controller.example", &["198.51.100.2:8443".parse().unwrap()]);
+        assert_eq!(bypass.controller_addresses(&urls), expect(&["198.51.100.2", "203.0.113.1", "2001:db8::1"]));
     }
 
     #[test]
     fn only_a_controller_within_a_guarded_network_is_reached_by_the_uplinks_interface() {
         let mut uplink = Uplink::default();
-        uplink.surroundings.uplink_v4 = Some("eth0".into());
-        let path = Path::new(watch::channel(uplink).1);
-        let around = |text: &str| path.around_the_guard(text.parse().unwrap());
-        assert_eq!(around("10.244.0.1"), None);
-        *path.guarded.lock().unwrap() = vec!["10.244.0.0/16".parse().unwrap(), "fd77::/48".parse().unwrap()];
-        assert_eq!(around("10.244.0.1").as_deref(), Some("eth0"));
-        assert_eq!(around("10.245.0.1"), None);
-        assert_eq!(around("fd77::1"), None, "there is no uplink of this family");
+        uplink.underlay.uplink_v4 = Some("eth0".into());
+        let bypass = GuardBypass::new(watch::channel(uplink).1);
+        let interface = |text: &str| bypass.interface_past_guard(text.parse().unwrap());
+        assert_eq!(interface("10.244.0.1"), None);
+        *bypass.guarded.lock().unwrap() = vec!["10.244.0.0/16".parse().unwrap(), "fd77::/48".parse().unwrap()];
+        assert_eq!(interface("10.244.0.1").as_deref(), Some("eth0"));
+        assert_eq!(interface("10.245.0.1"), None);
+        assert_eq!(interface("fd77::1"), None, "there is no uplink of this family");
     }
 
     const NEAR: &str = "controller_client::guard_bypass::tests::near_end";
@@ -122,10 +122,10 @@ mod tests {
         assert!(done.status.success(), "{line}: {}", String::from_utf8_lossy(&done.stderr));
     }
 
-    /// Says to the ignored tests that they are in namespaces of their own.
+    /// Set for the ignored tests when they run in namespaces of their own.
     const IN_NAMESPACE: &str = "EDGE_TEST_IN_NAMESPACE";
 
-    /// This program again, with one of its tests.
+    /// A command that runs one of this program's tests.
     fn this_test(before: &[&str], test: &str) -> std::process::Command {
         let mut command = std::process::Command::new(before[0]);
         command.args(&before[1..]).arg(std::env::current_exe().unwrap()).args([
@@ -191,12 +191,12 @@ mod tests {
         let guard = edge_xfrm::guard::GuardConfig { cluster_ranges: ranges.clone(), ..Default::default() };
         edge_xfrm::guard::install(&guard).unwrap();
         let mut uplink = Uplink::default();
-        uplink.surroundings.uplink_v4 = Some("uplink".into());
-        uplink.surroundings.uplink_v6 = Some("uplink".into());
-        let path = Path::new(watch::channel(uplink).1);
-        *path.guarded.lock().unwrap() = ranges;
+        uplink.underlay.uplink_v4 = Some("uplink".into());
+        uplink.underlay.uplink_v6 = Some("uplink".into());
+        let bypass = GuardBypass::new(watch::channel(uplink).1);
+        *bypass.guarded.lock().unwrap() = ranges;
         for address in addresses {
-            let connected = tokio::time::timeout(std::time::Duration::from_secs(20), path.connect(address)).await;
+            let connected = tokio::time::timeout(std::time::Duration::from_secs(20), bypass.connect(address)).await;
             connected.expect("in time").unwrap_or_else(|error| panic!("{address}: {error}"));
             let others = tokio::time::timeout(std::time::Duration::from_secs(2), TcpStream::connect(address)).await;
             assert!(!matches!(others, Ok(Ok(_))), "{address}: other programs are guarded");

@@ -1,5 +1,5 @@
-//! One HTTP/2 connection to the controller, made when it is needed, used by all, replaced when it
-//! breaks.
+//! One HTTP/2 connection to the controller, which all requests share. It is opened when a request
+//! needs it, and opened again after it broke.
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -22,128 +22,130 @@ use tokio_rustls::TlsConnector;
 use tracing::{debug, warn};
 use zeroize::Zeroizing;
 
-use super::error::CloudError;
-use super::guard_bypass::Path;
-use super::tls::Distrust;
-use crate::clock::WorldClock;
+use super::error::ControllerError;
+use super::guard_bypass::GuardBypass;
+use super::tls::CertificateRejected;
+use crate::clock::CertificateClock;
 
-/// For TCP and TLS together, per address of a controller.
+/// Timeout of TCP and TLS handshake together, for each address of a controller.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
-/// For a request and its answer.
+/// Timeout of a request, up to the response's headers; its body has the same time again.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
-/// An HTTP/2 PING is sent after this much silence, and answered within as much, or the connection
-/// is dead.
+/// An HTTP/2 PING is sent after this much silence. Without an acknowledgement within the same time,
+/// the connection is closed.
 const PING_INTERVAL: Duration = Duration::from_secs(5);
-/// Largest answer that is read as a whole, bytes.
-const MAX_ANSWER: usize = 4 * 1024 * 1024;
+/// Largest response body that is read as a whole, bytes.
+const MAX_RESPONSE: usize = 4 * 1024 * 1024;
 
-/// The way to the controllers.
+/// Sends requests to the first of several controllers that accepts a connection.
 #[derive(Debug)]
-pub(super) struct Client {
+pub(super) struct HttpClient {
     urls: Vec<Uri>,
-    clock: Arc<WorldClock>,
-    path: Arc<Path>,
+    clock: Arc<CertificateClock>,
+    bypass: Arc<GuardBypass>,
     tls: Mutex<Arc<ClientConfig>>,
-    /// Held while connecting, so that two who need a connection make one.
-    way: tokio::sync::Mutex<Way>,
+    /// Locked while connecting, so that two requests at once open one connection.
+    active: tokio::sync::Mutex<Active>,
 }
 
 #[derive(Debug, Default)]
-struct Way {
-    /// The connection in use.
-    link: Option<Link>,
-    /// Which of `urls` is tried first: the one in use, or after it failed or said goodbye the one
-    /// behind it.
-    first: usize,
+struct Active {
+    /// The open connection.
+    connection: Option<Connection>,
+    /// Index in `urls` of the controller that is tried first: the one in use, or, after it failed
+    /// or sent a goodbye, the next one.
+    first_url: usize,
 }
 
-/// A connection that lives.
+/// An open connection.
 #[derive(Debug, Clone)]
-pub(super) struct Link {
-    /// Which controller.
+pub(super) struct Connection {
+    /// The controller's URL.
     pub(super) url: Uri,
-    /// This node's address on it.
+    /// This node's address of the TCP connection.
     pub(super) local: IpAddr,
     sender: SendRequest<Full<Bytes>>,
 }
 
-impl Client {
-    /// Connects to the first of `urls` that answers, when asked to; later to that one again as long
-    /// as it lives.
+impl HttpClient {
+    /// A client of the controllers at `urls`. Does not connect yet. Fails if one of them is no
+    /// `https://` URL with a host.
     pub(super) fn new(
         urls: &[String],
         tls: ClientConfig,
-        clock: Arc<WorldClock>,
-        path: Arc<Path>,
-    ) -> Result<Self, CloudError> {
+        clock: Arc<CertificateClock>,
+        bypass: Arc<GuardBypass>,
+    ) -> Result<Self, ControllerError> {
         let urls = urls
             .iter()
             .map(|text| match text.parse::<Uri>() {
                 Ok(uri) if uri.host().is_some() && uri.scheme_str() == Some("https") => Ok(uri),
-                _ => Err(CloudError::Unacceptable(format!("[controller]: {text:?} is not a URL https://HOST:PORT"))),
+                _ => {
+                    Err(ControllerError::Unacceptable(format!("[controller]: {text:?} is not a URL https://HOST:PORT")))
+                }
             })
             .collect::<Result<Vec<_>, _>>()?;
-        Ok(Self { urls, clock, path, tls: Mutex::new(Arc::new(tls)), way: tokio::sync::Mutex::default() })
+        Ok(Self { urls, clock, bypass, tls: Mutex::new(Arc::new(tls)), active: tokio::sync::Mutex::default() })
     }
 
-    /// From now on new connections prove this node's identity by `tls`.
-    pub(super) async fn use_tls(&self, tls: ClientConfig, present: super::Connection) {
+    /// New connections use `tls` from now on.
+    pub(super) async fn use_tls(&self, tls: ClientConfig, reconnect: super::Reconnect) {
         *self.tls.lock().unwrap_or_else(PoisonError::into_inner) = Arc::new(tls);
-        if present == super::Connection::Anew {
-            self.reset().await;
+        if reconnect == super::Reconnect::Yes {
+            self.disconnect().await;
         }
     }
 
-    /// Does not use the present connection for new requests: it is known to be dead or outdated.
-    pub(super) async fn reset(&self) {
-        self.way.lock().await.link = None;
+    /// Stops using the current connection: it is dead, or shows an old certificate.
+    pub(super) async fn disconnect(&self) {
+        self.active.lock().await.connection = None;
     }
 
-    /// A controller has failed, or ends and has said so: the next connection goes to another one,
-    /// if there is another.
-    pub(super) async fn leave(&self, url: &Uri) {
-        let mut way = self.way.lock().await;
-        way.link.take_if(|link| link.url == *url);
-        way.first = self.behind(url);
+    /// Makes the next connection go to the controller after `url`, if there is more than one: the
+    /// one at `url` failed or shuts down.
+    pub(super) async fn try_next_after(&self, url: &Uri) {
+        let mut active = self.active.lock().await;
+        active.connection.take_if(|connection| connection.url == *url);
+        active.first_url = self.index_after(url);
     }
 
-    fn behind(&self, url: &Uri) -> usize {
+    fn index_after(&self, url: &Uri) -> usize {
         self.urls.iter().position(|other| other == url).map_or(0, |index| (index + 1) % self.urls.len())
     }
 
-    /// The present connection, or a new one.
-    pub(super) async fn link(&self) -> Result<Link, CloudError> {
-        let mut way = self.way.lock().await;
-        if let Some(link) = way.link.as_ref().filter(|link| !link.sender.is_closed()) {
-            return Ok(link.clone());
+    /// The current connection, or a new one.
+    pub(super) async fn connection(&self) -> Result<Connection, ControllerError> {
+        let mut active = self.active.lock().await;
+        if let Some(connection) = active.connection.as_ref().filter(|connection| !connection.sender.is_closed()) {
+            return Ok(connection.clone());
         }
-        if let Some(broken) = way.link.take() {
-            way.first = self.behind(&broken.url);
+        if let Some(broken) = active.connection.take() {
+            active.first_url = self.index_after(&broken.url);
         }
         let mut failure = None;
-        for (index, url) in self.urls.iter().enumerate().cycle().skip(way.first).take(self.urls.len()) {
+        for (index, url) in self.urls.iter().enumerate().cycle().skip(active.first_url).take(self.urls.len()) {
             match self.connect(url).await {
                 Ok(new) => {
-                    way.first = index;
+                    active.first_url = index;
                     debug!(%url, local = %new.local, "connected to the controller");
-                    return Ok(way.link.insert(new).clone());
+                    return Ok(active.connection.insert(new).clone());
                 }
                 Err(error) => {
                     if self.urls.len() > 1 {
                         debug!(%error, "trying the next controller");
                     }
-                    // What needs a person is worth more than one more "connection refused".
-                    if failure.as_ref().is_none_or(CloudError::is_temporary) {
+                    // Errors that need a person are reported in preference to temporary ones.
+                    if failure.as_ref().is_none_or(ControllerError::is_temporary) {
                         failure = Some(error);
                     }
                 }
             }
         }
-        Err(failure.unwrap_or_else(|| CloudError::Unacceptable("[controller]: urls is empty".into())))
+        Err(failure.unwrap_or_else(|| ControllerError::Unacceptable("[controller]: urls is empty".into())))
     }
 
-    async fn connect(&self, url: &Uri) -> Result<Link, CloudError> {
-        let unreachable = |why: String| CloudError::Unreachable { url: url.to_string(), why };
+    async fn connect(&self, url: &Uri) -> Result<Connection, ControllerError> {
+        let unreachable = |why: String| ControllerError::Unreachable { url: url.to_string(), why };
         let host = url.host().unwrap_or_default().trim_start_matches('[').trim_end_matches(']').to_owned();
         let port = url.port_u16().unwrap_or(443);
         let name = ServerName::try_from(host.clone())
@@ -153,16 +155,15 @@ impl Client {
             .map_err(|_| unreachable(format!("looking up {host:?} takes too long")))?
             .map_err(|error| unreachable(format!("looking up {host:?}: {error}")))?
             .collect();
-        self.path.found(&host, &addresses);
+        self.bypass.record_lookup(&host, &addresses);
         let mut failure = unreachable(format!("{host:?} has no address"));
         for address in addresses {
             let error = match timeout(CONNECT_TIMEOUT, self.connect_to(url, address, name.clone())).await {
-                Ok(Ok(link)) => return Ok(link),
+                Ok(Ok(connection)) => return Ok(connection),
                 Ok(Err(error)) => error,
                 Err(_) => unreachable(format!("{address} did not answer within {CONNECT_TIMEOUT:?}")),
             };
-            // As between several controllers: what needs a person is not hidden by one more address
-            // that does not answer.
+            // As above: an error that needs a person is not hidden by a temporary one.
             if failure.is_temporary() {
                 failure = error;
             }
@@ -170,14 +171,21 @@ impl Client {
         Err(failure)
     }
 
-    async fn connect_to(&self, url: &Uri, address: SocketAddr, name: ServerName<'static>) -> Result<Link, CloudError> {
+    async fn connect_to(
+        &self,
+        url: &Uri,
+        address: SocketAddr,
+        name: ServerName<'static>,
+    ) -> Result<Connection, ControllerError> {
         let failed = |error: io::Error| {
-            tls_error(url, &error)
-                .unwrap_or_else(|| CloudError::Unreachable { url: url.to_string(), why: format!("{address}: {error}") })
+            tls_error(url, &error).unwrap_or_else(|| ControllerError::Unreachable {
+                url: url.to_string(),
+                why: format!("{address}: {error}"),
+            })
         };
-        let tcp = self.path.connect(address).await.map_err(failed)?;
+        let tcp = self.bypass.connect(address).await.map_err(failed)?;
         tcp.set_nodelay(true).map_err(failed)?;
-        // What was sent and is not acknowledged for so long never will be: the uplink is gone.
+        // If data stays unacknowledged for this long, the uplink is lost.
         let user_timeout = u32::try_from((2 * PING_INTERVAL).as_millis()).unwrap_or(u32::MAX);
         rustix::net::sockopt::set_tcp_user_timeout(&tcp, user_timeout).map_err(|error| failed(error.into()))?;
         let local = tcp.local_addr().map_err(failed)?.ip();
@@ -191,60 +199,60 @@ impl Client {
             .handshake(TokioIo::new(stream))
             .await
             .map_err(|error| hyper_error(url, &error))?;
-        // Ends when the last request handle and stream are gone, or the connection breaks; who
-        // waits on it gets the error.
+        // Ends when the last sender and stream are dropped, or the connection breaks; pending
+        // requests then get the error.
         tokio::spawn(async move {
             if let Err(error) = connection.await {
                 debug!(error = with_causes(&error), "connection to the controller ended");
             }
         });
-        Ok(Link { url: url.clone(), local, sender })
+        Ok(Connection { url: url.clone(), local, sender })
     }
 
-    /// Asks for something and reads the answer as a whole.
+    /// Sends a request and reads the response as a whole.
     pub(super) async fn call<A: DeserializeOwned>(
         &self,
         method: Method,
         path: &str,
         body: &impl Serialize,
-    ) -> Result<A, CloudError> {
-        let link = self.link().await?;
-        self.call_on(&link, method, path, body).await
+    ) -> Result<A, ControllerError> {
+        let connection = self.connection().await?;
+        self.call_on(&connection, method, path, body).await
     }
 
-    /// As [`Self::call`], on a connection that the caller holds.
+    /// As [`Self::call`], on the given connection.
     pub(super) async fn call_on<A: DeserializeOwned>(
         &self,
-        link: &Link,
+        connection: &Connection,
         method: Method,
         path: &str,
         body: &impl Serialize,
-    ) -> Result<A, CloudError> {
-        let response = self.send(link, method, path, Some(serde_json::to_vec(body).unwrap_or_default())).await?;
-        let bytes = read_whole(link, response).await?;
-        // An answer without content stands for `()`.
+    ) -> Result<A, ControllerError> {
+        let response = self.send(connection, method, path, Some(serde_json::to_vec(body).unwrap_or_default())).await?;
+        let bytes = read_whole(connection, response).await?;
+        // An empty body deserialises as `()`.
         let bytes: &[u8] = if bytes.is_empty() { b"null" } else { &bytes };
-        serde_json::from_slice(bytes).map_err(|error| CloudError::Answer {
-            url: link.url.to_string(),
-            what: format!("{} bytes ({error})", bytes.len()),
+        serde_json::from_slice(bytes).map_err(|error| ControllerError::UnexpectedResponse {
+            url: connection.url.to_string(),
+            received: format!("{} bytes ({error})", bytes.len()),
             expected: std::any::type_name::<A>().rsplit("::").next().unwrap_or("JSON"),
         })
     }
 
-    /// Asks for a stream.
-    pub(super) async fn stream(&self, link: &Link, path: &str) -> Result<Incoming, CloudError> {
-        Ok(self.send(link, Method::GET, path, None).await?.into_body())
+    /// Sends a GET request and returns the body unread.
+    pub(super) async fn stream(&self, connection: &Connection, path: &str) -> Result<Incoming, ControllerError> {
+        Ok(self.send(connection, Method::GET, path, None).await?.into_body())
     }
 
     async fn send(
         &self,
-        link: &Link,
+        connection: &Connection,
         method: Method,
         path: &str,
         body: Option<Vec<u8>>,
-    ) -> Result<Response<Incoming>, CloudError> {
+    ) -> Result<Response<Incoming>, ControllerError> {
         let body = Zeroizing::new(body.unwrap_or_default());
-        let url = &link.url;
+        let url = &connection.url;
         let uri = Uri::builder()
             .scheme("https")
             .authority(url.authority().map_or("", |authority| authority.as_str()))
@@ -257,25 +265,25 @@ impl Client {
                 .header(CONTENT_TYPE, "application/json")
                 .body(Full::new(Bytes::copy_from_slice(&body)))
         });
-        let request = request.map_err(|error| CloudError::Unacceptable(format!("{path}: {error}")))?;
-        let mut sender = link.sender.clone();
-        let answer = timeout(REQUEST_TIMEOUT, async {
+        let request = request.map_err(|error| ControllerError::Unacceptable(format!("{path}: {error}")))?;
+        let mut sender = connection.sender.clone();
+        let response = timeout(REQUEST_TIMEOUT, async {
             sender.ready().await?;
             sender.send_request(request).await
         });
-        let response = match answer.await {
+        let response = match response.await {
             Ok(Ok(response)) => response,
             Ok(Err(error)) => return Err(hyper_error(url, &error)),
             Err(_) => {
-                self.reset().await;
-                return Err(CloudError::Unreachable {
+                self.disconnect().await;
+                return Err(ControllerError::Unreachable {
                     url: url.to_string(),
-                    why: format!("no answer to {path} within {REQUEST_TIMEOUT:?}"),
+                    why: format!("no response to {path} within {REQUEST_TIMEOUT:?}"),
                 });
             }
         };
         if let Some(date) = response.headers().get(DATE).and_then(|date| date.to_str().ok()).and_then(http_date) {
-            self.clock.raise(date);
+            self.clock.raise_floor(date);
         }
         if response.status().is_success() {
             return Ok(response);
@@ -285,29 +293,29 @@ impl Client {
             .headers()
             .get(CONTENT_TYPE)
             .is_some_and(|kind| kind.as_bytes().starts_with(PROBLEM_MEDIA_TYPE.as_bytes()));
-        let bytes = read_whole(link, response).await?;
+        let bytes = read_whole(connection, response).await?;
         match serde_json::from_slice::<Problem>(&bytes) {
-            Ok(problem) if is_problem => Err(CloudError::Problem(problem)),
-            _ => Err(CloudError::Answer {
+            Ok(problem) if is_problem => Err(ControllerError::Problem(problem)),
+            _ => Err(ControllerError::UnexpectedResponse {
                 url: url.to_string(),
-                what: format!("{status} to {path}"),
+                received: format!("{status} to {path}"),
                 expected: "a problem document",
             }),
         }
     }
 }
 
-async fn read_whole(link: &Link, response: Response<Incoming>) -> Result<Bytes, CloudError> {
-    let why = match timeout(REQUEST_TIMEOUT, Limited::new(response.into_body(), MAX_ANSWER).collect()).await {
+async fn read_whole(connection: &Connection, response: Response<Incoming>) -> Result<Bytes, ControllerError> {
+    let why = match timeout(REQUEST_TIMEOUT, Limited::new(response.into_body(), MAX_RESPONSE).collect()).await {
         Ok(Ok(body)) => return Ok(body.to_bytes()),
         Ok(Err(error)) => error.to_string(),
-        Err(_) => format!("the answer did not end within {REQUEST_TIMEOUT:?}"),
+        Err(_) => format!("the response did not end within {REQUEST_TIMEOUT:?}"),
     };
-    Err(CloudError::Unreachable { url: link.url.to_string(), why })
+    Err(ControllerError::Unreachable { url: connection.url.to_string(), why })
 }
 
-/// What a broken connection or stream means.
-pub(super) fn hyper_error(url: &Uri, error: &hyper::Error) -> CloudError {
+/// The error of a broken connection or stream, with a TLS cause if there is one.
+pub(super) fn hyper_error(url: &Uri, error: &hyper::Error) -> ControllerError {
     let mut source: Option<&(dyn std::error::Error + 'static)> = Some(error);
     while let Some(cause) = source {
         if let Some(found) = cause.downcast_ref::<io::Error>().and_then(|io| tls_error(url, io)) {
@@ -315,19 +323,22 @@ pub(super) fn hyper_error(url: &Uri, error: &hyper::Error) -> CloudError {
         }
         source = cause.source();
     }
-    CloudError::Unreachable { url: url.to_string(), why: with_causes(error) }
+    ControllerError::Unreachable { url: url.to_string(), why: with_causes(error) }
 }
 
-/// What a TLS failure means; `None` where it is none.
-fn tls_error(url: &Uri, error: &io::Error) -> Option<CloudError> {
+/// The error of a failed TLS handshake; `None` if TLS is not the cause.
+fn tls_error(url: &Uri, error: &io::Error) -> Option<ControllerError> {
     let tls = tls_cause(error)?;
     let url = url.to_string();
     Some(match tls {
         rustls::Error::InvalidCertificate(CertificateError::Other(other)) => {
-            let why = other.0.downcast_ref::<Distrust>().map_or_else(|| other.to_string(), Distrust::to_string);
-            CloudError::Untrusted { url, why }
+            let why = other
+                .0
+                .downcast_ref::<CertificateRejected>()
+                .map_or_else(|| other.to_string(), CertificateRejected::to_string);
+            ControllerError::Untrusted { url, why }
         }
-        rustls::Error::InvalidCertificate(error) => CloudError::Untrusted { url, why: error.to_string() },
+        rustls::Error::InvalidCertificate(error) => ControllerError::Untrusted { url, why: error.to_string() },
         rustls::Error::AlertReceived(
             alert @ (AlertDescription::BadCertificate
             | AlertDescription::CertificateExpired
@@ -336,15 +347,15 @@ fn tls_error(url: &Uri, error: &io::Error) -> Option<CloudError> {
             | AlertDescription::UnknownCA
             | AlertDescription::AccessDenied
             | AlertDescription::CertificateRequired),
-        ) => CloudError::CertificateRefused { url, why: format!("{alert:?}") },
+        ) => ControllerError::CertificateRefused { url, why: format!("{alert:?}") },
         other => {
             warn!(%url, error = %other, "TLS with the controller failed");
-            CloudError::Unreachable { url, why: format!("TLS: {other}") }
+            ControllerError::Unreachable { url, why: format!("TLS: {other}") }
         }
     })
 }
 
-/// rustls' error, however deep I/O errors wrap it.
+/// The rustls error inside nested I/O errors.
 fn tls_cause(error: &io::Error) -> Option<&rustls::Error> {
     let inner = error.get_ref()?;
     inner.downcast_ref::<rustls::Error>().or_else(|| tls_cause(inner.downcast_ref::<io::Error>()?))

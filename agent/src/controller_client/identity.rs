@@ -1,7 +1,7 @@
-//! Who this node is: a key that was made here and never leaves, the certificate for it, and whom it
-//! trusts. One file holds all of it, so that they always fit each other; a key that still waits for
-//! its certificate has a file of its own, so that a retry after a power cut asks for the same key
-//! again.
+//! This node's identity: a private key that is generated here and never leaves, its certificate,
+//! and the trust anchors. One file holds all three, so that they always match. A key whose
+//! certificate has not arrived is in a file of its own, so that a retry after a power cut sends the
+//! same key.
 
 use std::sync::Arc;
 
@@ -18,15 +18,15 @@ use webpki::{EndEntityCert, KeyUsage, anchor_from_trusted_cert};
 use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
 use zeroize::{Zeroize, Zeroizing};
 
-use super::error::CloudError;
+use super::error::ControllerError;
 use super::tls;
-use crate::clock::WorldClock;
+use crate::clock::CertificateClock;
 use crate::membership::Credentials;
-use crate::state_dir::{StateDir, StoreError};
+use crate::state_dir::{StateDir, StateDirError};
 
 /// Key, certificate and trust anchors. Mode 0600.
 const IDENTITY_FILE: &str = "identity.json";
-/// A key whose certificate has not come yet. Mode 0600.
+/// A key whose certificate has not arrived yet. Mode 0600.
 const PENDING_KEY_FILE: &str = "key.pending";
 const VERSION: u32 = 1;
 
@@ -35,14 +35,15 @@ const EKU_CLIENT_AUTH: &[u8] = &[0x2b, 6, 1, 5, 5, 7, 3, 2];
 
 const ADVICE: &str = "restore it from a backup, or remove it and join anew with a new token";
 
-/// A member's identity.
+/// The identity of a member.
 #[derive(Debug, Clone)]
 pub(super) struct Identity {
     pub(super) node: NodeName,
     pub(super) role: Role,
-    /// Id of the ticket that it came by: another one is a new one.
+    /// [`JoinCredential::id`](super::join_credential::JoinCredential::id) of the credential by
+    /// which the node joined.
     pub(super) token_id: String,
-    /// Beginning of the certificate, seconds since 1970-01-01 UTC.
+    /// notBefore of the certificate, seconds since 1970-01-01 UTC.
     pub(super) not_before: i64,
     pub(super) credentials: Arc<Credentials>,
 }
@@ -68,10 +69,12 @@ impl Drop for IdentityFile {
 }
 
 impl Identity {
-    /// The identity on disk; `None` where this node has never joined.
-    pub(super) fn load(state: &StateDir) -> Result<Option<Self>, StoreError> {
+    /// Reads the identity from disk; `None` if this node has never joined. Fails if the file is
+    /// damaged or its parts do not match.
+    pub(super) fn load(state: &StateDir) -> Result<Option<Self>, StateDirError> {
         let Some(file) = state.read_json::<IdentityFile>(IDENTITY_FILE, ADVICE)? else { return Ok(None) };
-        let damaged = |why: String| StoreError::Damaged { path: state.path().join(IDENTITY_FILE), why, advice: ADVICE };
+        let damaged =
+            |why: String| StateDirError::Damaged { path: state.path().join(IDENTITY_FILE), why, advice: ADVICE };
         if file.version != VERSION {
             return Err(damaged(format!("its version is {}, this agent reads {VERSION}", file.version)));
         }
@@ -96,18 +99,19 @@ impl Identity {
         }))
     }
 
-    /// Takes a certificate that was issued for `key`, after checking that it is what was asked for
-    /// and that peers will accept it.
+    /// Makes an identity from the controller's response, after checking that the certificate is for
+    /// `key`, `node` and `role` and that peers will accept it.
     pub(super) fn accept(
         response: &CertificateResponse,
         key: &KeyPair,
         node: &NodeName,
         role: Role,
         token_id: &str,
-        clock: &WorldClock,
-    ) -> Result<Self, CloudError> {
-        let refuse =
-            |why: String| CloudError::Unacceptable(format!("the certificate from the controller is refused: {why}"));
+        clock: &CertificateClock,
+    ) -> Result<Self, ControllerError> {
+        let refuse = |why: String| {
+            ControllerError::Unacceptable(format!("the certificate from the controller is refused: {why}"))
+        };
         if response.role != role {
             return Err(refuse(format!(
                 "it is for role {}, not {role}: the role is what the operator gave the token at the controller; ask for a token for {role}",
@@ -121,8 +125,8 @@ impl Identity {
         let trust_anchors = anchors(&response.trust_anchors).map_err(&refuse)?;
         let leaf = Leaf::parse(&chain).map_err(&refuse)?;
         leaf.check(key, node, role).map_err(&refuse)?;
-        // It came over an authenticated connection and has begun an hour ago.
-        clock.raise(u64::try_from(leaf.not_before).unwrap_or(0));
+        // The connection is authenticated, and certificates begin an hour before they are issued.
+        clock.raise_floor(u64::try_from(leaf.not_before).unwrap_or(0));
         verify(&chain, &trust_anchors, clock.unix_time()).map_err(&refuse)?;
         Ok(Self {
             node: node.clone(),
@@ -138,8 +142,8 @@ impl Identity {
         })
     }
 
-    /// The same identity that trusts others; `None` where they are the same.
-    pub(super) fn trusting(&self, trust_anchors: Vec<Vec<u8>>) -> Option<Self> {
+    /// This identity with other trust anchors; `None` if they are the same.
+    pub(super) fn with_trust_anchors(&self, trust_anchors: Vec<Vec<u8>>) -> Option<Self> {
         if trust_anchors == self.credentials.trust_anchors {
             return None;
         }
@@ -147,17 +151,16 @@ impl Identity {
         Some(Self { credentials: Arc::new(credentials), ..self.clone() })
     }
 
-    /// Whether the certificate is of the authority that signs now: the first among the trust
-    /// anchors.
+    /// Whether the authority that signs now, the first trust anchor, issued the certificate.
     pub(super) fn is_of_signing_authority(&self) -> bool {
         let anchor = self.credentials.trust_anchors.first().map(std::slice::from_ref).unwrap_or_default();
         let leaf = self.credentials.chain.first().map(std::slice::from_ref).unwrap_or_default();
-        // At its own beginning it was certainly valid.
+        // Judged at its notBefore, so that an expired certificate counts too.
         verify(leaf, anchor, u64::try_from(self.not_before).unwrap_or(0)).is_ok()
     }
 
-    /// Keeps it on disk. The pending key, if it is this one, is pending no longer.
-    pub(super) fn store(&self, state: &StateDir) -> Result<(), StoreError> {
+    /// Writes it to disk. The caller then removes the pending key.
+    pub(super) fn store(&self, state: &StateDir) -> Result<(), StateDirError> {
         let file = IdentityFile {
             version: VERSION,
             node: self.node.clone(),
@@ -172,21 +175,20 @@ impl Identity {
         state.write(IDENTITY_FILE, &bytes)
     }
 
-    /// When half of the certificate's life is over, seconds since 1970-01-01 UTC.
+    /// When half of the certificate's lifetime is over, seconds since 1970-01-01 UTC.
     pub(super) fn renew_at(&self) -> u64 {
         let middle = self.not_before + (self.credentials.not_after - self.not_before) / 2;
         u64::try_from(middle).unwrap_or(0)
     }
 
-    /// Whether the certificate has ended.
-    pub(super) fn has_expired(&self, clock: &WorldClock) -> bool {
+    /// Whether the certificate's notAfter has passed.
+    pub(super) fn has_expired(&self, clock: &CertificateClock) -> bool {
         i64::try_from(clock.unix_time()).is_ok_and(|now| now > self.credentials.not_after)
     }
 }
 
-/// The key for which a certificate is to be asked: the one that an earlier attempt left behind, or
-/// a new one.
-pub(super) fn pending_key(state: &StateDir) -> Result<KeyPair, CloudError> {
+/// The key for the next certificate request: that of an interrupted attempt, or a new one.
+pub(super) fn pending_key(state: &StateDir) -> Result<KeyPair, ControllerError> {
     if let Some(text) = state.read(PENDING_KEY_FILE)? {
         let text = Zeroizing::new(text);
         let key = PrivatePkcs8KeyDer::from_pem_slice(&text).ok().and_then(|der| KeyPair::try_from(&der).ok());
@@ -196,27 +198,27 @@ pub(super) fn pending_key(state: &StateDir) -> Result<KeyPair, CloudError> {
         }
     }
     let key = KeyPair::generate_for(&PKCS_ED25519)
-        .map_err(|error| CloudError::Unacceptable(format!("making a key failed: {error}")))?;
+        .map_err(|error| ControllerError::Unacceptable(format!("making a key failed: {error}")))?;
     state
         .write(PENDING_KEY_FILE, Zeroizing::new(pem("PRIVATE KEY", &Zeroizing::new(key.serialize_der()))).as_bytes())?;
     Ok(key)
 }
 
-/// After [`Identity::store`]: the next certificate is for another key.
-pub(super) fn forget_pending_key(state: &StateDir) -> Result<(), StoreError> {
+/// Removes the pending key, after [`Identity::store`].
+pub(super) fn forget_pending_key(state: &StateDir) -> Result<(), StateDirError> {
     state.remove(PENDING_KEY_FILE)
 }
 
-/// A PKCS#10 request, PEM, for the node's name. The role is not for the node to ask for.
-pub(super) fn request(key: &KeyPair, node: &NodeName) -> Result<String, CloudError> {
-    let failed = |error| CloudError::Unacceptable(format!("making the certificate request failed: {error}"));
+/// A PKCS#10 request for the node's name, PEM. It names no role: the controller decides it.
+pub(super) fn request(key: &KeyPair, node: &NodeName) -> Result<String, ControllerError> {
+    let failed = |error| ControllerError::Unacceptable(format!("making the certificate request failed: {error}"));
     let mut parameters = CertificateParams::new(vec![node.to_string()]).map_err(failed)?;
-    // A node's name may be longer than a common name.
+    // A node name may be longer than a common name (64 characters).
     parameters.distinguished_name = DistinguishedName::new();
     parameters.serialize_request(key).and_then(|request| request.pem()).map_err(failed)
 }
 
-/// Certificates, DER, from PEM texts. At least one, and each must be one.
+/// Trust anchors, DER, from PEM texts. Fails if there is none, or one cannot be a trust anchor.
 pub(super) fn anchors(texts: &[String]) -> Result<Vec<Vec<u8>>, String> {
     let mut all = Vec::new();
     for text in texts {
@@ -239,7 +241,7 @@ fn certificates(text: &str) -> Result<Vec<Vec<u8>>, String> {
     }
 }
 
-/// Chain, validity and extended key usages, as the controller and peers will judge them.
+/// Verifies chain, validity and extended key usages, as the controller and peers will.
 fn verify(chain: &[Vec<u8>], trust_anchors: &[Vec<u8>], now: u64) -> Result<(), String> {
     let ders: Vec<CertificateDer<'_>> = chain.iter().map(|der| CertificateDer::from(der.as_slice())).collect();
     let (leaf, intermediates) = ders.split_first().ok_or("there is no certificate in it")?;
@@ -261,7 +263,7 @@ fn verify(chain: &[Vec<u8>], trust_anchors: &[Vec<u8>], now: u64) -> Result<(), 
     Ok(())
 }
 
-/// What of the leaf is looked at.
+/// The fields of the leaf certificate that are checked.
 struct Leaf {
     not_before: i64,
     not_after: i64,
@@ -306,7 +308,7 @@ impl Leaf {
     }
 }
 
-/// RFC 7468 text.
+/// Encodes DER as PEM (RFC 7468).
 fn pem(label: &str, der: &[u8]) -> String {
     use base64::Engine;
     let encoded = Zeroizing::new(base64::engine::general_purpose::STANDARD.encode(der));

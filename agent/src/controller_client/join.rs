@@ -1,9 +1,8 @@
-//! From a ticket to a member's identity.
+//! Joining: the node shows its credential and gets its first certificate.
 //!
-//! The key and its request come first, on disk; then the controller is asked; then the certificate
-//! is kept; then the pending key is forgotten. Power may be lost between any two of them: the next
-//! attempt asks for the same key with the same ticket, which the controller answers as it did the
-//! first time.
+//! The agent writes a new key to disk, sends the certificate request, writes the certificate, then
+//! deletes the pending key. The power may fail between any two of these steps: the next attempt
+//! repeats the request with the same key and credential, and the controller repeats its response.
 
 use std::sync::Arc;
 
@@ -12,59 +11,59 @@ use edge_types::error::with_causes;
 use hyper::Method;
 use zeroize::Zeroizing;
 
-use super::error::CloudError;
-use super::guard_bypass::Path;
-use super::http::Client;
+use super::error::ControllerError;
+use super::guard_bypass::GuardBypass;
+use super::http::HttpClient;
 use super::identity::{self, Identity};
-use super::join_credential::Ticket;
+use super::join_credential::JoinCredential;
 use super::tls;
-use crate::clock::WorldClock;
+use crate::clock::CertificateClock;
 use crate::config::Config;
 use crate::state_dir::{StateDir, segments_file};
 
-/// Joins, and keeps the identity on disk.
+/// Joins, and writes the identity to disk.
 pub(super) async fn join(
     config: &Config,
-    ticket: &Ticket,
+    credential: &JoinCredential,
     state: &StateDir,
-    clock: &Arc<WorldClock>,
-    path: &Arc<Path>,
-) -> Result<Identity, CloudError> {
-    let (node, role) = (ticket.agreed_name(config)?, ticket.agreed_role(config)?);
+    clock: &Arc<CertificateClock>,
+    bypass: &Arc<GuardBypass>,
+) -> Result<Identity, ControllerError> {
+    let (node, role) = (credential.agreed_name(config)?, credential.agreed_role(config)?);
     let key = identity::pending_key(state)?;
-    let (token, service_account_token) = match ticket {
-        Ticket::Token(token) => (token.credential().to_string(), None),
-        Ticket::ServiceAccount { token, .. } => (String::new(), Some(token.to_string())),
+    let (token, service_account_token) = match credential {
+        JoinCredential::Token(token) => (token.credential().to_string(), None),
+        JoinCredential::ServiceAccount { token, .. } => (String::new(), Some(token.to_string())),
     };
     let request =
         JoinRequest { token, service_account_token, node: node.clone(), csr: identity::request(&key, &node)? };
     let urls = config.controller.as_ref().map_or(&[][..], |controller| &controller.urls);
-    let tls = tls::joining(ticket.trust(), clock.clone())
-        .map_err(|error| CloudError::Unacceptable(format!("TLS cannot be set up: {}", with_causes(&error))))?;
-    let client = Client::new(urls, tls, clock.clone(), path.clone())?;
-    let answer: Result<CertificateResponse, _> = client.call(Method::POST, "/v1/join", &request).await;
+    let tls = tls::join_config(credential.trust(), clock.clone())
+        .map_err(|error| ControllerError::Unacceptable(format!("TLS cannot be set up: {}", with_causes(&error))))?;
+    let client = HttpClient::new(urls, tls, clock.clone(), bypass.clone())?;
+    let response: Result<CertificateResponse, _> = client.call(Method::POST, "/v1/join", &request).await;
     drop((Zeroizing::new(request.token), request.service_account_token.map(Zeroizing::new)));
-    let answer = answer?;
-    let anchors = identity::anchors(&answer.trust_anchors).map_err(CloudError::Unacceptable)?;
-    if let Ticket::Token(token) = ticket
+    let response = response?;
+    let anchors = identity::anchors(&response.trust_anchors).map_err(ControllerError::Unacceptable)?;
+    if let JoinCredential::Token(token) = credential
         && !anchors.iter().any(|der| tls::spki_sha256(der) == Some(token.ca_hash))
     {
-        return Err(CloudError::Unacceptable(
+        return Err(ControllerError::Unacceptable(
             "the controller's trust anchors lack the CA that the join token names: ask the operator for a new token"
                 .into(),
         ));
     }
-    let identity = Identity::accept(&answer, &key, &node, role.unwrap_or(answer.role), ticket.id(), clock)?;
-    // A view and segments on disk belong to an identity that is no more. Gone before the new one
-    // stands: a power cut between leads back here.
+    let identity = Identity::accept(&response, &key, &node, role.unwrap_or(response.role), credential.id(), clock)?;
+    // View and segments on disk belong to the former identity. They are removed before the new
+    // identity is written: after a power cut in between, the join is repeated.
     forget_earlier_membership(state)?;
     identity.store(state)?;
     identity::forget_pending_key(state)?;
-    clock.keep(state)?;
+    clock.save_floor(state)?;
     Ok(identity)
 }
 
-fn forget_earlier_membership(state: &StateDir) -> Result<(), CloudError> {
+fn forget_earlier_membership(state: &StateDir) -> Result<(), ControllerError> {
     segments_file::forget_granted(state)?;
     state.remove(edge_types::store::VIEW_FILE)?;
     Ok(())

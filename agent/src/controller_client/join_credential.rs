@@ -1,5 +1,5 @@
-//! What lets this node in: a join token from the operator, or the Kubernetes service account token
-//! of its own pod.
+//! The credential by which this node joins: a join token from the operator, or the Kubernetes
+//! service account token of the agent's pod.
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
@@ -10,7 +10,7 @@ use edge_types::{JoinToken, NodeName, Role};
 use serde::Deserialize;
 use zeroize::Zeroizing;
 
-use super::error::CloudError;
+use super::error::ControllerError;
 use super::identity;
 use super::tls::Trust;
 use crate::config::{Config, ControllerSection};
@@ -18,28 +18,28 @@ use crate::config::{Config, ControllerSection};
 /// Longest token file that is read, bytes.
 const MAX_FILE: u64 = 16 * 1024;
 
-/// See the module. Not shown: it is a secret.
-pub(super) enum Ticket {
-    /// The operator's.
+/// A join credential. It is a secret, so it has no `Debug`.
+pub(super) enum JoinCredential {
+    /// The join token that the operator made.
     Token(JoinToken),
-    /// The kubelet's.
+    /// The service account token that the kubelet projects into the pod.
     ServiceAccount {
         /// The JWT.
         token: Zeroizing<String>,
-        /// The pod to which it is bound. The kubelet renews the token all the time; another pod's
-        /// is another ticket.
+        /// `pod:UID` of the pod to which the token is bound. The kubelet renews the token often;
+        /// only the token of another pod counts as a new credential.
         id: String,
-        /// The node on which the pod runs, as the token says.
+        /// The pod's node, from the token's claims.
         node: Option<NodeName>,
-        /// Whom to believe that he is the controller, DER certificates.
+        /// Trust anchors for the controller's certificate, DER.
         anchors: Vec<Vec<u8>>,
     },
 }
 
-impl Ticket {
-    /// What the file holds that the configuration names; `None` where it names none or there is
-    /// none.
-    pub(super) fn read(config: &Config) -> Result<Option<Self>, CloudError> {
+impl JoinCredential {
+    /// Reads the credential from the file that the configuration names. `None` if it names none, or
+    /// the file does not exist.
+    pub(super) fn read(config: &Config) -> Result<Option<Self>, ControllerError> {
         let Some(controller) = &config.controller else { return Ok(None) };
         if let Some(path) = &controller.service_account_token_file {
             return service_account(config, controller, &config.path(path));
@@ -55,7 +55,7 @@ impl Ticket {
             .map_err(|error: edge_types::token::TokenError| wrong(&path, error.to_string()))
     }
 
-    /// Tells tickets apart.
+    /// Identifies the credential: the token's id or `pod:UID`. Not secret.
     pub(super) fn id(&self) -> &str {
         match self {
             Self::Token(token) => &token.id,
@@ -63,7 +63,7 @@ impl Ticket {
         }
     }
 
-    /// Whose word counts for the controller's certificate while joining.
+    /// Trust anchors for the controller's certificate while joining.
     pub(super) fn trust(&self) -> Trust {
         match self {
             Self::Token(token) => Trust::Pinned(token.ca_hash),
@@ -71,10 +71,10 @@ impl Ticket {
         }
     }
 
-    /// The role, where ticket or configuration say it. They must agree.
-    pub(super) fn agreed_role(&self, config: &Config) -> Result<Option<Role>, CloudError> {
+    /// The role from credential or configuration, `None` if neither has one. Fails if they differ.
+    pub(super) fn agreed_role(&self, config: &Config) -> Result<Option<Role>, ControllerError> {
         match (self, config.role) {
-            (Self::Token(token), Some(role)) if role != token.role => Err(CloudError::Unacceptable(format!(
+            (Self::Token(token), Some(role)) if role != token.role => Err(ControllerError::Unacceptable(format!(
                 "the configuration says role {role}, the join token is for role {}: \
                  ask the operator for a token with `--role {role}`, or correct `role`",
                 token.role
@@ -84,14 +84,15 @@ impl Ticket {
         }
     }
 
-    /// The name under which to join. Ticket and configuration must agree about who this node is.
-    pub(super) fn agreed_name(&self, config: &Config) -> Result<NodeName, CloudError> {
+    /// The node name from credential, configuration or host name. Fails if credential and
+    /// configuration differ.
+    pub(super) fn agreed_name(&self, config: &Config) -> Result<NodeName, ControllerError> {
         let bound = match self {
             Self::Token(token) => token.node.as_ref(),
             Self::ServiceAccount { node, .. } => node.as_ref(),
         };
         match (&config.name, bound) {
-            (Some(configured), Some(bound)) if configured != bound => Err(CloudError::Unacceptable(match self {
+            (Some(configured), Some(bound)) if configured != bound => Err(ControllerError::Unacceptable(match self {
                 Self::Token(_) => format!(
                     "the configuration says name {configured}, the join token is for {bound} alone: use its own token for each node"
                 ),
@@ -101,7 +102,7 @@ impl Ticket {
             })),
             (_, Some(bound)) => Ok(bound.clone()),
             (_, None) => config.node_name().map_err(|error| {
-                CloudError::Unacceptable(format!(
+                ControllerError::Unacceptable(format!(
                     "{error}; set `name` in the configuration to the name of the Node object"
                 ))
             }),
@@ -109,11 +110,11 @@ impl Ticket {
     }
 }
 
-/// What to say where there is neither identity nor ticket.
-pub(super) fn none(config: &Config, state: &Path) -> CloudError {
+/// The error of a node that has neither an identity nor a credential.
+pub(super) fn missing(config: &Config, state: &Path) -> ControllerError {
     let controller = config.controller.as_ref();
     if let Some(path) = controller.and_then(|controller| controller.service_account_token_file.as_deref()) {
-        return CloudError::Unacceptable(format!(
+        return ControllerError::Unacceptable(format!(
             "this node has not joined ({} holds no identity) and there is no service account token at {}: mount a projected volume for \
              the audience edge-cni there",
             state.display(),
@@ -124,7 +125,7 @@ pub(super) fn none(config: &Config, state: &Path) -> CloudError {
     let place = place.map_or("name a `token_file` under [controller]".into(), |path| {
         format!("put one into {}", config.path(path).display())
     });
-    CloudError::Unacceptable(format!(
+    ControllerError::Unacceptable(format!(
         "this node has not joined ({} holds no identity) and there is no join token: \
          get one by `edge-controller token create --role {}` and {place}",
         state.display(),
@@ -132,8 +133,8 @@ pub(super) fn none(config: &Config, state: &Path) -> CloudError {
     ))
 }
 
-/// What a service account token says of itself. Only for choosing a name and telling tokens apart:
-/// the API server judges it.
+/// Claims of a service account token. They choose the node name and identify the token; the API
+/// server verifies them.
 #[derive(Deserialize)]
 struct Claims {
     #[serde(rename = "kubernetes.io")]
@@ -156,26 +157,30 @@ struct NodeClaim {
     name: NodeName,
 }
 
-fn service_account(config: &Config, controller: &ControllerSection, path: &Path) -> Result<Option<Ticket>, CloudError> {
+fn service_account(
+    config: &Config,
+    controller: &ControllerSection,
+    path: &Path,
+) -> Result<Option<JoinCredential>, ControllerError> {
     let Some(token) = text(path, "the service account token")? else { return Ok(None) };
     let token = Zeroizing::new(token.trim().to_owned());
-    // RFC 7519: header, claims and signature, base64url, with dots between.
+    // RFC 7515 3.1: header, claims and signature, base64url, separated by dots.
     let claims = token.split('.').nth(1).and_then(|claims| URL_SAFE_NO_PAD.decode(claims).ok()).map(Zeroizing::new);
     let claims = claims.and_then(|claims| serde_json::from_slice::<Claims>(&claims).ok()).ok_or_else(|| {
         wrong(path, "this is no service account token that is bound to a pod: mount a projected volume for the audience edge-cni".into())
     })?;
     let KubernetesClaims { pod, node } = claims.kubernetes;
-    // The configuration was checked: one does not come without the other.
+    // `Config::check` ensures that `ca_file` is set together with the token file.
     let ca = config.path(controller.ca_file.as_deref().unwrap_or(Path::new("")));
     let anchors = std::fs::read_to_string(&ca)
         .map_err(|error| wrong(&ca, format!("the controller's CA cannot be read: {error}")))
         .and_then(|text| identity::anchors(&[text]).map_err(|why| wrong(&ca, why)))?;
     let (id, node) = (format!("pod:{}", pod.uid), node.map(|node| node.name));
-    Ok(Some(Ticket::ServiceAccount { token, id, node, anchors }))
+    Ok(Some(JoinCredential::ServiceAccount { token, id, node, anchors }))
 }
 
-/// A small file; `None` where there is none.
-fn text(path: &Path, what: &str) -> Result<Option<Zeroizing<String>>, CloudError> {
+/// Reads a file of at most [`MAX_FILE`] bytes; `None` if it does not exist.
+fn text(path: &Path, what: &str) -> Result<Option<Zeroizing<String>>, ControllerError> {
     let unreadable = |error: std::io::Error| wrong(path, format!("{what} cannot be read: {error}"));
     match std::fs::metadata(path) {
         Ok(metadata) if metadata.len() > MAX_FILE => Err(wrong(path, format!("this is too large for {what}"))),
@@ -185,8 +190,8 @@ fn text(path: &Path, what: &str) -> Result<Option<Zeroizing<String>>, CloudError
     }
 }
 
-fn wrong(path: &Path, why: String) -> CloudError {
-    CloudError::Unacceptable(format!("{}: {why}", path.display()))
+fn wrong(path: &Path, why: String) -> ControllerError {
+    ControllerError::Unacceptable(format!("{}: {why}", path.display()))
 }
 
 #[cfg(test)]
@@ -218,34 +223,34 @@ mod tests {
         "pod":{"name":"edge-agent-x","uid":"u-1"},"serviceaccount":{"name":"edge-agent","uid":"s"}},"sub":"x"}"#;
 
     #[test]
-    fn a_pods_token_gives_the_nodes_name_and_is_told_from_another_pods() {
+    fn a_pods_token_gives_the_nodes_name_and_differs_from_another_pods() {
         let folder = tempfile::tempdir().unwrap();
         let config = config(folder.path(), "");
         put_anchor(folder.path());
-        assert!(Ticket::read(&config).unwrap().is_none(), "the kubelet has not written it yet");
-        assert!(none(&config, folder.path()).to_string().contains("projected volume"));
+        assert!(JoinCredential::read(&config).unwrap().is_none(), "the kubelet has not written it yet");
+        assert!(missing(&config, folder.path()).to_string().contains("projected volume"));
         put_token(folder.path(), CLAIMS);
-        let ticket = Ticket::read(&config).unwrap().unwrap();
-        assert_eq!((ticket.id(), ticket.agreed_name(&config).unwrap().as_str()), ("pod:u-1", "edge-1"));
-        assert_eq!(ticket.agreed_role(&config).unwrap(), None, "the controller says it");
-        assert!(matches!(ticket.trust(), Trust::Anchors(anchors) if anchors.len() == 1));
+        let credential = JoinCredential::read(&config).unwrap().unwrap();
+        assert_eq!((credential.id(), credential.agreed_name(&config).unwrap().as_str()), ("pod:u-1", "edge-1"));
+        assert_eq!(credential.agreed_role(&config).unwrap(), None, "the controller decides the role");
+        assert!(matches!(credential.trust(), Trust::Anchors(anchors) if anchors.len() == 1));
         put_token(folder.path(), &CLAIMS.replace("u-1", "u-2"));
-        assert_eq!(Ticket::read(&config).unwrap().unwrap().id(), "pod:u-2");
+        assert_eq!(JoinCredential::read(&config).unwrap().unwrap().id(), "pod:u-2");
     }
 
     #[test]
-    fn a_name_that_is_not_the_pods_nodes_an_unbound_token_and_a_missing_ca_are_said() {
+    fn a_name_that_is_not_the_pods_nodes_an_unbound_token_and_a_missing_ca_are_reported() {
         let folder = tempfile::tempdir().unwrap();
         let named = config(folder.path(), "name = \"edge-9\"");
         put_token(folder.path(), CLAIMS);
-        let error = Ticket::read(&named).err().unwrap().to_string();
+        let error = JoinCredential::read(&named).err().unwrap().to_string();
         assert!(error.contains("ca.crt"), "{error}");
         put_anchor(folder.path());
-        let error = Ticket::read(&named).unwrap().unwrap().agreed_name(&named).unwrap_err().to_string();
+        let error = JoinCredential::read(&named).unwrap().unwrap().agreed_name(&named).unwrap_err().to_string();
         assert!(error.contains("edge-9") && error.contains("node edge-1"), "{error}");
         for bad in ["{}", r#"{"kubernetes.io":{"serviceaccount":{"name":"a"}}}"#, "garbage"] {
             put_token(folder.path(), bad);
-            let error = Ticket::read(&named).err().unwrap().to_string();
+            let error = JoinCredential::read(&named).err().unwrap().to_string();
             assert!(error.contains("bound to a pod"), "{error}");
         }
     }

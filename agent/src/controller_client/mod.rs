@@ -1,17 +1,18 @@
-//! The controller's side of the agent: joins, keeps the certificate, follows the view, applies for
-//! segments. It publishes what it learns through the seam in [`crate::membership`], from disk at
-//! once and from the controller as it changes. Losing the controller changes nothing of it.
+//! The client of the controller: it joins, renews the certificate, follows the view and requests
+//! segments. It publishes view and credentials through the channels of [`crate::membership`]: at
+//! start what is on disk, then what the controller sends. If the controller is lost, what was
+//! published stays in force.
 //!
-//! - `session`: one connection's life: join if needed, report, follow the stream of views; and
-//!   again after it broke.
+//! - `session`: joins if needed, reports, and follows the view stream; reconnects when it ends.
 //! - `stream_state`: the view that a stream has sent so far, and how its changes apply.
 //! - `view_validation`: whether a view may replace the one in force.
-//! - `view_rollback`: whether this host allows a view, and what is done where the controller is not
-//!   heard under it.
-//! - `guard_bypass`: the way to the controller, past the guard.
-//! - `identity`, `join_credential`, `join`, `renewal`: key and certificate, what lets a node in, how
-//!   they come and how they are renewed.
-//! - `segment_request`: a request for a segment, whose id outlives a crash.
+//! - `view_rollback`: whether a view would cut this host off, and the return to the view before if
+//!   the controller is not heard under the new one.
+//! - `guard_bypass`: connections to the controller that the guard does not block.
+//! - `identity`: key, certificate and trust anchors of this node.
+//! - `join_credential`, `join`, `renewal`: the token that admits this node, the first certificate
+//!   and the later ones.
+//! - `segment_request`: a request for a segment, with an id that survives a crash.
 //! - `http`, `tls`, `error`: HTTP/2 over mutually authenticated TLS 1.3.
 
 mod backoff;
@@ -29,7 +30,7 @@ mod tls;
 mod view_rollback;
 mod view_validation;
 
-pub use error::CloudError;
+pub use error::ControllerError;
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
@@ -41,111 +42,111 @@ use tokio::sync::{Mutex, watch};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
-use crate::clock::WorldClock;
+use crate::clock::CertificateClock;
 use crate::config::Config;
-use crate::membership::{CloudSide, CloudStatus, Membership, Uplink};
-use crate::state_dir::{StateDir, StoreError, segments_file};
-use guard_bypass::Path;
-use http::Client;
+use crate::membership::{ControllerChannels, ControllerStatus, Membership, Uplink};
+use crate::state_dir::{StateDir, StateDirError, segments_file};
+use guard_bypass::GuardBypass;
+use http::HttpClient;
 use identity::Identity;
 use view_rollback::{TakenBack, Trial};
 use view_validation::{Refusal, Verdict, judge};
 
-/// The controller's side of the agent.
+/// The client of the controller, shared by the agent's tasks.
 #[derive(Debug)]
-pub struct Cloud {
+pub struct ControllerClient {
     config: Arc<Config>,
     state: Arc<StateDir>,
-    clock: Arc<WorldClock>,
+    clock: Arc<CertificateClock>,
     uplink: watch::Receiver<Uplink>,
     tunnels: watch::Receiver<Option<TunnelCount>>,
     membership: watch::Sender<Option<Membership>>,
-    status: watch::Sender<CloudStatus>,
+    status: watch::Sender<ControllerStatus>,
     /// `None` until this node has joined.
     member: watch::Sender<Option<Member>>,
-    /// The view in force. Held while files that follow from it are written.
+    /// The view in force. The lock is held while files that depend on it are written.
     view: Mutex<Option<Arc<NodeView>>>,
-    /// The view in force may have cut this node off from the controller.
+    /// Set while the view in force may have cut this node off from the controller.
     trial: watch::Sender<Option<Trial>>,
     taken_back: std::sync::Mutex<Option<TakenBack>>,
-    /// The latest view that is not in force for what stands in its way on this host.
+    /// The latest view that this host refuses; it is validated again when the host changes.
     refused: std::sync::Mutex<Option<Arc<NodeView>>>,
-    path: Arc<Path>,
-    /// One application at a time.
-    applying: Mutex<()>,
-    /// So many addresses of this node were left out of the last report.
+    bypass: Arc<GuardBypass>,
+    /// Held during a segment request: one at a time.
+    requesting: Mutex<()>,
+    /// Number of usable addresses that the last report left out.
     left_out: AtomicUsize,
     stop: CancellationToken,
 }
 
-/// What becomes of the connection to the controller when this node's identity changes.
+/// Whether a change of this node's identity closes the connection to the controller.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Connection {
-    /// It goes on: it is authenticated by what is still the same. Should a thousand nodes hear of a
-    /// new authority, they do not connect anew at once.
-    Kept,
-    /// Another one is made, which shows the new certificate.
-    Anew,
+enum Reconnect {
+    /// The certificate is the same. If a thousand nodes receive new trust anchors, they do not all
+    /// reconnect at once.
+    No,
+    /// The next connection shows the new certificate.
+    Yes,
 }
 
-/// This node as the controller knows it.
+/// This node after it has joined.
 #[derive(Debug, Clone)]
 struct Member {
     identity: Identity,
-    client: Arc<Client>,
+    http: Arc<HttpClient>,
 }
 
-impl Cloud {
-    /// Reads what an earlier run left on disk, and publishes it: tunnels come up without the
-    /// controller.
-    pub fn load(side: CloudSide, state: Arc<StateDir>) -> Result<Arc<Self>, CloudError> {
-        side.clock.raise_to_kept(&state);
+impl ControllerClient {
+    /// Reads identity and view of an earlier run from disk and publishes them, so that tunnels come
+    /// up without the controller. Fails if the identity is damaged, or its key cannot be used.
+    pub fn load(channels: ControllerChannels, state: Arc<StateDir>) -> Result<Arc<Self>, ControllerError> {
+        channels.clock.load_floor(&state);
         let identity = Identity::load(&state)?;
-        let path = Arc::new(Path::new(side.uplink.clone()));
-        let cloud = Self {
-            config: side.config,
+        let bypass = Arc::new(GuardBypass::new(channels.uplink.clone()));
+        let client = Self {
+            config: channels.config,
             state,
-            clock: side.clock,
-            uplink: side.uplink,
-            tunnels: side.tunnels,
-            membership: side.membership,
-            status: side.status,
+            clock: channels.clock,
+            uplink: channels.uplink,
+            tunnels: channels.tunnels,
+            membership: channels.membership,
+            status: channels.status,
             member: watch::Sender::new(None),
             view: Mutex::new(None),
             trial: watch::Sender::new(None),
             taken_back: std::sync::Mutex::default(),
             refused: std::sync::Mutex::default(),
-            path,
-            applying: Mutex::new(()),
+            bypass,
+            requesting: Mutex::new(()),
             left_out: AtomicUsize::new(0),
-            stop: side.stop,
+            stop: channels.stop,
         };
         if let Some(identity) = identity {
-            cloud.clock.raise(u64::try_from(identity.not_before).unwrap_or(0));
-            cloud.load_trial();
-            let view = cloud.view_on_disk(&identity)?.map(Arc::new);
-            let tls = cloud.member_tls(&identity)?;
-            let client = Client::new(cloud.urls(), tls, cloud.clock.clone(), cloud.path.clone())?;
-            cloud.status.send_modify(|status| {
+            client.clock.raise_floor(u64::try_from(identity.not_before).unwrap_or(0));
+            client.load_trial();
+            let view = client.view_on_disk(&identity)?.map(Arc::new);
+            let tls = client.member_tls(&identity)?;
+            let http = HttpClient::new(client.urls(), tls, client.clock.clone(), client.bypass.clone())?;
+            client.status.send_modify(|status| {
                 status.certificate_not_after = Some(identity.credentials.not_after);
                 status.view_source = view.as_ref().map(|_| "disk".into());
             });
             if let Some(view) = &view {
-                cloud.path.follow(view);
-                cloud.name_conflicts(view);
+                client.bypass.set_guarded(view);
+                client.name_conflicts(view);
                 info!(node = %identity.node, version = view.version, peers = view.peers.len(), "the last view is in force");
                 let credentials = identity.credentials.clone();
-                cloud.membership.send_replace(Some(Membership { view: view.clone(), credentials }));
+                client.membership.send_replace(Some(Membership { view: view.clone(), credentials }));
             }
-            cloud.member.send_replace(Some(Member { identity, client: Arc::new(client) }));
-            return Ok(Arc::new(Self { view: Mutex::new(view), ..cloud }));
+            client.member.send_replace(Some(Member { identity, http: Arc::new(http) }));
+            return Ok(Arc::new(Self { view: Mutex::new(view), ..client }));
         }
-        Ok(Arc::new(cloud))
+        Ok(Arc::new(client))
     }
 
-    /// Follows the controller until told to stop.
+    /// Runs until the agent ends.
     pub async fn run(self: Arc<Self>) {
-        self.repair_segments().await;
+        self.restore_segments_file().await;
         let work = async {
             tokio::join!(session::run(&self), renewal::run(&self), self.follow_mtu(), self.watch_views());
         };
@@ -153,7 +154,7 @@ impl Cloud {
             () = work => {}
             () = self.stop.cancelled() => {}
         }
-        if let Err(error) = self.clock.keep(&self.state) {
+        if let Err(error) = self.clock.save_floor(&self.state) {
             warn!(%error, "the time is not kept");
         }
     }
@@ -168,7 +169,7 @@ impl Cloud {
         &self.config
     }
 
-    /// Cancelled when the agent is to end.
+    /// Cancelled when the agent ends.
     pub fn stop(&self) -> &CancellationToken {
         &self.stop
     }
@@ -178,8 +179,8 @@ impl Cloud {
         self.membership.subscribe()
     }
 
-    /// How it stands with the controller.
-    pub fn status(&self) -> watch::Receiver<CloudStatus> {
+    /// Connection, certificate and view, for `edge-agent status`.
+    pub fn status(&self) -> watch::Receiver<ControllerStatus> {
         self.status.subscribe()
     }
 
@@ -187,19 +188,19 @@ impl Cloud {
         self.config.controller.as_ref().map_or(&[], |controller| &controller.urls)
     }
 
-    fn member_tls(&self, identity: &Identity) -> Result<rustls::ClientConfig, CloudError> {
-        tls::member(&identity.credentials, self.clock.clone()).map_err(|error| {
-            CloudError::Unacceptable(format!("this node's key and certificate cannot be used for TLS: {error}"))
+    fn member_tls(&self, identity: &Identity) -> Result<rustls::ClientConfig, ControllerError> {
+        tls::member_config(&identity.credentials, self.clock.clone()).map_err(|error| {
+            ControllerError::Unacceptable(format!("this node's key and certificate cannot be used for TLS: {error}"))
         })
     }
 
-    /// The view of an earlier run, if it is readable and this node's. One that is not is put aside:
-    /// better none than a wrong one.
-    fn view_on_disk(&self, identity: &Identity) -> Result<Option<NodeView>, StoreError> {
+    /// The view of an earlier run, if it is readable and this node's. Any other is renamed to
+    /// `view.json.damaged`, and the agent starts without a view.
+    fn view_on_disk(&self, identity: &Identity) -> Result<Option<NodeView>, StateDirError> {
         let view = match self.state.read_json::<NodeView>(VIEW_FILE, "the next view from the controller replaces it") {
             Ok(None) => return Ok(None),
             Ok(Some(view)) => view,
-            Err(error @ StoreError::Damaged { .. }) => {
+            Err(error @ StateDirError::Damaged { .. }) => {
                 let aside = self.state.put_aside(VIEW_FILE)?;
                 error!(%error, aside = %aside.display(), "starting without a view: no tunnels until the controller is reached");
                 return Ok(None);
@@ -207,8 +208,8 @@ impl Cloud {
             Err(error) => return Err(error),
         };
         match judge(&identity.node, identity.role, None, &view) {
-            // It was in force. That this host stands elsewhere now, or that somebody on its network
-            // says so, is no reason to be without tunnels.
+            // This view was in force. If this host has moved, or somebody on its network pretends
+            // so, it keeps its tunnels.
             Ok(_) => Ok(Some(view)),
             Err(refusal) => {
                 let aside = self.state.put_aside(VIEW_FILE)?;
@@ -218,8 +219,7 @@ impl Cloud {
         }
     }
 
-    /// Takes a view from the controller, if it may replace the one in force: first on disk, then
-    /// everywhere else.
+    /// Validates a view from the controller, writes it to disk, then publishes it.
     async fn take_view(&self, view: Arc<NodeView>) -> Result<(), ViewError> {
         let mut current = self.view.lock().await;
         let Some(member) = self.member.borrow().clone() else { return Ok(()) };
@@ -244,7 +244,7 @@ impl Cloud {
         self.begin_trial(current.as_ref(), &view)?;
         self.write_segments(current.clone(), view.clone()).await?;
         self.state.write_json(VIEW_FILE, &*view)?;
-        self.path.follow(&view);
+        self.bypass.set_guarded(&view);
         self.name_conflicts(&view);
         info!(
             version = view.version,
@@ -253,12 +253,12 @@ impl Cloud {
             "a new view is in force"
         );
         let anchors = identity::anchors(&view.trust_anchors).map_err(Refusal::Nonsense)?;
-        let credentials = match member.identity.trusting(anchors) {
+        let credentials = match member.identity.with_trust_anchors(anchors) {
             None => member.identity.credentials,
             Some(identity) => {
                 info!("the controller's trust anchors have changed");
                 identity.store(&self.state)?;
-                self.become_member(identity, Connection::Kept).await?
+                self.become_member(identity, Reconnect::No).await?
             }
         };
         *current = Some(view.clone());
@@ -266,20 +266,20 @@ impl Cloud {
         Ok(())
     }
 
-    /// Puts an identity, which is on disk already, in force.
+    /// Publishes an identity that is already on disk.
     async fn become_member(
         &self,
         identity: Identity,
-        connection: Connection,
-    ) -> Result<Arc<crate::membership::Credentials>, CloudError> {
+        reconnect: Reconnect,
+    ) -> Result<Arc<crate::membership::Credentials>, ControllerError> {
         let tls = self.member_tls(&identity)?;
-        let present = self.member.borrow().as_ref().map(|member| member.client.clone());
-        let client = match present {
-            Some(client) => {
-                client.use_tls(tls, connection).await;
-                client
+        let present = self.member.borrow().as_ref().map(|member| member.http.clone());
+        let http = match present {
+            Some(http) => {
+                http.use_tls(tls, reconnect).await;
+                http
             }
-            None => Arc::new(Client::new(self.urls(), tls, self.clock.clone(), self.path.clone())?),
+            None => Arc::new(HttpClient::new(self.urls(), tls, self.clock.clone(), self.bypass.clone())?),
         };
         let credentials = identity.credentials.clone();
         self.status.send_modify(|status| status.certificate_not_after = Some(credentials.not_after));
@@ -290,12 +290,12 @@ impl Cloud {
             }
             None => false,
         });
-        self.member.send_replace(Some(Member { identity, client }));
+        self.member.send_replace(Some(Member { identity, http }));
         Ok(credentials)
     }
 
-    /// Writes `segments.json` from the last view, should it have been lost or damaged meanwhile.
-    async fn repair_segments(&self) {
+    /// Writes `segments.json` from the view in force, in case it was lost or damaged.
+    async fn restore_segments_file(&self) {
         let current = self.view.lock().await;
         if let Some(view) = current.as_ref()
             && let Err(error) = self.write_segments(Some(view.clone()), view.clone()).await
@@ -304,7 +304,7 @@ impl Cloud {
         }
     }
 
-    /// Keeps the pods' MTU in `segments.json` as the uplink changes.
+    /// Writes the pods' MTU to `segments.json` when the uplink changes.
     async fn follow_mtu(&self) {
         let mut uplink = self.uplink.clone();
         let mut written = 0;
@@ -328,32 +328,32 @@ impl Cloud {
         &self,
         previous: Option<Arc<NodeView>>,
         view: Arc<NodeView>,
-    ) -> Result<SegmentsFile, StoreError> {
+    ) -> Result<SegmentsFile, StateDirError> {
         let mtu = self.uplink.borrow().pod_mtu;
         self.on_disk(move |state| segments_file::follow_view(state, previous.as_deref(), &view, mtu)).await
     }
 
-    /// Works on shared files where waiting for their lock blocks nobody else.
+    /// Runs `work` on a thread that may block: it waits for the lock that the plugin also takes.
     async fn on_disk<T: Send + 'static>(
         &self,
-        work: impl FnOnce(&StateDir) -> Result<T, StoreError> + Send + 'static,
-    ) -> Result<T, StoreError> {
+        work: impl FnOnce(&StateDir) -> Result<T, StateDirError> + Send + 'static,
+    ) -> Result<T, StateDirError> {
         let state = self.state.clone();
         match tokio::task::spawn_blocking(move || work(&state)).await {
             Ok(result) => result,
             Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
-            Err(_) => Err(StoreError::Ending),
+            Err(_) => Err(StateDirError::Ending),
         }
     }
 
-    /// What failed works again: `status` no longer shows it.
-    pub(crate) fn forget_error(&self, error: &CloudError) {
+    /// Removes this error from `status`, if it is the one shown there.
+    pub(crate) fn clear_error(&self, error: &ControllerError) {
         let text = error.to_string();
         self.status.send_if_modified(|status| status.last_error.take_if(|last| *last == text).is_some());
     }
 
-    /// Notes an error for `status`, and logs it if it is a new one.
-    pub(crate) fn note_error(&self, error: &CloudError) {
+    /// Shows an error in `status`, and logs it if it is not the one shown already.
+    pub(crate) fn record_error(&self, error: &ControllerError) {
         let text = error.to_string();
         self.status.send_if_modified(|status| {
             if status.last_error.as_ref() == Some(&text) {
@@ -370,18 +370,17 @@ impl Cloud {
     }
 }
 
-/// Why a view from the controller did not come into force.
+/// Why a view from the controller is not in force.
 #[derive(Debug, thiserror::Error)]
 enum ViewError {
     #[error("a view from the controller is refused: {0}")]
     Refused(#[from] Refusal),
     #[error("a view from the controller cannot be kept: {0}")]
-    Store(#[from] StoreError),
+    Store(#[from] StateDirError),
     #[error(transparent)]
-    Cloud(#[from] CloudError),
+    Controller(#[from] ControllerError),
 }
 
-/// Node and role of a member, for those who ask on its behalf.
 impl Member {
     fn node(&self) -> &NodeName {
         &self.identity.node

@@ -1,6 +1,6 @@
-//! The certificate is renewed in place when half of its life is over, or soon after the controller
-//! began to sign with another authority: a new key, asked for with the old certificate, stored as
-//! one file with its new certificate. No tunnel notices.
+//! Renewal of the certificate, when half of its lifetime is over, or soon after the controller
+//! began to sign with another authority. The node generates a new key and sends the request over a
+//! connection that the old certificate authenticates. Tunnels are not affected.
 
 use std::time::{Duration, Instant};
 
@@ -11,47 +11,48 @@ use tokio::time::sleep;
 use tracing::{info, warn};
 
 use super::backoff::{Backoff, jitter};
-use super::error::CloudError;
+use super::error::ControllerError;
 use super::identity::{self, Identity};
 use super::tls::date;
-use super::{Cloud, Connection, Member};
+use super::{ControllerClient, Member, Reconnect};
 
-/// Longest sleep between two looks at the clock, which may be set while we sleep; the known time is
-/// kept on disk as often.
-const LOOK: Duration = Duration::from_secs(600);
-/// Wait after a refusal, and after a renewal that did not bring what it was for.
-const SLOW: Duration = Duration::from_secs(300);
-/// After a rollover of the authority nodes renew at any moment within so long, unless configured
-/// otherwise: ten thousand come at 17 a second.
+/// Longest sleep between two checks of the clock, since the clock may be set meanwhile. The floor
+/// of the clock is written to disk as often.
+const CHECK_INTERVAL: Duration = Duration::from_secs(600);
+/// Wait after a refusal, and after a renewal by which the certificate is still of the old
+/// authority.
+const REFUSED_WAIT: Duration = Duration::from_secs(300);
+/// Default of `rollover_spread`. After a rollover each node renews at a random moment within this
+/// time: ten thousand nodes make 17 renewals a second.
 const ROLLOVER_SPREAD: Duration = Duration::from_secs(600);
 
 /// Runs until the agent ends.
-pub(super) async fn run(cloud: &Cloud) {
+pub(super) async fn run(controller: &ControllerClient) {
     let mut backoff = Backoff::default();
-    let mut members = cloud.member.subscribe();
+    let mut members = controller.member.subscribe();
     let mut rollover = Rollover::default();
     loop {
         let member = members.borrow_and_update().clone();
         let wait = match member {
-            None => LOOK,
-            Some(member) => match remaining(cloud, &member.identity, &mut rollover) {
-                Some(left) => left.min(LOOK),
-                None => match renew(cloud, &member).await {
+            None => CHECK_INTERVAL,
+            Some(member) => match remaining(controller, &member.identity, &mut rollover) {
+                Some(left) => left.min(CHECK_INTERVAL),
+                None => match renew(controller, &member).await {
                     Ok(()) => {
                         backoff.reset();
                         rollover.attempted();
                         continue;
                     }
                     Err(error) => {
-                        cloud.note_error(&error);
-                        if error.is_temporary() { backoff.next() } else { jitter(SLOW) }
+                        controller.record_error(&error);
+                        if error.is_temporary() { backoff.next() } else { jitter(REFUSED_WAIT) }
                     }
                 },
             },
         };
         tokio::select! {
             () = sleep(wait) => {
-                if let Err(error) = cloud.clock.keep(&cloud.state) {
+                if let Err(error) = controller.clock.save_floor(&controller.state) {
                     warn!(%error, "the time is not kept");
                 }
             }
@@ -60,14 +61,13 @@ pub(super) async fn run(cloud: &Cloud) {
     }
 }
 
-/// Until renewal is due; `None` if it is.
-fn remaining(cloud: &Cloud, identity: &Identity, rollover: &mut Rollover) -> Option<Duration> {
-    let left = identity.renew_at().checked_sub(cloud.clock.unix_time()).filter(|left| *left > 0)?;
+/// Time until renewal is due; `None` if it is due now.
+fn remaining(controller: &ControllerClient, identity: &Identity, rollover: &mut Rollover) -> Option<Duration> {
+    let left = identity.renew_at().checked_sub(controller.clock.unix_time()).filter(|left| *left > 0)?;
     let left = Duration::from_secs(left);
-    // Whoever has another certificate half a life later shall not come with all others: the wait is
-    // cut by up to a tenth.
+    // Up to a tenth is cut at random, so that nodes which joined together do not renew together.
     let half_life = left - left / 10 + jitter(left / 10);
-    let spread = cloud.config.controller.as_ref().and_then(|controller| controller.rollover_spread);
+    let spread = controller.config.controller.as_ref().and_then(|controller| controller.rollover_spread);
     match rollover.remaining(identity, spread.unwrap_or(ROLLOVER_SPREAD)) {
         Some(left) if left.is_zero() => None,
         Some(left) => Some(half_life.min(left)),
@@ -75,15 +75,15 @@ fn remaining(cloud: &Cloud, identity: &Identity, rollover: &mut Rollover) -> Opt
     }
 }
 
-/// When to renew because another authority signs now.
+/// When to renew because another authority signs.
 #[derive(Debug, Default)]
 struct Rollover {
-    /// The authority that signs now, DER, and when.
+    /// The authority that signs, DER, and when this node renews.
     due: Option<(Vec<u8>, Instant)>,
 }
 
 impl Rollover {
-    /// Until then; `None` where the certificate is of the authority that signs.
+    /// Time until renewal; `None` if the signing authority issued the certificate.
     fn remaining(&mut self, identity: &Identity, spread: Duration) -> Option<Duration> {
         if identity.is_of_signing_authority() {
             self.due = None;
@@ -96,25 +96,25 @@ impl Rollover {
         Some(due.saturating_duration_since(Instant::now()))
     }
 
-    /// A renewal succeeded. Should its certificate be of another authority still (a replica of the
-    /// controller that has not heard), there is time.
+    /// A renewal succeeded. If another authority issued the new certificate too (by a replica of
+    /// the controller that does not know of the rollover yet), the next attempt is postponed.
     fn attempted(&mut self) {
         if let Some((_, due)) = &mut self.due {
-            *due = Instant::now() + SLOW;
+            *due = Instant::now() + REFUSED_WAIT;
         }
     }
 }
 
-async fn renew(cloud: &Cloud, member: &Member) -> Result<(), CloudError> {
-    let key = identity::pending_key(&cloud.state)?;
+async fn renew(controller: &ControllerClient, member: &Member) -> Result<(), ControllerError> {
+    let key = identity::pending_key(&controller.state)?;
     let request = CertificateRequest { csr: identity::request(&key, member.node())? };
     let path = format!("/v1/nodes/{}/certificate", member.node());
-    let answer: CertificateResponse = member.client.call(Method::POST, &path, &request).await?;
+    let response: CertificateResponse = member.http.call(Method::POST, &path, &request).await?;
     let renewed =
-        Identity::accept(&answer, &key, member.node(), member.role(), &member.identity.token_id, &cloud.clock)?;
-    renewed.store(&cloud.state)?;
-    identity::forget_pending_key(&cloud.state)?;
+        Identity::accept(&response, &key, member.node(), member.role(), &member.identity.token_id, &controller.clock)?;
+    renewed.store(&controller.state)?;
+    identity::forget_pending_key(&controller.state)?;
     info!(node = %member.node(), not_after = date(renewed.credentials.not_after), "certificate renewed");
-    cloud.become_member(renewed, Connection::Anew).await?;
+    controller.become_member(renewed, Reconnect::Yes).await?;
     Ok(())
 }

@@ -1,6 +1,5 @@
-//! Applying for segments. The application stands on disk before it is sent, and until its segments
-//! do: whatever dies in between, the same application is made again, and the controller gives the
-//! same answer.
+//! Requests for segments. A request is on disk before it is sent, and until its segments are: after
+//! a crash in between, the same request is sent again, and the controller repeats its response.
 
 use data_encoding::HEXLOWER;
 use edge_types::api::{Family, SegmentRequest, SegmentResponse};
@@ -9,54 +8,54 @@ use hyper::Method;
 use ring::rand::{SecureRandom, SystemRandom};
 use tracing::{info, warn};
 
-use super::Cloud;
-use super::error::CloudError;
-use crate::state_dir::{StoreError, segments_file};
+use super::ControllerClient;
+use super::error::ControllerError;
+use crate::state_dir::{StateDirError, segments_file};
 
-/// The application that has no answer yet, a [`SegmentRequest`].
-const APPLICATION_FILE: &str = "application.json";
+/// The request that has no response yet, a [`SegmentRequest`].
+const REQUEST_FILE: &str = "application.json";
 
-impl Cloud {
-    /// The families of an application that an earlier run left without an answer.
-    pub fn unanswered_application(&self) -> Option<Vec<Family>> {
+impl ControllerClient {
+    /// The families of a request that is on disk without a response.
+    pub fn unanswered_request_families(&self) -> Option<Vec<Family>> {
         self.unanswered().map(|request| request.families)
     }
 
     fn unanswered(&self) -> Option<SegmentRequest> {
-        match self.state.read_json::<SegmentRequest>(APPLICATION_FILE, "a new application is made") {
+        match self.state.read_json::<SegmentRequest>(REQUEST_FILE, "a new request is made") {
             Ok(request) => request,
             Err(error) => {
-                warn!(%error, "an application is lost; should it have been granted, the next view shows it");
+                warn!(%error, "a segment request is lost; if it was granted, the next view shows the segments");
                 None
             }
         }
     }
 
-    /// Applies for one segment of each of `families`; first, for what an unanswered application
-    /// asked. Returns when the segments stand in the state directory.
-    pub async fn apply(&self, families: &[Family]) -> Result<SegmentsFile, CloudError> {
-        let _one_at_a_time = self.applying.lock().await;
+    /// Requests one segment of each of `families`. A request without a response comes first, and in
+    /// place of this one. Returns `segments.json` once the new segments are in it.
+    pub async fn request_segments(&self, families: &[Family]) -> Result<SegmentsFile, ControllerError> {
+        let _one_at_a_time = self.requesting.lock().await;
         let Some(member) = self.member.borrow().clone() else {
-            return Err(CloudError::NotJoined);
+            return Err(ControllerError::NotJoined);
         };
         let request = match self.unanswered() {
-            // Its families may be fewer: who asked looks again.
+            // Its families may be others: the caller compares and requests again.
             Some(request) => request,
             None => {
                 let families = families.to_vec();
                 let request = SegmentRequest { request_id: request_id()?, families, repeated: true };
-                // Whoever finds it there does not know whether it was sent.
-                self.state.write_json(APPLICATION_FILE, &request)?;
+                // An agent that finds it on disk cannot know whether it was sent.
+                self.state.write_json(REQUEST_FILE, &request)?;
                 SegmentRequest { repeated: false, ..request }
             }
         };
         let path = format!("/v1/nodes/{}/segments", member.node());
-        let granted = match member.client.call::<SegmentResponse>(Method::POST, &path, &request).await {
-            Ok(answer) => answer.segments,
+        let granted = match member.http.call::<SegmentResponse>(Method::POST, &path, &request).await {
+            Ok(response) => response.segments,
             Err(error) => {
-                if matches!(&error, CloudError::Problem(problem) if matches!(problem.status, 400 | 409 | 422)) {
-                    // That was an answer. Who may not ask (401, 403) has none.
-                    self.state.remove(APPLICATION_FILE)?;
+                if matches!(&error, ControllerError::Problem(problem) if matches!(problem.status, 400 | 409 | 422)) {
+                    // These statuses answer the request. 401 and 403 do not: it stays on disk.
+                    self.state.remove(REQUEST_FILE)?;
                 }
                 return Err(error);
             }
@@ -65,34 +64,34 @@ impl Cloud {
             .iter()
             .find(|segment| segment.ip() != segment.network() || !request.families.contains(&Family::of(segment)))
         {
-            return Err(CloudError::Unacceptable(format!(
-                "the controller grants {odd}, which is not a segment of the families applied for ({:?})",
+            return Err(ControllerError::Unacceptable(format!(
+                "the controller grants {odd}, which is not a segment of the families requested ({:?})",
                 request.families
             )));
         }
         info!(?granted, request_id = request.request_id, "segments granted");
         let families_granted: Vec<Family> = granted.iter().map(Family::of).collect();
         let file = self.on_disk(move |state| segments_file::add_granted(state, &granted)).await?;
-        self.state.remove(APPLICATION_FILE)?;
+        self.state.remove(REQUEST_FILE)?;
         match request.families.iter().find(|family| !families_granted.contains(family)) {
             None => Ok(file),
-            Some(family) => Err(CloudError::Unacceptable(format!(
-                "the controller granted no {family:?} segment, though asked for {:?}: are its cluster ranges of that family full?",
+            Some(family) => Err(ControllerError::Unacceptable(format!(
+                "the controller granted no {family:?} segment, though requested {:?}: are its cluster ranges of that family full?",
                 request.families
             ))),
         }
     }
 
-    /// `segments.json` as it is.
-    pub async fn segments(&self) -> Result<Option<SegmentsFile>, StoreError> {
+    /// Reads `segments.json`; `None` if it does not exist.
+    pub async fn segments(&self) -> Result<Option<SegmentsFile>, StateDirError> {
         self.on_disk(segments_file::read).await
     }
 }
 
-fn request_id() -> Result<String, CloudError> {
+fn request_id() -> Result<String, ControllerError> {
     let mut random = [0u8; 16];
     SystemRandom::new()
         .fill(&mut random)
-        .map_err(|_| CloudError::Unacceptable("the kernel gives no randomness for a request id".into()))?;
+        .map_err(|_| ControllerError::Unacceptable("the kernel gives no randomness for a request id".into()))?;
     Ok(HEXLOWER.encode(&random))
 }

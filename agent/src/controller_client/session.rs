@@ -1,5 +1,5 @@
-//! One connection's life, over and over: join if this node is no member yet, report where it is,
-//! follow the stream of views and of what changes of them.
+//! The session with the controller: join if this node is no member yet, report this node's
+//! addresses, follow the view stream. When the stream ends, begin again.
 
 use std::io;
 use std::sync::atomic::Ordering;
@@ -20,164 +20,171 @@ use tokio_util::io::StreamReader;
 use tracing::{debug, error, info, warn};
 
 use super::backoff::{Backoff, jitter};
-use super::error::CloudError;
-use super::http::{Link, hyper_error};
-use super::join_credential::{self, Ticket};
-use super::stream_state::Told;
-use super::{Cloud, Connection, Member, ViewError, join};
+use super::error::ControllerError;
+use super::http::{Connection, hyper_error};
+use super::join_credential::{self, JoinCredential};
+use super::stream_state::StreamState;
+use super::{ControllerClient, Member, Reconnect, ViewError, join};
 use crate::candidates;
-use crate::membership::CloudStatus;
+use crate::membership::ControllerStatus;
 
-/// Without even a heartbeat for so long, the controller is taken for gone.
+/// If neither view nor heartbeat arrives for this long, the controller counts as lost.
 const SILENCE: Duration = Duration::from_secs(VIEW_SILENCE_SECONDS);
-/// Wait before asking again a controller that does not take this node for a member, or where a
-/// person must do something first.
-const SLOW: Duration = Duration::from_secs(60);
-/// Whom two controllers send away within so long waits before going on, as after a failure.
-const RESTLESS: Duration = Duration::from_secs(10);
-/// A stream that lived for so long was no false start: where there is another controller, it is
-/// asked at once.
-const LIVED: Duration = Duration::from_secs(5);
-/// Segments that are reported: more do not fit into a request.
-const MOST_SEGMENTS: usize = 1000;
+/// Wait after an error that only a person can resolve, such as a controller that does not accept
+/// this node as a member.
+const REFUSED_WAIT: Duration = Duration::from_secs(60);
+/// If two controllers send a goodbye within this time, the node waits before it tries the next one,
+/// as after a failure.
+const GOODBYE_INTERVAL: Duration = Duration::from_secs(10);
+/// If a stream that lasted this long breaks, the next controller is tried without a wait.
+const ESTABLISHED: Duration = Duration::from_secs(5);
+/// Largest number of segments in a report; the size of a request is limited.
+const MAX_REPORTED_SEGMENTS: usize = 1000;
 /// Longest line of the stream, bytes.
 const MAX_LINE: usize = 64 * 1024 * 1024;
 
 /// Runs until the agent ends.
-pub(super) async fn run(cloud: &Cloud) {
+pub(super) async fn run(controller: &ControllerClient) {
     let mut backoff = Backoff::default();
-    let mut uplink = cloud.uplink.clone();
+    let mut uplink = controller.uplink.clone();
     let mut refused = false;
-    let mut sent_away: Option<Instant> = None;
+    let mut last_goodbye: Option<Instant> = None;
     let mut stream = Stream::default();
     loop {
         uplink.mark_unchanged();
-        let token = token_id(cloud);
-        let ended = once(cloud, refused, &mut backoff, &mut stream).await;
-        let lived = stream.opened.take().is_some_and(|opened| opened.elapsed() >= LIVED);
-        cloud.status.send_if_modified(|status| {
+        let known = credential_id(controller);
+        let ended = follow_stream(controller, refused, &mut backoff, &mut stream).await;
+        let was_established = stream.opened.take().is_some_and(|opened| opened.elapsed() >= ESTABLISHED);
+        controller.status.send_if_modified(|status| {
             if status.connected {
-                status.since = i64::try_from(cloud.clock.unix_time()).ok();
+                status.since = i64::try_from(controller.clock.unix_time()).ok();
             }
             std::mem::take(&mut status.connected)
         });
         refused = false;
         let wait = match ended {
-            Ok(Next::Anew) => continue,
-            Ok(Next::Elsewhere) => match sent_away.replace(Instant::now()) {
-                Some(before) if before.elapsed() < RESTLESS => backoff.next(),
+            Ok(Reopen::Now) => continue,
+            Ok(Reopen::AtAnotherController) => match last_goodbye.replace(Instant::now()) {
+                Some(before) if before.elapsed() < GOODBYE_INTERVAL => backoff.next(),
                 _ => continue,
             },
             Err(error) => {
-                cloud.note_error(&error);
+                controller.record_error(&error);
                 refused = error.is_refusal_of_this_node();
-                if error.is_temporary() && lived && cloud.urls().len() > 1 {
+                if error.is_temporary() && was_established && controller.urls().len() > 1 {
                     continue;
                 }
-                if error.is_temporary() { backoff.next() } else { jitter(SLOW) }
+                if error.is_temporary() { backoff.next() } else { jitter(REFUSED_WAIT) }
             }
         };
         debug!(?wait, "waiting before trying the controller again");
         tokio::select! {
             () = sleep(wait) => {}
-            // With another address another way may be open.
+            // A new address may open a route to the controller.
             Ok(()) = uplink.changed() => {}
-            () = another_token(cloud, token) => {}
+            () = new_credential(controller, known) => {}
         }
     }
 }
 
-/// Why a stream is to be opened again though nothing failed.
-enum Next {
-    /// Something of this node has changed.
-    Anew,
-    /// The controller ends, and has said so.
-    Elsewhere,
+/// The stream ended without a failure: where it is opened again.
+enum Reopen {
+    /// At the same controller: this node's address or certificate has changed.
+    Now,
+    /// At the next controller: this one shuts down.
+    AtAnotherController,
 }
 
-/// What a line of the stream asks for.
-enum Heard {
-    /// Nothing more.
-    Taken,
-    /// Something was missed: the stream is to be opened anew, and the view to be had as a whole.
-    Missed { what: String, expected: &'static str },
-    /// The controller ends; why.
+/// What follows from a line of the stream.
+enum LineOutcome {
+    /// The line is dealt with.
+    Handled,
+    /// A version is missing in between. The stream is opened again and begins with the whole view.
+    OutOfSync { received: String, expected: &'static str },
+    /// The controller shuts down, for this reason.
     Goodbye(String),
 }
 
-/// What is known of the stream, from one connection to the next.
+/// The view stream. `state` outlives a connection.
 #[derive(Default)]
 struct Stream {
-    told: Option<Told>,
-    /// When the present one was opened.
+    state: Option<StreamState>,
+    /// When the current connection's stream was opened.
     opened: Option<Instant>,
 }
 
-/// Until the stream is to be opened again or something failed.
-async fn once(cloud: &Cloud, refused: bool, backoff: &mut Backoff, stream: &mut Stream) -> Result<Next, CloudError> {
-    let member = member(cloud, refused).await?;
-    let mut identity = cloud.member.subscribe();
+/// Opens the stream and follows it. Returns where it is to be opened again, or an error.
+async fn follow_stream(
+    controller: &ControllerClient,
+    refused: bool,
+    backoff: &mut Backoff,
+    stream: &mut Stream,
+) -> Result<Reopen, ControllerError> {
+    let member = member(controller, refused).await?;
+    let mut identity = controller.member.subscribe();
     identity.mark_unchanged();
-    let client = &member.client;
-    let link = client.link().await?;
-    let (mut uplink, mut tunnels) = (cloud.uplink.clone(), cloud.tunnels.clone());
-    let mut refusal =
-        Refusals { status: cloud.status.subscribe(), reported: cloud.status.borrow().refused_view.clone() };
+    let http = &member.http;
+    let connection = http.connection().await?;
+    let (mut uplink, mut tunnels) = (controller.uplink.clone(), controller.tunnels.clone());
+    let mut refused_view = RefusedViewChanges {
+        status: controller.status.subscribe(),
+        reported: controller.status.borrow().refused_view.clone(),
+    };
     tunnels.mark_unchanged();
-    let body = match open(cloud, &member, &link, &mut uplink, stream.told.as_ref()).await {
-        Err(CloudError::Problem(problem)) if problem.status >= 500 => {
-            client.leave(&link.url).await;
-            return Err(CloudError::Problem(problem));
+    let body = match open(controller, &member, &connection, &mut uplink, stream.state.as_ref()).await {
+        Err(ControllerError::Problem(problem)) if problem.status >= 500 => {
+            http.try_next_after(&connection.url).await;
+            return Err(ControllerError::Problem(problem));
         }
         opened => opened?,
     };
-    cloud.reached().await;
-    cloud.heard();
-    let mut lines = Lines::new(body);
-    let url = link.url.to_string();
+    controller.reached().await;
+    controller.heard();
+    let mut lines = NdjsonLines::new(body);
+    let url = connection.url.to_string();
     info!(%url, node = %member.node(), "following the controller's view");
-    cloud.status.send_modify(|status| {
+    controller.status.send_modify(|status| {
         status.url = Some(url);
         status.connected = true;
-        status.since = i64::try_from(cloud.clock.unix_time()).ok();
+        status.since = i64::try_from(controller.clock.unix_time()).ok();
         status.last_error = None;
     });
     backoff.reset();
     stream.opened = Some(Instant::now());
     loop {
         tokio::select! {
-            line = timeout(SILENCE, lines.next(&link)) => {
+            line = timeout(SILENCE, lines.next(&connection)) => {
                 let line = line.unwrap_or_else(|_| {
-                    Err(CloudError::Unreachable {
-                        url: link.url.to_string(),
+                    Err(ControllerError::Unreachable {
+                        url: connection.url.to_string(),
                         why: format!("neither view nor heartbeat for {SILENCE:?}"),
                     })
                 });
                 match line {
                     Ok(Some(line)) => {
-                        cloud.heard();
-                        match handle(cloud, line.as_bytes(), &mut stream.told).await? {
-                            Heard::Taken => {}
-                            Heard::Missed { what, expected } => {
-                                stream.told = None;
-                                client.reset().await;
-                                return Err(CloudError::Answer { url: link.url.to_string(), what, expected });
+                        controller.heard();
+                        match handle(controller, line.as_bytes(), &mut stream.state).await? {
+                            LineOutcome::Handled => {}
+                            LineOutcome::OutOfSync { received, expected } => {
+                                stream.state = None;
+                                http.disconnect().await;
+                                return Err(ControllerError::UnexpectedResponse { url: connection.url.to_string(), received, expected });
                             }
-                            Heard::Goodbye(reason) => {
-                                info!(url = %link.url, reason, "the controller says goodbye; going on at another one");
-                                client.leave(&link.url).await;
-                                return Ok(Next::Elsewhere);
+                            LineOutcome::Goodbye(reason) => {
+                                info!(url = %connection.url, reason, "the controller says goodbye; going on at another one");
+                                http.try_next_after(&connection.url).await;
+                                return Ok(Reopen::AtAnotherController);
                             }
                         }
                     }
                     Ok(None) => {
-                        // The controller ends, or has something against this node: the next attempt
-                        // tells.
-                        client.leave(&link.url).await;
-                        return Err(CloudError::Unreachable { url: link.url.to_string(), why: "it ended the stream".into() });
+                        // The controller shuts down, or refuses this node: the next attempt shows
+                        // which.
+                        http.try_next_after(&connection.url).await;
+                        return Err(ControllerError::Unreachable { url: connection.url.to_string(), why: "it ended the stream".into() });
                     }
                     Err(error) => {
-                        client.leave(&link.url).await;
+                        http.try_next_after(&connection.url).await;
                         return Err(error);
                     }
                 }
@@ -185,167 +192,175 @@ async fn once(cloud: &Cloud, refused: bool, backoff: &mut Backoff, stream: &mut 
             Ok(()) = uplink.changed() => {
                 let lost = {
                     let uplink = uplink.borrow();
-                    !uplink.addresses.is_empty() && !link.local.is_loopback() && !uplink.addresses.contains(&link.local)
+                    !uplink.addresses.is_empty() && !connection.local.is_loopback() && !uplink.addresses.contains(&connection.local)
                 };
                 if lost {
-                    debug!(local = %link.local, "the address of the connection is gone");
-                    client.reset().await;
-                    return Ok(Next::Anew);
+                    debug!(local = %connection.local, "the address of the connection is gone");
+                    http.disconnect().await;
+                    return Ok(Reopen::Now);
                 }
-                report(cloud, &member, &link, &mut uplink).await?;
+                report(controller, &member, &connection, &mut uplink).await?;
             }
-            // The operator is to see it.
-            () = refusal.changed() => report(cloud, &member, &link, &mut uplink).await?,
-            // Looked at by people: the node's side says so every few seconds at most.
+            // The controller shows the operator why a view is refused.
+            () = refused_view.changed() => report(controller, &member, &connection, &mut uplink).await?,
+            // The driver changes the count every few seconds at most.
             Ok(()) = tunnels.changed() => {
                 tunnels.mark_unchanged();
-                report(cloud, &member, &link, &mut uplink).await?;
+                report(controller, &member, &connection, &mut uplink).await?;
             }
-            // A new certificate is shown at once, while the old one would still do.
+            // After a renewal the node reconnects, so that the controller sees the new certificate.
             Ok(()) = identity.changed() => {
                 let now = identity.borrow_and_update();
                 let shown = &member.identity.credentials.chain;
                 if now.as_ref().is_none_or(|now| now.identity.credentials.chain != *shown) {
-                    return Ok(Next::Anew);
+                    return Ok(Reopen::Now);
                 }
             }
         }
     }
 }
 
-/// Reports where this node is and asks for the stream.
+/// Reports this node's addresses and requests the view stream.
 async fn open(
-    cloud: &Cloud,
+    controller: &ControllerClient,
     member: &Member,
-    link: &Link,
+    connection: &Connection,
     uplink: &mut tokio::sync::watch::Receiver<crate::membership::Uplink>,
-    told: Option<&Told>,
-) -> Result<Incoming, CloudError> {
-    report(cloud, member, link, uplink).await?;
-    let held = cloud.view.lock().await.clone();
-    let query = Told::query(told, held.as_deref());
+    state: Option<&StreamState>,
+) -> Result<Incoming, ControllerError> {
+    report(controller, member, connection, uplink).await?;
+    let held = controller.view.lock().await.clone();
+    let query = StreamState::query(state, held.as_deref());
     let path = format!("/v1/nodes/{}/view?watch=true&changes=true{query}", member.node());
-    member.client.stream(link, &path).await
+    member.http.stream(connection, &path).await
 }
 
-/// Takes a line of the stream.
-async fn handle(cloud: &Cloud, line: &[u8], told: &mut Option<Told>) -> Result<Heard, CloudError> {
+/// Handles a line of the stream: applies it to `state` and takes the resulting view.
+async fn handle(
+    controller: &ControllerClient,
+    line: &[u8],
+    state: &mut Option<StreamState>,
+) -> Result<LineOutcome, ControllerError> {
     match serde_json::from_slice::<ViewEvent>(line) {
-        Ok(ViewEvent::View { epoch, view }) => *told = Some(Told::new(epoch, *view)),
+        Ok(ViewEvent::View { epoch, view }) => *state = Some(StreamState::new(epoch, *view)),
         Ok(ViewEvent::Change(change)) => {
             let from = change.from;
-            *told = told.take().and_then(|told| told.changed(change));
-            if told.is_none() {
-                let what = format!("what changed since version {from} of the view");
-                return Ok(Heard::Missed { what, expected: "changes of the version that it told last" });
+            *state = state.take().and_then(|state| state.apply(change));
+            if state.is_none() {
+                let received = format!("changes since version {from} of the view");
+                return Ok(LineOutcome::OutOfSync {
+                    received,
+                    expected: "changes since the version that it sent last",
+                });
             }
         }
-        Ok(ViewEvent::Goodbye { reason }) => return Ok(Heard::Goodbye(reason)),
+        Ok(ViewEvent::Goodbye { reason }) => return Ok(LineOutcome::Goodbye(reason)),
         Ok(ViewEvent::Heartbeat { version }) => {
-            let held = cloud.view.lock().await.as_ref().map(|view| view.version);
-            let latest = held.max(told.as_ref().map(|told| told.view().version));
+            let held = controller.view.lock().await.as_ref().map(|view| view.version);
+            let latest = held.max(state.as_ref().map(|state| state.view().version));
             if latest.unwrap_or(0) < version {
-                let what = format!("heartbeats for a view of version {version} without sending it");
-                return Ok(Heard::Missed { what, expected: "the view first" });
+                let received = format!("a heartbeat of version {version} without the view of that version");
+                return Ok(LineOutcome::OutOfSync { received, expected: "the view first" });
             }
-            return Ok(Heard::Taken);
+            return Ok(LineOutcome::Handled);
         }
         Err(error) => {
-            // Perhaps an event that a later release knows. Nothing changes by it.
-            debug!(%error, bytes = line.len(), "a line of the view stream is not understood and skipped");
-            return Ok(Heard::Taken);
+            // A later release may send events that this one does not know.
+            debug!(%error, bytes = line.len(), "a line of the view stream is unknown and skipped");
+            return Ok(LineOutcome::Handled);
         }
     }
-    if let Some(told) = told {
-        match cloud.take_view(told.view().clone()).await {
+    if let Some(state) = state {
+        match controller.take_view(state.view().clone()).await {
             Ok(()) => {}
-            Err(ViewError::Refused(refusal)) => cloud.note_error(&CloudError::Unacceptable(format!(
+            Err(ViewError::Refused(refusal)) => controller.record_error(&ControllerError::Unacceptable(format!(
                 "the controller's view of version {} is refused: {refusal}",
-                told.view().version
+                state.view().version
             ))),
             Err(ViewError::Store(error)) => return Err(error.into()),
-            Err(ViewError::Cloud(error)) => return Err(error),
+            Err(ViewError::Controller(error)) => return Err(error),
         }
     }
-    Ok(Heard::Taken)
+    Ok(LineOutcome::Handled)
 }
 
-/// The member that this node is; joins first where it is none, or where it was refused and a new
-/// token has come.
-async fn member(cloud: &Cloud, refused: bool) -> Result<Member, CloudError> {
-    let present = cloud.member.borrow().clone();
-    let ticket = match &present {
-        Some(member) if !refused && !member.identity.has_expired(&cloud.clock) => return Ok(member.clone()),
+/// This node's membership. Joins first if the node is no member, or if it was refused and a new
+/// credential is there.
+async fn member(controller: &ControllerClient, refused: bool) -> Result<Member, ControllerError> {
+    let present = controller.member.borrow().clone();
+    let credential = match &present {
+        Some(member) if !refused && !member.identity.has_expired(&controller.clock) => return Ok(member.clone()),
         Some(member) => {
-            // A token that stays unreadable does not keep a member from trying with its
-            // certificate.
-            let ticket = Ticket::read(&cloud.config).unwrap_or_else(|error| {
+            // If the token cannot be read, a member goes on with its certificate.
+            let credential = JoinCredential::read(&controller.config).unwrap_or_else(|error| {
                 error!("{error}");
                 None
             });
-            match ticket.filter(|ticket| ticket.id() != member.identity.token_id) {
-                Some(ticket) => ticket,
+            match credential.filter(|credential| credential.id() != member.identity.token_id) {
+                Some(credential) => credential,
                 None => return Ok(member.clone()),
             }
         }
-        None => Ticket::read(&cloud.config)?.ok_or_else(|| join_credential::none(&cloud.config, cloud.state.path()))?,
+        None => JoinCredential::read(&controller.config)?
+            .ok_or_else(|| join_credential::missing(&controller.config, controller.state.path()))?,
     };
-    info!(token = ticket.id(), "joining");
-    let identity = join::join(&cloud.config, &ticket, &cloud.state, &cloud.clock, &cloud.path).await?;
+    info!(token = credential.id(), "joining");
+    let identity =
+        join::join(&controller.config, &credential, &controller.state, &controller.clock, &controller.bypass).await?;
     info!(node = %identity.node, role = %identity.role, "joined");
-    *cloud.view.lock().await = None;
-    cloud.forget_trial();
-    cloud.become_member(identity, Connection::Anew).await?;
-    let member = cloud.member.borrow().clone();
-    member.ok_or_else(|| CloudError::Unacceptable("joined, but no longer a member".into()))
+    *controller.view.lock().await = None;
+    controller.forget_trial();
+    controller.become_member(identity, Reconnect::Yes).await?;
+    let member = controller.member.borrow().clone();
+    member.ok_or_else(|| ControllerError::Unacceptable("joined, but no longer a member".into()))
 }
 
-/// Says where this node is to be found.
+/// Reports addresses, port, tunnels, segments and the refused view.
 async fn report(
-    cloud: &Cloud,
+    controller: &ControllerClient,
     member: &Member,
-    link: &Link,
+    connection: &Connection,
     uplink: &mut tokio::sync::watch::Receiver<crate::membership::Uplink>,
-) -> Result<(), CloudError> {
+) -> Result<(), ControllerError> {
     let own = uplink.borrow_and_update().addresses.clone();
-    let advertised = cloud.config.controller.as_ref().map_or(&[][..], |controller| &controller.advertise);
-    let ranges = cloud.view.lock().await.as_ref().map_or(vec![], |view| view.cluster_ranges.clone());
-    let (addresses, left_out) = candidates::to_report(advertised, link.local, &own, &ranges);
-    if cloud.left_out.swap(left_out, Ordering::Relaxed) != left_out && left_out != 0 {
+    let advertised = controller.config.controller.as_ref().map_or(&[][..], |controller| &controller.advertise);
+    let ranges = controller.view.lock().await.as_ref().map_or(vec![], |view| view.cluster_ranges.clone());
+    let (addresses, left_out) = candidates::addresses_to_report(advertised, connection.local, &own, &ranges);
+    if controller.left_out.swap(left_out, Ordering::Relaxed) != left_out && left_out != 0 {
         info!(
             reported = ?addresses,
             left_out,
-            "this node has more addresses than peers try; set [controller] advertise to those by which it is found"
+            "this node has more addresses than peers try; set [controller] advertise to those at which peers reach it"
         );
     }
-    let refused_view = cloud.status.borrow().refused_view.clone();
-    let (port, tunnels) = (cloud.config.nat_port, *cloud.tunnels.borrow());
-    let report = NodeReport { addresses, port, tunnels, refused_view, segments: granted(cloud).await };
+    let refused_view = controller.status.borrow().refused_view.clone();
+    let (port, tunnels) = (controller.config.nat_port, *controller.tunnels.borrow());
+    let report = NodeReport { addresses, port, tunnels, refused_view, segments: granted(controller).await };
     debug!(?report, "reporting");
     let path = format!("/v1/nodes/{}", member.node());
-    member.client.call_on::<IgnoredAny>(link, Method::PUT, &path, &report).await.map(drop)
+    member.http.call_on::<IgnoredAny>(connection, Method::PUT, &path, &report).await.map(drop)
 }
 
-/// Segments that stand on disk as granted. What cannot be read is not worth a connection.
-async fn granted(cloud: &Cloud) -> Vec<IpNetwork> {
-    match cloud.segments().await {
-        // What the plugin wrote nobody has granted.
+/// Granted segments from `segments.json`; none if the file cannot be read, so that the report goes
+/// out all the same.
+async fn granted(controller: &ControllerClient) -> Vec<IpNetwork> {
+    match controller.segments().await {
+        // Segments from the plugin's configuration are not grants.
         Ok(file) => {
             let granted = file.filter(|file| file.source == SegmentsSource::Agent).map(|file| file.segments);
-            granted.into_iter().flatten().take(MOST_SEGMENTS).collect()
+            granted.into_iter().flatten().take(MAX_REPORTED_SEGMENTS).collect()
         }
         Err(error) => {
-            warn!(%error, "the controller is not told which segments are in use");
+            warn!(%error, "the report to the controller names no segments");
             Vec::new()
         }
     }
 }
 
-/// Returns when the token file holds another token than `known`. Looked at every few seconds: a
-/// person puts it there.
-async fn another_token(cloud: &Cloud, known: Option<String>) {
+/// Returns when the token file holds another credential than `known`. Reads it every two seconds.
+async fn new_credential(controller: &ControllerClient, known: Option<String>) {
     loop {
-        let found = token_id(cloud);
+        let found = credential_id(controller);
         if found.is_some() && found != known {
             return;
         }
@@ -353,18 +368,18 @@ async fn another_token(cloud: &Cloud, known: Option<String>) {
     }
 }
 
-fn token_id(cloud: &Cloud) -> Option<String> {
-    Ticket::read(&cloud.config).ok().flatten().map(|ticket| ticket.id().to_owned())
+fn credential_id(controller: &ControllerClient) -> Option<String> {
+    JoinCredential::read(&controller.config).ok().flatten().map(|credential| credential.id().to_owned())
 }
 
-/// Why the latest view is not in force, as it changes.
-struct Refusals {
-    status: tokio::sync::watch::Receiver<CloudStatus>,
+/// Watches [`ControllerStatus::refused_view`] for changes since the last report.
+struct RefusedViewChanges {
+    status: tokio::sync::watch::Receiver<ControllerStatus>,
     reported: Option<String>,
 }
 
-impl Refusals {
-    /// Returns when there is another than was reported.
+impl RefusedViewChanges {
+    /// Returns when it differs from the reported one.
     async fn changed(&mut self) {
         let reported = &self.reported;
         let found = self.status.wait_for(|status| status.refused_view != *reported).await;
@@ -376,24 +391,23 @@ impl Refusals {
 }
 
 /// The lines of the view stream (NDJSON).
-struct Lines(FramedRead<StreamReader<Chunks, Bytes>, LinesCodec>);
+struct NdjsonLines(FramedRead<StreamReader<Chunks, Bytes>, LinesCodec>);
 
-/// The body in pieces as they arrive. The reader wants errors of `std::io`; [`Lines`] unpacks them.
+/// The body in pieces as they arrive. The reader wants errors of `std::io`; [`NdjsonLines`] unpacks them.
 type Chunks = MapErr<BodyDataStream<Incoming>, fn(hyper::Error) -> io::Error>;
 
-impl Lines {
+impl NdjsonLines {
     fn new(body: Incoming) -> Self {
         let chunks: Chunks = body.into_data_stream().map_err(io::Error::other);
         Self(FramedRead::new(StreamReader::new(chunks), LinesCodec::new_with_max_length(MAX_LINE)))
     }
 
-    /// The next line that is not blank; `None` at the end of the stream. May be dropped while
-    /// waiting: no line is lost.
-    async fn next(&mut self, link: &Link) -> Result<Option<String>, CloudError> {
+    /// The next line that is not blank; `None` at the end of the stream. Cancel safe.
+    async fn next(&mut self, connection: &Connection) -> Result<Option<String>, ControllerError> {
         loop {
-            let unexpected = |what| {
-                let url = link.url.to_string();
-                Err(CloudError::Answer { url, what, expected: "a view" })
+            let unexpected = |received| {
+                let url = connection.url.to_string();
+                Err(ControllerError::UnexpectedResponse { url, received, expected: "a view" })
             };
             return match self.0.next().await {
                 Some(Ok(line)) if line.trim_ascii().is_empty() => continue,
@@ -401,7 +415,7 @@ impl Lines {
                     unexpected(format!("a line of more than {MAX_LINE} bytes"))
                 }
                 Some(Err(LinesCodecError::Io(error))) => match error.downcast() {
-                    Ok(error) => Err(hyper_error(&link.url, &error)),
+                    Ok(error) => Err(hyper_error(&connection.url, &error)),
                     Err(error) => unexpected(format!("a line that cannot be read ({error})")),
                 },
                 Some(Ok(line)) => Ok(Some(line)),

@@ -1,22 +1,21 @@
-//! What the controller has told on a stream: the view onto which its next change applies. Mostly
-//! that is the view in force; a view that was refused is remembered too, since the change that
-//! mends it is a change of that one.
+//! The view that the controller sent last, to which its next change applies. Usually that is the
+//! view in force. A refused view is kept here too: the change that corrects it is relative to it.
 
 use std::sync::Arc;
 
 use edge_types::{NodeView, ViewChange};
 
-/// The version that was told last.
+/// The view that was received last, with all changes applied.
 #[derive(Debug, Clone)]
-pub(super) struct Told {
-    /// Names the run of the controller that remembers what changed since; `None` from one that
-    /// tells whole views only.
+pub(super) struct StreamState {
+    /// Identifies the run of the controller that can send changes since this view; `None` if the
+    /// controller sends whole views only.
     epoch: Option<String>,
     view: Arc<NodeView>,
 }
 
-impl Told {
-    /// A whole view has come.
+impl StreamState {
+    /// Starts from a whole view.
     pub(super) fn new(epoch: Option<String>, view: NodeView) -> Self {
         Self { epoch, view: Arc::new(view) }
     }
@@ -26,20 +25,20 @@ impl Told {
         &self.view
     }
 
-    /// A change has come; `None` if it is not one of this version.
-    pub(super) fn changed(self, change: ViewChange) -> Option<Self> {
+    /// Applies a change; `None` if it is relative to another version.
+    pub(super) fn apply(self, change: ViewChange) -> Option<Self> {
         let view = change.apply_to(Arc::unwrap_or_clone(self.view))?;
         Some(Self::new(self.epoch, view))
     }
 
-    /// What to ask for, so that only news is told to a node whose view in force is `held`:
-    /// `&from=VERSION&epoch=EPOCH`.
-    pub(super) fn query(told: Option<&Self>, held: Option<&NodeView>) -> String {
+    /// Query parameters `&from=VERSION&epoch=EPOCH`, by which the controller sends only what
+    /// changed since the view in force, `held`.
+    pub(super) fn query(state: Option<&Self>, held: Option<&NodeView>) -> String {
         let Some(held) = held else { return String::new() };
         let mut query = format!("&from={}", held.version);
-        // A view that was refused is asked for as a whole, and judged, at every connection: the
-        // operator is to see what is wrong with it.
-        if let Some(epoch) = told.filter(|told| *told.view == *held).and_then(|told| told.epoch.as_deref())
+        // After a refused view no epoch is sent: the controller then sends that view as a whole, so
+        // that each connection validates it and reports the reason to the operator.
+        if let Some(epoch) = state.filter(|state| *state.view == *held).and_then(|state| state.epoch.as_deref())
             && epoch.bytes().all(|byte| byte.is_ascii_alphanumeric())
         {
             query.push_str("&epoch=");
@@ -71,21 +70,21 @@ mod tests {
     }
 
     #[test]
-    fn only_changes_are_asked_for_where_the_view_in_force_is_the_one_that_was_told_last() {
-        let told = Told::new(Some("ab12".into()), view(7));
-        assert_eq!(Told::query(Some(&told), Some(&view(7))), "&from=7&epoch=ab12");
-        assert_eq!(Told::query(Some(&told), Some(&view(6))), "&from=6", "version 7 was refused");
-        assert_eq!(Told::query(Some(&told), None), "");
-        assert_eq!(Told::query(None, Some(&view(6))), "&from=6");
-        let odd = Told::new(Some("a&watch=false".into()), view(7));
-        assert_eq!(Told::query(Some(&odd), Some(&view(7))), "&from=7");
+    fn only_changes_are_requested_if_the_view_in_force_is_the_one_that_was_sent_last() {
+        let state = StreamState::new(Some("ab12".into()), view(7));
+        assert_eq!(StreamState::query(Some(&state), Some(&view(7))), "&from=7&epoch=ab12");
+        assert_eq!(StreamState::query(Some(&state), Some(&view(6))), "&from=6", "version 7 was refused");
+        assert_eq!(StreamState::query(Some(&state), None), "");
+        assert_eq!(StreamState::query(None, Some(&view(6))), "&from=6");
+        let odd = StreamState::new(Some("a&watch=false".into()), view(7));
+        assert_eq!(StreamState::query(Some(&odd), Some(&view(7))), "&from=7");
     }
 
     #[test]
     fn changes_follow_each_other_and_one_that_was_missed_is_noticed() {
         let change = |from, version| ViewChange { from, version, own: None, put: vec![], gone: vec![] };
-        let told = Told::new(None, view(7)).changed(change(7, 9)).unwrap().changed(change(9, 10)).unwrap();
-        assert_eq!(told.view().version, 10);
-        assert!(told.changed(change(11, 12)).is_none());
+        let state = StreamState::new(None, view(7)).apply(change(7, 9)).unwrap().apply(change(9, 10)).unwrap();
+        assert_eq!(state.view().version, 10);
+        assert!(state.apply(change(11, 12)).is_none());
     }
 }

@@ -1,4 +1,4 @@
-//! TLS 1.3 towards the controller: who it must prove to be, and how this node proves who it is.
+//! TLS 1.3 to the controller: verification of its certificate, and this node's own.
 
 use std::sync::Arc;
 
@@ -10,34 +10,34 @@ use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, Server
 use webpki::{EndEntityCert, KeyUsage, anchor_from_trusted_cert};
 use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
 
-use crate::clock::WorldClock;
+use crate::clock::CertificateClock;
 use crate::membership::Credentials;
 
 /// id-kp-serverAuth, 1.3.6.1.5.5.7.3.1 (RFC 5280 4.2.1.12), DER content.
 const EKU_SERVER_AUTH: &[u8] = &[0x2b, 6, 1, 5, 5, 7, 3, 1];
 
-/// Whose word counts for the controller's certificate.
+/// Trust anchors for the controller's certificate.
 #[derive(Debug, Clone)]
 pub(super) enum Trust {
-    /// The CA whose DER SubjectPublicKeyInfo has this SHA-256, to be found in the chain that the
-    /// server sends. For joining.
+    /// The SHA-256 of the CA's DER SubjectPublicKeyInfo. The server must send that CA in its chain.
+    /// For joining with a token.
     Pinned([u8; 32]),
-    /// These certificates, DER.
+    /// CA certificates, DER.
     Anchors(Vec<Vec<u8>>),
 }
 
-/// What the handshake found wrong with the controller's certificate, in words for the operator.
+/// Why the controller's certificate is rejected, and what the operator can do.
 #[derive(Debug, Clone, thiserror::Error)]
 #[error("{0}")]
-pub(super) struct Distrust(String);
+pub(super) struct CertificateRejected(String);
 
-/// TLS for a node that has no certificate yet.
-pub(super) fn joining(trust: Trust, clock: Arc<WorldClock>) -> Result<ClientConfig, Error> {
+/// TLS configuration of a node that has no certificate yet.
+pub(super) fn join_config(trust: Trust, clock: Arc<CertificateClock>) -> Result<ClientConfig, Error> {
     Ok(finish(builder(trust, clock)?.with_no_client_auth()))
 }
 
-/// TLS for a member.
-pub(super) fn member(credentials: &Credentials, clock: Arc<WorldClock>) -> Result<ClientConfig, Error> {
+/// TLS configuration of a member, with its client certificate.
+pub(super) fn member_config(credentials: &Credentials, clock: Arc<CertificateClock>) -> Result<ClientConfig, Error> {
     let chain = credentials.chain.iter().map(|der| CertificateDer::from(der.clone())).collect();
     let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(credentials.key.expose().to_vec()));
     let trust = Trust::Anchors(credentials.trust_anchors.clone());
@@ -46,7 +46,7 @@ pub(super) fn member(credentials: &Credentials, clock: Arc<WorldClock>) -> Resul
 
 type Builder = rustls::ConfigBuilder<ClientConfig, rustls::client::WantsClientCert>;
 
-fn builder(trust: Trust, clock: Arc<WorldClock>) -> Result<Builder, Error> {
+fn builder(trust: Trust, clock: Arc<CertificateClock>) -> Result<Builder, Error> {
     let provider = Arc::new(ring::default_provider());
     let verifier = Verifier { trust, clock, provider: provider.clone() };
     Ok(ClientConfig::builder_with_provider(provider)
@@ -57,17 +57,17 @@ fn builder(trust: Trust, clock: Arc<WorldClock>) -> Result<Builder, Error> {
 
 fn finish(mut config: ClientConfig) -> ClientConfig {
     config.alpn_protocols = vec![b"h2".to_vec()];
-    // A resumed session would not show a renewed certificate.
+    // A resumed session does not show a renewed certificate.
     config.resumption = rustls::client::Resumption::disabled();
     config
 }
 
-/// Checks the controller's certificate: chain, validity, extended key usage, name, and the URI that
-/// only a controller's has.
+/// Verifies the controller's certificate: chain, validity, extended key usage, name, and the URI
+/// that only controllers have.
 #[derive(Debug)]
 struct Verifier {
     trust: Trust,
-    clock: Arc<WorldClock>,
+    clock: Arc<CertificateClock>,
     provider: Arc<CryptoProvider>,
 }
 
@@ -76,8 +76,8 @@ impl Verifier {
         &self.provider.signature_verification_algorithms
     }
 
-    /// The certificates to be trusted, given what the server sent.
-    fn anchors<'a>(&'a self, sent: &'a [CertificateDer<'a>]) -> Result<Vec<CertificateDer<'a>>, Distrust> {
+    /// The trust anchors, given the certificates that the server sent.
+    fn anchors<'a>(&'a self, sent: &'a [CertificateDer<'a>]) -> Result<Vec<CertificateDer<'a>>, CertificateRejected> {
         match &self.trust {
             Trust::Anchors(anchors) => Ok(anchors.iter().map(|der| CertificateDer::from(der.as_slice())).collect()),
             Trust::Pinned(hash) => sent
@@ -85,7 +85,7 @@ impl Verifier {
                 .find(|der| spki_sha256(der).is_some_and(|found| found == *hash))
                 .map(|der| vec![CertificateDer::from(der.as_ref())])
                 .ok_or_else(|| {
-                    Distrust(
+                    CertificateRejected(
                         "it shows no certificate of the CA that the join token names; the token's secret was not sent. \
                          Either the token is from another controller, or somebody stands between"
                             .into(),
@@ -99,16 +99,16 @@ impl Verifier {
         end_entity: &CertificateDer<'_>,
         intermediates: &[CertificateDer<'_>],
         server_name: &ServerName<'_>,
-    ) -> Result<(), Distrust> {
+    ) -> Result<(), CertificateRejected> {
         let anchors = self.anchors(intermediates)?;
         let anchors: Vec<_> = anchors.iter().filter_map(|der| anchor_from_trusted_cert(der).ok()).collect();
-        let leaf =
-            EndEntityCert::try_from(end_entity).map_err(|e| Distrust(format!("its certificate is malformed ({e})")))?;
+        let leaf = EndEntityCert::try_from(end_entity)
+            .map_err(|e| CertificateRejected(format!("its certificate is malformed ({e})")))?;
         let (_, parsed) = X509Certificate::from_der(end_entity)
-            .map_err(|e| Distrust(format!("its certificate is malformed ({e})")))?;
-        // What a CA we trust signed with a beginning of T was signed at T or later: the time is T
-        // at least. So a device whose clock starts years ago can join; the clock learns only after
-        // everything else was found good.
+            .map_err(|e| CertificateRejected(format!("its certificate is malformed ({e})")))?;
+        // A trusted CA signs a certificate no earlier than its notBefore, so that is a lower bound
+        // of the current time. A device whose clock starts years ago can thus join. The clock's
+        // floor rises only after all other checks have passed.
         let begins = u64::try_from(parsed.validity().not_before.timestamp()).unwrap_or(0);
         let now = self.clock.unix_time().max(begins);
         leaf.verify_for_usage(
@@ -120,20 +120,20 @@ impl Verifier {
             None,
             None,
         )
-        .map_err(|error| Distrust(explain(&error, &parsed, now)))?;
+        .map_err(|error| CertificateRejected(explain(&error, &parsed, now)))?;
         leaf.verify_is_valid_for_subject_name(server_name).map_err(|_| {
-            Distrust(format!(
+            CertificateRejected(format!(
                 "its certificate is not for {}, but for {}; use one of these in urls, or add the name to server_names of the controller",
                 server_name.to_str(),
                 names(&parsed)
             ))
         })?;
         if !uris(&parsed).any(|uri| uri == CONTROLLER_URI) {
-            return Err(Distrust(format!(
+            return Err(CertificateRejected(format!(
                 "its certificate lacks the URI {CONTROLLER_URI}: it is a node's or somebody else's, not a controller's"
             )));
         }
-        self.clock.raise(begins);
+        self.clock.raise_floor(begins);
         Ok(())
     }
 }
@@ -213,10 +213,10 @@ fn names(certificate: &X509Certificate<'_>) -> String {
 fn explain(error: &webpki::Error, certificate: &X509Certificate<'_>, now: u64) -> String {
     let serves = certificate.extended_key_usage().ok().flatten().is_some_and(|usages| usages.value.server_auth);
     match error {
-        // Of another CA with the same name, only the signature is wrong.
+        // If another CA has the same name, only the signature is wrong.
         webpki::Error::UnknownIssuer | webpki::Error::InvalidSignatureForPublicKey => unknown_issuer(),
-        // The certificate has the usage; so it was missed in one of the CAs that came along, for
-        // none of them is trusted here.
+        // The leaf has the usage, so webpki missed it in a CA that the server sent: that CA is not
+        // trusted.
         webpki::Error::RequiredEkuNotFoundContext(_) if serves => unknown_issuer(),
         webpki::Error::CertExpired { .. } => format!(
             "its certificate ended {}, and now it is {}: restart the controller, which renews it; or see whether this node's clock runs ahead",
@@ -236,7 +236,7 @@ fn unknown_issuer() -> String {
         .into()
 }
 
-/// A time as people write it.
+/// A Unix time, seconds, as RFC 3339.
 pub(super) fn date(unix_time: i64) -> String {
     time::OffsetDateTime::from_unix_timestamp(unix_time)
         .ok()

@@ -17,10 +17,10 @@ use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 use tracing::{error, info, warn};
 
-use super::Cloud;
-use super::error::CloudError;
+use super::ControllerClient;
+use super::error::ControllerError;
 use super::view_validation::{Refusal, judge};
-use crate::state_dir::StoreError;
+use crate::state_dir::StateDirError;
 use crate::underlay::{added, guarded};
 
 /// The view before one on trial. Its presence at start says that the view on disk is on trial.
@@ -69,7 +69,7 @@ pub(super) struct TakenBack {
 impl TakenBack {
     /// Whether a view may be tried in spite of this. While the controller is away it is not known
     /// whether the view was to blame, and to try it again would show nothing: that waits for
-    /// [`Cloud::reached`].
+    /// [`ControllerClient::reached`].
     fn allows(&self, view: &NodeView, now: u64) -> bool {
         let guarded = guarded(view);
         let the_same = self.added.iter().all(|network| guarded.contains(network));
@@ -77,7 +77,7 @@ impl TakenBack {
     }
 }
 
-impl Cloud {
+impl ControllerClient {
     /// Reads what an earlier run left.
     pub(super) fn load_trial(&self) {
         let taken_back = self.state.read_json::<TakenBack>(TAKEN_BACK_FILE, "it is ignored").unwrap_or_else(|error| {
@@ -102,9 +102,9 @@ impl Cloud {
 
     /// Whether this host allows the view instead of the one in force.
     pub(super) fn allow(&self, current: Option<&NodeView>, view: &NodeView) -> Result<(), Refusal> {
-        let controllers = self.path.controllers(self.urls());
-        if let Some(conflict) = self.uplink.borrow().surroundings.conflict(current, view, &controllers) {
-            return Err(Refusal::Surroundings(conflict));
+        let controllers = self.bypass.controller_addresses(self.urls());
+        if let Some(conflict) = self.uplink.borrow().underlay.conflict(current, view, &controllers) {
+            return Err(Refusal::Underlay(conflict));
         }
         let taken_back = self.taken_back.lock().unwrap_or_else(PoisonError::into_inner);
         match taken_back.as_ref().filter(|taken_back| !taken_back.allows(view, self.clock.unix_time())) {
@@ -123,8 +123,8 @@ impl Cloud {
     /// Names what the view in force takes away from this node, for `status` and the log. Nothing
     /// else changes by it.
     pub(super) fn name_conflicts(&self, view: &NodeView) {
-        let controllers = self.path.controllers(self.urls());
-        let conflicts = self.uplink.borrow().surroundings.conflicts(view, &controllers);
+        let controllers = self.bypass.controller_addresses(self.urls());
+        let conflicts = self.uplink.borrow().underlay.conflicts(view, &controllers);
         let conflicts: Vec<String> = conflicts.iter().take(MOST_NAMED).map(ToString::to_string).collect();
         self.status.send_if_modified(|status| {
             let differs = status.conflicts != conflicts;
@@ -138,7 +138,7 @@ impl Cloud {
 
     /// A view is about to come into force over another. What is put back if need be stands on disk
     /// before it does.
-    pub(super) fn begin_trial(&self, current: Option<&Arc<NodeView>>, new: &NodeView) -> Result<(), StoreError> {
+    pub(super) fn begin_trial(&self, current: Option<&Arc<NodeView>>, new: &NodeView) -> Result<(), StateDirError> {
         let Some(current) = current.filter(|current| !added(current, new).is_empty()) else { return Ok(()) };
         // One that comes while another is on trial has not proven that one.
         let before = self.trial().map_or_else(|| current.clone(), |trial| trial.before);
@@ -233,7 +233,7 @@ impl Cloud {
         }
     }
 
-    async fn take_back(&self) -> Result<(), CloudError> {
+    async fn take_back(&self) -> Result<(), ControllerError> {
         let mut current = self.view.lock().await;
         // Between the end of the wait and the lock the controller may have been heard.
         let (Some(trial), Some(view)) = (self.trial(), current.clone()) else { return Ok(()) };
@@ -280,12 +280,12 @@ impl Cloud {
             times,
             "the controller was not heard under this view: the one before is put back"
         );
-        self.path.follow(&before);
+        self.bypass.set_guarded(&before);
         self.name_conflicts(&before);
         *current = Some(before.clone());
         let credentials = member.identity.credentials.clone();
         self.membership.send_replace(Some(crate::membership::Membership { view: before, credentials }));
-        member.client.reset().await;
+        member.http.disconnect().await;
         Ok(())
     }
 

@@ -43,7 +43,7 @@ pub(super) enum Refusal {
     },
     /// It would take away what this node needs.
     #[error("{0}")]
-    Surroundings(Conflict),
+    Underlay(Conflict),
     /// It adds what may have cut this node off.
     #[error(
         "it adds {}, as version {version} did, under which the controller was not heard; it is judged when the controller is reached again",

@@ -182,7 +182,7 @@ fn peer_config(config: &Config, membership: &Membership, peer: &Peer, name: &Pee
     PeerConfig {
         name: name.clone(),
         local: None,
-        remotes: candidates::of_a_peer(
+        remotes: candidates::peer_candidates(
             peer.endpoints.iter().map(|endpoint| endpoint.address),
             &membership.view.cluster_ranges,
         ),

@@ -25,7 +25,7 @@ mod underlay;
 mod uplink;
 
 pub use obstacles::Obstacle;
-pub use underlay::surroundings;
+pub use underlay::read_underlay;
 
 use std::net::IpAddr;
 

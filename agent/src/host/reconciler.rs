@@ -155,7 +155,7 @@ impl Keeper {
         let bridge = bridge_addresses(&observed, &self.config.bridge, &desired.guard.segments);
         let guarded = guarded(&desired);
         let mut uplink = uplink::uplink(&observed, &self.config.bridge, &guarded, self.config.mtu);
-        uplink.surroundings.resolvers = underlay::resolvers_here();
+        uplink.underlay.resolvers = underlay::resolvers_here();
 
         let forward = [true, false].map(|ipv4| {
             let routed = desired.hub_routes.iter().map(|route| &route.network).chain(&desired.guard.cluster_ranges);

@@ -7,7 +7,7 @@ use ipnetwork::IpNetwork;
 
 use super::observed::{Link, Observed, Route};
 use crate::membership::Uplink;
-use crate::underlay::Surroundings;
+use crate::underlay::Underlay;
 
 /// What ESP in UDP adds to a packet, at most: outer IPv6 header 40, UDP 8, ESP header 8, IV 8,
 /// trailer 2, ICV 16 (RFC 4303, RFC 4106, RFC 3948). ESP pads what it encrypts to a multiple of 4.
@@ -72,13 +72,13 @@ pub(super) fn uplink(observed: &Observed, bridge: &str, cluster: &[IpNetwork], c
     let smallest =
         mtu_of(&mut uplinks.iter().copied()).or_else(|| mtu_of(&mut others.filter(|link| !link.addresses.is_empty())));
     let found = smallest.map_or(0, |mtu| pod_mtu(mtu).max(SMALLEST.min(mtu)));
-    let surroundings = surroundings(observed, &uplinks, uplinks.iter().copied().chain(others_again()));
-    Uplink { addresses, pod_mtu: configured_mtu.unwrap_or(found), surroundings }
+    let underlay = underlay(observed, &uplinks, uplinks.iter().copied().chain(others_again()));
+    Uplink { addresses, pod_mtu: configured_mtu.unwrap_or(found), underlay }
 }
 
 /// What is looked at before a view is taken: also addresses within the cluster's ranges, for that
 /// is what must not be.
-fn surroundings<'a>(observed: &Observed, uplinks: &[&Link], own: impl Iterator<Item = &'a Link>) -> Surroundings {
+fn underlay<'a>(observed: &Observed, uplinks: &[&Link], own: impl Iterator<Item = &'a Link>) -> Underlay {
     let defaults = || {
         let mut routes: Vec<&Route> = observed.routes.iter().filter(|route| route.is_default()).collect();
         routes.retain(|route| uplinks.iter().any(|link| Some(link.index) == route.device));
@@ -89,7 +89,7 @@ fn surroundings<'a>(observed: &Observed, uplinks: &[&Link], own: impl Iterator<I
         let route = defaults().into_iter().find(|route| route.destination.is_ipv4() == ipv4)?;
         observed.name_of(route.device?).map(str::to_owned)
     };
-    Surroundings {
+    Underlay {
         addresses: own.flat_map(|link| link.addresses.iter().copied()).collect(),
         gateways: defaults().into_iter().filter_map(|route| route.via).collect(),
         resolvers: vec![],
@@ -152,7 +152,7 @@ mod tests {
         let mut observed = host();
         observed.routes[0].via = Some("198.51.100.1".parse().unwrap());
         let cluster = ["198.51.100.0/24".parse().unwrap(), "10.77.0.0/16".parse().unwrap()];
-        let found = uplink(&observed, "ecni0", &cluster, None).surroundings;
+        let found = uplink(&observed, "ecni0", &cluster, None).underlay;
         let expected: Vec<IpAddr> =
             ["198.51.100.7", "2001:db8::7", "192.168.5.1"].iter().map(|text| text.parse().unwrap()).collect();
         assert_eq!(found.addresses, expected, "neither our bridge's nor those of other bridges");

@@ -1,23 +1,24 @@
-//! The plugin's side of the agent: its unix socket, and the keeper of segments behind it.
+//! The server of the CNI plugin: the plugin reports its addresses and asks for segments.
 //!
-//! - `socket`: frames in and out, for root alone.
-//! - `segment_provisioner`: when to apply for a segment: because a pod waits, or because the spare is used up.
+//! - `socket`: the unix socket, for root alone; one request and one response a connection.
+//! - `segment_provisioner`: requests a segment if a pod waits for an address, or if fewer addresses
+//!   are free than the spare.
 
 mod segment_provisioner;
 mod socket;
 
 use std::sync::Arc;
 
-use crate::controller_client::Cloud;
+use crate::controller_client::ControllerClient;
 
 /// Serves the plugin until the agent ends. Fails if the socket cannot be made.
-pub async fn run(cloud: Arc<Cloud>) -> anyhow::Result<()> {
+pub async fn run(controller: Arc<ControllerClient>) -> anyhow::Result<()> {
     let (requests, queue) = tokio::sync::mpsc::channel(socket::MAX_CONNECTIONS);
-    let stop = cloud.stop().clone();
-    let socket = socket::Socket::bind(&cloud.config().plugin_socket())?;
+    let stop = controller.stop().clone();
+    let socket = socket::Socket::bind(&controller.config().plugin_socket())?;
     tokio::select! {
         () = socket::serve(socket, requests) => {}
-        () = segment_provisioner::run(cloud, queue) => {}
+        () = segment_provisioner::run(controller, queue) => {}
         () = stop.cancelled() => {}
     }
     Ok(())

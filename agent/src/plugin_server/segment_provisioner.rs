@@ -1,6 +1,6 @@
-//! When to apply for a segment. A pod that waits is served first; several that wait for the same
-//! are served by one application. Beside that the keeper holds `spare` segments' worth of addresses
-//! free, so that pods seldom wait.
+//! Decides when to request a segment. Waiting pods come first; one request serves all that wait for
+//! the same family. Besides, the provisioner keeps as many addresses free as `spare` segments hold,
+//! so that pods seldom wait.
 
 use std::collections::BTreeMap;
 use std::future::Future;
@@ -16,89 +16,89 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, sleep_until};
 use tracing::{debug, warn};
 
-use super::socket::Asked;
-use crate::controller_client::{Cloud, CloudError};
+use super::socket::PluginRequest;
+use crate::controller_client::{ControllerClient, ControllerError};
 use crate::state_dir::segments_file::capacity;
 
-/// A pod is told what stands in the way before the plugin stops listening.
-const PATIENCE: Duration = Duration::from_millis(APPLICATION_TIMEOUT_SECONDS * 1000 - 700);
-/// Wait before a spare is applied for again after a failure; doubled each time.
+/// A waiting pod gets a response after this time at the latest, before the plugin's own timeout.
+const RESPONSE_DEADLINE: Duration = Duration::from_millis(APPLICATION_TIMEOUT_SECONDS * 1000 - 700);
+/// Wait before a spare is requested again after a failure; doubled up to [`MAX_RETRY`].
 const RETRY: Duration = Duration::from_secs(4);
-const LONGEST_RETRY: Duration = Duration::from_secs(60);
+const MAX_RETRY: Duration = Duration::from_secs(60);
 
-type Outcome = Result<SegmentsFile, CloudError>;
-type Application = Pin<Box<dyn Future<Output = (Family, Outcome)> + Send>>;
+type Outcome = Result<SegmentsFile, ControllerError>;
+type PendingRequest = Pin<Box<dyn Future<Output = (Family, Outcome)> + Send>>;
 
-/// A pod that waits.
-struct Waiting {
+/// A pod that waits for an address.
+struct WaitingPod {
     stock: Vec<Stock>,
-    answer: oneshot::Sender<AgentResponse>,
-    until: Instant,
+    response: oneshot::Sender<AgentResponse>,
+    deadline: Instant,
 }
 
-/// How it stands with a family.
+/// State of an address family.
 #[derive(Default)]
-struct Standing {
-    /// Addresses that pods have, as the plugin said last.
+struct FamilyState {
+    /// Number of addresses that pods hold, from the plugin's last report.
     leased: u64,
-    /// Why the last application failed.
+    /// Why the last request failed.
     failure: Option<Failure>,
 }
 
 struct Failure {
-    error: CloudError,
-    /// Not before then is a spare applied for.
-    again: Instant,
-    /// How long it was waited for that.
+    error: ControllerError,
+    /// When a spare may be requested again.
+    retry_at: Instant,
+    /// The wait before `retry_at`.
     wait: Duration,
 }
 
-struct Keeper {
-    cloud: Arc<Cloud>,
-    waiting: Vec<Waiting>,
-    families: BTreeMap<Family, Standing>,
+struct SegmentProvisioner {
+    controller: Arc<ControllerClient>,
+    waiting: Vec<WaitingPod>,
+    families: BTreeMap<Family, FamilyState>,
 }
 
 /// Runs until the agent ends.
-pub(super) async fn run(cloud: Arc<Cloud>, mut queue: mpsc::Receiver<Asked>) {
-    let mut membership = cloud.membership();
-    let mut status = cloud.status();
+pub(super) async fn run(controller: Arc<ControllerClient>, mut queue: mpsc::Receiver<PluginRequest>) {
+    let mut membership = controller.membership();
+    let mut status = controller.status();
     let mut connected = false;
-    let mut keeper = Keeper { cloud, waiting: Vec::new(), families: BTreeMap::new() };
-    let mut application: Option<Application> = None;
+    let mut provisioner = SegmentProvisioner { controller, waiting: Vec::new(), families: BTreeMap::new() };
+    let mut request: Option<PendingRequest> = None;
     loop {
-        if application.is_none() {
-            application = keeper.next_application().await;
+        if request.is_none() {
+            request = provisioner.next_request().await;
         }
-        let wake = keeper.next_moment(application.is_none());
+        let wake = provisioner.next_wake(request.is_none());
         tokio::select! {
-            asked = queue.recv() => match asked {
-                Some(asked) => keeper.take(asked).await,
+            plugin_request = queue.recv() => match plugin_request {
+                Some(plugin_request) => provisioner.handle(plugin_request).await,
                 None => return,
             },
-            (family, outcome) = progress(&mut application) => {
-                application = None;
-                keeper.finished(family, outcome);
+            (family, outcome) = progress(&mut request) => {
+                request = None;
+                provisioner.finished(family, outcome);
             }
             Ok(()) = membership.changed() => membership.mark_unchanged(),
             Ok(()) = status.changed() => {
                 let now = status.borrow_and_update().connected;
                 if now && !connected {
-                    // What failed without the controller need not wait any longer.
-                    keeper.families.values_mut().for_each(|standing| {
-                        standing.failure.take_if(|failure| failure.error.is_temporary());
+                    // Temporary failures are retried at once when the controller is back.
+                    provisioner.families.values_mut().for_each(|family| {
+                        family.failure.take_if(|failure| failure.error.is_temporary());
                     });
                 }
                 connected = now;
             }
-            () = until(wake) => keeper.give_up_on_the_late(),
+            () = until(wake) => provisioner.respond_to_late(),
         }
     }
 }
 
-async fn progress(application: &mut Option<Application>) -> (Family, Outcome) {
-    match application {
-        Some(application) => application.await,
+async fn progress(request: &mut Option<PendingRequest>) -> (Family, Outcome) {
+    match request {
+        Some(request) => request.await,
         None => std::future::pending().await,
     }
 }
@@ -110,122 +110,124 @@ async fn until(at: Option<Instant>) {
     }
 }
 
-impl Keeper {
-    async fn take(&mut self, asked: Asked) {
-        match asked {
-            Asked::Taken(stock) => self.note(&stock),
-            Asked::Apply { stock, answer } => {
-                self.note(&stock);
-                self.waiting.push(Waiting { stock, answer, until: Instant::now() + PATIENCE });
+impl SegmentProvisioner {
+    async fn handle(&mut self, request: PluginRequest) {
+        match request {
+            PluginRequest::AddressesTaken(stock) => self.record_leased(&stock),
+            PluginRequest::Segment { stock, response } => {
+                self.record_leased(&stock);
+                self.waiting.push(WaitingPod { stock, response, deadline: Instant::now() + RESPONSE_DEADLINE });
                 if let Some(file) = self.segments().await {
-                    self.answer_the_served(&file);
+                    self.respond_to_served(&file);
                 }
             }
         }
     }
 
-    fn note(&mut self, stock: &[Stock]) {
+    fn record_leased(&mut self, stock: &[Stock]) {
         for stock in stock {
             self.families.entry(stock.family).or_default().leased = stock.leased;
         }
     }
 
-    /// When something is to be done if nothing happens before.
-    fn next_moment(&self, may_apply: bool) -> Option<Instant> {
-        let late = self.waiting.iter().map(|waiting| waiting.until);
+    /// The next deadline of a waiting pod or retry of a spare.
+    fn next_wake(&self, may_request: bool) -> Option<Instant> {
+        let deadlines = self.waiting.iter().map(|waiting| waiting.deadline);
         let now = Instant::now();
-        let again =
-            self.families.values().filter_map(|standing| standing.failure.as_ref().map(|failure| failure.again));
-        late.chain(again.filter(|again| may_apply && *again > now)).min()
+        let retries =
+            self.families.values().filter_map(|family| family.failure.as_ref().map(|failure| failure.retry_at));
+        deadlines.chain(retries.filter(|retry_at| may_request && *retry_at > now)).min()
     }
 
-    /// What is to be applied for next: first what pods wait for, then what an earlier run has asked
-    /// for, then spares. One family at a time, since the controller grants all of an application or
-    /// nothing, and one family may be full.
-    async fn next_application(&mut self) -> Option<Application> {
+    /// The next request: for waiting pods, else one left by an earlier run, else for a spare. It
+    /// names one family, since the controller grants a request as a whole or not at all, and the
+    /// range of one family may be full.
+    async fn next_request(&mut self) -> Option<PendingRequest> {
         let file = self.segments().await;
         let short = |stock: &&Stock| !file.as_ref().is_some_and(|file| has_grown(file, stock));
         let awaited = self.waiting.iter().flat_map(|waiting| &waiting.stock).filter(short);
         let family = match awaited.map(|stock| stock.family).min() {
             Some(family) => family,
             None => {
-                let view = self.cloud.membership().borrow().as_ref()?.view.clone();
-                let families = match self.cloud.unanswered_application() {
+                let view = self.controller.membership().borrow().as_ref()?.view.clone();
+                let families = match self.controller.unanswered_request_families() {
                     Some(families) => families,
                     None => {
-                        let spare = self.cloud.config().controller.as_ref().map_or(0, |controller| controller.spare);
-                        let leased = |family| self.families.get(&family).map_or(0, |standing| standing.leased);
-                        wanted(&view, file.as_ref(), leased, spare)
+                        let spare =
+                            self.controller.config().controller.as_ref().map_or(0, |controller| controller.spare);
+                        let leased = |family| self.families.get(&family).map_or(0, |state| state.leased);
+                        families_to_request(&view, file.as_ref(), leased, spare)
                     }
                 };
                 let now = Instant::now();
                 let family = families.into_iter().find(|family| {
-                    let failure = self.families.get(family).and_then(|standing| standing.failure.as_ref());
-                    failure.is_none_or(|failure| failure.again <= now)
+                    let failure = self.families.get(family).and_then(|state| state.failure.as_ref());
+                    failure.is_none_or(|failure| failure.retry_at <= now)
                 })?;
-                debug!(?family, "applying for a segment before it is needed");
+                debug!(?family, "requesting a segment before it is needed");
                 family
             }
         };
-        let cloud = self.cloud.clone();
+        let controller = self.controller.clone();
         Some(Box::pin(async move {
-            let outcome = cloud.apply(&[family]).await;
+            let outcome = controller.request_segments(&[family]).await;
             (family, outcome)
         }))
     }
 
     fn finished(&mut self, family: Family, outcome: Outcome) {
-        let standing = self.families.entry(family).or_default();
+        let state = self.families.entry(family).or_default();
         match outcome {
             Ok(file) => {
-                if let Some(failure) = standing.failure.take() {
-                    self.cloud.forget_error(&failure.error);
+                if let Some(failure) = state.failure.take() {
+                    self.controller.clear_error(&failure.error);
                 }
-                self.answer_the_served(&file);
+                self.respond_to_served(&file);
             }
             Err(error) => {
-                self.cloud.note_error(&error);
+                self.controller.record_error(&error);
                 let (reason, temporary) = (format!("no further segment: {error}"), error.is_temporary());
-                let wait = standing.failure.as_ref().map_or(RETRY, |before| (before.wait * 2).min(LONGEST_RETRY));
-                standing.failure = Some(Failure { error, again: Instant::now() + wait, wait });
-                // One failure answers all who wait for it; they come again with the next ADD.
-                let (told, waiting): (Vec<_>, Vec<_>) = std::mem::take(&mut self.waiting)
+                let wait = state.failure.as_ref().map_or(RETRY, |before| (before.wait * 2).min(MAX_RETRY));
+                state.failure = Some(Failure { error, retry_at: Instant::now() + wait, wait });
+                // All pods that wait for this family get the failure; the runtime repeats their
+                // ADD.
+                let (failed, waiting): (Vec<_>, Vec<_>) = std::mem::take(&mut self.waiting)
                     .into_iter()
                     .partition(|waiting| waiting.stock.iter().any(|stock| stock.family == family));
                 self.waiting = waiting;
-                for waiting in told {
-                    let _ = waiting.answer.send(AgentResponse::Failed { reason: reason.clone(), temporary });
+                for waiting in failed {
+                    let _ = waiting.response.send(AgentResponse::Failed { reason: reason.clone(), temporary });
                 }
             }
         }
     }
 
-    /// Answers those for whom segments have come since they looked.
-    fn answer_the_served(&mut self, file: &SegmentsFile) {
+    /// Responds to the pods for which there are more segments than the plugin saw.
+    fn respond_to_served(&mut self, file: &SegmentsFile) {
         let (served, waiting): (Vec<_>, Vec<_>) = std::mem::take(&mut self.waiting)
             .into_iter()
             .partition(|waiting| waiting.stock.iter().all(|stock| has_grown(file, stock)));
         self.waiting = waiting;
         for waiting in served {
-            let _ = waiting.answer.send(AgentResponse::Done);
+            let _ = waiting.response.send(AgentResponse::Done);
         }
     }
 
-    fn give_up_on_the_late(&mut self) {
+    fn respond_to_late(&mut self) {
         let now = Instant::now();
-        let status = self.cloud.status().borrow().clone();
+        let status = self.controller.status().borrow().clone();
         let (late, waiting): (Vec<_>, Vec<_>) =
-            std::mem::take(&mut self.waiting).into_iter().partition(|waiting| waiting.until <= now);
+            std::mem::take(&mut self.waiting).into_iter().partition(|waiting| waiting.deadline <= now);
         self.waiting = waiting;
         for waiting in late {
             let why = status.last_error.clone().unwrap_or_else(|| "the controller is slow".into());
-            let reason = format!("no further segment within {PATIENCE:?}: {why}; the application goes on");
-            let _ = waiting.answer.send(AgentResponse::Failed { reason, temporary: true });
+            let reason = format!("no further segment within {RESPONSE_DEADLINE:?}: {why}; the request goes on");
+            let _ = waiting.response.send(AgentResponse::Failed { reason, temporary: true });
         }
     }
 
     async fn segments(&self) -> Option<SegmentsFile> {
-        self.cloud.segments().await.unwrap_or_else(|error| {
+        self.controller.segments().await.unwrap_or_else(|error| {
             warn!(%error, "segments cannot be read");
             None
         })
@@ -237,17 +239,23 @@ fn has_grown(file: &SegmentsFile, stock: &Stock) -> bool {
     capacity(file, stock.family) > stock.free.saturating_add(stock.leased)
 }
 
-/// Families in which a spare is missing. Edges get a first segment of every family of the cluster;
-/// hubs only if they are to hold a spare (it gives their own traffic to remote pods a source that
-/// peers know); cloud nodes, whose pods are the cloud CNI's, only what their plugin asks for.
-fn wanted(view: &NodeView, file: Option<&SegmentsFile>, leased: impl Fn(Family) -> u64, spare: u32) -> Vec<Family> {
+/// Families in which the spare is missing. Edges get a first segment of every family of the
+/// cluster. Hubs do only if `spare` is above 0: their own traffic to remote pods then has a source
+/// that peers know. Cloud nodes get segments only on demand, since their pods belong to the cloud's
+/// CNI.
+fn families_to_request(
+    view: &NodeView,
+    file: Option<&SegmentsFile>,
+    leased: impl Fn(Family) -> u64,
+    spare: u32,
+) -> Vec<Family> {
     [Family::V4, Family::V6]
         .into_iter()
         .filter(|family| view.cluster_ranges.iter().any(|range| Family::of(range) == *family))
         .filter(|family| {
             let capacity = file.map_or(0, |file| capacity(file, *family));
             if capacity == 0 {
-                // What the view shows already is only yet to be written.
+                // A segment in the view is not requested: it is written to disk in a moment.
                 let shown = view.segments.iter().any(|segment| Family::of(segment) == *family);
                 let entitled = match view.role {
                     Role::Edge => true,
@@ -262,7 +270,7 @@ fn wanted(view: &NodeView, file: Option<&SegmentsFile>, leased: impl Fn(Family) 
         .collect()
 }
 
-/// Pods that one segment of a family holds.
+/// Number of pods that one segment of a family holds.
 fn one_segment(view: &NodeView, family: Family) -> u64 {
     let network = match family {
         Family::V4 => IpNetwork::new(std::net::Ipv4Addr::UNSPECIFIED.into(), view.segment_prefix.v4),
@@ -307,12 +315,12 @@ mod tests {
     #[test]
     fn an_edge_gets_a_first_segment_of_each_family_and_others_only_on_demand() {
         let none = |_| 0;
-        assert_eq!(wanted(&view(Role::Edge, BOTH), None, none, 0), [Family::V4, Family::V6]);
-        assert_eq!(wanted(&view(Role::Edge, &["10.77.0.0/16"]), None, none, 0), [Family::V4]);
-        assert_eq!(wanted(&view(Role::Edge, BOTH), Some(&file(&["fd77::/120"])), none, 1), [Family::V4]);
-        assert_eq!(wanted(&view(Role::Hub, BOTH), None, none, 0), []);
-        assert_eq!(wanted(&view(Role::Hub, BOTH), None, none, 1), [Family::V4, Family::V6]);
-        assert_eq!(wanted(&view(Role::Cloud, BOTH), None, none, 1), []);
+        assert_eq!(families_to_request(&view(Role::Edge, BOTH), None, none, 0), [Family::V4, Family::V6]);
+        assert_eq!(families_to_request(&view(Role::Edge, &["10.77.0.0/16"]), None, none, 0), [Family::V4]);
+        assert_eq!(families_to_request(&view(Role::Edge, BOTH), Some(&file(&["fd77::/120"])), none, 1), [Family::V4]);
+        assert_eq!(families_to_request(&view(Role::Hub, BOTH), None, none, 0), []);
+        assert_eq!(families_to_request(&view(Role::Hub, BOTH), None, none, 1), [Family::V4, Family::V6]);
+        assert_eq!(families_to_request(&view(Role::Cloud, BOTH), None, none, 1), []);
     }
 
     #[test]
@@ -320,13 +328,13 @@ mod tests {
         let view = view(Role::Edge, &["10.77.0.0/16"]);
         let one = file(&["10.77.0.0/26"]);
         let leased = |count| move |_| count;
-        assert_eq!(wanted(&view, Some(&one), leased(0), 1), []);
-        assert_eq!(wanted(&view, Some(&one), leased(1), 1), [Family::V4]);
-        assert_eq!(wanted(&view, Some(&one), leased(61), 0), [], "spare = 0 applies only on demand");
+        assert_eq!(families_to_request(&view, Some(&one), leased(0), 1), []);
+        assert_eq!(families_to_request(&view, Some(&one), leased(1), 1), [Family::V4]);
+        assert_eq!(families_to_request(&view, Some(&one), leased(61), 0), [], "spare = 0 applies only on demand");
         let two = file(&["10.77.0.0/26", "10.77.0.64/26"]);
-        assert_eq!(wanted(&view, Some(&two), leased(61), 1), []);
-        assert_eq!(wanted(&view, Some(&two), leased(62), 1), [Family::V4]);
-        assert_eq!(wanted(&view, Some(&two), leased(1), 2), [Family::V4]);
+        assert_eq!(families_to_request(&view, Some(&two), leased(61), 1), []);
+        assert_eq!(families_to_request(&view, Some(&two), leased(62), 1), [Family::V4]);
+        assert_eq!(families_to_request(&view, Some(&two), leased(1), 2), [Family::V4]);
     }
 
     #[test]

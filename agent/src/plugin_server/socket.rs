@@ -1,5 +1,5 @@
-//! The unix socket on which the plugin asks. One frame in, one out; only root and this agent's own
-//! user are heard.
+//! The unix socket for the plugin. A connection carries one request and one response, each a frame.
+//! Only root and the agent's own user get a response.
 
 use std::fs;
 use std::io;
@@ -17,30 +17,30 @@ use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::time::timeout;
 use tracing::{debug, error, warn};
 
-/// So many are served at once; who comes later waits.
+/// Connections that are served at once; further ones wait.
 pub(super) const MAX_CONNECTIONS: usize = 128;
 
-/// A request is written at once by whoever means it.
+/// A client must send its request within this time.
 const READ_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Between two looks whether the socket's file is still there.
-const LOOK: Duration = Duration::from_millis(500);
+/// How often the socket's file is checked.
+const CHECK_INTERVAL: Duration = Duration::from_millis(500);
 
-/// What the keeper is asked.
+/// A request of the plugin to the segment provisioner.
 #[derive(Debug)]
-pub(super) enum Asked {
-    /// A pod waits for addresses.
-    Apply {
-        /// What the plugin saw.
+pub(super) enum PluginRequest {
+    /// A pod waits for an address.
+    Segment {
+        /// Free and leased addresses that the plugin counted.
         stock: Vec<Stock>,
-        /// Where the answer goes.
-        answer: oneshot::Sender<AgentResponse>,
+        /// Takes the response.
+        response: oneshot::Sender<AgentResponse>,
     },
-    /// Addresses were taken.
-    Taken(Vec<Stock>),
+    /// The plugin has leased addresses.
+    AddressesTaken(Vec<Stock>),
 }
 
-/// The socket, and the file by which the plugin finds it.
+/// The listening socket and its file.
 #[derive(Debug)]
 pub(super) struct Socket {
     listener: UnixListener,
@@ -49,8 +49,8 @@ pub(super) struct Socket {
 }
 
 impl Socket {
-    /// Makes the socket with mode 0600, under its final name only once it has it. The state
-    /// directory's lock says that no other agent owns it.
+    /// Makes the socket, with mode 0600 from the moment it has its final name. It replaces an older
+    /// one: the lock of the state directory ensures that no other agent uses it.
     pub(super) fn bind(path: &Path) -> anyhow::Result<Self> {
         let folder = path.parent().unwrap_or(Path::new("/"));
         fs::DirBuilder::new()
@@ -73,28 +73,28 @@ impl Socket {
         made.with_context(|| format!("making the plugin's socket {}", path.display()))
     }
 
-    /// Returns when the file is gone: folders below /run may be wiped at any time, and a listener
-    /// whose file is gone hears nobody.
+    /// Returns when the file is gone, so that no client can connect any more: other programs may
+    /// wipe folders below /run at any time.
     async fn file_gone(&self) {
         while fs::metadata(&self.path).is_ok_and(|found| found.ino() == self.inode) {
-            tokio::time::sleep(LOOK).await;
+            tokio::time::sleep(CHECK_INTERVAL).await;
         }
     }
 }
 
 /// Serves until dropped.
-pub(super) async fn serve(mut socket: Socket, requests: mpsc::Sender<Asked>) {
+pub(super) async fn serve(mut socket: Socket, requests: mpsc::Sender<PluginRequest>) {
     let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     loop {
         tokio::select! {
             () = accept(&socket.listener, &slots, &requests) => {}
             () = socket.file_gone() => {
-                warn!(socket = %socket.path.display(), "somebody removed the plugin's socket; it is made anew");
+                warn!(socket = %socket.path.display(), "the plugin's socket was removed; it is made again");
                 match Socket::bind(&socket.path) {
-                    Ok(anew) => socket = anew,
+                    Ok(new) => socket = new,
                     Err(error) => {
                         error!("{error:#}");
-                        tokio::time::sleep(LOOK).await;
+                        tokio::time::sleep(CHECK_INTERVAL).await;
                     }
                 }
             }
@@ -102,29 +102,29 @@ pub(super) async fn serve(mut socket: Socket, requests: mpsc::Sender<Asked>) {
     }
 }
 
-async fn accept(listener: &UnixListener, slots: &Arc<Semaphore>, requests: &mpsc::Sender<Asked>) {
+async fn accept(listener: &UnixListener, slots: &Arc<Semaphore>, requests: &mpsc::Sender<PluginRequest>) {
     loop {
-        // Never closed.
+        // The semaphore is never closed.
         let Ok(slot) = slots.clone().acquire_owned().await else { return };
         match listener.accept().await {
             Ok((stream, _)) => {
                 let requests = requests.clone();
                 tokio::spawn(async move {
-                    if let Err(error) = answer(stream, &requests).await {
-                        debug!(%error, "a request on the plugin's socket came to nothing");
+                    if let Err(error) = respond(stream, &requests).await {
+                        debug!(%error, "a request on the plugin's socket failed");
                     }
                     drop(slot);
                 });
             }
             Err(error) => {
-                warn!(%error, "accepting on the plugin's socket");
-                tokio::time::sleep(LOOK).await;
+                warn!(%error, "accepting a connection on the plugin's socket failed");
+                tokio::time::sleep(CHECK_INTERVAL).await;
             }
         }
     }
 }
 
-async fn answer(mut stream: UnixStream, requests: &mpsc::Sender<Asked>) -> Result<(), FrameError> {
+async fn respond(mut stream: UnixStream, requests: &mpsc::Sender<PluginRequest>) -> Result<(), FrameError> {
     let peer = stream.peer_cred()?.uid();
     if peer != 0 && peer != rustix::process::geteuid().as_raw() {
         return Err(io::Error::from(io::ErrorKind::PermissionDenied).into());
@@ -135,16 +135,15 @@ async fn answer(mut stream: UnixStream, requests: &mpsc::Sender<Asked>) -> Resul
     let response = match request {
         Ok(AgentRequest::Ping) => AgentResponse::Done,
         Ok(AgentRequest::AddressesTaken { stock }) => {
-            // A full queue means that applications are being looked at anyway; the next ADD reports
-            // again.
-            let _ = requests.try_send(Asked::Taken(stock));
+            // If the queue is full the report is dropped: the next ADD reports again.
+            let _ = requests.try_send(PluginRequest::AddressesTaken(stock));
             AgentResponse::Done
         }
         Ok(AgentRequest::ApplyForSegment { stock }) => {
             let (sender, receiver) = oneshot::channel();
             let ended =
                 || AgentResponse::Failed { reason: "the agent is ending; it will be back".into(), temporary: true };
-            match requests.send(Asked::Apply { stock, answer: sender }).await {
+            match requests.send(PluginRequest::Segment { stock, response: sender }).await {
                 Ok(()) => receiver.await.unwrap_or_else(|_| ended()),
                 Err(_) => ended(),
             }
@@ -175,7 +174,7 @@ mod tests {
     use edge_types::api::Family;
     use std::io::Write;
 
-    /// What the plugin does, on a thread of its own.
+    /// Sends a request as the plugin does, on a thread of its own.
     fn ask(path: &Path, request: AgentRequest) -> tokio::task::JoinHandle<AgentResponse> {
         let path = path.to_owned();
         tokio::task::spawn_blocking(move || {
@@ -198,10 +197,10 @@ mod tests {
         assert_eq!(ask(&path, AgentRequest::Ping).await.unwrap(), AgentResponse::Done);
         let stock = vec![Stock { family: Family::V4, free: 1, leased: 60 }];
         let pending = ask(&path, AgentRequest::ApplyForSegment { stock: stock.clone() });
-        let Some(Asked::Apply { stock: seen, answer }) = queue.recv().await else { panic!("no application") };
+        let Some(PluginRequest::Segment { stock: seen, response }) = queue.recv().await else { panic!("no request") };
         assert_eq!(seen, stock);
         let full = AgentResponse::Failed { reason: "the range is full".into(), temporary: false };
-        answer.send(full.clone()).unwrap();
+        response.send(full.clone()).unwrap();
         assert_eq!(pending.await.unwrap(), full);
     }
 
@@ -220,7 +219,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn frames_of_another_release_or_of_nonsense_are_told_so_and_disturb_nobody() {
+    async fn frames_of_another_release_or_of_nonsense_get_an_error_and_disturb_nobody() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("agent.sock");
         let (requests, mut queue) = mpsc::channel(1);
@@ -232,19 +231,19 @@ mod tests {
             (vec![frame::VERSION, 0, 0, 0, 2, 0xff, 0xff], "does not hold the expected message"),
         ] {
             let path = path.clone();
-            let answer = tokio::task::spawn_blocking(move || {
+            let response = tokio::task::spawn_blocking(move || {
                 let mut stream = std::os::unix::net::UnixStream::connect(path).unwrap();
                 stream.write_all(&octets).unwrap();
                 frame::read::<AgentResponse>(&mut stream).unwrap()
             });
-            let AgentResponse::Failed { reason, temporary: false } = answer.await.unwrap() else { panic!("{words}") };
+            let AgentResponse::Failed { reason, temporary: false } = response.await.unwrap() else { panic!("{words}") };
             assert!(reason.contains(words), "{reason}");
         }
-        // One that goes in the middle of its request, and one that waits there.
+        // One client disconnects in the middle of its request, another one stalls there.
         drop(std::os::unix::net::UnixStream::connect(&path).unwrap().write_all(&[frame::VERSION, 0]));
         let mut slow = std::os::unix::net::UnixStream::connect(&path).unwrap();
         slow.write_all(&[frame::VERSION]).unwrap();
         assert_eq!(ask(&path, AgentRequest::Ping).await.unwrap(), AgentResponse::Done);
-        assert!(queue.try_recv().is_err(), "nobody was asked for anything");
+        assert!(queue.try_recv().is_err(), "no request reached the provisioner");
     }
 }

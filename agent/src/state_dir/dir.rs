@@ -20,7 +20,7 @@ const MAX_FILE: u64 = 64 * 1024 * 1024;
 
 /// Why the state directory could not be used.
 #[derive(Debug, thiserror::Error)]
-pub enum StoreError {
+pub enum StateDirError {
     /// A second agent on one state directory would fight the first over tunnels and files.
     #[error(
         "another edge-agent (process {pid}) already runs on {path}; stop it, or give this one a `state_dir` of its own"
@@ -67,7 +67,7 @@ pub struct StateDir {
 impl StateDir {
     /// Makes the folder where it is missing (readable by its owner alone), and takes the agent's
     /// lock.
-    pub fn open(path: &Path) -> Result<Self, StoreError> {
+    pub fn open(path: &Path) -> Result<Self, StateDirError> {
         make_private(path).map_err(io_error("making private", path))?;
         let lock_path = path.join(AGENT_LOCK_FILE);
         let mut lock = OpenOptions::new()
@@ -83,7 +83,7 @@ impl StateDir {
             Err(TryLockError::WouldBlock) => {
                 let mut pid = String::new();
                 let _ = lock.read_to_string(&mut pid);
-                return Err(StoreError::Running { path: path.to_owned(), pid: pid.trim().to_owned() });
+                return Err(StateDirError::Running { path: path.to_owned(), pid: pid.trim().to_owned() });
             }
             Err(TryLockError::Error(error)) => return Err(io_error("locking", &lock_path)(error)),
         }
@@ -100,7 +100,7 @@ impl StateDir {
 
     /// Takes the lock that plugin and agent share; hold it briefly, and never while waiting for the
     /// cloud. Blocks.
-    pub fn lock_shared_files(&self) -> Result<SharedLock, StoreError> {
+    pub fn lock_shared_files(&self) -> Result<SharedLock, StateDirError> {
         let path = self.path.join(LOCK_FILE);
         let file = OpenOptions::new()
             .write(true)
@@ -114,7 +114,7 @@ impl StateDir {
     }
 
     /// Reads a file as a whole; `None` where there is none.
-    pub fn read(&self, name: &str) -> Result<Option<Vec<u8>>, StoreError> {
+    pub fn read(&self, name: &str) -> Result<Option<Vec<u8>>, StateDirError> {
         let path = self.path.join(name);
         let file = match File::open(&path) {
             Ok(file) => file,
@@ -124,7 +124,7 @@ impl StateDir {
         let mut bytes = Vec::new();
         file.take(MAX_FILE + 1).read_to_end(&mut bytes).map_err(io_error("reading", &path))?;
         if bytes.len() as u64 > MAX_FILE {
-            return Err(StoreError::Damaged {
+            return Err(StateDirError::Damaged {
                 path,
                 why: format!("it is larger than {MAX_FILE} bytes"),
                 advice: "remove it",
@@ -134,9 +134,9 @@ impl StateDir {
     }
 
     /// Reads a JSON file; `advice` says what to do where it cannot be read.
-    pub fn read_json<T: DeserializeOwned>(&self, name: &str, advice: &'static str) -> Result<Option<T>, StoreError> {
+    pub fn read_json<T: DeserializeOwned>(&self, name: &str, advice: &'static str) -> Result<Option<T>, StateDirError> {
         let Some(bytes) = self.read(name)? else { return Ok(None) };
-        serde_json::from_slice(&bytes).map(Some).map_err(|error| StoreError::Damaged {
+        serde_json::from_slice(&bytes).map(Some).map_err(|error| StateDirError::Damaged {
             path: self.path.join(name),
             // serde_json's messages name line and column, and no content of strings: nothing
             // secret.
@@ -146,7 +146,7 @@ impl StateDir {
     }
 
     /// Replaces a JSON file as a whole.
-    pub fn write_json<T: Serialize>(&self, name: &str, value: &T) -> Result<(), StoreError> {
+    pub fn write_json<T: Serialize>(&self, name: &str, value: &T) -> Result<(), StateDirError> {
         let path = self.path.join(name);
         let bytes = serde_json::to_vec_pretty(value).map_err(|e| io_error("encoding", &path)(e.into()))?;
         self.write(name, &bytes)
@@ -154,12 +154,12 @@ impl StateDir {
 
     /// Replaces a file as a whole, readable by its owner alone: after a power cut it has the old or
     /// the new content.
-    pub fn write(&self, name: &str, bytes: &[u8]) -> Result<(), StoreError> {
+    pub fn write(&self, name: &str, bytes: &[u8]) -> Result<(), StateDirError> {
         replace_file(&self.path.join(name), bytes, 0o600)
     }
 
     /// Removes a file; one that is not there is as good as removed.
-    pub fn remove(&self, name: &str) -> Result<(), StoreError> {
+    pub fn remove(&self, name: &str) -> Result<(), StateDirError> {
         let path = self.path.join(name);
         match fs::remove_file(&path) {
             Ok(()) => sync_dir(&self.path),
@@ -169,7 +169,7 @@ impl StateDir {
     }
 
     /// Puts a damaged file aside, so that it can be looked at, and says where.
-    pub fn put_aside(&self, name: &str) -> Result<PathBuf, StoreError> {
+    pub fn put_aside(&self, name: &str) -> Result<PathBuf, StateDirError> {
         let (from, to) = (self.path.join(name), self.path.join(format!("{name}.damaged")));
         fs::rename(&from, &to).map_err(io_error("renaming", &from))?;
         sync_dir(&self.path)?;
@@ -185,24 +185,24 @@ pub struct SharedLock {
 }
 
 /// [`durable::replace_file`] with the agent's error.
-pub fn replace_file(path: &Path, bytes: &[u8], mode: u32) -> Result<(), StoreError> {
+pub fn replace_file(path: &Path, bytes: &[u8], mode: u32) -> Result<(), StateDirError> {
     durable::replace_file(path, bytes, mode)?;
     Ok(())
 }
 
-fn sync_dir(folder: &Path) -> Result<(), StoreError> {
+fn sync_dir(folder: &Path) -> Result<(), StateDirError> {
     File::open(folder).and_then(|f| f.sync_all()).map_err(io_error("syncing", folder))
 }
 
-impl From<ReplaceError> for StoreError {
+impl From<ReplaceError> for StateDirError {
     fn from(ReplaceError { doing, path, error }: ReplaceError) -> Self {
         Self::Io { doing, path, error }
     }
 }
 
-fn io_error(doing: &'static str, path: &Path) -> impl FnOnce(io::Error) -> StoreError {
+fn io_error(doing: &'static str, path: &Path) -> impl FnOnce(io::Error) -> StateDirError {
     let path = path.to_owned();
-    move |error| StoreError::Io { doing, path, error }
+    move |error| StateDirError::Io { doing, path, error }
 }
 
 fn describe(error: &serde_json::Error) -> String {

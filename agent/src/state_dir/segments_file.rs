@@ -6,12 +6,12 @@ use std::collections::HashSet;
 use edge_types::store::{SEGMENTS_FILE, SegmentsFile, SegmentsSource, pod_capacity};
 use edge_types::{IpNetwork, NodeView, api::Family};
 
-use super::{StateDir, StoreError};
+use super::{StateDir, StateDirError};
 
 const VERSION: u32 = 1;
 
 /// The file as it is; `None` where there is none yet.
-pub fn read(state: &StateDir) -> Result<Option<SegmentsFile>, StoreError> {
+pub fn read(state: &StateDir) -> Result<Option<SegmentsFile>, StateDirError> {
     let _lock = state.lock_shared_files()?;
     state.read_json(SEGMENTS_FILE, ADVICE)
 }
@@ -24,7 +24,7 @@ pub fn follow_view(
     previous: Option<&NodeView>,
     view: &NodeView,
     mtu: u32,
-) -> Result<SegmentsFile, StoreError> {
+) -> Result<SegmentsFile, StateDirError> {
     update(state, |file| {
         let shown: HashSet<_> = previous.into_iter().flat_map(|view| &view.segments).chain(&view.segments).collect();
         let mut segments = view.segments.clone();
@@ -45,7 +45,7 @@ pub fn follow_view(
 }
 
 /// Adds segments that were granted just now.
-pub fn add_granted(state: &StateDir, granted: &[IpNetwork]) -> Result<SegmentsFile, StoreError> {
+pub fn add_granted(state: &StateDir, granted: &[IpNetwork]) -> Result<SegmentsFile, StateDirError> {
     update(state, |file| {
         if granted.is_empty() {
             return;
@@ -63,12 +63,12 @@ pub fn add_granted(state: &StateDir, granted: &[IpNetwork]) -> Result<SegmentsFi
 }
 
 /// Begins anew: what was granted to an earlier identity of this node is no longer its own.
-pub fn forget_granted(state: &StateDir) -> Result<(), StoreError> {
+pub fn forget_granted(state: &StateDir) -> Result<(), StateDirError> {
     let _lock = state.lock_shared_files()?;
     match state.read_json::<SegmentsFile>(SEGMENTS_FILE, ADVICE) {
         Ok(Some(file)) if file.source == SegmentsSource::Agent => state.remove(SEGMENTS_FILE),
         Ok(_) => Ok(()),
-        Err(StoreError::Damaged { .. }) => state.remove(SEGMENTS_FILE),
+        Err(StateDirError::Damaged { .. }) => state.remove(SEGMENTS_FILE),
         Err(error) => Err(error),
     }
 }
@@ -80,11 +80,11 @@ pub fn capacity(file: &SegmentsFile, family: Family) -> u64 {
 
 const ADVICE: &str = "the agent writes it anew from its view: see whether it runs";
 
-fn update(state: &StateDir, change: impl FnOnce(&mut SegmentsFile)) -> Result<SegmentsFile, StoreError> {
+fn update(state: &StateDir, change: impl FnOnce(&mut SegmentsFile)) -> Result<SegmentsFile, StateDirError> {
     let _lock = state.lock_shared_files()?;
     let before = match state.read_json::<SegmentsFile>(SEGMENTS_FILE, ADVICE) {
         Ok(file) => file,
-        Err(error @ StoreError::Damaged { .. }) => {
+        Err(error @ StateDirError::Damaged { .. }) => {
             // All that was in it comes again from the view.
             let aside = state.put_aside(SEGMENTS_FILE)?;
             tracing::error!(%error, aside = %aside.display(), "segments are written anew");

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use crate::host::firewall::Refused;
 use crate::host::{HostState, Obstacle};
 use crate::incidents;
-use crate::membership::CloudStatus;
+use crate::membership::ControllerStatus;
 
 /// Everything.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -28,7 +28,8 @@ pub struct Status {
     /// Version of the view in force.
     pub view_version: Option<u64>,
     /// How it stands with the controller; absent on a plain IKEv2 daemon.
-    pub cloud: Option<CloudStatus>,
+    #[serde(rename = "cloud")]
+    pub controller: Option<ControllerStatus>,
     /// One a peer, by name.
     pub peers: Vec<PeerReport>,
     /// SAs that the kernel should have: what `ip xfrm state` shows with reqids from 0xec000000 to

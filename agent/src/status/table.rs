@@ -19,20 +19,20 @@ pub fn render(status: &Status) -> String {
         let _ = write!(text, ", view {version}");
     }
     text.push('\n');
-    if let Some(cloud) = &status.cloud {
-        let how = if cloud.connected { "connected" } else { "not connected" };
-        let _ = writeln!(text, "controller {}: {how}", cloud.url.as_deref().unwrap_or("(none yet)"));
-        if let Some(error) = &cloud.last_error {
+    if let Some(controller) = &status.controller {
+        let how = if controller.connected { "connected" } else { "not connected" };
+        let _ = writeln!(text, "controller {}: {how}", controller.url.as_deref().unwrap_or("(none yet)"));
+        if let Some(error) = &controller.last_error {
             let _ = writeln!(text, "  {error}");
         }
-        if let Some(why) = cloud
+        if let Some(why) = controller
             .refused_view
             .as_ref()
-            .filter(|why| cloud.last_error.as_ref().is_none_or(|error| !error.contains(*why)))
+            .filter(|why| controller.last_error.as_ref().is_none_or(|error| !error.contains(*why)))
         {
             let _ = writeln!(text, "  {why}");
         }
-        for conflict in &cloud.conflicts {
+        for conflict in &controller.conflicts {
             let _ = writeln!(text, "  {conflict}");
         }
     }

@@ -23,7 +23,7 @@ use super::reqids::Reqids;
 use super::sa_table::SaTable;
 use super::socket::{self, Socket};
 use super::sockets;
-use crate::clock::{WorldClock, boot_time};
+use crate::clock::{CertificateClock, boot_time};
 use crate::config::Config;
 use crate::desired::Desired;
 use crate::host::HostState;
@@ -80,7 +80,7 @@ impl Driver {
     /// runtime.
     pub fn open(
         config: &Config,
-        clock: Arc<WorldClock>,
+        clock: Arc<CertificateClock>,
         journal: Journal,
         host: watch::Receiver<HostState>,
     ) -> anyhow::Result<Self> {
@@ -265,7 +265,7 @@ impl Driver {
     /// Those of this run the endpoint ends.
     fn forget_what_is_revoked(&mut self, peer: &PeerConfig, reqid: Reqid) {
         let Auth::Certificate(auth) = &peer.auth else { return };
-        let moment = self.machine.clock.on_the_systems_clock(auth.remote_not_before);
+        let moment = self.machine.clock.to_system_clock(auth.remote_not_before);
         if let Err(error) = self.sas.forget_from_before(&mut self.machine.xfrm, reqid, moment) {
             self.machine.journal.error(format!("peer {}: {error}", peer.name));
         }

@@ -8,7 +8,7 @@ use edge_xfrm::{Reqid, SaId, SpiRange, Xfrm};
 use ring::rand::{SecureRandom, SystemRandom};
 
 use super::reqids::Reqids;
-use crate::clock::WorldClock;
+use crate::clock::CertificateClock;
 use crate::incidents::Journal;
 
 /// The kernel, the clock and the random numbers of this machine.
@@ -17,7 +17,7 @@ pub(super) struct Machine {
     pub(super) xfrm: Xfrm,
     pub(super) reqids: Reqids,
     pub(super) journal: Journal,
-    pub(super) clock: Arc<WorldClock>,
+    pub(super) clock: Arc<CertificateClock>,
     pub(super) random: SystemRandom,
 }
 

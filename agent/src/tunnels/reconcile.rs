@@ -72,8 +72,8 @@ impl Driver {
         desired
     }
 
-    /// Makes the kernel's policies those desired. What we had installed and is not there was removed
-    /// by somebody: that is told.
+    /// Makes the kernel's policies those desired. What we had installed and is not there was
+    /// removed by somebody: that is told.
     pub(super) fn reconcile(&mut self) {
         let desired = self.desired_policies();
         let list: Vec<Policy> = desired.values().copied().collect();

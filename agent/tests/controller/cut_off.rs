@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use edge_agent::membership::{CloudStatus, Membership};
-use edge_agent::underlay::Surroundings;
+use edge_agent::membership::{ControllerStatus, Membership};
+use edge_agent::underlay::Underlay;
 
 use crate::lab::{Controller, Node, Way, exists, until};
 
@@ -19,29 +19,26 @@ fn holds(range: &str) -> impl Fn(&Membership) -> bool {
     move |membership| membership.view.cluster_ranges.contains(&range)
 }
 
-fn refuses(words: &'static str) -> impl Fn(&CloudStatus) -> bool {
+fn refuses(words: &'static str) -> impl Fn(&ControllerStatus) -> bool {
     move |status| status.connected && status.refused_view.as_ref().is_some_and(|why| why.contains(words))
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_view_whose_ranges_hold_the_nodes_own_network_is_refused_and_the_operator_sees_why() {
-    for (surroundings, words) in [
+    for (underlay, words) in [
         (
-            Surroundings { addresses: vec!["192.168.1.10".parse().unwrap()], ..Surroundings::default() },
+            Underlay { addresses: vec!["192.168.1.10".parse().unwrap()], ..Underlay::default() },
             "192.168.0.0/16 holds this node's own address 192.168.1.10",
         ),
+        (Underlay { gateways: vec!["192.168.1.1".parse().unwrap()], ..Underlay::default() }, "its gateway 192.168.1.1"),
         (
-            Surroundings { gateways: vec!["192.168.1.1".parse().unwrap()], ..Surroundings::default() },
-            "its gateway 192.168.1.1",
-        ),
-        (
-            Surroundings { resolvers: vec!["2001:db8::53".parse().unwrap()], ..Surroundings::default() },
+            Underlay { resolvers: vec!["2001:db8::53".parse().unwrap()], ..Underlay::default() },
             "2001:db8::/32 holds its name server 2001:db8::53",
         ),
     ] {
         let mut controller = Controller::with_ranges(BEFORE).await;
         let mut node = controller.edge("edge-1").await;
-        node.surroundings = surroundings.clone();
+        node.underlay = underlay.clone();
         let (agent, before) = node.start_as_member().await;
         let files = || ["view.json", "segments.json"].map(|name| std::fs::read(node.file(name)).unwrap());
         let kept = files();
@@ -55,9 +52,9 @@ async fn a_view_whose_ranges_hold_the_nodes_own_network_is_refused_and_the_opera
         .await;
         // Where the node has moved to another network, the view is taken without anybody doing
         // anything.
-        agent.node.uplink.send_modify(|uplink| uplink.surroundings.addresses = vec!["198.51.100.7".parse().unwrap()]);
-        agent.node.uplink.send_modify(|uplink| uplink.surroundings.gateways.clear());
-        agent.node.uplink.send_modify(|uplink| uplink.surroundings.resolvers.clear());
+        agent.node.uplink.send_modify(|uplink| uplink.underlay.addresses = vec!["198.51.100.7".parse().unwrap()]);
+        agent.node.uplink.send_modify(|uplink| uplink.underlay.gateways.clear());
+        agent.node.uplink.send_modify(|uplink| uplink.underlay.resolvers.clear());
         agent.membership("the wider view", holds("192.168.0.0/16")).await;
         agent.status("no refusal", |status| status.refused_view.is_none()).await;
         until("the operator's sight of it", || async { controller.nodes().await[0].get("refused_view").is_none() })
@@ -70,7 +67,7 @@ async fn a_view_whose_ranges_hold_the_nodes_own_network_is_refused_and_the_opera
 async fn at_the_first_join_nothing_of_a_view_that_would_cut_the_node_off_is_installed() {
     let mut controller = Controller::with_ranges(CARELESS).await;
     let mut node = controller.edge("edge-1").await;
-    node.surroundings.gateways = vec!["192.168.1.1".parse().unwrap()];
+    node.underlay.gateways = vec!["192.168.1.1".parse().unwrap()];
     let agent = node.start();
     agent.status("the refusal", refuses("its gateway 192.168.1.1")).await;
     assert!(agent.node.membership.borrow().is_none());
@@ -89,8 +86,8 @@ async fn a_view_in_force_stays_and_later_ones_come_where_somebody_gives_the_node
     agent.status("the stream", |status| status.connected).await;
     // A router advertisement, and a lease.
     let given = || vec!["fd77::200:5eff:fe00:5301".parse().unwrap(), "10.77.200.5".parse().unwrap()];
-    agent.node.uplink.send_modify(|uplink| uplink.surroundings.addresses = given());
-    agent.node.uplink.send_modify(|uplink| uplink.surroundings.resolvers = vec!["10.77.0.53".parse().unwrap()]);
+    agent.node.uplink.send_modify(|uplink| uplink.underlay.addresses = given());
+    agent.node.uplink.send_modify(|uplink| uplink.underlay.resolvers = vec!["10.77.0.53".parse().unwrap()]);
     agent
         .status("the conflicts", |status| {
             ["10.77.200.5", "fd77::200:5eff:fe00:5301", "its name server 10.77.0.53"]
@@ -104,20 +101,20 @@ async fn a_view_in_force_stays_and_later_ones_come_where_somebody_gives_the_node
     let later = agent.membership("a later view", |membership| !membership.view.communities.is_empty()).await;
     assert!(later.view.version > before.view.version);
     // What a view adds is judged as ever.
-    agent.node.uplink.send_modify(|uplink| uplink.surroundings.gateways = vec!["192.168.1.1".parse().unwrap()]);
+    agent.node.uplink.send_modify(|uplink| uplink.underlay.gateways = vec!["192.168.1.1".parse().unwrap()]);
     controller.change_ranges(CARELESS).await;
     agent.status("the refusal", refuses("its gateway 192.168.1.1")).await;
     assert_eq!(agent.joined().await.view, later.view);
     agent.end().await;
     // Nor does a restart without the controller take the tunnels away.
     controller.stop().await;
-    node.surroundings.addresses = given();
+    node.underlay.addresses = given();
     let agent = node.start();
-    let status = agent.node.cloud.borrow().clone();
+    let status = agent.node.controller_status.borrow().clone();
     assert_eq!(agent.node.membership.borrow().as_ref().map(|membership| membership.view.clone()), Some(later.view));
     assert!(status.conflicts.iter().any(|conflict| conflict.contains("10.77.200.5")), "{status:?}");
     assert_eq!(status.refused_view, None);
-    agent.node.uplink.send_modify(|uplink| uplink.surroundings.addresses.clear());
+    agent.node.uplink.send_modify(|uplink| uplink.underlay.addresses.clear());
     agent.status("no conflict", |status| status.conflicts.is_empty()).await;
     agent.end().await;
 }
@@ -178,8 +175,8 @@ async fn a_view_that_was_taken_back_is_not_tried_while_the_controller_is_away_an
     way.close().await;
     agent.membership("the view before", |membership| !holds("10.99.0.0/16")(membership)).await;
     // It is judged again, as every minute.
-    agent.node.uplink.send_modify(|uplink| uplink.surroundings.addresses = vec!["198.51.100.7".parse().unwrap()]);
-    let waits = |status: &CloudStatus| {
+    agent.node.uplink.send_modify(|uplink| uplink.underlay.addresses = vec!["198.51.100.7".parse().unwrap()]);
+    let waits = |status: &ControllerStatus| {
         status.refused_view.as_ref().is_some_and(|why| why.contains("judged when the controller is reached again"))
     };
     agent.status("the wait", waits).await;

@@ -4,7 +4,7 @@ use std::net::IpAddr;
 use std::os::unix::fs::PermissionsExt;
 use std::sync::Arc;
 
-use edge_agent::clock::WorldClock;
+use edge_agent::clock::CertificateClock;
 use edge_types::{JoinToken, NodeView, Role};
 use serde_json::json;
 use zeroize::Zeroizing;
@@ -83,8 +83,8 @@ async fn a_node_with_forty_addresses_gets_its_view_and_reports_the_likeliest_sev
         controller.nodes().await[0]["endpoints"].to_string().contains("192.168.1.139")
     })
     .await;
-    assert_eq!(agent.node.cloud.borrow().last_error, None);
-    assert!(agent.node.cloud.borrow().connected);
+    assert_eq!(agent.node.controller_status.borrow().last_error, None);
+    assert!(agent.node.controller_status.borrow().connected);
     agent.end().await;
 }
 
@@ -209,8 +209,8 @@ async fn at_half_life_the_certificate_is_renewed_with_a_new_key_and_nothing_else
     let (agent, before) = node.start_as_member().await;
     agent.end().await;
     // Four of seven days later.
-    let clock = Arc::new(WorldClock::default());
-    clock.raise(clock.unix_time() + 4 * 24 * 3600);
+    let clock = Arc::new(CertificateClock::default());
+    clock.raise_floor(clock.unix_time() + 4 * 24 * 3600);
     controller.clock.advance(4 * 24 * 3600);
     let agent = node.try_start(clock).unwrap();
     let after = agent.membership("renewal", |m| m.credentials.not_after > before.credentials.not_after).await;

@@ -7,13 +7,13 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use edge_agent::clock::WorldClock;
+use edge_agent::clock::CertificateClock;
 use edge_agent::config::Config;
-use edge_agent::controller_client::{Cloud, CloudError};
-use edge_agent::membership::{CloudStatus, Membership, NodeSide, seam};
+use edge_agent::controller_client::{ControllerClient, ControllerError};
+use edge_agent::membership::{ControllerStatus, Membership, NodeChannels, channels};
 use edge_agent::plugin_server;
-use edge_agent::state_dir::{StateDir, StoreError};
-use edge_agent::underlay::Surroundings;
+use edge_agent::state_dir::{StateDir, StateDirError};
+use edge_agent::underlay::Underlay;
 use edge_controller::server::Server;
 use edge_controller_domain::clock::Clock;
 use edge_types::agent_protocol::{AgentRequest, AgentResponse, Stock};
@@ -232,7 +232,7 @@ pub(crate) struct Node {
     /// Lines for `[controller]`.
     pub(crate) controller_extra: &'static str,
     /// What the host needs outside of tunnels, when the agent starts.
-    pub(crate) surroundings: Surroundings,
+    pub(crate) underlay: Underlay,
 }
 
 impl Node {
@@ -245,7 +245,7 @@ impl Node {
             extra: "",
             ticket: "token_file = \"token\"",
             controller_extra: "",
-            surroundings: Surroundings::default(),
+            underlay: Underlay::default(),
         }
     }
 
@@ -286,10 +286,10 @@ impl Node {
 
     /// Starts the agent's cloud side, as `edge-agent run` does.
     pub(crate) fn start(&self) -> Agent {
-        self.try_start(Arc::new(WorldClock::default())).unwrap_or_else(|error| panic!("{error}"))
+        self.try_start(Arc::new(CertificateClock::default())).unwrap_or_else(|error| panic!("{error}"))
     }
 
-    pub(crate) fn try_start(&self, clock: Arc<WorldClock>) -> Result<Agent, CloudError> {
+    pub(crate) fn try_start(&self, clock: Arc<CertificateClock>) -> Result<Agent, ControllerError> {
         let text = format!(
             "name = \"{}\"\nstate_dir = {:?}\nrun_dir = {:?}\n{}\n[controller]\nurls = [\"{}\"]\n{}\nspare = {}\nrollover_spread = \"1ms\"\n{}\n",
             self.name,
@@ -305,10 +305,10 @@ impl Node {
         std::fs::write(&path, text).unwrap();
         let config = Arc::new(Config::load(&path).unwrap());
         let stop = CancellationToken::new();
-        let (cloud_side, node_side) = seam(config.clone(), clock, stop.clone());
-        node_side.uplink.send_modify(|uplink| uplink.surroundings = self.surroundings.clone());
+        let (controller_channels, node_side) = channels(config.clone(), clock, stop.clone());
+        node_side.uplink.send_modify(|uplink| uplink.underlay = self.underlay.clone());
         let state = Arc::new(open(&config.state_dir)?);
-        let cloud = Cloud::load(cloud_side, state)?;
+        let cloud = ControllerClient::load(controller_channels, state)?;
         let tasks = vec![
             tokio::spawn(cloud.clone().run()),
             tokio::spawn(async move { plugin_server::run(cloud).await.unwrap() }),
@@ -319,11 +319,11 @@ impl Node {
 
 /// Opens the state directory once the agent before has let go of it: a process that ends does so at
 /// once, its threads here a moment later.
-fn open(path: &Path) -> Result<StateDir, StoreError> {
+fn open(path: &Path) -> Result<StateDir, StateDirError> {
     let end = std::time::Instant::now() + HANG;
     loop {
         match StateDir::open(path) {
-            Err(StoreError::Running { .. }) if std::time::Instant::now() < end => {
+            Err(StateDirError::Running { .. }) if std::time::Instant::now() < end => {
                 std::thread::sleep(Duration::from_millis(5));
             }
             outcome => return outcome,
@@ -333,7 +333,7 @@ fn open(path: &Path) -> Result<StateDir, StoreError> {
 
 /// A running agent, as far as the cloud goes.
 pub(crate) struct Agent {
-    pub(crate) node: NodeSide,
+    pub(crate) node: NodeChannels,
     pub(crate) socket: PathBuf,
     stop: CancellationToken,
     tasks: Vec<tokio::task::JoinHandle<()>>,
@@ -367,8 +367,8 @@ impl Agent {
         self.membership("joining", |_| true).await
     }
 
-    pub(crate) async fn status(&self, what: &str, is: impl Fn(&CloudStatus) -> bool) -> CloudStatus {
-        let mut receiver = self.node.cloud.clone();
+    pub(crate) async fn status(&self, what: &str, is: impl Fn(&ControllerStatus) -> bool) -> ControllerStatus {
+        let mut receiver = self.node.controller_status.clone();
         soon(what, receiver.wait_for(|status| is(status))).await.unwrap().clone()
     }
 
@@ -378,7 +378,7 @@ impl Agent {
     }
 
     pub(crate) async fn error_with(&self, words: &str) -> String {
-        let has = |status: &CloudStatus| status.last_error.as_ref().is_some_and(|error| error.contains(words));
+        let has = |status: &ControllerStatus| status.last_error.as_ref().is_some_and(|error| error.contains(words));
         self.status(&format!("an error with {words:?}"), has).await.last_error.unwrap()
     }
 

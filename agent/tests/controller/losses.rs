@@ -1,6 +1,6 @@
 //! Without the controller, and after power cuts.
 
-use edge_agent::membership::CloudStatus;
+use edge_agent::membership::ControllerStatus;
 use edge_types::{NodeView, Role};
 use serde_json::{Value, json};
 
@@ -18,7 +18,7 @@ async fn without_the_controller_an_agent_comes_back_from_its_disk_and_finds_the_
     let from_disk = membership.expect("it is published before anybody is asked");
     assert_eq!(from_disk.view, before.view);
     assert!(from_disk.credentials.key == before.credentials.key);
-    assert_eq!(agent.node.cloud.borrow().view_source.as_deref(), Some("disk"));
+    assert_eq!(agent.node.controller_status.borrow().view_source.as_deref(), Some("disk"));
     let error = agent.error().await;
     assert!(error.contains("cannot be reached"), "{error}");
     controller.start_again().await;
@@ -182,12 +182,12 @@ async fn a_controller_that_ends_hands_the_node_to_another_without_an_error() {
     let agent = node.start();
     let at = |controller: &Controller| {
         let url = controller.url();
-        move |status: &CloudStatus| {
+        move |status: &ControllerStatus| {
             status.connected && status.url.as_ref().is_some_and(|at| at.trim_end_matches('/') == url)
         }
     };
     agent.status("the stream of the first", at(&first)).await;
-    let mut seen = agent.node.cloud.clone();
+    let mut seen = agent.node.controller_status.clone();
     let elsewhere = at(&second);
     let watched = tokio::spawn(async move {
         let mut errors = Vec::new();

@@ -59,7 +59,7 @@ async fn an_agent_whose_way_to_the_controller_breaks_takes_the_other_one_and_hea
     node.put_token(&controller.token(Role::Edge, None).await);
     let agent = node.start();
     let on = |url: String| {
-        move |status: &edge_agent::membership::CloudStatus| {
+        move |status: &edge_agent::membership::ControllerStatus| {
             status.connected && status.url.as_ref().is_some_and(|used| used.trim_end_matches('/') == url)
         }
     };
