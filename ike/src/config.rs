@@ -238,15 +238,6 @@ pub enum Group {
     P256,
 }
 
-impl fmt::Display for Group {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::X25519 => "CURVE_25519",
-            Self::P256 => "ECP_256",
-        })
-    }
-}
-
 /// One IKE SA proposal: any combination of what it lists, best first.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct IkeProposal {

@@ -1,7 +1,7 @@
 //! The cryptography of IKE: key exchange, derivation of keys, and the protection of messages.
 //! Primitives come from `ring` and `x25519-dalek`; this is how RFC 7296 puts them together.
 //!
-//! - [`KeyPair`]: Diffie-Hellman (RFC 8031, RFC 5903).
+//! - [`InitiatorKeyExchange`], [`ResponderKeyExchange`]: key exchange methods (RFC 8031, RFC 5903).
 //! - [`IkeKeys`], [`ChildKeys`]: SKEYSEED, SK_*, KEYMAT (RFC 7296 2.14, 2.17, 2.18).
 //! - [`IkeCipher`]: the Encrypted payload and its fragments (RFC 5282, RFC 7634, RFC 7383).
 //! - [`Cookies`], [`nat_detection_hash`]: hashes of addresses in IKE_SA_INIT.
@@ -17,7 +17,7 @@ mod prf;
 
 pub use cipher::{IkeCipher, OpenError, Opened, Role, SealError};
 pub use cookie::{COOKIE_LIFETIME, Cookies};
-pub use key_exchange::{KeyExchangeError, KeyPair};
+pub use key_exchange::{InitiatorKeyExchange, KeyExchangeError, ResponderKeyExchange};
 pub use keys::{ChildKeys, IkeKeys, IkeSuite, Nonces};
 pub use nat::nat_detection_hash;
 

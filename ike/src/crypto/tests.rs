@@ -72,8 +72,8 @@ fn x25519_gives_the_secrets_of_rfc_7748() {
             }
             fn release_spi(&mut self, _: &PeerName, _: IpAddr, _: u32) {}
         }
-        let pair = KeyPair::generate(Group::X25519, &mut Fixed(hex(scalar))).unwrap();
-        let shared = pair.agree(&KeyExchange { group: 31, data: hex(point) }).unwrap();
+        let pair = InitiatorKeyExchange::start(Group::X25519, &mut Fixed(hex(scalar))).unwrap();
+        let shared = pair.finish(&KeyExchange { group: 31, data: hex(point) }).unwrap();
         assert_eq!(shown(&shared), expected);
     }
 }
@@ -81,12 +81,14 @@ fn x25519_gives_the_secrets_of_rfc_7748() {
 #[test]
 fn both_ends_agree_on_the_same_secret_in_every_group() {
     for (group, public_len) in [(Group::X25519, 32), (Group::P256, 64)] {
-        let (ours, theirs) =
-            (KeyPair::generate(group, &mut Env(1)).unwrap(), KeyPair::generate(group, &mut Env(2)).unwrap());
-        let (our_key, their_key) = (ours.payload(), theirs.payload());
-        assert_eq!(our_key.group, group.number());
-        assert_eq!(our_key.data.len(), public_len);
-        let (a, b) = (ours.agree(&their_key).unwrap(), theirs.agree(&our_key).unwrap());
+        let ours = InitiatorKeyExchange::start(group, &mut Env(1)).unwrap();
+        let our_key = ours.payload();
+        let theirs = ResponderKeyExchange::respond(group, &our_key, &mut Env(2)).unwrap();
+        let their_key = theirs.payload();
+        for key in [&our_key, &their_key] {
+            assert_eq!((key.group, key.data.len()), (group.number(), public_len));
+        }
+        let (a, b) = (ours.finish(&their_key).unwrap(), theirs.secret().unwrap());
         assert_eq!(a, b);
         assert_eq!(a.expose().len(), 32);
     }
@@ -102,8 +104,8 @@ fn an_x25519_key_of_small_order_is_refused() {
         "5f9c95bca3508c24b1d0b1559c83ef5b04445cc4581c8e86d8224eddd09f1157",
         "ecffffffffffffffffffffffffffffffffffffffffffffffffffffffffffff7f",
     ] {
-        let pair = KeyPair::generate(Group::X25519, &mut Env(1)).unwrap();
-        let error = pair.agree(&KeyExchange { group: 31, data: hex(point) }).unwrap_err();
+        let pair = InitiatorKeyExchange::start(Group::X25519, &mut Env(1)).unwrap();
+        let error = pair.finish(&KeyExchange { group: 31, data: hex(point) }).unwrap_err();
         assert_eq!(error, KeyExchangeError::SmallOrder);
     }
 }
@@ -113,8 +115,9 @@ fn a_p256_key_must_be_a_point_of_the_curve_without_format_octet() {
     // RFC 5903 8.1: grx | gry is taken, the same with one bit changed is not.
     let point = "D12DFB5289C8D4F81208B70270398C342296970A0BCCB74C736FC7554494BF63\
                  56FBF3CA366CC23E8157854C13C58D6AAC23F046ADA30F8353E74F33039872AB";
-    let agree =
-        |data: Vec<u8>| KeyPair::generate(Group::P256, &mut Env(1)).unwrap().agree(&KeyExchange { group: 19, data });
+    let agree = |data: Vec<u8>| {
+        InitiatorKeyExchange::start(Group::P256, &mut Env(1)).unwrap().finish(&KeyExchange { group: 19, data })
+    };
     assert!(agree(hex(point)).is_ok());
     let mut off = hex(point);
     off[63] ^= 1;
@@ -126,12 +129,12 @@ fn a_p256_key_must_be_a_point_of_the_curve_without_format_octet() {
 
 #[test]
 fn a_key_of_another_group_or_length_is_refused() {
-    let pair = || KeyPair::generate(Group::X25519, &mut Env(1)).unwrap();
+    let pair = || InitiatorKeyExchange::start(Group::X25519, &mut Env(1)).unwrap();
     let other_group = KeyExchange { group: 19, data: vec![9; 32] };
-    assert_eq!(pair().agree(&other_group).unwrap_err(), KeyExchangeError::Group { expected: 31, found: 19 });
+    assert_eq!(pair().finish(&other_group).unwrap_err(), KeyExchangeError::Group { expected: 31, found: 19 });
     for found in [0, 31, 33] {
         let short = KeyExchange { group: 31, data: vec![9; found] };
-        assert_eq!(pair().agree(&short).unwrap_err(), KeyExchangeError::Length { expected: 32, found });
+        assert_eq!(pair().finish(&short).unwrap_err(), KeyExchangeError::Length { expected: 32, found });
     }
 }
 
@@ -224,7 +227,7 @@ fn a_rekeyed_ike_sa_derives_its_seed_by_the_old_prf_and_its_keys_by_the_new_one(
 fn debug_shows_no_key() {
     let keys = keys(Prf::HmacSha256, Aead::Aes256Gcm16);
     let cipher = IkeCipher::new(&keys, Role::Initiator);
-    let pair = KeyPair::generate(Group::X25519, &mut Env(1)).unwrap();
+    let pair = InitiatorKeyExchange::start(Group::X25519, &mut Env(1)).unwrap();
     let jar = Cookies::new(&mut Env(1), Instant::default());
     let shown_by_debug = format!("{keys:?} {cipher:?} {pair:?} {jar:?}");
     assert!(!shown_by_debug.contains("142, 106"), "the first octets of SK_d in decimal");

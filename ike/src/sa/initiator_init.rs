@@ -10,7 +10,7 @@ use super::initiator_auth::InitiatorAuth;
 use super::path::Path;
 use super::profile::Profile;
 use crate::config::Group;
-use crate::crypto::{IkeKeys, KeyPair, Nonces, Role};
+use crate::crypto::{IkeKeys, InitiatorKeyExchange, Nonces, Role};
 use crate::event::{IkeId, PeerError, PeerErrorKind};
 use crate::negotiate;
 use crate::output::Context;
@@ -31,7 +31,7 @@ pub(crate) struct InitiatorInit {
     /// What we say makes the peer believe in a NAT before us.
     forced: bool,
     nonce: [u8; 32],
-    key: KeyPair,
+    key: InitiatorKeyExchange,
     cookie: Option<Vec<u8>>,
     request: Vec<u8>,
     retransmission: Retransmission,
@@ -75,7 +75,7 @@ impl InitiatorInit {
             forced: profile.config.force_encapsulation || path.local.ip().is_unspecified(),
             path,
             nonce: cx.random(),
-            key: generate(group, cx)?,
+            key: start_key_exchange(group, cx)?,
             cookie: None,
             request: Vec::new(),
             retransmission: Retransmission::begin(&profile.config.timing, cx.now),
@@ -219,7 +219,7 @@ impl InitiatorInit {
         let wanted = notify.data_u16().and_then(Group::from_number).filter(offered);
         match wanted.filter(|group| *group != self.key.group()) {
             Some(group) if self.another_round() => {
-                self.key = generate(group, cx)?;
+                self.key = start_key_exchange(group, cx)?;
                 self.send(cx);
             }
             _ => {
@@ -273,7 +273,7 @@ impl InitiatorInit {
             return InitStep::Stay(self);
         };
         let Self { profile, begun, path, nonce: ours, key, request, .. } = *self;
-        let shared = match key.agree(key_exchange) {
+        let shared = match key.finish(key_exchange) {
             Ok(shared) => shared,
             Err(error) => {
                 return InitStep::Failed(PeerError::new(IKE_SA_INIT, PeerErrorKind::Protocol, error.to_string()));
@@ -316,7 +316,7 @@ pub(crate) enum AuthTurn {
     },
 }
 
-fn generate(group: Group, cx: &mut Context<'_>) -> Result<KeyPair, PeerError> {
-    KeyPair::generate(group, cx.env)
+fn start_key_exchange(group: Group, cx: &mut Context<'_>) -> Result<InitiatorKeyExchange, PeerError> {
+    InitiatorKeyExchange::start(group, cx.env)
         .map_err(|error| PeerError::new(IKE_SA_INIT, PeerErrorKind::Local, error.to_string()))
 }

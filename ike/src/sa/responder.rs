@@ -12,14 +12,14 @@ use super::path::Path;
 use super::profile::Profile;
 use crate::auth::Presented;
 use crate::config::{Identity, IkeProposal, PeerName};
-use crate::crypto::{IkeKeys, IkeSuite, KeyPair, Role};
+use crate::crypto::{IkeKeys, IkeSuite, ResponderKeyExchange, Role};
 use crate::event::{ChildSa, IkeDetails, IkeId, PeerCertificate, PeerError, PeerErrorKind};
 use crate::negotiate::{self, ChildKeyExchange};
 use crate::output::Context;
 use crate::time::Instant;
 use crate::wire::{
-    Certificate, CertificateRequest, ExchangeType, Header, Id, InvalidMessage, KeyExchange, Message, Notify,
-    NotifyType, Payload, Payloads,
+    Certificate, CertificateRequest, ExchangeType, Header, Id, InvalidMessage, Message, Notify, NotifyType, Payload,
+    Payloads,
 };
 
 /// What to answer an IKE_SA_INIT request by, before it is known whose it is.
@@ -65,10 +65,7 @@ pub(crate) struct HalfOpen {
 
 #[derive(Debug)]
 enum KeyState {
-    PendingRequest {
-        key: KeyPair,
-        peer: KeyExchange,
-    },
+    Pending(ResponderKeyExchange),
     Derived(Box<Channel>),
     /// The peer's key is no key.
     Invalid,
@@ -102,7 +99,7 @@ impl HalfOpen {
             refuse(Notify::invalid_ke(chosen.suite.group.number()), cx);
             return InitOutcome::Refused(None);
         }
-        let Ok(key) = KeyPair::generate(chosen.suite.group, cx.env) else {
+        let Ok(key_exchange) = ResponderKeyExchange::respond(chosen.suite.group, key_exchange, cx.env) else {
             return InitOutcome::Ignored;
         };
         let ike = IkeId { initiator: message.header.initiator_spi, responder: u64::from_be_bytes(cx.random()).max(1) };
@@ -114,7 +111,7 @@ impl HalfOpen {
 
         let mut answer = Payloads::new();
         answer.push(Payload::SecurityAssociation(vec![chosen.response(Vec::new())]));
-        answer.push(Payload::KeyExchange(key.payload()));
+        answer.push(Payload::KeyExchange(key_exchange.payload()));
         answer.push(Payload::Nonce(ours.to_vec()));
         if natt {
             answer.extend(path.notifies(ike, forced).map(Payload::Notify));
@@ -131,7 +128,7 @@ impl HalfOpen {
             responder_nonce: ours.to_vec(),
         };
         let fragments = payloads.notify(NotifyType::Ikev2FragmentationSupported).is_some();
-        let key_state = KeyState::PendingRequest { key, peer: key_exchange.clone() };
+        let key_state = KeyState::Pending(key_exchange);
         InitOutcome::HalfOpen(Box::new(Self {
             begun: cx.now,
             ike,
@@ -168,10 +165,10 @@ impl HalfOpen {
     /// RFC 7296 2.23: IKE_AUTH may come by other ports, since the initiator floats to 4500; and a
     /// NAT may map anew then.
     fn derive_keys(&mut self, local: SocketAddr, remote: SocketAddr, cx: &Context<'_>) {
-        let KeyState::PendingRequest { key, peer } = std::mem::replace(&mut self.key_state, KeyState::Invalid) else {
+        let KeyState::Pending(key_exchange) = std::mem::replace(&mut self.key_state, KeyState::Invalid) else {
             return;
         };
-        let Ok(shared) = key.agree(&peer) else {
+        let Ok(shared) = key_exchange.secret() else {
             return;
         };
         let path = Path { local, remote, ..self.path };
@@ -194,7 +191,7 @@ impl HalfOpen {
         if header.exchange != ExchangeType::IkeAuth || header.response {
             return AuthOutcome::Stay(self);
         }
-        if matches!(self.key_state, KeyState::PendingRequest { .. }) {
+        if matches!(self.key_state, KeyState::Pending(_)) {
             self.derive_keys(local, remote, cx);
         }
         let mut channel = match std::mem::replace(&mut self.key_state, KeyState::Invalid) {

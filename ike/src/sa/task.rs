@@ -3,7 +3,7 @@
 use super::child::ReservedSpi;
 use super::profile::Profile;
 use super::rekey_collision::RekeyCollision;
-use crate::crypto::KeyPair;
+use crate::crypto::InitiatorKeyExchange;
 use crate::event::ChildId;
 use crate::output::Context;
 use crate::wire::ExchangeType;
@@ -44,7 +44,7 @@ pub(super) struct CreateChildRequest {
     pub(super) old: Option<ChildId>,
     pub(super) inbound: ReservedSpi,
     pub(super) nonce: [u8; 32],
-    pub(super) key: Option<KeyPair>,
+    pub(super) key: Option<InitiatorKeyExchange>,
     /// The peer has asked for another group before.
     pub(super) group_changed: bool,
     /// The peer replaces the same one at the same time.

@@ -175,25 +175,6 @@ impl Transform {
 
 struct UnknownAttributes;
 
-impl Group {
-    /// Its transform ID, which also stands in the Key Exchange payload.
-    pub fn number(self) -> u16 {
-        match self {
-            Self::P256 => 19,
-            Self::X25519 => 31,
-        }
-    }
-
-    /// The method of that transform ID.
-    pub fn from_number(number: u16) -> Option<Self> {
-        match number {
-            19 => Some(Self::P256),
-            31 => Some(Self::X25519),
-            _ => None,
-        }
-    }
-}
-
 /// Writes all proposals of a payload.
 pub(crate) fn encode_proposals(proposals: &[Proposal], out: &mut Vec<u8>) {
     let mut left = proposals.len();

@@ -8,7 +8,9 @@ use std::time::Duration;
 
 use edge_ike::auth::{Authenticator, SignedOctets};
 use edge_ike::config::{Aead, Auth, ChildConfig, EspProposal, Group, IkeProposal, PeerConfig, Prf, Timing};
-use edge_ike::crypto::{IkeCipher, IkeKeys, IkeSuite, KeyPair, Nonces, Opened, Role};
+use edge_ike::crypto::{
+    IkeCipher, IkeKeys, IkeSuite, InitiatorKeyExchange, Nonces, Opened, ResponderKeyExchange, Role,
+};
 use edge_ike::event::PeerError;
 use edge_ike::wire::{
     ExchangeType, Header, Id, KeyExchange, Message, Notify, NotifyType, Payload, Payloads, Proposal, Protocol,
@@ -228,7 +230,7 @@ impl Hostile {
     /// A first request, as anybody can send it.
     pub(crate) fn first_request(initiator_spi: u64) -> Vec<u8> {
         let mut kernel = Kernel::new(initiator_spi);
-        let key = KeyPair::generate(Group::X25519, &mut kernel).unwrap();
+        let key = InitiatorKeyExchange::start(Group::X25519, &mut kernel).unwrap();
         init(initiator_spi, &key, None).encode()
     }
 
@@ -255,7 +257,7 @@ impl Hostile {
             | (world.cookies as u64) << 16
             | (world.now.since_start().as_millis() as u64) << 20
             | (world.outbound_spis.len() as u64) << 4;
-        let key = KeyPair::generate(Group::X25519, &mut world.kernel).unwrap();
+        let key = InitiatorKeyExchange::start(Group::X25519, &mut world.kernel).unwrap();
         let mut request = init(spi, &key, None).encode();
         world.deliver(&request);
         let mut response = world.reply_to(spi)?;
@@ -266,7 +268,7 @@ impl Hostile {
         }
         let message = Message::decode(&response).ok()?;
         let ike = IkeId { initiator: spi, responder: message.header.responder_spi };
-        let shared = key.agree(message.payloads.key_exchange().ok()?).ok()?;
+        let shared = key.finish(message.payloads.key_exchange().ok()?).ok()?;
         let nonce = message.payloads.nonce().ok()?;
         let keys = IkeKeys::initial(SUITE, Nonces { initiator: &NONCE, responder: nonce }, ike, &shared);
         let octets = SignedOctets::initiator(&keys, &request, nonce, &hostile_id());
@@ -298,7 +300,7 @@ impl Hostile {
 
     /// A public key. Which one does not matter: a hostile peer does not want to understand us.
     pub(crate) fn key(&self) -> KeyExchange {
-        KeyPair::generate(Group::X25519, &mut Kernel::new(0x1234)).unwrap().payload()
+        InitiatorKeyExchange::start(Group::X25519, &mut Kernel::new(0x1234)).unwrap().payload()
     }
 
     pub(crate) fn request(
@@ -361,7 +363,7 @@ impl World {
 
 const NONCE: [u8; 32] = [0x5a; 32];
 
-fn init(spi: u64, key: &KeyPair, cookie: Option<Vec<u8>>) -> Message {
+fn init(spi: u64, key: &InitiatorKeyExchange, cookie: Option<Vec<u8>>) -> Message {
     let header = Header {
         initiator_spi: spi,
         responder_spi: 0,
@@ -392,16 +394,10 @@ pub(crate) fn answer_anything(
         let Ok(request) = Message::decode(&sent) else {
             continue;
         };
-        let key = KeyPair::generate(Group::X25519, &mut Kernel::new(99)).unwrap();
         let ike_id = IkeId { initiator: request.header.initiator_spi, responder: 0x0b0b_0b0b };
         let header =
             Header { responder_spi: ike_id.responder, from_initiator: false, response: true, ..request.header };
         let keyed = request.payloads.key_exchange().ok().cloned();
-        let answer = Payloads::from(vec![
-            Payload::SecurityAssociation(vec![ike(0)]),
-            Payload::KeyExchange(key.payload()),
-            Payload::Nonce(NONCE.to_vec()),
-        ]);
         let hostile = |keys: &IkeKeys| Hostile {
             ike: ike_id,
             role: Role::Responder,
@@ -413,7 +409,15 @@ pub(crate) fn answer_anything(
         let (Some(keyed), Ok(nonce)) = (keyed, request.payloads.nonce()) else {
             continue;
         };
-        let Ok(shared) = key.agree(&keyed) else {
+        let Ok(key) = ResponderKeyExchange::respond(Group::X25519, &keyed, &mut Kernel::new(99)) else {
+            continue;
+        };
+        let answer = Payloads::from(vec![
+            Payload::SecurityAssociation(vec![ike(0)]),
+            Payload::KeyExchange(key.payload()),
+            Payload::Nonce(NONCE.to_vec()),
+        ]);
+        let Ok(shared) = key.secret() else {
             continue;
         };
         let keys = IkeKeys::initial(SUITE, Nonces { initiator: nonce, responder: &NONCE }, ike_id, &shared);

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use crate::config::Group;
-use crate::crypto::{KeyPair, Nonces};
+use crate::crypto::{InitiatorKeyExchange, Nonces};
 use crate::event::{ChildId, DownReason, PeerError, PeerErrorKind};
 use crate::negotiate::{self, ChildKeyExchange};
 use crate::output::Context;
@@ -40,7 +40,7 @@ pub(super) fn begin(
     };
     let configured = config.child.proposals.iter().flat_map(|proposal| &proposal.groups).copied().next();
     let group_changed = group.is_some();
-    let key = match group.or(configured).map(|group| KeyPair::generate(group, cx.env)).transpose() {
+    let key = match group.or(configured).map(|group| InitiatorKeyExchange::start(group, cx.env)).transpose() {
         Ok(key) => key,
         Err(error) => {
             inbound.release(&sa.profile, cx);
@@ -175,7 +175,7 @@ fn accept_response(
     sa: &IkeSa,
     payloads: &Payloads,
     ours: &[u8],
-    key: Option<KeyPair>,
+    key: Option<InitiatorKeyExchange>,
 ) -> Result<(NegotiatedChild, Vec<u8>), PeerError> {
     let config = &sa.profile.config;
     let malformed = |error: InvalidMessage| failure::invalid(CREATE_CHILD_SA, error);
@@ -185,7 +185,7 @@ fn accept_response(
     let chosen = negotiate::choose_esp(answer, &config.child.proposals, exchange)
         .filter(|chosen| {
             answer.len() == 1
-                && (chosen.suite.group.is_none() || chosen.suite.group == key.as_ref().map(KeyPair::group))
+                && (chosen.suite.group.is_none() || chosen.suite.group == key.as_ref().map(InitiatorKeyExchange::group))
         })
         .ok_or_else(|| failure::no_esp_proposal(CREATE_CHILD_SA, config))?;
     let local = payloads.selectors_initiator().map_err(malformed)?;
@@ -194,7 +194,7 @@ fn accept_response(
         .ok_or_else(|| failure::no_selectors(CREATE_CHILD_SA, config))?;
     let shared = match key.filter(|_| chosen.suite.group.is_some()) {
         Some(key) => {
-            let shared = key.agree(payloads.key_exchange().map_err(malformed)?);
+            let shared = key.finish(payloads.key_exchange().map_err(malformed)?);
             Some(shared.map_err(|error| PeerError::new(CREATE_CHILD_SA, PeerErrorKind::Protocol, error.to_string()))?)
         }
         None => None,

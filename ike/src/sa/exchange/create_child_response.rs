@@ -1,9 +1,9 @@
 //! CREATE_CHILD_SA for CHILD_SAs as responder: the peer makes or rekeys one (RFC 7296 1.3.1, 1.3.3, 2.25).
 
-use super::error_response::{ErrorResponse, single_notify};
+use super::error_response::{ErrorResponse, invalid_share, single_notify};
 use super::rekey_ike;
-use crate::crypto::{KeyPair, Nonces};
-use crate::event::{ChildId, ChildSa, PeerError, PeerErrorKind};
+use crate::crypto::{KeyExchangeError, Nonces, ResponderKeyExchange};
+use crate::event::{ChildId, ChildSa};
 use crate::negotiate::{self, ChildKeyExchange};
 use crate::output::Context;
 use crate::sa::child::{NegotiatedChild, ReservedSpi};
@@ -66,14 +66,13 @@ fn answer_child(
         Some(group) => {
             let wanted = || (Notify::invalid_ke(group.number()), None);
             let theirs = key_exchange.filter(|theirs| theirs.group == group.number()).ok_or_else(wanted)?;
-            let local_failure = |_| (Notify::new(NotifyType::NoAdditionalSas), None);
-            let ours = KeyPair::generate(group, cx.env).map_err(local_failure)?;
+            let failed = |error: KeyExchangeError| match error.is_local() {
+                true => (Notify::new(NotifyType::NoAdditionalSas), None),
+                false => invalid_share(error),
+            };
+            let ours = ResponderKeyExchange::respond(group, theirs, cx.env).map_err(failed)?;
             let payload = Payload::KeyExchange(ours.payload());
-            let shared = ours.agree(theirs).map_err(|error| {
-                let error = PeerError::new(CREATE_CHILD_SA, PeerErrorKind::Protocol, error.to_string());
-                (Notify::new(NotifyType::InvalidSyntax), Some(error))
-            })?;
-            Some((payload, shared))
+            Some((payload, ours.secret().map_err(failed)?))
         }
     };
     let inbound = ReservedSpi::new(&sa.profile, &sa.channel, cx)

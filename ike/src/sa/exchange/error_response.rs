@@ -1,7 +1,9 @@
 //! A request that is answered by an error notification.
 
-use crate::event::PeerError;
-use crate::wire::{Notify, Payload, Payloads};
+use crate::crypto::KeyExchangeError;
+use crate::event::{PeerError, PeerErrorKind};
+use crate::sa::failure::CREATE_CHILD_SA;
+use crate::wire::{Notify, NotifyType, Payload, Payloads};
 
 /// The notification that refuses, and what to tell people if there is something to tell.
 pub(super) type ErrorResponse = (Notify, Option<PeerError>);
@@ -9,4 +11,10 @@ pub(super) type ErrorResponse = (Notify, Option<PeerError>);
 /// An answer that is one notification.
 pub(super) fn single_notify(notify: Notify) -> Payloads {
     Payloads::from(vec![Payload::Notify(notify)])
+}
+
+/// The peer's share of a key exchange cannot be used.
+pub(super) fn invalid_share(error: KeyExchangeError) -> ErrorResponse {
+    let error = PeerError::new(CREATE_CHILD_SA, PeerErrorKind::Protocol, error.to_string());
+    (Notify::new(NotifyType::InvalidSyntax), Some(error))
 }

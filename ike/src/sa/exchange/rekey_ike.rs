@@ -1,10 +1,10 @@
 //! CREATE_CHILD_SA for the IKE SA itself (RFC 7296 1.3.2, 2.18), begun by the peer. Ours are made
 //! anew by IKE_SA_INIT and IKE_AUTH (2.8.3), which also looks at the certificate again.
 
-use super::error_response::{ErrorResponse, single_notify};
+use super::error_response::{ErrorResponse, invalid_share, single_notify};
 use crate::config::Group;
-use crate::crypto::{KeyPair, Nonces, Role};
-use crate::event::{Event, IkeDetails, IkeId, PeerError, PeerErrorKind};
+use crate::crypto::{KeyExchangeError, Nonces, ResponderKeyExchange, Role};
+use crate::event::{Event, IkeDetails, IkeId};
 use crate::negotiate;
 use crate::output::Context;
 use crate::sa::channel::Channel;
@@ -61,12 +61,13 @@ fn negotiate(
     if theirs.group != group.number() {
         return Err((Notify::invalid_ke(group.number()), None));
     }
-    let ours = KeyPair::generate(group, cx.env).map_err(|_| (Notify::new(NotifyType::TemporaryFailure), None))?;
+    let failed = |error: KeyExchangeError| match error.is_local() {
+        true => (Notify::new(NotifyType::TemporaryFailure), None),
+        false => invalid_share(error),
+    };
+    let ours = ResponderKeyExchange::respond(group, theirs, cx.env).map_err(failed)?;
     let payload = Payload::KeyExchange(ours.payload());
-    let shared = ours.agree(theirs).map_err(|error| {
-        let error = PeerError::new(CREATE_CHILD_SA, PeerErrorKind::Protocol, error.to_string());
-        (Notify::new(NotifyType::InvalidSyntax), Some(error))
-    })?;
+    let shared = ours.secret().map_err(failed)?;
     let our_nonce: [u8; 32] = cx.random();
     let our_spi = u64::from_be_bytes(cx.random()).max(1);
     let ike = IkeId { initiator: peer_spi, responder: our_spi };

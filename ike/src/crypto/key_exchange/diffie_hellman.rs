@@ -1,0 +1,69 @@
+//! Diffie-Hellman as a key exchange method: both ends make a key pair and send the public key.
+
+use std::marker::PhantomData;
+
+use super::error::KeyExchangeError;
+use super::method::{KeyExchangeMethod, Responded, Started};
+use crate::environment::Environment;
+use crate::secret::Secret;
+
+/// An ephemeral key pair of one group.
+pub(super) trait KeyPair: Send + Sync + Sized + 'static {
+    /// Makes a key pair.
+    fn generate(env: &mut dyn Environment) -> Result<Self, KeyExchangeError>;
+
+    /// The public key as the Key Exchange payload carries it.
+    fn public(&self) -> &[u8];
+
+    /// The shared secret g^ir. Refuses a public key that is not one of the group, or that gives
+    /// away the secret.
+    fn agree(self, peer: &[u8]) -> Result<Secret, KeyExchangeError>;
+}
+
+/// Diffie-Hellman in the group of `K`.
+pub(super) struct DiffieHellman<K>(PhantomData<K>);
+
+impl<K> DiffieHellman<K> {
+    pub(super) const METHOD: Self = Self(PhantomData);
+}
+
+struct Initiator<K>(K);
+
+struct Responder<K> {
+    pair: K,
+    initiator: Vec<u8>,
+}
+
+impl<K: KeyPair> KeyExchangeMethod for DiffieHellman<K> {
+    fn start(&self, env: &mut dyn Environment) -> Result<Box<dyn Started>, KeyExchangeError> {
+        Ok(Box::new(Initiator(K::generate(env)?)))
+    }
+
+    fn respond(
+        &self,
+        initiator_share: &[u8],
+        env: &mut dyn Environment,
+    ) -> Result<Box<dyn Responded>, KeyExchangeError> {
+        Ok(Box::new(Responder { pair: K::generate(env)?, initiator: initiator_share.to_vec() }))
+    }
+}
+
+impl<K: KeyPair> Started for Initiator<K> {
+    fn share(&self) -> &[u8] {
+        self.0.public()
+    }
+
+    fn finish(self: Box<Self>, responder_share: &[u8]) -> Result<Secret, KeyExchangeError> {
+        self.0.agree(responder_share)
+    }
+}
+
+impl<K: KeyPair> Responded for Responder<K> {
+    fn share(&self) -> &[u8] {
+        self.pair.public()
+    }
+
+    fn secret(self: Box<Self>) -> Result<Secret, KeyExchangeError> {
+        self.pair.agree(&self.initiator)
+    }
+}

@@ -1,0 +1,12 @@
+//! Key exchange: one file for each method, one table of all of them.
+
+mod diffie_hellman;
+mod error;
+mod exchange;
+mod method;
+mod methods;
+mod p256;
+mod x25519;
+
+pub use error::KeyExchangeError;
+pub use exchange::{InitiatorKeyExchange, ResponderKeyExchange};
