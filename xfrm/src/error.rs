@@ -1,12 +1,11 @@
 //! What can go wrong between us and the kernel.
 
-use std::net::IpAddr;
-
 use ipnetwork::IpNetwork;
 
 use crate::netlink;
 use crate::policy::{InstalledPolicy, Policy};
-use crate::sa::SaId;
+use crate::sa::{KeyLength, SaId};
+use crate::selector::MixedFamilies;
 
 /// The result of an operation of this crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -57,23 +56,11 @@ pub enum Error {
         policy: Box<InstalledPolicy>,
     },
     /// One side is IPv4, the other IPv6.
-    #[error("{one} and {other} are of different address families")]
-    MixedFamilies {
-        /// One side.
-        one: String,
-        /// The other side.
-        other: String,
-    },
-    /// A key of the wrong length for its algorithm. Holds lengths only.
-    #[error("{algorithm} takes {expected} bytes of key and salt, {got} were given")]
-    KeyLength {
-        /// The algorithm, in the kernel's words.
-        algorithm: &'static str,
-        /// What it takes.
-        expected: usize,
-        /// What was given.
-        got: usize,
-    },
+    #[error(transparent)]
+    MixedFamilies(#[from] MixedFamilies),
+    /// A key of the wrong length for its algorithm.
+    #[error(transparent)]
+    KeyLength(#[from] KeyLength),
     /// The kernel has no ESP or lacks the algorithm.
     #[error(
         "this kernel cannot do ESP with {algorithm}: {reason} (CONFIG_INET_ESP, CONFIG_INET6_ESP, the cipher's module)"
@@ -129,10 +116,6 @@ pub enum Error {
 }
 
 impl Error {
-    pub(crate) fn mixed(one: IpAddr, other: IpAddr) -> Self {
-        Error::MixedFamilies { one: one.to_string(), other: other.to_string() }
-    }
-
     /// Whether a notification socket lost messages: dump everything again.
     pub fn is_overrun(&self) -> bool {
         matches!(self, Error::Netlink(netlink::Error::Overrun))

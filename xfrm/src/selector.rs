@@ -6,8 +6,17 @@ use std::net::IpAddr;
 use ipnetwork::IpNetwork;
 use netlink_packet_xfrm as nl;
 
-use crate::error::{Error, Result};
 use crate::uapi;
+
+/// One side is IPv4, the other IPv6.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{one} and {other} are of different address families")]
+pub struct MixedFamilies {
+    /// One side.
+    pub one: String,
+    /// The other side.
+    pub other: String,
+}
 
 /// A port and the bits of it that count (`xfrm_selector` in `linux/xfrm.h`). All zero: any port.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
@@ -45,9 +54,9 @@ pub struct Selector {
 impl Selector {
     /// Everything from one network to another; host bits are cleared, as the kernel compares
     /// selectors bit by bit.
-    pub fn new(source: IpNetwork, destination: IpNetwork) -> Result<Self> {
+    pub fn new(source: IpNetwork, destination: IpNetwork) -> Result<Self, MixedFamilies> {
         if source.is_ipv4() != destination.is_ipv4() {
-            return Err(Error::MixedFamilies { one: source.to_string(), other: destination.to_string() });
+            return Err(MixedFamilies { one: source.to_string(), other: destination.to_string() });
         }
         Ok(Self {
             source: canonical(source),

@@ -117,7 +117,7 @@ fn between(
             let outward = match Selector::new(*local, *remote) {
                 Ok(selector) => selector,
                 Err(error) => {
-                    policies.push(Err(error));
+                    policies.push(Err(error.into()));
                     continue;
                 }
             };
@@ -147,6 +147,7 @@ fn from_elsewhere(
         priority: ANY_SOURCE,
         ..Policy::protect_out(selector, reqid, ends.local, ends.remote)
     });
+    let protect = protect.map_err(edge_xfrm::Error::from);
     let forged = ranges.iter().filter(|range| range.is_ipv4() == remote.is_ipv4()).map(|range| {
         let block = Policy::block(Direction::Out, Selector::new(*range, remote)?);
         Ok(Policy { priority: FORGED_SOURCE, ..block })

@@ -411,7 +411,7 @@ fn aead(sa: &ChildSa, key: &edge_ike::Secret) -> Result<Aead> {
         IkeAead::Aes256Gcm16 => Algorithm::Aes256Gcm16,
         IkeAead::ChaCha20Poly1305 => Algorithm::ChaCha20Poly1305,
     };
-    Aead::new(algorithm, key.expose())
+    Ok(Aead::new(algorithm, key.expose())?)
 }
 
 fn replay(sa: &ChildSa) -> Replay {

@@ -7,9 +7,8 @@ use netlink_packet_core::DefaultNla;
 use netlink_packet_xfrm as nl;
 use zeroize::Zeroizing;
 
-use crate::error::{Error, Result};
 use crate::reqid::Reqid;
-use crate::selector::Selector;
+use crate::selector::{MixedFamilies, Selector};
 use crate::uapi;
 
 /// Which way the packets of an SA go.
@@ -82,6 +81,18 @@ impl Algorithm {
     }
 }
 
+/// A key of the wrong length for its algorithm. Holds lengths only.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("{algorithm} takes {expected} bytes of key and salt, {got} were given")]
+pub struct KeyLength {
+    /// The algorithm, in the kernel's words.
+    pub algorithm: &'static str,
+    /// What it takes.
+    pub expected: usize,
+    /// What was given.
+    pub got: usize,
+}
+
 /// An algorithm with its key and salt. Wiped when dropped; `Debug` shows the algorithm only.
 #[derive(Clone)]
 pub struct Aead {
@@ -92,9 +103,9 @@ pub struct Aead {
 impl Aead {
     /// Takes key and salt as RFC 4106 8.1 and RFC 7634 2 lay them out: the key, then four bytes of
     /// salt.
-    pub fn new(algorithm: Algorithm, key_and_salt: &[u8]) -> Result<Self> {
+    pub fn new(algorithm: Algorithm, key_and_salt: &[u8]) -> Result<Self, KeyLength> {
         if key_and_salt.len() != algorithm.key_length() {
-            return Err(Error::KeyLength {
+            return Err(KeyLength {
                 algorithm: algorithm.kernel_name(),
                 expected: algorithm.key_length(),
                 got: key_and_salt.len(),
@@ -385,9 +396,14 @@ pub(crate) fn direction_attribute(direction: SaDirection) -> nl::XfrmAttrs {
 }
 
 /// The fixed part that SPI reservations and SAs share.
-pub(crate) fn base_info(source: IpAddr, destination: IpAddr, spi: u32, reqid: Reqid) -> Result<nl::UserSaInfo> {
+pub(crate) fn base_info(
+    source: IpAddr,
+    destination: IpAddr,
+    spi: u32,
+    reqid: Reqid,
+) -> Result<nl::UserSaInfo, MixedFamilies> {
     if source.is_ipv4() != destination.is_ipv4() {
-        return Err(Error::mixed(source, destination));
+        return Err(MixedFamilies { one: source.to_string(), other: destination.to_string() });
     }
     Ok(nl::UserSaInfo {
         id: nl::Id { daddr: nl::Address::from_ip(&destination), spi, proto: nl::IPPROTO_ESP },
@@ -401,7 +417,7 @@ pub(crate) fn base_info(source: IpAddr, destination: IpAddr, spi: u32, reqid: Re
 
 impl SaParams {
     /// Holds a copy of the key: put it into a [`crate::message::Request`] at once, which wipes it.
-    pub(crate) fn to_kernel(&self, features: Features) -> Result<nl::state::ModifyMessage> {
+    pub(crate) fn to_kernel(&self, features: Features) -> Result<nl::state::ModifyMessage, MixedFamilies> {
         let mut info = base_info(self.source, self.destination, self.spi, self.reqid)?;
         match &self.selector {
             Some(selector) => info.selector = selector.to_kernel(),

@@ -1,6 +1,7 @@
 use netlink_packet_core::{Emitable, NetlinkSerializable};
 
 use super::*;
+use crate::error::Error;
 use crate::message::Request;
 
 /// Bytes that show in hexadecimal, decimal and as text alike.
@@ -43,7 +44,7 @@ fn nothing_that_can_be_printed_shows_a_key() {
     for error in [
         Error::SaExists { id: params.id() },
         Error::NoSuchSa { id: params.id() },
-        Aead::new(Algorithm::Aes128Gcm16, &KEY).unwrap_err(),
+        Aead::new(Algorithm::Aes128Gcm16, &KEY).unwrap_err().into(),
         Error::Unsupported { algorithm: params.aead.algorithm().kernel_name(), reason: "no".into() },
     ] {
         shown(format!("{error:?} {error}"));
@@ -89,5 +90,5 @@ fn a_request_wipes_its_key_when_it_goes() {
 #[test]
 fn tunnel_ends_of_different_families_are_refused() {
     let mixed = SaParams { source: "2001:db8::1".parse().unwrap(), ..params() };
-    assert!(matches!(mixed.to_kernel(Features::default()), Err(Error::MixedFamilies { .. })));
+    assert!(matches!(mixed.to_kernel(Features::default()), Err(MixedFamilies { .. })));
 }
