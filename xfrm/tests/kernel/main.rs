@@ -7,8 +7,10 @@
 mod events;
 mod guard;
 mod namespace;
+mod pair;
 mod policies;
 mod sas;
+mod switching;
 
 use std::io::Write as _;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -26,7 +28,7 @@ pub(crate) type Test = (&'static str, Needs, fn());
 
 fn main() -> ExitCode {
     let filters: Vec<String> = std::env::args().skip(1).filter(|argument| !argument.starts_with('-')).collect();
-    let tests: Vec<Test> = [policies::TESTS, events::TESTS, guard::TESTS, sas::TESTS].concat();
+    let tests: Vec<Test> = [policies::TESTS, events::TESTS, guard::TESTS, sas::TESTS, switching::TESTS].concat();
     let tests: Vec<Test> = tests
         .into_iter()
         .filter(|(name, ..)| filters.is_empty() || filters.iter().any(|filter| name.contains(filter.as_str())))

@@ -1,20 +1,17 @@
-//! SAs: packets through them, switching, limits, moves, and whose they are.
-
-use std::net::UdpSocket;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+//! SAs: packets through them, limits, moves, and whose they are.
 
 use edge_xfrm::events::{Event, EventSocket};
 use edge_xfrm::reconcile::{self, ExpectedSa};
 use edge_xfrm::sa::Features;
 use edge_xfrm::{
-    Aead, Algorithm, Direction, Encap, Error, Limits, Policy, Replay, Reqid, SaDirection, SaId, SaParams, SpiRange,
-    Xfrm,
+    Aead, Algorithm, Direction, Encap, Error, Limits, Policy, Replay, Reqid, SaDirection, SaParams, SpiRange, Xfrm,
 };
 
 use crate::Needs::{Esp, Root};
 use crate::Test;
 use crate::events::next;
 use crate::namespace::{KEY, Namespace, receive, sa};
+use crate::pair::{connect, esp_socket, pair, read, reversed, talk};
 use crate::policies::selector;
 
 pub(crate) const TESTS: &[Test] = &[
@@ -22,9 +19,6 @@ pub(crate) const TESTS: &[Test] = &[
     ("a_reserved_spi_becomes_an_sa", Esp, reservation),
     ("packets_of_both_families_pass_with_every_cipher_and_encapsulation", Esp, every_kind),
     ("an_older_kernels_way_to_install_sas_works", Esp, older_kernel),
-    ("switching_outbound_under_load_loses_nothing", Esp, switching),
-    ("once_a_switch_begins_packets_take_the_new_sa", Esp, new_sa_is_taken),
-    ("a_switch_that_cannot_succeed_leaves_the_old_sa", Esp, refused_switch),
     ("an_sa_of_another_is_left_alone", Esp, others_sa),
     ("limits_of_packets_tell_when_to_rekey_and_end_the_sa", Esp, limits),
     ("a_peer_behind_a_changed_nat_is_told_and_followed", Esp, mapping),
@@ -33,95 +27,6 @@ pub(crate) const TESTS: &[Test] = &[
     ("packets_under_a_wrong_key_are_counted", Esp, wrong_key),
     ("an_sa_with_a_selector_carries_nothing_else", Esp, with_selector),
 ];
-
-/// Two hosts on one wire, with an inner address of each family.
-struct Pair {
-    a: Namespace,
-    b: Namespace,
-    /// ESP in UDP is taken out only while these are open.
-    _sockets: Vec<UdpSocket>,
-}
-
-fn pair() -> Pair {
-    let (a, b) = (Namespace::new(), Namespace::new());
-    a.wire(("eth0", &["192.0.2.1/24", "2001:db8::1/64"]), &b, ("eth0", &["192.0.2.2/24", "2001:db8::2/64"]));
-    let mut sockets = Vec::new();
-    for (here, n, there) in [(&a, 0, 1), (&b, 1, 0)] {
-        here.ip(&format!("addr add 10.77.{n}.1/32 dev lo"));
-        here.ip(&format!("addr add fd77:0:0:{n}::1/128 dev lo nodad"));
-        here.ip(&format!("route add 10.77.{there}.0/24 via 192.0.2.{} src 10.77.{n}.1", there + 1));
-        here.ip(&format!("-6 route add fd77:0:0:{there}::/64 via 2001:db8::{}", there + 1));
-        for address in ["0.0.0.0:4500", "[::]:4500"] {
-            sockets.push(esp_socket(here, address));
-        }
-    }
-    Pair { a, b, _sockets: sockets }
-}
-
-fn esp_socket(namespace: &Namespace, address: &str) -> UdpSocket {
-    let socket = namespace.listen(address);
-    edge_xfrm::socket::decapsulate_esp(&socket).unwrap();
-    socket
-}
-
-fn policies(local: u32, remote: u32, n: u32, outer: (&str, &str)) -> Vec<Policy> {
-    let reqid = Reqid::tunnel(n).unwrap();
-    let (here, there) = (outer.0.parse().unwrap(), outer.1.parse().unwrap());
-    [
-        (format!("10.77.{local}.0/24"), format!("10.77.{remote}.0/24")),
-        (format!("fd77:0:0:{local}::/64"), format!("fd77:0:0:{remote}::/64")),
-    ]
-    .iter()
-    .flat_map(|(local, remote)| {
-        let out = selector(local, remote);
-        [Policy::protect_out(out, reqid, here, there), Policy::protect_in(Direction::In, out.reversed(), reqid)]
-    })
-    .collect()
-}
-
-/// The SAs of both directions at both ends, made from one; and the policies.
-fn connect(pair: &Pair, forth: &SaParams, back: &SaParams, features: Option<Features>) {
-    let outer = (forth.source.to_string(), forth.destination.to_string());
-    let n = forth.reqid.tunnel_number().unwrap();
-    for (namespace, outbound, inbound, local, remote, (here, there)) in [
-        (&pair.a, forth, back, 0, 1, (outer.0.clone(), outer.1.clone())),
-        (&pair.b, back, forth, 1, 0, (outer.1.clone(), outer.0.clone())),
-    ] {
-        let outbound = SaParams { direction: SaDirection::Out, ..outbound.clone() };
-        let inbound = SaParams { direction: SaDirection::In, ..inbound.clone() };
-        namespace.run(move || {
-            let mut xfrm = Xfrm::open().unwrap();
-            features.into_iter().for_each(|features| xfrm.assume_features(features));
-            xfrm.install_inbound(&inbound).unwrap();
-            xfrm.add_sa(&outbound).unwrap();
-            let errors = xfrm.reconcile_policies(&policies(local, remote, n, (&here, &there))).unwrap().1;
-            assert!(errors.is_empty(), "{errors:?}");
-        });
-    }
-}
-
-fn reversed(sa: &SaParams, spi: u32) -> SaParams {
-    let encap = sa.encap.map(|e| Encap { source_port: e.destination_port, destination_port: e.source_port });
-    SaParams { source: sa.destination, destination: sa.source, spi, encap, ..sa.clone() }
-}
-
-/// A datagram of each family each way.
-fn talk(pair: &Pair) {
-    for (from, to, source, destination) in [
-        (&pair.a, &pair.b, "10.77.0.1", "10.77.1.1:7"),
-        (&pair.b, &pair.a, "10.77.1.1", "10.77.0.1:7"),
-        (&pair.a, &pair.b, "fd77::1", "[fd77:0:0:1::1]:7"),
-        (&pair.b, &pair.a, "fd77:0:0:1::1", "[fd77::1]:7"),
-    ] {
-        let socket = to.listen(destination);
-        from.send(source, destination, "through");
-        assert_eq!(receive(&socket), "through", "{source} to {destination}");
-    }
-}
-
-fn read(namespace: &Namespace, id: SaId) -> edge_xfrm::Sa {
-    namespace.run(move || Xfrm::open().unwrap().sa(id).unwrap().expect("the SA is there"))
-}
 
 fn reservation() {
     Namespace::new().run(|| {
@@ -189,133 +94,6 @@ fn older_kernel() {
     connect(&pair, &forth, &reversed(&forth, 0x1001), Some(Features::default()));
     talk(&pair);
     assert_eq!(read(&pair.a, forth.id()).direction, None);
-}
-
-/// Echoes are asked for on several sockets without pause while the outbound SA is switched again
-/// and again. A packet is lost only where the CPU was away for longer than IN_FLIGHT between its
-/// lookup and its output, which a loaded lab does now and then; deleting the old SA in the batch
-/// that adds the new one lost one in ten.
-fn switching() {
-    const SWITCHES: u32 = 200;
-    const BEARABLE: u64 = 8;
-    const TALKERS: u16 = 4;
-    let pair = pair();
-    let mut forth = SaParams {
-        encap: Some(Encap { source_port: 4500, destination_port: 4500 }),
-        ..sa(SaDirection::Out, "192.0.2.1", "192.0.2.2", 0x1000, 1)
-    };
-    connect(&pair, &forth, &reversed(&forth, 0x0f00), None);
-
-    let (done, echoes, lost) = (AtomicBool::new(false), AtomicU64::new(0), AtomicU64::new(0));
-    let servers: Vec<UdpSocket> = (0..TALKERS).map(|n| pair.b.listen(&format!("10.77.1.1:{}", 7000 + n))).collect();
-    let clients: Vec<UdpSocket> = (0..TALKERS).map(|n| pair.a.listen(&format!("10.77.0.1:{}", 7000 + n))).collect();
-    std::thread::scope(|scope| {
-        for server in &servers {
-            scope.spawn(|| {
-                let mut buffer = [0; 8];
-                while let Ok((length, from)) = server.recv_from(&mut buffer) {
-                    server.send_to(&buffer[..length], from).unwrap();
-                    if buffer == [u8::MAX; 8] {
-                        return;
-                    }
-                }
-                panic!("the server heard nothing for ten seconds");
-            });
-        }
-        for (n, client) in clients.iter().enumerate() {
-            let (done, echoes, lost) = (&done, &echoes, &lost);
-            scope.spawn(move || {
-                client.connect(("10.77.1.1", 7000 + n as u16)).unwrap();
-                client.set_read_timeout(Some(std::time::Duration::from_secs(1))).unwrap();
-                let mut buffer = [0; 8];
-                for number in 0u64.. {
-                    let number = if done.load(Ordering::Relaxed) { u64::MAX } else { number };
-                    loop {
-                        // The CPU was away for longer than IN_FLIGHT between a packet's lookup and
-                        // its output: the sender is told.
-                        while let Err(error) = client.send(&number.to_ne_bytes()) {
-                            assert_eq!(error.kind(), std::io::ErrorKind::InvalidInput, "{error}");
-                        }
-                        // An echo that was only late may come after it was asked for again.
-                        let mut answer = client.recv(&mut buffer);
-                        while answer.is_ok() && u64::from_ne_bytes(buffer) != number {
-                            answer = client.recv(&mut buffer);
-                        }
-                        if answer.is_ok() {
-                            break;
-                        }
-                        let sum = lost.fetch_add(1, Ordering::Relaxed) + 1;
-                        assert!(sum <= BEARABLE, "{sum} echoes were lost");
-                    }
-                    echoes.fetch_add(1, Ordering::Relaxed);
-                    if number == u64::MAX {
-                        return;
-                    }
-                }
-            });
-        }
-        let (mut here, mut there) = (pair.a.run(|| Xfrm::open().unwrap()), pair.b.run(|| Xfrm::open().unwrap()));
-        for _ in 0..SWITCHES {
-            let before = echoes.load(Ordering::Relaxed);
-            let old = forth.id();
-            forth.spi += 1;
-            there.install_inbound(&SaParams { direction: SaDirection::In, ..forth.clone() }).unwrap();
-            assert!(here.switch_outbound(&forth, old).unwrap());
-            let deadline = std::time::Instant::now() + std::time::Duration::from_secs(20);
-            while echoes.load(Ordering::Relaxed) == before && std::time::Instant::now() < deadline {
-                std::thread::yield_now();
-            }
-        }
-        done.store(true, Ordering::Relaxed);
-        let outbound: Vec<_> =
-            here.sas().unwrap().into_iter().filter(|sa| sa.id.destination == forth.destination).collect();
-        assert_eq!(outbound.len(), 1);
-        assert_eq!(outbound[0].id, forth.id());
-        assert_eq!(there.sas().unwrap().len() as u32, SWITCHES + 2);
-    });
-}
-
-fn new_sa_is_taken() {
-    let pair = pair();
-    let mut forth = sa(SaDirection::Out, "192.0.2.1", "192.0.2.2", 0x1000, 1);
-    connect(&pair, &forth, &reversed(&forth, 0x0f00), None);
-    for _ in 0..5 {
-        // So that the old one is known to policies and sockets.
-        talk(&pair);
-        let (old, before) = (forth.id(), read(&pair.a, forth.id()).counters.packets);
-        forth.spi += 1;
-        let (new, inbound) = (forth.clone(), SaParams { direction: SaDirection::In, ..forth.clone() });
-        pair.b.run(move || Xfrm::open().unwrap().install_inbound(&inbound).unwrap());
-        pair.a.run(move || assert!(Xfrm::open().unwrap().begin_switch(&new, old).unwrap()));
-        talk(&pair);
-        assert_eq!(read(&pair.a, old).counters.packets, before);
-        assert_eq!(read(&pair.a, forth.id()).counters.packets, 2);
-        pair.a.run(move || Xfrm::open().unwrap().delete_sa(old).unwrap());
-    }
-}
-
-fn refused_switch() {
-    let namespace = Namespace::new();
-    namespace.ip("xfrm state add src 192.0.2.1 dst 192.0.2.2 proto esp spi 0x9999 reqid 1 mode tunnel \
-         aead rfc4106(gcm(aes)) 0x0102030405060708090a0b0c0d0e0f1011121314 128");
-    namespace.run(|| {
-        let mut xfrm = Xfrm::open().unwrap();
-        let old = sa(SaDirection::Out, "192.0.2.1", "192.0.2.2", 0x1000, 1);
-        xfrm.add_sa(&old).unwrap();
-        // The peer chose an SPI that is in use.
-        for spi in [0x1000, 0x9999] {
-            let error = xfrm.switch_outbound(&SaParams { spi, ..old.clone() }, old.id()).unwrap_err();
-            assert!(matches!(error, Error::SaExists { .. }), "{error}");
-        }
-        let foreign = SaId { spi: 0x9999, ..old.id() };
-        let error = xfrm.switch_outbound(&SaParams { spi: 0x1001, ..old.clone() }, foreign).unwrap_err();
-        assert!(matches!(error, Error::SaOfOther { reqid: 1, .. }), "{error}");
-        assert_eq!(xfrm.sas().unwrap().len(), 2);
-        // Without an old one, the new one is installed all the same.
-        xfrm.delete_sa(old.id()).unwrap();
-        assert!(!xfrm.switch_outbound(&SaParams { spi: 0x1001, ..old.clone() }, old.id()).unwrap());
-        assert_eq!(xfrm.sas().unwrap().len(), 2);
-    });
 }
 
 fn others_sa() {

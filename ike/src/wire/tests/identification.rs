@@ -1,0 +1,33 @@
+//! Identification payloads.
+
+use super::*;
+
+#[test]
+fn identities_survive_the_wire_and_odd_ones_are_nobody() {
+    for identity in [
+        Identity::Address("192.0.2.1".parse().unwrap()),
+        Identity::Address("2001:db8::1".parse().unwrap()),
+        Identity::Fqdn("moon.example".into()),
+        Identity::Email("a@b.example".into()),
+        Identity::DistinguishedName(vec![0x30, 0]),
+        Identity::KeyId(vec![0, 1, 2]),
+    ] {
+        assert_eq!(Id::from(&identity).identity(), Some(identity));
+    }
+    for (kind, data) in [
+        (IdType::Ipv4Address, vec![1, 2, 3]),
+        (IdType::Ipv6Address, vec![1; 4]),
+        (IdType::Fqdn, vec![0xff]),
+        (IdType::Fqdn, vec![]),
+        (IdType::Unknown(99), vec![1]),
+        (IdType::Null, vec![]),
+    ] {
+        assert_eq!(Id { kind, reserved: [0; 3], data }.identity(), None);
+    }
+}
+
+#[test]
+fn reserved_octets_of_an_identification_stay_as_they_came() {
+    let Ok(Payload::IdInitiator(id)) = read_one(35, &[2, 7, 8, 9, b'a']) else { panic!("an identification") };
+    assert_eq!(id.body(), [2, 7, 8, 9, b'a'], "AUTH covers them");
+}

@@ -1,0 +1,67 @@
+//! The chain of payloads.
+
+use super::*;
+
+#[test]
+fn an_unknown_critical_payload_is_refused_with_its_type() {
+    let error = Message::decode(&raw(200, true, &[])).unwrap_err();
+    assert_eq!(error, InvalidMessage::UnsupportedCriticalPayload(200));
+    assert_eq!(error.notify(), Notify::with_data(NotifyType::UnsupportedCriticalPayload, vec![200]));
+}
+
+#[test]
+fn an_unknown_payload_that_is_not_critical_is_kept() {
+    assert_eq!(read_one(200, &[1, 2]), Ok(Payload::Unknown { kind: PayloadType::Unknown(200), data: vec![1, 2] }));
+}
+
+#[test]
+fn the_critical_bit_of_payloads_that_rfc_7296_defines_is_ignored() {
+    for (kind, contents) in [(40, vec![9; 16]), (47, vec![1, 0, 0, 0]), (48, vec![1]), (43, vec![])] {
+        assert!(Message::decode(&raw(kind, true, &contents)).is_ok(), "payload type {kind}");
+    }
+}
+
+#[test]
+fn a_payload_that_may_stand_once_is_refused_when_it_stands_twice() {
+    let nonce = Payload::Nonce(vec![1; 16]);
+    let twice = Message { header: header(), payloads: vec![nonce.clone(), nonce].into() };
+    assert_eq!(Message::decode(&twice.encode()), Err(InvalidMessage::Duplicate(PayloadType::Nonce)));
+}
+
+#[test]
+fn encrypted_payloads_have_no_place_in_a_message_in_clear() {
+    for kind in [46, 53] {
+        assert_eq!(Message::decode(&raw(kind, false, &[0; 40])), Err(InvalidMessage::MisplacedEncrypted));
+    }
+}
+
+#[test]
+fn lengths_of_payloads_are_checked() {
+    let mut short = raw(43, false, &[1, 2, 3, 4]);
+    short[31] = 3;
+    assert_eq!(Message::decode(&short), Err(InvalidMessage::LengthTooSmall { what: "payload", stated: 3 }));
+    short[31] = 9;
+    assert!(matches!(Message::decode(&short), Err(InvalidMessage::Truncated { .. })));
+    short[31] = 7;
+    assert!(matches!(Message::decode(&short), Err(InvalidMessage::TrailingBytes { octets: 1, .. })));
+}
+
+#[test]
+fn more_payloads_than_any_honest_peer_sends_are_refused() {
+    let many = |count| Message { header: header(), payloads: vec![Payload::VendorId(vec![1]); count].into() }.encode();
+    assert!(Message::decode(&many(MAX_PAYLOADS)).is_ok());
+    assert!(matches!(Message::decode(&many(MAX_PAYLOADS + 1)), Err(InvalidMessage::TooMany { what: "payloads", .. })));
+}
+
+#[test]
+fn nonces_have_16_to_256_octets() {
+    for (len, good) in [(15, false), (16, true), (256, true), (257, false)] {
+        assert_eq!(read_one(40, &vec![1; len]).is_ok(), good, "{len} octets");
+    }
+}
+
+#[test]
+fn a_missing_payload_is_named() {
+    assert_eq!(Payloads::new().nonce(), Err(InvalidMessage::Missing(PayloadType::Nonce)));
+    assert_eq!(InvalidMessage::Missing(PayloadType::Nonce).to_string(), "payload Nonce is missing");
+}

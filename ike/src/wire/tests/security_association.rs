@@ -1,0 +1,83 @@
+//! Security Association payloads.
+
+use super::*;
+
+#[test]
+fn a_proposal_is_laid_out_as_rfc_7296_draws_it() {
+    let proposal = Proposal {
+        number: 1,
+        protocol: Protocol::Esp,
+        spi: vec![0xca, 0xfe, 0xba, 0xbe],
+        transforms: vec![Transform::aead(Aead::Aes256Gcm16), Transform::sequence_numbers(false)],
+    };
+    let expected = [
+        0, 0, 0, 32, 1, 3, 4, 2, 0xca, 0xfe, 0xba, 0xbe, // proposal
+        3, 0, 0, 12, 1, 0, 0, 20, 0x80, 14, 1, 0, // ENCR_AES_GCM_16, 256 bits
+        0, 0, 0, 8, 5, 0, 0, 0, // no ESN
+    ];
+    assert_eq!(read_one(33, &expected), Ok(Payload::SecurityAssociation(vec![proposal.clone()])));
+    assert_eq!(proposal.child_spi(), Some(0xcafe_babe));
+    let message = Message { header: header(), payloads: vec![Payload::SecurityAssociation(vec![proposal])].into() };
+    assert_eq!(message.encode()[32..], expected);
+}
+
+#[test]
+fn every_algorithm_is_known_again_and_no_other_number_is_taken_for_one() {
+    for aead in [Aead::Aes128Gcm16, Aead::Aes256Gcm16, Aead::ChaCha20Poly1305] {
+        assert_eq!(Transform::aead(aead).as_aead(), Some(aead));
+    }
+    for prf in [Prf::HmacSha256, Prf::HmacSha384, Prf::HmacSha512] {
+        assert_eq!(Transform::prf(prf).as_prf(), Some(prf));
+    }
+    for group in [Group::X25519, Group::P256] {
+        assert_eq!(Transform::group(group).as_group(), Some(group));
+    }
+    for extended in [false, true] {
+        assert_eq!(Transform::sequence_numbers(extended).as_sequence_numbers(), Some(extended));
+    }
+    let aes = |attributes| Transform { kind: TransformType::Encryption, id: 20, attributes };
+    assert_eq!(aes(vec![]).as_aead(), None, "RFC 7296 3.3.5: AES needs a key length");
+    assert_eq!(aes(vec![Attribute::KeyLength(192)]).as_aead(), None);
+    // RFC 7296 3.3.6: a transform with an attribute that is not understood must not be chosen.
+    let strange = Attribute::OtherShort { kind: 99, value: 1 };
+    assert_eq!(aes(vec![Attribute::KeyLength(256), strange]).as_aead(), None);
+    assert!(Transform::new(TransformType::Integrity, 0).is_none());
+    assert!(!Transform::new(TransformType::SequenceNumbers, 0).is_none());
+}
+
+#[test]
+fn wrong_counts_and_markers_in_an_sa_payload_are_named() {
+    let good = [0, 0, 0, 16, 1, 1, 0, 1, 0, 0, 0, 8, 2, 0, 0, 5];
+    assert!(read_one(33, &good).is_ok());
+    let with = |at: usize, value: u8| {
+        let mut changed = good;
+        changed[at] = value;
+        read_one(33, &changed).unwrap_err()
+    };
+    assert_eq!(with(0, 2), InvalidMessage::SubstructureMarker { what: "proposal", found: 2 });
+    assert_eq!(with(8, 3), InvalidMessage::SubstructureMarker { what: "transform", found: 3 });
+    assert_eq!(with(7, 0), InvalidMessage::TransformCount { number: 1, stated: 0, actual: 1 });
+    assert_eq!(with(7, 2), InvalidMessage::TransformCount { number: 1, stated: 2, actual: 1 });
+    assert_eq!(with(3, 3), InvalidMessage::LengthTooSmall { what: "proposal", stated: 3 });
+    assert_eq!(with(3, 15), InvalidMessage::SubstructureMarker { what: "proposal", found: 0 });
+    assert!(matches!(with(11, 9), InvalidMessage::Truncated { .. }));
+}
+
+#[test]
+fn more_proposals_than_any_honest_peer_sends_are_refused() {
+    let proposal = Proposal { number: 1, protocol: Protocol::Ike, spi: vec![], transforms: vec![] };
+    let sa = |count| Payloads::from(vec![Payload::SecurityAssociation(vec![proposal.clone(); count])]).encode();
+    assert!(Payloads::decode(PayloadType::SecurityAssociation, &sa(MAX_PROPOSALS)).is_ok());
+    let error = Payloads::decode(PayloadType::SecurityAssociation, &sa(MAX_PROPOSALS + 1)).unwrap_err();
+    assert!(matches!(error, InvalidMessage::TooMany { what: "proposals", .. }));
+}
+
+#[test]
+fn transforms_of_all_proposals_together_are_limited() {
+    let transforms = vec![Transform::prf(Prf::HmacSha256); 200];
+    let proposal = Proposal { number: 1, protocol: Protocol::Ike, spi: vec![], transforms };
+    let sa = |count| Payloads::from(vec![Payload::SecurityAssociation(vec![proposal.clone(); count])]).encode();
+    assert!(Payloads::decode(PayloadType::SecurityAssociation, &sa(2)).is_ok());
+    let error = Payloads::decode(PayloadType::SecurityAssociation, &sa(3)).unwrap_err();
+    assert_eq!(error, InvalidMessage::TooMany { what: "transforms", limit: MAX_TRANSFORMS });
+}
