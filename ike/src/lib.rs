@@ -1,22 +1,85 @@
 //! IKEv2 (RFC 7296) as a library without input or output: datagrams and time go in, datagrams and
 //! events come out.
 //!
-//! One `Endpoint` holds all IKE SAs of a node. Its owner feeds it datagrams (`handle`) and time
-//! (`handle_timeout`), and drains `poll_transmit`, `poll_event` and `poll_timeout` afterwards.
-//! Randomness, the clock of the world and SPIs come through [`Environment`]; so a whole network of
-//! endpoints runs in one thread of a test.
+//! One [`Endpoint`] holds all IKE SAs of a node. Its owner gives it datagrams
+//! ([`Endpoint::handle`]) and time ([`Endpoint::handle_timeout`]), and then drains
+//! [`Endpoint::poll_event`], [`Endpoint::poll_transmit`] and [`Endpoint::poll_timeout`]. Randomness,
+//! the wall clock and SPIs come through [`Environment`], so a whole network of endpoints runs in one
+//! thread of a test.
+//!
+//! ```
+//! use std::net::IpAddr;
+//!
+//! use edge_ike::config::{Aead, EspProposal, Group, IkeProposal, Prf, Timing};
+//! use edge_ike::wire::{ExchangeType, Message};
+//! use edge_ike::{
+//!     Auth, ChildConfig, Endpoint, EndpointConfig, Environment, Identity, Instant, PeerConfig, PeerName, Secret,
+//! };
+//!
+//! /// What an endpoint cannot know by itself.
+//! struct System;
+//!
+//! impl Environment for System {
+//!     fn fill_random(&mut self, bytes: &mut [u8]) {
+//!         use ring::rand::SecureRandom;
+//!         ring::rand::SystemRandom::new().fill(bytes).expect("the system has randomness");
+//!     }
+//!     fn unix_time(&self) -> u64 {
+//!         1_767_225_600
+//!     }
+//!     fn allocate_spi(&mut self, _: &PeerName, _: IpAddr, _: IpAddr) -> Option<u32> {
+//!         Some(0x1000) // from the kernel
+//!     }
+//!     fn release_spi(&mut self, _: &PeerName, _: IpAddr, _: u32) {}
+//! }
+//!
+//! let peer = PeerConfig {
+//!     name: PeerName::new("hub"),
+//!     local: Some("192.0.2.1".parse()?),
+//!     remotes: vec!["198.51.100.1:500".parse()?],
+//!     local_id: Identity::Fqdn("edge-1.example".into()),
+//!     remote_id: Identity::Fqdn("hub.example".into()),
+//!     auth: Auth::Psk(Secret::new(b"a secret that both ends were given".to_vec())),
+//!     ike_proposals: vec![IkeProposal {
+//!         aeads: vec![Aead::Aes256Gcm16],
+//!         prfs: vec![Prf::HmacSha256],
+//!         groups: vec![Group::X25519],
+//!     }],
+//!     child: ChildConfig {
+//!         proposals: vec![EspProposal { aeads: vec![Aead::Aes256Gcm16], groups: vec![], esn: true }],
+//!         local: vec!["0.0.0.0/0".parse()?],
+//!         remote: vec!["0.0.0.0/0".parse()?],
+//!     },
+//!     initiate: true,
+//!     force_encapsulation: true,
+//!     keep_existing: false,
+//!     timing: Timing::default(),
+//! };
+//! let mut endpoint = Endpoint::new(EndpointConfig::default());
+//! endpoint.set_peer(peer, Instant::default(), &mut System)?;
+//!
+//! // The endpoint begins: its first datagram is an IKE_SA_INIT request for the peer.
+//! let transmit = endpoint.poll_transmit().expect("a datagram to send");
+//! assert_eq!(transmit.remote, "198.51.100.1:500".parse()?);
+//! assert_eq!(Message::decode(&transmit.payload)?.header.exchange, ExchangeType::IkeSaInit);
+//! // It wants to be called again when the request has to be sent again.
+//! assert!(endpoint.poll_timeout().is_some());
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
+//! `examples/loopback.rs` has the loop around an endpoint, with sockets.
 //!
 //! - [`config`]: who the peers are and what may be negotiated with them.
-//! - [`endpoint`]: the `Endpoint` itself, and what its owner must do in which order.
-//! - [`event`]: what the owner must do in the kernel and may tell people.
+//! - [`endpoint`]: the [`Endpoint`] itself, and what its owner must do in which order.
+//! - [`event`]: what the owner must do in the kernel and may show to people.
 //! - [`wire`]: messages as bytes.
 //! - [`crypto`]: key exchange, key derivation, and the protection of messages.
 //! - [`auth`]: how both ends prove who they are.
 //!
-//! Inside: `sa` has the states and exchanges of one IKE SA, `tunnel` the CHILD_SAs of one peer and
-//! the order of their events, `negotiate` what both ends agree upon, `timer` and `output` what they
-//! say. Whole networks of endpoints are tried in `tests/simulation`, hostile ones in
-//! `tests/hostile`.
+//! Private modules: `sa` has the states and exchanges of one IKE SA. `tunnel` has the CHILD_SAs of
+//! one peer and the order of their events. `negotiate` chooses what both ends agree upon. `timer`
+//! and `output` hold deadlines and what goes out. `tests/simulation` tries whole networks of
+//! endpoints, `tests/hostile` hostile ones.
 #![forbid(unsafe_code)]
 #![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing))]
 

@@ -1,16 +1,39 @@
-//! The kernel's IPsec (XFRM): security associations, policies, and what the kernel has to say about
-//! them, over netlink.
+//! The kernel's IPsec (XFRM) over netlink: security associations, policies, and the kernel's
+//! notifications about them.
 //!
-//! Synchronous, without a runtime: each request is a system call or two. [`Xfrm`] holds the
-//! databases, [`events::EventSocket`] what happens to them, [`reconcile`] compares what is wanted
-//! with what is there, [`guard`] keeps pods' packets from ever leaving in clear. [`netlink`] is the
-//! request socket below, for whoever speaks another netlink protocol.
+//! Everything is synchronous and needs no runtime: each request is one system call or two. [`Xfrm`]
+//! holds the databases of SAs and policies. [`events::EventSocket`] reads what happens to them.
+//! [`reconcile`] compares what is wanted with what is there. [`guard`] keeps pods' packets from
+//! leaving in clear. [`netlink`] is the request socket below, also for other netlink protocols.
 //!
-//! Nothing of another program's is ever touched: SAs of ours have a reqid from a range of our own
-//! ([`reqid`]), policies of ours a template with such a reqid or, having no template, an index from
-//! a range of our own.
+//! The crate never touches SAs and policies of other programs. Our SAs have a reqid from our own
+//! range ([`reqid`]). Our policies have a template with such a reqid; those without a template have
+//! an index from our own range.
 //!
-//! No key leaves through `Debug`, an error or a log.
+//! ```
+//! use edge_xfrm::{Direction, Policy, Reqid, Selector, reconcile};
+//!
+//! // Pods here reach the pods of one peer through tunnel 7, and the peer's pods reach them.
+//! let outward = Selector::new("10.77.0.0/26".parse()?, "10.77.1.0/26".parse()?)?;
+//! let reqid = Reqid::tunnel(7).expect("below the limit");
+//! let desired = [
+//!     Policy::protect_out(outward, reqid, "192.0.2.1".parse()?, "198.51.100.1".parse()?),
+//!     Policy::protect_in(Direction::In, outward.reversed(), reqid),
+//!     Policy::protect_in(Direction::Fwd, outward.reversed(), reqid),
+//! ];
+//!
+//! // Against an empty kernel all of them are missing. `Xfrm::reconcile_policies` installs them.
+//! let plan = reconcile::policies(&desired, &[]);
+//! assert_eq!(plan.missing, desired);
+//! assert!(plan.stray.is_empty() && plan.occupied.is_empty());
+//! assert_eq!(
+//!     desired[0].to_string(),
+//!     "out 10.77.0.0/26 -> 10.77.1.0/26 priority 10012 esp reqid 0xec000007 192.0.2.1 -> 198.51.100.1"
+//! );
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
+//! No key shows in `Debug`, an error or a log.
 
 #![deny(unsafe_code)]
 #![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing))]

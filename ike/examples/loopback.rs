@@ -1,0 +1,175 @@
+//! Two endpoints bring up an IKE SA and a CHILD_SA with a pre-shared key, over UDP on loopback.
+//!
+//! `cargo run -p edge-ike --example loopback` needs no privileges: it prints what a program would
+//! install in the kernel, and installs nothing. Read [`Node::run`] first: it is the loop that an
+//! endpoint needs around it.
+
+use std::error::Error;
+use std::io;
+use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::sync::Arc;
+use std::time::{Duration, UNIX_EPOCH};
+
+use edge_ike::config::{Aead, EspProposal, Group, IkeProposal, Prf, Timing};
+use edge_ike::event::IkeDetails;
+use edge_ike::{
+    Auth, ChildConfig, ChildSa, Endpoint, EndpointConfig, Environment, Event, Identity, Instant, PeerConfig, PeerName,
+    Secret,
+};
+use ring::rand::{SecureRandom, SystemRandom};
+
+type Failure = Box<dyn Error + Send + Sync>;
+
+/// How long either end tries.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// What one end has when its tunnel is up.
+#[derive(Debug)]
+pub(crate) struct Up {
+    /// What was negotiated for the IKE SA.
+    pub(crate) ike: IkeDetails,
+    /// The CHILD_SA, whose keys a program would give to the kernel.
+    pub(crate) child: Arc<ChildSa>,
+}
+
+fn main() -> Result<(), Failure> {
+    for (name, up) in ["left.example", "right.example"].iter().zip(run()?) {
+        let Up { ike, child } = up;
+        println!("{name}");
+        println!("  IKE SA    {} authenticated by {}", ike.proposal, ike.authentication);
+        println!("  tunnel    {} to {}, ESP in UDP: {}", child.local, child.remote, child.encapsulated);
+        println!("  CHILD_SA  {} in {:#010x} out {:#010x}", child.aead, child.inbound_spi, child.outbound_spi);
+        for (local, remote) in child.local_selectors.iter().zip(&child.remote_selectors) {
+            println!("  traffic   {local} to {remote}");
+        }
+    }
+    Ok(())
+}
+
+/// Brings up a tunnel between two endpoints on loopback addresses. Gives what left and right have.
+///
+/// # Errors
+/// If a socket cannot be opened or used, or the tunnel is not up within 10 s.
+pub(crate) fn run() -> Result<[Up; 2], Failure> {
+    let sockets = [UdpSocket::bind("127.0.0.1:0")?, UdpSocket::bind("127.0.0.2:0")?];
+    let [left_at, right_at] = [sockets[0].local_addr()?, sockets[1].local_addr()?];
+    let [left, right] = sockets;
+    // Right waits for left, so that only one IKE SA comes to be.
+    let right = Node::new(right, peer("left.example", "right.example", right_at, None), 0x2000)?;
+    let left = Node::new(left, peer("right.example", "left.example", left_at, Some(right_at)), 0x1000)?;
+    let right = std::thread::spawn(move || right.run());
+    let left = left.run()?;
+    let right = right.join().map_err(|_| "the thread of the right end panicked")??;
+    Ok([left, right])
+}
+
+/// What one end knows of the other. `remote` is where to begin; without it the peer begins.
+fn peer(them: &str, us: &str, local: SocketAddr, remote: Option<SocketAddr>) -> PeerConfig {
+    let everything = || vec!["0.0.0.0/0".parse().expect("a network"), "::/0".parse().expect("a network")];
+    PeerConfig {
+        name: PeerName::new(them),
+        local: Some(local.ip()),
+        remotes: remote.into_iter().collect(),
+        local_id: Identity::Fqdn(us.to_owned()),
+        remote_id: Identity::Fqdn(them.to_owned()),
+        auth: Auth::Psk(Secret::new(b"a secret that both ends were given".to_vec())),
+        ike_proposals: vec![IkeProposal {
+            aeads: vec![Aead::Aes256Gcm16],
+            prfs: vec![Prf::HmacSha256],
+            groups: vec![Group::X25519],
+        }],
+        child: ChildConfig {
+            proposals: vec![EspProposal { aeads: vec![Aead::Aes256Gcm16], groups: Vec::new(), esn: true }],
+            local: everything(),
+            remote: everything(),
+        },
+        initiate: remote.is_some(),
+        force_encapsulation: true,
+        keep_existing: false,
+        timing: Timing::default(),
+    }
+}
+
+/// An endpoint with its socket.
+struct Node {
+    endpoint: Endpoint,
+    socket: UdpSocket,
+    local: SocketAddr,
+    system: System,
+    started: std::time::Instant,
+}
+
+impl Node {
+    fn new(socket: UdpSocket, peer: PeerConfig, first_spi: u32) -> Result<Self, Failure> {
+        let local = socket.local_addr()?;
+        // One socket is enough where both ends use the NAT traversal port from the first message on.
+        let config = EndpointConfig { nat_port: local.port(), ..EndpointConfig::default() };
+        let (mut endpoint, mut system) = (Endpoint::new(config), System { next_spi: first_spi });
+        endpoint.set_peer(peer, Instant::default(), &mut system)?;
+        Ok(Self { endpoint, socket, local, system, started: std::time::Instant::now() })
+    }
+
+    /// The loop around an endpoint: carry out events, send, then wait for a datagram or the next
+    /// deadline.
+    fn run(mut self) -> Result<Up, Failure> {
+        let (mut ike, mut child) = (None, None);
+        let mut buffer = [0; 4096];
+        loop {
+            while let Some(event) = self.endpoint.poll_event() {
+                match event {
+                    Event::IkeUp { details, .. } => ike = Some(details),
+                    // Here the SAs go into the kernel, before anything is sent.
+                    Event::ChildUp { child: sa, .. } => child = Some(sa),
+                    Event::PeerFailed { error, .. } | Event::Refused { error, .. } => return Err(error.into()),
+                    _ => {}
+                }
+            }
+            while let Some(transmit) = self.endpoint.poll_transmit() {
+                self.socket.send_to(&transmit.payload, transmit.remote)?;
+            }
+            if let (Some(ike), Some(child)) = (ike.clone(), child.clone()) {
+                return Ok(Up { ike, child });
+            }
+            if self.started.elapsed() > PATIENCE {
+                return Err(format!("the tunnel is not up after {PATIENCE:?}").into());
+            }
+            let deadline = self.endpoint.poll_timeout().map_or(PATIENCE, Instant::since_start);
+            let wait = deadline.saturating_sub(self.started.elapsed());
+            self.socket.set_read_timeout(Some(wait.max(Duration::from_millis(1))))?;
+            match self.socket.recv_from(&mut buffer) {
+                Ok((length, remote)) => {
+                    let now = Instant::new(self.started.elapsed());
+                    self.endpoint.handle(&buffer[..length], self.local, remote, now, &mut self.system);
+                }
+                Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut) => {
+                    self.endpoint.handle_timeout(Instant::new(self.started.elapsed()), &mut self.system);
+                }
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+}
+
+/// What the endpoint asks the system for.
+struct System {
+    next_spi: u32,
+}
+
+impl Environment for System {
+    fn fill_random(&mut self, bytes: &mut [u8]) {
+        SystemRandom::new().fill(bytes).expect("the system has randomness");
+    }
+
+    fn unix_time(&self) -> u64 {
+        UNIX_EPOCH.elapsed().map_or(0, |time| time.as_secs())
+    }
+
+    fn allocate_spi(&mut self, _: &PeerName, _: IpAddr, _: IpAddr) -> Option<u32> {
+        // A program asks the kernel, so that no other program has the same SPI.
+        let spi = self.next_spi;
+        self.next_spi += 1;
+        Some(spi)
+    }
+
+    fn release_spi(&mut self, _: &PeerName, _: IpAddr, _: u32) {}
+}
