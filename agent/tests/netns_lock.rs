@@ -6,33 +6,16 @@ use std::io::{BufRead, BufReader};
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
 use std::path::Path;
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Command, Output, Stdio};
 use std::sync::mpsc;
 use std::time::Duration;
+
+use interop_tests::netns::{KilledOnDrop, UnnamedNamespace, is_root_or_skips};
 
 /// `nobody`.
 const STRANGER: libc::c_long = 65_534;
 /// Only ends what hangs.
 const HANG: Duration = Duration::from_secs(60);
-
-/// Ended when the test is, however that goes.
-struct Running(Child);
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
-fn is_root() -> bool {
-    // SAFETY: it only reads.
-    let root = unsafe { libc::geteuid() } == 0;
-    if !root {
-        eprintln!("skipped: network namespaces need root");
-    }
-    root
-}
 
 fn agent(before: &[&str], folder: &Path, ports: [u16; 2]) -> Command {
     fs::create_dir_all(folder).unwrap();
@@ -53,10 +36,10 @@ fn agent(before: &[&str], folder: &Path, ports: [u16; 2]) -> Command {
 }
 
 /// Starts an agent in a namespace of its own and waits until it keeps its host.
-fn start(folder: &Path) -> Running {
+fn start(folder: &Path) -> KilledOnDrop {
     let mut child = agent(&["unshare", "--net"], folder, [500, 4500]).stderr(Stdio::piped()).spawn().unwrap();
     let lines = BufReader::new(child.stderr.take().unwrap()).lines();
-    let running = Running(child);
+    let running = KilledOnDrop(child);
     let (said, heard) = mpsc::channel();
     std::thread::spawn(move || lines.map_while(Result::ok).for_each(|line| drop(said.send(line))));
     let socket = folder.join("run/admin.sock");
@@ -70,7 +53,7 @@ fn start(folder: &Path) -> Running {
 
 /// Runs a second agent beside the first one, with folders and ports of its own, until it ends by
 /// itself.
-fn second(first: &Running, folder: &Path) -> Output {
+fn second(first: &KilledOnDrop, folder: &Path) -> Output {
     let namespace = format!("--net=/proc/{}/ns/net", first.0.id());
     let child = agent(&["nsenter", &namespace], folder, [1500, 14500]).stderr(Stdio::piped()).spawn().unwrap();
     let id = child.id();
@@ -82,7 +65,7 @@ fn second(first: &Running, folder: &Path) -> Output {
     })
 }
 
-fn assert_refused(output: &Output, first: &Running, folder: &Path) {
+fn assert_refused(output: &Output, first: &KilledOnDrop, folder: &Path) {
     let said = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(1), "{said}");
     let state = folder.join("state");
@@ -95,7 +78,7 @@ fn assert_refused(output: &Output, first: &Running, folder: &Path) {
 
 #[test]
 fn a_second_agent_in_one_network_namespace_is_refused_with_the_first_ones_process_and_folder() {
-    if !is_root() {
+    if !is_root_or_skips() {
         return;
     }
     let folder = tempfile::tempdir().unwrap();
@@ -142,21 +125,16 @@ fn squat(names: Vec<String>, process: u32, full: bool) -> Vec<Squatter> {
 }
 
 fn starts_beside_a_squatter(full: bool) {
-    if !is_root() {
+    if !is_root_or_skips() {
         return;
     }
     let folder = tempfile::tempdir().unwrap();
     let (one, two) = (folder.path().join("one"), folder.path().join("two"));
     // The names of a namespace are taken before an agent starts in it.
-    let holder = Running(Command::new("unshare").args(["--net", "sleep", "1000"]).spawn().unwrap());
-    let ours = fs::read_link("/proc/self/ns/net").unwrap();
-    let theirs = || fs::read_link(format!("/proc/{}/ns/net", holder.0.id())).unwrap();
-    while theirs() == ours {
-        std::thread::sleep(Duration::from_millis(5));
-    }
-    let squatters = squat(vec!["edge-cni-agent".into(), "edge-cni-agent-1".into()], holder.0.id(), full);
-    let namespace = format!("--net=/proc/{}/ns/net", holder.0.id());
-    let first = Running(agent(&["nsenter", &namespace], &one, [500, 4500]).stderr(Stdio::null()).spawn().unwrap());
+    let holder = UnnamedNamespace::new();
+    let squatters = squat(vec!["edge-cni-agent".into(), "edge-cni-agent-1".into()], holder.pid(), full);
+    let namespace = format!("--net={}", holder.path());
+    let first = KilledOnDrop(agent(&["nsenter", &namespace], &one, [500, 4500]).stderr(Stdio::null()).spawn().unwrap());
     let end = std::time::Instant::now() + HANG;
     while !one.join("run/admin.sock").exists() {
         assert!(std::time::Instant::now() < end, "it does not start beside a squatter");

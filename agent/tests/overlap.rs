@@ -4,15 +4,15 @@
 use std::fs;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use edge_controller::server::Server;
 use edge_controller_domain::clock::Clock;
+use interop_tests::netns::{KilledOnDrop, enter, is_root_or_skips, succeed};
 use serde_json::Value;
 
 /// Only ends what hangs.
@@ -22,21 +22,9 @@ const IN_NAMESPACE: &str = "EDGE_TEST_IN_NAMESPACE";
 /// Somebody on the gateway, for whom the node has a use.
 const ON_THE_GATEWAY: &str = "192.168.1.1:8053";
 
-/// Ended when the test is, however that goes.
-struct Running(Child);
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
 #[test]
 fn a_node_that_joins_where_the_ranges_hold_its_lan_keeps_gateway_and_controller_and_says_why() {
-    // SAFETY: it only reads.
-    if unsafe { libc::geteuid() } != 0 {
-        eprintln!("skipped: network namespaces need root");
+    if !is_root_or_skips() {
         return;
     }
     let inner = ["--exact", "a_node_in_the_clusters_range", "--ignored", "--nocapture"];
@@ -50,8 +38,7 @@ fn a_node_that_joins_where_the_ranges_hold_its_lan_keeps_gateway_and_controller_
 
 fn run(line: &str) {
     let mut words = line.split_whitespace();
-    let done = Command::new(words.next().unwrap()).args(words).output().unwrap();
-    assert!(done.status.success(), "{line}: {}", String::from_utf8_lossy(&done.stderr));
+    succeed(Command::new(words.next().unwrap()).args(words));
 }
 
 /// The controller, and somebody else, in the other namespace. Ends with the process.
@@ -66,10 +53,7 @@ fn start_controller(folder: &Path) {
     fs::write(&path, text).unwrap();
     let (ready, started) = mpsc::channel();
     std::thread::spawn(move || {
-        let namespace = fs::File::open("/run/netns/far").unwrap();
-        // SAFETY: it changes the network namespace of this thread alone, and of those that it
-        // starts.
-        assert_eq!(unsafe { libc::setns(namespace.as_raw_fd(), libc::CLONE_NEWNET) }, 0);
+        enter(Path::new("/run/netns/far"));
         let _somebody = TcpListener::bind(ON_THE_GATEWAY).unwrap();
         tokio::runtime::Runtime::new().unwrap().block_on(async {
             let config = edge_controller::config::Config::load(&path).unwrap();
@@ -149,7 +133,7 @@ fn a_node_in_the_clusters_range() {
     fs::write(&file, text).unwrap();
     let program = env!("CARGO_BIN_EXE_edge-agent");
     let agent = Command::new(program).args(["run", "--config"]).arg(&file).stdout(Stdio::null()).spawn();
-    let _agent = Running(agent.unwrap());
+    let _agent = KilledOnDrop(agent.unwrap());
     let why = wait_for("the refusal", || {
         let status = Command::new(program).args(["status", "--json", "--config"]).arg(&file).output().unwrap();
         let status: Value = serde_json::from_slice(&status.stdout).ok()?;

@@ -8,9 +8,11 @@ use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
+
+use interop_tests::netns::{KilledOnDrop, UnnamedNamespace, is_root_or_skips};
 
 /// `nobody`.
 const STRANGER: libc::c_long = 65_534;
@@ -19,40 +21,16 @@ const HANG: Duration = Duration::from_secs(60);
 /// `UDP_ENCAP` (`linux/udp.h`).
 const UDP_ENCAP: libc::c_int = 100;
 
-/// Ended when the test is, however that goes.
-struct Running(Child);
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
-fn is_root() -> bool {
-    // SAFETY: it only reads.
-    let root = unsafe { libc::geteuid() } == 0;
-    if !root {
-        eprintln!("skipped: network namespaces need root");
-    }
-    root
-}
-
-/// A network namespace, held by a process that sleeps.
-struct Namespace(Running);
+/// A network namespace, and the agent in it.
+struct Namespace(UnnamedNamespace);
 
 impl Namespace {
     fn new() -> Self {
-        let holder = Running(Command::new("unshare").args(["--net", "sleep", "1000"]).spawn().unwrap());
-        let ours = fs::read_link("/proc/self/ns/net").unwrap();
-        while fs::read_link(format!("/proc/{}/ns/net", holder.0.id())).unwrap() == ours {
-            std::thread::sleep(Duration::from_millis(5));
-        }
-        Self(holder)
+        Self(UnnamedNamespace::new())
     }
 
     fn path(&self) -> String {
-        format!("/proc/{}/ns/net", self.0.0.id())
+        self.0.path()
     }
 
     /// Does something within, as this user.
@@ -105,8 +83,8 @@ impl Namespace {
         command
     }
 
-    fn start(&self, folder: &Path, nat_port: u16, passed: &[OwnedFd]) -> Running {
-        let mut agent = Running(self.agent(folder, nat_port, passed).stderr(Stdio::inherit()).spawn().unwrap());
+    fn start(&self, folder: &Path, nat_port: u16, passed: &[OwnedFd]) -> KilledOnDrop {
+        let mut agent = KilledOnDrop(self.agent(folder, nat_port, passed).stderr(Stdio::inherit()).spawn().unwrap());
         let end = Instant::now() + HANG;
         while !folder.join("run/admin.sock").exists() || !answers(folder) {
             assert_eq!(agent.0.try_wait().unwrap(), None, "it ends");
@@ -172,7 +150,7 @@ const ALL: &[&str] = &["0.0.0.0:500", "0.0.0.0:4500", "[::]:500", "[::]:4500"];
 
 #[test]
 fn sockets_that_systemd_opened_are_taken_over_and_outlive_the_agent() {
-    if !is_root() {
+    if !is_root_or_skips() {
         return;
     }
     let (namespace, folder) = (Namespace::new(), tempfile::tempdir().unwrap());
@@ -192,7 +170,7 @@ fn sockets_that_systemd_opened_are_taken_over_and_outlive_the_agent() {
 
 #[test]
 fn a_socket_that_is_not_what_it_should_be_is_refused_in_words() {
-    if !is_root() {
+    if !is_root_or_skips() {
         return;
     }
     let (namespace, folder) = (Namespace::new(), tempfile::tempdir().unwrap());
@@ -215,7 +193,7 @@ fn a_socket_that_is_not_what_it_should_be_is_refused_in_words() {
 
 #[test]
 fn a_local_user_who_holds_a_port_is_named() {
-    if !is_root() {
+    if !is_root_or_skips() {
         return;
     }
     for address in ["0.0.0.0:4500", "[::]:4500"] {
@@ -229,7 +207,7 @@ fn a_local_user_who_holds_a_port_is_named() {
 
 #[test]
 fn state_and_sockets_are_private_without_a_controller_too_and_no_core_is_written() {
-    if !is_root() {
+    if !is_root_or_skips() {
         return;
     }
     let (namespace, folder) = (Namespace::new(), tempfile::tempdir().unwrap());

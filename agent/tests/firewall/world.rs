@@ -1,7 +1,6 @@
 //! An edge with two pods on its bridge, a LAN, the outside, and a far network that stands for what
 //! is behind tunnels. Each in a namespace of its own, each with both families.
 
-use std::fs::File;
 use std::io::{Read as _, Write as _};
 use std::net::{IpAddr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::process::Command;
@@ -9,7 +8,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use edge_agent::host::firewall::{self, Firewall};
-use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+use interop_tests::netns;
 
 static COUNT: AtomicU32 = AtomicU32::new(0);
 
@@ -76,7 +75,7 @@ impl World {
         let prefix = format!("fw-{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
         let world = Self { prefix };
         for name in ["edge", "lan", "outside", "far", "pod", "neighbour"] {
-            run(Command::new("ip").args(["netns", "add", &world.netns(name)]));
+            netns::add(&world.netns(name));
             world.sh(name, "sysctl -qw net.ipv6.conf.all.accept_dad=0 net.ipv6.conf.default.accept_dad=0 net.ipv4.conf.all.rp_filter=0 net.ipv4.conf.default.rp_filter=0 && ip link set lo up");
         }
         let link = |here: &str, name: &str| {
@@ -163,17 +162,12 @@ impl World {
 
     /// Runs a shell script on one of the hosts.
     pub(crate) fn sh(&self, name: &str, script: &str) -> String {
-        run(Command::new("ip").args(["netns", "exec", &self.netns(name), "sh", "-c", script]))
+        netns::succeed(Command::new("ip").args(["netns", "exec", &self.netns(name), "sh", "-c", script]))
     }
 
-    /// Does something on one of the hosts.
-    pub(crate) fn on<T: Send + 'static>(&self, name: &str, work: impl FnOnce() -> T + Send + 'static) -> T {
-        let netns = File::open(format!("/run/netns/{}", self.netns(name))).unwrap();
-        let thread = std::thread::spawn(move || {
-            move_into_link_name_space(std::os::fd::AsFd::as_fd(&netns), Some(LinkNameSpaceType::Network)).unwrap();
-            work()
-        });
-        thread.join().unwrap()
+    /// Runs `work` on one of the hosts.
+    pub(crate) fn on<T: Send>(&self, name: &str, work: impl FnOnce() -> T + Send) -> T {
+        netns::within(&self.netns(name), work)
     }
 
     pub(crate) fn apply(&self, firewall: &Firewall) {
@@ -322,13 +316,7 @@ pub(crate) fn passes(from: &mut TcpStream, to: &mut TcpStream) -> bool {
 impl Drop for World {
     fn drop(&mut self) {
         for name in ["edge", "lan", "outside", "far", "pod", "neighbour"] {
-            let _ = Command::new("ip").args(["netns", "del", &self.netns(name)]).output();
+            netns::delete(&self.netns(name));
         }
     }
-}
-
-fn run(command: &mut Command) -> String {
-    let output = command.output().unwrap();
-    assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
-    String::from_utf8(output.stdout).unwrap()
 }

@@ -2,10 +2,11 @@
 
 use std::process::Command;
 
+use interop_tests::netns::succeed;
+use interop_tests::suite::Test;
 use serde_json::json;
 
-use crate::harness::Test;
-use crate::world::{World, addresses, ip, path, pings, succeed, sysctl, wait_for};
+use crate::world::{World, addresses, ip, path, pings, sysctl, wait_for};
 
 pub(crate) const TESTS: &[Test] = &[
     (

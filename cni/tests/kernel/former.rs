@@ -1,7 +1,8 @@
 //! What pods of an earlier release may send once this one makes the filter.
 
+use interop_tests::suite::Test;
+
 use crate::frames::{self, Mac};
-use crate::harness::Test;
 use crate::spoof::{attach, host_end, stands, table, up};
 use crate::world::{Pod, World, ip, pings};
 

@@ -5,28 +5,16 @@
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::net::{Ipv4Addr, Ipv6Addr};
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::AsRawFd;
 use std::time::Duration;
 
+use interop_tests::netns::within;
 use rustix::net::sockopt::{Timeout, set_socket_recv_buffer_size_force, set_socket_timeout};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, netdevice, socket_with};
-use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 pub(crate) type Mac = [u8; 6];
 
 pub(crate) const BROADCAST: Mac = [0xff; 6];
-
-/// Runs something in a namespace, on a thread of its own.
-pub(crate) fn within<T: Send>(netns: &str, work: impl FnOnce() -> T + Send) -> T {
-    std::thread::scope(|scope| {
-        let inside = scope.spawn(|| {
-            let file = File::open(format!("/run/netns/{netns}")).unwrap();
-            move_into_link_name_space(file.as_fd(), Some(LinkNameSpaceType::Network)).unwrap();
-            work()
-        });
-        inside.join().unwrap()
-    })
-}
 
 /// A packet socket at an interface: sends frames, and receives all that arrive.
 pub(crate) struct Wire(File);

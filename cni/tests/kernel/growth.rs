@@ -11,9 +11,9 @@ use edge_types::agent_protocol::{AgentRequest, AgentResponse, Stock};
 use edge_types::api::Family;
 use edge_types::frame;
 use edge_types::store::{SegmentsFile, SegmentsSource};
+use interop_tests::suite::Test;
 use serde_json::json;
 
-use crate::harness::Test;
 use crate::world::{World, pings};
 
 pub(crate) const TESTS: &[Test] = &[

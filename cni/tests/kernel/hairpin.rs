@@ -5,10 +5,12 @@ use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::process::Command;
 use std::time::Duration;
 
-use crate::frames::{Wire, arp, discovery, within};
-use crate::harness::Test;
+use interop_tests::netns::{succeed, within};
+use interop_tests::suite::Test;
+
+use crate::frames::{Wire, arp, discovery};
 use crate::spoof::attach;
-use crate::world::{World, pings, succeed};
+use crate::world::{World, pings};
 
 pub(crate) const TESTS: &[Test] = &[
     ("a_pod_reaches_itself_and_its_neighbour_by_a_service", a_pod_reaches_itself_and_its_neighbour_by_a_service),

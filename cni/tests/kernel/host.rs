@@ -2,10 +2,11 @@
 
 use std::process::Command;
 
+use interop_tests::netns::succeed;
+use interop_tests::suite::Test;
 use serde_json::{Value, json};
 
-use crate::harness::Test;
-use crate::world::{Answer, World, addresses, answer, ip, path, pings, succeed, sysctl};
+use crate::world::{Answer, World, addresses, answer, ip, path, pings, sysctl};
 
 pub(crate) const TESTS: &[Test] = &[
     ("a_bridge_of_the_hosts_own_is_left_alone", a_bridge_of_the_hosts_own_is_left_alone),

@@ -1,8 +1,8 @@
 //! What the plugin is asked wrongly, and what it says then.
 
+use interop_tests::suite::Test;
 use serde_json::{Value, json};
 
-use crate::harness::Test;
 use crate::world::{World, addresses, answer, ip, path, pings};
 
 pub(crate) const TESTS: &[Test] = &[
@@ -207,7 +207,7 @@ fn without_any_segment_add_says_what_to_do() {
 
 fn people_get_help() {
     let run = |argument: &str| {
-        crate::world::succeed(std::process::Command::new(env!("CARGO_BIN_EXE_edge-cni")).arg(argument))
+        interop_tests::netns::succeed(std::process::Command::new(env!("CARGO_BIN_EXE_edge-cni")).arg(argument))
     };
     assert!(run("--help").contains("CNI_COMMAND") && run("--version").contains("1.1.0"));
     let wrong = std::process::Command::new(env!("CARGO_BIN_EXE_edge-cni")).arg("--hlep").output().unwrap();

@@ -5,11 +5,12 @@ use std::fs;
 use std::path::PathBuf;
 use std::process::Command;
 
+use interop_tests::netns::succeed;
+use interop_tests::suite::Test;
 use serde_json::{Value, json};
 
-use crate::harness::Test;
 use crate::host::up;
-use crate::world::{Answer, Pod, World, path, succeed};
+use crate::world::{Answer, Pod, World, path};
 
 pub(crate) const TESTS: &[Test] = &[
     ("pods_go_from_a_full_disk_and_their_addresses_come_back", pods_go_from_a_full_disk_and_their_addresses_come_back),

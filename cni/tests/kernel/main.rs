@@ -6,7 +6,6 @@ mod former;
 mod frames;
 mod growth;
 mod hairpin;
-mod harness;
 mod host;
 mod ingress;
 mod input;
@@ -16,8 +15,13 @@ mod survive;
 mod verify;
 mod world;
 
-fn main() -> std::process::ExitCode {
-    let tests: Vec<harness::Test> = [
+use std::process::ExitCode;
+
+use interop_tests::netns;
+use interop_tests::suite::{self, Test, Unrunnable};
+
+fn main() -> ExitCode {
+    let tests: Vec<Test> = [
         attach::TESTS,
         spoof::TESTS,
         former::TESTS,
@@ -30,9 +34,6 @@ fn main() -> std::process::ExitCode {
         growth::TESTS,
         verify::TESTS,
     ]
-    .into_iter()
-    .flatten()
-    .copied()
-    .collect();
-    harness::run(&tests)
+    .concat();
+    suite::run(&tests, netns::obstacle, Unrunnable::Skip)
 }

@@ -5,12 +5,13 @@ use std::io::Write;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::process::{Command, Stdio};
 
+use interop_tests::netns::succeed;
+use interop_tests::suite::Test;
 use serde_json::json;
 
 use crate::frames::{self, BROADCAST, Mac, Wire, arp, discovery, ethernet, ipv4, ipv6, neighbour, udp};
-use crate::harness::Test;
 use crate::host::status;
-use crate::world::{Pod, World, addresses, ip, pings, succeed, wait_for};
+use crate::world::{Pod, World, addresses, ip, pings, wait_for};
 
 pub(crate) const TESTS: &[Test] = &[
     ("a_pod_sends_as_nobody_else_unless_the_operator_says_so", a_pod_sends_as_nobody_else_unless_the_operator_says_so),

@@ -5,7 +5,8 @@ use std::fs;
 use std::process::Child;
 use std::time::{Duration, Instant};
 
-use crate::harness::Test;
+use interop_tests::suite::Test;
+
 use crate::spoof::table;
 use crate::world::{World, addresses, answer, pings};
 

@@ -1,8 +1,8 @@
 //! CHECK and GC: what is found out and removed long after ADD.
 
+use interop_tests::suite::Test;
 use serde_json::{Value, json};
 
-use crate::harness::Test;
 use crate::world::{Answer, Pod, World, ip, path, pings};
 
 pub(crate) const TESTS: &[Test] = &[

@@ -8,6 +8,7 @@ use std::process::{Child, Command, Output, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
+use interop_tests::netns::{self, succeed};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -68,7 +69,7 @@ impl World {
     }
 
     fn add_namespace(&self, name: &str) {
-        succeed(Command::new("ip").args(["netns", "add", name]));
+        netns::add(name);
         self.namespaces.borrow_mut().push(name.to_owned());
     }
 
@@ -201,7 +202,7 @@ impl World {
 impl Drop for World {
     fn drop(&mut self) {
         for name in self.namespaces.borrow().iter() {
-            let _ = Command::new("ip").args(["netns", "del", name]).output();
+            netns::delete(name);
         }
     }
 }
@@ -243,12 +244,6 @@ pub(crate) fn pings(netns: &str, address: &str) -> bool {
 pub(crate) fn sysctl(netns: &str, name: &str) -> String {
     let path = format!("/proc/sys/net/{name}");
     succeed(Command::new("ip").args(["netns", "exec", netns, "cat", &path])).trim().to_owned()
-}
-
-pub(crate) fn succeed(command: &mut Command) -> String {
-    let output = command.output().unwrap();
-    assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
-    String::from_utf8(output.stdout).unwrap()
 }
 
 /// Waits until something has come about.

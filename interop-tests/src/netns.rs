@@ -1,0 +1,151 @@
+//! Network namespaces and programs for the tests of a single crate, without the lab. Like all tests
+//! they panic where something that they need fails.
+
+use std::fs::File;
+use std::os::fd::AsFd as _;
+use std::path::Path;
+use std::process::{Child, Command};
+
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+
+/// Why this machine cannot run tests in network namespaces, if so. It makes one to find out.
+#[must_use]
+pub fn obstacle() -> Option<String> {
+    probe(|_| None)
+}
+
+/// As [`obstacle`], for tests that also need `nft`.
+#[must_use]
+pub fn obstacle_with_nft() -> Option<String> {
+    probe(|name| {
+        let listed = Command::new("ip").args(["netns", "exec", name, "nft", "list", "ruleset"]).output();
+        let works = listed.is_ok_and(|output| output.status.success());
+        (!works).then(|| "`nft` (nftables) cannot be run".into())
+    })
+}
+
+fn probe(inside: impl FnOnce(&str) -> Option<String>) -> Option<String> {
+    let name = format!("probe-{}", std::process::id());
+    match Command::new("ip").args(["netns", "add", &name]).output() {
+        Err(error) => Some(format!("`ip` (iproute2) cannot be run: {error}")),
+        Ok(output) if !output.status.success() => {
+            let why = String::from_utf8_lossy(&output.stderr);
+            Some(format!("network namespaces cannot be made; it needs root: {}", why.trim()))
+        }
+        Ok(_) => {
+            let found = inside(&name);
+            delete(&name);
+            found
+        }
+    }
+}
+
+/// Whether this process is root. If it is not, it says on standard error that a test is skipped.
+#[must_use]
+pub fn is_root_or_skips() -> bool {
+    let root = rustix::process::geteuid().is_root();
+    if !root {
+        eprintln!("skipped: network namespaces need root");
+    }
+    root
+}
+
+/// Makes a named network namespace (`ip netns add`).
+///
+/// # Panics
+/// If it cannot be made.
+pub fn add(name: &str) {
+    succeed(Command::new("ip").args(["netns", "add", name]));
+}
+
+/// Deletes a named network namespace, if it is there.
+pub fn delete(name: &str) {
+    // What is gone already needs no deletion; a test that cleans up after a failure has no more to
+    // say.
+    let _ = Command::new("ip").args(["netns", "del", name]).output();
+}
+
+/// Runs `work` on a thread of its own in a named network namespace.
+///
+/// # Panics
+/// If the namespace cannot be entered, or `work` panics.
+pub fn within<T: Send>(name: &str, work: impl FnOnce() -> T + Send) -> T {
+    std::thread::scope(|scope| {
+        let inside = scope.spawn(|| {
+            enter(&Path::new("/run/netns").join(name));
+            work()
+        });
+        inside.join().expect("the work in the namespace panicked")
+    })
+}
+
+/// Moves this thread into the network namespace that a path names.
+///
+/// # Panics
+/// If it cannot be entered.
+pub fn enter(path: &Path) {
+    let moved = File::open(path)
+        .and_then(|file| Ok(move_into_link_name_space(file.as_fd(), Some(LinkNameSpaceType::Network))?));
+    moved.unwrap_or_else(|error| panic!("the network namespace {} cannot be entered: {error}", path.display()));
+}
+
+/// Runs a program to its end, which must be a success. Returns its standard output.
+///
+/// # Panics
+/// If it cannot be run or fails; the message has its standard error.
+pub fn succeed(command: &mut Command) -> String {
+    let output = command.output().unwrap_or_else(|error| panic!("{command:?} cannot be run: {error}"));
+    assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap_or_else(|error| panic!("{command:?} wrote no UTF-8: {error}"))
+}
+
+/// A program that is killed when the test ends, whether it passes or fails.
+#[derive(Debug)]
+pub struct KilledOnDrop(pub Child);
+
+impl Drop for KilledOnDrop {
+    fn drop(&mut self) {
+        // It may have ended by itself.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// A network namespace without a name, kept alive by a process that sleeps in it.
+#[derive(Debug)]
+pub struct UnnamedNamespace(KilledOnDrop);
+
+impl UnnamedNamespace {
+    /// Makes it.
+    ///
+    /// # Panics
+    /// If it cannot be made.
+    #[must_use]
+    #[expect(clippy::new_without_default, reason = "it starts a process")]
+    pub fn new() -> Self {
+        // `unshare` becomes `cat`, which ends with its standard input, at the latest when this
+        // process does. It answers once it is in the namespace.
+        let mut command = Command::new("unshare");
+        command.args(["--net", "cat"]).stdin(std::process::Stdio::piped()).stdout(std::process::Stdio::piped());
+        let mut child = command.spawn().unwrap_or_else(|error| panic!("{command:?} cannot be run: {error}"));
+        let mut echo = [0];
+        let answered = child.stdin.as_mut().zip(child.stdout.as_mut()).map(|(stdin, stdout)| {
+            std::io::Write::write_all(stdin, b".").and_then(|()| std::io::Read::read_exact(stdout, &mut echo))
+        });
+        let holder = KilledOnDrop(child);
+        assert!(matches!(answered, Some(Ok(()))), "{command:?} makes no network namespace: {answered:?}");
+        Self(holder)
+    }
+
+    /// The process that holds it.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.0.0.id()
+    }
+
+    /// The path by which others enter it.
+    #[must_use]
+    pub fn path(&self) -> String {
+        format!("/proc/{}/ns/net", self.pid())
+    }
+}

@@ -1,0 +1,64 @@
+//! The test runner of binaries with `harness = false`: it runs their tests one after another, and
+//! counts tests that this machine cannot run as skipped, never as passed.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::process::ExitCode;
+
+/// A test and its name, the sentence that it proves.
+pub type Test = (&'static str, fn());
+
+/// What happens to tests that this machine cannot run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Unrunnable {
+    /// They count as skipped.
+    Skip,
+    /// They count as failed where the environment variable `CI` is set, as skipped elsewhere.
+    FailInCi,
+}
+
+/// Runs the tests whose names contain one of the words on the command line, or all of them; with
+/// `--list` it prints their names. `obstacle` says why none of them can run here, if so.
+#[must_use]
+pub fn run(tests: &[Test], obstacle: impl FnOnce() -> Option<String>, unrunnable: Unrunnable) -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let words: Vec<&String> = arguments.iter().filter(|argument| !argument.starts_with('-')).collect();
+    let chosen: Vec<&Test> =
+        tests.iter().filter(|(name, _)| words.is_empty() || words.iter().any(|word| name.contains(*word))).collect();
+    if arguments.iter().any(|argument| argument == "--list") {
+        chosen.iter().for_each(|(name, _)| println!("{name}: test"));
+        return ExitCode::SUCCESS;
+    }
+    println!("\nrunning {} tests", chosen.len());
+    if !chosen.is_empty()
+        && let Some(why) = obstacle()
+    {
+        return report_unrunnable(&chosen, &why, unrunnable == Unrunnable::FailInCi && is_ci());
+    }
+    let mut failed = Vec::new();
+    for (name, test) in &chosen {
+        let passed = catch_unwind(AssertUnwindSafe(test)).is_ok();
+        println!("test {name} ... {}", if passed { "ok" } else { "FAILED" });
+        if !passed {
+            failed.push(*name);
+        }
+    }
+    let result = if failed.is_empty() { "ok" } else { "FAILED" };
+    println!("\ntest result: {result}. {} passed; {} failed; 0 skipped\n", chosen.len() - failed.len(), failed.len());
+    failed.iter().for_each(|name| println!("failed: {name}"));
+    ExitCode::from(u8::from(!failed.is_empty()))
+}
+
+fn report_unrunnable(chosen: &[&Test], why: &str, fatal: bool) -> ExitCode {
+    let word = if fatal { "FAILED" } else { "skipped" };
+    chosen.iter().for_each(|(name, _)| println!("test {name} ... {word}: {why}"));
+    let (failed, skipped) = if fatal { (chosen.len(), 0) } else { (0, chosen.len()) };
+    let result = if fatal { "FAILED" } else { "ok" };
+    println!("\ntest result: {result}. 0 passed; {failed} failed; {skipped} skipped: {why}\n");
+    ExitCode::from(u8::from(fatal))
+}
+
+/// Whether this is a build machine, where nothing may be skipped: the environment variable `CI` is
+/// set to something other than `0` or `false`.
+pub(crate) fn is_ci() -> bool {
+    std::env::var("CI").is_ok_and(|value| !matches!(value.as_str(), "" | "0" | "false"))
+}
