@@ -26,31 +26,31 @@ struct ConfigArgument {
     /// The TOML file
     #[arg(long, short, value_name = "FILE", default_value = config::DEFAULT_PATH, env = "EDGE_AGENT_CONFIG")]
     config: PathBuf,
-    /// This node's name, instead of the one in the file: where many nodes share a file
+    /// This node's name, instead of the one in the file, so that many nodes can share a file
     #[arg(long, value_name = "NODE", env = "EDGE_AGENT_NAME")]
     name: Option<edge_types::NodeName>,
 }
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Run in the foreground until SIGTERM; the kernel's state then stays (see `down`)
+    /// Run in the foreground until SIGTERM; what is in the kernel stays there (see `down`)
     Run {
         #[command(flatten)]
         config: ConfigArgument,
     },
-    /// Show what the running agent wants, has, and had to repair
+    /// Show peers, tunnels, obstacles and incidents of the running agent
     Status {
         #[command(flatten)]
         config: ConfigArgument,
-        /// For scripts
+        /// Print JSON, for scripts
         #[arg(long)]
         json: bool,
     },
     /// Remove what the agent keeps in the kernel: SAs, policies, routes, the firewall table, and
     /// last the guard
     ///
-    /// Pods that are left may speak in clear from then on. Certificate, view and segments stay on
-    /// disk; `run` puts everything back.
+    /// Remaining pods may then send in clear. Certificate, view and segments stay on disk; `run`
+    /// puts everything back.
     Down {
         #[command(flatten)]
         config: ConfigArgument,
@@ -59,32 +59,32 @@ enum Command {
     Rekey {
         #[command(flatten)]
         config: ConfigArgument,
-        /// Its name, as `status` shows it
+        /// The peer's name, as `status` shows it
         peer: String,
     },
-    /// Tell the container runtime of the plugin, once this node has its first segment
+    /// Register the plugin with the container runtime, once this node has its first segment
     ///
-    /// Writes 10-edge-cni.conflist, as a whole, into the folder named by [cni] conf_dir
+    /// Writes 10-edge-cni.conflist, atomically, into the folder named by [cni] conf_dir
     /// (/etc/cni/net.d; on k3s /var/lib/rancher/k3s/agent/etc/cni/net.d, with bin_dir
-    /// /var/lib/rancher/k3s/data/cni). Nothing else in that folder is touched. Waits for the first
-    /// segment, which the running agent brings.
+    /// /var/lib/rancher/k3s/data/cni). Nothing else in that folder is changed. Waits for the first
+    /// segment, which the running agent requests.
     InstallCni {
         #[command(flatten)]
         config: ConfigArgument,
         /// Copy this edge-cni program into [cni] bin_dir first
         #[arg(long, value_name = "FILE")]
         plugin: Option<PathBuf>,
-        /// Wait so long for the first segment, seconds; 0 looks once
+        /// Longest wait for the first segment, seconds; 0 checks once
         #[arg(long, value_name = "SECONDS", default_value_t = 60)]
         timeout: u64,
-        /// Copy the plugin and nothing else: before the agent has run for the first time
+        /// Copy the plugin and do nothing else; for use before the agent has run
         #[arg(long, requires = "plugin")]
         plugin_only: bool,
-        /// Stay, for as long as it takes to the first segment, and write the conflist again
-        /// whenever it is lost or what it says changes
+        /// Keep running: wait for the first segment for as long as it takes, and write the conflist
+        /// again whenever it is lost or its content changes
         #[arg(long, conflicts_with_all = ["timeout", "plugin_only"])]
         keep: bool,
-        /// Remove the conflist instead: the runtime makes no more pods with this network
+        /// Remove the conflist instead: the runtime starts no more pods with this network
         #[arg(long, conflicts_with_all = ["plugin", "timeout", "plugin_only", "keep"])]
         remove: bool,
     },
@@ -93,7 +93,7 @@ enum Command {
 impl Cli {
     /// Runs the command. Exit codes: 0 done, 1 failed, 2 wrong usage or configuration.
     pub fn execute(self) -> ExitCode {
-        // Before the configuration is read, which may hold a pre-shared key.
+        // Called before the configuration is read, which may hold a pre-shared key.
         hardening::forbid_dumps();
         match self.command {
             Command::Run { config } => with_config(&config, run::run),
@@ -110,7 +110,7 @@ impl Cli {
                     }
                     match (plugin_only, keep) {
                         (true, _) => Ok(()),
-                        (false, true) => install_cni::keep(&config),
+                        (false, true) => install_cni::keep_installed(&config),
                         (false, false) => install_cni::execute(&config, Duration::from_secs(timeout)),
                     }
                 })

@@ -1,5 +1,5 @@
-//! `edge-agent down`: takes everything of the agent's away, whether or not it ever ran on this
-//! boot.
+//! `edge-agent down`: removes everything that an agent installed in the kernel, also if none has
+//! run since boot.
 
 use std::os::unix::net::UnixStream;
 use std::process::{Command, Stdio};
@@ -14,30 +14,31 @@ use crate::config::Config;
 use crate::host::{firewall, obstacles};
 use crate::install_cni::CONFLIST;
 
-/// Removes SAs, policies, routes, the guard and the tables; nothing of anyone else's. Pods that are
-/// left stay closed to hosts outside. Goes on after a failure, and tells all of them.
+/// Removes our SAs, policies, routes, nftables tables and the guard, and nothing that belongs to
+/// other programs. Remaining pods stay closed to hosts outside. Goes on after a failure, and
+/// reports all failures. Fails if the agent runs.
 pub fn down(config: &Config) -> anyhow::Result<()> {
     let socket = config.admin_socket();
     if UnixStream::connect(&socket).is_ok() {
         bail!("the agent is running ({}); stop it first, or it puts everything back", socket.display());
     }
     let mut failures = Vec::new();
-    let tell = |failures: &mut Vec<String>, what: &str, outcome: anyhow::Result<usize>| match outcome {
+    let report = |failures: &mut Vec<String>, what: &str, outcome: anyhow::Result<usize>| match outcome {
         Ok(count) => println!("{what}: {count} removed"),
         Err(error) => failures.push(format!("{what}: {error:#}")),
     };
-    tell(&mut failures, "SAs", sas());
-    // While pods are there the guard goes last: until then their packets die instead of leaving in
-    // clear.
-    tell(&mut failures, "policies", policies());
-    tell(&mut failures, "routes", routes());
-    tell(&mut failures, "nftables tables", tables());
+    report(&mut failures, "SAs", sas());
+    // The guard is removed last: until then packets of remaining pods are dropped instead of
+    // leaving in clear.
+    report(&mut failures, "policies", policies());
+    report(&mut failures, "routes", routes());
+    report(&mut failures, "nftables tables", tables());
     if let Err(error) = close_pods(config) {
-        failures.push(format!("hosts outside reach the pods that are left: {error:#}"));
+        failures.push(format!("hosts outside reach the remaining pods: {error:#}"));
     }
-    tell(&mut failures, "accept rules in FORWARD", obstacles::remove_accepts());
-    tell(&mut failures, "guard", guard::remove().map(|()| 1).map_err(Into::into));
-    if failures.is_empty() { Ok(()) } else { bail!("not all is gone: {}", failures.join("; ")) }
+    report(&mut failures, "accept rules in FORWARD", obstacles::remove_accepts());
+    report(&mut failures, "guard", guard::remove().map(|()| 1).map_err(Into::into));
+    if failures.is_empty() { Ok(()) } else { bail!("not everything is removed: {}", failures.join("; ")) }
 }
 
 fn sas() -> anyhow::Result<usize> {
@@ -53,7 +54,7 @@ fn sas() -> anyhow::Result<usize> {
     Ok(count)
 }
 
-/// Those of tunnels; the guard's are left to its own crate.
+/// Removes the policies of tunnels. [`guard::remove`] removes those of the guard.
 fn policies() -> anyhow::Result<usize> {
     use edge_xfrm::policy::priority;
     let mut xfrm = Xfrm::open().context("the agent needs CAP_NET_ADMIN")?;
@@ -67,7 +68,8 @@ fn policies() -> anyhow::Result<usize> {
     Ok(count)
 }
 
-/// A cloud node's to the hub; those of the guard's device go with it.
+/// Removes a cloud node's routes to the hub. The kernel removes those of the guard's device with
+/// it.
 fn routes() -> anyhow::Result<usize> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {

@@ -1,10 +1,10 @@
-//! Keys and pre-shared keys stay in this process.
+//! Process settings that keep private and pre-shared keys from other users.
 
 use rustix::fs::Mode;
 use rustix::process::{DumpableBehavior, Resource, Rlimit, set_dumpable_behavior, setrlimit, umask};
 
-/// No core dump of this process, and nobody but root reads its memory (`PR_SET_DUMPABLE`,
-/// prctl(2)).
+/// Forbids core dumps (`RLIMIT_CORE`), and access to this process's memory by others than root
+/// (`PR_SET_DUMPABLE`, prctl(2)). A failure is logged.
 pub fn forbid_dumps() {
     let none = Rlimit { current: Some(0), maximum: Some(0) };
     if let Err(error) = setrlimit(Resource::Core, none) {
@@ -15,7 +15,8 @@ pub fn forbid_dumps() {
     }
 }
 
-/// What is made from now on is its owner's alone, sockets included, from the first moment on.
+/// Sets the umask to 077: new files and sockets are for their owner alone from the moment they
+/// exist.
 pub fn make_files_private() {
     umask(Mode::RWXG | Mode::RWXO);
 }

@@ -1,5 +1,5 @@
-//! `edge-agent`: speaks IKEv2 with its peers and programs the kernel's XFRM accordingly. See
-//! `docs/agent.md`.
+//! `edge-agent`: negotiates IPsec tunnels with its peers by IKEv2, and installs them in the kernel.
+//! See `docs/agent.md`.
 #![forbid(unsafe_code)]
 
 use std::process::ExitCode;

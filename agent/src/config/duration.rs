@@ -1,4 +1,4 @@
-//! Durations as people write them: `500ms`, `4s`, `10m`, `1h`.
+//! Durations in the configuration: `500ms`, `4s`, `10m`, `1h`.
 
 use std::time::Duration;
 

@@ -1,28 +1,28 @@
-//! `[firewall]`: what the table `inet edge-cni` does beyond what the cluster asks for.
+//! `[firewall]`: options of the table `inet edge-cni`.
 
 use ipnetwork::IpNetwork;
 use serde::Deserialize;
 
-/// `[firewall]`.
+/// The table `[firewall]`.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct FirewallSection {
-    /// Pods that leave for neither cluster nor tunnel take this node's address; on edges unless
-    /// set, not on hubs and cloud nodes.
+    /// Whether packets of pods to destinations outside of cluster and tunnels get this node's
+    /// address. Default: yes on edges, no on hubs and cloud nodes.
     pub masquerade: Option<bool>,
-    /// Destinations that see the pod's own address all the same.
+    /// Destinations excepted from `masquerade`: they see the pod's own address.
     pub masquerade_except: Vec<IpNetwork>,
-    /// Sources outside the cluster that reach this node's pods in clear.
+    /// Sources outside of the cluster that may reach this node's pods in clear.
     pub lan_to_pods: Vec<IpNetwork>,
-    /// Sources outside the cluster that may use the tunnels through this node, under the bridge's
-    /// address.
+    /// Sources outside of the cluster that may use this node's tunnels. Their packets get the
+    /// bridge's address.
     pub lan_to_tunnels: Vec<IpNetwork>,
-    /// Sources besides their own addresses from which pods may send.
+    /// Sources from which pods may send, besides their own addresses.
     pub pod_sources: Vec<IpNetwork>,
-    /// Whether forwarding, where this agent turned it on, makes the node a router between its own
-    /// networks as well.
+    /// Whether the node also routes between its own networks if agent or plugin turned on
+    /// forwarding.
     pub forward_others: bool,
-    /// Whether the `FORWARD` chain of iptables gets accept rules for the cluster's ranges where its
+    /// Whether the `FORWARD` chain of iptables gets accept rules for the cluster's ranges if its
     /// policy is `DROP`.
     pub accept_in_forward: bool,
 }

@@ -1,9 +1,10 @@
-//! IKE identities as text.
+//! IKE identities (RFC 7296 3.5) as text.
 
 use edge_ike::Identity;
 
-/// Reads an identity: an address, `user@domain` (ID_RFC822_ADDR), `keyid:TEXT` (ID_KEY_ID), else a
-/// name (ID_FQDN), where a leading `@` or `fqdn:` says so explicitly.
+/// Parses an identity: an address (ID_IPV4_ADDR, ID_IPV6_ADDR), `user@domain` (ID_RFC822_ADDR),
+/// `keyid:TEXT` (ID_KEY_ID), else a name (ID_FQDN). A leading `@` or `fqdn:` makes it a name in any
+/// case.
 pub(super) fn parse(text: &str) -> Result<Identity, String> {
     if let Ok(address) = text.parse() {
         return Ok(Identity::Address(address));

@@ -1,5 +1,5 @@
-//! The agent's TOML file. Every key, with its default, stands in `docs/configuration.md`; unknown
-//! keys are refused.
+//! The agent's TOML file. `docs/configuration.md` lists every key with its default; unknown keys
+//! are refused.
 
 mod duration;
 mod firewall;
@@ -23,24 +23,26 @@ use edge_types::{NodeName, Role, pods, store};
 use serde::Deserialize;
 use zeroize::Zeroizing;
 
-/// Where the file is looked for unless `--config` says otherwise.
+/// Path of the file, unless `--config` gives another.
 pub const DEFAULT_PATH: &str = "/etc/edge-cni/agent.toml";
 
 /// The whole file.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
-    /// Name of this node; the host name unless set. The controller decides whether it may be used.
+    /// Name of this node; the host name unless set. The controller decides whether the node may use
+    /// it.
     pub name: Option<NodeName>,
-    /// What this node believes to be. Checked against the certificate, which alone decides.
+    /// Expected role of this node. The certificate decides the role; the agent refuses to join if
+    /// it differs.
     pub role: Option<Role>,
-    /// Folder that survives reboots.
+    /// State directory; must survive reboots.
     #[serde(default = "default_state_dir")]
     pub state_dir: PathBuf,
-    /// Folder of the sockets; may be wiped at any time.
+    /// Folder of the sockets; other programs may wipe it at any time.
     #[serde(default = "default_run_dir")]
     pub run_dir: PathBuf,
-    /// The pods' bridge.
+    /// Interface name of the pods' bridge.
     #[serde(default = "default_bridge")]
     pub bridge: String,
     /// UDP port for IKE.
@@ -52,15 +54,15 @@ pub struct Config {
     /// Whether ESP between our own nodes always travels in UDP.
     #[serde(default)]
     pub encap: Encap,
-    /// MTU of pods, bytes; found out from the uplink unless set.
+    /// MTU of pods, bytes; derived from the uplink unless set.
     pub mtu: Option<u32>,
     /// Timers of all tunnels.
     #[serde(default)]
     pub timing: TimingSection,
-    /// Where the container runtime looks for CNI.
+    /// Folders and plugins of the container runtime.
     #[serde(default)]
     pub cni: CniSection,
-    /// What the firewall does beyond what the cluster asks for.
+    /// Options of the table `inet edge-cni`.
     #[serde(default)]
     pub firewall: FirewallSection,
     /// The controller; absent on a plain IKEv2 daemon.
@@ -68,65 +70,65 @@ pub struct Config {
     /// Static peers.
     #[serde(default, rename = "peer")]
     pub peers: Vec<PeerSection>,
-    /// The file's folder: relative paths in the file start here.
+    /// The file's folder, to which paths in the file are relative.
     #[serde(skip)]
     folder: PathBuf,
 }
 
-/// `encap`.
+/// The key `encap`.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Encap {
     /// Always in UDP: firewalls that pass IKE and drop ESP are common.
     #[default]
     Force,
-    /// Only where a NAT is seen.
+    /// Only if a NAT is detected.
     Auto,
 }
 
-/// `[controller]`.
+/// The table `[controller]`.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ControllerSection {
-    /// `https://HOST:PORT`, tried in order.
+    /// URLs `https://HOST:PORT` of the controllers, tried in order.
     pub urls: Vec<String>,
     /// File with the join token; needed until the node has its certificate.
     pub token_file: Option<PathBuf>,
-    /// In its place: file with the service account token of this node's pod, for the audience
-    /// `edge-cni`.
+    /// File with the service account token of the agent's pod, for the audience `edge-cni`;
+    /// replaces `token_file`.
     pub service_account_token_file: Option<PathBuf>,
-    /// The controller's CA certificates, PEM; a service account token does not name them.
+    /// File with the controller's CA certificates, PEM; needed with a service account token.
     pub ca_file: Option<PathBuf>,
-    /// Unused segments to hold, so that a pod seldom waits for the cloud; 0 applies only when
-    /// addresses run short.
+    /// Number of unused segments to hold, so that a pod seldom waits for the controller. With 0 a
+    /// segment is requested only when addresses run short.
     #[serde(default = "default_spare")]
     pub spare: u32,
-    /// Addresses at which peers find this node, reported before those of its interfaces (a port
-    /// forwarding, an address of a balancer).
+    /// Addresses at which peers reach this node, for example that of a port forwarding or a load
+    /// balancer. Reported before those of its interfaces.
     #[serde(default)]
     pub advertise: Vec<IpAddr>,
-    /// When the controller has rolled over to a new authority, the certificate is renewed at some
-    /// moment within so long, so that not all nodes come at once.
+    /// After a rollover of the controller's authority the certificate is renewed at a random moment
+    /// within this time, so that the nodes do not renew all at once.
     #[serde(default, with = "duration::optional")]
     pub rollover_spread: Option<Duration>,
-    /// A view that takes more networks into tunnels, and under which the controller is not heard
-    /// for so long, is taken back.
+    /// If a view adds networks to the tunnels, and the controller is not heard under it for this
+    /// long, the view before is put back.
     #[serde(default, with = "duration::optional")]
     pub take_back: Option<Duration>,
 }
 
-/// `[cni]`.
+/// The table `[cni]`.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct CniSection {
-    /// Folder of network configurations; k3s and others differ from the default.
+    /// Folder of network configurations. k3s and others do not use the default.
     pub conf_dir: PathBuf,
-    /// Folder of plugins.
+    /// Folder of plugin programs.
     pub bin_dir: PathBuf,
-    /// Plugins that come after `edge-cni` in the list, as the runtime's JSON has them. Unless set:
-    /// `portmap`, if it is in `bin_dir`.
+    /// Plugins after `edge-cni` in the conflist, with the keys of their JSON configuration. Unless
+    /// set: `portmap`, if it is in `bin_dir`.
     pub plugins: Option<Vec<toml::Table>>,
-    /// Pods that may send with any address (the plugin's `unfilteredPods`).
+    /// Pods that may send from any address (the plugin's `unfilteredPods`).
     pub unfiltered_pods: Vec<String>,
 }
 
@@ -161,17 +163,17 @@ impl CniSection {
     }
 }
 
-/// `[timing]`: each key overrides one of [`Timing`]'s defaults.
+/// The table `[timing]`: each key overrides a default of [`Timing`].
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct TimingSection {
-    /// Silence after which liveness is checked.
+    /// Silence of the peer after which its liveness is checked.
     #[serde(with = "duration::optional")]
     pub liveness: Option<Duration>,
-    /// First retransmission after this; doubled each time.
+    /// Wait before the first retransmission; doubled each time.
     #[serde(with = "duration::optional")]
     pub retransmit: Option<Duration>,
-    /// Transmissions of one request before the IKE SA is given up.
+    /// Transmissions of one request before the IKE SA counts as dead.
     pub transmissions: Option<u32>,
     /// Soft lifetime of a CHILD_SA.
     #[serde(with = "duration::optional")]
@@ -179,22 +181,22 @@ pub struct TimingSection {
     /// Lifetime of an IKE SA.
     #[serde(with = "duration::optional")]
     pub ike_lifetime: Option<Duration>,
-    /// How long an old inbound SA lingers after a rekey.
+    /// How long the old inbound SA stays after a rekey.
     #[serde(with = "duration::optional")]
     pub linger: Option<Duration>,
-    /// Wait before beginning again after a failure; doubled up to `retry_max`.
+    /// Wait before the next attempt after a failure; doubled up to `retry_max`.
     #[serde(with = "duration::optional")]
     pub retry: Option<Duration>,
-    /// Longest wait between beginnings.
+    /// Longest wait between attempts.
     #[serde(with = "duration::optional")]
     pub retry_max: Option<Duration>,
-    /// NAT keepalive interval.
+    /// Interval of NAT keepalives.
     #[serde(with = "duration::optional")]
     pub nat_keepalive: Option<Duration>,
 }
 
 impl TimingSection {
-    /// The timers, with defaults where the file is silent.
+    /// The timers, with the default for each key that is not set.
     pub fn resolve(&self) -> Timing {
         let default = Timing::default();
         Timing {
@@ -235,41 +237,41 @@ fn default_spare() -> u32 {
     1
 }
 
-/// Why the file cannot be used. Never shows the line it speaks of: it may hold a secret.
+/// Why the file cannot be used. Never shows the text of a line: it may hold a secret.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
-    /// It cannot be read.
+    /// The file cannot be read.
     #[error("{path}: cannot be read: {error}")]
     Read {
         /// The file.
         path: PathBuf,
-        /// Why.
+        /// The error of the operating system.
         error: std::io::Error,
     },
-    /// It is not TOML, or has a key or value that is not known.
+    /// The file is not TOML, or has an unknown key or value.
     #[error("{path}, line {line}, column {column}: {problem}")]
     Syntax {
         /// The file.
         path: PathBuf,
-        /// From 1.
+        /// Line, from 1.
         line: usize,
-        /// From 1, in characters.
+        /// Column in characters, from 1.
         column: usize,
-        /// What was expected and what came.
+        /// What was expected, and what was found.
         problem: String,
     },
-    /// Each value is well-formed, but together they make no sense.
+    /// Each value is well-formed, but the values contradict each other, or one is out of range.
     #[error("{path}: {problem}")]
     Content {
         /// The file.
         path: PathBuf,
-        /// Where, what was expected, what to do.
+        /// The key, what was expected, and the remedy.
         problem: String,
     },
 }
 
 impl Config {
-    /// Reads and checks the file.
+    /// Reads and checks the file. Fails too if others may read it and it holds a pre-shared key.
     pub fn load(path: &Path) -> Result<Self, ConfigError> {
         let read_error = |error| ConfigError::Read { path: path.to_owned(), error };
         let text = Zeroizing::new(fs::read_to_string(path).map_err(read_error)?);
@@ -288,10 +290,10 @@ impl Config {
         Ok(config)
     }
 
-    /// Reads and checks a text; `path` is for errors.
+    /// Parses and checks the text of the file at `path`, which errors name.
     pub fn parse(text: &str, path: &Path) -> Result<Self, ConfigError> {
         let config: Self = toml::from_str(text).map_err(|error| {
-            // The error's own Display would print the line, and with it perhaps a key.
+            // The error's own Display shows the line, which may hold a key.
             let before = &text[..error.span().map_or(0, |span| text.floor_char_boundary(span.start))];
             ConfigError::Syntax {
                 path: path.to_owned(),
@@ -304,12 +306,13 @@ impl Config {
         Ok(config)
     }
 
-    /// A path of the file: relative ones start at the file's folder.
+    /// Resolves a path from the file, relative to the file's folder.
     pub fn path(&self, path: &Path) -> PathBuf {
         self.folder.join(path)
     }
 
-    /// This node's name: as configured, else the host name.
+    /// This node's name: the configured one, else the host name. Fails if the host name is no node
+    /// name.
     pub fn node_name(&self) -> Result<NodeName, edge_types::NameError> {
         match &self.name {
             Some(name) => Ok(name.clone()),
@@ -319,12 +322,12 @@ impl Config {
         }
     }
 
-    /// The socket on which `status` and others ask the running agent.
+    /// Path of the socket for `edge-agent status` and other commands.
     pub fn admin_socket(&self) -> PathBuf {
         self.run_dir.join("admin.sock")
     }
 
-    /// The socket on which the CNI plugin applies for segments.
+    /// Path of the socket for the CNI plugin.
     pub fn plugin_socket(&self) -> PathBuf {
         self.run_dir.join("agent.sock")
     }
@@ -377,7 +380,7 @@ impl Config {
             ));
         }
         if self.mtu.is_some_and(|mtu| !(576..=65535).contains(&mtu)) {
-            return Err("mtu must lie between 576 and 65535; leave it out to have it found out".into());
+            return Err("mtu must lie between 576 and 65535; leave it out to derive it from the uplink".into());
         }
         for (at, peer) in self.peers.iter().enumerate() {
             peer.check().map_err(|problem| format!("[[peer]] {:?}: {problem}", peer.name))?;

@@ -1,4 +1,4 @@
-//! `[[peer]]`: a static peer, ours or anyone's.
+//! `[[peer]]`: a static peer, an edge-agent or any other IKEv2 implementation.
 
 use std::fs;
 use std::net::{IpAddr, SocketAddr};
@@ -16,45 +16,45 @@ use zeroize::Zeroizing;
 use super::secret::SecretText;
 use super::{Config, Encap, identity, proposal};
 
-/// Who begins.
+/// Which end initiates.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Start {
-    /// We do, and again whenever the tunnel is lost.
+    /// This node initiates, and again whenever the tunnel is lost.
     #[default]
     Initiate,
-    /// The peer does.
+    /// The peer initiates.
     Respond,
 }
 
-/// One `[[peer]]`.
+/// A table `[[peer]]`.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct PeerSection {
-    /// Our name for it.
+    /// Name of the peer in messages and `status`.
     pub name: String,
-    /// Address to speak from; left to the route unless set.
+    /// Local address; the one that the route gives unless set.
     pub local: Option<IpAddr>,
-    /// Addresses at which it may be found, with port if not 500. Empty: it must come to us.
+    /// Addresses of the peer, with port if it is not 500. If empty, the peer must initiate.
     #[serde(default, deserialize_with = "remotes")]
     pub remote: Vec<Remote>,
-    /// Who we say we are.
+    /// Identity of this node.
     #[serde(deserialize_with = "identity_text")]
     pub local_id: Identity,
-    /// Who it must be.
+    /// Identity that the peer must prove.
     #[serde(deserialize_with = "identity_text")]
     pub remote_id: Identity,
-    /// Pre-shared key; the file must then be readable by its owner only.
+    /// Pre-shared key. The configuration file must then be readable by its owner only.
     pub psk: Option<SecretText>,
-    /// File with the pre-shared key; one newline at its end does not count.
+    /// File with the pre-shared key. A newline at its end is not part of the key.
     pub psk_file: Option<PathBuf>,
-    /// Our certificate and intermediates, PEM, leaf first.
+    /// File with this node's certificate and intermediates, PEM, leaf first.
     pub certificate: Option<PathBuf>,
-    /// Our private key, PKCS#8 PEM (Ed25519 or ECDSA P-256).
+    /// File with this node's private key, PKCS#8 PEM (Ed25519 or ECDSA P-256).
     pub key: Option<PathBuf>,
-    /// Trust anchors for the peer's certificate, PEM.
+    /// File with the trust anchors for the peer's certificate, PEM.
     pub trust_anchors: Option<PathBuf>,
-    /// Networks behind us.
+    /// Networks behind this node.
     pub local_subnets: Vec<IpNetwork>,
     /// Networks behind the peer.
     pub remote_subnets: Vec<IpNetwork>,
@@ -64,7 +64,7 @@ pub struct PeerSection {
     /// ESP proposals, best first.
     #[serde(default = "proposal::default_esp", deserialize_with = "proposal::esp_list")]
     pub esp_proposals: Vec<EspProposal>,
-    /// Who begins.
+    /// Which end initiates.
     #[serde(default)]
     pub start: Start,
     /// Whether ESP travels in UDP even without a NAT.
@@ -72,12 +72,12 @@ pub struct PeerSection {
     pub encap: Encap,
 }
 
-/// An address of a peer, perhaps with a port.
+/// An address of a peer, with an optional port.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Remote {
     /// The address.
     pub address: IpAddr,
-    /// The port; the IKE port unless given.
+    /// The port; 500 unless given.
     pub port: Option<u16>,
 }
 
@@ -128,7 +128,7 @@ impl PeerSection {
             return Err("local_subnets and remote_subnets need at least one network each".into());
         }
         if self.ike_proposals.is_empty() || self.esp_proposals.is_empty() {
-            return Err("an empty list of proposals can never agree; leave it out for the defaults".into());
+            return Err("an empty list of proposals never matches the peer's; leave it out for the defaults".into());
         }
         let psk = usize::from(self.psk.is_some()) + usize::from(self.psk_file.is_some());
         let certificate =
@@ -142,7 +142,8 @@ impl PeerSection {
         }
     }
 
-    /// What `edge-ike` is told, with the secrets read from their files.
+    /// The configuration for `edge-ike`, with secrets and certificates read from their files. Fails
+    /// if a file cannot be used.
     pub fn resolve(&self, config: &Config) -> Result<PeerConfig, String> {
         let wrong = |problem: String| format!("[[peer]] {:?}: {problem}", self.name);
         Ok(PeerConfig {

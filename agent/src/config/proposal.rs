@@ -1,4 +1,4 @@
-//! Proposals as text, in the words that strongSwan's users know: `aes256gcm16-prfsha256-x25519`.
+//! Proposals as text, with strongSwan's keywords: `aes256gcm16-prfsha256-x25519`.
 
 use edge_ike::config::{Aead, EspProposal, Group, IkeProposal, Prf};
 use serde::{Deserialize, Deserializer, de::Error};
@@ -29,7 +29,7 @@ fn group(word: &str) -> Option<Group> {
     }
 }
 
-/// Reads an IKE proposal; it needs encryption, a PRF and a group.
+/// Parses an IKE proposal. It needs encryption, a PRF and a group.
 pub(super) fn ike(text: &str) -> Result<IkeProposal, String> {
     let mut proposal = IkeProposal { aeads: vec![], prfs: vec![], groups: vec![] };
     for word in text.split('-') {
@@ -57,8 +57,8 @@ pub(super) fn ike(text: &str) -> Result<IkeProposal, String> {
     }
 }
 
-/// Reads an ESP proposal; it needs encryption. Groups, for forward secrecy at rekeying, and `esn`
-/// or `noesn` may follow.
+/// Parses an ESP proposal. It needs encryption; groups (forward secrecy at rekeying) and `esn` or
+/// `noesn` are optional.
 pub(super) fn esp(text: &str) -> Result<EspProposal, String> {
     let mut proposal = EspProposal { aeads: vec![], groups: vec![], esn: false };
     for word in text.split('-') {
@@ -81,7 +81,7 @@ pub(super) fn esp(text: &str) -> Result<EspProposal, String> {
     Ok(proposal)
 }
 
-/// What is offered where nothing is configured, and between our own nodes.
+/// Default IKE proposals; also those between our own nodes.
 pub(crate) fn default_ike() -> Vec<IkeProposal> {
     vec![IkeProposal {
         aeads: vec![Aead::Aes256Gcm16, Aead::Aes128Gcm16, Aead::ChaCha20Poly1305],
@@ -90,8 +90,8 @@ pub(crate) fn default_ike() -> Vec<IkeProposal> {
     }]
 }
 
-/// What is offered where nothing is configured, and between our own nodes: with forward secrecy at
-/// rekeying, or without for peers that do not know it.
+/// Default ESP proposals; also those between our own nodes. The first has forward secrecy at
+/// rekeying, the second has not, for peers that do not support it.
 pub(crate) fn default_esp() -> Vec<EspProposal> {
     let aeads = vec![Aead::Aes256Gcm16, Aead::Aes128Gcm16, Aead::ChaCha20Poly1305];
     vec![

@@ -1,4 +1,4 @@
-//! A secret that stands in the file itself.
+//! A secret in the configuration file itself.
 
 use std::fmt;
 
@@ -25,7 +25,7 @@ impl fmt::Debug for SecretText {
 impl<'de> Deserialize<'de> for SecretText {
     fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
         struct Text;
-        // serde's own errors quote the value; these do not.
+        // serde's default errors quote the value; these do not.
         impl Visitor<'_> for Text {
             type Value = SecretText;
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -1,6 +1,6 @@
-//! What comes after `edge-cni` in the list: what the configuration names, or `portmap` by itself
-//! (without it a pod's `hostPort` is accepted and never there), and what somebody else has appended
-//! to the list.
+//! The plugins after `edge-cni` in the conflist: those of the configuration, or `portmap` (without
+//! which a pod's `hostPort` has no effect), and those that other programs or the operator appended
+//! to the file.
 
 use std::fs;
 use std::io::{self, Write};
@@ -15,40 +15,41 @@ use serde_json::{Value, json};
 use super::PLUGIN;
 use crate::config::Config;
 
-/// The version that every plugin of the list is called with: `cniVersions` is for runtimes that
-/// know it.
+/// The conflist's `cniVersion`, with which runtimes call each plugin unless they support
+/// `cniVersions`.
 pub(super) const VERSION: &str = "1.0.0";
 
-/// Maps host ports to pods: the reference plugin of that name.
+/// The CNI project's plugin that maps host ports to pods.
 const PORTMAP: &str = "portmap";
 
-/// The entries after ours.
-pub(super) struct Further {
-    /// In their order.
+/// The entries after `edge-cni`.
+pub(super) struct ChainedPlugins {
+    /// Their configurations, in order.
     pub(super) plugins: Vec<Value>,
-    /// Types of those that somebody else appended.
+    /// Types of the entries that others appended to the file.
     pub(super) kept: Vec<String>,
 }
 
-/// Computes them; `list` is the one that is there now.
-pub(super) fn further(config: &Config, list: &Path) -> anyhow::Result<Further> {
+/// The plugins for the configuration and the current conflist at `list`.
+pub(super) fn chained_plugins(config: &Config, list: &Path) -> anyhow::Result<ChainedPlugins> {
     let mut plugins = match &config.cni.plugins {
         Some(configured) => configured
             .iter()
             .map(|plugin| serde_json::to_value(plugin).context("[cni] plugins: an entry cannot be written as JSON"))
             .collect::<anyhow::Result<Vec<_>>>()?,
-        None if takes_our_version(&config.cni.bin_dir.join(PORTMAP)) => vec![portmap()],
+        None if supports_version(&config.cni.bin_dir.join(PORTMAP)) => vec![portmap()],
         None => vec![],
     };
     let appended: Vec<Value> = present(list)
         .into_iter()
-        // Ours of former times goes with its program, or when the configuration says otherwise.
+        // A `portmap` entry of ours does not count as appended: it goes when its program does, or
+        // when the configuration lists others.
         .filter(|plugin| kind(plugin) != Some(PLUGIN) && *plugin != portmap())
         .filter(|plugin| !plugins.iter().any(|configured| kind(configured) == kind(plugin)))
         .collect();
     let kept = appended.iter().filter_map(kind).map(str::to_owned).collect();
     plugins.extend(appended);
-    Ok(Further { plugins, kept })
+    Ok(ChainedPlugins { plugins, kept })
 }
 
 fn portmap() -> Value {
@@ -59,7 +60,7 @@ fn kind(plugin: &Value) -> Option<&str> {
     plugin.get("type")?.as_str()
 }
 
-/// The plugins of a list. One that cannot be read is written anew as a whole.
+/// The plugins of a conflist; none if it cannot be read.
 fn present(list: &Path) -> Vec<Value> {
     let document = fs::read(list).ok().and_then(|bytes| serde_json::from_slice::<Value>(&bytes).ok());
     let plugins = document.and_then(|mut document| document.get_mut("plugins").map(Value::take));
@@ -69,17 +70,17 @@ fn present(list: &Path) -> Vec<Value> {
     }
 }
 
-/// Whether the program is there and may be called with [`VERSION`]: one of before 2021 refuses it,
-/// and every pod with it. Asked once for each program that comes to stand there.
-fn takes_our_version(program: &Path) -> bool {
+/// Whether the program exists and supports [`VERSION`]. Programs from before 2021 do not, and would
+/// fail every pod. The result is cached until the program's file changes.
+fn supports_version(program: &Path) -> bool {
     static LAST: Mutex<Option<(SystemTime, u64, bool)>> = Mutex::new(None);
     let Ok(found) = fs::metadata(program) else { return false };
     let (Ok(changed), size) = (found.modified(), found.len()) else { return false };
     let mut last = LAST.lock().unwrap_or_else(PoisonError::into_inner);
-    if let Some((_, _, takes)) = last.filter(|(at, of, _)| (*at, *of) == (changed, size)) {
-        return takes;
+    if let Some((_, _, supported)) = last.filter(|(at, of, _)| (*at, *of) == (changed, size)) {
+        return supported;
     }
-    let takes = match versions(program) {
+    let supported = match versions(program) {
         Ok(versions) if versions.iter().any(|version| version == VERSION) => true,
         Ok(versions) => {
             eprintln!(
@@ -97,27 +98,27 @@ fn takes_our_version(program: &Path) -> bool {
             return false;
         }
     };
-    *last = Some((changed, size, takes));
-    takes
+    *last = Some((changed, size, supported));
+    supported
 }
 
-/// `VERSION` of the CNI specification.
+/// The versions that the plugin supports (`VERSION` of the CNI specification).
 fn versions(program: &Path) -> anyhow::Result<Vec<String>> {
     let mut call = Command::new(program);
     call.env("CNI_COMMAND", "VERSION").stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
-    // Whoever installs it may still have it open for writing.
+    // An installer may still have the program open for writing.
     let mut child = match call.spawn() {
         Err(error) if error.kind() == io::ErrorKind::ExecutableFileBusy => {
-            std::thread::sleep(super::LOOK);
+            std::thread::sleep(super::CHECK_INTERVAL);
             call.spawn()?
         }
         spawned => spawned?,
     };
     if let Some(mut input) = child.stdin.take() {
-        // What does not read it has answered already.
+        // A plugin that does not read its input has answered already.
         let _ = input.write_all(json!({ "cniVersion": VERSION }).to_string().as_bytes());
     }
-    let answer: Value = serde_json::from_slice(&child.wait_with_output()?.stdout)?;
-    let versions = answer.get("supportedVersions").and_then(Value::as_array).context("no supportedVersions")?;
+    let response: Value = serde_json::from_slice(&child.wait_with_output()?.stdout)?;
+    let versions = response.get("supportedVersions").and_then(Value::as_array).context("no supportedVersions")?;
     Ok(versions.iter().filter_map(Value::as_str).map(str::to_owned).collect())
 }

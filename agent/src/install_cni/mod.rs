@@ -1,5 +1,6 @@
-//! `edge-agent install-cni`: the only writer of the conflist, by which the container runtime finds
-//! the plugin. It comes after the first segment, since with it the node is ready for pods.
+//! `edge-agent install-cni`: writes the conflist, by which the container runtime finds the plugin.
+//! A runtime that has a conflist starts pods, so it is written only after the first segment is
+//! there.
 
 mod conflist;
 
@@ -16,98 +17,99 @@ use serde_json::{Value, json};
 use crate::config::Config;
 use crate::state_dir::replace_file;
 
-/// The runtime takes the first file by name.
+/// Name of the conflist. The runtime uses the first file in the order of names.
 pub const CONFLIST: &str = "10-edge-cni.conflist";
 
-/// Name of the plugin's program.
+/// Type and program name of the plugin.
 const PLUGIN: &str = "edge-cni";
 
-/// What was done.
+/// Outcome of [`install_conflist`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Installed {
-    /// The conflist.
+    /// Path of the conflist.
     pub conflist: PathBuf,
-    /// Whether it is another than before.
+    /// Whether the file was written because its content changed.
     pub changed: bool,
-    /// Files in the same folder that the runtime would take before it.
-    pub taken_before: Vec<PathBuf>,
-    /// Plugins of the list that somebody else appended.
+    /// Files in the same folder that the runtime uses in preference to it.
+    pub preferred: Vec<PathBuf>,
+    /// Types of plugins that others appended to the conflist.
     pub kept: Vec<String>,
 }
 
-/// Time between two looks at files that the agent writes. Beside it there is nobody to ask for an
-/// event.
-const LOOK: Duration = Duration::from_millis(200);
+/// How often the agent's files are checked. The command runs beside the agent, which sends it no
+/// events.
+const CHECK_INTERVAL: Duration = Duration::from_millis(200);
 
-/// Waits for the first segment, writes the conflist, and says what it did.
+/// Waits for the first segment, writes the conflist, and prints what it did. Fails after `timeout`
+/// without a segment.
 pub fn execute(config: &Config, timeout: Duration) -> anyhow::Result<()> {
     let end = Instant::now() + timeout;
-    let mut said = false;
+    let mut announced = false;
     let installed = loop {
         if let Some(installed) = install_conflist(config)? {
             break installed;
         }
         if Instant::now() >= end {
             bail!(
-                "no segment in {} after {} s, so no conflist was written: see `edge-agent status`, which says how the node stands with the controller",
+                "no segment in {} after {} s, so no conflist was written: see `edge-agent status`, which shows the state of the connection to the controller",
                 config.state_dir.display(),
                 timeout.as_secs()
             );
         }
-        if !said {
+        if !announced {
             eprintln!("waiting for the first segment, up to {} s", timeout.as_secs());
-            said = true;
+            announced = true;
         }
-        std::thread::sleep(LOOK);
+        std::thread::sleep(CHECK_INTERVAL);
     };
-    say(&installed);
+    print_outcome(&installed);
     Ok(())
 }
 
-/// Writes the conflist after the first segment, and again whenever it is lost or what it says
-/// changes; until the process is ended. What fails is said once and tried again, since the agent
-/// may mend it.
-pub fn keep(config: &Config) -> anyhow::Result<()> {
-    let mut said = None;
+/// Writes the conflist after the first segment, and again whenever the file is lost or its content
+/// changes, until the process ends. A failure is printed once and retried.
+pub fn keep_installed(config: &Config) -> anyhow::Result<()> {
+    let mut reported = None;
     loop {
         match install_conflist(config) {
             Ok(None) => {}
             Ok(Some(installed)) => {
                 if installed.changed {
-                    say(&installed);
+                    print_outcome(&installed);
                 }
-                said = None;
+                reported = None;
             }
             Err(error) => {
                 let text = format!("{error:#}");
-                if said.as_ref() != Some(&text) {
+                if reported.as_ref() != Some(&text) {
                     eprintln!("edge-agent: {text}; trying again");
-                    said = Some(text);
+                    reported = Some(text);
                 }
             }
         }
-        std::thread::sleep(10 * LOOK);
+        std::thread::sleep(10 * CHECK_INTERVAL);
     }
 }
 
-fn say(installed: &Installed) {
+fn print_outcome(installed: &Installed) {
     let how = if installed.changed { "written" } else { "is up to date" };
     println!("{} {how}", installed.conflist.display());
     if !installed.kept.is_empty() {
         println!(
-            "kept, though not in [cni] plugins: {}; remove it from the list by hand to be rid of it",
+            "kept, though not in [cni] plugins: {}; to remove it, edit the file by hand",
             installed.kept.join(", ")
         );
     }
-    for other in &installed.taken_before {
+    for other in &installed.preferred {
         eprintln!(
-            "warning: the runtime takes {} first, by its name; remove it, or rename it to come after {CONFLIST}",
+            "warning: the runtime uses {} in preference, by its name; remove it, or rename it to come after {CONFLIST}",
             other.display()
         );
     }
 }
 
-/// Copies the plugin where the runtime looks for plugins, as a whole.
+/// Copies the plugin atomically into `bin_dir`, and returns its path there. Fails if `from` is no
+/// ELF program.
 pub fn install_plugin(config: &Config, from: &Path) -> anyhow::Result<PathBuf> {
     let bytes = fs::read(from).with_context(|| format!("reading the plugin {}", from.display()))?;
     if bytes.get(..4) != Some(b"\x7fELF") {
@@ -122,7 +124,8 @@ pub fn install_plugin(config: &Config, from: &Path) -> anyhow::Result<PathBuf> {
     Ok(to)
 }
 
-/// Writes the conflist from `segments.json`. `None` while there is no segment.
+/// Writes the conflist from `segments.json`, if its content differs. `None` while there is no
+/// segment. Fails if the plugin is not in `bin_dir`.
 pub fn install_conflist(config: &Config) -> anyhow::Result<Option<Installed>> {
     let Some(segments) = segments(&config.state_dir)?.filter(|file| !file.segments.is_empty()) else { return Ok(None) };
     let plugin = config.cni.bin_dir.join(PLUGIN);
@@ -133,18 +136,18 @@ pub fn install_conflist(config: &Config) -> anyhow::Result<Option<Installed>> {
         );
     }
     let path = config.cni.conf_dir.join(CONFLIST);
-    let further = conflist::further(config, &path)?;
-    let text = conflist(config, &segments, &further.plugins);
+    let chained = conflist::chained_plugins(config, &path)?;
+    let text = conflist(config, &segments, &chained.plugins);
     make_folder(&config.cni.conf_dir)?;
     let changed = !fs::read(&path).is_ok_and(|present| present == text.as_bytes());
     if changed {
         replace_file(&path, text.as_bytes(), 0o644)?;
     }
-    let taken_before = taken_before(&config.cni.conf_dir)?;
-    Ok(Some(Installed { conflist: path, changed, taken_before, kept: further.kept }))
+    let preferred = preferred(&config.cni.conf_dir)?;
+    Ok(Some(Installed { conflist: path, changed, preferred, kept: chained.kept }))
 }
 
-/// Removes the conflist: the runtime makes no more pods with this network.
+/// Removes the conflist: the runtime starts no more pods with this network.
 pub fn remove_conflist(config: &Config) -> anyhow::Result<()> {
     let path = config.cni.conf_dir.join(CONFLIST);
     match fs::remove_file(&path) {
@@ -155,9 +158,9 @@ pub fn remove_conflist(config: &Config) -> anyhow::Result<()> {
     }
 }
 
-/// Every release of containerd since 1.6 takes one of these versions; 1.1.0 alone fails every pod
-/// on 1.6 and 1.7.
-fn conflist(config: &Config, segments: &SegmentsFile, further: &[Value]) -> String {
+/// The conflist's text. Every release of containerd since 1.6 supports one of these versions; with
+/// 1.1.0 alone, 1.6 and 1.7 fail every pod.
+fn conflist(config: &Config, segments: &SegmentsFile, chained: &[Value]) -> String {
     let mut ours = json!({
         "type": PLUGIN,
         "bridge": config.bridge,
@@ -171,7 +174,7 @@ fn conflist(config: &Config, segments: &SegmentsFile, further: &[Value]) -> Stri
     if !config.firewall.lan_to_pods.is_empty() {
         ours["lanToPods"] = json!(config.firewall.lan_to_pods);
     }
-    let plugins: Vec<&Value> = std::iter::once(&ours).chain(further).collect();
+    let plugins: Vec<&Value> = std::iter::once(&ours).chain(chained).collect();
     let document = json!({
         "cniVersion": conflist::VERSION,
         "cniVersions": ["0.4.0", "1.0.0", "1.1.0"],
@@ -182,7 +185,7 @@ fn conflist(config: &Config, segments: &SegmentsFile, further: &[Value]) -> Stri
 }
 
 fn segments(state_dir: &Path) -> anyhow::Result<Option<SegmentsFile>> {
-    // The command runs beside the agent, so it takes only the lock that is held briefly.
+    // The command runs beside the agent, so it takes only the lock that is shared with the plugin.
     let lock = state_dir.join(LOCK_FILE);
     let _lock = match fs::File::open(&lock) {
         Ok(file) => {
@@ -199,10 +202,10 @@ fn segments(state_dir: &Path) -> anyhow::Result<Option<SegmentsFile>> {
         Err(error) => return Err(error).with_context(|| format!("reading {}", path.display())),
     };
     let file = serde_json::from_slice(&bytes);
-    file.map(Some).with_context(|| format!("{} is damaged; the running agent writes it anew", path.display()))
+    file.map(Some).with_context(|| format!("{} is damaged; the running agent writes it again", path.display()))
 }
 
-fn taken_before(conf_dir: &Path) -> anyhow::Result<Vec<PathBuf>> {
+fn preferred(conf_dir: &Path) -> anyhow::Result<Vec<PathBuf>> {
     let entries = fs::read_dir(conf_dir).with_context(|| format!("reading {}", conf_dir.display()))?;
     let mut before: Vec<PathBuf> = entries
         .filter_map(|entry| Some(entry.ok()?.path()))
@@ -253,7 +256,7 @@ mod tests {
         let plugin = install_plugin(&config, &program).unwrap();
         assert_eq!(fs::read(plugin).unwrap(), fs::read(program).unwrap());
         let first = install_conflist(&config).unwrap().unwrap();
-        assert!(first.changed && first.taken_before.is_empty());
+        assert!(first.changed && first.preferred.is_empty());
         assert!(!install_conflist(&config).unwrap().unwrap().changed);
         let document: serde_json::Value = serde_json::from_slice(&fs::read(&first.conflist).unwrap()).unwrap();
         assert_eq!(document["cniVersions"], json!(["0.4.0", "1.0.0", "1.1.0"]));
@@ -312,14 +315,14 @@ mod tests {
             (&json!("1.0.0"), &json!(["0.4.0", "1.0.0", "1.1.0"]))
         );
         assert!(!install_conflist(&config).unwrap().unwrap().changed);
-        // One that would fail every pod is none.
+        // A portmap that would fail every pod is left out.
         install_portmap(&config, r#"["0.3.1","0.4.0"]"#);
         assert_eq!(types(&install_conflist(&config).unwrap().unwrap()), ["edge-cni"]);
         install_portmap(&config, r#"["0.4.0","1.0.0"]"#);
         assert_eq!(types(&install_conflist(&config).unwrap().unwrap()), ["edge-cni", "portmap"]);
         fs::remove_file(config.cni.bin_dir.join("portmap")).unwrap();
         assert_eq!(types(&install_conflist(&config).unwrap().unwrap()), ["edge-cni"]);
-        // The operator's word goes first.
+        // The configuration decides in the first place.
         install_portmap(&config, r#"["1.0.0"]"#);
         let none = with_a_segment(folder.path(), "plugins = []");
         assert_eq!(types(&install_conflist(&none).unwrap().unwrap()), ["edge-cni"]);
@@ -346,7 +349,7 @@ mod tests {
     }
 
     #[test]
-    fn what_an_operator_appended_to_the_list_is_kept_and_said() {
+    fn what_an_operator_appended_to_the_list_is_kept_and_reported() {
         let folder = tempfile::tempdir().unwrap();
         let config = with_a_segment(folder.path(), "");
         let installed = install_conflist(&config).unwrap().unwrap();
@@ -393,7 +396,7 @@ mod tests {
     }
 
     #[test]
-    fn a_configuration_that_the_runtime_would_take_first_is_reported_and_left_alone() {
+    fn a_configuration_that_the_runtime_prefers_is_reported_and_left_alone() {
         let folder = tempfile::tempdir().unwrap();
         let config = config(folder.path());
         let state = StateDir::open(folder.path()).unwrap();
@@ -405,7 +408,7 @@ mod tests {
         fs::write(config.cni.conf_dir.join("99-later.conf"), "{}").unwrap();
         let installed = install_conflist(&config).unwrap().unwrap();
         assert_eq!(fs::read_to_string(&other).unwrap(), "{}");
-        assert_eq!(installed.taken_before, [other]);
+        assert_eq!(installed.preferred, [other]);
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! The state directory: one agent at a time, and no file ever half written.
+//! The state directory. A lock admits one agent; files are replaced atomically.
 
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, Read, Write};
@@ -11,62 +11,62 @@ use serde::{Serialize, de::DeserializeOwned};
 
 use super::permissions::make_private;
 
-/// Held exclusively by the running agent; its content is the agent's process id.
+/// Locked exclusively by the running agent; holds the agent's process id.
 const AGENT_LOCK_FILE: &str = "agent.lock";
 
-/// Largest file that is read from the state directory, bytes. A hub's view of ten thousand nodes
-/// has about 4 MiB.
+/// Largest file that is read from the state directory, bytes. A hub's view of ten thousand nodes is
+/// about 4 MiB.
 const MAX_FILE: u64 = 64 * 1024 * 1024;
 
-/// Why the state directory could not be used.
+/// Why the state directory cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum StateDirError {
-    /// A second agent on one state directory would fight the first over tunnels and files.
+    /// Another agent runs on the same state directory.
     #[error(
         "another edge-agent (process {pid}) already runs on {path}; stop it, or give this one a `state_dir` of its own"
     )]
     Running {
         /// The state directory.
         path: PathBuf,
-        /// What the other wrote into the lock file.
+        /// Process id of the other agent, from the lock file.
         pid: String,
     },
-    /// The operating system refused.
+    /// A system call failed.
     #[error("{doing} {path}: {error}")]
     Io {
-        /// What was tried.
+        /// The operation, as in "opening".
         doing: &'static str,
-        /// On which file.
+        /// The file.
         path: PathBuf,
-        /// What came.
+        /// The error of the operating system.
         error: io::Error,
     },
-    /// The agent ends before the work was begun.
+    /// The agent ends before the operation began.
     #[error("the agent is ending")]
     Ending,
-    /// A file is there but does not hold what it should.
+    /// A file does not have the expected content.
     #[error("{path} is damaged: {why}; {advice}")]
     Damaged {
         /// The file.
         path: PathBuf,
-        /// What was expected and what came.
+        /// How the content differs from what is expected.
         why: String,
-        /// What to do.
+        /// The remedy.
         advice: &'static str,
     },
 }
 
-/// The state directory of this agent, locked against a second agent while the value lives.
+/// The state directory, locked against a second agent while this value lives.
 #[derive(Debug)]
 pub struct StateDir {
     path: PathBuf,
-    /// The lock goes with the file handle; the kernel releases it even after kill -9.
+    /// The kernel releases the lock with the file handle, also after `kill -9`.
     _agent_lock: File,
 }
 
 impl StateDir {
-    /// Makes the folder where it is missing (readable by its owner alone), and takes the agent's
-    /// lock.
+    /// Makes the folder if it is missing, closes it to other users, and takes the agent's lock.
+    /// Fails with [`StateDirError::Running`] if another agent holds it.
     pub fn open(path: &Path) -> Result<Self, StateDirError> {
         make_private(path).map_err(io_error("making private", path))?;
         let lock_path = path.join(AGENT_LOCK_FILE);
@@ -93,13 +93,13 @@ impl StateDir {
         Ok(Self { path: path.to_owned(), _agent_lock: lock })
     }
 
-    /// Where it is.
+    /// Path of the folder.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Takes the lock that plugin and agent share; hold it briefly, and never while waiting for the
-    /// cloud. Blocks.
+    /// Takes the lock that plugin and agent share. Blocks. Hold it briefly, and never while waiting
+    /// for the controller.
     pub fn lock_shared_files(&self) -> Result<SharedLock, StateDirError> {
         let path = self.path.join(LOCK_FILE);
         let file = OpenOptions::new()
@@ -113,7 +113,7 @@ impl StateDir {
         Ok(SharedLock { _file: file })
     }
 
-    /// Reads a file as a whole; `None` where there is none.
+    /// Reads a file as a whole; `None` if it does not exist. Fails above 64 MiB.
     pub fn read(&self, name: &str) -> Result<Option<Vec<u8>>, StateDirError> {
         let path = self.path.join(name);
         let file = match File::open(&path) {
@@ -133,32 +133,32 @@ impl StateDir {
         Ok(Some(bytes))
     }
 
-    /// Reads a JSON file; `advice` says what to do where it cannot be read.
+    /// Reads a JSON file; `None` if it does not exist. `advice` is the remedy in the error of a
+    /// damaged file.
     pub fn read_json<T: DeserializeOwned>(&self, name: &str, advice: &'static str) -> Result<Option<T>, StateDirError> {
         let Some(bytes) = self.read(name)? else { return Ok(None) };
         serde_json::from_slice(&bytes).map(Some).map_err(|error| StateDirError::Damaged {
             path: self.path.join(name),
-            // serde_json's messages name line and column, and no content of strings: nothing
-            // secret.
+            // The message names line and column, never content, which may be secret.
             why: if bytes.is_empty() { "it is empty".to_owned() } else { describe(&error) },
             advice,
         })
     }
 
-    /// Replaces a JSON file as a whole.
+    /// Replaces a JSON file atomically.
     pub fn write_json<T: Serialize>(&self, name: &str, value: &T) -> Result<(), StateDirError> {
         let path = self.path.join(name);
         let bytes = serde_json::to_vec_pretty(value).map_err(|e| io_error("encoding", &path)(e.into()))?;
         self.write(name, &bytes)
     }
 
-    /// Replaces a file as a whole, readable by its owner alone: after a power cut it has the old or
+    /// Replaces a file atomically, readable by its owner alone. After a power cut it has the old or
     /// the new content.
     pub fn write(&self, name: &str, bytes: &[u8]) -> Result<(), StateDirError> {
         replace_file(&self.path.join(name), bytes, 0o600)
     }
 
-    /// Removes a file; one that is not there is as good as removed.
+    /// Removes a file. Succeeds if it does not exist.
     pub fn remove(&self, name: &str) -> Result<(), StateDirError> {
         let path = self.path.join(name);
         match fs::remove_file(&path) {
@@ -168,7 +168,7 @@ impl StateDir {
         }
     }
 
-    /// Puts a damaged file aside, so that it can be looked at, and says where.
+    /// Renames a damaged file to `NAME.damaged`, for inspection, and returns the new path.
     pub fn put_aside(&self, name: &str) -> Result<PathBuf, StateDirError> {
         let (from, to) = (self.path.join(name), self.path.join(format!("{name}.damaged")));
         fs::rename(&from, &to).map_err(io_error("renaming", &from))?;
@@ -177,14 +177,14 @@ impl StateDir {
     }
 }
 
-/// The lock that plugin and agent share, until dropped.
+/// Guard of the lock that plugin and agent share. Dropping it releases the lock.
 #[derive(Debug)]
 #[must_use]
 pub struct SharedLock {
     _file: File,
 }
 
-/// [`durable::replace_file`] with the agent's error.
+/// [`durable::replace_file`] with [`StateDirError`].
 pub fn replace_file(path: &Path, bytes: &[u8], mode: u32) -> Result<(), StateDirError> {
     durable::replace_file(path, bytes, mode)?;
     Ok(())
@@ -220,7 +220,7 @@ mod tests {
     use std::os::unix::fs::PermissionsExt;
 
     #[test]
-    fn a_second_agent_on_the_same_folder_is_refused_and_told_who_runs() {
+    fn a_second_agent_on_the_same_folder_is_refused_with_the_first_ones_process() {
         let folder = tempfile::tempdir().unwrap();
         let first = StateDir::open(folder.path()).unwrap();
         let error = StateDir::open(folder.path()).unwrap_err().to_string();

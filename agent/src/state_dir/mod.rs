@@ -1,10 +1,10 @@
-//! What the agent keeps on disk, below the state directory.
+//! The agent's files in the state directory.
 //!
-//! - [`StateDir`]: the folder, locked for the life of the agent; files replaced as a whole, so that
-//!   a power cut leaves the old or the new.
-//! - [`make_private`]: nobody else reads the folder.
-//! - [`segments_file`]: `segments.json`, which the plugin reads; written under the lock that both
-//!   share.
+//! - [`StateDir`]: the folder, locked while the agent runs. Files are replaced atomically, so that
+//!   after a power cut they have the old or the new content.
+//! - [`make_private`]: closes the folder to other users.
+//! - [`segments_file`]: `segments.json`, which the plugin reads. It is written under the lock that
+//!   both share.
 
 mod dir;
 mod permissions;

@@ -1,4 +1,4 @@
-//! The state folder is its owner's alone, also one that an earlier release or another hand left
+//! Closes the state folder to other users, also one that an earlier release or an operator left
 //! open.
 
 use std::fs::{self, Permissions};
@@ -10,8 +10,8 @@ use edge_types::forwarding::FORWARDING_FILE;
 use edge_types::store::{LEASES_FILE, LOCK_FILE, SEGMENTS_FILE};
 use tracing::{info, warn};
 
-/// How names of files begin that agent or plugin keep there; `.tmp` and `.damaged`, for example,
-/// are added to them. The sockets are there where `run_dir` is the same folder.
+/// Prefixes of the files that agent and plugin keep in the folder; suffixes such as `.tmp` and
+/// `.damaged` follow. The sockets are there if `run_dir` is the same folder.
 const OURS: [&str; 14] = [
     "admin.sock",
     "agent.lock",
@@ -29,9 +29,9 @@ const OURS: [&str; 14] = [
     SEGMENTS_FILE,
 ];
 
-/// Makes the folder where it is missing, and takes it and its files away from others. What is not
-/// ours is left as it is, and the folder then too: somebody may have named one that serves others
-/// as well.
+/// Makes the folder if it is missing, with mode 0700, and sets our files to 0600 where others may
+/// read them. If the folder holds files of other programs, these and the folder's mode are left as
+/// they are: the operator may have named a folder that others need.
 pub fn make_private(folder: &Path) -> io::Result<()> {
     fs::DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
     let mut foreign = None;
@@ -42,7 +42,7 @@ pub fn make_private(folder: &Path) -> io::Result<()> {
             foreign = Some(entry.path());
             continue;
         }
-        // Of the entry itself, never of what a link leads to.
+        // Does not follow symbolic links.
         let found = entry.metadata()?;
         if found.is_file() && found.permissions().mode() & 0o077 != 0 {
             info!("{} is no longer readable by others", entry.path().display());
@@ -74,7 +74,7 @@ mod tests {
         fs::metadata(path).unwrap().permissions().mode() & 0o777
     }
 
-    /// The texts of `const ...FILE: &str` in the sources below a folder.
+    /// The values of `const ...FILE: &str` in the sources below a folder.
     fn names_in(folder: &Path, found: &mut Vec<String>) {
         for entry in fs::read_dir(folder).unwrap() {
             let path = entry.unwrap().path();
@@ -84,7 +84,7 @@ mod tests {
             }
             let text = fs::read_to_string(&path).unwrap();
             let named = text.lines().filter_map(|line| line.split_once("FILE: &str = \"")?.1.strip_suffix("\";"));
-            // Not the words of this test.
+            // Skips the pattern in this test itself.
             found.extend(named.filter(|name| !name.contains('"')).map(str::to_owned));
         }
     }
@@ -140,7 +140,7 @@ mod tests {
             assert_eq!(mode(&folder.join(name)), 0o600, "{name}");
         }
         assert_eq!(mode(&outside), 0o644, "no link is followed");
-        // A folder that serves others as well.
+        // A folder that holds files of other programs as well.
         fs::set_permissions(&folder, Permissions::from_mode(0o755)).unwrap();
         fs::write(folder.join("passwd"), "").unwrap();
         fs::set_permissions(folder.join("passwd"), Permissions::from_mode(0o644)).unwrap();

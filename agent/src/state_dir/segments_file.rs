@@ -1,5 +1,5 @@
-//! `segments.json`: what the plugin may give to pods. Always read and replaced under the lock that
-//! plugin and agent share.
+//! `segments.json`: the networks from which the plugin gives addresses to pods. It is read and
+//! replaced under the lock that plugin and agent share.
 
 use std::collections::HashSet;
 
@@ -10,15 +10,15 @@ use super::{StateDir, StateDirError};
 
 const VERSION: u32 = 1;
 
-/// The file as it is; `None` where there is none yet.
+/// Reads the file; `None` if it does not exist. Fails if it is damaged.
 pub fn read(state: &StateDir) -> Result<Option<SegmentsFile>, StateDirError> {
     let _lock = state.lock_shared_files()?;
     state.read_json(SEGMENTS_FILE, ADVICE)
 }
 
-/// Writes what a view says. Its segments come first, in its order. A segment that was granted and
-/// that no view has shown yet stays; one that `previous` showed and `view` does not is gone. `mtu`
-/// 0: not known, what stands there stays.
+/// Writes the segments, cluster ranges and networks of a view. The view's segments come first, in
+/// its order. A granted segment stays if no view has shown it yet; it is removed if `previous`
+/// showed it and `view` does not. `mtu` is in bytes; 0 leaves the value in the file.
 pub fn follow_view(
     state: &StateDir,
     previous: Option<&NodeView>,
@@ -30,8 +30,8 @@ pub fn follow_view(
         let mut segments = view.segments.clone();
         match file.source {
             SegmentsSource::Agent => segments.extend(file.segments.iter().filter(|segment| !shown.contains(segment))),
-            // Of the plugin's own configuration nothing has been granted; it helps out until
-            // something has.
+            // The segments of the plugin's configuration are not grants. They serve until the first
+            // grant.
             SegmentsSource::Configuration if segments.is_empty() => segments.clone_from(&file.segments),
             SegmentsSource::Configuration => file.source = SegmentsSource::Agent,
         }
@@ -44,7 +44,7 @@ pub fn follow_view(
     })
 }
 
-/// Adds segments that were granted just now.
+/// Adds newly granted segments.
 pub fn add_granted(state: &StateDir, granted: &[IpNetwork]) -> Result<SegmentsFile, StateDirError> {
     update(state, |file| {
         if granted.is_empty() {
@@ -62,7 +62,7 @@ pub fn add_granted(state: &StateDir, granted: &[IpNetwork]) -> Result<SegmentsFi
     })
 }
 
-/// Begins anew: what was granted to an earlier identity of this node is no longer its own.
+/// Removes granted segments: they belong to an earlier identity of this node.
 pub fn forget_granted(state: &StateDir) -> Result<(), StateDirError> {
     let _lock = state.lock_shared_files()?;
     match state.read_json::<SegmentsFile>(SEGMENTS_FILE, ADVICE) {
@@ -73,21 +73,21 @@ pub fn forget_granted(state: &StateDir) -> Result<(), StateDirError> {
     }
 }
 
-/// Addresses for pods in all segments of a family.
+/// Number of pod addresses in all segments of a family.
 pub fn capacity(file: &SegmentsFile, family: Family) -> u64 {
     file.segments.iter().filter(|segment| Family::of(segment) == family).map(pod_capacity).fold(0, u64::saturating_add)
 }
 
-const ADVICE: &str = "the agent writes it anew from its view: see whether it runs";
+const ADVICE: &str = "the agent writes it again from its view: see whether it runs";
 
 fn update(state: &StateDir, change: impl FnOnce(&mut SegmentsFile)) -> Result<SegmentsFile, StateDirError> {
     let _lock = state.lock_shared_files()?;
     let before = match state.read_json::<SegmentsFile>(SEGMENTS_FILE, ADVICE) {
         Ok(file) => file,
         Err(error @ StateDirError::Damaged { .. }) => {
-            // All that was in it comes again from the view.
+            // The view has everything that was in it.
             let aside = state.put_aside(SEGMENTS_FILE)?;
-            tracing::error!(%error, aside = %aside.display(), "segments are written anew");
+            tracing::error!(%error, aside = %aside.display(), "segments are written again");
             None
         }
         Err(error) => return Err(error),

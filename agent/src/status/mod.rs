@@ -1,4 +1,4 @@
-//! The document of `status --json`, and the table for eyes.
+//! The document of `status --json`, and the table of `status`.
 
 mod table;
 
@@ -14,23 +14,23 @@ use crate::host::{HostState, Obstacle};
 use crate::incidents;
 use crate::membership::ControllerStatus;
 
-/// Everything.
+/// The document of `status --json`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Status {
     /// Version of the agent.
     pub version: String,
-    /// Its process.
+    /// Process id of the agent.
     pub pid: u32,
-    /// Name of this node in the cluster; absent without a view.
+    /// Name of this node; absent without a view.
     pub node: Option<String>,
-    /// Its role.
+    /// Role of this node; absent without a view.
     pub role: Option<String>,
     /// Version of the view in force.
     pub view_version: Option<u64>,
-    /// How it stands with the controller; absent on a plain IKEv2 daemon.
+    /// Connection, certificate and view; absent without `[controller]`.
     #[serde(rename = "cloud")]
     pub controller: Option<ControllerStatus>,
-    /// One a peer, by name.
+    /// Peers, by name.
     pub peers: Vec<PeerReport>,
     /// SAs that the kernel should have: what `ip xfrm state` shows with reqids from 0xec000000 to
     /// 0xecffffff, reservations (no algorithm) left out.
@@ -38,40 +38,40 @@ pub struct Status {
     /// Policies that the kernel should have: what `ip xfrm policy` shows with such reqids, or with
     /// such an index.
     pub policies: Vec<PolicyEntry>,
-    /// Routes, addresses, firewall.
+    /// Routes, addresses and firewall.
     pub host: HostState,
-    /// What stands in the way of pods' packets, with the command against it.
+    /// What keeps pods' packets from arriving, each with the command that helps.
     #[serde(default)]
     pub obstacles: Vec<Obstacle>,
-    /// What the firewall has dropped since it was last replaced.
+    /// Packets that the firewall dropped since its table was last replaced.
     #[serde(default)]
     pub refused: Vec<Refused>,
-    /// What had to be repaired, what is in the way, what went wrong; oldest first.
+    /// The latest incidents, oldest first.
     pub journal: Vec<incidents::Entry>,
 }
 
-/// A peer.
+/// State of a peer.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct PeerReport {
-    /// Our name for it.
+    /// The peer's name: its node name, or that of the `[[peer]]` table.
     pub name: String,
-    /// `view` or `configuration`.
+    /// Where the peer comes from: `view` or `configuration`.
     pub origin: String,
     /// `idle`, `connecting`, `waiting` (for the next attempt) or `up`.
     pub phase: String,
-    /// Joins its policies and SAs.
+    /// Reqid of its policies and SAs.
     pub reqid: Option<u32>,
-    /// Where it is looked for.
+    /// Candidate addresses, with ports.
     pub endpoints: Vec<String>,
     /// Its IKE SAs.
     pub ike_sas: Vec<IkeStatus>,
     /// Its CHILD_SAs.
     pub child_sas: Vec<ChildStatus>,
-    /// The latest failure since the last success.
+    /// The latest error since the last success.
     pub last_error: Option<String>,
 }
 
-/// An IKE SA.
+/// State of an IKE SA.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct IkeStatus {
     /// Initiator's SPI, 16 hexadecimal digits.
@@ -82,61 +82,61 @@ pub struct IkeStatus {
     pub local: String,
     /// The peer's address and port.
     pub remote: String,
-    /// Whether we began it.
+    /// Whether this node is the original initiator.
     pub initiator: bool,
-    /// What was negotiated.
+    /// The negotiated suite.
     pub proposal: String,
-    /// How the peer proved itself.
+    /// The peer's authentication method.
     pub authentication: String,
-    /// A NAT (or forced detection) before us.
+    /// Whether this node is behind a NAT, or NAT detection was forced.
     pub nat_local: bool,
-    /// A NAT before the peer.
+    /// Whether the peer is behind a NAT.
     pub nat_remote: bool,
-    /// RFC 3339.
+    /// When it was established, RFC 3339.
     pub since: String,
-    /// Since the last authentic message.
+    /// Seconds since the last authentic message.
     pub heard_seconds_ago: u64,
-    /// Until it is made anew.
+    /// Seconds until it is rekeyed or re-authenticated.
     pub renewed_in_seconds: u64,
 }
 
-/// A CHILD_SA.
+/// State of a CHILD_SA.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ChildStatus {
-    /// `0x` and 8 hexadecimal digits, as `ip xfrm state` writes it.
+    /// SPI of the inbound SA: `0x` and 8 hexadecimal digits, as `ip xfrm state` writes it.
     pub inbound_spi: String,
-    /// Likewise.
+    /// SPI of the outbound SA, in the same form.
     pub outbound_spi: String,
-    /// In the RFC's words.
+    /// The encryption algorithm.
     pub cipher: String,
-    /// Extended sequence numbers.
+    /// Whether it has extended sequence numbers.
     pub esn: bool,
-    /// ESP travels in UDP.
+    /// Whether ESP travels in UDP.
     pub encapsulated: bool,
-    /// Our end.
+    /// This node's address and port.
     pub local: String,
-    /// The peer's end.
+    /// The peer's address and port.
     pub remote: String,
-    /// Negotiated for our side.
+    /// Negotiated traffic selectors of this node.
     pub local_selectors: Vec<IpNetwork>,
-    /// Negotiated for the peer's side.
+    /// Negotiated traffic selectors of the peer.
     pub remote_selectors: Vec<IpNetwork>,
     /// `in-use`, `successor` or `lingering`.
     pub usage: String,
-    /// RFC 3339.
+    /// When it was established, RFC 3339.
     pub since: String,
-    /// Through the inbound SA; absent where the kernel has none.
-    pub received: Option<Cell>,
-    /// Through the outbound SA; absent where the kernel has none.
-    pub sent: Option<Cell>,
+    /// Counters of the inbound SA; absent if the kernel has none.
+    pub received: Option<Counters>,
+    /// Counters of the outbound SA; absent if the kernel has none.
+    pub sent: Option<Counters>,
 }
 
-/// Packets and bytes.
+/// Counters of an SA.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Cell {
+pub struct Counters {
     /// Packets.
     pub packets: u64,
-    /// Bytes, without ESP's own.
+    /// Bytes, without the overhead of ESP.
     pub bytes: u64,
 }
 
@@ -147,42 +147,42 @@ pub struct StateEntry {
     pub source: IpAddr,
     /// Outer destination.
     pub destination: IpAddr,
-    /// `esp`.
+    /// Always `esp`.
     pub protocol: String,
-    /// `0x` and 8 hexadecimal digits.
+    /// SPI: `0x` and 8 hexadecimal digits.
     pub spi: String,
-    /// Its reqid.
+    /// The reqid.
     pub reqid: u32,
-    /// `tunnel`.
+    /// Always `tunnel`.
     pub mode: String,
-    /// `in` or `out`.
+    /// Direction: `in` or `out`.
     pub direction: String,
-    /// The kernel's name of the cipher.
+    /// The kernel's name of the algorithm; absent if the SA is not in the kernel.
     pub algorithm: Option<String>,
-    /// UDP source and destination port.
+    /// UDP source and destination port; absent if ESP does not travel in UDP.
     pub encap: Option<(u16, u16)>,
-    /// Whether it was there when the status was made.
+    /// Whether the kernel has it.
     pub in_kernel: bool,
 }
 
 /// A policy that the kernel should have.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PolicyEntry {
-    /// `in`, `out` or `fwd`.
+    /// Direction: `in`, `out` or `fwd`.
     pub direction: String,
-    /// Packets' source.
+    /// Source selector.
     pub source: IpNetwork,
-    /// Packets' destination.
+    /// Destination selector.
     pub destination: IpNetwork,
-    /// The smaller number wins.
+    /// Priority; the policy with the smallest number applies.
     pub priority: u32,
     /// `allow` or `block`.
     pub action: String,
-    /// Absent on allows in clear.
+    /// Absent on policies that allow packets in clear.
     pub template: Option<TemplateEntry>,
 }
 
-/// A policy's template: ESP in tunnel mode, without SPI.
+/// Template of a policy: ESP in tunnel mode, without SPI.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TemplateEntry {
     /// Reqid of the SAs.

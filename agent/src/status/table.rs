@@ -1,4 +1,4 @@
-//! The status for eyes.
+//! The table of `edge-agent status`.
 
 use std::fmt::Write;
 
@@ -7,7 +7,7 @@ use comfy_table::{Table, presets};
 use super::{PeerReport, Status};
 use crate::incidents::Kind;
 
-/// Writes it.
+/// Renders the status as text for a terminal.
 pub fn render(status: &Status) -> String {
     let mut text = String::new();
     let name = status.node.as_deref().unwrap_or("(no view: static peers only)");
@@ -88,14 +88,16 @@ pub fn render(status: &Status) -> String {
 
 fn row(peer: &PeerReport) -> Vec<String> {
     let child = peer.child_sas.iter().find(|child| child.usage == "in-use");
-    let cell = |cell: Option<super::Cell>| cell.map_or(String::new(), |cell| format!("{} packets", cell.packets));
+    let packets = |counters: Option<super::Counters>| {
+        counters.map_or(String::new(), |counters| format!("{} packets", counters.packets))
+    };
     vec![
         peer.name.clone(),
         peer.phase.clone(),
         child.map_or_else(|| peer.endpoints.join(" "), |child| child.remote.clone()),
         child.map_or(String::new(), |child| format!("{} {}", child.inbound_spi, child.outbound_spi)),
         child.map_or(String::new(), |child| child.cipher.clone()),
-        cell(child.and_then(|child| child.received)),
-        cell(child.and_then(|child| child.sent)),
+        packets(child.and_then(|child| child.received)),
+        packets(child.and_then(|child| child.sent)),
     ]
 }

@@ -10,7 +10,7 @@ use time::format_description::well_known::Rfc3339;
 use super::driver::Driver;
 use super::sa_table::Installed;
 use crate::desired::Origin;
-use crate::status::{Cell, ChildStatus, IkeStatus, PeerReport, PolicyEntry, StateEntry, TemplateEntry};
+use crate::status::{ChildStatus, Counters, IkeStatus, PeerReport, PolicyEntry, StateEntry, TemplateEntry};
 
 /// The tunnels' part of the status.
 #[derive(Debug)]
@@ -145,9 +145,9 @@ impl Driver {
     }
 }
 
-fn counters(installed: &Installed, sas: &[Sa]) -> Option<Cell> {
+fn counters(installed: &Installed, sas: &[Sa]) -> Option<Counters> {
     let sa = sas.iter().find(|sa| sa.id == installed.id)?;
-    Some(Cell { packets: sa.counters.packets, bytes: sa.counters.bytes })
+    Some(Counters { packets: sa.counters.packets, bytes: sa.counters.bytes })
 }
 
 fn spi(spi: u32) -> String {

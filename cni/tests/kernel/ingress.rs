@@ -2,11 +2,12 @@
 
 use std::process::Command;
 
+use interop_tests::netns::succeed;
+use interop_tests::suite::Test;
 use serde_json::{Value, json};
 
-use crate::harness::Test;
 use crate::host::{status, up};
-use crate::world::{Pod, World, ip, pings, succeed, wait_for};
+use crate::world::{Pod, World, ip, pings, wait_for};
 
 pub(crate) const TESTS: &[Test] = &[
     ("a_host_on_the_lan_reaches_no_pod_without_an_agent_either", a_lan_host_reaches_no_pod),
