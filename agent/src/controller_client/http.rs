@@ -37,6 +37,16 @@ const PING_INTERVAL: Duration = Duration::from_secs(5);
 /// Largest response body that is read as a whole, bytes.
 const MAX_RESPONSE: usize = 4 * 1024 * 1024;
 
+/// Whether a change of this node's identity closes the connection to the controller.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Reconnect {
+    /// The certificate is the same. If a thousand nodes receive new trust anchors, they do not all
+    /// reconnect at once.
+    No,
+    /// The next connection shows the new certificate.
+    Yes,
+}
+
 /// Sends requests to the first of several controllers that accepts a connection.
 #[derive(Debug)]
 pub(super) struct HttpClient {
@@ -89,9 +99,9 @@ impl HttpClient {
     }
 
     /// New connections use `tls` from now on.
-    pub(super) async fn use_tls(&self, tls: ClientConfig, reconnect: super::Reconnect) {
+    pub(super) async fn use_tls(&self, tls: ClientConfig, reconnect: Reconnect) {
         *self.tls.lock().unwrap_or_else(PoisonError::into_inner) = Arc::new(tls);
-        if reconnect == super::Reconnect::Yes {
+        if reconnect == Reconnect::Yes {
             self.disconnect().await;
         }
     }

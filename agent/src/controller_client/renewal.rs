@@ -11,10 +11,11 @@ use tokio::time::sleep;
 use tracing::{info, warn};
 
 use super::backoff::{Backoff, jitter};
+use super::client::{ControllerClient, Member};
 use super::error::ControllerError;
+use super::http::Reconnect;
 use super::identity::{self, Identity};
 use super::tls::date;
-use super::{ControllerClient, Member, Reconnect};
 
 /// Longest sleep between two checks of the clock, since the clock may be set meanwhile. The floor
 /// of the clock is written to disk as often.

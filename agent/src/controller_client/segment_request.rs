@@ -8,7 +8,7 @@ use hyper::Method;
 use ring::rand::{SecureRandom, SystemRandom};
 use tracing::{info, warn};
 
-use super::ControllerClient;
+use super::client::ControllerClient;
 use super::error::ControllerError;
 use crate::state_dir::{StateDirError, segments_file};
 

@@ -20,11 +20,12 @@ use tokio_util::io::StreamReader;
 use tracing::{debug, error, info, warn};
 
 use super::backoff::{Backoff, jitter};
+use super::client::{ControllerClient, Member, ViewError};
 use super::error::ControllerError;
-use super::http::{Connection, hyper_error};
+use super::http::{Connection, Reconnect, hyper_error};
+use super::join;
 use super::join_credential::{self, JoinCredential};
 use super::stream_state::StreamState;
-use super::{ControllerClient, Member, Reconnect, ViewError, join};
 use crate::candidates;
 use crate::membership::ControllerStatus;
 

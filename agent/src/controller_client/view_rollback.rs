@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 use tracing::{error, info, warn};
 
-use super::ControllerClient;
+use super::client::ControllerClient;
 use super::error::ControllerError;
 use super::view_validation::{Refusal, judge};
 use crate::state_dir::StateDirError;

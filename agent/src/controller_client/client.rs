@@ -1,0 +1,337 @@
+//! The controller client's state, which its tasks share.
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
+
+use edge_types::api::TunnelCount;
+use edge_types::store::{SegmentsFile, VIEW_FILE};
+use edge_types::{NodeName, NodeView, Role};
+use tokio::sync::{Mutex, watch};
+use tokio_util::sync::CancellationToken;
+use tracing::{error, info, warn};
+
+use super::error::ControllerError;
+use super::guard_bypass::GuardBypass;
+use super::http::{HttpClient, Reconnect};
+use super::identity::Identity;
+use super::view_rollback::{TakenBack, Trial};
+use super::view_validation::{Refusal, Verdict, judge};
+use super::{identity, tls};
+use crate::clock::CertificateClock;
+use crate::config::Config;
+use crate::membership::{ControllerChannels, ControllerStatus, Membership, Uplink};
+use crate::state_dir::{StateDir, StateDirError, segments_file};
+
+/// The client of the controller, shared by the agent's tasks.
+#[derive(Debug)]
+pub struct ControllerClient {
+    pub(super) config: Arc<Config>,
+    pub(super) state: Arc<StateDir>,
+    pub(super) clock: Arc<CertificateClock>,
+    pub(super) uplink: watch::Receiver<Uplink>,
+    pub(super) tunnels: watch::Receiver<Option<TunnelCount>>,
+    pub(super) membership: watch::Sender<Option<Membership>>,
+    pub(super) status: watch::Sender<ControllerStatus>,
+    /// `None` until this node has joined.
+    pub(super) member: watch::Sender<Option<Member>>,
+    /// The view in force. The lock is held while files that depend on it are written.
+    pub(super) view: Mutex<Option<Arc<NodeView>>>,
+    /// Set while the view in force may have cut this node off from the controller.
+    pub(super) trial: watch::Sender<Option<Trial>>,
+    pub(super) taken_back: std::sync::Mutex<Option<TakenBack>>,
+    /// The latest view that this host refuses; it is validated again when the host changes.
+    pub(super) refused: std::sync::Mutex<Option<Arc<NodeView>>>,
+    pub(super) bypass: Arc<GuardBypass>,
+    /// Held during a segment request: one at a time.
+    pub(super) requesting: Mutex<()>,
+    /// Number of usable addresses that the last report left out.
+    pub(super) left_out: AtomicUsize,
+    pub(super) stop: CancellationToken,
+}
+
+/// This node after it has joined.
+#[derive(Debug, Clone)]
+pub(super) struct Member {
+    pub(super) identity: Identity,
+    pub(super) http: Arc<HttpClient>,
+}
+
+impl ControllerClient {
+    /// Reads identity and view of an earlier run from disk and publishes them, so that tunnels come
+    /// up without the controller. Fails if the identity is damaged, or its key cannot be used.
+    pub fn load(channels: ControllerChannels, state: Arc<StateDir>) -> Result<Arc<Self>, ControllerError> {
+        channels.clock.load_floor(&state);
+        let identity = Identity::load(&state)?;
+        let bypass = Arc::new(GuardBypass::new(channels.uplink.clone()));
+        let client = Self {
+            config: channels.config,
+            state,
+            clock: channels.clock,
+            uplink: channels.uplink,
+            tunnels: channels.tunnels,
+            membership: channels.membership,
+            status: channels.status,
+            member: watch::Sender::new(None),
+            view: Mutex::new(None),
+            trial: watch::Sender::new(None),
+            taken_back: std::sync::Mutex::default(),
+            refused: std::sync::Mutex::default(),
+            bypass,
+            requesting: Mutex::new(()),
+            left_out: AtomicUsize::new(0),
+            stop: channels.stop,
+        };
+        if let Some(identity) = identity {
+            client.clock.raise_floor(u64::try_from(identity.not_before).unwrap_or(0));
+            client.load_trial();
+            let view = client.view_on_disk(&identity)?.map(Arc::new);
+            let tls = client.member_tls(&identity)?;
+            let http = HttpClient::new(client.urls(), tls, client.clock.clone(), client.bypass.clone())?;
+            client.status.send_modify(|status| {
+                status.certificate_not_after = Some(identity.credentials.not_after);
+                status.view_source = view.as_ref().map(|_| "disk".into());
+            });
+            if let Some(view) = &view {
+                client.bypass.set_guarded(view);
+                client.name_conflicts(view);
+                info!(node = %identity.node, version = view.version, peers = view.peers.len(), "the last view is in force");
+                let credentials = identity.credentials.clone();
+                client.membership.send_replace(Some(Membership { view: view.clone(), credentials }));
+            }
+            client.member.send_replace(Some(Member { identity, http: Arc::new(http) }));
+            return Ok(Arc::new(Self { view: Mutex::new(view), ..client }));
+        }
+        Ok(Arc::new(client))
+    }
+
+    /// The state directory.
+    pub fn state(&self) -> &Arc<StateDir> {
+        &self.state
+    }
+
+    /// This node's configuration.
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// Cancelled when the agent ends.
+    pub fn stop(&self) -> &CancellationToken {
+        &self.stop
+    }
+
+    /// View and credentials in force.
+    pub fn membership(&self) -> watch::Receiver<Option<Membership>> {
+        self.membership.subscribe()
+    }
+
+    /// Connection, certificate and view, for `edge-agent status`.
+    pub fn status(&self) -> watch::Receiver<ControllerStatus> {
+        self.status.subscribe()
+    }
+
+    pub(super) fn urls(&self) -> &[String] {
+        self.config.controller.as_ref().map_or(&[], |controller| &controller.urls)
+    }
+
+    fn member_tls(&self, identity: &Identity) -> Result<rustls::ClientConfig, ControllerError> {
+        tls::member_config(&identity.credentials, self.clock.clone()).map_err(|error| {
+            ControllerError::Unacceptable(format!("this node's key and certificate cannot be used for TLS: {error}"))
+        })
+    }
+
+    /// The view of an earlier run, if it is readable and this node's. Any other is renamed to
+    /// `view.json.damaged`, and the agent starts without a view.
+    fn view_on_disk(&self, identity: &Identity) -> Result<Option<NodeView>, StateDirError> {
+        let view = match self.state.read_json::<NodeView>(VIEW_FILE, "the next view from the controller replaces it") {
+            Ok(None) => return Ok(None),
+            Ok(Some(view)) => view,
+            Err(error @ StateDirError::Damaged { .. }) => {
+                let aside = self.state.put_aside(VIEW_FILE)?;
+                error!(%error, aside = %aside.display(), "starting without a view: no tunnels until the controller is reached");
+                return Ok(None);
+            }
+            Err(error) => return Err(error),
+        };
+        match judge(&identity.node, identity.role, None, &view) {
+            // This view was in force. If this host has moved, or somebody on its network pretends
+            // so, it keeps its tunnels.
+            Ok(_) => Ok(Some(view)),
+            Err(refusal) => {
+                let aside = self.state.put_aside(VIEW_FILE)?;
+                error!(%refusal, aside = %aside.display(), "the view on disk is refused: no tunnels until the controller is reached");
+                Ok(None)
+            }
+        }
+    }
+
+    /// Validates a view from the controller, writes it to disk, then publishes it.
+    pub(super) async fn take_view(&self, view: Arc<NodeView>) -> Result<(), ViewError> {
+        let mut current = self.view.lock().await;
+        let Some(member) = self.member.borrow().clone() else { return Ok(()) };
+        let verdict = judge(&member.identity.node, member.identity.role, current.as_deref(), &view)?;
+        if verdict == Verdict::Take
+            && let Err(refusal) = self.allow(current.as_deref(), &view)
+        {
+            let why = format!("view {} is refused: {refusal}", view.version);
+            self.refuse(Some(view), Some(why));
+            return Err(refusal.into());
+        }
+        self.refuse(None, None);
+        self.status.send_if_modified(|status| {
+            let source = Some("controller".to_owned());
+            let changed = status.view_source != source;
+            status.view_source = source;
+            changed
+        });
+        if verdict == Verdict::Same {
+            return Ok(());
+        }
+        self.begin_trial(current.as_ref(), &view)?;
+        self.write_segments(current.clone(), view.clone()).await?;
+        self.state.write_json(VIEW_FILE, &*view)?;
+        self.bypass.set_guarded(&view);
+        self.name_conflicts(&view);
+        info!(
+            version = view.version,
+            peers = view.peers.len(),
+            segments = view.segments.len(),
+            "a new view is in force"
+        );
+        let anchors = identity::anchors(&view.trust_anchors).map_err(Refusal::Nonsense)?;
+        let credentials = match member.identity.with_trust_anchors(anchors) {
+            None => member.identity.credentials,
+            Some(identity) => {
+                info!("the controller's trust anchors have changed");
+                identity.store(&self.state)?;
+                self.become_member(identity, Reconnect::No).await?
+            }
+        };
+        *current = Some(view.clone());
+        self.membership.send_replace(Some(Membership { view, credentials }));
+        Ok(())
+    }
+
+    /// Publishes an identity that is already on disk.
+    pub(super) async fn become_member(
+        &self,
+        identity: Identity,
+        reconnect: Reconnect,
+    ) -> Result<Arc<crate::membership::Credentials>, ControllerError> {
+        let tls = self.member_tls(&identity)?;
+        let present = self.member.borrow().as_ref().map(|member| member.http.clone());
+        let http = match present {
+            Some(http) => {
+                http.use_tls(tls, reconnect).await;
+                http
+            }
+            None => Arc::new(HttpClient::new(self.urls(), tls, self.clock.clone(), self.bypass.clone())?),
+        };
+        let credentials = identity.credentials.clone();
+        self.status.send_modify(|status| status.certificate_not_after = Some(credentials.not_after));
+        self.membership.send_if_modified(|membership| match membership {
+            Some(membership) => {
+                membership.credentials = credentials.clone();
+                true
+            }
+            None => false,
+        });
+        self.member.send_replace(Some(Member { identity, http }));
+        Ok(credentials)
+    }
+
+    /// Writes `segments.json` from the view in force, in case it was lost or damaged.
+    pub(super) async fn restore_segments_file(&self) {
+        let current = self.view.lock().await;
+        if let Some(view) = current.as_ref()
+            && let Err(error) = self.write_segments(Some(view.clone()), view.clone()).await
+        {
+            error!(%error, "segments are not written; pods get no new addresses");
+        }
+    }
+
+    /// Writes the pods' MTU to `segments.json` when the uplink changes.
+    pub(super) async fn follow_mtu(&self) {
+        let mut uplink = self.uplink.clone();
+        let mut written = 0;
+        loop {
+            let mtu = uplink.borrow_and_update().pod_mtu;
+            let current = self.view.lock().await;
+            if let Some(view) = current.as_ref().filter(|_| mtu != 0 && mtu != written) {
+                match self.write_segments(Some(view.clone()), view.clone()).await {
+                    Ok(_) => written = mtu,
+                    Err(error) => error!(%error, mtu, "the pods' MTU is not written"),
+                }
+            }
+            drop(current);
+            if uplink.changed().await.is_err() {
+                return std::future::pending().await;
+            }
+        }
+    }
+
+    pub(super) async fn write_segments(
+        &self,
+        previous: Option<Arc<NodeView>>,
+        view: Arc<NodeView>,
+    ) -> Result<SegmentsFile, StateDirError> {
+        let mtu = self.uplink.borrow().pod_mtu;
+        self.on_disk(move |state| segments_file::follow_view(state, previous.as_deref(), &view, mtu)).await
+    }
+
+    /// Runs `work` on a thread that may block: it waits for the lock that the plugin also takes.
+    pub(super) async fn on_disk<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&StateDir) -> Result<T, StateDirError> + Send + 'static,
+    ) -> Result<T, StateDirError> {
+        let state = self.state.clone();
+        match tokio::task::spawn_blocking(move || work(&state)).await {
+            Ok(result) => result,
+            Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
+            Err(_) => Err(StateDirError::Ending),
+        }
+    }
+
+    /// Removes this error from `status`, if it is the one shown there.
+    pub(crate) fn clear_error(&self, error: &ControllerError) {
+        let text = error.to_string();
+        self.status.send_if_modified(|status| status.last_error.take_if(|last| *last == text).is_some());
+    }
+
+    /// Shows an error in `status`, and logs it if it is not the one shown already.
+    pub(crate) fn record_error(&self, error: &ControllerError) {
+        let text = error.to_string();
+        self.status.send_if_modified(|status| {
+            if status.last_error.as_ref() == Some(&text) {
+                return false;
+            }
+            if error.is_temporary() {
+                warn!("{text}; tunnels stay as they are");
+            } else {
+                error!("{text}; tunnels stay as they are");
+            }
+            status.last_error = Some(text);
+            true
+        });
+    }
+}
+
+/// Why a view from the controller is not in force.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum ViewError {
+    #[error("a view from the controller is refused: {0}")]
+    Refused(#[from] Refusal),
+    #[error("a view from the controller cannot be kept: {0}")]
+    Store(#[from] StateDirError),
+    #[error(transparent)]
+    Controller(#[from] ControllerError),
+}
+
+impl Member {
+    pub(super) fn node(&self) -> &NodeName {
+        &self.identity.node
+    }
+
+    pub(super) fn role(&self) -> Role {
+        self.identity.role
+    }
+}
