@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use super::state::{Endpoint, SaState, context};
+use super::state::{Endpoint, SaState, context, peer_span};
 use crate::config::{PeerConfig, PeerName};
 use crate::environment::Environment;
 use crate::sa::{Lifecycle, Profile, Task};
@@ -14,6 +14,7 @@ impl Endpoint {
     /// Begins with a peer now, whether or not it is configured to be begun with; ends a wait after
     /// a failure. False: no such peer.
     pub fn connect(&mut self, name: &PeerName, now: Instant, env: &mut dyn Environment) -> bool {
+        let _span = peer_span(name).entered();
         let Some(peer) = self.peers.get_mut(name) else {
             return false;
         };
@@ -28,6 +29,7 @@ impl Endpoint {
 
     /// Rekeys the peer's CHILD_SA now. False: there is none.
     pub fn rekey_child(&mut self, name: &PeerName, now: Instant, env: &mut dyn Environment) -> bool {
+        let _span = peer_span(name).entered();
         let Some(peer) = self.peers.get_mut(name) else {
             return false;
         };
@@ -44,6 +46,7 @@ impl Endpoint {
 
     /// Replaces the peer's IKE SA by a new one now, without a gap. False: there is none.
     pub fn rekey_ike(&mut self, name: &PeerName, now: Instant, env: &mut dyn Environment) -> bool {
+        let _span = peer_span(name).entered();
         let Some(peer) = self.peers.get_mut(name).filter(|peer| !peer.sas.is_empty()) else {
             return false;
         };
@@ -55,6 +58,7 @@ impl Endpoint {
     /// Deletes the peer's IKE SAs and does not begin again by itself until [`Self::connect`] or a
     /// changed configuration. False: no such peer.
     pub fn terminate(&mut self, name: &PeerName, now: Instant, env: &mut dyn Environment) -> bool {
+        let _span = peer_span(name).entered();
         let Some(peer) = self.peers.get_mut(name) else {
             return false;
         };
@@ -69,6 +73,7 @@ impl Endpoint {
 
     /// Checks now whether the peer is alive (RFC 7296 2.4). False: there is no IKE SA.
     pub fn check_liveness(&mut self, name: &PeerName, now: Instant, env: &mut dyn Environment) -> bool {
+        let _span = peer_span(name).entered();
         let spi = self.peers.get(name).and_then(|peer| peer.sas.last().copied());
         if let Some(spi) = spi {
             self.start_task(spi, Task::Liveness, now, env);
@@ -101,6 +106,7 @@ impl Endpoint {
         now: Instant,
         env: &mut dyn Environment,
     ) {
+        let _span = peer_span(name).entered();
         let Some(peer) = self.peers.get_mut(name) else {
             return;
         };

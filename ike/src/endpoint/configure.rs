@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::peer::{ConfigChange, Peer};
-use super::state::{DeadlineOwner, Endpoint, SaState, context};
+use super::state::{DeadlineOwner, Endpoint, SaState, context, peer_span};
 use crate::auth::CredentialError;
 use crate::config::{PeerConfig, PeerName};
 use crate::environment::Environment;
@@ -29,6 +29,7 @@ impl Endpoint {
         env: &mut dyn Environment,
     ) -> Result<(), CredentialError> {
         let name = config.name.clone();
+        let _span = peer_span(&name).entered();
         let Some(peer) = self.peers.get(&name) else {
             let peer = Peer::new(Arc::new(Profile::new(config)?));
             self.initiation_guard.add_peer(&peer.profile);
@@ -84,6 +85,7 @@ impl Endpoint {
 
     /// Forgets a peer: its IKE SAs are deleted (the peer is told), its SAs reported down.
     pub fn remove_peer(&mut self, name: &PeerName, now: Instant, env: &mut dyn Environment) {
+        let _span = peer_span(name).entered();
         self.delete_peer(name, now, env);
     }
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::initiation_guard::{Admission, HALF_OPEN_LIFETIME};
 use super::peer::Peer;
-use super::state::{DeadlineOwner, Endpoint, SaState, context};
+use super::state::{DeadlineOwner, Endpoint, SaState, context, peer_span};
 use crate::auth::same_identity;
 use crate::config::{Identity, PeerName};
 use crate::environment::Environment;
@@ -52,6 +52,7 @@ impl Endpoint {
     }
 
     fn handle_peer_timeout(&mut self, name: &PeerName, now: Instant, env: &mut dyn Environment) {
+        let _span = peer_span(name).entered();
         let Some(peer) = self.peers.get_mut(name) else {
             return;
         };
@@ -92,6 +93,7 @@ impl Endpoint {
             tracing::trace!(%remote, spi = format_args!("{spi:016x}"), "message for no IKE SA of ours");
             return;
         };
+        let _span = state.peer().map(|name| peer_span(name).entered());
         match state {
             SaState::InitiatorInit(name, init) => {
                 let turn = self.auth_turn(&name);
@@ -273,6 +275,7 @@ impl Endpoint {
             AuthOutcome::Up { sa, child, initial_contact } => {
                 self.initiation_guard.remove_half_open(entered.0, entered.1);
                 let name = sa.profile().config.name.clone();
+                let _span = peer_span(&name).entered();
                 self.add_established(&name, sa, child, initial_contact, now, env);
             }
             AuthOutcome::Refused { peer, identity, from, error, last_response } => {
@@ -280,6 +283,7 @@ impl Endpoint {
                 self.keep_last_response(spi, last_response, now);
                 // Anybody can say that he is one of ours and fail to prove it.
                 let report = self.initiation_guard.may_report(now);
+                let _span = peer.as_ref().map(|name| peer_span(name).entered());
                 match peer.and_then(|name| self.peers.get_mut(&name)) {
                     Some(peer) if report => peer.report_failure(error, &mut self.out),
                     Some(peer) => peer.last_error = Some(error),
@@ -295,6 +299,7 @@ impl Endpoint {
         let Some(state) = self.sas.remove(&spi) else {
             return;
         };
+        let _span = state.peer().map(|name| peer_span(name).entered());
         let mut cx = context!(self, now, env);
         match state {
             SaState::InitiatorInit(name, mut init) => match init.handle_timeout(&mut cx) {

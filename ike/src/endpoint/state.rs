@@ -48,6 +48,16 @@ pub(super) enum SaState {
     Closed(LastResponse, Instant),
 }
 
+impl SaState {
+    /// The peer, where it is known: not before it has said who it is.
+    pub(super) fn peer(&self) -> Option<&PeerName> {
+        match self {
+            Self::InitiatorInit(name, _) | Self::InitiatorAuth(name, _) | Self::Established(name, _) => Some(name),
+            Self::HalfOpen(..) | Self::Rejecting(_) | Self::Closed(..) => None,
+        }
+    }
+}
+
 /// Lends the parts of an endpoint that a step of an IKE SA needs.
 macro_rules! context {
     ($endpoint:expr, $now:expr, $env:expr) => {
@@ -120,4 +130,9 @@ impl Endpoint {
         }
         self.schedule(spi);
     }
+}
+
+/// The span of what is done about a peer, so that one peer's story can be filtered in a log.
+pub(super) fn peer_span(name: &PeerName) -> tracing::Span {
+    tracing::info_span!("peer", peer = %name)
 }

@@ -91,6 +91,9 @@ fn no_level_of_the_log_shows_a_secret_or_a_key() {
     for event in ["childup", "childrekeyed", "ikereplaced", "peerfailed"] {
         assert!(log.contains(event), "the log does not tell of {event}");
     }
+    for line in log.lines().filter(|line| line.contains("event=childup") || line.contains("event=peerfailed")) {
+        assert!(line.contains("peer{peer="), "the peer's story cannot be filtered by its name: {line}");
+    }
     assert!(secrets.len() > 12, "{} secrets", secrets.len());
     for secret in &secrets {
         for form in forms(&secret.expose()[..8]) {
