@@ -106,6 +106,11 @@ pub struct Segments {
     #[serde(default = "default_quarantine")]
     #[schemars(extend("x-reload" = "quiet"))]
     pub quarantine_seconds: u64,
+    /// Seconds after a restore for which nothing is granted while an edge has not reported which
+    /// segments it uses.
+    #[serde(default = "default_restore_grace")]
+    #[schemars(extend("x-reload" = "quiet"))]
+    pub restore_grace_seconds: u64,
 }
 
 /// `[certificates]`
@@ -244,6 +249,13 @@ fn default_max() -> u32 {
 fn default_quarantine() -> u64 {
     600
 }
+fn default_restore_grace() -> u64 {
+    600
+}
+/// As far as the clock counts.
+fn seconds(configured: u64) -> i64 {
+    i64::try_from(configured).unwrap_or(i64::MAX)
+}
 
 /// Why a configuration cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -378,7 +390,9 @@ impl Config {
             reserved: self.segments.reserved.clone(),
             prefix: SegmentPrefix { v4: self.segments.v4_prefix, v6: self.segments.v6_prefix },
             max_per_node: self.segments.max_per_node,
-            quarantine: self.segments.quarantine_seconds.min(i64::MAX as u64) as i64,
+            quarantine: seconds(self.segments.quarantine_seconds),
+            restore_grace: seconds(self.segments.restore_grace_seconds),
+            claims_after_restore: i64::from(self.certificates.node_days) * 24 * 3600,
         }
     }
 

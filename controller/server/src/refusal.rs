@@ -3,13 +3,16 @@
 use edge_controller_domain::ca::CaError;
 use edge_controller_domain::ca::request::CsrError;
 use edge_controller_domain::certificates::CertificateError;
-use edge_controller_domain::segments::Exhausted;
+use edge_controller_domain::segments::{Exhausted, Withheld};
 use edge_controller_domain::store::StoreError;
 use edge_controller_domain::tokens::TokenError;
 use edge_controller_kubernetes::token_review::ReviewError;
 use edge_types::NodeName;
 use edge_types::api::Problem;
 use edge_types::name::NameError;
+
+/// Seconds within which nodes that can reach the controller usually connect and report.
+const REPORTS_WITHIN: u32 = 10;
 
 /// A refused request. Nothing of it has been carried out.
 #[derive(Debug, thiserror::Error)]
@@ -137,6 +140,9 @@ pub enum Refusal {
     /// No segment is left.
     #[error(transparent)]
     Exhausted(#[from] Exhausted),
+    /// No segment is granted yet after a restore.
+    #[error(transparent)]
+    Withheld(#[from] Withheld),
     /// The node holds as many as it may.
     #[error("node {node} holds {held} {family} segments, the most that max_per_node allows")]
     TooMany {
@@ -262,6 +268,7 @@ impl Refusal {
             Refusal::Ca(_) => (500, "authority-failed", "The authorities failed"),
             Refusal::AuthorityNeeded { .. } => (409, "authority-needed", "The authority is still needed"),
             Refusal::Exhausted(_) => (409, "range-exhausted", "No segment is left"),
+            Refusal::Withheld(_) => (503, "segments-withheld", "Segments are not granted yet"),
             Refusal::TooMany { .. } => (409, "too-many-segments", "The node holds as many segments as it may"),
             Refusal::TooManyStreams { .. } => (429, "too-many-streams", "The node has too many streams"),
             Refusal::NoSuchFamily(_) => (409, "no-such-family", "There is no range of this family"),
@@ -279,6 +286,15 @@ impl Refusal {
     /// The kind's name, as below `/problems/`.
     pub fn name(&self) -> &'static str {
         self.kind().1
+    }
+
+    /// Seconds after which the caller may ask again; `None` if time alone changes nothing, or the
+    /// time is not known.
+    pub fn retry_after(&self) -> Option<u32> {
+        match self {
+            Refusal::Withheld(_) => Some(REPORTS_WITHIN),
+            _ => None,
+        }
     }
 
     /// As a problem document.

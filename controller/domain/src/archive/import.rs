@@ -8,8 +8,9 @@ use super::Archive;
 use crate::ca::CaError;
 use crate::ca::keeper::Keeper;
 use crate::clock::Seconds;
+use crate::segments::Restored;
 use crate::state::{Change, Key, Snapshot};
-use crate::store::{Store, StoreError};
+use crate::store::{Note, Store, StoreError};
 
 /// Versions of views that were handed out after the archive was written are not known. None is so
 /// far ahead: nodes take what comes now for newer.
@@ -59,6 +60,8 @@ pub async fn import(
     // First, so that whoever uses a half filled store hands out no versions that nodes take for old
     // ones.
     store.raise(revision.saturating_add(AHEAD)).await?;
+    // Before any row: a controller that serves the rows must know that they lack later grants.
+    store.set_note(Note::Restored, Restored::at(now.max(time)).to_note()).await?;
     let missing = wanted.len();
     // A row an element: a store without large transactions takes them one by one, and the embedded
     // one all together.

@@ -24,9 +24,10 @@ use std::time::Duration;
 use edge_types::{NodeName, Peer};
 use tokio::sync::{RwLock, RwLockReadGuard, broadcast, mpsc, oneshot, watch};
 
-use crate::clock::Clock;
+use crate::clock::{Clock, Seconds};
 use crate::endpoints::Changes;
 use crate::random;
+use crate::segments::Restored;
 use crate::state::{Change, Key, State, Touched};
 use crate::store::{Followed, Note, Store, StoreError};
 pub use peers::PeerJson;
@@ -105,6 +106,7 @@ impl Registry {
         clock.not_before(snapshot.time);
         let mut state = State::load(snapshot, trust_node_labels);
         state.ledger_mut().watch(clock.clone());
+        state.set_restored(restored(&*store, clock.now()).await?);
         // The configuration may have changed while we were away, and with it every view: hence a
         // revision of our own.
         let revision = store.commit(vec![Vec::new()], clock.now()).await;
@@ -221,6 +223,18 @@ impl Registry {
     pub fn epoch(&self) -> &str {
         &self.epoch
     }
+}
+
+/// Whether the rows were restored. From the first start after it, nodes are waited for.
+async fn restored(store: &dyn Store, now: Seconds) -> Result<Option<Restored>, StoreError> {
+    let Some(note) = store.note(Note::Restored).await? else { return Ok(None) };
+    let unreadable = |why| StoreError::Unreadable { table: "note", key: Note::Restored.key().to_owned(), why };
+    let mut restored = Restored::from_note(&note).map_err(unreadable)?;
+    if restored.served_from.is_none() {
+        restored.served_from = Some(now);
+        store.set_note(Note::Restored, restored.to_note()).await?;
+    }
+    Ok(Some(restored))
 }
 
 /// The state while one looks at it.

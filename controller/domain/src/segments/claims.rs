@@ -41,17 +41,28 @@ pub enum Conflict {
         /// How many.
         held: usize,
     },
+    /// Nothing says that it was ever granted to it.
+    #[error(
+        "it uses {segment}, which is not known to be granted to it: its pods there reach nobody; deregister it, and let it join again. If the \
+         store was brought back from an old copy without edge-controller restore or import, say so with edge-controller restored"
+    )]
+    Unknown {
+        /// What it says.
+        segment: IpNetwork,
+    },
 }
 
 impl Ledger {
     /// Judges a segment that a node says it holds, besides those `chosen` already: `None` where it
-    /// is known to hold it, otherwise the grant that makes it so.
+    /// is known to hold it, otherwise the grant that makes it so. `may_be_unknown`: whether it may
+    /// have a segment of which nothing says that it ever held it, as after a restore.
     pub fn claimed(
         &self,
         policy: &Policy,
         node: &NodeName,
         segment: &IpNetwork,
         chosen: &[Grant],
+        may_be_unknown: bool,
         now: Seconds,
     ) -> Result<Option<Grant>, Conflict> {
         let is_its_own = |row: &Row| row.node == *node;
@@ -70,7 +81,7 @@ impl Ledger {
         if let Some(own) = chosen.iter().find(|grant| overlap(&grant.network, segment)) {
             return Err(Conflict::Taken { segment: *segment, network: own.network, node: node.clone() });
         }
-        let mut replaces = Vec::new();
+        let (mut replaces, mut was_its_own) = (Vec::new(), false);
         for row in self.overlapping_with(segment) {
             let may_have = row.released_at.is_some() && (is_its_own(row) || self.is_free(row, policy, now));
             if !may_have {
@@ -79,6 +90,10 @@ impl Ledger {
             if row.network != *segment {
                 replaces.push(row.network);
             }
+            was_its_own |= row.network == *segment && is_its_own(row);
+        }
+        if !was_its_own && !may_be_unknown {
+            return Err(Conflict::Unknown { segment: *segment });
         }
         Ok(Some(Grant { network: *segment, replaces }))
     }
@@ -95,7 +110,7 @@ mod tests {
             reserved: vec!["10.77.0.240/28".parse().unwrap()],
             prefix: SegmentPrefix { v4: 28, v6: 124 },
             max_per_node: 2,
-            quarantine: 100,
+            ..crate::segments::policy::tests::policy()
         }
     }
 
@@ -116,7 +131,7 @@ mod tests {
         let a = "a".parse().unwrap();
         let known = [("10.77.0.0/28", "a", None), ("10.77.0.16/28", "a", Some(950)), ("10.77.0.32/28", "b", Some(800))];
         let ledger = ledger(&known);
-        let claimed = |segment: &str| ledger.claimed(&policy(), &a, &network(segment), &[], 1000);
+        let claimed = |segment: &str| ledger.claimed(&policy(), &a, &network(segment), &[], true, 1000);
         assert_eq!(claimed("10.77.0.0/28"), Ok(None));
         for segment in ["10.77.0.16/28", "10.77.0.32/28", "10.77.0.48/28", "fd77::/124"] {
             assert_eq!(
@@ -128,12 +143,30 @@ mod tests {
     }
 
     #[test]
+    fn a_segment_that_was_never_its_own_is_claimed_after_a_restore_only() {
+        let a = "a".parse().unwrap();
+        let known = [("10.77.0.0/28", "a", None), ("10.77.0.16/28", "a", Some(950)), ("10.77.0.32/28", "b", Some(800))];
+        let ledger = ledger(&known);
+        let claimed = |segment: &str| ledger.claimed(&policy(), &a, &network(segment), &[], false, 1000);
+        assert_eq!(claimed("10.77.0.0/28"), Ok(None));
+        assert!(matches!(claimed("10.77.0.16/28"), Ok(Some(_))), "it held this one last");
+        for segment in ["10.77.0.32/28", "10.77.0.48/28", "fd77::/124"] {
+            let refused = claimed(segment).unwrap_err();
+            assert!(matches!(refused, Conflict::Unknown { .. }), "{refused}");
+            assert!(
+                refused.to_string().contains(segment) && refused.to_string().contains("deregister it"),
+                "{refused}"
+            );
+        }
+    }
+
+    #[test]
     fn what_is_another_s_or_no_segment_is_named_and_not_given() {
         let a = "a".parse().unwrap();
         let known = [("10.77.0.0/28", "b", None), ("10.77.0.16/28", "b", Some(950)), ("10.77.0.32/27", "c", None)];
         let ledger = ledger(&known);
         let claimed =
-            |segment: &str| ledger.claimed(&policy(), &a, &network(segment), &[], 1000).unwrap_err().to_string();
+            |segment: &str| ledger.claimed(&policy(), &a, &network(segment), &[], true, 1000).unwrap_err().to_string();
         assert!(claimed("10.77.0.0/28").contains("node b's"));
         assert!(claimed("10.77.0.16/28").contains("node b's"), "its quarantine is not over");
         assert!(claimed("10.77.0.48/28").contains("10.77.0.32/27 is node c's"));
@@ -147,10 +180,10 @@ mod tests {
         let a = "a".parse().unwrap();
         let ledger = ledger(&[("10.77.0.0/28", "a", None)]);
         let chosen = [Grant { network: network("10.77.0.16/28"), replaces: Vec::new() }];
-        let refused = ledger.claimed(&policy(), &a, &network("10.77.0.32/28"), &chosen, 0).unwrap_err();
+        let refused = ledger.claimed(&policy(), &a, &network("10.77.0.32/28"), &chosen, true, 0).unwrap_err();
         assert!(matches!(refused, Conflict::TooMany { held: 2, .. }), "{refused}");
         let chosen = [Grant { network: network("fd77::/124"), replaces: Vec::new() }];
-        let twice = ledger.claimed(&policy(), &a, &network("fd77::/124"), &chosen, 0).unwrap_err();
+        let twice = ledger.claimed(&policy(), &a, &network("fd77::/124"), &chosen, true, 0).unwrap_err();
         assert!(matches!(twice, Conflict::Taken { .. }));
     }
 }

@@ -27,6 +27,14 @@ struct Reported {
     told: Option<Instant>,
 }
 
+impl Reported {
+    /// Whether one of `conflicts` is new, and at least [`PAUSE`] has passed since the last new one.
+    fn are_news(&self, conflicts: &[Conflict], now: Instant) -> bool {
+        let new = conflicts.iter().take(NAMED).any(|conflict| !self.conflicts.contains(conflict));
+        new && self.told.is_none_or(|told| now.saturating_duration_since(told) >= PAUSE)
+    }
+}
+
 impl Conflicts {
     /// Of one node.
     pub fn of(&self, node: &NodeName) -> Vec<String> {
@@ -39,6 +47,12 @@ impl Conflicts {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).retain(|node, _| kept(node));
     }
 
+    /// Whether [`Conflicts::note`] would return any of these conflicts of a node now.
+    pub fn are_news(&self, node: &NodeName, conflicts: &[Conflict]) -> bool {
+        let all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        all.get(node).is_none_or(|reported| reported.are_news(conflicts, Instant::now()))
+    }
+
     /// Notes all of one node; returns those to tell of now.
     pub fn note(&self, node: &NodeName, mut conflicts: Vec<Conflict>, now: Instant) -> Vec<Conflict> {
         conflicts.truncate(NAMED);
@@ -47,9 +61,9 @@ impl Conflicts {
             return conflicts;
         }
         let reported = all.entry(node.clone()).or_default();
-        let new = conflicts.iter().any(|conflict| !reported.conflicts.contains(conflict));
+        let news = reported.are_news(&conflicts, now);
         reported.conflicts.clone_from(&conflicts);
-        if !new || reported.told.is_some_and(|told| now.saturating_duration_since(told) < PAUSE) {
+        if !news {
             return Vec::new();
         }
         reported.told = Some(now);

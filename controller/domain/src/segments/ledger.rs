@@ -342,7 +342,7 @@ mod tests {
             reserved: vec!["10.77.0.70/32".parse().unwrap()],
             prefix: SegmentPrefix { v4: 27, v6: 120 },
             max_per_node: 64,
-            quarantine: 100,
+            ..crate::segments::policy::tests::policy()
         }
     }
 

@@ -13,6 +13,7 @@ mod conflicts;
 mod ledger;
 mod policy;
 mod range;
+mod restored;
 mod room;
 
 pub use claims::Conflict;
@@ -20,4 +21,5 @@ pub use conflicts::Conflicts;
 pub use ledger::{Exhausted, Grant, Holding, Ledger, Row};
 pub use policy::Policy;
 pub use range::{contains, overlap};
+pub use restored::{Restored, Withheld};
 pub use room::free_segments;

@@ -19,6 +19,12 @@ pub struct Policy {
     pub max_per_node: u32,
     /// Seconds for which a released segment is given to nobody.
     pub quarantine: i64,
+    /// Seconds after a restore for which nothing is granted while an edge has not reported which
+    /// segments it uses.
+    pub restore_grace: i64,
+    /// Seconds after a restore for which a node may claim a segment that the ledger does not know
+    /// as its own.
+    pub claims_after_restore: i64,
 }
 
 impl Policy {
@@ -81,5 +87,23 @@ impl Policy {
             return Err(("max_per_node", "0 would give no node a segment".into()));
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+
+    /// Rules to start from in tests.
+    pub(in crate::segments) fn policy() -> Policy {
+        Policy {
+            ranges: Vec::new(),
+            reserved: Vec::new(),
+            prefix: SegmentPrefix::default(),
+            max_per_node: 64,
+            quarantine: 100,
+            restore_grace: 0,
+            claims_after_restore: 0,
+        }
     }
 }

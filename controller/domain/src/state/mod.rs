@@ -4,6 +4,7 @@
 //! - [`records`]: the rows themselves and [`Change`], the only way in which they change.
 //! - [`circle`]: who sees whom, by groups.
 //! - [`departure`]: what takes a node out of the network.
+//! - `restored`: who has not reported since a restore.
 //! - [`touched`]: whose view a change concerns, and which part of it.
 //! - [`State`]: the rows with their indexes.
 
@@ -11,6 +12,7 @@ mod circle;
 mod departure;
 mod index;
 mod records;
+mod restored;
 mod touched;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -23,7 +25,7 @@ pub use records::{
 };
 pub use touched::{Touched, TouchedBy};
 
-use crate::segments::{Ledger, Row};
+use crate::segments::{Ledger, Restored, Row};
 use index::Index;
 
 /// Rows and indexes.
@@ -37,6 +39,7 @@ pub struct State {
     ledger: Ledger,
     index: Index,
     trust_node_labels: bool,
+    restored: Option<Restored>,
     touched: TouchedBy,
 }
 

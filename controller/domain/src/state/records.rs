@@ -44,6 +44,9 @@ pub struct NodeRecord {
     pub certificates_from: Seconds,
     /// When it was registered.
     pub joined_at: Seconds,
+    /// Time of the latest restore after which it has reported which segments it uses.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reported_since_restore: Option<Seconds>,
 }
 
 /// What the controller takes from a Kubernetes Node object.
@@ -269,6 +272,7 @@ impl NodeRecord {
             certificates: Vec::new(),
             certificates_from: 0,
             joined_at,
+            reported_since_restore: None,
         }
     }
 

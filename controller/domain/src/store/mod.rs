@@ -89,6 +89,8 @@ pub enum Note {
     Cluster,
     /// Ranges and networks that were in force last: see [`crate::reach`].
     Reach,
+    /// That the rows were restored: see [`crate::segments::Restored`].
+    Restored,
 }
 
 impl Note {
@@ -97,6 +99,7 @@ impl Note {
         match self {
             Note::Cluster => "cluster",
             Note::Reach => "reach",
+            Note::Restored => "restored",
         }
     }
 }

@@ -70,6 +70,10 @@ pub struct EdgeNodeSpec {
     /// begin earlier.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub certificates_from: Option<Moment>,
+    /// Time of the latest restore of the store after which the node has reported which segments it
+    /// uses.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reported_since_restore: Option<Moment>,
 }
 
 /// What a node is for.
@@ -176,6 +180,7 @@ impl EdgeNodeSpec {
             certificates,
             certificates_from,
             joined_at,
+            reported_since_restore,
         } = record;
         Self {
             role: (*role).into(),
@@ -188,6 +193,7 @@ impl EdgeNodeSpec {
             observed: observed.map(|address| address.to_string()),
             certificates: certificates.iter().map(CertificateSpec::of).collect(),
             certificates_from: known(*certificates_from),
+            reported_since_restore: reported_since_restore.map(Moment),
         }
     }
 
@@ -206,6 +212,7 @@ impl EdgeNodeSpec {
             certificates: self.certificates.iter().map(CertificateSpec::certificate).collect(),
             certificates_from: self.certificates_from.map_or(0, |from| from.0),
             joined_at: self.joined_at.0,
+            reported_since_restore: self.reported_since_restore.map(|at| at.0),
         })
     }
 }
@@ -326,6 +333,7 @@ mod tests {
             used: true,
         }];
         record.certificates_from = 1_793_491_200;
+        record.reported_since_restore = Some(1_793_491_300);
         for record in [record, bare] {
             let json = serde_json::to_string(&EdgeNodeSpec::of(&record)).unwrap();
             let spec: EdgeNodeSpec = serde_json::from_str(&json).unwrap();

@@ -29,12 +29,12 @@ pub(super) fn plan(
     if state.node(node).is_none_or(|record| record.role != Role::Edge) {
         return Default::default();
     }
-    let ledger = state.ledger();
+    let (ledger, may_be_unknown) = (state.ledger(), state.takes_unknown_claims(policy, now));
     let (mut chosen, mut conflicts): (Vec<Grant>, Vec<Conflict>) = Default::default();
     // A node holds no more of either family, and of what is wrong a few are named.
     let most = 2 * policy.max_per_node as usize + FEW;
     for segment in claimed.iter().take(most) {
-        match ledger.claimed(policy, node, segment, &chosen, now) {
+        match ledger.claimed(policy, node, segment, &chosen, may_be_unknown, now) {
             Ok(grant) => chosen.extend(grant),
             Err(conflict) => conflicts.push(conflict),
         }

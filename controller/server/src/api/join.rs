@@ -77,7 +77,11 @@ pub(super) async fn join(
                 let settings = live.settings();
                 let (policy, min) = (&settings.policy, settings.config.segments.min_per_node);
                 let back = kept(state, policy, &name, now);
-                let missing = missing_segments(state, policy, &name, &back, min);
+                let mut missing = missing_segments(state, policy, &name, &back, min);
+                // The node joins without a segment, and can then report which segments it uses.
+                if state.may_grant(policy, now).is_err() {
+                    missing.clear();
+                }
                 changes = super::segments::grants(state, policy, &name, &missing, JOIN_REQUEST, now)?;
                 changes.extend(back.into_iter().map(Change::ClaimSegment));
             }

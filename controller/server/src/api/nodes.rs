@@ -6,6 +6,7 @@ use axum::extract::State;
 use axum::http::StatusCode;
 use edge_controller_domain::certificates;
 use edge_controller_domain::endpoints::{Place, Verdict, is_reachable, passed_on};
+use edge_controller_domain::segments::Conflict;
 use edge_controller_domain::state::{Change, NodeRecord, State as Rows};
 use edge_types::api::NodeReport;
 use edge_types::{IpNetwork, NodeName, Role};
@@ -38,26 +39,30 @@ pub(super) async fn report(
     }
     app.tunnels.refused(&node, report.refused_view.as_deref());
     let place = app.now_or_later(&node, place).await;
-    let (live, name, now) = (app.clone(), node.clone(), app.registry.clock.now());
-    let (taken, conflicts) = app
-        .registry
-        .change(move |state| -> Result<_, Refusal> {
-            let mut record = state.node(&node).ok_or_else(|| Refusal::Deregistered(node.clone()))?.clone();
-            if let Some(place) = &place {
-                settle(&mut record, state, place);
-            }
-            certificates::note_use(&mut record, &shown.serial);
-            let policy = &live.settings().policy;
-            let (mut changes, conflicts) = claims::plan(state, policy, &node, &report.segments, now);
-            let taken: Vec<IpNetwork> = changes.iter().filter_map(Change::claimed).collect();
-            if state.node(&node) != Some(&record) {
-                changes.push(Change::PutNode(record));
-            }
-            Ok(((taken, conflicts), changes))
-        })
-        .await?;
-    app.tell_of_claims(&name, &taken, conflicts);
+    let noted = Noted { node, serial: shown.serial, place, segments: report.segments };
+    let (mut taken, mut conflicts) = app.note_report(noted.clone()).await?;
+    // Another replica may have granted a segment that this one does not know yet.
+    let unknown = conflicts.iter().any(|conflict| matches!(conflict, Conflict::Unknown { .. }));
+    if unknown && app.conflicts.are_news(&noted.node, &conflicts) {
+        app.registry.read_segments_anew().await?;
+        let (more, remaining) = app.note_report(noted.clone()).await?;
+        taken.extend(more);
+        conflicts = remaining;
+    }
+    app.tell_of_claims(&noted.node, &taken, conflicts);
     Ok(StatusCode::NO_CONTENT)
+}
+
+/// The part of a report that the registry notes.
+#[derive(Clone)]
+struct Noted {
+    node: NodeName,
+    /// Serial of the certificate that the node showed.
+    serial: String,
+    /// The place of the node; `None` if it does not change now.
+    place: Option<Place>,
+    /// Segments that the node says it uses.
+    segments: Vec<IpNetwork>,
 }
 
 /// Notes where a node is.
@@ -75,6 +80,29 @@ fn settle(record: &mut NodeRecord, state: &Rows, place: &Place) {
 }
 
 impl Context {
+    /// Notes a report. Returns the segments that are the node's from now on, and the conflicts of
+    /// the others.
+    async fn note_report(self: &App, noted: Noted) -> Result<(Vec<IpNetwork>, Vec<Conflict>), Refusal> {
+        let (live, now) = (self.clone(), self.registry.clock.now());
+        let plan = move |state: &mut Rows| -> Result<_, Refusal> {
+            let node = &noted.node;
+            let mut record = state.node(node).ok_or_else(|| Refusal::Deregistered(node.clone()))?.clone();
+            if let Some(place) = &noted.place {
+                settle(&mut record, state, place);
+            }
+            certificates::note_use(&mut record, &noted.serial);
+            state.note_reported(&mut record);
+            let policy = &live.settings().policy;
+            let (mut changes, conflicts) = claims::plan(state, policy, node, &noted.segments, now);
+            let taken: Vec<IpNetwork> = changes.iter().filter_map(Change::claimed).collect();
+            if state.node(node) != Some(&record) {
+                changes.push(Change::PutNode(record));
+            }
+            Ok(((taken, conflicts), changes))
+        };
+        self.registry.change(plan).await
+    }
+
     /// Whether a node may change its place now: then the place is given back. Otherwise it is noted
     /// when the node's turn comes.
     async fn now_or_later(self: &std::sync::Arc<Self>, node: &NodeName, place: Place) -> Option<Place> {

@@ -27,7 +27,11 @@ impl IntoResponse for Refusal {
         let body = serde_json::to_vec(&problem).unwrap_or_default();
         let kind = axum::Extension(ProblemKind(self.name()));
         let said = axum::Extension(Said { status: problem.status, text: problem.detail });
-        (status, kind, said, [(header::CONTENT_TYPE, PROBLEM_MEDIA_TYPE)], body).into_response()
+        let mut response = (status, kind, said, [(header::CONTENT_TYPE, PROBLEM_MEDIA_TYPE)], body).into_response();
+        if let Some(seconds) = self.retry_after() {
+            response.headers_mut().insert(header::RETRY_AFTER, seconds.into());
+        }
+        response
     }
 }
 
@@ -48,8 +52,27 @@ pub(super) async fn log(caller: Caller, request: Request, next: Next) -> Respons
     }
     let text = logs::shortened(&text);
     match status {
+        // The controller works: it waits on purpose.
+        503 if kind == "segments-withheld" => tracing::info!(from = %caller, kind, "refused: {text}"),
         500.. => tracing::error!(from = %caller, kind, "{text}"),
         _ => tracing::info!(from = %caller, kind, "refused: {text}"),
     }
     response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use edge_controller_domain::segments::Withheld;
+
+    #[test]
+    fn a_refusal_that_ends_by_itself_says_when_to_ask_again() {
+        let withheld = Withheld { restored_at: 0, until: 600, missing: 1, named: vec!["edge-1".into()] };
+        let response = Refusal::from(withheld).into_response();
+        assert_eq!(
+            (response.status().as_u16(), &response.headers()[header::RETRY_AFTER]),
+            (503, &"10".parse().unwrap())
+        );
+        assert!(!Refusal::NodeOnly.into_response().headers().contains_key(header::RETRY_AFTER));
+    }
 }

@@ -46,6 +46,8 @@ pub(super) async fn apply(
     if families.is_empty() {
         return Err(Refusal::BadValue("families is empty; ask for \"ipv4\", \"ipv6\" or both".into()));
     }
+    // Before the store is asked: many nodes may repeat their applications until all have reported.
+    may_grant(&app, &node, &request_id).await?;
     if repeated {
         app.registry.read_segments_anew().await?;
     }
@@ -74,6 +76,16 @@ pub(super) async fn apply(
     }
     let (segments, _) = granted?;
     Ok(axum::Json(SegmentResponse { segments }))
+}
+
+/// Refuses an application while grants wait, unless it has been answered before.
+async fn may_grant(app: &App, node: &NodeName, request_id: &str) -> Result<(), Refusal> {
+    let (view, now) = (app.registry.read().await, app.registry.clock.now());
+    let answered = view.state().ledger().held_by(node).iter().any(|row| row.request_id == request_id);
+    match answered {
+        true => Ok(()),
+        false => Ok(view.state().may_grant(&app.settings().policy, now)?),
+    }
 }
 
 /// Releases what was granted of an application that is refused. Where claims are made one by one,
@@ -135,6 +147,9 @@ pub(super) fn grants(
     request_id: &str,
     now: Seconds,
 ) -> Result<Vec<Change>, Refusal> {
+    if !families.is_empty() {
+        state.may_grant(policy, now)?;
+    }
     let mut chosen = Vec::new();
     for family in families {
         let name = match family {

@@ -8,7 +8,8 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, bail, ensure};
 use edge_controller_domain::archive::{self, Archive};
 use edge_controller_domain::clock::Clock;
-use edge_controller_domain::store::embedded;
+use edge_controller_domain::segments::Restored;
+use edge_controller_domain::store::{Note, embedded};
 
 use super::client::Client;
 use crate::config::Config;
@@ -30,10 +31,7 @@ pub(super) async fn backup(client: &Client, file: &Path) -> anyhow::Result<()> {
 
 /// Writes what the store of a server that does not run holds.
 pub(super) async fn export(config: &Config, file: &Path) -> anyhow::Result<()> {
-    if !config.store_is_at_api_server() {
-        let store = config.state_dir.join(embedded::FILE);
-        ensure!(store.exists(), "there is no store {}; is state_dir right?", store.display());
-    }
+    check_store(config)?;
     let now = Clock::system().now();
     let kept = Kept::open(config, now)
         .await
@@ -84,6 +82,26 @@ pub(super) async fn restore(config: &Config, file: &Path, replace: bool) -> anyh
     eprintln!("restored {summary}");
     if let Some(former) = former {
         eprintln!("the former content is in {}; remove it when it is not needed any more", former.display());
+    }
+    Ok(())
+}
+
+/// Notes that the store is an old copy, which was brought back by other means than these commands.
+pub(super) async fn restored(config: &Config) -> anyhow::Result<()> {
+    check_store(config)?;
+    let clock = Clock::system();
+    let kept = Kept::open(config, clock.now()).await.context("stop the server first")?;
+    clock.not_before(kept.store.read().await?.time);
+    kept.store.set_note(Note::Restored, Restored::at(clock.now()).to_note()).await?;
+    eprintln!("noted; it counts from the next start of edge-controller, of all replicas");
+    Ok(())
+}
+
+/// Refuses to begin a new store where one is expected.
+fn check_store(config: &Config) -> anyhow::Result<()> {
+    if !config.store_is_at_api_server() {
+        let store = config.state_dir.join(embedded::FILE);
+        ensure!(store.exists(), "there is no store {}; is state_dir right?", store.display());
     }
     Ok(())
 }

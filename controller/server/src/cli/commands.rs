@@ -27,7 +27,8 @@ pub(super) async fn carry_out(client: &Client, json: bool, command: Command) -> 
         | Command::Crds
         | Command::Restore { .. }
         | Command::Export { .. }
-        | Command::Import { .. } => {
+        | Command::Import { .. }
+        | Command::Restored { .. } => {
             bail!("this is not asked of a server")
         }
         Command::Reload => {

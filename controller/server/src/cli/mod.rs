@@ -74,9 +74,9 @@ enum Command {
     },
     /// Let the running server read its configuration again, as SIGHUP does.
     ///
-    /// cluster_ranges, reserved, min_per_node, max_per_node, quarantine_seconds, networks and hub
-    /// take effect; any other change is refused, and so is a range that is left out while nodes
-    /// hold segments of it: with nothing changed.
+    /// cluster_ranges, reserved, min_per_node, max_per_node, quarantine_seconds,
+    /// restore_grace_seconds, networks and hub take effect; any other change is refused, and so is
+    /// a range that is left out while nodes hold segments of it: with nothing changed.
     Reload,
     /// Print the definitions of the custom resources, for kubectl apply; they are in deploy/crds as
     /// well.
@@ -118,6 +118,17 @@ enum Command {
     Import {
         /// A file that backup or export wrote.
         file: PathBuf,
+        #[command(flatten)]
+        sources: Sources,
+    },
+    /// Say that the configured store is an old copy which was brought back by other means than
+    /// restore and import: a snapshot of a disk or of etcd.
+    ///
+    /// Segments that were granted after the copy was made are not in it. With the next start nodes
+    /// may claim those that they use, and nothing is granted before they have reported them. Where
+    /// the store is in the state directory no server may run meanwhile; where it is at the
+    /// Kubernetes API server restart all replicas afterwards.
+    Restored {
         #[command(flatten)]
         sources: Sources,
     },
@@ -306,6 +317,7 @@ pub fn main() -> ExitCode {
             Command::Import { file, sources } => {
                 offline(async { archive::import(&sources.load()?.config, &file).await }).await
             }
+            Command::Restored { sources } => offline(async { archive::restored(&sources.load()?.config).await }).await,
             command => commands::carry_out(&client::Client::new(cli.socket), cli.json, command).await.map_err(|e| {
                 let code = if e.is::<edge_types::api::Problem>() { REFUSED } else { UNREACHABLE };
                 (code, e)

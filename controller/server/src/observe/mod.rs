@@ -38,7 +38,9 @@ pub(crate) fn router(app: App) -> Router {
         .route("/healthz", get(async |State(app): State<App>| health::answer(app.health.alive(&app).await, Vec::new())))
         .route(
             "/readyz",
-            get(async |State(app): State<App>| health::answer(app.health.ready(&app).await, app.health.notes(&app))),
+            get(async |State(app): State<App>| {
+                health::answer(app.health.ready(&app).await, app.health.notes(&app).await)
+            }),
         )
         .route("/metrics", get(metrics))
         .fallback(async || (StatusCode::NOT_FOUND, "here are /healthz, /readyz and /metrics\n"))

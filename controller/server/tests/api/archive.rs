@@ -4,12 +4,15 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::Stdio;
 
-use crate::harness::Node;
+use crate::harness::{Node, detail, kind};
 use crate::process::{Program, exists, text};
 use edge_types::JoinToken;
+use hyper::Method;
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject;
 use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
 
 /// A program that serves one node and has tokens.
 struct Site {
@@ -57,6 +60,26 @@ fn rows(file: &Path) -> Vec<String> {
         .collect()
 }
 
+/// Reports as an agent does, before it follows its view. Returns the status.
+async fn reports(node: &Node, segments: &[String]) -> u16 {
+    let report = json!({"addresses": ["192.0.2.1"], "port": 4500, "segments": segments});
+    node.ask(Method::PUT, "", Some(report)).await.0
+}
+
+/// Segments of a node's view.
+async fn held(node: &Node) -> Vec<String> {
+    node.watch().await.view().await.segments.iter().map(ToString::to_string).collect()
+}
+
+/// The page /readyz, with its head.
+async fn readyz(program: &Program) -> String {
+    let mut stream = TcpStream::connect(program.addresses[1]).await.unwrap();
+    stream.write_all(b"GET /readyz HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").await.unwrap();
+    let mut page = String::new();
+    stream.read_to_string(&mut page).await.unwrap();
+    page
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_restored_backup_is_the_same_controller_to_its_nodes() {
     let mut site = Site::start().await;
@@ -78,6 +101,7 @@ async fn a_restored_backup_is_the_same_controller_to_its_nodes() {
     assert!(after.version > before.version, "nodes take it for newer");
     after.version = before.version;
     assert_eq!(after, before);
+    assert_eq!(reports(&site.node, &[]).await, 204);
     Node::join(other.addresses[0], ca(&other), &site.unused, "edge-2").await;
     assert_eq!(other.json(&["segment", "list"]).as_array().unwrap().len(), 2);
 }
@@ -124,6 +148,94 @@ async fn a_segment_that_a_node_uses_is_granted_to_no_other_after_an_old_backup_w
     // Once it is right again nothing is told any more.
     assert_eq!(second.ask(hyper::Method::PUT, "", Some(report(&claims[..1]))).await.0, 204);
     assert_eq!(other.json(&["node", "list"])[1]["conflicts"], json!([]));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn after_an_old_backup_nothing_is_granted_before_every_edge_has_reported_what_it_uses() {
+    let mut site = Site::start().await;
+    let token = |program: &Program| text(&program.run(&["token", "create", "--role", "edge"]).stdout).parse().unwrap();
+    let (address, authority) = (site.program.addresses[0], ca(&site.program));
+    Node::join(address, authority, &token(&site.program), "edge-gone").await;
+    let file = site.program.path("backup");
+    done(&site.program, &["backup", file.to_str().unwrap()]);
+    site.node.apply("after the backup", &["ipv4"]).await;
+    let uses = held(&site.node).await;
+    assert_eq!(uses.len(), 2);
+
+    let mut other = Program::new();
+    let config = other.path("c.toml");
+    done(&other, &["restore", file.to_str().unwrap(), "--config", config.to_str().unwrap()]);
+    other.start();
+    // A node comes that takes the next segment: the one that edge-1 uses.
+    let mut second = Node::join(other.addresses[0], ca(&other), &site.unused, "edge-2").await;
+    assert!(held(&second).await.is_empty());
+    let refused = second.apply("r", &["ipv4"]).await;
+    assert_eq!(kind(&refused), (503, "segments-withheld"));
+    assert!(detail(&refused).contains("edge-1, edge-2, edge-gone"), "{}", detail(&refused));
+    let ready = readyz(&other).await;
+    assert!(ready.starts_with("HTTP/1.1 200") && ready.contains("[!]restore: no segment is granted"), "{ready}");
+    assert_eq!(reports(&second, &[]).await, 204);
+    // A restart forgets neither the restore nor who has reported.
+    other.kill();
+    other.start();
+    second.move_to_address(other.addresses[0]);
+    let refused = second.apply("r", &["ipv4"]).await;
+    assert!(
+        detail(&refused).contains("2 of the registered edges have not reported yet (edge-1, edge-gone)"),
+        "{refused:?}"
+    );
+
+    site.node.move_to_address(other.addresses[0]);
+    assert_eq!(reports(&site.node, &uses).await, 204);
+    assert_eq!(held(&site.node).await, uses);
+    let refused = second.apply("r", &["ipv4"]).await;
+    assert!(detail(&refused).contains("(edge-gone)"), "{refused:?}");
+    done(&other, &["node", "deregister", "edge-gone"]);
+    let (status, granted) = second.apply("r", &["ipv4"]).await;
+    assert_eq!(status, 200, "{granted}");
+    assert!(!uses.contains(&granted["segments"][0].as_str().unwrap().to_owned()), "{granted} of {uses:?}");
+    assert!(!readyz(&other).await.contains("restore: "));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_a_restore_a_node_claims_no_segment_that_it_was_never_granted() {
+    let site = Site::start().await;
+    let uses = held(&site.node).await;
+    let claims = [uses[0].clone(), "10.77.9.0/26".to_owned()];
+    assert_eq!(reports(&site.node, &claims).await, 204);
+    assert_eq!(held(&site.node).await, uses);
+    let told = site.program.json(&["node", "list"])[0]["conflicts"].to_string();
+    assert!(told.contains("10.77.9.0/26") && told.contains("not known to be granted to it"), "{told}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_store_that_was_brought_back_by_copying_counts_as_restored_once_the_operator_says_so() {
+    let mut site = Site::start().await;
+    let (store, copy) = (site.program.path("state/controller.redb"), site.program.path("copy"));
+    site.program.stop();
+    std::fs::copy(&store, &copy).unwrap();
+    site.program.start();
+    site.node.move_to_address(site.program.addresses[0]);
+    site.node.apply("after the copy", &["ipv4"]).await;
+    let uses = held(&site.node).await;
+    let config = site.program.path("c.toml").to_str().unwrap().to_owned();
+    let restored = ["restored", "--config", config.as_str()];
+    assert!(refused(&site.program, &restored).contains("stop the server first"));
+    site.program.stop();
+    std::fs::copy(&copy, &store).unwrap();
+    site.program.start();
+    site.node.move_to_address(site.program.addresses[0]);
+    assert_eq!(reports(&site.node, &uses).await, 204);
+    assert_eq!(held(&site.node).await, uses[..1]);
+    let told = site.program.json(&["node", "list"])[0]["conflicts"].to_string();
+    assert!(told.contains(&uses[1]) && told.contains("edge-controller restored"), "{told}");
+
+    site.program.stop();
+    done(&site.program, &restored);
+    site.program.start();
+    site.node.move_to_address(site.program.addresses[0]);
+    assert_eq!(reports(&site.node, &uses).await, 204);
+    assert_eq!(held(&site.node).await, uses);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -4,6 +4,9 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
+use edge_controller::refusal::Refusal;
+use edge_controller_domain::archive::{self, Archive};
+use edge_controller_domain::ca::Files;
 use edge_controller_domain::clock::Clock;
 use edge_controller_domain::registry::Registry;
 use edge_controller_domain::segments::{Policy, Row, overlap};
@@ -44,6 +47,8 @@ macro_rules! all {
             the_cluster_is_noted_with_the_rows,
             segments_of_a_node_that_vanished_are_kept_as_long_as_its_certificate,
             the_operator_lets_go_of_segments_that_are_kept_for_a_node,
+            nothing_is_granted_after_a_restore_until_every_edge_has_reported,
+            the_wait_after_a_restore_ends_also_where_an_edge_never_reports,
         }
     };
 }
@@ -228,6 +233,8 @@ impl Grants {
             prefix: SIZES,
             max_per_node: 64,
             quarantine: 1,
+            restore_grace: 600,
+            claims_after_restore: 7 * 24 * 3600,
         };
         Self { registry, policy }
     }
@@ -242,11 +249,7 @@ impl Grants {
         self.try_apply(node, request).await.unwrap_or_else(|error| panic!("{node} {request}: {error}"))
     }
 
-    pub(crate) async fn try_apply(
-        &self,
-        node: &str,
-        request: &str,
-    ) -> Result<Vec<IpNetwork>, edge_controller::refusal::Refusal> {
+    pub(crate) async fn try_apply(&self, node: &str, request: &str) -> Result<Vec<IpNetwork>, Refusal> {
         let (node, request, policy) = (name(node), request.to_owned(), self.policy.clone());
         let now = self.registry.clock.now();
         let families = [Family::V4, Family::V6];
@@ -357,6 +360,60 @@ pub(crate) async fn the_cluster_is_noted_with_the_rows(place: &dyn Place) {
     drop(store);
     let (store, ..) = loaded(place).await;
     assert_eq!(store.note(Note::Cluster).await.unwrap().as_deref(), Some("another"));
+}
+
+/// A store into which edges a and b were imported, each with a segment. They have not reported.
+async fn imported(place: &dyn Place) -> Grants {
+    let row = |segment, node| Row::new(network(segment), name(node), "r".into(), 1_793_491_200, None);
+    let rows = Snapshot {
+        nodes: vec![edge("a"), edge("b")],
+        segments: vec![row("10.77.0.0/28", "a"), row("10.77.0.16/28", "b")],
+        ..Snapshot::default()
+    };
+    let (folder, now) = (tempfile::tempdir().unwrap(), Clock::system().now());
+    let archive = Archive { written_at: now, rows, ca: None };
+    archive::import(&*place.open().await, &Files::new(folder.path(), now), archive, now).await.unwrap();
+    Grants::start(place.open().await).await
+}
+
+/// The edges that a refused application waits for.
+async fn waits_for(grants: &Grants, request: &str) -> Vec<String> {
+    match grants.try_apply("a", request).await {
+        Err(Refusal::Withheld(withheld)) => withheld.named,
+        other => panic!("expected that the grant waits, got {other:?}"),
+    }
+}
+
+pub(crate) async fn nothing_is_granted_after_a_restore_until_every_edge_has_reported(place: &dyn Place) {
+    let grants = imported(place).await;
+    assert_eq!(waits_for(&grants, "r1").await, ["a", "b"]);
+    for (node, missing) in [("a", Some("b")), ("b", None)] {
+        // As a report does.
+        let reported = grants.registry.change(move |state| -> Result<_, StoreError> {
+            let mut record = state.node(&name(node)).unwrap().clone();
+            state.note_reported(&mut record);
+            Ok(((), vec![Change::PutNode(record)]))
+        });
+        reported.await.unwrap();
+        // A controller that starts now knows it too.
+        let grants = Grants::start(place.open().await).await;
+        match missing {
+            Some(missing) => assert_eq!(waits_for(&grants, "r1").await, [missing]),
+            None => assert_eq!(grants.apply("a", "r1").await.len(), 2),
+        }
+    }
+}
+
+pub(crate) async fn the_wait_after_a_restore_ends_also_where_an_edge_never_reports(place: &dyn Place) {
+    let grants = imported(place).await;
+    grants.registry.clock.advance(590);
+    assert_eq!(waits_for(&grants, "r1").await, ["a", "b"]);
+    // The wait began with the first start. This start does not begin another one.
+    let grants = Grants::start(place.open().await).await;
+    grants.registry.clock.advance(590);
+    assert_eq!(waits_for(&grants, "r1").await, ["a", "b"]);
+    grants.registry.clock.advance(10);
+    assert_eq!(grants.apply("a", "r1").await.len(), 2);
 }
 
 pub(crate) async fn segments_of_a_node_that_vanished_are_kept_as_long_as_its_certificate(place: &dyn Place) {

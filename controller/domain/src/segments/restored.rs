@@ -1,0 +1,121 @@
+//! After a restore the ledger lacks every grant that was made after the backup. Until the nodes
+//! have reported which segments they use, no segment is known to be free.
+
+use edge_types::NodeName;
+use serde::{Deserialize, Serialize};
+
+use super::policy::Policy;
+use crate::clock::{Seconds, rfc3339};
+
+/// Nodes that a refusal names.
+const NAMED: usize = 5;
+
+/// A restore or an import of the rows. The store keeps it beside the rows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Restored {
+    /// When it was done.
+    pub at: Seconds,
+    /// When a controller first served the restored rows; `None` until one does. The waiting time
+    /// begins here: nodes cannot report before.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub served_from: Option<Seconds>,
+}
+
+impl Restored {
+    /// Rows that are restored now, and that no controller has served yet.
+    pub fn at(now: Seconds) -> Self {
+        Self { at: now, served_from: None }
+    }
+
+    /// Reads what [`Restored::to_note`] wrote.
+    ///
+    /// # Errors
+    /// If the text is something else; says what.
+    pub fn from_note(note: &str) -> Result<Self, String> {
+        serde_json::from_str(note).map_err(|error| format!("expected {{\"at\":SECONDS}}, found {note:?}: {error}"))
+    }
+
+    /// As the store keeps it.
+    pub fn to_note(self) -> String {
+        // A struct of two numbers always serialises.
+        serde_json::to_string(&self).unwrap_or_default()
+    }
+
+    /// Until when grants wait for nodes that have not reported.
+    pub fn grants_wait_until(&self, policy: &Policy) -> Seconds {
+        self.served_from.unwrap_or(self.at).saturating_add(policy.restore_grace)
+    }
+
+    /// Until when a node may claim a segment that the ledger does not know as its own.
+    pub fn claims_count_until(&self, policy: &Policy) -> Seconds {
+        self.served_from.unwrap_or(self.at).saturating_add(policy.claims_after_restore)
+    }
+}
+
+/// No segment is granted yet, because a node that has not reported may use any of them.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "no segment is granted until {}, or until every edge has reported which segments it uses: the store was restored from a backup at {}, which \
+     does not know later grants. {} of the registered edges have not reported yet ({}): connect them, or deregister those that are gone; this node \
+     keeps what it holds, and asks again",
+    rfc3339(*until), rfc3339(*restored_at), missing, named.join(", ")
+)]
+pub struct Withheld {
+    /// When the store was restored.
+    pub restored_at: Seconds,
+    /// When the wait ends at the latest.
+    pub until: Seconds,
+    /// How many edges have not reported.
+    pub missing: usize,
+    /// The first of them, at most [`NAMED`], and "..." if there are more.
+    pub named: Vec<String>,
+}
+
+impl Withheld {
+    /// `None` if no edge is missing.
+    pub fn until_all_reported<'a>(
+        restored: &Restored,
+        policy: &Policy,
+        missing: impl Iterator<Item = &'a NodeName>,
+    ) -> Option<Self> {
+        let (mut named, mut count) = (Vec::new(), 0);
+        for node in missing {
+            count += 1;
+            match count {
+                ..=NAMED => named.push(node.to_string()),
+                _ if named.len() == NAMED => named.push("...".into()),
+                _ => {}
+            }
+        }
+        let until = restored.grants_wait_until(policy);
+        (count > 0).then_some(Self { restored_at: restored.at, until, missing: count, named })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_note_is_read_again_and_another_text_is_named() {
+        for restored in [Restored::at(7), Restored { at: 7, served_from: Some(9) }] {
+            assert_eq!(Restored::from_note(&restored.to_note()), Ok(restored));
+        }
+        let error = Restored::from_note("yesterday").unwrap_err();
+        assert!(error.contains("\"at\"") && error.contains("yesterday"), "{error}");
+    }
+
+    #[test]
+    fn a_few_of_the_missing_edges_are_named_and_all_are_counted() {
+        let policy = Policy { restore_grace: 600, ..super::super::policy::tests::policy() };
+        let nodes: Vec<NodeName> = (0..8).map(|n| format!("edge-{n}").parse().unwrap()).collect();
+        let restored = Restored { at: 1_793_491_200, served_from: Some(1_793_491_260) };
+        let withheld = |nodes: &[NodeName]| Withheld::until_all_reported(&restored, &policy, nodes.iter());
+        assert_eq!(withheld(&[]), None);
+        let said = withheld(&nodes).unwrap().to_string();
+        assert!(said.contains("8 of the registered edges") && said.contains("edge-4, ..."), "{said}");
+        assert!(said.contains("until 2026-11-01T00:11:00Z") && !said.contains("edge-5"), "{said}");
+        let said = withheld(&nodes[..5]).unwrap().to_string();
+        assert!(said.contains("edge-4)"), "{said}");
+    }
+}
