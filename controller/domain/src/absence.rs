@@ -11,12 +11,14 @@ use tokio::time::Instant;
 
 /// Deletions that come within this time are judged together.
 pub const SETTLE: Duration = Duration::from_secs(2);
-/// Deletions count together for so long.
-const WINDOW: Duration = Duration::from_secs(600);
+/// Deletions within this time count together, so that a few deletions now and a few more later are
+/// noticed as well.
+const WINDOW: Duration = Duration::from_secs(3600);
 /// So many are never too many.
 const FEW: usize = 2;
 
-/// Deletions that were believed lately. They are at most a tenth of the nodes.
+/// Deletions that were believed within [`WINDOW`]. If the operator is asked about more, they are at
+/// most a tenth of the nodes; otherwise at most all nodes.
 #[derive(Debug, Default)]
 pub struct Recent(VecDeque<Instant>);
 
@@ -60,8 +62,22 @@ mod tests {
             assert!(!recent.is_too_much(1, left, now));
             recent.note(1, now);
         }
-        assert!(recent.is_too_much(1, 91, now), "the tenth of a hundred, within ten minutes");
+        assert!(recent.is_too_much(1, 91, now), "the tenth of a hundred, within an hour");
         assert!(!recent.is_too_much(0, 91, now), "nothing is missing");
+    }
+
+    #[test]
+    fn a_trickle_is_too_much_before_an_hour_has_passed() {
+        let (mut recent, start) = (Recent::default(), Instant::now());
+        let mut gone = 0;
+        for minute in 0..60 {
+            let now = start + Duration::from_secs(60) * minute;
+            if minute % 6 == 0 && !recent.is_too_much(1, 100 - gone, now) {
+                recent.note(1, now);
+                gone += 1;
+            }
+        }
+        assert_eq!(gone, 9, "the tenth of a hundred is asked about, though one goes every six minutes");
     }
 
     #[test]

@@ -199,9 +199,16 @@ impl NodeWatch {
     /// Drops those of which there is nothing to decide any more.
     async fn forget_deregistered(&mut self) {
         let view = self.registry.read().await;
+        let (asked, recent, now) = (&self.asked, &mut self.recent, Instant::now());
         self.lost.retain(|name, lost| {
             let record = view.state().node(name);
-            let Some(object) = record.and_then(|record| record.object.as_ref()) else { return false };
+            let Some(object) = record.and_then(|record| record.object.as_ref()) else {
+                // Another replica deregistered the node, or the operator did after being asked.
+                if record.is_none() && !asked.contains(name) {
+                    recent.note(1, now);
+                }
+                return false;
+            };
             let of_another = lost.uid != object.uid;
             if of_another && !lost.replaced {
                 // Another replica recorded a later Node meanwhile. The API server says whether that

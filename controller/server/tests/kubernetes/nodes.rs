@@ -28,6 +28,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("more_nodes_than_one_page_holds_are_all_seen", many),
     ("a_node_that_was_deleted_while_nobody_looked_is_deregistered_and_no_other", unseen),
     ("when_many_node_objects_go_at_once_their_nodes_stay_and_the_operator_is_asked", mass),
+    ("node_objects_that_go_one_by_one_are_counted_together_by_every_replica", trickle),
     ("a_list_without_any_node_object_deregisters_nobody", empty),
     ("another_cluster_deregisters_nobody_until_it_is_accepted", other_cluster),
     ("a_node_object_that_is_made_again_by_the_same_machine_keeps_the_registration", same_machine),
@@ -276,6 +277,29 @@ fn mass() {
         make("d", "");
         until("it to be forgotten", async || (!watching.asked.contains(&name("a"))).then_some(())).await;
         assert_eq!(registered(&replica).await, 2);
+    });
+}
+
+fn trickle() {
+    run(async {
+        let cluster = clean().await;
+        let (one, other) = (cluster.replica().await, cluster.replica().await);
+        let watching = [cluster.watch_nodes(&one), cluster.watch_nodes(&other)];
+        three(&one).await;
+        for node in ["a", "b", "c"] {
+            seen(&other, node).await;
+        }
+        for node in ["a", "b"] {
+            PLANE.kubectl(&["delete", "node", node]).unwrap();
+            gone(&one, node).await;
+            gone(&other, node).await;
+        }
+        PLANE.kubectl(&["delete", "node", "c"]).unwrap();
+        for watching in watching {
+            let note = until("the operator to be asked", async || watching.asked.note()).await;
+            assert!(note.contains("1 registered node(s)") && note.contains("(c)"), "{note}");
+        }
+        assert_eq!((registered(&one).await, registered(&other).await), (1, 1));
     });
 }
 
