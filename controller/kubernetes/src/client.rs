@@ -131,16 +131,23 @@ impl Obstacles {
 
     /// All that does not work, whoever misses it.
     pub fn everything(&self) -> Option<String> {
-        let failing = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let all: Vec<&str> = failing.values().map(|obstacle| obstacle.why.as_str()).collect();
-        (!all.is_empty()).then(|| all.join("; "))
+        self.said(|_| true)
+    }
+
+    /// All that does not work and that only people miss, if anything.
+    pub fn aside(&self) -> Option<String> {
+        self.said(|obstacle| obstacle.aside)
     }
 
     /// All that does not work and that serving nodes depends on, if anything.
     pub fn all(&self) -> Option<String> {
+        self.said(|obstacle| !obstacle.aside)
+    }
+
+    fn said(&self, counts: impl Fn(&Obstacle) -> bool) -> Option<String> {
         let failing = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let all: Vec<&str> =
-            failing.values().filter(|obstacle| !obstacle.aside).map(|obstacle| obstacle.why.as_str()).collect();
+            failing.values().filter(|obstacle| counts(obstacle)).map(|obstacle| obstacle.why.as_str()).collect();
         (!all.is_empty()).then(|| all.join("; "))
     }
 }

@@ -62,6 +62,9 @@ pub(super) async fn run(inner: Arc<Inner>) {
 
 /// Decides about all that is missing of a kind; whether nothing is left to decide.
 async fn decide(inner: &Inner, kind: Kind, recent: &mut Recent) -> bool {
+    if let Err(error) = inner.look_at_fields(kind).await {
+        tracing::debug!(kind = kind.what(), %error, "it is not known whether its definition drops fields");
+    }
     // Known to be missing before the definition is read.
     let missing = inner.objects().missing(kind);
     let obstacle = format!("the definition {}", kind.what());

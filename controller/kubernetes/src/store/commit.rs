@@ -129,6 +129,8 @@ fn stage(change: &Change) -> u8 {
 }
 
 async fn element_of(inner: &Arc<Inner>, element: &[Change]) -> Result<(), StoreError> {
+    // Before any change of the element: a node stays if its segments could not be kept for it.
+    element.iter().try_for_each(|change| inner.check_fields(change)).map_err(StoreError::Failed)?;
     let mut stages: Vec<u8> = element.iter().map(stage).collect();
     stages.sort_unstable();
     stages.dedup();

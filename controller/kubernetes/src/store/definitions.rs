@@ -6,7 +6,7 @@
 //! was and without a `deletionTimestamp`, knows that the object was not deleted with it.
 
 use std::collections::BTreeMap;
-use std::sync::{Mutex, OnceLock, PoisonError};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
 use edge_controller_domain::store::StoreError;
 use k8s_openapi::api::core::v1::Namespace;
@@ -14,6 +14,7 @@ use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomRe
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::{Api, Client};
 
+use super::fields;
 use super::kinds::Kind;
 use crate::client::{REQUEST, explain, is_absent};
 use crate::identity;
@@ -27,10 +28,15 @@ pub(super) struct Definitions {
     api: Api<CustomResourceDefinition>,
     /// Those with which the objects that are known exist.
     known: Mutex<Uids>,
+    /// The fields that each definition drops, with the generation of the definition.
+    dropped: Mutex<BTreeMap<Kind, (Generation, Vec<String>)>>,
     namespaces: Api<Namespace>,
     /// The cluster in which they exist.
     cluster: OnceLock<String>,
 }
+
+/// UID and generation of a definition. If either differs, its content may differ.
+type Generation = (Option<String>, Option<i64>);
 
 /// How a definition stands.
 #[derive(Debug, PartialEq, Eq)]
@@ -46,7 +52,7 @@ pub(super) enum Standing {
 impl Definitions {
     pub(super) fn new(client: &Client) -> Self {
         let (api, namespaces) = (Api::all(client.clone()), Api::all(client.clone()));
-        Self { api, known: Mutex::default(), namespaces, cluster: OnceLock::new() }
+        Self { api, known: Mutex::default(), dropped: Mutex::default(), namespaces, cluster: OnceLock::new() }
     }
 
     /// Makes sure that it is the cluster that it was at first: what is known is not written into
@@ -108,18 +114,51 @@ impl Definitions {
         Ok(standing(kind, found, known.as_deref()))
     }
 
+    /// Fields that the served definition of a kind drops from what this program writes. The
+    /// definition is read in full only when it has changed. A definition that is missing drops
+    /// nothing, since nothing is written then.
+    ///
+    /// # Errors
+    /// If the API server cannot be asked.
+    pub(super) async fn look_at_fields(&self, kind: Kind) -> Result<Vec<String>, StoreError> {
+        let found = self.read(kind).await?.unwrap_or_default();
+        let generation: Generation = (found.uid, found.generation);
+        if let Some((before, dropped)) = self.all_dropped().get(&kind)
+            && *before == generation
+        {
+            return Ok(dropped.clone());
+        }
+        let served = match tokio::time::timeout(REQUEST, self.api.get_opt(kind.what())).await {
+            Ok(served) => served.map_err(|error| StoreError::Failed(explain(WHAT, &error)))?,
+            Err(_) => return Err(silent()),
+        };
+        let dropped = served.map(|served| fields::dropped(kind, &served)).unwrap_or_default();
+        self.all_dropped().insert(kind, (generation, dropped.clone()));
+        Ok(dropped)
+    }
+
+    /// Fields that the definition of a kind drops, as of the latest [`Self::look_at_fields`].
+    pub(super) fn dropped(&self, kind: Kind) -> Vec<String> {
+        self.all_dropped().get(&kind).map(|(_, dropped)| dropped.clone()).unwrap_or_default()
+    }
+
+    fn all_dropped(&self) -> MutexGuard<'_, BTreeMap<Kind, (Generation, Vec<String>)>> {
+        self.dropped.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     async fn read(&self, kind: Kind) -> Result<Option<ObjectMeta>, StoreError> {
         // By name and without a version: the API server reads it from etcd.
         match tokio::time::timeout(REQUEST, self.api.get_metadata(kind.what())).await {
             Ok(Ok(found)) => Ok(Some(found.metadata)),
             Ok(Err(error)) if is_absent(&error) => Ok(None),
             Ok(Err(error)) => Err(StoreError::Failed(explain(WHAT, &error))),
-            Err(_) => Err(StoreError::Failed(format!(
-                "the API server did not answer about {WHAT} within {} s",
-                REQUEST.as_secs()
-            ))),
+            Err(_) => Err(silent()),
         }
     }
+}
+
+fn silent() -> StoreError {
+    StoreError::Failed(format!("the API server did not answer about {WHAT} within {} s", REQUEST.as_secs()))
 }
 
 fn standing(kind: Kind, found: Option<ObjectMeta>, known: Option<&str>) -> Standing {

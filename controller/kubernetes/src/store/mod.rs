@@ -6,7 +6,7 @@
 //! - [`rewrite`]: writing an object again that somebody deleted.
 //! - [`source`]: reading them, all and as they change.
 //! - [`absences`]: what it means when an object is missing; [`definitions`]: whether its definition
-//!   (CRD) is there.
+//!   (CRD) is there; [`fields`]: what it drops of what is written.
 //! - [`settings`]: what all replicas must agree on.
 //! - [`turns`]: one answer for all who ask at the same time.
 //!
@@ -20,6 +20,7 @@
 mod absences;
 mod commit;
 mod definitions;
+mod fields;
 mod kinds;
 mod objects;
 mod rewrite;
@@ -129,6 +130,21 @@ impl Inner {
         self.objects.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Checks whether the definition of a kind drops fields that are written, and says so.
+    async fn look_at_fields(&self, kind: Kind) -> Result<(), StoreError> {
+        let obstacle = format!("fields of {}", kind.what());
+        match fields::warning(kind, &self.definitions.look_at_fields(kind).await?) {
+            Some(why) => self.obstacles.fails_aside(&obstacle, why),
+            None => self.obstacles.works(&obstacle),
+        }
+        Ok(())
+    }
+
+    /// Refuses a change if the definition of its kind drops a field that must not be lost.
+    fn check_fields(&self, change: &Change) -> Result<(), String> {
+        fields::check(change, &self.definitions.dropped(Kind::place(&change.key()).0))
+    }
+
     fn source(&self, kind: Kind) -> Rows {
         Rows { kind, api: self.apis.of(kind).clone() }
     }
@@ -189,6 +205,9 @@ impl Store for Kubernetes {
             self.inner.objects().begin_above(noted.offset);
             let _ = self.inner.followed.set(followed.clone());
             let definitions = self.inner.definitions.all_there().await?;
+            for kind in Kind::CUSTOM {
+                self.inner.look_at_fields(kind).await?;
+            }
             // Each is decoded by a task of its own.
             let lists = Kind::ALL.map(|kind| {
                 let inner = self.inner.clone();

@@ -20,6 +20,9 @@ pub(super) enum Again {
 /// Writes an object again that is missing, with the row that the registry knows; where somebody
 /// else did, that holds.
 pub(super) async fn write_again(inner: &Inner, change: &Change) -> Again {
+    if let Err(why) = inner.check_fields(change) {
+        return Again::Not(why);
+    }
     let place = Kind::place(&change.key());
     let Some(foreign) = inner.objects().begin_again(&place) else {
         return Again::Not(format!("an earlier write of {} has not come to its end yet", change.key()));

@@ -91,10 +91,18 @@ impl Health {
     pub(super) async fn notes(&self, app: &Context) -> Vec<String> {
         let (now, settings) = (app.registry.clock.now(), app.settings());
         let withheld = app.registry.read().await.state().may_grant(&settings.policy, now).err();
+        let missed = app.obstacles.aside().map(|why| format!("[!]kubernetes: {why}"));
         let withheld = withheld.map(|withheld| format!("[!]restore: {withheld}"));
         let watched = app.settings().config.kubernetes.is_some();
         let labels = watched.then(|| format!("[i]node-labels: {}", *app.label_trust.borrow()));
-        app.asked.note().map(|note| format!("[!]{note}")).into_iter().chain(withheld).chain(labels).collect()
+        app.asked
+            .note()
+            .map(|note| format!("[!]{note}"))
+            .into_iter()
+            .chain(withheld)
+            .chain(missed)
+            .chain(labels)
+            .collect()
     }
 
     fn loops(&self) -> Vec<Check> {

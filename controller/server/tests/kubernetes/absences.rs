@@ -3,7 +3,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use edge_controller_kubernetes::resources::object_name;
+use edge_controller_domain::state::{Certificate, Change, State};
+use edge_controller_domain::store::StoreError;
+use edge_controller_kubernetes::resources::{definitions as definitions_of_this_release, manifest, object_name};
 use edge_types::{IpNetwork, NodeName};
 use hyper::Method;
 use interop_tests::kube::suite::Test;
@@ -16,7 +18,7 @@ use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-use crate::behaviour::{Grants, assert_disjoint, name, until};
+use crate::behaviour::{Grants, assert_disjoint, edge, name, until};
 use crate::cluster::{Cluster, NAMESPACE, PLANE, as_user, clean, deploy, install, run};
 use crate::harness::{Cloud, Node};
 use crate::server::{controller, controller_of};
@@ -27,6 +29,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("a_replica_that_starts_where_objects_were_lost_with_their_definition_refuses_to", lost),
     ("the_object_of_a_segment_that_is_held_comes_back_and_an_event_says_why", held),
     ("edgenodes_that_are_all_deleted_at_once_come_back_and_their_nodes_stay", all_edge_nodes),
+    ("what_older_definitions_drop_is_said_and_no_segment_is_released_that_could_not_be_kept", older),
     ("nodes_are_served_while_the_definitions_are_gone_and_readyz_says_what_helps", served),
     ("nodes_that_lost_their_node_objects_are_listed_and_deregistered_when_it_is_confirmed", confirmed),
     ("a_node_that_joins_again_after_its_node_object_was_deleted_gets_its_segments_back", returned),
@@ -297,6 +300,79 @@ fn served() {
         cloud.label("edge-1", Some("alpha")).await;
         assert_eq!(stream.view().await.communities.len(), 1);
         cloud.server.stop().await;
+    });
+}
+
+/// Applies the definitions as an earlier release had them.
+fn install_older() {
+    for (_, mut definition) in definitions_of_this_release() {
+        let name = definition.metadata.name.clone().unwrap();
+        let schema = definition.spec.versions[0].schema.as_mut().unwrap().open_api_v3_schema.as_mut().unwrap();
+        let spec = schema.properties.as_mut().unwrap().get_mut("spec").unwrap().properties.as_mut().unwrap();
+        match name.as_str() {
+            "segments.edge-cni.io" => drop(spec.remove("keptUntil").unwrap()),
+            "edgenodes.edge-cni.io" => {
+                let object = spec.get_mut("nodeObject").unwrap().properties.as_mut().unwrap();
+                object.remove("machineId").unwrap();
+            }
+            _ => {}
+        }
+        PLANE.apply_text(&manifest(&definition).unwrap()).unwrap();
+    }
+}
+
+fn older() {
+    run(async {
+        let cluster = clean().await;
+        let replica = cluster.replica().await;
+        let mut record = edge("a");
+        record.certificates = vec![Certificate {
+            serial: "4f".into(),
+            key: "ab".into(),
+            not_after: replica.registry.clock.now() + 3600,
+            not_before: 0,
+            issuer: String::new(),
+            used: true,
+        }];
+        replica
+            .registry
+            .change(move |_| Ok::<_, StoreError>(((), vec![Change::PutNode(record.clone())])))
+            .await
+            .unwrap();
+        let segments = replica.apply("a", "r").await;
+        assert_eq!(cluster.obstacles.everything(), None);
+
+        install_older();
+        let told = until("it to be told", async || {
+            cluster.obstacles.everything().filter(|told| told.contains("keptUntil") && told.contains("machineId"))
+        })
+        .await;
+        assert!(told.contains("spec.keptUntil from what is written: run kubectl apply -f deploy/crds"), "{told}");
+        assert!(told.contains("edgenodes.edge-cni.io") && told.contains("spec.nodeObject.machineId"), "{told}");
+        assert_eq!(cluster.obstacles.all(), None, "nodes are served as ever");
+        let departs = async |replica: &Grants| {
+            let now = replica.registry.clock.now();
+            let departure =
+                move |state: &mut State| Ok::<_, StoreError>(((), state.departure(&name("a"), now).unwrap().1));
+            replica.registry.change(departure).await
+        };
+        let refused = departs(&replica).await.unwrap_err().to_string();
+        assert!(refused.contains("keptUntil") && refused.contains("kubectl apply -f deploy/crds"), "{refused}");
+        assert!(cluster.edge_nodes().get_opt("a").await.unwrap().is_some(), "it stays registered");
+        registered(&replica, 1).await;
+        // What loses nothing is written; and who starts now says the same at once.
+        let more = replica.apply("a", "r2").await;
+        let cloud = controller(&cluster).await;
+        let (status, text) = health(&cloud, "/readyz").await;
+        assert!(status == 200 && text.contains("[!]kubernetes: ") && text.contains("spec.keptUntil"), "{text}");
+        cloud.server.stop().await;
+
+        install(&PLANE);
+        until("nothing to be missed", async || cluster.obstacles.everything().is_none().then_some(())).await;
+        departs(&replica).await.unwrap();
+        let kept = cluster.segments().list(&ListParams::default()).await.unwrap().items;
+        assert_eq!(kept.len(), segments.len() + more.len());
+        assert!(kept.iter().all(|segment| segment.spec.kept_until.is_some()), "{kept:?}");
     });
 }
 
