@@ -9,8 +9,8 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use edge_ike::Secret;
-use edge_types::NodeView;
 use edge_types::api::TunnelCount;
+use edge_types::{IpNetwork, NodeName, NodeView};
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -26,6 +26,19 @@ pub struct Membership {
     pub view: Arc<NodeView>,
     /// The current certificate with its key.
     pub credentials: Arc<Credentials>,
+    /// Networks of hubs that the view no longer names. No packet for them leaves in clear.
+    pub former_networks: Arc<Vec<FormerNetwork>>,
+}
+
+/// A network of a hub that the view no longer names.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FormerNetwork {
+    /// The hub that had it.
+    pub hub: NodeName,
+    /// The network.
+    pub network: IpNetwork,
+    /// Time at which the hub disappeared from the view, seconds since 1970-01-01 UTC.
+    pub since: u64,
 }
 
 /// This node's certificate, key and trust anchors.

@@ -19,7 +19,7 @@ use super::view_validation::{Refusal, Verdict, judge};
 use super::{identity, tls};
 use crate::clock::CertificateClock;
 use crate::config::Config;
-use crate::membership::{ControllerChannels, ControllerStatus, Membership, Uplink};
+use crate::membership::{ControllerChannels, ControllerStatus, FormerNetwork, Membership, Uplink};
 use crate::state_dir::{StateDir, StateDirError, segments_file};
 
 /// The client of the controller, shared by the agent's tasks.
@@ -41,6 +41,8 @@ pub struct ControllerClient {
     pub(super) taken_back: std::sync::Mutex<Option<TakenBack>>,
     /// The latest view that this host refuses; it is validated again when the host changes.
     pub(super) refused: std::sync::Mutex<Option<Arc<NodeView>>>,
+    /// Networks of hubs that the view no longer names.
+    pub(super) former_networks: std::sync::Mutex<Arc<Vec<FormerNetwork>>>,
     pub(super) bypass: Arc<GuardBypass>,
     /// Held during a segment request: one at a time.
     pub(super) requesting: Mutex<()>,
@@ -76,6 +78,7 @@ impl ControllerClient {
             trial: watch::Sender::new(None),
             taken_back: std::sync::Mutex::default(),
             refused: std::sync::Mutex::default(),
+            former_networks: std::sync::Mutex::default(),
             bypass,
             requesting: Mutex::new(()),
             left_out: AtomicUsize::new(0),
@@ -84,6 +87,7 @@ impl ControllerClient {
         if let Some(identity) = identity {
             client.clock.raise_floor(u64::try_from(identity.not_before).unwrap_or(0));
             client.load_trial();
+            client.load_former_networks();
             let view = client.view_on_disk(&identity)?.map(Arc::new);
             let tls = client.member_tls(&identity)?;
             let http = HttpClient::new(client.urls(), tls, client.clock.clone(), client.bypass.clone())?;
@@ -96,7 +100,8 @@ impl ControllerClient {
                 client.name_conflicts(view);
                 info!(node = %identity.node, version = view.version, peers = view.peers.len(), "the last view is in force");
                 let credentials = identity.credentials.clone();
-                client.membership.send_replace(Some(Membership { view: view.clone(), credentials }));
+                let former_networks = client.hold_former_networks(None, view)?;
+                client.membership.send_replace(Some(Membership { view: view.clone(), credentials, former_networks }));
             }
             client.member.send_replace(Some(Member { identity, http: Arc::new(http) }));
             return Ok(Arc::new(Self { view: Mutex::new(view), ..client }));
@@ -188,6 +193,7 @@ impl ControllerClient {
         }
         self.begin_trial(current.as_ref(), &view)?;
         self.write_segments(current.clone(), view.clone()).await?;
+        let former_networks = self.hold_former_networks(current.as_deref(), &view)?;
         self.state.write_json(VIEW_FILE, &*view)?;
         self.bypass.set_guarded(&view);
         self.name_conflicts(&view);
@@ -207,7 +213,7 @@ impl ControllerClient {
             }
         };
         *current = Some(view.clone());
-        self.membership.send_replace(Some(Membership { view, credentials }));
+        self.membership.send_replace(Some(Membership { view, credentials, former_networks }));
         Ok(())
     }
 

@@ -9,6 +9,7 @@
 //! - `view_validation`: whether a view may replace the one in force.
 //! - `view_rollback`: whether a view would cut this host off, and the return to the view before if
 //!   the controller is not heard under the new one.
+//! - `former_networks`: networks of hubs that the view no longer names, which stay guarded.
 //! - `guard_bypass`: connections to the controller that the guard does not block.
 //! - `identity`: key, certificate and trust anchors of this node.
 //! - `join_credential`, `join`, `renewal`: the token that admits this node, the first certificate
@@ -19,6 +20,7 @@
 mod backoff;
 mod client;
 mod error;
+mod former_networks;
 mod guard_bypass;
 mod http;
 mod identity;

@@ -311,6 +311,7 @@ async fn member(controller: &ControllerClient, refused: bool) -> Result<Member, 
     info!(node = %identity.node, role = %identity.role, "joined");
     *controller.view.lock().await = None;
     controller.forget_trial();
+    controller.forget_former_networks();
     controller.become_member(identity, Reconnect::Yes).await?;
     let member = controller.member.borrow().clone();
     member.ok_or_else(|| ControllerError::Unacceptable("joined, but no longer a member".into()))

@@ -20,6 +20,7 @@ use tracing::{error, info, warn};
 use super::client::ControllerClient;
 use super::error::ControllerError;
 use super::view_validation::{Refusal, judge};
+use crate::membership::Membership;
 use crate::state_dir::StateDirError;
 use crate::underlay::{added, guarded};
 
@@ -230,6 +231,7 @@ impl ControllerClient {
         }
         if let Some(view) = self.view.lock().await.as_ref() {
             self.name_conflicts(view);
+            self.release_former_networks(view);
         }
     }
 
@@ -261,6 +263,8 @@ impl ControllerClient {
             times
         };
         self.write_segments(Some(view.clone()), before.clone()).await?;
+        // Networks that only the view that is taken back named are not held.
+        let former_networks = self.hold_former_networks(None, &before)?;
         self.state.write_json(VIEW_FILE, &*before)?;
         self.state.remove(BEFORE_FILE)?;
         self.set_trial(None);
@@ -284,7 +288,7 @@ impl ControllerClient {
         self.name_conflicts(&before);
         *current = Some(before.clone());
         let credentials = member.identity.credentials.clone();
-        self.membership.send_replace(Some(crate::membership::Membership { view: before, credentials }));
+        self.membership.send_replace(Some(Membership { view: before, credentials, former_networks }));
         member.http.disconnect().await;
         Ok(())
     }

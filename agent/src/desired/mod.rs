@@ -39,6 +39,9 @@ pub struct Desired {
     /// Networks behind peers of the view: routed into the guard's device, where policies take their
     /// packets.
     pub remote_networks: Vec<IpNetwork>,
+    /// Networks of hubs that the view no longer names: routed into the guard's device, which
+    /// drops their packets.
+    pub former_networks: Vec<IpNetwork>,
     /// Networks behind static peers that are routed likewise: there may be no other route, and
     /// where there is one, it must not take their packets in clear while no tunnel is up.
     pub static_networks: Vec<IpNetwork>,
@@ -106,6 +109,10 @@ impl Desired {
             ));
             // Still nothing in clear.
             desired.guard = guard(view);
+            if view.role != Role::Cloud {
+                desired.remote_networks = desired.networks_of_peers(membership);
+                desired.hold_former(membership);
+            }
             return desired;
         }
         if view.role == Role::Cloud {
@@ -115,11 +122,11 @@ impl Desired {
             return desired;
         }
         desired.guard = guard(view);
-        for peer in &view.peers {
+        desired.remote_networks = desired.networks_of_peers(membership);
+        for peer in peers(view) {
             desired.add_peer(config, membership, peer);
         }
-        desired.remote_networks.sort();
-        desired.remote_networks.dedup();
+        desired.hold_former(membership);
         desired
     }
 
@@ -143,24 +150,32 @@ impl Desired {
         pairs
     }
 
-    fn add_peer(&mut self, config: &Config, membership: &Membership, peer: &Peer) {
+    /// The networks behind all peers, each once. A network that overlaps this node's own is left out
+    /// and named in `problems`.
+    fn networks_of_peers(&mut self, membership: &Membership) -> Vec<IpNetwork> {
         let view = &membership.view;
-        if peer.name == view.node || peer.role == Role::Cloud {
-            return;
-        }
-        let local: Vec<_> = view.local_networks().collect();
-        let mut remote = Vec::new();
-        for network in peer.remote_networks() {
-            match local.iter().find(|own| overlap(own, &network)) {
-                Some(own) => self.problems.push(format!(
-                    "peer {}: its network {network} overlaps {own} of this node and is left out; correct the hub's networks or the cluster's \
-                     ranges at the controller",
-                    peer.name
-                )),
-                None => remote.push(network),
+        let mut all = Vec::new();
+        for peer in peers(view) {
+            for network in peer.remote_networks() {
+                match view.local_networks().find(|own| overlap(own, &network)) {
+                    Some(own) => self.problems.push(format!(
+                        "peer {}: its network {network} overlaps {own} of this node and is left out; correct the hub's networks or the cluster's \
+                         ranges at the controller",
+                        peer.name
+                    )),
+                    None => all.push(network),
+                }
             }
         }
-        self.remote_networks.extend(&remote);
+        all.sort();
+        all.dedup();
+        all
+    }
+
+    fn add_peer(&mut self, config: &Config, membership: &Membership, peer: &Peer) {
+        let local: Vec<_> = membership.view.local_networks().collect();
+        let beside = |network: &IpNetwork| !local.iter().any(|own| overlap(own, network));
+        let remote = peer.remote_networks().filter(beside).collect();
         let name = PeerName::new(peer.name.as_str());
         let tunnel = Tunnel {
             peer: peer_config(config, membership, peer, &name),
@@ -174,6 +189,27 @@ impl Desired {
             ));
         }
     }
+
+    /// Keeps packets for the networks of a hub that is gone from leaving in clear.
+    fn hold_former(&mut self, membership: &Membership) {
+        let beside = |network: &IpNetwork| !membership.view.local_networks().any(|own| overlap(&own, network));
+        let held: Vec<_> = membership.former_networks.iter().filter(|former| beside(&former.network)).collect();
+        if held.is_empty() {
+            return;
+        }
+        self.former_networks = held.iter().map(|former| former.network).collect();
+        let named: Vec<_> = held.iter().map(|former| format!("{} of {}", former.network, former.hub)).collect();
+        self.problems.push(format!(
+            "the view no longer names the hubs of {}: for a day nothing leaves this node for there in clear; if they are gone for good, stop the \
+             agent, remove former-networks.json from the state directory, and start it",
+            named.join(", ")
+        ));
+    }
+}
+
+/// The peers of a view to which there is a tunnel.
+fn peers(view: &NodeView) -> impl Iterator<Item = &Peer> {
+    view.peers.iter().filter(|peer| peer.name != view.node && peer.role != Role::Cloud)
 }
 
 fn peer_config(config: &Config, membership: &Membership, peer: &Peer, name: &PeerName) -> PeerConfig {

@@ -6,7 +6,7 @@ use edge_types::view::{Endpoint, EndpointSource, SegmentPrefix};
 use edge_xfrm::{Action, Reqid};
 
 use super::*;
-use crate::membership::Credentials;
+use crate::membership::{Credentials, FormerNetwork};
 
 fn network(text: &str) -> IpNetwork {
     text.parse().unwrap()
@@ -43,6 +43,7 @@ fn membership(role: Role, segments: &[&str], networks: &[&str], peers: Vec<Peer>
             trust_anchors: vec![vec![3]],
             not_after: 0,
         }),
+        former_networks: Arc::default(),
     }
 }
 
@@ -258,6 +259,23 @@ fn a_claimed_role_that_the_node_does_not_have_stops_all_negotiation_but_not_the_
     assert!(desired.tunnels.is_empty());
     assert!(desired.problems[0].contains("joined as edge"), "{:?}", desired.problems);
     assert_eq!(desired.guard.cluster_ranges.len(), 2);
+    // The networks behind tunnels are routed into the guard's device as well, and not masqueraded.
+    let as_edge = Desired::compute(&config(""), &[], Some(&edge_with_two_peers()));
+    assert_eq!(desired.remote_networks, as_edge.remote_networks);
+    assert!(desired.remote_networks.contains(&network("10.244.0.0/16")));
+}
+
+#[test]
+fn networks_of_a_hub_that_the_view_no_longer_names_are_held_and_named() {
+    let mut membership = edge_with_two_peers();
+    let former = |text: &str| FormerNetwork { hub: "cloud-2".parse().unwrap(), network: network(text), since: 1 };
+    membership.former_networks = Arc::new(vec![former("10.96.0.0/12"), former("10.77.1.0/24")]);
+    for role in ["", "role = \"hub\""] {
+        let desired = Desired::compute(&config(role), &[], Some(&membership));
+        assert_eq!(desired.former_networks, [network("10.96.0.0/12")], "never our own segments");
+        let named = |problem: &String| problem.contains("10.96.0.0/12 of cloud-2");
+        assert!(desired.problems.iter().any(named), "{:?}", desired.problems);
+    }
 }
 
 #[test]

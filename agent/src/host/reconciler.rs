@@ -345,7 +345,7 @@ fn guarded(desired: &Desired) -> Vec<IpNetwork> {
     let ranges = &desired.guard.cluster_ranges;
     let mut networks = ranges.clone();
     let inside = |network: &IpNetwork| ranges.iter().any(|range| contains(range, network));
-    let peers = desired.remote_networks.iter().chain(&desired.static_networks);
+    let peers = desired.remote_networks.iter().chain(&desired.former_networks).chain(&desired.static_networks);
     networks.extend(peers.filter(|network| !inside(network)));
     networks
 }
@@ -412,4 +412,21 @@ fn bridge_addresses(observed: &Observed, bridge: &str, segments: &[IpNetwork]) -
 
 fn families(segments: &[IpNetwork]) -> usize {
     usize::from(segments.iter().any(IpNetwork::is_ipv4)) + usize::from(segments.iter().any(IpNetwork::is_ipv6))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn networks_of_a_hub_that_is_gone_are_routed_to_the_guard() {
+        let networks = |list: &[&str]| list.iter().map(|text| text.parse().unwrap()).collect::<Vec<IpNetwork>>();
+        let desired = Desired {
+            guard: GuardConfig { cluster_ranges: networks(&["10.77.0.0/16"]), ..GuardConfig::default() },
+            remote_networks: networks(&["10.77.2.0/26", "10.244.0.0/16"]),
+            former_networks: networks(&["10.96.0.0/12"]),
+            ..Desired::default()
+        };
+        assert_eq!(guarded(&desired), networks(&["10.77.0.0/16", "10.244.0.0/16", "10.96.0.0/12"]));
+    }
 }

@@ -41,6 +41,8 @@ pub(crate) struct Controller {
     pub(crate) clock: Clock,
     address: SocketAddr,
     ranges: &'static str,
+    /// Networks of the cloud, which hubs front.
+    networks: &'static str,
     server: Option<Server>,
 }
 
@@ -51,9 +53,18 @@ impl Controller {
     }
 
     pub(crate) async fn with_ranges(ranges: &'static str) -> Self {
+        Self::with(ranges, "").await
+    }
+
+    /// Starts a controller with these networks of the cloud.
+    pub(crate) async fn with_networks(networks: &'static str) -> Self {
+        Self::with("\"10.77.0.0/16\", \"fd77::/48\"", networks).await
+    }
+
+    async fn with(ranges: &'static str, networks: &'static str) -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let mut controller =
-            Self { folder, clock: Clock::system(), address: "127.0.0.1:0".parse().unwrap(), ranges, server: None };
+        let address = "127.0.0.1:0".parse().unwrap();
+        let mut controller = Self { folder, clock: Clock::system(), address, ranges, networks, server: None };
         controller.start_again().await;
         controller
     }
@@ -69,11 +80,12 @@ impl Controller {
     pub(crate) async fn start_again(&mut self) {
         let path = self.folder.path().join("controller.toml");
         let text = format!(
-            "server_names = [\"127.0.0.1\"]\nlisten = [\"{}\"]\nstate_dir = {:?}\nadmin_socket = {:?}\nheartbeat_seconds = 1\n\
+            "server_names = [\"127.0.0.1\"]\nlisten = [\"{}\"]\nstate_dir = {:?}\nadmin_socket = {:?}\nheartbeat_seconds = 1\nnetworks = [{}]\n\
              [observe]\nlisten = []\n[segments]\ncluster_ranges = [{}]\nquarantine_seconds = 60\n",
             self.address,
             self.folder.path().join("state"),
             self.admin_socket(),
+            self.networks,
             self.ranges,
         );
         std::fs::write(&path, text).unwrap();
@@ -105,7 +117,8 @@ impl Controller {
             std::fs::copy(file.path(), to.join(file.file_name())).unwrap();
         }
         let address = "127.0.0.1:0".parse().unwrap();
-        let mut replica = Self { folder, clock: self.clock.clone(), address, ranges: self.ranges, server: None };
+        let (clock, ranges, networks) = (self.clock.clone(), self.ranges, self.networks);
+        let mut replica = Self { folder, clock, address, ranges, networks, server: None };
         replica.start_again().await;
         replica
     }

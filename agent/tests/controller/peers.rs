@@ -186,7 +186,7 @@ fn with_peer(membership: &Membership, name: &str, role: Role) -> Membership {
         networks: Vec::new(),
         certificates_from: 0,
     });
-    Membership { view: Arc::new(view), credentials: membership.credentials.clone() }
+    Membership { view: Arc::new(view), ..membership.clone() }
 }
 
 async fn label(controller: &Controller, node: &str, community: &str) {
@@ -298,6 +298,33 @@ async fn an_edges_certificate_passes_neither_for_a_hubs_nor_for_another_nodes() 
     wire.end();
     agent.end().await;
     hostile.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn networks_of_a_hub_that_vanishes_from_the_view_stay_guarded_until_a_hub_has_them() {
+    let controller = Controller::with_networks("\"10.244.0.0/16\"").await;
+    let (first, edge) = (controller.invite("cloud-1", Role::Hub).await, controller.edge("edge-2").await);
+    let (hub, (agent, _)) = (first.start(), edge.start_as_member().await);
+    let before = sees(&agent, &["cloud-1"]).await;
+    let network = "10.244.0.0/16".parse().unwrap();
+    let of = |agent: &Agent, m: &Membership| Desired::compute(&agent.node.config, &[], Some(m));
+    assert_eq!(of(&agent, &before).remote_networks, [network]);
+    controller.operator("DELETE", "/v1/nodes/cloud-1", json!(null)).await;
+    let without = sees(&agent, &[]).await;
+    assert_eq!(of(&agent, &without).former_networks, [network]);
+    hub.end().await;
+    agent.end().await;
+    // A restart changes nothing.
+    let agent = edge.start();
+    let again = sees(&agent, &[]).await;
+    assert_eq!(of(&agent, &again).former_networks, [network]);
+    let other = controller.invite("cloud-3", Role::Hub).await;
+    let hub = other.start();
+    let another = sees(&agent, &["cloud-3"]).await;
+    let desired = of(&agent, &another);
+    assert_eq!((desired.former_networks, desired.remote_networks), (vec![], vec![network]));
+    hub.end().await;
+    agent.end().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -15,6 +15,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("pods_of_a_second_network_of_the_plugin_are_pods_too", second_network),
     ("pods_with_addresses_of_former_segments_still_reach_the_outside_and_no_tunnel", former_segments),
     ("a_controller_in_the_clouds_networks_answers_and_errors_from_there_arrive", controller),
+    ("pods_are_not_masqueraded_for_the_networks_of_a_hub_that_is_gone", former_networks),
     ("a_node_that_was_no_router_is_none_between_its_own_networks", apart),
 ];
 
@@ -214,6 +215,22 @@ fn controller() {
             world.cannot_fetch("pod", family.cloud, 80);
             world.cannot_pose("lan", family.cloud, "edge", family.edge_lan);
         }
+    }
+}
+
+/// A route of another program takes packets for a hub's network while the hub is gone.
+fn former_networks() {
+    let world = World::new();
+    world.serve("outside");
+    let former = ["203.0.113.0/24", "2001:db8:9::/64"].map(|text| text.parse().unwrap()).to_vec();
+    world.apply(&Firewall { former, ..World::edge() });
+    for family in BOTH {
+        world.cannot_fetch("pod", family.outside, 80);
+        assert!(world.fetch("edge", family.outside, 80).is_some(), "the outside answers");
+    }
+    world.apply(&World::edge());
+    for family in BOTH {
+        assert_eq!(world.fetch("pod", family.outside, 80).as_deref(), Some(family.edge_up));
     }
 }
 

@@ -40,6 +40,9 @@ pub struct Firewall {
     pub own: Vec<IpNetwork>,
     /// The cloud's networks on a hub and on a cloud node: their sources may come over the LAN.
     pub fronted: Vec<IpNetwork>,
+    /// Networks of hubs that the view no longer names. Pods' packets for them are not masqueraded,
+    /// and the guard's device drops them.
+    pub former: Vec<IpNetwork>,
     /// Networks behind tunnels; on a cloud node those behind the hub.
     pub remote: Vec<IpNetwork>,
     /// They come in clear, from the hub: so it is on a cloud node.
@@ -127,6 +130,7 @@ impl Firewall {
             own,
             fronted: desired.guard.networks.clone(),
             remote: desired.remote_networks.clone(),
+            former: desired.former_networks.clone(),
             ranges: desired.guard.cluster_ranges.clone(),
             mtu,
             ..shared

@@ -204,7 +204,7 @@ impl Firewall {
         commands.set("ranges", self.ranges.iter());
         commands.set("inside", {
             let cluster = self.ranges.iter().chain(&self.remote).chain(&self.own).chain(&self.fronted);
-            cluster.chain(&self.masquerade_except)
+            cluster.chain(&self.former).chain(&self.masquerade_except)
         });
         commands.set("lan-to-pods", self.lan_to_pods.iter());
         commands.set("lan-to-tunnels", self.lan_to_tunnels.iter());

@@ -1,0 +1,185 @@
+//! Networks of a hub that the view no longer names. Packets for them must not leave in clear because
+//! the hub is away: it may be joining again, or the controller may not know it after a restore of an
+//! old backup. So these networks stay guarded for a day, or until a hub has them again. A network
+//! that a hub in the view no longer has is not held, since somebody corrected the hub's networks.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, PoisonError};
+
+use edge_types::network::contains;
+use edge_types::{NodeView, Role};
+use tracing::warn;
+
+use super::client::ControllerClient;
+use crate::membership::{FormerNetwork, Membership};
+use crate::state_dir::StateDirError;
+use crate::underlay::guarded;
+
+/// A list of [`FormerNetwork`] in the state directory.
+const FORMER_NETWORKS_FILE: &str = "former-networks.json";
+/// For how long a network stays guarded after its hub has disappeared from the view.
+const HOLD_SECONDS: u64 = 24 * 3600;
+/// How many networks are held at most; the latest win. A hub has few.
+const MOST: usize = 256;
+
+impl ControllerClient {
+    /// Reads the networks that an earlier run held.
+    pub(super) fn load_former_networks(&self) {
+        let read = self.state.read_json::<Vec<FormerNetwork>>(FORMER_NETWORKS_FILE, "it is ignored");
+        let former = read.unwrap_or_else(|error| {
+            warn!("{error}");
+            None
+        });
+        self.set_former_networks(former.unwrap_or_default());
+    }
+
+    /// Forgets the networks of an identity that this node no longer has.
+    pub(super) fn forget_former_networks(&self) {
+        self.set_former_networks(vec![]);
+        if let Err(error) = self.state.remove(FORMER_NETWORKS_FILE) {
+            warn!("{error}");
+        }
+    }
+
+    /// Holds the networks of hubs that `before` names and `view` does not, and stops holding those
+    /// that `view` or time has settled. Writes them to disk and returns all that are held. `before`
+    /// is the view that `view` replaces; `None` if its hubs do not count.
+    ///
+    /// # Errors
+    /// If the file cannot be written.
+    pub(super) fn hold_former_networks(
+        &self,
+        before: Option<&NodeView>,
+        view: &NodeView,
+    ) -> Result<Arc<Vec<FormerNetwork>>, StateDirError> {
+        let held = self.former_networks.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let former = held_under(&held, before, view, self.clock.unix_time());
+        if former == *held {
+            return Ok(held);
+        }
+        self.state.write_json(FORMER_NETWORKS_FILE, &former)?;
+        Ok(self.set_former_networks(former))
+    }
+
+    /// Stops holding the networks whose time is over, and publishes the rest.
+    pub(super) fn release_former_networks(&self, view: &NodeView) {
+        let held = self.former_networks.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        match self.hold_former_networks(None, view) {
+            Ok(former) if former != held => {
+                let publish = |membership: &mut Option<Membership>| {
+                    membership.as_mut().map(|membership| membership.former_networks = former).is_some()
+                };
+                self.membership.send_if_modified(publish);
+            }
+            Ok(_) => {}
+            Err(error) => warn!("{error}"),
+        }
+    }
+
+    fn set_former_networks(&self, former: Vec<FormerNetwork>) -> Arc<Vec<FormerNetwork>> {
+        let former = Arc::new(former);
+        *self.former_networks.lock().unwrap_or_else(PoisonError::into_inner) = former.clone();
+        former
+    }
+}
+
+/// The networks that are held after `view` has replaced `before`. `now` is in seconds since
+/// 1970-01-01 UTC.
+fn held_under(held: &[FormerNetwork], before: Option<&NodeView>, view: &NodeView, now: u64) -> Vec<FormerNetwork> {
+    if view.role == Role::Cloud {
+        // It reaches the cloud's networks without a tunnel.
+        return vec![];
+    }
+    let hubs = before.into_iter().flat_map(|before| &before.peers).filter(|peer| peer.role == Role::Hub);
+    let disappeared = hubs.flat_map(|hub| {
+        let former = |network| FormerNetwork { hub: hub.name.clone(), network, since: now };
+        hub.networks.iter().copied().map(former)
+    });
+    let present = guarded(view);
+    let lasts = |former: &FormerNetwork| {
+        now < former.since.saturating_add(HOLD_SECONDS)
+            && !view.peers.iter().any(|peer| peer.name == former.hub)
+            && !present.iter().any(|network| contains(network, &former.network))
+    };
+    // Each network once, with the latest hub.
+    let each: BTreeMap<_, _> = held.iter().cloned().chain(disappeared).map(|former| (former.network, former)).collect();
+    let mut former: Vec<FormerNetwork> = each.into_values().filter(lasts).collect();
+    if former.len() > MOST {
+        former.sort_by_key(|former| std::cmp::Reverse(former.since));
+        former.truncate(MOST);
+        former.sort_by_key(|former| former.network);
+    }
+    former
+}
+
+#[cfg(test)]
+mod tests {
+    use edge_types::{IpNetwork, Peer};
+
+    use super::*;
+
+    fn hub(name: &str, networks: &[&str]) -> Peer {
+        Peer {
+            name: name.parse().unwrap(),
+            role: Role::Hub,
+            endpoints: vec![],
+            segments: vec![],
+            networks: networks.iter().map(|text| text.parse().unwrap()).collect(),
+            certificates_from: 0,
+        }
+    }
+
+    fn view(role: Role, peers: Vec<Peer>) -> NodeView {
+        NodeView {
+            version: 1,
+            node: "edge-1".parse().unwrap(),
+            role,
+            communities: Default::default(),
+            cluster_ranges: vec!["10.77.0.0/16".parse().unwrap()],
+            segments: vec![],
+            networks: vec![],
+            peers,
+            trust_anchors: vec![],
+            segment_prefix: Default::default(),
+        }
+    }
+
+    fn texts(former: &[FormerNetwork]) -> Vec<String> {
+        former.iter().map(|former| format!("{} {}", former.hub, former.network)).collect()
+    }
+
+    #[test]
+    fn networks_of_a_hub_that_vanishes_are_held_for_a_day_or_until_a_hub_has_them() {
+        let both = view(
+            Role::Edge,
+            vec![hub("cloud-1", &["10.244.0.0/16", "10.96.0.0/12"]), hub("cloud-2", &["10.96.0.0/12", "10.50.0.0/16"])],
+        );
+        let second = view(Role::Edge, vec![hub("cloud-2", &["10.96.0.0/12"])]);
+        let none = view(Role::Edge, vec![]);
+        let held = held_under(&[], Some(&both), &second, 1000);
+        assert_eq!(texts(&held), ["cloud-1 10.244.0.0/16"], "another has 10.96, and 10.50 was corrected");
+        let held = held_under(&held, Some(&second), &none, 2000);
+        assert_eq!(texts(&held), ["cloud-2 10.96.0.0/12", "cloud-1 10.244.0.0/16"]);
+        assert_eq!(held_under(&held, Some(&none), &none, 2001), held);
+        assert_eq!(texts(&held_under(&held, None, &none, 1000 + HOLD_SECONDS)), ["cloud-2 10.96.0.0/12"]);
+        assert_eq!(held_under(&held, None, &none, 2000 + HOLD_SECONDS), []);
+        // When the hub is back, its networks count.
+        let back = view(Role::Edge, vec![hub("cloud-1", &["10.240.0.0/16"])]);
+        assert_eq!(texts(&held_under(&held, Some(&none), &back, 2002)), ["cloud-2 10.96.0.0/12"]);
+        let other = view(Role::Edge, vec![hub("cloud-9", &["10.0.0.0/8"])]);
+        assert_eq!(held_under(&held, Some(&none), &other, 2002), []);
+        assert_eq!(held_under(&held, Some(&both), &view(Role::Cloud, vec![]), 2002), []);
+    }
+
+    #[test]
+    fn no_more_than_so_many_are_held() {
+        let networks: Vec<String> = (0..300).map(|n| format!("10.{}.{}.0/24", 100 + n / 256, n % 256)).collect();
+        let networks: Vec<&str> = networks.iter().map(String::as_str).collect();
+        let before = view(Role::Edge, vec![hub("cloud-1", &networks)]);
+        let old: IpNetwork = "10.50.0.0/16".parse().unwrap();
+        let held = FormerNetwork { hub: "cloud-2".parse().unwrap(), network: old, since: 1 };
+        let former = held_under(&[held], Some(&before), &view(Role::Edge, vec![]), 1000);
+        assert_eq!(former.len(), MOST);
+        assert!(former.iter().all(|former| former.network != old));
+    }
+}
