@@ -12,12 +12,13 @@ use tracing::{info, warn};
 
 /// Prefixes of the files that agent and plugin keep in the folder; suffixes such as `.tmp` and
 /// `.damaged` follow. The sockets are there if `run_dir` is the same folder.
-const OURS: [&str; 14] = [
+const OURS: [&str; 15] = [
     "admin.sock",
     "agent.lock",
     "agent.sock",
     "application.json",
     "clock.json",
+    "former-networks.json",
     "identity.json",
     "key.pending",
     "reqids.json",
