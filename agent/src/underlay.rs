@@ -40,6 +40,13 @@ pub struct Conflict {
     what: &'static str,
 }
 
+impl Conflict {
+    /// The network of the view that contains the address.
+    pub fn network(&self) -> IpNetwork {
+        self.network
+    }
+}
+
 impl fmt::Display for Conflict {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { network, of, address, what } = self;

@@ -169,7 +169,8 @@ impl ControllerClient {
         }
     }
 
-    /// Validates a view from the controller, writes it to disk, then publishes it.
+    /// Validates a view from the controller, writes it to disk, then publishes it. If this host
+    /// refuses the view, the part that it allows comes into force.
     pub(super) async fn take_view(&self, view: Arc<NodeView>) -> Result<(), ViewError> {
         let mut current = self.view.lock().await;
         let Some(member) = self.member.borrow().clone() else { return Ok(()) };
@@ -178,7 +179,13 @@ impl ControllerClient {
             && let Err(refusal) = self.allow(current.as_deref(), &view)
         {
             let why = format!("view {} is refused: {refusal}", view.version);
-            self.refuse(Some(view), Some(why));
+            self.refuse(Some(view.clone()), Some(why));
+            if let Some(before) = current.clone()
+                && let Some(part) = self.allowed_part(&before, &view, &refusal)
+            {
+                warn!(version = view.version, %refusal, "only a part of a view comes into force");
+                self.put_in_force(&mut current, member, Arc::new(part)).await?;
+            }
             return Err(refusal.into());
         }
         self.refuse(None, None);
@@ -191,6 +198,16 @@ impl ControllerClient {
         if verdict == Verdict::Same {
             return Ok(());
         }
+        self.put_in_force(&mut current, member, view).await
+    }
+
+    /// Writes a view to disk, then publishes it. `current` is the view in force, which it replaces.
+    async fn put_in_force(
+        &self,
+        current: &mut Option<Arc<NodeView>>,
+        member: Member,
+        view: Arc<NodeView>,
+    ) -> Result<(), ViewError> {
         self.begin_trial(current.as_ref(), &view)?;
         self.write_segments(current.clone(), view.clone()).await?;
         let former_networks = self.hold_former_networks(current.as_deref(), &view)?;

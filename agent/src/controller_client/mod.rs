@@ -7,6 +7,7 @@
 //! - `session`: joins if needed, reports, and follows the view stream; reconnects when it ends.
 //! - `stream_state`: the view that a stream has sent so far, and how its changes apply.
 //! - `view_validation`: whether a view may replace the one in force.
+//! - `partial_view`: a view without some of the networks that it adds.
 //! - `view_rollback`: whether a view would cut this host off, and the return to the view before if
 //!   the controller is not heard under the new one.
 //! - `former_networks`: networks of hubs that the view no longer names, which stay guarded.
@@ -26,6 +27,7 @@ mod http;
 mod identity;
 mod join;
 mod join_credential;
+mod partial_view;
 mod renewal;
 mod segment_request;
 mod session;

@@ -40,12 +40,21 @@ async fn a_view_whose_ranges_hold_the_nodes_own_network_is_refused_and_the_opera
         let mut node = controller.edge("edge-1").await;
         node.underlay = underlay.clone();
         let (agent, before) = node.start_as_member().await;
-        let files = || ["view.json", "segments.json"].map(|name| std::fs::read(node.file(name)).unwrap());
-        let kept = files();
         controller.change_ranges(CARELESS).await;
         agent.status("the refusal", refuses(words)).await;
-        assert_eq!(agent.joined().await.view, before.view, "the view before stays in force");
-        assert_eq!(files(), kept, "and on disk");
+        // The view adds two ranges, and each case is about one of them.
+        let (withheld, other) = if words.contains("2001:db8::/32") {
+            ("2001:db8::/32", "192.168.0.0/16")
+        } else {
+            ("192.168.0.0/16", "2001:db8::/32")
+        };
+        let part = agent.membership("the other range", holds(other)).await;
+        assert!(!holds(withheld)(&part), "{:?}", part.view.cluster_ranges);
+        assert_eq!(part.view.version, before.view.version);
+        for file in ["view.json", "segments.json"] {
+            let on_disk: serde_json::Value = serde_json::from_slice(&std::fs::read(node.file(file)).unwrap()).unwrap();
+            assert!(!on_disk["cluster_ranges"].to_string().contains(withheld), "{file}: {on_disk}");
+        }
         until("the operator's sight of it", || async {
             controller.nodes().await[0]["refused_view"].as_str().is_some_and(|why| why.contains(words))
         })
@@ -55,7 +64,7 @@ async fn a_view_whose_ranges_hold_the_nodes_own_network_is_refused_and_the_opera
         agent.node.uplink.send_modify(|uplink| uplink.underlay.addresses = vec!["198.51.100.7".parse().unwrap()]);
         agent.node.uplink.send_modify(|uplink| uplink.underlay.gateways.clear());
         agent.node.uplink.send_modify(|uplink| uplink.underlay.resolvers.clear());
-        agent.membership("the wider view", holds("192.168.0.0/16")).await;
+        agent.membership("the wider view", holds(withheld)).await;
         agent.status("no refusal", |status| status.refused_view.is_none()).await;
         until("the operator's sight of it", || async { controller.nodes().await[0].get("refused_view").is_none() })
             .await;
@@ -117,6 +126,39 @@ async fn a_view_in_force_stays_and_later_ones_come_where_somebody_gives_the_node
     agent.node.uplink.send_modify(|uplink| uplink.underlay.addresses.clear());
     agent.status("no conflict", |status| status.conflicts.is_empty()).await;
     agent.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_host_that_announces_the_network_that_the_next_view_adds_delays_that_network_alone() {
+    let mut controller = Controller::with_ranges(BEFORE).await;
+    let (one, two) = (controller.edge("edge-1").await, controller.edge("edge-2").await);
+    let ((agent, _), (other, _)) = (one.start_as_member().await, two.start_as_member().await);
+    let community = serde_json::json!({"fabedge/edge-community": "alpha"});
+    for node in ["edge-1", "edge-2"] {
+        controller.operator("PATCH", &format!("/v1/nodes/{node}/labels"), community.clone()).await;
+    }
+    agent.membership("its peer", |membership| membership.view.peers.len() == 1).await;
+    // A neighbour's router advertisement comes before the view.
+    agent.node.uplink.send_modify(|uplink| uplink.underlay.addresses = vec!["10.99.0.7".parse().unwrap()]);
+    controller.change_ranges(WIDER).await;
+    agent.status("the refusal", refuses("10.99.0.0/16 holds this node's own address 10.99.0.7")).await;
+    until("the operator's sight of it", || async {
+        controller.nodes().await[0]["refused_view"].as_str().is_some_and(|why| why.contains("10.99.0.0/16"))
+    })
+    .await;
+    assert!(!holds("10.99.0.0/16")(&agent.joined().await));
+    // A revocation takes effect meanwhile, and also on disk.
+    controller.operator("DELETE", "/v1/nodes/edge-2", serde_json::json!(null)).await;
+    let revoked = agent.membership("the end of its peer", |membership| membership.view.peers.is_empty()).await;
+    assert!(!holds("10.99.0.0/16")(&revoked));
+    let on_disk: edge_types::NodeView = serde_json::from_slice(&std::fs::read(one.file("view.json")).unwrap()).unwrap();
+    assert_eq!(on_disk, *revoked.view);
+    // When the address is gone, the whole view comes into force.
+    agent.node.uplink.send_modify(|uplink| uplink.underlay.addresses.clear());
+    agent.membership("the added network", holds("10.99.0.0/16")).await;
+    agent.status("no refusal", |status| status.refused_view.is_none()).await;
+    agent.end().await;
+    other.end().await;
 }
 
 /// A member whose way to the controller can be cut, of a controller with the ranges before.

@@ -1,0 +1,201 @@
+//! A view without some of the networks that it adds. It comes into force if this host refuses a view
+//! because of those networks, and if a view is taken back. A host on this node's network can announce
+//! just the network that the next view adds. The rest of that view, above all its revocations, must
+//! not wait for this.
+
+use edge_types::network::contains;
+use edge_types::{IpNetwork, NodeView, Peer};
+
+use super::client::ControllerClient;
+use super::view_validation::{Refusal, judge};
+use crate::underlay::{added, guarded};
+
+impl ControllerClient {
+    /// The part of a refused view that this host allows instead of `current`. `None` if there is no
+    /// such part, or if it changes nothing.
+    pub(super) fn allowed_part(&self, current: &NodeView, view: &NodeView, refusal: &Refusal) -> Option<NodeView> {
+        let mut withheld = Vec::new();
+        let mut refusal = refusal.clone();
+        loop {
+            match &refusal {
+                Refusal::Underlay(conflict) if !withheld.contains(&conflict.network()) => {
+                    withheld.push(conflict.network());
+                }
+                // A part that adds networks would begin a trial. If that trial went well, the view
+                // that was taken back would count as good.
+                Refusal::Undecided { .. } | Refusal::TakenBack { .. } if withheld != added(current, view) => {
+                    withheld = added(current, view);
+                }
+                _ => return None,
+            }
+            let part = partial_view(view, current, &withheld).ok()?;
+            match self.allow(Some(current), &part) {
+                Ok(()) => return (part != *current).then_some(part),
+                Err(again) => refusal = again,
+            }
+        }
+    }
+}
+
+/// `now` without the networks in `withheld`, as a replacement of `before`. It keeps the ranges and
+/// the version of `before`, and the networks that this node itself fronts, so that the whole view
+/// can still follow. The revocations of `now` hold: a member that it does not name stays away, and
+/// certificates and authorities that it rejects stay rejected. A segment or network belongs to the
+/// node to which `now` gives it, so that one that has moved never belongs to two nodes.
+///
+/// # Errors
+/// If the result is no valid view of this node.
+pub(super) fn partial_view(now: &NodeView, before: &NodeView, withheld: &[IpNetwork]) -> Result<NodeView, Refusal> {
+    let mut ranges = before.cluster_ranges.clone();
+    ranges.extend(
+        now.cluster_ranges.iter().filter(|range| !withheld.contains(range) && !before.cluster_ranges.contains(range)),
+    );
+    let mut known = guarded(before);
+    known.extend(guarded(now).into_iter().filter(|network| !withheld.contains(network)));
+    let within = |networks: &[IpNetwork], outer: &[IpNetwork]| -> Vec<IpNetwork> {
+        let inside =
+            |network: &&IpNetwork| !withheld.contains(network) && outer.iter().any(|outer| contains(outer, network));
+        networks.iter().filter(inside).copied().collect()
+    };
+    let fronts = |peer: &Peer, network: &IpNetwork| peer.networks.iter().any(|fronted| contains(fronted, network));
+    let restored = |newer: &Peer| {
+        let mut peer = newer.clone();
+        peer.segments = within(&newer.segments, &ranges);
+        peer.networks = within(&newer.networks, &known);
+        let Some(older) = before.peers.iter().find(|older| older.name == newer.name) else {
+            return (!peer.segments.is_empty() || !peer.networks.is_empty()).then_some(peer);
+        };
+        peer.certificates_from = newer.certificates_from.max(older.certificates_from);
+        // A network that the newer view names nowhere is back as well.
+        let returns = |network: &&IpNetwork| {
+            !peer.networks.contains(network)
+                && (fronts(newer, network) || !now.peers.iter().any(|other| fronts(other, network)))
+        };
+        let returning: Vec<IpNetwork> = older.networks.iter().filter(returns).copied().collect();
+        peer.networks.extend(returning);
+        Some(peer)
+    };
+    let merged = NodeView {
+        trust_anchors: now.trust_anchors.clone(),
+        communities: now.communities.clone(),
+        segments: within(&now.segments, &ranges),
+        peers: now.peers.iter().filter_map(restored).collect(),
+        cluster_ranges: ranges,
+        ..before.clone()
+    };
+    judge(&now.node, now.role, None, &merged).map(|_| merged)
+}
+
+#[cfg(test)]
+mod tests {
+    use edge_types::Role;
+
+    use super::*;
+
+    fn view(version: u64, ranges: &[&str]) -> NodeView {
+        NodeView {
+            version,
+            node: "edge-1".parse().unwrap(),
+            role: Role::Edge,
+            communities: Default::default(),
+            cluster_ranges: ranges.iter().map(|text| text.parse().unwrap()).collect(),
+            segments: vec![],
+            networks: vec![],
+            peers: vec![],
+            trust_anchors: vec![],
+            segment_prefix: Default::default(),
+        }
+    }
+
+    fn anchor() -> String {
+        let key = rcgen::KeyPair::generate_for(&rcgen::PKCS_ED25519).unwrap();
+        let mut parameters = rcgen::CertificateParams::new(vec![]).unwrap();
+        parameters.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+        parameters.self_signed(&key).unwrap().pem()
+    }
+
+    fn peer(name: &str, segment: &str, certificates_from: i64) -> Peer {
+        Peer {
+            name: name.parse().unwrap(),
+            role: Role::Edge,
+            endpoints: vec![],
+            segments: vec![segment.parse().unwrap()],
+            networks: vec![],
+            certificates_from,
+        }
+    }
+
+    #[test]
+    fn a_view_that_is_put_back_brings_back_nothing_that_was_revoked_since() {
+        let (old, new) = (anchor(), anchor());
+        let mut before = view(4, &["10.77.0.0/16"]);
+        before.trust_anchors = vec![old, new.clone()];
+        before.peers = vec![
+            peer("edge-2", "10.77.0.64/26", 5),
+            peer("edge-3", "10.77.0.128/26", 0),
+            peer("edge-4", "10.77.0.192/26", 30),
+        ];
+        let mut now = view(7, &["10.77.0.0/16", "10.99.0.0/16"]);
+        now.trust_anchors = vec![new];
+        // The segment of one that left was granted to this node.
+        now.segments = vec!["10.77.0.128/26".parse().unwrap()];
+        now.peers = vec![
+            peer("edge-2", "10.77.0.64/26", 20),
+            peer("edge-4", "10.77.0.192/26", 10),
+            peer("edge-5", "10.99.0.0/26", 0),
+        ];
+        let back = partial_view(&now, &before, &added(&before, &now)).unwrap();
+        let peers: Vec<_> = back.peers.iter().map(|peer| (peer.name.to_string(), peer.certificates_from)).collect();
+        assert_eq!(peers, [("edge-2".into(), 20), ("edge-4".into(), 30)]);
+        assert_eq!((&back.trust_anchors, &back.segments), (&now.trust_anchors, &now.segments));
+        assert_eq!((back.version, &back.cluster_ranges), (4, &before.cluster_ranges));
+        // Where the new segments do not fit the ranges before, the revocations hold nevertheless.
+        now.segments = vec!["10.99.1.0/26".parse().unwrap()];
+        let back = partial_view(&now, &before, &added(&before, &now)).unwrap();
+        assert_eq!((back.peers.len(), &back.segments), (2, &before.segments));
+    }
+
+    #[test]
+    fn a_segment_that_moved_since_belongs_to_its_new_holder_alone() {
+        let anchors = vec![anchor()];
+        let moved = ["10.77.0.64/26", "10.77.0.128/26", "10.77.0.192/26"];
+        let hub = |name: &str, networks: &[&str]| {
+            let networks = networks.iter().map(|text| text.parse().unwrap()).collect();
+            Peer { role: Role::Hub, networks, segments: vec![], ..peer(name, moved[0], 0) }
+        };
+        let before = NodeView {
+            trust_anchors: anchors.clone(),
+            segments: vec![moved[2].parse().unwrap()],
+            peers: vec![
+                peer("edge-2", moved[0], 0),
+                peer("edge-3", moved[1], 0),
+                hub("cloud-1", &["10.244.0.0/16", "10.96.0.0/16", "10.50.0.0/16"]),
+                hub("cloud-2", &[]),
+            ],
+            ..view(4, &["10.77.0.0/16"])
+        };
+        // Each has what another had. The hub's range grew around this node's own network.
+        let now = NodeView {
+            trust_anchors: anchors,
+            segments: vec![moved[0].parse().unwrap(), "10.99.0.0/26".parse().unwrap()],
+            peers: vec![
+                peer("edge-2", moved[1], 0),
+                peer("edge-3", moved[2], 0),
+                hub("cloud-1", &["10.192.0.0/10"]),
+                hub("cloud-2", &["10.96.0.0/16"]),
+            ],
+            ..view(7, &["10.77.0.0/16", "10.99.0.0/16"])
+        };
+        let back = partial_view(&now, &before, &added(&before, &now)).unwrap();
+        let texts = |networks: &[IpNetwork]| networks.iter().map(ToString::to_string).collect::<Vec<_>>();
+        assert_eq!(texts(&back.segments), [moved[0]]);
+        let held: Vec<_> = back.peers.iter().map(|peer| texts(&peer.segments)).collect();
+        assert_eq!(held, [vec![moved[1].to_owned()], vec![moved[2].to_owned()], vec![], vec![]]);
+        let fronted: Vec<_> = back.peers.iter().map(|peer| texts(&peer.networks)).collect();
+        assert_eq!(
+            fronted[2..],
+            [vec!["10.244.0.0/16".to_owned(), "10.50.0.0/16".to_owned()], vec!["10.96.0.0/16".to_owned()]]
+        );
+        assert_eq!(back.cluster_ranges, before.cluster_ranges);
+    }
+}
