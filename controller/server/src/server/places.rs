@@ -203,8 +203,14 @@ mod tests {
     #[test]
     fn no_crowd_of_strangers_displaces_who_has_shown_a_certificate() {
         let places = Places::new(u64::MAX);
-        let nodes: Vec<Held> =
-            (0..256).map(|nth| connect(&places, &certificate(&format!("edge-{nth}"), "01"))).collect();
+        let nodes = (0..256).map(|nth| {
+            let (mut place, as_stranger) = places.take(address("192.0.2.1"), Instant::now()).unwrap();
+            let connection = CancellationToken::new();
+            place.is_of(&certificate(&format!("edge-{nth}"), "01"), &connection);
+            (place, connection, as_stranger)
+        });
+        let nodes: Vec<_> = nodes.collect();
+        assert_eq!(places.taken().strangers.total(), 0, "who has shown a certificate is no stranger");
         // From the address of the nodes themselves, from one other, and from as many networks as
         // there are places.
         for from in ["192.0.2.1", "198.51.100.1"] {
@@ -216,7 +222,8 @@ mod tests {
             let from = Ipv6Addr::from_bits(0x2001_0db8 << 96 | nth << 80);
             let _ = places.take(from.into(), Instant::now() + PATIENCE).map(std::mem::forget);
         }
-        assert_eq!(displaced(&nodes), 0);
+        let cut_off = nodes.iter().filter(|(_, node, stranger)| node.is_cancelled() || stranger.is_cancelled());
+        assert_eq!(cut_off.count(), 0);
         assert!(places.taken().strangers.total() <= STRANGERS);
     }
 

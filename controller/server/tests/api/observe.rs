@@ -214,6 +214,45 @@ async fn what_is_missing_for_readiness_is_named_and_does_not_end_the_process() {
     assert_eq!(cloud.page("/healthz").await.0, 200);
 }
 
+/// A connection for monitoring that stays open between requests.
+struct Kept(hyper::client::conn::http1::SendRequest<Empty<Bytes>>);
+
+impl Kept {
+    async fn open(cloud: &Cloud) -> Self {
+        let stream = tokio::net::TcpStream::connect(cloud.server.observe[0]).await.unwrap();
+        let (sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.unwrap();
+        tokio::spawn(connection);
+        Self(sender)
+    }
+
+    /// Whether it was answered; otherwise it was cut off.
+    async fn ask(&mut self) -> bool {
+        let request = Request::get("/healthz").header("host", "x").body(Empty::<Bytes>::new()).unwrap();
+        match (self.0.ready().await, self.0.send_request(request).await) {
+            (Ok(()), Ok(response)) => response.into_body().collect().await.is_ok(),
+            _ => false,
+        }
+    }
+}
+
+#[tokio::test]
+async fn the_oldest_connection_makes_room_however_busy_it_is() {
+    let cloud = Cloud::start().await;
+    let mut all = Vec::new();
+    // One more than there are places.
+    for _ in 0..65 {
+        let mut kept = Kept::open(&cloud).await;
+        assert!(kept.ask().await, "whoever comes is let in");
+        all.push(kept);
+    }
+    let mut answers = 0;
+    while all[0].ask().await {
+        answers += 1;
+        assert!(answers < 1000, "the oldest one stays");
+    }
+    assert!(all[64].ask().await);
+}
+
 #[tokio::test]
 async fn silent_connections_keep_no_probe_out_and_are_cut_off_themselves() {
     let cloud = Cloud::start().await;
