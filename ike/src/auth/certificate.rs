@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use data_encoding::HEXLOWER;
 use ring::digest;
 use rustls_pki_types::{CertificateDer, SignatureVerificationAlgorithm, TrustAnchor, UnixTime};
 use webpki::{EndEntityCert, ExtendedKeyUsageValidator, KeyPurposeId, KeyPurposeIdIter};
@@ -195,7 +196,7 @@ pub(super) fn peer_certificate(certificates: &[Certificate]) -> Option<PeerCerti
 
 fn record(parsed: &X509Certificate<'_>) -> PeerCertificate {
     PeerCertificate {
-        serial: parsed.raw_serial().iter().map(|octet| format!("{octet:02x}")).collect(),
+        serial: HEXLOWER.encode(parsed.raw_serial()),
         not_before: u64::try_from(parsed.validity().not_before.timestamp()).unwrap_or(0),
     }
 }

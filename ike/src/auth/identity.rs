@@ -3,6 +3,7 @@
 use std::fmt;
 use std::net::IpAddr;
 
+use data_encoding::HEXLOWER;
 use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::{FromDer, X509Certificate, X509Name};
 
@@ -128,10 +129,7 @@ impl fmt::Display for Identity {
                 Ok((_, name)) => f.write_str(&quoted_name(&name)),
                 Err(_) => f.write_str("a malformed distinguished name"),
             },
-            Self::KeyId(id) => {
-                f.write_str("key ID 0x")?;
-                id.iter().take(MAX_SHOWN).try_for_each(|octet| write!(f, "{octet:02x}"))
-            }
+            Self::KeyId(id) => write!(f, "key ID 0x{}", HEXLOWER.encode(id.get(..MAX_SHOWN).unwrap_or(id))),
         }
     }
 }

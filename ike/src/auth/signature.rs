@@ -1,5 +1,6 @@
 //! Digital signatures (RFC 7427, RFC 8420) and ECDSA by RFC 4754.
 
+use data_encoding::HEXLOWER;
 use ring::rand::SystemRandom;
 use ring::signature::{
     ECDSA_P256_SHA256_ASN1, ECDSA_P256_SHA256_ASN1_SIGNING, ECDSA_P256_SHA256_FIXED, ECDSA_P256_SHA256_FIXED_SIGNING,
@@ -167,7 +168,7 @@ impl PublicKey {
                     (ID_ED25519 | ECDSA_WITH_SHA256 | ECDSA_WITH_SHA384, _) => {
                         return Err(AuthError::AlgorithmMismatch);
                     }
-                    (other, _) => return Err(AuthError::UnsupportedSignature(hex(other))),
+                    (other, _) => return Err(AuthError::UnsupportedSignature(shown(other))),
                 };
                 Ok((algorithm, signature))
             }
@@ -180,7 +181,7 @@ impl PublicKey {
     }
 }
 
-/// An AlgorithmIdentifier for people.
-fn hex(octets: &[u8]) -> String {
-    octets.iter().take(32).map(|octet| format!("{octet:02x}")).collect()
+/// An unknown AlgorithmIdentifier in hexadecimal, cut: it comes from the peer.
+fn shown(identifier: &[u8]) -> String {
+    HEXLOWER.encode(identifier.get(..32).unwrap_or(identifier))
 }
