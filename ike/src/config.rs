@@ -9,19 +9,20 @@ use ipnetwork::IpNetwork;
 
 use crate::secret::Secret;
 
-/// Settings of the whole endpoint.
+/// Configuration of the whole endpoint.
 #[derive(Debug, Clone)]
 pub struct EndpointConfig {
     /// UDP port for IKE without marker (500).
     pub port: u16,
     /// UDP port for IKE with non-ESP marker and for ESP in UDP (4500).
     pub nat_port: u16,
-    /// Half-open IKE SAs of responders from which on cookies are demanded (RFC 7296 2.6).
+    /// From this number of half-open IKE SAs on, a new initiator must return a cookie (RFC 7296
+    /// 2.6).
     pub cookie_threshold: usize,
-    /// Half-open IKE SAs of responders beyond which new requests are dropped.
+    /// Most half-open IKE SAs. Further IKE_SA_INIT requests are dropped.
     pub half_open_limit: usize,
-    /// Datagrams larger than this are sent as fragments where the peer can (RFC 7383), bytes of UDP
-    /// payload.
+    /// Messages larger than this are sent in fragments if the peer supports that (RFC 7383). Bytes
+    /// of UDP payload.
     pub fragment_size: usize,
 }
 
@@ -31,12 +32,12 @@ impl Default for EndpointConfig {
     }
 }
 
-/// Our name for a peer; unique on this node, stable over configuration changes.
+/// Our name for a peer. It is unique on this node and does not change with the configuration.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct PeerName(Arc<str>);
 
 impl PeerName {
-    /// Takes a name.
+    /// Makes a name of this text.
     pub fn new(name: &str) -> Self {
         Self(name.into())
     }
@@ -59,8 +60,8 @@ impl fmt::Debug for PeerName {
     }
 }
 
-/// An IKE identity (RFC 7296 3.5). Ordered by type and then content: the smaller one wins where
-/// both ends began at once.
+/// An IKE identity (RFC 7296 3.5). Ordered by type and then content: if both ends begin at once,
+/// the IKE SA that the smaller identity began stays.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Identity {
     /// ID_IPV4_ADDR or ID_IPV6_ADDR.
@@ -80,27 +81,28 @@ pub enum Identity {
 pub struct PeerConfig {
     /// Our name for it.
     pub name: PeerName,
-    /// Address to speak from; `None` leaves it to the kernel's route.
+    /// Our address towards this peer. `None`: the kernel chooses by its routes.
     pub local: Option<IpAddr>,
-    /// Where it may be found, likeliest first, all tried at once. Empty: it must come to us. A port
-    /// equal to the endpoint's `nat_port` (or any port but 500) is spoken to with the non-ESP
-    /// marker from the first message on (RFC 7296 2.23).
+    /// Addresses of the peer, likeliest first; all are tried at once. Empty: the peer must begin.
+    /// Messages to any port but 500 carry the non-ESP marker from the first message on (RFC 7296
+    /// 2.23).
     pub remotes: Vec<SocketAddr>,
-    /// Who we say we are.
+    /// Our identity.
     pub local_id: Identity,
-    /// Who it must be; an initiator accepts only this one, a responder finds the peer by it.
+    /// The peer's identity. As initiator we accept only this one; as responder we find the peer by
+    /// it.
     pub remote_id: Identity,
-    /// How both prove it.
+    /// How both ends authenticate.
     pub auth: Auth,
     /// IKE SA proposals, best first.
     pub ike_proposals: Vec<IkeProposal>,
     /// The one CHILD_SA wanted with this peer.
     pub child: ChildConfig,
-    /// Begin by ourselves, and begin again when the peer is lost.
+    /// Whether we begin, and begin again when the peer is lost.
     pub initiate: bool,
-    /// Make both ends believe in a NAT, so that ESP travels in UDP.
+    /// Whether we make both ends detect a NAT, so that ESP travels in UDP.
     pub force_encapsulation: bool,
-    /// Kernel SAs of this peer are kept from before (restart of the agent): INITIAL_CONTACT is not
+    /// Whether kernel SAs of this peer are kept from before a restart. Then INITIAL_CONTACT is not
     /// sent.
     pub keep_existing: bool,
     /// Timers.
@@ -112,22 +114,22 @@ pub struct PeerConfig {
 pub struct Timing {
     /// Silence after which liveness is checked (RFC 7296 2.4).
     pub liveness: Duration,
-    /// First retransmission after this; then doubled each time.
+    /// Wait before the first retransmission. It doubles each time.
     pub retransmit: Duration,
     /// Transmissions of one request before the IKE SA is given up.
     pub transmissions: u32,
-    /// Soft lifetime of a CHILD_SA; jitter is subtracted from it.
+    /// Lifetime of a CHILD_SA, after which it is rekeyed. Up to a tenth is subtracted at random.
     pub child_lifetime: Duration,
-    /// Lifetime of an IKE SA, after which it is made anew before the old one goes; jitter is
-    /// subtracted.
+    /// Lifetime of an IKE SA, after which a new one replaces it without a gap. Up to a tenth is
+    /// subtracted at random.
     pub ike_lifetime: Duration,
     /// How long an old inbound SA lingers after a rekey.
     pub linger: Duration,
-    /// Wait before beginning again after a failure; doubled up to `retry_max`.
+    /// Wait after a failed attempt. It doubles up to `retry_max`.
     pub retry: Duration,
-    /// Longest wait between beginnings.
+    /// Longest wait between attempts.
     pub retry_max: Duration,
-    /// NAT keepalive interval when behind a NAT and silent (RFC 3948 4).
+    /// Silence after which a NAT keepalive is sent if we are behind a NAT (RFC 3948 4).
     pub nat_keepalive: Duration,
 }
 
@@ -147,7 +149,7 @@ impl Default for Timing {
     }
 }
 
-/// How a peer and we prove who we are.
+/// How both ends authenticate.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Auth {
     /// Pre-shared key (RFC 7296 2.15).
@@ -156,7 +158,7 @@ pub enum Auth {
     Certificate(CertificateAuth),
 }
 
-/// Certificates of one relation.
+/// Our certificate towards a peer, and what the peer's must satisfy.
 #[derive(Clone, PartialEq, Eq)]
 pub struct CertificateAuth {
     /// Our certificate and intermediates, DER, leaf first.
@@ -165,13 +167,13 @@ pub struct CertificateAuth {
     pub key: Secret,
     /// Trust anchors, DER certificates.
     pub trust_anchors: Vec<Vec<u8>>,
-    /// A URI that the peer's certificate must carry as subjectAltName, on top of `remote_id`.
+    /// A URI that the peer's certificate must have as subjectAltName, in addition to `remote_id`.
     pub remote_uri: Option<String>,
-    /// Extended key usages of which the peer's certificate must have one, as DER content of the OID
-    /// (empty: none asked).
+    /// Extended key usages, as DER content of the OID. The peer's certificate must have one of
+    /// them. Empty: none is required.
     pub remote_key_usages: Vec<Vec<u8>>,
-    /// Certificates of the peer that begin before this are revoked, seconds since 1970-01-01 UTC
-    /// (0: none is). Raising it ends the IKE SAs in which the peer showed one of them.
+    /// Certificates of the peer whose notBefore is earlier are revoked. Seconds since 1970-01-01
+    /// UTC; 0: none is revoked. Raising it ends the IKE SAs in which the peer used one of them.
     pub remote_not_before: u64,
 }
 
@@ -245,7 +247,7 @@ pub struct IkeProposal {
     pub aeads: Vec<Aead>,
     /// PRFs.
     pub prfs: Vec<Prf>,
-    /// Key exchange methods; the first is the one whose key is sent unasked.
+    /// Key exchange methods. IKE_SA_INIT carries a share of the first one.
     pub groups: Vec<Group>,
 }
 
@@ -254,9 +256,9 @@ pub struct IkeProposal {
 pub struct EspProposal {
     /// Encryption.
     pub aeads: Vec<Aead>,
-    /// Key exchange methods for rekeying with forward secrecy; empty: none.
+    /// Key exchange methods for rekeying with forward secrecy. Empty: without forward secrecy.
     pub groups: Vec<Group>,
-    /// Extended sequence numbers offered or accepted, besides short ones.
+    /// Whether extended sequence numbers are offered and accepted. Short ones always are.
     pub esn: bool,
 }
 

@@ -1,12 +1,12 @@
-//! What the owner of an endpoint gives it, and what it sends for it.
+//! What the owner of an endpoint provides, and what it sends.
 
 use std::net::{IpAddr, SocketAddr};
 
 use crate::config::PeerName;
 
-/// What an `Endpoint` cannot know by itself. Like time, it is handed in with every call.
+/// What an endpoint cannot know by itself. Like time, it is passed with every call.
 pub trait Environment {
-    /// Fills with cryptographically secure random bytes.
+    /// Fills `bytes` with cryptographically secure random bytes.
     fn fill_random(&mut self, bytes: &mut [u8]);
     /// Seconds since 1970-01-01 UTC, for certificates: max(clock, build time, last time kept on
     /// disk).
@@ -14,9 +14,9 @@ pub trait Environment {
     /// Reserves an SPI for an inbound ESP SA towards `local` (XFRM_MSG_ALLOCSPI). `None`: the
     /// kernel refused; the CHILD_SA fails.
     fn allocate_spi(&mut self, peer: &PeerName, local: IpAddr, remote: IpAddr) -> Option<u32>;
-    /// The address from which the kernel would speak to `remote`, for peers without a configured
-    /// local address. `None`: unknown; the peer will then believe in a NAT before us and send ESP
-    /// in UDP.
+    /// The source address that the kernel would use towards `remote`, for peers without a
+    /// configured local address. `None`: unknown. The peer then detects a NAT before us and sends
+    /// ESP in UDP.
     fn source_address(&mut self, remote: IpAddr) -> Option<IpAddr> {
         let _ = remote;
         None
@@ -28,11 +28,11 @@ pub trait Environment {
 /// A datagram to be sent.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Transmit {
-    /// Address and port to send from. The port tells the socket; where it is the NAT traversal
-    /// port, the payload already carries the non-ESP marker (RFC 3948 2.2). An unspecified address
-    /// lets the kernel choose.
+    /// Address and port to send from. The port selects the socket. On the NAT traversal port the
+    /// payload already has the non-ESP marker (RFC 3948 2.2). An unspecified address lets the
+    /// kernel choose.
     pub local: SocketAddr,
-    /// Where to.
+    /// Address and port to send to.
     pub remote: SocketAddr,
     /// UDP payload.
     pub payload: Vec<u8>,

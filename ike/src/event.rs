@@ -1,5 +1,5 @@
-//! What an endpoint tells its owner. In the order in which events come they must be carried out:
-//! they are the zero-loss order of rekeying.
+//! What an endpoint reports to its owner. The owner must carry out events in the order in which
+//! they come: in this order a rekey loses no packet.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -9,7 +9,7 @@ use ipnetwork::IpNetwork;
 use crate::config::{Aead, Identity, PeerName};
 use crate::secret::Secret;
 
-/// Names an IKE SA for people and for matching events: initiator's and responder's SPI.
+/// The SPIs of an IKE SA. They identify it in events and logs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct IkeId {
     /// IKE SA initiator's SPI.
@@ -18,14 +18,14 @@ pub struct IkeId {
     pub responder: u64,
 }
 
-/// Names a CHILD_SA: our inbound SPI, unique among ours at any time.
+/// Identifies a CHILD_SA: our inbound SPI, which is unique on this node at any time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ChildId(pub u32);
 
 /// A pair of ESP SAs, as negotiated.
 #[derive(Debug, Clone)]
 pub struct ChildSa {
-    /// Its name.
+    /// Its identifier.
     pub id: ChildId,
     /// The IKE SA that it belongs to now.
     pub ike: IkeId,
@@ -39,19 +39,19 @@ pub struct ChildSa {
     pub inbound_key: Secret,
     /// Key and salt for what we send.
     pub outbound_key: Secret,
-    /// Extended sequence numbers are on.
+    /// Whether extended sequence numbers are used.
     pub esn: bool,
-    /// Tunnel's end here; ports matter where `encapsulated`.
+    /// Our end of the tunnel. The port counts only if `encapsulated`.
     pub local: SocketAddr,
-    /// Tunnel's end there.
+    /// The peer's end of the tunnel.
     pub remote: SocketAddr,
-    /// ESP travels in UDP between those ports (RFC 3948).
+    /// Whether ESP travels in UDP between these ports (RFC 3948).
     pub encapsulated: bool,
     /// Negotiated selectors of our side, as networks.
     pub local_selectors: Vec<IpNetwork>,
     /// Negotiated selectors of the peer's side.
     pub remote_selectors: Vec<IpNetwork>,
-    /// We began the exchange that made it.
+    /// Whether we began the exchange that made it.
     pub initiator: bool,
 }
 
@@ -64,61 +64,60 @@ pub enum OutboundSwitch {
     Later,
 }
 
-/// What happened. Unless said otherwise the kernel's state must be changed before the next call
-/// into the endpoint or, at the latest, before the transmits that follow the event are sent (the
-/// peer may use an SA as soon as it has our answer).
+/// What happened. Carry out an event before the next call into the endpoint and before you send the
+/// transmits that follow it: the peer may use an SA as soon as it has our response.
 #[derive(Debug, Clone)]
 pub enum Event {
     /// An IKE SA is established.
     IkeUp {
-        /// With whom.
+        /// The peer.
         peer: PeerName,
-        /// Which.
+        /// The IKE SA.
         ike: IkeId,
         /// Our address.
         local: SocketAddr,
         /// The peer's address.
         remote: SocketAddr,
-        /// Whether we began it.
+        /// Whether we are its initiator.
         initiator: bool,
-        /// For people: proposal chosen, authentication, NAT situation.
+        /// The chosen proposal, the peer's authentication and NATs, for people.
         details: IkeDetails,
     },
-    /// An IKE SA is gone, replaced by another that was reported by [`Event::IkeUp`] before: by a
-    /// rekey (its CHILD_SAs moved along) or by the survivor of two (its CHILD_SAs linger). Every
-    /// `IkeUp` is followed by one `IkeReplaced` or one `IkeDown`.
+    /// An IKE SA is gone, replaced by another that an earlier [`Event::IkeUp`] reported. After a
+    /// rekey its CHILD_SAs have moved to the other one; after one of two IKE SAs survived they
+    /// linger. Every `IkeUp` is followed by one `IkeReplaced` or one `IkeDown`.
     IkeReplaced {
-        /// With whom.
+        /// The peer.
         peer: PeerName,
         /// The one that goes.
         old: IkeId,
         /// The one that stays.
         new: IkeId,
     },
-    /// An IKE SA is gone. Its CHILD_SAs were reported by [`Event::ChildDown`] before.
+    /// An IKE SA is gone. Earlier [`Event::ChildDown`]s reported its CHILD_SAs.
     IkeDown {
-        /// With whom.
+        /// The peer.
         peer: PeerName,
-        /// Which.
+        /// The IKE SA.
         ike: IkeId,
-        /// Why.
+        /// Why it is gone.
         reason: DownReason,
     },
-    /// A CHILD_SA of a new IKE SA: install inbound, then outbound. If the peer has another CHILD_SA
-    /// now, `replaces` names the one whose outbound SA is in use: it is to be replaced in one
-    /// batch; its inbound one stays until its [`Event::ChildDown`].
+    /// A CHILD_SA of a new IKE SA: install the inbound SA, then the outbound one. If `replaces` is
+    /// set, delete the outbound SA of that CHILD_SA in the same batch; its inbound SA stays until
+    /// its [`Event::ChildDown`].
     ChildUp {
-        /// With whom.
+        /// The peer.
         peer: PeerName,
         /// The SAs.
         child: Arc<ChildSa>,
         /// The CHILD_SA whose outbound SA this one replaces.
         replaces: Option<ChildId>,
     },
-    /// A rekeyed CHILD_SA, or that of a second IKE SA with the peer: install the new inbound SA;
-    /// switch outbound as told.
+    /// A rekeyed CHILD_SA, or that of a second IKE SA with the peer: install the new inbound SA,
+    /// and switch outbound as `switch` says.
     ChildRekeyed {
-        /// With whom.
+        /// The peer.
         peer: PeerName,
         /// The one that will go.
         old: ChildId,
@@ -127,53 +126,53 @@ pub enum Event {
         /// When to switch outbound.
         switch: OutboundSwitch,
     },
-    /// Switch outbound from the old to the new SA now, in one batch. Also back to an older one,
-    /// where that is the survivor of two.
+    /// Switch outbound from the old to the new SA now, in one batch. `new` may be the older one, if
+    /// that one survives.
     OutboundSwitch {
-        /// With whom.
+        /// The peer.
         peer: PeerName,
-        /// From.
+        /// The CHILD_SA whose outbound SA is in use.
         old: ChildId,
-        /// To; its inbound SA was installed by an event before.
+        /// The CHILD_SA to send with. An earlier event installed its inbound SA.
         new: Arc<ChildSa>,
     },
-    /// Remove what is left of this CHILD_SA: the inbound SA (it has lingered) and, unless switched
-    /// before, the outbound one.
+    /// Remove what is left of this CHILD_SA: the inbound SA, and the outbound one unless it was
+    /// already replaced.
     ChildDown {
-        /// With whom.
+        /// The peer.
         peer: PeerName,
-        /// Which.
+        /// The CHILD_SA.
         child: ChildId,
-        /// Why.
+        /// Why it is gone.
         reason: DownReason,
     },
-    /// The peer's or our address or port changed: update the SAs of these CHILD_SAs (those that
-    /// only linger inbound included).
+    /// The peer's or our address or port changed: update the SAs of these CHILD_SAs, including
+    /// those that only linger inbound.
     PeerMoved {
-        /// Who.
+        /// The peer.
         peer: PeerName,
-        /// Whose addresses to update.
+        /// The CHILD_SAs to update.
         children: Vec<ChildId>,
         /// Our address now.
         local: SocketAddr,
-        /// Its address now.
+        /// The peer's address now.
         remote: SocketAddr,
     },
     /// An attempt failed; the endpoint will try again by itself if the peer's configuration says
     /// `initiate`.
     PeerFailed {
-        /// With whom.
+        /// The peer.
         peer: PeerName,
         /// The exchange, what was expected, what came, what to do.
         error: PeerError,
     },
-    /// Somebody unknown or unacceptable was refused.
+    /// An initiator was refused that is no configured peer, or that failed before it was known.
     Refused {
-        /// Where from.
+        /// Its address.
         from: SocketAddr,
-        /// Who it said it was, if it came that far.
+        /// The identity that it sent, if it came to IKE_AUTH.
         identity: Option<Identity>,
-        /// Why.
+        /// Why it was refused.
         error: PeerError,
     },
 }
@@ -183,35 +182,37 @@ pub enum Event {
 pub struct IkeDetails {
     /// Encryption, PRF, key exchange, e.g. `AES_GCM_16-256/PRF_HMAC_SHA2_256/CURVE_25519`.
     pub proposal: String,
-    /// `psk`, `ed25519`, `ecdsa-p256`: how the peer proved itself.
+    /// How the peer authenticated: `psk`, `ed25519`, `ecdsa-p256` or `ecdsa-p384`.
     pub authentication: String,
-    /// A NAT (or forced detection) was seen before us.
+    /// Whether a NAT before us was detected or forced.
     pub nat_local: bool,
-    /// A NAT was seen before the peer.
+    /// Whether a NAT before the peer was detected.
     pub nat_remote: bool,
-    /// The certificate with which the peer proved itself, if it did by one.
+    /// The peer's certificate, if it authenticated with one.
     pub certificate: Option<PeerCertificate>,
 }
 
-/// What is remembered of a peer's certificate.
+/// What is kept of a peer's certificate.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PeerCertificate {
     /// Serial number, hexadecimal.
     pub serial: String,
-    /// Its beginning, seconds since 1970-01-01 UTC.
+    /// notBefore, seconds since 1970-01-01 UTC.
     pub not_before: u64,
 }
 
-/// Why an SA went.
+/// Why an SA is gone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum DownReason {
     /// The peer deleted it.
     DeletedByPeer,
-    /// We deleted it: the peer left the configuration, or we were told to.
+    /// We deleted it: the peer was removed, its certificate was revoked, or the owner terminated
+    /// it.
     DeletedByUs,
     /// The peer did not answer.
     Timeout,
-    /// Replaced by a rekey, or by the survivor of two begun at once, or by INITIAL_CONTACT.
+    /// Replaced by a rekey, by the survivor of two IKE SAs that both ends began at once, or by
+    /// INITIAL_CONTACT.
     Replaced,
     /// A protocol error ended it.
     Failed,
@@ -224,9 +225,9 @@ pub struct PeerError {
     /// The exchange, in the RFC's word: `IKE_SA_INIT`, `IKE_AUTH`, `CREATE_CHILD_SA`,
     /// `INFORMATIONAL`.
     pub exchange: &'static str,
-    /// What kind of failure.
+    /// The kind of failure.
     pub kind: PeerErrorKind,
-    /// Expected, came, what to do. Never a secret.
+    /// What was expected, what came, what to do. Holds no secret.
     pub detail: String,
 }
 
@@ -242,31 +243,32 @@ pub enum PeerErrorKind {
     /// No answer.
     #[error("no answer")]
     Timeout,
-    /// NO_PROPOSAL_CHOSEN, here or there.
+    /// NO_PROPOSAL_CHOSEN, from either end.
     #[error("no proposal in common")]
     NoProposalChosen,
     /// AUTHENTICATION_FAILED from the peer: it does not accept us.
     #[error("the peer refused our authentication")]
     RefusedByPeer,
-    /// The peer's proof is wrong: other PSK, or not the holder of the certificate's key.
+    /// The peer's AUTH is wrong: another PSK, or it does not hold the key of its certificate.
     #[error("the peer's authentication is wrong")]
     AuthenticationFailed,
-    /// The peer's certificate does not lead to a trust anchor, is expired, or lacks a usage.
+    /// The peer's certificate does not lead to a trust anchor, is expired or revoked, or lacks a
+    /// usage.
     #[error("the peer's certificate is not trusted")]
     UntrustedCertificate,
-    /// The certificate or identity is of somebody else than expected.
+    /// The peer's identity or certificate is not the expected one.
     #[error("the peer is not who was expected")]
     WrongIdentity,
-    /// Nobody of this identity is configured.
+    /// No peer with this identity is configured.
     #[error("unknown identity")]
     UnknownIdentity,
-    /// TS_UNACCEPTABLE, here or there.
+    /// TS_UNACCEPTABLE, from either end.
     #[error("traffic selectors unacceptable")]
     TrafficSelectors,
     /// The peer broke the protocol.
     #[error("protocol error")]
     Protocol,
-    /// The kernel or this node refused (no SPI).
+    /// This node or its kernel failed, for example to reserve an SPI.
     #[error("local failure")]
     Local,
     /// Any other error notification from the peer.

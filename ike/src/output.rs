@@ -1,4 +1,4 @@
-//! What an endpoint has for its owner.
+//! What goes out of an endpoint: datagrams and events.
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
@@ -8,7 +8,8 @@ use crate::environment::{Environment, Transmit};
 use crate::event::Event;
 use crate::time::Instant;
 
-/// Datagrams and events, in order.
+/// Datagrams and events, in order. The owner drains both after every call, so they hold what one
+/// call makes.
 #[derive(Debug, Default)]
 pub(crate) struct Output {
     pub(crate) transmits: VecDeque<Transmit>,
@@ -21,15 +22,15 @@ impl Output {
         self.events.push_back(event);
     }
 
-    /// Queues an IKE message; the non-ESP marker is put before it where it leaves by the NAT
-    /// traversal port (RFC 3948 2.2).
+    /// Queues an IKE message. On the NAT traversal port the non-ESP marker goes before it (RFC 3948
+    /// 2.2).
     pub(crate) fn message(&mut self, local: SocketAddr, remote: SocketAddr, nat_port: u16, message: &[u8]) {
         let marker: &[u8] = if local.port() == nat_port { &[0; 4] } else { &[] };
         self.transmits.push_back(Transmit { local, remote, payload: [marker, message].concat() });
     }
 }
 
-/// What every step of an IKE SA is given.
+/// What every step of an IKE SA needs.
 pub(crate) struct Context<'a> {
     pub(crate) now: Instant,
     pub(crate) env: &'a mut dyn Environment,
@@ -45,8 +46,8 @@ impl Context<'_> {
         bytes
     }
 
-    /// A time shortened by up to a tenth, so that two ends (and a thousand peers) seldom do the
-    /// same at once.
+    /// Shortens a time by up to a tenth at random, so that two ends, or a thousand peers, seldom
+    /// act at once.
     pub(crate) fn jittered(&mut self, time: std::time::Duration) -> std::time::Duration {
         let share = u32::from(u16::from_be_bytes(self.random()));
         time.saturating_sub((time / 10).saturating_mul(share) / u32::from(u16::MAX))

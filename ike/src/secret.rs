@@ -1,4 +1,4 @@
-//! Bytes that nobody may see.
+//! Secret bytes.
 
 use zeroize::{Zeroize, ZeroizeOnDrop};
 
@@ -7,12 +7,12 @@ use zeroize::{Zeroize, ZeroizeOnDrop};
 pub struct Secret(Vec<u8>);
 
 impl Secret {
-    /// Takes the bytes.
+    /// Wraps bytes.
     pub fn new(bytes: Vec<u8>) -> Self {
         Self(bytes)
     }
 
-    /// Shows the bytes to whom needs them.
+    /// The bytes.
     pub fn expose(&self) -> &[u8] {
         &self.0
     }

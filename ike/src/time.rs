@@ -1,14 +1,14 @@
-//! Time as it is handed in.
+//! Time as the owner passes it.
 
 use std::time::Duration;
 
-/// A moment on the owner's monotonic clock (in the agent: CLOCK_BOOTTIME, so that sleep counts), as
-/// time since any fixed start.
+/// A point in time on the owner's monotonic clock, as time since any fixed start. The agent uses
+/// CLOCK_BOOTTIME, so that time counts while the machine is suspended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct Instant(Duration);
 
 impl Instant {
-    /// The moment `since_start` after the clock's start.
+    /// The point `since_start` after the clock's start.
     pub const fn new(since_start: Duration) -> Self {
         Self(since_start)
     }

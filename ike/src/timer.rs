@@ -8,15 +8,15 @@ use crate::time::Instant;
 /// What an IKE SA waits for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Timer {
-    /// The answer to our request.
+    /// Our request is to be retransmitted.
     Retransmit,
-    /// The peer has been silent for long (RFC 7296 2.4).
+    /// The peer has been silent for the liveness interval (RFC 7296 2.4).
     Liveness,
-    /// We have been silent for long behind a NAT (RFC 3948 4).
+    /// We have been silent for the keepalive interval behind a NAT (RFC 3948 4).
     Keepalive,
-    /// The IKE SA has become old.
+    /// The IKE SA's lifetime is over.
     Reauthenticate,
-    /// What the peer should have deleted is still there.
+    /// The peer has not deleted what it should have deleted.
     Cleanup,
 }
 
@@ -28,7 +28,7 @@ const TIMERS: [Timer; 5] =
 pub(crate) struct Timers([Option<Instant>; TIMERS.len()]);
 
 impl Timers {
-    /// Sets a timer, or sets it anew.
+    /// Sets a timer, or changes it.
     pub(crate) fn set(&mut self, timer: Timer, at: Instant) {
         if let Some(slot) = self.0.get_mut(timer as usize) {
             *slot = Some(at);
@@ -52,7 +52,7 @@ impl Timers {
         self.0.iter().flatten().min().copied()
     }
 
-    /// A timer that has gone off, which stops it.
+    /// Takes a timer that has gone off.
     pub(crate) fn expired(&mut self, now: Instant) -> Option<Timer> {
         let timer = TIMERS.into_iter().find(|&timer| self.get(timer).is_some_and(|at| at <= now))?;
         self.stop(timer);
@@ -68,12 +68,12 @@ pub(crate) struct Deadlines<O> {
 }
 
 impl<O: Clone + Ord + Hash> Deadlines<O> {
-    /// None.
+    /// Without deadlines.
     pub(crate) fn new() -> Self {
         Self { queue: BTreeSet::new(), by_owner: HashMap::new() }
     }
 
-    /// Sets the owner's next deadline, or that it has none.
+    /// Sets the owner's next deadline, or removes it.
     pub(crate) fn set(&mut self, owner: O, at: Option<Instant>) {
         let before = match at {
             Some(at) => self.by_owner.insert(owner.clone(), at),
@@ -95,7 +95,7 @@ impl<O: Clone + Ord + Hash> Deadlines<O> {
         self.queue.first().map(|(at, _)| *at)
     }
 
-    /// An owner whose deadline has come, which takes it off.
+    /// Takes an owner whose deadline has come.
     pub(crate) fn due(&mut self, now: Instant) -> Option<O> {
         if self.next()? > now {
             return None;

@@ -1,5 +1,6 @@
-//! The CHILD_SAs of one peer, whichever IKE SA they belong to: which one is sent with, which ones
-//! linger, and the events that keep the kernel in step without a gap. Knows nothing of messages.
+//! The CHILD_SAs of one peer, whichever IKE SA they belong to: which one we send with, which ones
+//! linger, and the events that keep the kernel in step without a gap. This module knows nothing of
+//! messages.
 //!
 //! At any time at most one outbound SA of a peer is in the kernel; inbound ones may be several.
 
@@ -12,7 +13,7 @@ use crate::event::{ChildId, ChildSa, DownReason, Event, OutboundSwitch};
 use crate::output::Output;
 use crate::time::Instant;
 
-/// Names an IKE SA within this endpoint: our SPI.
+/// Our SPI of an IKE SA. It identifies the IKE SA within this endpoint.
 pub(crate) type Spi = u64;
 
 /// A CHILD_SA.
@@ -22,13 +23,14 @@ pub(crate) struct Child {
     pub(crate) sa: Arc<ChildSa>,
     /// Our SPI of the IKE SA that it belongs to.
     pub(crate) owner: Spi,
-    /// Since when.
+    /// When it was made.
     pub(crate) established: Instant,
     /// When it is to be rekeyed; `None`: never, or it is being replaced already.
     pub(crate) rekey: Option<Instant>,
-    /// It lost against another of the same age and is only there until its initiator deletes it.
+    /// It is the redundant one of two simultaneous rekeys (RFC 7296 2.8.1) and stays until its
+    /// initiator deletes it.
     pub(crate) redundant: bool,
-    /// Set when the IKE SA has no more part in it.
+    /// Set when its IKE SA has released it.
     lingering: Option<Lingering>,
 }
 
@@ -49,17 +51,17 @@ pub enum ChildUse {
     Lingering,
 }
 
-/// How a CHILD_SA comes.
+/// How a CHILD_SA is added.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Arrival {
-    /// With a new IKE SA, the peer being ready for it: it is sent with from now on.
+    /// With a new IKE SA, and the peer is ready: we send with it from now on.
     Ready,
-    /// With a new IKE SA, the peer not being ready yet (or the IKE SA being the redundant of two):
-    /// another goes on being sent with, if there is one.
+    /// With a new IKE SA, and the peer is not ready yet or the IKE SA is redundant: we go on
+    /// sending with another CHILD_SA, if there is one.
     Waiting,
-    /// Instead of another, by an exchange that we began: it is sent with from now on.
+    /// In place of another, by an exchange that we began: we send with it from now on.
     RekeyedByUs(ChildId),
-    /// Instead of another, by an exchange that the peer began: the switch follows.
+    /// In place of another, by an exchange that the peer began: the switch follows.
     RekeyedByPeer(ChildId),
 }
 
@@ -72,17 +74,17 @@ pub(crate) struct Tunnel {
 }
 
 impl Tunnel {
-    /// None.
+    /// A peer without CHILD_SAs.
     pub(crate) fn new(peer: PeerName) -> Self {
         Self { peer, children: BTreeMap::new(), outbound: None }
     }
 
-    /// The CHILD_SA that is sent with.
+    /// The CHILD_SA that we send with.
     pub(crate) fn outbound(&self) -> Option<ChildId> {
         self.outbound
     }
 
-    /// A CHILD_SA that an IKE SA still has part in.
+    /// A live CHILD_SA: its IKE SA has not released it.
     pub(crate) fn live(&self, id: ChildId) -> Option<&Child> {
         self.children.get(&id).filter(|child| child.lingering.is_none())
     }
@@ -92,7 +94,7 @@ impl Tunnel {
         self.children.get_mut(&id).filter(|child| child.lingering.is_none())
     }
 
-    /// All that an IKE SA has part in.
+    /// The live CHILD_SAs of an IKE SA.
     pub(crate) fn children_of(&self, owner: Spi) -> impl Iterator<Item = (ChildId, &Child)> {
         self.children
             .iter()
@@ -100,22 +102,22 @@ impl Tunnel {
             .map(|(id, child)| (*id, child))
     }
 
-    /// Names of all that an IKE SA has part in.
+    /// The identifiers of the live CHILD_SAs of an IKE SA.
     pub(crate) fn ids_of(&self, owner: Spi) -> Vec<ChildId> {
         self.children_of(owner).map(|(id, _)| id).collect()
     }
 
-    /// Names of all that came with an IKE SA, those that linger included.
+    /// The identifiers of all CHILD_SAs of an IKE SA, including those that linger.
     pub(crate) fn ids_with_lingering(&self, owner: Spi) -> Vec<ChildId> {
         self.children.iter().filter(|(_, child)| child.owner == owner).map(|(id, _)| *id).collect()
     }
 
-    /// The live CHILD_SA of an IKE SA that the peer receives with this SPI.
+    /// The live CHILD_SA of an IKE SA with this outbound SPI.
     pub(crate) fn by_outbound_spi(&self, owner: Spi, spi: u32) -> Option<ChildId> {
         self.children_of(owner).find(|(_, child)| child.sa.outbound_spi == spi).map(|(id, _)| id)
     }
 
-    /// All, those that linger included, with their use.
+    /// All CHILD_SAs, including those that linger, with their use.
     pub(crate) fn all(&self) -> impl Iterator<Item = (ChildUse, &Child)> {
         self.children.iter().map(|(id, child)| {
             let usage = match (&child.lingering, self.outbound == Some(*id)) {
@@ -127,7 +129,7 @@ impl Tunnel {
         })
     }
 
-    /// Takes a new CHILD_SA.
+    /// Adds a new CHILD_SA and reports it.
     pub(crate) fn add(
         &mut self,
         sa: ChildSa,
@@ -145,8 +147,8 @@ impl Tunnel {
         let (old, ready) = match arrival {
             Arrival::Ready => (self.outbound, true),
             Arrival::Waiting => (self.outbound, false),
-            // What is replaced is what is sent with, unless it belongs to the redundant of two IKE SAs:
-            // then nothing is switched.
+            // The one that is replaced is the one that we send with, unless it belongs to a
+            // redundant IKE SA. Then nothing is switched.
             Arrival::RekeyedByUs(old) => (self.outbound, self.outbound == Some(old)),
             Arrival::RekeyedByPeer(_) => (self.outbound, false),
         };
@@ -180,9 +182,9 @@ impl Tunnel {
         self.outbound = Some(id);
     }
 
-    /// The IKE SA has no more part in this CHILD_SA. Where another can be sent with, that is done,
-    /// and this one lingers so that what is under way still arrives; otherwise it goes at once.
-    /// `linger` of zero: it goes at once in any case.
+    /// The IKE SA releases this CHILD_SA. If there is another one to send with, we switch to it,
+    /// and this one lingers so that packets under way still arrive. Otherwise, or if `linger` is
+    /// zero, it goes at once.
     pub(crate) fn retire(&mut self, id: ChildId, linger: Duration, reason: DownReason, now: Instant, out: &mut Output) {
         if self.live(id).is_none() {
             return;
@@ -199,8 +201,8 @@ impl Tunnel {
         }
     }
 
-    /// This CHILD_SA goes at once, whether it lives or lingers; another is sent with where there is
-    /// one.
+    /// Removes this CHILD_SA at once, whether it is live or lingers. Switches to another one if
+    /// there is one.
     pub(crate) fn remove_at_once(&mut self, id: ChildId, reason: DownReason, out: &mut Output) {
         if self.outbound == Some(id)
             && let Some(successor) = self.successor(id)
@@ -212,8 +214,8 @@ impl Tunnel {
         }
     }
 
-    /// Who is sent with when `leaving` goes: of those that live, one that has not lost, of the same
-    /// IKE SA, the newest.
+    /// The live CHILD_SA to send with when `leaving` goes. Preferred are those that are not
+    /// redundant, then those of the same IKE SA, then the newest.
     fn successor(&self, leaving: ChildId) -> Option<ChildId> {
         let owner = self.children.get(&leaving)?.owner;
         let living = self.children.iter().filter(|(id, child)| **id != leaving && child.lingering.is_none());
@@ -228,7 +230,7 @@ impl Tunnel {
         out.event(Event::ChildDown { peer: self.peer.clone(), child: id, reason });
     }
 
-    /// Everything goes at once, that which lingers included.
+    /// Removes everything at once, including what lingers.
     pub(crate) fn clear(&mut self, reason: DownReason, out: &mut Output) {
         let ids: Vec<ChildId> = self.children.keys().copied().collect();
         for id in ids {
@@ -236,7 +238,7 @@ impl Tunnel {
         }
     }
 
-    /// Hands the live CHILD_SAs of one IKE SA to the one that replaces it (RFC 7296 2.18).
+    /// Gives the live CHILD_SAs of one IKE SA to the one that replaces it (RFC 7296 2.18).
     pub(crate) fn move_to(&mut self, from: Spi, to: Spi) {
         for child in self.children.values_mut().filter(|child| child.owner == from && child.lingering.is_none()) {
             child.owner = to;
@@ -248,7 +250,7 @@ impl Tunnel {
         self.children.values().filter_map(|child| child.lingering.as_ref().map(|lingering| lingering.until)).min()
     }
 
-    /// Ends what has lingered long enough.
+    /// Removes what has lingered long enough.
     pub(crate) fn handle_timeout(&mut self, now: Instant, out: &mut Output) {
         let over = |(id, child): (&ChildId, &Child)| {
             child.lingering.as_ref().filter(|lingering| lingering.until <= now).map(|lingering| (*id, lingering.reason))

@@ -15,7 +15,8 @@ use crate::wire::{
     AuthMethod, Authentication, Certificate, CertificateEncoding, CertificateRequest, HashAlgorithm, Id,
 };
 
-/// Our credentials towards a peer, and what its must be. Made once, used for every IKE_AUTH.
+/// Our credentials towards a peer, and what the peer's must satisfy. It is made once and used for
+/// every IKE_AUTH.
 #[derive(Debug)]
 pub struct Authenticator(Method);
 
@@ -32,7 +33,7 @@ struct Credentials {
     validator: CertificateValidator,
 }
 
-/// What a peer has sent to prove who it is.
+/// What a peer sent in IKE_AUTH to authenticate.
 #[derive(Debug, Clone, Copy)]
 pub struct Presented<'a> {
     /// IDi or IDr.
@@ -47,7 +48,7 @@ impl Authenticator {
     /// Hash algorithms that we accept in signatures, for SIGNATURE_HASH_ALGORITHMS (RFC 7427 4).
     pub const HASHES: [HashAlgorithm; 3] = [HashAlgorithm::Identity, HashAlgorithm::Sha2_256, HashAlgorithm::Sha2_384];
 
-    /// Checks and prepares what is configured.
+    /// Checks and prepares the configured credentials.
     ///
     /// # Errors
     /// If a certificate or the key cannot be used, or they do not belong together.
@@ -59,7 +60,7 @@ impl Authenticator {
         }))
     }
 
-    /// Our CERTs; none with a pre-shared key.
+    /// Our certificates for CERT payloads. None with a pre-shared key.
     pub fn certificates(&self) -> &[Certificate] {
         match &self.0 {
             Method::Psk(_) => &[],
@@ -67,7 +68,7 @@ impl Authenticator {
         }
     }
 
-    /// The CERTREQ that tells the peer our trust anchors; none with a pre-shared key.
+    /// The CERTREQ with our trust anchors. `None` with a pre-shared key.
     pub fn certificate_request(&self) -> Option<CertificateRequest> {
         match &self.0 {
             Method::Psk(_) => None,
@@ -78,11 +79,11 @@ impl Authenticator {
         }
     }
 
-    /// Our AUTH. `peer_hashes` are those of the peer's SIGNATURE_HASH_ALGORITHMS, `None` if it sent
-    /// none (then it may not know RFC 7427, and only ECDSA by RFC 4754 is possible).
+    /// Our AUTH. `peer_hashes` are the algorithms in the peer's SIGNATURE_HASH_ALGORITHMS. `None`:
+    /// it sent none, so it may not know RFC 7427, and only ECDSA by RFC 4754 is possible.
     ///
     /// # Errors
-    /// If no signature that we can make is one that the peer understands.
+    /// If our key can make no signature that the peer understands.
     pub fn prove(
         &self,
         octets: &SignedOctets,
@@ -97,12 +98,11 @@ impl Authenticator {
         }
     }
 
-    /// Judges what the peer presented: it must say that it is `expected` and prove it. `unix_time`
-    /// is that of [`Environment::unix_time`](crate::Environment::unix_time).
+    /// Checks what the peer presented: it must claim to be `expected` and prove it. `unix_time`
+    /// comes from [`Environment::unix_time`](crate::Environment::unix_time).
     ///
     /// # Errors
-    /// What is wrong; [`AuthError::kind`] sorts it. The peer is told AUTHENTICATION_FAILED in all
-    /// cases.
+    /// What is wrong. The peer gets AUTHENTICATION_FAILED in all cases.
     pub fn verify(
         &self,
         expected: &Identity,
@@ -127,8 +127,8 @@ impl Authenticator {
         }
     }
 
-    /// What is to be remembered of the certificate in what a peer presented, once [`Self::verify`]
-    /// was content with it; nothing with a pre-shared key.
+    /// The certificate that a peer presented, after [`Self::verify`] accepted it. `None` with a
+    /// pre-shared key.
     pub fn peer_certificate(&self, presented: Presented<'_>) -> Option<PeerCertificate> {
         match &self.0 {
             Method::Psk(_) => None,
@@ -136,7 +136,7 @@ impl Authenticator {
         }
     }
 
-    /// Whether the certificate that `peer` once showed still counts.
+    /// Checks again whether the certificate that `peer` presented earlier is revoked.
     ///
     /// # Errors
     /// If it is revoked.

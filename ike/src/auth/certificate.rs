@@ -1,4 +1,4 @@
-//! Whom a certificate convinces (RFC 5280, RFC 4945): chain, validity, usage, names.
+//! Checks a peer's certificate (RFC 5280, RFC 4945): chain, validity, key usage, names.
 
 use std::time::Duration;
 
@@ -16,7 +16,8 @@ use crate::config::{CertificateAuth, Identity};
 use crate::event::PeerCertificate;
 use crate::wire::{Certificate, CertificateEncoding};
 
-/// Signatures that are accepted on certificates. RSA only there: a foreign CA may have such a key.
+/// Signature algorithms that are accepted on certificates. RSA is accepted here only: the CA of a
+/// foreign peer may have an RSA key.
 static CHAIN_ALGORITHMS: &[&dyn SignatureVerificationAlgorithm] = &[
     webpki::ring::ED25519,
     webpki::ring::ECDSA_P256_SHA256,
@@ -31,14 +32,14 @@ static CHAIN_ALGORITHMS: &[&dyn SignatureVerificationAlgorithm] = &[
 /// anyExtendedKeyUsage, 2.5.29.37.0 (RFC 5280 4.2.1.12).
 const ANY_USAGE: &[u8] = &[0x55, 0x1d, 0x25, 0x00];
 
-/// Which certificates are believed.
+/// What a peer's certificate must satisfy.
 #[derive(Debug)]
 pub(super) struct CertificateValidator {
     anchors: Vec<TrustAnchor<'static>>,
     authorities: Vec<u8>,
     uri: Option<String>,
     usages: Vec<Vec<u8>>,
-    /// Certificates that begin earlier are revoked.
+    /// Certificates whose notBefore is earlier are revoked. Seconds since 1970-01-01 UTC.
     not_before: u64,
 }
 
@@ -68,7 +69,8 @@ impl CertificateValidator {
         &self.authorities
     }
 
-    /// The public key of the first certificate, if the certificates make it that of `claimed`, now.
+    /// The public key of the first certificate, if the chain certifies it for `claimed` at
+    /// `unix_time`.
     pub(super) fn validate(
         &self,
         certificates: &[Certificate],
@@ -119,7 +121,7 @@ impl CertificateValidator {
             Err(webpki::Error::CertNotValidYet { not_before, .. }) => {
                 Err(AuthError::NotYetValid { not_before: not_before.as_secs(), now: unix_time })
             }
-            // Of another CA with the same name, only the signature is wrong.
+            // Where another CA has the same name, only the signature is wrong.
             Err(webpki::Error::UnknownIssuer | webpki::Error::InvalidSignatureForPublicKey) => {
                 Err(AuthError::UnknownIssuer { issuer: identity::quoted_name(parsed.issuer()) })
             }
@@ -128,7 +130,7 @@ impl CertificateValidator {
         }
     }
 
-    /// Whether a certificate of `peer` still counts.
+    /// Refuses a certificate of `peer` that is revoked.
     pub(super) fn check_revocation(&self, shown: &PeerCertificate, peer: &Identity) -> Result<(), AuthError> {
         if shown.not_before >= self.not_before {
             return Ok(());
@@ -137,8 +139,8 @@ impl CertificateValidator {
         Err(AuthError::Revoked { peer: peer.clone(), serial, not_before, since: self.not_before })
     }
 
-    /// The leaf must have one of the usages itself; "any" is not one, for a role must be given in
-    /// so many words.
+    /// The leaf itself must have one of the usages. anyExtendedKeyUsage does not count: a
+    /// certificate must name its role.
     fn check_usage(&self, parsed: &X509Certificate<'_>) -> Result<(), AuthError> {
         if self.usages.is_empty() {
             return Ok(());
@@ -165,8 +167,9 @@ impl CertificateValidator {
     }
 }
 
-/// The usages that an issuer may be limited to: none said, one of those asked for, or any. (The
-/// same holds for the leaf here; what it must have itself is checked on its own.)
+/// Extended key usages that an issuer may be limited to: none stated, one of those asked for, or
+/// any. webpki applies this to the leaf too; `check_usage` then checks what the leaf itself must
+/// have.
 struct IssuerUsages<'a>(&'a [Vec<u8>]);
 
 impl ExtendedKeyUsageValidator for IssuerUsages<'_> {
@@ -188,7 +191,7 @@ impl ExtendedKeyUsageValidator for IssuerUsages<'_> {
     }
 }
 
-/// What is remembered of the certificate that a peer showed (RFC 7296 3.6: the first one).
+/// Serial number and notBefore of the certificate that the peer sent first (RFC 7296 3.6).
 pub(super) fn peer_certificate(certificates: &[Certificate]) -> Option<PeerCertificate> {
     let leaf = certificates.iter().find(|certificate| certificate.encoding == CertificateEncoding::X509Signature)?;
     parse(&leaf.data).map(|parsed| record(&parsed))
@@ -201,7 +204,7 @@ fn record(parsed: &X509Certificate<'_>) -> PeerCertificate {
     }
 }
 
-/// The public key of a certificate of ours.
+/// The public key of our own certificate.
 pub(super) fn public_key(der: &[u8]) -> Option<PublicKey> {
     PublicKey::certified_by(&parse(der)?).ok()
 }

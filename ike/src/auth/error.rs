@@ -1,4 +1,4 @@
-//! What can be wrong with a proof, and with our own credentials.
+//! Why an authentication fails, and why configured credentials cannot be used.
 
 use x509_parser::time::ASN1Time;
 
@@ -7,112 +7,112 @@ use crate::config::Identity;
 use crate::event::PeerErrorKind;
 use crate::wire::{AuthMethod, IdType};
 
-/// Why a peer is not believed, or why we cannot prove ourselves to it. Each says what was expected,
-/// what came and what to do.
+/// Why a peer's authentication is refused, or why we cannot authenticate to it. Each text says what
+/// was expected, what came and what to do.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum AuthError {
-    /// The peer's ID payload is of a type that we do not know.
+    /// The peer's ID payload has a type that we do not know.
     #[error("the peer's identity is of type {0}, which cannot be configured here")]
     UnknownIdType(IdType),
-    /// It says that it is somebody else.
+    /// The peer sent another identity than the configured one.
     #[error(
-        "expected the peer to be {expected}, it says it is {claimed}; correct remote_id here or the identity there"
+        "expected the peer to be {expected}, but it says it is {claimed}; correct remote_id here or the peer's own identity"
     )]
     UnexpectedIdentity {
-        /// Who was expected.
+        /// The configured `remote_id`.
         expected: Identity,
-        /// Who it says it is.
+        /// The identity in the peer's ID payload.
         claimed: Identity,
     },
-    /// It authenticates in another way than configured, or in one that we do not know.
+    /// The peer used another authentication method than the configured one.
     #[error("expected {expected}, the peer used \"{found}\"; configure the same authentication on both sides")]
     Method {
-        /// What was expected.
+        /// The configured method.
         expected: &'static str,
-        /// What came.
+        /// The method in the peer's AUTH payload.
         found: AuthMethod,
     },
     /// The pre-shared keys differ.
     #[error("the peer's AUTH does not match our pre-shared key; compare the pre-shared key on both sides")]
     SharedKey,
-    /// No CERT with an X.509 certificate.
-    #[error("the peer sent no X.509 certificate; let it send its certificate always")]
+    /// The peer sent no CERT payload with an X.509 certificate.
+    #[error("the peer sent no X.509 certificate; configure it to send its certificate always")]
     NoCertificate,
-    /// Its certificate cannot be read.
+    /// The peer's certificate cannot be parsed. Holds the parser's reason.
     #[error("the peer's certificate cannot be read: {0}")]
     MalformedCertificate(String),
-    /// A certificate of its chain is expired.
-    #[error("the peer's certificate or one of its issuers expired at {}, our clock says {}; renew it, or correct the clock", Timestamp(*not_after), Timestamp(*now))]
+    /// A certificate of the peer's chain is expired.
+    #[error("the peer's certificate or one of its issuers expired at {}, and our clock says {}; renew it, or correct the clock", Timestamp(*not_after), Timestamp(*now))]
     Expired {
-        /// Not after, seconds since 1970.
+        /// notAfter, seconds since 1970-01-01 UTC.
         not_after: u64,
-        /// Our time, seconds since 1970.
+        /// Our clock, seconds since 1970-01-01 UTC.
         now: u64,
     },
-    /// A certificate of its chain is not valid yet.
-    #[error("the peer's certificate or one of its issuers is valid from {} on, our clock says {}; correct the clock", Timestamp(*not_before), Timestamp(*now))]
+    /// A certificate of the peer's chain is not valid yet.
+    #[error("the peer's certificate or one of its issuers is valid from {} on, and our clock says {}; correct the clock", Timestamp(*not_before), Timestamp(*now))]
     NotYetValid {
-        /// Not before, seconds since 1970.
+        /// notBefore, seconds since 1970-01-01 UTC.
         not_before: u64,
-        /// Our time, seconds since 1970.
+        /// Our clock, seconds since 1970-01-01 UTC.
         now: u64,
     },
-    /// It was issued before the peer got another identity.
+    /// The certificate was issued before its name joined again with another key.
     #[error(
-        "the certificate of {peer} with serial {serial} is revoked: it is valid from {} on, and only those from {} on count; \
-         whoever shows it has an older key of that name and must join anew", Timestamp(*not_before), Timestamp(*since)
+        "the certificate of {peer} with serial {serial} is revoked: it is valid from {} on, and only certificates from {} on are accepted; \
+         the node that uses it has an older key of that name and must join again", Timestamp(*not_before), Timestamp(*since)
     )]
     Revoked {
-        /// Who showed it.
+        /// The peer that sent it.
         peer: Identity,
         /// Serial number, hexadecimal.
         serial: String,
-        /// Its beginning, seconds since 1970.
+        /// notBefore, seconds since 1970-01-01 UTC.
         not_before: u64,
-        /// From when on certificates count, seconds since 1970.
+        /// Certificates whose notBefore is earlier are revoked. Seconds since 1970-01-01 UTC.
         since: u64,
     },
-    /// No trust anchor has issued it.
+    /// The peer's chain leads to none of our trust anchors.
     #[error(
-        "the peer's certificate (issuer {issuer}) leads to none of our trust anchors; add its CA here or let it send the intermediates"
+        "the peer's certificate (issuer {issuer}) leads to none of our trust anchors; add its CA here, or configure the peer to send the intermediates"
     )]
     UnknownIssuer {
         /// The leaf's issuer.
         issuer: String,
     },
-    /// Its chain is unacceptable for another reason.
+    /// The peer's chain is refused for another reason, which this holds.
     #[error("the peer's certificate chain is unacceptable: {0}")]
     Chain(String),
-    /// It lacks every extended key usage that was asked for.
+    /// The peer's certificate has none of the required extended key usages.
     #[error(
-        "the peer's certificate (subject {subject}) has none of the extended key usages that its role needs; has it the right role?"
+        "the peer's certificate (subject {subject}) has none of the extended key usages that its role needs; check that it was issued for the right role"
     )]
     LacksKeyUsage {
         /// The leaf's subject.
         subject: String,
     },
-    /// It is not for the identity that the peer says it has.
+    /// The peer's certificate is not for the identity in its ID payload.
     #[error("the peer says it is {claimed}, its certificate is for {certified}")]
     NotCertified {
-        /// Who it says it is.
+        /// The identity in the ID payload.
         claimed: Identity,
-        /// For whom the certificate is.
+        /// The names in the certificate.
         certified: String,
     },
-    /// It lacks the URI that was asked for.
+    /// The peer's certificate lacks the required URI.
     #[error("expected the URI {expected} in the peer's certificate, which is for {certified}")]
     LacksUri {
-        /// What was asked for.
+        /// The required URI.
         expected: String,
-        /// For whom the certificate is.
+        /// The names in the certificate.
         certified: String,
     },
-    /// The signature is of an algorithm that we do not know, or the certificate's key is.
+    /// The signature algorithm or the certificate's key is not supported. Holds which.
     #[error(
         "the peer signed with an algorithm or key that is not supported ({0}); supported are Ed25519 and ECDSA on P-256 or P-384 with SHA-256 or SHA-384"
     )]
     UnsupportedSignature(String),
-    /// The signature is of an algorithm that does not fit the certificate's key.
+    /// The signature algorithm does not fit the certificate's key.
     #[error("the peer's signature algorithm does not fit its certificate's key")]
     AlgorithmMismatch,
     /// The signature is wrong.
@@ -123,9 +123,9 @@ pub enum AuthError {
     /// The peer does not accept any signature that our key can make.
     #[error("our {key} key cannot make a signature that the peer understands (it accepts {accepted})")]
     NoCommonSignature {
-        /// Our kind of key.
+        /// The type of our key.
         key: &'static str,
-        /// The hash algorithms of its SIGNATURE_HASH_ALGORITHMS.
+        /// The hash algorithms in the peer's SIGNATURE_HASH_ALGORITHMS.
         accepted: String,
     },
     /// Signing failed.
@@ -134,7 +134,7 @@ pub enum AuthError {
 }
 
 impl AuthError {
-    /// What kind of failure it is.
+    /// The kind under which this error is reported.
     pub fn kind(&self) -> PeerErrorKind {
         match self {
             Self::UnknownIdType(_) => PeerErrorKind::UnknownIdentity,
@@ -162,36 +162,36 @@ impl AuthError {
 /// Why configured credentials cannot be used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum CredentialError {
-    /// A pre-shared key without octets.
+    /// The pre-shared key is empty.
     #[error("the pre-shared key is empty")]
     EmptyPsk,
-    /// No certificate of our own.
+    /// There is no certificate of our own.
     #[error("no certificate of our own")]
     NoCertificate,
-    /// Too many certificates.
+    /// Our chain has more than [`MAX_CHAIN`] certificates. Holds their number.
     #[error("{0} certificates in the chain, at most {limit} are possible", limit = MAX_CHAIN)]
     ChainTooLong(usize),
-    /// Too large a certificate.
+    /// A certificate of ours is larger than [`MAX_CERTIFICATE`]. Holds its octets.
     #[error("a certificate of {0} octets, at most {limit} are possible", limit = MAX_CERTIFICATE)]
     CertificateTooLarge(usize),
-    /// Our certificate cannot be read.
+    /// Our certificate cannot be parsed.
     #[error("our certificate is not DER of an X.509 certificate with an Ed25519 or ECDSA P-256 key")]
     MalformedCertificate,
-    /// The key cannot be read.
+    /// Our private key cannot be parsed.
     #[error("the private key is not PKCS#8 of an Ed25519 or ECDSA P-256 key")]
     UnsupportedKey,
-    /// The key is another one than the certificate's.
+    /// Our private key does not belong to our certificate.
     #[error("the private key does not belong to the certificate")]
     KeyMismatch,
-    /// No trust anchor.
-    #[error("no trust anchor: no peer could be believed")]
+    /// There is no trust anchor.
+    #[error("no trust anchor: no peer could be authenticated")]
     NoTrustAnchor,
-    /// A trust anchor cannot be read.
+    /// A trust anchor cannot be parsed.
     #[error("a trust anchor is not DER of an X.509 certificate")]
     MalformedTrustAnchor,
 }
 
-/// Seconds since 1970 as people write them.
+/// Shows seconds since 1970-01-01 UTC as date and time.
 struct Timestamp(u64);
 
 impl std::fmt::Display for Timestamp {

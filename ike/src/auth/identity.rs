@@ -1,4 +1,4 @@
-//! When two identities are the same, and which ones a certificate certifies.
+//! Compares identities with each other and with the names in a certificate.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -9,9 +9,10 @@ use x509_parser::prelude::{FromDer, X509Certificate, X509Name};
 
 use crate::config::Identity;
 
-/// Whether two identities name the same peer: domain names without regard to case (RFC 4343),
-/// distinguished names without regard to the string types of their values (a configuration written
-/// by hand need not know which ones the CA took), all else octet by octet.
+/// Whether two identities name the same peer. Domain names compare without regard to case (RFC
+/// 4343). Distinguished names compare without regard to the string types of their values, since a
+/// person who writes a configuration does not know which types the CA used. Everything else
+/// compares octet by octet.
 pub fn same_identity(a: &Identity, b: &Identity) -> bool {
     match (a, b) {
         (Identity::Fqdn(a), Identity::Fqdn(b)) => same_domain(a, b),
@@ -22,8 +23,8 @@ pub fn same_identity(a: &Identity, b: &Identity) -> bool {
     }
 }
 
-/// Whether a certificate is for this identity: by a subjectAltName of its type, or by its subject
-/// (RFC 4945 3.1). Wildcards certify nothing.
+/// Whether a certificate is for this identity: by a subjectAltName of the same type or, for a
+/// distinguished name, by its subject (RFC 4945 3.1). Wildcards match nothing.
 pub(super) fn certifies(certificate: &X509Certificate<'_>, identity: &Identity) -> bool {
     let names = alternative_names(certificate);
     match identity {
@@ -50,7 +51,7 @@ pub(super) fn has_uri(certificate: &X509Certificate<'_>, uri: &str) -> bool {
     alternative_names(certificate).iter().any(|name| matches!(name, GeneralName::URI(name) if *name == uri))
 }
 
-/// For whom a certificate is, for people.
+/// The names in a certificate, at most 8, for logs and errors.
 pub(super) fn describe(certificate: &X509Certificate<'_>) -> String {
     let mut names = vec![format!("subject {}", quoted_name(certificate.subject()))];
     for name in alternative_names(certificate) {
@@ -69,7 +70,7 @@ pub(super) fn describe(certificate: &X509Certificate<'_>) -> String {
     names.join(", ")
 }
 
-/// A distinguished name for people.
+/// A distinguished name, quoted for logs and errors.
 pub(super) fn quoted_name(name: &X509Name<'_>) -> String {
     Quoted(&name.to_string()).to_string()
 }
@@ -101,7 +102,7 @@ fn address(octets: &[u8]) -> Option<IpAddr> {
     <[u8; 16]>::try_from(octets).ok().map(|octets| IpAddr::from(octets).to_canonical())
 }
 
-/// Compares two names RDN by RDN, attribute by attribute; `None` if one of them is no name.
+/// Compares two names RDN by RDN, attribute by attribute. `None`: one of them is not a name.
 fn same_name(a: &[u8], b: &[u8]) -> Option<bool> {
     let (rest_a, a) = X509Name::from_der(a).ok()?;
     let (rest_b, b) = X509Name::from_der(b).ok()?;
@@ -134,10 +135,11 @@ impl fmt::Display for Identity {
     }
 }
 
-/// Most characters of a name that are shown: a datagram has room for names that would fill a log.
+/// Most characters of a name that are shown. A datagram has room for names that would fill a log.
 const MAX_SHOWN: usize = 128;
 
-/// Text that may be a stranger's: quoted, so that it cannot forge a line of a log, and cut.
+/// Text that may come from a stranger. It is quoted, so that it cannot forge a line of a log, and
+/// cut.
 struct Quoted<'a>(&'a str);
 
 impl fmt::Display for Quoted<'_> {

@@ -1,6 +1,6 @@
 //! Limits of certificate chains.
 
-/// Most certificates of a chain, ours or the peer's; more are not looked at.
+/// Most certificates of a chain, ours or the peer's. Further certificates of a peer are ignored.
 pub const MAX_CHAIN: usize = 8;
 
 /// Most octets of one of our certificates.

@@ -1,9 +1,9 @@
-//! How both ends prove who they are (RFC 7296 2.15, RFC 7427): what AUTH covers, how ours is made,
-//! how the peer's is judged.
+//! Authentication of both ends (RFC 7296 2.15, RFC 7427): what AUTH covers, how we make ours, and
+//! how we check the peer's.
 //!
 //! An [`Authenticator`] is made once from a peer's configuration. In IKE_AUTH, [`SignedOctets`] of
-//! either direction go into [`Authenticator::prove`] and [`Authenticator::verify`]. Whatever is
-//! wrong has its own [`AuthError`], which says what was expected and what came.
+//! either direction go into [`Authenticator::prove`] and [`Authenticator::verify`]. Each failure
+//! has its own [`AuthError`], which says what was expected and what came.
 
 mod authenticator;
 mod certificate;

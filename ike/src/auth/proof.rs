@@ -1,6 +1,6 @@
 //! The ways in which a peer can prove who it is.
 
-/// How a peer has proven itself.
+/// How a peer has proved who it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Proof {
     /// By the pre-shared key.

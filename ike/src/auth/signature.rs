@@ -32,15 +32,15 @@ pub(super) enum SigningKey {
     EcdsaP256 {
         /// Signs as RFC 7427 wants it (DER).
         key: Box<EcdsaKeyPair>,
-        /// The same key for signatures as RFC 4754 wants them (r | s); made only when a peer needs
-        /// it.
+        /// The same key in PKCS#8. A signing key for RFC 4754 (r | s) is made from it only when a
+        /// peer needs it.
         pkcs8: Secret,
     },
 }
 
 impl SigningKey {
     pub(super) fn new(pkcs8: &Secret) -> Result<Self, CredentialError> {
-        // "Maybe unchecked": version 1 of PKCS#8 holds no public key to check against; belongs_to()
+        // "Maybe unchecked": version 1 of PKCS#8 holds no public key to check against. `belongs_to`
         // checks against the certificate instead.
         if let Ok(key) = Ed25519KeyPair::from_pkcs8_maybe_unchecked(pkcs8.expose()) {
             return Ok(Self::Ed25519(Box::new(key)));
@@ -109,7 +109,7 @@ fn no_common_signature(key: &'static str, peer_hashes: Option<&[HashAlgorithm]>)
     AuthError::NoCommonSignature { key, accepted }
 }
 
-/// A public key out of a certificate.
+/// A public key from a certificate.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct PublicKey {
     curve: Curve,
@@ -137,7 +137,7 @@ impl PublicKey {
         Ok(Self { curve, key: info.subject_public_key.data.to_vec() })
     }
 
-    /// Whether AUTH is a signature of this key.
+    /// Checks that AUTH is a signature by this key.
     pub(super) fn verify(&self, octets: &[u8], auth: &Authentication) -> Result<Proof, AuthError> {
         let (algorithm, signature) = self.algorithm(auth)?;
         UnparsedPublicKey::new(algorithm, &self.key).verify(octets, signature).map_err(|_| AuthError::Signature).map(

@@ -13,8 +13,8 @@ pub struct SignedOctets {
 
 impl SignedOctets {
     /// InitiatorSignedOctets = RealMessage1 | NonceRData | prf(SK_pi, RestOfInitIDPayload).
-    /// `request` is the IKE_SA_INIT request as it was sent, from the header's first octet on: the
-    /// last one, that with a cookie if there was one.
+    /// `request` is the last IKE_SA_INIT request as it was sent, from the header's first octet on.
+    /// It contains the cookie if the responder asked for one.
     pub fn initiator(keys: &IkeKeys, request: &[u8], responder_nonce: &[u8], id: &Id) -> Self {
         Self::new(keys.suite.prf, request, responder_nonce, keys.pi.expose(), id)
     }

@@ -30,7 +30,8 @@ pub enum Role {
 /// Why a message cannot be sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum SealError {
-    /// Larger than one message or [`MAX_FRAGMENTS`] fragments can be.
+    /// The message is larger than one message or [`MAX_FRAGMENTS`] fragments can be. Holds its
+    /// octets.
     #[error("message of {0} octets is too large to be sent")]
     TooLarge(usize),
     /// 2^64 messages have been sent: this IKE SA's key is used up.
@@ -44,13 +45,13 @@ pub enum SealError {
 /// Why a datagram was not opened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum OpenError {
-    /// Not an encrypted message. Nobody vouches for it: drop it.
+    /// Not an encrypted message. Nothing authenticates it: drop it.
     #[error("malformed: {0}")]
     Malformed(InvalidMessage),
-    /// Its integrity check value is wrong. Drop it.
+    /// The integrity check value is wrong. Drop it.
     #[error("integrity check failed")]
     Forged,
-    /// It is the peer's, but what is inside is malformed: answer a request with
+    /// The datagram is authentic, but its contents are malformed. Answer a request with
     /// [`InvalidMessage::notify`].
     #[error("authentic, but malformed: {0}")]
     Contents(InvalidMessage),
@@ -61,12 +62,12 @@ pub enum OpenError {
 pub enum Opened {
     /// A whole message.
     Message(Payloads),
-    /// A part of one, for [`Reassembly`](crate::wire::Reassembly).
+    /// A fragment of a message, for [`Reassembly`](crate::wire::Reassembly).
     Fragment(Fragment),
 }
 
 /// Protects the messages of one IKE SA in both directions. Initialization vectors are a counter, so
-/// none comes twice under one key.
+/// none is used twice with one key.
 pub struct IkeCipher {
     seal: DirectionKey,
     open: DirectionKey,
@@ -74,8 +75,8 @@ pub struct IkeCipher {
 }
 
 struct DirectionKey {
-    /// Absent if the keying material has a length that the cipher does not take, which [`IkeKeys`]
-    /// never makes; then nothing is sealed or opened.
+    /// `None` if the cipher does not take keying material of this length, which [`IkeKeys`] never
+    /// makes. Then nothing is sealed or opened.
     key: Option<LessSafeKey>,
     salt: [u8; SALT_LEN],
 }
@@ -91,9 +92,9 @@ impl IkeCipher {
         Self { seal: DirectionKey::new(aead, seal), open: DirectionKey::new(aead, open), sealed: 0 }
     }
 
-    /// Datagrams (without non-ESP marker) that carry a message: one, or several if it is larger
-    /// than `limit` octets. Without a limit (the peer did not say IKEV2_FRAGMENTATION_SUPPORTED) it
-    /// is always one. To retransmit, send the same octets again.
+    /// Datagrams (without non-ESP marker) that carry a message: one, or several if the message is
+    /// larger than `limit` octets. Without a limit (the peer did not send
+    /// IKEV2_FRAGMENTATION_SUPPORTED) it is always one. To retransmit, send the same octets again.
     ///
     /// # Errors
     /// See [`SealError`].
@@ -128,7 +129,7 @@ impl IkeCipher {
         let part_len = limit.unwrap_or(0).saturating_sub(overhead).max(MIN_FRAGMENT_PART);
         let parts = inner.chunks(part_len);
         let total = u16::try_from(parts.len()).ok().filter(|&total| total <= MAX_FRAGMENTS).ok_or(too_large)?;
-        // RFC 7383 2.5: the first fragment names the first payload, the others say none.
+        // RFC 7383 2.5: the first fragment names the first payload, the others name none.
         let firsts = std::iter::once(first).chain(std::iter::repeat(PayloadType::None));
         (1..=total)
             .zip(parts)
@@ -166,7 +167,7 @@ impl IkeCipher {
     }
 
     /// Opens a datagram (without non-ESP marker). Payloads in clear before the encrypted one are
-    /// authenticated but not given out: no exchange of ours has any.
+    /// authenticated but not returned: our exchanges have none.
     ///
     /// # Errors
     /// See [`OpenError`].
@@ -189,7 +190,7 @@ impl IkeCipher {
     }
 }
 
-/// What the decrypted octets say: payloads, padding, pad length (RFC 7296 3.14).
+/// Reads the decrypted octets: payloads, padding, pad length (RFC 7296 3.14).
 fn decode_plaintext(front: EncryptedPrefix, plain: &[u8]) -> Result<Opened, InvalidMessage> {
     let Some((&padding, rest)) = plain.split_last() else {
         return Err(InvalidMessage::Truncated { what: "encrypted payload", needed: 1, left: 0 });

@@ -9,11 +9,12 @@ use zeroize::Zeroizing;
 use crate::environment::Environment;
 use crate::time::Instant;
 
-/// Age of a secret at which a new one is made; cookies of the one before are still taken.
+/// Age at which a secret is replaced. Cookies made with the previous secret are still accepted.
 pub const COOKIE_LIFETIME: Duration = Duration::from_secs(60);
 
-/// Makes cookies and knows them again, without keeping any. Cookie = version of the secret |
-/// HMAC(secret, IPi | SPIi | Ni).
+/// Makes and checks cookies without storing any. A cookie is the version of the secret and
+/// `HMAC(secret, IPi | SPIi | Ni)`.
+/// | SPIi | Ni).
 #[derive(Debug)]
 pub struct Cookies {
     current: CookieSecret,
@@ -27,12 +28,12 @@ struct CookieSecret {
 }
 
 impl Cookies {
-    /// Begins with a fresh secret.
+    /// Starts with a fresh secret.
     pub fn new(env: &mut dyn Environment, now: Instant) -> Self {
         Self { current: CookieSecret::new(0, env, now), previous: None }
     }
 
-    /// The cookie that an initiator is to come back with.
+    /// The cookie that an initiator must return.
     pub fn cookie(
         &mut self,
         env: &mut dyn Environment,
@@ -47,7 +48,7 @@ impl Cookies {
         cookie
     }
 
-    /// Whether this is the cookie that this initiator was given, lately.
+    /// Whether this initiator got this cookie under the current or the previous secret.
     pub fn accepts(
         &mut self,
         env: &mut dyn Environment,
@@ -88,8 +89,8 @@ impl CookieSecret {
 
     fn hash(&self, nonce: &[u8], from: IpAddr, initiator_spi: u64) -> hmac::Tag {
         let mut context = hmac::Context::with_key(&self.secret);
-        // Mapped, so that every part but the last has a fixed length: no two initiators hash the
-        // same octets.
+        // IPv4 addresses are mapped, so that every part but the last has a fixed length and no two
+        // initiators hash the same octets.
         let address = match from {
             IpAddr::V4(address) => address.to_ipv6_mapped(),
             IpAddr::V6(address) => address,

@@ -4,7 +4,7 @@ use crate::config::{Aead, Group, Prf};
 use crate::event::IkeId;
 use crate::secret::Secret;
 
-/// What was chosen for an IKE SA.
+/// The algorithms chosen for an IKE SA.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct IkeSuite {
     /// Encryption and integrity.
@@ -33,7 +33,7 @@ pub struct Nonces<'a> {
 /// Keys of an IKE SA (RFC 7296 2.14). With AEADs there are no SK_ai and SK_ar (RFC 5282 7).
 #[derive(Debug, Clone)]
 pub struct IkeKeys {
-    /// What they are for.
+    /// The algorithms that use them.
     pub suite: IkeSuite,
     /// SK_d: derives keys of CHILD_SAs and of the next IKE SA.
     pub(crate) d: Secret,
@@ -48,7 +48,7 @@ pub struct IkeKeys {
 }
 
 impl IkeKeys {
-    /// Keys of a first IKE SA: SKEYSEED = prf(Ni | Nr, g^ir).
+    /// Keys of an IKE SA that IKE_SA_INIT makes: SKEYSEED = prf(Ni | Nr, g^ir).
     pub fn initial(suite: IkeSuite, nonces: Nonces<'_>, ike: IkeId, shared: &Secret) -> Self {
         let key = Secret::new([nonces.initiator, nonces.responder].concat());
         let skeyseed = suite.prf.compute(key.expose(), &[shared.expose()]);
@@ -56,8 +56,8 @@ impl IkeKeys {
     }
 
     /// Keys of the IKE SA that replaces this one: SKEYSEED = prf(SK_d (old), g^ir (new) | Ni | Nr),
-    /// by the old SA's PRF (RFC 7296 2.18). `ike` holds the new SPIs, the initiator's being that of
-    /// the exchange's initiator.
+    /// by the old SA's PRF (RFC 7296 2.18). `ike` holds the new SPIs; its initiator is the
+    /// initiator of the exchange.
     pub fn rekey(&self, suite: IkeSuite, nonces: Nonces<'_>, ike: IkeId, shared: &Secret) -> Self {
         let data = [shared.expose(), nonces.initiator, nonces.responder];
         let skeyseed = self.suite.prf.compute(self.d.expose(), &data);
@@ -98,9 +98,9 @@ impl IkeKeys {
 /// 7634 2).
 #[derive(Debug, Clone)]
 pub struct ChildKeys {
-    /// For what the initiator of the exchange sends.
+    /// Protects what the initiator of the exchange sends.
     pub from_initiator: Secret,
-    /// For what the responder of the exchange sends.
+    /// Protects what the responder of the exchange sends.
     pub from_responder: Secret,
 }
 

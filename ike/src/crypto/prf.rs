@@ -7,7 +7,7 @@ use crate::config::Prf;
 use crate::secret::Secret;
 
 impl Prf {
-    /// Octets that it gives, which are also the octets of SK_d, SK_pi and SK_pr (RFC 7296 2.14).
+    /// Octets of its output. SK_d, SK_pi and SK_pr have the same length (RFC 7296 2.14).
     pub(crate) fn output_len(self) -> usize {
         match self {
             Self::HmacSha256 => 32,
@@ -36,7 +36,7 @@ impl Prf {
     /// The first `len` octets of prf+(key, seed), the seed in parts: T1 = prf(K, S | 0x01), T2 =
     /// prf(K, T1 | S | 0x02), ...
     ///
-    /// It has 255 blocks at most; the keys of one SA take below ten.
+    /// prf+ ends after 255 blocks; the keys of one SA take fewer than ten.
     pub(crate) fn expand(self, key: &[u8], seed: &[&[u8]], len: usize) -> Secret {
         let key = hmac::Key::new(self.algorithm(), key);
         let mut out = Vec::with_capacity(len.next_multiple_of(self.output_len()));

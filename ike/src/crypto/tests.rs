@@ -321,7 +321,7 @@ fn an_authentic_message_with_malformed_contents_is_told_apart_from_a_forged_one(
     let (mut initiator, responder) = pair(Aead::Aes256Gcm16);
     let unknown = Payload::Unknown { kind: 200.into(), data: vec![1, 2, 3] };
     let sealed = initiator.seal(&header(), &Payloads::from(vec![unknown.clone()]), None).unwrap();
-    // Not critical: kept.
+    // It is not critical, so it is kept.
     assert_eq!(responder.open(&sealed[0]), Ok(Opened::Message(Payloads::from(vec![unknown]))));
     // A nonce of 3 octets cannot be.
     let short = Payloads::from(vec![Payload::Nonce(vec![1, 2, 3])]);

@@ -1,16 +1,16 @@
-//! One attempt to reach a peer: the addresses that are tried, and what each came to.
+//! One attempt to reach a peer: the addresses that are tried, and how each fared.
 
 use std::net::{IpAddr, SocketAddr};
 
 use crate::event::{PeerError, PeerErrorKind};
 use crate::tunnel::Spi;
 
-/// Most unverified_errors without proof that are remembered in one attempt, and most other addresses that its
+/// Most unauthenticated errors that are kept in one attempt, and most other addresses that its
 /// error names.
 const MAX_UNVERIFIED_ERRORS: usize = 4;
 
-/// Addresses that become known during an attempt join it up to this number in all, so that a peer
-/// whose addresses change all the time makes us send no more than this to anybody.
+/// Most addresses of one attempt, including those that become known while it runs. A peer whose
+/// addresses change all the time must not make us send to more.
 const MAX_CANDIDATES: usize = 8;
 
 /// IKE_SA_INITs to the candidate addresses of a peer, of which at most one is in IKE_AUTH.
@@ -27,35 +27,35 @@ struct Candidate {
     /// `None`: nothing could be sent.
     spi: Option<Spi>,
     remote: SocketAddr,
-    /// What it answered without proof, the latest last.
+    /// Unauthenticated errors that came from it, the latest last.
     unverified_errors: Vec<UnverifiedError>,
-    /// Why it failed.
+    /// Why it failed, if it did.
     failure: Option<PeerError>,
 }
 
-/// An answer without proof.
+/// An error that nothing authenticates: anybody may have sent it.
 #[derive(Debug)]
 struct UnverifiedError {
     error: PeerError,
     reported: bool,
 }
 
-/// What came of an attempt that failed.
+/// Why an attempt failed.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct AttemptFailure {
     pub(super) error: PeerError,
-    /// It was reported while the attempt went on.
+    /// Whether it was already reported during the attempt.
     pub(super) reported: bool,
 }
 
 impl Attempt {
-    /// Takes in an address that is dialled; the likeliest comes first.
+    /// Adds an address to which IKE_SA_INIT was sent. The likeliest is added first.
     pub(super) fn add_candidate(&mut self, spi: Spi, remote: SocketAddr) {
         self.initiating.push(spi);
         self.candidates.push(Candidate { spi: Some(spi), remote, unverified_errors: Vec::new(), failure: None });
     }
 
-    /// Takes in an address that cannot be dialled.
+    /// Adds an address to which nothing could be sent.
     pub(super) fn add_failed_candidate(&mut self, remote: SocketAddr, error: PeerError) {
         self.candidates.push(Candidate { spi: None, remote, unverified_errors: Vec::new(), failure: Some(error) });
     }
@@ -65,12 +65,12 @@ impl Attempt {
         self.candidates.iter().any(|candidate| candidate.remote.ip() == address)
     }
 
-    /// So many addresses may still join it.
+    /// How many addresses may still join it.
     pub(super) fn remaining_candidates(&self) -> usize {
         MAX_CANDIDATES.saturating_sub(self.candidates.len())
     }
 
-    /// Takes note of why one address failed.
+    /// Records why one address failed.
     pub(super) fn fail_candidate(&mut self, spi: Spi, error: PeerError) {
         self.initiating.retain(|init| *init != spi);
         self.authenticating = self.authenticating.filter(|authenticating| *authenticating != spi);
@@ -79,9 +79,8 @@ impl Attempt {
         }
     }
 
-    /// Takes note of an answer that nobody vouches for. True: it is to be reported now. That is
-    /// done once for each, not for ever new ones, and only where no likelier address may still do
-    /// better.
+    /// Records an unauthenticated error. True: report it now. Each error is reported once, at most
+    /// [`MAX_UNVERIFIED_ERRORS`] in all, and only while no likelier address may still succeed.
     pub(super) fn add_unverified_error(&mut self, spi: Spi, error: &PeerError) -> bool {
         let unverified_errors: usize = self.candidates.iter().map(|candidate| candidate.unverified_errors.len()).sum();
         let likeliest = self.candidates.iter().find(|candidate| candidate.failure.is_none());
@@ -102,8 +101,8 @@ impl Attempt {
         self.initiating.is_empty() && self.authenticating.is_none()
     }
 
-    /// Why it failed: the error of the likeliest address. Anybody may be at the others (a private
-    /// address is another host's in another network), so what they answered is only added to it.
+    /// The error of the likeliest address. Anybody may be at the other addresses (a private address
+    /// belongs to another host in another network), so their errors are only appended.
     pub(super) fn into_failure(self) -> Option<AttemptFailure> {
         let mut outcomes =
             self.candidates.into_iter().filter_map(|candidate| Some((candidate.remote, candidate.into_failure()?)));
@@ -122,7 +121,7 @@ impl Attempt {
 }
 
 impl Candidate {
-    /// An answer says more than the silence after it.
+    /// An error that came says more than the timeout after it.
     fn into_failure(mut self) -> Option<AttemptFailure> {
         let failure = self.failure?;
         match self.unverified_errors.pop() {

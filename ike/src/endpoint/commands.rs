@@ -11,8 +11,8 @@ use crate::time::Instant;
 use crate::tunnel::Spi;
 
 impl Endpoint {
-    /// Begins with a peer now, whether or not it is configured to be begun with; ends a wait after
-    /// a failure. False: no such peer.
+    /// Starts an attempt now, whether or not the peer's configuration says `initiate`. Ends a wait
+    /// after a failure. False: there is no such peer.
     pub fn connect(&mut self, name: &PeerName, now: Instant, env: &mut dyn Environment) -> bool {
         let _span = peer_span(name).entered();
         let Some(peer) = self.peers.get_mut(name) else {
@@ -36,7 +36,7 @@ impl Endpoint {
         let Some((id, child)) = peer.tunnel.outbound().and_then(|id| Some((id, peer.tunnel.live_mut(id)?))) else {
             return false;
         };
-        // Set by add() and taken when a replacement is under way: one is enough.
+        // `None` while a replacement is under way: one is enough.
         if child.rekey.take().is_some() {
             let owner = child.owner;
             self.start_task(owner, Task::RekeyChild(id), now, env);
@@ -55,8 +55,8 @@ impl Endpoint {
         true
     }
 
-    /// Deletes the peer's IKE SAs and does not begin again by itself until [`Self::connect`] or a
-    /// changed configuration. False: no such peer.
+    /// Deletes the peer's IKE SAs. No attempt starts by itself until [`Self::connect`] or a changed
+    /// configuration. False: there is no such peer.
     pub fn terminate(&mut self, name: &PeerName, now: Instant, env: &mut dyn Environment) -> bool {
         let _span = peer_span(name).entered();
         let Some(peer) = self.peers.get_mut(name) else {
@@ -81,9 +81,9 @@ impl Endpoint {
         spi.is_some()
     }
 
-    /// Our own address `old` is gone; `new` is to be used in its stead. Where the peer follows us
-    /// (it believes in a NAT before us), SAs move at once by one authentic message; elsewhere a new
-    /// IKE SA replaces the old one at once. Nothing waits for timeouts.
+    /// Our address `old` is gone, and `new` takes its place. A peer that detected a NAT before us
+    /// follows our next authentic message, so one message moves the SAs. For other peers a new IKE
+    /// SA replaces the old one at once. Nothing waits for a timeout.
     pub fn local_address_changed(&mut self, old: IpAddr, new: IpAddr, now: Instant, env: &mut dyn Environment) {
         for name in self.peers.keys().cloned().collect::<Vec<_>>() {
             let Some(peer) = self.peers.get(&name) else {

@@ -1,4 +1,4 @@
-//! Peers come, change and go.
+//! Adding, changing and removing peers.
 
 use std::sync::Arc;
 
@@ -14,14 +14,16 @@ use crate::time::Instant;
 use crate::tunnel::Tunnel;
 
 impl Endpoint {
-    /// Adds a peer, or updates the one of this name in place; the same configuration again changes
-    /// nothing. Other `remotes` alone shorten no wait after a failure. A running tunnel is left
-    /// alone, except where identities changed (it is ended and begun anew), the PSK or selectors
-    /// changed (where we begin, a new IKE SA replaces it without a gap), or the peer's certificate
-    /// is revoked by it (it is ended).
+    /// Adds a peer, or updates the peer of this name. The same configuration again changes nothing.
+    /// Other `remotes` alone do not shorten a wait after a failure. A running tunnel stays, except
+    /// in these cases:
+    /// - Identities changed: it ends and begins again.
+    /// - The pre-shared key or selectors changed, and we initiate: a new IKE SA replaces it without
+    ///   a gap.
+    /// - The configuration revokes the peer's certificate: it ends.
     ///
     /// # Errors
-    /// If the credentials cannot be used; the configuration before stays.
+    /// If the credentials cannot be used. The previous configuration stays.
     pub fn set_peer(
         &mut self,
         config: PeerConfig,
@@ -83,7 +85,7 @@ impl Endpoint {
         }
     }
 
-    /// Forgets a peer: its IKE SAs are deleted (the peer is told), its SAs reported down.
+    /// Removes a peer. Its SAs are reported down at once, and the peer is sent a DELETE.
     pub fn remove_peer(&mut self, name: &PeerName, now: Instant, env: &mut dyn Environment) {
         let _span = peer_span(name).entered();
         self.delete_peer(name, now, env);
@@ -98,7 +100,7 @@ impl Endpoint {
         self.deadlines.set(DeadlineOwner::Peer(name.clone()), None);
     }
 
-    /// Ends all IKE SAs of a peer: reported down at once, while the peer is still being told.
+    /// Ends all IKE SAs of a peer: reports them down at once, and sends DELETE.
     pub(super) fn delete_all_sas(&mut self, name: &PeerName, now: Instant, env: &mut dyn Environment) {
         let Some(peer) = self.peers.get_mut(name) else {
             return;
@@ -115,8 +117,8 @@ impl Endpoint {
         }
     }
 
-    /// Ends the IKE SAs in which a peer showed a certificate that is revoked by now, and says so.
-    /// Others with that peer stay.
+    /// Ends the IKE SAs in which the peer used a certificate that is now revoked, and reports that.
+    /// Its other IKE SAs stay.
     pub(super) fn delete_revoked_sas(&mut self, name: &PeerName, now: Instant, env: &mut dyn Environment) {
         let Some(peer) = self.peers.get_mut(name) else {
             return;

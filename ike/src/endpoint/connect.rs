@@ -1,5 +1,6 @@
-//! Beginning with a peer: all its addresses at once, the first that proves itself wins, the others
-//! are dropped without a word. Who answers and is somebody else ends that address only.
+//! Initiation: IKE_SA_INIT goes to all addresses of a peer at once. The first address that
+//! authenticates wins, and the others are dropped silently. If another host answers at an address,
+//! only that address fails.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -14,7 +15,7 @@ use crate::time::Instant;
 use crate::tunnel::Spi;
 
 impl Endpoint {
-    /// Begins with a peer, unless that is under way.
+    /// Starts an attempt, unless one is running.
     pub(super) fn start_attempt(&mut self, name: &PeerName, now: Instant, env: &mut dyn Environment) {
         let Some(peer) = self.peers.get_mut(name).filter(|peer| peer.attempt.is_none()) else {
             return;
@@ -24,8 +25,8 @@ impl Endpoint {
             _ => None,
         });
         if current.is_some_and(|sa| !sa.is_confirmed()) {
-            // The initiator may not know yet that this IKE SA is up, and would take ours for one
-            // begun at the same time.
+            // The initiator may not know yet that this IKE SA is established. It would take ours
+            // for one that both ends began at once.
             peer.retry_at = Some(now + peer.config().timing.retry);
             self.schedule_peer(name);
             return;
@@ -37,7 +38,7 @@ impl Endpoint {
                 if peer.last_error.as_ref() != Some(&error) {
                     peer.report_failure(error, cx.out);
                 }
-                // Addresses change.
+                // Addresses may change.
                 peer.schedule_retry(&mut cx);
                 self.schedule_peer(name);
             }
@@ -49,7 +50,7 @@ impl Endpoint {
         self.continue_attempt(name, now, env);
     }
 
-    /// Sends IKE_SA_INIT to these addresses too, as part of the attempt under way.
+    /// Sends IKE_SA_INIT to these addresses too, as part of the running attempt.
     fn send_init_to(&mut self, name: &PeerName, remotes: Vec<SocketAddr>, now: Instant, env: &mut dyn Environment) {
         let Some(peer) = self.peers.get_mut(name) else {
             return;
@@ -74,9 +75,9 @@ impl Endpoint {
         }
     }
 
-    /// The peer may be elsewhere now. Addresses that are new join an attempt under way; a wait
-    /// after a failure goes on, for the peer itself (or whoever speaks for it) decides how often
-    /// its addresses change, and which third party they are.
+    /// The peer has other addresses. New ones join a running attempt. A wait after a failure goes
+    /// on: the peer itself decides how often its addresses change and whose they are, and must not
+    /// make us send more.
     pub(super) fn addresses_changed(&mut self, name: &PeerName, now: Instant, env: &mut dyn Environment) {
         let Some(peer) = self.peers.get(name).filter(|peer| peer.should_initiate() && peer.sas.is_empty()) else {
             return;
@@ -93,7 +94,7 @@ impl Endpoint {
         }
     }
 
-    /// Stops beginning with a peer, without a word.
+    /// Stops a running attempt silently.
     pub(super) fn cancel_attempt(&mut self, name: &PeerName, now: Instant, env: &mut dyn Environment) {
         let Some(attempt) = self.peers.get_mut(name).and_then(|peer| peer.attempt.take()) else {
             return;
@@ -106,7 +107,7 @@ impl Endpoint {
         }
     }
 
-    /// What came of a step in IKE_SA_INIT.
+    /// Handles the result of a step in IKE_SA_INIT.
     pub(super) fn init_step(
         &mut self,
         name: PeerName,
@@ -139,7 +140,7 @@ impl Endpoint {
         }
     }
 
-    /// What came of a step in IKE_AUTH.
+    /// Handles the result of a step in IKE_AUTH.
     pub(super) fn auth_step(
         &mut self,
         name: PeerName,
@@ -169,7 +170,7 @@ impl Endpoint {
         }
     }
 
-    /// Whose turn it is in IKE_AUTH.
+    /// Whether an address of the peer may start IKE_AUTH now.
     pub(super) fn auth_turn(&self, name: &PeerName) -> AuthTurn {
         let Some(peer) = self.peers.get(name) else {
             return AuthTurn::Wait;
@@ -180,8 +181,7 @@ impl Endpoint {
         }
     }
 
-    /// One address of a peer has failed: the next one that has answered is authenticated, or the
-    /// attempt is over.
+    /// One address failed: the next one that has answered starts IKE_AUTH, or the attempt is over.
     pub(super) fn candidate_failed(
         &mut self,
         name: &PeerName,
@@ -221,8 +221,8 @@ impl Endpoint {
         let outcome = peer.attempt.take().and_then(Attempt::into_failure);
         let mut cx = context!(self, now, env);
         let needed = peer.sas.is_empty();
-        // While it is up, that another IKE SA (begun by both ends at once) did not come to be is no
-        // news.
+        // While the peer is up, the failure of a second IKE SA (both ends began at once) is not
+        // reported.
         if needed || peer.reauthenticate {
             match outcome {
                 Some(AttemptFailure { error, reported: false }) => peer.report_failure(error, cx.out),

@@ -1,4 +1,4 @@
-//! Where a datagram belongs.
+//! Routes datagrams and deadlines to IKE SAs.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -17,9 +17,8 @@ use crate::tunnel::{Spi, Tunnel};
 use crate::wire::{ExchangeType, Header, InvalidMessage, Message, Payload, Payloads};
 
 impl Endpoint {
-    /// Takes a datagram as it came from a socket: `local` is the address it was sent to
-    /// (IP_PKTINFO) with the socket's port, the payload still carries the non-ESP marker where the
-    /// socket is that of `nat_port`.
+    /// Takes a datagram from a socket. `local` is its destination address (IP_PKTINFO) with the
+    /// socket's port. On the socket of `nat_port` the payload still has the non-ESP marker.
     pub fn handle(
         &mut self,
         datagram: &[u8],
@@ -39,9 +38,9 @@ impl Endpoint {
         }
     }
 
-    /// Does what is due. To be called at [`Self::poll_timeout`]; earlier or later does no harm.
+    /// Does what is due. Call it at [`Self::poll_timeout`]; earlier or later does no harm.
     pub fn handle_timeout(&mut self, now: Instant, env: &mut dyn Environment) {
-        // What becomes due by this waits for the next call: time passes between calls only.
+        // What becomes due by this waits for the next call.
         let due: Vec<DeadlineOwner> = std::iter::from_fn(|| self.deadlines.due(now)).collect();
         for owner in due {
             match owner {
@@ -85,11 +84,11 @@ impl Endpoint {
             }
             return;
         }
-        // The sender's bit tells whose SPI is ours.
+        // The Initiator flag says which of the two SPIs is ours.
         let spi = if header.from_initiator { header.responder_spi } else { header.initiator_spi };
         let Some(state) = self.sas.remove(&spi) else {
-            // RFC 7296 2.21.4 allows an INVALID_IKE_SPI in clear. Nobody may act on it, so nobody
-            // is sent it.
+            // RFC 7296 2.21.4 allows INVALID_IKE_SPI in clear. A peer must not act on it, so we do
+            // not send it.
             tracing::trace!(%remote, spi = format_args!("{spi:016x}"), "message for no IKE SA of ours");
             return;
         };
@@ -113,7 +112,7 @@ impl Endpoint {
                     Some(peer) if peer.sas.contains(&spi) => {
                         sa.handle(&header, datagram, local, remote, &mut peer.tunnel, &mut cx)
                     }
-                    // It is only leaving: what it says concerns no tunnel.
+                    // It was reported down: its messages no longer concern the peer's tunnel.
                     _ => sa.handle(&header, datagram, local, remote, &mut Tunnel::new(name.clone()), &mut cx),
                 };
                 self.sa_step(name, sa, step, now, env);
@@ -132,8 +131,9 @@ impl Endpoint {
         }
     }
 
-    /// RFC 7296 2.5: a request of a later version is told ours. One of IKEv1 is not answered, but
-    /// whoever runs this node wants to know why that peer gets nowhere.
+    /// RFC 7296 2.5: a request of a later major version is answered with our version. An IKEv1
+    /// request is not answered but reported, so that the operator learns why that peer does not
+    /// connect.
     fn reject_version(
         &mut self,
         error: InvalidMessage,
@@ -156,8 +156,8 @@ impl Endpoint {
         }
     }
 
-    /// Tells of a message that nobody vouches for and that cannot be read; and tells its sender,
-    /// where the RFC wants that.
+    /// Reports an unauthenticated message that cannot be read. Sends an error back if `answer` is
+    /// set.
     #[allow(clippy::too_many_arguments)]
     fn reject_unauthenticated(
         &mut self,
@@ -192,8 +192,8 @@ impl Endpoint {
         let message = match Message::decode(datagram) {
             Ok(message) => message,
             Err(error) => {
-                // RFC 7296 2.5: an unknown critical payload is answered. 2.21.1: what is malformed
-                // is not, for anybody may have sent it.
+                // RFC 7296 2.5: an unknown critical payload is answered. 2.21.1: a malformed
+                // message is not, since anybody may have sent it.
                 let answer = matches!(error, InvalidMessage::UnsupportedCriticalPayload(_));
                 return self.reject_unauthenticated(header, error, answer, local, remote, now, env);
             }
@@ -241,9 +241,9 @@ impl Endpoint {
         }
     }
 
-    /// Whether a first request is one that we sent: a NAT led it back to us, since a peer behind
-    /// the same NAT has the same public address. It is not answered; the address it was sent to
-    /// goes unanswered, and the others go on.
+    /// Whether an IKE_SA_INIT request is our own. A NAT can lead it back to us, since a peer behind
+    /// the same NAT has the same public address. We do not answer it: that address times out, and
+    /// the others go on.
     fn is_own_request(&self, initiator_spi: u64, local: SocketAddr, remote: SocketAddr) -> bool {
         let Some(SaState::InitiatorInit(peer, _)) = self.sas.get(&initiator_spi) else {
             return false;
@@ -281,7 +281,7 @@ impl Endpoint {
             AuthOutcome::Refused { peer, identity, from, error, last_response } => {
                 self.initiation_guard.remove_half_open(entered.0, entered.1);
                 self.keep_last_response(spi, last_response, now);
-                // Anybody can say that he is one of ours and fail to prove it.
+                // Anybody can claim a configured identity and fail to prove it.
                 let report = self.initiation_guard.may_report(now);
                 let _span = peer.as_ref().map(|name| peer_span(name).entered());
                 match peer.and_then(|name| self.peers.get_mut(&name)) {
@@ -294,7 +294,7 @@ impl Endpoint {
         }
     }
 
-    /// Something of an IKE SA is due.
+    /// Does what is due on an IKE SA.
     pub(super) fn handle_sa_timeout(&mut self, spi: Spi, now: Instant, env: &mut dyn Environment) {
         let Some(state) = self.sas.remove(&spi) else {
             return;
@@ -341,8 +341,8 @@ impl Endpoint {
     }
 }
 
-/// The peer of an identity, and of ours if the initiator said which. Of several, the one that is
-/// known to be where this came from.
+/// The peer with this identity and, if the initiator sent IDr, with our identity. Of several, one
+/// whose configuration has the remote address.
 fn find_peer<'a>(
     peers: impl Iterator<Item = &'a Peer>,
     identity: &Identity,

@@ -1,4 +1,4 @@
-//! A new IKE SA among those that there are, and what is left when one goes.
+//! Several IKE SAs with one peer: which one stays when a new one is established.
 
 use super::state::{Endpoint, SaState, context};
 use crate::config::PeerName;
@@ -8,19 +8,19 @@ use crate::sa::{IkeSa, Lifecycle, Task};
 use crate::time::Instant;
 use crate::tunnel::{Arrival, Spi};
 
-/// How a new IKE SA stands to those that there are.
+/// The present IKE SAs with a peer, by what a new one means for them.
 #[derive(Debug, Default)]
 struct Duplicates {
-    /// The peer has forgotten them (INITIAL_CONTACT).
+    /// The peer no longer has them (INITIAL_CONTACT).
     forgotten: Vec<Spi>,
-    /// It replaces them.
+    /// The new one replaces them.
     replaced: Vec<Spi>,
-    /// This one stays instead of it.
+    /// This one stays instead of the new one.
     survivor: Option<Spi>,
 }
 
 impl Endpoint {
-    /// Takes a new IKE SA with its CHILD_SA.
+    /// Adds an established IKE SA with its CHILD_SA.
     pub(super) fn add_established(
         &mut self,
         name: &PeerName,
@@ -51,8 +51,8 @@ impl Endpoint {
                 let unconfirmed = peer.tunnel.outbound().and_then(|id| peer.tunnel.live(id)).is_some_and(
                     |child| matches!(self.sas.get(&child.owner), Some(SaState::Established(_, owner)) if !owner.is_confirmed()),
                 );
-                // As responder we know that the peer is ready only when it speaks; unless there is
-                // nothing else to send with.
+                // As responder we know only by the peer's next message that it is ready. If there
+                // is nothing else to send with, we send at once.
                 let ready = match (sa.initiator(), duplicates.survivor) {
                     (true, None) => true,
                     (true, Some(_)) => unconfirmed,
@@ -88,8 +88,8 @@ impl Endpoint {
         } else {
             self.established_without_child(name, spi, now, env);
         }
-        // It was judged by the configuration with which it began; a newer one may have come
-        // meanwhile.
+        // The peer was authenticated by the configuration with which the exchange began. A newer
+        // one may revoke its certificate.
         self.delete_revoked_sas(name, now, env);
         self.schedule_peer(name);
     }
@@ -104,13 +104,13 @@ impl Endpoint {
                 continue;
             };
             let before = other.established() < new.initiation().at();
-            // Initiation by different ends while neither was established.
+            // Different ends began them while neither was established.
             let crossing = other.initiation().by_us() != new.initiation().by_us() && !before;
             let ours = other.initiation().by_us();
             if initial_contact && before {
                 duplicates.forgotten.push(*spi);
             } else if other.lifecycle() != Lifecycle::Active {
-                // It has been decided about.
+                // It is already superseded.
             } else if crossing
                 && peer.config().local_id != peer.config().remote_id
                 && ours == peer.our_initiation_wins()
@@ -123,8 +123,8 @@ impl Endpoint {
         duplicates
     }
 
-    /// Decides between a new IKE SA with a CHILD_SA and those that there were, and whether what we
-    /// are beginning goes on.
+    /// Deletes duplicates of an IKE SA that has a CHILD_SA, and stops our attempt if its IKE SA
+    /// would be one.
     fn resolve_duplicates(
         &mut self,
         name: &PeerName,
@@ -144,7 +144,7 @@ impl Endpoint {
         let Some(peer) = self.peers.get(name) else {
             return;
         };
-        // It would lose, or win for nothing: nobody else has one that would.
+        // Its IKE SA would lose against the new one.
         let early = peer.attempt.as_ref().is_some_and(|attempt| attempt.authenticating.is_none());
         if early && !peer.our_initiation_wins() {
             self.cancel_attempt(name, now, env);
@@ -170,7 +170,7 @@ impl Endpoint {
         }
     }
 
-    /// The peer has no such IKE SA any more; nobody is told.
+    /// Removes an IKE SA that the peer no longer has. No DELETE is sent.
     fn remove_forgotten(&mut self, name: &PeerName, old: Spi, new: Spi, now: Instant, env: &mut dyn Environment) {
         let by = self.established(new).map(IkeSa::ike);
         let Some(SaState::Established(_, sa)) = self.sas.remove(&old) else {
@@ -189,8 +189,8 @@ impl Endpoint {
         self.schedule(old);
     }
 
-    /// A new IKE SA without a CHILD_SA. Its initiator ends it and tries again later; its responder
-    /// waits for what the initiator does.
+    /// A new IKE SA without a CHILD_SA. The initiator deletes it and tries again later; the
+    /// responder waits for the initiator.
     fn established_without_child(&mut self, name: &PeerName, spi: Spi, now: Instant, env: &mut dyn Environment) {
         let Some(SaState::Established(_, sa)) = self.sas.get_mut(&spi) else {
             return;
@@ -213,7 +213,7 @@ impl Endpoint {
         self.schedule(spi);
     }
 
-    /// Whoever was to make room for an IKE SA that is gone serves again.
+    /// IKE SAs that one which is now gone had superseded become active again.
     pub(super) fn reinstate(&mut self, name: &PeerName, gone: crate::event::IkeId) {
         let Some(peer) = self.peers.get(name) else {
             return;

@@ -8,7 +8,7 @@ use crate::sa::{CloseReason, IkeSa, Lifecycle, SaStep};
 use crate::time::Instant;
 
 impl Endpoint {
-    /// What came of a step of an established IKE SA.
+    /// Handles the result of a step of an established IKE SA.
     pub(super) fn sa_step(
         &mut self,
         name: PeerName,
@@ -103,7 +103,7 @@ impl Endpoint {
         }
         if peer.sas.is_empty() && peer.attempt.is_none() && peer.should_initiate() {
             if timeout {
-                // It was there until lately: no need to be shy.
+                // The peer answered until lately: do not wait.
                 peer.reset_backoff();
                 self.start_attempt(name, now, env);
             } else {

@@ -1,5 +1,5 @@
-//! The gate for strangers: what IKE_SA_INIT is answered by before anybody has said who he is, and
-//! how much of that there may be.
+//! Guards IKE_SA_INIT requests, which anybody can send: cookies, limits, and what a request is
+//! answered with before the initiator is known.
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -15,12 +15,13 @@ use crate::wire::{CertificateRequest, Message, Notify, NotifyType, Payload, Payl
 
 /// How long an IKE SA may stay half-open: longer than an initiator retransmits.
 pub(super) const HALF_OPEN_LIFETIME: Duration = Duration::from_secs(30);
-/// Most reports_left to strangers, or about them, in each [`REPORT_PERIOD`]: a flood must fill neither the wire
-/// nor a log.
+/// Most unauthenticated messages that are reported or answered in each [`REPORT_PERIOD`]. A flood
+/// must fill neither the wire nor a log.
 const MAX_REPORTS: u32 = 16;
 const REPORT_PERIOD: Duration = Duration::from_secs(1);
 
-/// See the module.
+/// Half-open IKE SAs, and what all peers' configurations allow before it is known which peer
+/// begins.
 #[derive(Debug, Default)]
 pub(super) struct InitiationGuard {
     cookies: Option<Cookies>,
@@ -35,16 +36,16 @@ pub(super) struct InitiationGuard {
 /// What to do with an IKE_SA_INIT request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Admission {
-    /// It came before; this IKE SA has the answer.
+    /// It is a retransmission: this half-open IKE SA has the response.
     Retransmission(Spi),
     /// Answer it.
     Accept,
-    /// It was told to come back with a cookie, or there are too many.
+    /// Do nothing more: a cookie was sent back, or there are too many half-open IKE SAs.
     Discard,
 }
 
 impl InitiationGuard {
-    /// A peer is configured.
+    /// Adds a configured peer.
     pub(super) fn add_peer(&mut self, profile: &Profile) {
         for proposal in &profile.config.ike_proposals {
             count(&mut self.proposals, proposal);
@@ -56,7 +57,7 @@ impl InitiationGuard {
             self.force_encapsulation.saturating_add(usize::from(profile.config.force_encapsulation));
     }
 
-    /// A peer is configured no more.
+    /// Removes a peer.
     pub(super) fn remove_peer(&mut self, profile: &Profile) {
         for proposal in &profile.config.ike_proposals {
             discount(&mut self.proposals, proposal);
@@ -73,7 +74,7 @@ impl InitiationGuard {
         self.proposals.iter().map(|(proposal, _)| proposal.clone()).collect()
     }
 
-    /// Trust anchors for any peer, as one CERTREQ.
+    /// The trust anchors of all peers, as one CERTREQ.
     pub(super) fn certificate_request(&self) -> Option<CertificateRequest> {
         let mut requests = self.certificate_requests.iter().map(|(request, _)| request);
         let mut all = requests.next()?.clone();
@@ -83,12 +84,12 @@ impl InitiationGuard {
         Some(all)
     }
 
-    /// Whether any peer is to believe in a NAT before us.
+    /// Whether any peer's configuration forces NAT detection.
     pub(super) fn force_encapsulation(&self) -> bool {
         self.force_encapsulation > 0
     }
 
-    /// Looks at an IKE_SA_INIT request (RFC 7296 2.6).
+    /// Decides about an IKE_SA_INIT request. Sends a cookie back if one is needed (RFC 7296 2.6).
     pub(super) fn check(
         &mut self,
         message: &Message,
@@ -124,17 +125,18 @@ impl InitiationGuard {
         Admission::Discard
     }
 
-    /// An IKE SA is half-open from now on.
+    /// Adds a half-open IKE SA.
     pub(super) fn add_half_open(&mut self, remote: SocketAddr, initiator_spi: u64, spi: Spi) {
         self.half_open.insert((remote, initiator_spi), spi);
     }
 
-    /// It is half-open no more.
+    /// Removes a half-open IKE SA.
     pub(super) fn remove_half_open(&mut self, remote: SocketAddr, initiator_spi: u64) {
         self.half_open.remove(&(remote, initiator_spi));
     }
 
-    /// Whether to speak to or about strangers now, whom nobody vouches for.
+    /// Whether an unauthenticated message may be reported or answered now. Counts towards
+    /// [`MAX_REPORTS`].
     pub(super) fn may_report(&mut self, now: Instant) -> bool {
         if self.period_ends <= now {
             self.period_ends = now + REPORT_PERIOD;

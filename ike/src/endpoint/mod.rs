@@ -1,18 +1,18 @@
-//! All IKE SAs of a node behind one door: datagrams are routed to them, peers are begun with,
-//! limits are held.
+//! The IKEv2 endpoint of a node. It routes datagrams to IKE SAs, begins with peers, and keeps the
+//! limits.
 //!
 //! # What the owner does
-//! After every call, and in this order: drain [`Endpoint::poll_event`] and carry every event out in
-//! the kernel; then drain [`Endpoint::poll_transmit`] and send; then wait until
-//! [`Endpoint::poll_timeout`] or for the next datagram. Events come before the transmits that
-//! depend on them: a peer may use an SA as soon as it has our answer.
+//! After every call, in this order: drain [`Endpoint::poll_event`] and carry out every event in the
+//! kernel; drain [`Endpoint::poll_transmit`] and send; wait until [`Endpoint::poll_timeout`] or for
+//! the next datagram. Events come before the transmits that depend on them: a peer may use an SA as
+//! soon as it has our response.
 //!
 //! # Two IKE SAs with one peer
-//! Both ends may begin at once. Then the IKE SA begun by the smaller identity stays; otherwise the
-//! newer replaces the older. Whoever began the survivor deletes the other one: he knows that the
-//! survivor is up at both ends. So that both ends decide alike, an end whose IKE SA would lose
-//! gives it up while it is still in IKE_SA_INIT, and nobody replaces an IKE SA of which he is the
-//! responder before the initiator has spoken on it.
+//! Both ends may begin at once. Then the IKE SA that the smaller identity began stays; otherwise
+//! the newer one replaces the older one. The initiator of the survivor deletes the other IKE SA,
+//! because it knows that the survivor is up at both ends. Both ends must decide alike. So an end
+//! whose IKE SA would lose stops its attempt while that is still in IKE_SA_INIT. And no end
+//! replaces an IKE SA of which it is the responder before the initiator has sent a message on it.
 
 mod attempt;
 mod commands;

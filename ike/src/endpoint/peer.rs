@@ -1,4 +1,4 @@
-//! A peer: its configuration, its CHILD_SAs, and where beginning with it stands.
+//! A peer: its configuration, its CHILD_SAs, and the attempt to reach it.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -14,21 +14,22 @@ use crate::sa::failure::IKE_SA_INIT;
 use crate::time::Instant;
 use crate::tunnel::{Spi, Tunnel};
 
-/// See the module.
+/// A configured peer.
 #[derive(Debug)]
 pub(super) struct Peer {
     pub(super) profile: Arc<Profile>,
     pub(super) tunnel: Tunnel,
-    /// Established IKE SAs, by our SPIs, oldest first. Those that are only leaving do not count.
+    /// Established IKE SAs by our SPIs, oldest first. IKE SAs that were reported down are not among
+    /// them.
     pub(super) sas: Vec<Spi>,
     pub(super) attempt: Option<Attempt>,
-    /// When to begin again.
+    /// When the next attempt starts.
     pub(super) retry_at: Option<Instant>,
     /// The next wait after a failure.
     backoff: Duration,
-    /// We were told not to begin.
+    /// The owner terminated the peer: no attempt starts by itself.
     pub(super) terminated: bool,
-    /// A new IKE SA is wanted although there is one.
+    /// A new IKE SA is to replace the present one.
     pub(super) reauthenticate: bool,
     pub(super) last_error: Option<PeerError>,
 }
@@ -59,37 +60,37 @@ impl Peer {
         &self.profile.config
     }
 
-    /// Of two IKE SAs begun by both ends at once, ours stays: we are the smaller identity.
+    /// Whether our IKE SA stays if both ends begin at once: we have the smaller identity.
     pub(super) fn our_initiation_wins(&self) -> bool {
         self.config().local_id < self.config().remote_id
     }
 
-    /// Whether to begin with it by ourselves.
+    /// Whether attempts start by themselves.
     pub(super) fn should_initiate(&self) -> bool {
         self.config().initiate && !self.terminated
     }
 
-    /// Forgets past failures.
+    /// Forgets past failures: no wait is running, and the next one is the shortest.
     pub(super) fn reset_backoff(&mut self) {
         self.backoff = self.config().timing.retry;
         self.retry_at = None;
     }
 
-    /// Waits before beginning again; longer each time.
+    /// Schedules the next attempt. The wait doubles each time, up to `retry_max`.
     pub(super) fn schedule_retry(&mut self, cx: &mut Context<'_>) {
         self.retry_at = Some(cx.now + cx.jittered(self.backoff));
         self.backoff = self.backoff.saturating_mul(2).min(self.config().timing.retry_max);
     }
 
-    /// Tells of a failure.
+    /// Reports a failure to the owner.
     pub(super) fn report_failure(&mut self, error: PeerError, out: &mut Output) {
         self.last_error = Some(error.clone());
         out.event(Event::PeerFailed { peer: self.name().clone(), error });
     }
 
-    /// Where to find it: where it is now, if it is up, then where it may be, likeliest first. Never
-    /// an address of this node: a peer in another network may have the same private address.
-    /// Addresses to which there is no route come last.
+    /// Addresses to try: the `current` one if the peer is up, then the configured ones, likeliest
+    /// first. Addresses of this node are left out: a peer in another network may have the same
+    /// private address. Addresses without a route come last.
     pub(super) fn remotes(&self, current: Option<SocketAddr>, env: &mut dyn Environment) -> Vec<SocketAddr> {
         let mut remotes: Vec<SocketAddr> = Vec::new();
         let mut unroutable = Vec::new();
@@ -98,7 +99,7 @@ impl Peer {
                 continue;
             }
             match env.source_address(remote.ip()) {
-                // The kernel speaks to an address of its own from that address.
+                // Towards an address of its own, the kernel uses that address as source.
                 Some(source) if source == remote.ip() => {}
                 Some(_) => remotes.push(remote),
                 None => unroutable.push(remote),
@@ -108,7 +109,7 @@ impl Peer {
         remotes
     }
 
-    /// Why there is nothing to dial although addresses are configured.
+    /// The error if every configured address is one of this node.
     pub(super) fn only_own_addresses(&self) -> Option<PeerError> {
         let remotes = &self.config().remotes;
         if remotes.is_empty() {
@@ -116,31 +117,31 @@ impl Peer {
         }
         let list = remotes.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
         let detail = format!(
-            "every address of the peer ({list}) is one of this node, which is never dialled; the peer must come to us, or give it an address of its own \
+            "every address of the peer ({list}) is one of this node, so nothing is sent to it; let the peer begin, or configure an address of its own \
              that can be reached from here"
         );
         Some(PeerError::new(IKE_SA_INIT, PeerErrorKind::Local, detail))
     }
 
-    /// When it wants to be looked at.
+    /// When it next has something to do.
     pub(super) fn next_deadline(&self) -> Option<Instant> {
         [self.tunnel.next_deadline(), self.retry_at].into_iter().flatten().min()
     }
 }
 
-/// What a new configuration asks for.
+/// What a changed configuration requires.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum ConfigChange {
     /// Nothing: it is the same.
     None,
-    /// Other addresses alone. The peer itself decides what they are, so this shortens no wait after
-    /// a failure.
+    /// Only the addresses changed. The peer itself decides them, so this does not shorten a wait
+    /// after a failure.
     Addresses,
-    /// Nothing for what is up: it counts from the next time on.
+    /// Nothing now: it applies from the next negotiation on.
     NextNegotiation,
-    /// A new IKE SA in the place of the one that is up.
+    /// A new IKE SA replaces the present one.
     Reauthenticate,
-    /// An end of the IKE SA that is up: it is somebody else's.
+    /// The present IKE SA ends: the identities changed.
     Restart,
 }
 
@@ -160,8 +161,8 @@ impl ConfigChange {
     }
 }
 
-/// Renewed certificates speak for the same key or the same CA and wait until the next time; another
-/// PSK, or another kind of proof, does not.
+/// Whether the pre-shared key or the kind of authentication changed. A renewed certificate is no
+/// such change: it applies from the next negotiation on.
 fn psk_changed(old: &PeerConfig, new: &PeerConfig) -> bool {
     use crate::config::Auth::{Certificate, Psk};
     match (&old.auth, &new.auth) {

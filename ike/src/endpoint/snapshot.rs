@@ -1,4 +1,4 @@
-//! What is there now, for `status` and for comparing with the kernel.
+//! A snapshot of all peers and SAs, for `status` and to compare with the kernel.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -15,26 +15,26 @@ use crate::tunnel::ChildUse;
 pub struct PeerStatus {
     /// Our name for it.
     pub name: PeerName,
-    /// How far it is.
+    /// Whether it is up.
     pub phase: Phase,
     /// Its IKE SAs: usually one; two for a moment while one replaces the other.
     pub ike_sas: Vec<IkeStatus>,
-    /// Its CHILD_SAs, also those that only linger inbound.
+    /// Its CHILD_SAs, including those that only linger inbound.
     pub children: Vec<ChildStatus>,
     /// The latest failure, until the next success.
     pub last_error: Option<PeerError>,
 }
 
-/// How far a peer is.
+/// Whether a peer is up and, if not, what happens.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Phase {
-    /// Nothing is under way: it must come to us, or we were told to stop.
+    /// Nothing is under way: the peer must begin, or the owner terminated it.
     Idle,
     /// IKE_SA_INIT or IKE_AUTH are under way.
     Connecting,
-    /// An attempt failed; the next one begins then.
+    /// An attempt failed, and the next one waits.
     Waiting {
-        /// When.
+        /// When the next attempt starts.
         until: Instant,
     },
     /// A CHILD_SA is up.
@@ -44,21 +44,21 @@ pub enum Phase {
 /// An established IKE SA.
 #[derive(Debug, Clone)]
 pub struct IkeStatus {
-    /// Which.
+    /// Its SPIs.
     pub ike: IkeId,
     /// Our address and port.
     pub local: SocketAddr,
     /// The peer's address and port.
     pub remote: SocketAddr,
-    /// Whether we began it.
+    /// Whether we are its initiator.
     pub initiator: bool,
     /// What was negotiated.
     pub details: IkeDetails,
-    /// Since when.
+    /// When it was established.
     pub established: Instant,
-    /// When an authentic message of the peer came last.
+    /// When the peer's last authentic message came.
     pub last_received: Instant,
-    /// When it will be made anew.
+    /// When a new IKE SA is to replace it.
     pub reauthenticate_at: Instant,
 }
 
@@ -67,14 +67,14 @@ pub struct IkeStatus {
 pub struct ChildStatus {
     /// What was negotiated (the keys inside never show in `Debug`).
     pub sa: Arc<ChildSa>,
-    /// What it is used for now.
+    /// Whether it is used in both directions.
     pub usage: ChildUse,
-    /// Since when.
+    /// When it was established.
     pub established: Instant,
 }
 
 impl Endpoint {
-    /// Everything there is.
+    /// All peers with their SAs, by name.
     pub fn snapshot(&self) -> Vec<PeerStatus> {
         self.peers.values().map(|peer| self.status(peer)).collect()
     }

@@ -14,10 +14,10 @@ use crate::time::Instant;
 use crate::timer::Deadlines;
 use crate::tunnel::Spi;
 
-/// How long the last answer on an IKE SA that is gone is repeated.
+/// How long the last response of a deleted IKE SA is kept, in case it was lost.
 const LAST_RESPONSE_LIFETIME: Duration = Duration::from_secs(10);
 
-/// The IKEv2 end of a node.
+/// The IKEv2 endpoint of a node; see the [module](crate::endpoint).
 #[derive(Debug)]
 pub struct Endpoint {
     pub(super) config: EndpointConfig,
@@ -28,28 +28,28 @@ pub struct Endpoint {
     pub(super) out: Output,
 }
 
-/// Whose deadline.
+/// What a deadline belongs to.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(super) enum DeadlineOwner {
     Sa(Spi),
     Peer(PeerName),
 }
 
-/// An IKE SA in whatever state, found by our SPI.
+/// The state of one IKE SA.
 #[derive(Debug)]
 pub(super) enum SaState {
     InitiatorInit(PeerName, Box<InitiatorInit>),
     InitiatorAuth(PeerName, Box<InitiatorAuth>),
     HalfOpen(Box<HalfOpen>, Instant),
     Established(PeerName, Box<IkeSa>),
-    /// The peer is being told that it was not believed.
+    /// The peer's authentication failed, and it is being told so.
     Rejecting(Box<Channel>),
-    /// Gone; the last answer is repeated if it was lost.
+    /// Deleted. Until this time the last response is repeated if it was lost.
     Closed(LastResponse, Instant),
 }
 
 impl SaState {
-    /// The peer, where it is known: not before it has said who it is.
+    /// The peer, if it is known. It is not known before it has sent its identity.
     pub(super) fn peer(&self) -> Option<&PeerName> {
         match self {
             Self::InitiatorInit(name, _) | Self::InitiatorAuth(name, _) | Self::Established(name, _) => Some(name),
@@ -84,22 +84,22 @@ impl Endpoint {
         self.out.transmits.pop_front()
     }
 
-    /// The next event, to be carried out before transmits are sent.
+    /// The next event. Carry it out before you send transmits.
     pub fn poll_event(&mut self) -> Option<Event> {
         self.out.events.pop_front()
     }
 
-    /// When [`Self::handle_timeout`] wants to be called.
+    /// When to call [`Self::handle_timeout`].
     pub fn poll_timeout(&self) -> Option<Instant> {
         self.deadlines.next()
     }
 
-    /// The settings.
+    /// The endpoint's configuration.
     pub fn config(&self) -> &EndpointConfig {
         &self.config
     }
 
-    /// Notes when an IKE SA wants to be looked at, and its peer.
+    /// Sets the deadline of an IKE SA, and that of its peer.
     pub(super) fn schedule(&mut self, spi: Spi) {
         let mut owner = None;
         let at = match self.sas.get(&spi) {

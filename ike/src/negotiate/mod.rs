@@ -1,4 +1,4 @@
-//! What two ends agree upon: algorithms (RFC 7296 2.7) and traffic selectors (2.9).
+//! Negotiation of algorithms (RFC 7296 2.7) and traffic selectors (2.9).
 
 mod proposal;
 mod selectors;

@@ -4,21 +4,21 @@ use crate::config::{Aead, EspProposal, Group, IkeProposal};
 use crate::crypto::IkeSuite;
 use crate::wire::{Proposal, Protocol, Transform, TransformType};
 
-/// What was chosen for a CHILD_SA.
+/// The algorithms chosen for a CHILD_SA.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct EspSuite {
     /// Encryption and integrity.
     pub(crate) aead: Aead,
-    /// Key exchange method of its own, if the exchange has one.
+    /// Key exchange method, if the exchange has one.
     pub(crate) group: Option<Group>,
     /// Extended sequence numbers.
     pub(crate) esn: bool,
 }
 
-/// A choice, and the proposal that tells the peer.
+/// A chosen proposal.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Chosen<S> {
-    /// What.
+    /// The chosen algorithms.
     pub(crate) suite: S,
     /// The peer's SPI: empty in IKE_SA_INIT.
     pub(crate) spi: Vec<u8>,
@@ -26,7 +26,7 @@ pub(crate) struct Chosen<S> {
 }
 
 impl Chosen<IkeSuite> {
-    /// The answer with our SPI (empty in IKE_SA_INIT).
+    /// The chosen proposal for our response, with our SPI (empty in IKE_SA_INIT).
     pub(crate) fn response(&self, spi: Vec<u8>) -> Proposal {
         let IkeSuite { aead, prf, group } = self.suite;
         let transforms = vec![Transform::aead(aead), Transform::prf(prf), Transform::group(group)];
@@ -37,11 +37,11 @@ impl Chosen<IkeSuite> {
 impl Chosen<EspSuite> {
     /// The peer's inbound SPI.
     pub(crate) fn child_spi(&self) -> u32 {
-        // choose_esp takes no offer without one.
+        // choose_esp accepts no offer without one.
         self.spi.as_slice().try_into().map_or(0, u32::from_be_bytes)
     }
 
-    /// The answer with our SPI.
+    /// The chosen proposal for our response, with our SPI.
     pub(crate) fn response(&self, spi: u32) -> Proposal {
         let mut transforms = vec![Transform::aead(self.suite.aead)];
         transforms.extend(self.suite.group.map(Transform::group));
@@ -61,7 +61,7 @@ pub(crate) fn offer_ike(ours: &[IkeProposal], spi: &[u8]) -> Vec<Proposal> {
     numbered(Protocol::Ike, spi, transforms)
 }
 
-/// Our ESP proposals with our SPI; with `groups` where the exchange carries a key exchange.
+/// Our ESP proposals with our SPI. `groups`: whether the exchange carries a key exchange.
 pub(crate) fn offer_esp(ours: &[EspProposal], spi: u32, groups: bool) -> Vec<Proposal> {
     let transforms = ours.iter().map(|proposal| {
         let aeads = proposal.aeads.iter().map(|&aead| Transform::aead(aead));
@@ -79,8 +79,8 @@ fn numbered(protocol: Protocol, spi: &[u8], transforms: impl Iterator<Item = Vec
         .collect()
 }
 
-/// The best of ours among the peer's offers. A method whose public key came already (`sent`) is
-/// preferred to one that costs a round trip.
+/// Chooses the best of our proposals among the peer's offers. `sent` is the key exchange method
+/// whose share came already: it is preferred to one that costs a round trip.
 pub(crate) fn choose_ike<'a>(
     offers: &[Proposal],
     ours: impl IntoIterator<Item = &'a IkeProposal>,
@@ -108,17 +108,17 @@ impl IkeProposal {
 /// How the key exchange of a CHILD_SA is chosen.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum ChildKeyExchange {
-    /// The CHILD_SA of IKE_AUTH: it has none, whatever is offered (RFC 7296 1.2).
+    /// IKE_AUTH: its CHILD_SA has no key exchange, whatever is offered (RFC 7296 1.2).
     Ignored,
-    /// CREATE_CHILD_SA: as configured. Where we want forward secrecy, a peer that offers none is
+    /// CREATE_CHILD_SA: as configured. If we want forward secrecy, a peer that does not offer it is
     /// refused.
     Configured {
-        /// The method whose public key came.
+        /// The method whose share came.
         sent: Option<u16>,
     },
 }
 
-/// The best of ours among the peer's offers.
+/// Chooses the best of our proposals among the peer's offers.
 pub(crate) fn choose_esp(
     offers: &[Proposal],
     ours: &[EspProposal],
@@ -129,7 +129,7 @@ pub(crate) fn choose_esp(
     ours.iter().find_map(|ours| {
         offers().find_map(|offer| {
             let aead = first_offered(&ours.aeads, offer, TransformType::Encryption, Transform::as_aead)?;
-            // Left out is the same as short sequence numbers only.
+            // An offer without ESN transforms means short sequence numbers.
             let offered_esn = |extended| {
                 offer.transforms_of(TransformType::SequenceNumbers).any(|t| t.as_sequence_numbers() == Some(extended))
                     || (!extended && offer.transforms_of(TransformType::SequenceNumbers).next().is_none())
@@ -151,8 +151,9 @@ pub(crate) fn choose_esp(
     })
 }
 
-/// Offers of a protocol all of whose transform types we understand; the others may be there as
-/// "none" only (INTEG beside an AEAD, RFC 5282 8; additional key exchanges, RFC 9370).
+/// Offers of a protocol in which we understand every transform type. Another type is accepted only
+/// if "none" is offered for it (INTEG beside an AEAD, RFC 5282 8; additional key exchanges, RFC
+/// 9370).
 fn usable<'a>(
     offers: &'a [Proposal],
     protocol: Protocol,

@@ -5,8 +5,8 @@ use ipnetwork::IpNetwork;
 use crate::config::ChildConfig;
 use crate::wire::TrafficSelector;
 
-/// Most networks that one side of a CHILD_SA may come to. An honest peer's ranges are networks; odd
-/// ranges split into many.
+/// Most networks of one side of a CHILD_SA. Ranges of an honest peer are networks; odd ranges split
+/// into many.
 const MAX_NETWORKS: usize = 256;
 
 /// Selectors both ends agreed upon.
@@ -30,8 +30,8 @@ impl Narrowed {
     }
 
     fn checked(local: Vec<TrafficSelector>, remote: Vec<TrafficSelector>) -> Option<Self> {
-        // A tunnel carries packets of one family from end to end: a family on one side only is of
-        // no use.
+        // A tunnel carries packets of one family from end to end, so a family that only one side
+        // has is dropped.
         let both =
             |v4: bool| local.iter().any(|s| s.start.is_ipv4() == v4) && remote.iter().any(|s| s.start.is_ipv4() == v4);
         let (v4, v6) = (both(true), both(false));
@@ -45,7 +45,7 @@ impl Narrowed {
     }
 }
 
-/// What we ask for: networks as selectors.
+/// Our networks as the selectors that we offer.
 pub(crate) fn offer_selectors(networks: &[IpNetwork]) -> Vec<TrafficSelector> {
     networks.iter().copied().map(TrafficSelector::from).collect()
 }
@@ -63,7 +63,7 @@ pub(crate) fn narrow(
     )
 }
 
-/// As initiator: the peer's answer, if it stays within what we asked for. `None`: it does not.
+/// As initiator: the peer's selectors, if they stay within what we offered. `None`: they do not.
 pub(crate) fn accept_narrowed(
     config: &ChildConfig,
     local: &[TrafficSelector],
@@ -78,8 +78,8 @@ pub(crate) fn accept_narrowed(
         .flatten()
 }
 
-/// Our policies are about addresses. A selector of one protocol or some ports only would promise
-/// what nobody checks.
+/// Whether a selector covers all protocols and ports. Our policies match addresses only and cannot
+/// keep what a narrower selector promises.
 fn is_addresses_only(selector: &TrafficSelector) -> bool {
     selector.protocol == 0 && selector.any_port()
 }
@@ -90,7 +90,7 @@ fn intersect(ours: &[TrafficSelector], offered: &[TrafficSelector]) -> Vec<Traff
     without_contained(parts.collect())
 }
 
-/// Without those that are contained in another, in order.
+/// Drops selectors that are contained in another one. The others keep their order.
 fn without_contained(selectors: Vec<TrafficSelector>) -> Vec<TrafficSelector> {
     let mut kept: Vec<TrafficSelector> = Vec::new();
     for selector in selectors {

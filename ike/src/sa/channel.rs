@@ -1,5 +1,5 @@
-//! The authenticated way between two ends: message IDs, windows of one (RFC 7296 2.2, 2.3),
-//! retransmission, fragments, and addresses that move (2.23).
+//! The protected channel of an IKE SA: message IDs and windows of one request (RFC 7296 2.2, 2.3),
+//! retransmission, fragments, and addresses that change (2.23).
 
 use std::net::SocketAddr;
 
@@ -29,13 +29,13 @@ impl Retransmission {
         Self { sent: 1, next: now + timing.retransmit }
     }
 
-    /// When to look again.
+    /// When the next transmission is due.
     pub(crate) fn next(&self) -> Instant {
         self.next
     }
 
-    /// Whether to send again now; `None`: it was sent often enough. Waits double, but the last one
-    /// is not longer than the one before: nothing more is asked then.
+    /// Counts one more transmission. `None`: all are used up. Waits double, but the last one is as
+    /// long as the one before, since no transmission follows it.
     pub(crate) fn again(&mut self, timing: &Timing, now: Instant) -> Option<()> {
         if self.sent >= timing.transmissions {
             return None;
@@ -47,18 +47,19 @@ impl Retransmission {
     }
 }
 
-/// What an authentic datagram came to.
+/// What a datagram contained.
 #[derive(Debug)]
 pub(crate) enum Incoming {
-    /// Nothing to do: not authentic, old, answered from what was kept, or a part of a message.
+    /// Nothing to do: it is not authentic, is old, was answered with the kept response, or is a
+    /// part of a message.
     Nothing,
     /// The peer's next request, to be answered by [`Channel::respond`].
     Request(ExchangeType, Result<Payloads, InvalidMessage>),
-    /// The answer to our request.
+    /// The response to our request.
     Response(ExchangeType, Result<Payloads, InvalidMessage>),
 }
 
-/// See the module.
+/// The protected channel of an IKE SA.
 #[derive(Debug)]
 pub(crate) struct Channel {
     /// SPIs.
@@ -67,11 +68,11 @@ pub(crate) struct Channel {
     pub(crate) role: Role,
     /// Keys, for AUTH and for deriving more.
     pub(crate) keys: IkeKeys,
-    /// The way.
+    /// Addresses and NATs.
     pub(crate) path: Path,
-    /// When an authentic message came last.
+    /// When the last authentic message came.
     pub(crate) last_received: Instant,
-    /// When anything was sent last.
+    /// When the last datagram was sent.
     pub(crate) last_sent: Instant,
     /// Timers of the peer's configuration.
     pub(crate) timing: Timing,
@@ -94,8 +95,8 @@ struct InFlight {
     retransmission: Retransmission,
 }
 
-/// The last answer, kept until the next request (RFC 7296 2.1). The request is known again by its
-/// octets, so that nobody else can have the answer sent to himself.
+/// The last response, kept until the next request (RFC 7296 2.1). A retransmitted request is
+/// recognized by its hash, so that nobody can have the response sent to another address.
 #[derive(Debug)]
 pub(crate) struct LastResponse {
     request: [u8; 32],
@@ -103,7 +104,7 @@ pub(crate) struct LastResponse {
 }
 
 impl LastResponse {
-    /// Sends the answer again if this datagram is the request (or its first fragment, RFC 7383
+    /// Sends the response again if this datagram is the request (or its first fragment, RFC 7383
     /// 2.6.1).
     pub(crate) fn repeat(&self, datagram: &[u8], local: SocketAddr, remote: SocketAddr, cx: &mut Context<'_>) {
         if sha256(datagram) == self.request {
@@ -121,8 +122,7 @@ struct PartialMessage {
 }
 
 impl Channel {
-    /// A channel on which message IDs below `next` have been used in both directions: 1 after
-    /// IKE_SA_INIT, 0 after a rekey.
+    /// A channel on which no message ID has been used.
     pub(crate) fn new(
         keys: IkeKeys,
         ike: IkeId,
@@ -153,7 +153,7 @@ impl Channel {
         }
     }
 
-    /// The initiator's IKE_SA_INIT request had message ID 0.
+    /// IKE_SA_INIT has used message ID 0 of the initiator.
     pub(crate) fn after_init(mut self) -> Self {
         match self.role {
             Role::Initiator => self.next_request = 1,
@@ -170,12 +170,12 @@ impl Channel {
         }
     }
 
-    /// The peer can put fragments together (RFC 7383).
+    /// Whether the peer supports fragments (RFC 7383).
     pub(crate) fn fragments(&self) -> bool {
         self.fragments
     }
 
-    /// A request is under way: the window is full.
+    /// Whether a request is under way, which fills the window.
     pub(crate) fn busy(&self) -> bool {
         self.in_flight.is_some()
     }
@@ -190,7 +190,7 @@ impl Channel {
         self.in_flight = Some(InFlight { id, packets, retransmission: Retransmission::begin(&self.timing, cx.now) });
     }
 
-    /// Answers the request that [`Incoming::Request`] gave out.
+    /// Answers the request of [`Incoming::Request`].
     pub(crate) fn respond(&mut self, exchange: ExchangeType, payloads: &Payloads, cx: &mut Context<'_>) {
         let packets = self.seal(exchange, true, self.next_expected, payloads, cx);
         self.next_expected = self.next_expected.saturating_add(1);
@@ -200,7 +200,7 @@ impl Channel {
         self.last_response = Some(LastResponse { request, packets });
     }
 
-    /// Sends the request under way again without waiting, by the way as it is now.
+    /// Sends the request under way again at once, to the present addresses.
     pub(crate) fn resend(&mut self, cx: &mut Context<'_>) {
         if let Some(in_flight) = self.in_flight.take() {
             self.transmit(&in_flight.packets, self.path.local, self.path.remote, cx);
@@ -214,7 +214,7 @@ impl Channel {
         self.in_flight.as_ref().map(|in_flight| in_flight.retransmission.next())
     }
 
-    /// Sends the request under way again. `None`: it was sent often enough; the peer is dead.
+    /// Retransmits the request under way. `None`: all transmissions are used up; the peer is dead.
     pub(crate) fn retransmit(&mut self, cx: &mut Context<'_>) -> Option<()> {
         let Some(mut in_flight) = self.in_flight.take() else {
             return Some(());
@@ -232,17 +232,17 @@ impl Channel {
         cx.out.transmits.push_back(crate::environment::Transmit { local, remote, payload: vec![0xff] });
     }
 
-    /// Whether the peer's address was found changed since this was asked last.
+    /// Whether the peer's address has changed since the last call.
     pub(crate) fn take_peer_moved(&mut self) -> bool {
         std::mem::take(&mut self.peer_moved)
     }
 
-    /// What is left when the IKE SA has gone: the last answer, in case it was lost.
+    /// The last response, to be repeated if it was lost.
     pub(crate) fn into_last_response(self) -> Option<LastResponse> {
         self.last_response
     }
 
-    /// Takes a datagram (without marker) whose header named our SPI.
+    /// Takes a datagram (without marker) with our SPI.
     pub(crate) fn receive(
         &mut self,
         header: &Header,
@@ -331,8 +331,8 @@ impl Channel {
             message_id,
         };
         let limit = self.fragments.then(|| cx.config.fragment_size.saturating_sub(MARKER_LEN));
-        // Without datagrams the exchange times out, which is what ends an IKE SA whose cipher is
-        // used up.
+        // Without datagrams the exchange times out, and that ends an IKE SA whose cipher is used
+        // up.
         self.cipher.seal(&header, payloads, limit).unwrap_or_else(|error| {
             tracing::error!(%error, ike = ?self.ike, "message not sent");
             Vec::new()

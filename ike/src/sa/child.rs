@@ -1,5 +1,5 @@
-//! What IKE_AUTH and CREATE_CHILD_SA have in common: an SPI of our own, and a CHILD_SA put
-//! together.
+//! What IKE_AUTH and CREATE_CHILD_SA share: reserving our SPI, and making a CHILD_SA of what was
+//! negotiated.
 
 use std::net::IpAddr;
 
@@ -10,7 +10,7 @@ use crate::event::{ChildId, ChildSa};
 use crate::negotiate::{EspSuite, Narrowed};
 use crate::output::Context;
 
-/// An inbound SPI that the kernel has reserved. Ends in a [`ChildSa`] or is to be released.
+/// An inbound SPI that the kernel has reserved. It goes into a [`ChildSa`] or must be released.
 #[derive(Debug, PartialEq, Eq)]
 #[must_use = "an SPI that is not used must be released"]
 pub(crate) struct ReservedSpi {
@@ -19,20 +19,20 @@ pub(crate) struct ReservedSpi {
 }
 
 impl ReservedSpi {
-    /// Asks the kernel for one.
+    /// Reserves one. `None`: the kernel refused.
     pub(crate) fn new(profile: &Profile, channel: &Channel, cx: &mut Context<'_>) -> Option<Self> {
         let local = channel.path.local.ip();
         let spi = cx.env.allocate_spi(&profile.config.name, local, channel.path.remote.ip())?;
         Some(Self { spi, local })
     }
 
-    /// Gives it back.
+    /// Gives the SPI back.
     pub(crate) fn release(self, profile: &Profile, cx: &mut Context<'_>) {
         cx.env.release_spi(&profile.config.name, self.local, self.spi);
     }
 }
 
-/// What was agreed upon for a CHILD_SA.
+/// What was negotiated for a CHILD_SA.
 #[derive(Debug)]
 pub(crate) struct NegotiatedChild {
     pub(crate) outbound_spi: u32,
@@ -42,7 +42,7 @@ pub(crate) struct NegotiatedChild {
 }
 
 impl NegotiatedChild {
-    /// The CHILD_SA; `initiator`: we began the exchange.
+    /// The CHILD_SA. `initiator`: whether we began the exchange.
     pub(crate) fn into_sa(self, inbound: ReservedSpi, initiator: bool, channel: &Channel) -> ChildSa {
         let ChildKeys { from_initiator, from_responder } = self.keys;
         let (outbound_key, inbound_key) =

@@ -1,5 +1,5 @@
-//! An IKE SA after IKE_AUTH: hands messages to the exchanges, begins what is queued, watches the
-//! clock.
+//! Drives an established IKE SA: gives messages to the exchanges, begins queued requests, keeps
+//! deadlines.
 
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
@@ -16,7 +16,7 @@ use crate::timer::Timer;
 use crate::tunnel::Tunnel;
 use crate::wire::{ExchangeType, Header, InvalidMessage, Payloads};
 
-/// Wait before a failed renewal is begun again.
+/// Wait before a failed reauthentication starts again.
 const REAUTHENTICATION_RETRY: Duration = Duration::from_secs(60);
 
 impl IkeSa {
@@ -51,7 +51,7 @@ impl IkeSa {
     /// Does what is due.
     pub(crate) fn handle_timeout(&mut self, tunnel: &mut Tunnel, cx: &mut Context<'_>) -> SaStep {
         let mut step = SaStep::Continue;
-        // start_queued_tasks() sets the timers anew.
+        // start_queued_tasks() sets the timers again.
         while let Some(timer) = self.timers.expired(cx.now) {
             match timer {
                 Timer::Retransmit => {
@@ -83,14 +83,14 @@ impl IkeSa {
         step
     }
 
-    /// Begins something; at once if the window is free.
+    /// Queues a task, and begins it at once if the window is free.
     pub(crate) fn begin(&mut self, task: Task, tunnel: &mut Tunnel, cx: &mut Context<'_>) {
         self.enqueue(task);
         self.start_queued_tasks(tunnel, cx);
     }
 
-    /// Another IKE SA has taken the place of this one. If that was begun by us, we delete this one
-    /// now; else the peer does, or we do later.
+    /// Another IKE SA has replaced this one. If we began the other one, we delete this one now.
+    /// Otherwise the peer deletes it, or we do after a while.
     pub(crate) fn supersede(&mut self, by: IkeId, ours: bool, tunnel: &mut Tunnel, cx: &mut Context<'_>) {
         self.lifecycle = Lifecycle::Superseded(by);
         if ours {
@@ -115,9 +115,9 @@ impl IkeSa {
         self.delete(tunnel, cx);
     }
 
-    /// Speaks from another address of ours from now on. True: the peer follows, since it believes
-    /// in a NAT before us, and is shown where by an authentic message (RFC 7296 2.23). False: what
-    /// it sends goes on to the old address, until a new IKE SA is made.
+    /// Changes our address. True: the peer detected a NAT before us and follows the authentic
+    /// message that is sent now (RFC 7296 2.23). False: the peer goes on sending to the old address
+    /// until a new IKE SA replaces this one.
     pub(crate) fn change_local_address(&mut self, local: IpAddr, tunnel: &mut Tunnel, cx: &mut Context<'_>) -> bool {
         if self.channel.path.remote.is_ipv4() != local.is_ipv4() {
             return false;
@@ -151,8 +151,7 @@ impl IkeSa {
         match exchange {
             ExchangeType::Informational => exchange::answer_informational(self, payloads, tunnel, cx),
             ExchangeType::CreateChildSa => exchange::answer_create_child_sa(self, payloads, tunnel, cx),
-            // IKE_AUTH is over, and of other exchanges we said nothing: whoever sends them gets no
-            // answer.
+            // IKE_AUTH is over, and we announced no other exchanges: they get no response.
             _ => SaStep::Continue,
         }
     }

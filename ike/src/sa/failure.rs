@@ -22,7 +22,7 @@ pub(crate) fn notified(exchange: &'static str, notify: NotifyType, peer: &PeerCo
         NotifyType::AuthenticationFailed => (
             PeerErrorKind::RefusedByPeer,
             format!(
-                "the peer does not accept that we are {}; compare the pre-shared key or certificates and the identities on both sides, the peer's log says more",
+                "the peer does not accept that we are {}; compare the pre-shared key or certificates and the identities on both sides; the peer's log says more",
                 peer.local_id
             ),
         ),
@@ -31,22 +31,22 @@ pub(crate) fn notified(exchange: &'static str, notify: NotifyType, peer: &PeerCo
         }
         NotifyType::InvalidKePayload => (
             PeerErrorKind::NoProposalChosen,
-            "the peer asks again and again for another key exchange method, or for one that is not configured here; compare the groups".to_owned(),
+            "the peer asks repeatedly for another key exchange method, or for one that is not configured here; compare the groups".to_owned(),
         ),
         NotifyType::InvalidSyntax | NotifyType::UnsupportedCriticalPayload | NotifyType::InvalidMajorVersion => {
-            (PeerErrorKind::Protocol, format!("the peer answered {notify}: it could not read what we sent; is it an IKEv2 daemon?"))
+            (PeerErrorKind::Protocol, format!("the peer answered {notify}: it could not read what we sent; check that it is an IKEv2 daemon"))
         }
         other => (PeerErrorKind::Notified, format!("the peer answered {other}; its log says why")),
     };
     PeerError::new(exchange, kind, detail)
 }
 
-/// No answer at all.
+/// The peer did not answer.
 pub(crate) fn silence(exchange: &'static str, remote: std::net::SocketAddr, transmissions: u32) -> PeerError {
     let what = if exchange == IKE_AUTH {
-        "it answered IKE_SA_INIT, so either its UDP port 4500 or large datagrams do not get through, or it dropped our request without a word"
+        "it answered IKE_SA_INIT, so either its UDP port 4500 or large datagrams do not get through, or it dropped our request silently"
     } else {
-        "is it up, and do firewalls on the way pass UDP 500 and 4500?"
+        "check that it is up and that firewalls on the way pass UDP 500 and 4500"
     };
     PeerError::new(
         exchange,
@@ -58,7 +58,7 @@ pub(crate) fn silence(exchange: &'static str, remote: std::net::SocketAddr, tran
 /// None of the peer's IKE proposals is acceptable.
 pub(crate) fn no_ike_proposal(ours: &[IkeProposal]) -> PeerError {
     let detail = match ours {
-        [] => "somebody begins with us, but no peer is configured here".to_owned(),
+        [] => "an initiator connects, but no peer is configured here".to_owned(),
         ours => format!("none of the peer's IKE proposals is acceptable; configured here: {}", ike_texts(ours)),
     };
     PeerError::new(IKE_SA_INIT, PeerErrorKind::NoProposalChosen, detail)
@@ -80,12 +80,12 @@ pub(crate) fn no_selectors(exchange: &'static str, peer: &PeerConfig) -> PeerErr
     PeerError::new(exchange, PeerErrorKind::TrafficSelectors, detail)
 }
 
-/// The proof is wrong, here.
+/// Our check of the peer's authentication failed, or we cannot authenticate.
 pub(crate) fn auth(error: &AuthError) -> PeerError {
     PeerError::new(IKE_AUTH, error.kind(), error.to_string())
 }
 
-/// The message breaks the rules.
+/// The peer's message breaks the protocol.
 pub(crate) fn invalid(exchange: &'static str, error: InvalidMessage) -> PeerError {
     let detail = match error {
         InvalidMessage::MajorVersion(_) => format!("{error}; configure the peer for IKEv2"),
@@ -94,7 +94,7 @@ pub(crate) fn invalid(exchange: &'static str, error: InvalidMessage) -> PeerErro
     PeerError::new(exchange, PeerErrorKind::Protocol, detail)
 }
 
-/// The kernel gave no SPI.
+/// The kernel reserved no SPI.
 pub(crate) fn no_spi(exchange: &'static str) -> PeerError {
     PeerError::new(
         exchange,

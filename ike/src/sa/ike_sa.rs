@@ -15,13 +15,13 @@ use crate::time::Instant;
 use crate::timer::{Timer, Timers};
 use crate::tunnel::Tunnel;
 
-/// How long the peer may take to delete what it should (the old CHILD_SA of its rekey, the redundant of
-/// two IKE SAs) before we do; longer than any retransmission.
+/// How long the peer may take to delete what it should delete: the old CHILD_SA of its rekey, or
+/// the redundant one of two IKE SAs. After this we delete it. Longer than all retransmissions.
 const PEER_DELETE_TIMEOUT: Duration = Duration::from_secs(15);
 /// How long an IKE SA may be without a CHILD_SA.
 const CHILDLESS_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// Who began an IKE SA, and when: when its IKE_SA_INIT was sent, or arrived.
+/// Who began an IKE SA, and when its IKE_SA_INIT was sent or arrived.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Initiation {
     /// We are its initiator.
@@ -42,44 +42,44 @@ impl Initiation {
     }
 }
 
-/// What an IKE SA is for.
+/// Where an IKE SA is in its life.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Lifecycle {
-    /// It is the one of its peer.
+    /// It is in use.
     Active,
-    /// Another has taken its place, and it waits to be deleted.
+    /// Another IKE SA has replaced it, and it waits to be deleted.
     Superseded(IkeId),
-    /// It was reported down; only the peer is still being told.
+    /// It was reported down, and DELETE is under way.
     Deleting,
 }
 
-/// What became of an IKE SA by a step.
+/// The result of a step of an IKE SA.
 #[derive(Debug)]
 pub(crate) enum SaStep {
-    /// It goes on.
+    /// Nothing changes for the endpoint.
     Continue,
-    /// It has become old: a new one is to be made.
+    /// A new IKE SA is to replace it.
     Reauthenticate,
-    /// The peer has rekeyed it: this is the new one; the old waits to be deleted.
+    /// The peer has rekeyed it. This is the new IKE SA; the old one waits to be deleted.
     Rekeyed(Box<IkeSa>),
-    /// It is over.
+    /// It is gone.
     Closed(CloseReason),
 }
 
-/// Why an IKE SA is over.
+/// Why an IKE SA is gone.
 #[derive(Debug)]
 pub(crate) enum CloseReason {
     /// The peer deleted it.
     ByPeer,
-    /// We did.
+    /// We deleted it.
     ByUs,
-    /// The peer does not answer.
+    /// The peer did not answer.
     Timeout,
-    /// Something broke it.
+    /// A protocol error ended it.
     Failed(PeerError),
 }
 
-/// See the module.
+/// An established IKE SA.
 #[derive(Debug)]
 pub(crate) struct IkeSa {
     pub(super) channel: Channel,
@@ -87,13 +87,15 @@ pub(crate) struct IkeSa {
     pub(super) details: IkeDetails,
     pub(super) lifecycle: Lifecycle,
     pub(super) pending: Option<PendingRequest>,
+    /// Requests to send when the window is free. None is queued twice, so there are a few at most for
+    /// each of the `MAX_CHILDREN` CHILD_SAs.
     pub(super) queue: VecDeque<Task>,
     initiation: Initiation,
     established: Instant,
-    /// The peer is known to have this IKE SA too: as responder we know by its first message after
-    /// IKE_AUTH.
+    /// Whether the peer is known to have this IKE SA too. As responder we know it by the first
+    /// message after IKE_AUTH.
     confirmed: bool,
-    /// When a CHILD_SA is to be asked for, there being none.
+    /// When to ask for a CHILD_SA, if there is none.
     pub(super) create_child_at: Option<Instant>,
     pub(super) timers: Timers,
 }
@@ -108,7 +110,7 @@ impl IkeSa {
         cx: &mut Context<'_>,
     ) -> Self {
         let lifetime = profile.config.timing.ike_lifetime;
-        // Its initiator makes it anew; the responder only if that does not happen.
+        // The initiator replaces it. The responder does so only if the initiator does not.
         let renew = match initiation {
             Initiation::ByUs(_) => cx.jittered(lifetime),
             Initiation::ByPeer(_) => lifetime.saturating_add(lifetime / 4),
@@ -142,24 +144,24 @@ impl IkeSa {
         self.channel.local_spi()
     }
 
-    /// Our end of it.
+    /// Whether we are its initiator.
     pub(crate) fn initiator(&self) -> bool {
         self.channel.role == Role::Initiator
     }
 
-    /// The peer's configuration that it goes by.
+    /// The peer's configuration that it uses.
     pub(crate) fn profile(&self) -> &Arc<Profile> {
         &self.profile
     }
 
-    /// Goes by this configuration of the peer from now on.
+    /// Uses this configuration of the peer from now on.
     pub(crate) fn set_profile(&mut self, profile: Arc<Profile>, now: Instant) {
         self.channel.timing = profile.config.timing;
         self.profile = profile;
         self.set_timers(now);
     }
 
-    /// For people.
+    /// What was negotiated, for people.
     pub(crate) fn details(&self) -> &IkeDetails {
         &self.details
     }
@@ -174,27 +176,27 @@ impl IkeSa {
         self.initiation
     }
 
-    /// Since when it is established here.
+    /// When it was established.
     pub(crate) fn established(&self) -> Instant {
         self.established
     }
 
-    /// When an authentic message came last.
+    /// When the last authentic message came.
     pub(crate) fn last_received(&self) -> Instant {
         self.channel.last_received
     }
 
-    /// When it is made anew.
+    /// When a new one is to replace it.
     pub(crate) fn reauthenticate_at(&self) -> Instant {
         self.timers.get(Timer::Reauthenticate).unwrap_or(self.established)
     }
 
-    /// The peer is known to have it too.
+    /// Whether the peer is known to have it too.
     pub(crate) fn is_confirmed(&self) -> bool {
         self.confirmed
     }
 
-    /// What it is for.
+    /// Where it is in its life.
     pub(crate) fn lifecycle(&self) -> Lifecycle {
         self.lifecycle
     }
@@ -220,8 +222,8 @@ impl IkeSa {
         [self.timers.next(), rekey, self.create_child_at.filter(|_| active)].into_iter().flatten().min()
     }
 
-    /// The IKE SA that was to replace this one is gone: it serves again, unless it is being deleted
-    /// already.
+    /// The IKE SA that superseded this one is gone: this one is active again, unless it is already
+    /// being deleted.
     pub(crate) fn reinstate(&mut self, gone: IkeId) {
         let deleting = matches!(self.pending, Some(PendingRequest::DeleteIke)) || self.queue.contains(&Task::DeleteIke);
         if self.lifecycle == Lifecycle::Superseded(gone) && !deleting {
@@ -230,8 +232,8 @@ impl IkeSa {
         }
     }
 
-    /// Its CHILD_SA did not come to be. The peer may still ask for one; an initiator asks again
-    /// later.
+    /// It has no CHILD_SA. If we initiate, we ask for one later; otherwise the peer may ask for
+    /// one.
     pub(crate) fn schedule_child_creation(&mut self, cx: &mut Context<'_>) {
         if self.profile.config.initiate {
             self.create_child_at = Some(cx.now + self.profile.config.timing.retry_max);
@@ -240,8 +242,7 @@ impl IkeSa {
         }
     }
 
-    /// Leaves nothing reserved behind. What is given is the last answer, to be repeated if it was
-    /// lost.
+    /// Releases what is reserved. Gives the last response, to be repeated if it was lost.
     pub(crate) fn release(mut self, cx: &mut Context<'_>) -> Option<LastResponse> {
         self.release_queue(cx);
         if let Some(pending) = self.pending.take() {
@@ -262,7 +263,7 @@ impl IkeSa {
         }
     }
 
-    /// Takes what concerns a CHILD_SA off the queue.
+    /// Removes tasks about a CHILD_SA from the queue.
     pub(super) fn drop_tasks_of(&mut self, id: ChildId) {
         self.queue.retain(|task| !matches!(task, Task::RekeyChild(child) | Task::DeleteChild(child) if *child == id));
     }
@@ -304,7 +305,7 @@ impl IkeSa {
         cx.out.event(Event::PeerFailed { peer: self.profile.config.name.clone(), error });
     }
 
-    /// Tries again later: to rekey, or to have a CHILD_SA at all.
+    /// Schedules another try: to rekey `old`, or to make a CHILD_SA if there is none.
     pub(super) fn retry_child_later(
         &mut self,
         old: Option<ChildId>,
@@ -320,7 +321,7 @@ impl IkeSa {
         }
     }
 
-    /// The last CHILD_SA went without another.
+    /// The last CHILD_SA was deleted, and no other one is being made.
     pub(super) fn last_child_deleted(&mut self, cx: &mut Context<'_>) {
         self.schedule_child_creation(cx);
         if let Some(create) = &mut self.create_child_at {

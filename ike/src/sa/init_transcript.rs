@@ -1,11 +1,10 @@
-//! What IKE_SA_INIT is about for both ends: what they say of themselves, and what it leaves for
-//! IKE_AUTH.
+//! What IKE_SA_INIT leaves for IKE_AUTH, and the capabilities that we announce in it.
 
 use crate::auth::{Authenticator, SignedOctets};
 use crate::crypto::{IkeKeys, Nonces};
 use crate::wire::{HashAlgorithm, Id, Notify, NotifyType};
 
-/// What both ends say of themselves in IKE_SA_INIT.
+/// Our capabilities, for IKE_SA_INIT.
 pub(super) fn capabilities() -> [Notify; 2] {
     [Notify::new(NotifyType::Ikev2FragmentationSupported), Notify::signature_hashes(&Authenticator::HASHES)]
 }

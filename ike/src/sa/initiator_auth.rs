@@ -1,4 +1,4 @@
-//! We begin: IKE_AUTH as initiator (RFC 7296 1.2).
+//! IKE_AUTH as initiator (RFC 7296 1.2).
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -28,23 +28,23 @@ pub(crate) struct InitiatorAuth {
     inbound: ReservedSpi,
 }
 
-/// What becomes of an [`InitiatorAuth`].
+/// The result of a step in IKE_AUTH.
 #[derive(Debug)]
 pub(crate) enum AuthStep {
-    /// It goes on.
+    /// The response has not come.
     Stay(Box<InitiatorAuth>),
-    /// The peer is who it should be.
+    /// The peer is authenticated.
     Up {
         /// The IKE SA.
         sa: Box<IkeSa>,
         /// Its CHILD_SA, or why there is none.
         child: Result<ChildSa, PeerError>,
     },
-    /// It is not, or does not want.
+    /// The peer's authentication failed, or it refused ours.
     Failed {
-        /// Why.
+        /// Why it failed.
         error: PeerError,
-        /// Where the peer is still being told.
+        /// Set while the peer is sent our refusal.
         channel: Option<Box<Channel>>,
     },
 }
@@ -87,7 +87,7 @@ impl InitiatorAuth {
         self.channel.retransmit_at()
     }
 
-    /// Sends again. `Err`: it was sent often enough; to be abandoned.
+    /// Retransmits. `Err`: all transmissions are used up; release it then.
     pub(crate) fn handle_timeout(&mut self, cx: &mut Context<'_>) -> Result<(), PeerError> {
         if self.channel.retransmit_at().is_none_or(|at| at > cx.now) || self.channel.retransmit(cx).is_some() {
             return Ok(());
@@ -95,12 +95,12 @@ impl InitiatorAuth {
         Err(failure::silence(IKE_AUTH, self.channel.path.remote, self.profile.config.timing.transmissions))
     }
 
-    /// Leaves nothing behind.
+    /// Gives the reserved SPI back.
     pub(crate) fn release(self, cx: &mut Context<'_>) {
         self.inbound.release(&self.profile, cx);
     }
 
-    /// Takes what came for our SPI.
+    /// Takes a datagram for our SPI.
     pub(crate) fn handle(
         mut self: Box<Self>,
         header: &Header,
@@ -116,7 +116,7 @@ impl InitiatorAuth {
                 let detail = format!("expected an answer to IKE_AUTH, got one to {exchange}");
                 self.fail(PeerError::new(IKE_AUTH, PeerErrorKind::Protocol, detail), true, cx)
             }
-            // Nothing can be asked of us before the peer has proven who it is.
+            // Requests are ignored until the peer is authenticated.
             Incoming::Request(..) | Incoming::Nothing => AuthStep::Stay(self),
         }
     }
@@ -158,7 +158,8 @@ impl InitiatorAuth {
         AuthStep::Up { sa: Box::new(IkeSa::new(channel, profile, details, Initiation::ByUs(begun), cx)), child }
     }
 
-    /// The peer's proof and certificate. In the error, whether it is to be told.
+    /// How the peer authenticated, and its certificate. The error says whether the peer must be
+    /// told.
     fn verify(
         &self,
         payloads: &Payloads,

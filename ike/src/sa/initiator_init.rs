@@ -1,4 +1,4 @@
-//! We begin: IKE_SA_INIT as initiator (RFC 7296 1.2).
+//! IKE_SA_INIT as initiator (RFC 7296 1.2).
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -17,8 +17,7 @@ use crate::output::Context;
 use crate::time::Instant;
 use crate::wire::{ExchangeType, Header, Message, Notify, NotifyType, Payload, Payloads};
 
-/// Cookies and changes of the key exchange method that are followed in one attempt; an honest peer
-/// asks for two.
+/// Most cookies and changes of the key exchange method in one attempt. An honest peer asks for two.
 const MAX_ROUNDS: u8 = 6;
 
 /// IKE_SA_INIT was sent to one address.
@@ -28,7 +27,7 @@ pub(crate) struct InitiatorInit {
     begun: Instant,
     spi: u64,
     path: Path,
-    /// What we say makes the peer believe in a NAT before us.
+    /// Whether our NAT_DETECTION_SOURCE_IP makes the peer detect a NAT before us.
     forced: bool,
     nonce: [u8; 32],
     key: InitiatorKeyExchange,
@@ -40,7 +39,7 @@ pub(crate) struct InitiatorInit {
     unverified_error: Option<PeerError>,
 }
 
-/// An answer that waits until another address has failed.
+/// A response that waits until another address has failed.
 #[derive(Debug)]
 struct DeferredResponse {
     datagram: Vec<u8>,
@@ -48,14 +47,14 @@ struct DeferredResponse {
     remote: SocketAddr,
 }
 
-/// What becomes of a [`InitiatorInit`].
+/// The result of a step in IKE_SA_INIT.
 #[derive(Debug)]
 pub(crate) enum InitStep {
-    /// It goes on.
+    /// IKE_SA_INIT is not over.
     Stay(Box<InitiatorInit>),
     /// IKE_AUTH was sent.
     Authenticate(Box<InitiatorAuth>),
-    /// It cannot go on.
+    /// This address failed.
     Failed(PeerError),
 }
 
@@ -71,7 +70,7 @@ impl InitiatorInit {
         let mut init = Self {
             begun: cx.now,
             spi: u64::from_be_bytes(cx.random()).max(1),
-            // A source that is not known yet cannot be said truly either.
+            // An unknown source address cannot be hashed truly.
             forced: profile.config.force_encapsulation || path.local.ip().is_unspecified(),
             path,
             nonce: cx.random(),
@@ -121,12 +120,12 @@ impl InitiatorInit {
         self.spi
     }
 
-    /// An answer has come and waits.
+    /// Whether a response has come and waits.
     pub(crate) fn has_deferred_response(&self) -> bool {
         self.deferred.is_some()
     }
 
-    /// Tells once what the peer (or anybody: it is not authentic) has answered.
+    /// Takes the unauthenticated error that came last.
     pub(crate) fn take_unverified_error(&mut self) -> Option<PeerError> {
         self.unverified_error.take()
     }
@@ -136,7 +135,7 @@ impl InitiatorInit {
         self.deferred.is_none().then(|| self.retransmission.next())
     }
 
-    /// Sends again. `Err`: it was sent often enough.
+    /// Retransmits. `Err`: all transmissions are used up.
     pub(crate) fn handle_timeout(&mut self, cx: &mut Context<'_>) -> Result<(), PeerError> {
         if self.deferred.is_some() || self.retransmission.next() > cx.now {
             return Ok(());
@@ -149,8 +148,8 @@ impl InitiatorInit {
         Ok(())
     }
 
-    /// Takes what came for our SPI. While another address of the peer is being authenticated, a
-    /// good answer waits.
+    /// Takes a datagram for our SPI. While another address of the peer is in IKE_AUTH, a good
+    /// response waits.
     pub(crate) fn handle(
         mut self: Box<Self>,
         datagram: &[u8],
@@ -183,7 +182,8 @@ impl InitiatorInit {
             };
         }
         if let Some(notify) = payloads.error() {
-            // RFC 7296 2.21.1: anybody could have sent this. It is told, and the attempt goes on.
+            // RFC 7296 2.21.1: anybody could have sent this. It is reported, and the attempt goes
+            // on.
             self.unverified_error = Some(failure::notified(IKE_SA_INIT, notify.kind, &self.profile.config));
             return InitStep::Stay(self);
         }
@@ -200,7 +200,7 @@ impl InitiatorInit {
         }
     }
 
-    /// It is this address's turn: takes the answer that waited.
+    /// Takes the response that waited: this address may start IKE_AUTH now.
     pub(crate) fn resume(mut self: Box<Self>, turn: AuthTurn, cx: &mut Context<'_>) -> InitStep {
         match self.deferred.take() {
             Some(DeferredResponse { datagram, local, remote }) => self.handle(&datagram, local, remote, turn, cx),
@@ -213,7 +213,8 @@ impl InitiatorInit {
         self.rounds <= MAX_ROUNDS
     }
 
-    /// RFC 7296 1.3: the peer wants another key exchange method. Only one that we offered is taken.
+    /// RFC 7296 1.3: the peer asks for another key exchange method. Only one that we offered is
+    /// accepted.
     fn change_group(&mut self, notify: &Notify, cx: &mut Context<'_>) -> Result<(), PeerError> {
         let offered = |group: &Group| self.profile.config.ike_proposals.iter().any(|p| p.groups.contains(group));
         let wanted = notify.data_u16().and_then(Group::from_number).filter(offered);
@@ -230,7 +231,8 @@ impl InitiatorInit {
         Ok(())
     }
 
-    /// Whether the answer is complete and within what we asked for. Nothing is used up by looking.
+    /// Checks that the response is complete and within what we offered. This does not use up the
+    /// key exchange.
     fn check(&self, message: &Message) -> Result<(), PeerError> {
         let malformed = |error| failure::invalid(IKE_SA_INIT, error);
         let payloads = &message.payloads;
@@ -304,14 +306,14 @@ impl InitiatorInit {
     }
 }
 
-/// Whether an address of the peer may be authenticated now.
+/// Whether an address of the peer may start IKE_AUTH now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum AuthTurn {
-    /// Another one is being authenticated.
+    /// Another address is in IKE_AUTH.
     Wait,
-    /// Yes.
+    /// No other address is in IKE_AUTH.
     Proceed {
-        /// We have nothing with this peer: INITIAL_CONTACT (RFC 7296 2.4).
+        /// Whether to send INITIAL_CONTACT: we have no SA with this peer (RFC 7296 2.4).
         initial_contact: bool,
     },
 }

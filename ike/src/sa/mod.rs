@@ -1,9 +1,9 @@
-//! IKE SAs. INIT and AUTH are states that are consumed by what comes next; after that, one small
-//! type for each exchange.
+//! IKE SAs. IKE_SA_INIT and IKE_AUTH are states: each consumes the one before. After them each
+//! exchange is a small module of its own.
 //!
 //! ```text
 //! InitiatorInit -> InitiatorAuth -> IkeSa      we begin
-//!            HalfOpen       -> IkeSa      the peer begins
+//! HalfOpen                       -> IkeSa      the peer begins
 //! ```
 
 mod channel;

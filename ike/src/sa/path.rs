@@ -1,4 +1,4 @@
-//! Where an IKE SA's datagrams go, and what stands between (RFC 7296 2.23).
+//! The addresses of an IKE SA, and the NATs between them (RFC 7296 2.23).
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
@@ -13,22 +13,22 @@ const IKE_PORT: u16 = 500;
 /// Where peers listen for IKE and ESP in UDP (RFC 3948), whatever our own port is.
 const NAT_PORT: u16 = 4500;
 
-/// Both ends of the way, and the NATs on it.
+/// The addresses of both ends, and the NATs between them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Path {
     /// Our address and port.
     pub(crate) local: SocketAddr,
     /// The peer's address and port.
     pub(crate) remote: SocketAddr,
-    /// A NAT (or forced detection) is before us.
+    /// Whether a NAT before us was detected or forced.
     pub(crate) nat_local: bool,
-    /// A NAT (or forced detection) is before the peer.
+    /// Whether a NAT before the peer was detected or forced.
     pub(crate) nat_remote: bool,
 }
 
 impl Path {
-    /// The way to one of the addresses of a peer, before anything is known of NATs. A port but 500
-    /// is spoken to from the NAT traversal port.
+    /// The path to one address of a peer, before NATs are known. We use our NAT traversal port
+    /// towards any port but 500.
     pub(crate) fn to(peer: &PeerConfig, remote: SocketAddr, cx: &mut Context<'_>) -> Self {
         let configured = peer.local.filter(|local| local.is_ipv4() == remote.is_ipv4());
         let local = configured.or_else(|| cx.env.source_address(remote.ip())).unwrap_or(match remote {
@@ -39,28 +39,27 @@ impl Path {
         Self { local: SocketAddr::new(local, port), remote, nat_local: false, nat_remote: false }
     }
 
-    /// ESP has to travel in UDP.
+    /// Whether ESP must travel in UDP.
     pub(crate) fn encapsulated(&self) -> bool {
         self.nat_local || self.nat_remote
     }
 
-    /// NAT_DETECTION_*_IP as we send them. Forced detection says a source that cannot be true, so
-    /// that the peer believes in a NAT before us.
+    /// Our NAT_DETECTION_*_IP. With `force`, the source hash is that of an impossible address, so
+    /// that the peer detects a NAT before us.
     pub(crate) fn notifies(&self, ike: IkeId, force: bool) -> [Notify; 2] {
         let source = if force { SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), 0) } else { self.local };
         let hash = |kind, address| Notify::with_data(kind, nat_detection_hash(ike, address).to_vec());
         [hash(NotifyType::NatDetectionSourceIp, source), hash(NotifyType::NatDetectionDestinationIp, self.remote)]
     }
 
-    /// Takes the peer's NAT_DETECTION_*_IP; `local` is where its message was received. Says whether
-    /// the peer knows NAT traversal at all.
+    /// Reads the peer's NAT_DETECTION_*_IP. True: the peer supports NAT traversal.
     pub(crate) fn detect(&mut self, ike: IkeId, payloads: &Payloads, forced: bool) -> bool {
         let of = |kind| payloads.notifies().filter(move |notify| notify.kind == kind);
         let is = |address: SocketAddr| move |notify: &Notify| notify.data == nat_detection_hash(ike, address);
         let supported = of(NotifyType::NatDetectionSourceIp).next().is_some()
             && of(NotifyType::NatDetectionDestinationIp).next().is_some();
         if supported {
-            // There may be several sources: one of the peer's addresses each.
+            // There may be several source hashes, one for each address of the peer.
             self.nat_remote = !of(NotifyType::NatDetectionSourceIp).any(is(self.remote));
             self.nat_local = forced || !of(NotifyType::NatDetectionDestinationIp).any(is(self.local));
         }

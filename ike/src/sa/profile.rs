@@ -5,7 +5,7 @@ use crate::config::PeerConfig;
 use crate::output::Context;
 use crate::time::Instant;
 
-/// A peer as configured, with what was prepared from it.
+/// A peer's configuration and its prepared credentials.
 #[derive(Debug)]
 pub(crate) struct Profile {
     pub(crate) config: PeerConfig,

@@ -1,4 +1,4 @@
-//! The peer begins: IKE_SA_INIT and IKE_AUTH as responder (RFC 7296 1.2).
+//! IKE_SA_INIT and IKE_AUTH as responder (RFC 7296 1.2).
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -22,32 +22,32 @@ use crate::wire::{
     Payloads,
 };
 
-/// What to answer an IKE_SA_INIT request by, before it is known whose it is.
+/// What an IKE_SA_INIT request is answered with before the peer is known.
 #[derive(Clone, Copy)]
 pub(crate) struct InitPolicy<'a> {
-    /// Proposals of any peer, best first.
+    /// Proposals of all peers, best first.
     pub(crate) proposals: &'a [IkeProposal],
-    /// What certificates any peer may show.
+    /// Trust anchors of all peers.
     pub(crate) request: Option<&'a CertificateRequest>,
-    /// Whether to make the peer believe in a NAT before us; asked only once there is something to
-    /// answer.
+    /// Whether to make the peer detect a NAT before us. Called only for a request that can be
+    /// answered.
     pub(crate) force_encapsulation: &'a dyn Fn() -> bool,
 }
 
-/// Gives the peer of an identity, and of ours if the initiator said which.
+/// Finds the peer with an identity and, if the initiator sent IDr, with our identity.
 pub(crate) type FindPeer<'a> = dyn Fn(&Identity, Option<&Identity>) -> Option<Arc<Profile>> + 'a;
 
-/// What becomes of an IKE_SA_INIT request.
+/// The result of an IKE_SA_INIT request.
 #[derive(Debug)]
 pub(crate) enum InitOutcome {
     /// It was answered, and IKE_AUTH is awaited.
     HalfOpen(Box<HalfOpen>),
-    /// It was answered by an error (none if it was just fine to repeat with another group), nothing
-    /// is kept.
+    /// It was answered with an error notification, and nothing is kept. `None`: the initiator only
+    /// has to use another group.
     Refused(Option<PeerError>),
-    /// It lacks something, and is not answered.
+    /// A payload is missing, so it was not answered.
     Malformed(InvalidMessage),
-    /// It cannot be answered now.
+    /// It was not answered: no key could be made.
     Ignored,
 }
 
@@ -67,7 +67,7 @@ pub(crate) struct HalfOpen {
 enum KeyState {
     Pending(ResponderKeyExchange),
     Derived(Box<Channel>),
-    /// The peer's key is no key.
+    /// The peer's share cannot be used.
     Invalid,
 }
 
@@ -95,7 +95,7 @@ impl HalfOpen {
             return InitOutcome::Refused(Some(failure::no_ike_proposal(policy.proposals)));
         };
         if key_exchange.group != chosen.suite.group.number() {
-            // RFC 7296 1.2: the initiator guessed wrong.
+            // RFC 7296 1.2: the initiator guessed another group.
             refuse(Notify::invalid_ke(chosen.suite.group.number()), cx);
             return InitOutcome::Refused(None);
         }
@@ -162,8 +162,8 @@ impl HalfOpen {
         self.path.remote
     }
 
-    /// RFC 7296 2.23: IKE_AUTH may come by other ports, since the initiator floats to 4500; and a
-    /// NAT may map anew then.
+    /// Derives the keys. RFC 7296 2.23: IKE_AUTH may come from other ports, since the initiator
+    /// moves to port 4500, and a NAT may map it differently then.
     fn derive_keys(&mut self, local: SocketAddr, remote: SocketAddr, cx: &Context<'_>) {
         let KeyState::Pending(key_exchange) = std::mem::replace(&mut self.key_state, KeyState::Invalid) else {
             return;
@@ -178,7 +178,7 @@ impl HalfOpen {
         self.key_state = KeyState::Derived(Box::new(channel.after_init()));
     }
 
-    /// Takes what came for our SPI.
+    /// Takes a datagram for our SPI.
     pub(crate) fn handle(
         mut self: Box<Self>,
         header: &Header,
@@ -206,7 +206,7 @@ impl HalfOpen {
             self.key_state = KeyState::Derived(channel);
             return AuthOutcome::Stay(self);
         };
-        // Who sent this has the keys, so this is where it is, whatever came to our SPI before.
+        // The sender has the keys, so this is its address, whatever came for our SPI before.
         channel.path.local = local;
         channel.path.remote = remote;
         let identity = payloads.as_ref().ok().and_then(|payloads| payloads.id_initiator().ok()?.identity());
@@ -224,7 +224,7 @@ impl HalfOpen {
         }
     }
 
-    /// Who the peer is, and that it is.
+    /// Finds the peer and checks its authentication.
     fn authenticate(
         &self,
         payloads: &Payloads,
@@ -254,14 +254,14 @@ impl HalfOpen {
         };
         let name = profile.config.name.clone();
         let refused = |error: PeerError| AuthRejection::authentication(error, Some(name.clone()));
-        // IKE_SA_INIT was answered by what any peer may use; now it is known which.
+        // IKE_SA_INIT was answered with the proposals of all peers. Now the peer is known.
         if !profile.config.ike_proposals.iter().any(|proposal| proposal.allows(self.suite)) {
             let error = failure::no_ike_proposal(&profile.config.ike_proposals);
             let notify = Notify::new(NotifyType::NoProposalChosen);
             return Err(Box::new(AuthRejection { notify, error, peer: Some(name) }));
         }
         let authentication = payloads.authentication().map_err(|_| {
-            let detail = "the peer sent no AUTH: it wants EAP, which is not supported; configure a pre-shared key or certificates there";
+            let detail = "the peer sent no AUTH: it wants EAP, which is not supported; configure a pre-shared key or certificates at the peer";
             refused(PeerError::new(IKE_AUTH, PeerErrorKind::AuthenticationFailed, detail.to_owned()))
         })?;
         let certificates: Vec<Certificate> = payloads.certificates().cloned().collect();
@@ -341,31 +341,31 @@ impl AuthRejection {
     }
 }
 
-/// What becomes of a [`HalfOpen`].
+/// The result of a step in IKE_AUTH.
 #[derive(Debug)]
 pub(crate) enum AuthOutcome {
-    /// It goes on.
+    /// IKE_AUTH has not come.
     Stay(Box<HalfOpen>),
-    /// The peer is one of ours, and knows it.
+    /// The peer is authenticated, and the response was sent.
     Up {
         /// The IKE SA.
         sa: Box<IkeSa>,
         /// Its CHILD_SA, or why there is none.
         child: Result<ChildSa, PeerError>,
-        /// The peer has nothing else with us.
+        /// Whether the peer sent INITIAL_CONTACT.
         initial_contact: bool,
     },
-    /// It is not, and was told.
+    /// Authentication failed, and the peer was sent an error.
     Refused {
-        /// The peer that it said it was, if there is one.
+        /// The configured peer that it claimed to be, if there is one.
         peer: Option<PeerName>,
-        /// Who it said it was.
+        /// The identity that it sent.
         identity: Option<Identity>,
-        /// Where from.
+        /// Its address.
         from: SocketAddr,
-        /// Why.
+        /// Why it was refused.
         error: PeerError,
-        /// The answer, in case it is lost.
+        /// The response, to be repeated if it is lost.
         last_response: Option<LastResponse>,
     },
 }
@@ -382,8 +382,8 @@ fn reject(
     AuthOutcome::Refused { peer, identity, from, error, last_response: channel.into_last_response() }
 }
 
-/// The CHILD_SA of IKE_AUTH and the payloads that tell of it; or why there is none, and the
-/// notification that tells that.
+/// The CHILD_SA of IKE_AUTH and its payloads for the response. The error holds the notification for
+/// the response.
 fn child(
     payloads: &Payloads,
     transcript: &InitTranscript,

@@ -1,4 +1,4 @@
-//! What an established IKE SA has to ask the peer: requests in the queue, and the one under way.
+//! The requests of an established IKE SA: those in the queue, and the one under way.
 
 use super::child::ReservedSpi;
 use super::profile::Profile;
@@ -8,18 +8,18 @@ use crate::event::ChildId;
 use crate::output::Context;
 use crate::wire::ExchangeType;
 
-/// Something to begin when the window is free.
+/// A request to send when the window is free.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Task {
     /// An empty INFORMATIONAL request (RFC 7296 2.4).
     Liveness,
-    /// A CHILD_SA where there is none.
+    /// Make a CHILD_SA where there is none.
     CreateChild,
-    /// A new CHILD_SA for an old one.
+    /// Rekey a CHILD_SA.
     RekeyChild(ChildId),
     /// Delete a CHILD_SA.
     DeleteChild(ChildId),
-    /// Delete a CHILD_SA that only the peer has made.
+    /// Delete a CHILD_SA that only the peer has.
     DeleteUnused(ReservedSpi),
     /// Delete the IKE SA.
     DeleteIke,
@@ -33,26 +33,26 @@ pub(super) enum PendingRequest {
     DeleteChild(ChildId),
     DeleteUnused(ReservedSpi),
     DeleteIke,
-    /// Nobody wants to know any more.
+    /// The IKE SA was reported down: the response does not matter.
     Abandoned,
 }
 
 /// Our request for a CHILD_SA.
 #[derive(Debug)]
 pub(super) struct CreateChildRequest {
-    /// The one that it is to replace.
+    /// The CHILD_SA to replace.
     pub(super) old: Option<ChildId>,
     pub(super) inbound: ReservedSpi,
     pub(super) nonce: [u8; 32],
     pub(super) key: Option<InitiatorKeyExchange>,
-    /// The peer has asked for another group before.
+    /// Whether the peer has already asked for another group.
     pub(super) group_changed: bool,
-    /// The peer replaces the same one at the same time.
+    /// The peer replaces the same CHILD_SA at the same time.
     pub(super) collision: Option<RekeyCollision>,
 }
 
 impl Task {
-    /// Leaves nothing reserved behind.
+    /// Releases what is reserved.
     pub(super) fn release(self, profile: &Profile, cx: &mut Context<'_>) {
         if let Self::DeleteUnused(reserved) = self {
             reserved.release(profile, cx);
@@ -69,7 +69,7 @@ impl PendingRequest {
         }
     }
 
-    /// Leaves nothing reserved behind.
+    /// Releases what is reserved.
     pub(super) fn release(self, profile: &Profile, cx: &mut Context<'_>) {
         match self {
             Self::CreateChild(request) => request.inbound.release(profile, cx),

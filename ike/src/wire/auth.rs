@@ -44,10 +44,10 @@ impl Codec for CertificateRequest {
     }
 }
 
-/// A proof of identity.
+/// Authentication.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Authentication {
-    /// How.
+    /// Authentication method.
     pub method: AuthMethod,
     /// Authentication data.
     pub data: Vec<u8>,

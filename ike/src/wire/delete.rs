@@ -6,7 +6,7 @@ use super::reader::{Codec, InvalidMessage, Reader};
 /// SAs that their sender has removed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Delete {
-    /// This IKE SA with everything that it has.
+    /// This IKE SA with all its CHILD_SAs.
     Ike,
     /// CHILD_SAs, by the SPIs with which the sender receives.
     Children {

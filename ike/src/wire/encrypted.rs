@@ -1,4 +1,4 @@
-//! The outside of an encrypted message: what stands before the ciphertext (RFC 7296 3.14, RFC 7383
+//! The outside of an encrypted message: everything before the ciphertext (RFC 7296 3.14, RFC 7383
 //! 2.5).
 
 use super::header::{CheckedHeader, HEADER_LEN, Header, set_length};
@@ -62,7 +62,7 @@ impl EncryptedPrefix {
     }
 }
 
-/// An encrypted message, taken apart but not yet believed.
+/// An encrypted message, taken apart but not yet authenticated.
 #[derive(Debug)]
 pub(crate) struct EncryptedMessage<'a> {
     pub(crate) front: EncryptedPrefix,

@@ -1,4 +1,4 @@
-//! Fragments of one message, decrypted, and putting them together again (RFC 7383 2.6).
+//! Reassembly of the decrypted fragments of one message (RFC 7383 2.6).
 
 use super::message::Payloads;
 use super::numbers::PayloadType;
@@ -6,11 +6,11 @@ use super::reader::InvalidMessage;
 
 /// Most fragments of one message.
 pub const MAX_FRAGMENTS: u16 = 128;
-/// Most octets of a message put together. Strangers may make us keep as much (after a key exchange,
-/// RFC 7383 2.6), and chains of certificates are far smaller.
+/// Most octets of a reassembled message. After a key exchange anybody can make us keep as many (RFC
+/// 7383 2.6). Certificate chains are far smaller.
 pub const MAX_REASSEMBLED: usize = 32_768;
 
-/// A fragment that was authentic: what SKF carried.
+/// An authentic fragment: the contents of SKF.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Fragment {
     /// Fragment number, from 1.
@@ -23,7 +23,8 @@ pub struct Fragment {
     pub data: Vec<u8>,
 }
 
-/// What has come of one message. Takes authentic fragments only, of one message ID and direction.
+/// The fragments of one message that have come. Give it authentic fragments of one message ID and
+/// direction only.
 #[derive(Debug, Default)]
 pub struct Reassembly {
     first: Option<PayloadType>,
@@ -32,13 +33,12 @@ pub struct Reassembly {
 }
 
 impl Reassembly {
-    /// Nothing has come yet.
+    /// Without fragments.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Takes a fragment; gives the payloads when it was the last one missing, and is empty again
-    /// then.
+    /// Takes a fragment. If it was the last one missing, gives the payloads and is empty again.
     ///
     /// # Errors
     /// If the whole is malformed, or larger than [`MAX_FRAGMENTS`] or [`MAX_REASSEMBLED`].

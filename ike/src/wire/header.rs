@@ -27,7 +27,7 @@ pub struct Header {
     pub message_id: u32,
 }
 
-/// What stands in front of the payloads, as read.
+/// A header with checked version and length.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct CheckedHeader {
     pub(crate) header: Header,
@@ -44,14 +44,14 @@ impl Header {
         CheckedHeader::read(&mut Reader::new("IKE header", datagram), datagram.len()).map(|front| front.header)
     }
 
-    /// The header of a datagram of whatever version and length; `None` if it is shorter than a
+    /// The header of a datagram of any version and length. `None` if the datagram is shorter than a
     /// header. For answering INVALID_MAJOR_VERSION (RFC 7296 2.5) and for logs.
     pub fn peek(datagram: &[u8]) -> Option<Self> {
         let mut reader = Reader::new("IKE header", datagram);
         RawHeader::read(&mut reader).ok().map(|raw| raw.header)
     }
 
-    /// Writes the header with length 0, which [`finish`] fills in.
+    /// Writes the header with length 0; [`set_length`] fills it in.
     pub(crate) fn encode(&self, out: &mut Vec<u8>, next_payload: PayloadType) {
         out.extend_from_slice(&self.initiator_spi.to_be_bytes());
         out.extend_from_slice(&self.responder_spi.to_be_bytes());
@@ -79,7 +79,7 @@ pub(crate) fn set_length(message: &mut [u8], length: usize) {
 impl CheckedHeader {
     pub(crate) fn read(reader: &mut Reader<'_>, actual: usize) -> Result<Self, InvalidMessage> {
         let raw = RawHeader::read(reader)?;
-        // Version first: a later version may lay out the rest differently.
+        // The version is checked first: a later version may lay out the rest differently.
         if raw.version >> 4 != VERSION >> 4 {
             return Err(InvalidMessage::MajorVersion(raw.version >> 4));
         }

@@ -26,8 +26,8 @@ impl Id {
         body
     }
 
-    /// The identity that it says; `None` for types that we do not know or data that does not fit
-    /// the type.
+    /// The identity in it. `None` for types that we do not know and for data that does not fit the
+    /// type.
     pub fn identity(&self) -> Option<Identity> {
         let data = self.data.as_slice();
         let text = || std::str::from_utf8(data).ok().filter(|text| !text.is_empty()).map(str::to_owned);

@@ -7,7 +7,8 @@ pub const NONCE_MIN: usize = 16;
 /// Longest nonce, octets.
 pub const NONCE_MAX: usize = 256;
 
-/// A public key of a key exchange method.
+/// The sender's share of a key exchange: a public key or, for a KEM, an encapsulation key or
+/// ciphertext.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct KeyExchange {
     /// The method: a transform ID of type KE, e.g. 31.

@@ -17,7 +17,7 @@ pub const MAX_PAYLOADS: usize = 128;
 
 const CRITICAL: u8 = 0x80;
 
-/// A message in clear: IKE_SA_INIT, or an answer to something that has no IKE SA.
+/// A message in clear: IKE_SA_INIT, or a response to a message that belongs to no IKE SA.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Message {
     /// Its header.
@@ -46,8 +46,7 @@ impl Message {
     /// Reads a datagram without non-ESP marker.
     ///
     /// # Errors
-    /// [`InvalidMessage::MisplacedEncrypted`] if it is encrypted, and whatever else is wrong with
-    /// it.
+    /// [`InvalidMessage::MisplacedEncrypted`] if it is encrypted, or what else is wrong with it.
     pub fn decode(datagram: &[u8]) -> Result<Self, InvalidMessage> {
         let mut reader = Reader::new("message", datagram);
         let front = CheckedHeader::read(&mut reader, datagram.len())?;
@@ -55,8 +54,8 @@ impl Message {
     }
 }
 
-/// The payloads of a message, in order. Of those that may stand once, there is one at most when
-/// they were read.
+/// The payloads of a message, in order. A message that was read has at most one payload of each
+/// type that may occur once.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Payloads(Vec<Payload>);
 
@@ -66,7 +65,7 @@ impl Payloads {
         Self::default()
     }
 
-    /// Adds one at the end.
+    /// Adds a payload at the end.
     pub fn push(&mut self, payload: Payload) {
         self.0.push(payload);
     }
@@ -76,12 +75,12 @@ impl Payloads {
         self.push(Payload::Notify(notify));
     }
 
-    /// All of them.
+    /// All payloads.
     pub fn as_slice(&self) -> &[Payload] {
         &self.0
     }
 
-    /// All of them, one by one.
+    /// Iterates over all payloads.
     pub fn iter(&self) -> std::slice::Iter<'_, Payload> {
         self.0.iter()
     }
@@ -106,7 +105,7 @@ impl Payloads {
         })
     }
 
-    /// KE.
+    /// The KE payload.
     ///
     /// # Errors
     /// [`InvalidMessage::Missing`].
@@ -117,7 +116,7 @@ impl Payloads {
         })
     }
 
-    /// Ni or Nr.
+    /// The nonce.
     ///
     /// # Errors
     /// [`InvalidMessage::Missing`].
@@ -128,7 +127,7 @@ impl Payloads {
         })
     }
 
-    /// IDi.
+    /// The IDi payload.
     ///
     /// # Errors
     /// [`InvalidMessage::Missing`].
@@ -139,7 +138,7 @@ impl Payloads {
         })
     }
 
-    /// IDr.
+    /// The IDr payload.
     ///
     /// # Errors
     /// [`InvalidMessage::Missing`].
@@ -150,7 +149,7 @@ impl Payloads {
         })
     }
 
-    /// AUTH.
+    /// The AUTH payload.
     ///
     /// # Errors
     /// [`InvalidMessage::Missing`].
@@ -161,7 +160,7 @@ impl Payloads {
         })
     }
 
-    /// TSi.
+    /// The selectors of the TSi payload.
     ///
     /// # Errors
     /// [`InvalidMessage::Missing`].
@@ -172,7 +171,7 @@ impl Payloads {
         })
     }
 
-    /// TSr.
+    /// The selectors of the TSr payload.
     ///
     /// # Errors
     /// [`InvalidMessage::Missing`].
@@ -235,7 +234,7 @@ impl Payloads {
     /// Reads a chain whose first payload is of type `first`.
     ///
     /// # Errors
-    /// Whatever is wrong with it.
+    /// What is malformed.
     pub fn decode(first: PayloadType, octets: &[u8]) -> Result<Self, InvalidMessage> {
         Self::read(first, Reader::new("payloads", octets))
     }
@@ -302,7 +301,7 @@ impl GenericHeader {
     }
 }
 
-/// Writes payloads with their generic headers, the last one saying that nothing follows.
+/// Writes payloads with their generic headers. The last one says that nothing follows.
 fn encode_chain(payloads: &[Payload], out: &mut Vec<u8>) {
     let mut rest = payloads.iter();
     while let Some(payload) = rest.next() {

@@ -1,5 +1,4 @@
-//! Messages of IKEv2 as bytes (RFC 7296 3, RFC 7383): what may stand in them, each type encoding
-//! and reading itself.
+//! Messages of IKEv2 as bytes (RFC 7296 3, RFC 7383). Each type encodes and reads itself.
 //!
 //! Everything here is bounded and never panics: a datagram either becomes a [`Message`]
 //! (IKE_SA_INIT, in clear), is opened by `crypto::IkeCipher` into [`Payloads`], or is refused with

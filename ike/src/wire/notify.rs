@@ -6,7 +6,7 @@ use super::reader::{Codec, InvalidMessage, Reader};
 /// A notification.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Notify {
-    /// What it says.
+    /// Notify message type.
     pub kind: NotifyType,
     /// Protocol of the SA that it is about; [`Protocol::None`] if it is about none or about this
     /// IKE SA.
@@ -40,7 +40,7 @@ impl Notify {
         Self::with_data(NotifyType::SignatureHashAlgorithms, data)
     }
 
-    /// INVALID_KE_PAYLOAD with the group that is wanted (RFC 7296 1.3).
+    /// INVALID_KE_PAYLOAD with the group that we want (RFC 7296 1.3).
     pub fn invalid_ke(group: u16) -> Self {
         Self::with_data(NotifyType::InvalidKePayload, group.to_be_bytes().to_vec())
     }
@@ -90,9 +90,9 @@ impl Codec for Notify {
 }
 
 impl InvalidMessage {
-    /// The notification that answers an authentic request which breaks the rules like this (RFC
-    /// 7296 2.21): UNSUPPORTED_CRITICAL_PAYLOAD with its type, INVALID_MAJOR_VERSION with ours, or
-    /// INVALID_SYNTAX.
+    /// The notification for an authentic request that breaks the protocol in this way (RFC 7296
+    /// 2.21): UNSUPPORTED_CRITICAL_PAYLOAD with its type, INVALID_MAJOR_VERSION with our version,
+    /// or INVALID_SYNTAX.
     pub fn notify(&self) -> Notify {
         match *self {
             Self::UnsupportedCriticalPayload(kind) => {

@@ -1,5 +1,5 @@
-//! Numbers of the IANA registry "Internet Key Exchange Version 2 (IKEv2) Parameters". What has no
-//! name here is kept as `Unknown`.
+//! Numbers of the IANA registry "Internet Key Exchange Version 2 (IKEv2) Parameters". Numbers
+//! without a name here are kept as `Unknown`.
 
 use std::fmt;
 

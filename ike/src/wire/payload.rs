@@ -10,36 +10,36 @@ use super::reader::{Codec, InvalidMessage, Reader, with_length};
 use super::sa::{Proposal, encode_proposals, read_proposals};
 use super::selector::{TrafficSelector, encode_selectors, read_selectors};
 
-/// A payload.
+/// A payload, named by its type.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Payload {
-    /// SA.
+    /// SA: proposals.
     SecurityAssociation(Vec<Proposal>),
-    /// KE.
+    /// KE: a share of a key exchange.
     KeyExchange(KeyExchange),
-    /// IDi.
+    /// IDi: the initiator's identification.
     IdInitiator(Id),
-    /// IDr.
+    /// IDr: the responder's identification.
     IdResponder(Id),
-    /// CERT.
+    /// CERT: a certificate.
     Certificate(Certificate),
-    /// CERTREQ.
+    /// CERTREQ: acceptable certification authorities.
     CertificateRequest(CertificateRequest),
-    /// AUTH.
+    /// AUTH: authentication data.
     Authentication(Authentication),
-    /// Ni or Nr.
+    /// Ni or Nr: a nonce.
     Nonce(Vec<u8>),
-    /// N.
+    /// N: a notification.
     Notify(Notify),
-    /// D.
+    /// D: SAs that the sender deletes.
     Delete(Delete),
-    /// V.
+    /// V: a vendor ID.
     VendorId(Vec<u8>),
-    /// TSi.
+    /// TSi: the initiator's traffic selectors.
     TrafficSelectorsInitiator(Vec<TrafficSelector>),
-    /// TSr.
+    /// TSr: the responder's traffic selectors.
     TrafficSelectorsResponder(Vec<TrafficSelector>),
-    /// CP, EAP, and what we have no name for and is not critical.
+    /// CP, EAP, and unknown payloads that are not critical.
     Unknown {
         /// Its type.
         kind: PayloadType,
@@ -69,7 +69,7 @@ impl Payload {
         }
     }
 
-    /// Whether only one of its type may stand in a message.
+    /// Whether a message may have only one payload of this type.
     pub(crate) fn is_single(kind: PayloadType) -> bool {
         matches!(
             kind,
@@ -125,8 +125,8 @@ impl Payload {
             PayloadType::TrafficSelectorsInitiator => Self::TrafficSelectorsInitiator(read_selectors(contents)?),
             PayloadType::TrafficSelectorsResponder => Self::TrafficSelectorsResponder(read_selectors(contents)?),
             PayloadType::Encrypted | PayloadType::EncryptedFragment => return Err(InvalidMessage::MisplacedEncrypted),
-            // RFC 7296 2.5: the critical bit counts for types that are not understood; those of RFC
-            // 7296 itself are.
+            // RFC 7296 2.5: the critical bit counts only for types that are not understood. Types
+            // of RFC 7296 itself count as understood.
             PayloadType::Unknown(number) if critical => {
                 return Err(InvalidMessage::UnsupportedCriticalPayload(number));
             }

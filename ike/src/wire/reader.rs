@@ -1,27 +1,27 @@
-//! Bounded reading, and what can be wrong with a message.
+//! Bounded reading, and how a message can be malformed.
 
 use super::numbers::PayloadType;
 
-/// How a message breaks RFC 7296 3. Where the message was authentic, the answer is
-/// [`InvalidMessage::notify`].
+/// How a message breaks RFC 7296 3. If the message is authentic, [`InvalidMessage::notify`] is the
+/// answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum InvalidMessage {
-    /// Something ends before its contents do.
+    /// A structure ends before its contents do.
     #[error("{what} ends early: {needed} more octets needed, {left} left")]
     Truncated {
         /// The structure, in the RFC's words.
         what: &'static str,
         /// Octets that the next field takes.
         needed: usize,
-        /// Octets that there are.
+        /// Octets that are left.
         left: usize,
     },
-    /// Something goes on after its contents have ended.
+    /// A structure goes on after its contents have ended.
     #[error("{octets} octets too many after {what}")]
     TrailingBytes {
         /// The structure, in the RFC's words.
         what: &'static str,
-        /// How many.
+        /// Octets left over.
         octets: usize,
     },
     /// A length field is smaller than the fixed part of its structure.
@@ -46,10 +46,10 @@ pub enum InvalidMessage {
     /// An IKE SA initiator's SPI of zero (RFC 7296 3.1).
     #[error("the initiator's SPI is zero")]
     ZeroInitiatorSpi,
-    /// More of something than any honest peer sends.
+    /// More of something than an honest peer sends.
     #[error("more than {limit} {what}")]
     TooMany {
-        /// Of what.
+        /// What there is too much of.
         what: &'static str,
         /// Our limit.
         limit: usize,
@@ -57,7 +57,7 @@ pub enum InvalidMessage {
     /// An unknown payload with the critical bit (RFC 7296 2.5).
     #[error("unknown payload type {0} is marked critical")]
     UnsupportedCriticalPayload(u8),
-    /// A payload that may stand once only stands twice.
+    /// A payload that may occur once occurs twice.
     #[error("payload {0} stands twice")]
     Duplicate(PayloadType),
     /// A payload that this message must have is not there.
@@ -133,7 +133,7 @@ pub enum InvalidMessage {
     Padding(u8),
 }
 
-/// Reads and never goes past the end.
+/// Reads octets and never goes past the end.
 #[derive(Debug, Clone)]
 pub(crate) struct Reader<'a> {
     what: &'static str,
@@ -191,12 +191,12 @@ impl<'a> Reader<'a> {
         Ok(Reader { what, bytes })
     }
 
-    /// Everything that is left.
+    /// Takes everything that is left.
     pub(crate) fn rest(&mut self) -> &'a [u8] {
         std::mem::take(&mut self.bytes)
     }
 
-    /// Nothing may be left.
+    /// Checks that nothing is left.
     pub(crate) fn finish(self) -> Result<(), InvalidMessage> {
         if self.bytes.is_empty() {
             return Ok(());
@@ -205,7 +205,7 @@ impl<'a> Reader<'a> {
     }
 }
 
-/// What stands in a message: writes itself, and reads itself from exactly its octets.
+/// A part of a message that writes itself, and reads itself from exactly its octets.
 pub(crate) trait Codec: Sized {
     fn encode(&self, out: &mut Vec<u8>);
     fn read(reader: &mut Reader<'_>) -> Result<Self, InvalidMessage>;
@@ -216,8 +216,8 @@ pub(crate) trait Codec: Sized {
 pub(crate) fn with_length(out: &mut Vec<u8>, offset: usize, write: impl FnOnce(&mut Vec<u8>)) {
     let start = out.len();
     write(out);
-    // Contents come from bounded parsing or checked configuration, so this never cuts anything;
-    // were it otherwise, the lengths still agree.
+    // Contents come from bounded parsing or checked configuration, so this never cuts anything. If
+    // it did, the lengths would still agree.
     out.truncate(start.saturating_add(usize::from(u16::MAX)));
     let length = u16::try_from(out.len().saturating_sub(start)).unwrap_or(u16::MAX);
     if let Some(field) = out.get_mut(start.saturating_add(offset)..).and_then(<[u8]>::first_chunk_mut) {

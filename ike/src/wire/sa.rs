@@ -6,8 +6,8 @@ use crate::config::{Aead, Group, Prf};
 
 /// Most proposals of one payload; honest peers send below ten.
 pub const MAX_PROPOSALS: usize = 32;
-/// Most transforms of one payload, all proposals together; honest peers send below a hundred.
-/// Strangers make us look through them.
+/// Most transforms of one payload, all proposals together. Honest peers send below a hundred;
+/// anybody can make us search through them.
 pub const MAX_TRANSFORMS: usize = 512;
 /// Most transforms of one proposal; the count is one octet.
 const PROPOSAL_TRANSFORMS: usize = 255;
@@ -17,13 +17,13 @@ const MAX_ATTRIBUTES: usize = 8;
 const ATTRIBUTE_KEY_LENGTH: u16 = 14;
 const ATTRIBUTE_SHORT: u16 = 0x8000;
 
-/// One alternative: for each transform type in it, one of the transforms of that type is to be
-/// chosen.
+/// One alternative. For each transform type in it, the responder chooses one of the transforms of
+/// that type.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Proposal {
-    /// Its number; from 1, in a choice the number of the proposal chosen.
+    /// Proposal number, from 1. In a response, the number of the chosen proposal.
     pub number: u8,
-    /// For what.
+    /// The protocol of the SA.
     pub protocol: Protocol,
     /// The sender's SPI: empty in IKE_SA_INIT, 8 octets when rekeying an IKE SA, 4 octets for ESP.
     pub spi: Vec<u8>,
@@ -48,12 +48,12 @@ impl Proposal {
     }
 }
 
-/// An algorithm.
+/// An algorithm of one transform type.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Transform {
-    /// Of what type.
+    /// Transform type.
     pub kind: TransformType,
-    /// Its number.
+    /// Transform ID.
     pub id: u16,
     /// Its attributes.
     pub attributes: Vec<Attribute>,
@@ -64,14 +64,15 @@ pub struct Transform {
 pub enum Attribute {
     /// Key length, bits.
     KeyLength(u16),
-    /// Another one of two octets. A transform that has it must not be chosen (RFC 7296 3.3.6).
+    /// Another attribute of two octets. A transform that has it must not be chosen (RFC 7296
+    /// 3.3.6).
     OtherShort {
         /// Attribute type without the format bit.
         kind: u16,
         /// Its value.
         value: u16,
     },
-    /// Another one with a length. A transform that has it must not be chosen.
+    /// Another attribute with a length. A transform that has it must not be chosen.
     OtherLong {
         /// Attribute type.
         kind: u16,
@@ -86,7 +87,7 @@ impl Transform {
         Self { kind, id, attributes: Vec::new() }
     }
 
-    /// ENCR.
+    /// A transform of type ENCR.
     pub fn aead(aead: Aead) -> Self {
         // RFC 7634 4: the key length of ChaCha20-Poly1305 is fixed and must not be stated.
         let (id, key_length) = match aead {
@@ -98,7 +99,7 @@ impl Transform {
         Self { kind: TransformType::Encryption, id, attributes }
     }
 
-    /// PRF.
+    /// A transform of type PRF.
     pub fn prf(prf: Prf) -> Self {
         let id = match prf {
             Prf::HmacSha256 => 5,
@@ -108,17 +109,17 @@ impl Transform {
         Self::new(TransformType::Prf, id)
     }
 
-    /// KE.
+    /// A transform of type KE.
     pub fn group(group: Group) -> Self {
         Self::new(TransformType::KeyExchange, group.number())
     }
 
-    /// ESN: extended sequence numbers, or short ones.
+    /// A transform of type ESN: extended sequence numbers, or short ones.
     pub fn sequence_numbers(extended: bool) -> Self {
         Self::new(TransformType::SequenceNumbers, extended.into())
     }
 
-    /// Key length, bits, if stated and nothing else is.
+    /// Key length in bits, if it is the only attribute.
     fn key_length(&self) -> Result<Option<u16>, UnknownAttributes> {
         match self.attributes.as_slice() {
             [] => Ok(None),
@@ -207,8 +208,8 @@ pub(crate) fn read_proposals(reader: &mut Reader<'_>) -> Result<Vec<Proposal>, I
     Ok(proposals)
 }
 
-/// The next proposal or transform: a list of them goes to the end of what contains it, and each but
-/// the last says `more`.
+/// Reads the next proposal or transform. A list of them fills the structure that contains it, and
+/// each but the last has the marker `more`.
 fn substructure<'a>(
     reader: &mut Reader<'a>,
     what: &'static str,

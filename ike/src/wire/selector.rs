@@ -29,19 +29,19 @@ pub struct TrafficSelector {
 }
 
 impl TrafficSelector {
-    /// Any protocol and port of addresses from `start` to `end`; `None` if they are of two families
-    /// or the wrong way round.
+    /// A selector for any protocol and port of the addresses from `start` to `end`. `None` if they
+    /// are of two families or in the wrong order.
     pub fn addresses(start: IpAddr, end: IpAddr) -> Option<Self> {
         let ordered = start <= end && start.is_ipv4() == end.is_ipv4();
         ordered.then_some(Self { protocol: 0, start_port: 0, end_port: u16::MAX, start, end })
     }
 
-    /// Whether it takes all ports.
+    /// Whether it matches all ports.
     pub fn any_port(&self) -> bool {
         self.start_port == 0 && self.end_port == u16::MAX
     }
 
-    /// What is in both; `None` if nothing is (RFC 7296 2.9).
+    /// What both selectors match. `None` if that is nothing (RFC 7296 2.9).
     pub fn intersection(&self, other: &Self) -> Option<Self> {
         let protocol = match (self.protocol, other.protocol) {
             (0, protocol) | (protocol, 0) => protocol,
@@ -55,7 +55,7 @@ impl TrafficSelector {
         let (start_port, end_port) = match (self.any_port(), other.any_port()) {
             (true, _) => (other.start_port, other.end_port),
             (_, true) => (self.start_port, self.end_port),
-            // OPAQUE is in nothing but itself and "any".
+            // OPAQUE is within itself and "any" only.
             _ if self.start_port > self.end_port || other.start_port > other.end_port => {
                 let same = self.start_port == other.start_port && self.end_port == other.end_port;
                 same.then_some((self.start_port, self.end_port))?
@@ -68,7 +68,7 @@ impl TrafficSelector {
         (start <= end).then_some(Self { protocol, start_port, end_port, start, end })
     }
 
-    /// Whether everything in `other` is in this one.
+    /// Whether this selector matches everything that `other` matches.
     pub fn contains(&self, other: &Self) -> bool {
         self.intersection(other).as_ref() == Some(other)
     }
@@ -127,7 +127,7 @@ pub(crate) fn encode_selectors(selectors: &[TrafficSelector], out: &mut Vec<u8>)
 }
 
 /// Reads the contents of a Traffic Selector payload. Selectors of other types (labels, RFC 9478)
-/// are left out: what is not understood is not accepted, which is a way of narrowing.
+/// are left out. That narrows the offer: what we do not understand, we do not accept.
 pub(crate) fn read_selectors(reader: &mut Reader<'_>) -> Result<Vec<TrafficSelector>, InvalidMessage> {
     let stated = reader.u8()?;
     reader.array::<3>()?;

@@ -1,4 +1,4 @@
-//! Which certificates and signatures are believed.
+//! Which certificates and signatures are accepted.
 
 use rcgen::PKCS_ECDSA_P384_SHA384;
 

@@ -1,4 +1,4 @@
-//! Our own credentials, before any peer has seen them.
+//! Checks of our own credentials when they are configured.
 
 use rcgen::PKCS_ECDSA_P384_SHA384;
 

@@ -1,5 +1,4 @@
-//! Real certificates by rcgen, in every way in which they can be wrong; pre-shared keys; and what
-//! both have in common.
+//! Certificates made by rcgen, good ones and ones that are wrong in every way; pre-shared keys.
 
 mod certificates;
 mod credentials;
@@ -53,7 +52,7 @@ impl Authority {
         params
     }
 
-    /// A certificate as a node has it, changed as the test wants; and its key.
+    /// A node's certificate, changed by `change`, and its key.
     fn issue(
         &self,
         algorithm: &'static SignatureAlgorithm,
@@ -116,7 +115,7 @@ fn octets(id: &Id) -> SignedOctets {
     SignedOctets::initiator(&keys(Prf::HmacSha256), b"message", &(0x80..0x98).collect::<Vec<u8>>(), id)
 }
 
-/// The peer proves itself with `prover` under `identity`; `judge` judges.
+/// The peer authenticates with `prover` as `identity`, and `judge` checks it.
 fn judged(judge: &Authenticator, prover: &Authenticator, identity: &Identity) -> Result<Proof, AuthError> {
     let id = Id::from(identity);
     let authentication = prover.prove(&octets(&id), HASHES)?;
@@ -124,7 +123,7 @@ fn judged(judge: &Authenticator, prover: &Authenticator, identity: &Identity) ->
     judge.verify(identity, presented, &octets(&id), NOW)
 }
 
-/// What a judge who trusts `root` thinks of a certificate issued by it and changed like this.
+/// How a certificate that is changed by `change` fares with a peer that trusts its issuer.
 fn verdict(identity: &Identity, change: impl FnOnce(&mut CertificateParams)) -> Result<Proof, AuthError> {
     let root = Authority::root("root");
     let auth = config(&root, root.issue(&PKCS_ED25519, change));

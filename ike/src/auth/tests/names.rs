@@ -1,4 +1,4 @@
-//! Who a certificate is for, and who the peer says it is.
+//! The names in a certificate against the identity that the peer claims.
 
 use proptest::collection::vec;
 use proptest::prelude::*;

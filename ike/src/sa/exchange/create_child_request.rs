@@ -14,10 +14,11 @@ use crate::sa::task::{CreateChildRequest, PendingRequest, Task};
 use crate::tunnel::{Arrival, Tunnel};
 use crate::wire::{ExchangeType, InvalidMessage, Notify, NotifyType, Payload, Payloads};
 
-/// Wait after TEMPORARY_FAILURE (RFC 7296 2.25), up to as much again at random.
+/// Shortest wait after TEMPORARY_FAILURE (RFC 7296 2.25). Up to the same time is added at random.
 const TEMPORARY_FAILURE_WAIT: Duration = Duration::from_millis(500);
 
-/// Sends the request; with a key of `group` if the peer wants that one.
+/// Sends the request for a CHILD_SA that replaces `old`. `group` is the key exchange method that
+/// the peer asked for, if it did.
 pub(super) fn begin(
     sa: &mut IkeSa,
     old: Option<ChildId>,
@@ -27,7 +28,7 @@ pub(super) fn begin(
 ) -> Option<PendingRequest> {
     let me = sa.spi();
     match old {
-        // Gone meanwhile, or the peer was quicker.
+        // It is gone, or the peer has replaced it.
         Some(old) => tunnel.live(old).filter(|child| child.owner == me).map(|_| ())?,
         None if tunnel.children_of(me).next().is_some() => return None,
         None => {}
@@ -62,7 +63,7 @@ pub(super) fn begin(
     Some(PendingRequest::CreateChild(Box::new(request)))
 }
 
-/// Takes the answer.
+/// Takes the response.
 pub(super) fn finish(
     request: CreateChildRequest,
     sa: &mut IkeSa,
@@ -77,7 +78,7 @@ pub(super) fn finish(
     let (negotiated, theirs) = match accept_response(sa, payloads, &nonce, key) {
         Ok(accepted) => accepted,
         Err(error) => {
-            // The peer has it now, and we cannot use it.
+            // The peer has installed it, and we cannot use it.
             sa.enqueue(Task::DeleteUnused(inbound));
             sa.report(error, cx);
             let wait = sa.profile.config.timing.retry_max;
@@ -144,8 +145,8 @@ fn refused(
                 }
             }
         }
-        // RFC 7296 2.25: what was to be rekeyed is gone there. If its deletion is not on the
-        // way to us, a new one is made.
+        // RFC 7296 2.25: the peer no longer has the CHILD_SA that we rekey. If no DELETE of it is
+        // on the way to us, we make a new one.
         NotifyType::ChildSaNotFound => {
             if let Some(old) = old
                 && tunnel.live(old).is_some()
@@ -157,7 +158,7 @@ fn refused(
                 }
             }
         }
-        // The peer makes no more on this IKE SA (RFC 7296 1.3): a new IKE SA brings one.
+        // The peer makes no more CHILD_SAs on this IKE SA (RFC 7296 1.3). A new IKE SA brings one.
         NotifyType::NoAdditionalSas => {
             sa.retry_child_later(old, timing.retry_max, tunnel, cx);
             return SaStep::Reauthenticate;
@@ -170,7 +171,7 @@ fn refused(
     SaStep::Continue
 }
 
-/// What the peer's answer says, if it is within what we asked for; and its nonce.
+/// What was negotiated, if the response stays within what we offered; and the peer's nonce.
 fn accept_response(
     sa: &IkeSa,
     payloads: &Payloads,

@@ -14,8 +14,8 @@ use crate::sa::task::PendingRequest;
 use crate::tunnel::{Arrival, Tunnel};
 use crate::wire::{ExchangeType, InvalidMessage, Notify, NotifyType, Payload, Payloads, Protocol};
 
-/// CHILD_SAs that one IKE SA may have at a time: one in use, one replacing it from either end, and
-/// as many of the time before.
+/// Most CHILD_SAs of one IKE SA. A rekey by both ends at once has three: the old one and a new one
+/// from each end. One more may wait to be deleted.
 const MAX_CHILDREN: usize = 4;
 
 /// Answers a request.
@@ -93,7 +93,7 @@ fn answer_child(
     Ok(answer)
 }
 
-/// Which CHILD_SA the request replaces; `None` if it asks for the one that there is not yet.
+/// The CHILD_SA that the request replaces. `None`: it asks for the first one.
 fn child_to_replace(sa: &IkeSa, payloads: &Payloads, tunnel: &Tunnel) -> Result<Option<ChildId>, ErrorResponse> {
     let me = sa.spi();
     let refuse = |kind| Err((Notify::new(kind), None));
@@ -104,7 +104,7 @@ fn child_to_replace(sa: &IkeSa, payloads: &Payloads, tunnel: &Tunnel) -> Result<
         return refuse(NotifyType::NoAdditionalSas);
     }
     let Some(rekey) = payloads.notify(NotifyType::RekeySa) else {
-        // One CHILD_SA a peer.
+        // A peer has one CHILD_SA.
         return if tunnel.children_of(me).next().is_some() { refuse(NotifyType::NoAdditionalSas) } else { Ok(None) };
     };
     let spi = rekey.child_spi().unwrap_or_default();
@@ -115,7 +115,7 @@ fn child_to_replace(sa: &IkeSa, payloads: &Payloads, tunnel: &Tunnel) -> Result<
     if sa.is_deleting(old) { refuse(NotifyType::TemporaryFailure) } else { Ok(Some(old)) }
 }
 
-/// Takes the CHILD_SA of the peer's request.
+/// Adds the CHILD_SA that the peer's request made.
 fn add_child_of_peer(
     sa: &mut IkeSa,
     old: Option<ChildId>,

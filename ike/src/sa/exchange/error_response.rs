@@ -5,10 +5,10 @@ use crate::event::{PeerError, PeerErrorKind};
 use crate::sa::failure::CREATE_CHILD_SA;
 use crate::wire::{Notify, NotifyType, Payload, Payloads};
 
-/// The notification that refuses, and what to tell people if there is something to tell.
+/// The error notification, and the error to report if there is one.
 pub(super) type ErrorResponse = (Notify, Option<PeerError>);
 
-/// An answer that is one notification.
+/// A response that holds one notification.
 pub(super) fn single_notify(notify: Notify) -> Payloads {
     Payloads::from(vec![Payload::Notify(notify)])
 }

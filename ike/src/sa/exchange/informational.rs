@@ -8,12 +8,12 @@ use crate::sa::task::{PendingRequest, Task};
 use crate::tunnel::Tunnel;
 use crate::wire::{Delete, ExchangeType, NotifyType, Payload, Payloads, Protocol};
 
-/// Asks for a deletion.
+/// Sends a request that deletes an SA.
 pub(super) fn delete(sa: &mut IkeSa, delete: Delete, cx: &mut Context<'_>) {
     sa.channel.request(ExchangeType::Informational, &Payloads::from(vec![Payload::Delete(delete)]), cx);
 }
 
-/// The peer has confirmed that a CHILD_SA is deleted (or had deleted it at the same time).
+/// The peer has confirmed the deletion of a CHILD_SA, or had deleted it at the same time.
 pub(super) fn deleted(sa: &mut IkeSa, id: ChildId, tunnel: &mut Tunnel, cx: &mut Context<'_>) {
     tunnel.retire(id, sa.profile.config.timing.linger, DownReason::Replaced, cx.now, cx.out);
 }
@@ -36,7 +36,7 @@ pub(in crate::sa) fn answer(sa: &mut IkeSa, payloads: &Payloads, tunnel: &mut Tu
         answer.push(Payload::Delete(Delete::Children { protocol: Protocol::Esp, spis: ours }));
     }
     sa.channel.respond(ExchangeType::Informational, &answer, cx);
-    // RFC 7296 2.21.2: the initiator could not accept our IKE_AUTH answer.
+    // RFC 7296 2.21.2: the initiator could not accept our IKE_AUTH response.
     if let Some(notify) =
         payloads.notify(NotifyType::AuthenticationFailed).or_else(|| payloads.notify(NotifyType::InvalidSyntax))
     {
@@ -45,9 +45,9 @@ pub(in crate::sa) fn answer(sa: &mut IkeSa, payloads: &Payloads, tunnel: &mut Tu
     step
 }
 
-/// The peer deletes the CHILD_SA with which it receives by `spi`. Gives our SPI for the answer,
-/// unless we are deleting it too: then each end has named its own SPI in its request (RFC 7296
-/// 1.4.1).
+/// The peer deletes the CHILD_SA of which `spi` is the peer's inbound SPI. Gives our SPI for the
+/// response, unless we are deleting the CHILD_SA too: then each end has named its own SPI in its
+/// request (RFC 7296 1.4.1).
 fn child_deleted(sa: &mut IkeSa, spi: u32, tunnel: &mut Tunnel, cx: &mut Context<'_>) -> Option<u32> {
     let id = tunnel.by_outbound_spi(sa.spi(), spi)?;
     let crossing = matches!(sa.pending, Some(PendingRequest::DeleteChild(pending)) if pending == id);

@@ -1,5 +1,5 @@
 //! The exchanges on an established IKE SA: how each is begun, answered and finished. They
-//! interleave: our request and the peer's may be under way at the same time, and about the same
+//! interleave: our request and the peer's may be under way at the same time and concern the same
 //! CHILD_SA.
 //!
 //! - `request`: begins what is queued, and takes the peer's responses.

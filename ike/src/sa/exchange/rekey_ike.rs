@@ -1,5 +1,5 @@
-//! CREATE_CHILD_SA for the IKE SA itself (RFC 7296 1.3.2, 2.18), begun by the peer. Ours are made
-//! anew by IKE_SA_INIT and IKE_AUTH (2.8.3), which also looks at the certificate again.
+//! CREATE_CHILD_SA for the IKE SA itself (RFC 7296 1.3.2, 2.18), as responder. We do not begin it:
+//! we replace an IKE SA by IKE_SA_INIT and IKE_AUTH (2.8.3), which check the certificate again.
 
 use super::error_response::{ErrorResponse, invalid_share, single_notify};
 use crate::config::Group;
@@ -39,8 +39,8 @@ fn negotiate(
     payloads: &Payloads,
     cx: &mut Context<'_>,
 ) -> Result<(Box<IkeSa>, Payloads), ErrorResponse> {
-    // RFC 7296 2.25.2: not while CHILD_SAs are being made or deleted on it, nor when it is about to
-    // go.
+    // RFC 7296 2.25.2: refused while CHILD_SAs are being made or deleted on it, and when it is
+    // about to go.
     let quiet = matches!(sa.pending, None | Some(PendingRequest::Liveness)) && sa.queue.is_empty();
     if !quiet || sa.lifecycle != Lifecycle::Active {
         return Err((Notify::new(NotifyType::TemporaryFailure), None));

@@ -123,7 +123,7 @@ proptest! {
         }
         if let Some(cut) = cut {
             octets.truncate(cut.index(octets.len()));
-            // Half of the cuts go on with a length that agrees, so that they reach the payloads.
+            // A cut message gets a length that agrees, so that it reaches the payloads.
             let len = octets.len() as u32;
             if let Some(field) = octets.get_mut(24..28) {
                 field.copy_from_slice(&len.to_be_bytes());

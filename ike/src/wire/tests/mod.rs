@@ -1,4 +1,4 @@
-//! What is written is read back the same; what is wrong is named; nothing from outside panics.
+//! What is written is read back the same. Wrong messages are named. Nothing from outside panics.
 
 mod arbitrary;
 mod fragments;
