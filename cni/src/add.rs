@@ -6,17 +6,18 @@ use edge_types::api::Family;
 use edge_types::store::SegmentsFile;
 use serde_json::Value;
 
-use crate::agent::{self, Outcome};
+use crate::agent_client::{self, Outcome};
 use crate::config::Config;
 use crate::error::{Code, Error, Result};
-use crate::host;
-use crate::ipam::{self, Assigned, Ledger, Store};
+use crate::ipam::{Ledger, Store};
 use crate::net::link::{Link, Links};
 use crate::net::netns::Namespace;
 use crate::net::{sysctl, veth};
-use crate::ports;
+use crate::node_setup;
+use crate::pod_filter;
 use crate::request::{Attachment, Request};
 use crate::result::{Attached, Interface};
+use crate::segment::{self, PodAddress};
 
 /// How often an ADD that finds the last address taken by another ADD applies again.
 const ATTEMPTS: usize = 3;
@@ -49,14 +50,14 @@ pub(crate) fn add(config: &Config, request: &Request) -> Result<Value> {
     let attachment = &request.attachment;
 
     let segments = ensure_free(config, &store, &mut links, attachment)?;
-    let bridge = host::ensure(&mut links, config, &segments)?;
+    let bridge = node_setup::ensure(&mut links, config, &segments)?;
     let mtu = config.mtu.or((segments.mtu > 0).then_some(segments.mtu));
     veth::create(&mut links, &bridge, &pod, attachment, mtu)?;
 
     // From here on there is something to undo.
     let made = connect(config, request, &store, &mut links, &pod, segments);
     let (addresses, stock, host, pod_link) = made.map_err(|error| undo(error, &store, &mut links, attachment))?;
-    agent::tell_what_is_left(&config.agent_socket, stock);
+    agent_client::report_stock(&config.agent_socket, stock);
     let interface = |link: Link| Interface { name: link.name, mac: link.mac, mtu: link.mtu };
     let sandbox = path.to_string_lossy().into_owned();
     let attached =
@@ -72,14 +73,14 @@ fn connect(
     links: &mut Links,
     pod: &Namespace,
     seen: SegmentsFile,
-) -> Result<(Vec<Assigned>, Vec<Stock>, Link, Link)> {
+) -> Result<(Vec<PodAddress>, Vec<Stock>, Link, Link)> {
     let attachment = &request.attachment;
     let (addresses, stock, segments) = take(config, request, store)?;
     if segments != seen {
         // One came meanwhile: its gateway is not on the bridge yet, nor does the guard know of it.
-        host::ensure(links, config, &segments)?;
+        node_setup::ensure(links, config, &segments)?;
     }
-    let filtered = ports::admit(config, store, links, request, &addresses)?;
+    let filtered = pod_filter::admit(config, store, links, request, &addresses)?;
     veth::set_host_up(links, attachment, filtered)?;
     let end = veth::configure(pod, &attachment.ifname, &addresses)?;
     let host = veth::wait_until_forwarding(links, attachment)?;
@@ -111,7 +112,7 @@ fn ensure_free(config: &Config, store: &Store, links: &mut Links, attachment: &A
             return Ok(segments);
         }
     }
-    let outcome = agent::apply_for_segment(&config.agent_socket, short);
+    let outcome = agent_client::apply_for_segment(&config.agent_socket, short);
     let (segments, stock) = look(config, store, attachment)?;
     match segments {
         // The last few addresses do for this pod, whatever came of the application.
@@ -143,7 +144,7 @@ fn refuse_second(ledger: &Ledger, attachment: &Attachment) -> Result<()> {
 /// the cluster has.
 fn short_of(config: &Config, segments: Option<&SegmentsFile>, stock: &[Stock]) -> Vec<Stock> {
     if segments.is_none_or(|segments| segments.segments.is_empty()) {
-        let mut families = ipam::families(&config.cluster_ranges);
+        let mut families = segment::families(&config.cluster_ranges);
         if families.is_empty() {
             families = vec![Family::V4, Family::V6];
         }
@@ -174,20 +175,20 @@ fn reclaim_of(store: &Store, links: &mut Links, chosen: impl Fn(&Attachment) -> 
         let (name, alias) = (veth::host_name(attachment), veth::alias(attachment));
         chosen(attachment) && !present.iter().any(|link| link.name == name || link.alias == alias)
     })?;
-    ports::forget(&ended);
+    pod_filter::forget(&ended);
     ledger.commit()?;
     Ok(ended.len())
 }
 
 /// Takes an address a family; applies again where other ADDs were quicker to take what an
 /// application had brought.
-fn take(config: &Config, request: &Request, store: &Store) -> Result<(Vec<Assigned>, Vec<Stock>, SegmentsFile)> {
+fn take(config: &Config, request: &Request, store: &Store) -> Result<(Vec<PodAddress>, Vec<Stock>, SegmentsFile)> {
     let mut outcome = Outcome::Applied;
     for attempt in 0..ATTEMPTS {
         let mut ledger = store.lock()?;
         refuse_second(&ledger, &request.attachment)?;
         let segments = ledger.segments(config)?.ok_or_else(|| no_segments(outcome.clone()))?;
-        let families = ipam::families(&segments.segments);
+        let families = segment::families(&segments.segments);
         let taken = ledger.take(request, &config.name, &segments.segments, &families)?;
         let stock = ledger.stock(&segments.segments);
         if let Some(addresses) = taken {
@@ -198,7 +199,7 @@ fn take(config: &Config, request: &Request, store: &Store) -> Result<(Vec<Assign
         if matches!(outcome, Outcome::Failed { .. }) || attempt + 1 == ATTEMPTS {
             return Err(exhausted(&stock, outcome));
         }
-        outcome = agent::apply_for_segment(&config.agent_socket, short_of(config, Some(&segments), &stock));
+        outcome = agent_client::apply_for_segment(&config.agent_socket, short_of(config, Some(&segments), &stock));
     }
     Err(no_segments(outcome))
 }
@@ -239,7 +240,7 @@ fn undo(error: Error, store: &Store, links: &mut Links, attachment: &Attachment)
         // Refused because another has it: then it is not ours to end.
         if error.code != Code::AlreadyAttached {
             let ended = ledger.end(attachment)?;
-            ports::forget(std::slice::from_ref(attachment));
+            pod_filter::forget(std::slice::from_ref(attachment));
             if ended.is_some() {
                 ledger.commit()?;
             }

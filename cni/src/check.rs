@@ -7,12 +7,13 @@ use serde_json::Value;
 
 use crate::config::Config;
 use crate::error::{Code, Error, Result};
-use crate::ipam::{self, Store};
+use crate::ipam::Store;
 use crate::net::link::{BridgePortState, Links};
 use crate::net::netns::Namespace;
 use crate::net::veth;
-use crate::ports;
+use crate::pod_filter;
 use crate::request::{Attachment, Request};
+use crate::segment;
 
 /// Compares the ledger, the bridge's filter, the host's end and the pod's end with the result of
 /// the ADD.
@@ -90,7 +91,7 @@ fn check_lease(
         segment.ok_or_else(|| differs(format!("{address} is in no segment of this node any more")))
     };
     let segments = expected.iter().map(segment_of).collect::<Result<_>>()?;
-    Ok((segments, ports::lacks(config, links, &ledger, attachment)?))
+    Ok((segments, pod_filter::lacks(config, links, &ledger, attachment)?))
 }
 
 /// Returns the MAC address that the pod must have for the bridge's filter, where that is known.
@@ -111,7 +112,7 @@ fn check_host(
         return Err(differs(format!("{name} does not forward; is it, or the pod's end, down?")));
     }
     let present = links.addresses(&bridge)?;
-    match segments.iter().map(ipam::gateway).find(|gateway| !present.contains(gateway)) {
+    match segments.iter().map(segment::gateway).find(|gateway| !present.contains(gateway)) {
         Some(gateway) => Err(differs(format!("the bridge {} has lost the gateway's address {gateway}", bridge.name))),
         None => Ok((host.mac == veth::host_mac(attachment)).then(|| veth::pod_mac(attachment))),
     }
@@ -136,7 +137,7 @@ fn check_pod(ifname: &str, expected: &[IpAddr], segments: &[IpNetwork], mac: Opt
     let has = |gateway: &IpAddr| {
         routes.iter().any(|route| route.main && route.device == link.index && route.gateway == Some(*gateway))
     };
-    match segments.iter().map(ipam::gateway).find(|gateway| !has(gateway)) {
+    match segments.iter().map(segment::gateway).find(|gateway| !has(gateway)) {
         Some(gateway) => Err(differs(format!("the pod has lost its default route by {gateway}"))),
         None => Ok(()),
     }

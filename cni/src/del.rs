@@ -6,7 +6,7 @@ use crate::error::{Code, Result};
 use crate::ipam::Store;
 use crate::net::link::Links;
 use crate::net::veth;
-use crate::ports;
+use crate::pod_filter;
 use crate::request::Request;
 
 /// Detaches a container: what it may send, then the pair of links, then the lease, so that no
@@ -16,7 +16,7 @@ pub(crate) fn del(config: &Config, request: &Request) -> Result<()> {
     let attachment = std::slice::from_ref(&request.attachment);
     // The kernel frees elements in the background, and whoever closes the socket waits for that.
     // While the pair goes, it gets done.
-    let mut filter = ports::Forgetting::begin(attachment);
+    let mut filter = pod_filter::Forgetting::begin(attachment);
     veth::remove(&mut Links::open()?, &request.attachment)?;
     let released = release(config, request);
     // An ADD that made the table meanwhile has put them back, while there was a lease.

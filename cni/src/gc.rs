@@ -10,7 +10,7 @@ use crate::error::{Code, Error, Result};
 use crate::ipam::Store;
 use crate::net::link::Links;
 use crate::net::veth;
-use crate::ports;
+use crate::pod_filter;
 use crate::request::Attachment;
 
 /// Ends the leases and removes the pairs of all attachments of this network that are not in the
@@ -38,7 +38,7 @@ pub(crate) fn gc(config: &Config) -> Result<()> {
     let ended = ledger.reclaim(|attachment, lease| {
         lease.network == config.name && !valid.contains(attachment) && !stuck.contains(attachment)
     });
-    ports::forget_vanished(&mut links);
+    pod_filter::forget_vanished(&mut links);
     match ended.and_then(|ended| if ended.is_empty() { Ok(()) } else { ledger.commit() }) {
         // The pods are gone from the bridge; an ADD ends their leases later.
         Err(error) if error.code == Code::Io => {

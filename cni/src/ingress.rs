@@ -13,11 +13,11 @@ use edge_xfrm::netlink::{self, Netlink};
 
 use crate::config::Config;
 use crate::error::{Code, Error, Result};
-use crate::ipam;
 use crate::net::bridge;
 use crate::net::link::Links;
 use crate::nftables::expression::{Base, Comparison, Connection, Expression, Meta, Rule, Verdict};
 use crate::nftables::{self, BaseChain, IFNAMSIZ, INET, INTERFACE, Set, Table, interface_key, wire};
+use crate::segment;
 
 const TABLE: Table = Table { family: INET, name: "edge-cni-pods" };
 /// The agent deletes ours when it makes its own.
@@ -100,7 +100,7 @@ pub(crate) fn require(links: &mut Links, config: &Config, segments: Option<&Segm
 /// The operator lets everybody in, in each family that pods have.
 fn is_open(config: &Config, segments: &SegmentsFile) -> bool {
     let all = |ipv4| config.lan_to_pods.iter().any(|network| network.prefix() == 0 && network.is_ipv4() == ipv4);
-    ipam::families(&segments.segments).into_iter().all(|family| all(family == edge_types::api::Family::V4))
+    segment::families(&segments.segments).into_iter().all(|family| all(family == edge_types::api::Family::V4))
 }
 
 /// The agent may have made its table since it was looked for; in this order one of both sees the

@@ -1,12 +1,19 @@
 //! `edge-cni`, the CNI plugin of edge-cni: bridge, veth and addresses of a node's pods.
 //!
-//! One process an invocation, synchronous; the runtime says by environment variables what to do
-//! ([`request`]), hands the network's configuration in on standard input ([`config`]) and reads a
-//! result ([`result`]) or an error ([`error`]) from standard output. One file a verb: [`add`],
-//! [`del`], [`check`], [`gc`], [`status`], [`up`]. Below them [`host`] makes what a node needs
-//! before its first pod, [`ingress`] keeps hosts outside from pods, [`ipam`] hands out addresses, [`net`] asks the kernel, [`filter`] is the
-//! bridge's filter and [`ports`] what it says of each pod, [`ranges`] refuses what would cut this
-//! host off, [`obstacles`] names what is in the way, [`agent`] asks the agent for more addresses.
+//! Each invocation is one synchronous process. The runtime says by environment variables what to do
+//! ([`request`]), hands over the network's configuration on standard input ([`config`]) and reads a
+//! result ([`result`]) or an error ([`error`]) from standard output.
+//!
+//! - The verbs, a file each: [`add`], [`del`], [`check`], [`gc`], [`status`], [`up`].
+//! - [`node_setup`] makes what a node needs before its first pod, and [`ingress`] keeps hosts outside
+//!   from pods.
+//! - [`ipam`] leases addresses from the node's segments ([`segment`]).
+//! - [`net`] changes links, addresses and routes.
+//! - [`bridge_filter`] is the bridge's filter, and [`pod_filter`] the pods' elements in it.
+//!   [`nftables`] has the messages for both tables.
+//! - [`cluster_ranges`] refuses ranges that would cut this host off, and [`obstacles`] names settings
+//!   of the host that break pods' network.
+//! - [`agent_client`] asks the agent for more addresses.
 #![deny(unsafe_code)]
 
 use std::ffi::OsString;
@@ -22,23 +29,24 @@ use crate::request::{Command, Request};
 use crate::version::Version;
 
 mod add;
-mod agent;
+mod agent_client;
+mod bridge_filter;
 mod check;
+mod cluster_ranges;
 mod config;
 mod del;
 mod error;
-mod filter;
 mod gc;
-mod host;
 mod ingress;
 mod ipam;
 mod net;
 mod nftables;
+mod node_setup;
 mod obstacles;
-mod ports;
-mod ranges;
+mod pod_filter;
 mod request;
 mod result;
+mod segment;
 mod status;
 mod up;
 mod version;

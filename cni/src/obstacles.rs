@@ -9,16 +9,15 @@ use edge_xfrm::guard::{self, Bypass};
 
 use crate::config::Config;
 use crate::error::Result;
-use crate::ipam;
 use crate::net::link::Links;
 use crate::net::{sysctl, uplink};
-use crate::ranges;
+use crate::{cluster_ranges, segment};
 
 /// Something that stands in the way.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Obstacle {
     /// With it the guard does not guard: no pod should come to this node.
-    pub(crate) grave: bool,
+    pub(crate) bypasses_guard: bool,
     /// What it is, what comes of it and what to do.
     pub(crate) message: String,
 }
@@ -28,9 +27,9 @@ pub(crate) fn find(links: &mut Links, config: &Config, segments: Option<&Segment
     let uplinks = uplink::names(links)?;
     let mut obstacles: Vec<Obstacle> =
         guard::bypasses().iter().filter_map(|bypass| of_bypass(bypass, config, &uplinks)).collect();
-    let families = segments.map(|segments| ipam::families(&segments.segments)).unwrap_or_default();
+    let families = segments.map(|segments| segment::families(&segments.segments)).unwrap_or_default();
     obstacles.extend(families.iter().filter_map(|family| of_bridge_filter(*family)).map(minor));
-    let ranges = ranges::of_cluster(config, segments);
+    let ranges = cluster_ranges::all(config, segments);
     obstacles.extend(without_ipv6(ranges.iter().chain(&config.segments).any(|range| range.is_ipv6())).map(minor));
     Ok(obstacles)
 }
@@ -43,7 +42,7 @@ pub(crate) fn without_ipv6(wanted: bool) -> Option<String> {
 }
 
 fn minor(message: String) -> Obstacle {
-    Obstacle { grave: false, message }
+    Obstacle { bypasses_guard: false, message }
 }
 
 /// Of an interface that somebody made for a VTI, nothing is said: there it belongs.
@@ -57,8 +56,8 @@ fn of_bypass(bypass: &Bypass, config: &Config, uplinks: &[String]) -> Option<Obs
         // elsewhere.
         everywhere || interface == guard::DEVICE
     };
-    let grave = bypass.is_inbound() && *interface != config.bridge;
-    concerned.then(|| Obstacle { grave, message: bypass.to_string() })
+    let bypasses_guard = bypass.is_inbound() && *interface != config.bridge;
+    concerned.then(|| Obstacle { bypasses_guard, message: bypass.to_string() })
 }
 
 /// Services whose endpoint is a pod of the same node: the answer would take the short way over the
@@ -89,9 +88,9 @@ mod tests {
         let config = Config::from_object(json.as_object().unwrap().clone()).unwrap();
         let of = |interface: &str, setting| {
             let bypass = Bypass { family: "ipv4", interface: interface.into(), setting };
-            of_bypass(&bypass, &config, &["eth0".into()]).map(|obstacle| obstacle.grave)
+            of_bypass(&bypass, &config, &["eth0".into()]).map(|obstacle| obstacle.bypasses_guard)
         };
-        for (interface, setting, grave) in [
+        for (interface, setting, bypasses_guard) in [
             ("all", "disable_policy", Some(true)),
             ("eth0", "disable_policy", Some(true)),
             ("ecni0", "disable_policy", Some(false)),
@@ -101,7 +100,7 @@ mod tests {
             ("ecni-guard", "disable_xfrm", Some(false)),
             ("eth0", "disable_xfrm", None),
         ] {
-            assert_eq!(of(interface, setting), grave, "{interface} {setting}");
+            assert_eq!(of(interface, setting), bypasses_guard, "{interface} {setting}");
         }
     }
 }

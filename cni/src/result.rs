@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 use serde_json::{Value, json};
 
-use crate::ipam::Assigned;
+use crate::segment::PodAddress;
 use crate::version::Version;
 
 /// An interface, with what the result tells of it.
@@ -26,7 +26,7 @@ pub(crate) struct Attached {
     pub(crate) pod: Interface,
     /// `CNI_NETNS`.
     pub(crate) sandbox: String,
-    pub(crate) addresses: Vec<Assigned>,
+    pub(crate) addresses: Vec<PodAddress>,
 }
 
 impl Attached {
@@ -76,7 +76,7 @@ impl Attached {
 }
 
 /// One default route a family, through the gateway of the address.
-pub(crate) fn default_routes(addresses: &[Assigned]) -> impl Iterator<Item = (&'static str, IpAddr)> + '_ {
+pub(crate) fn default_routes(addresses: &[PodAddress]) -> impl Iterator<Item = (&'static str, IpAddr)> + '_ {
     addresses.iter().map(|assigned| {
         let destination = if assigned.address.is_ipv4() { "0.0.0.0/0" } else { "::/0" };
         (destination, assigned.gateway())
@@ -99,7 +99,7 @@ mod tests {
             pod: interface("eth0", 3),
             sandbox: "/run/netns/x".into(),
             addresses: [("10.77.0.2", "10.77.0.0/26"), ("fd77::2", "fd77::/120")]
-                .map(|(address, segment)| Assigned {
+                .map(|(address, segment)| PodAddress {
                     address: address.parse().unwrap(),
                     segment: segment.parse().unwrap(),
                 })

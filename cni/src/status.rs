@@ -1,14 +1,14 @@
 //! STATUS: whether an ADD could be served. The cloud's absence is no reason to say no: a runtime
 //! would call the whole node not ready.
 
-use crate::agent;
+use crate::agent_client;
+use crate::bridge_filter::Filter;
 use crate::config::Config;
 use crate::error::{Code, Error, Result};
-use crate::filter::Filter;
 use crate::ipam::Store;
 use crate::net::link::Links;
 use crate::net::veth;
-use crate::{ingress, obstacles, ranges};
+use crate::{cluster_ranges, ingress, obstacles};
 
 /// Answers with an error where the next ADD is certain to fail (leases or segments cannot be read
 /// or the disk is read-only, there are no segments and no agent that could bring any, the cluster's
@@ -21,22 +21,22 @@ pub(crate) fn status(config: &Config) -> Result<()> {
     let segments = ledger.and_then(|ledger| ledger.require_writable().and_then(|()| ledger.segments(config)));
     let segments = segments.map_err(unavailable)?;
     let mut links = Links::open().map_err(unavailable)?;
-    ranges::refuse_own(&mut links, config, segments.as_ref()).map_err(unavailable)?;
+    cluster_ranges::refuse_cutting_off_this_host(&mut links, config, segments.as_ref()).map_err(unavailable)?;
     if !config.excepts(None) {
         Filter::open().and_then(|mut filter| filter.require()).map_err(unavailable)?;
     }
     ingress::require(&mut links, config, segments.as_ref()).map_err(unavailable)?;
-    let (grave, minor): (Vec<_>, Vec<_>) = obstacles::find(&mut links, config, segments.as_ref())
+    let (bypasses, minor): (Vec<_>, Vec<_>) = obstacles::find(&mut links, config, segments.as_ref())
         .map_err(unavailable)?
         .into_iter()
-        .partition(|obstacle| obstacle.grave);
+        .partition(|obstacle| obstacle.bypasses_guard);
     minor.iter().for_each(|obstacle| eprintln!("edge-cni: {}", obstacle.message));
-    if !grave.is_empty() {
-        let messages: Vec<String> = grave.into_iter().map(|obstacle| obstacle.message).collect();
+    if !bypasses.is_empty() {
+        let messages: Vec<String> = bypasses.into_iter().map(|obstacle| obstacle.message).collect();
         return Err(Error::new(Code::NotAvailable, format!("the guard is off: {}", messages.join("; "))));
     }
     let some = segments.is_some_and(|segments| !segments.segments.is_empty());
-    if some || agent::is_there(&config.agent_socket) {
+    if some || agent_client::answers(&config.agent_socket) {
         return Ok(());
     }
     Err(Error::new(

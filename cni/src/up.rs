@@ -8,11 +8,11 @@ use serde_json::{Map, Value, json};
 
 use crate::config::{Config, parse_object};
 use crate::error::{Code, Context, Error, Result};
-use crate::host;
-use crate::ipam::{self, Store};
+use crate::ipam::Store;
 use crate::net::link::Links;
 use crate::net::veth;
-use crate::{ingress, obstacles, ports};
+use crate::node_setup;
+use crate::{ingress, obstacles, pod_filter, segment};
 
 /// Where the agent puts the list of plugins.
 pub(crate) const DEFAULT_CONFLIST: &str = "/etc/cni/net.d/10-edge-cni.conflist";
@@ -25,7 +25,7 @@ pub(crate) fn up(path: &Path) -> Result<Value> {
     let ledger = store.lock()?;
     let mut links = Links::open()?;
     // Pods are kept from posing as others whatever becomes of the rest.
-    let restored = ports::restore(&config, &ledger, &mut links);
+    let restored = pod_filter::restore(&config, &ledger, &mut links);
     let segments = ledger.segments(&config)?.ok_or_else(|| {
         Error::new(
             Code::TryAgainLater,
@@ -34,10 +34,10 @@ pub(crate) fn up(path: &Path) -> Result<Value> {
     })?;
     let stock = ledger.stock(&segments.segments);
     drop(ledger);
-    host::ensure(&mut links, &config, &segments)?;
+    node_setup::ensure(&mut links, &config, &segments)?;
     ingress::renew(&mut links, &config, &segments)?;
     restored?;
-    let gateways: Vec<String> = segments.segments.iter().map(|segment| ipam::gateway(segment).to_string()).collect();
+    let gateways: Vec<String> = segments.segments.iter().map(|segment| segment::gateway(segment).to_string()).collect();
     let obstacles = obstacles::find(&mut links, &config, Some(&segments))?;
     let obstacles: Vec<String> = obstacles.into_iter().map(|obstacle| obstacle.message).collect();
     Ok(json!({ "bridge": config.bridge, "addresses": gateways, "stock": stock, "obstacles": obstacles }))

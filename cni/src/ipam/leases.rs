@@ -8,8 +8,8 @@ use edge_types::agent_protocol::Stock;
 use edge_types::api::Family;
 use edge_types::store::pod_capacity;
 
-use super::segment;
 use crate::request::Attachment;
+use crate::segment::{self, PodAddress};
 
 /// For so long a freed address is passed over while another is free: neighbours may still hold it
 /// as its former owner's.
@@ -24,20 +24,6 @@ pub(crate) struct Lease {
     pub(crate) network: String,
     /// The pod's `namespace/name`, for people.
     pub(crate) pod: Option<String>,
-}
-
-/// An address with the segment that it is from.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Assigned {
-    pub(crate) address: IpAddr,
-    pub(crate) segment: IpNetwork,
-}
-
-impl Assigned {
-    /// The bridge's address in this segment.
-    pub(crate) fn gateway(&self) -> IpAddr {
-        segment::gateway(&self.segment)
-    }
 }
 
 /// All leases of the node.
@@ -122,20 +108,20 @@ impl Leases {
 
     /// The next address of a family: from the first segment that has one which was never used or
     /// has cooled down, or else the one that was freed longest ago.
-    pub(super) fn choose(&self, segments: &[IpNetwork], family: Family, now: u64) -> Option<Assigned> {
+    pub(super) fn choose(&self, segments: &[IpNetwork], family: Family, now: u64) -> Option<PodAddress> {
         let of_family = || segments.iter().filter(|segment| Family::of(segment) == family);
         let longest_ago = |segment: &IpNetwork| {
             self.freed
                 .iter()
                 .filter(|(address, _)| segment::holds_pod(segment, **address))
                 .min_by_key(|(_, order)| **order)
-                .map(|(address, order)| (*order, Assigned { address: *address, segment: *segment }))
+                .map(|(address, order)| (*order, PodAddress { address: *address, segment: *segment }))
         };
         for segment in of_family() {
             let unused = segment::pod_addresses(segment)
                 .find(|address| !self.owners.contains_key(address) && !self.freed.contains_key(address));
             if let Some(address) = unused {
-                return Some(Assigned { address, segment: *segment });
+                return Some(PodAddress { address, segment: *segment });
             }
             if let Some(((at, _), assigned)) = longest_ago(segment)
                 && now.saturating_sub(at) >= COOL_DOWN_SECONDS

@@ -4,13 +4,9 @@
 //! - [`journal`]: leases on disk, such that neither a killed process nor a power cut loses or
 //!   doubles one.
 //! - [`leases`]: leases in memory, and the choice of the next address.
-//! - [`segment`]: arithmetic within one segment.
 
 mod journal;
 mod leases;
-mod segment;
 mod store;
 
-pub(crate) use leases::Assigned;
-pub(crate) use segment::gateway;
-pub(crate) use store::{Ledger, Store, families};
+pub(crate) use store::{Ledger, Store};

@@ -17,11 +17,12 @@ use rustix::fs::FlockOperation;
 use rustix::io::Errno;
 
 use super::journal::{self, Journal};
-use super::leases::{Assigned, Lease};
+use super::leases::Lease;
 use crate::config::{self, Config};
 use crate::error::{Code, Context, Error, Result};
 use crate::net::sysctl;
 use crate::request::{Attachment, Request};
+use crate::segment::{self, PodAddress};
 
 /// How long another process may hold the lock.
 const LOCK_PATIENCE: Duration = Duration::from_secs(15);
@@ -179,7 +180,7 @@ impl Ledger {
 
     /// How many addresses the segments have, free and leased, a family after the other.
     pub(crate) fn stock(&self, segments: &[IpNetwork]) -> Vec<Stock> {
-        families(segments).into_iter().map(|family| self.journal.leases().stock(segments, family)).collect()
+        segment::families(segments).into_iter().map(|family| self.journal.leases().stock(segments, family)).collect()
     }
 
     /// Leases one address of each family, or none at all where a family has none left.
@@ -189,7 +190,7 @@ impl Ledger {
         network: &str,
         segments: &[IpNetwork],
         families: &[Family],
-    ) -> Result<Option<Vec<Assigned>>> {
+    ) -> Result<Option<Vec<PodAddress>>> {
         let now = seconds_since_boot()?;
         let mut assigned = Vec::new();
         if families.is_empty() {
@@ -243,14 +244,6 @@ fn for_this_kernel(mut segments: SegmentsFile, has_ipv6: bool) -> Result<Segment
         }
     }
     Ok(segments)
-}
-
-/// Families of which there are segments, IPv4 first.
-pub(crate) fn families(segments: &[IpNetwork]) -> Vec<Family> {
-    [Family::V4, Family::V6]
-        .into_iter()
-        .filter(|family| segments.iter().any(|segment| Family::of(segment) == *family))
-        .collect()
 }
 
 fn read_segments(path: &Path) -> Result<Option<SegmentsFile>> {
@@ -347,7 +340,7 @@ mod tests {
         let config = config(folder.path(), &["10.77.0.0/29", "fd77::/126"]);
         let store = Store::create(&config, || Ok(0)).unwrap();
         let segments = store.lock().unwrap().segments(&config).unwrap().unwrap().segments;
-        let both = families(&segments);
+        let both = segment::families(&segments);
         for number in 0..2 {
             let mut ledger = store.lock().unwrap();
             let got = ledger.take(&request(number), "pods", &segments, &both).unwrap().unwrap();

@@ -9,7 +9,7 @@ use netlink_packet_route::link::{InfoBridge, InfoData, InfoKind, LinkAttribute, 
 use super::link::{Link, Links};
 use super::{fnv1a, sysctl, uplink, veth};
 use crate::error::{Code, Error, Result};
-use crate::ipam;
+use crate::segment;
 
 /// Where a machine keeps its identity, which it has for life.
 const MACHINE_ID: &str = "/etc/machine-id";
@@ -48,8 +48,8 @@ pub(crate) fn ensure(links: &mut Links, name: &str, segments: &[IpNetwork]) -> R
         links.set_alias(&bridge, ALIAS)?;
     }
     // Its addresses are ours to give; no pod may give it a route.
-    sysctl::heed_no_router(name)?;
-    let families = ipam::families(segments);
+    sysctl::ignore_router_advertisements(name)?;
+    let families = segment::families(segments);
     if families.contains(&Family::V4) {
         sysctl::forward_ipv4()?;
         // A pod that reaches another segment through us is right to do so.
@@ -64,7 +64,7 @@ pub(crate) fn ensure(links: &mut Links, name: &str, segments: &[IpNetwork]) -> R
     }
     let present = links.addresses(&bridge)?;
     for segment in segments {
-        let gateway = ipam::gateway(segment);
+        let gateway = segment::gateway(segment);
         if !present.contains(&gateway) {
             links.add_address(&bridge, gateway, segment.prefix())?;
         }
@@ -79,7 +79,7 @@ fn refuse_foreign(links: &mut Links, bridge: &Link, segments: &[IpNetwork]) -> R
     if !is_ours(bridge) {
         let ports = links.all()?.into_iter().filter(|link| link.master == Some(bridge.index));
         let foreign_port = ports.into_iter().find(|port| veth::attachment_of(port).is_none()).map(|port| port.name);
-        let gateways: Vec<IpAddr> = segments.iter().map(ipam::gateway).collect();
+        let gateways: Vec<IpAddr> = segments.iter().map(segment::gateway).collect();
         let foreign_address = links.addresses(bridge)?.into_iter().find(|address| {
             !gateways.contains(address) && !matches!(address, IpAddr::V6(address) if address.is_unicast_link_local())
         });

@@ -24,15 +24,15 @@ pub(crate) fn set(name: &str, value: &str) -> Result<()> {
 }
 
 /// Sets one where this kernel has it.
-pub(crate) fn set_if_there(name: &str, value: &str) -> Result<()> {
+pub(crate) fn set_if_present(name: &str, value: &str) -> Result<()> {
     if Path::new(ROOT).join(name).exists() { set(name, value) } else { Ok(()) }
 }
 
 /// An interface takes no routes and addresses from router advertisements, where this kernel has
 /// IPv6.
-pub(crate) fn heed_no_router(interface: &str) -> Result<()> {
-    set_if_there(&format!("ipv6/conf/{interface}/accept_ra"), "0")?;
-    set_if_there(&format!("ipv6/conf/{interface}/autoconf"), "0")
+pub(crate) fn ignore_router_advertisements(interface: &str) -> Result<()> {
+    set_if_present(&format!("ipv6/conf/{interface}/accept_ra"), "0")?;
+    set_if_present(&format!("ipv6/conf/{interface}/autoconf"), "0")
 }
 
 /// Turns forwarding on.
@@ -55,12 +55,12 @@ pub(crate) fn forward_ipv6(uplinks: impl FnOnce() -> Result<Vec<String>>) -> Res
         return Ok(());
     }
     for uplink in uplinks()? {
-        keep_listening(&conf.join(uplink).join("accept_ra"))?;
+        accept_ra_while_forwarding(&conf.join(uplink).join("accept_ra"))?;
     }
     set("ipv6/conf/all/forwarding", "1")
 }
 
-fn keep_listening(accept_ra: &Path) -> Result<()> {
+fn accept_ra_while_forwarding(accept_ra: &Path) -> Result<()> {
     if read(accept_ra).is_ok_and(|value| value == "1")
         && let Err(error) = fs::write(accept_ra, "2")
         // The interface may have gone meanwhile.

@@ -10,11 +10,11 @@ use super::announce::Announcer;
 use super::link::{BridgePortState, Link, Links};
 use super::netns::Namespace;
 use super::{fnv1a, sysctl};
+use crate::bridge_filter::PORT_PREFIX;
 use crate::error::{Code, Error, Result};
-use crate::filter::PORT_PREFIX;
-use crate::ipam::{self, Assigned};
 use crate::request::Attachment;
 use crate::result::default_routes;
+use crate::segment::{self, PodAddress};
 
 /// How long a bridge's port may take to forward. Without spanning tree it takes milliseconds.
 const FORWARDING_DEADLINE: Duration = Duration::from_secs(5);
@@ -120,8 +120,8 @@ pub(crate) fn create(
 pub(crate) fn set_host_up(links: &mut Links, attachment: &Attachment, hairpin: bool) -> Result<()> {
     let name = host_name(attachment);
     let link = links.find(&name)?.ok_or_else(|| vanished(&name))?;
-    sysctl::heed_no_router(&name)?;
-    sysctl::set_if_there(&format!("ipv6/conf/{name}/disable_ipv6"), "1")?;
+    sysctl::ignore_router_advertisements(&name)?;
+    sysctl::set_if_present(&format!("ipv6/conf/{name}/disable_ipv6"), "1")?;
     links.set_port_up(&link, alias(attachment), hairpin)
 }
 
@@ -130,16 +130,16 @@ fn vanished(name: &str) -> Error {
 }
 
 /// Gives the pod's end its addresses and routes and brings it up.
-pub(crate) fn configure(pod: &Namespace, ifname: &str, addresses: &[Assigned]) -> Result<PodEnd> {
+pub(crate) fn configure(pod: &Namespace, ifname: &str, addresses: &[PodAddress]) -> Result<PodEnd> {
     let segments: Vec<IpNetwork> = addresses.iter().map(|assigned| assigned.segment).collect();
     pod.within(|| {
         let mut links = Links::open()?;
         let link = links.find(ifname)?.ok_or_else(|| vanished(ifname))?;
         // Also where the cluster has no IPv6: another pod would give it a default route.
-        sysctl::heed_no_router(ifname)?;
+        sysctl::ignore_router_advertisements(ifname)?;
         // The bridge's filter knows the link-local address that follows from the MAC address.
-        sysctl::set_if_there(&format!("ipv6/conf/{ifname}/addr_gen_mode"), "0")?;
-        if ipam::families(&segments).contains(&Family::V6) {
+        sysctl::set_if_present(&format!("ipv6/conf/{ifname}/addr_gen_mode"), "0")?;
+        if segment::families(&segments).contains(&Family::V6) {
             // Runtimes turn IPv6 off in new namespaces.
             sysctl::set(&format!("ipv6/conf/{ifname}/disable_ipv6"), "0")?;
             // Nor need the link-local address be waited for.

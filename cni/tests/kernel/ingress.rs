@@ -6,7 +6,7 @@ use interop_tests::netns::succeed;
 use interop_tests::suite::Test;
 use serde_json::{Value, json};
 
-use crate::host::{status, up};
+use crate::node::{status, up};
 use crate::world::{Pod, World, ip, pings, wait_for};
 
 pub(crate) const TESTS: &[Test] = &[
@@ -185,7 +185,7 @@ fn it_is_needed_unless_all_may_come() {
     let world = World::new(DUAL);
     let lan = neighbour(&world);
     // Owned by another program, so that nobody else may change it.
-    let mut owner = crate::spoof::nft_session(&world, "add table inet edge-cni-pods { flags owner; }\n");
+    let mut owner = crate::filter_table::nft_session(&world, "add table inet edge-cni-pods { flags owner; }\n");
     wait_for("the other's table", || tables(&world).contains("edge-cni-pods"));
     let message = world.add_fails(&world.pod(), 107);
     assert!(message.contains("table inet edge-cni-pods"), "{message}");

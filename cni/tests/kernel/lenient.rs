@@ -9,7 +9,7 @@ use interop_tests::netns::succeed;
 use interop_tests::suite::Test;
 use serde_json::{Value, json};
 
-use crate::host::up;
+use crate::node::up;
 use crate::world::{Answer, Pod, World, path};
 
 pub(crate) const TESTS: &[Test] = &[

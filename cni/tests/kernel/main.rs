@@ -2,17 +2,18 @@
 //! each test.
 
 mod attach;
-mod former;
+mod check_and_gc;
+mod crashes;
+mod earlier_release;
+mod filter_table;
 mod frames;
 mod growth;
 mod hairpin;
-mod host;
 mod ingress;
 mod input;
 mod lenient;
+mod node;
 mod spoof;
-mod survive;
-mod verify;
 mod world;
 
 use std::process::ExitCode;
@@ -24,15 +25,16 @@ fn main() -> ExitCode {
     let tests: Vec<Test> = [
         attach::TESTS,
         spoof::TESTS,
-        former::TESTS,
+        filter_table::TESTS,
+        earlier_release::TESTS,
         hairpin::TESTS,
         lenient::TESTS,
-        host::TESTS,
+        node::TESTS,
         ingress::TESTS,
         input::TESTS,
-        survive::TESTS,
+        crashes::TESTS,
         growth::TESTS,
-        verify::TESTS,
+        check_and_gc::TESTS,
     ]
     .concat();
     suite::run(&tests, netns::obstacle, Unrunnable::Skip)

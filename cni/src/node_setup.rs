@@ -8,20 +8,19 @@ use edge_xfrm::guard::{self, GuardConfig};
 
 use crate::config::Config;
 use crate::error::{Code, Error, Result};
-use crate::ipam;
 use crate::net::bridge;
 use crate::net::link::{Link, Links};
-use crate::{ingress, obstacles, ranges};
+use crate::{cluster_ranges, ingress, obstacles, segment};
 
 /// Makes what is missing of them. No pod is attached without: an error ends the ADD.
 pub(crate) fn ensure(links: &mut Links, config: &Config, segments: &SegmentsFile) -> Result<Link> {
-    ranges::refuse_own(links, config, Some(segments))?;
-    let cluster_ranges = ranges::of_cluster(config, Some(segments));
+    cluster_ranges::refuse_cutting_off_this_host(links, config, Some(segments))?;
+    let cluster_ranges = cluster_ranges::all(config, Some(segments));
     if let Some(sentence) = obstacles::without_ipv6(cluster_ranges.iter().any(|range| range.is_ipv6())) {
         eprintln!("edge-cni: {sentence}");
     }
     // Before it goes on: the agent keeps this host from becoming a router between its own networks.
-    let families = ipam::families(&segments.segments);
+    let families = segment::families(&segments.segments);
     let forwarded = [Family::V4, Family::V6].map(|family| families.contains(&family));
     let run_dir = config.agent_socket.parent().unwrap_or(&config.state_dir);
     Forwarding::new(&config.state_dir, run_dir).note(forwarded).map_err(|error| {
@@ -36,10 +35,10 @@ pub(crate) fn ensure(links: &mut Links, config: &Config, segments: &SegmentsFile
     })?;
     let bridge = bridge::ensure(links, &config.bridge, &segments.segments)?;
     ingress::ensure(links, config, segments)?;
-    let bridge_addresses = ipam::families(&segments.segments)
+    let bridge_addresses = segment::families(&segments.segments)
         .into_iter()
         .filter_map(|family| segments.segments.iter().find(|segment| edge_types::api::Family::of(segment) == family))
-        .map(ipam::gateway)
+        .map(segment::gateway)
         .collect();
     let wanted = GuardConfig {
         cluster_ranges,

@@ -4,6 +4,29 @@
 use std::net::IpAddr;
 
 use edge_types::IpNetwork;
+use edge_types::api::Family;
+
+/// A pod's address, and the segment that it is from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct PodAddress {
+    pub(crate) address: IpAddr,
+    pub(crate) segment: IpNetwork,
+}
+
+impl PodAddress {
+    /// The bridge's address in this segment.
+    pub(crate) fn gateway(&self) -> IpAddr {
+        gateway(&self.segment)
+    }
+}
+
+/// The families that have segments, IPv4 first.
+pub(crate) fn families(segments: &[IpNetwork]) -> Vec<Family> {
+    [Family::V4, Family::V6]
+        .into_iter()
+        .filter(|family| segments.iter().any(|segment| Family::of(segment) == *family))
+        .collect()
+}
 
 /// The address of the bridge in a segment: the first host address.
 pub(crate) fn gateway(segment: &IpNetwork) -> IpAddr {
@@ -11,12 +34,12 @@ pub(crate) fn gateway(segment: &IpNetwork) -> IpAddr {
 }
 
 /// Addresses for pods, ascending; as many as [`edge_types::store::pod_capacity`] says.
-pub(super) fn pod_addresses(segment: &IpNetwork) -> impl Iterator<Item = IpAddr> + '_ {
+pub(crate) fn pod_addresses(segment: &IpNetwork) -> impl Iterator<Item = IpAddr> + '_ {
     (2..=last_offset(segment)).map(|offset| nth(segment, offset))
 }
 
 /// Whether an address is one that a pod of this segment may have.
-pub(super) fn holds_pod(segment: &IpNetwork, address: IpAddr) -> bool {
+pub(crate) fn holds_pod(segment: &IpNetwork, address: IpAddr) -> bool {
     segment.contains(address) && (2..=last_offset(segment)).contains(&offset(segment, address))
 }
 

@@ -41,7 +41,7 @@ pub(crate) fn apply_for_segment(socket: &Path, stock: Vec<Stock>) -> Outcome {
 }
 
 /// Tells the agent, if it is there, what is left. Waits for no answer.
-pub(crate) fn tell_what_is_left(socket: &Path, stock: Vec<Stock>) {
+pub(crate) fn report_stock(socket: &Path, stock: Vec<Stock>) {
     let deadline = Instant::now() + NOTICE_TIMEOUT;
     // The agent keeps a spare by what it hears, but the pod is up either way.
     let _ = open(socket, deadline).and_then(|mut stream| {
@@ -50,7 +50,7 @@ pub(crate) fn tell_what_is_left(socket: &Path, stock: Vec<Stock>) {
 }
 
 /// Whether the agent answers.
-pub(crate) fn is_there(socket: &Path) -> bool {
+pub(crate) fn answers(socket: &Path) -> bool {
     matches!(ask(socket, &AgentRequest::Ping, PING_TIMEOUT), Ok(AgentResponse::Done))
 }
 
@@ -159,8 +159,8 @@ mod tests {
     #[test]
     fn what_is_left_is_told_without_waiting_for_an_answer() {
         let (folder, agent) = answering(Vec::new());
-        tell_what_is_left(&folder.path().join("agent.sock"), stock());
+        report_stock(&folder.path().join("agent.sock"), stock());
         assert_eq!(agent.join().unwrap(), AgentRequest::AddressesTaken { stock: stock() });
-        tell_what_is_left(Path::new("/no/such/agent.sock"), stock());
+        report_stock(Path::new("/no/such/agent.sock"), stock());
     }
 }

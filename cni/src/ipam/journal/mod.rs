@@ -90,7 +90,7 @@ impl Journal {
     pub(super) fn open(folder: &Path, boot: &str) -> Result<Self> {
         let path = folder.join(LEASES_FILE);
         let mark_path = mark_path(folder);
-        let mark = read_if_there(&mark_path)?.and_then(|text| Mark::parse(&text));
+        let mark = read_if_present(&mark_path)?.and_then(|text| Mark::parse(&text));
         let same_boot = |recorded: &str| recorded == boot;
         let damaged = |why: String| {
             Error::new(
@@ -104,7 +104,7 @@ impl Journal {
                 ),
             )
         };
-        let Some(bytes) = read_if_there(&path)? else {
+        let Some(bytes) = read_if_present(&path)? else {
             if let Some(mark) = mark.as_ref().filter(|mark| same_boot(&mark.boot)) {
                 return Err(damaged(format!("the file is missing, {} bytes were in it", mark.length)));
             }
@@ -357,7 +357,7 @@ fn line(chain: u32, entry: &str) -> (String, u32) {
     (format!("{chain:08x} {entry}\n"), chain)
 }
 
-fn read_if_there(path: &Path) -> Result<Option<Vec<u8>>> {
+fn read_if_present(path: &Path) -> Result<Option<Vec<u8>>> {
     let mut bytes = Vec::new();
     match File::open(path) {
         Ok(mut file) => file.read_to_end(&mut bytes).map(|_| Some(bytes)).context("read", path),

@@ -3,13 +3,14 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use crate::bridge_filter::{Filter, Port};
 use crate::config::Config;
 use crate::error::Result;
-use crate::filter::{Filter, Port};
-use crate::ipam::{Assigned, Ledger, Store};
+use crate::ipam::{Ledger, Store};
 use crate::net::link::Links;
 use crate::net::veth;
 use crate::request::{Attachment, Request};
+use crate::segment::PodAddress;
 
 /// Lets a pod send with what was leased to it. False where the operator has excepted the pod and
 /// this kernel has no such filter.
@@ -18,7 +19,7 @@ pub(crate) fn admit(
     store: &Store,
     links: &mut Links,
     request: &Request,
-    addresses: &[Assigned],
+    addresses: &[PodAddress],
 ) -> Result<bool> {
     let port = Port {
         name: veth::host_name(&request.attachment),
@@ -157,7 +158,7 @@ fn attached(config: &Config, ledger: &Ledger, links: &mut Links) -> Result<Vec<P
         // asked: it may have changed it.
         if link.mac != veth::host_mac(attachment) {
             let Some(mac) = links.peer_mac(link)? else { continue };
-            former.push(Former { name: name.clone(), pod: lease.pod.clone().unwrap_or_default(), mac });
+            former.push(EarlierPort { name: name.clone(), pod: lease.pod.clone().unwrap_or_default(), mac });
         }
         let unfiltered = config.excepts(lease.pod.as_deref());
         ports.push(Port { name, mac: veth::pod_mac(attachment), addresses: lease.addresses.clone(), unfiltered });
@@ -177,7 +178,7 @@ type Mac = [u8; 6];
 
 /// A port of an earlier release, with the MAC address that its pod has now: the kernel's choice, or
 /// the pod's.
-struct Former {
+struct EarlierPort {
     name: String,
     pod: String,
     mac: Mac,
@@ -188,12 +189,12 @@ struct Former {
 /// that the filter already knows by it. The others keep the address that follows from their
 /// attachment, with which they send nothing.
 fn choose(
-    former: &[Former],
+    former: &[EarlierPort],
     ports: &[Port],
     of_host: &BTreeSet<Mac>,
     known: impl Fn() -> Vec<(String, Mac)>,
 ) -> BTreeMap<String, Mac> {
-    let mut holders: BTreeMap<Mac, Vec<&Former>> = BTreeMap::new();
+    let mut holders: BTreeMap<Mac, Vec<&EarlierPort>> = BTreeMap::new();
     former.iter().for_each(|port| holders.entry(port.mac).or_default().push(port));
     let generated: BTreeMap<Mac, &str> = ports.iter().map(|port| (port.mac, port.name.as_str())).collect();
     let mut chosen = BTreeMap::new();
@@ -210,7 +211,7 @@ fn choose(
             }
             _ => None,
         };
-        for Former { name, pod, .. } in same.into_iter().filter(|port| Some(&port.name) != rightful) {
+        for EarlierPort { name, pod, .. } in same.into_iter().filter(|port| Some(&port.name) != rightful) {
             let mac = mac.map(|octet| format!("{octet:02x}")).join(":");
             eprintln!(
                 "edge-cni: pod {pod}, attached as {name} by an earlier release, has the MAC address {mac}, which another pod or this host has, too; the \
@@ -237,8 +238,11 @@ mod tests {
         let of_host = BTreeSet::from([[2, 0, 0, 0, 0, 1]]);
         let (own, neighbours): (Mac, Mac) = ([0x72, 0, 0, 0, 0, 1], [0x72, 0, 0, 0, 0, 2]);
         let choice = |a: Mac, known: &[(&str, Mac)]| {
-            let former =
-                [("a", a), ("b", neighbours)].map(|(name, mac)| Former { name: name.into(), pod: name.into(), mac });
+            let former = [("a", a), ("b", neighbours)].map(|(name, mac)| EarlierPort {
+                name: name.into(),
+                pod: name.into(),
+                mac,
+            });
             let known = || known.iter().map(|(name, mac)| ((*name).to_owned(), *mac)).collect();
             choose(&former, &ports, &of_host, known).into_iter().collect::<Vec<_>>()
         };

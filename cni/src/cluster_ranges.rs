@@ -17,7 +17,7 @@ use crate::net::link::Links;
 const RESOLVERS: [&str; 2] = ["/etc/resolv.conf", "/run/systemd/resolve/resolv.conf"];
 
 /// All ranges: of the agent and of the configuration.
-pub(crate) fn of_cluster(config: &Config, segments: Option<&SegmentsFile>) -> Vec<IpNetwork> {
+pub(crate) fn all(config: &Config, segments: Option<&SegmentsFile>) -> Vec<IpNetwork> {
     let mut ranges = segments.map(|segments| segments.cluster_ranges.clone()).unwrap_or_default();
     for range in &config.cluster_ranges {
         if !ranges.contains(range) {
@@ -30,8 +30,12 @@ pub(crate) fn of_cluster(config: &Config, segments: Option<&SegmentsFile>) -> Ve
 /// Refuses ranges that hold what this host needs, before anything is installed. Where the guard of
 /// the range stands already, a refusal protects nothing any more, and would let any neighbour that
 /// sends router advertisements or leases stop this node: there it is said, and pods are attached.
-pub(crate) fn refuse_own(links: &mut Links, config: &Config, segments: Option<&SegmentsFile>) -> Result<()> {
-    let ranges = of_cluster(config, segments);
+pub(crate) fn refuse_cutting_off_this_host(
+    links: &mut Links,
+    config: &Config,
+    segments: Option<&SegmentsFile>,
+) -> Result<()> {
+    let ranges = all(config, segments);
     if ranges.is_empty() {
         return Ok(());
     }

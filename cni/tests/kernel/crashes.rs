@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use interop_tests::suite::Test;
 
-use crate::spoof::table;
+use crate::filter_table::table;
 use crate::world::{World, addresses, answer, pings};
 
 pub(crate) const TESTS: &[Test] = &[

@@ -2,8 +2,9 @@
 
 use interop_tests::suite::Test;
 
+use crate::filter_table::{host_end, stands, table, up};
 use crate::frames::{self, Mac};
-use crate::spoof::{attach, host_end, stands, table, up};
+use crate::spoof::attach;
 use crate::world::{Pod, World, ip, pings};
 
 pub(crate) const TESTS: &[Test] = &[(
