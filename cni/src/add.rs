@@ -1,5 +1,5 @@
-//! ADD: from a container without a network to one with an address that the neighbours know of.
-//! Everything or nothing.
+//! ADD attaches a container: links, addresses, routes, and an announcement to the neighbours. If a
+//! step fails, it undoes the others.
 
 use edge_types::agent_protocol::Stock;
 use edge_types::api::Family;
@@ -19,7 +19,8 @@ use crate::request::{Attachment, Request};
 use crate::result::{Attached, Interface};
 use crate::segment::{self, PodAddress};
 
-/// How often an ADD that finds the last address taken by another ADD applies again.
+/// How many times one ADD tries to take an address. It applies for another segment again where
+/// other ADDs took all addresses of the last one.
 const ATTEMPTS: usize = 3;
 
 /// Attaches a container. Returns the result for standard output.
@@ -54,7 +55,7 @@ pub(crate) fn add(config: &Config, request: &Request) -> Result<Value> {
     let mtu = config.mtu.or((segments.mtu > 0).then_some(segments.mtu));
     veth::create(&mut links, &bridge, &pod, attachment, mtu)?;
 
-    // From here on there is something to undo.
+    // From here on a failure has something to undo.
     let made = connect(config, request, &store, &mut links, &pod, segments);
     let (addresses, stock, host, pod_link) = made.map_err(|error| undo(error, &store, &mut links, attachment))?;
     agent_client::report_stock(&config.agent_socket, stock);
@@ -65,7 +66,8 @@ pub(crate) fn add(config: &Config, request: &Request) -> Result<Value> {
     Ok(attached.to_json(config.version, config.dns.as_ref()))
 }
 
-/// With the pair in place: takes addresses, sets them, and announces them once that can be heard.
+/// Takes addresses, sets them on the pair of links that is in place, and announces them once the
+/// bridge forwards.
 fn connect(
     config: &Config,
     request: &Request,
@@ -77,7 +79,8 @@ fn connect(
     let attachment = &request.attachment;
     let (addresses, stock, segments) = take(config, request, store)?;
     if segments != seen {
-        // One came meanwhile: its gateway is not on the bridge yet, nor does the guard know of it.
+        // Another segment came meanwhile. Its gateway's address is not on the bridge yet, and the
+        // guard does not include it.
         node_setup::ensure(links, config, &segments)?;
     }
     let filtered = pod_filter::admit(config, store, links, request, &addresses)?;
@@ -88,7 +91,7 @@ fn connect(
     Ok((addresses, stock, host, end.link))
 }
 
-/// Sees to it that each family has a free address, and applies for another segment where free ones
+/// Ensures that each family has a free address. Applies for another segment where free addresses
 /// run short. Returns the segments.
 fn ensure_free(config: &Config, store: &Store, links: &mut Links, attachment: &Attachment) -> Result<SegmentsFile> {
     let (segments, stock) = match look(config, store, attachment) {
@@ -103,7 +106,7 @@ fn ensure_free(config: &Config, store: &Store, links: &mut Links, attachment: &A
     {
         return Ok(segments);
     }
-    // Pods whose namespace vanished without a DEL still hold addresses.
+    // A pod whose namespace vanished without a DEL still has its lease.
     if reclaim(store, links)? > 0 {
         let (segments, stock) = look(config, store, attachment)?;
         if let Some(segments) = segments
@@ -115,14 +118,14 @@ fn ensure_free(config: &Config, store: &Store, links: &mut Links, attachment: &A
     let outcome = agent_client::apply_for_segment(&config.agent_socket, short);
     let (segments, stock) = look(config, store, attachment)?;
     match segments {
-        // The last few addresses do for this pod, whatever came of the application.
+        // The remaining addresses are enough for this pod, even if the application failed.
         Some(segments) if stock.iter().all(|stock| stock.free > 0) && !stock.is_empty() => Ok(segments),
         Some(_) => Err(exhausted(&stock, outcome)),
         None => Err(no_segments(outcome)),
     }
 }
 
-/// Segments and stock, in one look.
+/// Reads segments and stock under one lock.
 fn look(config: &Config, store: &Store, attachment: &Attachment) -> Result<(Option<SegmentsFile>, Vec<Stock>)> {
     let ledger = store.lock()?;
     refuse_second(&ledger, attachment)?;
@@ -140,8 +143,8 @@ fn refuse_second(ledger: &Ledger, attachment: &Attachment) -> Result<()> {
     ))
 }
 
-/// Families with fewer free addresses than there should be. Without any segment: all families that
-/// the cluster has.
+/// The stock of families with fewer free addresses than the low-water mark. Without any segment, of
+/// all families that the cluster has.
 fn short_of(config: &Config, segments: Option<&SegmentsFile>, stock: &[Stock]) -> Vec<Stock> {
     if segments.is_none_or(|segments| segments.segments.is_empty()) {
         let mut families = segment::families(&config.cluster_ranges);
@@ -156,18 +159,19 @@ fn short_of(config: &Config, segments: Option<&SegmentsFile>, stock: &[Stock]) -
     stock.iter().filter(|stock| stock.free < config.low_water.max(1)).copied().collect()
 }
 
-/// Ends the lease of this attachment if a DEL had to leave it: on a full or read-only disk.
+/// Ends the lease of this attachment if a DEL could not, since the disk was full or read-only.
 fn end_leftover(store: &Store, links: &mut Links, attachment: &Attachment) -> Result<bool> {
     Ok(reclaim_of(store, links, |other| other == attachment)? > 0)
 }
 
-/// Ends leases whose host's end is gone.
+/// Ends the leases of which the host's end of the pair is gone. Returns how many.
 fn reclaim(store: &Store, links: &mut Links) -> Result<usize> {
     reclaim_of(store, links, |_| true)
 }
 
-/// Of these, by name and by alias. An ADD makes that end before it takes an address, so a lease
-/// without one belongs to nobody.
+/// As [`reclaim`], of the chosen attachments only. The host's end counts as present if its name or
+/// its alias is there. An ADD makes it before it takes an address, so a lease without it belongs to
+/// no pod.
 fn reclaim_of(store: &Store, links: &mut Links, chosen: impl Fn(&Attachment) -> bool) -> Result<usize> {
     let mut ledger = store.lock()?;
     let present = links.all()?;
@@ -180,8 +184,8 @@ fn reclaim_of(store: &Store, links: &mut Links, chosen: impl Fn(&Attachment) -> 
     Ok(ended.len())
 }
 
-/// Takes an address a family; applies again where other ADDs were quicker to take what an
-/// application had brought.
+/// Leases an address of each family. Applies again where other ADDs were quicker to take the
+/// addresses that an application had brought.
 fn take(config: &Config, request: &Request, store: &Store) -> Result<(Vec<PodAddress>, Vec<Stock>, SegmentsFile)> {
     let mut outcome = Outcome::Applied;
     for attempt in 0..ATTEMPTS {
@@ -233,11 +237,11 @@ fn unavailable(what: &str, outcome: Outcome) -> Error {
     }
 }
 
-/// Takes back what a failed ADD has made.
+/// Undoes what a failed ADD has made. Returns the error, with what could not be undone.
 fn undo(error: Error, store: &Store, links: &mut Links, attachment: &Attachment) -> Error {
     let undone = veth::remove(links, attachment).and_then(|()| {
         let mut ledger = store.lock()?;
-        // Refused because another has it: then it is not ours to end.
+        // An ADD that was refused as a second one must not end the first one's lease.
         if error.code != Code::AlreadyAttached {
             let ended = ledger.end(attachment)?;
             pod_filter::forget(std::slice::from_ref(attachment));

@@ -1,4 +1,4 @@
-//! What the plugin asks of the agent, through its unix socket.
+//! The plugin's requests to the agent, through its unix socket.
 
 use std::io::{self, Read};
 use std::os::unix::net::UnixStream;
@@ -10,18 +10,18 @@ use edge_types::frame::{self, FrameError};
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
 
-/// How long an ADD that is done may take to say so. The agent need not hear it.
+/// How long a finished ADD may take to report the stock. The report may get lost.
 const NOTICE_TIMEOUT: Duration = Duration::from_millis(100);
 
-/// How long the agent may take to say that it is there.
+/// How long the agent may take to answer a ping.
 const PING_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// What came of an application.
+/// The result of an application for a segment.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Outcome {
-    /// The segments' file holds what could be had.
+    /// The agent has written all segments that it got to the segments' file.
     Applied,
-    /// It did not help, and why; whether trying again later may.
+    /// No segment came. `temporary` says whether a later attempt may succeed.
     Failed { reason: String, temporary: bool },
 }
 
@@ -40,10 +40,10 @@ pub(crate) fn apply_for_segment(socket: &Path, stock: Vec<Stock>) -> Outcome {
     }
 }
 
-/// Tells the agent, if it is there, what is left. Waits for no answer.
+/// Reports the stock to the agent, if it runs. Does not wait for an answer.
 pub(crate) fn report_stock(socket: &Path, stock: Vec<Stock>) {
     let deadline = Instant::now() + NOTICE_TIMEOUT;
-    // The agent keeps a spare by what it hears, but the pod is up either way.
+    // The agent needs the stock to keep a spare segment, but the pod is up either way.
     let _ = open(socket, deadline).and_then(|mut stream| {
         frame::write(&mut stream, &AgentRequest::AddressesTaken { stock }).map_err(io::Error::other)
     });
@@ -61,8 +61,8 @@ fn ask(socket: &Path, request: &AgentRequest, limit: Duration) -> Result<AgentRe
     frame::read(&mut Limited { stream, deadline })
 }
 
-/// Connects, with limits set beforehand: a connection waits as long as a write for a listener whose
-/// queue is full.
+/// Connects. The time limit is set first, since connecting waits, too, where the listener's queue
+/// is full.
 fn open(socket: &Path, deadline: Instant) -> io::Result<UnixStream> {
     let address = SocketAddrUnix::new(socket)?;
     let fd = socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
@@ -71,7 +71,7 @@ fn open(socket: &Path, deadline: Instant) -> io::Result<UnixStream> {
     Ok(fd.into())
 }
 
-/// Reads until a moment, however little comes at a time.
+/// Reads until a deadline, even if the bytes come one at a time.
 struct Limited {
     stream: UnixStream,
     deadline: Instant,
@@ -95,7 +95,7 @@ fn explain(socket: &Path, error: &io::Error) -> String {
     let socket = socket.display();
     match error.kind() {
         io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => {
-            format!("edge-agent is not running (nobody listens on {socket}); start it, or add a segment by hand")
+            format!("edge-agent is not running (no process listens on {socket}); start it, or add a segment by hand")
         }
         io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => format!(
             "edge-agent has not brought another segment within {APPLICATION_TIMEOUT_SECONDS} s; see `edge-agent status`"
@@ -117,14 +117,14 @@ mod tests {
         vec![Stock { family: Family::V4, free: 0, leased: 61 }]
     }
 
-    /// An agent that hears one request and answers with these bytes.
+    /// An agent that reads one request and answers with these bytes.
     fn answering(answer: Vec<u8>) -> (tempfile::TempDir, std::thread::JoinHandle<AgentRequest>) {
         let folder = tempfile::tempdir().unwrap();
         let listener = UnixListener::bind(folder.path().join("agent.sock")).unwrap();
         let agent = std::thread::spawn(move || {
             let (mut stream, _) = listener.accept().unwrap();
             let request = frame::read(&mut stream).unwrap();
-            // The plugin may have hung up.
+            // The plugin may have closed the connection.
             let _ = io::Write::write_all(&mut stream, &answer);
             request
         });

@@ -1,4 +1,4 @@
-//! CHECK: whether a container still has what ADD gave it. Nothing is changed or repaired.
+//! CHECK finds out whether a container still has what ADD gave it. It changes and repairs nothing.
 
 use std::net::IpAddr;
 
@@ -45,8 +45,8 @@ pub(crate) fn check(config: &Config, request: &Request) -> Result<()> {
     Namespace::of_container(path)?.within(|| check_pod(&attachment.ifname, &expected, &segments, mac))
 }
 
-/// Addresses that the result gives to an interface in a sandbox. A later plugin's are not ours to
-/// check.
+/// Addresses that the result gives to this interface in the pod. Those of later plugins are not
+/// ours to check.
 fn expected_addresses(result: &Value, ifname: &str) -> Result<Vec<IpAddr>> {
     let nonsense = |what: &str| Error::new(Code::InvalidConfig, format!("prevResult makes no sense: {what}"));
     let interfaces = result["interfaces"].as_array().ok_or_else(|| nonsense("it has no list of interfaces"))?;
@@ -69,10 +69,11 @@ fn expected_addresses(result: &Value, ifname: &str) -> Result<Vec<IpAddr>> {
 }
 
 fn differs(what: String) -> Error {
-    Error::new(Code::NotAsAttached, format!("{what}; delete the pod, so that it is attached anew"))
+    Error::new(Code::NotAsAttached, format!("{what}; delete the pod, so that it is attached again"))
 }
 
-/// Returns the segments of the addresses, in their order, and what the bridge's filter lacks.
+/// Compares the lease. Returns the segments of the addresses, in their order, and what the bridge's
+/// filter lacks.
 fn check_lease(
     config: &Config,
     links: &mut Links,
@@ -94,7 +95,8 @@ fn check_lease(
     Ok((segments, pod_filter::lacks(config, links, &ledger, attachment)?))
 }
 
-/// Returns the MAC address that the pod must have for the bridge's filter, where that is known.
+/// Compares bridge and host's end. Returns the MAC address that the bridge's filter expects of the
+/// pod, if the pod is of this release.
 fn check_host(
     links: &mut Links,
     config: &Config,

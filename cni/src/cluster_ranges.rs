@@ -1,5 +1,5 @@
-//! Whether the cluster's ranges would cut this host off: the guard lets nothing to or from them in
-//! clear, so they must not hold this host's own addresses, its gateways or its resolvers.
+//! Refuses cluster ranges that would cut this host off. The guard lets no packet to or from them in
+//! clear, so they must not contain this host's own addresses, its gateways or its resolvers.
 
 use std::net::IpAddr;
 use std::path::Path;
@@ -13,10 +13,10 @@ use crate::error::{Code, Error, Result};
 use crate::net::bridge;
 use crate::net::link::Links;
 
-/// The second has the real resolvers where the first names systemd-resolved's.
+/// Where the first names systemd-resolved alone, the second has the real resolvers.
 const RESOLVERS: [&str; 2] = ["/etc/resolv.conf", "/run/systemd/resolve/resolv.conf"];
 
-/// All ranges: of the agent and of the configuration.
+/// All cluster ranges: those that the agent wrote and those of the configuration.
 pub(crate) fn all(config: &Config, segments: Option<&SegmentsFile>) -> Vec<IpNetwork> {
     let mut ranges = segments.map(|segments| segments.cluster_ranges.clone()).unwrap_or_default();
     for range in &config.cluster_ranges {
@@ -27,9 +27,10 @@ pub(crate) fn all(config: &Config, segments: Option<&SegmentsFile>) -> Vec<IpNet
     ranges
 }
 
-/// Refuses ranges that hold what this host needs, before anything is installed. Where the guard of
-/// the range stands already, a refusal protects nothing any more, and would let any neighbour that
-/// sends router advertisements or leases stop this node: there it is said, and pods are attached.
+/// Refuses ranges that contain addresses that this host needs, before anything is installed. If a
+/// range is guarded already, a refusal would protect nothing, and any neighbour that sends router
+/// advertisements or DHCP leases could stop this node. So that case is only reported, and pods are
+/// attached.
 pub(crate) fn refuse_cutting_off_this_host(
     links: &mut Links,
     config: &Config,
@@ -45,8 +46,8 @@ pub(crate) fn refuse_cutting_off_this_host(
         if guarded.contains(range) {
             continue;
         }
-        // The agent has judged its ranges, and the guard of a reboot is the same as before: a
-        // neighbour may be quicker than both.
+        // The agent has checked its own ranges. After a reboot a neighbour's advertisement may
+        // arrive before the guard stands, so they are not checked again.
         let agents =
             segments.is_some_and(|file| file.source == SegmentsSource::Agent && file.cluster_ranges.contains(range));
         if !agents && !is_guarded(*range) {
@@ -61,13 +62,14 @@ pub(crate) fn refuse_cutting_off_this_host(
     Ok(())
 }
 
-/// A range that holds something of this host.
+/// A range that contains an address that this host needs.
 struct Conflict {
     range: IpNetwork,
     what: String,
 }
 
-/// All that the ranges hold of what this host needs. What a hub fronts is exempt from the guard.
+/// All addresses that this host needs and that are in the ranges. Networks that a hub fronts are
+/// exempt, as in the guard.
 fn conflicts(
     links: &mut Links,
     config: &Config,
@@ -83,10 +85,10 @@ fn conflicts(
     let own = links.find(&config.bridge)?.map(|bridge| bridge.index);
     let addresses = links.all_addresses()?.into_iter().filter(|(index, _)| Some(*index) != own);
     let addresses: Vec<_> = addresses.filter_map(|(index, address)| Some((index, address, held(address)?))).collect();
-    // Links are many where pods are, so they are asked for where it matters only.
+    // A node with many pods has many links, so they are read only if needed.
     let present = if addresses.is_empty() { Vec::new() } else { links.all()? };
     for (index, address, range) in addresses {
-        // Another bridge of ours has its gateways, too.
+        // Another bridge of the plugin has gateways' addresses, too.
         if let Some(link) = present.iter().find(|link| link.index == index && !bridge::is_ours(link)) {
             conflicts.push(Conflict { range, what: format!("this host's own address {address} on {}", link.name) });
         }
@@ -122,11 +124,11 @@ fn is_guarded(range: IpNetwork) -> bool {
     let guard = GuardConfig { cluster_ranges: vec![range], ..GuardConfig::default() };
     let wanted = guard::policies(&guard).map(|policies| policies.len() + 1);
     let missing = guard::check(&guard).map(|defects| {
-        // A policy that was changed is one of ours, and holds where a segment is the whole range.
+        // A changed policy is there all the same; it occurs where a segment is the whole range.
         let missing = |defect: &&Defect| matches!(defect, Defect::Missing(_) | Defect::Occupied(..) | Defect::Route(_));
         defects.iter().filter(missing).count()
     });
-    // What cannot be read was not installed.
+    // If it cannot be read, it was not installed.
     matches!((missing, wanted), (Ok(missing), Ok(wanted)) if missing < wanted)
 }
 

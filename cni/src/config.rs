@@ -14,13 +14,13 @@ use crate::version::Version;
 /// Smallest MTU: IPv6 works with no less (RFC 8200 section 5).
 const MIN_MTU: u32 = 1280;
 
-/// Stands for the network's name where a verb does not need it and it is wrong.
+/// The network's name where a verb does not need it and the configuration's is invalid.
 const UNNAMED: &str = "unnamed";
 
-/// Longest name of a network; each lease carries it.
+/// Longest name of a network, bytes. Each lease carries the name.
 const MAX_NAME: usize = 253;
 
-/// Keys of ours.
+/// The plugin's own keys.
 const OWN_KEYS: [&str; 10] = [
     "bridge",
     "stateDir",
@@ -34,7 +34,7 @@ const OWN_KEYS: [&str; 10] = [
     "lanToPods",
 ];
 
-/// Keys that the specification or the runtime puts there, for somebody else or for verbs that read
+/// Keys that the specification or the runtime defines. They are for others, or for verbs that read
 /// them elsewhere.
 const RUNTIME_KEYS: [&str; 13] = [
     "cniVersion",
@@ -52,37 +52,37 @@ const RUNTIME_KEYS: [&str; 13] = [
     "cni.dev/attachments",
 ];
 
-/// A configuration that makes sense.
+/// A valid configuration.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Config {
     pub(crate) version: Version,
     /// The network's name.
     pub(crate) name: String,
-    /// The bridge that pods hang on.
+    /// Name of the pods' bridge.
     pub(crate) bridge: String,
-    /// Where leases are kept and the agent leaves the segments.
+    /// Folder of the leases and of the segments that the agent writes.
     pub(crate) state_dir: PathBuf,
-    /// Where the agent listens.
+    /// Path of the agent's socket.
     pub(crate) agent_socket: PathBuf,
-    /// Ranges that may never be spoken to in clear.
+    /// Ranges that packets must never reach or leave in clear.
     pub(crate) cluster_ranges: Vec<IpNetwork>,
-    /// Segments for a node that has no agent to provide any.
+    /// Segments of a node whose agent has not provided any yet.
     pub(crate) segments: Vec<IpNetwork>,
-    /// MTU of pods' interfaces; without it the agent's, or else the kernel's.
+    /// MTU of pods' interfaces, bytes. Without it the agent's value applies, or else the kernel's.
     pub(crate) mtu: Option<u32>,
-    /// With fewer free addresses than this in a family, another segment is applied for.
+    /// ADD applies for another segment where a family has fewer free addresses than this.
     pub(crate) low_water: u64,
-    /// Handed through into the result.
+    /// Copied into the result.
     pub(crate) dns: Option<Value>,
-    /// Pods that the bridge's filter lets send whatever they want.
+    /// Patterns of pods that the bridge's filter does not restrict.
     pub(crate) unfiltered_pods: Vec<String>,
     /// Sources outside the cluster that reach pods in clear.
     pub(crate) lan_to_pods: Vec<IpNetwork>,
-    /// The result of another plugin that came before, or with CHECK of our own ADD.
+    /// The result of an earlier plugin, or with CHECK the result of our own ADD.
     pub(crate) previous: Option<Value>,
-    /// An address or MAC address that somebody asks for by `runtimeConfig` or `args`.
+    /// An IP or MAC address that `runtimeConfig` or `args` requests.
     pub(crate) requested: Option<String>,
-    /// With GC, the attachments that the runtime still knows of.
+    /// The attachments that the runtime still has; for GC.
     pub(crate) valid_attachments: Option<Value>,
 }
 
@@ -126,13 +126,13 @@ fn default_low_water() -> u64 {
     1
 }
 
-/// Reads only the version, for VERSION and for errors in an otherwise unreadable configuration.
+/// Reads the version alone, for errors about an otherwise unreadable configuration.
 pub(crate) fn version_of(json: &Map<String, Value>) -> Result<Version> {
     match json.get("cniVersion") {
         Some(Value::String(text)) => Version::parse(text),
         Some(other) => Err(invalid(format!("cniVersion is {other}; expected a text such as \"1.0.0\""))),
-        // The specification takes an absent version for 0.1.0, which has no result that we could
-        // give.
+        // For the specification an absent version means 0.1.0, whose result format is not
+        // supported.
         None => Err(Error::new(
             Code::IncompatibleVersion,
             "the configuration has no cniVersion; set it, for example to \"1.0.0\"",
@@ -195,9 +195,9 @@ impl Config {
         Ok(config)
     }
 
-    /// Reads what a verb needs that must not fail for the sake of anything else: a runtime hands
-    /// DEL the list of the ADD, perhaps of another release. What is wrong with other keys is said
-    /// on standard error, and they are left out.
+    /// Reads a configuration for a verb that needs only some keys. Other keys must not make it
+    /// fail: a runtime hands DEL the configuration of the ADD, which may come from another release.
+    /// Invalid other keys are reported on standard error and left out.
     pub(crate) fn lenient(json: Map<String, Value>, needed: &[&str]) -> Result<Self> {
         let error = match Self::from_object(json.clone()) {
             Ok(config) => return Ok(config),
@@ -273,13 +273,14 @@ impl Config {
         Ok(())
     }
 
-    /// Whether the operator has excepted a pod, `namespace/name`, from the bridge's filter.
+    /// Whether the operator has excepted a pod, `namespace/name`, from the bridge's filter. `None`
+    /// asks for all pods.
     pub(crate) fn excepts(&self, pod: Option<&str>) -> bool {
         self.unfiltered_pods.iter().any(|pattern| pods::matches(pattern, pod))
     }
 }
 
-/// What somebody asks for by the conventions for `ips` and `mac` (CNI's CONVENTIONS.md).
+/// What the configuration requests by the conventions for `ips` and `mac` (CNI's CONVENTIONS.md).
 fn requested(json: &Map<String, Value>) -> Option<String> {
     let places =
         [("runtimeConfig", json.get("runtimeConfig")), ("args.cni", json.get("args").and_then(|args| args.get("cni")))];
@@ -293,8 +294,8 @@ fn requested(json: &Map<String, Value>) -> Option<String> {
         })
 }
 
-/// Whether pods can live in these segments: room for a gateway and a pod, ordinary unicast
-/// addresses, no overlap.
+/// Refuses segments that pods cannot use: too small for a gateway and a pod, too large for one
+/// node, special addresses, or an overlap. The error says what is wrong.
 pub(crate) fn check_segments(segments: &[IpNetwork]) -> Result<(), String> {
     for (index, segment) in segments.iter().enumerate() {
         let spare_bits = if segment.is_ipv4() { 32 } else { 128 } - segment.prefix();
@@ -325,7 +326,7 @@ pub(crate) fn check_segments(segments: &[IpNetwork]) -> Result<(), String> {
     Ok(())
 }
 
-/// The network without host bits.
+/// The network with its host bits cleared.
 fn canonical(network: &IpNetwork) -> IpNetwork {
     IpNetwork::new(network.network(), network.prefix()).unwrap_or(*network)
 }
@@ -357,7 +358,7 @@ mod tests {
         let section = document.split("## edge-cni\n").nth(1).expect("a section for edge-cni");
         let example = section.split("```json").nth(1).and_then(|rest| rest.split("```").next()).expect("an example");
         let list: Value = serde_json::from_str(example).unwrap();
-        // What a runtime makes of a list: its plugin, with its name and version.
+        // A runtime hands over a plugin of the list with the list's name and version.
         let mut plugin = list["plugins"][0].clone();
         plugin["name"] = list["name"].clone();
         plugin["cniVersion"] = list["cniVersion"].clone();

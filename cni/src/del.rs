@@ -1,5 +1,5 @@
-//! DEL: as often as the runtime likes, with or without a namespace, and never an error because
-//! there is nothing left to do.
+//! DEL detaches a container. It may run any number of times, with or without a namespace, and
+//! succeeds where nothing is left to do.
 
 use crate::config::Config;
 use crate::error::{Code, Result};
@@ -9,21 +9,22 @@ use crate::net::veth;
 use crate::pod_filter;
 use crate::request::Request;
 
-/// Detaches a container: what it may send, then the pair of links, then the lease, so that no
-/// address has two users. The container's namespace is not entered: its path may lead elsewhere by
-/// now, and the host's end takes the pod's with it.
+/// Removes the pod's filter elements, then the pair of links, then the lease. In this order no
+/// address has two users. It does not enter the container's namespace: the path may lead elsewhere
+/// by now, and the pod's end goes with the host's end.
 pub(crate) fn del(config: &Config, request: &Request) -> Result<()> {
     let attachment = std::slice::from_ref(&request.attachment);
-    // The kernel frees elements in the background, and whoever closes the socket waits for that.
-    // While the pair goes, it gets done.
+    // The kernel frees elements in the background, and closing the socket waits for that. It gets
+    // done while the pair is removed.
     let mut filter = pod_filter::Forgetting::begin(attachment);
     veth::remove(&mut Links::open()?, &request.attachment)?;
     let released = release(config, request);
-    // An ADD that made the table meanwhile has put them back, while there was a lease.
+    // An ADD that made the table meanwhile has put the elements back, since there still was a
+    // lease.
     filter.finish();
     match released {
-        // The pod is gone from the bridge; on a full or read-only disk the runtime can do no more
-        // than we. An ADD ends the lease later.
+        // The pod is off the bridge. A retry by the runtime would not help on a full or read-only
+        // disk, so this is no error. An ADD ends the lease later.
         Err(error) if error.code == Code::Io => {
             eprintln!("edge-cni: {request} is detached, but its lease could not be ended: {error}; an ADD will end it");
             Ok(())

@@ -1,11 +1,10 @@
-//! Errors as the CNI specification wants them: JSON on standard output, a code, a message, and an
-//! exit status that is not zero.
+//! Errors in the form of the CNI specification: JSON on standard output with a code and a message,
+//! and an exit status other than 0.
 
 use std::fmt;
 use std::path::Path;
 
-/// Why something could not be done. The message says what was expected, what was found and what to
-/// do.
+/// Why an operation failed. The message says what was expected, what was found and what to do.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Error {
     pub(crate) code: Code,
@@ -13,7 +12,7 @@ pub(crate) struct Error {
     pub(crate) details: String,
 }
 
-/// Result of anything here.
+/// Result with an [`Error`] of this crate.
 pub(crate) type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// Error codes: below 100 the CNI specification's ("Error"), from 100 on our own (`docs/cni.md`).
@@ -31,9 +30,9 @@ pub(crate) enum Code {
     Decode = 6,
     /// The configuration says something that cannot be.
     InvalidConfig = 7,
-    /// Nothing is wrong that time may not heal: no address is free just now.
+    /// It may succeed later without anyone's help: no address is free just now, for instance.
     TryAgainLater = 11,
-    /// STATUS: no pod can be attached at present.
+    /// Answer to STATUS: no pod can be attached at present.
     NotAvailable = 50,
     /// A file in the state directory is damaged.
     DamagedStore = 100,
@@ -61,7 +60,7 @@ impl Error {
         Self { code, message: message.into(), details: String::new() }
     }
 
-    /// Reading or writing `path` failed.
+    /// An error about a file; `what` is the verb that failed, `read` for instance.
     pub(crate) fn io(what: &str, path: &Path, error: impl fmt::Display) -> Self {
         Self::new(Code::Io, format!("cannot {what} {}: {error}", path.display()))
     }
@@ -72,7 +71,7 @@ impl Error {
         self
     }
 
-    /// Puts words before the message: who or what it was about.
+    /// Puts the subject before the message, such as the pod or the file.
     pub(crate) fn about(mut self, subject: impl fmt::Display) -> Self {
         self.message = format!("{subject}: {}", self.message);
         self
@@ -86,7 +85,7 @@ impl fmt::Display for Error {
     }
 }
 
-/// Turns the error of an [`std::io`] or [`rustix`] call on a path into ours.
+/// Turns the error of an [`std::io`] or [`rustix`] call on a path into an [`Error`].
 pub(crate) trait Context<T> {
     /// `what` is a verb: "read", "create".
     fn context(self, what: &str, path: &Path) -> Result<T>;

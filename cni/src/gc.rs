@@ -1,5 +1,5 @@
-//! GC: removes what belongs to no attachment that the runtime still knows of, of this network
-//! alone.
+//! GC removes the pairs of links and the leases of this network that belong to no attachment in the
+//! runtime's list.
 
 use std::collections::BTreeSet;
 
@@ -14,8 +14,8 @@ use crate::pod_filter;
 use crate::request::Attachment;
 
 /// Ends the leases and removes the pairs of all attachments of this network that are not in the
-/// configuration's list of valid ones. As with DEL, pairs go before leases; one that cannot be
-/// removed keeps its lease, and the rest goes on.
+/// configuration's list of valid ones. As with DEL, pairs go before leases. A pair that cannot be
+/// removed keeps its lease, and the others still go.
 pub(crate) fn gc(config: &Config) -> Result<()> {
     let valid = valid_attachments(config.valid_attachments.as_ref())?;
     let mut links = Links::open()?;
@@ -40,7 +40,7 @@ pub(crate) fn gc(config: &Config) -> Result<()> {
     });
     pod_filter::forget_vanished(&mut links);
     match ended.and_then(|ended| if ended.is_empty() { Ok(()) } else { ledger.commit() }) {
-        // The pods are gone from the bridge; an ADD ends their leases later.
+        // The pods are off the bridge. An ADD ends their leases later.
         Err(error) if error.code == Code::Io => {
             eprintln!("edge-cni: GC could not end all leases that no container needs: {error}; an ADD will end them");
         }
@@ -56,7 +56,7 @@ pub(crate) fn gc(config: &Config) -> Result<()> {
 }
 
 /// The specification, "GC": `cni.dev/valid-attachments`, each `{"containerID": .., "ifname": ..}`.
-/// Absent is not empty: then nothing may go.
+/// An absent list is not an empty one: then nothing may be removed.
 fn valid_attachments(list: Option<&Value>) -> Result<BTreeSet<Attachment>> {
     let wrong = |why: &str| {
         Error::new(

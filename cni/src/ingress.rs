@@ -1,9 +1,10 @@
-//! Hosts outside do not reach pods: `table inet edge-cni-pods`, as long as the agent's own table,
-//! which says the same and more, does not stand. So pods are closed from the first one on, before
-//! the agent's first run on a boot, after `edge-agent down`, and where there is no agent at all.
-//! What is published (a translated destination) is reached, and what `lanToPods` names.
+//! Keeps hosts outside from pods by `table inet edge-cni-pods`, as long as the agent's own table,
+//! which does the same and more, does not exist. So pods are protected from the first one on:
+//! before the agent's first run on a boot, after `edge-agent down`, and without any agent.
+//! Published ports (a translated destination) can be reached, and sources in `lanToPods` reach
+//! pods.
 //!
-//! The table is made once; an ADD looks whether it is there, and whether its bridge is in it.
+//! The table is made once. An ADD checks that it exists and contains the pod's bridge.
 
 use std::net::{IpAddr, Ipv6Addr};
 
@@ -20,14 +21,14 @@ use crate::nftables::{self, BaseChain, IFNAMSIZ, INET, INTERFACE, Set, Table, in
 use crate::segment;
 
 const TABLE: Table = Table { family: INET, name: "edge-cni-pods" };
-/// The agent deletes ours when it makes its own.
+/// The agent's table. When the agent makes it, it deletes [`TABLE`].
 const AGENTS_TABLE: Table = Table { family: INET, name: "edge-cni" };
 
-/// The pods' bridges. To be counted up with every change of chains or rules.
+/// The set of the pods' bridges. Its version must be raised with every change of chains or rules.
 const BRIDGES: &str = "bridges-v1";
 const TO_PODS: &str = "to-pods";
 
-/// `NF_INET_FORWARD` (`linux/netfilter.h`), and the place of the agent's chain: after connection
+/// `NF_INET_FORWARD` (`linux/netfilter.h`) with the priority of the agent's chain: after connection
 /// tracking (-200) and the translation of destinations (-100 of an earlier hook).
 const FORWARD: BaseChain = BaseChain { hook: 2, priority: -150 };
 
@@ -44,7 +45,7 @@ const REPLY: u8 = 1;
 const NEEDED: &str = "; the kernel needs nf_tables with the family inet and connection tracking (CONFIG_NF_TABLES_INET, CONFIG_NFT_CT), or let \
     everybody outside reach pods by \"lanToPods\": [\"0.0.0.0/0\", \"::/0\"] in the plugin's configuration";
 
-/// Sees to it that hosts outside do not reach the pods of this bridge, which must be there.
+/// Ensures that hosts outside do not reach the pods of this bridge, which must exist.
 pub(crate) fn ensure(links: &mut Links, config: &Config, segments: &SegmentsFile) -> Result<()> {
     if is_open(config, segments) {
         return Ok(());
@@ -62,7 +63,7 @@ pub(crate) fn ensure(links: &mut Links, config: &Config, segments: &SegmentsFile
         None => {
             let content = content(links, config, segments)?;
             match transact(&mut netlink, [vec![TABLE.create()], content.clone()].concat()) {
-                // Another ADD was quicker, or it is a table of another release.
+                // Another ADD was quicker, or the table is of another release.
                 Err(error) if error.errno() == Some(libc::EEXIST) => transact(&mut netlink, add())
                     .or_else(|_| transact(&mut netlink, [TABLE.create_anew().to_vec(), content].concat())),
                 made => made,
@@ -73,7 +74,7 @@ pub(crate) fn ensure(links: &mut Links, config: &Config, segments: &SegmentsFile
     yield_to_agent(&mut netlink)
 }
 
-/// Makes the table again as the configuration says now, or takes it away where it is not wanted.
+/// Makes the table anew by the present configuration, or removes it if it is not needed.
 pub(crate) fn renew(links: &mut Links, config: &Config, segments: &SegmentsFile) -> Result<()> {
     let mut netlink = open()?;
     if is_open(config, segments) || stands(&mut netlink, &AGENTS_TABLE)? || bridges(links)?.is_empty() {
@@ -84,8 +85,8 @@ pub(crate) fn renew(links: &mut Links, config: &Config, segments: &SegmentsFile)
     yield_to_agent(&mut netlink)
 }
 
-/// Whether the table could be made, for STATUS. Changes nothing: the kernel tries it and takes it
-/// back.
+/// Fails if the table cannot be made; for STATUS. It changes nothing, since the kernel rolls the
+/// attempt back.
 pub(crate) fn require(links: &mut Links, config: &Config, segments: Option<&SegmentsFile>) -> Result<()> {
     let Some(segments) = segments.filter(|segments| !is_open(config, segments)) else { return Ok(()) };
     let mut netlink = open()?;
@@ -97,14 +98,14 @@ pub(crate) fn require(links: &mut Links, config: &Config, segments: Option<&Segm
     tried.map_err(|error| failed(&error))
 }
 
-/// The operator lets everybody in, in each family that pods have.
+/// Whether the operator lets all sources reach pods, in each family that pods have.
 fn is_open(config: &Config, segments: &SegmentsFile) -> bool {
     let all = |ipv4| config.lan_to_pods.iter().any(|network| network.prefix() == 0 && network.is_ipv4() == ipv4);
     segment::families(&segments.segments).into_iter().all(|family| all(family == edge_types::api::Family::V4))
 }
 
-/// The agent may have made its table since it was looked for; in this order one of both sees the
-/// other's.
+/// Removes the table if the agent has made its own meanwhile. Each makes its table before it looks
+/// for the other's, so one of them sees both.
 fn yield_to_agent(netlink: &mut Netlink) -> Result<()> {
     if stands(netlink, &AGENTS_TABLE)? { remove(netlink) } else { Ok(()) }
 }
@@ -132,12 +133,12 @@ fn transact(netlink: &mut Netlink, messages: Vec<(wire::Message, u16)>) -> Resul
     netlink.transaction("NFT_MSG_NEWTABLE", wire::begin(), messages, Some(wire::end()))
 }
 
-/// The pods' bridges, of all networks of the plugin.
+/// The names of the pods' bridges, of all networks of the plugin.
 fn bridges(links: &mut Links) -> Result<Vec<String>> {
     Ok(links.all()?.into_iter().filter(bridge::is_ours).map(|link| link.name).collect())
 }
 
-/// What the table holds.
+/// The messages for the table's content.
 fn content(links: &mut Links, config: &Config, segments: &SegmentsFile) -> Result<Vec<(wire::Message, u16)>> {
     let keys: Vec<Vec<u8>> = bridges(links)?.iter().map(|name| interface_key(name).to_vec()).collect();
     // NFTNL_UDATA_SET_KEYBYTEORDER (libnftnl/udata.h): an interface's name is in the host's order.
@@ -145,14 +146,15 @@ fn content(links: &mut Links, config: &Config, segments: &SegmentsFile) -> Resul
     let set = Set { name: BRIDGES, id: 1, key_type: INTERFACE, key_length: IFNAMSIZ as u32, user_data };
     let mut messages =
         vec![TABLE.new_set(&set), TABLE.new_chain(TO_PODS, None), TABLE.new_chain("forward", Some(&FORWARD))];
-    // What a hub fronts comes over its LAN in clear, from cloud nodes.
+    // Packets from networks that a hub fronts come over its LAN in clear, from cloud nodes.
     let sources: Vec<IpNetwork> = segments.networks.iter().chain(&config.lan_to_pods).copied().collect();
     messages.extend(rules(&sources).iter().map(|rule| TABLE.new_rule(rule)));
     messages.extend(keys.chunks(wire::ELEMENTS).map(|some| TABLE.add_elements(BRIDGES, some)));
     Ok(messages)
 }
 
-/// The rules in their order: those of the agent's chains `forward` and `to-pods` that need no view.
+/// The rules, in their order. They are those of the agent's chains `forward` and `to-pods` that
+/// need no view.
 fn rules(sources: &[IpNetwork]) -> Vec<Rule> {
     let accept = || vec![Expression::Verdict(Verdict::Accept)];
     let mut rules = Vec::new();
@@ -161,13 +163,14 @@ fn rules(sources: &[IpNetwork]) -> Vec<Rule> {
     };
     let bridge = |key| vec![meta(key), Expression::Lookup { set: BRIDGES, inverted: false }];
     rule("forward", vec![bridge(Meta::OutputName), vec![Expression::Verdict(Verdict::Goto(TO_PODS))]]);
-    // Not what a connection's client sends: it may be older than the table.
+    // Answers only. What the client of a connection sends is not accepted, since the connection may
+    // be older than the table.
     let answers = vec![Expression::Connection(Connection::Direction), equals(&[REPLY])];
     rule(TO_PODS, vec![connection(Connection::State, ESTABLISHED), answers, accept()]);
     rule(TO_PODS, vec![connection(Connection::State, RELATED), accept()]);
-    // Out of a tunnel: policies have judged it.
+    // From a tunnel; the policies have accepted it.
     rule(TO_PODS, vec![vec![meta(Meta::SecurityPath), equals(&[1])], accept()]);
-    // With br_netfilter pods' packets to each other come by, too.
+    // With br_netfilter, packets between pods pass this hook, too.
     rule(TO_PODS, vec![bridge(Meta::InputName), accept()]);
     rule(TO_PODS, vec![connection(Connection::Status, DST_NAT), accept()]);
     for source in sources {
@@ -185,7 +188,7 @@ fn equals(value: &[u8]) -> Expression {
     Expression::Compare { operation: Comparison::Equal, value: value.to_vec() }
 }
 
-/// One of these bits is set.
+/// Matches if one of these bits is set.
 fn connection(key: Connection, bits: u32) -> Vec<Expression> {
     let zero = Expression::Compare { operation: Comparison::NotEqual, value: vec![0; 4] };
     vec![Expression::Connection(key), Expression::Mask(bits.to_ne_bytes().to_vec()), zero]

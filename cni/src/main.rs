@@ -5,14 +5,14 @@
 //! result ([`result`]) or an error ([`error`]) from standard output.
 //!
 //! - The verbs, a file each: [`add`], [`del`], [`check`], [`gc`], [`status`], [`up`].
-//! - [`node_setup`] makes what a node needs before its first pod, and [`ingress`] keeps hosts outside
-//!   from pods.
+//! - [`node_setup`] makes what a node needs before its first pod, and [`ingress`] keeps hosts
+//!   outside from pods.
 //! - [`ipam`] leases addresses from the node's segments ([`segment`]).
 //! - [`net`] changes links, addresses and routes.
 //! - [`bridge_filter`] is the bridge's filter, and [`pod_filter`] the pods' elements in it.
 //!   [`nftables`] has the messages for both tables.
-//! - [`cluster_ranges`] refuses ranges that would cut this host off, and [`obstacles`] names settings
-//!   of the host that break pods' network.
+//! - [`cluster_ranges`] refuses ranges that would cut this host off, and [`obstacles`] names
+//!   settings of the host that break pods' network.
 //! - [`agent_client`] asks the agent for more addresses.
 #![deny(unsafe_code)]
 
@@ -51,7 +51,7 @@ mod status;
 mod up;
 mod version;
 
-/// More than any configuration has, bytes.
+/// Largest configuration that is read, bytes. Real ones have a few kilobytes.
 const MAX_INPUT: u64 = 1 << 20;
 
 const HELP: &str = "\
@@ -62,8 +62,8 @@ usage: CNI_COMMAND=ADD|DEL|CHECK CNI_CONTAINERID=.. CNI_NETNS=.. CNI_IFNAME=.. e
        edge-cni up [FILE]   make bridge and guard without a pod, as FILE says
                             (default /etc/cni/net.d/10-edge-cni.conflist)
        edge-cni ingress [FILE]
-                            keep hosts outside from the pods that there are, as FILE says,
-                            where the agent's table does not
+                            keep hosts outside from attached pods, as FILE says,
+                            unless the agent's table does
        edge-cni --version   print version and supported CNI versions
        edge-cni --help      print this
 
@@ -92,12 +92,12 @@ fn main() -> ExitCode {
             (format!("{body}\n"), ExitCode::FAILURE)
         }
     };
-    // Nobody is left to tell if this fails.
+    // If this fails, there is no other way to report anything.
     let _ = io::stdout().write_all(text.as_bytes());
     code
 }
 
-/// What people and the agent call.
+/// Runs what people and the agent call.
 fn run_argument(argument: &OsString, rest: &[OsString]) -> Result<String> {
     match (argument.to_str(), rest) {
         (Some("--help" | "-h" | "help"), []) => Ok(HELP.into()),
@@ -117,8 +117,8 @@ fn run_argument(argument: &OsString, rest: &[OsString]) -> Result<String> {
     }
 }
 
-/// What a runtime calls. `version` becomes that of the configuration as soon as it is known, for
-/// the error's sake.
+/// Runs what a runtime calls. Sets `version` to the configuration's as soon as it is known, since
+/// an error carries it, too.
 fn run_command(version: &mut Version) -> Result<String> {
     let lookup: request::Lookup<'_> = &|name| std::env::var_os(name);
     let command = request::optional(lookup, "CNI_COMMAND")?.ok_or_else(|| {
@@ -133,8 +133,8 @@ fn run_command(version: &mut Version) -> Result<String> {
         return version_info(&input).map(line);
     }
     let json = config::parse_object(&input)?;
-    // What is attached must go, or be looked at, also after a rollback or with a slip in the list:
-    // these need little of it.
+    // DEL, CHECK and GC must work for attached pods after a rollback, too, or with a mistake in the
+    // configuration. They need only these keys of it.
     let needed: Option<&[&str]> = match command {
         Command::Del => Some(&["stateDir"]),
         Command::Check => Some(&["stateDir", "bridge"]),
@@ -181,7 +181,7 @@ fn run_command(version: &mut Version) -> Result<String> {
 }
 
 fn version_info(input: &[u8]) -> Result<Value> {
-    // A runtime that sends nothing wants to know all the same.
+    // A runtime may send nothing and still get an answer.
     let asked = if input.trim_ascii().is_empty() {
         Version::CURRENT.as_str().to_owned()
     } else {

@@ -1,5 +1,5 @@
-//! What a node needs before its first pod: the bridge, the table that keeps hosts outside from pods,
-//! and the guard that keeps pods' packets from leaving in clear.
+//! Sets up what a node needs before its first pod: the bridge, the table that keeps hosts outside
+//! from pods, and the guard that keeps pods' packets from leaving in clear.
 
 use edge_types::api::Family;
 use edge_types::forwarding::{FORWARDING_FILE, Forwarding};
@@ -12,14 +12,15 @@ use crate::net::bridge;
 use crate::net::link::{Link, Links};
 use crate::{cluster_ranges, ingress, obstacles, segment};
 
-/// Makes what is missing of them. No pod is attached without: an error ends the ADD.
+/// Makes what is missing of them. An error ends the ADD, since no pod is attached without them.
 pub(crate) fn ensure(links: &mut Links, config: &Config, segments: &SegmentsFile) -> Result<Link> {
     cluster_ranges::refuse_cutting_off_this_host(links, config, Some(segments))?;
     let cluster_ranges = cluster_ranges::all(config, Some(segments));
     if let Some(sentence) = obstacles::without_ipv6(cluster_ranges.iter().any(|range| range.is_ipv6())) {
         eprintln!("edge-cni: {sentence}");
     }
-    // Before it goes on: the agent keeps this host from becoming a router between its own networks.
+    // Recorded before forwarding is turned on. By the record the agent keeps this host from
+    // becoming a router between its own networks.
     let families = segment::families(&segments.segments);
     let forwarded = [Family::V4, Family::V6].map(|family| families.contains(&family));
     let run_dir = config.agent_socket.parent().unwrap_or(&config.state_dir);

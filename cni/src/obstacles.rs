@@ -1,4 +1,4 @@
-//! What on this host stands in the way of pods, in words that say the command: for STATUS and
+//! Settings of this host that break pods' network, and the commands that help; for STATUS and
 //! `edge-cni up`.
 
 use std::path::Path;
@@ -13,16 +13,16 @@ use crate::net::link::Links;
 use crate::net::{sysctl, uplink};
 use crate::{cluster_ranges, segment};
 
-/// Something that stands in the way.
+/// A setting that breaks something.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Obstacle {
-    /// With it the guard does not guard: no pod should come to this node.
+    /// It bypasses the guard, so no pod should be placed on this node.
     pub(crate) bypasses_guard: bool,
-    /// What it is, what comes of it and what to do.
+    /// What it is, its consequence and what to do.
     pub(crate) message: String,
 }
 
-/// All that stands in the way.
+/// Finds all obstacles on this host.
 pub(crate) fn find(links: &mut Links, config: &Config, segments: Option<&SegmentsFile>) -> Result<Vec<Obstacle>> {
     let uplinks = uplink::names(links)?;
     let mut obstacles: Vec<Obstacle> =
@@ -34,7 +34,7 @@ pub(crate) fn find(links: &mut Links, config: &Config, segments: Option<&Segment
     Ok(obstacles)
 }
 
-/// One sentence for nodes without IPv6 in clusters that have it.
+/// A message for nodes without IPv6 in a cluster that has it (`wanted`).
 pub(crate) fn without_ipv6(wanted: bool) -> Option<String> {
     (wanted && !sysctl::has_ipv6()).then(|| {
         "this kernel has no IPv6 (ipv6.disable=1 at boot?), so pods of this node get IPv4 addresses alone".into()
@@ -45,23 +45,24 @@ fn minor(message: String) -> Obstacle {
     Obstacle { bypasses_guard: false, message }
 }
 
-/// Of an interface that somebody made for a VTI, nothing is said: there it belongs.
+/// The obstacle that a bypass of IPsec means, if it concerns pods. Interfaces of a VTI are bypassed
+/// on purpose.
 fn of_bypass(bypass: &Bypass, config: &Config, uplinks: &[String]) -> Option<Obstacle> {
     let interface = &bypass.interface;
     let everywhere = interface == "all";
     let concerned = if bypass.is_inbound() {
         everywhere || *interface == config.bridge || uplinks.contains(interface)
     } else {
-        // Packets to other nodes' pods go out by the guard's device, where policies send them
-        // elsewhere.
+        // Packets to other nodes' pods are routed into the guard's device, where policies encrypt
+        // them.
         everywhere || interface == guard::DEVICE
     };
     let bypasses_guard = bypass.is_inbound() && *interface != config.bridge;
     concerned.then(|| Obstacle { bypasses_guard, message: bypass.to_string() })
 }
 
-/// Services whose endpoint is a pod of the same node: the answer would take the short way over the
-/// bridge, past the translation back.
+/// Concerns Services with an endpoint on the same node. Without br_netfilter the answer goes
+/// straight over the bridge, and the host's NAT does not translate it back.
 fn of_bridge_filter(family: Family) -> Option<String> {
     let (name, setting) = match family {
         Family::V4 => ("IPv4", "bridge-nf-call-iptables"),
@@ -74,7 +75,7 @@ fn of_bridge_filter(family: Family) -> Option<String> {
         Err(_) => "`modprobe br_netfilter`".into(),
     };
     Some(format!(
-        "bridged {name} packets pass the host's NAT by, so that a pod cannot reach a Service whose endpoint is another pod of this node; run {command}"
+        "bridged {name} packets bypass the host's NAT, so that a pod cannot reach a Service with an endpoint on another pod of this node; run {command}"
     ))
 }
 

@@ -1,5 +1,5 @@
-//! What the bridge's filter says of each pod: put there before its port forwards, taken away with
-//! its lease, and put back for all leases where the table was lost.
+//! The pods' elements in the bridge's filter. ADD adds a pod's elements before its port forwards,
+//! DEL removes them with its lease, and they are restored for all leases where the table was lost.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -12,8 +12,8 @@ use crate::net::veth;
 use crate::request::{Attachment, Request};
 use crate::segment::PodAddress;
 
-/// Lets a pod send with what was leased to it. False where the operator has excepted the pod and
-/// this kernel has no such filter.
+/// Lets a pod send with the addresses that it has leased. Returns false where this kernel has no
+/// such filter and the operator has excepted the pod.
 pub(crate) fn admit(
     config: &Config,
     store: &Store,
@@ -32,8 +32,8 @@ pub(crate) fn admit(
         if filter.add(std::slice::from_ref(&port))? {
             return Ok(());
         }
-        // The first pod since the machine's start, or somebody took the table away: it is made with
-        // all that are attached. The lock keeps another ADD from doing so at once.
+        // This is the first pod since the boot, or something removed the table. Make it with all
+        // attached pods. The lock keeps another ADD from doing the same at the same time.
         let ledger = store.lock()?;
         filter.ensure(&attached(config, &ledger, links)?)
     });
@@ -47,7 +47,7 @@ pub(crate) fn admit(
     }
 }
 
-/// Makes the filter again, whatever has become of it, with every pod that is attached.
+/// Makes the filter anew with every attached pod, in place of any table that is there.
 pub(crate) fn restore(config: &Config, ledger: &Ledger, links: &mut Links) -> Result<()> {
     let ports = attached(config, ledger, links)?;
     match Filter::open().and_then(|mut filter| filter.replace(&ports)) {
@@ -57,29 +57,29 @@ pub(crate) fn restore(config: &Config, ledger: &Ledger, links: &mut Links) -> Re
         }
         outcome => outcome?,
     }
-    // Those of an earlier release are set up otherwise.
+    // An earlier release set its ports up in another way.
     let others =
         links.all()?.into_iter().filter(|link| !link.port_set && ports.iter().any(|port| port.name == link.name));
     others.filter(|link| link.master.is_some()).try_for_each(|link| links.set_port(&link))
 }
 
-/// The filter knows these no more. What cannot be taken away is said and does no harm: no pod gets
-/// a port of that name but the same container.
+/// Removes the elements of these attachments. A failure is reported on standard error and does no
+/// harm: only the same container gets a port of that name again.
 pub(crate) fn forget(ended: &[Attachment]) {
     let names: Vec<String> = ended.iter().map(veth::host_name).collect();
     forget_ports(&names);
 }
 
-/// The filter forgets ports while something else is done.
+/// Removes the elements of ports while other work goes on.
 #[derive(Debug)]
 pub(crate) struct Forgetting {
-    /// None where there is no filter to be had.
+    /// None where this kernel has no filter.
     filter: Option<Filter>,
     names: Vec<String>,
 }
 
 impl Forgetting {
-    /// Takes away what these may send. What cannot be taken away is said.
+    /// Removes the elements of these attachments. Failures are reported on standard error.
     pub(crate) fn begin(ended: &[Attachment]) -> Self {
         let names: Vec<String> = ended.iter().map(veth::host_name).collect();
         let filter = Filter::open().inspect_err(|error| eprintln!("edge-cni: {error}")).ok();
@@ -88,7 +88,7 @@ impl Forgetting {
         forgetting
     }
 
-    /// Looks again, once links and leases are gone.
+    /// Removes elements that came back meanwhile; called when links and leases are gone.
     pub(crate) fn finish(&mut self) {
         let known = self.filter.as_mut().and_then(|filter| filter.ports().ok()).unwrap_or_default();
         if known.iter().any(|name| self.names.contains(name)) {
@@ -105,10 +105,10 @@ impl Forgetting {
     }
 }
 
-/// The filter forgets ports that are not there.
+/// Removes the elements of ports that no longer exist.
 pub(crate) fn forget_vanished(links: &mut Links) {
     let vanished = Filter::open().and_then(|mut filter| {
-        // In this order: a port is made before it is admitted.
+        // Read in this order, since a port is made before its elements are added.
         let known = filter.ports()?;
         let present: BTreeSet<String> = links.all()?.into_iter().map(|link| link.name).collect();
         Ok(known.into_iter().filter(|name| !present.contains(name)).collect::<Vec<_>>())
@@ -128,7 +128,8 @@ fn forget_ports(names: &[String]) {
     }
 }
 
-/// What the filter lacks for a pod, in words. None where it has all, or none is wanted.
+/// What the filter lacks for a pod, in words. None where it has everything, or where the pod is
+/// excepted and there is no filter.
 pub(crate) fn lacks(
     config: &Config,
     links: &mut Links,
@@ -140,13 +141,13 @@ pub(crate) fn lacks(
         return Ok(None);
     };
     match Filter::open().and_then(|mut filter| filter.lacks(&port)) {
-        // Nothing is lost where there never was a filter.
+        // An excepted pod needs no filter.
         Err(_) if port.unfiltered => Ok(None),
         outcome => outcome,
     }
 }
 
-/// The ports of all leases whose host's end is there.
+/// The ports of all leases of which the host's end is there.
 fn attached(config: &Config, ledger: &Ledger, links: &mut Links) -> Result<Vec<Port>> {
     let present = links.all()?;
     let mut ports = Vec::new();
@@ -154,8 +155,8 @@ fn attached(config: &Config, ledger: &Ledger, links: &mut Links) -> Result<Vec<P
     for (attachment, lease) in ledger.leases() {
         let name = veth::host_name(attachment);
         let Some(link) = present.iter().find(|link| link.name == name && link.kind == "veth") else { continue };
-        // A pod of another release has the address that the kernel chose. A pod of ours is not
-        // asked: it may have changed it.
+        // The kernel chose the MAC address of a pod of an earlier release. A pod of this release is
+        // not asked, since it may have changed its address.
         if link.mac != veth::host_mac(attachment) {
             let Some(mac) = links.peer_mac(link)? else { continue };
             former.push(EarlierPort { name: name.clone(), pod: lease.pod.clone().unwrap_or_default(), mac });
@@ -176,18 +177,19 @@ fn attached(config: &Config, ledger: &Ledger, links: &mut Links) -> Result<Vec<P
 
 type Mac = [u8; 6];
 
-/// A port of an earlier release, with the MAC address that its pod has now: the kernel's choice, or
-/// the pod's.
+/// A port that an earlier release made, with the MAC address that its pod has now. The kernel chose
+/// that address, or the pod.
 struct EarlierPort {
     name: String,
     pod: String,
     mac: Mac,
 }
 
-/// The MAC addresses of these, by port, where no other has the same: a pod may have given itself
-/// that of a neighbour, of the bridge or of this host. Of two that have the same, the one keeps it
-/// that the filter already knows by it. The others keep the address that follows from their
-/// attachment, with which they send nothing.
+/// Which of these ports may keep their MAC address, by name. A pod may have given itself the
+/// address of a neighbour, of the bridge or of this host, so an address that another has is
+/// refused. Of two ports with the same address, the one keeps it that is in the filter with it
+/// already. The others get the address that follows from their attachment, so they can send
+/// nothing.
 fn choose(
     former: &[EarlierPort],
     ports: &[Port],
@@ -249,7 +251,8 @@ mod tests {
         let b = ("b".to_owned(), neighbours);
         assert_eq!(choice(own, &[]), [("a".to_owned(), own), b.clone()]);
         assert_eq!(choice(ports[0].mac, &[]), [("a".to_owned(), ports[0].mac), b.clone()]);
-        // The host's, one of ours, and what follows from the neighbour's attachment.
+        // The host's, a pod's of this release, and the one that follows from the neighbour's
+        // attachment.
         for taken in [[2, 0, 0, 0, 0, 1], ports[2].mac, ports[1].mac] {
             assert_eq!(choice(taken, &[]), std::slice::from_ref(&b));
         }

@@ -1,4 +1,4 @@
-//! What the runtime asks, as environment variables say it (CNI specification, "CNI protocol",
+//! The runtime's request, from environment variables (CNI specification, "CNI protocol",
 //! "Parameters").
 
 use std::ffi::OsString;
@@ -15,10 +15,10 @@ const MAX_CONTAINER_ID: usize = 200;
 /// Longest name of an interface (linux/if.h, IFNAMSIZ less the final zero).
 const MAX_IFNAME: usize = 15;
 
-/// Looks a variable up; the tests have their own.
+/// Looks up an environment variable; tests use their own.
 pub(crate) type Lookup<'a> = &'a dyn Fn(&str) -> Option<OsString>;
 
-/// What is to be done, `CNI_COMMAND`.
+/// The verb, `CNI_COMMAND`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Command {
     Add,
@@ -44,7 +44,7 @@ impl Command {
         }
     }
 
-    /// The first version of the specification that has it.
+    /// The first version of the specification that defines it.
     pub(crate) const fn since(self) -> Version {
         match self {
             Self::Add | Self::Del | Self::Version => Version::V0_3_0,
@@ -81,11 +81,11 @@ impl fmt::Display for Attachment {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Request {
     pub(crate) attachment: Attachment,
-    /// `CNI_NETNS`. DEL may come without.
+    /// `CNI_NETNS`; optional for DEL.
     pub(crate) netns: Option<PathBuf>,
-    /// `namespace/name` from `CNI_ARGS`, where the runtime gave it.
+    /// `namespace/name` from `CNI_ARGS`, if the runtime gave it.
     pub(crate) pod: Option<String>,
-    /// An address or MAC address that somebody asks for in `CNI_ARGS`.
+    /// An IP or MAC address that `CNI_ARGS` requests.
     pub(crate) requested: Option<String>,
 }
 
@@ -99,7 +99,7 @@ impl fmt::Display for Request {
 }
 
 impl Request {
-    /// Reads the variables, and refuses what makes no sense.
+    /// Reads the variables and refuses invalid ones.
     pub(crate) fn read(lookup: Lookup<'_>) -> Result<Self> {
         let attachment = Self::attachment(lookup)?;
         let netns = optional(lookup, "CNI_NETNS")?.map(PathBuf::from);
@@ -107,8 +107,8 @@ impl Request {
         Ok(Self { attachment, netns, pod, requested })
     }
 
-    /// Reads the variables for a verb that needs to know the attachment; what is wrong with others
-    /// is said on standard error.
+    /// Reads the variables for a verb that needs only the attachment. Other variables that are
+    /// invalid are reported on standard error and left out.
     pub(crate) fn lenient(lookup: Lookup<'_>) -> Result<Self> {
         let attachment = Self::attachment(lookup)?;
         let said = |error: Error| eprintln!("edge-cni: {attachment}: {error}; going on without");
@@ -141,8 +141,8 @@ impl Request {
             ));
         }
         let ifname = required(lookup, "CNI_IFNAME")?;
-        // net/core/dev.c dev_valid_name(); '%' would be taken as a pattern (dev_alloc_name), the
-        // two words are directories of sysctl.
+        // net/core/dev.c dev_valid_name(). The kernel takes '%' as a pattern (dev_alloc_name);
+        // `all` and `default` are directories of sysctl.
         let good = ifname.len() <= MAX_IFNAME
             && !matches!(ifname.as_str(), "." | ".." | "all" | "default" | "lo")
             && ifname.chars().all(|c| c.is_ascii_graphic() && !matches!(c, '/' | ':' | '%'));
@@ -163,7 +163,7 @@ fn invalid(name: &str, value: &str, expected: &str) -> Error {
     Error::new(Code::InvalidEnvironment, format!("{name} is {value:?}; {expected}"))
 }
 
-/// A variable; empty counts as absent, as runtimes set unused ones to nothing.
+/// A variable. An empty one counts as absent, since runtimes set unused variables to nothing.
 pub(crate) fn optional(lookup: Lookup<'_>, name: &str) -> Result<Option<String>> {
     match lookup(name) {
         None => Ok(None),
@@ -211,7 +211,8 @@ fn read_args(text: &str) -> Result<Args> {
             "K8S_POD_NAMESPACE" => namespace = Some(printable(value)),
             "K8S_POD_NAME" => name = Some(printable(value)),
             "K8S_POD_INFRA_CONTAINER_ID" | "K8S_POD_UID" => {}
-            // Even with IgnoreUnknown: whoever asks for an address does not want another.
+            // Not ignored even with IgnoreUnknown: a pod that requests an address must not get
+            // another one.
             "IP" | "MAC" if !value.is_empty() => requested = Some(format!("CNI_ARGS has {key}={}", printable(value))),
             other => unknown = Some(other),
         }
@@ -229,8 +230,8 @@ fn read_args(text: &str) -> Result<Args> {
     }
 }
 
-/// A name for messages and the store: nothing that could break a line or a terminal, and of
-/// Kubernetes' length.
+/// Makes a name safe for messages and for the leases: no control characters or blanks, and at most
+/// 253 characters, as in Kubernetes.
 fn printable(value: &str) -> String {
     value.chars().take(253).map(|c| if c.is_control() || c.is_whitespace() { '?' } else { c }).collect()
 }

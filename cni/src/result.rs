@@ -1,5 +1,5 @@
-//! What ADD answers (CNI specification, "ADD Success"), in the shape of the version that the
-//! configuration asks for.
+//! The result of ADD (CNI specification, "ADD Success"), in the format of the configuration's
+//! version.
 
 use std::net::IpAddr;
 
@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use crate::segment::PodAddress;
 use crate::version::Version;
 
-/// An interface, with what the result tells of it.
+/// An interface, as far as the result describes it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Interface {
     pub(crate) name: String,
@@ -75,7 +75,7 @@ impl Attached {
     }
 }
 
-/// One default route a family, through the gateway of the address.
+/// One default route of each family, by the gateway of the address.
 pub(crate) fn default_routes(addresses: &[PodAddress]) -> impl Iterator<Item = (&'static str, IpAddr)> + '_ {
     addresses.iter().map(|assigned| {
         let destination = if assigned.address.is_ipv4() { "0.0.0.0/0" } else { "::/0" };

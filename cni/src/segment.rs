@@ -1,4 +1,4 @@
-//! Arithmetic within one segment: its gateway is the first address behind the network's, pods have
+//! Arithmetic within a segment. The gateway has the first address after the network's, and pods get
 //! the rest.
 
 use std::net::IpAddr;
@@ -43,7 +43,7 @@ pub(crate) fn holds_pod(segment: &IpNetwork, address: IpAddr) -> bool {
     segment.contains(address) && (2..=last_offset(segment)).contains(&offset(segment, address))
 }
 
-/// Distance of a pod's last address from the network's.
+/// The distance of the last pod's address from the network's.
 fn last_offset(segment: &IpNetwork) -> u128 {
     match segment {
         IpNetwork::V4(segment) => (1u128 << (32 - segment.prefix())).saturating_sub(2),

@@ -1,5 +1,5 @@
-//! STATUS: whether an ADD could be served. The cloud's absence is no reason to say no: a runtime
-//! would call the whole node not ready.
+//! STATUS says whether an ADD could succeed. An unreachable controller is no reason to say no,
+//! since a runtime would report the whole node as not ready.
 
 use crate::agent_client;
 use crate::bridge_filter::Filter;
@@ -10,11 +10,12 @@ use crate::net::link::Links;
 use crate::net::veth;
 use crate::{cluster_ranges, ingress, obstacles};
 
-/// Answers with an error where the next ADD is certain to fail (leases or segments cannot be read
-/// or the disk is read-only, there are no segments and no agent that could bring any, the cluster's
-/// ranges would cut this host off, the bridge's filter cannot be made and not all pods are
-/// excepted, or the table that keeps hosts outside from pods cannot be made) or where the guard does not guard. What else is in the way is said on standard error.
-/// That all addresses are taken is for the ADD to say, since it passes as pods go.
+/// Fails if the next ADD is certain to fail: leases or segments cannot be read, the disk is
+/// read-only, there are no segments and no agent that could bring any, the cluster's ranges would
+/// cut this host off, the bridge's filter cannot be made and not all pods are excepted, or the
+/// table that keeps hosts outside from pods cannot be made. Also fails if a setting bypasses the
+/// guard. Other obstacles go to standard error. It does not fail if all addresses are taken: that
+/// passes as pods go, and the ADD reports it.
 pub(crate) fn status(config: &Config) -> Result<()> {
     let unavailable = |error: Error| Error { code: Code::NotAvailable, ..error };
     let ledger = Store::create(config, veth::attached).and_then(|store| store.lock());

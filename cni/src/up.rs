@@ -1,6 +1,6 @@
-//! `edge-cni up`: what a node needs before its first pod, made without a pod. The agent runs it
-//! after a reboot, so that the node's own packets to remote pods have the bridge's address to come
-//! from.
+//! `edge-cni up` makes what a node needs before its first pod, without a pod. The agent runs it
+//! after a reboot, so that the node's own packets to remote pods can have the bridge's address as
+//! their source.
 
 use std::path::Path;
 
@@ -14,17 +14,17 @@ use crate::net::veth;
 use crate::node_setup;
 use crate::{ingress, obstacles, pod_filter, segment};
 
-/// Where the agent puts the list of plugins.
+/// Where the agent writes the network configuration list.
 pub(crate) const DEFAULT_CONFLIST: &str = "/etc/cni/net.d/10-edge-cni.conflist";
 
-/// Makes bridge and guard as the configuration in this file says: a plugin's, or a list that has
-/// ours.
+/// Makes bridge and guard as the configuration in this file says. The file holds one plugin's
+/// configuration, or a list of plugins with ours in it.
 pub(crate) fn up(path: &Path) -> Result<Value> {
     let config = config_of(path)?;
     let store = Store::create(&config, veth::attached)?;
     let ledger = store.lock()?;
     let mut links = Links::open()?;
-    // Pods are kept from posing as others whatever becomes of the rest.
+    // First, so that pods cannot pose as others even if the rest fails.
     let restored = pod_filter::restore(&config, &ledger, &mut links);
     let segments = ledger.segments(&config)?.ok_or_else(|| {
         Error::new(
@@ -43,8 +43,8 @@ pub(crate) fn up(path: &Path) -> Result<Value> {
     Ok(json!({ "bridge": config.bridge, "addresses": gateways, "stock": stock, "obstacles": obstacles }))
 }
 
-/// Keeps hosts outside from the pods that there are, as the configuration in this file says, unless
-/// the agent does: `edge-agent down` asks for it when it has taken its own table away.
+/// Keeps hosts outside from the attached pods, as the configuration in this file says, unless the
+/// agent does. `edge-agent down` runs it after it has removed its own table.
 pub(crate) fn ingress(path: &Path) -> Result<Value> {
     let config = config_of(path)?;
     let segments = Store::create(&config, veth::attached)?.lock()?.segments(&config)?;
@@ -59,8 +59,8 @@ fn config_of(path: &Path) -> Result<Config> {
     plugin_of(parse_object(&text)?).and_then(Config::from_object).map_err(|error| error.about(path.display()))
 }
 
-/// Our entry of a list, with the list's name and version as a runtime would hand it over; or the
-/// whole where it is no list.
+/// The configuration of our plugin. From a list it takes our entry and gives it the list's name and
+/// version, as a runtime does.
 fn plugin_of(mut json: Map<String, Value>) -> Result<Map<String, Value>> {
     let Some(plugins) = json.remove("plugins") else { return Ok(json) };
     let ours = plugins

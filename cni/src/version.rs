@@ -2,7 +2,7 @@
 
 use crate::error::{Code, Error, Result};
 
-/// A version that we speak. Ordered: a later one compares greater.
+/// A supported version. A later one compares greater.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Version {
     V0_3_0,
@@ -16,7 +16,7 @@ impl Version {
     /// All, oldest first.
     pub(crate) const ALL: [Self; 5] = [Self::V0_3_0, Self::V0_3_1, Self::V0_4_0, Self::V1_0_0, Self::V1_1_0];
 
-    /// Used where the configuration could not be read.
+    /// The version of errors about a configuration that could not be read.
     pub(crate) const CURRENT: Self = Self::V1_1_0;
 
     /// As the configuration writes it.

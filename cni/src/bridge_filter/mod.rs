@@ -1,8 +1,7 @@
-//! The bridge's filter: a pod sends with its own MAC address and its leased addresses, or not at
-//! all.
+//! The bridge's filter. A pod can send only with its own MAC address and its leased addresses.
 //!
-//! `table bridge edge-cni` is made once, in one transaction of nfnetlink; per pod only elements of
-//! its sets come and go. No `nft` is needed: the program speaks to the kernel itself.
+//! `table bridge edge-cni` is made once, in one nfnetlink transaction. After that, only elements of
+//! its sets change for each pod. No `nft` is needed.
 //!
 //! The module `table` has its sets, chains and rules.
 
@@ -22,39 +21,40 @@ mod table;
 #[cfg(test)]
 mod tests;
 
-/// Ports whose elements go into one transaction: some 80 KiB, well below the smallest send buffer.
+/// Most ports in one transaction. Their elements take about 80 KiB, well below the smallest send
+/// buffer.
 const PORTS_AT_ONCE: usize = 128;
 
-/// How often elements are looked for and taken away, while others do so, too.
+/// How many times a removal is tried again, if other processes remove elements at the same time.
 const REMOVE_ATTEMPTS: usize = 8;
 
-/// What a kernel may lack.
+/// What the kernel needs, for errors.
 const NEEDED: &str = "; the kernel needs nf_tables with the family bridge (CONFIG_NF_TABLES_BRIDGE), or attach pods without protection from each \
     other by \"unfilteredPods\": [\"*\"] in the plugin's configuration";
 
-/// The end of a pod at the bridge, and who may send there.
+/// A pod's port of the bridge, and the addresses with which the pod may send.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Port {
     /// Name of the host's end.
     pub(crate) name: String,
-    /// The pod's.
+    /// The pod's MAC address.
     pub(crate) mac: [u8; 6],
     pub(crate) addresses: Vec<IpAddr>,
-    /// The operator has excepted the pod.
+    /// Whether the operator has excepted the pod from the filter.
     pub(crate) unfiltered: bool,
 }
 
-/// Elements by set, as keys.
+/// Keys of elements, by set.
 type Elements = BTreeMap<Set, Vec<Vec<u8>>>;
 
-/// The table, through a socket of its own.
+/// Access to the table through a netlink socket.
 #[derive(Debug)]
 pub(crate) struct Filter {
     netlink: Netlink,
 }
 
 impl Filter {
-    /// Opens the socket in the namespace that the thread is in.
+    /// Opens the socket in the thread's network namespace.
     pub(crate) fn open() -> Result<Self> {
         let netlink = Netlink::open(netlink_sys::protocols::NETLINK_NETFILTER);
         let netlink = netlink.map_err(|error| {
@@ -66,8 +66,8 @@ impl Filter {
         Ok(Self { netlink })
     }
 
-    /// Adds the elements of ports. False where there is no table of this version, and nothing was
-    /// done.
+    /// Adds the elements of ports. Returns false, and does nothing, if there is no table of this
+    /// version.
     pub(crate) fn add(&mut self, ports: &[Port]) -> Result<bool> {
         for some in ports.chunks(PORTS_AT_ONCE) {
             match self.transact("NFT_MSG_NEWSETELEM", change(&elements_of(some), Table::add_elements)) {
@@ -79,11 +79,11 @@ impl Filter {
         Ok(true)
     }
 
-    /// Sees to it that the table stands and holds these ports, which must be all that are attached:
-    /// a table of another version is replaced. One that stands keeps its other elements. Only one
-    /// process may be here at a time.
+    /// Ensures that the table exists and contains these ports, which must be all attached ones.
+    /// Replaces a table of another version. A table of this version keeps its other elements. Only
+    /// one process may call this at a time.
     pub(crate) fn ensure(&mut self, ports: &[Port]) -> Result<()> {
-        // With a first look also where there is no port.
+        // Looks for the table first, since `add` does nothing if there are no ports.
         if self.elements(Set::Ports)?.is_some() && self.add(ports)? {
             return Ok(());
         }
@@ -93,17 +93,17 @@ impl Filter {
         }
     }
 
-    /// Makes the table with these ports, which must be all that are attached, in place of whatever
-    /// is there: another may have changed its rules. Only one process may be here at a time.
+    /// Replaces the table, of which someone may have changed the rules, by a new one with these
+    /// ports, which must be all attached ones. Only one process may call this at a time.
     pub(crate) fn replace(&mut self, ports: &[Port]) -> Result<()> {
         self.make(ports, TABLE.create_anew().into()).map_err(|error| not_made(&error))
     }
 
-    /// Whether the next pod could be let in, for STATUS. Changes nothing: the kernel tries what
-    /// would have to be made and takes it back.
+    /// Fails if the next pod's elements could not be added; for STATUS. It changes nothing, since
+    /// the kernel rolls the attempt back.
     pub(crate) fn require(&mut self) -> Result<()> {
         let (make, _) = TABLE.create();
-        // One that stands must still be ours to change.
+        // A table that exists may belong to another program.
         let messages = match self.elements(Set::Ports)? {
             Some(_) => vec![(make, NLM_F_CREATE)],
             None => TABLE.create_anew().into_iter().chain(content()).collect(),
@@ -114,7 +114,7 @@ impl Filter {
 
     fn make(&mut self, ports: &[Port], mut messages: Vec<(wire::Message, u16)>) -> Result<(), netlink::Error> {
         messages.extend(content());
-        // Those who are attached are not cut off for a moment.
+        // In the same transaction, so that attached pods are not cut off.
         let (first, rest) = ports.split_at(ports.len().min(PORTS_AT_ONCE));
         messages.extend(change(&elements_of(first), Table::add_elements));
         self.transact("NFT_MSG_NEWTABLE", messages)?;
@@ -124,7 +124,7 @@ impl Filter {
             .try_for_each(|some| self.transact("NFT_MSG_NEWSETELEM", change(&some, Table::add_elements)))
     }
 
-    /// Takes away the elements of these ports, whatever they are; without a table there are none.
+    /// Removes all elements of these ports. Without a table there are none.
     pub(crate) fn remove(&mut self, ports: &[String]) -> Result<()> {
         self.remove_where(|port| ports.iter().any(|name| name == port))
     }
@@ -135,14 +135,14 @@ impl Filter {
         Ok(keys.iter().map(|key| interface_of(key)).collect())
     }
 
-    /// The MAC addresses with which ports may send.
+    /// The MAC addresses with which ports may send, by port.
     pub(crate) fn macs(&mut self) -> Result<Vec<(String, [u8; 6])>> {
         let keys = self.elements(Set::Macs)?.unwrap_or_default();
         let mac = |key: &Vec<u8>| key.get(IFNAMSIZ..IFNAMSIZ + 6).and_then(|octets| octets.try_into().ok());
         Ok(keys.iter().filter_map(|key| Some((interface_of(key), mac(key)?))).collect())
     }
 
-    /// What a port lacks, in words for CHECK. None where it has all.
+    /// What a port lacks, in words, for CHECK. None if it has all elements.
     pub(crate) fn lacks(&mut self, port: &Port) -> Result<Option<String>> {
         for (set, keys) in elements_of(std::slice::from_ref(port)) {
             let Some(present) = self.elements(set)? else {
@@ -157,7 +157,8 @@ impl Filter {
     }
 
     fn remove_where(&mut self, gone: impl Fn(&str) -> bool) -> Result<()> {
-        // Refused as a whole where another was quicker with one element.
+        // The kernel refuses the whole transaction if another process has removed one of the
+        // elements.
         for _ in 0..REMOVE_ATTEMPTS {
             let elements = self.find(&gone)?;
             match self.transact("NFT_MSG_DELSETELEM", change(&elements, Table::delete_elements)) {
@@ -174,7 +175,7 @@ impl Filter {
         ))
     }
 
-    /// The elements of some ports, each once.
+    /// The elements of the wanted ports, without duplicates.
     fn find(&mut self, wanted: impl Fn(&str) -> bool) -> Result<Elements> {
         let mut elements = Elements::new();
         for set in Set::ALL {
@@ -190,7 +191,7 @@ impl Filter {
         Ok(elements)
     }
 
-    /// The keys in a set. None without a table of this version.
+    /// The keys in a set. None if there is no table of this version.
     fn elements(&mut self, set: Set) -> Result<Option<Vec<Vec<u8>>>> {
         nftables::elements(&mut self.netlink, &TABLE, set.name())
             .map_err(|error| failed("read the bridge's filter, `table bridge edge-cni`", &error))
@@ -201,7 +202,7 @@ impl Filter {
     }
 }
 
-/// What the table holds, without elements.
+/// The messages for the table's content without elements.
 fn content() -> Vec<(wire::Message, u16)> {
     let chains = table::CHAINS.iter().map(|(name, base)| TABLE.new_chain(name, base.as_ref()));
     let sets = Set::ALL.into_iter().map(|set| TABLE.new_set(&set.definition()));
@@ -215,7 +216,7 @@ pub(crate) fn link_local(mac: [u8; 6]) -> Ipv6Addr {
     Ipv6Addr::from([0xfe, 0x80, 0, 0, 0, 0, 0, 0, a ^ 2, b, c, 0xff, 0xfe, d, e, f])
 }
 
-/// What a port may send, as keys of the sets.
+/// The elements of ports, as keys of the sets.
 fn elements_of(ports: &[Port]) -> Elements {
     let mut elements = Elements::new();
     let mut put = |set, parts: &[&[u8]]| elements.entry(set).or_default().push(parts.concat());
@@ -226,7 +227,7 @@ fn elements_of(ports: &[Port]) -> Elements {
             put(Set::Unfiltered, &[&name]);
             continue;
         }
-        // Each part takes a multiple of four octets.
+        // Each part of a key takes a multiple of four octets.
         let mac = [&port.mac[..], &[0, 0]].concat();
         put(Set::Macs, &[&name, &mac]);
         for address in port.addresses.iter().copied().chain([IpAddr::V6(link_local(port.mac))]) {

@@ -1,8 +1,8 @@
-//! The table: its sets, chains and rules. `docs/cni.md` prints it as nft(8) does, and a test
+//! The table's sets, chains and rules. `docs/cni.md` prints them as nft(8) does, and a test
 //! compares the two.
 //!
-//! A rule whose expression cannot be loaded, such as a port number that is not in this fragment,
-//! does not match (`NFT_BREAK`): so what is decisive accepts, and the end of each chain drops.
+//! A rule does not match if one of its expressions cannot be loaded (`NFT_BREAK`), such as a port
+//! number that is not in this fragment. So rules accept, and the end of each chain drops.
 
 use crate::nftables::expression::{Base, Comparison, Expression, Meta, Rule, Verdict};
 use crate::nftables::{self, BRIDGE, BaseChain, INTEGER, INTERFACE, IPV4, IPV6, MAC, Table};
@@ -10,29 +10,29 @@ use crate::nftables::{self, BRIDGE, BaseChain, INTEGER, INTERFACE, IPV4, IPV6, M
 /// The table.
 pub(super) const TABLE: Table = Table { family: BRIDGE, name: "edge-cni" };
 
-/// Hosts' ends of pods have names that begin so.
+/// The names of the hosts' ends of pods begin with this.
 pub(crate) const PORT_PREFIX: &str = "ecni";
 
 /// `enum nf_br_hook_priorities`, `NF_BR_PRI_FILTER_BRIDGED` (`linux/netfilter_bridge.h`): before
 /// br_netfilter hands a frame to iptables.
 const PRIORITY: i32 = -200;
 
-/// Register behind an interface's name of 16 bytes, and behind a MAC address that follows it and
-/// takes two of 4 bytes.
+/// The register after an interface's name of 16 bytes, and the one after a MAC address that follows
+/// the name and takes two registers of 4 bytes.
 const SECOND: u32 = 2;
 const THIRD: u32 = 14;
 
 /// `IPPROTO_UDP`.
 const UDP: u8 = 17;
 
-/// Chains, those that rules lead to first.
+/// The chains. A chain comes before the chains with rules that lead to it.
 pub(super) const CHAINS: [(&str, Option<BaseChain>); 6] = [
     ("pod-arp", None),
     ("pod-ipv4", None),
     ("pod-ipv6", None),
     ("pod", None),
-    // The bridge learns a MAC address behind this hook (br_handle_frame_finish): one that is
-    // dropped is not learned.
+    // The bridge learns a MAC address after this hook (br_handle_frame_finish), so it does not
+    // learn the address of a dropped frame.
     ("prerouting", Some(BaseChain { hook: 0, priority: PRIORITY })),
     ("forward", Some(BaseChain { hook: 2, priority: PRIORITY })),
 ];
@@ -40,16 +40,16 @@ pub(super) const CHAINS: [(&str, Option<BaseChain>); 6] = [
 /// The sets. Each key begins with the name of a port.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Set {
-    /// Each port with itself. Its name carries the version of the table: whoever adds a port finds
-    /// out by it that the table is another's.
+    /// Each port, paired with itself. The set's name contains the table's version, so adding a port
+    /// to a table of another version fails.
     Ports,
-    /// The MAC address of the pod at a port.
+    /// Port and the pod's MAC address.
     Macs,
-    /// MAC and IPv4 address.
+    /// Port, MAC address and IPv4 address.
     Ipv4,
-    /// MAC and IPv6 address, the link-local one as well.
+    /// Port, MAC address and IPv6 address, including the link-local one.
     Ipv6,
-    /// IPv6 addresses that a pod may advertise.
+    /// Port and an IPv6 address that the pod may advertise.
     Targets,
     /// Ports of pods that the operator has excepted.
     Unfiltered,
@@ -59,7 +59,8 @@ impl Set {
     pub(super) const ALL: [Self; 6] =
         [Self::Ports, Self::Macs, Self::Ipv4, Self::Ipv6, Self::Targets, Self::Unfiltered];
 
-    /// To be counted up in [`Set::Ports`] with every change of sets, chains or rules.
+    /// The set's name. The version in [`Set::Ports`] must be raised with every change of sets,
+    /// chains or rules.
     pub(super) const fn name(self) -> &'static str {
         match self {
             Self::Ports => "ports-v1",
@@ -82,7 +83,7 @@ impl Set {
         }
     }
 
-    /// For the message that makes it.
+    /// The set as the message that makes it wants it.
     pub(super) fn definition(self) -> nftables::Set {
         nftables::Set {
             name: self.name(),
@@ -109,10 +110,10 @@ impl Set {
         self.types().iter().map(length).sum()
     }
 
-    /// What nft(8) needs to show a set as it was written (libnftnl/udata.h, set_udata_key_* in
-    /// nft): the byte order of the key, and for [`Set::Targets`] that it is of the type of
-    /// `iifname . @th,64,64 . @th,128,64`. (nft before 1.0.8 has no `icmpv6 taddr`; in two halves
-    /// later ones show it as the same.)
+    /// User data that nft(8) needs to show the set as it was written (libnftnl/udata.h,
+    /// set_udata_key_* in nft): the key's byte order, and for [`Set::Targets`] that the key has the
+    /// type of `iifname . @th,64,64 . @th,128,64`. (nft before 1.0.8 has no `icmpv6 taddr`. Later
+    /// releases show the two halves as that.)
     pub(super) fn user_data(self) -> Vec<u8> {
         let field = |kind: u8, value: &[u8]| [&[kind, value.len() as u8], value].concat();
         let number = |kind: u8, value: u32| field(kind, &value.to_ne_bytes());
@@ -143,7 +144,7 @@ pub(super) fn rules() -> Vec<Rule> {
         rules.push(Rule { chain, expressions: parts.concat(), comment });
     };
     rule("prerouting", vec![from_port(), goto("pod")], None);
-    // With hairpin mode a pod's own broadcast, or what is flooded, would come back to it.
+    // With hairpin mode a pod's own broadcasts and flooded frames would come back to it.
     rule("forward", vec![same_port(), not_for_us(), vec![Expression::Verdict(Verdict::Drop)]], None);
 
     rule("pod", vec![input_name(), found(Set::Unfiltered), vec![accept.clone()]], None);
@@ -155,10 +156,11 @@ pub(super) fn rules() -> Vec<Rule> {
     // A VLAN's tag is an ethertype, too.
     rule("pod", vec![drop_it()], Some("neither ARP nor IP"));
 
-    // RFC 826: Ethernet and IPv4, addresses of 6 and 4 octets; the sender's are the pod's.
+    // RFC 826: Ethernet and IPv4, with addresses of 6 and 4 octets. The sender's addresses must be
+    // the pod's.
     let sender = [port_and(Base::Network, 8, 6), then(Base::Network, 14, 4), found(Set::Ipv4)].concat();
     rule("pod-arp", vec![arp(&[0, 1, 8, 0], &[6, 4]), sender, vec![accept.clone()]], None);
-    // RFC 5227 2.1.1: a probe comes from 0.0.0.0 and asks for the sender's own.
+    // RFC 5227 2.1.1: a probe comes from 0.0.0.0 and asks for the sender's own address.
     let probe = [port_and(Base::Network, 8, 6), then(Base::Network, 24, 4), found(Set::Ipv4)].concat();
     let from_nowhere = vec![payload(Base::Network, 14, 4), equals(&[0; 4])];
     rule("pod-arp", vec![arp(&[0, 1, 8, 0], &[6, 4, 0, 1]), from_nowhere, probe, vec![accept.clone()]], None);
@@ -175,15 +177,15 @@ pub(super) fn rules() -> Vec<Rule> {
         rule("pod-ipv6", vec![ethertype(0x86dd), icmpv6(kind), drop_it()], Some(name));
     }
     rule("pod-ipv6", vec![layer4(UDP), transport(&[2, 35]), drop_it()], Some("DHCPv6 server"));
-    // RFC 4861 4.3, 4.4: the target is behind type, code, checksum and flags. Fragments of these no
-    // host heeds (RFC 6980).
+    // RFC 4861 4.3, 4.4: the target comes after type, code, checksum and flags. Hosts ignore
+    // fragments of these messages (RFC 6980).
     let target = || [port_and(Base::Transport, 8, 8), then(Base::Transport, 16, 8)].concat();
     let foreign = [target(), absent(Set::Targets)].concat();
     rule("pod-ipv6", vec![ethertype(0x86dd), icmpv6(136), foreign, drop_it()], Some("advertised address"));
     let source = [port_and(Base::Link, 6, 6), then(Base::Network, 8, 16), found(Set::Ipv6)].concat();
     rule("pod-ipv6", vec![protocol(0x86dd), source, vec![accept.clone()]], None);
-    // Without an address yet: duplicate address detection (RFC 4862 5.4.2) and reports of groups
-    // (RFC 3590).
+    // A pod has no address yet during duplicate address detection (RFC 4862 5.4.2) and in its
+    // reports of groups (RFC 3590).
     let unspecified = || [protocol(0x86dd), vec![payload(Base::Network, 8, 16), equals(&[0; 16])]].concat();
     let own = [target(), found(Set::Targets)].concat();
     rule("pod-ipv6", vec![unspecified(), icmpv6(135), own, vec![accept.clone()]], None);
@@ -207,14 +209,14 @@ fn same_port() -> Vec<Expression> {
     [input_name(), vec![output], found(Set::Ports)].concat()
 }
 
-/// `PACKET_HOST` (`linux/if_packet.h`) is what was sent to the bridge, so to a Service, and comes
-/// back from br_netfilter.
+/// `PACKET_HOST` (`linux/if_packet.h`) marks a frame that was sent to the bridge's own MAC address.
+/// Such a frame went to a Service and comes back from br_netfilter.
 fn not_for_us() -> Vec<Expression> {
     let kind = Expression::Meta { key: Meta::PacketType, register: 1 };
     vec![kind, Expression::Compare { operation: Comparison::NotEqual, value: vec![0] }]
 }
 
-/// IEEE 802.1D table 7-10: what bridges say to each other.
+/// The groups of bridge protocols, IEEE 802.1D table 7-10.
 fn link_local_group() -> Vec<Expression> {
     let bound = |operation, last| Expression::Compare { operation, value: vec![0x01, 0x80, 0xc2, 0, 0, last] };
     vec![payload(Base::Link, 0, 6), bound(Comparison::AtLeast, 0), bound(Comparison::AtMost, 0x0f)]
@@ -224,13 +226,13 @@ fn ethertype(number: u16) -> Vec<Expression> {
     vec![payload(Base::Link, 12, 2), equals(&number.to_be_bytes())]
 }
 
-/// The beginning of an ARP packet, in two steps.
+/// Matches the beginning of an ARP packet, in two steps.
 fn arp(first: &[u8], second: &[u8]) -> Vec<Expression> {
     let part = |offset, bytes: &[u8]| vec![payload(Base::Network, offset, bytes.len() as u32), equals(bytes)];
     [ethertype(0x0806), part(0, first), part(4, second)].concat()
 }
 
-/// The ethertype as the bridge sees it: nft(8) knows by it how to show what follows.
+/// Matches the ethertype that the bridge sees. nft(8) needs it to show the following expressions.
 fn protocol(number: u16) -> Vec<Expression> {
     vec![Expression::Meta { key: Meta::Protocol, register: 1 }, equals(&number.to_be_bytes())]
 }
@@ -239,7 +241,7 @@ fn layer4(number: u8) -> Vec<Expression> {
     vec![Expression::Meta { key: Meta::Layer4Protocol, register: 1 }, equals(&[number])]
 }
 
-/// The beginning of what is behind the IP header.
+/// Loads the first bytes after the IP header.
 fn transport(bytes: &[u8]) -> Vec<Expression> {
     vec![payload(Base::Transport, 0, bytes.len() as u32), equals(bytes)]
 }
@@ -248,7 +250,7 @@ fn icmpv6(kind: u8) -> Vec<Expression> {
     [layer4(58), transport(&[kind])].concat()
 }
 
-/// Loads the port's name, and behind it bytes of the packet.
+/// Loads the port's name and then bytes of the packet.
 fn port_and(base: Base, offset: u32, length: u32) -> Vec<Expression> {
     [input_name(), vec![Expression::Payload { base, offset, length, register: SECOND }]].concat()
 }

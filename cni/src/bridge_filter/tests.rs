@@ -1,6 +1,6 @@
-//! Messages, octet for octet, as nft(8) 1.0.6 sends them for the same table on a little-endian
-//! machine (`strace -e sendmsg -xx nft -f`), less the set IDs in lookups, which a name makes
-//! needless.
+//! Compares messages, octet for octet, with those that nft(8) 1.0.6 sends for the same table on a
+//! little-endian machine (`strace -e sendmsg -xx nft -f`). Lookups have no set IDs here, since they
+//! name the set.
 
 use netlink_packet_core::NetlinkSerializable;
 

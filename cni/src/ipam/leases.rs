@@ -1,4 +1,4 @@
-//! Leases in memory, and the choice of the next address.
+//! Leases in memory, and the choice of the next address to lease.
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
@@ -11,16 +11,16 @@ use edge_types::store::pod_capacity;
 use crate::request::Attachment;
 use crate::segment::{self, PodAddress};
 
-/// For so long a freed address is passed over while another is free: neighbours may still hold it
-/// as its former owner's.
+/// A freed address is not leased again for so long while another one is free, seconds. Neighbours
+/// may still have its former owner's MAC address in their caches.
 pub(super) const COOL_DOWN_SECONDS: u64 = 60;
 
-/// Who has which addresses.
+/// What one attachment has leased.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Lease {
-    /// Addresses, at most one a family.
+    /// At most one address of each family.
     pub(crate) addresses: Vec<IpAddr>,
-    /// The network's name, `name` of the configuration that the lease was given for.
+    /// The network's name: `name` of the configuration of the ADD.
     pub(crate) network: String,
     /// The pod's `namespace/name`, for people.
     pub(crate) pod: Option<String>,
@@ -30,10 +30,10 @@ pub(crate) struct Lease {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Leases {
     held: BTreeMap<Attachment, Lease>,
-    /// Owner by address: that no address has two is kept here.
+    /// The owner of each leased address. It ensures that no address has two.
     owners: HashMap<IpAddr, Attachment>,
-    /// When an address was freed, seconds since the machine's start, with a number that orders what
-    /// was freed in the same second.
+    /// When each address was freed: seconds since the boot, and a number that orders addresses that
+    /// were freed in the same second.
     freed: HashMap<IpAddr, (u64, u64)>,
     frees: u64,
 }
@@ -49,7 +49,8 @@ impl Leases {
         self.held.iter()
     }
 
-    /// Whether a lease may be entered: neither has the attachment one nor is an address another's.
+    /// Refuses a lease if the attachment has one already, or if another one has an address of the
+    /// lease.
     pub(super) fn check(&self, attachment: &Attachment, lease: &Lease) -> Result<(), String> {
         if self.held.contains_key(attachment) {
             return Err(format!("{attachment} has two leases"));
@@ -62,7 +63,7 @@ impl Leases {
         Ok(())
     }
 
-    /// Enters a lease that [`Self::check`] has nothing against.
+    /// Enters a lease, unless [`Self::check`] refuses it.
     pub(super) fn insert(&mut self, attachment: Attachment, lease: Lease) -> Result<(), String> {
         self.check(&attachment, &lease)?;
         for address in &lease.addresses {
@@ -73,7 +74,7 @@ impl Leases {
         Ok(())
     }
 
-    /// Ends a lease, `now` in seconds since the machine's start.
+    /// Ends a lease. `now` is in seconds since the boot.
     pub(super) fn remove(&mut self, attachment: &Attachment, now: u64) -> Option<Lease> {
         let lease = self.held.remove(attachment)?;
         for address in &lease.addresses {
@@ -83,7 +84,7 @@ impl Leases {
         Some(lease)
     }
 
-    /// Enters when an address was freed.
+    /// Records when an address was freed.
     pub(super) fn note_freed(&mut self, address: IpAddr, at: u64) {
         self.frees += 1;
         self.freed.insert(address, (at, self.frees));
@@ -106,8 +107,9 @@ impl Leases {
         Stock { family, free: capacity.saturating_sub(leased), leased }
     }
 
-    /// The next address of a family: from the first segment that has one which was never used or
-    /// has cooled down, or else the one that was freed longest ago.
+    /// The next address of a family to lease. It comes from the first segment that has an address
+    /// which was never used or has cooled down. If none has, it is the address that was freed
+    /// longest ago.
     pub(super) fn choose(&self, segments: &[IpNetwork], family: Family, now: u64) -> Option<PodAddress> {
         let of_family = || segments.iter().filter(|segment| Family::of(segment) == family);
         let longest_ago = |segment: &IpNetwork| {
@@ -171,9 +173,9 @@ mod tests {
         leases.remove(&attachment(3), 100);
         leases.remove(&attachment(1), 100);
         assert_eq!(leases.stock(&segments, Family::V4).free, 7);
-        // Too early for 10.0.0.5: the second segment helps out.
+        // Too early for 10.0.0.5, so the second segment is used.
         assert_eq!(take(&mut leases, 10, &segments, 100 + COOL_DOWN_SECONDS - 1).unwrap(), "10.0.1.2");
-        // Cooled down: the one freed first comes first.
+        // Cooled down, the address that was freed first comes first.
         assert_eq!(take(&mut leases, 11, &segments, 100 + COOL_DOWN_SECONDS).unwrap(), "10.0.0.5");
         assert_eq!(take(&mut leases, 12, &segments, 100 + COOL_DOWN_SECONDS).unwrap(), "10.0.0.3");
     }

@@ -1,9 +1,9 @@
-//! Addresses: which segments the node has, which addresses in them are leased, and to whom.
+//! Address management: the node's segments, and the leases of their addresses.
 //!
 //! - [`store`]: the state directory, its lock, the segments in it.
-//! - [`journal`]: leases on disk, such that neither a killed process nor a power cut loses or
-//!   doubles one.
-//! - [`leases`]: leases in memory, and the choice of the next address.
+//! - [`journal`]: leases on disk. Neither a killed process nor a power cut loses a lease or leases
+//!   an address twice.
+//! - [`leases`]: leases in memory, and the choice of the next address to lease.
 
 mod journal;
 mod leases;

@@ -1,4 +1,4 @@
-//! The state directory: its lock, the segments that the agent leaves there, and the leases.
+//! The state directory: its lock, the segments that the agent writes there, and the leases.
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
@@ -24,10 +24,10 @@ use crate::net::sysctl;
 use crate::request::{Attachment, Request};
 use crate::segment::{self, PodAddress};
 
-/// How long another process may hold the lock.
+/// How long a process waits for the lock.
 const LOCK_PATIENCE: Duration = Duration::from_secs(15);
 
-/// Layout of the segments' file that we read and write.
+/// The supported layout version of the segments' file.
 const SEGMENTS_VERSION: u32 = 1;
 
 /// The state directory.
@@ -37,12 +37,11 @@ pub(crate) struct Store {
     attached: Attached,
 }
 
-/// Counts the pods that hang on the host by their links, for a ledger that is about to begin from
-/// nothing.
+/// Counts the attached pods by their links. A new ledger is refused while there are any.
 pub(crate) type Attached = fn() -> Result<usize>;
 
 impl Store {
-    /// The state directory, made where there is none.
+    /// Opens the state directory, or makes it.
     pub(crate) fn create(config: &Config, attached: Attached) -> Result<Self> {
         let folder = config.state_dir.clone();
         fs::DirBuilder::new()
@@ -53,7 +52,7 @@ impl Store {
         Ok(Self { folder, attached })
     }
 
-    /// The state directory, if there is one with a ledger.
+    /// The state directory, if it is there and has a ledger.
     pub(crate) fn existing(config: &Config) -> Option<Self> {
         let folder = config.state_dir.clone();
         Journal::exists(&folder).then_some(Self { folder, attached: || Ok(0) })
@@ -70,7 +69,8 @@ impl Store {
         Ok(Ledger { folder: self.folder.clone(), lock, journal })
     }
 
-    /// No ledger, but pods: someone removed it, and a new one would give their addresses away.
+    /// Fails if there are pods without a ledger: someone removed it, and a new one would lease
+    /// their addresses to others.
     fn refuse_to_forget(&self) -> Result<()> {
         match (self.attached)()? {
             0 => Ok(()),
@@ -89,7 +89,7 @@ impl Store {
     fn take_lock(&self) -> Result<File> {
         let path = self.folder.join(LOCK_FILE);
         let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(&path);
-        // On a read-only disk it is there to be read, and can be locked.
+        // On a read-only disk the file can still be read and locked.
         let file = match file {
             Err(error) if error.kind() == io::ErrorKind::ReadOnlyFilesystem => File::open(&path),
             other => other,
@@ -99,19 +99,19 @@ impl Store {
     }
 }
 
-/// Locks a file, or gives up: who holds it for so long is stuck, and more that wait behind it help
-/// nobody.
+/// Locks a file, or gives up. A process that holds it for so long is stuck, and more waiting
+/// processes would not help.
 fn lock_within(patience: Duration, file: File, path: &Path) -> Result<File> {
     match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
         Ok(()) => return Ok(file),
         Err(Errno::WOULDBLOCK | Errno::INTR) => {}
         Err(error) => return Err(Error::io("lock", path, error)),
     }
-    // flock(2) knows no limit of time, so another thread waits; it ends with the process.
+    // flock(2) has no time limit, so another thread waits. It ends with the process.
     let (locked, outcome) = channel();
     std::thread::spawn(move || {
         let result = rustix::io::retry_on_intr(|| rustix::fs::flock(&file, FlockOperation::LockExclusive));
-        // Nobody listens any more where it took too long.
+        // The receiver is gone if it took too long.
         let _ = locked.send(result.map(|()| file));
     });
     match outcome.recv_timeout(patience) {
@@ -127,7 +127,7 @@ fn lock_within(patience: Duration, file: File, path: &Path) -> Result<File> {
     }
 }
 
-/// The leases, locked.
+/// The leases, under the lock.
 #[derive(Debug)]
 pub(crate) struct Ledger {
     folder: PathBuf,
@@ -136,8 +136,8 @@ pub(crate) struct Ledger {
 }
 
 impl Ledger {
-    /// The node's segments: as the agent left them, or as the configuration seeds them where nobody
-    /// has left any. None where there are none at all.
+    /// The node's segments. The agent wrote them, or the configuration seeds them where the agent
+    /// has not. None where there are none at all.
     pub(crate) fn segments(&self, config: &Config) -> Result<Option<SegmentsFile>> {
         self.granted(config)?.map(|segments| for_this_kernel(segments, sysctl::has_ipv6())).transpose()
     }
@@ -163,7 +163,7 @@ impl Ledger {
         Ok(Some(segments))
     }
 
-    /// Refuses a ledger in which no lease can be entered.
+    /// Fails if no lease can be entered, on a read-only disk.
     pub(crate) fn require_writable(&self) -> Result<()> {
         self.journal.require_writable()
     }
@@ -178,12 +178,12 @@ impl Ledger {
         self.journal.leases().iter()
     }
 
-    /// How many addresses the segments have, free and leased, a family after the other.
+    /// How many addresses the segments have, free and leased, by family.
     pub(crate) fn stock(&self, segments: &[IpNetwork]) -> Vec<Stock> {
         segment::families(segments).into_iter().map(|family| self.journal.leases().stock(segments, family)).collect()
     }
 
-    /// Leases one address of each family, or none at all where a family has none left.
+    /// Leases one address of each family. None, and no lease, where a family has no address left.
     pub(crate) fn take(
         &mut self,
         request: &Request,
@@ -208,12 +208,12 @@ impl Ledger {
         Ok(Some(assigned))
     }
 
-    /// Ends the lease of an attachment. None where there is none.
+    /// Ends the lease of an attachment and returns it; None where there is none.
     pub(crate) fn end(&mut self, attachment: &Attachment) -> Result<Option<Lease>> {
         self.journal.end(attachment, seconds_since_boot()?)
     }
 
-    /// Ends the leases of all attachments that are `gone`. Returns them.
+    /// Ends the leases of all attachments that are `gone`, and returns these attachments.
     pub(crate) fn reclaim(&mut self, gone: impl Fn(&Attachment, &Lease) -> bool) -> Result<Vec<Attachment>> {
         let held = self.journal.leases().iter().filter(|(attachment, lease)| gone(attachment, lease));
         let dead: Vec<Attachment> = held.map(|(attachment, _)| attachment.clone()).collect();
@@ -223,7 +223,7 @@ impl Ledger {
         Ok(dead)
     }
 
-    /// Releases the lock and makes durable what was entered. Only then may anyone be told of it.
+    /// Releases the lock and makes the new entries durable. They may be reported only after that.
     pub(crate) fn commit(self) -> Result<()> {
         let Self { folder: _, lock, journal } = self;
         let file = journal.finish();
@@ -232,7 +232,7 @@ impl Ledger {
     }
 }
 
-/// Without what a kernel cannot do that has no IPv6 (`ipv6.disable=1`): its pods have IPv4 alone.
+/// Leaves out IPv6 segments on a kernel without IPv6 (`ipv6.disable=1`): its pods have IPv4 alone.
 fn for_this_kernel(mut segments: SegmentsFile, has_ipv6: bool) -> Result<SegmentsFile> {
     if !has_ipv6 && !segments.segments.is_empty() {
         segments.segments.retain(IpNetwork::is_ipv4);
@@ -256,7 +256,7 @@ fn read_segments(path: &Path) -> Result<Option<SegmentsFile>> {
         Error::new(
             Code::DamagedStore,
             format!(
-                "the segments in {} are damaged: {why}. Restart edge-agent, which writes the file anew; without an agent remove it, and \
+                "the segments in {} are damaged: {why}. Restart edge-agent, which writes the file again; without an agent remove it, and \
                  it is made from the plugin's configuration",
                 path.display()
             ),
@@ -274,15 +274,15 @@ fn read_segments(path: &Path) -> Result<Option<SegmentsFile>> {
     Ok(Some(file))
 }
 
-/// The kernel's name for this boot.
+/// The kernel's identifier of this boot.
 fn boot_id() -> Result<String> {
     let path = Path::new("/proc/sys/kernel/random/boot_id");
     Ok(fs::read_to_string(path).context("read", path)?.trim().to_owned())
 }
 
-/// Seconds since the machine's start, sleep included; nobody can set this clock. Read from /proc
-/// (proc_uptime(5)), since rustix's `clock_gettime` panics where the kernel offers no vDSO
-/// (User-Mode Linux).
+/// Seconds since the boot, including suspends. This clock cannot be set. It is read from /proc
+/// (proc_uptime(5)), since rustix's `clock_gettime` panics on a kernel without a vDSO (User-Mode
+/// Linux).
 fn seconds_since_boot() -> Result<u64> {
     let path = Path::new("/proc/uptime");
     let text = fs::read_to_string(path).context("read", path)?;

@@ -1,4 +1,4 @@
-//! Tells the neighbours whose address it now is: gratuitous ARP (RFC 5227 2.3) and unsolicited
+//! Announces a pod's addresses to its neighbours: gratuitous ARP (RFC 5227 2.3) and unsolicited
 //! neighbour advertisements (RFC 4861 7.2.6).
 
 #![allow(unsafe_code, reason = "sendto(2) with a link-layer address has no safe form")]
@@ -16,7 +16,7 @@ const ETHERTYPE_ARP: u16 = 0x0806;
 const ETHERTYPE_IPV6: u16 = 0x86dd;
 const IPPROTO_ICMPV6: u8 = 58;
 const NEIGHBOUR_ADVERTISEMENT: u8 = 136;
-/// RFC 4861 4.4: O, override what the neighbour has cached.
+/// RFC 4861 4.4, flag O: override what the neighbour has cached.
 const OVERRIDE: u8 = 0x20;
 const ALL_NODES: Ipv6Addr = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 1);
 
@@ -29,9 +29,10 @@ pub(crate) struct Announcer {
 }
 
 impl Announcer {
-    /// Opens it in the namespace that the thread is in, for the link of this index and MAC address.
+    /// Opens the socket in the thread's network namespace, for the link with this index and MAC
+    /// address.
     pub(crate) fn open(index: u32, mac: [u8; 6]) -> Result<Self> {
-        // Without a protocol it receives nothing.
+        // A socket without a protocol receives nothing.
         let socket = socket_with(AddressFamily::PACKET, SocketType::RAW, SocketFlags::CLOEXEC, None);
         let socket = socket.map_err(|error| {
             Error::new(Code::Kernel, format!("cannot open a packet socket in the pod: {error}; it needs CAP_NET_RAW"))
@@ -42,7 +43,7 @@ impl Announcer {
     /// Announces an address.
     pub(crate) fn announce(&self, address: IpAddr) -> Result<()> {
         let frames = match address {
-            // As a request and as a reply: some neighbours heed one, some the other.
+            // As a request and as a reply, since some neighbours take only one of them.
             IpAddr::V4(address) => vec![arp(self.mac, address, 1), arp(self.mac, address, 2)],
             IpAddr::V6(address) => vec![advertisement(self.mac, address)],
         };
@@ -103,7 +104,8 @@ fn advertisement(mac: [u8; 6], address: Ipv6Addr) -> Vec<u8> {
     let mut frame = ethernet([0x33, 0x33, 0, 0, 0, 1], mac, ETHERTYPE_IPV6);
     frame.extend([0x60, 0, 0, 0]);
     frame.extend((message.len() as u16).to_be_bytes());
-    // RFC 4861 7.1.2: what came over a router, with a hop limit below 255, is refused.
+    // RFC 4861 7.1.2: a receiver refuses a hop limit below 255, since the packet came over a
+    // router.
     frame.extend([IPPROTO_ICMPV6, 255]);
     frame.extend(address.octets());
     frame.extend(ALL_NODES.octets());

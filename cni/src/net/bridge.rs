@@ -1,4 +1,4 @@
-//! The bridge that pods hang on, with a gateway's address for each segment.
+//! The pods' bridge. It has a gateway address in each segment.
 
 use std::net::IpAddr;
 
@@ -11,17 +11,17 @@ use super::{fnv1a, sysctl, uplink, veth};
 use crate::error::{Code, Error, Result};
 use crate::segment;
 
-/// Where a machine keeps its identity, which it has for life.
+/// The machine's identity, which stays the same for its whole life (machine-id(5)).
 const MACHINE_ID: &str = "/etc/machine-id";
 
-/// The alias of bridges that we made.
+/// The alias that marks the plugin's bridges.
 const ALIAS: &str = "edge-cni bridge";
 
-/// MAC addresses that the bridge learns, where the kernel can limit it (6.8; earlier ones pass over
-/// it). Pods that the filter excepts could invent any number.
+/// Most MAC addresses that the bridge learns. Pods that the filter excepts could invent any number.
+/// Kernels before 6.8 ignore the limit.
 const MAX_LEARNED: u32 = 4096;
 
-/// Makes the bridge and gives it what it lacks; several at once do no harm to each other.
+/// Makes the bridge, or gives it what it lacks. Several processes may do so at the same time.
 pub(crate) fn ensure(links: &mut Links, name: &str, segments: &[IpNetwork]) -> Result<Link> {
     let mac = mac_of(name);
     let mut bridge = match links.find(name)? {
@@ -38,21 +38,22 @@ pub(crate) fn ensure(links: &mut Links, name: &str, segments: &[IpNetwork]) -> R
     if bridge.alias != ALIAS {
         refuse_foreign(links, &bridge, segments)?;
         if bridge.mac != mac {
-            // Left alone, a bridge takes the lowest address of its ports, and changes it as they
+            // By itself a bridge takes the lowest MAC address of its ports, which changes as they
             // come and go.
             links.set_mac(&bridge, mac)?;
             bridge.mac = mac;
         }
-        // From now on it keeps the address: an agent in a container, with another machine-id, would
-        // give it another, which pods do not know.
+        // The alias makes the address stay. An agent in a container has another machine-id and
+        // would set another address, which running pods do not know.
         links.set_alias(&bridge, ALIAS)?;
     }
-    // Its addresses are ours to give; no pod may give it a route.
+    // Router advertisements of pods must give it neither routes nor addresses.
     sysctl::ignore_router_advertisements(name)?;
     let families = segment::families(segments);
     if families.contains(&Family::V4) {
         sysctl::forward_ipv4()?;
-        // A pod that reaches another segment through us is right to do so.
+        // A pod reaches another segment by this bridge on purpose, so the host sends it no
+        // redirect.
         sysctl::set(&format!("ipv4/conf/{name}/send_redirects"), "0")?;
     }
     if families.contains(&Family::V6) {
@@ -72,8 +73,9 @@ pub(crate) fn ensure(links: &mut Links, name: &str, segments: &[IpNetwork]) -> R
     Ok(bridge)
 }
 
-/// Refuses a bridge that is not ours: ours are marked, or have the address that we give (earlier
-/// releases did not mark them), or there is nothing but pods of ours on them.
+/// Refuses a bridge of somebody else. The plugin's own bridges have the alias, or the MAC address
+/// that it gives (earlier releases set no alias), or only pods of the plugin as ports and only
+/// gateways as addresses.
 fn refuse_foreign(links: &mut Links, bridge: &Link, segments: &[IpNetwork]) -> Result<()> {
     let name = &bridge.name;
     if !is_ours(bridge) {
@@ -101,7 +103,7 @@ fn refuse_foreign(links: &mut Links, bridge: &Link, segments: &[IpNetwork]) -> R
     Ok(())
 }
 
-/// Whether we made a bridge.
+/// Whether the plugin made this bridge.
 pub(crate) fn is_ours(link: &Link) -> bool {
     link.kind == "bridge" && (link.alias == ALIAS || link.mac == mac_of(&link.name))
 }
@@ -114,14 +116,15 @@ fn create(links: &mut Links, name: &str, mac: [u8; 6]) -> Result<Link> {
     message.attributes.push(LinkAttribute::Address(mac.to_vec()));
     let limit = LinkInfo::Data(InfoData::Bridge(vec![InfoBridge::FdbMaxLearned(MAX_LEARNED)]));
     message.attributes.push(LinkAttribute::LinkInfo(vec![LinkInfo::Kind(InfoKind::Bridge), limit]));
-    // Not made where another ADD was quicker: then it is its bridge that we find.
+    // Where another ADD was quicker, its bridge is found below.
     links.create(&format!("the bridge {name}"), message)?;
     links.find(name)?.ok_or_else(|| {
         Error::new(Code::Kernel, format!("the bridge {name} was removed while a pod was being attached; try again"))
     })
 }
 
-/// A locally administered address that this machine's bridge of this name always has.
+/// The locally administered MAC address of the bridge of this name. It follows from the machine's
+/// identity and the name.
 fn mac_of(name: &str) -> [u8; 6] {
     let machine = std::fs::read(MACHINE_ID).unwrap_or_default();
     let [a, b, c, d, e, ..] = fnv1a(&[&machine, name.as_bytes()]).to_be_bytes();

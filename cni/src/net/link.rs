@@ -19,23 +19,23 @@ pub(crate) use netlink_packet_route::link::BridgePortState;
 
 use crate::error::{Code, Error, Result};
 
-/// `group_fwd_mask` of a port: frames to the groups 01:80:c2:00:00:0X go the way of all others, so
-/// that the bridge's filter sees them. The bridge would learn from them, and hand LLDP's to the
-/// host, before any filter. (Pause frames, bit 1, are dropped in any case.)
+/// `group_fwd_mask` of a port. With it, frames to the groups 01:80:c2:00:00:0X are treated like all
+/// others, so that the bridge's filter sees them. Without it, the bridge learns from them and hands
+/// LLDP frames to the host before any filter. (It drops pause frames, bit 1, in any case.)
 const ALL_GROUPS: u16 = 0xfffd;
 
-/// Links, addresses and routes of the namespace in which it was opened.
+/// Access to links, addresses and routes of the network namespace in which it was opened.
 #[derive(Debug)]
 pub(crate) struct Links {
     netlink: Netlink,
 }
 
-/// A link, as far as we look at links.
+/// A link, with the attributes that the plugin uses.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Link {
     pub(crate) index: u32,
     pub(crate) name: String,
-    /// Bridge, veth and so on; empty for hardware.
+    /// The kernel's name of the kind, such as `bridge` or `veth`; empty for hardware.
     pub(crate) kind: String,
     pub(crate) mac: [u8; 6],
     pub(crate) mtu: u32,
@@ -44,17 +44,17 @@ pub(crate) struct Link {
     pub(crate) alias: String,
     /// Index of the bridge whose port it is.
     pub(crate) master: Option<u32>,
-    /// Where it is a bridge's port.
+    /// The spanning tree state, if it is a bridge's port.
     pub(crate) port_state: Option<BridgePortState>,
-    /// As [`Links::set_port`] sets it up.
+    /// Whether it has the settings that [`Links::set_port`] makes.
     pub(crate) port_set: bool,
-    /// Of a veth whose other end is in another namespace: that end's index, and the namespace's ID
-    /// in ours.
+    /// For a veth with its other end in another namespace: that end's index, and the ID that our
+    /// namespace has for the other one.
     pub(crate) peer: Option<(u32, i32)>,
 }
 
 impl Links {
-    /// Opens the socket in the namespace that the thread is in.
+    /// Opens the socket in the thread's network namespace.
     pub(crate) fn open() -> Result<Self> {
         let netlink = Netlink::open(netlink_sys::protocols::NETLINK_ROUTE);
         Ok(Self { netlink: netlink.map_err(|error| kernel("open a netlink socket", &error))? })
@@ -86,7 +86,7 @@ impl Links {
         Ok(links.collect())
     }
 
-    /// Makes a link. False where there is one of that name.
+    /// Makes a link. Returns false where there is one of that name.
     pub(crate) fn create(&mut self, what: &str, message: LinkMessage) -> Result<bool> {
         let flags = NLM_F_CREATE | NLM_F_EXCL;
         match self.netlink.execute("RTM_NEWLINK", RouteNetlinkMessage::NewLink(message), flags) {
@@ -96,7 +96,7 @@ impl Links {
         }
     }
 
-    /// Deletes a link; one that is gone already is no error.
+    /// Deletes a link. It is no error if the link is gone already.
     pub(crate) fn delete(&mut self, link: &Link) -> Result<()> {
         let mut message = LinkMessage::default();
         message.header.index = link.index;
@@ -115,7 +115,7 @@ impl Links {
         self.change(&format!("bring {} up", link.name), message)
     }
 
-    /// Gives a bridge's port an alias, sets it up as pods' ports are, and brings it up.
+    /// Gives a bridge's port an alias and the settings of pods' ports, and brings it up.
     pub(crate) fn set_port_up(&mut self, link: &Link, alias: String, hairpin: bool) -> Result<()> {
         let mut message = LinkMessage::default();
         message.header.index = link.index;
@@ -125,7 +125,7 @@ impl Links {
         self.set_up_port(link, message, hairpin)
     }
 
-    /// Sets a port up as pods' ports are.
+    /// Gives a port the settings of pods' ports.
     pub(crate) fn set_port(&mut self, link: &Link) -> Result<()> {
         let mut message = LinkMessage::default();
         message.header.index = link.index;
@@ -135,7 +135,7 @@ impl Links {
     fn set_up_port(&mut self, link: &Link, mut message: LinkMessage, hairpin: bool) -> Result<()> {
         let data = LinkInfo::PortData(InfoPortData::BridgePort(port_settings(hairpin)));
         message.attributes.push(LinkAttribute::LinkInfo(vec![LinkInfo::PortKind(InfoPortKind::Bridge), data]));
-        // RTM_SETLINK passes over a port's settings.
+        // RTM_SETLINK ignores a port's settings.
         let outcome = self.netlink.execute("RTM_NEWLINK", RouteNetlinkMessage::NewLink(message), 0);
         outcome.map_err(|error| kernel(&format!("set {} up as a port of the bridge", link.name), &error))
     }
@@ -148,7 +148,7 @@ impl Links {
         self.change(&format!("set the alias of {}", link.name), message)
     }
 
-    /// The MAC address of the other end of a veth, in another namespace. None where it is gone.
+    /// The MAC address of a veth's other end in another namespace. None where that end is gone.
     pub(crate) fn peer_mac(&mut self, link: &Link) -> Result<Option<[u8; 6]>> {
         let Some((index, namespace)) = link.peer else { return Ok(None) };
         let mut message = LinkMessage::default();
@@ -189,9 +189,9 @@ impl Links {
         Ok(addresses.collect())
     }
 
-    /// Gives a link an address. One that it has already is no error. Without duplicate address
-    /// detection, which would keep an IPv6 address from being used for two seconds: the ledger of
-    /// leases knows that there is no duplicate.
+    /// Gives a link an address. It is no error if the link has it already. It skips duplicate
+    /// address detection, which would delay an IPv6 address by two seconds: the leases rule out a
+    /// duplicate.
     pub(crate) fn add_address(&mut self, link: &Link, address: IpAddr, prefix: u8) -> Result<()> {
         let mut message = AddressMessage::default();
         message.header.index = link.index;
@@ -241,7 +241,7 @@ impl Links {
 }
 
 impl Links {
-    /// The default routes of all tables, one for each way that they have.
+    /// The default routes of all tables, one for each next hop.
     pub(crate) fn default_routes(&mut self) -> Result<Vec<DefaultRoute>> {
         let found = self.netlink.dump("RTM_GETROUTE", RouteNetlinkMessage::GetRoute(RouteMessage::default()));
         let found = found.map_err(|error| kernel("read the routes", &error))?;
@@ -268,13 +268,13 @@ fn port_settings(hairpin: bool) -> Vec<InfoBridgePort> {
     vec![InfoBridgePort::HairpinMode(hairpin), InfoBridgePort::GroupFwdMask(ALL_GROUPS)]
 }
 
-/// One way of a default route.
+/// One next hop of a default route.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct DefaultRoute {
     /// Index of the link.
     pub(crate) device: u32,
     pub(crate) gateway: Option<IpAddr>,
-    /// Of the main table.
+    /// Whether it is in the main table.
     pub(crate) main: bool,
 }
 
@@ -355,7 +355,7 @@ fn address_of(message: &AddressMessage) -> Option<IpAddr> {
         AddressAttribute::Local(address) => Some(*address),
         _ => None,
     });
-    // IPv6 has no IFA_LOCAL unless there is a peer.
+    // IPv6 addresses have no IFA_LOCAL, unless there is a peer.
     local.or_else(|| {
         message.attributes.iter().find_map(|attribute| match attribute {
             AddressAttribute::Address(address) => Some(*address),

@@ -1,5 +1,4 @@
-//! What the kernel is asked for: links, addresses, routes, settings, and the frames that announce a
-//! pod.
+//! The kernel's links, addresses, routes and settings, and the frames that announce a pod.
 //!
 //! - [`netns`]: network namespaces, told apart by inode.
 //! - [`link`]: links, addresses and routes through one netlink socket of one namespace.
@@ -17,8 +16,8 @@ pub(crate) mod sysctl;
 pub(crate) mod uplink;
 pub(crate) mod veth;
 
-/// FNV-1a, 64 bits: spreads names over the few characters that a link's name, or the few octets
-/// that an address has.
+/// FNV-1a, 64 bits. Hashes names to the few characters of a link's name or the few octets of a MAC
+/// address.
 fn fnv1a(parts: &[&[u8]]) -> u64 {
     // A zero octet ends each part, so that ("ab", "c") and ("a", "bc") differ.
     parts

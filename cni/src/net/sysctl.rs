@@ -1,6 +1,5 @@
-//! Settings below `/proc/sys/net`, of the network namespace that the thread is in. Each is read
-//! first: where the value is right nothing is written, so that a read-only `/proc/sys` does no
-//! harm.
+//! Settings below `/proc/sys/net`, of the thread's network namespace. A setting is only written
+//! where its value is wrong, so that a read-only `/proc/sys` with the right values does no harm.
 
 use std::fs;
 use std::io;
@@ -10,7 +9,7 @@ use crate::error::{Error, Result};
 
 const ROOT: &str = "/proc/sys/net";
 
-/// Sets one, e.g. `ipv4/ip_forward`. One that this kernel has not is an error.
+/// Sets one, such as `ipv4/ip_forward`. It is an error if this kernel does not have it.
 pub(crate) fn set(name: &str, value: &str) -> Result<()> {
     let path = Path::new(ROOT).join(name);
     if read(&path).map_err(|error| Error::io("read", &path, error))? == value {
@@ -23,31 +22,31 @@ pub(crate) fn set(name: &str, value: &str) -> Result<()> {
     })
 }
 
-/// Sets one where this kernel has it.
+/// Sets one if this kernel has it.
 pub(crate) fn set_if_present(name: &str, value: &str) -> Result<()> {
     if Path::new(ROOT).join(name).exists() { set(name, value) } else { Ok(()) }
 }
 
-/// An interface takes no routes and addresses from router advertisements, where this kernel has
-/// IPv6.
+/// Makes an interface ignore routes and addresses of router advertisements. Does nothing on a
+/// kernel without IPv6.
 pub(crate) fn ignore_router_advertisements(interface: &str) -> Result<()> {
     set_if_present(&format!("ipv6/conf/{interface}/accept_ra"), "0")?;
     set_if_present(&format!("ipv6/conf/{interface}/autoconf"), "0")
 }
 
-/// Turns forwarding on.
+/// Turns IPv4 forwarding on.
 pub(crate) fn forward_ipv4() -> Result<()> {
     set("ipv4/ip_forward", "1")
 }
 
-/// Whether this kernel has IPv6: not with the boot parameter `ipv6.disable=1`.
+/// Whether this kernel has IPv6. With the boot parameter `ipv6.disable=1` it has none.
 pub(crate) fn has_ipv6() -> bool {
     Path::new(ROOT).join("ipv6").join("conf").exists()
 }
 
-/// Turns forwarding on. A host that forwards ignores router advertisements unless told to go on
-/// (`accept_ra` 2), and would lose its default route: so its uplinks are told first. Others are
-/// not, since nobody there may give this host a route.
+/// Turns IPv6 forwarding on. A host that forwards ignores router advertisements, unless `accept_ra`
+/// is 2, and would lose its default route. So the uplinks are set to 2 first. Other interfaces are
+/// not: from there this host must take no route.
 pub(crate) fn forward_ipv6(uplinks: impl FnOnce() -> Result<Vec<String>>) -> Result<()> {
     let conf = Path::new(ROOT).join("ipv6/conf");
     let forwarding = conf.join("all/forwarding");

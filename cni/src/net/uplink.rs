@@ -1,4 +1,4 @@
-//! Which links lead to the outside: those on which this host hears its routers.
+//! The links that lead to the outside, on which this host hears its routers.
 
 use super::link::{DefaultRoute, Link, Links};
 use crate::error::Result;
@@ -10,8 +10,9 @@ pub(crate) fn names(links: &mut Links) -> Result<Vec<String>> {
     Ok(all.iter().filter(|link| is_uplink(link, &all, &routes)).map(|link| link.name.clone()).collect())
 }
 
-/// No port of a bridge; no bridge that only pods and containers hang on, such as docker0; no end of
-/// a pair, unless the default route leads over it, as in a machine that is itself a container.
+/// Not an uplink is a bridge's port, a bridge that has only pods and containers as ports, such as
+/// docker0, and a veth without a default route. A veth with one is the uplink of a machine that is
+/// itself a container.
 fn is_uplink(link: &Link, all: &[Link], routes: &[DefaultRoute]) -> bool {
     let has_default = routes.iter().any(|route| route.main && route.device == link.index && route.gateway.is_some());
     match link.kind.as_str() {
@@ -22,12 +23,13 @@ fn is_uplink(link: &Link, all: &[Link], routes: &[DefaultRoute]) -> bool {
     }
 }
 
-/// Of a bridge, a bond and so on; in a VRF a link is its own.
+/// Whether a link is a port of a bridge, a bond and the like. A link in a VRF is no port in this
+/// sense.
 fn is_port(link: &Link, all: &[Link]) -> bool {
     link.master.is_some_and(|index| !all.iter().any(|master| master.index == index && master.kind == "vrf"))
 }
 
-/// Whether only software of this machine is at a port's other end.
+/// Whether software of this machine is at a port's other end.
 fn is_virtual(port: &Link) -> bool {
     matches!(port.kind.as_str(), "veth" | "tun" | "dummy")
 }

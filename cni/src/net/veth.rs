@@ -28,7 +28,7 @@ pub(crate) struct PodEnd {
     pub(crate) announcer: Announcer,
 }
 
-/// The name of the host's end: the same for the same attachment, so that DEL finds it without any
+/// The name of the host's end. It follows from the attachment, so that DEL finds it without a
 /// record.
 pub(crate) fn host_name(attachment: &Attachment) -> String {
     let hash = fnv1a(&[attachment.container.as_bytes(), attachment.ifname.as_bytes()]);
@@ -36,13 +36,13 @@ pub(crate) fn host_name(attachment: &Attachment) -> String {
 }
 
 /// The MAC address of the pod's end. It follows from the attachment, so that the bridge's filter
-/// can be made again without asking the pod.
+/// can be restored without asking the pod.
 pub(crate) fn pod_mac(attachment: &Attachment) -> [u8; 6] {
     mac(attachment, "pod", 0x0a)
 }
 
-/// The MAC address of the host's end. One of another release has another: then [`pod_mac`] is not
-/// the pod's either.
+/// The MAC address of the host's end. Where an earlier release made the pair, both ends have other
+/// addresses than this and [`pod_mac`].
 pub(crate) fn host_mac(attachment: &Attachment) -> [u8; 6] {
     mac(attachment, "host", 0x0e)
 }
@@ -54,25 +54,26 @@ fn mac(attachment: &Attachment, end: &str, first: u8) -> [u8; 6] {
     [first, a, b, c, d, e]
 }
 
-/// The alias of the host's end, for people, and to know it by if it is renamed.
+/// The alias of the host's end. It is for people, and identifies a link that was renamed.
 pub(crate) fn alias(attachment: &Attachment) -> String {
     format!("{ALIAS_PREFIX}{} {}", attachment.container, attachment.ifname)
 }
 
-/// Whose end of a pair a link is, by its alias and its name.
+/// The attachment of which this link is the host's end, if any. Alias and name must fit.
 pub(crate) fn attachment_of(link: &Link) -> Option<Attachment> {
     let (container, ifname) = link.alias.strip_prefix(ALIAS_PREFIX)?.split_once(' ')?;
     let attachment = Attachment { container: container.into(), ifname: ifname.into() };
-    // Another's alias may look like ours; its name would not follow from it.
+    // Another program's alias may look like ours, but the name would not follow from it.
     (link.kind == "veth" && link.name == host_name(&attachment)).then_some(attachment)
 }
 
-/// How many pods hang on this host.
+/// How many pods are attached to this host, by their links.
 pub(crate) fn attached() -> Result<usize> {
     Ok(Links::open()?.all()?.iter().filter(|link| attachment_of(link).is_some()).count())
 }
 
-/// Makes the pair: one end on the bridge, the other in the pod, both down. Both or nothing.
+/// Makes the pair, with one end on the bridge and the other one in the pod, both down. The kernel
+/// makes both or none.
 pub(crate) fn create(
     links: &mut Links,
     bridge: &Link,
@@ -115,8 +116,9 @@ pub(crate) fn create(
     })
 }
 
-/// Brings the host's end up. A port of the bridge needs no address of its own: no link-local one
-/// either. With `hairpin` the bridge sends back to the pod what it sent to itself by its Service.
+/// Brings the host's end up. As a port of the bridge it needs no address of its own, not even a
+/// link-local one. With `hairpin` the bridge sends a pod's packets back to it, which a pod needs to
+/// reach itself by a Service.
 pub(crate) fn set_host_up(links: &mut Links, attachment: &Attachment, hairpin: bool) -> Result<()> {
     let name = host_name(attachment);
     let link = links.find(&name)?.ok_or_else(|| vanished(&name))?;
@@ -135,14 +137,14 @@ pub(crate) fn configure(pod: &Namespace, ifname: &str, addresses: &[PodAddress])
     pod.within(|| {
         let mut links = Links::open()?;
         let link = links.find(ifname)?.ok_or_else(|| vanished(ifname))?;
-        // Also where the cluster has no IPv6: another pod would give it a default route.
+        // Needed without IPv6 in the cluster, too: another pod could advertise a default route.
         sysctl::ignore_router_advertisements(ifname)?;
-        // The bridge's filter knows the link-local address that follows from the MAC address.
+        // The bridge's filter expects the link-local address that follows from the MAC address.
         sysctl::set_if_present(&format!("ipv6/conf/{ifname}/addr_gen_mode"), "0")?;
         if segment::families(&segments).contains(&Family::V6) {
-            // Runtimes turn IPv6 off in new namespaces.
+            // Some runtimes turn IPv6 off in new namespaces.
             sysctl::set(&format!("ipv6/conf/{ifname}/disable_ipv6"), "0")?;
-            // Nor need the link-local address be waited for.
+            // Without duplicate address detection the link-local address can be used at once.
             sysctl::set(&format!("ipv6/conf/{ifname}/accept_dad"), "0")?;
         }
         for assigned in addresses {
@@ -157,8 +159,7 @@ pub(crate) fn configure(pod: &Namespace, ifname: &str, addresses: &[PodAddress])
     })
 }
 
-/// Waits until the bridge passes on what the pod sends; an announcement before that is seen by
-/// nobody.
+/// Waits until the bridge forwards the pod's frames. An earlier announcement would be lost.
 pub(crate) fn wait_until_forwarding(links: &mut Links, attachment: &Attachment) -> Result<Link> {
     let name = host_name(attachment);
     let deadline = Instant::now() + FORWARDING_DEADLINE;
@@ -182,7 +183,7 @@ pub(crate) fn wait_until_forwarding(links: &mut Links, attachment: &Attachment) 
     }
 }
 
-/// Removes the pair, if it is there.
+/// Removes the pair if it is there.
 pub(crate) fn remove(links: &mut Links, attachment: &Attachment) -> Result<()> {
     match links.find(&host_name(attachment))? {
         Some(link) if link.kind == "veth" => links.delete(&link),

@@ -1,9 +1,9 @@
-//! What a rule is made of (`linux/netfilter/nf_tables.h`): expressions that load a part of a packet
-//! into a register, compare it, count, and decide.
+//! The expressions of rules (`linux/netfilter/nf_tables.h`). They load a part of a packet into a
+//! register, compare it, count, and give a verdict.
 
 use super::wire::Attributes;
 
-/// `NFT_REG_1`: where what is compared or looked up begins.
+/// `NFT_REG_1`, the first register that comparisons and lookups read.
 const FIRST: u32 = 1;
 
 /// One rule.
@@ -11,29 +11,29 @@ const FIRST: u32 = 1;
 pub(crate) struct Rule {
     pub(crate) chain: &'static str,
     pub(crate) expressions: Vec<Expression>,
-    /// Shown beside the rule by `nft list`.
+    /// `nft list` shows it beside the rule.
     pub(crate) comment: Option<&'static str>,
 }
 
-/// One expression. Registers are the kernel's: `NFT_REG_1` and `NFT_REG_2` of 16 bytes, or from
-/// `NFT_REG32_00` on of 4.
+/// One expression. Registers have the kernel's numbers: `NFT_REG_1` and `NFT_REG_2` have 16 bytes,
+/// those from `NFT_REG32_00` on have 4.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Expression {
-    /// Loads what the kernel knows beside the packet (`enum nft_meta_keys`).
+    /// Loads metadata of the packet (`enum nft_meta_keys`).
     Meta { key: Meta, register: u32 },
     /// Loads bytes of the packet.
     Payload { base: Base, offset: u32, length: u32, register: u32 },
-    /// Goes on where `NFT_REG_1` compares so with the value (`enum nft_cmp_ops`).
+    /// Continues the rule if `NFT_REG_1` compares with the value in this way (`enum nft_cmp_ops`).
     Compare { operation: Comparison, value: Vec<u8> },
-    /// Goes on where the registers from `NFT_REG_1` on are (or are not) an element.
+    /// Continues the rule if the registers from `NFT_REG_1` on are an element, or if they are none.
     Lookup { set: &'static str, inverted: bool },
-    /// Loads what connection tracking knows of the packet (`enum nft_ct_keys`) into `NFT_REG_1`.
+    /// Loads data of connection tracking (`enum nft_ct_keys`) into `NFT_REG_1`.
     Connection(Connection),
-    /// Keeps the bits of `NFT_REG_1` that are set here.
+    /// Keeps only the bits of `NFT_REG_1` that are set in the mask.
     Mask(Vec<u8>),
     /// Counts packets and bytes.
     Counter,
-    /// Decides.
+    /// Gives a verdict.
     Verdict(Verdict),
 }
 
@@ -75,7 +75,7 @@ pub(crate) enum Comparison {
     AtLeast = 5,
 }
 
-/// What becomes of a packet: `NF_DROP`, `NF_ACCEPT` (`linux/netfilter.h`), `NFT_GOTO`.
+/// The verdict on a packet: `NF_DROP`, `NF_ACCEPT` (`linux/netfilter.h`), `NFT_GOTO`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Verdict {
     Drop,

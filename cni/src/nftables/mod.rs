@@ -1,6 +1,6 @@
-//! nf_tables through nfnetlink, as far as this program needs it: no `nft` has to be there.
+//! nf_tables through nfnetlink, as far as the plugin uses it. No `nft` is needed.
 //!
-//! - [`expression`]: what a rule is made of.
+//! - [`expression`]: the expressions of rules.
 //! - [`wire`]: the messages.
 
 pub(crate) mod expression;
@@ -14,7 +14,7 @@ use edge_xfrm::netlink::{Error, Netlink};
 pub(crate) const INET: u8 = 1;
 pub(crate) const BRIDGE: u8 = 7;
 
-/// nft(8)'s numbers of types (`enum datatypes`, include/datatype.h), which only serve to show a
+/// nft(8)'s numbers of types (`enum datatypes`, include/datatype.h). nft(8) needs them to show a
 /// set.
 pub(crate) const INTEGER: u32 = 4;
 pub(crate) const IPV4: u32 = 7;
@@ -43,7 +43,7 @@ impl fmt::Display for Table {
 #[derive(Debug)]
 pub(crate) struct Set {
     pub(crate) name: &'static str,
-    /// Within the transaction that makes it.
+    /// The set's ID within the transaction that makes it.
     pub(crate) id: u32,
     pub(crate) key_type: u32,
     /// Bytes.
@@ -51,7 +51,7 @@ pub(crate) struct Set {
     pub(crate) user_data: Vec<u8>,
 }
 
-/// A chain that packets enter by a hook.
+/// The hook of a base chain.
 #[derive(Debug)]
 pub(crate) struct BaseChain {
     /// `enum nf_inet_hooks`, which bridges share (`NF_BR_PRE_ROUTING` and so on).
@@ -59,7 +59,7 @@ pub(crate) struct BaseChain {
     pub(crate) priority: i32,
 }
 
-/// An interface's name as a key: it ends with a zero octet within these.
+/// An interface's name as a key, padded with zero octets, of which there is at least one.
 pub(crate) fn interface_key(name: &str) -> [u8; IFNAMSIZ] {
     let mut key = [0; IFNAMSIZ];
     key.iter_mut().take(IFNAMSIZ - 1).zip(name.bytes()).for_each(|(place, octet)| *place = octet);

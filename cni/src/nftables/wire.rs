@@ -33,7 +33,7 @@ mod verb {
     pub(super) const DELSETELEM: u16 = 14;
 }
 
-/// Elements in one message: an attribute's length has 16 bits, and an element takes at most 64
+/// Most elements in one message. An attribute's length has 16 bits, and an element takes at most 64
 /// bytes.
 pub(crate) const ELEMENTS: usize = 512;
 
@@ -67,7 +67,7 @@ impl NetlinkDeserializable for Message {
     }
 }
 
-/// The message that begins a transaction: for nf_tables.
+/// The message that begins a transaction of nf_tables.
 pub(crate) fn begin() -> Message {
     let [high, low] = SUBSYSTEM.to_be_bytes();
     Message { kind: BATCH_BEGIN, body: vec![0, 0, high, low] }
@@ -80,16 +80,16 @@ pub(crate) fn end() -> Message {
 }
 
 impl Table {
-    /// Makes the table; refused where there is one of its name.
+    /// Makes the table. The kernel refuses it if there is one of that name.
     pub(crate) fn create(&self) -> (Message, u16) {
         // NFTA_TABLE_FLAGS.
         let message = self.message(verb::NEWTABLE, |attributes| attributes.number(2, 0));
         (message, NLM_F_CREATE | NLM_F_EXCL)
     }
 
-    /// Makes the table, also where there is one: that is deleted with all that is in it.
+    /// Makes the table anew. A table of that name is deleted with its content.
     pub(crate) fn create_anew(&self) -> [(Message, u16); 3] {
-        // Made first, so that there is one to be deleted.
+        // Made first, so that there is a table to delete.
         let (make, _) = self.create();
         [(make, NLM_F_CREATE), self.delete(), self.create()]
     }
@@ -99,12 +99,12 @@ impl Table {
         (self.message(verb::DELTABLE, |_| {}), 0)
     }
 
-    /// Asks for the table itself.
+    /// Requests the table.
     pub(crate) fn get(&self) -> Message {
         self.message(verb::GETTABLE, |_| {})
     }
 
-    /// Makes a chain of the table; `base` where packets enter it by a hook.
+    /// Makes a chain of the table, a base chain if `base` is given.
     pub(crate) fn new_chain(&self, name: &str, base: Option<&BaseChain>) -> (Message, u16) {
         // NFTA_CHAIN_NAME, _TYPE, _POLICY, _HOOK with NFTA_HOOK_HOOKNUM and _PRIORITY.
         let message = self.message(verb::NEWCHAIN, |attributes| {
@@ -155,17 +155,17 @@ impl Table {
         (message, NLM_F_CREATE | NLM_F_APPEND)
     }
 
-    /// Adds elements to a set; those that are there already stay. At most [`ELEMENTS`].
+    /// Adds elements to a set, at most [`ELEMENTS`]. Elements that it has already stay.
     pub(crate) fn add_elements(&self, set: &str, keys: &[Vec<u8>]) -> (Message, u16) {
         (self.elements(verb::NEWSETELEM, set, keys), NLM_F_CREATE)
     }
 
-    /// Takes elements from a set; one that is not there is an error. At most [`ELEMENTS`].
+    /// Removes elements from a set, at most [`ELEMENTS`]. The kernel refuses it if one is missing.
     pub(crate) fn delete_elements(&self, set: &str, keys: &[Vec<u8>]) -> (Message, u16) {
         (self.elements(verb::DELSETELEM, set, keys), 0)
     }
 
-    /// Asks for the elements of a set.
+    /// Requests the elements of a set.
     pub(crate) fn get_elements(&self, set: &str) -> Message {
         self.elements(verb::GETSETELEM, set, &[])
     }
@@ -204,7 +204,7 @@ pub(crate) fn keys_of(message: &Message) -> Vec<Vec<u8>> {
     attributes_of(list).filter_map(|(_, element)| child(child(element, 1)?, 1)).map(<[u8]>::to_vec).collect()
 }
 
-/// Kind and value of each attribute; ends where they make no sense.
+/// Kind and value of each attribute, up to the first malformed one.
 fn attributes_of(mut bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
     std::iter::from_fn(move || {
         let [l0, l1, k0, k1] = *bytes.first_chunk::<4>()?;

@@ -1,4 +1,4 @@
-//! What a pod has after ADD, and has no more after DEL.
+//! What ADD gives a pod, and DEL removes.
 
 use std::process::Command;
 
@@ -141,7 +141,8 @@ fn the_guard_stands_before_the_first_pod() {
         assert!(policies.contains(&format!("dst {range}")) && policies.contains(&format!("dst {own}")), "{policies}");
     }
     assert!(policies.contains("action block"), "{policies}");
-    // What no policy takes dies in the guard's device; the node's own packets come from the bridge.
+    // Packets that no policy encrypts end in the guard's device. The node's own packets have the
+    // bridge's address as source.
     let route = world.ip("route get 10.77.99.1");
     assert!(route.contains("dev ecni-guard") && route.contains("src 10.77.3.1"), "{route}");
 }

@@ -1,4 +1,4 @@
-//! What a runtime, a kill or a damaged disk can do, and what must come through.
+//! Parallel calls, kills and damaged disks, and what must survive them.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -81,8 +81,8 @@ fn fifty_adds_at_once_get_fifty_addresses() {
     assert!(world.ports().is_empty() && world.leased().is_empty());
 }
 
-/// Moments at which to kill, spread over the time that a call takes. How long that is is learnt all
-/// the time: on a busy machine it changes.
+/// Moments at which to kill a call, spread over its duration. The duration is measured all the
+/// time, since it changes on a busy machine.
 struct Moments {
     whole: Duration,
     number: u32,
@@ -96,9 +96,9 @@ impl Moments {
         Self { whole, number: 0, killed: 0 }
     }
 
-    /// Kills when the next moment has come.
+    /// Kills at the next moment.
     fn kill(&mut self, mut child: Child) {
-        // Not a wait for something to be done: it is what chooses the moment.
+        // This sleep does not wait for an event: it chooses the moment of the kill.
         std::thread::sleep(self.whole * (self.number % Self::SPREAD) / Self::SPREAD);
         self.number += 1;
         let _ = child.kill();
@@ -152,9 +152,9 @@ fn a_cut_ledger_is_named_and_nothing_is_given_or_lost() {
         assert_eq!(fs::read(&path).unwrap(), whole[..cut], "the evidence was changed");
         assert_eq!(world.ports().len(), 2);
     }
-    // The pods do not notice.
+    // The pods are not affected.
     assert!(pings(&first.netns, &got[0]));
-    // A pod that goes is unplugged, but the runtime is told to come again.
+    // DEL takes a pod off the bridge, but asks the runtime to try again.
     let answer = world.verb("DEL", &second);
     assert_eq!(answer.json["code"], 100, "{}", answer.json);
     assert_eq!(world.ports().len(), 1);
@@ -175,7 +175,7 @@ fn a_removed_ledger_is_not_begun_anew_under_running_pods() {
         let message = world.add_fails(&second, 100);
         assert!(message.contains("1 pods") && message.contains("leases"), "{message}");
     }
-    // With the last pod gone, nobody's address can be given away.
+    // Once the last pod is gone, no address has an owner.
     world.del(&first);
     assert_eq!(world.add(&second)[0], "10.77.3.2");
 }
@@ -191,7 +191,7 @@ fn a_del_killed_at_any_moment_can_be_repeated() {
     for moment in 0..MOMENTS {
         let got = world.add(&pod);
         moments.kill(world.start_verb("DEL", &pod));
-        // An address is free only once its pair is gone.
+        // An address is free only after its pair of links is gone.
         assert!(!world.leased().is_empty() || world.ports().is_empty(), "moment {moment}: {got:?}");
         world.del(&pod);
         assert!(world.ports().is_empty() && world.leased().is_empty(), "moment {moment}");
@@ -244,7 +244,7 @@ fn a_store_that_cannot_be_read_is_named_and_nothing_is_left_behind() {
     let world = World::new(DUAL);
     let (first, second) = (world.pod(), world.pod());
     world.add(&first);
-    // Who is root may read every file, but no folder as one.
+    // Root may read every file, but cannot read a folder as a file.
     for file in ["leases", "leases.mark", "segments.json", "lock"] {
         let (path, aside) = (world.state(file), world.state("aside"));
         fs::rename(&path, &aside).unwrap();
@@ -278,7 +278,7 @@ fn addresses_of_pods_that_vanished_come_back_when_short() {
     assert!(["10.77.3.3", "10.77.3.5"].contains(&world.add(&sixth)[0].as_str()));
     assert!(["10.77.3.3", "10.77.3.5"].contains(&world.add(&seventh)[0].as_str()));
     world.add_fails(&world.pod(), 11);
-    // The runtime remembers at last, and hurts nobody.
+    // The runtime's late DEL does no harm to others.
     world.del(&pods[1]);
     assert_eq!(world.leased().len(), 5);
 }

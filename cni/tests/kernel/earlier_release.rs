@@ -1,4 +1,4 @@
-//! What pods of an earlier release may send once this one makes the filter.
+//! What pods of an earlier release may send after this release makes the filter.
 
 use interop_tests::suite::Test;
 
@@ -16,7 +16,7 @@ fn a_pod_of_an_earlier_release_takes_no_others_mac_address() {
     let world = World::new(&["10.77.3.0/24", "fd77:0:0:3::/120"]);
     let text = |mac: Mac| mac.map(|octet| format!("{octet:02x}")).join(":");
     let mut pods = [attach(&world), attach(&world), attach(&world)];
-    // Two of an earlier release, and one of ours.
+    // Two of an earlier release, and one of this release.
     for (number, attached) in pods.iter_mut().take(2).enumerate() {
         let port = host_end(&world, &attached.pod);
         world.ip(&format!("link set {port} address 72:01:02:03:04:0{number}"));
@@ -31,7 +31,7 @@ fn a_pod_of_an_earlier_release_takes_no_others_mac_address() {
     let attacker = &pods[0];
     for taken in [pods[1].mac, pods[2].mac, bridge, host_port] {
         ip(&attacker.pod.netns, &format!("link set eth0 address {}", text(taken)));
-        // The second finds what the first has made.
+        // The second run finds the table of the first.
         for _ in 0..2 {
             up(&world);
             let admitted =

@@ -43,7 +43,7 @@ fn the_filter_is_the_one_that_the_documentation_prints() {
         lines.filter(|line| !line.is_empty() && !line.starts_with('#')).collect::<Vec<_>>()
     };
     assert_eq!(words(&table(&world)), words(printed));
-    // People save their rules so and load them at boot.
+    // Operators save their rules in this way and load them at boot.
     let file = world.folder.path().join("saved.nft");
     std::fs::write(&file, table(&world)).unwrap();
     nft(&world, &["delete", "table", "bridge", "edge-cni"]);
@@ -60,10 +60,10 @@ pub(crate) fn up(world: &World) {
     succeed(Command::new("ip").args(program));
 }
 
-/// Whether pods reach each other in both families, and none as another.
+/// Asserts that pods reach each other in both families, and that none can send as another.
 pub(crate) fn stands(pods: &[&Attached]) {
     for (from, to) in pods.iter().zip(pods.iter().cycle().skip(1)) {
-        // Whatever was learned before says nothing.
+        // Flushed, since earlier entries would prove nothing.
         ip(&from.pod.netns, "neigh flush all");
         assert!(pings(&from.pod.netns, &to.v4.to_string()) && pings(&from.pod.netns, &to.v6.to_string()));
         let mut tap = Wire::open(&to.pod.netns, "eth0");
@@ -82,7 +82,7 @@ fn a_lost_filter_comes_back_with_every_pod() {
     nft(&world, &["flush", "ruleset"]);
     up(&world);
     stands(&pods.iter().collect::<Vec<_>>());
-    // Also by the next pod, and where only elements are gone.
+    // The next pod restores it, too, and so it is if only elements are gone.
     nft(&world, &["flush", "ruleset"]);
     pods.push(attach(&world));
     stands(&pods.iter().collect::<Vec<_>>());
@@ -106,8 +106,8 @@ fn a_lost_filter_comes_back_with_every_pod() {
     stands(&pods.iter().collect::<Vec<_>>());
     let shown = world.ip(&format!("-d link show {port}"));
     assert!(shown.contains("hairpin on") && shown.contains("group_fwd_mask 0xfffd"), "{shown}");
-    // One of ours does not become another by giving itself an address before the filter is made
-    // again.
+    // A pod of this release cannot take another address by setting it before the filter is made
+    // anew.
     let [a, b, c, d, e, f] = pods[2].mac;
     ip(&pods[1].pod.netns, &format!("link set eth0 address {a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{f:02x}"));
     nft(&world, &["flush", "ruleset"]);
@@ -133,10 +133,10 @@ fn a_filter_of_another_version_is_replaced() {
 
 fn without_the_filter_no_pod_is_attached_unless_excepted() {
     let world = World::new(DUAL);
-    // STATUS tries what a pod would need, and leaves nothing of it.
+    // STATUS tries what a pod would need, and leaves nothing behind.
     let answer = status(&world);
     assert!(answer.ok && table(&world).is_empty(), "{} {}", answer.json, table(&world));
-    // Another program owns a table of this name: the kernel lets nobody else change it
+    // Another program owns a table of this name, so the kernel lets no other process change it
     // (NFT_TABLE_F_OWNER, 5.12).
     let mut owner = nft_session(&world, "add table bridge edge-cni { flags owner; }\n");
     wait_for("the other's table", || table(&world).contains("edge-cni"));
@@ -145,7 +145,7 @@ fn without_the_filter_no_pod_is_attached_unless_excepted() {
     assert!(message.contains("table bridge edge-cni"), "{message}");
     let message = status_fails(&world);
     assert!(message.contains("table bridge edge-cni"), "{message}");
-    // Some of the pods are excepted; the next may be another.
+    // Only some pods are excepted, and the next one may be another.
     except(&world, true);
     status_fails(&world);
     world.set("unfilteredPods", json!(["*"]));
@@ -154,7 +154,7 @@ fn without_the_filter_no_pod_is_attached_unless_excepted() {
     except(&world, true);
     let answer = world.verb("ADD", &pod);
     assert!(answer.ok && answer.said.contains("without a filter"), "{} {}", answer.json, answer.said);
-    // Nothing would keep its broadcasts from coming back.
+    // Without the filter its broadcasts would come back to it.
     let port = host_end(&world, &pod);
     assert!(world.ip(&format!("-d link show {port}")).contains("hairpin off"));
     assert!(pings(&pod.netns, "10.77.3.1"));
@@ -167,7 +167,7 @@ fn without_the_filter_no_pod_is_attached_unless_excepted() {
     let before = table(&world);
     assert!(status(&world).ok);
     assert_eq!(table(&world).matches("\" . \"ecni").count(), before.matches("\" . \"ecni").count());
-    // As a table of ours that another program holds.
+    // As a table of the plugin that another program owns.
     nft(&world, &["delete", "table", "bridge", "edge-cni"]);
     let mut owner =
         nft_session(&world, "add table bridge edge-cni { flags owner; set ports-v1 { type ifname . ifname; }; }\n");
@@ -183,7 +183,7 @@ fn status_fails(world: &World) -> String {
     answer.json["msg"].as_str().unwrap().to_owned()
 }
 
-/// `nft` with this order, until its standard input ends.
+/// Starts `nft` with this command. It runs until its standard input ends.
 pub(crate) fn nft_session(world: &World, order: &str) -> std::process::Child {
     let program = ["netns", "exec", &world.host, "nft", "-i"];
     let mut session = Command::new("ip").args(program).stdin(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
@@ -203,7 +203,7 @@ fn adds_at_once_make_one_filter() {
         for pod in &pods {
             assert!(pings(&pod.netns, "10.77.3.1") && pings(&pod.netns, "fd77:0:0:3::1"), "{}", pod.id);
         }
-        // None had to be put back by another.
+        // No ADD had to restore another one's elements.
         let known = table(&world).lines().filter(|line| line.contains("\" . \"ecni")).count();
         assert_eq!(known, pods.len());
     }
@@ -215,7 +215,7 @@ fn a_pod_that_goes_leaves_nothing_in_the_filter() {
     let pods = [attach(&world), attach(&world), attach(&world)];
     pods.iter().for_each(|attached| world.del(&attached.pod));
     assert!(empty(&world), "{}", table(&world));
-    // Also where the container's namespace went without a DEL: with GC.
+    // If the container's namespace went without a DEL, GC removes them.
     world.set("cniVersion", json!("1.1.0"));
     let attached = attach(&world);
     world.destroy(&attached.pod);

@@ -1,4 +1,4 @@
-//! Frames as an attacker sends them, and a look at what arrives.
+//! Builds frames as an attacker sends them, and receives frames.
 
 #![allow(unsafe_code, reason = "bind(2) of a packet socket has no safe form")]
 
@@ -69,7 +69,7 @@ pub(crate) fn ethernet(to: Mac, from: Mac, ethertype: u16, content: &[u8]) -> Ve
     [&to[..], &from, &ethertype.to_be_bytes(), content].concat()
 }
 
-/// RFC 826. The frame's own source is `outer`.
+/// An ARP packet (RFC 826). `outer` is the source address of the frame.
 pub(crate) fn arp(outer: Mac, operation: u8, sender: (Mac, Ipv4Addr), target: Ipv4Addr) -> Vec<u8> {
     let mut content = vec![0, 1, 8, 0, 6, 4, 0, operation];
     content.extend(sender.0);
@@ -90,7 +90,7 @@ pub(crate) fn ipv4(to: Mac, from: Mac, protocol: u8, addresses: (Ipv4Addr, Ipv4A
     ethernet(to, from, 0x0800, &packet)
 }
 
-/// Makes the last fragment of an IPv4 packet of it, at offset 8.
+/// Turns it into the last fragment of an IPv4 packet, at offset 8.
 pub(crate) fn last_fragment(mut frame: Vec<u8>) -> Vec<u8> {
     frame[20..22].copy_from_slice(&[0, 1]);
     frame[24..26].fill(0);
@@ -128,14 +128,14 @@ pub(crate) fn icmpv6(addresses: (Ipv6Addr, Ipv6Addr), kind: u8, rest: &[u8]) -> 
     message
 }
 
-/// ICMPv6 in IPv6 in Ethernet, to all nodes.
+/// An ICMPv6 message in a frame to all nodes.
 pub(crate) fn discovery(from: Mac, source: Ipv6Addr, kind: u8, rest: &[u8]) -> Vec<u8> {
     let addresses = (source, Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 1));
     ipv6([0x33, 0x33, 0, 0, 0, 1], from, 58, addresses, &icmpv6(addresses, kind, rest))
 }
 
-/// Reserved or flags, target, and the option (1 or 2) that says the link-layer address (RFC 4861
-/// 4.3, 4.4).
+/// The content of a neighbour solicitation or advertisement: reserved or flags, target, and the
+/// option (1 or 2) with the link-layer address (RFC 4861 4.3, 4.4).
 pub(crate) fn neighbour(flags: u8, target: Ipv6Addr, option: u8, link: Mac) -> Vec<u8> {
     [&[flags, 0, 0, 0][..], &target.octets(), &[option, 1], &link].concat()
 }

@@ -1,5 +1,5 @@
-//! Free addresses run short. At the other end of the socket stands a peer that speaks the agent's
-//! protocol; the agent itself is tried in the demo.
+//! Free addresses run short. A peer that speaks the agent's protocol listens on the socket; the
+//! demo runs the agent itself.
 
 use std::fs;
 use std::os::unix::net::UnixListener;
@@ -32,8 +32,8 @@ pub(crate) const TESTS: &[Test] = &[
     ("the_first_segment_may_come_with_the_first_pod", the_first_segment_may_come_with_the_first_pod),
 ];
 
-/// A peer on the agent's socket. It grants each application the next of `grants` and refuses with
-/// `refusal` from then on; what it heard is told in order.
+/// Starts a peer on the agent's socket. It grants each application the next of `grants`, and then
+/// refuses with `refusal`. The receiver gets its requests in order.
 fn agent(world: &World, grants: &[&str], refusal: Option<AgentResponse>) -> Receiver<AgentRequest> {
     let listener = UnixListener::bind(world.folder.path().join("agent.sock")).unwrap();
     let path = world.state("segments.json");
@@ -71,7 +71,7 @@ fn agent(world: &World, grants: &[&str], refusal: Option<AgentResponse>) -> Rece
                 (true, None) => refusal.clone(),
             };
             match response {
-                // The plugin may have hung up.
+                // The plugin may have closed the connection.
                 Some(response) => drop(frame::write(&mut stream, &response)),
                 None => std::mem::drop(
                     stream.set_read_timeout(None).and_then(|()| std::io::Read::read(&mut stream, &mut [0])),

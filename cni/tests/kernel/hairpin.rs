@@ -1,4 +1,4 @@
-//! A pod that calls a Service which it backs itself.
+//! A pod calls a Service of which it is an endpoint itself.
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -22,8 +22,7 @@ const DUAL: &[&str] = &["10.77.3.0/24", "fd77:0:0:3::/120"];
 fn a_pod_reaches_itself_and_its_neighbour_by_a_service() {
     let world = World::new(DUAL);
     let (backend, neighbour) = (attach(&world), attach(&world));
-    // What kube-proxy makes: DNAT to the endpoint, and masquerade of what an endpoint sends to
-    // itself.
+    // kube-proxy's rules: DNAT to the endpoint, and masquerade of what an endpoint sends to itself.
     let rules = format!(
         "add table inet proxy
          add chain inet proxy pre {{ type nat hook prerouting priority dstnat; }}
@@ -63,8 +62,8 @@ fn a_pod_reaches_itself_and_its_neighbour_by_a_service() {
         }
         for service in ["10.96.0.1:80", "[fd96::1]:80"] {
             assert!(served(&backend.pod.netns, service), "{service} from its own backend, br_netfilter {mode:?}");
-            // Without br_netfilter the answer takes the short way past conntrack: no bridge of any
-            // plugin can help.
+            // Without br_netfilter the answer goes over the bridge past conntrack. No plugin can
+            // change that.
             if *mode == "1" {
                 assert!(served(&neighbour.pod.netns, service), "{service} from a neighbour");
             }
@@ -90,7 +89,7 @@ fn a_pods_own_broadcasts_do_not_come_back() {
     neighbour.send(&last);
     let seen = tap.until(&last);
     for frame in [&broadcast, &multicast, &unknown] {
-        // The socket shows what goes out as well, once.
+        // The socket also shows each sent frame once.
         assert_eq!(seen.iter().filter(|other| *other == frame).count(), 1);
     }
     assert!(pings(&own.pod.netns, &other.v4.to_string()));

@@ -1,4 +1,4 @@
-//! Who reaches pods from outside where the agent's table does not stand.
+//! Which hosts outside reach pods while the agent's table does not exist.
 
 use std::process::Command;
 
@@ -76,7 +76,7 @@ fn a_lan_host_reaches_no_pod() {
     let (one, two) = (world.pod(), world.pod());
     let (first, second) = (world.add(&one), world.add(&two));
     is_closed(&world, &lan, &first);
-    // Pods, the host itself and answers go on.
+    // Pods reach each other and the host, and answers arrive.
     is_reached(&one, &second);
     for address in &first {
         assert!(pings(&world.host, address));
@@ -84,7 +84,7 @@ fn a_lan_host_reaches_no_pod() {
     for address in NEIGHBOUR {
         assert!(pings(&one.netns, address));
     }
-    // Where somebody removes it, the next pod or `up` brings it back.
+    // If someone removes it, the next pod or `up` restores it.
     nft(&world, &["flush", "ruleset"]);
     is_reached(&lan, &first);
     world.add(&world.pod());
@@ -92,7 +92,7 @@ fn a_lan_host_reaches_no_pod() {
     nft(&world, &["delete", "table", "inet", "edge-cni-pods"]);
     assert!(up(&world).ok);
     is_closed(&world, &lan, &first);
-    // One of another release is replaced.
+    // A table of another release is replaced.
     nft(&world, &["flush", "table", "inet", "edge-cni-pods"]);
     nft(&world, &["delete", "set", "inet", "edge-cni-pods", "bridges-v1"]);
     world.add(&world.pod());
@@ -123,7 +123,7 @@ fn what_is_published_and_named_is_reached() {
     assert!(up(&world).ok);
     is_reached(&lan, &addresses[..1]);
     is_closed(&world, &lan, &addresses[1..]);
-    // What a hub fronts is around it.
+    // The networks that a hub fronts are on its LAN.
     let mut segments: Value = serde_json::from_slice(&std::fs::read(world.state("segments.json")).unwrap()).unwrap();
     segments["networks"] = json!(["2001:db8:1::/64"]);
     std::fs::write(world.state("segments.json"), segments.to_string()).unwrap();
@@ -155,13 +155,13 @@ fn the_agents_table_takes_the_place_of_the_plugins() {
     nft(&world, &["add", "table", "inet", "edge-cni"]);
     assert!(up(&world).ok);
     assert!(!tables(&world).contains("edge-cni-pods"), "{}", tables(&world));
-    // What `edge-agent down` asks for.
+    // `edge-agent down` runs this.
     nft(&world, &["delete", "table", "inet", "edge-cni"]);
     let file = world.folder.path().join("plugin.json");
     let program = ["netns", "exec", &world.host, env!("CARGO_BIN_EXE_edge-cni"), "ingress", file.to_str().unwrap()];
     succeed(Command::new("ip").args(program));
     assert!(tables(&world).contains("edge-cni-pods"));
-    // Without a bridge there is nothing to be kept.
+    // Without a bridge no table is needed.
     world.ip("link del ecni0");
     succeed(Command::new("ip").args(program));
     assert!(!tables(&world).contains("edge-cni-pods"), "{}", tables(&world));
@@ -184,7 +184,7 @@ fn it_is_the_documented_one() {
 fn it_is_needed_unless_all_may_come() {
     let world = World::new(DUAL);
     let lan = neighbour(&world);
-    // Owned by another program, so that nobody else may change it.
+    // Another program owns it, so no other process may change it.
     let mut owner = crate::filter_table::nft_session(&world, "add table inet edge-cni-pods { flags owner; }\n");
     wait_for("the other's table", || tables(&world).contains("edge-cni-pods"));
     let message = world.add_fails(&world.pod(), 107);

@@ -1,4 +1,4 @@
-//! What the plugin is asked wrongly, and what it says then.
+//! Invalid input, and the plugin's errors about it.
 
 use interop_tests::suite::Test;
 use serde_json::{Value, json};

@@ -1,5 +1,5 @@
-//! DEL, GC and CHECK on disks that cannot be written, and with lists and variables that an ADD
-//! would refuse.
+//! DEL, GC and CHECK on disks that cannot be written, and with configurations and variables that an
+//! ADD would refuse.
 
 use std::fs;
 use std::path::PathBuf;
@@ -40,7 +40,7 @@ impl Disk {
         succeed(Command::new("mount").args(["-o", options]).arg(&self.0));
     }
 
-    /// Takes all that is left.
+    /// Fills the disk.
     fn fill(&self) -> PathBuf {
         let filler = self.0.join("filler");
         let mut size = 64 << 10;
@@ -71,7 +71,7 @@ fn pods_go_from_a_full_disk_and_their_addresses_come_back() {
     let pods: Vec<_> = (0..4).map(|_| world.pod()).collect();
     pods.iter().for_each(|pod| drop(world.add(pod)));
     let filler = disk.fill();
-    // The ledger's last page still has room, for a while.
+    // The last page of the leases still has room for some lines.
     let fifth = world.pod();
     let full = (0..500).any(|_| {
         let full = world.verb("ADD", &fifth).json["code"] == 5;
@@ -89,7 +89,7 @@ fn pods_go_from_a_full_disk_and_their_addresses_come_back() {
     assert!(world.ports().is_empty() && !world.leased().is_empty());
     let answer = gc(&world, &[]);
     assert!(answer.ok, "{}", answer.json);
-    // With room again, all five addresses can be had.
+    // With room again, all five addresses can be leased.
     fs::remove_file(filler).unwrap();
     let others: Vec<_> = (0..5).map(|_| world.pod()).collect();
     others.iter().for_each(|pod| drop(world.add(pod)));
@@ -115,7 +115,7 @@ fn pods_go_and_are_checked_on_a_read_only_disk() {
     assert!(answer.ok, "{}", answer.json);
     assert_eq!((world.ports().len(), world.leased().len()), (1, 3));
     assert_eq!(world.verb("ADD", &world.pod()).json["code"], 5);
-    // A runtime must send no pods here.
+    // A runtime must not place pods here.
     world.set("cniVersion", json!("1.1.0"));
     let status = world.run(&[("CNI_COMMAND", "STATUS")], &world.config.borrow().to_string());
     assert_eq!(status.json["code"], 50, "{}", status.json);
@@ -129,14 +129,14 @@ fn pods_go_and_are_checked_on_a_read_only_disk() {
 fn a_disk_that_cannot_be_written_makes_no_router() {
     let world = World::new(DUAL);
     let disk = Disk::mount(&world);
-    // What a first pod leaves; then the machine starts again.
+    // The state after a first pod; then the machine reboots.
     let pod = world.pod();
     world.add(&pod);
     world.del(&pod);
     fs::remove_file(world.state("forwarding.json")).unwrap();
     world.forward(false);
     disk.fill();
-    // Neither there nor beside the sockets.
+    // Found neither there nor beside the sockets.
     let run = world.folder.path().join("run");
     fs::write(&run, "no folder").unwrap();
     world.set("agentSocket", json!(run.join("agent.sock")));
@@ -205,7 +205,7 @@ fn what_del_does_not_need_does_not_stop_it() {
         assert!(answer.said.contains(key) || key == "prevResult", "{key}: {}", answer.said);
         assert!(world.ports().is_empty() && world.leased().is_empty(), "{key}");
     }
-    // What it needs, it needs.
+    // The keys that it needs must be valid.
     let pod = world.pod();
     world.set("stateDir", json!("relative"));
     assert_eq!(world.verb("DEL", &pod).json["code"], 7);

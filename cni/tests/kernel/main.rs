@@ -1,5 +1,4 @@
-//! The plugin on a real kernel, run as a runtime runs it, in network namespaces that are made for
-//! each test.
+//! Runs the plugin on a real kernel as a runtime does, in network namespaces that each test makes.
 
 mod attach;
 mod check_and_gc;

@@ -1,4 +1,4 @@
-//! What the plugin takes from the host, leaves alone, and refuses.
+//! What the plugin changes on the host, leaves alone, and refuses.
 
 use std::process::Command;
 
@@ -29,7 +29,7 @@ pub(crate) fn status(world: &World) -> Answer {
     world.run(&[("CNI_COMMAND", "STATUS")], &config.to_string())
 }
 
-/// Runs `edge-cni up`; its JSON.
+/// Runs `edge-cni up`, and returns its JSON.
 pub(crate) fn up(world: &World) -> Answer {
     let file = world.folder.path().join("plugin.json");
     std::fs::write(&file, world.config.borrow().to_string()).unwrap();
@@ -79,20 +79,20 @@ fn a_bridge_without_ports_and_those_of_earlier_releases_are_taken() {
     world.add(&first);
     assert!(pings(&first.netns, "10.77.3.1"));
     assert!(world.ip("link show ecni0").contains("alias edge-cni bridge"));
-    // Marked, it keeps its address, also for an agent in a container with another machine-id.
+    // With the alias it keeps its address, even if an agent in a container has another machine-id.
     let mac = |text: &str| text.split("link/ether ").nth(1).unwrap()[..17].to_owned();
     let own = mac(&world.ip("link show ecni0"));
     world.ip("link set ecni0 address 02:00:00:00:00:88");
     world.add(&world.pod());
     assert_eq!(mac(&world.ip("link show ecni0")), "02:00:00:00:00:88");
     world.ip(&format!("link set ecni0 address {own}"));
-    // An earlier release gave no alias; what people add to ours stays.
+    // An earlier release set no alias. Ports that others add to the plugin's bridge stay.
     let shown = world.ip("link show ecni0");
     world.ip("link set ecni0 alias x");
     world.ip("addr add 192.0.2.1/32 dev ecni0");
     world.add(&world.pod());
     assert!(world.ip("addr show ecni0").contains("192.0.2.1"));
-    // Made with another machine-id, as by an agent in a container; only pods hang on it.
+    // Made with another machine-id, as by an agent in a container, and with pods alone as ports.
     world.ip("addr del 192.0.2.1/32 dev ecni0");
     world.ip("link set ecni0 alias x address 02:00:00:00:00:77");
     world.add(&world.pod());
@@ -124,7 +124,7 @@ fn without_ipv6_pods_have_ipv4_and_one_sentence_says_why() {
     let world = World::new(DUAL);
     let pod = world.pod();
     let run = |verb: &str, config: &Value| {
-        // As a kernel with ipv6.disable=1 looks.
+        // As on a kernel with ipv6.disable=1.
         let script = format!(
             "mount -t tmpfs none /proc/sys/net/ipv6 && rmdir /proc/sys/net/ipv6/* 2>/dev/null; exec {}",
             env!("CARGO_BIN_EXE_edge-cni")
@@ -160,7 +160,7 @@ fn without_ipv6_pods_have_ipv4_and_one_sentence_says_why() {
     assert!(check.ok, "{}", check.json);
     config.as_object_mut().unwrap().remove("prevResult");
     assert!(run("DEL", &config).ok);
-    // Nothing is left for a node whose segments are of IPv6 alone.
+    // A node with IPv6 segments alone has none left.
     std::fs::remove_file(world.state("segments.json")).unwrap();
     config["segments"] = json!(["fd77:0:0:3::/120"]);
     let refused = run("ADD", &config);
@@ -169,7 +169,7 @@ fn without_ipv6_pods_have_ipv4_and_one_sentence_says_why() {
 }
 
 fn ranges_that_would_cut_the_host_off_are_refused() {
-    // In the second the default route alone shows it.
+    // In the second case only the default route shows it.
     for (arguments, named) in [
         (&["addr add 10.77.200.5/24 dev lan0"][..], "10.77.200.5 on lan0"),
         (&["addr add fd77::200:5/112 dev lan0 nodad"], "fd77::200:5 on lan0"),
@@ -212,7 +212,7 @@ fn ranges_that_would_cut_the_host_off_are_refused() {
     assert!(refused.json["msg"].as_str().unwrap().contains("resolver 10.77.0.53"), "{}", refused.json);
     let taken = with_resolvers(&world, "nameserver 127.0.0.53\nnameserver 10.78.0.53\n", || status(&world));
     assert!(taken.ok, "{}", taken.json);
-    // The other one answers.
+    // The other resolver answers.
     let taken = with_resolvers(&world, "nameserver 10.77.0.53\nnameserver 10.78.0.53\n", || status(&world));
     assert!(taken.ok, "{}", taken.json);
 }
@@ -233,7 +233,7 @@ fn what_neighbours_announce_stops_no_node_that_is_guarded() {
         world.ip("link set lan0 up");
         world.ip("link set lan1 up");
     };
-    // As router advertisements and DHCP leases leave them.
+    // As router advertisements and DHCP leases set them.
     for (arguments, named) in [
         ("addr add 10.77.200.5/24 dev lan0", "10.77.200.5 on lan0"),
         ("addr add fd77:0:0:5::5/64 dev lan0 nodad", "fd77:0:0:5::5 on lan0"),
@@ -254,7 +254,7 @@ fn what_neighbours_announce_stops_no_node_that_is_guarded() {
             assert!(answer.ok, "{named}: {}", answer.json);
             assert_eq!(answer.said.matches(named).count(), 1, "{}", answer.said);
         }
-        // What is left of the guard shows that it stood, and is made whole.
+        // The rest of the guard shows that it stood. It is completed.
         world.ip("link del ecni-guard");
         assert!(with_resolvers(&world, resolvers, add).ok);
         world.ip("xfrm policy flush");
@@ -268,7 +268,7 @@ fn what_neighbours_announce_stops_no_node_that_is_guarded() {
         for answer in [with_resolvers(&world, resolvers, add), with_resolvers(&world, resolvers, || status(&world))] {
             assert!(!answer.ok && answer.json["msg"].as_str().unwrap().contains(named), "{}", answer.json);
         }
-        // The agent has judged the ranges before that.
+        // The agent has checked the ranges before that.
         let path = world.state("segments.json");
         let mut segments: serde_json::Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
         segments["source"] = json!("agent");

@@ -1,5 +1,5 @@
-//! What a pod may send, and what it may not: each attack is seen to succeed from a pod that the
-//! operator has excepted, and to fail from any other.
+//! What a pod may and may not send. Each attack succeeds from a pod that the operator has excepted,
+//! and fails from any other one.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::process::Command;
@@ -20,7 +20,7 @@ pub(crate) const TESTS: &[Test] = &[
 
 pub(crate) const DUAL: &[&str] = &["10.77.3.0/24", "fd77:0:0:3::/120"];
 
-/// A pod with what was leased to it.
+/// An attached pod with its addresses.
 pub(crate) struct Attached {
     pub(crate) pod: Pod,
     pub(crate) mac: Mac,
@@ -46,14 +46,14 @@ pub(crate) fn attach(world: &World) -> Attached {
     Attached { pod, mac, v4, v6, link_local }
 }
 
-/// Lets a pod that is attached next send what it likes.
+/// Excepts the pods that are attached next from the filter, or not.
 pub(crate) fn except(world: &World, excepted: bool) {
     world.set("unfilteredPods", if excepted { json!(["default/web-*"]) } else { json!([]) });
 }
 
 fn a_pod_sends_as_nobody_else_unless_the_operator_says_so() {
     let world = World::new(DUAL);
-    // Without this key there is connection tracking, which waits for the rest of a fragment.
+    // Without this key connection tracking is on, which waits for the other fragments.
     world.set("lanToPods", json!(["0.0.0.0/0", "::/0"]));
     let (neighbour_pod, victim) = (attach(&world), attach(&world));
     let mut tap = Wire::open(&victim.pod.netns, "eth0");
@@ -77,7 +77,7 @@ fn a_pod_sends_as_nobody_else_unless_the_operator_says_so() {
     }
 }
 
-/// A frame as a packet socket shows it: with a VLAN's tag beside it.
+/// A frame as a packet socket shows it: without the VLAN's tag.
 fn untagged(mut frame: Vec<u8>) -> Vec<u8> {
     if frame[12..14] == [0x81, 0] {
         frame.drain(12..16);
@@ -122,7 +122,7 @@ fn attacks(own: &Attached, victim: &Attached, other: &Attached) -> Vec<(&'static
     let v6 = |source, content: &[u8]| ipv6(victim.mac, own.mac, 17, (source, victim.v6), content);
     let data = udp(4000, 4000, b"forged");
     let advertise = |source, target| discovery(own.mac, source, 136, &neighbour(0xa0, target, 2, own.mac));
-    // Behind a header of hop-by-hop options (RFC 8200 4.3) with padding.
+    // After a header of hop-by-hop options (RFC 8200 4.3) with padding.
     let hidden = {
         let addresses = (own.link_local, Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 1));
         let message = frames::icmpv6(addresses, 134, &frames::router(1800));
@@ -196,11 +196,10 @@ fn a_pod_takes_over_no_neighbours_address() {
         assert!(pings(&victim.pod.netns, &v4) && pings(&victim.pod.netns, &v6));
         let mut tap = Wire::open(&victim.pod.netns, "eth0");
         let mut wire = Wire::open(&own.pod.netns, "eth0");
-        // As an announcement: a neighbour that was heard just now is not replaced by any other
-        // reply.
+        // As an announcement, since no other reply replaces a neighbour's entry that is new.
         wire.send(&arp(own.mac, 1, (own.mac, other.v4), other.v4));
         wire.send(&discovery(own.mac, own.v6, 136, &neighbour(0xa0, other.v6, 2, own.mac)));
-        // The bridge would send a neighbour's frames to us.
+        // The bridge would send the neighbour's frames to this pod.
         wire.send(&ethernet([1, 0x80, 0xc2, 0, 0, 0x0e], other.mac, 0x88cc, &[0; 50]));
         wire.send(&ethernet([1, 0x80, 0xc2, 0, 0, 3], other.mac, 0x888e, &[0; 50]));
         wire.send(&marker(&own, &victim, 9));
@@ -241,7 +240,7 @@ fn invented_mac_addresses_are_not_learned() {
         for number in 0..INVENTED {
             let [_, a, b, c] = number.to_be_bytes();
             let from = [2, 0x77, u8::from(excepted), a, b, c];
-            // To nobody but the bridge: half of them as IP, half as LLDP, which bridges learn from,
+            // Only to the bridge, half of them as IP and half as LLDP, from which bridges learn,
             // too.
             let frame = match number % 2 {
                 0 => ipv4(BROADCAST, from, 17, (own.v4, victim.v4), &udp(1, 9, b"")),
@@ -265,7 +264,7 @@ fn a_pods_router_advertisements_change_no_routes() {
     for segments in [&DUAL[..1], DUAL] {
         let world = World::new(segments);
         let victim = attach(&world);
-        // Even one that gets past the filter is heeded by nobody.
+        // Even an advertisement that passes the filter has no effect.
         except(&world, true);
         let own = attach(&world);
         ip(&own.pod.netns, "link set eth0 up");
@@ -282,7 +281,7 @@ fn a_pods_router_advertisements_change_no_routes() {
             assert!(tap.until(&marker).contains(&advertisement));
             assert!(bridge.until(&marker).contains(&advertisement));
         }
-        // The kernel is done with it once it answers what came later.
+        // Once the kernel answers a later packet, it has processed this one.
         assert!(pings(&own.pod.netns, &victim.v4.to_string()) && pings(&own.pod.netns, "10.77.3.1"));
         let without_lifetime = |text: &String| text.replace(" expires", "\n expires");
         assert_eq!(before.each_ref().map(without_lifetime), routes().each_ref().map(without_lifetime));

@@ -1,5 +1,5 @@
-//! A node of its own for each test: a network namespace for the host, one for each pod, a state
-//! directory, and the plugin run as a runtime runs it.
+//! A node for each test: a network namespace for the host, one for each pod, a state directory, and
+//! the plugin, which is run as a runtime does.
 
 use std::cell::{Cell, RefCell};
 use std::io::Write;
@@ -14,10 +14,10 @@ use tempfile::TempDir;
 
 static COUNT: AtomicU32 = AtomicU32::new(0);
 
-/// How long something that happens by itself may take before a test gives up.
+/// How long an event may take before a test gives up.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// The host's switches for forwarding, IPv4 and IPv6.
+/// The host's forwarding settings, IPv4 and IPv6.
 const FORWARDING: [&str; 2] = ["ipv4/ip_forward", "ipv6/conf/all/forwarding"];
 
 pub(crate) struct World {
@@ -36,7 +36,7 @@ pub(crate) struct Pod {
     pub(crate) id: String,
 }
 
-/// What the plugin left on standard output, and how it ended.
+/// The plugin's output and exit status.
 #[derive(Debug)]
 pub(crate) struct Answer {
     pub(crate) ok: bool,
@@ -46,7 +46,7 @@ pub(crate) struct Answer {
 }
 
 impl World {
-    /// A host without network, and segments from the configuration.
+    /// Makes a host without network, with segments from the configuration.
     pub(crate) fn new(segments: &[&str]) -> Self {
         let number = COUNT.fetch_add(1, Ordering::Relaxed);
         let host = format!("cni-{}-{number}", std::process::id());
@@ -73,7 +73,7 @@ impl World {
         self.namespaces.borrow_mut().push(name.to_owned());
     }
 
-    /// A new container.
+    /// Makes a container's namespace.
     pub(crate) fn pod(&self) -> Pod {
         let number = self.pods.replace(self.pods.get() + 1);
         let netns = format!("{}-p{number}", self.host);
@@ -81,7 +81,7 @@ impl World {
         Pod { netns, id: format!("container{number}") }
     }
 
-    /// The container's namespace is gone, as when a runtime was killed.
+    /// Removes the container's namespace without a DEL, as if the runtime was killed.
     pub(crate) fn destroy(&self, pod: &Pod) {
         succeed(Command::new("ip").args(["netns", "del", &pod.netns]));
         self.namespaces.borrow_mut().retain(|name| *name != pod.netns);
@@ -123,7 +123,7 @@ impl World {
             .stderr(Stdio::piped())
             .spawn()
             .unwrap();
-        // One that ends before it reads is free to.
+        // The plugin may end before it reads its input.
         let _ = child.stdin.take().unwrap().write_all(input);
         child
     }
@@ -150,21 +150,21 @@ impl World {
         answer(self.start_verb(verb, pod))
     }
 
-    /// ADD, which must succeed. Returns the addresses.
+    /// Runs ADD, which must succeed. Returns the addresses.
     pub(crate) fn add(&self, pod: &Pod) -> Vec<String> {
         let answer = self.verb("ADD", pod);
         assert!(answer.ok, "ADD of {} failed: {}", pod.id, answer.json);
         addresses(&answer.json)
     }
 
-    /// DEL, which must succeed and say nothing.
+    /// Runs DEL, which must succeed without output.
     pub(crate) fn del(&self, pod: &Pod) {
         let answer = self.verb("DEL", pod);
         assert!(answer.ok && answer.json == Value::Null, "DEL of {}: {}", pod.id, answer.json);
     }
 
-    /// ADD, which must fail with this code, name the pod, and leave nothing behind. Returns the
-    /// message.
+    /// Runs ADD, which must fail with this code, name the pod, and leave nothing behind. Returns
+    /// the message.
     pub(crate) fn add_fails(&self, pod: &Pod, code: u64) -> String {
         let before = (self.ports(), self.leased());
         let answer = self.verb("ADD", pod);
@@ -176,13 +176,13 @@ impl World {
         message
     }
 
-    /// Hosts' ends of pods.
+    /// The names of the pods' ports.
     pub(crate) fn ports(&self) -> Vec<String> {
         let all = self.ip("-br link show type veth");
         all.lines().filter_map(|line| line.split(['@', ' ']).next()).map(str::to_owned).collect()
     }
 
-    /// Containers that have a lease, by the journal's own lines.
+    /// Containers that have a lease, by the journal's lines.
     pub(crate) fn leased(&self) -> Vec<String> {
         let mut held = Vec::new();
         for line in std::fs::read_to_string(self.state("leases")).unwrap_or_default().lines() {
@@ -246,7 +246,7 @@ pub(crate) fn sysctl(netns: &str, name: &str) -> String {
     succeed(Command::new("ip").args(["netns", "exec", netns, "cat", &path])).trim().to_owned()
 }
 
-/// Waits until something has come about.
+/// Waits until the condition holds.
 pub(crate) fn wait_for(what: &str, mut condition: impl FnMut() -> bool) {
     let deadline = Instant::now() + PATIENCE;
     while !condition() {

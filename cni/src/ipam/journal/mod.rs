@@ -5,17 +5,17 @@
 //! 5d0c1e7a edge-cni-leases 1 GENERATION BOOT-ID
 //! 91ab03ff ~ ADDRESS=SECONDS ...                         freed addresses, the longest ago first
 //! 0e77c210 + CONTAINER IFNAME NETWORK POD ADDRESS ...    a lease begins ("-" for an unknown pod)
-//! 3f5521b9 - CONTAINER IFNAME SECONDS                    it ends, SECONDS after the machine's start
+//! 3f5521b9 - CONTAINER IFNAME SECONDS                    it ends, SECONDS after the boot
 //! ```
 //!
 //! A line is written under the store's lock and made durable (`fdatasync`) after the lock is
-//! released, so that ADDs that come at once share the disk's work; nobody is told of a lease that
-//! is not durable. Beside the journal stands the mark: generation, length and checksum of the
-//! journal after the last line. The mark is not made durable, which it need not be: it is compared
-//! only within one boot. There, a journal that is shorter than its mark was cut by someone, and
-//! leases are missing: that is an error, never a fresh start. What lies behind the mark and does
-//! not read is the line of a process that was killed while writing, and was never told of. After a
-//! reboot no pod of before exists, so its leases are void and a damaged journal is replaced.
+//! released, so that concurrent ADDs share the disk's work. No lease is reported before it is
+//! durable. Beside the journal is the mark: generation, length and checksum of the journal after
+//! the last line. The mark is only compared within one boot, so it need not be durable. Within a
+//! boot, a journal that is shorter than its mark was cut by someone, and leases are missing. That
+//! is an error, never a fresh start. An unreadable line after the mark is from a process that was
+//! killed while it wrote. Its lease was never reported. After a reboot no earlier pod exists, so
+//! the leases are void and a damaged journal is replaced.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read};
@@ -32,20 +32,22 @@ use crate::request::Attachment;
 
 const MAGIC: &str = "edge-cni-leases 1";
 
-/// Freed addresses whose order a rewritten journal keeps.
+/// Most freed addresses that a rewritten journal keeps.
 const MAX_FREED: usize = 4096;
 
-/// Lines that a journal may have beyond twice those that a rewritten one would have.
+/// A journal is rewritten when it has more than this many lines beyond twice the lines of a
+/// rewritten one.
 const SLACK: usize = 256;
 
-/// The open journal with the leases that it tells of. Whoever holds it holds the store's lock.
+/// The open journal and the leases that its lines amount to. The holder of this value holds the
+/// store's lock.
 #[derive(Debug)]
 pub(super) struct Journal {
     path: PathBuf,
     mark_path: PathBuf,
     boot: String,
     file: File,
-    /// Not on a read-only disk.
+    /// False on a read-only disk.
     writable: bool,
     state: Replay,
 }
@@ -63,14 +65,14 @@ struct Replay {
     lines: usize,
 }
 
-/// Where reading had to stop, and why.
+/// The first line that cannot be read, and why.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Damage {
     line: usize,
     why: String,
 }
 
-/// What [`Journal`] was when the last line had been written.
+/// The state of the [`Journal`] after its last line.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Mark {
     generation: u64,
@@ -80,7 +82,7 @@ struct Mark {
 }
 
 impl Journal {
-    /// Whether anything of a journal is there, whole or not.
+    /// Whether a journal or its mark is there, damaged or not.
     pub(super) fn exists(folder: &Path) -> bool {
         let path = folder.join(LEASES_FILE);
         path.exists() || mark_path(folder).exists()
@@ -119,7 +121,7 @@ impl Journal {
         if rebooted {
             if let Some(damage) = damage {
                 eprintln!(
-                    "edge-cni: {} was damaged before the last reboot ({damage}); its leases ended with the reboot, so it begins anew",
+                    "edge-cni: {} was damaged before the last reboot ({damage}); its leases ended with the reboot, so a new file is begun",
                     path.display()
                 );
             }
@@ -151,7 +153,7 @@ impl Journal {
                     describe(&damage)
                 )));
             }
-            // Rewritten by a process that was killed before it could set the mark, or the mark was
+            // A process that rewrote it was killed before it could set the mark, or the mark was
             // removed.
             _ => {
                 if let Some(damage) = damage {
@@ -165,7 +167,7 @@ impl Journal {
         };
         let file = file.context("open", &path)?;
         if writable && state.length < bytes.len() as u64 {
-            // The rest of a line that was cut off while being written; nobody was told of it.
+            // The beginning of a line whose writer was killed. Its lease was never reported.
             file.set_len(state.length).context("truncate", &path)?;
         }
         Ok(Self { path, mark_path, boot: boot.into(), file, writable, state })
@@ -177,12 +179,12 @@ impl Journal {
         let (file, state) = rewrite(&path, boot, state)?;
         let writable = true;
         let journal = Self { path, mark_path, boot: boot.into(), file, writable, state };
-        // Durable this once: it says in which boot the leases hold.
+        // The first mark of a boot is made durable: it says in which boot the leases hold.
         journal.write_mark().and_then(|mark| mark.sync_all()).context("write", &journal.mark_path)?;
         Ok(journal)
     }
 
-    /// Refuses what is on a read-only disk: no lease can be given there.
+    /// Fails on a read-only disk, where no lease can be entered.
     pub(super) fn require_writable(&self) -> Result<()> {
         if self.writable { Ok(()) } else { Err(Error::io("write", &self.path, "the file system is read-only")) }
     }
@@ -200,7 +202,7 @@ impl Journal {
         self.state.leases.insert(attachment.clone(), lease).map_err(refused)
     }
 
-    /// Ends a lease, `now` in seconds since the machine's start. None where there is none.
+    /// Ends a lease and returns it; None where there is none. `now` is in seconds since the boot.
     pub(super) fn end(&mut self, attachment: &Attachment, now: u64) -> Result<Option<Lease>> {
         if self.state.leases.get(attachment).is_none() {
             return Ok(None);
@@ -213,14 +215,14 @@ impl Journal {
         self.require_writable()?;
         let (line, chain) = line(self.state.chain, entry);
         if let Err(error) = self.file.write_all_at(line.as_bytes(), self.state.length) {
-            // Out of space, for instance. Whatever got there must not stay.
+            // The disk may be full. What got written of the line must not stay.
             let _ = self.file.set_len(self.state.length);
             return Err(Error::io("write", &self.path, error));
         }
         self.state.length += line.len() as u64;
         self.state.chain = chain;
         self.state.lines += 1;
-        // A mark that lags behind is harmless: what the journal has beyond it is read.
+        // A mark that lags behind is harmless: lines after it are read, too.
         let _ = self.write_mark();
         Ok(())
     }
@@ -233,11 +235,11 @@ impl Journal {
         Ok(file)
     }
 
-    /// Rewrites the journal where most of its lines are history. Returns the file that must be made
-    /// durable before anyone is told; the caller releases the lock in between.
+    /// Rewrites the journal if most of its lines are history. Returns the file, which the caller
+    /// must make durable before it reports anything, after it has released the lock.
     pub(super) fn finish(mut self) -> File {
         let needed = self.state.leases.iter().count() + 2;
-        // On a full disk there is no room for another; what was appended is there all the same.
+        // A full disk may have no room for another file. What was appended is in the old one.
         if self.state.lines > 2 * needed + SLACK
             && let Ok((file, state)) = rewrite(&self.path, &self.boot, self.state.clone())
         {
@@ -284,8 +286,8 @@ fn entry_of(attachment: &Attachment, lease: &Lease) -> String {
         .fold(format!("+ {container} {ifname} {network} {pod}"), |entry, address| format!("{entry} {address}"))
 }
 
-/// Reads lines until the end or the first that is not what was written. Also the checksum at
-/// `stop`, if a line ends there.
+/// Reads lines until the end or the first damaged one. Also returns the checksum at byte `stop`, if
+/// a line ends there.
 fn replay(bytes: &[u8], stop: Option<u64>) -> (Replay, Option<u32>, Option<Damage>) {
     let mut state = Replay::default();
     let mut chain_at_stop = None;
@@ -318,7 +320,7 @@ fn read_line(state: &mut Replay, raw: &[u8], first: bool) -> Result<(), String> 
     Ok(())
 }
 
-/// Applies one entry. None where it has not the form of one.
+/// Applies one entry. None where it does not have the form of an entry.
 fn apply(state: &mut Replay, entry: &str, first: bool) -> Option<Result<(), String>> {
     if first {
         let mut words = entry.strip_prefix(MAGIC)?.split_ascii_whitespace();
@@ -370,7 +372,7 @@ fn mark_path(folder: &Path) -> PathBuf {
     folder.join(format!("{}.mark", LEASES_FILE))
 }
 
-/// Removes what a killed process left while it was replacing the journal.
+/// Removes what a process left that was killed while it replaced the journal.
 pub(super) fn remove_leftovers(folder: &Path) {
     let _ = remove_temporary(&folder.join(LEASES_FILE));
 }
@@ -383,7 +385,7 @@ impl std::fmt::Display for Damage {
 
 impl std::fmt::Display for Mark {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        // Fixed width, so that a new mark covers the old one whole.
+        // Of a fixed width, so that a new mark overwrites the old one completely.
         writeln!(f, "{:020} {:020} {:08x} {}", self.generation, self.length, self.chain, self.boot)
     }
 }
@@ -401,7 +403,7 @@ impl Mark {
     }
 }
 
-/// CRC-32 (ISO 3309, the one of gzip) of `bytes`, running on from `chain`.
+/// CRC-32 (ISO 3309, as in gzip) of `bytes`, continued from `chain`.
 fn crc32(chain: u32, bytes: &[u8]) -> u32 {
     let mut hasher = crc32fast::Hasher::new_with_initial(chain);
     hasher.update(bytes);

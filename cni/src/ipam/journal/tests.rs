@@ -1,4 +1,4 @@
-//! What a kill, a power cut or a careless hand does to the journal, and what must come of it.
+//! What a kill, a power cut or a mistake does to the journal, and how it must react.
 
 use std::fs;
 
