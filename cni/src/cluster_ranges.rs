@@ -105,8 +105,8 @@ fn conflicts(
     Ok(conflicts)
 }
 
-/// With one resolver outside, names are still found. Those on this host ask others, which are
-/// listed, too.
+/// Conflicts of resolvers. There is none if one resolver is outside of the ranges, since names are
+/// still resolved. Resolvers on this host do not count: they ask others, which are listed, too.
 fn of_resolvers(resolvers: &[(IpAddr, &str)], held: impl Fn(IpAddr) -> Option<IpNetwork>) -> Vec<Conflict> {
     let remote = resolvers.iter().filter(|(resolver, _)| !resolver.is_loopback() && !resolver.is_unspecified());
     let conflict = |(resolver, path): &(IpAddr, &str)| {
@@ -118,8 +118,8 @@ fn of_resolvers(resolvers: &[(IpAddr, &str)], held: impl Fn(IpAddr) -> Option<Ip
     remote.map(conflict).collect::<Option<Vec<_>>>().unwrap_or_default()
 }
 
-/// Whether the guard of a range stands, or a part of it that whoever tampers with the rest has
-/// left: then it was installed once.
+/// Whether the guard of a range is installed. A part of it is enough: it was installed once, and
+/// someone has removed the rest.
 fn is_guarded(range: IpNetwork) -> bool {
     let guard = GuardConfig { cluster_ranges: vec![range], ..GuardConfig::default() };
     let wanted = guard::policies(&guard).map(|policies| policies.len() + 1);

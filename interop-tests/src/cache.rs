@@ -1,4 +1,4 @@
-//! What is built once per machine: where it is kept, and who may build it.
+//! The cache of things that are built once per machine: their folders, and the lock for building.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -7,14 +7,14 @@ use anyhow::{Context as _, Result};
 use data_encoding::HEXLOWER;
 use rustix::fs::FlockOperation;
 
-/// A folder below `$XDG_CACHE_HOME/edge-cni` that holds the builds of one thing.
+/// A folder below `$XDG_CACHE_HOME/edge-cni` for all builds of one thing.
 pub(crate) struct BuildCache {
     root: PathBuf,
     what: &'static str,
 }
 
 impl BuildCache {
-    /// Opens the folder, making it; `what` names for people what is built.
+    /// Opens the folder, or makes it. `what` is what is built, for messages.
     pub(crate) fn open(folder: &str, what: &'static str) -> Result<Self> {
         let root = base()?.join("edge-cni").join(folder);
         fs::create_dir_all(&root).with_context(|| format!("making {}", root.display()))?;
@@ -26,7 +26,7 @@ impl BuildCache {
         &self.root
     }
 
-    /// Waits until nobody else builds. Released when the file is dropped.
+    /// Waits until no other process builds. The lock is released when the file is dropped.
     pub(crate) fn lock(&self) -> Result<File> {
         let path = self.root.join("lock");
         let file = File::create(&path).with_context(|| format!("opening {}", path.display()))?;
@@ -37,11 +37,9 @@ impl BuildCache {
         Ok(file)
     }
 
-    /// A folder to build in, removed when dropped. It is in the cache, so that publishing is a
-    /// rename.
+    /// A folder to build in, which is removed when dropped.
     pub(crate) fn scratch(&self) -> Result<tempfile::TempDir> {
-        // Only the holder of the lock comes here: what lies about was left by a build that was
-        // killed.
+        // This process holds the lock, so older folders are from builds that were killed.
         for entry in fs::read_dir(&self.root)? {
             let entry = entry?;
             if entry.file_name().to_string_lossy().starts_with("build-") {
@@ -51,7 +49,7 @@ impl BuildCache {
         tempfile::Builder::new().prefix("build-").tempdir_in(&self.root).context("making a folder to build in")
     }
 
-    /// Keeps built files under `name`: all or none.
+    /// Keeps built files under `name`. Either all of them are kept or none.
     pub(crate) fn publish(&self, name: &str, files: &[&Path]) -> Result<PathBuf> {
         let place = self.root.join(name);
         let staged = tempfile::Builder::new().prefix("build-").tempdir_in(&self.root)?;
@@ -59,8 +57,7 @@ impl BuildCache {
             let base = file.file_name().context("a built file without a name")?;
             fs::copy(file, staged.path().join(base)).with_context(|| format!("keeping {}", file.display()))?;
         }
-        // The private mode of a temporary folder would hide the build from another user of the same
-        // cache.
+        // A temporary folder is private. Another user of the same cache must see the build.
         fs::set_permissions(staged.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755))?;
         let staged = staged.keep();
         if place.exists() {
@@ -71,7 +68,7 @@ impl BuildCache {
     }
 }
 
-/// A short name for a build's inputs: another input, another build.
+/// A short name for a build's inputs; other inputs have another name.
 pub(crate) fn digest(inputs: &[&str]) -> String {
     let mut context = ring::digest::Context::new(&ring::digest::SHA256);
     inputs.iter().for_each(|input| context.update(input.as_bytes()));

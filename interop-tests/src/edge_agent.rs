@@ -21,15 +21,15 @@ pub struct StaticPeer {
     pub name: String,
     /// Its addresses.
     pub remote: Vec<String>,
-    /// Who we are.
+    /// Our identity.
     pub local_id: String,
-    /// Who it must be.
+    /// The peer's identity.
     pub remote_id: String,
-    /// How both prove it.
+    /// How both authenticate.
     pub auth: Auth,
-    /// Networks here.
+    /// Our networks.
     pub local_subnets: Vec<String>,
-    /// Networks there.
+    /// The peer's networks.
     pub remote_subnets: Vec<String>,
     /// IKE proposals.
     pub ike: Vec<String>,
@@ -40,7 +40,7 @@ pub struct StaticPeer {
 }
 
 impl StaticPeer {
-    /// The tables for `agent.toml`; secrets and certificates are put into files beside it.
+    /// Returns the table for `agent.toml`, and writes secrets and certificates to files beside it.
     fn install(&self, node: &Node) -> Result<String> {
         let folder = "/etc/edge-cni";
         let mut text = String::new();
@@ -80,20 +80,20 @@ pub struct Agent<'a> {
     process: Process,
 }
 
-/// A CHILD_SA as `edge-agent status --json` tells it.
+/// A CHILD_SA in the output of `edge-agent status --json`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Tunnel {
-    /// SPI of what we receive.
+    /// SPI of packets that the agent's host receives.
     pub spi_in: u32,
-    /// SPI of what we send.
+    /// SPI of packets that the agent's host sends.
     pub spi_out: u32,
 }
 
 impl<'a> Agent<'a> {
-    /// Starts an agent with static peers alone. `more` are further lines at the top of its file.
+    /// Starts an agent with static peers alone. `more` is further text at the top of its file.
     ///
     /// # Errors
-    /// When it cannot be started.
+    /// If it cannot be started.
     pub fn start(lab: &Lab, node: &'a Node, more: &str, peers: &[StaticPeer]) -> Result<Self> {
         let mut config = format!("{more}\n");
         for peer in peers {
@@ -109,10 +109,10 @@ impl<'a> Agent<'a> {
         Ok(Self { node, program, process })
     }
 
-    /// What `edge-agent status --json` prints.
+    /// The output of `edge-agent status --json`.
     ///
     /// # Errors
-    /// When the agent does not answer.
+    /// If the agent does not answer.
     pub fn status(&self) -> Result<Value> {
         let text = self.node.run(self.node.command(&self.program).args(["status", "--json", "--config", CONFIG]))?;
         serde_json::from_str(&text).context("the agent's status is not JSON")
@@ -121,7 +121,7 @@ impl<'a> Agent<'a> {
     /// The CHILD_SA in use with a peer.
     ///
     /// # Errors
-    /// When there is none, or more than one.
+    /// If there is none, or more than one.
     pub fn tunnel(&self, peer: &str) -> Result<Tunnel> {
         tunnel(&self.status()?, peer)
     }
@@ -129,7 +129,7 @@ impl<'a> Agent<'a> {
     /// Waits for the CHILD_SA with a peer.
     ///
     /// # Errors
-    /// When there is none in time.
+    /// If there is none in time.
     pub fn wait_up(&mut self, peer: &str) -> Result<Tunnel> {
         let mut ended = None;
         let got = wait::for_event(&format!("the agent's tunnel to {peer}"), || {
@@ -150,10 +150,10 @@ impl<'a> Agent<'a> {
         }
     }
 
-    /// Why the latest attempt with a peer failed.
+    /// The reason why the latest attempt with a peer failed.
     ///
     /// # Errors
-    /// When it did not fail, or has succeeded since.
+    /// If it did not fail, or has succeeded since.
     pub fn last_error(&self, peer: &str) -> Result<String> {
         let status = self.status()?;
         let error = report(&status, peer)?.get("last_error").and_then(Value::as_str);
@@ -163,7 +163,7 @@ impl<'a> Agent<'a> {
     /// `edge-agent rekey PEER`, then waits until another CHILD_SA is in use.
     ///
     /// # Errors
-    /// When it is refused, or none comes in time.
+    /// If it is refused, or none comes in time.
     pub fn rekey(&self, peer: &str) -> Result<Tunnel> {
         let before = self.tunnel(peer)?;
         self.node.run(self.node.command(&self.program).args(["rekey", "--config", CONFIG, peer]))?;
@@ -180,7 +180,7 @@ impl<'a> Agent<'a> {
     }
 }
 
-/// A peer's part of the status.
+/// A peer's entry in the status.
 fn report<'s>(status: &'s Value, peer: &str) -> Result<&'s Value> {
     status
         .get("peers")

@@ -1,5 +1,5 @@
-//! `exec`: one command as root in the lab, for crates whose tests need privileges or a kernel with
-//! ESP.
+//! `exec` runs one command as root in the lab, for crates with tests that need privileges or a
+//! kernel with ESP.
 
 use std::io::IsTerminal as _;
 use std::path::PathBuf;
@@ -12,10 +12,10 @@ use crate::guest::{Event, Guest, Job, Output, Spec, choose};
 /// Runs `argv` as root in the lab, in the current folder with the current environment, and returns
 /// its exit status.
 ///
-/// Everything it writes is forgotten, except below the `writable` folders.
+/// What the command writes is lost, except below the `writable` folders.
 ///
 /// # Errors
-/// When the lab cannot be had or the command cannot be begun.
+/// If the lab or the command does not start.
 pub fn exec(argv: Vec<String>, writable: Vec<PathBuf>, forced: Option<&str>) -> Result<ExitCode> {
     let terminal = std::io::stdin().is_terminal() && std::io::stdout().is_terminal();
     let window = rustix::termios::tcgetwinsize(std::io::stdout()).ok().map(|size| (size.ws_row, size.ws_col));
@@ -42,7 +42,7 @@ pub fn exec(argv: Vec<String>, writable: Vec<PathBuf>, forced: Option<&str>) -> 
     }
 }
 
-/// This process's environment, with root's folders in `PATH`.
+/// This process's environment, with root's program folders added to `PATH`.
 #[must_use]
 pub fn environment() -> Vec<(String, String)> {
     std::env::vars_os()

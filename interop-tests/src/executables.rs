@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-/// Folders that hold the tools of root, which an ordinary user's `PATH` often leaves out.
+/// Folders of root's programs, which an ordinary user's `PATH` often leaves out.
 const SBIN: [&str; 3] = ["/usr/local/sbin", "/usr/sbin", "/sbin"];
 
 /// The full path of a program on `PATH` or in one of root's folders.

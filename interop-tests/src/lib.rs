@@ -1,8 +1,10 @@
-//! The lab: networks of real programs on a real kernel with ESP, on an ordinary machine.
+//! The lab runs networks of real programs on a real kernel with ESP, on an ordinary machine.
 //!
-//! And a real Kubernetes control plane ([`kube`]) for tests that need one.
+//! [`kube`] is a real Kubernetes control plane for tests that need one. [`suite`] and [`netns`]
+//! serve the tests of single crates that need privileges.
 //!
-//! See `docs/lab.md` for how it works, how to add a scenario, and how to look into one that failed.
+//! `docs/lab.md` says how the lab works, how to add a scenario, and how to investigate one that
+//! failed.
 
 #![forbid(unsafe_code)]
 

@@ -24,14 +24,14 @@ struct Cli {
 enum Verb {
     /// Run one command as root in the lab, in the current folder, and return its exit status.
     ///
-    /// The command sees the host's files; what it writes is forgotten, except below the folders
-    /// named by --writable. On a terminal it gets the terminal (try `exec -- bash`), else an empty
+    /// The command sees the host's files; what it writes is lost, except below the folders
+    /// of --writable. On a terminal it gets the terminal (try `exec -- bash`), else an empty
     /// standard input.
     Exec {
-        /// `uml` or `host`; by default the host's kernel where it has all that is needed.
+        /// `uml` or `host`; by default `host` if the host's kernel has all that is needed.
         #[arg(long, env = "EDGE_LAB_BACKEND", value_parser = ["uml", "host"])]
         backend: Option<String>,
-        /// A folder whose contents the command may change for good; may be repeated.
+        /// A folder in which the command's changes are kept; may be repeated.
         #[arg(long, value_name = "DIR")]
         writable: Vec<PathBuf>,
         /// The command and its arguments, after `--`.
@@ -46,15 +46,15 @@ enum Verb {
     },
     /// Run scenarios, and print one line of JSON for each.
     ///
-    /// Logs, captures and what the kernels knew are in target/lab-logs/SCENARIO. The exit status is
+    /// Logs, captures and the kernels' state are in target/lab-logs/SCENARIO. The exit status is
     /// 1 if any failed.
     Run {
         /// Whole names or beginnings, such as `strongswan/`; all by default.
         names: Vec<String>,
-        /// `uml` or `host`; by default the host's kernel where it has all that is needed.
+        /// `uml` or `host`; by default `host` if the host's kernel has all that is needed.
         #[arg(long, env = "EDGE_LAB_BACKEND", value_parser = ["uml", "host"])]
         backend: Option<String>,
-        /// Open a shell in a lab whose scenario failed, everything still running.
+        /// Open a shell in the lab of a failed scenario; its programs still run.
         #[arg(long)]
         keep: bool,
     },
@@ -63,27 +63,27 @@ enum Verb {
     /// Ends with `demo: N checks passed`, or with the check that failed, what was seen and where to
     /// look, and exit status 1.
     Demo {
-        /// `uml` or `host`; by default the host's kernel where it has all that is needed.
+        /// `uml` or `host`; by default `host` if the host's kernel has all that is needed.
         #[arg(long, env = "EDGE_LAB_BACKEND", value_parser = ["uml", "host"])]
         backend: Option<String>,
-        /// Open a shell in the lab if a check fails, everything still running.
+        /// Open a shell in the lab if a check fails; its programs still run.
         #[arg(long)]
         keep: bool,
     },
-    /// Make the lab kernel, if it is not there yet, and print its path.
+    /// Build the lab kernel, if it is not there yet, and print its path.
     Kernel {
         /// Ask the package archive for a newer one.
         #[arg(long)]
         update: bool,
     },
-    /// Make kube-apiserver and kubectl, if they are not there yet, and print the path of
-    /// kube-apiserver; kubectl lies beside it.
+    /// Build kube-apiserver and kubectl, if they are not there yet, and print the path of
+    /// kube-apiserver; kubectl is in the same folder.
     KubeApiserver,
     /// Run one command, by default a shell, beside a fresh Kubernetes control plane, and return its
     /// exit status.
     ///
     /// KUBECONFIG names its administrator's, and kubectl is the one of the release. The control
-    /// plane is forgotten afterwards.
+    /// plane is removed afterwards.
     Kube {
         /// A further flag for kube-apiserver; may be repeated.
         #[arg(long, value_name = "FLAG", allow_hyphen_values = true)]
@@ -92,7 +92,7 @@ enum Verb {
         #[arg(last = true, value_name = "COMMAND")]
         argv: Vec<String>,
     },
-    /// The lab's own parts; nothing here is for people.
+    /// The lab's own processes; not for use by people.
     #[command(hide = true, subcommand)]
     Guest(GuestVerb),
 }
@@ -106,7 +106,7 @@ enum GuestVerb {
         #[arg(trailing_var_arg = true)]
         kernel: Vec<String>,
     },
-    /// What runs a job.
+    /// Runs a job.
     Worker {
         dir: PathBuf,
         #[arg(long)]
@@ -120,11 +120,11 @@ enum GuestVerb {
         #[arg(long)]
         keep: bool,
     },
-    /// What keeps a node's namespaces alive.
+    /// Keeps a node's namespaces alive.
     Holder,
-    /// Says a text to whoever connects.
+    /// Sends a text to each client that connects.
     TcpServe { port: u16, text: String },
-    /// Prints what is said to it.
+    /// Connects to a TCP server and prints what it sends.
     TcpFetch { address: String },
 }
 

@@ -1,14 +1,14 @@
-//! Progress for people, on standard error: a spinner on a terminal, plain lines everywhere else.
+//! Progress on standard error: a spinner on a terminal, plain lines everywhere else.
 
 use std::io::IsTerminal;
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
 
-/// How often a step that does not run on a terminal says where it is.
+/// How often a step reports where it is, if standard error is no terminal.
 const PLAIN_EVERY: Duration = Duration::from_secs(20);
 
-/// One long step that tells how far it is.
+/// A long step that reports its progress.
 pub struct Progress {
     name: String,
     started: Instant,
@@ -17,7 +17,7 @@ pub struct Progress {
 }
 
 impl Progress {
-    /// Starts a step and says so.
+    /// Starts a step and reports that.
     pub fn start(name: &str) -> Self {
         let bar = std::io::stderr().is_terminal().then(|| {
             let style = ProgressStyle::with_template("{spinner} {prefix} {wide_msg} [{elapsed}]")
@@ -33,7 +33,7 @@ impl Progress {
         Self { name: name.to_owned(), started: now, last_plain: now, bar }
     }
 
-    /// Says where the step is; on anything but a terminal only now and then.
+    /// Reports where the step is; without a terminal only every 20 seconds.
     pub fn at(&mut self, what: &str) {
         if let Some(bar) = &self.bar {
             bar.set_message(what.to_owned());
@@ -43,7 +43,7 @@ impl Progress {
         }
     }
 
-    /// Ends the step and says how long it took.
+    /// Ends the step and reports how long it took.
     pub fn done(self) {
         if let Some(bar) = &self.bar {
             bar.finish_and_clear();

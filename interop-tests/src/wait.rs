@@ -1,19 +1,19 @@
-//! Waiting for events: nothing in the lab sleeps for luck.
+//! Waiting for events. The lab never sleeps for a fixed time and hopes.
 
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, anyhow};
 
-/// How long an event may take on a loaded machine, unless a scenario knows better.
+/// How long an event may take on a loaded machine, unless a scenario gives another timeout.
 pub const TIMEOUT: Duration = Duration::from_secs(30);
 
 const POLL: Duration = Duration::from_millis(20);
 
-/// Asks `probe` until it succeeds; its last error says what was still missing when `timeout` ran
-/// out.
+/// Calls `probe` until it succeeds. After `timeout` the error contains the last one of `probe`,
+/// which says what was still missing.
 ///
 /// # Errors
-/// When the event did not happen in time.
+/// If the event does not happen in time.
 pub fn until<T>(what: &str, timeout: Duration, mut probe: impl FnMut() -> Result<T>) -> Result<T> {
     let started = Instant::now();
     loop {
@@ -30,7 +30,7 @@ pub fn until<T>(what: &str, timeout: Duration, mut probe: impl FnMut() -> Result
 /// [`until`] with [`TIMEOUT`].
 ///
 /// # Errors
-/// When the event did not happen in time.
+/// If the event does not happen in time.
 pub fn for_event<T>(what: &str, probe: impl FnMut() -> Result<T>) -> Result<T> {
     until(what, TIMEOUT, probe)
 }

@@ -1,4 +1,4 @@
-//! Comments end at column 100. rustfmt checks that only in its nightly form (`comment_width`).
+//! Checks that comments end at column 100. Only nightly rustfmt can check that (`comment_width`).
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -25,8 +25,8 @@ fn sources() -> Vec<PathBuf> {
     sources
 }
 
-/// The numbers of lines that hold a comment alone and are too long. Code and examples within
-/// comments (between "```" lines) are as long as code may be.
+/// The numbers of too long lines with a comment alone. Code, and examples in comments (between
+/// "```" lines), may be as long as code.
 fn long_comments(source: &str) -> Vec<usize> {
     let (mut example, mut long) = (false, Vec::new());
     for (number, line) in (1..).zip(source.lines()) {

@@ -1,9 +1,9 @@
-//! `docs/threats.md` names the test of each attack; every test that it names is there.
+//! Checks that every test that `docs/threats.md` names exists.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// Words shorter than that are chains, sets and keys, not names of tests.
+/// Shorter words are names of chains, sets and keys, not of tests.
 const SHORTEST_NAME: usize = 24;
 
 fn root() -> PathBuf {
@@ -28,7 +28,7 @@ fn sources() -> String {
     text
 }
 
-/// What stands between backticks.
+/// The texts between backticks.
 fn quoted(text: &str) -> impl Iterator<Item = &str> {
     text.split('`').skip(1).step_by(2)
 }

@@ -2,8 +2,8 @@
 
 use std::error::Error;
 
-/// The error with its causes, in one line, separated by `: `. The outer errors of an HTTP client say
-/// little. A cause that the text already contains is not repeated.
+/// The error with its causes, in one line, separated by `: `. The outer errors of an HTTP client
+/// say little. A cause that the text already contains is not repeated.
 #[must_use]
 pub fn with_causes(error: &dyn Error) -> String {
     let mut text = error.to_string();

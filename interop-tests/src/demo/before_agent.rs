@@ -1,12 +1,12 @@
-//! Before any agent has ever run: the guard alone.
+//! Pods before the first run of an agent, when only the plugin has installed the guard.
 
 use anyhow::{Result, ensure};
 
 use super::pod::{DemoPod, answered};
 use super::world::{EDGES, World};
 
-/// Segments that an administrator wrote into the plugin's configuration, from the reserved half of
-/// the ranges.
+/// Segments in the plugin's configuration, from the reserved half of the ranges; for each edge
+/// node.
 const EARLY: [[&str; 2]; 4] = [
     ["10.77.0.128/29", "fd77::8000/120"],
     ["10.77.0.136/29", "fd77::8100/120"],
@@ -14,7 +14,8 @@ const EARLY: [[&str; 2]; 4] = [
     ["10.77.0.152/29", "fd77::8300/120"],
 ];
 
-/// Pods get addresses, reach nobody elsewhere, and nothing of theirs is on a wire.
+/// Checks that pods get addresses, reach no pod of another site, and that no pod's packet is on a
+/// wire.
 ///
 /// # Errors
 /// The first check that does not hold.

@@ -1,5 +1,5 @@
-//! Another authority takes over, and the first one is retired: no tunnel drops, and tunnels come up
-//! anew with what the new one has signed.
+//! A new CA takes over and the first one is retired. No tunnel drops, and new tunnels come up with
+//! certificates of the new CA.
 
 use std::time::Duration;
 
@@ -11,10 +11,10 @@ use super::reach::Pods;
 use super::tunnel_watch::TunnelWatch;
 use super::world::World;
 
-/// Renewals are spread over a second here.
+/// The agents here spread their renewals over a second.
 const TIMEOUT: Duration = Duration::from_secs(30);
 
-/// The part.
+/// Rolls the CA over, retires the first one, and restarts an agent.
 ///
 /// # Errors
 /// The first check that does not hold.

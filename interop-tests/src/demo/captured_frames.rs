@@ -1,5 +1,5 @@
-//! What a router saw: every captured frame put into one of a few kinds, and no kind for what must
-//! not be there.
+//! Classifies and counts captured frames. Frames that must not be on a wire are [`Kind::Clear`] or
+//! [`Kind::Unexpected`].
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -12,7 +12,7 @@ use etherparse::{NetSlice, SlicedPacket, TransportSlice};
 use ipnetwork::IpNetwork;
 use pcap_file::pcap::PcapReader;
 
-/// What a frame is. The order is that of suspicion.
+/// The kind of a frame, from the expected to the most suspicious.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Kind {
     /// ESP in UDP (RFC 3948 2.1).
@@ -26,36 +26,36 @@ pub(super) enum Kind {
     Keepalive,
     /// TCP from or to the controller's port.
     Controller,
-    /// ARP, neighbour discovery, multicast reports, ICMP errors and redirects between addresses
+    /// ARP, neighbour discovery, multicast reports, ICMP errors and redirects, between addresses
     /// that are not pods'.
     Housekeeping,
-    /// An echo between such addresses: the demo's own mark that everything before it has been
-    /// captured.
+    /// An ICMP echo between such addresses. The demo sends it: once it is in the capture, all
+    /// earlier frames are, too.
     Mark,
-    /// A pod's or cluster address in clear.
+    /// A frame in clear with an address of a pod or of the cluster.
     Clear {
         /// Source.
         from: IpAddr,
         /// Destination.
         to: IpAddr,
     },
-    /// Anything else that was not expected on a wire of ours.
+    /// Any other frame.
     Unexpected {
-        /// Source and destination, or what is known.
+        /// Source and destination, or another description.
         what: String,
     },
 }
 
-/// What is known of the addresses and ports that may be on the wire.
+/// The addresses and ports by which frames are classified.
 #[derive(Debug, Clone)]
 pub(super) struct ExpectedTraffic {
-    /// Pods' addresses: the cluster's ranges and the cloud's networks.
+    /// The ranges of pods' addresses: the cluster's ranges and the cloud's networks.
     pub(super) guarded: Vec<IpNetwork>,
     /// TCP ports of the controller and of a second replica.
     pub(super) controller_ports: [u16; 2],
 }
 
-/// What was captured, counted.
+/// Numbers of captured frames.
 #[derive(Debug, Clone, Default)]
 pub(super) struct FrameCounts {
     /// Frames of each kind.
@@ -63,11 +63,11 @@ pub(super) struct FrameCounts {
 }
 
 impl FrameCounts {
-    /// Reads a capture file from frame number `skip` on (the first is 0). A last record that
-    /// tcpdump had not finished is left out.
+    /// Reads a capture file from frame number `skip` on (the first is 0). Leaves out a last record
+    /// that tcpdump has not finished.
     ///
     /// # Errors
-    /// When the file cannot be read or is no capture of Ethernet frames.
+    /// If the file cannot be read or is no capture of Ethernet frames.
     pub(super) fn read(file: &Path, skip: usize, known: &ExpectedTraffic) -> Result<Self> {
         let open = || File::open(file).with_context(|| format!("opening {}", file.display()));
         let mut seen = Self::default();
@@ -85,38 +85,38 @@ impl FrameCounts {
         Ok(seen)
     }
 
-    /// All frames.
+    /// The number of all frames.
     #[must_use]
     pub(super) fn frames(&self) -> usize {
         self.count(|_| true)
     }
 
-    /// Adds what another router saw.
+    /// Adds the frames of another capture.
     pub(super) fn join(&mut self, other: FrameCounts) {
         for (kind, count) in other.counts {
             *self.counts.entry(kind).or_default() += count;
         }
     }
 
-    /// SPIs of ESP that were seen.
+    /// The SPIs of ESP frames.
     #[must_use]
     pub(super) fn spis(&self) -> BTreeSet<u32> {
         self.counts.keys().filter_map(|kind| if let Kind::Esp { spi } = kind { Some(*spi) } else { None }).collect()
     }
 
-    /// Frames that show a pod's address.
+    /// The number of frames with a pod's address in clear.
     #[must_use]
     pub(super) fn clear(&self) -> usize {
         self.count(|kind| matches!(kind, Kind::Clear { .. }))
     }
 
-    /// Frames that nobody expected.
+    /// The number of unexpected frames.
     #[must_use]
     pub(super) fn unexpected(&self) -> usize {
         self.count(|kind| matches!(kind, Kind::Unexpected { .. }))
     }
 
-    /// Frames of the kinds that `wanted` picks.
+    /// The number of frames of the wanted kinds.
     pub(super) fn count(&self, wanted: impl Fn(&Kind) -> bool) -> usize {
         self.counts.iter().filter(|(kind, _)| wanted(kind)).map(|(_, count)| count).sum()
     }
@@ -169,7 +169,7 @@ fn classify(frame: &[u8], known: &ExpectedTraffic) -> Kind {
                 [0xff] => Kind::Keepalive,
                 [0, 0, 0, 0, _, ..] if ports.contains(&4500) => Kind::Ike,
                 [a, b, c, d, ..] if ports.contains(&4500) => Kind::Esp { spi: u32::from_be_bytes([*a, *b, *c, *d]) },
-                _ => stranger(from, to, "UDP"),
+                _ => unexpected(from, to, "UDP"),
             }
         }
         Some(TransportSlice::Tcp(tcp))
@@ -181,23 +181,23 @@ fn classify(frame: &[u8], known: &ExpectedTraffic) -> Kind {
             // Errors, group membership, neighbour discovery (RFC 4443, 3810, 4861).
             1..=4 | 130..=137 | 143 => Kind::Housekeeping,
             128 | 129 => Kind::Mark,
-            _ => stranger(from, to, "ICMPv6"),
+            _ => unexpected(from, to, "ICMPv6"),
         },
         Some(TransportSlice::Icmpv4(icmp)) => match icmp.type_u8() {
             3 | 5 | 11 | 12 => Kind::Housekeeping,
             0 | 8 => Kind::Mark,
-            _ => stranger(from, to, "ICMP"),
+            _ => unexpected(from, to, "ICMP"),
         },
         Some(TransportSlice::Igmp(_)) => Kind::Housekeeping,
-        Some(TransportSlice::Tcp(_)) => stranger(from, to, "TCP"),
-        // Multicast listener reports stand behind a hop-by-hop option; a fragment's ports are in
-        // its first part.
+        Some(TransportSlice::Tcp(_)) => unexpected(from, to, "TCP"),
+        // Multicast listener reports come after a hop-by-hop option. Only the first fragment of a
+        // packet has ports.
         None if to.is_multicast() => Kind::Housekeeping,
-        None => stranger(from, to, "neither UDP, TCP nor ICMP, or a fragment"),
+        None => unexpected(from, to, "neither UDP, TCP nor ICMP, or a fragment"),
     }
 }
 
-fn stranger(from: IpAddr, to: IpAddr, protocol: &str) -> Kind {
+fn unexpected(from: IpAddr, to: IpAddr, protocol: &str) -> Kind {
     Kind::Unexpected { what: format!("{from} > {to} ({protocol})") }
 }
 
@@ -244,7 +244,7 @@ mod tests {
     }
 
     #[test]
-    fn what_nobody_expected_is_a_stranger() {
+    fn other_frames_are_unexpected() {
         let kind = udp([192, 0, 2, 1], [192, 0, 2, 2], 9999, b"hello");
         assert!(matches!(kind, Kind::Unexpected { .. }), "{kind:?}");
         assert!(matches!(classify(&[1, 2, 3], &known()), Kind::Unexpected { .. }));

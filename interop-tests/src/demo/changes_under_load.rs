@@ -1,4 +1,4 @@
-//! Nodes change address, keys change under load, segments fill up.
+//! Rekeys, a change of a node's address, and segments that fill up, all under load.
 
 use std::time::{Duration, Instant};
 
@@ -9,7 +9,7 @@ use super::reach::{Pods, only_esp_on_the_wire};
 use super::world::World;
 use crate::topology::Ping;
 
-/// a2 moves to another address, and keys are made anew, both under load.
+/// Rekeys the tunnel between a1 and a2, and changes a2's address, both under load.
 ///
 /// # Errors
 /// The first check that does not hold.
@@ -70,7 +70,7 @@ pub(super) fn rekey_and_move(world: &World, pods: &Pods) -> Result<()> {
     only_esp_on_the_wire(world, "through the change of address")
 }
 
-/// a1 fills its segments, with a spare one and without.
+/// Fills a1's segments, with a spare one and without. Returns the pods.
 ///
 /// # Errors
 /// The first check that does not hold.
@@ -95,8 +95,8 @@ pub(super) fn growth(world: &World, pods: &Pods) -> Result<Vec<DemoPod>> {
             ensure!(ping.received() > 0, "no answer yet");
             Ok(())
         })?;
-        // Until an address is needed that the segments of the beginning, less those kept as spare,
-        // do not hold.
+        // Adds pods until an address is needed that is not in the first segments, of which the last
+        // one is the spare.
         let mut last;
         loop {
             ensure!(made.len() < 60, "60 pods and the ledger has not grown");

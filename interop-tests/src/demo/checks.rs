@@ -1,4 +1,4 @@
-//! What the demo claims, counted, and told as it happens.
+//! Runs, counts and shows the demo's checks.
 
 use std::cell::Cell;
 use std::fmt::Display;
@@ -8,20 +8,20 @@ use anyhow::{Result, anyhow};
 
 use crate::wait;
 
-/// The checks so far. The first that does not hold ends the demo.
+/// The checks so far. The first failed check ends the demo.
 pub(super) struct Checks {
     passed: Cell<u32>,
     started: Instant,
 }
 
 impl Checks {
-    /// None yet; time runs from here.
+    /// No checks yet. The time starts now.
     #[must_use]
     pub(super) fn new() -> Self {
         Self { passed: Cell::new(0), started: Instant::now() }
     }
 
-    /// How many held.
+    /// How many checks passed.
     #[must_use]
     pub(super) fn passed(&self) -> u32 {
         self.passed.get()
@@ -33,21 +33,21 @@ impl Checks {
         self.started.elapsed()
     }
 
-    /// Begins a part of the demo.
+    /// Shows the title of a part of the demo.
     pub(super) fn part(&self, name: &str) {
         eprintln!("\n{:7.2}s  {name}", self.elapsed().as_secs_f64());
     }
 
-    /// Says what is done, where it is no check.
+    /// Shows what happens, without a check.
     pub(super) fn note(&self, what: impl Display) {
         eprintln!("{:7.2}s    .. {what}", self.elapsed().as_secs_f64());
     }
 
-    /// Checks `what` at once. `look` says where to look if it does not hold; what the probe returns
-    /// is shown behind the check.
+    /// Checks `what` once. `look` says where to look if it fails. What the probe returns is shown
+    /// after the check.
     ///
     /// # Errors
-    /// When the probe fails: what was expected, what was seen, where to look.
+    /// If the probe fails. The message says what was expected, what was seen and where to look.
     pub(super) fn holds<T: Display>(&self, what: &str, look: &str, probe: impl FnOnce() -> Result<T>) -> Result<()> {
         let seen = probe().map_err(|error| failed(what, look, &error))?;
         self.passed_check(what, &seen.to_string());

@@ -53,7 +53,8 @@ pub(super) fn pods_keep_talking(world: &World, pods: &Pods) -> Result<()> {
     }
     world.node("edge-a2").sh("ip addr del 192.168.1.77/24 dev lan-a2 && ip addr add 192.168.1.99/24 dev lan-a2 && \
          ip route replace default via 192.168.1.1")?;
-    // Their pods go on trying: by SAs whose address is gone, and to a socket that nobody reads.
+    // Their pods still send: by SAs for an address that is gone, and to a socket that no process
+    // reads.
     answered(&[(&*a1.pod, v4_a2.into()), (&*a2.pod, v4_a1.into())])?;
     only_esp_on_the_wire(world, "with the agents dead and the address gone")?;
     let began = Instant::now();

@@ -12,7 +12,7 @@ use super::world::{NODES, World};
 
 const TIMEOUT: Duration = Duration::from_secs(20);
 
-/// a2 leaves its community, then the cluster.
+/// Takes a2 out of its community, then out of the cluster.
 ///
 /// # Errors
 /// The first check that does not hold.
@@ -78,7 +78,7 @@ fn a2_is_deregistered(world: &World) -> Result<()> {
         ensure!(super::status::peer(&world.status("cloud-1")?, "edge-a2").is_none(), "the hub still names it");
         Ok(())
     })?;
-    // a1 asks for all there is: the quarantined segments are the last.
+    // a1 applies for all segments. Those in quarantine are the last ones.
     world.restart_agent_with_spare("edge-a1", 60)?;
     checks.comes_true(
         "a1 gets every free segment but a2's, which are in quarantine",
@@ -107,7 +107,7 @@ fn a2_is_deregistered(world: &World) -> Result<()> {
             Ok(())
         },
     )?;
-    // It still has its certificate and its last view, and begins again and again.
+    // a2 still has its certificate and its last view, and tries again and again.
     checks.comes_true("the hub refuses a2's certificate, good as it is", "edge-a2.edge-agent.log", TIMEOUT, || {
         let status = world.status("edge-a2")?;
         let hub = super::status::peer(&status, "cloud-1").context("a2 has forgotten the hub")?;

@@ -1,4 +1,4 @@
-//! Nobody else reaches anybody: strangers, forgers, hostile members, neighbours.
+//! Outsiders, forgers, hostile members and neighbours reach no pod.
 
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
@@ -11,14 +11,14 @@ use super::reach::{Pods, only_esp_on_the_wire};
 use super::world::World;
 use crate::topology::{Namespaces, Ping};
 
-/// Counters of the kernel that rise when a policy keeps a packet out.
+/// The kernel's counters of packets that policies drop.
 const REFUSALS: [&str; 5] =
     ["XfrmInPolBlock", "XfrmOutPolBlock", "XfrmInNoPols", "XfrmInTmplMismatch", "XfrmFwdHdrError"];
 
-/// b1 and c1 to and from a1 and a2.
+/// Checks that b1 and c1 reach neither a1 nor a2, and are not reached from there.
 ///
 /// # Errors
-/// When any pair is answered.
+/// If any pair is answered.
 pub(super) fn outsiders_stay_out(world: &World, pods: &Pods, when: &str) -> Result<()> {
     let mut pairs: Vec<(&Namespaces, IpAddr)> = Vec::new();
     for outsider in ["edge-b1", "edge-c1"] {
@@ -39,7 +39,7 @@ pub(super) fn outsiders_stay_out(world: &World, pods: &Pods, when: &str) -> Resu
     )
 }
 
-/// Everything about who must not get through.
+/// Checks everyone who must not get through.
 ///
 /// # Errors
 /// The first check that does not hold.
@@ -55,14 +55,14 @@ pub(super) fn check_isolation(world: &World, pods: &Pods) -> Result<()> {
     only_esp_on_the_wire(world, "after all that")
 }
 
-/// Packets that policies or our tables of nftables kept out.
+/// The number of packets that policies or our nftables tables dropped.
 fn refused(place: &Namespaces) -> Result<u64> {
     let stat = place.xfrm_stat()?;
     let policies: u64 = REFUSALS.iter().filter_map(|name| stat.get(*name)).sum();
     Ok(policies + dropped(place)?)
 }
 
-/// What the counters of our tables have counted: only rules that drop have one.
+/// The number of packets that our nftables tables dropped. Only rules that drop have a counter.
 fn dropped(place: &Namespaces) -> Result<u64> {
     let listed = place.sh("for family in inet bridge; do nft list table $family edge-cni 2>/dev/null || true; done")?;
     let mut words = listed.split_whitespace();
@@ -88,7 +88,7 @@ fn which(place: &Namespaces, before: &std::collections::BTreeMap<String, u64>) -
     Ok(format!("{policies}; its firewall has dropped {} in all", dropped(place)?))
 }
 
-/// An address in b1's segment that b1's pod does not have.
+/// An address in b1's segment that no pod has.
 fn forged(pods: &Pods) -> Result<IpAddr> {
     let real = pods.of("edge-b1").v4.context("b1's pod has an IPv4 address")?;
     let [a, b, c, d] = real.octets();
@@ -102,7 +102,7 @@ fn ping_from(from: &Namespaces, source: IpAddr, to: IpAddr) -> Result<()> {
     Ok(())
 }
 
-/// Runs `act` and fails if a packet with source `source` arrives at a1's pod meanwhile.
+/// Runs `act`. Fails if a packet from `source` arrives at a1's pod meanwhile.
 fn nothing_arrives(pods: &Pods, name: &str, source: IpAddr, act: impl FnOnce() -> Result<()>) -> Result<()> {
     let pod = &pods.of("edge-a1").pod;
     let family = if source.is_ipv4() { "ip" } else { "ip6" };
@@ -138,7 +138,7 @@ fn forger(world: &World, pods: &Pods) -> Result<()> {
     )
 }
 
-/// The same with a2's own filters and policies opened by hand.
+/// The same, after a2's own filters and policies were opened by hand.
 fn hostile_member(world: &World, pods: &Pods) -> Result<()> {
     let (pod, host, victim) = (&pods.of("edge-a2").pod, world.node("edge-a2"), world.node("edge-a1"));
     let source = forged(pods)?;
@@ -161,8 +161,8 @@ fn hostile_member(world: &World, pods: &Pods) -> Result<()> {
         .find(|state| state.reqid == reqid && state.src.to_string().starts_with("192.168.1."))
         .context("a2 has no SA towards a1")?;
     let selectors = format!("src {source}/32 dst {target}/32");
-    // Its agent would remove a policy that bears our mark and is not wanted; a hostile member has
-    // no agent.
+    // The agent would remove a policy with our tag that it does not want. A hostile member runs no
+    // agent.
     world.end("edge-a2", Signal::KILL)?;
     host.sh("nft 'delete table bridge edge-cni; delete table inet edge-cni'")?;
     host.sh(&format!(
@@ -199,7 +199,7 @@ fn hostile_member(world: &World, pods: &Pods) -> Result<()> {
     Ok(())
 }
 
-/// A machine on a1's own wire that pretends to be a2's pod.
+/// A machine on a1's wire with the address of a2's pod.
 fn neighbour(world: &World, pods: &Pods) -> Result<()> {
     let neighbour = world.node("neighbour");
     let source: IpAddr = pods.of("edge-a2").v4.context("a2's pod has an IPv4 address")?.into();
@@ -217,12 +217,12 @@ fn neighbour(world: &World, pods: &Pods) -> Result<()> {
         },
     )?;
     neighbour.sh(&format!("ip addr del {source}/32 dev lo && ip route del {target}/32"))?;
-    // The neighbour's packets are on a1's wire, in clear, by intent: they are not ours to answer
-    // for.
+    // The neighbour itself sent packets in clear on a1's wire. They are read here, so that they do
+    // not count.
     world.new_frames().map(drop)
 }
 
-/// With the agents of a1 and b1 killed, everything that was kept is kept.
+/// With the agents of a1 and b1 killed, outsiders still stay out and packets are still encrypted.
 fn killed_agents(world: &World, pods: &Pods) -> Result<()> {
     world.end("edge-a1", Signal::KILL)?;
     world.end("edge-b1", Signal::KILL)?;
@@ -241,15 +241,15 @@ fn killed_agents(world: &World, pods: &Pods) -> Result<()> {
     Ok(())
 }
 
-/// b1 becomes a member, and is none again.
+/// b1 joins the community and leaves it.
 ///
 /// # Errors
 /// The first check that does not hold.
 pub(super) fn joining_and_leaving(world: &World, pods: &Pods) -> Result<()> {
     let (b1, a1) = (pods.of("edge-b1"), pods.of("edge-a1"));
     let address: IpAddr = a1.v4.context("a1's pod has an IPv4 address")?.into();
-    // Running before, so that the first answer is seen when it comes: a lone request that is too
-    // early only waits out its time.
+    // It runs before the label is set, so that the first answer is seen at once. A single request
+    // that is too early would wait for its timeout.
     let ping = Ping::start(&b1.pod, &address.to_string(), Duration::from_millis(50))?;
     let began = Instant::now();
     world.label("edge-b1", "fabedge/edge-community=alpha")?;

@@ -1,6 +1,6 @@
-//! The demo's communities once more, with a real API server on cloud-1: nodes are its Node objects,
-//! labelled by kubectl, and the controller keeps everything in its custom resources, with exactly
-//! the rights that `deploy/` gives.
+//! The demo's communities with a real API server on cloud-1. Nodes are Node objects, which kubectl
+//! labels. The controller stores everything in its custom resources, with exactly the rights in
+//! `deploy/`.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -20,18 +20,18 @@ use crate::topology::Namespaces;
 
 const TIMEOUT: Duration = Duration::from_secs(20);
 
-/// An API server, and the controller's way to it.
+/// An API server, and the controller's kubeconfig for it.
 pub(super) struct Kubernetes {
     plane: ControlPlane,
     kubeconfig: PathBuf,
 }
 
 impl Kubernetes {
-    /// Starts it on a host, with our resources, the controller's rights and account, and a Node
-    /// object for each node.
+    /// Starts it on a host, with the custom resources, the controller's account and rights, and a
+    /// Node object for each node.
     ///
     /// # Errors
-    /// When it does not come up, or refuses what `deploy/` holds.
+    /// If it does not come up, or refuses a manifest in `deploy/`.
     fn start(host: &Namespaces) -> Result<Self> {
         let (prefix, logs) = (host.nsenter(), Some(host.out().join("kube")));
         let plane = ControlPlane::start_with("demo", Options { prefix, logs, ..Options::default() })?;
@@ -49,7 +49,7 @@ impl Kubernetes {
         Ok(Self { plane, kubeconfig })
     }
 
-    /// The controller's part of its configuration.
+    /// The `[kubernetes]` table of the controller's configuration.
     pub(super) fn controller_config(&self) -> String {
         format!(
             "[kubernetes]\nkubeconfig = {:?}\nnamespace = \"edge-cni\"\nstore = true\nlease_seconds = 3\n",
@@ -57,7 +57,7 @@ impl Kubernetes {
         )
     }
 
-    /// The replica that leads.
+    /// The leading replica's identity.
     fn leader(&self) -> Result<String> {
         let lease = ["get", "lease", "edge-cni-controller", "--namespace=edge-cni"];
         self.plane.kubectl(&[&lease[..], &["--output=jsonpath={.spec.holderIdentity}"]].concat())
@@ -66,7 +66,7 @@ impl Kubernetes {
     /// Sets or (`key-`) removes a node's label.
     ///
     /// # Errors
-    /// When the API server refuses.
+    /// If the API server refuses.
     pub(super) fn label(&self, node: &str, label: &str) -> Result<()> {
         self.plane.kubectl(&["label", "node", node, label, "--overwrite"]).map(drop)
     }
@@ -110,7 +110,7 @@ fn members_reach(world: &World, pods: &Pods) -> Result<()> {
     Ok(())
 }
 
-/// An operator's whole picture.
+/// kubectl shows nodes and segments to an operator.
 fn what_kubectl_shows(world: &World, kubernetes: &Kubernetes) -> Result<()> {
     world.checks.part("What kubectl shows");
     world.checks.comes_true(
@@ -140,7 +140,7 @@ fn what_kubectl_shows(world: &World, kubernetes: &Kubernetes) -> Result<()> {
     })
 }
 
-/// Agents go from a replica that dies to another, and from one that stops, and no tunnel notices.
+/// Agents change from a replica that dies or stops to another, without an effect on tunnels.
 fn two_replicas(world: &World, kubernetes: &Kubernetes, pods: &Pods) -> Result<()> {
     let checks = &world.checks;
     checks.part("A second replica: the first is killed, then it is back and the second is stopped");
@@ -180,7 +180,7 @@ fn two_replicas(world: &World, kubernetes: &Kubernetes, pods: &Pods) -> Result<(
     undisturbed.end()
 }
 
-/// NotReady and a lost API server are no reasons to tear anything down.
+/// A NotReady node and a lost API server do not affect tunnels.
 fn without_the_api_server(world: &World, kubernetes: &Kubernetes, pods: &Pods) -> Result<()> {
     let checks = &world.checks;
     checks.part("A2 is NotReady, the API server is killed, then the controller");
@@ -218,7 +218,7 @@ fn without_the_api_server(world: &World, kubernetes: &Kubernetes, pods: &Pods) -
     talk("with both back")
 }
 
-/// The deletion of the Node object is deregistration.
+/// Deleting the Node object deregisters the node.
 fn a_node_that_is_deleted(world: &World, kubernetes: &Kubernetes, pods: &Pods) -> Result<()> {
     let checks = &world.checks;
     checks.part("End: the Node object of a2 is deleted");

@@ -1,4 +1,4 @@
-//! What a node is to its LAN: no way in, and pods' way out.
+//! Hosts on a node's LAN reach nothing through the node, and pods reach the outside.
 
 use std::net::IpAddr;
 
@@ -9,14 +9,14 @@ use super::reach::Pods;
 use super::world::{CLOUD_NETWORKS, CLUSTER_RANGES, World};
 use crate::topology::Namespaces;
 
-/// a1 on the LAN that it shares with the neighbour, a family each.
+/// a1's addresses on the LAN that it shares with the neighbour, one of each family.
 const A1: [&str; 2] = ["192.0.2.10", "2001:db8:a1::10"];
 
-/// Edge nodes and an address on the internet that their pods can reach by the node's own families.
+/// Edge nodes, and addresses on the internet of families that the node has there.
 const OUTSIDE: [(&str, &str); 4] =
     [("edge-a1", "203.0.113.1"), ("edge-a1", "2001:db8::1"), ("edge-a2", "203.0.113.1"), ("edge-b1", "2001:db8::1")];
 
-/// A LAN host gets nowhere, pods get out.
+/// Checks that a LAN host reaches nothing and that pods reach the outside.
 ///
 /// # Errors
 /// The first check that does not hold.
@@ -27,8 +27,8 @@ pub(super) fn no_way_in_but_a_way_out(world: &World, pods: &Pods) -> Result<()> 
     pods_reach_the_internet(world, pods)
 }
 
-/// The neighbour routes everything of ours through a1, which forwards, and on which a foreign rule
-/// masquerades what is forwarded.
+/// The neighbour routes all our networks through a1. a1 forwards, and another program's rule there
+/// masquerades what it forwards.
 fn lan_host_reaches_nothing(world: &World, pods: &Pods) -> Result<()> {
     let neighbour = world.node("neighbour");
     route_through_a1(neighbour, "add")?;
@@ -48,11 +48,11 @@ fn lan_host_reaches_nothing(world: &World, pods: &Pods) -> Result<()> {
         },
     )?;
     route_through_a1(neighbour, "del")?;
-    // What the neighbour itself sent in clear is on its own wire by intent.
+    // The neighbour itself sent packets in clear. They are read here, so that they do not count.
     world.new_frames().map(drop)
 }
 
-/// As above, with the address of a1's own pod as source: its packets must not be encrypted as the
+/// The neighbour sends with the address of a1's own pod. Its packets must not be encrypted as the
 /// pod's.
 fn lan_host_poses_as_a_local_pod(world: &World, pods: &Pods) -> Result<()> {
     let neighbour = world.node("neighbour");
@@ -98,7 +98,7 @@ fn route_through_a1(neighbour: &Namespaces, verb: &str) -> Result<()> {
     Ok(())
 }
 
-/// By the address of the node alone: no router has seen a pod's.
+/// The routers see the node's address and no pod's.
 fn pods_reach_the_internet(world: &World, pods: &Pods) -> Result<()> {
     world.checks.holds(
         "pods reach the internet under their node's address",

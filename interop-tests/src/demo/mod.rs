@@ -8,8 +8,8 @@
 //!   `deregistration`.
 //! - `kubernetes`: a scenario with nodes, labels and segments in a real API server. Its parts:
 //!   `ca_rollover`, and `tunnel_watch` for what must not be interrupted meanwhile.
-//! - `firewall`: a scenario in the same network: hosts that route through an edge reach nothing, and
-//!   rules of other programs are coped with or named.
+//! - `firewall`: a scenario in the same network: hosts that route through an edge reach nothing,
+//!   and rules of other programs are coped with or named.
 
 mod before_agent;
 mod ca_rollover;
@@ -50,7 +50,7 @@ pub const SCENARIO: Scenario = Scenario {
     run,
 };
 
-/// Membership and segments from a real Kubernetes.
+/// The demo with nodes, communities and segments in a real Kubernetes API server.
 pub const KUBERNETES: Scenario = Scenario {
     name: "demo/kubernetes",
     about: "communities from Node objects that kubectl changes, segments in etcd, the API server lost, a Node deleted",
@@ -59,11 +59,11 @@ pub const KUBERNETES: Scenario = Scenario {
     run: kubernetes::run,
 };
 
-/// Runs the demo for a person: its steps and the end on standard error, exit status 1 if a check
-/// did not hold.
+/// Runs the demo for a person. Its steps and its result go to standard error, and the exit status
+/// is 1 if a check failed.
 ///
 /// # Errors
-/// When there is no lab to be had or the programs do not build.
+/// If there is no lab or the programs do not build.
 pub fn main(backend: Option<String>, keep: bool) -> Result<ExitCode> {
     let options = RunOptions { names: vec![SCENARIO.name.to_owned()], backend, keep };
     let outcomes = outcomes(&options, |outcome, kept| {

@@ -1,4 +1,5 @@
-//! The operator's hand: the controller, its commands, the agents and what they say.
+//! What an operator does: configures and starts controller and agents, runs their commands, and
+//! reads their status.
 
 use std::time::Duration;
 
@@ -10,20 +11,20 @@ use serde_json::Value;
 use super::kubernetes::Kubernetes;
 use super::world::{CLOUD_NETWORKS, CLUSTER_RANGES, CONTROLLER_PORT, REPLICA_PORT, World, site};
 
-/// For how long nobody gets a segment of a node that was deregistered.
+/// How long no other node gets the segments of a deregistered node.
 pub(super) const QUARANTINE: Duration = Duration::from_secs(10);
 
 const CONTROLLER_CONFIG: &str = "/etc/edge-controller/controller.toml";
 
-/// The agents' configuration on their hosts.
+/// Path of the agents' configuration.
 pub(super) const AGENT_CONFIG: &str = "/etc/edge-cni/agent.toml";
 
-/// A row of the ledger.
+/// A row of the controller's ledger of segments.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Row {
-    /// Who holds it.
+    /// The node that holds the segment.
     pub(super) node: String,
-    /// What is held.
+    /// The segment.
     pub(super) segment: IpNetwork,
 }
 
@@ -31,17 +32,17 @@ impl World<'_> {
     /// Writes the controller's configuration and starts it on cloud-1.
     ///
     /// # Errors
-    /// When it does not come up.
+    /// If it does not come up.
     pub(super) fn start_controller(&self) -> Result<()> {
         self.node("cloud-1").write(CONTROLLER_CONFIG, &self.controller_config(CONTROLLER_PORT))?;
         self.start("controller", "cloud-1", "edge-controller", &["run", "--config", CONTROLLER_CONFIG])?;
         crate::wait::for_event("the controller to answer", || self.controller(&["node", "list"]).map(drop))
     }
 
-    /// Starts a second replica beside it, which shares nothing with it but the cluster.
+    /// Starts a second replica on the same host, which shares only the cluster with the first one.
     ///
     /// # Errors
-    /// When it does not come up.
+    /// If it does not come up.
     pub(super) fn start_replica(&self) -> Result<()> {
         let (config, socket) = ("/etc/edge-controller/replica.toml", "/run/edge-controller-2/admin.sock");
         let own = format!(
@@ -78,10 +79,10 @@ impl World<'_> {
         )
     }
 
-    /// Runs one of the operator's commands; returns what it printed.
+    /// Runs a command of edge-controller, and returns its output.
     ///
     /// # Errors
-    /// When it ends with anything but 0.
+    /// If it does not end with 0.
     pub(super) fn controller(&self, args: &[&str]) -> Result<String> {
         let host = self.node("cloud-1");
         host.run(host.command(self.lab.program("edge-controller")?).args(args))
@@ -90,7 +91,7 @@ impl World<'_> {
     /// All segments that are held.
     ///
     /// # Errors
-    /// When the controller does not say so.
+    /// If the controller does not list them.
     pub(super) fn ledger(&self) -> Result<Vec<Row>> {
         let text = self.controller(&["segment", "list", "--json"])?;
         let rows: Value = serde_json::from_str(&text)?;
@@ -118,18 +119,18 @@ impl World<'_> {
             .collect())
     }
 
-    /// Lets the routers forward all segments in clear towards their nodes.
+    /// Adds routes for all segments towards their nodes to the routers, in clear.
     ///
     /// # Errors
-    /// When the kernel refuses a route.
+    /// If the kernel refuses a route.
     pub(super) fn route_ledger_in_clear(&self) -> Result<()> {
         self.ledger()?.into_iter().try_for_each(|row| self.route_in_clear(row.segment, &row.node))
     }
 
-    /// Sets or (`key-`) removes a label, where the controller takes labels from.
+    /// Sets or (`key-`) removes a node's label, in Kubernetes if the controller reads labels there.
     ///
     /// # Errors
-    /// When it is refused.
+    /// If it is refused.
     pub(super) fn label(&self, node: &str, label: &str) -> Result<()> {
         match &self.kubernetes {
             Some(kubernetes) => kubernetes.label(node, label),
@@ -137,10 +138,10 @@ impl World<'_> {
         }
     }
 
-    /// Writes a node's configuration and, where it has not joined yet, a fresh join token.
+    /// Writes a node's configuration and, with `join`, a new join token.
     ///
     /// # Errors
-    /// When the controller refuses a token.
+    /// If the controller refuses a token.
     pub(super) fn configure_agent(&self, node: &str, role: &str, spare: u32, join: bool) -> Result<()> {
         let host = self.node(node);
         if join {
@@ -167,21 +168,21 @@ impl World<'_> {
     /// Starts a node's agent.
     ///
     /// # Errors
-    /// When it cannot be run.
+    /// If it cannot be run.
     pub(super) fn start_agent(&self, node: &str) -> Result<()> {
         self.start(node, node, "edge-agent", &["run", "--config", AGENT_CONFIG])
     }
 
-    /// Ends a node's agent and starts it with another number of spare segments.
+    /// Restarts a node's agent with another number of spare segments.
     ///
     /// # Errors
-    /// When it does not end, or cannot be started.
+    /// If it does not end, or cannot be started.
     pub(super) fn restart_agent_with_spare(&self, node: &str, spare: u32) -> Result<()> {
         self.configure_agent(node, "edge", spare, false)?;
         self.restart_agent(node)
     }
 
-    /// Ends a node's agent and starts it again.
+    /// Restarts a node's agent.
     ///
     /// # Errors
     /// As [`Self::restart_agent_with_spare`].
@@ -191,10 +192,10 @@ impl World<'_> {
         crate::wait::for_event("the agent to answer", || self.status(node).map(drop))
     }
 
-    /// What `edge-agent status --json` says on a node.
+    /// The output of `edge-agent status --json` on a node.
     ///
     /// # Errors
-    /// When the agent is not there.
+    /// If the agent does not run.
     pub(super) fn status(&self, node: &str) -> Result<Value> {
         let host = self.node(node);
         let text = host.run(host.command(self.lab.program("edge-agent")?).args([
@@ -206,19 +207,19 @@ impl World<'_> {
         Ok(serde_json::from_str(&text)?)
     }
 
-    /// Runs one of the agent's commands.
+    /// Runs a command of edge-agent.
     ///
     /// # Errors
-    /// When it ends with anything but 0.
+    /// If it does not end with 0.
     pub(super) fn agent(&self, node: &str, args: &[&str]) -> Result<String> {
         let host = self.node(node);
         host.run(host.command(self.lab.program("edge-agent")?).args(args).args(["--config", AGENT_CONFIG]))
     }
 
-    /// Fails unless `node` says that its tunnel to `peer` is up.
+    /// Fails unless `node` reports that its tunnel to `peer` is up.
     ///
     /// # Errors
-    /// As said.
+    /// In this case.
     pub(super) fn tunnel_is_up(&self, node: &str, peer: &str) -> Result<()> {
         let status = self.status(node)?;
         let entry = super::status::peer(&status, peer).with_context(|| format!("{node} does not know {peer}"))?;

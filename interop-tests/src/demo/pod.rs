@@ -1,4 +1,4 @@
-//! Pods, joined by running `edge-cni` exactly as a container runtime does.
+//! Pods, attached by running `edge-cni` exactly as a container runtime does.
 
 use std::fs::File;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -11,10 +11,10 @@ use serde_json::{Value, json};
 use super::world::{CLUSTER_RANGES, World};
 use crate::topology::{Namespaces, Pod};
 
-/// Where `edge-agent install-cni` puts the list of plugins, and where a runtime reads it.
+/// The network configuration list that `edge-agent install-cni` writes and a runtime reads.
 pub(super) const CONFLIST: &str = "/etc/cni/net.d/10-edge-cni.conflist";
 
-/// How long a packet may take through an idle tunnel on a loaded machine.
+/// How long an answer through an idle tunnel may take on a loaded machine.
 pub(super) const ANSWER: Duration = Duration::from_millis(700);
 
 /// A pod with the addresses that ADD gave it.
@@ -23,7 +23,7 @@ pub(super) struct DemoPod {
     pub(super) node: String,
     /// Its namespace.
     pub(super) pod: Pod,
-    /// Its id towards the plugin.
+    /// Its container ID.
     pub(super) container_id: String,
     /// IPv4 address, if it got one.
     pub(super) v4: Option<Ipv4Addr>,
@@ -31,7 +31,7 @@ pub(super) struct DemoPod {
     pub(super) v6: Option<Ipv6Addr>,
 }
 
-/// What the plugin answered.
+/// The plugin's exit status and output.
 pub(super) struct PluginOutput {
     /// Whether it ended with 0.
     pub(super) ok: bool,
@@ -47,8 +47,8 @@ impl DemoPod {
 }
 
 impl World<'_> {
-    /// The network configuration that a runtime makes of the installed list: the first plugin, with
-    /// the list's name and version.
+    /// The network configuration that a runtime makes of the installed list: the first plugin's,
+    /// with the list's name and version.
     fn network_configuration(&self, node: &str) -> Result<Value> {
         let list: Value = serde_json::from_str(&self.node(node).read(CONFLIST)?)?;
         let mut plugin = list["plugins"][0].clone();
@@ -57,10 +57,10 @@ impl World<'_> {
         Ok(plugin)
     }
 
-    /// A list of plugins as an administrator writes it where no agent has ever been.
+    /// Writes a network configuration list as an operator does where no agent has run.
     ///
     /// # Errors
-    /// When it cannot be written.
+    /// If it cannot be written.
     pub(super) fn write_early_conflist(&self, node: &str, segments: &[&str]) -> Result<()> {
         let list = json!({
             "cniVersion": "1.0.0",
@@ -80,7 +80,7 @@ impl World<'_> {
     /// Runs the plugin.
     ///
     /// # Errors
-    /// When it cannot be run or answers with something that is no JSON.
+    /// If it cannot be run or its output is not JSON.
     pub(super) fn cni(&self, node: &str, verb: &str, container_id: &str, netns: &str) -> Result<PluginOutput> {
         let host = self.node(node);
         let stdin = host.out().join(format!("{node}.cni-stdin.json"));
@@ -107,7 +107,7 @@ impl World<'_> {
     /// Makes a pod's namespace and runs ADD.
     ///
     /// # Errors
-    /// When ADD fails.
+    /// If ADD fails.
     pub(super) fn add_pod(&self, node: &str, name: &str) -> Result<DemoPod> {
         let pod = self.node(node).pod(name)?;
         let container_id = format!("{name}-{node}");
@@ -128,7 +128,7 @@ impl World<'_> {
     /// Runs DEL and removes the namespace.
     ///
     /// # Errors
-    /// When DEL fails.
+    /// If DEL fails.
     pub(super) fn delete_pod(&self, pod: DemoPod) -> Result<()> {
         let answer = self.cni(&pod.node, "DEL", &pod.container_id, pod.pod.netns())?;
         ensure!(answer.ok, "DEL of {} failed: {}", pod.container_id, answer.body);
@@ -138,19 +138,19 @@ impl World<'_> {
     }
 }
 
-/// Whether `to` answers a ping from `from`.
+/// Checks that `to` answers a ping from `from`.
 ///
 /// # Errors
-/// When it does not.
+/// If it does not.
 pub(super) fn reaches(from: &Namespaces, to: IpAddr) -> Result<()> {
     ensure!(from.reaches(&to.to_string(), ANSWER)?, "{to} does not answer {}", from.name());
     Ok(())
 }
 
-/// Tries all pairs at once, several pings each; returns those that were answered.
+/// Sends several pings between all pairs at the same time. Returns the pairs that were answered.
 ///
 /// # Errors
-/// When ping cannot be run.
+/// If ping cannot be run.
 pub(super) fn answered(pairs: &[(&Namespaces, IpAddr)]) -> Result<Vec<String>> {
     std::thread::scope(|scope| {
         let tries: Vec<_> = pairs

@@ -13,9 +13,9 @@ use crate::topology::{Namespaces, Ping};
 /// The node with both pods.
 const NODE: &str = "edge-c1";
 
-/// A second pod on c1 takes the first one's addresses, then its MAC address as well, and talks as
-/// much as it can; nothing of the first one's reaches it, and the first one's traffic with the
-/// cloud goes on.
+/// A second pod on c1 takes the first one's IP addresses and then its MAC address, and sends with
+/// them. It gets none of the first pod's packets, and the first pod's traffic with the cloud goes
+/// on.
 ///
 /// # Errors
 /// The first check that does not hold.
@@ -53,7 +53,7 @@ pub(super) fn a_pod_is_itself(world: &World, pods: &Pods) -> Result<()> {
     world.delete_pod(thief)
 }
 
-/// The thief uses an address that is not its own.
+/// The thief takes an address and sends with it.
 fn take(thief: &DemoPod, address: IpAddr) -> Result<()> {
     let (family, prefix, nodad) = if address.is_ipv4() { ("ip", 32, "") } else { ("ip6", 128, " nodad") };
     thief.pod.sh(&format!(
@@ -62,8 +62,8 @@ fn take(thief: &DemoPod, address: IpAddr) -> Result<()> {
     talk(&thief.pod, address)
 }
 
-/// Asks the gateway, from that address: the question for its MAC address names the sender's, which
-/// neighbours learn from.
+/// Pings the gateway from that address. The request for the gateway's MAC address contains the
+/// sender's, which neighbours learn.
 fn talk(pod: &Namespaces, source: IpAddr) -> Result<()> {
     let gateway = match source {
         IpAddr::V4(address) => IpAddr::from((u32::from(address) & !7 | 1).to_be_bytes()),

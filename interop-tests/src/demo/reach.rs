@@ -1,4 +1,4 @@
-//! Everyone who may talk talks, through ESP alone.
+//! All pairs that may communicate do so, and through ESP alone.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -12,11 +12,11 @@ use crate::topology::Pod;
 
 const TIMEOUT: Duration = Duration::from_secs(20);
 
-/// The pods that stay for the whole demo.
+/// The pods that exist during the whole demo.
 pub(super) struct Pods {
-    /// One on each edge node, joined by our plugin.
+    /// One on each edge node, attached by our plugin.
     ours: BTreeMap<&'static str, DemoPod>,
-    /// One on each cloud node, joined by the cloud's own means, outside our segments.
+    /// One on each cloud node, attached by the cloud's own CNI, outside our segments.
     pub(super) cloud: Vec<CloudPod>,
 }
 
@@ -84,7 +84,7 @@ pub(super) fn bring_up(world: &World) -> Result<Pods> {
         ours.insert(node, world.add_pod(node, "web")?);
     }
     let cloud = vec![cloud_pod(world, "cloud-1", 1)?, cloud_pod(world, "cloud-2", 2)?];
-    // What the cloud's CNI does on each of its nodes: routes to the others.
+    // The cloud's CNI adds routes to the other cloud nodes.
     let (one, two) = (world.node("cloud-1"), world.node("cloud-2"));
     one.sh("ip route add 10.244.2.0/24 via 198.51.100.12 && ip route add fd44::2:0/112 via 2001:db8:c::12")?;
     two.sh("ip route add 10.244.1.0/24 via 198.51.100.11 && ip route add fd44::1:0/112 via 2001:db8:c::11")?;
@@ -93,7 +93,7 @@ pub(super) fn bring_up(world: &World) -> Result<Pods> {
     Ok(Pods { ours, cloud })
 }
 
-/// The cloud's own CNI, as far as it matters.
+/// Makes a pod as the cloud's own CNI would.
 fn cloud_pod(world: &World, node: &'static str, number: u8) -> Result<CloudPod> {
     let host = world.node(node);
     let pod = host.wired_pod("db", &format!("10.244.{number}.10/24"), &format!("10.244.{number}.1/24"))?;
@@ -105,7 +105,7 @@ fn cloud_pod(world: &World, node: &'static str, number: u8) -> Result<CloudPod> 
     Ok(CloudPod { node, pod, addresses })
 }
 
-/// Pods to pods, hosts to pods, a published port; and what the routers saw of it.
+/// Checks pods to pods, hosts to pods, and a published port.
 ///
 /// # Errors
 /// The first check that does not hold.
@@ -143,7 +143,8 @@ pub(super) fn everyone_reaches(world: &World, pods: &Pods) -> Result<()> {
     published_port(world, pods)
 }
 
-/// TCP: from a1's host network to a2's pod, and from a neighbour through a port that a1 publishes.
+/// Checks TCP from a1's host network to a2's pod, and from a neighbour through a port that a1
+/// publishes.
 fn published_port(world: &World, pods: &Pods) -> Result<()> {
     let checks = &world.checks;
     let server = &pods.of("edge-a2").pod;
@@ -170,11 +171,11 @@ fn published_port(world: &World, pods: &Pods) -> Result<()> {
     })
 }
 
-/// What was on the wires since the last look: ESP under SPIs that the kernels show, IKE, the
-/// controller's TLS, housekeeping.
+/// Checks that the new frames on the wires are ESP, IKE, the controller's TLS and housekeeping
+/// alone.
 ///
 /// # Errors
-/// When anything else was there.
+/// If there was any other frame.
 pub(super) fn only_esp_on_the_wire(world: &World, when: &str) -> Result<()> {
     world.checks.holds(&format!("{when}, the routers saw ESP, IKE and TLS, and no pod address"), "*.pcap", || {
         let seen = world.new_frames()?;
@@ -183,10 +184,10 @@ pub(super) fn only_esp_on_the_wire(world: &World, when: &str) -> Result<()> {
     })
 }
 
-/// As [`only_esp_on_the_wire`], and every SPI is one that `ip xfrm state` shows on some host.
+/// As [`only_esp_on_the_wire`], and `ip xfrm state` on some host shows each SPI.
 ///
 /// # Errors
-/// As said.
+/// If that does not hold.
 pub(super) fn spis_are_the_kernels(world: &World) -> Result<()> {
     world.checks.holds("every SPI on the wires is in ip xfrm state, and nothing is in clear", "*.pcap", || {
         let seen = world.new_frames()?;

@@ -1,4 +1,4 @@
-//! Reading `edge-agent status --json` as a script would.
+//! Reads the output of `edge-agent status --json`.
 
 use serde_json::Value;
 
@@ -14,7 +14,7 @@ pub(super) fn is_up(peer: &Value) -> bool {
     peer["phase"] == "up" && peer["child_sas"].as_array().is_some_and(|children| !children.is_empty())
 }
 
-/// How many repairs the journal tells of, repetitions included.
+/// How many repairs the status lists, including repeated ones.
 #[must_use]
 pub(super) fn repairs(status: &Value) -> u64 {
     let entries = status["journal"].as_array().map(Vec::as_slice).unwrap_or_default();

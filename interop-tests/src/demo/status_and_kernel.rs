@@ -1,4 +1,4 @@
-//! What the agent says is what the kernel has.
+//! The agent's status matches the kernel's SAs and policies.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -7,7 +7,7 @@ use anyhow::{Context as _, Result, ensure};
 
 use super::world::{NODES, World};
 
-/// Compares on every host, then lets an outsider delete something.
+/// Compares status and kernel on every host, then deletes a policy and an SA by hand.
 ///
 /// # Errors
 /// The first check that does not hold.
@@ -22,7 +22,7 @@ pub(super) fn kernel_and_status_agree(world: &World) -> Result<()> {
             || agree(world, node),
         )?;
     }
-    outsider(world)
+    repairs_are_reported(world)
 }
 
 fn agree(world: &World, node: &str) -> Result<()> {
@@ -33,13 +33,13 @@ fn agree(world: &World, node: &str) -> Result<()> {
         .into_iter()
         .map(|state| format!("{} > {} spi {:#010x} reqid {}", state.src, state.dst, state.spi, state.reqid))
         .collect();
-    let mut said = BTreeSet::new();
+    let mut reported = BTreeSet::new();
     for state in status["states"].as_array().context("status shows no states")? {
         let text = |key: &str| state[key].as_str().with_context(|| format!("no {key} in {state}"));
         let reqid = state["reqid"].as_u64().with_context(|| format!("no reqid in {state}"))?;
-        said.insert(format!("{} > {} spi {} reqid {reqid}", text("source")?, text("destination")?, text("spi")?));
+        reported.insert(format!("{} > {} spi {} reqid {reqid}", text("source")?, text("destination")?, text("spi")?));
     }
-    differ("states", &said, &kernel)?;
+    differ("states", &reported, &kernel)?;
     let kernel: BTreeSet<String> = host
         .xfrm_policies()?
         .into_iter()
@@ -51,12 +51,12 @@ fn agree(world: &World, node: &str) -> Result<()> {
             )
         })
         .collect();
-    let mut said = BTreeSet::new();
+    let mut reported = BTreeSet::new();
     for policy in status["policies"].as_array().context("status shows no policies")? {
         let text = |key: &str| policy[key].as_str().with_context(|| format!("no {key} in {policy}"));
         let priority = policy["priority"].as_u64().with_context(|| format!("no priority in {policy}"))?;
         let reqids: Vec<u64> = policy["template"]["reqid"].as_u64().into_iter().collect();
-        said.insert(format!(
+        reported.insert(format!(
             "{} {} > {} {} priority {priority} reqid {reqids:?}",
             text("direction")?,
             text("source")?,
@@ -64,24 +64,24 @@ fn agree(world: &World, node: &str) -> Result<()> {
             text("action")?,
         ));
     }
-    differ("policies", &said, &kernel)
+    differ("policies", &reported, &kernel)
 }
 
-fn differ(what: &str, said: &BTreeSet<String>, kernel: &BTreeSet<String>) -> Result<()> {
-    let only_said: Vec<_> = said.difference(kernel).cloned().collect();
-    let only_kernel: Vec<_> = kernel.difference(said).cloned().collect();
+fn differ(what: &str, reported: &BTreeSet<String>, kernel: &BTreeSet<String>) -> Result<()> {
+    let only_reported: Vec<_> = reported.difference(kernel).cloned().collect();
+    let only_kernel: Vec<_> = kernel.difference(reported).cloned().collect();
     ensure!(
-        only_said.is_empty() && only_kernel.is_empty(),
+        only_reported.is_empty() && only_kernel.is_empty(),
         "{what}: only status has [{}], only the kernel has [{}]",
-        only_said.join("; "),
+        only_reported.join("; "),
         only_kernel.join("; ")
     );
-    ensure!(what != "states" || said.len() == kernel.len(), "{what} count");
+    ensure!(what != "states" || reported.len() == kernel.len(), "{what} count");
     Ok(())
 }
 
-/// Somebody deletes one state and one policy of a1's by hand.
-fn outsider(world: &World) -> Result<()> {
+/// Deletes a policy and an SA of a1's by hand. The agent must report and restore them.
+fn repairs_are_reported(world: &World) -> Result<()> {
     let host = world.node("edge-a1");
     let repairs = || -> Result<u64> { Ok(super::status::repairs(&world.status("edge-a1")?)) };
     let before = repairs()?;

@@ -1,4 +1,4 @@
-//! The smallest TCP service and client, for ports that are published.
+//! A small TCP server and client, for published ports.
 
 use std::io::{Read as _, Write as _};
 use std::net::{Ipv6Addr, TcpListener, TcpStream};
@@ -6,13 +6,13 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 
-/// What a server's text holds in place of the address that it sees the client have.
+/// In a server's text, this stands for the client's address as the server sees it.
 pub const SOURCE: &str = "{source}";
 
-/// Says `text` to whoever connects, until it is killed.
+/// Sends `text` to each client, until it is killed.
 ///
 /// # Errors
-/// When the port cannot be had.
+/// If the port cannot be bound.
 pub fn serve(port: u16, text: &str) -> Result<()> {
     let listener = TcpListener::bind((Ipv6Addr::UNSPECIFIED, port)).context("listening")?;
     for stream in listener.incoming() {
@@ -27,10 +27,10 @@ pub fn serve(port: u16, text: &str) -> Result<()> {
     Ok(())
 }
 
-/// Connects, and returns all that is said.
+/// Connects, and returns all that the server sends.
 ///
 /// # Errors
-/// When nobody answers within two seconds.
+/// If there is no answer within two seconds.
 pub fn fetch(address: &str) -> Result<String> {
     let timeout = Duration::from_secs(2);
     let mut stream = TcpStream::connect_timeout(&address.parse()?, timeout).context("connecting")?;

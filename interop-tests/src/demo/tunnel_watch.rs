@@ -1,5 +1,5 @@
-//! What must go on while something else happens: a1's pod reaches a2's without a loss, through the
-//! very same SAs.
+//! Watches that a1's pod reaches a2's without a loss and through the same SAs while something else
+//! happens.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -10,7 +10,7 @@ use super::reach::Pods;
 use super::world::World;
 use crate::topology::Ping;
 
-/// Looked at from [`Self::begin`] to [`Self::end`].
+/// A watch from [`Self::begin`] to [`Self::end`].
 pub(super) struct TunnelWatch<'a> {
     world: &'a World<'a>,
     ping: Ping,
@@ -19,10 +19,10 @@ pub(super) struct TunnelWatch<'a> {
 }
 
 impl<'a> TunnelWatch<'a> {
-    /// Pings flow when this returns.
+    /// Starts pings, and waits until they are answered.
     ///
     /// # Errors
-    /// When none is answered.
+    /// If none is answered.
     pub(super) fn begin(world: &'a World<'a>, pods: &Pods) -> Result<Self> {
         let tunnels = tunnels(world)?;
         let address = pods.of("edge-a2").v4.context("no IPv4")?.to_string();
@@ -31,10 +31,10 @@ impl<'a> TunnelWatch<'a> {
         Ok(Self { world, ping, tunnels })
     }
 
-    /// After some more pings, none may have been lost.
+    /// Waits for some more pings, and checks that none was lost.
     ///
     /// # Errors
-    /// When one was, or when SAs came or went.
+    /// If one was lost, or if SAs came or went.
     pub(super) fn end(mut self) -> Result<()> {
         self.ping.wait_more(10)?;
         let said = "no ping of a1's pod to a2's was lost meanwhile, and a1's SAs are the same";

@@ -13,26 +13,26 @@ use super::kubernetes::Kubernetes;
 use crate::runner::Lab;
 use crate::topology::{Capture, Net, Node, Plan, Process};
 
-/// Edge nodes, in the order in which they are spoken of.
+/// The edge nodes.
 pub(super) const EDGES: [&str; 4] = ["edge-a1", "edge-a2", "edge-b1", "edge-c1"];
 
 /// All nodes that run an agent.
 pub(super) const NODES: [&str; 6] = ["cloud-1", "cloud-2", "edge-a1", "edge-a2", "edge-b1", "edge-c1"];
 
-/// Ranges from which segments are cut. The upper half of each is reserved: pods that exist before
-/// any agent live there.
+/// The cluster ranges, from which segments are cut. The upper half of each is reserved for pods
+/// that exist before any agent.
 pub(super) const CLUSTER_RANGES: [&str; 2] = ["10.77.0.0/24", "fd77::/112"];
 
-/// Networks of the cloud's own CNI, which the hub fronts.
+/// The networks of the cloud's own CNI, which the hub fronts.
 pub(super) const CLOUD_NETWORKS: [&str; 2] = ["10.244.0.0/16", "fd44::/64"];
 
 /// The controller's port.
 pub(super) const CONTROLLER_PORT: u16 = 8443;
 
-/// Where a second replica listens, if there is one.
+/// The port of a second replica, if there is one.
 pub(super) const REPLICA_PORT: u16 = 8444;
 
-/// Interfaces that are watched: router, interface, and an address beyond it that answers.
+/// Captured interfaces: router, interface, and an address behind it that answers pings.
 const WATCHED: [(&str, &str, &str); 9] = [
     ("r-cloud", "isp", "203.0.113.11"),
     ("r-a1", "lan-a1", "192.0.2.10"),
@@ -45,8 +45,7 @@ const WATCHED: [(&str, &str, &str); 9] = [
     ("r-c1", "isp", "203.0.113.1"),
 ];
 
-/// Which router stands before an edge node: its name, its addresses on the internet, and the node's
-/// addresses behind it, a family each.
+/// An edge node's router and addresses, one of each family.
 pub(super) struct Site {
     /// The router.
     pub(super) router: &'static str,
@@ -107,12 +106,13 @@ fn plan() -> Plan {
         .on("lan-a1", &["192.0.2.10/24", "2001:db8:a1::10/64"])
         .via("192.0.2.1")
         .via("2001:db8:a1::1")
-        // The foreign rule: somebody else on this host masquerades all that it forwards.
+        // Another program's rule on this host masquerades all that it forwards.
         .masquerade("lan-a1");
     plan.host("edge-a2").on("lan-a2", &["192.168.1.10/24"]).via("192.168.1.1");
     plan.host("edge-b1").on("lan-b1", &["2001:db8:b1::10/64"]).via("2001:db8:b1::1");
     plan.host("edge-c1").on("lan-c1", &["192.168.1.10/24"]).via("192.168.1.1");
-    // Neighbours of a1 and a2: one misbehaves, one answers marks whatever address a2 has.
+    // Neighbours of a1 and a2. The first misbehaves, and the second answers marks whatever address
+    // a2 has.
     plan.host("neighbour").on("lan-a1", &["192.0.2.66/24", "2001:db8:a1::66/64"]).via("192.0.2.1");
     plan.host("printer").on("lan-a2", &["192.168.1.254/24"]).via("192.168.1.1");
     plan
@@ -125,27 +125,28 @@ struct Watched {
     read: usize,
 }
 
-/// The network and all that runs in it.
+/// The network and the programs that run in it.
 pub(super) struct World<'lab> {
     /// The scenario's means.
     pub(super) lab: &'lab Lab,
     /// The hosts and routers.
     pub(super) net: &'lab Net,
-    /// What has been claimed and held.
+    /// The checks so far.
     pub(super) checks: Checks,
     /// Agents and the controller, by `NODE` and `controller`.
     pub(super) running: RefCell<BTreeMap<String, Process>>,
-    /// The API server from which the controller learns of nodes; without one the operator tells it.
+    /// The API server from which the controller learns of nodes. Without one, the operator's
+    /// commands tell it.
     pub(super) kubernetes: Option<Kubernetes>,
     watched: RefCell<Vec<Watched>>,
     known: ExpectedTraffic,
 }
 
 impl<'lab> World<'lab> {
-    /// Builds the network and begins to watch every router.
+    /// Builds the network and starts the captures.
     ///
     /// # Errors
-    /// When the kernel refuses something.
+    /// If the kernel refuses something.
     pub(super) fn build(lab: &'lab Lab) -> Result<Self> {
         let net = lab.build(&plan())?;
         let mut watched = Vec::new();
@@ -171,17 +172,18 @@ impl<'lab> World<'lab> {
         self.net.node(name)
     }
 
-    /// What the routers captured since the last look. Everything sent before the call is in it.
+    /// The frames that the routers captured since the last call. It includes all frames that were
+    /// sent before this call.
     ///
     /// # Errors
-    /// When a mark does not come through, or a file cannot be read.
+    /// If a mark is not answered, or a file cannot be read.
     pub(super) fn new_frames(&self) -> Result<FrameCounts> {
         let mut all = FrameCounts::default();
         for watched in self.watched.borrow_mut().iter_mut() {
             let router = self.node(watched.router);
             let mark = |seen: &FrameCounts| seen.count(|kind| *kind == Kind::Mark);
             let before = mark(&FrameCounts::read(watched.capture.file(), watched.read, &self.known)?);
-            // The echo's answer comes after everything that was on this wire before.
+            // The answer comes after all earlier frames on this wire.
             router.run(router.command("ping").args(["-n", "-q", "-c", "1", "-W", "5", watched.beyond]))?;
             let seen = crate::wait::for_event("a mark in the capture", || {
                 let seen = FrameCounts::read(watched.capture.file(), watched.read, &self.known)?;
@@ -199,18 +201,18 @@ impl<'lab> World<'lab> {
         Ok(all)
     }
 
-    /// Ends the captures and fails if one has missed a packet.
+    /// Ends the captures. Fails if one has missed a packet.
     ///
     /// # Errors
-    /// As said.
+    /// In this case.
     pub(super) fn end_captures(&self) -> Result<()> {
         self.watched.borrow_mut().iter_mut().try_for_each(|watched| watched.capture.stop())
     }
 
-    /// Starts a program under a name of the demo's; its log is `NODE.NAME.log`.
+    /// Starts a program on a node and remembers it as `key`. Its log is `NODE.PROGRAM.log`.
     ///
     /// # Errors
-    /// When it cannot be run.
+    /// If it cannot be run.
     pub(super) fn start(&self, key: &str, node: &str, program: &str, args: &[&str]) -> Result<()> {
         let node = self.node(node);
         let process = node.start(program, node.command(self.lab.program(program)?).args(args))?;
@@ -218,10 +220,10 @@ impl<'lab> World<'lab> {
         Ok(())
     }
 
-    /// Ends a started program: asked to, or at once as a power cut would.
+    /// Ends a started program: with SIGKILL at once, as a power cut would, otherwise with SIGTERM.
     ///
     /// # Errors
-    /// When it was not running.
+    /// If it was not running.
     pub(super) fn end(&self, key: &str, signal: Signal) -> Result<()> {
         let mut process = self.running.borrow_mut().remove(key).with_context(|| format!("{key} is not running"))?;
         if signal == Signal::KILL {
@@ -236,8 +238,8 @@ impl<'lab> World<'lab> {
         Ok(())
     }
 
-    /// Makes every router forward packets for a segment towards the node that holds it, as far as
-    /// families allow: only our own policies are to keep what must be kept.
+    /// Makes every router that has the segment's family forward its packets towards the node that
+    /// holds it. So only our own policies keep packets from leaving in clear.
     ///
     /// # Errors
     /// When the kernel refuses a route.

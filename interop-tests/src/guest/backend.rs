@@ -1,4 +1,5 @@
-//! Which kernel the lab runs on: its own, or the host's where that has all that is needed.
+//! Chooses the kernel that the lab runs on: its own one, or the host's if that has everything that
+//! is needed.
 
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
@@ -15,11 +16,11 @@ pub enum Backend {
     Host,
 }
 
-/// Chooses a backend, or takes the forced one (`uml` or `host`), and says on standard error which
-/// and why.
+/// Chooses a backend, or takes the forced one (`uml` or `host`). Reports on standard error which
+/// one and why.
 ///
 /// # Errors
-/// When the forced one cannot be had, or the lab kernel cannot be built.
+/// If the forced one is not available, or the lab kernel cannot be built.
 pub fn choose(forced: Option<&str>) -> Result<Backend> {
     let host = host_suffices();
     match (forced, host) {
@@ -44,8 +45,7 @@ pub fn choose(forced: Option<&str>) -> Result<Backend> {
     }
 }
 
-/// In a mount namespace of our own on the host: writes below the folders that lab programs write to
-/// are kept in memory.
+/// Keeps writes to the folders of lab programs in memory, in a private mount namespace on the host.
 pub(super) fn protect_host() -> Result<()> {
     mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)?;
     mount("tmpfs", "/run", "tmpfs", MountFlags::empty(), c"mode=0755")?;
@@ -63,7 +63,7 @@ pub(super) fn protect_host() -> Result<()> {
     Ok(())
 }
 
-/// Tries what the scenarios need, in a network namespace that ends with the try.
+/// Tries what the scenarios need, in a network namespace that ends with the attempt.
 fn host_suffices() -> Result<(), String> {
     if !rustix::process::geteuid().is_root() {
         return Err("not root".to_owned());

@@ -1,4 +1,4 @@
-//! The host's side of a guest: starting the kernel, carrying its lines, stopping it.
+//! The host's side of a guest: starts the kernel, copies its serial lines, and stops it.
 
 use std::fs::{self, File};
 use std::io::{BufRead as _, BufReader, Read, Write};
@@ -15,7 +15,7 @@ use rustix::pipe::{PipeFlags, pipe_with};
 
 use super::{Backend, Event, Spec};
 
-/// Memory of the guest. It is a sparse file of the host: only what is used is taken.
+/// Memory of the guest, MiB. It is a sparse file of the host, so only used memory counts.
 const MEMORY_MIB: u64 = 2560;
 
 /// Where the job's standard output and error go.
@@ -38,13 +38,13 @@ pub struct Guest {
 impl Guest {
     /// Starts a lab for one [`Spec`].
     ///
-    /// It lives no longer than the calling thread, even if that is killed.
+    /// It ends with the calling thread at the latest, even if that is killed.
     ///
     /// # Errors
     /// When it cannot be started.
     pub fn start(backend: &Backend, spec: &Spec, output: Output) -> Result<Self> {
-        // Neither the path of this folder nor that of the program in it has a blank: both go over
-        // the kernel's command line.
+        // Both this folder and the program in it are on the kernel's command line, so their paths
+        // have no blank.
         let dir = tempfile::Builder::new().prefix("edge-lab-").tempdir_in("/tmp")?;
         fs::write(dir.path().join("spec.json"), serde_json::to_vec(spec)?)?;
         std::os::unix::fs::symlink(std::env::current_exe()?, dir.path().join("init"))?;
@@ -70,10 +70,10 @@ impl Guest {
         Ok(Self { process, dir, events, carriers })
     }
 
-    /// Waits for the next event; `None` when none came in time.
+    /// Waits for the next event; `None` if none came in time.
     ///
     /// # Errors
-    /// When the guest ended without an event; the message holds the end of its console.
+    /// If the guest ended without an event. The message contains its console.
     pub fn event(&mut self, timeout: Option<Duration>) -> Result<Option<Event>> {
         use std::sync::mpsc::RecvTimeoutError;
         let got = match timeout {
@@ -89,7 +89,8 @@ impl Guest {
         }
     }
 
-    /// What the guest's kernel and init wrote, without the noise of consoles that nobody opened.
+    /// What the guest's kernel and init wrote, without the messages about consoles that are not
+    /// open.
     #[must_use]
     pub fn console(&self) -> String {
         fs::read_to_string(self.dir.path().join("console.log"))
@@ -100,10 +101,10 @@ impl Guest {
             .join("\n")
     }
 
-    /// Waits until the guest is off and everything that it wrote has been passed on.
+    /// Waits until the guest is off and all its output has been copied.
     ///
     /// # Errors
-    /// When the kernel cannot be waited for.
+    /// If the kernel cannot be waited for.
     pub fn finish(mut self) -> Result<()> {
         self.process.wait()?;
         for carrier in self.carriers.drain(..) {
@@ -127,10 +128,10 @@ impl Drop for Guest {
     }
 }
 
-/// Boots `kernel`, with its serial lines on pipes of ours or on the terminal.
+/// Boots `kernel`, with its serial lines on pipes or on the terminal.
 fn uml(kernel: &Path, dir: &Path, events: OwnedFd, output: Output) -> Result<(Child, Vec<JoinHandle<()>>)> {
     let mut lines = vec![format!("ssl0=null,fd:{}", events.as_raw_fd())];
-    // What the kernel inherits; ours are closed as soon as it has them.
+    // File descriptors that the kernel inherits. Our copies are closed once it has them.
     let mut ends = vec![events];
     let mut carriers = Vec::new();
     match output {
@@ -151,7 +152,7 @@ fn uml(kernel: &Path, dir: &Path, events: OwnedFd, output: Output) -> Result<(Ch
         }
     }
     let console = File::create(dir.join("console.log"))?;
-    // setpriv: the guest does not outlive us, however we end.
+    // setpriv lets the guest end with this process, however that ends.
     let process = Command::new("setpriv")
         .args(["--pdeathsig", "KILL", "--"])
         .arg(kernel)
@@ -173,7 +174,8 @@ fn uml(kernel: &Path, dir: &Path, events: OwnedFd, output: Output) -> Result<(Ch
     Ok((process, carriers))
 }
 
-/// Starts the worker in private namespaces of the host; it inherits our input and output.
+/// Starts the worker in private namespaces of the host. It inherits this process's input and
+/// output.
 fn host(dir: &Path, events: OwnedFd) -> Result<Child> {
     Command::new("setpriv")
         .args(["--pdeathsig", "KILL", "--"])
@@ -207,8 +209,8 @@ fn carry(from: OwnedFd, mut to: impl Write + Send + 'static) -> JoinHandle<()> {
     })
 }
 
-/// Where the guest's memory lies: shared memory where there is enough (containers often get 64 MiB
-/// of it), else the disk.
+/// The folder of the guest's memory. It is on shared memory if there is enough (containers often
+/// get 64 MiB of it), else on the disk.
 fn memory_folder() -> PathBuf {
     let shm = Path::new("/dev/shm");
     let enough = rustix::fs::statvfs(shm).is_ok_and(|fs| fs.f_frsize.saturating_mul(fs.f_bavail) >= MEMORY_MIB << 20);

@@ -1,4 +1,4 @@
-//! Process 1 of the guest: mounts, then the worker, then power off.
+//! Process 1 of the guest: mounts file systems, runs the worker, and powers off.
 
 use std::ffi::CStr;
 use std::fs;
@@ -14,8 +14,7 @@ use super::Spec;
 
 /// Runs as `init` of the guest. `dir` is the boot's folder, which holds the [`Spec`].
 ///
-/// Never returns: the guest is powered off, whatever happened; the host reads what went wrong from
-/// the console.
+/// It powers the guest off in any case. Errors go to the console, which the host reads.
 pub fn main(dir: &Path) -> std::process::ExitCode {
     if let Err(error) = run(dir) {
         eprintln!("lab guest: {error:#}");
@@ -31,7 +30,7 @@ pub fn main(dir: &Path) -> std::process::ExitCode {
 }
 
 fn run(dir: &Path) -> Result<()> {
-    // Read before the mounts: the folder may lie where they go.
+    // Read before the mounts, since they may hide the folder.
     let spec: Spec = serde_json::from_slice(&fs::read(dir.join("spec.json"))?)?;
     mounts().context("mounting the guest's file systems")?;
     for folder in &spec.writable {
@@ -43,7 +42,7 @@ fn run(dir: &Path) -> Result<()> {
     let worker =
         Command::new(dir.join("init")).args(["guest", "worker"]).arg(dir).spawn().context("starting the worker")?;
     let worker = rustix::process::Pid::from_child(&worker);
-    // Whatever loses its parent becomes ours: reap it.
+    // Process 1 inherits orphaned processes and must reap them.
     loop {
         match wait(WaitOptions::empty()) {
             Ok(Some((pid, _))) if pid == worker => return Ok(()),
@@ -53,11 +52,11 @@ fn run(dir: &Path) -> Result<()> {
     }
 }
 
-/// An overlay in memory over the host's files becomes the root.
+/// Makes an overlay in memory over the host's files the root.
 fn mounts() -> Result<()> {
     const ROOT: &str = "/tmp/root";
     rustix::mount::mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)?;
-    // Shadows the host's /tmp until the new root stands.
+    // Hides the host's /tmp until the new root is mounted.
     fresh("tmpfs", "/tmp", c"mode=0755,size=75%")?;
     for dir in ["upper", "work", "root"] {
         fs::create_dir(Path::new("/tmp").join(dir))?;
@@ -75,11 +74,11 @@ fn mounts() -> Result<()> {
     }
     fresh("devpts", &at("/dev/pts"), c"ptmxmode=0666")?;
     fresh("tmpfs", &at("/dev/shm"), c"mode=1777")?;
-    // Elsewhere udev makes these; programs read their standard input by such a name.
+    // Usually udev makes these links. Some programs open their standard input by such a name.
     for (name, to) in [("fd", "self/fd"), ("stdin", "self/fd/0"), ("stdout", "self/fd/1"), ("stderr", "self/fd/2")] {
         std::os::unix::fs::symlink(format!("/proc/{to}"), at(&format!("/dev/{name}")))?;
     }
-    // Sockets and pid files of the host's programs mean nothing here.
+    // Sockets and pid files of the host's programs have no meaning here.
     fresh("tmpfs", &at("/run"), c"mode=0755")?;
     fs::create_dir("/tmp/root/run/lock")?;
 
@@ -90,7 +89,7 @@ fn mounts() -> Result<()> {
     Ok(())
 }
 
-/// A folder of the host, writable, at its own path.
+/// Mounts a folder of the host, writable, at its own path.
 fn host_folder(folder: &Path) -> Result<()> {
     use std::os::unix::ffi::OsStrExt as _;
     let path = std::ffi::CString::new(folder.as_os_str().as_bytes())?;

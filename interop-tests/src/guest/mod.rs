@@ -1,13 +1,12 @@
-//! The guest: a User-Mode Linux kernel as an ordinary process of the host.
+//! The guest is a User-Mode Linux kernel that runs as an ordinary process of the host.
 //!
-//! The host's files are its root, read-only, below an overlay in memory; nothing that happens in it
-//! reaches the host, except into the folders that a [`Spec`] names as writable. It takes one
-//! [`Spec`], runs the job in it, reports lines of JSON and powers off.
+//! Its root is the host's files, read-only, below an overlay in memory. So it changes nothing on
+//! the host, except in the folders that a [`Spec`] names as writable. It reads one [`Spec`], runs
+//! its job, reports events as lines of JSON and powers off.
 //!
-//! - `boot`: the host's side, starts the kernel and carries its output.
-//! - `init`: process 1 of the guest, sets up mounts.
-//! - `worker`: runs the job, in the guest or (without a kernel of our own) in private namespaces of
-//!   the host.
+//! - `boot`: the host's side. It starts the kernel and copies its output.
+//! - `init`: process 1 of the guest. It mounts the file systems.
+//! - `worker`: runs the job, in the guest or in private namespaces of the host.
 
 mod backend;
 mod boot;

@@ -1,4 +1,4 @@
-//! What the host tells the guest to do, and what the guest tells back.
+//! What the host asks the guest to do, and what the guest reports.
 
 use std::path::PathBuf;
 
@@ -9,12 +9,12 @@ use crate::runner::Outcome;
 /// One boot's work.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Spec {
-    /// Folders of the host that the guest may write to, at the same path; everything else it writes
-    /// is forgotten.
+    /// Folders of the host that the guest may write to, at the same path. Everything else that it
+    /// writes is lost.
     pub writable: Vec<PathBuf>,
-    /// Where the job starts.
+    /// The job's working directory.
     pub cwd: PathBuf,
-    /// The job's whole environment.
+    /// The job's complete environment.
     pub env: Vec<(String, String)>,
     /// Rows and columns of the terminal, for a job that has one.
     pub window: Option<(u16, u16)>,
@@ -25,30 +25,30 @@ pub struct Spec {
 /// What a boot is for.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub enum Job {
-    /// One program, as root; its exit status is the result.
+    /// Run one program as root. Its exit status is the result.
     Exec {
         /// Program and arguments.
         argv: Vec<String>,
         /// Whether it gets the terminal.
         terminal: bool,
     },
-    /// Scenarios, one after the other.
+    /// Run scenarios, one after the other.
     Run {
         /// Their names.
         scenarios: Vec<String>,
-        /// Where each has a folder of its own; must be writable.
+        /// The folder for the scenarios' folders; must be writable.
         out: PathBuf,
-        /// Where the programs under test lie.
+        /// The folder of the programs under test.
         programs: PathBuf,
-        /// Whether one that failed gets a shell.
+        /// Whether to open a shell in a failed scenario.
         keep: bool,
     },
 }
 
-/// What the guest reports, one line of JSON each.
+/// The guest's reports, each a line of JSON.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub enum Event {
-    /// The guest is up and begins with its job.
+    /// The guest is up and begins its job.
     Ready,
     /// A scenario begins.
     Begun {
@@ -60,13 +60,13 @@ pub enum Event {
         /// How.
         outcome: Outcome,
     },
-    /// The job is over; nothing follows.
+    /// The job has ended; no event follows.
     Exit {
-        /// Exit status of the job, as a shell counts it (128 and the signal for a program that was
+        /// Exit status of the job, as in a shell (128 plus the signal for a program that was
         /// killed).
         status: i32,
     },
-    /// The job could not be begun.
+    /// The job could not be started.
     Broken {
         /// What failed.
         why: String,

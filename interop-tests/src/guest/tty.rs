@@ -1,4 +1,4 @@
-//! Serial lines of the guest, made transparent: bytes go in and come out as they are.
+//! The guest's serial lines in raw mode, in which bytes pass unchanged.
 
 use std::fs::File;
 
@@ -12,7 +12,7 @@ pub(super) const STDOUT: &str = "/dev/ttyS1";
 /// Standard error of the job.
 pub(super) const STDERR: &str = "/dev/ttyS2";
 
-/// Opens a line and turns off everything that a terminal does to bytes.
+/// Opens a line in raw mode.
 pub(super) fn open_raw(path: &str) -> Result<File> {
     let file = open(path)?;
     let mut modes = tcgetattr(&file)?;

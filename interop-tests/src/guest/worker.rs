@@ -1,5 +1,5 @@
-//! What runs a job: the same program in the guest (over serial lines) and in namespaces of the host
-//! (over inherited pipes).
+//! Runs a job. The worker is the same in the guest, where it uses serial lines, and in namespaces
+//! of the host, where it uses inherited pipes.
 
 use std::fs::{self, File};
 use std::io::{Read, Write};
@@ -12,21 +12,21 @@ use rustix::termios::{Winsize, tcdrain};
 
 use super::{Event, Job, Spec, backend, tty};
 
-/// What a job's programs are connected to.
+/// The standard input and output of a job's programs.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum JobIo {
-    /// Serial lines of the guest; output is bytes, there is no input.
+    /// Serial lines of the guest, for output only.
     Lines,
-    /// A serial line that is a terminal of the host.
+    /// A serial line that is connected to a terminal of the host.
     Terminal(Option<(u16, u16)>),
     /// What the worker inherited.
     Inherited,
 }
 
-/// Runs the [`Spec`] in `dir`. `events` is where to report, by default the guest's serial line.
+/// Runs the [`Spec`] in `dir`. Reports to `events`, by default the guest's serial line.
 ///
 /// # Errors
-/// When the spec cannot be read or nothing can be reported.
+/// If the spec cannot be read or nothing can be reported.
 pub fn main(dir: &Path, events: Option<&Path>) -> Result<ExitCode> {
     let spec: Spec = serde_json::from_slice(&fs::read(dir.join("spec.json"))?)?;
     let mut tell = Events(match events {
@@ -89,8 +89,8 @@ fn exec(spec: &Spec, argv: &[String], wiring: JobIo) -> Result<ExitStatus> {
     if !matches!(wiring, JobIo::Lines) {
         return command.status().with_context(|| format!("{name} cannot be run"));
     }
-    // A pipe in between: programs see no terminal, and all they wrote has been passed on before the
-    // status is told.
+    // A pipe in between hides the terminal from programs, and lets the worker copy all output
+    // before it reports the status.
     let mut child = command
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
@@ -135,8 +135,8 @@ impl JobIo {
     }
 }
 
-/// A session of its own, with the guest's end of the terminal as the controlling one, so that job
-/// control works in a shell.
+/// A session with the guest's end of the terminal as controlling terminal, so that a shell has job
+/// control.
 fn on_terminal(argv: &[String], window: Option<(u16, u16)>) -> Result<Command> {
     let line = tty::open(tty::STDOUT)?;
     if let Some((rows, columns)) = window {

@@ -1,4 +1,4 @@
-//! Building User-Mode Linux from a source tree.
+//! Builds User-Mode Linux from a source tree.
 
 use std::fs;
 use std::io::{BufRead as _, BufReader};
@@ -9,10 +9,10 @@ use anyhow::{Context as _, Result, bail};
 
 use crate::progress::Progress;
 
-/// Objects in a build with the options of `lab.config`, for the progress shown.
+/// Number of objects in a build with the options of `lab.config`, for the progress.
 const OBJECTS: usize = 1113;
 
-/// Refuses early, and with the way out, when the build would stop in the middle.
+/// Fails before the build if a tool is missing, and says how to install it.
 pub(super) fn require_tools() -> Result<()> {
     let missing: Vec<_> = ["gcc", "make", "flex", "bison", "bc", "xz", "dpkg-deb", "apt-get"]
         .into_iter()
@@ -77,8 +77,8 @@ fn make(source: &Path, out: &Path, log: &Path, args: &[&str], progress: &mut Pro
     Ok(())
 }
 
-/// Kconfig drops silently what it does not know or cannot have: a lab without ESP would only be
-/// noticed by its scenarios.
+/// Kconfig silently drops options that it does not know or whose dependencies are missing. This
+/// check finds that before a scenario fails without ESP.
 fn require_options(config: &str, options: &str) -> Result<()> {
     let have: std::collections::HashSet<_> = config.lines().collect();
     let lost: Vec<_> = options.lines().filter(|line| line.starts_with("CONFIG_") && !have.contains(line)).collect();

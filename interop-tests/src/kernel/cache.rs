@@ -1,4 +1,4 @@
-//! Where built kernels are kept.
+//! The cache of built kernels.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -14,7 +14,7 @@ pub(super) struct Cache {
 }
 
 impl Cache {
-    /// Opens the cache for kernels with these options, making its folder.
+    /// Opens the cache for kernels with these options, and makes its folder if needed.
     pub(super) fn open(options: &str) -> Result<Self> {
         Ok(Self { shelf: BuildCache::open("lab-kernel", "the lab kernel")?, options: cache::digest(&[options]) })
     }
@@ -41,7 +41,7 @@ impl Cache {
         Ok(found.into_iter().max().map(|(_, linux)| linux))
     }
 
-    /// Waits until nobody else builds. Released when the file is dropped.
+    /// Waits until no other process builds. The lock is released when the file is dropped.
     pub(super) fn lock(&self) -> Result<File> {
         self.shelf.lock()
     }
@@ -51,7 +51,7 @@ impl Cache {
         self.shelf.scratch()
     }
 
-    /// Keeps a built kernel: whole or not at all.
+    /// Keeps a built kernel, in one step.
     pub(super) fn publish(&self, version: &str, linux: &Path) -> Result<PathBuf> {
         Ok(self.shelf.publish(&self.name(version), &[linux])?.join("linux"))
     }

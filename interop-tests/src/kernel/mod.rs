@@ -1,8 +1,8 @@
-//! The lab kernel: Debian's newest `linux-source` built as User-Mode Linux, once per machine.
+//! The lab kernel is Debian's newest `linux-source`, built as User-Mode Linux once per machine.
 //!
-//! It lives under `$XDG_CACHE_HOME/edge-cni/lab-kernel/VERSION-OPTIONS/linux`, where `OPTIONS` is a
-//! hash of `lab.config`, so that a changed option means a new kernel and an unchanged one is never
-//! built twice.
+//! Its path is `$XDG_CACHE_HOME/edge-cni/lab-kernel/VERSION-OPTIONS/linux`. `OPTIONS` is a hash of
+//! `lab.config`, so a changed option leads to a new build, and the same options are never built
+//! twice.
 
 mod build;
 mod cache;
@@ -12,20 +12,20 @@ use std::path::PathBuf;
 
 use anyhow::{Context as _, Result, bail};
 
-/// Environment variable that names a ready User-Mode Linux binary, for machines that cannot build
-/// one.
+/// Environment variable with the path of a ready User-Mode Linux binary, for machines that cannot
+/// build one.
 pub const OVERRIDE: &str = "EDGE_LAB_KERNEL";
 
 /// The kernel options on top of `allnoconfig`.
 const OPTIONS: &str = include_str!("../../lab.config");
 
-/// Returns the path of a lab kernel, building it first where there is none yet.
+/// Returns the path of a lab kernel, which it builds if there is none yet.
 ///
-/// With `update` the package archive is asked for a newer version even if a kernel is there.
+/// With `update` it asks the package archive for a newer version, even if a kernel is there.
 ///
 /// # Errors
-/// When a tool is missing, the archive cannot be reached or the build fails; the message says what
-/// to do.
+/// If a tool is missing, the archive cannot be reached or the build fails. The message says what to
+/// do.
 pub fn ensure(update: bool) -> Result<PathBuf> {
     if let Some(path) = std::env::var_os(OVERRIDE) {
         let path = PathBuf::from(path);
@@ -39,7 +39,7 @@ pub fn ensure(update: bool) -> Result<PathBuf> {
         return Ok(kernel);
     }
     let _lock = cache.lock()?;
-    // Whoever held the lock may have built it meanwhile.
+    // Another process may have built it while this one waited for the lock.
     if !update && let Some(kernel) = cache.newest()? {
         return Ok(kernel);
     }

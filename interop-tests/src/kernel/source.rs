@@ -1,5 +1,5 @@
-//! The kernel's source: the package that sid's `linux-source` names, fetched beside the machine's
-//! own apt, which stays untouched.
+//! The kernel's source: the package that sid's `linux-source` names. It is fetched without changing
+//! the machine's own apt.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -19,7 +19,7 @@ pub(super) struct Package {
 }
 
 impl Package {
-    /// Asks the archive which source is the newest. `scratch` takes the package lists.
+    /// Asks the archive which source is the newest. The package lists go to `scratch`.
     pub(super) fn newest(scratch: &Path) -> Result<Self> {
         let progress = Progress::start("reading sid's package list");
         let apt = scratch.join("apt");
@@ -55,7 +55,7 @@ impl Package {
         let progress = Progress::start("unpacking the kernel source");
         let tree = scratch.join("source");
         fs::create_dir(&tree)?;
-        // The package holds one tar.xz; it goes through pipes, never whole onto the disk.
+        // The package contains one tar.xz, which goes through pipes to save disk space.
         let script = "set -e; set -o pipefail; dpkg-deb --fsys-tarfile \"$1\" \
                       | tar -xO --wildcards './usr/src/linux-source-*.tar.xz' | tar -xJ -C \"$2\" --strip-components=1";
         output(Command::new("bash").args(["-c", script, "unpack"]).arg(&deb).arg(&tree))?;
@@ -77,8 +77,8 @@ fn apt_command(program: &str, apt: &Path) -> Command {
     ] {
         command.arg("-o").arg(format!("{key}={}", value.display()));
     }
-    // An index past its date is still good for a source that is checked by its signature; the
-    // sandbox user cannot write here.
+    // An expired index is good enough for a source with a checked signature. apt's sandbox user
+    // cannot write here.
     command.args(["-o", "Acquire::Check-Valid-Until=false"]);
     command.args(["-o", "Acquire::Languages=none"]);
     command.args(["-o", "APT::Sandbox::User="]);

@@ -1,4 +1,4 @@
-//! Building the programs from Go modules.
+//! Builds the programs from Go modules.
 
 use std::fs;
 use std::io::{BufRead as _, BufReader};
@@ -13,19 +13,19 @@ use crate::progress::Progress;
 /// The pinned release and its libraries.
 pub(super) const GO_MOD: &str = include_str!("../../kube/go.mod");
 
-/// The hashes of everything that is downloaded.
+/// The hashes of all downloads.
 pub(super) const GO_SUM: &str = include_str!("../../kube/go.sum");
 
-/// What a build takes, for people.
+/// The cost of a build, for messages.
 pub(super) const COST: &str = "about 10 CPU-minutes";
 
-/// Packages in a build, for the progress shown.
+/// Number of packages in a build, for the progress.
 const PACKAGES: usize = 2277;
 
-/// The first Go that knows how to fetch the newer one that a module asks for.
+/// The first Go that can download the newer Go that a module requires: 1.21.
 const FETCHING_GO: u32 = 21;
 
-/// The `go` program, if it can do it.
+/// The `go` program, if it can build the modules.
 pub(super) fn go() -> Result<PathBuf> {
     let wanted = GO_MOD.lines().find_map(|line| line.strip_prefix("go ")).context("go.mod names no Go version")?;
     let get = "install it from https://go.dev/dl (Debian's may be too old) or name ready programs in";
@@ -42,7 +42,8 @@ pub(super) fn go() -> Result<PathBuf> {
     let (Some(have), Some(need)) = (minor(version), minor(wanted)) else {
         bail!("{} does not say which Go it is: {said:?}", go.display());
     };
-    // An older one fetches what go.mod names through the module proxy, unless told not to.
+    // An older Go downloads the version in go.mod through the module proxy, unless GOTOOLCHAIN
+    // forbids it.
     if have < need && (have < FETCHING_GO || toolchain == "local") {
         bail!(
             "building kube-apiserver needs Go {wanted} or newer, {} is {version}: {get} {}",
@@ -53,13 +54,13 @@ pub(super) fn go() -> Result<PathBuf> {
     Ok(go)
 }
 
-/// The 26 of `go1.26.8` and of `1.26.0`.
+/// The minor version: 26 for `go1.26.8` and for `1.26.0`.
 fn minor(version: &str) -> Option<u32> {
     let digits = version.trim_start_matches("go").strip_prefix("1.")?;
     digits.split(|c: char| !c.is_ascii_digit()).next()?.parse().ok()
 }
 
-/// Builds both programs below `scratch`; returns the folder that holds them.
+/// Builds both programs below `scratch`. Returns their folder.
 pub(super) fn build(go: &Path, scratch: &Path, release: &str) -> Result<PathBuf> {
     let module = scratch.join("module");
     fs::create_dir(&module)?;
@@ -75,7 +76,7 @@ pub(super) fn build(go: &Path, scratch: &Path, release: &str) -> Result<PathBuf>
     let mut progress = Progress::start("building kube-apiserver and kubectl");
     let out = scratch.join("out");
     let flags = link_flags(release);
-    // Nobody debugs them: without DWARF the objects are a quarter smaller.
+    // Without DWARF the objects are a quarter smaller.
     let args = [
         "build",
         "-v",
@@ -96,7 +97,7 @@ pub(super) fn build(go: &Path, scratch: &Path, release: &str) -> Result<PathBuf>
     Ok(out)
 }
 
-/// Without symbols, and with the version that the release's own build would say.
+/// Linker flags: no symbols, and the version that the release's own build sets.
 fn link_flags(release: &str) -> String {
     let mut numbers = release.trim_start_matches('v').split('.');
     let (major, minor) = (numbers.next().unwrap_or_default(), numbers.next().unwrap_or_default());
@@ -109,9 +110,9 @@ fn link_flags(release: &str) -> String {
     flags
 }
 
-/// Runs `go` in the module, `said` hearing each line; everything it fetches and makes stays below
-/// `scratch`.
-fn run(go: &Path, scratch: &Path, args: &[&str], mut said: impl FnMut(&str)) -> Result<()> {
+/// Runs `go` in the module, and calls `on_line` with each line of its output. All files that it
+/// downloads and makes are below `scratch`.
+fn run(go: &Path, scratch: &Path, args: &[&str], mut on_line: impl FnMut(&str)) -> Result<()> {
     let mut child = Command::new(go)
         .args(args)
         .current_dir(scratch.join("module"))
@@ -120,7 +121,7 @@ fn run(go: &Path, scratch: &Path, args: &[&str], mut said: impl FnMut(&str)) -> 
         .env("GOMODCACHE", scratch.join("sources"))
         .env("GOCACHE", scratch.join("objects"))
         .env("GOTMPDIR", scratch)
-        // The sources are to be removable; the result is not to know where it was built.
+        // The sources must be removable, and the result must not depend on the path.
         .env("GOFLAGS", "-mod=readonly -modcacherw -trimpath -buildvcs=false")
         .stdin(Stdio::null())
         .stdout(Stdio::null())
@@ -131,7 +132,7 @@ fn run(go: &Path, scratch: &Path, args: &[&str], mut said: impl FnMut(&str)) -> 
     let mut tail = std::collections::VecDeque::new();
     for line in BufReader::new(stderr).lines() {
         let line = line?;
-        said(&line);
+        on_line(&line);
         tail.push_back(line);
         if tail.len() > 30 {
             tail.pop_front();

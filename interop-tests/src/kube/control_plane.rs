@@ -15,41 +15,40 @@ use super::pki::{Authority, Proof, kubeconfig, token_keys};
 use super::port::Port;
 use super::programs::{Helpers, Programs};
 
-/// etcd's sockets, which lie in the control plane's private folder: it wants them to look like host
-/// and port.
+/// etcd's sockets, in the control plane's private folder. etcd requires the form of host and port.
 const ETCD_CLIENTS: &str = "unix://etcd:1";
 const ETCD_PEERS: &str = "unix://etcd:2";
 
-/// Who the tokens of service accounts are from and for.
+/// Issuer and audience of the tokens of service accounts.
 const ISSUER: &str = "https://kubernetes.default.svc.cluster.local";
 
-/// Where etcd keeps its data.
+/// The place of etcd's data.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Storage {
-    /// In shared memory where there is enough of it: fsync costs nothing.
+    /// In shared memory if there is enough of it; fsync costs nothing there.
     #[default]
     Memory,
-    /// On the disk of the target folder: each write waits for it, as in a real cluster.
+    /// On the disk of the target folder. Each write waits for the disk, as in a real cluster.
     Disk,
 }
 
-/// What a control plane is to be like, where the defaults do not fit.
+/// Options of a control plane.
 #[derive(Debug, Clone, Default)]
 pub struct Options {
-    /// Where etcd keeps its data.
+    /// The place of etcd's data.
     pub storage: Storage,
-    /// Further flags of `kube-apiserver`; a flag that is repeated counts as said last.
-    /// `--watch-cache=false` makes it forget at once what etcd forgets.
+    /// Further flags of `kube-apiserver`. Of a repeated flag the last one counts. With
+    /// `--watch-cache=false` it forgets at once what etcd forgets.
     pub api_server: Vec<String>,
-    /// Words before each program, such as those that enter the namespaces of a lab's host. The
-    /// programs' folder must be seen from there.
+    /// A command prefix for each program, such as the words that enter the namespaces of a lab's
+    /// host. The programs' folder must be visible there.
     pub prefix: Vec<OsString>,
     /// A folder for logs, which is emptied first; by default the name's below `target/kube-logs`.
     pub logs: Option<PathBuf>,
 }
 
-/// A running control plane. Everything it started ends when it is dropped, and when this process
-/// ends, however it ends.
+/// A running control plane. Its programs end when it is dropped, and when this process ends,
+/// however it ends.
 #[derive(Debug)]
 pub struct ControlPlane {
     options: Options,
@@ -61,7 +60,7 @@ pub struct ControlPlane {
     kubeconfig: PathBuf,
     written: AtomicU32,
     running: Mutex<Running>,
-    // Last: the programs end before their folder goes.
+    // The last field, so that the programs end before their folder is removed.
     folder: Folder,
 }
 
@@ -80,17 +79,17 @@ impl ControlPlane {
         Self::start_with(name, Options::default())
     }
 
-    /// Starts one, and waits until it is ready. Any number may run at once, each under a name of
-    /// its own.
+    /// Starts one, and waits until it is ready. Several may run at the same time under different
+    /// names.
     ///
     /// # Errors
-    /// When a program is missing, or ends, or is not ready in time; the message has its last words
-    /// and the path of its log.
+    /// If a program is missing, ends, or is not ready in time. The message has the end of its
+    /// output and the path of its log.
     pub fn start_with(name: &str, options: Options) -> Result<Self> {
         let programs = super::ensure()?;
         let helpers = Helpers::find()?;
         let logs = options.logs.clone().unwrap_or_else(|| target_folder().join("kube-logs").join(name));
-        // Logs are of the last run.
+        // The folder has the logs of the last run only.
         fs::remove_dir_all(&logs).ok();
         fs::create_dir_all(&logs).with_context(|| format!("making {}", logs.display()))?;
         let folder = Folder::new_in(&match options.storage {
@@ -148,26 +147,26 @@ impl ControlPlane {
         &self.logs
     }
 
-    /// A kubeconfig that may do everything (`system:masters`).
+    /// A kubeconfig with all rights (`system:masters`).
     #[must_use]
     pub fn kubeconfig(&self) -> &Path {
         &self.kubeconfig
     }
 
-    /// A kubeconfig of a user with a client certificate, who has only the rights that somebody
+    /// A kubeconfig of a user with a client certificate, who has only the rights that a test
     /// grants.
     ///
     /// # Errors
-    /// When it cannot be written.
+    /// If it cannot be written.
     pub fn kubeconfig_for_user(&self, user: &str, group: Option<&str>) -> Result<PathBuf> {
         let client = self.authority.client(user, group)?;
         self.write_kubeconfig(&Proof::Certificate(&client))
     }
 
-    /// A kubeconfig of a service account that is there, with a fresh token of one hour.
+    /// A kubeconfig of an existing service account, with a new token that is valid for one hour.
     ///
     /// # Errors
-    /// When the API server gives no token.
+    /// If the API server issues no token.
     pub fn kubeconfig_for_service_account(&self, namespace: &str, name: &str) -> Result<PathBuf> {
         let token = self.kubectl(&["create", "token", name, "--namespace", namespace])?;
         self.write_kubeconfig(&Proof::Token(token.trim()))
@@ -196,15 +195,15 @@ impl ControlPlane {
     /// Runs `kubectl` to its end; returns its standard output.
     ///
     /// # Errors
-    /// When it ends with anything but 0; the message has what it said.
+    /// If it does not end with 0. The message has its standard error.
     pub fn kubectl(&self, args: &[&str]) -> Result<String> {
         output(self.kubectl_command().args(args), &format!("kubectl {}", args.join(" ")))
     }
 
-    /// Applies a manifest, or those in a folder.
+    /// Applies a manifest, or all manifests in a folder.
     ///
     /// # Errors
-    /// When `kubectl apply` fails.
+    /// If `kubectl apply` fails.
     pub fn apply(&self, path: &Path) -> Result<String> {
         output(self.kubectl_command().args(["apply", "-f"]).arg(path), &format!("kubectl apply -f {}", path.display()))
     }
@@ -212,18 +211,18 @@ impl ControlPlane {
     /// Applies manifests from a text.
     ///
     /// # Errors
-    /// When `kubectl apply` fails.
+    /// If `kubectl apply` fails.
     pub fn apply_text(&self, manifests: &str) -> Result<String> {
         let mut file = tempfile::NamedTempFile::new_in(self.folder.path())?;
         file.write_all(manifests.as_bytes())?;
         self.apply(file.path())
     }
 
-    /// Starts the API server, which was stopped or killed, with the same address and data, and
-    /// waits until it is ready.
+    /// Starts the stopped or killed API server with the same address and data, and waits until it
+    /// is ready.
     ///
     /// # Errors
-    /// When it runs, or does not become ready.
+    /// If it runs already, or does not become ready.
     pub fn start_api_server(&self) -> Result<()> {
         let mut running = self.running();
         if running.api_server.is_some() {
@@ -232,24 +231,24 @@ impl ControlPlane {
         let words = self.words(&self.programs.api_server, &self.api_server_flags());
         let log = self.logs.join("kube-apiserver.log");
         let daemon = Daemon::start("kube-apiserver", &log, &words, self.folder.path())?;
-        // Kept first: one that does not become ready ends with the rest.
+        // Stored first, so that a program that does not become ready ends with the others.
         let daemon = running.api_server.insert(daemon);
-        daemon.until_said("Serving securely on")?;
+        daemon.until_output("Serving securely on")?;
         daemon.until("the API server to be ready", |_| self.ready())
     }
 
-    /// Stops the API server in its own way: it lets requests end first.
+    /// Stops the API server, which completes its requests first.
     ///
     /// # Errors
-    /// When it does not run, or does not end.
+    /// If it does not run, or does not end.
     pub fn stop_api_server(&self) -> Result<()> {
         self.running().api_server.take().context("the API server is not running")?.stop()
     }
 
-    /// Kills the API server in the middle of whatever it does.
+    /// Kills the API server.
     ///
     /// # Errors
-    /// When it does not run.
+    /// If it does not run.
     pub fn kill_api_server(&self) -> Result<()> {
         self.running().api_server.take().context("the API server is not running").map(drop)
     }
@@ -257,24 +256,24 @@ impl ControlPlane {
     /// Kills the API server and starts it again.
     ///
     /// # Errors
-    /// As its parts.
+    /// As its steps.
     pub fn restart_api_server(&self) -> Result<()> {
         self.kill_api_server()?;
         self.start_api_server()
     }
 
-    /// Kills etcd: the API server goes on running, and answers that it cannot.
+    /// Kills etcd. The API server goes on running, and answers with errors.
     ///
     /// # Errors
-    /// When it does not run.
+    /// If it does not run.
     pub fn kill_etcd(&self) -> Result<()> {
         self.running().etcd.take().context("etcd is not running").map(drop)
     }
 
-    /// Starts etcd, which was killed, with the data that it had.
+    /// Starts the killed etcd with its former data.
     ///
     /// # Errors
-    /// When it runs, or does not become healthy.
+    /// If it runs already, or does not become healthy.
     pub fn start_etcd(&self) -> Result<()> {
         let mut running = self.running();
         if running.etcd.is_some() {
@@ -292,14 +291,14 @@ impl ControlPlane {
             &format!("--initial-cluster=one={ETCD_PEERS}"),
         ];
         let words = self.words(&self.helpers.etcd, &flags);
-        // One that was killed leaves its sockets lying there, and does not bind to them again.
+        // A killed etcd leaves its sockets, to which another one cannot bind.
         for socket in ["etcd:1", "etcd:2"] {
             fs::remove_file(self.folder.path().join(socket)).ok();
         }
         let daemon = Daemon::start("etcd", &self.logs.join("etcd.log"), &words, self.folder.path())?;
         let socket = self.folder.path().join("etcd:1");
         running.etcd.insert(daemon).until("etcd to be healthy", |_| {
-            // Trying before would only wait for etcdctl's own timeout.
+            // An earlier attempt would only wait for etcdctl's timeout.
             anyhow::ensure!(socket.exists(), "it does not listen yet");
             self.etcdctl(&["endpoint", "health"]).map(drop)
         })
@@ -308,7 +307,7 @@ impl ControlPlane {
     /// Kills etcd, starts it again, and waits until the API server is ready with it.
     ///
     /// # Errors
-    /// As its parts.
+    /// As its steps.
     pub fn restart_etcd(&self) -> Result<()> {
         self.kill_etcd()?;
         self.start_etcd()?;
@@ -317,14 +316,13 @@ impl ControlPlane {
         daemon.until("the API server to be ready again", |_| self.ready())
     }
 
-    /// Makes etcd forget every version of every object but the present one; returns the revision
-    /// that it is at.
+    /// Makes etcd forget all versions of all objects but the present ones. Returns its revision.
     ///
-    /// The API server's watch cache still remembers what it has seen; [`Self::forget_history`]
-    /// makes it forget as well.
+    /// The API server's watch cache still has earlier versions; [`Self::forget_history`] clears
+    /// that, too.
     ///
     /// # Errors
-    /// When etcd refuses.
+    /// If etcd refuses.
     pub fn compact(&self) -> Result<u64> {
         let status = self.etcdctl(&["endpoint", "status", "--write-out=json"])?;
         let status: serde_json::Value =
@@ -337,12 +335,11 @@ impl ControlPlane {
         }
     }
 
-    /// Makes the whole control plane forget all but the present: whoever asks for changes since a
-    /// version before it is told 410 Gone, and has to list again. The API server is restarted for
-    /// it.
+    /// Makes the control plane forget all earlier versions. A client that asks for changes since
+    /// one of them gets 410 Gone, and must list again. This restarts the API server.
     ///
     /// # Errors
-    /// As its parts.
+    /// As its steps.
     pub fn forget_history(&self) -> Result<()> {
         self.compact()?;
         self.restart_api_server()
@@ -367,7 +364,7 @@ impl ControlPlane {
     fn api_server_flags(&self) -> Vec<String> {
         let mut flags: Vec<String> = [
             "--bind-address=127.0.0.1",
-            // Nothing in this cluster reaches the API server through a Service.
+            // No client in this cluster reaches the API server by a Service.
             "--endpoint-reconciler-type=none",
             "--advertise-address=192.0.2.1",
             "--service-cluster-ip-range=198.18.0.0/16",
@@ -379,10 +376,10 @@ impl ControlPlane {
             "--service-account-signing-key-file=tokens.key",
             "--allow-privileged=true",
             "--profiling=false",
-            // The machine is the limit.
+            // No limit but the machine.
             "--max-requests-inflight=4000",
             "--max-mutating-requests-inflight=2000",
-            // etcd forgets when a test says so.
+            // etcd forgets only when a test asks for it.
             "--etcd-compaction-interval=0",
             "--shutdown-delay-duration=0s",
         ]
@@ -399,8 +396,8 @@ impl ControlPlane {
     fn words(&self, program: &Path, args: &[impl AsRef<OsStr>]) -> Vec<OsString> {
         let mut words = self.options.prefix.clone();
         if !words.is_empty() {
-            // Whoever enters another mount namespace begins at its root, and the paths of sockets
-            // and keys are relative.
+            // A program in another mount namespace starts at its root, but the paths of sockets and
+            // keys are relative to this folder.
             words.extend(["env".into(), "-C".into(), self.folder.path().into()]);
         }
         if in_user_mode_linux() {
@@ -413,14 +410,14 @@ impl ControlPlane {
     }
 
     fn running(&self) -> MutexGuard<'_, Running> {
-        // A test that panicked leaves the programs as they are.
+        // A test that panicked while it held the lock leaves the programs as they are.
         self.running.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// Whether this is a guest of User-Mode Linux. It runs one thread of a process at a time, and a
-/// thread that has its turn on the other CPU spins until the first one lets go; Go's programs, with
-/// a thread for each CPU and more, come up many times slower unless each is kept on one.
+/// Whether this is a guest of User-Mode Linux. Its kernel runs one thread of a process at a time,
+/// and a thread on the other CPU spins until the first one yields. Go's programs, with a thread for
+/// each CPU and more, start many times slower there, unless each is bound to one CPU.
 fn in_user_mode_linux() -> bool {
     static FOUND: LazyLock<bool> =
         LazyLock::new(|| fs::read_to_string("/proc/cpuinfo").is_ok_and(|info| info.contains("User Mode Linux")));
@@ -443,7 +440,7 @@ fn target_folder() -> PathBuf {
     tagged.map_or_else(std::env::temp_dir, Path::to_owned)
 }
 
-/// Shared memory where there is enough of it (containers often get 64 MiB), else the disk.
+/// Shared memory if there is enough of it (containers often get 64 MiB), else the disk.
 fn memory_folder() -> PathBuf {
     const ENOUGH: u64 = 1 << 30;
     let shm = Path::new("/dev/shm");

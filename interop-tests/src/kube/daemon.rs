@@ -1,4 +1,4 @@
-//! A program that runs until it is told to end, and never longer than this process.
+//! A program that runs until it is stopped, and never longer than this process.
 
 use std::ffi::OsStr;
 use std::fs::File;
@@ -15,7 +15,7 @@ use rustix::process::{Pid, Signal, kill_process};
 
 use crate::wait;
 
-/// How long a program may take to come up or to go, on a loaded machine.
+/// How long a program may take to start or to end, on a loaded machine.
 pub(super) const TIMEOUT: Duration = Duration::from_secs(120);
 
 /// A running program. It is killed when dropped.
@@ -28,13 +28,13 @@ pub(super) struct Daemon {
 }
 
 impl Daemon {
-    /// Starts the program; what it says is appended to `log`, so that the log of one that was
-    /// restarted tells the whole story.
+    /// Starts the program. Its output is appended to `log`, so that the log of a restarted program
+    /// has all its runs.
     pub(super) fn start(name: &'static str, log: &Path, words: &[impl AsRef<OsStr>], folder: &Path) -> Result<Self> {
         let file = File::options().create(true).append(true).open(log)?;
         let begins = file.metadata()?.len();
-        // setpriv: it does not outlive us, however we end. A process group: an interrupt typed at
-        // the test is not meant for it.
+        // setpriv ends it with this process, however that ends. It gets its own process group, so
+        // that Ctrl-C at the test does not reach it.
         let mut command = Command::new("setpriv");
         command
             .args(["--pdeathsig", "KILL", "--"])
@@ -48,22 +48,22 @@ impl Daemon {
         Ok(Self { name, log: log.to_owned(), begins, child })
     }
 
-    /// What this run of the program has said so far.
-    pub(super) fn said(&self) -> String {
-        let mut said = Vec::new();
+    /// The output of this run of the program so far.
+    pub(super) fn output(&self) -> String {
+        let mut output = Vec::new();
         let read = File::open(&self.log).and_then(|mut log| {
             log.seek(SeekFrom::Start(self.begins))?;
-            log.read_to_end(&mut said)
+            log.read_to_end(&mut output)
         });
         read.ok();
-        String::from_utf8_lossy(&said).into_owned()
+        String::from_utf8_lossy(&output).into_owned()
     }
 
-    /// Asks `probe` until it succeeds; fails at once when the program ends.
+    /// Calls `probe` until it succeeds. Fails at once if the program ends.
     pub(super) fn until<T>(&mut self, what: &str, mut probe: impl FnMut(&Self) -> Result<T>) -> Result<T> {
         let log = self.log.clone();
         let waited = wait::until(what, TIMEOUT, || {
-            // Ask first, probe then: what it did last counts.
+            // Asked before the probe, so that its last actions count.
             let ended = self.child.try_wait()?;
             match (probe(self), ended) {
                 (Ok(value), _) => Ok(Ok(value)),
@@ -71,18 +71,20 @@ impl Daemon {
                 (Err(error), None) => Err(error),
             }
         });
-        waited.with_context(|| format!("{} said what is in {}", self.name, log.display()))?
+        waited.with_context(|| format!("the output of {} is in {}", self.name, log.display()))?
     }
 
-    /// Waits until the program says `text`.
-    pub(super) fn until_said(&mut self, text: &str) -> Result<()> {
+    /// Waits until the program's output contains `text`.
+    pub(super) fn until_output(&mut self, text: &str) -> Result<()> {
         let what = format!("{text:?} from {}", self.name);
-        self.until(&what, |daemon| daemon.said().contains(text).then_some(()).ok_or_else(|| anyhow!("not said yet")))
+        self.until(&what, |daemon| {
+            daemon.output().contains(text).then_some(()).ok_or_else(|| anyhow!("it is not there yet"))
+        })
     }
 
-    /// Tells the program to end in its own way, and waits for it.
+    /// Asks the program to end (SIGTERM), and waits for that.
     pub(super) fn stop(mut self) -> Result<()> {
-        // Not yet waited for: the number is still its own.
+        // It has not been waited for, so no other process has its number.
         if self.child.try_wait()?.is_none() {
             let pid = Pid::from_child(&self.child);
             kill_process(pid, Signal::TERM).with_context(|| format!("ending {}", self.name))?;
@@ -94,8 +96,8 @@ impl Daemon {
     }
 
     fn ended_early(&self, status: ExitStatus) -> anyhow::Error {
-        let said = self.said();
-        let lines: Vec<_> = said.lines().collect();
+        let output = self.output();
+        let lines: Vec<_> = output.lines().collect();
         let tail = lines[lines.len().saturating_sub(15)..].join("\n");
         anyhow!("{} ended ({status}); its log is {}, which ends:\n{tail}", self.name, self.log.display())
     }
@@ -110,8 +112,8 @@ impl Drop for Daemon {
 
 type Order = (Command, SyncSender<std::io::Result<Child>>);
 
-/// Starts a program from a thread that lives as long as this process: the death signal speaks of
-/// the thread that started the program, and a test's thread ends with the test.
+/// Starts a program from a thread that lives as long as this process. The kernel sends the death
+/// signal when the starting thread ends, and a test's thread ends with the test.
 fn spawn(command: Command) -> Result<Child> {
     static KEEPER: LazyLock<Mutex<Sender<Order>>> = LazyLock::new(|| {
         let (orders, inbox) = mpsc::channel::<Order>();
@@ -130,7 +132,7 @@ fn spawn(command: Command) -> Result<Child> {
     Ok(answered.recv()??)
 }
 
-/// A folder that goes when this is dropped or when this process ends, however it ends.
+/// A folder that is removed when this is dropped or when this process ends, however it ends.
 #[derive(Debug)]
 pub(super) struct Folder {
     path: PathBuf,
@@ -140,8 +142,8 @@ pub(super) struct Folder {
 impl Folder {
     pub(super) fn new_in(parent: &Path) -> Result<Self> {
         let folder = tempfile::Builder::new().prefix("edge-kube-").tempdir_in(parent)?;
-        // It sees the end of its input when we drop the pipe, and when we die. Files may still
-        // appear while the programs are dying.
+        // The script reads the end of its input when the pipe is dropped or this process dies. The
+        // programs may still make files while they end.
         let script = "trap '' INT TERM HUP; cat >/dev/null; until rm -rf -- \"$1\"; do sleep 0.1; done 2>/dev/null";
         let janitor = Command::new("sh")
             .args(["-c", script, "sh"])
@@ -172,11 +174,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_program_that_ends_early_is_told_with_its_last_words() {
+    fn a_program_that_ends_early_is_reported_with_its_last_output() {
         let folder = tempfile::tempdir().unwrap();
         let log = folder.path().join("log");
         let mut daemon = Daemon::start("speaker", &log, &["sh", "-c", "echo no room; exit 3"], folder.path()).unwrap();
-        let error = format!("{:#}", daemon.until_said("ready").unwrap_err());
+        let error = format!("{:#}", daemon.until_output("ready").unwrap_err());
         assert!(error.contains("exit status: 3") && error.contains("no room"), "{error}");
     }
 

@@ -1,9 +1,9 @@
-//! A real Kubernetes control plane for tests: etcd from Debian, `kube-apiserver` and `kubectl`
+//! A real Kubernetes control plane for tests: etcd from Debian, and `kube-apiserver` and `kubectl`
 //! built from the Go modules of one release, once per machine.
 //!
-//! No registry ships these programs, and nothing that stands in for them has their conflicts,
-//! watches, admission and rights. There is no controller manager, scheduler or kubelet: nodes are
-//! objects that a test makes, and a namespace that is deleted stays in `Terminating`.
+//! No registry ships these programs, and no substitute has their conflicts, watches, admission and
+//! RBAC. There is no controller manager, scheduler or kubelet. So a test makes the Node objects
+//! itself, and a deleted namespace stays in `Terminating`.
 
 mod build;
 mod control_plane;

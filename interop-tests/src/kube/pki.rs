@@ -43,8 +43,8 @@ impl Authority {
         self.sign(params, ExtendedKeyUsagePurpose::ServerAuth)
     }
 
-    /// A client: the API server takes its common name for the user and its organisation for a
-    /// group.
+    /// A client's certificate. The API server takes its common name as the user and its
+    /// organisation as a group.
     pub(super) fn client(&self, user: &str, group: Option<&str>) -> Result<Credentials> {
         let mut params = CertificateParams::new(Vec::new())?;
         params.distinguished_name.push(DnType::CommonName, user);
@@ -75,7 +75,7 @@ pub(super) fn token_keys() -> Result<(String, String)> {
     Ok((key.serialize_pem(), key.public_key_pem()))
 }
 
-/// How a client shows who it is.
+/// How a client authenticates.
 pub(super) enum Proof<'a> {
     Certificate(&'a Credentials),
     Token(&'a str),

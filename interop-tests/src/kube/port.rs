@@ -1,21 +1,21 @@
-//! TCP ports that stay ours while the server behind them is down.
+//! TCP ports that stay reserved while their server is down.
 
 use std::fs::File;
 use std::net::{Ipv4Addr, TcpListener};
 
 use anyhow::{Context as _, Result};
 
-/// Where the ports given out begin: below those that the kernel gives to outgoing connections. A
-/// client that keeps trying a port of that range while its server is away may in the end be
-/// connected to itself, and the server then does not get its port back.
+/// First port of the range. It is below the ports that the kernel gives to outgoing connections. A
+/// client that keeps trying a port of that other range while its server is down may connect to
+/// itself, and then the server cannot bind to its port.
 const FIRST: u16 = 20_000;
 const COUNT: u16 = 10_000;
 
-/// A port on loopback that no other control plane takes.
+/// A port on loopback that no other control plane uses.
 #[derive(Debug)]
 pub(super) struct Port {
     pub(super) number: u16,
-    // Locked as long as it is open.
+    // The lock is held as long as the file is open.
     _claim: File,
 }
 
@@ -23,7 +23,7 @@ impl Port {
     pub(super) fn claim() -> Result<Self> {
         let folder = std::env::temp_dir().join(format!("edge-kube-ports-{}", rustix::process::getuid().as_raw()));
         std::fs::create_dir_all(&folder).with_context(|| format!("making {}", folder.display()))?;
-        // Spread by process, so that the first try of each succeeds mostly.
+        // Each process begins elsewhere, so that the first attempt usually succeeds.
         let start = (std::process::id() % u32::from(COUNT)) as u16;
         for offset in 0..COUNT {
             let number = FIRST + (start + offset) % COUNT;

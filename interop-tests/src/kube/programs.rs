@@ -1,4 +1,4 @@
-//! The programs of a control plane: where they come from, and whether they can be had.
+//! The programs of a control plane: finds or builds them.
 
 use std::path::{Path, PathBuf};
 
@@ -8,12 +8,12 @@ use super::build;
 use crate::cache::{self, BuildCache};
 use crate::executables;
 
-/// Environment variable that names a folder with ready `kube-apiserver` and `kubectl`, for machines
-/// that cannot build them.
+/// Environment variable with a folder of ready `kube-apiserver` and `kubectl`, for machines that
+/// cannot build them.
 pub const OVERRIDE: &str = "EDGE_KUBE_PROGRAMS";
 
-/// The Kubernetes release that `interop-tests/kube/go.mod` pins; `interop-tests/kube/pin` pins
-/// another.
+/// The Kubernetes release that `interop-tests/kube/go.mod` pins. The script
+/// `interop-tests/kube/pin` pins another one.
 pub const RELEASE: &str = "v1.37.2";
 
 const API_SERVER: &str = "kube-apiserver";
@@ -45,7 +45,7 @@ impl Programs {
     }
 }
 
-/// What is needed besides Go's programs.
+/// Other programs that a control plane needs.
 #[derive(Debug, Clone)]
 pub(super) struct Helpers {
     pub(super) etcd: PathBuf,
@@ -64,11 +64,11 @@ impl Helpers {
     }
 }
 
-/// Returns `kube-apiserver` and `kubectl`, building them first where they are not there yet.
+/// Returns `kube-apiserver` and `kubectl`, which it builds if they are not there yet.
 ///
 /// # Errors
-/// When Go is missing or too old, the module proxy cannot be reached or the build fails; the
-/// message says what to do.
+/// If Go is missing or too old, the module proxy cannot be reached or the build fails. The message
+/// says what to do.
 pub fn ensure() -> Result<Programs> {
     if let Some(programs) = Programs::overridden()? {
         return Ok(programs);
@@ -79,7 +79,7 @@ pub fn ensure() -> Result<Programs> {
         return Ok(programs);
     }
     let _lock = shelf.lock()?;
-    // Whoever held the lock may have built them meanwhile.
+    // Another process may have built them while this one waited for the lock.
     if let Some(programs) = Programs::in_folder(&place) {
         return Ok(programs);
     }
@@ -91,8 +91,7 @@ pub fn ensure() -> Result<Programs> {
     Programs::in_folder(&place).with_context(|| format!("{} lost what was just put there", place.display()))
 }
 
-/// Why no control plane can be had here, if so; building nothing. A test that is told so counts as
-/// skipped, unless it must run.
+/// Why this machine cannot run a control plane, if so. It builds nothing to find out.
 #[must_use]
 pub fn obstacle() -> Option<String> {
     let found = || -> Result<()> {

@@ -1,11 +1,11 @@
-//! Rights by RBAC: granted, revoked, asked.
+//! RBAC: granting, revoking and checking rights.
 
 use anyhow::{Result, anyhow, ensure};
 
 use super::ControlPlane;
 use crate::wait;
 
-/// Who has a right.
+/// The holder of a right.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Subject<'a> {
     /// A user, by the common name of the client's certificate.
@@ -33,10 +33,10 @@ impl Subject<'_> {
 
 impl ControlPlane {
     /// Grants verbs on resources (`nodes`, `segments.edge-cni.io`) in the whole cluster, by a
-    /// ClusterRole and a ClusterRoleBinding called `name`; returns when the API server acts on it.
+    /// ClusterRole and a ClusterRoleBinding called `name`. Returns when the right is in effect.
     ///
     /// # Errors
-    /// When they are there already, or have no effect.
+    /// If they exist already, or do not take effect.
     pub fn grant(&self, name: &str, subject: Subject<'_>, verbs: &[&str], resources: &[&str]) -> Result<()> {
         ensure!(!verbs.is_empty() && !resources.is_empty(), "a right needs verbs and resources");
         let (verb, resource) = (verbs.join(","), resources.join(","));
@@ -45,24 +45,24 @@ impl ControlPlane {
         self.wait_right(subject, verbs[0], resources[0], true)
     }
 
-    /// Takes back what [`Self::grant`] gave under `name`. The API server acts on it a moment later:
+    /// Revokes the rights that [`Self::grant`] gave under `name`. That takes effect a moment later:
     /// see [`Self::wait_right`].
     ///
     /// # Errors
-    /// When it is not there.
+    /// If there are none.
     pub fn revoke(&self, name: &str) -> Result<()> {
         self.kubectl(&["delete", "clusterrolebinding,clusterrole", name]).map(drop)
     }
 
-    /// Whether a subject may do something in the whole cluster, by the API server's own answer.
+    /// Whether a subject has a right in the whole cluster, as the API server answers.
     ///
     /// # Errors
-    /// When the API server does not answer.
+    /// If the API server does not answer.
     pub fn can(&self, subject: Subject<'_>, verb: &str, resource: &str) -> Result<bool> {
         let user = format!("--as={}", subject.user());
         let mut command = self.kubectl_command();
         let out = command.args(["auth", "can-i", "--all-namespaces", verb, resource, &user]).output()?;
-        // It ends with 1 for "no" as well as for an error.
+        // kubectl ends with 1 for "no" as well as for an error.
         match String::from_utf8_lossy(&out.stdout).split_whitespace().next() {
             Some("yes") => Ok(true),
             Some("no") => Ok(false),
@@ -70,10 +70,10 @@ impl ControlPlane {
         }
     }
 
-    /// Waits until the API server says that a subject may do something, or may not.
+    /// Waits until a subject has a right, or does not have it, as `wanted` says.
     ///
     /// # Errors
-    /// When it does not come so.
+    /// If that does not happen in time.
     pub fn wait_right(&self, subject: Subject<'_>, verb: &str, resource: &str, wanted: bool) -> Result<()> {
         let what =
             format!("{} to be {} {verb} {resource}", subject.user(), if wanted { "allowed to" } else { "denied to" });

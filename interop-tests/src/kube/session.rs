@@ -1,4 +1,4 @@
-//! A control plane for a person.
+//! A control plane for interactive use.
 
 use std::os::unix::process::ExitStatusExt as _;
 use std::process::{Command, ExitCode};
@@ -11,7 +11,7 @@ use crate::progress::Progress;
 /// Runs `argv`, by default a shell, beside a fresh control plane, and returns its exit status.
 ///
 /// # Errors
-/// When the control plane does not start, or the command does not.
+/// If the control plane or the command does not start.
 pub fn session(api_server: Vec<String>, argv: Vec<String>) -> Result<ExitCode> {
     let programs = super::ensure()?;
     let progress = Progress::start("starting etcd and kube-apiserver");

@@ -12,8 +12,8 @@ use crate::wait;
 
 const URI: &str = "unix:///run/charon.vici";
 
-/// By name: with every plugin of Debian's packages loaded, charon dies in a worker thread of the
-/// lab kernel.
+/// It names the plugins to load. With all plugins of Debian's packages charon crashes in a worker
+/// thread on the lab kernel.
 const STRONGSWAN_CONF: &str = "\
 charon-systemd {
   load = random nonce openssl pem x509 constraints pubkey pkcs1 pkcs8 sha1 sha2 hmac kdf aes gcm curve25519 chapoly \
@@ -36,17 +36,17 @@ pub struct Charon<'a> {
     loaded: String,
 }
 
-/// How a charon proves who it is and believes who the peer is.
+/// How charon and its peer authenticate.
 #[derive(Clone)]
 pub enum Auth {
     /// A pre-shared key.
     Psk(String),
-    /// Certificates under one authority: our credentials, and its certificate.
+    /// Certificates of one authority: our credentials, and the authority's certificate.
     Certificate(Credentials, String),
 }
 
 impl Auth {
-    /// Certificates under `authority`.
+    /// Certificates of `authority`.
     #[must_use]
     pub fn certificate(credentials: Credentials, authority: &Authority) -> Self {
         Self::Certificate(credentials, authority.certificate_pem.clone())
@@ -58,21 +58,21 @@ impl Auth {
 pub struct Connection {
     /// Its name.
     pub name: String,
-    /// Address to speak from; `%any` for whichever.
+    /// Our address; `%any` for any.
     pub local: String,
-    /// Address of the peer; `%any` for whoever comes.
+    /// The peer's address; `%any` for any.
     pub remote: String,
-    /// Who we are.
+    /// Our identity.
     pub local_id: String,
-    /// Who the peer must be.
+    /// The peer's identity.
     pub remote_id: String,
-    /// How both prove it.
+    /// How both authenticate.
     pub auth: Auth,
-    /// Networks here, separated by commas.
+    /// Our networks, separated by commas.
     pub local_ts: String,
-    /// Networks there.
+    /// The peer's networks.
     pub remote_ts: String,
-    /// IKE proposals, as swanctl writes them.
+    /// IKE proposals, in swanctl's form.
     pub ike: String,
     /// ESP proposals.
     pub esp: String,
@@ -106,7 +106,7 @@ impl Connection {
         self
     }
 
-    /// Sets the peer's.
+    /// Sets the peer's address, identity and networks.
     #[must_use]
     pub fn remote(mut self, address: &str, id: &str, networks: &str) -> Self {
         (self.remote, self.remote_id, self.remote_ts) = (address.to_owned(), id.to_owned(), networks.to_owned());
@@ -166,7 +166,7 @@ impl Connection {
             esp = self.esp,
         )?;
         if let Auth::Psk(secret) = &self.auth {
-            // In hexadecimal: whatever bytes a test takes for a secret mean themselves.
+            // In hexadecimal, so that no byte of a secret has a special meaning.
             let hex = HEXLOWER.encode(secret.as_bytes());
             writeln!(
                 text,
@@ -184,16 +184,16 @@ impl Connection {
     }
 }
 
-/// An IKE SA as charon tells it.
+/// An IKE SA in charon's list.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct IkeSa {
     /// The connection's name.
     pub name: String,
-    /// charon's number of it.
+    /// charon's number of the IKE SA.
     pub unique_id: u64,
     /// `ESTABLISHED`, `CONNECTING`, ...
     pub state: String,
-    /// Who the peer proved to be.
+    /// The peer's authenticated identity.
     pub remote_id: String,
     /// Initiator's and responder's SPI, hexadecimal.
     pub spis: (String, String),
@@ -203,16 +203,16 @@ pub struct IkeSa {
     pub children: Vec<ChildSa>,
 }
 
-/// A CHILD_SA as charon tells it.
+/// A CHILD_SA in charon's list.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ChildSa {
     /// The child's name.
     pub name: String,
     /// `INSTALLED`, `REKEYED`, `DELETED`, ...
     pub state: String,
-    /// SPI of what it receives.
+    /// SPI of packets that it receives.
     pub spi_in: u32,
-    /// SPI of what it sends.
+    /// SPI of packets that it sends.
     pub spi_out: u32,
     /// Whether ESP travels in UDP.
     pub encap: bool,
@@ -220,9 +220,9 @@ pub struct ChildSa {
     pub packets_in: u64,
     /// Packets sent.
     pub packets_out: u64,
-    /// Networks here.
+    /// Our networks.
     pub local_ts: Vec<String>,
-    /// Networks there.
+    /// The peer's networks.
     pub remote_ts: Vec<String>,
     /// Encryption and key size.
     pub algorithm: String,
@@ -232,7 +232,7 @@ impl<'a> Charon<'a> {
     /// Starts charon on `node` and loads the connection.
     ///
     /// # Errors
-    /// When it does not start or refuses the configuration.
+    /// If it does not start or refuses the configuration.
     pub fn start(node: &'a Node, connection: &Connection) -> Result<Self> {
         node.write("/etc/swanctl/strongswan.conf", STRONGSWAN_CONF)?;
         let process = node
@@ -279,15 +279,15 @@ impl<'a> Charon<'a> {
     /// Initiates the child and waits until it is up.
     ///
     /// # Errors
-    /// When it is refused or does not come up; the message has charon's words.
+    /// If it is refused or does not come up. The message has charon's output.
     pub fn initiate(&self) -> Result<()> {
         self.swanctl(&["--initiate", "--child", "net", "--timeout", "20"]).map(drop)
     }
 
-    /// Rekeys the child, begun by charon, and waits until a new one is installed.
+    /// Lets charon rekey the child, and waits until a new one is installed.
     ///
     /// # Errors
-    /// When none is in time.
+    /// If none is installed in time.
     pub fn rekey_child(&self) -> Result<()> {
         let before: Vec<_> = self.installed()?.iter().map(|child| child.spi_in).collect();
         self.swanctl(&["--rekey", "--child", "net"])?;
@@ -301,11 +301,11 @@ impl<'a> Charon<'a> {
         })
     }
 
-    /// Rekeys the IKE SA, begun by charon, and waits until the new one has taken the old one's
-    /// place and CHILD_SA.
+    /// Lets charon rekey the IKE SA, and waits until the new one has replaced the old one and has
+    /// its CHILD_SA.
     ///
     /// # Errors
-    /// When it has not in time.
+    /// If that does not happen in time.
     pub fn rekey_ike(&self) -> Result<()> {
         let before: Vec<_> = self.sas()?.into_iter().map(|sa| sa.spis).collect();
         self.swanctl(&["--rekey", "--ike", &self.loaded])?;
@@ -322,7 +322,7 @@ impl<'a> Charon<'a> {
     /// Ends the connection's IKE SA.
     ///
     /// # Errors
-    /// When it is not there.
+    /// If there is none.
     pub fn terminate(&self) -> Result<()> {
         self.swanctl(&["--terminate", "--ike", &self.loaded, "--timeout", "10"]).map(drop)
     }
@@ -330,7 +330,7 @@ impl<'a> Charon<'a> {
     /// All IKE SAs.
     ///
     /// # Errors
-    /// When charon does not answer.
+    /// If charon does not answer.
     pub fn sas(&self) -> Result<Vec<IkeSa>> {
         parse_sas(&self.swanctl(&["--list-sas", "--pretty"])?)
     }
@@ -338,17 +338,17 @@ impl<'a> Charon<'a> {
     /// All CHILD_SAs that carry traffic.
     ///
     /// # Errors
-    /// When charon does not answer.
+    /// If charon does not answer.
     pub fn installed(&self) -> Result<Vec<ChildSa>> {
         let sas = self.sas()?;
         Ok(sas.into_iter().flat_map(|sa| sa.children).filter(|child| child.state == "INSTALLED").collect())
     }
 
     /// Waits until there is exactly one established IKE SA with exactly one installed CHILD_SA, and
-    /// returns that.
+    /// returns the CHILD_SA.
     ///
     /// # Errors
-    /// When there is not in time.
+    /// If that does not happen in time.
     pub fn wait_up(&self) -> Result<ChildSa> {
         wait::for_event(&format!("the tunnel of charon on {}", self.node.name()), || {
             let sas = self.sas()?;

@@ -1,4 +1,4 @@
-//! Other people's programs, started on hosts of the lab, and what they need.
+//! IKE peers by others that run on hosts of the lab, and their certificates.
 
 pub mod charon;
 mod pki;

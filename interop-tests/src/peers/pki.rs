@@ -1,4 +1,4 @@
-//! Certificates for peers, as an operator would make them.
+//! Certificates for peers.
 
 use anyhow::{Context as _, Result};
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, KeyUsagePurpose};
@@ -13,8 +13,8 @@ pub enum KeyKind {
 }
 
 impl KeyKind {
-    /// A new key, by `openssl` as an operator makes it: ring would write Ed25519 keys as PKCS#8
-    /// version 2, which few peers expect.
+    /// Makes a key with `openssl`. ring would write Ed25519 keys as PKCS#8 version 2, which few
+    /// peers read.
     fn generate(self) -> Result<String> {
         let args: &[&str] = match self {
             Self::Ed25519 => &["-algorithm", "ed25519"],
@@ -50,7 +50,7 @@ impl Authority {
     /// A new authority with an ECDSA key.
     ///
     /// # Errors
-    /// When it cannot be made.
+    /// If it cannot be made.
     pub fn new(name: &str) -> Result<Self> {
         let key = KeyPair::generate()?;
         let mut params = CertificateParams::new(Vec::new())?;
@@ -64,16 +64,16 @@ impl Authority {
     /// A certificate for one DNS name, which is the holder's identity in IKE.
     ///
     /// # Errors
-    /// When it cannot be made.
+    /// If it cannot be made.
     pub fn issue(&self, name: &str, kind: KeyKind) -> Result<Credentials> {
         self.issue_for(vec![name.to_owned()], kind)
     }
 
-    /// As [`Self::issue`], with so many further names that the certificate does not fit one
+    /// As [`Self::issue`], with so many further names that the certificate does not fit into one
     /// datagram.
     ///
     /// # Errors
-    /// When it cannot be made.
+    /// If it cannot be made.
     pub fn issue_long(&self, name: &str, kind: KeyKind) -> Result<Credentials> {
         let more = (0..40).map(|n| format!("one-more-name-that-nobody-asks-for-{n}.{name}"));
         self.issue_for([name.to_owned()].into_iter().chain(more).collect(), kind)

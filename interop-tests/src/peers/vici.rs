@@ -1,4 +1,4 @@
-//! What `swanctl --pretty` prints: sections, lists and values, one a line.
+//! Parses the output of `swanctl --pretty`: sections, lists and values, each on a line.
 
 use std::collections::BTreeMap;
 
@@ -13,8 +13,8 @@ pub(super) struct Section {
 }
 
 impl Section {
-    /// Parses all replies and events in the text; `list-sa event {` and the like become sections,
-    /// those of the same name numbered.
+    /// Parses all replies and events in the text. `list-sa event {` and the like become sections
+    /// with a number in their names.
     pub(super) fn parse(text: &str) -> Result<Self> {
         let mut lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
         let mut top = Self::default();
@@ -49,7 +49,7 @@ impl Section {
     }
 
     pub(super) fn value(&self, key: &str) -> Result<&str> {
-        self.values.get(key).map(String::as_str).with_context(|| format!("swanctl told no {key}"))
+        self.values.get(key).map(String::as_str).with_context(|| format!("swanctl's output has no {key}"))
     }
 
     pub(super) fn number(&self, key: &str) -> Result<u64> {

@@ -1,4 +1,4 @@
-//! Building what the scenarios run.
+//! Builds what the scenarios run.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -10,13 +10,13 @@ use crate::kube;
 use crate::progress::Progress;
 use crate::scenarios::crate_tests;
 
-/// Environment variable that names a folder with ready programs; nothing is built then.
+/// Environment variable with a folder of ready programs. If it is set, nothing is built.
 const PROGRAMS: &str = "EDGE_LAB_PROGRAMS";
 
-/// What scenarios run: packages whose programs are built before.
+/// Packages with the programs that scenarios run.
 const PACKAGES: [&str; 3] = ["edge-agent", "edge-cni", "edge-controller"];
 
-/// The folder with the programs under test, built if need be.
+/// Builds the programs under test, and returns their folder.
 pub(super) fn programs() -> Result<PathBuf> {
     if let Some(folder) = std::env::var_os(PROGRAMS) {
         return Ok(std::fs::canonicalize(folder)?);
@@ -35,15 +35,15 @@ pub(super) fn programs() -> Result<PathBuf> {
     Ok(target_folder()?.join("lab"))
 }
 
-/// Builds the crates' own tests that these scenarios run; returns the environment variables that
-/// name them.
+/// Builds the crates' own tests that these scenarios run. Returns the environment variables with
+/// their paths.
 pub(super) fn tests(scenarios: &[&Scenario]) -> Result<Vec<(String, String)>> {
     let wanted =
         crate_tests::TESTS.iter().filter(|test| scenarios.iter().any(|scenario| scenario.name == test.scenario));
     let mut named = Vec::new();
     for test in wanted {
         let progress = Progress::start(&format!("building the tests of {}", test.package));
-        // As `cargo test` builds them: nothing is built twice.
+        // Built as `cargo test` does, so that nothing is built twice.
         let out = cargo("test")?
             .args(["--no-run", "--message-format", "json", "-p", test.package, "--test", test.target])
             .stderr(Stdio::inherit())
@@ -60,8 +60,8 @@ pub(super) fn tests(scenarios: &[&Scenario]) -> Result<Vec<(String, String)>> {
     Ok(named)
 }
 
-/// Makes the programs of a Kubernetes control plane where a scenario runs one: the lab reaches no
-/// module proxy. On a machine that cannot make them the scenario says so itself.
+/// Builds the programs of a Kubernetes control plane if a scenario runs one, since the lab itself
+/// reaches no module proxy. If this machine cannot build them, the scenario reports that.
 pub(super) fn control_plane(scenarios: &[&Scenario]) -> Result<()> {
     let wanted = scenarios.iter().any(|scenario| scenario.name == crate::demo::KUBERNETES.name);
     if wanted && kube::obstacle().is_none() {
@@ -86,8 +86,8 @@ fn cargo(verb: &str) -> Result<Command> {
         .args([verb, "--quiet"])
         .env("CARGO_TARGET_DIR", target_folder()?)
         .stdin(Stdio::null());
-    // `cargo run` tells us which package we are. Build scripts that look at this would have
-    // everything above them built anew, each time.
+    // `cargo run` sets variables about this package. Build scripts that look at them would cause
+    // rebuilds each time.
     let ours = |name: &str| name.starts_with("CARGO_PKG_") || name.starts_with("CARGO_MANIFEST_");
     for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_str().is_some_and(ours)) {
         command.env_remove(name);
@@ -95,7 +95,7 @@ fn cargo(verb: &str) -> Result<Command> {
     Ok(command)
 }
 
-/// Cargo's target folder: this program lies in one of its profiles.
+/// Cargo's target folder, which contains this program below a profile.
 pub(super) fn target_folder() -> Result<PathBuf> {
     if let Some(folder) = std::env::var_os("CARGO_TARGET_DIR") {
         return Ok(std::path::absolute(folder)?);

@@ -1,4 +1,4 @@
-//! The host's side of a run.
+//! The host's side of a run of scenarios.
 
 use std::io::{IsTerminal as _, Write as _};
 use std::path::Path;
@@ -11,24 +11,24 @@ use super::build;
 use super::{Outcome, Scenario, TestResult, folder};
 use crate::guest::{Backend, Event, Guest, Job, Output, Spec, choose};
 
-/// A guest that has said nothing for so long after a scenario's deadline is hung itself.
+/// If a guest reports nothing for so long after a scenario's deadline, the guest itself hangs.
 const GUEST_GRACE: Duration = Duration::from_secs(60);
 
-/// How to run scenarios.
+/// Options of a run.
 #[derive(Debug, Clone, Default)]
 pub struct RunOptions {
     /// Whole names or beginnings; none means all.
     pub names: Vec<String>,
     /// `uml` or `host`.
     pub backend: Option<String>,
-    /// Whether a failed scenario gets a shell on the terminal.
+    /// Whether to open a shell in the lab of a failed scenario.
     pub keep: bool,
 }
 
 /// Prints the scenarios, as a table or as JSON.
 ///
 /// # Errors
-/// When standard output is gone.
+/// If standard output is closed.
 pub fn list(json: bool) -> Result<ExitCode> {
     let all = crate::scenarios::all();
     if json {
@@ -58,7 +58,8 @@ pub fn list(json: bool) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Runs scenarios; one line of JSON each on standard output. The exit status is 1 if any failed.
+/// Runs scenarios and writes a line of JSON for each to standard output. The exit status is 1 if
+/// any failed.
 ///
 /// # Errors
 /// As [`outcomes`].
@@ -81,11 +82,11 @@ pub fn run(options: &RunOptions) -> Result<ExitCode> {
     Ok(ExitCode::from(u8::from(failed > 0)))
 }
 
-/// Runs scenarios and returns how each ended; `ended` hears of each at once, with the folder of its
-/// logs. What a scenario itself writes goes to our standard output and error.
+/// Runs scenarios and returns how each ended. Calls `ended` when a scenario has ended, with the
+/// folder of its logs. A scenario's own output goes to this process's standard output and error.
 ///
 /// # Errors
-/// When there is no lab to be had, a name is unknown, the programs do not build, or `ended` fails.
+/// If there is no lab, a name is unknown, the programs do not build, or `ended` fails.
 pub fn outcomes(options: &RunOptions, mut ended: impl FnMut(&Outcome, &Path) -> Result<()>) -> Result<Vec<Outcome>> {
     let mut queue = crate::scenarios::select(&options.names)
         .map_err(|word| anyhow::anyhow!("no scenario begins with {word:?}; `interop-tests list` shows them all"))?;
@@ -106,13 +107,14 @@ pub fn outcomes(options: &RunOptions, mut ended: impl FnMut(&Outcome, &Path) -> 
             all.push(outcome);
             Ok(())
         })?;
-        // A lab that died took the scenario in it along; the others get a new one.
+        // A lab that died ended its scenario, too. The other scenarios get a new lab.
         queue.drain(..all.len() - before);
     }
     Ok(all)
 }
 
-/// Runs scenarios in one lab until all have ended or the lab has; at least one has then.
+/// Runs scenarios in one lab until all of them or the lab have ended. At least one scenario has
+/// ended then.
 fn one_lab(
     queue: &[&Scenario],
     backend: &Backend,

@@ -1,4 +1,4 @@
-//! What a scenario gets to work with.
+//! A scenario's means.
 
 use std::cell::OnceCell;
 use std::path::{Path, PathBuf};
@@ -8,7 +8,7 @@ use anyhow::{Context as _, Result};
 
 use crate::topology::{Net, Plan};
 
-/// A scenario's means: its network, the programs under test, a folder for what it writes.
+/// A scenario's network, the programs under test, and a folder for its logs.
 pub struct Lab {
     out: PathBuf,
     programs: PathBuf,
@@ -16,7 +16,7 @@ pub struct Lab {
     started: Instant,
 }
 
-/// The error of a scenario that cannot be tried here; made by [`skip`].
+/// The error of a scenario that cannot run on this machine; made by [`skip`].
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 pub struct Skip(pub String);
@@ -34,18 +34,18 @@ impl Lab {
         Self { out: out.to_owned(), programs: programs.to_owned(), net: OnceCell::new(), started: Instant::now() }
     }
 
-    /// Builds the scenario's network. There is one; it stands until the scenario ends.
+    /// Builds the scenario's network, which exists until the scenario ends. A scenario has one
+    /// network.
     ///
     /// # Errors
-    /// As [`Net::build`], or when there is one already.
+    /// As [`Net::build`], or if the scenario has a network already.
     pub fn build(&self, plan: &Plan) -> Result<&Net> {
         let net = Net::build(plan, &self.out)?;
         anyhow::ensure!(self.net.set(net).is_ok(), "a scenario has one network");
         self.net.get().context("just set")
     }
 
-    /// The folder for logs, captures and whatever else helps to understand a failure. Kept if the
-    /// scenario fails.
+    /// The folder for logs, captures and other files that help to understand a failure.
     #[must_use]
     pub fn out(&self) -> &Path {
         &self.out
@@ -54,14 +54,14 @@ impl Lab {
     /// One of our programs (`edge-agent`, `edge-cni`, `edge-controller`), as built for this run.
     ///
     /// # Errors
-    /// When it was not built.
+    /// If it was not built.
     pub fn program(&self, name: &str) -> Result<PathBuf> {
         let path = self.programs.join(name);
         anyhow::ensure!(path.is_file(), "{} is not there: it was not built", path.display());
         Ok(path)
     }
 
-    /// Says on standard error what the scenario does now, with the time since its start.
+    /// Writes to standard error what the scenario does now, with the time since its start.
     pub fn step(&self, what: &str) {
         eprintln!("  {:6.2}s {what}", self.started.elapsed().as_secs_f64());
     }

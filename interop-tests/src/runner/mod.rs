@@ -1,11 +1,11 @@
-//! Running scenarios: from the command line, through a guest, to one process a scenario.
+//! Runs scenarios: from the command line, through a guest, to a process for each scenario.
 //!
-//! - `build`: what is run is built before.
-//! - `cli`: the host's side. Boots a guest, hands it the names, prints what comes back.
-//! - `serial`: the guest's side. One scenario after the other, each in fresh namespaces, each
-//!   killed at its deadline.
+//! - `build`: builds what the scenarios run.
+//! - `cli`: the host's side. It boots a guest, gives it the names, and prints the outcomes.
+//! - `serial`: the guest's side. It runs one scenario after the other in fresh namespaces, and
+//!   kills it at its deadline.
 //! - `single`: the scenario's own process.
-//! - [`Lab`]: what a scenario gets.
+//! - [`Lab`]: a scenario's means.
 
 mod build;
 mod cli;
@@ -23,7 +23,7 @@ pub use lab::{Lab, Skip, skip};
 pub(crate) use serial::{RunContext, run_all};
 pub use single::main as single;
 
-/// A test of the whole, in the lab.
+/// A test of whole programs in the lab.
 #[derive(Debug, Clone, Copy)]
 pub struct Scenario {
     /// `area/what`, unique.
@@ -32,7 +32,7 @@ pub struct Scenario {
     pub about: &'static str,
     /// When it is killed, in the guest's time.
     pub deadline: Duration,
-    /// Part of `run` without names. Scenarios that are long, or that must fail, are run by name
+    /// Whether `run` without names runs it. Scenarios that are long, or that must fail, run by name
     /// only.
     pub by_default: bool,
     /// The scenario itself.
@@ -45,13 +45,13 @@ pub struct Scenario {
 pub enum TestResult {
     /// It held.
     Pass,
-    /// It did not, or it did not end in time.
+    /// It did not hold, or did not end in time.
     Fail,
-    /// It cannot be tried on this machine.
+    /// It cannot run on this machine.
     Skip,
 }
 
-/// The line that a scenario leaves on standard output.
+/// A scenario's line on standard output.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Outcome {
     /// The scenario's name.
@@ -64,7 +64,7 @@ pub struct Outcome {
     pub why: String,
 }
 
-/// The folder of a scenario's logs below the folder of all.
+/// The folder of a scenario's logs, below the folder of all logs.
 pub(crate) fn folder(out: &std::path::Path, name: &str) -> std::path::PathBuf {
     out.join(name)
 }

@@ -1,4 +1,4 @@
-//! One scenario after the other, inside the lab.
+//! Runs one scenario after the other, inside the lab.
 
 use std::fs;
 use std::path::Path;
@@ -9,7 +9,7 @@ use anyhow::{Context as _, Result};
 use super::{Outcome, Scenario, TestResult, folder};
 use crate::guest::{Event, JobIo};
 
-/// How long after its deadline a scenario has to write down why, before it is killed.
+/// After its deadline a scenario has this time to write its outcome. Then it is killed.
 const GRACE: Duration = Duration::from_secs(10);
 
 /// What all scenarios of a run share.
@@ -19,18 +19,18 @@ pub(crate) struct RunContext<'a> {
     pub(crate) out: &'a Path,
     /// Where the programs under test lie.
     pub(crate) programs: &'a Path,
-    /// Whether a failed scenario gets a shell.
+    /// Whether to open a shell in a failed scenario.
     pub(crate) keep: bool,
     /// The environment of a scenario.
     pub(crate) env: &'a [(String, String)],
-    /// What a scenario's own output goes to.
+    /// Where a scenario's own output goes.
     pub(crate) wiring: JobIo,
 }
 
-/// Runs the scenarios and tells of each when it begins and when it has ended.
+/// Runs the scenarios and reports when each begins and ends.
 ///
 /// # Errors
-/// When the listener is gone; a scenario's failure is an [`Outcome`].
+/// If `tell` fails. A scenario's failure is an [`Outcome`].
 pub(crate) fn run_all(
     names: &[String],
     context: &RunContext<'_>,
@@ -57,9 +57,8 @@ pub(crate) fn run_all(
 fn run_one(scenario: &Scenario, context: &RunContext<'_>) -> Result<Outcome> {
     let kept = folder(context.out, scenario.name);
     fresh(&kept)?;
-    // In the guest, what is written and read at the same time stays in its memory until the
-    // scenario has ended: a folder of the host shows a file's size with a delay, and readers of
-    // logs miss their ends.
+    // In the guest, logs are kept in memory until the scenario has ended. A folder of the host
+    // shows a file's size with a delay there, so readers of logs would miss their ends.
     let out = match context.wiring {
         JobIo::Inherited => kept.clone(),
         JobIo::Lines | JobIo::Terminal(_) => folder(Path::new("/tmp/edge-lab-out"), scenario.name),
@@ -92,7 +91,7 @@ fn copy(from: &Path, to: &Path) -> Result<()> {
             kind if kind.is_file() => {
                 fs::copy(entry.path(), target)?;
             }
-            // Sockets, pipes and links say nothing after the scenario.
+            // Sockets, pipes and links are of no use after the scenario.
             _ => {}
         }
     }
@@ -101,8 +100,8 @@ fn copy(from: &Path, to: &Path) -> Result<()> {
 
 fn run_in(scenario: &Scenario, context: &RunContext<'_>, out: &Path) -> Result<Outcome> {
     let keep = context.keep;
-    // In a pid namespace of its own: when its first process ends, for whatever reason, the kernel
-    // ends all the others.
+    // It gets its own pid namespace. When the first process in it ends, the kernel kills all
+    // others.
     let mut argv: Vec<String> = "unshare --pid --fork --kill-child=SIGKILL --mount-proc --mount --net --uts --ipc --"
         .split(' ')
         .map(str::to_owned)

@@ -1,4 +1,4 @@
-//! One scenario, in a process and namespaces of its own.
+//! Runs one scenario, in its own process and namespaces.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
@@ -15,7 +15,7 @@ use crate::topology::dump_all;
 /// `out`.
 ///
 /// # Errors
-/// When the namespaces cannot be prepared or the outcome not be written.
+/// If the namespaces cannot be prepared or the outcome cannot be written.
 pub fn main(name: &str, out: &Path, programs: &Path, keep: bool) -> Result<ExitCode> {
     let Some(scenario) = crate::scenarios::find(name) else {
         bail!("there is no scenario {name:?}");
@@ -64,8 +64,8 @@ fn outcome(scenario: &Scenario, started: Instant, ended: Ended) -> Outcome {
     Outcome { scenario: scenario.name.to_owned(), result, seconds: started.elapsed().as_secs_f64(), why }
 }
 
-/// At the deadline, says so, keeps what the kernel knows, and ends the process and with it all its
-/// namespaces.
+/// At the deadline, writes a failed outcome and the kernel's state, and ends the process and so all
+/// its namespaces.
 fn end_at_deadline(scenario: &'static Scenario, out: std::path::PathBuf, started: Instant) {
     std::thread::spawn(move || {
         std::thread::sleep(scenario.deadline);
@@ -81,7 +81,7 @@ fn end_at_deadline(scenario: &'static Scenario, out: std::path::PathBuf, started
     });
 }
 
-/// Whole or not at all: the reader takes a missing file for a crash.
+/// Writes the outcome in one step, since the reader takes a missing file for a crash.
 fn write(out: &Path, outcome: &Outcome) -> Result<()> {
     let file = out.join("outcome.json");
     let staged = out.join("outcome.json.new");
@@ -89,7 +89,7 @@ fn write(out: &Path, outcome: &Outcome) -> Result<()> {
     std::fs::rename(staged, &file).with_context(|| format!("writing {}", file.display()))
 }
 
-/// A shell with a function for each node, everything still running.
+/// Opens a shell with a function for each node. All programs still run.
 fn shell(out: &Path) -> Result<()> {
     use std::fmt::Write as _;
     let mut script = String::from("PS1='lab# '\n");

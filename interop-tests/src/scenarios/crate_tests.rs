@@ -1,5 +1,5 @@
-//! Tests of single crates that need root and a kernel with ESP: run whole in the lab, so that
-//! nothing of them is skipped.
+//! Tests of single crates that need root and a kernel with ESP. The lab runs all of them, so that
+//! none is skipped.
 
 use std::time::Duration;
 
@@ -25,7 +25,7 @@ const XFRM_KERNEL: CrateTest = CrateTest { scenario: "xfrm/kernel", package: "ed
 
 const CNI_KERNEL: CrateTest = CrateTest { scenario: "cni/kernel", package: "edge-cni", target: "kernel" };
 
-/// All of them; they are built before a run that has them.
+/// All of them. A run builds those that it needs before.
 pub(crate) const TESTS: &[CrateTest] = &[XFRM_KERNEL, CNI_KERNEL];
 
 pub(super) const SCENARIOS: &[Scenario] = &[

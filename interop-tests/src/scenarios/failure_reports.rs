@@ -1,5 +1,5 @@
-//! The runner proves itself: a scenario that fails, panics, crashes or hangs is told as failed, its
-//! logs are kept, the next one runs.
+//! The runner's test of itself: a scenario that fails, panics, crashes or hangs is reported as
+//! failed, its logs are kept, and the next one runs.
 
 use std::time::Duration;
 
@@ -12,14 +12,14 @@ use crate::topology::Plan;
 pub(super) const SCENARIOS: &[Scenario] = &[
     Scenario {
         name: "lab/failures-are-reported",
-        about: "scenarios that fail, panic, crash, hang or skip are told as such, their logs are kept, the next one runs",
+        about: "scenarios that fail, panic, crash, hang or skip are reported as such, their logs are kept, the next one runs",
         deadline: Duration::from_secs(60),
         by_default: true,
         run: failures_are_reported,
     },
-    broken("lab/broken-fails", "must fail: its error is told", fails),
+    broken("lab/broken-fails", "must fail: its error is reported", fails),
     broken("lab/broken-panics", "must fail: it panics", panics),
-    broken("lab/broken-crashes", "must fail: its process ends without a word", crashes),
+    broken("lab/broken-crashes", "must fail: its process ends without a result", crashes),
     broken("lab/broken-hangs", "must fail: it never ends", hangs),
     broken("lab/broken-skips", "must be skipped", skips),
 ];
@@ -84,13 +84,13 @@ fn failures_are_reported(lab: &Lab) -> Result<()> {
         (TestResult::Pass, ""),
     ];
     for ((outcome, name), (verdict, why)) in outcomes.iter().zip(&names).zip(expected) {
-        ensure!(outcome.scenario == *name, "{name} was told as {outcome:?}");
+        ensure!(outcome.scenario == *name, "{name} was reported as {outcome:?}");
         ensure!(
             outcome.result == verdict && outcome.why.contains(why),
-            "{verdict:?} because of {why:?} was expected, told was {outcome:?}"
+            "{verdict:?} because of {why:?} was expected, reported was {outcome:?}"
         );
     }
-    ensure!(outcomes.len() == expected.len(), "{} were told", outcomes.len());
+    ensure!(outcomes.len() == expected.len(), "{} were reported", outcomes.len());
     for file in ["lab/broken-fails/a.witness.log", "lab/broken-fails/a.kernel.txt", "lab/broken-hangs/a.kernel.txt"] {
         let kept = std::fs::read_to_string(lab.out().join(file)).unwrap_or_default();
         ensure!(!kept.is_empty(), "{file} was not kept");

@@ -1,4 +1,4 @@
-//! The lab proves itself: what it must see it sees, what fails is told.
+//! The lab's tests of itself: captures and pings show what they must show.
 
 use std::time::Duration;
 
@@ -33,7 +33,7 @@ pub(super) const SCENARIOS: &[Scenario] = &[
     },
 ];
 
-/// a behind a NAT router, b on the internet, both families.
+/// Host a is behind a NAT router, host b on the internet, both with both families.
 fn home_and_internet() -> Plan {
     let mut plan = Plan::new();
     plan.router("isp")
@@ -67,7 +67,7 @@ fn loss_is_counted(lab: &Lab) -> Result<()> {
     let mut ping = a.ping("203.0.113.10")?;
     ping.wait_more(5)?;
     b.slow("internet", Some(Netem::delay(1).loss(100.0)))?;
-    // Two wires' worth of requests go out meanwhile.
+    // Requests go out meanwhile.
     ensure!(!a.reaches("203.0.113.10", Duration::from_millis(500))?, "a wire that loses all lost nothing");
     b.slow("internet", None)?;
     ping.wait_more(5)?;

@@ -1,4 +1,4 @@
-//! Making a [`Plan`] come true.
+//! Builds the network of a [`Plan`].
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
@@ -13,7 +13,7 @@ use super::holder::{Setup, feed};
 use super::namespaces::Namespaces;
 use super::plan::{Netem, NodePlan, Plan};
 
-/// Folders of which every node has its own.
+/// Folders that each node has for itself.
 const PRIVATE: [&str; 6] =
     ["/run", "/var/lib/edge-cni", "/var/lib/edge-controller", "/etc/edge-cni", "/etc/cni", "/etc/swanctl"];
 
@@ -25,7 +25,7 @@ pub struct Net {
 /// A running host or router.
 pub struct Node {
     namespaces: Namespaces,
-    /// Fabric's end of each wire the node is on.
+    /// The wire's end of each veth pair of the node, by wire.
     ports: BTreeMap<String, String>,
     holder: Holder,
 }
@@ -51,11 +51,11 @@ impl Deref for Pod {
 }
 
 impl Net {
-    /// Builds the network in the calling process's namespaces, which must be private ones. Logs go
-    /// to `out`.
+    /// Builds the network in the calling process's namespaces, which must be private. Logs go to
+    /// `out`.
     ///
     /// # Errors
-    /// When the plan is refused by the kernel or contradicts itself; what was made ends with the
+    /// If the kernel refuses something or the plan contradicts itself. What was made ends with the
     /// process.
     pub fn build(plan: &Plan, out: &Path) -> Result<Self> {
         let mut holders = Vec::new();
@@ -68,7 +68,7 @@ impl Net {
         let fabric = fabric(plan, &holders)?;
         feed("ip", &["-batch", "-"], &fabric.ip).context("laying the wires")?;
         feed("tc", &["-batch", "-"], &fabric.tc).context("slowing the wires")?;
-        // All at once, then all the answers.
+        // All holders work at the same time; then all answers are read.
         for (node, holder) in plan.nodes.iter().zip(&mut holders) {
             holder.ask(&setup(node)?)?;
         }
@@ -88,7 +88,7 @@ impl Net {
     /// A node by its name.
     ///
     /// # Panics
-    /// When the plan has no such node: the scenario contradicts itself.
+    /// If the plan has no such node.
     #[must_use]
     #[track_caller]
     pub fn node(&self, name: &str) -> &Node {
@@ -105,10 +105,10 @@ impl Net {
 }
 
 impl Node {
-    /// Changes delay and loss between the node and a wire, each way; `None` makes it perfect again.
+    /// Changes delay and loss between the node and a wire, in each direction. `None` removes both.
     ///
     /// # Errors
-    /// When the node is not on that wire.
+    /// If the node is not on that wire.
     pub fn slow(&self, wire: &str, netem: Option<Netem>) -> Result<()> {
         let port = self.ports.get(wire).with_context(|| format!("{} is not on {wire}", self.name()))?;
         let order = |device: &str| match netem {
@@ -121,20 +121,20 @@ impl Node {
         Ok(())
     }
 
-    /// Unplugs the node from a wire, or plugs it in again.
+    /// Connects the node to a wire, or disconnects it.
     ///
     /// # Errors
-    /// When the node is not on that wire.
+    /// If the node is not on that wire.
     pub fn plug(&self, wire: &str, plugged: bool) -> Result<()> {
         let port = self.ports.get(wire).with_context(|| format!("{} is not on {wire}", self.name()))?;
         let state = if plugged { "up" } else { "down" };
         feed("ip", &["-batch", "-"], &format!("link set {port} {state}\n"))
     }
 
-    /// An empty network namespace, as a container runtime makes it before it calls the plugin.
+    /// Makes an empty network namespace, as a container runtime does before it calls the plugin.
     ///
     /// # Errors
-    /// When there is one of that name.
+    /// If there is one of that name already.
     pub fn pod(&self, name: &str) -> Result<Pod> {
         self.sh(&format!("ip netns add {name} && ip -n {name} link set lo up"))?;
         let path = format!("/run/netns/{name}");
@@ -144,12 +144,12 @@ impl Node {
         Ok(Pod { namespaces, path })
     }
 
-    /// A pod made by hand: a veth pair with `address` in the pod (`eth0`), `gateway` on the host's
-    /// end, and a default route; both with a prefix length, of one family. The host forwards from
-    /// then on.
+    /// Makes a pod without a plugin: a veth pair with `address` in the pod (`eth0`), `gateway` on
+    /// the host's end, and a default route. Both have a prefix length and are of one family. It
+    /// turns the host's forwarding on.
     ///
     /// # Errors
-    /// When the kernel refuses it.
+    /// If the kernel refuses it.
     pub fn wired_pod(&self, name: &str, address: &str, gateway: &str) -> Result<Pod> {
         let pod = self.pod(name)?;
         let via = gateway.split('/').next().unwrap_or(gateway);
@@ -182,8 +182,8 @@ struct Fabric {
     ports: Vec<BTreeMap<String, String>>,
 }
 
-/// Orders for the namespace that holds the wires: a bridge each, and a veth pair for each node on
-/// it.
+/// Commands for the namespace of the wires: a bridge for each wire, and a veth pair for each node
+/// on it.
 fn fabric(plan: &Plan, holders: &[Holder]) -> Result<Fabric> {
     let mut ip = String::new();
     let mut tc = String::new();
@@ -198,7 +198,7 @@ fn fabric(plan: &Plan, holders: &[Holder]) -> Result<Fabric> {
                 bail!("the wire's name {wire:?} has more than 12 characters");
             }
             if wires.insert(wire.clone()) {
-                // No spanning tree, no snooping, no addresses: a wire.
+                // Without spanning tree, snooping and addresses it behaves like a wire.
                 writeln!(ip, "link add br-{wire} type bridge mcast_snooping 0 forward_delay 0")?;
                 writeln!(ip, "link set br-{wire} addrgenmode none up")?;
             }
@@ -217,7 +217,7 @@ fn fabric(plan: &Plan, holders: &[Holder]) -> Result<Fabric> {
     Ok(Fabric { ip, tc, ports: all_ports })
 }
 
-/// Orders for inside a node.
+/// Commands for inside a node.
 fn setup(node: &NodePlan) -> Result<Setup> {
     let mut ip = String::from("link set lo up\n");
     let mut tc = String::new();
@@ -257,7 +257,7 @@ fn setup(node: &NodePlan) -> Result<Setup> {
     })
 }
 
-/// A node's namespaces, alive as long as this process is.
+/// The process that keeps a node's namespaces alive.
 struct Holder {
     child: Child,
     stdin: ChildStdin,
@@ -266,7 +266,7 @@ struct Holder {
 
 impl Holder {
     fn start() -> Result<Self> {
-        // unshare replaces itself by the program, so the process is the holder.
+        // unshare executes the program in its own process, so this process is the holder.
         let mut child = Command::new("unshare")
             .args(["--net", "--mount", "--uts", "--"])
             .arg(std::env::current_exe()?)
@@ -278,7 +278,8 @@ impl Holder {
         let stdin = child.stdin.take().context("no standard input")?;
         let stdout = BufReader::new(child.stdout.take().context("no standard output")?);
         let mut holder = Self { child, stdin, stdout };
-        // What it says proves that it has left our namespaces: before that, its pid names ours.
+        // Its first line proves that it has left our namespaces. Before that, its pid leads to
+        // ours.
         holder.line()?;
         Ok(holder)
     }

@@ -1,4 +1,4 @@
-//! Packets as they were on an interface.
+//! Captures of the packets on an interface.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -21,7 +21,7 @@ impl Capture {
             &format!("tcpdump-{interface}"),
             namespaces
                 .command("tcpdump")
-                // Each packet is in the file as soon as it is seen, by a tcpdump that stays root.
+                // tcpdump writes each packet at once, and stays root.
                 .args(["--immediate-mode", "-U", "-n", "-s", "0", "-B", "8192", "-Z", "root"])
                 .args(["-i", interface, "-w"])
                 .arg(&file),
@@ -36,11 +36,10 @@ impl Capture {
         &self.file
     }
 
-    /// The packets so far that a filter (in the language of pcap-filter(7)) takes, one line of
-    /// tcpdump each.
+    /// The packets so far that match a filter (pcap-filter(7)), each as a line of tcpdump.
     ///
     /// # Errors
-    /// When the filter is wrong.
+    /// If the filter is invalid.
     pub fn packets(&self, filter: &str) -> Result<Vec<String>> {
         let out = Command::new("tcpdump")
             .args(["-n", "-tt", "-r"])
@@ -49,17 +48,17 @@ impl Capture {
             .output()
             .context("tcpdump cannot be run")?;
         let said = String::from_utf8_lossy(&out.stderr);
-        // A file that is still being written may end in the middle of a packet.
+        // The file may end in the middle of a packet while tcpdump writes.
         if !out.status.success() && !said.contains("truncated dump file") {
             bail!("tcpdump -r {} {filter:?}: {said}", self.file.display());
         }
         Ok(String::from_utf8_lossy(&out.stdout).lines().map(str::to_owned).collect())
     }
 
-    /// SPIs of the ESP packets so far, in UDP or not, each once.
+    /// The SPIs of the ESP packets so far, with and without UDP.
     ///
     /// # Errors
-    /// When the file cannot be read.
+    /// If the file cannot be read.
     pub fn esp_spis(&self) -> Result<std::collections::BTreeSet<u32>> {
         let mut spis = std::collections::BTreeSet::new();
         for line in self.packets("udp port 4500 or esp or ip6 proto 50")? {
@@ -72,10 +71,10 @@ impl Capture {
         Ok(spis)
     }
 
-    /// Fails if a packet so far is taken by the filter; the message shows the first ones.
+    /// Fails if a packet so far matches the filter. The message shows the first ones.
     ///
     /// # Errors
-    /// As said.
+    /// In these cases.
     pub fn expect_none(&self, filter: &str) -> Result<()> {
         let packets = self.packets(filter)?;
         ensure!(
@@ -88,10 +87,10 @@ impl Capture {
         Ok(())
     }
 
-    /// Waits until a packet is there that the filter takes.
+    /// Waits until a packet matches the filter.
     ///
     /// # Errors
-    /// When none comes in time.
+    /// If none comes in time.
     pub fn wait_for(&self, filter: &str) -> Result<()> {
         crate::wait::for_event(&format!("a packet in {} ({filter})", self.file.display()), || {
             ensure!(!self.packets(filter)?.is_empty(), "none came");
@@ -99,11 +98,11 @@ impl Capture {
         })
     }
 
-    /// Ends the capture and fails if the kernel dropped packets before tcpdump saw them: then it
-    /// proves nothing.
+    /// Ends the capture. Fails if the kernel dropped packets before tcpdump saw them, since then
+    /// the capture proves nothing.
     ///
     /// # Errors
-    /// As said.
+    /// In these cases.
     pub fn stop(&mut self) -> Result<()> {
         self.process.signal(Signal::INT)?;
         self.process.wait_end(crate::wait::TIMEOUT)?;

@@ -1,12 +1,12 @@
-//! What the kernel knew when a scenario failed.
+//! Dumps of the kernel's state when a scenario fails.
 
 use std::path::Path;
 use std::sync::Mutex;
 
 use super::Namespaces;
 
-/// All all of this scenario. A global, because a scenario that hangs is looked into from another
-/// thread.
+/// The namespaces of all nodes and pods of this scenario. It is global, since another thread dumps
+/// a scenario that hangs.
 static ALL: Mutex<Vec<Namespaces>> = Mutex::new(Vec::new());
 
 pub(super) fn register(namespaces: &Namespaces) {
@@ -15,7 +15,7 @@ pub(super) fn register(namespaces: &Namespaces) {
     }
 }
 
-/// Writes what the kernel holds for each namespaces of this scenario to `NAME.kernel.txt`.
+/// Writes the kernel's state of each node and pod of this scenario to `NAME.kernel.txt`.
 pub fn dump_all(out: &Path) {
     let all = ALL.lock().map(|all| all.clone()).unwrap_or_default();
     for namespaces in all {
@@ -24,7 +24,8 @@ pub fn dump_all(out: &Path) {
     }
 }
 
-/// The all of this scenario and the shell commands that enter them, for `--keep`.
+/// The names of this scenario's nodes and pods, and the shell commands that enter them, for
+/// `--keep`.
 pub(crate) fn enter_commands() -> Vec<(String, String)> {
     let all = ALL.lock().map(|all| all.clone()).unwrap_or_default();
     all.iter()

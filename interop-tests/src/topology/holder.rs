@@ -1,8 +1,8 @@
 //! The process that keeps a node's namespaces alive and sets them up from inside.
 //!
-//! It is started under `unshare`, says `ready`, reads one line of JSON once the node's interfaces
-//! are there, carries it out, answers `ok` or the error, and then waits until its standard input is
-//! closed.
+//! It is started by `unshare` and writes `ready`. When the node's interfaces are there, it reads a
+//! line of JSON, carries it out, and answers `ok` or the error. Then it waits until its standard
+//! input is closed.
 
 use std::ffi::CStr;
 use std::fs;
@@ -13,12 +13,12 @@ use anyhow::{Context as _, Result, bail};
 use rustix::mount::{MountFlags, MountPropagationFlags};
 use serde::{Deserialize, Serialize};
 
-/// What a holder does to its namespaces.
+/// How a holder sets up its namespaces.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct Setup {
     /// Host name.
     pub(super) name: String,
-    /// Folders to be replaced by empty ones.
+    /// Folders that are replaced by empty ones.
     pub(super) private: Vec<String>,
     /// Whether packets are forwarded.
     pub(super) forwards: bool,
@@ -33,12 +33,12 @@ pub(super) struct Setup {
 /// Runs as a holder.
 ///
 /// # Errors
-/// When standard input or output are gone.
+/// If standard input or output are closed.
 pub fn main() -> Result<ExitCode> {
     let mut stdout = std::io::stdout();
     let mut stdin = std::io::stdin().lock();
     let mut line = String::new();
-    // Before the interfaces are there: they copy the defaults when they come.
+    // Set before the interfaces come, since each copies the defaults when it is made.
     defaults()?;
     writeln!(stdout, "ready")?;
     while stdin.read_line(&mut line)? > 0 {
@@ -61,7 +61,7 @@ fn set_up(setup: Setup) -> Result<()> {
     }
     fs::create_dir_all("/run/netns")?;
     fs::create_dir_all("/run/lock")?;
-    // The kernel shows the network namespace of whoever mounts it.
+    // sysfs shows the network namespace of the process that mounts it.
     mount("sysfs", "/sys", c"")?;
     let forwards = if setup.forwards { "1" } else { "0" };
     sysctl("ipv4/ip_forward", forwards)?;
@@ -73,8 +73,8 @@ fn set_up(setup: Setup) -> Result<()> {
 
 fn defaults() -> Result<()> {
     for scope in ["all", "default"] {
-        // Addresses are good at once, and nobody advertises routes: there is nobody else on these
-        // wires.
+        // There are no other machines on these wires. So duplicate address detection and router
+        // solicitations would only take time.
         sysctl(&format!("ipv6/conf/{scope}/accept_dad"), "0")?;
         sysctl(&format!("ipv6/conf/{scope}/router_solicitations"), "0")?;
         sysctl(&format!("ipv4/conf/{scope}/rp_filter"), "0")?;
@@ -91,7 +91,7 @@ fn mount(kind: &str, at: &str, options: &CStr) -> Result<()> {
         .with_context(|| format!("mounting {kind} on {at}"))
 }
 
-/// Runs a program that takes its orders from standard input.
+/// Runs a program that reads commands from standard input.
 pub(super) fn feed(program: &str, args: &[&str], text: &str) -> Result<()> {
     if text.is_empty() {
         return Ok(());

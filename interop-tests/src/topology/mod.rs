@@ -1,14 +1,14 @@
 //! Networks of hosts, routers and pods.
 //!
-//! A [`Plan`] says what there is: wires, and nodes with addresses on them. [`Net`] is the plan come
-//! true: every node is a network namespace with a mount namespace of its own (own `/run`,
-//! `/var/lib/edge-cni`, `/etc/swanctl`, ...), every wire a bridge in a namespace that belongs to
-//! nobody, so that it can be watched and slowed down from outside.
+//! A [`Plan`] declares wires, and nodes with addresses on them. [`Net`] is the network built from
+//! it. Each node is a network namespace with its own mount namespace (own `/run`,
+//! `/var/lib/edge-cni`, `/etc/swanctl`, ...). Each wire is a bridge in another namespace, so that
+//! it can be slowed down from outside the nodes.
 //!
-//! - `plan`, `build`, `holder`: declaring a network and making it.
-//! - [`Namespaces`]: where a program can be run; a [`Node`] or a [`Pod`].
-//! - [`Process`], [`Ping`], [`Capture`]: what runs there.
-//! - [`xfrm`]: what the kernel says about it.
+//! - `plan`, `build`, `holder`: declare a network and make it.
+//! - [`Namespaces`]: the namespaces of a [`Node`] or a [`Pod`], in which programs run.
+//! - [`Process`], [`Ping`], [`Capture`]: running programs.
+//! - [`xfrm`]: the kernel's SAs and policies.
 
 mod build;
 mod capture;

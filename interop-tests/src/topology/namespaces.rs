@@ -1,4 +1,4 @@
-//! Where a program can be run.
+//! Runs programs and reads the kernel's state in the namespaces of a node or pod.
 
 use std::ffi::OsString;
 use std::fs::File;
@@ -37,17 +37,17 @@ impl Namespaces {
         &self.out
     }
 
-    /// Where a path as seen on this place lies for the scenario, to read and write it without
-    /// running anything.
+    /// The scenario's path of a file on this node. It can be read and written without running a
+    /// program.
     #[must_use]
     pub fn path(&self, path: &str) -> PathBuf {
         PathBuf::from(format!("/proc/{}/root{path}", self.holder))
     }
 
-    /// Writes a file on this place, making its folder.
+    /// Writes a file on this node, and makes its folder if needed.
     ///
     /// # Errors
-    /// When it cannot be written.
+    /// If it cannot be written.
     pub fn write(&self, path: &str, text: &str) -> Result<()> {
         let real = self.path(path);
         if let Some(folder) = real.parent() {
@@ -56,16 +56,16 @@ impl Namespaces {
         std::fs::write(&real, text).with_context(|| format!("writing {path} on {}", self.name))
     }
 
-    /// Reads a file on this place.
+    /// Reads a file on this node.
     ///
     /// # Errors
-    /// When it cannot be read.
+    /// If it cannot be read.
     pub fn read(&self, path: &str) -> Result<String> {
         std::fs::read_to_string(self.path(path)).with_context(|| format!("reading {path} on {}", self.name))
     }
 
-    /// A command that will run here; it replaces `nsenter`, so its pid is the program's. It starts
-    /// in `/`.
+    /// A command that runs here. `nsenter` executes it in its own process, so the pid is the
+    /// program's. It starts in `/`.
     #[must_use]
     pub fn command(&self, program: impl AsRef<std::ffi::OsStr>) -> Command {
         let words = self.nsenter();
@@ -74,8 +74,7 @@ impl Namespaces {
         command
     }
 
-    /// The words that go before a command which is to run here, for those who make commands
-    /// themselves.
+    /// The command prefix, `nsenter` with its arguments, that makes a command run here.
     #[must_use]
     pub fn nsenter(&self) -> Vec<OsString> {
         let holder = self.holder;
@@ -84,11 +83,11 @@ impl Namespaces {
         ["nsenter", &target, "--mount", "--uts", &format!("--net{netns}"), "--"].map(OsString::from).into()
     }
 
-    /// Runs a command made by [`Self::command`] to its end, and returns what it wrote, whatever its
-    /// exit status.
+    /// Runs a command made by [`Self::command`] to its end. Returns its output, with any exit
+    /// status.
     ///
     /// # Errors
-    /// When it cannot be run.
+    /// If it cannot be run.
     pub fn output(&self, command: &mut Command) -> Result<Output> {
         let started = Instant::now();
         let shown = shown(command);
@@ -100,7 +99,7 @@ impl Namespaces {
     /// Runs a command made by [`Self::command`]; returns its standard output.
     ///
     /// # Errors
-    /// When it ends with anything but 0; the message has what it wrote.
+    /// If it does not end with 0. The message has its output.
     pub fn run(&self, command: &mut Command) -> Result<String> {
         let out = self.output(command)?;
         if !out.status.success() {
@@ -124,35 +123,34 @@ impl Namespaces {
         self.run(self.command("sh").args(["-c", script]))
     }
 
-    /// Starts a command made by [`Self::command`] that goes on running. It writes to
-    /// `NODE.NAME.log` in the scenario's folder and ends with the scenario, if not before.
+    /// Starts a command made by [`Self::command`] in the background. It writes to `NODE.NAME.log`
+    /// in the scenario's folder, and ends with the scenario at the latest.
     ///
     /// # Errors
-    /// When it cannot be run.
+    /// If it cannot be run.
     pub fn start(&self, name: &str, command: &mut Command) -> Result<Process> {
         Process::start(self, name, command)
     }
 
-    /// Sends one ping and tells whether it was answered within `timeout`.
+    /// Sends one ping. Returns whether it was answered within `timeout`.
     ///
     /// # Errors
-    /// When ping cannot be run.
+    /// If ping cannot be run.
     pub fn reaches(&self, to: &str, timeout: Duration) -> Result<bool> {
         let seconds = timeout.as_secs_f32().max(0.1).to_string();
         let out = self.output(self.command("ping").args(["-n", "-q", "-c", "1", "-W", &seconds, to]))?;
         match out.status.code() {
             Some(0) => Ok(true),
-            // 2 is what ping says when the kernel refuses to send; that is no answer either.
+            // ping ends with 2 if the kernel refuses to send; that is no answer either.
             Some(1 | 2) => Ok(false),
             _ => bail!("on {}: ping {to} {}: {}", self.name, out.status, String::from_utf8_lossy(&out.stderr)),
         }
     }
 
-    /// Starts a ping that goes on, ten times a second unless [`Ping::start`] is asked for another
-    /// pace.
+    /// Starts a ping in the background, ten times a second. [`Ping::start`] takes another interval.
     ///
     /// # Errors
-    /// When ping cannot be run.
+    /// If ping cannot be run.
     pub fn ping(&self, to: &str) -> Result<Ping> {
         Ping::start(self, to, Duration::from_millis(100))
     }
@@ -160,7 +158,7 @@ impl Namespaces {
     /// Starts a capture of everything on one interface.
     ///
     /// # Errors
-    /// When tcpdump cannot be run.
+    /// If tcpdump cannot be run.
     pub fn capture(&self, interface: &str) -> Result<Capture> {
         Capture::start(self, interface)
     }
@@ -168,7 +166,7 @@ impl Namespaces {
     /// The kernel's SAs here, with their counters.
     ///
     /// # Errors
-    /// When `ip` cannot be run or says something unknown.
+    /// If `ip` cannot be run or its output cannot be parsed.
     pub fn xfrm_states(&self) -> Result<Vec<xfrm::State>> {
         xfrm::State::parse_all(&self.run(self.command("ip").args(["-s", "xfrm", "state", "list", "nokeys"]))?)
     }
@@ -176,21 +174,22 @@ impl Namespaces {
     /// The kernel's policies here.
     ///
     /// # Errors
-    /// When `ip` cannot be run or says something unknown.
+    /// If `ip` cannot be run or its output cannot be parsed.
     pub fn xfrm_policies(&self) -> Result<Vec<xfrm::Policy>> {
         xfrm::Policy::parse_all(&self.run(self.command("ip").args(["-s", "xfrm", "policy"]))?)
     }
 
-    /// The kernel's counters of what it refused (`/proc/net/xfrm_stat`), by name.
+    /// The kernel's counters of packets that IPsec dropped (`/proc/net/xfrm_stat`), by name.
     ///
     /// # Errors
-    /// When it cannot be read.
+    /// If it cannot be read.
     pub fn xfrm_stat(&self) -> Result<std::collections::BTreeMap<String, u64>> {
         let text = self.run(self.command("cat").arg("/proc/net/xfrm_stat"))?;
         xfrm::parse_stat(&text)
     }
 
-    /// Everything the kernel holds here about packets, for the folder of a failed scenario.
+    /// The kernel's state here, for the folder of a failed scenario: addresses, routes, SAs,
+    /// policies, rules, sockets.
     #[must_use]
     pub fn kernel_dump(&self) -> String {
         const SHOW: &str = "for c in 'ip -s address' 'ip neigh' 'ip -4 route show table all' 'ip -6 route show table all' 'ip rule' \
@@ -211,7 +210,7 @@ impl Namespaces {
     }
 }
 
-/// A command as a person would type it, without the way into its namespaces.
+/// A command without the prefix that enters the namespaces, for messages.
 fn shown(command: &Command) -> String {
     command
         .get_args()

@@ -1,4 +1,4 @@
-//! A ping that goes on while something else happens.
+//! A ping that runs in the background.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -12,12 +12,12 @@ use crate::wait;
 /// A running ping.
 pub struct Ping {
     process: Process,
-    /// Where this run begins in a log that may hold an earlier run to the same address.
+    /// Where this run begins in the log, which may contain an earlier run to the same address.
     begin: usize,
     pace: Duration,
 }
 
-/// What became of a ping.
+/// The result of a ping.
 #[derive(Debug, Clone, PartialEq)]
 pub struct PingReport {
     /// Echo requests sent.
@@ -35,7 +35,7 @@ pub struct Gap {
     pub first: u64,
     /// How many.
     pub count: u64,
-    /// Seconds from the start of the ping to the first one, by the pace it was sent at.
+    /// Seconds from the start of the ping to the first one, computed from the interval.
     pub at: f64,
 }
 
@@ -46,10 +46,10 @@ impl PingReport {
         self.gaps.iter().map(|gap| gap.count).sum()
     }
 
-    /// Fails if a request was lost, or if so few were sent that the ping proves nothing.
+    /// Fails if a request was lost, or if fewer than five were sent, which would prove nothing.
     ///
     /// # Errors
-    /// As said; the message has the gaps.
+    /// In these cases. The message has the gaps.
     pub fn expect_none_lost(&self) -> Result<()> {
         anyhow::ensure!(self.sent >= 5, "only {} pings were sent, which proves nothing", self.sent);
         anyhow::ensure!(
@@ -64,7 +64,7 @@ impl PingReport {
 }
 
 impl Ping {
-    /// Starts a ping from `namespaces` with a pause of `pace` between requests.
+    /// Starts a ping from `namespaces` with an interval of `pace`.
     ///
     /// # Errors
     /// When ping cannot be run.
@@ -87,7 +87,7 @@ impl Ping {
     /// Waits until `count` more requests were answered.
     ///
     /// # Errors
-    /// When they were not in time.
+    /// If they were not in time.
     pub fn wait_more(&mut self, count: u64) -> Result<()> {
         let goal = self.received() + count;
         wait::for_event(&format!("{count} more answers to a ping"), || {
@@ -97,13 +97,12 @@ impl Ping {
         })
     }
 
-    /// Ends the ping. Requests still under way are waited for, so that they do not count as lost.
+    /// Ends the ping. Waits for requests on their way, so that they do not count as lost.
     ///
     /// # Errors
-    /// When ping ended by itself, or its summary is missing.
+    /// If ping ended by itself, or its summary is missing.
     pub fn stop(mut self) -> Result<PingReport> {
-        // An answer to a request later than the last answered one: whatever came before it is here
-        // or lost.
+        // Once a later request is answered, all requests before it are answered or lost.
         let last = self.last_reply();
         let flows = wait::until("one more answer", Duration::from_secs(3), || {
             let now = self.last_reply();
@@ -114,8 +113,8 @@ impl Ping {
         self.process.wait_end(Duration::from_secs(10))?;
         let text = self.text();
         let sent = summary(&text).with_context(|| format!("no summary from ping:\n{text}"))?;
-        // While answers flow, the requests after the last answered one were under way; else they
-        // are lost.
+        // While answers arrive, the requests after the last answered one are on their way.
+        // Otherwise they are lost.
         let sent = match flows {
             Ok(_) => self.last_reply().max(1),
             Err(_) => sent,
@@ -136,8 +135,8 @@ impl Ping {
     }
 }
 
-/// Sequence numbers of answered requests. They are 16 bits on the wire: a smaller one after a
-/// larger one has wrapped.
+/// Sequence numbers of answered requests. They have 16 bits on the wire, so a much smaller number
+/// after a larger one has wrapped around.
 fn parse_replies(text: &str) -> BTreeSet<u64> {
     let mut replies = BTreeSet::new();
     let mut last = 0;

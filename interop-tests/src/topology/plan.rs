@@ -1,6 +1,6 @@
-//! Declaring a network.
+//! Declares a network.
 
-/// What a network consists of. Wires come into being by being named.
+/// The nodes and wires of a network. A wire exists as soon as a node names it.
 ///
 /// ```
 /// use interop_tests::topology::{Netem, Plan};
@@ -21,13 +21,12 @@ impl Plan {
         Self::default()
     }
 
-    /// Adds a host: an end system, which forwards nothing until someone tells it to. Names have at
-    /// most 15 characters.
+    /// Adds a host, an end system with forwarding off. Names have at most 15 characters.
     pub fn host(&mut self, name: &str) -> &mut NodePlan {
         self.node(name, false)
     }
 
-    /// Adds a router: it forwards everything, IPv4 and IPv6.
+    /// Adds a router, which forwards IPv4 and IPv6.
     pub fn router(&mut self, name: &str) -> &mut NodePlan {
         self.node(name, true)
     }
@@ -67,8 +66,8 @@ pub(super) struct Port {
 }
 
 impl NodePlan {
-    /// Plugs the node into a wire, with addresses (`"203.0.113.1/24"`, IPv4 and IPv6). The
-    /// interface is called like the wire, which has at most 12 characters.
+    /// Connects the node to a wire, with addresses (`"203.0.113.1/24"`, IPv4 and IPv6). The
+    /// interface gets the wire's name, which has at most 12 characters.
     pub fn on(&mut self, wire: &str, addresses: &[&str]) -> &mut Self {
         self.ports.push(Port {
             wire: wire.to_owned(),
@@ -90,14 +89,14 @@ impl NodePlan {
         self
     }
 
-    /// Everything forwarded out of this wire takes the node's own address (IPv4 and IPv6): NAT for
-    /// a router, a foreign masquerade rule for a host.
+    /// Masquerades what the node forwards to this wire (IPv4 and IPv6). On a router that is NAT, on
+    /// a host another program's masquerade rule.
     pub fn masquerade(&mut self, wire: &str) -> &mut Self {
         self.masquerade.push(wire.to_owned());
         self
     }
 
-    /// Delay and loss between the node and this wire, each way.
+    /// Delay and loss between the node and this wire, in each direction.
     pub fn slow(&mut self, wire: &str, netem: Netem) -> &mut Self {
         for port in self.ports.iter_mut().filter(|port| port.wire == wire) {
             port.netem = Some(netem);
@@ -113,7 +112,7 @@ impl NodePlan {
         self
     }
 
-    /// One more folder of which the node has its own, empty one. All have their own `/run`,
+    /// Gives the node an empty folder of its own at this path. All nodes have their own `/run`,
     /// `/var/lib/edge-cni`, `/var/lib/edge-controller`, `/etc/edge-cni`, `/etc/cni` and
     /// `/etc/swanctl`.
     pub fn own_folder(&mut self, path: &str) -> &mut Self {
@@ -122,7 +121,7 @@ impl NodePlan {
     }
 }
 
-/// What a wire does to packets, each way.
+/// Delay and loss of a wire, in each direction.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct Netem {
     pub(super) delay_ms: u32,

@@ -1,4 +1,4 @@
-//! A program that goes on running on a namespaces.
+//! A program that runs in the background on a node or pod.
 
 use std::fs::File;
 use std::os::unix::process::ExitStatusExt as _;
@@ -12,7 +12,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use super::Namespaces;
 use crate::wait;
 
-/// A started program. It keeps running when this handle is dropped, and ends with the scenario at
+/// A started program. It goes on running if this handle is dropped, and ends with the scenario at
 /// the latest.
 #[derive(Debug)]
 pub struct Process {
@@ -25,7 +25,7 @@ pub struct Process {
 impl Process {
     pub(super) fn start(namespaces: &Namespaces, name: &str, command: &mut Command) -> Result<Self> {
         let log = namespaces.out().join(format!("{}.{name}.log", namespaces.name()));
-        // A program started again appends: the log tells the whole story.
+        // A program that is started again appends to its log.
         let file = File::options().create(true).append(true).open(&log)?;
         let child = command
             .stdout(file.try_clone()?)
@@ -41,13 +41,13 @@ impl Process {
         self.child.id()
     }
 
-    /// Where its standard output and error go.
+    /// The file with its standard output and error.
     #[must_use]
     pub fn log_path(&self) -> &Path {
         &self.log
     }
 
-    /// All it has written so far.
+    /// Its output so far.
     #[must_use]
     pub fn log(&self) -> String {
         String::from_utf8_lossy(&std::fs::read(&self.log).unwrap_or_default()).into_owned()
@@ -56,12 +56,12 @@ impl Process {
     /// Waits until the log contains `text`.
     ///
     /// # Errors
-    /// When it does not in time, or the program ends before.
+    /// If it does not in time, or the program ends before that.
     pub fn wait_log(&mut self, text: &str) -> Result<()> {
         let what = format!("{:?} in the log of {}", text, self.name);
         let mut ended = None;
         let waited = wait::for_event(&what, || {
-            // Ask first, read then: what it wrote last is seen.
+            // Asked before the log is read, so that its last output counts.
             ended = self.exit_status()?;
             if self.log().contains(text) {
                 return Ok(true);
@@ -86,7 +86,7 @@ impl Process {
     /// How it ended; `None` while it runs.
     ///
     /// # Errors
-    /// When the kernel cannot tell.
+    /// If the program cannot be waited for.
     pub fn exit_status(&mut self) -> Result<Option<ExitStatus>> {
         if self.ended.is_none() {
             self.ended = self.child.try_wait()?;
@@ -94,10 +94,10 @@ impl Process {
         Ok(self.ended)
     }
 
-    /// Waits until it has ended by itself.
+    /// Waits until it ends by itself.
     ///
     /// # Errors
-    /// When it has not after `timeout`.
+    /// If it has not ended after `timeout`.
     pub fn wait_end(&mut self, timeout: Duration) -> Result<ExitStatus> {
         let what = format!("the end of {}", self.name);
         wait::until(&what, timeout, || self.exit_status()?.context("it is still running"))
@@ -106,7 +106,7 @@ impl Process {
     /// Sends a signal.
     ///
     /// # Errors
-    /// When it has ended.
+    /// If it has ended.
     pub fn signal(&mut self, signal: Signal) -> Result<()> {
         if let Some(status) = self.exit_status()? {
             bail!("{} has ended ({status}):\n{}", self.name, self.tail());
@@ -114,10 +114,10 @@ impl Process {
         Ok(kill_process(Pid::from_child(&self.child), signal)?)
     }
 
-    /// Asks it to end (SIGTERM) and waits for it.
+    /// Asks it to end (SIGTERM), and waits for that.
     ///
     /// # Errors
-    /// When it does not within 10 s; it is killed then.
+    /// If it does not end within 10 s. Then it is killed.
     pub fn stop(&mut self) -> Result<ExitStatus> {
         if let Some(status) = self.exit_status()? {
             return Ok(status);
@@ -135,7 +135,7 @@ impl Process {
     /// Ends it at once (SIGKILL), as a crash would.
     ///
     /// # Errors
-    /// When it had already ended by itself with anything but that signal.
+    /// If it had already ended, other than by that signal.
     pub fn kill(&mut self) -> Result<()> {
         if let Some(status) = self.exit_status()? {
             if status.signal() == Some(9) {

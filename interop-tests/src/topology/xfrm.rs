@@ -1,4 +1,4 @@
-//! What `ip -s xfrm` says: the kernel's own view, read by a program that is not ours.
+//! The kernel's SAs and policies, read with `ip -s xfrm`, which is not a program of ours.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -15,7 +15,7 @@ pub struct State {
     pub dst: IpAddr,
     /// SPI, as on the wire.
     pub spi: u32,
-    /// The number that ties policies to it.
+    /// The number by which policies refer to it.
     pub reqid: u32,
     /// `tunnel` or `transport`.
     pub mode: String,
@@ -40,20 +40,20 @@ pub struct Policy {
     pub dir: String,
     /// `allow` or `block`.
     pub action: String,
-    /// Smaller ones come first.
+    /// A smaller number has precedence.
     pub priority: u32,
-    /// The kernel's name for it.
+    /// The kernel's index of it.
     pub index: u32,
     /// Reqids of its templates.
     pub reqids: Vec<u32>,
 }
 
 impl State {
-    /// Parses the output of `ip -s xfrm state`. Larval states (SPIs that were only reserved) are
-    /// left out.
+    /// Parses the output of `ip -s xfrm state`. Leaves out larval states, which are SPIs that were
+    /// only reserved.
     ///
     /// # Errors
-    /// When something is missing that every state has.
+    /// If a field is missing that every state has.
     pub fn parse_all(text: &str) -> Result<Vec<Self>> {
         let mut states = Vec::new();
         for block in blocks(text) {
@@ -100,7 +100,7 @@ impl Policy {
     /// Parses the output of `ip -s xfrm policy`.
     ///
     /// # Errors
-    /// When something is missing that every policy has.
+    /// If a field is missing that every policy has.
     pub fn parse_all(text: &str) -> Result<Vec<Self>> {
         blocks(text)
             .iter()
@@ -146,7 +146,7 @@ pub(super) fn parse_stat(text: &str) -> Result<BTreeMap<String, u64>> {
         .collect()
 }
 
-/// Entries begin at the margin, their details are indented.
+/// Splits the output into entries. An entry's first line is not indented, the others are.
 fn blocks(text: &str) -> Vec<String> {
     let mut blocks: Vec<String> = Vec::new();
     for line in text.lines() {

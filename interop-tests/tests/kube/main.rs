@@ -1,5 +1,4 @@
-//! The control plane that other tests stand on: it is what it says, and it comes and goes as they
-//! want.
+//! Tests of the control plane that other tests use.
 
 use std::io::BufRead as _;
 use std::net::TcpStream;
@@ -30,10 +29,10 @@ const TESTS: &[suite::Test] = &[
     ("nothing_outlives_a_test_that_is_killed", outlived),
 ];
 
-/// The control plane of those tests that leave it as it was.
+/// The control plane of the tests that leave it unchanged.
 static SHARED: LazyLock<ControlPlane> = LazyLock::new(|| ControlPlane::start("shared").unwrap());
 
-/// Tells this program to be the test that is killed.
+/// Environment variable that makes this program the test that is killed.
 const VICTIM: &str = "EDGE_KUBE_VICTIM";
 
 fn main() -> ExitCode {
@@ -43,7 +42,7 @@ fn main() -> ExitCode {
     suite::run(TESTS)
 }
 
-/// Runs what speaks to the API server; one that says nothing is a failure, not a wait for ever.
+/// Runs a client of the API server with a time limit, so that a missing answer is a failure.
 fn run<T>(test: impl Future<Output = T>) -> T {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(async { tokio::time::timeout(Duration::from_secs(120), test).await }).expect("an answer in 120 s")
@@ -117,7 +116,7 @@ fn forgotten() {
         let page = maps.list(&ListParams::default().limit(1)).await.unwrap();
         let next = page.metadata.continue_.unwrap();
 
-        // Before, both are served.
+        // Before that, both versions are served.
         let mut watch = std::pin::pin!(maps.watch(&WatchParams::default(), &version).await.unwrap());
         let event = watch.next().await.unwrap().unwrap();
         assert!(matches!(&event, WatchEvent::Added(map) if map.metadata.name.as_deref() == Some("forgotten-2")));
@@ -187,7 +186,7 @@ fn two() {
     other.kubectl(&["create", "configmap", "of-the-other", "--from-literal=key=value"]).unwrap();
     let error = SHARED.kubectl(&["get", "configmap", "of-the-other"]).unwrap_err().to_string();
     assert!(error.contains("NotFound"), "{error}");
-    // The administrator of one is nobody to the other.
+    // The administrator of one has no rights in the other.
     let stranger = format!("--server={}", SHARED.url());
     assert!(other.kubectl(&["get", "namespaces", &stranger]).is_err());
     let (folder, url) = (other.kubeconfig().to_owned(), other.url());
@@ -217,7 +216,7 @@ fn outlived() {
     .unwrap();
 }
 
-/// Starts a control plane, says where, and waits for its death.
+/// Starts a control plane, prints its URL, and waits until it is killed.
 fn victim() -> ExitCode {
     let plane = ControlPlane::start("victim").unwrap();
     println!("{}\n{}", plane.url(), plane.kubeconfig().display());

@@ -1,5 +1,5 @@
-//! Our agent with static peers against Debian's strongSwan, each in both roles, by pre-shared key
-//! and by certificate.
+//! edge-agent with static peers against Debian's strongSwan, each as initiator and as responder,
+//! with pre-shared keys and with certificates.
 
 mod site;
 
@@ -17,32 +17,32 @@ use site::{Begins, SECRET, Site, WRONG_SECRET};
 pub(super) const SCENARIOS: &[Scenario] = &[
     scenario(
         "strongswan/psk-initiator",
-        "edge-agent initiates to charon through NAT with a PSK: pings, same SPIs, rekeys by each side, wrong secret told",
+        "edge-agent initiates to charon through NAT with a PSK: pings, same SPIs, rekeys by each side, a wrong secret is reported",
         psk_initiator,
     ),
     scenario(
         "strongswan/psk-responder",
-        "charon initiates to edge-agent through NAT with a PSK: pings, same SPIs, rekeys by each side, wrong secret told",
+        "charon initiates to edge-agent through NAT with a PSK: pings, same SPIs, rekeys by each side, a wrong secret is reported",
         psk_responder,
     ),
     scenario(
         "strongswan/cert-initiator",
-        "edge-agent initiates with an Ed25519 certificate, charon has P-256; a wrong name and a strange CA are told",
+        "edge-agent initiates with an Ed25519 certificate, charon has P-256; a wrong name and an unknown CA are reported",
         cert_initiator,
     ),
     scenario(
         "strongswan/cert-responder",
-        "charon initiates with an Ed25519 certificate, edge-agent has P-256; a wrong name and a strange CA are told",
+        "charon initiates with an Ed25519 certificate, edge-agent has P-256; a wrong name and an unknown CA are reported",
         cert_responder,
     ),
     scenario(
         "strongswan/nothing-in-common-initiator",
-        "edge-agent initiates with other IKE proposals, ESP proposals or networks than charon has: told, and nothing is left",
+        "edge-agent initiates with other IKE proposals, ESP proposals or networks than charon has: reported, and nothing is left",
         |lab| nothing_in_common(lab, Begins::Edge),
     ),
     scenario(
         "strongswan/nothing-in-common-responder",
-        "charon initiates with other IKE proposals, ESP proposals or networks than edge-agent has: told, and nothing is left",
+        "charon initiates with other IKE proposals, ESP proposals or networks than edge-agent has: reported, and nothing is left",
         |lab| nothing_in_common(lab, Begins::Moon),
     ),
     scenario(
@@ -69,7 +69,7 @@ fn psk(lab: &Lab, begins: Begins) -> Result<()> {
     let mut agent = Agent::start(lab, site.edge, "", &[site.peer(Auth::Psk(WRONG_SECRET.to_owned()))])?;
     site.refused(&mut agent, &charon, &["moon", "pre-shared key"])?;
     agent.process().stop()?;
-    lab.step("a wrong secret is told");
+    lab.step("a wrong secret is reported");
 
     let mut agent = Agent::start(lab, site.edge, "", &[site.peer(Auth::Psk(SECRET.to_owned()))])?;
     site.works(lab, &mut agent, &charon)
@@ -87,7 +87,7 @@ fn certificates(lab: &Lab, begins: Begins, edge_key: KeyKind, moon_key: KeyKind)
     let net = lab.build(&Site::plan(begins))?;
     let site = Site::new(net, begins)?;
     let authority = Authority::new("lab")?;
-    let stranger = Authority::new("stranger")?;
+    let unknown = Authority::new("unknown")?;
     let ours = authority.issue("edge.example", edge_key)?;
     let moon = Auth::certificate(authority.issue("moon.example", moon_key)?, &authority);
     let charon = Charon::start(site.moon, &site.connection(moon))?;
@@ -97,26 +97,26 @@ fn certificates(lab: &Lab, begins: Begins, edge_key: KeyKind, moon_key: KeyKind)
     wrong.remote_id = "noon.example".to_owned();
     let mut agent = Agent::start(lab, site.edge, "", &[wrong])?;
     let words: &[&str] = match begins {
-        // charon refuses to be called so.
+        // charon refuses this identity.
         Begins::Edge => &["moon", "edge.example", "identities"],
-        // To a responder this is somebody whom no [[peer]] names.
+        // For a responder this is an identity that no [[peer]] has.
         Begins::Moon => &["moon.example"],
     };
     match begins {
         Begins::Edge => site.refused(&mut agent, &charon, words)?,
         Begins::Moon => {
-            ensure!(charon.initiate().is_err(), "charon came through under a name that nobody expects");
+            ensure!(charon.initiate().is_err(), "charon came through under a name that no peer has");
             agent.process().wait_log("moon.example")?;
         }
     }
     agent.process().stop()?;
-    lab.step("a wrong name is told");
+    lab.step("a wrong name is reported");
 
     // The right name under an authority that we do not trust.
-    let mut agent = Agent::start(lab, site.edge, "", &[site.peer(Auth::certificate(ours.clone(), &stranger))])?;
+    let mut agent = Agent::start(lab, site.edge, "", &[site.peer(Auth::certificate(ours.clone(), &unknown))])?;
     site.refused(&mut agent, &charon, &["moon", "certificate"])?;
     agent.process().stop()?;
-    lab.step("a strange authority is told");
+    lab.step("an unknown authority is reported");
 
     let mut agent = Agent::start(lab, site.edge, "", &[site.peer(Auth::certificate(ours, &authority))])?;
     site.works(lab, &mut agent, &charon)
@@ -141,7 +141,7 @@ fn nothing_in_common(lab: &Lab, begins: Begins) -> Result<()> {
     let mut agent = Agent::start(lab, site.edge, "", &[other_ike])?;
     match begins {
         Begins::Edge => site.refused(&mut agent, &charon, &["moon", "no proposal in common", "CHACHA20_POLY1305"])?,
-        // Nobody has said who he is yet, so the log names an address alone.
+        // No peer has identified itself yet, so the log names an address alone.
         Begins::Moon => {
             ensure!(charon.initiate().is_err(), "charon came through with a proposal that is not configured");
             for words in ["no proposal in common", "configured here: CHACHA20_POLY1305", "203.0.113.1"] {
@@ -151,7 +151,7 @@ fn nothing_in_common(lab: &Lab, begins: Begins) -> Result<()> {
         }
     }
     agent.process().stop()?;
-    lab.step("other IKE proposals are told");
+    lab.step("other IKE proposals are reported");
 
     let other_esp = StaticPeer { esp: vec!["chacha20poly1305".to_owned()], ..ours.clone() };
     let other_nets = StaticPeer { remote_subnets: vec!["10.9.0.0/24".to_owned()], ..ours };
@@ -167,7 +167,7 @@ fn nothing_in_common(lab: &Lab, begins: Begins) -> Result<()> {
             charon.terminate()?;
         }
         agent.process().stop()?;
-        lab.step(&format!("{what} are told"));
+        lab.step(&format!("{what} are reported"));
     }
     Ok(())
 }
@@ -223,7 +223,7 @@ fn fragmentation(lab: &Lab) -> Result<()> {
     let begins = Begins::Edge;
     let net = lab.build(&Site::plan(begins))?;
     let site = Site::new(net, begins)?;
-    // As home routers do: whatever was fragmented by IP goes no further.
+    // Drops IP fragments, as some home routers do.
     net.node("isp").sh(
         "nft 'add table ip drop_fragments; add chain ip drop_fragments prerouting { type filter hook prerouting priority -450; };
               add rule ip drop_fragments prerouting ip frag-off & 0x3fff != 0 drop'",

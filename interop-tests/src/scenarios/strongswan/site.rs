@@ -1,4 +1,4 @@
-//! One end with our agent, one with charon, and what both must agree about.
+//! A host with edge-agent, a host with charon, and the checks of a tunnel between them.
 
 use std::time::Duration;
 
@@ -18,14 +18,14 @@ pub(super) const WRONG_SECRET: &str = "correct horse cattery";
 const EDGE_NET: &str = "10.1.0.0/24";
 const MOON_NET: &str = "10.2.0.0/24";
 
-/// Who begins. The initiator is at home behind a NAT, the responder has a public address.
+/// The initiator. It is at home behind a NAT, and the responder has a public address.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Begins {
     Edge,
     Moon,
 }
 
-/// Both ends with their pods, and a watch on the wire between them.
+/// Both hosts with their pods, and a capture on the wire between them.
 pub(super) struct Site<'a> {
     pub(super) begins: Begins,
     pub(super) edge: &'a Node,
@@ -47,8 +47,8 @@ impl<'a> Site<'a> {
             .on("home", &["192.168.1.1/24"])
             .masquerade("internet")
             .slow("internet", Netem::delay(2))
-            // It would forward the pods' packets: only the tunnel's policies keep them off the
-            // wire.
+            // The router would forward the pods' packets, so only the tunnel's policies keep them
+            // off the wire.
             .route(home_net, "192.168.1.10")
             .route(public_net, "203.0.113.10");
         plan.host(home).on("home", &["192.168.1.10/24"]).via("192.168.1.1");
@@ -97,8 +97,8 @@ impl<'a> Site<'a> {
         Connection::new("edge", auth).local("%any", "moon.example", MOON_NET).remote(remote, "edge.example", EDGE_NET)
     }
 
-    /// The tunnel carries pings, both sides and both kernels agree about it, each side rekeys it
-    /// without a loss, and nothing of it was ever in clear.
+    /// Checks that the tunnel carries pings, that both sides and both kernels have the same SPIs,
+    /// that each side can rekey it without a loss, and that no packet was in clear.
     pub(super) fn works(mut self, lab: &Lab, agent: &mut Agent<'_>, charon: &Charon<'_>) -> Result<()> {
         if self.begins == Begins::Moon {
             wait::for_event("charon to get through", || charon.initiate())?;
@@ -130,8 +130,7 @@ impl<'a> Site<'a> {
         lab.step("rekeyed by charon");
         charon.rekey_ike()?;
         self.same_spis(agent, charon)?;
-        // The CHILD_SA lives on under the new IKE SA, which has keys of its own: it can be rekeyed
-        // there.
+        // The CHILD_SA belongs to the new IKE SA now, and can be rekeyed there.
         agent.rekey("moon")?;
         self.same_spis(agent, charon)?;
         charon.rekey_child()?;
@@ -149,18 +148,17 @@ impl<'a> Site<'a> {
             ensure!(seen.contains(&spi), "{spi:08x} was not on the wire, but {seen:x?}");
         }
         self.wire.expect_none("net 10.0.0.0/8")?;
-        // The watch would have seen it: the same pods' packet in clear.
+        // A packet of the same pods in clear shows that the capture works.
         self.moon.sh("ip xfrm policy flush; ip xfrm state flush")?;
         let through = self.moon_pod.reaches("10.1.0.2", Duration::from_millis(200))?;
-        // Through the NAT it comes with the router's address, of which the tunnel's policies say
-        // nothing.
+        // The NAT gives it the router's address, for which there is no policy of the tunnel.
         ensure!(!through || self.begins == Begins::Moon, "a clear ping with a tunnelled source came through");
         self.wire.wait_for("icmp and dst 10.1.0.2")?;
         self.wire.stop()
     }
 
-    /// The agent's log, at the most talkative level, holds neither the pre-shared key nor its
-    /// private key nor a key that its kernel has.
+    /// The agent's log at its most verbose level contains neither the pre-shared key, nor the
+    /// private key, nor a key of the kernel's SAs.
     fn no_key_is_logged(&self, agent: &mut Agent<'_>) -> Result<()> {
         let log = agent.process().log().to_lowercase();
         ensure!(log.contains("trace"), "the log is not at its most talkative level");
@@ -168,7 +166,7 @@ impl<'a> Site<'a> {
         let mut keys = vec![SECRET.as_bytes().to_vec()];
         if let Ok(pem) = self.edge.read("/etc/edge-cni/agent.key") {
             let body: String = pem.lines().filter(|line| !line.starts_with("-----")).collect();
-            // What comes first is the same in every key: 36 octets, 48 characters.
+            // The first 36 octets, 48 characters, are the same in every key.
             let secret = body.get(48..60).context("the private key is too short")?.to_lowercase();
             ensure!(!log.contains(&secret), "the private key is in the agent's log");
             let der = rcgen::KeyPair::from_pem(&pem)?.serialize_der();
@@ -214,8 +212,8 @@ impl<'a> Site<'a> {
         })
     }
 
-    /// No tunnel comes up, the agent says why in words that name the peer, no secret is in its log,
-    /// and nothing is left in the kernel.
+    /// Checks that no tunnel comes up, that the agent's error contains these words, that no secret
+    /// is in its log, and that nothing is left in the kernel.
     pub(super) fn refused(&self, agent: &mut Agent<'_>, charon: &Charon<'_>, words: &[&str]) -> Result<()> {
         if self.begins == Begins::Moon {
             ensure!(charon.initiate().is_err(), "charon came through, although it should be refused");
@@ -233,11 +231,10 @@ impl<'a> Site<'a> {
         self.nothing_left()
     }
 
-    /// The edge's kernel holds no SA, no reserved SPI and no policy, but those of IKE's own
-    /// sockets.
+    /// The edge's kernel has no SA, no reserved SPI, and no policy except those of IKE's sockets.
     pub(super) fn nothing_left(&self) -> Result<()> {
         wait::for_event("nothing to be left in the kernel", || {
-            // The parsed list would leave out SPIs that are only reserved.
+            // The parsed list leaves out SPIs that are only reserved.
             let states = self.edge.sh("ip xfrm state list nokeys")?;
             ensure!(states.trim().is_empty(), "it has SAs: {states}");
             let policies = self.edge.xfrm_policies()?;
