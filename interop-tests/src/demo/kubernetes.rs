@@ -2,75 +2,22 @@
 //! labels. The controller stores everything in its custom resources, with exactly the rights in
 //! `deploy/`.
 
-use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use rustix::process::Signal;
 
+use super::api_server::Kubernetes;
 use super::ca_rollover::to_another_authority;
 use super::isolation::{joining_and_leaving, outsiders_stay_out};
 use super::pod::reaches;
 use super::reach::{self, Pods, only_esp_on_the_wire};
 use super::tunnel_watch::TunnelWatch;
 use super::world::{CONTROLLER_PORT, EDGES, NODES, REPLICA_PORT, World};
-use crate::kube::{self, ControlPlane, Options};
+use crate::kube;
 use crate::runner::{Lab, skip};
-use crate::topology::Namespaces;
 
 const TIMEOUT: Duration = Duration::from_secs(20);
-
-/// An API server, and the controller's kubeconfig for it.
-pub(super) struct Kubernetes {
-    plane: ControlPlane,
-    kubeconfig: PathBuf,
-}
-
-impl Kubernetes {
-    /// Starts it on a host, with the custom resources, the controller's account and rights, and a
-    /// Node object for each node.
-    ///
-    /// # Errors
-    /// If it does not come up, or refuses a manifest in `deploy/`.
-    fn start(host: &Namespaces) -> Result<Self> {
-        let (prefix, logs) = (host.nsenter(), Some(host.out().join("kube")));
-        let plane = ControlPlane::start_with("demo", Options { prefix, logs, ..Options::default() })?;
-        let deploy = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../deploy");
-        plane.apply(&deploy.join("crds"))?;
-        for manifest in ["kubernetes/10-rbac.yaml", "kubernetes/15-node-labels.yaml"] {
-            plane.apply(&deploy.join(manifest))?;
-        }
-        let nodes = NODES.map(|node| {
-            let edge = if EDGES.contains(&node) { "{node-role.kubernetes.io/edge: \"\"}" } else { "{}" };
-            format!("---\n{{apiVersion: v1, kind: Node, metadata: {{name: {node}, labels: {edge}}}}}\n")
-        });
-        plane.apply_text(&nodes.concat())?;
-        let kubeconfig = plane.kubeconfig_for_service_account("edge-cni", "edge-controller")?;
-        Ok(Self { plane, kubeconfig })
-    }
-
-    /// The `[kubernetes]` table of the controller's configuration.
-    pub(super) fn controller_config(&self) -> String {
-        format!(
-            "[kubernetes]\nkubeconfig = {:?}\nnamespace = \"edge-cni\"\nstore = true\nlease_seconds = 3\n",
-            self.kubeconfig
-        )
-    }
-
-    /// The leading replica's identity.
-    fn leader(&self) -> Result<String> {
-        let lease = ["get", "lease", "edge-cni-controller", "--namespace=edge-cni"];
-        self.plane.kubectl(&[&lease[..], &["--output=jsonpath={.spec.holderIdentity}"]].concat())
-    }
-
-    /// Sets or (`key-`) removes a node's label.
-    ///
-    /// # Errors
-    /// If the API server refuses.
-    pub(super) fn label(&self, node: &str, label: &str) -> Result<()> {
-        self.plane.kubectl(&["label", "node", node, label, "--overwrite"]).map(drop)
-    }
-}
 
 /// The scenario.
 ///
@@ -83,7 +30,8 @@ pub(super) fn run(lab: &Lab) -> Result<()> {
     }
     let mut world = World::build(lab)?;
     world.checks.part("A real API server with etcd, our resources, and a Node object for each node");
-    world.kubernetes = Some(Kubernetes::start(world.node("cloud-1"))?);
+    world.kubernetes =
+        Some(Kubernetes::start(world.node("cloud-1"), &NODES.map(|node| (node, EDGES.contains(&node))))?);
     let kubernetes = world.kubernetes.as_ref().context("it was started")?;
     let pods = reach::bring_up(&world)?;
     members_reach(&world, &pods)?;

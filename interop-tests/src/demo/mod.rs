@@ -6,11 +6,12 @@
 //! - The demo's parts, in their order: `before_agent`, `reach`, `lan_hosts`, `isolation` with
 //!   `pod_spoofing`, `status_and_kernel`, `changes_under_load`, `controller_outage`,
 //!   `deregistration`.
-//! - `kubernetes`: a scenario with nodes, labels and segments in a real API server. Its parts:
-//!   `ca_rollover`, and `tunnel_watch` for what must not be interrupted meanwhile.
+//! - `kubernetes`: a scenario with nodes, labels and segments in a real API server (`api_server`).
+//!   Its parts: `ca_rollover`, and `tunnel_watch` for what must not be interrupted meanwhile.
 //! - `firewall`: a scenario in the same network: hosts that route through an edge reach nothing,
 //!   and rules of other programs are coped with or named.
 
+mod api_server;
 mod before_agent;
 mod ca_rollover;
 mod captured_frames;

@@ -8,7 +8,7 @@ use ipnetwork::IpNetwork;
 use rustix::process::Signal;
 use serde_json::Value;
 
-use super::kubernetes::Kubernetes;
+use super::api_server::Kubernetes;
 use super::world::{CLOUD_NETWORKS, CLUSTER_RANGES, CONTROLLER_PORT, REPLICA_PORT, World, site};
 
 /// How long no other node gets the segments of a deregistered node.

@@ -7,9 +7,9 @@ use anyhow::{Context as _, Result};
 use ipnetwork::IpNetwork;
 use rustix::process::Signal;
 
+use super::api_server::Kubernetes;
 use super::captured_frames::{ExpectedTraffic, FrameCounts, Kind};
 use super::checks::Checks;
-use super::kubernetes::Kubernetes;
 use crate::runner::Lab;
 use crate::topology::{Capture, Net, Node, Plan, Process};
 

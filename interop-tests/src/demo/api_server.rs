@@ -1,0 +1,63 @@
+//! The Kubernetes API server of the demo's scenario with Kubernetes.
+
+use std::path::PathBuf;
+
+use anyhow::Result;
+
+use crate::kube::{ControlPlane, Options};
+use crate::topology::Namespaces;
+
+/// An API server, and the controller's kubeconfig for it.
+pub(super) struct Kubernetes {
+    pub(super) plane: ControlPlane,
+    kubeconfig: PathBuf,
+}
+
+impl Kubernetes {
+    /// Starts it on a host, with the custom resources, the controller's account and rights, and a
+    /// Node object for each node. The flag of a node says whether it is an edge.
+    ///
+    /// # Errors
+    /// If it does not come up, or refuses a manifest in `deploy/`.
+    pub(super) fn start(host: &Namespaces, nodes: &[(&str, bool)]) -> Result<Self> {
+        let (prefix, logs) = (host.nsenter(), Some(host.out().join("kube")));
+        let plane = ControlPlane::start_with("demo", Options { prefix, logs, ..Options::default() })?;
+        let deploy = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../deploy");
+        plane.apply(&deploy.join("crds"))?;
+        for manifest in ["kubernetes/10-rbac.yaml", "kubernetes/15-node-labels.yaml"] {
+            plane.apply(&deploy.join(manifest))?;
+        }
+        let nodes = nodes.iter().map(|(node, is_edge)| {
+            let labels = if *is_edge { "{node-role.kubernetes.io/edge: \"\"}" } else { "{}" };
+            format!("---\n{{apiVersion: v1, kind: Node, metadata: {{name: {node}, labels: {labels}}}}}\n")
+        });
+        plane.apply_text(&nodes.collect::<String>())?;
+        let kubeconfig = plane.kubeconfig_for_service_account("edge-cni", "edge-controller")?;
+        Ok(Self { plane, kubeconfig })
+    }
+
+    /// The `[kubernetes]` table of the controller's configuration.
+    pub(super) fn controller_config(&self) -> String {
+        format!(
+            "[kubernetes]\nkubeconfig = {:?}\nnamespace = \"edge-cni\"\nstore = true\nlease_seconds = 3\n",
+            self.kubeconfig
+        )
+    }
+
+    /// The leading replica's identity.
+    ///
+    /// # Errors
+    /// If the API server does not answer.
+    pub(super) fn leader(&self) -> Result<String> {
+        let lease = ["get", "lease", "edge-cni-controller", "--namespace=edge-cni"];
+        self.plane.kubectl(&[&lease[..], &["--output=jsonpath={.spec.holderIdentity}"]].concat())
+    }
+
+    /// Sets or (`key-`) removes a node's label.
+    ///
+    /// # Errors
+    /// If the API server refuses.
+    pub(super) fn label(&self, node: &str, label: &str) -> Result<()> {
+        self.plane.kubectl(&["label", "node", node, label, "--overwrite"]).map(drop)
+    }
+}
