@@ -395,7 +395,8 @@ impl RefusedViewChanges {
 /// The lines of the view stream (NDJSON).
 struct NdjsonLines(FramedRead<StreamReader<Chunks, Bytes>, LinesCodec>);
 
-/// The body in pieces as they arrive. The reader wants errors of `std::io`; [`NdjsonLines`] unpacks them.
+/// The body in pieces as they arrive. The reader wants errors of `std::io`; [`NdjsonLines`] unpacks
+/// them.
 type Chunks = MapErr<BodyDataStream<Incoming>, fn(hyper::Error) -> io::Error>;
 
 impl NdjsonLines {
