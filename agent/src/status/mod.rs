@@ -50,6 +50,23 @@ pub struct Status {
     pub journal: Vec<incidents::Entry>,
 }
 
+/// The part of the status about tunnels.
+#[derive(Debug)]
+pub struct TunnelsReport {
+    /// Name of this node; absent without a view.
+    pub node: Option<String>,
+    /// Role of this node; absent without a view.
+    pub role: Option<String>,
+    /// Version of the view in force.
+    pub view_version: Option<u64>,
+    /// Peers, by name.
+    pub peers: Vec<PeerReport>,
+    /// SAs that the kernel should have.
+    pub states: Vec<StateEntry>,
+    /// Policies that the kernel should have.
+    pub policies: Vec<PolicyEntry>,
+}
+
 /// State of a peer.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct PeerReport {

@@ -1,4 +1,4 @@
-//! The loop around the endpoint.
+//! The event loop around the IKE endpoint.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -17,8 +17,7 @@ use tokio::io::unix::AsyncFd;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
-use super::environment::{Machine, source_address};
-use super::report::TunnelsReport;
+use super::environment::{KernelEnvironment, source_address};
 use super::reqids::Reqids;
 use super::sa_table::SaTable;
 use super::socket::{self, Socket};
@@ -28,56 +27,59 @@ use crate::config::Config;
 use crate::desired::Desired;
 use crate::host::HostState;
 use crate::incidents::Journal;
+use crate::status::TunnelsReport;
 
-/// All is compared with the kernel this often, besides after every notification that something was
-/// changed.
+/// How often all policies and SAs are compared with the kernel. Notifications of the kernel lead to
+/// further comparisons.
 const FULL_CHECK: Duration = Duration::from_secs(10);
-/// Largest IKE message in one datagram.
-const DATAGRAM: usize = 65_535;
-/// Datagrams that wait between sockets and endpoint; more are dropped, as the network might.
-const QUEUE: usize = 256;
+/// Largest datagram, bytes.
+const MAX_DATAGRAM: usize = 65_535;
+/// Largest number of datagrams that wait for the endpoint. Further ones are dropped, as in a
+/// congested network.
+const DATAGRAM_QUEUE: usize = 256;
 
-/// What others ask of the driver.
+/// Requests to the driver.
 #[derive(Debug)]
 pub enum Command {
-    /// Tell everything.
+    /// Report the state of all tunnels.
     Report(oneshot::Sender<TunnelsReport>),
-    /// Rekey the CHILD_SA with a peer.
+    /// Rekey the CHILD_SA with the named peer.
     Rekey(String, oneshot::Sender<Result<(), String>>),
 }
 
-/// A datagram and between whom it travelled: to us, from the peer.
+/// A datagram, its local and its remote address.
 type Received = (Vec<u8>, SocketAddr, SocketAddr);
 
-/// The tunnels of this node.
+/// Owns the IKE endpoint, the sockets and XFRM.
 #[derive(Debug)]
 pub struct Driver {
     pub(super) endpoint: Endpoint,
-    pub(super) machine: Machine,
+    pub(super) environment: KernelEnvironment,
     pub(super) sas: SaTable,
     pub(super) desired: Arc<Desired>,
     /// Policies that the kernel should have.
     pub(super) policies: BTreeMap<PolicyKey, Policy>,
-    /// Tunnel state changed in a way that may change policies.
+    /// Whether the policies must be computed again, since a tunnel changed.
     pub(super) policies_dirty: bool,
-    /// When to look for a route again, for tunnels whose address is gone and that have none yet.
-    pub(super) move_again_at: Option<tokio::time::Instant>,
-    /// Peers to rekey once the events at hand are carried out.
+    /// When to look for a route again, if a tunnel's local address is gone and there is no route
+    /// yet.
+    pub(super) retry_move_at: Option<tokio::time::Instant>,
+    /// Peers to rekey once the pending events are handled.
     pub(super) to_rekey: Vec<PeerName>,
-    /// The first complete desired state has been carried out.
+    /// Whether a complete desired state has been applied.
     pub(super) settled: bool,
-    /// The guard's policies that nobody wanted at the check before the last one, by index, and at
-    /// the last one.
-    pub(super) suspects: BTreeSet<u32>,
-    pub(super) next_suspects: BTreeSet<u32>,
+    /// Indexes of the guard's policies that were not desired at the check before the last one, and
+    /// at the last one.
+    pub(super) stray_guards: BTreeSet<u32>,
+    pub(super) next_stray_guards: BTreeSet<u32>,
     pub(super) host: watch::Receiver<HostState>,
     sockets: Vec<Arc<Socket>>,
     pub(super) kernel_events: AsyncFd<EventSocket>,
 }
 
 impl Driver {
-    /// Opens sockets and XFRM, and takes over what a former run left. To be called within a tokio
-    /// runtime.
+    /// Opens sockets and XFRM, and takes over the SAs of an earlier run. To be called within a
+    /// tokio runtime. Fails without CAP_NET_ADMIN, or if a UDP port is in use.
     pub fn open(
         config: &Config,
         clock: Arc<CertificateClock>,
@@ -93,10 +95,10 @@ impl Driver {
         let child_lifetime = config.timing.resolve().child_lifetime;
         let mut sas = SaTable::default();
         let is_local = |address: IpAddr| source_address(address) == Some(address);
-        sas.keep(xfrm.sas()?, is_local, boot_time() + child_lifetime);
+        sas.inherit(xfrm.sas()?, is_local, boot_time() + child_lifetime);
         Ok(Self {
             endpoint: Endpoint::new(endpoint_config),
-            machine: Machine {
+            environment: KernelEnvironment {
                 xfrm,
                 reqids: Reqids::load(&config.state_dir),
                 journal,
@@ -107,18 +109,18 @@ impl Driver {
             desired: Arc::default(),
             policies: BTreeMap::new(),
             policies_dirty: false,
-            move_again_at: None,
+            retry_move_at: None,
             to_rekey: vec![],
             settled: false,
-            suspects: BTreeSet::new(),
-            next_suspects: BTreeSet::new(),
+            stray_guards: BTreeSet::new(),
+            next_stray_guards: BTreeSet::new(),
             host,
             sockets,
             kernel_events: socket::watch(events)?,
         })
     }
 
-    /// Runs until `stop`. The kernel's state stays.
+    /// Runs until `stop` is cancelled. Policies and SAs stay in the kernel.
     pub async fn run(
         mut self,
         mut desired: watch::Receiver<Arc<Desired>>,
@@ -126,41 +128,41 @@ impl Driver {
         tunnels: watch::Sender<Option<TunnelCount>>,
         stop: CancellationToken,
     ) -> anyhow::Result<()> {
-        let (to, mut datagrams) = mpsc::channel(QUEUE);
+        let (to, mut datagrams) = mpsc::channel(DATAGRAM_QUEUE);
         let readers: Vec<_> =
             self.sockets.iter().map(|socket| tokio::spawn(read(socket.clone(), to.clone()))).collect();
         let mut full_check = tokio::time::interval(FULL_CHECK);
         full_check.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         desired.mark_changed();
         loop {
-            self.drain();
+            self.drain_endpoint();
             let wait = self.until_timeout();
-            let move_again_at = self.move_again_at;
+            let retry_move_at = self.retry_move_at;
             tokio::select! {
                 biased;
                 () = stop.cancelled() => break,
-                () = async { tokio::time::sleep_until(move_again_at.unwrap_or_else(tokio::time::Instant::now)).await },
-                    if move_again_at.is_some() => self.move_tunnels(),
+                () = async { tokio::time::sleep_until(retry_move_at.unwrap_or_else(tokio::time::Instant::now)).await },
+                    if retry_move_at.is_some() => self.move_tunnels(),
                 Some((datagram, local, remote)) = datagrams.recv() => {
-                    self.endpoint.handle(&datagram, local, remote, boot_time(), &mut self.machine);
+                    self.endpoint.handle(&datagram, local, remote, boot_time(), &mut self.environment);
                 }
                 () = tokio::time::sleep(wait) => self.timeout(),
                 Ok(()) = desired.changed() => {
                     let new = desired.borrow_and_update().clone();
-                    self.take_desired(new);
+                    self.apply_desired(new);
                 }
                 Ok(()) = self.host.changed() => self.host_changed(),
-                Some(command) = commands.recv() => self.carry_out_command(command),
+                Some(command) = commands.recv() => self.handle_command(command),
                 ready = self.kernel_events.readable_mut() => {
                     let mut ready = ready.context("XFRM's notifications")?;
                     let events = read_events(ready.get_inner_mut());
                     ready.clear_ready();
-                    self.kernel_changed(events?);
+                    self.handle_kernel_events(events?);
                 }
                 _ = full_check.tick() => {
-                    self.check_all();
+                    self.check_kernel();
                     let count = Some(self.count());
-                    tunnels.send_if_modified(|told| std::mem::replace(told, count) != count);
+                    tunnels.send_if_modified(|sent| std::mem::replace(sent, count) != count);
                 }
             }
         }
@@ -170,17 +172,17 @@ impl Driver {
         Ok(())
     }
 
-    /// Carries out what the endpoint says, before what it sends.
-    fn drain(&mut self) {
+    /// Handles the endpoint's events, then sends its datagrams.
+    fn drain_endpoint(&mut self) {
         loop {
             while let Some(event) = self.endpoint.poll_event() {
-                self.carry_out(event);
+                self.handle_event(event);
             }
             if self.policies_dirty {
                 self.update_policies();
             }
             let Some(peer) = self.to_rekey.pop() else { break };
-            self.endpoint.rekey_child(&peer, boot_time(), &mut self.machine);
+            self.endpoint.rekey_child(&peer, boot_time(), &mut self.environment);
         }
         while let Some(transmit) = self.endpoint.poll_transmit() {
             self.send(&transmit);
@@ -197,8 +199,8 @@ impl Driver {
             None => Err(io::Error::other("no socket of this family and port")),
         };
         if let Err(error) = outcome {
-            // Retransmission or the next attempt takes care of it; unreachable networks are the
-            // everyday life of a peer with addresses of two families.
+            // The endpoint retransmits. Unreachable networks are normal for a peer with addresses
+            // of two families.
             tracing::debug!(local = %transmit.local, remote = %transmit.remote, %error, "not sent");
         }
     }
@@ -210,68 +212,69 @@ impl Driver {
 
     fn timeout(&mut self) {
         let now = boot_time();
-        self.endpoint.handle_timeout(now, &mut self.machine);
-        if let Err(error) = self.sas.expire(&mut self.machine.xfrm, now) {
-            self.machine.journal.error(format!("SAs of a former run: {error}"));
+        self.endpoint.handle_timeout(now, &mut self.environment);
+        if let Err(error) = self.sas.expire(&mut self.environment.xfrm, now) {
+            self.environment.journal.error(format!("SAs of an earlier run: {error}"));
         }
     }
 
-    fn take_desired(&mut self, desired: Arc<Desired>) {
+    fn apply_desired(&mut self, desired: Arc<Desired>) {
         let before: Vec<PeerName> = self.desired.tunnels.keys().cloned().collect();
         self.desired = desired;
         let now = boot_time();
         for problem in &self.desired.problems {
-            self.machine.journal.error(problem.as_str());
+            self.environment.journal.error(problem.as_str());
         }
         for name in before.iter().filter(|name| !self.desired.tunnels.contains_key(*name)) {
-            self.endpoint.remove_peer(name, now, &mut self.machine);
+            self.endpoint.remove_peer(name, now, &mut self.environment);
         }
-        self.drain();
+        self.drain_endpoint();
         for name in before.iter().filter(|name| !self.desired.tunnels.contains_key(*name)) {
-            if let Some(reqid) = self.machine.reqid(name)
-                && let Err(error) = self.sas.forget(&mut self.machine.xfrm, name, reqid)
+            if let Some(reqid) = self.environment.reqid(name)
+                && let Err(error) = self.sas.forget(&mut self.environment.xfrm, name, reqid)
             {
-                self.machine.journal.error(format!("peer {name}: {error}"));
+                self.environment.journal.error(format!("peer {name}: {error}"));
             }
         }
-        // Reqids of peers that a view not yet known may name stay theirs.
-        if self.desired.complete || self.desired.tunnels.keys().any(|name| self.machine.reqid(name).is_none()) {
-            let outcome = self.machine.reqids.assign(self.desired.tunnels.keys());
+        // Until the desired state is complete, reqids of peers that a later view may name stay
+        // assigned.
+        if self.desired.complete || self.desired.tunnels.keys().any(|name| self.environment.reqid(name).is_none()) {
+            let outcome = self.environment.reqids.assign(self.desired.tunnels.keys());
             if let Err(error) = outcome {
-                self.machine.journal.error(format!("reqids cannot be kept on disk: {error}"));
+                self.environment.journal.error(format!("reqids cannot be written to disk: {error}"));
             }
         }
         let tunnels: Vec<_> = self.desired.tunnels.values().map(|tunnel| tunnel.peer.clone()).collect();
         for mut peer in tunnels {
-            if let Some(reqid) = self.machine.reqid(&peer.name) {
-                self.forget_what_is_revoked(&peer, reqid);
-                peer.keep_existing = self.sas.has_kept(reqid);
-                self.assume_kept_ends(&peer.name, reqid);
+            if let Some(reqid) = self.environment.reqid(&peer.name) {
+                self.forget_revoked_sas(&peer, reqid);
+                peer.keep_existing = self.sas.has_inherited(reqid);
+                self.assume_inherited_ends(&peer.name, reqid);
             }
             let name = peer.name.clone();
-            if let Err(error) = self.endpoint.set_peer(peer, now, &mut self.machine) {
-                self.machine.journal.error(format!("peer {name}: its credentials cannot be used: {error}"));
+            if let Err(error) = self.endpoint.set_peer(peer, now, &mut self.environment) {
+                self.environment.journal.error(format!("peer {name}: its credentials cannot be used: {error}"));
             }
         }
         self.policies_dirty = false;
         self.reconcile();
         if self.desired.complete && !self.settled {
             self.settled = true;
-            self.remove_orphans();
+            self.delete_orphaned_sas();
         }
     }
 
-    /// SAs of a former run that were agreed on with a certificate which does not count any more.
-    /// Those of this run the endpoint ends.
-    fn forget_what_is_revoked(&mut self, peer: &PeerConfig, reqid: Reqid) {
+    /// Deletes inherited SAs that were negotiated with a revoked certificate. The endpoint ends
+    /// those of this run.
+    fn forget_revoked_sas(&mut self, peer: &PeerConfig, reqid: Reqid) {
         let Auth::Certificate(auth) = &peer.auth else { return };
-        let moment = self.machine.clock.to_system_clock(auth.remote_not_before);
-        if let Err(error) = self.sas.forget_from_before(&mut self.machine.xfrm, reqid, moment) {
-            self.machine.journal.error(format!("peer {}: {error}", peer.name));
+        let moment = self.environment.clock.to_system_clock(auth.remote_not_before);
+        if let Err(error) = self.sas.forget_older_than(&mut self.environment.xfrm, reqid, moment) {
+            self.environment.journal.error(format!("peer {}: {error}", peer.name));
         }
     }
 
-    fn carry_out_command(&mut self, command: Command) {
+    fn handle_command(&mut self, command: Command) {
         match command {
             Command::Report(to) => {
                 let _ = to.send(self.report());
@@ -280,7 +283,7 @@ impl Driver {
                 let name = PeerName::new(&peer);
                 let outcome = if !self.desired.tunnels.contains_key(&name) {
                     Err(format!("there is no peer {peer:?}; `edge-agent status` lists them"))
-                } else if self.endpoint.rekey_child(&name, boot_time(), &mut self.machine) {
+                } else if self.endpoint.rekey_child(&name, boot_time(), &mut self.environment) {
                     Ok(())
                 } else {
                     Err(format!("peer {peer:?} has no CHILD_SA now; `edge-agent status` says why"))
@@ -290,14 +293,14 @@ impl Driver {
         }
     }
 
-    /// Now, on the clock of all lifetimes.
+    /// The current boot time.
     pub(super) fn now(&self) -> Instant {
         boot_time()
     }
 }
 
 async fn read(socket: Arc<Socket>, to: mpsc::Sender<Received>) {
-    let mut buffer = vec![0; DATAGRAM];
+    let mut buffer = vec![0; MAX_DATAGRAM];
     loop {
         match socket.receive(&mut buffer).await {
             Ok((length, local, remote)) => {
@@ -308,7 +311,7 @@ async fn read(socket: Arc<Socket>, to: mpsc::Sender<Received>) {
                     return;
                 }
             }
-            // ICMP errors of earlier datagrams come here.
+            // Such as an ICMP error about an earlier datagram.
             Err(error) => {
                 tracing::debug!(%error, "not received");
                 tokio::task::yield_now().await;

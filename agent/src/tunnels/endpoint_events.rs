@@ -1,4 +1,4 @@
-//! One event of the endpoint, carried out in the kernel.
+//! Handles the events of the IKE endpoint: logs them, and installs and deletes SAs and policies.
 
 use std::sync::Arc;
 
@@ -7,11 +7,11 @@ use edge_ike::{ChildId, ChildSa, Event, OutboundSwitch, PeerName};
 use edge_xfrm::Xfrm;
 
 use super::driver::Driver;
-use super::sa_table::{LINGER_KEPT, SaTable, Sending};
+use super::sa_table::{INHERITED_LINGER, OutboundSwitchOutcome, SaTable};
 use crate::desired;
 
 impl Driver {
-    pub(super) fn carry_out(&mut self, event: Event) {
+    pub(super) fn handle_event(&mut self, event: Event) {
         match event {
             Event::IkeUp { peer, ike, local, remote, initiator, details } => tracing::info!(
                 %peer,
@@ -41,7 +41,7 @@ impl Driver {
                     "CHILD_SA established"
                 );
                 self.install(&peer, &child);
-                self.send_through(&peer, child.id);
+                self.switch_outbound(&peer, child.id);
             }
             Event::ChildRekeyed { peer, old, new, switch } => {
                 tracing::info!(
@@ -53,15 +53,15 @@ impl Driver {
                 );
                 self.install(&peer, &new);
                 if switch == OutboundSwitch::Now {
-                    self.send_through(&peer, new.id);
+                    self.switch_outbound(&peer, new.id);
                 }
             }
-            Event::OutboundSwitch { peer, new, .. } => self.send_through(&peer, new.id),
+            Event::OutboundSwitch { peer, new, .. } => self.switch_outbound(&peer, new.id),
             Event::ChildDown { peer, child, reason } => {
                 tracing::info!(%peer, inbound = format_args!("{:08x}", child.0), reason = why(reason), "CHILD_SA gone");
                 self.policies_dirty = true;
-                if let Err(error) = self.sas.remove(&mut self.machine.xfrm, child) {
-                    self.machine.journal.error(format!("peer {peer}: {error}"));
+                if let Err(error) = self.sas.remove(&mut self.environment.xfrm, child) {
+                    self.environment.journal.error(format!("peer {peer}: {error}"));
                 }
             }
             Event::PeerMoved { peer, children, local, remote } => {
@@ -78,16 +78,17 @@ impl Driver {
     }
 
     fn install(&mut self, peer: &PeerName, child: &Arc<ChildSa>) {
-        let Some(reqid) = self.machine.reqid(peer) else { return };
-        if let Err(error) = self.sas.install_inbound(&mut self.machine.xfrm, peer, reqid, child) {
-            self.machine.journal.error(format!("peer {peer}: {error}"));
+        let Some(reqid) = self.environment.reqid(peer) else { return };
+        if let Err(error) = self.sas.install_inbound(&mut self.environment.xfrm, peer, reqid, child) {
+            self.environment.journal.error(format!("peer {peer}: {error}"));
         }
     }
 
-    fn send_through(&mut self, peer: &PeerName, child: ChildId) {
-        let (desired, reqids, journal) = (self.desired.clone(), &self.machine.reqids, &self.machine.journal);
+    fn switch_outbound(&mut self, peer: &PeerName, child: ChildId) {
+        let (desired, reqids, journal) = (self.desired.clone(), &self.environment.reqids, &self.environment.journal);
         let (host, held) = (&self.host, &mut self.policies);
-        // Only what the new ends change; the rest, and what goes, follows after all events.
+        // Only policies that the new ends change are installed here. The others, and deletions,
+        // follow after all events.
         let policies = |xfrm: &mut Xfrm, sas: &SaTable| {
             let bridge = host.borrow().bridge_addresses.clone();
             let (desired, _) =
@@ -101,15 +102,15 @@ impl Driver {
                 }
             }
         };
-        let outcome = self.sas.send_through(&mut self.machine.xfrm, child, crate::clock::boot_time(), policies);
+        let outcome = self.sas.switch_outbound(&mut self.environment.xfrm, child, crate::clock::boot_time(), policies);
         match outcome {
-            Ok(Sending::Done) => {}
-            Ok(Sending::Spent) => self.to_rekey.push(peer.clone()),
-            Err(error) => self.machine.journal.error(format!("peer {peer}: {error}")),
+            Ok(OutboundSwitchOutcome::Switched) => {}
+            Ok(OutboundSwitchOutcome::NeedsRekey) => self.to_rekey.push(peer.clone()),
+            Err(error) => self.environment.journal.error(format!("peer {peer}: {error}")),
         }
-        if let Some(reqid) = self.machine.reqid(peer) {
-            let until = self.now() + LINGER_KEPT;
-            self.sas.limit_kept(reqid, until);
+        if let Some(reqid) = self.environment.reqid(peer) {
+            let until = self.now() + INHERITED_LINGER;
+            self.sas.limit_inherited(reqid, until);
         }
         self.policies_dirty = true;
     }
@@ -117,13 +118,13 @@ impl Driver {
     fn move_child(&mut self, peer: &PeerName, id: ChildId, local: std::net::SocketAddr, remote: std::net::SocketAddr) {
         let Some(old) = self.sas.child(id) else { return };
         let moved = Arc::new(ChildSa { local, remote, ..(**old).clone() });
-        match self.sas.move_ports(&mut self.machine.xfrm, id, &moved) {
+        match self.sas.update_ports(&mut self.environment.xfrm, id, &moved) {
             Ok(true) => {}
-            // An SA's sequence number cannot be carried over to another address; new keys can be
-            // had in one exchange.
+            // The sequence number of an SA cannot be carried over to another address. A rekey takes
+            // one exchange.
             Ok(false) => self.to_rekey.push(peer.clone()),
             Err(error) => {
-                self.machine.journal.error(format!("peer {peer}: {error}"));
+                self.environment.journal.error(format!("peer {peer}: {error}"));
                 self.to_rekey.push(peer.clone());
             }
         }

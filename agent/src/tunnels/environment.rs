@@ -1,4 +1,4 @@
-//! What the endpoint asks of its owner.
+//! What the IKE endpoint needs of this machine.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::sync::Arc;
@@ -11,9 +11,9 @@ use super::reqids::Reqids;
 use crate::clock::CertificateClock;
 use crate::incidents::Journal;
 
-/// The kernel, the clock and the random numbers of this machine.
+/// Kernel, clock and random numbers, for the endpoint and the driver.
 #[derive(Debug)]
-pub(super) struct Machine {
+pub(super) struct KernelEnvironment {
     pub(super) xfrm: Xfrm,
     pub(super) reqids: Reqids,
     pub(super) journal: Journal,
@@ -21,15 +21,15 @@ pub(super) struct Machine {
     pub(super) random: SystemRandom,
 }
 
-impl Machine {
+impl KernelEnvironment {
     pub(super) fn reqid(&self, peer: &PeerName) -> Option<Reqid> {
         self.reqids.of(peer)
     }
 }
 
-impl Environment for Machine {
+impl Environment for KernelEnvironment {
     fn fill_random(&mut self, bytes: &mut [u8]) {
-        // Never weak randomness instead: without it the agent cannot do its work.
+        // Panics rather than using weak randomness.
         self.random.fill(bytes).expect("the kernel's random number generator fails");
     }
 
@@ -49,7 +49,7 @@ impl Environment for Machine {
     }
 
     fn release_spi(&mut self, _peer: &PeerName, local: IpAddr, spi: u32) {
-        // It may have run out already.
+        // The reservation may have expired already.
         let _ = self.xfrm.delete_sa(SaId { destination: local, spi });
     }
 
@@ -58,8 +58,8 @@ impl Environment for Machine {
     }
 }
 
-/// The address from which the kernel speaks to `remote`: that of a connected socket. Nothing is
-/// sent.
+/// The source address that the kernel's routes give for `remote`: that of a connected socket. Sends
+/// nothing.
 pub(super) fn source_address(remote: IpAddr) -> Option<IpAddr> {
     let any: IpAddr = if remote.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
     let socket = UdpSocket::bind(SocketAddr::new(any, 0)).ok()?;

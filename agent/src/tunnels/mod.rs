@@ -1,15 +1,16 @@
-//! The IKE driver: sockets, the endpoint, and its events carried out in the kernel. One thread,
-//! since kernel and endpoint must be changed in step.
+//! The IKE driver: it passes datagrams to the IKE endpoint and installs what the endpoint
+//! negotiates in the kernel. All of it runs in one thread, since kernel and endpoint must change in
+//! step.
 //!
-//! - `socket`: UDP sockets that know which of our addresses was meant.
-//! - `sockets`: the four of them, which systemd may have opened.
-//! - `environment`: what the endpoint asks of its owner.
-//! - [`driver`]: the loop.
-//! - `endpoint_events`: one event of the endpoint, carried out.
-//! - `reconcile`: kernel against what is wanted.
-//! - `sa_table`: SAs, as the endpoint's events demand, and those that a former run left.
-//! - `reqids`: which reqid a peer has, the same over restarts.
-//! - `report`: what `status` shows of all this.
+//! - `socket`: a UDP socket that knows the local address of each datagram.
+//! - `sockets`: the four sockets of IKE, which systemd may have opened.
+//! - `environment`: [`edge_ike::Environment`] on this machine.
+//! - [`driver`]: the event loop.
+//! - `endpoint_events`: handles the events of the endpoint.
+//! - `reconcile`: compares policies and SAs in the kernel with the desired ones.
+//! - `sa_table`: the SAs in the kernel, also those of an earlier run.
+//! - `reqids`: reqids of the peers, which stay the same over restarts.
+//! - `report`: the part of the status about tunnels.
 
 pub mod driver;
 mod endpoint_events;

@@ -1,4 +1,4 @@
-//! What `status` shows of the tunnels.
+//! The part of the status about tunnels.
 
 use edge_ike::endpoint::{ChildUse, PeerStatus, Phase};
 use edge_ike::{Instant, PeerName};
@@ -10,27 +10,12 @@ use time::format_description::well_known::Rfc3339;
 use super::driver::Driver;
 use super::sa_table::Installed;
 use crate::desired::Origin;
-use crate::status::{ChildStatus, Counters, IkeStatus, PeerReport, PolicyEntry, StateEntry, TemplateEntry};
-
-/// The tunnels' part of the status.
-#[derive(Debug)]
-pub struct TunnelsReport {
-    /// Name of this node in the cluster.
-    pub node: Option<String>,
-    /// Its role.
-    pub role: Option<String>,
-    /// Version of the view in force.
-    pub view_version: Option<u64>,
-    /// One a peer, by name.
-    pub peers: Vec<PeerReport>,
-    /// SAs that the kernel should have.
-    pub states: Vec<StateEntry>,
-    /// Policies that the kernel should have.
-    pub policies: Vec<PolicyEntry>,
-}
+use crate::status::{
+    ChildStatus, Counters, IkeStatus, PeerReport, PolicyEntry, StateEntry, TemplateEntry, TunnelsReport,
+};
 
 impl Driver {
-    /// Tunnels that the view asks for, and how many of them are up.
+    /// Number of tunnels that the view asks for, and of those that are up.
     pub(super) fn count(&self) -> TunnelCount {
         let wanted = self.desired.tunnels.values().filter(|tunnel| tunnel.origin == Origin::View).count();
         let from_view =
@@ -42,7 +27,7 @@ impl Driver {
     }
 
     pub(super) fn report(&mut self) -> TunnelsReport {
-        let sas = self.machine.xfrm.sas().unwrap_or_default();
+        let sas = self.environment.xfrm.sas().unwrap_or_default();
         let mut states: Vec<StateEntry> = self.sas.installed().iter().map(|installed| state(installed, &sas)).collect();
         states.sort_by(|one, other| {
             (one.reqid, &one.direction, &one.spi).cmp(&(other.reqid, &other.direction, &other.spi))
@@ -83,7 +68,7 @@ impl Driver {
             }
             .into(),
             phase: phase.into(),
-            reqid: self.machine.reqid(name).map(edge_xfrm::Reqid::raw),
+            reqid: self.environment.reqid(name).map(edge_xfrm::Reqid::raw),
             endpoints: tunnel
                 .map(|tunnel| tunnel.peer.remotes.iter().map(ToString::to_string).collect())
                 .unwrap_or_default(),
@@ -108,7 +93,7 @@ impl Driver {
             authentication: sa.details.authentication.clone(),
             nat_local: sa.details.nat_local,
             nat_remote: sa.details.nat_remote,
-            since: self.world_time(sa.established),
+            since: self.wall_time(sa.established),
             heard_seconds_ago: self.now().saturating_since(sa.last_received).as_secs(),
             renewed_in_seconds: sa.reauthenticate_at.saturating_since(self.now()).as_secs(),
         }
@@ -132,14 +117,14 @@ impl Driver {
                 ChildUse::Lingering => "lingering",
             }
             .into(),
-            since: self.world_time(child.established),
+            since: self.wall_time(child.established),
             received: inbound.and_then(|installed| counters(installed, sas)),
             sent: outbound.and_then(|installed| counters(installed, sas)),
         }
     }
 
-    /// A moment of the boot-time clock as people read it.
-    fn world_time(&self, moment: Instant) -> String {
+    /// Converts a boot time to RFC 3339.
+    fn wall_time(&self, moment: Instant) -> String {
         let ago = self.now().saturating_since(moment);
         (OffsetDateTime::now_utc() - ago).format(&Rfc3339).unwrap_or_default()
     }

@@ -1,5 +1,5 @@
-//! Which reqid a peer has: the same over rekeys, restarts and reboots, so that SAs of a former run
-//! are recognised as the peer's.
+//! Reqids of the peers. A peer keeps its reqid over rekeys, restarts and reboots, so that SAs of an
+//! earlier run are recognised as the peer's.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -24,38 +24,38 @@ pub(super) struct Reqids {
 }
 
 impl Reqids {
-    /// Reads the file; a missing or unreadable one is begun anew. Numbers begin at a hash of the
-    /// name, so most survive that as well.
+    /// Reads the file. If it is missing or damaged, all reqids are assigned again. Most come out
+    /// the same, since the first choice is a hash of the name.
     pub(super) fn load(state_dir: &Path) -> Self {
         let path = state_dir.join(FILE);
         let numbers = match fs::read(&path).map(|text| serde_json::from_slice::<BTreeMap<String, u32>>(&text)) {
             Ok(Ok(numbers)) => numbers,
             Ok(Err(error)) => {
-                tracing::warn!("{}: {error}; numbers are given anew", path.display());
+                tracing::warn!("{}: {error}; reqids are assigned again", path.display());
                 BTreeMap::new()
             }
             Err(error) if error.kind() == io::ErrorKind::NotFound => BTreeMap::new(),
             Err(error) => {
-                tracing::warn!("{}: cannot be read: {error}; numbers are given anew", path.display());
+                tracing::warn!("{}: cannot be read: {error}; reqids are assigned again", path.display());
                 BTreeMap::new()
             }
         };
         Self { path, numbers }
     }
 
-    /// The peer's reqid, if it has one.
+    /// The peer's reqid; `None` before [`Self::assign`].
     pub(super) fn of(&self, peer: &PeerName) -> Option<Reqid> {
         self.numbers.get(peer.as_str()).and_then(|number| Reqid::tunnel(*number))
     }
 
-    /// The peer that has a reqid.
+    /// The peer with this reqid.
     pub(super) fn peer(&self, reqid: u32) -> Option<PeerName> {
         let number = Reqid::ours(reqid)?.tunnel_number()?;
         self.numbers.iter().find(|(_, other)| **other == number).map(|(name, _)| PeerName::new(name))
     }
 
-    /// Gives every peer a reqid, forgets those who are none any more, and keeps that on disk before
-    /// anybody uses it.
+    /// Assigns a reqid to each peer, removes those of former peers, and writes the file. Fails if
+    /// the file cannot be written; the reqids are in use all the same.
     pub(super) fn assign<'a>(&mut self, peers: impl Iterator<Item = &'a PeerName>) -> io::Result<()> {
         let peers: BTreeSet<&str> = peers.map(PeerName::as_str).collect();
         let before = self.numbers.clone();
@@ -108,7 +108,7 @@ mod tests {
     }
 
     #[test]
-    fn no_two_peers_share_a_reqid_even_if_their_names_begin_at_the_same_number() {
+    fn no_two_peers_share_a_reqid_even_if_their_first_choice_is_the_same() {
         let folder = tempfile::tempdir().unwrap();
         let taken = first_choice("b");
         fs::write(folder.path().join(FILE), format!("{{\"a\": {taken}}}")).unwrap();
@@ -118,7 +118,7 @@ mod tests {
     }
 
     #[test]
-    fn a_truncated_file_is_no_reason_to_stop() {
+    fn a_truncated_file_does_not_stop_the_agent() {
         let folder = tempfile::tempdir().unwrap();
         fs::write(folder.path().join(FILE), "{\"a\":").unwrap();
         let mut reqids = Reqids::load(folder.path());

@@ -1,4 +1,5 @@
-//! SAs in the kernel, in the order of the endpoint's events: the zero-loss order of rekeying.
+//! The SAs that the agent has installed in the kernel. They are installed, switched and deleted in
+//! the order of the endpoint's events, so that no packet is lost at a rekey.
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
@@ -13,22 +14,22 @@ use edge_xfrm::{Aead, Algorithm, Encap, Error, Limits, Replay, Reqid, Result, Sa
 
 use crate::desired::Ends;
 
-/// Packets after which an SA without extended sequence numbers is rekeyed: three quarters of what
-/// its counter holds.
+/// Number of packets after which an SA without extended sequence numbers is rekeyed: three quarters
+/// of its 32-bit counter.
 const SOFT_PACKETS: u64 = 3 << 30;
 
-/// One SA of ours in the kernel.
+/// An SA of ours in the kernel.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Installed {
-    /// Which way its packets go.
+    /// Direction.
     pub(super) direction: SaDirection,
     /// Outer source.
     pub(super) source: IpAddr,
     /// Outer destination and SPI.
     pub(super) id: SaId,
-    /// Its reqid.
+    /// Reqid of the peer.
     pub(super) reqid: Reqid,
-    /// UDP ports.
+    /// UDP ports, if ESP travels in UDP.
     pub(super) encap: Option<Encap>,
 }
 
@@ -43,13 +44,13 @@ impl Installed {
         }
     }
 
-    /// What the kernel should have.
+    /// The form in which it is compared with the kernel.
     pub(super) fn expected(&self) -> ExpectedSa {
         ExpectedSa { id: self.id, reqid: self.reqid.raw(), encap: self.encap }
     }
 }
 
-/// A CHILD_SA and what of it is installed.
+/// A CHILD_SA and its installed SAs.
 #[derive(Debug)]
 struct Child {
     peer: PeerName,
@@ -57,90 +58,91 @@ struct Child {
     sa: Arc<ChildSa>,
     inbound: Option<Installed>,
     outbound: Option<Installed>,
-    /// Its outbound SA was in the kernel: once that is gone its key must not come back, since its
-    /// sequence numbers, and with them the AEAD's nonces, would begin anew.
-    spent: bool,
+    /// Its outbound SA has been in the kernel. If that SA is gone, it must not be installed again:
+    /// its sequence numbers, and with them the AEAD's nonces, would repeat.
+    outbound_used: bool,
 }
 
-/// What became of a wish to send through a CHILD_SA.
+/// Outcome of [`SaTable::switch_outbound`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Sending {
-    /// It sends.
-    Done,
-    /// Its outbound SA was there once and is gone: a rekey must make a new one. What sent before
-    /// goes on.
-    Spent,
+pub(super) enum OutboundSwitchOutcome {
+    /// The CHILD_SA sends.
+    Switched,
+    /// Its outbound SA is gone and must not come back, so a rekey must make a new CHILD_SA. The one
+    /// before goes on sending.
+    NeedsRekey,
 }
 
-/// An SA that a former run of the agent left: it goes on working until the peer's new CHILD_SA
-/// replaces it.
+/// An SA that an earlier run of the agent left in the kernel. It works until a new CHILD_SA with
+/// the peer replaces it.
 #[derive(Debug)]
-struct Kept {
+struct InheritedSa {
     sa: Sa,
     outbound: bool,
-    /// When it is to go: an inbound one lingers after its replacement, and none lives for ever.
+    /// When it is deleted: an inbound one some time after its replacement, each at its lifetime's
+    /// end.
     until: Instant,
 }
 
-impl Kept {
-    fn is_from_before(&self, reqid: Reqid, moment: u64) -> bool {
+impl InheritedSa {
+    fn is_older_than(&self, reqid: Reqid, moment: u64) -> bool {
         self.sa.reqid == reqid.raw() && self.sa.counters.added < moment
     }
 }
 
-/// An outbound SA that has a successor, until its last packets are encrypted.
+/// A replaced outbound SA. It stays until its last packets are encrypted.
 #[derive(Debug)]
 struct Retiring {
     sa: Installed,
     until: Instant,
 }
 
-/// All SAs of ours.
+/// All SAs of ours, and the tunnel ends by peer.
 #[derive(Debug, Default)]
 pub(super) struct SaTable {
     children: HashMap<ChildId, Child>,
-    kept: BTreeMap<SaId, Kept>,
+    inherited: BTreeMap<SaId, InheritedSa>,
     retiring: Vec<Retiring>,
     ends: HashMap<PeerName, Ends>,
 }
 
 impl SaTable {
-    /// Takes over what a former run left. `is_local` tells our own addresses, for kernels that do
-    /// not know an SA's direction.
-    pub(super) fn keep(&mut self, sas: Vec<Sa>, is_local: impl Fn(IpAddr) -> bool, until: Instant) {
+    /// Takes over the SAs of an earlier run, until `until`. `is_local` recognises this node's
+    /// addresses, for kernels that do not report an SA's direction.
+    pub(super) fn inherit(&mut self, sas: Vec<Sa>, is_local: impl Fn(IpAddr) -> bool, until: Instant) {
         for sa in sas.into_iter().filter(|sa| sa.is_ours() && !sa.is_larval()) {
             let outbound = match sa.direction {
                 Some(direction) => direction == SaDirection::Out,
                 None => !is_local(sa.id.destination),
             };
-            self.kept.insert(sa.id, Kept { sa, outbound, until });
+            self.inherited.insert(sa.id, InheritedSa { sa, outbound, until });
         }
     }
 
-    /// Whether SAs of a former run are kept under this reqid.
-    pub(super) fn has_kept(&self, reqid: Reqid) -> bool {
-        self.kept.values().any(|kept| kept.sa.reqid == reqid.raw())
+    /// Whether there are inherited SAs with this reqid.
+    pub(super) fn has_inherited(&self, reqid: Reqid) -> bool {
+        self.inherited.values().any(|inherited| inherited.sa.reqid == reqid.raw())
     }
 
-    /// Where kept SAs of this reqid end: local and remote address.
-    pub(super) fn kept_ends(&self, reqid: Reqid) -> Option<(IpAddr, IpAddr)> {
-        let out = self.kept.values().find(|kept| kept.outbound && kept.sa.reqid == reqid.raw())?;
+    /// Local and remote address of the inherited SAs with this reqid.
+    pub(super) fn inherited_ends(&self, reqid: Reqid) -> Option<(IpAddr, IpAddr)> {
+        let out = self.inherited.values().find(|inherited| inherited.outbound && inherited.sa.reqid == reqid.raw())?;
         Some((out.sa.source, out.sa.id.destination))
     }
 
-    /// Sets a peer's ends from before this run, unless it has some.
-    pub(super) fn assume_ends(&mut self, peer: &PeerName, ends: Ends) {
+    /// Sets a peer's tunnel ends, unless they are known.
+    pub(super) fn set_ends_if_unknown(&mut self, peer: &PeerName, ends: Ends) {
         self.ends.entry(peer.clone()).or_insert(ends);
     }
 
-    /// Where a peer's tunnel ends.
+    /// The ends of a peer's tunnel.
     pub(super) fn ends(&self, peer: &PeerName) -> Option<Ends> {
         let up = self.children.values().any(|child| child.peer == *peer && child.outbound.is_some());
         let ends = self.ends.get(peer)?;
         Some(Ends { up: up || ends.up, ..ends.clone() })
     }
 
-    /// A peer that is none any more: what a former run left of it goes, and its ends are forgotten.
+    /// Removes a former peer: its inherited SAs and its tunnel ends.
     pub(super) fn forget(&mut self, xfrm: &mut Xfrm, peer: &PeerName, reqid: Reqid) -> Result<()> {
         self.ends.remove(peer);
         for retiring in &mut self.retiring {
@@ -148,13 +150,13 @@ impl SaTable {
                 retiring.until = Instant::default();
             }
         }
-        self.drop_kept(xfrm, |kept| kept.sa.reqid == reqid.raw())
+        self.delete_inherited(xfrm, |inherited| inherited.sa.reqid == reqid.raw())
     }
 
-    /// A peer of which nothing counts that was agreed on before this moment of the system's clock
-    /// (seconds since 1970): what a former run agreed on before goes.
-    pub(super) fn forget_from_before(&mut self, xfrm: &mut Xfrm, reqid: Reqid, moment: u64) -> Result<()> {
-        self.drop_kept(xfrm, |kept| kept.is_from_before(reqid, moment))
+    /// Deletes inherited SAs with this reqid that were installed before `moment`, a time of the
+    /// system clock in seconds since 1970-01-01 UTC.
+    pub(super) fn forget_older_than(&mut self, xfrm: &mut Xfrm, reqid: Reqid, moment: u64) -> Result<()> {
+        self.delete_inherited(xfrm, |inherited| inherited.is_older_than(reqid, moment))
     }
 
     /// Installs a CHILD_SA's inbound SA.
@@ -173,25 +175,25 @@ impl SaTable {
             sa: sa.clone(),
             inbound: Some(Installed::of(&params)),
             outbound: None,
-            spent: false,
+            outbound_used: false,
         };
         self.children.insert(sa.id, child);
         Ok(())
     }
 
-    /// Makes a CHILD_SA the one that sends, in place of all others of the peer, which
-    /// [`Self::expire`] removes. `policies` is called where the policies' templates do not name the
-    /// new SA's ends yet.
-    pub(super) fn send_through(
+    /// Makes a CHILD_SA the peer's only one that sends. [`Self::expire`] later deletes the outbound
+    /// SAs of the others. `policies` is called if the policies' templates do not name the new SA's
+    /// ends yet.
+    pub(super) fn switch_outbound(
         &mut self,
         xfrm: &mut Xfrm,
         id: ChildId,
         now: Instant,
         policies: impl FnOnce(&mut Xfrm, &Self),
-    ) -> Result<Sending> {
-        let Some(child) = self.children.get(&id) else { return Ok(Sending::Done) };
+    ) -> Result<OutboundSwitchOutcome> {
+        let Some(child) = self.children.get(&id) else { return Ok(OutboundSwitchOutcome::Switched) };
         if child.outbound.is_some() {
-            return Ok(Sending::Done);
+            return Ok(OutboundSwitchOutcome::Switched);
         }
         let (peer, reqid) = (child.peer.clone(), child.reqid);
         let params = outbound(&child.sa, reqid)?;
@@ -202,10 +204,10 @@ impl SaTable {
             remote_selectors: child.sa.remote_selectors.clone(),
             up: false,
         };
-        // Of two begun at once, the one that stays may have been replaced a moment ago.
+        // Of two CHILD_SAs made at once, the survivor may have been replaced a moment ago.
         let retired = self.retiring.iter().position(|retiring| retiring.sa.id == params.id());
-        if child.spent && retired.is_none() {
-            return Ok(Sending::Spent);
+        if child.outbound_used && retired.is_none() {
+            return Ok(OutboundSwitchOutcome::NeedsRekey);
         }
         let mut old: Vec<Installed> = self
             .children
@@ -213,8 +215,8 @@ impl SaTable {
             .filter(|other| other.peer == peer)
             .filter_map(|other| other.outbound.take())
             .collect();
-        // It cannot be added once more, and the kernel prefers the later one: the others go at
-        // once.
+        // This SA is still in the kernel and cannot be added again. Since the kernel prefers the SA
+        // that was added last, the others are deleted at once.
         if let Some(at) = retired {
             let back = self.retiring.swap_remove(at).sa;
             if let Some(child) = self.children.get_mut(&id) {
@@ -224,23 +226,24 @@ impl SaTable {
                 policies(xfrm, self);
             }
             for sa in old {
-                gone_is_fine(xfrm.delete_sa(sa.id))?;
+                ignore_missing(xfrm.delete_sa(sa.id))?;
             }
-            return Ok(Sending::Done);
+            return Ok(OutboundSwitchOutcome::Switched);
         }
-        let kept = self.kept.values().filter(|kept| kept.outbound && kept.sa.reqid == reqid.raw());
-        old.extend(kept.map(|kept| Installed {
+        let inherited =
+            self.inherited.values().filter(|inherited| inherited.outbound && inherited.sa.reqid == reqid.raw());
+        old.extend(inherited.map(|inherited| Installed {
             direction: SaDirection::Out,
-            source: kept.sa.source,
-            id: kept.sa.id,
+            source: inherited.sa.source,
+            id: inherited.sa.id,
             reqid,
-            encap: kept.sa.encap,
+            encap: inherited.sa.encap,
         }));
-        self.kept.retain(|_, kept| !(kept.outbound && kept.sa.reqid == reqid.raw()));
+        self.inherited.retain(|_, inherited| !(inherited.outbound && inherited.sa.reqid == reqid.raw()));
 
-        // Between the same addresses the later one is taken at once; between others the policies'
-        // templates tell them apart, and have to change. The old one goes when no packet can be on
-        // its way to it any more.
+        // Between the same addresses the kernel uses the new SA at once. Between other addresses
+        // the policies' templates select the SA, so they have to change. The old SA is deleted when
+        // no packet can be on its way to it any more.
         let same = old.iter().find(|old| (old.source, old.id.destination) == (params.source, params.destination));
         let installed = match same {
             Some(old) => xfrm.begin_switch(&params, old.id).map(drop),
@@ -250,7 +253,7 @@ impl SaTable {
             && let Some(child) = self.children.get_mut(&id)
         {
             child.outbound = Some(Installed::of(&params));
-            child.spent = true;
+            child.outbound_used = true;
         }
         let elsewhere = same.is_none();
         if installed.is_ok() && (elsewhere || self.ends.get(&peer) != Some(&ends)) {
@@ -260,13 +263,13 @@ impl SaTable {
         let until = now + IN_FLIGHT;
         match &installed {
             Ok(()) => self.retiring.extend(old.into_iter().map(|old| Retiring { sa: old, until })),
-            // It is better to go on with the old keys than with none.
+            // The old SAs go on sending.
             Err(_) => self.restore(old, reqid),
         }
-        installed.map(|()| Sending::Done)
+        installed.map(|()| OutboundSwitchOutcome::Switched)
     }
 
-    /// Puts outbound SAs back to whom they were taken from.
+    /// Gives outbound SAs back to the CHILD_SAs from which they were taken.
     fn restore(&mut self, old: Vec<Installed>, reqid: Reqid) {
         for old in old {
             let owner =
@@ -278,26 +281,26 @@ impl SaTable {
         }
     }
 
-    /// The peer has a new CHILD_SA: inbound SAs of a former run linger no longer than this.
-    pub(super) fn limit_kept(&mut self, reqid: Reqid, until: Instant) {
-        for kept in self.kept.values_mut().filter(|kept| kept.sa.reqid == reqid.raw()) {
-            kept.until = kept.until.min(until);
+    /// Limits the life of inherited SAs with this reqid to `until`: the peer has a new CHILD_SA.
+    pub(super) fn limit_inherited(&mut self, reqid: Reqid, until: Instant) {
+        for inherited in self.inherited.values_mut().filter(|inherited| inherited.sa.reqid == reqid.raw()) {
+            inherited.until = inherited.until.min(until);
         }
     }
 
-    /// Removes what is left of a CHILD_SA.
+    /// Deletes the remaining SAs of a CHILD_SA.
     pub(super) fn remove(&mut self, xfrm: &mut Xfrm, id: ChildId) -> Result<()> {
         let Some(child) = self.children.remove(&id) else { return Ok(()) };
         let mut outcome = Ok(());
         for installed in child.inbound.iter().chain(&child.outbound) {
-            outcome = outcome.and(gone_is_fine(xfrm.delete_sa(installed.id)));
+            outcome = outcome.and(ignore_missing(xfrm.delete_sa(installed.id)));
         }
         outcome
     }
 
-    /// Updates the UDP ports of a CHILD_SA between the same addresses. `false`: the addresses
-    /// differ, which takes new SAs.
-    pub(super) fn move_ports(&mut self, xfrm: &mut Xfrm, id: ChildId, sa: &Arc<ChildSa>) -> Result<bool> {
+    /// Updates the UDP ports of a CHILD_SA. Returns `false` if the addresses differ, which requires
+    /// new SAs.
+    pub(super) fn update_ports(&mut self, xfrm: &mut Xfrm, id: ChildId, sa: &Arc<ChildSa>) -> Result<bool> {
         let Some(child) = self.children.get_mut(&id) else { return Ok(true) };
         child.sa = sa.clone();
         let mut same = true;
@@ -322,27 +325,28 @@ impl SaTable {
         Ok(same)
     }
 
-    /// Deletes what was kept long enough.
+    /// Deletes inherited and retiring SAs whose time is over.
     pub(super) fn expire(&mut self, xfrm: &mut Xfrm, now: Instant) -> Result<()> {
         let mut outcome = Ok(());
         for retired in self.retiring.extract_if(.., |retiring| retiring.until <= now) {
-            outcome = outcome.and(gone_is_fine(xfrm.delete_sa(retired.sa.id)));
+            outcome = outcome.and(ignore_missing(xfrm.delete_sa(retired.sa.id)));
         }
-        outcome.and(self.drop_kept(xfrm, |kept| kept.until <= now))
+        outcome.and(self.delete_inherited(xfrm, |inherited| inherited.until <= now))
     }
 
-    /// When [`Self::expire`] has something to do.
+    /// When [`Self::expire`] is due.
     pub(super) fn next_expiry(&self) -> Option<Instant> {
         let retiring = self.retiring.iter().map(|retiring| retiring.until);
-        self.kept.values().map(|kept| kept.until).chain(retiring).min()
+        self.inherited.values().map(|inherited| inherited.until).chain(retiring).min()
     }
 
-    fn drop_kept(&mut self, xfrm: &mut Xfrm, which: impl Fn(&Kept) -> bool) -> Result<()> {
-        let ids: Vec<SaId> = self.kept.iter().filter(|(_, kept)| which(kept)).map(|(id, _)| *id).collect();
+    fn delete_inherited(&mut self, xfrm: &mut Xfrm, which: impl Fn(&InheritedSa) -> bool) -> Result<()> {
+        let ids: Vec<SaId> =
+            self.inherited.iter().filter(|(_, inherited)| which(inherited)).map(|(id, _)| *id).collect();
         let mut outcome = Ok(());
         for id in ids {
-            self.kept.remove(&id);
-            outcome = outcome.and(gone_is_fine(xfrm.delete_sa(id)));
+            self.inherited.remove(&id);
+            outcome = outcome.and(ignore_missing(xfrm.delete_sa(id)));
         }
         outcome
     }
@@ -350,27 +354,27 @@ impl SaTable {
     /// All SAs that the kernel should have.
     pub(super) fn installed(&self) -> Vec<Installed> {
         let children = self.children.values().flat_map(|child| child.inbound.iter().chain(&child.outbound).cloned());
-        let kept = self.kept.values().filter_map(|kept| {
+        let inherited = self.inherited.values().filter_map(|inherited| {
             Some(Installed {
-                direction: if kept.outbound { SaDirection::Out } else { SaDirection::In },
-                source: kept.sa.source,
-                id: kept.sa.id,
-                reqid: Reqid::ours(kept.sa.reqid)?,
-                encap: kept.sa.encap,
+                direction: if inherited.outbound { SaDirection::Out } else { SaDirection::In },
+                source: inherited.sa.source,
+                id: inherited.sa.id,
+                reqid: Reqid::ours(inherited.sa.reqid)?,
+                encap: inherited.sa.encap,
             })
         });
-        children.chain(kept).chain(self.retiring.iter().map(|retiring| retiring.sa.clone())).collect()
+        children.chain(inherited).chain(self.retiring.iter().map(|retiring| retiring.sa.clone())).collect()
     }
 
-    /// What is installed of a CHILD_SA: inbound, outbound.
+    /// The installed SAs of a CHILD_SA: inbound, outbound.
     pub(super) fn of_child(&self, id: ChildId) -> (Option<&Installed>, Option<&Installed>) {
         self.children.get(&id).map_or((None, None), |child| (child.inbound.as_ref(), child.outbound.as_ref()))
     }
 
-    /// The kernel lost an SA of ours. Whose it was, if its CHILD_SA is still in use; it is to be
-    /// rekeyed. What a former run left is only forgotten.
+    /// Records that an SA is no longer in the kernel. Returns peer and CHILD_SA if it belongs to
+    /// one, which must then be rekeyed.
     pub(super) fn lost(&mut self, id: SaId) -> Option<(PeerName, ChildId)> {
-        self.kept.remove(&id);
+        self.inherited.remove(&id);
         self.retiring.retain(|retiring| retiring.sa.id != id);
         let holds = |installed: &Option<Installed>| installed.as_ref().is_some_and(|installed| installed.id == id);
         let (child_id, child) =
@@ -383,22 +387,22 @@ impl SaTable {
         Some((child.peer.clone(), *child_id))
     }
 
-    /// Whose an SA is.
+    /// The peer of an SA.
     pub(super) fn owner(&self, id: SaId) -> Option<&PeerName> {
         let holds = |installed: &Option<Installed>| installed.as_ref().is_some_and(|installed| installed.id == id);
         self.children.values().find(|child| holds(&child.inbound) || holds(&child.outbound)).map(|child| &child.peer)
     }
 
-    /// The CHILD_SA itself.
+    /// The CHILD_SA with this id.
     pub(super) fn child(&self, id: ChildId) -> Option<&Arc<ChildSa>> {
         self.children.get(&id).map(|child| &child.sa)
     }
 }
 
-/// How long inbound SAs of a former run stay after the peer has a new CHILD_SA.
-pub(super) const LINGER_KEPT: Duration = Duration::from_secs(10);
+/// How long inherited inbound SAs stay after the peer has a new CHILD_SA.
+pub(super) const INHERITED_LINGER: Duration = Duration::from_secs(10);
 
-fn gone_is_fine(outcome: Result<()>) -> Result<()> {
+fn ignore_missing(outcome: Result<()>) -> Result<()> {
     match outcome {
         Err(Error::NoSuchSa { .. }) => Ok(()),
         outcome => outcome,
@@ -459,8 +463,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_a_former_run_agreed_on_with_a_peer_is_from_before_a_later_moment_alone() {
-        let kept = |reqid: Reqid, added: u64| Kept {
+    fn an_inherited_sa_is_older_than_later_moments_only() {
+        let inherited = |reqid: Reqid, added: u64| InheritedSa {
             sa: Sa {
                 id: SaId { destination: "192.0.2.1".parse().unwrap(), spi: 0xC000_0001 },
                 source: "192.0.2.2".parse().unwrap(),
@@ -481,9 +485,9 @@ mod tests {
             until: Instant::default(),
         };
         let [of_peer, of_other] = [1, 2].map(|index| Reqid::tunnel(index).unwrap());
-        assert!(kept(of_peer, 999).is_from_before(of_peer, 1000));
-        assert!(!kept(of_peer, 1000).is_from_before(of_peer, 1000), "in the second in which the peer joined");
-        assert!(!kept(of_other, 999).is_from_before(of_peer, 1000));
-        assert!(!kept(of_peer, 999).is_from_before(of_peer, 0), "a peer of which everything counts");
+        assert!(inherited(of_peer, 999).is_older_than(of_peer, 1000));
+        assert!(!inherited(of_peer, 1000).is_older_than(of_peer, 1000), "in the second in which the peer joined");
+        assert!(!inherited(of_other, 999).is_older_than(of_peer, 1000));
+        assert!(!inherited(of_peer, 999).is_older_than(of_peer, 0), "a peer without revoked certificates");
     }
 }

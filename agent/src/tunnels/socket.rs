@@ -1,5 +1,5 @@
-//! UDP sockets that tell which of our addresses a datagram was sent to, and that answer from it
-//! (IP_PKTINFO, `ip(7)`; IPV6_PKTINFO, RFC 3542 6).
+//! UDP sockets that give the local address to which a datagram was sent, and send from a chosen
+//! local address (IP_PKTINFO, `ip(7)`; IPV6_PKTINFO, RFC 3542 6).
 
 use std::io;
 use std::mem;
@@ -12,9 +12,9 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
 /// `SD_LISTEN_FDS_START` (`sd_listen_fds(3)`).
-const FIRST_PASSED: RawFd = 3;
+const LISTEN_FDS_START: RawFd = 3;
 
-/// Room for one IP_PKTINFO or IPV6_PKTINFO, aligned as `cmsghdr` wants it.
+/// Buffer for one IP_PKTINFO or IPV6_PKTINFO, aligned as `cmsghdr` requires.
 #[repr(C, align(8))]
 struct Control([u8; 64]);
 
@@ -27,7 +27,7 @@ pub(super) struct Socket {
 }
 
 impl Socket {
-    /// Opens it. IPv6 sockets take IPv6 only, so that both families can have the same port.
+    /// Opens a socket. IPv6 sockets accept IPv6 only, so that both families can have the same port.
     pub(super) fn open(ipv4: bool, port: u16) -> io::Result<Self> {
         use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, socket_with, sockopt};
         let family = if ipv4 { AddressFamily::INET } else { AddressFamily::INET6 };
@@ -40,11 +40,11 @@ impl Socket {
         let (level, option) = Self::packet_info(ipv4);
         set_int(fd.as_fd(), level, option, 1)?;
         bind(&fd, &SocketAddr::new(any, port))?;
-        Self::ready(fd, ipv4)
+        Self::register(fd, ipv4)
     }
 
-    /// Takes over a socket that systemd opened (`sd_listen_fds(3)`). What it should be and is not
-    /// is said in words.
+    /// Takes over a socket that systemd opened (`sd_listen_fds(3)`). Fails, with the setting that
+    /// helps, if it is no UDP socket on the wildcard address of one family.
     pub(super) fn adopt(fd: OwnedFd) -> Result<Self, String> {
         use rustix::net::{SocketType, ipproto, sockopt};
         let failed = |error: rustix::io::Errno| format!("it cannot be asked what it is: {error}");
@@ -71,7 +71,7 @@ impl Socket {
             let ipv4 = address.is_ipv4();
             let (level, option) = Self::packet_info(ipv4);
             set_int(fd.as_fd(), level, option, 1)?;
-            Self::ready(fd, ipv4)
+            Self::register(fd, ipv4)
         };
         adopt().map_err(|error| format!("it cannot be taken over: {error}"))
     }
@@ -80,7 +80,7 @@ impl Socket {
         if ipv4 { (libc::IPPROTO_IP, libc::IP_PKTINFO) } else { (libc::IPPROTO_IPV6, libc::IPV6_RECVPKTINFO) }
     }
 
-    fn ready(fd: OwnedFd, ipv4: bool) -> io::Result<Self> {
+    fn register(fd: OwnedFd, ipv4: bool) -> io::Result<Self> {
         let inner = tokio::net::UdpSocket::from_std(UdpSocket::from(fd))?;
         let port = inner.local_addr()?.port();
         Ok(Self { inner, port, ipv4 })
@@ -94,15 +94,16 @@ impl Socket {
         self.ipv4
     }
 
-    /// The next datagram: its length, our address it was sent to, and where it came from.
+    /// Receives a datagram: its length, local address and remote address. Fails if it is larger
+    /// than the buffer.
     pub(super) async fn receive(&self, buffer: &mut [u8]) -> io::Result<(usize, SocketAddr, SocketAddr)> {
         let (length, local, remote) =
             self.inner.async_io(Interest::READABLE, || receive(self.inner.as_fd(), buffer)).await?;
         Ok((length, SocketAddr::new(local, self.port), remote))
     }
 
-    /// Sends from an address of ours, or from the one that the kernel chooses if it is unspecified.
-    /// A full send buffer drops the datagram, as the network might.
+    /// Sends from `local`, or, if that is unspecified, from the address that the kernel chooses. If
+    /// the send buffer is full, the datagram is dropped without an error.
     pub(super) fn send(&self, local: IpAddr, remote: SocketAddr, payload: &[u8]) -> io::Result<()> {
         match send(self.inner.as_fd(), local, remote, payload) {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(()),
@@ -117,15 +118,15 @@ impl AsFd for Socket {
     }
 }
 
-/// Takes the descriptors that systemd passed into ours, `count` from the third on.
+/// Takes ownership of the `count` descriptors that systemd passed, from [`LISTEN_FDS_START`] on.
 ///
-/// To be called once in a process: nothing else owns them.
-pub(super) fn take_passed(count: RawFd) -> Vec<OwnedFd> {
-    // SAFETY: systemd passes these descriptors to this process (LISTEN_PID says so, the caller has
-    // checked), open, and for it to own. The caller calls once, so no two values own one. A number
-    // that is not open fails at the first use.
+/// To be called once in a process, so that nothing else owns them.
+pub(super) fn take_listen_fds(count: RawFd) -> Vec<OwnedFd> {
+    // SAFETY: systemd passes these descriptors open, for this process to own; the caller has
+    // checked LISTEN_PID. The caller calls once, so no two values own a descriptor. One that is not
+    // open fails at its first use.
     let own = |fd| unsafe { OwnedFd::from_raw_fd(fd) };
-    (FIRST_PASSED..FIRST_PASSED.saturating_add(count)).map(own).collect()
+    (LISTEN_FDS_START..LISTEN_FDS_START.saturating_add(count)).map(own).collect()
 }
 
 /// Registers XFRM's notifications with the runtime.
@@ -175,7 +176,7 @@ fn receive(fd: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<(usize, IpAddr, 
     Ok((length, local, remote))
 }
 
-/// The address in the packet's IP header.
+/// The destination address in the packet's IP header.
 fn destination(header: &libc::msghdr) -> Option<IpAddr> {
     // SAFETY: `header` was filled by recvmsg, its control buffer is alive and aligned; the CMSG
     // macros stay within it. The data is read unaligned and only where the kernel says that it is

@@ -1,6 +1,6 @@
-//! The four UDP sockets of IKE: two ports, two families. systemd may have opened them before the
-//! agent (`edge-agent.socket`), so that no local user can take the ports, and datagrams wait while
-//! the agent starts again; what it did not open is opened here.
+//! The four UDP sockets of IKE: two ports in two families. systemd may have opened them
+//! (`edge-agent.socket`), so that no local user can bind the ports, and datagrams wait while the
+//! agent restarts. The agent opens those that systemd did not open.
 
 use std::fs;
 use std::os::fd::RawFd;
@@ -12,17 +12,18 @@ use edge_xfrm::socket as options;
 
 use super::socket::{self, Socket};
 
-/// More than systemd would ever be configured to pass.
-const MOST_PASSED: RawFd = 64;
+/// Largest number of sockets that systemd may pass.
+const MAX_LISTEN_FDS: RawFd = 64;
 
-/// Opens or takes over all of them.
+/// Opens all sockets, or takes them over from systemd. Fails if a port is in use, naming the user
+/// of the process that has it.
 pub(super) fn open(port: u16, nat_port: u16) -> anyhow::Result<Vec<Arc<Socket>>> {
-    let mut passed = passed()?;
+    let mut from_systemd = systemd_sockets()?;
     let mut sockets = Vec::new();
     for ipv4 in [true, false] {
         for (port, nat) in [(port, false), (nat_port, true)] {
-            let found = passed.iter().position(|socket| socket.is_ipv4() == ipv4 && socket.port() == port);
-            let socket = match found.map(|found| passed.swap_remove(found)) {
+            let found = from_systemd.iter().position(|socket| socket.is_ipv4() == ipv4 && socket.port() == port);
+            let socket = match found.map(|found| from_systemd.swap_remove(found)) {
                 Some(socket) => socket,
                 None => match Socket::open(ipv4, port) {
                     Ok(socket) => socket,
@@ -30,7 +31,7 @@ pub(super) fn open(port: u16, nat_port: u16) -> anyhow::Result<Vec<Arc<Socket>>>
                         tracing::info!("this kernel has no IPv6");
                         continue;
                     }
-                    Err(error) => return Err(error).with_context(|| refusal(ipv4, port)),
+                    Err(error) => return Err(error).with_context(|| port_in_use(ipv4, port)),
                 },
             };
             options::bypass(&socket, !ipv4).context("IKE's sockets; the agent needs CAP_NET_ADMIN")?;
@@ -40,7 +41,7 @@ pub(super) fn open(port: u16, nat_port: u16) -> anyhow::Result<Vec<Arc<Socket>>>
             sockets.push(Arc::new(socket));
         }
     }
-    for socket in passed {
+    for socket in from_systemd {
         tracing::warn!(
             port = socket.port(),
             ipv4 = socket.is_ipv4(),
@@ -50,16 +51,16 @@ pub(super) fn open(port: u16, nat_port: u16) -> anyhow::Result<Vec<Arc<Socket>>>
     Ok(sockets)
 }
 
-/// The sockets that systemd passed, if it did (`sd_listen_fds(3)`).
-fn passed() -> anyhow::Result<Vec<Socket>> {
+/// The sockets that systemd passed (`sd_listen_fds(3)`); none at the second call.
+fn systemd_sockets() -> anyhow::Result<Vec<Socket>> {
     static TAKEN: AtomicBool = AtomicBool::new(false);
     let number = |name: &str| std::env::var(name).ok().and_then(|text| text.parse::<i64>().ok());
     if number("LISTEN_PID") != Some(i64::from(std::process::id())) || TAKEN.swap(true, Ordering::Relaxed) {
         return Ok(vec![]);
     }
     let Some(count) = number("LISTEN_FDS").and_then(|count| RawFd::try_from(count).ok()) else { return Ok(vec![]) };
-    if !(0..=MOST_PASSED).contains(&count) {
-        bail!("LISTEN_FDS is {count}: more sockets than the agent has use for");
+    if !(0..=MAX_LISTEN_FDS).contains(&count) {
+        bail!("LISTEN_FDS is {count}; expected at most {MAX_LISTEN_FDS} sockets: see edge-agent.socket");
     }
     let names = std::env::var("LISTEN_FDNAMES").unwrap_or_default();
     let mut names = names.split(':');
@@ -67,12 +68,12 @@ fn passed() -> anyhow::Result<Vec<Socket>> {
         let name = names.next().filter(|name| !name.is_empty()).unwrap_or("without a name").to_owned();
         Socket::adopt(fd).map_err(|problem| anyhow::anyhow!("a socket that systemd passed ({name}): {problem}"))
     };
-    let sockets = socket::take_passed(count).into_iter().map(adopt).collect::<anyhow::Result<Vec<_>>>()?;
+    let sockets = socket::take_listen_fds(count).into_iter().map(adopt).collect::<anyhow::Result<Vec<_>>>()?;
     tracing::info!(sockets = sockets.len(), "taken over from systemd");
     Ok(sockets)
 }
 
-fn refusal(ipv4: bool, port: u16) -> String {
+fn port_in_use(ipv4: bool, port: u16) -> String {
     let family = if ipv4 { "IPv4" } else { "IPv6" };
     let who = match holder(ipv4, port) {
         Some(0) => {
@@ -86,7 +87,7 @@ fn refusal(ipv4: bool, port: u16) -> String {
     format!("UDP port {port} ({family}) cannot be opened; {who}")
 }
 
-/// The user of whoever is bound to a UDP port, in this network namespace. An IPv6 socket may take
+/// The user whose process has bound a UDP port in this network namespace. An IPv6 socket may accept
 /// IPv4 as well.
 fn holder(ipv4: bool, port: u16) -> Option<u32> {
     let tables = ["/proc/self/net/udp", "/proc/self/net/udp6"];
@@ -94,8 +95,8 @@ fn holder(ipv4: bool, port: u16) -> Option<u32> {
     tables.iter().filter_map(|table| fs::read_to_string(table).ok()).find_map(|table| holder_in(&table, port))
 }
 
-/// In a table as `udp4_seq_show` of `net/ipv4/udp.c` writes it: slot, local address, remote
-/// address, state, queues, timer, retransmissions, user.
+/// Reads the user from a table that `udp4_seq_show` (`net/ipv4/udp.c`) writes: slot, local address,
+/// remote address, state, queues, timer, retransmissions, user.
 fn holder_in(table: &str, port: u16) -> Option<u32> {
     table.lines().skip(1).find_map(|line| {
         let mut words = line.split_whitespace();
