@@ -10,6 +10,7 @@ use serde_json::Value;
 
 use super::pod::answered;
 use super::reach::{self, Pods};
+use super::router_advertisements;
 use super::tcp::SOURCE;
 use super::world::{World, site};
 use crate::runner::{Lab, Scenario};
@@ -18,7 +19,7 @@ use crate::topology::{Namespaces, Process};
 /// The scenario.
 pub const SCENARIO: Scenario = Scenario {
     name: "firewall/lan-hosts",
-    about: "a LAN host reaches nothing by routing through an edge, pods reach the outside, others' rules are coped with or named",
+    about: "a LAN host reaches nothing by routing through an edge, pods reach the outside, others' rules are coped with or named, router advertisements are heard by uplinks alone",
     deadline: Duration::from_secs(300),
     by_default: true,
     run,
@@ -69,6 +70,7 @@ fn run(lab: &Lab) -> Result<()> {
     ground.forward_drop()?;
     ground.reverse_path_filter()?;
     ground.policies_stay_asked()?;
+    router_advertisements::uplinks_alone_listen(&world, &pods)?;
     world.end_captures()?;
     eprintln!("\nfirewall: {} checks passed in {:.0} s", world.checks.passed(), world.checks.elapsed().as_secs_f64());
     Ok(())

@@ -9,7 +9,7 @@
 //! - `kubernetes`: a scenario with nodes, labels and segments in a real API server (`api_server`).
 //!   Its parts: `ca_rollover`, and `tunnel_watch` for what must not be interrupted meanwhile.
 //! - `firewall`: a scenario in the same network: hosts that route through an edge reach nothing,
-//!   and rules of other programs are coped with or named.
+//!   and rules of other programs are coped with or named. `router_advertisements` is a part of it.
 
 mod api_server;
 mod before_agent;
@@ -27,6 +27,7 @@ mod operator;
 mod pod;
 mod pod_spoofing;
 mod reach;
+mod router_advertisements;
 mod status;
 mod status_and_kernel;
 pub mod tcp;

@@ -1,0 +1,91 @@
+//! Router advertisements that begin after the agent: by `radvd` on the router of a1's LAN, in a
+//! container behind another program's bridge, and in a pod.
+
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+
+use super::reach::Pods;
+use super::world::World;
+use crate::topology::{Namespaces, Process};
+
+const LOOK: &str = "edge-a1.kernel.txt (ip -6 route, nft list ruleset); *.radvd.log";
+const PATIENCE: Duration = Duration::from_secs(20);
+const NODE: &str = "edge-a1";
+const UPLINK: &str = "lan-a1";
+
+/// a1 gets its default route from its router, and none from containers and pods.
+///
+/// # Errors
+/// The first check that does not hold.
+pub(super) fn uplinks_alone_listen(world: &World, pods: &Pods) -> Result<()> {
+    let edge = world.node(NODE);
+    world.checks.part("Router advertisements that begin after the agent");
+    edge.sh("ip -6 route del default")?;
+    // docker0 is as the kernel makes it, and Docker leaves it.
+    let container = edge.pod("container")?;
+    edge.sh(
+        "ip link add docker0 type bridge forward_delay 0 && ip link set docker0 up && \
+         ip link add container0 type veth peer name eth0 netns container && ip link set container0 master docker0 up && \
+         ip -n container link set eth0 up",
+    )?;
+    edge.sh(&format!(
+        "nft 'add table inet watch; add chain inet watch in {{ type filter hook input priority -300; }}; \
+         add rule inet watch in iifname docker0 icmpv6 type nd-router-advert counter; \
+         add rule inet watch in iifname {UPLINK} icmpv6 type nd-router-advert counter'"
+    ))?;
+    let _router = advertise(world.node("r-a1"), UPLINK, "2001:db8:a1::/64")?;
+    world.checks.comes_true("a1 gets its default route from the router that begins late", LOOK, PATIENCE, || {
+        let routes = edge.sh("ip -6 route show default")?;
+        let from_router = |line: &str| line.contains("proto ra") && line.contains(&format!("dev {UPLINK}"));
+        ensure!(routes.lines().any(from_router), "its default routes are {routes:?}");
+        Ok(())
+    })?;
+    let _container = advertise(&container, "eth0", "2001:db8:dead::/64")?;
+    world.checks.comes_true("a container advertises itself on docker0", LOOK, PATIENCE, || {
+        let counted = edge.sh("nft list chain inet watch in")?;
+        let heard = |line: &str| line.contains("docker0") && !line.contains("packets 0 ");
+        ensure!(counted.lines().any(heard), "a1 heard nothing: {counted}");
+        Ok(())
+    })?;
+    let pod = &pods.of(NODE).pod;
+    let _pod = advertise(pod, "eth0", "2001:db8:beef::/64")?;
+    world.checks.comes_true(
+        "a1's pod does so on the pods' bridge, where the plugin's table drops it",
+        LOOK,
+        PATIENCE,
+        || {
+            let counted = edge.sh("nft list chain bridge edge-cni pod-ipv6")?;
+            let dropped = |line: &str| line.contains("\"router advertisement\"") && !line.contains("packets 0 ");
+            ensure!(counted.lines().any(dropped), "nothing was dropped: {counted}");
+            Ok(())
+        },
+    )?;
+    world.checks.holds("a1 has no route or address by either", LOOK, || {
+        let (routes, addresses) = (edge.sh("ip -6 route show table all")?, edge.sh("ip -6 -o addr show")?);
+        for prefix in ["2001:db8:dead:", "2001:db8:beef:"] {
+            ensure!(!routes.contains(prefix) && !addresses.contains(prefix), "{routes}\n{addresses}");
+        }
+        for line in routes.lines().filter(|line| line.contains("proto ra")) {
+            ensure!(line.contains(&format!("dev {UPLINK}")), "{line}");
+        }
+        Ok("")
+    })?;
+    edge.sh("nft delete table inet watch").map(drop)
+}
+
+/// Starts `radvd`, which says that it is a default router and that addresses of `prefix` are to be
+/// had.
+fn advertise(place: &Namespaces, interface: &str, prefix: &str) -> Result<Process> {
+    let settings = format!(
+        "interface {interface} {{\n  AdvSendAdvert on;\n  MinRtrAdvInterval 3;\n  MaxRtrAdvInterval 4;\n  AdvDefaultLifetime 1800;\n  \
+         prefix {prefix} {{ AdvOnLink on; AdvAutonomous on; }};\n}};\n"
+    );
+    // It advertises where it forwards alone.
+    place.sh("sysctl -qw net.ipv6.conf.all.forwarding=1")?;
+    let (settings_file, pid_file) =
+        (format!("/run/{}.radvd.conf", place.name()), format!("/run/{}.radvd.pid", place.name()));
+    place.write(&settings_file, &settings)?;
+    let radvd = ["--nodaemon", "--logmethod", "stderr", "--config", &settings_file, "--pidfile", &pid_file];
+    place.start("radvd", place.command("radvd").args(radvd))
+}
