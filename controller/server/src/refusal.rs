@@ -11,6 +11,8 @@ use edge_types::NodeName;
 use edge_types::api::Problem;
 use edge_types::name::NameError;
 
+use crate::live_config::ReloadError;
+
 /// Seconds within which nodes that can reach the controller usually connect and report.
 const REPORTS_WITHIN: u32 = 10;
 
@@ -188,7 +190,7 @@ pub enum Refusal {
     #[error(transparent)]
     Label(#[from] NameError),
     /// The configuration cannot be put in force.
-    #[error("{0}; nothing was changed")]
+    #[error("{0}")]
     Reload(String),
     /// The store failed.
     #[error("{0}; nothing was changed, try again")]
@@ -209,6 +211,15 @@ impl From<CertificateError> for Refusal {
         match error {
             CertificateError::Concurrent(_) => Refusal::Store(error.to_string()),
             CertificateError::Superseded(node) => Refusal::Superseded(node),
+        }
+    }
+}
+
+impl From<ReloadError> for Refusal {
+    fn from(error: ReloadError) -> Self {
+        match error {
+            ReloadError::Refused(_) => Refusal::Reload(error.to_string()),
+            ReloadError::Store(error) => error.into(),
         }
     }
 }

@@ -46,9 +46,9 @@ use edge_controller_kubernetes::token_review::Reviewer;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+use crate::live_config::{ConfigInForce, LiveConfig};
 use crate::observe::{self, Health, Metrics};
 use crate::refusal::Refusal;
-use crate::settings::Live;
 use gate::Gate;
 
 /// What all handlers need.
@@ -58,7 +58,7 @@ pub struct Context {
     /// Signs certificates.
     pub ca: Arc<Ca>,
     /// What the configuration says.
-    pub live: Live,
+    pub live: Arc<LiveConfig>,
     /// Asks the API server about service account tokens, where nodes may join by them.
     pub reviewer: Option<Reviewer>,
     /// Turns for that.
@@ -83,6 +83,13 @@ pub struct Context {
     pub asked: Asked,
     /// Cancelled when the server stops: ends the view streams.
     pub stopping: CancellationToken,
+}
+
+impl Context {
+    /// What the configuration says now.
+    pub fn settings(&self) -> Arc<ConfigInForce> {
+        self.live.now()
+    }
 }
 
 /// Shared by all handlers.

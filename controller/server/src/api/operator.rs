@@ -189,7 +189,7 @@ pub(super) async fn reload(
     caller: Caller,
 ) -> Result<axum::Json<edge_types::api::ReloadResponse>, Refusal> {
     caller.operator()?;
-    app.reload().await.map(axum::Json)
+    Ok(axum::Json(app.live.reload(&app.registry).await?))
 }
 
 /// Applies a JSON merge patch (RFC 7396) to labels, and holds them to Kubernetes' rules.

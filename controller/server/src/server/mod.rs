@@ -46,8 +46,8 @@ use tokio_util::task::TaskTracker;
 
 use crate::api::{self, App, Bodies, Context};
 use crate::config::Config;
+use crate::live_config::{LiveConfig, Reader, check_held};
 use crate::observe::{Health, Measured, Metrics};
-use crate::settings::{Live, Reader, check_held};
 use connections::Open;
 pub(crate) use kept::Kept;
 use places::Places;
@@ -128,7 +128,7 @@ impl Server {
         let stopping = CancellationToken::new();
         let app = Arc::new(Context {
             registry,
-            live: Live::new(config, ca.clone(), reader),
+            live: Arc::new(LiveConfig::new(config, ca.clone(), reader)),
             reviewer,
             reviews: Reviews::default(),
             bodies: Bodies::default(),
@@ -174,8 +174,8 @@ impl Server {
 
     /// Reads the configuration again. Says in the log what came of it.
     pub async fn reload(&self) {
-        if let Err(refusal) = self.app.reload().await {
-            tracing::error!("the configuration is not put in force: {refusal}");
+        if let Err(error) = self.app.live.reload(&self.app.registry).await {
+            tracing::error!("the configuration is not put in force: {error}");
         }
     }
 

@@ -1,0 +1,130 @@
+//! The configuration in force: it may be read again while the server runs.
+
+use std::sync::{Arc, PoisonError, RwLock};
+
+use edge_controller_domain::ca::Ca;
+use edge_controller_domain::networks::ClusterNetworks;
+use edge_controller_domain::reach::{self, Before};
+use edge_controller_domain::registry::Registry;
+use edge_controller_domain::segments::{Ledger, Policy, Row, contains};
+use edge_controller_domain::state::State;
+use edge_controller_domain::store::StoreError;
+use edge_controller_domain::views::Common;
+use edge_types::api::ReloadResponse;
+
+use crate::config::{Config, ConfigError, Key, Reload, keys};
+
+/// Holders of segments that are named in full.
+const NAMED: usize = 10;
+
+/// A configuration and what follows from it.
+pub struct ConfigInForce {
+    /// The configuration.
+    pub config: Config,
+    /// How segments are cut.
+    pub policy: Policy,
+    /// Networks that nodes reach through tunnels.
+    pub networks: ClusterNetworks,
+    /// Computes views.
+    pub common: Common,
+}
+
+impl ConfigInForce {
+    fn new(config: Config, ca: &Arc<Ca>) -> Self {
+        let (policy, networks) = (config.segment_policy(), config.cluster_networks());
+        Self { common: Common::new(networks.clone(), policy.prefix, ca.clone()), policy, networks, config }
+    }
+}
+
+/// Reads the configuration again.
+pub type Reader = Box<dyn Fn() -> Result<Config, ConfigError> + Send + Sync>;
+
+/// Why a configuration is not put in force. Nothing was changed.
+#[derive(Debug, thiserror::Error)]
+pub enum ReloadError {
+    /// It cannot be read, or must not take effect while the server runs.
+    #[error("{0}; nothing was changed")]
+    Refused(String),
+    /// The store failed.
+    #[error("{0}; nothing was changed, try again")]
+    Store(#[from] StoreError),
+}
+
+/// Holds the configuration in force.
+pub struct LiveConfig {
+    in_force: RwLock<Arc<ConfigInForce>>,
+    reader: Option<Reader>,
+    ca: Arc<Ca>,
+}
+
+impl LiveConfig {
+    /// In force from the start. Without a `reader` it cannot be read again.
+    pub fn new(config: Config, ca: Arc<Ca>, reader: Option<Reader>) -> Self {
+        Self { in_force: RwLock::new(Arc::new(ConfigInForce::new(config, &ca))), reader, ca }
+    }
+
+    /// What is in force now. A plan looks inside itself: what it saw before it waited may not hold
+    /// any more.
+    pub fn now(&self) -> Arc<ConfigInForce> {
+        self.in_force.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Reads the configuration again, and lets what may change take effect; all of it or nothing.
+    pub async fn reload(self: &Arc<Self>, registry: &Registry) -> Result<ReloadResponse, ReloadError> {
+        let refused = ReloadError::Refused;
+        let reader = self.reader.as_ref().ok_or_else(|| refused("it was not read from anywhere".into()))?;
+        let config = reader().map_err(|error| refused(error.to_string()))?;
+        let (live, ways) = (self.clone(), reach::ways(&config.server_names).await);
+        // In the order of plans: none that was made by the former ranges is carried out after this
+        // one.
+        let plan = move |state: &mut State| -> Result<_, ReloadError> {
+            let before = live.now();
+            let changed = changes(&before.config, &config).map_err(refused)?;
+            let new = ConfigInForce::new(config.clone(), &live.ca);
+            check_held(state.ledger(), &new.networks.ranges).map_err(refused)?;
+            let before = Before::from(&before.networks);
+            reach::check(&new.networks, &config.listen, Some(&before), &ways, state).map_err(refused)?;
+            *live.in_force.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(new);
+            Ok((changed, Vec::new()))
+        };
+        let changed = registry.change(plan).await?;
+        if changed.iter().any(|key| key.reload == Reload::Views) {
+            registry.refresh().await;
+        }
+        reach::note(registry, &self.now().networks).await;
+        let changed: Vec<String> = changed.iter().map(|key| key.path.clone()).collect();
+        tracing::info!(?changed, "the configuration was read again");
+        Ok(ReloadResponse { changed })
+    }
+}
+
+/// Keys of which the value differs, if all of them may.
+fn changes(before: &Config, after: &Config) -> Result<Vec<&'static Key>, String> {
+    let table = |config: &Config| toml::Table::try_from(config).unwrap_or_default();
+    let (before, after) = (table(before), table(after));
+    let changed: Vec<&Key> = keys().iter().filter(|key| key.get(&before) != key.get(&after)).collect();
+    let fixed: Vec<&str> =
+        changed.iter().filter(|key| key.reload == Reload::Never).map(|key| key.path.as_str()).collect();
+    match fixed.as_slice() {
+        [] => Ok(changed),
+        fixed => Err(format!("{} cannot change while the server runs; restart it", fixed.join(", "))),
+    }
+}
+
+/// Whether all that is held lies in one of the ranges; otherwise, who holds what does not.
+pub fn check_held(ledger: &Ledger, ranges: &[edge_types::IpNetwork]) -> Result<(), String> {
+    let outside = |row: &&Row| row.released_at.is_none() && !ranges.iter().any(|range| contains(range, &row.network));
+    let outside: Vec<&Row> = ledger.rows().filter(outside).collect();
+    if outside.is_empty() {
+        return Ok(());
+    }
+    let mut holders: Vec<String> =
+        outside.iter().take(NAMED).map(|row| format!("{} by {}", row.network, row.node)).collect();
+    if outside.len() > NAMED {
+        holders.push(format!("and {} more", outside.len() - NAMED));
+    }
+    Err(format!(
+        "segments.cluster_ranges lacks a range of which segments are held: {}; keep the range, or deregister these nodes first",
+        holders.join(", ")
+    ))
+}
