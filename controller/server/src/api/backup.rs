@@ -1,24 +1,30 @@
 //! Everything that the controller keeps, for the operator.
 
 use std::convert::Infallible;
+use std::sync::Arc;
 
 use axum::body::Body;
 use axum::extract::State;
 use axum::http::header;
 use axum::response::{IntoResponse, Response};
 use edge_controller_domain::archive::{Archive, Chunks};
+use edge_controller_domain::ca::Ca;
+use edge_controller_domain::registry::Registry;
 use edge_controller_domain::state::Snapshot;
 
-use super::App;
 use super::caller::Caller;
 use crate::refusal::Refusal;
 
-pub(super) async fn backup(State(app): State<App>, caller: Caller) -> Result<Response, Refusal> {
+pub(super) async fn backup(
+    State(registry): State<Registry>,
+    State(ca): State<Arc<Ca>>,
+    caller: Caller,
+) -> Result<Response, Refusal> {
     caller.operator()?;
-    let ca = app.ca.document().await.map_err(|e| Refusal::Store(e.to_string()))?;
-    let now = app.registry.clock.now();
+    let ca = ca.document().await.map_err(|e| Refusal::Store(e.to_string()))?;
+    let now = registry.clock.now();
     // One moment's rows: copied, so that a slow reader holds up nobody.
-    let view = app.registry.read().await;
+    let view = registry.read().await;
     let state = view.state();
     let rows = Snapshot {
         nodes: state.nodes().cloned().collect(),

@@ -1,15 +1,17 @@
 //! The certificate authorities, for the operator.
 
+use std::sync::Arc;
+
 use axum::extract::{Path, Query, State};
 use axum::http::StatusCode;
-use edge_controller_domain::ca::{Authorities, Authority, Retired};
+use edge_controller_domain::ca::{Authorities, Authority, Ca, Retired};
 use edge_controller_domain::certificates;
 use edge_controller_domain::clock::Seconds;
+use edge_controller_domain::registry::Registry;
 use edge_controller_domain::state::State as Rows;
 use edge_types::api::{AuthorityInfo, AuthorityState};
 use serde::Deserialize;
 
-use super::App;
 use super::caller::Caller;
 use crate::refusal::Refusal;
 
@@ -20,27 +22,33 @@ pub(super) struct Parameters {
     force: bool,
 }
 
-pub(super) async fn list(State(app): State<App>, caller: Caller) -> Result<axum::Json<Vec<AuthorityInfo>>, Refusal> {
+pub(super) async fn list(
+    State(registry): State<Registry>,
+    State(ca): State<Arc<Ca>>,
+    caller: Caller,
+) -> Result<axum::Json<Vec<AuthorityInfo>>, Refusal> {
     caller.operator()?;
-    let (authorities, now) = (app.ca.current(), app.registry.clock.now());
-    let view = app.registry.read().await;
+    let (authorities, now) = (ca.current(), registry.clock.now());
+    let view = registry.read().await;
     let trusted = authorities.trusted().iter().map(|authority| info(authority, &authorities, view.state(), now));
     Ok(axum::Json(authorities.retired().iter().map(retired).chain(trusted).collect()))
 }
 
 pub(super) async fn rollover(
-    State(app): State<App>,
+    State(registry): State<Registry>,
+    State(ca): State<Arc<Ca>>,
     caller: Caller,
 ) -> Result<(StatusCode, axum::Json<AuthorityInfo>), Refusal> {
     caller.operator()?;
-    let now = app.registry.clock.now();
-    let new = app.ca.rollover(now).await?;
-    let view = app.registry.read().await;
-    Ok((StatusCode::CREATED, axum::Json(info(&new, &app.ca.current(), view.state(), now))))
+    let now = registry.clock.now();
+    let new = ca.rollover(now).await?;
+    let view = registry.read().await;
+    Ok((StatusCode::CREATED, axum::Json(info(&new, &ca.current(), view.state(), now))))
 }
 
 pub(super) async fn retire(
-    State(app): State<App>,
+    State(registry): State<Registry>,
+    State(ca): State<Arc<Ca>>,
     caller: Caller,
     id: Result<Path<String>, axum::extract::rejection::PathRejection>,
     parameters: Result<Query<Parameters>, axum::extract::rejection::QueryRejection>,
@@ -48,16 +56,16 @@ pub(super) async fn retire(
     caller.operator()?;
     let Path(id) = id.map_err(|e| Refusal::BadValue(e.body_text()))?;
     let Query(Parameters { force }) = parameters.map_err(|e| Refusal::BadValue(e.body_text()))?;
-    let (authorities, now) = (app.ca.current(), app.registry.clock.now());
+    let (authorities, now) = (ca.current(), registry.clock.now());
     let authority = authorities.find(&id)?;
-    let before = info(authority, &authorities, app.registry.read().await.state(), now);
+    let before = info(authority, &authorities, registry.read().await.state(), now);
     let is_needed = !before.needed_by.is_empty() || !before.pinned_by.is_empty();
     if is_needed && !force {
         let tokens = before.pinned_by.iter().map(|id| format!("join token {id}"));
         let by = certificates::some_of(before.needed_by.iter()).into_iter().chain(tokens).collect();
         return Err(Refusal::AuthorityNeeded { authority: before.id, by });
     }
-    app.ca.retire(&before.id, now).await?;
+    ca.retire(&before.id, now).await?;
     Ok(axum::Json(AuthorityInfo { state: AuthorityState::Retired, retired_at: Some(now), ..before }))
 }
 

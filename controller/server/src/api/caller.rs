@@ -9,14 +9,13 @@ use axum::extract::FromRequestParts;
 use axum::http::request::Parts;
 use edge_controller_domain::ca::hex;
 use edge_controller_domain::clock::Seconds;
-use edge_controller_domain::registry::View;
+use edge_controller_domain::registry::{Registry, View};
 use edge_types::pki::parse_node_uri;
 use edge_types::{NodeName, Role};
 use rustls_pki_types::CertificateDer;
 use tokio_util::sync::CancellationToken;
 use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
 
-use super::Context;
 use crate::refusal::Refusal;
 
 /// Who is at the other end of a connection.
@@ -131,6 +130,11 @@ impl Caller {
         }
         Ok(certificate.clone())
     }
+
+    /// [`Caller::is`], now.
+    pub async fn is_now(&self, registry: &Registry, node: &NodeName) -> Result<NodeCertificate, Refusal> {
+        self.is(&registry.read().await, node, registry.clock.now())
+    }
 }
 
 impl fmt::Display for Caller {
@@ -142,13 +146,6 @@ impl fmt::Display for Caller {
             (Some(address), _) => write!(f, "{address}"),
             (None, _) => f.write_str("unknown"),
         }
-    }
-}
-
-impl Context {
-    /// [`Caller::is`], now.
-    pub(super) async fn is(&self, caller: &Caller, node: &NodeName) -> Result<NodeCertificate, Refusal> {
-        caller.is(&self.registry.read().await, node, self.registry.clock.now())
     }
 }
 

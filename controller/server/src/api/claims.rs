@@ -3,12 +3,12 @@
 use std::time::Instant;
 
 use edge_controller_domain::clock::Seconds;
-use edge_controller_domain::segments::{Conflict, Grant, Policy, Row};
+use edge_controller_domain::segments::{Conflict, Conflicts, Grant, Policy, Row};
 use edge_controller_domain::state::{Change, State};
-use edge_controller_kubernetes::events::About;
+use edge_controller_kubernetes::events::{About, Events};
 use edge_types::{IpNetwork, NodeName, Role};
 
-use super::Context;
+use super::state::from_substates;
 
 /// What is wrong in one report is looked at up to this number of segments beyond what a node may
 /// hold.
@@ -48,9 +48,18 @@ pub(super) fn plan(
     (changes, conflicts)
 }
 
-impl Context {
-    /// Tells what came of it.
-    pub(super) fn tell_of_claims(&self, node: &NodeName, taken: &[IpNetwork], conflicts: Vec<Conflict>) {
+/// Tells people what came of claims.
+#[derive(Clone)]
+pub(super) struct ClaimReporter {
+    pub(super) conflicts: Conflicts,
+    events: Events,
+}
+
+from_substates!(ClaimReporter { conflicts, events });
+
+impl ClaimReporter {
+    /// `taken`: segments that are the node's from now on.
+    pub(super) fn tell(&self, node: &NodeName, taken: &[IpNetwork], conflicts: Vec<Conflict>) {
         if !taken.is_empty() {
             tracing::warn!(%node, segments = ?taken, "it uses segments that nobody was known to hold: they are its own; was an old backup restored?");
             let list: Vec<String> = taken.iter().map(ToString::to_string).collect();

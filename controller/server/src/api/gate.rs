@@ -9,9 +9,9 @@ use axum::http::Version;
 use axum::http::request::Parts;
 use axum::middleware::Next;
 use axum::response::Response;
+use edge_controller_domain::registry::Registry;
 use http_body_util::BodyExt;
 
-use super::App;
 use super::body::Node;
 use super::caller::{Caller, Identity};
 use super::operations::By;
@@ -20,7 +20,7 @@ use crate::refusal::Refusal;
 /// An operation, as far as this is concerned.
 #[derive(Clone)]
 pub(super) struct Gate {
-    pub(super) app: App,
+    pub(super) registry: Registry,
     pub(super) by: By,
     /// Whether its path names a node.
     pub(super) names_node: bool,
@@ -74,7 +74,7 @@ impl Gate {
                     true => Some(Node::from_request_parts(parts, &()).await?.0),
                     false => None,
                 };
-                let (view, now) = (self.app.registry.read().await, self.app.registry.clock.now());
+                let (view, now) = (self.registry.read().await, self.registry.clock.now());
                 match (self.by, node) {
                     (By::Node, Some(node)) => caller.is(&view, &node, now).map(drop),
                     (_, Some(node)) => caller.may_see(&view, &node, now),

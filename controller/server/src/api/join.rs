@@ -2,19 +2,18 @@
 //! on.
 
 use std::borrow::Cow;
+use std::sync::Arc;
 
 use axum::extract::State;
-use edge_controller_domain::ca::Issued;
 use edge_controller_domain::ca::request::{self, NodeKey};
+use edge_controller_domain::ca::{Ca, Issued};
 use edge_controller_domain::certificates::{self, Occasion};
 use edge_controller_domain::clock::Seconds;
+use edge_controller_domain::registry::Registry;
 use edge_controller_domain::segments::{Policy, Row};
 use edge_controller_domain::state::{Change, NodeRecord, State as Rows, TokenRecord};
 use edge_controller_domain::tokens::{self, TokenError};
-use edge_controller_kubernetes::client::REQUEST;
-use edge_controller_kubernetes::events::About;
-use edge_controller_kubernetes::service_token;
-use edge_controller_kubernetes::token_review::{ReviewError, Reviewer};
+use edge_controller_kubernetes::events::{About, Events};
 use edge_types::api::{CertificateRequest, CertificateResponse, JoinRequest};
 use edge_types::{NodeName, Role};
 use serde::Deserialize;
@@ -22,8 +21,10 @@ use zeroize::Zeroizing;
 
 use super::body::{Json, Node};
 use super::caller::Caller;
+use super::service_account::AccountReviews;
+use super::state::from_substates;
 use super::strangers::Unread;
-use super::{App, Context};
+use crate::live_config::LiveConfig;
 use crate::refusal::Refusal;
 
 /// Segments granted at join carry this in place of a request id of the node.
@@ -40,15 +41,19 @@ struct Shown<'a> {
 }
 
 pub(super) async fn join(
-    State(app): State<App>,
+    State(registry): State<Registry>,
+    State(live): State<Arc<LiveConfig>>,
+    State(issuer): State<Issuer>,
+    State(reviews): State<AccountReviews>,
+    State(events): State<Events>,
     caller: Caller,
     Unread(body): Unread,
 ) -> Result<axum::Json<CertificateResponse>, Refusal> {
-    let now = app.registry.clock.now();
+    let now = registry.clock.now();
     let shown: Shown<'_> = serde_json::from_slice(&body).map_err(|error| refuse_unread(&error))?;
     let by_account = match &shown.service_account_token {
-        Some(account) => app.may_be_reviewed(account, now).map(|()| true)?,
-        None => tokens::is_known(app.registry.read().await.state(), &shown.token).map(|()| false)?,
+        Some(account) => reviews.check(account, now).map(|()| true)?,
+        None => tokens::is_known(registry.read().await.state(), &shown.token).map(|()| false)?,
     };
     let join = serde_json::from_slice(&body).map_err(|error| match by_account {
         // It was not reviewed yet.
@@ -59,22 +64,21 @@ pub(super) async fn join(
     drop(body);
     let (token, service_account_token) = (Zeroizing::new(token), service_account_token.map(Zeroizing::new));
     let entry = match service_account_token {
-        Some(account) => Entry::ServiceAccount(app.review(&account, &node, &caller).await?),
-        None => app.entry_by(token, &node, now).await?,
+        Some(account) => Entry::ServiceAccount(reviews.review(&account, &node, &caller).await?),
+        None => entry_by(&registry, token, &node, now).await?,
     };
     let key = request::read(&csr, &node)?;
     let role = entry.role();
-    let issued = app.issue(&node, role, &key, Occasion::Join).await?;
+    let issued = issuer.issue(&node, role, &key, Occasion::Join).await?;
     let certificate = certificates::kept(&issued, &key);
-    let live = app.clone();
     let name = node.clone();
-    app.registry
+    registry
         .change(move |state| -> Result<_, Refusal> {
             let (mut record, used) = entry.admit(state, &name, &certificate.key, now)?;
             certificates::join(&mut record, &certificate)?;
             let mut changes = Vec::new();
             if record.role == Role::Edge {
-                let settings = live.settings();
+                let settings = live.now();
                 let (policy, min) = (&settings.policy, settings.config.segments.min_per_node);
                 let back = kept(state, policy, &name, now);
                 let mut missing = missing_segments(state, policy, &name, &back, min);
@@ -94,8 +98,8 @@ pub(super) async fn join(
         })
         .await?;
     tracing::info!(%node, %role, from = %caller, serial = issued.term.serial, key = key.fingerprint, "joined");
-    app.events.normal(About::EdgeNode, node.as_str(), "Joined", format!("joined as {role}"));
-    Ok(axum::Json(app.answer(node, role, issued)))
+    events.normal(About::EdgeNode, node.as_str(), "Joined", format!("joined as {role}"));
+    Ok(axum::Json(issuer.answer(node, role, issued)))
 }
 
 /// What is wrong with a body, without a word of it.
@@ -110,17 +114,18 @@ fn refuse_unread(error: &serde_json::Error) -> Refusal {
 }
 
 pub(super) async fn renew(
-    State(app): State<App>,
+    State(registry): State<Registry>,
+    State(issuer): State<Issuer>,
     caller: Caller,
     Node(node): Node,
     Json(renewal): Json<CertificateRequest>,
 ) -> Result<axum::Json<CertificateResponse>, Refusal> {
-    let present = app.is(&caller, &node).await?;
+    let present = caller.is_now(&registry, &node).await?;
     let key = request::read(&renewal.csr, &node)?;
-    let issued = app.issue(&node, present.role, &key, Occasion::Renewal).await?;
+    let issued = issuer.issue(&node, present.role, &key, Occasion::Renewal).await?;
     let certificate = certificates::kept(&issued, &key);
     let (name, serial) = (node.clone(), present.serial);
-    app.registry
+    registry
         .change(move |state| -> Result<_, Refusal> {
             let mut record = state.node(&name).ok_or_else(|| Refusal::Deregistered(name.clone()))?.clone();
             certificates::renew(&mut record, &serial, &certificate)?;
@@ -128,7 +133,7 @@ pub(super) async fn renew(
         })
         .await?;
     tracing::info!(%node, serial = issued.term.serial, issuer = issued.issuer, "certificate renewed");
-    Ok(axum::Json(app.answer(node, present.role, issued)))
+    Ok(axum::Json(issuer.answer(node, present.role, issued)))
 }
 
 /// What lets a node in.
@@ -224,55 +229,47 @@ fn missing_segments(
     policy.families().flat_map(|family| std::iter::repeat_n(family, lacking(family))).collect()
 }
 
-impl Context {
+/// Signs nodes' certificates.
+#[derive(Clone)]
+pub(super) struct Issuer {
+    registry: Registry,
+    ca: Arc<Ca>,
+    live: Arc<LiveConfig>,
+}
+
+from_substates!(Issuer { registry, ca, live });
+
+impl Issuer {
     async fn issue(&self, node: &NodeName, role: Role, key: &NodeKey, occasion: Occasion) -> Result<Issued, Refusal> {
         let authorities = self.ca.current();
         let now = (self.registry.clock.now(), self.registry.clock.shown());
-        let days = self.settings().config.certificates.node_days;
+        let days = self.live.now().config.certificates.node_days;
         let view = self.registry.read().await;
         let term = certificates::term(view.state().node(node), key, occasion, authorities.active(), days, now)?;
         drop(view);
         Ok(authorities.sign_node(node, role, key, &term)?)
     }
 
-    /// Looks at a join token, before anything costs time.
-    async fn entry_by(&self, credential: Zeroizing<String>, node: &NodeName, now: Seconds) -> Result<Entry, Refusal> {
-        let view = self.registry.read().await;
-        match tokens::redeem(view.state(), &credential, node, "", now) {
-            Ok(_) | Err(TokenError::Used { .. }) => {}
-            Err(error) => return Err(error.into()),
-        }
-        let id = credential.split('.').next().unwrap_or_default();
-        let role = view.state().token(id).map(|token| token.role).ok_or(TokenError::Unknown)?;
-        drop(view);
-        Ok(Entry::Token(credential, role))
-    }
-
-    /// Whether the API server is to be asked about this.
-    fn may_be_reviewed(&self, token: &str, now: Seconds) -> Result<(), Refusal> {
-        self.reviewer()?;
-        service_token::check(token, now).map_err(Refusal::ServiceAccount)
-    }
-
-    fn reviewer(&self) -> Result<&Reviewer, Refusal> {
-        self.reviewer.as_ref().ok_or_else(|| {
-            Refusal::ServiceAccount(
-                "this controller takes none: [kubernetes.join] of its configuration names no service account".into(),
-            )
-        })
-    }
-
-    /// Has a service account token looked at.
-    async fn review(&self, token: &str, node: &NodeName, caller: &Caller) -> Result<Role, Refusal> {
-        let turn = self.reviews.turn(caller.address).await;
-        let _turn = turn.ok_or_else(|| Refusal::TokenReview("too many tokens wait for it; try again".into()))?;
-        let review = tokio::time::timeout(REQUEST, self.reviewer()?.review(token, node)).await;
-        let late = || ReviewError::Failed(format!("no answer in {} s", REQUEST.as_secs()));
-        Ok(review.unwrap_or_else(|_| Err(late()))?)
-    }
-
     fn answer(&self, node: NodeName, role: Role, issued: Issued) -> CertificateResponse {
         let trust_anchors = self.ca.current().anchors();
         CertificateResponse { node, role, certificate: issued.chain, trust_anchors }
     }
+}
+
+/// Looks at a join token, before anything costs time.
+async fn entry_by(
+    registry: &Registry,
+    credential: Zeroizing<String>,
+    node: &NodeName,
+    now: Seconds,
+) -> Result<Entry, Refusal> {
+    let view = registry.read().await;
+    match tokens::redeem(view.state(), &credential, node, "", now) {
+        Ok(_) | Err(TokenError::Used { .. }) => {}
+        Err(error) => return Err(error.into()),
+    }
+    let id = credential.split('.').next().unwrap_or_default();
+    let role = view.state().token(id).map(|token| token.role).ok_or(TokenError::Unknown)?;
+    drop(view);
+    Ok(Entry::Token(credential, role))
 }

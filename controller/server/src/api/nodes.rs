@@ -1,55 +1,74 @@
 //! What a node says of itself.
 
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use axum::extract::State;
 use axum::http::StatusCode;
 use edge_controller_domain::certificates;
 use edge_controller_domain::endpoints::{Place, Verdict, is_reachable, passed_on};
+use edge_controller_domain::registry::Registry;
 use edge_controller_domain::segments::Conflict;
 use edge_controller_domain::state::{Change, NodeRecord, State as Rows};
+use edge_controller_domain::tunnel_reports::TunnelReports;
 use edge_types::api::NodeReport;
 use edge_types::{IpNetwork, NodeName, Role};
+use tokio_util::sync::CancellationToken;
 
 use super::body::{Json, Node};
 use super::caller::Caller;
-use super::{App, Context, claims};
+use super::claims::{self, ClaimReporter};
+use super::state::from_substates;
+use crate::live_config::LiveConfig;
 use crate::refusal::Refusal;
+
+/// Takes what nodes report.
+#[derive(Clone)]
+pub(super) struct Reports {
+    registry: Registry,
+    live: Arc<LiveConfig>,
+    tunnels: TunnelReports,
+    addresses: AddressChanges,
+    claims: ClaimReporter,
+}
+
+from_substates!(Reports { registry, live, tunnels, addresses, claims });
 
 /// However many addresses a node has, it gets a view; what peers cannot use is left out.
 pub(super) async fn report(
-    State(app): State<App>,
+    State(reports): State<Reports>,
     caller: Caller,
     Node(node): Node,
     Json(report): Json<NodeReport>,
 ) -> Result<StatusCode, Refusal> {
-    let shown = app.is(&caller, &node).await?;
+    let Reports { registry, live, tunnels, addresses, claims } = reports;
+    let shown = caller.is_now(&registry, &node).await?;
     if report.port == 0 {
         return Err(Refusal::BadValue("port 0 cannot be reached; report the UDP port of IKE".into()));
     }
-    let settings = app.settings();
+    let settings = live.now();
     let tunnelled = settings.networks.tunnelled(shown.role);
     // A report that came through a tunnel, or from this very machine, says nothing about where the
     // node is.
     let observed = caller.address.map(|address| address.to_canonical());
     let observed = observed.filter(|address| is_reachable(address, tunnelled.clone()));
     let place = Place { reported: passed_on(report.addresses, tunnelled), port: report.port, observed };
-    if let Some(tunnels) = report.tunnels {
-        app.tunnels.reported(&node, tunnels);
+    if let Some(count) = report.tunnels {
+        tunnels.reported(&node, count);
     }
-    app.tunnels.refused(&node, report.refused_view.as_deref());
-    let place = app.now_or_later(&node, place).await;
+    tunnels.refused(&node, report.refused_view.as_deref());
+    let place = addresses.now_or_later(&node, place).await;
     let noted = Noted { node, serial: shown.serial, place, segments: report.segments };
-    let (mut taken, mut conflicts) = app.note_report(noted.clone()).await?;
+    let (mut taken, mut conflicts) = note_report(&registry, &live, noted.clone()).await?;
     // Another replica may have granted a segment that this one does not know yet.
     let unknown = conflicts.iter().any(|conflict| matches!(conflict, Conflict::Unknown { .. }));
-    if unknown && app.conflicts.are_news(&noted.node, &conflicts) {
-        app.registry.read_segments_anew().await?;
-        let (more, remaining) = app.note_report(noted.clone()).await?;
+    if unknown && claims.conflicts.are_news(&noted.node, &conflicts) {
+        registry.read_segments_anew().await?;
+        let (more, remaining) = note_report(&registry, &live, noted.clone()).await?;
         taken.extend(more);
         conflicts = remaining;
     }
-    app.tell_of_claims(&noted.node, &taken, conflicts);
+    claims.tell(&noted.node, &taken, conflicts);
     Ok(StatusCode::NO_CONTENT)
 }
 
@@ -79,33 +98,46 @@ fn settle(record: &mut NodeRecord, state: &Rows, place: &Place) {
     record.observed = observed.or(record.observed);
 }
 
-impl Context {
-    /// Notes a report. Returns the segments that are the node's from now on, and the conflicts of
-    /// the others.
-    async fn note_report(self: &App, noted: Noted) -> Result<(Vec<IpNetwork>, Vec<Conflict>), Refusal> {
-        let (live, now) = (self.clone(), self.registry.clock.now());
-        let plan = move |state: &mut Rows| -> Result<_, Refusal> {
-            let node = &noted.node;
-            let mut record = state.node(node).ok_or_else(|| Refusal::Deregistered(node.clone()))?.clone();
-            if let Some(place) = &noted.place {
-                settle(&mut record, state, place);
-            }
-            certificates::note_use(&mut record, &noted.serial);
-            state.note_reported(&mut record);
-            let policy = &live.settings().policy;
-            let (mut changes, conflicts) = claims::plan(state, policy, node, &noted.segments, now);
-            let taken: Vec<IpNetwork> = changes.iter().filter_map(Change::claimed).collect();
-            if state.node(node) != Some(&record) {
-                changes.push(Change::PutNode(record));
-            }
-            Ok(((taken, conflicts), changes))
-        };
-        self.registry.change(plan).await
-    }
+/// Notes a report. Returns the segments that are the node's from now on, and the conflicts of the
+/// others.
+async fn note_report(
+    registry: &Registry,
+    live: &Arc<LiveConfig>,
+    noted: Noted,
+) -> Result<(Vec<IpNetwork>, Vec<Conflict>), Refusal> {
+    let (live, now) = (live.clone(), registry.clock.now());
+    let plan = move |state: &mut Rows| -> Result<_, Refusal> {
+        let node = &noted.node;
+        let mut record = state.node(node).ok_or_else(|| Refusal::Deregistered(node.clone()))?.clone();
+        if let Some(place) = &noted.place {
+            settle(&mut record, state, place);
+        }
+        certificates::note_use(&mut record, &noted.serial);
+        state.note_reported(&mut record);
+        let policy = &live.now().policy;
+        let (mut changes, conflicts) = claims::plan(state, policy, node, &noted.segments, now);
+        let taken: Vec<IpNetwork> = changes.iter().filter_map(Change::claimed).collect();
+        if state.node(node) != Some(&record) {
+            changes.push(Change::PutNode(record));
+        }
+        Ok(((taken, conflicts), changes))
+    };
+    registry.change(plan).await
+}
 
+/// Notes changes of nodes' addresses, those of one node not too often.
+#[derive(Clone)]
+pub(super) struct AddressChanges {
+    registry: Registry,
+    stopping: CancellationToken,
+}
+
+from_substates!(AddressChanges { registry, stopping });
+
+impl AddressChanges {
     /// Whether a node may change its place now: then the place is given back. Otherwise it is noted
     /// when the node's turn comes.
-    async fn now_or_later(self: &std::sync::Arc<Self>, node: &NodeName, place: Place) -> Option<Place> {
+    async fn now_or_later(&self, node: &NodeName, place: Place) -> Option<Place> {
         let stays = {
             let view = self.registry.read().await;
             view.state().node(node).is_some_and(|record| {
@@ -131,7 +163,7 @@ impl Context {
     }
 
     /// Notes where a node is when its turn comes.
-    async fn note_later(self: App, name: NodeName) {
+    async fn note_later(self, name: NodeName) {
         let changes = &self.registry.endpoint_changes;
         while let Some(place) = changes.next(&name).await {
             let (node, at) = (name.clone(), place.clone());

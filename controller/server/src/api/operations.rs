@@ -11,13 +11,14 @@ use edge_types::api::{
 };
 use schemars::{JsonSchema, Schema, SchemaGenerator};
 
-use super::{App, backup, ca, join, nodes, openapi, operator, segments, view};
+use super::state::ApiState;
+use super::{backup, ca, join, nodes, openapi, operator, segments, view};
 
 /// One method of one path.
 pub(super) struct Operation {
     pub(super) method: Method,
     pub(super) path: &'static str,
-    pub(super) handler: MethodRouter<App>,
+    pub(super) handler: MethodRouter<ApiState>,
     pub(super) name: &'static str,
     pub(super) summary: &'static str,
     pub(super) by: By,
@@ -56,7 +57,7 @@ const JSON: &str = "application/json";
 const NDJSON: &str = "application/x-ndjson";
 
 impl Operation {
-    fn new(method: Method, path: &'static str, name: &'static str, handler: MethodRouter<App>) -> Self {
+    fn new(method: Method, path: &'static str, name: &'static str, handler: MethodRouter<ApiState>) -> Self {
         Self {
             method,
             path,
@@ -72,15 +73,15 @@ impl Operation {
         }
     }
 
-    fn get(path: &'static str, name: &'static str, handler: MethodRouter<App>) -> Self {
+    fn get(path: &'static str, name: &'static str, handler: MethodRouter<ApiState>) -> Self {
         Self::new(Method::GET, path, name, handler)
     }
 
-    fn post(path: &'static str, name: &'static str, handler: MethodRouter<App>) -> Self {
+    fn post(path: &'static str, name: &'static str, handler: MethodRouter<ApiState>) -> Self {
         Self::new(Method::POST, path, name, handler)
     }
 
-    fn delete(path: &'static str, name: &'static str, handler: MethodRouter<App>) -> Self {
+    fn delete(path: &'static str, name: &'static str, handler: MethodRouter<ApiState>) -> Self {
         Self::new(Method::DELETE, path, name, handler)
     }
 

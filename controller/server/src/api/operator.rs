@@ -1,42 +1,54 @@
 //! What the operator asks for, by the admin socket alone.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use axum::extract::{Path, State};
 use axum::http::StatusCode;
+use edge_controller_domain::ca::Ca;
 use edge_controller_domain::clock::Seconds;
-use edge_controller_domain::registry::View;
-use edge_controller_domain::segments::{Holding, Row};
+use edge_controller_domain::registry::{Registry, View};
+use edge_controller_domain::segments::{Conflicts, Holding, Row};
 use edge_controller_domain::state::{Change, CommunityRecord, NodeRecord};
+use edge_controller_domain::tunnel_reports::TunnelReports;
 use edge_controller_domain::{tokens, views};
-use edge_controller_kubernetes::events::About;
-use edge_controller_kubernetes::label_trust::Counting;
+use edge_controller_kubernetes::events::{About, Events};
+use edge_controller_kubernetes::label_trust::{Counting, LabelTrust};
+use edge_controller_kubernetes::nodes::Asked;
 use edge_types::NodeName;
 use edge_types::api::{
     CommunityInfo, CommunityMembers, LabelsPatch, NodeInfo, SegmentHolding, SegmentInfo, TokenCreated, TokenInfo,
     TokenRequest,
 };
+use tokio::sync::watch;
 
 use super::body::{Json, Node};
 use super::caller::Caller;
-use super::{App, Context};
+use super::state::from_substates;
+use crate::live_config::LiveConfig;
 use crate::refusal::Refusal;
 
-pub(super) async fn nodes(State(app): State<App>, caller: Caller) -> Result<axum::Json<Vec<NodeInfo>>, Refusal> {
+pub(super) async fn nodes(
+    State(registry): State<Registry>,
+    State(infos): State<NodeInfos>,
+    caller: Caller,
+) -> Result<axum::Json<Vec<NodeInfo>>, Refusal> {
     caller.operator()?;
-    let view = app.registry.read().await;
-    Ok(axum::Json(view.state().nodes().map(|record| app.node_info(&view, record)).collect()))
+    let view = registry.read().await;
+    Ok(axum::Json(view.state().nodes().map(|record| infos.info(&view, record)).collect()))
 }
 
 pub(super) async fn label(
-    State(app): State<App>,
+    State(registry): State<Registry>,
+    State(infos): State<NodeInfos>,
+    State(trust): State<watch::Receiver<LabelTrust>>,
     caller: Caller,
     Node(node): Node,
     Json(patch): Json<LabelsPatch>,
 ) -> Result<axum::Json<NodeInfo>, Refusal> {
     caller.operator()?;
-    let (name, trust) = (node.clone(), app.label_trust.borrow().clone());
-    app.registry
+    let (name, trust) = (node.clone(), trust.borrow().clone());
+    registry
         .change(move |state| -> Result<_, Refusal> {
             let mut record = state.node(&node).ok_or_else(|| Refusal::NoSuchNode(node.clone()))?.clone();
             // What was set before there was a Node object goes on to count, and nobody else can
@@ -55,21 +67,24 @@ pub(super) async fn label(
             Ok(((), vec![Change::PutNode(record)]))
         })
         .await?;
-    let view = app.registry.read().await;
+    let view = registry.read().await;
     let record = view.state().node(&name).ok_or_else(|| Refusal::NoSuchNode(name.clone()))?;
-    Ok(axum::Json(app.node_info(&view, record)))
+    Ok(axum::Json(infos.info(&view, record)))
 }
 
 pub(super) async fn deregister(
-    State(app): State<App>,
+    State(registry): State<Registry>,
+    State(live): State<Arc<LiveConfig>>,
+    State(tunnels): State<TunnelReports>,
+    State(conflicts): State<Conflicts>,
+    State(events): State<Events>,
     caller: Caller,
     Node(node): Node,
 ) -> Result<axum::Json<Vec<SegmentInfo>>, Refusal> {
     caller.operator()?;
-    let (now, quarantine) = (app.registry.clock.now(), app.settings().policy.quarantine);
+    let (now, quarantine) = (registry.clock.now(), live.now().policy.quarantine);
     let name = node.clone();
-    let released = app
-        .registry
+    let released = registry
         .change(move |state| -> Result<_, Refusal> {
             let (rows, changes) = match state.deregistration(&node, now) {
                 Some(deregistration) => deregistration,
@@ -80,26 +95,30 @@ pub(super) async fn deregister(
             Ok((rows, changes))
         })
         .await?;
-    app.tunnels.retain(|kept| *kept != name);
-    app.conflicts.retain(|kept| *kept != name);
+    tunnels.retain(|kept| *kept != name);
+    conflicts.retain(|kept| *kept != name);
     let note = "by the operator; its certificate is refused from now on".to_owned();
-    app.events.normal(About::EdgeNode, name.as_str(), "Deregistered", note);
+    events.normal(About::EdgeNode, name.as_str(), "Deregistered", note);
     Ok(axum::Json(released.iter().map(|row| segment_info(row, quarantine, now)).collect()))
 }
 
-pub(super) async fn segments(State(app): State<App>, caller: Caller) -> Result<axum::Json<Vec<SegmentInfo>>, Refusal> {
+pub(super) async fn segments(
+    State(registry): State<Registry>,
+    State(live): State<Arc<LiveConfig>>,
+    caller: Caller,
+) -> Result<axum::Json<Vec<SegmentInfo>>, Refusal> {
     caller.operator()?;
-    let (now, quarantine) = (app.registry.clock.now(), app.settings().policy.quarantine);
-    let view = app.registry.read().await;
+    let (now, quarantine) = (registry.clock.now(), live.now().policy.quarantine);
+    let view = registry.read().await;
     Ok(axum::Json(view.state().ledger().rows().map(|row| segment_info(row, quarantine, now)).collect()))
 }
 
 pub(super) async fn communities(
-    State(app): State<App>,
+    State(registry): State<Registry>,
     caller: Caller,
 ) -> Result<axum::Json<Vec<CommunityInfo>>, Refusal> {
     caller.operator()?;
-    let view = app.registry.read().await;
+    let view = registry.read().await;
     let info = |(name, members): (&edge_types::Community, &std::collections::BTreeSet<NodeName>)| CommunityInfo {
         name: name.clone(),
         members: members.iter().cloned().collect(),
@@ -110,7 +129,7 @@ pub(super) async fn communities(
 type CommunityPath = Result<Path<edge_types::Community>, axum::extract::rejection::PathRejection>;
 
 pub(super) async fn set_community(
-    State(app): State<App>,
+    State(registry): State<Registry>,
     caller: Caller,
     name: CommunityPath,
     Json(community): Json<CommunityMembers>,
@@ -119,7 +138,7 @@ pub(super) async fn set_community(
     let Path(name) = name.map_err(|e| Refusal::BadValue(e.body_text()))?;
     tracing::info!(community = %name, members = community.members.len(), "community listed");
     let record = CommunityRecord { name, members: community.members };
-    app.registry
+    registry
         .change(move |state| -> Result<_, Refusal> {
             let same = state.listed_community(&record.name) == Some(&record);
             let changes = if same { Vec::new() } else { vec![Change::PutCommunity(record.clone())] };
@@ -129,13 +148,13 @@ pub(super) async fn set_community(
 }
 
 pub(super) async fn delete_community(
-    State(app): State<App>,
+    State(registry): State<Registry>,
     caller: Caller,
     name: CommunityPath,
 ) -> Result<StatusCode, Refusal> {
     caller.operator()?;
     let Path(name) = name.map_err(|e| Refusal::BadValue(e.body_text()))?;
-    app.registry
+    registry
         .change(move |state| -> Result<_, Refusal> {
             state.listed_community(&name).ok_or_else(|| Refusal::NoSuchCommunity(name.clone()))?;
             Ok((StatusCode::NO_CONTENT, vec![Change::DeleteCommunity(name.clone())]))
@@ -143,23 +162,27 @@ pub(super) async fn delete_community(
         .await
 }
 
-pub(super) async fn tokens(State(app): State<App>, caller: Caller) -> Result<axum::Json<Vec<TokenInfo>>, Refusal> {
+pub(super) async fn tokens(
+    State(registry): State<Registry>,
+    caller: Caller,
+) -> Result<axum::Json<Vec<TokenInfo>>, Refusal> {
     caller.operator()?;
-    let view = app.registry.read().await;
+    let view = registry.read().await;
     Ok(axum::Json(view.state().tokens().map(tokens::info).collect()))
 }
 
 pub(super) async fn create_token(
-    State(app): State<App>,
+    State(registry): State<Registry>,
+    State(ca): State<Arc<Ca>>,
     caller: Caller,
     Json(request): Json<TokenRequest>,
 ) -> Result<(StatusCode, axum::Json<TokenCreated>), Refusal> {
     caller.operator()?;
-    let now = app.registry.clock.now();
-    let (token, record) = tokens::create(&request, app.ca.current().active().key_hash(), now)?;
+    let now = registry.clock.now();
+    let (token, record) = tokens::create(&request, ca.current().active().key_hash(), now)?;
     let info = tokens::info(&record);
     tracing::info!(id = record.id, role = %record.role, node = ?record.node, uses = record.uses, "join token made");
-    app.registry
+    registry
         .change(move |state| -> Result<_, Refusal> {
             let mut changes: Vec<Change> = tokens::forgotten(state, now).into_iter().map(Change::DeleteToken).collect();
             changes.push(Change::PutToken(record.clone()));
@@ -170,13 +193,13 @@ pub(super) async fn create_token(
 }
 
 pub(super) async fn delete_token(
-    State(app): State<App>,
+    State(registry): State<Registry>,
     caller: Caller,
     id: Result<Path<String>, axum::extract::rejection::PathRejection>,
 ) -> Result<StatusCode, Refusal> {
     caller.operator()?;
     let Path(id) = id.map_err(|e| Refusal::BadValue(e.body_text()))?;
-    app.registry
+    registry
         .change(move |state| -> Result<_, Refusal> {
             state.token(&id).ok_or_else(|| Refusal::NoSuchToken(id.clone()))?;
             Ok((StatusCode::NO_CONTENT, vec![Change::DeleteToken(id.clone())]))
@@ -185,11 +208,12 @@ pub(super) async fn delete_token(
 }
 
 pub(super) async fn reload(
-    State(app): State<App>,
+    State(registry): State<Registry>,
+    State(live): State<Arc<LiveConfig>>,
     caller: Caller,
 ) -> Result<axum::Json<edge_types::api::ReloadResponse>, Refusal> {
     caller.operator()?;
-    Ok(axum::Json(app.live.reload(&app.registry).await?))
+    Ok(axum::Json(live.reload(&registry).await?))
 }
 
 /// Applies a JSON merge patch (RFC 7396) to labels, and holds them to Kubernetes' rules.
@@ -246,15 +270,26 @@ fn segment_info(row: &Row, quarantine: i64, now: Seconds) -> SegmentInfo {
     }
 }
 
-impl Context {
-    fn node_info(&self, view: &View<'_>, record: &NodeRecord) -> NodeInfo {
+/// Shows nodes to the operator.
+#[derive(Clone)]
+pub(super) struct NodeInfos {
+    live: Arc<LiveConfig>,
+    tunnels: TunnelReports,
+    conflicts: Conflicts,
+    asked: Asked,
+}
+
+from_substates!(NodeInfos { live, tunnels, conflicts, asked });
+
+impl NodeInfos {
+    fn info(&self, view: &View<'_>, record: &NodeRecord) -> NodeInfo {
         NodeInfo {
             name: record.name.clone(),
             role: record.role,
             labels: record.labels.clone(),
             communities: view.state().communities_of(record),
             segments: views::segments(view.state(), &record.name),
-            endpoints: self.settings().common.endpoints(record),
+            endpoints: self.live.now().common.endpoints(record),
             connected: view.is_connected(&record.name),
             tunnels: self.tunnels.of(&record.name),
             conflicts: self.conflicts.of(&record.name),

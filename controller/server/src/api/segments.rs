@@ -1,39 +1,44 @@
 //! A node's segments: applying for more, and listing them.
 
+use std::sync::Arc;
+
 use axum::extract::State;
 use edge_controller_domain::clock::Seconds;
+use edge_controller_domain::registry::Registry;
 use edge_controller_domain::segments::{Policy, Row};
 use edge_controller_domain::state::{Change, State as Rows};
 use edge_controller_domain::views;
-use edge_controller_kubernetes::events::About;
+use edge_controller_kubernetes::events::{About, Events};
 use edge_types::api::{Family, SegmentRequest, SegmentResponse};
 use edge_types::{IpNetwork, NodeName};
 
-use super::App;
 use super::body::{Json, Node};
 use super::caller::Caller;
+use crate::live_config::LiveConfig;
 use crate::refusal::Refusal;
 
 /// Longest request id, bytes.
 const LONGEST_ID: usize = 128;
 
 pub(super) async fn list(
-    State(app): State<App>,
+    State(registry): State<Registry>,
     caller: Caller,
     Node(node): Node,
 ) -> Result<axum::Json<SegmentResponse>, Refusal> {
-    let view = app.registry.read().await;
-    caller.may_see(&view, &node, app.registry.clock.now())?;
+    let view = registry.read().await;
+    caller.may_see(&view, &node, registry.clock.now())?;
     Ok(axum::Json(SegmentResponse { segments: views::segments(view.state(), &node) }))
 }
 
 pub(super) async fn apply(
-    State(app): State<App>,
+    State(registry): State<Registry>,
+    State(live): State<Arc<LiveConfig>>,
+    State(events): State<Events>,
     caller: Caller,
     Node(node): Node,
     Json(request): Json<SegmentRequest>,
 ) -> Result<axum::Json<SegmentResponse>, Refusal> {
-    app.is(&caller, &node).await?;
+    caller.is_now(&registry, &node).await?;
     let SegmentRequest { request_id, mut families, repeated } = request;
     if request_id.is_empty() || request_id.len() > LONGEST_ID {
         return Err(Refusal::BadValue(format!(
@@ -47,16 +52,15 @@ pub(super) async fn apply(
         return Err(Refusal::BadValue("families is empty; ask for \"ipv4\", \"ipv6\" or both".into()));
     }
     // Before the store is asked: many nodes may repeat their applications until all have reported.
-    may_grant(&app, &node, &request_id).await?;
+    may_grant(&registry, &live.now().policy, &node, &request_id).await?;
     if repeated {
-        app.registry.read_segments_anew().await?;
+        registry.read_segments_anew().await?;
     }
-    let (live, now) = (app.clone(), app.registry.clock.now());
-    let (events, name, id) = (app.events.clone(), node.clone(), request_id.clone());
-    let granted = app
-        .registry
+    let now = registry.clock.now();
+    let (name, id) = (node.clone(), request_id.clone());
+    let granted = registry
         .change(move |state| -> Result<_, Refusal> {
-            let (segments, changes) = application(state, &live.settings().policy, &node, &families, &request_id, now)?;
+            let (segments, changes) = application(state, &live.now().policy, &node, &families, &request_id, now)?;
             if !changes.is_empty() {
                 tracing::info!(%node, ?segments, request_id, "segments granted");
             }
@@ -69,7 +73,7 @@ pub(super) async fn apply(
             events.normal(About::EdgeNode, name.as_str(), "SegmentGranted", list.join(", "));
         }
         Err(refusal @ (Refusal::Exhausted(_) | Refusal::TooMany { .. })) => {
-            give_back(&app, &name, id).await;
+            give_back(&registry, &name, id).await;
             events.warning(About::EdgeNode, name.as_str(), "SegmentRefused", refusal.to_string());
         }
         _ => {}
@@ -79,21 +83,21 @@ pub(super) async fn apply(
 }
 
 /// Refuses an application while grants wait, unless it has been answered before.
-async fn may_grant(app: &App, node: &NodeName, request_id: &str) -> Result<(), Refusal> {
-    let (view, now) = (app.registry.read().await, app.registry.clock.now());
+async fn may_grant(registry: &Registry, policy: &Policy, node: &NodeName, request_id: &str) -> Result<(), Refusal> {
+    let (view, now) = (registry.read().await, registry.clock.now());
     let answered = view.state().ledger().held_by(node).iter().any(|row| row.request_id == request_id);
     match answered {
         true => Ok(()),
-        false => Ok(view.state().may_grant(&app.settings().policy, now)?),
+        false => Ok(view.state().may_grant(policy, now)?),
     }
 }
 
 /// Releases what was granted of an application that is refused. Where claims are made one by one,
 /// another replica may have taken the last segment of one family when that of the other was
 /// granted; or the one that granted it died between the two.
-async fn give_back(app: &App, node: &NodeName, request_id: String) {
-    let (name, now) = (node.clone(), app.registry.clock.now());
-    let released = app.registry.change(move |state| -> Result<_, Refusal> {
+async fn give_back(registry: &Registry, node: &NodeName, request_id: String) {
+    let (name, now) = (node.clone(), registry.clock.now());
+    let released = registry.change(move |state| -> Result<_, Refusal> {
         let half = state.ledger().held_by(&name).into_iter().filter(|row| row.request_id == request_id);
         let changes: Vec<Change> =
             half.map(|row| Change::PutSegment(Row { released_at: Some(now), ..row.clone() })).collect();

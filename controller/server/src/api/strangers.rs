@@ -9,12 +9,11 @@ use std::net::{IpAddr, Ipv6Addr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use axum::extract::{FromRequest, Request};
+use axum::extract::{FromRef, FromRequest, Request};
 use edge_controller_domain::shares::{Share, Shares};
 use http_body_util::BodyExt;
 use zeroize::Zeroizing;
 
-use super::App;
 use super::body::check_media_type;
 use super::caller::Caller;
 use crate::refusal::Refusal;
@@ -31,7 +30,7 @@ const TIMEOUT: Duration = Duration::from_secs(15);
 
 /// The budget.
 #[derive(Clone, Debug, Default)]
-pub struct Bodies(Arc<Mutex<Shares>>);
+pub(super) struct Bodies(Arc<Mutex<Shares>>);
 
 /// A body that arrives.
 struct Arriving<'a> {
@@ -112,15 +111,18 @@ impl Drop for Arriving<'_> {
     }
 }
 
-impl FromRequest<App> for Unread {
+impl<S: Send + Sync> FromRequest<S> for Unread
+where
+    Bodies: FromRef<S>,
+{
     type Rejection = Refusal;
 
-    async fn from_request(request: Request, app: &App) -> Result<Self, Refusal> {
+    async fn from_request(request: Request, state: &S) -> Result<Self, Refusal> {
         check_media_type(request.headers())?;
         let address = request.extensions().get::<Caller>().and_then(|caller| caller.address);
         // Its headers go here: they are not kept while the body arrives.
         let body = request.into_body();
-        app.bodies.read(address.unwrap_or(Ipv6Addr::UNSPECIFIED.into()), body).await.map(Unread)
+        Bodies::from_ref(state).read(address.unwrap_or(Ipv6Addr::UNSPECIFIED.into()), body).await.map(Unread)
     }
 }
 

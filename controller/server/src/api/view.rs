@@ -1,6 +1,7 @@
 //! A node's view: once, or as a stream of lines for as long as it likes.
 
 use std::convert::Infallible;
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::body::Body;
@@ -8,17 +9,20 @@ use axum::extract::{Query, State};
 use axum::http::header;
 use axum::response::{IntoResponse, Response};
 use edge_controller_domain::random;
-use edge_controller_domain::registry::PeerJson;
+use edge_controller_domain::registry::{PeerJson, Registry};
+use edge_controller_domain::tunnel_reports::TunnelReports;
 use edge_types::NodeName;
 use edge_types::api::ViewEvent;
 use hyper::body::Bytes;
 use serde::Deserialize;
 use tokio::sync::{mpsc, watch};
+use tokio_util::sync::CancellationToken;
 
-use super::App;
 use super::body::Node;
 use super::caller::Caller;
-use crate::observe::{Ended, OpenStream};
+use super::state::from_substates;
+use crate::live_config::LiveConfig;
+use crate::observe::{Ended, Metrics, OpenStream};
 use crate::refusal::Refusal;
 
 /// A reader that does not take a line within this time is cut off.
@@ -51,31 +55,43 @@ const MOST_STREAMS: usize = 16;
 
 type Line = ViewEvent<PeerJson>;
 
+/// Where views come from, and who hears of their streams.
+#[derive(Clone)]
+pub(super) struct ViewStreams {
+    registry: Registry,
+    live: Arc<LiveConfig>,
+    tunnels: TunnelReports,
+    metrics: Metrics,
+    stopping: CancellationToken,
+}
+
+from_substates!(ViewStreams { registry, live, tunnels, metrics, stopping });
+
 pub(super) async fn view(
-    State(app): State<App>,
+    State(streams): State<ViewStreams>,
     caller: Caller,
     Node(node): Node,
     parameters: Result<Query<Parameters>, axum::extract::rejection::QueryRejection>,
 ) -> Result<Response, Refusal> {
     let Query(parameters) = parameters.map_err(|e| Refusal::BadValue(e.body_text()))?;
-    let view = app.registry.read().await;
-    caller.may_see(&view, &node, app.registry.clock.now())?;
+    let view = streams.registry.read().await;
+    caller.may_see(&view, &node, streams.registry.clock.now())?;
     let missing = || Refusal::NoSuchNode(node.clone());
     if !parameters.watch {
-        return Ok(axum::Json(app.settings().common.told(&view, &node).ok_or_else(missing)?).into_response());
+        return Ok(axum::Json(streams.live.now().common.told(&view, &node).ok_or_else(missing)?).into_response());
     }
     if view.view_streams(&node) >= MOST_STREAMS {
         return Err(Refusal::TooManyStreams { node, most: MOST_STREAMS });
     }
     let mut changes = view.watch(&node).ok_or_else(missing)?;
-    app.tunnels.begins(&node);
+    streams.tunnels.begins(&node);
     drop(view);
     // The first view is a change like any other.
     changes.mark_changed();
     // One line waits at most. What changes meanwhile is joined into one later line.
     let (lines, taken) = mpsc::channel(1);
-    let reader = Reader::new(&parameters, app.registry.epoch());
-    tokio::spawn(push(app, caller, node, reader, changes, lines));
+    let reader = Reader::new(&parameters, streams.registry.epoch());
+    tokio::spawn(push(streams, caller, node, reader, changes, lines));
     let body = futures_util::stream::unfold(taken, async |mut taken| {
         taken.recv().await.map(|line: Bytes| (Ok::<_, Infallible>(line), taken))
     });
@@ -105,19 +121,19 @@ impl Reader {
 
 /// Writes lines until the reader leaves, the server stops, or the node may no longer read.
 async fn push(
-    app: App,
+    streams: ViewStreams,
     caller: Caller,
     node: NodeName,
     mut reader: Reader,
     mut changes: watch::Receiver<u64>,
     lines: mpsc::Sender<Bytes>,
 ) {
-    let stream = app.metrics.stream();
-    let mut heartbeat = tokio::time::interval(app.settings().config.heartbeat());
+    let stream = streams.metrics.stream();
+    let mut heartbeat = tokio::time::interval(streams.live.now().config.heartbeat());
     heartbeat.reset();
     loop {
         let quiet = tokio::select! {
-            () = app.stopping.cancelled() => {
+            () = streams.stopping.cancelled() => {
                 say_goodbye(&lines, &stream).await;
                 return stream.end(Ended::Stopping);
             }
@@ -131,7 +147,7 @@ async fn push(
             },
             _ = heartbeat.tick() => true,
         };
-        let event = match next(&app, &caller, &node, &mut reader, &mut changes).await {
+        let event = match next(&streams, &caller, &node, &mut reader, &mut changes).await {
             Ok(Some(event)) => event,
             Ok(None) if quiet => Line::Heartbeat { version: reader.known.unwrap_or(0) },
             Ok(None) => continue,
@@ -188,20 +204,20 @@ async fn say_goodbye(lines: &mpsc::Sender<Bytes>, stream: &OpenStream) {
 
 /// What there is to tell, if anything.
 async fn next(
-    app: &App,
+    streams: &ViewStreams,
     caller: &Caller,
     node: &NodeName,
     reader: &mut Reader,
     changes: &mut watch::Receiver<u64>,
 ) -> Result<Option<Line>, Refusal> {
     // Boxed: it is rare, and would make every stream larger.
-    if reader.not_before != 0 && !Box::pin(caught_up(app, node, reader)).await {
+    if reader.not_before != 0 && !Box::pin(caught_up(streams, node, reader)).await {
         changes.mark_unchanged();
-        caller.may_see(&app.registry.read().await, node, app.registry.clock.now())?;
+        caller.may_see(&streams.registry.read().await, node, streams.registry.clock.now())?;
         return Ok(None);
     }
-    let view = app.registry.read().await;
-    caller.may_see(&view, node, app.registry.clock.now())?;
+    let view = streams.registry.read().await;
+    caller.may_see(&view, node, streams.registry.clock.now())?;
     // Nothing is published while we look: what is published later is told later.
     changes.mark_unchanged();
     let missing = || Refusal::NoSuchNode(node.clone());
@@ -209,11 +225,11 @@ async fn next(
     let event = match touched {
         Some((_, touched)) if touched.is_empty() => return Ok(None),
         Some((known, touched)) if reader.changes => {
-            Line::Change(app.settings().common.change(&view, node, known, &touched).ok_or_else(missing)?)
+            Line::Change(streams.live.now().common.change(&view, node, known, &touched).ok_or_else(missing)?)
         }
         _ => {
-            let told = app.settings().common.told(&view, node).ok_or_else(missing)?;
-            Line::View { epoch: Some(app.registry.epoch().to_owned()), view: Box::new(told) }
+            let told = streams.live.now().common.told(&view, node).ok_or_else(missing)?;
+            Line::View { epoch: Some(streams.registry.epoch().to_owned()), view: Box::new(told) }
         }
     };
     reader.known = Some(view.revision());
@@ -222,17 +238,19 @@ async fn next(
 
 /// Makes sure that the state is not older than what the reader has; `false` if that is not known
 /// yet.
-async fn caught_up(app: &App, node: &NodeName, reader: &mut Reader) -> bool {
+async fn caught_up(streams: &ViewStreams, node: &NodeName, reader: &mut Reader) -> bool {
     let version = reader.not_before;
-    if app.registry.read().await.revision() >= version {
+    if streams.registry.read().await.revision() >= version {
         reader.not_before = 0;
         return true;
     }
-    let failure = match tokio::time::timeout(app.settings().config.heartbeat(), app.registry.catch_up(version)).await {
+    let failure = match tokio::time::timeout(streams.live.now().config.heartbeat(), streams.registry.catch_up(version))
+        .await
+    {
         Ok(Ok(())) => {
             // What is still older then is all that the store has. The reader finds out, and says
             // so.
-            if app.registry.read().await.revision() < version {
+            if streams.registry.read().await.revision() < version {
                 tracing::warn!(%node, version, "it knows a later version than this store: was that restored from a backup?");
                 reader.known = None;
             }
@@ -240,7 +258,7 @@ async fn caught_up(app: &App, node: &NodeName, reader: &mut Reader) -> bool {
             return true;
         }
         Ok(Err(refusal)) => refusal.to_string(),
-        Err(_) => format!("not done within {} s", app.settings().config.heartbeat_seconds),
+        Err(_) => format!("not done within {} s", streams.live.now().config.heartbeat_seconds),
     };
     if !std::mem::replace(&mut reader.waits, true) {
         tracing::warn!(%node, version, "its view waits until this replica knows as much as it does: {failure}");

@@ -11,7 +11,7 @@ use edge_controller_domain::clock::{Seconds, rfc3339};
 use edge_controller_domain::store::StoreError;
 use tokio::task::AbortHandle;
 
-use crate::api::Context;
+use super::Observed;
 
 /// Time within which the store must have carried out a plan that changes nothing, behind those that
 /// wait already.
@@ -49,62 +49,6 @@ impl Health {
         Some(self.server_certificate_end.load(Ordering::Relaxed)).filter(|end| *end != 0)
     }
 
-    /// `/healthz`: a process that fails this is not going to recover by itself.
-    pub(super) async fn alive(&self, app: &Context) -> Vec<Check> {
-        let mut checks = vec![("registry", still(app).await.map(drop))];
-        checks.extend(self.loops());
-        checks
-    }
-
-    /// `/readyz`: whether nodes should be sent here.
-    pub(super) async fn ready(&self, app: &Context) -> Vec<Check> {
-        let store = still(app).await.and_then(|answered| match answered {
-            true => Ok(()),
-            false => Err(format!("it has not carried out a plan for {} s; is its disk stuck?", PATIENCE.as_secs())),
-        });
-        let socket = match std::fs::symlink_metadata(&app.settings().config.admin_socket) {
-            Ok(_) => Ok(()),
-            Err(error) => {
-                Err(format!("{}: {error}; restart to open it again", app.settings().config.admin_socket.display()))
-            }
-        };
-        let not_stopping =
-            if self.stopping.load(Ordering::Relaxed) { Err("a signal asked to end".to_owned()) } else { Ok(()) };
-        let now = app.registry.clock.now();
-        let ends = [("authority", Some(app.ca.not_after())), ("server-certificate", self.server_certificate_end())];
-        let ends = ends.into_iter().map(|(name, end)| match end {
-            None => (name, Err("there is none yet".to_owned())),
-            Some(end) if now >= end => (name, Err(format!("its certificate ended at {}", rfc3339(end)))),
-            Some(_) => (name, Ok(())),
-        });
-        let mut checks = vec![("store", store), ("admin-socket", socket), ("not-stopping", not_stopping)];
-        if app.settings().config.kubernetes.is_some() {
-            checks.push(("kubernetes", app.obstacles.all().map_or(Ok(()), Err)));
-        }
-        checks.extend(ends);
-        checks.extend(self.loops());
-        checks
-    }
-
-    /// What an operator should know, though nodes are served as ever: `[!]` where something is
-    /// asked of the operator, `[i]` otherwise.
-    pub(super) async fn notes(&self, app: &Context) -> Vec<String> {
-        let (now, settings) = (app.registry.clock.now(), app.settings());
-        let withheld = app.registry.read().await.state().may_grant(&settings.policy, now).err();
-        let missed = app.obstacles.aside().map(|why| format!("[!]kubernetes: {why}"));
-        let withheld = withheld.map(|withheld| format!("[!]restore: {withheld}"));
-        let watched = app.settings().config.kubernetes.is_some();
-        let labels = watched.then(|| format!("[i]node-labels: {}", *app.label_trust.borrow()));
-        app.asked
-            .note()
-            .map(|note| format!("[!]{note}"))
-            .into_iter()
-            .chain(withheld)
-            .chain(missed)
-            .chain(labels)
-            .collect()
-    }
-
     fn loops(&self) -> Vec<Check> {
         let loops = self.loops.lock().unwrap_or_else(PoisonError::into_inner);
         // When the server stops, they end as they should.
@@ -117,10 +61,70 @@ impl Health {
     }
 }
 
+/// `/healthz`: a process that fails this is not going to recover by itobserved.health.
+pub(super) async fn alive(observed: &Observed) -> Vec<Check> {
+    let mut checks = vec![("registry", still(observed).await.map(drop))];
+    checks.extend(observed.health.loops());
+    checks
+}
+
+/// `/readyz`: whether nodes should be sent here.
+pub(super) async fn ready(observed: &Observed) -> Vec<Check> {
+    let store = still(observed).await.and_then(|answered| match answered {
+        true => Ok(()),
+        false => Err(format!("it has not carried out a plan for {} s; is its disk stuck?", PATIENCE.as_secs())),
+    });
+    let socket = match std::fs::symlink_metadata(&observed.live.now().config.admin_socket) {
+        Ok(_) => Ok(()),
+        Err(error) => {
+            Err(format!("{}: {error}; restart to open it again", observed.live.now().config.admin_socket.display()))
+        }
+    };
+    let not_stopping =
+        if observed.health.stopping.load(Ordering::Relaxed) { Err("a signal asked to end".to_owned()) } else { Ok(()) };
+    let now = observed.registry.clock.now();
+    let ends = [
+        ("authority", Some(observed.ca.not_after())),
+        ("server-certificate", observed.health.server_certificate_end()),
+    ];
+    let ends = ends.into_iter().map(|(name, end)| match end {
+        None => (name, Err("there is none yet".to_owned())),
+        Some(end) if now >= end => (name, Err(format!("its certificate ended at {}", rfc3339(end)))),
+        Some(_) => (name, Ok(())),
+    });
+    let mut checks = vec![("store", store), ("admin-socket", socket), ("not-stopping", not_stopping)];
+    if observed.live.now().config.kubernetes.is_some() {
+        checks.push(("kubernetes", observed.obstacles.all().map_or(Ok(()), Err)));
+    }
+    checks.extend(ends);
+    checks.extend(observed.health.loops());
+    checks
+}
+
+/// What an operator should know, though nodes are served as ever: `[!]` where something is
+/// asked of the operator, `[i]` otherwise.
+pub(super) async fn notes(observed: &Observed) -> Vec<String> {
+    let (now, settings) = (observed.registry.clock.now(), observed.live.now());
+    let withheld = observed.registry.read().await.state().may_grant(&settings.policy, now).err();
+    let missed = observed.obstacles.aside().map(|why| format!("[!]kubernetes: {why}"));
+    let withheld = withheld.map(|withheld| format!("[!]restore: {withheld}"));
+    let watched = observed.live.now().config.kubernetes.is_some();
+    let labels = watched.then(|| format!("[i]node-labels: {}", *observed.label_trust.borrow()));
+    observed
+        .asked
+        .note()
+        .map(|note| format!("[!]{note}"))
+        .into_iter()
+        .chain(withheld)
+        .chain(missed)
+        .chain(labels)
+        .collect()
+}
+
 /// Whether plans are still carried out: that none comes back in time is said apart from that none
 /// ever will.
-async fn still(app: &Context) -> Result<bool, String> {
-    let nothing = app.registry.change(|_| Ok::<_, StoreError>(((), Vec::new())));
+async fn still(observed: &Observed) -> Result<bool, String> {
+    let nothing = observed.registry.change(|_| Ok::<_, StoreError>(((), Vec::new())));
     match tokio::time::timeout(PATIENCE, nothing).await {
         Ok(Ok(())) => Ok(true),
         Ok(Err(error)) => Err(error.to_string()),

@@ -21,34 +21,65 @@ pub(crate) use metrics::OpenStream;
 pub use metrics::{Ended, Metrics};
 pub use store::Measured;
 
+use std::sync::Arc;
+
 use axum::Router;
 use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
+use edge_controller_domain::ca::Ca;
+use edge_controller_domain::registry::Registry;
+use edge_controller_kubernetes::client::Obstacles;
+use edge_controller_kubernetes::label_trust::LabelTrust;
+use edge_controller_kubernetes::nodes::Asked;
+use tokio::sync::watch;
 
-use crate::api::App;
+use crate::live_config::LiveConfig;
 
 /// Media type of what [`scrape`] writes.
 const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
-/// The three paths of the listener.
-pub(crate) fn router(app: App) -> Router {
-    Router::new()
-        .route("/healthz", get(async |State(app): State<App>| health::answer(app.health.alive(&app).await, Vec::new())))
-        .route(
-            "/readyz",
-            get(async |State(app): State<App>| {
-                health::answer(app.health.ready(&app).await, app.health.notes(&app).await)
-            }),
-        )
-        .route("/metrics", get(metrics))
-        .fallback(async || (StatusCode::NOT_FOUND, "here are /healthz, /readyz and /metrics\n"))
-        .with_state(app)
+/// What is looked at when someone asks.
+pub(crate) struct Observed {
+    /// The rows, and who is connected.
+    pub(crate) registry: Registry,
+    /// The configuration in force.
+    pub(crate) live: Arc<LiveConfig>,
+    /// The authorities.
+    pub(crate) ca: Arc<Ca>,
+    /// What is counted.
+    pub(crate) metrics: Metrics,
+    /// Whether all loops run.
+    pub(crate) health: Arc<Health>,
+    /// What does not work at the API server of Kubernetes.
+    pub(crate) obstacles: Obstacles,
+    /// Whether labels of Node objects put nodes into communities.
+    pub(crate) label_trust: watch::Receiver<LabelTrust>,
+    /// Nodes of which the operator is asked whether they are gone.
+    pub(crate) asked: Asked,
 }
 
-async fn metrics(State(app): State<App>) -> Response {
-    match scrape::scrape(&app).await {
+/// The three paths of the listener.
+pub(crate) fn router(observed: Arc<Observed>) -> Router {
+    Router::new()
+        .route("/healthz", get(healthz))
+        .route("/readyz", get(readyz))
+        .route("/metrics", get(metrics))
+        .fallback(async || (StatusCode::NOT_FOUND, "here are /healthz, /readyz and /metrics\n"))
+        .with_state(observed)
+}
+
+async fn healthz(State(observed): State<Arc<Observed>>) -> Response {
+    health::answer(health::alive(&observed).await, Vec::new())
+}
+
+async fn readyz(State(observed): State<Arc<Observed>>) -> Response {
+    health::answer(health::ready(&observed).await, health::notes(&observed).await)
+}
+
+async fn metrics(State(observed): State<Arc<Observed>>) -> Response {
+    match scrape::scrape(&observed).await {
         Ok(text) => ([(header::CONTENT_TYPE, OPENMETRICS)], text).into_response(),
         Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, format!("cannot write metrics: {error}\n")).into_response(),
     }

@@ -6,19 +6,19 @@ use edge_controller_domain::segments::free_segments;
 use edge_types::Role;
 use edge_types::api::{Family, SegmentState};
 
+use super::Observed;
 use super::metrics::{FamilyLabels, Ip, OfLabels, SegmentLabels};
-use crate::api::Context;
 
-pub(super) async fn scrape(app: &Context) -> Result<String, std::fmt::Error> {
-    look(app).await;
+pub(super) async fn scrape(observed: &Observed) -> Result<String, std::fmt::Error> {
+    look(observed).await;
     let mut text = String::new();
-    prometheus_client::encoding::text::encode(&mut text, app.metrics.registry())?;
+    prometheus_client::encoding::text::encode(&mut text, observed.metrics.registry())?;
     Ok(text)
 }
 
-async fn look(app: &Context) {
-    let metrics = &app.metrics;
-    let (settings, now) = (app.settings(), app.registry.clock.now());
+async fn look(observed: &Observed) {
+    let metrics = &observed.metrics;
+    let (settings, now) = (observed.live.now(), observed.registry.clock.now());
     let policy = &settings.policy;
     let mut nodes = BTreeMap::from([Role::Edge, Role::Hub, Role::Cloud].map(|role| (role, (0, 0))));
     let mut segments = BTreeMap::new();
@@ -27,7 +27,7 @@ async fn look(app: &Context) {
             segments.insert((family, state), 0);
         }
     }
-    let view = app.registry.read().await;
+    let view = observed.registry.read().await;
     for node in view.state().nodes() {
         let (all, connected) = nodes.entry(node.role).or_default();
         *all += 1;
@@ -54,8 +54,8 @@ async fn look(app: &Context) {
     for (family, count) in free {
         metrics.free_segments.get_or_create(&FamilyLabels { family: Ip(family) }).set(count as f64);
     }
-    metrics.ends.get_or_create(&OfLabels { of: "authority" }).set(app.ca.not_after());
-    if let Some(end) = app.health.server_certificate_end() {
+    metrics.ends.get_or_create(&OfLabels { of: "authority" }).set(observed.ca.not_after());
+    if let Some(end) = observed.health.server_certificate_end() {
         metrics.ends.get_or_create(&OfLabels { of: "server" }).set(end);
     }
 }

@@ -3,66 +3,104 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use edge_controller_kubernetes::client::Client;
+use edge_controller_domain::ca::Ca;
+use edge_controller_domain::registry::Registry;
+use edge_controller_domain::segments::Conflicts;
+use edge_controller_domain::tunnel_reports::TunnelReports;
+use edge_controller_kubernetes::client::{Client, Obstacles};
+use edge_controller_kubernetes::events::Events;
 use edge_controller_kubernetes::garbage::{self, Garbage};
 use edge_controller_kubernetes::identity::Identity;
-use edge_controller_kubernetes::label_trust::{LabelWatch, TrustNodeLabels, log_forced};
+use edge_controller_kubernetes::label_trust::{LabelTrust, LabelWatch, TrustNodeLabels, log_forced};
 use edge_controller_kubernetes::lease::Leases;
-use edge_controller_kubernetes::nodes::NodeWatch;
+use edge_controller_kubernetes::nodes::{Asked, NodeWatch};
 use edge_controller_kubernetes::shown::{Shown, Sources};
 use edge_controller_kubernetes::trust::Trust;
 use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::api::App;
+use crate::live_config::LiveConfig;
+use crate::observe::Health;
 
-/// Starts all of it; it ends when the server stops.
-pub(super) fn spawn(app: &App, client: &Client, identity: &str, tasks: &TaskTracker) {
-    let settings = app.settings();
-    let Some(kubernetes) = &settings.config.kubernetes else { return };
-    let until_stopped = |name: &'static str, work: std::pin::Pin<Box<dyn Future<Output = ()> + Send>>| {
-        let work = app.stopping.clone().run_until_cancelled_owned(work);
-        app.health.watch(name, &tasks.spawn(work).abort_handle());
-    };
-    let (registry, obstacles) = (app.registry.clone(), app.obstacles.clone());
-    let selector = kubernetes.edge_selector.clone();
-    let (cluster, events) =
-        (Identity::new(client, registry.clone(), kubernetes.accept_cluster.clone()), app.events.clone());
-    let nodes = NodeWatch::new(client, registry.clone(), selector, obstacles.clone(), events, cluster)
-        .asking(kubernetes.confirm_deregistrations, app.asked.clone())
-        .counting(app.label_trust.subscribe());
-    until_stopped("node-objects", Box::pin(nodes.run()));
-    match kubernetes.trust_node_labels {
-        TrustNodeLabels::Auto => {
-            let labels = LabelWatch::new(client, app.label_trust.clone(), app.events.clone());
-            until_stopped("node-labels", Box::pin(labels.run()));
+/// What it needs.
+pub(super) struct Cluster {
+    pub(super) client: Client,
+    /// Names this run of this replica.
+    pub(super) identity: String,
+    pub(super) registry: Registry,
+    pub(super) ca: Arc<Ca>,
+    pub(super) live: Arc<LiveConfig>,
+    pub(super) health: Arc<Health>,
+    pub(super) obstacles: Obstacles,
+    pub(super) events: Events,
+    pub(super) tunnels: TunnelReports,
+    pub(super) conflicts: Conflicts,
+    pub(super) label_trust: watch::Sender<LabelTrust>,
+    pub(super) asked: Asked,
+    pub(super) stopping: CancellationToken,
+}
+
+impl Cluster {
+    /// Starts all of it; it ends when the server stops.
+    pub(super) fn spawn(self, tasks: &TaskTracker) {
+        let Self {
+            client,
+            identity,
+            registry,
+            ca,
+            live,
+            health,
+            obstacles,
+            events,
+            tunnels,
+            conflicts,
+            label_trust,
+            asked,
+            stopping,
+        } = self;
+        let settings = live.now();
+        let Some(kubernetes) = &settings.config.kubernetes else { return };
+        let until_stopped = |name: &'static str, work: std::pin::Pin<Box<dyn Future<Output = ()> + Send>>| {
+            let work = stopping.clone().run_until_cancelled_owned(work);
+            health.watch(name, &tasks.spawn(work).abort_handle());
+        };
+        let selector = kubernetes.edge_selector.clone();
+        let cluster = Identity::new(&client, registry.clone(), kubernetes.accept_cluster.clone());
+        let nodes = NodeWatch::new(&client, registry.clone(), selector, obstacles.clone(), events.clone(), cluster)
+            .asking(kubernetes.confirm_deregistrations, asked)
+            .counting(label_trust.subscribe());
+        until_stopped("node-objects", Box::pin(nodes.run()));
+        match kubernetes.trust_node_labels {
+            TrustNodeLabels::Auto => {
+                let labels = LabelWatch::new(&client, label_trust, events);
+                until_stopped("node-labels", Box::pin(labels.run()));
+            }
+            TrustNodeLabels::Always | TrustNodeLabels::Never => log_forced(&label_trust.borrow()),
         }
-        TrustNodeLabels::Always | TrustNodeLabels::Never => log_forced(&app.label_trust.borrow()),
+        if !kubernetes.store {
+            return;
+        }
+        let duration = Duration::from_secs(kubernetes.lease_seconds.into());
+        let leases = Arc::new(Leases::new(&client, &kubernetes.namespace, &identity, duration, obstacles.clone()));
+        let (lead, leading) = watch::channel(false);
+        // These give back what they hold, and so end by themselves.
+        let (taking, there) = (leases.clone(), leases.clone());
+        let (lead_until, present_until) = (stopping.clone(), stopping.clone());
+        health.watch("lease", &tasks.spawn(async move { taking.lead(lead, lead_until).await }).abort_handle());
+        health.watch("replica", &tasks.spawn(async move { there.be_there(present_until).await }).abort_handle());
+        until_stopped(
+            "garbage",
+            Box::pin(Garbage::new(&client, registry.clone(), garbage::PATIENCE).run(leading.clone())),
+        );
+        let trust = Trust::new(&client, &kubernetes.namespace, ca, obstacles.clone());
+        until_stopped("trust", Box::pin(trust.run(leading.clone())));
+        let views = live.clone();
+        let endpoints = Box::new(move |record: &_| views.now().common.endpoints(record));
+        let from = Sources { registry, tunnels, conflicts, endpoints, obstacles };
+        let shown = Arc::new(Shown::new(&client, from, leases, &identity));
+        let connections = shown.clone();
+        until_stopped("connections", Box::pin(async move { connections.show_connections().await }));
+        until_stopped("statuses", Box::pin(async move { shown.show_rows(leading).await }));
     }
-    if !kubernetes.store {
-        return;
-    }
-    let duration = Duration::from_secs(kubernetes.lease_seconds.into());
-    let leases = Arc::new(Leases::new(client, &kubernetes.namespace, identity, duration, obstacles));
-    let (lead, leading) = watch::channel(false);
-    // These give back what they hold, and so end by themselves.
-    let (taking, there) = (leases.clone(), leases.clone());
-    let (stopping, stopped) = (app.stopping.clone(), app.stopping.clone());
-    app.health.watch("lease", &tasks.spawn(async move { taking.lead(lead, stopping).await }).abort_handle());
-    app.health.watch("replica", &tasks.spawn(async move { there.be_there(stopped).await }).abort_handle());
-    until_stopped("garbage", Box::pin(Garbage::new(client, registry, garbage::PATIENCE).run(leading.clone())));
-    let trust = Trust::new(client, &kubernetes.namespace, app.ca.clone(), app.obstacles.clone());
-    until_stopped("trust", Box::pin(trust.run(leading.clone())));
-    let live = app.clone();
-    let from = Sources {
-        registry: app.registry.clone(),
-        tunnels: app.tunnels.clone(),
-        conflicts: app.conflicts.clone(),
-        endpoints: Box::new(move |record| live.settings().common.endpoints(record)),
-        obstacles: app.obstacles.clone(),
-    };
-    let shown = Arc::new(Shown::new(client, from, leases, identity));
-    let connections = shown.clone();
-    until_stopped("connections", Box::pin(async move { connections.show_connections().await }));
-    until_stopped("statuses", Box::pin(async move { shown.show_rows(leading).await }));
 }

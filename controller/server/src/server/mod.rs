@@ -36,7 +36,6 @@ use edge_controller_domain::tunnel_reports::TunnelReports;
 use edge_controller_kubernetes::identity::{Doubt, Identity};
 use edge_controller_kubernetes::label_trust::{LabelTrust, TrustNodeLabels};
 use edge_controller_kubernetes::nodes::Asked;
-use edge_controller_kubernetes::reviews::Reviews;
 use edge_controller_kubernetes::token_review::Reviewer;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
@@ -44,10 +43,11 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 use tokio_util::task::TaskTracker;
 
-use crate::api::{self, App, Bodies, Context};
+use crate::api;
 use crate::config::Config;
 use crate::live_config::{LiveConfig, Reader, check_held};
 use crate::observe::{Health, Measured, Metrics};
+use cluster::Cluster;
 use connections::Open;
 pub(crate) use kept::Kept;
 use places::Places;
@@ -67,7 +67,10 @@ pub struct Server {
     pub addresses: Vec<SocketAddr>,
     /// Addresses on which health and metrics are served.
     pub observe: Vec<SocketAddr>,
-    app: App,
+    registry: Registry,
+    live: Arc<LiveConfig>,
+    health: Arc<Health>,
+    stopping: CancellationToken,
     /// Accept connections until `closing`.
     listening: TaskTracker,
     closing: CancellationToken,
@@ -126,55 +129,96 @@ impl Server {
         let observe = local(&observers)?;
         let admin = admin::open(&config.admin_socket)?;
         let stopping = CancellationToken::new();
-        let app = Arc::new(Context {
-            registry,
-            live: Arc::new(LiveConfig::new(config, ca.clone(), reader)),
+        let (live, health) = (Arc::new(LiveConfig::new(config, ca.clone(), reader)), Arc::new(Health::default()));
+        let label_trust = watch::Sender::new(LabelTrust::at_start(trust));
+        let (tunnels, conflicts, asked) = (TunnelReports::default(), Conflicts::default(), Asked::default());
+        let (tasks, listening, closing) = (TaskTracker::new(), TaskTracker::new(), CancellationToken::new());
+        let open = Open { stopping: stopping.clone(), tasks: tasks.clone() };
+        let router = api::router(api::Services {
+            registry: registry.clone(),
+            ca: ca.clone(),
+            live: live.clone(),
             reviewer,
-            reviews: Reviews::default(),
-            bodies: Bodies::default(),
-            ca,
-            metrics,
-            health: Health::default(),
-            obstacles,
-            events,
-            tunnels: TunnelReports::default(),
-            conflicts: Conflicts::default(),
-            label_trust: watch::Sender::new(LabelTrust::at_start(trust)),
-            asked: Asked::default(),
+            metrics: metrics.clone(),
+            events: events.clone(),
+            tunnels: tunnels.clone(),
+            conflicts: conflicts.clone(),
+            label_trust: label_trust.subscribe(),
+            asked: asked.clone(),
             stopping: stopping.clone(),
         });
-        let (tasks, listening, closing) = (TaskTracker::new(), TaskTracker::new(), CancellationToken::new());
-        let open = Open { stopping, tasks: tasks.clone() };
-        let router = api::router(app.clone());
-        let server = tls::Tls::new(&app)?;
-        let renewal = tasks.spawn(tls::renew(server.clone(), app.stopping.clone()));
-        app.health.watch("server-certificate-renewal", &renewal.abort_handle());
-        let authorities = tasks.spawn(follow_authorities(app.clone()));
-        app.health.watch("authorities", &authorities.abort_handle());
+        let server = tls::Tls::new(tls::Sources {
+            registry: registry.clone(),
+            ca: ca.clone(),
+            live: live.clone(),
+            health: health.clone(),
+        })?;
+        let renewal = tasks.spawn(tls::renew(server.clone(), stopping.clone()));
+        health.watch("server-certificate-renewal", &renewal.abort_handle());
+        let authorities = tasks.spawn(follow_authorities(ca.clone(), registry.clone(), stopping.clone()));
+        health.watch("authorities", &authorities.abort_handle());
         let places = Places::new(files);
         for listener in listeners {
             let (tls, router, places) = (server.clone(), router.clone(), places.clone());
             let serving = connections::serve_nodes(listener, tls, router, places, closing.clone(), open.clone());
-            app.health.watch("node-listener", &listening.spawn(serving).abort_handle());
+            health.watch("node-listener", &listening.spawn(serving).abort_handle());
         }
-        if let Some(client) = &client {
-            cluster::spawn(&app, client, &identity, &tasks);
+        let observed = crate::observe::Observed {
+            registry: registry.clone(),
+            live: live.clone(),
+            ca: ca.clone(),
+            metrics,
+            health: health.clone(),
+            obstacles: obstacles.clone(),
+            label_trust: label_trust.subscribe(),
+            asked: asked.clone(),
+        };
+        if let Some(client) = client {
+            let cluster = Cluster {
+                client,
+                identity,
+                registry: registry.clone(),
+                ca,
+                live: live.clone(),
+                health: health.clone(),
+                obstacles,
+                events,
+                tunnels,
+                conflicts,
+                label_trust,
+                asked,
+                stopping: stopping.clone(),
+            };
+            cluster.spawn(&tasks);
         }
-        let serving = admin::serve(admin, app.settings().config.admin_socket.clone(), router, closing.clone(), open);
-        app.health.watch("admin-listener", &listening.spawn(serving).abort_handle());
+        let serving = admin::serve(admin, live.now().config.admin_socket.clone(), router, closing.clone(), open);
+        health.watch("admin-listener", &listening.spawn(serving).abort_handle());
         // Last, so that nobody sees a server that is half open.
         let (observing, silent) = (TaskTracker::new(), CancellationToken::new());
-        let router = crate::observe::router(app.clone());
+        let router = crate::observe::router(Arc::new(observed));
         for listener in observers {
             let open = Open { stopping: silent.clone(), tasks: observing.clone() };
             observing.spawn(observe::serve(listener, router.clone(), open));
         }
-        Ok(Self { addresses, observe, app, listening, closing, tasks, observing, silent, closed })
+        Ok(Self {
+            addresses,
+            observe,
+            registry,
+            live,
+            health,
+            stopping,
+            listening,
+            closing,
+            tasks,
+            observing,
+            silent,
+            closed,
+        })
     }
 
     /// Reads the configuration again. Says in the log what came of it.
     pub async fn reload(&self) {
-        if let Err(error) = self.app.live.reload(&self.app.registry).await {
+        if let Err(error) = self.live.reload(&self.registry).await {
             tracing::error!("the configuration is not put in force: {error}");
         }
     }
@@ -183,23 +227,23 @@ impl Server {
     /// requests are finished.
     pub async fn stop(self) {
         let end = tokio::time::Instant::now() + END;
-        self.app.health.stop();
+        self.health.stop();
         // A node that is sent away must not come back to this one.
         self.closing.cancel();
         self.listening.close();
         self.listening.wait().await;
-        self.app.stopping.cancel();
+        self.stopping.cancel();
         self.tasks.close();
         if tokio::time::timeout(GRACE, self.tasks.wait()).await.is_err() {
             tracing::warn!("some requests were still open after {} s", GRACE.as_secs());
         }
         self.silent.cancel();
         self.observing.close();
-        let Self { app, observing, closed, .. } = self;
+        let Self { registry, observing, closed, .. } = self;
         // Whoever asks at this very moment gets an answer.
         let _ = tokio::time::timeout(LAST_WORDS, observing.wait()).await;
         // A store that is closed needs no repair when it is opened again.
-        drop(app);
+        drop(registry);
         if tokio::time::timeout_at(end, closed.cancelled()).await.is_err() {
             tracing::warn!("the store is still in use");
         }
@@ -211,16 +255,16 @@ fn local(listeners: &[TcpListener]) -> std::io::Result<Vec<SocketAddr>> {
 }
 
 /// Tells all nodes when this replica or another has rolled over to a new authority or retired one.
-async fn follow_authorities(app: App) {
-    let mut changes = app.ca.subscribe();
+async fn follow_authorities(ca: Arc<Ca>, registry: Registry, stopping: CancellationToken) {
+    let mut changes = ca.subscribe();
     let tell = async {
         while changes.changed().await.is_ok() {
-            app.registry.refresh().await;
+            registry.refresh().await;
         }
     };
     tokio::select! {
-        () = app.stopping.cancelled() => {}
-        () = app.ca.follow() => {}
+        () = stopping.cancelled() => {}
+        () = ca.follow() => {}
         () = tell => {}
     }
 }

@@ -6,8 +6,9 @@ use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use anyhow::Context as _;
-use edge_controller_domain::ca::{self, Authorities, Term};
+use edge_controller_domain::ca::{self, Authorities, Ca, Term};
 use edge_controller_domain::clock::{Clock, Seconds};
+use edge_controller_domain::registry::Registry;
 use rustls::RootCertStore;
 use rustls::ServerConfig;
 use rustls::server::{ClientHello, ResolvesServerCert, WebPkiClientVerifier};
@@ -17,7 +18,8 @@ use rustls_pki_types::UnixTime;
 use tokio_util::sync::CancellationToken;
 
 use crate::api::caller::Caller;
-use crate::api::{App, Context};
+use crate::live_config::LiveConfig;
+use crate::observe::Health;
 
 /// How often it is looked whether the own certificate needs renewal.
 const LOOK: Duration = Duration::from_secs(600);
@@ -25,8 +27,17 @@ const LOOK: Duration = Duration::from_secs(600);
 /// TLS for nodes.
 #[derive(Clone)]
 pub(super) struct Tls {
-    app: App,
+    from: Sources,
     built: Arc<RwLock<Built>>,
+}
+
+/// What TLS is made of.
+#[derive(Clone)]
+pub(super) struct Sources {
+    pub(super) registry: Registry,
+    pub(super) ca: Arc<Ca>,
+    pub(super) live: Arc<LiveConfig>,
+    pub(super) health: Arc<Health>,
 }
 
 /// TLS as certain authorities want it.
@@ -46,13 +57,13 @@ struct Time(Clock);
 
 impl Tls {
     /// Signs the controller's first certificate and sets up TLS.
-    pub(super) fn new(app: &App) -> anyhow::Result<Self> {
-        Ok(Self { built: Arc::new(RwLock::new(Built::new(app)?)), app: app.clone() })
+    pub(super) fn new(from: Sources) -> anyhow::Result<Self> {
+        Ok(Self { built: Arc::new(RwLock::new(Built::new(&from)?)), from })
     }
 
     /// For the next connection: by the authorities that there are at this moment.
     pub(super) fn now(&self) -> (Arc<ServerConfig>, Arc<Authorities>) {
-        let current = self.app.ca.current();
+        let current = self.from.ca.current();
         {
             let built = self.built.read().unwrap_or_else(PoisonError::into_inner);
             if Arc::ptr_eq(&built.authorities, &current) {
@@ -67,13 +78,13 @@ impl Tls {
     /// Whether this is a registered node with a certificate that counts. Who was deregistered, or
     /// shows a certificate that was replaced, is a stranger.
     pub(super) async fn is_known(&self, caller: &Caller) -> bool {
-        let registry = &self.app.registry;
+        let registry = &self.from.registry;
         caller.is_known(&registry.read().await, registry.clock.now()).is_ok()
     }
 
     /// Signs a new certificate of the controller's own.
     fn build(&self) {
-        match Built::new(&self.app) {
+        match Built::new(&self.from) {
             Ok(new) => {
                 *self.built.write().unwrap_or_else(PoisonError::into_inner) = new;
                 tracing::info!("renewed the controller's own certificate");
@@ -84,13 +95,13 @@ impl Tls {
 }
 
 impl Built {
-    fn new(app: &Context) -> anyhow::Result<Self> {
-        let (authorities, signed_at) = (app.ca.current(), app.registry.clock.now());
+    fn new(from: &Sources) -> anyhow::Result<Self> {
+        let (authorities, signed_at) = (from.ca.current(), from.registry.clock.now());
         let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let mut term = Term::days(app.settings().config.certificates.server_days, signed_at)?;
-        term.not_before = term.not_before.min(app.registry.clock.shown() - ca::BACKDATED);
-        let (chain, key) = authorities.sign_server(&app.settings().config.server_names, &term)?;
-        app.health.server_certificate(chain.first().map_or(0, |leaf| ca::not_after(leaf)));
+        let mut term = Term::days(from.live.now().config.certificates.server_days, signed_at)?;
+        term.not_before = term.not_before.min(from.registry.clock.shown() - ca::BACKDATED);
+        let (chain, key) = authorities.sign_server(&from.live.now().config.server_names, &term)?;
+        from.health.server_certificate(chain.first().map_or(0, |leaf| ca::not_after(leaf)));
         let key = rustls::crypto::ring::sign::any_supported_type(&key).context("the controller's own key")?;
         let own = OwnCertificate(Arc::new(CertifiedKey::new(chain, key)));
         let mut roots = RootCertStore::empty();
@@ -101,7 +112,7 @@ impl Built {
             .allow_unauthenticated()
             .build()
             .context("verifier of nodes' certificates")?;
-        let mut config = ServerConfig::builder_with_details(provider, Arc::new(Time(app.registry.clock.clone())))
+        let mut config = ServerConfig::builder_with_details(provider, Arc::new(Time(from.registry.clock.clone())))
             .with_protocol_versions(&[&rustls::version::TLS13])?
             .with_client_cert_verifier(verifier)
             .with_cert_resolver(Arc::new(own));
@@ -127,14 +138,14 @@ impl TimeProvider for Time {
 /// Renews the own certificate when a third of its life is left. Judged by the wall clock, again and
 /// again: it may have been set.
 pub(super) async fn renew(tls: Tls, stopping: CancellationToken) {
-    let lifetime = i64::from(tls.app.settings().config.certificates.server_days) * 24 * 3600;
+    let lifetime = i64::from(tls.from.live.now().config.certificates.server_days) * 24 * 3600;
     loop {
         tokio::select! {
             () = stopping.cancelled() => return,
             () = tokio::time::sleep(LOOK) => {}
         }
         let signed_at = tls.built.read().unwrap_or_else(PoisonError::into_inner).signed_at;
-        if tls.app.registry.clock.now() >= signed_at + lifetime / 3 * 2 {
+        if tls.from.registry.clock.now() >= signed_at + lifetime / 3 * 2 {
             tls.build();
         }
     }

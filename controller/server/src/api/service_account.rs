@@ -1,0 +1,48 @@
+//! Joining by the service account of the node's own pod.
+
+use std::sync::Arc;
+
+use edge_controller_domain::clock::Seconds;
+use edge_controller_kubernetes::client::REQUEST;
+use edge_controller_kubernetes::reviews::Reviews;
+use edge_controller_kubernetes::service_token;
+use edge_controller_kubernetes::token_review::{ReviewError, Reviewer};
+use edge_types::{NodeName, Role};
+
+use super::caller::Caller;
+use super::state::from_substates;
+use crate::refusal::Refusal;
+
+/// Has service account tokens reviewed by the API server.
+#[derive(Clone)]
+pub(super) struct AccountReviews {
+    reviewer: Option<Reviewer>,
+    reviews: Arc<Reviews>,
+}
+
+from_substates!(AccountReviews { reviewer, reviews });
+
+impl AccountReviews {
+    /// Whether the API server is to be asked about this.
+    pub(super) fn check(&self, token: &str, now: Seconds) -> Result<(), Refusal> {
+        self.reviewer()?;
+        service_token::check(token, now).map_err(Refusal::ServiceAccount)
+    }
+
+    fn reviewer(&self) -> Result<&Reviewer, Refusal> {
+        self.reviewer.as_ref().ok_or_else(|| {
+            Refusal::ServiceAccount(
+                "this controller takes none: [kubernetes.join] of its configuration names no service account".into(),
+            )
+        })
+    }
+
+    /// Has a service account token looked at.
+    pub(super) async fn review(&self, token: &str, node: &NodeName, caller: &Caller) -> Result<Role, Refusal> {
+        let turn = self.reviews.turn(caller.address).await;
+        let _turn = turn.ok_or_else(|| Refusal::TokenReview("too many tokens wait for it; try again".into()))?;
+        let review = tokio::time::timeout(REQUEST, self.reviewer()?.review(token, node)).await;
+        let late = || ReviewError::Failed(format!("no answer in {} s", REQUEST.as_secs()));
+        Ok(review.unwrap_or_else(|_| Err(late()))?)
+    }
+}

@@ -1,0 +1,111 @@
+//! What the server gives to the API, and which part of it a handler may ask for.
+
+use std::sync::Arc;
+
+use axum::extract::FromRef;
+use edge_controller_domain::ca::Ca;
+use edge_controller_domain::registry::Registry;
+use edge_controller_domain::segments::Conflicts;
+use edge_controller_domain::tunnel_reports::TunnelReports;
+use edge_controller_kubernetes::events::Events;
+use edge_controller_kubernetes::label_trust::LabelTrust;
+use edge_controller_kubernetes::nodes::Asked;
+use edge_controller_kubernetes::reviews::Reviews;
+use edge_controller_kubernetes::token_review::Reviewer;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use super::strangers::Bodies;
+use crate::live_config::LiveConfig;
+use crate::observe::Metrics;
+
+/// What the server gives to the API.
+pub struct Services {
+    /// The state and how it changes.
+    pub registry: Registry,
+    /// Signs certificates.
+    pub ca: Arc<Ca>,
+    /// The configuration in force.
+    pub live: Arc<LiveConfig>,
+    /// Asks the API server about service account tokens, where nodes may join by them.
+    pub reviewer: Option<Reviewer>,
+    /// What is counted.
+    pub metrics: Metrics,
+    /// Publishes Kubernetes Events.
+    pub events: Events,
+    /// What nodes report of their tunnels.
+    pub tunnels: TunnelReports,
+    /// What nodes say they hold and do not.
+    pub conflicts: Conflicts,
+    /// Whether labels of Node objects put nodes into communities.
+    pub label_trust: watch::Receiver<LabelTrust>,
+    /// Nodes of which the operator is asked whether they are gone.
+    pub asked: Asked,
+    /// Cancelled when the server stops: ends the view streams.
+    pub stopping: CancellationToken,
+}
+
+/// The state of the router. A handler takes the parts that it needs.
+#[derive(Clone)]
+pub(super) struct ApiState(Arc<Shared>);
+
+struct Shared {
+    services: Services,
+    reviews: Arc<Reviews>,
+    bodies: Bodies,
+}
+
+impl From<Services> for ApiState {
+    fn from(services: Services) -> Self {
+        Self(Arc::new(Shared { services, reviews: Arc::default(), bodies: Bodies::default() }))
+    }
+}
+
+impl FromRef<ApiState> for Arc<Reviews> {
+    fn from_ref(state: &ApiState) -> Self {
+        state.0.reviews.clone()
+    }
+}
+
+impl FromRef<ApiState> for Bodies {
+    fn from_ref(state: &ApiState) -> Self {
+        state.0.bodies.clone()
+    }
+}
+
+macro_rules! substates {
+    ($($name:ident: $type:ty),* $(,)?) => {$(
+        impl FromRef<ApiState> for $type {
+            fn from_ref(state: &ApiState) -> Self {
+                state.0.services.$name.clone()
+            }
+        }
+    )*};
+}
+
+substates! {
+    registry: Registry,
+    ca: Arc<Ca>,
+    live: Arc<LiveConfig>,
+    reviewer: Option<Reviewer>,
+    metrics: Metrics,
+    events: Events,
+    tunnels: TunnelReports,
+    conflicts: Conflicts,
+    label_trust: watch::Receiver<LabelTrust>,
+    asked: Asked,
+    stopping: CancellationToken,
+}
+
+/// Builds a part of the router's state that consists of several others.
+macro_rules! from_substates {
+    ($type:ident { $($field:ident),* $(,)? }) => {
+        impl axum::extract::FromRef<$crate::api::state::ApiState> for $type {
+            fn from_ref(state: &$crate::api::state::ApiState) -> Self {
+                Self { $($field: axum::extract::FromRef::from_ref(state)),* }
+            }
+        }
+    };
+}
+
+pub(super) use from_substates;
