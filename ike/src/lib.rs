@@ -3,18 +3,17 @@
 //!
 //! One [`Endpoint`] holds all IKE SAs of a node. Its owner gives it datagrams
 //! ([`Endpoint::handle`]) and time ([`Endpoint::handle_timeout`]), and then drains
-//! [`Endpoint::poll_event`], [`Endpoint::poll_transmit`] and [`Endpoint::poll_timeout`]. Randomness,
-//! the wall clock and SPIs come through [`Environment`], so a whole network of endpoints runs in one
-//! thread of a test.
+//! [`Endpoint::poll_event`], [`Endpoint::poll_transmit`] and [`Endpoint::poll_timeout`].
+//! Randomness, the wall clock and SPIs come through [`Environment`], so a whole network of
+//! endpoints runs in one thread of a test.
 //!
 //! ```
 //! use std::net::IpAddr;
 //!
 //! use edge_ike::config::{Aead, EspProposal, Group, IkeProposal, Prf, Timing};
 //! use edge_ike::wire::{ExchangeType, Message};
-//! use edge_ike::{
-//!     Auth, ChildConfig, Endpoint, EndpointConfig, Environment, Identity, Instant, PeerConfig, PeerName, Secret,
-//! };
+//! use edge_ike::{Auth, ChildConfig, Endpoint, EndpointConfig, Environment};
+//! use edge_ike::{Identity, Instant, PeerConfig, PeerName, Secret};
 //!
 //! /// What an endpoint cannot know by itself.
 //! struct System;
@@ -46,7 +45,11 @@
 //!         groups: vec![Group::X25519],
 //!     }],
 //!     child: ChildConfig {
-//!         proposals: vec![EspProposal { aeads: vec![Aead::Aes256Gcm16], groups: vec![], esn: true }],
+//!         proposals: vec![EspProposal {
+//!             aeads: vec![Aead::Aes256Gcm16],
+//!             groups: vec![],
+//!             esn: true,
+//!         }],
 //!         local: vec!["0.0.0.0/0".parse()?],
 //!         remote: vec!["0.0.0.0/0".parse()?],
 //!     },

@@ -1,8 +1,8 @@
 //! The cryptographic calls of one handshake of both ends, made directly on `ring` and
 //! `x25519-dalek`, with inputs of the same lengths.
 //!
-//! Left out, to the disadvantage of the comparison: hashes that we make for other purposes (knowing
-//! a repeated request again), and finding keys and names in certificates.
+//! Not counted here, so that the comparison is to our disadvantage: hashes that we make for other
+//! purposes (recognizing a retransmitted request), and finding keys and names in certificates.
 
 use ring::aead::{AES_256_GCM, Aad, LessSafeKey, Nonce, UnboundKey};
 use ring::digest::{self, SHA1_FOR_LEGACY_USE_ONLY};
@@ -25,15 +25,15 @@ const BEFORE: usize = 28 + 4 + 8;
 const AFTER: usize = 1 + 16;
 /// Type, reserved octets and text of an ID payload.
 const ID: usize = 4 + 13;
-/// About what a certificate's signature covers.
+/// Approximate octets that a certificate's signature covers.
 const TO_BE_SIGNED: usize = 300;
 
-/// What to replay.
+/// The cryptographic calls of one handshake.
 pub(crate) struct Floor {
-    /// Octets of IKE_SA_INIT request and response, IKE_AUTH request and response.
+    /// Octets of the IKE_SA_INIT request and response and of the IKE_AUTH request and response.
     lengths: [usize; 4],
-    /// The key of either end, and a certificate's signature by the CA (made by the same key: that
-    /// takes as long to check).
+    /// The key of either end, and the CA's signature on a certificate. The same key makes that
+    /// signature: it takes as long to verify.
     signer: Option<(Signer, Vec<u8>)>,
 }
 
@@ -43,7 +43,7 @@ enum Signer {
 }
 
 impl Floor {
-    /// The floor of a handshake whose datagrams had these lengths.
+    /// The calls of a handshake whose datagrams had these lengths.
     pub(crate) fn of(lengths: &[usize], authentication: Authentication) -> Self {
         let random = SystemRandom::new();
         let signer = match authentication {
@@ -98,7 +98,7 @@ impl Floor {
         }
     }
 
-    /// One AUTH, made and checked; with certificates the chain too.
+    /// Makes and checks one AUTH; with certificates also checks the chain.
     fn prove(&self, octets: &[u8]) {
         match &self.signer {
             None => {

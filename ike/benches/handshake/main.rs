@@ -1,10 +1,10 @@
-//! CPU of a handshake, both ends in one process and no kernel, beside the cryptography that it
-//! cannot do without.
+//! CPU time of a handshake, with both ends in one process and no kernel, beside the cryptography
+//! that it cannot do without.
 //!
 //! `cargo bench -p edge-ike --bench handshake` prints a table and writes `target/bench/ike.json`.
 //! Handshakes and replays of their primitives take turns in one run, so both see the same machine;
-//! what is told are medians of the thread's CPU time. Without `--bench` (as under
-//! `cargo test --all-targets`) each case only runs once.
+//! the results are medians of the thread's CPU time. Without `--bench` (as under
+//! `cargo test --all-targets`) each case runs once.
 
 mod floor;
 mod pair;
@@ -15,9 +15,9 @@ use std::time::Duration;
 use floor::Floor;
 use pair::{Authentication, Pair};
 
-/// Handshakes of a round, one after another on fresh endpoints.
+/// Handshakes in a round, one after another on fresh endpoints.
 const BATCH: usize = 16;
-/// Rounds, of which the median counts.
+/// Rounds. The median of them is the result.
 const ROUNDS: usize = 41;
 /// Ratio to the floor that we want to stay below.
 const GOAL: f64 = 1.5;

@@ -1,4 +1,4 @@
-//! Two endpoints with a wire of no length between them.
+//! Two endpoints that pass each other's datagrams on at once.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -122,8 +122,8 @@ impl Pair {
         }))
     }
 
-    /// Left begins with right. Gives the lengths of all datagrams; ends the program if either end
-    /// has no CHILD_SA then.
+    /// Left begins with right. Gives the lengths of all datagrams. Panics if either end has no
+    /// CHILD_SA afterwards.
     pub(crate) fn shake(&mut self) -> Vec<usize> {
         let now = Instant::default();
         let [(left, system), _] = &mut self.0;

@@ -87,8 +87,8 @@ pub(crate) struct IkeSa {
     pub(super) details: IkeDetails,
     pub(super) lifecycle: Lifecycle,
     pub(super) pending: Option<PendingRequest>,
-    /// Requests to send when the window is free. None is queued twice, so there are a few at most for
-    /// each of the `MAX_CHILDREN` CHILD_SAs.
+    /// Requests to send when the window is free. None is queued twice, so there are a few at most
+    /// for each of the `MAX_CHILDREN` CHILD_SAs.
     pub(super) queue: VecDeque<Task>,
     initiation: Initiation,
     established: Instant,

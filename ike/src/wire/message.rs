@@ -27,7 +27,8 @@ pub struct Message {
 }
 
 impl Message {
-    /// A response in clear to the request with this header. `responder_spi` is ours, or 0 before there is one.
+    /// A response in clear to the request with this header. `responder_spi` is ours, or 0 before
+    /// there is one.
     pub(crate) fn response(request: &Header, responder_spi: u64, payloads: Payloads) -> Self {
         let header = Header { responder_spi, from_initiator: !request.from_initiator, response: true, ..*request };
         Self { header, payloads }

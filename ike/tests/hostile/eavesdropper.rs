@@ -1,5 +1,5 @@
-//! Two honest ends, and somebody on the way who sees everything and adds to it, but cannot hold
-//! anything back.
+//! Two honest ends, and an attacker between them who sees everything and adds datagrams, but cannot
+//! hold any back.
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
@@ -13,7 +13,7 @@ use proptest::sample::Index;
 use crate::kernel::Kernel;
 use crate::peer;
 
-/// What is added to a datagram that passes by.
+/// What the attacker adds to a datagram that passes.
 #[derive(Debug, Clone)]
 enum Addition {
     /// The datagram with some octets changed, to where it goes.
@@ -38,7 +38,7 @@ fn addition() -> impl Strategy<Value = Addition> {
     ]
 }
 
-/// Both ends, the first being the smaller identity.
+/// The path between both ends. The first end has the smaller identity.
 struct Way {
     ends: [(Endpoint, Kernel, SocketAddr); 2],
     now: Instant,
@@ -73,8 +73,8 @@ impl Way {
         }
     }
 
-    /// Carries everything until nobody has anything to say, with what is added before or after each
-    /// datagram.
+    /// Delivers datagrams until neither end sends any more, with an addition before or after each
+    /// one.
     fn carry(&mut self, additions: &[Addition], before: bool) {
         let mut additions = additions.iter().cycle();
         let mut queue = self.collect();
@@ -178,7 +178,7 @@ proptest! {
         endpoint.connect(&peer::honest(0).name, way.now, kernel);
         way.carry(&additions, true);
         way.wait(Duration::from_secs(20), &additions, true);
-        // He has stopped, and the peer that is to be reached is asked for again.
+        // The attacker has stopped, and the owner asks for the peer again.
         let now = way.now;
         let (endpoint, kernel, _) = &mut way.ends[0];
         endpoint.connect(&peer::honest(0).name, now, kernel);

@@ -1,5 +1,5 @@
-//! What a person is told of bad packets and of those who cannot prove themselves; that nothing is
-//! left of them; and that they cannot fill a log.
+//! What is reported about malformed packets and failed authentications. Nothing is left of them,
+//! and a flood does not fill a log.
 
 use std::time::Duration;
 
@@ -8,7 +8,7 @@ use edge_ike::wire::{Message, Notify, NotifyType, Payload, Payloads};
 
 use crate::peer::{self, Hostile, World};
 
-/// A first request whose payloads and header are changed as told.
+/// An IKE_SA_INIT request that `change` has changed.
 fn first_request(change: impl FnOnce(&mut Vec<u8>)) -> Vec<u8> {
     let mut datagram = Hostile::first_request(1);
     change(&mut datagram);

@@ -1,12 +1,11 @@
-//! What the events of an endpoint come to in a kernel that believes them, and complains where they
-//! contradict themselves.
+//! A kernel that carries out the events of an endpoint and panics if they contradict each other.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use edge_ike::{ChildId, Environment, Event, OutboundSwitch, PeerName};
 
-/// The kernel's SAs of one endpoint, with everything else that an endpoint cannot know.
+/// The kernel's SAs of one endpoint, and its environment.
 #[derive(Debug, Default)]
 pub(crate) struct Kernel {
     seed: u64,
@@ -25,12 +24,12 @@ impl Kernel {
         Self { seed, next_spi: 0x2000, ..Self::default() }
     }
 
-    /// One that never refuses.
+    /// A kernel that never refuses an SPI.
     pub(crate) fn generous(seed: u64) -> Self {
         Self { generous: true, ..Self::new(seed) }
     }
 
-    /// Nothing is left.
+    /// Whether nothing is left.
     pub(crate) fn is_empty(&self) -> bool {
         self.reserved.is_empty() && self.inbound.is_empty() && self.outbound.is_empty()
     }

@@ -1,6 +1,5 @@
-//! A peer that knows the secret and means harm, and a stranger who does not. Whatever they send:
-//! nothing panics, events never contradict themselves, nothing piles up, and in the end nothing is
-//! left.
+//! A hostile peer that knows the secret, and a stranger that does not. Whatever they send: nothing
+//! panics, events never contradict each other, nothing piles up, and in the end nothing is left.
 
 mod eavesdropper;
 mod error_reports;
@@ -19,12 +18,12 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::sample::Index;
 
-/// One step of somebody who knows the secret.
+/// One step of a hostile peer that knows the secret.
 #[derive(Debug, Clone)]
 enum Step {
     /// An authentic request of any exchange, with any payloads.
     Request(u8, Vec<Part>),
-    /// An authentic answer to whatever we asked, or did not.
+    /// An authentic response, whether or not we sent a request.
     Answer(u8, u32, Vec<Part>),
     /// A request in fragments.
     Fragments(Vec<Part>),
@@ -34,22 +33,22 @@ enum Step {
     Again,
     /// Time passes, milliseconds.
     Wait(u64),
-    /// Our owner wants something.
+    /// Our owner gives a command.
     Owner(u8),
     /// We rekey the CHILD_SA, and the peer answers; before that it may ask for something of its
     /// own.
     Crossing(Option<Vec<Part>>, Vec<Part>),
-    /// The peer comes once more, with or without INITIAL_CONTACT.
+    /// The peer begins again, with or without INITIAL_CONTACT.
     Begin(bool),
 }
 
-/// One payload, possibly naming SAs that there are.
+/// One payload. It may name SAs that exist.
 #[derive(Debug, Clone)]
 enum Part {
     Plain(Payload),
-    /// REKEY_SA of the peer's inbound SPI, or of a neighbour's.
+    /// REKEY_SA for an inbound SPI of the peer, or for another SPI.
     Rekey(u8),
-    /// DELETE of the same.
+    /// DELETE for such SPIs.
     Delete(Vec<u8>),
     /// A good ESP proposal with an SPI of the peer's.
     Esp(bool),
@@ -61,7 +60,7 @@ enum Part {
     Nonce(u8),
     /// Selectors for everything.
     Everything,
-    /// The peer's identity, truly.
+    /// The peer's true identity.
     Identity,
     /// An error.
     Refusal(NotifyType),
@@ -152,7 +151,7 @@ fn part() -> impl Strategy<Value = Part> {
     ]
 }
 
-/// What a well-formed request is made of, so that steps get past the first check.
+/// The parts of well-formed requests, so that steps get past the first check.
 fn parts() -> impl Strategy<Value = Vec<Part>> {
     let rekey_child = (any::<u8>(), any::<u8>(), any::<bool>()).prop_map(|(old, nonce, key)| {
         let key = key.then_some(Part::Key);

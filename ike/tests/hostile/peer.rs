@@ -1,5 +1,5 @@
-//! The endpoint under attack, and the hostile peer: made of the public parts of the library, so
-//! that it can say what no honest endpoint says.
+//! The endpoint under attack, and the hostile peer. The peer is made of the public parts of the
+//! library, so that it can send what no honest endpoint sends.
 
 use std::cell::Cell;
 use std::collections::VecDeque;
@@ -70,7 +70,7 @@ pub(crate) struct World {
     pub(crate) endpoint: Endpoint,
     pub(crate) kernel: Kernel,
     pub(crate) cookies: usize,
-    /// What was told to people.
+    /// Errors that were reported.
     pub(crate) errors: Vec<PeerError>,
     pub(crate) sent: VecDeque<Vec<u8>>,
     now: Instant,
@@ -123,7 +123,7 @@ impl World {
         self.now = end;
     }
 
-    /// The owner does one of the things that he can do.
+    /// The owner gives one of its commands.
     pub(crate) fn owner(&mut self, what: u8) {
         let (now, kernel) = (self.now, &mut self.kernel);
         match what % 6 {
@@ -141,13 +141,13 @@ impl World {
         self.drain();
     }
 
-    /// We begin.
+    /// Lets the endpoint begin.
     pub(crate) fn begin(&mut self) {
         self.endpoint.connect(&name(), self.now, &mut self.kernel);
         self.drain();
     }
 
-    /// The peer leaves the configuration, and time passes until nothing is waited for.
+    /// Removes the peer, and lets time pass until nothing is due any more.
     pub(crate) fn remove_all(&mut self) {
         self.endpoint.remove_peer(&name(), self.now, &mut self.kernel);
         self.drain();
@@ -155,7 +155,7 @@ impl World {
         assert_eq!(self.endpoint.poll_timeout(), None, "nothing is waited for");
     }
 
-    /// Nothing is left in the kernel, and nothing is waited for.
+    /// Checks that nothing is left in the kernel and nothing is due.
     pub(crate) fn assert_untouched(&self) {
         assert!(self.kernel.is_empty(), "{:?}", self.kernel);
         assert_eq!(self.endpoint.poll_timeout(), None, "nothing is waited for");
@@ -198,7 +198,7 @@ fn config() -> PeerConfig {
     }
 }
 
-/// Where an honest end is.
+/// The address of an honest end.
 pub(crate) fn address(us: usize) -> SocketAddr {
     if us == 0 { ours() } else { theirs() }
 }
@@ -234,8 +234,8 @@ impl Hostile {
         init(initiator_spi, &key, None).encode()
     }
 
-    /// Begins honestly and proves itself. `None`: we were refused (as happens when the kernel gives
-    /// no SPI).
+    /// Begins honestly and authenticates. `None`: the endpoint refused, as happens when the kernel
+    /// gives no SPI.
     pub(crate) fn establish(world: &mut World, initial_contact: bool) -> Option<Self> {
         Self::establish_by(PSK, world, initial_contact)
     }

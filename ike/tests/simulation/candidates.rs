@@ -1,5 +1,5 @@
-//! Where a peer may be: addresses that are ours, that are somebody else's, and that change all the
-//! time.
+//! Addresses of a peer that belong to this node, that belong to another host, and that change all
+//! the time.
 
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
@@ -15,7 +15,7 @@ fn at(text: &str) -> SocketAddr {
     SocketAddr::new(text.parse().unwrap(), 4500)
 }
 
-/// Two homes, each with a host at the same private address, each behind a NAT of its own that lets
+/// Two homes. Each has a host at the same private address, behind a NAT of its own that lets
 /// nothing in.
 fn two_homes(private: &str, publics: [&str; 2]) -> Pair {
     let [a, b] = publics.map(Nat::new);
@@ -36,8 +36,7 @@ fn a_peer_with_our_own_private_address_is_not_looked_for_at_this_node() {
         [("192.168.1.10", ["192.0.2.1", "192.0.2.2"]), ("fd00::10", ["2001:db8:1::1", "2001:db8:2::1"])]
     {
         let mut pair = two_homes(private, publics);
-        // Nothing passes between the two: what is shown is what the public address said, that is
-        // nothing.
+        // Nothing passes between the two, so the error is that of the public address: a timeout.
         pair.world.cut = [(pair.a, pair.b), (pair.b, pair.a)].into();
         pair.world.run_for(60 * SECOND);
         let private: IpAddr = private.parse().unwrap();
@@ -53,8 +52,8 @@ fn a_peer_with_our_own_private_address_is_not_looked_for_at_this_node() {
 fn two_homes_with_the_same_private_address_find_each_other_by_the_public_ones() {
     let mut pair = two_homes("192.168.1.10", ["192.0.2.1", "192.0.2.2"]);
     pair.world.run_for(SECOND);
-    // Both have sent outwards now, so both NATs let the other's next one in: endpoint-independent
-    // mappings and filters, as RFC 4787 wants them.
+    // Both have sent outwards now, so both NATs let the other's next datagram in:
+    // endpoint-independent mappings and filters, as RFC 4787 wants them.
     let mapped: Vec<SocketAddr> = ["192.0.2.1", "192.0.2.2"]
         .map(|nat| {
             pair.world
@@ -90,7 +89,7 @@ fn a_peer_that_has_only_addresses_of_ours_is_named_and_found_when_it_comes_or_ou
         "{}",
         errors[0]
     );
-    // Another lease.
+    // The node gets another address.
     world.nodes[a].host.address = "10.0.0.1".parse().unwrap();
     let b = world.add("10.0.0.2", None);
     let config = PeerConfig { initiate: false, ..peer("b.example", "a.example", &[]) };
@@ -118,7 +117,7 @@ fn what_answers_as_somebody_else_is_only_that_and_the_likeliest_addresss_error_i
         "{error}"
     );
     assert!(world.nodes[a].errors().iter().all(|kind| *kind == PeerErrorKind::Timeout));
-    // The one that it is comes to be there: the stranger is in nobody's way.
+    // The expected peer appears at its address. The stranger does not hinder it.
     let b = world.add("10.0.0.9", None);
     let config = PeerConfig { initiate: false, ..peer("b.example", "a.example", &[]) };
     world.call(b, |endpoint, now, env| endpoint.set_peer(config, now, env)).unwrap();

@@ -1,4 +1,4 @@
-//! Certificates: both roles, fragments, and those that must not be believed.
+//! Certificates: both roles, fragments, and certificates that must be refused.
 
 use edge_ike::config::CertificateAuth;
 use edge_ike::event::PeerErrorKind;
@@ -31,7 +31,7 @@ impl Authority {
         Self { params: params.clone(), issuer: Issuer::new(params, key), der }
     }
 
-    /// The certificate by which whoever trusts this authority believes `other`.
+    /// The cross-certificate by which a node that trusts this authority accepts `other`.
     fn cross(&self, other: &Authority) -> Vec<u8> {
         other.params.signed_by(other.issuer.key(), &self.issuer).unwrap().der().to_vec()
     }
@@ -40,7 +40,7 @@ impl Authority {
         Auth::Certificate(self.issue(name, algorithm, |_| {}))
     }
 
-    /// With a beginning in this year.
+    /// A certificate whose notBefore is in this year.
     fn certify_in(&self, year: i32, name: &str, algorithm: &'static rcgen::SignatureAlgorithm) -> Auth {
         Auth::Certificate(self.issue(name, algorithm, |params| params.not_before = date_time_ymd(year, 1, 1)))
     }
@@ -83,7 +83,7 @@ fn uri(role: &str, name: &str) -> String {
     format!("edge-cni://{role}/{name}")
 }
 
-/// Of the peer, what a node asks: this name in this role.
+/// What a node requires of its peer: this name in this role.
 fn of(role: &str, name: &str, auth: CertificateAuth) -> Auth {
     Auth::Certificate(CertificateAuth {
         remote_uri: Some(uri(role, name)),
@@ -136,7 +136,7 @@ fn both_ends_starting_at_once_with_certificates_end_with_one_ike_sa_and_no_gap()
     }
 }
 
-/// What the peer says that was not believed, whoever it is.
+/// What the end whose authentication was refused reports.
 const NOT_ACCEPTED: &[&str] =
     &["the peer does not accept that we are", "certificates and the identities on both sides"];
 
@@ -155,14 +155,15 @@ fn an_initiator_that_does_not_believe_the_responder_tells_it_and_both_are_rid_of
     let (ours, theirs) = (Authority::new("CA"), Authority::new("Another CA"));
     let a = ours.certify("a.example", &PKCS_ED25519);
     let mut b = theirs.certify("b.example", &PKCS_ED25519);
-    // b believes a, but not the other way round.
+    // b accepts a, but a does not accept b.
     if let Auth::Certificate(auth) = &mut b {
         auth.trust_anchors.push(ours.der.clone());
     }
     let Refused { a, b, world } = pair(1, Weather::FAIR, a, b).refused();
     a.is(PeerErrorKind::UntrustedCertificate, &["IKE_AUTH", "CN=Another CA", "none of our trust anchors"]);
     b.is(PeerErrorKind::RefusedByPeer, NOT_ACCEPTED);
-    // ReportedErrors, not timed out: within the time that a packet takes there and back.
+    // a tells b, so b does not wait for a timeout: it knows within the time that a packet takes
+    // there and back.
     let ups = world.nodes[1].events.iter().filter(|(_, event)| matches!(event, Event::IkeUp { .. }));
     let downs = world.nodes[1].events.iter().filter(|(_, event)| matches!(event, Event::IkeDown { .. }));
     let mut lasted = ups.zip(downs).map(|((up, _), (down, _))| *down - *up);
@@ -254,7 +255,7 @@ fn a_renewed_certificate_leaves_a_running_tunnel_alone() {
     pair.assert_connected();
 }
 
-/// Changes what `auth` shows and believes.
+/// Changes the certificates in `auth`.
 fn with(mut auth: Auth, change: impl FnOnce(&mut CertificateAuth)) -> Auth {
     if let Auth::Certificate(auth) = &mut auth {
         change(auth);
@@ -263,7 +264,7 @@ fn with(mut auth: Auth, change: impl FnOnce(&mut CertificateAuth)) -> Auth {
 }
 
 /// What a node has after its authority was rolled over from `old` to `new`: a certificate of the
-/// new one, with the way to it from the old one.
+/// new one, and the cross-certificate from the old one.
 fn rolled_over(name: &str, old: &Authority, new: &Authority) -> Auth {
     with(new.certify(name, &PKCS_ED25519), |auth| {
         auth.chain.push(old.cross(new));
@@ -303,8 +304,8 @@ fn a_rollover_of_the_authority_under_running_tunnels_drops_nothing() {
         let (a_name, b_name) = (pair.a_name.clone(), pair.b_name.clone());
         let retired = |auth: Auth| with(auth, |auth| auth.trust_anchors.truncate(1));
         let (a, b) = (rolled_over("a.example", &old, &new), rolled_over("b.example", &old, &new));
-        // One end after the other learns of the new authority, has a new certificate, and learns
-        // that the old authority is retired.
+        // One end after the other learns the new authority, gets a new certificate, and learns that
+        // the old authority is retired.
         for (of_a, auth) in [(true, a.clone()), (false, b.clone()), (true, retired(a)), (false, retired(b))] {
             if of_a {
                 pair.a_config.auth = auth;
@@ -357,7 +358,7 @@ fn a_certificate_that_is_revoked_ends_its_ike_sa_at_once_and_convinces_nobody_an
     let (_, certificate) = x509_parser::parse_x509_certificate(&shown.chain[0]).unwrap();
     let serial: String = certificate.raw_serial().iter().map(|octet| format!("{octet:02x}")).collect();
     assert!(said.detail.contains("a.example") && said.detail.contains(&serial), "{said}");
-    // Whoever has the name now, with a certificate that came later, is believed.
+    // A node that has the name now, with a later certificate, is accepted.
     pair.a_config.auth = authority.certify_in(2002, "a.example", &PKCS_ED25519);
     pair.start_a();
     pair.world.run_for(30 * SECOND);

@@ -21,8 +21,8 @@ fn a_node_behind_a_nat_is_followed_when_its_mapping_changes() {
         pair.traffic(10 * SECOND);
         pair.assert_connected();
         pair.world.nodes[pair.a].nat.as_mut().unwrap().rebind();
-        // What is sent to the old mapping is lost until the liveness check (after 4 s) shows the
-        // new one.
+        // Packets to the old mapping are lost until the liveness check (after 4 s) shows the new
+        // one.
         pair.world.working.clear();
         pair.traffic(6 * SECOND);
         pair.traffic(10 * SECOND);
@@ -96,8 +96,8 @@ fn a_peer_that_restarts_replaces_what_it_has_forgotten() {
         pair.start();
         pair.world.run_for(5 * SECOND);
         pair.assert_connected();
-        // The agent restarts: a new endpoint. With `keep_existing` its kernel still has the SAs;
-        // here they are gone in any case.
+        // The agent restarts with a new endpoint. With `keep_existing` its kernel still has the
+        // SAs; here they are gone in any case.
         let fresh = edge_ike::Endpoint::new(edge_ike::EndpointConfig::default());
         let node = &mut pair.world.nodes[pair.a];
         node.endpoint = fresh;

@@ -1,4 +1,4 @@
-//! A model of what the owner does in the kernel. It carries out events to the letter and refuses
+//! A model of what the owner does in the kernel. It carries out events to the letter and panics at
 //! those that do not fit.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -23,7 +23,7 @@ pub struct Tunnel {
 #[derive(Debug, Default)]
 pub struct Kernel {
     pub tunnels: BTreeMap<PeerName, Tunnel>,
-    /// Where ESP of a CHILD_SA goes now.
+    /// The address to which ESP of a CHILD_SA goes.
     pub remotes: BTreeMap<ChildId, SocketAddr>,
     pub reserved: BTreeSet<u32>,
     pub ike_sas: BTreeSet<(PeerName, edge_ike::IkeId)>,
@@ -95,7 +95,7 @@ impl Kernel {
         assert!(before.is_none(), "an inbound SA is installed once");
     }
 
-    /// What is sent to a peer now, and where to.
+    /// The ESP packet that is sent to a peer now, and its destination.
     pub fn encrypt(&self, peer: &PeerName) -> Option<(Esp, SocketAddr)> {
         let sa = self.tunnels.get(peer)?.outbound.as_ref()?;
         Some((Esp { spi: sa.outbound_spi, key: sa.outbound_key.clone() }, self.remotes[&sa.id]))

@@ -25,7 +25,7 @@ impl io::Write for Log {
     }
 }
 
-/// How octets may show themselves in text, in lower case.
+/// The forms in which octets may show in text, in lower case.
 fn forms(octets: &[u8]) -> [String; 4] {
     let joined = |form: fn(&u8) -> String, between: &str| octets.iter().map(form).collect::<Vec<_>>().join(between);
     [
@@ -46,7 +46,7 @@ fn keys(pair: &Pair) -> Vec<Secret> {
     sas.flat_map(|sa| [sa.inbound_key.clone(), sa.outbound_key.clone()]).collect()
 }
 
-/// A tunnel comes up, its CHILD_SA is rekeyed, and its IKE SA is replaced.
+/// Brings a tunnel up, rekeys its CHILD_SA, and replaces its IKE SA.
 fn whole_life(mut pair: Pair) -> Vec<Secret> {
     pair.start();
     pair.world.run_for(2 * SECOND);

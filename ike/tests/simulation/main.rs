@@ -1,6 +1,6 @@
 //! Whole networks of endpoints in one thread, from a seed: loss, reordering, duplication, NAT,
-//! hostile datagrams. A model of the kernel carries out every event and checks that no packet finds
-//! itself without an SA.
+//! hostile datagrams. A model of the kernel carries out every event and checks that no packet
+//! arrives without an SA for it.
 #![allow(missing_docs, unreachable_pub)]
 
 mod candidates;

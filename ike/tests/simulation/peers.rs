@@ -11,7 +11,7 @@ use crate::world::{Nat, Weather, World};
 
 pub const SECOND: Duration = Duration::from_secs(1);
 
-/// What both ends of [`Pair`] know.
+/// The pre-shared key of both ends of [`Pair`].
 pub const PSK: &[u8] = b"correct horse battery staple";
 
 pub fn name(text: &str) -> PeerName {
@@ -45,7 +45,7 @@ pub fn peer(us: &str, them: &str, remotes: &[&str]) -> PeerConfig {
     }
 }
 
-/// Two nodes, `a` and `b`, which is the larger identity.
+/// Two nodes. `b` has the larger identity.
 pub struct Pair {
     pub world: World,
     pub a: usize,
@@ -101,13 +101,13 @@ impl Pair {
         self.world.call(self.b, |endpoint, now, env| endpoint.set_peer(config, now, env)).unwrap();
     }
 
-    /// Both get the other as a peer, `b` first.
+    /// Configures both ends, `b` first.
     pub fn start(&mut self) {
         self.start_b();
         self.start_a();
     }
 
-    /// `a` tries for a while, in vain. Once it has given up nothing is left at either end, and
+    /// `a` tries for a while in vain. Once it has given up, nothing is left at either end, and
     /// nothing that could be read meanwhile shows the secret.
     pub fn refused(mut self) -> Refused {
         self.start();
@@ -116,7 +116,7 @@ impl Pair {
             self.world.nodes.iter().map(|node| format!("{:?}", node.endpoint.snapshot())).collect();
         let b_name = self.b_name.clone();
         self.world.call(self.a, |endpoint, now, env| endpoint.terminate(&b_name, now, env));
-        // Longer than a half-open IKE SA is kept, and the last answer on one that is gone.
+        // Longer than a half-open IKE SA and the last response of a deleted one are kept.
         self.world.run_for(60 * SECOND);
         self.world.assert_nothing_left();
         let [a, b] = [self.a, self.b].map(|node| &self.world.nodes[node]);
@@ -127,15 +127,15 @@ impl Pair {
         Refused { a: ReportedErrors(a.reported_errors()), b: ReportedErrors(b.reported_errors()), world: self.world }
     }
 
-    /// Time passes with traffic both ways; from the first packet of a direction on, every one has
-    /// to arrive.
+    /// Lets time pass with traffic both ways. After the first packet of a direction has arrived,
+    /// every one must.
     pub fn traffic(&mut self, time: Duration) {
         self.world.watch = true;
         let (a_name, b_name) = (self.a_name.clone(), self.b_name.clone());
         self.world.run_with_traffic(time, (self.a, &a_name), (self.b, &b_name));
     }
 
-    /// Both ends have exactly one another, and agree.
+    /// Checks that both ends have one IKE SA and one CHILD_SA with each other, and agree.
     pub fn assert_connected(&self) {
         let (a, b) = (&self.world.nodes[self.a].host.kernel, &self.world.nodes[self.b].host.kernel);
         let a_out = a.tunnels[&self.b_name].outbound.as_ref().expect("a sends");
@@ -148,19 +148,19 @@ impl Pair {
     }
 }
 
-/// What both ends said of a tunnel that could not be.
+/// What both ends reported about a tunnel that did not come up.
 pub struct Refused {
     pub a: ReportedErrors,
     pub b: ReportedErrors,
     pub world: World,
 }
 
-/// What one end told people.
+/// The errors that one end reported.
 #[derive(Debug)]
 pub struct ReportedErrors(Vec<PeerError>);
 
 impl ReportedErrors {
-    /// It told something, and always of this kind, with all of these words.
+    /// Checks that there are errors, and that all are of this kind and contain all of these words.
     pub fn is(&self, kind: PeerErrorKind, words: &[&str]) {
         assert!(!self.0.is_empty(), "nothing was told");
         for error in &self.0 {

@@ -1,5 +1,5 @@
-//! What does not fit is refused at both ends, with an error that tells which, and leaves nothing
-//! behind.
+//! Configurations that do not fit are refused at both ends, with an error that says which, and
+//! leave nothing behind.
 
 use std::time::Duration;
 
@@ -51,7 +51,7 @@ fn no_ike_proposal_in_common_is_an_error_at_both_ends() {
     });
     a.is(PeerErrorKind::NoProposalChosen, &["IKE_SA_INIT", "none of our IKE proposals", "AES_GCM_16-128"]);
     b.is(PeerErrorKind::NoProposalChosen, &["IKE_SA_INIT", "none of the peer's IKE proposals", "CHACHA20_POLY1305"]);
-    // An answer that nobody vouches for is told soon, and does not end the attempt.
+    // An unauthenticated error is reported soon, and does not end the attempt.
     let first = world.nodes[0].events.first().unwrap().0;
     assert!(first < Duration::from_millis(1000 * 1000 + 100));
 }

@@ -66,8 +66,7 @@ fn simultaneous_rekeys_in_fair_weather_delete_the_child_sa_with_the_lowest_nonce
         pair.rekey(pair.b);
         pair.traffic(10 * SECOND);
         pair.assert_connected();
-        // Each end made its own and took the other's; one of the two was never sent with at either
-        // end.
+        // Each end made its own and took the other's. Neither end ever sent with one of the two.
         let rekeys = |node: usize| {
             let events = pair.world.nodes[node].events.iter();
             events.filter(|(_, event)| matches!(event, Event::ChildRekeyed { .. })).count()
@@ -80,8 +79,8 @@ fn simultaneous_rekeys_in_fair_weather_delete_the_child_sa_with_the_lowest_nonce
 fn rekeys_through_a_storm_lose_only_what_the_storm_takes() {
     for seed in 0..40 {
         let mut pair = connected(seed, Weather::FAIR, |config| {
-            // Patience: that an IKE SA is given up in a storm is right, but not what is looked at
-            // here.
+            // Many transmissions: giving up an IKE SA in a storm is right, but not what this test
+            // looks at.
             config.timing.transmissions = 10;
         });
         pair.world.weather = Weather::STORM;

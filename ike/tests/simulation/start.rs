@@ -1,4 +1,4 @@
-//! Coming up: one end begins, or both at once.
+//! Establishment: one end begins, or both at once.
 
 use edge_ike::endpoint::Phase;
 
@@ -57,8 +57,8 @@ fn of_two_ike_sas_begun_at_once_the_one_begun_by_the_smaller_identity_stays() {
 fn both_ends_starting_at_once_in_a_storm_end_with_one_ike_sa_and_no_gap() {
     for seed in 0..120 {
         let mut pair = Pair::new(seed, Weather::STORM).both(|config| {
-            // Patience: that an IKE SA is given up in a storm is right, but not what is looked at
-            // here.
+            // Many transmissions: giving up an IKE SA in a storm is right, but not what this test
+            // looks at.
             config.timing.transmissions = 10;
         });
         pair.start_b();
@@ -89,7 +89,8 @@ fn a_mesh_of_nodes_some_behind_nats_comes_up_when_all_start_at_once_in_a_storm()
     const NODES: usize = 8;
     for seed in 0..5 {
         let mut world = World::new(seed, Weather::STORM);
-        // Every third is behind a NAT: it can only begin, and to two such there is no way.
+        // Every third node is behind a NAT: it can only begin. Two such nodes cannot reach each
+        // other.
         let hidden = |node: usize| node % 3 == 2;
         for node in 0..NODES {
             let nat = hidden(node).then(|| Nat::new(&format!("192.0.2.{node}")));

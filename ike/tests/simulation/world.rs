@@ -1,5 +1,5 @@
-//! Many endpoints, one clock, one thread: datagrams are delayed, lost, doubled, reordered and
-//! translated, all from one seed.
+//! Many endpoints with one clock in one thread. Datagrams are delayed, lost, duplicated, reordered
+//! and translated, all from one seed.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
@@ -51,7 +51,7 @@ impl Weather {
         loss_percent: 0,
         double_percent: 0,
     };
-    /// Delays that reorder, but nothing is lost.
+    /// Delays reorder datagrams, but none is lost.
     pub const WINDY: Self = Self {
         delay_min: Duration::from_millis(1),
         delay_max: Duration::from_millis(120),
@@ -66,7 +66,7 @@ impl Weather {
     };
 }
 
-/// What a node gives its endpoint.
+/// The environment that a node gives its endpoint.
 #[derive(Debug)]
 pub struct Host {
     pub kernel: Kernel,
@@ -143,7 +143,7 @@ pub struct Node {
 }
 
 impl Node {
-    /// What was told to people, in order.
+    /// The errors that were reported, in order.
     pub fn reported_errors(&self) -> Vec<PeerError> {
         let error = |(_, event): &(Duration, Event)| match event {
             Event::PeerFailed { error, .. } | Event::Refused { error, .. } => Some(error.clone()),
@@ -160,7 +160,7 @@ impl Node {
 #[derive(Debug, Clone)]
 enum Payload {
     Ike(Vec<u8>),
-    /// From node to node; whether this way had worked before it was sent.
+    /// From node to node, and whether this direction had worked before.
     Esp(Esp, (usize, usize), bool),
 }
 
@@ -171,7 +171,7 @@ struct Packet {
     payload: Payload,
 }
 
-/// Who wants to see (and change, or swallow) every IKE datagram on the wire.
+/// Sees, and may change, every IKE datagram on the wire. False: the datagram is dropped.
 type Tap = Box<dyn FnMut(SocketAddr, SocketAddr, &mut Vec<u8>) -> bool>;
 
 pub struct World {
@@ -179,7 +179,7 @@ pub struct World {
     pub nodes: Vec<Node>,
     pub weather: Weather,
     pub random: Random,
-    /// What has once worked, from node to node, and is watched from then on.
+    /// Directions from node to node that have worked once. From then on they are watched.
     pub working: BTreeSet<(usize, usize)>,
     pub watch: bool,
     pub esp_sent: u64,
@@ -232,7 +232,7 @@ impl World {
         self.nodes.len() - 1
     }
 
-    /// Calls into an endpoint and carries out what comes of it.
+    /// Calls into an endpoint, carries out its events and sends its datagrams.
     pub fn call<R>(&mut self, node: usize, call: impl FnOnce(&mut Endpoint, Instant, &mut dyn Environment) -> R) -> R {
         let now = self.instant();
         let Node { endpoint, host, .. } = &mut self.nodes[node];
@@ -292,8 +292,8 @@ impl World {
 
     fn land(&mut self, packet: Packet) {
         let Packet { from, to, payload } = packet;
-        // A host's own address leads nowhere else, also behind a NAT where others have the same
-        // one.
+        // A host's own address leads to the host itself, even behind a NAT where others have the
+        // same address.
         let itself = self.nodes.iter().position(|node| node.host.address == to.ip() && from.ip() == to.ip());
         let place = itself.or_else(|| {
             self.nodes.iter().position(|node| match &node.nat {
@@ -362,7 +362,7 @@ impl World {
         }
     }
 
-    /// The next moment at which something happens.
+    /// When the next thing happens.
     fn next(&self) -> Option<Duration> {
         let timers = self.nodes.iter().filter(|node| !node.down).filter_map(|node| node.endpoint.poll_timeout());
         let timers = timers.map(Instant::since_start);
@@ -405,7 +405,7 @@ impl World {
         }
     }
 
-    /// What the nodes did, for people.
+    /// The events of all nodes in order, for error messages.
     pub fn history(&self) -> String {
         let mut lines: Vec<(Duration, String)> = Vec::new();
         for (index, node) in self.nodes.iter().enumerate() {
@@ -415,8 +415,8 @@ impl World {
         lines.iter().map(|(at, line)| format!("\n  {at:?} {line}")).collect()
     }
 
-    /// Nothing is left that should have gone: reserved SPIs, IKE SAs beyond one for each peer,
-    /// CHILD_SAs beyond one.
+    /// Checks that nothing is left that should have gone: reserved SPIs, IKE SAs beyond one for
+    /// each peer, CHILD_SAs beyond one.
     pub fn assert_tidy(&self) {
         for (index, node) in self.nodes.iter().enumerate().filter(|(_, node)| !node.down) {
             assert!(node.host.kernel.reserved.is_empty(), "node {index} has reserved SPIs left");
@@ -429,7 +429,7 @@ impl World {
         }
     }
 
-    /// Nothing is left of anything, nor is anything waited for.
+    /// Checks that nothing is left at all, and nothing is due.
     pub fn assert_nothing_left(&self) {
         for (index, node) in self.nodes.iter().enumerate() {
             let kernel = &node.host.kernel;

@@ -9,8 +9,8 @@ use crate::environment::Environment;
 use crate::secret::Secret;
 use crate::wire::KeyExchange;
 
-/// A key exchange that we begin: [`Self::start`], send [`Self::payload`], then [`Self::finish`] with
-/// the responder's payload. Its private key is good for this one exchange.
+/// A key exchange that we begin: [`Self::start`], send [`Self::payload`], then [`Self::finish`]
+/// with the responder's payload. Its private key is good for this one exchange.
 pub struct InitiatorKeyExchange {
     group: Group,
     started: Box<dyn Started>,

@@ -4,7 +4,7 @@
 //! | | initiator's share | responder's share | secret |
 //! |---|---|---|---|
 //! | Diffie-Hellman | its public key | its public key | g^ir |
-//! | KEM | its encapsulation key | the ciphertext, made from the initiator's share | the encapsulated key |
+//! | KEM | its encapsulation key | a ciphertext, made with that key | the encapsulated key |
 
 use super::error::KeyExchangeError;
 use crate::environment::Environment;

@@ -1,4 +1,5 @@
-//! CREATE_CHILD_SA for CHILD_SAs as responder: the peer makes or rekeys one (RFC 7296 1.3.1, 1.3.3, 2.25).
+//! CREATE_CHILD_SA for CHILD_SAs as responder: the peer makes or rekeys one (RFC 7296 1.3.1, 1.3.3,
+//! 2.25).
 
 use super::error_response::{ErrorResponse, invalid_share, single_notify};
 use super::rekey_ike;

@@ -3,7 +3,8 @@
 //! CHILD_SA.
 //!
 //! - `request`: begins what is queued, and takes the peer's responses.
-//! - `create_child_request`, `create_child_response`: CREATE_CHILD_SA for CHILD_SAs from either end.
+//! - `create_child_request`, `create_child_response`: CREATE_CHILD_SA for CHILD_SAs from either
+//!   end.
 //! - `rekey_ike`: CREATE_CHILD_SA for the IKE SA itself.
 //! - `informational`: deletion, liveness, errors.
 
