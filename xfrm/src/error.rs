@@ -1,4 +1,4 @@
-//! What can go wrong between us and the kernel.
+//! Errors of this crate.
 
 use ipnetwork::IpNetwork;
 
@@ -17,42 +17,42 @@ pub enum Error {
     /// The kernel refused, was silent, or could not be asked.
     #[error(transparent)]
     Netlink(#[from] netlink::Error),
-    /// Somebody else has a policy with this direction and selector. It stays as it is; ours was not
+    /// Another program has a policy with this direction and selector. It stays, and ours was not
     /// installed.
     #[error(
         "policy {wanted} cannot be installed: another program holds that selector with {theirs}; \
          remove it there (see `ip xfrm policy`), or leave its networks out of ours"
     )]
     OccupiedByOther {
-        /// What we wanted.
+        /// The policy that we wanted.
         wanted: Box<Policy>,
-        /// What stands there.
+        /// The policy that is there.
         theirs: Box<InstalledPolicy>,
     },
     /// An SA of that destination and SPI exists already.
     #[error("an SA to {id} exists already")]
     SaExists {
-        /// Which.
+        /// Destination and SPI of the SA.
         id: SaId,
     },
     /// There is no such SA.
     #[error("there is no SA to {id}: it was deleted by another, expired, or its reservation ran out")]
     NoSuchSa {
-        /// Which.
+        /// Destination and SPI of the SA.
         id: SaId,
     },
-    /// The SA's reqid is outside our range, so that another program owns it. It was left alone.
+    /// The SA's reqid is outside our range, so another program owns it. It was left alone.
     #[error("SA to {id} has reqid {reqid:#x}, which is not one of ours: left alone")]
     SaOfOther {
-        /// Which.
+        /// Destination and SPI of the SA.
         id: SaId,
         /// Its reqid.
         reqid: u32,
     },
-    /// The policy is not tagged as ours, so that another program owns it. It was left alone.
+    /// The policy is not tagged as ours, so another program owns it. It was left alone.
     #[error("policy {policy} is not one of ours: left alone")]
     PolicyOfOther {
-        /// What stands there.
+        /// The policy that is there.
         policy: Box<InstalledPolicy>,
     },
     /// One side is IPv4, the other IPv6.
@@ -68,25 +68,25 @@ pub enum Error {
     Unsupported {
         /// The algorithm asked for.
         algorithm: &'static str,
-        /// The kernel's words.
+        /// The kernel's reason.
         reason: String,
     },
     /// The guard's configuration contradicts itself.
     #[error(
-        "guard: {network} ({what}) holds the whole cluster range {range}: allowing it would let every pod's packets out in clear; name narrower networks"
+        "guard: {network} ({what}) contains the whole cluster range {range}: allowing it would let every pod's packets leave in clear; name narrower networks"
     )]
     GuardTooWide {
-        /// The network to be allowed.
+        /// The network that would be allowed.
         network: IpNetwork,
-        /// What it is.
+        /// What kind of network it is.
         what: &'static str,
-        /// The range.
+        /// The cluster range.
         range: IpNetwork,
     },
-    /// The guard's device is not ours to use.
+    /// Another program has an interface with the name of the guard's device.
     #[error("guard: {reason}")]
     GuardDevice {
-        /// What stands in the way and what to do.
+        /// What is in the way and what to do.
         reason: String,
     },
     /// A part of the guard could not be installed.
@@ -94,23 +94,23 @@ pub enum Error {
     Guard {
         /// Which part, and for which range or address.
         what: String,
-        /// Why.
+        /// The cause.
         source: Box<Error>,
     },
-    /// A file of /proc could not be read or was not understood.
+    /// A file of /proc could not be read or parsed.
     #[error("{path}: {reason}")]
     Proc {
-        /// Which file.
+        /// Path of the file.
         path: &'static str,
-        /// Why.
+        /// The cause.
         reason: String,
     },
     /// A socket option was refused.
     #[error("cannot set {option} on the socket: {source}")]
     SocketOption {
-        /// Which option.
+        /// Name of the option.
         option: &'static str,
-        /// The kernel's answer.
+        /// The kernel's reason.
         source: std::io::Error,
     },
 }

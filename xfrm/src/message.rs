@@ -1,4 +1,4 @@
-//! Requests to and answers from the XFRM subsystem.
+//! Requests to the XFRM subsystem, and its responses.
 
 use netlink_packet_core::{DecodeError, NetlinkDeserializable, NetlinkHeader, NetlinkSerializable};
 use netlink_packet_xfrm as nl;
@@ -8,7 +8,7 @@ use zeroize::Zeroize;
 use crate::policy::InstalledPolicy;
 use crate::sa::Sa;
 
-/// A request; wipes the key that it may hold when dropped.
+/// A request. It may hold a key, which it wipes when dropped.
 #[derive(Clone)]
 pub(crate) struct Request(XfrmMessage);
 
@@ -48,11 +48,11 @@ impl NetlinkSerializable for Request {
     }
 }
 
-/// An answer.
+/// A response.
 pub(crate) enum Response {
     Sa(Box<Sa>),
     Policy(Box<InstalledPolicy>),
-    /// Of no interest: a policy of a single socket, or a type that we did not ask for.
+    /// Not used: a policy of a single socket, or a type that we did not ask for.
     Other,
 }
 

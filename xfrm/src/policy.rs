@@ -1,4 +1,4 @@
-//! Policies: what is wanted, what the kernel has, and how the two are compared.
+//! Policies: those that we want, those that the kernel has, and their comparison.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr};
@@ -9,15 +9,15 @@ use crate::reqid::{Reqid, index_is_ours};
 use crate::selector::Selector;
 use crate::uapi;
 
-/// Where on a packet's way a policy is asked.
+/// Where a packet meets a policy.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[repr(u8)]
 pub enum Direction {
-    /// To this host.
+    /// Packets to this host.
     In = nl::XFRM_POLICY_IN,
-    /// Leaving this host, whether it began here or is forwarded.
+    /// Packets that leave this host, whether they begin here or are forwarded.
     Out = nl::XFRM_POLICY_OUT,
-    /// Through this host, as it came in.
+    /// Packets that this host forwards, when they come in.
     Fwd = nl::XFRM_POLICY_FWD,
 }
 
@@ -51,10 +51,10 @@ pub mod priority {
     pub const PEER: u32 = 10_000;
     /// Allows of the guard: own segments.
     pub const ALLOW: u32 = 20_000;
-    /// A peer whose selector has a side of prefix length 0: below our own segments' allows, or it
-    /// would swallow them.
+    /// Peers whose selector has a side of prefix length 0. They are weaker than the allows of our
+    /// own segments, which they would otherwise hide.
     pub const PEER_DEFAULT_ROUTE: u32 = 25_000;
-    /// Blocks of the guard, below all else of ours.
+    /// Blocks of the guard, weaker than all our other policies.
     pub const BLOCK: u32 = 30_000;
 
     /// The priority of a peer's policy: the narrower its selector, the stronger.
@@ -67,23 +67,23 @@ pub mod priority {
     }
 }
 
-/// Which SAs protect the packets of a policy: those of a reqid. Never an SPI, so that a rekey
-/// leaves policies alone.
+/// Which SAs protect the packets of a policy: those with this reqid. It never names an SPI, so that
+/// a rekey leaves policies alone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Template {
     /// Joins policy and SAs.
     pub reqid: Reqid,
-    /// Tunnel ends (source, destination) for `out`. None on `in` and `fwd`, where the kernel then
-    /// takes any: a peer that moves costs no policy there.
+    /// Tunnel ends (source, destination) for `out`. `None` for `in` and `fwd`: the kernel then
+    /// accepts any, so that a peer that moves changes no policy there.
     pub outer: Option<(IpAddr, IpAddr)>,
 }
 
 /// What happens to the packets of a policy.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Action {
-    /// Through a tunnel: ESP going out, refused in clear coming in.
+    /// Through a tunnel: outgoing packets become ESP, incoming ones in clear are refused.
     Protect(Template),
-    /// In clear, and only in clear: what came through a tunnel is refused.
+    /// In clear only: packets that came through a tunnel are refused.
     Allow,
     /// Dropped, and counted as `XfrmInPolBlock`, `XfrmOutPolBlock`.
     Block,
@@ -92,22 +92,22 @@ pub enum Action {
 /// A policy that we want.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Policy {
-    /// Where it is asked.
+    /// Where a packet meets it.
     pub direction: Direction,
-    /// For which packets.
+    /// Which packets it matches.
     pub selector: Selector,
-    /// Before which others; see [`priority`].
+    /// Its priority; see [`priority`].
     pub priority: u32,
-    /// What happens to them.
+    /// What happens to the packets.
     pub action: Action,
 }
 
-/// What a policy is known by: the kernel keeps one policy a key (of those without mark and `if_id`,
-/// as ours are).
+/// Identifies a policy. The kernel keeps one policy for each key, among those without mark and
+/// `if_id` like ours.
 pub type PolicyKey = (Direction, Selector);
 
 impl Policy {
-    /// Outgoing traffic through the tunnel of `reqid` between the nodes `local` and `remote`.
+    /// Sends traffic through the tunnel of `reqid` between the nodes `local` and `remote`.
     pub fn protect_out(selector: Selector, reqid: Reqid, local: IpAddr, remote: IpAddr) -> Self {
         let template = Template { reqid, outer: Some((local, remote)) };
         Self {
@@ -118,8 +118,8 @@ impl Policy {
         }
     }
 
-    /// What the tunnel of `reqid` may bring: to this host (`in`) or through it (`fwd`). `selector`
-    /// as the packet has it, source at the peer.
+    /// Accepts traffic from the tunnel of `reqid`, to this host (`in`) or through it (`fwd`).
+    /// `selector` is that of the packets: the source is at the peer.
     pub fn protect_in(direction: Direction, selector: Selector, reqid: Reqid) -> Self {
         let template = Template { reqid, outer: None };
         Self { direction, selector, priority: priority::peer(&selector), action: Action::Protect(template) }
@@ -135,7 +135,7 @@ impl Policy {
         Self { direction, selector, priority: priority::BLOCK, action: Action::Block }
     }
 
-    /// What it is known by.
+    /// Its key.
     pub fn key(&self) -> PolicyKey {
         (self.direction, self.selector)
     }
@@ -181,12 +181,12 @@ fn template_to_kernel(template: &Template, selector: &Selector) -> nl::UserTempl
     }
 }
 
-/// A template that the kernel has, anyone's.
+/// A template in the kernel, of any program.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct InstalledTemplate {
-    /// Tunnel source, unspecified for any.
+    /// Tunnel source. The unspecified address matches any.
     pub source: IpAddr,
-    /// Tunnel destination, unspecified for any.
+    /// Tunnel destination. The unspecified address matches any.
     pub destination: IpAddr,
     /// SPI, 0 for any.
     pub spi: u32,
@@ -196,28 +196,28 @@ pub struct InstalledTemplate {
     pub mode: u8,
     /// IP protocol; 50 is ESP.
     pub protocol: u8,
-    /// Whether packets may come without.
+    /// Whether packets may also come unprotected.
     pub optional: bool,
-    /// Whether any algorithm does.
+    /// Whether any algorithm is accepted.
     pub any_algorithm: bool,
 }
 
-/// A policy that the kernel has, anyone's.
+/// A policy in the kernel, of any program.
 #[derive(Clone, PartialEq, Eq)]
 pub struct InstalledPolicy {
-    /// Where it is asked.
+    /// Where a packet meets it.
     pub direction: Direction,
-    /// For which packets.
+    /// Which packets it matches.
     pub selector: Selector,
     /// Its priority.
     pub priority: u32,
-    /// The kernel's handle for it.
+    /// The kernel's number for it.
     pub index: u32,
-    /// Whether it drops.
+    /// Whether it drops packets.
     pub blocks: bool,
     /// Its templates.
     pub templates: Vec<InstalledTemplate>,
-    /// Mark and mask, 0/0 where there is none.
+    /// Mark and mask. 0/0: there is none.
     pub mark: (u32, u32),
     /// XFRM interface, 0 for none.
     pub if_id: u32,
@@ -226,7 +226,7 @@ pub struct InstalledPolicy {
 }
 
 impl InstalledPolicy {
-    /// Whether it is tagged as ours: by the reqid of its template or, having none, by its index.
+    /// Whether it is tagged as ours: by the reqid of its template or, without one, by its index.
     pub fn is_ours(&self) -> bool {
         if self.mark != (0, 0) || self.if_id != 0 {
             return false;
@@ -237,18 +237,18 @@ impl InstalledPolicy {
         }
     }
 
-    /// What it is known by.
+    /// Its key.
     pub fn key(&self) -> PolicyKey {
         (self.direction, self.selector)
     }
 
-    /// Whether it shares the key space of our policies; those of a mark or an XFRM interface live
-    /// beside them.
+    /// Whether it shares the key space of our policies. Policies with a mark or an XFRM interface
+    /// exist beside them.
     pub fn shares_key_space(&self) -> bool {
         self.mark == (0, 0) && self.if_id == 0
     }
 
-    /// Whether it is just what we want.
+    /// Whether it is exactly the wanted policy.
     pub fn matches(&self, wanted: &Policy) -> bool {
         let template = match wanted.action {
             Action::Allow => None,
@@ -281,7 +281,7 @@ impl InstalledPolicy {
             && self.flags == 0
     }
 
-    /// Of a policy that protects with this reqid, the wish that it fulfils.
+    /// The wanted policy that this one fulfils, if it protects with this reqid.
     pub(crate) fn to_policy(&self, reqid: Reqid) -> Option<Policy> {
         let [template] = self.templates.as_slice() else { return None };
         let policy = Policy {

@@ -1,48 +1,49 @@
-//! Whose an SA or a policy is: the ranges by which the kernel's databases tell ours from others'.
+//! Ranges of reqids and policy indexes. They tell our SAs and policies from those of other
+//! programs.
 
 use std::fmt;
 
-/// First reqid of ours. strongSwan counts up from 1 and libreswan from 16384, so this range meets
-/// neither.
+/// First reqid of ours. strongSwan counts up from 1 and libreswan from 16384, so neither reaches
+/// this range.
 pub const FIRST_REQID: u32 = 0xEC00_0000;
 /// Last reqid of ours.
 pub const LAST_REQID: u32 = 0xECFF_FFFF;
-/// How many tunnels may have a reqid; what lies above tags policies that have no SA.
+/// How many tunnels may have a reqid. Reqids above them tag policies that have no SA.
 pub const TUNNELS: u32 = 0x00F0_0000;
 
-/// First policy index of ours. An allow without a template has no reqid to tell by, so it is
-/// installed under an index from this range; the kernel honours the caller's choice where it is
+/// First policy index of ours. An allow has no template and so no reqid to recognize it by. It is
+/// installed under an index from this range instead: the kernel takes the caller's index if it is
 /// free (`xfrm_gen_index`), and counts its own up from 8.
 pub const FIRST_INDEX: u32 = 0xEC00_0000;
 /// Last policy index of ours.
 pub const LAST_INDEX: u32 = 0xECFF_FFFF;
 
-/// A request ID of ours: what joins policies (their templates) to SAs.
+/// A request ID of ours. It joins policies, by their templates, to SAs.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Reqid(u32);
 
 impl Reqid {
-    /// Tags blocks: no SA ever has it.
+    /// Tags blocks. No SA ever has it.
     pub const BLOCK: Reqid = Reqid(FIRST_REQID + TUNNELS);
 
-    /// The reqid of tunnel number `n`, below [`TUNNELS`]. Keep it for as long as the peer is a
-    /// peer, across rekeys and moves.
+    /// The reqid of tunnel number `n`, below [`TUNNELS`]. Keep it as long as the peer exists,
+    /// across rekeys and moves.
     pub const fn tunnel(n: u32) -> Option<Reqid> {
         if n < TUNNELS { Some(Reqid(FIRST_REQID + n)) } else { None }
     }
 
-    /// Takes a reqid that the kernel reported; `None` if it is another program's.
+    /// Checks a reqid that the kernel reported. `None`: it is another program's.
     pub const fn ours(raw: u32) -> Option<Reqid> {
         if raw >= FIRST_REQID && raw <= LAST_REQID { Some(Reqid(raw)) } else { None }
     }
 
-    /// The number of the tunnel, unless it is a tag.
+    /// The number of the tunnel. `None`: it is a tag.
     pub const fn tunnel_number(self) -> Option<u32> {
         let n = self.0 - FIRST_REQID;
         if n < TUNNELS { Some(n) } else { None }
     }
 
-    /// As the kernel has it.
+    /// The kernel's value.
     pub const fn raw(self) -> u32 {
         self.0
     }

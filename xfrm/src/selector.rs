@@ -1,4 +1,4 @@
-//! Which packets an SA or a policy speaks of.
+//! Which packets an SA or a policy matches.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -21,7 +21,7 @@ pub struct MixedFamilies {
 /// A port and the bits of it that count (`xfrm_selector` in `linux/xfrm.h`). All zero: any port.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct Port {
-    /// Value.
+    /// Value of the port.
     pub value: u16,
     /// Mask: `0xffff` for one port, 0 for any.
     pub mask: u16,
@@ -38,8 +38,8 @@ impl Port {
 }
 
 /// Source and destination networks, protocol and ports. Within one direction the kernel keeps at
-/// most one policy a selector, whatever its priority and owner, so this is what a policy is known
-/// by.
+/// most one policy for a selector, whatever its priority and owner, so the selector identifies a
+/// policy.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Selector {
     source: IpNetwork,
@@ -52,7 +52,7 @@ pub struct Selector {
 }
 
 impl Selector {
-    /// Everything from one network to another; host bits are cleared, as the kernel compares
+    /// Everything from one network to another. Host bits are cleared, since the kernel compares
     /// selectors bit by bit.
     pub fn new(source: IpNetwork, destination: IpNetwork) -> Result<Self, MixedFamilies> {
         if source.is_ipv4() != destination.is_ipv4() {
@@ -69,7 +69,7 @@ impl Selector {
         })
     }
 
-    /// Narrowed to one IP protocol (6 TCP, 17 UDP, ...) and to ports; 0 is any protocol.
+    /// Narrows it to one IP protocol (6 TCP, 17 UDP, ...) and to ports. Protocol 0 matches any.
     #[must_use]
     pub fn with_protocol(mut self, protocol: u8, source_port: Port, destination_port: Port) -> Self {
         self.protocol = protocol;
@@ -156,7 +156,7 @@ impl Selector {
         }
     }
 
-    /// `None` where family or prefix length make no sense.
+    /// `None` if family or prefix length is invalid.
     pub(crate) fn from_kernel(raw: &nl::Selector) -> Option<Self> {
         let network = |address: &nl::Address, prefix: u8| {
             let ip = uapi::address(address, raw.family)?;

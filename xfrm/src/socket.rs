@@ -19,9 +19,9 @@ const UDP_ENCAP_ESPINUDP: libc::c_int = 2;
 const IP_XFRM_POLICY: libc::c_int = 17;
 const IPV6_XFRM_POLICY: libc::c_int = 35;
 
-/// Lets this socket send and receive in clear whatever the policies say, so that IKE is never put
-/// into the tunnel that it is to build, nor blocked. The kernel applies it to packets of the
-/// socket's own family: use a socket a family, the IPv6 one with `IPV6_V6ONLY`. Needs
+/// Lets this socket send and receive in clear whatever the policies say, so that IKE is neither put
+/// into the tunnel that it builds nor blocked. The kernel applies this to packets of the socket's
+/// own family: use one socket for each family, the IPv6 one with `IPV6_V6ONLY`. Needs
 /// `CAP_NET_ADMIN`.
 pub fn bypass(socket: &impl AsFd, ipv6: bool) -> Result<()> {
     for direction in [Direction::In, Direction::Out] {
@@ -36,8 +36,9 @@ pub fn bypass(socket: &impl AsFd, ipv6: bool) -> Result<()> {
     Ok(())
 }
 
-/// Lets the kernel take ESP in UDP out of what arrives on this socket (RFC 3948 2.1), IPv4 or IPv6.
-/// Works for as long as the socket is open; IKE on it is then preceded by four zero bytes.
+/// Lets the kernel decapsulate ESP in UDP that arrives on this socket (RFC 3948 2.1), IPv4 or IPv6.
+/// It works as long as the socket is open. IKE messages on the socket then begin with four zero
+/// bytes.
 pub fn decapsulate_esp(socket: &impl AsFd) -> Result<()> {
     set(socket, libc::IPPROTO_UDP, UDP_ENCAP, "UDP_ENCAP", &UDP_ENCAP_ESPINUDP.to_ne_bytes())
 }

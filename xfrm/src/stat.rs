@@ -1,4 +1,4 @@
-//! `/proc/net/xfrm_stat`: why the kernel dropped packets.
+//! `/proc/net/xfrm_stat`: counters of dropped packets, by reason.
 
 use std::collections::BTreeMap;
 
@@ -10,8 +10,8 @@ const PATH: &str = "/proc/net/xfrm_stat";
 /// `XfrmInTmplMismatch`, `XfrmInPolBlock`, `XfrmOutPolBlock`, `XfrmInStateProtoError`. Newer
 /// kernels have more.
 pub fn read() -> Result<BTreeMap<String, u64>> {
-    // /proc/net is the namespace of the process's first thread; /proc/thread-self/net that of this
-    // one.
+    // /proc/net shows the namespace of the process's first thread, /proc/thread-self/net that of
+    // this one.
     let text = std::fs::read_to_string("/proc/thread-self/net/xfrm_stat")
         .map_err(|error| Error::Proc { path: PATH, reason: error.to_string() })?;
     parse(&text)

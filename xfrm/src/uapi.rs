@@ -1,4 +1,4 @@
-//! The kernel's structures, read with every length checked first: `netlink-packet-xfrm` panics on a
+//! Reads the kernel's structures with every length checked first. `netlink-packet-xfrm` panics on a
 //! body shorter than its fixed part and drops the attributes of some messages, so only its
 //! structures are used, never its messages' decoders.
 
@@ -7,10 +7,10 @@ use std::net::IpAddr;
 use netlink_packet_core::{NlaBuffer, NlasIterator};
 use netlink_packet_xfrm as nl;
 
-/// `XFRMA_SA_DIR` (`linux/xfrm.h`, since 6.10), which the crate does not know.
+/// `XFRMA_SA_DIR` (`linux/xfrm.h`, since 6.10), which `netlink-packet-xfrm` does not know.
 pub(crate) const XFRMA_SA_DIR: u16 = 33;
 
-/// `XFRMA_SA_PCPU` (since 6.13), which it does not know either.
+/// `XFRMA_SA_PCPU` (since 6.13), which `netlink-packet-xfrm` does not know either.
 pub(crate) const XFRMA_SA_PCPU: u16 = 35;
 
 /// Address family number of an address, as XFRM's structures hold it.
@@ -21,7 +21,7 @@ pub(crate) fn family_of(address: IpAddr) -> u16 {
     }
 }
 
-/// An address of XFRM's structures, which is 16 bytes and a family that stands elsewhere.
+/// Reads an address of XFRM's structures: 16 bytes, and a family that stands elsewhere.
 pub(crate) fn address(raw: &nl::Address, family: u16) -> Option<IpAddr> {
     match family {
         nl::AF_INET => Some(raw.to_ipv4().into()),
@@ -35,7 +35,7 @@ pub(crate) fn split(body: &[u8], fixed: usize) -> Result<(&[u8], &[u8]), String>
     body.split_at_checked(fixed).ok_or_else(|| format!("{} bytes, at least {fixed} expected", body.len()))
 }
 
-/// Calls `take` with type and value of each attribute; what is malformed ends the walk with an
+/// Calls `take` with type and value of each attribute. A malformed attribute ends this with an
 /// error.
 pub(crate) fn attributes<'a>(
     bytes: &'a [u8],
@@ -50,7 +50,7 @@ pub(crate) fn attributes<'a>(
     Ok(())
 }
 
-/// A `u32` in host order that is the whole of an attribute.
+/// Reads an attribute that is one `u32` in host order.
 pub(crate) fn u32_of(value: &[u8]) -> Option<u32> {
     value.try_into().ok().map(u32::from_ne_bytes)
 }

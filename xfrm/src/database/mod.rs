@@ -19,12 +19,12 @@ use crate::uapi;
 
 mod policies;
 
-/// How long a packet may be between the lookup of its SA and its encryption: microseconds, unless
-/// the CPU is taken away meanwhile, as happens to virtual ones.
+/// How long a packet may take from the lookup of its SA to its encryption. It takes microseconds,
+/// unless the CPU is taken away meanwhile, as happens in virtual machines.
 pub const IN_FLIGHT: Duration = Duration::from_millis(20);
 
-/// A connection to XFRM in the network namespace of the thread that opened it. Each method is one
-/// or two quick system calls.
+/// A connection to XFRM in the network namespace of the thread that opened it. Each method makes
+/// one or two quick system calls.
 #[derive(Debug)]
 pub struct Xfrm {
     pub(crate) netlink: Netlink,
@@ -32,7 +32,7 @@ pub struct Xfrm {
 }
 
 impl Xfrm {
-    /// Opens it and finds out what this kernel can do. Needs `CAP_NET_ADMIN`.
+    /// Opens it and detects this kernel's features. Needs `CAP_NET_ADMIN`.
     pub fn open() -> Result<Self> {
         let mut netlink = Netlink::open(NETLINK_XFRM)?;
         let features = Features {
@@ -42,13 +42,13 @@ impl Xfrm {
         Ok(Self { netlink, features })
     }
 
-    /// What this kernel can do.
+    /// This kernel's features.
     pub fn features(&self) -> Features {
         self.features
     }
 
-    /// Speaks to the kernel as if it could do this and no more: what older kernels are told, newer
-    /// ones take too.
+    /// Treats the kernel as if it had only these features. Newer kernels accept what older ones are
+    /// sent.
     #[doc(hidden)]
     pub fn assume_features(&mut self, features: Features) {
         self.features = features;
@@ -83,7 +83,8 @@ impl Xfrm {
         }
     }
 
-    /// Installs an SA; an existing one of the same destination and SPI stays and is reported.
+    /// Installs an SA. If one of the same destination and SPI exists, it stays:
+    /// [`Error::SaExists`].
     pub fn add_sa(&mut self, sa: &SaParams) -> Result<()> {
         let request = Request::from(XfrmMessage::AddSa(sa.to_kernel(self.features)?));
         self.netlink
@@ -91,8 +92,8 @@ impl Xfrm {
             .map_err(|error| sa_error(error, sa.id(), Some(sa)))
     }
 
-    /// Turns a reservation into an SA, or changes an SA of ours: its UDP ports, limits. (The kernel
-    /// ignores a changed key, and an address is part of what an SA is: install a new one instead.)
+    /// Turns a reservation into an SA, or changes the UDP ports or limits of one of our SAs. (The
+    /// kernel ignores a changed key, and an address identifies an SA: install a new one instead.)
     pub fn update_sa(&mut self, sa: &SaParams) -> Result<()> {
         self.require_ours(sa.id())?;
         let request = Request::from(XfrmMessage::UpdateSa(sa.to_kernel(self.features)?));
@@ -101,8 +102,7 @@ impl Xfrm {
             .map_err(|error| sa_error(error, sa.id(), Some(sa)))
     }
 
-    /// Installs an inbound SA over its reservation, or without one where that has run out
-    /// meanwhile.
+    /// Installs an inbound SA over its reservation, or without one if that has expired.
     pub fn install_inbound(&mut self, sa: &SaParams) -> Result<()> {
         match self.update_sa(sa) {
             Err(Error::NoSuchSa { .. }) => self.add_sa(sa),
@@ -110,8 +110,8 @@ impl Xfrm {
         }
     }
 
-    /// Deletes an SA of ours. [`Error::NoSuchSa`] where there is none, [`Error::SaOfOther`] where
-    /// it is not ours.
+    /// Deletes an SA of ours. [`Error::NoSuchSa`]: there is none. [`Error::SaOfOther`]: it is not
+    /// ours.
     pub fn delete_sa(&mut self, id: SaId) -> Result<()> {
         self.require_ours(id)?;
         self.netlink
@@ -119,7 +119,7 @@ impl Xfrm {
             .map_err(|error| sa_error(error, id, None))
     }
 
-    /// Reads one SA with its counters.
+    /// Reads one SA with its counters. `None`: there is none.
     pub fn sa(&mut self, id: SaId) -> Result<Option<Sa>> {
         let message = XfrmMessage::GetSa(nl::state::DelGetMessage { user_sa_id: id.to_kernel(), nlas: Vec::new() });
         match self.netlink.get("read an SA (XFRM_MSG_GETSA)", Request::from(message)) {
@@ -130,7 +130,8 @@ impl Xfrm {
         }
     }
 
-    /// Reads all SAs, others' too ([`Sa::is_ours`]), larval ones too ([`Sa::is_larval`]).
+    /// Reads all SAs, including those of other programs ([`Sa::is_ours`]) and larval ones
+    /// ([`Sa::is_larval`]).
     pub fn sas(&mut self) -> Result<Vec<Sa>> {
         let message = XfrmMessage::GetDumpSa(nl::state::GetDumpMessage { nlas: Vec::new() });
         let answers = self.netlink.dump("read all SAs (XFRM_MSG_GETSA)", Request::from(message))?;
@@ -143,9 +144,9 @@ impl Xfrm {
             .collect())
     }
 
-    /// Puts the new outbound SA into the place of the old one: [`Xfrm::begin_switch`], a pause of
-    /// [`IN_FLIGHT`], and the end of the old one. Where that is gone already (`false`), the new one
-    /// is installed all the same; where the new one is refused, the old one stays.
+    /// Replaces the old outbound SA by the new one: [`Xfrm::begin_switch`], a pause of
+    /// [`IN_FLIGHT`], then the deletion of the old one. `false`: the old one was already gone, and
+    /// the new one is installed all the same. If the new one is refused, the old one stays.
     pub fn switch_outbound(&mut self, new: &SaParams, old: SaId) -> Result<bool> {
         if !self.begin_switch(new, old)? {
             return Ok(false);
@@ -158,13 +159,15 @@ impl Xfrm {
         }
     }
 
-    /// Installs the new outbound SA beside the old one and has all packets from now on take the new
-    /// one, as the kernel takes the one installed later. Delete the old one soon (two of one reqid
-    /// are told apart by the wall clock's second and, within it, by order), but not before
-    /// [`IN_FLIGHT`] has passed: a packet that has just been given an SA is lost if that is deleted
-    /// before the packet is encrypted. (In the lab, four processes sending without pause on two
-    /// CPUs lost 22 packets in 200 switches without that time, none with it.) `false` where the old
-    /// one is not there any more.
+    /// Installs the new outbound SA beside the old one. All packets from now on take the new one,
+    /// since the kernel prefers the SA that was installed later. `false`: the old one is not there
+    /// any more.
+    ///
+    /// Delete the old one soon: the kernel orders two SAs of one reqid by the second of the wall
+    /// clock and, within it, by their order. But do not delete it before [`IN_FLIGHT`] has passed:
+    /// a packet that has just looked up an SA is lost if the SA is deleted before the packet is
+    /// encrypted. (In the lab, four processes that sent without pause on two CPUs lost 22 packets
+    /// in 200 switches without that wait, and none with it.)
     pub fn begin_switch(&mut self, new: &SaParams, old: SaId) -> Result<bool> {
         let old_is_there = match self.require_ours(old) {
             Ok(()) => true,
@@ -186,40 +189,40 @@ impl Xfrm {
         }
     }
 
-    /// Reads all policies, others' too ([`InstalledPolicy::is_ours`]); not those of single sockets.
+    /// Reads all policies, including those of other programs ([`InstalledPolicy::is_ours`]), but
+    /// not those of single sockets.
     pub fn policies(&mut self) -> Result<Vec<InstalledPolicy>> {
         policies::dump(&mut self.netlink)
     }
 
-    /// Installs a policy. Refused with [`Error::OccupiedByOther`] where another program holds its
-    /// selector; one of ours there is replaced in place if it differs (the kernel does that
-    /// atomically). `true` if anything had to be done.
+    /// Installs a policy. [`Error::OccupiedByOther`]: another program holds its selector. A policy
+    /// of ours there is replaced in place if it differs, which the kernel does atomically. `true`:
+    /// something was changed.
     pub fn install_policy(&mut self, policy: &Policy) -> Result<bool> {
         policies::install(&mut self.netlink, policy)
     }
 
-    /// Reads the policy that holds the direction and selector of this one, whoever's it is.
+    /// Reads the policy with the direction and selector of this one, whoever owns it.
     pub fn policy(&mut self, policy: &Policy) -> Result<Option<InstalledPolicy>> {
         Ok(self.holders(std::slice::from_ref(policy))?.pop().flatten())
     }
 
-    /// Reads who holds the direction and selector of each of these policies, whoever that is, in
-    /// their order.
+    /// Reads the policies with the directions and selectors of these, in their order, whoever owns
+    /// them.
     pub fn holders(&mut self, policies: &[Policy]) -> Result<Vec<Option<InstalledPolicy>>> {
         policies::holders(&mut self.netlink, policies)
     }
 
-    /// Makes the kernel have exactly the `desired` policies, as far as they are ours: one dump, a
-    /// few batches. What was found is in the plan; what could not be done and why, in the errors
-    /// (another program's policies above all).
+    /// Makes our policies in the kernel exactly the `desired` ones, by one dump and a few batches.
+    /// The plan says what was found. The errors say what could not be done and why, above all
+    /// because of other programs' policies.
     pub fn reconcile_policies(&mut self, desired: &[Policy]) -> Result<(Plan, Vec<Error>)> {
         let plan = reconcile::policies(desired, &self.policies()?);
         let errors = self.apply(&plan)?;
         Ok((plan, errors))
     }
 
-    /// Carries out a plan of [`reconcile::policies`]; what was refused is returned, the rest is
-    /// done.
+    /// Carries out a plan of [`reconcile::policies`]. Returns what was refused; the rest is done.
     pub fn apply(&mut self, plan: &Plan) -> Result<Vec<Error>> {
         let mut errors = policies::apply(&mut self.netlink, plan)?;
         errors.extend(plan.occupied.iter().map(|(wanted, theirs)| Error::OccupiedByOther {
@@ -229,8 +232,8 @@ impl Xfrm {
         Ok(errors)
     }
 
-    /// Deletes one of our policies by its index. `false` where it is gone already,
-    /// [`Error::PolicyOfOther`] where the index is another's by now.
+    /// Deletes one of our policies by its index. `false`: it is already gone.
+    /// [`Error::PolicyOfOther`]: the index now belongs to another program's policy.
     pub fn delete_policy(&mut self, policy: &InstalledPolicy) -> Result<bool> {
         policies::delete(&mut self.netlink, policy)
     }
@@ -240,7 +243,7 @@ fn delete_request(id: SaId) -> Request {
     XfrmMessage::DeleteSa(nl::state::DelGetMessage { user_sa_id: id.to_kernel(), nlas: Vec::new() }).into()
 }
 
-/// Gives the error numbers of SA requests their meaning.
+/// Translates the error numbers of SA requests.
 fn sa_error(error: netlink::Error, id: SaId, params: Option<&SaParams>) -> Error {
     match (error.errno(), params) {
         (Some(libc::EEXIST), _) => Error::SaExists { id },
@@ -253,9 +256,9 @@ fn sa_error(error: netlink::Error, id: SaId, params: Option<&SaParams>) -> Error
     }
 }
 
-/// Asks for an SA that does not exist, with a value that the attribute cannot have (a byte that is
-/// neither direction, nor a whole CPU number): a kernel that knows the attribute refuses it, an
-/// older one skips it and finds no SA.
+/// Whether the kernel knows an attribute. Asks for an SA that does not exist, with a value that the
+/// attribute cannot have: one byte that is neither a direction nor a whole CPU number. A kernel
+/// that knows the attribute refuses it; an older one skips it and finds no SA.
 fn supports_attribute(netlink: &mut Netlink, kind: u16) -> Result<bool> {
     let id = SaId { destination: IpAddr::from([127, 0, 0, 1]), spi: 1 };
     let attribute = nl::XfrmAttrs::Other(DefaultNla::new(kind, vec![u8::MAX]));

@@ -12,7 +12,7 @@ use crate::policy::{Action, Direction, InstalledPolicy, Policy};
 use crate::reconcile::Plan;
 use crate::reqid::{FIRST_INDEX, LAST_INDEX, Reqid, index_is_ours};
 
-/// How often a policy is tried again that others change meanwhile.
+/// How often a policy is tried again if others change it meanwhile.
 const ATTEMPTS: u32 = 8;
 
 const ADD: &str = "install a policy (XFRM_MSG_NEWPOLICY)";
@@ -32,8 +32,8 @@ pub(crate) fn dump(netlink: &mut Netlink) -> Result<Vec<InstalledPolicy>> {
         .collect())
 }
 
-/// Who holds the selectors of these policies, in their order: one datagram there, one or a few
-/// back.
+/// The policies with the selectors of these, in their order: one datagram to the kernel, one or a
+/// few back.
 pub(crate) fn holders(netlink: &mut Netlink, policies: &[Policy]) -> Result<Vec<Option<InstalledPolicy>>> {
     let requests = policies.iter().map(|policy| {
         let id =
@@ -56,8 +56,8 @@ fn found(answer: Result<Response, Rejection>) -> Result<Option<InstalledPolicy>>
     }
 }
 
-/// NEWPOLICY first, since it refuses to replace anyone's; UPDPOLICY, which replaces anyone's, only
-/// where ours stands.
+/// NEWPOLICY comes first: it refuses to replace a policy. UPDPOLICY replaces any policy, so it is
+/// used only over ours.
 pub(crate) fn install(netlink: &mut Netlink, policy: &Policy) -> Result<bool> {
     for attempt in 0..ATTEMPTS {
         match add(netlink, policy, attempt) {
@@ -68,7 +68,7 @@ pub(crate) fn install(netlink: &mut Netlink, policy: &Policy) -> Result<bool> {
             Err(error) => return Err(error),
         }
         match holders(netlink, std::slice::from_ref(policy))?.pop().flatten() {
-            // Deleted since.
+            // Deleted meanwhile.
             None => {}
             Some(holder) if holder.matches(policy) => return Ok(false),
             Some(holder) if holder.is_ours() => {
@@ -83,8 +83,8 @@ pub(crate) fn install(netlink: &mut Netlink, policy: &Policy) -> Result<bool> {
     Err(netlink::Error::Interrupted { request: ADD }.into())
 }
 
-/// `Ok(false)`: the kernel gave an allow another index than asked for, by which it could not be
-/// told as ours; it was taken back.
+/// `Ok(false)`: the kernel gave an allow another index than the one asked for, which would not mark
+/// it as ours. It was deleted again.
 fn add(netlink: &mut Netlink, policy: &Policy, attempt: u32) -> Result<bool> {
     let index = index_for(policy, attempt);
     netlink.execute(ADD, Request::from(XfrmMessage::AddPolicy(policy.to_kernel(index))), 0)?;
@@ -101,9 +101,9 @@ fn add(netlink: &mut Netlink, policy: &Policy, attempt: u32) -> Result<bool> {
     }
 }
 
-/// Over `holder`, which is ours. The kernel keeps the holder's index; where that would not tell an
-/// allow as ours, delete and add: what slips between goes as it will go from now on, in clear or to
-/// the blocks below.
+/// Replaces `holder`, which is ours. The kernel keeps the holder's index. If that would not mark an
+/// allow as ours, the holder is deleted and the policy added. A packet in between goes as it will
+/// from now on: in clear, or to the blocks below.
 fn replace(netlink: &mut Netlink, policy: &Policy, holder: &InstalledPolicy) -> Result<()> {
     if policy.action == Action::Allow && !index_is_ours(holder.index) {
         execute_delete(netlink, holder)?;
@@ -122,9 +122,9 @@ fn update(policy: &Policy, holder: &InstalledPolicy) -> Request {
     XfrmMessage::UpdatePolicy(policy.to_kernel(holder.index)).into()
 }
 
-/// Carries out a plan: replacements and peers first, then allows, then blocks, and deletions last,
-/// so that at no moment a packet goes in clear that should not, and no tunnel is cut. What others
-/// changed since the plan was made is looked at one by one.
+/// Carries out a plan: replacements and peers' policies first, then allows, then blocks, and
+/// deletions last. So no packet ever goes in clear that must not, and no tunnel is cut. Policies
+/// that others changed since the plan was made are handled one by one.
 pub(crate) fn apply(netlink: &mut Netlink, plan: &Plan) -> Result<Vec<Error>> {
     let mut refused = Vec::new();
     let mut one_by_one: Vec<Policy> = Vec::new();
@@ -132,7 +132,7 @@ pub(crate) fn apply(netlink: &mut Netlink, plan: &Plan) -> Result<Vec<Error>> {
     let (in_place, reinstalled): (Vec<_>, Vec<_>) =
         plan.changed.iter().partition(|(policy, holder)| policy.action != Action::Allow || index_is_ours(holder.index));
     one_by_one.extend(reinstalled.iter().map(|(policy, _)| *policy));
-    // UPDPOLICY replaces anyone's: who holds the selectors is asked once more right before.
+    // UPDPOLICY replaces any policy, so the holders of the selectors are read again right before.
     let wanted: Vec<Policy> = in_place.iter().map(|(policy, _)| *policy).collect();
     let now = holders(netlink, &wanted)?;
     let (mut updates, mut updated) = (Vec::new(), Vec::new());
@@ -205,13 +205,13 @@ fn same_allow(holder: &InstalledPolicy, policy: &Policy) -> bool {
     holder.templates.is_empty() && holder.priority == policy.priority && !holder.blocks && holder.shares_key_space()
 }
 
-/// Replaces our `out` policies of a reqid by themselves, so that they look for their SA anew.
+/// Replaces our `out` policies of a reqid by themselves, so that they look up their SA again.
 pub(crate) fn renew_outbound(netlink: &mut Netlink, reqid: Reqid) -> Result<()> {
     let policies = dump(netlink)?;
     let renewals = policies.iter().filter(|policy| policy.direction == Direction::Out && policy.is_ours());
     let renewals = renewals.filter_map(|holder| Some((update(&holder.to_policy(reqid)?, holder), 0))).collect();
-    // One that is refused or gone goes on with the old SA until that is deleted: no worse than
-    // without.
+    // A policy that is refused or gone uses the old SA until that is deleted, as it would without
+    // this.
     netlink.batch(UPDATE, renewals)?;
     Ok(())
 }
@@ -242,9 +242,9 @@ fn index_message(policy: &InstalledPolicy) -> nl::policy::DelGetMessage {
     nl::policy::DelGetMessage { user_policy_id: id, nlas: Vec::new() }
 }
 
-/// An index of our range, the same each time for the same policy. The lowest three bits hold the
-/// direction (`xfrm_policy_id2dir`). Where it is taken, the kernel gives another, which matters for
-/// allows only.
+/// An index of our range, always the same for the same policy. The lowest three bits hold the
+/// direction (`xfrm_policy_id2dir`). If it is taken, the kernel gives another one, which matters
+/// for allows only.
 fn index_for(policy: &Policy, attempt: u32) -> u32 {
     let mut hasher = DefaultHasher::new();
     (policy.key(), attempt).hash(&mut hasher);

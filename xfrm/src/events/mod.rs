@@ -1,4 +1,4 @@
-//! What happens to the kernel's SAs and policies, on a socket of its own.
+//! The kernel's notifications about SAs and policies, on a socket of their own.
 
 use std::collections::VecDeque;
 use std::io;
@@ -17,15 +17,15 @@ use crate::sa::{Sa, SaId};
 use crate::selector::Selector;
 use crate::uapi;
 
-/// Largest notification: an SA with its widest replay window is below 2 KiB.
+/// Largest notification, bytes. An SA with its widest replay window takes less than 2 KiB.
 const MAX_DATAGRAM: usize = 32 << 10;
 
-/// What happened.
+/// A notification of the kernel.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Event {
-    /// A packet met an `out` policy that has no SA. Comes once a flow until the kernel's larval
-    /// state is gone (30 s) or an SA is there.
+    /// A packet matched an `out` policy that has no SA. The kernel reports it once for each flow
+    /// until its larval state is gone (30 s) or an SA is there.
     Acquire {
         /// Reqid of the policy's template.
         reqid: u32,
@@ -35,24 +35,24 @@ pub enum Event {
         source: IpAddr,
         /// Outer destination.
         destination: IpAddr,
-        /// Which policy.
+        /// Index of the policy.
         policy_index: u32,
     },
     /// An SA reached a limit of packets or bytes, or a reserved SPI was not made an SA in time
     /// (`hard`).
     Expire {
-        /// Which.
+        /// Destination and SPI of the SA.
         id: SaId,
         /// Its reqid.
         reqid: u32,
-        /// The kernel has deleted it; otherwise it is time to rekey.
+        /// Whether the kernel has deleted it. Otherwise it is time to rekey.
         hard: bool,
     },
     /// An SA was installed or updated.
     SaChanged(Box<Sa>),
     /// An SA was deleted.
     SaDeleted {
-        /// Which.
+        /// Destination and SPI of the SA.
         id: SaId,
         /// Its reqid.
         reqid: Option<u32>,
@@ -65,19 +65,19 @@ pub enum Event {
     PolicyDeleted(Box<InstalledPolicy>),
     /// All policies were deleted at once (`ip xfrm policy flush`).
     PoliciesFlushed,
-    /// ESP of this SA comes from another address or port: a NAT forgot, or the peer moved. Its
-    /// packet was genuine.
+    /// ESP of this SA comes from another address or port: a NAT changed its mapping, or the peer
+    /// moved. The packet was authentic.
     Mapping {
-        /// Which.
+        /// Destination and SPI of the SA.
         id: SaId,
         /// Its reqid.
         reqid: u32,
-        /// Where the peer was.
+        /// The peer's former address and port.
         old: SocketAddr,
-        /// Where it is.
+        /// The peer's present address and port.
         new: SocketAddr,
     },
-    /// Events were lost: read everything again.
+    /// Notifications were lost: read everything again.
     Overrun,
 }
 
@@ -86,7 +86,9 @@ pub enum Event {
 pub struct EventSocket {
     socket: Socket,
     buffer: Zeroizing<Vec<u8>>,
+    /// The events of one datagram that were not taken yet.
     queue: VecDeque<Event>,
+    /// Ports of request sockets; the owner adds one for each of its own.
     ignored: Vec<u32>,
 }
 
@@ -100,8 +102,8 @@ impl std::fmt::Debug for EventSocket {
 }
 
 impl EventSocket {
-    /// Opens it in the thread's network namespace. Open it before the first dump, so that nothing
-    /// falls between.
+    /// Opens it in the thread's network namespace. Open it before the first dump, so that no change
+    /// is missed.
     pub fn open() -> Result<Self> {
         let failed = |doing: &'static str| move |source: io::Error| netlink::Error::Io { doing, source };
         let mut socket = Socket::new(NETLINK_XFRM).map_err(failed("cannot open a netlink socket"))?;
@@ -116,12 +118,13 @@ impl EventSocket {
         Ok(Self { socket, buffer: Zeroizing::new(vec![0; MAX_DATAGRAM]), queue: VecDeque::new(), ignored: Vec::new() })
     }
 
-    /// Leaves out what was done through the request socket of this port ([`crate::Xfrm::port`]).
+    /// Leaves out notifications of changes made through the request socket with this port
+    /// ([`crate::Xfrm::port`]).
     pub fn ignore_port(&mut self, port: u32) {
         self.ignored.push(port);
     }
 
-    /// The next event; `None` when there is none for now.
+    /// The next event. `None`: there is none now.
     #[allow(clippy::should_implement_trait)]
     pub fn next(&mut self) -> Result<Option<Event>> {
         loop {
@@ -142,7 +145,7 @@ impl EventSocket {
 
     fn parse_datagram(&mut self, length: usize) {
         let Some(bytes) = self.buffer.get_mut(..length) else {
-            // Larger than anything that the kernel sends today: as good as lost.
+            // Larger than anything that the kernel sends today. It counts as lost.
             self.queue.push_back(Event::Overrun);
             return;
         };
@@ -174,7 +177,7 @@ impl AsRawFd for EventSocket {
     }
 }
 
-/// `None` for what is of no interest.
+/// `None` for notifications that are not used.
 fn parse(frame: &Frame<'_>) -> Result<Option<Event>, String> {
     Ok(match frame.kind {
         nl::XFRM_MSG_ACQUIRE => Some(acquire(frame.body)?),
@@ -218,7 +221,7 @@ fn acquire(body: &[u8]) -> Result<Event, String> {
     })
 }
 
-/// `struct xfrm_user_expire`. What has no SPI is the larval state of an acquire, which ended
+/// `struct xfrm_user_expire`. An entry without SPI is the larval state of an acquire that ended
 /// without an answer.
 fn expire(body: &[u8]) -> Result<Option<Event>, String> {
     let (fixed, _) = uapi::split(body, nl::XFRM_USER_EXPIRE_LEN)?;

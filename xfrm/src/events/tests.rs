@@ -117,7 +117,7 @@ fn a_deleted_policy_is_told_with_its_templates() {
 fn short_bodies_are_errors_and_unknown_types_are_passed_over() {
     for kind in nl::XFRM_MSG_BASE..0x30 {
         for length in [0, 1, 8, 15, 23, 55, 63, 167, 223, 231, 279] {
-            // Most are too short; none may panic.
+            // Most bodies are too short. None may panic.
             let _ = parsed(kind, &vec![0; length]);
         }
     }

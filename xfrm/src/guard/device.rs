@@ -1,6 +1,6 @@
-//! The dummy device that carries a route for every cluster range: a packet that no policy takes is
-//! sent there, and dies, instead of leaving by the default route. (An `unreachable` route would be
-//! refused before XFRM is asked.)
+//! The dummy device that carries a route for every cluster range. A packet that no policy matches
+//! goes there and is dropped, instead of leaving by the default route. (With an `unreachable` route
+//! the kernel would refuse the packet before it looks up XFRM policies.)
 
 use std::fmt;
 use std::net::IpAddr;
@@ -22,15 +22,14 @@ use crate::netlink::{self, Netlink};
 pub const DEVICE: &str = "ecni-guard";
 /// Protocol number of our routes (`ip route show proto 236`).
 pub const ROUTE_PROTOCOL: u8 = 0xEC;
-/// Kinds that the device may be of, best first. A bridge without ports swallows packets as well;
+/// Kinds that the device may have, best first. A bridge without ports drops packets as well, and
 /// pods need bridges anyway.
 const KINDS: [InfoKind; 2] = [InfoKind::Dummy, InfoKind::Bridge];
-/// Metric of the routes that carry the node's source address: high, so that a route to a whole
-/// range which somebody else has (the bridge's own, on a node whose segment is the range) goes
-/// first.
+/// Metric of the routes with the node's source address. It is high, so that another route to the
+/// same range goes first: the bridge's own, on a node whose segment is the range.
 const METRIC_WITH_SOURCE: u32 = 0x00EC_0000;
-/// Metric of the routes below them, which stay when the bridge's address goes: the kernel deletes
-/// routes with that address as source.
+/// Metric of the routes without it, which are weaker. They stay when the bridge's address goes: the
+/// kernel deletes routes with that address as source.
 const METRIC_BARE: u32 = 0x00EC_0001;
 
 /// A route of the guard.
@@ -38,7 +37,7 @@ const METRIC_BARE: u32 = 0x00EC_0001;
 pub struct GuardRoute {
     /// Cluster range.
     pub range: IpNetwork,
-    /// Source address of the node's own packets, where the bridge has one already.
+    /// Source address of the node's own packets, if the bridge has one.
     pub source: Option<IpAddr>,
 }
 
@@ -110,7 +109,7 @@ impl Device {
         }
     }
 
-    /// Its index and whether it is up. An interface of another kind under its name is an error.
+    /// Its index and whether it is up. An interface of another kind with its name is an error.
     fn find(&mut self) -> Result<Option<(u32, bool)>> {
         let mut message = LinkMessage::default();
         message.attributes.push(LinkAttribute::IfName(DEVICE.to_owned()));
@@ -136,8 +135,8 @@ impl Device {
         let mut outcome = Ok(());
         for kind in KINDS {
             let mut message = LinkMessage::default();
-            // Without ARP as a dummy is by itself: nothing is asked for, packets are swallowed at
-            // once.
+            // A dummy has no ARP by itself. A bridge gets none either, so that packets are dropped
+            // at once, without a neighbour lookup.
             message.header.flags = LinkFlags::Up | LinkFlags::Noarp;
             message.header.change_mask = LinkFlags::Up | LinkFlags::Noarp;
             message.attributes.push(LinkAttribute::IfName(DEVICE.to_owned()));
@@ -145,9 +144,9 @@ impl Device {
             let request = "make the guard's device (RTM_NEWLINK; CONFIG_DUMMY)";
             outcome = self.netlink.execute(request, RouteNetlinkMessage::NewLink(message), NLM_F_CREATE | NLM_F_EXCL);
             match &outcome {
-                // This kernel has no such devices: try the next kind.
+                // This kernel lacks this kind: try the next one.
                 Err(error) if error.errno() == Some(libc::EOPNOTSUPP) => {}
-                // Another was quicker.
+                // Another process has made it.
                 Err(error) if error.errno() == Some(libc::EEXIST) => return Ok(()),
                 _ => break,
             }
@@ -207,7 +206,7 @@ impl Device {
         message.attributes.push(RouteAttribute::Priority(metric(route)));
         message.attributes.extend(route.source.map(|source| RouteAttribute::PrefSource(RouteAddress::from(source))));
         let request = "add a route of the guard (RTM_NEWROUTE)";
-        // Replacing: the bridge's address may have changed.
+        // It replaces, since the bridge's address may have changed.
         self.netlink.execute(request, RouteNetlinkMessage::NewRoute(message), NLM_F_CREATE | NLM_F_REPLACE).map_err(
             |error| {
                 let hint = match error.errno() {
@@ -238,7 +237,7 @@ fn metric(route: &GuardRoute) -> u32 {
     if route.source.is_some() { METRIC_WITH_SOURCE } else { METRIC_BARE }
 }
 
-/// A route of ours as the kernel tells it.
+/// Reads a route of ours from the kernel's response.
 fn guard_route(answer: &RouteNetlinkMessage, index: u32) -> Option<GuardRoute> {
     let RouteNetlinkMessage::NewRoute(message) = answer else { return None };
     if message.header.protocol != RouteProtocol::from(ROUTE_PROTOCOL)
@@ -273,8 +272,8 @@ fn family_of(network: &IpNetwork) -> AddressFamily {
     if network.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 }
 }
 
-/// Where new devices come without IPv6, ours needs it all the same. If this cannot be written,
-/// adding the route says so.
+/// Turns IPv6 on for the device, in case new devices have it off. If this cannot be written, adding
+/// the route fails and says so.
 fn enable_ipv6() {
     let path = format!("/proc/sys/net/ipv6/conf/{DEVICE}/disable_ipv6");
     if std::fs::read_to_string(&path).is_ok_and(|text| text.trim() == "1") {

@@ -1,13 +1,13 @@
-//! Never in clear: what stands before the first pod and outlives the agent, so that no packet to or
-//! from a cluster range leaves or enters this node other than through a tunnel.
+//! The guard: it stands before the first pod and outlives the agent. With it no packet to or from a
+//! cluster range leaves or enters this node in clear.
 //!
-//! Policies, from the strongest down: those of peers (not of the guard), allows for the node's own
-//! segments, and blocks for the whole cluster ranges: `out` to them, `in` and `fwd` from them. So
-//! pods of this node reach each other, the host reaches its own pods and they the host and the
-//! internet, while a pod that forges another node's source, or a neighbour on the uplink that does,
-//! is stopped and counted (`XfrmInPolBlock`), and so is whatever would leave for another node's
-//! pods without a tunnel (`XfrmOutPolBlock`). Bridged packets and ARP never meet XFRM; neighbour
-//! discovery, loopback and the uplink's own addresses are outside the ranges or inside the allows.
+//! Its policies, below those of peers, are allows for the node's own segments and below them blocks
+//! for the whole cluster ranges: `out` to them, `in` and `fwd` from them. So pods of this node
+//! reach each other, the host and the internet, and the host reaches its own pods. A packet with a
+//! forged source of another node, from a pod or from a neighbour on the uplink, is dropped and
+//! counted (`XfrmInPolBlock`). So is a packet that would leave for another node's pods without a
+//! tunnel (`XfrmOutPolBlock`). Bridged packets and ARP never meet XFRM. Neighbour discovery,
+//! loopback and the uplink's own addresses are outside the ranges or inside the allows.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -25,25 +25,24 @@ mod sysctls;
 pub use device::{DEVICE, GuardRoute, ROUTE_PROTOCOL};
 pub use sysctls::{Bypass, bypasses};
 
-/// What the guard is to keep.
+/// What the guard protects.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct GuardConfig {
-    /// The cluster's ranges: nothing to or from them may travel in clear.
+    /// The cluster's ranges. Nothing to or from them may travel in clear.
     pub cluster_ranges: Vec<IpNetwork>,
     /// This node's own segments.
     pub segments: Vec<IpNetwork>,
     /// On a hub: the cloud's networks that it fronts. Those outside the ranges need no allow and
     /// get none.
     pub networks: Vec<IpNetwork>,
-    /// The bridge's addresses, one a family, which the node's own traffic to remote pods takes as
-    /// source. Empty until the bridge has them; an address that the host does not have is refused
-    /// by the kernel.
+    /// The bridge's addresses, one for each family. The node's own traffic to remote pods takes
+    /// them as source. Empty until the bridge has them: the kernel refuses an address that the host
+    /// does not have.
     pub bridge_addresses: Vec<IpAddr>,
 }
 
 impl GuardConfig {
-    /// Without what this kernel cannot do: where it has no IPv6 (`ipv6.disable=1`), nothing needs
-    /// to be guarded there.
+    /// Drops what this kernel cannot do: without IPv6 (`ipv6.disable=1`) there is no IPv6 to guard.
     #[must_use]
     pub fn for_this_kernel(mut self) -> Self {
         if !std::path::Path::new("/proc/sys/net/ipv6").exists() {
@@ -55,7 +54,7 @@ impl GuardConfig {
     }
 }
 
-/// Something that was not as the guard wants it.
+/// A part of the guard that is missing or changed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Defect {
     /// The device is missing or down.
@@ -66,7 +65,7 @@ pub enum Defect {
     Missing(Policy),
     /// A policy of ours was changed.
     Changed(Policy, Box<InstalledPolicy>),
-    /// Another program holds the policy's selector: [`install`] cannot repair this.
+    /// Another program holds the policy's selector. [`install`] cannot repair this.
     Occupied(Policy, Box<InstalledPolicy>),
 }
 
@@ -84,12 +83,13 @@ impl fmt::Display for Defect {
     }
 }
 
-/// Makes the guard stand, and says what was amiss. Does only what is missing; any number may run at
-/// once. Adds and repairs, never takes away: what a segment or range left behind is for
-/// [`crate::Xfrm::reconcile_policies`] or [`remove`].
+/// Installs the guard, and returns what was missing or changed. It does only what is needed, and
+/// any number of processes may run it at once. It never removes anything:
+/// [`crate::Xfrm::reconcile_policies`] or [`remove`] removes what a former segment or range left
+/// behind.
 ///
-/// Allows come before blocks, so that the host is never cut from its own pods. What can be done is
-/// done even where another part fails; the first failure is returned.
+/// Allows come before blocks, so that the host is never cut from its own pods. If one part fails,
+/// the others are still installed, and the first failure is returned.
 pub fn install(config: &GuardConfig) -> Result<Vec<Defect>> {
     let config = &config.clone().for_this_kernel();
     let wanted = policies(config)?;
@@ -109,7 +109,7 @@ pub fn install(config: &GuardConfig) -> Result<Vec<Defect>> {
     failure.map_or(Ok(defects), Err)
 }
 
-/// What of the guard is not as it should be. Changes nothing.
+/// Returns what of the guard is missing or changed. Changes nothing.
 pub fn check(config: &GuardConfig) -> Result<Vec<Defect>> {
     let config = &config.clone().for_this_kernel();
     let wanted = policies(config)?;
@@ -118,13 +118,14 @@ pub fn check(config: &GuardConfig) -> Result<Vec<Defect>> {
     Ok(defects)
 }
 
-/// The device and its routes alone: for whoever installs the [`policies`] as part of a larger set.
+/// Installs the device and its routes only, for a caller that installs the [`policies`] as part of
+/// a larger set.
 pub fn install_routes(config: &GuardConfig) -> Result<Vec<Defect>> {
     device::Device::open()?.install(&config.clone().for_this_kernel())
 }
 
-/// Takes the guard away: all policies of ours with its priorities, blocks first, then the device
-/// with its routes. Whatever pods are left may speak in clear from then on.
+/// Removes the guard: all our policies with its priorities, blocks first, then the device with its
+/// routes. Pods that are left may send in clear from then on.
 pub fn remove() -> Result<()> {
     let mut xfrm = Xfrm::open()?;
     let mut policies = xfrm.policies()?;
@@ -132,7 +133,7 @@ pub fn remove() -> Result<()> {
     policies.sort_by_key(|policy| !policy.blocks);
     for policy in &policies {
         match xfrm.delete_policy(policy) {
-            // Another took the place meanwhile.
+            // Another program has taken the index meanwhile.
             Ok(_) | Err(Error::PolicyOfOther { .. }) => {}
             Err(error) => return Err(error),
         }
@@ -154,7 +155,7 @@ fn policy_defects(xfrm: &mut Xfrm, wanted: &[Policy]) -> Result<Vec<Defect>> {
         .collect())
 }
 
-/// The guard's policies, as [`install`] installs them, or to be part of a larger desired set
+/// The guard's policies. [`install`] installs them; they may also be part of a larger desired set
 /// ([`crate::Xfrm::reconcile_policies`]).
 pub fn policies(config: &GuardConfig) -> Result<Vec<Policy>> {
     let mut policies = Vec::new();
@@ -168,7 +169,7 @@ pub fn policies(config: &GuardConfig) -> Result<Vec<Policy>> {
         allow(segment, &mut policies)?;
     }
     for range in &config.cluster_ranges {
-        // A node that owns a whole range: the allow holds the selector, and there is nothing left
+        // Where a node owns a whole range, the allow holds the selector, and there is nothing left
         // to block.
         if config.segments.iter().any(|segment| contains(segment, range)) {
             continue;

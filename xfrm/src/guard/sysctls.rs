@@ -1,36 +1,35 @@
-//! Settings that make the kernel pass the guard by: `disable_policy` and `disable_xfrm`
-//! (ip-sysctl.rst), which recipes for VTI interfaces set.
+//! Settings with which the kernel skips the guard: `disable_policy` and `disable_xfrm`
+//! (ip-sysctl.rst). Instructions for VTI interfaces set them.
 
 use std::fmt;
 use std::fs;
 use std::path::Path;
 
-/// Below it are the settings of each interface, and of `all` of them.
+/// Holds the settings of each interface, and those of `all` interfaces.
 const ROOT: &str = "/proc/sys/net";
 
-/// Settings and what they do where they are 1. IPv6 has no `disable_xfrm`.
+/// Settings that skip policies where they are 1, by family. IPv6 has no `disable_xfrm`.
 const SETTINGS: [(&str, &str); 3] = [("ipv4", "disable_policy"), ("ipv4", "disable_xfrm"), ("ipv6", "disable_policy")];
 
-/// A setting by which packets pass without a policy being asked.
+/// A setting with which packets pass without a policy lookup.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Bypass {
     /// `ipv4` or `ipv6`.
     pub family: &'static str,
-    /// The interface, or `all`, or `default` for those to come.
+    /// The interface, or `all`, or `default` for new interfaces.
     pub interface: String,
-    /// `disable_policy`: what comes in there is not checked. `disable_xfrm`: what goes out there is
+    /// `disable_policy`: incoming packets are not checked. `disable_xfrm`: outgoing packets are
     /// neither encrypted nor checked.
     pub setting: &'static str,
 }
 
 impl Bypass {
-    /// Whether packets that come in are taken without a policy being asked; otherwise those that go
-    /// out.
+    /// Whether it concerns incoming packets. Otherwise it concerns outgoing ones.
     pub fn is_inbound(&self) -> bool {
         self.setting == "disable_policy"
     }
 
-    /// As sysctl(8) names it: dots within an interface's name are slashes there.
+    /// Its name for sysctl(8). Dots within an interface's name are slashes there.
     pub fn name(&self) -> String {
         format!("net.{}.conf.{}.{}", self.family, self.interface.replace('.', "/"), self.setting)
     }
@@ -41,15 +40,15 @@ impl fmt::Display for Bypass {
         let what = if self.is_inbound() {
             "packets from other nodes' pods are taken in clear"
         } else {
-            "packets to other nodes' pods are not encrypted, and die"
+            "packets to other nodes' pods are not encrypted and are lost"
         };
         let name = self.name();
-        write!(f, "{name} is 1, so that no policy is asked there and {what}; run `sysctl -w {name}=0`")
+        write!(f, "{name} is 1, so the kernel looks up no policy there and {what}; run `sysctl -w {name}=0`")
     }
 }
 
-/// All such settings of the network namespace that the process is in, those of `lo` excepted, where
-/// the kernel sets them itself.
+/// All such settings in the process's network namespace, except those of `lo`, which the kernel
+/// sets itself.
 pub fn bypasses() -> Vec<Bypass> {
     bypasses_below(Path::new(ROOT))
 }
@@ -59,7 +58,7 @@ fn bypasses_below(root: &Path) -> Vec<Bypass> {
     for (family, setting) in SETTINGS {
         let entries = fs::read_dir(root.join(family).join("conf")).into_iter().flatten().flatten();
         for entry in entries.filter(|entry| entry.file_name() != "lo") {
-            // An interface may go meanwhile.
+            // The interface may be gone meanwhile.
             if fs::read_to_string(entry.path().join(setting)).is_ok_and(|value| value.trim() == "1") {
                 let interface = entry.file_name().to_string_lossy().into_owned();
                 found.push(Bypass { family, interface, setting });

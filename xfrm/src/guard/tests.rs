@@ -11,7 +11,7 @@ fn config(ranges: &[&str], segments: &[&str], networks: &[&str]) -> GuardConfig 
     }
 }
 
-/// What happens to a packet by these policies, tunnels aside.
+/// What these policies do with a packet, tunnels aside.
 fn action_for(policies: &[Policy], direction: Direction, source: &str, destination: &str) -> Option<Action> {
     let (source, destination): (IpAddr, IpAddr) = (source.parse().unwrap(), destination.parse().unwrap());
     let mut matching: Vec<_> = policies

@@ -1,5 +1,5 @@
-//! Netlink framing: messages of a datagram, acknowledgements, and what the kernel says when it
-//! refuses.
+//! Netlink framing: messages of a datagram, acknowledgements, and the kernel's reasons for a
+//! refusal.
 
 use std::fmt;
 use std::io;
@@ -17,14 +17,14 @@ const HEADER_LEN: usize = 16;
 const ATTRIBUTE_TEXT: u16 = 1;
 const ATTRIBUTE_OFFSET: u16 = 2;
 
-/// The kernel's refusal: its error number and, where it says one, its reason.
+/// The kernel's refusal: its error number and, if it states one, its reason.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Rejection {
     /// Error number, positive.
     pub errno: i32,
-    /// The kernel's own words (`NLMSGERR_ATTR_MSG`).
+    /// The kernel's reason (`NLMSGERR_ATTR_MSG`).
     pub text: Option<String>,
-    /// Where in the request it stumbled, bytes from the header.
+    /// Offset of the refused part in the request, bytes from the header.
     pub offset: Option<u32>,
 }
 
@@ -92,7 +92,7 @@ impl Frame<'_> {
         match self.kind {
             NLMSG_ERROR => {
                 let (code, rest) = self.body.split_first_chunk::<4>().ok_or("an acknowledgement without a code")?;
-                // What follows the code: the request's header, its body unless capped, then the
+                // After the code come the request's header, its body unless capped, and the
                 // attributes.
                 let header = rest.first_chunk::<4>().map_or(0, |length| u32::from_ne_bytes(*length) as usize);
                 let skip = if self.flags & NLM_F_CAPPED != 0 { HEADER_LEN } else { header.next_multiple_of(4) };
@@ -107,7 +107,7 @@ impl Frame<'_> {
         }
     }
 
-    /// Whether it says nothing.
+    /// Whether it is `NLMSG_NOOP`.
     pub(crate) fn is_noop(&self) -> bool {
         self.kind == NLMSG_NOOP
     }
@@ -129,7 +129,7 @@ fn acknowledgement(code: [u8; 4], flags: u16, attributes: &[u8]) -> Result<(), R
     }
     let mut rejection = Rejection { errno, text: None, offset: None };
     if flags & NLM_F_ACK_TLVS != 0 {
-        // A reason that cannot be read is no reason to lose the error itself.
+        // If the reason cannot be read, the error itself is still reported.
         let _ = uapi::attributes(attributes, |kind, value| {
             match kind {
                 ATTRIBUTE_TEXT => {

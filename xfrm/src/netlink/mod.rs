@@ -1,9 +1,9 @@
-//! A synchronous netlink request socket, for XFRM here and for routes and links in whoever needs no
-//! more than that.
+//! A synchronous netlink request socket, for XFRM here and for links, routes and nftables in other
+//! crates.
 //!
 //! It never joins multicast groups: notifications of our own changes carry the sequence number of
-//! the request and would be taken for its answer. Nothing here prints a message, and the kernel is
-//! told not to echo requests (`NETLINK_CAP_ACK`), since they may hold keys.
+//! the request and would be taken for its response. Nothing here prints a message, and the kernel
+//! is told not to echo requests (`NETLINK_CAP_ACK`), since they may hold keys.
 
 use std::io;
 use std::time::Duration;
@@ -21,63 +21,63 @@ mod frame;
 pub use frame::Rejection;
 pub(crate) use frame::{Frame, Frames};
 
-/// How long the kernel may take to answer. Requests are handled while they are sent, so this only
-/// ends a wait for an answer that was lost.
+/// How long the kernel may take to answer. The kernel handles requests while they are sent, so this
+/// only ends the wait for a response that was lost.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
-/// Receive buffer of the socket, bytes: a batch's answers wait there together.
+/// Receive buffer of the socket, bytes. The responses of a whole batch wait there.
 const SOCKET_BUFFER: usize = 4 << 20;
-/// Largest datagram: a dump's are at most 32 KiB, single answers far less.
+/// Largest datagram, bytes. Those of a dump have at most 32 KiB, single responses far less.
 const MAX_DATAGRAM: usize = 64 << 10;
-/// A dump that changes while it is read is read again, this often.
+/// How often a dump is read again if it changes meanwhile.
 const DUMP_ATTEMPTS: usize = 8;
-/// Requests in one datagram of a batch: their acknowledgements fit into the smallest receive
+/// Most requests in one datagram of a batch. Their acknowledgements fit into the smallest receive
 /// buffer.
 const MAX_BATCH: usize = 128;
-/// Requests in one datagram that are each answered by a message.
+/// Most requests in one datagram if each is answered by a message.
 const MAX_QUERIES: usize = 32;
 
-/// A request could not be carried out. Never holds the request's or the answer's bytes.
+/// A request could not be carried out. Holds no bytes of the request or the response.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
     /// The kernel refused it.
     #[error("{request}: {rejection}")]
     Rejected {
-        /// What was asked.
+        /// The request.
         request: &'static str,
-        /// The kernel's answer.
+        /// The kernel's response.
         rejection: Rejection,
     },
-    /// No answer came.
+    /// No response came.
     #[error("{request}: no answer from the kernel within {ANSWER_TIMEOUT:?}")]
     Timeout {
-        /// What was asked.
+        /// The request.
         request: &'static str,
     },
-    /// Messages were lost, since the receive buffer was full: what is known is no longer true, dump
-    /// it again.
+    /// Messages were lost, since the receive buffer was full. What is known may be wrong: dump it
+    /// again.
     #[error("netlink messages were lost (ENOBUFS): the state must be read again")]
     Overrun,
     /// A dump changed each time while it was read.
     #[error("{request}: changed during each of {DUMP_ATTEMPTS} attempts to read it")]
     Interrupted {
-        /// What was asked.
+        /// The request.
         request: &'static str,
     },
-    /// An answer was not understood.
+    /// A response was malformed.
     #[error("{request}: the kernel's answer was not understood: {reason}")]
     Malformed {
-        /// What was asked.
+        /// The request.
         request: &'static str,
-        /// In what way; no bytes of it.
+        /// How it is malformed. Holds no bytes of it.
         reason: String,
     },
     /// The socket failed.
     #[error("{doing}: {source}")]
     Io {
-        /// What was being done.
+        /// The operation.
         doing: &'static str,
-        /// How it failed.
+        /// The cause.
         source: io::Error,
     },
 }
@@ -99,12 +99,13 @@ impl Error {
 /// The result of a request.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// A request socket of one netlink protocol. Not shared between threads: one request at a time.
+/// A request socket of one netlink protocol. It is not shared between threads: it carries one
+/// request at a time.
 pub struct Netlink {
     socket: Socket,
     port: u32,
     sequence: u32,
-    /// Holds whole answers, of SAs with their keys: wiped when dropped and after each use.
+    /// Holds whole responses, also SAs with their keys. Wiped after each use and when dropped.
     buffer: Zeroizing<Vec<u8>>,
 }
 
@@ -146,9 +147,9 @@ impl Netlink {
         }
     }
 
-    /// Sends several requests in one datagram, which the kernel carries out one after another
-    /// without leaving the system call, and collects all acknowledgements, in order. One that is
-    /// refused does not keep the next from being carried out. (Beyond 128, several datagrams.)
+    /// Sends several requests in one datagram, and collects all acknowledgements in order. The
+    /// kernel carries the requests out one after another within the system call; one that is
+    /// refused does not stop the next. More than 128 requests go in several datagrams.
     pub fn batch<Q: NetlinkSerializable>(
         &mut self,
         request: &'static str,
@@ -183,7 +184,7 @@ impl Netlink {
     /// Sends requests as one nfnetlink transaction (`linux/netfilter/nfnetlink.h`): the kernel
     /// carries out all of them or none. `begin` and `end` are the messages around them,
     /// `NFNL_MSG_BATCH_BEGIN` and `NFNL_MSG_BATCH_END`. Without an end the kernel tries all of them
-    /// and takes them back (as `nft --check` has it do). Returns the first refusal.
+    /// and takes them back, as for `nft --check`. Returns the first refusal.
     pub fn transaction<Q: NetlinkSerializable>(
         &mut self,
         request: &'static str,
@@ -196,8 +197,8 @@ impl Netlink {
         self.append(&mut bytes, begin, NLM_F_REQUEST);
         let first = self.sequence;
         for (number, (message, flags)) in messages.into_iter().enumerate() {
-            // The last one's answer comes behind all refusals. (Kernels before 6.10 acknowledge
-            // neither begin nor end.)
+            // The response to the last one comes after all refusals. (Kernels before 6.10
+            // acknowledge neither begin nor end.)
             let acknowledge = if number == last { NLM_F_ACK } else { 0 };
             self.append(&mut bytes, message, NLM_F_REQUEST | acknowledge | flags);
         }
@@ -214,7 +215,8 @@ impl Netlink {
                     return Ok(());
                 }
                 if let Some(outcome) = frame.outcome()? {
-                    // A refusal of the whole carries the number of its beginning.
+                    // If the whole transaction is refused, the refusal has the sequence number of
+                    // `begin`.
                     answered |= frame.sequence == final_sequence || (frame.sequence == first && outcome.is_err());
                     if let Err(rejection) = outcome {
                         refusal.get_or_insert(rejection);
@@ -226,7 +228,7 @@ impl Netlink {
         refusal.map_or(Ok(()), |rejection| Err(Error::Rejected { request, rejection }))
     }
 
-    /// Sends a request that is answered by one message. `NLM_F_ACK` is not set: the answer is the
+    /// Sends a request that is answered by one message. `NLM_F_ACK` is not set: the response is the
     /// acknowledgement.
     pub fn get<Q, R>(&mut self, request: &'static str, message: Q) -> Result<R>
     where
@@ -241,8 +243,8 @@ impl Netlink {
         }
     }
 
-    /// Sends several requests, each answered by one message, in one datagram (beyond 32, in
-    /// several); answers in order.
+    /// Sends several requests in one datagram, each answered by one message. Responses come in
+    /// order. More than 32 requests go in several datagrams.
     pub fn get_all<Q, R>(&mut self, request: &'static str, messages: Vec<Q>) -> Result<Vec<Result<R, Rejection>>>
     where
         Q: NetlinkSerializable,
@@ -276,7 +278,7 @@ impl Netlink {
         Ok(results)
     }
 
-    /// Reads a whole table, again from the start if it changed meanwhile (`NLM_F_DUMP_INTR`).
+    /// Reads a whole table. Starts again if it changed meanwhile (`NLM_F_DUMP_INTR`).
     pub fn dump<Q, R>(&mut self, request: &'static str, message: Q) -> Result<Vec<R>>
     where
         Q: NetlinkSerializable + Clone,
@@ -289,8 +291,8 @@ impl Netlink {
             self.send(&bytes)?;
             let (mut found, mut end) = (Vec::new(), None);
             let (mut interrupted, mut misread) = (false, None);
-            // To its end in any case: on a socket with half a dump left the kernel refuses the next
-            // one (EBUSY).
+            // The dump is read to its end in any case: while half of it is left, the kernel refuses
+            // the next one (EBUSY).
             while end.is_none() {
                 let received = self.receive(request, |frame| {
                     if frame.sequence != sequence {
@@ -335,7 +337,7 @@ impl Netlink {
         let start = bytes.len();
         let end = start + message.buffer_len().next_multiple_of(4);
         if bytes.capacity() < end {
-            // Growing in place would leave a copy of a key behind wherever the vector moves from.
+            // Growing in place could move the vector and leave a copy of a key behind.
             let mut larger = Zeroizing::new(Vec::with_capacity(end.max(bytes.capacity() * 2)));
             larger.extend_from_slice(bytes);
             *bytes = larger;
@@ -356,7 +358,7 @@ impl Netlink {
         }
     }
 
-    /// One datagram, its messages given to `take`.
+    /// Receives one datagram and gives its messages to `take`.
     fn receive(&mut self, request: &'static str, mut take: impl FnMut(Frame<'_>) -> Result<(), String>) -> Result<()> {
         let length = loop {
             match self.socket.recv(&mut self.buffer.as_mut_slice(), libc::MSG_TRUNC) {
@@ -378,7 +380,7 @@ impl Netlink {
     }
 }
 
-/// A large receive buffer: beyond the system's limit where we may.
+/// Sets a large receive buffer, beyond the system's limit if that is permitted.
 pub(crate) fn widen_buffer(socket: &Socket) -> Result<()> {
     sockopt::set_socket_recv_buffer_size_force(socket, SOCKET_BUFFER)
         .or_else(|_| sockopt::set_socket_recv_buffer_size(socket, SOCKET_BUFFER))

@@ -1,4 +1,5 @@
-//! What is wanted against what is there. Pure functions of one dump each, linear in its size.
+//! Compares what is wanted with what is there. The functions are pure, and linear in the size of
+//! the dump.
 
 use std::collections::HashMap;
 
@@ -8,10 +9,10 @@ use crate::sa::{Encap, Sa, SaId};
 /// What must be done so that the kernel's policies are those wanted.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Plan {
-    /// Wanted, not there. If they had been installed before, somebody deleted them.
+    /// Wanted, but not there. If they were installed before, another program deleted them.
     pub missing: Vec<Policy>,
-    /// Wanted, and something of ours holds the selector, but another priority, action or template.
-    /// If they had been installed so before, somebody changed them.
+    /// Wanted, but our policy there has another priority, action or template. If it was installed
+    /// correctly before, another program changed it.
     pub changed: Vec<(Policy, InstalledPolicy)>,
     /// Ours and no longer wanted.
     pub stray: Vec<InstalledPolicy>,
@@ -20,14 +21,14 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// Whether nothing is to be done and nothing to be reported.
+    /// Whether there is nothing to do and nothing to report.
     pub fn is_empty(&self) -> bool {
         self.missing.is_empty() && self.changed.is_empty() && self.stray.is_empty() && self.occupied.is_empty()
     }
 }
 
-/// Compares policies. Two wanted ones of the same direction and selector are one to the kernel: the
-/// stronger priority is taken, as the weaker could never be asked.
+/// Compares policies. The kernel keeps one policy for a direction and selector, so of two wanted
+/// ones the stronger is taken.
 pub fn policies(desired: &[Policy], observed: &[InstalledPolicy]) -> Plan {
     let mut wanted: HashMap<PolicyKey, Policy> = HashMap::with_capacity(desired.len());
     for policy in desired {
@@ -51,7 +52,7 @@ pub fn policies(desired: &[Policy], observed: &[InstalledPolicy]) -> Plan {
         }
         wanted.remove(&holder.key());
     }
-    // In the caller's order, so that logs and tests read the same each time.
+    // In the caller's order, so that logs and tests are the same each time.
     for policy in desired {
         if wanted.get(&policy.key()) == Some(policy) {
             wanted.remove(&policy.key());
@@ -64,7 +65,7 @@ pub fn policies(desired: &[Policy], observed: &[InstalledPolicy]) -> Plan {
 /// An SA that should be there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct ExpectedSa {
-    /// What it is known by.
+    /// Destination and SPI.
     pub id: SaId,
     /// Its reqid, raw.
     pub reqid: u32,
@@ -75,15 +76,14 @@ pub struct ExpectedSa {
 /// How the kernel's SAs differ from those expected.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct SaPlan {
-    /// Not there any more. Do not install them again, even with their keys at hand: the outbound
-    /// one would begin again at sequence number 1, which the peer takes for a replay, and the
-    /// inbound one would take replays. Negotiate new ones.
+    /// Not there any more. Do not install them again, even if their keys are at hand: the outbound
+    /// one would start again at sequence number 1, which the peer takes for a replay, and the
+    /// inbound one would accept replays. Negotiate new ones.
     pub missing: Vec<ExpectedSa>,
-    /// There with another reqid or other UDP ports.
+    /// There, but with another reqid or other UDP ports.
     pub changed: Vec<(ExpectedSa, Sa)>,
-    /// Ours, complete, and not expected: what a former run left behind, or a key that has leaked
-    /// into the wrong hands. Reservations and acquires are left to the kernel, which drops them by
-    /// itself.
+    /// Ours, complete, and not expected: a former run left them behind. Reservations and acquires
+    /// are left to the kernel, which drops them by itself.
     pub stray: Vec<Sa>,
 }
 

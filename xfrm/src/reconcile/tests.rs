@@ -10,7 +10,7 @@ fn selector(n: u8) -> Selector {
     Selector::new("10.77.0.0/24".parse().unwrap(), format!("10.78.{n}.0/24").parse().unwrap()).unwrap()
 }
 
-/// A policy as the kernel would tell it.
+/// A policy as the kernel would dump it.
 fn installed(policy: &Policy) -> InstalledPolicy {
     use netlink_packet_core::Emitable;
     let raw = policy.to_kernel(crate::reqid::FIRST_INDEX);
@@ -63,8 +63,8 @@ fn any_policy() -> impl Strategy<Value = Policy> {
 }
 
 proptest! {
-    /// Carrying a plan out leaves nothing to do, touches nobody else's, and what was wanted and
-    /// possible stands.
+    /// A plan that is carried out leaves nothing to do and touches no other program's policy. What
+    /// was wanted and possible is there.
     #[test]
     fn a_plan_carried_out_leaves_nothing_to_do(
         desired in proptest::collection::vec(any_policy(), 0..12),

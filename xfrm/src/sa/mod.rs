@@ -14,13 +14,13 @@ use crate::uapi;
 /// Which way the packets of an SA go.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum SaDirection {
-    /// They come to us; we allocated the SPI.
+    /// Packets come to us; we allocated the SPI.
     In,
-    /// They leave; the peer allocated the SPI.
+    /// Packets leave; the peer allocated the SPI.
     Out,
 }
 
-/// What an ESP SA is known by: where its packets go to, and its SPI.
+/// Identifies an ESP SA: the destination of its packets and its SPI.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct SaId {
     /// Outer destination.
@@ -72,7 +72,7 @@ impl Algorithm {
         }
     }
 
-    /// The kernel's name of it.
+    /// Its name in the kernel.
     pub const fn kernel_name(self) -> &'static str {
         match self {
             Algorithm::Aes128Gcm16 | Algorithm::Aes256Gcm16 => "rfc4106(gcm(aes))",
@@ -87,9 +87,9 @@ impl Algorithm {
 pub struct KeyLength {
     /// The algorithm, in the kernel's words.
     pub algorithm: &'static str,
-    /// What it takes.
+    /// Bytes that it takes.
     pub expected: usize,
-    /// What was given.
+    /// Bytes that were given.
     pub got: usize,
 }
 
@@ -114,7 +114,7 @@ impl Aead {
         Ok(Self { algorithm, key: Zeroizing::new(key_and_salt.to_vec()) })
     }
 
-    /// Which algorithm.
+    /// The algorithm.
     pub fn algorithm(&self) -> Algorithm {
         self.algorithm
     }
@@ -135,11 +135,11 @@ pub struct Encap {
     pub destination_port: u16,
 }
 
-/// Sequence numbers.
+/// Sequence numbers and replay protection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Replay {
-    /// Window of an inbound SA, packets, at most [`Replay::MAX_WINDOW`]; 0 turns the check off (not
-    /// with `esn`). Ignored on outbound SAs.
+    /// Window of an inbound SA, packets, at most [`Replay::MAX_WINDOW`]. 0 turns the check off,
+    /// except with `esn`. Ignored on outbound SAs.
     pub window: u32,
     /// Extended (64 bit) sequence numbers, as negotiated.
     pub esn: bool,
@@ -155,9 +155,9 @@ impl Replay {
     pub const ESN: Replay = Replay { window: 1024, esn: true };
 }
 
-/// When the kernel says that an SA has done enough ([`crate::events::Event::Expire`]). By packets
-/// and bytes only: its timers run on the wall clock, and a step of that would end SAs. `None`: no
-/// limit.
+/// Limits at which the kernel reports an SA ([`crate::events::Event::Expire`]). They count packets
+/// and bytes only: the kernel's timers run on the wall clock, and a step of it would end SAs.
+/// `None`: no limit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub struct Limits {
     /// Bytes after which to rekey.
@@ -187,28 +187,28 @@ pub struct SaParams {
     pub aead: Aead,
     /// ESP in UDP.
     pub encap: Option<Encap>,
-    /// Sequence numbers.
+    /// Sequence numbers and replay protection.
     pub replay: Replay,
-    /// The only packets that may travel in it, towards peers that are not ours. `None` between our
-    /// own nodes: any of either family (`XFRM_STATE_AF_UNSPEC`), policies decide.
+    /// Towards peers that are not ours: the only packets that may travel in it. `None` between our
+    /// own nodes: any packet of either family (`XFRM_STATE_AF_UNSPEC`); policies decide.
     pub selector: Option<Selector>,
-    /// When it has done enough.
+    /// When to rekey or delete it.
     pub limits: Limits,
 }
 
 impl SaParams {
-    /// What it is known by.
+    /// Destination and SPI.
     pub fn id(&self) -> SaId {
         SaId { destination: self.destination, spi: self.spi }
     }
 }
 
-/// Which SPIs may be allocated; both ends included. RFC 4303 2.1 reserves 0 to 255.
+/// SPIs that may be allocated, both ends included. RFC 4303 2.1 reserves 0 to 255.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct SpiRange {
-    /// Smallest.
+    /// Smallest SPI.
     pub min: u32,
-    /// Largest.
+    /// Largest SPI.
     pub max: u32,
 }
 
@@ -218,10 +218,10 @@ impl Default for SpiRange {
     }
 }
 
-/// An SA that the kernel has, anyone's. Its key is not kept.
+/// An SA in the kernel, of any program. Its key is not kept.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Sa {
-    /// What it is known by.
+    /// Destination and SPI.
     pub id: SaId,
     /// Outer source.
     pub source: IpAddr,
@@ -231,10 +231,10 @@ pub struct Sa {
     pub reqid: u32,
     /// `XFRM_MODE_*`; 1 is tunnel.
     pub mode: u8,
-    /// Which way, where the kernel knows (6.10 and later, and whoever installed it told).
+    /// Its direction, if the kernel knows it: 6.10 and later, if the installing program stated it.
     pub direction: Option<SaDirection>,
-    /// The kernel's name of the AEAD or cipher; `None` while it is larval (an SPI reserved, or an
-    /// acquire under way).
+    /// The kernel's name of the AEAD or cipher. `None`: it is larval, that is, a reserved SPI or an
+    /// acquire under way.
     pub algorithm: Option<String>,
     /// ESP in UDP.
     pub encap: Option<Encap>,
@@ -248,14 +248,14 @@ pub struct Sa {
     pub flags: u8,
     /// XFRM interface, 0 for none.
     pub if_id: u32,
-    /// What went through.
+    /// What went through it.
     pub counters: Counters,
 }
 
 /// What went through an SA.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Counters {
-    /// Bytes, without ESP's own.
+    /// Bytes of payload, without ESP's overhead.
     pub bytes: u64,
     /// Packets.
     pub packets: u64,
@@ -263,9 +263,9 @@ pub struct Counters {
     pub added: u64,
     /// When it was first used, seconds of the wall clock since 1970; 0 for never.
     pub first_used: u64,
-    /// Packets below the replay window.
+    /// Packets that were older than the replay window.
     pub before_window: u32,
-    /// Packets seen twice.
+    /// Packets that came twice.
     pub replayed: u32,
     /// Packets whose ICV was wrong.
     pub integrity_failures: u32,
@@ -281,12 +281,12 @@ impl Sa {
         Reqid::ours(self.reqid).is_some()
     }
 
-    /// Whether it is only a reservation.
+    /// Whether it is only a reservation or an acquire.
     pub fn is_larval(&self) -> bool {
         self.algorithm.is_none()
     }
 
-    /// Outer addresses with the UDP ports where there are any: source, destination.
+    /// Outer source and destination. The ports are 0 without UDP encapsulation.
     pub fn endpoints(&self) -> (SocketAddr, SocketAddr) {
         let (source_port, destination_port) =
             self.encap.map_or((0, 0), |encap| (encap.source_port, encap.destination_port));
@@ -338,7 +338,7 @@ impl Sa {
 
     fn read_attribute(&mut self, kind: u16, value: &[u8]) -> Result<(), String> {
         match kind {
-            // The name only: the key behind it is not copied.
+            // Only the name is read; the key behind it is not copied.
             nl::XFRMA_ALG_AEAD | nl::XFRMA_ALG_CRYPT | nl::XFRMA_ALG_AUTH | nl::XFRMA_ALG_AUTH_TRUNC => {
                 let name = value.get(..nl::XFRM_ALG_AEAD_NAME_LEN).ok_or("algorithm shorter than its name")?;
                 let name = name.split(|byte| *byte == 0).next().unwrap_or_default();
@@ -373,17 +373,17 @@ impl Sa {
     }
 }
 
-/// What of an SA the kernel's version decides.
+/// Features that depend on the kernel's version.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Features {
     /// SAs have a direction (`XFRMA_SA_DIR`, 6.10 and later).
     pub sa_direction: bool,
-    /// An `out` policy keeps to the SA that it used last for as long as that exists (6.13 and
-    /// later, with per-CPU SAs).
+    /// An `out` policy keeps the SA that it used last as long as that exists (6.13 and later, with
+    /// per-CPU SAs).
     pub policies_cache_sas: bool,
 }
 
-/// Seconds between two [`crate::events::Event::Mapping`] of one SA; without, the kernel tells of
+/// Seconds between two [`crate::events::Event::Mapping`] of one SA. Without it the kernel reports
 /// every packet from a new address.
 const MAPPING_THRESHOLD_SECONDS: u32 = 1;
 
@@ -395,7 +395,7 @@ pub(crate) fn direction_attribute(direction: SaDirection) -> nl::XfrmAttrs {
     nl::XfrmAttrs::Other(DefaultNla::new(uapi::XFRMA_SA_DIR, vec![value]))
 }
 
-/// The fixed part that SPI reservations and SAs share.
+/// The fixed part that SPI reservations and SAs have in common.
 pub(crate) fn base_info(
     source: IpAddr,
     destination: IpAddr,
@@ -416,7 +416,8 @@ pub(crate) fn base_info(
 }
 
 impl SaParams {
-    /// Holds a copy of the key: put it into a [`crate::message::Request`] at once, which wipes it.
+    /// The result holds a copy of the key. Put it into a [`crate::message::Request`] at once, which
+    /// wipes it.
     pub(crate) fn to_kernel(&self, features: Features) -> Result<nl::state::ModifyMessage, MixedFamilies> {
         let mut info = base_info(self.source, self.destination, self.spi, self.reqid)?;
         match &self.selector {
@@ -456,10 +457,8 @@ impl SaParams {
     }
 
     /// The window stands in `xfrm_replay_state_esn`, with or without extended sequence numbers: the
-    /// older field ends at
-    /// 32. An outbound SA has none; with ESN a kernel that knows directions wants no window and no
-    ///     bitmap there, an
-    /// older one at least 1.
+    /// older field ends at 32. An outbound SA has no window. With ESN, a kernel that knows
+    /// directions wants no window and no bitmap there; an older one wants at least 1.
     fn replay_attribute(&self, features: Features) -> Option<nl::XfrmAttrs> {
         let window = match (self.direction, self.replay.esn) {
             (SaDirection::In, esn) => self.replay.window.clamp(u32::from(esn), Replay::MAX_WINDOW),

@@ -77,8 +77,8 @@ fn what_is_sent_is_what_was_asked_for() {
 
 #[test]
 fn a_request_wipes_its_key_when_it_goes() {
-    // The attribute's buffer is owned by the request; what is left of it after the wipe can be seen
-    // through a second owner only, so the wipe itself is called as `drop` does it.
+    // The request owns the attribute's buffer, so nobody else can see it after the wipe. The test
+    // calls the wipe itself, as `drop` does.
     let mut message = nl::XfrmMessage::AddSa(params().to_kernel(Features::default()).unwrap());
     crate::message::wipe(&mut message);
     let mut sent = vec![0; NetlinkSerializable::buffer_len(&message)];

@@ -1,4 +1,4 @@
-//! What the kernel tells.
+//! Notifications of the kernel.
 
 use edge_xfrm::events::{Event, EventSocket};
 use edge_xfrm::{Direction, Policy, Reqid, Xfrm};
@@ -15,7 +15,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("a_full_buffer_is_told_as_overrun", Root, overrun),
 ];
 
-/// The next event, awaited.
+/// Waits for the next event.
 pub(crate) fn next(events: &mut EventSocket) -> Event {
     loop {
         if let Some(event) = events.next().unwrap() {
@@ -48,7 +48,8 @@ fn others_changes() {
     namespace.ip("xfrm policy flush");
     assert_eq!(next(&mut events), Event::PoliciesFlushed);
 
-    // Ours, through a socket that is left out, then another's: only that is told.
+    // A change of ours through a socket that is left out, then one of another program: only the
+    // latter is reported.
     let mut quiet = namespace.run(|| Xfrm::open().unwrap());
     events.ignore_port(quiet.port());
     quiet.install_policy(&block).unwrap();
@@ -90,7 +91,7 @@ fn acquire() {
         assert_eq!(selector.destination().ip().to_string(), to);
         assert_eq!((source.to_string().as_str(), destination.to_string().as_str()), ("192.0.2.1", "192.0.2.2"));
     }
-    // The larval SA of the acquire is not taken for one of ours that nobody wants.
+    // The larval SA of the acquire does not count as a stray SA of ours.
     let sas = namespace.run(|| Xfrm::open().unwrap().sas().unwrap());
     assert!(sas.iter().all(|sa| sa.is_larval()), "{sas:?}");
     assert!(edge_xfrm::reconcile::sas(&[], &sas).is_empty());
@@ -114,7 +115,7 @@ fn overrun() {
         }
     });
     while next(&mut events) != Event::Overrun {}
-    // What comes after is told again.
+    // Later notifications are reported again.
     while events.next().unwrap().is_some() {}
     namespace.ip("xfrm policy flush");
     assert_eq!(next(&mut events), Event::PoliciesFlushed);

@@ -81,8 +81,8 @@ fn two_at_once() {
     });
 }
 
-/// A node with two pods on a wire each, and an uplink with a neighbour that routes everything to
-/// the node.
+/// A node with two pods, each on a cable of its own, and an uplink with a neighbour that routes
+/// everything to the node.
 struct Site {
     node: Namespace,
     pods: [Namespace; 2],
@@ -99,7 +99,7 @@ fn site() -> Site {
     node.ip("addr add 10.77.0.1/26 dev ecni0");
     node.ip("addr add fd77::1/64 dev ecni0 nodad");
     node.ip("link set ecni0 up");
-    // Any address at the neighbour that is nobody else's is its own.
+    // The neighbour takes every address that nobody else has as its own.
     neighbour.ip("addr add 198.51.100.1/32 dev lo");
     neighbour.ip("route add local 10.77.1.0/26 dev lo");
     neighbour.ip("route add 10.77.0.0/26 via 192.0.2.1");
@@ -117,15 +117,15 @@ fn site() -> Site {
 
 fn packets() {
     let Site { node, pods: [one, two], neighbour } = site();
-    // Bound to an address of the remote segment, which the router at the neighbour's place leads to
-    // itself: what leaks in clear arrives.
+    // Bound to an address of the remote segment, which the neighbour as router takes as its own:
+    // what leaks in clear arrives.
     let leaked = neighbour.listen("10.77.1.2:7");
     let leaked6 = neighbour.listen("[fd77:0:0:1::2]:7");
     let internet = neighbour.listen("198.51.100.1:7");
     let (at_one, at_one6) = (one.listen("10.77.0.2:7"), one.listen("[fd77::2]:7"));
     let at_node = node.listen("10.77.0.1:7");
 
-    // Without the guard everything leaks: the test would notice.
+    // Without the guard everything leaks, so the test notices leaks.
     one.send("10.77.0.2", "10.77.1.2:7", "leak");
     assert_eq!(receive(&leaked), "leak");
     one.send("fd77::2", "[fd77:0:0:1::2]:7", "leak");
@@ -136,8 +136,8 @@ fn packets() {
     let bridge = ["10.77.0.1", "fd77::1"];
     node.run(move || guard::install(&config(&bridge)).map(|_| ()).unwrap());
 
-    // What must pass: pod to pod, pod to node and back, IPv6 with neighbour discovery anew, pod to
-    // the internet and back.
+    // What must pass: pod to pod, pod to node and back, IPv6 after neighbour discovery, pod to the
+    // internet and back.
     two.ip("neigh flush all");
     node.ip("neigh flush all");
     two.send("10.77.0.3", "10.77.0.2:7", "pod");
@@ -159,8 +159,8 @@ fn packets() {
     neighbour.send("198.51.100.1", "10.77.0.2:7", "answer");
     assert_eq!(receive(&at_one), "answer");
 
-    // What must not: a pod and the node to a remote pod, also with a source of the uplink, as a
-    // foreign masquerade leaves it.
+    // What must not pass: from a pod and from the node to a remote pod, even with a source of the
+    // uplink, as another program's masquerading leaves it.
     let dropped = node.counter("XfrmOutPolBlock");
     one.send("10.77.0.2", "10.77.1.2:7", "refused");
     node.send("10.77.0.1", "10.77.1.2:7", "refused");
@@ -168,8 +168,8 @@ fn packets() {
     one.send("fd77::2", "[fd77:0:0:1::2]:7", "refused");
     node.await_counter("XfrmOutPolBlock", dropped + 4);
 
-    // A pod that forges a remote source, to the internet; a neighbour that does, to a pod and to
-    // the node.
+    // A pod with a forged remote source towards the internet; a neighbour with one towards a pod
+    // and the node.
     one.ip("addr add 10.77.1.2/32 dev lo");
     let dropped = node.counter("XfrmInPolBlock");
     one.send("10.77.1.2", "198.51.100.1:7", "refused");
@@ -178,7 +178,7 @@ fn packets() {
     neighbour.send("fd77:0:0:1::2", "[fd77::2]:7", "refused");
     node.await_counter("XfrmInPolBlock", dropped + 4);
 
-    // The same ways stay open for others: what had been let through would have come first.
+    // Others can still use the same paths. A packet that had passed would have come first.
     one.send("10.77.0.2", "198.51.100.1:7", "granted");
     neighbour.send("198.51.100.1", "10.77.0.2:7", "granted");
     neighbour.send("198.51.100.1", "10.77.0.1:7", "granted");
@@ -189,8 +189,8 @@ fn packets() {
         assert_eq!(receive(socket), "granted");
     }
 
-    // The device catches what no policy takes: without the policies nothing leaves by the default
-    // route either.
+    // The device drops packets that no policy matches: without the policies nothing leaves by the
+    // default route either.
     node.ip("xfrm policy flush");
     one.ip("addr del 10.77.1.2/32 dev lo");
     // Its own router solicitations would be counted too.
@@ -237,7 +237,7 @@ fn in_the_way() {
     let error = namespace.run(|| guard::install(&config(&[])).unwrap_err());
     let Error::Guard { source, .. } = &error else { panic!("{error}") };
     assert!(matches!(**source, Error::OccupiedByOther { .. }), "{error}");
-    // The rest stands nevertheless.
+    // The rest is installed nevertheless.
     let defects = namespace.run(|| guard::check(&config(&[])).unwrap());
     assert!(matches!(defects.as_slice(), [Defect::Occupied(..)]), "{defects:?}");
 
@@ -279,8 +279,8 @@ fn bypass() {
         assert!(ike.send_to(b"blocked", theirs).is_err());
         edge_xfrm::socket::bypass(&ike, ipv6).unwrap();
         if ipv6 {
-            // Neighbour discovery is blocked as everything else of this host: its peer is known
-            // beforehand.
+            // Neighbour discovery is blocked like all other traffic of this host, so the peer's
+            // address is set by hand.
             here.ip(&format!("neigh replace 2001:db8::2 lladdr {} dev eth0", mac(&there)));
             there.ip(&format!("neigh replace 2001:db8::1 lladdr {} dev eth0", mac(&here)));
         }

@@ -1,5 +1,5 @@
-//! Against a real kernel, each test in network namespaces of its own. Tests that this machine
-//! cannot run are named as skipped, with the reason.
+//! Tests against a real kernel, each in network namespaces of its own. A test that this machine
+//! cannot run is named as skipped, with the reason.
 //!
 //! Those with SAs need ESP: `interop-tests exec -- target/debug/deps/kernel-...` runs them in the
 //! lab.
@@ -16,7 +16,7 @@ use std::io::Write as _;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;
 
-/// What a test needs beyond root.
+/// What a test needs.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Needs {
     Root,

@@ -1,4 +1,4 @@
-//! Network namespaces: a thread each, which vanish with it.
+//! Network namespaces. Each has a thread and vanishes with it.
 
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::process::Command;
@@ -29,7 +29,7 @@ impl Namespace {
         namespace.ip("link set lo up");
         namespace.run(|| {
             std::fs::write("/proc/sys/net/ipv4/ip_forward", "1").unwrap();
-            // Only policies are to keep what is kept here.
+            // Only policies may drop packets in these tests.
             for scope in ["all", "default"] {
                 std::fs::write(format!("/proc/sys/net/ipv4/conf/{scope}/rp_filter"), "0").unwrap();
             }
@@ -40,7 +40,7 @@ impl Namespace {
         namespace
     }
 
-    /// Runs a closure in the namespace; its panics are ours.
+    /// Runs a closure in the namespace and passes its panics on.
     pub(crate) fn run<T: Send + 'static>(&self, job: impl FnOnce() -> T + Send + 'static) -> T {
         let (sender, receiver) = channel();
         let job = move || {
@@ -50,7 +50,7 @@ impl Namespace {
         receiver.recv().unwrap().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
     }
 
-    /// `ip` with these words, which must succeed; what it wrote.
+    /// Runs `ip` with these words, which must succeed. Gives its output.
     pub(crate) fn ip(&self, words: &str) -> String {
         let words: Vec<String> = words.split_whitespace().map(str::to_owned).collect();
         self.run(move || {
@@ -88,7 +88,7 @@ impl Namespace {
         let (from, to): (IpAddr, SocketAddr) = (from.parse().unwrap(), to.parse().unwrap());
         let text = text.to_owned();
         self.run(move || {
-            // A block answers with an error; what counts is what arrives.
+            // A block makes this fail. The test looks at what arrives.
             let _ = bind_freebind(SocketAddr::new(from, 0)).send_to(text.as_bytes(), to);
         });
     }
@@ -127,14 +127,14 @@ impl Namespace {
     }
 }
 
-/// What arrives next, as text.
+/// The next datagram, as text.
 pub(crate) fn receive(socket: &UdpSocket) -> String {
     let mut buffer = [0; 64];
     let length = socket.recv(&mut buffer).expect("a datagram arrives");
     String::from_utf8_lossy(&buffer[..length]).into_owned()
 }
 
-/// Bound to an address whether or not the host has it.
+/// Binds to an address whether or not the host has it.
 fn bind_freebind(from: SocketAddr) -> UdpSocket {
     use rustix::net::{AddressFamily, SocketType, sockopt};
     let family = if from.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
@@ -157,7 +157,7 @@ fn enter_new_namespace() {
     assert_eq!(outcome, 0, "unshare: {}", std::io::Error::last_os_error());
 }
 
-/// Why nothing can be tested here, if so.
+/// Why no test can run here, if that is so.
 pub(crate) fn missing_root() -> Option<String> {
     if !rustix::process::geteuid().is_root() {
         return Some("not root".into());
@@ -174,7 +174,7 @@ pub(crate) fn missing_root() -> Option<String> {
     probe.join().unwrap()
 }
 
-/// Why SAs cannot be tested here, if so.
+/// Why SAs cannot be tested here, if that is so.
 pub(crate) fn missing_esp() -> Option<String> {
     let probe = || match Xfrm::open().unwrap().add_sa(&sa(SaDirection::Out, "192.0.2.1", "192.0.2.2", 0x100, 0)) {
         Ok(()) => None,

@@ -12,7 +12,7 @@ use crate::policies::selector;
 pub(crate) struct Pair {
     pub(crate) a: Namespace,
     pub(crate) b: Namespace,
-    /// ESP in UDP is taken out only while these are open.
+    /// The kernel decapsulates ESP in UDP only while these are open.
     _sockets: Vec<UdpSocket>,
 }
 
@@ -53,7 +53,7 @@ pub(crate) fn policies(local: u32, remote: u32, n: u32, outer: (&str, &str)) -> 
     .collect()
 }
 
-/// The SAs of both directions at both ends, made from one; and the policies.
+/// Installs the SAs of both directions at both ends, and the policies.
 pub(crate) fn connect(pair: &Pair, forth: &SaParams, back: &SaParams, features: Option<Features>) {
     let outer = (forth.source.to_string(), forth.destination.to_string());
     let n = forth.reqid.tunnel_number().unwrap();
@@ -79,7 +79,7 @@ pub(crate) fn reversed(sa: &SaParams, spi: u32) -> SaParams {
     SaParams { source: sa.destination, destination: sa.source, spi, encap, ..sa.clone() }
 }
 
-/// A datagram of each family each way.
+/// Sends a datagram of each family each way.
 pub(crate) fn talk(pair: &Pair) {
     for (from, to, source, destination) in [
         (&pair.a, &pair.b, "10.77.0.1", "10.77.1.1:7"),

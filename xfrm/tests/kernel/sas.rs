@@ -1,4 +1,4 @@
-//! SAs: packets through them, limits, moves, and whose they are.
+//! SAs: packets through them, limits, changed addresses, and ownership.
 
 use edge_xfrm::events::{Event, EventSocket};
 use edge_xfrm::reconcile::{self, ExpectedSa};
@@ -144,7 +144,7 @@ fn mapping() {
     talk(&pair);
     let mut events = pair.b.run(|| EventSocket::open().unwrap());
 
-    // A sends from another port from now on, as if a NAT had given it one.
+    // From now on A sends from another port, as if a NAT had mapped it.
     let _socket = esp_socket(&pair.a, "0.0.0.0:4999");
     let moved = Some(Encap { source_port: 4999, destination_port: 4500 });
     let update =
@@ -202,7 +202,7 @@ fn granted_by_policies() {
     let pair = pair();
     let forth = sa(SaDirection::Out, "192.0.2.1", "192.0.2.2", 0x1000, 1);
     connect(&pair, &forth, &reversed(&forth, 0x1001), None);
-    // A opens its own policies, as a hostile member would.
+    // A adds policies of its own, as a hostile member would.
     pair.a.ip("addr add 10.77.5.1/32 dev lo");
     let reqid = forth.reqid;
     pair.a.run(move || {
@@ -263,7 +263,7 @@ fn with_selector() {
     });
 }
 
-/// Refused for want of ESP or, with ESP, as there is one already.
+/// Refused because the kernel has no ESP or, if it has, because the SA exists already.
 fn refused_without_key() {
     Namespace::new().run(|| {
         let mut xfrm = Xfrm::open().unwrap();

@@ -16,10 +16,10 @@ pub(crate) const TESTS: &[Test] = &[
     ("a_switch_that_cannot_succeed_leaves_the_old_sa", Esp, refused_switch),
 ];
 
-/// Echoes are asked for on several sockets without pause while the outbound SA is switched again
-/// and again. A packet is lost only where the CPU was away for longer than IN_FLIGHT between its
-/// lookup and its output, which a loaded lab does now and then; deleting the old SA in the batch
-/// that adds the new one lost one in ten.
+/// Several sockets ask for echoes without pause while the outbound SA is switched again and again.
+/// A packet is lost only if the CPU was away for longer than IN_FLIGHT between its lookup and its
+/// output, which happens now and then in a loaded lab. Deleting the old SA in the batch that adds
+/// the new one lost one packet in ten.
 fn switching() {
     const SWITCHES: u32 = 200;
     const BEARABLE: u64 = 8;
@@ -56,12 +56,12 @@ fn switching() {
                 for number in 0u64.. {
                     let number = if done.load(Ordering::Relaxed) { u64::MAX } else { number };
                     loop {
-                        // The CPU was away for longer than IN_FLIGHT between a packet's lookup and
-                        // its output: the sender is told.
+                        // If the CPU was away for longer than IN_FLIGHT between a packet's lookup
+                        // and its output, sending fails.
                         while let Err(error) = client.send(&number.to_ne_bytes()) {
                             assert_eq!(error.kind(), std::io::ErrorKind::InvalidInput, "{error}");
                         }
-                        // An echo that was only late may come after it was asked for again.
+                        // A late echo may come after the request was repeated.
                         let mut answer = client.recv(&mut buffer);
                         while answer.is_ok() && u64::from_ne_bytes(buffer) != number {
                             answer = client.recv(&mut buffer);
@@ -105,7 +105,7 @@ fn new_sa_is_taken() {
     let mut forth = sa(SaDirection::Out, "192.0.2.1", "192.0.2.2", 0x1000, 1);
     connect(&pair, &forth, &reversed(&forth, 0x0f00), None);
     for _ in 0..5 {
-        // So that the old one is known to policies and sockets.
+        // This makes policies and sockets cache the old SA.
         talk(&pair);
         let (old, before) = (forth.id(), read(&pair.a, forth.id()).counters.packets);
         forth.spi += 1;
