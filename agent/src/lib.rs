@@ -21,6 +21,7 @@
 //! - [`tunnels`]: the IKE driver: endpoint, sockets and XFRM in one loop.
 //! - [`host`]: routes, bridge, firewall, uplinks.
 //! - [`incidents`]: what was repaired, what is in the way, what went wrong.
+//! - [`logging`]: the log, its filter, and spans for node and peer.
 //! - [`status`]: the document of `status --json`, and the table.
 //! - [`hardening`]: no core dumps, private files.
 //! - [`netns_lock`]: one agent in a network namespace.
@@ -43,6 +44,7 @@ pub mod hardening;
 pub mod host;
 pub mod incidents;
 pub mod install_cni;
+pub mod logging;
 pub mod membership;
 pub mod netns_lock;
 pub mod plugin_server;

@@ -1,7 +1,6 @@
 //! `edge-agent run`: starts controller client, host reconciler and admin socket on a small thread
 //! pool, and the tunnels on a thread of their own; ends them.
 
-use std::io::IsTerminal;
 use std::sync::Arc;
 
 use anyhow::{Context, anyhow};
@@ -10,6 +9,7 @@ use tokio::runtime::Builder;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
+use tracing::{Instrument, Span};
 
 use crate::admin::server::{self, AdminRequest};
 use crate::admin::{Request, Response};
@@ -25,11 +25,13 @@ use crate::netns_lock::NetnsLock;
 use crate::state_dir::StateDir;
 use crate::status::Status;
 use crate::tunnels::{Command, Driver};
-use crate::{hardening, host, membership, plugin_server, state_dir};
+use crate::{hardening, host, logging, membership, plugin_server, state_dir};
 
 /// Runs until SIGTERM or SIGINT, or until a part fails. What is in the kernel stays there.
 pub fn run(config: Config) -> anyhow::Result<()> {
-    start_log();
+    logging::start();
+    let span = logging::node_span();
+    let _entered = span.clone().entered();
     let config = Arc::new(config);
     let statics = config
         .peers
@@ -43,7 +45,7 @@ pub fn run(config: Config) -> anyhow::Result<()> {
         state_dir::make_private(&config.state_dir).with_context(|| format!("{path}: cannot be made private"))?;
     }
     let runtime = Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
-    runtime.spawn(netns_lock.serve());
+    runtime.spawn(netns_lock.serve().instrument(span.clone()));
     let stop = CancellationToken::new();
     let (controller, node) = membership::channels(config.clone(), Arc::new(CertificateClock::default()), stop.clone());
     if config.controller.is_some() {
@@ -52,14 +54,21 @@ pub fn run(config: Config) -> anyhow::Result<()> {
         let underlay = runtime.block_on(host::read_underlay(&config.bridge))?;
         node.uplink.send_modify(|uplink| uplink.underlay = underlay);
         let controller = ControllerClient::load(controller, state)?;
-        runtime.spawn(controller.clone().run());
+        // Otherwise the node has no name before it has joined.
+        if let Some(name) = controller.node().or(config.name.clone()) {
+            logging::set_node(&span, &name);
+        }
+        runtime.spawn(controller.clone().run().instrument(span.clone()));
         let stop = stop.clone();
-        runtime.spawn(async move {
+        let serve_plugin = async move {
             if let Err(error) = plugin_server::run(controller).await {
                 tracing::error!("{error:#}");
                 stop.cancel();
             }
-        });
+        };
+        runtime.spawn(serve_plugin.instrument(span));
+    } else if let Ok(name) = config.node_name() {
+        logging::set_node(&span, &name);
     }
     runtime.block_on(run_node(node, statics, stop))
 }
@@ -70,7 +79,7 @@ async fn run_node(node: NodeChannels, statics: Vec<PeerConfig>, stop: Cancellati
     let socket = config.admin_socket();
     let admin = server::listen(&socket).with_context(|| format!("{}: cannot be opened", socket.display()))?;
     let (requests_tx, requests) = mpsc::channel(16);
-    tokio::spawn(server::serve(socket.clone(), admin, requests_tx));
+    tokio::spawn(server::serve(socket.clone(), admin, requests_tx).in_current_span());
 
     let (host_tx, host) = watch::channel(HostState::default());
     let (desired_tx, desired) =
@@ -79,11 +88,12 @@ async fn run_node(node: NodeChannels, statics: Vec<PeerConfig>, stop: Cancellati
     let reconciler = Keeper::new(config.clone(), journal.clone(), desired.clone(), host_tx, node.uplink.clone());
     let tunnels = start_tunnels(&node, journal.clone(), host.clone(), desired, commands)?;
     let until = stop.clone();
-    let reconciler = tokio::spawn(async move {
+    let run_reconciler = async move {
         let outcome = reconciler.run(until.clone()).await;
         until.cancel();
         outcome
-    });
+    };
+    let reconciler = tokio::spawn(run_reconciler.in_current_span());
 
     let handler = AdminHandler {
         commands: commands_tx,
@@ -91,8 +101,8 @@ async fn run_node(node: NodeChannels, statics: Vec<PeerConfig>, stop: Cancellati
         journal,
         controller: config.controller.is_some().then(|| node.controller_status.clone()),
     };
-    tokio::spawn(handler.serve(requests));
-    tokio::spawn(recompute_desired(config.clone(), statics, node.membership.clone(), desired_tx));
+    tokio::spawn(handler.serve(requests).in_current_span());
+    tokio::spawn(recompute_desired(config.clone(), statics, node.membership.clone(), desired_tx).in_current_span());
 
     let outcome = wait_for_end(stop.clone()).await;
     stop.cancel();
@@ -117,7 +127,9 @@ fn start_tunnels(
     let tunnels = node.tunnels.clone();
     let (opened_tx, opened) = std::sync::mpsc::channel();
     let (done_tx, done) = oneshot::channel();
+    let span = Span::current();
     std::thread::Builder::new().name("tunnels".into()).spawn(move || {
+        let _entered = span.entered();
         let work = || -> anyhow::Result<()> {
             let runtime = Builder::new_current_thread().enable_all().build()?;
             runtime.block_on(async {
@@ -218,21 +230,4 @@ async fn wait_for_end(stop: CancellationToken) -> anyhow::Result<()> {
         () = stop.cancelled() => {}
     }
     Ok(())
-}
-
-/// Logs to standard error. `EDGE_AGENT_LOG` is a filter, e.g. `debug` or `edge_ike=trace`.
-fn start_log() {
-    use tracing_subscriber::EnvFilter;
-    // netlink-proto traces whole messages, keys included, so its log is off whatever the filter
-    // says.
-    let filter = EnvFilter::try_from_env("EDGE_AGENT_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
-    let filter = ["netlink_proto=off", "netlink_packet_xfrm=off"]
-        .iter()
-        .filter_map(|directive| directive.parse().ok())
-        .fold(filter, EnvFilter::add_directive);
-    let _ = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        .with_ansi(std::io::stderr().is_terminal())
-        .try_init();
 }

@@ -9,6 +9,7 @@ use std::time::Duration;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{mpsc, oneshot};
+use tracing::Instrument;
 
 use super::{Request, Response};
 
@@ -53,11 +54,12 @@ pub async fn serve(path: PathBuf, mut listener: UnixListener, to: mpsc::Sender<A
             continue;
         };
         let to = to.clone();
-        tokio::spawn(async move {
+        let serve_one = async move {
             if let Ok(Err(error)) = tokio::time::timeout(TIMEOUT, respond(socket, to)).await {
                 tracing::debug!(%error, "a connection on the admin socket failed");
             }
-        });
+        };
+        tokio::spawn(serve_one.in_current_span());
     }
 }
 

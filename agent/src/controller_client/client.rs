@@ -8,7 +8,7 @@ use edge_types::store::{SegmentsFile, VIEW_FILE};
 use edge_types::{NodeName, NodeView, Role};
 use tokio::sync::{Mutex, watch};
 use tokio_util::sync::CancellationToken;
-use tracing::{error, info, warn};
+use tracing::{Span, error, info, warn};
 
 use super::error::ControllerError;
 use super::guard_bypass::GuardBypass;
@@ -122,6 +122,11 @@ impl ControllerClient {
     /// Cancelled when the agent ends.
     pub fn stop(&self) -> &CancellationToken {
         &self.stop
+    }
+
+    /// This node's name; `None` until it has joined.
+    pub fn node(&self) -> Option<NodeName> {
+        self.member.borrow().as_ref().map(|member| member.identity.node.clone())
     }
 
     /// View and credentials in force.
@@ -307,7 +312,8 @@ impl ControllerClient {
         work: impl FnOnce(&StateDir) -> Result<T, StateDirError> + Send + 'static,
     ) -> Result<T, StateDirError> {
         let state = self.state.clone();
-        match tokio::task::spawn_blocking(move || work(&state)).await {
+        let span = Span::current();
+        match tokio::task::spawn_blocking(move || span.in_scope(|| work(&state))).await {
             Ok(result) => result,
             Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
             Err(_) => Err(StateDirError::Ending),

@@ -19,7 +19,7 @@ use rustls_pki_types::ServerName;
 use serde::{Serialize, de::DeserializeOwned};
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
-use tracing::{debug, warn};
+use tracing::{Instrument, debug, warn};
 use zeroize::Zeroizing;
 
 use super::error::ControllerError;
@@ -211,11 +211,12 @@ impl HttpClient {
             .map_err(|error| hyper_error(url, &error))?;
         // Ends when the last sender and stream are dropped, or the connection breaks; pending
         // requests then get the error.
-        tokio::spawn(async move {
+        let until_it_ends = async move {
             if let Err(error) = connection.await {
                 debug!(error = with_causes(&error), "connection to the controller ended");
             }
-        });
+        };
+        tokio::spawn(until_it_ends.in_current_span());
         Ok(Connection { url: url.clone(), local, sender })
     }
 

@@ -17,7 +17,7 @@ use serde::de::IgnoredAny;
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::codec::{FramedRead, LinesCodec, LinesCodecError};
 use tokio_util::io::StreamReader;
-use tracing::{debug, error, info, warn};
+use tracing::{Span, debug, error, info, warn};
 
 use super::backoff::{Backoff, jitter};
 use super::client::{ControllerClient, Member, ViewError};
@@ -26,8 +26,8 @@ use super::http::{Connection, Reconnect, hyper_error};
 use super::join;
 use super::join_credential::{self, JoinCredential};
 use super::stream_state::StreamState;
-use crate::candidates;
 use crate::membership::ControllerStatus;
+use crate::{candidates, logging};
 
 /// If neither view nor heartbeat arrives for this long, the controller counts as lost.
 const SILENCE: Duration = Duration::from_secs(VIEW_SILENCE_SECONDS);
@@ -308,6 +308,9 @@ async fn member(controller: &ControllerClient, refused: bool) -> Result<Member, 
     info!(token = credential.id(), "joining");
     let identity =
         join::join(&controller.config, &credential, &controller.state, &controller.clock, &controller.bypass).await?;
+    if present.is_none() && controller.config.name.is_none() {
+        logging::set_node(&Span::current(), &identity.node);
+    }
     info!(node = %identity.node, role = %identity.role, "joined");
     *controller.view.lock().await = None;
     controller.forget_trial();

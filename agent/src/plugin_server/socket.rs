@@ -15,7 +15,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::time::timeout;
-use tracing::{debug, error, warn};
+use tracing::{Instrument, debug, error, warn};
 
 /// Connections that are served at once; further ones wait.
 pub(super) const MAX_CONNECTIONS: usize = 128;
@@ -109,12 +109,13 @@ async fn accept(listener: &UnixListener, slots: &Arc<Semaphore>, requests: &mpsc
         match listener.accept().await {
             Ok((stream, _)) => {
                 let requests = requests.clone();
-                tokio::spawn(async move {
+                let serve_one = async move {
                     if let Err(error) = respond(stream, &requests).await {
                         debug!(%error, "a request on the plugin's socket failed");
                     }
                     drop(slot);
-                });
+                };
+                tokio::spawn(serve_one.in_current_span());
             }
             Err(error) => {
                 warn!(%error, "accepting a connection on the plugin's socket failed");

@@ -27,6 +27,7 @@ use crate::config::Config;
 use crate::desired::Desired;
 use crate::host::HostState;
 use crate::incidents::Journal;
+use crate::logging::peer_span;
 use crate::status::TunnelsReport;
 
 /// How often all policies and SAs are compared with the kernel. Notifications of the kernel lead to
@@ -233,6 +234,7 @@ impl Driver {
             if let Some(reqid) = self.environment.reqid(name)
                 && let Err(error) = self.sas.forget(&mut self.environment.xfrm, name, reqid)
             {
+                let _span = peer_span(name).entered();
                 self.environment.journal.error(format!("peer {name}: {error}"));
             }
         }
@@ -253,6 +255,7 @@ impl Driver {
             }
             let name = peer.name.clone();
             if let Err(error) = self.endpoint.set_peer(peer, now, &mut self.environment) {
+                let _span = peer_span(&name).entered();
                 self.environment.journal.error(format!("peer {name}: its credentials cannot be used: {error}"));
             }
         }
@@ -270,6 +273,7 @@ impl Driver {
         let Auth::Certificate(auth) = &peer.auth else { return };
         let moment = self.environment.clock.to_system_clock(auth.remote_not_before);
         if let Err(error) = self.sas.forget_older_than(&mut self.environment.xfrm, reqid, moment) {
+            let _span = peer_span(&peer.name).entered();
             self.environment.journal.error(format!("peer {}: {error}", peer.name));
         }
     }

@@ -9,31 +9,30 @@ use edge_xfrm::Xfrm;
 use super::driver::Driver;
 use super::sa_table::{INHERITED_LINGER, OutboundSwitchOutcome, SaTable};
 use crate::desired;
+use crate::logging::peer_span;
 
 impl Driver {
     pub(super) fn handle_event(&mut self, event: Event) {
+        let _span = peer_of(&event).map(|peer| peer_span(peer).entered());
         match event {
-            Event::IkeUp { peer, ike, local, remote, initiator, details } => tracing::info!(
-                %peer,
+            Event::IkeUp { ike, local, remote, initiator, details, .. } => tracing::info!(
                 ike = format_args!("{:016x}_{:016x}", ike.initiator, ike.responder),
                 %local, %remote, initiator,
                 proposal = details.proposal,
                 authentication = details.authentication,
                 "IKE SA established"
             ),
-            Event::IkeReplaced { peer, old, new } => tracing::info!(
-                %peer,
+            Event::IkeReplaced { old, new, .. } => tracing::info!(
                 old = format_args!("{:016x}_{:016x}", old.initiator, old.responder),
                 new = format_args!("{:016x}_{:016x}", new.initiator, new.responder),
                 "IKE SA replaced"
             ),
-            Event::IkeDown { peer, ike, reason } => {
+            Event::IkeDown { ike, reason, .. } => {
                 let ike = format!("{:016x}_{:016x}", ike.initiator, ike.responder);
-                tracing::info!(%peer, ike, reason = why(reason), "IKE SA gone");
+                tracing::info!(ike, reason = why(reason), "IKE SA gone");
             }
             Event::ChildUp { peer, child, replaces } => {
                 tracing::info!(
-                    %peer,
                     inbound = format_args!("{:08x}", child.inbound_spi),
                     outbound = format_args!("{:08x}", child.outbound_spi),
                     cipher = %child.aead,
@@ -45,7 +44,6 @@ impl Driver {
             }
             Event::ChildRekeyed { peer, old, new, switch } => {
                 tracing::info!(
-                    %peer,
                     inbound = format_args!("{:08x}", new.inbound_spi),
                     outbound = format_args!("{:08x}", new.outbound_spi),
                     old = format_args!("{:08x}", old.0),
@@ -58,14 +56,14 @@ impl Driver {
             }
             Event::OutboundSwitch { peer, new, .. } => self.switch_outbound(&peer, new.id),
             Event::ChildDown { peer, child, reason } => {
-                tracing::info!(%peer, inbound = format_args!("{:08x}", child.0), reason = why(reason), "CHILD_SA gone");
+                tracing::info!(inbound = format_args!("{:08x}", child.0), reason = why(reason), "CHILD_SA gone");
                 self.policies_dirty = true;
                 if let Err(error) = self.sas.remove(&mut self.environment.xfrm, child) {
                     self.environment.journal.error(format!("peer {peer}: {error}"));
                 }
             }
             Event::PeerMoved { peer, children, local, remote } => {
-                tracing::info!(%peer, %local, %remote, "peer moved");
+                tracing::info!(%local, %remote, "peer moved");
                 for id in children {
                     self.move_child(&peer, id, local, remote);
                 }
@@ -128,6 +126,22 @@ impl Driver {
                 self.to_rekey.push(peer.clone());
             }
         }
+    }
+}
+
+/// The peer that an event concerns.
+fn peer_of(event: &Event) -> Option<&PeerName> {
+    match event {
+        Event::IkeUp { peer, .. }
+        | Event::IkeReplaced { peer, .. }
+        | Event::IkeDown { peer, .. }
+        | Event::ChildUp { peer, .. }
+        | Event::ChildRekeyed { peer, .. }
+        | Event::OutboundSwitch { peer, .. }
+        | Event::ChildDown { peer, .. }
+        | Event::PeerMoved { peer, .. }
+        | Event::PeerFailed { peer, .. } => Some(peer),
+        Event::Refused { .. } => None,
     }
 }
 

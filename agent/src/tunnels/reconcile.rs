@@ -12,6 +12,7 @@ use edge_xfrm::{Error, InstalledPolicy, Policy, Reqid, SaId, reconcile};
 use super::driver::Driver;
 use super::environment::source_address;
 use crate::desired::{self, Ends};
+use crate::logging::peer_span;
 
 /// Wait between two attempts to find a route.
 const ROUTE_RETRY: std::time::Duration = std::time::Duration::from_millis(200);
@@ -194,6 +195,7 @@ impl Driver {
     /// would repeat: the CHILD_SA is rekeyed.
     fn handle_missing_sa(&mut self, id: SaId, how: &str) {
         if let Some((peer, _)) = self.sas.lost(id) {
+            let _span = peer_span(&peer).entered();
             self.environment.journal.repaired(format!("SA to {id} of peer {peer} {how}; rekeying"));
             if !self.to_rekey.contains(&peer) {
                 self.to_rekey.push(peer);
@@ -263,7 +265,7 @@ impl Driver {
                 }
                 match source_address(ike.remote.ip()).filter(|new| *new != old) {
                     Some(new) => {
-                        tracing::info!(peer = %peer.name, %old, %new, "own address changed");
+                        peer_span(&peer.name).in_scope(|| tracing::info!(%old, %new, "own address changed"));
                         self.endpoint.local_address_changed(old, new, now, &mut self.environment);
                     }
                     None => self.retry_move_at = Some(tokio::time::Instant::now() + ROUTE_RETRY),

@@ -1,0 +1,43 @@
+//! The log: where it goes, its filter, and the spans that name node and peer.
+//!
+//! Everything that concerns one peer is logged within a span `peer{peer=NAME}`, here and in
+//! `edge-ike`, so that a filter can select one peer.
+
+use std::io::IsTerminal;
+
+use edge_ike::PeerName;
+use edge_types::NodeName;
+use tracing::{Span, field};
+use tracing_subscriber::EnvFilter;
+
+/// Logs to standard error. `EDGE_AGENT_LOG` is a filter, e.g. `debug`, `edge_ike=trace` or
+/// `info,[peer{peer=edge-2}]=debug`; `info` unless set.
+pub fn start() {
+    let filter = EnvFilter::try_from_env("EDGE_AGENT_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
+    // netlink-proto traces whole messages, keys included, so its log is off whatever the filter says.
+    let filter = ["netlink_proto=off", "netlink_packet_xfrm=off"]
+        .iter()
+        .filter_map(|directive| directive.parse().ok())
+        .fold(filter, EnvFilter::add_directive);
+    let _ = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
+        .try_init();
+}
+
+/// The span of everything that this agent does, `node{node=NAME}`. It has no name before
+/// [`set_node`].
+pub fn node_span() -> Span {
+    tracing::info_span!("node", node = field::Empty)
+}
+
+/// Names the node in its span. To be called once.
+pub fn set_node(span: &Span, node: &NodeName) {
+    span.record("node", field::display(node));
+}
+
+/// The span of what concerns one peer, `peer{peer=NAME}`.
+pub fn peer_span(peer: &PeerName) -> Span {
+    tracing::info_span!("peer", %peer)
+}

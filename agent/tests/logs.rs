@@ -1,0 +1,80 @@
+//! What a filter selects from the agent's log: the program itself, in a namespace of its own, with
+//! two static peers that do not answer.
+
+use std::fs::{self, Permissions};
+use std::io::{BufRead, BufReader};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::mpsc;
+use std::time::Duration;
+
+use interop_tests::netns::{KilledOnDrop, UnnamedNamespace, is_root_or_skips, succeed};
+
+/// Ends a test that hangs.
+const HANG: Duration = Duration::from_secs(60);
+
+fn peer(name: &str, remote: &str, network: &str) -> String {
+    format!(
+        "[[peer]]\nname = \"{name}\"\nremote = \"{remote}\"\nlocal_id = \"edge-1\"\nremote_id = \"{name}\"\npsk = \"correct horse battery staple\"\n\
+         local_subnets = [\"10.1.0.0/24\"]\nremote_subnets = [\"{network}\"]\n"
+    )
+}
+
+fn configure(folder: &Path) -> PathBuf {
+    let file = folder.join("agent.toml");
+    let text = format!(
+        "name = \"edge-1\"\nstate_dir = {:?}\nrun_dir = {:?}\n[timing]\nretransmit = \"50ms\"\ntransmissions = 2\nretry = \"100ms\"\nretry_max = \"200ms\"\n{}{}",
+        folder.join("state"),
+        folder.join("run"),
+        peer("edge-2", "192.0.2.2", "10.2.0.0/24"),
+        peer("edge-20", "192.0.2.20", "10.20.0.0/24"),
+    );
+    fs::write(&file, text).unwrap();
+    fs::set_permissions(&file, Permissions::from_mode(0o600)).unwrap();
+    file
+}
+
+/// A namespace whose uplink reaches nobody.
+fn namespace() -> UnnamedNamespace {
+    let namespace = UnnamedNamespace::new();
+    let entered = format!("--net={}", namespace.path());
+    for line in [
+        "link set lo up",
+        "link add eth0 type veth peer name other",
+        "address add 192.0.2.1/24 dev eth0",
+        "link set eth0 up",
+        "link set other up",
+    ] {
+        succeed(Command::new("nsenter").arg(&entered).arg("ip").args(line.split(' ')));
+    }
+    namespace
+}
+
+#[test]
+fn a_filter_for_one_peer_shows_more_of_it_than_of_another_peer() {
+    if !is_root_or_skips() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let (namespace, file) = (namespace(), configure(folder.path()));
+    let mut agent = Command::new("nsenter");
+    agent.arg(format!("--net={}", namespace.path())).args([env!("CARGO_BIN_EXE_edge-agent"), "run", "--config"]);
+    agent.arg(file).env("EDGE_AGENT_LOG", "info,[peer{peer=edge-2}]=debug").stderr(Stdio::piped());
+    let mut child = agent.spawn().unwrap();
+    let lines = BufReader::new(child.stderr.take().unwrap()).lines();
+    let _running = KilledOnDrop(child);
+    let (to, log) = mpsc::channel();
+    std::thread::spawn(move || lines.map_while(Result::ok).for_each(|line| drop(to.send(line))));
+    let of = |line: &str, level: &str, peer: &str| {
+        line.contains(&format!(" {level} node{{node=edge-1}}:peer{{peer={peer}}}: "))
+    };
+    // The endpoint logs a failure at debug, then the agent warns of it.
+    let (mut details, mut warning_of_other) = (false, false);
+    while !(details && warning_of_other) {
+        let line = log.recv_timeout(HANG).expect("the agent logs the failures of both peers");
+        details |= of(&line, "DEBUG", "edge-2");
+        warning_of_other |= of(&line, "WARN", "edge-20");
+        assert!(!of(&line, "DEBUG", "edge-20"), "{line}");
+    }
+}
