@@ -39,6 +39,7 @@ mod error;
 mod gc;
 mod ingress;
 mod ipam;
+mod mac;
 mod net;
 mod nftables;
 mod node_setup;

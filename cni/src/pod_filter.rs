@@ -7,6 +7,7 @@ use crate::bridge_filter::{Filter, Port};
 use crate::config::Config;
 use crate::error::Result;
 use crate::ipam::{Ledger, Store};
+use crate::mac;
 use crate::net::link::Links;
 use crate::net::veth;
 use crate::request::{Attachment, Request};
@@ -214,7 +215,7 @@ fn choose(
             _ => None,
         };
         for EarlierPort { name, pod, .. } in same.into_iter().filter(|port| Some(&port.name) != rightful) {
-            let mac = mac.map(|octet| format!("{octet:02x}")).join(":");
+            let mac = mac::text(mac);
             eprintln!(
                 "edge-cni: pod {pod}, attached as {name} by an earlier release, has the MAC address {mac}, which another pod or this host has, too; the \
                  bridge lets it send nothing with it. Delete the pod, so that it is attached again with an address of its own"

@@ -5,7 +5,8 @@ use std::net::IpAddr;
 
 use serde_json::{Value, json};
 
-use crate::segment::PodAddress;
+use crate::mac;
+use crate::segment::{PodAddress, default_routes};
 use crate::version::Version;
 
 /// An interface, as far as the result describes it.
@@ -33,7 +34,7 @@ impl Attached {
     /// The result as JSON.
     pub(crate) fn to_json(&self, version: Version, dns: Option<&Value>) -> Value {
         let interface = |interface: &Interface, sandbox: Option<&str>| {
-            let mut value = json!({ "name": interface.name, "mac": mac_text(interface.mac) });
+            let mut value = json!({ "name": interface.name, "mac": mac::text(interface.mac) });
             if let Some(sandbox) = sandbox {
                 value["sandbox"] = sandbox.into();
             }
@@ -73,18 +74,6 @@ impl Attached {
             "dns": dns.cloned().unwrap_or_else(|| json!({})),
         })
     }
-}
-
-/// One default route of each family, by the gateway of the address.
-pub(crate) fn default_routes(addresses: &[PodAddress]) -> impl Iterator<Item = (&'static str, IpAddr)> + '_ {
-    addresses.iter().map(|assigned| {
-        let destination = if assigned.address.is_ipv4() { "0.0.0.0/0" } else { "::/0" };
-        (destination, assigned.gateway())
-    })
-}
-
-fn mac_text(mac: [u8; 6]) -> String {
-    mac.map(|octet| format!("{octet:02x}")).join(":")
 }
 
 #[cfg(test)]

@@ -13,8 +13,7 @@ use super::{fnv1a, sysctl};
 use crate::bridge_filter::PORT_PREFIX;
 use crate::error::{Code, Error, Result};
 use crate::request::Attachment;
-use crate::result::default_routes;
-use crate::segment::{self, PodAddress};
+use crate::segment::{self, PodAddress, default_routes};
 
 /// How long a bridge's port may take to forward. Without spanning tree it takes milliseconds.
 const FORWARDING_DEADLINE: Duration = Duration::from_secs(5);

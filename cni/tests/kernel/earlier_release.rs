@@ -3,7 +3,7 @@
 use interop_tests::suite::Test;
 
 use crate::filter_table::{host_end, stands, table, up};
-use crate::frames::{self, Mac};
+use crate::frames::{self, Mac, mac_text};
 use crate::spoof::attach;
 use crate::world::{Pod, World, ip, pings};
 
@@ -14,14 +14,13 @@ pub(crate) const TESTS: &[Test] = &[(
 
 fn a_pod_of_an_earlier_release_takes_no_others_mac_address() {
     let world = World::new(&["10.77.3.0/24", "fd77:0:0:3::/120"]);
-    let text = |mac: Mac| mac.map(|octet| format!("{octet:02x}")).join(":");
     let mut pods = [attach(&world), attach(&world), attach(&world)];
     // Two of an earlier release, and one of this release.
     for (number, attached) in pods.iter_mut().take(2).enumerate() {
         let port = host_end(&world, &attached.pod);
         world.ip(&format!("link set {port} address 72:01:02:03:04:0{number}"));
         attached.mac = [0x72, 0x0a, 0x0b, 0x0c, 0x0d, number as u8];
-        ip(&attached.pod.netns, &format!("link set eth0 address {}", text(attached.mac)));
+        ip(&attached.pod.netns, &format!("link set eth0 address {}", mac_text(attached.mac)));
     }
     up(&world);
     stands(&pods.iter().collect::<Vec<_>>());
@@ -30,18 +29,19 @@ fn a_pod_of_an_earlier_release_takes_no_others_mac_address() {
     let host_port = frames::mac("72:01:02:03:04:01");
     let attacker = &pods[0];
     for taken in [pods[1].mac, pods[2].mac, bridge, host_port] {
-        ip(&attacker.pod.netns, &format!("link set eth0 address {}", text(taken)));
+        ip(&attacker.pod.netns, &format!("link set eth0 address {}", mac_text(taken)));
         // The second run finds the table of the first.
         for _ in 0..2 {
             up(&world);
-            let admitted =
-                |pod: &Pod, mac: Mac| table(&world).contains(&format!("\"{}\" . {}", host_end(&world, pod), text(mac)));
+            let admitted = |pod: &Pod, mac: Mac| {
+                table(&world).contains(&format!("\"{}\" . {}", host_end(&world, pod), mac_text(mac)))
+            };
             assert!(!admitted(&attacker.pod, taken) && admitted(&pods[1].pod, pods[1].mac), "{}", table(&world));
             assert!(!pings(&attacker.pod.netns, "10.77.3.1"));
             stands(&[&pods[1], &pods[2]]);
         }
     }
-    ip(&attacker.pod.netns, &format!("link set eth0 address {}", text(attacker.mac)));
+    ip(&attacker.pod.netns, &format!("link set eth0 address {}", mac_text(attacker.mac)));
     up(&world);
     stands(&pods.iter().collect::<Vec<_>>());
 }

@@ -7,7 +7,7 @@ use interop_tests::netns::succeed;
 use interop_tests::suite::Test;
 use serde_json::json;
 
-use crate::frames::{self, Wire, arp};
+use crate::frames::{self, Wire, arp, mac_text};
 use crate::node::status;
 use crate::spoof::{Attached, DUAL, attach, except, marker};
 use crate::world::{Pod, World, ip, pings, wait_for};
@@ -108,8 +108,7 @@ fn a_lost_filter_comes_back_with_every_pod() {
     assert!(shown.contains("hairpin on") && shown.contains("group_fwd_mask 0xfffd"), "{shown}");
     // A pod of this release cannot take another address by setting it before the filter is made
     // anew.
-    let [a, b, c, d, e, f] = pods[2].mac;
-    ip(&pods[1].pod.netns, &format!("link set eth0 address {a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{f:02x}"));
+    ip(&pods[1].pod.netns, &format!("link set eth0 address {}", mac_text(pods[2].mac)));
     nft(&world, &["flush", "ruleset"]);
     up(&world);
     assert!(!pings(&pods[1].pod.netns, "10.77.3.1"));

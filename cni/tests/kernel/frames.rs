@@ -65,6 +65,10 @@ pub(crate) fn mac(text: &str) -> Mac {
     octets.try_into().unwrap()
 }
 
+pub(crate) fn mac_text(mac: Mac) -> String {
+    mac.map(|octet| format!("{octet:02x}")).join(":")
+}
+
 pub(crate) fn ethernet(to: Mac, from: Mac, ethertype: u16, content: &[u8]) -> Vec<u8> {
     [&to[..], &from, &ethertype.to_be_bytes(), content].concat()
 }

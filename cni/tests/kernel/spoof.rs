@@ -8,7 +8,7 @@ use interop_tests::netns::succeed;
 use interop_tests::suite::Test;
 use serde_json::json;
 
-use crate::frames::{self, BROADCAST, Mac, Wire, arp, discovery, ethernet, ipv4, ipv6, neighbour, udp};
+use crate::frames::{self, BROADCAST, Mac, Wire, arp, discovery, ethernet, ipv4, ipv6, mac_text, neighbour, udp};
 use crate::world::{Pod, World, addresses, ip, pings};
 
 pub(crate) const TESTS: &[Test] = &[
@@ -204,14 +204,13 @@ fn a_pod_takes_over_no_neighbours_address() {
         wire.send(&ethernet([1, 0x80, 0xc2, 0, 0, 3], other.mac, 0x888e, &[0; 50]));
         wire.send(&marker(&own, &victim, 9));
         tap.until(&marker(&own, &victim, 9));
-        let text = |mac: Mac| mac.map(|octet| format!("{octet:02x}")).join(":");
-        let right = text(if excepted { own.mac } else { other.mac });
+        let right = mac_text(if excepted { own.mac } else { other.mac });
         for address in [&v4, &v6] {
             let entry = ip(&victim.pod.netns, &format!("neigh show {address}"));
             assert!(entry.contains(&right), "excepted: {excepted}: {entry}");
         }
         let port = |name: &str| fdb(&world).lines().find(|line| line.contains(name)).unwrap_or_default().to_owned();
-        let (own_port, other_port) = (port(&text(own.mac)), port(&text(other.mac)));
+        let (own_port, other_port) = (port(&mac_text(own.mac)), port(&mac_text(other.mac)));
         let device = |line: &str| line.split(" dev ").nth(1).unwrap().split(' ').next().unwrap().to_owned();
         assert_eq!(device(&own_port) == device(&other_port), excepted, "{own_port} {other_port}");
         if !excepted {
