@@ -54,6 +54,7 @@ impl Default for CertificateClock {
 impl CertificateClock {
     /// The current time, seconds since 1970-01-01 UTC.
     pub fn unix_time(&self) -> u64 {
+        #[expect(clippy::disallowed_methods, reason = "this clock is the one that reads it")]
         let system = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs());
         self.floor().max(system)
     }
@@ -61,6 +62,7 @@ impl CertificateClock {
     /// Converts a time of this clock to one of the system clock, which the kernel's timestamps use.
     /// Holds as long as nobody sets the system clock.
     pub fn to_system_clock(&self, unix_time: u64) -> u64 {
+        #[expect(clippy::disallowed_methods, reason = "this clock is the one that reads it")]
         let system = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs());
         unix_time.saturating_sub(self.floor().saturating_sub(system))
     }
@@ -164,6 +166,7 @@ mod tests {
     fn a_time_is_earlier_on_a_system_clock_that_runs_behind() {
         let clock = CertificateClock::default();
         clock.raise_floor(FAR);
+        #[expect(clippy::disallowed_methods, reason = "this clock is the one that reads it")]
         let system = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
         let converted = clock.to_system_clock(FAR + 5);
         assert!((system..system + 10).contains(&converted), "{converted} at {system}");

@@ -4,7 +4,7 @@
 use std::fs;
 use std::path::Path;
 use std::process::{Child, Command};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use edge_agent::state_dir::{StateDir, segments_file};
 
@@ -29,11 +29,7 @@ fn agent(folder: &Path, arguments: &[&str]) -> Command {
 }
 
 fn wait_for(what: &str, mut event: impl FnMut() -> bool) {
-    let end = Instant::now() + Duration::from_secs(60);
-    while !event() {
-        assert!(Instant::now() < end, "{what} did not happen");
-        std::thread::sleep(Duration::from_millis(20));
-    }
+    interop_tests::wait::expect(what, Duration::from_secs(60), || event().then_some(()));
 }
 
 #[test]

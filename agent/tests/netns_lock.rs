@@ -11,6 +11,7 @@ use std::sync::mpsc;
 use std::time::Duration;
 
 use interop_tests::netns::{KilledOnDrop, UnnamedNamespace, is_root_or_skips};
+use interop_tests::wait;
 
 /// `nobody`.
 const STRANGER: libc::c_long = 65_534;
@@ -43,11 +44,11 @@ fn start(folder: &Path) -> KilledOnDrop {
     let (said, heard) = mpsc::channel();
     std::thread::spawn(move || lines.map_while(Result::ok).for_each(|line| drop(said.send(line))));
     let socket = folder.join("run/admin.sock");
-    let end = std::time::Instant::now() + HANG;
-    while !socket.exists() {
-        assert!(std::time::Instant::now() < end, "it does not start: {:?}", heard.try_iter().collect::<Vec<_>>());
-        std::thread::sleep(Duration::from_millis(20));
-    }
+    let started = wait::until("the agent to start", HANG, || match socket.exists() {
+        true => Ok(()),
+        false => anyhow::bail!("it says {:?}", heard.try_iter().collect::<Vec<_>>()),
+    });
+    started.unwrap();
     running
 }
 
@@ -135,11 +136,8 @@ fn starts_beside_a_squatter(full: bool) {
     let squatters = squat(vec!["edge-cni-agent".into(), "edge-cni-agent-1".into()], holder.pid(), full);
     let namespace = format!("--net={}", holder.path());
     let first = KilledOnDrop(agent(&["nsenter", &namespace], &one, [500, 4500]).stderr(Stdio::null()).spawn().unwrap());
-    let end = std::time::Instant::now() + HANG;
-    while !one.join("run/admin.sock").exists() {
-        assert!(std::time::Instant::now() < end, "it does not start beside a squatter");
-        std::thread::sleep(Duration::from_millis(20));
-    }
+    let socket = one.join("run/admin.sock");
+    wait::expect("the agent to start beside a squatter", HANG, || socket.exists().then_some(()));
     // A second one is still noticed, also when the squatter is gone.
     assert_refused(&second(&first, &two), &first, &one);
     drop(squatters);

@@ -8,11 +8,12 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::mpsc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use edge_controller::server::Server;
 use edge_controller_domain::clock::Clock;
 use interop_tests::netns::{KilledOnDrop, enter, is_root_or_skips, succeed};
+use interop_tests::wait;
 use serde_json::Value;
 
 /// Only ends what hangs.
@@ -79,17 +80,6 @@ fn operator(folder: &Path, method: &str, path: &str, body: &str) -> Value {
     serde_json::from_str(answer.split_once("\r\n\r\n").unwrap().1).unwrap()
 }
 
-fn wait_for<T>(what: &str, mut event: impl FnMut() -> Option<T>) -> T {
-    let end = Instant::now() + HANG;
-    loop {
-        match event() {
-            Some(found) => return found,
-            None => assert!(Instant::now() < end, "{what} does not happen"),
-        }
-        std::thread::sleep(Duration::from_millis(50));
-    }
-}
-
 fn reaches(address: &str) -> bool {
     TcpStream::connect_timeout(&address.parse::<SocketAddr>().unwrap(), Duration::from_secs(5)).is_ok()
 }
@@ -134,13 +124,13 @@ fn a_node_in_the_clusters_range() {
     let program = env!("CARGO_BIN_EXE_edge-agent");
     let agent = Command::new(program).args(["run", "--config"]).arg(&file).stdout(Stdio::null()).spawn();
     let _agent = KilledOnDrop(agent.unwrap());
-    let why = wait_for("the refusal", || {
+    let why = wait::expect("the refusal", HANG, || {
         let status = Command::new(program).args(["status", "--json", "--config"]).arg(&file).output().unwrap();
         let status: Value = serde_json::from_slice(&status.stdout).ok()?;
         status["cloud"]["refused_view"].as_str().map(str::to_owned)
     });
     assert!(why.contains("cluster range 192.168.0.0/16 holds this node's own address 192.168.1.10"), "{why}");
-    let nodes = wait_for("the operator's sight of it", || {
+    let nodes = wait::expect("the operator's sight of it", HANG, || {
         let nodes = operator(folder, "GET", "/v1/nodes", "");
         nodes[0]["refused_view"].as_str().map(str::to_owned)
     });

@@ -10,9 +10,10 @@ use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::mpsc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use interop_tests::netns::{KilledOnDrop, UnnamedNamespace, is_root_or_skips};
+use interop_tests::wait;
 
 /// `nobody`.
 const STRANGER: libc::c_long = 65_534;
@@ -85,12 +86,10 @@ impl Namespace {
 
     fn start(&self, folder: &Path, nat_port: u16, passed: &[OwnedFd]) -> KilledOnDrop {
         let mut agent = KilledOnDrop(self.agent(folder, nat_port, passed).stderr(Stdio::inherit()).spawn().unwrap());
-        let end = Instant::now() + HANG;
-        while !folder.join("run/admin.sock").exists() || !answers(folder) {
+        wait::expect("the agent to start", HANG, || {
             assert_eq!(agent.0.try_wait().unwrap(), None, "it ends");
-            assert!(Instant::now() < end, "it does not start");
-            std::thread::sleep(Duration::from_millis(20));
-        }
+            (folder.join("run/admin.sock").exists() && answers(folder)).then_some(())
+        });
         agent
     }
 

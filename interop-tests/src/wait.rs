@@ -22,8 +22,21 @@ pub fn until<T>(what: &str, timeout: Duration, mut probe: impl FnMut() -> Result
             Err(last) if started.elapsed() >= timeout => {
                 return Err(anyhow!("waited {timeout:.0?} for {what}: {last:#}"));
             }
+            #[expect(clippy::disallowed_methods, reason = "this is the one poll that tests use")]
             Err(_) => std::thread::sleep(POLL),
         }
+    }
+}
+
+/// [`until`] for tests that panic if an event does not happen: calls `probe` until it returns a value.
+///
+/// # Panics
+/// If there is none within `timeout`.
+#[track_caller]
+pub fn expect<T>(what: &str, timeout: Duration, mut probe: impl FnMut() -> Option<T>) -> T {
+    match until(what, timeout, || probe().ok_or_else(|| anyhow!("it did not happen"))) {
+        Ok(value) => value,
+        Err(error) => panic!("{error}"),
     }
 }
 

@@ -62,6 +62,7 @@ pub fn body_length(header: [u8; 5]) -> Result<usize, FrameError> {
 
 /// Decodes a body, which must be used up entirely.
 pub fn decode<T: DeserializeOwned>(body: &[u8]) -> Result<T, FrameError> {
+    #[expect(clippy::disallowed_methods, reason = "this is the place that reads frames")]
     match bincode::serde::decode_from_slice(body, config()) {
         Ok((message, used)) if used == body.len() => Ok(message),
         Ok((_, used)) => Err(FrameError::Malformed(format!("{} bytes left over", body.len() - used))),

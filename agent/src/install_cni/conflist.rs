@@ -109,6 +109,7 @@ fn versions(program: &Path) -> anyhow::Result<Vec<String>> {
     // An installer may still have the program open for writing.
     let mut child = match call.spawn() {
         Err(error) if error.kind() == io::ErrorKind::ExecutableFileBusy => {
+            #[expect(clippy::disallowed_methods, reason = "the kernel tells no one when a program can be run again")]
             std::thread::sleep(super::CHECK_INTERVAL);
             call.spawn()?
         }

@@ -60,6 +60,10 @@ pub fn execute(config: &Config, timeout: Duration) -> anyhow::Result<()> {
             eprintln!("waiting for the first segment, up to {} s", timeout.as_secs());
             announced = true;
         }
+        #[expect(
+            clippy::disallowed_methods,
+            reason = "another program writes the file; its folder may not be there yet"
+        )]
         std::thread::sleep(CHECK_INTERVAL);
     };
     print_outcome(&installed);
@@ -87,6 +91,7 @@ pub fn keep_installed(config: &Config) -> anyhow::Result<()> {
                 }
             }
         }
+        #[expect(clippy::disallowed_methods, reason = "others write these files at any time")]
         std::thread::sleep(10 * CHECK_INTERVAL);
     }
 }

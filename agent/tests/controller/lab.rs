@@ -21,6 +21,7 @@ use edge_types::api::{Family, TokenCreated, TokenRequest};
 use edge_types::frame;
 use edge_types::store::SegmentsFile;
 use edge_types::{JoinToken, Role};
+use interop_tests::wait;
 use serde_json::Value;
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -333,15 +334,10 @@ impl Node {
 /// Opens the state directory once the agent before has let go of it: a process that ends does so at
 /// once, its threads here a moment later.
 fn open(path: &Path) -> Result<StateDir, StateDirError> {
-    let end = std::time::Instant::now() + HANG;
-    loop {
-        match StateDir::open(path) {
-            Err(StateDirError::Running { .. }) if std::time::Instant::now() < end => {
-                std::thread::sleep(Duration::from_millis(5));
-            }
-            outcome => return outcome,
-        }
-    }
+    wait::expect("the agent before to let go of its state directory", HANG, || match StateDir::open(path) {
+        Err(StateDirError::Running { .. }) => None,
+        outcome => Some(outcome),
+    })
 }
 
 /// A running agent, as far as the cloud goes.
@@ -399,15 +395,8 @@ impl Agent {
     pub(crate) fn ask(&self, request: AgentRequest) -> tokio::task::JoinHandle<AgentResponse> {
         let socket = self.socket.clone();
         tokio::task::spawn_blocking(move || {
-            let end = std::time::Instant::now() + HANG;
-            let mut stream = loop {
-                match std::os::unix::net::UnixStream::connect(&socket) {
-                    Ok(stream) => break stream,
-                    // The agent is only starting.
-                    Err(_) if std::time::Instant::now() < end => std::thread::sleep(Duration::from_millis(5)),
-                    Err(error) => panic!("{}: {error}", socket.display()),
-                }
-            };
+            let connect = || std::os::unix::net::UnixStream::connect(&socket).ok();
+            let mut stream = wait::expect("the agent to listen on its socket", HANG, connect);
             frame::write(&mut stream, &request).unwrap();
             frame::read(&mut stream).unwrap()
         })

@@ -177,6 +177,7 @@ pub(crate) fn wait_until_forwarding(links: &mut Links, attachment: &Attachment) 
                 ),
             ));
         }
+        #[expect(clippy::disallowed_methods, reason = "the kernel sends no event for this to a socket without groups")]
         std::thread::sleep(pause);
         pause = (pause * 2).min(Duration::from_millis(10));
     }

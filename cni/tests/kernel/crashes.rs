@@ -98,7 +98,7 @@ impl Moments {
 
     /// Kills at the next moment.
     fn kill(&mut self, mut child: Child) {
-        // This sleep does not wait for an event: it chooses the moment of the kill.
+        #[expect(clippy::disallowed_methods, reason = "it chooses the moment of a kill")]
         std::thread::sleep(self.whole * (self.number % Self::SPREAD) / Self::SPREAD);
         self.number += 1;
         let _ = child.kill();

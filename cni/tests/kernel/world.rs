@@ -6,16 +6,17 @@ use std::io::Write;
 use std::path::PathBuf;
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use interop_tests::netns::{self, succeed};
+use interop_tests::wait;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
 static COUNT: AtomicU32 = AtomicU32::new(0);
 
 /// How long an event may take before a test gives up.
-const PATIENCE: Duration = Duration::from_secs(10);
+const TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The host's forwarding settings, IPv4 and IPv6.
 const FORWARDING: [&str; 2] = ["ipv4/ip_forward", "ipv6/conf/all/forwarding"];
@@ -248,9 +249,5 @@ pub(crate) fn sysctl(netns: &str, name: &str) -> String {
 
 /// Waits until the condition holds.
 pub(crate) fn wait_for(what: &str, mut condition: impl FnMut() -> bool) {
-    let deadline = Instant::now() + PATIENCE;
-    while !condition() {
-        assert!(Instant::now() < deadline, "{what} has not come about within {PATIENCE:?}");
-        std::thread::sleep(Duration::from_millis(5));
-    }
+    wait::expect(what, TIMEOUT, || condition().then_some(()));
 }

@@ -133,6 +133,7 @@ fn run_in(scenario: &Scenario, context: &RunContext<'_>, out: &Path) -> Result<O
             child.wait()?;
             break None;
         }
+        #[expect(clippy::disallowed_methods, reason = "std cannot wait for a process with a deadline")]
         std::thread::sleep(Duration::from_millis(10));
     };
     let file = out.join("outcome.json");

@@ -68,6 +68,7 @@ fn outcome(scenario: &Scenario, started: Instant, ended: Ended) -> Outcome {
 /// its namespaces.
 fn end_at_deadline(scenario: &'static Scenario, out: std::path::PathBuf, started: Instant) {
     std::thread::spawn(move || {
+        #[expect(clippy::disallowed_methods, reason = "the deadline is the event")]
         std::thread::sleep(scenario.deadline);
         let outcome = Outcome {
             scenario: scenario.name.to_owned(),

@@ -74,6 +74,7 @@ impl Program {
                 panic!("it ended with {status}: {}", std::fs::read_to_string(cluster.path("log")).unwrap_or_default());
             }
             assert!(started.elapsed() < HANG, "it does not get ready");
+            #[expect(clippy::disallowed_methods, reason = "the time to readiness is measured to the millisecond")]
             std::thread::sleep(Duration::from_millis(1));
         }
         Self { child, address, took: started.elapsed() }

@@ -405,6 +405,7 @@ async fn an_import_or_restore_that_is_killed_anywhere_leaves_nothing_half_and_go
         let mut other = Program::new();
         let config = other.path("c.toml").to_str().unwrap().to_owned();
         let mut child = other.command(&[verb, file, "--config", &config]).spawn().unwrap();
+        #[expect(clippy::disallowed_methods, reason = "it chooses the moment of a kill")]
         std::thread::sleep(std::time::Duration::from_millis(20 * round));
         // It may have ended.
         let _ = child.kill();

@@ -118,6 +118,7 @@ impl Program {
         let config = self.path("c.toml");
         let mut server =
             self.command(&["run", "--config", config.to_str().unwrap()]).stderr(Stdio::null()).spawn().unwrap();
+        #[expect(clippy::disallowed_methods, reason = "it chooses the moment of a kill")]
         std::thread::sleep(after);
         server.kill().unwrap();
         server.wait().unwrap();

@@ -65,6 +65,7 @@ impl<'a> Member<'a> {
         if !self.bound && self.dice.percent(40) {
             self.bound = self.world.ground.bind(&self.name).await;
         }
+        #[expect(clippy::disallowed_methods, reason = "compared with the times of the controller under test")]
         let since = i64::try_from(SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs()).unwrap();
         let patience = Patience::new(format!("{} to join", self.name));
         let mut ways: Vec<(JoinToken, KeyPair)> = vec![(self.token().await, KeyPair::generate().unwrap())];
