@@ -1,5 +1,10 @@
 //! The commands of `edge-agent`.
 
+#![allow(
+    rustdoc::broken_intra_doc_links,
+    reason = "clap prints these comments, in which [cni] is a table of the configuration"
+)]
+
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;

@@ -21,7 +21,7 @@ pub trait Environment {
         let _ = remote;
         None
     }
-    /// Gives back a reserved SPI that no [`ChildSa`] event has carried.
+    /// Gives back a reserved SPI that no [`ChildSa`](crate::ChildSa) event has carried.
     fn release_spi(&mut self, peer: &PeerName, local: IpAddr, spi: u32);
 }
 

@@ -20,7 +20,7 @@
 //! whole.
 //!
 //! - [`Archive`]: the content.
-//! - [`write`], [`read`]: the file.
+//! - [`mod@write`], [`mod@read`]: the file.
 //! - [`import()`]: into any store. [`restore()`]: in place of a state directory.
 
 mod import;
