@@ -1,8 +1,6 @@
 //! The result of ADD (CNI specification, "ADD Success"), in the format of the configuration's
 //! version.
 
-use std::net::IpAddr;
-
 use serde_json::{Value, json};
 
 use crate::mac;
