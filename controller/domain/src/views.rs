@@ -9,7 +9,7 @@ use crate::ca::Ca;
 use crate::endpoints::{self, is_reachable};
 use crate::networks::ClusterNetworks;
 use crate::registry::{PeerJson, View};
-use crate::state::{NodeRecord, State, Touched};
+use crate::state::{NodeRecord, State, ViewDelta};
 
 /// What every view takes from the configuration and the authorities.
 #[derive(Clone)]
@@ -35,22 +35,22 @@ impl Common {
         self.whole(view.state(), node, view.revision(), |peer| self.told_peer(view, peer))
     }
 
-    /// What changed of a registered node's view since version `from`, when that is what was
+    /// What changed of a registered node's view since version `from`, as far as
     /// touched.
     pub fn change(
         &self,
         view: &View<'_>,
         node: &NodeName,
         from: u64,
-        touched: &Touched,
+        delta: &ViewDelta,
     ) -> Option<ViewChange<PeerJson>> {
         let state = view.state();
         let record = state.node(node)?;
         let mut change = ViewChange { from, version: view.revision(), own: None, put: Vec::new(), gone: Vec::new() };
-        if touched.own {
+        if delta.own {
             change.own = Some(Box::new(self.own(state, record, change.version)));
         }
-        for name in &touched.peers {
+        for name in &delta.peers {
             match state.node(name).filter(|peer| state.is_peer(record, peer)) {
                 Some(peer) => change.put.push(self.told_peer(view, peer)?),
                 None => change.gone.push(name.clone()),

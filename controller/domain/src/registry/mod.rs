@@ -11,8 +11,8 @@
 //! - `viewers`: versions of views, and what changed since.
 //! - `peers`: peers as they are told.
 
-mod peers;
-mod viewers;
+mod peer_cache;
+mod view_versions;
 
 #[cfg(test)]
 mod tests;
@@ -28,11 +28,11 @@ use crate::clock::{Clock, Seconds};
 use crate::endpoints::Changes;
 use crate::random;
 use crate::segments::Restored;
-use crate::state::{Change, Key, State, Touched};
+use crate::state::{Change, Key, State, ViewDelta};
 use crate::store::{Followed, Note, Store, StoreError};
-pub use peers::PeerJson;
-use peers::Peers;
-use viewers::Viewers;
+use peer_cache::PeerCache;
+pub use peer_cache::PeerJson;
+use view_versions::ViewVersions;
 
 /// Plans that wait at most; more make their callers wait.
 const QUEUE: usize = 1024;
@@ -63,8 +63,8 @@ pub struct Registry {
 
 struct Shared {
     state: State,
-    viewers: Viewers,
-    peers: Peers,
+    view_versions: ViewVersions,
+    peers: PeerCache,
     newcomers: broadcast::Sender<NodeName>,
     /// Nodes and listed communities that came since the start, with the revision at which each did.
     came: HashMap<Key, u64>,
@@ -112,12 +112,12 @@ impl Registry {
         let revision = store.commit(vec![Vec::new()], clock.now()).await;
         revision.results.into_iter().collect::<Result<Vec<()>, _>>()?;
         let revision = revision.revision;
-        let viewers = Viewers::new(&state, revision);
+        let view_versions = ViewVersions::new(&state, revision);
         let (newcomers, _) = broadcast::channel(NEWCOMERS);
         let shared = Shared {
             state,
-            viewers,
-            peers: Peers::default(),
+            view_versions,
+            peers: PeerCache::default(),
             newcomers,
             came: HashMap::new(),
             changed: false,
@@ -256,13 +256,13 @@ impl View<'_> {
 
     /// Hears of each change of a node's view. It closes when the node is deregistered.
     pub fn watch(&self, node: &NodeName) -> Option<watch::Receiver<u64>> {
-        self.shared.viewers.watch(node)
+        self.shared.view_versions.watch(node)
     }
 
     /// What changed in a node's view after a version of this epoch; `None` if that is not known any
     /// more.
-    pub fn touched_since(&self, node: &NodeName, version: u64) -> Option<Touched> {
-        self.shared.viewers.touched_since(&self.shared.state, node, version)
+    pub fn delta_since(&self, node: &NodeName, version: u64) -> Option<ViewDelta> {
+        self.shared.view_versions.delta_since(&self.shared.state, node, version)
     }
 
     /// A registered node in JSON as its viewers see it; `make` shows it, if that was not done since
@@ -279,7 +279,7 @@ impl View<'_> {
 
     /// How many streams of a node's view are open here.
     pub fn view_streams(&self, node: &NodeName) -> usize {
-        self.shared.viewers.watchers(node)
+        self.shared.view_versions.watchers(node)
     }
 
     /// Whether a view stream of this node is open.
@@ -332,7 +332,7 @@ impl Task {
                 }
             }
             undo.into_iter().rev().for_each(|change| shared.state.apply(change));
-            shared.state.take_touched();
+            shared.state.take_view_deltas();
         }
         // An empty element gives a refresh its revision.
         let mut batch: Vec<Vec<Change>> =
@@ -360,7 +360,7 @@ impl Task {
         }
         shared.publish(committed.revision);
         if !refreshed.is_empty() {
-            shared.viewers.publish_all(shared.revision);
+            shared.view_versions.publish_all(shared.revision);
             shared.peers.clear();
         }
         // What was asked for is seen by whoever hears that it is done.
@@ -435,14 +435,14 @@ impl Shared {
     }
 
     fn publish(&mut self, revision: u64) {
-        let touched = self.state.take_touched();
+        let deltas = self.state.take_view_deltas();
         // News of other replicas may come later than what was written after them. What changes gets
         // a new revision nevertheless.
         let late = u64::from(std::mem::take(&mut self.changed));
         self.revision = revision.max(self.revision + late);
         // Whoever is seen differently, or by others than before, is touched.
-        self.peers.forget(touched.peers());
-        self.viewers.publish(&self.state, touched, self.revision);
+        self.peers.forget(deltas.peers());
+        self.view_versions.publish(&self.state, deltas, self.revision);
     }
 }
 

@@ -155,8 +155,8 @@ async fn a_refresh_gives_every_view_a_new_version_and_no_memory_of_older_ones() 
     registry.refresh().await;
     assert!(watch.has_changed().unwrap() && *watch.borrow() > before);
     let view = registry.read().await;
-    assert_eq!(view.touched_since(&name("a"), before), None);
-    assert_eq!(view.touched_since(&name("a"), view.revision()), Some(Touched::default()));
+    assert_eq!(view.delta_since(&name("a"), before), None);
+    assert_eq!(view.delta_since(&name("a"), view.revision()), Some(ViewDelta::default()));
 }
 
 #[tokio::test]

@@ -1,4 +1,4 @@
-//! What takes a node out of the network.
+//! The changes that deregister a node and release its segments.
 
 use edge_types::NodeName;
 
@@ -7,8 +7,8 @@ use crate::clock::Seconds;
 use crate::segments::Row;
 
 impl State {
-    /// What takes a registered node out of the network: the rows of its segments, released, and the
-    /// changes.
+    /// Deregisters a node and releases its segments. Returns the released rows and all changes;
+    /// `None` if the node is not registered.
     pub fn deregistration(&self, node: &NodeName, now: Seconds) -> Option<(Vec<Row>, Vec<Change>)> {
         self.nodes.get(node)?;
         let held = self.ledger.held_by(node).into_iter();
@@ -18,8 +18,9 @@ impl State {
         Some((rows, changes))
     }
 
-    /// The same for a node of which nobody said that its machine is gone: its segments are kept as
-    /// long as its certificates are valid, since its pods may use them for so long.
+    /// Deregisters a node of which it is not known that its machine is gone. Its segments are kept
+    /// as long as its latest certificate is valid, since its pods may use them until then.
+    /// Otherwise like [`State::deregistration`].
     pub fn departure(&self, node: &NodeName, now: Seconds) -> Option<(Vec<Row>, Vec<Change>)> {
         let record = self.nodes.get(node)?;
         let until = record.certificates.iter().map(|certificate| certificate.not_after).max().filter(|end| *end > now);
@@ -33,14 +34,14 @@ impl State {
         Some((rows, changes))
     }
 
-    /// Released segments that are kept for a name.
+    /// Released segments that are still kept for a node.
     pub fn kept_for<'a>(&'a self, node: &'a NodeName, now: Seconds) -> impl Iterator<Item = &'a Row> {
         let kept = move |row: &&Row| row.released_at.is_some() && row.kept_until.is_some_and(|until| until > now);
         self.ledger.rows().filter(move |row| row.node == *node).filter(kept)
     }
 
-    /// What ends that, once it is known that the machine is gone; `None` where nothing is kept for
-    /// this name.
+    /// Stops keeping released segments for a node: its machine is known to be gone. Returns the
+    /// rows and the changes; `None` if no segment is kept for it.
     pub fn let_go(&self, node: &NodeName, now: Seconds) -> Option<(Vec<Row>, Vec<Change>)> {
         let rows: Vec<Row> = self.kept_for(node, now).map(|row| Row { kept_until: None, ..row.clone() }).collect();
         let changes = rows.iter().cloned().map(Change::PutSegment).collect();

@@ -1,10 +1,11 @@
-//! Who has which role and who is in which community.
+//! Registered nodes by role and by community.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use edge_types::{Communities, Community, NodeName, Role};
 
 use super::records::NodeRecord;
+use super::visibility::Visibility;
 
 #[derive(Debug, Default)]
 pub(super) struct Index {
@@ -15,8 +16,7 @@ pub(super) struct Index {
 impl Index {
     pub(super) fn insert(&mut self, node: &NodeRecord, communities: &Communities) {
         self.roles.entry(node.role).or_default().insert(node.name.clone());
-        // Communities are for edges: hubs reach every edge, cloud nodes none directly.
-        if node.role == Role::Edge {
+        if Visibility::of(node.role).joins_communities {
             for community in communities {
                 self.communities.entry(community.clone()).or_default().insert(node.name.clone());
             }
@@ -37,7 +37,7 @@ impl Index {
         }
     }
 
-    pub(super) fn of_role(&self, role: Role) -> impl Iterator<Item = &NodeName> {
+    pub(super) fn of_role(&self, role: Role) -> impl Iterator<Item = &NodeName> + use<'_> {
         self.roles.get(&role).into_iter().flatten()
     }
 

@@ -1,4 +1,4 @@
-//! The rows that the store keeps, and how they change.
+//! The rows that the store keeps, and the changes of rows.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
@@ -20,31 +20,33 @@ pub struct NodeRecord {
     /// Labels that the operator set.
     #[serde(default)]
     pub labels: BTreeMap<String, String>,
-    /// Communities that follow from the labels.
+    /// Communities that the labels name.
     #[serde(default)]
     pub communities: Communities,
-    /// What Kubernetes says of the node of this name; `None` until it was seen there.
+    /// What its Kubernetes Node object says; `None` until a Node of this name was seen.
     #[serde(default)]
     pub object: Option<NodeObject>,
-    /// Addresses that it reported, likeliest first.
+    /// Addresses that it reported, the most likely first.
     #[serde(default)]
     pub reported: Vec<IpAddr>,
-    /// Its UDP port.
+    /// Its UDP port for IKE; 0 before its first report.
     #[serde(default)]
     pub port: u16,
-    /// The address from which its last report came.
+    /// Source address of its last report, as the controller saw it.
     #[serde(default)]
     pub observed: Option<IpAddr>,
-    /// Certificates with which it may call: the newest, and the one with which that was asked for.
+    /// Certificates that the controller accepts from it: the newest one, and the one with which it
+    /// requested that.
     #[serde(default)]
     pub certificates: Vec<Certificate>,
-    /// Beginning of the first certificate that it got when it joined last: peers refuse those that
+    /// `notBefore` of the certificate that it got at its last join. Peers refuse certificates that
     /// begin earlier.
     #[serde(default)]
     pub certificates_from: Seconds,
     /// When it was registered.
     pub joined_at: Seconds,
-    /// Time of the latest restore after which it has reported which segments it uses.
+    /// Time of the restore after which it reported its segments; `None` if it has not reported
+    /// since one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reported_since_restore: Option<Seconds>,
 }
@@ -52,29 +54,30 @@ pub struct NodeRecord {
 /// What the controller takes from a Kubernetes Node object.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct NodeObject {
-    /// `metadata.uid`: another one under the same name is another node.
+    /// `metadata.uid`. Another UID under the same name is another node.
     pub uid: String,
-    /// `status.nodeInfo.machineID`: a Node of another UID with the same one is the same machine.
-    /// Empty where it is not known.
+    /// `status.nodeInfo.machineID`. A Node of another UID with the same machine ID is the same
+    /// machine. Empty if it is not known.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub machine_id: String,
-    /// Communities that its labels name, as far as those count.
+    /// Communities that its labels name. They count only if node labels are trusted.
     #[serde(default)]
     pub communities: Communities,
-    /// Communities that a label names which no kubelet sets: they always count.
+    /// Communities that a restricted label names. No kubelet can set that label, so they always
+    /// count.
     #[serde(default)]
     pub restricted_communities: Communities,
-    /// Addresses at which it is reached from outside, from its annotation.
+    /// Addresses at which it can be reached from outside, from its annotation.
     #[serde(default)]
     pub public_addresses: Vec<PublicAddress>,
 }
 
-/// An address that the operator gives for a node.
+/// An address that the operator sets for a node.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct PublicAddress {
     /// The address.
     pub ip: IpAddr,
-    /// The UDP port; the node's own where none is given.
+    /// UDP port; `None` means the node's own port.
     #[serde(default)]
     pub port: Option<u16>,
 }
@@ -101,32 +104,32 @@ impl std::str::FromStr for PublicAddress {
     }
 }
 
-/// A community whose members the operator lists, independent of labels.
+/// A community whose members the operator lists, in addition to those that labels make members.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct CommunityRecord {
     /// Its name.
     pub name: Community,
-    /// Nodes that belong to it; they need not be registered yet.
+    /// Its members. They need not be registered yet.
     #[serde(default)]
     pub members: BTreeSet<NodeName>,
 }
 
-/// An accepted certificate.
+/// A certificate that the controller accepts from a node.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Certificate {
     /// Serial number, hexadecimal.
     pub serial: String,
     /// SHA-256 of its key (DER SubjectPublicKeyInfo), hexadecimal.
     pub key: String,
-    /// Its end.
+    /// `notAfter`.
     pub not_after: Seconds,
-    /// Its beginning; 0 where an earlier release did not note it.
+    /// `notBefore`; 0 if an earlier release did not record it.
     #[serde(default)]
     pub not_before: Seconds,
-    /// Hash of its issuer's key, hexadecimal; empty where an earlier release did not note it.
+    /// SHA-256 of its issuer's key, hexadecimal; empty if an earlier release did not record it.
     #[serde(default)]
     pub issuer: String,
-    /// The node has called with it: the one before it is not needed any more.
+    /// The node has used it. The certificate before it is not needed any more.
     #[serde(default)]
     pub used: bool,
 }
@@ -134,59 +137,59 @@ pub struct Certificate {
 /// A join token, without its secret.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct TokenRecord {
-    /// Names it in lists.
+    /// Public name of the token, in lists and messages.
     pub id: String,
     /// SHA-256 of its secret, hexadecimal. The secret has 256 random bits, so a plain hash cannot
-    /// be searched.
+    /// be reversed by trying.
     pub secret_hash: String,
     /// Role of the nodes that join with it.
     pub role: Role,
-    /// The only name that may join with it.
+    /// The only node that may join with it; `None` if any node may.
     #[serde(default)]
     pub node: Option<NodeName>,
     /// How many nodes may join with it.
     pub uses: u32,
-    /// When it was made.
+    /// When it was created.
     pub created_at: Seconds,
-    /// From when on it is refused.
+    /// From this time on it is refused.
     pub expires_at: Seconds,
-    /// Hash of the authority's key that it pins, hexadecimal; empty where an earlier release did
-    /// not note it.
+    /// SHA-256 of the key of the authority that it pins, hexadecimal; empty if an earlier release
+    /// did not record it.
     #[serde(default)]
     pub authority: String,
-    /// Who joined with it.
+    /// The joins that used it.
     #[serde(default)]
     pub redemptions: Vec<Redemption>,
 }
 
-/// One use of a token.
+/// One join with a token.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Redemption {
     /// The node that joined.
     pub node: NodeName,
-    /// Its key, as [`Certificate::key`]: whose answer got lost asks again with the same key, and
-    /// that is not another use.
+    /// Its key, as [`Certificate::key`]. A node that lost the answer repeats its request with the
+    /// same key. That is not another use.
     pub key: String,
 }
 
 /// Everything that the store holds.
 #[derive(Debug, Default)]
 pub struct Snapshot {
-    /// Nodes.
+    /// All registered nodes.
     pub nodes: Vec<NodeRecord>,
-    /// Tokens.
+    /// All join tokens.
     pub tokens: Vec<TokenRecord>,
-    /// Segments.
+    /// All segments, held and released.
     pub segments: Vec<Row>,
     /// Communities with listed members.
     pub communities: Vec<CommunityRecord>,
-    /// Number of the last commit; the versions of views come from it.
+    /// Number of the last commit. The versions of views come from it.
     pub revision: u64,
-    /// Latest time that was ever seen.
+    /// The latest time that the store has seen.
     pub time: Seconds,
 }
 
-/// One change of one row.
+/// A change of one row.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Change {
     /// Writes a node.
@@ -197,28 +200,28 @@ pub enum Change {
     PutToken(TokenRecord),
     /// Removes a token.
     DeleteToken(String),
-    /// Grants a segment: the store refuses it if another holds it.
+    /// Grants a segment. The store refuses it if another node holds the segment.
     ClaimSegment(Row),
-    /// Writes a segment's row.
+    /// Writes the row of a segment.
     PutSegment(Row),
-    /// Removes a segment's row.
+    /// Removes the row of a segment.
     DeleteSegment(IpNetwork),
-    /// Writes a community's members.
+    /// Writes the listed members of a community.
     PutCommunity(CommunityRecord),
-    /// Removes a community; labels may still name it.
+    /// Removes the list of a community. Labels may still name it.
     DeleteCommunity(Community),
 }
 
-/// Which row a [`Change`] is of.
+/// Names the row that a [`Change`] writes or removes.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Key {
-    /// A node's.
+    /// The name of a node.
     Node(NodeName),
-    /// A token's.
+    /// The id of a token.
     Token(String),
-    /// A segment's.
+    /// The network of a segment.
     Segment(IpNetwork),
-    /// A community's.
+    /// The name of a community.
     Community(Community),
 }
 
@@ -234,7 +237,7 @@ impl std::fmt::Display for Key {
 }
 
 impl Change {
-    /// The segment that it grants.
+    /// The segment that it grants; `None` if it grants none.
     pub fn claimed(&self) -> Option<IpNetwork> {
         match self {
             Change::ClaimSegment(row) => Some(row.network),
@@ -276,28 +279,29 @@ impl NodeRecord {
         }
     }
 
-    /// Sets the labels and what follows from them.
+    /// Sets the labels, and the communities that they name.
     pub fn set_labels(&mut self, labels: BTreeMap<String, String>) -> Result<(), NameError> {
         self.communities = communities_of_labels(labels.iter().map(|(k, v)| (k.as_str(), v.as_str())))?;
         self.labels = labels;
         Ok(())
     }
 
-    /// Whether its peers see it as they see `other`.
+    /// Whether the views of its peers show it as they show `other`.
     pub fn looks_like(&self, other: &Self) -> bool {
         self.role == other.role
             && self.certificates_from == other.certificates_from
             && self.endpoints() == other.endpoints()
     }
 
-    /// Whether it says of itself that it is at this address, or was seen there.
+    /// Whether this is one of its addresses: reported, observed or set by the operator.
     pub fn is_at(&self, address: &IpAddr) -> bool {
         let public = self.object.iter().flat_map(|object| &object.public_addresses).map(|at| &at.ip);
         self.reported.iter().chain(&self.observed).chain(public).any(|ip| ip == address)
     }
 
-    /// Where it may be found: what the operator says, what it reported, then where it was seen.
-    /// Nothing before its first report, since its port is not known.
+    /// The addresses at which peers may find it: those that the operator sets, those that it
+    /// reported, then the one at which the controller saw it. Empty before its first report, since
+    /// its port is not known.
     pub fn endpoints(&self) -> Vec<Endpoint> {
         if self.port == 0 {
             return Vec::new();

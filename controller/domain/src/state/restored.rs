@@ -1,4 +1,4 @@
-//! What a restore of the rows means for grants and claims.
+//! What a restore of the rows from a backup means for grants and for claims.
 
 use edge_types::Role;
 
@@ -7,16 +7,16 @@ use crate::clock::Seconds;
 use crate::segments::{Policy, Restored, Withheld};
 
 impl State {
-    /// Notes that the rows were restored.
+    /// Records when the rows were restored; `None` if they never were.
     pub fn set_restored(&mut self, restored: Option<Restored>) {
         self.restored = restored;
     }
 
-    /// Whether grants have to wait: the rows were restored, and an edge that may use any of the
-    /// segments has not reported yet.
+    /// Checks that segments may be granted. After a restore grants wait until every edge has
+    /// reported its segments, or until the grace period has passed.
     ///
     /// # Errors
-    /// The refusal, with the edges that are missing.
+    /// How long grants wait, and which edges have not reported yet.
     pub fn may_grant(&self, policy: &Policy, now: Seconds) -> Result<(), Withheld> {
         let waiting = self.restored.filter(|restored| now < restored.grants_wait_until(policy));
         let Some(restored) = waiting else { return Ok(()) };
@@ -28,13 +28,13 @@ impl State {
         }
     }
 
-    /// Whether a node may claim a segment that the ledger does not know as its own.
+    /// Whether a node may claim a segment that the ledger does not know as its own: for some time
+    /// after a restore.
     pub fn takes_unknown_claims(&self, policy: &Policy, now: Seconds) -> bool {
         self.restored.is_some_and(|restored| now < restored.claims_count_until(policy))
     }
 
-    /// Notes in its record that an edge has reported which segments it uses, if a restore makes
-    /// that matter.
+    /// Records that an edge has reported its segments since the restore, if there was one.
     pub fn note_reported(&self, record: &mut NodeRecord) {
         if let Some(restored) = self.restored.filter(|_| record.role == Role::Edge) {
             record.reported_since_restore = Some(restored.at);

@@ -221,7 +221,7 @@ async fn next(
     // Nothing is published while we look: what is published later is told later.
     changes.mark_unchanged();
     let missing = || Refusal::NoSuchNode(node.clone());
-    let touched = reader.known.and_then(|known| Some((known, view.touched_since(node, known)?)));
+    let touched = reader.known.and_then(|known| Some((known, view.delta_since(node, known)?)));
     let event = match touched {
         Some((_, touched)) if touched.is_empty() => return Ok(None),
         Some((known, touched)) if reader.changes => {

@@ -1,38 +1,38 @@
-//! For each node, the version of its view and what changed lately, so that whoever knows an earlier
-//! version is told only that.
+//! For each node, the version of its view and what changed lately. A node that knows an earlier
+//! version gets only the difference.
 //!
-//! What looks different is remembered by circle, where a thousand viewers read it; what comes into
-//! a view and leaves it, by viewer.
+//! A node that changed is recorded once for each of its visibility groups, where a thousand viewers
+//! read it. Peers that come into a view or leave it are recorded for that viewer.
 
 use std::collections::{BTreeSet, HashMap, VecDeque};
 
 use edge_types::NodeName;
 use tokio::sync::watch;
 
-use crate::state::{Circle, State, Touched, TouchedBy};
+use crate::state::{State, ViewDelta, ViewDeltas, VisibilityGroup};
 
-/// Changes remembered for each viewer and, at least, for each circle; whoever knows only something
-/// older gets the whole view.
+/// Changes remembered for each viewer, and at least so many for each group. A viewer that knows
+/// only an older version gets the whole view.
 const REMEMBERED: usize = 64;
 
 #[derive(Debug)]
-pub(super) struct Viewers {
+pub(super) struct ViewVersions {
     viewers: HashMap<NodeName, Viewer>,
-    circles: HashMap<Circle, Log<NodeName>>,
-    /// Whatever a circle without a log may have had is of a version up to this one.
+    groups: HashMap<VisibilityGroup, Log<NodeName>>,
+    /// Where a group has no log, all of its changes were in versions up to this one.
     since: u64,
 }
 
 #[derive(Debug)]
 struct Viewer {
     version: watch::Sender<u64>,
-    log: Log<Touched>,
+    log: Log<ViewDelta>,
 }
 
-/// What happened, by version.
+/// Changes by version.
 #[derive(Debug)]
 struct Log<T> {
-    /// All that happened in versions above this one is in `entries`.
+    /// `entries` has all changes of the versions above this one.
     since: u64,
     entries: VecDeque<(u64, T)>,
 }
@@ -51,7 +51,7 @@ impl<T> Log<T> {
         self.entries.push_back((version, entry));
     }
 
-    /// All of versions above `known`; `None` where that is not remembered.
+    /// The changes of all versions above `known`; `None` if some of them are forgotten.
     fn after(&self, known: u64) -> Option<impl Iterator<Item = &T>> {
         let entries = self.entries.iter().rev().take_while(move |(version, _)| *version > known);
         (known >= self.since).then(|| entries.map(|(_, entry)| entry))
@@ -64,36 +64,36 @@ impl Viewer {
     }
 }
 
-impl Viewers {
+impl ViewVersions {
     pub(super) fn new(state: &State, revision: u64) -> Self {
         let viewers = state.nodes().map(|node| (node.name.clone(), Viewer::new(revision))).collect();
-        Self { viewers, circles: HashMap::new(), since: revision }
+        Self { viewers, groups: HashMap::new(), since: revision }
     }
 
-    /// Tells everyone who is touched.
-    pub(super) fn publish(&mut self, state: &State, touched: TouchedBy, revision: u64) {
-        for (name, touched) in touched.views {
+    /// Records the changes and wakes the viewers that they concern.
+    pub(super) fn publish(&mut self, state: &State, deltas: ViewDeltas, revision: u64) {
+        for (name, delta) in deltas.views {
             if state.node(&name).is_none() {
                 continue;
             }
-            if touched.new {
-                // Dropping the sender of one of the same name that is gone ends its streams.
+            if delta.new {
+                // A former node of this name is gone. Dropping its sender ends its streams.
                 self.viewers.insert(name, Viewer::new(revision));
                 continue;
             }
             let viewer = self.viewers.entry(name).or_insert_with(|| Viewer::new(revision.saturating_sub(1)));
-            viewer.log.push(revision, touched, REMEMBERED);
+            viewer.log.push(revision, delta, REMEMBERED);
             viewer.version.send_replace(revision);
         }
-        let mut circles = BTreeSet::new();
-        for name in touched.looks {
-            for circle in state.node(&name).map(|node| state.circles_of(node)).unwrap_or_default() {
-                let log = self.circles.entry(circle.clone()).or_insert_with(|| Log::new(self.since));
-                log.push(revision, name.clone(), state.size_of(&circle));
-                circles.insert(circle);
+        let mut groups = BTreeSet::new();
+        for name in deltas.changed_nodes {
+            for group in state.node(&name).map(|node| state.groups_of(node)).unwrap_or_default() {
+                let log = self.groups.entry(group.clone()).or_insert_with(|| Log::new(self.since));
+                log.push(revision, name.clone(), state.group_size(&group));
+                groups.insert(group);
             }
         }
-        for viewer in circles.iter().flat_map(|circle| state.viewers_of(circle)) {
+        for viewer in groups.iter().flat_map(|group| state.group_viewers(group)) {
             if let Some(viewer) = self.viewers.get(viewer) {
                 viewer.version.send_replace(revision);
             }
@@ -101,17 +101,18 @@ impl Viewers {
         // Dropping a deregistered node's sender ends its streams.
         if self.viewers.len() != state.nodes().len() {
             self.viewers.retain(|name, _| state.node(name).is_some());
-            let circles = self.circles.len();
-            self.circles.retain(|circle, _| state.size_of(circle) > 0);
-            if self.circles.len() != circles {
+            let groups = self.groups.len();
+            self.groups.retain(|group, _| state.group_size(group) > 0);
+            if self.groups.len() != groups {
                 self.since = revision;
             }
         }
     }
 
-    /// Tells everyone that everything may have changed.
+    /// Gives every view a new version and forgets all changes: any part of any view may have
+    /// changed.
     pub(super) fn publish_all(&mut self, revision: u64) {
-        self.circles.clear();
+        self.groups.clear();
         self.since = revision;
         for viewer in self.viewers.values_mut() {
             viewer.log = Log::new(revision);
@@ -127,14 +128,14 @@ impl Viewers {
         self.viewers.get(node).map_or(0, |viewer| viewer.version.receiver_count())
     }
 
-    /// All that touched a node's view in versions above `known`; `None` where that is not
-    /// remembered.
-    pub(super) fn touched_since(&self, state: &State, node: &NodeName, known: u64) -> Option<Touched> {
+    /// All changes of a node's view in versions above `known`; `None` if some of them are
+    /// forgotten.
+    pub(super) fn delta_since(&self, state: &State, node: &NodeName, known: u64) -> Option<ViewDelta> {
         let (viewer, record) = (self.viewers.get(node)?, state.node(node)?);
-        let mut all = Touched::default();
-        viewer.log.after(known)?.for_each(|touched| all.join(touched));
-        for log in state.circles_seen_by(record).iter().filter_map(|circle| self.circles.get(circle)) {
-            // Who left the view meanwhile is in the viewer's own log.
+        let mut all = ViewDelta::default();
+        viewer.log.after(known)?.for_each(|delta| all.join(delta));
+        for log in state.groups_seen_by(record).iter().filter_map(|group| self.groups.get(group)) {
+            // A peer that left the view meanwhile is in the viewer's own log.
             let peers = log.after(known)?.filter(|name| !all.peers.contains(*name));
             let peers = peers.filter(|name| state.node(name).is_some_and(|peer| state.is_peer(record, peer)));
             let peers: Vec<NodeName> = peers.cloned().collect();
@@ -150,18 +151,18 @@ mod tests {
     use crate::state::{Change, NodeRecord};
     use edge_types::Role;
 
-    fn touched(peer: &str) -> Touched {
-        Touched { peers: [peer.parse().unwrap()].into(), ..Touched::default() }
+    fn peer_delta(peer: &str) -> ViewDelta {
+        ViewDelta { peers: [peer.parse().unwrap()].into(), ..ViewDelta::default() }
     }
 
-    fn view_of(viewer: &NodeName, touched: Touched) -> TouchedBy {
-        TouchedBy { views: [(viewer.clone(), touched)].into(), ..TouchedBy::default() }
+    fn only_view(viewer: &NodeName, delta: ViewDelta) -> ViewDeltas {
+        ViewDeltas { views: [(viewer.clone(), delta)].into(), ..ViewDeltas::default() }
     }
 
-    /// Names of the peers, in a line.
-    fn since(viewers: &Viewers, state: &State, viewer: &NodeName, known: u64) -> Option<String> {
-        let touched = viewers.touched_since(state, viewer, known)?;
-        Some(touched.peers.into_iter().map(String::from).collect::<Vec<_>>().join(" "))
+    /// Names of the peers that changed, on one line.
+    fn since(viewers: &ViewVersions, state: &State, viewer: &NodeName, known: u64) -> Option<String> {
+        let delta = viewers.delta_since(state, viewer, known)?;
+        Some(delta.peers.into_iter().map(String::from).collect::<Vec<_>>().join(" "))
     }
 
     #[test]
@@ -169,17 +170,17 @@ mod tests {
         let a: NodeName = "a".parse().unwrap();
         let mut state = State::default();
         state.apply(Change::PutNode(NodeRecord::new(a.clone(), Role::Edge, 0)));
-        let mut viewers = Viewers::new(&state, 10);
+        let mut viewers = ViewVersions::new(&state, 10);
         for (revision, peer) in [(11, "x"), (12, "y"), (15, "z")] {
-            viewers.publish(&state, view_of(&a, touched(peer)), revision);
+            viewers.publish(&state, only_view(&a, peer_delta(peer)), revision);
         }
-        let since = |viewers: &Viewers, known| since(viewers, &state, &a, known);
+        let since = |viewers: &ViewVersions, known| since(viewers, &state, &a, known);
         assert_eq!(since(&viewers, 10).as_deref(), Some("x y z"));
         assert_eq!(since(&viewers, 12).as_deref(), Some("z"));
         assert_eq!(since(&viewers, 15).as_deref(), Some(""));
         assert_eq!(since(&viewers, 9), None);
         for revision in 16..16 + REMEMBERED as u64 {
-            viewers.publish(&state, view_of(&a, touched("w")), revision);
+            viewers.publish(&state, only_view(&a, peer_delta("w")), revision);
         }
         assert_eq!(since(&viewers, 15).as_deref(), Some("w"));
         assert_eq!(since(&viewers, 14), None);
@@ -187,13 +188,13 @@ mod tests {
         assert_eq!(since(&viewers, 999), None);
         assert_eq!(since(&viewers, 1000).as_deref(), Some(""));
         let watch = viewers.watch(&a).unwrap();
-        viewers.publish(&state, view_of(&a, Touched { new: true, ..touched("v") }), 1001);
+        viewers.publish(&state, only_view(&a, ViewDelta { new: true, ..peer_delta("v") }), 1001);
         assert_eq!(since(&viewers, 1000), None, "another node of the same name");
         assert!(watch.has_changed().is_err(), "the streams of the former one end");
     }
 
     #[test]
-    fn what_looks_different_is_noted_once_and_found_by_all_who_see_it() {
+    fn a_node_that_changed_is_recorded_once_and_found_by_all_its_viewers() {
         let mut state = State::default();
         let label = |community: &str| [(edge_types::name::COMMUNITY_LABEL.to_owned(), community.to_owned())].into();
         for (name, role, community) in
@@ -204,15 +205,19 @@ mod tests {
             state.apply(Change::PutNode(record));
         }
         let [a, b, c, hub] = ["a", "b", "c", "hub"].map(|name| name.parse::<NodeName>().unwrap());
-        let mut viewers = Viewers::new(&state, 10);
+        let mut viewers = ViewVersions::new(&state, 10);
         let heard = [&a, &b, &c, &hub].map(|name| viewers.watch(name).unwrap());
-        viewers.publish(&state, TouchedBy { looks: [b.clone()].into(), ..TouchedBy::default() }, 11);
+        viewers.publish(&state, ViewDeltas { changed_nodes: [b.clone()].into(), ..ViewDeltas::default() }, 11);
         assert_eq!(heard.each_ref().map(|watch| watch.has_changed().unwrap()), [true, true, false, true]);
         let seen = [&a, &b, &c, &hub].map(|name| since(&viewers, &state, name, 10).unwrap());
         assert_eq!(seen, ["b", "", "", "b"], "b has itself not in its view");
         assert_eq!(since(&viewers, &state, &a, 11).as_deref(), Some(""));
         for revision in 12..12 + REMEMBERED as u64 {
-            viewers.publish(&state, TouchedBy { looks: [c.clone()].into(), ..TouchedBy::default() }, revision);
+            viewers.publish(
+                &state,
+                ViewDeltas { changed_nodes: [c.clone()].into(), ..ViewDeltas::default() },
+                revision,
+            );
         }
         assert_eq!(since(&viewers, &state, &hub, 10), None, "c filled what is remembered of edges");
         assert_eq!(since(&viewers, &state, &a, 10).as_deref(), Some("b"), "and not what is remembered of alpha");

@@ -1,5 +1,5 @@
-//! Peers as they are told, made once for all who are told of them: a change of one node may concern
-//! a thousand others at the same moment.
+//! The JSON of each peer, serialised once for all views that contain it: one change may concern a
+//! thousand views at the same moment.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -25,36 +25,36 @@ impl Serialize for PeerJson {
     }
 }
 
-/// Peers as the state now shows them, as far as anybody has asked; at most one for each node.
+/// The JSON of nodes as the current state shows them; at most one entry for each node.
 #[derive(Debug, Default)]
-pub(super) struct Peers(Mutex<HashMap<NodeName, PeerJson>>);
+pub(super) struct PeerCache(Mutex<HashMap<NodeName, PeerJson>>);
 
-impl Peers {
-    /// What is kept of a peer, or what `make` makes of it, which is kept then. Whoever asks holds
-    /// the state's lock, so that what is made is what the state shows.
+impl PeerCache {
+    /// The cached JSON, or the JSON of what `make` returns, which is then cached. The caller holds
+    /// the state's lock, so `make` shows the current state.
     pub(super) fn get_or_make(&self, name: &NodeName, make: impl FnOnce() -> Peer) -> Option<PeerJson> {
-        if let Some(json) = self.kept().get(name) {
+        if let Some(json) = self.entries().get(name) {
             return Some(json.clone());
         }
         let json = PeerJson::new(&make())?;
-        self.kept().insert(name.clone(), json.clone());
+        self.entries().insert(name.clone(), json.clone());
         Some(json)
     }
 
-    /// These are seen differently now, or by others.
+    /// Drops the entries of nodes that changed.
     pub(super) fn forget<'a>(&mut self, names: impl IntoIterator<Item = &'a NodeName>) {
-        let kept = self.0.get_mut().unwrap_or_else(PoisonError::into_inner);
+        let entries = self.0.get_mut().unwrap_or_else(PoisonError::into_inner);
         for name in names {
-            kept.remove(name);
+            entries.remove(name);
         }
     }
 
-    /// All may be seen differently now.
+    /// Drops all entries.
     pub(super) fn clear(&mut self) {
         self.0.get_mut().unwrap_or_else(PoisonError::into_inner).clear();
     }
 
-    fn kept(&self) -> std::sync::MutexGuard<'_, HashMap<NodeName, PeerJson>> {
+    fn entries(&self) -> std::sync::MutexGuard<'_, HashMap<NodeName, PeerJson>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -1,0 +1,164 @@
+use super::*;
+
+fn node(name: &str, role: Role, label: &str) -> NodeRecord {
+    let mut node = NodeRecord::new(name.parse().unwrap(), role, 0);
+    node.set_labels([(edge_types::name::COMMUNITY_LABEL.to_owned(), label.to_owned())].into()).unwrap();
+    node
+}
+
+fn names(set: BTreeSet<NodeName>) -> Vec<String> {
+    set.into_iter().map(String::from).collect()
+}
+
+fn cluster() -> State {
+    let mut state = State { trust_node_labels: true, ..State::default() };
+    for record in [
+        node("hub", Role::Hub, ""),
+        node("cloud", Role::Cloud, ""),
+        node("a1", Role::Edge, "alpha"),
+        node("a2", Role::Edge, "alpha_beta"),
+        node("b1", Role::Edge, "beta"),
+        node("c1", Role::Edge, ""),
+    ] {
+        state.apply(Change::PutNode(record));
+    }
+    state.take_view_deltas();
+    state
+}
+
+#[test]
+fn peers_are_hubs_and_members_of_the_same_communities() {
+    let state = cluster();
+    let peers =
+        |name: &str| names(state.peers_of(state.node(&name.parse().unwrap()).unwrap()).into_iter().cloned().collect());
+    assert_eq!(peers("a1"), ["a2", "hub"]);
+    assert_eq!(peers("a2"), ["a1", "b1", "hub"]);
+    assert_eq!(peers("c1"), ["hub"]);
+    assert_eq!(peers("hub"), ["a1", "a2", "b1", "c1"]);
+    assert_eq!(peers("cloud"), ["hub"]);
+}
+
+/// For each view that changed a line: the viewer, `self` if its own part changed, and the peers
+/// that did.
+fn changed_views(state: &mut State) -> Vec<String> {
+    let ViewDeltas { changed_nodes, mut views } = state.take_view_deltas();
+    for peer in changed_nodes {
+        for group in state.groups_of(state.node(&peer).unwrap()) {
+            for viewer in state.group_viewers(&group).filter(|viewer| **viewer != peer) {
+                views.entry(viewer.clone()).or_default().peers.insert(peer.clone());
+            }
+        }
+    }
+    let show = |(viewer, delta): (NodeName, ViewDelta)| {
+        let own = delta.own.then(|| "self".to_owned());
+        let parts: Vec<String> = own.into_iter().chain(delta.peers.into_iter().map(String::from)).collect();
+        format!("{viewer}: {}", parts.join(" "))
+    };
+    views.into_iter().map(show).collect()
+}
+
+#[test]
+fn a_change_alters_only_the_views_in_which_the_node_is() {
+    let mut state = cluster();
+    let mut a1 = state.node(&"a1".parse().unwrap()).unwrap().clone();
+    state.apply(Change::PutNode(a1.clone()));
+    assert!(changed_views(&mut state).is_empty(), "nothing changed");
+    a1.reported = vec!["192.0.2.1".parse().unwrap()];
+    a1.port = 4500;
+    state.apply(Change::PutNode(a1));
+    assert_eq!(changed_views(&mut state), ["a2: a1", "hub: a1"]);
+    state.apply(Change::PutNode(node("b1", Role::Edge, "alpha")));
+    assert_eq!(changed_views(&mut state), ["a1: b1", "b1: self a1"], "a2 saw b1 before and sees it still");
+    state.apply(Change::DeleteNode("a2".parse().unwrap()));
+    assert_eq!(changed_views(&mut state), ["a1: a2", "b1: a2", "hub: a2"]);
+    state.apply(Change::DeleteNode("c1".parse().unwrap()));
+    state.apply(Change::PutNode(node("c1", Role::Cloud, "")));
+    let c1 = &state.take_view_deltas().views[&"c1".parse::<NodeName>().unwrap()];
+    assert!(c1.new, "nothing of what the former c1 saw counts for this one");
+    assert_eq!(state.communities().count(), 1);
+}
+
+#[test]
+fn a_listed_community_counts_as_a_label_does_and_may_list_nodes_before_they_join() {
+    let mut state = cluster();
+    let gamma = |members: &[&str]| {
+        let members = members.iter().map(|name| name.parse().unwrap()).collect();
+        Change::PutCommunity(CommunityRecord { name: "gamma".parse().unwrap(), members })
+    };
+    state.apply(gamma(&["c1", "later"]));
+    assert_eq!(changed_views(&mut state), ["c1: self"]);
+    state.apply(Change::PutNode(node("later", Role::Edge, "")));
+    assert_eq!(changed_views(&mut state), ["c1: later", "hub: later", "later: self c1 hub"]);
+    state.apply(gamma(&["c1", "a1", "later"]));
+    assert_eq!(changed_views(&mut state), ["a1: self c1 later", "c1: a1", "later: a1"]);
+    state.apply(Change::DeleteCommunity("gamma".parse().unwrap()));
+    let peers = |name: &str| names(state.peers_of(&state.nodes[&name.parse().unwrap()]).into_iter().cloned().collect());
+    assert_eq!(
+        (peers("c1"), peers("later"), peers("a1")),
+        (vec!["hub".into()], vec!["hub".into()], vec!["a2".into(), "hub".into()])
+    );
+}
+
+#[test]
+fn labels_of_node_objects_count_only_where_they_are_trusted() {
+    for trusted in [true, false] {
+        let mut state = State { trust_node_labels: trusted, ..State::default() };
+        for name in ["x", "y"] {
+            let mut record = node(name, Role::Edge, "");
+            let communities = ["alpha".parse().unwrap()].into();
+            record.object = Some(NodeObject { uid: name.into(), communities, ..NodeObject::default() });
+            state.apply(Change::PutNode(record));
+        }
+        let x = state.node(&"x".parse().unwrap()).unwrap();
+        assert_eq!(state.peers_of(x).len(), usize::from(trusted));
+    }
+}
+
+#[test]
+fn a_segment_that_changes_hands_alters_the_views_of_both_holders_and_of_their_viewers() {
+    let mut state = cluster();
+    let row = |node: &str, released_at| {
+        let network = "10.77.0.0/26".parse().unwrap();
+        Row::new(network, node.parse().unwrap(), "r".into(), 0, released_at)
+    };
+    state.apply(Change::ClaimSegment(row("a1", None)));
+    assert_eq!(changed_views(&mut state), ["a1: self", "a2: a1", "hub: a1"]);
+    state.apply(Change::PutSegment(row("b1", None)));
+    assert_eq!(changed_views(&mut state), ["a1: self", "a2: a1 b1", "b1: self", "hub: a1 b1"]);
+    state.apply(Change::PutSegment(row("b1", Some(5))));
+    assert_eq!(changed_views(&mut state), ["a2: b1", "b1: self", "hub: b1"]);
+    state.apply(Change::DeleteSegment(row("b1", None).network));
+    assert!(changed_views(&mut state).is_empty());
+}
+
+#[test]
+fn every_change_can_be_taken_back_and_a_snapshot_is_reached_by_its_differences() {
+    let mut state = cluster();
+    let snapshot = |state: &State| Snapshot {
+        nodes: state.nodes().cloned().collect(),
+        tokens: state.tokens().cloned().collect(),
+        segments: state.ledger().rows().cloned().collect(),
+        communities: state.listed_communities().cloned().collect(),
+        ..Snapshot::default()
+    };
+    assert!(state.changes_to(snapshot(&state)).is_empty());
+    let before = snapshot(&state);
+    let network = "10.77.0.0/26".parse().unwrap();
+    let members = ["c1".parse().unwrap()].into();
+    let changes = vec![
+        Change::PutNode(node("a1", Role::Hub, "")),
+        Change::DeleteNode("a2".parse().unwrap()),
+        Change::PutNode(node("new", Role::Edge, "beta")),
+        Change::ClaimSegment(Row::new(network, "new".parse().unwrap(), "r".into(), 1, None)),
+        Change::PutCommunity(CommunityRecord { name: "gamma".parse().unwrap(), members }),
+    ];
+    let mut undo = Vec::new();
+    for change in &changes {
+        undo.push(state.inverse(change));
+        state.apply(change.clone());
+    }
+    let after = snapshot(&state);
+    undo.into_iter().rev().for_each(|change| state.apply(change));
+    assert!(state.changes_to(before).is_empty());
+    assert_eq!(state.changes_to(after).len(), changes.len());
+}

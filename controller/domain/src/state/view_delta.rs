@@ -1,0 +1,89 @@
+//! Which views a change alters, and in which part, so that the controller sends a node only what
+//! changed.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use edge_types::NodeName;
+
+/// The parts of one node's view that changed.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ViewDelta {
+    /// The node was registered just now. An earlier view under this name was another node's.
+    pub new: bool,
+    /// What the view says about the node itself changed: role, communities, segments.
+    pub own: bool,
+    /// Peers that came into the view, left it, or changed.
+    pub peers: BTreeSet<NodeName>,
+}
+
+impl ViewDelta {
+    /// Whether nothing changed.
+    pub fn is_empty(&self) -> bool {
+        !self.new && !self.own && self.peers.is_empty()
+    }
+
+    /// Adds another change of the same view.
+    pub fn join(&mut self, other: &Self) {
+        self.new |= other.new;
+        self.own |= other.own;
+        self.peers.extend(other.peers.iter().cloned());
+    }
+}
+
+/// What a series of changes altered in all views.
+#[derive(Debug, Default)]
+pub struct ViewDeltas {
+    /// Nodes whose viewers see them changed. The viewers are not listed here: they follow from the
+    /// node's visibility groups.
+    pub changed_nodes: BTreeSet<NodeName>,
+    /// Views that changed for another reason: a peer came or left, or the node's own part changed.
+    pub views: BTreeMap<NodeName, ViewDelta>,
+}
+
+impl ViewDeltas {
+    /// Whether no view changed.
+    pub fn is_empty(&self) -> bool {
+        self.changed_nodes.is_empty() && self.views.is_empty()
+    }
+
+    /// All nodes that changed in at least one view.
+    pub fn peers(&self) -> impl Iterator<Item = &NodeName> {
+        self.changed_nodes.iter().chain(self.views.values().flat_map(|delta| &delta.peers))
+    }
+
+    /// The viewers of `node` see it changed.
+    pub(super) fn note_changed(&mut self, node: &NodeName) {
+        self.changed_nodes.insert(node.clone());
+    }
+
+    /// `peer` comes into the views of all of `viewers`, or leaves them.
+    pub(super) fn note_peer<'a>(&mut self, viewers: impl IntoIterator<Item = &'a NodeName>, peer: &NodeName) {
+        for viewer in viewers {
+            self.views.entry(viewer.clone()).or_default().peers.insert(peer.clone());
+        }
+    }
+
+    /// Each of `peers` comes into the view of `viewer`, or leaves it.
+    pub(super) fn note_peers<'a>(&mut self, viewer: &NodeName, peers: impl IntoIterator<Item = &'a NodeName>) {
+        let mut peers = peers.into_iter().peekable();
+        if peers.peek().is_some() {
+            self.views.entry(viewer.clone()).or_default().peers.extend(peers.cloned());
+        }
+    }
+
+    /// What the view of `viewer` says about `viewer` itself changed.
+    pub(super) fn note_own(&mut self, viewer: &NodeName) {
+        self.views.entry(viewer.clone()).or_default().own = true;
+    }
+
+    /// `viewer` was registered.
+    pub(super) fn note_new(&mut self, viewer: &NodeName) {
+        let delta = self.views.entry(viewer.clone()).or_default();
+        (delta.new, delta.own) = (true, true);
+    }
+
+    /// `viewer` was deregistered.
+    pub(super) fn forget(&mut self, viewer: &NodeName) {
+        self.views.remove(viewer);
+    }
+}
