@@ -11,22 +11,22 @@ use crate::view::{NodeView, Peer, Role, ViewChange};
 /// Media type of [`Problem`].
 pub const PROBLEM_MEDIA_TYPE: &str = "application/problem+json";
 
-/// `POST /v1/join`: a node's first words, over TLS that is authenticated by the CA's hash in the
+/// `POST /v1/join`: a node's first request, over TLS that is authenticated by the CA's hash in the
 /// token.
 #[derive(Clone, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct JoinRequest {
-    /// [`crate::JoinToken::credential`]: the token's id and secret. Empty where the next field is
-    /// there.
+    /// [`crate::JoinToken::credential`]: the token's id and secret. Empty if
+    /// `service_account_token` is set.
     #[serde(default)]
     pub token: String,
-    /// In place of a join token: a Kubernetes service account token, bound to the node's own pod,
-    /// for the audience `edge-cni`.
+    /// Instead of a join token: a Kubernetes service account token that is bound to the node's own
+    /// pod, for the audience `edge-cni`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub service_account_token: Option<String>,
-    /// The name under which the node wants to be known.
+    /// The name that the node asks for.
     pub node: NodeName,
-    /// PKCS#10 request, PEM, self-signed with the key that was made on the node.
+    /// PKCS#10 request, PEM, self-signed with a key that was made on the node.
     pub csr: String,
 }
 
@@ -40,13 +40,13 @@ impl std::fmt::Debug for JoinRequest {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct CertificateResponse {
-    /// The node's name as the certificate holds it.
+    /// The node's name in the certificate.
     pub node: NodeName,
-    /// The role as the certificate holds it.
+    /// The node's role in the certificate.
     pub role: Role,
     /// The node's certificate and any intermediates, PEM, leaf first.
     pub certificate: String,
-    /// Trust anchors, PEM; the first one is of the authority that signs now.
+    /// Trust anchors, PEM. The first one belongs to the authority that signs now.
     pub trust_anchors: Vec<String>,
 }
 
@@ -58,31 +58,31 @@ pub struct CertificateRequest {
     pub csr: String,
 }
 
-/// `PUT /v1/nodes/{node}`: what a node says of itself.
+/// `PUT /v1/nodes/{node}`: what a node reports about itself.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct NodeReport {
-    /// Addresses of the node's uplinks, likeliest first. The controller passes the first few on
+    /// Addresses of the node's uplinks, likeliest first. The controller passes on the first few
     /// that a peer may use, and adds the one from which the report came.
     pub addresses: Vec<IpAddr>,
     /// UDP port of the node's IKE and ESP in UDP.
     #[cfg_attr(feature = "schema", schemars(range(min = 1)))]
     pub port: u16,
-    /// Its tunnels, for people who look.
+    /// Its tunnels, for the operator.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tunnels: Option<TunnelCount>,
-    /// Why the latest view is not in force on the node, if it is not: it would cut the node off
-    /// from its own network, for example.
+    /// Why the latest view is not in force on the node, if it is not. For example, it would cut the
+    /// node off from its own network.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub refused_view: Option<String>,
-    /// Segments that it uses, as far as its disk says. The controller grants them to nobody else,
-    /// also where a restored backup does not know them.
+    /// Segments that it uses, according to its disk. The controller grants them to no other node,
+    /// even if a restored backup does not know them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[cfg_attr(feature = "schema", schemars(with = "Vec<String>"))]
     pub segments: Vec<IpNetwork>,
 }
 
-/// How a node's tunnels are.
+/// The state of a node's tunnels.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct TunnelCount {
@@ -92,18 +92,18 @@ pub struct TunnelCount {
     pub wanted: u32,
 }
 
-/// `POST /v1/nodes/{node}/segments`: an application for one segment a family.
+/// `POST /v1/nodes/{node}/segments`: an application for one segment of each family.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct SegmentRequest {
-    /// Chosen by the node, kept on disk until answered: a retry with the same id gets the same
-    /// segments.
+    /// The node chooses it and keeps it on disk until it has the response. A retry with the same id
+    /// gets the same segments.
     #[cfg_attr(feature = "schema", schemars(length(min = 1, max = 128)))]
     pub request_id: String,
     /// Families wanted.
     #[cfg_attr(feature = "schema", schemars(length(min = 1)))]
     pub families: Vec<Family>,
-    /// It may have been sent before, and be granted already, by whichever controller.
+    /// Whether it may have been sent before, so that a controller may have granted it already.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub repeated: bool,
 }
@@ -131,44 +131,44 @@ impl Family {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct SegmentResponse {
-    /// On POST those granted by this request; on GET all that the node holds.
+    /// On POST the segments granted by this request; on GET all that the node holds.
     #[cfg_attr(feature = "schema", schemars(with = "Vec<String>"))]
     pub segments: Vec<IpNetwork>,
 }
 
-/// Without a line on the view stream for so long a node takes the controller for gone and connects
-/// anew, seconds. Heartbeats come well within.
+/// After this time without a line on the view stream a node considers the controller gone and
+/// connects again, seconds. Heartbeats come more often.
 pub const VIEW_SILENCE_SECONDS: u64 = 20;
 
 /// One line of the stream `GET /v1/nodes/{node}/view?watch=true` (NDJSON). Without `watch` the
-/// answer is one [`NodeView`].
+/// response is one [`NodeView`].
 ///
-/// With `changes=true` a whole view comes at most once, then what changes of it; without, whole
-/// views alone. With `from=VERSION` no view comes that is older than this, and with the `epoch`
-/// that came with it as well, only what changed since, if the controller remembers it.
+/// With `changes=true` a whole view comes at most once, and then only changes; otherwise every line
+/// is a whole view. With `from=VERSION` no older view comes. If the `epoch` that came with that
+/// version is given too, only what changed since comes, if the controller remembers it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(tag = "type", rename_all = "lowercase")]
 pub enum ViewEvent<P = Peer> {
-    /// The view as it now is.
+    /// The whole view.
     View {
-        /// Names the run of the controller that remembers from now on what changed.
+        /// Identifies the run of the controller that remembers changes from now on.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         epoch: Option<String>,
         /// The view.
         view: Box<NodeView<P>>,
     },
-    /// What changed since the last line that was not a heartbeat, or since `from`.
+    /// The changes since the last line that was not a heartbeat, or since `from`.
     Change(ViewChange<P>),
-    /// Nothing has changed; the connection lives. Sent every few seconds.
+    /// Nothing has changed, and the connection works. Sent every few seconds.
     Heartbeat {
-        /// Version of the view that was told last on this stream; 0 if none was.
+        /// Version of the view that was sent last on this stream; 0 if none was.
         version: u64,
     },
-    /// The last line of a stream that ends because its controller does. Whoever understands it goes
-    /// on at another controller at once; for others the stream has ended.
+    /// The last line of a stream that ends because its controller stops. A node that understands it
+    /// connects to another controller at once; for other nodes the stream has ended.
     Goodbye {
-        /// Why, for logs.
+        /// The reason, for logs.
         reason: String,
     },
 }
@@ -181,31 +181,31 @@ pub struct NodeInfo {
     pub name: NodeName,
     /// Its role.
     pub role: Role,
-    /// All labels that the operator or Kubernetes set.
+    /// All labels that the operator or Kubernetes has set.
     pub labels: std::collections::BTreeMap<String, String>,
-    /// Communities that follow from them.
+    /// Communities that follow from the labels.
     pub communities: Communities,
-    /// Segments it holds.
+    /// Segments that it holds.
     #[cfg_attr(feature = "schema", schemars(with = "Vec<String>"))]
     pub segments: Vec<IpNetwork>,
-    /// Addresses it reported and the one it was seen at.
+    /// Addresses that it reported, and the one from which it was seen.
     pub endpoints: Vec<crate::view::Endpoint>,
-    /// Whether a view stream of it is open now.
+    /// Whether its view stream is open now.
     pub connected: bool,
     /// Its tunnels, as it last reported them to this controller.
     #[serde(default)]
     pub tunnels: Option<TunnelCount>,
-    /// What it says it holds and does not, in words.
+    /// What it reports to hold and does not hold, in words.
     #[serde(default)]
     pub conflicts: Vec<String>,
-    /// Its Node object in Kubernetes is gone, with so many others that it was not believed: to be
-    /// deregistered by the operator alone.
+    /// Whether its Node object in Kubernetes is gone together with so many others that this is not
+    /// believed. Only the operator can deregister it then.
     #[serde(default)]
     pub missing: bool,
-    /// Why its view is not in force there, as it last reported to this controller.
+    /// Why its view is not in force on the node, as it last reported to this controller.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub refused_view: Option<String>,
-    /// End of its certificate, seconds since 1970-01-01 UTC.
+    /// notAfter of its certificate, seconds since 1970-01-01 UTC.
     pub certificate_not_after: i64,
 }
 
@@ -213,18 +213,17 @@ pub struct NodeInfo {
 /// a label.
 pub type LabelsPatch = std::collections::BTreeMap<String, Option<String>>;
 
-/// `POST /v1/tokens`, for the operator. Unknown keys are refused: a misspelt bound would not hold.
+/// `POST /v1/tokens`, for the operator. Unknown keys are refused: a misspelt limit would not hold.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct TokenRequest {
     /// Role of the nodes that join with it.
     pub role: Role,
-    /// The only name that may join with it; this name may then also be one that is registered
-    /// already.
+    /// The only name that may join with it. This may also be the name of a registered node.
     #[serde(default)]
     pub node: Option<NodeName>,
-    /// Seconds until it is refused.
+    /// Seconds until it expires.
     #[cfg_attr(feature = "schema", schemars(range(min = 1, max = 31_622_400)))]
     pub ttl_seconds: u64,
     /// How many nodes may join with it.
@@ -232,13 +231,13 @@ pub struct TokenRequest {
     pub uses: u32,
 }
 
-/// Answer to [`TokenRequest`]: the only time that the token is shown.
+/// Response to [`TokenRequest`]. The token is shown only here.
 #[derive(Clone, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct TokenCreated {
     /// The token's text ([`crate::token`]).
     pub token: String,
-    /// What is kept of it.
+    /// What the controller keeps of it.
     #[serde(flatten)]
     pub info: TokenInfo,
 }
@@ -253,7 +252,7 @@ impl std::fmt::Debug for TokenCreated {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct TokenInfo {
-    /// Names it.
+    /// Its identifier.
     pub id: String,
     /// Role of the nodes that join with it.
     pub role: Role,
@@ -265,7 +264,7 @@ pub struct TokenInfo {
     pub used_by: Vec<NodeName>,
     /// When it was made, seconds since 1970-01-01 UTC.
     pub created_at: i64,
-    /// From when on it is refused, seconds since 1970-01-01 UTC.
+    /// When it expires, seconds since 1970-01-01 UTC.
     pub expires_at: i64,
 }
 
@@ -276,7 +275,7 @@ pub struct SegmentInfo {
     /// The segment.
     #[cfg_attr(feature = "schema", schemars(with = "String"))]
     pub segment: IpNetwork,
-    /// Who holds it, or held it last.
+    /// The node that holds it, or held it last.
     pub node: NodeName,
     /// Whether it is held, in quarantine, or free to be granted again.
     pub state: SegmentState,
@@ -287,16 +286,16 @@ pub struct SegmentInfo {
     pub released_at: Option<i64>,
     /// End of its quarantine, seconds since 1970-01-01 UTC.
     pub quarantined_until: Option<i64>,
-    /// Who held it before, the latest first; the oldest are forgotten.
+    /// The nodes that held it before, the latest first. The oldest are forgotten.
     #[serde(default)]
     pub past: Vec<SegmentHolding>,
 }
 
-/// A grant of the past.
+/// A former grant of a segment.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct SegmentHolding {
-    /// Who held it.
+    /// The node that held it.
     pub node: NodeName,
     /// When it was granted, seconds since 1970-01-01 UTC.
     pub granted_at: i64,
@@ -304,21 +303,21 @@ pub struct SegmentHolding {
     pub released_at: i64,
 }
 
-/// What may be done with a segment that has a row.
+/// The state of a segment that was granted at least once.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "lowercase")]
 pub enum SegmentState {
     /// A node holds it.
     Held,
-    /// Released, and given to nobody until its quarantine is over.
+    /// Released, and not granted until its quarantine is over.
     Quarantined,
     /// Released, and next to be granted.
     Free,
 }
 
-/// `PUT /v1/communities/{name}`, for the operator: who belongs to the community besides those whose
-/// labels say so.
+/// `PUT /v1/communities/{name}`, for the operator: the members of the community besides the nodes
+/// whose labels name it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
@@ -343,38 +342,38 @@ pub struct CommunityInfo {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct AuthorityInfo {
-    /// SHA-256 of its DER SubjectPublicKeyInfo, hexadecimal: its name here, and what join tokens
-    /// pin.
+    /// SHA-256 of its DER SubjectPublicKeyInfo, hexadecimal. It identifies the authority, and join
+    /// tokens pin it.
     pub id: String,
     /// The subject of its certificate.
     pub subject: String,
     /// Whether it signs, is trusted, or neither.
     pub state: AuthorityState,
-    /// Since when it signs or signed, seconds since 1970-01-01 UTC.
+    /// When it started to sign, seconds since 1970-01-01 UTC.
     pub created_at: i64,
-    /// Since when it is retired, seconds since 1970-01-01 UTC.
+    /// When it was retired, seconds since 1970-01-01 UTC.
     pub retired_at: Option<i64>,
-    /// End of its certificate, seconds since 1970-01-01 UTC.
+    /// notAfter of its certificate, seconds since 1970-01-01 UTC.
     pub not_after: i64,
-    /// Where it is trusted and does not sign: registered nodes that would be lost without it, for
-    /// they have a valid certificate of it and have not used one of another.
+    /// Of an authority that is trusted and does not sign: registered nodes that would be lost
+    /// without it. They have a valid certificate of it and have not used one of another authority.
     pub needed_by: Vec<NodeName>,
-    /// As before: join tokens that may still be used and pin it.
+    /// Of such an authority: join tokens that may still be used and pin it.
     pub pinned_by: Vec<String>,
     /// Its certificate, PEM.
     pub certificate: String,
 }
 
-/// What an authority is good for.
+/// What an authority is used for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "lowercase")]
 pub enum AuthorityState {
     /// It signs.
     Active,
-    /// What it signed is valid.
+    /// It does not sign, but its certificates are accepted.
     Trusted,
-    /// Neither.
+    /// It is neither used nor trusted.
     Retired,
 }
 
@@ -382,7 +381,7 @@ pub enum AuthorityState {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct ReloadResponse {
-    /// Keys of the configuration that have changed, and are in force.
+    /// Keys of the configuration that have changed and are now in force.
     pub changed: Vec<String>,
 }
 
@@ -398,6 +397,6 @@ pub struct Problem {
     pub title: String,
     /// HTTP status.
     pub status: u16,
-    /// This occurrence: what was expected, what came, what to do.
+    /// About this occurrence: what was expected, what came, what to do.
     pub detail: String,
 }

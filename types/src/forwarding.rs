@@ -1,7 +1,7 @@
-//! Who turned forwarding on. A host that forwarded before us is a router, and stays one; where
-//! agent or plugin turned it on for pods, the agent's firewall keeps the host from becoming one
-//! between its own networks. Both note it in one file, for this boot alone: the settings do not
-//! outlive it.
+//! Records whether we turned forwarding on. A host that forwarded packets before us is a router and
+//! stays one. If agent or plugin turned forwarding on for pods, the agent's firewall keeps the host
+//! from routing between its own networks. Both programs write one file, which holds for one boot,
+//! like the settings.
 
 use std::fs::{self, File};
 use std::io::{self, Write};
@@ -15,21 +15,21 @@ pub const FORWARDING_FILE: &str = "forwarding.json";
 
 const SETTINGS: [&str; 2] = ["ipv4/ip_forward", "ipv6/conf/all/forwarding"];
 
-/// What is noted.
+/// Content of the file.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 struct Record {
-    /// Of the boot for which it holds.
+    /// The boot for which it holds.
     boot_id: String,
     /// IPv4 and IPv6.
     ours: [bool; 2],
 }
 
-/// Where the settings are and where the note is kept.
+/// The forwarding settings, and the file.
 #[derive(Debug, Clone)]
 pub struct Forwarding {
     sysctls: PathBuf,
-    /// The state directory first, then the folder of the sockets: it is in memory, so that it can be
-    /// written where the disk is full or read-only, and the note need not outlive the boot.
+    /// The state directory first, then the folder of the sockets: it is in memory, so that it can
+    /// be written where the disk is full or read-only, and the note need not outlive the boot.
     folders: [PathBuf; 2],
     boot_id: String,
     /// What this process has noted, also where no file could be written.
@@ -37,29 +37,29 @@ pub struct Forwarding {
 }
 
 impl Forwarding {
-    /// Of the network namespace that the thread is in.
+    /// The settings of the thread's network namespace, with the file in this state directory.
     #[must_use]
     pub fn new(state_dir: &Path, run_dir: &Path) -> Self {
         let boot_id = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
         Self::at("/proc/sys/net".into(), [state_dir, run_dir], boot_id.trim())
     }
 
-    /// For tests: of these settings and this boot.
+    /// For tests: settings below this folder, and this boot.
     #[must_use]
     pub fn at(sysctls: PathBuf, folders: [&Path; 2], boot_id: &str) -> Self {
         let folders = folders.map(Path::to_owned);
         Self { sysctls, folders, boot_id: boot_id.to_owned(), noted: [false; 2] }
     }
 
-    /// IPv4 and IPv6: whether it was off on this boot until one of us turned it on. A file that
-    /// cannot be read is none.
+    /// For IPv4 and IPv6: whether forwarding was off on this boot until one of our programs turned
+    /// it on. A file that cannot be read counts as missing.
     #[must_use]
     pub fn ours(&self) -> [bool; 2] {
         either(self.noted, self.on_disk())
     }
 
-    /// To be called before forwarding of these families is turned on: notes those where it is off
-    /// now. Replaces the file as a whole; both programs would write the same.
+    /// Call it before you turn forwarding of these families on. It records the families for which
+    /// forwarding is off now. It replaces the file as a whole; both programs would write the same.
     ///
     /// # Errors
     /// When it can be written to neither folder. [`Self::ours`] knows it nevertheless, but a

@@ -1,5 +1,5 @@
-//! bincode, with a size limit and a version byte. For local frames and files between our own
-//! programs; never for bytes from a network.
+//! Frames in bincode, with a size limit and a version byte. They are for files and sockets between
+//! our own programs on one machine, never for bytes from a network.
 
 use serde::{Serialize, de::DeserializeOwned};
 use std::io::{Read, Write};
@@ -13,7 +13,7 @@ pub const VERSION: u8 = 1;
 /// Why a frame could not be written or read.
 #[derive(Debug, thiserror::Error)]
 pub enum FrameError {
-    /// The other end is of another version.
+    /// The other program uses another version of the layout.
     #[error(
         "frame version {found}, expected {VERSION}: plugin and agent are of different releases; install both from one release"
     )]
@@ -24,7 +24,7 @@ pub enum FrameError {
     /// The frame is larger than [`MAX_FRAME`].
     #[error("frame of {0} bytes is larger than the limit of {MAX_FRAME}")]
     TooLarge(usize),
-    /// The bytes are not the message that was expected.
+    /// The bytes do not hold the expected message.
     #[error("frame does not hold the expected message: {0}")]
     Malformed(String),
     /// Reading or writing failed.
@@ -60,7 +60,7 @@ pub fn body_length(header: [u8; 5]) -> Result<usize, FrameError> {
     if length > MAX_FRAME { Err(FrameError::TooLarge(length)) } else { Ok(length) }
 }
 
-/// Decodes a body, which must be used up entirely.
+/// Decodes a body. The message must use up all of it.
 pub fn decode<T: DeserializeOwned>(body: &[u8]) -> Result<T, FrameError> {
     #[expect(clippy::disallowed_methods, reason = "this is the place that reads frames")]
     match bincode::serde::decode_from_slice(body, config()) {

@@ -1,23 +1,22 @@
-//! What travels between the three programs and what they share on disk.
+//! What the three programs send each other, and what they share on disk.
 //!
-//! - [`name`]: node and community names, parsed at the edge so that the rest need not doubt them.
-//! - [`view`]: what the controller tells a node about itself and its peers.
+//! - [`name`]: node and community names, checked when they are parsed.
+//! - [`view`]: what a node gets from the controller about itself and its peers.
 //! - [`api`]: bodies of the controller's HTTP API (`/v1`).
-//! - [`agent_protocol`]: frames on the agent's unix socket, between plugin and agent.
+//! - [`agent_protocol`]: the protocol between plugin and agent, on the agent's unix socket.
 //! - [`store`]: files below the state directory that plugin and agent share.
-//! - [`forwarding`]: who turned forwarding on, another such file.
+//! - [`forwarding`]: whether we turned forwarding on, another such file.
 //! - [`durable`]: replacing a file so that a power cut does no harm.
 //! - [`error`]: errors with their causes, in one line.
-//! - [`frame`]: the one place that knows bincode, with its size limit and version byte.
+//! - [`frame`]: frames in bincode, with a size limit and a version byte.
 //! - [`jitter`]: waits of random length; a feature.
 //! - [`network`]: whether one network contains or overlaps another.
-//! - [`pods`]: which pods an operator means.
-//! - [`pki`]: how a certificate says who its holder is.
+//! - [`pods`]: patterns for pods in configuration files.
+//! - [`pki`]: the names and usages in certificates.
 //! - [`token`]: the join token that brings a new node in.
 //!
-//! Unknown keys are ignored in everything that travels between nodes and controller, so that
-//! programs one minor version apart work together. What the operator sends is refused with unknown
-//! keys.
+//! Nodes and controller ignore unknown keys in what they send each other, so that programs one
+//! minor version apart work together. Unknown keys in what the operator sends are refused.
 #![forbid(unsafe_code)]
 #![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing))]
 

@@ -1,4 +1,4 @@
-//! Names, in the forms that Kubernetes gives them.
+//! Names of nodes and communities, as Kubernetes allows them.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 /// Node label that carries a node's communities.
 pub const COMMUNITY_LABEL: &str = "fabedge/edge-community";
-/// Alias of [`COMMUNITY_LABEL`]; where both are present their union holds.
+/// Alias of [`COMMUNITY_LABEL`]. If a node has both, their union holds.
 pub const COMMUNITY_LABEL_ALIAS: &str = "bocloud.com/edge-community";
 
 /// Why a text is not a name.
@@ -20,7 +20,7 @@ pub enum NameError {
          each part beginning and ending with a letter or digit and at most 63 long"
     )]
     Node(String),
-    /// Community names are what a label value can hold, without its separator `_`.
+    /// Community names are label values without `_`, which separates several communities.
     #[error(
         "community {0:?} is not a name: use 1 to 63 characters of A-Z, a-z, 0-9, '-' and '.', \
          beginning and ending with a letter or digit ('_' separates several communities in one label)"
@@ -150,12 +150,12 @@ impl fmt::Display for Community {
 /// The communities of one node.
 pub type Communities = BTreeSet<Community>;
 
-/// Reads a label value: communities separated by `_`. An empty value holds none.
+/// Reads a label value: communities separated by `_`. An empty value has none.
 pub fn communities_of_label(value: &str) -> Result<Communities, NameError> {
     value.split('_').filter(|part| !part.is_empty()).map(str::parse).collect()
 }
 
-/// Reads both labels of a node; where both are present their union holds.
+/// Reads both labels of a node. If it has both, their union holds.
 pub fn communities_of_labels<'a>(
     labels: impl IntoIterator<Item = (&'a str, &'a str)>,
 ) -> Result<Communities, NameError> {

@@ -1,4 +1,4 @@
-//! How two networks relate. `ipnetwork` has these tests for [`ipnetwork::Ipv4Network`] alone.
+//! Relations of two networks. `ipnetwork` has these tests for [`ipnetwork::Ipv4Network`] only.
 
 use ipnetwork::IpNetwork;
 

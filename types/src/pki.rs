@@ -1,9 +1,9 @@
-//! How a certificate says who its holder is.
+//! The names and usages in certificates.
 //!
-//! A node's certificate has the node's name as dNSName, and as URI the name with the role, so that
-//! an edge's certificate can never pass for a hub's: `edge-cni://hub/NAME`. Extended key usages:
-//! nodes of every role `id-kp-clientAuth` (towards the controller) and `id-kp-ipsecIKE` (RFC 4945
-//! 5.1.3.12); the controller `id-kp-serverAuth` alone.
+//! A node's certificate has the node's name as dNSName. It also has name and role as URI,
+//! `edge-cni://hub/NAME`, so that an edge's certificate never passes for a hub's. Nodes of every
+//! role have the extended key usages `id-kp-clientAuth` (towards the controller) and
+//! `id-kp-ipsecIKE` (RFC 4945 5.1.3.12). The controller has `id-kp-serverAuth` alone.
 
 use crate::name::NodeName;
 use crate::view::Role;
@@ -11,18 +11,18 @@ use crate::view::Role;
 /// id-kp-ipsecIKE, 1.3.6.1.5.5.7.3.17 (RFC 4945).
 pub const EKU_IPSEC_IKE: [u64; 9] = [1, 3, 6, 1, 5, 5, 7, 3, 17];
 
-/// DER content (without tag and length) of [`EKU_IPSEC_IKE`], the form that webpki takes.
+/// DER content of [`EKU_IPSEC_IKE`], without tag and length, as webpki takes it.
 pub const EKU_IPSEC_IKE_DER: [u8; 8] = [0x2b, 6, 1, 5, 5, 7, 3, 17];
 
-/// URI that a controller's certificate carries.
+/// URI in a controller's certificate.
 pub const CONTROLLER_URI: &str = "edge-cni://controller";
 
-/// URI that a node's certificate carries.
+/// URI in a node's certificate.
 pub fn node_uri(role: Role, node: &NodeName) -> String {
     format!("edge-cni://{role}/{node}")
 }
 
-/// Reads a URI made by [`node_uri`].
+/// Reads a URI that [`node_uri`] made. `None`: it is not one.
 pub fn parse_node_uri(uri: &str) -> Option<(Role, NodeName)> {
     let (role, node) = uri.strip_prefix("edge-cni://")?.split_once('/')?;
     Some((role.parse().ok()?, node.parse().ok()?))

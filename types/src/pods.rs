@@ -1,14 +1,14 @@
-//! Which pods an operator means (the plugin's `unfilteredPods`, the agent's `unfiltered_pods`), and
-//! how many networks may reach them (`lanToPods`, `lan_to_pods`).
+//! Patterns for pods, in the plugin's `unfilteredPods` and the agent's `unfiltered_pods`, and the
+//! limit of their `lanToPods` and `lan_to_pods`.
 
-/// Networks from which hosts outside the cluster may reach pods, at most: the plugin makes a rule of
-/// each, all in one message.
+/// At most so many networks from which hosts outside the cluster may reach pods. The plugin makes a
+/// rule of each, all in one message.
 pub const MAX_LAN_TO_PODS: usize = 128;
 
-/// How patterns are written, for errors.
+/// The forms of patterns, for errors.
 pub const EXPECTED: &str = "\"namespace/name\", \"namespace/beginning*\", or \"*\" for all pods";
 
-/// Whether this is a pattern.
+/// Whether a text is a pattern.
 pub fn is_pattern(pattern: &str) -> bool {
     let beginning = pattern.strip_suffix('*').unwrap_or(pattern);
     let (namespace, name) = beginning.split_once('/').unwrap_or_default();
@@ -16,7 +16,7 @@ pub fn is_pattern(pattern: &str) -> bool {
     pattern == "*" || (whole && !beginning.contains('*') && !name.contains('/'))
 }
 
-/// Whether a pattern means a pod, `namespace/name`; without a name only that for all.
+/// Whether a pattern matches a pod, `namespace/name`. A pod without a name is matched only by `*`.
 pub fn matches(pattern: &str, pod: Option<&str>) -> bool {
     match (pattern.strip_suffix('*'), pod) {
         (Some(""), _) => true,

@@ -8,12 +8,12 @@ use serde::{Deserialize, Serialize};
 
 /// Default state directory.
 pub const STATE_DIR: &str = "/var/lib/edge-cni";
-/// Locked exclusively by whoever reads in order to write.
+/// A program that reads in order to write locks it exclusively.
 pub const LOCK_FILE: &str = "lock";
-/// Segments of this node, JSON ([`SegmentsFile`]); written by the agent, or once by the plugin from
-/// its configuration.
+/// Segments of this node, JSON ([`SegmentsFile`]). The agent writes it, or once the plugin from its
+/// configuration.
 pub const SEGMENTS_FILE: &str = "segments.json";
-/// Leases of pods; the plugin's own format, below this folder or with this name.
+/// Leases of pods, in the plugin's own format: a folder or file of this name.
 pub const LEASES_FILE: &str = "leases";
 /// The agent's last view, JSON ([`crate::NodeView`]).
 pub const VIEW_FILE: &str = "view.json";
@@ -21,37 +21,38 @@ pub const VIEW_FILE: &str = "view.json";
 /// Content of [`SEGMENTS_FILE`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SegmentsFile {
-    /// Layout of this file; 1.
+    /// Version of the layout: 1.
     pub version: u32,
     /// Who provided the segments.
     pub source: SegmentsSource,
-    /// In the order in which they were granted; addresses are given from the first that has one
-    /// free.
+    /// Segments in the order in which they were granted. Addresses come from the first one that has
+    /// a free one.
     pub segments: Vec<IpNetwork>,
-    /// All ranges from which segments are cut in the whole cluster; what the guard guards.
+    /// All ranges from which segments are cut in the whole cluster. The guard protects them.
     #[serde(default)]
     pub cluster_ranges: Vec<IpNetwork>,
-    /// MTU for pods, bytes; 0 where the agent has not found it out.
+    /// MTU for pods, bytes. 0: the agent does not know it.
     #[serde(default)]
     pub mtu: u32,
-    /// Cloud networks that this node fronts (hubs only): allowed beside own segments by the guard.
+    /// On a hub: the cloud's networks that it fronts. The guard allows them beside the hub's own
+    /// segments.
     #[serde(default)]
     pub networks: Vec<IpNetwork>,
 }
 
-/// Who wrote [`SegmentsFile`].
+/// The program that wrote [`SegmentsFile`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum SegmentsSource {
-    /// The plugin, from `segments` in its configuration; the agent may overwrite it.
+    /// The plugin, from `segments` in its configuration. The agent may overwrite it.
     Configuration,
-    /// The agent; the plugin's `segments` are ignored from then on.
+    /// The agent. From then on the plugin's `segments` are ignored.
     Agent,
 }
 
-/// How many pods fit a segment, at most `u64::MAX`. Not theirs: the network's address (in IPv6 the
-/// subnet-router anycast address, RFC 4291 2.6.1), the first host address, which is the bridge's,
-/// and in IPv4 the broadcast address.
+/// How many pods fit into a segment, at most `u64::MAX`. Pods do not get the network's address (in
+/// IPv6 the subnet-router anycast address, RFC 4291 2.6.1), the first host address, which is the
+/// bridge's, and in IPv4 the broadcast address.
 pub fn pod_capacity(segment: &IpNetwork) -> u64 {
     let (bits, reserved) = match segment {
         IpNetwork::V4(segment) => (32 - segment.prefix(), 3),

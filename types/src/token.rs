@@ -1,20 +1,21 @@
-//! The join token: what an operator carries from the controller to a new node.
+//! The join token, which an operator carries from the controller to a new node.
 //!
 //! Its text is `ecni1.` and the base64url (RFC 4648 section 5, no padding) of a JSON object:
 //!
 //! ```json
-//! {"ca":"<base64url of 32 octets>","role":"edge","node":"edge-1","id":"<base64url>","secret":"<base64url>"}
+//! {"ca":"<base64url of 32 octets>","role":"edge","node":"edge-1","id":"<base64url>",
+//!  "secret":"<base64url>"}
 //! ```
 //!
 //! - `ca`: SHA-256 of the DER SubjectPublicKeyInfo of the controller's CA. The controller sends the
-//!   certificates of all CAs that are trusted last in its TLS chain. A joining node looks there for
-//!   the certificate whose key has this hash, takes it as its only trust anchor, and verifies the
-//!   controller's certificate against it for the name in its URL: extended key usage
-//!   id-kp-serverAuth, URI [`crate::pki::CONTROLLER_URI`]. No chain with this key: no join, and the
-//!   token's secret is not sent.
-//! - `role`, and `node` where the token is bound to one name: for the node's information. The
-//!   controller keeps its own record.
-//! - `id` and `secret`: sent as [`JoinToken::credential`] in [`crate::api::JoinRequest::token`],
+//!   certificates of all trusted CAs last in its TLS chain. A joining node looks there for the
+//!   certificate whose key has this hash and takes it as its only trust anchor. It verifies the
+//!   controller's certificate against it: the name in the controller's URL, extended key usage
+//!   id-kp-serverAuth, and URI [`crate::pki::CONTROLLER_URI`]. Without such a chain the node does
+//!   not join and does not send the token's secret.
+//! - `role`, and `node` if the token is bound to one name, inform the node. The controller keeps
+//!   its own record.
+//! - `id` and `secret` are sent as [`JoinToken::credential`] in [`crate::api::JoinRequest::token`],
 //!   after the TLS handshake.
 
 use std::fmt;
@@ -28,34 +29,34 @@ use zeroize::{Zeroize, Zeroizing};
 use crate::name::NodeName;
 use crate::view::Role;
 
-/// What every token begins with; the digit is the version of its layout.
+/// The beginning of every token. The digit is the version of the layout.
 pub const PREFIX: &str = "ecni1.";
 
-/// Longest text that is read as a token, bytes.
+/// Longest token that is read, bytes.
 const MAX_LENGTH: usize = 2048;
 
-/// A join token. `Debug` shows no secret; the secret is wiped when dropped.
+/// A join token. `Debug` does not show the secret, and it is wiped when dropped.
 #[derive(Clone, PartialEq, Eq)]
 pub struct JoinToken {
     /// SHA-256 of the DER SubjectPublicKeyInfo of the controller's CA.
     pub ca_hash: [u8; 32],
-    /// The role that a node joins with.
+    /// The role of a node that joins with it.
     pub role: Role,
-    /// The only name that may join with it, where it is bound to one.
+    /// The only name that may join with it, if it is bound to one.
     pub node: Option<NodeName>,
-    /// Names the token in the operator's lists; not secret.
+    /// Identifies the token in the operator's lists. It is not secret.
     pub id: String,
-    /// Shows that the holder has the token.
+    /// Proves that a node has the token.
     pub secret: Zeroizing<String>,
 }
 
-/// Why a text is not a join token. Never holds any part of the text.
+/// Why a text is not a join token. Holds no part of the text.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum TokenError {
     /// It does not begin with [`PREFIX`].
     #[error("a join token begins with \"{PREFIX}\"; copy it whole from `edge-controller token create`")]
     Prefix,
-    /// What follows the prefix does not decode.
+    /// The text after the prefix cannot be decoded.
     #[error("the join token is damaged or cut short ({0}); copy it whole from `edge-controller token create`")]
     Malformed(&'static str),
 }
@@ -93,7 +94,7 @@ impl JoinToken {
         text
     }
 
-    /// What goes into [`crate::api::JoinRequest::token`]: `id.secret`.
+    /// The value of [`crate::api::JoinRequest::token`]: `id.secret`.
     pub fn credential(&self) -> Zeroizing<String> {
         Zeroizing::new(format!("{}.{}", self.id, *self.secret))
     }
@@ -102,7 +103,7 @@ impl JoinToken {
 impl FromStr for JoinToken {
     type Err = TokenError;
 
-    /// Reads a token; space around it, such as a file's last newline, is ignored.
+    /// Reads a token. White space around it, such as a file's last newline, is ignored.
     fn from_str(text: &str) -> Result<Self, TokenError> {
         let body = text.trim().strip_prefix(PREFIX).ok_or(TokenError::Prefix)?;
         if body.len() > MAX_LENGTH {

@@ -1,5 +1,5 @@
-//! What the controller tells a node: itself, and whom it may talk to; at first as a whole, then
-//! what changes of it.
+//! A node's view: itself, and the peers that it may talk to. The controller sends it once as a
+//! whole, and then its changes.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -9,17 +9,17 @@ use serde::{Deserialize, Serialize};
 
 use crate::name::{Communities, NodeName};
 
-/// What a node is for. Given by the join token, held by the certificate, never claimed by the
-/// node's configuration.
+/// What a node is for. The join token gives it, and the certificate holds it. A node's
+/// configuration cannot claim it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "lowercase")]
 pub enum Role {
-    /// An edge node: tunnels to the hubs and to the members of its communities.
+    /// An edge node. It has tunnels to the hubs and to the members of its communities.
     Edge,
-    /// The cloud's end of the tunnels; fronts the cloud's networks.
+    /// The cloud's end of the tunnels. It fronts the cloud's networks.
     Hub,
-    /// Another cloud node: no tunnels, routes the edges' segments to the hub.
+    /// Another cloud node. It has no tunnels and routes the edges' segments to the hub.
     Cloud,
 }
 
@@ -52,14 +52,15 @@ impl std::str::FromStr for Role {
     }
 }
 
-/// One node's view. Complete in itself: a newer version replaces an older one as a whole. (The
-/// controller, which tells many nodes of the same peer, has another `P`.)
+/// One node's view. It is complete: a newer version replaces an older one as a whole. (The
+/// controller sends the same peer to many nodes, so it uses another `P`.)
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct NodeView<P = Peer> {
-    /// Rises with every change that concerns this node; survives the controller's restart.
+    /// Version of the view. It rises with every change that concerns this node, also across
+    /// restarts of the controller.
     pub version: u64,
-    /// Whose view this is.
+    /// The node that this view is for.
     pub node: NodeName,
     /// This node's role.
     pub role: Role,
@@ -67,51 +68,52 @@ pub struct NodeView<P = Peer> {
     #[serde(default)]
     pub communities: Communities,
     /// All ranges from which segments are cut, in the whole cluster. Nothing to or from them may
-    /// ever travel in clear.
+    /// travel in clear.
     #[cfg_attr(feature = "schema", schemars(with = "Vec<String>"))]
     pub cluster_ranges: Vec<IpNetwork>,
-    /// Segments of this node; pods here have addresses from them alone.
+    /// Segments of this node. Pods here have addresses from them only.
     #[cfg_attr(feature = "schema", schemars(with = "Vec<String>"))]
     pub segments: Vec<IpNetwork>,
-    /// On a hub: the cloud's networks (pods and services of the cloud's own CNI) that it fronts.
-    /// Elsewhere empty.
+    /// On a hub: the cloud's networks that it fronts (pods and services of the cloud's own CNI).
+    /// Empty on other nodes.
     #[serde(default)]
     #[cfg_attr(feature = "schema", schemars(with = "Vec<String>"))]
     pub networks: Vec<IpNetwork>,
-    /// Whom this node may talk to: on an edge the hubs and the other members of its communities; on
-    /// a hub all edges; on a cloud node the hubs, to route to, not to negotiate with. By name.
+    /// The nodes that this one may talk to, by name. On an edge: the hubs and the other members of
+    /// its communities. On a hub: all edges. On a cloud node: the hubs, to route to them; it has no
+    /// tunnels.
     pub peers: Vec<P>,
-    /// Trust anchors for peers' and the controller's certificates, PEM. Several while the CA rolls
-    /// over: the first one is of the authority that signs now, and a node whose certificate is of
-    /// another one renews it soon.
+    /// Trust anchors for the certificates of peers and controller, PEM. There are several while the
+    /// CA rolls over. The first one belongs to the authority that signs now; a node whose
+    /// certificate is from another one renews it soon.
     pub trust_anchors: Vec<String>,
-    /// Addresses of one segment, as a prefix length per family, so that the agent can judge what
-    /// "one spare segment" is.
+    /// Size of one segment, as a prefix length for each family. From it the agent knows how large a
+    /// spare segment is.
     #[serde(default)]
     pub segment_prefix: SegmentPrefix,
 }
 
-/// What changed of a view from one version to another.
+/// The changes of a view from one version to another.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct ViewChange<P = Peer> {
-    /// The version to which this is the difference.
+    /// The version to which the changes apply.
     pub from: u64,
-    /// The version that it makes of it.
+    /// The version that they make of it.
     pub version: u64,
-    /// The new version but for its peers, where anything of that changed.
+    /// The new version without its peers, if anything but peers changed.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub own: Option<Box<NodeView<P>>>,
-    /// Peers that came or are seen differently.
+    /// Peers that are new or changed.
     #[serde(default = "Vec::<P>::new", skip_serializing_if = "Vec::is_empty")]
     pub put: Vec<P>,
-    /// Peers that are none any more.
+    /// Nodes that are no longer peers.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub gone: Vec<NodeName>,
 }
 
 impl ViewChange {
-    /// The new version of a view; `None` if this is not the difference to the version that `view`
+    /// Makes the new version of a view. `None`: the changes apply to another version than `view`
     /// has.
     pub fn apply_to(self, view: NodeView) -> Option<NodeView> {
         if view.version != self.from {
@@ -129,7 +131,7 @@ impl ViewChange {
     }
 }
 
-/// Prefix lengths with which segments are cut.
+/// Prefix lengths of segments.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct SegmentPrefix {
@@ -149,11 +151,11 @@ impl Default for SegmentPrefix {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Peer {
-    /// Its name; also its IKE identity (ID_FQDN) and the dNSName of its certificate.
+    /// Its name. This is also its IKE identity (ID_FQDN) and the dNSName in its certificate.
     pub name: NodeName,
     /// Its role, which its certificate must show too.
     pub role: Role,
-    /// Where it may be found, likeliest first.
+    /// Its addresses, likeliest first.
     pub endpoints: Vec<Endpoint>,
     /// Segments of its pods.
     #[cfg_attr(feature = "schema", schemars(with = "Vec<String>"))]
@@ -162,8 +164,8 @@ pub struct Peer {
     #[serde(default)]
     #[cfg_attr(feature = "schema", schemars(with = "Vec<String>"))]
     pub networks: Vec<IpNetwork>,
-    /// Certificates of it that begin before this are revoked (seconds since 1970-01-01 UTC): its
-    /// name has joined anew since, with another key.
+    /// Its certificates whose notBefore is earlier are revoked, since its name has joined again
+    /// with another key. Seconds since 1970-01-01 UTC.
     #[serde(default)]
     pub certificates_from: i64,
 }
@@ -175,7 +177,7 @@ pub struct Endpoint {
     /// Address and UDP port on which the node speaks IKE and ESP in UDP (4500 unless configured
     /// otherwise).
     pub address: SocketAddr,
-    /// Who says so.
+    /// How the address became known.
     pub source: EndpointSource,
 }
 
@@ -193,14 +195,14 @@ pub enum EndpointSource {
 }
 
 impl<P> NodeView<P> {
-    /// What peers may reach here: our segments and, on a hub, the cloud's networks.
+    /// The networks that peers may reach here: our segments and, on a hub, the cloud's networks.
     pub fn local_networks(&self) -> impl Iterator<Item = IpNetwork> + '_ {
         self.segments.iter().chain(&self.networks).copied()
     }
 }
 
 impl Peer {
-    /// What may be reached at this peer, and all that it may claim as source.
+    /// The networks that may be reached at this peer. Only from them may its packets come.
     pub fn remote_networks(&self) -> impl Iterator<Item = IpNetwork> + '_ {
         self.segments.iter().chain(&self.networks).copied()
     }
