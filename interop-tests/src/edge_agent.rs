@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use crate::peers::Credentials;
 use crate::peers::charon::Auth;
-use crate::runner::Lab;
+use crate::scenario::Lab;
 use crate::topology::{Node, Process};
 use crate::wait;
 

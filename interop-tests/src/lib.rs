@@ -20,6 +20,7 @@ pub mod netns;
 pub mod peers;
 pub mod progress;
 pub mod runner;
+pub mod scenario;
 pub mod scenarios;
 pub mod suite;
 pub mod topology;

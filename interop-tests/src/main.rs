@@ -7,6 +7,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use interop_tests::runner::RunOptions;
+use interop_tests::scenarios::all;
 
 /// Runs networks of real programs on a real kernel with IPsec, on an ordinary machine.
 ///
@@ -141,8 +142,8 @@ fn main() -> ExitCode {
         }),
         Verb::Kube { api_server, argv } => interop_tests::kube::session(api_server, argv),
         Verb::Guest(GuestVerb::Init { dir, .. }) => Ok(interop_tests::guest::init(&dir)),
-        Verb::List { json } => interop_tests::runner::list(json),
-        Verb::Run { names, backend, keep } => interop_tests::runner::run(&RunOptions { names, backend, keep }),
+        Verb::List { json } => interop_tests::runner::list(&all(), json),
+        Verb::Run { names, backend, keep } => interop_tests::runner::run(&all(), &RunOptions { names, backend, keep }),
         Verb::Demo { backend, keep } => interop_tests::demo::main(backend, keep),
         Verb::Guest(GuestVerb::TcpServe { port, text }) => {
             interop_tests::demo::tcp::serve(port, &text).map(|()| ExitCode::SUCCESS)
@@ -151,9 +152,11 @@ fn main() -> ExitCode {
             print!("{text}");
             ExitCode::SUCCESS
         }),
-        Verb::Guest(GuestVerb::Worker { dir, events }) => interop_tests::guest::worker(&dir, events.as_deref()),
+        Verb::Guest(GuestVerb::Worker { dir, events }) => {
+            interop_tests::runner::worker(&all(), &dir, events.as_deref())
+        }
         Verb::Guest(GuestVerb::Scenario { name, out, programs, keep }) => {
-            interop_tests::runner::single(&name, &out, &programs, keep)
+            interop_tests::runner::single(&all(), &name, &out, &programs, keep)
         }
         Verb::Guest(GuestVerb::Holder) => interop_tests::topology::holder(),
     };

@@ -28,7 +28,8 @@ pub fn until<T>(what: &str, timeout: Duration, mut probe: impl FnMut() -> Result
     }
 }
 
-/// [`until`] for tests that panic if an event does not happen: calls `probe` until it returns a value.
+/// [`until`] for tests that panic if an event does not happen: calls `probe` until it returns a
+/// value.
 ///
 /// # Panics
 /// If there is none within `timeout`.

@@ -96,7 +96,10 @@ fn paths_that_documents_name_are_there() {
             seen += 1;
             // Rust's modules are named without their ending.
             let (plain, module) = (root().join(path), root().join(format!("{path}.rs")));
-            if !plain.exists() && !module.exists() && interop_tests::scenarios::find(path).is_none() {
+            if !plain.exists()
+                && !module.exists()
+                && interop_tests::scenario::find(&interop_tests::scenarios::all(), path).is_none()
+            {
                 missing.push(format!("{}: {path}", document.display()));
             }
         }

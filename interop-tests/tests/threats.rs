@@ -53,7 +53,7 @@ fn every_test_that_the_threats_name_is_there() {
 fn every_scenario_that_the_threats_name_is_there() {
     let document = fs::read_to_string(root().join("docs/threats.md")).unwrap();
     for scenario in quoted(&document).filter(|word| ["demo/", "firewall/"].iter().any(|area| word.starts_with(area))) {
-        let found = interop_tests::scenarios::find(scenario);
+        let found = interop_tests::scenario::find(&interop_tests::scenarios::all(), scenario);
         assert!(found.is_some_and(|scenario| scenario.by_default), "{scenario} is no scenario that runs by default");
     }
 }

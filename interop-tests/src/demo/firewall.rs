@@ -13,7 +13,7 @@ use super::reach::{self, Pods};
 use super::router_advertisements;
 use super::tcp::SOURCE;
 use super::world::{World, site};
-use crate::runner::{Lab, Scenario};
+use crate::scenario::{Lab, Needs, Scenario};
 use crate::topology::{Namespaces, Process};
 
 /// The scenario.
@@ -22,6 +22,7 @@ pub const SCENARIO: Scenario = Scenario {
     about: "a LAN host reaches nothing by routing through an edge, pods reach the outside, others' rules are coped with or named, router advertisements are heard by uplinks alone",
     deadline: Duration::from_secs(300),
     by_default: true,
+    needs: Needs::Nothing,
     run,
 };
 

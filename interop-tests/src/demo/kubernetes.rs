@@ -15,7 +15,7 @@ use super::reach::{self, Pods, only_esp_on_the_wire};
 use super::tunnel_watch::TunnelWatch;
 use super::world::{CONTROLLER_PORT, EDGES, NODES, REPLICA_PORT, World};
 use crate::kube;
-use crate::runner::{Lab, skip};
+use crate::scenario::{Lab, skip};
 
 const TIMEOUT: Duration = Duration::from_secs(20);
 

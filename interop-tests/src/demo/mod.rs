@@ -38,7 +38,8 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 
-use crate::runner::{Lab, RunOptions, Scenario, TestResult, outcomes};
+use crate::runner::{RunOptions, outcomes};
+use crate::scenario::{Lab, Needs, Scenario, TestResult};
 use world::World;
 
 pub use firewall::SCENARIO as FIREWALL;
@@ -49,6 +50,7 @@ pub const SCENARIO: Scenario = Scenario {
     about: "a cloud and four edge sites: reach, the LAN, no reach, the wire, change, growth, without the cloud, the end",
     deadline: std::time::Duration::from_secs(600),
     by_default: true,
+    needs: Needs::Nothing,
     run,
 };
 
@@ -58,6 +60,7 @@ pub const KUBERNETES: Scenario = Scenario {
     about: "communities from Node objects that kubectl changes, segments in etcd, the API server lost, a Node deleted",
     deadline: std::time::Duration::from_secs(600),
     by_default: true,
+    needs: Needs::ControlPlane,
     run: kubernetes::run,
 };
 
@@ -68,7 +71,7 @@ pub const KUBERNETES: Scenario = Scenario {
 /// If there is no lab or the programs do not build.
 pub fn main(backend: Option<String>, keep: bool) -> Result<ExitCode> {
     let options = RunOptions { names: vec![SCENARIO.name.to_owned()], backend, keep };
-    let outcomes = outcomes(&options, |outcome, kept| {
+    let outcomes = outcomes(&[&SCENARIO], &options, |outcome, kept| {
         if outcome.result != TestResult::Pass {
             eprintln!("\ndemo: {}\n  logs and captures: {}", outcome.why, kept.display());
         }

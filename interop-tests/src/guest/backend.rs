@@ -46,7 +46,7 @@ pub fn choose(forced: Option<&str>) -> Result<Backend> {
 }
 
 /// Keeps writes to the folders of lab programs in memory, in a private mount namespace on the host.
-pub(super) fn protect_host() -> Result<()> {
+pub(crate) fn protect_host() -> Result<()> {
     mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)?;
     mount("tmpfs", "/run", "tmpfs", MountFlags::empty(), c"mode=0755")?;
     for (folder, options) in [

@@ -6,18 +6,19 @@
 //!
 //! - `boot`: the host's side. It starts the kernel and copies its output.
 //! - `init`: process 1 of the guest. It mounts the file systems.
-//! - `worker`: runs the job, in the guest or in private namespaces of the host.
+//! - `job_io`, `tty`: the serial lines or pipes of a job's programs.
+//! - `backend`: chooses between the guest and private namespaces of the host.
 
 mod backend;
 mod boot;
 mod init;
+mod job_io;
 mod spec;
-mod tty;
-mod worker;
+pub(crate) mod tty;
 
+pub(crate) use backend::protect_host;
 pub use backend::{Backend, choose};
 pub use boot::{Guest, Output};
 pub use init::main as init;
+pub(crate) use job_io::JobIo;
 pub use spec::{Event, Job, Spec};
-pub(crate) use worker::JobIo;
-pub use worker::main as worker;

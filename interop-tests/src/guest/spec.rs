@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use crate::runner::Outcome;
+use crate::scenario::Outcome;
 
 /// One boot's work.
 #[derive(Debug, Clone, Serialize, Deserialize)]

@@ -6,14 +6,14 @@ use anyhow::{Context as _, Result};
 use rustix::termios::{OptionalActions, tcgetattr, tcsetattr};
 
 /// The line for [`super::Event`]s.
-pub(super) const EVENTS: &str = "/dev/ttyS0";
+pub(crate) const EVENTS: &str = "/dev/ttyS0";
 /// Standard output of the job, or its terminal.
-pub(super) const STDOUT: &str = "/dev/ttyS1";
+pub(crate) const STDOUT: &str = "/dev/ttyS1";
 /// Standard error of the job.
-pub(super) const STDERR: &str = "/dev/ttyS2";
+pub(crate) const STDERR: &str = "/dev/ttyS2";
 
 /// Opens a line in raw mode.
-pub(super) fn open_raw(path: &str) -> Result<File> {
+pub(crate) fn open_raw(path: &str) -> Result<File> {
     let file = open(path)?;
     let mut modes = tcgetattr(&file)?;
     modes.make_raw();
@@ -22,7 +22,7 @@ pub(super) fn open_raw(path: &str) -> Result<File> {
 }
 
 /// Opens a line as it is.
-pub(super) fn open(path: &str) -> Result<File> {
+pub(crate) fn open(path: &str) -> Result<File> {
     use std::os::unix::fs::OpenOptionsExt as _;
     File::options()
         .read(true)

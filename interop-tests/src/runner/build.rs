@@ -5,10 +5,9 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, Result, bail};
 
-use super::Scenario;
 use crate::kube;
 use crate::progress::Progress;
-use crate::scenarios::crate_tests;
+use crate::scenario::{CrateTest, Needs, Scenario};
 
 /// Environment variable with a folder of ready programs. If it is set, nothing is built.
 const PROGRAMS: &str = "EDGE_LAB_PROGRAMS";
@@ -38,10 +37,8 @@ pub(super) fn programs() -> Result<PathBuf> {
 /// Builds the crates' own tests that these scenarios run. Returns the environment variables with
 /// their paths.
 pub(super) fn tests(scenarios: &[&Scenario]) -> Result<Vec<(String, String)>> {
-    let wanted =
-        crate_tests::TESTS.iter().filter(|test| scenarios.iter().any(|scenario| scenario.name == test.scenario));
     let mut named = Vec::new();
-    for test in wanted {
+    for test in scenarios.iter().filter_map(|scenario| crate_test(scenario)) {
         let progress = Progress::start(&format!("building the tests of {}", test.package));
         // Built as `cargo test` does, so that nothing is built twice.
         let out = cargo("test")?
@@ -63,11 +60,18 @@ pub(super) fn tests(scenarios: &[&Scenario]) -> Result<Vec<(String, String)>> {
 /// Builds the programs of a Kubernetes control plane if a scenario runs one, since the lab itself
 /// reaches no module proxy. If this machine cannot build them, the scenario reports that.
 pub(super) fn control_plane(scenarios: &[&Scenario]) -> Result<()> {
-    let wanted = scenarios.iter().any(|scenario| scenario.name == crate::demo::KUBERNETES.name);
+    let wanted = scenarios.iter().any(|scenario| matches!(scenario.needs, Needs::ControlPlane));
     if wanted && kube::obstacle().is_none() {
         kube::ensure()?;
     }
     Ok(())
+}
+
+fn crate_test(scenario: &Scenario) -> Option<CrateTest> {
+    match scenario.needs {
+        Needs::CrateTest(test) => Some(test),
+        Needs::Nothing | Needs::ControlPlane => None,
+    }
 }
 
 fn executable(messages: &str, target: &str) -> Option<String> {

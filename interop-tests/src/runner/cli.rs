@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, bail};
 
 use super::build;
-use super::{Outcome, Scenario, TestResult, folder};
 use crate::guest::{Backend, Event, Guest, Job, Output, Spec, choose};
+use crate::scenario::{Outcome, Scenario, TestResult, folder, select};
 
 /// If a guest reports nothing for so long after a scenario's deadline, the guest itself hangs.
 const GUEST_GRACE: Duration = Duration::from_secs(60);
@@ -29,8 +29,7 @@ pub struct RunOptions {
 ///
 /// # Errors
 /// If standard output is closed.
-pub fn list(json: bool) -> Result<ExitCode> {
-    let all = crate::scenarios::all();
+pub fn list(all: &[&'static Scenario], json: bool) -> Result<ExitCode> {
     if json {
         let rows: Vec<_> = all
             .iter()
@@ -63,8 +62,8 @@ pub fn list(json: bool) -> Result<ExitCode> {
 ///
 /// # Errors
 /// As [`outcomes`].
-pub fn run(options: &RunOptions) -> Result<ExitCode> {
-    let outcomes = outcomes(options, |outcome, kept| {
+pub fn run(all: &[&'static Scenario], options: &RunOptions) -> Result<ExitCode> {
+    let outcomes = outcomes(all, options, |outcome, kept| {
         let mut stdout = std::io::stdout().lock();
         serde_json::to_writer(&mut stdout, outcome)?;
         writeln!(stdout)?;
@@ -87,8 +86,12 @@ pub fn run(options: &RunOptions) -> Result<ExitCode> {
 ///
 /// # Errors
 /// If there is no lab, a name is unknown, the programs do not build, or `ended` fails.
-pub fn outcomes(options: &RunOptions, mut ended: impl FnMut(&Outcome, &Path) -> Result<()>) -> Result<Vec<Outcome>> {
-    let mut queue = crate::scenarios::select(&options.names)
+pub fn outcomes(
+    scenarios: &[&'static Scenario],
+    options: &RunOptions,
+    mut ended: impl FnMut(&Outcome, &Path) -> Result<()>,
+) -> Result<Vec<Outcome>> {
+    let mut queue = select(scenarios, &options.names)
         .map_err(|word| anyhow::anyhow!("no scenario begins with {word:?}; `interop-tests list` shows them all"))?;
     if options.keep && !(std::io::stdin().is_terminal() && std::io::stderr().is_terminal()) {
         bail!("--keep opens a shell in the failed lab: it needs a terminal");

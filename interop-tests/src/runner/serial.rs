@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
 
-use super::{Outcome, Scenario, TestResult, folder};
 use crate::guest::{Event, JobIo};
+use crate::scenario::{Outcome, Scenario, TestResult, find, folder};
 
 /// After its deadline a scenario has this time to write its outcome. Then it is killed.
 const GRACE: Duration = Duration::from_secs(10);
@@ -15,6 +15,8 @@ const GRACE: Duration = Duration::from_secs(10);
 /// What all scenarios of a run share.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct RunContext<'a> {
+    /// All scenarios.
+    pub(crate) scenarios: &'a [&'static Scenario],
     /// Where each scenario has its folder.
     pub(crate) out: &'a Path,
     /// Where the programs under test lie.
@@ -24,22 +26,22 @@ pub(crate) struct RunContext<'a> {
     /// The environment of a scenario.
     pub(crate) env: &'a [(String, String)],
     /// Where a scenario's own output goes.
-    pub(crate) wiring: JobIo,
+    pub(crate) io: JobIo,
 }
 
 /// Runs the scenarios and reports when each begins and ends.
 ///
 /// # Errors
-/// If `tell` fails. A scenario's failure is an [`Outcome`].
+/// If `report` fails. A scenario's failure is an [`Outcome`].
 pub(crate) fn run_all(
     names: &[String],
     context: &RunContext<'_>,
-    mut tell: impl FnMut(Event) -> Result<()>,
+    mut report: impl FnMut(Event) -> Result<()>,
 ) -> Result<()> {
     for name in names {
-        tell(Event::Begun { scenario: name.clone() })?;
+        report(Event::Begun { scenario: name.clone() })?;
         let started = Instant::now();
-        let outcome = match crate::scenarios::find(name) {
+        let outcome = match find(context.scenarios, name) {
             None => Err(anyhow::anyhow!("there is no scenario {name:?}")),
             Some(scenario) => run_one(scenario, context),
         };
@@ -49,7 +51,7 @@ pub(crate) fn run_all(
             seconds: started.elapsed().as_secs_f64(),
             why: format!("{error:#}"),
         });
-        tell(Event::Ended { outcome })?;
+        report(Event::Ended { outcome })?;
     }
     Ok(())
 }
@@ -59,7 +61,7 @@ fn run_one(scenario: &Scenario, context: &RunContext<'_>) -> Result<Outcome> {
     fresh(&kept)?;
     // In the guest, logs are kept in memory until the scenario has ended. A folder of the host
     // shows a file's size with a delay there, so readers of logs would miss their ends.
-    let out = match context.wiring {
+    let out = match context.io {
         JobIo::Inherited => kept.clone(),
         JobIo::Lines | JobIo::Terminal(_) => folder(Path::new("/tmp/edge-lab-out"), scenario.name),
     };
@@ -116,7 +118,7 @@ fn run_in(scenario: &Scenario, context: &RunContext<'_>, out: &Path) -> Result<O
         argv.push("--keep".to_owned());
     }
     let mut child = context
-        .wiring
+        .io
         .command(&argv)?
         .env_clear()
         .envs(context.env.iter().map(|(key, value)| (key, value)))

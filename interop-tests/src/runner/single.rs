@@ -8,7 +8,7 @@ use std::time::Instant;
 use anyhow::{Context as _, Result, bail};
 use rustix::mount::{MountFlags, MountPropagationFlags};
 
-use super::{Lab, Outcome, Scenario, Skip, TestResult};
+use crate::scenario::{Lab, Outcome, Scenario, Skip, TestResult, find};
 use crate::topology::dump_all;
 
 /// Runs a scenario as process 1 of fresh namespaces and writes its [`Outcome`] to `outcome.json` in
@@ -16,8 +16,8 @@ use crate::topology::dump_all;
 ///
 /// # Errors
 /// If the namespaces cannot be prepared or the outcome cannot be written.
-pub fn main(name: &str, out: &Path, programs: &Path, keep: bool) -> Result<ExitCode> {
-    let Some(scenario) = crate::scenarios::find(name) else {
+pub fn main(scenarios: &[&'static Scenario], name: &str, out: &Path, programs: &Path, keep: bool) -> Result<ExitCode> {
+    let Some(scenario) = find(scenarios, name) else {
         bail!("there is no scenario {name:?}");
     };
     rustix::mount::mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)?;

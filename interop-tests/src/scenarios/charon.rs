@@ -7,7 +7,7 @@ use anyhow::{Result, ensure};
 
 use crate::peers::charon::{Auth, Connection};
 use crate::peers::{Authority, Charon, KeyKind};
-use crate::runner::{Lab, Scenario};
+use crate::scenario::{Lab, Needs, Scenario};
 use crate::topology::{Netem, Plan};
 
 const DEADLINE: Duration = Duration::from_secs(90);
@@ -18,6 +18,7 @@ pub(super) const SCENARIOS: &[Scenario] = &[
         about: "two charons with a PSK through a NAT router: pings both ways, only ESP and IKE on the wire, a rekey loses none",
         deadline: DEADLINE,
         by_default: true,
+        needs: Needs::Nothing,
         run: psk,
     },
     Scenario {
@@ -25,6 +26,7 @@ pub(super) const SCENARIOS: &[Scenario] = &[
         about: "two charons with Ed25519 and P-256 certificates over IPv6",
         deadline: DEADLINE,
         by_default: true,
+        needs: Needs::Nothing,
         run: certificates,
     },
 ];

@@ -5,42 +5,27 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 
-use crate::runner::{Lab, Scenario, skip};
+use crate::scenario::{CrateTest, Lab, Needs, Scenario, skip};
 
-/// A test of a crate.
-pub(crate) struct CrateTest {
-    pub(crate) scenario: &'static str,
-    pub(crate) package: &'static str,
-    pub(crate) target: &'static str,
-}
+const XFRM_KERNEL: CrateTest = CrateTest { package: "edge-xfrm", target: "kernel" };
 
-impl CrateTest {
-    /// The environment variable that names the built program.
-    pub(crate) fn variable(&self) -> String {
-        format!("EDGE_LAB_TEST_{}_{}", self.package, self.target).replace('-', "_").to_uppercase()
-    }
-}
-
-const XFRM_KERNEL: CrateTest = CrateTest { scenario: "xfrm/kernel", package: "edge-xfrm", target: "kernel" };
-
-const CNI_KERNEL: CrateTest = CrateTest { scenario: "cni/kernel", package: "edge-cni", target: "kernel" };
-
-/// All of them. A run builds those that it needs before.
-pub(crate) const TESTS: &[CrateTest] = &[XFRM_KERNEL, CNI_KERNEL];
+const CNI_KERNEL: CrateTest = CrateTest { package: "edge-cni", target: "kernel" };
 
 pub(super) const SCENARIOS: &[Scenario] = &[
     Scenario {
-        name: XFRM_KERNEL.scenario,
+        name: "xfrm/kernel",
         about: "the XFRM library's own tests against a kernel with ESP",
         deadline: Duration::from_secs(180),
         by_default: true,
+        needs: Needs::CrateTest(XFRM_KERNEL),
         run: |lab| run(lab, &XFRM_KERNEL),
     },
     Scenario {
-        name: CNI_KERNEL.scenario,
+        name: "cni/kernel",
         about: "the plugin's own tests, which need no ESP: for machines where we are not root",
         deadline: Duration::from_secs(300),
         by_default: false,
+        needs: Needs::CrateTest(CNI_KERNEL),
         run: |lab| run(lab, &CNI_KERNEL),
     },
 ];

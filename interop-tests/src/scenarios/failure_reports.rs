@@ -6,7 +6,8 @@ use std::time::Duration;
 use anyhow::{Result, bail, ensure};
 
 use crate::guest::{Event, JobIo};
-use crate::runner::{Lab, Outcome, RunContext, Scenario, TestResult, run_all, skip};
+use crate::runner::{RunContext, run_all};
+use crate::scenario::{Lab, Needs, Outcome, Scenario, TestResult, skip};
 use crate::topology::Plan;
 
 pub(super) const SCENARIOS: &[Scenario] = &[
@@ -15,6 +16,7 @@ pub(super) const SCENARIOS: &[Scenario] = &[
         about: "scenarios that fail, panic, crash, hang or skip are reported as such, their logs are kept, the next one runs",
         deadline: Duration::from_secs(60),
         by_default: true,
+        needs: Needs::Nothing,
         run: failures_are_reported,
     },
     broken("lab/broken-fails", "must fail: its error is reported", fails),
@@ -25,7 +27,7 @@ pub(super) const SCENARIOS: &[Scenario] = &[
 ];
 
 const fn broken(name: &'static str, about: &'static str, run: fn(&Lab) -> Result<()>) -> Scenario {
-    Scenario { name, about, deadline: Duration::from_secs(4), by_default: false, run }
+    Scenario { name, about, deadline: Duration::from_secs(4), by_default: false, needs: Needs::Nothing, run }
 }
 
 fn fails(lab: &Lab) -> Result<()> {
@@ -67,7 +69,14 @@ fn failures_are_reported(lab: &Lab) -> Result<()> {
         .chain(["lab/nodes-are-apart".to_owned()])
         .collect();
     let env = crate::exec::environment();
-    let context = RunContext { out: lab.out(), programs: lab.out(), keep: false, env: &env, wiring: JobIo::Inherited };
+    let context = RunContext {
+        scenarios: &super::all(),
+        out: lab.out(),
+        programs: lab.out(),
+        keep: false,
+        env: &env,
+        io: JobIo::Inherited,
+    };
     let mut outcomes: Vec<Outcome> = Vec::new();
     run_all(&names, &context, |event| {
         if let Event::Ended { outcome } = event {

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 
-use crate::runner::{Lab, Scenario};
+use crate::scenario::{Lab, Needs, Scenario};
 use crate::topology::{Netem, Plan};
 
 const DEADLINE: Duration = Duration::from_secs(60);
@@ -15,6 +15,7 @@ pub(super) const SCENARIOS: &[Scenario] = &[
         about: "a ping through a NAT router is seen on both of its wires, with the right addresses",
         deadline: DEADLINE,
         by_default: true,
+        needs: Needs::Nothing,
         run: clear_ping_is_captured,
     },
     Scenario {
@@ -22,6 +23,7 @@ pub(super) const SCENARIOS: &[Scenario] = &[
         about: "a wire that loses every packet for a while leaves a gap in a ping, and none before and after",
         deadline: DEADLINE,
         by_default: true,
+        needs: Needs::Nothing,
         run: loss_is_counted,
     },
     Scenario {
@@ -29,6 +31,7 @@ pub(super) const SCENARIOS: &[Scenario] = &[
         about: "what one node writes below /run and /var/lib/edge-cni, another does not see",
         deadline: DEADLINE,
         by_default: true,
+        needs: Needs::Nothing,
         run: nodes_are_apart,
     },
 ];

@@ -1,15 +1,15 @@
-//! All scenarios, by name.
+//! All scenarios.
 //!
-//! To add one: write a function that takes a [`Lab`](crate::runner::Lab) in a module here, and name
-//! it in that module's table.
+//! To add one, write a function that takes a [`Lab`](crate::scenario::Lab) in a module here, and
+//! add it to that module's table.
 
 mod charon;
-pub(crate) mod crate_tests;
+mod crate_tests;
 mod failure_reports;
 mod lab;
 mod strongswan;
 
-use crate::runner::Scenario;
+use crate::scenario::Scenario;
 
 /// Every scenario there is.
 #[must_use]
@@ -21,45 +21,10 @@ pub fn all() -> Vec<&'static Scenario> {
         .collect()
 }
 
-/// The scenario of that very name.
-#[must_use]
-pub fn find(name: &str) -> Option<&'static Scenario> {
-    all().into_iter().find(|scenario| scenario.name == name)
-}
-
-/// The scenarios that the words name: each is a whole name or the beginning of some. No word means
-/// all that run by default.
-///
-/// # Errors
-/// When a word names none; returns the word.
-pub fn select(words: &[String]) -> Result<Vec<&'static Scenario>, String> {
-    let all = all();
-    if words.is_empty() {
-        return Ok(all.into_iter().filter(|scenario| scenario.by_default).collect());
-    }
-    let mut chosen: Vec<&'static Scenario> = Vec::new();
-    for word in words {
-        let exact: Vec<_> = all.iter().filter(|scenario| scenario.name == *word).collect();
-        let named = if exact.is_empty() {
-            all.iter().filter(|scenario| scenario.by_default && scenario.name.starts_with(word.as_str())).collect()
-        } else {
-            exact
-        };
-        if named.is_empty() {
-            return Err(word.clone());
-        }
-        for scenario in named {
-            if !chosen.iter().any(|have| have.name == scenario.name) {
-                chosen.push(scenario);
-            }
-        }
-    }
-    Ok(chosen)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::scenario::select;
 
     #[test]
     fn names_are_unique_and_say_their_area() {
@@ -74,7 +39,7 @@ mod tests {
     #[test]
     fn a_beginning_selects_its_scenarios_once() {
         let words = ["lab/".to_owned(), "lab/clear-ping-is-captured".to_owned()];
-        let names: Vec<_> = select(&words).unwrap().iter().map(|scenario| scenario.name).collect();
+        let names: Vec<_> = select(&all(), &words).unwrap().iter().map(|scenario| scenario.name).collect();
         assert!(names.contains(&"lab/clear-ping-is-captured"));
         let mut unique = names.clone();
         unique.dedup();
@@ -83,6 +48,6 @@ mod tests {
 
     #[test]
     fn a_word_that_names_nothing_is_refused() {
-        assert_eq!(select(&["nonsense".to_owned()]).unwrap_err(), "nonsense");
+        assert_eq!(select(&all(), &["nonsense".to_owned()]).unwrap_err(), "nonsense");
     }
 }

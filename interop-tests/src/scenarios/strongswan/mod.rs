@@ -10,7 +10,7 @@ use anyhow::{Result, ensure};
 use crate::edge_agent::{Agent, StaticPeer};
 use crate::peers::charon::{Auth, Connection};
 use crate::peers::{Authority, Charon, KeyKind};
-use crate::runner::{Lab, Scenario};
+use crate::scenario::{Lab, Needs, Scenario};
 use crate::topology::Plan;
 use site::{Begins, SECRET, Site, WRONG_SECRET};
 
@@ -58,7 +58,7 @@ pub(super) const SCENARIOS: &[Scenario] = &[
 ];
 
 const fn scenario(name: &'static str, about: &'static str, run: fn(&Lab) -> Result<()>) -> Scenario {
-    Scenario { name, about, deadline: Duration::from_secs(120), by_default: true, run }
+    Scenario { name, about, deadline: Duration::from_secs(120), by_default: true, needs: Needs::Nothing, run }
 }
 
 fn psk(lab: &Lab, begins: Begins) -> Result<()> {

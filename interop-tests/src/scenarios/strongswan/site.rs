@@ -8,7 +8,7 @@ use data_encoding::HEXLOWER;
 use crate::edge_agent::{Agent, StaticPeer};
 use crate::peers::Charon;
 use crate::peers::charon::{Auth, Connection};
-use crate::runner::Lab;
+use crate::scenario::Lab;
 use crate::topology::{Capture, Net, Netem, Node, Plan, Pod};
 use crate::wait;
 

@@ -30,7 +30,7 @@ pub fn skip<T>(why: &str) -> Result<T> {
 }
 
 impl Lab {
-    pub(super) fn new(out: &Path, programs: &Path) -> Self {
+    pub(crate) fn new(out: &Path, programs: &Path) -> Self {
         Self { out: out.to_owned(), programs: programs.to_owned(), net: OnceCell::new(), started: Instant::now() }
     }
 
