@@ -1,6 +1,7 @@
-//! A host on an edge's LAN gets nowhere by routing through the edge, pods reach the outside, and
-//! other programs' rules are coped with or named: in the demo's network, with real tunnels, both
-//! families, with and without another program that masquerades all that it forwards.
+//! A host on an edge's LAN reaches nothing by routing through the edge, pods reach the outside, and
+//! rules of other programs are coped with or named in the status. All that is checked in the demo's
+//! network with real tunnels and both families, with and without another program that masquerades
+//! all that it forwards.
 
 use std::net::IpAddr;
 use std::time::Duration;
@@ -26,24 +27,24 @@ pub const SCENARIO: Scenario = Scenario {
     run,
 };
 
-const PATIENCE: Duration = Duration::from_secs(20);
+const TIMEOUT: Duration = Duration::from_secs(20);
 const LOOK: &str = "edge-a1.kernel.txt (nft list ruleset, ip xfrm policy); edge-a1.edge-agent.log";
-/// The port on which servers say which source they see.
+/// The port of servers that answer with the client's address.
 const PORT: u16 = 81;
-/// The edge's neighbour on the LAN.
+/// Addresses of the edge's neighbour on the LAN.
 const NEIGHBOUR: [&str; 2] = ["192.0.2.66", "2001:db8:a1::66"];
-/// A machine on the internet.
+/// Addresses of a machine on the internet.
 const INTERNET: [&str; 2] = ["203.0.113.1", "2001:db8::1"];
 
-/// Who is where, one address a family.
-struct Ground<'a> {
+/// The network with its addresses, one of each family.
+struct LanTest<'a> {
     world: &'a World<'a>,
     pods: &'a Pods,
-    /// a1 on its LAN.
+    /// a1's on its LAN.
     edge: [IpAddr; 2],
-    /// a1's bridge.
+    /// a1's bridge's.
     bridge: [IpAddr; 2],
-    /// a1's pod, a2's pod, the pod on cloud-1.
+    /// a1's pod's.
     own: [IpAddr; 2],
     far: [IpAddr; 2],
     cloud: [IpAddr; 2],
@@ -53,24 +54,24 @@ struct Ground<'a> {
 fn run(lab: &Lab) -> Result<()> {
     let world = World::build(lab)?;
     let pods = reach::bring_up(&world)?;
-    let ground = Ground::new(&world, &pods)?;
+    let test = LanTest::new(&world, &pods)?;
     for others in ["with another program's masquerade", "without"] {
-        ground.lan_host_reaches_nothing(others)?;
-        ground.lan_host_cannot_pose(others)?;
-        ground.published_ports(others)?;
-        ground.pods_and_node_reach_all(others)?;
+        test.lan_host_reaches_nothing(others)?;
+        test.lan_host_cannot_pose(others)?;
+        test.published_ports(others)?;
+        test.pods_and_node_reach_all(others)?;
         if others != "without" {
             world.node("edge-a1").sh("nft delete table inet lab")?;
         }
     }
-    ground.no_router()?;
-    ground.cloud_nodes()?;
-    ground.service_at_another_edge()?;
-    ground.table_is_kept()?;
-    ground.bridge_table_is_kept()?;
-    ground.forward_drop()?;
-    ground.reverse_path_filter()?;
-    ground.policies_stay_asked()?;
+    test.no_router()?;
+    test.cloud_nodes()?;
+    test.service_at_another_edge()?;
+    test.table_is_kept()?;
+    test.bridge_table_is_kept()?;
+    test.forward_drop()?;
+    test.reverse_path_filter()?;
+    test.policies_stay_asked()?;
     router_advertisements::uplinks_alone_listen(&world, &pods)?;
     world.end_captures()?;
     eprintln!("\nfirewall: {} checks passed in {:.0} s", world.checks.passed(), world.checks.elapsed().as_secs_f64());
@@ -91,7 +92,7 @@ fn socket(address: IpAddr, port: u16) -> String {
     std::net::SocketAddr::new(address, port).to_string()
 }
 
-/// Another address of the same /120 or /29: the pods' ones are the first.
+/// An address of the same /120 or /29 that no pod has; pods have the first ones.
 fn beside(address: IpAddr) -> IpAddr {
     match address {
         IpAddr::V4(v4) => IpAddr::V4((u32::from(v4) + 2).into()),
@@ -99,7 +100,7 @@ fn beside(address: IpAddr) -> IpAddr {
     }
 }
 
-impl<'a> Ground<'a> {
+impl<'a> LanTest<'a> {
     fn new(world: &'a World<'a>, pods: &'a Pods) -> Result<Self> {
         let inside = site("edge-a1").inside;
         let status = world.status("edge-a1")?;
@@ -123,7 +124,7 @@ impl<'a> Ground<'a> {
         })
     }
 
-    /// The source that a server sees when `from` connects to it.
+    /// The source address that a server sees when `from` connects to it.
     fn seen(&self, from: &Namespaces, to: IpAddr, port: u16) -> Result<IpAddr> {
         let own = std::env::current_exe()?;
         let text = from.run(from.command(&own).args(["guest", "tcp-fetch", &socket(to, port)]))?;
@@ -131,14 +132,14 @@ impl<'a> Ground<'a> {
     }
 
     fn seen_as(&self, from: &Namespaces, to: IpAddr, port: u16, source: IpAddr, what: &str) -> Result<()> {
-        self.world.checks.comes_true(what, LOOK, PATIENCE, || {
+        self.world.checks.comes_true(what, LOOK, TIMEOUT, || {
             let seen = self.seen(from, to, port)?;
             ensure!(seen == source, "it is seen as {seen}, not as {source}");
             Ok(())
         })
     }
 
-    /// What a1's firewall counts.
+    /// The value of a counter of a node's firewall.
     fn refused(&self, node: &str, counter: &str) -> Result<u64> {
         let status = self.world.status(node)?;
         let entries = status["refused"].as_array().context("status has no list of what was refused")?;
@@ -152,11 +153,11 @@ impl<'a> Ground<'a> {
     fn obstacles(&self) -> Result<Vec<Value>> {
         let status = self.world.status("edge-a1")?;
         let all = status["obstacles"].as_array().cloned().context("status has no list of obstacles")?;
-        // The lab's kernel has it off; it is named, and nothing here needs it.
+        // The lab's kernel has it off, which the status names. No check here needs it.
         Ok(all.into_iter().filter(|one| !one["what"].as_str().unwrap_or_default().contains("bridge-nf-call")).collect())
     }
 
-    /// Lets the neighbour route packets for these addresses through a1, as long as `act` runs.
+    /// Makes the neighbour route packets for these addresses through a1 while `act` runs.
     fn through_the_edge<T>(&self, to: &[IpAddr], act: impl FnOnce() -> Result<T>) -> Result<T> {
         let neighbour = self.world.node("neighbour");
         let via = |to: &IpAddr| self.edge[usize::from(to.is_ipv6())];
@@ -186,8 +187,8 @@ impl<'a> Ground<'a> {
         })
     }
 
-    /// Under the sources of a local pod, of a remote pod and of the cloud: towards a1's pod, a2's,
-    /// and a1 itself.
+    /// The neighbour sends with sources of a local pod, of a remote pod and of the cloud, towards
+    /// a1's pod, a2's pod, the cloud's pod and a1 itself.
     fn lan_host_cannot_pose(&self, others: &str) -> Result<()> {
         let world = self.world;
         let sources = [self.own.map(beside), self.far.map(beside), self.cloud.map(beside)].concat();
@@ -227,7 +228,7 @@ impl<'a> Ground<'a> {
         })
     }
 
-    /// The neighbour sends a few packets under each of these sources to each of these targets.
+    /// Sends some packets from the neighbour with each of these sources to each of these targets.
     fn forge(&self, sources: &[IpAddr], targets: &[[IpAddr; 2]]) -> Result<()> {
         let neighbour = self.world.node("neighbour");
         for source in sources {
@@ -257,7 +258,7 @@ impl<'a> Ground<'a> {
         Ok(())
     }
 
-    /// What kube-proxy (NodePort) and portmap (hostPort) do.
+    /// Publishes ports as kube-proxy (NodePort) and portmap (hostPort) do.
     fn published_ports(&self, others: &str) -> Result<()> {
         let (edge, neighbour) = (self.world.node("edge-a1"), self.world.node("neighbour"));
         for (family, name) in ["ip", "ip6"].into_iter().enumerate() {
@@ -270,7 +271,7 @@ impl<'a> Ground<'a> {
             let client: IpAddr = NEIGHBOUR[family].parse()?;
             let reached = self.edge[family];
             let what = format!("{others}, a published port of a1's pod is served at {reached}");
-            // Another program that masquerades towards the LAN alone leaves this one as it is.
+            // A program that masquerades towards the LAN alone does not change this source.
             self.seen_as(neighbour, reached, 8080, client, &what)?;
             let what = format!("{others}, a published port of a2's pod is served at {reached}");
             self.seen_as(neighbour, reached, 30080, self.bridge[family], &what)?;
@@ -315,7 +316,7 @@ impl<'a> Ground<'a> {
         world.checks.holds("a1 is no router for its LAN", LOOK, || {
             let before = self.refused("edge-a1", "between-uplinks")?;
             let neighbour = world.node("neighbour");
-            // a1 would say that the router is nearer.
+            // a1 would redirect the neighbour to the router.
             neighbour.sh("sysctl -qw net.ipv4.conf.all.accept_redirects=0 net.ipv4.conf.lan-a1.accept_redirects=0 net.ipv6.conf.lan-a1.accept_redirects=0")?;
             let pairs: Vec<(&Namespaces, IpAddr)> = internet.iter().map(|to| (&**neighbour, *to)).collect();
             let answers = self.through_the_edge(&internet, || answered(&pairs))?;
@@ -326,8 +327,7 @@ impl<'a> Ground<'a> {
         })
     }
 
-    /// A cloud node's own process has no address that an edge would let in, but those of the
-    /// cloud's CNI.
+    /// Of a cloud node's addresses, edges accept only those of the cloud's CNI.
     fn cloud_nodes(&self) -> Result<()> {
         self.world.checks.part("The cloud");
         let node = self.world.node("cloud-2");
@@ -373,14 +373,14 @@ impl<'a> Ground<'a> {
         let world = self.world;
         world.checks.part("Other programs' rules");
         let edge = world.node("edge-a1");
-        // -s: without what counters count.
+        // -s: without the values of counters.
         let shown = || edge.sh("nft -s list table inet edge-cni");
         let before = shown()?;
         for harm in
             ["delete table inet edge-cni", "flush chain inet edge-cni prerouting", "flush set inet edge-cni own4"]
         {
             edge.sh(&format!("nft {harm}"))?;
-            world.checks.comes_true(&format!("after `nft {harm}` the table is as it was"), LOOK, PATIENCE, || {
+            world.checks.comes_true(&format!("after `nft {harm}` the table is as it was"), LOOK, TIMEOUT, || {
                 let now = shown()?;
                 let lost: Vec<&str> = before.lines().filter(|line| !now.contains(line)).collect();
                 ensure!(lost.is_empty(), "it lacks {}", lost.join(", "));
@@ -390,7 +390,7 @@ impl<'a> Ground<'a> {
         Ok(())
     }
 
-    /// The plugin's table is made again by the plugin, with what is known of each pod.
+    /// The agent has the plugin make its table again, with the elements of each pod.
     fn bridge_table_is_kept(&self) -> Result<()> {
         let edge = self.world.node("edge-a1");
         let stands = || {
@@ -404,12 +404,12 @@ impl<'a> Ground<'a> {
         self.world.checks.holds("the plugin's table knows a1's pod", LOOK, || stands().map(|()| ""))?;
         for harm in ["delete table bridge edge-cni", "flush set bridge edge-cni ipv4", "flush ruleset"] {
             edge.sh(&format!("nft {harm}"))?;
-            self.world.checks.comes_true(&format!("after `nft {harm}` it is back"), LOOK, PATIENCE, stands)?;
+            self.world.checks.comes_true(&format!("after `nft {harm}` it is back"), LOOK, TIMEOUT, stands)?;
         }
         Ok(())
     }
 
-    /// As Docker and ufw leave it.
+    /// A policy as Docker and ufw set it.
     fn forward_drop(&self) -> Result<()> {
         let edge = self.world.node("edge-a1");
         let pod = &self.pods.of("edge-a1").pod;
@@ -436,7 +436,7 @@ impl<'a> Ground<'a> {
         let command = self.world.checks.comes_true(
             "a reverse path check is named in status, with a command",
             LOOK,
-            PATIENCE,
+            TIMEOUT,
             || {
                 let found = self.obstacles()?;
                 let [one] = found.as_slice() else { bail!("status names {found:?}") };
@@ -447,7 +447,7 @@ impl<'a> Ground<'a> {
         ensure!(self.seen(pod, self.far[1], PORT).is_err(), "the check drops nothing, so that this proves nothing");
         edge.sh(&command)?;
         self.seen_as(pod, self.far[1], PORT, self.own[1], "the command helps")?;
-        self.world.checks.comes_true("and status names it no more", LOOK, PATIENCE, || {
+        self.world.checks.comes_true("and status names it no more", LOOK, TIMEOUT, || {
             let left = self.obstacles()?;
             ensure!(left.is_empty(), "{left:?}");
             Ok(())
@@ -455,13 +455,13 @@ impl<'a> Ground<'a> {
         edge.sh("nft delete table inet fw").map(drop)
     }
 
-    /// As recipes for VTI interfaces have it.
+    /// Settings as in recipes for VTI interfaces.
     fn policies_stay_asked(&self) -> Result<()> {
         let edge = self.world.node("edge-a1");
         let keys = "net.ipv4.conf.all.disable_policy net.ipv4.conf.lan-a1.disable_policy net.ipv6.conf.all.disable_policy \
                     net.ipv4.conf.all.disable_xfrm net.ipv4.conf.ecni-guard.disable_xfrm";
         edge.sh(&format!("for key in {keys}; do sysctl -qw $key=1; done"))?;
-        self.world.checks.comes_true("policies that others turned off are asked again", LOOK, PATIENCE, || {
+        self.world.checks.comes_true("policies that others turned off are asked again", LOOK, TIMEOUT, || {
             let values = edge.sh(&format!("sysctl -n {keys}"))?;
             ensure!(values.split_whitespace().all(|value| value == "0"), "{values:?}");
             Ok(())

@@ -1,5 +1,5 @@
-//! Router advertisements that begin after the agent: by `radvd` on the router of a1's LAN, in a
-//! container behind another program's bridge, and in a pod.
+//! Router advertisements that begin after the agent has started: by `radvd` on the router of a1's
+//! LAN, in a container on another program's bridge, and in a pod.
 
 use std::time::Duration;
 
@@ -10,11 +10,11 @@ use super::world::World;
 use crate::topology::{Namespaces, Process};
 
 const LOOK: &str = "edge-a1.kernel.txt (ip -6 route, nft list ruleset); *.radvd.log";
-const PATIENCE: Duration = Duration::from_secs(20);
+const TIMEOUT: Duration = Duration::from_secs(20);
 const NODE: &str = "edge-a1";
 const UPLINK: &str = "lan-a1";
 
-/// a1 gets its default route from its router, and none from containers and pods.
+/// Checks that a1 gets its default route from its router, and none from containers and pods.
 ///
 /// # Errors
 /// The first check that does not hold.
@@ -22,7 +22,7 @@ pub(super) fn uplinks_alone_listen(world: &World, pods: &Pods) -> Result<()> {
     let edge = world.node(NODE);
     world.checks.part("Router advertisements that begin after the agent");
     edge.sh("ip -6 route del default")?;
-    // docker0 is as the kernel makes it, and Docker leaves it.
+    // docker0 has the kernel's default settings, which Docker does not change.
     let container = edge.pod("container")?;
     edge.sh(
         "ip link add docker0 type bridge forward_delay 0 && ip link set docker0 up && \
@@ -35,14 +35,14 @@ pub(super) fn uplinks_alone_listen(world: &World, pods: &Pods) -> Result<()> {
          add rule inet watch in iifname {UPLINK} icmpv6 type nd-router-advert counter'"
     ))?;
     let _router = advertise(world.node("r-a1"), UPLINK, "2001:db8:a1::/64")?;
-    world.checks.comes_true("a1 gets its default route from the router that begins late", LOOK, PATIENCE, || {
+    world.checks.comes_true("a1 gets its default route from the router that begins late", LOOK, TIMEOUT, || {
         let routes = edge.sh("ip -6 route show default")?;
         let from_router = |line: &str| line.contains("proto ra") && line.contains(&format!("dev {UPLINK}"));
         ensure!(routes.lines().any(from_router), "its default routes are {routes:?}");
         Ok(())
     })?;
     let _container = advertise(&container, "eth0", "2001:db8:dead::/64")?;
-    world.checks.comes_true("a container advertises itself on docker0", LOOK, PATIENCE, || {
+    world.checks.comes_true("a container advertises itself on docker0", LOOK, TIMEOUT, || {
         let counted = edge.sh("nft list chain inet watch in")?;
         let heard = |line: &str| line.contains("docker0") && !line.contains("packets 0 ");
         ensure!(counted.lines().any(heard), "a1 heard nothing: {counted}");
@@ -53,7 +53,7 @@ pub(super) fn uplinks_alone_listen(world: &World, pods: &Pods) -> Result<()> {
     world.checks.comes_true(
         "a1's pod does so on the pods' bridge, where the plugin's table drops it",
         LOOK,
-        PATIENCE,
+        TIMEOUT,
         || {
             let counted = edge.sh("nft list chain bridge edge-cni pod-ipv6")?;
             let dropped = |line: &str| line.contains("\"router advertisement\"") && !line.contains("packets 0 ");
@@ -74,14 +74,13 @@ pub(super) fn uplinks_alone_listen(world: &World, pods: &Pods) -> Result<()> {
     edge.sh("nft delete table inet watch").map(drop)
 }
 
-/// Starts `radvd`, which says that it is a default router and that addresses of `prefix` are to be
-/// had.
+/// Starts `radvd`, which advertises a default router and the prefix.
 fn advertise(place: &Namespaces, interface: &str, prefix: &str) -> Result<Process> {
     let settings = format!(
         "interface {interface} {{\n  AdvSendAdvert on;\n  MinRtrAdvInterval 3;\n  MaxRtrAdvInterval 4;\n  AdvDefaultLifetime 1800;\n  \
          prefix {prefix} {{ AdvOnLink on; AdvAutonomous on; }};\n}};\n"
     );
-    // It advertises where it forwards alone.
+    // radvd advertises only where forwarding is on.
     place.sh("sysctl -qw net.ipv6.conf.all.forwarding=1")?;
     let (settings_file, pid_file) =
         (format!("/run/{}.radvd.conf", place.name()), format!("/run/{}.radvd.pid", place.name()));
