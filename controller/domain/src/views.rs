@@ -8,7 +8,7 @@ use edge_types::{Endpoint, EndpointSource, NodeName, NodeView, Peer, Role, ViewC
 use crate::ca::Ca;
 use crate::endpoints::{self, is_reachable};
 use crate::networks::ClusterNetworks;
-use crate::registry::{PeerJson, View};
+use crate::registry::{PeerJson, StateGuard};
 use crate::state::{NodeRecord, State, ViewDelta};
 
 /// What every view takes from the configuration and the authorities.
@@ -31,7 +31,7 @@ impl Common {
     }
 
     /// The same as it is told.
-    pub fn told(&self, view: &View<'_>, node: &NodeName) -> Option<NodeView<PeerJson>> {
+    pub fn told(&self, view: &StateGuard<'_>, node: &NodeName) -> Option<NodeView<PeerJson>> {
         self.whole(view.state(), node, view.revision(), |peer| self.told_peer(view, peer))
     }
 
@@ -39,7 +39,7 @@ impl Common {
     /// touched.
     pub fn change(
         &self,
-        view: &View<'_>,
+        view: &StateGuard<'_>,
         node: &NodeName,
         from: u64,
         delta: &ViewDelta,
@@ -87,7 +87,7 @@ impl Common {
         }
     }
 
-    fn told_peer(&self, view: &View<'_>, peer: &NodeRecord) -> Option<PeerJson> {
+    fn told_peer(&self, view: &StateGuard<'_>, peer: &NodeRecord) -> Option<PeerJson> {
         view.peer(&peer.name, || self.peer(view.state(), peer))
     }
 

@@ -1,11 +1,12 @@
 //! The certificate authorities in a Secret, which all replicas share: of two that make one at the
 //! same moment the API server lets one through, and the other takes what that one made.
 
+use futures_util::future::BoxFuture;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use edge_controller_domain::ca::document::VERSION;
-use edge_controller_domain::ca::keeper::{Answer, Keeper, Revision};
+use edge_controller_domain::ca::keeper::{Keeper, Revision};
 use edge_controller_domain::ca::{CaDocument, CaError};
 use futures_util::StreamExt;
 use k8s_openapi::ByteString;
@@ -140,7 +141,7 @@ async fn answered<T>(request: impl Future<Output = kube::Result<T>>) -> Result<T
 }
 
 impl Keeper for SecretKeeper {
-    fn load(&self) -> Answer<'_, Result<Option<(CaDocument, Revision)>, CaError>> {
+    fn load(&self) -> BoxFuture<'_, Result<Option<(CaDocument, Revision)>, CaError>> {
         Box::pin(self.read())
     }
 
@@ -148,11 +149,11 @@ impl Keeper for SecretKeeper {
         &'a self,
         document: &'a CaDocument,
         over: Option<&'a Revision>,
-    ) -> Answer<'a, Result<Revision, CaError>> {
+    ) -> BoxFuture<'a, Result<Revision, CaError>> {
         Box::pin(self.write(document, over))
     }
 
-    fn changed(&self) -> Answer<'_, ()> {
+    fn changed(&self) -> BoxFuture<'_, ()> {
         Box::pin(async {
             if let Err(error) = self.happened().await {
                 tracing::debug!(%error, "the authorities are not watched for a moment");

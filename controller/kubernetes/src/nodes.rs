@@ -140,7 +140,7 @@ impl NodeWatch {
 
     /// Does it; ends never.
     pub async fn run(mut self) {
-        let mut newcomers = self.registry.newcomers().await;
+        let mut newcomers = self.registry.registrations().await;
         let mut compare = tokio::time::interval(COMPARE);
         compare.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {

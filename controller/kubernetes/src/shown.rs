@@ -9,7 +9,7 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 use std::time::Duration;
 
-use edge_controller_domain::registry::{Registry, View};
+use edge_controller_domain::registry::{Registry, StateGuard};
 use edge_controller_domain::segments::Conflicts;
 use edge_controller_domain::state::{CommunityRecord, Key, NodeRecord};
 use edge_controller_domain::tunnel_reports::{TunnelReports, UnseenReports};
@@ -252,8 +252,10 @@ impl Shown {
                 .nodes()
                 .map(|record| (record.name.clone(), self.rows(&view, record)))
                 .filter(|(name, rows)| {
-                    let written =
-                        known.nodes.get(name).filter(|written| written.is_of(view.came(&Key::Node(name.clone()))));
+                    let written = known
+                        .nodes
+                        .get(name)
+                        .filter(|written| written.is_of(view.created_at_revision(&Key::Node(name.clone()))));
                     written.is_none_or(|written| written.digest != digest(rows))
                 })
                 .collect();
@@ -263,7 +265,7 @@ impl Shown {
                 .listed_communities()
                 .filter_map(|community| {
                     let (name, shown) = (community_object_name(&community.name), listed(&view, community));
-                    let came = view.came(&Key::Community(community.name.clone()));
+                    let came = view.created_at_revision(&Key::Community(community.name.clone()));
                     let written = known.communities.get(&name).filter(|written| written.is_of(came));
                     if written.is_some_and(|written| written.digest == digest(&shown)) {
                         return None;
@@ -303,7 +305,7 @@ impl Shown {
         known.revision = (done == wanted).then_some(revision);
     }
 
-    fn rows(&self, view: &View<'_>, record: &NodeRecord) -> Value {
+    fn rows(&self, view: &StateGuard<'_>, record: &NodeRecord) -> Value {
         let until = record.certificates.iter().map(|certificate| certificate.not_after).max();
         let text = |things: Vec<String>| things;
         json!({
@@ -382,7 +384,7 @@ struct Known {
 }
 
 impl Known {
-    fn forget_absent(&mut self, view: &View<'_>) {
+    fn forget_absent(&mut self, view: &StateGuard<'_>) {
         self.nodes.retain(|name, _| view.state().node(name).is_some());
         let present: HashSet<String> =
             view.state().listed_communities().map(|community| community_object_name(&community.name)).collect();
@@ -407,7 +409,7 @@ impl Written {
     }
 }
 
-fn listed(view: &View<'_>, community: &CommunityRecord) -> Value {
+fn listed(view: &StateGuard<'_>, community: &CommunityRecord) -> Value {
     let is_edge = |name: &&NodeName| view.state().node(name).is_some_and(|node| node.role == edge_types::Role::Edge);
     let missing: Vec<&NodeName> = community.members.iter().filter(|name| !is_edge(name)).collect();
     json!({

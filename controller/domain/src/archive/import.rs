@@ -55,11 +55,11 @@ pub async fn import(
     // Who loads takes part, and puts its own sizes of segments in force: not where the import is
     // refused.
     without(&wanted, store.read().await?)?;
-    store.begin_again().await?;
+    store.begin_import().await?;
     let wanted = without(&wanted, store.load(mpsc::channel(1).0).await?)?;
     // First, so that whoever uses a half filled store hands out no versions that nodes take for old
     // ones.
-    store.raise(revision.saturating_add(AHEAD)).await?;
+    store.raise_revision(revision.saturating_add(AHEAD)).await?;
     // Before any row: a controller that serves the rows must know that they lack later grants.
     store.set_note(Note::Restored, Restored::at(now.max(time)).to_note()).await?;
     let missing = wanted.len();

@@ -2,13 +2,14 @@
 //! power cut leaves the former or the new one, whole. Beside it the trusted certificates alone, for
 //! people and for clients such as curl.
 
+use futures_util::future::BoxFuture;
 use std::path::{Path, PathBuf};
 
 use edge_types::durable::{ReplaceError, replace_file};
 use zeroize::Zeroizing;
 
 use super::document::{AuthorityRecord, SecretPem, VERSION};
-use super::keeper::{Answer, Keeper, Revision};
+use super::keeper::{Keeper, Revision};
 use super::{CaDocument, CaError, authority, hex, sha256};
 use crate::clock::Seconds;
 
@@ -105,7 +106,7 @@ impl Files {
 }
 
 impl Keeper for Files {
-    fn load(&self) -> Answer<'_, Result<Option<(CaDocument, Revision)>, CaError>> {
+    fn load(&self) -> BoxFuture<'_, Result<Option<(CaDocument, Revision)>, CaError>> {
         Box::pin(async { self.load_now() })
     }
 
@@ -113,7 +114,7 @@ impl Keeper for Files {
         &'a self,
         document: &'a CaDocument,
         over: Option<&'a Revision>,
-    ) -> Answer<'a, Result<Revision, CaError>> {
+    ) -> BoxFuture<'a, Result<Revision, CaError>> {
         Box::pin(async move { self.store_now(document, over) })
     }
 }

@@ -1,15 +1,14 @@
-//! The one place where changes happen: planned against the state, made durable, then seen by
-//! everyone.
+//! The registry plans a change against the state, commits it to the store, then publishes it.
 //!
-//! A single task takes plans from a queue. All that wait are planned one on top of the other, taken
-//! back, and committed to the store together; what the store took is applied and published, and
-//! whoever asked hears of it. So nobody ever sees, in an answer or in a view, what may yet be lost,
-//! and nobody who only looks waits for the store. Where another replica was quicker the plan is
-//! made anew on what holds by then.
+//! One task takes plans from a queue. It makes all plans that wait, each on top of the one before,
+//! undoes their changes, and commits them to the store together. What the store took it applies and
+//! publishes, and then answers the callers. So no answer and no view shows a change that may still
+//! be lost, and readers never wait for the store. If another replica changed the same rows first,
+//! the plan is made again on the new state.
 //!
-//! - [`Registry`]: state, plans, and news from other replicas.
-//! - `viewers`: versions of views, and what changed since.
-//! - `peers`: peers as they are told.
+//! - [`Registry`]: reads the state, and carries out plans.
+//! - `view_versions`: the version of each node's view, and what changed since earlier ones.
+//! - `peer_cache`: the JSON of peers, serialised once for all views.
 
 mod peer_cache;
 mod view_versions;
@@ -29,35 +28,35 @@ use crate::endpoints::Changes;
 use crate::random;
 use crate::segments::Restored;
 use crate::state::{Change, Key, State, ViewDelta};
-use crate::store::{Followed, Note, Store, StoreError};
+use crate::store::{Note, Store, StoreError, StoreEvent};
 use peer_cache::PeerCache;
 pub use peer_cache::PeerJson;
 use view_versions::ViewVersions;
 
-/// Plans that wait at most; more make their callers wait.
+/// Most plans that wait. Callers of more wait until there is room.
 const QUEUE: usize = 1024;
-/// Plans that share one commit at most.
+/// Most plans that share one commit.
 const BATCH: usize = 256;
-/// News of other replicas that wait at most; more make the store wait.
-const NEWS: usize = 256;
-/// Newcomers that are remembered for whoever is slow to look at them.
-const NEWCOMERS: usize = 1024;
-/// How often a plan is made anew because another replica was quicker.
+/// Most store events that wait. The store waits with more.
+const EVENTS: usize = 256;
+/// Most registrations that are kept for a slow subscriber.
+const REGISTRATIONS: usize = 1024;
+/// Most attempts of one plan when other replicas change the same rows first.
 const ATTEMPTS: u32 = 16;
-/// Longest wait before a plan is made anew.
+/// Longest wait before the next attempt.
 const PAUSE: Duration = Duration::from_millis(200);
 
-/// The state, and the way to change it.
+/// Reads the state and changes it. Clones share both.
 #[derive(Clone)]
 pub struct Registry {
     shared: Arc<RwLock<Shared>>,
-    orders: mpsc::Sender<Order>,
+    requests: mpsc::Sender<Request>,
     store: Arc<dyn Store>,
-    /// Names this run of this replica: versions of one epoch are of one history.
+    /// Names this run of this replica. Versions can be compared within one epoch only.
     epoch: Arc<str>,
-    /// Time, for whoever plans.
+    /// The time for plans.
     pub clock: Clock,
-    /// How often nodes change their addresses.
+    /// Limits how often nodes change their addresses.
     pub endpoint_changes: Changes,
 }
 
@@ -65,76 +64,76 @@ struct Shared {
     state: State,
     view_versions: ViewVersions,
     peers: PeerCache,
-    newcomers: broadcast::Sender<NodeName>,
-    /// Nodes and listed communities that came since the start, with the revision at which each did.
-    came: HashMap<Key, u64>,
-    /// Something changed since the revision was published.
+    registrations: broadcast::Sender<NodeName>,
+    /// For each node and listed community that was created since the start: the revision of its
+    /// creation.
+    created_at: HashMap<Key, u64>,
+    /// Whether something changed since a revision was published.
     changed: bool,
-    /// Everything up to this revision of the store is in the state.
+    /// The state holds all that was committed up to this revision.
     revision: u64,
 }
 
-/// What the task is asked to do.
-enum Order {
+/// A request to the task.
+enum Request {
     Plan(Plan),
-    /// Everyone's view may have changed, without a change of any row.
+    /// Every view may have changed although no row did.
     Refresh(oneshot::Sender<()>),
 }
 
-/// Changes that a plan asks for, and how to answer when their fate is known.
+/// The changes of a plan, and the callback for their outcome.
 struct Planned {
     changes: Vec<Change>,
-    answer: Answer,
+    reply: Reply,
 }
 
-type Answer = Box<dyn FnOnce(Result<(), StoreError>) + Send>;
+type Reply = Box<dyn FnOnce(Result<(), StoreError>) + Send>;
 
 type Plan = Box<dyn FnOnce(&mut State) -> Planned + Send>;
 
-/// Why one attempt came to nothing.
-enum Setback<E> {
+/// Why one attempt failed.
+enum AttemptError<E> {
     Refused(E),
     Store(StoreError),
 }
 
 impl Registry {
-    /// Reads the store and starts the task that changes it. `trust_node_labels` as in
-    /// [`State::load`].
+    /// Reads the store and starts the registry's task. For `trust_node_labels` see [`State::load`].
     pub async fn start(store: Arc<dyn Store>, clock: Clock, trust_node_labels: bool) -> Result<Self, StoreError> {
-        let (followed, news) = mpsc::channel(NEWS);
-        let snapshot = store.load(followed).await?;
+        let (sender, events) = mpsc::channel(EVENTS);
+        let snapshot = store.load(sender).await?;
         clock.not_before(snapshot.time);
         let mut state = State::load(snapshot, trust_node_labels);
         state.ledger_mut().watch(clock.clone());
         state.set_restored(restored(&*store, clock.now()).await?);
-        // The configuration may have changed while we were away, and with it every view: hence a
-        // revision of our own.
+        // The configuration may have changed since the last run, and with it every view. An empty
+        // commit gives the views of this run a revision of their own.
         let revision = store.commit(vec![Vec::new()], clock.now()).await;
         revision.results.into_iter().collect::<Result<Vec<()>, _>>()?;
         let revision = revision.revision;
         let view_versions = ViewVersions::new(&state, revision);
-        let (newcomers, _) = broadcast::channel(NEWCOMERS);
+        let (registrations, _) = broadcast::channel(REGISTRATIONS);
         let shared = Shared {
             state,
             view_versions,
             peers: PeerCache::default(),
-            newcomers,
-            came: HashMap::new(),
+            registrations,
+            created_at: HashMap::new(),
             changed: false,
             revision,
         };
         let shared = Arc::new(RwLock::new(shared));
-        let (orders, queue) = mpsc::channel(QUEUE);
+        let (requests, queue) = mpsc::channel(QUEUE);
         let task = Task { shared: shared.clone(), store: store.clone(), clock: clock.clone() };
-        tokio::spawn(task.run(queue, news));
+        tokio::spawn(task.run(queue, events));
         let epoch = random::octets(8).map_err(|error| StoreError::Failed(error.to_string()))?;
         let epoch = crate::ca::hex(&epoch);
-        Ok(Self { shared, orders, store, epoch: epoch.into(), clock, endpoint_changes: Changes::default() })
+        Ok(Self { shared, requests, store, epoch: epoch.into(), clock, endpoint_changes: Changes::default() })
     }
 
-    /// Carries out a plan: it looks at the state and says what to change, or refuses. Its answer
-    /// comes when the change is durable. It may be made several times, of which only the last one
-    /// counts.
+    /// Carries out a plan. The plan reads the state and returns changes, or refuses. This method
+    /// returns when the changes are durable. It may call the plan several times; only the last
+    /// result counts.
     pub async fn change<T: Send + 'static, E: From<StoreError> + Send + 'static>(
         &self,
         plan: impl Fn(&mut State) -> Result<(T, Vec<Change>), E> + Send + Sync + 'static,
@@ -145,12 +144,12 @@ impl Registry {
             attempt += 1;
             match self.attempt(plan.clone()).await {
                 Ok(value) => return Ok(value),
-                Err(Setback::Store(error @ StoreError::Conflict { .. })) if attempt < ATTEMPTS => {
-                    tracing::debug!(%error, attempt, "planning anew");
+                Err(AttemptError::Store(error @ StoreError::Conflict { .. })) if attempt < ATTEMPTS => {
+                    tracing::debug!(%error, attempt, "planning again");
                     tokio::time::sleep(random::jitter(PAUSE.min(Duration::from_millis(1 << attempt)))).await;
                 }
-                Err(Setback::Store(error)) => return Err(error.into()),
-                Err(Setback::Refused(refusal)) => return Err(refusal),
+                Err(AttemptError::Store(error)) => return Err(error.into()),
+                Err(AttemptError::Refused(refusal)) => return Err(refusal),
             }
         }
     }
@@ -158,74 +157,74 @@ impl Registry {
     async fn attempt<T: Send + 'static, E: Send + 'static>(
         &self,
         plan: Arc<impl Fn(&mut State) -> Result<(T, Vec<Change>), E> + Send + Sync + 'static>,
-    ) -> Result<T, Setback<E>> {
+    ) -> Result<T, AttemptError<E>> {
         let (answer, answered) = oneshot::channel();
         let plan: Plan = Box::new(move |state| match plan(state) {
             Ok((value, changes)) => Planned {
                 changes,
-                // Whoever asked may have gone: then the answer is for nobody.
-                answer: Box::new(move |committed| {
-                    let _ = answer.send(committed.map(|()| value).map_err(Setback::Store));
+                // The caller may have gone. Then nothing receives the answer.
+                reply: Box::new(move |committed| {
+                    let _ = answer.send(committed.map(|()| value).map_err(AttemptError::Store));
                 }),
             },
             Err(refusal) => Planned {
                 changes: Vec::new(),
-                answer: Box::new(move |_| {
-                    let _ = answer.send(Err(Setback::Refused(refusal)));
+                reply: Box::new(move |_| {
+                    let _ = answer.send(Err(AttemptError::Refused(refusal)));
                 }),
             },
         });
-        let stopped = || Setback::Store(StoreError::Stopping);
-        self.orders.send(Order::Plan(plan)).await.map_err(|_| stopped())?;
+        let stopped = || AttemptError::Store(StoreError::Stopping);
+        self.requests.send(Request::Plan(plan)).await.map_err(|_| stopped())?;
         answered.await.map_err(|_| stopped())?
     }
 
-    /// Gives every view a new version: what it takes from elsewhere than the rows has changed.
+    /// Gives every view a new version, after a change of what views contain besides the rows.
     pub async fn refresh(&self) {
         let (done, waited) = oneshot::channel();
-        if self.orders.send(Order::Refresh(done)).await.is_ok() {
+        if self.requests.send(Request::Refresh(done)).await.is_ok() {
             let _ = waited.await;
         }
     }
 
-    /// Looks at the state. All of it is durable.
-    pub async fn read(&self) -> View<'_> {
-        View { shared: self.shared.read().await }
+    /// Reads the state. All of it is durable.
+    pub async fn read(&self) -> StateGuard<'_> {
+        StateGuard { shared: self.shared.read().await }
     }
 
-    /// Makes sure that the state holds all that any replica knew at a revision.
+    /// Waits until the state holds all that any replica had committed at a revision.
     pub async fn catch_up(&self, revision: u64) -> Result<(), StoreError> {
         self.store.catch_up(revision).await
     }
 
-    /// Makes sure that the state holds every segment that was claimed before this is called.
-    pub async fn read_segments_anew(&self) -> Result<(), StoreError> {
-        self.store.read_segments_anew().await
+    /// Waits until the state holds every segment that was claimed before this call.
+    pub async fn reload_segments(&self) -> Result<(), StoreError> {
+        self.store.reload_segments().await
     }
 
-    /// What was noted beside the rows, if anything.
+    /// Reads a note that the store keeps beside the rows.
     pub async fn note(&self, note: Note) -> Result<Option<String>, StoreError> {
         self.store.note(note).await
     }
 
-    /// Notes something beside the rows.
+    /// Writes a note that the store keeps beside the rows.
     pub async fn set_note(&self, note: Note, text: String) -> Result<(), StoreError> {
         self.store.set_note(note, text).await
     }
 
-    /// Hears the name of each node that is registered from now on, by whichever replica.
-    pub async fn newcomers(&self) -> broadcast::Receiver<NodeName> {
-        self.shared.read().await.newcomers.subscribe()
+    /// Subscribes to the names of nodes that are registered from now on, by any replica.
+    pub async fn registrations(&self) -> broadcast::Receiver<NodeName> {
+        self.shared.read().await.registrations.subscribe()
     }
 
-    /// Names this run of this replica. What changed since a version is known only for versions of
-    /// the same epoch.
+    /// Names this run of this replica. Deltas are known only between versions of one epoch.
     pub fn epoch(&self) -> &str {
         &self.epoch
     }
 }
 
-/// Whether the rows were restored. From the first start after it, nodes are waited for.
+/// Reads whether the rows were restored from a backup. The first start after a restore begins the
+/// time for which grants wait for nodes.
 async fn restored(store: &dyn Store, now: Seconds) -> Result<Option<Restored>, StoreError> {
     let Some(note) = store.note(Note::Restored).await? else { return Ok(None) };
     let unreadable = |why| StoreError::Unreadable { table: "note", key: Note::Restored.key().to_owned(), why };
@@ -237,24 +236,25 @@ async fn restored(store: &dyn Store, now: Seconds) -> Result<Option<Restored>, S
     Ok(Some(restored))
 }
 
-/// The state while one looks at it.
-pub struct View<'a> {
+/// Read access to the state. No change is applied while it exists.
+pub struct StateGuard<'a> {
     shared: RwLockReadGuard<'a, Shared>,
 }
 
-impl View<'_> {
+impl StateGuard<'_> {
     /// The state.
     pub fn state(&self) -> &State {
         &self.shared.state
     }
 
-    /// Everything up to this revision of the store is in the state: the version of every view that
-    /// is computed from it.
+    /// The state holds all that was committed up to this revision. It is the version of every view
+    /// that is computed from this state.
     pub fn revision(&self) -> u64 {
         self.shared.revision
     }
 
-    /// Hears of each change of a node's view. It closes when the node is deregistered.
+    /// Receives the version of each change of a node's view. It closes when the node is
+    /// deregistered.
     pub fn watch(&self, node: &NodeName) -> Option<watch::Receiver<u64>> {
         self.shared.view_versions.watch(node)
     }
@@ -265,24 +265,24 @@ impl View<'_> {
         self.shared.view_versions.delta_since(&self.shared.state, node, version)
     }
 
-    /// A registered node in JSON as its viewers see it; `make` shows it, if that was not done since
-    /// it changed. `None` if it does not serialise.
+    /// A registered node as JSON, as its viewers see it. `make` is called if nothing is cached
+    /// since the node changed. `None` if it cannot be serialised.
     pub fn peer(&self, name: &NodeName, make: impl FnOnce() -> Peer) -> Option<PeerJson> {
         self.shared.peers.get_or_make(name, make)
     }
 
-    /// The revision at which a node or a listed community came; 0 where it was there at the start.
-    /// One that was deleted and came back as it was has come anew.
-    pub fn came(&self, key: &Key) -> u64 {
-        self.shared.came.get(key).copied().unwrap_or(0)
+    /// The revision at which a node or a listed community was created; 0 if it was there at the
+    /// start. A row that was deleted and written again counts as created again.
+    pub fn created_at_revision(&self, key: &Key) -> u64 {
+        self.shared.created_at.get(key).copied().unwrap_or(0)
     }
 
-    /// How many streams of a node's view are open here.
+    /// How many streams of a node's view are open at this replica.
     pub fn view_streams(&self, node: &NodeName) -> usize {
         self.shared.view_versions.watchers(node)
     }
 
-    /// Whether a view stream of this node is open.
+    /// Whether a view stream of this node is open at this replica.
     pub fn is_connected(&self, node: &NodeName) -> bool {
         self.view_streams(node) > 0
     }
@@ -295,33 +295,33 @@ struct Task {
 }
 
 impl Task {
-    async fn run(self, mut queue: mpsc::Receiver<Order>, mut news: mpsc::Receiver<Followed>) {
-        let mut orders = Vec::new();
+    async fn run(self, mut queue: mpsc::Receiver<Request>, mut events: mpsc::Receiver<StoreEvent>) {
+        let mut requests = Vec::new();
         loop {
             tokio::select! {
-                // Plans are better made on the latest news.
+                // Plans are made on the latest news of other replicas.
                 biased;
-                Some(followed) = news.recv() => self.follow(followed).await,
-                count = queue.recv_many(&mut orders, BATCH) => {
+                Some(event) = events.recv() => self.handle(event).await,
+                count = queue.recv_many(&mut requests, BATCH) => {
                     if count == 0 {
                         return;
                     }
-                    self.carry_out(std::mem::take(&mut orders)).await;
+                    self.carry_out(std::mem::take(&mut requests)).await;
                 }
             }
         }
     }
 
-    async fn carry_out(&self, orders: Vec<Order>) {
+    async fn carry_out(&self, requests: Vec<Request>) {
         let mut planned = Vec::new();
         let mut refreshed = Vec::new();
         {
             let mut shared = self.shared.write().await;
             let mut undo = Vec::new();
-            for order in orders {
-                match order {
-                    Order::Refresh(done) => refreshed.push(done),
-                    Order::Plan(plan) => {
+            for request in requests {
+                match request {
+                    Request::Refresh(done) => refreshed.push(done),
+                    Request::Plan(plan) => {
                         let plan = plan(&mut shared.state);
                         for change in &plan.changes {
                             undo.push(shared.state.inverse(change));
@@ -334,7 +334,7 @@ impl Task {
             undo.into_iter().rev().for_each(|change| shared.state.apply(change));
             shared.state.take_view_deltas();
         }
-        // An empty element gives a refresh its revision.
+        // An empty element gives the refresh a revision.
         let mut batch: Vec<Vec<Change>> =
             planned.iter().map(|plan| plan.changes.clone()).filter(|changes| !changes.is_empty()).collect();
         let written = batch.len();
@@ -342,61 +342,62 @@ impl Task {
             batch.push(Vec::new());
         }
         if batch.is_empty() {
-            return planned.into_iter().for_each(|plan| (plan.answer)(Ok(())));
+            return planned.into_iter().for_each(|plan| (plan.reply)(Ok(())));
         }
         let committed = self.store.commit(batch, self.clock.now()).await;
         let mut results = committed.results.into_iter().take(written);
-        let mut answers = Vec::new();
+        let mut replies = Vec::new();
         let mut shared = self.shared.write().await;
         let shared = &mut *shared;
-        for Planned { changes, answer } in planned {
+        for Planned { changes, reply } in planned {
             let result = if changes.is_empty() { Ok(()) } else { results.next().unwrap_or_else(no_result) };
             match &result {
                 Ok(()) => shared.apply(changes),
                 Err(StoreError::Conflict { current, .. }) => shared.apply(current.clone()),
                 Err(error) => tracing::error!(%error, "a commit failed; its request is refused"),
             }
-            answers.push((answer, result));
+            replies.push((reply, result));
         }
         shared.publish(committed.revision);
         if !refreshed.is_empty() {
             shared.view_versions.publish_all(shared.revision);
             shared.peers.clear();
         }
-        // What was asked for is seen by whoever hears that it is done.
-        answers.into_iter().for_each(|(answer, result)| answer(result));
+        // Callers are answered last, so that they find their change in the state.
+        replies.into_iter().for_each(|(reply, result)| reply(result));
         for done in refreshed {
-            // Whoever asked may have gone.
+            // The caller may have gone.
             let _ = done.send(());
         }
     }
 
-    async fn follow(&self, followed: Followed) {
+    async fn handle(&self, event: StoreEvent) {
         let mut shared = self.shared.write().await;
         let shared = &mut *shared;
-        let (changes, revision) = match followed {
-            Followed::Changes { changes, recreated, revision } => {
+        let (changes, revision) = match event {
+            StoreEvent::Changes { changes, recreated, revision } => {
                 shared.recreated(recreated);
                 (changes, revision)
             }
-            Followed::Rows(asked) => {
-                // Whoever asked may have gone.
-                let _ = asked.send(shared.state.rows());
+            StoreEvent::Rows(reply) => {
+                // The caller may have gone.
+                let _ = reply.send(shared.state.rows());
                 return;
             }
-            Followed::Snapshot(snapshot) => {
+            StoreEvent::Snapshot(snapshot) => {
                 let revision = snapshot.revision;
                 (shared.state.changes_to(snapshot), revision)
             }
         };
         shared.apply(changes);
         shared.publish(revision);
-        self.store.taken_in(revision);
+        self.store.acknowledge(revision);
     }
 }
 
 impl Shared {
-    /// Applies changes; those that change nothing, such as the echo of our own, concern nobody.
+    /// Applies changes. A change that changes nothing, such as the echo of our own, reaches no
+    /// view.
     fn apply(&mut self, changes: Vec<Change>) {
         for change in changes {
             let claimed = match change {
@@ -407,14 +408,16 @@ impl Shared {
             if before != claimed {
                 match (&claimed, &before) {
                     (Change::PutNode(node), Change::DeleteNode(_)) => {
-                        self.came.insert(claimed.key(), self.revision + 1);
-                        // Nobody may be listening.
-                        let _ = self.newcomers.send(node.name.clone());
+                        self.created_at.insert(claimed.key(), self.revision + 1);
+                        // There may be no subscriber.
+                        let _ = self.registrations.send(node.name.clone());
                     }
                     (Change::PutCommunity(_), Change::DeleteCommunity(_)) => {
-                        self.came.insert(claimed.key(), self.revision + 1);
+                        self.created_at.insert(claimed.key(), self.revision + 1);
                     }
-                    (Change::DeleteNode(_) | Change::DeleteCommunity(_), _) => drop(self.came.remove(&claimed.key())),
+                    (Change::DeleteNode(_) | Change::DeleteCommunity(_), _) => {
+                        self.created_at.remove(&claimed.key());
+                    }
                     _ => {}
                 }
                 self.changed = true;
@@ -423,12 +426,12 @@ impl Shared {
         }
     }
 
-    /// Objects of these rows were written again as they were: they have come anew, and what was
-    /// shown on them is gone.
+    /// The store wrote the objects of these rows again, unchanged. The rows count as created again,
+    /// since the status on the former objects is lost.
     fn recreated(&mut self, keys: Vec<Key>) {
         for key in keys {
             if matches!(key, Key::Node(_) | Key::Community(_)) {
-                self.came.insert(key, self.revision + 1);
+                self.created_at.insert(key, self.revision + 1);
                 self.changed = true;
             }
         }
@@ -436,16 +439,16 @@ impl Shared {
 
     fn publish(&mut self, revision: u64) {
         let deltas = self.state.take_view_deltas();
-        // News of other replicas may come later than what was written after them. What changes gets
-        // a new revision nevertheless.
+        // News of other replicas may arrive after a later commit of ours. Such changes get a new
+        // revision all the same.
         let late = u64::from(std::mem::take(&mut self.changed));
         self.revision = revision.max(self.revision + late);
-        // Whoever is seen differently, or by others than before, is touched.
+        // Drops the JSON of all nodes that changed in a view.
         self.peers.forget(deltas.peers());
         self.view_versions.publish(&self.state, deltas, self.revision);
     }
 }
 
 fn no_result() -> Result<(), StoreError> {
-    Err(StoreError::Failed("it did not say what became of the change".into()))
+    Err(StoreError::Failed("it did not return the outcome of the change".into()))
 }

@@ -1,3 +1,4 @@
+use futures_util::future::BoxFuture;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use edge_types::Role;
@@ -5,8 +6,8 @@ use edge_types::Role;
 use super::*;
 use crate::clock::Seconds;
 use crate::state::{CommunityRecord, NodeRecord, Snapshot};
+use crate::store::Committed;
 use crate::store::embedded::Embedded;
-use crate::store::{self, Committed};
 
 /// The embedded store on a disk that fills up when the test says so.
 struct FullDisk {
@@ -15,11 +16,11 @@ struct FullDisk {
 }
 
 impl Store for FullDisk {
-    fn load(&self, followed: mpsc::Sender<Followed>) -> store::Answer<'_, Result<Snapshot, StoreError>> {
-        self.store.load(followed)
+    fn load(&self, events: mpsc::Sender<StoreEvent>) -> BoxFuture<'_, Result<Snapshot, StoreError>> {
+        self.store.load(events)
     }
 
-    fn commit(&self, batch: Vec<Vec<Change>>, now: Seconds) -> store::Answer<'_, Committed> {
+    fn commit(&self, batch: Vec<Vec<Change>>, now: Seconds) -> BoxFuture<'_, Committed> {
         if self.full.load(Ordering::Relaxed) {
             let results = batch.iter().map(|_| Err(StoreError::Failed("no space left on device".into()))).collect();
             return Box::pin(async { Committed { revision: 0, results } });
@@ -27,24 +28,24 @@ impl Store for FullDisk {
         self.store.commit(batch, now)
     }
 
-    fn taken_in(&self, revision: u64) {
-        self.store.taken_in(revision);
+    fn acknowledge(&self, revision: u64) {
+        self.store.acknowledge(revision);
     }
 }
 
-/// A store that another replica shares: it takes a segment just before we do, each time that it is
-/// told to.
+/// A store that another replica shares. For each element of `quicker` the other replica commits
+/// just before us.
 struct Shared {
     store: Embedded,
     quicker: tokio::sync::Mutex<Vec<Vec<Change>>>,
 }
 
 impl Store for Shared {
-    fn load(&self, followed: mpsc::Sender<Followed>) -> store::Answer<'_, Result<Snapshot, StoreError>> {
-        self.store.load(followed)
+    fn load(&self, events: mpsc::Sender<StoreEvent>) -> BoxFuture<'_, Result<Snapshot, StoreError>> {
+        self.store.load(events)
     }
 
-    fn commit(&self, batch: Vec<Vec<Change>>, now: Seconds) -> store::Answer<'_, Committed> {
+    fn commit(&self, batch: Vec<Vec<Change>>, now: Seconds) -> BoxFuture<'_, Committed> {
         Box::pin(async move {
             if !batch.iter().all(Vec::is_empty)
                 && let Some(changes) = self.quicker.lock().await.pop()
@@ -55,8 +56,8 @@ impl Store for Shared {
         })
     }
 
-    fn taken_in(&self, revision: u64) {
-        self.store.taken_in(revision);
+    fn acknowledge(&self, revision: u64) {
+        self.store.acknowledge(revision);
     }
 }
 
@@ -70,7 +71,7 @@ async fn put(registry: &Registry, node: &str) -> Result<(), StoreError> {
 }
 
 #[tokio::test]
-async fn what_is_deleted_and_comes_back_as_it_was_has_come_anew() {
+async fn a_row_that_is_deleted_and_written_again_counts_as_created_again() {
     let folder = tempfile::tempdir().unwrap();
     let registry = Registry::start(Arc::new(Embedded::open(folder.path()).unwrap()), Clock::system(), true).await;
     let registry = registry.unwrap();
@@ -79,22 +80,22 @@ async fn what_is_deleted_and_comes_back_as_it_was_has_come_anew() {
     let puts = vec![Change::PutNode(NodeRecord::new(name("a"), Role::Edge, 0)), Change::PutCommunity(community)];
     let deletions = vec![Change::DeleteNode(name("a")), Change::DeleteCommunity("alpha".parse().unwrap())];
     let mut before = registry.read().await.revision();
-    // As one piece, too: nobody can look in between.
+    // The last round does both in one commit, so that no reader sees the row gone.
     for changes in [puts.clone(), puts.clone(), [deletions, puts].concat()].into_iter().enumerate() {
         let (round, changes) = changes;
         registry.change(move |_| Ok::<_, StoreError>(((), changes.clone()))).await.unwrap();
         let view = registry.read().await;
         for key in &keys {
-            let came = view.came(key);
-            assert_eq!(came > before, round != 1, "{key:?} in round {round}");
-            assert!(came <= view.revision(), "{key:?}: {came} is not known yet");
+            let created_at = view.created_at_revision(key);
+            assert_eq!(created_at > before, round != 1, "{key:?} in round {round}");
+            assert!(created_at <= view.revision(), "{key:?}: {created_at} is not known yet");
         }
         before = view.revision();
     }
 }
 
 #[tokio::test]
-async fn a_commit_that_fails_is_told_and_changes_nothing_and_the_next_one_works() {
+async fn a_commit_that_fails_is_reported_and_changes_nothing_and_the_next_one_works() {
     let folder = tempfile::tempdir().unwrap();
     let full = Arc::new(AtomicBool::new(false));
     let store = FullDisk { store: Embedded::open(folder.path()).unwrap(), full: full.clone() };
@@ -119,7 +120,7 @@ async fn a_commit_that_fails_is_told_and_changes_nothing_and_the_next_one_works(
 }
 
 #[tokio::test]
-async fn where_another_replica_was_quicker_the_plan_is_made_anew_on_what_it_did() {
+async fn a_plan_is_made_again_if_another_replica_changed_its_rows_first() {
     let folder = tempfile::tempdir().unwrap();
     let row = |network: &str, node: &str| {
         crate::segments::Row::new(network.parse().unwrap(), name(node), "r".into(), 1, None)

@@ -1,6 +1,7 @@
-//! The embedded store: one redb file. A commit is one write transaction, on disk before it answers;
-//! a power cut leaves the last whole one.
+//! The embedded store: one redb file. A commit is one write transaction, on disk before it returns.
+//! After a power cut the file holds the last complete one.
 
+use futures_util::future::BoxFuture;
 use std::fs::TryLockError;
 use std::io::Read;
 use std::os::unix::fs::OpenOptionsExt;
@@ -17,7 +18,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::sync::mpsc;
 
-use super::{Answer, Committed, Followed, Note, Store, StoreError};
+use super::{Committed, Note, Store, StoreError, StoreEvent};
 use crate::clock::Seconds;
 use crate::segments::Row;
 use crate::state::{Change, Snapshot};
@@ -32,13 +33,13 @@ const TOKENS: Table = TableDefinition::new("tokens");
 const SEGMENTS: Table = TableDefinition::new("segments");
 const COMMUNITIES: Table = TableDefinition::new("communities");
 const META: TableDefinition<'static, &'static str, u64> = TableDefinition::new("meta");
-/// What is noted as text; not in files of earlier releases, which leave it as it is.
+/// The notes. Files of earlier releases lack this table, and earlier releases leave it alone.
 const NOTES: TableDefinition<&'static str, &'static str> = TableDefinition::new("notes");
 const REVISION: &str = "revision";
 const TIME: &str = "time";
-/// Layout of the tables; absent in files of the first release, which is 1.
+/// Layout version of the tables. Files of the first release lack it; theirs is 1.
 const SCHEMA: &str = "schema";
-/// The layout that this release reads and writes.
+/// The layout version that this release reads and writes.
 const OURS: u64 = 1;
 
 /// The embedded store.
@@ -46,18 +47,18 @@ const OURS: u64 = 1;
 pub struct Embedded {
     database: Arc<Database>,
     revision: Arc<AtomicU64>,
-    /// Where to send what really holds, after a commit whose outcome is not known.
-    followed: Arc<OnceLock<mpsc::Sender<Followed>>>,
+    /// Receives the rows of the file after a commit of which the outcome is not known.
+    events: Arc<OnceLock<mpsc::Sender<StoreEvent>>>,
 }
 
 impl Embedded {
-    /// Opens the store below a state directory, and creates it if there is none.
+    /// Opens the store of a state directory. Creates it if there is none.
     pub fn open(state_dir: &Path) -> Result<Self, StoreError> {
         let path = state_dir.join(FILE);
         let explain = |error: DatabaseError| StoreError::Failed(format!("{}: {}", path.display(), reason(error)));
         match std::fs::metadata(&path) {
-            // What is empty under that name was cut: whoever began anew in it would give every
-            // segment to a second node.
+            // An empty file was cut short. A new store in its place would grant every segment to a
+            // second node.
             Ok(found) if found.len() == 0 => Err(explain(StorageError::Corrupted("it is empty".into()).into())),
             Ok(_) => {
                 let copy = copy(&path).map_err(explain)?;
@@ -69,7 +70,7 @@ impl Embedded {
         }
     }
 
-    /// Makes a store beside, and gives it its name when it is whole.
+    /// Creates a store under a temporary name, and renames it when it is complete.
     fn create(state_dir: &Path) -> Result<Self, StoreError> {
         let (path, new) = (state_dir.join(FILE), state_dir.join(format!("{FILE}.new")));
         let explain = |error: DatabaseError| StoreError::Failed(format!("{}: {}", path.display(), reason(error)));
@@ -77,7 +78,7 @@ impl Embedded {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(explain(error.into())),
             _ => {}
         }
-        // Made here and not by redb, for its permissions.
+        // Created here and not by redb, to set its permissions.
         let made = std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&new);
         made.map_err(|error| explain(error.into()))?;
         let store = Self::prepare(Database::create(&new).map_err(explain)?)?;
@@ -86,9 +87,9 @@ impl Embedded {
         Ok(store)
     }
 
-    /// Tables exist from the first start on, so that reading needs no special case.
+    /// Creates all tables at the first start, so that reading needs no special case.
     fn prepare(database: Database) -> Result<Self, StoreError> {
-        let store = Self { database: Arc::new(database), revision: Arc::default(), followed: Arc::default() };
+        let store = Self { database: Arc::new(database), revision: Arc::default(), events: Arc::default() };
         let write = store.database.begin_write().map_err(failed)?;
         for table in [NODES, TOKENS, SEGMENTS, COMMUNITIES] {
             write.open_table(table).map_err(failed)?;
@@ -113,8 +114,8 @@ impl Embedded {
         })
     }
 
-    /// One transaction for the whole batch: its elements share the wait for the disk, and with it
-    /// their fate.
+    /// Writes the whole batch in one transaction. Its elements share one wait for the disk, and
+    /// succeed or fail together.
     fn write(&self, batch: &[Vec<Change>], revision: u64, now: Seconds) -> Result<(), StoreError> {
         let write = self.database.begin_write().map_err(failed)?;
         for change in batch.iter().flatten() {
@@ -149,18 +150,20 @@ impl Embedded {
                 Committed { revision, results: batch.iter().map(|_| Ok(())).collect() }
             }
             Err(error) => {
-                // Whether anything of it is on disk is not known: what can be read is what holds.
-                match (self.read(), self.followed.get()) {
-                    (Ok(snapshot), Some(followed)) => {
+                // It is not known whether anything is on disk. The rows that can be read are in
+                // force.
+                match (self.read(), self.events.get()) {
+                    (Ok(snapshot), Some(events)) => {
                         self.revision.fetch_max(snapshot.revision, Ordering::Relaxed);
-                        // The receiver may be the one who waits for this answer: never wait for it
-                        // here.
-                        if let Err(error) = followed.try_send(Followed::Snapshot(snapshot)) {
-                            tracing::error!(%error, "the store's content is not told");
+                        // The receiver may be the task that waits for this result: never wait for
+                        // it here.
+                        if let Err(error) = events.try_send(StoreEvent::Snapshot(snapshot)) {
+                            tracing::error!(%error, "the rows of the store cannot be passed on to the registry");
                         }
                     }
                     (Err(error), _) => {
-                        // Going on would mean to answer from a state that nobody holds.
+                        // The state in memory may differ from every copy on disk: answers from it
+                        // would be wrong.
                         tracing::error!(%error, "the store can be neither written nor read; stopping");
                         std::process::exit(1);
                     }
@@ -174,22 +177,22 @@ impl Embedded {
 }
 
 impl Store for Embedded {
-    fn load(&self, followed: mpsc::Sender<Followed>) -> Answer<'_, Result<Snapshot, StoreError>> {
+    fn load(&self, events: mpsc::Sender<StoreEvent>) -> BoxFuture<'_, Result<Snapshot, StoreError>> {
         let store = self.clone();
         Box::pin(async move {
-            let _ = store.followed.set(followed);
+            let _ = store.events.set(events);
             let snapshot = blocking(move || store.read()).await??;
             self.revision.store(snapshot.revision, Ordering::Relaxed);
             Ok(snapshot)
         })
     }
 
-    fn raise(&self, revision: u64) -> Answer<'_, Result<(), StoreError>> {
+    fn raise_revision(&self, revision: u64) -> BoxFuture<'_, Result<(), StoreError>> {
         let store = self.clone();
         Box::pin(async move { blocking(move || store.write_revision(revision)).await? })
     }
 
-    fn commit(&self, batch: Vec<Vec<Change>>, now: Seconds) -> Answer<'_, Committed> {
+    fn commit(&self, batch: Vec<Vec<Change>>, now: Seconds) -> BoxFuture<'_, Committed> {
         let store = self.clone();
         let size = batch.len();
         Box::pin(async move {
@@ -200,7 +203,7 @@ impl Store for Embedded {
         })
     }
 
-    fn note(&self, note: Note) -> Answer<'_, Result<Option<String>, StoreError>> {
+    fn note(&self, note: Note) -> BoxFuture<'_, Result<Option<String>, StoreError>> {
         let store = self.clone();
         let read = move || {
             let notes = store.database.begin_read().map_err(failed)?.open_table(NOTES).map_err(failed)?;
@@ -209,7 +212,7 @@ impl Store for Embedded {
         Box::pin(async move { blocking(read).await? })
     }
 
-    fn set_note(&self, note: Note, text: String) -> Answer<'_, Result<(), StoreError>> {
+    fn set_note(&self, note: Note, text: String) -> BoxFuture<'_, Result<(), StoreError>> {
         let store = self.clone();
         let write = move || {
             let write = store.database.begin_write().map_err(failed)?;
@@ -219,12 +222,12 @@ impl Store for Embedded {
         Box::pin(async move { blocking(write).await? })
     }
 
-    fn taken_in(&self, _: u64) {
-        // Whoever has one user has no news.
+    fn acknowledge(&self, _: u64) {
+        // A store with one user sends no events that need this.
     }
 }
 
-/// Whether another process uses the store below a state directory.
+/// Whether another process uses the store of a state directory.
 pub fn is_in_use(state_dir: &Path) -> std::io::Result<bool> {
     let file = match std::fs::File::open(state_dir.join(FILE)) {
         Ok(file) => file,
@@ -238,11 +241,12 @@ pub fn is_in_use(state_dir: &Path) -> std::io::Result<bool> {
     }
 }
 
-/// The file in memory, every page of it verified: nothing is written to one that is damaged or a
-/// newer release's.
+/// Copies the file into memory and verifies every page, so that nothing is written to a file that
+/// is damaged or of a newer release.
 fn copy(path: &Path) -> Result<Database, DatabaseError> {
     let file = std::fs::File::open(path)?;
-    // Whoever uses it holds a lock; a copy made meanwhile would only look damaged.
+    // The process that uses the file holds a lock. A copy that is made while it writes would only
+    // look damaged.
     file.try_lock_shared().map_err(|error| match error {
         TryLockError::WouldBlock => DatabaseError::DatabaseAlreadyOpen,
         TryLockError::Error(error) => error.into(),
@@ -256,7 +260,7 @@ fn copy(path: &Path) -> Result<Database, DatabaseError> {
     redb::Builder::new().set_check_integrity_on_open(true).create_with_backend(memory)
 }
 
-/// What is wrong with a file and what to do.
+/// Explains what is wrong with a file and what to do.
 fn reason(error: DatabaseError) -> String {
     match error {
         DatabaseError::DatabaseAlreadyOpen | DatabaseError::LockProtocolMismatch => {
@@ -265,7 +269,7 @@ fn reason(error: DatabaseError) -> String {
         DatabaseError::UpgradeRequired(_) => {
             format!("{error}; use the release that wrote it to make a backup, and restore that with this one")
         }
-        // The kinds by which redb tells that it looked for what is not in the file.
+        // These kinds of redb mean that something is not in the file.
         DatabaseError::Storage(StorageError::Io(error))
             if !matches!(
                 error.kind(),
@@ -278,11 +282,11 @@ fn reason(error: DatabaseError) -> String {
     }
 }
 
-/// Refuses rows of a layout that this release does not know.
+/// Refuses a layout that this release does not know.
 fn check_schema(path: &Path, read: &redb::ReadTransaction) -> Result<(), StoreError> {
     let meta = match read.open_table(META) {
         Ok(meta) => meta,
-        // Made, and nothing written yet.
+        // Created, and nothing written yet.
         Err(TableError::TableDoesNotExist(_)) => return Ok(()),
         Err(error) => return Err(failed(error)),
     };
@@ -391,7 +395,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_segment_that_is_held_is_claimed_by_nobody_else_and_nothing_of_that_commit_stays() {
+    async fn a_segment_that_is_held_is_claimed_by_no_other_node_and_nothing_of_that_commit_stays() {
         let folder = tempfile::tempdir().unwrap();
         let store = Embedded::open(folder.path()).unwrap();
         commit(&store, vec![Change::ClaimSegment(row("a", None))], 0).await.unwrap();
@@ -408,7 +412,7 @@ mod tests {
         commit(&store, vec![Change::ClaimSegment(row("b", None))], 0).await.unwrap();
     }
 
-    /// A closed store with rows enough to fill some pages.
+    /// Fills and closes a store with rows enough for several pages.
     async fn filled(folder: &Path) -> Snapshot {
         let store = Embedded::open(folder).unwrap();
         let nodes = (0..200).map(|n| NodeRecord::new(format!("node-{n}").parse().unwrap(), Role::Edge, n));
@@ -418,7 +422,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_store_is_refused_with_its_path_and_what_to_do() {
+    fn a_file_that_is_no_store_is_refused_with_its_path_and_what_to_do() {
         let folder = tempfile::tempdir().unwrap();
         std::fs::write(folder.path().join(FILE), vec![0x5a; 8192]).unwrap();
         let error = Embedded::open(folder.path()).err().unwrap().to_string();
@@ -464,8 +468,8 @@ mod tests {
         }
     }
 
-    /// Wherever a bit has flipped and wherever the file was cut: an error, or all rows as they
-    /// were, or the rows of the commit before.
+    /// Wherever a bit is flipped and wherever the file is cut: an error, all rows, or the rows of
+    /// the commit before.
     #[tokio::test]
     async fn damage_anywhere_is_refused_or_harmless_and_never_other_rows() {
         let folder = tempfile::tempdir().unwrap();
@@ -490,7 +494,7 @@ mod tests {
                 Err(_) => {
                     assert!(
                         std::fs::read(folder.path().join(FILE)).unwrap() == damaged,
-                        "what is refused is left as it is"
+                        "a refused file is left as it is"
                     );
                     refused += 1;
                 }
@@ -501,8 +505,8 @@ mod tests {
                     );
                     harmless += 1;
                 }
-                // Cut to nothing it is a new one; with one header page lost it is the commit
-                // before.
+                // Cut to nothing the file is a new store. With one header page lost it holds the
+                // commit before.
                 Ok(found) if found.nodes.is_empty() => assert_eq!(place, 0),
                 Ok(found) => assert_eq!((found.revision, found.nodes.len()), (whole.revision - 1, 200), "{place}"),
             }

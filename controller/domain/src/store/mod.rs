@@ -1,100 +1,96 @@
-//! Where rows outlive the process, and where replicas of the controller meet.
+//! Durable storage of the rows. Replicas of the controller that share a store agree through it.
 //!
-//! - [`Store`]: the door.
-//! - [`embedded`]: one file, by redb; the default. It has one user.
+//! - [`Store`]: the trait of all stores.
+//! - [`embedded`]: one redb file, the default. One process at a time uses it.
 //!
-//! `edge_controller_kubernetes` has the other one: objects at the API server, which any number of
+//! `edge_controller_kubernetes` has the other store: objects at the API server, which any number of
 //! replicas share.
 
 pub mod embedded;
 
-use std::future::Future;
-use std::pin::Pin;
+use futures_util::future::BoxFuture;
 
 use tokio::sync::{mpsc, oneshot};
 
 use crate::clock::Seconds;
 use crate::state::{Change, Key, Snapshot};
 
-/// What the methods of [`Store`] give: boxed, so that the store can be chosen when the program
-/// starts.
-pub type Answer<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
-
 /// A durable set of rows.
 ///
-/// Revisions only rise, also across restarts and between the replicas that share a store: whoever
-/// has seen revision n has seen all that was committed up to n.
+/// Revisions only rise, also across restarts and between the replicas that share a store. A reader
+/// that has seen revision n has seen all that was committed up to n.
 pub trait Store: Send + Sync {
-    /// Reads everything, at start. What others change from then on comes by `followed`.
-    fn load(&self, followed: mpsc::Sender<Followed>) -> Answer<'_, Result<Snapshot, StoreError>>;
+    /// Reads all rows at the start. Later changes by other replicas arrive through `events`.
+    fn load(&self, events: mpsc::Sender<StoreEvent>) -> BoxFuture<'_, Result<Snapshot, StoreError>>;
 
-    /// Reads everything for one who takes no part, and changes nothing. With a store that has one
-    /// user that is no different.
-    fn read(&self) -> Answer<'_, Result<Snapshot, StoreError>> {
+    /// Reads all rows without following later changes, and changes nothing in the store. For a
+    /// store with one user this is the same as [`Store::load`].
+    fn read(&self) -> BoxFuture<'_, Result<Snapshot, StoreError>> {
         self.load(mpsc::channel(1).0)
     }
 
-    /// Makes changes durable. Each element of `batch` is all or nothing, and durable when this
-    /// answers; elements that change the same rows are carried out in order. `now` is the time,
-    /// which is kept.
-    fn commit(&self, batch: Vec<Vec<Change>>, now: Seconds) -> Answer<'_, Committed>;
+    /// Makes changes durable. Each element of `batch` is committed as a whole or not at all, and is
+    /// durable when this returns. Elements that change the same rows are carried out in order. The
+    /// store also keeps `now`, the time of the commit.
+    fn commit(&self, batch: Vec<Vec<Change>>, now: Seconds) -> BoxFuture<'_, Committed>;
 
-    /// Makes every later revision greater than this one: rows come from another store, and nodes
-    /// have seen its revisions.
-    fn raise(&self, revision: u64) -> Answer<'_, Result<(), StoreError>> {
+    /// Makes every later revision greater than `revision`. An import needs this: nodes have seen
+    /// revisions of the store from which the rows come.
+    fn raise_revision(&self, revision: u64) -> BoxFuture<'_, Result<(), StoreError>> {
         let refused = StoreError::Failed(format!("this store cannot begin above revision {revision}"));
         Box::pin(std::future::ready(Err(refused)))
     }
 
-    /// What was noted beside the rows, if anything.
-    fn note(&self, note: Note) -> Answer<'_, Result<Option<String>, StoreError>> {
+    /// Reads a note that is kept beside the rows; `None` if it was never written.
+    fn note(&self, note: Note) -> BoxFuture<'_, Result<Option<String>, StoreError>> {
         let _ = note;
         Box::pin(std::future::ready(Ok(None)))
     }
 
-    /// Notes something beside the rows.
-    fn set_note(&self, note: Note, text: String) -> Answer<'_, Result<(), StoreError>> {
+    /// Writes a note that is kept beside the rows.
+    fn set_note(&self, note: Note, text: String) -> BoxFuture<'_, Result<(), StoreError>> {
         let refused = StoreError::Failed(format!("this store cannot note the {} {text}", note.key()));
         Box::pin(std::future::ready(Err(refused)))
     }
 
-    /// The rows that are written next come from a backup: that the former ones were lost is known.
-    fn begin_again(&self) -> Answer<'_, Result<(), StoreError>> {
+    /// Prepares for an import: the next rows come from a backup, and it is known that the former
+    /// ones are lost.
+    fn begin_import(&self) -> BoxFuture<'_, Result<(), StoreError>> {
         Box::pin(std::future::ready(Ok(())))
     }
 
-    /// Makes sure that all that was committed up to a revision has been followed and taken in. For
-    /// a store with one user that is always so.
-    fn catch_up(&self, revision: u64) -> Answer<'_, Result<(), StoreError>> {
+    /// Waits until the state has all changes that were committed up to a revision. A store with one
+    /// user has nothing to wait for.
+    fn catch_up(&self, revision: u64) -> BoxFuture<'_, Result<(), StoreError>> {
         let _ = revision;
         Box::pin(std::future::ready(Ok(())))
     }
 
-    /// Makes sure that every segment that anyone has claimed before this is called has been
-    /// followed and taken in: also by one who did not hear what became of it. For a store with one
-    /// user that is always so.
-    fn read_segments_anew(&self) -> Answer<'_, Result<(), StoreError>> {
+    /// Waits until the state has every segment that any replica claimed before this call, also if
+    /// the replica that claimed it did not learn the outcome. A store with one user has nothing to
+    /// wait for.
+    fn reload_segments(&self) -> BoxFuture<'_, Result<(), StoreError>> {
         Box::pin(std::future::ready(Ok(())))
     }
 
-    /// The news with this revision are in the state: plans that are committed from now on were made
-    /// on them.
-    fn taken_in(&self, revision: u64);
+    /// The state has the event of this revision. Plans that are committed from now on were made
+    /// with it.
+    fn acknowledge(&self, revision: u64);
 }
 
-/// What is noted beside the rows.
+/// A text that the store keeps beside the rows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Note {
-    /// The cluster by which nodes are registered: the UID of its namespace kube-system.
+    /// UID of the namespace kube-system of the cluster whose nodes are registered.
     Cluster,
-    /// Ranges and networks that were in force last: see [`crate::reach`].
+    /// Cluster ranges and networks of the last configuration in force: see [`crate::reach`].
     Reach,
-    /// That the rows were restored: see [`crate::segments::Restored`].
+    /// Time of the last restore: see [`crate::segments::Restored`].
     Restored,
 }
 
 impl Note {
-    /// Names it where it is kept.
+    /// Its key in the store.
     pub fn key(self) -> &'static str {
         match self {
             Note::Cluster => "cluster",
@@ -104,54 +100,54 @@ impl Note {
     }
 }
 
-/// What became of a batch.
+/// The outcome of a batch.
 #[derive(Debug)]
 pub struct Committed {
-    /// Revision of the store with all of it.
+    /// Revision of the store after the batch.
     pub revision: u64,
-    /// For each element, whether it holds.
+    /// For each element whether it was committed.
     pub results: Vec<Result<(), StoreError>>,
 }
 
-/// News of rows that somebody else changed.
+/// An event of the store: other replicas changed rows, or the store asks for them.
 #[derive(Debug)]
-pub enum Followed {
+pub enum StoreEvent {
     /// Some rows changed.
     Changes {
-        /// How.
+        /// The changes, in order.
         changes: Vec<Change>,
-        /// Rows of which the store had to write the object again, as it was: what was shown on it
-        /// is gone.
+        /// Rows whose objects the store wrote again, unchanged. The status on the former objects is
+        /// lost.
         recreated: Vec<Key>,
-        /// Revision with them, higher than of the news before. What other replicas wrote earlier
-        /// may still come later: see [`Store::catch_up`].
+        /// Revision with these changes, higher than that of the event before. Earlier changes of
+        /// other replicas may still arrive later: see [`Store::catch_up`].
         revision: u64,
     },
-    /// Everything was read anew, since it was not certain what holds.
+    /// The store read all rows again, since it was not sure that it had seen every change.
     Snapshot(Snapshot),
-    /// The store asks for all rows as they are known: its own may be lost.
+    /// The store asks for all rows of the state, since its own may be lost.
     Rows(oneshot::Sender<Snapshot>),
 }
 
-/// Why the store did not do it.
+/// Why a store failed.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum StoreError {
-    /// The controller stops, and makes no more changes.
+    /// The controller is stopping and makes no more changes.
     #[error("the controller is stopping")]
     Stopping,
-    /// The store's file or service failed.
+    /// The file or the service behind the store failed.
     #[error("the store failed: {0}")]
     Failed(String),
-    /// The store's content is not what this release writes.
+    /// A row of the store cannot be read.
     #[error(
         "the store holds {table} {key:?}, which cannot be read ({why}); restore it from a backup or use the release that wrote it"
     )]
     Unreadable {
-        /// Table.
+        /// The table that holds it.
         table: &'static str,
-        /// Row.
+        /// The key of the row.
         key: String,
-        /// Why.
+        /// What is wrong with it.
         why: String,
     },
     /// A newer release wrote the store.
@@ -162,18 +158,18 @@ pub enum StoreError {
     Newer {
         /// The file.
         path: std::path::PathBuf,
-        /// Its layout.
+        /// The layout version that was found.
         found: u64,
-        /// The latest that is known here.
+        /// The latest layout version that this release knows.
         ours: u64,
     },
-    /// Another was quicker: what this was planned on does not hold any more. Planned anew on
-    /// `current`, it may succeed.
+    /// Another replica changed the same rows first. A plan that is made again with `current` may
+    /// succeed.
     #[error("{key} was changed by another at the same moment")]
     Conflict {
         /// The row.
         key: Key,
-        /// How the rows concerned stand now.
+        /// The rows concerned as they are now.
         current: Vec<Change>,
     },
 }

@@ -112,7 +112,7 @@ async fn whatever_stands_in_a_record_peers_get_few_addresses_that_they_can_use_a
 }
 
 /// What a node would read on its stream, as text.
-fn line(common: &Common, view: &View<'_>, node: &NodeName, known: Option<u64>) -> Option<String> {
+fn line(common: &Common, view: &StateGuard<'_>, node: &NodeName, known: Option<u64>) -> Option<String> {
     let line = match known.and_then(|known| Some((known, view.delta_since(node, known)?))) {
         Some((known, touched)) => ViewEvent::Change(common.change(view, node, known, &touched)?),
         None => ViewEvent::View { epoch: None, view: Box::new(common.told(view, node)?) },

@@ -28,13 +28,14 @@ mod settings;
 mod source;
 mod turns;
 
+use futures_util::future::BoxFuture;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use edge_controller_domain::clock::Seconds;
 use edge_controller_domain::state::{Change, Snapshot};
-use edge_controller_domain::store::{Answer, Committed, Followed, Note, Store, StoreError};
+use edge_controller_domain::store::{Committed, Note, Store, StoreError, StoreEvent};
 use edge_types::view::SegmentPrefix;
 use futures_util::future::try_join_all;
 use kube::Client;
@@ -80,7 +81,7 @@ struct Inner {
     /// Whether many deletions at once are undone and the operator is asked.
     confirm: AtomicBool,
     /// Where the registry listens.
-    followed: OnceLock<mpsc::Sender<Followed>>,
+    followed: OnceLock<mpsc::Sender<StoreEvent>>,
     /// The registry has taken in the news up to this number.
     taken_in: watch::Sender<u64>,
     /// Batches of claims of which it is not known yet whether they may be told of.
@@ -168,7 +169,7 @@ impl Inner {
         let registry = self.followed.get().ok_or("the store is not loaded yet")?;
         let (answer, answered) = oneshot::channel();
         let asked = async {
-            registry.send(Followed::Rows(answer)).await.ok()?;
+            registry.send(StoreEvent::Rows(answer)).await.ok()?;
             answered.await.ok()
         };
         let late = || format!("the rows were not told within {} s", REQUEST.as_secs());
@@ -198,7 +199,7 @@ impl Inner {
 }
 
 impl Store for Kubernetes {
-    fn load(&self, followed: mpsc::Sender<Followed>) -> Answer<'_, Result<Snapshot, StoreError>> {
+    fn load(&self, followed: mpsc::Sender<StoreEvent>) -> BoxFuture<'_, Result<Snapshot, StoreError>> {
         Box::pin(async move {
             // Before the segments are listed: see `settings`.
             let noted = self.inner.settings.put_in_force().await?;
@@ -243,7 +244,7 @@ impl Store for Kubernetes {
         })
     }
 
-    fn read(&self) -> Answer<'_, Result<Snapshot, StoreError>> {
+    fn read(&self) -> BoxFuture<'_, Result<Snapshot, StoreError>> {
         Box::pin(async move {
             let noted = self.inner.settings.noted().await?;
             let mut objects = Objects::new(mpsc::unbounded_channel().0, Events::default());
@@ -270,11 +271,11 @@ impl Store for Kubernetes {
         })
     }
 
-    fn commit(&self, batch: Vec<Vec<Change>>, now: Seconds) -> Answer<'_, Committed> {
+    fn commit(&self, batch: Vec<Vec<Change>>, now: Seconds) -> BoxFuture<'_, Committed> {
         Box::pin(commit::commit(self.inner.clone(), batch, now))
     }
 
-    fn raise(&self, revision: u64) -> Answer<'_, Result<(), StoreError>> {
+    fn raise_revision(&self, revision: u64) -> BoxFuture<'_, Result<(), StoreError>> {
         Box::pin(async move {
             let offset = self.inner.settings.begin_above(revision).await?;
             self.inner.objects().begin_above(offset);
@@ -282,19 +283,19 @@ impl Store for Kubernetes {
         })
     }
 
-    fn note(&self, note: Note) -> Answer<'_, Result<Option<String>, StoreError>> {
+    fn note(&self, note: Note) -> BoxFuture<'_, Result<Option<String>, StoreError>> {
         Box::pin(self.inner.settings.note(note))
     }
 
-    fn set_note(&self, note: Note, text: String) -> Answer<'_, Result<(), StoreError>> {
+    fn set_note(&self, note: Note, text: String) -> BoxFuture<'_, Result<(), StoreError>> {
         Box::pin(async move { self.inner.settings.set_note(note, &text).await })
     }
 
-    fn begin_again(&self) -> Answer<'_, Result<(), StoreError>> {
+    fn begin_import(&self) -> BoxFuture<'_, Result<(), StoreError>> {
         Box::pin(self.inner.settings.forget_definitions())
     }
 
-    fn catch_up(&self, revision: u64) -> Answer<'_, Result<(), StoreError>> {
+    fn catch_up(&self, revision: u64) -> BoxFuture<'_, Result<(), StoreError>> {
         Box::pin(async move {
             let version = self.inner.objects().version_of(revision);
             if !self.inner.objects().behind(version).is_empty() {
@@ -324,7 +325,7 @@ impl Store for Kubernetes {
         })
     }
 
-    fn read_segments_anew(&self) -> Answer<'_, Result<(), StoreError>> {
+    fn reload_segments(&self) -> BoxFuture<'_, Result<(), StoreError>> {
         Box::pin(self.segments_read.ask(async || {
             let before = self.inner.objects().at(Kind::Segment);
             let (kind, objects, at) = self.inner.list(Kind::Segment).await?;
@@ -336,7 +337,7 @@ impl Store for Kubernetes {
         }))
     }
 
-    fn taken_in(&self, revision: u64) {
+    fn acknowledge(&self, revision: u64) {
         self.inner.objects().taken_in(revision);
         self.inner.taken_in.send_replace(revision);
     }
@@ -354,7 +355,7 @@ fn take(snapshot: &mut Snapshot, row: Change) {
 }
 
 /// Brings news to the registry; those that wait for it are told together.
-async fn forward(mut news: mpsc::UnboundedReceiver<Told>, followed: mpsc::Sender<Followed>) {
+async fn forward(mut news: mpsc::UnboundedReceiver<Told>, followed: mpsc::Sender<StoreEvent>) {
     let mut told = Vec::new();
     while news.recv_many(&mut told, TOGETHER).await > 0 {
         let revision = told.last().map_or(0, |(number, _)| *number);
@@ -365,7 +366,7 @@ async fn forward(mut news: mpsc::UnboundedReceiver<Told>, followed: mpsc::Sender
                 Said::Recreated(key) => recreated.push(key),
             }
         }
-        if followed.send(Followed::Changes { changes, recreated, revision }).await.is_err() {
+        if followed.send(StoreEvent::Changes { changes, recreated, revision }).await.is_err() {
             return;
         }
     }

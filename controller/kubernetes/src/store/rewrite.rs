@@ -24,7 +24,7 @@ pub(super) async fn write_again(inner: &Inner, change: &Change) -> Again {
         return Again::Not(why);
     }
     let place = Kind::place(&change.key());
-    let Some(foreign) = inner.objects().begin_again(&place) else {
+    let Some(foreign) = inner.objects().begin_import(&place) else {
         return Again::Not(format!("an earlier write of {} has not come to its end yet", change.key()));
     };
     let created = async {

@@ -9,7 +9,7 @@ use axum::extract::FromRequestParts;
 use axum::http::request::Parts;
 use edge_controller_domain::ca::hex;
 use edge_controller_domain::clock::Seconds;
-use edge_controller_domain::registry::{Registry, View};
+use edge_controller_domain::registry::{Registry, StateGuard};
 use edge_types::pki::parse_node_uri;
 use edge_types::{NodeName, Role};
 use rustls_pki_types::CertificateDer;
@@ -91,7 +91,7 @@ impl Caller {
     }
 
     /// Whether this one may see what belongs to `node`: the node itself, or the operator.
-    pub fn may_see(&self, view: &View<'_>, node: &NodeName, now: Seconds) -> Result<(), Refusal> {
+    pub fn may_see(&self, view: &StateGuard<'_>, node: &NodeName, now: Seconds) -> Result<(), Refusal> {
         match &self.identity {
             Identity::Operator if view.state().node(node).is_none() => Err(Refusal::NoSuchNode(node.clone())),
             Identity::Operator => Ok(()),
@@ -100,7 +100,7 @@ impl Caller {
     }
 
     /// Whether this is any registered node, with a certificate that counts, or the operator.
-    pub fn is_known(&self, view: &View<'_>, now: Seconds) -> Result<(), Refusal> {
+    pub fn is_known(&self, view: &StateGuard<'_>, now: Seconds) -> Result<(), Refusal> {
         match &self.identity {
             Identity::Operator => Ok(()),
             Identity::Node(certificate) => self.is(view, &certificate.name, now).map(drop),
@@ -110,7 +110,7 @@ impl Caller {
     }
 
     /// Whether this is `node` itself, registered, with a certificate that counts.
-    pub fn is(&self, view: &View<'_>, node: &NodeName, now: Seconds) -> Result<NodeCertificate, Refusal> {
+    pub fn is(&self, view: &StateGuard<'_>, node: &NodeName, now: Seconds) -> Result<NodeCertificate, Refusal> {
         let certificate = match &self.identity {
             Identity::Operator => return Err(Refusal::NodeOnly),
             Identity::Nobody => return Err(Refusal::NoCertificate),

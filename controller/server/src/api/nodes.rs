@@ -63,7 +63,7 @@ pub(super) async fn report(
     // Another replica may have granted a segment that this one does not know yet.
     let unknown = conflicts.iter().any(|conflict| matches!(conflict, Conflict::Unknown { .. }));
     if unknown && claims.conflicts.are_news(&noted.node, &conflicts) {
-        registry.read_segments_anew().await?;
+        registry.reload_segments().await?;
         let (more, remaining) = note_report(&registry, &live, noted.clone()).await?;
         taken.extend(more);
         conflicts = remaining;

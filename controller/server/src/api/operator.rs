@@ -7,7 +7,7 @@ use axum::extract::{Path, State};
 use axum::http::StatusCode;
 use edge_controller_domain::ca::Ca;
 use edge_controller_domain::clock::Seconds;
-use edge_controller_domain::registry::{Registry, View};
+use edge_controller_domain::registry::{Registry, StateGuard};
 use edge_controller_domain::segments::{Conflicts, Holding, Row};
 use edge_controller_domain::state::{Change, CommunityRecord, NodeRecord};
 use edge_controller_domain::tunnel_reports::TunnelReports;
@@ -282,7 +282,7 @@ pub(super) struct NodeInfos {
 from_substates!(NodeInfos { live, tunnels, conflicts, asked });
 
 impl NodeInfos {
-    fn info(&self, view: &View<'_>, record: &NodeRecord) -> NodeInfo {
+    fn info(&self, view: &StateGuard<'_>, record: &NodeRecord) -> NodeInfo {
         NodeInfo {
             name: record.name.clone(),
             role: record.role,

@@ -54,7 +54,7 @@ pub(super) async fn apply(
     // Before the store is asked: many nodes may repeat their applications until all have reported.
     may_grant(&registry, &live.now().policy, &node, &request_id).await?;
     if repeated {
-        registry.read_segments_anew().await?;
+        registry.reload_segments().await?;
     }
     let now = registry.clock.now();
     let (name, id) = (node.clone(), request_id.clone());

@@ -1,11 +1,12 @@
 //! Measures the commits of a store, and tells when it is closed.
 
+use futures_util::future::BoxFuture;
 use std::sync::Arc;
 use std::time::Instant;
 
 use edge_controller_domain::clock::Seconds;
 use edge_controller_domain::state::{Change, Snapshot};
-use edge_controller_domain::store::{Answer, Committed, Followed, Note, Store, StoreError};
+use edge_controller_domain::store::{Committed, Note, Store, StoreError, StoreEvent};
 use tokio::sync::mpsc;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
@@ -32,11 +33,11 @@ impl Measured {
 }
 
 impl Store for Measured {
-    fn load(&self, followed: mpsc::Sender<Followed>) -> Answer<'_, Result<Snapshot, StoreError>> {
+    fn load(&self, followed: mpsc::Sender<StoreEvent>) -> BoxFuture<'_, Result<Snapshot, StoreError>> {
         self.store.load(followed)
     }
 
-    fn commit(&self, batch: Vec<Vec<Change>>, now: Seconds) -> Answer<'_, Committed> {
+    fn commit(&self, batch: Vec<Vec<Change>>, now: Seconds) -> BoxFuture<'_, Committed> {
         Box::pin(async move {
             let begun = Instant::now();
             let committed = self.store.commit(batch, now).await;
@@ -48,35 +49,35 @@ impl Store for Measured {
         })
     }
 
-    fn raise(&self, revision: u64) -> Answer<'_, Result<(), StoreError>> {
-        self.store.raise(revision)
+    fn raise_revision(&self, revision: u64) -> BoxFuture<'_, Result<(), StoreError>> {
+        self.store.raise_revision(revision)
     }
 
-    fn note(&self, note: Note) -> Answer<'_, Result<Option<String>, StoreError>> {
+    fn note(&self, note: Note) -> BoxFuture<'_, Result<Option<String>, StoreError>> {
         self.store.note(note)
     }
 
-    fn set_note(&self, note: Note, text: String) -> Answer<'_, Result<(), StoreError>> {
+    fn set_note(&self, note: Note, text: String) -> BoxFuture<'_, Result<(), StoreError>> {
         self.store.set_note(note, text)
     }
 
-    fn begin_again(&self) -> Answer<'_, Result<(), StoreError>> {
-        self.store.begin_again()
+    fn begin_import(&self) -> BoxFuture<'_, Result<(), StoreError>> {
+        self.store.begin_import()
     }
 
-    fn catch_up(&self, revision: u64) -> Answer<'_, Result<(), StoreError>> {
+    fn catch_up(&self, revision: u64) -> BoxFuture<'_, Result<(), StoreError>> {
         self.store.catch_up(revision)
     }
 
-    fn read(&self) -> Answer<'_, Result<Snapshot, StoreError>> {
+    fn read(&self) -> BoxFuture<'_, Result<Snapshot, StoreError>> {
         self.store.read()
     }
 
-    fn read_segments_anew(&self) -> Answer<'_, Result<(), StoreError>> {
-        self.store.read_segments_anew()
+    fn reload_segments(&self) -> BoxFuture<'_, Result<(), StoreError>> {
+        self.store.reload_segments()
     }
 
-    fn taken_in(&self, revision: u64) {
-        self.store.taken_in(revision);
+    fn acknowledge(&self, revision: u64) {
+        self.store.acknowledge(revision);
     }
 }

@@ -13,7 +13,7 @@ use edge_controller_domain::segments::{Policy, Row, overlap};
 use edge_controller_domain::state::{
     Certificate, Change, CommunityRecord, NodeRecord, Redemption, Snapshot, TokenRecord,
 };
-use edge_controller_domain::store::{Followed, Note, Store, StoreError};
+use edge_controller_domain::store::{Note, Store, StoreError, StoreEvent};
 use edge_types::api::Family;
 use edge_types::view::SegmentPrefix;
 use edge_types::{IpNetwork, NodeName, Role};
@@ -85,7 +85,7 @@ fn token(id: &str) -> TokenRecord {
 }
 
 /// A store that was loaded, and its news.
-pub(crate) async fn loaded(place: &dyn Place) -> (Arc<dyn Store>, Snapshot, mpsc::Receiver<Followed>) {
+pub(crate) async fn loaded(place: &dyn Place) -> (Arc<dyn Store>, Snapshot, mpsc::Receiver<StoreEvent>) {
     let store = place.open().await;
     let (followed, news) = mpsc::channel(64);
     let snapshot = store.load(followed).await.unwrap();
@@ -209,7 +209,7 @@ pub(crate) async fn revisions_only_rise_also_when_opened_again(place: &dyn Place
 pub(crate) async fn revisions_begin_above_those_of_another_store(place: &dyn Place) {
     let foreign = 1 << 40;
     let (store, ..) = loaded(place).await;
-    store.raise(foreign).await.unwrap();
+    store.raise_revision(foreign).await.unwrap();
     let committed = store.commit(vec![vec![Change::PutNode(edge("a"))]], 1).await;
     assert!(committed.revision > foreign, "{}", committed.revision);
     drop(store);

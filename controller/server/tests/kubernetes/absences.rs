@@ -192,7 +192,7 @@ fn lost() {
         let error = cluster.store().load(tokio::sync::mpsc::channel(1).0).await.unwrap_err().to_string();
         assert!(error.contains("segments.edge-cni.io") && error.contains("edge-controller import"), "{error}");
         // Who brings a backup says so.
-        cluster.store().begin_again().await.unwrap();
+        cluster.store().begin_import().await.unwrap();
         cluster.store().load(tokio::sync::mpsc::channel(1).0).await.unwrap();
     });
 }

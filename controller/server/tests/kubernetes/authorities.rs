@@ -1,8 +1,9 @@
 //! The authorities in their Secret, and how replicas hear of a change.
 
+use futures_util::future::BoxFuture;
 use std::sync::Arc;
 
-use edge_controller_domain::ca::keeper::{Answer, Keeper, Revision};
+use edge_controller_domain::ca::keeper::{Keeper, Revision};
 use edge_controller_domain::ca::{Ca, CaDocument, CaError, Files};
 use edge_controller_kubernetes::authority::{NAME, SecretKeeper};
 use interop_tests::kube::suite::Test;
@@ -88,7 +89,7 @@ fn deleted() {
 struct Counting(SecretKeeper, watch::Sender<usize>);
 
 impl Keeper for Counting {
-    fn load(&self) -> Answer<'_, Result<Option<(CaDocument, Revision)>, CaError>> {
+    fn load(&self) -> BoxFuture<'_, Result<Option<(CaDocument, Revision)>, CaError>> {
         Box::pin(async {
             let loaded = self.0.load().await;
             self.1.send_modify(|count| *count += 1);
@@ -100,11 +101,11 @@ impl Keeper for Counting {
         &'a self,
         document: &'a CaDocument,
         over: Option<&'a Revision>,
-    ) -> Answer<'a, Result<Revision, CaError>> {
+    ) -> BoxFuture<'a, Result<Revision, CaError>> {
         self.0.store(document, over)
     }
 
-    fn changed(&self) -> Answer<'_, ()> {
+    fn changed(&self) -> BoxFuture<'_, ()> {
         self.0.changed()
     }
 }

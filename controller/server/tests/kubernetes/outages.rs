@@ -167,7 +167,7 @@ fn storm() {
                         // What nobody knows the outcome of may have been granted.
                         let outcome = match attempt {
                             0 => replica.try_apply(node, &request).await,
-                            _ => match replica.registry.read_segments_anew().await {
+                            _ => match replica.registry.reload_segments().await {
                                 Ok(()) => replica.try_apply(node, &request).await,
                                 Err(error) => Err(error.into()),
                             },

@@ -85,7 +85,7 @@ impl Objects {
 
     /// Begins to write an object again that is missing, whatever the registry knows; `end` must
     /// follow. `None` while another write is on its way.
-    pub(in super::super) fn begin_again(&mut self, place: &Place) -> Option<Foreign> {
+    pub(in super::super) fn begin_import(&mut self, place: &Place) -> Option<Foreign> {
         if self.in_flight.contains_key(place) {
             return None;
         }

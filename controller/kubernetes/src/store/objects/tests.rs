@@ -179,8 +179,8 @@ fn an_object_that_is_written_again_was_never_gone() {
     objects.event(place(), Event::Gone { uid: Some("u".into()), version: 9, ours: false });
     let again = Observed { uid: "v".into(), ..node(12, 1) };
     let change = again.row.clone().unwrap();
-    assert!(objects.begin_again(&place()).is_some());
-    assert!(objects.begin_again(&place()).is_none(), "by one at a time");
+    assert!(objects.begin_import(&place()).is_some());
+    assert!(objects.begin_import(&place()).is_none(), "by one at a time");
     objects.event(place(), Event::Put(again.clone()));
     objects.end_again(&place(), again, &change);
     assert_eq!(ports(&mut news), [RECREATED]);
