@@ -21,9 +21,9 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, watch};
 
 use super::client::{Obstacles, version};
-use super::events::{About, Events as Told};
-use super::follow::{Events, News, Source, follow};
+use super::events::{About, Events};
 use super::label_policy::{MANIFEST, NAME, stands};
+use super::list_watch::{ListWatch, ListWatchEvent, WatchStream, list_and_watch};
 
 /// A label that puts an edge into communities and that no kubelet sets: it counts everywhere.
 pub const RESTRICTED_COMMUNITY_LABEL: &str = "node-restriction.kubernetes.io/edge-community";
@@ -157,12 +157,12 @@ impl std::fmt::Display for LabelTrust {
 pub struct LabelWatch {
     client: Client,
     trust: watch::Sender<LabelTrust>,
-    events: Told,
+    events: Events,
 }
 
 impl LabelWatch {
     /// Says in `trust` what is so.
-    pub fn new(client: &Client, trust: watch::Sender<LabelTrust>, events: Told) -> Self {
+    pub fn new(client: &Client, trust: watch::Sender<LabelTrust>, events: Events) -> Self {
         Self { client: client.clone(), trust, events }
     }
 
@@ -170,29 +170,31 @@ impl LabelWatch {
     pub async fn run(self) {
         // Nodes are served without it: what does not work here keeps nobody from being ready.
         let obstacles = Obstacles::default();
-        let (tell_policies, mut policies) = mpsc::unbounded_channel();
-        let (tell_bindings, mut bindings) = mpsc::unbounded_channel();
+        let (policy_sender, mut policies) = mpsc::unbounded_channel();
+        let (binding_sender, mut bindings) = mpsc::unbounded_channel();
         let all = Whole::<ValidatingAdmissionPolicy>(
             Api::all(self.client.clone()),
             "validatingadmissionpolicies.admissionregistration.k8s.io",
         );
         // Nobody listens any more when the server ends.
-        let policies_followed = follow(all, None, obstacles.clone(), move |news| drop(tell_policies.send(news)));
+        let watched_policies =
+            list_and_watch(all, None, obstacles.clone(), move |event| drop(policy_sender.send(event)));
         let all = Whole::<ValidatingAdmissionPolicyBinding>(
             Api::all(self.client.clone()),
             "validatingadmissionpolicybindings.admissionregistration.k8s.io",
         );
-        let bindings_followed = follow(all, None, obstacles.clone(), move |news| drop(tell_bindings.send(news)));
-        tokio::pin!(policies_followed, bindings_followed);
+        let watched_bindings =
+            list_and_watch(all, None, obstacles.clone(), move |event| drop(binding_sender.send(event)));
+        tokio::pin!(watched_policies, watched_bindings);
         let mut policy = Known::new(|policy: &ValidatingAdmissionPolicy| policy.name_any() == NAME);
         let mut bound = Known::new(|binding: &ValidatingAdmissionPolicyBinding| binding.spec.policy_name == NAME);
         loop {
             let asked = policy.listed && bound.listed;
             tokio::select! {
-                () = policies_followed.as_mut() => {}
-                () = bindings_followed.as_mut() => {}
-                Some(news) = policies.recv() => policy.hear(news),
-                Some(news) = bindings.recv() => bound.hear(news),
+                () = watched_policies.as_mut() => {}
+                () = watched_bindings.as_mut() => {}
+                Some(event) = policies.recv() => policy.apply(event),
+                Some(event) = bindings.recv() => bound.apply(event),
                 () = tokio::time::sleep(LOOK), if !asked => {}
             }
             if policy.listed && bound.listed {
@@ -243,16 +245,16 @@ impl<K: Resource> Known<K> {
         Self { objects: BTreeMap::new(), listed: false, matters }
     }
 
-    fn hear(&mut self, news: News<K>) {
-        match news {
-            News::Reading | News::At(_) => {}
-            News::All(objects, _) => {
+    fn apply(&mut self, event: ListWatchEvent<K>) {
+        match event {
+            ListWatchEvent::ListStarted | ListWatchEvent::Bookmark(_) => {}
+            ListWatchEvent::Listed(objects, _) => {
                 self.objects.clear();
                 objects.into_iter().for_each(|object| self.put(object));
                 self.listed = true;
             }
-            News::Put(object) => self.put(object),
-            News::Gone(object) => drop(self.objects.remove(&object.name_any())),
+            ListWatchEvent::Applied(object) => self.put(object),
+            ListWatchEvent::Deleted(object) => drop(self.objects.remove(&object.name_any())),
         }
     }
 
@@ -269,7 +271,7 @@ impl<K: Resource> Known<K> {
 /// Whole objects.
 struct Whole<K>(Api<K>, &'static str);
 
-impl<K> Source for Whole<K>
+impl<K> ListWatch for Whole<K>
 where
     K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + Sync + 'static,
 {
@@ -283,11 +285,11 @@ where
         PAGE
     }
 
-    fn page<'a>(&'a self, params: &'a ListParams) -> BoxFuture<'a, kube::Result<ObjectList<K>>> {
+    fn list_page<'a>(&'a self, params: &'a ListParams) -> BoxFuture<'a, kube::Result<ObjectList<K>>> {
         self.0.list(params).boxed()
     }
 
-    fn watch<'a>(&'a self, params: &'a WatchParams, since: &'a str) -> BoxFuture<'a, kube::Result<Events<K>>> {
+    fn watch<'a>(&'a self, params: &'a WatchParams, since: &'a str) -> BoxFuture<'a, kube::Result<WatchStream<K>>> {
         async move { Ok(self.0.watch(params, since).await?.boxed()) }.boxed()
     }
 

@@ -6,7 +6,7 @@
 //! - [`authority`]: the certificate authorities, shared by all replicas.
 //! - [`events`], [`shown`]: what is told to people, on objects.
 //! - [`lease`]: who leads; [`garbage`]: what the leader finds left over.
-//! - [`follow`]: a list that stays up to date.
+//! - [`list_watch`]: a list that is kept up to date by a watch.
 //! - [`identity`]: which cluster it is.
 //! - [`store`]: rows as custom resources, shared by all replicas.
 //! - [`nodes`]: membership and deregistration from Node objects; [`selector`]: which of them;
@@ -23,12 +23,12 @@ pub mod authority;
 pub mod client;
 pub mod counted;
 pub mod events;
-pub mod follow;
 pub mod garbage;
 pub mod identity;
 pub mod label_policy;
 pub mod label_trust;
 pub mod lease;
+pub mod list_watch;
 pub mod node_role;
 pub mod nodes;
 pub mod resources;

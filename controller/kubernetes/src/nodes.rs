@@ -31,9 +31,9 @@ use tokio::time::Instant;
 use super::client::{Obstacles, REQUEST, explain};
 use super::counted::Judge;
 use super::events::{About, Events};
-use super::follow::{Metadata, News, follow};
 use super::identity::{Doubt, Identity};
 use super::label_trust::{LabelTrust, RESTRICTED_COMMUNITY_LABEL};
+use super::list_watch::{ListWatchEvent, Metadata, list_and_watch};
 use super::selector::NodeSelector;
 
 /// Annotation with the addresses at which a node is reached from outside, where it does not know
@@ -147,7 +147,7 @@ impl NodeWatch {
             match self.identity.check().await {
                 Ok(()) => {
                     self.obstacles.works(CLUSTER);
-                    let doubt = self.follow(&mut newcomers, &mut compare).await;
+                    let doubt = self.watch_nodes(&mut newcomers, &mut compare).await;
                     self.obstacles.fails(CLUSTER, doubt.to_string());
                     self.lost.clear();
                 }
@@ -158,29 +158,29 @@ impl NodeWatch {
     }
 
     /// Follows Nodes until it is doubtful which cluster answers.
-    async fn follow(
+    async fn watch_nodes(
         &mut self,
         newcomers: &mut broadcast::Receiver<NodeName>,
         compare: &mut tokio::time::Interval,
     ) -> Doubt {
-        let (tell, mut news) = mpsc::unbounded_channel();
+        let (sender, mut events) = mpsc::unbounded_channel();
         let source = Metadata(self.api.clone(), WHAT);
-        let following = follow(source, None, self.obstacles.clone(), move |news| {
+        let watching = list_and_watch(source, None, self.obstacles.clone(), move |event| {
             // Nobody listens any more when the server ends.
-            let _ = tell.send(news);
+            let _ = sender.send(event);
         });
-        tokio::pin!(following);
+        tokio::pin!(watching);
         loop {
             let idle = self.changed.is_empty() && !self.is_undecided();
             tokio::select! {
-                () = following.as_mut() => {}
-                Some(first) = news.recv() => {
+                () = watching.as_mut() => {}
+                Some(first) = events.recv() => {
                     let mut next = Some(first);
                     while let Some(one) = next {
-                        if let Err(doubt) = self.hear(one).await {
+                        if let Err(doubt) = self.apply(one).await {
                             return doubt;
                         }
-                        next = news.try_recv().ok();
+                        next = events.try_recv().ok();
                     }
                 }
                 newcomer = newcomers.recv() => self.welcome(newcomer, newcomers),
@@ -192,7 +192,7 @@ impl NodeWatch {
                 }
                 () = tokio::time::sleep(AGAIN), if !idle => {}
             }
-            // The watch goes on meanwhile: its news wait in the channel, and the watch in the
+            // The watch goes on meanwhile: its events wait in the channel, and the watch in the
             // connection's buffers.
             self.carry_out().await;
             if let Err(doubt) = self.judge().await {
@@ -209,19 +209,19 @@ impl NodeWatch {
         }
     }
 
-    async fn hear(&mut self, news: News<PartialObjectMeta<Node>>) -> Result<(), Doubt> {
-        match news {
-            News::Reading | News::At(_) => {}
-            News::Put(node) => {
+    async fn apply(&mut self, events: ListWatchEvent<PartialObjectMeta<Node>>) -> Result<(), Doubt> {
+        match events {
+            ListWatchEvent::ListStarted | ListWatchEvent::Bookmark(_) => {}
+            ListWatchEvent::Applied(node) => {
                 self.none_listed = false;
                 self.learn(node.metadata);
             }
-            News::Gone(node) => {
+            ListWatchEvent::Deleted(node) => {
                 if let Some(name) = name_of(&node.metadata) {
                     self.lose(name).await;
                 }
             }
-            News::All(nodes, _) => {
+            ListWatchEvent::Listed(nodes, _) => {
                 // What another cluster lists says nothing about our nodes.
                 self.identity.check().await?;
                 self.none_listed = nodes.is_empty();

@@ -46,13 +46,13 @@ use tokio_util::task::AbortOnDropHandle;
 
 use crate::client::{Obstacles, REQUEST};
 use crate::events::Events;
-use crate::follow::{News, follow, list, pages};
+use crate::list_watch::{ListWatchEvent, list, list_and_watch, list_pages};
 use definitions::Definitions;
 pub use kinds::is_blocked;
 use kinds::{Apis, Kind, Observed};
 use objects::{Event, Objects, Said, Told};
 use settings::Settings;
-use source::Rows;
+use source::RowSource;
 use turns::Turns;
 
 /// Changes that are told together at most.
@@ -146,8 +146,8 @@ impl Inner {
         fields::check(change, &self.definitions.dropped(Kind::place(&change.key()).0))
     }
 
-    fn source(&self, kind: Kind) -> Rows {
-        Rows { kind, api: self.apis.of(kind).clone() }
+    fn source(&self, kind: Kind) -> RowSource {
+        RowSource { kind, api: self.apis.of(kind).clone() }
     }
 
     async fn list(&self, kind: Kind) -> Result<(Kind, Vec<Observed>, u64), StoreError> {
@@ -177,18 +177,18 @@ impl Inner {
         rows.ok_or_else(|| "nobody knows the rows any more".to_owned())
     }
 
-    fn hear(&self, kind: Kind, before: &mut u64, news: News<Observed>) {
+    fn hear(&self, kind: Kind, before: &mut u64, news: ListWatchEvent<Observed>) {
         match news {
-            News::Reading => *before = self.objects().at(kind),
-            News::All(all, at) => self.objects().all(kind, all, at, *before),
-            News::At(version) => self.objects().reached(kind, version),
-            News::Put(object) => {
+            ListWatchEvent::ListStarted => *before = self.objects().at(kind),
+            ListWatchEvent::Listed(all, at) => self.objects().all(kind, all, at, *before),
+            ListWatchEvent::Bookmark(version) => self.objects().reached(kind, version),
+            ListWatchEvent::Applied(object) => {
                 let (place, version) = ((kind, object.name.clone()), object.version);
                 let mut objects = self.objects();
                 objects.event(place, Event::Put(object));
                 objects.reached(kind, version);
             }
-            News::Gone(object) => {
+            ListWatchEvent::Deleted(object) => {
                 let Observed { name, uid, version, deleting, .. } = object;
                 let mut objects = self.objects();
                 objects.event((kind, name), Event::Gone { uid: Some(uid), version, ours: deleting });
@@ -232,7 +232,7 @@ impl Store for Kubernetes {
                 let source = self.inner.source(kind);
                 followers.spawn(async move {
                     let mut before = at;
-                    follow(source, Some(at), obstacles, |news| inner.hear(kind, &mut before, news)).await;
+                    list_and_watch(source, Some(at), obstacles, |news| inner.hear(kind, &mut before, news)).await;
                 });
             }
             snapshot.revision = self.inner.objects().revision();
@@ -253,7 +253,7 @@ impl Store for Kubernetes {
             let definitions = self.inner.definitions.all_there().await?;
             for kind in Kind::ALL {
                 // By pages: nothing is to be written.
-                let (read, at) = pages(&self.inner.source(kind), None).await.map_err(StoreError::Failed)?;
+                let (read, at) = list_pages(&self.inner.source(kind), None).await.map_err(StoreError::Failed)?;
                 for Observed { name, row, .. } in read {
                     let row = row.map_err(|why| {
                         let what = kind.what();

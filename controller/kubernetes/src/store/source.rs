@@ -5,7 +5,7 @@
 //! API servers from 1.31 on that have an etcd which can say how far a watch has come (from 3.4.31
 //! and 3.5.13 on) answer from their watch cache, which takes a quarter of the time. A list of many
 //! objects is read from the cache of any of them: one of the objects is written first
-//! ([`Rows::write_one`]), and the list is asked to be no older than that write. The cache hears of
+//! ([`RowSource::write_one`]), and the list is asked to be no older than that write. The cache hears of
 //! the write by the same watch that tells it of all changes before, so what it answers holds them
 //! all.
 
@@ -25,7 +25,7 @@ use serde_json::value::RawValue;
 
 use super::kinds::{Kind, Observed};
 use crate::client::is_absent;
-use crate::follow::{Events, Source};
+use crate::list_watch::{ListWatch, WatchStream};
 use crate::resources::GROUP;
 
 /// Where there are no more objects than these besides the first one, reading them from etcd costs
@@ -95,12 +95,12 @@ impl From<DynamicObject> for Object<Value> {
 }
 
 /// All objects of a kind.
-pub(super) struct Rows {
+pub(super) struct RowSource {
     pub(super) kind: Kind,
     pub(super) api: Api<DynamicObject>,
 }
 
-impl Rows {
+impl RowSource {
     fn request(&self) -> Request {
         Request::new(self.api.resource_url())
     }
@@ -137,7 +137,7 @@ impl Rows {
     }
 }
 
-impl Source for Rows {
+impl ListWatch for RowSource {
     type Object = Observed;
 
     fn what(&self) -> &str {
@@ -154,7 +154,7 @@ impl Source for Rows {
         5000
     }
 
-    fn floor(&self) -> BoxFuture<'_, kube::Result<Option<String>>> {
+    fn not_older_than(&self) -> BoxFuture<'_, kube::Result<Option<String>>> {
         match self.kind {
             Kind::Node | Kind::Segment => self.write_one().boxed(),
             // Never many; and what people write is not ours to touch.
@@ -162,7 +162,7 @@ impl Source for Rows {
         }
     }
 
-    fn page<'a>(&'a self, params: &'a ListParams) -> BoxFuture<'a, kube::Result<ObjectList<Observed>>> {
+    fn list_page<'a>(&'a self, params: &'a ListParams) -> BoxFuture<'a, kube::Result<ObjectList<Observed>>> {
         async move {
             let request = self.request().list(params).map_err(kube::Error::BuildRequest)?;
             let text = self.api.clone().into_client().request_text(request).await?;
@@ -174,7 +174,11 @@ impl Source for Rows {
         .boxed()
     }
 
-    fn watch<'a>(&'a self, params: &'a WatchParams, since: &'a str) -> BoxFuture<'a, kube::Result<Events<Observed>>> {
+    fn watch<'a>(
+        &'a self,
+        params: &'a WatchParams,
+        since: &'a str,
+    ) -> BoxFuture<'a, kube::Result<WatchStream<Observed>>> {
         async move {
             let request = self.request().watch(params, since).map_err(kube::Error::BuildRequest)?;
             let events = self.api.clone().into_client().request_events::<Object<Value>>(request).await?;

@@ -6,17 +6,17 @@ use serde_json::{Value, json};
 
 use super::*;
 
-/// An API server that answers what it is told to, in this order.
+/// An API server that gives these answers, in this order.
 #[derive(Clone, Default)]
 struct Scripted(Arc<Mutex<Script>>);
 
 #[derive(Default)]
 struct Script {
-    floor: Option<kube::Result<Option<String>>>,
+    not_older_than: Option<kube::Result<Option<String>>>,
     pages: VecDeque<kube::Result<ObjectList<Value>>>,
     watches: VecDeque<kube::Result<Vec<kube::Result<WatchEvent<Value>>>>>,
     asked: Vec<ListParams>,
-    /// From where it was watched.
+    /// The resourceVersions from which watches were opened.
     since: Vec<String>,
 }
 
@@ -26,7 +26,7 @@ impl Scripted {
     }
 }
 
-impl Source for Scripted {
+impl ListWatch for Scripted {
     type Object = Value;
 
     fn what(&self) -> &str {
@@ -37,19 +37,19 @@ impl Source for Scripted {
         2
     }
 
-    fn floor(&self) -> BoxFuture<'_, kube::Result<Option<String>>> {
-        let floor = self.0.lock().unwrap().floor.take();
-        async { floor.unwrap_or(Ok(None)) }.boxed()
+    fn not_older_than(&self) -> BoxFuture<'_, kube::Result<Option<String>>> {
+        let not_older_than = self.0.lock().unwrap().not_older_than.take();
+        async { not_older_than.unwrap_or(Ok(None)) }.boxed()
     }
 
-    fn page<'a>(&'a self, params: &'a ListParams) -> BoxFuture<'a, kube::Result<ObjectList<Value>>> {
+    fn list_page<'a>(&'a self, params: &'a ListParams) -> BoxFuture<'a, kube::Result<ObjectList<Value>>> {
         let mut script = self.0.lock().unwrap();
         script.asked.push(params.clone());
         let page = script.pages.pop_front().expect("another page");
         async { page }.boxed()
     }
 
-    fn watch<'a>(&'a self, _: &'a WatchParams, since: &'a str) -> BoxFuture<'a, kube::Result<Events<Value>>> {
+    fn watch<'a>(&'a self, _: &'a WatchParams, since: &'a str) -> BoxFuture<'a, kube::Result<WatchStream<Value>>> {
         let mut script = self.0.lock().unwrap();
         script.since.push(since.to_owned());
         let Some(watch) = script.watches.pop_front() else { return std::future::pending().boxed() };
@@ -88,36 +88,36 @@ fn names(objects: &[Value]) -> String {
     objects.iter().map(|object| object["name"].as_str().unwrap()).collect()
 }
 
-/// What is told until there is nothing more to tell.
-async fn told(source: &Scripted, at: Option<u64>, count: usize) -> Vec<String> {
-    let (tell, mut heard) = tokio::sync::mpsc::unbounded_channel();
-    let following = follow(source.clone(), at, Obstacles::default(), move |news| {
-        let news = match news {
-            News::Reading => "reading".to_owned(),
-            News::All(objects, at) => format!("all {} at {at}", names(&objects)),
-            News::Put(object) => format!("put {}", names(&[object])),
-            News::Gone(object) => format!("gone {}", names(&[object])),
-            News::At(at) => format!("at {at}"),
+/// The first `count` events, as text.
+async fn delivered(source: &Scripted, at: Option<u64>, count: usize) -> Vec<String> {
+    let (sender, mut events) = tokio::sync::mpsc::unbounded_channel();
+    let following = list_and_watch(source.clone(), at, Obstacles::default(), move |event| {
+        let event = match event {
+            ListWatchEvent::ListStarted => "reading".to_owned(),
+            ListWatchEvent::Listed(objects, at) => format!("all {} at {at}", names(&objects)),
+            ListWatchEvent::Applied(object) => format!("put {}", names(&[object])),
+            ListWatchEvent::Deleted(object) => format!("gone {}", names(&[object])),
+            ListWatchEvent::Bookmark(at) => format!("at {at}"),
         };
-        tell.send(news).unwrap();
+        sender.send(event).unwrap();
     });
-    let hearing = async {
-        let mut told = Vec::new();
-        while told.len() < count {
-            told.push(heard.recv().await.unwrap());
+    let receiving = async {
+        let mut delivered = Vec::new();
+        while delivered.len() < count {
+            delivered.push(events.recv().await.unwrap());
         }
-        told
+        delivered
     };
     tokio::select! {
         () = following => unreachable!("it never ends"),
-        told = hearing => told,
+        delivered = receiving => delivered,
     }
 }
 
 #[tokio::test]
-async fn a_list_with_a_floor_is_one_piece_and_no_older() {
+async fn a_list_from_the_watch_cache_is_one_piece_and_no_older() {
     let source = Scripted::default();
-    source.0.lock().unwrap().floor = Some(Ok(Some("7".into())));
+    source.0.lock().unwrap().not_older_than = Some(Ok(Some("7".into())));
     source.0.lock().unwrap().pages = [page(&["a", "b", "c"], "9", "")].into();
     let (objects, at) = list(&source).await.unwrap();
     assert_eq!((names(&objects).as_str(), at), ("abc", 9));
@@ -127,20 +127,20 @@ async fn a_list_with_a_floor_is_one_piece_and_no_older() {
 }
 
 #[tokio::test]
-async fn whatever_fails_on_the_way_to_memory_the_list_is_read_by_pages() {
-    type Floor = kube::Result<Option<String>>;
+async fn if_the_watch_cache_cannot_answer_the_list_is_read_by_pages() {
+    type NotOlderThan = kube::Result<Option<String>>;
     let cut = || kube::Error::Service("the connection was cut".into());
-    let floors: [(Floor, Option<kube::Result<ObjectList<Value>>>); 5] = [
+    let oldest_accepted: [(NotOlderThan, Option<kube::Result<ObjectList<Value>>>); 5] = [
         (Ok(None), None),
         (failure(403), None),
         (Err(cut()), None),
         (Ok(Some("7".into())), Some(failure(504))),
         (Ok(Some("7".into())), Some(Err(cut()))),
     ];
-    for (floor, refused) in floors {
+    for (not_older_than, refused) in oldest_accepted {
         let source = Scripted::default();
         let pages = [page(&["a", "b"], "9", "more"), page(&["c"], "9", "")];
-        source.0.lock().unwrap().floor = Some(floor);
+        source.0.lock().unwrap().not_older_than = Some(not_older_than);
         source.0.lock().unwrap().pages = refused.into_iter().chain(pages).collect();
         let (objects, at) = list(&source).await.unwrap();
         assert_eq!((names(&objects).as_str(), at), ("abc", 9));
@@ -152,7 +152,7 @@ async fn whatever_fails_on_the_way_to_memory_the_list_is_read_by_pages() {
 }
 
 #[tokio::test]
-async fn a_list_of_which_pages_are_forgotten_is_begun_anew() {
+async fn a_list_with_compacted_pages_is_started_again() {
     let source = Scripted::default();
     let pages = [page(&["a", "b"], "9", "more"), failure(410), page(&["b", "c"], "12", "more"), page(&["d"], "12", "")];
     source.0.lock().unwrap().pages = pages.into();
@@ -161,15 +161,15 @@ async fn a_list_of_which_pages_are_forgotten_is_begun_anew() {
 }
 
 #[tokio::test]
-async fn half_a_list_tells_nothing() {
+async fn half_a_list_gives_no_event() {
     let source = Scripted::default();
     let pages = [page(&["a", "b"], "9", "more"), failure(500), page(&["a", "b"], "10", "more"), page(&["c"], "10", "")];
     source.0.lock().unwrap().pages = pages.into();
-    assert_eq!(told(&source, None, 3).await, ["reading", "reading", "all abc at 10"]);
+    assert_eq!(delivered(&source, None, 3).await, ["reading", "reading", "all abc at 10"]);
 }
 
 #[tokio::test]
-async fn a_watch_that_is_cut_goes_on_from_the_last_bookmark_and_tells_nothing_gone() {
+async fn a_broken_watch_continues_at_the_last_bookmark_and_reports_no_deletion() {
     let put = |name: &str, version: &str| Ok(WatchEvent::Modified(json!({"name": name, "version": version})));
     let source = Scripted::default();
     source.0.lock().unwrap().watches = [
@@ -178,13 +178,13 @@ async fn a_watch_that_is_cut_goes_on_from_the_last_bookmark_and_tells_nothing_go
         Ok(vec![Ok(WatchEvent::Deleted(json!({"name": "b", "version": "21"})))]),
     ]
     .into();
-    assert_eq!(told(&source, Some(10), 3).await, ["put a", "at 20", "gone b"]);
+    assert_eq!(delivered(&source, Some(10), 3).await, ["put a", "at 20", "gone b"]);
     assert_eq!(source.0.lock().unwrap().since, ["10", "20", "20"]);
-    assert!(source.asked().is_empty(), "nothing is read anew");
+    assert!(source.asked().is_empty(), "nothing is read again");
 }
 
 #[tokio::test]
-async fn after_what_is_forgotten_everything_is_read_anew() {
+async fn after_a_compacted_version_everything_is_read_again() {
     let source = Scripted::default();
     {
         let mut script = source.0.lock().unwrap();
@@ -193,6 +193,6 @@ async fn after_what_is_forgotten_everything_is_read_anew() {
                 .into();
         script.pages = [page(&["a"], "30", ""), page(&["b"], "40", "")].into();
     }
-    let told = told(&source, Some(10), 4).await;
-    assert_eq!(told, ["reading", "all a at 30", "reading", "all b at 40"]);
+    let delivered = delivered(&source, Some(10), 4).await;
+    assert_eq!(delivered, ["reading", "all a at 30", "reading", "all b at 40"]);
 }
