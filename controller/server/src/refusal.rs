@@ -3,7 +3,8 @@
 use edge_controller_domain::ca::CaError;
 use edge_controller_domain::ca::request::CsrError;
 use edge_controller_domain::certificates::CertificateError;
-use edge_controller_domain::segments::{Exhausted, Withheld};
+use edge_controller_domain::segments::Withheld;
+use edge_controller_domain::state::{JoinError, SegmentError};
 use edge_controller_domain::store::StoreError;
 use edge_controller_domain::tokens::TokenError;
 use edge_controller_kubernetes::token_review::ReviewError;
@@ -104,24 +105,9 @@ pub enum Refusal {
     /// The API server does not say whose the service account token is.
     #[error("the API server does not say whose the service account token is: {0}")]
     TokenReview(String),
-    /// The name is taken.
-    #[error(
-        "a node {0} is registered already, with another key; choose another name, or, if this is that machine with its disk lost, join \
-         with a token bound to the name (edge-controller token create --node {0})"
-    )]
-    NameTaken(NodeName),
-    /// The name belongs to a node of another role.
-    #[error(
-        "node {node} is registered as {registered}, and the token is for a {token}; deregister it first if its role shall change"
-    )]
-    RoleChange {
-        /// The node.
-        node: NodeName,
-        /// Its role.
-        registered: edge_types::Role,
-        /// The token's role.
-        token: edge_types::Role,
-    },
+    /// The node may not join under its name.
+    #[error(transparent)]
+    Join(#[from] JoinError),
     /// The certificate request cannot be granted.
     #[error(transparent)]
     Csr(#[from] CsrError),
@@ -139,22 +125,9 @@ pub enum Refusal {
         /// Who needs it.
         by: Vec<String>,
     },
-    /// No segment is left.
+    /// The node gets no segment.
     #[error(transparent)]
-    Exhausted(#[from] Exhausted),
-    /// No segment is granted yet after a restore.
-    #[error(transparent)]
-    Withheld(#[from] Withheld),
-    /// The node holds as many as it may.
-    #[error("node {node} holds {held} {family} segments, the most that max_per_node allows")]
-    TooMany {
-        /// The node.
-        node: NodeName,
-        /// How many it holds.
-        held: usize,
-        /// Of which family.
-        family: &'static str,
-    },
+    Segment(SegmentError),
     /// The node watches its view too often.
     #[error("node {node} has {most} streams of its view open, the most that it may have; end those that are not read")]
     TooManyStreams {
@@ -163,12 +136,6 @@ pub enum Refusal {
         /// How many it may have.
         most: usize,
     },
-    /// There is no range of this family.
-    #[error("no cluster range is {0}; the operator sets cluster_ranges")]
-    NoSuchFamily(&'static str),
-    /// A request id came again with another content.
-    #[error("request id {0:?} was used for other families; a new application needs a new id")]
-    RequestIdReused(String),
     /// The node's labels are Kubernetes'.
     #[error(
         "node {0} has a Node object in Kubernetes, and its labels are set there: kubectl label node {0} KEY=VALUE (or list it in a Community); \
@@ -203,6 +170,21 @@ pub enum Refusal {
 impl From<StoreError> for Refusal {
     fn from(error: StoreError) -> Self {
         Refusal::Store(error.to_string())
+    }
+}
+
+impl From<SegmentError> for Refusal {
+    fn from(error: SegmentError) -> Self {
+        match error {
+            SegmentError::NotRegistered(node) => Refusal::Deregistered(node),
+            other => Refusal::Segment(other),
+        }
+    }
+}
+
+impl From<Withheld> for Refusal {
+    fn from(withheld: Withheld) -> Self {
+        Refusal::Segment(withheld.into())
     }
 }
 
@@ -266,8 +248,10 @@ impl Refusal {
                 (403, "token-of-another", "The join token is for another node")
             }
             Refusal::Token(TokenError::Random(_)) => (500, "internal", "The controller has a defect"),
-            Refusal::NameTaken(_) => (409, "name-taken", "The name belongs to another node"),
-            Refusal::RoleChange { .. } => (409, "role-change", "The node is registered with another role"),
+            Refusal::Join(JoinError::NameTaken(_)) => (409, "name-taken", "The name belongs to another node"),
+            Refusal::Join(JoinError::RoleChange { .. }) => {
+                (409, "role-change", "The node is registered with another role")
+            }
             Refusal::Csr(_) => (422, "bad-certificate-request", "The certificate request is refused"),
             Refusal::Ca(CaError::NoSuch(_)) => (404, "no-such-authority", "There is no such authority"),
             Refusal::Ca(CaError::Active(_)) => (409, "authority-active", "The authority is the one that signs"),
@@ -278,12 +262,17 @@ impl Refusal {
             Refusal::Ca(CaError::Conflict) => (503, "store-failed", "The store failed"),
             Refusal::Ca(_) => (500, "authority-failed", "The authorities failed"),
             Refusal::AuthorityNeeded { .. } => (409, "authority-needed", "The authority is still needed"),
-            Refusal::Exhausted(_) => (409, "range-exhausted", "No segment is left"),
-            Refusal::Withheld(_) => (503, "segments-withheld", "Segments are not granted yet"),
-            Refusal::TooMany { .. } => (409, "too-many-segments", "The node holds as many segments as it may"),
+            Refusal::Segment(error) => match error {
+                SegmentError::NotRegistered(_) => (403, "node-deregistered", "The node is not registered"),
+                SegmentError::Exhausted(_) => (409, "range-exhausted", "No segment is left"),
+                SegmentError::Withheld(_) => (503, "segments-withheld", "Segments are not granted yet"),
+                SegmentError::TooMany { .. } => (409, "too-many-segments", "The node holds as many segments as it may"),
+                SegmentError::NoSuchFamily(_) => (409, "no-such-family", "There is no range of this family"),
+                SegmentError::RequestIdReused(_) => {
+                    (409, "request-id-reused", "The request id was used for something else")
+                }
+            },
             Refusal::TooManyStreams { .. } => (429, "too-many-streams", "The node has too many streams"),
-            Refusal::NoSuchFamily(_) => (409, "no-such-family", "There is no range of this family"),
-            Refusal::RequestIdReused(_) => (409, "request-id-reused", "The request id was used for something else"),
             Refusal::LabelledElsewhere(_) | Refusal::LabelsNotTrusted { .. } => {
                 (409, "labelled-elsewhere", "The node is labelled in Kubernetes")
             }
@@ -303,7 +292,7 @@ impl Refusal {
     /// time is not known.
     pub fn retry_after(&self) -> Option<u32> {
         match self {
-            Refusal::Withheld(_) => Some(REPORTS_WITHIN),
+            Refusal::Segment(SegmentError::Withheld(_)) => Some(REPORTS_WITHIN),
             _ => None,
         }
     }

@@ -4,11 +4,17 @@
 //! - `records`: the rows, and [`Change`], which writes or removes one.
 //! - `visibility`: the rule by which nodes see each other. `peers`: who sees whom by that rule.
 //! - `view_delta`: which views a change alters, and in which part.
+//! - `grants`: which segments a node gets when it asks. `claims`: the changes that follow from the
+//!   segments that a node says it holds.
+//! - `joining`: the row of a node that joins, and the segments that it then has.
 //! - `departure`: the changes that deregister a node.
 //! - `restored`: which nodes have not reported since the rows were restored.
 
+mod claims;
 mod departure;
+mod grants;
 mod index;
+mod joining;
 mod peers;
 mod records;
 mod restored;
@@ -22,6 +28,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use edge_types::{Communities, Community, NodeName, Role};
 
+pub use grants::SegmentError;
+pub use joining::JoinError;
 pub use records::{
     Certificate, Change, CommunityRecord, Key, NodeObject, NodeRecord, PublicAddress, Redemption, Snapshot, TokenRecord,
 };

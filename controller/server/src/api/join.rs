@@ -10,7 +10,6 @@ use edge_controller_domain::ca::{Ca, Issued};
 use edge_controller_domain::certificates::{self, Occasion};
 use edge_controller_domain::clock::Seconds;
 use edge_controller_domain::registry::Registry;
-use edge_controller_domain::segments::{Policy, Row};
 use edge_controller_domain::state::{Change, NodeRecord, State as Rows, TokenRecord};
 use edge_controller_domain::tokens::{self, TokenError};
 use edge_controller_kubernetes::events::{About, Events};
@@ -26,9 +25,6 @@ use super::state::from_substates;
 use super::strangers::Unread;
 use crate::live_config::LiveConfig;
 use crate::refusal::Refusal;
-
-/// Segments granted at join carry this in place of a request id of the node.
-const JOIN_REQUEST: &str = "join";
 
 /// What may let a node in, read before all else: whoever shows nothing of ours learns nothing,
 /// costs nothing, and leaves nothing in the log.
@@ -76,22 +72,9 @@ pub(super) async fn join(
         .change(move |state| -> Result<_, Refusal> {
             let (mut record, used) = entry.admit(state, &name, &certificate.key, now)?;
             certificates::join(&mut record, &certificate)?;
-            let mut changes = Vec::new();
-            if record.role == Role::Edge {
-                let settings = live.now();
-                let (policy, min) = (&settings.policy, settings.config.segments.min_per_node);
-                let back = kept(state, policy, &name, now);
-                let mut missing = missing_segments(state, policy, &name, &back, min);
-                // The node joins without a segment, and can then report which segments it uses.
-                if state.may_grant(policy, now).is_err() {
-                    missing.clear();
-                }
-                changes = super::segments::grants(state, policy, &name, &missing, JOIN_REQUEST, now)?;
-                changes.extend(back.into_iter().map(Change::ClaimSegment));
-            }
-            if state.node(&name).is_none() {
-                changes.extend(leftovers(state, &name, record.role, now).map(Change::PutSegment));
-            }
+            let settings = live.now();
+            let min = settings.config.segments.min_per_node;
+            let mut changes = state.segments_at_join(&settings.policy, &name, record.role, min, now)?;
             changes.extend(used.map(Change::PutToken));
             changes.push(Change::PutNode(record));
             Ok(((), changes))
@@ -164,69 +147,12 @@ impl Entry {
             Entry::Token(credential, _) => {
                 let used = tokens::redeem(state, credential, name, key, now)?;
                 let takes_over = used.node.is_some() || tokens::is_repeated(state, &used);
-                Ok((registered(state, name, used.role, takes_over, now)?, Some(used)))
+                Ok((state.joining(name, used.role, takes_over, now)?, Some(used)))
             }
             // The API server vouches that the pod runs on the node of this name.
-            Entry::ServiceAccount(role) => Ok((registered(state, name, *role, true, now)?, None)),
+            Entry::ServiceAccount(role) => Ok((state.joining(name, *role, true, now)?, None)),
         }
     }
-}
-
-/// The node's record after it has joined: new, or the present one where that may be taken over.
-fn registered(
-    state: &Rows,
-    name: &NodeName,
-    role: Role,
-    takes_over: bool,
-    now: Seconds,
-) -> Result<NodeRecord, Refusal> {
-    let Some(record) = state.node(name) else {
-        return Ok(NodeRecord::new(name.clone(), role, now));
-    };
-    if !takes_over {
-        return Err(Refusal::NameTaken(name.clone()));
-    }
-    if record.role != role {
-        return Err(Refusal::RoleChange { node: name.clone(), registered: record.role, token: role });
-    }
-    Ok(record.clone())
-}
-
-/// Segments that a name still holds though no node of it is registered: a replica may be about to
-/// release them, or may have died before it could, or before a join was complete. Written anew they
-/// are the new node's, and whoever would release them finds another grant; a node that routes for
-/// others holds none.
-fn leftovers(state: &Rows, node: &NodeName, role: Role, now: Seconds) -> impl Iterator<Item = Row> {
-    // Another time than that of the grant before, and none to come: a replica that starts takes the
-    // latest time that it finds for known.
-    let anew = move |before: Seconds| if before < now { now } else { before.saturating_sub(1) };
-    state.ledger().held_by(node).into_iter().map(move |row| match role {
-        Role::Edge => Row { request_id: JOIN_REQUEST.into(), granted_at: anew(row.granted_at), ..row.clone() },
-        Role::Hub | Role::Cloud => Row { released_at: Some(now), ..row.clone() },
-    })
-}
-
-/// Segments that are kept for a name which lost its Node object: they are its again when it comes
-/// back, since its pods may use them.
-fn kept(state: &Rows, policy: &Policy, node: &NodeName, now: Seconds) -> Vec<Row> {
-    let kept = state.kept_for(node, now).filter(|row| policy.allows(&row.network));
-    kept.map(|row| row.granted_anew(node.clone(), JOIN_REQUEST.into(), now)).collect()
-}
-
-/// What a node lacks of the segments that it gets without asking, besides those that it gets back.
-fn missing_segments(
-    state: &Rows,
-    policy: &Policy,
-    node: &NodeName,
-    back: &[Row],
-    min: u32,
-) -> Vec<edge_types::api::Family> {
-    let held = state.ledger().held_by(node);
-    let of = |family| {
-        held.iter().copied().chain(back).filter(|row| edge_types::api::Family::of(&row.network) == family).count()
-    };
-    let lacking = |family| (min.min(policy.max_per_node) as usize).saturating_sub(of(family));
-    policy.families().flat_map(|family| std::iter::repeat_n(family, lacking(family))).collect()
 }
 
 /// Signs nodes' certificates.

@@ -29,7 +29,6 @@ mod state;
 mod strangers;
 mod view;
 
-pub use segments::application;
 pub use state::Services;
 
 use axum::Router;

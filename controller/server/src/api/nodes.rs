@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::body::{Json, Node};
 use super::caller::Caller;
-use super::claims::{self, ClaimReporter};
+use super::claims::ClaimReporter;
 use super::state::from_substates;
 use crate::live_config::LiveConfig;
 use crate::refusal::Refusal;
@@ -115,7 +115,7 @@ async fn note_report(
         certificates::note_use(&mut record, &noted.serial);
         state.note_reported(&mut record);
         let policy = &live.now().policy;
-        let (mut changes, conflicts) = claims::plan(state, policy, node, &noted.segments, now);
+        let (mut changes, conflicts) = state.claims(policy, node, &noted.segments, now);
         let taken: Vec<IpNetwork> = changes.iter().filter_map(Change::claimed).collect();
         if state.node(node) != Some(&record) {
             changes.push(Change::PutNode(record));

@@ -11,7 +11,7 @@ use edge_controller_domain::clock::Clock;
 use edge_controller_domain::registry::Registry;
 use edge_controller_domain::segments::{Policy, Row, overlap};
 use edge_controller_domain::state::{
-    Certificate, Change, CommunityRecord, NodeRecord, Redemption, Snapshot, TokenRecord,
+    Certificate, Change, CommunityRecord, NodeRecord, Redemption, SegmentError, Snapshot, TokenRecord,
 };
 use edge_controller_domain::store::{Note, Store, StoreError, StoreEvent};
 use edge_types::api::Family;
@@ -254,7 +254,7 @@ impl Grants {
         let now = self.registry.clock.now();
         let families = [Family::V4, Family::V6];
         self.registry
-            .change(move |state| edge_controller::api::application(state, &policy, &node, &families, &request, now))
+            .change(move |state| state.application(&policy, &node, &families, &request, now).map_err(Refusal::from))
             .await
     }
 
@@ -379,7 +379,7 @@ async fn imported(place: &dyn Place) -> Grants {
 /// The edges that a refused application waits for.
 async fn waits_for(grants: &Grants, request: &str) -> Vec<String> {
     match grants.try_apply("a", request).await {
-        Err(Refusal::Withheld(withheld)) => withheld.named,
+        Err(Refusal::Segment(SegmentError::Withheld(withheld))) => withheld.named,
         other => panic!("expected that the grant waits, got {other:?}"),
     }
 }

@@ -1,0 +1,112 @@
+//! Which segments a node gets when it asks.
+
+use edge_types::api::Family;
+use edge_types::{IpNetwork, NodeName};
+
+use super::{Change, State};
+use crate::clock::Seconds;
+use crate::segments::{Exhausted, Policy, Row, Withheld};
+
+/// Why a node gets no segment.
+#[derive(Debug, thiserror::Error)]
+pub enum SegmentError {
+    /// The node is not registered.
+    #[error("node {0} is not registered")]
+    NotRegistered(NodeName),
+    /// No segment is left.
+    #[error(transparent)]
+    Exhausted(#[from] Exhausted),
+    /// No segment is granted yet after a restore.
+    #[error(transparent)]
+    Withheld(#[from] Withheld),
+    /// The node holds as many as it may.
+    #[error("node {node} holds {held} {family} segments, the most that max_per_node allows")]
+    TooMany {
+        /// The node.
+        node: NodeName,
+        /// How many it holds.
+        held: usize,
+        /// Of which family.
+        family: &'static str,
+    },
+    /// There is no range of this family.
+    #[error("no cluster range is {0}; the operator sets cluster_ranges")]
+    NoSuchFamily(&'static str),
+    /// A request id came again with another content.
+    #[error("request id {0:?} was used for other families; a new application needs a new id")]
+    RequestIdReused(String),
+}
+
+impl State {
+    /// Plans the answer to an application for one segment of each family (without repetitions, in
+    /// order): its segments, and what to change.
+    pub fn application(
+        &mut self,
+        policy: &Policy,
+        node: &NodeName,
+        families: &[Family],
+        request_id: &str,
+        now: Seconds,
+    ) -> Result<(Vec<IpNetwork>, Vec<Change>), SegmentError> {
+        self.node(node).ok_or_else(|| SegmentError::NotRegistered(node.clone()))?;
+        let earlier = self.ledger.held_by(node).into_iter().filter(|row| row.request_id == request_id);
+        let mut granted: Vec<IpNetwork> = earlier.map(|row| row.network).collect();
+        if granted.iter().any(|network| !families.contains(&Family::of(network))) {
+            return Err(SegmentError::RequestIdReused(request_id.into()));
+        }
+        // Where a replica died between two claims, only some of them were granted then.
+        let missing: Vec<Family> = families
+            .iter()
+            .copied()
+            .filter(|family| !granted.iter().any(|network| Family::of(network) == *family))
+            .collect();
+        if !missing.is_empty() {
+            let changes = self.grants(policy, node, &missing, request_id, now)?;
+            granted.extend(changes.iter().filter_map(|change| match change {
+                Change::ClaimSegment(row) => Some(row.network),
+                _ => None,
+            }));
+            granted.sort_by_key(Family::of);
+            return Ok((granted, changes));
+        }
+        Ok((granted, Vec::new()))
+    }
+
+    /// Chooses one segment for each entry of `families`: all of them or none.
+    pub(super) fn grants(
+        &mut self,
+        policy: &Policy,
+        node: &NodeName,
+        families: &[Family],
+        request_id: &str,
+        now: Seconds,
+    ) -> Result<Vec<Change>, SegmentError> {
+        if !families.is_empty() {
+            self.may_grant(policy, now)?;
+        }
+        let mut chosen = Vec::new();
+        for family in families {
+            let name = match family {
+                Family::V4 => "IPv4",
+                Family::V6 => "IPv6",
+            };
+            if policy.ranges(*family).next().is_none() {
+                return Err(SegmentError::NoSuchFamily(name));
+            }
+            let held = self.ledger.count_held(node, *family);
+            if held >= policy.max_per_node as usize {
+                return Err(SegmentError::TooMany { node: node.clone(), held, family: name });
+            }
+            chosen.push(self.ledger_mut().grant(policy, *family, &chosen, now)?);
+        }
+        let row = |network| {
+            let (node, request_id) = (node.clone(), request_id.to_owned());
+            Change::ClaimSegment(match self.ledger.row(&network) {
+                Some(old) => old.granted_anew(node, request_id, now),
+                None => Row::new(network, node, request_id, now, None),
+            })
+        };
+        let dropped = chosen.iter().flat_map(|grant| &grant.replaces).map(|old| Change::DeleteSegment(*old));
+        Ok(dropped.chain(chosen.iter().map(|grant| row(grant.network))).collect())
+    }
+}
