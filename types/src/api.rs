@@ -189,7 +189,7 @@ pub struct NodeInfo {
     #[cfg_attr(feature = "schema", schemars(with = "Vec<String>"))]
     pub segments: Vec<IpNetwork>,
     /// Addresses that it reported, and the one from which it was seen.
-    pub endpoints: Vec<crate::view::Endpoint>,
+    pub endpoints: Vec<crate::view::NodeAddress>,
     /// Whether its view stream is open now.
     pub connected: bool,
     /// Its tunnels, as it last reported them to this controller.

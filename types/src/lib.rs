@@ -39,4 +39,4 @@ pub mod view;
 pub use ipnetwork::IpNetwork;
 pub use name::{Communities, Community, NameError, NodeName};
 pub use token::JoinToken;
-pub use view::{Endpoint, EndpointSource, NodeView, Peer, Role, ViewChange};
+pub use view::{AddressSource, NodeAddress, NodeView, Peer, Role, ViewChange};

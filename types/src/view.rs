@@ -156,7 +156,7 @@ pub struct Peer {
     /// Its role, which its certificate must show too.
     pub role: Role,
     /// Its addresses, likeliest first.
-    pub endpoints: Vec<Endpoint>,
+    pub endpoints: Vec<NodeAddress>,
     /// Segments of its pods.
     #[cfg_attr(feature = "schema", schemars(with = "Vec<String>"))]
     pub segments: Vec<IpNetwork>,
@@ -172,20 +172,20 @@ pub struct Peer {
 
 /// A transport address of a node.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
-pub struct Endpoint {
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema), schemars(rename = "Endpoint"))]
+pub struct NodeAddress {
     /// Address and UDP port on which the node speaks IKE and ESP in UDP (4500 unless configured
     /// otherwise).
     pub address: SocketAddr,
     /// How the address became known.
-    pub source: EndpointSource,
+    pub source: AddressSource,
 }
 
-/// How an [`Endpoint`] became known.
+/// How a node's address became known.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema), schemars(rename = "EndpointSource"))]
 #[serde(rename_all = "lowercase")]
-pub enum EndpointSource {
+pub enum AddressSource {
     /// The operator set it.
     Configured,
     /// The node reported an address of its own interfaces.
@@ -214,7 +214,7 @@ mod tests {
 
     fn peer(name: &str, port: u16) -> Peer {
         let address = SocketAddr::from(([192, 0, 2, 1], port));
-        let endpoints = vec![Endpoint { address, source: EndpointSource::Reported }];
+        let endpoints = vec![NodeAddress { address, source: AddressSource::Reported }];
         Peer {
             name: name.parse().unwrap(),
             role: Role::Edge,

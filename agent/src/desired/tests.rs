@@ -2,7 +2,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use edge_ike::Secret;
-use edge_types::view::{Endpoint, EndpointSource, SegmentPrefix};
+use edge_types::view::{AddressSource, NodeAddress, SegmentPrefix};
 use edge_xfrm::{Action, Reqid};
 
 use super::*;
@@ -16,7 +16,7 @@ fn peer(name: &str, role: Role, address: &str, segments: &[&str], networks: &[&s
     Peer {
         name: name.parse().unwrap(),
         role,
-        endpoints: vec![Endpoint { address: address.parse().unwrap(), source: EndpointSource::Observed }],
+        endpoints: vec![NodeAddress { address: address.parse().unwrap(), source: AddressSource::Observed }],
         segments: segments.iter().map(|text| network(text)).collect(),
         networks: networks.iter().map(|text| network(text)).collect(),
         certificates_from: 0,
@@ -90,7 +90,7 @@ fn edge_with_two_peers() -> Membership {
 fn a_peer_is_not_looked_for_where_no_node_can_be_nor_at_more_than_eight_addresses() {
     let mut member = edge_with_two_peers();
     let view = Arc::make_mut(&mut member.view);
-    let endpoint = |text: &str| Endpoint { address: text.parse().unwrap(), source: EndpointSource::Reported };
+    let endpoint = |text: &str| NodeAddress { address: text.parse().unwrap(), source: AddressSource::Reported };
     view.peers[0].endpoints = [
         "127.0.0.1:4500",
         "[::1]:4500",

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use edge_types::view::SegmentPrefix;
-use edge_types::{Endpoint, EndpointSource, NodeName, NodeView, Peer, Role, ViewChange};
+use edge_types::{AddressSource, NodeAddress, NodeName, NodeView, Peer, Role, ViewChange};
 
 use crate::ca::Ca;
 use crate::endpoints::{self, is_reachable};
@@ -93,11 +93,11 @@ impl Common {
 
     /// Where a node may be found, likeliest first: what the operator says, what it says, where it
     /// was seen.
-    pub fn endpoints(&self, node: &NodeRecord) -> Vec<Endpoint> {
+    pub fn endpoints(&self, node: &NodeRecord) -> Vec<NodeAddress> {
         let configured = self.networks.hubs.get(&node.name).filter(|_| node.role == Role::Hub);
         let configured = configured.into_iter().flat_map(|hub| &hub.endpoints);
-        let mut endpoints: Vec<Endpoint> =
-            configured.map(|address| Endpoint { address: *address, source: EndpointSource::Configured }).collect();
+        let mut endpoints: Vec<NodeAddress> =
+            configured.map(|address| NodeAddress { address: *address, source: AddressSource::Configured }).collect();
         for endpoint in self.said(node) {
             if !endpoints.iter().any(|known| known.address == endpoint.address) {
                 endpoints.push(endpoint);
@@ -108,11 +108,12 @@ impl Common {
 
     /// Where it may be found by its own word and its Node's, as far as that is passed on; where it
     /// was seen is among it.
-    fn said(&self, node: &NodeRecord) -> Vec<Endpoint> {
-        let reachable = |endpoint: &Endpoint| is_reachable(&endpoint.address.ip(), self.networks.tunnelled(node.role));
-        let mut said: Vec<Endpoint> = node.endpoints().into_iter().filter(reachable).collect();
+    fn said(&self, node: &NodeRecord) -> Vec<NodeAddress> {
+        let reachable =
+            |endpoint: &NodeAddress| is_reachable(&endpoint.address.ip(), self.networks.tunnelled(node.role));
+        let mut said: Vec<NodeAddress> = node.endpoints().into_iter().filter(reachable).collect();
         if said.len() > endpoints::MOST {
-            let seen = said.last().cloned().filter(|last| last.source == EndpointSource::Observed);
+            let seen = said.last().cloned().filter(|last| last.source == AddressSource::Observed);
             said.truncate(endpoints::MOST - usize::from(seen.is_some()));
             said.extend(seen);
         }

@@ -13,7 +13,7 @@ use edge_controller_domain::registry::{Registry, StateGuard};
 use edge_controller_domain::segments::Conflicts;
 use edge_controller_domain::state::{CommunityRecord, Key, NodeRecord};
 use edge_controller_domain::tunnel_reports::{TunnelReports, UnseenReports};
-use edge_types::{Endpoint, NodeName};
+use edge_types::{NodeAddress, NodeName};
 use futures_util::StreamExt;
 use futures_util::stream;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
@@ -41,7 +41,7 @@ const COMPLETE: &str = "Complete";
 const PAGE: u32 = 500;
 
 /// Computes the addresses that a node's peers get.
-pub type EndpointsOf = Box<dyn Fn(&NodeRecord) -> Vec<Endpoint> + Send + Sync>;
+pub type EndpointsOf = Box<dyn Fn(&NodeRecord) -> Vec<NodeAddress> + Send + Sync>;
 
 /// What statuses are made of.
 pub struct Sources {

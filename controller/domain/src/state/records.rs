@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 
 use edge_types::name::{NameError, communities_of_labels};
-use edge_types::{Communities, Community, Endpoint, EndpointSource, IpNetwork, NodeName, Role};
+use edge_types::{AddressSource, Communities, Community, IpNetwork, NodeAddress, NodeName, Role};
 use serde::{Deserialize, Serialize};
 
 use crate::clock::Seconds;
@@ -302,21 +302,20 @@ impl NodeRecord {
     /// The addresses at which peers may find it: those that the operator sets, those that it
     /// reported, then the one at which the controller saw it. Empty before its first report, since
     /// its port is not known.
-    pub fn endpoints(&self) -> Vec<Endpoint> {
+    pub fn endpoints(&self) -> Vec<NodeAddress> {
         if self.port == 0 {
             return Vec::new();
         }
         let public = self.object.iter().flat_map(|object| &object.public_addresses);
-        let public =
-            public.map(|at| (SocketAddr::new(at.ip, at.port.unwrap_or(self.port)), EndpointSource::Configured));
+        let public = public.map(|at| (SocketAddr::new(at.ip, at.port.unwrap_or(self.port)), AddressSource::Configured));
         let at = |source| move |ip: &IpAddr| (SocketAddr::new(*ip, self.port), source);
         let all = public
-            .chain(self.reported.iter().map(at(EndpointSource::Reported)))
-            .chain(self.observed.iter().map(at(EndpointSource::Observed)));
-        let mut endpoints: Vec<Endpoint> = Vec::new();
+            .chain(self.reported.iter().map(at(AddressSource::Reported)))
+            .chain(self.observed.iter().map(at(AddressSource::Observed)));
+        let mut endpoints: Vec<NodeAddress> = Vec::new();
         for (address, source) in all {
             if !endpoints.iter().any(|known| known.address == address) {
-                endpoints.push(Endpoint { address, source });
+                endpoints.push(NodeAddress { address, source });
             }
         }
         endpoints

@@ -10,7 +10,7 @@ use edge_types::api::{
     AuthorityInfo, AuthorityState, CommunityInfo, CommunityMembers, LabelsPatch, NodeInfo, ReloadResponse, SegmentInfo,
     SegmentState, TokenCreated, TokenInfo, TokenRequest,
 };
-use edge_types::{EndpointSource, NodeName, Role};
+use edge_types::{AddressSource, NodeName, Role};
 use serde::Serialize;
 
 use super::archive;
@@ -212,7 +212,7 @@ fn show_nodes(nodes: &[NodeInfo]) -> anyhow::Result<()> {
 fn shared(nodes: &[NodeInfo]) -> BTreeMap<SocketAddr, Vec<&NodeName>> {
     let mut seen: BTreeMap<SocketAddr, Vec<&NodeName>> = BTreeMap::new();
     for node in nodes.iter().filter(|node| node.role == Role::Edge) {
-        for endpoint in node.endpoints.iter().filter(|endpoint| endpoint.source == EndpointSource::Observed) {
+        for endpoint in node.endpoints.iter().filter(|endpoint| endpoint.source == AddressSource::Observed) {
             seen.entry(endpoint.address).or_default().push(&node.name);
         }
     }
@@ -230,11 +230,11 @@ fn problems(node: &NodeInfo) -> Vec<String> {
 }
 
 fn show_node(node: &NodeInfo) -> anyhow::Result<()> {
-    let endpoint = |endpoint: &edge_types::Endpoint| {
+    let endpoint = |endpoint: &edge_types::NodeAddress| {
         let source = match endpoint.source {
-            EndpointSource::Configured => "configured",
-            EndpointSource::Reported => "reported",
-            EndpointSource::Observed => "observed",
+            AddressSource::Configured => "configured",
+            AddressSource::Reported => "reported",
+            AddressSource::Observed => "observed",
         };
         format!("{} ({source})", endpoint.address)
     };

@@ -2,7 +2,7 @@
 
 use crate::harness::{Cloud, kind};
 use edge_types::api::ViewEvent;
-use edge_types::{EndpointSource, NodeView};
+use edge_types::{AddressSource, NodeView};
 use hyper::Method;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
@@ -67,10 +67,10 @@ async fn endpoints_are_those_reported_and_the_one_that_was_seen() {
     ];
     assert_eq!(edge.report(&addresses, 4500).await.0, 204);
     let endpoints = stream.view().await.peers[0].endpoints.clone();
-    let said: Vec<(String, EndpointSource)> = endpoints.iter().map(|e| (e.address.to_string(), e.source)).collect();
+    let said: Vec<(String, AddressSource)> = endpoints.iter().map(|e| (e.address.to_string(), e.source)).collect();
     assert_eq!(
         said,
-        [("192.0.2.1:4500".into(), EndpointSource::Reported), ("[2001:db8::1]:4500".into(), EndpointSource::Reported),]
+        [("192.0.2.1:4500".into(), AddressSource::Reported), ("[2001:db8::1]:4500".into(), AddressSource::Reported),]
     );
     assert_eq!(kind(&edge.report(&["192.0.2.1"], 0).await), (422, "bad-value"));
     // A hub may well be in a network that it fronts.
