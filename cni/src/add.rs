@@ -16,7 +16,7 @@ use crate::net::{sysctl, veth};
 use crate::node_setup;
 use crate::pod_filter;
 use crate::request::{Attachment, Request};
-use crate::result::{Attached, Interface};
+use crate::result::{AddResult, Interface};
 use crate::segment::{self, PodAddress};
 
 /// How many times one ADD tries to take an address. It applies for another segment again where
@@ -46,7 +46,7 @@ pub(crate) fn add(config: &Config, request: &Request) -> Result<Value> {
         ));
     }
     let pod = Namespace::of_container(path)?;
-    let store = Store::create(config, veth::attached)?;
+    let store = Store::create(config, veth::count_attached)?;
     let mut links = Links::open()?;
     let attachment = &request.attachment;
 
@@ -56,19 +56,19 @@ pub(crate) fn add(config: &Config, request: &Request) -> Result<Value> {
     veth::create(&mut links, &bridge, &pod, attachment, mtu)?;
 
     // From here on a failure has something to undo.
-    let made = connect(config, request, &store, &mut links, &pod, segments);
+    let made = lease_and_configure(config, request, &store, &mut links, &pod, segments);
     let (addresses, stock, host, pod_link) = made.map_err(|error| undo(error, &store, &mut links, attachment))?;
     agent_client::report_stock(&config.agent_socket, stock);
     let interface = |link: Link| Interface { name: link.name, mac: link.mac, mtu: link.mtu };
     let sandbox = path.to_string_lossy().into_owned();
     let attached =
-        Attached { bridge: interface(bridge), host: interface(host), pod: interface(pod_link), sandbox, addresses };
+        AddResult { bridge: interface(bridge), host: interface(host), pod: interface(pod_link), sandbox, addresses };
     Ok(attached.to_json(config.version, config.dns.as_ref()))
 }
 
 /// Takes addresses, sets them on the pair of links that is in place, and announces them once the
 /// bridge forwards.
-fn connect(
+fn lease_and_configure(
     config: &Config,
     request: &Request,
     store: &Store,
@@ -77,7 +77,7 @@ fn connect(
     seen: SegmentsFile,
 ) -> Result<(Vec<PodAddress>, Vec<Stock>, Link, Link)> {
     let attachment = &request.attachment;
-    let (addresses, stock, segments) = take(config, request, store)?;
+    let (addresses, stock, segments) = lease_addresses(config, request, store)?;
     if segments != seen {
         // Another segment came meanwhile. Its gateway's address is not on the bridge yet, and the
         // guard does not include it.
@@ -94,47 +94,47 @@ fn connect(
 /// Ensures that each family has a free address. Applies for another segment where free addresses
 /// run short. Returns the segments.
 fn ensure_free(config: &Config, store: &Store, links: &mut Links, attachment: &Attachment) -> Result<SegmentsFile> {
-    let (segments, stock) = match look(config, store, attachment) {
-        Err(error) if error.code == Code::AlreadyAttached && end_leftover(store, links, attachment)? => {
-            look(config, store, attachment)?
+    let (segments, stock) = match read_stock(config, store, attachment) {
+        Err(error) if error.code == Code::AlreadyAttached && end_leftover_lease(store, links, attachment)? => {
+            read_stock(config, store, attachment)?
         }
-        looked => looked?,
+        read => read?,
     };
-    let short = short_of(config, segments.as_ref(), &stock);
+    let short = families_short_of_addresses(config, segments.as_ref(), &stock);
     if short.is_empty()
         && let Some(segments) = segments
     {
         return Ok(segments);
     }
     // A pod whose namespace vanished without a DEL still has its lease.
-    if reclaim(store, links)? > 0 {
-        let (segments, stock) = look(config, store, attachment)?;
+    if reclaim_vanished(store, links)? > 0 {
+        let (segments, stock) = read_stock(config, store, attachment)?;
         if let Some(segments) = segments
-            && short_of(config, Some(&segments), &stock).is_empty()
+            && families_short_of_addresses(config, Some(&segments), &stock).is_empty()
         {
             return Ok(segments);
         }
     }
     let outcome = agent_client::apply_for_segment(&config.agent_socket, short);
-    let (segments, stock) = look(config, store, attachment)?;
+    let (segments, stock) = read_stock(config, store, attachment)?;
     match segments {
         // The remaining addresses are enough for this pod, even if the application failed.
         Some(segments) if stock.iter().all(|stock| stock.free > 0) && !stock.is_empty() => Ok(segments),
-        Some(_) => Err(exhausted(&stock, outcome)),
+        Some(_) => Err(no_address_free(&stock, outcome)),
         None => Err(no_segments(outcome)),
     }
 }
 
 /// Reads segments and stock under one lock.
-fn look(config: &Config, store: &Store, attachment: &Attachment) -> Result<(Option<SegmentsFile>, Vec<Stock>)> {
+fn read_stock(config: &Config, store: &Store, attachment: &Attachment) -> Result<(Option<SegmentsFile>, Vec<Stock>)> {
     let ledger = store.lock()?;
-    refuse_second(&ledger, attachment)?;
+    refuse_second_add(&ledger, attachment)?;
     let segments = ledger.segments(config)?;
     let stock = segments.as_ref().map(|segments| ledger.stock(&segments.segments)).unwrap_or_default();
     Ok((segments, stock))
 }
 
-fn refuse_second(ledger: &Ledger, attachment: &Attachment) -> Result<()> {
+fn refuse_second_add(ledger: &Ledger, attachment: &Attachment) -> Result<()> {
     let Some(lease) = ledger.lease(attachment) else { return Ok(()) };
     let addresses: Vec<String> = lease.addresses.iter().map(ToString::to_string).collect();
     Err(Error::new(
@@ -145,7 +145,7 @@ fn refuse_second(ledger: &Ledger, attachment: &Attachment) -> Result<()> {
 
 /// The stock of families with fewer free addresses than the low-water mark. Without any segment, of
 /// all families that the cluster has.
-fn short_of(config: &Config, segments: Option<&SegmentsFile>, stock: &[Stock]) -> Vec<Stock> {
+fn families_short_of_addresses(config: &Config, segments: Option<&SegmentsFile>, stock: &[Stock]) -> Vec<Stock> {
     if segments.is_none_or(|segments| segments.segments.is_empty()) {
         let mut families = segment::families(&config.cluster_ranges);
         if families.is_empty() {
@@ -160,40 +160,44 @@ fn short_of(config: &Config, segments: Option<&SegmentsFile>, stock: &[Stock]) -
 }
 
 /// Ends the lease of this attachment if a DEL could not, since the disk was full or read-only.
-fn end_leftover(store: &Store, links: &mut Links, attachment: &Attachment) -> Result<bool> {
-    Ok(reclaim_of(store, links, |other| other == attachment)? > 0)
+fn end_leftover_lease(store: &Store, links: &mut Links, attachment: &Attachment) -> Result<bool> {
+    Ok(reclaim_chosen(store, links, |other| other == attachment)? > 0)
 }
 
 /// Ends the leases of which the host's end of the pair is gone. Returns how many.
-fn reclaim(store: &Store, links: &mut Links) -> Result<usize> {
-    reclaim_of(store, links, |_| true)
+fn reclaim_vanished(store: &Store, links: &mut Links) -> Result<usize> {
+    reclaim_chosen(store, links, |_| true)
 }
 
-/// As [`reclaim`], of the chosen attachments only. The host's end counts as present if its name or
-/// its alias is there. An ADD makes it before it takes an address, so a lease without it belongs to
-/// no pod.
-fn reclaim_of(store: &Store, links: &mut Links, chosen: impl Fn(&Attachment) -> bool) -> Result<usize> {
+/// As [`reclaim_vanished`], of the chosen attachments only. The host's end counts as present if its
+/// name or its alias is there. An ADD makes it before it takes an address, so a lease without it
+/// belongs to no pod.
+fn reclaim_chosen(store: &Store, links: &mut Links, chosen: impl Fn(&Attachment) -> bool) -> Result<usize> {
     let mut ledger = store.lock()?;
     let present = links.all()?;
     let ended = ledger.reclaim(|attachment, _| {
         let (name, alias) = (veth::host_name(attachment), veth::alias(attachment));
         chosen(attachment) && !present.iter().any(|link| link.name == name || link.alias == alias)
     })?;
-    pod_filter::forget(&ended);
+    pod_filter::remove_elements(&ended);
     ledger.commit()?;
     Ok(ended.len())
 }
 
 /// Leases an address of each family. Applies again where other ADDs were quicker to take the
 /// addresses that an application had brought.
-fn take(config: &Config, request: &Request, store: &Store) -> Result<(Vec<PodAddress>, Vec<Stock>, SegmentsFile)> {
+fn lease_addresses(
+    config: &Config,
+    request: &Request,
+    store: &Store,
+) -> Result<(Vec<PodAddress>, Vec<Stock>, SegmentsFile)> {
     let mut outcome = Outcome::Applied;
     for attempt in 0..ATTEMPTS {
         let mut ledger = store.lock()?;
-        refuse_second(&ledger, &request.attachment)?;
+        refuse_second_add(&ledger, &request.attachment)?;
         let segments = ledger.segments(config)?.ok_or_else(|| no_segments(outcome.clone()))?;
         let families = segment::families(&segments.segments);
-        let taken = ledger.take(request, &config.name, &segments.segments, &families)?;
+        let taken = ledger.lease_addresses(request, &config.name, &segments.segments, &families)?;
         let stock = ledger.stock(&segments.segments);
         if let Some(addresses) = taken {
             ledger.commit()?;
@@ -201,14 +205,17 @@ fn take(config: &Config, request: &Request, store: &Store) -> Result<(Vec<PodAdd
         }
         drop(ledger);
         if matches!(outcome, Outcome::Failed { .. }) || attempt + 1 == ATTEMPTS {
-            return Err(exhausted(&stock, outcome));
+            return Err(no_address_free(&stock, outcome));
         }
-        outcome = agent_client::apply_for_segment(&config.agent_socket, short_of(config, Some(&segments), &stock));
+        outcome = agent_client::apply_for_segment(
+            &config.agent_socket,
+            families_short_of_addresses(config, Some(&segments), &stock),
+        );
     }
     Err(no_segments(outcome))
 }
 
-fn exhausted(stock: &[Stock], outcome: Outcome) -> Error {
+fn no_address_free(stock: &[Stock], outcome: Outcome) -> Error {
     let all = |stock: &Stock| {
         let family = if stock.family == Family::V4 { "IPv4" } else { "IPv6" };
         format!("all {} {family} addresses of this node are taken", stock.leased)
@@ -244,7 +251,7 @@ fn undo(error: Error, store: &Store, links: &mut Links, attachment: &Attachment)
         // An ADD that was refused as a second one must not end the first one's lease.
         if error.code != Code::AlreadyAttached {
             let ended = ledger.end(attachment)?;
-            pod_filter::forget(std::slice::from_ref(attachment));
+            pod_filter::remove_elements(std::slice::from_ref(attachment));
             if ended.is_some() {
                 ledger.commit()?;
             }

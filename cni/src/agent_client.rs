@@ -28,10 +28,10 @@ pub(crate) enum Outcome {
 /// Applies for another segment of the families whose stock is given.
 pub(crate) fn apply_for_segment(socket: &Path, stock: Vec<Stock>) -> Outcome {
     let limit = Duration::from_secs(APPLICATION_TIMEOUT_SECONDS);
-    match ask(socket, &AgentRequest::ApplyForSegment { stock }, limit) {
+    match request(socket, &AgentRequest::ApplyForSegment { stock }, limit) {
         Ok(AgentResponse::Done) => Outcome::Applied,
         Ok(AgentResponse::Failed { reason, temporary }) => Outcome::Failed { reason, temporary },
-        Err(FrameError::Io(error)) => Outcome::Failed { reason: explain(socket, &error), temporary: true },
+        Err(FrameError::Io(error)) => Outcome::Failed { reason: explain_io_error(socket, &error), temporary: true },
         Err(error) => {
             let reason =
                 format!("the agent on {} answered what this edge-cni does not understand: {error}", socket.display());
@@ -44,54 +44,54 @@ pub(crate) fn apply_for_segment(socket: &Path, stock: Vec<Stock>) -> Outcome {
 pub(crate) fn report_stock(socket: &Path, stock: Vec<Stock>) {
     let deadline = Instant::now() + NOTICE_TIMEOUT;
     // The agent needs the stock to keep a spare segment, but the pod is up either way.
-    let _ = open(socket, deadline).and_then(|mut stream| {
+    let _ = connect_within(socket, deadline).and_then(|mut stream| {
         frame::write(&mut stream, &AgentRequest::AddressesTaken { stock }).map_err(io::Error::other)
     });
 }
 
 /// Whether the agent answers.
 pub(crate) fn answers(socket: &Path) -> bool {
-    matches!(ask(socket, &AgentRequest::Ping, PING_TIMEOUT), Ok(AgentResponse::Done))
+    matches!(request(socket, &AgentRequest::Ping, PING_TIMEOUT), Ok(AgentResponse::Done))
 }
 
-fn ask(socket: &Path, request: &AgentRequest, limit: Duration) -> Result<AgentResponse, FrameError> {
+fn request(socket: &Path, request: &AgentRequest, limit: Duration) -> Result<AgentResponse, FrameError> {
     let deadline = Instant::now() + limit;
-    let mut stream = open(socket, deadline)?;
+    let mut stream = connect_within(socket, deadline)?;
     frame::write(&mut stream, request)?;
-    frame::read(&mut Limited { stream, deadline })
+    frame::read(&mut DeadlineReader { stream, deadline })
 }
 
 /// Connects. The time limit is set first, since connecting waits, too, where the listener's queue
 /// is full.
-fn open(socket: &Path, deadline: Instant) -> io::Result<UnixStream> {
+fn connect_within(socket: &Path, deadline: Instant) -> io::Result<UnixStream> {
     let address = SocketAddrUnix::new(socket)?;
     let fd = socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
-    set_socket_timeout(&fd, Timeout::Send, Some(left(deadline)?))?;
+    set_socket_timeout(&fd, Timeout::Send, Some(time_left(deadline)?))?;
     connect(&fd, &address)?;
     Ok(fd.into())
 }
 
 /// Reads until a deadline, even if the bytes come one at a time.
-struct Limited {
+struct DeadlineReader {
     stream: UnixStream,
     deadline: Instant,
 }
 
-impl Read for Limited {
+impl Read for DeadlineReader {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        self.stream.set_read_timeout(Some(left(self.deadline)?))?;
+        self.stream.set_read_timeout(Some(time_left(self.deadline)?))?;
         self.stream.read(buffer)
     }
 }
 
-fn left(deadline: Instant) -> io::Result<Duration> {
+fn time_left(deadline: Instant) -> io::Result<Duration> {
     match deadline.saturating_duration_since(Instant::now()) {
         Duration::ZERO => Err(io::ErrorKind::TimedOut.into()),
         left => Ok(left),
     }
 }
 
-fn explain(socket: &Path, error: &io::Error) -> String {
+fn explain_io_error(socket: &Path, error: &io::Error) -> String {
     let socket = socket.display();
     match error.kind() {
         io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => {

@@ -68,7 +68,7 @@ fn expected_addresses(result: &Value, ifname: &str) -> Result<Vec<IpAddr>> {
     Ok(addresses)
 }
 
-fn differs(what: String) -> Error {
+fn not_as_attached(what: String) -> Error {
     Error::new(Code::NotAsAttached, format!("{what}; delete the pod, so that it is attached again"))
 }
 
@@ -80,19 +80,19 @@ fn check_lease(
     attachment: &Attachment,
     expected: &[IpAddr],
 ) -> Result<(Vec<IpNetwork>, Option<String>)> {
-    let no_lease = || differs("there is no lease for it".into());
+    let no_lease = || not_as_attached("there is no lease for it".into());
     let ledger = Store::existing(config).ok_or_else(no_lease)?.lock()?;
     let lease = ledger.lease(attachment).ok_or_else(no_lease)?;
     if let Some(address) = expected.iter().find(|address| !lease.addresses.contains(address)) {
-        return Err(differs(format!("{address} is not leased to it")));
+        return Err(not_as_attached(format!("{address} is not leased to it")));
     }
     let all = ledger.segments(config)?.map(|file| file.segments).unwrap_or_default();
     let segment_of = |address: &IpAddr| {
         let segment = all.iter().find(|segment| segment.contains(*address)).copied();
-        segment.ok_or_else(|| differs(format!("{address} is in no segment of this node any more")))
+        segment.ok_or_else(|| not_as_attached(format!("{address} is in no segment of this node any more")))
     };
     let segments = expected.iter().map(segment_of).collect::<Result<_>>()?;
-    Ok((segments, pod_filter::lacks(config, links, &ledger, attachment)?))
+    Ok((segments, pod_filter::missing_elements(config, links, &ledger, attachment)?))
 }
 
 /// Compares bridge and host's end. Returns the MAC address that the bridge's filter expects of the
@@ -104,43 +104,45 @@ fn check_host(
     segments: &[IpNetwork],
 ) -> Result<Option<[u8; 6]>> {
     let name = veth::host_name(attachment);
-    let missing = |what: &str| differs(format!("{what} is missing on the host"));
+    let missing = |what: &str| not_as_attached(format!("{what} is missing on the host"));
     let bridge = links.find(&config.bridge)?.ok_or_else(|| missing(&format!("the bridge {}", config.bridge)))?;
     let host = links.find(&name)?.ok_or_else(|| missing(&format!("the host's end {name}")))?;
     if host.master != Some(bridge.index) {
-        return Err(differs(format!("{name} is not a port of {}", bridge.name)));
+        return Err(not_as_attached(format!("{name} is not a port of {}", bridge.name)));
     }
     if host.port_state != Some(BridgePortState::Forwarding) {
-        return Err(differs(format!("{name} does not forward; is it, or the pod's end, down?")));
+        return Err(not_as_attached(format!("{name} does not forward; is it, or the pod's end, down?")));
     }
     let present = links.addresses(&bridge)?;
     match segments.iter().map(segment::gateway).find(|gateway| !present.contains(gateway)) {
-        Some(gateway) => Err(differs(format!("the bridge {} has lost the gateway's address {gateway}", bridge.name))),
+        Some(gateway) => {
+            Err(not_as_attached(format!("the bridge {} has lost the gateway's address {gateway}", bridge.name)))
+        }
         None => Ok((host.mac == veth::host_mac(attachment)).then(|| veth::pod_mac(attachment))),
     }
 }
 
 fn check_pod(ifname: &str, expected: &[IpAddr], segments: &[IpNetwork], mac: Option<[u8; 6]>) -> Result<()> {
     let mut links = Links::open()?;
-    let link = links.find(ifname)?.ok_or_else(|| differs(format!("{ifname} is missing in the pod")))?;
+    let link = links.find(ifname)?.ok_or_else(|| not_as_attached(format!("{ifname} is missing in the pod")))?;
     if !link.up {
-        return Err(differs(format!("{ifname} is down")));
+        return Err(not_as_attached(format!("{ifname} is down")));
     }
     if mac.is_some_and(|mac| mac != link.mac) {
-        return Err(differs(format!(
+        return Err(not_as_attached(format!(
             "{ifname} has another MAC address, with which the bridge lets it send nothing (unfilteredPods excepts a pod that needs one)"
         )));
     }
     let present = links.addresses(&link)?;
     if let Some(address) = expected.iter().find(|address| !present.contains(address)) {
-        return Err(differs(format!("{ifname} has lost the address {address}")));
+        return Err(not_as_attached(format!("{ifname} has lost the address {address}")));
     }
     let routes = links.default_routes()?;
     let has = |gateway: &IpAddr| {
         routes.iter().any(|route| route.main && route.device == link.index && route.gateway == Some(*gateway))
     };
     match segments.iter().map(segment::gateway).find(|gateway| !has(gateway)) {
-        Some(gateway) => Err(differs(format!("the pod has lost its default route by {gateway}"))),
+        Some(gateway) => Err(not_as_attached(format!("the pod has lost its default route by {gateway}"))),
         None => Ok(()),
     }
 }

@@ -16,7 +16,7 @@ pub(crate) fn del(config: &Config, request: &Request) -> Result<()> {
     let attachment = std::slice::from_ref(&request.attachment);
     // The kernel frees elements in the background, and closing the socket waits for that. It gets
     // done while the pair is removed.
-    let mut filter = pod_filter::Forgetting::begin(attachment);
+    let mut filter = pod_filter::ElementRemoval::begin(attachment);
     veth::remove(&mut Links::open()?, &request.attachment)?;
     let released = release(config, request);
     // An ADD that made the table meanwhile has put the elements back, since there still was a

@@ -38,7 +38,7 @@ pub(crate) fn gc(config: &Config) -> Result<()> {
     let ended = ledger.reclaim(|attachment, lease| {
         lease.network == config.name && !valid.contains(attachment) && !stuck.contains(attachment)
     });
-    pod_filter::forget_vanished(&mut links);
+    pod_filter::remove_vanished(&mut links);
     match ended.and_then(|ended| if ended.is_empty() { Ok(()) } else { ledger.commit() }) {
         // The pods are off the bridge. An ADD ends their leases later.
         Err(error) if error.code == Code::Io => {

@@ -47,14 +47,14 @@ const NEEDED: &str = "; the kernel needs nf_tables with the family inet and conn
 
 /// Ensures that hosts outside do not reach the pods of this bridge, which must exist.
 pub(crate) fn ensure(links: &mut Links, config: &Config, segments: &SegmentsFile) -> Result<()> {
-    if is_open(config, segments) {
+    if all_sources_are_allowed(config, segments) {
         return Ok(());
     }
     let mut netlink = open()?;
-    if stands(&mut netlink, &AGENTS_TABLE)? {
+    if exists(&mut netlink, &AGENTS_TABLE)? {
         return Ok(());
     }
-    let present = nftables::elements(&mut netlink, &TABLE, BRIDGES).map_err(|error| failed(&error))?;
+    let present = nftables::elements(&mut netlink, &TABLE, BRIDGES).map_err(|error| kernel_error(&error))?;
     let key = interface_key(&config.bridge).to_vec();
     let add = || vec![TABLE.add_elements(BRIDGES, std::slice::from_ref(&key))];
     match present {
@@ -70,62 +70,62 @@ pub(crate) fn ensure(links: &mut Links, config: &Config, segments: &SegmentsFile
             }
         }
     }
-    .map_err(|error| failed(&error))?;
-    yield_to_agent(&mut netlink)
+    .map_err(|error| kernel_error(&error))?;
+    remove_if_agent_has_its_own(&mut netlink)
 }
 
 /// Makes the table anew by the present configuration, or removes it if it is not needed.
-pub(crate) fn renew(links: &mut Links, config: &Config, segments: &SegmentsFile) -> Result<()> {
+pub(crate) fn recreate(links: &mut Links, config: &Config, segments: &SegmentsFile) -> Result<()> {
     let mut netlink = open()?;
-    if is_open(config, segments) || stands(&mut netlink, &AGENTS_TABLE)? || bridges(links)?.is_empty() {
+    if all_sources_are_allowed(config, segments) || exists(&mut netlink, &AGENTS_TABLE)? || bridges(links)?.is_empty() {
         return remove(&mut netlink);
     }
     let messages = [TABLE.create_anew().to_vec(), content(links, config, segments)?].concat();
-    transact(&mut netlink, messages).map_err(|error| failed(&error))?;
-    yield_to_agent(&mut netlink)
+    transact(&mut netlink, messages).map_err(|error| kernel_error(&error))?;
+    remove_if_agent_has_its_own(&mut netlink)
 }
 
 /// Fails if the table cannot be made; for STATUS. It changes nothing, since the kernel rolls the
 /// attempt back.
-pub(crate) fn require(links: &mut Links, config: &Config, segments: Option<&SegmentsFile>) -> Result<()> {
-    let Some(segments) = segments.filter(|segments| !is_open(config, segments)) else { return Ok(()) };
+pub(crate) fn dry_run(links: &mut Links, config: &Config, segments: Option<&SegmentsFile>) -> Result<()> {
+    let Some(segments) = segments.filter(|segments| !all_sources_are_allowed(config, segments)) else { return Ok(()) };
     let mut netlink = open()?;
-    if stands(&mut netlink, &AGENTS_TABLE)? {
+    if exists(&mut netlink, &AGENTS_TABLE)? {
         return Ok(());
     }
     let messages = [TABLE.create_anew().to_vec(), content(links, config, segments)?].concat();
     let tried = netlink.transaction("NFT_MSG_NEWTABLE", wire::begin(), messages, None);
-    tried.map_err(|error| failed(&error))
+    tried.map_err(|error| kernel_error(&error))
 }
 
 /// Whether the operator lets all sources reach pods, in each family that pods have.
-fn is_open(config: &Config, segments: &SegmentsFile) -> bool {
+fn all_sources_are_allowed(config: &Config, segments: &SegmentsFile) -> bool {
     let all = |ipv4| config.lan_to_pods.iter().any(|network| network.prefix() == 0 && network.is_ipv4() == ipv4);
     segment::families(&segments.segments).into_iter().all(|family| all(family == edge_types::api::Family::V4))
 }
 
 /// Removes the table if the agent has made its own meanwhile. Each makes its table before it looks
 /// for the other's, so one of them sees both.
-fn yield_to_agent(netlink: &mut Netlink) -> Result<()> {
-    if stands(netlink, &AGENTS_TABLE)? { remove(netlink) } else { Ok(()) }
+fn remove_if_agent_has_its_own(netlink: &mut Netlink) -> Result<()> {
+    if exists(netlink, &AGENTS_TABLE)? { remove(netlink) } else { Ok(()) }
 }
 
 fn remove(netlink: &mut Netlink) -> Result<()> {
     match transact(netlink, vec![TABLE.delete()]) {
-        Err(error) if error.errno() != Some(libc::ENOENT) => Err(failed(&error)),
+        Err(error) if error.errno() != Some(libc::ENOENT) => Err(kernel_error(&error)),
         _ => Ok(()),
     }
 }
 
 fn open() -> Result<Netlink> {
-    Netlink::open(netlink_sys::protocols::NETLINK_NETFILTER).map_err(|error| failed(&error))
+    Netlink::open(netlink_sys::protocols::NETLINK_NETFILTER).map_err(|error| kernel_error(&error))
 }
 
-fn stands(netlink: &mut Netlink, table: &Table) -> Result<bool> {
+fn exists(netlink: &mut Netlink, table: &Table) -> Result<bool> {
     match netlink.get::<_, wire::Message>("NFT_MSG_GETTABLE", table.get()) {
         Ok(_) => Ok(true),
         Err(error) if error.errno() == Some(libc::ENOENT) => Ok(false),
-        Err(error) => Err(failed(&error)),
+        Err(error) => Err(kernel_error(&error)),
     }
 }
 
@@ -174,7 +174,7 @@ fn rules(sources: &[IpNetwork]) -> Vec<Rule> {
     rule(TO_PODS, vec![bridge(Meta::InputName), accept()]);
     rule(TO_PODS, vec![connection(Connection::Status, DST_NAT), accept()]);
     for source in sources {
-        rule(TO_PODS, vec![comes_from(source), accept()]);
+        rule(TO_PODS, vec![source_in(source), accept()]);
     }
     rule(TO_PODS, vec![vec![Expression::Counter, Expression::Verdict(Verdict::Drop)]]);
     rules
@@ -194,7 +194,7 @@ fn connection(key: Connection, bits: u32) -> Vec<Expression> {
     vec![Expression::Connection(key), Expression::Mask(bits.to_ne_bytes().to_vec()), zero]
 }
 
-fn comes_from(network: &IpNetwork) -> Vec<Expression> {
+fn source_in(network: &IpNetwork) -> Vec<Expression> {
     let [ipv4, ipv6] = NFPROTO;
     let (family, offset, first, last) = match (network.network(), network.broadcast()) {
         (IpAddr::V4(first), IpAddr::V4(last)) => (ipv4, 12, first.octets().to_vec(), last.octets().to_vec()),
@@ -216,7 +216,7 @@ fn comes_from(network: &IpNetwork) -> Vec<Expression> {
     ]
 }
 
-fn failed(error: &netlink::Error) -> Error {
+fn kernel_error(error: &netlink::Error) -> Error {
     let hint = match error.errno() {
         Some(libc::EPERM) => "; edge-cni must run as root with CAP_NET_ADMIN, and no other program may own that table",
         Some(libc::EAFNOSUPPORT | libc::EOPNOTSUPP | libc::EPROTONOSUPPORT | libc::EINVAL | libc::ENOENT) => NEEDED,

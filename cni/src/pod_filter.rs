@@ -36,7 +36,7 @@ pub(crate) fn admit(
         // This is the first pod since the boot, or something removed the table. Make it with all
         // attached pods. The lock keeps another ADD from doing the same at the same time.
         let ledger = store.lock()?;
-        filter.ensure(&attached(config, &ledger, links)?)
+        filter.ensure(&attached_ports(config, &ledger, links)?)
     });
     match admitted {
         Ok(()) => Ok(true),
@@ -50,7 +50,7 @@ pub(crate) fn admit(
 
 /// Makes the filter anew with every attached pod, in place of any table that is there.
 pub(crate) fn restore(config: &Config, ledger: &Ledger, links: &mut Links) -> Result<()> {
-    let ports = attached(config, ledger, links)?;
+    let ports = attached_ports(config, ledger, links)?;
     match Filter::open().and_then(|mut filter| filter.replace(&ports)) {
         Err(error) if config.excepts(None) => {
             eprintln!("edge-cni: pods are attached without a filter, as unfilteredPods says: {error}");
@@ -59,34 +59,36 @@ pub(crate) fn restore(config: &Config, ledger: &Ledger, links: &mut Links) -> Re
         outcome => outcome?,
     }
     // An earlier release set its ports up in another way.
-    let others =
-        links.all()?.into_iter().filter(|link| !link.port_set && ports.iter().any(|port| port.name == link.name));
-    others.filter(|link| link.master.is_some()).try_for_each(|link| links.set_port(&link))
+    let others = links
+        .all()?
+        .into_iter()
+        .filter(|link| !link.port_configured && ports.iter().any(|port| port.name == link.name));
+    others.filter(|link| link.master.is_some()).try_for_each(|link| links.configure_port(&link))
 }
 
 /// Removes the elements of these attachments. A failure is reported on standard error and does no
 /// harm: only the same container gets a port of that name again.
-pub(crate) fn forget(ended: &[Attachment]) {
+pub(crate) fn remove_elements(ended: &[Attachment]) {
     let names: Vec<String> = ended.iter().map(veth::host_name).collect();
-    forget_ports(&names);
+    remove_ports(&names);
 }
 
 /// Removes the elements of ports while other work goes on.
 #[derive(Debug)]
-pub(crate) struct Forgetting {
+pub(crate) struct ElementRemoval {
     /// None where this kernel has no filter.
     filter: Option<Filter>,
     names: Vec<String>,
 }
 
-impl Forgetting {
+impl ElementRemoval {
     /// Removes the elements of these attachments. Failures are reported on standard error.
     pub(crate) fn begin(ended: &[Attachment]) -> Self {
         let names: Vec<String> = ended.iter().map(veth::host_name).collect();
         let filter = Filter::open().inspect_err(|error| eprintln!("edge-cni: {error}")).ok();
-        let mut forgetting = Self { filter, names };
-        forgetting.remove();
-        forgetting
+        let mut removal = Self { filter, names };
+        removal.remove();
+        removal
     }
 
     /// Removes elements that came back meanwhile; called when links and leases are gone.
@@ -107,7 +109,7 @@ impl Forgetting {
 }
 
 /// Removes the elements of ports that no longer exist.
-pub(crate) fn forget_vanished(links: &mut Links) {
+pub(crate) fn remove_vanished(links: &mut Links) {
     let vanished = Filter::open().and_then(|mut filter| {
         // Read in this order, since a port is made before its elements are added.
         let known = filter.ports()?;
@@ -115,12 +117,12 @@ pub(crate) fn forget_vanished(links: &mut Links) {
         Ok(known.into_iter().filter(|name| !present.contains(name)).collect::<Vec<_>>())
     });
     match vanished {
-        Ok(names) => forget_ports(&names),
+        Ok(names) => remove_ports(&names),
         Err(error) => eprintln!("edge-cni: {error}"),
     }
 }
 
-fn forget_ports(names: &[String]) {
+fn remove_ports(names: &[String]) {
     if names.is_empty() {
         return;
     }
@@ -131,17 +133,18 @@ fn forget_ports(names: &[String]) {
 
 /// What the filter lacks for a pod, in words. None where it has everything, or where the pod is
 /// excepted and there is no filter.
-pub(crate) fn lacks(
+pub(crate) fn missing_elements(
     config: &Config,
     links: &mut Links,
     ledger: &Ledger,
     attachment: &Attachment,
 ) -> Result<Option<String>> {
-    let Some(port) = attached(config, ledger, links)?.into_iter().find(|port| port.name == veth::host_name(attachment))
+    let Some(port) =
+        attached_ports(config, ledger, links)?.into_iter().find(|port| port.name == veth::host_name(attachment))
     else {
         return Ok(None);
     };
-    match Filter::open().and_then(|mut filter| filter.lacks(&port)) {
+    match Filter::open().and_then(|mut filter| filter.missing_for(&port)) {
         // An excepted pod needs no filter.
         Err(_) if port.unfiltered => Ok(None),
         outcome => outcome,
@@ -149,7 +152,7 @@ pub(crate) fn lacks(
 }
 
 /// The ports of all leases of which the host's end is there.
-fn attached(config: &Config, ledger: &Ledger, links: &mut Links) -> Result<Vec<Port>> {
+fn attached_ports(config: &Config, ledger: &Ledger, links: &mut Links) -> Result<Vec<Port>> {
     let present = links.all()?;
     let mut ports = Vec::new();
     let mut former = Vec::new();
@@ -167,7 +170,7 @@ fn attached(config: &Config, ledger: &Ledger, links: &mut Links) -> Result<Vec<P
     }
     let of_host: BTreeSet<Mac> = present.iter().map(|link| link.mac).collect();
     let known = || Filter::open().and_then(|mut filter| filter.macs()).unwrap_or_default();
-    let chosen = choose(&former, &ports, &of_host, known);
+    let chosen = macs_to_keep(&former, &ports, &of_host, known);
     for port in &mut ports {
         if let Some(mac) = chosen.get(&port.name) {
             port.mac = *mac;
@@ -191,7 +194,7 @@ struct EarlierPort {
 /// refused. Of two ports with the same address, the one keeps it that is in the filter with it
 /// already. The others get the address that follows from their attachment, so they can send
 /// nothing.
-fn choose(
+fn macs_to_keep(
     former: &[EarlierPort],
     ports: &[Port],
     of_host: &BTreeSet<Mac>,
@@ -247,7 +250,7 @@ mod tests {
                 mac,
             });
             let known = || known.iter().map(|(name, mac)| ((*name).to_owned(), *mac)).collect();
-            choose(&former, &ports, &of_host, known).into_iter().collect::<Vec<_>>()
+            macs_to_keep(&former, &ports, &of_host, known).into_iter().collect::<Vec<_>>()
         };
         let b = ("b".to_owned(), neighbours);
         assert_eq!(choice(own, &[]), [("a".to_owned(), own), b.clone()]);

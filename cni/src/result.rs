@@ -17,7 +17,7 @@ pub(crate) struct Interface {
 
 /// What an ADD has made.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Attached {
+pub(crate) struct AddResult {
     pub(crate) bridge: Interface,
     /// The veth's end on the host.
     pub(crate) host: Interface,
@@ -28,7 +28,7 @@ pub(crate) struct Attached {
     pub(crate) addresses: Vec<PodAddress>,
 }
 
-impl Attached {
+impl AddResult {
     /// The result as JSON.
     pub(crate) fn to_json(&self, version: Version, dns: Option<&Value>) -> Value {
         let interface = |interface: &Interface, sandbox: Option<&str>| {
@@ -78,9 +78,9 @@ impl Attached {
 mod tests {
     use super::*;
 
-    fn attached() -> Attached {
+    fn attached() -> AddResult {
         let interface = |name: &str, last| Interface { name: name.into(), mac: [2, 0, 0, 0, 0, last], mtu: 1400 };
-        Attached {
+        AddResult {
             bridge: interface("ecni0", 1),
             host: interface("ecnih", 2),
             pod: interface("eth0", 3),

@@ -18,15 +18,15 @@ use crate::{cluster_ranges, ingress, obstacles};
 /// passes as pods go, and the ADD reports it.
 pub(crate) fn status(config: &Config) -> Result<()> {
     let unavailable = |error: Error| Error { code: Code::NotAvailable, ..error };
-    let ledger = Store::create(config, veth::attached).and_then(|store| store.lock());
+    let ledger = Store::create(config, veth::count_attached).and_then(|store| store.lock());
     let segments = ledger.and_then(|ledger| ledger.require_writable().and_then(|()| ledger.segments(config)));
     let segments = segments.map_err(unavailable)?;
     let mut links = Links::open().map_err(unavailable)?;
     cluster_ranges::refuse_cutting_off_this_host(&mut links, config, segments.as_ref()).map_err(unavailable)?;
     if !config.excepts(None) {
-        Filter::open().and_then(|mut filter| filter.require()).map_err(unavailable)?;
+        Filter::open().and_then(|mut filter| filter.dry_run()).map_err(unavailable)?;
     }
-    ingress::require(&mut links, config, segments.as_ref()).map_err(unavailable)?;
+    ingress::dry_run(&mut links, config, segments.as_ref()).map_err(unavailable)?;
     let (bypasses, minor): (Vec<_>, Vec<_>) = obstacles::find(&mut links, config, segments.as_ref())
         .map_err(unavailable)?
         .into_iter()

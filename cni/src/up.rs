@@ -21,7 +21,7 @@ pub(crate) const DEFAULT_CONFLIST: &str = "/etc/cni/net.d/10-edge-cni.conflist";
 /// configuration, or a list of plugins with ours in it.
 pub(crate) fn up(path: &Path) -> Result<Value> {
     let config = config_of(path)?;
-    let store = Store::create(&config, veth::attached)?;
+    let store = Store::create(&config, veth::count_attached)?;
     let ledger = store.lock()?;
     let mut links = Links::open()?;
     // First, so that pods cannot pose as others even if the rest fails.
@@ -35,7 +35,7 @@ pub(crate) fn up(path: &Path) -> Result<Value> {
     let stock = ledger.stock(&segments.segments);
     drop(ledger);
     node_setup::ensure(&mut links, &config, &segments)?;
-    ingress::renew(&mut links, &config, &segments)?;
+    ingress::recreate(&mut links, &config, &segments)?;
     restored?;
     let gateways: Vec<String> = segments.segments.iter().map(|segment| segment::gateway(segment).to_string()).collect();
     let obstacles = obstacles::find(&mut links, &config, Some(&segments))?;
@@ -47,9 +47,9 @@ pub(crate) fn up(path: &Path) -> Result<Value> {
 /// agent does. `edge-agent down` runs it after it has removed its own table.
 pub(crate) fn ingress(path: &Path) -> Result<Value> {
     let config = config_of(path)?;
-    let segments = Store::create(&config, veth::attached)?.lock()?.segments(&config)?;
+    let segments = Store::create(&config, veth::count_attached)?.lock()?.segments(&config)?;
     if let Some(segments) = segments {
-        ingress::renew(&mut Links::open()?, &config, &segments)?;
+        ingress::recreate(&mut Links::open()?, &config, &segments)?;
     }
     Ok(json!({}))
 }

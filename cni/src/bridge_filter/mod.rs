@@ -70,10 +70,10 @@ impl Filter {
     /// version.
     pub(crate) fn add(&mut self, ports: &[Port]) -> Result<bool> {
         for some in ports.chunks(PORTS_AT_ONCE) {
-            match self.transact("NFT_MSG_NEWSETELEM", change(&elements_of(some), Table::add_elements)) {
+            match self.transact("NFT_MSG_NEWSETELEM", element_messages(&elements_of(some), Table::add_elements)) {
                 Ok(()) => {}
                 Err(error) if error.errno() == Some(libc::ENOENT) => return Ok(false),
-                Err(error) => return Err(failed("let a pod send through the bridge's filter", &error)),
+                Err(error) => return Err(kernel_error("let a pod send through the bridge's filter", &error)),
             }
         }
         Ok(true)
@@ -87,41 +87,41 @@ impl Filter {
         if self.elements(Set::Ports)?.is_some() && self.add(ports)? {
             return Ok(());
         }
-        match self.make(ports, vec![TABLE.create()]) {
+        match self.create(ports, vec![TABLE.create()]) {
             Err(error) if error.errno() == Some(libc::EEXIST) => self.replace(ports),
-            made => made.map_err(|error| not_made(&error)),
+            made => made.map_err(|error| cannot_make(&error)),
         }
     }
 
     /// Replaces the table, of which someone may have changed the rules, by a new one with these
     /// ports, which must be all attached ones. Only one process may call this at a time.
     pub(crate) fn replace(&mut self, ports: &[Port]) -> Result<()> {
-        self.make(ports, TABLE.create_anew().into()).map_err(|error| not_made(&error))
+        self.create(ports, TABLE.create_anew().into()).map_err(|error| cannot_make(&error))
     }
 
     /// Fails if the next pod's elements could not be added; for STATUS. It changes nothing, since
     /// the kernel rolls the attempt back.
-    pub(crate) fn require(&mut self) -> Result<()> {
+    pub(crate) fn dry_run(&mut self) -> Result<()> {
         let (make, _) = TABLE.create();
         // A table that exists may belong to another program.
         let messages = match self.elements(Set::Ports)? {
             Some(_) => vec![(make, NLM_F_CREATE)],
-            None => TABLE.create_anew().into_iter().chain(content()).collect(),
+            None => TABLE.create_anew().into_iter().chain(content_messages()).collect(),
         };
         let tried = self.netlink.transaction("NFT_MSG_NEWTABLE", wire::begin(), messages, None);
-        tried.map_err(|error| not_made(&error))
+        tried.map_err(|error| cannot_make(&error))
     }
 
-    fn make(&mut self, ports: &[Port], mut messages: Vec<(wire::Message, u16)>) -> Result<(), netlink::Error> {
-        messages.extend(content());
+    fn create(&mut self, ports: &[Port], mut messages: Vec<(wire::Message, u16)>) -> Result<(), netlink::Error> {
+        messages.extend(content_messages());
         // In the same transaction, so that attached pods are not cut off.
         let (first, rest) = ports.split_at(ports.len().min(PORTS_AT_ONCE));
-        messages.extend(change(&elements_of(first), Table::add_elements));
+        messages.extend(element_messages(&elements_of(first), Table::add_elements));
         self.transact("NFT_MSG_NEWTABLE", messages)?;
         let chunks = rest.chunks(PORTS_AT_ONCE);
         chunks
             .map(elements_of)
-            .try_for_each(|some| self.transact("NFT_MSG_NEWSETELEM", change(&some, Table::add_elements)))
+            .try_for_each(|some| self.transact("NFT_MSG_NEWSETELEM", element_messages(&some, Table::add_elements)))
     }
 
     /// Removes all elements of these ports. Without a table there are none.
@@ -143,7 +143,7 @@ impl Filter {
     }
 
     /// What a port lacks, in words, for CHECK. None if it has all elements.
-    pub(crate) fn lacks(&mut self, port: &Port) -> Result<Option<String>> {
+    pub(crate) fn missing_for(&mut self, port: &Port) -> Result<Option<String>> {
         for (set, keys) in elements_of(std::slice::from_ref(port)) {
             let Some(present) = self.elements(set)? else {
                 return Ok(Some("the bridge's filter, `table bridge edge-cni`, is gone".into()));
@@ -161,10 +161,10 @@ impl Filter {
         // elements.
         for _ in 0..REMOVE_ATTEMPTS {
             let elements = self.find(&gone)?;
-            match self.transact("NFT_MSG_DELSETELEM", change(&elements, Table::delete_elements)) {
+            match self.transact("NFT_MSG_DELSETELEM", element_messages(&elements, Table::delete_elements)) {
                 Ok(()) => return Ok(()),
                 Err(error) if error.errno() == Some(libc::ENOENT) => {}
-                Err(error) => return Err(failed("take a pod's elements from the bridge's filter", &error)),
+                Err(error) => return Err(kernel_error("take a pod's elements from the bridge's filter", &error)),
             }
         }
         Err(Error::new(
@@ -194,7 +194,7 @@ impl Filter {
     /// The keys in a set. None if there is no table of this version.
     fn elements(&mut self, set: Set) -> Result<Option<Vec<Vec<u8>>>> {
         nftables::elements(&mut self.netlink, &TABLE, set.name())
-            .map_err(|error| failed("read the bridge's filter, `table bridge edge-cni`", &error))
+            .map_err(|error| kernel_error("read the bridge's filter, `table bridge edge-cni`", &error))
     }
 
     fn transact(&mut self, request: &'static str, messages: Vec<(wire::Message, u16)>) -> Result<(), netlink::Error> {
@@ -203,7 +203,7 @@ impl Filter {
 }
 
 /// The messages for the table's content without elements.
-fn content() -> Vec<(wire::Message, u16)> {
+fn content_messages() -> Vec<(wire::Message, u16)> {
     let chains = table::CHAINS.iter().map(|(name, base)| TABLE.new_chain(name, base.as_ref()));
     let sets = Set::ALL.into_iter().map(|set| TABLE.new_set(&set.definition()));
     chains.chain(sets).chain(table::rules().iter().map(|rule| TABLE.new_rule(rule))).collect()
@@ -243,7 +243,7 @@ fn elements_of(ports: &[Port]) -> Elements {
     elements
 }
 
-fn change(
+fn element_messages(
     elements: &Elements,
     message: impl Fn(&Table, &str, &[Vec<u8>]) -> (wire::Message, u16),
 ) -> Vec<(wire::Message, u16)> {
@@ -251,11 +251,11 @@ fn change(
     each.map(|(set, some)| message(&TABLE, set, some)).collect()
 }
 
-fn not_made(error: &netlink::Error) -> Error {
-    failed("make the bridge's filter, `table bridge edge-cni`", error)
+fn cannot_make(error: &netlink::Error) -> Error {
+    kernel_error("make the bridge's filter, `table bridge edge-cni`", error)
 }
 
-fn failed(what: &str, error: &netlink::Error) -> Error {
+fn kernel_error(what: &str, error: &netlink::Error) -> Error {
     let hint = match error.errno() {
         Some(libc::EPERM) => {
             "; edge-cni must run as root with CAP_NET_ADMIN, and no other program may own `table bridge edge-cni`"

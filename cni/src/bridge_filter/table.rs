@@ -147,52 +147,52 @@ pub(super) fn rules() -> Vec<Rule> {
     // With hairpin mode a pod's own broadcasts and flooded frames would come back to it.
     rule("forward", vec![same_port(), not_for_us(), vec![Expression::Verdict(Verdict::Drop)]], None);
 
-    rule("pod", vec![input_name(), found(Set::Unfiltered), vec![accept.clone()]], None);
-    rule("pod", vec![port_and(Base::Link, 6, 6), absent(Set::Macs), drop_it()], Some("source MAC address"));
-    rule("pod", vec![link_local_group(), drop_it()], Some("group of bridges"));
+    rule("pod", vec![input_name(), in_set(Set::Unfiltered), vec![accept.clone()]], None);
+    rule("pod", vec![port_and(Base::Link, 6, 6), not_in_set(Set::Macs), count_and_drop()], Some("source MAC address"));
+    rule("pod", vec![link_local_group(), count_and_drop()], Some("group of bridges"));
     rule("pod", vec![ethertype(0x0806), goto("pod-arp")], None);
     rule("pod", vec![ethertype(0x0800), goto("pod-ipv4")], None);
     rule("pod", vec![ethertype(0x86dd), goto("pod-ipv6")], None);
     // A VLAN's tag is an ethertype, too.
-    rule("pod", vec![drop_it()], Some("neither ARP nor IP"));
+    rule("pod", vec![count_and_drop()], Some("neither ARP nor IP"));
 
     // RFC 826: Ethernet and IPv4, with addresses of 6 and 4 octets. The sender's addresses must be
     // the pod's.
-    let sender = [port_and(Base::Network, 8, 6), then(Base::Network, 14, 4), found(Set::Ipv4)].concat();
+    let sender = [port_and(Base::Network, 8, 6), then(Base::Network, 14, 4), in_set(Set::Ipv4)].concat();
     rule("pod-arp", vec![arp(&[0, 1, 8, 0], &[6, 4]), sender, vec![accept.clone()]], None);
     // RFC 5227 2.1.1: a probe comes from 0.0.0.0 and asks for the sender's own address.
-    let probe = [port_and(Base::Network, 8, 6), then(Base::Network, 24, 4), found(Set::Ipv4)].concat();
+    let probe = [port_and(Base::Network, 8, 6), then(Base::Network, 24, 4), in_set(Set::Ipv4)].concat();
     let from_nowhere = vec![payload(Base::Network, 14, 4), equals(&[0; 4])];
     rule("pod-arp", vec![arp(&[0, 1, 8, 0], &[6, 4, 0, 1]), from_nowhere, probe, vec![accept.clone()]], None);
-    rule("pod-arp", vec![drop_it()], Some("ARP sender"));
+    rule("pod-arp", vec![count_and_drop()], Some("ARP sender"));
 
-    rule("pod-ipv4", vec![layer4(UDP), transport(&[0, 67]), drop_it()], Some("DHCP server"));
+    rule("pod-ipv4", vec![layer4(UDP), transport(&[0, 67]), count_and_drop()], Some("DHCP server"));
     let igmp = vec![payload(Base::Network, 9, 1), equals(&[2])];
-    rule("pod-ipv4", vec![protocol(0x0800), igmp, transport(&[0x11]), drop_it()], Some("IGMP query"));
-    let source = [port_and(Base::Link, 6, 6), then(Base::Network, 12, 4), found(Set::Ipv4)].concat();
+    rule("pod-ipv4", vec![protocol(0x0800), igmp, transport(&[0x11]), count_and_drop()], Some("IGMP query"));
+    let source = [port_and(Base::Link, 6, 6), then(Base::Network, 12, 4), in_set(Set::Ipv4)].concat();
     rule("pod-ipv4", vec![protocol(0x0800), source, vec![accept.clone()]], None);
-    rule("pod-ipv4", vec![drop_it()], Some("IPv4 source"));
+    rule("pod-ipv4", vec![count_and_drop()], Some("IPv4 source"));
 
     for (kind, name) in [(134, "router advertisement"), (137, "redirect"), (130, "MLD query")] {
-        rule("pod-ipv6", vec![ethertype(0x86dd), icmpv6(kind), drop_it()], Some(name));
+        rule("pod-ipv6", vec![ethertype(0x86dd), icmpv6(kind), count_and_drop()], Some(name));
     }
-    rule("pod-ipv6", vec![layer4(UDP), transport(&[2, 35]), drop_it()], Some("DHCPv6 server"));
+    rule("pod-ipv6", vec![layer4(UDP), transport(&[2, 35]), count_and_drop()], Some("DHCPv6 server"));
     // RFC 4861 4.3, 4.4: the target comes after type, code, checksum and flags. Hosts ignore
     // fragments of these messages (RFC 6980).
     let target = || [port_and(Base::Transport, 8, 8), then(Base::Transport, 16, 8)].concat();
-    let foreign = [target(), absent(Set::Targets)].concat();
-    rule("pod-ipv6", vec![ethertype(0x86dd), icmpv6(136), foreign, drop_it()], Some("advertised address"));
-    let source = [port_and(Base::Link, 6, 6), then(Base::Network, 8, 16), found(Set::Ipv6)].concat();
+    let foreign = [target(), not_in_set(Set::Targets)].concat();
+    rule("pod-ipv6", vec![ethertype(0x86dd), icmpv6(136), foreign, count_and_drop()], Some("advertised address"));
+    let source = [port_and(Base::Link, 6, 6), then(Base::Network, 8, 16), in_set(Set::Ipv6)].concat();
     rule("pod-ipv6", vec![protocol(0x86dd), source, vec![accept.clone()]], None);
     // A pod has no address yet during duplicate address detection (RFC 4862 5.4.2) and in its
     // reports of groups (RFC 3590).
     let unspecified = || [protocol(0x86dd), vec![payload(Base::Network, 8, 16), equals(&[0; 16])]].concat();
-    let own = [target(), found(Set::Targets)].concat();
+    let own = [target(), in_set(Set::Targets)].concat();
     rule("pod-ipv6", vec![unspecified(), icmpv6(135), own, vec![accept.clone()]], None);
     for report in [131, 132, 143] {
         rule("pod-ipv6", vec![unspecified(), icmpv6(report), vec![accept.clone()]], None);
     }
-    rule("pod-ipv6", vec![drop_it()], Some("IPv6 source"));
+    rule("pod-ipv6", vec![count_and_drop()], Some("IPv6 source"));
     rules
 }
 
@@ -206,7 +206,7 @@ fn input_name() -> Vec<Expression> {
 
 fn same_port() -> Vec<Expression> {
     let output = Expression::Meta { key: Meta::OutputName, register: SECOND };
-    [input_name(), vec![output], found(Set::Ports)].concat()
+    [input_name(), vec![output], in_set(Set::Ports)].concat()
 }
 
 /// `PACKET_HOST` (`linux/if_packet.h`) marks a frame that was sent to the bridge's own MAC address.
@@ -267,15 +267,15 @@ fn equals(value: &[u8]) -> Expression {
     Expression::Compare { operation: Comparison::Equal, value: value.to_vec() }
 }
 
-fn found(set: Set) -> Vec<Expression> {
+fn in_set(set: Set) -> Vec<Expression> {
     vec![Expression::Lookup { set: set.name(), inverted: false }]
 }
 
-fn absent(set: Set) -> Vec<Expression> {
+fn not_in_set(set: Set) -> Vec<Expression> {
     vec![Expression::Lookup { set: set.name(), inverted: true }]
 }
 
-fn drop_it() -> Vec<Expression> {
+fn count_and_drop() -> Vec<Expression> {
     vec![Expression::Counter, Expression::Verdict(Verdict::Drop)]
 }
 

@@ -79,13 +79,13 @@ impl Leases {
         let lease = self.held.remove(attachment)?;
         for address in &lease.addresses {
             self.owners.remove(address);
-            self.note_freed(*address, now);
+            self.record_freed(*address, now);
         }
         Some(lease)
     }
 
     /// Records when an address was freed.
-    pub(super) fn note_freed(&mut self, address: IpAddr, at: u64) {
+    pub(super) fn record_freed(&mut self, address: IpAddr, at: u64) {
         self.frees += 1;
         self.freed.insert(address, (at, self.frees));
     }
@@ -110,7 +110,7 @@ impl Leases {
     /// The next address of a family to lease. It comes from the first segment that has an address
     /// which was never used or has cooled down. If none has, it is the address that was freed
     /// longest ago.
-    pub(super) fn choose(&self, segments: &[IpNetwork], family: Family, now: u64) -> Option<PodAddress> {
+    pub(super) fn next_address(&self, segments: &[IpNetwork], family: Family, now: u64) -> Option<PodAddress> {
         let of_family = || segments.iter().filter(|segment| Family::of(segment) == family);
         let longest_ago = |segment: &IpNetwork| {
             self.freed
@@ -147,8 +147,8 @@ mod tests {
         Lease { addresses: vec![address.parse().unwrap()], network: "pods".into(), pod: None }
     }
 
-    fn take(leases: &mut Leases, number: usize, segments: &[IpNetwork], now: u64) -> Option<String> {
-        let assigned = leases.choose(segments, Family::V4, now)?;
+    fn lease_next(leases: &mut Leases, number: usize, segments: &[IpNetwork], now: u64) -> Option<String> {
+        let assigned = leases.next_address(segments, Family::V4, now)?;
         leases.insert(attachment(number), lease(&assigned.address.to_string())).unwrap();
         Some(assigned.address.to_string())
     }
@@ -157,7 +157,7 @@ mod tests {
     fn addresses_are_given_in_order_until_none_is_left() {
         let segments = ["10.0.0.0/30".parse().unwrap(), "10.0.1.0/29".parse().unwrap()];
         let mut leases = Leases::default();
-        let given: Vec<String> = (0..).map_while(|number| take(&mut leases, number, &segments, 0)).collect();
+        let given: Vec<String> = (0..).map_while(|number| lease_next(&mut leases, number, &segments, 0)).collect();
         assert_eq!(given, ["10.0.0.2", "10.0.1.2", "10.0.1.3", "10.0.1.4", "10.0.1.5", "10.0.1.6"]);
         assert_eq!(leases.stock(&segments, Family::V4).free, 0);
         assert_eq!(leases.stock(&segments, Family::V6).free, 0);
@@ -168,16 +168,16 @@ mod tests {
         let segments = ["10.0.0.0/29".parse().unwrap(), "10.0.1.0/29".parse().unwrap()];
         let mut leases = Leases::default();
         for number in 0..5 {
-            take(&mut leases, number, &segments, 0);
+            lease_next(&mut leases, number, &segments, 0);
         }
         leases.remove(&attachment(3), 100);
         leases.remove(&attachment(1), 100);
         assert_eq!(leases.stock(&segments, Family::V4).free, 7);
         // Too early for 10.0.0.5, so the second segment is used.
-        assert_eq!(take(&mut leases, 10, &segments, 100 + COOL_DOWN_SECONDS - 1).unwrap(), "10.0.1.2");
+        assert_eq!(lease_next(&mut leases, 10, &segments, 100 + COOL_DOWN_SECONDS - 1).unwrap(), "10.0.1.2");
         // Cooled down, the address that was freed first comes first.
-        assert_eq!(take(&mut leases, 11, &segments, 100 + COOL_DOWN_SECONDS).unwrap(), "10.0.0.5");
-        assert_eq!(take(&mut leases, 12, &segments, 100 + COOL_DOWN_SECONDS).unwrap(), "10.0.0.3");
+        assert_eq!(lease_next(&mut leases, 11, &segments, 100 + COOL_DOWN_SECONDS).unwrap(), "10.0.0.5");
+        assert_eq!(lease_next(&mut leases, 12, &segments, 100 + COOL_DOWN_SECONDS).unwrap(), "10.0.0.3");
     }
 
     #[test]
@@ -185,13 +185,13 @@ mod tests {
         let segments = ["10.0.0.0/29".parse().unwrap()];
         let mut leases = Leases::default();
         for number in 0..5 {
-            take(&mut leases, number, &segments, 0);
+            lease_next(&mut leases, number, &segments, 0);
         }
         leases.remove(&attachment(4), 1);
         leases.remove(&attachment(0), 1);
-        assert_eq!(take(&mut leases, 10, &segments, 1).unwrap(), "10.0.0.6");
-        assert_eq!(take(&mut leases, 11, &segments, 1).unwrap(), "10.0.0.2");
-        assert_eq!(take(&mut leases, 12, &segments, 1), None);
+        assert_eq!(lease_next(&mut leases, 10, &segments, 1).unwrap(), "10.0.0.6");
+        assert_eq!(lease_next(&mut leases, 11, &segments, 1).unwrap(), "10.0.0.2");
+        assert_eq!(lease_next(&mut leases, 12, &segments, 1), None);
     }
 
     #[test]

@@ -25,7 +25,7 @@ use crate::request::{Attachment, Request};
 use crate::segment::{self, PodAddress};
 
 /// How long a process waits for the lock.
-const LOCK_PATIENCE: Duration = Duration::from_secs(15);
+const LOCK_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// The supported layout version of the segments' file.
 const SEGMENTS_VERSION: u32 = 1;
@@ -34,15 +34,15 @@ const SEGMENTS_VERSION: u32 = 1;
 #[derive(Debug, Clone)]
 pub(crate) struct Store {
     folder: PathBuf,
-    attached: Attached,
+    attached: CountAttached,
 }
 
 /// Counts the attached pods by their links. A new ledger is refused while there are any.
-pub(crate) type Attached = fn() -> Result<usize>;
+pub(crate) type CountAttached = fn() -> Result<usize>;
 
 impl Store {
     /// Opens the state directory, or makes it.
-    pub(crate) fn create(config: &Config, attached: Attached) -> Result<Self> {
+    pub(crate) fn create(config: &Config, attached: CountAttached) -> Result<Self> {
         let folder = config.state_dir.clone();
         fs::DirBuilder::new()
             .recursive(true)
@@ -63,7 +63,7 @@ impl Store {
         let lock = self.take_lock()?;
         journal::remove_leftovers(&self.folder);
         if !Journal::exists(&self.folder) {
-            self.refuse_to_forget()?;
+            self.refuse_new_ledger_with_pods()?;
         }
         let journal = Journal::open(&self.folder, &boot_id()?)?;
         Ok(Ledger { folder: self.folder.clone(), lock, journal })
@@ -71,7 +71,7 @@ impl Store {
 
     /// Fails if there are pods without a ledger: someone removed it, and a new one would lease
     /// their addresses to others.
-    fn refuse_to_forget(&self) -> Result<()> {
+    fn refuse_new_ledger_with_pods(&self) -> Result<()> {
         match (self.attached)()? {
             0 => Ok(()),
             count => Err(Error::new(
@@ -95,13 +95,13 @@ impl Store {
             other => other,
         };
         let file = file.context("open", &path)?;
-        lock_within(LOCK_PATIENCE, file, &path)
+        lock_within(LOCK_TIMEOUT, file, &path)
     }
 }
 
 /// Locks a file, or gives up. A process that holds it for so long is stuck, and more waiting
 /// processes would not help.
-fn lock_within(patience: Duration, file: File, path: &Path) -> Result<File> {
+fn lock_within(timeout: Duration, file: File, path: &Path) -> Result<File> {
     match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
         Ok(()) => return Ok(file),
         Err(Errno::WOULDBLOCK | Errno::INTR) => {}
@@ -114,12 +114,12 @@ fn lock_within(patience: Duration, file: File, path: &Path) -> Result<File> {
         // The receiver is gone if it took too long.
         let _ = locked.send(result.map(|()| file));
     });
-    match outcome.recv_timeout(patience) {
+    match outcome.recv_timeout(timeout) {
         Ok(result) => result.context("lock", path),
         Err(_) => Err(Error::new(
             Code::TryAgainLater,
             format!(
-                "another process has held {} for {patience:?}, which should take milliseconds; see `fuser -v {}`",
+                "another process has held {} for {timeout:?}, which should take milliseconds; see `fuser -v {}`",
                 path.display(),
                 path.display()
             ),
@@ -139,10 +139,10 @@ impl Ledger {
     /// The node's segments. The agent wrote them, or the configuration seeds them where the agent
     /// has not. None where there are none at all.
     pub(crate) fn segments(&self, config: &Config) -> Result<Option<SegmentsFile>> {
-        self.granted(config)?.map(|segments| for_this_kernel(segments, sysctl::has_ipv6())).transpose()
+        self.written_or_seeded(config)?.map(|segments| supported_by_kernel(segments, sysctl::has_ipv6())).transpose()
     }
 
-    fn granted(&self, config: &Config) -> Result<Option<SegmentsFile>> {
+    fn written_or_seeded(&self, config: &Config) -> Result<Option<SegmentsFile>> {
         let path = self.folder.join(SEGMENTS_FILE);
         if let Some(segments) = read_segments(&path)? {
             return Ok(Some(segments));
@@ -184,7 +184,7 @@ impl Ledger {
     }
 
     /// Leases one address of each family. None, and no lease, where a family has no address left.
-    pub(crate) fn take(
+    pub(crate) fn lease_addresses(
         &mut self,
         request: &Request,
         network: &str,
@@ -197,20 +197,20 @@ impl Ledger {
             return Ok(None);
         }
         for family in families {
-            match self.journal.leases().choose(segments, *family, now) {
+            match self.journal.leases().next_address(segments, *family, now) {
                 Some(address) => assigned.push(address),
                 None => return Ok(None),
             }
         }
         let addresses: Vec<IpAddr> = assigned.iter().map(|assigned| assigned.address).collect();
         let lease = Lease { addresses, network: network.to_owned(), pod: request.pod.clone() };
-        self.journal.lease(&request.attachment, lease)?;
+        self.journal.enter_lease(&request.attachment, lease)?;
         Ok(Some(assigned))
     }
 
     /// Ends the lease of an attachment and returns it; None where there is none.
     pub(crate) fn end(&mut self, attachment: &Attachment) -> Result<Option<Lease>> {
-        self.journal.end(attachment, seconds_since_boot()?)
+        self.journal.end_lease(attachment, seconds_since_boot()?)
     }
 
     /// Ends the leases of all attachments that are `gone`, and returns these attachments.
@@ -233,7 +233,7 @@ impl Ledger {
 }
 
 /// Leaves out IPv6 segments on a kernel without IPv6 (`ipv6.disable=1`): its pods have IPv4 alone.
-fn for_this_kernel(mut segments: SegmentsFile, has_ipv6: bool) -> Result<SegmentsFile> {
+fn supported_by_kernel(mut segments: SegmentsFile, has_ipv6: bool) -> Result<SegmentsFile> {
     if !has_ipv6 && !segments.segments.is_empty() {
         segments.segments.retain(IpNetwork::is_ipv4);
         if segments.segments.is_empty() {
@@ -343,15 +343,15 @@ mod tests {
         let both = segment::families(&segments);
         for number in 0..2 {
             let mut ledger = store.lock().unwrap();
-            let got = ledger.take(&request(number), "pods", &segments, &both).unwrap().unwrap();
+            let got = ledger.lease_addresses(&request(number), "pods", &segments, &both).unwrap().unwrap();
             assert_eq!(got.len(), 2);
             ledger.commit().unwrap();
         }
         let mut ledger = store.lock().unwrap();
-        assert_eq!(ledger.take(&request(9), "pods", &segments, &both).unwrap(), None);
+        assert_eq!(ledger.lease_addresses(&request(9), "pods", &segments, &both).unwrap(), None);
         assert_eq!(ledger.stock(&segments)[0], Stock { family: Family::V4, free: 3, leased: 2 });
         assert_eq!(ledger.reclaim(|attachment, _| attachment.container == "c0").unwrap().len(), 1);
-        assert!(ledger.take(&request(9), "pods", &segments, &both).unwrap().is_some());
+        assert!(ledger.lease_addresses(&request(9), "pods", &segments, &both).unwrap().is_some());
     }
 
     #[test]
@@ -371,12 +371,12 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("lock");
         let open = || File::options().create(true).append(true).open(&path).unwrap();
-        let held = lock_within(LOCK_PATIENCE, open(), &path).unwrap();
+        let held = lock_within(LOCK_TIMEOUT, open(), &path).unwrap();
         let error = lock_within(Duration::from_millis(20), open(), &path).unwrap_err();
         assert_eq!(error.code, Code::TryAgainLater);
         assert!(error.message.contains(path.to_str().unwrap()), "{error}");
         std::thread::scope(|scope| {
-            let waiting = scope.spawn(|| lock_within(LOCK_PATIENCE, open(), &path).is_ok());
+            let waiting = scope.spawn(|| lock_within(LOCK_TIMEOUT, open(), &path).is_ok());
             drop(held);
             assert!(waiting.join().unwrap());
         });
@@ -394,7 +394,8 @@ mod tests {
                     let (store, segments) = (&store, &segments);
                     scope.spawn(move || {
                         let mut ledger = store.lock().unwrap();
-                        let got = ledger.take(&request(number), "pods", segments, &[Family::V4]).unwrap().unwrap();
+                        let got =
+                            ledger.lease_addresses(&request(number), "pods", segments, &[Family::V4]).unwrap().unwrap();
                         ledger.commit().unwrap();
                         got[0].address
                     })

@@ -46,8 +46,8 @@ pub(crate) struct Link {
     pub(crate) master: Option<u32>,
     /// The spanning tree state, if it is a bridge's port.
     pub(crate) port_state: Option<BridgePortState>,
-    /// Whether it has the settings that [`Links::set_port`] makes.
-    pub(crate) port_set: bool,
+    /// Whether it has the settings that [`Links::configure_port`] makes.
+    pub(crate) port_configured: bool,
     /// For a veth with its other end in another namespace: that end's index, and the ID that our
     /// namespace has for the other one.
     pub(crate) peer: Option<(u32, i32)>,
@@ -57,7 +57,7 @@ impl Links {
     /// Opens the socket in the thread's network namespace.
     pub(crate) fn open() -> Result<Self> {
         let netlink = Netlink::open(netlink_sys::protocols::NETLINK_ROUTE);
-        Ok(Self { netlink: netlink.map_err(|error| kernel("open a netlink socket", &error))? })
+        Ok(Self { netlink: netlink.map_err(|error| kernel_error("open a netlink socket", &error))? })
     }
 
     /// A link by its name.
@@ -69,7 +69,7 @@ impl Links {
             Ok(RouteNetlinkMessage::NewLink(message)) => Ok(Some(Link::read(&message))),
             Ok(_) => Ok(None),
             Err(error) if error.errno() == Some(libc::ENODEV) => Ok(None),
-            Err(error) => Err(kernel(&format!("read link {name}"), &error)),
+            Err(error) => Err(kernel_error(&format!("read link {name}"), &error)),
         }
     }
 
@@ -78,7 +78,7 @@ impl Links {
         let mut message = LinkMessage::default();
         message.attributes.push(LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats]));
         let found = self.netlink.dump("RTM_GETLINK", RouteNetlinkMessage::GetLink(message));
-        let links = found.map_err(|error| kernel("read all links", &error))?.into_iter();
+        let links = found.map_err(|error| kernel_error("read all links", &error))?.into_iter();
         let links = links.filter_map(|message| match message {
             RouteNetlinkMessage::NewLink(message) => Some(Link::read(&message)),
             _ => None,
@@ -92,7 +92,7 @@ impl Links {
         match self.netlink.execute("RTM_NEWLINK", RouteNetlinkMessage::NewLink(message), flags) {
             Ok(()) => Ok(true),
             Err(error) if error.errno() == Some(libc::EEXIST) => Ok(false),
-            Err(error) => Err(kernel(&format!("create {what}"), &error)),
+            Err(error) => Err(kernel_error(&format!("create {what}"), &error)),
         }
     }
 
@@ -101,7 +101,9 @@ impl Links {
         let mut message = LinkMessage::default();
         message.header.index = link.index;
         match self.netlink.execute("RTM_DELLINK", RouteNetlinkMessage::DelLink(message), 0) {
-            Err(error) if error.errno() != Some(libc::ENODEV) => Err(kernel(&format!("delete {}", link.name), &error)),
+            Err(error) if error.errno() != Some(libc::ENODEV) => {
+                Err(kernel_error(&format!("delete {}", link.name), &error))
+            }
             _ => Ok(()),
         }
     }
@@ -112,32 +114,32 @@ impl Links {
         message.header.index = link.index;
         message.header.flags = LinkFlags::Up;
         message.header.change_mask = LinkFlags::Up;
-        self.change(&format!("bring {} up", link.name), message)
+        self.set_link(&format!("bring {} up", link.name), message)
     }
 
     /// Gives a bridge's port an alias and the settings of pods' ports, and brings it up.
-    pub(crate) fn set_port_up(&mut self, link: &Link, alias: String, hairpin: bool) -> Result<()> {
+    pub(crate) fn bring_port_up(&mut self, link: &Link, alias: String, hairpin: bool) -> Result<()> {
         let mut message = LinkMessage::default();
         message.header.index = link.index;
         message.header.flags = LinkFlags::Up;
         message.header.change_mask = LinkFlags::Up;
         message.attributes.push(LinkAttribute::IfAlias(alias));
-        self.set_up_port(link, message, hairpin)
+        self.send_port_settings(link, message, hairpin)
     }
 
     /// Gives a port the settings of pods' ports.
-    pub(crate) fn set_port(&mut self, link: &Link) -> Result<()> {
+    pub(crate) fn configure_port(&mut self, link: &Link) -> Result<()> {
         let mut message = LinkMessage::default();
         message.header.index = link.index;
-        self.set_up_port(link, message, true)
+        self.send_port_settings(link, message, true)
     }
 
-    fn set_up_port(&mut self, link: &Link, mut message: LinkMessage, hairpin: bool) -> Result<()> {
+    fn send_port_settings(&mut self, link: &Link, mut message: LinkMessage, hairpin: bool) -> Result<()> {
         let data = LinkInfo::PortData(InfoPortData::BridgePort(port_settings(hairpin)));
         message.attributes.push(LinkAttribute::LinkInfo(vec![LinkInfo::PortKind(InfoPortKind::Bridge), data]));
         // RTM_SETLINK ignores a port's settings.
         let outcome = self.netlink.execute("RTM_NEWLINK", RouteNetlinkMessage::NewLink(message), 0);
-        outcome.map_err(|error| kernel(&format!("set {} up as a port of the bridge", link.name), &error))
+        outcome.map_err(|error| kernel_error(&format!("set {} up as a port of the bridge", link.name), &error))
     }
 
     /// Gives a link an alias.
@@ -145,7 +147,7 @@ impl Links {
         let mut message = LinkMessage::default();
         message.header.index = link.index;
         message.attributes.push(LinkAttribute::IfAlias(alias.to_owned()));
-        self.change(&format!("set the alias of {}", link.name), message)
+        self.set_link(&format!("set the alias of {}", link.name), message)
     }
 
     /// The MAC address of a veth's other end in another namespace. None where that end is gone.
@@ -159,7 +161,7 @@ impl Links {
             Ok(RouteNetlinkMessage::NewLink(message)) => Ok(Some(Link::read(&message).mac)),
             Ok(_) => Ok(None),
             Err(error) if error.errno() == Some(libc::ENODEV) => Ok(None),
-            Err(error) => Err(kernel(&format!("read the other end of {}", link.name), &error)),
+            Err(error) => Err(kernel_error(&format!("read the other end of {}", link.name), &error)),
         }
     }
 
@@ -168,12 +170,12 @@ impl Links {
         let mut message = LinkMessage::default();
         message.header.index = link.index;
         message.attributes.push(LinkAttribute::Address(mac.to_vec()));
-        self.change(&format!("set the MAC address of {}", link.name), message)
+        self.set_link(&format!("set the MAC address of {}", link.name), message)
     }
 
-    fn change(&mut self, what: &str, message: LinkMessage) -> Result<()> {
+    fn set_link(&mut self, what: &str, message: LinkMessage) -> Result<()> {
         let outcome = self.netlink.execute("RTM_SETLINK", RouteNetlinkMessage::SetLink(message), 0);
-        outcome.map_err(|error| kernel(what, &error))
+        outcome.map_err(|error| kernel_error(what, &error))
     }
 
     /// Addresses of a link.
@@ -181,7 +183,7 @@ impl Links {
         let mut message = AddressMessage::default();
         message.header.index = link.index;
         let found = self.netlink.dump("RTM_GETADDR", RouteNetlinkMessage::GetAddress(message));
-        let found = found.map_err(|error| kernel(&format!("read the addresses of {}", link.name), &error))?;
+        let found = found.map_err(|error| kernel_error(&format!("read the addresses of {}", link.name), &error))?;
         let addresses = found.into_iter().filter_map(|message| match message {
             RouteNetlinkMessage::NewAddress(message) if message.header.index == link.index => address_of(&message),
             _ => None,
@@ -205,7 +207,7 @@ impl Links {
         let flags = NLM_F_CREATE | NLM_F_EXCL;
         match self.netlink.execute("RTM_NEWADDR", RouteNetlinkMessage::NewAddress(message), flags) {
             Err(error) if error.errno() != Some(libc::EEXIST) => {
-                Err(kernel(&format!("give {} the address {address}/{prefix}", link.name), &error))
+                Err(kernel_error(&format!("give {} the address {address}/{prefix}", link.name), &error))
             }
             _ => Ok(()),
         }
@@ -235,7 +237,7 @@ impl Links {
                     link.name
                 ),
             )),
-            Err(error) => Err(kernel(&format!("add the default route by {gateway} over {}", link.name), &error)),
+            Err(error) => Err(kernel_error(&format!("add the default route by {gateway} over {}", link.name), &error)),
         }
     }
 }
@@ -244,18 +246,18 @@ impl Links {
     /// The default routes of all tables, one for each next hop.
     pub(crate) fn default_routes(&mut self) -> Result<Vec<DefaultRoute>> {
         let found = self.netlink.dump("RTM_GETROUTE", RouteNetlinkMessage::GetRoute(RouteMessage::default()));
-        let found = found.map_err(|error| kernel("read the routes", &error))?;
+        let found = found.map_err(|error| kernel_error("read the routes", &error))?;
         let routes = found.into_iter().filter_map(|message| match message {
             RouteNetlinkMessage::NewRoute(route) if route.header.destination_prefix_length == 0 => Some(route),
             _ => None,
         });
-        Ok(routes.flat_map(|route| ways_of(&route)).collect())
+        Ok(routes.flat_map(|route| next_hops_of(&route)).collect())
     }
 
     /// Addresses of all links, with the index of each.
     pub(crate) fn all_addresses(&mut self) -> Result<Vec<(u32, IpAddr)>> {
         let found = self.netlink.dump("RTM_GETADDR", RouteNetlinkMessage::GetAddress(AddressMessage::default()));
-        let found = found.map_err(|error| kernel("read all addresses", &error))?.into_iter();
+        let found = found.map_err(|error| kernel_error("read all addresses", &error))?.into_iter();
         let addresses = found.filter_map(|message| match message {
             RouteNetlinkMessage::NewAddress(message) => Some((message.header.index, address_of(&message)?)),
             _ => None,
@@ -278,7 +280,7 @@ pub(crate) struct DefaultRoute {
     pub(crate) main: bool,
 }
 
-fn ways_of(route: &RouteMessage) -> Vec<DefaultRoute> {
+fn next_hops_of(route: &RouteMessage) -> Vec<DefaultRoute> {
     let main = route.header.table == RouteHeader::RT_TABLE_MAIN;
     let gateway = |attributes: &[RouteAttribute]| {
         attributes.iter().find_map(|attribute| match attribute {
@@ -338,7 +340,7 @@ impl Link {
                 LinkInfo::Kind(InfoKind::Veth) => self.kind = "veth".into(),
                 LinkInfo::Kind(kind) => self.kind = kind.to_string(),
                 LinkInfo::PortData(InfoPortData::BridgePort(attributes)) => {
-                    self.port_set = port_settings(true).iter().all(|setting| attributes.contains(setting));
+                    self.port_configured = port_settings(true).iter().all(|setting| attributes.contains(setting));
                     self.port_state = attributes.iter().find_map(|attribute| match attribute {
                         InfoBridgePort::State(state) => Some(*state),
                         _ => None,
@@ -368,7 +370,7 @@ fn family(address: IpAddr) -> AddressFamily {
     if address.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 }
 }
 
-fn kernel(what: &str, error: &netlink::Error) -> Error {
+fn kernel_error(what: &str, error: &netlink::Error) -> Error {
     let hint = match error.errno() {
         Some(libc::EPERM) => "; edge-cni must run as root with CAP_NET_ADMIN",
         Some(libc::EOPNOTSUPP) => "; the kernel lacks what this needs (modules bridge, veth, dummy, ipv6)",

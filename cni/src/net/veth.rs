@@ -67,7 +67,7 @@ pub(crate) fn attachment_of(link: &Link) -> Option<Attachment> {
 }
 
 /// How many pods are attached to this host, by their links.
-pub(crate) fn attached() -> Result<usize> {
+pub(crate) fn count_attached() -> Result<usize> {
     Ok(Links::open()?.all()?.iter().filter(|link| attachment_of(link).is_some()).count())
 }
 
@@ -123,7 +123,7 @@ pub(crate) fn set_host_up(links: &mut Links, attachment: &Attachment, hairpin: b
     let link = links.find(&name)?.ok_or_else(|| vanished(&name))?;
     sysctl::ignore_router_advertisements(&name)?;
     sysctl::set_if_present(&format!("ipv6/conf/{name}/disable_ipv6"), "1")?;
-    links.set_port_up(&link, alias(attachment), hairpin)
+    links.bring_port_up(&link, alias(attachment), hairpin)
 }
 
 fn vanished(name: &str) -> Error {

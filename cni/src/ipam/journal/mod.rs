@@ -37,7 +37,7 @@ const MAX_FREED: usize = 4096;
 
 /// A journal is rewritten when it has more than this many lines beyond twice the lines of a
 /// rewritten one.
-const SLACK: usize = 256;
+const REWRITE_MARGIN: usize = 256;
 
 /// The open journal and the leases that its lines amount to. The holder of this value holds the
 /// store's lock.
@@ -49,12 +49,12 @@ pub(super) struct Journal {
     file: File,
     /// False on a read-only disk.
     writable: bool,
-    state: Replay,
+    state: JournalState,
 }
 
 /// What the lines of a journal amount to.
 #[derive(Debug, Clone, Default)]
-struct Replay {
+struct JournalState {
     leases: Leases,
     generation: u64,
     boot: String,
@@ -175,7 +175,7 @@ impl Journal {
 
     /// Makes an empty journal, the first of this boot.
     fn start(path: PathBuf, mark_path: PathBuf, boot: &str, generation: u64) -> Result<Self> {
-        let state = Replay { generation, boot: boot.into(), ..Replay::default() };
+        let state = JournalState { generation, boot: boot.into(), ..JournalState::default() };
         let (file, state) = rewrite(&path, boot, state)?;
         let writable = true;
         let journal = Self { path, mark_path, boot: boot.into(), file, writable, state };
@@ -194,7 +194,7 @@ impl Journal {
     }
 
     /// Enters a lease.
-    pub(super) fn lease(&mut self, attachment: &Attachment, lease: Lease) -> Result<()> {
+    pub(super) fn enter_lease(&mut self, attachment: &Attachment, lease: Lease) -> Result<()> {
         let entry = entry_of(attachment, &lease);
         let refused = |why| Error::new(Code::AlreadyAttached, format!("{why}; run DEL first"));
         self.state.leases.check(attachment, &lease).map_err(refused)?;
@@ -203,7 +203,7 @@ impl Journal {
     }
 
     /// Ends a lease and returns it; None where there is none. `now` is in seconds since the boot.
-    pub(super) fn end(&mut self, attachment: &Attachment, now: u64) -> Result<Option<Lease>> {
+    pub(super) fn end_lease(&mut self, attachment: &Attachment, now: u64) -> Result<Option<Lease>> {
         if self.state.leases.get(attachment).is_none() {
             return Ok(None);
         }
@@ -213,7 +213,7 @@ impl Journal {
 
     fn append(&mut self, entry: &str) -> Result<()> {
         self.require_writable()?;
-        let (line, chain) = line(self.state.chain, entry);
+        let (line, chain) = format_line(self.state.chain, entry);
         if let Err(error) = self.file.write_all_at(line.as_bytes(), self.state.length) {
             // The disk may be full. What got written of the line must not stay.
             let _ = self.file.set_len(self.state.length);
@@ -228,7 +228,7 @@ impl Journal {
     }
 
     fn write_mark(&self) -> io::Result<File> {
-        let Replay { generation, length, chain, .. } = self.state;
+        let JournalState { generation, length, chain, .. } = self.state;
         let mark = Mark { generation, length, chain, boot: self.boot.clone() };
         let file = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(&self.mark_path)?;
         file.write_all_at(mark.to_string().as_bytes(), 0)?;
@@ -240,7 +240,7 @@ impl Journal {
     pub(super) fn finish(mut self) -> File {
         let needed = self.state.leases.iter().count() + 2;
         // A full disk may have no room for another file. What was appended is in the old one.
-        if self.state.lines > 2 * needed + SLACK
+        if self.state.lines > 2 * needed + REWRITE_MARGIN
             && let Ok((file, state)) = rewrite(&self.path, &self.boot, self.state.clone())
         {
             self.file = file;
@@ -252,11 +252,11 @@ impl Journal {
 }
 
 /// Replaces the journal by one that holds the leases of `state` and no history.
-fn rewrite(path: &Path, boot: &str, state: Replay) -> Result<(File, Replay)> {
-    let mut next = Replay { generation: state.generation + 1, boot: boot.into(), ..Replay::default() };
+fn rewrite(path: &Path, boot: &str, state: JournalState) -> Result<(File, JournalState)> {
+    let mut next = JournalState { generation: state.generation + 1, boot: boot.into(), ..JournalState::default() };
     let mut text = String::new();
     let mut push = |entry: &str| {
-        let (line, chain) = line(next.chain, entry);
+        let (line, chain) = format_line(next.chain, entry);
         text += &line;
         next.chain = chain;
         next.lines += 1;
@@ -288,8 +288,8 @@ fn entry_of(attachment: &Attachment, lease: &Lease) -> String {
 
 /// Reads lines until the end or the first damaged one. Also returns the checksum at byte `stop`, if
 /// a line ends there.
-fn replay(bytes: &[u8], stop: Option<u64>) -> (Replay, Option<u32>, Option<Damage>) {
-    let mut state = Replay::default();
+fn replay(bytes: &[u8], stop: Option<u64>) -> (JournalState, Option<u32>, Option<Damage>) {
+    let mut state = JournalState::default();
     let mut chain_at_stop = None;
     for raw in bytes.split_inclusive(|byte| *byte == b'\n') {
         let number = state.lines + 1;
@@ -306,7 +306,7 @@ fn replay(bytes: &[u8], stop: Option<u64>) -> (Replay, Option<u32>, Option<Damag
     (state, chain_at_stop, damage)
 }
 
-fn read_line(state: &mut Replay, raw: &[u8], first: bool) -> Result<(), String> {
+fn read_line(state: &mut JournalState, raw: &[u8], first: bool) -> Result<(), String> {
     let text = raw.strip_suffix(b"\n").ok_or("the line is cut off")?;
     let text = std::str::from_utf8(text).map_err(|_| "the line is not text")?;
     let (sum, entry) = text.split_once(' ').ok_or("the line has no checksum")?;
@@ -315,13 +315,13 @@ fn read_line(state: &mut Replay, raw: &[u8], first: bool) -> Result<(), String> 
     if sum != chain {
         return Err(format!("the checksum is {sum:08x}, expected {chain:08x}"));
     }
-    apply(state, entry, first).ok_or_else(|| format!("the entry {entry:?} makes no sense"))??;
+    apply_entry(state, entry, first).ok_or_else(|| format!("the entry {entry:?} makes no sense"))??;
     state.chain = chain;
     Ok(())
 }
 
 /// Applies one entry. None where it does not have the form of an entry.
-fn apply(state: &mut Replay, entry: &str, first: bool) -> Option<Result<(), String>> {
+fn apply_entry(state: &mut JournalState, entry: &str, first: bool) -> Option<Result<(), String>> {
     if first {
         let mut words = entry.strip_prefix(MAGIC)?.split_ascii_whitespace();
         state.generation = words.next()?.parse().ok()?;
@@ -346,7 +346,7 @@ fn apply(state: &mut Replay, entry: &str, first: bool) -> Option<Result<(), Stri
         "~" => {
             for word in words {
                 let (address, at) = word.split_once('=')?;
-                state.leases.note_freed(address.parse().ok()?, at.parse().ok()?);
+                state.leases.record_freed(address.parse().ok()?, at.parse().ok()?);
             }
             Some(Ok(()))
         }
@@ -354,7 +354,7 @@ fn apply(state: &mut Replay, entry: &str, first: bool) -> Option<Result<(), Stri
     }
 }
 
-fn line(chain: u32, entry: &str) -> (String, u32) {
+fn format_line(chain: u32, entry: &str) -> (String, u32) {
     let chain = crc32(chain, entry.as_bytes());
     (format!("{chain:08x} {entry}\n"), chain)
 }

@@ -22,7 +22,7 @@ fn lease(number: usize) -> Lease {
 fn enter(folder: &Path, boot: &str, numbers: impl IntoIterator<Item = usize>) {
     let mut journal = Journal::open(folder, boot).unwrap();
     for number in numbers {
-        journal.lease(&attachment(number), lease(number)).unwrap();
+        journal.enter_lease(&attachment(number), lease(number)).unwrap();
     }
     journal.finish().sync_data().unwrap();
 }
@@ -45,8 +45,8 @@ fn leases_come_back_as_they_were() {
     let mut journal = Journal::open(folder.path(), BOOT).unwrap();
     assert_eq!(journal.leases().get(&attachment(2)), Some(&lease(2)));
     assert_eq!(journal.leases().get(&attachment(3)), Some(&lease(3)));
-    assert_eq!(journal.end(&attachment(2), 7).unwrap(), Some(lease(2)));
-    assert_eq!(journal.end(&attachment(2), 8).unwrap(), None);
+    assert_eq!(journal.end_lease(&attachment(2), 7).unwrap(), Some(lease(2)));
+    assert_eq!(journal.end_lease(&attachment(2), 8).unwrap(), None);
     let before = journal.leases().clone();
     drop(journal);
     assert_eq!(*Journal::open(folder.path(), BOOT).unwrap().leases(), before);
@@ -59,8 +59,8 @@ fn history_is_dropped_and_the_order_of_freed_addresses_kept() {
     for round in 0..2000 {
         let mut journal = Journal::open(folder.path(), BOOT).unwrap();
         let number = 10 + round % 5;
-        journal.lease(&attachment(number), lease(number)).unwrap();
-        journal.end(&attachment(number), round as u64).unwrap();
+        journal.enter_lease(&attachment(number), lease(number)).unwrap();
+        journal.end_lease(&attachment(number), round as u64).unwrap();
         drop(journal.finish());
     }
     let size = fs::metadata(folder.path().join("leases")).unwrap().len();
