@@ -51,7 +51,7 @@ impl BuildCache {
 
     /// Keeps built files under `name`. Either all of them are kept or none.
     pub(crate) fn publish(&self, name: &str, files: &[&Path]) -> Result<PathBuf> {
-        let place = self.root.join(name);
+        let built = self.root.join(name);
         let staged = tempfile::Builder::new().prefix("build-").tempdir_in(&self.root)?;
         for file in files {
             let base = file.file_name().context("a built file without a name")?;
@@ -60,11 +60,11 @@ impl BuildCache {
         // A temporary folder is private. Another user of the same cache must see the build.
         fs::set_permissions(staged.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755))?;
         let staged = staged.keep();
-        if place.exists() {
-            fs::remove_dir_all(&place)?;
+        if built.exists() {
+            fs::remove_dir_all(&built)?;
         }
-        fs::rename(&staged, &place).with_context(|| format!("moving {} to {}", self.what, place.display()))?;
-        Ok(place)
+        fs::rename(&staged, &built).with_context(|| format!("moving {} to {}", self.what, built.display()))?;
+        Ok(built)
     }
 }
 

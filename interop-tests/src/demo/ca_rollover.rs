@@ -23,8 +23,8 @@ pub(super) fn to_another_authority(world: &World, pods: &Pods) -> Result<()> {
     checks.part("Rollover: another authority signs, the first is retired, and a2's agent starts again");
     let (a1, a2) = (pods.of("edge-a1"), pods.of("edge-a2"));
     let address = a2.v4.context("no IPv4")?;
-    let undisturbed = TunnelWatch::begin(world, pods)?;
-    let before = undisturbed.tunnels.clone();
+    let watch = TunnelWatch::begin(world, pods)?;
+    let before = watch.tunnels.clone();
     let first = authorities(world)?.into_iter().find(|one| one["state"] == "active").context("none signs")?;
     let first = first["id"].as_str().context("it has no id")?.to_owned();
     world.controller(&["ca", "rollover"])?;
@@ -35,7 +35,7 @@ pub(super) fn to_another_authority(world: &World, pods: &Pods) -> Result<()> {
         Ok(())
     })?;
     world.controller(&["ca", "retire", &first])?;
-    undisturbed.end()?;
+    watch.end()?;
     world.restart_agent("edge-a2")?;
     checks.comes_true("a2 and a1 trust what the new one has signed", "edge-a2.edge-agent.log", TIMEOUT, || {
         ensure!(super::tunnel_watch::tunnels(world)? != before, "a1 has the SAs from before a2 started again");

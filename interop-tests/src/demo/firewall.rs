@@ -108,9 +108,11 @@ impl<'a> LanTest<'a> {
         let own = std::env::current_exe()?;
         let mut servers = Vec::new();
         let cloud = &pods.cloud[0];
-        for place in [&*pods.of("edge-a1").pod, &*pods.of("edge-a2").pod, &*cloud.pod, world.node("r-cloud")] {
+        for namespaces in [&*pods.of("edge-a1").pod, &*pods.of("edge-a2").pod, &*cloud.pod, world.node("r-cloud")] {
             let port = PORT.to_string();
-            servers.push(place.start("source", place.command(&own).args(["guest", "tcp-serve", &port, SOURCE]))?);
+            servers.push(
+                namespaces.start("source", namespaces.command(&own).args(["guest", "tcp-serve", &port, SOURCE]))?,
+            );
         }
         Ok(Self {
             world,

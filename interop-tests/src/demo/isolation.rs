@@ -56,15 +56,16 @@ pub(super) fn check_isolation(world: &World, pods: &Pods) -> Result<()> {
 }
 
 /// The number of packets that policies or our nftables tables dropped.
-fn refused(place: &Namespaces) -> Result<u64> {
-    let stat = place.xfrm_stat()?;
+fn refused(namespaces: &Namespaces) -> Result<u64> {
+    let stat = namespaces.xfrm_stat()?;
     let policies: u64 = REFUSALS.iter().filter_map(|name| stat.get(*name)).sum();
-    Ok(policies + dropped(place)?)
+    Ok(policies + dropped(namespaces)?)
 }
 
 /// The number of packets that our nftables tables dropped. Only rules that drop have a counter.
-fn dropped(place: &Namespaces) -> Result<u64> {
-    let listed = place.sh("for family in inet bridge; do nft list table $family edge-cni 2>/dev/null || true; done")?;
+fn dropped(namespaces: &Namespaces) -> Result<u64> {
+    let listed =
+        namespaces.sh("for family in inet bridge; do nft list table $family edge-cni 2>/dev/null || true; done")?;
     let mut words = listed.split_whitespace();
     let mut sum = 0;
     while let Some(word) = words.next() {
@@ -75,8 +76,8 @@ fn dropped(place: &Namespaces) -> Result<u64> {
     Ok(sum)
 }
 
-fn which(place: &Namespaces, before: &std::collections::BTreeMap<String, u64>) -> Result<String> {
-    let risen: Vec<_> = place
+fn describe_drops(namespaces: &Namespaces, before: &std::collections::BTreeMap<String, u64>) -> Result<String> {
+    let risen: Vec<_> = namespaces
         .xfrm_stat()?
         .into_iter()
         .filter_map(|(name, now)| {
@@ -85,7 +86,7 @@ fn which(place: &Namespaces, before: &std::collections::BTreeMap<String, u64>) -
         })
         .collect();
     let policies = if risen.is_empty() { "no policy was asked".to_owned() } else { risen.join(", ") };
-    Ok(format!("{policies}; its firewall has dropped {} in all", dropped(place)?))
+    Ok(format!("{policies}; its firewall has dropped {} in all", dropped(namespaces)?))
 }
 
 /// An address in b1's segment that no pod has.
@@ -179,7 +180,7 @@ fn hostile_member(world: &World, pods: &Pods) -> Result<()> {
             let (before, stat) = (refused(victim)?, victim.xfrm_stat()?);
             nothing_arrives(pods, "the hostile member", source, || ping_from(pod, source, target.into()))?;
             ensure!(refused(victim)? > before, "a1's kernel did not count a refusal: no forged packet reached it");
-            Ok(format!("a1's kernel says {}", which(victim, &stat)?))
+            Ok(format!("a1's kernel says {}", describe_drops(victim, &stat)?))
         },
     )?;
     host.sh(&format!(
@@ -213,7 +214,7 @@ fn neighbour(world: &World, pods: &Pods) -> Result<()> {
             let (before, stat) = (refused(host)?, host.xfrm_stat()?);
             nothing_arrives(pods, "the neighbour", source, || ping_from(neighbour, source, target.into()))?;
             ensure!(refused(host)? > before, "a1's kernel did not count a refusal");
-            Ok(format!("a1's kernel says {}", which(host, &stat)?))
+            Ok(format!("a1's kernel says {}", describe_drops(host, &stat)?))
         },
     )?;
     neighbour.sh(&format!("ip addr del {source}/32 dev lo && ip route del {target}/32"))?;

@@ -93,7 +93,7 @@ fn two_replicas(world: &World, kubernetes: &Kubernetes, pods: &Pods) -> Result<(
     let checks = &world.checks;
     checks.part("A second replica: the first is killed, then it is back and the second is stopped");
     world.start_replica()?;
-    let undisturbed = TunnelWatch::begin(world, pods)?;
+    let watch = TunnelWatch::begin(world, pods)?;
     let follow = |what: &str, port: u16| {
         checks.comes_true(what, "*.edge-agent.log", TIMEOUT, || {
             for node in NODES {
@@ -125,7 +125,7 @@ fn two_replicas(world: &World, kubernetes: &Kubernetes, pods: &Pods) -> Result<(
     world.start_controller()?;
     world.end("replica", Signal::TERM)?;
     follow("the second is stopped, and all agents follow the first again", CONTROLLER_PORT)?;
-    undisturbed.end()
+    watch.end()
 }
 
 /// A NotReady node and a lost API server do not affect tunnels.

@@ -34,11 +34,11 @@ pub(super) fn a_pod_is_itself(world: &World, pods: &Pods) -> Result<()> {
                 "nft 'add table inet watch; add chain inet watch in { type filter hook prerouting priority -300; }; add counter inet watch stolen'",
             )?;
             for address in victim.addresses() {
-                take(&thief, address)?;
+                take_address(&thief, address)?;
             }
             thief.pod.sh(&format!("ip link set eth0 address {victims_mac}"))?;
             for address in victim.addresses() {
-                talk(&thief.pod, address)?;
+                ping_gateway(&thief.pod, address)?;
             }
             flow.wait_more(5)?;
             flow.stop()?.expect_none_lost()?;
@@ -54,17 +54,17 @@ pub(super) fn a_pod_is_itself(world: &World, pods: &Pods) -> Result<()> {
 }
 
 /// The thief takes an address and sends with it.
-fn take(thief: &DemoPod, address: IpAddr) -> Result<()> {
+fn take_address(thief: &DemoPod, address: IpAddr) -> Result<()> {
     let (family, prefix, nodad) = if address.is_ipv4() { ("ip", 32, "") } else { ("ip6", 128, " nodad") };
     thief.pod.sh(&format!(
         "nft add rule inet watch in iifname eth0 {family} daddr {address} counter name stolen && ip addr add {address}/{prefix} dev eth0{nodad}"
     ))?;
-    talk(&thief.pod, address)
+    ping_gateway(&thief.pod, address)
 }
 
 /// Pings the gateway from that address. The request for the gateway's MAC address contains the
 /// sender's, which neighbours learn.
-fn talk(pod: &Namespaces, source: IpAddr) -> Result<()> {
+fn ping_gateway(pod: &Namespaces, source: IpAddr) -> Result<()> {
     let gateway = match source {
         IpAddr::V4(address) => IpAddr::from((u32::from(address) & !7 | 1).to_be_bytes()),
         IpAddr::V6(address) => IpAddr::from((u128::from(address) & !0xff | 1).to_be_bytes()),

@@ -74,21 +74,21 @@ pub fn ensure() -> Result<Programs> {
         return Ok(programs);
     }
     let (shelf, name) = shelf()?;
-    let place = shelf.root().join(&name);
-    if let Some(programs) = Programs::in_folder(&place) {
+    let built = shelf.root().join(&name);
+    if let Some(programs) = Programs::in_folder(&built) {
         return Ok(programs);
     }
     let _lock = shelf.lock()?;
     // Another process may have built them while this one waited for the lock.
-    if let Some(programs) = Programs::in_folder(&place) {
+    if let Some(programs) = Programs::in_folder(&built) {
         return Ok(programs);
     }
     let go = build::go()?;
     eprintln!("no {API_SERVER} {RELEASE} yet: building it and {KUBECTL} once, {}", build::COST);
     let scratch = shelf.scratch()?;
     let out = build::build(&go, scratch.path(), RELEASE)?;
-    let place = shelf.publish(&name, &[&out.join(API_SERVER), &out.join(KUBECTL)])?;
-    Programs::in_folder(&place).with_context(|| format!("{} lost what was just put there", place.display()))
+    let built = shelf.publish(&name, &[&out.join(API_SERVER), &out.join(KUBECTL)])?;
+    Programs::in_folder(&built).with_context(|| format!("{} lost what was just put there", built.display()))
 }
 
 /// Why this machine cannot run a control plane, if so. It builds nothing to find out.

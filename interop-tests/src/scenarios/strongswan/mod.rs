@@ -12,7 +12,7 @@ use crate::peers::charon::{Auth, Connection};
 use crate::peers::{Authority, Charon, KeyKind};
 use crate::scenario::{Lab, Needs, Scenario};
 use crate::topology::Plan;
-use site::{Begins, SECRET, Site, WRONG_SECRET};
+use site::{Initiator, SECRET, Site, WRONG_SECRET};
 
 pub(super) const SCENARIOS: &[Scenario] = &[
     scenario(
@@ -38,12 +38,12 @@ pub(super) const SCENARIOS: &[Scenario] = &[
     scenario(
         "strongswan/nothing-in-common-initiator",
         "edge-agent initiates with other IKE proposals, ESP proposals or networks than charon has: reported, and nothing is left",
-        |lab| nothing_in_common(lab, Begins::Edge),
+        |lab| nothing_in_common(lab, Initiator::Edge),
     ),
     scenario(
         "strongswan/nothing-in-common-responder",
         "charon initiates with other IKE proposals, ESP proposals or networks than edge-agent has: reported, and nothing is left",
-        |lab| nothing_in_common(lab, Begins::Moon),
+        |lab| nothing_in_common(lab, Initiator::Moon),
     ),
     scenario(
         "strongswan/chacha-p256-ipv6",
@@ -61,31 +61,31 @@ const fn scenario(name: &'static str, about: &'static str, run: fn(&Lab) -> Resu
     Scenario { name, about, deadline: Duration::from_secs(120), by_default: true, needs: Needs::Nothing, run }
 }
 
-fn psk(lab: &Lab, begins: Begins) -> Result<()> {
-    let net = lab.build(&Site::plan(begins))?;
-    let site = Site::new(net, begins)?;
+fn psk(lab: &Lab, initiator: Initiator) -> Result<()> {
+    let net = lab.build(&Site::plan(initiator))?;
+    let site = Site::new(net, initiator)?;
     let charon = Charon::start(site.moon, &site.connection(Auth::Psk(SECRET.to_owned())))?;
 
     let mut agent = Agent::start(lab, site.edge, "", &[site.peer(Auth::Psk(WRONG_SECRET.to_owned()))])?;
-    site.refused(&mut agent, &charon, &["moon", "pre-shared key"])?;
+    site.check_refusal(&mut agent, &charon, &["moon", "pre-shared key"])?;
     agent.process().stop()?;
     lab.step("a wrong secret is reported");
 
     let mut agent = Agent::start(lab, site.edge, "", &[site.peer(Auth::Psk(SECRET.to_owned()))])?;
-    site.works(lab, &mut agent, &charon)
+    site.check_tunnel(lab, &mut agent, &charon)
 }
 
 fn psk_initiator(lab: &Lab) -> Result<()> {
-    psk(lab, Begins::Edge)
+    psk(lab, Initiator::Edge)
 }
 
 fn psk_responder(lab: &Lab) -> Result<()> {
-    psk(lab, Begins::Moon)
+    psk(lab, Initiator::Moon)
 }
 
-fn certificates(lab: &Lab, begins: Begins, edge_key: KeyKind, moon_key: KeyKind) -> Result<()> {
-    let net = lab.build(&Site::plan(begins))?;
-    let site = Site::new(net, begins)?;
+fn certificates(lab: &Lab, initiator: Initiator, edge_key: KeyKind, moon_key: KeyKind) -> Result<()> {
+    let net = lab.build(&Site::plan(initiator))?;
+    let site = Site::new(net, initiator)?;
     let authority = Authority::new("lab")?;
     let unknown = Authority::new("unknown")?;
     let ours = authority.issue("edge.example", edge_key)?;
@@ -96,15 +96,15 @@ fn certificates(lab: &Lab, begins: Begins, edge_key: KeyKind, moon_key: KeyKind)
     let mut wrong = site.peer(Auth::certificate(ours.clone(), &authority));
     wrong.remote_id = "noon.example".to_owned();
     let mut agent = Agent::start(lab, site.edge, "", &[wrong])?;
-    let words: &[&str] = match begins {
+    let words: &[&str] = match initiator {
         // charon refuses this identity.
-        Begins::Edge => &["moon", "edge.example", "identities"],
+        Initiator::Edge => &["moon", "edge.example", "identities"],
         // For a responder this is an identity that no [[peer]] has.
-        Begins::Moon => &["moon.example"],
+        Initiator::Moon => &["moon.example"],
     };
-    match begins {
-        Begins::Edge => site.refused(&mut agent, &charon, words)?,
-        Begins::Moon => {
+    match initiator {
+        Initiator::Edge => site.check_refusal(&mut agent, &charon, words)?,
+        Initiator::Moon => {
             ensure!(charon.initiate().is_err(), "charon came through under a name that no peer has");
             agent.process().wait_log("moon.example")?;
         }
@@ -114,40 +114,42 @@ fn certificates(lab: &Lab, begins: Begins, edge_key: KeyKind, moon_key: KeyKind)
 
     // The right name under an authority that we do not trust.
     let mut agent = Agent::start(lab, site.edge, "", &[site.peer(Auth::certificate(ours.clone(), &unknown))])?;
-    site.refused(&mut agent, &charon, &["moon", "certificate"])?;
+    site.check_refusal(&mut agent, &charon, &["moon", "certificate"])?;
     agent.process().stop()?;
     lab.step("an unknown authority is reported");
 
     let mut agent = Agent::start(lab, site.edge, "", &[site.peer(Auth::certificate(ours, &authority))])?;
-    site.works(lab, &mut agent, &charon)
+    site.check_tunnel(lab, &mut agent, &charon)
 }
 
 fn cert_initiator(lab: &Lab) -> Result<()> {
-    certificates(lab, Begins::Edge, KeyKind::Ed25519, KeyKind::P256)
+    certificates(lab, Initiator::Edge, KeyKind::Ed25519, KeyKind::P256)
 }
 
 fn cert_responder(lab: &Lab) -> Result<()> {
-    certificates(lab, Begins::Moon, KeyKind::P256, KeyKind::Ed25519)
+    certificates(lab, Initiator::Moon, KeyKind::P256, KeyKind::Ed25519)
 }
 
-fn nothing_in_common(lab: &Lab, begins: Begins) -> Result<()> {
-    let net = lab.build(&Site::plan(begins))?;
-    let site = Site::new(net, begins)?;
+fn nothing_in_common(lab: &Lab, initiator: Initiator) -> Result<()> {
+    let net = lab.build(&Site::plan(initiator))?;
+    let site = Site::new(net, initiator)?;
     let auth = Auth::Psk(SECRET.to_owned());
     let charon = Charon::start(site.moon, &site.connection(auth.clone()))?;
     let ours = site.peer(auth);
 
     let other_ike = StaticPeer { ike: vec!["chacha20poly1305-prfsha256-x25519".to_owned()], ..ours.clone() };
     let mut agent = Agent::start(lab, site.edge, "", &[other_ike])?;
-    match begins {
-        Begins::Edge => site.refused(&mut agent, &charon, &["moon", "no proposal in common", "CHACHA20_POLY1305"])?,
+    match initiator {
+        Initiator::Edge => {
+            site.check_refusal(&mut agent, &charon, &["moon", "no proposal in common", "CHACHA20_POLY1305"])?
+        }
         // No peer has identified itself yet, so the log names an address alone.
-        Begins::Moon => {
+        Initiator::Moon => {
             ensure!(charon.initiate().is_err(), "charon came through with a proposal that is not configured");
             for words in ["no proposal in common", "configured here: CHACHA20_POLY1305", "203.0.113.1"] {
                 agent.process().wait_log(words)?;
             }
-            site.nothing_left()?;
+            site.nothing_is_left()?;
         }
     }
     agent.process().stop()?;
@@ -161,7 +163,7 @@ fn nothing_in_common(lab: &Lab, begins: Begins) -> Result<()> {
     ];
     for (what, peer, words) in cases {
         let mut agent = Agent::start(lab, site.edge, "", &[peer])?;
-        site.refused(&mut agent, &charon, words)?;
+        site.check_refusal(&mut agent, &charon, words)?;
         // charon as initiator keeps the IKE SA without a CHILD_SA.
         if !charon.sas()?.is_empty() {
             charon.terminate()?;
@@ -220,9 +222,9 @@ fn chacha_p256_ipv6(lab: &Lab) -> Result<()> {
 }
 
 fn fragmentation(lab: &Lab) -> Result<()> {
-    let begins = Begins::Edge;
-    let net = lab.build(&Site::plan(begins))?;
-    let site = Site::new(net, begins)?;
+    let initiator = Initiator::Edge;
+    let net = lab.build(&Site::plan(initiator))?;
+    let site = Site::new(net, initiator)?;
     // Drops IP fragments, as some home routers do.
     net.node("isp").sh(
         "nft 'add table ip drop_fragments; add chain ip drop_fragments prerouting { type filter hook prerouting priority -450; };

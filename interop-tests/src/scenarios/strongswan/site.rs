@@ -20,14 +20,14 @@ const MOON_NET: &str = "10.2.0.0/24";
 
 /// The initiator. It is at home behind a NAT, and the responder has a public address.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Begins {
+pub(super) enum Initiator {
     Edge,
     Moon,
 }
 
 /// Both hosts with their pods, and a capture on the wire between them.
 pub(super) struct Site<'a> {
-    pub(super) begins: Begins,
+    pub(super) initiator: Initiator,
     pub(super) edge: &'a Node,
     pub(super) moon: &'a Node,
     pub(super) edge_pod: Pod,
@@ -36,10 +36,10 @@ pub(super) struct Site<'a> {
 }
 
 impl<'a> Site<'a> {
-    pub(super) fn plan(begins: Begins) -> Plan {
-        let ((home, home_net), (public, public_net)) = match begins {
-            Begins::Edge => (("edge", EDGE_NET), ("moon", MOON_NET)),
-            Begins::Moon => (("moon", MOON_NET), ("edge", EDGE_NET)),
+    pub(super) fn plan(initiator: Initiator) -> Plan {
+        let ((home, home_net), (public, public_net)) = match initiator {
+            Initiator::Edge => (("edge", EDGE_NET), ("moon", MOON_NET)),
+            Initiator::Moon => (("moon", MOON_NET), ("edge", EDGE_NET)),
         };
         let mut plan = Plan::new();
         plan.router("isp")
@@ -56,10 +56,10 @@ impl<'a> Site<'a> {
         plan
     }
 
-    pub(super) fn new(net: &'a Net, begins: Begins) -> Result<Self> {
+    pub(super) fn new(net: &'a Net, initiator: Initiator) -> Result<Self> {
         let (edge, moon) = (net.node("edge"), net.node("moon"));
         Ok(Self {
-            begins,
+            initiator,
             edge,
             moon,
             edge_pod: edge.wired_pod("p", "10.1.0.2/24", "10.1.0.1/24")?,
@@ -71,9 +71,9 @@ impl<'a> Site<'a> {
     pub(super) fn peer(&self, auth: Auth) -> StaticPeer {
         StaticPeer {
             name: "moon".to_owned(),
-            remote: match self.begins {
-                Begins::Edge => vec!["203.0.113.10".to_owned()],
-                Begins::Moon => Vec::new(),
+            remote: match self.initiator {
+                Initiator::Edge => vec!["203.0.113.10".to_owned()],
+                Initiator::Moon => Vec::new(),
             },
             local_id: "edge.example".to_owned(),
             remote_id: "moon.example".to_owned(),
@@ -82,25 +82,25 @@ impl<'a> Site<'a> {
             remote_subnets: vec![MOON_NET.to_owned()],
             ike: vec!["aes256gcm16-prfsha256-x25519".to_owned()],
             esp: vec!["aes256gcm16".to_owned()],
-            start: match self.begins {
-                Begins::Edge => "initiate",
-                Begins::Moon => "respond",
+            start: match self.initiator {
+                Initiator::Edge => "initiate",
+                Initiator::Moon => "respond",
             },
         }
     }
 
     pub(super) fn connection(&self, auth: Auth) -> Connection {
-        let remote = match self.begins {
-            Begins::Edge => "%any",
-            Begins::Moon => "203.0.113.10",
+        let remote = match self.initiator {
+            Initiator::Edge => "%any",
+            Initiator::Moon => "203.0.113.10",
         };
         Connection::new("edge", auth).local("%any", "moon.example", MOON_NET).remote(remote, "edge.example", EDGE_NET)
     }
 
     /// Checks that the tunnel carries pings, that both sides and both kernels have the same SPIs,
     /// that each side can rekey it without a loss, and that no packet was in clear.
-    pub(super) fn works(mut self, lab: &Lab, agent: &mut Agent<'_>, charon: &Charon<'_>) -> Result<()> {
-        if self.begins == Begins::Moon {
+    pub(super) fn check_tunnel(mut self, lab: &Lab, agent: &mut Agent<'_>, charon: &Charon<'_>) -> Result<()> {
+        if self.initiator == Initiator::Moon {
             wait::for_event("charon to get through", || charon.initiate())?;
         }
         let first = agent.wait_up("moon")?;
@@ -152,7 +152,7 @@ impl<'a> Site<'a> {
         self.moon.sh("ip xfrm policy flush; ip xfrm state flush")?;
         let through = self.moon_pod.reaches("10.1.0.2", Duration::from_millis(200))?;
         // The NAT gives it the router's address, for which there is no policy of the tunnel.
-        ensure!(!through || self.begins == Begins::Moon, "a clear ping with a tunnelled source came through");
+        ensure!(!through || self.initiator == Initiator::Moon, "a clear ping with a tunnelled source came through");
         self.wire.wait_for("icmp and dst 10.1.0.2")?;
         self.wire.stop()
     }
@@ -214,8 +214,8 @@ impl<'a> Site<'a> {
 
     /// Checks that no tunnel comes up, that the agent's error contains these words, that no secret
     /// is in its log, and that nothing is left in the kernel.
-    pub(super) fn refused(&self, agent: &mut Agent<'_>, charon: &Charon<'_>, words: &[&str]) -> Result<()> {
-        if self.begins == Begins::Moon {
+    pub(super) fn check_refusal(&self, agent: &mut Agent<'_>, charon: &Charon<'_>, words: &[&str]) -> Result<()> {
+        if self.initiator == Initiator::Moon {
             ensure!(charon.initiate().is_err(), "charon came through, although it should be refused");
         }
         let error = wait::for_event("the agent to say what is wrong", || agent.last_error("moon"))?;
@@ -228,11 +228,11 @@ impl<'a> Site<'a> {
         }
         ensure!(agent.tunnel("moon").is_err(), "there is a tunnel");
         ensure!(charon.installed()?.is_empty(), "charon has a CHILD_SA");
-        self.nothing_left()
+        self.nothing_is_left()
     }
 
     /// The edge's kernel has no SA, no reserved SPI, and no policy except those of IKE's sockets.
-    pub(super) fn nothing_left(&self) -> Result<()> {
+    pub(super) fn nothing_is_left(&self) -> Result<()> {
         wait::for_event("nothing to be left in the kernel", || {
             // The parsed list leaves out SPIs that are only reserved.
             let states = self.edge.sh("ip xfrm state list nokeys")?;
