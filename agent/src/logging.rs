@@ -14,7 +14,8 @@ use tracing_subscriber::EnvFilter;
 /// `info,[peer{peer=edge-2}]=debug`; `info` unless set.
 pub fn start() {
     let filter = EnvFilter::try_from_env("EDGE_AGENT_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
-    // netlink-proto traces whole messages, keys included, so its log is off whatever the filter says.
+    // netlink-proto traces whole messages, keys included, so its log is off whatever the filter
+    // says.
     let filter = ["netlink_proto=off", "netlink_packet_xfrm=off"]
         .iter()
         .filter_map(|directive| directive.parse().ok())

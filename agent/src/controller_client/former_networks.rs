@@ -1,7 +1,8 @@
-//! Networks of a hub that the view no longer names. Packets for them must not leave in clear because
-//! the hub is away: it may be joining again, or the controller may not know it after a restore of an
-//! old backup. So these networks stay guarded for a day, or until a hub has them again. A network
-//! that a hub in the view no longer has is not held, since somebody corrected the hub's networks.
+//! Networks of a hub that the view no longer names. Packets for them must not leave in clear
+//! because the hub is away: it may be joining again, or the controller may not know it after a
+//! restore of an old backup. So these networks stay guarded for a day, or until a hub has them
+//! again. A network that a hub in the view no longer has is not held, since somebody corrected the
+//! hub's networks.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, PoisonError};

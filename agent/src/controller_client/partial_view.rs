@@ -1,7 +1,7 @@
-//! A view without some of the networks that it adds. It comes into force if this host refuses a view
-//! because of those networks, and if a view is taken back. A host on this node's network can announce
-//! just the network that the next view adds. The rest of that view, above all its revocations, must
-//! not wait for this.
+//! A view without some of the networks that it adds. It comes into force if this host refuses a
+//! view because of those networks, and if a view is taken back. A host on this node's network can
+//! announce just the network that the next view adds. The rest of that view, above all its
+//! revocations, must not wait for this.
 
 use edge_types::network::contains;
 use edge_types::{IpNetwork, NodeView, Peer};

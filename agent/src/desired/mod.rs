@@ -150,8 +150,8 @@ impl Desired {
         pairs
     }
 
-    /// The networks behind all peers, each once. A network that overlaps this node's own is left out
-    /// and named in `problems`.
+    /// The networks behind all peers, each once. A network that overlaps this node's own is left
+    /// out and named in `problems`.
     fn networks_of_peers(&mut self, membership: &Membership) -> Vec<IpNetwork> {
         let view = &membership.view;
         let mut all = Vec::new();

@@ -74,8 +74,8 @@ impl Driver {
         desired
     }
 
-    /// Reads the kernel's policies and makes them the desired ones. A missing or changed policy that
-    /// the agent had installed is recorded as an incident.
+    /// Reads the kernel's policies and makes them the desired ones. A missing or changed policy
+    /// that the agent had installed is recorded as an incident.
     pub(super) fn reconcile(&mut self) {
         let desired = self.desired_policies();
         let list: Vec<Policy> = desired.values().copied().collect();

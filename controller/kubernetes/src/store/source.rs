@@ -5,9 +5,9 @@
 //! API servers from 1.31 on that have an etcd which can say how far a watch has come (from 3.4.31
 //! and 3.5.13 on) answer from their watch cache, which takes a quarter of the time. A list of many
 //! objects is read from the cache of any of them: one of the objects is written first
-//! ([`RowSource::write_one`]), and the list is asked to be no older than that write. The cache hears of
-//! the write by the same watch that tells it of all changes before, so what it answers holds them
-//! all.
+//! ([`RowSource::write_one`]), and the list is asked to be no older than that write. The cache
+//! hears of the write by the same watch that tells it of all changes before, so what it answers
+//! holds them all.
 
 use std::collections::BTreeMap;
 
