@@ -8,8 +8,8 @@ use rcgen::{
     PKCS_ECDSA_P256_SHA256, PKCS_ED25519, SanType, date_time_ymd,
 };
 
+use crate::network::LinkQuality;
 use crate::peers::{Pair, Refused, SECOND};
-use crate::world::Weather;
 
 /// id-kp-ipsecIKE (RFC 4945 5.1.3.12).
 const IPSEC_IKE: [u64; 9] = [1, 3, 6, 1, 5, 5, 7, 3, 17];
@@ -92,29 +92,29 @@ fn of(role: &str, name: &str, auth: CertificateAuth) -> Auth {
     })
 }
 
-fn pair(seed: u64, weather: Weather, a: Auth, b: Auth) -> Pair {
-    let mut pair = Pair::new(seed, weather).one_sided();
+fn pair(seed: u64, quality: LinkQuality, a: Auth, b: Auth) -> Pair {
+    let mut pair = Pair::new(seed, quality).one_sided();
     pair.a_config.auth = a;
     pair.b_config.auth = b;
     pair
 }
 
 #[test]
-fn certificates_prove_both_ends_in_fragments_through_a_storm() {
+fn certificates_prove_both_ends_in_fragments_despite_loss() {
     let authority = Authority::new("CA");
     for seed in 0..20 {
         let a = authority.certify("a.example", &PKCS_ED25519);
         let b = authority.certify("b.example", &PKCS_ECDSA_P256_SHA256);
-        let mut pair = pair(seed, Weather::STORM, a, b);
+        let mut pair = pair(seed, LinkQuality::LOSSY, a, b);
         pair.start();
-        pair.world.run_for(30 * SECOND);
-        pair.world.weather = Weather::FAIR;
-        pair.world.run_for(30 * SECOND);
+        pair.network.run_for(30 * SECOND);
+        pair.network.quality = LinkQuality::RELIABLE;
+        pair.network.run_for(30 * SECOND);
         pair.assert_connected();
-        assert!(pair.world.wire.iter().all(|(_, _, octets)| octets.len() <= 1232));
+        assert!(pair.network.wire.iter().all(|(_, _, octets)| octets.len() <= 1232));
         // SKF (RFC 7383) is payload type 53, named by the header behind the marker.
-        assert!(pair.world.wire.iter().any(|(_, to, octets)| to.port() == 4500 && octets[4 + 16] == 53));
-        let up = pair.world.nodes[pair.a].events.iter().find_map(|(_, event)| match event {
+        assert!(pair.network.wire.iter().any(|(_, to, octets)| to.port() == 4500 && octets[4 + 16] == 53));
+        let up = pair.network.nodes[pair.a].events.iter().find_map(|(_, event)| match event {
             Event::IkeUp { details, .. } => Some(details.authentication.clone()),
             _ => None,
         });
@@ -128,7 +128,7 @@ fn both_ends_starting_at_once_with_certificates_end_with_one_ike_sa_and_no_gap()
     let a = authority.certify("a.example", &PKCS_ED25519);
     let b = authority.certify("b.example", &PKCS_ED25519);
     for seed in 0..40 {
-        let mut pair = pair(seed, Weather::WINDY, a.clone(), b.clone());
+        let mut pair = pair(seed, LinkQuality::REORDERING, a.clone(), b.clone());
         pair.b_config.initiate = true;
         pair.start();
         pair.traffic(25 * SECOND);
@@ -145,7 +145,7 @@ fn a_certificate_of_another_authority_is_refused_by_whom_it_is_shown() {
     let (ours, theirs) = (Authority::new("CA"), Authority::new("Another CA"));
     let a = ours.certify("a.example", &PKCS_ED25519);
     let b = theirs.certify("b.example", &PKCS_ED25519);
-    let Refused { a, b, .. } = pair(1, Weather::FAIR, a, b).refused();
+    let Refused { a, b, .. } = pair(1, LinkQuality::RELIABLE, a, b).refused();
     b.is(PeerErrorKind::UntrustedCertificate, &["IKE_AUTH", "issuer", "CN=CA", "none of our trust anchors"]);
     a.is(PeerErrorKind::RefusedByPeer, NOT_ACCEPTED);
 }
@@ -159,15 +159,15 @@ fn an_initiator_that_does_not_believe_the_responder_tells_it_and_both_are_rid_of
     if let Auth::Certificate(auth) = &mut b {
         auth.trust_anchors.push(ours.der.clone());
     }
-    let Refused { a, b, world } = pair(1, Weather::FAIR, a, b).refused();
+    let Refused { a, b, network } = pair(1, LinkQuality::RELIABLE, a, b).refused();
     a.is(PeerErrorKind::UntrustedCertificate, &["IKE_AUTH", "CN=Another CA", "none of our trust anchors"]);
     b.is(PeerErrorKind::RefusedByPeer, NOT_ACCEPTED);
     // a tells b, so b does not wait for a timeout: it knows within the time that a packet takes
     // there and back.
-    let ups = world.nodes[1].events.iter().filter(|(_, event)| matches!(event, Event::IkeUp { .. }));
-    let downs = world.nodes[1].events.iter().filter(|(_, event)| matches!(event, Event::IkeDown { .. }));
+    let ups = network.nodes[1].events.iter().filter(|(_, event)| matches!(event, Event::IkeUp { .. }));
+    let downs = network.nodes[1].events.iter().filter(|(_, event)| matches!(event, Event::IkeDown { .. }));
     let mut lasted = ups.zip(downs).map(|((up, _), (down, _))| *down - *up);
-    assert!(lasted.all(|time| time < SECOND / 10), "{}", world.history());
+    assert!(lasted.all(|time| time < SECOND / 10), "{}", network.history());
 }
 
 #[test]
@@ -175,7 +175,7 @@ fn a_certificate_for_somebody_else_is_refused() {
     let authority = Authority::new("CA");
     let a = authority.certify("somebody.else", &PKCS_ED25519);
     let b = authority.certify("b.example", &PKCS_ED25519);
-    let Refused { a, b, .. } = pair(1, Weather::FAIR, a, b).refused();
+    let Refused { a, b, .. } = pair(1, LinkQuality::RELIABLE, a, b).refused();
     b.is(
         PeerErrorKind::WrongIdentity,
         &["IKE_AUTH", r#"says it is "a.example""#, "its certificate is for", "somebody.else"],
@@ -188,7 +188,7 @@ fn a_good_certificate_of_a_node_that_is_no_peer_is_refused() {
     let authority = Authority::new("CA");
     let stranger = of("edge", "b.example", authority.certify_node("edge", "c.example"));
     let member = of("edge", "a.example", authority.certify_node("edge", "b.example"));
-    let mut pair = pair(1, Weather::FAIR, stranger, member);
+    let mut pair = pair(1, LinkQuality::RELIABLE, stranger, member);
     pair.a_config.local_id = Identity::Fqdn("c.example".to_owned());
     let Refused { a, b, .. } = pair.refused();
     b.is(
@@ -202,14 +202,22 @@ fn a_good_certificate_of_a_node_that_is_no_peer_is_refused() {
 fn a_node_of_another_role_is_refused_whichever_end_it_is() {
     let authority = Authority::new("CA");
     let edge = |name: &str| authority.certify_node("edge", name);
-    let Refused { a, b, .. } =
-        pair(1, Weather::FAIR, of("edge", "b.example", edge("a.example")), of("hub", "a.example", edge("b.example")))
-            .refused();
+    let Refused { a, b, .. } = pair(
+        1,
+        LinkQuality::RELIABLE,
+        of("edge", "b.example", edge("a.example")),
+        of("hub", "a.example", edge("b.example")),
+    )
+    .refused();
     b.is(PeerErrorKind::WrongIdentity, &["IKE_AUTH", "expected the URI edge-cni://hub/a.example", "edge-cni://edge/a"]);
     a.is(PeerErrorKind::RefusedByPeer, NOT_ACCEPTED);
-    let Refused { a, b, .. } =
-        pair(1, Weather::FAIR, of("hub", "b.example", edge("a.example")), of("edge", "a.example", edge("b.example")))
-            .refused();
+    let Refused { a, b, .. } = pair(
+        1,
+        LinkQuality::RELIABLE,
+        of("hub", "b.example", edge("a.example")),
+        of("edge", "a.example", edge("b.example")),
+    )
+    .refused();
     a.is(PeerErrorKind::WrongIdentity, &["IKE_AUTH", "expected the URI edge-cni://hub/b.example", "edge-cni://edge/b"]);
     b.is(PeerErrorKind::RefusedByPeer, NOT_ACCEPTED);
 }
@@ -222,7 +230,7 @@ fn a_certificate_without_a_nodes_usages_is_refused_though_its_names_are_right() 
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
     });
     let member = authority.certify_node("edge", "b.example");
-    let pair = pair(1, Weather::FAIR, of("edge", "b.example", server), of("edge", "a.example", member));
+    let pair = pair(1, LinkQuality::RELIABLE, of("edge", "b.example", server), of("edge", "a.example", member));
     let Refused { a, b, .. } = pair.refused();
     b.is(PeerErrorKind::UntrustedCertificate, &["IKE_AUTH", "none of the extended key usages", "the right role"]);
     a.is(PeerErrorKind::RefusedByPeer, NOT_ACCEPTED);
@@ -233,9 +241,9 @@ fn nodes_of_the_expected_roles_believe_each_other() {
     let authority = Authority::new("CA");
     let hub = of("edge", "b.example", authority.certify_node("hub", "a.example"));
     let edge = of("hub", "a.example", authority.certify_node("edge", "b.example"));
-    let mut pair = pair(1, Weather::FAIR, hub, edge);
+    let mut pair = pair(1, LinkQuality::RELIABLE, hub, edge);
     pair.start();
-    pair.world.run_for(2 * SECOND);
+    pair.network.run_for(2 * SECOND);
     pair.assert_connected();
 }
 
@@ -244,14 +252,14 @@ fn a_renewed_certificate_leaves_a_running_tunnel_alone() {
     let authority = Authority::new("CA");
     let a = authority.certify("a.example", &PKCS_ED25519);
     let b = authority.certify("b.example", &PKCS_ED25519);
-    let mut pair = pair(1, Weather::FAIR, a, b);
+    let mut pair = pair(1, LinkQuality::RELIABLE, a, b);
     pair.start();
     pair.traffic(2 * SECOND);
-    let before = pair.world.nodes[pair.a].events.len();
+    let before = pair.network.nodes[pair.a].events.len();
     pair.a_config.auth = authority.certify("a.example", &PKCS_ED25519);
     pair.start_a();
     pair.traffic(5 * SECOND);
-    assert_eq!(pair.world.nodes[pair.a].events.len(), before);
+    assert_eq!(pair.network.nodes[pair.a].events.len(), before);
     pair.assert_connected();
 }
 
@@ -280,16 +288,16 @@ fn whoever_trusts_only_the_old_authority_believes_a_certificate_of_the_new_one_b
         if !old_begins {
             (a, b) = (rolled_over("a.example", &old, &new), old.certify("b.example", &PKCS_ED25519));
         }
-        let mut believed = pair(1, Weather::FAIR, a.clone(), b.clone());
+        let mut believed = pair(1, LinkQuality::RELIABLE, a.clone(), b.clone());
         believed.start();
         believed.traffic(2 * SECOND);
         believed.assert_connected();
         let bare = |auth: Auth| with(auth, |auth| auth.chain.truncate(1));
-        let mut refused = pair(1, Weather::FAIR, bare(a), bare(b));
+        let mut refused = pair(1, LinkQuality::RELIABLE, bare(a), bare(b));
         refused.start();
-        refused.world.run_for(2 * SECOND);
+        refused.network.run_for(2 * SECOND);
         let judge = if old_begins { refused.a } else { refused.b };
-        assert_eq!(refused.world.nodes[judge].errors()[0], PeerErrorKind::UntrustedCertificate);
+        assert_eq!(refused.network.nodes[judge].errors()[0], PeerErrorKind::UntrustedCertificate);
     }
 }
 
@@ -298,7 +306,7 @@ fn a_rollover_of_the_authority_under_running_tunnels_drops_nothing() {
     let (old, new) = (Authority::new("old CA"), Authority::new("new CA"));
     for seed in 0..10 {
         let (a, b) = (old.certify("a.example", &PKCS_ED25519), old.certify("b.example", &PKCS_ED25519));
-        let mut pair = pair(seed, Weather::WINDY, a, b);
+        let mut pair = pair(seed, LinkQuality::REORDERING, a, b);
         pair.start();
         pair.traffic(3 * SECOND);
         let (a_name, b_name) = (pair.a_name.clone(), pair.b_name.clone());
@@ -314,16 +322,16 @@ fn a_rollover_of_the_authority_under_running_tunnels_drops_nothing() {
                 pair.b_config.auth = auth;
                 pair.start_b();
             }
-            assert!(pair.world.call(pair.a, |endpoint, now, env| endpoint.rekey_child(&b_name, now, env)));
+            assert!(pair.network.call(pair.a, |endpoint, now, env| endpoint.rekey_child(&b_name, now, env)));
             pair.traffic(10 * SECOND);
-            assert!(pair.world.call(pair.b, |endpoint, now, env| endpoint.rekey_ike(&a_name, now, env)));
+            assert!(pair.network.call(pair.b, |endpoint, now, env| endpoint.rekey_ike(&a_name, now, env)));
             pair.traffic(10 * SECOND);
-            assert!(pair.world.call(pair.a, |endpoint, now, env| endpoint.rekey_ike(&b_name, now, env)));
+            assert!(pair.network.call(pair.a, |endpoint, now, env| endpoint.rekey_ike(&b_name, now, env)));
             pair.traffic(10 * SECOND);
             pair.assert_connected();
         }
         let down = |(_, event): &(std::time::Duration, Event)| matches!(event, Event::IkeDown { .. });
-        assert!(!pair.world.nodes.iter().any(|node| node.events.iter().any(down)));
+        assert!(!pair.network.nodes.iter().any(|node| node.events.iter().any(down)));
     }
 }
 
@@ -337,22 +345,22 @@ fn a_certificate_that_is_revoked_ends_its_ike_sa_at_once_and_convinces_nobody_an
     let authority = Authority::new("CA");
     let a = authority.certify_in(2001, "a.example", &PKCS_ED25519);
     let b = authority.certify("b.example", &PKCS_ED25519);
-    let mut pair = pair(1, Weather::FAIR, a, b);
+    let mut pair = pair(1, LinkQuality::RELIABLE, a, b);
     pair.start();
     pair.traffic(2 * SECOND);
-    pair.world.watch = false;
+    pair.network.watch = false;
     pair.b_config.auth = with(pair.b_config.auth.clone(), |auth| auth.remote_not_before = year(2001));
     pair.start_b();
     pair.traffic(2 * SECOND);
     pair.assert_connected();
-    pair.world.watch = false;
+    pair.network.watch = false;
     pair.b_config.auth = with(pair.b_config.auth.clone(), |auth| auth.remote_not_before = year(2002));
     pair.start_b();
-    assert!(pair.world.nodes[pair.b].host.kernel.ike_sas.is_empty(), "before anything is heard from the peer");
-    assert!(pair.world.nodes[pair.b].host.kernel.tunnels[&pair.a_name].outbound.is_none());
-    pair.world.run_for(30 * SECOND);
-    assert!(pair.world.nodes[pair.b].host.kernel.ike_sas.is_empty(), "the peer tried in vain");
-    let said = pair.world.nodes[pair.b].endpoint.snapshot()[0].last_error.clone().unwrap();
+    assert!(pair.network.nodes[pair.b].host.kernel.ike_sas.is_empty(), "before anything is heard from the peer");
+    assert!(pair.network.nodes[pair.b].host.kernel.tunnels[&pair.a_name].outbound.is_none());
+    pair.network.run_for(30 * SECOND);
+    assert!(pair.network.nodes[pair.b].host.kernel.ike_sas.is_empty(), "the peer tried in vain");
+    let said = pair.network.nodes[pair.b].endpoint.snapshot()[0].last_error.clone().unwrap();
     assert_eq!(said.kind, PeerErrorKind::UntrustedCertificate);
     let Auth::Certificate(shown) = &pair.a_config.auth else { unreachable!() };
     let (_, certificate) = x509_parser::parse_x509_certificate(&shown.chain[0]).unwrap();
@@ -361,7 +369,7 @@ fn a_certificate_that_is_revoked_ends_its_ike_sa_at_once_and_convinces_nobody_an
     // A node that has the name now, with a later certificate, is accepted.
     pair.a_config.auth = authority.certify_in(2002, "a.example", &PKCS_ED25519);
     pair.start_a();
-    pair.world.run_for(30 * SECOND);
+    pair.network.run_for(30 * SECOND);
     pair.assert_connected();
 }
 
@@ -372,15 +380,15 @@ fn a_certificate_that_is_revoked_while_it_is_being_shown_does_not_slip_through()
     for milliseconds in 0..30 {
         let a = authority.certify_in(2001, "a.example", &PKCS_ED25519);
         let b = authority.certify_in(2003, "b.example", &PKCS_ED25519);
-        let mut pair = pair(milliseconds, Weather::FAIR, a, b);
+        let mut pair = pair(milliseconds, LinkQuality::RELIABLE, a, b);
         pair.b_config.initiate = milliseconds % 2 == 0;
         pair.start();
-        pair.world.run_for(std::time::Duration::from_millis(milliseconds));
+        pair.network.run_for(std::time::Duration::from_millis(milliseconds));
         pair.b_config.auth = revoking(pair.b_config.auth.clone());
         pair.start_b();
-        pair.world.run_for(20 * SECOND);
-        let kernel = &pair.world.nodes[pair.b].host.kernel;
-        assert!(kernel.ike_sas.is_empty(), "{milliseconds} ms: {}", pair.world.history());
+        pair.network.run_for(20 * SECOND);
+        let kernel = &pair.network.nodes[pair.b].host.kernel;
+        assert!(kernel.ike_sas.is_empty(), "{milliseconds} ms: {}", pair.network.history());
         assert!(kernel.tunnels.values().all(|tunnel| tunnel.outbound.is_none()));
     }
 }

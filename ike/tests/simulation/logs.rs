@@ -7,8 +7,8 @@ use edge_ike::{Auth, Event, Secret};
 use tracing::Level;
 
 use crate::certificates::Authority;
+use crate::network::LinkQuality;
 use crate::peers::{PSK, Pair, SECOND};
-use crate::world::Weather;
 
 /// What was logged.
 #[derive(Clone, Default)]
@@ -37,7 +37,7 @@ fn forms(octets: &[u8]) -> [String; 4] {
 }
 
 fn keys(pair: &Pair) -> Vec<Secret> {
-    let events = pair.world.nodes.iter().flat_map(|node| &node.events);
+    let events = pair.network.nodes.iter().flat_map(|node| &node.events);
     let sas = events.filter_map(|(_, event)| match event {
         Event::ChildUp { child, .. } => Some(child),
         Event::ChildRekeyed { new, .. } | Event::OutboundSwitch { new, .. } => Some(new),
@@ -49,12 +49,12 @@ fn keys(pair: &Pair) -> Vec<Secret> {
 /// Brings a tunnel up, rekeys its CHILD_SA, and replaces its IKE SA.
 fn whole_life(mut pair: Pair) -> Vec<Secret> {
     pair.start();
-    pair.world.run_for(2 * SECOND);
+    pair.network.run_for(2 * SECOND);
     let peer = pair.b_name.clone();
-    assert!(pair.world.call(pair.a, |endpoint, now, env| endpoint.rekey_child(&peer, now, env)));
-    pair.world.run_for(2 * SECOND);
-    assert!(pair.world.call(pair.a, |endpoint, now, env| endpoint.rekey_ike(&peer, now, env)));
-    pair.world.run_for(20 * SECOND);
+    assert!(pair.network.call(pair.a, |endpoint, now, env| endpoint.rekey_child(&peer, now, env)));
+    pair.network.run_for(2 * SECOND);
+    assert!(pair.network.call(pair.a, |endpoint, now, env| endpoint.rekey_ike(&peer, now, env)));
+    pair.network.run_for(20 * SECOND);
     pair.assert_connected();
     keys(&pair)
 }
@@ -79,11 +79,11 @@ fn no_level_of_the_log_shows_a_secret_or_a_key() {
         secrets.push(Secret::new(auth.key.expose()[32..48].to_vec()));
     }
     tracing::subscriber::with_default(subscriber, || {
-        secrets.extend(whole_life(Pair::new(1, Weather::WINDY)));
-        let mut pair = Pair::new(2, Weather::WINDY);
+        secrets.extend(whole_life(Pair::new(1, LinkQuality::REORDERING)));
+        let mut pair = Pair::new(2, LinkQuality::REORDERING);
         [pair.a_config.auth, pair.b_config.auth] = certified;
         secrets.extend(whole_life(pair));
-        let mut pair = Pair::new(3, Weather::FAIR).one_sided();
+        let mut pair = Pair::new(3, LinkQuality::RELIABLE).one_sided();
         pair.b_config.auth = Auth::Psk(Secret::new(wrong.to_vec()));
         pair.refused();
     });

@@ -5,11 +5,11 @@
 
 mod candidates;
 mod certificates;
-mod change;
+mod changes;
+mod establishment;
 mod kernel;
 mod logs;
+mod mismatch;
+mod network;
 mod peers;
-mod refuse;
 mod rekey;
-mod start;
-mod world;

@@ -7,7 +7,7 @@ use edge_ike::config::{Aead, EspProposal, Group, IkeProposal, Prf, Timing};
 use edge_ike::event::{PeerError, PeerErrorKind};
 use edge_ike::{Auth, ChildConfig, Event, Identity, PeerConfig, PeerName, Secret};
 
-use crate::world::{Nat, Weather, World};
+use crate::network::{LinkQuality, Nat, Network};
 
 pub const SECOND: Duration = Duration::from_secs(1);
 
@@ -47,7 +47,7 @@ pub fn peer(us: &str, them: &str, remotes: &[&str]) -> PeerConfig {
 
 /// Two nodes. `b` has the larger identity.
 pub struct Pair {
-    pub world: World,
+    pub network: Network,
     pub a: usize,
     pub b: usize,
     pub a_name: PeerName,
@@ -57,18 +57,18 @@ pub struct Pair {
 }
 
 impl Pair {
-    pub fn new(seed: u64, weather: Weather) -> Self {
-        Self::with_nats(seed, weather, None, None)
+    pub fn new(seed: u64, quality: LinkQuality) -> Self {
+        Self::with_nats(seed, quality, None, None)
     }
 
-    pub fn with_nats(seed: u64, weather: Weather, a_nat: Option<Nat>, b_nat: Option<Nat>) -> Self {
-        let mut world = World::new(seed, weather);
+    pub fn with_nats(seed: u64, quality: LinkQuality, a_nat: Option<Nat>, b_nat: Option<Nat>) -> Self {
+        let mut network = Network::new(seed, quality);
         let a_at = a_nat.as_ref().map_or("10.0.0.1".to_owned(), |nat| nat.public.to_string());
         let b_at = b_nat.as_ref().map_or("10.0.0.2".to_owned(), |nat| nat.public.to_string());
-        let a = world.add("10.0.0.1", a_nat);
-        let b = world.add("10.0.0.2", b_nat);
+        let a = network.add("10.0.0.1", a_nat);
+        let b = network.add("10.0.0.2", b_nat);
         Self {
-            world,
+            network,
             a,
             b,
             a_name: name("a.example"),
@@ -93,12 +93,12 @@ impl Pair {
 
     pub fn start_a(&mut self) {
         let config = self.a_config.clone();
-        self.world.call(self.a, |endpoint, now, env| endpoint.set_peer(config, now, env)).unwrap();
+        self.network.call(self.a, |endpoint, now, env| endpoint.set_peer(config, now, env)).unwrap();
     }
 
     pub fn start_b(&mut self) {
         let config = self.b_config.clone();
-        self.world.call(self.b, |endpoint, now, env| endpoint.set_peer(config, now, env)).unwrap();
+        self.network.call(self.b, |endpoint, now, env| endpoint.set_peer(config, now, env)).unwrap();
     }
 
     /// Configures both ends, `b` first.
@@ -111,40 +111,44 @@ impl Pair {
     /// nothing that could be read meanwhile shows the secret.
     pub fn refused(mut self) -> Refused {
         self.start();
-        self.world.run_for(20 * SECOND);
+        self.network.run_for(20 * SECOND);
         let shown: Vec<String> =
-            self.world.nodes.iter().map(|node| format!("{:?}", node.endpoint.snapshot())).collect();
+            self.network.nodes.iter().map(|node| format!("{:?}", node.endpoint.snapshot())).collect();
         let b_name = self.b_name.clone();
-        self.world.call(self.a, |endpoint, now, env| endpoint.terminate(&b_name, now, env));
+        self.network.call(self.a, |endpoint, now, env| endpoint.terminate(&b_name, now, env));
         // Longer than a half-open IKE SA and the last response of a deleted one are kept.
-        self.world.run_for(60 * SECOND);
-        self.world.assert_nothing_left();
-        let [a, b] = [self.a, self.b].map(|node| &self.world.nodes[node]);
+        self.network.run_for(60 * SECOND);
+        self.network.assert_nothing_left();
+        let [a, b] = [self.a, self.b].map(|node| &self.network.nodes[node]);
         let up = |(_, event): &(Duration, Event)| matches!(event, Event::ChildUp { .. });
-        assert!(!a.events.iter().any(up), "there was a tunnel:{}", self.world.history());
+        assert!(!a.events.iter().any(up), "there was a tunnel:{}", self.network.history());
         let shown = format!("{shown:?} {:?} {:?}", a.events, b.events);
         assert!(!shown.contains("correct horse"), "{shown}");
-        Refused { a: ReportedErrors(a.reported_errors()), b: ReportedErrors(b.reported_errors()), world: self.world }
+        Refused {
+            a: ReportedErrors(a.reported_errors()),
+            b: ReportedErrors(b.reported_errors()),
+            network: self.network,
+        }
     }
 
     /// Lets time pass with traffic both ways. After the first packet of a direction has arrived,
     /// every one must.
     pub fn traffic(&mut self, time: Duration) {
-        self.world.watch = true;
+        self.network.watch = true;
         let (a_name, b_name) = (self.a_name.clone(), self.b_name.clone());
-        self.world.run_with_traffic(time, (self.a, &a_name), (self.b, &b_name));
+        self.network.run_with_traffic(time, (self.a, &a_name), (self.b, &b_name));
     }
 
     /// Checks that both ends have one IKE SA and one CHILD_SA with each other, and agree.
     pub fn assert_connected(&self) {
-        let (a, b) = (&self.world.nodes[self.a].host.kernel, &self.world.nodes[self.b].host.kernel);
+        let (a, b) = (&self.network.nodes[self.a].host.kernel, &self.network.nodes[self.b].host.kernel);
         let a_out = a.tunnels[&self.b_name].outbound.as_ref().expect("a sends");
         let b_out = b.tunnels[&self.a_name].outbound.as_ref().expect("b sends");
         assert_eq!(a_out.outbound_spi, b_out.inbound_spi);
         assert_eq!(b_out.outbound_spi, a_out.inbound_spi);
         assert!(a_out.outbound_key == b_out.inbound_key && b_out.outbound_key == a_out.inbound_key);
         assert_eq!((a.ike_sas.len(), b.ike_sas.len()), (1, 1));
-        self.world.assert_tidy();
+        self.network.assert_tidy();
     }
 }
 
@@ -152,7 +156,7 @@ impl Pair {
 pub struct Refused {
     pub a: ReportedErrors,
     pub b: ReportedErrors,
-    pub world: World,
+    pub network: Network,
 }
 
 /// The errors that one end reported.

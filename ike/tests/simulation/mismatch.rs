@@ -7,22 +7,22 @@ use edge_ike::config::{Aead, EspProposal, Group};
 use edge_ike::event::{DownReason, PeerErrorKind};
 use edge_ike::{Auth, EndpointConfig, Event, Identity, PeerConfig, Secret};
 
+use crate::network::{LinkQuality, Network};
 use crate::peers::{Pair, Refused, SECOND, name, peer};
-use crate::world::{Weather, World};
 
 fn refused(change: impl Fn(&mut PeerConfig, &mut PeerConfig)) -> Refused {
-    let mut pair = Pair::new(1, Weather::FAIR).one_sided();
+    let mut pair = Pair::new(1, LinkQuality::RELIABLE).one_sided();
     change(&mut pair.a_config, &mut pair.b_config);
     pair.refused()
 }
 
 #[test]
 fn one_letter_of_the_secret_changed_is_an_error_at_both_ends() {
-    let Refused { a, b, world } =
+    let Refused { a, b, network } =
         refused(|_, b| b.auth = Auth::Psk(Secret::new(b"correct horse battery stapla".to_vec())));
     a.is(PeerErrorKind::RefusedByPeer, &["IKE_AUTH", r#"we are "a.example""#, "compare the pre-shared key"]);
     b.is(PeerErrorKind::AuthenticationFailed, &["IKE_AUTH", "compare the pre-shared key on both sides"]);
-    let last = world.nodes[0].endpoint.snapshot()[0].last_error.clone().unwrap();
+    let last = network.nodes[0].endpoint.snapshot()[0].last_error.clone().unwrap();
     assert_eq!(last.exchange, "IKE_AUTH");
 }
 
@@ -45,14 +45,14 @@ fn a_responder_is_only_who_was_dialled() {
 
 #[test]
 fn no_ike_proposal_in_common_is_an_error_at_both_ends() {
-    let Refused { a, b, world } = refused(|a, b| {
+    let Refused { a, b, network } = refused(|a, b| {
         a.ike_proposals[0].aeads = vec![Aead::Aes128Gcm16];
         b.ike_proposals[0].aeads = vec![Aead::ChaCha20Poly1305];
     });
     a.is(PeerErrorKind::NoProposalChosen, &["IKE_SA_INIT", "none of our IKE proposals", "AES_GCM_16-128"]);
     b.is(PeerErrorKind::NoProposalChosen, &["IKE_SA_INIT", "none of the peer's IKE proposals", "CHACHA20_POLY1305"]);
     // An unauthenticated error is reported soon, and does not end the attempt.
-    let first = world.nodes[0].events.first().unwrap().0;
+    let first = network.nodes[0].events.first().unwrap().0;
     assert!(first < Duration::from_millis(1000 * 1000 + 100));
 }
 
@@ -79,91 +79,91 @@ fn selectors_that_do_not_meet_are_an_error_at_both_ends() {
 
 #[test]
 fn selectors_are_narrowed_to_what_both_ends_want() {
-    let mut pair = Pair::new(1, Weather::FAIR).one_sided();
+    let mut pair = Pair::new(1, LinkQuality::RELIABLE).one_sided();
     pair.b_config.child.local = vec!["10.2.0.0/16".parse().unwrap()];
     pair.b_config.child.remote = vec!["10.1.4.0/24".parse().unwrap(), "10.1.6.0/24".parse().unwrap()];
     pair.start();
-    pair.world.run_for(SECOND);
+    pair.network.run_for(SECOND);
     pair.assert_connected();
-    let sa = pair.world.nodes[pair.a].host.kernel.tunnels[&pair.b_name].outbound.clone().unwrap();
+    let sa = pair.network.nodes[pair.a].host.kernel.tunnels[&pair.b_name].outbound.clone().unwrap();
     assert_eq!(sa.local_selectors, pair.b_config.child.remote);
     assert_eq!(sa.remote_selectors, pair.b_config.child.local);
 }
 
 #[test]
 fn a_guess_at_the_wrong_group_costs_one_round_trip() {
-    let mut pair = Pair::new(1, Weather::FAIR).one_sided();
+    let mut pair = Pair::new(1, LinkQuality::RELIABLE).one_sided();
     pair.a_config.ike_proposals[0].groups = vec![Group::X25519, Group::P256];
     pair.b_config.ike_proposals[0].groups = vec![Group::P256];
     pair.start();
-    pair.world.run_for(SECOND);
+    pair.network.run_for(SECOND);
     pair.assert_connected();
-    assert_eq!(pair.world.wire.len(), 6);
+    assert_eq!(pair.network.wire.len(), 6);
 }
 
 #[test]
 fn cookies_are_asked_for_and_brought() {
-    let mut world = World::new(1, Weather::FAIR);
-    let a = world.add("10.0.0.1", None);
-    let b = world.add_with("10.0.0.2", None, EndpointConfig { cookie_threshold: 0, ..EndpointConfig::default() });
+    let mut network = Network::new(1, LinkQuality::RELIABLE);
+    let a = network.add("10.0.0.1", None);
+    let b = network.add_with("10.0.0.2", None, EndpointConfig { cookie_threshold: 0, ..EndpointConfig::default() });
     let dial = peer("a.example", "b.example", &["10.0.0.2"]);
     let wait = PeerConfig { initiate: false, ..peer("b.example", "a.example", &[]) };
-    world.call(b, |endpoint, now, env| endpoint.set_peer(wait, now, env)).unwrap();
-    world.call(a, |endpoint, now, env| endpoint.set_peer(dial, now, env)).unwrap();
-    world.run_for(SECOND);
-    assert!(world.nodes[a].host.kernel.tunnels[&name("b.example")].outbound.is_some());
-    assert_eq!(world.wire.len(), 6);
+    network.call(b, |endpoint, now, env| endpoint.set_peer(wait, now, env)).unwrap();
+    network.call(a, |endpoint, now, env| endpoint.set_peer(dial, now, env)).unwrap();
+    network.run_for(SECOND);
+    assert!(network.nodes[a].host.kernel.tunnels[&name("b.example")].outbound.is_some());
+    assert_eq!(network.wire.len(), 6);
 }
 
 #[test]
 fn a_wrong_secret_on_one_address_does_not_keep_another_from_winning() {
     // 10.0.0.3 has the name of 10.0.0.2, but not its secret.
-    let mut world = World::new(1, Weather::FAIR);
-    let a = world.add("10.0.0.1", None);
-    let b = world.add("10.0.0.2", None);
-    let impostor = world.add("10.0.0.3", None);
+    let mut network = Network::new(1, LinkQuality::RELIABLE);
+    let a = network.add("10.0.0.1", None);
+    let b = network.add("10.0.0.2", None);
+    let impostor = network.add("10.0.0.3", None);
     let wait = PeerConfig { initiate: false, ..peer("b.example", "a.example", &[]) };
     let wrong = PeerConfig { auth: Auth::Psk(Secret::new(b"guess".to_vec())), ..wait.clone() };
     let dial = peer("a.example", "b.example", &["10.0.0.3", "10.0.0.2"]);
-    world.call(b, |endpoint, now, env| endpoint.set_peer(wait, now, env)).unwrap();
-    world.call(impostor, |endpoint, now, env| endpoint.set_peer(wrong, now, env)).unwrap();
-    world.call(a, |endpoint, now, env| endpoint.set_peer(dial, now, env)).unwrap();
-    world.run_for(SECOND);
-    let sa = world.nodes[a].host.kernel.tunnels[&name("b.example")].outbound.clone().unwrap();
+    network.call(b, |endpoint, now, env| endpoint.set_peer(wait, now, env)).unwrap();
+    network.call(impostor, |endpoint, now, env| endpoint.set_peer(wrong, now, env)).unwrap();
+    network.call(a, |endpoint, now, env| endpoint.set_peer(dial, now, env)).unwrap();
+    network.run_for(SECOND);
+    let sa = network.nodes[a].host.kernel.tunnels[&name("b.example")].outbound.clone().unwrap();
     assert_eq!(sa.remote.ip().to_string(), "10.0.0.2");
-    assert!(world.nodes[a].errors().is_empty());
+    assert!(network.nodes[a].errors().is_empty());
 }
 
 #[test]
 fn a_terminated_tunnel_stays_down_until_it_is_asked_for() {
-    let mut pair = Pair::new(1, Weather::FAIR).one_sided();
+    let mut pair = Pair::new(1, LinkQuality::RELIABLE).one_sided();
     pair.start();
-    pair.world.run_for(2 * SECOND);
+    pair.network.run_for(2 * SECOND);
     let b_name = pair.b_name.clone();
-    assert!(pair.world.call(pair.a, |endpoint, now, env| endpoint.terminate(&b_name, now, env)));
-    pair.world.run_for(60 * SECOND);
+    assert!(pair.network.call(pair.a, |endpoint, now, env| endpoint.terminate(&b_name, now, env)));
+    pair.network.run_for(60 * SECOND);
     let down = |event: &Event| matches!(event, Event::IkeDown { reason: DownReason::DeletedByPeer, .. });
-    assert!(pair.world.nodes[pair.b].events.iter().any(|(_, event)| down(event)));
-    assert!(pair.world.nodes[pair.a].host.kernel.ike_sas.is_empty());
-    assert!(pair.world.call(pair.a, |endpoint, now, env| endpoint.connect(&b_name, now, env)));
-    pair.world.run_for(SECOND);
+    assert!(pair.network.nodes[pair.b].events.iter().any(|(_, event)| down(event)));
+    assert!(pair.network.nodes[pair.a].host.kernel.ike_sas.is_empty());
+    assert!(pair.network.call(pair.a, |endpoint, now, env| endpoint.connect(&b_name, now, env)));
+    pair.network.run_for(SECOND);
     pair.assert_connected();
 }
 
 #[test]
 fn fifty_peers_that_are_down_hold_up_nobody() {
-    let mut world = World::new(1, Weather::FAIR);
-    let a = world.add("10.0.0.1", None);
-    let b = world.add("10.0.0.2", None);
+    let mut network = Network::new(1, LinkQuality::RELIABLE);
+    let a = network.add("10.0.0.1", None);
+    let b = network.add("10.0.0.2", None);
     for i in 0..50 {
         let them = format!("down-{i}.example");
         let config = peer("a.example", &them, &[&format!("10.1.0.{i}")]);
-        world.call(a, |endpoint, now, env| endpoint.set_peer(config, now, env)).unwrap();
+        network.call(a, |endpoint, now, env| endpoint.set_peer(config, now, env)).unwrap();
     }
     let wait = PeerConfig { initiate: false, ..peer("b.example", "a.example", &[]) };
-    world.call(b, |endpoint, now, env| endpoint.set_peer(wait, now, env)).unwrap();
+    network.call(b, |endpoint, now, env| endpoint.set_peer(wait, now, env)).unwrap();
     let dial = peer("a.example", "b.example", &["10.0.0.2"]);
-    world.call(a, |endpoint, now, env| endpoint.set_peer(dial, now, env)).unwrap();
-    world.run_for(Duration::from_millis(50));
-    assert!(world.nodes[a].host.kernel.tunnels[&name("b.example")].outbound.is_some());
+    network.call(a, |endpoint, now, env| endpoint.set_peer(dial, now, env)).unwrap();
+    network.run_for(Duration::from_millis(50));
+    assert!(network.nodes[a].host.kernel.tunnels[&name("b.example")].outbound.is_some());
 }

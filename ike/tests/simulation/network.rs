@@ -35,30 +35,30 @@ impl Random {
     }
 }
 
-/// How bad the network is.
+/// Delay, loss and duplication of datagrams.
 #[derive(Debug, Clone, Copy)]
-pub struct Weather {
+pub struct LinkQuality {
     pub delay_min: Duration,
     pub delay_max: Duration,
     pub loss_percent: u64,
     pub double_percent: u64,
 }
 
-impl Weather {
-    pub const FAIR: Self = Self {
+impl LinkQuality {
+    pub const RELIABLE: Self = Self {
         delay_min: Duration::from_millis(5),
         delay_max: Duration::from_millis(5),
         loss_percent: 0,
         double_percent: 0,
     };
     /// Delays reorder datagrams, but none is lost.
-    pub const WINDY: Self = Self {
+    pub const REORDERING: Self = Self {
         delay_min: Duration::from_millis(1),
         delay_max: Duration::from_millis(120),
         loss_percent: 0,
         double_percent: 10,
     };
-    pub const STORM: Self = Self {
+    pub const LOSSY: Self = Self {
         delay_min: Duration::from_millis(1),
         delay_max: Duration::from_millis(120),
         loss_percent: 15,
@@ -174,10 +174,10 @@ struct Packet {
 /// Sees, and may change, every IKE datagram on the wire. False: the datagram is dropped.
 type Tap = Box<dyn FnMut(SocketAddr, SocketAddr, &mut Vec<u8>) -> bool>;
 
-pub struct World {
+pub struct Network {
     pub now: Duration,
     pub nodes: Vec<Node>,
-    pub weather: Weather,
+    pub quality: LinkQuality,
     pub random: Random,
     /// Directions from node to node that have worked once. From then on they are watched.
     pub working: BTreeSet<(usize, usize)>,
@@ -195,12 +195,12 @@ pub struct World {
     packets: BTreeMap<u64, Packet>,
 }
 
-impl World {
-    pub fn new(seed: u64, weather: Weather) -> Self {
+impl Network {
+    pub fn new(seed: u64, quality: LinkQuality) -> Self {
         Self {
             now: Duration::from_secs(1000),
             nodes: Vec::new(),
-            weather,
+            quality,
             random: Random(seed),
             working: BTreeSet::new(),
             watch: false,
@@ -276,14 +276,14 @@ impl World {
     }
 
     fn fly(&mut self, packet: Packet) {
-        let copies = if self.random.chance(self.weather.double_percent) { 2 } else { 1 };
+        let copies = if self.random.chance(self.quality.double_percent) { 2 } else { 1 };
         for _ in 0..copies {
-            if self.random.chance(self.weather.loss_percent) {
+            if self.random.chance(self.quality.loss_percent) {
                 self.esp_lost_by_network += u64::from(matches!(packet.payload, Payload::Esp(..)));
                 continue;
             }
-            let spread = (self.weather.delay_max - self.weather.delay_min).as_micros() as u64;
-            let delay = self.weather.delay_min + Duration::from_micros(self.random.below(spread + 1));
+            let spread = (self.quality.delay_max - self.quality.delay_min).as_micros() as u64;
+            let delay = self.quality.delay_min + Duration::from_micros(self.random.below(spread + 1));
             self.sequence += 1;
             self.flying.push(Reverse((self.now + delay, self.sequence)));
             self.packets.insert(self.sequence, packet.clone());

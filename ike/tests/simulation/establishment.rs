@@ -2,27 +2,27 @@
 
 use edge_ike::endpoint::Phase;
 
+use crate::network::{LinkQuality, Nat, Network};
 use crate::peers::{Pair, SECOND, peer};
-use crate::world::{Nat, Weather, World};
 
 #[test]
 fn a_tunnel_comes_up_with_a_pre_shared_key() {
-    let mut pair = Pair::new(1, Weather::FAIR).one_sided();
+    let mut pair = Pair::new(1, LinkQuality::RELIABLE).one_sided();
     pair.start();
-    pair.world.run_for(SECOND);
+    pair.network.run_for(SECOND);
     pair.assert_connected();
-    assert!(pair.world.nodes[pair.a].errors().is_empty());
-    assert!(pair.world.nodes[pair.b].errors().is_empty());
+    assert!(pair.network.nodes[pair.a].errors().is_empty());
+    assert!(pair.network.nodes[pair.b].errors().is_empty());
 }
 
 #[test]
 fn a_tunnel_comes_up_through_loss_and_reordering() {
     for seed in 0..100 {
-        let mut pair = Pair::new(seed, Weather::STORM).one_sided();
+        let mut pair = Pair::new(seed, LinkQuality::LOSSY).one_sided();
         pair.start();
-        pair.world.run_for(30 * SECOND);
-        pair.world.weather = Weather::FAIR;
-        pair.world.run_for(30 * SECOND);
+        pair.network.run_for(30 * SECOND);
+        pair.network.quality = LinkQuality::RELIABLE;
+        pair.network.run_for(30 * SECOND);
         pair.assert_connected();
     }
 }
@@ -30,9 +30,9 @@ fn a_tunnel_comes_up_through_loss_and_reordering() {
 #[test]
 fn both_ends_starting_at_once_end_with_one_ike_sa_and_no_gap() {
     for seed in 0..120 {
-        let mut pair = Pair::new(seed, Weather::WINDY);
+        let mut pair = Pair::new(seed, LinkQuality::REORDERING);
         pair.start_b();
-        let head_start = std::time::Duration::from_millis(pair.world.random.below(400));
+        let head_start = std::time::Duration::from_millis(pair.network.random.below(400));
         pair.traffic(head_start);
         pair.start_a();
         pair.traffic(25 * SECOND);
@@ -43,58 +43,58 @@ fn both_ends_starting_at_once_end_with_one_ike_sa_and_no_gap() {
 #[test]
 fn of_two_ike_sas_begun_at_once_the_one_begun_by_the_smaller_identity_stays() {
     for seed in 0..20 {
-        let mut pair = Pair::new(seed, Weather::FAIR);
+        let mut pair = Pair::new(seed, LinkQuality::RELIABLE);
         pair.start();
         pair.traffic(25 * SECOND);
         pair.assert_connected();
-        let status = pair.world.nodes[pair.a].endpoint.snapshot();
+        let status = pair.network.nodes[pair.a].endpoint.snapshot();
         assert!(status[0].ike_sas[0].initiator, "a.example is smaller than b.example");
-        assert!(!pair.world.nodes[pair.b].endpoint.snapshot()[0].ike_sas[0].initiator);
+        assert!(!pair.network.nodes[pair.b].endpoint.snapshot()[0].ike_sas[0].initiator);
     }
 }
 
 #[test]
-fn both_ends_starting_at_once_in_a_storm_end_with_one_ike_sa_and_no_gap() {
+fn both_ends_starting_at_once_despite_loss_end_with_one_ike_sa_and_no_gap() {
     for seed in 0..120 {
-        let mut pair = Pair::new(seed, Weather::STORM).both(|config| {
-            // Many transmissions: giving up an IKE SA in a storm is right, but not what this test
+        let mut pair = Pair::new(seed, LinkQuality::LOSSY).both(|config| {
+            // Many transmissions: giving up an IKE SA under loss is right, but not what this test
             // looks at.
             config.timing.transmissions = 10;
         });
         pair.start_b();
-        let head_start = std::time::Duration::from_millis(pair.world.random.below(1500));
+        let head_start = std::time::Duration::from_millis(pair.network.random.below(1500));
         pair.traffic(head_start);
         pair.start_a();
         pair.traffic(40 * SECOND);
-        pair.world.weather = Weather::FAIR;
+        pair.network.quality = LinkQuality::RELIABLE;
         pair.traffic(40 * SECOND);
         pair.assert_connected();
     }
 }
 
 #[test]
-fn both_ends_come_together_again_whatever_a_storm_has_torn() {
+fn both_ends_reconnect_after_loss_has_broken_sas() {
     for seed in 0..30 {
-        let mut pair = Pair::new(seed, Weather { loss_percent: 45, ..Weather::STORM });
+        let mut pair = Pair::new(seed, LinkQuality { loss_percent: 45, ..LinkQuality::LOSSY });
         pair.start();
-        pair.world.run_for(120 * SECOND);
-        pair.world.weather = Weather::FAIR;
-        pair.world.run_for(60 * SECOND);
+        pair.network.run_for(120 * SECOND);
+        pair.network.quality = LinkQuality::RELIABLE;
+        pair.network.run_for(60 * SECOND);
         pair.assert_connected();
     }
 }
 
 #[test]
-fn a_mesh_of_nodes_some_behind_nats_comes_up_when_all_start_at_once_in_a_storm() {
+fn a_mesh_of_nodes_some_behind_nats_comes_up_when_all_start_at_once_despite_loss() {
     const NODES: usize = 8;
     for seed in 0..5 {
-        let mut world = World::new(seed, Weather::STORM);
+        let mut network = Network::new(seed, LinkQuality::LOSSY);
         // Every third node is behind a NAT: it can only begin. Two such nodes cannot reach each
         // other.
         let hidden = |node: usize| node % 3 == 2;
         for node in 0..NODES {
             let nat = hidden(node).then(|| Nat::new(&format!("192.0.2.{node}")));
-            world.add(&format!("10.0.0.{}", node + 1), nat);
+            network.add(&format!("10.0.0.{}", node + 1), nat);
         }
         let id = |node: usize| format!("node-{node}.example");
         for us in 0..NODES {
@@ -102,15 +102,15 @@ fn a_mesh_of_nodes_some_behind_nats_comes_up_when_all_start_at_once_in_a_storm()
                 let at = format!("10.0.0.{}", them + 1);
                 let remotes: &[&str] = if hidden(them) { &[] } else { &[&at] };
                 let config = peer(&id(us), &id(them), remotes);
-                world.call(us, |endpoint, now, env| endpoint.set_peer(config, now, env)).unwrap();
+                network.call(us, |endpoint, now, env| endpoint.set_peer(config, now, env)).unwrap();
             }
         }
-        world.run_for(40 * SECOND);
-        world.weather = Weather::FAIR;
-        world.run_for(60 * SECOND);
-        world.assert_tidy();
+        network.run_for(40 * SECOND);
+        network.quality = LinkQuality::RELIABLE;
+        network.run_for(60 * SECOND);
+        network.assert_tidy();
         for us in 0..NODES {
-            for status in world.nodes[us].endpoint.snapshot() {
+            for status in network.nodes[us].endpoint.snapshot() {
                 assert_eq!(status.phase, Phase::Up, "seed {seed}: {} to {}", id(us), status.name);
             }
         }

@@ -6,85 +6,85 @@ use std::time::Duration;
 use edge_ike::event::{DownReason, PeerErrorKind};
 use edge_ike::{Event, Identity, Secret};
 
+use crate::network::{LinkQuality, Nat};
 use crate::peers::{Pair, SECOND};
-use crate::world::{Nat, Weather};
 
 #[test]
 fn a_node_behind_a_nat_is_followed_when_its_mapping_changes() {
     for seed in 0..30 {
         let nat = Nat::new("192.0.2.1");
-        let mut pair = Pair::with_nats(seed, Weather::WINDY, Some(nat), None)
+        let mut pair = Pair::with_nats(seed, LinkQuality::REORDERING, Some(nat), None)
             .one_sided()
             .both(|config| config.force_encapsulation = false);
         pair.b_config.remotes.clear();
         pair.start();
         pair.traffic(10 * SECOND);
         pair.assert_connected();
-        pair.world.nodes[pair.a].nat.as_mut().unwrap().rebind();
+        pair.network.nodes[pair.a].nat.as_mut().unwrap().rebind();
         // Packets to the old mapping are lost until the liveness check (after 4 s) shows the new
         // one.
-        pair.world.working.clear();
+        pair.network.working.clear();
         pair.traffic(6 * SECOND);
         pair.traffic(10 * SECOND);
         pair.assert_connected();
-        assert_eq!(pair.world.working.len(), 2);
+        assert_eq!(pair.network.working.len(), 2);
         let moved = |event: &Event| matches!(event, Event::PeerMoved { .. });
-        assert_eq!(pair.world.nodes[pair.b].events.iter().filter(|(_, event)| moved(event)).count(), 1);
+        assert_eq!(pair.network.nodes[pair.b].events.iter().filter(|(_, event)| moved(event)).count(), 1);
     }
 }
 
 #[test]
 fn a_changed_address_of_ours_moves_the_tunnel_in_one_round_trip_where_a_nat_is_believed_in() {
-    let mut pair = Pair::new(1, Weather::FAIR).one_sided();
+    let mut pair = Pair::new(1, LinkQuality::RELIABLE).one_sided();
     pair.start();
     pair.traffic(2 * SECOND);
     change_address(&mut pair);
-    pair.world.working.clear();
+    pair.network.working.clear();
     pair.traffic(Duration::from_millis(50));
-    assert_eq!(pair.world.working.len(), 2, "{}", pair.world.history());
+    assert_eq!(pair.network.working.len(), 2, "{}", pair.network.history());
     pair.traffic(10 * SECOND);
     pair.assert_connected();
-    assert!(!pair.world.nodes[pair.a].events.iter().any(|(_, event)| matches!(event, Event::IkeReplaced { .. })));
+    assert!(!pair.network.nodes[pair.a].events.iter().any(|(_, event)| matches!(event, Event::IkeReplaced { .. })));
 }
 
 #[test]
 fn a_changed_address_of_ours_replaces_the_ike_sa_at_once_where_none_is() {
-    let mut pair = Pair::new(1, Weather::FAIR).one_sided().both(|config| config.force_encapsulation = false);
+    let mut pair = Pair::new(1, LinkQuality::RELIABLE).one_sided().both(|config| config.force_encapsulation = false);
     pair.start();
-    pair.world.run_for(2 * SECOND);
+    pair.network.run_for(2 * SECOND);
     change_address(&mut pair);
-    pair.world.run_for(SECOND);
-    let a = &pair.world.nodes[pair.a].host.kernel.tunnels[&pair.b_name];
+    pair.network.run_for(SECOND);
+    let a = &pair.network.nodes[pair.a].host.kernel.tunnels[&pair.b_name];
     assert_eq!(a.outbound.as_ref().unwrap().local.ip().to_string(), "10.0.0.9");
-    pair.world.run_for(30 * SECOND);
+    pair.network.run_for(30 * SECOND);
     pair.assert_connected();
 }
 
 fn change_address(pair: &mut Pair) {
     let (old, new) = ("10.0.0.1".parse().unwrap(), "10.0.0.9".parse().unwrap());
-    pair.world.nodes[pair.a].host.address = new;
-    pair.world.call(pair.a, |endpoint, now, env| endpoint.local_address_changed(old, new, now, env));
+    pair.network.nodes[pair.a].host.address = new;
+    pair.network.call(pair.a, |endpoint, now, env| endpoint.local_address_changed(old, new, now, env));
 }
 
 #[test]
 fn a_dead_peer_is_noticed_in_less_than_ten_seconds_and_found_again() {
     for seed in 0..20 {
-        let mut pair = Pair::new(seed, Weather::FAIR);
+        let mut pair = Pair::new(seed, LinkQuality::RELIABLE);
         pair.start();
-        pair.world.run_for(25 * SECOND);
+        pair.network.run_for(25 * SECOND);
         pair.assert_connected();
-        pair.world.nodes[pair.b].down = true;
-        let died = pair.world.now;
-        pair.world.run_for(10 * SECOND);
-        let noticed = pair.world.nodes[pair.a].events.iter().find_map(|(at, event)| match event {
+        pair.network.nodes[pair.b].down = true;
+        let died = pair.network.now;
+        pair.network.run_for(10 * SECOND);
+        let noticed = pair.network.nodes[pair.a].events.iter().find_map(|(at, event)| match event {
             Event::IkeDown { reason: DownReason::Timeout, .. } => Some(*at),
             _ => None,
         });
         assert!(noticed.unwrap() <= died + 10 * SECOND);
-        assert!(pair.world.nodes[pair.a].host.kernel.tunnels[&pair.b_name].outbound.is_none());
-        pair.world.run_for(40 * SECOND);
-        pair.world.nodes[pair.b].down = false;
-        pair.world.run_for(60 * SECOND);
+        assert!(pair.network.nodes[pair.a].host.kernel.tunnels[&pair.b_name].outbound.is_none());
+        pair.network.run_for(40 * SECOND);
+        pair.network.nodes[pair.b].down = false;
+        pair.network.run_for(60 * SECOND);
         pair.assert_connected();
     }
 }
@@ -92,147 +92,147 @@ fn a_dead_peer_is_noticed_in_less_than_ten_seconds_and_found_again() {
 #[test]
 fn a_peer_that_restarts_replaces_what_it_has_forgotten() {
     for keep in [false, true] {
-        let mut pair = Pair::new(3, Weather::FAIR).one_sided();
+        let mut pair = Pair::new(3, LinkQuality::RELIABLE).one_sided();
         pair.start();
-        pair.world.run_for(5 * SECOND);
+        pair.network.run_for(5 * SECOND);
         pair.assert_connected();
         // The agent restarts with a new endpoint. With `keep_existing` its kernel still has the
         // SAs; here they are gone in any case.
         let fresh = edge_ike::Endpoint::new(edge_ike::EndpointConfig::default());
-        let node = &mut pair.world.nodes[pair.a];
+        let node = &mut pair.network.nodes[pair.a];
         node.endpoint = fresh;
         node.host.kernel.tunnels.clear();
         node.host.kernel.ike_sas.clear();
         pair.a_config.keep_existing = keep;
         pair.start_a();
-        pair.world.run_for(SECOND);
-        let a = pair.world.nodes[pair.a].host.kernel.tunnels[&pair.b_name].outbound.as_ref().unwrap().outbound_spi;
-        let b = &pair.world.nodes[pair.b].host.kernel.tunnels[&pair.a_name];
+        pair.network.run_for(SECOND);
+        let a = pair.network.nodes[pair.a].host.kernel.tunnels[&pair.b_name].outbound.as_ref().unwrap().outbound_spi;
+        let b = &pair.network.nodes[pair.b].host.kernel.tunnels[&pair.a_name];
         assert_eq!(
             b.outbound.as_ref().unwrap().outbound_spi,
-            pair.world.nodes[pair.a].host.kernel.tunnels[&pair.b_name].outbound.as_ref().unwrap().inbound_spi
+            pair.network.nodes[pair.a].host.kernel.tunnels[&pair.b_name].outbound.as_ref().unwrap().inbound_spi
         );
         assert!(b.inbound.values().any(|sa| sa.inbound_spi == a));
-        pair.world.run_for(60 * SECOND);
+        pair.network.run_for(60 * SECOND);
         pair.assert_connected();
     }
 }
 
 #[test]
 fn the_same_configuration_again_changes_nothing() {
-    let mut pair = Pair::new(1, Weather::FAIR);
+    let mut pair = Pair::new(1, LinkQuality::RELIABLE);
     pair.start();
-    pair.world.run_for(25 * SECOND);
-    let before = pair.world.nodes[pair.a].events.len();
+    pair.network.run_for(25 * SECOND);
+    let before = pair.network.nodes[pair.a].events.len();
     for _ in 0..5 {
         pair.start();
-        pair.world.run_for(SECOND);
+        pair.network.run_for(SECOND);
     }
-    assert_eq!(pair.world.nodes[pair.a].events.len(), before);
+    assert_eq!(pair.network.nodes[pair.a].events.len(), before);
     pair.assert_connected();
 }
 
 #[test]
 fn another_timing_or_address_in_the_configuration_leaves_a_running_tunnel_alone() {
-    let mut pair = Pair::new(1, Weather::FAIR);
+    let mut pair = Pair::new(1, LinkQuality::RELIABLE);
     pair.start();
-    pair.world.run_for(25 * SECOND);
-    let before = pair.world.nodes[pair.a].events.len();
+    pair.network.run_for(25 * SECOND);
+    let before = pair.network.nodes[pair.a].events.len();
     pair.a_config.timing.liveness = 7 * SECOND;
     pair.a_config.remotes.push("10.9.9.9:500".parse().unwrap());
     pair.start_a();
-    pair.world.run_for(20 * SECOND);
-    assert_eq!(pair.world.nodes[pair.a].events.len(), before);
+    pair.network.run_for(20 * SECOND);
+    assert_eq!(pair.network.nodes[pair.a].events.len(), before);
     pair.assert_connected();
 }
 
 #[test]
 fn changed_selectors_replace_the_child_sa_without_a_gap() {
     for seed in 0..30 {
-        let mut pair = Pair::new(seed, Weather::WINDY);
+        let mut pair = Pair::new(seed, LinkQuality::REORDERING);
         pair.start();
         pair.traffic(25 * SECOND);
         pair.a_config.child.remote = vec!["10.2.0.0/16".parse().unwrap()];
         pair.start_a();
         pair.traffic(25 * SECOND);
         pair.assert_connected();
-        let sa = pair.world.nodes[pair.b].host.kernel.tunnels[&pair.a_name].outbound.clone().unwrap();
+        let sa = pair.network.nodes[pair.b].host.kernel.tunnels[&pair.a_name].outbound.clone().unwrap();
         assert_eq!(sa.local_selectors, ["10.2.0.0/16".parse().unwrap()]);
     }
 }
 
 #[test]
 fn another_identity_ends_the_tunnel_at_both_ends() {
-    let mut pair = Pair::new(1, Weather::FAIR).one_sided();
+    let mut pair = Pair::new(1, LinkQuality::RELIABLE).one_sided();
     pair.start();
-    pair.world.run_for(2 * SECOND);
+    pair.network.run_for(2 * SECOND);
     pair.a_config.remote_id = Identity::Fqdn("somebody.else".to_owned());
     pair.start_a();
-    pair.world.run_for(2 * SECOND);
+    pair.network.run_for(2 * SECOND);
     for node in [pair.a, pair.b] {
-        assert!(pair.world.nodes[node].host.kernel.ike_sas.is_empty());
+        assert!(pair.network.nodes[node].host.kernel.ike_sas.is_empty());
     }
-    assert!(pair.world.nodes[pair.a].errors().contains(&PeerErrorKind::RefusedByPeer));
+    assert!(pair.network.nodes[pair.a].errors().contains(&PeerErrorKind::RefusedByPeer));
 }
 
 #[test]
 fn a_changed_pre_shared_key_is_taken_up_when_both_ends_have_it() {
-    let mut pair = Pair::new(1, Weather::FAIR);
+    let mut pair = Pair::new(1, LinkQuality::RELIABLE);
     pair.start();
-    pair.world.run_for(25 * SECOND);
+    pair.network.run_for(25 * SECOND);
     let new = edge_ike::Auth::Psk(Secret::new(b"another one".to_vec()));
     pair.a_config.auth = new.clone();
     pair.start_a();
     pair.traffic(5 * SECOND);
     pair.assert_connected();
-    assert!(pair.world.nodes[pair.a].errors().contains(&PeerErrorKind::RefusedByPeer));
+    assert!(pair.network.nodes[pair.a].errors().contains(&PeerErrorKind::RefusedByPeer));
     pair.b_config.auth = new;
     pair.start_b();
     pair.traffic(60 * SECOND);
     pair.assert_connected();
-    assert!(pair.world.nodes[pair.a].events.iter().any(|(_, event)| matches!(event, Event::IkeReplaced { .. })));
+    assert!(pair.network.nodes[pair.a].events.iter().any(|(_, event)| matches!(event, Event::IkeReplaced { .. })));
 }
 
 #[test]
 fn a_removed_peer_is_told_and_everything_of_it_goes() {
     for seed in 0..20 {
-        let mut pair = Pair::new(seed, Weather::STORM).one_sided();
+        let mut pair = Pair::new(seed, LinkQuality::LOSSY).one_sided();
         pair.start();
-        pair.world.run_for(20 * SECOND);
+        pair.network.run_for(20 * SECOND);
         let name = pair.b_name.clone();
-        pair.world.call(pair.a, |endpoint, now, env| endpoint.remove_peer(&name, now, env));
-        assert!(pair.world.nodes[pair.a].host.kernel.ike_sas.is_empty());
-        assert!(pair.world.nodes[pair.a].host.kernel.tunnels.values().all(|tunnel| tunnel.inbound.is_empty()));
-        pair.world.run_for(60 * SECOND);
-        assert!(pair.world.nodes[pair.b].host.kernel.ike_sas.is_empty());
-        assert!(pair.world.nodes[pair.a].endpoint.poll_timeout().is_none());
-        assert!(pair.world.nodes[pair.a].host.kernel.reserved.is_empty());
+        pair.network.call(pair.a, |endpoint, now, env| endpoint.remove_peer(&name, now, env));
+        assert!(pair.network.nodes[pair.a].host.kernel.ike_sas.is_empty());
+        assert!(pair.network.nodes[pair.a].host.kernel.tunnels.values().all(|tunnel| tunnel.inbound.is_empty()));
+        pair.network.run_for(60 * SECOND);
+        assert!(pair.network.nodes[pair.b].host.kernel.ike_sas.is_empty());
+        assert!(pair.network.nodes[pair.a].endpoint.poll_timeout().is_none());
+        assert!(pair.network.nodes[pair.a].host.kernel.reserved.is_empty());
     }
 }
 
 #[test]
 fn all_addresses_are_tried_at_once_and_the_first_that_answers_wins() {
-    let mut pair = Pair::new(1, Weather::FAIR).one_sided();
+    let mut pair = Pair::new(1, LinkQuality::RELIABLE).one_sided();
     pair.a_config.remotes =
         ["10.0.0.77:500", "10.0.0.78:500", "10.0.0.2:500", "10.0.0.79:500"].map(|at| at.parse().unwrap()).to_vec();
     pair.start();
-    pair.world.run_for(SECOND);
+    pair.network.run_for(SECOND);
     pair.assert_connected();
-    assert!(pair.world.nodes[pair.a].errors().is_empty());
-    let before = pair.world.wire.len();
-    pair.world.run_for(3 * SECOND);
-    assert_eq!(pair.world.wire.len(), before, "the others are dropped");
+    assert!(pair.network.nodes[pair.a].errors().is_empty());
+    let before = pair.network.wire.len();
+    pair.network.run_for(3 * SECOND);
+    assert_eq!(pair.network.wire.len(), before, "the others are dropped");
 }
 
 #[test]
 fn a_peer_may_be_spoken_to_on_the_nat_traversal_port_from_the_first_message_on() {
-    let mut pair = Pair::new(1, Weather::FAIR).one_sided();
+    let mut pair = Pair::new(1, LinkQuality::RELIABLE).one_sided();
     pair.a_config.remotes = vec!["10.0.0.2:4500".parse().unwrap()];
     pair.start();
-    pair.world.run_for(SECOND);
+    pair.network.run_for(SECOND);
     pair.assert_connected();
     assert!(
-        pair.world
+        pair.network
             .wire
             .iter()
             .all(|(from, to, octets)| from.port() == 4500 && to.port() == 4500 && octets[..4] == [0; 4])
@@ -241,13 +241,13 @@ fn a_peer_may_be_spoken_to_on_the_nat_traversal_port_from_the_first_message_on()
 
 #[test]
 fn a_silent_peer_is_reported_once_for_each_attempt_with_waits_that_grow() {
-    let mut pair = Pair::new(1, Weather::FAIR).one_sided();
-    pair.world.nodes[pair.b].down = true;
+    let mut pair = Pair::new(1, LinkQuality::RELIABLE).one_sided();
+    pair.network.nodes[pair.b].down = true;
     pair.start_a();
-    pair.world.run_for(60 * SECOND);
-    let failures: Vec<Duration> = pair.world.nodes[pair.a].events.iter().map(|(at, _)| *at).collect();
+    pair.network.run_for(60 * SECOND);
+    let failures: Vec<Duration> = pair.network.nodes[pair.a].events.iter().map(|(at, _)| *at).collect();
     assert!((4..=7).contains(&failures.len()), "{failures:?}");
-    assert!(pair.world.nodes[pair.a].errors().iter().all(|kind| *kind == PeerErrorKind::Timeout));
+    assert!(pair.network.nodes[pair.a].errors().iter().all(|kind| *kind == PeerErrorKind::Timeout));
     let waits: Vec<Duration> = failures.windows(2).map(|pair| pair[1] - pair[0]).collect();
     assert!(waits.last() > waits.first());
     assert!(waits.iter().all(|wait| *wait <= 16 * SECOND));
