@@ -1,14 +1,14 @@
 //! The certificate authorities in a Secret, which all replicas share: of two that make one at the
 //! same moment the API server lets one through, and the other takes what that one made.
 
-use futures_util::future::BoxFuture;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use edge_controller_domain::ca::document::VERSION;
-use edge_controller_domain::ca::keeper::{Keeper, Revision};
+use edge_controller_domain::ca::storage::{CaStorage, Revision};
 use edge_controller_domain::ca::{CaDocument, CaError};
 use futures_util::StreamExt;
+use futures_util::future::BoxFuture;
 use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::Secret;
 use kube::api::{ListParams, ObjectMeta, PostParams, WatchEvent, WatchParams};
@@ -109,10 +109,10 @@ impl SecretKeeper {
                     self.watch_from(bookmark.metadata.resource_version);
                 }
                 Some(Ok(WatchEvent::Error(status))) if status.code != 410 => {
-                    return Err(CaError::Keeper(explain(WHAT, &kube::Error::Api(status))));
+                    return Err(CaError::Storage(explain(WHAT, &kube::Error::Api(status))));
                 }
                 Some(Ok(_)) => return Ok(()),
-                Some(Err(error)) => return Err(CaError::Keeper(explain(WHAT, &error))),
+                Some(Err(error)) => return Err(CaError::Storage(explain(WHAT, &error))),
                 None => return Ok(()),
             }
         }
@@ -126,21 +126,21 @@ fn only() -> String {
 
 fn revision(secret: &Secret) -> Result<Revision, CaError> {
     let version = secret.metadata.resource_version.clone();
-    version.map(Revision).ok_or_else(|| CaError::Keeper(format!("Secret {NAME} has no version")))
+    version.map(Revision).ok_or_else(|| CaError::Storage(format!("Secret {NAME} has no version")))
 }
 
 async fn answered<T>(request: impl Future<Output = kube::Result<T>>) -> Result<T, CaError> {
     match tokio::time::timeout(REQUEST, request).await {
         Ok(Ok(answer)) => Ok(answer),
         Ok(Err(kube::Error::Api(status))) if status.code == 409 => Err(CaError::Conflict),
-        Ok(Err(error)) => Err(CaError::Keeper(explain(WHAT, &error))),
+        Ok(Err(error)) => Err(CaError::Storage(explain(WHAT, &error))),
         Err(_) => {
-            Err(CaError::Keeper(format!("the API server did not answer about {WHAT} within {} s", REQUEST.as_secs())))
+            Err(CaError::Storage(format!("the API server did not answer about {WHAT} within {} s", REQUEST.as_secs())))
         }
     }
 }
 
-impl Keeper for SecretKeeper {
+impl CaStorage for SecretKeeper {
     fn load(&self) -> BoxFuture<'_, Result<Option<(CaDocument, Revision)>, CaError>> {
         Box::pin(self.read())
     }

@@ -13,7 +13,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use edge_controller_domain::ca::Given;
+use edge_controller_domain::ca::OperatorCa;
 use edge_controller_domain::networks::{ClusterNetworks, HubNetworks};
 use edge_controller_domain::segments::{Policy, overlap};
 use edge_controller_kubernetes::label_trust::TrustNodeLabels;
@@ -397,9 +397,9 @@ impl Config {
     }
 
     /// The authority that the operator brings.
-    pub fn given_ca(&self) -> Option<Given> {
+    pub fn operator_ca(&self) -> Option<OperatorCa> {
         let (certificate, key) = self.certificates.ca_certificate.clone().zip(self.certificates.ca_key.clone())?;
-        Some(Given { certificate, key })
+        Some(OperatorCa { certificate, key })
     }
 
     /// Time between heartbeats on a view stream.

@@ -256,7 +256,7 @@ impl Refusal {
             Refusal::Ca(CaError::NoSuch(_)) => (404, "no-such-authority", "There is no such authority"),
             Refusal::Ca(CaError::Active(_)) => (409, "authority-active", "The authority is the one that signs"),
             Refusal::Ca(CaError::TooMany) => (409, "too-many-authorities", "Too many authorities are trusted"),
-            Refusal::Ca(CaError::SameGiven(_) | CaError::FormerGiven(_)) => {
+            Refusal::Ca(CaError::SameOperatorCa(_) | CaError::FormerOperatorCa(_)) => {
                 (409, "authority-not-new", "The given authority is not a new one")
             }
             Refusal::Ca(CaError::Conflict) => (503, "store-failed", "The store failed"),

@@ -6,7 +6,7 @@ use tokio::sync::mpsc;
 
 use super::Archive;
 use crate::ca::CaError;
-use crate::ca::keeper::Keeper;
+use crate::ca::storage::CaStorage;
 use crate::clock::Seconds;
 use crate::segments::Restored;
 use crate::state::{Change, Key, Snapshot};
@@ -42,11 +42,11 @@ pub enum ImportError {
 /// many rows were missing.
 pub async fn import(
     store: &dyn Store,
-    keeper: &dyn Keeper,
+    storage: &dyn CaStorage,
     archive: Archive,
     now: Seconds,
 ) -> Result<usize, ImportError> {
-    let present = keeper.load().await?.map(|(document, _)| document);
+    let present = storage.load().await?.map(|(document, _)| document);
     if present.is_some() && present != archive.ca {
         return Err(ImportError::OtherAuthority);
     }
@@ -70,7 +70,7 @@ pub async fn import(
         result?;
     }
     if let (None, Some(ca)) = (&present, &archive.ca) {
-        keeper.store(ca, None).await?;
+        storage.store(ca, None).await?;
     }
     Ok(missing)
 }

@@ -1,4 +1,4 @@
-//! One authority: a key with its certificate, and what it signs.
+//! One authority: a key with its certificate, and the certificates that it signs.
 
 use std::net::IpAddr;
 
@@ -17,30 +17,32 @@ use x509_parser::prelude::{FromDer, ParsedExtension, X509Certificate, X509Name};
 use zeroize::Zeroizing;
 
 use super::document::{AuthorityRecord, SecretPem};
+use super::error::CaError;
+use super::hash::{hex, sha256};
 use super::request::NodeKey;
-use super::{CaError, hex, request};
 use crate::clock::{Seconds, rfc3339};
 use crate::random;
 
-/// Certificates begin this much before they are made, for nodes whose clocks are behind.
+/// Seconds by which `notBefore` lies before the time of signing, for nodes with clocks that are
+/// behind.
 pub const BACKDATED: Seconds = 3600;
-/// An authority's certificate holds for ten years.
+/// Validity of an authority's certificate, seconds: ten years.
 const LIFETIME: Seconds = 10 * 366 * DAY;
 const DAY: Seconds = 24 * 3600;
 
-/// What a certificate says of itself: number and time.
+/// The serial number and the validity of a certificate.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Term {
     /// Serial number, hexadecimal.
     pub serial: String,
-    /// Its beginning.
+    /// `notBefore`.
     pub not_before: Seconds,
-    /// Its end.
+    /// `notAfter`.
     pub not_after: Seconds,
 }
 
 impl Term {
-    /// For so many days from now on.
+    /// A new serial number, and a validity of so many days from now on.
     pub fn days(days: u32, now: Seconds) -> Result<Self, CaError> {
         Ok(Self { serial: hex(&serial()?), not_before: now - BACKDATED, not_after: now + i64::from(days) * DAY })
     }
@@ -55,12 +57,13 @@ pub struct Authority {
     subject: String,
     created_at: Seconds,
     not_after: Seconds,
-    /// Cancelled when it is retired: whoever is connected by a certificate of it is cut off.
+    /// Cancelled when it is retired. Connections with a certificate of this authority are then
+    /// closed.
     valid: CancellationToken,
 }
 
 impl Authority {
-    /// Reads a record that is not retired. In the error what is wrong.
+    /// Reads the record of an authority that is not retired. The error says what is wrong with it.
     pub(super) fn new(record: &AuthorityRecord) -> Result<Self, String> {
         let pair = key(record.key.as_ref().map(SecretPem::expose).unwrap_or_default())?;
         let certificate = CertificateDer::from_pem_slice(record.certificate.as_bytes())
@@ -70,7 +73,7 @@ impl Authority {
         if parsed.public_key().raw != pair.subject_public_key_info() {
             return Err("the certificate is of another key".into());
         }
-        let key_hash = request::hash(parsed.public_key().raw);
+        let key_hash = sha256(parsed.public_key().raw);
         let (subject, not_after) = (parsed.subject().to_string(), parsed.validity().not_after.timestamp());
         let subject_der = parsed.subject().as_raw().to_vec();
         let unusable = |e: rcgen::Error| format!("it cannot sign ({e})");
@@ -85,18 +88,18 @@ impl Authority {
             valid: CancellationToken::new(),
             certificate: certificate.clone(),
         };
-        // Whoever builds a path compares names octet by octet; ours is written anew into what we
-        // sign.
+        // Verifiers compare names octet by octet (RFC 5280 7.1), and rcgen encodes the name again
+        // in each certificate that it signs. A trial signature shows whether both are the same.
         let term = Term::days(1, record.created_at).map_err(|e| e.to_string())?;
         let mut probe = leaf(&term).map_err(|e| e.to_string())?;
-        probe.distinguished_name = repeated(parsed.subject());
+        probe.distinguished_name = reencoded(parsed.subject());
         let probe = probe.signed_by(authority.issuer.key(), &authority.issuer).map_err(unusable)?;
         match X509Certificate::from_der(probe.der()) {
             Ok((_, probe)) if [probe.issuer(), probe.subject()].map(X509Name::as_raw) == [&subject_der; 2] => {
                 Ok(authority)
             }
             _ => Err(format!(
-                "its subject {:?} is encoded in a way in which it would not be repeated exactly in what it signs; use a subject of plain UTF8String attributes",
+                "its subject {:?} has an encoding that would change in the certificates that it signs; use a subject of plain UTF8String attributes",
                 authority.subject
             )),
         }
@@ -112,27 +115,27 @@ impl Authority {
         &self.pem
     }
 
-    /// SHA-256 of its DER SubjectPublicKeyInfo: what a join token pins.
+    /// SHA-256 of its DER SubjectPublicKeyInfo. A join token pins it.
     pub fn key_hash(&self) -> [u8; 32] {
         self.key_hash
     }
 
-    /// The same, hexadecimal: its name.
+    /// The key hash in hexadecimal, which names the authority.
     pub fn id(&self) -> String {
         hex(&self.key_hash)
     }
 
-    /// Its name for people.
+    /// Its subject.
     pub fn subject(&self) -> &str {
         &self.subject
     }
 
-    /// Since when it signs.
+    /// When it began to sign.
     pub fn created_at(&self) -> Seconds {
         self.created_at
     }
 
-    /// The end of its certificate.
+    /// `notAfter` of its certificate.
     pub fn not_after(&self) -> Seconds {
         self.not_after
     }
@@ -142,15 +145,15 @@ impl Authority {
         &self.valid
     }
 
-    /// Whether its key has signed this certificate.
+    /// Whether its key signed this certificate.
     pub(super) fn has_signed(&self, certificate: &X509Certificate<'_>) -> bool {
         let Ok((_, own)) = X509Certificate::from_der(&self.certificate) else { return false };
         certificate.issuer().as_raw() == own.subject().as_raw()
             && certificate.verify_signature(Some(own.public_key())).is_ok()
     }
 
-    /// Signs a node's certificate, PEM: who it is as dNSName, what it is as URI. It ends with the
-    /// authority at the latest.
+    /// Signs a node's certificate, PEM. The dNSName says which node it is, the URI which role it
+    /// has. It ends with the authority's own certificate at the latest.
     pub(super) fn sign_node(
         &self,
         node: &NodeName,
@@ -158,10 +161,9 @@ impl Authority {
         key: &NodeKey,
         term: &Term,
     ) -> Result<(String, Term), CaError> {
-        let term = self.within(term)?;
+        let term = self.limited(term)?;
         let mut params = leaf(&term)?;
-        // ub-common-name is 64 characters (RFC 5280 A.1); a longer name stands in the dNSName
-        // alone.
+        // ub-common-name is 64 characters (RFC 5280 A.1). A longer name is only in the dNSName.
         if node.as_str().len() <= 64 {
             params.distinguished_name.push(DnType::CommonName, node.as_str());
         }
@@ -172,14 +174,14 @@ impl Authority {
         Ok((params.signed_by(key.public(), &self.issuer)?.pem(), term))
     }
 
-    /// Makes a key for the controller's own TLS and signs its certificate.
+    /// Creates a key for the controller's own TLS and signs its certificate.
     pub(super) fn sign_server(
         &self,
         names: &[String],
         term: &Term,
     ) -> Result<(CertificateDer<'static>, PrivateKeyDer<'static>), CaError> {
         let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?;
-        let mut params = leaf(&self.within(term)?)?;
+        let mut params = leaf(&self.limited(term)?)?;
         params.distinguished_name.push(DnType::CommonName, "edge-controller");
         for name in names {
             params.subject_alt_names.push(match name.parse::<IpAddr>() {
@@ -193,13 +195,13 @@ impl Authority {
         Ok((leaf.der().clone(), PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der()))))
     }
 
-    /// Signs that `newer` is an authority too, PEM: whoever trusts this one then believes what the
-    /// newer one has signed.
-    pub(super) fn vouch_for(&self, newer: &Authority, now: Seconds) -> Result<String, CaError> {
+    /// Signs a cross certificate for `newer`, PEM. A node that trusts this authority then verifies
+    /// what the newer one signs.
+    pub(super) fn cross_sign(&self, newer: &Authority, now: Seconds) -> Result<String, CaError> {
         let (_, parsed) =
             X509Certificate::from_der(&newer.certificate).map_err(|_| rcgen::Error::CouldNotParseCertificate)?;
         let mut params = CertificateParams::default();
-        params.distinguished_name = repeated(parsed.subject());
+        params.distinguished_name = reencoded(parsed.subject());
         let key_id = parsed.extensions().iter().find_map(|extension| match extension.parsed_extension() {
             ParsedExtension::SubjectKeyIdentifier(id) => Some(id.0.to_vec()),
             _ => None,
@@ -207,11 +209,11 @@ impl Authority {
         if let Some(key_id) = key_id {
             params.key_identifier_method = KeyIdMethod::PreSpecified(key_id);
         }
-        set_term(&mut params, &self.within(&Term { not_after: newer.not_after, ..Term::days(1, now)? })?)?;
+        set_term(&mut params, &self.limited(&Term { not_after: newer.not_after, ..Term::days(1, now)? })?)?;
         params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
-        // Verifiers that want a usage want it of the issuers in the chain as well: all that we ever
-        // sign for.
+        // Some verifiers require the usages of a leaf from every issuer in its chain as well. These
+        // are all usages that we sign.
         params.extended_key_usages = vec![
             ExtendedKeyUsagePurpose::ServerAuth,
             ExtendedKeyUsagePurpose::ClientAuth,
@@ -221,7 +223,7 @@ impl Authority {
         Ok(params.signed_by(newer.issuer.key(), &self.issuer)?.pem())
     }
 
-    fn within(&self, term: &Term) -> Result<Term, CaError> {
+    fn limited(&self, term: &Term) -> Result<Term, CaError> {
         if term.not_before + BACKDATED >= self.not_after {
             return Err(CaError::Ended { subject: self.subject.clone(), at: rfc3339(self.not_after) });
         }
@@ -229,29 +231,29 @@ impl Authority {
     }
 }
 
-/// Makes a new authority.
+/// Creates a new authority.
 pub(super) fn generate(now: Seconds) -> Result<AuthorityRecord, CaError> {
     let pair = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?;
     let key = Some(SecretPem::new(Zeroizing::new(pair.serialize_pem())));
     Ok(AuthorityRecord { certificate: self_signed(&pair, now)?, key, created_at: now, retired_at: None })
 }
 
-/// An authority's certificate for this key, PEM.
+/// A self-signed certificate of an authority for this key, PEM.
 pub(super) fn self_signed(key: &KeyPair, now: Seconds) -> Result<String, CaError> {
     let mut params = CertificateParams::default();
     params.distinguished_name = DistinguishedName::new();
     let term = Term { serial: hex(&serial()?), not_before: now - BACKDATED, not_after: now + LIFETIME };
     set_term(&mut params, &term)?;
-    // Distinct in every installation, so that two of them are never confused by name.
+    // Every installation has another subject, so that two authorities are never confused by name.
     let tag: String = term.serial.chars().take(8).collect();
     params.distinguished_name.push(DnType::CommonName, format!("edge-cni CA {tag}"));
-    // One more authority below it: the next one, for which it vouches.
+    // A path length of one allows the cross certificate of the next authority.
     params.is_ca = IsCa::Ca(BasicConstraints::Constrained(1));
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
     Ok(params.self_signed(key)?.pem())
 }
 
-/// Reads a private key. In the error what is wrong; never what was read.
+/// Reads a private key. The error says what is wrong and never contains the text that was read.
 pub(super) fn key(pem: &str) -> Result<KeyPair, String> {
     if pem.contains("BEGIN EC PRIVATE KEY") {
         return Err("is a SEC 1 key; convert it: openssl pkcs8 -topk8 -nocrypt -in OLD -out NEW".into());
@@ -260,12 +262,12 @@ pub(super) fn key(pem: &str) -> Result<KeyPair, String> {
     if pair.algorithm() == &PKCS_ECDSA_P256_SHA256 || pair.algorithm() == &PKCS_ED25519 {
         Ok(pair)
     } else {
-        Err("is a key of another kind than Ed25519 and ECDSA with P-256".into())
+        Err("is a key of another kind; expected Ed25519 or ECDSA with P-256".into())
     }
 }
 
-/// A name as we write it. That it is the same octet by octet is for the caller to see.
-fn repeated(name: &X509Name<'_>) -> DistinguishedName {
+/// The name as rcgen will encode it. The caller checks that the encoding is the same.
+fn reencoded(name: &X509Name<'_>) -> DistinguishedName {
     let mut names = DistinguishedName::new();
     for attribute in name.iter_attributes() {
         let Some(kind) = attribute.attr_type().iter().map(Iterator::collect::<Vec<u64>>) else { continue };
@@ -283,7 +285,7 @@ fn repeated(name: &X509Name<'_>) -> DistinguishedName {
     names
 }
 
-/// RFC 7468 text of a certificate.
+/// The PEM (RFC 7468) of a certificate.
 pub(super) fn pem(der: &CertificateDer<'_>) -> String {
     let encoded = base64::Engine::encode(&base64::engine::general_purpose::STANDARD, der);
     let mut text = "-----BEGIN CERTIFICATE-----\n".to_owned();
@@ -293,6 +295,11 @@ pub(super) fn pem(der: &CertificateDer<'_>) -> String {
     }
     text.push_str("-----END CERTIFICATE-----\n");
     text
+}
+
+/// `notAfter` of a DER certificate; 0 if it cannot be parsed.
+pub fn not_after(der: &[u8]) -> Seconds {
+    X509Certificate::from_der(der).map_or(0, |(_, certificate)| certificate.validity().not_after.timestamp())
 }
 
 fn leaf(term: &Term) -> Result<CertificateParams, CaError> {
@@ -318,7 +325,7 @@ fn set_term(params: &mut CertificateParams, term: &Term) -> Result<(), CaError> 
     Ok(())
 }
 
-/// Positive, no leading zero octet, 126 random bits (RFC 5280 4.1.2.2).
+/// A serial number: positive, no leading zero octet, 126 random bits (RFC 5280 4.1.2.2).
 fn serial() -> Result<Vec<u8>, CaError> {
     let mut serial = random::octets(16)?.to_vec();
     if let Some(first) = serial.first_mut() {

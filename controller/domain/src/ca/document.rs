@@ -1,23 +1,21 @@
-//! What is kept of the authorities, as one document: their certificates, their keys, and the
-//! certificates by which one vouches for another.
+//! The stored form of the authorities: their certificates, their keys, and the cross certificates.
 
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
 use crate::clock::Seconds;
 
-/// The layout that this release writes. A later one is refused, never rewritten.
+/// The layout version that this release writes. A later one is refused and never overwritten.
 pub const VERSION: u32 = 1;
 
-/// All authorities. Serialised it holds their private keys: where it is kept must be for its owner
-/// alone.
+/// All authorities. Its serialised form has their private keys: only its owner may read it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CaDocument {
     /// [`VERSION`].
     pub version: u32,
-    /// Every authority that there ever was, oldest first. The last one that is not retired signs.
+    /// Every authority that ever was in use, oldest first. The last one that is not retired signs.
     pub authorities: Vec<AuthorityRecord>,
-    /// Certificates by which an older authority vouches for a newer one.
+    /// Cross certificates: an older authority signed the name and key of a newer one.
     #[serde(default)]
     pub cross: Vec<CrossRecord>,
 }
@@ -27,38 +25,38 @@ pub struct CaDocument {
 pub struct AuthorityRecord {
     /// Its certificate, PEM.
     pub certificate: String,
-    /// Its private key, PKCS #8 in PEM; none once it is retired.
+    /// Its private key, PKCS #8 in PEM; `None` once it is retired.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub key: Option<SecretPem>,
-    /// Since when it signs.
+    /// When it began to sign.
     pub created_at: Seconds,
-    /// Since when it is trusted no more.
+    /// When it was retired; `None` while it is trusted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub retired_at: Option<Seconds>,
 }
 
-/// `issuer` says: this name and key are an authority too.
+/// A cross certificate.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CrossRecord {
-    /// Hash of the newer authority's key, hexadecimal.
+    /// SHA-256 of the newer authority's key, hexadecimal.
     pub subject: String,
-    /// Hash of the older authority's key, hexadecimal.
+    /// SHA-256 of the older authority's key, hexadecimal.
     pub issuer: String,
-    /// PEM.
+    /// The certificate, PEM.
     pub certificate: String,
 }
 
-/// A private key's PEM. Wiped when dropped, never shown.
+/// A private key in PEM. It is wiped from memory when dropped and never appears in `Debug` output.
 #[derive(Clone, PartialEq, Eq)]
 pub struct SecretPem(Zeroizing<String>);
 
 impl SecretPem {
-    /// Takes it.
+    /// Wraps the PEM of a key.
     pub fn new(pem: Zeroizing<String>) -> Self {
         Self(pem)
     }
 
-    /// The text.
+    /// The PEM.
     pub fn expose(&self) -> &str {
         &self.0
     }
@@ -87,7 +85,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_key_is_in_what_is_kept_and_in_nothing_that_is_shown() {
+    fn a_key_is_in_the_stored_form_and_in_no_debug_output() {
         let key = SecretPem::new(Zeroizing::new("sesame".into()));
         let record = AuthorityRecord { certificate: "c".into(), key: Some(key), created_at: 1, retired_at: None };
         let document = CaDocument { version: VERSION, authorities: vec![record], cross: Vec::new() };

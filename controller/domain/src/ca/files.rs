@@ -1,38 +1,40 @@
-//! The document as a file of the state directory: written aside, synced and renamed, so that a
-//! power cut leaves the former or the new one, whole. Beside it the trusted certificates alone, for
-//! people and for clients such as curl.
+//! Stores the document as a file in the state directory. A new version is written to another file,
+//! synced and renamed, so a power cut leaves either the former or the new one complete. A second
+//! file has the trusted certificates alone, for people and for clients such as curl.
 
-use futures_util::future::BoxFuture;
 use std::path::{Path, PathBuf};
 
 use edge_types::durable::{ReplaceError, replace_file};
+use futures_util::future::BoxFuture;
 use zeroize::Zeroizing;
 
-use super::document::{AuthorityRecord, SecretPem, VERSION};
-use super::keeper::{Keeper, Revision};
-use super::{CaDocument, CaError, authority, hex, sha256};
+use super::authority;
+use super::document::{AuthorityRecord, CaDocument, SecretPem, VERSION};
+use super::error::CaError;
+use super::hash::{hex, sha256};
+use super::storage::{CaStorage, Revision};
 use crate::clock::Seconds;
 
-/// All authorities with their keys.
+/// File with all authorities and their keys.
 pub const DOCUMENT: &str = "ca.json";
-/// The trusted certificates, PEM.
+/// File with the trusted certificates, PEM.
 pub const CERTIFICATES: &str = "ca.crt";
-/// What earlier releases kept the key in, beside [`CERTIFICATES`].
+/// File with the key in earlier releases, beside [`CERTIFICATES`].
 pub const FORMER_KEY: &str = "ca.key";
 
-/// Keeps the document in a folder that only this process uses.
+/// Stores the document in a folder that only this process uses.
 pub struct Files {
     folder: PathBuf,
     now: Seconds,
 }
 
 impl Files {
-    /// In this folder.
+    /// Uses this folder. `now` is the creation time of an authority that an earlier release left.
     pub fn new(folder: &Path, now: Seconds) -> Self {
         Self { folder: folder.into(), now }
     }
 
-    /// Whether an authority was ever kept in this folder, by this release or an earlier one.
+    /// Whether this folder has an authority, of this release or an earlier one.
     pub fn are_in(folder: &Path) -> bool {
         [DOCUMENT, CERTIFICATES, FORMER_KEY].iter().any(|name| folder.join(name).exists())
     }
@@ -41,11 +43,11 @@ impl Files {
         let Some(text) = read(&self.folder, DOCUMENT)? else {
             let Some(former) = self.former()? else { return Ok(None) };
             let revision = self.store_now(&former, None)?;
-            tracing::info!(file = %self.folder.join(DOCUMENT).display(), "the authority of an earlier release is kept here now");
+            tracing::info!(file = %self.folder.join(DOCUMENT).display(), "the authority of an earlier release is stored here now");
             remove(&self.folder, FORMER_KEY)?;
             return Ok(Some((former, revision)));
         };
-        // A power cut may have come between.
+        // A power cut may have prevented this at the time.
         remove(&self.folder, FORMER_KEY)?;
         let content = |why: String| content(&self.folder, DOCUMENT, why);
         let document: CaDocument =
@@ -73,7 +75,8 @@ impl Files {
         Ok(revision_of(&text))
     }
 
-    /// What an earlier release left: a key that was written first, and its certificate.
+    /// Reads what an earlier release left: its key, and its certificate unless a power cut came
+    /// between the two writes.
     fn former(&self) -> Result<Option<CaDocument>, CaError> {
         let key = match (read(&self.folder, FORMER_KEY)?, read(&self.folder, CERTIFICATES)?) {
             (None, None) => return Ok(None),
@@ -105,7 +108,7 @@ impl Files {
     }
 }
 
-impl Keeper for Files {
+impl CaStorage for Files {
     fn load(&self) -> BoxFuture<'_, Result<Option<(CaDocument, Revision)>, CaError>> {
         Box::pin(async { self.load_now() })
     }

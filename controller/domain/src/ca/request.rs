@@ -1,5 +1,5 @@
-//! A node's certificate request (PKCS #10, RFC 2986). Only its key is taken; what it may be called
-//! is not for the request to say.
+//! A node's certificate request (PKCS #10, RFC 2986). Only its key is used. The controller decides
+//! the names in the certificate.
 
 use edge_types::NodeName;
 use rcgen::SubjectPublicKeyInfo;
@@ -16,7 +16,7 @@ use x509_parser::x509::SubjectPublicKeyInfo as Spki;
 #[error("the certificate request is refused: {0}")]
 pub struct CsrError(String);
 
-/// A public key whose holder has shown that he has the private one.
+/// A public key. Its holder has proved that it has the private key.
 pub struct NodeKey {
     public: SubjectPublicKeyInfo,
     /// SHA-256 of the DER SubjectPublicKeyInfo, hexadecimal.
@@ -31,10 +31,11 @@ impl NodeKey {
 
 /// SHA-256 of a DER SubjectPublicKeyInfo.
 pub fn hash(spki: &[u8]) -> [u8; 32] {
-    super::sha256(spki)
+    super::hash::sha256(spki)
 }
 
-/// Reads a request: its own signature, its kind of key, and that it asks for no other name.
+/// Reads a request. Checks its signature, the kind of its key, and that it asks for no other name
+/// than the node's.
 pub fn read(pem: &str, node: &NodeName) -> Result<NodeKey, CsrError> {
     let refuse = CsrError;
     let der = CertificateSigningRequestDer::from_pem_slice(pem.as_bytes())
@@ -49,7 +50,7 @@ pub fn read(pem: &str, node: &NodeName) -> Result<NodeKey, CsrError> {
     csr.verify_signature().map_err(|_| refuse("its signature is not by its own key".into()))?;
     check_names(&csr, node)?;
     let public = SubjectPublicKeyInfo::from_der(info.subject_pki.raw).map_err(|e| refuse(format!("its key: {e}")))?;
-    Ok(NodeKey { public, fingerprint: super::hex(&hash(info.subject_pki.raw)) })
+    Ok(NodeKey { public, fingerprint: super::hash::hex(&hash(info.subject_pki.raw)) })
 }
 
 fn check_key(spki: &Spki<'_>) -> Result<(), CsrError> {
@@ -86,7 +87,7 @@ fn check_names(csr: &X509CertificationRequest<'_>, node: &NodeName) -> Result<()
             ParsedExtension::BasicConstraints(constraints) if constraints.ca => {
                 return Err(CsrError("it asks to be a certificate authority".into()));
             }
-            // Usages are what the role says, whatever is asked for.
+            // The role decides the usages, whatever the request asks for.
             _ => {}
         }
     }

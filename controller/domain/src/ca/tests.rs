@@ -1,10 +1,16 @@
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
+use edge_types::{NodeName, Role};
 use rcgen::{BasicConstraints, CertificateParams, DistinguishedName, DnType, IsCa, KeyPair, KeyUsagePurpose};
+use rustls_pki_types::CertificateDer;
+use rustls_pki_types::pem::PemObject;
 use x509_parser::prelude::*;
 
+use super::error::MOST_TRUSTED;
+use super::request::NodeKey;
 use super::*;
+use crate::clock::Seconds;
 
 const NOW: Seconds = 1_800_000_000;
 const DAY: Seconds = 24 * 3600;
@@ -13,8 +19,8 @@ async fn open(folder: &Path) -> Result<Ca, CaError> {
     Ca::open(Box::new(Files::new(folder, NOW)), None, NOW).await
 }
 
-async fn open_given(folder: &Path, given: &Given) -> Result<Ca, CaError> {
-    Ca::open(Box::new(Files::new(folder, NOW)), Some(given.clone()), NOW).await
+async fn open_with_operator_ca(folder: &Path, operator_ca: &OperatorCa) -> Result<Ca, CaError> {
+    Ca::open(Box::new(Files::new(folder, NOW)), Some(operator_ca.clone()), NOW).await
 }
 
 fn name() -> NodeName {
@@ -70,7 +76,7 @@ async fn the_authority_stays_the_same_and_its_key_is_for_its_owner_alone() {
 }
 
 #[tokio::test]
-async fn what_an_earlier_release_kept_is_taken_over_also_when_it_was_interrupted() {
+async fn the_authority_of_an_earlier_release_is_taken_over_also_if_that_was_interrupted() {
     let key = KeyPair::generate().unwrap();
     for certificate in [None, Some(authority::self_signed(&key, NOW - 5).unwrap())] {
         let folder = tempfile::tempdir().unwrap();
@@ -88,7 +94,7 @@ async fn what_an_earlier_release_kept_is_taken_over_also_when_it_was_interrupted
 }
 
 #[tokio::test]
-async fn lost_foreign_damaged_and_newer_files_are_errors_that_name_the_file_and_change_nothing() {
+async fn missing_foreign_damaged_and_newer_files_are_errors_that_name_the_file_and_change_nothing() {
     let folder = tempfile::tempdir().unwrap();
     let refused = async || open(folder.path()).await.err().unwrap().to_string();
     let put = |name: &str, text: &str| std::fs::write(folder.path().join(name), text).unwrap();
@@ -116,7 +122,7 @@ async fn lost_foreign_damaged_and_newer_files_are_errors_that_name_the_file_and_
 }
 
 #[tokio::test]
-async fn after_a_rollover_the_new_authority_signs_and_all_before_it_vouch_for_it() {
+async fn after_a_rollover_the_new_authority_signs_and_all_before_it_cross_sign_it() {
     let folder = tempfile::tempdir().unwrap();
     let ca = open(folder.path()).await.unwrap();
     let first = ca.current().active().clone();
@@ -138,7 +144,7 @@ async fn after_a_rollover_the_new_authority_signs_and_all_before_it_vouch_for_it
         assert!(constraints.ca && constraints.path_len_constraint == Some(0));
     }
     assert_eq!(current.anchors()[0], current.active().pem());
-    // All of it survives a restart, and the last of the roots in TLS is the one that signs.
+    // All of it survives a restart, and the last root in the TLS chain is the one that signs.
     let again = open(folder.path()).await.unwrap().current();
     assert_eq!(again.anchors(), current.anchors());
     let (server, _) = again.sign_server(&["cloud".into()], &Term::days(1, NOW).unwrap()).unwrap();
@@ -184,7 +190,7 @@ async fn only_so_many_authorities_are_trusted_at_once() {
 }
 
 #[tokio::test]
-async fn of_two_that_change_the_same_document_none_overwrites_the_other() {
+async fn two_that_change_the_same_document_overwrite_nothing_of_each_other() {
     let folder = tempfile::tempdir().unwrap();
     let one = open(folder.path()).await.unwrap();
     let other = open(folder.path()).await.unwrap();
@@ -209,8 +215,8 @@ async fn nothing_is_signed_beyond_the_authoritys_own_end() {
     assert!(error.contains("ca rollover"), "{error}");
 }
 
-/// An authority as an operator brings it, changed as the test wants.
-fn given(folder: &Path, key: &KeyPair, change: impl FnOnce(&mut CertificateParams)) -> Given {
+/// Writes an authority's files as an operator provides them. `change` alters the certificate.
+fn operator_ca(folder: &Path, key: &KeyPair, change: impl FnOnce(&mut CertificateParams)) -> OperatorCa {
     let mut params = CertificateParams::default();
     params.distinguished_name = DistinguishedName::new();
     params.distinguished_name.push(DnType::OrganizationName, "Example");
@@ -218,8 +224,8 @@ fn given(folder: &Path, key: &KeyPair, change: impl FnOnce(&mut CertificateParam
     params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
     change(&mut params);
-    let paths = Given { certificate: folder.join("given.crt"), key: folder.join("given.key") };
-    // Tools put text before it.
+    let paths = OperatorCa { certificate: folder.join("operator.crt"), key: folder.join("operator.key") };
+    // Some tools write text before the PEM.
     let text = format!("Certificate:\n    Data: x\n{}", params.self_signed(key).unwrap().pem());
     std::fs::write(&paths.certificate, text).unwrap();
     std::fs::write(&paths.key, key.serialize_pem()).unwrap();
@@ -228,25 +234,24 @@ fn given(folder: &Path, key: &KeyPair, change: impl FnOnce(&mut CertificateParam
 }
 
 #[tokio::test]
-async fn a_given_authority_of_either_kind_signs_and_a_later_one_takes_over_at_a_rollover() {
+async fn an_operators_authority_of_either_kind_signs_and_a_later_one_signs_after_a_rollover() {
     for algorithm in [&rcgen::PKCS_ECDSA_P256_SHA256, &rcgen::PKCS_ED25519] {
         let folder = tempfile::tempdir().unwrap();
-        let paths = given(folder.path(), &KeyPair::generate_for(algorithm).unwrap(), |_| {});
-        let ca = open_given(folder.path(), &paths).await.unwrap();
+        let paths = operator_ca(folder.path(), &KeyPair::generate_for(algorithm).unwrap(), |_| {});
+        let ca = open_with_operator_ca(folder.path(), &paths).await.unwrap();
         assert!(ca.current().active().subject().contains("Example CA"));
         let (_, chain) = issue(&ca.current(), Role::Edge);
         assert_eq!(ca.current().issuer_of(&chain[0]).unwrap().id(), ca.current().active().id());
-        assert!(matches!(ca.rollover(NOW).await, Err(CaError::SameGiven(_))));
+        assert!(matches!(ca.rollover(NOW).await, Err(CaError::SameOperatorCa(_))));
         let second = KeyPair::generate_for(algorithm).unwrap();
-        given(folder.path(), &second, |_| {});
-        // It starts with the one in use; what the files hold now is taken when the operator says
-        // so.
-        let ca = open_given(folder.path(), &paths).await.unwrap();
+        operator_ca(folder.path(), &second, |_| {});
+        // It starts with the authority in use. The one in the files is used after a rollover.
+        let ca = open_with_operator_ca(folder.path(), &paths).await.unwrap();
         let (first, _) = (ca.current().active().id(), ca.rollover(NOW).await.unwrap());
         let current = ca.current();
         assert_eq!(current.active().key_hash(), request::hash(&rcgen::PublicKeyData::subject_public_key_info(&second)));
         let (_, chain) = issue(&current, Role::Edge);
-        // Both have the same name, and are told apart by their keys.
+        // Both have the same subject. Their keys distinguish them.
         assert_eq!(current.issuer_of(&chain[0]).unwrap().id(), current.active().id());
         assert_eq!(current.trusted()[0].id(), first);
         ca.retire(&first, NOW).await.unwrap();
@@ -254,7 +259,7 @@ async fn a_given_authority_of_either_kind_signs_and_a_later_one_takes_over_at_a_
 }
 
 #[tokio::test]
-async fn a_given_authority_that_cannot_serve_is_refused_with_what_is_wrong() {
+async fn an_operators_authority_that_cannot_sign_is_refused_with_the_reason() {
     type Change = Box<dyn Fn(&mut CertificateParams)>;
     let cases: [(&str, Change); 5] = [
         ("CA:TRUE", Box::new(|params| params.is_ca = IsCa::ExplicitNoCa)),
@@ -265,18 +270,18 @@ async fn a_given_authority_that_cannot_serve_is_refused_with_what_is_wrong() {
     ];
     for (says, change) in cases {
         let folder = tempfile::tempdir().unwrap();
-        let paths = given(folder.path(), &KeyPair::generate().unwrap(), change);
-        let error = open_given(folder.path(), &paths).await.err().unwrap().to_string();
-        assert!(error.contains("given.crt") && error.contains(says), "{error}");
+        let paths = operator_ca(folder.path(), &KeyPair::generate().unwrap(), change);
+        let error = open_with_operator_ca(folder.path(), &paths).await.err().unwrap().to_string();
+        assert!(error.contains("operator.crt") && error.contains(says), "{error}");
         assert!(!folder.path().join(files::DOCUMENT).exists());
     }
     let folder = tempfile::tempdir().unwrap();
-    let paths = given(folder.path(), &KeyPair::generate().unwrap(), |_| {});
-    let refused = async || open_given(folder.path(), &paths).await.err().unwrap().to_string();
+    let paths = operator_ca(folder.path(), &KeyPair::generate().unwrap(), |_| {});
+    let refused = async || open_with_operator_ca(folder.path(), &paths).await.err().unwrap().to_string();
     std::fs::set_permissions(&paths.key, std::fs::Permissions::from_mode(0o644)).unwrap();
     assert!(refused().await.contains("chmod 600"), "{}", refused().await);
     std::fs::set_permissions(&paths.key, std::fs::Permissions::from_mode(0o440)).unwrap();
-    open_given(tempfile::tempdir().unwrap().path(), &paths).await.unwrap();
+    open_with_operator_ca(tempfile::tempdir().unwrap().path(), &paths).await.unwrap();
     std::fs::set_permissions(&paths.key, std::fs::Permissions::from_mode(0o600)).unwrap();
     for (key, says) in [
         (KeyPair::generate().unwrap().serialize_pem(), "another key"),
@@ -286,6 +291,6 @@ async fn a_given_authority_that_cannot_serve_is_refused_with_what_is_wrong() {
     ] {
         std::fs::write(&paths.key, &key).unwrap();
         let error = refused().await;
-        assert!(error.contains("given.key") && error.contains(says) && !error.contains(&key), "{error}");
+        assert!(error.contains("operator.key") && error.contains(says) && !error.contains(&key), "{error}");
     }
 }

@@ -1,7 +1,7 @@
-use futures_util::future::BoxFuture;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use edge_types::Role;
+use futures_util::future::BoxFuture;
 
 use super::*;
 use crate::clock::Seconds;

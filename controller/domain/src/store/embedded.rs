@@ -1,7 +1,6 @@
 //! The embedded store: one redb file. A commit is one write transaction, on disk before it returns.
 //! After a power cut the file holds the last complete one.
 
-use futures_util::future::BoxFuture;
 use std::fs::TryLockError;
 use std::io::Read;
 use std::os::unix::fs::OpenOptionsExt;
@@ -9,6 +8,7 @@ use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
+use futures_util::future::BoxFuture;
 use redb::backends::InMemoryBackend;
 use redb::{
     Database, DatabaseError, ReadableDatabase, ReadableTable, StorageBackend, StorageError, TableDefinition,

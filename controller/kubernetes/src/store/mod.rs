@@ -28,7 +28,6 @@ mod settings;
 mod source;
 mod turns;
 
-use futures_util::future::BoxFuture;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
@@ -37,6 +36,7 @@ use edge_controller_domain::clock::Seconds;
 use edge_controller_domain::state::{Change, Snapshot};
 use edge_controller_domain::store::{Committed, Note, Store, StoreError, StoreEvent};
 use edge_types::view::SegmentPrefix;
+use futures_util::future::BoxFuture;
 use futures_util::future::try_join_all;
 use kube::Client;
 use tokio::sync::{mpsc, oneshot, watch};

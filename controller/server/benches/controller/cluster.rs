@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use edge_controller_domain::ca::keeper::Keeper;
+use edge_controller_domain::ca::storage::CaStorage;
 use edge_controller_domain::ca::{self, Ca, Files, Term};
 use edge_controller_domain::clock::Clock;
 use edge_controller_domain::segments::Row;
@@ -45,25 +45,30 @@ impl Cluster {
         let folder = folder();
         let state = folder.path().join("state");
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
-        let keeper = Box::new(Files::new(&state, Clock::system().now()));
+        let ca_storage = Box::new(Files::new(&state, Clock::system().now()));
         let store = Embedded::open(&state).expect("a store");
-        runtime.block_on(Self::fill(size, folder, &store, keeper, String::new()))
+        runtime.block_on(Self::fill(size, folder, &store, ca_storage, String::new()))
     }
 
     /// Wherever else; the controller finds it by what it is told besides.
-    pub(crate) async fn elsewhere(size: Size, store: &dyn Store, keeper: Box<dyn Keeper>, config: String) -> Self {
-        Self::fill(size, folder(), store, keeper, config).await
+    pub(crate) async fn elsewhere(
+        size: Size,
+        store: &dyn Store,
+        ca_storage: Box<dyn CaStorage>,
+        config: String,
+    ) -> Self {
+        Self::fill(size, folder(), store, ca_storage, config).await
     }
 
     async fn fill(
         size: Size,
         folder: tempfile::TempDir,
         store: &dyn Store,
-        keeper: Box<dyn Keeper>,
+        ca_storage: Box<dyn CaStorage>,
         config: String,
     ) -> Self {
         let now = Clock::system().now();
-        let ca = Ca::open(keeper, None, now).await.expect("an authority");
+        let ca = Ca::open(ca_storage, None, now).await.expect("an authority");
         let ca = ca.current();
         let mut roots = RootCertStore::empty();
         roots.add(ca.active().certificate().clone()).expect("the authority's certificate");

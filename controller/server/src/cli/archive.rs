@@ -37,7 +37,7 @@ pub(super) async fn export(config: &Config, file: &Path) -> anyhow::Result<()> {
         .await
         .context("while the server runs, `edge-controller backup` writes the same file")?;
     let rows = kept.store.read().await?;
-    let ca = kept.keeper.load().await?.map(|(document, _)| document);
+    let ca = kept.ca_storage.load().await?.map(|(document, _)| document);
     let archive = Archive { written_at: now, rows, ca };
     let summary = archive.summary();
     if file == Path::new("-") {
@@ -61,7 +61,7 @@ pub(super) async fn import(config: &Config, file: &Path) -> anyhow::Result<()> {
     archive::check_not_restoring(&config.state_dir)?;
     let now = Clock::system().now();
     let kept = Kept::open(config, now).await?;
-    let missing = archive::import(&*kept.store, &*kept.keeper, archive, now).await?;
+    let missing = archive::import(&*kept.store, &*kept.ca_storage, archive, now).await?;
     eprintln!("imported {summary}; {missing} rows were not there yet");
     Ok(())
 }

@@ -1,12 +1,12 @@
 //! Measures the commits of a store, and tells when it is closed.
 
-use futures_util::future::BoxFuture;
 use std::sync::Arc;
 use std::time::Instant;
 
 use edge_controller_domain::clock::Seconds;
 use edge_controller_domain::state::{Change, Snapshot};
 use edge_controller_domain::store::{Committed, Note, Store, StoreError, StoreEvent};
+use futures_util::future::BoxFuture;
 use tokio::sync::mpsc;
 use tokio_util::sync::{CancellationToken, DropGuard};
 

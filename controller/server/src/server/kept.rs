@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use edge_controller_domain::ca::Files;
-use edge_controller_domain::ca::keeper::Keeper;
+use edge_controller_domain::ca::storage::CaStorage;
 use edge_controller_domain::clock::Seconds;
 use edge_controller_domain::store::Store;
 use edge_controller_domain::store::embedded::{Embedded, FILE};
@@ -20,7 +20,7 @@ pub(crate) struct Kept {
     /// Rows.
     pub(crate) store: Arc<dyn Store>,
     /// Authorities.
-    pub(crate) keeper: Box<dyn Keeper>,
+    pub(crate) ca_storage: Box<dyn CaStorage>,
     /// Reaches the API server, where there is one.
     pub(crate) client: Option<Client>,
     /// What does not work there.
@@ -36,12 +36,12 @@ impl Kept {
     pub(crate) async fn open(config: &Config, now: Seconds) -> anyhow::Result<Self> {
         let (obstacles, identity) = (Obstacles::default(), lease::identity());
         let Some(kubernetes) = &config.kubernetes else {
-            let (store, keeper) = embedded(config, now)?;
-            return Ok(Self { store, keeper, client: None, obstacles, events: Events::default(), identity });
+            let (store, ca_storage) = embedded(config, now)?;
+            return Ok(Self { store, ca_storage, client: None, obstacles, events: Events::default(), identity });
         };
         let client = connect(kubernetes.kubeconfig.as_deref()).await?;
         let events = Events::start(&client, &identity, obstacles.clone());
-        let (store, keeper): (Arc<dyn Store>, Box<dyn Keeper>) = if kubernetes.store {
+        let (store, ca_storage): (Arc<dyn Store>, Box<dyn CaStorage>) = if kubernetes.store {
             let (namespace, sizes) = (&kubernetes.namespace, config.segment_policy().prefix);
             let store = Kubernetes::new(&client, namespace, sizes, obstacles.clone(), events.clone())
                 .confirming(kubernetes.confirm_deregistrations);
@@ -49,11 +49,11 @@ impl Kept {
         } else {
             embedded(config, now)?
         };
-        Ok(Self { store, keeper, client: Some(client), obstacles, events, identity })
+        Ok(Self { store, ca_storage, client: Some(client), obstacles, events, identity })
     }
 }
 
-fn embedded(config: &Config, now: Seconds) -> anyhow::Result<(Arc<dyn Store>, Box<dyn Keeper>)> {
+fn embedded(config: &Config, now: Seconds) -> anyhow::Result<(Arc<dyn Store>, Box<dyn CaStorage>)> {
     let (folder, store) = (&config.state_dir, config.state_dir.join(FILE));
     // The store is made before the authority. Who began anew without it would give every segment to
     // a second node.

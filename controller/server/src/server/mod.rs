@@ -96,7 +96,7 @@ impl Server {
         let names = config.server_names.clone();
         let ways = AbortOnDropHandle::new(tokio::spawn(async move { reach::ways(&names).await }));
         let networks = config.cluster_networks();
-        let Kept { store, keeper, client, obstacles, events, identity } = Kept::open(&config, clock.now()).await?;
+        let Kept { store, ca_storage, client, obstacles, events, identity } = Kept::open(&config, clock.now()).await?;
         let store = Measured::new(store, metrics.clone());
         let closed = store.closed();
         let trust = config.kubernetes.as_ref().map(|kubernetes| kubernetes.trust_node_labels).unwrap_or_default();
@@ -117,10 +117,10 @@ impl Server {
             .map_err(anyhow::Error::msg)?;
         let reviewer = client.clone().zip(config.joining());
         let reviewer = reviewer.map(|(client, (accounts, selectors))| Reviewer::new(client, accounts, selectors));
-        let (given, issuers) = (config.given_ca(), registry.read().await.state().issuers());
-        let kept = Ca::check_kept(&*keeper, given.as_ref(), &issuers, clock.now());
+        let (operator_ca, issuers) = (config.operator_ca(), registry.read().await.state().issuers());
+        let kept = Ca::check_stored(&*ca_storage, operator_ca.as_ref(), &issuers, clock.now());
         kept.await.context("certificate authority")?;
-        let ca = Ca::open(keeper, given, clock.now()).await.context("certificate authority")?;
+        let ca = Ca::open(ca_storage, operator_ca, clock.now()).await.context("certificate authority")?;
         let ca = Arc::new(ca);
         reach::note(&registry, &networks).await;
         let listeners = listen::open("listen", &config.listen)?;

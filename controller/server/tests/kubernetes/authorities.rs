@@ -1,11 +1,11 @@
 //! The authorities in their Secret, and how replicas hear of a change.
 
-use futures_util::future::BoxFuture;
 use std::sync::Arc;
 
-use edge_controller_domain::ca::keeper::{Keeper, Revision};
+use edge_controller_domain::ca::storage::{CaStorage, Revision};
 use edge_controller_domain::ca::{Ca, CaDocument, CaError, Files};
 use edge_controller_kubernetes::authority::{NAME, SecretKeeper};
+use futures_util::future::BoxFuture;
 use interop_tests::kube::suite::Test;
 use k8s_openapi::api::core::v1::Secret;
 use kube::Api;
@@ -88,7 +88,7 @@ fn deleted() {
 /// Says how often it was read.
 struct Counting(SecretKeeper, watch::Sender<usize>);
 
-impl Keeper for Counting {
+impl CaStorage for Counting {
     fn load(&self) -> BoxFuture<'_, Result<Option<(CaDocument, Revision)>, CaError>> {
         Box::pin(async {
             let loaded = self.0.load().await;

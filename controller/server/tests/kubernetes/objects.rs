@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use edge_controller_domain::archive::{self, Archive};
-use edge_controller_domain::ca::keeper::Keeper;
+use edge_controller_domain::ca::storage::CaStorage;
 use edge_controller_domain::ca::{Ca, Files};
 use edge_controller_domain::segments::Row;
 use edge_controller_domain::state::{Change, CommunityRecord};

@@ -1,5 +1,5 @@
-//! An authority that the operator brings: a certificate and its key, PEM, which must be fit to sign
-//! everything that we sign.
+//! An authority that the operator provides: a certificate and its key, PEM. They must be able to
+//! sign every certificate of nodes and of the controller.
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -9,22 +9,22 @@ use rustls_pki_types::pem::PemObject;
 use x509_parser::prelude::{FromDer, X509Certificate};
 use zeroize::Zeroizing;
 
-use super::CaError;
 use super::authority::{self, Authority};
 use super::document::{AuthorityRecord, SecretPem};
+use super::error::CaError;
 use crate::clock::{Seconds, rfc3339};
 
-/// Where it is: `ca_certificate` and `ca_key` of the configuration.
+/// The files of the operator's authority: `ca_certificate` and `ca_key` of the configuration.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Given {
-    /// The certificate's file.
+pub struct OperatorCa {
+    /// Path of the certificate.
     pub certificate: PathBuf,
-    /// The key's file.
+    /// Path of the key.
     pub key: PathBuf,
 }
 
-impl Given {
-    /// Reads and checks it.
+impl OperatorCa {
+    /// Reads the files and checks that the authority can sign.
     pub(super) fn load(&self, now: Seconds) -> Result<AuthorityRecord, CaError> {
         let wrong = |path: &Path, why: String| CaError::Content { path: path.into(), why };
         let text = read(&self.certificate)?;
@@ -32,7 +32,7 @@ impl Given {
         let certificate = match (all.next(), all.next()) {
             (Some(Ok(der)), None) => der,
             (Some(Ok(_)), Some(_)) => {
-                let why = "holds several certificates; expected the authority's alone, for it is what nodes trust";
+                let why = "holds several certificates; expected only the authority's own, which nodes will trust";
                 return Err(wrong(&self.certificate, why.into()));
             }
             _ => return Err(wrong(&self.certificate, "is not a certificate in PEM".into())),
@@ -40,7 +40,7 @@ impl Given {
         check(&certificate, now).map_err(|why| wrong(&self.certificate, why))?;
         let file = |source| CaError::File { path: self.key.clone(), source };
         let mode = std::fs::metadata(&self.key).map_err(file)?.permissions().mode();
-        // A group may read it, as Kubernetes gives Secrets to a user that is not root.
+        // The group may read it: Kubernetes mounts Secrets so for a user that is not root.
         if mode & 0o027 != 0 {
             let why = format!("may be read by others, or changed by its group (mode {:04o}): chmod 600", mode & 0o7777);
             return Err(wrong(&self.key, why));
@@ -65,7 +65,7 @@ fn read(path: &Path) -> Result<Zeroizing<String>, CaError> {
     Ok(Zeroizing::new(text))
 }
 
-/// Whether a certificate is an authority's (RFC 5280 4.2.1.3, 4.2.1.9), now.
+/// Checks that a certificate is an authority's (RFC 5280 4.2.1.3, 4.2.1.9) and valid now.
 fn check(der: &CertificateDer<'_>, now: Seconds) -> Result<(), String> {
     let (_, certificate) = X509Certificate::from_der(der).map_err(|e| format!("is not an X.509 certificate ({e})"))?;
     let constraints = certificate.basic_constraints().ok().flatten();
@@ -81,7 +81,7 @@ fn check(der: &CertificateDer<'_>, now: Seconds) -> Result<(), String> {
     }
     let (begins, ends) = (certificate.validity().not_before.timestamp(), certificate.validity().not_after.timestamp());
     if now >= ends {
-        return Err(format!("expired at {}; have it renewed, or give another authority", rfc3339(ends)));
+        return Err(format!("expired at {}; renew it, or provide another authority", rfc3339(ends)));
     }
     if now < begins {
         return Err(format!("is valid only from {} on, and now it is {}", rfc3339(begins), rfc3339(now)));

@@ -1,0 +1,15 @@
+//! SHA-256 and its hexadecimal form.
+
+use data_encoding::HEXLOWER;
+use ring::digest::{SHA256, digest};
+
+/// The octets in hexadecimal, lower case.
+pub fn hex(bytes: &[u8]) -> String {
+    HEXLOWER.encode(bytes)
+}
+
+pub(super) fn sha256(bytes: &[u8]) -> [u8; 32] {
+    let mut hash = [0; 32];
+    hash.copy_from_slice(digest(&SHA256, bytes).as_ref());
+    hash
+}

@@ -1,0 +1,30 @@
+//! Durable storage of the authorities' document. Replicas of the controller agree through it.
+
+use futures_util::future::BoxFuture;
+
+use super::document::CaDocument;
+use super::error::CaError;
+
+/// The version of the stored document, in the storage's own format.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Revision(pub String);
+
+/// Stores one document.
+pub trait CaStorage: Send + Sync {
+    /// Reads the document; `None` if none is stored yet.
+    fn load(&self) -> BoxFuture<'_, Result<Option<(CaDocument, Revision)>, CaError>>;
+
+    /// Replaces the stored document durably if its revision is still `over` (`None`: if no document
+    /// is stored yet). Returns [`CaError::Conflict`] and changes nothing if it is not.
+    fn store<'a>(
+        &'a self,
+        document: &'a CaDocument,
+        over: Option<&'a Revision>,
+    ) -> BoxFuture<'a, Result<Revision, CaError>>;
+
+    /// Returns when another replica may have changed the document. A storage with one user never
+    /// returns.
+    fn changed(&self) -> BoxFuture<'_, ()> {
+        Box::pin(std::future::pending())
+    }
+}
