@@ -1,4 +1,4 @@
-//! Wall-clock time that never runs before what is already known.
+//! Wall-clock time that never runs backwards.
 
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -7,18 +7,18 @@ use std::time::Instant;
 /// Seconds since 1970-01-01 UTC.
 pub type Seconds = i64;
 
-/// No release of this program is older: 2026-11-01. A clock that shows less is wrong.
+/// 2026-11-01. No release of this program is older, so a machine's clock that shows less is wrong.
 const EARLIEST: Seconds = 1_793_491_200;
-/// In nanoseconds.
+/// One second in nanoseconds.
 const SECOND: i64 = 1_000_000_000;
 
-/// Wall-clock time that never runs backwards: at least [`EARLIEST`], and at least what
-/// [`Clock::not_before`] was told. Machines without a battery clock start in 1970; a quarantine or
-/// a token must not be judged by that.
+/// Wall-clock time that never runs backwards. It is at least 2026-11-01, and at least the time that
+/// [`Clock::not_before`] got. Machines without a battery clock start in 1970; quarantines and
+/// tokens must not be judged by that.
 ///
-/// Where the machine's clock is set back, or starts behind what was known, time goes on from there
-/// at half its pace until they meet: nothing that had expired opens again, what waits for its end
-/// does not wait for ever, and a clock that was ahead for a while is not followed for ever.
+/// If the machine's clock is set back, or starts behind the known time, this clock goes on at half
+/// the pace until both agree. So nothing that has expired becomes valid again, nothing waits for
+/// ever, and a machine's clock that was ahead for a while is not followed for ever.
 #[derive(Debug, Clone)]
 pub struct Clock(Arc<Inner>);
 
@@ -26,69 +26,68 @@ pub struct Clock(Arc<Inner>);
 struct Inner {
     started: Instant,
     last: Mutex<Last>,
-    /// Tests let time pass by this, nanoseconds; zero otherwise.
+    /// Time that tests let pass, nanoseconds; otherwise zero.
     passed: AtomicI64,
-    /// Tests set the machine's clock by this, nanoseconds; zero otherwise.
+    /// Offset by which tests set the machine's clock, nanoseconds; otherwise zero.
     set: AtomicI64,
 }
 
-/// Nanoseconds, when time was asked for last.
+/// The last reading, nanoseconds.
 #[derive(Debug)]
 struct Last {
-    steady: i64,
+    monotonic: i64,
     now: i64,
 }
 
 impl Clock {
-    /// The machine's clock.
+    /// A clock that follows the machine's.
     pub fn system() -> Self {
         Self(Arc::new(Inner {
             started: Instant::now(),
-            last: Mutex::new(Last { steady: 0, now: EARLIEST * SECOND }),
+            last: Mutex::new(Last { monotonic: 0, now: EARLIEST * SECOND }),
             passed: AtomicI64::new(0),
             set: AtomicI64::new(0),
         }))
     }
 
-    /// Time now.
+    /// The time now.
     pub fn now(&self) -> Seconds {
         let (system, mut last) = (self.machine(), self.last());
-        let steady = self.elapsed();
-        let passed = (steady - last.steady).max(0);
-        // One that shows a time before this program was made shows nothing that time could be
-        // brought back to.
+        let monotonic = self.elapsed();
+        let passed = (monotonic - last.monotonic).max(0);
+        // A machine's clock before the first release shows no time to slow down for.
         let pace = if system < EARLIEST * SECOND { passed } else { passed / 2 };
-        *last = Last { steady: last.steady.max(steady), now: system.max(last.now.saturating_add(pace)) };
+        *last = Last { monotonic: last.monotonic.max(monotonic), now: system.max(last.now.saturating_add(pace)) };
         last.now / SECOND
     }
 
-    /// Time has been at least this late before: taken from the store at start.
+    /// Makes the time at least `known`: the latest time in the store.
     pub fn not_before(&self, known: Seconds) {
         self.now();
         let mut last = self.last();
         last.now = last.now.max(known.saturating_mul(SECOND));
     }
 
-    /// The earlier of time now and what the machine's clock shows. What is to be valid for others
-    /// from now on begins by this.
-    pub fn shown(&self) -> Seconds {
+    /// The earlier of the time now and the machine's clock. Validity that other machines judge
+    /// begins at this time, since their clocks were not ahead when this one was.
+    pub fn issue_time(&self) -> Seconds {
         let (now, machine) = (self.now(), self.machine() / SECOND);
         if machine < EARLIEST { now } else { now.min(machine) }
     }
 
-    /// Seconds since this clock was made, whatever the machine's clock was set to meanwhile.
-    pub fn steady(&self) -> Seconds {
+    /// Seconds since this clock was created, whatever the machine's clock was set to meanwhile.
+    pub fn monotonic(&self) -> Seconds {
         self.elapsed() / SECOND
     }
 
-    /// Lets time pass. For tests of what happens later.
+    /// Lets time pass. For tests.
     pub fn advance(&self, seconds: Seconds) {
-        // Seen at this moment: time may have passed at another pace before.
+        // Reads the time first: until now it may have passed at another pace.
         self.now();
         self.0.passed.fetch_add(seconds * SECOND, Ordering::Relaxed);
     }
 
-    /// Sets the machine's clock ahead or back. For tests of that.
+    /// Sets the machine's clock ahead or back. For tests.
     pub fn step(&self, seconds: Seconds) {
         self.now();
         self.0.set.fetch_add(seconds * SECOND, Ordering::Relaxed);
@@ -104,12 +103,12 @@ impl Clock {
     }
 
     fn machine(&self) -> i64 {
-        let shown = i64::try_from(time::OffsetDateTime::now_utc().unix_timestamp_nanos()).unwrap_or(0);
-        shown + self.0.passed.load(Ordering::Relaxed) + self.0.set.load(Ordering::Relaxed)
+        let unix = i64::try_from(time::OffsetDateTime::now_utc().unix_timestamp_nanos()).unwrap_or(0);
+        unix + self.0.passed.load(Ordering::Relaxed) + self.0.set.load(Ordering::Relaxed)
     }
 }
 
-/// A time as people read it (RFC 3339, UTC).
+/// The time in RFC 3339, UTC.
 pub fn rfc3339(at: Seconds) -> String {
     time::OffsetDateTime::from_unix_timestamp(at)
         .ok()
@@ -137,28 +136,28 @@ mod tests {
         let before = clock.now();
         clock.step(-1000);
         assert!((0..2).contains(&(clock.now() - before)));
-        assert!((-1001..-998).contains(&(clock.shown() - before)));
+        assert!((-1001..-998).contains(&(clock.issue_time() - before)));
         clock.advance(1000);
         assert!((499..502).contains(&(clock.now() - before)));
         clock.advance(1000);
         assert!((999..1002).contains(&(clock.now() - before)), "they have met");
         clock.advance(100);
         assert!((1099..1102).contains(&(clock.now() - before)));
-        assert!((2100..2102).contains(&clock.steady()), "that one knows of nothing");
+        assert!((2100..2102).contains(&clock.monotonic()), "the monotonic time is not affected");
     }
 
     #[test]
-    fn a_machine_that_knows_no_time_goes_on_from_what_was_known() {
+    fn without_a_valid_machine_clock_time_goes_on_from_what_was_known() {
         let clock = Clock::system();
         let known = clock.now();
         clock.step(-known);
         clock.advance(100);
         assert!((99..102).contains(&(clock.now() - known)));
-        assert_eq!(clock.shown(), clock.now());
+        assert_eq!(clock.issue_time(), clock.now());
     }
 
     #[test]
-    fn times_are_shown_in_utc() {
+    fn times_are_written_in_utc() {
         assert_eq!(rfc3339(EARLIEST), "2026-11-01T00:00:00Z");
     }
 }

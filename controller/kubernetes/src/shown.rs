@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use edge_controller_domain::registry::{Registry, StateGuard};
-use edge_controller_domain::segments::Conflicts;
+use edge_controller_domain::segments::ClaimConflicts;
 use edge_controller_domain::state::{CommunityRecord, Key, NodeRecord};
 use edge_controller_domain::tunnel_reports::{TunnelReports, UnseenReports};
 use edge_types::{NodeAddress, NodeName};
@@ -50,7 +50,7 @@ pub struct Sources {
     /// What nodes report of their tunnels.
     pub tunnels: TunnelReports,
     /// What nodes say they hold and do not.
-    pub conflicts: Conflicts,
+    pub conflicts: ClaimConflicts,
     /// Addresses that a node's peers get.
     pub endpoints: EndpointsOf,
     /// What does not work at the API server.

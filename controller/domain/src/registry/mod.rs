@@ -104,7 +104,7 @@ impl Registry {
         let snapshot = store.load(sender).await?;
         clock.not_before(snapshot.time);
         let mut state = State::load(snapshot, trust_node_labels);
-        state.ledger_mut().watch(clock.clone());
+        state.ledger_mut().watch_releases(clock.clone());
         state.set_restored(restored(&*store, clock.now()).await?);
         // The configuration may have changed since the last run, and with it every view. An empty
         // commit gives the views of this run a revision of their own.

@@ -1,5 +1,5 @@
-//! What nodes say they hold. After an old backup was restored that may be more than the ledger
-//! knows: such a segment stays its node's, and is granted to no other.
+//! Segments that a node says it holds. After an old backup was restored that may be more than the
+//! ledger knows. Such a segment stays with its node and is granted to no other.
 
 use edge_types::{IpNetwork, NodeName};
 
@@ -8,55 +8,54 @@ use super::policy::Policy;
 use super::range::overlap;
 use crate::clock::Seconds;
 
-/// Why a segment that a node says it holds is not its own.
+/// Why the controller does not accept that a node holds a segment.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum Conflict {
-    /// Another has it.
+pub enum ClaimConflict {
+    /// Another node holds a segment that overlaps it.
     #[error(
-        "it uses {segment}, and {network} is node {node}'s: its pods there reach nobody; deregister one of them, and let it join again"
+        "it uses {segment}, and {network} is node {node}'s: pods with these addresses reach nothing; deregister one of the two nodes, and let it join again"
     )]
     Taken {
-        /// What it says.
+        /// The segment that the node claims.
         segment: IpNetwork,
-        /// What is known.
+        /// The segment in the ledger that overlaps it.
         network: IpNetwork,
-        /// Whose.
+        /// The node that holds it by the ledger.
         node: NodeName,
     },
-    /// No node could have it.
+    /// No node can hold it: it is no segment by the configuration.
     #[error(
-        "it uses {segment}, which is no segment by cluster_ranges, reserved, v4_prefix and v6_prefix: its pods there reach nobody"
+        "it uses {segment}, which is no segment by cluster_ranges, reserved, v4_prefix and v6_prefix: pods with these addresses reach nothing"
     )]
     Foreign {
-        /// What it says.
+        /// The segment that the node claims.
         segment: IpNetwork,
     },
-    /// It has as many as a node may have.
-    #[error(
-        "it uses {segment} besides the {held} segments that are known to be its own, which are as many as a node may hold"
-    )]
+    /// The node holds as many segments as it may.
+    #[error("it uses {segment} and holds {held} other segments, which is as many as a node may hold")]
     TooMany {
-        /// What it says.
+        /// The segment that the node claims.
         segment: IpNetwork,
-        /// How many.
+        /// How many segments of the family the node holds.
         held: usize,
     },
-    /// Nothing says that it was ever granted to it.
+    /// The ledger has no grant of it to this node.
     #[error(
-        "it uses {segment}, which is not known to be granted to it: its pods there reach nobody; deregister it, and let it join again. If the \
-         store was brought back from an old copy without edge-controller restore or import, say so with edge-controller restored"
+        "it uses {segment}, which is not known to be granted to it: pods with these addresses reach nothing; deregister it, and let it join again. If the \
+         store was copied back from an old backup without edge-controller restore or import, run edge-controller restored"
     )]
     Unknown {
-        /// What it says.
+        /// The segment that the node claims.
         segment: IpNetwork,
     },
 }
 
 impl Ledger {
-    /// Judges a segment that a node says it holds, besides those `chosen` already: `None` where it
-    /// is known to hold it, otherwise the grant that makes it so. `may_be_unknown`: whether it may
-    /// have a segment of which nothing says that it ever held it, as after a restore.
-    pub fn claimed(
+    /// Decides about a segment that a node claims. `None`: the ledger has it as the node's own.
+    /// `Some`: the grant that makes it so. `chosen` are the grants of this node that are not
+    /// recorded yet. `may_be_unknown` allows a segment that was never granted to the node, as after
+    /// a restore.
+    pub fn check_claim(
         &self,
         policy: &Policy,
         node: &NodeName,
@@ -64,28 +63,28 @@ impl Ledger {
         chosen: &[Grant],
         may_be_unknown: bool,
         now: Seconds,
-    ) -> Result<Option<Grant>, Conflict> {
+    ) -> Result<Option<Grant>, ClaimConflict> {
         let is_its_own = |row: &Row| row.node == *node;
         if self.row(segment).is_some_and(|row| row.released_at.is_none() && is_its_own(row)) {
             return Ok(None);
         }
         if !policy.allows(segment) || segment.ip() != segment.network() {
-            return Err(Conflict::Foreign { segment: *segment });
+            return Err(ClaimConflict::Foreign { segment: *segment });
         }
         let family = edge_types::api::Family::of(segment);
         let held = self.count_held(node, family)
             + chosen.iter().filter(|grant| edge_types::api::Family::of(&grant.network) == family).count();
         if held >= policy.max_per_node as usize {
-            return Err(Conflict::TooMany { segment: *segment, held });
+            return Err(ClaimConflict::TooMany { segment: *segment, held });
         }
         if let Some(own) = chosen.iter().find(|grant| overlap(&grant.network, segment)) {
-            return Err(Conflict::Taken { segment: *segment, network: own.network, node: node.clone() });
+            return Err(ClaimConflict::Taken { segment: *segment, network: own.network, node: node.clone() });
         }
         let (mut replaces, mut was_its_own) = (Vec::new(), false);
         for row in self.overlapping_with(segment) {
             let may_have = row.released_at.is_some() && (is_its_own(row) || self.is_free(row, policy, now));
             if !may_have {
-                return Err(Conflict::Taken { segment: *segment, network: row.network, node: row.node.clone() });
+                return Err(ClaimConflict::Taken { segment: *segment, network: row.network, node: row.node.clone() });
             }
             if row.network != *segment {
                 replaces.push(row.network);
@@ -93,7 +92,7 @@ impl Ledger {
             was_its_own |= row.network == *segment && is_its_own(row);
         }
         if !was_its_own && !may_be_unknown {
-            return Err(Conflict::Unknown { segment: *segment });
+            return Err(ClaimConflict::Unknown { segment: *segment });
         }
         Ok(Some(Grant { network: *segment, replaces }))
     }
@@ -127,11 +126,11 @@ mod tests {
     }
 
     #[test]
-    fn a_segment_that_nobody_is_known_to_hold_is_its_user_s() {
+    fn a_segment_that_no_node_is_known_to_hold_is_its_users() {
         let a = "a".parse().unwrap();
         let known = [("10.77.0.0/28", "a", None), ("10.77.0.16/28", "a", Some(950)), ("10.77.0.32/28", "b", Some(800))];
         let ledger = ledger(&known);
-        let claimed = |segment: &str| ledger.claimed(&policy(), &a, &network(segment), &[], true, 1000);
+        let claimed = |segment: &str| ledger.check_claim(&policy(), &a, &network(segment), &[], true, 1000);
         assert_eq!(claimed("10.77.0.0/28"), Ok(None));
         for segment in ["10.77.0.16/28", "10.77.0.32/28", "10.77.0.48/28", "fd77::/124"] {
             assert_eq!(
@@ -143,16 +142,16 @@ mod tests {
     }
 
     #[test]
-    fn a_segment_that_was_never_its_own_is_claimed_after_a_restore_only() {
+    fn a_segment_that_was_never_granted_to_a_node_is_claimed_after_a_restore_only() {
         let a = "a".parse().unwrap();
         let known = [("10.77.0.0/28", "a", None), ("10.77.0.16/28", "a", Some(950)), ("10.77.0.32/28", "b", Some(800))];
         let ledger = ledger(&known);
-        let claimed = |segment: &str| ledger.claimed(&policy(), &a, &network(segment), &[], false, 1000);
+        let claimed = |segment: &str| ledger.check_claim(&policy(), &a, &network(segment), &[], false, 1000);
         assert_eq!(claimed("10.77.0.0/28"), Ok(None));
         assert!(matches!(claimed("10.77.0.16/28"), Ok(Some(_))), "it held this one last");
         for segment in ["10.77.0.32/28", "10.77.0.48/28", "fd77::/124"] {
             let refused = claimed(segment).unwrap_err();
-            assert!(matches!(refused, Conflict::Unknown { .. }), "{refused}");
+            assert!(matches!(refused, ClaimConflict::Unknown { .. }), "{refused}");
             assert!(
                 refused.to_string().contains(segment) && refused.to_string().contains("deregister it"),
                 "{refused}"
@@ -165,8 +164,9 @@ mod tests {
         let a = "a".parse().unwrap();
         let known = [("10.77.0.0/28", "b", None), ("10.77.0.16/28", "b", Some(950)), ("10.77.0.32/27", "c", None)];
         let ledger = ledger(&known);
-        let claimed =
-            |segment: &str| ledger.claimed(&policy(), &a, &network(segment), &[], true, 1000).unwrap_err().to_string();
+        let claimed = |segment: &str| {
+            ledger.check_claim(&policy(), &a, &network(segment), &[], true, 1000).unwrap_err().to_string()
+        };
         assert!(claimed("10.77.0.0/28").contains("node b's"));
         assert!(claimed("10.77.0.16/28").contains("node b's"), "its quarantine is not over");
         assert!(claimed("10.77.0.48/28").contains("10.77.0.32/27 is node c's"));
@@ -180,10 +180,10 @@ mod tests {
         let a = "a".parse().unwrap();
         let ledger = ledger(&[("10.77.0.0/28", "a", None)]);
         let chosen = [Grant { network: network("10.77.0.16/28"), replaces: Vec::new() }];
-        let refused = ledger.claimed(&policy(), &a, &network("10.77.0.32/28"), &chosen, true, 0).unwrap_err();
-        assert!(matches!(refused, Conflict::TooMany { held: 2, .. }), "{refused}");
+        let refused = ledger.check_claim(&policy(), &a, &network("10.77.0.32/28"), &chosen, true, 0).unwrap_err();
+        assert!(matches!(refused, ClaimConflict::TooMany { held: 2, .. }), "{refused}");
         let chosen = [Grant { network: network("fd77::/124"), replaces: Vec::new() }];
-        let twice = ledger.claimed(&policy(), &a, &network("fd77::/124"), &chosen, true, 0).unwrap_err();
-        assert!(matches!(twice, Conflict::Taken { .. }));
+        let twice = ledger.check_claim(&policy(), &a, &network("fd77::/124"), &chosen, true, 0).unwrap_err();
+        assert!(matches!(twice, ClaimConflict::Taken { .. }));
     }
 }

@@ -1,4 +1,5 @@
-//! Conflicts between what nodes say they hold and what they hold: kept in memory, for people.
+//! ClaimConflicts between the segments that nodes claim and the ledger. They are kept in memory, for the
+//! operator.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -6,67 +7,69 @@ use std::time::{Duration, Instant};
 
 use edge_types::NodeName;
 
-use super::claims::Conflict;
+use super::claims::ClaimConflict;
 
-/// So many conflicts of one node are kept for people.
-const NAMED: usize = 8;
-/// So seldom new conflicts of one node are told, in the log and by an Event: a node may report
-/// others at every moment.
+/// Most conflicts of one node that are kept.
+const MOST: usize = 8;
+/// Least time between two reports of new conflicts of one node, in the log and as Events. A node
+/// may claim other segments with every report.
 const PAUSE: Duration = Duration::from_secs(60);
 
-/// What nodes say they hold and do not: for people.
+/// The conflicts of each node, as of its last report. Clones share them.
 #[derive(Debug, Clone, Default)]
-pub struct Conflicts(Arc<Mutex<BTreeMap<NodeName, Reported>>>);
+pub struct ClaimConflicts(Arc<Mutex<BTreeMap<NodeName, OfNode>>>);
 
-/// Of one node, as of its last report.
+/// The conflicts of one node.
 #[derive(Debug, Default)]
-struct Reported {
-    /// At most [`NAMED`].
-    conflicts: Vec<Conflict>,
-    /// When new ones were last told. It outlives them: they may come and go with every report.
-    told: Option<Instant>,
+struct OfNode {
+    /// At most [`MOST`].
+    conflicts: Vec<ClaimConflict>,
+    /// When a new conflict was last reported. This stays when the conflicts are gone, since they
+    /// may come and go with every report.
+    reported_at: Option<Instant>,
 }
 
-impl Reported {
-    /// Whether one of `conflicts` is new, and at least [`PAUSE`] has passed since the last new one.
-    fn are_news(&self, conflicts: &[Conflict], now: Instant) -> bool {
-        let new = conflicts.iter().take(NAMED).any(|conflict| !self.conflicts.contains(conflict));
-        new && self.told.is_none_or(|told| now.saturating_duration_since(told) >= PAUSE)
+impl OfNode {
+    /// Whether `conflicts` has a new one and at least [`PAUSE`] has passed since the last report of
+    /// a new one.
+    fn has_new(&self, conflicts: &[ClaimConflict], now: Instant) -> bool {
+        let new = conflicts.iter().take(MOST).any(|conflict| !self.conflicts.contains(conflict));
+        new && self.reported_at.is_none_or(|at| now.saturating_duration_since(at) >= PAUSE)
     }
 }
 
-impl Conflicts {
-    /// Of one node.
+impl ClaimConflicts {
+    /// The conflicts of one node, as text.
     pub fn of(&self, node: &NodeName) -> Vec<String> {
         let all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         all.get(node).into_iter().flat_map(|reported| &reported.conflicts).map(ToString::to_string).collect()
     }
 
-    /// Forgets those of all but these nodes.
+    /// Forgets the conflicts of all nodes for which `kept` is false.
     pub fn retain(&self, kept: impl Fn(&NodeName) -> bool) {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).retain(|node, _| kept(node));
     }
 
-    /// Whether [`Conflicts::note`] would return any of these conflicts of a node now.
-    pub fn are_news(&self, node: &NodeName, conflicts: &[Conflict]) -> bool {
+    /// Whether [`ClaimClaimConflicts::note`] would now return any of these conflicts.
+    pub fn has_new(&self, node: &NodeName, conflicts: &[ClaimConflict]) -> bool {
         let all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        all.get(node).is_none_or(|reported| reported.are_news(conflicts, Instant::now()))
+        all.get(node).is_none_or(|reported| reported.has_new(conflicts, Instant::now()))
     }
 
-    /// Notes all of one node; returns those to tell of now.
-    pub fn note(&self, node: &NodeName, mut conflicts: Vec<Conflict>, now: Instant) -> Vec<Conflict> {
-        conflicts.truncate(NAMED);
+    /// Replaces the conflicts of one node. Returns those to report now.
+    pub fn note(&self, node: &NodeName, mut conflicts: Vec<ClaimConflict>, now: Instant) -> Vec<ClaimConflict> {
+        conflicts.truncate(MOST);
         let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if conflicts.is_empty() && !all.contains_key(node) {
             return conflicts;
         }
         let reported = all.entry(node.clone()).or_default();
-        let news = reported.are_news(&conflicts, now);
+        let news = reported.has_new(&conflicts, now);
         reported.conflicts.clone_from(&conflicts);
         if !news {
             return Vec::new();
         }
-        reported.told = Some(now);
+        reported.reported_at = Some(now);
         conflicts
     }
 }
@@ -79,19 +82,19 @@ mod tests {
 
     #[test]
     fn a_node_that_reports_other_conflicts_at_every_moment_is_told_of_once_a_minute() {
-        let (conflicts, node) = (Conflicts::default(), "n".parse().unwrap());
-        let foreign = |n: u32| Conflict::Foreign { segment: IpNetwork::from(std::net::IpAddr::V4(n.into())) };
+        let (conflicts, node) = (ClaimConflicts::default(), "n".parse().unwrap());
+        let foreign = |n: u32| ClaimConflict::Foreign { segment: IpNetwork::from(std::net::IpAddr::V4(n.into())) };
         let start = Instant::now();
         let mut told = 0;
         for n in 0..600 {
-            // Ten reports a second; every other one is in order.
+            // Ten reports a second. Every other one has no conflict.
             let reported = if n % 2 == 0 { vec![foreign(n)] } else { vec![] };
             told += conflicts.note(&node, reported, start + Duration::from_millis(100) * n).len();
         }
         assert_eq!(told, 1);
         let many = (0..100).map(foreign).collect();
-        assert_eq!(conflicts.note(&node, many, start + PAUSE).len(), NAMED);
-        assert_eq!(conflicts.of(&node).len(), NAMED, "the latest are shown");
+        assert_eq!(conflicts.note(&node, many, start + PAUSE).len(), MOST);
+        assert_eq!(conflicts.of(&node).len(), MOST, "the latest are kept");
         conflicts.retain(|_| false);
         assert!(conflicts.of(&node).is_empty());
     }

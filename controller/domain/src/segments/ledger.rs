@@ -1,4 +1,4 @@
-//! Who holds which segment.
+//! The ledger: which node holds which segment, and which nodes held it before.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -7,38 +7,40 @@ use edge_types::{IpNetwork, NodeName};
 use serde::{Deserialize, Serialize};
 
 use super::policy::Policy;
-use super::range::{Place, bounds, network_at, size};
+use super::range::{AddressKey, bounds, network_at, size};
 use crate::clock::{Clock, Seconds, rfc3339};
 
-/// Holders named in full when a range is exhausted.
+/// Most holders that an error names when a range is exhausted.
 const NAMED_HOLDERS: usize = 10;
 
-/// One grant: kept after its release, until the segment is granted again.
+/// The row of a segment: its latest grant. It is kept after the release, until the segment is
+/// granted again.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Row {
     /// The segment.
     pub network: IpNetwork,
-    /// Who holds it, or held it last.
+    /// The node that holds it, or held it last.
     pub node: NodeName,
-    /// The application that it answers.
+    /// The id of the node's request that was granted.
     pub request_id: String,
     /// When it was granted.
     pub granted_at: Seconds,
     /// When it was released; `None` while it is held.
     #[serde(default)]
     pub released_at: Option<Seconds>,
-    /// Until when it is given to nobody, whatever the quarantine: whoever held it may still use it.
+    /// Until this time it is granted to no node, even after its quarantine: the node that held it
+    /// may still use it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kept_until: Option<Seconds>,
-    /// Who held it before, the latest first; at most [`Row::KEPT`].
+    /// Earlier grants, the latest first; at most [`Row::KEPT`].
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub past: Vec<Holding>,
 }
 
-/// A grant of the past.
+/// An earlier grant of a segment.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Holding {
-    /// Who held it.
+    /// The node that held it.
     pub node: NodeName,
     /// When it was granted.
     pub granted_at: Seconds,
@@ -47,10 +49,10 @@ pub struct Holding {
 }
 
 impl Row {
-    /// Grants of the past that are kept of one segment.
+    /// Most earlier grants that are kept of one segment.
     pub const KEPT: usize = 32;
 
-    /// A segment that nobody is known to have held before.
+    /// The row of a segment without earlier grants.
     pub fn new(
         network: IpNetwork,
         node: NodeName,
@@ -61,15 +63,15 @@ impl Row {
         Self { network, node, request_id, granted_at, released_at, kept_until: None, past: Vec::new() }
     }
 
-    /// When it may be given to another, once it was released. `quarantine`: seconds for which each
-    /// is given to nobody.
+    /// When it may be granted to another node; `None` while it is held. `quarantine`: seconds for
+    /// which a released segment is granted to no node.
     pub fn free_from(&self, quarantine: Seconds) -> Option<Seconds> {
         let quarantined = self.released_at?.saturating_add(quarantine);
         Some(self.kept_until.map_or(quarantined, |kept| kept.max(quarantined)))
     }
 
-    /// The same segment, granted anew after its release.
-    pub fn granted_anew(&self, node: NodeName, request_id: String, granted_at: Seconds) -> Self {
+    /// The row of the same segment after a new grant. The grant before it becomes an earlier one.
+    pub fn regranted(&self, node: NodeName, request_id: String, granted_at: Seconds) -> Self {
         let last = self.released_at.map(|released_at| Holding {
             node: self.node.clone(),
             granted_at: self.granted_at,
@@ -80,52 +82,52 @@ impl Row {
     }
 }
 
-/// What [`Ledger::grant`] decided.
+/// A segment that [`Ledger::grant`] chose.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Grant {
     /// The segment.
     pub network: IpNetwork,
-    /// Released rows of another size in whose place it stands; they are dropped with the grant.
+    /// Released rows of another size that overlap it. They are deleted with the grant.
     pub replaces: Vec<IpNetwork>,
 }
 
-/// No segment is left, and who has them.
+/// No segment is left in the ranges.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("no {family} segment (/{prefix}) is left in {ranges}: {holders}; widen cluster_ranges or deregister nodes that are gone",
     family = match family { Family::V4 => "IPv4", Family::V6 => "IPv6" })]
 pub struct Exhausted {
     /// The family.
     pub family: Family,
-    /// Size of a segment.
+    /// Prefix length of a segment.
     pub prefix: u8,
-    /// The ranges, for the reader.
+    /// The ranges, as text.
     pub ranges: String,
-    /// Who holds how many, for the reader.
+    /// Which nodes hold how many, as text.
     pub holders: String,
 }
 
-/// All rows, by place.
+/// All rows, by address.
 #[derive(Debug, Default, Clone)]
 pub struct Ledger {
-    rows: BTreeMap<Place, Row>,
-    held: BTreeMap<NodeName, BTreeSet<Place>>,
-    released: BTreeSet<Place>,
-    /// Below this place in a range nothing was free when last looked. Only saves time: before
-    /// giving up, all is looked at.
-    searched: BTreeMap<Place, u128>,
-    /// Releases that were seen happen, and when by [`Clock::steady`]: their quarantine passes in
-    /// time that no clock can be set ahead in.
-    seen: BTreeMap<Place, Release>,
-    /// Tells that time; without it nothing is noted.
+    rows: BTreeMap<AddressKey, Row>,
+    held: BTreeMap<NodeName, BTreeSet<AddressKey>>,
+    released: BTreeSet<AddressKey>,
+    /// For each range: below this address nothing was free at the last search. This only saves
+    /// time: the whole range is searched before a grant is refused.
+    searched: BTreeMap<AddressKey, u128>,
+    /// Releases that this process has seen, with the time by [`Clock::monotonic`]. Their quarantine
+    /// passes in that time, which no change of the machine's clock shortens.
+    seen: BTreeMap<AddressKey, Release>,
+    /// The clock for `seen`. Without it no release is recorded there.
     clock: Option<Clock>,
 }
 
-/// A release that was seen happen.
+/// A release that this process has seen.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Release {
     granted_at: Seconds,
     released_at: Seconds,
-    /// `None`: it was there before anyone looked.
+    /// When it was seen; `None` if it happened before this process watched.
     at: Option<Seconds>,
 }
 
@@ -140,9 +142,9 @@ impl Ledger {
         self.rows.get(&bounds(network).0).filter(|row| row.network == *network)
     }
 
-    /// From now on releases are seen happen. Those that are known already are judged by the clock
-    /// on the wall.
-    pub fn watch(&mut self, clock: Clock) {
+    /// Records the monotonic time of releases from now on. Earlier ones are judged by the wall
+    /// clock.
+    pub fn watch_releases(&mut self, clock: Clock) {
         self.clock = Some(clock);
     }
 
@@ -159,8 +161,8 @@ impl Ledger {
         self.held.get(node).into_iter().flatten().filter(|place| place.0 == family).count()
     }
 
-    /// Chooses the next segment of a family, clear of those `chosen` already and not yet recorded.
-    /// Changes nothing but what it remembers of its search.
+    /// Chooses the next segment of a family. It overlaps none of `chosen`, the grants that are not
+    /// recorded yet. Changes only what is remembered of the search.
     pub fn grant(
         &mut self,
         policy: &Policy,
@@ -191,10 +193,10 @@ impl Ledger {
         Err(self.exhausted(policy, family, now))
     }
 
-    /// Records a grant.
+    /// Writes the row of a segment.
     pub fn insert(&mut self, row: Row) {
         let (place, _) = bounds(&row.network);
-        self.note(place, &row);
+        self.note_release(place, &row);
         self.clear(place);
         if row.released_at.is_some() {
             self.released.insert(place);
@@ -204,9 +206,9 @@ impl Ledger {
         self.rows.insert(place, row);
     }
 
-    /// Notes when a release was seen. A change that is only tried is taken back, and what was noted
-    /// before goes on to hold.
-    fn note(&mut self, place: Place, row: &Row) {
+    /// Records when a release was seen. A change that is only tried is undone, and the earlier time
+    /// stays in force.
+    fn note_release(&mut self, place: AddressKey, row: &Row) {
         let Some(clock) = &self.clock else { return };
         if let Some(before) = self.rows.get(&place)
             && let Some(released_at) = before.released_at
@@ -215,34 +217,34 @@ impl Ledger {
             self.seen.entry(place).or_insert(known);
         }
         let Some(released_at) = row.released_at else { return };
-        let seen = Release { granted_at: row.granted_at, released_at, at: Some(clock.steady()) };
+        let seen = Release { granted_at: row.granted_at, released_at, at: Some(clock.monotonic()) };
         let known = self.seen.entry(place).or_insert_with(|| seen.clone());
         if (known.granted_at, known.released_at) != (seen.granted_at, seen.released_at) {
             *known = seen;
         }
     }
 
-    /// Whether a row stands in nobody's way: released, and its quarantine is over, also for those
-    /// whose clock was right.
+    /// Whether a segment can be granted: it is released, and its quarantine has passed by the wall
+    /// clock and by the monotonic one.
     pub(super) fn is_free(&self, row: &Row, policy: &Policy, now: Seconds) -> bool {
         let Some(released_at) = row.released_at else { return false };
         let seen = self.seen.get(&bounds(&row.network).0);
         let seen = seen.filter(|seen| (seen.granted_at, seen.released_at) == (row.granted_at, released_at));
         let waited = match (&self.clock, seen.and_then(|seen| seen.at)) {
-            (Some(clock), Some(at)) => clock.steady() - at >= policy.quarantine,
+            (Some(clock), Some(at)) => clock.monotonic() - at >= policy.quarantine,
             _ => true,
         };
         waited && row.free_from(policy.quarantine).is_some_and(|from| now >= from)
     }
 
-    /// Forgets a row. Of another size that begins at the same address nothing is forgotten.
+    /// Removes the row of a segment. A row of another size at the same address stays.
     pub fn remove(&mut self, network: &IpNetwork) {
         if self.row(network).is_some() {
             self.clear(bounds(network).0);
         }
     }
 
-    fn clear(&mut self, place: Place) {
+    fn clear(&mut self, place: AddressKey) {
         let Some(old) = self.rows.remove(&place) else { return };
         self.released.remove(&place);
         if let Some(held) = self.held.get_mut(&old.node) {
@@ -253,9 +255,15 @@ impl Ledger {
         }
     }
 
-    /// The first place between `from` and `last` where a segment stands free, skipping what is
-    /// taken or reserved in one step each.
-    fn first_free(&self, policy: &Policy, from: Place, last: u128, chosen: &[Grant], now: Seconds) -> Option<Grant> {
+    /// The first free segment between `from` and `last`. Each obstacle is skipped in one step.
+    fn first_free(
+        &self,
+        policy: &Policy,
+        from: AddressKey,
+        last: u128,
+        chosen: &[Grant],
+        now: Seconds,
+    ) -> Option<Grant> {
         let (family, prefix) = (from.0, policy.prefix(from.0));
         let step = size(family, prefix);
         let mut at = from.1;
@@ -275,22 +283,22 @@ impl Ledger {
             }
             match reserved.max(taken) {
                 None => return Some(Grant { network, replaces }),
-                // To the next multiple of the segment's size behind what is in the way.
+                // Goes on at the next multiple of the segment's size behind the obstacle.
                 Some(obstacle) => at = (obstacle.max(end) | (step - 1)).checked_add(1)?,
             }
         }
         None
     }
 
-    /// Rows that share an address with `first..=last`. Rows do not overlap each other, so only one
-    /// can begin before.
+    /// Rows that overlap `first..=last`. Rows do not overlap each other, so at most one of them
+    /// begins before `first`.
     fn overlapping(&self, family: Family, first: u128, last: u128) -> impl Iterator<Item = &Row> {
         let before = self.rows.range(..(family, first)).next_back();
         let before = before.filter(|(place, row)| place.0 == family && bounds(&row.network).1 >= first);
         before.into_iter().chain(self.rows.range((family, first)..=(family, last))).map(|(_, row)| row)
     }
 
-    /// Rows that share an address with a network.
+    /// Rows that overlap a network.
     pub fn overlapping_with(&self, network: &IpNetwork) -> impl Iterator<Item = &Row> {
         let ((family, first), last) = bounds(network);
         self.overlapping(family, first, last)
@@ -304,11 +312,11 @@ impl Ledger {
             .filter(|(count, _)| *count > 0)
             .collect();
         holders.sort_by(|a, b| b.0.cmp(&a.0).then(a.1.cmp(b.1)));
-        let mut said: Vec<String> =
+        let mut parts: Vec<String> =
             holders.iter().take(NAMED_HOLDERS).map(|(count, node)| format!("{node} holds {count}")).collect();
         if holders.len() > NAMED_HOLDERS {
             let rest: usize = holders[NAMED_HOLDERS..].iter().map(|(count, _)| count).sum();
-            said.push(format!("{} more nodes hold {rest}", holders.len() - NAMED_HOLDERS));
+            parts.push(format!("{} more nodes hold {rest}", holders.len() - NAMED_HOLDERS));
         }
         let ends = self.released.iter().filter(|place| place.0 == family).filter_map(|place| {
             let row = self.rows.get(place)?;
@@ -316,16 +324,16 @@ impl Ledger {
         });
         let ends: Vec<Seconds> = ends.collect();
         if let Some(first) = ends.iter().min() {
-            said.push(format!("{} in quarantine, the first until {}", ends.len(), rfc3339(*first)));
+            parts.push(format!("{} in quarantine, the first until {}", ends.len(), rfc3339(*first)));
         }
-        if said.is_empty() {
-            said.push("nobody holds one: everything is reserved".into());
+        if parts.is_empty() {
+            parts.push("no node holds one: everything is reserved".into());
         }
         Exhausted {
             family,
             prefix: policy.prefix(family),
             ranges: policy.ranges(family).map(ToString::to_string).collect::<Vec<_>>().join(", "),
-            holders: said.join(", "),
+            holders: parts.join(", "),
         }
     }
 }
@@ -400,7 +408,7 @@ mod tests {
     }
 
     #[test]
-    fn after_the_prefix_length_changed_old_rows_are_kept_clear_of_and_released_ones_make_room() {
+    fn after_a_change_of_the_prefix_length_grants_avoid_held_segments_and_replace_released_ones() {
         let (mut ledger, mut policy) = (Ledger::default(), policy());
         let held = take(&mut ledger, &policy, "a", Family::V4, 0).unwrap();
         let gone = take(&mut ledger, &policy, "b", Family::V4, 0).unwrap();
@@ -436,9 +444,9 @@ mod tests {
     }
 
     proptest! {
-        /// Against a model that knows only the list of rows: what is granted overlaps nothing held,
-        /// nothing in quarantine and nothing reserved, lies in a range; and a refusal is never
-        /// given while a place is free.
+        /// Compares the ledger with a model that has only the list of rows. A granted segment lies
+        /// in a range and overlaps nothing that is held, in quarantine or reserved. A refusal means
+        /// that no segment is free.
         #[test]
         fn no_history_makes_two_segments_overlap(steps in proptest::collection::vec(step(), 1..120)) {
             let (mut ledger, mut policy, mut now) = (Ledger::default(), policy(), 0i64);

@@ -1,25 +1,27 @@
-//! Segments: cut from the cluster's ranges, never overlapping, one row per grant.
+//! Segments: networks of the cluster's ranges that are granted to nodes and never overlap.
 //!
-//! - [`Policy`]: from which ranges, how large, how many.
-//! - [`Ledger`]: who holds what; decides the next grant. Pure: time and changes come in as
-//!   arguments.
+//! - [`Policy`]: the operator's rules: ranges, sizes, how many a node may hold.
+//! - [`Ledger`]: the row of every segment. Chooses the next grant; time and changes are arguments.
+//! - [`ClaimConflict`], [`ClaimConflicts`]: segments that nodes claim and do not hold.
+//! - [`Restored`], [`Withheld`]: grants wait after a restore.
+//! - `capacity`: how many segments are free.
 //!
-//! A released segment keeps its row. It is given to nobody until its quarantine is over, so that no
-//! peer with an old view sends one node's packets to another; then it is preferred, lowest first,
-//! to addresses that were never used.
+//! A released segment keeps its row. It is granted to no node until its quarantine has passed, so
+//! that no peer with an old view sends packets of one node to another. Then it is granted before
+//! addresses that were never used, the lowest first.
 
+mod capacity;
 mod claims;
 mod conflicts;
 mod ledger;
 mod policy;
 mod range;
 mod restored;
-mod room;
 
-pub use claims::Conflict;
-pub use conflicts::Conflicts;
+pub use capacity::free_segments;
+pub use claims::ClaimConflict;
+pub use conflicts::ClaimConflicts;
 pub use ledger::{Exhausted, Grant, Holding, Ledger, Row};
 pub use policy::Policy;
 pub use range::{contains, overlap};
 pub use restored::{Restored, Withheld};
-pub use room::free_segments;

@@ -1,4 +1,4 @@
-//! From which ranges segments are cut, how large, how many a node may hold.
+//! The operator's rules for segments.
 
 use edge_types::IpNetwork;
 use edge_types::api::Family;
@@ -6,21 +6,21 @@ use edge_types::view::SegmentPrefix;
 
 use super::range::{contains, overlap};
 
-/// The operator's rules for segments.
+/// The rules for segments: ranges, prefix lengths and limits.
 #[derive(Debug, Clone)]
 pub struct Policy {
     /// Ranges from which segments are cut, in order of preference.
     pub ranges: Vec<IpNetwork>,
-    /// Parts of them that are never handed out.
+    /// Parts of the ranges that are never granted.
     pub reserved: Vec<IpNetwork>,
-    /// Size of a segment.
+    /// Prefix lengths of segments.
     pub prefix: SegmentPrefix,
     /// Most segments of one family that a node may hold.
     pub max_per_node: u32,
-    /// Seconds for which a released segment is given to nobody.
+    /// Seconds for which a released segment is granted to no node.
     pub quarantine: i64,
-    /// Seconds after a restore for which nothing is granted while an edge has not reported which
-    /// segments it uses.
+    /// Seconds after a restore for which nothing is granted while an edge has not reported its
+    /// segments.
     pub restore_grace: i64,
     /// Seconds after a restore for which a node may claim a segment that the ledger does not know
     /// as its own.
@@ -41,7 +41,7 @@ impl Policy {
         self.ranges.iter().filter(move |range| Family::of(range) == family)
     }
 
-    /// Families for which there is a range.
+    /// Families that have a range.
     pub fn families(&self) -> impl Iterator<Item = Family> + '_ {
         [Family::V4, Family::V6].into_iter().filter(|family| self.ranges(*family).next().is_some())
     }
@@ -54,7 +54,7 @@ impl Policy {
             && !self.reserved.iter().any(|reserved| overlap(reserved, network))
     }
 
-    /// What is wrong with these rules: the configuration's key and why.
+    /// Checks the rules. The error has the configuration's key and the reason.
     pub fn check(&self) -> Result<(), (&'static str, String)> {
         if self.ranges.is_empty() {
             return Err(("cluster_ranges", "at least one range is needed".into()));
@@ -84,7 +84,7 @@ impl Policy {
             }
         }
         if self.max_per_node == 0 {
-            return Err(("max_per_node", "0 would give no node a segment".into()));
+            return Err(("max_per_node", "0 would grant no node a segment".into()));
         }
         Ok(())
     }
@@ -94,7 +94,7 @@ impl Policy {
 pub(super) mod tests {
     use super::*;
 
-    /// Rules to start from in tests.
+    /// Rules that tests start from.
     pub(in crate::segments) fn policy() -> Policy {
         Policy {
             ranges: Vec::new(),

@@ -1,4 +1,4 @@
-//! Arithmetic on address ranges of either family.
+//! Arithmetic on address ranges of both families.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -6,22 +6,22 @@ use edge_types::IpNetwork;
 use edge_types::api::Family;
 pub use edge_types::network::{contains, overlap};
 
-/// A place in the address space: family, then address as a number.
-pub(super) type Place = (Family, u128);
+/// The first address of a network: its family and the address as a number.
+pub(super) type AddressKey = (Family, u128);
 
 /// First and last address of a network.
-pub(super) fn bounds(network: &IpNetwork) -> (Place, u128) {
+pub(super) fn bounds(network: &IpNetwork) -> (AddressKey, u128) {
     let (first, bits) = match network.network() {
         IpAddr::V4(ip) => (u128::from(u32::from(ip)), 32 - u32::from(network.prefix())),
         IpAddr::V6(ip) => (u128::from(ip), 128 - u32::from(network.prefix())),
     };
-    // 2^128 addresses of ::/0 do not fit: hence the checked shift.
+    // The size of ::/0, 2^128, does not fit: hence the checked shift.
     let last = first | 1u128.checked_shl(bits).map_or(u128::MAX, |size| size - 1);
     ((Family::of(network), first), last)
 }
 
-/// The network of this prefix length that begins at a place; `None` if it does not begin there.
-pub(super) fn network_at((family, first): Place, prefix: u8) -> Option<IpNetwork> {
+/// The network of this prefix length at an address; `None` if no such network begins there.
+pub(super) fn network_at((family, first): AddressKey, prefix: u8) -> Option<IpNetwork> {
     let ip: IpAddr = match family {
         Family::V4 => Ipv4Addr::from(u32::try_from(first).ok()?).into(),
         Family::V6 => Ipv6Addr::from(first).into(),
@@ -30,7 +30,7 @@ pub(super) fn network_at((family, first): Place, prefix: u8) -> Option<IpNetwork
     (network.network() == ip).then_some(network)
 }
 
-/// Addresses in one network of this prefix length.
+/// Number of addresses in a network of this prefix length.
 pub(super) fn size(family: Family, prefix: u8) -> u128 {
     let bits = match family {
         Family::V4 => 32u32,

@@ -1,5 +1,5 @@
 //! After a restore the ledger lacks every grant that was made after the backup. Until the nodes
-//! have reported which segments they use, no segment is known to be free.
+//! have reported their segments, no segment is known to be free.
 
 use edge_types::NodeName;
 use serde::{Deserialize, Serialize};
@@ -7,22 +7,22 @@ use serde::{Deserialize, Serialize};
 use super::policy::Policy;
 use crate::clock::{Seconds, rfc3339};
 
-/// Nodes that a refusal names.
+/// Most nodes that an error names.
 const NAMED: usize = 5;
 
-/// A restore or an import of the rows. The store keeps it beside the rows.
+/// A restore or an import of the rows. The store keeps this beside the rows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Restored {
     /// When it was done.
     pub at: Seconds,
     /// When a controller first served the restored rows; `None` until one does. The waiting time
-    /// begins here: nodes cannot report before.
+    /// starts here, since no node can report earlier.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub served_from: Option<Seconds>,
 }
 
 impl Restored {
-    /// Rows that are restored now, and that no controller has served yet.
+    /// A restore at this time that no controller has served yet.
     pub fn at(now: Seconds) -> Self {
         Self { at: now, served_from: None }
     }
@@ -35,18 +35,18 @@ impl Restored {
         serde_json::from_str(note).map_err(|error| format!("expected {{\"at\":SECONDS}}, found {note:?}: {error}"))
     }
 
-    /// As the store keeps it.
+    /// The text that the store keeps.
     pub fn to_note(self) -> String {
         // A struct of two numbers always serialises.
         serde_json::to_string(&self).unwrap_or_default()
     }
 
-    /// Until when grants wait for nodes that have not reported.
+    /// Until this time grants wait for nodes that have not reported.
     pub fn grants_wait_until(&self, policy: &Policy) -> Seconds {
         self.served_from.unwrap_or(self.at).saturating_add(policy.restore_grace)
     }
 
-    /// Until when a node may claim a segment that the ledger does not know as its own.
+    /// Until this time a node may claim a segment that the ledger does not know as its own.
     pub fn claims_count_until(&self, policy: &Policy) -> Seconds {
         self.served_from.unwrap_or(self.at).saturating_add(policy.claims_after_restore)
     }
@@ -63,16 +63,16 @@ impl Restored {
 pub struct Withheld {
     /// When the store was restored.
     pub restored_at: Seconds,
-    /// When the wait ends at the latest.
+    /// Latest end of the wait.
     pub until: Seconds,
     /// How many edges have not reported.
     pub missing: usize,
-    /// The first of them, at most [`NAMED`], and "..." if there are more.
+    /// The names of the first [`NAMED`] of them, and "..." if there are more.
     pub named: Vec<String>,
 }
 
 impl Withheld {
-    /// `None` if no edge is missing.
+    /// How grants wait for the edges in `missing`; `None` if there are none.
     pub fn until_all_reported<'a>(
         restored: &Restored,
         policy: &Policy,

@@ -4,7 +4,7 @@ use edge_types::{IpNetwork, NodeName, Role};
 
 use super::{Change, State};
 use crate::clock::Seconds;
-use crate::segments::{Conflict, Grant, Policy, Row};
+use crate::segments::{ClaimConflict, Grant, Policy, Row};
 
 /// What is wrong in one report is looked at up to this number of segments beyond what a node may
 /// hold.
@@ -21,23 +21,23 @@ impl State {
         node: &NodeName,
         claimed: &[IpNetwork],
         now: Seconds,
-    ) -> (Vec<Change>, Vec<Conflict>) {
+    ) -> (Vec<Change>, Vec<ClaimConflict>) {
         // Nobody else has pods of its own.
         if self.node(node).is_none_or(|record| record.role != Role::Edge) {
             return Default::default();
         }
         let (ledger, may_be_unknown) = (&self.ledger, self.takes_unknown_claims(policy, now));
-        let (mut chosen, mut conflicts): (Vec<Grant>, Vec<Conflict>) = Default::default();
+        let (mut chosen, mut conflicts): (Vec<Grant>, Vec<ClaimConflict>) = Default::default();
         // A node holds no more of either family, and of what is wrong a few are named.
         let most = 2 * policy.max_per_node as usize + FEW;
         for segment in claimed.iter().take(most) {
-            match ledger.claimed(policy, node, segment, &chosen, may_be_unknown, now) {
+            match ledger.check_claim(policy, node, segment, &chosen, may_be_unknown, now) {
                 Ok(grant) => chosen.extend(grant),
                 Err(conflict) => conflicts.push(conflict),
             }
         }
         let row = |network: &IpNetwork| match ledger.row(network) {
-            Some(old) => old.granted_anew(node.clone(), REPORTED.into(), now),
+            Some(old) => old.regranted(node.clone(), REPORTED.into(), now),
             None => Row::new(*network, node.clone(), REPORTED.into(), now, None),
         };
         let dropped = chosen.iter().flat_map(|grant| &grant.replaces).map(|old| Change::DeleteSegment(*old));

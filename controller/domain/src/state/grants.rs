@@ -102,7 +102,7 @@ impl State {
         let row = |network| {
             let (node, request_id) = (node.clone(), request_id.to_owned());
             Change::ClaimSegment(match self.ledger.row(&network) {
-                Some(old) => old.granted_anew(node, request_id, now),
+                Some(old) => old.regranted(node, request_id, now),
                 None => Row::new(network, node, request_id, now, None),
             })
         };

@@ -99,7 +99,7 @@ impl State {
     /// comes back, since its pods may use them.
     fn given_back(&self, policy: &Policy, node: &NodeName, now: Seconds) -> Vec<Row> {
         let kept = self.kept_for(node, now).filter(|row| policy.allows(&row.network));
-        kept.map(|row| row.granted_anew(node.clone(), JOIN_REQUEST.into(), now)).collect()
+        kept.map(|row| row.regranted(node.clone(), JOIN_REQUEST.into(), now)).collect()
     }
 
     /// What a node lacks of the segments that it gets without asking, besides those that it gets

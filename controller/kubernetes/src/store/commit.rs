@@ -526,7 +526,7 @@ mod tests {
     fn the_row_before_a_claim_comes_back() {
         let network = "10.77.0.0/26".parse().unwrap();
         let old = Row::new(network, "a".parse().unwrap(), String::new(), 1, Some(2));
-        let new = old.granted_anew("b".parse().unwrap(), "r".into(), 3);
+        let new = old.regranted("b".parse().unwrap(), "r".into(), 3);
         assert_eq!(before(&new), Some(old));
         assert_eq!(before(&Row::new(network, "a".parse().unwrap(), String::new(), 1, None)), None);
     }

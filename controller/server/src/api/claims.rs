@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use edge_controller_domain::segments::{Conflict, Conflicts};
+use edge_controller_domain::segments::{ClaimConflict, ClaimConflicts};
 use edge_controller_kubernetes::events::{About, Events};
 use edge_types::{IpNetwork, NodeName};
 
@@ -11,7 +11,7 @@ use super::state::from_substates;
 /// Tells people what came of claims.
 #[derive(Clone)]
 pub(super) struct ClaimReporter {
-    pub(super) conflicts: Conflicts,
+    pub(super) conflicts: ClaimConflicts,
     events: Events,
 }
 
@@ -19,7 +19,7 @@ from_substates!(ClaimReporter { conflicts, events });
 
 impl ClaimReporter {
     /// `taken`: segments that are the node's from now on.
-    pub(super) fn tell(&self, node: &NodeName, taken: &[IpNetwork], conflicts: Vec<Conflict>) {
+    pub(super) fn tell(&self, node: &NodeName, taken: &[IpNetwork], conflicts: Vec<ClaimConflict>) {
         if !taken.is_empty() {
             tracing::warn!(%node, segments = ?taken, "it uses segments that nobody was known to hold: they are its own; was an old backup restored?");
             let list: Vec<String> = taken.iter().map(ToString::to_string).collect();

@@ -168,7 +168,7 @@ from_substates!(Issuer { registry, ca, live });
 impl Issuer {
     async fn issue(&self, node: &NodeName, role: Role, key: &NodeKey, occasion: Occasion) -> Result<Issued, Refusal> {
         let authorities = self.ca.current();
-        let now = (self.registry.clock.now(), self.registry.clock.shown());
+        let now = (self.registry.clock.now(), self.registry.clock.issue_time());
         let days = self.live.now().config.certificates.node_days;
         let view = self.registry.read().await;
         let term = certificates::term(view.state().node(node), key, occasion, authorities.active(), days, now)?;

@@ -8,7 +8,7 @@ use axum::http::StatusCode;
 use edge_controller_domain::certificates;
 use edge_controller_domain::endpoints::{Place, Verdict, is_reachable, passed_on};
 use edge_controller_domain::registry::Registry;
-use edge_controller_domain::segments::Conflict;
+use edge_controller_domain::segments::ClaimConflict;
 use edge_controller_domain::state::{Change, NodeRecord, State as Rows};
 use edge_controller_domain::tunnel_reports::TunnelReports;
 use edge_types::api::NodeReport;
@@ -61,8 +61,8 @@ pub(super) async fn report(
     let noted = Noted { node, serial: shown.serial, place, segments: report.segments };
     let (mut taken, mut conflicts) = note_report(&registry, &live, noted.clone()).await?;
     // Another replica may have granted a segment that this one does not know yet.
-    let unknown = conflicts.iter().any(|conflict| matches!(conflict, Conflict::Unknown { .. }));
-    if unknown && claims.conflicts.are_news(&noted.node, &conflicts) {
+    let unknown = conflicts.iter().any(|conflict| matches!(conflict, ClaimConflict::Unknown { .. }));
+    if unknown && claims.conflicts.has_new(&noted.node, &conflicts) {
         registry.reload_segments().await?;
         let (more, remaining) = note_report(&registry, &live, noted.clone()).await?;
         taken.extend(more);
@@ -104,7 +104,7 @@ async fn note_report(
     registry: &Registry,
     live: &Arc<LiveConfig>,
     noted: Noted,
-) -> Result<(Vec<IpNetwork>, Vec<Conflict>), Refusal> {
+) -> Result<(Vec<IpNetwork>, Vec<ClaimConflict>), Refusal> {
     let (live, now) = (live.clone(), registry.clock.now());
     let plan = move |state: &mut Rows| -> Result<_, Refusal> {
         let node = &noted.node;

@@ -8,7 +8,7 @@ use axum::http::StatusCode;
 use edge_controller_domain::ca::Ca;
 use edge_controller_domain::clock::Seconds;
 use edge_controller_domain::registry::{Registry, StateGuard};
-use edge_controller_domain::segments::{Conflicts, Holding, Row};
+use edge_controller_domain::segments::{ClaimConflicts, Holding, Row};
 use edge_controller_domain::state::{Change, CommunityRecord, NodeRecord};
 use edge_controller_domain::tunnel_reports::TunnelReports;
 use edge_controller_domain::{tokens, views};
@@ -76,7 +76,7 @@ pub(super) async fn deregister(
     State(registry): State<Registry>,
     State(live): State<Arc<LiveConfig>>,
     State(tunnels): State<TunnelReports>,
-    State(conflicts): State<Conflicts>,
+    State(conflicts): State<ClaimConflicts>,
     State(events): State<Events>,
     caller: Caller,
     Node(node): Node,
@@ -275,7 +275,7 @@ fn segment_info(row: &Row, quarantine: i64, now: Seconds) -> SegmentInfo {
 pub(super) struct NodeInfos {
     live: Arc<LiveConfig>,
     tunnels: TunnelReports,
-    conflicts: Conflicts,
+    conflicts: ClaimConflicts,
     asked: Asked,
 }
 

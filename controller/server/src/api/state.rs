@@ -5,7 +5,7 @@ use std::sync::Arc;
 use axum::extract::FromRef;
 use edge_controller_domain::ca::Ca;
 use edge_controller_domain::registry::Registry;
-use edge_controller_domain::segments::Conflicts;
+use edge_controller_domain::segments::ClaimConflicts;
 use edge_controller_domain::tunnel_reports::TunnelReports;
 use edge_controller_kubernetes::events::Events;
 use edge_controller_kubernetes::label_trust::LabelTrust;
@@ -36,7 +36,7 @@ pub struct Services {
     /// What nodes report of their tunnels.
     pub tunnels: TunnelReports,
     /// What nodes say they hold and do not.
-    pub conflicts: Conflicts,
+    pub conflicts: ClaimConflicts,
     /// Whether labels of Node objects put nodes into communities.
     pub label_trust: watch::Receiver<LabelTrust>,
     /// Nodes of which the operator is asked whether they are gone.
@@ -91,7 +91,7 @@ substates! {
     metrics: Metrics,
     events: Events,
     tunnels: TunnelReports,
-    conflicts: Conflicts,
+    conflicts: ClaimConflicts,
     label_trust: watch::Receiver<LabelTrust>,
     asked: Asked,
     stopping: CancellationToken,

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use edge_controller_domain::ca::Ca;
 use edge_controller_domain::registry::Registry;
-use edge_controller_domain::segments::Conflicts;
+use edge_controller_domain::segments::ClaimConflicts;
 use edge_controller_domain::tunnel_reports::TunnelReports;
 use edge_controller_kubernetes::client::{Client, Obstacles};
 use edge_controller_kubernetes::events::Events;
@@ -35,7 +35,7 @@ pub(super) struct Cluster {
     pub(super) obstacles: Obstacles,
     pub(super) events: Events,
     pub(super) tunnels: TunnelReports,
-    pub(super) conflicts: Conflicts,
+    pub(super) conflicts: ClaimConflicts,
     pub(super) label_trust: watch::Sender<LabelTrust>,
     pub(super) asked: Asked,
     pub(super) stopping: CancellationToken,

@@ -31,7 +31,7 @@ use edge_controller_domain::ca::Ca;
 use edge_controller_domain::clock::Clock;
 use edge_controller_domain::reach;
 use edge_controller_domain::registry::Registry;
-use edge_controller_domain::segments::Conflicts;
+use edge_controller_domain::segments::ClaimConflicts;
 use edge_controller_domain::tunnel_reports::TunnelReports;
 use edge_controller_kubernetes::identity::{Doubt, Identity};
 use edge_controller_kubernetes::label_trust::{LabelTrust, TrustNodeLabels};
@@ -131,7 +131,7 @@ impl Server {
         let stopping = CancellationToken::new();
         let (live, health) = (Arc::new(LiveConfig::new(config, ca.clone(), reader)), Arc::new(Health::default()));
         let label_trust = watch::Sender::new(LabelTrust::at_start(trust));
-        let (tunnels, conflicts, asked) = (TunnelReports::default(), Conflicts::default(), Asked::default());
+        let (tunnels, conflicts, asked) = (TunnelReports::default(), ClaimConflicts::default(), Asked::default());
         let (tasks, listening, closing) = (TaskTracker::new(), TaskTracker::new(), CancellationToken::new());
         let open = Open { stopping: stopping.clone(), tasks: tasks.clone() };
         let router = api::router(api::Services {

@@ -99,7 +99,7 @@ impl Built {
         let (authorities, signed_at) = (from.ca.current(), from.registry.clock.now());
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let mut term = Term::days(from.live.now().config.certificates.server_days, signed_at)?;
-        term.not_before = term.not_before.min(from.registry.clock.shown() - ca::BACKDATED);
+        term.not_before = term.not_before.min(from.registry.clock.issue_time() - ca::BACKDATED);
         let (chain, key) = authorities.sign_server(&from.live.now().config.server_names, &term)?;
         from.health.server_certificate(chain.first().map_or(0, |leaf| ca::not_after(leaf)));
         let key = rustls::crypto::ring::sign::any_supported_type(&key).context("the controller's own key")?;

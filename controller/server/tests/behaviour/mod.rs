@@ -142,7 +142,7 @@ pub(crate) async fn a_released_segment_is_claimed_anew_and_remembers_who_held_it
     commit(&store, vec![Change::ClaimSegment(first.clone())]).await.unwrap();
     let released = Row { released_at: Some(1_793_491_400), ..first };
     commit(&store, vec![Change::PutSegment(released.clone())]).await.unwrap();
-    let anew = released.granted_anew(name("b"), "r".into(), 1_793_491_500);
+    let anew = released.regranted(name("b"), "r".into(), 1_793_491_500);
     commit(&store, vec![Change::ClaimSegment(anew.clone())]).await.unwrap();
     drop(store);
     let (_, snapshot, _) = loaded(place).await;

@@ -1,4 +1,4 @@
-//! How much is left, and what may be done with what was granted before.
+//! How many segments are free, and in which state a segment is.
 
 use edge_types::api::{Family, SegmentState};
 
@@ -7,8 +7,8 @@ use super::policy::Policy;
 use super::range::{bounds, size};
 use crate::clock::Seconds;
 
-/// Segments of a family that can be granted now: places that overlap nothing held, nothing in
-/// quarantine and nothing reserved.
+/// How many segments of a family can be granted now: those that overlap nothing that is held, in
+/// quarantine or reserved.
 pub fn free_segments(ledger: &Ledger, policy: &Policy, family: Family, now: Seconds) -> u128 {
     let step = size(family, policy.prefix(family));
     let taken = ledger.rows().filter(|row| !ledger.is_free(row, policy, now)).map(|row| &row.network);
@@ -24,7 +24,7 @@ pub fn free_segments(ledger: &Ledger, policy: &Policy, family: Family, now: Seco
     let free = policy.ranges(family).map(|range| {
         let ((_, start), end) = bounds(range);
         let mut free = ((end - start) / step).saturating_add(1);
-        // Places below this one are counted.
+        // Segments below this number are counted.
         let mut next = 0;
         for (first, last) in blocked.iter().filter(|(first, last)| *first <= end && *last >= start) {
             let from = ((*first).max(start) - start) / step;
@@ -38,8 +38,8 @@ pub fn free_segments(ledger: &Ledger, policy: &Policy, family: Family, now: Seco
 }
 
 impl Row {
-    /// What may be done with it. `quarantine`: seconds for which a released segment is given to
-    /// nobody.
+    /// The state of the segment. `quarantine`: seconds for which a released segment is granted to
+    /// no node.
     pub fn state(&self, quarantine: Seconds, now: Seconds) -> SegmentState {
         match self.free_from(quarantine) {
             None => SegmentState::Held,
@@ -67,10 +67,10 @@ mod tests {
     }
 
     proptest! {
-        /// What is said to be free is exactly what can then be granted, whatever sizes were
-        /// granted, released and reserved before.
+        /// Exactly as many segments can be granted as are counted as free, whatever was granted,
+        /// released and reserved before.
         #[test]
-        fn as_many_segments_are_granted_as_are_said_to_be_free(
+        fn as_many_segments_are_granted_as_are_counted_as_free(
             rows in proptest::collection::vec((0..8u8, 25..30u8, proptest::option::of(0..150i64)), 0..12),
             prefix in 26..30u8,
         ) {
