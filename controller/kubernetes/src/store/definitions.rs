@@ -1,9 +1,9 @@
 //! The definitions of the custom resources (CRDs). An object lives only as long as its definition:
 //! the API server deletes them together.
 //!
-//! A definition that is deleted gets a `deletionTimestamp` first; then its objects are deleted,
-//! then it is gone. So whoever sees an object deleted, and reads the definition after that, as it
-//! was and without a `deletionTimestamp`, knows that the object was not deleted with it.
+//! When a definition is deleted, it first gets a `deletionTimestamp`. Then its objects are deleted,
+//! and then the definition itself. So if the definition is read after an object was deleted, and
+//! has the same UID and no `deletionTimestamp`, the object was not deleted with it.
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
@@ -21,32 +21,32 @@ use crate::identity;
 
 const WHAT: &str = "customresourcedefinitions.apiextensions.k8s.io";
 
-/// UIDs of definitions.
+/// UIDs of the definitions.
 pub(super) type Uids = BTreeMap<Kind, String>;
 
 pub(super) struct Definitions {
     api: Api<CustomResourceDefinition>,
-    /// Those with which the objects that are known exist.
+    /// The definitions with which the known objects exist.
     known: Mutex<Uids>,
     /// The fields that each definition drops, with the generation of the definition.
     dropped: Mutex<BTreeMap<Kind, (Generation, Vec<String>)>>,
     namespaces: Api<Namespace>,
-    /// The cluster in which they exist.
+    /// UID of the cluster in which the definitions exist, from the first answer on.
     cluster: OnceLock<String>,
 }
 
 /// UID and generation of a definition. If either differs, its content may differ.
 type Generation = (Option<String>, Option<i64>);
 
-/// How a definition stands.
+/// State of a definition.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Standing {
-    /// As it was all the time.
-    Same,
-    /// It is missing or about to be deleted, in words.
-    Ending(String),
-    /// It was deleted and made again; with this UID.
-    MadeAgain(String),
+pub(super) enum DefinitionState {
+    /// The same definition as before.
+    Unchanged,
+    /// It is missing or about to be deleted, as a message.
+    Unavailable(String),
+    /// It was deleted and created again, with this UID.
+    Recreated(String),
 }
 
 impl Definitions {
@@ -55,8 +55,8 @@ impl Definitions {
         Self { api, known: Mutex::default(), dropped: Mutex::default(), namespaces, cluster: OnceLock::new() }
     }
 
-    /// Makes sure that it is the cluster that it was at first: what is known is not written into
-    /// another one.
+    /// Makes sure that the API server is still of the same cluster, so that rows are not written
+    /// into another one.
     pub(super) async fn check_cluster(&self) -> Result<(), String> {
         let found = identity::uid(&self.namespaces).await?;
         let known = self.cluster.get_or_init(|| found.clone());
@@ -69,49 +69,50 @@ impl Definitions {
         }
     }
 
-    /// UIDs of all definitions.
+    /// Returns the UIDs of all definitions.
     ///
     /// # Errors
-    /// Where one of them is missing or about to be deleted.
+    /// If one of them is missing or about to be deleted, or the API server cannot be asked.
     pub(super) async fn all_there(&self) -> Result<Uids, StoreError> {
         let mut uids = Uids::new();
         for kind in Kind::CUSTOM {
-            match standing(kind, self.read(kind).await?, None) {
-                Standing::MadeAgain(uid) => drop(uids.insert(kind, uid)),
-                Standing::Ending(why) => return Err(StoreError::Failed(why)),
-                Standing::Same => {}
+            match state(kind, self.read(kind).await?, None) {
+                DefinitionState::Recreated(uid) => drop(uids.insert(kind, uid)),
+                DefinitionState::Unavailable(why) => return Err(StoreError::Failed(why)),
+                DefinitionState::Unchanged => {}
             }
         }
         Ok(uids)
     }
 
-    /// Makes sure that all definitions are still those.
+    /// Makes sure that the definitions have not changed since `before`.
     pub(super) async fn check_same(&self, before: &Uids) -> Result<(), StoreError> {
         match self.all_there().await? == *before {
             true => Ok(()),
             false => Err(StoreError::Failed(
-                "the definitions of our resources (CRDs) were made again while they were read; it is tried again at the next start".into(),
+                "the definitions of our resources (CRDs) were created again while they were read; start the controller again".into(),
             )),
         }
     }
 
-    /// The objects that are known exist with these.
+    /// Notes the definitions with which the known objects exist.
     pub(super) fn know(&self, uids: Uids) {
         *self.known.lock().unwrap_or_else(PoisonError::into_inner) = uids;
     }
 
-    /// All objects of a kind were written again with this definition.
+    /// Notes that all objects of a kind were created again with this definition. Returns all
+    /// definitions.
     pub(super) fn know_one(&self, kind: Kind, uid: String) -> Uids {
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         known.insert(kind, uid);
         known.clone()
     }
 
-    /// How a definition stands, as read after this was called.
-    pub(super) async fn standing(&self, kind: Kind) -> Result<Standing, StoreError> {
+    /// State of a definition, as read after this call.
+    pub(super) async fn state(&self, kind: Kind) -> Result<DefinitionState, StoreError> {
         let found = self.read(kind).await?;
         let known = self.known.lock().unwrap_or_else(PoisonError::into_inner).get(&kind).cloned();
-        Ok(standing(kind, found, known.as_deref()))
+        Ok(state(kind, found, known.as_deref()))
     }
 
     /// Fields that the served definition of a kind drops from what this program writes. The
@@ -147,7 +148,7 @@ impl Definitions {
     }
 
     async fn read(&self, kind: Kind) -> Result<Option<ObjectMeta>, StoreError> {
-        // By name and without a version: the API server reads it from etcd.
+        // By name and without a version, because the API server then reads it from etcd.
         match tokio::time::timeout(REQUEST, self.api.get_metadata(kind.what())).await {
             Ok(Ok(found)) => Ok(Some(found.metadata)),
             Ok(Err(error)) if is_absent(&error) => Ok(None),
@@ -161,19 +162,19 @@ fn silent() -> StoreError {
     StoreError::Failed(format!("the API server did not answer about {WHAT} within {} s", REQUEST.as_secs()))
 }
 
-fn standing(kind: Kind, found: Option<ObjectMeta>, known: Option<&str>) -> Standing {
+fn state(kind: Kind, found: Option<ObjectMeta>, known: Option<&str>) -> DefinitionState {
     let what = kind.what();
     match found {
-        None => Standing::Ending(format!(
+        None => DefinitionState::Unavailable(format!(
             "the definition {what} (CRD) is missing: run kubectl apply -f deploy/crds, and restart no replica before its objects are written again"
         )),
-        Some(found) if found.deletion_timestamp.is_some() => Standing::Ending(format!(
+        Some(found) if found.deletion_timestamp.is_some() => DefinitionState::Unavailable(format!(
             "the definition {what} (CRD) is being deleted, and all its objects with it: when it is gone run kubectl apply -f deploy/crds, and restart \
              no replica before its objects are written again"
         )),
         Some(found) => match found.uid.unwrap_or_default() {
-            uid if Some(uid.as_str()) == known => Standing::Same,
-            uid => Standing::MadeAgain(uid),
+            uid if Some(uid.as_str()) == known => DefinitionState::Unchanged,
+            uid => DefinitionState::Recreated(uid),
         },
     }
 }
@@ -187,11 +188,13 @@ mod tests {
     #[test]
     fn a_definition_counts_as_the_same_only_with_its_uid_and_while_nobody_deletes_it() {
         let there = ObjectMeta { uid: Some("u".into()), ..ObjectMeta::default() };
-        assert_eq!(standing(Kind::Node, Some(there.clone()), Some("u")), Standing::Same);
-        assert_eq!(standing(Kind::Node, Some(there.clone()), Some("before")), Standing::MadeAgain("u".into()));
+        assert_eq!(state(Kind::Node, Some(there.clone()), Some("u")), DefinitionState::Unchanged);
+        assert_eq!(state(Kind::Node, Some(there.clone()), Some("before")), DefinitionState::Recreated("u".into()));
         let ending = ObjectMeta { deletion_timestamp: Some(Time(Timestamp::now())), ..there };
         for found in [None, Some(ending)] {
-            let Standing::Ending(why) = standing(Kind::Node, found, Some("u")) else { panic!("it is not there") };
+            let DefinitionState::Unavailable(why) = state(Kind::Node, found, Some("u")) else {
+                panic!("it is not there")
+            };
             assert!(why.contains("edgenodes.edge-cni.io") && why.contains("kubectl apply -f deploy/crds"), "{why}");
         }
     }

@@ -1,4 +1,4 @@
-//! Fields that this program writes and the served definition (CRD) does not know: the API server
+//! Fields that this program writes and the served definition (CRD) does not know. The API server
 //! drops them without an error.
 
 use edge_controller_domain::state::Change;
@@ -15,7 +15,8 @@ const NAMED: usize = 10;
 
 /// The one field that must not be lost. Without it a segment goes to another node after the
 /// quarantine, while the pods of the node that lost its Node object still use it. Without any other
-/// field a node has less than it should: a membership, its recognition, the end of a wait.
+/// field a node has less than it should: a community, its certificates, or the end of a waiting
+/// time.
 const KEPT_UNTIL: &str = "spec.keptUntil";
 
 /// Fields of a kind that the served definition drops, as paths: `spec.keptUntil`.
@@ -41,7 +42,7 @@ fn compare(ours: &JSONSchemaProps, served: &JSONSchemaProps, path: &str, dropped
         return;
     }
     for (name, ours) in ours.properties.iter().flatten() {
-        // The API server knows what every object has.
+        // Every object has these fields.
         if path.is_empty() && matches!(name.as_str(), "apiVersion" | "kind" | "metadata") {
             continue;
         }
@@ -64,7 +65,7 @@ fn compare(ours: &JSONSchemaProps, served: &JSONSchemaProps, path: &str, dropped
     }
 }
 
-/// Says what is lost, and which command helps. `None` if nothing is dropped.
+/// Names the dropped fields and the command that helps. `None` if nothing is dropped.
 pub(super) fn warning(kind: Kind, dropped: &[String]) -> Option<String> {
     let more = if dropped.len() > NAMED { ", ..." } else { "" };
     let named = dropped.iter().take(NAMED).map(String::as_str).collect::<Vec<_>>().join(", ");

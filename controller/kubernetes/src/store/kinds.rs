@@ -1,4 +1,4 @@
-//! Which rows are which objects.
+//! Maps rows to Kubernetes objects and back.
 
 use edge_controller_domain::clock::Seconds;
 use edge_controller_domain::segments::Row;
@@ -15,7 +15,7 @@ use super::source::{Metadata, Object, Spec};
 use crate::client::version;
 use crate::resources::{self, Community, CommunitySpec, EdgeNode, EdgeNodeSpec, Segment, SegmentSpec, token};
 
-/// A kind of object, and with it of row.
+/// A kind of object, which is also a kind of row.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(super) enum Kind {
     Node,
@@ -24,25 +24,26 @@ pub(super) enum Kind {
     Token,
 }
 
-/// Which object.
-pub(super) type Place = (Kind, String);
+/// Kind and name of an object.
+pub(super) type ObjectKey = (Kind, String);
 
-/// Label by which tokens are told from other Secrets.
+/// Label selector for join tokens among other Secrets.
 pub(super) const TOKENS: &str = "edge-cni.io/kind=join-token";
 
-/// Annotation of an object that a replica is about to delete. The others know by it that the
+/// Annotation of an object that a replica is about to delete. It tells the other replicas that the
 /// deletion is the controller's own.
 pub(super) const DELETING: &str = "edge-cni.io/deleting";
 
-/// A segment whose object cannot be read is held by nobody that there is, and given to nobody.
+/// Node name that holds a segment with an unreadable object, so that the segment is not granted. No
+/// real node has this name.
 const UNREADABLE: &str = "unreadable.invalid";
 
 impl Kind {
     pub(super) const ALL: [Self; 4] = [Self::Node, Self::Segment, Self::Community, Self::Token];
-    /// Those that exist only as long as their definition (CRD) does.
+    /// Kinds that exist only as long as their definition (CRD) does.
     pub(super) const CUSTOM: [Self; 3] = [Self::Node, Self::Segment, Self::Community];
 
-    /// Plural and group.
+    /// Plural and group: `segments.edge-cni.io`.
     pub(super) fn what(self) -> &'static str {
         match self {
             Self::Node => "edgenodes.edge-cni.io",
@@ -52,8 +53,8 @@ impl Kind {
         }
     }
 
-    /// The object that a row is in.
-    pub(super) fn place(key: &Key) -> Place {
+    /// The object that holds the row of this key.
+    pub(super) fn object_key(key: &Key) -> ObjectKey {
         match key {
             Key::Node(name) => (Self::Node, name.to_string()),
             Key::Segment(network) => (Self::Segment, resources::object_name(network)),
@@ -67,7 +68,7 @@ impl Kind {
     }
 }
 
-/// Where the objects of every kind are.
+/// The API of each kind.
 #[derive(Clone)]
 pub(super) struct Apis {
     all: [Api<DynamicObject>; 4],
@@ -100,18 +101,18 @@ fn resource(kind: Kind) -> ApiResource {
     }
 }
 
-/// What others may have added to an object, and what a write of ours keeps.
+/// Metadata that others may have added to an object. Our writes keep it.
 #[derive(Debug, Clone, Default, PartialEq)]
-pub(super) struct Foreign(Option<Box<ObjectMeta>>);
+pub(super) struct ForeignMetadata(Option<Box<ObjectMeta>>);
 
-impl Foreign {
+impl ForeignMetadata {
     fn of(metadata: Metadata) -> Self {
         let Metadata { labels, annotations, finalizers, owner_references, .. } = metadata;
         let labels = labels.map(|mut labels| {
             labels.remove(token::KIND_LABEL);
             labels
         });
-        // Whoever writes the object keeps it.
+        // A write by a replica means that the object stays.
         let annotations = annotations.map(|mut annotations| {
             annotations.remove(DELETING);
             annotations
@@ -127,16 +128,16 @@ impl Foreign {
     }
 }
 
-/// An object as it came.
+/// An object as the API server sent it.
 #[derive(Debug, Clone)]
 pub(super) struct Observed {
     pub(super) name: String,
     pub(super) uid: String,
     pub(super) version: u64,
-    /// The row, as the change that writes it; or why it cannot be read.
+    /// The change that writes the row, or why the object cannot be read.
     pub(super) row: Result<Change, String>,
-    pub(super) foreign: Foreign,
-    /// A replica has marked it for its own deletion.
+    pub(super) foreign: ForeignMetadata,
+    /// A replica has marked it for deletion.
     pub(super) deleting: bool,
 }
 
@@ -144,7 +145,7 @@ impl Observed {
     /// Reads an object.
     ///
     /// # Errors
-    /// Where the API server does not tell its name, uid and version, as it always does.
+    /// If the name, the UID or the version is missing. The API server always sends them.
     pub(super) fn of<S: Spec>(kind: Kind, object: Object<S>) -> Result<Self, String> {
         let Object { metadata, spec, data } = object;
         let (Some(name), Some(uid)) = (metadata.name.clone(), metadata.uid.clone()) else {
@@ -154,7 +155,7 @@ impl Observed {
         let row = decode(kind, &name, spec, &data);
         let annotations = metadata.annotations.as_ref();
         let deleting = annotations.is_some_and(|annotations| annotations.contains_key(DELETING));
-        Ok(Self { name, uid, version, row, foreign: Foreign::of(metadata), deleting })
+        Ok(Self { name, uid, version, row, foreign: ForeignMetadata::of(metadata), deleting })
     }
 }
 
@@ -170,21 +171,21 @@ fn decode<S: Spec>(kind: Kind, name: &str, spec: Option<S>, data: &Value) -> Res
     })
 }
 
-/// Stands for a segment whose object cannot be read.
+/// The row that blocks a segment with an unreadable object.
 pub(super) fn blocked(name: &str) -> Option<Change> {
     let network = resources::network_of(name)?;
     let node: NodeName = UNREADABLE.parse().ok()?;
     Some(Change::PutSegment(Row::new(network, node, String::new(), 0, None)))
 }
 
-/// Whether this stands for a segment whose object cannot be read.
+/// Whether this row blocks a segment with an unreadable object.
 pub fn is_blocked(row: &Row) -> bool {
     row.node.as_str() == UNREADABLE
 }
 
-/// The object that a change writes; `None` where it deletes one.
-pub(super) fn encode(change: &Change, foreign: &Foreign) -> Result<Option<DynamicObject>, String> {
-    let (kind, name) = Kind::place(&change.key());
+/// The object that a change writes; `None` if the change deletes one.
+pub(super) fn encode(change: &Change, foreign: &ForeignMetadata) -> Result<Option<DynamicObject>, String> {
+    let (kind, name) = Kind::object_key(&change.key());
     let spec = |spec: Result<Value, serde_json::Error>| spec.map(|spec| json!({"spec": spec}));
     let data = match change {
         Change::PutNode(record) => spec(serde_json::to_value(EdgeNodeSpec::of(record))),
@@ -207,7 +208,7 @@ pub(super) fn encode(change: &Change, foreign: &Foreign) -> Result<Option<Dynami
     Ok(Some(object))
 }
 
-/// The latest time that a row knows of.
+/// The latest time in a row, seconds since the epoch; 0 if it has none.
 pub(super) fn time_of(change: &Change) -> Seconds {
     match change {
         Change::PutNode(record) => record.joined_at,

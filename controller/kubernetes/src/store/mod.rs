@@ -1,32 +1,35 @@
 //! The Kubernetes store: rows are objects at the API server, and any number of replicas share them.
 //!
-//! - [`kinds`]: which rows are which objects.
-//! - [`objects`]: versions, and what the registry knows already.
-//! - [`commit`]: writing, each object over the version that was planned on.
-//! - [`rewrite`]: writing an object again that somebody deleted.
-//! - [`source`]: reading them, all and as they change.
-//! - [`absences`]: what it means when an object is missing; [`definitions`]: whether its definition
-//!   (CRD) is there; [`fields`]: what it drops of what is written.
-//! - [`settings`]: what all replicas must agree on.
-//! - [`turns`]: one answer for all who ask at the same time.
+//! - [`kinds`]: maps rows to objects and back.
+//! - [`object_versions`]: the version of every object, and what the registry knows of it.
+//! - [`commit`]: writes a batch, each object over the version that the plan knew; [`claims`]:
+//!   confirms claimed segments or takes them back; [`write`]: single requests.
+//! - [`recreate`]: creates an object again that was deleted.
+//! - [`source`]: lists and watches objects.
+//! - [`missing_objects`]: decides what a missing object means; [`definitions`]: whether its
+//!   definition (CRD) exists; [`fields`]: which fields the definition drops.
+//! - [`shared_config`]: what all replicas must agree on.
+//! - [`single_flight`]: one result for all who ask at the same time.
 //!
-//! The API server has no transactions: the elements of a batch, and the objects of one element, are
-//! written one by one, in an order in which what may be left over after a failure does no harm.
-//! Segments are claimed first, then a token is used up, then the node is registered: what is left
-//! over is a segment that is held by a node which is not registered, and is found and released
-//! after a while. A node is deleted first and its segments are released then, with the same
-//! remainder. A plan that is made anew meets its own remainder and completes it.
+//! The API server has no transactions. The elements of a batch, and the objects of one element, are
+//! written one by one, in an order in which the remainder of a failure does no harm. A join first
+//! claims segments, then uses up a token, then registers the node. If it fails on the way, a node
+//! that is not registered holds a segment; the leader finds and releases that after a while. A
+//! deregistration first deletes the node and then releases its segments, and leaves the same
+//! remainder. A plan that is made again meets its own remainder and completes it.
 
-mod absences;
+mod claims;
 mod commit;
 mod definitions;
 mod fields;
 mod kinds;
-mod objects;
-mod rewrite;
-mod settings;
+mod missing_objects;
+mod object_versions;
+mod recreate;
+mod shared_config;
+mod single_flight;
 mod source;
-mod turns;
+mod write;
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
@@ -36,8 +39,7 @@ use edge_controller_domain::clock::Seconds;
 use edge_controller_domain::state::{Change, Snapshot};
 use edge_controller_domain::store::{Committed, Note, Store, StoreError, StoreEvent};
 use edge_types::view::SegmentPrefix;
-use futures_util::future::BoxFuture;
-use futures_util::future::try_join_all;
+use futures_util::future::{BoxFuture, try_join_all};
 use kube::Client;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
@@ -50,53 +52,54 @@ use crate::list_watch::{ListWatchEvent, list, list_and_watch, list_pages};
 use definitions::Definitions;
 pub use kinds::is_blocked;
 use kinds::{Apis, Kind, Observed};
-use objects::{Event, Objects, Said, Told};
-use settings::Settings;
+use object_versions::{NumberedEvent, ObjectEvent, ObjectVersions, RowEvent};
+use shared_config::SharedConfig;
+use single_flight::SingleFlight;
 use source::RowSource;
-use turns::Turns;
 
-/// Changes that are told together at most.
-const TOGETHER: usize = 4096;
-/// After somebody asked for what never was, nothing is read for others who do for so long.
-const CATCH_UP: Duration = Duration::from_secs(1);
+/// Largest number of changes that are sent to the registry together.
+const EVENTS_PER_SEND: usize = 4096;
+/// If a read did not reach the revision that somebody asked for, `catch_up` reads nothing for this
+/// long.
+const CATCH_UP_PAUSE: Duration = Duration::from_secs(1);
 
-/// The store.
+/// The store of rows as Kubernetes objects.
 pub struct Kubernetes {
     inner: Arc<Inner>,
-    /// Kept for `load`.
-    news: Mutex<Option<mpsc::UnboundedReceiver<Told>>>,
-    /// Follow the objects until the store is dropped.
+    /// Events for the registry; `load` takes this receiver.
+    row_events: Mutex<Option<mpsc::UnboundedReceiver<NumberedEvent>>>,
+    /// Tasks that watch the objects until the store is dropped.
     followers: Mutex<JoinSet<()>>,
     catching_up: tokio::sync::Mutex<Option<Instant>>,
-    segments_read: Turns<Result<(), StoreError>>,
+    segments_read: SingleFlight<Result<(), StoreError>>,
 }
 
 struct Inner {
     apis: Apis,
-    objects: Mutex<Objects>,
-    settings: Settings,
+    objects: Mutex<ObjectVersions>,
+    shared_config: SharedConfig,
     definitions: Definitions,
     obstacles: Obstacles,
     events: Events,
-    /// Whether many deletions at once are undone and the operator is asked.
+    /// Whether many deletions at once are undone until the operator confirms them.
     confirm: AtomicBool,
-    /// Where the registry listens.
+    /// Sends events to the registry.
     followed: OnceLock<mpsc::Sender<StoreEvent>>,
-    /// The registry has taken in the news up to this number.
+    /// The registry has processed the events up to this number.
     taken_in: watch::Sender<u64>,
-    /// Batches of claims of which it is not known yet whether they may be told of.
+    /// Batches of claims that are neither confirmed nor taken back yet.
     unsettled: AtomicUsize,
 }
 
 impl Kubernetes {
-    /// A store in the cluster that the client reaches; tokens and what all replicas agree on are
-    /// kept in `namespace`. Segments are cut in these sizes.
+    /// Makes a store in the cluster that the client reaches. Join tokens and what all replicas
+    /// agree on are kept in `namespace`. Segments have these sizes.
     pub fn new(client: &Client, namespace: &str, sizes: SegmentPrefix, obstacles: Obstacles, events: Events) -> Self {
-        let (told, news) = mpsc::unbounded_channel();
+        let (sender, receiver) = mpsc::unbounded_channel();
         let inner = Inner {
             apis: Apis::new(client, namespace),
-            objects: Mutex::new(Objects::new(told, events.clone())),
-            settings: Settings::new(client, namespace, sizes),
+            objects: Mutex::new(ObjectVersions::new(sender, events.clone())),
+            shared_config: SharedConfig::new(client, namespace, sizes),
             definitions: Definitions::new(client),
             obstacles,
             events,
@@ -107,14 +110,14 @@ impl Kubernetes {
         };
         Self {
             inner: Arc::new(inner),
-            news: Mutex::new(Some(news)),
+            row_events: Mutex::new(Some(receiver)),
             followers: Mutex::default(),
             catching_up: tokio::sync::Mutex::default(),
-            segments_read: Turns::default(),
+            segments_read: SingleFlight::default(),
         }
     }
 
-    /// Says whether the operator is asked before many nodes are deregistered at once because their
+    /// Sets whether the operator is asked before many nodes are deregistered at once because their
     /// EdgeNodes were deleted.
     pub fn confirming(self, confirm: bool) -> Self {
         self.inner.confirm.store(confirm, Ordering::Relaxed);
@@ -127,11 +130,11 @@ impl Inner {
         self.confirm.load(Ordering::Relaxed)
     }
 
-    fn objects(&self) -> MutexGuard<'_, Objects> {
+    fn objects(&self) -> MutexGuard<'_, ObjectVersions> {
         self.objects.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Checks whether the definition of a kind drops fields that are written, and says so.
+    /// Checks whether the definition of a kind drops fields that are written, and reports it.
     async fn look_at_fields(&self, kind: Kind) -> Result<(), StoreError> {
         let obstacle = format!("fields of {}", kind.what());
         match fields::warning(kind, &self.definitions.look_at_fields(kind).await?) {
@@ -143,7 +146,7 @@ impl Inner {
 
     /// Refuses a change if the definition of its kind drops a field that must not be lost.
     fn check_fields(&self, change: &Change) -> Result<(), String> {
-        fields::check(change, &self.definitions.dropped(Kind::place(&change.key()).0))
+        fields::check(change, &self.definitions.dropped(Kind::object_key(&change.key()).0))
     }
 
     fn source(&self, kind: Kind) -> RowSource {
@@ -155,16 +158,20 @@ impl Inner {
         Ok((kind, objects, at))
     }
 
-    /// Waits until the registry knows all that has been followed.
+    /// Waits until the registry has processed all events so far.
     async fn until_taken_in(&self) -> Result<(), StoreError> {
-        let last = self.objects().last_told();
+        let last = self.objects().last_event();
         let mut taken_in = self.taken_in.subscribe();
         let waited = tokio::time::timeout(REQUEST, taken_in.wait_for(|number| *number >= last)).await;
-        let late = || StoreError::Failed(format!("news were not taken in within {} s", REQUEST.as_secs()));
+        let late =
+            || StoreError::Failed(format!("the registry did not process all events within {} s", REQUEST.as_secs()));
         waited.map_err(|_| late())?.map(drop).map_err(|_| late())
     }
 
     /// All rows as the registry knows them.
+    ///
+    /// # Errors
+    /// If the store is not loaded, or the registry does not answer in time.
     async fn known_rows(&self) -> Result<Snapshot, String> {
         let registry = self.followed.get().ok_or("the store is not loaded yet")?;
         let (answer, answered) = oneshot::channel();
@@ -172,26 +179,26 @@ impl Inner {
             registry.send(StoreEvent::Rows(answer)).await.ok()?;
             answered.await.ok()
         };
-        let late = || format!("the rows were not told within {} s", REQUEST.as_secs());
+        let late = || format!("the registry did not send its rows within {} s", REQUEST.as_secs());
         let rows = tokio::time::timeout(REQUEST, asked).await.map_err(|_| late())?;
-        rows.ok_or_else(|| "nobody knows the rows any more".to_owned())
+        rows.ok_or_else(|| "the registry has stopped".to_owned())
     }
 
-    fn hear(&self, kind: Kind, before: &mut u64, news: ListWatchEvent<Observed>) {
-        match news {
+    fn apply(&self, kind: Kind, before: &mut u64, event: ListWatchEvent<Observed>) {
+        match event {
             ListWatchEvent::ListStarted => *before = self.objects().at(kind),
-            ListWatchEvent::Listed(all, at) => self.objects().all(kind, all, at, *before),
+            ListWatchEvent::Listed(all, at) => self.objects().listed(kind, all, at, *before),
             ListWatchEvent::Bookmark(version) => self.objects().reached(kind, version),
             ListWatchEvent::Applied(object) => {
-                let (place, version) = ((kind, object.name.clone()), object.version);
+                let (object_key, version) = ((kind, object.name.clone()), object.version);
                 let mut objects = self.objects();
-                objects.event(place, Event::Put(object));
+                objects.observe(object_key, ObjectEvent::Applied(object));
                 objects.reached(kind, version);
             }
             ListWatchEvent::Deleted(object) => {
                 let Observed { name, uid, version, deleting, .. } = object;
                 let mut objects = self.objects();
-                objects.event((kind, name), Event::Gone { uid: Some(uid), version, ours: deleting });
+                objects.observe((kind, name), ObjectEvent::Deleted { uid: Some(uid), version, by_replica: deleting });
                 objects.reached(kind, version);
             }
         }
@@ -201,58 +208,59 @@ impl Inner {
 impl Store for Kubernetes {
     fn load(&self, followed: mpsc::Sender<StoreEvent>) -> BoxFuture<'_, Result<Snapshot, StoreError>> {
         Box::pin(async move {
-            // Before the segments are listed: see `settings`.
-            let noted = self.inner.settings.put_in_force().await?;
+            // This comes before the segments are listed: see `shared_config`.
+            let noted = self.inner.shared_config.put_in_force().await?;
             self.inner.objects().begin_above(noted.offset);
             let _ = self.inner.followed.set(followed.clone());
             let definitions = self.inner.definitions.all_there().await?;
             for kind in Kind::CUSTOM {
                 self.inner.look_at_fields(kind).await?;
             }
-            // Each is decoded by a task of its own.
+            // A task of its own decodes each list.
             let lists = Kind::ALL.map(|kind| {
                 let inner = self.inner.clone();
                 AbortOnDropHandle::new(tokio::spawn(async move { inner.list(kind).await }))
             });
             let lists = try_join_all(lists.into_iter().map(async |list| {
-                list.await.unwrap_or_else(|error| Err(StoreError::Failed(format!("reading came to no end: {error}"))))
+                list.await.unwrap_or_else(|error| Err(StoreError::Failed(format!("reading was aborted: {error}"))))
             }));
             let lists = lists.await?;
-            // Whatever was deleted with its definition is not in the lists.
+            // Objects that were deleted with their definition are not in the lists.
             self.inner.definitions.check_same(&definitions).await?;
-            self.inner.settings.note_definitions(&definitions).await?;
+            self.inner.shared_config.note_definitions(&definitions).await?;
             self.inner.definitions.know(definitions);
             let mut snapshot = Snapshot { time: noted.time, ..Snapshot::default() };
             let mut followers = self.followers.lock().unwrap_or_else(PoisonError::into_inner);
             for (kind, objects, at) in lists {
                 for row in self.inner.objects().load(kind, objects, at) {
-                    take(&mut snapshot, row);
+                    add_row(&mut snapshot, row);
                 }
                 let (inner, obstacles) = (self.inner.clone(), self.inner.obstacles.clone());
                 let source = self.inner.source(kind);
                 followers.spawn(async move {
                     let mut before = at;
-                    list_and_watch(source, Some(at), obstacles, |news| inner.hear(kind, &mut before, news)).await;
+                    list_and_watch(source, Some(at), obstacles, |event| inner.apply(kind, &mut before, event)).await;
                 });
             }
             snapshot.revision = self.inner.objects().revision();
-            followers.spawn(absences::run(self.inner.clone()));
-            let news = self.news.lock().unwrap_or_else(PoisonError::into_inner).take();
-            let news = news.ok_or_else(|| StoreError::Failed("the store is loaded already".into()))?;
-            followers.spawn(forward(news, followed));
+            followers.spawn(missing_objects::run(self.inner.clone()));
+            let row_events = self.row_events.lock().unwrap_or_else(PoisonError::into_inner).take();
+            let row_events = row_events.ok_or_else(|| StoreError::Failed("the store is loaded already".into()))?;
+            followers.spawn(forward(row_events, followed));
             Ok(snapshot)
         })
     }
 
     fn read(&self) -> BoxFuture<'_, Result<Snapshot, StoreError>> {
         Box::pin(async move {
-            let noted = self.inner.settings.noted().await?;
-            let mut objects = Objects::new(mpsc::unbounded_channel().0, Events::default());
+            let noted = self.inner.shared_config.noted().await?;
+            let mut objects = ObjectVersions::new(mpsc::unbounded_channel().0, Events::default());
             objects.begin_above(noted.offset);
             let mut snapshot = Snapshot { time: noted.time, ..Snapshot::default() };
             let definitions = self.inner.definitions.all_there().await?;
             for kind in Kind::ALL {
-                // By pages: nothing is to be written.
+                // By pages, because reading the watch cache needs a write, and this must write
+                // nothing.
                 let (read, at) = list_pages(&self.inner.source(kind), None).await.map_err(StoreError::Failed)?;
                 for Observed { name, row, .. } in read {
                     let row = row.map_err(|why| {
@@ -261,7 +269,7 @@ impl Store for Kubernetes {
                             "the object {what} {name} cannot be read ({why}); correct it or delete it"
                         ))
                     })?;
-                    take(&mut snapshot, row);
+                    add_row(&mut snapshot, row);
                 }
                 objects.reached(kind, at);
             }
@@ -277,46 +285,46 @@ impl Store for Kubernetes {
 
     fn raise_revision(&self, revision: u64) -> BoxFuture<'_, Result<(), StoreError>> {
         Box::pin(async move {
-            let offset = self.inner.settings.begin_above(revision).await?;
+            let offset = self.inner.shared_config.begin_above(revision).await?;
             self.inner.objects().begin_above(offset);
             Ok(())
         })
     }
 
     fn note(&self, note: Note) -> BoxFuture<'_, Result<Option<String>, StoreError>> {
-        Box::pin(self.inner.settings.note(note))
+        Box::pin(self.inner.shared_config.note(note))
     }
 
     fn set_note(&self, note: Note, text: String) -> BoxFuture<'_, Result<(), StoreError>> {
-        Box::pin(async move { self.inner.settings.set_note(note, &text).await })
+        Box::pin(async move { self.inner.shared_config.set_note(note, &text).await })
     }
 
     fn begin_import(&self) -> BoxFuture<'_, Result<(), StoreError>> {
-        Box::pin(self.inner.settings.forget_definitions())
+        Box::pin(self.inner.shared_config.forget_definitions())
     }
 
     fn catch_up(&self, revision: u64) -> BoxFuture<'_, Result<(), StoreError>> {
         Box::pin(async move {
             let version = self.inner.objects().version_of(revision);
             if !self.inner.objects().behind(version).is_empty() {
-                // One reads for all who wait.
+                // One caller reads for all who wait.
                 let mut in_vain = self.catching_up.lock().await;
                 let behind = self.inner.objects().behind(version);
-                if !behind.is_empty() && in_vain.is_none_or(|last| last.elapsed() >= CATCH_UP) {
+                if !behind.is_empty() && in_vain.is_none_or(|last| last.elapsed() >= CATCH_UP_PAUSE) {
                     let lists = behind.into_iter().map(|kind| async move {
                         let before = self.inner.objects().at(kind);
                         self.inner.list(kind).await.map(|list| (before, list))
                     });
                     for (before, (kind, objects, at)) in try_join_all(lists).await? {
-                        self.inner.objects().all(kind, objects, at, before);
+                        self.inner.objects().listed(kind, objects, at, before);
                     }
                     *in_vain = (!self.inner.objects().behind(version).is_empty()).then(Instant::now);
                 }
             }
             {
                 let mut objects = self.inner.objects();
-                // Of the same history, and yet more than we have given: by late news of another
-                // replica.
+                // The revision is of this history and higher than ours, because another replica
+                // heard of a change later than this one.
                 if objects.revision() <= revision && objects.behind(version).is_empty() {
                     objects.rise_above(revision);
                 }
@@ -326,12 +334,12 @@ impl Store for Kubernetes {
     }
 
     fn reload_segments(&self) -> BoxFuture<'_, Result<(), StoreError>> {
-        Box::pin(self.segments_read.ask(async || {
+        Box::pin(self.segments_read.run(async || {
             let before = self.inner.objects().at(Kind::Segment);
             let (kind, objects, at) = self.inner.list(Kind::Segment).await?;
-            self.inner.objects().all(kind, objects, at, before);
+            self.inner.objects().listed(kind, objects, at, before);
             if self.inner.unsettled.load(Ordering::SeqCst) > 0 {
-                return Err(StoreError::Failed("it is not known yet whether some claims may be told of".into()));
+                return Err(StoreError::Failed("it is not known yet whether some claims stand".into()));
             }
             self.inner.until_taken_in().await
         }))
@@ -343,7 +351,7 @@ impl Store for Kubernetes {
     }
 }
 
-fn take(snapshot: &mut Snapshot, row: Change) {
+fn add_row(snapshot: &mut Snapshot, row: Change) {
     snapshot.time = snapshot.time.max(kinds::time_of(&row));
     match row {
         Change::PutNode(node) => snapshot.nodes.push(node),
@@ -354,16 +362,16 @@ fn take(snapshot: &mut Snapshot, row: Change) {
     }
 }
 
-/// Brings news to the registry; those that wait for it are told together.
-async fn forward(mut news: mpsc::UnboundedReceiver<Told>, followed: mpsc::Sender<StoreEvent>) {
-    let mut told = Vec::new();
-    while news.recv_many(&mut told, TOGETHER).await > 0 {
-        let revision = told.last().map_or(0, |(number, _)| *number);
+/// Sends events to the registry. All that are waiting go together.
+async fn forward(mut events: mpsc::UnboundedReceiver<NumberedEvent>, followed: mpsc::Sender<StoreEvent>) {
+    let mut numbered = Vec::new();
+    while events.recv_many(&mut numbered, EVENTS_PER_SEND).await > 0 {
+        let revision = numbered.last().map_or(0, |(number, _)| *number);
         let (mut changes, mut recreated) = (Vec::new(), Vec::new());
-        for said in told.drain(..).filter_map(|(_, said)| said) {
-            match said {
-                Said::Change(change) => changes.push(change),
-                Said::Recreated(key) => recreated.push(key),
+        for event in numbered.drain(..).filter_map(|(_, event)| event) {
+            match event {
+                RowEvent::Changed(change) => changes.push(change),
+                RowEvent::Recreated(key) => recreated.push(key),
             }
         }
         if followed.send(StoreEvent::Changes { changes, recreated, revision }).await.is_err() {

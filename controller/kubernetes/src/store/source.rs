@@ -1,13 +1,13 @@
-//! How objects are read: of each only what a row and our writes need, and from the API server's
-//! memory wherever that loses nothing.
+//! Lists and watches objects. Only the parts that rows and writes need are read, and from the API
+//! server's watch cache wherever that loses nothing.
 //!
-//! A list that must hold everything is read from etcd, and each object is decoded on its way. Only
-//! API servers from 1.31 on that have an etcd which can say how far a watch has come (from 3.4.31
-//! and 3.5.13 on) answer from their watch cache, which takes a quarter of the time. A list of many
-//! objects is read from the cache of any of them: one of the objects is written first
-//! ([`RowSource::write_one`]), and the list is asked to be no older than that write. The cache
-//! hears of the write by the same watch that tells it of all changes before, so what it answers
-//! holds them all.
+//! A complete list is normally read from etcd, and every object is decoded on the way. The watch
+//! cache needs a quarter of the time. For complete lists API servers use it only from 1.31 on, and
+//! only with an etcd that can report the progress of a watch (3.4.31, 3.5.13 or later). For long
+//! lists, this module makes the cache usable in any version: it first writes one of the objects
+//! ([`RowSource::write_one`]) and asks for a list that is not older than that write. The cache
+//! learns of the write by the same watch as of all earlier changes, so its answer contains them
+//! all.
 
 use std::collections::BTreeMap;
 
@@ -28,32 +28,31 @@ use crate::client::is_absent;
 use crate::list_watch::{ListWatch, WatchStream};
 use crate::resources::GROUP;
 
-/// Where there are no more objects than these besides the first one, reading them from etcd costs
-/// less than a write.
+/// Up to this number of further objects, reading from etcd costs less than a write.
 const FEW: i64 = 500;
-/// Attempts to write an object that others write too.
+/// Attempts to write an object that others write at the same time.
 const ATTEMPTS: usize = 3;
 
-/// An object without what we never look at; the managed fields alone are half of what comes.
+/// An object without the parts that are never needed; the managed fields alone are half of the
+/// data.
 #[derive(Clone, Deserialize)]
 pub(super) struct Object<S> {
     #[serde(default)]
     pub(super) metadata: Metadata,
-    /// Of a custom resource.
+    /// Spec of a custom resource.
     #[serde(default = "absent")]
     pub(super) spec: Option<S>,
-    /// Of a Secret.
+    /// Data of a Secret.
     #[serde(default)]
     pub(super) data: Value,
 }
 
-/// What `#[serde(default)]` gives only where `S` has a default itself.
+/// Needed because `#[serde(default)]` requires that `S` has a default.
 fn absent<S>() -> Option<S> {
     None
 }
 
-/// A spec that is not looked into yet: what is wrong with it is wrong with one object, not with a
-/// list.
+/// A spec that is not decoded yet, so that a mistake in it affects one object and not the list.
 pub(super) trait Spec {
     fn read<T: DeserializeOwned>(self) -> serde_json::Result<T>;
 }
@@ -70,7 +69,7 @@ impl Spec for &RawValue {
     }
 }
 
-/// Its metadata.
+/// The metadata that rows and writes need.
 #[derive(Clone, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub(super) struct Metadata {
@@ -94,7 +93,7 @@ impl From<DynamicObject> for Object<Value> {
     }
 }
 
-/// All objects of a kind.
+/// Lists and watches the objects of a kind that hold rows.
 pub(super) struct RowSource {
     pub(super) kind: Kind,
     pub(super) api: Api<DynamicObject>,
@@ -105,9 +104,9 @@ impl RowSource {
         Request::new(self.api.resource_url())
     }
 
-    /// Writes some object without a change of its row, and tells the version that it has then:
-    /// everything of this kind that was written before has a lower one. `None` where that is not
-    /// worth it, or does not work.
+    /// Writes one object without a change of its row, and returns its new version: everything of
+    /// this kind that was written before has a lower one. `None` if it is not worth the effort or
+    /// does not work.
     async fn write_one(&self) -> kube::Result<Option<String>> {
         let mut last_seen = None;
         for _ in 0..ATTEMPTS {
@@ -115,7 +114,7 @@ impl RowSource {
             let many = first.metadata.remaining_item_count.is_some_and(|more| more > FEW);
             let Some(mut object) = first.items.into_iter().next().filter(|_| many) else { return Ok(None) };
             let (uid, version) = (object.metadata.uid.clone(), object.metadata.resource_version.clone());
-            // Somebody else has written it since we looked first: that serves as well.
+            // Somebody else has written it in the meantime: that version serves as well.
             if last_seen.as_ref().is_some_and(|(last_uid, last_version)| *last_uid == uid && *last_version != version) {
                 return Ok(version);
             }
@@ -123,8 +122,8 @@ impl RowSource {
             let now = Timestamp::now().to_string();
             object.metadata.annotations.get_or_insert_default().insert(format!("{GROUP}/all-read-after"), now);
             match self.api.replace(&name, &PostParams::default(), &object).await {
-                // The same version where somebody on the way has undone the change: then nothing
-                // was written.
+                // If the version is the same, an admission webhook has undone the change, and
+                // nothing was written.
                 Ok(written) => {
                     return Ok(written.metadata.resource_version.filter(|now| Some(now) != version.as_ref()));
                 }
@@ -148,8 +147,8 @@ impl ListWatch for RowSource {
         self.kind.selector()
     }
 
-    /// About five megabytes. Each page costs the API server nearly the same, whatever is on it,
-    /// where it reads from etcd.
+    /// About five megabytes. If the API server reads from etcd, each page costs nearly the same,
+    /// whatever its size.
     fn page_size(&self) -> u32 {
         5000
     }
@@ -157,7 +156,7 @@ impl ListWatch for RowSource {
     fn not_older_than(&self) -> BoxFuture<'_, kube::Result<Option<String>>> {
         match self.kind {
             Kind::Node | Kind::Segment => self.write_one().boxed(),
-            // Never many; and what people write is not ours to touch.
+            // There are never many, and what people write is not ours to touch.
             Kind::Community | Kind::Token => async { Ok(None) }.boxed(),
         }
     }
@@ -167,7 +166,7 @@ impl ListWatch for RowSource {
             let request = self.request().list(params).map_err(kube::Error::BuildRequest)?;
             let text = self.api.clone().into_client().request_text(request).await?;
             let kind = self.kind;
-            // So many that others would wait.
+            // Decoding many objects would block other tasks.
             let read = tokio::task::spawn_blocking(move || read(kind, &text));
             read.await.unwrap_or_else(|ended| Err(kube::Error::Service(ended.into())))
         }

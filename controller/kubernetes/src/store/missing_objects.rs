@@ -1,15 +1,15 @@
-//! What it means when an object is missing: absence is not an order.
+//! Decides what a missing object means. An object may be missing although nobody meant to delete
+//! it.
 //!
-//! - Its definition (CRD) is missing or about to be deleted: everything of this kind goes on to
-//!   hold as it is known, and nothing of it is written. When the definition is there again, all
-//!   objects are written again.
-//! - A segment was deleted by hand: its object is written again, while its node is registered or
-//!   its quarantine may last.
-//! - An EdgeNode was deleted by hand: that deregisters the node. Where many are deleted at once
-//!   they are written again; see [`edge_controller_domain::absence`].
-//! - A community was deleted: it is the operator's.
+//! - Its definition (CRD) is missing or about to be deleted: all rows of this kind stay in force,
+//!   and none is written. When the definition exists again, all objects are created again.
+//! - A segment was deleted by hand: its object is created again while its node is registered or its
+//!   quarantine may last.
+//! - An EdgeNode was deleted by hand: that deregisters the node. If many are deleted at once, they
+//!   are created again; see [`edge_controller_domain::absence`].
+//! - A community was deleted: that is the operator's decision.
 //!
-//! What replicas delete themselves they mark before, and it is believed at once.
+//! A replica marks an object before it deletes it, and that deletion counts at once.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -23,35 +23,35 @@ use futures_util::{StreamExt, stream};
 use tokio::time::{Instant, MissedTickBehavior};
 
 use super::Inner;
-use super::definitions::Standing;
+use super::definitions::DefinitionState;
 use super::kinds::{Kind, is_blocked};
-use super::objects::Missing;
-use super::rewrite::{Again, write_again};
+use super::object_versions::Missing;
+use super::recreate::{Recreation, recreate};
 use crate::events::About;
 use crate::resources::object_name;
 
-/// How often definitions are looked at, whatever was heard.
-const LOOK: Duration = Duration::from_secs(10);
-/// How soon what is not decided yet is looked at again.
-const AGAIN: Duration = Duration::from_millis(500);
-/// Objects that are written again at once.
-const AT_ONCE: usize = 32;
+/// How often the definitions are checked, even if no event came.
+const CHECK_PERIOD: Duration = Duration::from_secs(10);
+/// Wait before an open decision is tried again.
+const RETRY: Duration = Duration::from_millis(500);
+/// Largest number of objects that are created again at the same time.
+const CONCURRENT_WRITES: usize = 32;
 
-/// Decides; ends never.
+/// Decides about missing objects. Never returns.
 pub(super) async fn run(inner: Arc<Inner>) {
     let absence = inner.objects().absence();
-    let mut look = tokio::time::interval(LOOK);
+    let mut look = tokio::time::interval(CHECK_PERIOD);
     look.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut recent = Recent::default();
     let mut undecided = false;
     if let Err(why) = inner.definitions.check_cluster().await {
-        tracing::warn!(why, "it is not known yet in which cluster the objects are");
+        tracing::warn!(why, "the cluster of the objects is not known yet");
     }
     loop {
         tokio::select! {
             () = absence.notified() => {}
             _ = look.tick() => {}
-            () = tokio::time::sleep(AGAIN), if undecided => {}
+            () = tokio::time::sleep(RETRY), if undecided => {}
         }
         undecided = false;
         for kind in Kind::CUSTOM {
@@ -60,29 +60,29 @@ pub(super) async fn run(inner: Arc<Inner>) {
     }
 }
 
-/// Decides about all that is missing of a kind; whether nothing is left to decide.
+/// Decides about all missing objects of a kind. Returns whether nothing is left to decide.
 async fn decide(inner: &Inner, kind: Kind, recent: &mut Recent) -> bool {
     if let Err(error) = inner.look_at_fields(kind).await {
         tracing::debug!(kind = kind.what(), %error, "it is not known whether its definition drops fields");
     }
-    // Known to be missing before the definition is read.
+    // These objects are known to be missing before the definition is read.
     let missing = inner.objects().missing(kind);
     let obstacle = format!("the definition {}", kind.what());
-    match inner.definitions.standing(kind).await {
-        Ok(Standing::Same) => {
+    match inner.definitions.state(kind).await {
+        Ok(DefinitionState::Unchanged) => {
             inner.objects().freeze(kind, None);
             inner.obstacles.works(&obstacle);
-            missing.is_empty() || judge(inner, kind, missing, recent).await
+            missing.is_empty() || decide_missing(inner, kind, missing, recent).await
         }
-        Ok(Standing::Ending(why)) => {
+        Ok(DefinitionState::Unavailable(why)) => {
             inner.objects().freeze(kind, Some(why.clone()));
             inner.obstacles.fails(&obstacle, why);
             false
         }
-        Ok(Standing::MadeAgain(uid)) => {
+        Ok(DefinitionState::Recreated(uid)) => {
             let so = format!("{obstacle} (CRD) was deleted and made again; its objects are written again");
             inner.objects().freeze(kind, Some(so.clone()));
-            match write_all_again(inner, kind, uid).await {
+            match recreate_all(inner, kind, uid).await {
                 Ok(count) => {
                     tracing::warn!(
                         kind = kind.what(),
@@ -106,8 +106,8 @@ async fn decide(inner: &Inner, kind: Kind, recent: &mut Recent) -> bool {
     }
 }
 
-/// Writes all objects of a kind again, and counts on this definition from then on.
-async fn write_all_again(inner: &Inner, kind: Kind, uid: String) -> Result<usize, String> {
+/// Creates all objects of a kind again and notes their new definition. Returns how many.
+async fn recreate_all(inner: &Inner, kind: Kind, uid: String) -> Result<usize, String> {
     inner.definitions.check_cluster().await?;
     let rows = inner.known_rows().await?;
     let wanted: Vec<Change> = match kind {
@@ -117,66 +117,66 @@ async fn write_all_again(inner: &Inner, kind: Kind, uid: String) -> Result<usize
         Kind::Token => Vec::new(),
     };
     let count = wanted.len();
-    let written = write(inner, wanted).await.into_iter();
+    let written = recreate_rows(inner, wanted).await.into_iter();
     let failed: Vec<String> = written
         .filter_map(|(_, again)| match again {
-            Again::There => None,
-            Again::Not(why) => Some(why),
+            Recreation::Done => None,
+            Recreation::Pending(why) => Some(why),
         })
         .collect();
     if let Some(why) = failed.first() {
-        return Err(format!("{} of {count} are not there yet: {why}", failed.len()));
+        return Err(format!("{} of {count} objects are not created yet: {why}", failed.len()));
     }
-    // Of what nobody can write again the last known state holds, as long as this process lives.
+    // The last known state of the others stays in force as long as this process lives: no object
+    // can be created for them.
     let left = inner.objects().missing(kind);
-    left.iter().for_each(|missing| inner.objects().keep(&missing.place));
+    left.iter().for_each(|missing| inner.objects().keep_row(&missing.object_key));
     let known = inner.definitions.know_one(kind, uid);
-    inner.settings.renote_definitions(&known).await.map_err(|error| error.to_string())?;
+    inner.shared_config.renote_definitions(&known).await.map_err(|error| error.to_string())?;
     Ok(count)
 }
 
-/// Decides about objects that are missing while their definition is as it was: somebody deleted
-/// them.
-async fn judge(inner: &Inner, kind: Kind, missing: Vec<Missing>, recent: &mut Recent) -> bool {
+/// Decides about objects that somebody deleted while their definition stayed the same.
+async fn decide_missing(inner: &Inner, kind: Kind, missing: Vec<Missing>, recent: &mut Recent) -> bool {
     let (recreated, missing): (Vec<Missing>, Vec<Missing>) = missing.into_iter().partition(|missing| missing.recreated);
-    recreated.iter().for_each(|missing| inner.objects().keep(&missing.place));
+    recreated.iter().for_each(|missing| inner.objects().keep_row(&missing.object_key));
     if missing.is_empty() {
         return true;
     }
     let rows = match inner.known_rows().await {
-        Ok(rows) => Known::from(rows),
+        Ok(rows) => KnownRows::from(rows),
         Err(why) => {
-            tracing::warn!(why, "it is not decided yet what becomes of missing objects");
+            tracing::warn!(why, "missing objects are not decided about yet");
             return false;
         }
     };
     let (restored, missing): (Vec<Missing>, Vec<Missing>) = missing.into_iter().partition(|missing| missing.restored);
-    let written = write_restored_again(inner, restored, &rows).await;
-    let judged = match kind {
+    let written = recreate_lost_by_restore(inner, restored, &rows).await;
+    let decided = match kind {
         _ if missing.is_empty() => true,
-        Kind::Node => judge_nodes(inner, missing, &rows, recent).await,
-        Kind::Segment => judge_segments(inner, missing, &rows).await,
+        Kind::Node => decide_nodes(inner, missing, &rows, recent).await,
+        Kind::Segment => decide_segments(inner, missing, &rows).await,
         Kind::Community | Kind::Token => {
-            missing.iter().for_each(|missing| inner.objects().believe(&missing.place));
+            missing.iter().for_each(|missing| inner.objects().accept_deletion(&missing.object_key));
             true
         }
     };
-    judged && written
+    decided && written
 }
 
-/// Writes objects again; what became of each.
-async fn write(inner: &Inner, changes: Vec<Change>) -> Vec<(Change, Again)> {
+/// Creates objects again. Returns the outcome of each.
+async fn recreate_rows(inner: &Inner, changes: Vec<Change>) -> Vec<(Change, Recreation)> {
     let writes = stream::iter(changes).map(|change| async move {
-        let again = write_again(inner, &change).await;
+        let again = recreate(inner, &change).await;
         (change, again)
     });
-    writes.buffer_unordered(AT_ONCE).collect().await
+    writes.buffer_unordered(CONCURRENT_WRITES).collect().await
 }
 
-/// Writes again what etcd lacks since it was restored from a backup.
-async fn write_restored_again(inner: &Inner, missing: Vec<Missing>, rows: &Known) -> bool {
+/// Creates objects again that etcd lacks since it was restored from a backup.
+async fn recreate_lost_by_restore(inner: &Inner, missing: Vec<Missing>, rows: &KnownRows) -> bool {
     let mut changes = Vec::new();
-    for Missing { place, key, .. } in missing {
+    for Missing { object_key, key, .. } in missing {
         let change = match &key {
             Key::Node(name) => rows.nodes.get(name).cloned().map(Change::PutNode),
             Key::Segment(network) => rows.needed(network).cloned().map(Change::PutSegment),
@@ -185,16 +185,16 @@ async fn write_restored_again(inner: &Inner, missing: Vec<Missing>, rows: &Known
         };
         match change {
             Some(change) => changes.push(change),
-            None => inner.objects().believe(&place),
+            None => inner.objects().accept_deletion(&object_key),
         }
     }
     let mut decided = true;
-    for (change, again) in write(inner, changes).await {
+    for (change, again) in recreate_rows(inner, changes).await {
         match again {
-            Again::There => {
+            Recreation::Done => {
                 tracing::warn!(key = %change.key(), "etcd was restored from a backup that lacks it; written again")
             }
-            Again::Not(why) => {
+            Recreation::Pending(why) => {
                 tracing::warn!(key = %change.key(), why, "etcd was restored from a backup that lacks it; not written again yet");
                 decided = false;
             }
@@ -203,21 +203,21 @@ async fn write_restored_again(inner: &Inner, missing: Vec<Missing>, rows: &Known
     decided
 }
 
-async fn judge_segments(inner: &Inner, missing: Vec<Missing>, rows: &Known) -> bool {
+async fn decide_segments(inner: &Inner, missing: Vec<Missing>, rows: &KnownRows) -> bool {
     let mut changes = Vec::new();
-    for Missing { place, key, .. } in missing {
+    for Missing { object_key, key, .. } in missing {
         let Key::Segment(network) = key else { continue };
         match rows.needed(&network) {
             Some(row) => changes.push(Change::PutSegment(row.clone())),
-            None => inner.objects().believe(&place),
+            None => inner.objects().accept_deletion(&object_key),
         }
     }
     let mut decided = true;
-    for (change, again) in write(inner, changes).await {
+    for (change, again) in recreate_rows(inner, changes).await {
         let Change::PutSegment(row) = change else { continue };
         let segment = row.network;
         match again {
-            Again::There => {
+            Recreation::Done => {
                 let so = match row.released_at {
                     None => {
                         format!("node {} holds it: deregister that (edge-controller node deregister {0})", row.node)
@@ -228,7 +228,7 @@ async fn judge_segments(inner: &Inner, missing: Vec<Missing>, rows: &Known) -> b
                 let note = format!("deleted and written again: {so}");
                 inner.events.warning(About::Segment, &object_name(&segment), "DeletionUndone", note);
             }
-            Again::Not(why) => {
+            Recreation::Pending(why) => {
                 tracing::warn!(%segment, why, "its object was deleted and is not written again yet");
                 decided = false;
             }
@@ -237,16 +237,16 @@ async fn judge_segments(inner: &Inner, missing: Vec<Missing>, rows: &Known) -> b
     decided
 }
 
-async fn judge_nodes(inner: &Inner, missing: Vec<Missing>, rows: &Known, recent: &mut Recent) -> bool {
+async fn decide_nodes(inner: &Inner, missing: Vec<Missing>, rows: &KnownRows, recent: &mut Recent) -> bool {
     let (mut unexplained, mut newest) = (Vec::new(), None::<Instant>);
-    for Missing { place, key, since, .. } in missing {
+    for Missing { object_key, key, since, .. } in missing {
         let Key::Node(name) = key else { continue };
         match rows.nodes.get(&name) {
             Some(record) if !rows.has_left(record) => {
                 newest = newest.max(Some(since));
-                unexplained.push((place, record));
+                unexplained.push((object_key, record));
             }
-            _ => inner.objects().believe(&place),
+            _ => inner.objects().accept_deletion(&object_key),
         }
     }
     if newest.is_some_and(|newest| newest.elapsed() < SETTLE) {
@@ -254,16 +254,16 @@ async fn judge_nodes(inner: &Inner, missing: Vec<Missing>, rows: &Known, recent:
     }
     if !inner.confirm() || !recent.is_too_much(unexplained.len(), rows.nodes.len(), Instant::now()) {
         recent.note(unexplained.len(), Instant::now());
-        unexplained.iter().for_each(|(place, _)| inner.objects().believe(place));
+        unexplained.iter().for_each(|(object_key, _)| inner.objects().accept_deletion(object_key));
         return true;
     }
     let count = unexplained.len();
     let changes = unexplained.into_iter().map(|(_, record)| Change::PutNode(record.clone())).collect();
     let mut decided = true;
-    for (change, again) in write(inner, changes).await {
+    for (change, again) in recreate_rows(inner, changes).await {
         let Change::PutNode(NodeRecord { name, .. }) = change else { continue };
         match again {
-            Again::There => {
+            Recreation::Done => {
                 let note = format!(
                     "{count} EdgeNodes were deleted at once: written again, and the node stays registered; where it shall go, edge-controller node \
                      deregister {name}"
@@ -271,7 +271,7 @@ async fn judge_nodes(inner: &Inner, missing: Vec<Missing>, rows: &Known, recent:
                 tracing::warn!(node = %name, "{note}");
                 inner.events.warning(About::EdgeNode, name.as_str(), "DeletionUndone", note);
             }
-            Again::Not(why) => {
+            Recreation::Pending(why) => {
                 tracing::warn!(node = %name, why, "its EdgeNode was deleted and is not written again yet");
                 decided = false;
             }
@@ -280,14 +280,14 @@ async fn judge_nodes(inner: &Inner, missing: Vec<Missing>, rows: &Known, recent:
     decided
 }
 
-/// What the registry knows, for looking up many.
-struct Known {
+/// The registry's rows, indexed for many look-ups.
+struct KnownRows {
     nodes: HashMap<NodeName, NodeRecord>,
     communities: HashMap<Community, CommunityRecord>,
     ledger: Ledger,
 }
 
-impl From<Snapshot> for Known {
+impl From<Snapshot> for KnownRows {
     fn from(rows: Snapshot) -> Self {
         let mut ledger = Ledger::default();
         rows.segments.into_iter().for_each(|row| ledger.insert(row));
@@ -297,9 +297,9 @@ impl From<Snapshot> for Known {
     }
 }
 
-impl Known {
-    /// A segment that is to be kept: a registered node holds it, or a node held it last, and
-    /// nothing else stands in its place.
+impl KnownRows {
+    /// The row of a segment that must be kept: a registered node holds it, or a released one is in
+    /// quarantine, and no other segment overlaps it.
     fn needed(&self, network: &IpNetwork) -> Option<&Row> {
         let row = self.ledger.row(network).filter(|row| !is_blocked(row))?;
         let wanted = row.released_at.is_some() || self.nodes.contains_key(&row.node);
@@ -307,8 +307,8 @@ impl Known {
         (wanted && !replaced).then_some(row)
     }
 
-    /// Whether a replica has deregistered the node: then its segments were released, which nobody
-    /// does who only deletes an EdgeNode.
+    /// Whether a replica has deregistered the node. In that case its segments were released;
+    /// somebody who only deletes an EdgeNode does not release them.
     fn has_left(&self, record: &NodeRecord) -> bool {
         let after = |row: &Row| row.node == record.name && row.released_at.is_some_and(|at| at >= record.joined_at);
         self.ledger.held_by(&record.name).is_empty() && self.ledger.rows().any(after)

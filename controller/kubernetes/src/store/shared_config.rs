@@ -1,20 +1,19 @@
-//! What all replicas must agree on, in one ConfigMap: the sizes of segments in force, and the
-//! layout of all objects.
+//! What all replicas must agree on, in one ConfigMap: the segment sizes in force, and the layout of
+//! all objects.
 //!
-//! A release neither starts nor writes where one with a later layout has been: it would drop what
-//! it does not know from every object that it writes.
+//! A release does not start or write if a later layout has been in use. It would drop the fields
+//! that it does not know from every object that it writes.
 //!
-//! Segments of one size never overlap unless they are the same, and then the API server lets only
-//! one be created. Of two sizes they may. So only one pair of sizes is in force at any time: that
-//! which the ConfigMap holds. A replica writes its own there when it starts, and lists the segments
-//! after that. A replica that has created claims reads the ConfigMap before it tells anyone of
-//! them, and takes them back where other sizes are in force.
+//! Two segments of the same size are either equal or do not overlap, and of two equal ones the API
+//! server lets only one be created. Segments of different sizes may overlap. So only one pair of
+//! sizes is in force at any time: the pair in the ConfigMap. A replica writes its sizes there when
+//! it starts, and lists the segments after that. A replica that has created claims reads the
+//! ConfigMap before it announces them, and takes them back if other sizes are in force.
 //!
-//! Let X create claims of one size and Y start with another. Either X's reading comes after Y's
-//! writing: then X sees Y's sizes and takes its claims back. Or X's reading comes before Y's
-//! writing: X's claims were created before that reading, hence before Y's writing, hence before Y
-//! lists, and Y grants around them. In both cases no grant of Y overlaps one that X has told anyone
-//! of.
+//! Let X create claims of one size and Y start with another. If X reads after Y writes, X sees Y's
+//! sizes and takes its claims back. If X reads before Y writes, X's claims exist before Y lists the
+//! segments, and Y grants around them. In both cases no grant of Y overlaps one that X has
+//! announced.
 
 use std::collections::BTreeMap;
 
@@ -26,63 +25,64 @@ use kube::api::{ObjectMeta, PostParams};
 use kube::{Api, Client};
 
 use super::definitions::Uids;
-use super::turns::Turns;
+use super::single_flight::SingleFlight;
 use crate::client::{REQUEST, explain, version};
 
 /// The layout of the objects that this release writes.
 const LAYOUT: u32 = 1;
 
-/// The ConfigMap.
+/// Name of the ConfigMap.
 const NAME: &str = "edge-cni-controller";
 const VERSION: &str = "layout";
 const V4: &str = "v4-prefix";
 const V6: &str = "v6-prefix";
 const TIME: &str = "time";
-/// Revisions are above it.
+/// All revisions are higher than this one.
 const OFFSET: &str = "revision-offset";
-/// Written anew wherever a new resourceVersion is needed.
+/// A counter that is increased to get a new resourceVersion.
 const TOUCHED: &str = "touched";
-/// Prefix of the UIDs of the definitions (CRDs) with which the objects exist.
+/// Prefix of the keys that hold the UIDs of the definitions (CRDs) with which the objects exist.
 const DEFINITION: &str = "definition.";
-/// How often a write is tried that others get ahead of.
+/// Attempts for a write that conflicts with those of other replicas.
 const ATTEMPTS: u32 = 20;
 
-pub(super) struct Settings {
+pub(super) struct SharedConfig {
     api: Api<ConfigMap>,
     ours: SegmentPrefix,
-    in_force: Turns<Verdict>,
-    layout: Turns<Result<(), StoreError>>,
+    in_force: SingleFlight<InForce>,
+    layout: SingleFlight<Result<(), StoreError>>,
 }
 
-/// What was noted by earlier runs.
+/// What earlier runs have stored.
 pub(super) struct Noted {
-    /// The latest time.
+    /// The latest time that was stored, seconds since the epoch.
     pub(super) time: Seconds,
-    /// Revisions are above it.
+    /// All revisions are higher than this one.
     pub(super) offset: u64,
 }
 
-/// Whether our sizes are in force; why not, otherwise; or that it is not known.
-type Verdict = Result<Result<(), String>, StoreError>;
+/// Whether our sizes are in force. The inner error says why not; the outer one says why it is not
+/// known.
+type InForce = Result<Result<(), String>, StoreError>;
 
-impl Settings {
+impl SharedConfig {
     pub(super) fn new(client: &Client, namespace: &str, ours: SegmentPrefix) -> Self {
         Self {
             api: Api::namespaced(client.clone(), namespace),
             ours,
-            in_force: Turns::default(),
-            layout: Turns::default(),
+            in_force: SingleFlight::default(),
+            layout: SingleFlight::default(),
         }
     }
 
-    /// What was noted by earlier runs, for one who takes no part.
+    /// Reads what earlier runs have stored, without taking part in the cluster.
     pub(super) async fn noted(&self) -> Result<Noted, StoreError> {
         let data = self.get().await?.unwrap_or_default().data.unwrap_or_default();
         understood(&data).map_err(StoreError::Failed)?;
         Ok(Noted { time: time(&data), offset: offset(&data) })
     }
 
-    /// Puts our sizes and our layout in force.
+    /// Puts our sizes and our layout in force, and returns what earlier runs have stored.
     pub(super) async fn put_in_force(&self) -> Result<Noted, StoreError> {
         let (v4, v6) = (self.ours.v4.to_string(), self.ours.v6.to_string());
         let (before, _) = self
@@ -102,11 +102,11 @@ impl Settings {
         Ok(noted)
     }
 
-    /// Notes with which definitions the objects exist that were just listed.
+    /// Stores the definitions with which the objects exist that were just listed.
     ///
     /// # Errors
-    /// Where other ones were noted: the objects were deleted with those, and what is there now is
-    /// not all.
+    /// If other definitions are stored. The objects were deleted with those, so the list is not
+    /// complete.
     pub(super) async fn note_definitions(&self, definitions: &Uids) -> Result<(), StoreError> {
         let others = |data: &BTreeMap<String, String>| {
             let other = definitions.iter().find(|(kind, uid)| {
@@ -128,7 +128,7 @@ impl Settings {
         }
     }
 
-    /// Notes that all objects were written again, with these definitions.
+    /// Stores that all objects were created again with these definitions.
     pub(super) async fn renote_definitions(&self, definitions: &Uids) -> Result<(), StoreError> {
         let edit = |data: &mut BTreeMap<String, String>| {
             for (kind, uid) in definitions {
@@ -138,7 +138,7 @@ impl Settings {
         self.write(edit).await.map(drop)
     }
 
-    /// Forgets with which definitions the objects existed: they come from a backup.
+    /// Deletes the stored definitions, because the objects come from a backup.
     pub(super) async fn forget_definitions(&self) -> Result<(), StoreError> {
         let data = self.get().await?.unwrap_or_default().data.unwrap_or_default();
         if data.keys().any(|key| key.starts_with(DEFINITION)) {
@@ -147,18 +147,18 @@ impl Settings {
         Ok(())
     }
 
-    /// What was noted.
+    /// Reads a note.
     pub(super) async fn note(&self, note: Note) -> Result<Option<String>, StoreError> {
         let data = self.get().await?.unwrap_or_default().data.unwrap_or_default();
         Ok(data.get(note.key()).cloned())
     }
 
-    /// Notes it.
+    /// Writes a note.
     pub(super) async fn set_note(&self, note: Note, text: &str) -> Result<(), StoreError> {
         self.write(|data| drop(data.insert(note.key().into(), text.into()))).await.map(drop)
     }
 
-    /// Makes revisions begin above one; returns the offset that holds.
+    /// Makes all revisions higher than `revision`. Returns the offset that is in force.
     pub(super) async fn begin_above(&self, revision: u64) -> Result<u64, StoreError> {
         let (offset, _) = self
             .write(|data| {
@@ -170,7 +170,7 @@ impl Settings {
         Ok(offset)
     }
 
-    /// Makes a new version, which is later than everything before, and notes the time.
+    /// Gets a new resourceVersion, which is later than all before, and stores the time.
     pub(super) async fn touch(&self, now: Seconds) -> Result<u64, StoreError> {
         let (_, version) = self
             .write(|data| {
@@ -183,20 +183,19 @@ impl Settings {
         Ok(version)
     }
 
-    /// Fails where a later release has been, as read after this was called; those who ask at the
-    /// same time share one reading.
+    /// Fails if a later release has been in use, as read after this call. Concurrent calls share
+    /// one read.
     pub(super) async fn understood_since_now(&self) -> Result<(), StoreError> {
-        self.layout.ask(async || self.noted().await.map(drop)).await
+        self.layout.run(async || self.noted().await.map(drop)).await
     }
 
-    /// Whether our sizes are in force, as read after this was called; those who ask at the same
-    /// time share one reading.
-    pub(super) async fn in_force_since_now(&self) -> Verdict {
-        self.in_force.ask(async || self.in_force().await).await
+    /// Whether our sizes are in force, as read after this call. Concurrent calls share one read.
+    pub(super) async fn in_force_since_now(&self) -> InForce {
+        self.in_force.run(async || self.in_force().await).await
     }
 
     /// Whether our sizes are in force.
-    pub(super) async fn in_force(&self) -> Verdict {
+    pub(super) async fn in_force(&self) -> InForce {
         let map = self.get().await?.unwrap_or_default();
         let data = map.data.unwrap_or_default();
         if let Err(why) = understood(&data) {
@@ -210,7 +209,7 @@ impl Settings {
         let show = |size: Option<String>| size.unwrap_or_else(|| "?".into());
         Ok(Err(format!(
             "segments of /{} and /{} are in force (ConfigMap {NAME}), and this replica has v4_prefix = {} and v6_prefix = {}: give all \
-             replicas the same, and restart those whose sizes shall hold last",
+             replicas the same, and restart those with the right sizes last",
             show(v4),
             show(v6),
             ours.0,
@@ -234,7 +233,7 @@ impl Settings {
             understood(data).map_err(StoreError::Failed)?;
             let result = edit(data);
             let post = PostParams::default();
-            // Over the version that was read, or where there is none.
+            // Over the version that was read, or as a new object.
             let written = if there {
                 tokio::time::timeout(REQUEST, self.api.replace(NAME, &post, &map)).await
             } else {
@@ -253,7 +252,7 @@ impl Settings {
                 Err(_) => return Err(silent()),
             }
         }
-        Err(StoreError::Failed(format!("others got ahead of every write of the ConfigMap {NAME}")))
+        Err(StoreError::Failed(format!("every write of the ConfigMap {NAME} conflicted with another replica's")))
     }
 }
 

@@ -1,0 +1,145 @@
+//! Claims of segments: a claim is announced only after the sizes in force were read again, and is
+//! taken back if they differ (see `shared_config`).
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use edge_controller_domain::segments::Row;
+use edge_controller_domain::state::Change;
+use edge_controller_domain::store::StoreError;
+use futures_util::future::join_all;
+
+use super::Inner;
+use super::kinds::{ObjectKey, Observed};
+use super::object_versions::WriteBase;
+use super::write::{Failure, read_object, send};
+
+/// Attempts to take a claim back, if others write its object at the same time.
+const ATTEMPTS: u32 = 4;
+/// Wait before claims are checked again.
+const SETTLE_RETRY: Duration = Duration::from_secs(1);
+
+/// A segment that was claimed and is not announced yet.
+pub(super) struct Claim {
+    pub(super) object_key: ObjectKey,
+    pub(super) row: Row,
+    pub(super) base: WriteBase,
+    pub(super) written: Observed,
+}
+
+/// Announces claims if the sizes are still in force; otherwise takes them back.
+pub(super) async fn confirm(inner: &Arc<Inner>, claims: Vec<Claim>) -> Result<(), StoreError> {
+    match inner.shared_config.in_force_since_now().await {
+        Ok(Ok(())) => {
+            let mut objects = inner.objects();
+            for Claim { object_key, row, written, .. } in claims {
+                objects.end_written(object_key, written, &Change::ClaimSegment(row));
+            }
+            Ok(())
+        }
+        Ok(Err(why)) => {
+            tracing::error!("{why}");
+            take_back(inner, claims).await;
+            Err(StoreError::Failed(why))
+        }
+        Err(error) => {
+            // The claims are neither announced nor dropped: their objects stay in flight until it
+            // is known.
+            inner.unsettled.fetch_add(1, Ordering::SeqCst);
+            tokio::spawn(settle(inner.clone(), claims));
+            Err(error)
+        }
+    }
+}
+
+/// Checks again until it is known whether the claims stand.
+async fn settle(inner: Arc<Inner>, claims: Vec<Claim>) {
+    settled(&inner, claims).await;
+    inner.unsettled.fetch_sub(1, Ordering::SeqCst);
+}
+
+async fn settled(inner: &Inner, claims: Vec<Claim>) {
+    loop {
+        tokio::time::sleep(SETTLE_RETRY).await;
+        match inner.shared_config.in_force().await {
+            Ok(Ok(())) => {
+                // The claims were never announced. The node got an error, and gets these segments
+                // when it asks again.
+                let mut objects = inner.objects();
+                claims.iter().for_each(|claim| objects.end(&claim.object_key));
+                return;
+            }
+            Ok(Err(why)) => {
+                tracing::error!("{why}");
+                return take_back(inner, claims).await;
+            }
+            Err(error) => tracing::debug!(%error, "claims are not settled yet"),
+        }
+    }
+}
+
+async fn take_back(inner: &Inner, claims: Vec<Claim>) {
+    join_all(claims.into_iter().map(async |claim| {
+        let Claim { object_key, row, base, mut written } = claim;
+        let change = match (&base, row_before_claim(&row)) {
+            (WriteBase::Object { .. }, Some(before)) => Change::PutSegment(before),
+            _ => Change::DeleteSegment(row.network),
+        };
+        let mut why = "others keep writing it".to_owned();
+        for _ in 0..ATTEMPTS {
+            let (uid, foreign) = (written.uid.clone(), written.foreign.clone());
+            let upon = WriteBase::Object { uid, version: written.version, held: true, foreign };
+            match send(inner, &change, &object_key, &upon).await {
+                Ok(None) => return inner.objects().end_taken_back(object_key, written, &Change::ClaimSegment(row)),
+                Ok(Some(_)) => return inner.objects().end(&object_key),
+                // Somebody else has written the object, perhaps without a change of the row.
+                Err(Failure::Changed) => match read_object(inner, &object_key).await {
+                    Ok(Some(now)) if is_same_grant(&now, &row) => written = now,
+                    Ok(_) => return inner.objects().end(&object_key),
+                    Err(Failure::Changed) => {}
+                    Err(Failure::Other(error)) => why = error,
+                },
+                Err(Failure::Other(error)) => {
+                    why = error;
+                    break;
+                }
+            }
+        }
+        tracing::error!(segment = %row.network, why, "a claim was not taken back; it is released later, because its node does not use it");
+        inner.objects().end(&object_key);
+    }))
+    .await;
+}
+
+/// Whether an object still holds this grant.
+pub(super) fn is_same_grant(object: &Observed, row: &Row) -> bool {
+    match &object.row {
+        Ok(Change::PutSegment(now)) => {
+            now.node == row.node && now.granted_at == row.granted_at && now.released_at.is_none()
+        }
+        _ => false,
+    }
+}
+
+/// The released row that a claim replaced.
+fn row_before_claim(row: &Row) -> Option<Row> {
+    let last = row.past.first()?;
+    let past = row.past.get(1..).unwrap_or_default().to_vec();
+    let released = Some(last.released_at);
+    Some(Row { past, ..Row::new(row.network, last.node.clone(), String::new(), last.granted_at, released) })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_row_before_a_claim_comes_back() {
+        let network = "10.77.0.0/26".parse().unwrap();
+        let old = Row::new(network, "a".parse().unwrap(), String::new(), 1, Some(2));
+        let new = old.regranted("b".parse().unwrap(), "r".into(), 3);
+        assert_eq!(row_before_claim(&new), Some(old));
+        assert_eq!(row_before_claim(&Row::new(network, "a".parse().unwrap(), String::new(), 1, None)), None);
+    }
+}

@@ -1,0 +1,111 @@
+//! Missing objects: their rows stay in force until the reason is known.
+
+use std::sync::Arc;
+
+use edge_controller_domain::state::{Change, Key};
+use tokio::sync::Notify;
+use tokio::time::Instant;
+
+use super::super::kinds::{ForeignMetadata, Kind, ObjectKey, Observed};
+use super::{Entry, ObjectEvent, ObjectVersions, RowEvent};
+
+/// A missing object while its row stays in force.
+pub(super) struct Absent {
+    pub(super) uid: String,
+    version: u64,
+    since: Instant,
+    /// Events about it since then.
+    pub(super) waiting: Vec<ObjectEvent>,
+}
+
+/// A missing object.
+#[derive(Debug, Clone)]
+pub(in super::super) struct Missing {
+    pub(in super::super) object_key: ObjectKey,
+    pub(in super::super) key: Key,
+    pub(in super::super) since: Instant,
+    /// It exists again, as another object.
+    pub(in super::super) recreated: bool,
+    /// Etcd was restored from a backup that is older than this object.
+    pub(in super::super) restored: bool,
+}
+
+impl ObjectVersions {
+    /// Notes that an object is missing. Its row stays in force until the reason is known.
+    pub(super) fn mark_missing(&mut self, object_key: ObjectKey, uid: Option<String>, version: u64) {
+        let Some(entry) = self.entries.get(&object_key) else { return drop(self.unreadable.remove(&object_key)) };
+        if !entry.present || uid.is_some_and(|uid| uid != entry.uid) || version < entry.version {
+            return;
+        }
+        let (uid, since) = (entry.uid.clone(), Instant::now());
+        self.absent.insert(object_key, Absent { uid, version, since, waiting: Vec::new() });
+        self.absence.notify_one();
+    }
+
+    /// Is notified when an object goes missing.
+    pub(in super::super) fn absence(&self) -> Arc<Notify> {
+        self.absence.clone()
+    }
+
+    /// The missing objects of a kind.
+    pub(in super::super) fn missing(&self, kind: Kind) -> Vec<Missing> {
+        let of_kind = self.absent.iter().filter(|(object_key, _)| object_key.0 == kind);
+        let missing = of_kind.filter_map(|(object_key, absent)| {
+            let another =
+                |event: &ObjectEvent| matches!(event, ObjectEvent::Applied(object) if object.uid != absent.uid);
+            let recreated = absent.waiting.iter().any(another);
+            let key = self.entries.get(object_key)?.key.clone();
+            let restored = self.restored_at.get(&kind) == Some(&absent.version);
+            Some(Missing { object_key: object_key.clone(), key, since: absent.since, recreated, restored })
+        });
+        missing.collect()
+    }
+
+    /// A missing object was deleted by somebody who may do so: its row goes.
+    pub(in super::super) fn accept_deletion(&mut self, object_key: &ObjectKey) {
+        let Some(absent) = self.absent.remove(object_key) else { return };
+        self.delete(object_key, Some(&absent.uid), absent.version);
+        absent.waiting.into_iter().for_each(|event| self.observe(object_key.clone(), event));
+    }
+
+    /// A missing object exists again, or its row shall stay without one: takes the events that came
+    /// in the meantime.
+    pub(in super::super) fn keep_row(&mut self, object_key: &ObjectKey) {
+        let Some(absent) = self.absent.remove(object_key) else { return };
+        absent.waiting.into_iter().for_each(|event| self.observe(object_key.clone(), event));
+    }
+
+    /// Refuses writes of missing objects of this kind from now on, for this reason. `None` ends
+    /// that.
+    pub(in super::super) fn freeze(&mut self, kind: Kind, why: Option<String>) {
+        match why {
+            Some(why) => drop(self.frozen.insert(kind, why)),
+            None => drop(self.frozen.remove(&kind)),
+        }
+    }
+
+    /// Begins to create a missing object again, whatever the registry knows. [`Self::end`] or
+    /// [`Self::end_recreated`] must follow. `None` while another write is in flight.
+    pub(in super::super) fn begin_recreate(&mut self, object_key: &ObjectKey) -> Option<ForeignMetadata> {
+        if self.in_flight.contains_key(object_key) {
+            return None;
+        }
+        self.in_flight.insert(object_key.clone(), Vec::new());
+        Some(self.entries.get(object_key).map(|entry| entry.foreign.clone()).unwrap_or_default())
+    }
+
+    /// Ends a write that created a missing object again.
+    pub(in super::super) fn end_recreated(&mut self, object_key: &ObjectKey, object: Observed, change: &Change) {
+        self.number = self.number.max(self.revision_of(object.version));
+        let absent = self.absent.remove(object_key);
+        let last_event = self.entries.get(object_key).map_or(0, |entry| entry.last_event);
+        let Observed { uid, version, foreign, .. } = object;
+        let entry = Entry { last_event, ..Entry::of(uid, version, foreign, change) };
+        self.entries.insert(object_key.clone(), entry);
+        self.send_event(RowEvent::Recreated(change.key()), 0);
+        // In order: first the events before the write, then those during it.
+        let mut events: Vec<ObjectEvent> = absent.into_iter().flat_map(|absent| absent.waiting).collect();
+        events.extend(self.in_flight.remove(object_key).unwrap_or_default());
+        events.into_iter().for_each(|event| self.observe(object_key.clone(), event));
+    }
+}

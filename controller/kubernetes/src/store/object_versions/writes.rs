@@ -1,0 +1,87 @@
+//! Writes of this replica: while one is in flight, the watch's events of its object wait.
+
+use edge_controller_domain::state::Change;
+
+use super::super::kinds::{ForeignMetadata, ObjectKey, Observed};
+use super::{Entry, ObjectVersions};
+
+/// What a write expects to find.
+#[derive(Debug, Clone)]
+pub(in super::super) enum WriteBase {
+    /// No such object.
+    Nothing,
+    /// This object. `held`: it is a segment that a node holds.
+    Object { uid: String, version: u64, held: bool, foreign: ForeignMetadata },
+}
+
+/// Why a write cannot begin.
+#[derive(Debug, PartialEq, Eq)]
+pub(in super::super) enum NotWritable {
+    /// The plan did not know the latest state of the object.
+    Stale,
+    /// An earlier write has not ended.
+    Busy,
+    /// The object is missing, for this reason.
+    Frozen(String),
+}
+
+impl ObjectVersions {
+    /// Begins a write. [`ObjectVersions::end`] or one of its variants must follow.
+    pub(in super::super) fn begin(&mut self, object_key: &ObjectKey) -> Result<WriteBase, NotWritable> {
+        if self.in_flight.contains_key(object_key) {
+            return Err(NotWritable::Busy);
+        }
+        if self.absent.contains_key(object_key) {
+            return Err(self
+                .frozen
+                .get(&object_key.0)
+                .map_or(NotWritable::Stale, |why| NotWritable::Frozen(why.clone())));
+        }
+        let base = match self.entries.get(object_key) {
+            Some(entry) if entry.last_event > self.taken_in => return Err(NotWritable::Stale),
+            Some(entry) if entry.present => WriteBase::Object {
+                uid: entry.uid.clone(),
+                version: entry.version,
+                held: entry.held,
+                foreign: entry.foreign.clone(),
+            },
+            _ => WriteBase::Nothing,
+        };
+        self.in_flight.insert(object_key.clone(), Vec::new());
+        Ok(base)
+    }
+
+    /// Ends a write that the API server has confirmed.
+    pub(in super::super) fn end_written(&mut self, object_key: ObjectKey, object: Observed, change: &Change) {
+        self.number = self.number.max(self.revision_of(object.version));
+        let Observed { uid, version, foreign, .. } = object;
+        let entry = Entry::of(uid, version, foreign, change);
+        self.entries.insert(object_key.clone(), entry);
+        self.end(&object_key);
+    }
+
+    /// Ends a deletion that the API server has confirmed.
+    pub(in super::super) fn end_deleted(&mut self, object_key: &ObjectKey) {
+        if let Some(entry) = self.entries.get_mut(object_key) {
+            entry.present = false;
+            entry.last_event = 0;
+        }
+        self.end(object_key);
+    }
+
+    /// Ends a claim that was taken back. The registry never knew its object, so later events about
+    /// it are dropped. Otherwise they would hide the row of the node that gets the segment next.
+    pub(in super::super) fn end_taken_back(&mut self, object_key: ObjectKey, object: Observed, change: &Change) {
+        let Observed { uid, version, foreign, .. } = object;
+        let entry = Entry { present: false, ..Entry::of(uid, version, foreign, change) };
+        self.entries.insert(object_key.clone(), entry);
+        self.end(&object_key);
+    }
+
+    /// Ends a write and takes the events that came in the meantime.
+    pub(in super::super) fn end(&mut self, object_key: &ObjectKey) {
+        for event in self.in_flight.remove(object_key).unwrap_or_default() {
+            self.observe(object_key.clone(), event);
+        }
+    }
+}

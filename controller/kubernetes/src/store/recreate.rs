@@ -1,0 +1,63 @@
+//! Creates an object again that somebody deleted, with the row that the registry knows.
+
+use edge_controller_domain::state::Change;
+use kube::api::PostParams;
+
+use super::Inner;
+use super::kinds::{Kind, Observed, encode};
+use super::object_versions::ObjectEvent;
+use super::write::{Failure, decoded, read_object, with_timeout};
+use crate::client::explain;
+
+/// Outcome of creating a missing object again.
+pub(super) enum Recreation {
+    /// The object exists.
+    Done,
+    /// The object does not exist yet, and why.
+    Pending(String),
+}
+
+/// Creates a missing object again with the row that the registry knows. If somebody else has
+/// created it, that object stays.
+pub(super) async fn recreate(inner: &Inner, change: &Change) -> Recreation {
+    if let Err(why) = inner.check_fields(change) {
+        return Recreation::Pending(why);
+    }
+    let object_key = Kind::object_key(&change.key());
+    let Some(foreign) = inner.objects().begin_recreate(&object_key) else {
+        return Recreation::Pending(format!("an earlier write of {} has not ended yet", change.key()));
+    };
+    let created = async {
+        let object = encode(change, &foreign)?.ok_or("nothing is to be written")?;
+        let api = inner.apis.of(object_key.0);
+        let other = |failure| match failure {
+            Failure::Other(why) => why,
+            Failure::Changed => "it changed in the meantime".to_owned(),
+        };
+        match with_timeout(object_key.0, api.create(&PostParams::default(), &object)).await.map_err(other)? {
+            Ok(object) => Ok((decoded(object_key.0, object).map_err(other)?, true)),
+            Err(kube::Error::Api(status)) if status.code == 409 => {
+                match read_object(inner, &object_key).await.map_err(other)? {
+                    Some(object) => Ok((object, false)),
+                    None => Err("it was created and deleted in the meantime".to_owned()),
+                }
+            }
+            Err(error) => Err(explain(object_key.0.what(), &error)),
+        }
+    };
+    let created: Result<(Observed, bool), String> = created.await;
+    let mut objects = inner.objects();
+    match created {
+        Ok((object, true)) => objects.end_recreated(&object_key, object, change),
+        Ok((object, false)) => {
+            objects.end(&object_key);
+            objects.observe(object_key.clone(), ObjectEvent::Applied(object));
+            objects.keep_row(&object_key);
+        }
+        Err(why) => {
+            objects.end(&object_key);
+            return Recreation::Pending(why);
+        }
+    }
+    Recreation::Done
+}
