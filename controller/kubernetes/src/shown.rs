@@ -17,7 +17,7 @@ use edge_types::{NodeAddress, NodeName};
 use futures_util::StreamExt;
 use futures_util::stream;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
-use k8s_openapi::jiff::Timestamp;
+use k8s_openapi::jiff;
 use kube::api::{ListParams, Patch, PatchParams};
 use kube::{Api, Client};
 use serde_json::{Value, json};
@@ -25,7 +25,7 @@ use tokio::sync::watch;
 
 use super::client::{Obstacles, REQUEST, explain, is_absent};
 use super::lease::{Leases, Replicas};
-use super::resources::{Community, EdgeNode, Moment, community_object_name};
+use super::resources::{Community, EdgeNode, Timestamp, community_object_name};
 
 /// How often what changed is written.
 const PERIOD: Duration = Duration::from_secs(2);
@@ -138,14 +138,14 @@ impl Shown {
                 status: status.into(),
                 reason: reason.into(),
                 message,
-                last_transition_time: Time(Timestamp::from_second(now).unwrap_or_default()),
+                last_transition_time: Time(jiff::Timestamp::from_second(now).unwrap_or_default()),
                 observed_generation: None,
             }])
         };
         if up {
             let message = format!("follows its view at {}", self.identity);
             json!({
-                "connectedSince": Moment(now), "replica": self.identity,
+                "connectedSince": Timestamp(now), "replica": self.identity,
                 "conditions": condition("True", "ViewStream", message),
             })
         } else {
@@ -312,7 +312,7 @@ impl Shown {
             "communities": view.state().communities_of(record),
             "addresses": text((self.from.endpoints)(record).iter().map(|endpoint| endpoint.address.to_string()).collect()),
             "segments": edge_controller_domain::views::segments(view.state(), &record.name),
-            "certificateUntil": until.map(Moment),
+            "certificateUntil": until.map(Timestamp),
         })
     }
 
@@ -429,7 +429,7 @@ fn complete(shown: &Value, before: Option<&Condition>, now: i64) -> Condition {
         status: status.into(),
         reason: if complete { "AllRegistered" } else { "SomeNotRegistered" }.into(),
         message: format!("{} of {} members are registered edges", shown["registered"], shown["listed"]),
-        last_transition_time: since.unwrap_or_else(|| Time(Timestamp::from_second(now).unwrap_or_default())),
+        last_transition_time: since.unwrap_or_else(|| Time(jiff::Timestamp::from_second(now).unwrap_or_default())),
         observed_generation: None,
     }
 }

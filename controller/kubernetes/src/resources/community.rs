@@ -6,7 +6,7 @@ use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-/// What the operator says of a community.
+/// Which nodes the operator lists in a community.
 #[derive(CustomResource, KubeSchema, Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[kube(
     group = "edge-cni.io",
@@ -29,7 +29,7 @@ use serde::{Deserialize, Serialize};
 )]
 #[serde(rename_all = "camelCase")]
 pub struct CommunitySpec {
-    /// Names of the nodes that belong to it; they need not be registered yet.
+    /// Names of the nodes that belong to it. They need not be registered yet.
     #[serde(default)]
     #[schemars(
         length(max = 10000),
@@ -40,28 +40,28 @@ pub struct CommunitySpec {
     )]
     #[x_kube(merge_strategy = ListMerge::Set)]
     pub members: Vec<String>,
-    /// The community's name, where it has capital letters. (Default: the object's name.)
+    /// The community's name, if it has capital letters. (Default: the object's name.)
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 63))]
     pub name: Option<String>,
 }
 
-/// What came of it.
+/// How many of the listed nodes are registered.
 #[derive(JsonSchema, Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct CommunityStatus {
-    /// How many nodes it lists.
+    /// Number of nodes in the list.
     pub listed: i32,
-    /// How many of them are registered edges.
+    /// Number of listed nodes that are registered edges.
     pub registered: i32,
-    /// Names that are listed and not registered as edges, at most 20.
+    /// Names of listed nodes that are not registered edges, at most 20.
     pub missing: Vec<String>,
-    /// Complete: whether all that are listed are registered edges.
+    /// Complete: whether all listed nodes are registered edges.
     pub conditions: Vec<Condition>,
 }
 
 impl CommunitySpec {
-    /// The object's name and content for a record.
+    /// Returns the object's name and spec for a record.
     pub fn of(record: &CommunityRecord) -> (String, Self) {
         let CommunityRecord { name, members } = record;
         let object = object_name(name);
@@ -69,7 +69,10 @@ impl CommunitySpec {
         (object, Self { members: members.iter().map(ToString::to_string).collect(), name: spelt })
     }
 
-    /// The record of an object.
+    /// Reads the record of the object with this name.
+    ///
+    /// # Errors
+    /// Which field is wrong, and why.
     pub fn record(&self, object: &str) -> Result<CommunityRecord, String> {
         let name = self.name.as_deref().unwrap_or(object);
         if name.to_ascii_lowercase() != object {
@@ -83,8 +86,8 @@ impl CommunitySpec {
     }
 }
 
-/// The name of a community's object. Names of objects have no capital letters: two communities that
-/// differ only in them cannot both be kept.
+/// The name of a community's object. Object names have no capital letters, so two communities that
+/// differ only in capital letters cannot both exist.
 pub fn object_name(name: &edge_types::Community) -> String {
     name.as_str().to_ascii_lowercase()
 }

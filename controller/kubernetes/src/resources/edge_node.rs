@@ -9,9 +9,9 @@ use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::Moment;
+use super::Timestamp;
 
-/// What a node's record holds.
+/// The record of a registered node.
 #[derive(CustomResource, KubeSchema, Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[kube(
     group = "edge-cni.io",
@@ -40,51 +40,51 @@ use super::Moment;
         .message("a node's role cannot be changed: delete the EdgeNode, and join again with a token for the other role")
 )]
 pub struct EdgeNodeSpec {
-    /// What the node is for, from the token with which it joined.
+    /// The node's role, from the token with which it joined.
     pub role: Role,
     /// When it was registered.
-    pub joined_at: Moment,
+    pub joined_at: Timestamp,
     /// Labels that the operator set with edge-controller, for nodes without a Node object.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub labels: BTreeMap<String, String>,
-    /// Communities that follow from these labels.
+    /// Communities that these labels name.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub communities: Vec<String>,
-    /// What the Node object of this name says.
+    /// What the controller takes from the Node object of this name.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub node_object: Option<NodeObjectSpec>,
     /// Addresses that the node reported, likeliest first.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub reported: Vec<String>,
-    /// Its UDP port; 0 before its first report.
+    /// The node's UDP port for tunnels; 0 before its first report.
     #[serde(default)]
     #[schemars(range(min = 0, max = 65535))]
     pub port: i32,
-    /// The address from which its last report came.
+    /// The source address of its last report.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub observed: Option<String>,
-    /// Certificates with which it may call.
+    /// Certificates that the controller accepts from it.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub certificates: Vec<CertificateSpec>,
-    /// Beginning of the first certificate that it got when it joined last: peers refuse those that
-    /// begin earlier.
+    /// Start of the first certificate from its latest join. Peers refuse certificates that start
+    /// earlier.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub certificates_from: Option<Moment>,
+    pub certificates_from: Option<Timestamp>,
     /// Time of the latest restore of the store after which the node has reported which segments it
     /// uses.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub reported_since_restore: Option<Moment>,
+    pub reported_since_restore: Option<Timestamp>,
 }
 
-/// What a node is for.
+/// Role of a node.
 #[derive(JsonSchema, Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Role {
-    /// Tunnels to the hubs and to the members of its communities.
+    /// An edge: it has tunnels to the hubs and to the members of its communities.
     Edge,
-    /// The cloud's end of the tunnels.
+    /// A hub: the cloud's end of the tunnels.
     Hub,
-    /// Another cloud node.
+    /// Another node in the cloud, which routes to the hub.
     Cloud,
 }
 
@@ -92,81 +92,82 @@ pub enum Role {
 #[derive(JsonSchema, Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct NodeObjectSpec {
-    /// Its uid: another one under the same name is another node.
+    /// UID of the Node object. A Node of the same name with another UID is another node.
     pub uid: String,
-    /// The machine that it says it is: a Node of another uid on the same machine is the same node.
+    /// The machine ID that the Node reports. A Node with another UID on the same machine is the
+    /// same node.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     #[schemars(length(max = 128))]
     pub machine_id: String,
-    /// Communities that its labels name, as far as those count.
+    /// Communities that its labels name, as far as they count.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub communities: Vec<String>,
-    /// Communities that a label names which no kubelet sets.
+    /// Communities from the label that kubelets cannot set.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub restricted_communities: Vec<String>,
-    /// Addresses from its annotation, with a port where one was given.
+    /// Addresses from its annotation, with the port if one is given.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub public_addresses: Vec<String>,
 }
 
-/// A certificate that is accepted.
+/// A certificate that the controller accepts.
 #[derive(JsonSchema, Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct CertificateSpec {
     /// Serial number, hexadecimal.
     pub serial: String,
-    /// SHA-256 of its key, hexadecimal.
+    /// SHA-256 of its public key, hexadecimal.
     pub key: String,
-    /// Its end.
-    pub not_after: Moment,
-    /// Its beginning.
+    /// End of its validity.
+    pub not_after: Timestamp,
+    /// Start of its validity.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub not_before: Option<Moment>,
+    pub not_before: Option<Timestamp>,
     /// Hash of its issuer's key, hexadecimal.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub issuer: String,
-    /// The node has called with it: the one before it is not needed any more.
+    /// Whether the node has used it. If so, the certificate before it is not needed any more.
     #[serde(default)]
     pub used: bool,
 }
 
-/// What is shown of a node.
+/// What `kubectl` shows of a node.
 #[derive(JsonSchema, Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct EdgeNodeStatus {
-    /// Communities to which it belongs, by whichever way.
+    /// Communities to which it belongs, for whatever reason.
     pub communities: Vec<String>,
-    /// Where peers look for it, likeliest first.
+    /// Addresses at which peers try to reach it, likeliest first.
     pub addresses: Vec<String>,
     /// Segments that it holds.
     pub segments: Vec<String>,
-    /// Since when it has been connected to the controller; absent while it is not.
-    pub connected_since: Option<Moment>,
-    /// The replica of the controller to which it is connected.
+    /// Since when it has been connected to the controller; absent while it is not connected.
+    pub connected_since: Option<Timestamp>,
+    /// The controller replica to which it is connected.
     pub replica: Option<String>,
-    /// End of its certificate.
-    pub certificate_until: Option<Moment>,
-    /// Its tunnels, as it reported them.
+    /// End of validity of its certificate.
+    pub certificate_until: Option<Timestamp>,
+    /// State of its tunnels, as the node reports it.
     pub tunnels: Option<TunnelsStatus>,
     /// Connected: whether it is connected to the controller.
     pub conditions: Vec<Condition>,
 }
 
-/// Tunnels of a node.
+/// State of a node's tunnels.
 #[derive(JsonSchema, Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TunnelsStatus {
-    /// How many are up.
+    /// Number of tunnels that are up.
     #[schemars(range(min = 0))]
     pub up: i32,
-    /// How many there should be.
+    /// Number of tunnels that there should be.
     #[schemars(range(min = 0))]
     pub wanted: i32,
-    /// Both, for a column.
+    /// Both numbers, for a column.
     pub shown: String,
 }
 
 impl EdgeNodeSpec {
-    /// The object of a record.
+    /// Returns the spec of a record.
     pub fn of(record: &NodeRecord) -> Self {
         let NodeRecord {
             name: _,
@@ -184,7 +185,7 @@ impl EdgeNodeSpec {
         } = record;
         Self {
             role: (*role).into(),
-            joined_at: Moment(*joined_at),
+            joined_at: Timestamp(*joined_at),
             labels: labels.clone(),
             communities: texts(communities),
             node_object: object.as_ref().map(NodeObjectSpec::of),
@@ -193,11 +194,14 @@ impl EdgeNodeSpec {
             observed: observed.map(|address| address.to_string()),
             certificates: certificates.iter().map(CertificateSpec::of).collect(),
             certificates_from: known(*certificates_from),
-            reported_since_restore: reported_since_restore.map(Moment),
+            reported_since_restore: reported_since_restore.map(Timestamp),
         }
     }
 
-    /// The record of an object.
+    /// Reads the record of the object with this name.
+    ///
+    /// # Errors
+    /// Which field is wrong, and why.
     pub fn record(&self, name: &str) -> Result<NodeRecord, String> {
         let read = |key: &str, error: &dyn std::fmt::Display| format!("spec.{key}: {error}");
         Ok(NodeRecord {
@@ -248,7 +252,7 @@ impl CertificateSpec {
         Self {
             serial: serial.clone(),
             key: key.clone(),
-            not_after: Moment(*not_after),
+            not_after: Timestamp(*not_after),
             not_before: known(*not_before),
             issuer: issuer.clone(),
             used: *used,
@@ -287,9 +291,9 @@ impl From<Role> for edge_types::Role {
     }
 }
 
-/// A time, where it was noted.
-fn known(at: Seconds) -> Option<Moment> {
-    (at != 0).then_some(Moment(at))
+/// A time that may be unknown, which a record notes as 0.
+fn known(at: Seconds) -> Option<Timestamp> {
+    (at != 0).then_some(Timestamp(at))
 }
 
 fn texts<'a, T: ToString + 'a>(values: impl IntoIterator<Item = &'a T>) -> Vec<String> {

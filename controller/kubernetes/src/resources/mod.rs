@@ -1,16 +1,15 @@
-//! The custom resources: what a row looks like as an object, for the API server and for whoever
-//! reads it with kubectl.
+//! The custom resources: how a row is written as an object, for the API server and for people who
+//! read it with kubectl.
 //!
 //! - [`Segment`], [`EdgeNode`], [`Community`]: the kinds. Their plurals are the ones that
-//!   Kubernetes guesses for itself and end neither in "ss" nor in "status": proxies that guess
-//!   resource names (KubeEdge's) guess right.
+//!   Kubernetes derives from a kind, and do not end in "ss" or "status". So proxies that derive
+//!   resource names (KubeEdge's) get them right.
 //! - [`token`]: join tokens, which are Secrets.
-//! - [`Moment`]: a time, as Kubernetes writes it.
+//! - [`Timestamp`]: a time in RFC 3339 format.
 //!
-//! Every record stands in one `spec`, written whole by one request that the API server refuses if
-//! the object has changed meanwhile. What is only for eyes stands in `status`, which is written by
-//! itself, never read back, and cannot be mixed up with the record: requests to the object leave
-//! its status as it is, and the other way round.
+//! Every record is one `spec`. It is written whole by one request, which the API server refuses if
+//! the object has changed in the meantime. `status` is only for people: it is written separately
+//! and never read back. Requests to the object leave its status unchanged, and the other way round.
 
 #[allow(
     unreachable_pub,
@@ -24,13 +23,13 @@ mod community;
     reason = "the derive repeats the type, and takes several columns"
 )]
 mod edge_node;
-mod moment;
 #[allow(
     unreachable_pub,
     clippy::duplicated_attributes,
     reason = "the derive repeats the type, and takes several columns"
 )]
 mod segment;
+mod timestamp;
 pub mod token;
 
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::{CustomResourceDefinition, JSONSchemaProps};
@@ -39,13 +38,13 @@ use kube::CustomResourceExt;
 pub use community::object_name as community_object_name;
 pub use community::{Community, CommunitySpec, CommunityStatus};
 pub use edge_node::{EdgeNode, EdgeNodeSpec, EdgeNodeStatus, TunnelsStatus};
-pub use moment::Moment;
 pub use segment::{Segment, SegmentSpec, network_of, object_name};
+pub use timestamp::Timestamp;
 
 /// API group of the custom resources, and prefix of our labels and annotations.
 pub const GROUP: &str = "edge-cni.io";
 
-/// The definitions of all kinds, each with the name of its file below `deploy/crds`.
+/// The definitions of all kinds, each with its file name in `deploy/crds`.
 pub fn definitions() -> [(&'static str, CustomResourceDefinition); 3] {
     [
         ("segments.yaml", short_names(Segment::crd())),
@@ -54,7 +53,7 @@ pub fn definitions() -> [(&'static str, CustomResourceDefinition); 3] {
     ]
 }
 
-/// Bounds the names of objects.
+/// Limits the names of objects to 63 characters.
 fn short_names(mut definition: CustomResourceDefinition) -> CustomResourceDefinition {
     let name = JSONSchemaProps { type_: Some("string".into()), max_length: Some(63), ..JSONSchemaProps::default() };
     let metadata = JSONSchemaProps {
@@ -71,7 +70,7 @@ fn short_names(mut definition: CustomResourceDefinition) -> CustomResourceDefini
     definition
 }
 
-/// A definition as a manifest.
+/// Returns a definition as a YAML manifest.
 pub fn manifest(definition: &CustomResourceDefinition) -> anyhow::Result<String> {
     Ok(serde_saphyr::to_string(definition)?)
 }
@@ -80,7 +79,7 @@ pub fn manifest(definition: &CustomResourceDefinition) -> anyhow::Result<String>
 mod tests {
     use super::*;
 
-    /// Set to write the manifests anew.
+    /// If this variable is set, the test writes the manifests.
     const REGENERATE: &str = "EDGE_UPDATE";
 
     #[test]
@@ -101,7 +100,7 @@ mod tests {
     }
 
     #[test]
-    fn plurals_are_those_that_are_guessed_from_the_kinds() {
+    fn plurals_are_the_ones_that_kubernetes_derives_from_the_kinds() {
         for (_, definition) in definitions() {
             let names = definition.spec.names;
             let singular = names.kind.to_lowercase();

@@ -1,5 +1,5 @@
-//! `Segment`: who holds a segment. Its name is the network, so that creating the object is claiming
-//! it: of two replicas that claim the same one the API server lets one through.
+//! `Segment`: which node holds a segment. The object is named after the network, so creating the
+//! object claims the segment: if two replicas claim the same one, the API server lets one through.
 
 use std::net::{IpAddr, Ipv6Addr};
 
@@ -9,9 +9,9 @@ use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::Moment;
+use super::Timestamp;
 
-/// What a segment's row holds.
+/// The row of a segment.
 #[derive(CustomResource, KubeSchema, Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[kube(
     group = "edge-cni.io",
@@ -28,7 +28,7 @@ use super::Moment;
     printcolumn(name = "State", type_ = "string", json_path = ".spec.state"),
     printcolumn(name = "Granted", type_ = "date", json_path = ".spec.grantedAt"),
     printcolumn(name = "Released", type_ = "date", json_path = ".spec.releasedAt"),
-    // Without string(number), whose cost the API server reckons as if numbers had no end.
+    // Without string(number): the API server estimates its cost as if numbers had no limit.
     validation = Rule::new(
         "self.spec.network.contains(':') \
          ? ip(self.metadata.name.substring(0, self.metadata.name.lastIndexOf('-')).replace('-', ':')) == cidr(self.spec.network).ip() \
@@ -52,53 +52,54 @@ pub struct SegmentSpec {
             .message("the network must be in CIDR notation, without bits beyond its prefix")
     )]
     pub network: String,
-    /// Who holds it, or held it last.
+    /// Name of the node that holds it, or held it last.
     #[schemars(length(max = 253))]
     pub node: String,
-    /// Whether it is held. A released one is given to nobody until its quarantine is over.
+    /// Whether a node holds it. A released segment is not granted until its quarantine is over.
     pub state: SegmentState,
-    /// The application that it answers: a node that repeats it gets the same segment.
+    /// ID of the request for which it was granted. A node that repeats the request gets the same
+    /// segment.
     #[schemars(length(max = 253))]
     pub request_id: String,
     /// When it was granted.
-    pub granted_at: Moment,
+    pub granted_at: Timestamp,
     /// When it was released.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub released_at: Option<Moment>,
-    /// Until when it is given to nobody, because the node that held it may still use it.
+    pub released_at: Option<Timestamp>,
+    /// Until when it is not granted, because the node that held it may still use it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub kept_until: Option<Moment>,
-    /// Who held it before, the latest first.
+    pub kept_until: Option<Timestamp>,
+    /// Earlier grants, the latest first.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 64))]
     pub past: Vec<HoldingSpec>,
 }
 
-/// Whether a segment is held.
+/// State of a segment.
 #[derive(JsonSchema, Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum SegmentState {
     /// A node holds it.
     Held,
-    /// Nobody holds it.
+    /// No node holds it.
     Released,
 }
 
-/// A grant of the past.
+/// An earlier grant.
 #[derive(JsonSchema, Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct HoldingSpec {
-    /// Who held it.
+    /// Name of the node that held it.
     #[schemars(length(max = 253))]
     pub node: String,
     /// When it was granted.
-    pub granted_at: Moment,
+    pub granted_at: Timestamp,
     /// When it was released.
-    pub released_at: Moment,
+    pub released_at: Timestamp,
 }
 
 impl SegmentSpec {
-    /// The object of a row.
+    /// Returns the spec of a row.
     pub fn of(row: &Row) -> Self {
         let Row { network, node, request_id, granted_at, released_at, kept_until, past } = row;
         Self {
@@ -106,14 +107,17 @@ impl SegmentSpec {
             node: node.to_string(),
             state: if released_at.is_some() { SegmentState::Released } else { SegmentState::Held },
             request_id: request_id.clone(),
-            granted_at: Moment(*granted_at),
-            released_at: released_at.map(Moment),
-            kept_until: kept_until.map(Moment),
+            granted_at: Timestamp(*granted_at),
+            released_at: released_at.map(Timestamp),
+            kept_until: kept_until.map(Timestamp),
             past: past.iter().map(HoldingSpec::of).collect(),
         }
     }
 
-    /// The row of an object.
+    /// Reads the row of the object with this name.
+    ///
+    /// # Errors
+    /// Which field is wrong, and why.
     pub fn row(&self, name: &str) -> Result<Row, String> {
         let network: IpNetwork = self.network.parse().map_err(|e| format!("spec.network {:?}: {e}", self.network))?;
         if object_name(&network) != name {
@@ -138,7 +142,7 @@ impl SegmentSpec {
 impl HoldingSpec {
     fn of(holding: &Holding) -> Self {
         let Holding { node, granted_at, released_at } = holding;
-        Self { node: node.to_string(), granted_at: Moment(*granted_at), released_at: Moment(*released_at) }
+        Self { node: node.to_string(), granted_at: Timestamp(*granted_at), released_at: Timestamp(*released_at) }
     }
 }
 
@@ -153,7 +157,7 @@ pub fn object_name(network: &IpNetwork) -> String {
     }
 }
 
-/// The network whose object has this name.
+/// The network of the object with this name; `None` if it is not such a name.
 pub fn network_of(name: &str) -> Option<IpNetwork> {
     let (address, prefix) = name.rsplit_once('-')?;
     let ip: IpAddr = match address.contains('.') {

@@ -1,5 +1,5 @@
-//! Join tokens as Secrets in the controller's namespace. They hold the hash of a token's secret,
-//! never the secret.
+//! Join tokens as Secrets in the controller's namespace. A Secret holds the hash of the token's
+//! secret, never the secret itself.
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -7,24 +7,31 @@ use edge_controller_domain::ca::hex;
 use edge_controller_domain::state::TokenRecord;
 use serde_json::{Value, json};
 
-/// Label that tells our Secrets by what they hold.
+/// Label that says what one of our Secrets holds.
 pub const KIND_LABEL: &str = "edge-cni.io/kind";
-/// Its value for join tokens.
+/// Value of [`KIND_LABEL`] for join tokens.
 pub const KIND: &str = "join-token";
 const TYPE: &str = "edge-cni.io/join-token";
 const KEY: &str = "record";
 
-/// The name of a token's Secret: an id may hold capital letters and `_`, a Secret's name may not.
+/// The name of a token's Secret. It holds the ID in hexadecimal, because an ID may have capital
+/// letters and `_`, which the name of a Secret may not.
 pub fn object_name(id: &str) -> String {
     format!("{KIND}-{}", hex(id.as_bytes()))
 }
 
-/// The content of a token's Secret.
+/// Returns type and data of a token's Secret.
+///
+/// # Errors
+/// If the record cannot be written as JSON.
 pub fn content(record: &TokenRecord) -> Result<Value, serde_json::Error> {
     Ok(json!({"type": TYPE, "data": {KEY: STANDARD.encode(serde_json::to_vec(record)?)}}))
 }
 
-/// Reads a token's Secret, of this name and with this `data`.
+/// Reads a token from the Secret with this name and `data`.
+///
+/// # Errors
+/// What is missing or damaged, or that the Secret holds another token.
 pub fn record(name: &str, data: &Value) -> Result<TokenRecord, String> {
     let text = data.get(KEY).and_then(Value::as_str);
     let bytes = STANDARD.decode(text.ok_or_else(|| format!("data.{KEY} is missing"))?);

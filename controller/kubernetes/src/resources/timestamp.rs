@@ -1,4 +1,4 @@
-//! Times in objects.
+//! Times in custom resources.
 
 use std::borrow::Cow;
 
@@ -9,17 +9,17 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
-/// A time to the second, written as RFC 3339.
+/// Seconds since the Unix epoch, written as RFC 3339.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Moment(pub Seconds);
+pub struct Timestamp(pub Seconds);
 
-impl Serialize for Moment {
+impl Serialize for Timestamp {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.serialize_str(&rfc3339(self.0))
     }
 }
 
-impl<'de> Deserialize<'de> for Moment {
+impl<'de> Deserialize<'de> for Timestamp {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let text = Cow::<str>::deserialize(deserializer)?;
         let time = OffsetDateTime::parse(&text, &Rfc3339);
@@ -27,9 +27,9 @@ impl<'de> Deserialize<'de> for Moment {
     }
 }
 
-impl JsonSchema for Moment {
+impl JsonSchema for Timestamp {
     fn schema_name() -> Cow<'static, str> {
-        "Moment".into()
+        "Timestamp".into()
     }
 
     fn inline_schema() -> bool {
