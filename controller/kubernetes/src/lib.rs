@@ -21,21 +21,21 @@
 
 pub mod authority;
 pub mod client;
-pub mod counted;
 pub mod events;
-pub mod garbage;
 pub mod identity;
 pub mod label_policy;
 pub mod label_trust;
 pub mod lease;
 pub mod list_watch;
 pub mod node_role;
+pub mod node_trust;
 pub mod nodes;
+pub mod orphans;
 pub mod resources;
 pub mod reviews;
 pub mod selector;
 pub mod service_token;
-pub mod shown;
+pub mod status_writer;
 pub mod store;
 pub mod token_review;
-pub mod trust;
+pub mod trust_bundle;

@@ -9,13 +9,13 @@ use edge_controller_domain::segments::ClaimConflicts;
 use edge_controller_domain::tunnel_reports::TunnelReports;
 use edge_controller_kubernetes::client::{Client, Obstacles};
 use edge_controller_kubernetes::events::Events;
-use edge_controller_kubernetes::garbage::{self, Garbage};
 use edge_controller_kubernetes::identity::Identity;
 use edge_controller_kubernetes::label_trust::{LabelTrust, LabelWatch, TrustNodeLabels, log_forced};
 use edge_controller_kubernetes::lease::Leases;
 use edge_controller_kubernetes::nodes::{Asked, NodeWatch};
-use edge_controller_kubernetes::shown::{Shown, Sources};
-use edge_controller_kubernetes::trust::Trust;
+use edge_controller_kubernetes::orphans::{self, OrphanCollector};
+use edge_controller_kubernetes::status_writer::{Sources, StatusWriter};
+use edge_controller_kubernetes::trust_bundle::TrustBundle;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -91,16 +91,16 @@ impl Cluster {
         health.watch("replica", &tasks.spawn(async move { there.be_there(present_until).await }).abort_handle());
         until_stopped(
             "garbage",
-            Box::pin(Garbage::new(&client, registry.clone(), garbage::PATIENCE).run(leading.clone())),
+            Box::pin(OrphanCollector::new(&client, registry.clone(), orphans::GRACE_PERIOD).run(leading.clone())),
         );
-        let trust = Trust::new(&client, &kubernetes.namespace, ca, obstacles.clone());
+        let trust = TrustBundle::new(&client, &kubernetes.namespace, ca, obstacles.clone());
         until_stopped("trust", Box::pin(trust.run(leading.clone())));
         let views = live.clone();
         let endpoints = Box::new(move |record: &_| views.now().common.endpoints(record));
-        let from = Sources { registry, tunnels, conflicts, endpoints, obstacles };
-        let shown = Arc::new(Shown::new(&client, from, leases, &identity));
-        let connections = shown.clone();
-        until_stopped("connections", Box::pin(async move { connections.show_connections().await }));
-        until_stopped("statuses", Box::pin(async move { shown.show_rows(leading).await }));
+        let sources = Sources { registry, tunnels, conflicts, endpoints, obstacles };
+        let statuses = Arc::new(StatusWriter::new(&client, sources, leases, &identity));
+        let connections = statuses.clone();
+        until_stopped("connections", Box::pin(async move { connections.write_connections().await }));
+        until_stopped("statuses", Box::pin(async move { statuses.write_rows(leading).await }));
     }
 }

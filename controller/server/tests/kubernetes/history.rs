@@ -6,7 +6,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use edge_controller_kubernetes::authority;
-use edge_controller_kubernetes::garbage::Garbage;
+use edge_controller_kubernetes::orphans::OrphanCollector;
 use edge_controller_kubernetes::resources::SegmentSpec;
 use edge_types::IpNetwork;
 use futures_util::FutureExt;
@@ -163,7 +163,7 @@ impl Ground for Shared {
             // What the leader does, with less patience.
             let replica = self.cluster.replica().await;
             let (_lead, leading) = watch::channel(true);
-            let garbage = Garbage::new(&self.cluster.client, replica.registry.clone(), Duration::from_secs(1));
+            let garbage = OrphanCollector::new(&self.cluster.client, replica.registry.clone(), Duration::from_secs(1));
             let collecting = tokio::spawn(garbage.run(leading));
             until("what is left over to be released", async || replica.held().await.is_empty().then_some(())).await;
             self.let_go(None).await;

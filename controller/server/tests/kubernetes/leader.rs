@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 
 use edge_controller_domain::segments::Row;
 use edge_controller_domain::state::Change;
-use edge_controller_kubernetes::garbage::Garbage;
 use edge_controller_kubernetes::lease::{LEADER, Leases, Replicas};
+use edge_controller_kubernetes::orphans::OrphanCollector;
 use interop_tests::kube::suite::Test;
 use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
@@ -156,7 +156,7 @@ fn orphans() {
         let row = Row::new(orphan, name("ghost"), "join".into(), 1_793_491_300, None);
         commit(&other, vec![Change::ClaimSegment(row)]).await.unwrap();
         let (lead, leading) = watch::channel(true);
-        let garbage = Garbage::new(&cluster.client, replica.registry.clone(), Duration::from_secs(1));
+        let garbage = OrphanCollector::new(&cluster.client, replica.registry.clone(), Duration::from_secs(1));
         let collecting = tokio::spawn(garbage.run(leading));
         let registry = Arc::new(replica.registry.clone());
         until("the orphan to be released", async || {

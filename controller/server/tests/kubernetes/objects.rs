@@ -11,7 +11,7 @@ use edge_controller_domain::state::{Change, CommunityRecord};
 use edge_controller_domain::store::embedded::{Embedded, FILE};
 use edge_controller_domain::store::{Store, StoreError};
 use edge_controller_kubernetes::authority::SecretKeeper;
-use edge_controller_kubernetes::garbage::Garbage;
+use edge_controller_kubernetes::orphans::OrphanCollector;
 use interop_tests::kube::suite::Test;
 use tokio::sync::{mpsc, watch};
 
@@ -149,7 +149,7 @@ fn deleted() {
         replica.register("a").await;
         let granted = replica.apply("a", "r").await;
         let (lead, leading) = watch::channel(true);
-        let garbage = Garbage::new(&cluster.client, replica.registry.clone(), Duration::from_secs(1));
+        let garbage = OrphanCollector::new(&cluster.client, replica.registry.clone(), Duration::from_secs(1));
         let collecting = tokio::spawn(garbage.run(leading));
         PLANE.kubectl(&["delete", "edgenode", "a"]).unwrap();
         until("the node to be deregistered", async || {
@@ -211,7 +211,7 @@ fn unreadable() {
         // Nor are those released that can be read, of the node that cannot: it is there, and uses
         // them.
         let (lead, leading) = watch::channel(true);
-        let garbage = Garbage::new(&cluster.client, again.registry.clone(), Duration::from_secs(1));
+        let garbage = OrphanCollector::new(&cluster.client, again.registry.clone(), Duration::from_secs(1));
         let collecting = tokio::spawn(garbage.run(leading));
         assert!(again.registry.read().await.state().node(&name("a")).is_none(), "this replica has never read it");
         // When the second one is released, which came after the first was, those of the node have

@@ -1,8 +1,8 @@
-//! Nodes that are registered and have no Node object any more, or another one.
+//! Registered nodes with no Node object any more, or with another one.
 //!
-//! One or two such Nodes were deleted by somebody, and that deregisters the nodes. Many at once, or
-//! a list without any Node, deregister nobody: the operator is asked. And nothing is believed of
-//! another cluster.
+//! If somebody deletes one or two Nodes, their nodes are deregistered. If many Nodes are gone at
+//! once, or a list has no Node at all, no node is deregistered and the operator is asked. Nothing
+//! that another cluster says counts.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -20,23 +20,23 @@ use crate::client::{REQUEST, explain};
 use crate::events::About;
 use crate::identity::Doubt;
 
-/// Nodes that the API server is asked for at once.
-const LOOK_UPS: usize = 32;
-/// Nodes that are named in full.
+/// Largest number of Nodes that are read at the same time.
+const CONCURRENT_READS: usize = 32;
+/// Largest number of nodes that a message names.
 const NAMED: usize = 10;
 
-/// Registered nodes of which the operator is asked whether they shall be deregistered. As many as
-/// there are nodes, at most.
+/// Registered nodes for which the operator must confirm the deregistration. At most all registered
+/// nodes.
 #[derive(Debug, Clone, Default)]
 pub struct Asked(Arc<Mutex<BTreeSet<NodeName>>>);
 
 impl Asked {
-    /// Whether the operator is asked about this one.
+    /// Whether the operator is asked about this node.
     pub fn contains(&self, node: &NodeName) -> bool {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).contains(node)
     }
 
-    /// For people: who it is, and what to do; `None` where nobody is asked anything.
+    /// A message with the nodes and the command that confirms; `None` if there are none.
     pub fn note(&self) -> Option<String> {
         let asked = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let named: Vec<&str> = asked.iter().take(NAMED).map(NodeName::as_str).collect();
@@ -59,72 +59,72 @@ impl Asked {
     }
 }
 
-/// A node that lost its Node object.
+/// A node without its Node object.
 #[derive(Debug)]
-pub(super) struct Lost {
-    /// Of the object.
+pub(super) struct DeletedNode {
+    /// UID of the deleted object.
     pub(super) uid: String,
     pub(super) since: Instant,
     /// Another Node has its name.
     pub(super) replaced: bool,
-    /// The API server has said so of it by name.
-    pub(super) certain: bool,
+    /// The API server has confirmed the deletion for its name.
+    pub(super) confirmed: bool,
 }
 
-impl Lost {
+impl DeletedNode {
     pub(super) fn new(uid: String) -> Self {
-        Self { uid, since: Instant::now(), replaced: false, certain: false }
+        Self { uid, since: Instant::now(), replaced: false, confirmed: false }
     }
 
     pub(super) fn replaced(uid: String) -> Self {
-        Self { replaced: true, certain: true, ..Self::new(uid) }
+        Self { replaced: true, confirmed: true, ..Self::new(uid) }
     }
 }
 
-/// All of them.
-pub(super) type AllLost = BTreeMap<NodeName, Lost>;
+/// All nodes without their Node object.
+pub(super) type DeletedNodes = BTreeMap<NodeName, DeletedNode>;
 
 impl NodeWatch {
-    /// Notes that the Node of this name is gone. It need not be the Node of which the record is:
-    /// that one may be gone for longer.
-    pub(super) async fn lose(&mut self, name: NodeName) {
+    /// Notes that the Node of this name is gone. The record may be of an earlier Node.
+    pub(super) async fn mark_deleted(&mut self, name: NodeName) {
         self.known.remove(&name);
-        self.unnamed.remove(&name);
+        self.machine_unknown.remove(&name);
         let view = self.registry.read().await;
         if let Some(object) = view.state().node(&name).and_then(|record| record.object.as_ref()) {
-            self.lost.insert(name, Lost::new(object.uid.clone()));
+            self.deleted.insert(name, DeletedNode::new(object.uid.clone()));
         }
     }
 
-    /// Whether somebody is lost of whom nothing is decided yet.
+    /// Whether there are nodes without their Node object that are not decided about.
     pub(super) fn is_undecided(&self) -> bool {
-        self.lost.iter().any(|(name, lost)| !lost.certain || !self.asked.contains(name))
+        self.deleted.iter().any(|(name, deleted)| !deleted.confirmed || !self.asked.contains(name))
     }
 
-    /// Looks again at those of whom the operator was asked.
-    pub(super) fn look_again(&mut self) {
-        self.lost.values_mut().filter(|lost| !lost.replaced).for_each(|lost| lost.certain = false);
+    /// Makes the nodes in question be read again.
+    pub(super) fn recheck(&mut self) {
+        self.deleted.values_mut().filter(|deleted| !deleted.replaced).for_each(|deleted| deleted.confirmed = false);
     }
 
-    /// Decides about those that are lost.
+    /// Decides about nodes without their Node object.
     ///
     /// # Errors
-    /// Where it is not certain that it is our cluster which answers.
-    pub(super) async fn judge(&mut self) -> Result<(), Doubt> {
-        self.make_certain().await;
+    /// If it is not certain that our cluster answers.
+    pub(super) async fn decide_deleted(&mut self) -> Result<(), Doubt> {
+        self.confirm_by_name().await;
         self.forget_deregistered().await;
-        let certain: Vec<NodeName> =
-            self.lost.iter().filter(|(_, lost)| lost.certain).map(|(name, _)| name.clone()).collect();
+        let confirmed: Vec<NodeName> =
+            self.deleted.iter().filter(|(_, deleted)| deleted.confirmed).map(|(name, _)| name.clone()).collect();
         let (asked, new): (BTreeSet<NodeName>, BTreeSet<NodeName>) =
-            certain.iter().cloned().partition(|name| self.asked.contains(name));
-        // Those that are only looked at again are still asked about.
+            confirmed.iter().cloned().partition(|name| self.asked.contains(name));
+        // Nodes that are read again stay in question.
         let asked: BTreeSet<NodeName> =
-            asked.into_iter().chain(self.lost.keys().filter(|name| self.asked.contains(name)).cloned()).collect();
+            asked.into_iter().chain(self.deleted.keys().filter(|name| self.asked.contains(name)).cloned()).collect();
         if new.is_empty() {
             self.asked.set(asked);
             return Ok(());
         }
-        let newest = self.lost.iter().filter(|(name, _)| new.contains(*name)).map(|(_, lost)| lost.since).max();
+        let newest =
+            self.deleted.iter().filter(|(name, _)| new.contains(*name)).map(|(_, deleted)| deleted.since).max();
         if newest.is_some_and(|newest| newest.elapsed() < SETTLE) {
             return Ok(());
         }
@@ -133,20 +133,20 @@ impl NodeWatch {
             let view = self.registry.read().await;
             view.state().nodes().filter(|record| record.object.is_some()).count()
         };
-        let too_much = self.recent.is_too_much(certain.len(), registered, Instant::now());
+        let too_much = self.recent.is_too_much(confirmed.len(), registered, Instant::now());
         if self.confirm && (too_much || self.none_listed) {
             self.ask(asked, new);
             return Ok(());
         }
         for name in new {
-            let Some(lost) = self.lost.remove(&name) else { continue };
-            let why = match lost.replaced {
+            let Some(deleted) = self.deleted.remove(&name) else { continue };
+            let why = match deleted.replaced {
                 true => "its Node object was deleted, and another one has its name",
                 false => "its Node object was deleted",
             };
-            match self.deregister(&name, &lost.uid, why).await {
+            match self.deregister(&name, &deleted.uid, why).await {
                 true => self.recent.note(1, Instant::now()),
-                false => drop(self.lost.insert(name, lost)),
+                false => drop(self.deleted.insert(name, deleted)),
             }
         }
         Ok(())
@@ -164,29 +164,30 @@ impl NodeWatch {
         }
     }
 
-    /// Asks the API server for each by its name, many at once: news of other Nodes wait meanwhile.
-    async fn make_certain(&mut self) {
-        let uncertain = self.lost.iter().filter(|(_, lost)| !lost.certain);
-        let uncertain: Vec<NodeName> = uncertain.map(|(name, _)| name.clone()).collect();
+    /// Reads each node by its name from the API server, many at once. Events of other Nodes wait in
+    /// the meantime.
+    async fn confirm_by_name(&mut self) {
+        let unconfirmed = self.deleted.iter().filter(|(_, deleted)| !deleted.confirmed);
+        let unconfirmed: Vec<NodeName> = unconfirmed.map(|(name, _)| name.clone()).collect();
         let api = self.api.clone();
         let ask = |name: NodeName| {
             let api = api.clone();
             async move { (look_up(&api, &name).await, name) }
         };
-        let mut answers = stream::iter(uncertain).map(ask).buffer_unordered(LOOK_UPS);
+        let mut answers = stream::iter(unconfirmed).map(ask).buffer_unordered(CONCURRENT_READS);
         while let Some((found, name)) = answers.next().await {
             match found {
                 Ok(None) => {
                     self.known.remove(&name);
-                    if let Some(lost) = self.lost.get_mut(&name) {
-                        lost.certain = true;
+                    if let Some(deleted) = self.deleted.get_mut(&name) {
+                        deleted.confirmed = true;
                     }
                 }
                 Ok(Some(metadata)) => {
-                    self.lost.remove(&name);
-                    self.learn(metadata);
+                    self.deleted.remove(&name);
+                    self.observe(metadata);
                 }
-                // The others would wait for the same; they are looked up later.
+                // The others would probably fail too; they are read later.
                 Err(why) => {
                     self.obstacles.fails("a deleted node", why);
                     return;
@@ -196,37 +197,35 @@ impl NodeWatch {
         self.obstacles.works("a deleted node");
     }
 
-    /// Drops those of which there is nothing to decide any more.
+    /// Drops nodes for which there is nothing to decide any more.
     async fn forget_deregistered(&mut self) {
         let view = self.registry.read().await;
         let (asked, recent, now) = (&self.asked, &mut self.recent, Instant::now());
-        self.lost.retain(|name, lost| {
+        self.deleted.retain(|name, deleted| {
             let record = view.state().node(name);
             let Some(object) = record.and_then(|record| record.object.as_ref()) else {
-                // Another replica deregistered the node, or the operator did after being asked.
+                // Another replica deregistered the node, or the operator did on being asked.
                 if record.is_none() && !asked.contains(name) {
                     recent.note(1, now);
                 }
                 return false;
             };
-            let of_another = lost.uid != object.uid;
-            if of_another && !lost.replaced {
-                // Another replica recorded a later Node meanwhile. The API server says whether that
-                // one is there.
-                *lost = Lost::new(object.uid.clone());
+            let of_another = deleted.uid != object.uid;
+            if of_another && !deleted.replaced {
+                // Another replica has recorded a later Node. The API server says whether that one
+                // exists.
+                *deleted = DeletedNode::new(object.uid.clone());
             }
-            !(of_another && lost.replaced)
+            !(of_another && deleted.replaced)
         });
     }
 }
 
-/// Asks for one Node: `None` only where the API server says that there is none.
+/// Reads one Node; `None` only if the API server says that it does not exist.
 async fn look_up(api: &Api<Node>, name: &NodeName) -> Result<Option<ObjectMeta>, String> {
     match tokio::time::timeout(REQUEST, api.get_metadata_opt(name.as_str())).await {
         Ok(Ok(node)) => Ok(node.map(|node| node.metadata)),
         Ok(Err(error)) => Err(explain(WHAT, &error)),
-        Err(_) => {
-            Err(format!("the API server did not say within {} s whether Node {name} is there", REQUEST.as_secs()))
-        }
+        Err(_) => Err(format!("the API server did not say within {} s whether Node {name} exists", REQUEST.as_secs())),
     }
 }

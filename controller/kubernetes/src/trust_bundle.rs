@@ -1,8 +1,8 @@
-//! The trusted certificates in a ConfigMap, which the agents' pods mount: by it they know the
-//! controller when they join with the token of their service account.
+//! Publishes the trusted certificates in a ConfigMap, which the agents' pods mount. Agents that
+//! join with the token of their service account know the controller by it.
 //!
-//! The leader alone writes it. A replica that has not yet heard of a rollover would put back what
-//! was true before.
+//! Only the leader writes it. A replica that has not heard of a rollover yet would restore the old
+//! state.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,29 +15,29 @@ use tokio::sync::watch;
 
 use super::client::{Obstacles, REQUEST, explain};
 
-/// The ConfigMap.
+/// Name of the ConfigMap.
 pub const NAME: &str = "edge-cni-trust";
-/// The key that holds the certificates, PEM; that of the authority that signs is the first.
+/// Key of the certificates, in PEM; the certificate of the signing authority is the first.
 pub const CERTIFICATES: &str = "ca.crt";
-/// How often it is compared with the authorities, and repaired where an outsider has changed or
-/// deleted it.
+/// How often the ConfigMap is compared with the authorities, and repaired if somebody has changed
+/// or deleted it.
 const PERIOD: Duration = Duration::from_secs(10);
 const WHAT: &str = "configmaps";
 
-/// Keeps the ConfigMap as the authorities are.
-pub struct Trust {
+/// Keeps the ConfigMap up to date with the authorities.
+pub struct TrustBundle {
     api: Api<ConfigMap>,
     ca: Arc<Ca>,
     obstacles: Obstacles,
 }
 
-impl Trust {
-    /// In this namespace.
+impl TrustBundle {
+    /// Publishes in this namespace.
     pub fn new(client: &Client, namespace: &str, ca: Arc<Ca>, obstacles: Obstacles) -> Self {
         Self { api: Api::namespaced(client.clone(), namespace), ca, obstacles }
     }
 
-    /// Does it while it leads; ends never.
+    /// Publishes while this replica leads. Returns when a sender is gone.
     pub async fn run(self, mut leading: watch::Receiver<bool>) {
         let mut changes = self.ca.subscribe();
         loop {
@@ -47,7 +47,7 @@ impl Trust {
             let certificates = changes.borrow_and_update().anchors().concat();
             match tokio::time::timeout(REQUEST, self.publish(&certificates)).await {
                 Ok(Ok(())) => self.obstacles.works(NAME),
-                // Whoever has joined does not need it.
+                // Nodes that have joined do not need it.
                 Ok(Err(error)) => self.obstacles.fails_aside(NAME, explain(WHAT, &error)),
                 Err(_) => self.obstacles.fails_aside(NAME, format!("the API server does not answer about {WHAT}")),
             }
@@ -58,8 +58,8 @@ impl Trust {
         }
     }
 
-    /// Makes it hold these certificates. Of two that write at the same moment one is refused, and
-    /// looks again at its next turn.
+    /// Writes these certificates into the ConfigMap. If two replicas write at the same time, one is
+    /// refused and checks again later.
     async fn publish(&self, certificates: &str) -> kube::Result<()> {
         let found = self.api.get_opt(NAME).await?;
         let there = found.is_some();
@@ -72,7 +72,7 @@ impl Trust {
             return Ok(());
         }
         map.data.get_or_insert_default().insert(CERTIFICATES.into(), certificates.into());
-        // A key may stand in one of both only.
+        // A key may be in only one of the two maps.
         if let Some(binary) = &mut map.binary_data {
             binary.remove(CERTIFICATES);
         }

@@ -1,12 +1,12 @@
-//! Node objects: their labels put nodes into communities, an annotation says where they are
-//! reached, and their deletion is deregistration.
+//! Node objects: their labels put nodes into communities, an annotation gives the addresses at
+//! which they are reached, and their deletion deregisters nodes.
 //!
-//! Every replica carries out what it sees; a plan that would change nothing changes nothing. All
-//! that was taken from a Node stands in the node's record, so that a lost API server changes
-//! nothing either. A Node counts as deleted when the API server says so of it by name: never by a
-//! failed or empty list, never by NotReady.
+//! Every replica acts on the Nodes that it sees; a plan that would change nothing writes nothing.
+//! All that is taken from a Node is kept in the node's record, so a lost API server changes nothing
+//! either. A Node counts as deleted only when the API server says so for its name: a failed or
+//! empty list or NotReady does not count.
 
-mod lost;
+mod deleted;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -29,75 +29,76 @@ use tokio::sync::{broadcast, mpsc, watch};
 use tokio::time::Instant;
 
 use super::client::{Obstacles, REQUEST, explain};
-use super::counted::Judge;
 use super::events::{About, Events};
 use super::identity::{Doubt, Identity};
 use super::label_trust::{LabelTrust, RESTRICTED_COMMUNITY_LABEL};
 use super::list_watch::{ListWatchEvent, Metadata, list_and_watch};
+use super::node_trust::NodeTrust;
 use super::selector::NodeSelector;
 
-/// Annotation with the addresses at which a node is reached from outside, where it does not know
+/// Annotation with the addresses at which a node is reached from outside, if the node does not know
 /// them itself.
 pub const ADDRESSES: &str = "edge-cni.io/public-addresses";
 
-/// No address with its port is longer.
+/// Longest address with its port, in bytes.
 const LONGEST_ADDRESS: usize = 64;
 const WHAT: &str = "nodes";
 const CLUSTER: &str = "the cluster";
-/// How soon it is asked again which cluster it is.
-const DOUBTFUL: Duration = Duration::from_secs(5);
-/// So long a new Node may say nothing of its machine.
-const NAMELESS: Duration = Duration::from_secs(60);
-/// Longest machine ID that is kept; systemd's has 32 letters.
-const MACHINE_ID: usize = 128;
-/// Plans that are made at once; the registry commits them together.
-const AT_ONCE: usize = 64;
-/// How soon what failed is tried again.
-const AGAIN: Duration = Duration::from_secs(1);
-/// How often everything is compared, whatever was heard.
-const COMPARE: Duration = Duration::from_secs(60);
+/// Wait before the cluster's identity is checked again.
+const IDENTITY_RETRY: Duration = Duration::from_secs(5);
+/// Time that a new Node has to report its machine ID.
+const MACHINE_ID_WAIT: Duration = Duration::from_secs(60);
+/// Longest machine ID that is kept, in bytes; systemd's has 32.
+const LONGEST_MACHINE_ID: usize = 128;
+/// Largest number of concurrent plans; the registry commits them together.
+const CONCURRENT_PLANS: usize = 64;
+/// Wait before failed work is tried again.
+const RETRY: Duration = Duration::from_secs(1);
+/// How often all Nodes are compared with their records, even if no event came.
+const RESYNC: Duration = Duration::from_secs(60);
 
-pub use lost::Asked;
-use lost::{AllLost, Lost};
+pub use deleted::Asked;
+use deleted::{DeletedNode, DeletedNodes};
 
-/// What is taken from a Node.
+/// What the controller takes from a Node.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Facts {
     object: NodeObject,
-    /// What of it makes no sense, for people.
-    refused: Vec<String>,
+    /// Messages about labels and addresses that are not valid.
+    rejected: Vec<String>,
 }
 
-/// Looks at Nodes for as long as it lives.
+/// Watches Nodes and records what they say.
 pub struct NodeWatch {
     api: Api<Node>,
     registry: Registry,
     selector: NodeSelector,
-    judge: Judge,
+    trust: NodeTrust,
     obstacles: Obstacles,
     events: Events,
     known: BTreeMap<NodeName, Facts>,
-    /// Nodes whose facts are to be compared with their record.
+    /// Nodes that must be compared with their records.
     changed: BTreeSet<NodeName>,
-    /// Nodes of which the machine was asked for lately.
-    machines_asked: BTreeSet<NodeName>,
-    /// Nodes with a Node of another uid, which does not say yet on which machine it is.
-    unnamed: BTreeMap<NodeName, Instant>,
-    /// Registered nodes that lost their Node object.
-    lost: AllLost,
-    /// The last list held no Node at all, and none came since.
+    /// Nodes with a machine ID that was read since the last resync.
+    machines_read: BTreeSet<NodeName>,
+    /// Nodes with a Node object of another UID that has not reported its machine ID yet, and since
+    /// when.
+    machine_unknown: BTreeMap<NodeName, Instant>,
+    /// Registered nodes without their Node object.
+    deleted: DeletedNodes,
+    /// The last list was empty, and no Node has come since.
     none_listed: bool,
-    /// Nodes that were deregistered because they lost theirs.
+    /// Nodes that were deregistered lately because their Node object was deleted.
     recent: Recent,
-    /// Of whom the operator is asked.
+    /// Nodes about which the operator is asked.
     asked: Asked,
-    /// Whether the operator is asked at all.
+    /// Whether the operator is asked before many nodes are deregistered.
     confirm: bool,
     identity: Identity,
 }
 
 impl NodeWatch {
-    /// A watch of the Nodes that the client reaches.
+    /// Makes a watch of the Nodes that the client reaches.
     pub fn new(
         client: &Client,
         registry: Registry,
@@ -108,16 +109,16 @@ impl NodeWatch {
     ) -> Self {
         Self {
             api: Api::all(client.clone()),
-            judge: Judge::strict(registry.endpoint_changes.clone(), events.clone()),
+            trust: NodeTrust::without_labels(registry.endpoint_changes.clone(), events.clone()),
             registry,
             selector,
             obstacles,
             events,
             known: BTreeMap::new(),
             changed: BTreeSet::new(),
-            machines_asked: BTreeSet::new(),
-            unnamed: BTreeMap::new(),
-            lost: AllLost::new(),
+            machines_read: BTreeSet::new(),
+            machine_unknown: BTreeMap::new(),
+            deleted: DeletedNodes::new(),
             none_listed: false,
             recent: Recent::default(),
             asked: Asked::default(),
@@ -126,47 +127,47 @@ impl NodeWatch {
         }
     }
 
-    /// Asks the operator, or not, before many nodes are deregistered; `asked` then says who is
-    /// concerned.
+    /// Sets whether the operator is asked before many nodes are deregistered at once. `asked` then
+    /// holds the nodes in question.
     pub fn asking(self, confirm: bool, asked: Asked) -> Self {
         Self { confirm, asked, ..self }
     }
 
-    /// Community labels count as this says; without it they do not.
+    /// Makes community labels count as this receiver says; without it they do not count.
     pub fn counting(mut self, labels: watch::Receiver<LabelTrust>) -> Self {
-        self.judge = self.judge.counting(labels);
+        self.trust = self.trust.counting(labels);
         self
     }
 
-    /// Does it; ends never.
+    /// Watches Nodes. Never returns.
     pub async fn run(mut self) {
         let mut newcomers = self.registry.registrations().await;
-        let mut compare = tokio::time::interval(COMPARE);
-        compare.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut resync = tokio::time::interval(RESYNC);
+        resync.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             match self.identity.check().await {
                 Ok(()) => {
                     self.obstacles.works(CLUSTER);
-                    let doubt = self.watch_nodes(&mut newcomers, &mut compare).await;
+                    let doubt = self.watch_nodes(&mut newcomers, &mut resync).await;
                     self.obstacles.fails(CLUSTER, doubt.to_string());
-                    self.lost.clear();
+                    self.deleted.clear();
                 }
                 Err(doubt) => self.obstacles.fails(CLUSTER, doubt.to_string()),
             }
-            tokio::time::sleep(DOUBTFUL).await;
+            tokio::time::sleep(IDENTITY_RETRY).await;
         }
     }
 
-    /// Follows Nodes until it is doubtful which cluster answers.
+    /// Watches Nodes until it is in doubt which cluster answers.
     async fn watch_nodes(
         &mut self,
         newcomers: &mut broadcast::Receiver<NodeName>,
-        compare: &mut tokio::time::Interval,
+        resync: &mut tokio::time::Interval,
     ) -> Doubt {
         let (sender, mut events) = mpsc::unbounded_channel();
         let source = Metadata(self.api.clone(), WHAT);
         let watching = list_and_watch(source, None, self.obstacles.clone(), move |event| {
-            // Nobody listens any more when the server ends.
+            // When the server ends, the receiver is closed.
             let _ = sender.send(event);
         });
         tokio::pin!(watching);
@@ -183,25 +184,25 @@ impl NodeWatch {
                         next = events.try_recv().ok();
                     }
                 }
-                newcomer = newcomers.recv() => self.welcome(newcomer, newcomers),
-                () = self.judge.changed() => self.changed.extend(self.known.keys().cloned()),
-                _ = compare.tick() => {
+                newcomer = newcomers.recv() => self.note_newcomer(newcomer, newcomers),
+                () = self.trust.changed() => self.changed.extend(self.known.keys().cloned()),
+                _ = resync.tick() => {
                     self.changed.extend(self.known.keys().cloned());
-                    self.machines_asked.clear();
-                    self.look_again();
+                    self.machines_read.clear();
+                    self.recheck();
                 }
-                () = tokio::time::sleep(AGAIN), if !idle => {}
+                () = tokio::time::sleep(RETRY), if !idle => {}
             }
-            // The watch goes on meanwhile: its events wait in the channel, and the watch in the
-            // connection's buffers.
-            self.carry_out().await;
-            if let Err(doubt) = self.judge().await {
+            // The watch goes on in the meantime: its events wait in the channel, and further ones
+            // in the connection's buffers.
+            self.record_changes().await;
+            if let Err(doubt) = self.decide_deleted().await {
                 return doubt;
             }
         }
     }
 
-    fn welcome(&mut self, newcomer: Result<NodeName, RecvError>, newcomers: &mut broadcast::Receiver<NodeName>) {
+    fn note_newcomer(&mut self, newcomer: Result<NodeName, RecvError>, newcomers: &mut broadcast::Receiver<NodeName>) {
         match newcomer {
             Ok(name) => drop(self.changed.insert(name)),
             Err(RecvError::Lagged(_)) => self.changed.extend(self.known.keys().cloned()),
@@ -214,28 +215,29 @@ impl NodeWatch {
             ListWatchEvent::ListStarted | ListWatchEvent::Bookmark(_) => {}
             ListWatchEvent::Applied(node) => {
                 self.none_listed = false;
-                self.learn(node.metadata);
+                self.observe(node.metadata);
             }
             ListWatchEvent::Deleted(node) => {
                 if let Some(name) = name_of(&node.metadata) {
-                    self.lose(name).await;
+                    self.mark_deleted(name).await;
                 }
             }
             ListWatchEvent::Listed(nodes, _) => {
-                // What another cluster lists says nothing about our nodes.
+                // A list of another cluster says nothing about our nodes.
                 self.identity.check().await?;
                 self.none_listed = nodes.is_empty();
                 let listed: BTreeSet<NodeName> =
-                    nodes.into_iter().filter_map(|node| self.learn(node.metadata)).collect();
+                    nodes.into_iter().filter_map(|node| self.observe(node.metadata)).collect();
                 self.known.retain(|name, _| listed.contains(name));
-                self.unnamed.retain(|name, _| listed.contains(name));
+                self.machine_unknown.retain(|name, _| listed.contains(name));
                 let view = self.registry.read().await;
                 let known = view.state().nodes().filter_map(|record| Some((&record.name, record.object.as_ref()?)));
                 for (name, object) in known.filter(|(name, _)| !listed.contains(*name)) {
-                    let lost = self.lost.entry(name.clone()).or_insert_with(|| Lost::new(object.uid.clone()));
-                    if lost.replaced {
-                        // What replaced it is gone, too.
-                        *lost = Lost::new(object.uid.clone());
+                    let deleted =
+                        self.deleted.entry(name.clone()).or_insert_with(|| DeletedNode::new(object.uid.clone()));
+                    if deleted.replaced {
+                        // The Node that replaced it is gone, too.
+                        *deleted = DeletedNode::new(object.uid.clone());
                     }
                 }
             }
@@ -243,43 +245,43 @@ impl NodeWatch {
         Ok(())
     }
 
-    /// Takes what a Node says; it is compared with the record later.
-    fn learn(&mut self, metadata: ObjectMeta) -> Option<NodeName> {
+    /// Takes what a Node says. Returns its name if it is valid. The record is compared later.
+    fn observe(&mut self, metadata: ObjectMeta) -> Option<NodeName> {
         let name = name_of(&metadata)?;
         let facts = facts(&metadata, &self.selector)?;
         let before = self.known.get(&name);
         let another = before.is_none_or(|before| before.object.uid != facts.object.uid);
-        if before.is_none_or(|before| before.refused != facts.refused) {
-            for refused in &facts.refused {
-                tracing::warn!(node = %name, "{refused}; the rest of its Node object counts");
-                let note = format!("{refused}; the rest counts");
+        if before.is_none_or(|before| before.rejected != facts.rejected) {
+            for rejected in &facts.rejected {
+                tracing::warn!(node = %name, "{rejected}; the rest of its Node object counts");
+                let note = format!("{rejected}; the rest counts");
                 self.events.warning(About::Node, name.as_str(), "LabelRefused", note);
             }
         }
         if before != Some(&facts) {
             self.changed.insert(name.clone());
-            self.machines_asked.remove(&name);
+            self.machines_read.remove(&name);
             self.known.insert(name.clone(), facts);
         }
         if another {
-            // Nothing that was said of a Node before it is true of this one.
-            self.unnamed.remove(&name);
+            // What was known of the earlier Node does not hold for this one.
+            self.machine_unknown.remove(&name);
         }
         let uid = self.known.get(&name).map(|facts| &facts.object.uid);
-        if self.lost.get(&name).is_some_and(|lost| another || !lost.replaced || Some(&lost.uid) == uid) {
-            self.lost.remove(&name);
+        if self.deleted.get(&name).is_some_and(|deleted| another || !deleted.replaced || Some(&deleted.uid) == uid) {
+            self.deleted.remove(&name);
         }
         Some(name)
     }
 
-    /// Brings records up to what is known; what fails stays to be done.
-    async fn carry_out(&mut self) {
+    /// Updates the records. Failed updates stay to be done.
+    async fn record_changes(&mut self) {
         let differing: Vec<(NodeName, NodeObject)> = {
             let view = self.registry.read().await;
-            let asked = &self.machines_asked;
+            let asked = &self.machines_read;
             let facts = std::mem::take(&mut self.changed).into_iter().filter_map(|name| {
                 let said = self.known.get(&name)?.object.clone();
-                let object = self.judge.counted(&name, said, view.state().node(&name)?.object.as_ref());
+                let object = self.trust.accepted(&name, said, view.state().node(&name)?.object.as_ref());
                 Some((name, object))
             });
             facts.filter(|(name, object)| differs(view.state(), name, object, !asked.contains(name))).collect()
@@ -290,35 +292,35 @@ impl NodeWatch {
                 let recorded = watch.record(&name, object).await;
                 (name, recorded)
             })
-            .buffer_unordered(AT_ONCE)
+            .buffer_unordered(CONCURRENT_PLANS)
             .collect()
             .await;
         for (name, recorded) in recorded {
             match recorded {
                 Recorded::Done => {
-                    self.unnamed.remove(&name);
-                    self.machines_asked.insert(name);
+                    self.machine_unknown.remove(&name);
+                    self.machines_read.insert(name);
                 }
                 Recorded::NotYet => drop(self.changed.insert(name)),
-                Recorded::Unnamed(uid) => {
-                    let since = *self.unnamed.entry(name.clone()).or_insert_with(Instant::now);
-                    if since.elapsed() < NAMELESS {
+                Recorded::MachineUnknown(uid) => {
+                    let since = *self.machine_unknown.entry(name.clone()).or_insert_with(Instant::now);
+                    if since.elapsed() < MACHINE_ID_WAIT {
                         self.changed.insert(name);
                     } else {
-                        self.lost.entry(name).or_insert_with(|| Lost::replaced(uid));
+                        self.deleted.entry(name).or_insert_with(|| DeletedNode::replaced(uid));
                     }
                 }
                 Recorded::Replaced(uid) => {
-                    self.unnamed.remove(&name);
-                    self.lost.entry(name).or_insert_with(|| Lost::replaced(uid));
+                    self.machine_unknown.remove(&name);
+                    self.deleted.entry(name).or_insert_with(|| DeletedNode::replaced(uid));
                 }
             }
         }
-        self.changed.extend(self.judge.waiting());
+        self.changed.extend(self.trust.take_waiting());
     }
 
-    /// Deregisters a node that lost its Node of this uid. Its segments are kept as long as its
-    /// machine may use them.
+    /// Deregisters a node that has lost its Node with this UID. Its segments are kept as long as
+    /// its machine may use them. Returns whether it is done.
     async fn deregister(&self, name: &NodeName, uid: &str, why: &str) -> bool {
         let (node, uid, clock) = (name.clone(), uid.to_owned(), self.registry.clock.clone());
         let plan = move |state: &mut State| -> Result<_, StoreError> {
@@ -330,7 +332,7 @@ impl NodeWatch {
         match self.registry.change(plan).await {
             Ok(released) => {
                 if let Some(segments) = released {
-                    self.deregistered(name, segments, why);
+                    self.report_deregistered(name, segments, why);
                 }
                 true
             }
@@ -341,8 +343,8 @@ impl NodeWatch {
         }
     }
 
-    /// Puts what a Node says into the record of the node of its name. A Node of another UID is the
-    /// same node where it is the same machine.
+    /// Puts what a Node says into the record of the node with this name. A Node with another UID is
+    /// the same node if it is the same machine.
     async fn record(&self, name: &NodeName, object: NodeObject) -> Recorded {
         let before = {
             let view = self.registry.read().await;
@@ -365,7 +367,7 @@ impl NodeWatch {
             && machine_id != known
         {
             let uid = before.uid.clone();
-            return if machine_id.is_empty() { Recorded::Unnamed(uid) } else { Recorded::Replaced(uid) };
+            return if machine_id.is_empty() { Recorded::MachineUnknown(uid) } else { Recorded::Replaced(uid) };
         }
         let anew = another.is_some();
         let object = NodeObject { machine_id, ..object };
@@ -398,8 +400,7 @@ impl NodeWatch {
         }
     }
 
-    /// The machine that a Node says it is, as long as it is the Node of this UID; empty where it
-    /// does not say.
+    /// The machine ID of a Node, if it still has this UID; empty if it does not report one.
     async fn machine_id(&self, name: &NodeName, uid: &str) -> Result<String, String> {
         let node = match tokio::time::timeout(REQUEST, self.api.get(name.as_str())).await {
             Ok(found) => found.map_err(|error| explain(WHAT, &error))?,
@@ -409,33 +410,33 @@ impl NodeWatch {
             return Err("there is another Node of its name by now".into());
         }
         let machine_id = node.status.and_then(|status| status.node_info).map(|info| info.machine_id);
-        // Nothing that anybody could make large.
-        Ok(machine_id.filter(|machine_id| machine_id.len() <= MACHINE_ID).unwrap_or_default())
+        // The length is limited because the kubelet writes it.
+        Ok(machine_id.filter(|machine_id| machine_id.len() <= LONGEST_MACHINE_ID).unwrap_or_default())
     }
 
-    /// Tells of it.
-    fn deregistered(&self, name: &NodeName, segments: usize, why: &str) {
+    /// Logs a deregistration and sends an Event.
+    fn report_deregistered(&self, name: &NodeName, segments: usize, why: &str) {
         tracing::info!(node = %name, segments, "deregistered: {why}");
         let note = format!("{why}; its certificate is refused from now on");
         self.events.normal(About::EdgeNode, name.as_str(), "Deregistered", note);
     }
 }
 
-/// What became of a record.
+/// Outcome of an update of a record.
 #[derive(Debug)]
 enum Recorded {
-    /// It says what the Node says.
+    /// The record is up to date.
     Done,
-    /// It is tried again.
+    /// It must be tried again.
     NotYet,
-    /// It is of the Node of this UID, and the one of its name is another machine's, or may be.
+    /// The record is of the Node with this UID, and the Node that now has its name is of another
+    /// machine, or may be.
     Replaced(String),
-    /// The same, but the new Node's kubelet has not said yet which machine it is on.
-    Unnamed(String),
+    /// The same, but the new Node has not reported its machine ID yet.
+    MachineUnknown(String),
 }
 
-/// Whether a Node says something else than the record. `ask`: also where the record does not know
-/// the machine.
+/// Whether a Node differs from the record. With `ask`, also if the record has no machine ID.
 fn differs(state: &State, name: &NodeName, object: &NodeObject, ask: bool) -> bool {
     let Some(record) = state.node(name) else { return false };
     let Some(known) = &record.object else { return true };
@@ -450,9 +451,9 @@ fn name_of(metadata: &ObjectMeta) -> Option<NodeName> {
 fn facts(metadata: &ObjectMeta, selector: &NodeSelector) -> Option<Facts> {
     let none = BTreeMap::new();
     let labels = metadata.labels.as_ref().unwrap_or(&none);
-    let mut refused = Vec::new();
+    let mut rejected = Vec::new();
     let (mut communities, mut restricted_communities) = (Communities::new(), Communities::new());
-    // Communities are the edges'.
+    // Only edges are in communities.
     if selector.matches(labels) {
         for label in [COMMUNITY_LABEL, COMMUNITY_LABEL_ALIAS, RESTRICTED_COMMUNITY_LABEL] {
             let named =
@@ -461,7 +462,7 @@ fn facts(metadata: &ObjectMeta, selector: &NodeSelector) -> Option<Facts> {
             for part in value.split('_').filter(|part| !part.is_empty()) {
                 match part.parse() {
                     Ok(community) => drop(named.insert(community)),
-                    Err(error) => refused.push(format!("label {label}={value}: {error}")),
+                    Err(error) => rejected.push(format!("label {label}={value}: {error}")),
                 }
             }
         }
@@ -470,23 +471,23 @@ fn facts(metadata: &ObjectMeta, selector: &NodeSelector) -> Option<Facts> {
     let text = metadata.annotations.as_ref().and_then(|annotations| annotations.get(ADDRESSES));
     let mut parts =
         text.map(String::as_str).unwrap_or_default().split(',').map(str::trim).filter(|part| !part.is_empty());
-    // A kubelet may write there as much as it likes.
+    // A kubelet may write any amount there.
     for part in parts.by_ref().take(MOST) {
         match part.parse() {
             _ if part.len() > LONGEST_ADDRESS => {
-                refused.push(format!("annotation {ADDRESSES}: {} characters are no address", part.len()));
+                rejected.push(format!("annotation {ADDRESSES}: {} characters are no address", part.len()));
             }
             Ok(address) if public_addresses.contains(&address) => {}
             Ok(address) => public_addresses.push(address),
-            Err(error) => refused.push(format!("annotation {ADDRESSES}: {error}")),
+            Err(error) => rejected.push(format!("annotation {ADDRESSES}: {error}")),
         }
     }
     if parts.next().is_some() {
-        refused.push(format!("annotation {ADDRESSES}: more than {MOST} addresses"));
+        rejected.push(format!("annotation {ADDRESSES}: more than {MOST} addresses"));
     }
     let uid = metadata.uid.clone()?;
     let object = NodeObject { uid, machine_id: String::new(), communities, restricted_communities, public_addresses };
-    Some(Facts { object, refused })
+    Some(Facts { object, rejected })
 }
 
 #[cfg(test)]
@@ -517,7 +518,7 @@ mod tests {
         let names: Vec<&str> = facts.object.communities.iter().map(|c| c.as_str()).collect();
         assert_eq!(names, ["alpha", "beta", "gamma"]);
         assert_eq!(facts.object.restricted_communities, ["delta".parse().unwrap()].into());
-        assert!(facts.refused.len() == 1 && facts.refused[0].contains("\"-x\""), "{:?}", facts.refused);
+        assert!(facts.rejected.len() == 1 && facts.rejected[0].contains("\"-x\""), "{:?}", facts.rejected);
     }
 
     #[test]
@@ -533,7 +534,7 @@ mod tests {
         let facts = facts(&node(&[EDGE], text), &NodeSelector::edges()).unwrap();
         let shown: Vec<String> = facts.object.public_addresses.iter().map(ToString::to_string).collect();
         assert_eq!(shown, ["203.0.113.7", "203.0.113.7:4501", "2001:db8::1", "[2001:db8::1]:4501"]);
-        assert_eq!(facts.refused.len(), 2);
+        assert_eq!(facts.rejected.len(), 2);
     }
 
     #[test]
@@ -541,8 +542,8 @@ mod tests {
         let read = |text: &str| facts(&node(&[EDGE], text), &NodeSelector::edges()).unwrap();
         let many: Vec<String> = (0..10_000).map(|n| format!("192.0.2.{}:{}", n % 250, n + 1)).collect();
         let many = read(&many.join(","));
-        assert_eq!((many.object.public_addresses.len(), many.refused.len()), (MOST, 1));
+        assert_eq!((many.object.public_addresses.len(), many.rejected.len()), (MOST, 1));
         let nonsense = read(&format!("{},{}", "x".repeat(200_000), "y,".repeat(10_000)));
-        assert!(nonsense.refused.len() <= MOST + 1 && nonsense.refused.iter().all(|said| said.len() < 256));
+        assert!(nonsense.rejected.len() <= MOST + 1 && nonsense.rejected.iter().all(|said| said.len() < 256));
     }
 }

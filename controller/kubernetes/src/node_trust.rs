@@ -1,6 +1,6 @@
-//! What counts of what a Node says. Its kubelet writes there too: labels put it into communities
-//! only where that is kept from kubelets, and its addresses change no more often than those that it
-//! reports.
+//! Which labels and addresses of a Node count. The node's kubelet can write them too: labels put a
+//! node into communities only if kubelets are kept from them, and the addresses change no more
+//! often than those that the node reports.
 
 use std::collections::BTreeSet;
 
@@ -12,48 +12,48 @@ use tokio::sync::watch;
 use super::events::{About, Events};
 use super::label_trust::{Counting, LabelTrust, TrustNodeLabels};
 
-/// Says what counts, and tells people once a node what does not.
-pub struct Judge {
+/// Decides what counts, and reports once for each node which labels do not.
+pub struct NodeTrust {
     labels: watch::Receiver<LabelTrust>,
-    moves: Changes,
+    address_changes: Changes,
     events: Events,
-    /// Nodes of which it was told that labels of theirs do not count.
-    told: BTreeSet<NodeName>,
-    /// Nodes with addresses that wait for their turn.
+    /// Nodes with ignored labels that were reported.
+    reported: BTreeSet<NodeName>,
+    /// Nodes with changed addresses that wait for the rate limit.
     waiting: BTreeSet<NodeName>,
 }
 
-impl Judge {
-    /// Nothing that a kubelet may set counts.
-    pub fn strict(moves: Changes, events: Events) -> Self {
-        // It says the same for ever.
+impl NodeTrust {
+    /// Accepts no label that a kubelet can set.
+    pub fn without_labels(address_changes: Changes, events: Events) -> Self {
+        // This value never changes.
         let labels = watch::Sender::new(LabelTrust::at_start(TrustNodeLabels::Never)).subscribe();
-        Self { labels, moves, events, told: BTreeSet::new(), waiting: BTreeSet::new() }
+        Self { labels, address_changes, events, reported: BTreeSet::new(), waiting: BTreeSet::new() }
     }
 
-    /// Labels count as this says.
+    /// Makes labels count as this receiver says.
     pub fn counting(self, labels: watch::Receiver<LabelTrust>) -> Self {
         Self { labels, ..self }
     }
 
-    /// Waits until something else counts of all Nodes.
+    /// Waits until the rule for labels changes, for all Nodes.
     pub async fn changed(&mut self) {
         if self.labels.changed().await.is_err() {
             std::future::pending::<()>().await;
         }
-        self.told.clear();
+        self.reported.clear();
     }
 
-    /// What counts of what the Node of a registered node says, given what counted before.
-    pub fn counted(&mut self, name: &NodeName, said: NodeObject, before: Option<&NodeObject>) -> NodeObject {
+    /// The part of a Node's words that counts, given what counted before.
+    pub fn accepted(&mut self, name: &NodeName, said: NodeObject, before: Option<&NodeObject>) -> NodeObject {
         let before = before.filter(|before| before.uid == said.uid);
         let trust = self.labels.borrow().clone();
         let communities = communities(&said.communities, before, trust.counting);
         if trust.known {
-            self.tell(name, &said.communities, &communities, &trust);
+            self.report_ignored(name, &said.communities, &communities, &trust);
         }
         let public_addresses = match before {
-            Some(before) if before.public_addresses != said.public_addresses && !self.moves.take(name) => {
+            Some(before) if before.public_addresses != said.public_addresses && !self.address_changes.take(name) => {
                 self.waiting.insert(name.clone());
                 before.public_addresses.clone()
             }
@@ -62,14 +62,14 @@ impl Judge {
         NodeObject { communities, public_addresses, ..said }
     }
 
-    /// Nodes that are to be looked at again.
-    pub fn waiting(&mut self) -> BTreeSet<NodeName> {
+    /// Takes the nodes that must be looked at again.
+    pub fn take_waiting(&mut self) -> BTreeSet<NodeName> {
         std::mem::take(&mut self.waiting)
     }
 
-    fn tell(&mut self, name: &NodeName, said: &Communities, counted: &Communities, trust: &LabelTrust) {
+    fn report_ignored(&mut self, name: &NodeName, said: &Communities, counted: &Communities, trust: &LabelTrust) {
         let without: Vec<&str> = said.difference(counted).map(|community| community.as_str()).collect();
-        if without.is_empty() || !self.told.insert(name.clone()) {
+        if without.is_empty() || !self.reported.insert(name.clone()) {
             return;
         }
         let without = without.join(", ");
@@ -78,7 +78,7 @@ impl Judge {
     }
 }
 
-/// Communities that labels give which a kubelet may set.
+/// The communities that count, from labels that a kubelet can set.
 fn communities(said: &Communities, before: Option<&NodeObject>, counting: Counting) -> Communities {
     match counting {
         Counting::Yes => said.clone(),
@@ -105,27 +105,27 @@ mod tests {
         }
     }
 
-    fn judge(trust: &watch::Sender<LabelTrust>) -> Judge {
-        Judge::strict(Changes::default(), Events::default()).counting(trust.subscribe())
+    fn node_trust(trust: &watch::Sender<LabelTrust>) -> NodeTrust {
+        NodeTrust::without_labels(Changes::default(), Events::default()).counting(trust.subscribe())
     }
 
     #[test]
     fn labels_that_a_kubelet_may_set_add_no_member_and_what_they_gave_lasts_until_they_are_removed() {
         let trust = watch::Sender::new(LabelTrust::at_start(TrustNodeLabels::Auto));
-        let (mut judge, name) = (judge(&trust), "n".parse().unwrap());
+        let (mut node_trust, name) = (node_trust(&trust), "n".parse().unwrap());
         let mut counted = |said: &NodeObject, before: Option<&NodeObject>, counting| {
             trust.send_modify(|trust| trust.counting = counting);
-            judge.counted(&name, said.clone(), before)
+            node_trust.accepted(&name, said.clone(), before)
         };
-        // Where nothing keeps a kubelet from it, nothing is added; whatever is configured, the
-        // restricted label counts.
+        // If nothing keeps kubelets from the label, it adds nothing. The restricted label counts in
+        // any case.
         let said = says("alpha beta", "gamma", &[]);
         assert_eq!(counted(&said, None, Counting::Held), says("", "gamma", &[]));
         assert_eq!(counted(&said, None, Counting::No), says("", "gamma", &[]));
         let given = counted(&said, None, Counting::Yes);
         assert_eq!(given, said);
-        // The policy vanishes: a kubelet adds labels and takes another one away. What a label gave
-        // that no kubelet sets is not kept by one of these.
+        // The policy disappears: a kubelet adds labels and removes another one. A community from
+        // the restricted label is not kept by an ordinary one.
         let held = counted(&says("beta delta gamma", "", &[]), Some(&given), Counting::Held);
         assert_eq!(held, says("beta", "", &[]));
         assert_eq!(
@@ -142,16 +142,16 @@ mod tests {
     #[test]
     fn an_annotation_that_changes_all_the_time_sends_peers_to_few_places() {
         let trust = watch::Sender::new(LabelTrust::at_start(TrustNodeLabels::Never));
-        let (mut judge, name) = (judge(&trust), "n".parse().unwrap());
+        let (mut node_trust, name) = (node_trust(&trust), "n".parse().unwrap());
         let mut now = says("", "", &["203.0.113.0"]);
-        let mut moves = 0;
+        let mut address_changes = 0;
         for n in 1..100 {
             let said = says("", "", &[&format!("203.0.113.{n}")]);
-            let counted = judge.counted(&name, said, Some(&now));
-            moves += u32::from(counted != now);
+            let counted = node_trust.accepted(&name, said, Some(&now));
+            address_changes += u32::from(counted != now);
             now = counted;
         }
-        assert!((1..10).contains(&moves), "{moves} of a hundred");
-        assert_eq!(judge.waiting(), [name].into(), "the last one waits");
+        assert!((1..10).contains(&address_changes), "{address_changes} of a hundred");
+        assert_eq!(node_trust.take_waiting(), [name].into(), "the last one waits");
     }
 }

@@ -1,10 +1,10 @@
-//! What is left over, and nobody needs: the leader's work.
+//! Collects what no node needs any more. Only the leader does this.
 //!
-//! A segment that is held by a node which is not registered is the remainder of a join or of a
-//! deregistration that a replica did not live to complete, or of an EdgeNode that someone has
-//! deleted at the API server. It is released when it has been so for a while, and when the API
-//! server says that there is no such EdgeNode: one that merely cannot be read or listed keeps what
-//! it holds. Then it waits out its quarantine as any other.
+//! A segment that is held by a node which is not registered is the remainder of a join or a
+//! deregistration that a replica did not complete, or of an EdgeNode that somebody deleted at the
+//! API server. It is released after a grace period, if the API server says that there is no such
+//! EdgeNode: a node keeps its segments if its EdgeNode only cannot be read or listed. Then the
+//! segment waits out its quarantine like any other.
 
 use std::collections::{HashMap, HashSet};
 use std::time::Duration;
@@ -24,39 +24,40 @@ use super::client::{REQUEST, explain, is_absent};
 use super::resources::EdgeNode;
 use crate::store::is_blocked;
 
-/// A segment is held by nobody for so long before it is released: whoever is about to complete a
-/// join has done so.
-pub const PATIENCE: Duration = Duration::from_secs(600);
-/// The same where the node was registered before: who deregisters it releases its segments within
+/// How long a segment is held by an unregistered node before it is released. A join that is in
+/// progress is complete by then.
+pub const GRACE_PERIOD: Duration = Duration::from_secs(600);
+/// The same if the node was registered before: its deregistration releases the segments within
 /// moments.
 const AFTER_DEREGISTRATION: Duration = Duration::from_secs(30);
-/// How often is looked within the patience.
-const LOOKS: u32 = 60;
+/// Number of checks in one grace period.
+const LOOKS_PER_GRACE_PERIOD: u32 = 60;
 
-/// Looks for what is left over while it leads.
-pub struct Garbage {
+/// Releases orphaned segments and deletes expired tokens while this replica leads.
+pub struct OrphanCollector {
     registry: Registry,
     edge_nodes: Api<EdgeNode>,
-    patience: Duration,
-    /// Grants to nodes that are not registered, and when they are due.
+    grace_period: Duration,
+    /// Grants to nodes that are not registered, and when each is released.
     orphans: HashMap<Grant, Instant>,
-    /// Nodes that were registered at the last look.
+    /// Nodes that were registered at the last check.
     registered: HashSet<NodeName>,
 }
 
-/// A segment, and since when it is granted: one that is granted anew is another grant.
+/// A segment and the time of its grant: a later grant of the same segment is another one.
 type Grant = (IpNetwork, Seconds);
 
-impl Garbage {
-    /// Releases after `patience`.
-    pub fn new(client: &Client, registry: Registry, patience: Duration) -> Self {
+impl OrphanCollector {
+    /// Makes a collector that releases after this period.
+    pub fn new(client: &Client, registry: Registry, grace_period: Duration) -> Self {
         let edge_nodes = Api::all(client.clone());
-        Self { registry, edge_nodes, patience, orphans: HashMap::new(), registered: HashSet::new() }
+        Self { registry, edge_nodes, grace_period, orphans: HashMap::new(), registered: HashSet::new() }
     }
 
-    /// Does it; ends never.
+    /// Collects while `leading` is true. Returns when its sender is gone.
     pub async fn run(mut self, mut leading: watch::Receiver<bool>) {
-        let mut look = tokio::time::interval((self.patience / LOOKS).max(Duration::from_millis(100)));
+        let mut look =
+            tokio::time::interval((self.grace_period / LOOKS_PER_GRACE_PERIOD).max(Duration::from_millis(100)));
         look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             if leading.wait_for(|leads| *leads).await.is_err() {
@@ -74,11 +75,11 @@ impl Garbage {
             let at = Instant::now();
             let due_at = |row: &Row| {
                 let grant = (row.network, row.granted_at);
-                let patience = match self.registered.contains(&row.node) {
-                    true => AFTER_DEREGISTRATION.min(self.patience),
-                    false => self.patience,
+                let grace_period = match self.registered.contains(&row.node) {
+                    true => AFTER_DEREGISTRATION.min(self.grace_period),
+                    false => self.grace_period,
                 };
-                (grant, self.orphans.get(&grant).copied().unwrap_or(at + patience))
+                (grant, self.orphans.get(&grant).copied().unwrap_or(at + grace_period))
             };
             let orphans = state.ledger().rows().filter(|row| is_orphan(state, row));
             let mut due: HashMap<NodeName, Vec<Grant>> = HashMap::new();
@@ -97,7 +98,7 @@ impl Garbage {
             (now, due, tokens::forgotten(state, now))
         };
         for (node, grants) in due {
-            match self.is_there(&node).await {
+            match self.exists(&node).await {
                 Ok(false) => self.release(&grants, now).await,
                 Ok(true) => {
                     tracing::warn!(%node, "its segments are not released: it is not registered here, and its EdgeNode is there");
@@ -115,11 +116,11 @@ impl Garbage {
         }
     }
 
-    /// Whether the API server knows the EdgeNode, whatever is in it.
-    async fn is_there(&self, node: &NodeName) -> Result<bool, String> {
+    /// Whether the EdgeNode exists, whatever is in it.
+    async fn exists(&self, node: &NodeName) -> Result<bool, String> {
         match tokio::time::timeout(REQUEST, self.edge_nodes.get_metadata(node.as_str())).await {
             Ok(Ok(_)) => Ok(true),
-            // Not where the API server does not know the kind any more.
+            // This is not the answer if the API server does not know the kind any more.
             Ok(Err(error)) if is_absent(&error) => Ok(false),
             Ok(Err(error)) => Err(explain("edgenodes.edge-cni.io", &error)),
             Err(_) => Err(format!("the API server did not answer within {} s", REQUEST.as_secs())),

@@ -1,8 +1,8 @@
-//! What objects show to people in their status: never read back, so nothing depends on it.
+//! Writes the status of objects for people. It is never read back as data, so nothing depends on
+//! it.
 //!
-//! Who is connected, and what it said of its tunnels, is shown by the replica to which it is
-//! connected; everything that follows from the rows by the leader. What changes within a few
-//! seconds is written once.
+//! The replica to which a node is connected writes its connection and its tunnels. The leader
+//! writes everything that follows from the rows. Changes within a few seconds are written once.
 
 use std::collections::{HashMap, HashSet};
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -27,73 +27,73 @@ use super::client::{Obstacles, REQUEST, explain, is_absent};
 use super::lease::{Leases, Replicas};
 use super::resources::{Community, EdgeNode, Timestamp, community_object_name};
 
-/// How often what changed is written.
-const PERIOD: Duration = Duration::from_secs(2);
-/// How often the leader compares everything with the rows, if they changed.
-const COMPARE: Duration = Duration::from_secs(5);
-/// Requests at once.
-const AT_ONCE: usize = 8;
-/// Missing members that are named.
+/// How often changes are written.
+const WRITE_PERIOD: Duration = Duration::from_secs(2);
+/// How often the leader compares all statuses with the rows, if these have changed.
+const COMPARE_PERIOD: Duration = Duration::from_secs(5);
+/// Largest number of concurrent requests.
+const CONCURRENT_WRITES: usize = 8;
+/// Largest number of missing members in a status.
 const NAMED: usize = 20;
 /// Type of a community's condition.
 const COMPLETE: &str = "Complete";
-/// Objects in one page.
+/// Number of objects in one page.
 const PAGE: u32 = 500;
 
 /// Computes the addresses that a node's peers get.
 pub type EndpointsOf = Box<dyn Fn(&NodeRecord) -> Vec<NodeAddress> + Send + Sync>;
 
-/// What statuses are made of.
+/// What the statuses are made of.
 pub struct Sources {
-    /// The rows, and who is connected.
+    /// The rows, and which nodes are connected.
     pub registry: Registry,
-    /// What nodes report of their tunnels.
+    /// What nodes report about their tunnels.
     pub tunnels: TunnelReports,
-    /// What nodes say they hold and do not.
+    /// Segments that nodes claim and do not hold.
     pub conflicts: ClaimConflicts,
     /// Addresses that a node's peers get.
     pub endpoints: EndpointsOf,
-    /// What does not work at the API server.
+    /// Takes failures of requests.
     pub obstacles: Obstacles,
 }
 
-/// Writes statuses.
-pub struct Shown {
-    from: Sources,
+/// Writes the statuses of EdgeNodes and Communities.
+pub struct StatusWriter {
+    sources: Sources,
     nodes: Api<EdgeNode>,
     communities: Api<Community>,
     leases: Arc<Leases>,
     identity: String,
 }
 
-/// One write to come: of which node, and what.
+/// A node and the status that is to be written.
 type Write = (NodeName, Value);
 
-impl Shown {
-    /// Of a replica of this name.
-    pub fn new(client: &Client, from: Sources, leases: Arc<Leases>, identity: &str) -> Self {
+impl StatusWriter {
+    /// Makes the writer of the replica with this name.
+    pub fn new(client: &Client, sources: Sources, leases: Arc<Leases>, identity: &str) -> Self {
         let (nodes, communities) = (Api::all(client.clone()), Api::all(client.clone()));
-        Self { from, nodes, communities, leases, identity: identity.into() }
+        Self { sources, nodes, communities, leases, identity: identity.into() }
     }
 
-    /// Shows who is connected here; ends never.
-    pub async fn show_connections(&self) {
+    /// Writes which nodes are connected to this replica. Never returns.
+    pub async fn write_connections(&self) {
         let mut shown: HashSet<NodeName> = HashSet::new();
         let mut pending = UnseenReports::default();
-        let mut period = tokio::time::interval(PERIOD);
+        let mut period = tokio::time::interval(WRITE_PERIOD);
         period.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             period.tick().await;
             let (opened, closed) = {
-                let view = self.from.registry.read().await;
+                let view = self.sources.registry.read().await;
                 let registered = |name: &NodeName| view.state().node(name).is_some();
                 let connected = |name: &NodeName| view.is_connected(name);
-                self.from.tunnels.retain(registered);
-                self.from.conflicts.retain(registered);
-                let UnseenReports { begun, changed } = self.from.tunnels.take_unseen();
+                self.sources.tunnels.retain(registered);
+                self.sources.conflicts.retain(registered);
+                let UnseenReports { begun, changed } = self.sources.tunnels.take_unseen();
                 pending.begun.extend(begun);
                 pending.changed.extend(changed);
-                // What is shown of the others is another replica's to write.
+                // Other replicas write the status of the other nodes.
                 pending.begun.retain(connected);
                 pending.changed.retain(connected);
                 let nodes = view.state().nodes().map(|record| &record.name).filter(|name| connected(name));
@@ -103,13 +103,13 @@ impl Shown {
                 let closed: Vec<NodeName> = shown.iter().filter(|name| !connected(name)).cloned().collect();
                 (opened, closed)
             };
-            let now = self.from.registry.clock.now();
+            let now = self.sources.registry.clock.now();
             let mut writes: HashMap<NodeName, Value> = HashMap::new();
             for name in opened {
-                writes.insert(name, self.connection(now, true));
+                writes.insert(name, self.connection_status(now, true));
             }
             for name in &pending.changed {
-                let Some(count) = self.from.tunnels.of(name) else { continue };
+                let Some(count) = self.sources.tunnels.of(name) else { continue };
                 let status = writes.entry(name.clone()).or_insert_with(|| json!({}));
                 status["tunnels"] = json!({
                     "up": count.up, "wanted": count.wanted, "shown": format!("{}/{}", count.up, count.wanted)
@@ -119,19 +119,19 @@ impl Shown {
             for name in &written {
                 pending.begun.remove(name);
                 pending.changed.remove(name);
-                if self.from.registry.read().await.is_connected(name) {
+                if self.sources.registry.read().await.is_connected(name) {
                     shown.insert(name.clone());
                 }
             }
             for name in closed {
-                if self.disconnected(&name, now, |replica| replica == self.identity).await {
+                if self.write_disconnected(&name, now, |replica| replica == self.identity).await {
                     shown.remove(&name);
                 }
             }
         }
     }
 
-    fn connection(&self, now: i64, up: bool) -> Value {
+    fn connection_status(&self, now: i64, up: bool) -> Value {
         let condition = |status: &str, reason: &str, message: String| {
             json!([Condition {
                 type_: "Connected".into(),
@@ -156,8 +156,9 @@ impl Shown {
         }
     }
 
-    /// Shows that a node is not connected, unless another replica shows that it is.
-    async fn disconnected(&self, name: &NodeName, now: i64, of: impl Fn(&str) -> bool) -> bool {
+    /// Writes that a node is not connected, if the replica in its status is one of `of`. Returns
+    /// whether nothing is left to do.
+    async fn write_disconnected(&self, name: &NodeName, now: i64, of: impl Fn(&str) -> bool) -> bool {
         let shown = match tokio::time::timeout(REQUEST, self.nodes.get_opt(name.as_str())).await {
             Ok(Ok(object)) => object,
             _ => return false,
@@ -167,18 +168,20 @@ impl Shown {
         if !of(&replica) {
             return true;
         }
-        // Only over what was read: another one may show it as connected at this moment.
+        // Only over the version that was read: another replica may write at this moment that the
+        // node is connected.
         let mut status = json!({"metadata": {"resourceVersion": object.metadata.resource_version}});
-        status["status"] = self.connection(now, false);
+        status["status"] = self.connection_status(now, false);
         self.patch(name, status).await
     }
 
-    /// Shows what follows from the rows, while it leads; ends never.
-    pub async fn show_rows(&self, mut leading: watch::Receiver<bool>) {
+    /// Writes what follows from the rows, while this replica leads. Returns when the sender of
+    /// `leading` is gone.
+    pub async fn write_rows(&self, mut leading: watch::Receiver<bool>) {
         let mut replicas = Replicas::default();
-        let mut period = tokio::time::interval(COMPARE);
+        let mut period = tokio::time::interval(COMPARE_PERIOD);
         period.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        let mut known: Option<Known> = None;
+        let mut known: Option<KnownStatuses> = None;
         loop {
             if !*leading.borrow_and_update() {
                 known = None;
@@ -189,10 +192,10 @@ impl Shown {
             period.tick().await;
             let mut now = match known.take() {
                 Some(known) => known,
-                None => match tokio::time::timeout(REQUEST * 6, self.known()).await {
+                None => match tokio::time::timeout(REQUEST * 6, self.read_statuses()).await {
                     Ok(Ok(known)) => known,
                     Ok(Err(error)) => {
-                        self.from.obstacles.fails_aside("statuses", error);
+                        self.sources.obstacles.fails_aside("statuses", error);
                         continue;
                     }
                     Err(_) => continue,
@@ -200,18 +203,18 @@ impl Shown {
             };
             self.compare(&mut now).await;
             match replicas.look(&self.leases).await {
-                Ok(there) => self.bury(&mut now, &there).await,
+                Ok(there) => self.disconnect_orphans(&mut now, &there).await,
                 Err(error) => tracing::debug!(error, "who is there is not known"),
             }
             known = Some(now);
         }
     }
 
-    /// What all objects show.
-    async fn known(&self) -> Result<Known, String> {
-        let mut known = Known::default();
-        // Whatever comes anew while the list is read may be in it as it was before.
-        let at = self.from.registry.read().await.revision();
+    /// Reads the statuses of all objects.
+    async fn read_statuses(&self) -> Result<KnownStatuses, String> {
+        let mut known = KnownStatuses::default();
+        // A row that is added while the list is read may be in it in its earlier state.
+        let at = self.sources.registry.read().await.revision();
         let mut params = ListParams::default().limit(PAGE);
         loop {
             let page = self.nodes.list(&params).await.map_err(|e| explain("edgenodes.edge-cni.io", &e))?;
@@ -222,27 +225,27 @@ impl Shown {
                     "communities": status.communities, "addresses": status.addresses, "segments": status.segments,
                     "certificateUntil": status.certificate_until,
                 });
-                known.nodes.insert(name, Written { digest: digest(&rows), at, complete: None });
+                known.nodes.insert(name, WrittenStatus { digest: digest(&rows), at, complete: None });
             }
             match page.metadata.continue_.filter(|token| !token.is_empty()) {
                 Some(token) => params.continue_token = Some(token),
                 None => break,
             }
         }
-        // Never many.
+        // There are never many communities.
         let communities = self.communities.list(&ListParams::default()).await;
         for object in communities.map_err(|e| explain("communities.edge-cni.io", &e))? {
             let (Some(name), Some(status)) = (object.metadata.name, object.status) else { continue };
             let shown = json!({"listed": status.listed, "registered": status.registered, "missing": status.missing});
             let complete = status.conditions.into_iter().find(|condition| condition.type_ == COMPLETE);
-            known.communities.insert(name, Written { digest: digest(&shown), at, complete });
+            known.communities.insert(name, WrittenStatus { digest: digest(&shown), at, complete });
         }
         Ok(known)
     }
 
-    async fn compare(&self, known: &mut Known) {
+    async fn compare(&self, known: &mut KnownStatuses) {
         let (revision, nodes, communities) = {
-            let view = self.from.registry.read().await;
+            let view = self.sources.registry.read().await;
             if known.revision == Some(view.revision()) {
                 return;
             }
@@ -250,7 +253,7 @@ impl Shown {
             let nodes: Vec<Write> = view
                 .state()
                 .nodes()
-                .map(|record| (record.name.clone(), self.rows(&view, record)))
+                .map(|record| (record.name.clone(), self.row_status(&view, record)))
                 .filter(|(name, rows)| {
                     let written = known
                         .nodes
@@ -259,18 +262,19 @@ impl Shown {
                     written.is_none_or(|written| written.digest != digest(rows))
                 })
                 .collect();
-            let now = self.from.registry.clock.now();
+            let now = self.sources.registry.clock.now();
             let communities: Vec<(String, Value, Condition)> = view
                 .state()
                 .listed_communities()
                 .filter_map(|community| {
-                    let (name, shown) = (community_object_name(&community.name), listed(&view, community));
+                    let (name, shown) = (community_object_name(&community.name), member_counts(&view, community));
                     let came = view.created_at_revision(&Key::Community(community.name.clone()));
                     let written = known.communities.get(&name).filter(|written| written.is_of(came));
                     if written.is_some_and(|written| written.digest == digest(&shown)) {
                         return None;
                     }
-                    let complete = complete(&shown, written.and_then(|written| written.complete.as_ref()), now);
+                    let complete =
+                        complete_condition(&shown, written.and_then(|written| written.complete.as_ref()), now);
                     Some((name, shown, complete))
                 })
                 .collect();
@@ -282,7 +286,7 @@ impl Shown {
         let mut done = written.len();
         for name in written {
             if let Some(digest) = digests.get(&name) {
-                known.nodes.insert(name, Written { digest: *digest, at: revision, complete: None });
+                known.nodes.insert(name, WrittenStatus { digest: *digest, at: revision, complete: None });
             }
         }
         for (name, shown, complete) in communities {
@@ -292,10 +296,10 @@ impl Shown {
             let params = PatchParams::default();
             match tokio::time::timeout(REQUEST, self.communities.patch_status(&name, &params, &patch)).await {
                 Ok(Err(error)) if !is_absent(&error) => {
-                    self.from.obstacles.fails_aside("statuses", explain("communities.edge-cni.io", &error));
+                    self.sources.obstacles.fails_aside("statuses", explain("communities.edge-cni.io", &error));
                 }
                 Ok(_) => {
-                    let written = Written { digest: digest(&shown), at: revision, complete: Some(complete) };
+                    let written = WrittenStatus { digest: digest(&shown), at: revision, complete: Some(complete) };
                     known.communities.insert(name, written);
                     done += 1;
                 }
@@ -305,19 +309,19 @@ impl Shown {
         known.revision = (done == wanted).then_some(revision);
     }
 
-    fn rows(&self, view: &StateGuard<'_>, record: &NodeRecord) -> Value {
+    fn row_status(&self, view: &StateGuard<'_>, record: &NodeRecord) -> Value {
         let until = record.certificates.iter().map(|certificate| certificate.not_after).max();
         let text = |things: Vec<String>| things;
         json!({
             "communities": view.state().communities_of(record),
-            "addresses": text((self.from.endpoints)(record).iter().map(|endpoint| endpoint.address.to_string()).collect()),
+            "addresses": text((self.sources.endpoints)(record).iter().map(|endpoint| endpoint.address.to_string()).collect()),
             "segments": edge_controller_domain::views::segments(view.state(), &record.name),
             "certificateUntil": until.map(Timestamp),
         })
     }
 
-    /// Shows nodes as not connected whose replica is gone.
-    async fn bury(&self, known: &mut Known, there: &[String]) {
+    /// Writes that nodes are not connected if their replica is gone.
+    async fn disconnect_orphans(&self, known: &mut KnownStatuses, there: &[String]) {
         let gone = |replica: &str| !replica.is_empty() && !there.iter().any(|name| name == replica);
         let key = there.to_vec();
         if known.replicas.as_ref() == Some(&key) {
@@ -329,7 +333,7 @@ impl Shown {
             for object in page.items {
                 let replica = object.status.and_then(|status| status.replica).unwrap_or_default();
                 let Some(name) = object.metadata.name.and_then(|name| name.parse::<NodeName>().ok()) else { continue };
-                if gone(&replica) && !self.disconnected(&name, self.from.registry.clock.now(), gone).await {
+                if gone(&replica) && !self.write_disconnected(&name, self.sources.registry.clock.now(), gone).await {
                     return;
                 }
             }
@@ -341,14 +345,14 @@ impl Shown {
         known.replicas = Some(key);
     }
 
-    /// Writes statuses of nodes; which were written.
+    /// Writes statuses of nodes. Returns the nodes that were written.
     async fn write(&self, writes: Vec<Write>) -> Vec<NodeName> {
         stream::iter(writes)
             .map(|(name, status)| async move {
                 let done = self.patch(&name, json!({"status": status})).await;
                 done.then_some(name)
             })
-            .buffer_unordered(AT_ONCE)
+            .buffer_unordered(CONCURRENT_WRITES)
             .filter_map(std::future::ready)
             .collect()
             .await
@@ -358,12 +362,12 @@ impl Shown {
         let patch = Patch::Merge(patch);
         let params = PatchParams::default();
         match tokio::time::timeout(REQUEST, self.nodes.patch_status(name.as_str(), &params, &patch)).await {
-            Ok(Ok(_)) => self.from.obstacles.works("statuses"),
-            // It is gone, and nothing of it is to be shown.
+            Ok(Ok(_)) => self.sources.obstacles.works("statuses"),
+            // The object is gone, and so is its status.
             Ok(Err(error)) if is_absent(&error) => {}
             Ok(Err(kube::Error::Api(status))) if status.code == 409 => return false,
             Ok(Err(error)) => {
-                self.from.obstacles.fails_aside("statuses", explain("edgenodes.edge-cni.io", &error));
+                self.sources.obstacles.fails_aside("statuses", explain("edgenodes.edge-cni.io", &error));
                 return false;
             }
             Err(_) => return false,
@@ -372,18 +376,18 @@ impl Shown {
     }
 }
 
-/// What objects show, as far as it is known.
+/// The statuses of objects, as far as they are known.
 #[derive(Default)]
-struct Known {
+struct KnownStatuses {
     revision: Option<u64>,
-    nodes: HashMap<NodeName, Written>,
-    /// By the names of their objects.
-    communities: HashMap<String, Written>,
-    /// Replicas that were there when those that were not were last looked for.
+    nodes: HashMap<NodeName, WrittenStatus>,
+    /// Keyed by the names of their objects.
+    communities: HashMap<String, WrittenStatus>,
+    /// The replicas that existed when those that are gone were last looked for.
     replicas: Option<Vec<String>>,
 }
 
-impl Known {
+impl KnownStatuses {
     fn forget_absent(&mut self, view: &StateGuard<'_>) {
         self.nodes.retain(|name, _| view.state().node(name).is_some());
         let present: HashSet<String> =
@@ -392,24 +396,24 @@ impl Known {
     }
 }
 
-/// What an object shows.
-struct Written {
+/// The status of an object.
+struct WrittenStatus {
     digest: u64,
-    /// Revision of the rows when that was read or written.
+    /// Revision of the rows when the status was read or written.
     at: u64,
-    /// A community's condition.
+    /// The condition of a community.
     complete: Option<Condition>,
 }
 
-impl Written {
-    /// Whether that is of what came at this revision. What has come since then is another object
-    /// under the same name, and shows nothing.
+impl WrittenStatus {
+    /// Whether this is the status of the row that was added at this revision. A row that was added
+    /// later has another object under the same name, without a status.
     fn is_of(&self, came: u64) -> bool {
         came <= self.at
     }
 }
 
-fn listed(view: &StateGuard<'_>, community: &CommunityRecord) -> Value {
+fn member_counts(view: &StateGuard<'_>, community: &CommunityRecord) -> Value {
     let is_edge = |name: &&NodeName| view.state().node(name).is_some_and(|node| node.role == edge_types::Role::Edge);
     let missing: Vec<&NodeName> = community.members.iter().filter(|name| !is_edge(name)).collect();
     json!({
@@ -419,8 +423,8 @@ fn listed(view: &StateGuard<'_>, community: &CommunityRecord) -> Value {
     })
 }
 
-/// The condition that follows from what is shown. Its time stays until its status changes.
-fn complete(shown: &Value, before: Option<&Condition>, now: i64) -> Condition {
+/// The condition that follows from the counts. Its time stays until its status changes.
+fn complete_condition(shown: &Value, before: Option<&Condition>, now: i64) -> Condition {
     let complete = shown["listed"] == shown["registered"];
     let status = if complete { "True" } else { "False" };
     let since = before.filter(|before| before.status == status).map(|before| before.last_transition_time.clone());
