@@ -1,5 +1,5 @@
-//! The certificate authorities in a Secret, which all replicas share: of two that make one at the
-//! same moment the API server lets one through, and the other takes what that one made.
+//! The certificate authorities in a Secret that all replicas share. If two replicas create them at
+//! the same time, the API server lets one through, and the other takes the ones of the first.
 
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
@@ -16,29 +16,29 @@ use kube::{Api, Client};
 
 use super::client::{REQUEST, explain};
 
-/// The Secret.
+/// Name of the Secret.
 pub const NAME: &str = "edge-cni-ca";
 const TYPE: &str = "edge-cni.io/authorities";
-/// What all of it is kept in, private keys included.
+/// Key of the whole document, private keys included.
 const DOCUMENT: &str = "ca.json";
-/// The trusted certificates alone, for people.
+/// Key of the trusted certificates alone, for people.
 const CERTIFICATES: &str = "ca.crt";
 const WHAT: &str = "secrets";
-/// Wait before a watch that failed is begun again.
+/// Wait after a watch has failed.
 const PAUSE: Duration = Duration::from_secs(5);
-/// Seconds after which a watch is begun anew.
+/// Seconds after which the API server ends a watch.
 const WATCH: u32 = 240;
 
-/// Keeps the document in the Secret of a namespace.
+/// Keeps the document in a Secret of a namespace.
 pub struct SecretKeeper {
     api: Api<Secret>,
-    /// The version from which on it is watched. One as old as the Secret itself may be forgotten
+    /// The version at which the next watch starts. The Secret's own version may be compacted
     /// already.
     known: Mutex<String>,
 }
 
 impl SecretKeeper {
-    /// In this namespace.
+    /// Uses the Secret in this namespace.
     pub fn new(client: &Client, namespace: &str) -> Self {
         Self { api: Api::namespaced(client.clone(), namespace), known: Mutex::default() }
     }
@@ -48,8 +48,8 @@ impl SecretKeeper {
     }
 
     async fn read(&self) -> Result<Option<(CaDocument, Revision)>, CaError> {
-        // A list, and not the Secret alone: only that says up to which version nothing else has
-        // happened to it.
+        // A list and not the Secret alone, because only a list says up to which version the Secret
+        // is unchanged.
         let params = ListParams::default().fields(&only());
         let list = answered(self.api.list(&params)).await?;
         self.watch_from(list.metadata.resource_version.unwrap_or_default());
@@ -98,7 +98,7 @@ impl SecretKeeper {
         Ok(revision)
     }
 
-    /// Waits until something happens to the Secret.
+    /// Waits until the Secret changes.
     async fn happened(&self) -> Result<(), CaError> {
         let known = self.known.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let params = WatchParams::default().fields(&only()).timeout(WATCH);
@@ -119,7 +119,7 @@ impl SecretKeeper {
     }
 }
 
-/// Selects the Secret.
+/// Field selector of the Secret.
 fn only() -> String {
     format!("metadata.name={NAME}")
 }

@@ -1,4 +1,4 @@
-//! Reaching the API server, and saying what is wrong when it refuses.
+//! Connects to the API server and explains its errors.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -11,19 +11,21 @@ pub use kube::Client;
 use kube::Config;
 use kube::config::{KubeConfigOptions, Kubeconfig};
 
-/// A request that is not answered within this time counts as failed; what became of it is not known
-/// then.
+/// A request fails if it is not answered within this time. Its outcome is not known then.
 pub const REQUEST: Duration = Duration::from_secs(10);
-/// Time for a connection to come about.
+/// Longest time to open a connection.
 const CONNECT: Duration = Duration::from_secs(5);
 
-/// Where the rights are that the controller needs.
+/// Manifest with the permissions that the controller needs.
 const RIGHTS: &str = "deploy/kubernetes/10-rbac.yaml";
-/// Where the definitions of the custom resources are.
+/// Manifests of the custom resource definitions.
 const DEFINITIONS: &str = "deploy/crds";
 
-/// Makes the client that all parts share; with a kubeconfig, or as the service account of the pod
-/// that we run in.
+/// Makes the client that all parts share, from a kubeconfig, or as the service account of the
+/// controller's pod.
+///
+/// # Errors
+/// If the kubeconfig cannot be read, or without one if this is not a pod with a service account.
 pub async fn connect(kubeconfig: Option<&Path>) -> anyhow::Result<Client> {
     let mut config = match kubeconfig {
         Some(path) => {
@@ -37,14 +39,13 @@ pub async fn connect(kubeconfig: Option<&Path>) -> anyhow::Result<Client> {
         )?,
     };
     config.connect_timeout = Some(CONNECT);
-    // What to repeat, and when, is decided where it is known what was asked: a create that is
-    // repeated would meet itself.
+    // The caller decides which requests are repeated and when. A create that is repeated blindly
+    // would conflict with itself.
     config.default_retry = false;
     Client::try_from(config).context("the Kubernetes client")
 }
 
-/// What the API server's refusal of a request about `what` (a plural with its group) means, and
-/// what to do.
+/// Explains an error of a request about `what` (plural and group), with the command that helps.
 pub fn explain(what: &str, error: &kube::Error) -> String {
     match error {
         kube::Error::Api(status) if lacks_kind(status) => format!(
@@ -52,7 +53,7 @@ pub fn explain(what: &str, error: &kube::Error) -> String {
             status.message.trim()
         ),
         kube::Error::Api(status) if lacks_namespace(status) => format!(
-            "the API server has no place for {what} ({}): run kubectl apply -f {RIGHTS}, which makes the namespace edge-cni, or make the one \
+            "the API server has no namespace for {what} ({}): run kubectl apply -f {RIGHTS}, which makes the namespace edge-cni, or make the one \
              that is configured (`kubernetes.namespace`)",
             status.message
         ),
@@ -66,7 +67,7 @@ pub fn explain(what: &str, error: &kube::Error) -> String {
             status.message
         ),
         kube::Error::Api(status) if status.code == 401 => format!(
-            "the API server does not know who asks for {what} ({}): the token or certificate is not of this cluster, or expired",
+            "the API server did not authenticate the request for {what} ({}): the token or certificate is not of this cluster, or has expired",
             status.message
         ),
         kube::Error::Api(status) => {
@@ -76,39 +77,40 @@ pub fn explain(what: &str, error: &kube::Error) -> String {
     }
 }
 
-/// Whether a 404 is about the kind and not about one object of it.
+/// Whether a 404 means that the kind is missing, and not one object.
 pub fn lacks_kind(status: &kube::core::Status) -> bool {
     status.code == 404 && status.details.as_ref().is_none_or(|details| details.name.is_empty())
 }
 
-/// Whether a 404 is about the namespace of an object that was to be made.
+/// Whether a 404 means that the namespace of a new object is missing.
 fn lacks_namespace(status: &kube::core::Status) -> bool {
     status.code == 404 && status.details.as_ref().is_some_and(|details| details.kind == "namespaces")
 }
 
-/// Whether a 404 is about one object.
+/// Whether a 404 means that one object is missing.
 pub fn is_absent(error: &kube::Error) -> bool {
     matches!(error, kube::Error::Api(status) if status.code == 404 && !lacks_kind(status))
 }
 
-/// What does not work at present; for logs, and for whoever asks whether we are ready.
+/// What does not work at present, for logs and for readiness.
 #[derive(Debug, Clone, Default)]
 pub struct Obstacles(Arc<Mutex<BTreeMap<String, Obstacle>>>);
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Obstacle {
     why: String,
-    /// Nodes are served as ever; only people see less.
+    /// Nodes are served all the same; only people see less.
     aside: bool,
 }
 
 impl Obstacles {
-    /// Something does not work that serving nodes depends on. Logged when it is new.
+    /// Notes a failure on which serving nodes depends. It is logged when it is new.
     pub fn fails(&self, what: &str, why: String) {
         self.note(what, Obstacle { why, aside: false });
     }
 
-    /// Something does not work that only people miss, such as events. Logged when it is new.
+    /// Notes a failure that only people notice, such as missing Events. It is logged when it is
+    /// new.
     pub fn fails_aside(&self, what: &str, why: String) {
         self.note(what, Obstacle { why, aside: true });
     }
@@ -117,11 +119,11 @@ impl Obstacles {
         let mut failing = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let before = failing.insert(what.to_owned(), obstacle.clone());
         if before.as_ref() != Some(&obstacle) {
-            tracing::warn!(what, "{}; what was known goes on to hold", obstacle.why);
+            tracing::warn!(what, "{}; the last known state stays in force", obstacle.why);
         }
     }
 
-    /// It works.
+    /// Notes that it works.
     pub fn works(&self, what: &str) {
         let mut failing = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if failing.remove(what).is_some() {
@@ -129,22 +131,22 @@ impl Obstacles {
         }
     }
 
-    /// All that does not work, whoever misses it.
+    /// All failures.
     pub fn everything(&self) -> Option<String> {
-        self.said(|_| true)
+        self.join_reasons(|_| true)
     }
 
-    /// All that does not work and that only people miss, if anything.
+    /// Failures that only people notice; `None` if there are none.
     pub fn aside(&self) -> Option<String> {
-        self.said(|obstacle| obstacle.aside)
+        self.join_reasons(|obstacle| obstacle.aside)
     }
 
-    /// All that does not work and that serving nodes depends on, if anything.
+    /// Failures on which serving nodes depends; `None` if there are none.
     pub fn all(&self) -> Option<String> {
-        self.said(|obstacle| !obstacle.aside)
+        self.join_reasons(|obstacle| !obstacle.aside)
     }
 
-    fn said(&self, counts: impl Fn(&Obstacle) -> bool) -> Option<String> {
+    fn join_reasons(&self, counts: impl Fn(&Obstacle) -> bool) -> Option<String> {
         let failing = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let all: Vec<&str> =
             failing.values().filter(|obstacle| counts(obstacle)).map(|obstacle| obstacle.why.as_str()).collect();
@@ -152,10 +154,13 @@ impl Obstacles {
     }
 }
 
-/// A `resourceVersion` as a number. Those of one kind can be compared: the API promises it since
-/// Kubernetes 1.35 (KEP-5504), and it was so before. Those of different kinds can be where all of
-/// them are in one etcd, whose revisions they are: an API server that keeps some of our kinds in an
-/// etcd of their own (`--etcd-servers-overrides`) does not do.
+/// Reads a `resourceVersion` as a number. Versions of one kind can be compared: the API guarantees
+/// it since Kubernetes 1.35 (KEP-5504), and it was so before. Versions of different kinds can be
+/// compared if all kinds are in one etcd, because they are its revisions. So an API server with
+/// some of our kinds in a separate etcd (`--etcd-servers-overrides`) is not supported.
+///
+/// # Errors
+/// If it is not a number.
 pub fn version(text: Option<&str>) -> Result<u64, String> {
     let text = text.unwrap_or_default();
     text.parse().map_err(|_| format!("resourceVersion {text:?} is not a number: this API server cannot be followed"))
@@ -167,7 +172,7 @@ mod tests {
     use kube::core::Status;
 
     #[test]
-    fn a_missing_kind_and_a_missing_right_are_told_with_the_manifest_that_brings_them() {
+    fn a_missing_kind_or_permission_is_explained_with_the_manifest_that_adds_it() {
         let missing = Status::failure("the server could not find the requested resource", "NotFound").with_code(404);
         let said = explain("segments.edge-cni.io", &kube::Error::Api(missing.boxed()));
         assert!(said.contains("segments.edge-cni.io") && said.contains("kubectl apply -f deploy/crds"), "{said}");
@@ -181,7 +186,7 @@ mod tests {
     }
 
     #[test]
-    fn a_missing_namespace_is_told_with_the_manifest_that_brings_it() {
+    fn a_missing_namespace_is_explained_with_the_manifest_that_adds_it() {
         let missing = r#"{"code": 404, "reason": "NotFound", "message": "namespaces \"edge-cni\" not found",
             "details": {"name": "edge-cni", "kind": "namespaces"}}"#;
         let missing: Status = serde_json::from_str(missing).unwrap();
@@ -202,12 +207,12 @@ mod tests {
     }
 
     #[test]
-    fn health_is_everything_that_fails_until_it_works_again() {
+    fn failures_are_listed_until_they_work_again() {
         let obstacles = Obstacles::default();
         assert_eq!(obstacles.all(), None);
         obstacles.fails("b", "two".into());
         obstacles.fails("a", "one".into());
-        obstacles.fails_aside("events", "nobody is told".into());
+        obstacles.fails_aside("events", "no Events".into());
         assert_eq!(obstacles.all().as_deref(), Some("one; two"), "nodes are served without events");
         obstacles.works("a");
         obstacles.works("b");

@@ -1,5 +1,5 @@
-//! Events: what happened, told on the object where an operator looks for it. They are told once,
-//! whichever replicas see it, and never waited for.
+//! Writes Kubernetes Events about the objects where an operator looks for them. An Event is written
+//! once, whichever replicas see its cause, and nothing waits for it.
 
 use std::time::Duration;
 
@@ -18,20 +18,20 @@ use tokio::sync::mpsc;
 use super::client::{Obstacles, REQUEST, explain};
 use super::resources::{Community, EdgeNode, Segment};
 
-/// Events that wait to be told; more are lost.
+/// Largest number of Events that wait to be written; further ones are dropped.
 const WAITING: usize = 256;
-/// From one event to the next: what people may read later is not to slow what nodes wait for.
+/// Shortest time from one Event to the next, so that Events do not slow down requests for nodes.
 const PACE: Duration = Duration::from_millis(50);
-/// Events about objects of the whole cluster stand here.
+/// Namespace of Events about cluster-scoped objects.
 const NAMESPACE: &str = "default";
 const CONTROLLER: &str = "edge-cni.io/edge-controller";
 const WHAT: &str = "events.events.k8s.io";
-/// The same within this time is one event.
+/// Equal Events within this time are one.
 const ONCE: Duration = Duration::from_secs(3600);
-/// Longest note that the API takes.
+/// Longest note that the API accepts, in bytes.
 const NOTE: usize = 1024;
 
-/// Which object an event is about.
+/// The kind of object that an Event is about.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum About {
     /// A Node.
@@ -47,7 +47,7 @@ pub enum About {
 }
 
 #[derive(Debug)]
-struct Told {
+struct PendingEvent {
     about: About,
     name: String,
     warning: bool,
@@ -55,48 +55,48 @@ struct Told {
     note: String,
 }
 
-/// Tells events, or nothing where there is no Kubernetes.
+/// Writes Events; does nothing without Kubernetes.
 #[derive(Debug, Clone, Default)]
-pub struct Events(Option<mpsc::Sender<Told>>);
+pub struct Events(Option<mpsc::Sender<PendingEvent>>);
 
 impl Events {
-    /// Begins to tell events in the cluster that the client reaches, until all clones are dropped.
+    /// Starts to write Events in the cluster that the client reaches, until all clones are dropped.
     pub fn start(client: &Client, identity: &str, obstacles: Obstacles) -> Self {
-        let (tell, told) = mpsc::channel(WAITING);
-        tokio::spawn(write(client.clone(), identity.to_owned(), obstacles, told));
-        Self(Some(tell))
+        let (sender, receiver) = mpsc::channel(WAITING);
+        tokio::spawn(write(client.clone(), identity.to_owned(), obstacles, receiver));
+        Self(Some(sender))
     }
 
-    /// Something went as it should.
+    /// Writes an Event of type Normal.
     pub fn normal(&self, about: About, name: &str, reason: &'static str, note: String) {
-        self.tell(Told { about, name: name.into(), warning: false, reason, note });
+        self.enqueue(PendingEvent { about, name: name.into(), warning: false, reason, note });
     }
 
-    /// Something an operator should look at.
+    /// Writes an Event of type Warning, for what an operator should look at.
     pub fn warning(&self, about: About, name: &str, reason: &'static str, note: String) {
-        self.tell(Told { about, name: name.into(), warning: true, reason, note });
+        self.enqueue(PendingEvent { about, name: name.into(), warning: true, reason, note });
     }
 
-    fn tell(&self, told: Told) {
-        if let Some(tell) = &self.0
-            && let Err(error) = tell.try_send(told)
+    fn enqueue(&self, pending: PendingEvent) {
+        if let Some(sender) = &self.0
+            && let Err(error) = sender.try_send(pending)
         {
-            tracing::debug!(%error, "an event is not told");
+            tracing::debug!(%error, "an Event is dropped");
         }
     }
 }
 
-async fn write(client: Client, identity: String, obstacles: Obstacles, mut told: mpsc::Receiver<Told>) {
+async fn write(client: Client, identity: String, obstacles: Obstacles, mut receiver: mpsc::Receiver<PendingEvent>) {
     let api: Api<Event> = Api::namespaced(client.clone(), NAMESPACE);
     let mut pace = tokio::time::interval(PACE);
     pace.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    while let Some(told) = told.recv().await {
+    while let Some(pending) = receiver.recv().await {
         pace.tick().await;
-        let uid = tokio::time::timeout(REQUEST, uid(&client, &told)).await.ok().flatten();
-        let event = event(&told, uid, &identity);
+        let uid = tokio::time::timeout(REQUEST, uid(&client, &pending)).await.ok().flatten();
+        let event = event(&pending, uid, &identity);
         match tokio::time::timeout(REQUEST, api.create(&PostParams::default(), &event)).await {
             Ok(Ok(_)) => obstacles.works(WHAT),
-            // Another replica has told it.
+            // Another replica has written it.
             Ok(Err(kube::Error::Api(status))) if status.code == 409 => obstacles.works(WHAT),
             Ok(Err(error)) => obstacles.fails_aside(WHAT, explain(WHAT, &error)),
             Err(_) => obstacles.fails_aside(WHAT, format!("the API server does not answer about {WHAT}")),
@@ -114,22 +114,22 @@ fn resource(about: About) -> ApiResource {
     }
 }
 
-/// Readers find events by the uid of their object; one that is gone has none.
-async fn uid(client: &Client, told: &Told) -> Option<String> {
-    let api: Api<DynamicObject> = Api::all_with(client.clone(), &resource(told.about));
-    api.get_metadata_opt(&told.name).await.ok().flatten()?.meta().uid.clone()
+/// Readers find Events by the UID of their object; an object that is gone has none.
+async fn uid(client: &Client, pending: &PendingEvent) -> Option<String> {
+    let api: Api<DynamicObject> = Api::all_with(client.clone(), &resource(pending.about));
+    api.get_metadata_opt(&pending.name).await.ok().flatten()?.meta().uid.clone()
 }
 
-fn event(told: &Told, uid: Option<String>, identity: &str) -> Event {
+fn event(pending: &PendingEvent, uid: Option<String>, identity: &str) -> Event {
     let now = Timestamp::now();
-    let resource = resource(told.about);
-    let mut note = told.note.clone();
+    let resource = resource(pending.about);
+    let mut note = pending.note.clone();
     if note.len() > NOTE {
         note.truncate(note.floor_char_boundary(NOTE - 3));
         note.push_str("...");
     }
     let period = now.as_second() / i64::try_from(ONCE.as_secs()).unwrap_or(i64::MAX);
-    let what = format!("{period} {} {} {uid:?} {} {note}", resource.kind, told.name, told.reason);
+    let what = format!("{period} {} {} {uid:?} {} {note}", resource.kind, pending.name, pending.reason);
     let name = hex(&digest(&SHA256, what.as_bytes()).as_ref()[..8]);
     Event {
         metadata: ObjectMeta {
@@ -138,16 +138,16 @@ fn event(told: &Told, uid: Option<String>, identity: &str) -> Event {
             ..ObjectMeta::default()
         },
         event_time: Some(MicroTime(now)),
-        type_: Some(if told.warning { "Warning" } else { "Normal" }.into()),
-        reason: Some(told.reason.into()),
-        action: Some(told.reason.into()),
+        type_: Some(if pending.warning { "Warning" } else { "Normal" }.into()),
+        reason: Some(pending.reason.into()),
+        action: Some(pending.reason.into()),
         note: Some(note),
         reporting_controller: Some(CONTROLLER.into()),
         reporting_instance: Some(identity.into()),
         regarding: Some(ObjectReference {
             api_version: Some(resource.api_version),
             kind: Some(resource.kind),
-            name: Some(told.name.clone()),
+            name: Some(pending.name.clone()),
             uid,
             ..ObjectReference::default()
         }),
@@ -160,17 +160,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_same_is_one_event_whoever_tells_it_and_a_long_note_is_cut() {
-        let told = |note: &str| Told {
+    fn equal_events_of_two_replicas_are_one_and_a_long_note_is_cut() {
+        let pending = |note: &str| PendingEvent {
             about: About::EdgeNode,
             name: "a".into(),
             warning: true,
             reason: "SegmentsExhausted",
             note: note.into(),
         };
-        let (one, other) = (event(&told("x"), None, "one"), event(&told("x"), None, "other"));
+        let (one, other) = (event(&pending("x"), None, "one"), event(&pending("x"), None, "other"));
         assert_eq!(one.metadata.name, other.metadata.name);
-        assert_ne!(one.metadata.name, event(&told("y"), None, "one").metadata.name);
-        assert!(event(&told(&"ü".repeat(2000)), None, "one").note.unwrap().len() <= NOTE);
+        assert_ne!(one.metadata.name, event(&pending("y"), None, "one").metadata.name);
+        assert!(event(&pending(&"ü".repeat(2000)), None, "one").note.unwrap().len() <= NOTE);
     }
 }

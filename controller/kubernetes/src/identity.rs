@@ -1,7 +1,8 @@
-//! Which cluster it is. What another one lacks says nothing about our nodes.
+//! Checks that the API server is still of the same cluster. What another cluster lacks says nothing
+//! about our nodes.
 //!
-//! A cluster is known by the UID of its namespace `kube-system`, as is the custom: it is as old as
-//! the cluster, and no other has it. It is noted in the store when it is first seen.
+//! A cluster is identified by the UID of its namespace `kube-system`, as is the custom: that is as
+//! old as the cluster, and no other cluster has it. The store notes it when it is first seen.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -14,44 +15,47 @@ use super::client::{REQUEST, explain};
 
 const NAMESPACE: &str = "kube-system";
 
-/// Compares the cluster that answers with the one that is known.
+/// Compares the cluster that answers with the known one.
 #[derive(Clone)]
 pub struct Identity {
     api: Api<Namespace>,
     registry: Registry,
-    /// The UID of another cluster that the operator accepts in place of the one that is known.
+    /// UID of another cluster that the operator accepts in place of the known one.
     accepted: Option<String>,
-    /// The one that was known last: a cluster that was built again has lost what was noted in it.
+    /// The UID that was known last: a cluster that was built again has lost the note in its store.
     seen: Arc<Mutex<Option<String>>>,
 }
 
-/// Why nothing is believed that the API server says.
+/// Why nothing that the API server says is believed.
 #[derive(Debug, thiserror::Error)]
 pub enum Doubt {
     /// It is not known which cluster answers.
     #[error("it is not known which cluster answers: {0}")]
     Unknown(String),
-    /// It is another one.
+    /// Another cluster answers.
     #[error(
         "the API server is of another cluster: its namespace kube-system has the UID {found}, and nodes are registered here by the cluster {known}. Nothing \
          that it says of Nodes is believed. Correct `kubernetes.kubeconfig`; where that cluster was built again, or shall be used from now on, set \
          `kubernetes.accept_cluster = \"{found}\"`"
     )]
     Other {
-        /// What answers.
+        /// UID of the cluster that answers.
         found: String,
-        /// What is known.
+        /// UID of the known cluster.
         known: String,
     },
 }
 
 impl Identity {
-    /// Asks the cluster that the client reaches.
+    /// Checks the cluster that the client reaches.
     pub fn new(client: &Client, registry: Registry, accepted: Option<String>) -> Self {
         Self { api: Api::all(client.clone()), registry, accepted, seen: Arc::default() }
     }
 
-    /// Makes sure that the cluster which answers now is the one that is known.
+    /// Makes sure that the cluster that answers now is the known one.
+    ///
+    /// # Errors
+    /// If it is another one, or that cannot be found out.
     pub async fn check(&self) -> Result<(), Doubt> {
         let found = uid(&self.api).await.map_err(Doubt::Unknown)?;
         let seen = self.seen().clone();
@@ -78,7 +82,10 @@ impl Identity {
     }
 }
 
-/// The UID of the cluster that answers.
+/// Reads the UID of the cluster that answers.
+///
+/// # Errors
+/// If the API server cannot be asked.
 pub async fn uid(api: &Api<Namespace>) -> Result<String, String> {
     match tokio::time::timeout(REQUEST, api.get_metadata(NAMESPACE)).await {
         Ok(Ok(namespace)) => namespace.metadata.uid.ok_or_else(|| format!("the namespace {NAMESPACE} has no UID")),

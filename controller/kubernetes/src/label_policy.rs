@@ -1,10 +1,10 @@
-//! Whether the admission policy of `deploy/kubernetes/15-node-labels.yaml` keeps kubelets from
-//! labels that put nodes into communities: read from the objects themselves, since an object of
+//! Checks whether the admission policy of `deploy/kubernetes/15-node-labels.yaml` keeps kubelets
+//! from labels that put nodes into communities. It reads the objects themselves, since an object of
 //! that name may say anything.
 //!
-//! What may differ from the manifest is only what refuses more: further labels, further speakers,
-//! further rules and validations. A policy of another release with other expressions is not
-//! recognised; apply the manifest of this one.
+//! The policy may differ from the manifest only in what refuses more: further labels, speakers,
+//! rules and validations. A policy of another release with other expressions is not recognised:
+//! apply the manifest of this release.
 
 use k8s_openapi::api::admissionregistration::v1::{
     MatchResources, NamedRuleWithOperations, ValidatingAdmissionPolicy, ValidatingAdmissionPolicyBinding,
@@ -14,10 +14,10 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 
 /// Name of the policy, and of its binding in the manifest.
 pub const NAME: &str = "edge-cni-node-labels";
-/// Where both are.
+/// Manifest of both.
 pub const MANIFEST: &str = "deploy/kubernetes/15-node-labels.yaml";
 
-/// Variables that hold lists, which may be longer.
+/// Variables that hold lists. Longer lists are accepted.
 const LISTS: [(&str, &str); 2] = [
     (
         "labels",
@@ -26,7 +26,7 @@ const LISTS: [(&str, &str); 2] = [
     ("speakers", r#"["system:serviceaccount:kubeedge:cloudcore"]"#),
 ];
 
-/// Variables that must be exactly so.
+/// Variables that must be equal.
 const VARIABLES: [(&str, &str); 6] = [
     ("before", "oldObject != null && has(oldObject.metadata.labels) ? oldObject.metadata.labels : {}"),
     ("after", "has(object.metadata.labels) ? object.metadata.labels : {}"),
@@ -45,17 +45,20 @@ const VARIABLES: [(&str, &str); 6] = [
     ),
 ];
 
-/// Validations that must be there.
+/// Validations that must exist.
 const VALIDATIONS: [&str; 2] = [
     "!variables.node || variables.changed.size() == 0",
     r#"!(variables.user in variables.speakers) || variables.changed.all(key, key == "node-role.kubernetes.io/edge" && request.operation == "CREATE")"#,
 ];
 
-/// What must be matched.
+/// Operations and resources that the policy must match.
 const OPERATIONS: [&str; 2] = ["CREATE", "UPDATE"];
 const RESOURCES: [&str; 2] = ["nodes", "nodes/status"];
 
-/// Whether kubelets are kept from the labels; otherwise, what is missing or not as it should be.
+/// Checks that kubelets are kept from the labels.
+///
+/// # Errors
+/// What is missing or differs.
 pub fn stands(
     policy: Option<&ValidatingAdmissionPolicy>,
     bindings: &[&ValidatingAdmissionPolicyBinding],
@@ -70,7 +73,7 @@ pub fn stands(
 }
 
 fn check_policy(spec: &ValidatingAdmissionPolicySpec) -> Result<(), String> {
-    // Absent means Fail.
+    // If it is missing, it means Fail.
     if spec.failure_policy.as_deref().is_some_and(|policy| policy != "Fail") {
         return Err("its failurePolicy is not Fail".into());
     }
@@ -112,7 +115,7 @@ fn check_policy(spec: &ValidatingAdmissionPolicySpec) -> Result<(), String> {
     }
 }
 
-/// A list of texts in CEL, which is one in JSON too.
+/// A list of strings in CEL, which is also one in JSON.
 fn list(expression: &str) -> Option<Vec<String>> {
     serde_json::from_str(expression).ok()
 }
@@ -149,7 +152,7 @@ fn covers(rule: &NamedRuleWithOperations, operation: &str, resource: &str) -> bo
         && has(&rule.api_groups, "")
         && has(&rule.api_versions, "v1")
         && has(&rule.operations, operation)
-        // `*` alone leaves subresources out.
+        // `*` alone does not include subresources.
         && rule.resources.iter().flatten().any(|item| item == resource || item == "*/*")
         && rule.scope.as_deref().is_none_or(|scope| matches!(scope, "*" | "Cluster"))
 }
@@ -160,7 +163,7 @@ mod tests {
     use k8s_openapi::api::admissionregistration::v1::MatchCondition;
     use serde_json::json;
 
-    /// As the API server gives them back, with its defaults.
+    /// As the API server returns them, with its defaults.
     fn shipped() -> (ValidatingAdmissionPolicy, ValidatingAdmissionPolicyBinding) {
         let variables: Vec<_> = LISTS
             .into_iter()

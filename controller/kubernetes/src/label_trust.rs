@@ -1,9 +1,9 @@
-//! Whether labels of Node objects put nodes into communities (`trust_node_labels`). A kubelet may
-//! label its own Node, so they count where an admission policy of ours keeps kubelets from it. That
-//! is watched: policies come and go while we run.
+//! Decides whether labels of Node objects put nodes into communities (`trust_node_labels`). A
+//! kubelet can label its own Node, so these labels count only if our admission policy keeps
+//! kubelets from them. The policy is watched, because it may be added or removed at any time.
 //!
-//! A policy that vanishes is no order to cut members off: what its labels gave goes on to hold as
-//! long as they say it, and nothing is added.
+//! If the policy disappears, no member is cut off: a community that a label gave stays as long as
+//! the Node has the label, and no community is added.
 
 use std::collections::BTreeMap;
 use std::fmt::Debug;
@@ -25,29 +25,29 @@ use super::events::{About, Events};
 use super::label_policy::{MANIFEST, NAME, stands};
 use super::list_watch::{ListWatch, ListWatchEvent, WatchStream, list_and_watch};
 
-/// A label that puts an edge into communities and that no kubelet sets: it counts everywhere.
+/// A label that puts an edge into communities and that kubelets cannot set: it always counts.
 pub const RESTRICTED_COMMUNITY_LABEL: &str = "node-restriction.kubernetes.io/edge-community";
 
-/// Policies and their bindings in one page.
+/// Number of policies or bindings in one page.
 const PAGE: u32 = 500;
-/// How often it is looked whether the API server answers, until it has done so once.
+/// How often failures of the API server are checked, until the first lists are there.
 const LOOK: Duration = Duration::from_secs(1);
 
-/// `trust_node_labels`
+/// The value of `trust_node_labels`.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(try_from = "Written", into = "Written")]
 #[schemars(with = "String")]
 pub enum TrustNodeLabels {
-    /// Where the policy stands.
+    /// Labels count while the policy is in force.
     #[default]
     Auto,
-    /// Always, also what kubelets say.
+    /// Labels always count, also those that kubelets set.
     Always,
-    /// Never.
+    /// Labels never count.
     Never,
 }
 
-/// As it is written: in files as a boolean too, which was all that there was before.
+/// As it is written; in files a boolean is also allowed, which was the only form before.
 #[derive(Serialize, Deserialize)]
 #[serde(untagged)]
 enum Written {
@@ -82,30 +82,30 @@ impl From<TrustNodeLabels> for Written {
     }
 }
 
-/// What labels of Node objects do at present.
+/// What community labels of Node objects do at present.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Counting {
     /// They count.
     Yes,
-    /// They add nothing; what they gave before holds as long as they say it.
+    /// They add no community. A community that they gave before stays while the Node has the label.
     Held,
     /// They do not count.
     No,
 }
 
-/// The same with its reason.
+/// The effect of labels, with its reason.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LabelTrust {
-    /// What they do.
+    /// The effect.
     pub counting: Counting,
-    /// Why, for people.
+    /// The reason, for people.
     pub why: String,
-    /// Whether that is so, or only not known yet.
+    /// Whether the state of the policy is known.
     pub known: bool,
 }
 
 impl LabelTrust {
-    /// Before anything was asked.
+    /// The effect before the API server was asked.
     pub fn at_start(trust: TrustNodeLabels) -> Self {
         let (counting, why, known) = match trust {
             TrustNodeLabels::Always => {
@@ -153,7 +153,7 @@ impl std::fmt::Display for LabelTrust {
     }
 }
 
-/// Watches the policy, where that decides.
+/// Watches the policy and its bindings.
 pub struct LabelWatch {
     client: Client,
     trust: watch::Sender<LabelTrust>,
@@ -161,33 +161,34 @@ pub struct LabelWatch {
 }
 
 impl LabelWatch {
-    /// Says in `trust` what is so.
+    /// Makes a watch that reports to `trust`.
     pub fn new(client: &Client, trust: watch::Sender<LabelTrust>, events: Events) -> Self {
         Self { client: client.clone(), trust, events }
     }
 
-    /// Does it; ends never.
+    /// Watches and reports. Never returns.
     pub async fn run(self) {
-        // Nodes are served without it: what does not work here keeps nobody from being ready.
+        // Nodes are served without it, so failures here do not affect readiness.
         let obstacles = Obstacles::default();
         let (policy_sender, mut policies) = mpsc::unbounded_channel();
         let (binding_sender, mut bindings) = mpsc::unbounded_channel();
-        let all = Whole::<ValidatingAdmissionPolicy>(
+        let all = WholeObjects::<ValidatingAdmissionPolicy>(
             Api::all(self.client.clone()),
             "validatingadmissionpolicies.admissionregistration.k8s.io",
         );
-        // Nobody listens any more when the server ends.
+        // When the server ends, the receiver is closed.
         let watched_policies =
             list_and_watch(all, None, obstacles.clone(), move |event| drop(policy_sender.send(event)));
-        let all = Whole::<ValidatingAdmissionPolicyBinding>(
+        let all = WholeObjects::<ValidatingAdmissionPolicyBinding>(
             Api::all(self.client.clone()),
             "validatingadmissionpolicybindings.admissionregistration.k8s.io",
         );
         let watched_bindings =
             list_and_watch(all, None, obstacles.clone(), move |event| drop(binding_sender.send(event)));
         tokio::pin!(watched_policies, watched_bindings);
-        let mut policy = Known::new(|policy: &ValidatingAdmissionPolicy| policy.name_any() == NAME);
-        let mut bound = Known::new(|binding: &ValidatingAdmissionPolicyBinding| binding.spec.policy_name == NAME);
+        let mut policy = KnownObjects::new(|policy: &ValidatingAdmissionPolicy| policy.name_any() == NAME);
+        let mut bound =
+            KnownObjects::new(|binding: &ValidatingAdmissionPolicyBinding| binding.spec.policy_name == NAME);
         loop {
             let asked = policy.listed && bound.listed;
             tokio::select! {
@@ -199,14 +200,14 @@ impl LabelWatch {
             }
             if policy.listed && bound.listed {
                 let bindings: Vec<_> = bound.objects.values().collect();
-                self.say(LabelTrust::of(stands(policy.objects.get(NAME), &bindings)));
+                self.report(LabelTrust::of(stands(policy.objects.get(NAME), &bindings)));
             } else if let Some(why) = obstacles.everything() {
-                self.say(LabelTrust::unknown(why));
+                self.report(LabelTrust::unknown(why));
             }
         }
     }
 
-    fn say(&self, now: LabelTrust) {
+    fn report(&self, now: LabelTrust) {
         let changed = self.trust.send_if_modified(|before| {
             let changed = *before != now;
             before.clone_from(&now);
@@ -225,7 +226,7 @@ impl LabelWatch {
     }
 }
 
-/// Says in the log what is configured, where nothing needs to be watched.
+/// Logs the configured value if nothing needs to be watched.
 pub fn log_forced(trust: &LabelTrust) {
     match trust.counting {
         Counting::Yes => tracing::warn!("{trust}"),
@@ -233,14 +234,14 @@ pub fn log_forced(trust: &LabelTrust) {
     }
 }
 
-/// Objects of one kind that are of interest.
-struct Known<K> {
+/// The objects of one kind that matter.
+struct KnownObjects<K> {
     objects: BTreeMap<String, K>,
     listed: bool,
     matters: fn(&K) -> bool,
 }
 
-impl<K: Resource> Known<K> {
+impl<K: Resource> KnownObjects<K> {
     fn new(matters: fn(&K) -> bool) -> Self {
         Self { objects: BTreeMap::new(), listed: false, matters }
     }
@@ -268,10 +269,10 @@ impl<K: Resource> Known<K> {
     }
 }
 
-/// Whole objects.
-struct Whole<K>(Api<K>, &'static str);
+/// Lists and watches whole objects. The second field is the plural.
+struct WholeObjects<K>(Api<K>, &'static str);
 
-impl<K> ListWatch for Whole<K>
+impl<K> ListWatch for WholeObjects<K>
 where
     K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + Sync + 'static,
 {
@@ -326,7 +327,7 @@ mod tests {
     }
 
     #[test]
-    fn what_vanishes_adds_no_member_and_takes_none() {
+    fn a_policy_that_disappears_adds_and_removes_no_member() {
         let gone = LabelTrust::of(Err("it is not there".into()));
         assert_eq!(gone.counting, Counting::Held);
         let said = gone.to_string();

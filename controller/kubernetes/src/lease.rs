@@ -1,10 +1,10 @@
-//! What only one replica does: decided by a Lease. And which replicas there are: each renews a
-//! Lease of its own.
+//! Decides by a Lease which replica leads. Every replica also renews a Lease of its own, which
+//! shows that it is running.
 //!
-//! Clocks of different machines are not compared: a Lease counts as given up when it has not
-//! changed for its duration, by the monotonic clock of whoever looks. Two replicas may both believe
-//! to lead for a moment, as with any such scheme; what a leader does is checked by versions all the
-//! same.
+//! Clocks of different machines are not compared: a Lease counts as abandoned if it has not changed
+//! for its duration, by the monotonic clock of the observer. For a moment two replicas may both
+//! believe that they lead, as with any such scheme. The API server checks the versions of a
+//! leader's writes all the same.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -21,9 +21,9 @@ use tokio_util::sync::CancellationToken;
 
 use super::client::{Obstacles, REQUEST, explain, is_absent};
 
-/// The Lease of whoever leads.
+/// Name of the Lease of the leader.
 pub const LEADER: &str = "edge-cni-controller";
-/// Label of the Leases by which replicas show that they are there.
+/// Label of the Leases that show which replicas are running.
 const REPLICA: (&str, &str) = ("edge-cni.io/kind", "replica");
 const WHAT: &str = "leases.coordination.k8s.io";
 
@@ -35,24 +35,25 @@ pub struct Leases {
     obstacles: Obstacles,
 }
 
-/// What was seen of a Lease last, and since when it has been so.
+/// The version of a Lease that was seen last, and since when.
 struct Seen {
     version: String,
     since: Instant,
 }
 
 impl Leases {
-    /// For a replica of this name; a Lease that is not renewed for `duration` is given up.
+    /// Makes the Leases of the replica with this name. A Lease that is not renewed for `duration`
+    /// counts as abandoned.
     pub fn new(client: &Client, namespace: &str, identity: &str, duration: Duration, obstacles: Obstacles) -> Self {
         Self { api: Api::namespaced(client.clone(), namespace), identity: identity.into(), duration, obstacles }
     }
 
-    /// Renewals come so often that two may fail.
+    /// Time between renewals, so short that two may fail.
     fn period(&self) -> Duration {
         self.duration / 5
     }
 
-    /// Tries to lead until `stopping`, and says in `leading` whether it does. Gives the Lease back
+    /// Tries to lead until `stopping`, and reports in `leading` whether it does. Returns the Lease
     /// at the end.
     pub async fn lead(&self, leading: watch::Sender<bool>, stopping: CancellationToken) {
         let mut seen: Option<Seen> = None;
@@ -70,7 +71,7 @@ impl Leases {
                 Ok(Err(error)) => self.obstacles.fails(WHAT, explain(WHAT, &error)),
                 Err(_) => self.obstacles.fails(WHAT, format!("the API server does not answer about {WHAT}")),
             }
-            // Well before another one takes it.
+            // This is well before another replica takes the Lease.
             if renewed.elapsed() >= self.duration * 2 / 3 {
                 self.set(&leading, false);
             }
@@ -93,7 +94,7 @@ impl Leases {
         }
     }
 
-    /// Takes or renews the Lease if it may; whether it holds it.
+    /// Takes or renews the Lease if that is allowed. Returns whether this replica holds it.
     async fn take(&self, seen: &mut Option<Seen>) -> kube::Result<bool> {
         let Some(lease) = self.api.get_opt(LEADER).await? else {
             return won(self.api.create(&PostParams::default(), &self.lease(LEADER, None, 0)).await);
@@ -128,7 +129,7 @@ impl Leases {
         self.api.replace(LEADER, &PostParams::default(), &lease).await.map(drop)
     }
 
-    /// A Lease of ours, over one that is there.
+    /// Builds a Lease of this replica, over an existing one if given.
     fn lease(&self, name: &str, over: Option<&Lease>, transitions: i32) -> Lease {
         let now = MicroTime(Timestamp::now());
         let metadata = over.map_or_else(
@@ -146,7 +147,7 @@ impl Leases {
         Lease { metadata, spec: Some(spec) }
     }
 
-    /// Shows that this replica is there, until `stopping`.
+    /// Renews the Lease that shows that this replica is running, until `stopping`.
     pub async fn be_there(&self, stopping: CancellationToken) {
         let name = format!("edge-controller-{}", self.identity);
         loop {
@@ -183,20 +184,24 @@ impl Leases {
 fn won(written: kube::Result<Lease>) -> kube::Result<bool> {
     match written {
         Ok(_) => Ok(true),
-        // Another one was quicker.
+        // Another replica was faster.
         Err(kube::Error::Api(status)) if status.code == 409 => Ok(false),
         Err(error) => Err(error),
     }
 }
 
-/// The replicas that are there, as one of them sees it over time.
+/// The running replicas, as one of them sees them over time.
 #[derive(Default)]
 pub struct Replicas {
     seen: HashMap<String, Seen>,
 }
 
 impl Replicas {
-    /// Identities of the replicas that renew their Leases; those of others are removed.
+    /// Returns the identities of the replicas that renew their Leases, and removes the Leases of
+    /// the others.
+    ///
+    /// # Errors
+    /// If the API server cannot be asked.
     pub async fn look(&mut self, leases: &Leases) -> Result<Vec<String>, String> {
         let (key, value) = REPLICA;
         let params = ListParams::default().labels(&format!("{key}={value}"));
@@ -210,7 +215,7 @@ impl Replicas {
             let seen = self.seen.get(&name).filter(|seen| seen.version == version).map(|seen| seen.since);
             let since = seen.unwrap_or_else(Instant::now);
             self.seen.insert(name.clone(), Seen { version, since });
-            // Twice its time: a replica that is slow to renew is not called dead.
+            // Twice the duration: a replica that is slow to renew does not count as gone.
             let holder = lease.spec.and_then(|spec| spec.holder_identity).unwrap_or_default();
             if since.elapsed() < leases.duration * 2 {
                 there.push(holder);
@@ -230,8 +235,8 @@ impl Replicas {
     }
 }
 
-/// A name for this run of this replica: of the pod or machine, and of nothing that ran there
-/// before.
+/// Returns a name for this run of this replica: the name of the pod or machine with a random
+/// suffix.
 pub fn identity() -> String {
     let host = std::env::var("HOSTNAME").ok().or_else(|| {
         let name = rustix::system::uname();

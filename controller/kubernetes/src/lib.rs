@@ -1,22 +1,22 @@
-//! What the controller reads from and writes to Kubernetes. Of its crates, this one alone names
-//! `kube`.
+//! What the controller reads from and writes to Kubernetes. It is the only one of the controller's
+//! crates that uses `kube`.
 //!
 //! - [`resources`]: the custom resources.
-//! - [`client`]: reaching the API server, and saying what is wrong when it refuses.
-//! - [`authority`]: the certificate authorities, shared by all replicas.
-//! - [`events`], [`shown`]: what is told to people, on objects.
-//! - [`lease`]: who leads; [`garbage`]: what the leader finds left over.
+//! - [`client`]: connects to the API server and explains its errors.
+//! - [`authority`]: the certificate authorities in a Secret that all replicas share.
+//! - [`events`], [`status_writer`]: Events and statuses, for people.
+//! - [`lease`]: which replica leads; [`orphans`]: what the leader collects.
 //! - [`list_watch`]: a list that is kept up to date by a watch.
-//! - [`identity`]: which cluster it is.
-//! - [`store`]: rows as custom resources, shared by all replicas.
-//! - [`nodes`]: membership and deregistration from Node objects; [`selector`]: which of them;
+//! - [`identity`]: checks that it is still the same cluster.
+//! - [`store`]: rows as custom resources that all replicas share.
+//! - [`nodes`]: communities and deregistration from Node objects; [`selector`]: which Nodes;
 //!   [`node_role`]: which role a Node may have.
-//! - [`counted`]: what counts of a Node, which its kubelet may write too.
-//! - [`label_trust`]: whether labels of Node objects count; [`label_policy`]: the admission policy
-//!   that they need.
-//! - [`trust`]: the trusted certificates, published for the agents' pods.
-//! - [`token_review`]: whose a service account token is, with which a node may join;
-//!   [`service_token`]: what cannot be one; [`reviews`]: how many are asked about at once.
+//! - [`node_trust`]: which labels and addresses of a Node count, since its kubelet can write them.
+//! - [`label_trust`]: whether community labels of Nodes count; [`label_policy`]: the admission
+//!   policy that they need.
+//! - [`trust_bundle`]: publishes the trusted certificates for the agents' pods.
+//! - [`token_review`]: joins with a service account token; [`service_token`]: checks a token before
+//!   the API server is asked; [`reviews`]: how many reviews may run at once.
 #![forbid(unsafe_code)]
 
 pub mod authority;

@@ -1,6 +1,6 @@
-//! Which role a Node may have. The service account says what a pod is, and DaemonSets follow
-//! labels; so the labels of the pod's Node are judged too, by selectors that a kubelet cannot meet
-//! on its own.
+//! Checks which role a Node may have. The service account says what a pod is, and DaemonSets follow
+//! labels. So the labels of the pod's Node are checked too, by selectors that a kubelet cannot
+//! satisfy on its own.
 
 use std::collections::BTreeMap;
 
@@ -12,7 +12,7 @@ use super::client::{REQUEST, explain};
 use super::selector::NodeSelector;
 use super::token_review::ReviewError;
 
-/// Which Nodes have which role, as `[kubernetes]` says.
+/// The Nodes of each role, as configured in `[kubernetes]`.
 #[derive(Debug, Clone)]
 pub struct RoleSelectors {
     /// `edge_selector`.
@@ -24,10 +24,10 @@ pub struct RoleSelectors {
 }
 
 impl RoleSelectors {
-    /// Refuses a role that the Node with these labels may not have. An edge is given to nobody
-    /// else's account, and a hub or another cloud node must be selected as one. Whoever joins as an
-    /// edge gets least, so nothing more is asked of it.
-    fn judge(&self, role: Role, node: &NodeName, labels: &BTreeMap<String, String>) -> Result<(), ReviewError> {
+    /// Refuses a role that a Node with these labels may not have. An edge may not join with another
+    /// role's account, and a hub or another cloud node must be selected as one. The role edge gets
+    /// the least, so any Node may have it.
+    fn check_labels(&self, role: Role, node: &NodeName, labels: &BTreeMap<String, String>) -> Result<(), ReviewError> {
         let (key, selector) = match role {
             Role::Edge => return Ok(()),
             Role::Hub => ("hub_selector", &self.hub),
@@ -48,8 +48,8 @@ impl RoleSelectors {
         Ok(())
     }
 
-    /// Asks the API server for the Node, and refuses a role that it may not have. `uid`: of the
-    /// Node to which the token is bound, where it says so.
+    /// Reads the Node and refuses a role that it may not have. `uid`: UID of the Node to which the
+    /// token is bound, if the token has it.
     pub async fn check(
         &self,
         client: &Client,
@@ -70,12 +70,12 @@ impl RoleSelectors {
             Some(found) if uid.is_none_or(|uid| found.metadata.uid.as_deref() == Some(uid)) => found.metadata,
             Some(_) => {
                 return Err(ReviewError::Refused(format!(
-                    "Node {node} was made anew since; a new token of the pod names the present one"
+                    "Node {node} was created again since; a new token of the pod names the present one"
                 )));
             }
             None => return Err(ReviewError::Refused(format!("there is no Node {node}"))),
         };
-        self.judge(role, node, &metadata.labels.unwrap_or_default())
+        self.check_labels(role, node, &metadata.labels.unwrap_or_default())
     }
 }
 
@@ -86,20 +86,20 @@ mod tests {
     const EDGE: (&str, &str) = ("node-role.kubernetes.io/edge", "");
     const HUB: (&str, &str) = ("node-restriction.kubernetes.io/edge-cni-role", "hub");
     const CLOUD: (&str, &str) = ("node-restriction.kubernetes.io/edge-cni-role", "cloud");
-    /// What a kubelet can say of its own Node.
+    /// A label that a kubelet can set on its own Node.
     const OWN_WORD: (&str, &str) = ("edge-cni.io/role", "hub");
 
     #[test]
     fn a_node_has_a_role_in_the_cloud_only_by_a_label_that_no_kubelet_sets_and_an_edge_never() {
         let selectors =
             RoleSelectors { edge: NodeSelector::edges(), hub: NodeSelector::hubs(), cloud: NodeSelector::clouds() };
-        let judged = |role, labels: &[(&str, &str)]| {
+        let checked = |role, labels: &[(&str, &str)]| {
             let labels = labels.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
-            selectors.judge(role, &"n".parse().unwrap(), &labels).map_err(|refusal| refusal.to_string())
+            selectors.check_labels(role, &"n".parse().unwrap(), &labels).map_err(|refusal| refusal.to_string())
         };
-        assert_eq!(judged(Role::Hub, &[HUB]), Ok(()));
-        assert_eq!(judged(Role::Cloud, &[CLOUD, OWN_WORD]), Ok(()));
-        assert_eq!(judged(Role::Edge, &[EDGE]), Ok(()));
+        assert_eq!(checked(Role::Hub, &[HUB]), Ok(()));
+        assert_eq!(checked(Role::Cloud, &[CLOUD, OWN_WORD]), Ok(()));
+        assert_eq!(checked(Role::Edge, &[EDGE]), Ok(()));
         for (role, labels, says) in [
             (Role::Hub, &[OWN_WORD] as &[_], "hub_selector"),
             (Role::Hub, &[CLOUD], "hub_selector"),
@@ -108,7 +108,7 @@ mod tests {
             (Role::Hub, &[EDGE, HUB], "is an edge"),
             (Role::Cloud, &[EDGE, CLOUD], "is an edge"),
         ] {
-            let error = judged(role, labels).unwrap_err();
+            let error = checked(role, labels).unwrap_err();
             assert!(error.contains(says), "{says}: {error}");
         }
     }

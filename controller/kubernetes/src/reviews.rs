@@ -1,5 +1,5 @@
-//! Turns for asking the API server about service account tokens, so that strangers who show wrong
-//! ones do not occupy it, nor keep others out.
+//! Limits how many service account tokens are reviewed at once, so that strangers with wrong tokens
+//! neither overload the API server nor keep others out.
 
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv6Addr};
@@ -9,25 +9,26 @@ use std::time::Duration;
 use edge_controller_domain::shares;
 use tokio::sync::{AcquireError, OwnedSemaphorePermit, Semaphore};
 
-/// Reviews at once.
+/// Largest number of concurrent reviews.
 const AT_ONCE: usize = 8;
-/// Of these, those of one source: another's turn comes next, however many wait there.
+/// Largest number of concurrent reviews of one source. The next free one goes to another source,
+/// however many wait there.
 const OF_ONE_SOURCE: usize = 4;
-/// Those of one source that have a turn or wait for one, with their bodies; more are refused at
-/// once.
+/// Largest number of reviews of one source that run or wait, with their request bodies; further
+/// ones are refused at once.
 const OF_ONE_SOURCE_IN_ALL: usize = 32;
-/// Time to wait for a turn.
+/// Longest wait for a review.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// All turns.
+/// The limits of all sources.
 #[derive(Debug)]
 pub struct Reviews {
     all: Arc<Semaphore>,
-    /// Of sources that have or want one.
+    /// The limits of sources with reviews that run or wait.
     sources: Mutex<HashMap<IpAddr, Arc<Semaphore>>>,
 }
 
-/// One turn; free again when it is dropped.
+/// Permission for one review; it ends when this is dropped.
 pub struct Turn<'a> {
     reviews: &'a Reviews,
     source: IpAddr,
@@ -41,15 +42,16 @@ impl Default for Reviews {
 }
 
 impl Reviews {
-    /// A turn for who comes from there; `None` if there was none in time.
+    /// Waits for permission to review a token from this address; `None` if there are too many or
+    /// none came in time.
     pub async fn turn(&self, from: Option<IpAddr>) -> Option<Turn<'_>> {
         let source = shares::source(from.unwrap_or(Ipv6Addr::UNSPECIFIED.into()));
         let of_source = self.sources().entry(source).or_insert_with(|| Arc::new(Semaphore::new(OF_ONE_SOURCE))).clone();
-        // The map and this one hold it, and everyone else who has a turn or waits for one.
+        // The map, this call and every other running or waiting review hold a reference.
         if Arc::strong_count(&of_source) > OF_ONE_SOURCE_IN_ALL + 1 {
             return None;
         }
-        // Made first: whoever goes away while it waits is forgotten too.
+        // This comes first, so that a caller that gives up while it waits is removed too.
         let mut turn = Turn { reviews: self, source, permits: None };
         let both = async {
             let own = of_source.acquire_owned().await?;
@@ -68,7 +70,7 @@ impl Drop for Turn<'_> {
     fn drop(&mut self) {
         let mut sources = self.reviews.sources();
         self.permits = None;
-        // Whoever has a turn or waits for one holds it too.
+        // Every running or waiting review holds a reference.
         if sources.get(&self.source).is_some_and(|source| Arc::strong_count(source) == 1) {
             sources.remove(&self.source);
         }

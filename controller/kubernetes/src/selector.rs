@@ -1,16 +1,16 @@
-//! Label selectors, as `kubectl get --selector` takes them: judged here, since Nodes that are no
-//! edges are of interest too.
+//! Label selectors, as `kubectl get --selector` takes them. They are evaluated here, since Nodes
+//! that are not edges are watched too.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
-/// Says which role a Node has. A kubelet cannot set it: the NodeRestriction admission plugin keeps
-/// labels with this prefix from kubelets, and so does our own policy
+/// Label with the role of a Node. A kubelet cannot set it: the NodeRestriction admission plugin
+/// keeps labels with this prefix from kubelets, and so does our own policy
 /// (`deploy/kubernetes/15-node-labels.yaml`).
 pub const ROLE_LABEL: &str = "node-restriction.kubernetes.io/edge-cni-role";
 
-/// Which Nodes: all requirements must be met.
+/// Selects Nodes that meet all requirements.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct NodeSelector {
@@ -27,18 +27,18 @@ enum Requirement {
 }
 
 impl NodeSelector {
-    /// The edges, unless configured otherwise.
+    /// The default selector of edges.
     pub fn edges() -> Self {
         let key = String::from("node-role.kubernetes.io/edge");
         Self { text: key.clone(), requirements: vec![Requirement::Exists(key)] }
     }
 
-    /// The hubs, unless configured otherwise.
+    /// The default selector of hubs.
     pub fn hubs() -> Self {
         Self::with_role("hub")
     }
 
-    /// The other cloud nodes, unless configured otherwise.
+    /// The default selector of other cloud nodes.
     pub fn clouds() -> Self {
         Self::with_role("cloud")
     }
@@ -48,12 +48,12 @@ impl NodeSelector {
         Self { text: format!("{ROLE_LABEL}={role}"), requirements: vec![requirement] }
     }
 
-    /// As it is written.
+    /// The selector as it was written.
     pub fn as_str(&self) -> &str {
         &self.text
     }
 
-    /// Whether a Node with these labels is one of them.
+    /// Whether a Node with these labels is selected.
     pub fn matches(&self, labels: &BTreeMap<String, String>) -> bool {
         self.requirements.iter().all(|requirement| match requirement {
             Requirement::Exists(key) => labels.contains_key(key),

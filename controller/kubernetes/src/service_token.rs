@@ -1,5 +1,5 @@
-//! What can be seen of a service account token without asking who signed it. The API server is
-//! asked only about what may be one.
+//! Checks a service account token without its signature. The API server is asked only about tokens
+//! that pass.
 
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
@@ -8,22 +8,23 @@ use serde::Deserialize;
 
 use super::token_review::AUDIENCE;
 
-/// Longest token, octets. Those of the API server are below 2 KiB; ours are bound to one audience
+/// Longest token, in bytes. The API server's tokens are below 2 KiB; ours are bound to one audience
 /// and one pod.
 const LONGEST: usize = 8 * 1024;
-/// By how much our clock may differ from that of the API server, which judges by its own.
+/// Largest difference in seconds between our clock and the API server's, by which the API server
+/// judges.
 const SKEW: Seconds = 600;
-/// The API server issues none for longer, whatever a pod asks for
+/// Longest validity in seconds that the API server gives, whatever a pod asks for
 /// (`--service-account-max-token-expiration` is a year at most by default).
 const FARTHEST: Seconds = 366 * 24 * 3600;
 
-/// RFC 7515 section 4.1.
+/// JOSE header (RFC 7515 section 4.1).
 #[derive(Deserialize)]
 struct Header {
     alg: String,
 }
 
-/// RFC 7519 section 4.1; what else is in it is the API server's to judge.
+/// Claims (RFC 7519 section 4.1); the API server judges the others.
 #[derive(Deserialize)]
 struct Claims {
     iss: String,
@@ -32,7 +33,7 @@ struct Claims {
     exp: serde_json::Number,
 }
 
-/// Section 4.1.3: one, or several.
+/// `aud` (RFC 7519 section 4.1.3): one audience or several.
 #[derive(Deserialize)]
 #[serde(untagged)]
 enum Audiences {
@@ -40,8 +41,10 @@ enum Audiences {
     Several(Vec<String>),
 }
 
-/// Why this cannot be a token of a service account for us, if it cannot. Nothing of the token is in
-/// the answer.
+/// Checks that this may be a service account token for us.
+///
+/// # Errors
+/// Why it cannot be one. The text has nothing of the token in it.
 pub fn check(token: &str, now: Seconds) -> Result<(), String> {
     let not = |why: &str| format!("{why}; it must be a projected token for the audience {AUDIENCE:?}");
     if token.is_empty() {
@@ -62,7 +65,7 @@ pub fn check(token: &str, now: Seconds) -> Result<(), String> {
     let Ok(Header { alg }) = serde_json::from_slice(&header) else {
         return Err(not("it is no JWT: its header is not JSON with the key alg"));
     };
-    // The API server signs by RSA or ECDSA only.
+    // The API server signs only with RSA or ECDSA.
     if !(alg.starts_with("RS") || alg.starts_with("ES") || alg.starts_with("PS")) || signature.is_empty() {
         return Err(not("it is not signed by an API server"));
     }
@@ -79,7 +82,7 @@ pub fn check(token: &str, now: Seconds) -> Result<(), String> {
     if !is_ours {
         return Err(format!("it is not for the audience {AUDIENCE:?}"));
     }
-    // NumericDate of section 2 may have a fraction.
+    // A NumericDate (section 2) may have a fraction.
     let end = exp.as_f64().unwrap_or(f64::NAN);
     if !(end > (now - SKEW) as f64 && end < now.saturating_add(FARTHEST) as f64) {
         return Err(not("it has expired, or its end is not a time"));

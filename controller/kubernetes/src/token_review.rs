@@ -1,5 +1,5 @@
-//! Joining by the service account of the node's own pod: the API server says whose token it is, and
-//! on which node its pod runs.
+//! Joins with the service account token of the node's pod: the API server says which account the
+//! token belongs to, and on which node its pod runs.
 
 use edge_types::{NodeName, Role};
 use k8s_openapi::api::authentication::v1::{TokenReview, TokenReviewSpec, TokenReviewStatus};
@@ -10,35 +10,35 @@ use serde::{Deserialize, Serialize};
 
 use super::node_role::RoleSelectors;
 
-/// The audience for which the token must be: one that a pod has for the API server is none of ours.
+/// The audience that the token must have. A pod's token for the API server itself is not accepted.
 pub const AUDIENCE: &str = "edge-cni";
-/// `TokenReview.status.user.extra`: the node and the pod to which a token is bound.
+/// Keys of `TokenReview.status.user.extra`: the node and the pod to which a token is bound.
 const NODE: &str = "authentication.kubernetes.io/node-name";
 const NODE_UID: &str = "authentication.kubernetes.io/node-uid";
 const POD: &str = "authentication.kubernetes.io/pod-name";
-/// Tokens are below 2 KiB; the API server need not be troubled with more.
+/// Longest token that is sent to the API server, in bytes. Real ones are below 2 KiB.
 const LONGEST: usize = 16 * 1024;
 
-/// `[kubernetes.join]`: which service account stands for which role.
+/// `[kubernetes.join]`: the service account of each role.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct JoinAccounts {
-    /// Of the edges' agents.
+    /// Service account of the edges' agents.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Option<String>")]
     pub edge: Option<ServiceAccount>,
-    /// Of the hubs' agents.
+    /// Service account of the hubs' agents.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Option<String>")]
     pub hub: Option<ServiceAccount>,
-    /// Of the agents on other cloud nodes.
+    /// Service account of the agents on other cloud nodes.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Option<String>")]
     pub cloud: Option<ServiceAccount>,
 }
 
 impl JoinAccounts {
-    /// The role for which a user of the API server stands.
+    /// The role of a user of the API server.
     fn role_of(&self, username: &str) -> Option<Role> {
         let all = [(&self.edge, Role::Edge), (&self.hub, Role::Hub), (&self.cloud, Role::Cloud)];
         all.into_iter()
@@ -46,7 +46,10 @@ impl JoinAccounts {
             .map(|(_, role)| role)
     }
 
-    /// What makes no sense of it.
+    /// Checks that no account stands for two roles.
+    ///
+    /// # Errors
+    /// If one does.
     pub fn check(&self) -> Result<(), String> {
         let mut all: Vec<&ServiceAccount> = [&self.edge, &self.hub, &self.cloud].into_iter().flatten().collect();
         let count = all.len();
@@ -68,7 +71,7 @@ pub struct ServiceAccount {
 }
 
 impl ServiceAccount {
-    /// The user as which the API server knows it.
+    /// The user name of the account at the API server.
     fn username(&self) -> String {
         format!("system:serviceaccount:{}:{}", self.namespace, self.name)
     }
@@ -92,18 +95,18 @@ impl TryFrom<String> for ServiceAccount {
     }
 }
 
-/// Why a service account token lets nobody in.
+/// Why a service account token is not accepted.
 #[derive(Debug, thiserror::Error)]
 pub enum ReviewError {
-    /// The API server, or what it says of the token, speaks against it.
+    /// The API server refuses the token, or what it says of the token does not fit.
     #[error("{0}")]
     Refused(String),
-    /// The API server does not say for which pod the token is.
+    /// The API server could not be asked.
     #[error("{0}")]
     Failed(String),
 }
 
-/// Asks the API server.
+/// Reviews tokens at the API server.
 #[derive(Clone)]
 pub struct Reviewer {
     client: kube::Client,
@@ -111,23 +114,26 @@ pub struct Reviewer {
     selectors: RoleSelectors,
 }
 
-/// What a token says of its pod.
+/// What the review says about the token's pod.
 #[derive(Debug, PartialEq, Eq)]
 struct Bound {
-    /// The role for which its account stands.
+    /// The role of its account.
     role: Role,
-    /// The uid of its Node.
+    /// UID of its Node, if the token has it.
     node_uid: Option<String>,
 }
 
 impl Reviewer {
-    /// With these accounts, each for Nodes of its role alone.
+    /// Makes a reviewer with these accounts, each only for Nodes of its role.
     pub fn new(client: kube::Client, accounts: JoinAccounts, selectors: RoleSelectors) -> Self {
         Self { client, accounts, selectors }
     }
 
-    /// The role with which the holder of this token may join as `node`: its account stands for it,
-    /// and the Node may have it.
+    /// Returns the role with which the holder of this token may join as `node`: its account stands
+    /// for the role, and the Node may have it.
+    ///
+    /// # Errors
+    /// Why the token is not accepted.
     pub async fn review(&self, token: &str, node: &NodeName) -> Result<Role, ReviewError> {
         if token.is_empty() {
             return Err(ReviewError::Refused("it is empty".into()));
@@ -145,19 +151,19 @@ impl Reviewer {
             )),
             other => ReviewError::Failed(other.to_string()),
         })?;
-        let bound = judge(&self.accounts, answer.status.unwrap_or_default(), node)?;
+        let bound = check_review(&self.accounts, answer.status.unwrap_or_default(), node)?;
         self.selectors.check(&self.client, bound.role, node, bound.node_uid.as_deref()).await?;
         Ok(bound.role)
     }
 }
 
-fn judge(accounts: &JoinAccounts, status: TokenReviewStatus, node: &NodeName) -> Result<Bound, ReviewError> {
+fn check_review(accounts: &JoinAccounts, status: TokenReviewStatus, node: &NodeName) -> Result<Bound, ReviewError> {
     let refuse = |why: String| Err(ReviewError::Refused(why));
     if status.authenticated != Some(true) {
         let why = status.error.unwrap_or_else(|| "it is not one of this cluster, or has expired".into());
         return refuse(format!("{why}; it must be a projected token for the audience {AUDIENCE:?}"));
     }
-    // An authenticator that knows nothing of audiences leaves this empty, and would take any token.
+    // An authenticator without support for audiences leaves this empty, and would accept any token.
     if !status.audiences.unwrap_or_default().iter().any(|audience| audience == AUDIENCE) {
         return refuse(format!("it is not for the audience {AUDIENCE:?}"));
     }
@@ -207,15 +213,15 @@ mod tests {
 
     #[test]
     fn only_a_token_of_a_named_account_bound_to_a_pod_on_that_node_lets_in() {
-        let judged = |change: fn(&mut TokenReviewStatus)| {
-            let judged = judge(&accounts(), status(change), &"edge-1".parse().unwrap());
-            judged.map(|bound| bound.role).map_err(|refusal| refusal.to_string())
+        let checked = |change: fn(&mut TokenReviewStatus)| {
+            let checked = check_review(&accounts(), status(change), &"edge-1".parse().unwrap());
+            checked.map(|bound| bound.role).map_err(|refusal| refusal.to_string())
         };
-        assert_eq!(judged(|_| {}), Ok(Role::Edge));
+        assert_eq!(checked(|_| {}), Ok(Role::Edge));
         let hub = |status: &mut TokenReviewStatus| {
             status.user.get_or_insert_default().username = Some("system:serviceaccount:edge-cni:hub-agent".into());
         };
-        assert_eq!(judged(hub), Ok(Role::Hub));
+        assert_eq!(checked(hub), Ok(Role::Hub));
         type Change = fn(&mut TokenReviewStatus);
         let cases: [(&str, Change); 7] = [
             ("expired", |status| status.authenticated = None),
@@ -234,7 +240,7 @@ mod tests {
             }),
         ];
         for (says, change) in cases {
-            let error = judged(change).unwrap_err();
+            let error = checked(change).unwrap_err();
             assert!(error.contains(says), "{says}: {error}");
         }
     }
