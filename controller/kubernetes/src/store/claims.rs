@@ -13,7 +13,7 @@ use futures_util::future::join_all;
 use super::Inner;
 use super::kinds::{ObjectKey, Observed};
 use super::object_versions::WriteBase;
-use super::write::{Failure, read_object, send};
+use super::requests::{Failure, read_object, send};
 
 /// Attempts to take a claim back, if others write its object at the same time.
 const ATTEMPTS: u32 = 4;

@@ -18,7 +18,7 @@ use super::Inner;
 use super::claims::{self, Claim, is_same_grant};
 use super::kinds::Kind;
 use super::object_versions::{NotWritable, ObjectEvent, WriteBase, deletion};
-use super::write::{Failure, read_object, send};
+use super::requests::{Failure, read_object, send};
 
 /// Largest number of chains that are written at the same time: the API server and etcd take many
 /// writes in little more than the time of one.

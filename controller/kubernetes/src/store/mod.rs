@@ -3,7 +3,7 @@
 //! - [`kinds`]: maps rows to objects and back.
 //! - [`object_versions`]: the version of every object, and what the registry knows of it.
 //! - [`commit`]: writes a batch, each object over the version that the plan knew; [`claims`]:
-//!   confirms claimed segments or takes them back; [`write`]: single requests.
+//!   confirms claimed segments or takes them back; [`requests`]: single requests.
 //! - [`recreate`]: creates an object again that was deleted.
 //! - [`source`]: lists and watches objects.
 //! - [`missing_objects`]: decides what a missing object means; [`definitions`]: whether its
@@ -26,10 +26,10 @@ mod kinds;
 mod missing_objects;
 mod object_versions;
 mod recreate;
+mod requests;
 mod shared_config;
 mod single_flight;
 mod source;
-mod write;
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};

@@ -6,7 +6,7 @@ use kube::api::PostParams;
 use super::Inner;
 use super::kinds::{Kind, Observed, encode};
 use super::object_versions::ObjectEvent;
-use super::write::{Failure, decoded, read_object, with_timeout};
+use super::requests::{Failure, decoded, read_object, with_timeout};
 use crate::client::explain;
 
 /// Outcome of creating a missing object again.
