@@ -6,7 +6,7 @@ use std::sync::OnceLock;
 use schemars::generate::SchemaSettings;
 use serde_json::Value;
 
-use super::Config;
+use super::file::Config;
 
 /// What every environment variable begins with.
 pub(super) const ENV_PREFIX: &str = "EDGE_CONTROLLER_";

@@ -2,13 +2,14 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::{Arg, ArgMatches, Args, Command, FromArgMatches};
 use serde::Deserialize;
 
+use super::error::ConfigError;
+use super::file::Config;
 use super::keys::{ENV_PREFIX, Key, keys};
-use super::{Config, ConfigError};
 
 /// Variables that begin like ours and set no key.
 const OTHERS: [&str; 2] = ["EDGE_CONTROLLER_SOCKET", "EDGE_CONTROLLER_CONFIG"];
@@ -178,6 +179,13 @@ impl FromArgMatches for Sources {
     fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
         *self = Self::from_arg_matches(matches)?;
         Ok(())
+    }
+}
+
+impl Config {
+    /// Reads and checks a file, under the environment as it is.
+    pub fn load(path: &Path) -> Result<Self, ConfigError> {
+        Ok(Sources::file(path.into()).load()?.config)
     }
 }
 

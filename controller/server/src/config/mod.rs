@@ -1,0 +1,20 @@
+//! The configuration of `edge-controller run`. Unknown keys are refused. The full example stands in
+//! `docs/configuration.md`.
+//!
+//! - [`Config`]: all keys, and what they must be.
+//! - [`keys()`]: the table of keys that follows from it.
+//! - [`Sources`]: file, environment and flags.
+//! - [`ConfigError`]: why a configuration cannot be used.
+
+mod error;
+mod file;
+mod keys;
+mod sources;
+
+#[cfg(test)]
+mod tests;
+
+pub use error::ConfigError;
+pub use file::{ADMIN_SOCKET, Certificates, Config, Hub, Kubernetes, Observe, PORT, Segments};
+pub use keys::{Key, Reload, keys};
+pub use sources::{Loaded, Origin, Sources};
