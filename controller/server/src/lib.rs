@@ -4,7 +4,7 @@
 //! The rules are in `edge_controller_domain`, and what is read from and written to Kubernetes in
 //! `edge_controller_kubernetes`. This crate is the program: [`server`] accepts connections and
 //! knows who calls; [`api`] turns requests into plans for the registry, and errors into problem
-//! documents ([`refusal`]). [`live_config`] holds the [`config`] in force. `logs` are lines
+//! documents ([`api::ApiError`]). [`live_config`] holds the [`config`] in force. `logs` are lines
 //! whatever strangers send. [`cli`] is the operator's side of the same API, [`observe`] what
 //! monitoring sees.
 #![forbid(unsafe_code)]
@@ -15,5 +15,4 @@ pub mod config;
 pub mod live_config;
 mod logs;
 pub mod observe;
-pub mod refusal;
 pub mod server;

@@ -13,15 +13,15 @@ use edge_controller_domain::registry::Registry;
 use edge_controller_domain::state::Snapshot;
 
 use super::caller::Caller;
-use crate::refusal::Refusal;
+use super::error::ApiError;
 
 pub(super) async fn backup(
     State(registry): State<Registry>,
     State(ca): State<Arc<Ca>>,
     caller: Caller,
-) -> Result<Response, Refusal> {
+) -> Result<Response, ApiError> {
     caller.operator()?;
-    let ca = ca.document().await.map_err(|e| Refusal::Store(e.to_string()))?;
+    let ca = ca.document().await.map_err(|e| ApiError::Store(e.to_string()))?;
     let now = registry.clock.now();
     // One moment's rows: copied, so that a slow reader holds up nobody.
     let view = registry.read().await;

@@ -9,7 +9,7 @@ use edge_types::NodeName;
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use serde::de::DeserializeOwned;
 
-use crate::refusal::Refusal;
+use super::error::ApiError;
 
 /// Largest body of a request, bytes. The largest real ones are certificate requests of about 1 KiB.
 const LIMIT: usize = 64 * 1024;
@@ -20,33 +20,33 @@ const TIMEOUT: Duration = Duration::from_secs(15);
 pub(super) struct Json<T>(pub(super) T);
 
 impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Json<T> {
-    type Rejection = Refusal;
+    type Rejection = ApiError;
 
-    async fn from_request(request: Request, _: &S) -> Result<Self, Refusal> {
+    async fn from_request(request: Request, _: &S) -> Result<Self, ApiError> {
         check_media_type(request.headers())?;
         let body = Limited::new(request.into_body(), LIMIT).collect();
-        let body = tokio::time::timeout(TIMEOUT, body).await.map_err(|_| Refusal::TooSlow(TIMEOUT.as_secs()))?;
+        let body = tokio::time::timeout(TIMEOUT, body).await.map_err(|_| ApiError::TooSlow(TIMEOUT.as_secs()))?;
         let bytes = body
             .map_err(|error| {
                 if error.is::<LengthLimitError>() {
-                    Refusal::TooLarge(LIMIT)
+                    ApiError::TooLarge(LIMIT)
                 } else {
-                    Refusal::BadJson(error.to_string())
+                    ApiError::BadJson(error.to_string())
                 }
             })?
             .to_bytes();
         serde_json::from_slice(&bytes).map(Json).map_err(|error| match error.classify() {
-            serde_json::error::Category::Data => Refusal::BadValue(error.to_string()),
-            _ => Refusal::BadJson(error.to_string()),
+            serde_json::error::Category::Data => ApiError::BadValue(error.to_string()),
+            _ => ApiError::BadJson(error.to_string()),
         })
     }
 }
 
 /// A body that is declared to be something else is not read.
-pub(super) fn check_media_type(headers: &HeaderMap) -> Result<(), Refusal> {
+pub(super) fn check_media_type(headers: &HeaderMap) -> Result<(), ApiError> {
     let declared = headers.get(header::CONTENT_TYPE).map(|value| value.to_str().unwrap_or("unreadable"));
     match declared.filter(|value| value.split(';').next().map(str::trim) != Some("application/json")) {
-        Some(other) => Err(Refusal::MediaType(other.into())),
+        Some(other) => Err(ApiError::MediaType(other.into())),
         None => Ok(()),
     }
 }
@@ -55,11 +55,11 @@ pub(super) fn check_media_type(headers: &HeaderMap) -> Result<(), Refusal> {
 pub(super) struct Node(pub(super) NodeName);
 
 impl<S: Send + Sync> FromRequestParts<S> for Node {
-    type Rejection = Refusal;
+    type Rejection = ApiError;
 
-    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Refusal> {
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
         let Path(text) =
-            Path::<String>::from_request_parts(parts, state).await.map_err(|e| Refusal::BadValue(e.body_text()))?;
-        text.parse().map(Node).map_err(|e: edge_types::NameError| Refusal::BadValue(e.to_string()))
+            Path::<String>::from_request_parts(parts, state).await.map_err(|e| ApiError::BadValue(e.body_text()))?;
+        text.parse().map(Node).map_err(|e: edge_types::NameError| ApiError::BadValue(e.to_string()))
     }
 }

@@ -13,7 +13,7 @@ use edge_types::api::{AuthorityInfo, AuthorityState};
 use serde::Deserialize;
 
 use super::caller::Caller;
-use crate::refusal::Refusal;
+use super::error::ApiError;
 
 #[derive(Deserialize, schemars::JsonSchema)]
 pub(super) struct Parameters {
@@ -26,7 +26,7 @@ pub(super) async fn list(
     State(registry): State<Registry>,
     State(ca): State<Arc<Ca>>,
     caller: Caller,
-) -> Result<axum::Json<Vec<AuthorityInfo>>, Refusal> {
+) -> Result<axum::Json<Vec<AuthorityInfo>>, ApiError> {
     caller.operator()?;
     let (authorities, now) = (ca.current(), registry.clock.now());
     let view = registry.read().await;
@@ -38,7 +38,7 @@ pub(super) async fn rollover(
     State(registry): State<Registry>,
     State(ca): State<Arc<Ca>>,
     caller: Caller,
-) -> Result<(StatusCode, axum::Json<AuthorityInfo>), Refusal> {
+) -> Result<(StatusCode, axum::Json<AuthorityInfo>), ApiError> {
     caller.operator()?;
     let now = registry.clock.now();
     let new = ca.rollover(now).await?;
@@ -52,10 +52,10 @@ pub(super) async fn retire(
     caller: Caller,
     id: Result<Path<String>, axum::extract::rejection::PathRejection>,
     parameters: Result<Query<Parameters>, axum::extract::rejection::QueryRejection>,
-) -> Result<axum::Json<AuthorityInfo>, Refusal> {
+) -> Result<axum::Json<AuthorityInfo>, ApiError> {
     caller.operator()?;
-    let Path(id) = id.map_err(|e| Refusal::BadValue(e.body_text()))?;
-    let Query(Parameters { force }) = parameters.map_err(|e| Refusal::BadValue(e.body_text()))?;
+    let Path(id) = id.map_err(|e| ApiError::BadValue(e.body_text()))?;
+    let Query(Parameters { force }) = parameters.map_err(|e| ApiError::BadValue(e.body_text()))?;
     let (authorities, now) = (ca.current(), registry.clock.now());
     let authority = authorities.find(&id)?;
     let before = info(authority, &authorities, registry.read().await.state(), now);
@@ -63,7 +63,7 @@ pub(super) async fn retire(
     if is_needed && !force {
         let tokens = before.pinned_by.iter().map(|id| format!("join token {id}"));
         let by = certificates::some_of(before.needed_by.iter()).into_iter().chain(tokens).collect();
-        return Err(Refusal::AuthorityNeeded { authority: before.id, by });
+        return Err(ApiError::AuthorityNeeded { authority: before.id, by });
     }
     ca.retire(&before.id, now).await?;
     Ok(axum::Json(AuthorityInfo { state: AuthorityState::Retired, retired_at: Some(now), ..before }))

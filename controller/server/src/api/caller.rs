@@ -16,7 +16,7 @@ use rustls_pki_types::CertificateDer;
 use tokio_util::sync::CancellationToken;
 use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
 
-use crate::refusal::Refusal;
+use super::error::ApiError;
 
 /// Who is at the other end of a connection.
 #[derive(Clone, Debug)]
@@ -82,57 +82,57 @@ fn read(der: &CertificateDer<'_>) -> Result<NodeCertificate, &'static str> {
 
 impl Caller {
     /// Whether the operator calls.
-    pub fn operator(&self) -> Result<(), Refusal> {
+    pub fn operator(&self) -> Result<(), ApiError> {
         match self.identity {
             Identity::Operator => Ok(()),
-            Identity::Nobody => Err(Refusal::NoCertificate),
-            _ => Err(Refusal::OperatorOnly),
+            Identity::Nobody => Err(ApiError::NoCertificate),
+            _ => Err(ApiError::OperatorOnly),
         }
     }
 
     /// Whether this one may see what belongs to `node`: the node itself, or the operator.
-    pub fn may_see(&self, view: &StateGuard<'_>, node: &NodeName, now: Seconds) -> Result<(), Refusal> {
+    pub fn may_see(&self, view: &StateGuard<'_>, node: &NodeName, now: Seconds) -> Result<(), ApiError> {
         match &self.identity {
-            Identity::Operator if view.state().node(node).is_none() => Err(Refusal::NoSuchNode(node.clone())),
+            Identity::Operator if view.state().node(node).is_none() => Err(ApiError::NoSuchNode(node.clone())),
             Identity::Operator => Ok(()),
             _ => self.is(view, node, now).map(drop),
         }
     }
 
     /// Whether this is any registered node, with a certificate that counts, or the operator.
-    pub fn is_known(&self, view: &StateGuard<'_>, now: Seconds) -> Result<(), Refusal> {
+    pub fn is_known(&self, view: &StateGuard<'_>, now: Seconds) -> Result<(), ApiError> {
         match &self.identity {
             Identity::Operator => Ok(()),
             Identity::Node(certificate) => self.is(view, &certificate.name, now).map(drop),
-            Identity::Nobody => Err(Refusal::NoCertificate),
-            Identity::Unrecognised(why) => Err(Refusal::NotANode(why.clone())),
+            Identity::Nobody => Err(ApiError::NoCertificate),
+            Identity::Unrecognised(why) => Err(ApiError::NotANode(why.clone())),
         }
     }
 
     /// Whether this is `node` itself, registered, with a certificate that counts.
-    pub fn is(&self, view: &StateGuard<'_>, node: &NodeName, now: Seconds) -> Result<NodeCertificate, Refusal> {
+    pub fn is(&self, view: &StateGuard<'_>, node: &NodeName, now: Seconds) -> Result<NodeCertificate, ApiError> {
         let certificate = match &self.identity {
-            Identity::Operator => return Err(Refusal::NodeOnly),
-            Identity::Nobody => return Err(Refusal::NoCertificate),
-            Identity::Unrecognised(why) => return Err(Refusal::NotANode(why.clone())),
+            Identity::Operator => return Err(ApiError::NodeOnly),
+            Identity::Nobody => return Err(ApiError::NoCertificate),
+            Identity::Unrecognised(why) => return Err(ApiError::NotANode(why.clone())),
             Identity::Node(certificate) => certificate,
         };
         let name = &certificate.name;
-        let record = view.state().node(name).ok_or_else(|| Refusal::Deregistered(name.clone()))?;
+        let record = view.state().node(name).ok_or_else(|| ApiError::Deregistered(name.clone()))?;
         if record.role != certificate.role || !record.certificates.iter().any(|c| c.serial == certificate.serial) {
-            return Err(Refusal::Superseded(name.clone()));
+            return Err(ApiError::Superseded(name.clone()));
         }
         if now >= certificate.not_after {
-            return Err(Refusal::CertificateExpired(name.clone()));
+            return Err(ApiError::CertificateExpired(name.clone()));
         }
         if name != node {
-            return Err(Refusal::ForeignNode { caller: name.clone(), node: node.clone() });
+            return Err(ApiError::ForeignNode { caller: name.clone(), node: node.clone() });
         }
         Ok(certificate.clone())
     }
 
     /// [`Caller::is`], now.
-    pub async fn is_now(&self, registry: &Registry, node: &NodeName) -> Result<NodeCertificate, Refusal> {
+    pub async fn is_now(&self, registry: &Registry, node: &NodeName) -> Result<NodeCertificate, ApiError> {
         self.is(&registry.read().await, node, registry.clock.now())
     }
 }

@@ -14,8 +14,8 @@ use http_body_util::BodyExt;
 
 use super::body::Node;
 use super::caller::{Caller, Identity};
+use super::error::ApiError;
 use super::operations::By;
-use crate::refusal::Refusal;
 
 /// An operation, as far as this is concerned.
 #[derive(Clone)]
@@ -37,7 +37,7 @@ pub(super) async fn judge(
     caller: Caller,
     request: Request,
     next: Next,
-) -> Result<Response, Refusal> {
+) -> Result<Response, ApiError> {
     let (mut parts, body) = request.into_parts();
     match gate.passes(&caller, &mut parts).await {
         Ok(()) => Ok(next.run(Request::from_parts(parts, body)).await),
@@ -63,11 +63,11 @@ async fn discard(mut body: Body) {
 }
 
 impl Gate {
-    async fn passes(&self, caller: &Caller, parts: &mut Parts) -> Result<(), Refusal> {
+    async fn passes(&self, caller: &Caller, parts: &mut Parts) -> Result<(), ApiError> {
         match (self.by, &caller.identity) {
             (By::Anyone, _) => Ok(()),
             // First: a stranger learns nothing of what else is wrong.
-            (_, Identity::Nobody) => Err(Refusal::NoCertificate),
+            (_, Identity::Nobody) => Err(ApiError::NoCertificate),
             (By::Operator, _) => caller.operator(),
             (By::Node | By::NodeOrOperator, _) => {
                 let node = match self.names_node {

@@ -20,11 +20,11 @@ use zeroize::Zeroizing;
 
 use super::body::{Json, Node};
 use super::caller::Caller;
+use super::error::ApiError;
 use super::service_account::AccountReviews;
 use super::state::from_substates;
 use super::strangers::Unread;
 use crate::live_config::LiveConfig;
-use crate::refusal::Refusal;
 
 /// What may let a node in, read before all else: whoever shows nothing of ours learns nothing,
 /// costs nothing, and leaves nothing in the log.
@@ -44,7 +44,7 @@ pub(super) async fn join(
     State(events): State<Events>,
     caller: Caller,
     Unread(body): Unread,
-) -> Result<axum::Json<CertificateResponse>, Refusal> {
+) -> Result<axum::Json<CertificateResponse>, ApiError> {
     let now = registry.clock.now();
     let shown: Shown<'_> = serde_json::from_slice(&body).map_err(|error| refuse_unread(&error))?;
     let by_account = match &shown.service_account_token {
@@ -54,7 +54,7 @@ pub(super) async fn join(
     let join = serde_json::from_slice(&body).map_err(|error| match by_account {
         // It was not reviewed yet.
         true => refuse_unread(&error),
-        false => Refusal::BadValue(error.to_string()),
+        false => ApiError::BadValue(error.to_string()),
     });
     let JoinRequest { token, service_account_token, node, csr } = join?;
     drop(body);
@@ -69,7 +69,7 @@ pub(super) async fn join(
     let certificate = certificates::kept(&issued, &key);
     let name = node.clone();
     registry
-        .change(move |state| -> Result<_, Refusal> {
+        .change(move |state| -> Result<_, ApiError> {
             let (mut record, used) = entry.admit(state, &name, &certificate.key, now)?;
             certificates::join(&mut record, &certificate)?;
             let settings = live.now();
@@ -86,13 +86,13 @@ pub(super) async fn join(
 }
 
 /// What is wrong with a body, without a word of it.
-fn refuse_unread(error: &serde_json::Error) -> Refusal {
+fn refuse_unread(error: &serde_json::Error) -> ApiError {
     let place = format!("at line {}, column {}", error.line(), error.column());
     match error.classify() {
         serde_json::error::Category::Data => {
-            Refusal::BadValue(format!("the body is not what docs/openapi.json says of this path, {place}"))
+            ApiError::BadValue(format!("the body is not what docs/openapi.json says of this path, {place}"))
         }
-        _ => Refusal::BadJson(place),
+        _ => ApiError::BadJson(place),
     }
 }
 
@@ -102,15 +102,15 @@ pub(super) async fn renew(
     caller: Caller,
     Node(node): Node,
     Json(renewal): Json<CertificateRequest>,
-) -> Result<axum::Json<CertificateResponse>, Refusal> {
+) -> Result<axum::Json<CertificateResponse>, ApiError> {
     let present = caller.is_now(&registry, &node).await?;
     let key = request::read(&renewal.csr, &node)?;
     let issued = issuer.issue(&node, present.role, &key, Occasion::Renewal).await?;
     let certificate = certificates::kept(&issued, &key);
     let (name, serial) = (node.clone(), present.serial);
     registry
-        .change(move |state| -> Result<_, Refusal> {
-            let mut record = state.node(&name).ok_or_else(|| Refusal::Deregistered(name.clone()))?.clone();
+        .change(move |state| -> Result<_, ApiError> {
+            let mut record = state.node(&name).ok_or_else(|| ApiError::Deregistered(name.clone()))?.clone();
             certificates::renew(&mut record, &serial, &certificate)?;
             Ok(((), vec![Change::PutNode(record)]))
         })
@@ -141,7 +141,7 @@ impl Entry {
         name: &NodeName,
         key: &str,
         now: Seconds,
-    ) -> Result<(NodeRecord, Option<TokenRecord>), Refusal> {
+    ) -> Result<(NodeRecord, Option<TokenRecord>), ApiError> {
         match self {
             // It is checked once more when it is used up.
             Entry::Token(credential, _) => {
@@ -166,7 +166,7 @@ pub(super) struct Issuer {
 from_substates!(Issuer { registry, ca, live });
 
 impl Issuer {
-    async fn issue(&self, node: &NodeName, role: Role, key: &NodeKey, occasion: Occasion) -> Result<Issued, Refusal> {
+    async fn issue(&self, node: &NodeName, role: Role, key: &NodeKey, occasion: Occasion) -> Result<Issued, ApiError> {
         let authorities = self.ca.current();
         let now = (self.registry.clock.now(), self.registry.clock.issue_time());
         let days = self.live.now().config.certificates.node_days;
@@ -188,7 +188,7 @@ async fn entry_by(
     credential: Zeroizing<String>,
     node: &NodeName,
     now: Seconds,
-) -> Result<Entry, Refusal> {
+) -> Result<Entry, ApiError> {
     let view = registry.read().await;
     match tokens::redeem(view.state(), &credential, node, "", now) {
         Ok(_) | Err(TokenError::Used { .. }) => {}

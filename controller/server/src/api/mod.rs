@@ -16,6 +16,7 @@ mod body;
 mod ca;
 pub mod caller;
 mod claims;
+mod error;
 mod gate;
 mod join;
 mod nodes;
@@ -29,13 +30,13 @@ mod state;
 mod strangers;
 mod view;
 
+pub use error::ApiError;
 pub use state::Services;
 
 use axum::Router;
 use axum::extract::Request;
 
 use crate::observe;
-use crate::refusal::Refusal;
 use gate::Gate;
 use state::ApiState;
 
@@ -48,8 +49,8 @@ pub fn router(services: Services) -> Router {
         router.route(operation.path, handler)
     });
     router
-        .fallback(async |request: Request| Refusal::NoSuchPath(request.uri().path().into()))
-        .method_not_allowed_fallback(async |request: Request| Refusal::Method {
+        .fallback(async |request: Request| ApiError::NoSuchPath(request.uri().path().into()))
+        .method_not_allowed_fallback(async |request: Request| ApiError::Method {
             method: request.method().to_string(),
             path: request.uri().path().into(),
         })

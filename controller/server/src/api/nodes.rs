@@ -18,9 +18,9 @@ use tokio_util::sync::CancellationToken;
 use super::body::{Json, Node};
 use super::caller::Caller;
 use super::claims::ClaimReporter;
+use super::error::ApiError;
 use super::state::from_substates;
 use crate::live_config::LiveConfig;
-use crate::refusal::Refusal;
 
 /// Takes what nodes report.
 #[derive(Clone)]
@@ -40,11 +40,11 @@ pub(super) async fn report(
     caller: Caller,
     Node(node): Node,
     Json(report): Json<NodeReport>,
-) -> Result<StatusCode, Refusal> {
+) -> Result<StatusCode, ApiError> {
     let Reports { registry, live, tunnels, addresses, claims } = reports;
     let shown = caller.is_now(&registry, &node).await?;
     if report.port == 0 {
-        return Err(Refusal::BadValue("port 0 cannot be reached; report the UDP port of IKE".into()));
+        return Err(ApiError::BadValue("port 0 cannot be reached; report the UDP port of IKE".into()));
     }
     let settings = live.now();
     let tunnelled = settings.networks.tunnelled(shown.role);
@@ -104,11 +104,11 @@ async fn note_report(
     registry: &Registry,
     live: &Arc<LiveConfig>,
     noted: Noted,
-) -> Result<(Vec<IpNetwork>, Vec<ClaimConflict>), Refusal> {
+) -> Result<(Vec<IpNetwork>, Vec<ClaimConflict>), ApiError> {
     let (live, now) = (live.clone(), registry.clock.now());
-    let plan = move |state: &mut Rows| -> Result<_, Refusal> {
+    let plan = move |state: &mut Rows| -> Result<_, ApiError> {
         let node = &noted.node;
-        let mut record = state.node(node).ok_or_else(|| Refusal::Deregistered(node.clone()))?.clone();
+        let mut record = state.node(node).ok_or_else(|| ApiError::Deregistered(node.clone()))?.clone();
         if let Some(place) = &noted.place {
             settle(&mut record, state, place);
         }
@@ -167,7 +167,7 @@ impl AddressChanges {
         let changes = &self.registry.endpoint_changes;
         while let Some(place) = changes.next(&name).await {
             let (node, at) = (name.clone(), place.clone());
-            let noted = self.registry.change(move |state| -> Result<_, Refusal> {
+            let noted = self.registry.change(move |state| -> Result<_, ApiError> {
                 // It may have been deregistered meanwhile.
                 let changed = state.node(&node).map(|record| {
                     let mut record = record.clone();

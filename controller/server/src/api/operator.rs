@@ -24,15 +24,15 @@ use tokio::sync::watch;
 
 use super::body::{Json, Node};
 use super::caller::Caller;
+use super::error::ApiError;
 use super::state::from_substates;
 use crate::live_config::LiveConfig;
-use crate::refusal::Refusal;
 
 pub(super) async fn nodes(
     State(registry): State<Registry>,
     State(infos): State<NodeInfos>,
     caller: Caller,
-) -> Result<axum::Json<Vec<NodeInfo>>, Refusal> {
+) -> Result<axum::Json<Vec<NodeInfo>>, ApiError> {
     caller.operator()?;
     let view = registry.read().await;
     Ok(axum::Json(view.state().nodes().map(|record| infos.info(&view, record)).collect()))
@@ -45,20 +45,20 @@ pub(super) async fn label(
     caller: Caller,
     Node(node): Node,
     Json(patch): Json<LabelsPatch>,
-) -> Result<axum::Json<NodeInfo>, Refusal> {
+) -> Result<axum::Json<NodeInfo>, ApiError> {
     caller.operator()?;
     let (name, trust) = (node.clone(), trust.borrow().clone());
     registry
-        .change(move |state| -> Result<_, Refusal> {
-            let mut record = state.node(&node).ok_or_else(|| Refusal::NoSuchNode(node.clone()))?.clone();
+        .change(move |state| -> Result<_, ApiError> {
+            let mut record = state.node(&node).ok_or_else(|| ApiError::NoSuchNode(node.clone()))?.clone();
             // What was set before there was a Node object goes on to count, and nobody else can
             // remove it.
             let only_removes = patch.values().all(Option::is_none);
             if record.object.is_some() && !only_removes {
                 return Err(match trust.counting {
-                    Counting::Yes => Refusal::LabelledElsewhere(node.clone()),
+                    Counting::Yes => ApiError::LabelledElsewhere(node.clone()),
                     Counting::Held | Counting::No => {
-                        Refusal::LabelsNotTrusted { node: node.clone(), why: trust.why.clone() }
+                        ApiError::LabelsNotTrusted { node: node.clone(), why: trust.why.clone() }
                     }
                 });
             }
@@ -68,7 +68,7 @@ pub(super) async fn label(
         })
         .await?;
     let view = registry.read().await;
-    let record = view.state().node(&name).ok_or_else(|| Refusal::NoSuchNode(name.clone()))?;
+    let record = view.state().node(&name).ok_or_else(|| ApiError::NoSuchNode(name.clone()))?;
     Ok(axum::Json(infos.info(&view, record)))
 }
 
@@ -80,16 +80,16 @@ pub(super) async fn deregister(
     State(events): State<Events>,
     caller: Caller,
     Node(node): Node,
-) -> Result<axum::Json<Vec<SegmentInfo>>, Refusal> {
+) -> Result<axum::Json<Vec<SegmentInfo>>, ApiError> {
     caller.operator()?;
     let (now, quarantine) = (registry.clock.now(), live.now().policy.quarantine);
     let name = node.clone();
     let released = registry
-        .change(move |state| -> Result<_, Refusal> {
+        .change(move |state| -> Result<_, ApiError> {
             let (rows, changes) = match state.deregistration(&node, now) {
                 Some(deregistration) => deregistration,
                 // It is gone already, and its segments need not be kept for it any more.
-                None => state.let_go(&node, now).ok_or_else(|| Refusal::NoSuchNode(node.clone()))?,
+                None => state.let_go(&node, now).ok_or_else(|| ApiError::NoSuchNode(node.clone()))?,
             };
             tracing::info!(%node, segments = rows.len(), "deregistered");
             Ok((rows, changes))
@@ -106,7 +106,7 @@ pub(super) async fn segments(
     State(registry): State<Registry>,
     State(live): State<Arc<LiveConfig>>,
     caller: Caller,
-) -> Result<axum::Json<Vec<SegmentInfo>>, Refusal> {
+) -> Result<axum::Json<Vec<SegmentInfo>>, ApiError> {
     caller.operator()?;
     let (now, quarantine) = (registry.clock.now(), live.now().policy.quarantine);
     let view = registry.read().await;
@@ -116,7 +116,7 @@ pub(super) async fn segments(
 pub(super) async fn communities(
     State(registry): State<Registry>,
     caller: Caller,
-) -> Result<axum::Json<Vec<CommunityInfo>>, Refusal> {
+) -> Result<axum::Json<Vec<CommunityInfo>>, ApiError> {
     caller.operator()?;
     let view = registry.read().await;
     let info = |(name, members): (&edge_types::Community, &std::collections::BTreeSet<NodeName>)| CommunityInfo {
@@ -133,13 +133,13 @@ pub(super) async fn set_community(
     caller: Caller,
     name: CommunityPath,
     Json(community): Json<CommunityMembers>,
-) -> Result<StatusCode, Refusal> {
+) -> Result<StatusCode, ApiError> {
     caller.operator()?;
-    let Path(name) = name.map_err(|e| Refusal::BadValue(e.body_text()))?;
+    let Path(name) = name.map_err(|e| ApiError::BadValue(e.body_text()))?;
     tracing::info!(community = %name, members = community.members.len(), "community listed");
     let record = CommunityRecord { name, members: community.members };
     registry
-        .change(move |state| -> Result<_, Refusal> {
+        .change(move |state| -> Result<_, ApiError> {
             let same = state.listed_community(&record.name) == Some(&record);
             let changes = if same { Vec::new() } else { vec![Change::PutCommunity(record.clone())] };
             Ok((StatusCode::NO_CONTENT, changes))
@@ -151,12 +151,12 @@ pub(super) async fn delete_community(
     State(registry): State<Registry>,
     caller: Caller,
     name: CommunityPath,
-) -> Result<StatusCode, Refusal> {
+) -> Result<StatusCode, ApiError> {
     caller.operator()?;
-    let Path(name) = name.map_err(|e| Refusal::BadValue(e.body_text()))?;
+    let Path(name) = name.map_err(|e| ApiError::BadValue(e.body_text()))?;
     registry
-        .change(move |state| -> Result<_, Refusal> {
-            state.listed_community(&name).ok_or_else(|| Refusal::NoSuchCommunity(name.clone()))?;
+        .change(move |state| -> Result<_, ApiError> {
+            state.listed_community(&name).ok_or_else(|| ApiError::NoSuchCommunity(name.clone()))?;
             Ok((StatusCode::NO_CONTENT, vec![Change::DeleteCommunity(name.clone())]))
         })
         .await
@@ -165,7 +165,7 @@ pub(super) async fn delete_community(
 pub(super) async fn tokens(
     State(registry): State<Registry>,
     caller: Caller,
-) -> Result<axum::Json<Vec<TokenInfo>>, Refusal> {
+) -> Result<axum::Json<Vec<TokenInfo>>, ApiError> {
     caller.operator()?;
     let view = registry.read().await;
     Ok(axum::Json(view.state().tokens().map(tokens::info).collect()))
@@ -176,14 +176,14 @@ pub(super) async fn create_token(
     State(ca): State<Arc<Ca>>,
     caller: Caller,
     Json(request): Json<TokenRequest>,
-) -> Result<(StatusCode, axum::Json<TokenCreated>), Refusal> {
+) -> Result<(StatusCode, axum::Json<TokenCreated>), ApiError> {
     caller.operator()?;
     let now = registry.clock.now();
     let (token, record) = tokens::create(&request, ca.current().active().key_hash(), now)?;
     let info = tokens::info(&record);
     tracing::info!(id = record.id, role = %record.role, node = ?record.node, uses = record.uses, "join token made");
     registry
-        .change(move |state| -> Result<_, Refusal> {
+        .change(move |state| -> Result<_, ApiError> {
             let mut changes: Vec<Change> = tokens::forgotten(state, now).into_iter().map(Change::DeleteToken).collect();
             changes.push(Change::PutToken(record.clone()));
             Ok(((), changes))
@@ -196,12 +196,12 @@ pub(super) async fn delete_token(
     State(registry): State<Registry>,
     caller: Caller,
     id: Result<Path<String>, axum::extract::rejection::PathRejection>,
-) -> Result<StatusCode, Refusal> {
+) -> Result<StatusCode, ApiError> {
     caller.operator()?;
-    let Path(id) = id.map_err(|e| Refusal::BadValue(e.body_text()))?;
+    let Path(id) = id.map_err(|e| ApiError::BadValue(e.body_text()))?;
     registry
-        .change(move |state| -> Result<_, Refusal> {
-            state.token(&id).ok_or_else(|| Refusal::NoSuchToken(id.clone()))?;
+        .change(move |state| -> Result<_, ApiError> {
+            state.token(&id).ok_or_else(|| ApiError::NoSuchToken(id.clone()))?;
             Ok((StatusCode::NO_CONTENT, vec![Change::DeleteToken(id.clone())]))
         })
         .await
@@ -211,23 +211,23 @@ pub(super) async fn reload(
     State(registry): State<Registry>,
     State(live): State<Arc<LiveConfig>>,
     caller: Caller,
-) -> Result<axum::Json<edge_types::api::ReloadResponse>, Refusal> {
+) -> Result<axum::Json<edge_types::api::ReloadResponse>, ApiError> {
     caller.operator()?;
     Ok(axum::Json(live.reload(&registry).await?))
 }
 
 /// Applies a JSON merge patch (RFC 7396) to labels, and holds them to Kubernetes' rules.
-fn patched(mut labels: BTreeMap<String, String>, patch: LabelsPatch) -> Result<BTreeMap<String, String>, Refusal> {
+fn patched(mut labels: BTreeMap<String, String>, patch: LabelsPatch) -> Result<BTreeMap<String, String>, ApiError> {
     for (key, value) in patch {
         match value {
             None => drop(labels.remove(&key)),
             Some(value) if !is_label_key(&key) => {
-                return Err(Refusal::BadValue(format!(
+                return Err(ApiError::BadValue(format!(
                     "{key:?}={value:?}: a label's key is NAME or PREFIX/NAME, of letters, digits, '-', '_' and '.', NAME at most 63 long"
                 )));
             }
             Some(value) if !value.is_empty() && !is_label_name(&value) => {
-                return Err(Refusal::BadValue(format!(
+                return Err(ApiError::BadValue(format!(
                     "{key:?}={value:?}: a label's value is at most 63 letters, digits, '-', '_' and '.', beginning and ending with a \
                      letter or digit"
                 )));
@@ -316,7 +316,7 @@ mod tests {
         for (key, value) in
             [("", "x"), ("a b", "x"), ("a/b/c", "x"), ("UP/x", "x"), ("x", "-"), ("x", "a,b"), ("x", "ü")]
         {
-            assert!(matches!(patch(key, Some(value)), Err(Refusal::BadValue(_))), "{key}={value}");
+            assert!(matches!(patch(key, Some(value)), Err(ApiError::BadValue(_))), "{key}={value}");
         }
     }
 }

@@ -7,9 +7,9 @@ use axum::response::{IntoResponse, Response};
 use edge_types::api::PROBLEM_MEDIA_TYPE;
 
 use super::caller::{Caller, Identity};
+use super::error::ApiError;
 use crate::logs;
 use crate::observe::requests::ProblemKind;
-use crate::refusal::Refusal;
 
 /// What the log says of a refusal, once it is known to whom it was given; in the extensions of the
 /// answer.
@@ -19,7 +19,7 @@ struct Said {
     text: String,
 }
 
-impl IntoResponse for Refusal {
+impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
         let problem = self.problem();
         let status = StatusCode::from_u16(problem.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
@@ -68,11 +68,11 @@ mod tests {
     #[test]
     fn a_refusal_that_ends_by_itself_says_when_to_ask_again() {
         let withheld = Withheld { restored_at: 0, until: 600, missing: 1, named: vec!["edge-1".into()] };
-        let response = Refusal::from(withheld).into_response();
+        let response = ApiError::from(withheld).into_response();
         assert_eq!(
             (response.status().as_u16(), &response.headers()[header::RETRY_AFTER]),
             (503, &"10".parse().unwrap())
         );
-        assert!(!Refusal::NodeOnly.into_response().headers().contains_key(header::RETRY_AFTER));
+        assert!(!ApiError::NodeOnly.into_response().headers().contains_key(header::RETRY_AFTER));
     }
 }

@@ -13,8 +13,8 @@ use edge_types::api::{SegmentRequest, SegmentResponse};
 
 use super::body::{Json, Node};
 use super::caller::Caller;
+use super::error::ApiError;
 use crate::live_config::LiveConfig;
-use crate::refusal::Refusal;
 
 /// Longest request id, bytes.
 const LONGEST_ID: usize = 128;
@@ -23,7 +23,7 @@ pub(super) async fn list(
     State(registry): State<Registry>,
     caller: Caller,
     Node(node): Node,
-) -> Result<axum::Json<SegmentResponse>, Refusal> {
+) -> Result<axum::Json<SegmentResponse>, ApiError> {
     let view = registry.read().await;
     caller.may_see(&view, &node, registry.clock.now())?;
     Ok(axum::Json(SegmentResponse { segments: views::segments(view.state(), &node) }))
@@ -36,11 +36,11 @@ pub(super) async fn apply(
     caller: Caller,
     Node(node): Node,
     Json(request): Json<SegmentRequest>,
-) -> Result<axum::Json<SegmentResponse>, Refusal> {
+) -> Result<axum::Json<SegmentResponse>, ApiError> {
     caller.is_now(&registry, &node).await?;
     let SegmentRequest { request_id, mut families, repeated } = request;
     if request_id.is_empty() || request_id.len() > LONGEST_ID {
-        return Err(Refusal::BadValue(format!(
+        return Err(ApiError::BadValue(format!(
             "request_id has {} bytes; expected 1 to {LONGEST_ID}",
             request_id.len()
         )));
@@ -48,7 +48,7 @@ pub(super) async fn apply(
     families.sort_unstable();
     families.dedup();
     if families.is_empty() {
-        return Err(Refusal::BadValue("families is empty; ask for \"ipv4\", \"ipv6\" or both".into()));
+        return Err(ApiError::BadValue("families is empty; ask for \"ipv4\", \"ipv6\" or both".into()));
     }
     // Before the store is asked: many nodes may repeat their applications until all have reported.
     may_grant(&registry, &live.now().policy, &node, &request_id).await?;
@@ -58,7 +58,7 @@ pub(super) async fn apply(
     let now = registry.clock.now();
     let (name, id) = (node.clone(), request_id.clone());
     let granted = registry
-        .change(move |state| -> Result<_, Refusal> {
+        .change(move |state| -> Result<_, ApiError> {
             let policy = &live.now().policy;
             let (segments, changes) = state.application(policy, &node, &families, &request_id, now)?;
             if !changes.is_empty() {
@@ -72,7 +72,7 @@ pub(super) async fn apply(
             let list: Vec<String> = segments.iter().map(ToString::to_string).collect();
             events.normal(About::EdgeNode, name.as_str(), "SegmentGranted", list.join(", "));
         }
-        Err(refusal @ Refusal::Segment(SegmentError::Exhausted(_) | SegmentError::TooMany { .. })) => {
+        Err(refusal @ ApiError::Segment(SegmentError::Exhausted(_) | SegmentError::TooMany { .. })) => {
             give_back(&registry, &name, id).await;
             events.warning(About::EdgeNode, name.as_str(), "SegmentRefused", refusal.to_string());
         }
@@ -83,7 +83,7 @@ pub(super) async fn apply(
 }
 
 /// Refuses an application while grants wait, unless it has been answered before.
-async fn may_grant(registry: &Registry, policy: &Policy, node: &NodeName, request_id: &str) -> Result<(), Refusal> {
+async fn may_grant(registry: &Registry, policy: &Policy, node: &NodeName, request_id: &str) -> Result<(), ApiError> {
     let (view, now) = (registry.read().await, registry.clock.now());
     let answered = view.state().ledger().held_by(node).iter().any(|row| row.request_id == request_id);
     match answered {
@@ -97,7 +97,7 @@ async fn may_grant(registry: &Registry, policy: &Policy, node: &NodeName, reques
 /// granted; or the one that granted it died between the two.
 async fn give_back(registry: &Registry, node: &NodeName, request_id: String) {
     let (name, now) = (node.clone(), registry.clock.now());
-    let released = registry.change(move |state| -> Result<_, Refusal> {
+    let released = registry.change(move |state| -> Result<_, ApiError> {
         let half = state.ledger().held_by(&name).into_iter().filter(|row| row.request_id == request_id);
         let changes: Vec<Change> =
             half.map(|row| Change::PutSegment(Row { released_at: Some(now), ..row.clone() })).collect();

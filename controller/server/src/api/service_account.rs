@@ -10,8 +10,8 @@ use edge_controller_kubernetes::token_review::{ReviewError, Reviewer};
 use edge_types::{NodeName, Role};
 
 use super::caller::Caller;
+use super::error::ApiError;
 use super::state::from_substates;
-use crate::refusal::Refusal;
 
 /// Has service account tokens reviewed by the API server.
 #[derive(Clone)]
@@ -24,23 +24,23 @@ from_substates!(AccountReviews { reviewer, reviews });
 
 impl AccountReviews {
     /// Whether the API server is to be asked about this.
-    pub(super) fn check(&self, token: &str, now: Seconds) -> Result<(), Refusal> {
+    pub(super) fn check(&self, token: &str, now: Seconds) -> Result<(), ApiError> {
         self.reviewer()?;
-        service_token::check(token, now).map_err(Refusal::ServiceAccount)
+        service_token::check(token, now).map_err(ApiError::ServiceAccount)
     }
 
-    fn reviewer(&self) -> Result<&Reviewer, Refusal> {
+    fn reviewer(&self) -> Result<&Reviewer, ApiError> {
         self.reviewer.as_ref().ok_or_else(|| {
-            Refusal::ServiceAccount(
+            ApiError::ServiceAccount(
                 "this controller takes none: [kubernetes.join] of its configuration names no service account".into(),
             )
         })
     }
 
     /// Has a service account token looked at.
-    pub(super) async fn review(&self, token: &str, node: &NodeName, caller: &Caller) -> Result<Role, Refusal> {
+    pub(super) async fn review(&self, token: &str, node: &NodeName, caller: &Caller) -> Result<Role, ApiError> {
         let turn = self.reviews.turn(caller.address).await;
-        let _turn = turn.ok_or_else(|| Refusal::TokenReview("too many tokens wait for it; try again".into()))?;
+        let _turn = turn.ok_or_else(|| ApiError::TokenReview("too many tokens wait for it; try again".into()))?;
         let review = tokio::time::timeout(REQUEST, self.reviewer()?.review(token, node)).await;
         let late = || ReviewError::Failed(format!("no answer in {} s", REQUEST.as_secs()));
         Ok(review.unwrap_or_else(|_| Err(late()))?)

@@ -16,7 +16,7 @@ use zeroize::Zeroizing;
 
 use super::body::check_media_type;
 use super::caller::Caller;
-use crate::refusal::Refusal;
+use super::error::ApiError;
 
 /// Octets of all bodies together.
 const BUDGET: usize = 4 * 1024 * 1024;
@@ -56,7 +56,7 @@ impl Bodies {
         }
     }
 
-    async fn read(&self, from: IpAddr, body: axum::body::Body) -> Result<Zeroizing<Vec<u8>>, Refusal> {
+    async fn read(&self, from: IpAddr, body: axum::body::Body) -> Result<Zeroizing<Vec<u8>>, ApiError> {
         let (share, displaced) = {
             let (mut shares, now) = (self.shares(), Instant::now());
             Self::make_room(&mut shares, from, STEP, now);
@@ -65,9 +65,9 @@ impl Bodies {
         let arriving = Arriving { bodies: self, from, share };
         tokio::select! {
             biased;
-            () = displaced.cancelled() => Err(Refusal::Crowded),
+            () = displaced.cancelled() => Err(ApiError::Crowded),
             read = tokio::time::timeout(TIMEOUT, arriving.take(body)) => {
-                read.unwrap_or(Err(Refusal::TooSlow(TIMEOUT.as_secs())))
+                read.unwrap_or(Err(ApiError::TooSlow(TIMEOUT.as_secs())))
             }
         }
     }
@@ -75,15 +75,15 @@ impl Bodies {
 
 impl Arriving<'_> {
     /// Copies what arrives: a small part of a frame would keep the whole buffer that it came in.
-    async fn take(&self, mut body: axum::body::Body) -> Result<Zeroizing<Vec<u8>>, Refusal> {
+    async fn take(&self, mut body: axum::body::Body) -> Result<Zeroizing<Vec<u8>>, ApiError> {
         let mut bytes = Zeroizing::new(Vec::with_capacity(STEP));
         while let Some(frame) = body.frame().await {
             // What hyper says of it holds nothing that came.
-            let frame = frame.map_err(|error| Refusal::BadJson(error.to_string()))?;
+            let frame = frame.map_err(|error| ApiError::BadJson(error.to_string()))?;
             let Ok(data) = frame.into_data() else { continue };
             let length = bytes.len() + data.len();
             if length > LIMIT {
-                return Err(Refusal::TooLarge(LIMIT));
+                return Err(ApiError::TooLarge(LIMIT));
             }
             if length > bytes.capacity() {
                 let more = length.next_multiple_of(STEP) - bytes.capacity();
@@ -97,11 +97,11 @@ impl Arriving<'_> {
         Ok(bytes)
     }
 
-    fn grow(&self, more: usize) -> Result<(), Refusal> {
+    fn grow(&self, more: usize) -> Result<(), ApiError> {
         let mut shares = self.bodies.shares();
         Bodies::make_room(&mut shares, self.from, more, Instant::now());
         // It may have had to make room for itself.
-        if shares.grow(self.share, more) { Ok(()) } else { Err(Refusal::Crowded) }
+        if shares.grow(self.share, more) { Ok(()) } else { Err(ApiError::Crowded) }
     }
 }
 
@@ -115,9 +115,9 @@ impl<S: Send + Sync> FromRequest<S> for Unread
 where
     Bodies: FromRef<S>,
 {
-    type Rejection = Refusal;
+    type Rejection = ApiError;
 
-    async fn from_request(request: Request, state: &S) -> Result<Self, Refusal> {
+    async fn from_request(request: Request, state: &S) -> Result<Self, ApiError> {
         check_media_type(request.headers())?;
         let address = request.extensions().get::<Caller>().and_then(|caller| caller.address);
         // Its headers go here: they are not kept while the body arrives.
@@ -150,7 +150,7 @@ mod tests {
             tokio::task::yield_now().await;
             assert!(bodies.shares().total() <= BUDGET);
         }
-        assert!(matches!(first.recv().await, Some(Err(Refusal::Crowded))));
+        assert!(matches!(first.recv().await, Some(Err(ApiError::Crowded))));
         let read = bodies.read(other, Body::from(vec![b' '; LIMIT])).await.unwrap();
         assert_eq!(read.len(), LIMIT);
         assert!(bodies.shares().total() <= BUDGET);
@@ -161,7 +161,7 @@ mod tests {
         let bodies = Bodies::default();
         let from = "192.0.2.1".parse().unwrap();
         let large = bodies.read(from, Body::from(vec![b' '; LIMIT + 1])).await;
-        assert!(matches!(large, Err(Refusal::TooLarge(LIMIT))));
+        assert!(matches!(large, Err(ApiError::TooLarge(LIMIT))));
         assert!(bodies.read(from, half(b"{")).now_or_never().is_none());
         assert_eq!(bodies.shares().total(), 0);
     }

@@ -20,10 +20,10 @@ use tokio_util::sync::CancellationToken;
 
 use super::body::Node;
 use super::caller::Caller;
+use super::error::ApiError;
 use super::state::from_substates;
 use crate::live_config::LiveConfig;
 use crate::observe::{Ended, Metrics, OpenStream};
-use crate::refusal::Refusal;
 
 /// A reader that does not take a line within this time is cut off.
 const SLOWEST_READER: Duration = Duration::from_secs(20);
@@ -72,16 +72,16 @@ pub(super) async fn view(
     caller: Caller,
     Node(node): Node,
     parameters: Result<Query<Parameters>, axum::extract::rejection::QueryRejection>,
-) -> Result<Response, Refusal> {
-    let Query(parameters) = parameters.map_err(|e| Refusal::BadValue(e.body_text()))?;
+) -> Result<Response, ApiError> {
+    let Query(parameters) = parameters.map_err(|e| ApiError::BadValue(e.body_text()))?;
     let view = streams.registry.read().await;
     caller.may_see(&view, &node, streams.registry.clock.now())?;
-    let missing = || Refusal::NoSuchNode(node.clone());
+    let missing = || ApiError::NoSuchNode(node.clone());
     if !parameters.watch {
         return Ok(axum::Json(streams.live.now().common.told(&view, &node).ok_or_else(missing)?).into_response());
     }
     if view.view_streams(&node) >= MOST_STREAMS {
-        return Err(Refusal::TooManyStreams { node, most: MOST_STREAMS });
+        return Err(ApiError::TooManyStreams { node, most: MOST_STREAMS });
     }
     let mut changes = view.watch(&node).ok_or_else(missing)?;
     streams.tunnels.begins(&node);
@@ -209,7 +209,7 @@ async fn next(
     node: &NodeName,
     reader: &mut Reader,
     changes: &mut watch::Receiver<u64>,
-) -> Result<Option<Line>, Refusal> {
+) -> Result<Option<Line>, ApiError> {
     // Boxed: it is rare, and would make every stream larger.
     if reader.not_before != 0 && !Box::pin(caught_up(streams, node, reader)).await {
         changes.mark_unchanged();
@@ -220,7 +220,7 @@ async fn next(
     caller.may_see(&view, node, streams.registry.clock.now())?;
     // Nothing is published while we look: what is published later is told later.
     changes.mark_unchanged();
-    let missing = || Refusal::NoSuchNode(node.clone());
+    let missing = || ApiError::NoSuchNode(node.clone());
     let touched = reader.known.and_then(|known| Some((known, view.delta_since(node, known)?)));
     let event = match touched {
         Some((_, touched)) if touched.is_empty() => return Ok(None),

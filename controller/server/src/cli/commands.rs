@@ -46,7 +46,7 @@ pub(super) async fn carry_out(client: &Client, json: bool, command: Command) -> 
         Command::Node(NodeCommand::Show { node }) => {
             let nodes: Vec<NodeInfo> = client.ask(Method::GET, "/v1/nodes", NOTHING).await?;
             let info = nodes.into_iter().find(|info| info.name == node);
-            let info = info.ok_or_else(|| crate::refusal::Refusal::NoSuchNode(node).problem())?;
+            let info = info.ok_or_else(|| crate::api::ApiError::NoSuchNode(node).problem())?;
             if json { show_json(&info) } else { show_node(&info) }
         }
         Command::Node(NodeCommand::Label { node, labels }) => {
@@ -95,7 +95,7 @@ pub(super) async fn carry_out(client: &Client, json: bool, command: Command) -> 
         }
         Command::Token(TokenCommand::Delete { id }) => {
             if !id.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_')) || id.is_empty() {
-                return Err(crate::refusal::Refusal::NoSuchToken(id).problem().into());
+                return Err(crate::api::ApiError::NoSuchToken(id).problem().into());
             }
             client.ask(Method::DELETE, &format!("/v1/tokens/{id}"), NOTHING).await
         }
@@ -115,7 +115,7 @@ pub(super) async fn carry_out(client: &Client, json: bool, command: Command) -> 
         }
         Command::Ca(CaCommand::Retire { id, force }) => {
             if !id.bytes().all(|byte| byte.is_ascii_hexdigit()) || id.is_empty() {
-                return Err(crate::refusal::Refusal::from(edge_controller_domain::ca::CaError::NoSuch(id))
+                return Err(crate::api::ApiError::from(edge_controller_domain::ca::CaError::NoSuch(id))
                     .problem()
                     .into());
             }

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use edge_controller::refusal::Refusal;
+use edge_controller::api::ApiError;
 use edge_controller_domain::archive::{self, Archive};
 use edge_controller_domain::ca::Files;
 use edge_controller_domain::clock::Clock;
@@ -249,12 +249,12 @@ impl Grants {
         self.try_apply(node, request).await.unwrap_or_else(|error| panic!("{node} {request}: {error}"))
     }
 
-    pub(crate) async fn try_apply(&self, node: &str, request: &str) -> Result<Vec<IpNetwork>, Refusal> {
+    pub(crate) async fn try_apply(&self, node: &str, request: &str) -> Result<Vec<IpNetwork>, ApiError> {
         let (node, request, policy) = (name(node), request.to_owned(), self.policy.clone());
         let now = self.registry.clock.now();
         let families = [Family::V4, Family::V6];
         self.registry
-            .change(move |state| state.application(&policy, &node, &families, &request, now).map_err(Refusal::from))
+            .change(move |state| state.application(&policy, &node, &families, &request, now).map_err(ApiError::from))
             .await
     }
 
@@ -379,7 +379,7 @@ async fn imported(place: &dyn Place) -> Grants {
 /// The edges that a refused application waits for.
 async fn waits_for(grants: &Grants, request: &str) -> Vec<String> {
     match grants.try_apply("a", request).await {
-        Err(Refusal::Segment(SegmentError::Withheld(withheld))) => withheld.named,
+        Err(ApiError::Segment(SegmentError::Withheld(withheld))) => withheld.named,
         other => panic!("expected that the grant waits, got {other:?}"),
     }
 }

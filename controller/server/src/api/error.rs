@@ -19,7 +19,7 @@ const REPORTS_WITHIN: u32 = 10;
 
 /// A refused request. Nothing of it has been carried out.
 #[derive(Debug, thiserror::Error)]
-pub enum Refusal {
+pub enum ApiError {
     /// The body is not JSON.
     #[error("the body is not JSON: {0}")]
     BadJson(String),
@@ -167,102 +167,102 @@ pub enum Refusal {
     Internal(String),
 }
 
-impl From<StoreError> for Refusal {
+impl From<StoreError> for ApiError {
     fn from(error: StoreError) -> Self {
-        Refusal::Store(error.to_string())
+        ApiError::Store(error.to_string())
     }
 }
 
-impl From<SegmentError> for Refusal {
+impl From<SegmentError> for ApiError {
     fn from(error: SegmentError) -> Self {
         match error {
-            SegmentError::NotRegistered(node) => Refusal::Deregistered(node),
-            other => Refusal::Segment(other),
+            SegmentError::NotRegistered(node) => ApiError::Deregistered(node),
+            other => ApiError::Segment(other),
         }
     }
 }
 
-impl From<Withheld> for Refusal {
+impl From<Withheld> for ApiError {
     fn from(withheld: Withheld) -> Self {
-        Refusal::Segment(withheld.into())
+        ApiError::Segment(withheld.into())
     }
 }
 
-impl From<CertificateError> for Refusal {
+impl From<CertificateError> for ApiError {
     fn from(error: CertificateError) -> Self {
         match error {
-            CertificateError::Concurrent(_) => Refusal::Store(error.to_string()),
-            CertificateError::Superseded(node) => Refusal::Superseded(node),
+            CertificateError::Concurrent(_) => ApiError::Store(error.to_string()),
+            CertificateError::Superseded(node) => ApiError::Superseded(node),
         }
     }
 }
 
-impl From<ReloadError> for Refusal {
+impl From<ReloadError> for ApiError {
     fn from(error: ReloadError) -> Self {
         match error {
-            ReloadError::Refused(_) => Refusal::Reload(error.to_string()),
+            ReloadError::Refused(_) => ApiError::Reload(error.to_string()),
             ReloadError::Store(error) => error.into(),
         }
     }
 }
 
-impl From<ReviewError> for Refusal {
+impl From<ReviewError> for ApiError {
     fn from(error: ReviewError) -> Self {
         match error {
-            ReviewError::Refused(why) => Refusal::ServiceAccount(why),
-            ReviewError::Failed(why) => Refusal::TokenReview(why),
+            ReviewError::Refused(why) => ApiError::ServiceAccount(why),
+            ReviewError::Failed(why) => ApiError::TokenReview(why),
         }
     }
 }
 
-impl Refusal {
+impl ApiError {
     /// HTTP status, the kind's name below `/problems/`, and its title.
     fn kind(&self) -> (u16, &'static str, &'static str) {
         match self {
-            Refusal::BadJson(_) => (400, "bad-json", "The body is not JSON"),
-            Refusal::BadValue(_) => (422, "bad-value", "The body cannot be understood"),
-            Refusal::TooLarge(_) => (413, "body-too-large", "The body is too large"),
-            Refusal::TooSlow(_) => (408, "body-too-slow", "The body did not arrive in time"),
-            Refusal::Crowded => (503, "crowded", "Too many requests arrive"),
-            Refusal::MediaType(_) => (415, "media-type", "The body is not declared as JSON"),
-            Refusal::NoSuchPath(_) => (404, "no-such-path", "There is nothing here"),
-            Refusal::Method { .. } => (405, "method-not-allowed", "The method is not possible here"),
-            Refusal::NoCertificate => (401, "certificate-required", "A node's certificate is required"),
-            Refusal::NotANode(_) => (403, "not-a-node", "The certificate does not name a node"),
-            Refusal::ForeignNode { .. } => (403, "foreign-node", "The certificate is of another node"),
-            Refusal::Deregistered(_) => (403, "node-deregistered", "The node is not registered"),
-            Refusal::Superseded(_) => (403, "certificate-superseded", "The certificate was replaced"),
-            Refusal::CertificateExpired(_) => (403, "certificate-expired", "The certificate has expired"),
-            Refusal::OperatorOnly => (403, "operator-only", "Only the operator may do this"),
-            Refusal::NodeOnly => (403, "node-only", "Only the node itself may do this"),
-            Refusal::NoSuchNode(_) => (404, "no-such-node", "The node is not registered"),
-            Refusal::NoSuchCommunity(_) => (404, "no-such-community", "The community has no listed members"),
-            Refusal::NoSuchToken(_) => (404, "no-such-token", "There is no such token"),
-            Refusal::Token(TokenError::Invalid(_)) => (422, "bad-value", "The body cannot be understood"),
-            Refusal::Token(TokenError::Unknown) => (403, "token-unknown", "The join token is not known"),
-            Refusal::ServiceAccount(_) => (403, "service-account-refused", "The service account token is refused"),
-            Refusal::TokenReview(_) => (503, "token-review-failed", "The service account token cannot be reviewed"),
-            Refusal::Token(TokenError::Expired { .. }) => (403, "token-expired", "The join token has expired"),
-            Refusal::Token(TokenError::Used { .. }) => (409, "token-used", "The join token is used up"),
-            Refusal::Token(TokenError::OfAnother { .. }) => {
+            ApiError::BadJson(_) => (400, "bad-json", "The body is not JSON"),
+            ApiError::BadValue(_) => (422, "bad-value", "The body cannot be understood"),
+            ApiError::TooLarge(_) => (413, "body-too-large", "The body is too large"),
+            ApiError::TooSlow(_) => (408, "body-too-slow", "The body did not arrive in time"),
+            ApiError::Crowded => (503, "crowded", "Too many requests arrive"),
+            ApiError::MediaType(_) => (415, "media-type", "The body is not declared as JSON"),
+            ApiError::NoSuchPath(_) => (404, "no-such-path", "There is nothing here"),
+            ApiError::Method { .. } => (405, "method-not-allowed", "The method is not possible here"),
+            ApiError::NoCertificate => (401, "certificate-required", "A node's certificate is required"),
+            ApiError::NotANode(_) => (403, "not-a-node", "The certificate does not name a node"),
+            ApiError::ForeignNode { .. } => (403, "foreign-node", "The certificate is of another node"),
+            ApiError::Deregistered(_) => (403, "node-deregistered", "The node is not registered"),
+            ApiError::Superseded(_) => (403, "certificate-superseded", "The certificate was replaced"),
+            ApiError::CertificateExpired(_) => (403, "certificate-expired", "The certificate has expired"),
+            ApiError::OperatorOnly => (403, "operator-only", "Only the operator may do this"),
+            ApiError::NodeOnly => (403, "node-only", "Only the node itself may do this"),
+            ApiError::NoSuchNode(_) => (404, "no-such-node", "The node is not registered"),
+            ApiError::NoSuchCommunity(_) => (404, "no-such-community", "The community has no listed members"),
+            ApiError::NoSuchToken(_) => (404, "no-such-token", "There is no such token"),
+            ApiError::Token(TokenError::Invalid(_)) => (422, "bad-value", "The body cannot be understood"),
+            ApiError::Token(TokenError::Unknown) => (403, "token-unknown", "The join token is not known"),
+            ApiError::ServiceAccount(_) => (403, "service-account-refused", "The service account token is refused"),
+            ApiError::TokenReview(_) => (503, "token-review-failed", "The service account token cannot be reviewed"),
+            ApiError::Token(TokenError::Expired { .. }) => (403, "token-expired", "The join token has expired"),
+            ApiError::Token(TokenError::Used { .. }) => (409, "token-used", "The join token is used up"),
+            ApiError::Token(TokenError::OfAnother { .. }) => {
                 (403, "token-of-another", "The join token is for another node")
             }
-            Refusal::Token(TokenError::Random(_)) => (500, "internal", "The controller has a defect"),
-            Refusal::Join(JoinError::NameTaken(_)) => (409, "name-taken", "The name belongs to another node"),
-            Refusal::Join(JoinError::RoleChange { .. }) => {
+            ApiError::Token(TokenError::Random(_)) => (500, "internal", "The controller has a defect"),
+            ApiError::Join(JoinError::NameTaken(_)) => (409, "name-taken", "The name belongs to another node"),
+            ApiError::Join(JoinError::RoleChange { .. }) => {
                 (409, "role-change", "The node is registered with another role")
             }
-            Refusal::Csr(_) => (422, "bad-certificate-request", "The certificate request is refused"),
-            Refusal::Ca(CaError::NoSuch(_)) => (404, "no-such-authority", "There is no such authority"),
-            Refusal::Ca(CaError::Active(_)) => (409, "authority-active", "The authority is the one that signs"),
-            Refusal::Ca(CaError::TooMany) => (409, "too-many-authorities", "Too many authorities are trusted"),
-            Refusal::Ca(CaError::SameOperatorCa(_) | CaError::FormerOperatorCa(_)) => {
+            ApiError::Csr(_) => (422, "bad-certificate-request", "The certificate request is refused"),
+            ApiError::Ca(CaError::NoSuch(_)) => (404, "no-such-authority", "There is no such authority"),
+            ApiError::Ca(CaError::Active(_)) => (409, "authority-active", "The authority is the one that signs"),
+            ApiError::Ca(CaError::TooMany) => (409, "too-many-authorities", "Too many authorities are trusted"),
+            ApiError::Ca(CaError::SameOperatorCa(_) | CaError::FormerOperatorCa(_)) => {
                 (409, "authority-not-new", "The given authority is not a new one")
             }
-            Refusal::Ca(CaError::Conflict) => (503, "store-failed", "The store failed"),
-            Refusal::Ca(_) => (500, "authority-failed", "The authorities failed"),
-            Refusal::AuthorityNeeded { .. } => (409, "authority-needed", "The authority is still needed"),
-            Refusal::Segment(error) => match error {
+            ApiError::Ca(CaError::Conflict) => (503, "store-failed", "The store failed"),
+            ApiError::Ca(_) => (500, "authority-failed", "The authorities failed"),
+            ApiError::AuthorityNeeded { .. } => (409, "authority-needed", "The authority is still needed"),
+            ApiError::Segment(error) => match error {
                 SegmentError::NotRegistered(_) => (403, "node-deregistered", "The node is not registered"),
                 SegmentError::Exhausted(_) => (409, "range-exhausted", "No segment is left"),
                 SegmentError::Withheld(_) => (503, "segments-withheld", "Segments are not granted yet"),
@@ -272,14 +272,14 @@ impl Refusal {
                     (409, "request-id-reused", "The request id was used for something else")
                 }
             },
-            Refusal::TooManyStreams { .. } => (429, "too-many-streams", "The node has too many streams"),
-            Refusal::LabelledElsewhere(_) | Refusal::LabelsNotTrusted { .. } => {
+            ApiError::TooManyStreams { .. } => (429, "too-many-streams", "The node has too many streams"),
+            ApiError::LabelledElsewhere(_) | ApiError::LabelsNotTrusted { .. } => {
                 (409, "labelled-elsewhere", "The node is labelled in Kubernetes")
             }
-            Refusal::Label(_) => (422, "bad-label", "The label cannot be used"),
-            Refusal::Reload(_) => (409, "reload-refused", "The configuration is not put in force"),
-            Refusal::Store(_) => (503, "store-failed", "The store failed"),
-            Refusal::Internal(_) => (500, "internal", "The controller has a defect"),
+            ApiError::Label(_) => (422, "bad-label", "The label cannot be used"),
+            ApiError::Reload(_) => (409, "reload-refused", "The configuration is not put in force"),
+            ApiError::Store(_) => (503, "store-failed", "The store failed"),
+            ApiError::Internal(_) => (500, "internal", "The controller has a defect"),
         }
     }
 
@@ -292,7 +292,7 @@ impl Refusal {
     /// time is not known.
     pub fn retry_after(&self) -> Option<u32> {
         match self {
-            Refusal::Segment(SegmentError::Withheld(_)) => Some(REPORTS_WITHIN),
+            ApiError::Segment(SegmentError::Withheld(_)) => Some(REPORTS_WITHIN),
             _ => None,
         }
     }
