@@ -12,14 +12,14 @@ use std::time::Duration;
 
 use edge_controller::server::Server;
 use edge_controller_domain::clock::Clock;
-use interop_tests::netns::{KilledOnDrop, enter, is_root_or_skips, succeed};
+use interop_tests::netns::{
+    KilledOnDrop, add_far_host, enter, is_in_namespaces, is_root_or_skips, passes_in_namespaces, run,
+};
 use interop_tests::wait;
 use serde_json::Value;
 
 /// Only ends what hangs.
 const HANG: Duration = Duration::from_secs(60);
-/// Says to the ignored test that it is in namespaces of its own.
-const IN_NAMESPACE: &str = "EDGE_TEST_IN_NAMESPACE";
 /// Somebody on the gateway, for whom the node has a use.
 const ON_THE_GATEWAY: &str = "192.168.1.1:8053";
 
@@ -28,18 +28,7 @@ fn a_node_that_joins_where_the_ranges_hold_its_lan_keeps_gateway_and_controller_
     if !is_root_or_skips() {
         return;
     }
-    let inner = ["--exact", "a_node_in_the_clusters_range", "--ignored", "--nocapture"];
-    let program = std::env::current_exe().unwrap();
-    let done =
-        Command::new("unshare").args(["--net", "--mount"]).arg(program).args(inner).env(IN_NAMESPACE, "1").output();
-    let done = done.unwrap();
-    let said = String::from_utf8_lossy(&[done.stdout, done.stderr].concat()).into_owned();
-    assert!(done.status.success() && said.contains("1 passed"), "{said}");
-}
-
-fn run(line: &str) {
-    let mut words = line.split_whitespace();
-    succeed(Command::new(words.next().unwrap()).args(words));
+    passes_in_namespaces("a_node_in_the_clusters_range");
 }
 
 /// The controller, and somebody else, in the other namespace. Ends with the process.
@@ -87,22 +76,14 @@ fn reaches(address: &str) -> bool {
 #[test]
 #[ignore = "runs in a namespace, started by the test before"]
 fn a_node_in_the_clusters_range() {
-    if std::env::var_os(IN_NAMESPACE).is_none() {
+    if !is_in_namespaces() {
         return;
     }
+    add_far_host();
     for line in [
-        "mount --make-rprivate /",
-        "mount -t tmpfs none /run",
-        "mkdir /run/netns",
-        "ip netns add far",
-        "ip link set lo up",
-        "ip link add uplink type veth peer name far netns far",
         "ip addr add 192.168.1.10/24 dev uplink",
-        "ip link set uplink up",
-        "ip -n far link set lo up",
         "ip -n far addr add 192.168.1.1/24 dev far",
         "ip -n far addr add 203.0.113.1/32 dev lo",
-        "ip -n far link set far up",
         "ip route add default via 192.168.1.1",
     ] {
         run(line);

@@ -99,6 +99,68 @@ pub fn succeed(command: &mut Command) -> String {
     String::from_utf8(output.stdout).unwrap_or_else(|error| panic!("{command:?} wrote no UTF-8: {error}"))
 }
 
+/// Runs a program and its arguments, separated by blanks, as [`succeed`] does.
+///
+/// # Panics
+/// If it cannot be run or fails.
+pub fn run(line: &str) {
+    let mut words = line.split_whitespace();
+    succeed(Command::new(words.next().unwrap_or_else(|| panic!("a command line without a program"))).args(words));
+}
+
+/// Set for the ignored tests that run in namespaces of their own.
+const IN_NAMESPACES: &str = "EDGE_TEST_IN_NAMESPACES";
+
+/// A command that runs one ignored test of this program in namespaces. `prefix` enters or makes
+/// them, as `unshare --net` does. The test must return at once unless [`is_in_namespaces`].
+///
+/// # Panics
+/// If `prefix` is empty or this program has no path.
+#[must_use]
+pub fn ignored_test(prefix: &[&str], name: &str) -> Command {
+    let (program, arguments) = prefix.split_first().unwrap_or_else(|| panic!("{name} has no prefix"));
+    let this = std::env::current_exe().unwrap_or_else(|error| panic!("this program has no path: {error}"));
+    let mut command = Command::new(program);
+    command.args(arguments).arg(this).args(["--exact", name, "--ignored", "--nocapture"]).env(IN_NAMESPACES, "1");
+    command
+}
+
+/// Runs one ignored test of this program in its own network and mount namespaces.
+///
+/// # Panics
+/// If it does not pass.
+pub fn passes_in_namespaces(name: &str) {
+    let output = succeed(&mut ignored_test(&["unshare", "--net", "--mount"], name));
+    assert!(output.contains("1 passed"), "{output}");
+}
+
+/// Whether [`ignored_test`] has started this test. Otherwise someone runs all ignored tests.
+#[must_use]
+pub fn is_in_namespaces() -> bool {
+    std::env::var_os(IN_NAMESPACES).is_some()
+}
+
+/// In [`passes_in_namespaces`]: makes a second host, the network namespace `far`, on a wire. The
+/// wire's ends are `uplink` here and `far` there. Both are up and without addresses.
+///
+/// # Panics
+/// If the kernel refuses it.
+pub fn add_far_host() {
+    for line in [
+        "mount --make-rprivate /",
+        "mount -t tmpfs none /run",
+        "mkdir /run/netns",
+        "ip netns add far",
+        "ip link set lo up",
+        "ip link add uplink type veth peer name far netns far",
+        "ip link set uplink up",
+        "ip -n far link set lo up",
+        "ip -n far link set far up",
+    ] {
+        run(line);
+    }
+}
+
 /// A program that is killed when the test ends, whether it passes or fails.
 #[derive(Debug)]
 pub struct KilledOnDrop(pub Child);

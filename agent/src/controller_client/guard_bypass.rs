@@ -85,6 +85,10 @@ impl GuardBypass {
 
 #[cfg(test)]
 mod tests {
+    use interop_tests::netns::{
+        add_far_host, ignored_test, is_in_namespaces, is_root_or_skips, passes_in_namespaces, run,
+    };
+
     use super::*;
 
     #[test]
@@ -116,37 +120,11 @@ mod tests {
     const FAR: &str = "controller_client::guard_bypass::tests::far_end";
     const CONTROLLERS: [&str; 2] = ["10.99.0.1:8443", "[fd99::1]:8443"];
 
-    fn run(line: &str) {
-        let mut words = line.split_whitespace();
-        let done = std::process::Command::new(words.next().unwrap()).args(words).output().unwrap();
-        assert!(done.status.success(), "{line}: {}", String::from_utf8_lossy(&done.stderr));
-    }
-
-    /// Set for the ignored tests when they run in namespaces of their own.
-    const IN_NAMESPACE: &str = "EDGE_TEST_IN_NAMESPACE";
-
-    /// A command that runs one of this program's tests.
-    fn this_test(before: &[&str], test: &str) -> std::process::Command {
-        let mut command = std::process::Command::new(before[0]);
-        command.args(&before[1..]).arg(std::env::current_exe().unwrap()).args([
-            "--exact",
-            test,
-            "--ignored",
-            "--nocapture",
-        ]);
-        command.env(IN_NAMESPACE, "1");
-        command
-    }
-
     #[test]
     fn the_controller_is_reached_past_guard_policies_and_routes_and_nothing_else_is() {
-        if !rustix::process::geteuid().is_root() {
-            eprintln!("skipped: network namespaces need root");
-            return;
+        if is_root_or_skips() {
+            passes_in_namespaces(NEAR);
         }
-        let done = this_test(&["unshare", "--net", "--mount"], NEAR).output().unwrap();
-        let said = String::from_utf8_lossy(&[done.stdout, done.stderr].concat()).into_owned();
-        assert!(done.status.success() && said.contains("1 passed"), "{said}");
     }
 
     /// A node whose view holds the controller's address, in a namespace of its own; the controller
@@ -154,33 +132,25 @@ mod tests {
     #[tokio::test]
     #[ignore = "runs in a namespace, started by the test before"]
     async fn near_end() {
-        if std::env::var_os(IN_NAMESPACE).is_none() {
+        if !is_in_namespaces() {
             return;
         }
         use std::io::BufRead;
+        add_far_host();
         for line in [
-            "mount --make-rprivate /",
-            "mount -t tmpfs none /run",
-            "mkdir /run/netns",
-            "ip netns add far",
-            "ip link set lo up",
-            "ip link add uplink type veth peer name far netns far",
             "ip addr add 192.0.2.2/24 dev uplink",
             "ip addr add 2001:db8:5::2/64 dev uplink nodad",
-            "ip link set uplink up",
-            "ip -n far link set lo up",
             "ip -n far addr add 192.0.2.1/24 dev far",
             "ip -n far addr add 2001:db8:5::1/64 dev far nodad",
             "ip -n far addr add 10.99.0.1/32 dev lo",
             "ip -n far addr add fd99::1/128 dev lo nodad",
-            "ip -n far link set far up",
             "ip route add default via 192.0.2.1",
             "ip -6 route add default via 2001:db8:5::1",
         ] {
             run(line);
         }
         let mut far =
-            this_test(&["ip", "netns", "exec", "far"], FAR).stdout(std::process::Stdio::piped()).spawn().unwrap();
+            ignored_test(&["ip", "netns", "exec", "far"], FAR).stdout(std::process::Stdio::piped()).spawn().unwrap();
         let mut lines = std::io::BufReader::new(far.stdout.take().unwrap()).lines();
         assert!(lines.any(|line| line.unwrap().contains("listening")));
         let addresses = CONTROLLERS.map(|text| text.parse::<SocketAddr>().unwrap());
@@ -208,7 +178,7 @@ mod tests {
     #[test]
     #[ignore = "runs in a namespace, started by the test before"]
     fn far_end() {
-        if std::env::var_os(IN_NAMESPACE).is_none() {
+        if !is_in_namespaces() {
             return;
         }
         let listeners = CONTROLLERS.map(|address| std::net::TcpListener::bind(address).unwrap());
