@@ -1,5 +1,5 @@
-//! What had to be repaired, what of others was met, what went wrong: in the log and, the latest, in
-//! `status`.
+//! Incidents: repairs, conflicts with other programs, and errors. They are logged, and the latest
+//! are shown by `status`.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -8,77 +8,79 @@ use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
-/// How many entries are kept.
-const KEPT: usize = 200;
+/// Largest number of incidents that are kept.
+const MAX_INCIDENTS: usize = 200;
 
-/// An entry.
+/// Something that went wrong.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Entry {
-    /// When, RFC 3339.
+pub struct Incident {
+    /// Time of the last occurrence, RFC 3339.
     pub at: String,
-    /// What kind of thing.
-    pub kind: Kind,
-    /// What, in words.
+    /// Kind.
+    pub kind: IncidentKind,
+    /// Description, which names the peer or the object.
     pub what: String,
-    /// How often in a row.
+    /// Number of occurrences in a row.
     pub times: u32,
 }
 
-/// Kinds of entries.
+/// Kinds of incidents.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Kind {
-    /// Something of ours was missing or changed, and was restored.
+pub enum IncidentKind {
+    /// A policy, route or the like of ours was missing or changed, and was restored.
     Repaired,
-    /// Something of another program stands where ours should; it was left alone.
+    /// Another program's policy or route is in the place of ours, and was left there.
     Foreign,
-    /// Something could not be done.
+    /// An operation failed.
     Error,
 }
 
-/// Shared by the parts of the agent.
+/// The latest incidents, shared by the agent's parts.
 #[derive(Debug, Clone, Default)]
-pub struct Journal(Arc<Mutex<VecDeque<Entry>>>);
+pub struct Incidents(Arc<Mutex<VecDeque<Incident>>>);
 
-impl Journal {
-    /// Notes that something was missing and has been restored.
+impl Incidents {
+    /// Records that something was missing or changed and is restored.
     pub fn repaired(&self, what: impl Into<String>) {
-        self.note(Kind::Repaired, what.into());
+        self.record(IncidentKind::Repaired, what.into());
     }
 
-    /// Notes that another program's thing is in the way.
+    /// Records that another program's object is in the way.
     pub fn foreign(&self, what: impl Into<String>) {
-        self.note(Kind::Foreign, what.into());
+        self.record(IncidentKind::Foreign, what.into());
     }
 
-    /// Notes that something could not be done.
+    /// Records that an operation failed.
     pub fn error(&self, what: impl Into<String>) {
-        self.note(Kind::Error, what.into());
+        self.record(IncidentKind::Error, what.into());
     }
 
-    /// The latest entries, oldest first.
-    pub fn entries(&self) -> Vec<Entry> {
+    /// The latest incidents, oldest first.
+    pub fn latest(&self) -> Vec<Incident> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).iter().cloned().collect()
     }
 
-    fn note(&self, kind: Kind, what: String) {
+    fn record(&self, kind: IncidentKind, what: String) {
         let at = OffsetDateTime::now_utc().format(&Rfc3339).unwrap_or_default();
-        let mut entries = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        // What is tried again and again is told once, and counted.
-        if let Some(same) = entries.iter_mut().rev().take(8).find(|entry| entry.kind == kind && entry.what == what) {
+        let mut incidents = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        // A repetition is counted and not logged again.
+        if let Some(same) =
+            incidents.iter_mut().rev().take(8).find(|incident| incident.kind == kind && incident.what == what)
+        {
             same.at = at;
             same.times = same.times.saturating_add(1);
             return;
         }
         match kind {
-            Kind::Repaired => tracing::warn!("repaired: {what}"),
-            Kind::Foreign => tracing::warn!("in the way: {what}"),
-            Kind::Error => tracing::error!("{what}"),
+            IncidentKind::Repaired => tracing::warn!("repaired: {what}"),
+            IncidentKind::Foreign => tracing::warn!("in the way: {what}"),
+            IncidentKind::Error => tracing::error!("{what}"),
         }
-        if entries.len() == KEPT {
-            entries.pop_front();
+        if incidents.len() == MAX_INCIDENTS {
+            incidents.pop_front();
         }
-        entries.push_back(Entry { at, kind, what, times: 1 });
+        incidents.push_back(Incident { at, kind, what, times: 1 });
     }
 }
 
@@ -87,15 +89,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn repetitions_are_counted_and_the_oldest_forgotten() {
-        let journal = Journal::default();
-        journal.error("no uplink");
-        journal.error("no uplink");
-        assert_eq!(journal.entries()[0].times, 2);
-        for n in 0..KEPT + 5 {
-            journal.repaired(format!("route {n}"));
+    fn repetitions_are_counted_and_the_oldest_dropped() {
+        let incidents = Incidents::default();
+        incidents.error("no uplink");
+        incidents.error("no uplink");
+        assert_eq!(incidents.latest()[0].times, 2);
+        for n in 0..MAX_INCIDENTS + 5 {
+            incidents.repaired(format!("route {n}"));
         }
-        assert_eq!(journal.entries().len(), KEPT);
-        assert!(journal.entries().iter().all(|entry| entry.kind == Kind::Repaired));
+        assert_eq!(incidents.latest().len(), MAX_INCIDENTS);
+        assert!(incidents.latest().iter().all(|incident| incident.kind == IncidentKind::Repaired));
     }
 }

@@ -17,9 +17,9 @@ use crate::clock::CertificateClock;
 use crate::config::Config;
 use crate::controller_client::ControllerClient;
 use crate::desired::Desired;
-use crate::host::reconciler::Keeper;
+use crate::host::reconciler::HostReconciler;
 use crate::host::{HostState, firewall};
-use crate::incidents::Journal;
+use crate::incidents::Incidents;
 use crate::membership::{ControllerStatus, NodeChannels};
 use crate::netns_lock::NetnsLock;
 use crate::state_dir::StateDir;
@@ -75,7 +75,7 @@ pub fn run(config: Config) -> anyhow::Result<()> {
 
 async fn run_node(node: NodeChannels, statics: Vec<PeerConfig>, stop: CancellationToken) -> anyhow::Result<()> {
     let config = node.config.clone();
-    let journal = Journal::default();
+    let incidents = Incidents::default();
     let socket = config.admin_socket();
     let admin = server::listen(&socket).with_context(|| format!("{}: cannot be opened", socket.display()))?;
     let (requests_tx, requests) = mpsc::channel(16);
@@ -85,8 +85,9 @@ async fn run_node(node: NodeChannels, statics: Vec<PeerConfig>, stop: Cancellati
     let (desired_tx, desired) =
         watch::channel(Arc::new(Desired::compute(&config, &statics, node.membership.borrow().as_ref())));
     let (commands_tx, commands) = mpsc::channel(16);
-    let reconciler = Keeper::new(config.clone(), journal.clone(), desired.clone(), host_tx, node.uplink.clone());
-    let tunnels = start_tunnels(&node, journal.clone(), host.clone(), desired, commands)?;
+    let reconciler =
+        HostReconciler::new(config.clone(), incidents.clone(), desired.clone(), host_tx, node.uplink.clone());
+    let tunnels = start_tunnels(&node, incidents.clone(), host.clone(), desired, commands)?;
     let until = stop.clone();
     let run_reconciler = async move {
         let outcome = reconciler.run(until.clone()).await;
@@ -98,7 +99,7 @@ async fn run_node(node: NodeChannels, statics: Vec<PeerConfig>, stop: Cancellati
     let handler = AdminHandler {
         commands: commands_tx,
         host,
-        journal,
+        incidents,
         controller: config.controller.is_some().then(|| node.controller_status.clone()),
     };
     tokio::spawn(handler.serve(requests).in_current_span());
@@ -118,7 +119,7 @@ async fn run_node(node: NodeChannels, statics: Vec<PeerConfig>, stop: Cancellati
 /// cannot be opened, else a receiver of the thread's result.
 fn start_tunnels(
     node: &NodeChannels,
-    journal: Journal,
+    incidents: Incidents,
     host: watch::Receiver<HostState>,
     desired: watch::Receiver<Arc<Desired>>,
     commands: mpsc::Receiver<Command>,
@@ -133,7 +134,7 @@ fn start_tunnels(
         let work = || -> anyhow::Result<()> {
             let runtime = Builder::new_current_thread().enable_all().build()?;
             runtime.block_on(async {
-                let driver = match Driver::open(&config, clock, journal, host) {
+                let driver = match Driver::open(&config, clock, incidents, host) {
                     Ok(driver) => driver,
                     Err(error) => {
                         let _ = opened_tx.send(Err(error));
@@ -170,7 +171,7 @@ async fn recompute_desired(
 struct AdminHandler {
     commands: mpsc::Sender<Command>,
     host: watch::Receiver<HostState>,
-    journal: Journal,
+    incidents: Incidents,
     controller: Option<watch::Receiver<ControllerStatus>>,
 }
 
@@ -189,8 +190,8 @@ impl AdminHandler {
         let (to, report) = oneshot::channel();
         self.commands.send(Command::Report(to)).await.ok()?;
         let report = report.await.ok()?;
-        let refused =
-            tokio::task::spawn_blocking(firewall::refused).await.ok().and_then(Result::ok).unwrap_or_default();
+        let dropped =
+            tokio::task::spawn_blocking(firewall::dropped_packets).await.ok().and_then(Result::ok).unwrap_or_default();
         let host = self.host.borrow().clone();
         let status = Status {
             version: env!("CARGO_PKG_VERSION").into(),
@@ -203,9 +204,9 @@ impl AdminHandler {
             states: report.states,
             policies: report.policies,
             obstacles: host.obstacles.clone(),
-            refused,
+            dropped,
             host,
-            journal: self.journal.entries(),
+            incidents: self.incidents.latest(),
         };
         Some(Response::Status { status: Box::new(status) })
     }

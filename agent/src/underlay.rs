@@ -1,11 +1,11 @@
-//! Where this node stands: its own addresses, gateways and name servers, and the way to the
-//! controller. A view that would take them away is refused before anything of it is installed, for
-//! nobody could correct it afterwards. Pure, but for [`resolvers_here`].
+//! The underlay: addresses that this node needs outside of every tunnel. These are its own, those
+//! of its gateways and name servers, and the controller's. A view whose networks contain one of
+//! them is refused, since the node could not receive a correction. Pure, except for
+//! [`host_resolvers`].
 //!
-//! Most of this comes from the network in which the node stands: anybody there can send it a router
-//! advertisement or a lease. So only what a view takes away that the one in force does not is a
-//! reason to refuse it: otherwise one such packet would keep every later view, and what it revokes,
-//! from coming into force.
+//! Any host on the node's network can change most of these addresses by a router advertisement or a
+//! DHCP lease. So an address is a reason to refuse a view only if the view in force does not
+//! contain it. Otherwise one such packet could block all later views and their revocations.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -19,19 +19,19 @@ const NAME_SERVER: &str = "its name server";
 /// Addresses that this node needs outside of every tunnel.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Underlay {
-    /// Its own, of uplinks; never those of our bridge or of pods.
+    /// Addresses of the node's uplinks, without those of the bridge and of pods.
     pub addresses: Vec<IpAddr>,
-    /// Next hops of its default routes.
+    /// Gateways of the default routes.
     pub gateways: Vec<IpAddr>,
-    /// Its name servers, if they are the network's and not the cluster's own.
+    /// Name servers, unless they are the cluster's own.
     pub resolvers: Vec<IpAddr>,
-    /// Interfaces of its default routes, the first of each family.
+    /// Interface of the first IPv4 default route.
     pub uplink_v4: Option<String>,
-    /// Likewise for IPv6.
+    /// Interface of the first IPv6 default route.
     pub uplink_v6: Option<String>,
 }
 
-/// What a network of the view would take away.
+/// A network of a view that contains an address which the node needs.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Conflict {
     network: IpNetwork,
@@ -59,20 +59,20 @@ impl fmt::Display for Conflict {
 }
 
 impl Underlay {
-    /// The interface by which packets of this family leave.
+    /// The interface of the default route of this family.
     pub fn uplink(&self, ipv4: bool) -> Option<&str> {
         if ipv4 { self.uplink_v4.as_deref() } else { self.uplink_v6.as_deref() }
     }
 
-    /// The first thing that the view would take away and the one in force does not. `controllers`
-    /// are the addresses by which the controller is reached.
+    /// The first address that the view's networks contain, and those of the view in force do not.
+    /// `controllers` are addresses of the controller.
     pub fn conflict(&self, current: Option<&NodeView>, view: &NodeView, controllers: &[IpAddr]) -> Option<Conflict> {
         let present = current.map_or(vec![], |current| self.conflicts(current, controllers));
         let is_new = |conflict: &Conflict| present.iter().all(|present| present.address != conflict.address);
         self.conflicts(view, controllers).into_iter().find(is_new)
     }
 
-    /// What the view takes away, one for each address that is needed.
+    /// The conflicts of a view, at most one for each address.
     pub fn conflicts(&self, view: &NodeView, controllers: &[IpAddr]) -> Vec<Conflict> {
         let find = |address: &IpAddr, what| {
             let (network, of) = holder(view, *address)?;
@@ -80,7 +80,7 @@ impl Underlay {
         };
         let needed = self.needed(controllers);
         let mut conflicts: Vec<Conflict> = needed.iter().filter_map(|(address, what)| find(address, *what)).collect();
-        // One that is left is enough.
+        // Name servers are in conflict only if none is left.
         let resolvers = Self::usable(&self.resolvers, NAME_SERVER);
         let taken: Vec<Conflict> = resolvers.iter().filter_map(|(address, what)| find(address, *what)).collect();
         if taken.len() == resolvers.len() {
@@ -89,7 +89,7 @@ impl Underlay {
         conflicts
     }
 
-    /// Each of which is needed.
+    /// The addresses of which each one is needed.
     fn needed(&self, controllers: &[IpAddr]) -> Vec<(IpAddr, &'static str)> {
         let mut needed = Self::usable(&self.addresses, "this node's own address");
         needed.extend(Self::usable(&self.gateways, "its gateway"));
@@ -103,18 +103,18 @@ impl Underlay {
     }
 }
 
-/// The network of the view that takes packets of this address into tunnels, and what it is.
+/// The network of the view by which packets for this address enter a tunnel, and its description.
 fn holder(view: &NodeView, address: IpAddr) -> Option<(IpNetwork, String)> {
     let of = |networks: &[IpNetwork], what: &str| {
         networks.iter().find(|network| network.contains(address)).map(|network| (*network, what.to_owned()))
     };
-    // What a hub fronts is around it, and is let through.
+    // The networks that a hub fronts are its own surroundings, and not guarded.
     let fronted = view.networks.iter().any(|network| network.contains(address));
     let in_ranges = if fronted { None } else { of(&view.cluster_ranges, "cluster range") };
-    // Our bridge takes an address of each of our segments.
+    // The bridge gets an address of each of our segments.
     in_ranges.or_else(|| of(&view.segments, "segment")).or_else(|| {
         if view.role == Role::Cloud {
-            // It reaches the cloud's networks without a tunnel.
+            // A cloud node reaches the cloud's networks without a tunnel.
             return None;
         }
         view.peers.iter().find_map(|peer| {
@@ -125,17 +125,16 @@ fn holder(view: &NodeView, address: IpAddr) -> Option<(IpNetwork, String)> {
     })
 }
 
-/// Name servers of this host: where it asks itself (systemd-resolved, dnsmasq), those that this in
-/// turn asks.
-pub fn resolvers_here() -> Vec<IpAddr> {
+/// Name servers of this host. If `/etc/resolv.conf` names the host itself, those of
+/// systemd-resolved.
+pub fn host_resolvers() -> Vec<IpAddr> {
     let read = |path: &str| std::fs::read_to_string(path).map_or(vec![], |text| resolvers(&text));
     let direct = read("/etc/resolv.conf");
     if direct.is_empty() { read("/run/systemd/resolve/resolv.conf") } else { direct }
 }
 
-/// Name servers of a `resolv.conf` (resolv.conf(5)). None where the file is Kubernetes' own for
-/// pods (its search list has `svc.DOMAIN`): the cluster's DNS is meant to be reached through the
-/// tunnel.
+/// Name servers of a `resolv.conf` (resolv.conf(5)). None if it is Kubernetes' file for pods, whose
+/// search list has `svc.DOMAIN`: the cluster's DNS is reached through the tunnel.
 pub fn resolvers(resolv_conf: &str) -> Vec<IpAddr> {
     let lines = || resolv_conf.lines().map(|line| line.split_whitespace());
     let of_the_cluster = lines().any(|mut words| {
@@ -151,7 +150,7 @@ pub fn resolvers(resolv_conf: &str) -> Vec<IpAddr> {
     lines().filter_map(server).filter(|address: &IpAddr| !address.is_loopback()).collect()
 }
 
-/// Networks that a view makes unreachable without a tunnel, each once, in order.
+/// Networks that a view makes unreachable outside of a tunnel, each once, in order.
 pub fn guarded(view: &NodeView) -> Vec<IpNetwork> {
     let mut networks: Vec<IpNetwork> = view.cluster_ranges.clone();
     if view.role != Role::Cloud {
@@ -162,7 +161,7 @@ pub fn guarded(view: &NodeView) -> Vec<IpNetwork> {
     networks
 }
 
-/// What of `new` is not within anything of `old`: what it could cut this node off with.
+/// Guarded networks of `new` that lie within none of `old`. Only these can newly cut the node off.
 pub fn added(old: &NodeView, new: &NodeView) -> Vec<IpNetwork> {
     let old = guarded(old);
     guarded(new).into_iter().filter(|network| !old.iter().any(|known| contains(known, network))).collect()

@@ -14,8 +14,8 @@ use super::error::ControllerError;
 use super::guard_bypass::GuardBypass;
 use super::http::{HttpClient, Reconnect};
 use super::identity::Identity;
-use super::view_rollback::{TakenBack, Trial};
-use super::view_validation::{Refusal, Verdict, judge};
+use super::rollback_state::{TakenBack, UnconfirmedView};
+use super::view_validation::{Validated, ViewRefusal, validate};
 use super::{identity, tls};
 use crate::clock::CertificateClock;
 use crate::config::Config;
@@ -37,9 +37,9 @@ pub struct ControllerClient {
     /// The view in force. The lock is held while files that depend on it are written.
     pub(super) view: Mutex<Option<Arc<NodeView>>>,
     /// Set while the view in force may have cut this node off from the controller.
-    pub(super) trial: watch::Sender<Option<Trial>>,
+    pub(super) unconfirmed: watch::Sender<Option<UnconfirmedView>>,
     pub(super) taken_back: std::sync::Mutex<Option<TakenBack>>,
-    /// The latest view that this host refuses; it is validated again when the host changes.
+    /// The latest view that this host refuses. It is validated again when the host changes.
     pub(super) refused: std::sync::Mutex<Option<Arc<NodeView>>>,
     /// Networks of hubs that the view no longer names.
     pub(super) former_networks: std::sync::Mutex<Arc<Vec<FormerNetwork>>>,
@@ -75,7 +75,7 @@ impl ControllerClient {
             status: channels.status,
             member: watch::Sender::new(None),
             view: Mutex::new(None),
-            trial: watch::Sender::new(None),
+            unconfirmed: watch::Sender::new(None),
             taken_back: std::sync::Mutex::default(),
             refused: std::sync::Mutex::default(),
             former_networks: std::sync::Mutex::default(),
@@ -86,7 +86,7 @@ impl ControllerClient {
         };
         if let Some(identity) = identity {
             client.clock.raise_floor(u64::try_from(identity.not_before).unwrap_or(0));
-            client.load_trial();
+            client.load_unconfirmed_view();
             client.load_former_networks();
             let view = client.view_on_disk(&identity)?.map(Arc::new);
             let tls = client.member_tls(&identity)?;
@@ -97,7 +97,7 @@ impl ControllerClient {
             });
             if let Some(view) = &view {
                 client.bypass.set_guarded(view);
-                client.name_conflicts(view);
+                client.report_conflicts(view);
                 info!(node = %identity.node, version = view.version, peers = view.peers.len(), "the last view is in force");
                 let credentials = identity.credentials.clone();
                 let former_networks = client.hold_former_networks(None, view)?;
@@ -162,7 +162,7 @@ impl ControllerClient {
             }
             Err(error) => return Err(error),
         };
-        match judge(&identity.node, identity.role, None, &view) {
+        match validate(&identity.node, identity.role, None, &view) {
             // This view was in force. If this host has moved, or somebody on its network pretends
             // so, it keeps its tunnels.
             Ok(_) => Ok(Some(view)),
@@ -179,12 +179,12 @@ impl ControllerClient {
     pub(super) async fn take_view(&self, view: Arc<NodeView>) -> Result<(), ViewError> {
         let mut current = self.view.lock().await;
         let Some(member) = self.member.borrow().clone() else { return Ok(()) };
-        let verdict = judge(&member.identity.node, member.identity.role, current.as_deref(), &view)?;
-        if verdict == Verdict::Take
-            && let Err(refusal) = self.allow(current.as_deref(), &view)
+        let validated = validate(&member.identity.node, member.identity.role, current.as_deref(), &view)?;
+        if validated == Validated::New
+            && let Err(refusal) = self.check_against_host(current.as_deref(), &view)
         {
             let why = format!("view {} is refused: {refusal}", view.version);
-            self.refuse(Some(view.clone()), Some(why));
+            self.set_refused_view(Some(view.clone()), Some(why));
             if let Some(before) = current.clone()
                 && let Some(part) = self.allowed_part(&before, &view, &refusal)
             {
@@ -193,14 +193,14 @@ impl ControllerClient {
             }
             return Err(refusal.into());
         }
-        self.refuse(None, None);
+        self.set_refused_view(None, None);
         self.status.send_if_modified(|status| {
             let source = Some("controller".to_owned());
             let changed = status.view_source != source;
             status.view_source = source;
             changed
         });
-        if verdict == Verdict::Same {
+        if validated == Validated::Unchanged {
             return Ok(());
         }
         self.put_in_force(&mut current, member, view).await
@@ -213,19 +213,19 @@ impl ControllerClient {
         member: Member,
         view: Arc<NodeView>,
     ) -> Result<(), ViewError> {
-        self.begin_trial(current.as_ref(), &view)?;
+        self.mark_unconfirmed(current.as_ref(), &view)?;
         self.write_segments(current.clone(), view.clone()).await?;
         let former_networks = self.hold_former_networks(current.as_deref(), &view)?;
         self.state.write_json(VIEW_FILE, &*view)?;
         self.bypass.set_guarded(&view);
-        self.name_conflicts(&view);
+        self.report_conflicts(&view);
         info!(
             version = view.version,
             peers = view.peers.len(),
             segments = view.segments.len(),
             "a new view is in force"
         );
-        let anchors = identity::anchors(&view.trust_anchors).map_err(Refusal::Nonsense)?;
+        let anchors = identity::anchors(&view.trust_anchors).map_err(ViewRefusal::Invalid)?;
         let credentials = match member.identity.with_trust_anchors(anchors) {
             None => member.identity.credentials,
             Some(identity) => {
@@ -348,7 +348,7 @@ impl ControllerClient {
 #[derive(Debug, thiserror::Error)]
 pub(super) enum ViewError {
     #[error("a view from the controller is refused: {0}")]
-    Refused(#[from] Refusal),
+    Refused(#[from] ViewRefusal),
     #[error("a view from the controller cannot be kept: {0}")]
     Store(#[from] StateDirError),
     #[error(transparent)]

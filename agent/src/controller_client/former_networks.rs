@@ -21,7 +21,7 @@ const FORMER_NETWORKS_FILE: &str = "former-networks.json";
 /// For how long a network stays guarded after its hub has disappeared from the view.
 const HOLD_SECONDS: u64 = 24 * 3600;
 /// How many networks are held at most; the latest win. A hub has few.
-const MOST: usize = 256;
+const MAX_FORMER_NETWORKS: usize = 256;
 
 impl ControllerClient {
     /// Reads the networks that an earlier run held.
@@ -105,9 +105,9 @@ fn held_under(held: &[FormerNetwork], before: Option<&NodeView>, view: &NodeView
     // Each network once, with the latest hub.
     let each: BTreeMap<_, _> = held.iter().cloned().chain(disappeared).map(|former| (former.network, former)).collect();
     let mut former: Vec<FormerNetwork> = each.into_values().filter(lasts).collect();
-    if former.len() > MOST {
+    if former.len() > MAX_FORMER_NETWORKS {
         former.sort_by_key(|former| std::cmp::Reverse(former.since));
-        former.truncate(MOST);
+        former.truncate(MAX_FORMER_NETWORKS);
         former.sort_by_key(|former| former.network);
     }
     former
@@ -180,7 +180,7 @@ mod tests {
         let old: IpNetwork = "10.50.0.0/16".parse().unwrap();
         let held = FormerNetwork { hub: "cloud-2".parse().unwrap(), network: old, since: 1 };
         let former = held_under(&[held], Some(&before), &view(Role::Edge, vec![]), 1000);
-        assert_eq!(former.len(), MOST);
+        assert_eq!(former.len(), MAX_FORMER_NETWORKS);
         assert!(former.iter().all(|former| former.network != old));
     }
 }

@@ -7,29 +7,29 @@ use edge_types::network::contains;
 use edge_types::{IpNetwork, NodeView, Peer};
 
 use super::client::ControllerClient;
-use super::view_validation::{Refusal, judge};
+use super::view_validation::{ViewRefusal, validate};
 use crate::underlay::{added, guarded};
 
 impl ControllerClient {
     /// The part of a refused view that this host allows instead of `current`. `None` if there is no
     /// such part, or if it changes nothing.
-    pub(super) fn allowed_part(&self, current: &NodeView, view: &NodeView, refusal: &Refusal) -> Option<NodeView> {
+    pub(super) fn allowed_part(&self, current: &NodeView, view: &NodeView, refusal: &ViewRefusal) -> Option<NodeView> {
         let mut withheld = Vec::new();
         let mut refusal = refusal.clone();
         loop {
             match &refusal {
-                Refusal::Underlay(conflict) if !withheld.contains(&conflict.network()) => {
+                ViewRefusal::CutsOff(conflict) if !withheld.contains(&conflict.network()) => {
                     withheld.push(conflict.network());
                 }
-                // A part that adds networks would begin a trial. If that trial went well, the view
-                // that was taken back would count as good.
-                Refusal::Undecided { .. } | Refusal::TakenBack { .. } if withheld != added(current, view) => {
+                // A part that adds networks would be unconfirmed itself. If it were confirmed, the
+                // view that was taken back would count as good.
+                ViewRefusal::Undecided { .. } | ViewRefusal::TakenBack { .. } if withheld != added(current, view) => {
                     withheld = added(current, view);
                 }
                 _ => return None,
             }
             let part = partial_view(view, current, &withheld).ok()?;
-            match self.allow(Some(current), &part) {
+            match self.check_against_host(Some(current), &part) {
                 Ok(()) => return (part != *current).then_some(part),
                 Err(again) => refusal = again,
             }
@@ -45,7 +45,7 @@ impl ControllerClient {
 ///
 /// # Errors
 /// If the result is no valid view of this node.
-pub(super) fn partial_view(now: &NodeView, before: &NodeView, withheld: &[IpNetwork]) -> Result<NodeView, Refusal> {
+pub(super) fn partial_view(now: &NodeView, before: &NodeView, withheld: &[IpNetwork]) -> Result<NodeView, ViewRefusal> {
     let mut ranges = before.cluster_ranges.clone();
     ranges.extend(
         now.cluster_ranges.iter().filter(|range| !withheld.contains(range) && !before.cluster_ranges.contains(range)),
@@ -83,7 +83,7 @@ pub(super) fn partial_view(now: &NodeView, before: &NodeView, withheld: &[IpNetw
         cluster_ranges: ranges,
         ..before.clone()
     };
-    judge(&now.node, now.role, None, &merged).map(|_| merged)
+    validate(&now.node, now.role, None, &merged).map(|_| merged)
 }
 
 #[cfg(test)]

@@ -139,8 +139,8 @@ async fn follow_stream(
         }
         opened => opened?,
     };
-    controller.reached().await;
-    controller.heard();
+    controller.controller_reached().await;
+    controller.confirm_view();
     let mut lines = NdjsonLines::new(body);
     let url = connection.url.to_string();
     info!(%url, node = %member.node(), "following the controller's view");
@@ -163,7 +163,7 @@ async fn follow_stream(
                 });
                 match line {
                     Ok(Some(line)) => {
-                        controller.heard();
+                        controller.confirm_view();
                         match handle(controller, line.as_bytes(), &mut stream.state).await? {
                             LineOutcome::Handled => {}
                             LineOutcome::OutOfSync { received, expected } => {
@@ -313,7 +313,7 @@ async fn member(controller: &ControllerClient, refused: bool) -> Result<Member, 
     }
     info!(node = %identity.node, role = %identity.role, "joined");
     *controller.view.lock().await = None;
-    controller.forget_trial();
+    controller.clear_unconfirmed_view();
     controller.forget_former_networks();
     controller.become_member(identity, Reconnect::Yes).await?;
     let member = controller.member.borrow().clone();

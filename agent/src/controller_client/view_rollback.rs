@@ -1,118 +1,87 @@
-//! A view that takes more networks into tunnels than the one before is on trial until the
-//! controller has been heard under it. If it is not heard for `take_back`, the view before is put
-//! back. Losing the controller changes nothing otherwise: a view that adds no network, or under
-//! which the controller was once heard, stays for ever.
+//! Rollback of a view that cuts the node off from the controller. A view that adds networks to the
+//! tunnels is unconfirmed until the controller is heard under it. If that does not happen within
+//! `take_back`, the view is taken back: the view before is in force again. A view that adds no
+//! network, or under which the controller was heard once, is never taken back.
 //!
-//! Whether the view was to blame shows afterwards: if the controller is reached soon after the view
-//! was taken back, it was, and what it added is refused from then on, but for one more try after an
-//! hour. If not, the controller was away, and the view is taken again when it is back.
+//! If the controller is reached soon after a view was taken back, that view was to blame. The
+//! networks that it added are then refused, except for a second try after an hour. Otherwise the
+//! controller was away, and the view comes into force again when it is back.
 
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
+use edge_types::NodeView;
 use edge_types::store::VIEW_FILE;
-use edge_types::{IpNetwork, NodeView};
-use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 use tracing::{error, info, warn};
 
 use super::client::ControllerClient;
 use super::error::ControllerError;
 use super::partial_view::partial_view;
-use super::view_validation::Refusal;
+use super::rollback_state::{TakenBack, UnconfirmedView};
+use super::view_validation::ViewRefusal;
 use crate::membership::Membership;
 use crate::state_dir::StateDirError;
-use crate::underlay::{added, guarded};
+use crate::underlay::added;
 
-/// The view before one on trial. Its presence at start says that the view on disk is on trial.
+/// The view before an unconfirmed one. If the file exists at start, the view on disk is
+/// unconfirmed.
 const BEFORE_FILE: &str = "view-before.json";
-/// What was taken back, a [`TakenBack`].
+/// The view that was taken back last, a [`TakenBack`].
 const TAKEN_BACK_FILE: &str = "taken-back.json";
-/// The controller counts as heard under a view from so long after it came: what was on its way
-/// then, or came before policies and routes were changed, proves nothing.
-const INSTALLED: Duration = Duration::from_secs(15);
-/// [`crate::config::ControllerSection::take_back`], unless set.
-const TAKE_BACK: Duration = Duration::from_secs(180);
-/// Reached within so long after a view was taken back, the controller was cut off by that view.
-const SOON: Duration = Duration::from_secs(120);
-/// After so long, what was taken back once is tried again, once.
-const SECOND_TRY_SECONDS: u64 = 3600;
-/// The disk is full, for example.
-const TRY_AGAIN: Duration = Duration::from_secs(5);
-/// Refused views are looked at again this often, besides when the uplink changes.
-const LOOK: Duration = Duration::from_secs(60);
-/// So many conflicts of the view in force are named.
-const MOST_NAMED: usize = 8;
-
-/// The view in force is on trial.
-#[derive(Debug, Clone)]
-pub(super) struct Trial {
-    /// What is put back.
-    before: Arc<NodeView>,
-    began: Instant,
-}
-
-/// What was taken back.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct TakenBack {
-    /// Version of the view.
-    version: u64,
-    /// Networks that it added.
-    added: Vec<IpNetwork>,
-    /// When, seconds since 1970-01-01 UTC.
-    at: u64,
-    /// It was to blame; not known before the controller is reached again.
-    blamed: bool,
-    /// How often in a row.
-    times: u32,
-}
-
-impl TakenBack {
-    /// Whether a view may be tried in spite of this. While the controller is away it is not known
-    /// whether the view was to blame, and to try it again would show nothing: that waits for
-    /// [`ControllerClient::reached`].
-    fn allows(&self, view: &NodeView, now: u64) -> bool {
-        let guarded = guarded(view);
-        let the_same = self.added.iter().all(|network| guarded.contains(network));
-        !the_same || (self.blamed && self.times < 2 && now >= self.at.saturating_add(SECOND_TRY_SECONDS))
-    }
-}
+/// Only messages that arrive this long after a view came into force confirm it. Earlier ones may
+/// have been on their way before policies and routes changed.
+const CONFIRM_AFTER: Duration = Duration::from_secs(15);
+/// Default of [`crate::config::ControllerSection::take_back`].
+const DEFAULT_TAKE_BACK: Duration = Duration::from_secs(180);
+/// If the controller is reached within this time after a view was taken back, that view was to
+/// blame.
+const BLAME_WITHIN: Duration = Duration::from_secs(120);
+/// Wait before the next attempt to take a view back, for example if the disk is full.
+const TAKE_BACK_RETRY: Duration = Duration::from_secs(5);
+/// How often a refused view is validated again, besides when the uplink changes.
+const RECHECK_INTERVAL: Duration = Duration::from_secs(60);
+/// Largest number of conflicts of the view in force that are reported.
+const MAX_REPORTED_CONFLICTS: usize = 8;
 
 impl ControllerClient {
-    /// Reads what an earlier run left.
-    pub(super) fn load_trial(&self) {
+    /// Reads the rollback files of an earlier run.
+    pub(super) fn load_unconfirmed_view(&self) {
         let taken_back = self.state.read_json::<TakenBack>(TAKEN_BACK_FILE, "it is ignored").unwrap_or_else(|error| {
             warn!("{error}");
             None
         });
         *self.taken_back.lock().unwrap_or_else(PoisonError::into_inner) = taken_back;
         match self.state.read_json::<NodeView>(BEFORE_FILE, "it is ignored") {
-            Ok(Some(before)) => self.set_trial(Some(Trial { before: Arc::new(before), began: Instant::now() })),
+            Ok(Some(before)) => {
+                self.set_unconfirmed(Some(UnconfirmedView { before: Arc::new(before), began: Instant::now() }))
+            }
             Ok(None) => {}
             Err(error) => warn!("{error}"),
         }
     }
 
-    /// What earlier views of this node did says nothing of those of another identity.
-    pub(super) fn forget_trial(&self) {
-        self.set_trial(None);
-        self.refuse(None, None);
+    /// Forgets unconfirmed, refused and taken back views: they belong to a former identity.
+    pub(super) fn clear_unconfirmed_view(&self) {
+        self.set_unconfirmed(None);
+        self.set_refused_view(None, None);
         *self.taken_back.lock().unwrap_or_else(PoisonError::into_inner) = None;
-        self.remove_notes();
+        self.remove_rollback_files();
     }
 
-    /// Whether this host allows the view instead of the one in force.
-    pub(super) fn allow(&self, current: Option<&NodeView>, view: &NodeView) -> Result<(), Refusal> {
+    /// Checks whether the view would cut this host off. Fails if it takes an address that the view
+    /// in force does not take, or adds networks of a view that was taken back.
+    pub(super) fn check_against_host(&self, current: Option<&NodeView>, view: &NodeView) -> Result<(), ViewRefusal> {
         let controllers = self.bypass.controller_addresses(self.urls());
         if let Some(conflict) = self.uplink.borrow().underlay.conflict(current, view, &controllers) {
-            return Err(Refusal::Underlay(conflict));
+            return Err(ViewRefusal::CutsOff(conflict));
         }
         let taken_back = self.taken_back.lock().unwrap_or_else(PoisonError::into_inner);
         match taken_back.as_ref().filter(|taken_back| !taken_back.allows(view, self.clock.unix_time())) {
             Some(TakenBack { version, added, blamed: false, .. }) => {
-                Err(Refusal::Undecided { version: *version, added: added.clone() })
+                Err(ViewRefusal::Undecided { version: *version, added: added.clone() })
             }
-            Some(TakenBack { version, added, .. }) => Err(Refusal::TakenBack {
+            Some(TakenBack { version, added, .. }) => Err(ViewRefusal::TakenBack {
                 version: *version,
                 added: added.clone(),
                 file: self.state.path().join(TAKEN_BACK_FILE),
@@ -121,12 +90,11 @@ impl ControllerClient {
         }
     }
 
-    /// Names what the view in force takes away from this node, for `status` and the log. Nothing
-    /// else changes by it.
-    pub(super) fn name_conflicts(&self, view: &NodeView) {
+    /// Reports in `status` and the log which addresses of this node the view in force takes.
+    pub(super) fn report_conflicts(&self, view: &NodeView) {
         let controllers = self.bypass.controller_addresses(self.urls());
         let conflicts = self.uplink.borrow().underlay.conflicts(view, &controllers);
-        let conflicts: Vec<String> = conflicts.iter().take(MOST_NAMED).map(ToString::to_string).collect();
+        let conflicts: Vec<String> = conflicts.iter().take(MAX_REPORTED_CONFLICTS).map(ToString::to_string).collect();
         self.status.send_if_modified(|status| {
             let differs = status.conflicts != conflicts;
             for conflict in conflicts.iter().filter(|conflict| !status.conflicts.contains(*conflict)) {
@@ -137,29 +105,32 @@ impl ControllerClient {
         });
     }
 
-    /// A view is about to come into force over another. What is put back if need be stands on disk
-    /// before it does.
-    pub(super) fn begin_trial(&self, current: Option<&Arc<NodeView>>, new: &NodeView) -> Result<(), StateDirError> {
+    /// Marks `new` as unconfirmed if it adds networks. Writes the view before to disk first.
+    pub(super) fn mark_unconfirmed(
+        &self,
+        current: Option<&Arc<NodeView>>,
+        new: &NodeView,
+    ) -> Result<(), StateDirError> {
         let Some(current) = current.filter(|current| !added(current, new).is_empty()) else { return Ok(()) };
-        // One that comes while another is on trial has not proven that one.
-        let before = self.trial().map_or_else(|| current.clone(), |trial| trial.before);
+        // If the current view is unconfirmed too, the one before that is kept.
+        let before = self.unconfirmed().map_or_else(|| current.clone(), |unconfirmed| unconfirmed.before);
         self.state.write_json(BEFORE_FILE, &*before)?;
-        self.set_trial(Some(Trial { before, began: Instant::now() }));
+        self.set_unconfirmed(Some(UnconfirmedView { before, began: Instant::now() }));
         Ok(())
     }
 
-    /// The controller was heard.
-    pub(super) fn heard(&self) {
-        let installed = INSTALLED.min(self.take_back_after() / 2);
-        if self.trial().is_none_or(|trial| trial.began.elapsed() < installed) {
+    /// The controller was heard: confirms the view in force.
+    pub(super) fn confirm_view(&self) {
+        let installed = CONFIRM_AFTER.min(self.take_back_timeout() / 2);
+        if self.unconfirmed().is_none_or(|unconfirmed| unconfirmed.began.elapsed() < installed) {
             return;
         }
-        self.set_trial(None);
+        self.set_unconfirmed(None);
         *self.taken_back.lock().unwrap_or_else(PoisonError::into_inner) = None;
-        self.remove_notes();
+        self.remove_rollback_files();
     }
 
-    fn remove_notes(&self) {
+    fn remove_rollback_files(&self) {
         for file in [BEFORE_FILE, TAKEN_BACK_FILE] {
             if let Err(error) = self.state.remove(file) {
                 warn!("{error}");
@@ -167,19 +138,19 @@ impl ControllerClient {
         }
     }
 
-    /// The controller is reached again: what was taken back was to blame, or was not.
-    pub(super) async fn reached(&self) {
-        if self.acquit_or_blame() {
-            self.judge_again().await;
+    /// The controller is reached again: decides whether the view that was taken back was to blame.
+    pub(super) async fn controller_reached(&self) {
+        if self.settle_taken_back_view() {
+            self.retry_refused_view().await;
         }
     }
 
-    /// Whether the view that was taken back may come again.
-    fn acquit_or_blame(&self) -> bool {
+    /// Returns whether the view that was taken back may come into force again.
+    fn settle_taken_back_view(&self) -> bool {
         let mut taken_back = self.taken_back.lock().unwrap_or_else(PoisonError::into_inner);
         let Some(undecided) = taken_back.as_mut().filter(|taken_back| !taken_back.blamed) else { return false };
         let since = self.clock.unix_time().saturating_sub(undecided.at);
-        let outcome = if since <= SOON.as_secs() {
+        let outcome = if since <= BLAME_WITHIN.as_secs() {
             undecided.blamed = true;
             self.state.write_json(TAKEN_BACK_FILE, &*undecided)
         } else {
@@ -193,15 +164,18 @@ impl ControllerClient {
         taken_back.is_none()
     }
 
-    /// Takes views back, and looks again at those that were refused: what stood in their way may be
+    /// Takes unconfirmed views back, and validates refused ones again, since the reason may be
     /// gone.
     pub(super) async fn watch_views(&self) {
-        let (mut uplink, mut trial) = (self.uplink.clone(), self.trial.subscribe());
+        let (mut uplink, mut unconfirmed) = (self.uplink.clone(), self.unconfirmed.subscribe());
         let mut status = self.status.subscribe();
         loop {
-            let end = trial.borrow_and_update().as_ref().map(|trial| trial.began + self.take_back_after());
-            // While the stream is open the controller is not lost: a dead one is noticed much
-            // sooner than a view is taken back.
+            let end = unconfirmed
+                .borrow_and_update()
+                .as_ref()
+                .map(|unconfirmed| unconfirmed.began + self.take_back_timeout());
+            // While the stream is open the controller is not lost. A dead connection is noticed
+            // much sooner than the timeout.
             let lost = async {
                 tokio::time::sleep_until(end.unwrap_or_else(Instant::now)).await;
                 let _ = status.wait_for(|status| !status.connected).await;
@@ -210,17 +184,17 @@ impl ControllerClient {
                 () = lost, if end.is_some() => {
                     if let Err(error) = self.take_back().await {
                         error!("the view before cannot be put back: {error}; trying again");
-                        tokio::time::sleep(TRY_AGAIN).await;
+                        tokio::time::sleep(TAKE_BACK_RETRY).await;
                     }
                 }
-                Ok(()) = trial.changed() => {}
-                Ok(()) = uplink.changed() => self.judge_again().await,
-                () = tokio::time::sleep(LOOK) => self.judge_again().await,
+                Ok(()) = unconfirmed.changed() => {}
+                Ok(()) = uplink.changed() => self.retry_refused_view().await,
+                () = tokio::time::sleep(RECHECK_INTERVAL) => self.retry_refused_view().await,
             }
         }
     }
 
-    async fn judge_again(&self) {
+    async fn retry_refused_view(&self) {
         let refused = self.refused.lock().unwrap_or_else(PoisonError::into_inner).clone();
         if let Some(view) = refused {
             let version = view.version;
@@ -230,31 +204,31 @@ impl ControllerClient {
             }
         }
         if let Some(view) = self.view.lock().await.as_ref() {
-            self.name_conflicts(view);
+            self.report_conflicts(view);
             self.release_former_networks(view);
         }
     }
 
     async fn take_back(&self) -> Result<(), ControllerError> {
         let mut current = self.view.lock().await;
-        // Between the end of the wait and the lock the controller may have been heard.
-        let (Some(trial), Some(view)) = (self.trial(), current.clone()) else { return Ok(()) };
-        if trial.began.elapsed() < self.take_back_after() || self.status.borrow().connected {
+        // The controller may have been heard before the lock was taken.
+        let (Some(unconfirmed), Some(view)) = (self.unconfirmed(), current.clone()) else { return Ok(()) };
+        if unconfirmed.began.elapsed() < self.take_back_timeout() || self.status.borrow().connected {
             return Ok(());
         }
         let Some(member) = self.member.borrow().clone() else { return Ok(()) };
-        let before = match partial_view(&view, &trial.before, &added(&trial.before, &view)) {
+        let before = match partial_view(&view, &unconfirmed.before, &added(&unconfirmed.before, &view)) {
             Ok(before) => Arc::new(before),
             Err(refusal) => {
                 warn!(%refusal, "the view before cannot be put back");
-                self.set_trial(None);
+                self.set_unconfirmed(None);
                 self.state.remove(BEFORE_FILE)?;
                 return Ok(());
             }
         };
         let times = {
             let mut taken_back = self.taken_back.lock().unwrap_or_else(PoisonError::into_inner);
-            let added = added(&trial.before, &view);
+            let added = added(&unconfirmed.before, &view);
             let former = taken_back.as_ref().filter(|former| former.added == added);
             let times = former.map_or(0, |former| former.times) + 1;
             let entry = TakenBack { version: view.version, added, at: self.clock.unix_time(), blamed: false, times };
@@ -263,29 +237,29 @@ impl ControllerClient {
             times
         };
         self.write_segments(Some(view.clone()), before.clone()).await?;
-        // Networks that only the view that is taken back named are not held.
+        // Networks that only the taken back view named are not held.
         let former_networks = self.hold_former_networks(None, &before)?;
         self.state.write_json(VIEW_FILE, &*before)?;
         self.state.remove(BEFORE_FILE)?;
-        self.set_trial(None);
-        self.refuse(
+        self.set_unconfirmed(None);
+        self.set_refused_view(
             Some(view.clone()),
             Some(format!(
                 "view {} was taken back: the controller was not heard for {:?} under it; view {} is in force again",
                 view.version,
-                self.take_back_after(),
+                self.take_back_timeout(),
                 before.version
             )),
         );
         error!(
             version = view.version,
             restored = before.version,
-            added = ?added(&trial.before, &view),
+            added = ?added(&unconfirmed.before, &view),
             times,
             "the controller was not heard under this view: the one before is put back"
         );
         self.bypass.set_guarded(&before);
-        self.name_conflicts(&before);
+        self.report_conflicts(&before);
         *current = Some(before.clone());
         let credentials = member.identity.credentials.clone();
         self.membership.send_replace(Some(Membership { view: before, credentials, former_networks }));
@@ -293,9 +267,9 @@ impl ControllerClient {
         Ok(())
     }
 
-    /// Notes which view is not in force, and why, for `status`, for the controller, and to look at
-    /// it again.
-    pub(super) fn refuse(&self, view: Option<Arc<NodeView>>, why: Option<String>) {
+    /// Sets the view that is refused and the reason, for `status`, for the report to the
+    /// controller, and for the next validation.
+    pub(super) fn set_refused_view(&self, view: Option<Arc<NodeView>>, why: Option<String>) {
         *self.refused.lock().unwrap_or_else(PoisonError::into_inner) = view;
         self.status.send_if_modified(|status| {
             let differs = status.refused_view != why;
@@ -304,53 +278,15 @@ impl ControllerClient {
         });
     }
 
-    fn trial(&self) -> Option<Trial> {
-        self.trial.borrow().clone()
+    fn unconfirmed(&self) -> Option<UnconfirmedView> {
+        self.unconfirmed.borrow().clone()
     }
 
-    fn set_trial(&self, trial: Option<Trial>) {
-        self.trial.send_replace(trial);
+    fn set_unconfirmed(&self, unconfirmed: Option<UnconfirmedView>) {
+        self.unconfirmed.send_replace(unconfirmed);
     }
 
-    fn take_back_after(&self) -> Duration {
-        self.config.controller.as_ref().and_then(|controller| controller.take_back).unwrap_or(TAKE_BACK)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use edge_types::Role;
-
-    use super::*;
-
-    fn view(version: u64, ranges: &[&str]) -> NodeView {
-        NodeView {
-            version,
-            node: "edge-1".parse().unwrap(),
-            role: Role::Edge,
-            communities: Default::default(),
-            cluster_ranges: ranges.iter().map(|text| text.parse().unwrap()).collect(),
-            segments: vec![],
-            networks: vec![],
-            peers: vec![],
-            trust_anchors: vec![],
-            segment_prefix: Default::default(),
-        }
-    }
-
-    #[test]
-    fn what_was_taken_back_is_not_tried_while_the_controller_is_away_and_once_more_when_it_was_to_blame() {
-        let (same, other) = (view(9, &["10.77.0.0/16", "10.99.0.0/16"]), view(9, &["10.77.0.0/16", "10.98.0.0/16"]));
-        let added = vec!["10.99.0.0/16".parse().unwrap()];
-        let undecided = TakenBack { version: 8, added, at: 1000, blamed: false, times: 1 };
-        let later = 1000 + SECOND_TRY_SECONDS;
-        for now in [1000, 1060, later, later * 100] {
-            assert!(!undecided.allows(&same, now), "{now}");
-            assert!(undecided.allows(&other, now), "{now}");
-        }
-        let blamed = TakenBack { blamed: true, ..undecided };
-        assert!(!blamed.allows(&same, later - 1));
-        assert!(blamed.allows(&same, later) && blamed.allows(&other, 1000));
-        assert!(!TakenBack { times: 2, ..blamed }.allows(&same, later * 100));
+    fn take_back_timeout(&self) -> Duration {
+        self.config.controller.as_ref().and_then(|controller| controller.take_back).unwrap_or(DEFAULT_TAKE_BACK)
     }
 }

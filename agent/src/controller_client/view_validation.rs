@@ -1,5 +1,5 @@
-//! Whether a view may replace the one in force. A view tells this node whom to trust and what to
-//! tear down, so one that makes no sense as a whole is refused as a whole, and nothing changes.
+//! Decides whether a view may replace the one in force. A view says whom this node trusts and what
+//! it removes, so a view that contradicts itself is refused as a whole.
 
 use std::collections::HashSet;
 
@@ -9,53 +9,54 @@ use edge_types::{IpNetwork, NodeName, NodeView, Role};
 use super::identity;
 use crate::underlay::Conflict;
 
-/// Why a view is not taken.
+/// Why a view is refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub(super) enum Refusal {
-    /// It is somebody else's.
+pub(super) enum ViewRefusal {
+    /// The view is another node's.
     #[error("it is for node {found}, this is {expected}")]
     Node {
-        /// Ours.
+        /// This node.
         expected: NodeName,
-        /// Its.
+        /// The node in the view.
         found: NodeName,
     },
-    /// It gives us another role than our certificate.
+    /// The view's role differs from that of the certificate.
     #[error(
         "it says role {found}, this node's certificate says {expected}: to change it, deregister the node and let it join with a new token"
     )]
     Role {
-        /// Our certificate's.
+        /// Role in the certificate.
         expected: Role,
-        /// Its.
+        /// Role in the view.
         found: Role,
     },
-    /// It is older than what we have.
+    /// The view is older than the one in force.
     #[error(
         "its version {found} is older than version {expected} in force: was the controller restored from a backup? \
          To take it nevertheless, stop the agent, remove view.json from the state directory, and start it again"
     )]
     Older {
-        /// Ours.
+        /// Version of the view in force.
         expected: u64,
-        /// Its.
+        /// Version of the refused view.
         found: u64,
     },
-    /// It would take away what this node needs.
+    /// A network of the view contains an address that this node needs outside of tunnels.
     #[error("{0}")]
-    Underlay(Conflict),
-    /// It adds what may have cut this node off.
+    CutsOff(Conflict),
+    /// The view adds the same networks as the view that was taken back, which may have cut this
+    /// node off.
     #[error(
         "it adds {}, as version {version} did, under which the controller was not heard; it is judged when the controller is reached again",
          .added.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
     )]
     Undecided {
-        /// The view that was taken back.
+        /// Version of the view that was taken back.
         version: u64,
-        /// What it added.
+        /// Networks that it added.
         added: Vec<IpNetwork>,
     },
-    /// It adds what cut this node off before.
+    /// The view adds the same networks as the view that was taken back, which cut this node off.
     #[error(
         "it adds {}, as version {version} did, under which the controller could not be reached: correct ranges and networks at the controller, or \
          whatever of this node's network lies within them; to take it nevertheless, stop the agent, remove {}, and start it again",
@@ -63,54 +64,54 @@ pub(super) enum Refusal {
          .file.display()
     )]
     TakenBack {
-        /// The view that was taken back.
+        /// Version of the view that was taken back.
         version: u64,
-        /// What it added.
+        /// Networks that it added.
         added: Vec<IpNetwork>,
-        /// Where that is noted.
+        /// The file that remembers it.
         file: std::path::PathBuf,
     },
-    /// It contradicts itself.
+    /// The view contradicts itself.
     #[error("{0}")]
-    Nonsense(String),
+    Invalid(String),
 }
 
-/// What to do with a view.
+/// Outcome of [`validate`] for a view that is not refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Verdict {
-    /// It is newer.
-    Take,
-    /// It is the one in force.
-    Same,
+pub(super) enum Validated {
+    /// The view may replace the one in force.
+    New,
+    /// The view equals the one in force.
+    Unchanged,
 }
 
-/// Judges `new` against the identity of this node and the view in force.
-pub(super) fn judge(
+/// Validates `new` against this node's name and role, and the view in force.
+pub(super) fn validate(
     node: &NodeName,
     role: Role,
     current: Option<&NodeView>,
     new: &NodeView,
-) -> Result<Verdict, Refusal> {
+) -> Result<Validated, ViewRefusal> {
     if new.node != *node {
-        return Err(Refusal::Node { expected: node.clone(), found: new.node.clone() });
+        return Err(ViewRefusal::Node { expected: node.clone(), found: new.node.clone() });
     }
     if new.role != role {
-        return Err(Refusal::Role { expected: role, found: new.role });
+        return Err(ViewRefusal::Role { expected: role, found: new.role });
     }
     match current {
-        // The same version may have another content once this program has learnt to read more of
-        // it.
-        Some(current) if new == current => return Ok(Verdict::Same),
+        // The same version may have another content after an update of this program, which reads
+        // more fields.
+        Some(current) if new == current => return Ok(Validated::Unchanged),
         Some(current) if new.version < current.version => {
-            return Err(Refusal::Older { expected: current.version, found: new.version });
+            return Err(ViewRefusal::Older { expected: current.version, found: new.version });
         }
         _ => {}
     }
-    sense(new).map_err(Refusal::Nonsense)?;
-    Ok(Verdict::Take)
+    check_consistency(new).map_err(ViewRefusal::Invalid)?;
+    Ok(Validated::New)
 }
 
-fn sense(view: &NodeView) -> Result<(), String> {
+fn check_consistency(view: &NodeView) -> Result<(), String> {
     if view.cluster_ranges.is_empty() {
         return Err("it names no cluster range, and so nothing that must not travel in clear".into());
     }
@@ -132,8 +133,8 @@ fn sense(view: &NodeView) -> Result<(), String> {
     if let Some(peer) = peers().find(|peer| !names.insert(&peer.name)) {
         return Err(format!("it names {} twice", peer.name));
     }
-    // A segment outside every cluster range would be unguarded, and one that two nodes hold would
-    // send one's traffic to the other.
+    // A segment outside of all cluster ranges would not be guarded. If two nodes held a segment,
+    // one would get the other's traffic.
     let owned = view.segments.iter().map(|segment| (segment, &view.node));
     let mut owned: Vec<(&IpNetwork, &NodeName)> =
         owned.chain(peers().flat_map(|peer| peer.segments.iter().map(|segment| (segment, &peer.name)))).collect();
@@ -193,28 +194,28 @@ mod tests {
         }
     }
 
-    fn judge_for_edge_1(current: Option<&NodeView>, new: &NodeView) -> Result<Verdict, Refusal> {
-        judge(&"edge-1".parse().unwrap(), Role::Edge, current, new)
+    fn validate_for_edge_1(current: Option<&NodeView>, new: &NodeView) -> Result<Validated, ViewRefusal> {
+        validate(&"edge-1".parse().unwrap(), Role::Edge, current, new)
     }
 
     #[test]
     fn a_newer_view_is_taken_and_the_same_one_changes_nothing() {
         let old = view(4);
-        assert_eq!(judge_for_edge_1(None, &old), Ok(Verdict::Take));
-        assert_eq!(judge_for_edge_1(Some(&old), &old), Ok(Verdict::Same));
+        assert_eq!(validate_for_edge_1(None, &old), Ok(Validated::New));
+        assert_eq!(validate_for_edge_1(Some(&old), &old), Ok(Validated::Unchanged));
         let new = NodeView { version: 5, peers: vec![], ..old.clone() };
-        assert_eq!(judge_for_edge_1(Some(&old), &new), Ok(Verdict::Take), "a view without peers is a view");
+        assert_eq!(validate_for_edge_1(Some(&old), &new), Ok(Validated::New), "a view without peers is a view");
     }
 
     #[test]
     fn older_foreign_and_contradictory_versions_are_refused() {
         let current = view(4);
         let older = NodeView { version: 3, ..current.clone() };
-        assert_eq!(judge_for_edge_1(Some(&current), &older), Err(Refusal::Older { expected: 4, found: 3 }));
+        assert_eq!(validate_for_edge_1(Some(&current), &older), Err(ViewRefusal::Older { expected: 4, found: 3 }));
         let foreign = NodeView { version: 9, node: "edge-9".parse().unwrap(), ..current.clone() };
-        assert!(judge_for_edge_1(Some(&current), &foreign).unwrap_err().to_string().contains("edge-9"));
+        assert!(validate_for_edge_1(Some(&current), &foreign).unwrap_err().to_string().contains("edge-9"));
         let promoted = NodeView { version: 9, role: Role::Hub, ..current.clone() };
-        assert!(judge_for_edge_1(Some(&current), &promoted).unwrap_err().to_string().contains("role hub"));
+        assert!(validate_for_edge_1(Some(&current), &promoted).unwrap_err().to_string().contains("role hub"));
     }
 
     #[test]
@@ -234,7 +235,7 @@ mod tests {
         for (expected, spoil) in cases {
             let mut bad = good.clone();
             spoil(&mut bad);
-            let refusal = judge_for_edge_1(None, &bad).unwrap_err().to_string();
+            let refusal = validate_for_edge_1(None, &bad).unwrap_err().to_string();
             assert!(refusal.contains(expected), "{expected}: {refusal}");
         }
     }

@@ -1,9 +1,9 @@
-//! What this node wants, computed from the view and the static peers. Pure: no kernel, no clock, no
-//! disk.
+//! The desired state of this node, computed from the view and the static peers. Pure: no kernel, no
+//! clock, no disk.
 
 mod policies;
 
-pub use policies::{Ends, Reach, desired_policies};
+pub use policies::{PermittedTraffic, TunnelEnds, desired_policies};
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -21,76 +21,79 @@ use crate::config::proposal::{default_esp, default_ike};
 use crate::config::{Config, Encap};
 use crate::membership::Membership;
 
-/// Everything that this node wants.
+/// The desired state.
 #[derive(Debug, Clone, Default)]
 pub struct Desired {
-    /// This node's name in the cluster, once there is a view.
+    /// This node's name; `None` without a view.
     pub node: Option<String>,
-    /// Its role.
+    /// This node's role; `None` without a view.
     pub role: Option<Role>,
-    /// Version of the view that this was made of.
+    /// Version of the view; `None` without one.
     pub view_version: Option<u64>,
-    /// All sources of peers have spoken: what is in the kernel and not here is to go.
+    /// Whether all sources of peers are known, so that other objects of ours in the kernel are
+    /// deleted.
     pub complete: bool,
-    /// Tunnels by our name for the peer.
+    /// Tunnels by name of the peer.
     pub tunnels: BTreeMap<PeerName, Tunnel>,
-    /// What may never travel in clear; nothing on a plain IKEv2 daemon and on cloud nodes.
+    /// Networks to and from which nothing travels in clear. Empty on a plain IKEv2 daemon and on
+    /// cloud nodes.
     pub guard: GuardConfig,
-    /// Networks behind peers of the view: routed into the guard's device, where policies take their
-    /// packets.
+    /// Networks behind peers of the view. They are routed into the guard's device, and policies
+    /// select the tunnel.
     pub remote_networks: Vec<IpNetwork>,
-    /// Networks of hubs that the view no longer names: routed into the guard's device, which
-    /// drops their packets.
+    /// Networks of hubs that the view no longer names. They are routed into the guard's device,
+    /// which drops their packets.
     pub former_networks: Vec<IpNetwork>,
-    /// Networks behind static peers that are routed likewise: there may be no other route, and
-    /// where there is one, it must not take their packets in clear while no tunnel is up.
+    /// Networks behind static peers. They are routed into the guard's device too: there may be no
+    /// other route, and if there is one, their packets must not take it in clear while the tunnel
+    /// is down.
     pub static_networks: Vec<IpNetwork>,
-    /// On a cloud node: the cluster's ranges, and the hubs' addresses to route them to, likeliest
-    /// first.
+    /// On a cloud node: the cluster's ranges, with the hubs as gateways.
     pub hub_routes: Vec<HubRoute>,
     /// On a cloud node: the cloud's networks, which the hubs front.
     pub cloud_networks: Vec<IpNetwork>,
-    /// What could not be honoured, and why.
+    /// Parts of view or configuration that are left out, with the reasons.
     pub problems: Vec<String>,
 }
 
 /// A tunnel to one peer.
 #[derive(Debug, Clone)]
 pub struct Tunnel {
-    /// What the endpoint is told.
+    /// Configuration for the IKE endpoint.
     pub peer: PeerConfig,
-    /// Who asked for it.
+    /// Source of the tunnel.
     pub origin: Origin,
-    /// What may pass.
-    pub reach: Reach,
+    /// Traffic that may pass.
+    pub permitted: PermittedTraffic,
 }
 
-/// Who asked for a tunnel.
+/// Source of a tunnel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Origin {
     /// The controller's view.
     View,
-    /// A `[[peer]]`.
+    /// A `[[peer]]` table of the configuration.
     Configuration,
 }
 
-/// A cluster range and where a cloud node sends it.
+/// A route of a cloud node to a cluster range.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HubRoute {
-    /// The range.
+    /// The cluster range.
     pub network: IpNetwork,
-    /// Hubs' addresses of the same family.
+    /// Addresses of hubs, of the same family, likeliest first.
     pub via: Vec<IpAddr>,
 }
 
 impl Desired {
-    /// Computes it. `statics` are the `[[peer]]` tables with their secrets read.
-    pub fn compute(config: &Config, statics: &[PeerConfig], membership: Option<&Membership>) -> Self {
+    /// Computes the desired state. `static_peers` are the `[[peer]]` tables with their secrets.
+    pub fn compute(config: &Config, static_peers: &[PeerConfig], membership: Option<&Membership>) -> Self {
         let mut desired = Self { complete: config.controller.is_none() || membership.is_some(), ..Self::default() };
-        for peer in statics {
-            let tunnel = Tunnel { peer: peer.clone(), origin: Origin::Configuration, reach: Reach::Negotiated };
+        for peer in static_peers {
+            let tunnel =
+                Tunnel { peer: peer.clone(), origin: Origin::Configuration, permitted: PermittedTraffic::Negotiated };
             desired.tunnels.insert(peer.name.clone(), tunnel);
-            desired.static_networks.extend(routable(peer, statics));
+            desired.static_networks.extend(routable_networks(peer, static_peers));
         }
         desired.static_networks.sort();
         desired.static_networks.dedup();
@@ -107,11 +110,11 @@ impl Desired {
                  then nothing is negotiated",
                 view.role
             ));
-            // Still nothing in clear.
+            // The guard stays, so that nothing travels in clear.
             desired.guard = guard(view);
             if view.role != Role::Cloud {
                 desired.remote_networks = desired.networks_of_peers(membership);
-                desired.hold_former(membership);
+                desired.add_former_networks(membership);
             }
             return desired;
         }
@@ -123,20 +126,20 @@ impl Desired {
         }
         desired.guard = guard(view);
         desired.remote_networks = desired.networks_of_peers(membership);
-        for peer in peers(view) {
+        for peer in tunnel_peers(view) {
             desired.add_peer(config, membership, peer);
         }
-        desired.hold_former(membership);
+        desired.add_former_networks(membership);
         desired
     }
 
-    /// Which of our segments' packets static peers' tunnels take: local and remote network of each
-    /// pair, the local one no wider than a segment.
+    /// Pairs of local and remote networks between which packets of our segments travel through
+    /// tunnels of static peers. No local network is wider than a segment.
     #[must_use]
     pub fn static_pairs(&self, segments: &[IpNetwork]) -> Vec<(IpNetwork, IpNetwork)> {
-        let statics = self.tunnels.values().filter(|tunnel| tunnel.origin == Origin::Configuration);
+        let static_peers = self.tunnels.values().filter(|tunnel| tunnel.origin == Origin::Configuration);
         let mut pairs = Vec::new();
-        for child in statics.map(|tunnel| &tunnel.peer.child) {
+        for child in static_peers.map(|tunnel| &tunnel.peer.child) {
             for local in &child.local {
                 for segment in segments.iter().filter(|segment| overlap(segment, local)) {
                     let narrower = if local.prefix() > segment.prefix() { local } else { segment };
@@ -155,7 +158,7 @@ impl Desired {
     fn networks_of_peers(&mut self, membership: &Membership) -> Vec<IpNetwork> {
         let view = &membership.view;
         let mut all = Vec::new();
-        for peer in peers(view) {
+        for peer in tunnel_peers(view) {
             for network in peer.remote_networks() {
                 match view.local_networks().find(|own| overlap(own, &network)) {
                     Some(own) => self.problems.push(format!(
@@ -180,7 +183,7 @@ impl Desired {
         let tunnel = Tunnel {
             peer: peer_config(config, membership, peer, &name),
             origin: Origin::View,
-            reach: Reach::Granted { local, remote },
+            permitted: PermittedTraffic::Granted { local, remote },
         };
         if self.tunnels.insert(name, tunnel).is_some() {
             self.problems.push(format!(
@@ -191,7 +194,7 @@ impl Desired {
     }
 
     /// Keeps packets for the networks of a hub that is gone from leaving in clear.
-    fn hold_former(&mut self, membership: &Membership) {
+    fn add_former_networks(&mut self, membership: &Membership) {
         let beside = |network: &IpNetwork| !membership.view.local_networks().any(|own| overlap(&own, network));
         let held: Vec<_> = membership.former_networks.iter().filter(|former| beside(&former.network)).collect();
         if held.is_empty() {
@@ -208,7 +211,7 @@ impl Desired {
 }
 
 /// The peers of a view to which there is a tunnel.
-fn peers(view: &NodeView) -> impl Iterator<Item = &Peer> {
+fn tunnel_peers(view: &NodeView) -> impl Iterator<Item = &Peer> {
     view.peers.iter().filter(|peer| peer.name != view.node && peer.role != Role::Cloud)
 }
 
@@ -234,8 +237,7 @@ fn peer_config(config: &Config, membership: &Membership, peer: &Peer, name: &Pee
         }),
         ike_proposals: default_ike(),
         child: ChildConfig { proposals: default_esp(), local: any.clone(), remote: any },
-        // Both ends get the view at the same moment, and either may be the only one that can reach
-        // the other.
+        // Both ends initiate, since it may be that only one can reach the other.
         initiate: true,
         force_encapsulation: config.encap == Encap::Force,
         keep_existing: false,
@@ -243,7 +245,7 @@ fn peer_config(config: &Config, membership: &Membership, peer: &Peer, name: &Pee
     }
 }
 
-/// The selectors between our own nodes: policies decide what flows.
+/// Traffic selectors between our own nodes: everything. Policies decide what may pass.
 fn any_networks() -> Vec<IpNetwork> {
     let v4 = Ipv4Network::new_checked(std::net::Ipv4Addr::UNSPECIFIED, 0).map(IpNetwork::V4);
     let v6 = Ipv6Network::new_checked(std::net::Ipv6Addr::UNSPECIFIED, 0).map(IpNetwork::V6);
@@ -272,12 +274,14 @@ fn hub_routes(view: &NodeView) -> Vec<HubRoute> {
         .collect()
 }
 
-/// Which networks of a static peer can be routed into the guard's device: not those that hold an
-/// address at which a peer is, since ESP itself goes there, nor all of a family, nor what overlaps
-/// our side. A peer that comes from nobody knows where may be its own network.
-fn routable<'a>(peer: &'a PeerConfig, statics: &'a [PeerConfig]) -> impl Iterator<Item = IpNetwork> + 'a {
+/// Networks of a static peer that can be routed into the guard's device. Left out are networks that
+/// contain a peer's address, since ESP itself is sent there; a whole family; and networks that
+/// overlap ours. For a peer without a known address, a host network is left out too: it may be the
+/// peer itself.
+fn routable_networks<'a>(peer: &'a PeerConfig, static_peers: &'a [PeerConfig]) -> impl Iterator<Item = IpNetwork> + 'a {
     peer.child.remote.iter().copied().filter(move |network| {
-        let holds_a_peer = statics.iter().flat_map(|peer| &peer.remotes).any(|remote| network.contains(remote.ip()));
+        let holds_a_peer =
+            static_peers.iter().flat_map(|peer| &peer.remotes).any(|remote| network.contains(remote.ip()));
         let all = network.prefix() == 0;
         let host = network.prefix() == if network.is_ipv4() { 32 } else { 128 };
         let perhaps_itself = host && peer.remotes.is_empty();

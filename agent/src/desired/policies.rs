@@ -1,4 +1,4 @@
-//! Which XFRM policies follow from tunnels and their state.
+//! XFRM policies, derived from tunnels and their state.
 
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
@@ -12,44 +12,44 @@ use ipnetwork::IpNetwork;
 
 use super::{Desired, Tunnel};
 
-/// What may pass through a tunnel.
+/// Traffic that may pass through a tunnel.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Reach {
-    /// What the view grants: from exactly our networks to the peer's, and back.
+pub enum PermittedTraffic {
+    /// As the view grants: between exactly these networks, in both directions.
     Granted {
-        /// Ours.
+        /// Networks of this node.
         local: Vec<IpNetwork>,
-        /// The peer's.
+        /// Networks of the peer.
         remote: Vec<IpNetwork>,
     },
-    /// What was negotiated (peers that are not ours).
+    /// As negotiated, with static peers.
     Negotiated,
 }
 
-/// Where a tunnel's ends are, and what was negotiated last. Kept while the tunnel is down: its
-/// packets wait or die, but never leave in clear.
+/// The ends of a tunnel, and the selectors that were negotiated last. They are kept while the
+/// tunnel is down, so that its packets wait or are dropped, but never leave in clear.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Ends {
+pub struct TunnelEnds {
     /// Our outer address.
     pub local: IpAddr,
     /// The peer's outer address.
     pub remote: IpAddr,
-    /// Negotiated selectors of our side.
+    /// Negotiated selectors of this node.
     pub local_selectors: Vec<IpNetwork>,
-    /// Negotiated selectors of the peer's side.
+    /// Negotiated selectors of the peer.
     pub remote_selectors: Vec<IpNetwork>,
-    /// An outbound SA is there.
+    /// Whether there is an outbound SA.
     pub up: bool,
 }
 
-/// All policies that this node wants: the guard's and the tunnels'. Where two peers may take the
-/// same packets (two hubs that front the same networks), the one whose tunnel is up does, then the
-/// one whose name comes first.
+/// The desired policies of the guard and the tunnels, and the errors of those that are impossible.
+/// If two peers may take the same packets (two hubs that front the same networks), the one whose
+/// tunnel is up does, else the one whose name comes first. `bridge` are the bridge's addresses.
 pub fn desired_policies(
     desired: &Desired,
     bridge: &[IpAddr],
     reqids: impl Fn(&PeerName) -> Option<Reqid>,
-    ends: impl Fn(&PeerName) -> Option<Ends>,
+    ends: impl Fn(&PeerName) -> Option<TunnelEnds>,
 ) -> (BTreeMap<PolicyKey, Policy>, Vec<String>) {
     let mut policies = BTreeMap::new();
     let mut problems = Vec::new();
@@ -58,11 +58,11 @@ pub fn desired_policies(
         Ok(guards) => policies.extend(guards.into_iter().map(|policy| (policy.key(), policy))),
         Err(error) => problems.push(error.to_string()),
     }
-    let mut tunnels: Vec<(&Tunnel, Reqid, Option<Ends>)> =
+    let mut tunnels: Vec<(&Tunnel, Reqid, Option<TunnelEnds>)> =
         desired.tunnels.iter().filter_map(|(name, tunnel)| Some((tunnel, reqids(name)?, ends(name)))).collect();
     tunnels.sort_by_key(|(_, _, ends)| !ends.as_ref().is_some_and(|ends| ends.up));
     for (tunnel, reqid, ends) in &tunnels {
-        for policy in of_tunnel(tunnel, &desired.guard.cluster_ranges, *reqid, ends.as_ref()) {
+        for policy in tunnel_policies(tunnel, &desired.guard.cluster_ranges, *reqid, ends.as_ref()) {
             match policy {
                 Ok(policy) => match policies.entry(policy.key()) {
                     Entry::Vacant(free) => drop(free.insert(policy)),
@@ -78,38 +78,40 @@ pub fn desired_policies(
     (policies, problems)
 }
 
-/// Of packets to a peer that come neither from our segments nor from any range: below all that
-/// names its source.
+/// Priority of policies for packets to a peer from any other source: below all policies that name a
+/// source.
 const ANY_SOURCE: u32 = 27_000;
-/// What keeps forged sources out of [`ANY_SOURCE`].
+/// Priority of the blocks that keep forged sources from [`ANY_SOURCE`].
 const FORGED_SOURCE: u32 = 26_000;
 
-fn of_tunnel(
+fn tunnel_policies(
     tunnel: &Tunnel,
     ranges: &[IpNetwork],
     reqid: Reqid,
-    ends: Option<&Ends>,
+    ends: Option<&TunnelEnds>,
 ) -> Vec<edge_xfrm::Result<Policy>> {
-    match (&tunnel.reach, ends) {
-        (Reach::Granted { local, remote }, _) => {
-            let mut policies = between(local, remote, reqid, ends);
+    match (&tunnel.permitted, ends) {
+        (PermittedTraffic::Granted { local, remote }, _) => {
+            let mut policies = granted_policies(local, remote, reqid, ends);
             if let Some(ends) = ends {
                 for remote in remote {
-                    policies.extend(from_elsewhere(ranges, *remote, reqid, ends));
+                    policies.extend(any_source_policies(ranges, *remote, reqid, ends));
                 }
             }
             policies
         }
-        (Reach::Negotiated, Some(ends)) => between(&ends.local_selectors, &ends.remote_selectors, reqid, Some(ends)),
-        (Reach::Negotiated, None) => vec![],
+        (PermittedTraffic::Negotiated, Some(ends)) => {
+            granted_policies(&ends.local_selectors, &ends.remote_selectors, reqid, Some(ends))
+        }
+        (PermittedTraffic::Negotiated, None) => vec![],
     }
 }
 
-fn between(
+fn granted_policies(
     local: &[IpNetwork],
     remote: &[IpNetwork],
     reqid: Reqid,
-    ends: Option<&Ends>,
+    ends: Option<&TunnelEnds>,
 ) -> Vec<edge_xfrm::Result<Policy>> {
     let mut policies = Vec::new();
     for local in local {
@@ -132,18 +134,19 @@ fn between(
     policies
 }
 
-/// A packet that was redirected to a peer's pod (a NodePort's client, a process that spoke to a
-/// service) meets XFRM before its source can be translated, so the tunnel takes it, and the
-/// firewall then gives it the bridge's address: the peer lets nothing else pass. XFRM cannot tell
-/// it from a LAN host's packet that was merely routed here; the firewall drops that one before it
-/// is encrypted. A source within the ranges that is not ours is forged, and blocked here.
-fn from_elsewhere(
+/// Policies for packets to a peer from sources that are not ours. A packet that was redirected to a
+/// peer's pod (of a NodePort's client, of a process that called a Service) meets XFRM before its
+/// source is translated. So the tunnel takes it, and the firewall then gives it the bridge's
+/// address, since the peer accepts no other. XFRM cannot distinguish it from a LAN host's packet
+/// that was merely routed here; the firewall drops that one before encryption. A source within the
+/// ranges that is not ours is forged, and blocked here.
+fn any_source_policies(
     ranges: &[IpNetwork],
     remote: IpNetwork,
     reqid: Reqid,
-    ends: &Ends,
+    ends: &TunnelEnds,
 ) -> Vec<edge_xfrm::Result<Policy>> {
-    let protect = Selector::new(any(remote), remote).map(|selector| Policy {
+    let protect = Selector::new(any_of_family(remote), remote).map(|selector| Policy {
         priority: ANY_SOURCE,
         ..Policy::protect_out(selector, reqid, ends.local, ends.remote)
     });
@@ -155,7 +158,7 @@ fn from_elsewhere(
     forged.chain([protect]).collect()
 }
 
-/// `0.0.0.0/0` or `::/0`, whichever is of the same family.
-fn any(network: IpNetwork) -> IpNetwork {
+/// `0.0.0.0/0` or `::/0`, of the same family as `network`.
+fn any_of_family(network: IpNetwork) -> IpNetwork {
     Selector::any(network.is_ipv4()).source()
 }

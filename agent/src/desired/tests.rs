@@ -55,8 +55,8 @@ fn reqid(name: &PeerName) -> Option<Reqid> {
     Reqid::tunnel(u32::from(name.as_str().as_bytes()[name.as_str().len() - 1]))
 }
 
-fn up(_: &PeerName) -> Option<Ends> {
-    Some(Ends {
+fn up(_: &PeerName) -> Option<TunnelEnds> {
+    Some(TunnelEnds {
         local: "192.0.2.1".parse().unwrap(),
         remote: "192.0.2.2".parse().unwrap(),
         local_selectors: any_networks(),
@@ -199,7 +199,7 @@ fn of_two_hubs_with_the_same_networks_the_one_that_is_up_takes_the_packets() {
     let desired = Desired::compute(&config(""), &[], Some(&view));
     let used = |alive: &str| {
         let (policies, _) = desired_policies(&desired, &[], reqid, |name| {
-            up(name).map(|ends| Ends { up: name.as_str() == alive, ..ends })
+            up(name).map(|ends| TunnelEnds { up: name.as_str() == alive, ..ends })
         });
         let reqids: Vec<_> = policies
             .values()

@@ -1,6 +1,6 @@
-//! Keeps the tables of nftables: ours as it is wanted, the plugin's by asking the plugin. Both are
-//! looked at when something else changes them, at start, and after a failure; never on a timer
-//! besides.
+//! Restores the nftables tables: `inet edge-cni` itself, `bridge edge-cni` by running the plugin.
+//! Both are compared at start, after another program changed them, and after a failure, but not on
+//! a timer.
 
 use std::time::{Duration, Instant};
 
@@ -9,18 +9,18 @@ use tokio::task::spawn_blocking;
 
 use super::Obstacle;
 use super::firewall::{self, Firewall, TABLE};
-use super::nft_monitor::{Changes, Ruleset};
-use crate::incidents::Journal;
+use super::nft_monitor::{NftMonitor, RulesetChanges};
+use crate::incidents::Incidents;
 
-/// After a failure the next attempt waits so long, doubled each time.
-const FIRST_WAIT: Duration = Duration::from_secs(1);
-/// At most so long.
-const LONGEST_WAIT: Duration = Duration::from_secs(60);
+/// Wait before the next attempt after a failure; doubled each time.
+const MIN_RETRY: Duration = Duration::from_secs(1);
+/// Longest wait between attempts.
+const MAX_RETRY: Duration = Duration::from_secs(60);
 
-/// Replacements of the table in a row, while another program changes it all the time.
+/// Number of times that the table is replaced in a row, if another program changes it meanwhile.
 const ATTEMPTS: usize = 3;
 
-/// When something that failed is tried again.
+/// When a failed operation is tried again.
 #[derive(Debug, Default)]
 pub(super) struct Retry {
     due: Option<Instant>,
@@ -28,13 +28,13 @@ pub(super) struct Retry {
 }
 
 impl Retry {
-    /// Whether enough time has passed since the latest failure.
+    /// Whether the wait after the last failure is over.
     pub(super) fn ready(&self) -> bool {
         self.due.is_none_or(|due| Instant::now() >= due)
     }
 
     pub(super) fn failed(&mut self) {
-        self.wait = (self.wait * 2).clamp(FIRST_WAIT, LONGEST_WAIT);
+        self.wait = (self.wait * 2).clamp(MIN_RETRY, MAX_RETRY);
         self.due = Some(Instant::now() + self.wait);
     }
 
@@ -45,50 +45,50 @@ impl Retry {
 
 /// The table `inet edge-cni`.
 #[derive(Debug)]
-pub(super) struct Table {
-    journal: Journal,
-    /// As it was applied: what was wanted, and how the kernel then showed it.
+pub(super) struct InetTable {
+    incidents: Incidents,
+    /// The table that was applied, and its form in the kernel right after.
     applied: Option<(Firewall, Value)>,
-    /// Something changed it, or may have.
+    /// Whether another program may have changed it.
     pub(super) suspect: bool,
     retry: Retry,
     failure: Option<String>,
-    /// Why the kernel took the plain one alone.
+    /// Why the kernel accepted the minimal table only.
     reduced: Option<String>,
-    /// When the whole one is tried again in that case: what was in its way may pass, memory that
-    /// ran short for example.
-    whole: Retry,
+    /// When the full table is tried again in that case. The cause may pass, for example a shortage
+    /// of memory.
+    full: Retry,
 }
 
-/// What a wanted table needs.
+/// What is to be done so that the desired table is in place.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Due {
-    /// It stands.
-    Nothing,
-    /// To be read, since it may have been changed.
-    Look,
-    /// The plain one stands; the whole one is to be tried.
-    Whole,
-    /// Another one stands, or none.
-    Replacement,
-    /// It failed a moment ago.
-    Patience,
+enum TableAction {
+    /// Nothing: it is in place.
+    None,
+    /// Read it and compare, since another program may have changed it.
+    Verify,
+    /// The minimal table is in place: try the full one.
+    RetryFull,
+    /// Another table is in place, or none: replace it.
+    Replace,
+    /// The last attempt failed: wait.
+    Wait,
 }
 
-impl Table {
-    pub(super) fn new(journal: Journal) -> Self {
+impl InetTable {
+    pub(super) fn new(incidents: Incidents) -> Self {
         Self {
-            journal,
+            incidents,
             applied: None,
             suspect: true,
             retry: Retry::default(),
             failure: None,
             reduced: None,
-            whole: Retry::default(),
+            full: Retry::default(),
         }
     }
 
-    /// Why pods are not protected, if so.
+    /// The obstacle, if the table is not in place or is the minimal one.
     pub(super) fn obstacle(&self) -> Option<Obstacle> {
         if let Some(refusal) = self.reduced.as_ref().filter(|_| self.failure.is_none()) {
             return Some(Obstacle {
@@ -97,124 +97,125 @@ impl Table {
             });
         }
         self.failure.as_ref().map(|failure| Obstacle {
-            what: format!("the firewall does not stand ({failure}): hosts on this node's networks may use its tunnels, and pods do not reach the outside"),
+            what: format!("the firewall is not in place ({failure}): hosts on this node's networks may use its tunnels, and pods do not reach the outside"),
             command: "apt-get install nftables; modprobe -a nf_tables nft_fib_inet nft_masq nft_ct".into(),
         })
     }
 
-    /// Whether the table stands. `complete`: what is wanted is known in full. What `rules` told of
-    /// other tables meanwhile is added to `found`.
-    pub(super) async fn keep(
+    /// Puts the desired table in place, and returns whether it is. An empty table is removed, but
+    /// only if the desired state is `complete`. Notifications about other tables that arrive
+    /// meanwhile are added to `found`.
+    pub(super) async fn reconcile(
         &mut self,
-        wanted: Firewall,
+        desired: Firewall,
         complete: bool,
-        rules: &mut Ruleset,
-        found: &mut Changes,
+        rules: &mut NftMonitor,
+        found: &mut RulesetChanges,
     ) -> bool {
-        if wanted.is_empty() {
+        if desired.is_empty() {
             if complete && (self.applied.take().is_some() || self.suspect) {
                 let outcome = spawn_blocking(|| match firewall::read()? {
                     Some(_) => firewall::remove(),
                     None => Ok(()),
                 });
-                self.note(outcome.await.map_err(Into::into).flatten());
+                self.record(outcome.await.map_err(Into::into).flatten());
             }
             return false;
         }
-        match self.due(&wanted) {
-            Due::Nothing => return true,
-            Due::Patience => return false,
-            Due::Whole => {
-                let outcome = self.apply(&wanted, true, rules, found).await;
-                self.tried_whole(wanted, outcome.map(|(shown, _)| shown));
+        match self.next_action(&desired) {
+            TableAction::None => return true,
+            TableAction::Wait => return false,
+            TableAction::RetryFull => {
+                let outcome = self.apply(&desired, true, rules, found).await;
+                self.retried_full(desired, outcome.map(|(shown, _)| shown));
                 return true;
             }
-            Due::Look => {
+            TableAction::Verify => {
                 let found = spawn_blocking(firewall::read).await.map_err(Into::into).flatten();
                 match (found, &self.applied) {
                     (Ok(Some(found)), Some((_, applied))) if found == *applied => {
-                        self.note(Ok(()));
+                        self.record(Ok(()));
                         return true;
                     }
                     (Ok(found), _) => {
                         let how = if found.is_some() { "was changed" } else { "was deleted" };
-                        self.journal.repaired(format!("nftables table inet {TABLE} {how} by another program"));
+                        self.incidents.repaired(format!("nftables table inet {TABLE} {how} by another program"));
                     }
-                    (Err(error), _) => self.note(Err(error)),
+                    (Err(error), _) => self.record(Err(error)),
                 }
             }
-            Due::Replacement => {}
+            TableAction::Replace => {}
         }
-        match self.apply(&wanted, false, rules, found).await {
+        match self.apply(&desired, false, rules, found).await {
             Ok((shown, reduced)) => {
-                self.placed(wanted, shown, reduced);
+                self.record_applied(desired, shown, reduced);
                 true
             }
             Err(error) => {
                 self.applied = None;
-                self.note(Err(error));
+                self.record(Err(error));
                 false
             }
         }
     }
 
-    fn due(&self, wanted: &Firewall) -> Due {
-        if self.applied.as_ref().is_some_and(|(applied, _)| applied == wanted) {
+    fn next_action(&self, desired: &Firewall) -> TableAction {
+        if self.applied.as_ref().is_some_and(|(applied, _)| applied == desired) {
             return match &self.reduced {
-                _ if self.suspect => Due::Look,
-                Some(_) if self.whole.ready() => Due::Whole,
-                _ => Due::Nothing,
+                _ if self.suspect => TableAction::Verify,
+                Some(_) if self.full.ready() => TableAction::RetryFull,
+                _ => TableAction::None,
             };
         }
-        if self.failure.is_some() && !self.retry.ready() { Due::Patience } else { Due::Replacement }
+        if self.failure.is_some() && !self.retry.ready() { TableAction::Wait } else { TableAction::Replace }
     }
 
-    /// A table stands now: the whole one, or with a reason the plain one.
-    fn placed(&mut self, wanted: Firewall, shown: Value, reduced: Option<String>) {
+    /// Records that a table is in place: the full one, or the minimal one with the reason.
+    fn record_applied(&mut self, desired: Firewall, shown: Value, reduced: Option<String>) {
         if reduced.is_some() {
-            self.whole.failed();
+            self.full.failed();
         } else {
-            self.whole.succeeded();
+            self.full.succeeded();
         }
         self.reduced = reduced;
-        self.applied = Some((wanted, shown));
-        self.note(Ok(()));
+        self.applied = Some((desired, shown));
+        self.record(Ok(()));
     }
 
-    /// Where the plain one stood. It stands still, unless the attempt got further than it says: so
-    /// it is looked at.
-    fn tried_whole(&mut self, wanted: Firewall, outcome: anyhow::Result<Value>) {
+    /// Records the outcome of trying the full table. After a failure the minimal one should still
+    /// be in place; the next action verifies that.
+    fn retried_full(&mut self, desired: Firewall, outcome: anyhow::Result<Value>) {
         match outcome {
             Ok(shown) => {
-                tracing::info!("the nftables table inet {TABLE} is whole again");
-                self.placed(wanted, shown, None);
+                tracing::info!("the nftables table inet {TABLE} is complete again");
+                self.record_applied(desired, shown, None);
             }
             Err(error) => {
                 self.reduced = Some(format!("{error:#}"));
-                self.whole.failed();
+                self.full.failed();
                 self.suspect = true;
             }
         }
     }
 
-    /// Replaces the table and returns it as the kernel shows it. What another program did to it
-    /// before it was read must not be taken for what was applied: then it is replaced again.
+    /// Replaces the table and returns its form in the kernel, and the reason if it is the minimal
+    /// one. If another program changed it before it was read, it is replaced again.
     async fn apply(
         &self,
-        wanted: &Firewall,
-        only_whole: bool,
-        rules: &mut Ruleset,
-        found: &mut Changes,
+        desired: &Firewall,
+        only_full: bool,
+        rules: &mut NftMonitor,
+        found: &mut RulesetChanges,
     ) -> anyhow::Result<(Value, Option<String>)> {
         for _ in 0..ATTEMPTS {
             found.add(rules.drain());
-            let placed = apply_what_the_kernel_takes(wanted, only_whole).await?;
+            let placed = apply_full_or_minimal(desired, only_full).await?;
             let meanwhile = rules.drain();
             found.add(meanwhile);
             if meanwhile.transactions <= 1 && !meanwhile.lost {
                 return Ok(placed);
             }
-            self.journal
+            self.incidents
                 .repaired(format!("nftables table inet {TABLE} was changed by another program while it was replaced"));
         }
         anyhow::bail!(
@@ -222,7 +223,7 @@ impl Table {
         )
     }
 
-    fn note(&mut self, outcome: anyhow::Result<()>) {
+    fn record(&mut self, outcome: anyhow::Result<()>) {
         match outcome {
             Ok(()) => {
                 self.suspect = false;
@@ -232,21 +233,21 @@ impl Table {
             Err(error) => {
                 self.suspect = true;
                 self.retry.failed();
-                self.journal.error(format!("{error:#}"));
+                self.incidents.error(format!("{error:#}"));
                 self.failure = Some(format!("{error:#}"));
             }
         }
     }
 }
 
-/// The table as it is wanted; or, where the kernel refuses that, what keeps others out at least,
-/// with the reason.
-async fn apply_what_the_kernel_takes(wanted: &Firewall, only_whole: bool) -> anyhow::Result<(Value, Option<String>)> {
-    let (whole, plain) = (wanted.clone(), Firewall { plain: true, ..wanted.clone() });
-    let outcome = spawn_blocking(move || match whole.apply() {
+/// Applies the full table; if the kernel refuses it, the minimal one, which at least keeps others
+/// out. Returns the reason in that case.
+async fn apply_full_or_minimal(desired: &Firewall, only_full: bool) -> anyhow::Result<(Value, Option<String>)> {
+    let (full, minimal) = (desired.clone(), Firewall { minimal: true, ..desired.clone() });
+    let outcome = spawn_blocking(move || match full.apply() {
         Ok(shown) => Ok((shown, None)),
-        Err(refusal) if only_whole => Err(refusal),
-        Err(refusal) => match plain.apply() {
+        Err(refusal) if only_full => Err(refusal),
+        Err(refusal) => match minimal.apply() {
             Ok(shown) => Ok((shown, Some(format!("{refusal:#}")))),
             Err(_) => Err(refusal),
         },
@@ -257,11 +258,11 @@ async fn apply_what_the_kernel_takes(wanted: &Firewall, only_whole: bool) -> any
 /// The table `bridge edge-cni`, which the plugin makes.
 #[derive(Debug)]
 pub(super) struct BridgeTable {
-    /// Somebody else changed it, or may have.
+    /// Whether another program may have changed it.
     pub(super) suspect: bool,
-    /// Only because notifications were lost.
+    /// Whether `suspect` is set only because notifications were lost.
     pub(super) guess: bool,
-    /// It has been there: its absence is no choice of the plugin's.
+    /// Whether it has existed. Before that, its absence may be intended by the plugin.
     seen: bool,
     retry: Retry,
     failed: bool,
@@ -274,8 +275,8 @@ impl Default for BridgeTable {
 }
 
 impl BridgeTable {
-    /// Whether the plugin is to make it again. Costs one `nft` after each change by somebody else.
-    pub(super) async fn is_wanted(&mut self, journal: &Journal) -> bool {
+    /// Whether the plugin must restore it. Runs `nft` once after each change by another program.
+    pub(super) async fn needs_restore(&mut self, incidents: &Incidents) -> bool {
         if !self.suspect || !self.retry.ready() {
             return false;
         }
@@ -288,26 +289,26 @@ impl BridgeTable {
                 objects.iter().any(|object| object["chain"]["table"] == TABLE)
             }
             Err(error) => {
-                journal.error(format!("table bridge {TABLE}: {error:#}"));
+                incidents.error(format!("table bridge {TABLE}: {error:#}"));
                 self.retry.failed();
                 return false;
             }
         };
         if self.seen && !(stands && self.guess) {
             let how = if stands { "was changed" } else { "was deleted" };
-            journal.repaired(format!("nftables table bridge {TABLE} {how} by another program"));
+            incidents.repaired(format!("nftables table bridge {TABLE} {how} by another program"));
         }
-        // At the agent's own start a table that stands is as good as the plugin left it.
-        let wanted = self.seen || !stands;
+        // At the agent's start an existing table is assumed to be as the plugin made it.
+        let desired = self.seen || !stands;
         self.seen |= stands;
-        if !wanted {
+        if !desired {
             self.suspect = false;
         }
-        wanted
+        desired
     }
 
-    /// What came of asking the plugin.
-    pub(super) fn asked(&mut self, succeeded: bool) {
+    /// Records whether the plugin restored it.
+    pub(super) fn restored(&mut self, succeeded: bool) {
         self.failed = !succeeded;
         if succeeded {
             self.suspect = false;
@@ -319,7 +320,7 @@ impl BridgeTable {
         }
     }
 
-    /// Why pods may pose as others, if so.
+    /// The obstacle, if the plugin cannot restore it.
     pub(super) fn obstacle(&self, conflist: &std::path::Path) -> Option<Obstacle> {
         self.failed.then(|| Obstacle {
             what: format!("the table bridge {TABLE} cannot be restored: a pod may pose as another one on this node"),
@@ -333,33 +334,33 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_whole_table_is_tried_again_where_the_plain_one_stands() {
-        let (wanted, shown) = (Firewall { mtu: 1418, ..Firewall::default() }, |text: &str| Value::from(text));
-        let mut table = Table::new(Journal::default());
-        assert_eq!(table.due(&wanted), Due::Replacement);
-        table.placed(wanted.clone(), shown("plain"), Some("No buffer space available".into()));
-        assert_eq!((table.due(&wanted), table.obstacle().is_some()), (Due::Nothing, true), "not at once");
-        let time_passes = |table: &mut Table| table.whole.due = Some(Instant::now());
+    fn the_full_table_is_tried_again_while_the_minimal_one_is_in_place() {
+        let (desired, shown) = (Firewall { mtu: 1418, ..Firewall::default() }, |text: &str| Value::from(text));
+        let mut table = InetTable::new(Incidents::default());
+        assert_eq!(table.next_action(&desired), TableAction::Replace);
+        table.record_applied(desired.clone(), shown("plain"), Some("No buffer space available".into()));
+        assert_eq!((table.next_action(&desired), table.obstacle().is_some()), (TableAction::None, true), "not at once");
+        let time_passes = |table: &mut InetTable| table.full.due = Some(Instant::now());
         for attempt in 1..4 {
             time_passes(&mut table);
-            assert_eq!(table.due(&wanted), Due::Whole, "attempt {attempt}");
-            table.tried_whole(wanted.clone(), Err(anyhow::anyhow!("deleted by another program")));
-            // Perhaps it stood for a moment.
-            assert_eq!(table.due(&wanted), Due::Look);
-            table.note(Ok(()));
-            assert_eq!(table.due(&wanted), Due::Nothing);
-            assert_eq!(table.applied, Some((wanted.clone(), shown("plain"))));
+            assert_eq!(table.next_action(&desired), TableAction::RetryFull, "attempt {attempt}");
+            table.retried_full(desired.clone(), Err(anyhow::anyhow!("deleted by another program")));
+            // The attempt may have removed the minimal table.
+            assert_eq!(table.next_action(&desired), TableAction::Verify);
+            table.record(Ok(()));
+            assert_eq!(table.next_action(&desired), TableAction::None);
+            assert_eq!(table.applied, Some((desired.clone(), shown("plain"))));
             assert!(table.obstacle().is_some_and(|obstacle| obstacle.what.contains("deleted by another program")));
         }
-        assert_eq!(table.whole.wait.as_secs(), 8);
+        assert_eq!(table.full.wait.as_secs(), 8);
         time_passes(&mut table);
-        table.tried_whole(wanted.clone(), Ok(shown("whole")));
-        assert_eq!((table.due(&wanted), table.obstacle()), (Due::Nothing, None));
-        assert_eq!(table.applied, Some((wanted, shown("whole"))));
+        table.retried_full(desired.clone(), Ok(shown("whole")));
+        assert_eq!((table.next_action(&desired), table.obstacle()), (TableAction::None, None));
+        assert_eq!(table.applied, Some((desired, shown("whole"))));
     }
 
     #[test]
-    fn failures_are_repeated_ever_more_seldom_and_for_ever() {
+    fn failures_are_retried_ever_more_seldom_without_end() {
         let mut retry = Retry::default();
         assert!(retry.ready());
         let mut waits = Vec::new();

@@ -1,16 +1,16 @@
-//! What the agent keeps on the host beside XFRM: the guard's device and routes, the bridge, one
-//! nftables table, sysctls; and what it learns of the uplinks. Everything is compared with what is
-//! there after each change that netlink tells of, and every few seconds.
+//! What the agent keeps on the host besides XFRM: the guard's device and routes, the bridge, an
+//! nftables table, and sysctls; and what it reads about the uplinks. All of it is compared with the
+//! desired state after each netlink notification; all but nftables also every few seconds.
 //!
-//! - `observed`: links, addresses and routes as the kernel has them.
-//! - `uplink`: which addresses are this machine's, and how large pods' packets may be. Pure.
-//! - `underlay`: what is looked at once, before a view from disk is in force.
-//! - `routes`: routes of ours.
+//! - `observed`: links, addresses and routes in the kernel.
+//! - `uplink`: uplinks, their addresses, and the MTU of pods. Pure.
+//! - `underlay`: reads this node's own addresses, gateways and name servers at start.
+//! - `routes`: the agent's routes.
 //! - [`firewall`]: the table `inet edge-cni`.
-//! - `firewall_reconciler`: keeps it, and has the plugin keep its own.
-//! - `nft_monitor`: nftables' notifications.
-//! - [`obstacles`]: what others' rules keep from pods.
-//! - `sysctls`: forwarding, router advertisements, whether policies are asked.
+//! - `firewall_reconciler`: restores that table, and has the plugin restore `bridge edge-cni`.
+//! - `nft_monitor`: notifications of nftables.
+//! - [`obstacles`]: rules of other programs that drop pods' packets.
+//! - `sysctls`: forwarding, router advertisements, and settings that turn policies off.
 //! - [`reconciler`]: the loop.
 
 pub mod firewall;
@@ -32,34 +32,34 @@ use std::net::IpAddr;
 use ipnetwork::IpNetwork;
 use serde::{Deserialize, Serialize};
 
-/// What there is.
+/// State of the host, for `status` and the tunnels.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HostState {
-    /// Addresses of this machine's interfaces, link-local ones left out.
+    /// Addresses of this machine's interfaces, without link-local ones.
     pub local_addresses: Vec<IpAddr>,
-    /// Addresses of the bridge, the first of each family: the source of the node's own traffic to
+    /// The first address of each family on the bridge: the source of the node's own traffic to
     /// remote pods.
     pub bridge_addresses: Vec<IpAddr>,
     /// MTU for pods, bytes.
     pub pod_mtu: u32,
     /// Routes that the kernel should have.
     pub routes: Vec<RouteEntry>,
-    /// Whether the table `inet edge-cni` stands.
+    /// Whether the table `inet edge-cni` is in place.
     pub firewall: bool,
-    /// What is in the way; `status` has it at its top.
+    /// Obstacles, which `status` shows outside of this part.
     #[serde(skip)]
     pub obstacles: Vec<Obstacle>,
 }
 
-/// A route of ours.
+/// A route of the agent.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RouteEntry {
-    /// Where to.
+    /// Destination.
     pub destination: IpNetwork,
-    /// Through which device.
+    /// Output interface.
     pub device: Option<String>,
-    /// Through which gateway.
+    /// Gateway.
     pub via: Option<IpAddr>,
-    /// Source of the node's own packets.
+    /// Source address of the node's own packets.
     pub source: Option<IpAddr>,
 }

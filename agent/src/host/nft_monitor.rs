@@ -1,4 +1,4 @@
-//! nftables' notifications: which tables changed, and by which program.
+//! Notifications of nftables: which tables changed, and by which program.
 
 use std::io::ErrorKind;
 
@@ -16,37 +16,37 @@ const SUBSYSTEM: u16 = 10;
 /// `NFPROTO_INET` and `NFPROTO_BRIDGE` (`linux/netfilter.h`).
 const INET: u8 = 1;
 const BRIDGE: u8 = 7;
-/// `NFT_MSG_NEWGEN` (`linux/netfilter/nf_tables.h`): ends a transaction.
+/// `NFT_MSG_NEWGEN` (`linux/netfilter/nf_tables.h`), the last message of a transaction.
 const NEW_GENERATION: u16 = 15;
-/// `NFTA_GEN_PROC_NAME`: who made it, 15 characters.
+/// `NFTA_GEN_PROC_NAME`: name of the process that made the transaction, 15 characters.
 const PROCESS_NAME: u16 = 3;
-/// The name of the table is the first attribute of tables, chains, rules, sets, elements, objects
-/// and flowtables alike.
+/// The attribute with the table's name, which is the first one of tables, chains, rules, sets,
+/// elements, objects and flowtables.
 const TABLE_NAME: u16 = 1;
 /// `NLA_TYPE_MASK`.
 const TYPE_MASK: u16 = 0x3fff;
-/// Bytes of notifications that wait to be read.
+/// Size of the socket's receive buffer, bytes.
 const BUFFER: usize = 4 << 20;
-/// The plugin's name as the kernel knows it.
+/// The plugin's process name.
 const PLUGIN: &str = "edge-cni";
 
-/// What changed.
+/// Which tables changed.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(super) struct Changes {
+pub(super) struct RulesetChanges {
     /// The table `inet edge-cni`.
     pub(super) ours: bool,
-    /// The table `bridge edge-cni`, by another program than the plugin whose it is.
+    /// The table `bridge edge-cni`, by another program than the plugin.
     pub(super) bridge: bool,
     /// Another table.
     pub(super) others: bool,
-    /// Transactions that changed the table `inet edge-cni`.
+    /// Number of transactions that changed the table `inet edge-cni`.
     pub(super) transactions: u32,
-    /// Notifications were lost, so that the rest is a guess.
+    /// Notifications were lost, so any table may have changed.
     pub(super) lost: bool,
 }
 
-impl Changes {
-    /// Perhaps everything: notifications were lost.
+impl RulesetChanges {
+    /// After the loss of notifications.
     const ALL: Self = Self { ours: true, bridge: true, others: true, transactions: 0, lost: true };
 
     pub(super) fn add(&mut self, other: Self) {
@@ -58,13 +58,13 @@ impl Changes {
     }
 }
 
-/// The socket, and what of a transaction is not complete yet.
-pub(super) struct Ruleset {
+/// The netlink socket, and the changes of a transaction that has not ended.
+pub(super) struct NftMonitor {
     socket: TokioSocket,
-    pending: Changes,
+    pending: RulesetChanges,
 }
 
-impl Ruleset {
+impl NftMonitor {
     pub(super) fn open() -> std::io::Result<Self> {
         let mut socket = TokioSocket::new(NETLINK_NETFILTER)?;
         socket.socket_mut().bind(&SocketAddr::new(0, 0))?;
@@ -74,28 +74,27 @@ impl Ruleset {
             sockopt::set_socket_recv_buffer_size(inner, BUFFER)?;
         }
         socket.socket_mut().add_membership(NFTABLES_GROUP)?;
-        Ok(Self { socket, pending: Changes::default() })
+        Ok(Self { socket, pending: RulesetChanges::default() })
     }
 
-    /// Waits until something has changed.
-    pub(super) async fn changed(&mut self) -> Changes {
+    /// Waits for the next change.
+    pub(super) async fn changed(&mut self) -> RulesetChanges {
         loop {
             let found = match self.socket.recv_from_full().await {
                 Ok((datagram, _)) => parse(&datagram, &mut self.pending),
                 Err(_) => self.overrun(),
             };
-            if found != Changes::default() {
+            if found != RulesetChanges::default() {
                 return found;
             }
         }
     }
 
-    /// What else has come in, without waiting.
-    pub(super) fn drain(&mut self) -> Changes {
-        let mut found = Changes::default();
-        // Asked of the kernel itself: tokio may not have heard of what came a moment ago. Bounded:
-        // while another program writes rules faster than they are read here, the rest waits for the
-        // next turn.
+    /// The changes that have arrived, without waiting.
+    pub(super) fn drain(&mut self) -> RulesetChanges {
+        let mut found = RulesetChanges::default();
+        // Reads from the socket directly, since tokio may not know yet that it is readable. The
+        // limit ends the loop if another program writes rules faster than they are read here.
         for _ in 0..100_000 {
             match self.socket.socket_ref().recv_from_full() {
                 Ok((datagram, _)) => found.add(parse(&datagram, &mut self.pending)),
@@ -106,15 +105,16 @@ impl Ruleset {
         found
     }
 
-    fn overrun(&mut self) -> Changes {
-        self.pending = Changes::default();
-        Changes::ALL
+    fn overrun(&mut self) -> RulesetChanges {
+        self.pending = RulesetChanges::default();
+        RulesetChanges::ALL
     }
 }
 
-/// The transactions that end in this datagram. What has no end yet stays in `pending`.
-fn parse(mut datagram: &[u8], pending: &mut Changes) -> Changes {
-    let mut complete = Changes::default();
+/// The changes of the transactions that end in this datagram. Those of one that has not ended stay
+/// in `pending`.
+fn parse(mut datagram: &[u8], pending: &mut RulesetChanges) -> RulesetChanges {
+    let mut complete = RulesetChanges::default();
     while let Some((length, message_type)) = header(datagram) {
         let Some(message) = datagram.get(16..length) else { break };
         if message_type >> 8 == SUBSYSTEM {
@@ -131,7 +131,7 @@ fn parse(mut datagram: &[u8], pending: &mut Changes) -> Changes {
                 match (family, table) {
                     (INET, Some(TABLE)) => pending.ours = true,
                     (BRIDGE, Some(TABLE)) => pending.bridge = true,
-                    // The plugin makes it only where ours does not stand.
+                    // The plugin makes this table only if ours is missing.
                     (INET, Some(PODS_TABLE)) => {}
                     _ => pending.others = true,
                 }
@@ -149,12 +149,12 @@ fn header(datagram: &[u8]) -> Option<(usize, u16)> {
     (length >= 16).then_some((length, message_type))
 }
 
-/// A string of the kernel's, which ends with a zero.
+/// A zero-terminated string.
 fn text(bytes: &[u8]) -> &str {
     std::str::from_utf8(bytes).unwrap_or_default().trim_end_matches('\0')
 }
 
-/// Type and content of each attribute.
+/// Iterates over netlink attributes: type and content.
 struct Attributes<'a>(&'a [u8]);
 
 impl<'a> Iterator for Attributes<'a> {
@@ -191,7 +191,7 @@ mod tests {
         bytes
     }
 
-    /// Deletes a rule of this table.
+    /// A notification that a rule of this table was deleted.
     fn deletion(family: u8, table: &str) -> Vec<u8> {
         message(8, family, &[attribute(TABLE_NAME, format!("{table}\0").as_bytes()), attribute(2, b"chain\0")])
     }
@@ -204,37 +204,37 @@ mod tests {
         )
     }
 
-    fn read(datagrams: &[Vec<u8>]) -> Changes {
-        let mut pending = Changes::default();
-        let mut found = Changes::default();
+    fn read(datagrams: &[Vec<u8>]) -> RulesetChanges {
+        let mut pending = RulesetChanges::default();
+        let mut found = RulesetChanges::default();
         datagrams.iter().for_each(|datagram| found.add(parse(datagram, &mut pending)));
         found
     }
 
     #[test]
-    fn each_change_is_told_by_its_table() {
-        let nothing = Changes::default();
+    fn each_change_is_attributed_to_its_table() {
+        let nothing = RulesetChanges::default();
         assert_eq!(
             read(&[[deletion(INET, TABLE), end("nft")].concat()]),
-            Changes { ours: true, transactions: 1, ..nothing }
+            RulesetChanges { ours: true, transactions: 1, ..nothing }
         );
-        assert_eq!(read(&[deletion(BRIDGE, TABLE), end("nft")]), Changes { bridge: true, ..nothing });
-        assert_eq!(read(&[deletion(2, "filter"), end("iptables")]), Changes { others: true, ..nothing });
-        assert_eq!(read(&[deletion(2, TABLE), end("nft")]), Changes { others: true, ..nothing });
+        assert_eq!(read(&[deletion(BRIDGE, TABLE), end("nft")]), RulesetChanges { bridge: true, ..nothing });
+        assert_eq!(read(&[deletion(2, "filter"), end("iptables")]), RulesetChanges { others: true, ..nothing });
+        assert_eq!(read(&[deletion(2, TABLE), end("nft")]), RulesetChanges { others: true, ..nothing });
     }
 
     #[test]
-    fn the_plugins_own_work_on_its_table_is_none_of_ours() {
-        assert_eq!(read(&[deletion(BRIDGE, TABLE), end("edge-cni")]), Changes::default());
+    fn the_plugins_own_changes_of_its_table_are_ignored() {
+        assert_eq!(read(&[deletion(BRIDGE, TABLE), end("edge-cni")]), RulesetChanges::default());
         let others = [deletion(BRIDGE, TABLE), end("edge-cni"), deletion(BRIDGE, TABLE), end("nft")];
-        assert_eq!(read(&others), Changes { bridge: true, ..Changes::default() });
+        assert_eq!(read(&others), RulesetChanges { bridge: true, ..RulesetChanges::default() });
     }
 
     #[test]
-    fn the_table_that_ours_replaces_says_nothing() {
+    fn changes_of_the_table_that_ours_replaces_are_ignored() {
         let replaced = [deletion(INET, PODS_TABLE), deletion(INET, TABLE), end("nft")].concat();
-        assert_eq!(read(&[replaced]), Changes { ours: true, transactions: 1, ..Changes::default() });
-        assert_eq!(read(&[deletion(INET, PODS_TABLE), end("edge-cni")]), Changes::default());
+        assert_eq!(read(&[replaced]), RulesetChanges { ours: true, transactions: 1, ..RulesetChanges::default() });
+        assert_eq!(read(&[deletion(INET, PODS_TABLE), end("edge-cni")]), RulesetChanges::default());
     }
 
     #[test]
@@ -245,19 +245,19 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_told_before_the_transaction_ends() {
-        assert_eq!(read(&[deletion(INET, TABLE)]), Changes::default());
+    fn nothing_is_reported_before_the_transaction_ends() {
+        assert_eq!(read(&[deletion(INET, TABLE)]), RulesetChanges::default());
     }
 
     #[test]
-    fn no_bytes_make_it_panic() {
+    fn no_bytes_make_the_parser_panic() {
         let whole = [deletion(INET, TABLE), end("nft")].concat();
         for cut in 0..whole.len() {
-            parse(&whole[..cut], &mut Changes::default());
+            parse(&whole[..cut], &mut RulesetChanges::default());
             let mut broken = whole.clone();
             broken[cut] ^= 0xff;
-            parse(&broken, &mut Changes::default());
+            parse(&broken, &mut RulesetChanges::default());
         }
-        parse(&[0; 64], &mut Changes::default());
+        parse(&[0; 64], &mut RulesetChanges::default());
     }
 }

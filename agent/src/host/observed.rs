@@ -1,4 +1,4 @@
-//! Links, addresses and routes as the kernel has them, through rtnetlink.
+//! Links, addresses and routes in the kernel, read through rtnetlink.
 
 use std::net::IpAddr;
 
@@ -11,7 +11,7 @@ use netlink_packet_route::link::{InfoKind, LinkAttribute, LinkFlags, LinkInfo, L
 use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteType};
 use rtnetlink::{Handle, RouteMessageBuilder};
 
-/// The alias by which the plugin marks bridges of its networks.
+/// The alias that the plugin gives to its bridges.
 const POD_BRIDGE: &str = "edge-cni bridge";
 
 /// An interface.
@@ -21,17 +21,18 @@ pub(super) struct Link {
     pub(super) name: String,
     pub(super) mtu: u32,
     pub(super) up: bool,
-    /// A bridge, dummy, tunnel or the like: never an uplink unless a default route says so.
+    /// Whether it is a bridge, dummy, tunnel or the like: an uplink only if it has a default route.
     pub(super) virtual_kind: bool,
     pub(super) loopback: bool,
     pub(super) bridge: bool,
-    /// A dummy, VXLAN, GENEVE or netkit device: other CNIs and container runtimes have theirs.
-    pub(super) inner: bool,
-    /// A bridge that the plugin made, of whichever network.
+    /// Whether it is a dummy, VXLAN, GENEVE or netkit device, as other CNIs and container runtimes
+    /// use.
+    pub(super) overlay: bool,
+    /// Whether it is a bridge that the plugin made for any of its networks.
     pub(super) pod_bridge: bool,
-    /// One end of a pair whose other end is perhaps a pod's.
+    /// Whether it is a veth, whose other end may be in a pod.
     pub(super) veth: bool,
-    /// The bridge or bond whose port it is.
+    /// Index of the bridge or bond of which it is a port.
     pub(super) controller: Option<u32>,
     pub(super) addresses: Vec<IpAddr>,
     /// The networks of these addresses.
@@ -47,7 +48,7 @@ pub(super) struct Route {
     pub(super) source: Option<IpAddr>,
     pub(super) metric: u32,
     pub(super) protocol: u8,
-    /// As it came, to be deleted exactly.
+    /// The message from the kernel, for the deletion.
     pub(super) message: Box<RouteMessage>,
 }
 
@@ -57,7 +58,7 @@ impl Route {
     }
 }
 
-/// Everything that the rest of this module looks at.
+/// The links, and the routes of the main table.
 #[derive(Debug, Default)]
 pub(super) struct Observed {
     pub(super) links: Vec<Link>,
@@ -94,8 +95,8 @@ impl Observed {
         self.links.iter().find(|link| link.name == name)
     }
 
-    /// Names of the pods' bridges: that of the agent's own network also where it is missing, then
-    /// the others that the plugin made.
+    /// Names of the pods' bridges: `own`, whether or not it exists, then others that the plugin
+    /// made.
     pub(super) fn pod_bridges(&self, own: &str) -> Vec<String> {
         let others = self.links.iter().filter(|link| link.pod_bridge).map(|link| link.name.as_str());
         let mut names: Vec<&str> = others.filter(|name| *name != own).collect();
@@ -133,7 +134,7 @@ fn link(message: &LinkMessage) -> Link {
             LinkAttribute::Controller(index) => link.controller = Some(*index).filter(|index| *index != 0),
             LinkAttribute::LinkInfo(infos) => {
                 link.bridge = infos.iter().any(|info| matches!(info, LinkInfo::Kind(InfoKind::Bridge)));
-                link.inner = infos.iter().any(|info| {
+                link.overlay = infos.iter().any(|info| {
                     matches!(
                         info,
                         LinkInfo::Kind(InfoKind::Dummy | InfoKind::Vxlan | InfoKind::Geneve | InfoKind::Netkit)
@@ -141,8 +142,7 @@ fn link(message: &LinkMessage) -> Link {
                 });
                 link.veth = infos.iter().any(|info| matches!(info, LinkInfo::Kind(InfoKind::Veth)));
                 link.virtual_kind = infos.iter().any(|info| match info {
-                    // Veths and VLANs may well be uplinks: of containers, of virtual machines, of
-                    // this project's lab.
+                    // These may be uplinks, in containers, virtual machines and this project's lab.
                     LinkInfo::Kind(kind) => !matches!(
                         kind,
                         InfoKind::Veth | InfoKind::Vlan | InfoKind::Bond | InfoKind::MacVlan | InfoKind::IpVlan
@@ -157,13 +157,14 @@ fn link(message: &LinkMessage) -> Link {
     link
 }
 
-/// That of an address on a link. Not one that holds every address: then nobody would forge any.
+/// The network of an address on a link. `None` for a prefix length of 0: with it every source
+/// address would count as a pod's.
 fn network(address: IpAddr, prefix: u8) -> Option<IpNetwork> {
     let network = IpNetwork::new(address, prefix).ok().filter(|network| network.prefix() > 0)?;
     IpNetwork::new(network.network(), prefix).ok()
 }
 
-/// An address that others may use: not link-local, not tentative for ever.
+/// The address of a message, unless it is link-local or loopback.
 fn usable(message: &AddressMessage) -> Option<IpAddr> {
     let local = message.attributes.iter().find_map(|attribute| match attribute {
         AddressAttribute::Local(ip) => Some(*ip),
@@ -245,7 +246,7 @@ mod tests {
     }
 
     #[test]
-    fn devices_of_other_cnis_are_known_by_their_kind() {
+    fn devices_of_other_cnis_are_recognised_by_their_kind() {
         let kinds = [
             InfoKind::Dummy,
             InfoKind::Vxlan,
@@ -259,8 +260,8 @@ mod tests {
             InfoKind::Bridge,
         ];
         let links = kinds.map(|kind| link(&message(2, "dev", kind, None)));
-        assert_eq!(links.iter().filter(|link| link.inner).count(), 4);
-        assert!(links[..4].iter().all(|link| link.inner) && links.iter().all(|link| link.virtual_kind));
+        assert_eq!(links.iter().filter(|link| link.overlay).count(), 4);
+        assert!(links[..4].iter().all(|link| link.overlay) && links.iter().all(|link| link.virtual_kind));
         assert_eq!(links.iter().position(|link| link.bridge), Some(9));
     }
 

@@ -1,4 +1,4 @@
-//! The loop that keeps the host as it is wanted, and publishes what it learns.
+//! The loop that brings the host to its desired state and publishes its observed state.
 
 use std::net::IpAddr;
 use std::path::PathBuf;
@@ -16,62 +16,63 @@ use tokio::sync::watch;
 use tokio::task::spawn_blocking;
 use tokio_util::sync::CancellationToken;
 
-use super::firewall::{Firewall, Links};
-use super::firewall_reconciler::{BridgeTable, Table};
-use super::nft_monitor::{Changes, Ruleset};
+use super::firewall::{Firewall, FirewallLinks};
+use super::firewall_reconciler::{BridgeTable, InetTable};
+use super::nft_monitor::{NftMonitor, RulesetChanges};
 use super::observed::Observed;
-use super::obstacles::{self, Needs, Obstacle};
+use super::obstacles::{self, Obstacle, PodRequirements};
 use super::sysctls::Sysctls;
 use super::{HostState, RouteEntry, routes, uplink};
 use crate::config::Config;
 use crate::desired::Desired;
-use crate::incidents::Journal;
+use crate::incidents::Incidents;
 use crate::install_cni::CONFLIST;
 use crate::membership::Uplink;
 use crate::underlay;
 
-/// After the first of several notifications; they come in flocks.
+/// Wait after a notification of rtnetlink, since several come together.
 const SETTLE: Duration = Duration::from_millis(60);
-/// Routes and sysctls are compared this often besides; nftables never.
+/// How often routes and sysctls are compared without a notification. nftables is not.
 const FULL_CHECK: Duration = Duration::from_secs(10);
-/// While somebody else changes the firewall all the time, ours is compared no more often than this.
+/// Shortest time between two comparisons of the nftables table, while another program changes rules
+/// all the time.
 const FIREWALL_PAUSE: Duration = Duration::from_millis(700);
-/// And others' rules are read no more often than this.
+/// Shortest time between two readings of other programs' rules.
 const OBSTACLES_PAUSE: Duration = Duration::from_secs(5);
 
-/// Keeps the host.
+/// Reconciles the host.
 #[derive(Debug)]
-pub struct Keeper {
+pub struct HostReconciler {
     config: Arc<Config>,
-    journal: Journal,
+    incidents: Incidents,
     desired: watch::Receiver<Arc<Desired>>,
     state: watch::Sender<HostState>,
     uplink: watch::Sender<Uplink>,
     handle: Option<Handle>,
-    table: Table,
+    table: InetTable,
     bridge_table: BridgeTable,
     sysctls: Sysctls,
     obstacles: Obstacles,
-    /// The plugin's table was changed while the agent was at work on something else.
+    /// The plugin's table changed during a pass, which must be repeated.
     again: bool,
     guarded: Option<GuardConfig>,
     guard_failure: Option<String>,
     hub_routes: Vec<RouteEntry>,
 }
 
-impl Keeper {
-    /// Prepares one.
+impl HostReconciler {
+    /// Makes a reconciler that has not started.
     pub fn new(
         config: Arc<Config>,
-        journal: Journal,
+        incidents: Incidents,
         desired: watch::Receiver<Arc<Desired>>,
         state: watch::Sender<HostState>,
         uplink: watch::Sender<Uplink>,
     ) -> Self {
-        let (table, sysctls) = (Table::new(journal.clone()), Sysctls::new(&config.state_dir, &config.run_dir));
+        let (table, sysctls) = (InetTable::new(incidents.clone()), Sysctls::new(&config.state_dir, &config.run_dir));
         Self {
             config,
-            journal,
+            incidents,
             desired,
             state,
             uplink,
@@ -87,7 +88,8 @@ impl Keeper {
         }
     }
 
-    /// Runs until `stop`. What it made stays.
+    /// Runs until `stop` is cancelled, and leaves the host as it is. Fails if netlink sockets
+    /// cannot be opened.
     pub async fn run(mut self, stop: CancellationToken) -> anyhow::Result<()> {
         let groups = [
             MulticastGroup::Link,
@@ -96,19 +98,19 @@ impl Keeper {
             MulticastGroup::Ipv4Route,
             MulticastGroup::Ipv6Route,
         ];
-        // Two connections: notifications of our own changes must not be taken for answers.
+        // Two connections, so that notifications of our own changes are not taken for responses.
         let (connection, handle, _) = rtnetlink::new_connection().context("rtnetlink")?;
         tokio::spawn(connection);
         let (connection, _listener, mut changes) =
             rtnetlink::new_multicast_connection(&groups).context("rtnetlink's notifications")?;
         tokio::spawn(connection);
         self.handle = Some(handle);
-        let mut rules = Ruleset::open().context("nftables' notifications")?;
+        let mut rules = NftMonitor::open().context("nftables' notifications")?;
         let mut full_check = tokio::time::interval(FULL_CHECK);
         full_check.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             if let Err(error) = self.refresh(&mut rules).await {
-                self.journal.error(format!("{error:#}"));
+                self.incidents.error(format!("{error:#}"));
             }
             if std::mem::take(&mut self.again) {
                 tokio::select! {
@@ -135,7 +137,7 @@ impl Keeper {
         }
     }
 
-    fn rules_changed(&mut self, found: Changes) {
+    fn rules_changed(&mut self, found: RulesetChanges) {
         self.table.suspect |= found.ours;
         if found.bridge {
             self.bridge_table.guess = found.lost && (self.bridge_table.guess || !self.bridge_table.suspect);
@@ -144,69 +146,76 @@ impl Keeper {
         self.obstacles.suspect |= found.others;
     }
 
-    async fn refresh(&mut self, rules: &mut Ruleset) -> anyhow::Result<()> {
+    async fn refresh(&mut self, rules: &mut NftMonitor) -> anyhow::Result<()> {
         let Some(handle) = self.handle.clone() else { return Ok(()) };
         let desired = self.desired.borrow_and_update().clone();
         let mut observed = Observed::read(&handle).await?;
-        if self.bridge_is_wanted(&desired, &observed) && self.make_bridge().await {
+        if self.bridge_is_missing(&desired, &observed) && self.make_bridge().await {
             observed = Observed::read(&handle).await?;
         }
-        self.keep_bridge_table(&desired, &observed, rules).await;
+        self.reconcile_bridge_table(&desired, &observed, rules).await;
         let bridge = bridge_addresses(&observed, &self.config.bridge, &desired.guard.segments);
         let guarded = guarded(&desired);
         let mut uplink = uplink::uplink(&observed, &self.config.bridge, &guarded, self.config.mtu);
-        uplink.underlay.resolvers = underlay::resolvers_here();
+        uplink.underlay.resolvers = underlay::host_resolvers();
 
         let forward = [true, false].map(|ipv4| {
             let routed = desired.hub_routes.iter().map(|route| &route.network).chain(&desired.guard.cluster_ranges);
             routed.chain(&desired.guard.segments).any(|network| network.is_ipv4() == ipv4)
         });
         let guards = !guarded.is_empty() || !desired.tunnels.is_empty();
-        let settings = self.sysctls.ensure(&observed, &self.config.bridge, forward, guards, &self.journal);
-        self.keep_guard(&desired, &guarded, &bridge);
+        let settings = self.sysctls.ensure(&observed, &self.config.bridge, forward, guards, &self.incidents);
+        self.reconcile_guard(&desired, &guarded, &bridge);
         let mut entries = routes::through_guard(&guarded, &bridge);
         entries.extend(
-            routes::to_hubs(&handle, &observed, &desired.hub_routes, &self.journal, &mut self.hub_routes).await,
+            routes::reconcile_hub_routes(
+                &handle,
+                &observed,
+                &desired.hub_routes,
+                &self.incidents,
+                &mut self.hub_routes,
+            )
+            .await,
         );
         if desired.complete {
             for stray in routes::stray(&observed, &guarded, &desired.hub_routes) {
                 match routes::delete(&handle, stray).await {
-                    Ok(()) => tracing::info!("deleted the route to {}, which is no longer wanted", stray.destination),
-                    Err(error) => self.journal.error(format!("route to {}: {error}", stray.destination)),
+                    Ok(()) => tracing::info!("deleted the route to {}, which is no longer needed", stray.destination),
+                    Err(error) => self.incidents.error(format!("route to {}: {error}", stray.destination)),
                 }
             }
         }
-        let links = uplink::apart(&observed, &self.config.bridge);
+        let links = uplink::isolated_links(&observed, &self.config.bridge);
         let names = |bridges: bool| {
             links.iter().filter(move |link| !bridges || link.bridge).map(|link| link.name.clone()).collect()
         };
-        let apart = settings.ours.map(|ours| if ours { names(false) } else { vec![] });
+        let isolated = settings.ours.map(|ours| if ours { names(false) } else { vec![] });
         let addresses = if desired.hub_routes.is_empty() {
             bridge.clone()
         } else {
             addresses_within(&observed, &desired.cloud_networks)
         };
-        let links = Links {
+        let links = FirewallLinks {
             pod_bridges: observed.pod_bridges(&self.config.bridge),
             pod_networks: observed.pod_networks(&self.config.bridge),
-            apart,
+            isolated,
             bridges: names(true),
         };
-        let wanted = Firewall::wanted(&self.config, &desired, addresses, links, uplink.pod_mtu);
-        let mut found = Changes::default();
-        let firewall = self.table.keep(wanted, desired.complete, rules, &mut found).await;
-        // What happened to our own table until then is dealt with.
+        let desired_table = Firewall::desired(&self.config, &desired, addresses, links, uplink.pod_mtu);
+        let mut found = RulesetChanges::default();
+        let firewall = self.table.reconcile(desired_table, desired.complete, rules, &mut found).await;
+        // Changes of our own table up to now are handled.
         self.again |= found.bridge;
-        self.rules_changed(Changes { ours: false, ..found });
-        self.obstacles.look(self.needs(&desired), &observed).await;
-        let mut in_the_way = settings.obstacles;
-        in_the_way.extend(self.table.obstacle());
-        in_the_way.extend(self.bridge_table.obstacle(&self.conflist()));
-        in_the_way.extend(self.guard_failure.as_ref().map(|failure| Obstacle {
-            what: format!("the guard does not stand ({failure}): pods' packets may leave in clear"),
+        self.rules_changed(RulesetChanges { ours: false, ..found });
+        self.obstacles.update(self.pod_requirements(&desired), &observed).await;
+        let mut all_obstacles = settings.obstacles;
+        all_obstacles.extend(self.table.obstacle());
+        all_obstacles.extend(self.bridge_table.obstacle(&self.conflist()));
+        all_obstacles.extend(self.guard_failure.as_ref().map(|failure| Obstacle {
+            what: format!("the guard is not in place ({failure}): pods' packets may leave in clear"),
             command: "modprobe dummy; ip link show ecni-guard; ip xfrm policy".into(),
         }));
-        in_the_way.extend(self.obstacles.found.iter().cloned());
+        all_obstacles.extend(self.obstacles.found.iter().cloned());
 
         let state = HostState {
             local_addresses: observed.links.iter().flat_map(|link| &link.addresses).copied().collect(),
@@ -214,7 +223,7 @@ impl Keeper {
             pod_mtu: uplink.pod_mtu,
             routes: entries,
             firewall,
-            obstacles: in_the_way,
+            obstacles: all_obstacles,
         };
         self.state.send_if_modified(|old| {
             let differs = *old != state;
@@ -229,8 +238,8 @@ impl Keeper {
         Ok(())
     }
 
-    /// Device and routes; its policies are part of the tunnels' set.
-    fn keep_guard(&mut self, desired: &Desired, guarded: &[IpNetwork], bridge: &[IpAddr]) {
+    /// Installs the guard's device and routes. The tunnels' driver installs its policies.
+    fn reconcile_guard(&mut self, desired: &Desired, guarded: &[IpNetwork], bridge: &[IpAddr]) {
         self.guard_failure = None;
         if guarded.is_empty() {
             return;
@@ -245,21 +254,21 @@ impl Keeper {
             Ok(defects) if self.guarded.as_ref() == Some(&config) => {
                 for defect in defects {
                     match defect {
-                        Defect::Occupied(..) => self.journal.foreign(defect.to_string()),
-                        _ => self.journal.repaired(defect.to_string()),
+                        Defect::Occupied(..) => self.incidents.foreign(defect.to_string()),
+                        _ => self.incidents.repaired(defect.to_string()),
                     }
                 }
             }
             Ok(_) => self.guarded = Some(config),
             Err(error) => {
-                self.journal.error(error.to_string());
+                self.incidents.error(error.to_string());
                 self.guard_failure = Some(error.to_string());
             }
         }
     }
 
-    /// What pods need of others' rules.
-    fn needs(&self, desired: &Desired) -> Needs {
+    /// What other programs' rules must let pass.
+    fn pod_requirements(&self, desired: &Desired) -> PodRequirements {
         let ranges =
             desired.hub_routes.iter().map(|route| route.network).chain(desired.guard.cluster_ranges.iter().copied());
         let mut ranges: Vec<IpNetwork> = ranges.collect();
@@ -271,31 +280,31 @@ impl Keeper {
             .copied()
             .collect();
         ranges.extend(outside);
-        Needs { bridge: self.config.bridge.clone(), ranges, accept: self.config.firewall.accept_in_forward }
+        PodRequirements { bridge: self.config.bridge.clone(), ranges, accept: self.config.firewall.accept_in_forward }
     }
 
-    /// The plugin keeps out pods that pose as others; the agent notices when somebody removes its
-    /// table.
-    async fn keep_bridge_table(&mut self, desired: &Desired, observed: &Observed, rules: &mut Ruleset) {
+    /// Has the plugin restore `bridge edge-cni`, by which it keeps pods from sending under other
+    /// addresses, if another program removed it.
+    async fn reconcile_bridge_table(&mut self, desired: &Desired, observed: &Observed, rules: &mut NftMonitor) {
         let there = observed.link(&self.config.bridge).is_some() && !desired.guard.segments.is_empty();
         if !there
             || !self.conflist().exists()
             || !self.plugin().exists()
-            || !self.bridge_table.is_wanted(&self.journal).await
+            || !self.bridge_table.needs_restore(&self.incidents).await
         {
             return;
         }
         let made = self.make_bridge().await;
-        self.bridge_table.asked(made);
-        // What the plugin itself did to the table does not count.
+        self.bridge_table.restored(made);
+        // Changes by the plugin itself do not count.
         let found = rules.drain();
         self.again |= found.bridge;
         self.rules_changed(found);
     }
 
-    /// After a reboot the bridge is missing until the first pod comes, and with it the source of
-    /// the node's own packets.
-    fn bridge_is_wanted(&self, desired: &Desired, observed: &Observed) -> bool {
+    /// Whether the bridge must be made: after a reboot it is missing until the first pod starts,
+    /// and with it the source address of the node's own packets.
+    fn bridge_is_missing(&self, desired: &Desired, observed: &Observed) -> bool {
         let segments = &desired.guard.segments;
         !segments.is_empty()
             && desired.complete
@@ -312,7 +321,7 @@ impl Keeper {
         self.config.cni.bin_dir.join("edge-cni")
     }
 
-    /// `edge-cni up`: the plugin owns the bridge, and makes it as it would for a pod.
+    /// Runs `edge-cni up`: the plugin owns the bridge, and makes it as for a pod.
     async fn make_bridge(&self) -> bool {
         let (plugin, conflist) = (self.plugin(), self.conflist());
         let outcome =
@@ -324,7 +333,7 @@ impl Keeper {
             }
             Ok(Ok(output)) => {
                 let said = [output.stdout, output.stderr].concat();
-                self.journal.error(format!(
+                self.incidents.error(format!(
                     "bridge {} cannot be made: edge-cni up: {}",
                     self.config.bridge,
                     String::from_utf8_lossy(&said).trim()
@@ -332,7 +341,7 @@ impl Keeper {
                 false
             }
             Ok(Err(error)) => {
-                self.journal.error(format!("edge-cni up: {error}"));
+                self.incidents.error(format!("edge-cni up: {error}"));
                 false
             }
             Err(_) => false,
@@ -340,7 +349,8 @@ impl Keeper {
     }
 }
 
-/// Networks that are routed into the guard's device: the ranges, and what else peers have.
+/// Networks that are routed into the guard's device: the cluster ranges, and peers' networks
+/// outside of these.
 fn guarded(desired: &Desired) -> Vec<IpNetwork> {
     let ranges = &desired.guard.cluster_ranges;
     let mut networks = ranges.clone();
@@ -350,54 +360,54 @@ fn guarded(desired: &Desired) -> Vec<IpNetwork> {
     networks
 }
 
-/// What was found in others' rules, and when to look again.
+/// Obstacles in other programs' rules, and when to read these again.
 #[derive(Debug)]
 struct Obstacles {
     found: Vec<Obstacle>,
-    /// For whom it was looked, and which interfaces there were: Docker comes with one, and
-    /// iptables-legacy tells nothing.
-    looked: Option<(Needs, Vec<u32>)>,
+    /// Requirements and interface indexes of the last reading. A new interface leads to another
+    /// one: Docker adds one when it adds rules, and iptables-legacy sends no notifications.
+    requirements: Option<(PodRequirements, Vec<u32>)>,
     suspect: bool,
     not_before: tokio::time::Instant,
 }
 
 impl Default for Obstacles {
     fn default() -> Self {
-        Self { found: vec![], looked: None, suspect: true, not_before: tokio::time::Instant::now() }
+        Self { found: vec![], requirements: None, suspect: true, not_before: tokio::time::Instant::now() }
     }
 }
 
 impl Obstacles {
-    /// Waits until it is time to look at what has changed.
+    /// Waits until changed rules may be read.
     async fn due(&self) {
         if self.suspect { tokio::time::sleep_until(self.not_before).await } else { std::future::pending().await }
     }
 
-    async fn look(&mut self, needs: Needs, observed: &Observed) {
-        // Not those of pods: they come and go without any rules of others.
-        let apart_from_pods = observed.links.iter().filter(|link| !link.veth && link.controller.is_none());
-        let circumstances = (needs, apart_from_pods.map(|link| link.index).collect());
-        self.suspect |= self.looked.as_ref() != Some(&circumstances);
+    async fn update(&mut self, needs: PodRequirements, observed: &Observed) {
+        // Pods' interfaces do not count: they come and go without rules of other programs.
+        let not_of_pods = observed.links.iter().filter(|link| !link.veth && link.controller.is_none());
+        let looked_at = (needs, not_of_pods.map(|link| link.index).collect());
+        self.suspect |= self.requirements.as_ref() != Some(&looked_at);
         if !self.suspect || tokio::time::Instant::now() < self.not_before {
             return;
         }
         self.suspect = false;
-        let needs = circumstances.0.clone();
-        self.found = spawn_blocking(move || obstacles::look(&needs)).await.unwrap_or_default();
-        self.looked = Some(circumstances);
+        let needs = looked_at.0.clone();
+        self.found = spawn_blocking(move || obstacles::check(&needs)).await.unwrap_or_default();
+        self.requirements = Some(looked_at);
         self.not_before = tokio::time::Instant::now() + OBSTACLES_PAUSE;
     }
 }
 
-/// On a cloud node: addresses of its own within the cloud's networks, one a family, under which its
-/// processes reach edges.
+/// On a cloud node: its addresses within the cloud's networks, one of each family. They are the
+/// source of its own traffic to edges.
 fn addresses_within(observed: &Observed, networks: &[IpNetwork]) -> Vec<IpAddr> {
     let inside = |address: &&IpAddr| networks.iter().any(|network| network.contains(**address));
     let all = || observed.links.iter().flat_map(|link| &link.addresses).filter(inside);
     [true, false].into_iter().filter_map(|ipv4| all().find(|address| address.is_ipv4() == ipv4).copied()).collect()
 }
 
-/// The bridge's addresses within our segments, the first segment's first, one a family.
+/// The bridge's addresses within our segments, one of each family, in the order of the segments.
 fn bridge_addresses(observed: &Observed, bridge: &str, segments: &[IpNetwork]) -> Vec<IpAddr> {
     let Some(link) = observed.link(bridge) else { return vec![] };
     let mut found: Vec<IpAddr> = Vec::new();

@@ -1,5 +1,5 @@
-//! Routes of ours: those of the guard's device, which its own crate keeps, and a cloud node's to
-//! the hub.
+//! The agent's routes: those of the guard's device, which `edge-xfrm` installs, and a cloud node's
+//! routes to the hub.
 
 use std::net::IpAddr;
 
@@ -11,9 +11,9 @@ use rtnetlink::{Handle, RouteMessageBuilder};
 use super::RouteEntry;
 use super::observed::{Observed, Route};
 use crate::desired::HubRoute;
-use crate::incidents::Journal;
+use crate::incidents::Incidents;
 
-/// Routes through the guard's device that should be there, for status.
+/// The expected routes through the guard's device, for `status`.
 pub(super) fn through_guard(networks: &[IpNetwork], bridge: &[IpAddr]) -> Vec<RouteEntry> {
     networks
         .iter()
@@ -26,7 +26,7 @@ pub(super) fn through_guard(networks: &[IpNetwork], bridge: &[IpAddr]) -> Vec<Ro
         .collect()
 }
 
-/// Routes of ours that nobody wants any more.
+/// Routes of ours that are no longer needed.
 pub(super) fn stray<'a>(observed: &'a Observed, guarded: &[IpNetwork], hubs: &[HubRoute]) -> Vec<&'a Route> {
     let guard = observed.link(DEVICE).map(|link| link.index);
     observed
@@ -45,16 +45,17 @@ pub(super) fn stray<'a>(observed: &'a Observed, guarded: &[IpNetwork], hubs: &[H
         .collect()
 }
 
-/// On a cloud node: the ranges through the first hub that is a neighbour of this node.
-pub(super) async fn to_hubs(
+/// On a cloud node: routes the ranges through the first hub that is a neighbour of this node.
+/// Returns the routes that are in place. `known` are those of the last call.
+pub(super) async fn reconcile_hub_routes(
     handle: &Handle,
     observed: &Observed,
-    wanted: &[HubRoute],
-    journal: &Journal,
+    desired: &[HubRoute],
+    incidents: &Incidents,
     known: &mut Vec<RouteEntry>,
 ) -> Vec<RouteEntry> {
     let mut routes = Vec::new();
-    for range in wanted {
+    for range in desired {
         let present = observed.routes.iter().find(|route| {
             route.protocol == ROUTE_PROTOCOL
                 && route.destination == range.network
@@ -84,11 +85,11 @@ pub(super) async fn to_hubs(
         match done {
             Some(via) => {
                 if known.iter().any(|route| route.destination == range.network) {
-                    journal.repaired(format!("route to {} through {via} was missing", range.network));
+                    incidents.repaired(format!("route to {} through {via} was missing", range.network));
                 }
                 routes.push(entry(via, None));
             }
-            None => journal.error(format!(
+            None => incidents.error(format!(
                 "{} cannot be routed to a hub: {}; the hub must be on a network of this node",
                 range.network,
                 refusals.join(", ")
@@ -117,7 +118,7 @@ async fn add(handle: &Handle, network: IpNetwork, via: IpAddr) -> Result<(), rtn
     handle.route().add(message).execute().await
 }
 
-/// Deletes a route exactly as it was found.
+/// Deletes a route as it was read.
 pub(super) async fn delete(handle: &Handle, route: &Route) -> Result<(), rtnetlink::Error> {
     handle.route().del((*route.message).clone()).execute().await
 }

@@ -1,5 +1,5 @@
-//! Settings of the kernel without which pods' packets do not leave this machine, or leave it
-//! unguarded.
+//! Kernel settings: forwarding, without which pods' packets do not leave this machine, and those
+//! that would turn policies off.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -10,24 +10,24 @@ use edge_xfrm::guard::DEVICE;
 use super::Obstacle;
 use super::observed::{Link, Observed};
 use super::uplink;
-use crate::incidents::Journal;
+use crate::incidents::Incidents;
 
 const ROOT: &str = "/proc/sys/net";
 
-/// Keeps the settings.
+/// Reads and writes the settings.
 #[derive(Debug)]
 pub(super) struct Sysctls {
     root: PathBuf,
     forwarding: Forwarding,
 }
 
-/// What was found besides.
+/// Outcome of [`Sysctls::ensure`].
 #[derive(Debug, Default)]
-pub(super) struct Outcome {
-    /// IPv4 and IPv6: forwarding was off before us, so the node was no router and is none between
-    /// its own networks.
+pub(super) struct SysctlOutcome {
+    /// For IPv4 and IPv6: whether forwarding was off before agent or plugin turned it on. The node
+    /// was no router then, and does not become one between its own networks.
     pub(super) ours: [bool; 2],
-    /// What could not be set.
+    /// Settings that could not be written.
     pub(super) obstacles: Vec<Obstacle>,
 }
 
@@ -36,20 +36,20 @@ impl Sysctls {
         Self { root: ROOT.into(), forwarding: Forwarding::new(state_dir, run_dir) }
     }
 
-    /// Turns forwarding on for the families of which pods are, and keeps policies asked. `forward`
-    /// and `guarded`: IPv4 and IPv6.
+    /// Turns on forwarding for the families in `forward` (IPv4, IPv6), and, if `guarded`, turns off
+    /// the settings by which packets bypass policies.
     pub(super) fn ensure(
         &mut self,
         observed: &Observed,
         bridge: &str,
         forward: [bool; 2],
         guarded: bool,
-        journal: &Journal,
-    ) -> Outcome {
-        let mut outcome = Outcome::default();
+        incidents: &Incidents,
+    ) -> SysctlOutcome {
+        let mut outcome = SysctlOutcome::default();
         let uplinks = uplink::uplinks(observed, bridge);
         if guarded {
-            self.policies_are_asked(&uplinks, &observed.pod_bridges(bridge), journal, &mut outcome);
+            self.enforce_policies(&uplinks, &observed.pod_bridges(bridge), incidents, &mut outcome);
         }
         let off = [self.is("ipv4/ip_forward", "0"), self.is("ipv6/conf/all/forwarding", "0")];
         if let Err(error) = self.forwarding.note(forward) {
@@ -65,10 +65,10 @@ impl Sysctls {
         if forward[0] && off[0] {
             self.set("ipv4/ip_forward", "1", "pods' packets are not forwarded", &mut outcome);
         }
-        // Interfaces that are plugged in later, too: but a host that was a router before us chose
-        // which advertisements to believe.
+        // Also for interfaces that are plugged in later. A host that was a router before keeps its
+        // own settings.
         if forward[1] && (off[1] || outcome.ours[1]) {
-            self.keep_listening(&uplinks, &mut outcome);
+            self.accept_router_advertisements(&uplinks, &mut outcome);
         }
         if forward[1] && off[1] {
             self.set("ipv6/conf/all/forwarding", "1", "pods' IPv6 packets are not forwarded", &mut outcome);
@@ -76,10 +76,10 @@ impl Sysctls {
         outcome
     }
 
-    /// A host that forwards ignores router advertisements and forgets its default route, unless an
-    /// interface is told to go on listening (`accept_ra` 2, ip-sysctl.rst). Uplinks alone: a pod's
-    /// advertisement must not count.
-    fn keep_listening(&self, uplinks: &[&Link], outcome: &mut Outcome) {
+    /// Sets `accept_ra` to 2 on uplinks (ip-sysctl.rst). Otherwise a host that forwards ignores
+    /// router advertisements and loses its default route. Other interfaces are left alone, so that
+    /// advertisements of pods have no effect.
+    fn accept_router_advertisements(&self, uplinks: &[&Link], outcome: &mut SysctlOutcome) {
         for link in uplinks {
             let name = format!("ipv6/conf/{}/accept_ra", link.name);
             if self.is(&name, "1") {
@@ -90,9 +90,15 @@ impl Sysctls {
         }
     }
 
-    /// `disable_policy` lets packets in without asking a policy, `disable_xfrm` lets them out so.
-    /// Recipes for VTI interfaces set them for `all`.
-    fn policies_are_asked(&self, uplinks: &[&Link], bridges: &[String], journal: &Journal, outcome: &mut Outcome) {
+    /// Turns off `disable_policy` and `disable_xfrm`, with which incoming and outgoing packets
+    /// bypass policies. Instructions for VTI interfaces set them for `all`.
+    fn enforce_policies(
+        &self,
+        uplinks: &[&Link],
+        bridges: &[String],
+        incidents: &Incidents,
+        outcome: &mut SysctlOutcome,
+    ) {
         let interfaces = uplinks.iter().map(|link| link.name.as_str()).chain(bridges.iter().map(String::as_str));
         for interface in ["all", DEVICE].into_iter().chain(interfaces) {
             for (family, key) in [("ipv4", "disable_policy"), ("ipv4", "disable_xfrm"), ("ipv6", "disable_policy")] {
@@ -100,9 +106,9 @@ impl Sysctls {
                 if !self.is(&name, "1") {
                     continue;
                 }
-                let what = "packets pass without a policy being asked, so that the guard is off";
+                let what = "packets bypass policies, so that the guard is off";
                 if self.set(&name, "0", what, outcome) {
-                    journal.repaired(format!("{} was 1: {what}", dotted(&name)));
+                    incidents.repaired(format!("{} was 1: {what}", dotted(&name)));
                 }
             }
         }
@@ -112,7 +118,7 @@ impl Sysctls {
         fs::read_to_string(self.root.join(name)).is_ok_and(|text| text.trim() == value)
     }
 
-    fn set(&self, name: &str, value: &str, otherwise: &str, outcome: &mut Outcome) -> bool {
+    fn set(&self, name: &str, value: &str, otherwise: &str, outcome: &mut SysctlOutcome) -> bool {
         match fs::write(self.root.join(name), value) {
             Ok(()) => {
                 tracing::info!("{} set to {value}", dotted(name));
@@ -129,7 +135,7 @@ impl Sysctls {
     }
 }
 
-/// As `sysctl` writes it. An interface's name may hold dots, which are slashes there.
+/// The name in `sysctl`'s notation. Dots in an interface's name become slashes.
 fn dotted(name: &str) -> String {
     let swapped: String = name
         .chars()
@@ -150,7 +156,7 @@ mod tests {
     struct Host {
         folder: tempfile::TempDir,
         observed: Observed,
-        journal: Journal,
+        incidents: Incidents,
     }
 
     impl Host {
@@ -168,7 +174,7 @@ mod tests {
                     ],
                     routes: Vec::<Route>::new(),
                 },
-                journal: Journal::default(),
+                incidents: Incidents::default(),
             };
             for interface in ["all", "default", "eth0.5", "docker0", "ecni0", "veth1", DEVICE] {
                 host.write(&format!("ipv6/conf/{interface}/accept_ra"), "1");
@@ -197,8 +203,8 @@ mod tests {
             Sysctls { forwarding: Forwarding::at(root.clone(), [&folders[0], &folders[1]], boot), root }
         }
 
-        fn ensure(&self, boot: &str, forward: [bool; 2]) -> Outcome {
-            self.sysctls(boot).ensure(&self.observed, "ecni0", forward, true, &self.journal)
+        fn ensure(&self, boot: &str, forward: [bool; 2]) -> SysctlOutcome {
+            self.sysctls(boot).ensure(&self.observed, "ecni0", forward, true, &self.incidents)
         }
     }
 
@@ -226,14 +232,14 @@ mod tests {
         std::fs::write(host.folder.path().join("run"), "no folder").unwrap();
         let mut sysctls = host.sysctls("b1");
         for pass in 0..2 {
-            let outcome = sysctls.ensure(&host.observed, "ecni0", [true, true], true, &host.journal);
+            let outcome = sysctls.ensure(&host.observed, "ecni0", [true, true], true, &host.incidents);
             assert_eq!(outcome.ours, [true, true], "pass {pass}");
             let said: Vec<&str> = outcome.obstacles.iter().map(|obstacle| obstacle.what.as_str()).collect();
             assert!(said.iter().any(|what| what.starts_with(FORWARDING_FILE)), "pass {pass}: {said:?}");
             assert_eq!(host.read("ipv4/ip_forward"), "1");
         }
         fs::create_dir(host.folder.path().join("state")).unwrap();
-        let outcome = sysctls.ensure(&host.observed, "ecni0", [true, true], true, &host.journal);
+        let outcome = sysctls.ensure(&host.observed, "ecni0", [true, true], true, &host.incidents);
         assert_eq!((outcome.ours, outcome.obstacles), ([true, true], vec![]));
         assert_eq!(host.ensure("b1", [true, true]).ours, [true, true], "after a restart");
     }
@@ -272,13 +278,13 @@ mod tests {
             assert_eq!(host.read(name), "0", "{name}");
         }
         assert_eq!(host.read("ipv4/conf/docker0/disable_policy"), "1");
-        let said: Vec<String> = host.journal.entries().into_iter().map(|entry| entry.what).collect();
+        let said: Vec<String> = host.incidents.latest().into_iter().map(|entry| entry.what).collect();
         assert!(said.iter().any(|what| what.starts_with("net.ipv4.conf.eth0/5.disable_policy was 1")), "{said:?}");
     }
 
     #[test]
     fn what_cannot_be_set_is_named_with_the_command() {
-        let mut outcome = Outcome::default();
+        let mut outcome = SysctlOutcome::default();
         assert!(!Host::new().sysctls("b1").set("ipv4/gone/eth0.5", "1", "nothing works", &mut outcome));
         let obstacle = &outcome.obstacles[0];
         assert_eq!(obstacle.command, "sysctl -w net.ipv4.gone.eth0/5=1");

@@ -1,4 +1,4 @@
-//! Which addresses are this machine's towards the world, and how large pods' packets may be.
+//! Uplinks, their addresses, and the MTU of pods.
 
 use std::net::IpAddr;
 
@@ -9,22 +9,23 @@ use super::observed::{Link, Observed, Route};
 use crate::membership::Uplink;
 use crate::underlay::Underlay;
 
-/// What ESP in UDP adds to a packet, at most: outer IPv6 header 40, UDP 8, ESP header 8, IV 8,
-/// trailer 2, ICV 16 (RFC 4303, RFC 4106, RFC 3948). ESP pads what it encrypts to a multiple of 4.
-const OUTER: u32 = 40 + 8 + 8 + 8 + 16;
-/// Padding length and next header, inside of what is padded.
+/// Largest overhead of ESP in UDP, bytes, without trailer and padding: outer IPv6 header 40, UDP 8,
+/// ESP header 8, IV 8, ICV 16 (RFC 4303, RFC 4106, RFC 3948).
+const OUTER_OVERHEAD: u32 = 40 + 8 + 8 + 8 + 16;
+/// Bytes of the ESP trailer: padding length and next header. ESP pads the packet with its trailer
+/// to a multiple of 4.
 const TRAILER: u32 = 2;
-/// The smallest MTU that IPv6 allows (RFC 8200 5); below it pods would have no IPv6.
-const SMALLEST: u32 = 1280;
+/// Smallest MTU that IPv6 allows, bytes (RFC 8200 5). Below it pods would have no IPv6.
+const IPV6_MIN_MTU: u32 = 1280;
 
-/// MTU for pods whose packets leave over a link of this MTU.
+/// MTU of pods, for a link of this MTU, bytes.
 fn pod_mtu(link: u32) -> u32 {
-    (link.saturating_sub(OUTER) / 4 * 4).saturating_sub(TRAILER)
+    (link.saturating_sub(OUTER_OVERHEAD) / 4 * 4).saturating_sub(TRAILER)
 }
 
-/// Interfaces towards the world: hardware, VLANs, bonds and the like, a bridge that holds one of
-/// these, and whatever carries a default route. Not what container runtimes and hypervisors make:
-/// their own forwarding is not ours to judge.
+/// Uplinks: hardware, VLANs, bonds and the like, a bridge with one of these as a port, and each
+/// interface with a default route. Interfaces of container runtimes and hypervisors are not
+/// uplinks.
 pub(super) fn uplinks<'a>(observed: &'a Observed, bridge: &str) -> Vec<&'a Link> {
     let hardware = |link: &Link| !link.virtual_kind && !link.veth;
     let carries_default =
@@ -38,19 +39,19 @@ pub(super) fn uplinks<'a>(observed: &'a Observed, bridge: &str) -> Vec<&'a Link>
     observed.links.iter().filter(candidate).filter(wanted).collect()
 }
 
-/// Links between which a node that was no router forwards nothing: uplinks, and besides them
-/// tunnels and VPNs, which lead elsewhere as well. Links of containers are not among them, nor
-/// those of other CNIs.
-pub(super) fn apart<'a>(observed: &'a Observed, bridge: &str) -> Vec<&'a Link> {
+/// Links between which a node that was no router forwards nothing: uplinks, tunnels and VPNs. Links
+/// of containers and of other CNIs are not among them.
+pub(super) fn isolated_links<'a>(observed: &'a Observed, bridge: &str) -> Vec<&'a Link> {
     let uplinks = uplinks(observed, bridge);
     let ours = |link: &Link| link.name == bridge || link.pod_bridge || link.name == DEVICE;
-    let others = |link: &Link| link.loopback || link.bridge || link.veth || link.inner;
-    let leads_elsewhere = |link: &Link| !ours(link) && !others(link) && link.controller.is_none();
-    let is_apart = |link: &&Link| leads_elsewhere(link) || uplinks.iter().any(|uplink| uplink.index == link.index);
-    observed.links.iter().filter(is_apart).collect()
+    let others = |link: &Link| link.loopback || link.bridge || link.veth || link.overlay;
+    let leads_outside = |link: &Link| !ours(link) && !others(link) && link.controller.is_none();
+    let is_isolated = |link: &&Link| leads_outside(link) || uplinks.iter().any(|uplink| uplink.index == link.index);
+    observed.links.iter().filter(is_isolated).collect()
 }
 
-/// Computes it. `cluster` are networks whose addresses are pods' and bridges'.
+/// Addresses, pods' MTU and underlay. Addresses within `cluster` belong to pods and bridges, and
+/// are left out of the addresses. `configured_mtu` is in bytes.
 pub(super) fn uplink(observed: &Observed, bridge: &str, cluster: &[IpNetwork], configured_mtu: Option<u32>) -> Uplink {
     let carries_default =
         |link: &&Link| observed.routes.iter().any(|route| route.is_default() && route.device == Some(link.index));
@@ -71,13 +72,13 @@ pub(super) fn uplink(observed: &Observed, bridge: &str, cluster: &[IpNetwork], c
     let mtu_of = |links: &mut dyn Iterator<Item = &Link>| links.map(|link| link.mtu).min();
     let smallest =
         mtu_of(&mut uplinks.iter().copied()).or_else(|| mtu_of(&mut others.filter(|link| !link.addresses.is_empty())));
-    let found = smallest.map_or(0, |mtu| pod_mtu(mtu).max(SMALLEST.min(mtu)));
+    let found = smallest.map_or(0, |mtu| pod_mtu(mtu).max(IPV6_MIN_MTU.min(mtu)));
     let underlay = underlay(observed, &uplinks, uplinks.iter().copied().chain(others_again()));
     Uplink { addresses, pod_mtu: configured_mtu.unwrap_or(found), underlay }
 }
 
-/// What is looked at before a view is taken: also addresses within the cluster's ranges, for that
-/// is what must not be.
+/// The underlay, without name servers. It includes addresses within the cluster's ranges, since it
+/// is compared with these.
 fn underlay<'a>(observed: &Observed, uplinks: &[&Link], own: impl Iterator<Item = &'a Link>) -> Underlay {
     let defaults = || {
         let mut routes: Vec<&Route> = observed.routes.iter().filter(|route| route.is_default()).collect();
@@ -161,20 +162,20 @@ mod tests {
     }
 
     #[test]
-    fn pods_packets_fit_the_uplink_with_all_that_is_added() {
+    fn pods_packets_with_all_overhead_fit_the_uplink() {
         assert_eq!(uplink(&host(), "ecni0", &[], None).pod_mtu, 1418);
         // 40 + 8 + 8 + 8 around, then the packet with its trailer padded to 4, then 16: never more
         // than the link takes, and no 4 bytes less.
         for link in 1400..1600 {
             let inner = pod_mtu(link);
-            let outer = |inner: u32| OUTER + (inner + TRAILER).next_multiple_of(4);
+            let outer = |inner: u32| OUTER_OVERHEAD + (inner + TRAILER).next_multiple_of(4);
             assert!(outer(inner) <= link && outer(inner + 4) > link, "{link}");
         }
         assert_eq!(uplink(&host(), "ecni0", &[], Some(1300)).pod_mtu, 1300);
     }
 
     #[test]
-    fn uplinks_are_what_leads_to_the_world_and_not_what_container_runtimes_make() {
+    fn uplinks_are_what_leads_outside_and_not_what_container_runtimes_make() {
         let mut host = host();
         host.links.extend([
             Link { veth: true, ..link(7, "veth-pod", 1500, &[]) },
@@ -202,7 +203,7 @@ mod tests {
             Link { controller: Some(5), ..virtual_link(14, "tap-of-a-machine") },
             Link { bridge: true, ..virtual_link(15, "virbr0") },
             Link { bridge: true, pod_bridge: true, ..virtual_link(16, "ecni1") },
-            Link { inner: true, ..virtual_link(17, "flannel.1") },
+            Link { overlay: true, ..virtual_link(17, "flannel.1") },
             Link { veth: true, ..link(18, "veth-pod", 1500, &[]) },
             Link { loopback: true, ..link(1, "lo", 65536, &[]) },
         ]);
@@ -210,11 +211,11 @@ mod tests {
             docker.bridge = true;
         }
         let names = |links: Vec<&Link>| links.iter().map(|link| link.name.clone()).collect::<Vec<_>>();
-        assert_eq!(names(apart(&host, "ecni0")), ["lan", "wan", "wg0", "tun0", "ppp0"]);
+        assert_eq!(names(isolated_links(&host, "ecni0")), ["lan", "wan", "wg0", "tun0", "ppp0"]);
         // Settings are changed on uplinks alone.
         assert_eq!(names(uplinks(&host, "ecni0")), ["lan", "wan"]);
         host.routes.push(default_route(15));
-        assert_eq!(names(apart(&host, "ecni0")), ["lan", "wan", "wg0", "tun0", "ppp0", "virbr0"]);
+        assert_eq!(names(isolated_links(&host, "ecni0")), ["lan", "wan", "wg0", "tun0", "ppp0", "virbr0"]);
     }
 
     #[test]

@@ -9,9 +9,9 @@ use std::net::IpAddr;
 use ipnetwork::IpNetwork;
 use serde::{Deserialize, Serialize};
 
-use crate::host::firewall::Refused;
+use crate::host::firewall::DroppedPackets;
 use crate::host::{HostState, Obstacle};
-use crate::incidents;
+use crate::incidents::Incident;
 use crate::membership::ControllerStatus;
 
 /// The document of `status --json`.
@@ -44,10 +44,11 @@ pub struct Status {
     #[serde(default)]
     pub obstacles: Vec<Obstacle>,
     /// Packets that the firewall dropped since its table was last replaced.
-    #[serde(default)]
-    pub refused: Vec<Refused>,
+    #[serde(default, rename = "refused")]
+    pub dropped: Vec<DroppedPackets>,
     /// The latest incidents, oldest first.
-    pub journal: Vec<incidents::Entry>,
+    #[serde(rename = "journal")]
+    pub incidents: Vec<Incident>,
 }
 
 /// The part of the status about tunnels.

@@ -5,7 +5,7 @@ use std::fmt::Write;
 use comfy_table::{Table, presets};
 
 use super::{PeerReport, Status};
-use crate::incidents::Kind;
+use crate::incidents::IncidentKind;
 
 /// Renders the status as text for a terminal.
 pub fn render(status: &Status) -> String {
@@ -65,23 +65,23 @@ pub fn render(status: &Status) -> String {
     for obstacle in &status.obstacles {
         let _ = writeln!(text, "\nobstacle: {}\n  do: {}", obstacle.what, obstacle.command);
     }
-    if !status.refused.is_empty() {
+    if !status.dropped.is_empty() {
         text.push('\n');
     }
-    for refused in &status.refused {
-        let _ = writeln!(text, "dropped by the firewall: {} packets: {}", refused.packets, refused.what);
+    for dropped in &status.dropped {
+        let _ = writeln!(text, "dropped by the firewall: {} packets: {}", dropped.packets, dropped.what);
     }
-    if !status.journal.is_empty() {
+    if !status.incidents.is_empty() {
         text.push('\n');
     }
-    for entry in status.journal.iter().rev().take(10).rev() {
-        let kind = match entry.kind {
-            Kind::Repaired => "repaired",
-            Kind::Foreign => "in the way",
-            Kind::Error => "error",
+    for incident in status.incidents.iter().rev().take(10).rev() {
+        let kind = match incident.kind {
+            IncidentKind::Repaired => "repaired",
+            IncidentKind::Foreign => "in the way",
+            IncidentKind::Error => "error",
         };
-        let times = if entry.times > 1 { format!(" ({} times)", entry.times) } else { String::new() };
-        let _ = writeln!(text, "{} {kind}: {}{times}", entry.at, entry.what);
+        let times = if incident.times > 1 { format!(" ({} times)", incident.times) } else { String::new() };
+        let _ = writeln!(text, "{} {kind}: {}{times}", incident.at, incident.what);
     }
     text
 }

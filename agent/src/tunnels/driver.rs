@@ -26,7 +26,7 @@ use crate::clock::{CertificateClock, boot_time};
 use crate::config::Config;
 use crate::desired::Desired;
 use crate::host::HostState;
-use crate::incidents::Journal;
+use crate::incidents::Incidents;
 use crate::logging::peer_span;
 use crate::status::TunnelsReport;
 
@@ -84,7 +84,7 @@ impl Driver {
     pub fn open(
         config: &Config,
         clock: Arc<CertificateClock>,
-        journal: Journal,
+        incidents: Incidents,
         host: watch::Receiver<HostState>,
     ) -> anyhow::Result<Self> {
         let mut events = EventSocket::open().context("XFRM cannot be listened to; the agent needs CAP_NET_ADMIN")?;
@@ -102,7 +102,7 @@ impl Driver {
             environment: KernelEnvironment {
                 xfrm,
                 reqids: Reqids::load(&config.state_dir),
-                journal,
+                incidents,
                 clock,
                 random: SystemRandom::new(),
             },
@@ -215,7 +215,7 @@ impl Driver {
         let now = boot_time();
         self.endpoint.handle_timeout(now, &mut self.environment);
         if let Err(error) = self.sas.expire(&mut self.environment.xfrm, now) {
-            self.environment.journal.error(format!("SAs of an earlier run: {error}"));
+            self.environment.incidents.error(format!("SAs of an earlier run: {error}"));
         }
     }
 
@@ -224,7 +224,7 @@ impl Driver {
         self.desired = desired;
         let now = boot_time();
         for problem in &self.desired.problems {
-            self.environment.journal.error(problem.as_str());
+            self.environment.incidents.error(problem.as_str());
         }
         for name in before.iter().filter(|name| !self.desired.tunnels.contains_key(*name)) {
             self.endpoint.remove_peer(name, now, &mut self.environment);
@@ -235,7 +235,7 @@ impl Driver {
                 && let Err(error) = self.sas.forget(&mut self.environment.xfrm, name, reqid)
             {
                 let _span = peer_span(name).entered();
-                self.environment.journal.error(format!("peer {name}: {error}"));
+                self.environment.incidents.error(format!("peer {name}: {error}"));
             }
         }
         // Until the desired state is complete, reqids of peers that a later view may name stay
@@ -243,7 +243,7 @@ impl Driver {
         if self.desired.complete || self.desired.tunnels.keys().any(|name| self.environment.reqid(name).is_none()) {
             let outcome = self.environment.reqids.assign(self.desired.tunnels.keys());
             if let Err(error) = outcome {
-                self.environment.journal.error(format!("reqids cannot be written to disk: {error}"));
+                self.environment.incidents.error(format!("reqids cannot be written to disk: {error}"));
             }
         }
         let tunnels: Vec<_> = self.desired.tunnels.values().map(|tunnel| tunnel.peer.clone()).collect();
@@ -256,7 +256,7 @@ impl Driver {
             let name = peer.name.clone();
             if let Err(error) = self.endpoint.set_peer(peer, now, &mut self.environment) {
                 let _span = peer_span(&name).entered();
-                self.environment.journal.error(format!("peer {name}: its credentials cannot be used: {error}"));
+                self.environment.incidents.error(format!("peer {name}: its credentials cannot be used: {error}"));
             }
         }
         self.policies_dirty = false;
@@ -274,7 +274,7 @@ impl Driver {
         let moment = self.environment.clock.to_system_clock(auth.remote_not_before);
         if let Err(error) = self.sas.forget_older_than(&mut self.environment.xfrm, reqid, moment) {
             let _span = peer_span(&peer.name).entered();
-            self.environment.journal.error(format!("peer {}: {error}", peer.name));
+            self.environment.incidents.error(format!("peer {}: {error}", peer.name));
         }
     }
 

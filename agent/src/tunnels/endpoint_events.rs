@@ -59,7 +59,7 @@ impl Driver {
                 tracing::info!(inbound = format_args!("{:08x}", child.0), reason = why(reason), "CHILD_SA gone");
                 self.policies_dirty = true;
                 if let Err(error) = self.sas.remove(&mut self.environment.xfrm, child) {
-                    self.environment.journal.error(format!("peer {peer}: {error}"));
+                    self.environment.incidents.error(format!("peer {peer}: {error}"));
                 }
             }
             Event::PeerMoved { peer, children, local, remote } => {
@@ -78,12 +78,13 @@ impl Driver {
     fn install(&mut self, peer: &PeerName, child: &Arc<ChildSa>) {
         let Some(reqid) = self.environment.reqid(peer) else { return };
         if let Err(error) = self.sas.install_inbound(&mut self.environment.xfrm, peer, reqid, child) {
-            self.environment.journal.error(format!("peer {peer}: {error}"));
+            self.environment.incidents.error(format!("peer {peer}: {error}"));
         }
     }
 
     fn switch_outbound(&mut self, peer: &PeerName, child: ChildId) {
-        let (desired, reqids, journal) = (self.desired.clone(), &self.environment.reqids, &self.environment.journal);
+        let (desired, reqids, incidents) =
+            (self.desired.clone(), &self.environment.reqids, &self.environment.incidents);
         let (host, held) = (&self.host, &mut self.policies);
         // Only policies that the new ends change are installed here. The others, and deletions,
         // follow after all events.
@@ -95,7 +96,7 @@ impl Driver {
                 if held.get(&key) != Some(&policy) {
                     match xfrm.install_policy(&policy) {
                         Ok(_) => drop(held.insert(key, policy)),
-                        Err(error) => journal.foreign(error.to_string()),
+                        Err(error) => incidents.foreign(error.to_string()),
                     }
                 }
             }
@@ -104,7 +105,7 @@ impl Driver {
         match outcome {
             Ok(OutboundSwitchOutcome::Switched) => {}
             Ok(OutboundSwitchOutcome::NeedsRekey) => self.to_rekey.push(peer.clone()),
-            Err(error) => self.environment.journal.error(format!("peer {peer}: {error}")),
+            Err(error) => self.environment.incidents.error(format!("peer {peer}: {error}")),
         }
         if let Some(reqid) = self.environment.reqid(peer) {
             let until = self.now() + INHERITED_LINGER;
@@ -122,7 +123,7 @@ impl Driver {
             // one exchange.
             Ok(false) => self.to_rekey.push(peer.clone()),
             Err(error) => {
-                self.environment.journal.error(format!("peer {peer}: {error}"));
+                self.environment.incidents.error(format!("peer {peer}: {error}"));
                 self.to_rekey.push(peer.clone());
             }
         }

@@ -9,14 +9,14 @@ use ring::rand::{SecureRandom, SystemRandom};
 
 use super::reqids::Reqids;
 use crate::clock::CertificateClock;
-use crate::incidents::Journal;
+use crate::incidents::Incidents;
 
 /// Kernel, clock and random numbers, for the endpoint and the driver.
 #[derive(Debug)]
 pub(super) struct KernelEnvironment {
     pub(super) xfrm: Xfrm,
     pub(super) reqids: Reqids,
-    pub(super) journal: Journal,
+    pub(super) incidents: Incidents,
     pub(super) clock: Arc<CertificateClock>,
     pub(super) random: SystemRandom,
 }
@@ -42,7 +42,7 @@ impl Environment for KernelEnvironment {
         match self.xfrm.allocate_spi(remote, local, reqid, SpiRange::default()) {
             Ok(spi) => Some(spi),
             Err(error) => {
-                self.journal.error(format!("peer {peer}: {error}"));
+                self.incidents.error(format!("peer {peer}: {error}"));
                 None
             }
         }

@@ -11,7 +11,7 @@ use edge_xfrm::{Error, InstalledPolicy, Policy, Reqid, SaId, reconcile};
 
 use super::driver::Driver;
 use super::environment::source_address;
-use crate::desired::{self, Ends};
+use crate::desired::{self, TunnelEnds};
 use crate::logging::peer_span;
 
 /// Wait between two attempts to find a route.
@@ -22,7 +22,7 @@ impl Driver {
     pub(super) fn assume_inherited_ends(&mut self, peer: &PeerName, reqid: Reqid) {
         let Some((local, remote)) = self.sas.inherited_ends(reqid) else { return };
         let Some(tunnel) = self.desired.tunnels.get(peer) else { return };
-        let ends = Ends {
+        let ends = TunnelEnds {
             local,
             remote,
             local_selectors: tunnel.peer.child.local.clone(),
@@ -47,7 +47,7 @@ impl Driver {
                 Err(error) => Err(error),
             };
             if let Err(error) = outcome {
-                self.environment.journal.error(error.to_string());
+                self.environment.incidents.error(error.to_string());
             }
         }
         for (key, policy) in desired {
@@ -69,7 +69,7 @@ impl Driver {
             |peer| self.sas.ends(peer),
         );
         for problem in problems {
-            self.environment.journal.error(problem);
+            self.environment.incidents.error(problem);
         }
         desired
     }
@@ -81,22 +81,22 @@ impl Driver {
         let list: Vec<Policy> = desired.values().copied().collect();
         let mut plan = match self.environment.xfrm.policies() {
             Ok(observed) => reconcile::policies(&list, &observed),
-            Err(error) => return self.environment.journal.error(format!("policies cannot be read: {error}")),
+            Err(error) => return self.environment.incidents.error(format!("policies cannot be read: {error}")),
         };
         for policy in plan.missing.iter().filter(|policy| self.policies.get(&policy.key()) == Some(policy)) {
-            self.environment.journal.repaired(format!("policy was deleted by another program: {policy}"));
+            self.environment.incidents.repaired(format!("policy was deleted by another program: {policy}"));
         }
         for (policy, found) in &plan.changed {
             if self.policies.get(&policy.key()) == Some(policy) {
                 self.environment
-                    .journal
+                    .incidents
                     .repaired(format!("policy was changed by another program: {policy}, found {found}"));
             }
         }
         self.select_stray(&mut plan.stray);
         match self.environment.xfrm.apply(&plan) {
             Ok(errors) => errors.iter().for_each(|error| self.policy_error(error)),
-            Err(error) => self.environment.journal.error(error.to_string()),
+            Err(error) => self.environment.incidents.error(error.to_string()),
         }
         // Policies of other programs are not replaced. Each check tries again.
         let occupied: BTreeSet<_> = plan.occupied.iter().map(|(policy, _)| policy.key()).collect();
@@ -122,7 +122,7 @@ impl Driver {
                 tracing::info!("deleted a policy of the guard that is no longer needed: {policy}");
             } else {
                 self.environment
-                    .journal
+                    .incidents
                     .repaired(format!("deleted a policy with our reqid or index that is not desired: {policy}"));
             }
         }
@@ -131,8 +131,8 @@ impl Driver {
 
     fn policy_error(&self, error: &Error) {
         match error {
-            Error::OccupiedByOther { .. } => self.environment.journal.foreign(error.to_string()),
-            _ => self.environment.journal.error(error.to_string()),
+            Error::OccupiedByOther { .. } => self.environment.incidents.foreign(error.to_string()),
+            _ => self.environment.incidents.error(error.to_string()),
         }
     }
 
@@ -142,7 +142,7 @@ impl Driver {
             self.desired.tunnels.keys().filter_map(|name| self.environment.reqid(name)).map(Reqid::raw).collect();
         let sas = match self.environment.xfrm.sas() {
             Ok(sas) => sas,
-            Err(error) => return self.environment.journal.error(format!("SAs cannot be read: {error}")),
+            Err(error) => return self.environment.incidents.error(format!("SAs cannot be read: {error}")),
         };
         for sa in sas.iter().filter(|sa| sa.is_ours() && !held.contains(&sa.reqid)) {
             self.sas.lost(sa.id);
@@ -150,7 +150,7 @@ impl Driver {
                 Ok(()) | Err(Error::NoSuchSa { .. }) => {
                     tracing::info!("deleted the SA to {} of a former peer", sa.id);
                 }
-                Err(error) => self.environment.journal.error(error.to_string()),
+                Err(error) => self.environment.incidents.error(error.to_string()),
             }
         }
     }
@@ -167,7 +167,7 @@ impl Driver {
     fn check_sas(&mut self) {
         let sas = match self.environment.xfrm.sas() {
             Ok(sas) => sas,
-            Err(error) => return self.environment.journal.error(format!("SAs cannot be read: {error}")),
+            Err(error) => return self.environment.incidents.error(format!("SAs cannot be read: {error}")),
         };
         let expected: Vec<_> = self.sas.installed().iter().map(|installed| installed.expected()).collect();
         let plan = reconcile::sas(&expected, &sas);
@@ -175,17 +175,19 @@ impl Driver {
             self.handle_missing_sa(missing.id, "was deleted by another program");
         }
         for (expected, found) in &plan.changed {
-            self.environment.journal.error(format!("SA to {} was changed by another program: {found:?}", expected.id));
+            self.environment
+                .incidents
+                .error(format!("SA to {} was changed by another program: {found:?}", expected.id));
         }
         if self.settled {
             for stray in &plan.stray {
                 match self.environment.xfrm.delete_sa(stray.id) {
                     Ok(()) => self
                         .environment
-                        .journal
+                        .incidents
                         .repaired(format!("deleted an SA with our reqid that is not expected: {}", stray.id)),
                     Err(Error::NoSuchSa { .. }) => {}
-                    Err(error) => self.environment.journal.error(error.to_string()),
+                    Err(error) => self.environment.incidents.error(error.to_string()),
                 }
             }
         }
@@ -196,7 +198,7 @@ impl Driver {
     fn handle_missing_sa(&mut self, id: SaId, how: &str) {
         if let Some((peer, _)) = self.sas.lost(id) {
             let _span = peer_span(&peer).entered();
-            self.environment.journal.repaired(format!("SA to {id} of peer {peer} {how}; rekeying"));
+            self.environment.incidents.repaired(format!("SA to {id} of peer {peer} {how}; rekeying"));
             if !self.to_rekey.contains(&peer) {
                 self.to_rekey.push(peer);
             }

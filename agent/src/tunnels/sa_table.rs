@@ -12,7 +12,7 @@ use edge_xfrm::IN_FLIGHT;
 use edge_xfrm::reconcile::ExpectedSa;
 use edge_xfrm::{Aead, Algorithm, Encap, Error, Limits, Replay, Reqid, Result, Sa, SaDirection, SaId, SaParams, Xfrm};
 
-use crate::desired::Ends;
+use crate::desired::TunnelEnds;
 
 /// Number of packets after which an SA without extended sequence numbers is rekeyed: three quarters
 /// of its 32-bit counter.
@@ -103,7 +103,7 @@ pub(super) struct SaTable {
     children: HashMap<ChildId, Child>,
     inherited: BTreeMap<SaId, InheritedSa>,
     retiring: Vec<Retiring>,
-    ends: HashMap<PeerName, Ends>,
+    ends: HashMap<PeerName, TunnelEnds>,
 }
 
 impl SaTable {
@@ -131,15 +131,15 @@ impl SaTable {
     }
 
     /// Sets a peer's tunnel ends, unless they are known.
-    pub(super) fn set_ends_if_unknown(&mut self, peer: &PeerName, ends: Ends) {
+    pub(super) fn set_ends_if_unknown(&mut self, peer: &PeerName, ends: TunnelEnds) {
         self.ends.entry(peer.clone()).or_insert(ends);
     }
 
     /// The ends of a peer's tunnel.
-    pub(super) fn ends(&self, peer: &PeerName) -> Option<Ends> {
+    pub(super) fn ends(&self, peer: &PeerName) -> Option<TunnelEnds> {
         let up = self.children.values().any(|child| child.peer == *peer && child.outbound.is_some());
         let ends = self.ends.get(peer)?;
-        Some(Ends { up: up || ends.up, ..ends.clone() })
+        Some(TunnelEnds { up: up || ends.up, ..ends.clone() })
     }
 
     /// Removes a former peer: its inherited SAs and its tunnel ends.
@@ -197,7 +197,7 @@ impl SaTable {
         }
         let (peer, reqid) = (child.peer.clone(), child.reqid);
         let params = outbound(&child.sa, reqid)?;
-        let ends = Ends {
+        let ends = TunnelEnds {
             local: params.source,
             remote: params.destination,
             local_selectors: child.sa.local_selectors.clone(),

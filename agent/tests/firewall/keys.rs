@@ -11,12 +11,12 @@ pub(crate) const TESTS: &[Test] = &[
     ("pod_sources_are_more_addresses_that_pods_may_send_from", pod_sources),
     ("a_hub_forwards_for_the_clouds_networks_and_for_nobody_else", hub),
     ("what_a_bridge_of_the_hosts_only_bridges_goes_on", bridged),
-    ("on_a_small_kernel_a_lan_host_is_kept_out_all_the_same", plain),
+    ("on_a_small_kernel_a_lan_host_is_kept_out_all_the_same", minimal),
     ("pods_of_a_second_network_of_the_plugin_are_pods_too", second_network),
     ("pods_with_addresses_of_former_segments_still_reach_the_outside_and_no_tunnel", former_segments),
     ("a_controller_in_the_clouds_networks_answers_and_errors_from_there_arrive", controller),
     ("pods_are_not_masqueraded_for_the_networks_of_a_hub_that_is_gone", former_networks),
-    ("a_node_that_was_no_router_is_none_between_its_own_networks", apart),
+    ("a_node_that_was_no_router_is_none_between_its_own_networks", isolated),
 ];
 
 fn networks(list: &[&str]) -> Vec<ipnetwork::IpNetwork> {
@@ -102,11 +102,11 @@ fn bridged() {
         "ip route add 192.168.1.0/24 via 203.0.113.10; ip -6 route add 2001:db8:1::/64 via 2001:db8:9::10",
     );
     let uplinks = || vec!["br0".to_owned(), "wan".to_owned()];
-    let apart = Firewall { apart: [uplinks(), uplinks()], bridges: vec!["br0".into()], ..World::edge() };
+    let isolated = Firewall { isolated: [uplinks(), uplinks()], bridges: vec!["br0".into()], ..World::edge() };
     let machine = |family: &str| if family == "ip" { "192.168.1.77" } else { "2001:db8:1::77" };
-    world.apply(&Firewall { bridges: vec![], ..apart.clone() });
+    world.apply(&Firewall { bridges: vec![], ..isolated.clone() });
     world.cannot_fetch("far", V4.lan, 80);
-    world.apply(&apart);
+    world.apply(&isolated);
     for family in BOTH {
         assert_eq!(world.fetch("far", family.lan, 80).as_deref(), Some(machine(family.ip)));
         world.cannot_fetch("far", family.outside, 80);
@@ -114,12 +114,12 @@ fn bridged() {
 }
 
 /// Without masquerade and fib.
-fn plain() {
+fn minimal() {
     let world = World::new();
     world.serve("far");
     world.serve("pod");
-    let plain = Firewall { plain: true, ..World::edge() };
-    world.apply(&plain);
+    let minimal = Firewall { minimal: true, ..World::edge() };
+    world.apply(&minimal);
     let listed = world.sh("edge", "nft list table inet edge-cni");
     assert!(!listed.contains("masquerade") && !listed.contains("fib "), "{listed}");
     for family in BOTH {
@@ -201,8 +201,8 @@ fn controller() {
     // one.
     let mac = world.sh("edge", "cat /sys/class/net/lan/address");
     world.sh("lan", &format!("ip neigh replace {} lladdr {} dev eth0 nud permanent", V6.edge_lan, mac.trim()));
-    for plain in [false, true] {
-        let mut edge = Firewall { remote_in_clear: false, plain, ..World::edge() };
+    for minimal in [false, true] {
+        let mut edge = Firewall { remote_in_clear: false, minimal, ..World::edge() };
         edge.remote.extend(networks(&["10.244.0.0/16", "fd44::/64"]));
         world.apply(&Firewall { controller_ports: vec![8443], ..edge.clone() });
         for family in BOTH {
@@ -234,7 +234,7 @@ fn former_networks() {
     }
 }
 
-fn apart() {
+fn isolated() {
     let world = World::new();
     world.serve("outside");
     world.serve("lan");
@@ -249,7 +249,7 @@ fn apart() {
         assert!(world.fetch("lan", family.outside, 80).is_some());
     }
     let uplinks = || vec!["lan".to_owned(), "wan".to_owned()];
-    world.apply(&Firewall { apart: [uplinks(), uplinks()], ..World::edge() });
+    world.apply(&Firewall { isolated: [uplinks(), uplinks()], ..World::edge() });
     for family in BOTH {
         world.cannot_fetch("lan", family.outside, 80);
         world.cannot_fetch("outside", family.lan, 80);
@@ -260,7 +260,7 @@ fn apart() {
     world.publish(8080, V4.outside);
     assert!(world.fetch("lan", V4.edge_lan, 8080).is_some(), "what is redirected is wanted");
     // Forwarding of IPv6 alone was ours.
-    world.apply(&Firewall { apart: [vec![], uplinks()], ..World::edge() });
+    world.apply(&Firewall { isolated: [vec![], uplinks()], ..World::edge() });
     assert!(world.fetch("lan", V4.outside, 80).is_some());
     world.cannot_fetch("lan", V6.outside, 80);
 }

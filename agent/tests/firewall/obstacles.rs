@@ -1,6 +1,6 @@
 //! Other programs' rules in the way of pods.
 
-use edge_agent::host::obstacles::{self, Needs, Obstacle};
+use edge_agent::host::obstacles::{self, Obstacle, PodRequirements};
 
 use super::Test;
 use super::world::{BOTH, World};
@@ -12,8 +12,8 @@ pub(crate) const TESTS: &[Test] = &[
     ("a_reverse_path_check_of_a_firewall_is_named", reverse_path),
 ];
 
-fn needs(accept: bool) -> Needs {
-    Needs {
+fn needs(accept: bool) -> PodRequirements {
+    PodRequirements {
         bridge: "ecni0".into(),
         ranges: vec!["10.77.0.0/16".parse().unwrap(), "fd77::/64".parse().unwrap()],
         accept,
@@ -21,7 +21,7 @@ fn needs(accept: bool) -> Needs {
 }
 
 fn look(world: &World, accept: bool) -> Vec<Obstacle> {
-    let found = world.on("edge", move || obstacles::look(&needs(accept)));
+    let found = world.on("edge", move || obstacles::check(&needs(accept)));
     // What the namespace's kernel lacks is not of interest here.
     found.into_iter().filter(|obstacle| !obstacle.what.contains("bridge-nf-call")).collect()
 }
@@ -51,8 +51,8 @@ fn forward_drops() {
         let before = rules(&world);
         assert_eq!((look(&world, true), rules(&world)), (vec![], before), "once");
         // Another range, and the former one's rules are gone.
-        let other = Needs { ranges: vec!["10.78.0.0/16".parse().unwrap()], ..needs(true) };
-        world.on("edge", move || obstacles::look(&other));
+        let other = PodRequirements { ranges: vec!["10.78.0.0/16".parse().unwrap()], ..needs(true) };
+        world.on("edge", move || obstacles::check(&other));
         assert!(!rules(&world).contains("10.77.") && rules(&world).contains("10.78.0.0/16"), "{}", rules(&world));
         world.on("edge", obstacles::remove_accepts).unwrap();
         assert!(!rules(&world).contains("edge-cni") && rules(&world).contains("198.51.100.1"), "{}", rules(&world));
@@ -94,7 +94,7 @@ fn unreadable() {
     let mut said = world.on("edge", || {
         // Of this thread and of what it starts.
         rustix::thread::remove_capability_from_bounding_set(rustix::thread::CapabilitySet::NET_RAW).unwrap();
-        obstacles::look(&needs(true))
+        obstacles::check(&needs(true))
     });
     said.retain(|obstacle| !obstacle.what.contains("bridge-nf-call"));
     let commands: Vec<&str> = said.iter().map(|obstacle| obstacle.command.as_str()).collect();

@@ -222,8 +222,8 @@ fn sent_for_others() {
         );
         assert_eq!(world.source_of_datagram("edge", "far", family.far), family.lan, "without the table");
     }
-    for plain in [false, true] {
-        world.apply(&Firewall { plain, ..World::edge() });
+    for minimal in [false, true] {
+        world.apply(&Firewall { minimal, ..World::edge() });
         for family in BOTH {
             assert_eq!(world.source_of_datagram("edge", "far", family.far), family.bridge);
         }

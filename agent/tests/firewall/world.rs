@@ -177,7 +177,7 @@ impl World {
 
     /// Packets that the edge has dropped under this counter.
     pub(crate) fn refused(&self, counter: &'static str) -> u64 {
-        let refused = self.on("edge", firewall::refused).unwrap();
+        let refused = self.on("edge", firewall::dropped_packets).unwrap();
         refused.iter().find(|refused| refused.counter == counter).map_or(0, |refused| refused.packets)
     }
 

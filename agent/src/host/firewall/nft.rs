@@ -1,4 +1,4 @@
-//! The table in the kernel, through `nft -j`: no maintained crate speaks nftables' netlink.
+//! The table in the kernel, through `nft -j`, since no maintained crate speaks nftables' netlink.
 
 use std::io::Write;
 use std::process::{Command, Stdio};
@@ -8,22 +8,22 @@ use nftables::helper::{self, NftablesError};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
+use super::contents::{Firewall, TABLE};
 use super::rules::COUNTERS;
-use super::{Firewall, TABLE};
 
-/// Packets that the table dropped since it was last replaced.
+/// Number of packets that a rule dropped since the table was last replaced.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Refused {
+pub struct DroppedPackets {
     /// Name of the counter in the table.
     pub counter: String,
-    /// How many.
+    /// Number of packets.
     pub packets: u64,
-    /// What they were.
+    /// Description of these packets, with the key that allows them.
     pub what: String,
 }
 
 impl Firewall {
-    /// Puts the table in place, and returns it as the kernel then shows it.
+    /// Replaces the table, and returns its form in the kernel. Fails if nft refuses it.
     pub fn apply(&self) -> anyhow::Result<Value> {
         run(&self.commands()).context("the table inet edge-cni (nftables 0.9.3 or later is needed)")?;
         match read()? {
@@ -33,10 +33,10 @@ impl Firewall {
     }
 }
 
-/// The table as the kernel has it, without what changes by itself; `None` where it is not there.
+/// Reads the table, without handles and counters; `None` if it does not exist.
 pub fn read() -> anyhow::Result<Option<Value>> {
     let Some(mut table) = list(&["list", "table", "inet", TABLE])? else { return Ok(None) };
-    let Some(objects) = table["nftables"].as_array_mut() else { bail!("nft's answer has no list") };
+    let Some(objects) = table["nftables"].as_array_mut() else { bail!("nft's output has no list") };
     objects.retain(|object| object.get("metainfo").is_none());
     for inner in objects.iter_mut().filter_map(Value::as_object_mut).flat_map(|object| object.values_mut()) {
         if let Some(fields) = inner.as_object_mut() {
@@ -48,28 +48,28 @@ pub fn read() -> anyhow::Result<Option<Value>> {
     Ok(Some(table))
 }
 
-/// What the table has dropped since it was last replaced; nothing where it is not there.
-pub fn refused() -> anyhow::Result<Vec<Refused>> {
+/// Reads the counters of dropped packets that are above 0; none if the table does not exist.
+pub fn dropped_packets() -> anyhow::Result<Vec<DroppedPackets>> {
     let listed = list(&["list", "counters", "table", "inet", TABLE])?.unwrap_or_default();
     let objects = listed["nftables"].as_array().map(Vec::as_slice).unwrap_or_default();
-    let mut refused = Vec::new();
+    let mut dropped = Vec::new();
     for (name, what) in COUNTERS {
         let counter = objects.iter().map(|object| &object["counter"]).find(|counter| counter["name"] == name);
         let packets = counter.and_then(|counter| counter["packets"].as_u64()).unwrap_or(0);
         if packets > 0 {
-            refused.push(Refused { counter: name.to_owned(), packets, what: what.to_owned() });
+            dropped.push(DroppedPackets { counter: name.to_owned(), packets, what: what.to_owned() });
         }
     }
-    Ok(refused)
+    Ok(dropped)
 }
 
-/// Takes the table away.
+/// Removes the table.
 pub fn remove() -> anyhow::Result<()> {
     delete("inet")
 }
 
-/// Takes away the plugin's table, `bridge edge-cni`; false where there is none. The next ADD makes
-/// it again.
+/// Removes the plugin's table, `bridge edge-cni`, which the next ADD makes again. False if it does
+/// not exist.
 pub fn remove_bridge_filter() -> anyhow::Result<bool> {
     match list(&["list", "table", "bridge", TABLE])? {
         Some(_) => delete("bridge").map(|()| true),
@@ -83,7 +83,7 @@ fn delete(family: &str) -> anyhow::Result<()> {
         .with_context(|| format!("the table {family} edge-cni"))
 }
 
-/// What nft lists; `None` where the kernel has no such thing.
+/// Runs `nft -j` with arguments that list something; `None` if it does not exist.
 pub(in crate::host) fn list(arguments: &[&str]) -> anyhow::Result<Option<Value>> {
     let text = match helper::get_current_ruleset_raw(helper::DEFAULT_NFT, arguments) {
         Ok(text) => text,
@@ -92,13 +92,12 @@ pub(in crate::host) fn list(arguments: &[&str]) -> anyhow::Result<Option<Value>>
         }
         Err(error) => return Err(explain(error)).with_context(|| format!("nft {}", arguments.join(" "))),
     };
-    serde_json::from_str(&text).map(Some).context("nft's answer")
+    serde_json::from_str(&text).map(Some).context("nft's output")
 }
 
-/// Carries out commands in one transaction.
+/// Runs nft commands in one transaction.
 pub(in crate::host) fn run(commands: &Value) -> anyhow::Result<()> {
-    // The crate's own way is `-f -`, for which nft opens /dev/stdin: not every small system has
-    // that.
+    // The crate uses `-f -`, for which nft opens /dev/stdin, which small systems may lack.
     let mut nft = Command::new("nft")
         .args(["-j", "-f", "/proc/self/fd/0"])
         .stdin(Stdio::piped())
@@ -116,7 +115,7 @@ pub(in crate::host) fn run(commands: &Value) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// nft's own words, which the crate's error leaves out.
+/// Adds nft's message, which the crate's error leaves out.
 fn explain(error: NftablesError) -> anyhow::Error {
     match &error {
         NftablesError::NftFailed { stderr, .. } => anyhow::anyhow!("{error}: {}", stderr.trim()),

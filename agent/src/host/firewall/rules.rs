@@ -1,20 +1,20 @@
-//! The table as commands of `nft -j`. Every rule stands in `docs/firewall.md` with its reason.
+//! The table as commands of `nft -j`. `docs/firewall.md` explains every rule.
 
 use std::net::IpAddr;
 
 use ipnetwork::IpNetwork;
 use serde_json::{Value, json};
 
-use super::{Firewall, PODS_TABLE, TABLE};
+use super::contents::{Firewall, PODS_TABLE, TABLE};
 
-/// Before connection tracking (-200): what is dropped here leaves no trace there.
+/// Before connection tracking (-200), which thus does not see packets that are dropped here.
 const EARLY: i32 = -300;
-/// Before every other chain that translates sources (100), after connection tracking.
+/// After connection tracking, before every other chain that translates sources (100).
 const BEFORE_OTHERS: i32 = -150;
-/// After destinations were translated (-100), before the route is looked up.
+/// After the translation of destinations (-100), before the route lookup.
 const REDIRECTED: i32 = -90;
 
-/// Counters of what is dropped, and what each means for an operator.
+/// Counters of dropped packets, and what each means for an operator.
 pub(super) const COUNTERS: [(&str, &str); 6] = [
     ("posing", "packets with a pod's source that came neither from the bridge nor out of a tunnel"),
     ("forged", "pods' packets with a source that is not a pod's"),
@@ -36,13 +36,13 @@ pub(super) const COUNTERS: [(&str, &str); 6] = [
     ),
 ];
 
-/// A family in nft's words, and where its networks are kept.
+/// An address family in nft's words.
 #[derive(Clone, Copy, PartialEq, Eq)]
 struct Family {
     ipv4: bool,
     /// `ip` or `ip6`.
     protocol: &'static str,
-    /// Ends the names of its sets.
+    /// Suffix of the names of its sets.
     suffix: &'static str,
 }
 
@@ -67,12 +67,12 @@ impl Family {
         is("!=", self.field(field), json!(format!("@{set}{}", self.suffix)))
     }
 
-    /// Any packet of this family.
+    /// Matches any packet of this family.
     fn any(self) -> Value {
         meta("==", "nfproto", json!(if self.ipv4 { "ipv4" } else { "ipv6" }))
     }
 
-    /// An error of ICMP (RFC 792) or ICMPv6 (RFC 4443): about ESP of ours for example.
+    /// Matches an error of ICMP (RFC 792) or ICMPv6 (RFC 4443), for example about our ESP.
     fn icmp_error(self) -> Value {
         let (protocol, types) = if self.ipv4 {
             ("icmp", vec!["destination-unreachable", "time-exceeded", "parameter-problem"])
@@ -82,13 +82,13 @@ impl Family {
         is("==", json!({"payload": {"protocol": protocol, "field": "type"}}), json!({ "set": types }))
     }
 
-    /// It was sent to one of these networks before any redirection.
+    /// Matches if the destination before any redirection is in the set.
     fn sent_to(self, set: &str) -> Value {
         let sent_to = json!({"ct": {"key": format!("{} daddr", self.protocol), "dir": "original"}});
         is("==", sent_to, json!(format!("@{set}{}", self.suffix)))
     }
 
-    /// The source is translated to itself: who comes later finds the connection translated already.
+    /// Translates the source to itself, so that later chains do not translate it.
     fn keep(self) -> Value {
         json!({"snat": {"family": self.protocol, "addr": self.field("saddr")}})
     }
@@ -106,12 +106,12 @@ fn ct(key: &str, right: Value) -> Value {
     is("in", json!({"ct": {"key": key}}), right)
 }
 
-/// The destination was translated: a published port, a Service.
+/// Matches if the destination was translated, as for a published port or a Service.
 fn redirected() -> Value {
     ct("status", json!("dnat"))
 }
 
-/// It came out of ESP, and a policy has judged it.
+/// Matches a packet that was decapsulated from ESP, and so has passed a policy.
 fn decapsulated() -> Value {
     meta("==", "ipsec", json!(true))
 }
@@ -155,12 +155,12 @@ impl Commands {
 }
 
 impl Firewall {
-    /// The commands that replace the table, whichever release made it, and the plugin's for the
-    /// same purpose, in one transaction.
+    /// The commands that replace the table of any release, and the plugin's [`PODS_TABLE`], in one
+    /// transaction.
     pub(super) fn commands(&self) -> Value {
         let named = |name: &str| json!({"table": {"family": "inet", "name": name}});
         let (table, plugins) = (named(TABLE), named(PODS_TABLE));
-        // Adding before deleting makes the deletion succeed where there is none yet.
+        // Each table is added before it is deleted, since deletion fails if it does not exist.
         let mut commands = Commands(vec![
             json!({"add": table}),
             json!({"delete": table}),
@@ -179,7 +179,7 @@ impl Firewall {
         json!({ "nftables": commands.0 })
     }
 
-    /// It comes from pods, or goes to them.
+    /// Matches packets from pods (`iifname`) or to pods (`oifname`).
     fn over_bridges(&self, key: &str) -> Value {
         meta("==", key, json!({"set": self.pod_bridges}))
     }
@@ -191,9 +191,9 @@ impl Firewall {
 
     fn sets(&self, commands: &mut Commands) {
         let unspecified: [IpNetwork; 3] = [
-            one(IpAddr::from([0; 4]), 32),
-            one(IpAddr::from([0; 16]), 128),
-            one(IpAddr::from([0xfe80_u16, 0, 0, 0, 0, 0, 0, 0]), 10),
+            constant_network(IpAddr::from([0; 4]), 32),
+            constant_network(IpAddr::from([0; 16]), 128),
+            constant_network(IpAddr::from([0xfe80_u16, 0, 0, 0, 0, 0, 0, 0]), 10),
         ];
         commands.set("own", self.own.iter());
         let bridged = || self.own.iter().chain(&self.pod_networks);
@@ -210,7 +210,7 @@ impl Firewall {
         commands.set("lan-to-tunnels", self.lan_to_tunnels.iter());
     }
 
-    /// Who sends as what.
+    /// Drops packets with forged source addresses.
     fn prerouting(&self, commands: &mut Commands) {
         commands.chain("prerouting", "filter", "prerouting", EARLY);
         for family in FAMILIES {
@@ -223,8 +223,8 @@ impl Firewall {
             );
         }
         if !self.remote_in_clear {
-            // Policies of the guard judge the cluster's ranges, but not the cloud's networks, and
-            // any of them can be turned off by a sysctl.
+            // The guard's policies cover the cluster's ranges, but not the cloud's networks, and a
+            // sysctl can turn policies off.
             commands.target("in-clear");
             for family in FAMILIES {
                 let clear = [meta("!=", "iifname", json!("lo")), meta("==", "ipsec", json!(false))];
@@ -247,7 +247,8 @@ impl Firewall {
             }
             commands.rule("in-clear", dropped("posing"));
         }
-        // It would die without a word at the policies: the source is not of this node.
+        // The policies would drop such a packet without a count, since its source is not of this
+        // node.
         commands.chain("redirected", "filter", "prerouting", REDIRECTED);
         for family in FAMILIES {
             let between = [family.within("saddr", "remote"), family.within("daddr", "remote")];
@@ -256,9 +257,10 @@ impl Firewall {
         }
     }
 
-    /// It ends at this node. Where that cannot be asked: at no pod.
+    /// Matches packets whose destination is this node. The minimal table cannot ask for that: it
+    /// matches those whose destination is no pod.
     fn to_node(&self, family: Family) -> Vec<Value> {
-        if !self.plain {
+        if !self.minimal {
             return vec![is("==", json!({"fib": {"result": "type", "flags": ["daddr"]}}), json!("local"))];
         }
         let own = self.addresses.iter().filter(|address| family.has(**address));
@@ -266,14 +268,14 @@ impl Firewall {
         own.chain([family.outside("daddr", "own")]).collect()
     }
 
-    /// Who may go where. An accept ends this table's chain and nobody else's; a drop is final.
+    /// Decides what is forwarded. An accept ends this table's chain only; a drop is final.
     fn forward(&self, commands: &mut Commands) {
         for target in ["to-tunnels", "to-pods", "between-uplinks"] {
             commands.target(target);
         }
         commands.chain("forward", "filter", "forward", BEFORE_OTHERS);
-        // Not what a connection's client sends: it may have been let in before there was this
-        // table, or under other keys.
+        // Only replies. What the client sends is judged again, since the connection may be older
+        // than this table or its keys.
         let answers = is("==", json!({"ct": {"key": "direction"}}), json!("reply"));
         commands.rule("forward", [ct("state", json!("established")), answers, accept()]);
         commands.rule("forward", [ct("state", json!("related")), accept()]);
@@ -294,8 +296,8 @@ impl Firewall {
                 commands.rule(target, [family.within("saddr", "fronted"), accept()]);
                 commands.rule(target, [family.within("saddr", allowed), accept()]);
             }
-            // kube-proxy redirects ClusterIPs for whoever asks: one that was routed here is no
-            // published port.
+            // kube-proxy redirects ClusterIPs for any sender. A ClusterIP that was routed here is
+            // no published port.
             for family in FAMILIES {
                 commands.rule(target, [family.sent_to("remote")].into_iter().chain(dropped(target)));
             }
@@ -307,11 +309,11 @@ impl Firewall {
             let over = ["iifname", "oifname"].map(|key| meta("==", key, json!(bridge)));
             commands.rule("forward", over.into_iter().chain([accept()]));
         }
-        for (family, apart) in FAMILIES.into_iter().zip(&self.apart) {
-            if apart.is_empty() {
+        for (family, isolated) in FAMILIES.into_iter().zip(&self.isolated) {
+            if isolated.is_empty() {
                 continue;
             }
-            let on = |key: &str| meta("==", key, json!({"set": apart}));
+            let on = |key: &str| meta("==", key, json!({"set": isolated}));
             commands.rule("forward", [family.any(), on("iifname"), on("oifname"), goto("between-uplinks")]);
         }
         let into_tunnel = is("==", json!({"rt": {"key": "ipsec"}}), json!(true));
@@ -321,8 +323,8 @@ impl Firewall {
         commands.rule("between-uplinks", dropped("between-uplinks"));
     }
 
-    /// Under which source packets leave. The first rule that applies to a connection's first packet
-    /// decides for the whole connection.
+    /// Sets the source addresses of packets that leave. The first rule that matches a connection's
+    /// first packet decides for the whole connection.
     fn sources(&self, commands: &mut Commands) {
         commands.chain("sources", "nat", "postrouting", BEFORE_OTHERS);
         for family in FAMILIES {
@@ -334,10 +336,10 @@ impl Firewall {
             }
             if let Some(address) = self.addresses.iter().find(|address| family.has(**address)) {
                 let ours = json!({"snat": {"family": family.protocol, "addr": address.to_string()}});
-                // Whoever sends it. What was forwarded has passed the chain `forward`; the rest is
-                // the node's own, or what IPVS sends on from the node under a client's source: no
-                // expression tells the two from each other on all kernels (since 5.7 IPVS's packets
-                // keep their `iif`, before that nothing in postrouting has one).
+                // For any sender. Forwarded packets have passed the chain `forward`. Others are the
+                // node's own, or IPVS sends them from the node under a client's source. No
+                // expression distinguishes these two on all kernels (since 5.7 IPVS's packets keep
+                // their `iif`; before that, no packet in postrouting has one).
                 let to = [family.within("daddr", "remote"), family.outside("saddr", "ranges")];
                 commands.rule("sources", to.into_iter().chain([ours]));
             }
@@ -345,7 +347,7 @@ impl Firewall {
                 let matches = |field: &str, network: &IpNetwork| is("==", family.field(field), prefix(network));
                 commands.rule("sources", [matches("saddr", local), matches("daddr", remote), family.keep()]);
             }
-            if self.masquerade && !self.plain {
+            if self.masquerade && !self.minimal {
                 let leaves = meta("!=", "oifname", self.bridges_and_lo());
                 let statements = [family.within("saddr", "bridged"), leaves, family.outside("daddr", "inside")];
                 commands.rule("sources", statements.into_iter().chain([json!({"masquerade": null})]));
@@ -353,7 +355,8 @@ impl Firewall {
         }
     }
 
-    /// TCP through a tunnel is told the pods' MTU, since path MTU discovery fails often enough.
+    /// Lowers the MSS of TCP connections through tunnels to the pods' MTU, since path MTU discovery
+    /// often fails.
     fn mss(&self, commands: &mut Commands) {
         commands.chain("mss-forward", "filter", "forward", BEFORE_OTHERS);
         commands.chain("mss-output", "filter", "output", BEFORE_OTHERS);
@@ -364,7 +367,7 @@ impl Firewall {
                 let flags = json!({"&": [{"payload": {"protocol": "tcp", "field": "flags"}}, ["syn", "rst"]]});
                 is("==", flags, json!("syn"))
             };
-            // It only ever lowers what is there (nft_exthdr).
+            // nft_exthdr only ever lowers the value.
             let clamp =
                 || json!({"mangle": {"key": {"tcp option": {"name": "maxseg", "field": "size"}}, "value": size}});
             for chain in ["mss-forward", "mss-output"] {
@@ -379,8 +382,8 @@ fn goto(target: &str) -> Value {
     json!({"goto": {"target": target}})
 }
 
-/// A network that is known to be one.
-fn one(address: IpAddr, prefix: u8) -> IpNetwork {
+/// A network with a valid prefix length.
+fn constant_network(address: IpAddr, prefix: u8) -> IpNetwork {
     IpNetwork::new(address, prefix).unwrap_or_else(|_| IpNetwork::from(address))
 }
 
@@ -388,13 +391,13 @@ fn prefix(network: &IpNetwork) -> Value {
     json!({"prefix": {"addr": network.network().to_string(), "len": network.prefix()}})
 }
 
-/// Elements of an interval set. They must not overlap: what lies within another says nothing new.
+/// Elements of an interval set. They must not overlap, so networks within others are left out.
 fn elements<'a>(networks: impl Iterator<Item = &'a IpNetwork>) -> Vec<Value> {
     let mut networks: Vec<&IpNetwork> = networks.collect();
     networks.sort_by_key(|network| (network.network(), network.prefix()));
     let mut kept: Vec<&IpNetwork> = Vec::new();
     for network in networks {
-        // Sorted: only the latest of those that were kept can hold it.
+        // Since they are sorted, only the last one kept can contain it.
         if !kept.last().is_some_and(|outer| outer.contains(network.network())) {
             kept.push(network);
         }

@@ -2,8 +2,13 @@ use std::path::Path;
 
 use edge_xfrm::guard::GuardConfig;
 
+use edge_types::Role;
+use ipnetwork::IpNetwork;
+
+use super::contents::controller_ports;
 use super::*;
-use crate::desired::HubRoute;
+use crate::config::Config;
+use crate::desired::{Desired, HubRoute};
 
 fn networks(list: &[&str]) -> Vec<IpNetwork> {
     list.iter().map(|text| text.parse().unwrap()).collect()
@@ -27,22 +32,26 @@ fn of_role(role: Role) -> Desired {
     }
 }
 
-fn wanted(keys: &str, desired: &Desired) -> Firewall {
-    let links = Links { pod_bridges: vec!["ecni0".into()], apart: [vec!["eth0".into()], vec![]], ..Links::default() };
-    Firewall::wanted(&config(keys), desired, vec![], links, 1418)
+fn table(keys: &str, desired: &Desired) -> Firewall {
+    let links = FirewallLinks {
+        pod_bridges: vec!["ecni0".into()],
+        isolated: [vec!["eth0".into()], vec![]],
+        ..FirewallLinks::default()
+    };
+    Firewall::desired(&config(keys), desired, vec![], links, 1418)
 }
 
 #[test]
 fn edges_masquerade_unless_told_not_to_and_hubs_only_if_told_to() {
-    assert!(wanted("", &of_role(Role::Edge)).masquerade);
-    assert!(!wanted("", &of_role(Role::Hub)).masquerade);
-    assert!(!wanted("[firewall]\nmasquerade = false", &of_role(Role::Edge)).masquerade);
-    assert!(wanted("[firewall]\nmasquerade = true", &of_role(Role::Hub)).masquerade);
+    assert!(table("", &of_role(Role::Edge)).masquerade);
+    assert!(!table("", &of_role(Role::Hub)).masquerade);
+    assert!(!table("[firewall]\nmasquerade = false", &of_role(Role::Edge)).masquerade);
+    assert!(table("[firewall]\nmasquerade = true", &of_role(Role::Hub)).masquerade);
 }
 
 #[test]
 fn a_hub_knows_the_clouds_networks_and_a_cloud_node_gets_the_edges_in_clear() {
-    let hub = wanted("", &of_role(Role::Hub));
+    let hub = table("", &of_role(Role::Hub));
     assert_eq!((hub.fronted, hub.remote_in_clear), (networks(&["10.244.0.0/16"]), false));
     let cloud = Desired {
         role: Some(Role::Cloud),
@@ -50,14 +59,14 @@ fn a_hub_knows_the_clouds_networks_and_a_cloud_node_gets_the_edges_in_clear() {
         cloud_networks: networks(&["10.244.0.0/16"]),
         ..Desired::default()
     };
-    let cloud = wanted("", &cloud);
+    let cloud = table("", &cloud);
     assert_eq!((cloud.remote, cloud.fronted), (networks(&["10.77.0.0/16"]), networks(&["10.244.0.0/16"])));
     assert!(cloud.own.is_empty() && cloud.remote_in_clear && !cloud.masquerade);
 }
 
 #[test]
 fn the_controllers_ports_are_those_of_its_urls() {
-    assert_eq!(wanted("", &of_role(Role::Edge)).controller_ports, [443]);
+    assert_eq!(table("", &of_role(Role::Edge)).controller_ports, [443]);
     let urls = r#"urls = ["https://c:8443", "https://[2001:db8::1]:7443", "https://d:8443", "https://e/"]"#;
     let config = Config::parse(&format!("[controller]\n{urls}"), Path::new("agent.toml")).unwrap();
     assert_eq!(controller_ports(&config), [443, 7443, 8443]);
@@ -65,16 +74,16 @@ fn the_controllers_ports_are_those_of_its_urls() {
 
 #[test]
 fn networks_are_kept_apart_unless_the_operator_wants_a_router() {
-    assert_eq!(wanted("", &of_role(Role::Edge)).apart, [vec!["eth0".to_owned()], vec![]]);
-    assert!(wanted("[firewall]\nforward_others = true", &of_role(Role::Edge)).apart.iter().all(Vec::is_empty));
+    assert_eq!(table("", &of_role(Role::Edge)).isolated, [vec!["eth0".to_owned()], vec![]]);
+    assert!(table("[firewall]\nforward_others = true", &of_role(Role::Edge)).isolated.iter().all(Vec::is_empty));
 }
 
 #[test]
 fn without_a_view_no_table_is_wanted() {
-    assert!(wanted("", &Desired::default()).is_empty());
-    assert!(!wanted("", &of_role(Role::Edge)).is_empty());
+    assert!(table("", &Desired::default()).is_empty());
+    assert!(!table("", &of_role(Role::Edge)).is_empty());
     // A first edge without any peer: its pods leave for the outside all the same.
-    assert!(!wanted("", &Desired { remote_networks: vec![], ..of_role(Role::Edge) }).is_empty());
+    assert!(!table("", &Desired { remote_networks: vec![], ..of_role(Role::Edge) }).is_empty());
 }
 
 /// The statements of all rules of a chain, as text.
@@ -86,7 +95,7 @@ fn rules(firewall: &Firewall, chain: &str) -> Vec<String> {
 
 #[test]
 fn what_is_dropped_is_dropped_after_all_that_is_accepted_and_counted() {
-    let firewall = wanted("", &of_role(Role::Edge));
+    let firewall = table("", &of_role(Role::Edge));
     for chain in ["in-clear", "to-tunnels", "to-pods", "between-uplinks"] {
         let rules = rules(&firewall, chain);
         let (last, before) = rules.split_last().unwrap();

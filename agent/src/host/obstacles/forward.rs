@@ -1,6 +1,6 @@
-//! Accept rules for the cluster's ranges in iptables' `FORWARD`, where its policy is `DROP`: what
-//! flannel and kube-proxy do for theirs. They are appended, so that whatever others put before them
-//! still decides, and bear a comment by which they are found again.
+//! Accept rules for the cluster's ranges in iptables' `FORWARD`, if its policy is `DROP`, as
+//! flannel and kube-proxy add for their networks. They are appended, so that rules of others come
+//! first, and carry a comment by which the agent recognises them.
 
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -8,22 +8,22 @@ use std::process::{Command, Stdio};
 use ipnetwork::IpNetwork;
 use serde_json::json;
 
-use super::{Needs, Obstacle};
+use super::{Obstacle, PodRequirements};
 use crate::host::firewall;
 
 /// Comment of our rules.
-const MARK: &str = "edge-cni";
+const COMMENT: &str = "edge-cni";
 
-/// Of `ip filter FORWARD` and `ip6 filter FORWARD`, which `iptables-nft` keeps in nftables.
-pub(super) fn nft(needs: &Needs, ipv4: bool, drops: bool) -> Option<Obstacle> {
+/// For `ip filter FORWARD` and `ip6 filter FORWARD`, the chains of `iptables-nft`.
+pub(super) fn nft(needs: &PodRequirements, ipv4: bool, drops: bool) -> Option<Obstacle> {
     let program = if ipv4 { "iptables-nft" } else { "ip6tables-nft" };
     if available(program) {
-        return keep(program, needs, ipv4, drops);
+        return reconcile(program, needs, ipv4, drops);
     }
     if !drops {
         return None;
     }
-    // Somebody made these chains without iptables, or its program is in another mount namespace.
+    // The chain was made without iptables, or that program is in another mount namespace.
     let family = if ipv4 { "ip" } else { "ip6" };
     let listed =
         firewall::list(&["list", "chain", family, "filter", "FORWARD"]).ok().flatten().unwrap_or_default().to_string();
@@ -37,11 +37,11 @@ pub(super) fn nft(needs: &Needs, ipv4: bool, drops: bool) -> Option<Obstacle> {
         let prefix = json!({"prefix": {"addr": range.network().to_string(), "len": range.prefix()}});
         let matched =
             json!({"match": {"op": "==", "left": {"payload": {"protocol": family, "field": side}}, "right": prefix}});
-        json!({"add": {"rule": {"family": family, "table": "filter", "chain": "FORWARD", "comment": MARK,
+        json!({"add": {"rule": {"family": family, "table": "filter", "chain": "FORWARD", "comment": COMMENT,
                                 "expr": [matched, {"accept": null}]}}})
     };
     let commands: Vec<_> = missing.iter().flat_map(|range| ["saddr", "daddr"].map(|side| rule(range, side))).collect();
-    let refused = if needs.accept {
+    let failure = if needs.accept {
         firewall::run(&json!({ "nftables": commands })).err().map(|error| format!("{error:#}"))?
     } else {
         "[firewall] accept_in_forward is false".into()
@@ -51,20 +51,20 @@ pub(super) fn nft(needs: &Needs, ipv4: bool, drops: bool) -> Option<Obstacle> {
     });
     Some(Obstacle {
         what: format!(
-            "the chain {family} filter FORWARD drops what is forwarded, and got no rule for pods ({refused}): pods are cut off"
+            "the chain {family} filter FORWARD drops what is forwarded, and got no rule for pods ({failure}): pods are cut off"
         ),
         command: by_hand.collect::<Vec<_>>().join(" && "),
     })
 }
 
-/// Of the older iptables, whose rules nftables does not show. Nothing tells of their changes: they
-/// are looked at whenever something else changes.
-pub(super) fn legacy(needs: &Needs) -> Vec<Obstacle> {
+/// For `iptables-legacy`, whose rules nftables does not show. There are no notifications of their
+/// changes: they are read whenever something else changes.
+pub(super) fn legacy(needs: &PodRequirements) -> Vec<Obstacle> {
     let tables = [
         (true, "iptables-legacy", "/proc/thread-self/net/ip_tables_names"),
         (false, "ip6tables-legacy", "/proc/thread-self/net/ip6_tables_names"),
     ];
-    // Asking where there are no such tables would load their module.
+    // Running the program would load the module, so the table is looked for first.
     let stands =
         |path: &str| std::fs::read_to_string(path).is_ok_and(|names| names.lines().any(|name| name == "filter"));
     tables
@@ -83,7 +83,7 @@ pub(super) fn legacy(needs: &Needs) -> Vec<Obstacle> {
                     }
                 };
                 let drops = rules.lines().any(|line| line == "-P FORWARD DROP");
-                return keep(program, needs, ipv4, drops);
+                return reconcile(program, needs, ipv4, drops);
             }
             Some(Obstacle {
                 what: format!("the kernel has rules of {program}, which is not installed: whether they drop pods' packets is not known"),
@@ -93,41 +93,41 @@ pub(super) fn legacy(needs: &Needs) -> Vec<Obstacle> {
         .collect()
 }
 
-/// Adds what is missing and deletes what is ours and no longer wanted.
-fn keep(program: &str, needs: &Needs, ipv4: bool, drops: bool) -> Option<Obstacle> {
+/// Adds our missing rules, and deletes those that are no longer needed.
+fn reconcile(program: &str, needs: &PodRequirements, ipv4: bool, drops: bool) -> Option<Obstacle> {
     let ranges: Vec<&IpNetwork> = needs.ranges.iter().filter(|range| range.is_ipv4() == ipv4).collect();
-    let wanted: Vec<String> = ranges
+    let needed: Vec<String> = ranges
         .iter()
         .flat_map(|range| {
-            ["-s", "-d"].map(|side| format!("-A FORWARD {side} {range} -m comment --comment {MARK} -j ACCEPT"))
+            ["-s", "-d"].map(|side| format!("-A FORWARD {side} {range} -m comment --comment {COMMENT} -j ACCEPT"))
         })
         .collect();
     let found = match listed(program) {
         Ok(found) => found,
-        Err(error) if drops => return Some(refusal(program, &wanted, &error)),
+        Err(error) if drops => return Some(no_rule_obstacle(program, &needed, &error)),
         Err(_) => return None,
     };
     let ours: Vec<&str> = found.lines().filter(|line| is_ours(line)).collect();
-    for stale in ours.iter().filter(|line| !(needs.accept && wanted.iter().any(|rule| rule == *line))) {
+    for stale in ours.iter().filter(|line| !(needs.accept && needed.iter().any(|rule| rule == *line))) {
         let _ = delete(program, stale);
     }
-    let missing: Vec<String> = wanted.into_iter().filter(|rule| !ours.contains(&rule.as_str())).collect();
+    let missing: Vec<String> = needed.into_iter().filter(|rule| !ours.contains(&rule.as_str())).collect();
     if !drops || missing.is_empty() {
         return None;
     }
     if !needs.accept {
-        return Some(refusal(program, &missing, "[firewall] accept_in_forward is false"));
+        return Some(no_rule_obstacle(program, &missing, "[firewall] accept_in_forward is false"));
     }
     for rule in &missing {
         if let Err(error) = call(program, &rule.split(' ').collect::<Vec<_>>()) {
-            return Some(refusal(program, &missing, &error));
+            return Some(no_rule_obstacle(program, &missing, &error));
         }
     }
     tracing::info!("{program}: FORWARD drops by policy; added accept rules for the cluster's ranges");
     None
 }
 
-fn refusal(program: &str, rules: &[String], why: &str) -> Obstacle {
+fn no_rule_obstacle(program: &str, rules: &[String], why: &str) -> Obstacle {
     let commands: Vec<String> = rules.iter().map(|rule| format!("{program} {rule}")).collect();
     Obstacle {
         what: format!(
@@ -137,7 +137,7 @@ fn refusal(program: &str, rules: &[String], why: &str) -> Obstacle {
     }
 }
 
-/// Takes our rules away, for `down`; returns how many there were.
+/// Removes our rules, for `down`. Returns their number.
 pub fn remove() -> anyhow::Result<usize> {
     let mut count = 0;
     for program in ["iptables-nft", "ip6tables-nft", "iptables-legacy", "ip6tables-legacy"] {
@@ -157,7 +157,7 @@ pub fn remove() -> anyhow::Result<usize> {
     Ok(count + remove_nft()?)
 }
 
-/// Those that were added without iptables.
+/// Removes the rules that were added by nft.
 fn remove_nft() -> anyhow::Result<usize> {
     let mut count = 0;
     for family in ["ip", "ip6"] {
@@ -165,7 +165,7 @@ fn remove_nft() -> anyhow::Result<usize> {
             firewall::list(&["-a", "list", "chain", family, "filter", "FORWARD"]).ok().flatten().unwrap_or_default();
         let rules =
             listed["nftables"].as_array().map(Vec::as_slice).unwrap_or_default().iter().map(|object| &object["rule"]);
-        for rule in rules.filter(|rule| rule["comment"] == MARK) {
+        for rule in rules.filter(|rule| rule["comment"] == COMMENT) {
             let rule = json!({"family": family, "table": "filter", "chain": "FORWARD", "handle": rule["handle"]});
             firewall::run(&json!({"nftables": [{"delete": {"rule": rule}}]}))?;
             count += 1;
@@ -176,7 +176,7 @@ fn remove_nft() -> anyhow::Result<usize> {
 
 /// `-s 10.77.0.0/16 -m comment --comment edge-cni -j ACCEPT`, with or without quotation marks.
 fn is_ours(line: &str) -> bool {
-    line.starts_with("-A FORWARD ") && line.contains(&format!("--comment {MARK} "))
+    line.starts_with("-A FORWARD ") && line.contains(&format!("--comment {COMMENT} "))
 }
 
 fn delete(program: &str, rule: &str) -> Result<(), String> {
@@ -185,7 +185,7 @@ fn delete(program: &str, rule: &str) -> Result<(), String> {
 }
 
 fn listed(program: &str) -> Result<String, String> {
-    // One spelling, whichever the release writes.
+    // Some releases write quotation marks.
     call(program, &["-S", "FORWARD"]).map(|text| text.replace('"', ""))
 }
 
@@ -195,7 +195,7 @@ fn available(program: &str) -> bool {
 }
 
 fn call(program: &str, words: &[&str]) -> Result<String, String> {
-    // -w: others hold its lock now and then.
+    // -w: waits for the lock, which other programs may hold.
     let output = Command::new(program)
         .args(["-w", "5"])
         .args(words)

@@ -1,6 +1,6 @@
-//! What of other programs' rules stands in the way of pods, and the command against it. Looked for
-//! when rules or interfaces change, never on a timer. Two accept rules for each range go where
-//! Docker's or ufw's `DROP` would cut pods; everything else is only named.
+//! Finds rules of other programs that drop pods' packets, and the command that helps. They are read
+//! when rules or interfaces change, not on a timer. If the policy of `FORWARD` is `DROP` (Docker,
+//! ufw), two accept rules for each range are added; everything else is only reported.
 
 mod forward;
 
@@ -14,32 +14,33 @@ use serde_json::Value;
 
 use super::firewall::{self, TABLE};
 
-/// Something that others keep in the way of pods' packets, or that the agent could not do.
+/// Something that keeps pods' packets from arriving: a rule of another program, or a failure of the
+/// agent.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Obstacle {
-    /// What, and what follows from it, in one sentence.
+    /// The obstacle and its consequence, in one sentence.
     pub what: String,
-    /// What to do about it.
+    /// The command that helps.
     pub command: String,
 }
 
-/// Chains of others that are read, at most: a ruleset may hold thousands.
-const MOST_CHAINS: usize = 32;
+/// Largest number of other programs' chains that are read; a ruleset may hold thousands.
+const MAX_CHAINS: usize = 32;
 
-/// What pods need of others' rules.
+/// What other programs' rules must let pass.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Needs {
+pub struct PodRequirements {
     /// The pods' bridge.
     pub bridge: String,
-    /// The cluster's ranges and our segments: pods' addresses.
+    /// Addresses of pods: the cluster's ranges and our segments.
     pub ranges: Vec<IpNetwork>,
-    /// Whether accept rules may be put into `FORWARD`.
+    /// Whether accept rules may be added to `FORWARD`.
     pub accept: bool,
 }
 
-/// Looks, and puts the accept rules in place. Blocks.
+/// Checks other programs' rules, adds the accept rules, and returns the obstacles. Blocks.
 #[must_use]
-pub fn look(needs: &Needs) -> Vec<Obstacle> {
+pub fn check(needs: &PodRequirements) -> Vec<Obstacle> {
     if needs.ranges.is_empty() {
         return vec![];
     }
@@ -60,7 +61,7 @@ pub fn look(needs: &Needs) -> Vec<Obstacle> {
     obstacles
 }
 
-/// A chain at a hook.
+/// A base chain.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 struct Chain {
     family: String,
@@ -75,7 +76,7 @@ impl Chain {
         format!("{} {} {}", self.family, self.table, self.name)
     }
 
-    /// Its rules.
+    /// Reads the chain's rules.
     fn rules(&self) -> Vec<Value> {
         let listed = firewall::list(&["list", "chain", &self.family, &self.table, &self.name]);
         let objects = listed.ok().flatten().unwrap_or_default()["nftables"].take();
@@ -84,7 +85,7 @@ impl Chain {
     }
 }
 
-/// The chains of others that filter at a hook, from `nft -j list chains`.
+/// Filter chains of other programs, from the output of `nft -j list chains`.
 fn chains(listed: &Value) -> Vec<Chain> {
     let objects = listed["nftables"].as_array().map(Vec::as_slice).unwrap_or_default();
     let word = |chain: &Value, key: &str| chain[key].as_str().unwrap_or_default().to_owned();
@@ -103,14 +104,15 @@ fn chains(listed: &Value) -> Vec<Chain> {
         .collect()
 }
 
-/// Who drops what is forwarded: Docker and ufw by the policy of iptables' `FORWARD`, others by that
-/// of a chain of their own, firewalld by its last rule.
-fn forward_chains(needs: &Needs, chains: &[Chain], obstacles: &mut Vec<Obstacle>) {
-    for chain in chains.iter().filter(|chain| chain.hook == "forward").take(MOST_CHAINS) {
+/// Chains that drop forwarded packets. Docker and ufw do so by the policy of iptables' `FORWARD`,
+/// others by that of a chain of their own, firewalld by its last rule.
+fn forward_chains(needs: &PodRequirements, chains: &[Chain], obstacles: &mut Vec<Obstacle>) {
+    for chain in chains.iter().filter(|chain| chain.hook == "forward").take(MAX_CHAINS) {
         let iptables =
             matches!(chain.family.as_str(), "ip" | "ip6") && chain.table == "filter" && chain.name == "FORWARD";
         if iptables {
-            // Also where the policy is ACCEPT now: what we added before follows the ranges.
+            // Also if the policy is ACCEPT now, so that rules that we added earlier follow the
+            // ranges.
             obstacles.extend(forward::nft(needs, chain.family == "ip", chain.drops));
             continue;
         }
@@ -121,7 +123,7 @@ fn forward_chains(needs: &Needs, chains: &[Chain], obstacles: &mut Vec<Obstacle>
         }
         let obstacle = if chain.table == "firewalld" {
             let ranges: Vec<String> = needs.ranges.iter().map(|range| format!("--add-source={range}")).collect();
-            // Zones by source are in chains of their own.
+            // firewalld keeps zones by source in chains of their own.
             if mentions_anywhere(&chain.family, &chain.table, needs) {
                 continue;
             }
@@ -156,7 +158,7 @@ fn accept_by_hand(chain: &Chain, ranges: &[IpNetwork]) -> String {
     rules.collect::<Vec<_>>().join(" && ")
 }
 
-/// A rule without a condition that lets nothing pass.
+/// Whether a rule drops or rejects every packet.
 fn refuses_everything(rule: &Value) -> bool {
     let statements = rule["expr"].as_array().map(Vec::as_slice).unwrap_or_default();
     let verdict = |statement: &Value| statement.get("drop").is_some() || statement.get("reject").is_some();
@@ -164,26 +166,26 @@ fn refuses_everything(rule: &Value) -> bool {
         && statements.iter().all(|one| verdict(one) || one.get("counter").is_some() || one.get("log").is_some())
 }
 
-/// Whether rules speak of the bridge or of a pod's addresses: then somebody has thought of pods.
-fn mentions(rules: &[Value], needs: &Needs) -> bool {
+/// Whether rules name the bridge or pods' ranges: then they already consider pods.
+fn mentions(rules: &[Value], needs: &PodRequirements) -> bool {
     let text = Value::from(rules.to_vec()).to_string();
     text.contains(&format!("\"{}\"", needs.bridge))
         || needs.ranges.iter().any(|range| text.contains(&format!("\"{}\"", range.network())))
 }
 
-fn mentions_anywhere(family: &str, table: &str, needs: &Needs) -> bool {
+fn mentions_anywhere(family: &str, table: &str, needs: &PodRequirements) -> bool {
     match firewall::list(&["list", "table", family, table]) {
         Ok(Some(listed)) => mentions(&[listed], needs),
         _ => false,
     }
 }
 
-/// After decapsulation a packet has the uplink as its input, while the route back leads to the
-/// guard's device. The kernel's own `rp_filter` excepts IPsec, `fib saddr . iif oif missing drop`
-/// does not.
-fn reverse_path(needs: &Needs, chains: &[Chain], obstacles: &mut Vec<Obstacle>) {
+/// Chains that check the reverse path. A decapsulated packet has the uplink as its input interface,
+/// while the route to its source leads to the guard's device. The kernel's `rp_filter` excepts
+/// IPsec; `fib saddr . iif oif missing drop` does not.
+fn reverse_path(needs: &PodRequirements, chains: &[Chain], obstacles: &mut Vec<Obstacle>) {
     let early = chains.iter().filter(|chain| chain.hook == "prerouting");
-    for chain in early.take(MOST_CHAINS) {
+    for chain in early.take(MAX_CHAINS) {
         let rules = chain.rules();
         let Some(families) = checks_reverse_path(&rules, chain) else { continue };
         if !needs.ranges.iter().any(|range| families.contains(&range.is_ipv4())) {
@@ -205,8 +207,8 @@ fn reverse_path(needs: &Needs, chains: &[Chain], obstacles: &mut Vec<Obstacle>) 
     }
 }
 
-/// Of which families (IPv4: true) such a rule drops packets, unless one before it lets those from
-/// tunnels pass.
+/// The families (`true`: IPv4) whose packets such a rule drops; `None` if there is no such rule, or
+/// a rule before it accepts packets from tunnels.
 fn checks_reverse_path(rules: &[Value], chain: &Chain) -> Option<Vec<bool>> {
     let matches = |rule: &Value| -> Vec<Value> {
         let statements = rule["expr"].as_array().cloned().unwrap_or_default();
@@ -220,7 +222,7 @@ fn checks_reverse_path(rules: &[Value], chain: &Chain) -> Option<Vec<bool>> {
         });
         let verdict =
             |name: &str| rule["expr"].as_array().is_some_and(|all| all.iter().any(|one| one.get(name).is_some()));
-        // `oif missing drop`, or in a chain that drops the rest `oif exists accept`.
+        // `oif missing drop`; or `oif exists accept` in a chain whose policy is drop.
         let missing = fib.is_some_and(|fib| fib["right"] == false || fib["right"] == 0 || fib["right"] == "");
         fib.is_some()
             && (if missing { verdict("drop") } else { chain.drops && verdict("accept") })
@@ -246,15 +248,15 @@ fn checks_reverse_path(rules: &[Value], chain: &Chain) -> Option<Vec<bool>> {
     })
 }
 
-/// Without `br_netfilter` the answer of a Service whose endpoint is on the same node goes over the
-/// bridge past connection tracking.
-fn bridge_calls(needs: &Needs) -> Option<Obstacle> {
+/// Without `br_netfilter` the response of a Service whose endpoint is on the same node crosses the
+/// bridge without connection tracking, which does not translate it back.
+fn bridge_calls(needs: &PodRequirements) -> Option<Obstacle> {
     if !std::path::Path::new("/sys/class/net").join(&needs.bridge).exists() {
         return None;
     }
     let settings = [(true, "iptables"), (false, "ip6tables")];
-    let wanted = settings.iter().filter(|(ipv4, _)| needs.ranges.iter().any(|range| range.is_ipv4() == *ipv4));
-    let off: Vec<String> = wanted
+    let needed = settings.iter().filter(|(ipv4, _)| needs.ranges.iter().any(|range| range.is_ipv4() == *ipv4));
+    let off: Vec<String> = needed
         .map(|(_, name)| format!("net.bridge.bridge-nf-call-{name}"))
         .filter(|name| {
             let path = format!("/proc/sys/{}", name.replace('.', "/"));

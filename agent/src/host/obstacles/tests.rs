@@ -2,8 +2,8 @@ use serde_json::json;
 
 use super::*;
 
-fn needs() -> Needs {
-    Needs {
+fn needs() -> PodRequirements {
+    PodRequirements {
         bridge: "ecni0".into(),
         ranges: vec!["10.77.0.0/16".parse().unwrap(), "fd77::/64".parse().unwrap()],
         accept: true,

@@ -1,0 +1,145 @@
+//! The contents of the table, derived from configuration and desired state.
+
+use std::net::IpAddr;
+
+use edge_types::Role;
+use ipnetwork::IpNetwork;
+
+use crate::config::Config;
+use crate::desired::Desired;
+
+/// Name of the table in family `inet`. The plugin's table in family `bridge` has the same name.
+pub const TABLE: &str = "edge-cni";
+
+/// Name of the plugin's table in family `inet`, which keeps hosts outside from pods while ours is
+/// missing. Ours replaces it.
+pub const PODS_TABLE: &str = "edge-cni-pods";
+
+/// The contents of the table.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Firewall {
+    /// The pods' bridges: the agent's own, and those of other networks of the plugin.
+    pub pod_bridges: Vec<String>,
+    /// Networks of the pods' bridges. Pods from before the first view may have addresses of
+    /// segments that the view does not name.
+    pub pod_networks: Vec<IpNetwork>,
+    /// This node's segments: the source addresses of its pods.
+    pub own: Vec<IpNetwork>,
+    /// On hubs and cloud nodes: the cloud's networks. Packets from these may arrive over the LAN.
+    pub fronted: Vec<IpNetwork>,
+    /// Networks of hubs that the view no longer names. Pods' packets for them are not masqueraded,
+    /// and the guard's device drops them.
+    pub former: Vec<IpNetwork>,
+    /// Networks behind tunnels; on a cloud node, those behind the hub.
+    pub remote: Vec<IpNetwork>,
+    /// Whether packets from `remote` arrive in clear. True on cloud nodes: the hub sends them.
+    pub remote_in_clear: bool,
+    /// UDP ports of IKE and of ESP in UDP. Their packets are accepted, since cryptography
+    /// authenticates them.
+    pub ike_ports: [u16; 2],
+    /// TCP ports of the controllers, whose addresses may lie within the cloud's networks.
+    pub controller_ports: Vec<u16>,
+    /// The cluster's ranges. A source address within them that is not ours is forged, and never
+    /// translated.
+    pub ranges: Vec<IpNetwork>,
+    /// Source addresses, one of each family, for redirected connections and the node's own when
+    /// they enter a tunnel.
+    pub addresses: Vec<IpAddr>,
+    /// Local and remote networks between our segments and static peers.
+    pub static_pairs: Vec<(IpNetwork, IpNetwork)>,
+    /// Whether pods' packets to destinations outside of the cluster get this node's address.
+    pub masquerade: bool,
+    /// Destinations excepted from that.
+    pub masquerade_except: Vec<IpNetwork>,
+    /// Sources outside of the cluster that may reach pods in clear.
+    pub lan_to_pods: Vec<IpNetwork>,
+    /// Sources outside of the cluster that may use the tunnels.
+    pub lan_to_tunnels: Vec<IpNetwork>,
+    /// Sources from which pods may send, besides our segments.
+    pub pod_sources: Vec<IpNetwork>,
+    /// Interfaces between which nothing is forwarded, for IPv4 and IPv6. Empty for a family if the
+    /// node forwarded before agent or plugin turned that on.
+    pub isolated: [Vec<String>; 2],
+    /// Whether to leave out what small kernels lack: `masquerade` (nft_masq) and `fib`
+    /// (nft_fib_inet).
+    pub minimal: bool,
+    /// Bridges among the isolated interfaces. With br_netfilter, bridged packets look as if they
+    /// were forwarded from a bridge to itself.
+    pub bridges: Vec<String>,
+    /// MTU of packets in tunnels, bytes; 0 if unknown.
+    pub mtu: u32,
+}
+
+/// The node's links that the table names.
+#[derive(Debug, Clone, Default)]
+pub struct FirewallLinks {
+    /// [`Firewall::pod_bridges`].
+    pub pod_bridges: Vec<String>,
+    /// [`Firewall::pod_networks`].
+    pub pod_networks: Vec<IpNetwork>,
+    /// [`Firewall::apart`].
+    pub isolated: [Vec<String>; 2],
+    /// [`Firewall::bridges`].
+    pub bridges: Vec<String>,
+}
+
+impl Firewall {
+    /// The table that follows from configuration and desired state. `addresses` are the bridge's,
+    /// or on a cloud node those within the cloud's networks. `mtu` is in bytes, 0 if unknown.
+    #[must_use]
+    pub fn desired(config: &Config, desired: &Desired, addresses: Vec<IpAddr>, links: FirewallLinks, mtu: u32) -> Self {
+        let keys = &config.firewall;
+        let shared = Self {
+            pod_bridges: links.pod_bridges,
+            pod_networks: links.pod_networks,
+            ike_ports: [config.port, config.nat_port],
+            controller_ports: controller_ports(config),
+            addresses,
+            masquerade: keys.masquerade.unwrap_or(desired.role == Some(Role::Edge)),
+            masquerade_except: keys.masquerade_except.clone(),
+            lan_to_pods: keys.lan_to_pods.clone(),
+            lan_to_tunnels: keys.lan_to_tunnels.clone(),
+            pod_sources: keys.pod_sources.clone(),
+            bridges: links.bridges,
+            isolated: if keys.forward_others { [vec![], vec![]] } else { links.isolated },
+            ..Self::default()
+        };
+        if !desired.hub_routes.is_empty() {
+            return Self {
+                fronted: desired.cloud_networks.clone(),
+                remote_in_clear: true,
+                remote: desired.hub_routes.iter().map(|route| route.network).collect(),
+                ranges: desired.hub_routes.iter().map(|route| route.network).collect(),
+                ..shared
+            };
+        }
+        let own = desired.guard.segments.clone();
+        Self {
+            static_pairs: desired.static_pairs(&own),
+            own,
+            fronted: desired.guard.networks.clone(),
+            remote: desired.remote_networks.clone(),
+            former: desired.former_networks.clone(),
+            ranges: desired.guard.cluster_ranges.clone(),
+            mtu,
+            ..shared
+        }
+    }
+
+    /// Whether no table is needed: on a plain IKEv2 daemon, which leaves its networks to the
+    /// operator.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.own.is_empty() && self.remote.is_empty()
+    }
+}
+
+/// Ports of the controllers' URLs, each once, in order.
+pub(super) fn controller_ports(config: &Config) -> Vec<u16> {
+    let urls = config.controller.iter().flat_map(|controller| &controller.urls);
+    let port = |url: &String| Some(url.parse::<hyper::Uri>().ok()?.port_u16().unwrap_or(443));
+    let mut ports: Vec<u16> = urls.filter_map(port).collect();
+    ports.sort_unstable();
+    ports.dedup();
+    ports
+}
