@@ -16,8 +16,9 @@ pub(super) trait KeyPair: Send + Sync + Sized + 'static {
     fn public(&self) -> &[u8];
 
     /// The shared secret g^ir. Refuses a public key that is not one of the group, or that gives
-    /// away the secret.
-    fn agree(self, peer: &[u8]) -> Result<Secret, KeyExchangeError>;
+    /// away the secret. The pair is not moved out of its box: a private key that is wiped when it is
+    /// dropped leaves no copy in freed memory.
+    fn agree(self: Box<Self>, peer: &[u8]) -> Result<Secret, KeyExchangeError>;
 }
 
 /// Diffie-Hellman in the group of `K`.
@@ -27,16 +28,16 @@ impl<K> DiffieHellman<K> {
     pub(super) const METHOD: Self = Self(PhantomData);
 }
 
-struct Initiator<K>(K);
+struct Initiator<K>(Box<K>);
 
 struct Responder<K> {
-    pair: K,
+    pair: Box<K>,
     initiator: Vec<u8>,
 }
 
 impl<K: KeyPair> KeyExchangeMethod for DiffieHellman<K> {
     fn start(&self, env: &mut dyn Environment) -> Result<Box<dyn Started>, KeyExchangeError> {
-        Ok(Box::new(Initiator(K::generate(env)?)))
+        Ok(Box::new(Initiator(Box::new(K::generate(env)?))))
     }
 
     fn respond(
@@ -44,7 +45,7 @@ impl<K: KeyPair> KeyExchangeMethod for DiffieHellman<K> {
         initiator_share: &[u8],
         env: &mut dyn Environment,
     ) -> Result<Box<dyn Responded>, KeyExchangeError> {
-        Ok(Box::new(Responder { pair: K::generate(env)?, initiator: initiator_share.to_vec() }))
+        Ok(Box::new(Responder { pair: Box::new(K::generate(env)?), initiator: initiator_share.to_vec() }))
     }
 }
 

@@ -56,7 +56,8 @@ impl ResponderKeyExchange {
     /// Makes our share from the initiator's KEi.
     ///
     /// # Errors
-    /// If the initiator's share is of another method or cannot be used, or there is no randomness.
+    /// If the initiator's share is of another method, or there is no randomness. Whether a
+    /// Diffie-Hellman share can be used is known only when [`Self::secret`] computes with it.
     pub fn respond(group: Group, request: &KeyExchange, env: &mut dyn Environment) -> Result<Self, KeyExchangeError> {
         check_group(group, request)?;
         Ok(Self { group, responded: group.method().respond(&request.data, env)? })

@@ -34,7 +34,7 @@ impl KeyPair for P256 {
         &self.public
     }
 
-    fn agree(self, peer: &[u8]) -> Result<Secret, KeyExchangeError> {
+    fn agree(self: Box<Self>, peer: &[u8]) -> Result<Secret, KeyExchangeError> {
         if peer.len() != COORDINATES_LEN {
             return Err(KeyExchangeError::Length { expected: COORDINATES_LEN, found: peer.len() });
         }

@@ -31,7 +31,7 @@ impl KeyPair for X25519 {
         &self.public
     }
 
-    fn agree(self, peer: &[u8]) -> Result<Secret, KeyExchangeError> {
+    fn agree(self: Box<Self>, peer: &[u8]) -> Result<Secret, KeyExchangeError> {
         let peer: [u8; LEN] =
             peer.try_into().map_err(|_| KeyExchangeError::Length { expected: LEN, found: peer.len() })?;
         let shared = self.private.diffie_hellman(&PublicKey::from(peer));
