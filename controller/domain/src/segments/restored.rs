@@ -52,13 +52,14 @@ impl Restored {
     }
 }
 
-/// No segment is granted yet, because a node that has not reported may use any of them.
+/// No segment is granted yet, because a node that has not reported may use any of them. The text
+/// goes to the node that asks, so it names no other node: see [`Self::for_the_operator`].
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
     "no segment is granted until {}, or until every edge has reported which segments it uses: the store was restored from a backup at {}, which \
-     does not know later grants. {} of the registered edges have not reported yet ({}): connect them, or deregister those that are gone; this node \
-     keeps what it holds, and asks again",
-    rfc3339(*until), rfc3339(*restored_at), missing, named.join(", ")
+     does not know later grants. {} of the registered edges have not reported yet: connect them, or deregister those that are gone (/readyz names \
+     them); this node keeps what it holds, and asks again",
+    rfc3339(*until), rfc3339(*restored_at), missing
 )]
 pub struct Withheld {
     /// When the store was restored.
@@ -72,6 +73,11 @@ pub struct Withheld {
 }
 
 impl Withheld {
+    /// The text with the names of the missing edges.
+    pub fn for_the_operator(&self) -> String {
+        format!("{self}. Missing: {}", self.named.join(", "))
+    }
+
     /// How grants wait for the edges in `missing`; `None` if there are none.
     pub fn until_all_reported<'a>(
         restored: &Restored,
@@ -112,10 +118,12 @@ mod tests {
         let restored = Restored { at: 1_793_491_200, served_from: Some(1_793_491_260) };
         let withheld = |nodes: &[NodeName]| Withheld::until_all_reported(&restored, &policy, nodes.iter());
         assert_eq!(withheld(&[]), None);
-        let said = withheld(&nodes).unwrap().to_string();
-        assert!(said.contains("8 of the registered edges") && said.contains("edge-4, ..."), "{said}");
+        let text = withheld(&nodes).unwrap().to_string();
+        assert!(text.contains("8 of the registered edges") && !text.contains("edge-0"), "{text}");
+        let said = withheld(&nodes).unwrap().for_the_operator();
+        assert!(said.starts_with(&text) && said.contains("edge-4, ..."), "{said}");
         assert!(said.contains("until 2026-11-01T00:11:00Z") && !said.contains("edge-5"), "{said}");
-        let said = withheld(&nodes[..5]).unwrap().to_string();
-        assert!(said.contains("edge-4)"), "{said}");
+        let said = withheld(&nodes[..5]).unwrap().for_the_operator();
+        assert!(said.ends_with("edge-4"), "{said}");
     }
 }

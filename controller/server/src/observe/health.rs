@@ -107,7 +107,7 @@ pub(super) async fn notes(observed: &Observed) -> Vec<String> {
     let (now, settings) = (observed.registry.clock.now(), observed.live.now());
     let withheld = observed.registry.read().await.state().may_grant(&settings.policy, now).err();
     let missed = observed.obstacles.aside().map(|why| format!("[!]kubernetes: {why}"));
-    let withheld = withheld.map(|withheld| format!("[!]restore: {withheld}"));
+    let withheld = withheld.map(|withheld| format!("[!]restore: {}", withheld.for_the_operator()));
     let watched = observed.live.now().config.kubernetes.is_some();
     let labels = watched.then(|| format!("[i]node-labels: {}", *observed.label_trust.borrow()));
     observed

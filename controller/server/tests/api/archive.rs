@@ -180,10 +180,7 @@ async fn after_an_old_backup_nothing_is_granted_before_every_edge_has_reported_w
     other.start();
     second.move_to_address(other.addresses[0]);
     let refused = second.apply("r", &["ipv4"]).await;
-    assert!(
-        detail(&refused).contains("2 of the registered edges have not reported yet (edge-1, edge-gone)"),
-        "{refused:?}"
-    );
+    assert!(detail(&refused).contains("2 of the registered edges have not reported yet"), "{refused:?}");
 
     site.node.move_to_address(other.addresses[0]);
     assert_eq!(reports(&site.node, &uses).await, 204);
