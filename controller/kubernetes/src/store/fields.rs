@@ -14,9 +14,9 @@ use crate::resources;
 const NAMED: usize = 10;
 
 /// The one field that must not be lost. Without it a segment goes to another node after the
-/// quarantine, while the pods of the node that lost its Node object still use it. Without any other
-/// field a node has less than it should: a community, its certificates, or the end of a waiting
-/// time.
+/// quarantine, while the pods of the node that lost its Node object still use it. Fields that came
+/// later than the first release only give a node something: a community, or the end of a waiting
+/// time. `certificatesFrom`, whose loss would let an earlier certificate count, is older than that.
 const KEPT_UNTIL: &str = "spec.keptUntil";
 
 /// Fields of a kind that the served definition drops, as paths: `spec.keptUntil`.
