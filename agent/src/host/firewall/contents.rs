@@ -77,7 +77,7 @@ pub struct FirewallLinks {
     pub pod_bridges: Vec<String>,
     /// [`Firewall::pod_networks`].
     pub pod_networks: Vec<IpNetwork>,
-    /// [`Firewall::apart`].
+    /// [`Firewall::isolated`].
     pub isolated: [Vec<String>; 2],
     /// [`Firewall::bridges`].
     pub bridges: Vec<String>,
