@@ -1,5 +1,5 @@
-//! `edge-agent install-cni` as a node's init step and its companion: the program itself, on folders
-//! of its own.
+//! `edge-agent install-cni` as init container and as a companion of the agent. Tests the program on
+//! temporary folders.
 
 use std::fs;
 use std::path::Path;
@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use edge_agent::state_dir::{StateDir, segments_file};
 
-/// Ended when the test is, however that goes.
+/// A process that is killed when the test ends.
 struct Running(Child);
 
 impl Drop for Running {
@@ -23,7 +23,7 @@ fn agent(folder: &Path, arguments: &[&str]) -> Command {
     let text = "state_dir = \"state\"\nrun_dir = \"run\"\n[cni]\nconf_dir = \"net.d\"\nbin_dir = \"bin\"\n[controller]\nurls = [\"https://c\"]\n";
     fs::write(&file, text).unwrap();
     let mut command = Command::new(env!("CARGO_BIN_EXE_edge-agent"));
-    // Relative folders of `[cni]` start where the program does.
+    // Relative folders of `[cni]` are relative to the working directory.
     command.current_dir(folder).arg("install-cni").arg("--config").arg(file).args(arguments);
     command
 }

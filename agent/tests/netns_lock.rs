@@ -1,5 +1,5 @@
-//! One agent in a network namespace: the program itself, in namespaces of its own, with nothing but
-//! a static peer that is not there.
+//! The lock that allows one agent in a network namespace. Tests the program in namespaces of their
+//! own, with a static peer that does not answer.
 
 use std::fs;
 use std::io::{BufRead, BufReader};
@@ -13,9 +13,9 @@ use std::time::Duration;
 use interop_tests::netns::{KilledOnDrop, UnnamedNamespace, is_root_or_skips};
 use interop_tests::wait;
 
-/// `nobody`.
+/// The user `nobody`.
 const STRANGER: libc::c_long = 65_534;
-/// Only ends what hangs.
+/// Ends a test that hangs.
 const HANG: Duration = Duration::from_secs(60);
 
 fn agent(before: &[&str], folder: &Path, ports: [u16; 2]) -> Command {
@@ -36,7 +36,7 @@ fn agent(before: &[&str], folder: &Path, ports: [u16; 2]) -> Command {
     command
 }
 
-/// Starts an agent in a namespace of its own and waits until it keeps its host.
+/// Starts an agent in a namespace of its own and waits for its admin socket.
 fn start(folder: &Path) -> KilledOnDrop {
     let mut child = agent(&["unshare", "--net"], folder, [500, 4500]).stderr(Stdio::piped()).spawn().unwrap();
     let lines = BufReader::new(child.stderr.take().unwrap()).lines();
@@ -52,8 +52,7 @@ fn start(folder: &Path) -> KilledOnDrop {
     running
 }
 
-/// Runs a second agent beside the first one, with folders and ports of its own, until it ends by
-/// itself.
+/// Runs a second agent in the same namespace, with folders and ports of its own, until it ends.
 fn second(first: &KilledOnDrop, folder: &Path) -> Output {
     let namespace = format!("--net=/proc/{}/ns/net", first.0.id());
     let child = agent(&["nsenter", &namespace], folder, [1500, 14500]).stderr(Stdio::piped()).spawn().unwrap();
@@ -88,22 +87,22 @@ fn a_second_agent_in_one_network_namespace_is_refused_with_the_first_ones_proces
     assert_refused(&second(&first, &two), &first, &one);
     assert!(!two.join("state").exists() && !two.join("run").exists(), "nothing was touched");
     assert!(first.0.try_wait().unwrap().is_none(), "the first goes on");
-    // In a namespace of its own it runs, and where the first has been killed as well.
+    // It runs in a namespace of its own, and in the first one's after that was killed.
     drop(start(&two));
     drop(first);
     drop(start(&one));
 }
 
-/// A name that a stranger holds, and what fills its queue.
+/// A socket of another user with a name of the lock, and the connections that fill its queue.
 type Squatter = (UnixListener, Option<UnixStream>);
 
-/// Listens on names as a user that is nobody here, in the namespace of a process. With `full` the
-/// queue takes no further connection.
+/// Listens on names as another user, in the namespace of a process. With `full` the queue accepts
+/// no further connection.
 fn squat(names: Vec<String>, process: u32, full: bool) -> Vec<Squatter> {
     let path = format!("/proc/{process}/ns/net");
     std::thread::spawn(move || {
         let namespace = fs::File::open(path).unwrap();
-        // SAFETY: the raw calls change this thread alone: its network namespace, and its user. It
+        // SAFETY: the system calls change the network namespace and user of this thread only. It
         // ends right after.
         unsafe {
             assert_eq!(libc::setns(std::os::fd::AsRawFd::as_raw_fd(&namespace), libc::CLONE_NEWNET), 0);
@@ -113,7 +112,7 @@ fn squat(names: Vec<String>, process: u32, full: bool) -> Vec<Squatter> {
             let name = SocketAddr::from_abstract_name(name).unwrap();
             let listener = UnixListener::bind_addr(&name).unwrap();
             let filling = full.then(|| {
-                // SAFETY: it changes the queue of a socket of ours.
+                // SAFETY: listen(2) changes the queue of a socket that this thread owns.
                 assert_eq!(unsafe { libc::listen(std::os::fd::AsRawFd::as_raw_fd(&listener), 0) }, 0);
                 UnixStream::connect_addr(&name).unwrap()
             });
@@ -131,14 +130,14 @@ fn starts_beside_a_squatter(full: bool) {
     }
     let folder = tempfile::tempdir().unwrap();
     let (one, two) = (folder.path().join("one"), folder.path().join("two"));
-    // The names of a namespace are taken before an agent starts in it.
+    // The names are taken before an agent starts.
     let holder = UnnamedNamespace::new();
     let squatters = squat(vec!["edge-cni-agent".into(), "edge-cni-agent-1".into()], holder.pid(), full);
     let namespace = format!("--net={}", holder.path());
     let first = KilledOnDrop(agent(&["nsenter", &namespace], &one, [500, 4500]).stderr(Stdio::null()).spawn().unwrap());
     let socket = one.join("run/admin.sock");
     wait::expect("the agent to start beside a squatter", HANG, || socket.exists().then_some(()));
-    // A second one is still noticed, also when the squatter is gone.
+    // A second agent is still refused, also after the squatter has ended.
     assert_refused(&second(&first, &two), &first, &one);
     drop(squatters);
     assert_refused(&second(&first, &two), &first, &one);

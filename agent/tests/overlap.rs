@@ -1,5 +1,5 @@
-//! A node whose LAN lies within the cluster's ranges: the program itself, a real controller, a
-//! kernel with XFRM policies, all in namespaces of their own.
+//! A node whose LAN lies within the cluster's ranges. Tests the program with a real controller and
+//! real XFRM policies, in namespaces of their own.
 
 use std::fs;
 use std::io::{Read, Write};
@@ -18,9 +18,9 @@ use interop_tests::netns::{
 use interop_tests::wait;
 use serde_json::Value;
 
-/// Only ends what hangs.
+/// Ends a test that hangs.
 const HANG: Duration = Duration::from_secs(60);
-/// Somebody on the gateway, for whom the node has a use.
+/// Another server on the gateway.
 const ON_THE_GATEWAY: &str = "192.168.1.1:8053";
 
 #[test]
@@ -31,7 +31,7 @@ fn a_node_that_joins_where_the_ranges_hold_its_lan_keeps_gateway_and_controller_
     passes_in_namespaces("a_node_in_the_clusters_range");
 }
 
-/// The controller, and somebody else, in the other namespace. Ends with the process.
+/// Starts the controller and another server in the other namespace. They end with the process.
 fn start_controller(folder: &Path) {
     let text = format!(
         "server_names = [\"203.0.113.1\"]\nlisten = [\"203.0.113.1:8443\"]\nstate_dir = {:?}\nadmin_socket = {:?}\n[observe]\nlisten = []\n\

@@ -1,6 +1,6 @@
-//! The agent's UDP ports: opened by systemd before any local user can take them, and what is said
-//! where one has. The program itself, in namespaces of its own, with nothing but a static peer that
-//! is not there.
+//! The agent's UDP ports: systemd opens them before any local user can, and errors if a user has
+//! bound one. Tests the program in namespaces of their own, with a static peer that does not
+//! answer.
 
 use std::fs;
 use std::net::{TcpListener, UdpSocket};
@@ -15,14 +15,14 @@ use std::time::Duration;
 use interop_tests::netns::{KilledOnDrop, UnnamedNamespace, is_root_or_skips};
 use interop_tests::wait;
 
-/// `nobody`.
+/// The user `nobody`.
 const STRANGER: libc::c_long = 65_534;
-/// Only ends what hangs.
+/// Ends a test that hangs.
 const HANG: Duration = Duration::from_secs(60);
 /// `UDP_ENCAP` (`linux/udp.h`).
 const UDP_ENCAP: libc::c_int = 100;
 
-/// A network namespace, and the agent in it.
+/// A network namespace for an agent.
 struct Namespace(UnnamedNamespace);
 
 impl Namespace {
@@ -34,11 +34,11 @@ impl Namespace {
         self.0.path()
     }
 
-    /// Does something within, as this user.
+    /// Runs `work` in the namespace as this user.
     fn within<T: Send + 'static>(&self, user: libc::c_long, work: impl FnOnce() -> T + Send + 'static) -> T {
         let namespace = fs::File::open(self.path()).unwrap();
         std::thread::spawn(move || {
-            // SAFETY: the raw calls change this thread alone: its network namespace, and its user.
+            // SAFETY: the system calls change the network namespace and user of this thread only.
             // It ends right after.
             unsafe {
                 assert_eq!(libc::setns(namespace.as_raw_fd(), libc::CLONE_NEWNET), 0);
@@ -50,7 +50,7 @@ impl Namespace {
         .unwrap()
     }
 
-    /// The agent, to which these sockets are passed as systemd does.
+    /// The agent's command, which passes these sockets as systemd does.
     fn agent(&self, folder: &Path, nat_port: u16, passed: &[OwnedFd]) -> Command {
         let file = folder.join("agent.toml");
         let text = format!(
@@ -63,13 +63,13 @@ impl Namespace {
         fs::write(&file, text).unwrap();
         fs::set_permissions(&file, fs::Permissions::from_mode(0o600)).unwrap();
         let mut command = Command::new("nsenter");
-        // The process id is known to the process alone; exec keeps it.
+        // LISTEN_PID must be the child's process id, which exec keeps.
         let start = format!("LISTEN_PID=$$ exec {} run --config {}", env!("CARGO_BIN_EXE_edge-agent"), file.display());
         command.arg(format!("--net={}", self.path())).args(["sh", "-c", &start]).stderr(Stdio::piped());
         let fds: Vec<RawFd> = passed.iter().map(AsRawFd::as_raw_fd).collect();
         command.env("LISTEN_FDS", fds.len().to_string()).env("LISTEN_FDNAMES", vec!["ike"; fds.len()].join(":"));
-        // SAFETY: dup and dup2 may be called between fork and exec. Copies above what is
-        // overwritten come first.
+        // SAFETY: dup and dup2 may be called between fork and exec. The descriptors are first
+        // copied above those that are overwritten.
         unsafe {
             command.pre_exec(move || {
                 let copies: Vec<RawFd> = fds.iter().map(|fd| libc::fcntl(*fd, libc::F_DUPFD_CLOEXEC, 100)).collect();
@@ -93,7 +93,7 @@ impl Namespace {
         agent
     }
 
-    /// Runs it until it ends by itself, and says what it says.
+    /// Runs the agent until it ends with an error, and returns its standard error.
     fn fail(&self, folder: &Path, nat_port: u16, passed: &[OwnedFd]) -> String {
         let child = self.agent(folder, nat_port, passed).spawn().unwrap();
         let id = child.id();
@@ -126,7 +126,7 @@ fn bind_only(address: &str) -> OwnedFd {
     use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, socket_with, sockopt};
     let address: std::net::SocketAddr = address.parse().unwrap();
     let family = if address.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
-    // Children of other tests do not inherit it.
+    // So that children of other tests do not inherit it.
     let fd = socket_with(family, SocketType::DGRAM, SocketFlags::CLOEXEC, None).unwrap();
     if address.is_ipv6() {
         sockopt::set_ipv6_v6only(&fd, true).unwrap();
@@ -137,7 +137,7 @@ fn bind_only(address: &str) -> OwnedFd {
 
 fn encapsulation(fd: &OwnedFd) -> libc::c_int {
     let (mut value, mut length) = (0, std::mem::size_of::<libc::c_int>() as libc::socklen_t);
-    // SAFETY: value and length live across the call, and the length is the value's.
+    // SAFETY: value and length outlive the call, and the length is that of the value.
     let done = unsafe {
         libc::getsockopt(fd.as_raw_fd(), libc::IPPROTO_UDP, UDP_ENCAP, (&raw mut value).cast(), &raw mut length)
     };
@@ -156,13 +156,13 @@ fn sockets_that_systemd_opened_are_taken_over_and_outlive_the_agent() {
     let mut sockets = namespace.within(0, udp(ALL));
     for _ in 0..2 {
         let agent = namespace.start(folder.path(), 4500, &sockets);
-        // It is one socket, whoever holds it: the kernel takes ESP out of those of the NAT
-        // traversal port.
+        // The agent sets the option on the shared socket: the kernel decapsulates ESP on sockets of
+        // the NAT traversal port.
         assert_eq!(sockets.iter().map(encapsulation).collect::<Vec<_>>(), [0, 2, 0, 2]);
         drop(agent);
         fs::remove_dir_all(folder.path().join("run")).unwrap();
     }
-    // What was not passed is opened: IPv6 here.
+    // Sockets that are not passed are opened: here those of IPv6.
     sockets.truncate(2);
     drop(namespace.start(folder.path(), 4500, &sockets));
 }
@@ -185,7 +185,7 @@ fn a_socket_that_is_not_what_it_should_be_is_refused_in_words() {
     let both = namespace.within(0, || vec![OwnedFd::from(UdpSocket::bind("[::]:4500").unwrap())]);
     assert!(namespace.fail(folder.path(), 4500, &both).contains("BindIPv6Only=ipv6-only"));
     drop(both);
-    // One of another port than the configuration's is of no use, and in nobody's way.
+    // A socket with a port that the configuration does not use is ignored.
     let other = namespace.within(0, udp(&["0.0.0.0:4500"]));
     drop(namespace.start(folder.path(), 14500, &other));
 }
@@ -211,7 +211,7 @@ fn state_and_sockets_are_private_without_a_controller_too_and_no_core_is_written
     }
     let (namespace, folder) = (Namespace::new(), tempfile::tempdir().unwrap());
     let mode = |path: &str| fs::metadata(folder.path().join(path)).unwrap().permissions().mode() & 0o777;
-    // As an earlier release left it.
+    // As left by an earlier release.
     fs::create_dir(folder.path().join("state")).unwrap();
     fs::write(folder.path().join("state/reqids.json"), "{}").unwrap();
     fs::set_permissions(folder.path().join("state"), fs::Permissions::from_mode(0o755)).unwrap();

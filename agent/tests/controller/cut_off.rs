@@ -1,16 +1,16 @@
-//! Views that would cut a node off: refused before anything of them is installed, or taken back.
+//! Views that would cut a node off are refused before any part is installed, or taken back.
 
 use std::time::Duration;
 
 use edge_agent::membership::{ControllerStatus, Membership};
 use edge_agent::underlay::Underlay;
 
-use crate::lab::{Controller, Node, Way, exists, until};
+use crate::lab::{Controller, ControllerProxy, Node, exists, until};
 
 const BEFORE: &str = "\"10.77.0.0/16\", \"fd77::/48\"";
-/// With the networks in which a node stands.
+/// The ranges, and networks that contain addresses of the node.
 const CARELESS: &str = "\"10.77.0.0/16\", \"fd77::/48\", \"192.168.0.0/16\", \"2001:db8::/32\"";
-/// With one that is in nobody's way that a node could know.
+/// The ranges, and a network that conflicts with no address that the node knows.
 const WIDER: &str = "\"10.77.0.0/16\", \"fd77::/48\", \"10.99.0.0/16\"";
 const OTHER: &str = "\"10.77.0.0/16\", \"fd77::/48\", \"10.98.0.0/16\"";
 
@@ -59,8 +59,8 @@ async fn a_view_whose_ranges_hold_the_nodes_own_network_is_refused_and_the_opera
             controller.nodes().await[0]["refused_view"].as_str().is_some_and(|why| why.contains(words))
         })
         .await;
-        // Where the node has moved to another network, the view is taken without anybody doing
-        // anything.
+        // When the node has moved to another network, the view comes into force without an
+        // operator.
         agent.node.uplink.send_modify(|uplink| uplink.underlay.addresses = vec!["198.51.100.7".parse().unwrap()]);
         agent.node.uplink.send_modify(|uplink| uplink.underlay.gateways.clear());
         agent.node.uplink.send_modify(|uplink| uplink.underlay.resolvers.clear());
@@ -81,7 +81,7 @@ async fn at_the_first_join_nothing_of_a_view_that_would_cut_the_node_off_is_inst
     agent.status("the refusal", refuses("its gateway 192.168.1.1")).await;
     assert!(agent.node.membership.borrow().is_none());
     assert!(!exists(node.file("segments.json")) && !exists(node.file("view.json")));
-    // What the operator corrects comes by itself.
+    // The operator's correction comes into force without a restart.
     controller.change_ranges(BEFORE).await;
     agent.membership("the corrected view", |membership| !holds("192.168.0.0/16")(membership)).await;
     agent.end().await;
@@ -93,7 +93,7 @@ async fn a_view_in_force_stays_and_later_ones_come_where_somebody_gives_the_node
     let mut node = controller.edge("edge-1").await;
     let (agent, before) = node.start_as_member().await;
     agent.status("the stream", |status| status.connected).await;
-    // A router advertisement, and a lease.
+    // As after a router advertisement and a DHCP lease.
     let given = || vec!["fd77::200:5eff:fe00:5301".parse().unwrap(), "10.77.200.5".parse().unwrap()];
     agent.node.uplink.send_modify(|uplink| uplink.underlay.addresses = given());
     agent.node.uplink.send_modify(|uplink| uplink.underlay.resolvers = vec!["10.77.0.53".parse().unwrap()]);
@@ -109,13 +109,13 @@ async fn a_view_in_force_stays_and_later_ones_come_where_somebody_gives_the_node
         .await;
     let later = agent.membership("a later view", |membership| !membership.view.communities.is_empty()).await;
     assert!(later.view.version > before.view.version);
-    // What a view adds is judged as ever.
+    // Networks that a view adds are checked as before.
     agent.node.uplink.send_modify(|uplink| uplink.underlay.gateways = vec!["192.168.1.1".parse().unwrap()]);
     controller.change_ranges(CARELESS).await;
     agent.status("the refusal", refuses("its gateway 192.168.1.1")).await;
     assert_eq!(agent.joined().await.view, later.view);
     agent.end().await;
-    // Nor does a restart without the controller take the tunnels away.
+    // A restart without the controller keeps the tunnels too.
     controller.stop().await;
     node.underlay.addresses = given();
     let agent = node.start();
@@ -161,31 +161,31 @@ async fn a_host_that_announces_the_network_that_the_next_view_adds_delays_that_n
     other.end().await;
 }
 
-/// A member whose way to the controller can be cut, of a controller with the ranges before.
-async fn member_by_a_way() -> (Controller, Node, Way) {
+/// A member that reaches its controller through a proxy, with the ranges before.
+async fn member_by_proxy() -> (Controller, Node, ControllerProxy) {
     let controller = Controller::with_ranges(BEFORE).await;
-    let way = Way::to(&controller).await;
+    let proxy = ControllerProxy::to(&controller).await;
     let mut node = controller.edge("edge-1").await;
-    node.url = way.url();
+    node.url = proxy.url();
     node.controller_extra = "take_back = \"2s\"";
-    (controller, node, way)
+    (controller, node, proxy)
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_view_under_which_the_controller_cannot_be_reached_is_taken_back_and_not_tried_again() {
-    let (mut controller, node, way) = member_by_a_way().await;
+    let (mut controller, node, proxy) = member_by_proxy().await;
     let (agent, before) = node.start_as_member().await;
     agent.status("the stream", |status| status.connected).await;
     controller.change_ranges(WIDER).await;
     agent.membership("the wider view", holds("10.99.0.0/16")).await;
-    way.close().await;
+    proxy.close().await;
     let restored = agent.membership("the view before", |membership| !holds("10.99.0.0/16")(membership)).await;
     assert_eq!(restored.view, before.view);
     let on_disk: edge_types::NodeView =
         serde_json::from_slice(&std::fs::read(node.file("view.json")).unwrap()).unwrap();
     assert_eq!(on_disk, *before.view);
-    // Reached at once under the view before: the other one was to blame.
-    let way = way.open().await;
+    // The controller is reached at once under the view before, so the other one was to blame.
+    let proxy = proxy.open().await;
     agent.status("the refusal", refuses("it adds 10.99.0.0/16")).await;
     until("the operator's sight of it", || async {
         controller.nodes().await[0]["refused_view"].as_str().is_some_and(|why| why.contains("10.99.0.0/16"))
@@ -193,57 +193,57 @@ async fn a_view_under_which_the_controller_cannot_be_reached_is_taken_back_and_n
     .await;
     assert_eq!(agent.joined().await.view, before.view);
     agent.end().await;
-    // Nor is it after a restart. Another one is.
+    // It is not tried after a restart either. Another view is.
     let agent = node.start();
     agent.status("the refusal", refuses("it adds 10.99.0.0/16")).await;
     assert_eq!(agent.joined().await.view, before.view);
     controller.change_ranges(OTHER).await;
     agent.membership("another view", holds("10.98.0.0/16")).await;
-    until("the end of the trial", || async {
+    until("the confirmation", || async {
         !exists(node.file("view-before.json")) && !exists(node.file("taken-back.json"))
     })
     .await;
     agent.end().await;
-    drop(way);
+    drop(proxy);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_view_that_was_taken_back_is_not_tried_while_the_controller_is_away_and_comes_again_when_it_is_back() {
-    let (mut controller, node, way) = member_by_a_way().await;
+    let (mut controller, node, proxy) = member_by_proxy().await;
     let (agent, before) = node.start_as_member().await;
     agent.status("the stream", |status| status.connected).await;
     controller.change_ranges(WIDER).await;
     agent.membership("the wider view", holds("10.99.0.0/16")).await;
-    way.close().await;
+    proxy.close().await;
     agent.membership("the view before", |membership| !holds("10.99.0.0/16")(membership)).await;
-    // It is judged again, as every minute.
+    // The change of the uplink has the view checked again, as happens every minute.
     agent.node.uplink.send_modify(|uplink| uplink.underlay.addresses = vec!["198.51.100.7".parse().unwrap()]);
     let waits = |status: &ControllerStatus| {
         status.refused_view.as_ref().is_some_and(|why| why.contains("judged when the controller is reached again"))
     };
     agent.status("the wait", waits).await;
     assert_eq!(agent.joined().await.view, before.view);
-    assert!(!exists(node.file("view-before.json")), "no trial begins");
+    assert!(!exists(node.file("view-before.json")), "the view is not unconfirmed");
     agent.end().await;
-    // The controller was away for long, and not because of the view.
+    // The controller was away for a long time, so the view was not the cause.
     let mut noted: serde_json::Value =
         serde_json::from_slice(&std::fs::read(node.file("taken-back.json")).unwrap()).unwrap();
     noted["at"] = (noted["at"].as_u64().unwrap() - 1000).into();
     std::fs::write(node.file("taken-back.json"), noted.to_string()).unwrap();
-    let way = way.open().await;
+    let proxy = proxy.open().await;
     let agent = node.start();
     agent.membership("the wider view", holds("10.99.0.0/16")).await;
     agent.end().await;
-    drop(way);
+    drop(proxy);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_power_cut_while_a_view_cuts_the_node_off_does_not_make_it_stay() {
-    let (mut controller, node, way) = member_by_a_way().await;
+    let (mut controller, node, proxy) = member_by_proxy().await;
     let (agent, before) = node.start_as_member().await;
     controller.change_ranges(WIDER).await;
     agent.membership("the wider view", holds("10.99.0.0/16")).await;
-    way.close().await;
+    proxy.close().await;
     agent.kill().await;
     assert!(exists(node.file("view-before.json")));
     let agent = node.start();
@@ -254,20 +254,20 @@ async fn a_power_cut_while_a_view_cuts_the_node_off_does_not_make_it_stay() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn losing_the_controller_takes_back_no_view_under_which_it_was_heard_or_that_adds_nothing() {
-    let (mut controller, node, way) = member_by_a_way().await;
+    let (mut controller, node, proxy) = member_by_proxy().await;
     let (agent, _) = node.start_as_member().await;
     controller.change_ranges(WIDER).await;
     let heard = agent.membership("the wider view", holds("10.99.0.0/16")).await;
-    until("the end of the trial", || async { !exists(node.file("view-before.json")) }).await;
-    // A view that adds nothing begins no trial.
+    until("the confirmation", || async { !exists(node.file("view-before.json")) }).await;
+    // A view that adds nothing is not unconfirmed.
     controller
         .operator("PATCH", "/v1/nodes/edge-1/labels", serde_json::json!({"fabedge/edge-community": "alpha"}))
         .await;
     let latest = agent.membership("the community", |membership| !membership.view.communities.is_empty()).await;
     assert!(!exists(node.file("view-before.json")));
-    way.close().await;
+    proxy.close().await;
     agent.status("the loss", |status| !status.connected && status.last_error.is_some()).await;
-    // Twice as long as it takes to take a view back.
+    // Twice the time after which a view is taken back.
     tokio::time::sleep(Duration::from_secs(4)).await;
     let after = agent.joined().await;
     assert_eq!(after.view, latest.view);

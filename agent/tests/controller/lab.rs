@@ -1,5 +1,5 @@
-//! A controller, and nodes that know it. Every wait is for an event; the limit only ends a test
-//! that hangs.
+//! A controller, and nodes that connect to it. Every wait is for an event; the limit only ends a
+//! test that hangs.
 
 use std::future::Future;
 use std::net::SocketAddr;
@@ -28,10 +28,10 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio_util::sync::CancellationToken;
 
-/// Only ends what hangs.
+/// Ends a test that hangs.
 const HANG: Duration = Duration::from_secs(60);
 
-/// Waits for something that must happen.
+/// Waits for an event that must occur.
 pub(crate) async fn soon<T>(what: &str, event: impl Future<Output = T>) -> T {
     tokio::time::timeout(HANG, event).await.unwrap_or_else(|_| panic!("{what} does not happen"))
 }
@@ -48,7 +48,7 @@ pub(crate) struct Controller {
 }
 
 impl Controller {
-    /// With room for many segments.
+    /// Starts a controller whose ranges hold many segments.
     pub(crate) async fn start() -> Self {
         Self::with_ranges("\"10.77.0.0/16\", \"fd77::/48\"").await
     }
@@ -70,14 +70,14 @@ impl Controller {
         controller
     }
 
-    /// With other ranges, after a restart.
+    /// Restarts it with other ranges.
     pub(crate) async fn change_ranges(&mut self, ranges: &'static str) {
         self.stop().await;
         self.ranges = ranges;
         self.start_again().await;
     }
 
-    /// On the same port and folder as before.
+    /// Starts it again with the same port and folder.
     pub(crate) async fn start_again(&mut self) {
         let path = self.folder.path().join("controller.toml");
         let text = format!(
@@ -91,7 +91,7 @@ impl Controller {
         );
         std::fs::write(&path, text).unwrap();
         let config = edge_controller::config::Config::load(&path).unwrap();
-        // A server that was stopped lets go of its store when its last connection has ended.
+        // A stopped server closes its store when its last connection has ended.
         let server = soon("the start of the controller", async {
             loop {
                 match Server::start(config.clone(), self.clock.clone()).await {
@@ -108,7 +108,7 @@ impl Controller {
         self.server = Some(server);
     }
 
-    /// Another controller with the same authority and rows, as a replica has them.
+    /// Another controller with the same authority and rows, as a replica.
     pub(crate) async fn replica(&self) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let (from, to) = (self.folder.path().join("state"), folder.path().join("state"));
@@ -132,7 +132,7 @@ impl Controller {
         format!("https://{}", self.address)
     }
 
-    /// A file of its state.
+    /// Path of a file in its state folder.
     pub(crate) fn file(&self, name: &str) -> PathBuf {
         self.folder.path().join("state").join(name)
     }
@@ -141,7 +141,7 @@ impl Controller {
         self.folder.path().join("admin.sock")
     }
 
-    /// What the operator's commands do: one request over the admin socket.
+    /// Sends one request over the admin socket, as the operator's commands do.
     pub(crate) async fn operator(&self, method: &str, path: &str, body: Value) -> Value {
         let mut stream = UnixStream::connect(self.admin_socket()).await.unwrap();
         let body = if body.is_null() { String::new() } else { body.to_string() };
@@ -164,14 +164,14 @@ impl Controller {
         serde_json::from_value::<TokenCreated>(created).unwrap().token
     }
 
-    /// A node with a token of this role in its file.
+    /// A node with a token for this role in its token file.
     pub(crate) async fn invite(&self, name: &'static str, role: Role) -> Node {
         let node = Node::new(name, self);
         node.put_token(&self.token(role, None).await);
         node
     }
 
-    /// A node whose token will make it an edge.
+    /// A node with a token for an edge.
     pub(crate) async fn edge(&self, name: &'static str) -> Node {
         self.invite(name, Role::Edge).await
     }
@@ -180,7 +180,7 @@ impl Controller {
         self.operator("GET", "/v1/nodes", Value::Null).await.as_array().unwrap().clone()
     }
 
-    /// Segments that a node holds by the ledger.
+    /// Segments that the ledger shows for a node.
     pub(crate) async fn ledger(&self, node: &str) -> Vec<Value> {
         let nodes = self.nodes().await;
         let node = nodes.iter().find(|row| row["name"] == node);
@@ -188,15 +188,15 @@ impl Controller {
     }
 }
 
-/// A port that leads to a controller until it is closed: as if it were another controller that
-/// shares the first one's store.
-pub(crate) struct Way {
+/// A TCP proxy to a controller, which can be closed. To agents it looks like another controller
+/// with the same store.
+pub(crate) struct ControllerProxy {
     address: SocketAddr,
     controller: SocketAddr,
     task: tokio::task::JoinHandle<()>,
 }
 
-impl Way {
+impl ControllerProxy {
     pub(crate) async fn to(controller: &Controller) -> Self {
         Self::between("127.0.0.1:0".parse().unwrap(), controller.address).await
     }
@@ -205,7 +205,7 @@ impl Way {
         let listener = tokio::net::TcpListener::bind(address).await.unwrap();
         let address = listener.local_addr().unwrap();
         let task = tokio::spawn(async move {
-            // Connections end with this task.
+            // The connections end with this task.
             let mut connections = tokio::task::JoinSet::new();
             loop {
                 let (mut from, _) = listener.accept().await.unwrap();
@@ -222,13 +222,13 @@ impl Way {
         format!("https://{}", self.address)
     }
 
-    /// Cuts all connections; nobody gets through any more.
+    /// Cuts all connections, and accepts no more.
     pub(crate) async fn close(&self) {
         self.task.abort();
-        until("the end of the way", || async { self.task.is_finished() }).await;
+        until("the end of the proxy", || async { self.task.is_finished() }).await;
     }
 
-    /// Again, on the same port.
+    /// Opens it again on the same port.
     pub(crate) async fn open(self) -> Self {
         Self::between(self.address, self.controller).await
     }
@@ -241,11 +241,11 @@ pub(crate) struct Node {
     pub(crate) url: String,
     pub(crate) spare: u32,
     pub(crate) extra: &'static str,
-    /// What lets it in, as the configuration names it.
-    pub(crate) ticket: &'static str,
+    /// The line of the configuration that names the join credential.
+    pub(crate) credential: &'static str,
     /// Lines for `[controller]`.
     pub(crate) controller_extra: &'static str,
-    /// What the host needs outside of tunnels, when the agent starts.
+    /// The host's underlay when the agent starts.
     pub(crate) underlay: Underlay,
 }
 
@@ -257,7 +257,7 @@ impl Node {
             url: controller.url(),
             spare: 0,
             extra: "",
-            ticket: "token_file = \"token\"",
+            credential: "token_file = \"token\"",
             controller_extra: "",
             underlay: Underlay::default(),
         }
@@ -283,7 +283,7 @@ impl Node {
         serde_json::from_slice(&std::fs::read(self.file("segments.json")).unwrap()).unwrap()
     }
 
-    /// Nothing on this node's disk says that it has ever joined, or that it has segments.
+    /// Asserts that no file of a member is on this node's disk.
     pub(crate) fn assert_no_member(&self) {
         for file in ["identity.json", "view.json", "segments.json", "application.json"] {
             assert!(!exists(self.file(file)), "{file} was left behind");
@@ -298,7 +298,7 @@ impl Node {
         (agent, membership)
     }
 
-    /// Starts the agent's cloud side, as `edge-agent run` does.
+    /// Starts controller client and plugin server, as `edge-agent run` does.
     pub(crate) fn start(&self) -> Agent {
         self.try_start(Arc::new(CertificateClock::default())).unwrap_or_else(|error| panic!("{error}"))
     }
@@ -311,7 +311,7 @@ impl Node {
             self.folder.path().join("run"),
             self.extra,
             self.url,
-            self.ticket,
+            self.credential,
             self.spare,
             self.controller_extra,
         );
@@ -322,17 +322,17 @@ impl Node {
         let (controller_channels, node_side) = channels(config.clone(), clock, stop.clone());
         node_side.uplink.send_modify(|uplink| uplink.underlay = self.underlay.clone());
         let state = Arc::new(open(&config.state_dir)?);
-        let cloud = ControllerClient::load(controller_channels, state)?;
+        let controller = ControllerClient::load(controller_channels, state)?;
         let tasks = vec![
-            tokio::spawn(cloud.clone().run()),
-            tokio::spawn(async move { plugin_server::run(cloud).await.unwrap() }),
+            tokio::spawn(controller.clone().run()),
+            tokio::spawn(async move { plugin_server::run(controller).await.unwrap() }),
         ];
         Ok(Agent { node: node_side, socket: config.plugin_socket(), stop, tasks })
     }
 }
 
-/// Opens the state directory once the agent before has let go of it: a process that ends does so at
-/// once, its threads here a moment later.
+/// Opens the state directory, after waiting until the former agent has closed it: its threads end a
+/// moment later than a process would.
 fn open(path: &Path) -> Result<StateDir, StateDirError> {
     wait::expect("the agent before to let go of its state directory", HANG, || match StateDir::open(path) {
         Err(StateDirError::Running { .. }) => None,
@@ -340,7 +340,7 @@ fn open(path: &Path) -> Result<StateDir, StateDirError> {
     })
 }
 
-/// A running agent, as far as the cloud goes.
+/// Controller client and plugin server of a running agent.
 pub(crate) struct Agent {
     pub(crate) node: NodeChannels,
     pub(crate) socket: PathBuf,
@@ -349,8 +349,7 @@ pub(crate) struct Agent {
 }
 
 impl Agent {
-    /// Ends it in the middle of whatever it does, as kill -9 would: nothing is said, flushed or
-    /// cleaned up.
+    /// Ends it at once, as `kill -9` does: nothing is sent, flushed or cleaned up.
     pub(crate) async fn kill(self) {
         for task in self.tasks {
             task.abort();
@@ -391,7 +390,7 @@ impl Agent {
         self.status(&format!("an error with {words:?}"), has).await.last_error.unwrap()
     }
 
-    /// What the plugin does.
+    /// Sends a request as the plugin does.
     pub(crate) fn ask(&self, request: AgentRequest) -> tokio::task::JoinHandle<AgentResponse> {
         let socket = self.socket.clone();
         tokio::task::spawn_blocking(move || {
@@ -403,11 +402,11 @@ impl Agent {
     }
 
     pub(crate) async fn ask_and_wait(&self, request: AgentRequest) -> AgentResponse {
-        soon("the agent's answer", self.ask(request)).await.unwrap()
+        soon("the agent's response", self.ask(request)).await.unwrap()
     }
 }
 
-/// What a plugin sees whose pods have `leased` addresses of the segments in `file`.
+/// The counts of a plugin whose pods have `leased` addresses of the segments in `file`.
 pub(crate) fn stock(file: &SegmentsFile, family: Family, leased: u64) -> Stock {
     Stock { family, free: edge_agent::state_dir::segments_file::capacity(file, family) - leased, leased }
 }
@@ -420,7 +419,7 @@ pub(crate) fn exists(path: impl AsRef<Path>) -> bool {
     path.as_ref().exists()
 }
 
-/// Waits until `check` holds of what others do, looked at again and again.
+/// Polls until `check` returns true.
 pub(crate) async fn until<F: Future<Output = bool>>(what: &str, mut check: impl FnMut() -> F) {
     soon(what, async {
         while !check().await {

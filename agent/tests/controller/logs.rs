@@ -1,4 +1,4 @@
-//! What agent and controller write to their logs at the most talkative level.
+//! The logs of agent and controller at level `trace`.
 
 use std::io;
 use std::sync::{Arc, Mutex};
@@ -9,7 +9,7 @@ use tracing_subscriber::filter::LevelFilter;
 
 use crate::lab::{Controller, Node, parsed};
 
-/// Everything that is logged in this process.
+/// The log of this process.
 #[derive(Clone, Default)]
 struct Log(Arc<Mutex<Vec<u8>>>);
 
@@ -41,7 +41,7 @@ impl Log {
     }
 }
 
-/// The middle of a key in PEM, as base64 and as octets. What comes first is the same in every key.
+/// The middle of a key in PEM, as base64 and as octets. The first octets are the same in every key.
 fn of_key(pem: &str) -> Vec<String> {
     use base64::Engine;
     let body: String = pem.lines().filter(|line| !line.starts_with("-----")).collect();
@@ -76,7 +76,7 @@ async fn no_level_of_any_log_shows_a_tokens_secret_or_a_private_key() {
         agent.end().await;
         secrets.extend([parsed(&token).secret.to_string(), token["ecni1.".len()..].to_owned()]);
     }
-    // A used token and a cut one: refused here and there.
+    // A used token, which the controller refuses, and a truncated one, which the agent refuses.
     let late = Node::new("edge-2", &controller);
     for cut in [0, 10] {
         let token = std::fs::read_to_string(node.token_file()).unwrap();

@@ -1,4 +1,4 @@
-//! Without the controller, and after power cuts.
+//! Behaviour without the controller, and after power cuts.
 
 use edge_agent::membership::ControllerStatus;
 use edge_types::{NodeView, Role};
@@ -159,7 +159,7 @@ async fn an_identity_that_is_not_whole_stops_the_agent_with_the_file_named_and_u
 async fn of_several_controllers_the_first_that_answers_is_used() {
     let controller = Controller::start().await;
     let mut node = controller.edge("edge-1").await;
-    // A port on which nobody listens any more.
+    // A port without a listener.
     let dead = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     node.url = format!("https://{dead}\", \"{}", controller.url());
     let agent = node.start();

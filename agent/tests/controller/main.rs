@@ -1,5 +1,4 @@
-//! The agent's end of the controller's API, against a real controller on the loopback interface:
-//! TLS, store and all.
+//! The controller client against a real controller on the loopback interface, with TLS and store.
 
 mod cut_off;
 mod joining;

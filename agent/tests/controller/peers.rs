@@ -1,5 +1,5 @@
-//! Who gets a tunnel: the certificates that the controller has issued and the peers that its views
-//! name, judged by both ends' IKE.
+//! Which nodes get a tunnel: IKE endpoints with certificates from the controller, and the peers
+//! that its views name.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
@@ -15,7 +15,7 @@ use serde_json::json;
 
 use crate::lab::{Agent, Controller, Node as Machine};
 
-/// The kernel of one node, as far as IKE goes.
+/// What IKE needs of a node's kernel.
 #[derive(Default)]
 struct Kernel {
     next_spi: u32,
@@ -66,20 +66,20 @@ struct Node {
     peers: Vec<PeerName>,
 }
 
-/// A network without delay on which every node has an address.
+/// A network without delay, on which every node has an address.
 #[derive(Default)]
 struct Wire {
     nodes: Vec<Node>,
     now: Duration,
 }
 
-/// Where a node is; by the last letter of its name.
+/// A node's address, from the last letter of its name.
 fn address(name: &str) -> SocketAddr {
     SocketAddr::new(IpAddr::from([192, 0, 2, name.as_bytes()[name.len() - 1]]), 4500)
 }
 
 impl Wire {
-    /// A node with these tunnels, which begins at once.
+    /// Adds a node with these tunnels, which initiates at once.
     fn add(&mut self, name: &'static str, tunnels: Vec<PeerConfig>) {
         let mut node = Node {
             name,
@@ -93,7 +93,7 @@ impl Wire {
         self.nodes.push(node);
     }
 
-    /// What its view says now.
+    /// Applies the tunnels of a node's current view.
     fn update(&mut self, name: &str, tunnels: Vec<PeerConfig>) {
         let now = Instant::new(self.now);
         let node = self.nodes.iter_mut().find(|node| node.name == name).unwrap();
@@ -105,7 +105,7 @@ impl Wire {
         }
     }
 
-    /// Carries out events and carries datagrams, until nobody has anything to say.
+    /// Handles events and delivers datagrams until there are no more.
     fn carry(&mut self) {
         let now = Instant::new(self.now);
         loop {
@@ -144,7 +144,7 @@ impl Wire {
         self.now = end;
     }
 
-    /// Who has a tunnel to whom.
+    /// Pairs of nodes with a tunnel.
     fn tunnels(&self) -> BTreeSet<(String, String)> {
         let of = |node: &Node| node.kernel.children.values().map(|peer| (node.name.into(), peer.to_string())).collect();
         self.nodes.iter().flat_map::<Vec<_>, _>(of).collect()
@@ -154,7 +154,7 @@ impl Wire {
         &self.nodes.iter().find(|node| node.name == name).unwrap().kernel.told
     }
 
-    /// Everybody forgets everybody; then nothing is left, and nothing is waited for.
+    /// Removes all peers of all nodes, and asserts that no state is left.
     fn end(mut self) {
         let now = Instant::new(self.now);
         for Node { endpoint, kernel, peers, .. } in &mut self.nodes {
@@ -168,14 +168,14 @@ impl Wire {
     }
 }
 
-/// The tunnels that follow from a membership, with the peers where they are on the [`Wire`].
+/// The tunnels of a membership, with the peers' addresses on the [`Wire`].
 fn tunnels(agent: &Agent, membership: &Membership) -> Vec<PeerConfig> {
     let desired = Desired::compute(&agent.node.config, &[], Some(membership));
     let placed = |peer: PeerConfig| PeerConfig { remotes: vec![address(peer.name.as_str())], ..peer };
     desired.tunnels.into_values().map(|tunnel| placed(tunnel.peer)).collect()
 }
 
-/// The membership with another peer in its view, which no controller has put there.
+/// The membership with a further peer in its view, which is not from the controller.
 fn with_peer(membership: &Membership, name: &str, role: Role) -> Membership {
     let mut view = (*membership.view).clone();
     view.peers.retain(|peer| peer.name.as_str() != name);
@@ -241,7 +241,7 @@ async fn a_good_certificate_opens_nothing_at_a_node_whose_view_does_not_name_its
     for node in ["edge-1", "edge-2"] {
         label(&controller, node, "alpha").await;
     }
-    // What a deregistered node has it keeps, and its certificate is good for days.
+    // A deregistered node keeps its view, and its certificate is valid for days.
     let kept = sees(&leaver, &["edge-1"]).await;
     sees(&agent, &["edge-2"]).await;
     controller.operator("DELETE", "/v1/nodes/edge-2", json!(null)).await;
@@ -254,7 +254,7 @@ async fn a_good_certificate_opens_nothing_at_a_node_whose_view_does_not_name_its
     let words = "no peer is configured here";
     assert!(wire.told("edge-1").iter().any(|told| told.contains(words)), "{:?}", wire.told("edge-1"));
     wire.end();
-    // Nor where there is another peer, with whom that node might have agreed upon a cipher.
+    // The same if there is another peer, with which that node could negotiate a cipher.
     let mut wire = Wire::default();
     wire.add("edge-1", tunnels(&agent, &with_peer(&without, "edge-3", Role::Edge)));
     wire.add("edge-2", tunnels(&leaver, &kept));
@@ -276,7 +276,7 @@ async fn an_edges_certificate_passes_neither_for_a_hubs_nor_for_another_nodes() 
     let ((agent, honest), (hostile, own)) = (one.start_as_member().await, two.start_as_member().await);
     let claim = with_peer(&own, "edge-1", Role::Edge);
 
-    // In the role of a hub, under its own name.
+    // With the role of a hub, under its own name.
     let mut wire = Wire::default();
     wire.add("edge-1", tunnels(&agent, &with_peer(&honest, "edge-2", Role::Hub)));
     wire.add("edge-2", tunnels(&hostile, &claim));
@@ -286,7 +286,7 @@ async fn an_edges_certificate_passes_neither_for_a_hubs_nor_for_another_nodes() 
     assert!(wire.told("edge-1").iter().any(|told| told.contains(words)), "{:?}", wire.told("edge-1"));
     wire.end();
 
-    // Under the name of a hub that there is.
+    // Under the name of an existing hub.
     let mut wire = Wire::default();
     wire.add("edge-1", tunnels(&agent, &with_peer(&honest, "cloud-9", Role::Hub)));
     let mut claimed = tunnels(&hostile, &claim);
@@ -342,7 +342,7 @@ async fn whoever_has_lost_his_name_to_another_machine_loses_his_tunnels_and_gets
     wire.add("edge-2", tunnels(&loser, &kept));
     wire.run(SOON);
     assert_eq!(wire.tunnels().len(), 2);
-    // By the operator's token for the name, and by a name that was given up and given anew.
+    // By the operator's token for the name, and with a name that was given up and then used again.
     let mut from = before.view.peers[0].certificates_from;
     for deregister in [false, true] {
         if deregister {

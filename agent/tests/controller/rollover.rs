@@ -1,5 +1,4 @@
-//! The controller begins to sign with another authority, while nodes are connected, away, or about
-//! to join.
+//! Rollover of the controller's authority, with nodes that are connected, away, or about to join.
 
 use edge_agent::membership::Membership;
 use edge_types::Role;

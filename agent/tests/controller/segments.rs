@@ -1,4 +1,4 @@
-//! Segments: one application for several pods, one answer for several attempts, and a spare.
+//! Segments: one request for several pods, one response for several attempts, and a spare.
 
 use edge_types::agent_protocol::{AgentRequest, AgentResponse};
 use edge_types::api::Family;
@@ -42,14 +42,14 @@ async fn an_application_whose_answer_was_lost_is_made_again_and_grants_nothing_t
     let node = controller.edge("edge-1").await;
     let (agent, _) = node.start_as_member().await;
     agent.kill().await;
-    // The power went after it was sent: the application is on disk, the answer nowhere.
+    // The power fails after the request was sent: the request is on disk, the response is not.
     let application = json!({"request_id": "0123456789abcdef", "families": ["ipv4"]}).to_string();
     std::fs::write(node.file("application.json"), &application).unwrap();
     let agent = node.start();
     agent.membership("the segment", |m| m.view.segments.len() == 3).await;
     until("the end of the application", || async { !exists(node.file("application.json")) }).await;
     agent.kill().await;
-    // And once more, as if the first answer had been lost.
+    // The same request again, as if the first response had been lost.
     std::fs::write(node.file("application.json"), &application).unwrap();
     let agent = node.start();
     until("the same answer", || async { !exists(node.file("application.json")) }).await;
@@ -87,7 +87,7 @@ async fn a_spare_is_kept_as_pods_take_addresses() {
     let taken = AgentRequest::AddressesTaken { stock: vec![stock(&first, Family::V4, 1)] };
     assert_eq!(agent.ask_and_wait(taken.clone()).await, AgentResponse::Done);
     until("the spare", || async { node.segments().segments.len() == 3 }).await;
-    // The same count again, of before the spare came, brings no second one.
+    // The same count again, from before the spare was granted, brings no second one.
     assert_eq!(agent.ask_and_wait(taken).await, AgentResponse::Done);
     let full = AgentRequest::ApplyForSegment { stock: vec![stock(&first, Family::V4, 61)] };
     assert_eq!(agent.ask_and_wait(full).await, AgentResponse::Done);

@@ -1,17 +1,17 @@
-//! The stream of views: changes that add up to the view, and what happens when it breaks.
+//! The view stream: changes add up to the view, also after the stream broke.
 
 use edge_types::api::TunnelCount;
 use edge_types::{NodeView, Role};
 use serde_json::{Value, json};
 
-use crate::lab::{Agent, Controller, Node, Way, until};
+use crate::lab::{Agent, Controller, ControllerProxy, Node, until};
 
-/// The view as the controller now has it.
+/// The controller's current view.
 async fn told(controller: &Controller, node: &str) -> NodeView {
     serde_json::from_value(controller.operator("GET", &format!("/v1/nodes/{node}/view"), Value::Null).await).unwrap()
 }
 
-/// Waits until the agent holds what the controller has, on disk too.
+/// Waits until the agent has the controller's view, on disk too.
 async fn agrees(controller: &Controller, node: &Node, agent: &Agent) -> NodeView {
     let expected = told(controller, node.name).await;
     let held = agent.membership("the controller's view", |m| m.view.version >= expected.version).await;
@@ -52,8 +52,8 @@ async fn changes_add_up_to_the_controllers_view_whatever_happens() {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_agent_whose_way_to_the_controller_breaks_takes_the_other_one_and_hears_what_it_missed() {
     let controller = Controller::start().await;
-    let ways = [Way::to(&controller).await, Way::to(&controller).await];
-    let [first, second] = [ways[0].url(), ways[1].url()];
+    let proxies = [ControllerProxy::to(&controller).await, ControllerProxy::to(&controller).await];
+    let [first, second] = [proxies[0].url(), proxies[1].url()];
     let mut node = Node::new("a", &controller);
     node.url = format!("{first}\", \"{second}");
     node.put_token(&controller.token(Role::Edge, None).await);
@@ -63,17 +63,17 @@ async fn an_agent_whose_way_to_the_controller_breaks_takes_the_other_one_and_hea
             status.connected && status.url.as_ref().is_some_and(|used| used.trim_end_matches('/') == url)
         }
     };
-    agent.status("the first way", on(first)).await;
+    agent.status("the first proxy", on(first)).await;
     agent.membership("segments", |m| m.view.segments.len() == 2).await;
-    let [one, two] = ways;
+    let [one, two] = proxies;
     one.close().await;
     label(&controller, "a", "alpha").await;
-    agent.status("the second way", on(second.clone())).await;
+    agent.status("the second proxy", on(second.clone())).await;
     assert_eq!(agrees(&controller, &node, &agent).await.communities.len(), 1);
     let one = one.open().await;
     two.close().await;
     label(&controller, "a", "alpha_beta").await;
-    agent.status("the first way again", on(one.url())).await;
+    agent.status("the first proxy again", on(one.url())).await;
     assert_eq!(agrees(&controller, &node, &agent).await.communities.len(), 2);
     agent.end().await;
 }

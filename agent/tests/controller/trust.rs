@@ -1,4 +1,4 @@
-//! Whom a node believes to be its controller.
+//! Authentication of the controller.
 
 use std::sync::Arc;
 
@@ -37,8 +37,8 @@ async fn a_controller_under_a_name_that_its_certificate_lacks_is_not_trusted() {
     assert!(controller.nodes().await.is_empty());
 }
 
-/// A member of the cluster that passes for its controller: it shows its certificate, and the
-/// authority that has really signed it.
+/// A member of the cluster that poses as the controller: it shows its own certificate, and the
+/// authority that signed it.
 async fn impostor(credentials: &Credentials) -> String {
     let chain = credentials.chain.iter().chain(&credentials.trust_anchors);
     let chain = chain.map(|der| CertificateDer::from(der.clone())).collect();
@@ -71,7 +71,7 @@ async fn a_node_that_passes_for_the_controller_is_believed_by_nobody() {
     agent.end().await;
     node.assert_no_member();
     assert_eq!(controller.nodes().await.len(), 1);
-    // Nor by a member.
+    // A member does not trust it either.
     let fake = std::mem::replace(&mut node.url, honest);
     let (agent, before) = node.start_as_member().await;
     agent.end().await;

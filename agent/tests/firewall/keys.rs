@@ -1,4 +1,4 @@
-//! What the keys of `[firewall]` and a node's role change.
+//! Effects of the keys of `[firewall]`, and of a node's role.
 
 use edge_agent::host::firewall::Firewall;
 
@@ -56,7 +56,7 @@ fn masquerade() {
     ] {
         world.apply(&off);
         for family in BOTH {
-            // The LAN's hosts have their route back through the edge.
+            // Hosts of the LAN have a route back through the edge.
             assert_eq!(world.fetch("pod", family.lan, 80).as_deref(), Some(family.pod));
         }
     }
@@ -83,7 +83,7 @@ fn hub() {
     }
 }
 
-/// A virtual machine on the bridge that holds the NIC, with br_netfilter.
+/// A virtual machine on a bridge with the NIC as a port, with br_netfilter.
 fn bridged() {
     let world = World::new();
     world.serve("lan");
@@ -113,7 +113,7 @@ fn bridged() {
     }
 }
 
-/// Without masquerade and fib.
+/// The minimal table, without masquerade and fib.
 fn minimal() {
     let world = World::new();
     world.serve("far");
@@ -133,7 +133,7 @@ fn minimal() {
     }
 }
 
-/// Its bridge holds the neighbour, under another segment of this node.
+/// The neighbour pod is on the second bridge, with another segment of this node.
 fn second_network() {
     let world = World::new();
     for name in ["pod", "neighbour", "far", "outside"] {
@@ -170,7 +170,7 @@ fn second_network() {
     }
 }
 
-/// They were made from the plugin's own segments, before the first view came with others.
+/// The pods have addresses of the plugin's own segments, from before the first view.
 fn former_segments() {
     let world = World::new();
     world.serve("outside");
@@ -193,12 +193,12 @@ fn former_segments() {
     }
 }
 
-/// The LAN's host has an address of the cloud's networks, which are behind a tunnel.
+/// A host of the LAN has an address of the cloud's networks, which are behind a tunnel.
 fn controller() {
     let world = World::new();
     world.serve("lan");
-    // It would solicit the edge under that address: a router between them does so under another
-    // one.
+    // Without it the host would send neighbour solicitations from that address. A router in between
+    // sends them from its own.
     let mac = world.sh("edge", "cat /sys/class/net/lan/address");
     world.sh("lan", &format!("ip neigh replace {} lladdr {} dev eth0 nud permanent", V6.edge_lan, mac.trim()));
     for minimal in [false, true] {
@@ -259,7 +259,7 @@ fn isolated() {
     assert_eq!(world.fetch("far", V4.outside, 80).as_deref(), Some("172.17.0.2"), "containers of others go on");
     world.publish(8080, V4.outside);
     assert!(world.fetch("lan", V4.edge_lan, 8080).is_some(), "what is redirected is wanted");
-    // Forwarding of IPv6 alone was ours.
+    // The agent turned on forwarding for IPv6 only.
     world.apply(&Firewall { isolated: [vec![], uplinks()], ..World::edge() });
     assert!(world.fetch("lan", V4.outside, 80).is_some());
     world.cannot_fetch("lan", V6.outside, 80);

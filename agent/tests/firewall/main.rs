@@ -1,5 +1,5 @@
-//! The table `inet edge-cni` on a real kernel: who reaches whom, and under which source. In network
-//! namespaces that are made for each test; what comes out of ESP is for the lab.
+//! The table `inet edge-cni` on a real kernel: which hosts reach which, and with which source
+//! address. Each test has its own network namespaces. The lab tests packets from ESP.
 
 mod keys;
 mod obstacles;

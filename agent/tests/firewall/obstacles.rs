@@ -1,4 +1,4 @@
-//! Other programs' rules in the way of pods.
+//! Rules of other programs that drop pods' packets.
 
 use edge_agent::host::obstacles::{self, Obstacle, PodRequirements};
 
@@ -22,7 +22,7 @@ fn needs(accept: bool) -> PodRequirements {
 
 fn look(world: &World, accept: bool) -> Vec<Obstacle> {
     let found = world.on("edge", move || obstacles::check(&needs(accept)));
-    // What the namespace's kernel lacks is not of interest here.
+    // Obstacles that are due to this kernel are ignored.
     found.into_iter().filter(|obstacle| !obstacle.what.contains("bridge-nf-call")).collect()
 }
 
@@ -50,7 +50,7 @@ fn forward_drops() {
         let rules = |world: &World| programs.map(|program| world.sh("edge", &format!("{program} -S FORWARD"))).concat();
         let before = rules(&world);
         assert_eq!((look(&world, true), rules(&world)), (vec![], before), "once");
-        // Another range, and the former one's rules are gone.
+        // With another range, the rules of the former one are removed.
         let other = PodRequirements { ranges: vec!["10.78.0.0/16".parse().unwrap()], ..needs(true) };
         world.on("edge", move || obstacles::check(&other));
         assert!(!rules(&world).contains("10.77.") && rules(&world).contains("10.78.0.0/16"), "{}", rules(&world));
@@ -73,7 +73,7 @@ fn named() {
         assert!(world.fetch("pod", family.far, 80).is_some(), "the command helps");
     }
     assert_eq!(look(&world, true), []);
-    // As firewalld has it.
+    // The rule of firewalld.
     world.sh(
         "edge",
         "nft 'delete table inet filter; add table inet firewalld; add chain inet firewalld filter_FORWARD { type filter hook forward priority filter + 10; }; \
@@ -87,12 +87,12 @@ fn named() {
     );
 }
 
-/// A raw socket is what the older iptables reads its rules through.
+/// iptables-legacy reads its rules through a raw socket.
 fn unreadable() {
     let world = World::new();
     world.sh("edge", "iptables-legacy -P FORWARD DROP && ip6tables-legacy -P FORWARD ACCEPT");
     let mut said = world.on("edge", || {
-        // Of this thread and of what it starts.
+        // For this thread and its children.
         rustix::thread::remove_capability_from_bounding_set(rustix::thread::CapabilitySet::NET_RAW).unwrap();
         obstacles::check(&needs(true))
     });

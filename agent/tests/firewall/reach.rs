@@ -1,4 +1,4 @@
-//! What every edge keeps out and lets through, without any key.
+//! What an edge drops and accepts without keys in `[firewall]`.
 
 use super::Test;
 use super::world::{BOTH, V4, World, passes};
@@ -21,10 +21,11 @@ pub(crate) const TESTS: &[Test] = &[
     ("a_table_of_an_earlier_release_is_replaced", upgrade),
 ];
 
-/// A service range, and in it a Service whose endpoint is here and one whose endpoint is elsewhere.
+/// A service range, with a Service whose endpoint is on this node and one whose endpoint is on
+/// another.
 const SERVICES: [[&str; 3]; 2] = [["10.96.0.0/12", "10.96.0.10", "10.96.0.11"], ["fd96::/112", "fd96::10", "fd96::11"]];
 
-/// With and without another program that masquerades all that is forwarded.
+/// With and without another program that masquerades everything that is forwarded.
 fn worlds() -> impl Iterator<Item = World> {
     [false, true].into_iter().map(|others| {
         let world = World::new();
@@ -41,7 +42,7 @@ fn worlds() -> impl Iterator<Item = World> {
 fn lan_host_reaches_nothing() {
     for world in worlds() {
         for family in BOTH {
-            // The world itself forwards: without the table all of it is reached.
+            // Without the table, everything is reached.
             assert!(world.fetch("lan", family.far, 80).is_some() && world.fetch("lan", family.pod, 80).is_some());
         }
         world.apply(&World::edge());
@@ -72,7 +73,7 @@ fn lan_host_cannot_pose() {
     }
 }
 
-/// Here no policy of XFRM helps.
+/// No XFRM policy covers this case.
 fn lan_host_cannot_pose_as_remote() {
     let world = World::new();
     world.apply(&World::edge());
@@ -103,7 +104,7 @@ fn pods_cannot_forge() {
                 world.cannot_pose("pod", source, "edge", family.edge_lan);
                 world.cannot_pose("pod", source, "far", family.far);
             }
-            // Not because nothing arrives at all.
+            // Other packets do arrive.
             assert!(world.arrives("pod", family.pod, "edge", family.edge_lan));
         }
         assert!(world.refused("forged") >= 16);
@@ -152,7 +153,7 @@ fn published_ports() {
     }
 }
 
-/// A service range that the hub fronts; kube-proxy on the edge redirects it for whoever asks.
+/// A service range that the hub fronts. kube-proxy on the edge redirects it for any sender.
 fn lan_host_reaches_no_service() {
     for world in worlds() {
         let mut edge = World::edge();
@@ -183,10 +184,10 @@ fn lan_host_reaches_no_service() {
     }
 }
 
-/// Connection tracking takes it for established.
+/// Connection tracking counts the connection as established.
 fn former_flows() {
     let world = World::new();
-    // It also turns connection tracking on.
+    // This rule also turns on connection tracking.
     world.masquerade_by_others();
     for family in BOTH {
         let mut kept_out = [family.pod, family.far]
@@ -207,8 +208,8 @@ fn former_flows() {
     }
 }
 
-/// IPVS sends a NodePort's packets on from the node itself, under the client's source, and with no
-/// mark of a redirection.
+/// IPVS sends a NodePort's packets from the node itself, with the client's source address, and
+/// without the status of a redirection.
 fn sent_for_others() {
     let world = World::new();
     for family in BOTH {
@@ -230,7 +231,7 @@ fn sent_for_others() {
     }
 }
 
-/// kube-proxy's and portmap's way: a pod that is its own endpoint is masqueraded.
+/// As kube-proxy and portmap do: if a pod is its own endpoint, it is masqueraded.
 fn hairpin() {
     for world in worlds() {
         world.apply(&World::edge());
@@ -256,7 +257,8 @@ fn hairpin() {
     }
 }
 
-/// What the plugin's table refuses may be allowed by a view or by keys that it does not know.
+/// The agent's table may allow what the plugin's drops, by a view or by keys that the plugin does
+/// not know.
 fn plugins_table() {
     let world = World::new();
     world.serve("pod");
@@ -270,7 +272,7 @@ fn plugins_table() {
     world.apply(&Firewall { lan_to_pods: lan, ..World::edge() });
     assert!(world.fetch("lan", V4.pod, 80).is_some());
     assert!(!world.sh("edge", "nft list tables").contains("edge-cni-pods"));
-    // Also where there is none.
+    // Also if there is none.
     world.apply(&World::edge());
     world.cannot_fetch("lan", V4.pod, 80);
 }

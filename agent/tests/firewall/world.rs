@@ -1,5 +1,5 @@
-//! An edge with two pods on its bridge, a LAN, the outside, and a far network that stands for what
-//! is behind tunnels. Each in a namespace of its own, each with both families.
+//! An edge with two pods on its bridge, a LAN, the outside, and a far network in place of those
+//! behind tunnels. Each is in a network namespace of its own, with both address families.
 
 use std::io::{Read as _, Write as _};
 use std::net::{IpAddr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
@@ -12,20 +12,20 @@ use interop_tests::netns;
 
 static COUNT: AtomicU32 = AtomicU32::new(0);
 
-/// For something that must not come, and for something that must on a busy machine.
+/// Waits for packets that must not arrive, and for those that must arrive on a busy machine.
 const SHORT: Duration = Duration::from_millis(300);
 const LONG: Duration = Duration::from_secs(5);
 
 /// Addresses of one family.
 pub(crate) struct Family {
     pub(crate) ip: &'static str,
-    /// The edge on the LAN, a host there.
+    /// The edge's address on the LAN, and that of a host there.
     pub(crate) edge_lan: &'static str,
     pub(crate) lan: &'static str,
-    /// The edge outside, a host there.
+    /// The edge's address outside, and that of a host there.
     pub(crate) edge_up: &'static str,
     pub(crate) outside: &'static str,
-    /// The bridge, its pods, and a pod's address that nobody has.
+    /// Addresses of the bridge and its pods, and a free one.
     pub(crate) bridge: &'static str,
     pub(crate) pod: &'static str,
     pub(crate) neighbour: &'static str,
@@ -130,7 +130,7 @@ impl World {
         );
         // Known, but only used where it is asked for.
         world.sh("lan", "ip -6 addr change fd44::7/128 dev eth0 preferred_lft 0");
-        // It forwards nothing back to pods: only translated packets are answered.
+        // It has no route to pods, so only translated packets get a response.
         host("outside", &["203.0.113.1/24", "2001:db8:9::1/64"], &[]);
         host("far", &["10.0.0.2/24", "fd00::2/64", "10.77.2.2/32", "fd77::2:2/128"], &["10.0.0.1", "fd00::1"]);
         host("pod", &["10.77.1.2/24", "fd77::1:2/112"], &["10.77.1.1", "fd77::1:1"]);
@@ -138,7 +138,7 @@ impl World {
         world
     }
 
-    /// What an edge with these addresses wants.
+    /// The table of an edge with these addresses.
     pub(crate) fn edge() -> Firewall {
         let networks = |list: &[&str]| list.iter().map(|text| text.parse().unwrap()).collect();
         Firewall {
@@ -147,7 +147,7 @@ impl World {
             remote: networks(&["10.77.2.0/24", "fd77::2:0/112"]),
             ranges: networks(&["10.77.0.0/16", "fd77::/64"]),
             addresses: vec![V4.bridge.parse().unwrap(), V6.bridge.parse().unwrap()],
-            // Without ESP the far network answers in clear.
+            // There is no ESP here, so the far network answers in clear.
             remote_in_clear: true,
             ike_ports: [500, 4500],
             masquerade: true,
@@ -175,13 +175,13 @@ impl World {
         self.on("edge", move || firewall.apply()).unwrap();
     }
 
-    /// Packets that the edge has dropped under this counter.
+    /// Number of packets that the edge dropped with this counter.
     pub(crate) fn refused(&self, counter: &'static str) -> u64 {
         let refused = self.on("edge", firewall::dropped_packets).unwrap();
         refused.iter().find(|refused| refused.counter == counter).map_or(0, |refused| refused.packets)
     }
 
-    /// Another program on the edge masquerades all that it forwards.
+    /// Adds rules of another program, which masquerade everything that the edge forwards.
     pub(crate) fn masquerade_by_others(&self) {
         self.sh("edge", "nft 'add table inet other; add chain inet other post { type nat hook postrouting priority srcnat; }; add rule inet other post oifname { far, wan, lan } masquerade'");
     }
@@ -196,7 +196,7 @@ impl World {
         ));
     }
 
-    /// Redirects port 80 of a Service's address for whoever asks, as kube-proxy does.
+    /// Redirects port 80 of a Service's address for any sender, as kube-proxy does.
     pub(crate) fn redirect(&self, service: &str, to: &str) {
         let (family, target) =
             if to.contains(':') { ("ip6", format!("[{to}]:80")) } else { ("ip", format!("{to}:80")) };
@@ -206,8 +206,8 @@ impl World {
         ));
     }
 
-    /// Says to whoever connects to port 80 of a host which source it sees, as long as the world
-    /// stands.
+    /// Serves on port 80 of a host, as long as the world exists: the response is the client's
+    /// source address.
     pub(crate) fn serve(&self, name: &str) {
         let listener = self.on(name, || TcpListener::bind((Ipv6Addr::UNSPECIFIED, 80)).unwrap());
         std::thread::spawn(move || {
@@ -224,7 +224,7 @@ impl World {
         self.connect(from, to, port, LONG)
     }
 
-    /// Fails if a connection comes about.
+    /// Fails if a connection is established.
     pub(crate) fn cannot_fetch(&self, from: &str, to: &str, port: u16) {
         if let Some(source) = self.connect(from, to, port, SHORT) {
             panic!("{from} reaches {to}, where it is seen as {source}");
@@ -242,7 +242,7 @@ impl World {
         })
     }
 
-    /// A connection that stays: both of its ends.
+    /// A connection that stays open: both of its ends.
     pub(crate) fn connection(&self, from: &str, at: &str, to: &str) -> (TcpStream, TcpStream) {
         let to = SocketAddr::new(to.parse::<IpAddr>().unwrap(), 81);
         let listener = self.on(at, move || TcpListener::bind(to).unwrap());
@@ -250,7 +250,7 @@ impl World {
         (client, listener.accept().unwrap().0)
     }
 
-    /// The source under which a datagram arrives.
+    /// The source address of a datagram on arrival.
     pub(crate) fn source_of_datagram(&self, from: &str, at: &str, to: &str) -> String {
         let target = SocketAddr::new(to.parse::<IpAddr>().unwrap(), 9);
         let receiver = self.on(at, move || UdpSocket::bind(target).unwrap());
@@ -271,7 +271,7 @@ impl World {
         socket.recv(&mut [0; 16]).is_err_and(|error| error.kind() == std::io::ErrorKind::ConnectionRefused)
     }
 
-    /// Fails if a datagram from `source`, which the sender takes for its own meanwhile, arrives at
+    /// Fails if a datagram from `source`, which the sender gets as an address meanwhile, arrives at
     /// `to` on the host `at`.
     pub(crate) fn cannot_pose(&self, from: &str, source: &str, at: &str, to: &str) {
         let arrived = self.datagrams(from, source, at, to, 3);
@@ -306,7 +306,7 @@ impl World {
     }
 }
 
-/// Whether a byte comes through a connection.
+/// Whether a byte passes through a connection.
 pub(crate) fn passes(from: &mut TcpStream, to: &mut TcpStream) -> bool {
     to.set_read_timeout(Some(SHORT)).unwrap();
     from.write_all(b"x").unwrap();
