@@ -1,18 +1,18 @@
-//! The domain of the controller: what it hands out and records, and what it tells nodes. It knows
-//! neither HTTP nor Kubernetes.
+//! The domain of the controller: the segments and certificates that it issues, the rows that it
+//! stores, and the views that it computes for nodes. It depends on neither HTTP nor Kubernetes.
 //!
 //! - Segments: [`segments`].
-//! - Certificates: [`ca`] signs them, [`certificates`] says which of them count, [`tokens`] let
-//!   nodes ask for the first one.
+//! - Certificates: [`ca`] signs them, [`certificates`] decides which ones a node may use, [`tokens`]
+//!   let nodes join and get their first one.
 //! - Rows: [`registry`] plans changes against the [`state`], commits them to the [`store`], then
-//!   publishes them. [`archive`] is all rows and authorities as one file; [`state_files`] names the
+//!   publishes them. [`archive`] is all rows and authorities in one file; [`state_files`] names the
 //!   files of a state directory.
-//! - What nodes are told: [`views`] are computed from the state, from [`networks`] that the
-//!   operator configures, and from addresses ([`endpoints`]). [`reach`] refuses networks under
-//!   which nodes could not reach the controller any more.
-//! - What nodes report for people: [`tunnel_reports`].
-//! - Limits: [`absence`] is how many nodes may disappear without a question, [`shares`] how much of
-//!   something limited goes to strangers.
+//! - Views: [`views`] are built from the state, from the [`networks`] that the operator configures,
+//!   and from addresses ([`endpoints`]). [`reachability`] refuses networks that would cut nodes off
+//!   from the controller.
+//! - Reports of nodes, for the operator: [`tunnel_reports`].
+//! - Limits: [`absence`] limits how many nodes may disappear without a question, [`shares`] divides
+//!   a limited resource fairly among unknown sources.
 //! - [`clock`], [`random`] and [`text`] serve the others.
 #![forbid(unsafe_code)]
 
@@ -24,7 +24,7 @@ pub mod clock;
 pub mod endpoints;
 pub mod networks;
 pub mod random;
-pub mod reach;
+pub mod reachability;
 pub mod registry;
 pub mod segments;
 pub mod shares;

@@ -1,5 +1,5 @@
-//! Networks of the cluster, as the operator has configured them: cluster ranges for the edges'
-//! pods, and cloud networks that hubs front.
+//! The networks of the cluster, as the operator configures them: cluster ranges for the pods of
+//! edges, and cloud networks that hubs front.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -11,18 +11,18 @@ use edge_types::{IpNetwork, NodeName, Role};
 pub struct ClusterNetworks {
     /// Ranges from which the edges' segments are cut.
     pub ranges: Vec<IpNetwork>,
-    /// Cloud networks that every hub fronts for which `hubs` names no others.
+    /// Cloud networks that a hub fronts unless `hubs` names others for it.
     pub fronted: Vec<IpNetwork>,
-    /// What differs for single hubs.
+    /// Settings for single hubs.
     pub hubs: BTreeMap<NodeName, HubNetworks>,
 }
 
-/// What differs for one hub.
+/// Settings for one hub.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct HubNetworks {
-    /// Cloud networks that it fronts, instead of those of every hub.
+    /// Cloud networks that it fronts; `None` means those of [`ClusterNetworks::fronted`].
     pub fronted: Option<Vec<IpNetwork>>,
-    /// Where it is found, before what it reports.
+    /// Its addresses. Peers try them before those that it reports.
     pub endpoints: Vec<SocketAddr>,
 }
 
@@ -37,8 +37,8 @@ impl ClusterNetworks {
         self.hubs.get(hub).and_then(|hub| hub.fronted.as_deref()).unwrap_or(&self.fronted)
     }
 
-    /// Networks in which no address of a node of this role is passed on: they are reached through
-    /// tunnels. Hubs and other cloud nodes may be in the networks that hubs front.
+    /// Networks that are reached through tunnels, so that peers get no address in them of a node of
+    /// this role. Hubs and cloud nodes may have addresses in the networks that hubs front.
     pub fn tunnelled(&self, role: Role) -> impl Iterator<Item = &IpNetwork> + Clone {
         self.ranges.iter().chain(self.all_fronted().filter(move |_| role == Role::Edge))
     }

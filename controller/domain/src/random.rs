@@ -6,19 +6,19 @@ use edge_types::jitter::between;
 use ring::rand::{SecureRandom, SystemRandom};
 use zeroize::Zeroizing;
 
-/// The system gives no random numbers: nothing secret can be made.
+/// The system gives no random numbers, so no secret can be generated.
 #[derive(Debug, Clone, Copy, thiserror::Error)]
 #[error("the system gives no random numbers")]
 pub struct NoRandomness;
 
-/// Octets that nobody can guess; wiped when dropped.
+/// Random octets for secrets. They are wiped when dropped.
 pub fn octets(count: usize) -> Result<Zeroizing<Vec<u8>>, NoRandomness> {
     let mut bytes = Zeroizing::new(vec![0; count]);
     SystemRandom::new().fill(&mut bytes).map_err(|_| NoRandomness)?;
     Ok(bytes)
 }
 
-/// A time between zero and `longest`, so that not everyone comes at once.
+/// A random time up to `longest`, so that not all clients come at the same moment.
 pub fn jitter(longest: Duration) -> Duration {
     between(Duration::ZERO, longest)
 }

@@ -1,4 +1,4 @@
-//! What nodes report of their tunnels: kept in memory, for people.
+//! What nodes report about their tunnels. It is kept in memory, for the operator.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -8,28 +8,28 @@ use edge_types::api::TunnelCount;
 
 use crate::text::is_invisible;
 
-/// Longest text of a node that is kept, characters.
+/// Longest text of a node that is kept, in characters.
 const LONGEST_TEXT: usize = 500;
 
-/// What each node reported last to this replica.
+/// The last report of each node to this replica. Clones share them.
 #[derive(Debug, Clone, Default)]
 pub struct TunnelReports(Arc<Mutex<Reports>>);
 
 #[derive(Debug, Default)]
 struct Reports {
     last: HashMap<NodeName, TunnelCount>,
-    /// Why nodes do not take their view; only of nodes that report a reason.
+    /// Why nodes refuse their views; only of nodes that do.
     refusals: HashMap<NodeName, String>,
     unseen: UnseenReports,
 }
 
-/// What nobody has looked at yet.
+/// Changes that the status writer has not read yet.
 #[derive(Debug, Default)]
 pub struct UnseenReports {
-    /// Nodes that began to follow their view: another replica may have shown something else of them
+    /// Nodes that opened a stream of their view here. Another replica may have written their status
     /// meanwhile.
     pub begun: HashSet<NodeName>,
-    /// Nodes of which something else is to be shown than before.
+    /// Nodes of which the report changed.
     pub changed: HashSet<NodeName>,
 }
 
@@ -38,15 +38,15 @@ impl TunnelReports {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A node begins to follow its view here. It may have reported just before, and nothing new to
-    /// us.
+    /// A node opened a stream of its view here. It may have reported the same tunnels to this
+    /// replica before.
     pub fn begins(&self, node: &NodeName) {
         let mut reports = self.reports();
         reports.unseen.begun.insert(node.clone());
         reports.unseen.changed.insert(node.clone());
     }
 
-    /// A node has reported how many tunnels it has.
+    /// A node reported how many tunnels it has.
     pub fn reported(&self, node: &NodeName, count: TunnelCount) {
         let mut reports = self.reports();
         if reports.last.insert(node.clone(), count) != Some(count) {
@@ -54,13 +54,13 @@ impl TunnelReports {
         }
     }
 
-    /// What a node reported last.
+    /// The last report of a node.
     pub fn of(&self, node: &NodeName) -> Option<TunnelCount> {
         self.reports().last.get(node).copied()
     }
 
-    /// A node has reported why it does not take its view, or that it takes it (`None`). Its words
-    /// are shown to people: what hides, reorders or breaks text is left out.
+    /// A node reported why it refuses its view, or that it accepts it (`None`). The text is shown
+    /// to people: characters that hide, reorder or break text are removed.
     pub fn refused(&self, node: &NodeName, why: Option<&str>) {
         let mut reports = self.reports();
         match why {
@@ -72,12 +72,12 @@ impl TunnelReports {
         }
     }
 
-    /// Why a node does not take its view, as it last reported.
+    /// Why a node refuses its view, by its last report.
     pub fn refusal_of(&self, node: &NodeName) -> Option<String> {
         self.reports().refusals.get(node).cloned()
     }
 
-    /// Forgets all nodes but these.
+    /// Forgets all nodes for which `kept` is false.
     pub fn retain(&self, kept: impl Fn(&NodeName) -> bool) {
         let mut reports = self.reports();
         reports.last.retain(|name, _| kept(name));
@@ -86,7 +86,7 @@ impl TunnelReports {
         reports.unseen.changed.retain(&kept);
     }
 
-    /// What came since this was last asked.
+    /// The changes since the last call.
     pub fn take_unseen(&self) -> UnseenReports {
         std::mem::take(&mut self.reports().unseen)
     }
@@ -97,7 +97,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_nodes_words_are_one_short_line_and_go_with_it() {
+    fn the_reason_of_a_node_is_one_short_line_and_is_forgotten_with_the_node() {
         let tunnels = TunnelReports::default();
         let node: NodeName = "edge-1".parse().unwrap();
         let long = format!("view 3 is refused\u{1b}[31m:\r\n{}", "x".repeat(10 * LONGEST_TEXT));

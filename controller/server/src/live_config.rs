@@ -4,12 +4,12 @@ use std::sync::{Arc, PoisonError, RwLock};
 
 use edge_controller_domain::ca::Ca;
 use edge_controller_domain::networks::ClusterNetworks;
-use edge_controller_domain::reach::{self, Before};
+use edge_controller_domain::reachability::{self, PreviousNetworks};
 use edge_controller_domain::registry::Registry;
 use edge_controller_domain::segments::{Ledger, Policy, Row, contains};
 use edge_controller_domain::state::State;
 use edge_controller_domain::store::StoreError;
-use edge_controller_domain::views::Common;
+use edge_controller_domain::views::ViewBuilder;
 use edge_types::api::ReloadResponse;
 
 use crate::config::{Config, ConfigError, Key, Reload, keys};
@@ -26,13 +26,13 @@ pub struct ConfigInForce {
     /// Networks that nodes reach through tunnels.
     pub networks: ClusterNetworks,
     /// Computes views.
-    pub common: Common,
+    pub views: ViewBuilder,
 }
 
 impl ConfigInForce {
     fn new(config: Config, ca: &Arc<Ca>) -> Self {
         let (policy, networks) = (config.segment_policy(), config.cluster_networks());
-        Self { common: Common::new(networks.clone(), policy.prefix, ca.clone()), policy, networks, config }
+        Self { views: ViewBuilder::new(networks.clone(), policy.prefix, ca.clone()), policy, networks, config }
     }
 }
 
@@ -74,7 +74,7 @@ impl LiveConfig {
         let refused = ReloadError::Refused;
         let reader = self.reader.as_ref().ok_or_else(|| refused("it was not read from anywhere".into()))?;
         let config = reader().map_err(|error| refused(error.to_string()))?;
-        let (live, ways) = (self.clone(), reach::ways(&config.server_names).await);
+        let (live, ways) = (self.clone(), reachability::resolve(&config.server_names).await);
         // In the order of plans: none that was made by the former ranges is carried out after this
         // one.
         let plan = move |state: &mut State| -> Result<_, ReloadError> {
@@ -82,8 +82,8 @@ impl LiveConfig {
             let changed = changes(&before.config, &config).map_err(refused)?;
             let new = ConfigInForce::new(config.clone(), &live.ca);
             check_held(state.ledger(), &new.networks.ranges).map_err(refused)?;
-            let before = Before::from(&before.networks);
-            reach::check(&new.networks, &config.listen, Some(&before), &ways, state).map_err(refused)?;
+            let before = PreviousNetworks::from(&before.networks);
+            reachability::check(&new.networks, &config.listen, Some(&before), &ways, state).map_err(refused)?;
             *live.in_force.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(new);
             Ok((changed, Vec::new()))
         };
@@ -91,7 +91,7 @@ impl LiveConfig {
         if changed.iter().any(|key| key.reload == Reload::Views) {
             registry.refresh().await;
         }
-        reach::note(registry, &self.now().networks).await;
+        reachability::store_current(registry, &self.now().networks).await;
         let changed: Vec<String> = changed.iter().map(|key| key.path.clone()).collect();
         tracing::info!(?changed, "the configuration was read again");
         Ok(ReloadResponse { changed })

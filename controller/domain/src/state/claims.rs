@@ -1,4 +1,4 @@
-//! What follows from the segments that a node says it holds.
+//! Plans the changes that follow from the segments that a node reports as its own.
 
 use edge_types::{IpNetwork, NodeName, Role};
 
@@ -6,15 +6,14 @@ use super::{Change, State};
 use crate::clock::Seconds;
 use crate::segments::{ClaimConflict, Grant, Policy, Row};
 
-/// What is wrong in one report is looked at up to this number of segments beyond what a node may
-/// hold.
+/// Claims in one report that are checked beyond the number of segments that a node may hold.
 const FEW: usize = 8;
-/// What a segment carries in place of a request, when its node has brought it.
+/// Request id of a segment that a node reported and did not request.
 const REPORTED: &str = "reported";
 
 impl State {
-    /// What follows from what a node says it holds: changes that make it so where nobody else holds it,
-    /// and what stands against the rest.
+    /// Plans the changes that make claimed segments the node's where no other node holds them. Also
+    /// returns a conflict for each other claimed segment.
     pub fn claims(
         &self,
         policy: &Policy,
@@ -22,13 +21,14 @@ impl State {
         claimed: &[IpNetwork],
         now: Seconds,
     ) -> (Vec<Change>, Vec<ClaimConflict>) {
-        // Nobody else has pods of its own.
+        // Only edges have segments.
         if self.node(node).is_none_or(|record| record.role != Role::Edge) {
             return Default::default();
         }
         let (ledger, may_be_unknown) = (&self.ledger, self.takes_unknown_claims(policy, now));
         let (mut chosen, mut conflicts): (Vec<Grant>, Vec<ClaimConflict>) = Default::default();
-        // A node holds no more of either family, and of what is wrong a few are named.
+        // A node may hold no more than this in both families. A few more are checked, so that
+        // conflicts name them.
         let most = 2 * policy.max_per_node as usize + FEW;
         for segment in claimed.iter().take(most) {
             match ledger.check_claim(policy, node, segment, &chosen, may_be_unknown, now) {

@@ -1,4 +1,4 @@
-//! Which segments a node gets when it asks.
+//! Plans the grants of segments that nodes request.
 
 use edge_types::api::Family;
 use edge_types::{IpNetwork, NodeName};
@@ -19,27 +19,28 @@ pub enum SegmentError {
     /// No segment is granted yet after a restore.
     #[error(transparent)]
     Withheld(#[from] Withheld),
-    /// The node holds as many as it may.
+    /// The node holds as many segments of the family as it may.
     #[error("node {node} holds {held} {family} segments, the most that max_per_node allows")]
     TooMany {
         /// The node.
         node: NodeName,
-        /// How many it holds.
+        /// How many segments it holds.
         held: usize,
-        /// Of which family.
+        /// `IPv4` or `IPv6`.
         family: &'static str,
     },
     /// There is no range of this family.
     #[error("no cluster range is {0}; the operator sets cluster_ranges")]
     NoSuchFamily(&'static str),
-    /// A request id came again with another content.
-    #[error("request id {0:?} was used for other families; a new application needs a new id")]
+    /// An earlier request with the same id asked for other families.
+    #[error("request id {0:?} was used for other families; a new request needs a new id")]
     RequestIdReused(String),
 }
 
 impl State {
-    /// Plans the answer to an application for one segment of each family (without repetitions, in
-    /// order): its segments, and what to change.
+    /// Plans the answer to a request for one segment of each family. `families` has no repetitions
+    /// and is in order. Returns the segments and the changes. A request with an id that was granted
+    /// already gets the same segments again.
     pub fn application(
         &mut self,
         policy: &Policy,
@@ -54,7 +55,7 @@ impl State {
         if granted.iter().any(|network| !families.contains(&Family::of(network))) {
             return Err(SegmentError::RequestIdReused(request_id.into()));
         }
-        // Where a replica died between two claims, only some of them were granted then.
+        // If a replica stopped between two claims, only some of the segments were granted then.
         let missing: Vec<Family> = families
             .iter()
             .copied()
@@ -72,7 +73,7 @@ impl State {
         Ok((granted, Vec::new()))
     }
 
-    /// Chooses one segment for each entry of `families`: all of them or none.
+    /// Chooses one segment for each entry of `families`: all of them, or an error.
     pub(super) fn grants(
         &mut self,
         policy: &Policy,

@@ -1,4 +1,4 @@
-//! What a node that joins becomes, and which segments it then has.
+//! Plans the record and the segments of a node that joins.
 
 use edge_types::api::Family;
 use edge_types::{NodeName, Role};
@@ -7,34 +7,35 @@ use super::{Change, NodeRecord, SegmentError, State};
 use crate::clock::Seconds;
 use crate::segments::{Policy, Row};
 
-/// Segments granted at join carry this in place of a request id of the node.
+/// Request id of segments that are granted at a join.
 const JOIN_REQUEST: &str = "join";
 
 /// Why a node may not join under its name.
 #[derive(Debug, thiserror::Error)]
 pub enum JoinError {
-    /// The name is taken.
+    /// A node of this name is registered with another key.
     #[error(
         "a node {0} is registered already, with another key; choose another name, or, if this is that machine with its disk lost, join \
          with a token bound to the name (edge-controller token create --node {0})"
     )]
     NameTaken(NodeName),
-    /// The name belongs to a node of another role.
+    /// The node is registered with another role.
     #[error(
-        "node {node} is registered as {registered}, and the token is for a {token}; deregister it first if its role shall change"
+        "node {node} is registered as {registered}, and the token is for a {token}; deregister it first if its role is to change"
     )]
     RoleChange {
         /// The node.
         node: NodeName,
-        /// Its role.
+        /// The role with which it is registered.
         registered: Role,
-        /// The token's role.
+        /// The role that the token gives.
         token: Role,
     },
 }
 
 impl State {
-    /// The node's record after it has joined: new, or the present one where that may be taken over.
+    /// The record of a node after its join: a new one, or the present one if the join may take it
+    /// over.
     pub fn joining(
         &self,
         name: &NodeName,
@@ -54,8 +55,8 @@ impl State {
         Ok(record.clone())
     }
 
-    /// What changes of the segments when a node joins. An edge then has at least `min` of each
-    /// family, as long as grants do not wait.
+    /// Plans the changes of segments at a join. An edge then holds at least `min` segments of each
+    /// family, unless grants wait after a restore.
     pub fn segments_at_join(
         &mut self,
         policy: &Policy,
@@ -68,7 +69,8 @@ impl State {
         if role == Role::Edge {
             let back = self.given_back(policy, node, now);
             let mut missing = self.missing_at_join(policy, node, &back, min);
-            // The node joins without a segment, and can then report which segments it uses.
+            // Grants wait: the node joins without a segment, and can then report the segments that
+            // it uses.
             if self.may_grant(policy, now).is_err() {
                 missing.clear();
             }
@@ -81,13 +83,13 @@ impl State {
         Ok(changes)
     }
 
-    /// Segments that a name still holds though no node of it is registered: a replica may be about
-    /// to release them, or may have died before it could, or before a join was complete. Written
-    /// anew they are the new node's, and a replica that would release them finds another grant; a
-    /// node that routes for others holds none.
+    /// Segments that the ledger has under this name although no such node is registered. A replica
+    /// may be about to release them, or may have stopped before it did, or before a join was
+    /// complete. An edge gets them: their rows are written again, so that a replica that would
+    /// release them finds another grant. They are released if the node is no edge.
     fn leftovers(&self, node: &NodeName, role: Role, now: Seconds) -> impl Iterator<Item = Row> {
-        // Another time than that of the grant before, and none to come: a replica that starts takes
-        // the latest time that it finds for known.
+        // The time differs from that of the former grant. It never lies in the future, since a
+        // replica that starts takes the latest time in the store as known.
         let anew = move |before: Seconds| if before < now { now } else { before.saturating_sub(1) };
         self.ledger.held_by(node).into_iter().map(move |row| match role {
             Role::Edge => Row { request_id: JOIN_REQUEST.into(), granted_at: anew(row.granted_at), ..row.clone() },
@@ -95,15 +97,14 @@ impl State {
         })
     }
 
-    /// Segments that are kept for a name which lost its Node object: they are its again when it
-    /// comes back, since its pods may use them.
+    /// Segments that are kept for a node that lost its Node object. It gets them back, since its
+    /// pods may use them.
     fn given_back(&self, policy: &Policy, node: &NodeName, now: Seconds) -> Vec<Row> {
         let kept = self.kept_for(node, now).filter(|row| policy.allows(&row.network));
         kept.map(|row| row.regranted(node.clone(), JOIN_REQUEST.into(), now)).collect()
     }
 
-    /// What a node lacks of the segments that it gets without asking, besides those that it gets
-    /// back.
+    /// The families in which a node lacks segments up to `min`, besides those that it gets back.
     fn missing_at_join(&self, policy: &Policy, node: &NodeName, back: &[Row], min: u32) -> Vec<Family> {
         let held = self.ledger.held_by(node);
         let of = |family| held.iter().copied().chain(back).filter(|row| Family::of(&row.network) == family).count();

@@ -83,7 +83,7 @@ pub trait Store: Send + Sync {
 pub enum Note {
     /// UID of the namespace kube-system of the cluster whose nodes are registered.
     Cluster,
-    /// Cluster ranges and networks of the last configuration in force: see [`crate::reach`].
+    /// Cluster ranges and networks of the last configuration in force: see [`crate::reachability`].
     Reach,
     /// Time of the last restore: see [`crate::segments::Restored`].
     Restored,

@@ -15,11 +15,11 @@ use crate::state::{Change, CommunityRecord, NodeObject};
 use crate::store::StoreError;
 use crate::store::embedded::Embedded;
 
-/// What happens to a cluster.
+/// One step in the history of a cluster.
 #[derive(Debug, Clone)]
 enum Event {
     Change(Vec<Change>),
-    /// Everything may have changed.
+    /// Every view may have changed.
     Refresh,
 }
 
@@ -64,7 +64,7 @@ fn change() -> impl Strategy<Value = Change> {
     ]
 }
 
-/// An event, and who looks at its view after it.
+/// An event, and which nodes read their views after it.
 fn step() -> impl Strategy<Value = (Event, Vec<bool>)> {
     let event = prop_oneof![
         15 => prop::collection::vec(change(), 1..4).prop_map(Event::Change),
@@ -73,7 +73,7 @@ fn step() -> impl Strategy<Value = (Event, Vec<bool>)> {
     (event, prop::collection::vec(prop::bool::weighted(0.4), 6))
 }
 
-async fn common() -> Common {
+async fn view_builder() -> ViewBuilder {
     let folder = tempfile::tempdir().unwrap();
     let now = Clock::system().now();
     let ca = Ca::open(Box::new(Files::new(folder.path(), now)), None, now).await.unwrap();
@@ -82,21 +82,21 @@ async fn common() -> Common {
         fronted: vec!["10.244.0.0/16".parse().unwrap()],
         ..ClusterNetworks::default()
     };
-    Common::new(networks, SegmentPrefix::default(), Arc::new(ca))
+    ViewBuilder::new(networks, SegmentPrefix::default(), Arc::new(ca))
 }
 
 #[tokio::test]
 async fn whatever_stands_in_a_record_peers_get_few_addresses_that_they_can_use_and_the_one_that_was_seen() {
-    let common = common().await;
+    let builder = view_builder().await;
     let told = |record: &NodeRecord| {
-        let endpoints = common.endpoints(record);
+        let endpoints = builder.endpoints(record);
         endpoints.iter().map(|endpoint| endpoint.address.to_string()).collect::<Vec<_>>()
     };
     let mut record = NodeRecord::new("a".parse().unwrap(), Role::Edge, 0);
     let public = ["127.0.0.1", "169.254.169.254:80", "10.244.0.1", "10.77.0.1", "203.0.113.1:4501", "203.0.113.2"];
     let public_addresses = public.map(|address| address.parse().unwrap()).into();
     record.object = Some(NodeObject { uid: "u".into(), public_addresses, ..NodeObject::default() });
-    // As an earlier release kept them.
+    // More addresses than this release keeps, as an earlier one stored them.
     record.reported = (0..32).map(|n| [192, 0, 2, n].into()).chain(["::1".parse().unwrap()]).collect();
     record.observed = Some([198, 51, 100, 7].into());
     record.port = 4500;
@@ -105,17 +105,17 @@ async fn whatever_stands_in_a_record_peers_get_few_addresses_that_they_can_use_a
     assert_eq!(told(&record), expected.chain(["198.51.100.7:4500".to_owned()]).collect::<Vec<_>>());
     record.observed = Some([127, 0, 0, 1].into());
     assert!(told(&record).iter().all(|address| !address.starts_with("127.")) && told(&record).len() == 8);
-    // A hub may be in a network that it fronts, not in one of the edges' pods.
+    // The address of a hub may lie in a network that hubs front, but not in a cluster range.
     record.role = Role::Hub;
     assert_eq!(told(&record)[0], "10.244.0.1:4500");
     assert!(!told(&record).contains(&"10.77.0.1:4500".to_owned()));
 }
 
-/// What a node would read on its stream, as text.
-fn line(common: &Common, view: &StateGuard<'_>, node: &NodeName, known: Option<u64>) -> Option<String> {
+/// The line that a node reads on its stream.
+fn line(builder: &ViewBuilder, view: &StateGuard<'_>, node: &NodeName, known: Option<u64>) -> Option<String> {
     let line = match known.and_then(|known| Some((known, view.delta_since(node, known)?))) {
-        Some((known, touched)) => ViewEvent::Change(common.change(view, node, known, &touched)?),
-        None => ViewEvent::View { epoch: None, view: Box::new(common.told(view, node)?) },
+        Some((known, touched)) => ViewEvent::Change(builder.view_change(view, node, known, &touched)?),
+        None => ViewEvent::View { epoch: None, view: Box::new(builder.view_json(view, node)?) },
     };
     Some(serde_json::to_string(&line).unwrap())
 }
@@ -124,7 +124,7 @@ async fn try_history(history: Vec<(Event, Vec<bool>)>) -> Result<(), TestCaseErr
     let folder = tempfile::tempdir().unwrap();
     let store = Arc::new(Embedded::open(folder.path()).unwrap());
     let registry = Registry::start(store, Clock::system(), true).await.unwrap();
-    let common = common().await;
+    let builder = view_builder().await;
     let mut held: BTreeMap<NodeName, NodeView> = BTreeMap::new();
     for (event, looking) in history {
         match event {
@@ -137,9 +137,9 @@ async fn try_history(history: Vec<(Event, Vec<bool>)>) -> Result<(), TestCaseErr
         held.retain(|name, _| view.state().node(name).is_some());
         for index in looking.into_iter().enumerate().filter_map(|(index, looks)| looks.then_some(index)) {
             let name: NodeName = format!("n{index}").parse().unwrap();
-            let Some(expected) = common.view(view.state(), &name, view.revision()) else { continue };
+            let Some(expected) = builder.view(view.state(), &name, view.revision()) else { continue };
             let known = held.remove(&name);
-            let line = line(&common, &view, &name, known.as_ref().map(|known| known.version)).unwrap();
+            let line = line(&builder, &view, &name, known.as_ref().map(|known| known.version)).unwrap();
             let found = match serde_json::from_str::<ViewEvent>(&line).unwrap() {
                 ViewEvent::View { view, .. } => *view,
                 ViewEvent::Change(change) => change.apply_to(known.unwrap()).expect("a change of what it knows"),

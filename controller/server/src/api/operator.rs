@@ -289,7 +289,7 @@ impl NodeInfos {
             labels: record.labels.clone(),
             communities: view.state().communities_of(record),
             segments: views::segments(view.state(), &record.name),
-            endpoints: self.live.now().common.endpoints(record),
+            endpoints: self.live.now().views.endpoints(record),
             connected: view.is_connected(&record.name),
             tunnels: self.tunnels.of(&record.name),
             conflicts: self.conflicts.of(&record.name),

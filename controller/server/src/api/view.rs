@@ -78,7 +78,7 @@ pub(super) async fn view(
     caller.may_see(&view, &node, streams.registry.clock.now())?;
     let missing = || ApiError::NoSuchNode(node.clone());
     if !parameters.watch {
-        return Ok(axum::Json(streams.live.now().common.told(&view, &node).ok_or_else(missing)?).into_response());
+        return Ok(axum::Json(streams.live.now().views.view_json(&view, &node).ok_or_else(missing)?).into_response());
     }
     if view.view_streams(&node) >= MOST_STREAMS {
         return Err(ApiError::TooManyStreams { node, most: MOST_STREAMS });
@@ -225,10 +225,10 @@ async fn next(
     let event = match touched {
         Some((_, touched)) if touched.is_empty() => return Ok(None),
         Some((known, touched)) if reader.changes => {
-            Line::Change(streams.live.now().common.change(&view, node, known, &touched).ok_or_else(missing)?)
+            Line::Change(streams.live.now().views.view_change(&view, node, known, &touched).ok_or_else(missing)?)
         }
         _ => {
-            let told = streams.live.now().common.told(&view, node).ok_or_else(missing)?;
+            let told = streams.live.now().views.view_json(&view, node).ok_or_else(missing)?;
             Line::View { epoch: Some(streams.registry.epoch().to_owned()), view: Box::new(told) }
         }
     };

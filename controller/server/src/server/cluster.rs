@@ -96,7 +96,7 @@ impl Cluster {
         let trust = TrustBundle::new(&client, &kubernetes.namespace, ca, obstacles.clone());
         until_stopped("trust", Box::pin(trust.run(leading.clone())));
         let views = live.clone();
-        let endpoints = Box::new(move |record: &_| views.now().common.endpoints(record));
+        let endpoints = Box::new(move |record: &_| views.now().views.endpoints(record));
         let sources = Sources { registry, tunnels, conflicts, endpoints, obstacles };
         let statuses = Arc::new(StatusWriter::new(&client, sources, leases, &identity));
         let connections = statuses.clone();

@@ -29,7 +29,7 @@ use anyhow::Context as _;
 use edge_controller_domain::archive;
 use edge_controller_domain::ca::Ca;
 use edge_controller_domain::clock::Clock;
-use edge_controller_domain::reach;
+use edge_controller_domain::reachability;
 use edge_controller_domain::registry::Registry;
 use edge_controller_domain::segments::ClaimConflicts;
 use edge_controller_domain::tunnel_reports::TunnelReports;
@@ -94,7 +94,7 @@ impl Server {
         let metrics = Metrics::new();
         // While the rows are read.
         let names = config.server_names.clone();
-        let ways = AbortOnDropHandle::new(tokio::spawn(async move { reach::ways(&names).await }));
+        let ways = AbortOnDropHandle::new(tokio::spawn(async move { reachability::resolve(&names).await }));
         let networks = config.cluster_networks();
         let Kept { store, ca_storage, client, obstacles, events, identity } = Kept::open(&config, clock.now()).await?;
         let store = Measured::new(store, metrics.clone());
@@ -112,8 +112,8 @@ impl Server {
             }
         }
         check_held(registry.read().await.state().ledger(), &networks.ranges).map_err(anyhow::Error::msg)?;
-        let before = reach::noted(&registry).await;
-        reach::check(&networks, &config.listen, before.as_ref(), &ways.await?, registry.read().await.state())
+        let before = reachability::load_previous(&registry).await;
+        reachability::check(&networks, &config.listen, before.as_ref(), &ways.await?, registry.read().await.state())
             .map_err(anyhow::Error::msg)?;
         let reviewer = client.clone().zip(config.joining());
         let reviewer = reviewer.map(|(client, (accounts, selectors))| Reviewer::new(client, accounts, selectors));
@@ -122,7 +122,7 @@ impl Server {
         kept.await.context("certificate authority")?;
         let ca = Ca::open(ca_storage, operator_ca, clock.now()).await.context("certificate authority")?;
         let ca = Arc::new(ca);
-        reach::note(&registry, &networks).await;
+        reachability::store_current(&registry, &networks).await;
         let listeners = listen::open("listen", &config.listen)?;
         let observers = listen::open("observe.listen", &config.observe.listen)?;
         let addresses = local(&listeners)?;

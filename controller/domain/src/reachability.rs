@@ -1,8 +1,9 @@
-//! Whether nodes can go on to reach the controller, and each other, under a configuration.
+//! Checks that nodes can still reach the controller, and each other, under a configuration.
 //!
-//! What lies in a cluster range is a pod's: a node's guard lets nobody else be reached there. What
-//! lies in a hub's networks goes into the hub's tunnel. So an address that must be reached without
-//! a tunnel lies in none of them: a node that was cut off could not be told to correct it.
+//! An address in a cluster range belongs to a pod: the guard of a node drops packets to it that no
+//! tunnel takes. Packets to a hub's networks go through the tunnel to the hub. So an address that
+//! nodes must reach without a tunnel may lie in neither. A node that is cut off could not get the
+//! corrected configuration.
 
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
@@ -16,93 +17,95 @@ use crate::registry::Registry;
 use crate::state::State;
 use crate::store::Note;
 
-/// Time for one name to be looked up.
-const LOOK_UP: Duration = Duration::from_secs(2);
-/// Addresses of nodes that are told of, where they are no reason to refuse.
-const TOLD: usize = 10;
-/// Addresses of one name that are looked at.
-const MOST: usize = 64;
+/// Longest time to resolve one name.
+const RESOLVE_TIMEOUT: Duration = Duration::from_secs(2);
+/// Most node addresses that are logged if they are no reason to refuse.
+const MOST_LOGGED: usize = 10;
+/// Most addresses of one name that are checked.
+const MOST_ADDRESSES: usize = 64;
 
-/// One of `server_names`, and where it leads.
+/// One of `server_names` with its addresses.
 #[derive(Debug, Clone)]
-pub struct Way {
+pub struct ServerName {
     name: String,
-    /// An address, and no name of one.
+    /// Whether the name is itself an address.
     literal: bool,
-    /// Empty where the name leads nowhere from here.
+    /// Empty if the name cannot be resolved here.
     addresses: Vec<IpAddr>,
 }
 
-/// Looks up under which addresses nodes reach this controller.
-pub async fn ways(server_names: &[String]) -> Vec<Way> {
-    join_all(server_names.iter().map(|name| way(name))).await
+/// Resolves the names by which nodes reach this controller.
+pub async fn resolve(server_names: &[String]) -> Vec<ServerName> {
+    join_all(server_names.iter().map(|name| resolve_name(name))).await
 }
 
-async fn way(name: &str) -> Way {
+async fn resolve_name(name: &str) -> ServerName {
     if let Ok(address) = name.parse::<IpAddr>() {
-        return Way { name: name.into(), literal: true, addresses: vec![address.to_canonical()] };
+        return ServerName { name: name.into(), literal: true, addresses: vec![address.to_canonical()] };
     }
-    let found = tokio::time::timeout(LOOK_UP, tokio::net::lookup_host((name, 0))).await;
+    let found = tokio::time::timeout(RESOLVE_TIMEOUT, tokio::net::lookup_host((name, 0))).await;
     let addresses: Vec<IpAddr> = match found {
-        Ok(Ok(found)) => found.take(MOST).map(|address| address.ip().to_canonical()).collect(),
+        Ok(Ok(found)) => found.take(MOST_ADDRESSES).map(|address| address.ip().to_canonical()).collect(),
         Ok(Err(_)) | Err(_) => Vec::new(),
     };
     if addresses.is_empty() {
         tracing::info!(
             name,
-            "one of server_names leads nowhere from here: whether nodes go on to reach it is not checked"
+            "one of server_names cannot be resolved here: it is not checked whether nodes can still reach it"
         );
     }
-    Way { name: name.into(), literal: false, addresses }
+    ServerName { name: name.into(), literal: false, addresses }
 }
 
-/// Ranges and networks that were in force before. What they held already is not refused for the
-/// sake of nodes: it may have been so for long.
+/// Cluster ranges and networks of the configuration before. An address of a node that already lay
+/// in them is no reason to refuse, since that may have been so for long.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Before {
+pub struct PreviousNetworks {
     ranges: Vec<IpNetwork>,
     networks: Vec<IpNetwork>,
 }
 
-impl From<&ClusterNetworks> for Before {
+impl From<&ClusterNetworks> for PreviousNetworks {
     fn from(networks: &ClusterNetworks) -> Self {
         Self { ranges: networks.ranges.clone(), networks: fronted(networks) }
     }
 }
 
-/// What was in force when the controller ran last; `None` where that was never noted.
-pub async fn noted(registry: &Registry) -> Option<Before> {
+/// Reads the ranges and networks of the last run; `None` if they were never stored or cannot be
+/// read.
+pub async fn load_previous(registry: &Registry) -> Option<PreviousNetworks> {
     match registry.note(Note::Reach).await {
         Ok(noted) => serde_json::from_str(&noted?).ok(),
         Err(error) => {
-            tracing::warn!(%error, "it is not known which ranges were in force last");
+            tracing::warn!(%error, "the ranges that were in force before cannot be read");
             None
         }
     }
 }
 
-/// Notes what is in force now. Where that fails, the next start refuses less.
-pub async fn note(registry: &Registry, networks: &ClusterNetworks) {
-    let now = Before::from(networks);
-    if noted(registry).await.as_ref() == Some(&now) {
+/// Stores the ranges and networks in force. If that fails, the next start refuses less.
+pub async fn store_current(registry: &Registry, networks: &ClusterNetworks) {
+    let now = PreviousNetworks::from(networks);
+    if load_previous(registry).await.as_ref() == Some(&now) {
         return;
     }
     let text = serde_json::to_string(&now).unwrap_or_default();
     if let Err(error) = registry.set_note(Note::Reach, text).await {
-        tracing::warn!(%error, "it is not noted which ranges are in force");
+        tracing::warn!(%error, "the ranges in force cannot be stored");
     }
 }
 
-/// What is wrong with a configuration in this respect. `listen`: where this controller listens.
-/// `before`: what was in force, if that is known.
+/// Checks a configuration. `listen`: the addresses on which this controller listens. `before`: what
+/// was in force before, if that is known. The error names the configuration's key, the addresses
+/// and what to do.
 pub fn check(
     networks: &ClusterNetworks,
     listen: &[SocketAddr],
-    before: Option<&Before>,
-    ways: &[Way],
+    before: Option<&PreviousNetworks>,
+    names: &[ServerName],
     state: &State,
 ) -> Result<(), String> {
-    check_ways(networks, listen, ways)?;
+    check_names(networks, listen, names)?;
     check_hubs(networks)?;
     check_nodes(networks, before, state)
 }
@@ -116,14 +119,14 @@ fn fronted(networks: &ClusterNetworks) -> Vec<IpNetwork> {
     networks.all_fronted().copied().collect()
 }
 
-fn check_ways(networks: &ClusterNetworks, listen: &[SocketAddr], ways: &[Way]) -> Result<(), String> {
+fn check_names(networks: &ClusterNetworks, listen: &[SocketAddr], names: &[ServerName]) -> Result<(), String> {
     let ranges = &networks.ranges;
-    for way in ways {
-        if let Some((address, range)) = way.addresses.iter().find_map(|at| Some((at, range_of(ranges, at)?))) {
+    for name in names {
+        if let Some((address, range)) = name.addresses.iter().find_map(|at| Some((at, range_of(ranges, at)?))) {
             return Err(format!(
                 "segments.cluster_ranges: {range} holds {address}, where nodes reach this controller ({:?} of server_names): they would be cut off; \
-                 choose a range that nobody uses",
-                way.name
+                 choose a range that is not in use",
+                name.name
             ));
         }
     }
@@ -131,25 +134,25 @@ fn check_ways(networks: &ClusterNetworks, listen: &[SocketAddr], ways: &[Way]) -
     for listen in listen.iter().filter(explicit) {
         if let Some(range) = range_of(ranges, &listen.ip().to_canonical()) {
             return Err(format!(
-                "segments.cluster_ranges: {range} holds {listen}, where this controller listens: nodes would be cut off; choose a range that nobody uses"
+                "segments.cluster_ranges: {range} holds {listen}, where this controller listens: nodes would be cut off; choose a range that is not in use"
             ));
         }
     }
     let fronted = fronted(networks);
     let inside = |address: &IpAddr| range_of(&fronted, address);
-    // A name that leads nowhere from here, as in an outage of DNS, may lead nodes to an address
+    // A name that cannot be resolved here, as in an outage of DNS, may lead nodes to an address
     // outside.
-    let all_known = !ways.is_empty() && ways.iter().all(|way| !way.addresses.is_empty());
-    if all_known && ways.iter().flat_map(|way| &way.addresses).all(|address| inside(address).is_some()) {
-        let names: Vec<&str> = ways.iter().map(|way| way.name.as_str()).collect();
+    let all_known = !names.is_empty() && names.iter().all(|name| !name.addresses.is_empty());
+    if all_known && names.iter().flat_map(|name| &name.addresses).all(|address| inside(address).is_some()) {
+        let names: Vec<&str> = names.iter().map(|name| name.name.as_str()).collect();
         return Err(format!(
-            "networks: all that server_names lead to ({}) lies in networks that hubs front: who needs a tunnel to reach the controller never gets one; \
+            "networks: all addresses of server_names ({}) lie in networks that hubs front: a node that needs a tunnel to reach the controller never gets one; \
              name an address outside of them",
             names.join(", ")
         ));
     }
-    for way in ways.iter().filter(|way| way.literal) {
-        if let Some((address, network)) = way.addresses.iter().find_map(|at| Some((at, inside(at)?))) {
+    for name in names.iter().filter(|name| name.literal) {
+        if let Some((address, network)) = name.addresses.iter().find_map(|at| Some((at, inside(at)?))) {
             tracing::warn!(
                 "networks: {network} holds {address} of server_names: only nodes inside reach the controller there"
             );
@@ -173,29 +176,29 @@ fn check_hubs(networks: &ClusterNetworks) -> Result<(), String> {
         if inside.is_empty() {
             continue;
         }
-        let why = format!("hub.{name}.endpoints: {}, which is reached through the tunnel alone", inside.join(", "));
-        // Others may use an endpoint that lies outside, and nodes of the same site this one.
+        let why = format!("hub.{name}.endpoints: {}, which is reached only through the tunnel", inside.join(", "));
+        // Other nodes may use an address outside, and nodes of the same site this one.
         if inside.len() == hub.endpoints.len() {
-            return Err(format!("{why}: the tunnel would never come about; name an endpoint outside"));
+            return Err(format!("{why}: the tunnel could never be set up; name an endpoint outside"));
         }
         tracing::warn!("{why}: only nodes inside reach the hub there");
     }
     Ok(())
 }
 
-fn check_nodes(networks: &ClusterNetworks, before: Option<&Before>, state: &State) -> Result<(), String> {
+fn check_nodes(networks: &ClusterNetworks, before: Option<&PreviousNetworks>, state: &State) -> Result<(), String> {
     let (ranges, fronted) = (&networks.ranges, fronted(networks));
-    let mut told = 0;
+    let mut logged = 0;
     for record in state.nodes() {
         for address in record.reported.iter().chain(&record.observed) {
-            let (held, was_held, so) = match range_of(ranges, address) {
+            let (held, was_held, remedy) = match range_of(ranges, address) {
                 Some(range) => {
                     let held =
                         format!("segments.cluster_ranges: {range} holds {address}, an address of node {}", record.name);
                     let was_held = before.is_some_and(|before| range_of(&before.ranges, address).is_some());
                     (held, was_held, "choose a range that no site uses")
                 }
-                // Hubs and cloud nodes live where those networks are.
+                // Hubs and cloud nodes may have addresses in those networks.
                 None => match range_of(&fronted, address).filter(|_| record.role == Role::Edge) {
                     Some(network) => {
                         let held = format!("networks: {network} holds {address}, an address of edge {}", record.name);
@@ -205,11 +208,12 @@ fn check_nodes(networks: &ClusterNetworks, before: Option<&Before>, state: &Stat
                     None => continue,
                 },
             };
-            let why = format!("{held}: it would be cut off from its own network; {so}, or deregister the node first");
+            let why =
+                format!("{held}: it would be cut off from its own network; {remedy}, or deregister the node first");
             match before {
                 Some(_) if !was_held => return Err(why),
-                _ if told < TOLD => {
-                    told += 1;
+                _ if logged < MOST_LOGGED => {
+                    logged += 1;
                     tracing::warn!("{why}");
                 }
                 _ => {}
@@ -237,13 +241,13 @@ mod tests {
         ClusterNetworks { hubs: [("h".parse().unwrap(), hub)].into(), ..networks }
     }
 
-    fn named(addresses: &[&str]) -> Vec<Way> {
+    fn named(addresses: &[&str]) -> Vec<ServerName> {
         let addresses = addresses.iter().map(|text| text.parse().unwrap()).collect();
-        vec![Way { name: "cloud.example".into(), literal: false, addresses }]
+        vec![ServerName { name: "cloud.example".into(), literal: false, addresses }]
     }
 
-    async fn literal(address: &str) -> Vec<Way> {
-        vec![way(address).await]
+    async fn literal(address: &str) -> Vec<ServerName> {
+        vec![resolve_name(address).await]
     }
 
     fn node(role: Role, addresses: &[&str]) -> State {
@@ -255,13 +259,13 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_range_that_holds_the_way_to_the_controller_is_refused_in_both_families() {
+    async fn a_range_that_holds_an_address_of_the_controller_is_refused_in_both_families() {
         let none = State::default();
         let families: [(&[&str], _); 2] =
             [(&["192.168.0.0/16"], "192.168.1.1"), (&["10.77.0.0/16", "fd00::/16"], "fd00::1")];
         for (ranges, at) in families {
-            for ways in [literal(at).await, named(&[at]), named(&["203.0.113.1", at])] {
-                let why = check(&networks(ranges, &[]), &[], None, &ways, &none).unwrap_err();
+            for names in [literal(at).await, named(&[at]), named(&["203.0.113.1", at])] {
+                let why = check(&networks(ranges, &[]), &[], None, &names, &none).unwrap_err();
                 assert!(why.contains("segments.cluster_ranges") && why.contains(at), "{why}");
             }
             check(&networks(ranges, &[]), &[], None, &named(&["203.0.113.1"]), &none).unwrap();
@@ -273,25 +277,24 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn networks_leave_at_least_one_way_to_the_controller() {
+    async fn networks_leave_at_least_one_address_of_the_controller_outside() {
         let none = State::default();
         let range = ["172.30.0.0/16"];
         let hub = HubNetworks { fronted: Some(all(&["10.0.0.0/8"])), ..HubNetworks::default() };
         for fronting in [networks(&range, &["10.0.0.0/8"]), with_hub(networks(&range, &[]), hub)] {
             let (inside, outside) = (literal("10.1.2.3").await, literal("203.0.113.1").await);
-            for ways in [inside.clone(), named(&["10.1.2.3"]), [inside.clone(), named(&["10.1.2.4"])].concat()] {
-                let why = check(&fronting, &[], None, &ways, &none).unwrap_err();
-                assert!(why.contains("server_names") && why.contains(&ways[0].name), "{why}");
+            for names in [inside.clone(), named(&["10.1.2.3"]), [inside.clone(), named(&["10.1.2.4"])].concat()] {
+                let why = check(&fronting, &[], None, &names, &none).unwrap_err();
+                assert!(why.contains("server_names") && why.contains(&names[0].name), "{why}");
             }
-            // As in the manifests: one name for those inside, another one for all the others.
+            // As in the manifests: one name for nodes inside, another one for all others.
             check(&fronting, &[], None, &named(&["10.1.2.3", "203.0.113.1"]), &none).unwrap();
-            for ways in [[inside.clone(), outside], [inside.clone(), named(&["203.0.113.1"])]] {
-                check(&fronting, &[], None, &ways.concat(), &none).unwrap();
+            for names in [[inside.clone(), outside], [inside.clone(), named(&["203.0.113.1"])]] {
+                check(&fronting, &[], None, &names.concat(), &none).unwrap();
             }
-            // What leads nowhere from here may lead nodes to an address outside, as in an outage of
-            // DNS.
-            for ways in [[inside, named(&[])], [named(&[]), named(&["10.1.2.3"])]] {
-                check(&fronting, &[], None, &ways.concat(), &none).unwrap();
+            // A name that cannot be resolved here may lead nodes to an address outside.
+            for names in [[inside, named(&[])], [named(&[]), named(&["10.1.2.3"])]] {
+                check(&fronting, &[], None, &names.concat(), &none).unwrap();
             }
             check(&fronting, &[], None, &[], &none).unwrap();
             check(&fronting, &[], None, &named(&[]), &none).unwrap();
@@ -317,20 +320,21 @@ mod tests {
     }
 
     #[test]
-    fn what_would_cut_off_a_node_that_is_there_is_refused_by_its_name() {
+    fn a_network_that_would_cut_off_a_registered_node_is_refused_with_its_name() {
         let small = networks(&["10.77.0.0/16"], &[]);
         let wide = networks(&["10.77.0.0/16", "192.168.0.0/16"], &[]);
         let fronting = networks(&["10.77.0.0/16"], &["192.168.0.0/16"]);
         let home = node(Role::Edge, &["192.168.1.10", "2001:db8::1"]);
-        let before = Before::from(&small);
+        let before = PreviousNetworks::from(&small);
         for (networks, key) in [(&wide, "segments.cluster_ranges"), (&fronting, "networks")] {
             let why = check(networks, &[], Some(&before), &[], &home).unwrap_err();
             assert!(why.contains(key) && why.contains("192.168.1.10") && why.contains("edge-1"), "{why}");
-            // What was so before is no reason, nor where that is not known.
+            // An address that lay in a network before is no reason to refuse. Nor is any if it is
+            // not known what was in force before.
             check(networks, &[], Some(&networks.into()), &[], &home).unwrap();
             check(networks, &[], None, &[], &home).unwrap();
         }
-        // Nodes of the cloud live in its networks.
+        // Hubs and cloud nodes may have addresses in the cloud's networks.
         check(&fronting, &[], Some(&before), &[], &node(Role::Hub, &["192.168.1.10"])).unwrap();
         check(&wide, &[], Some(&before), &[], &node(Role::Hub, &["192.168.1.10"])).unwrap_err();
     }

@@ -1,4 +1,4 @@
-//! Computes what one node may know and do.
+//! Views: what the controller tells a node about itself and about its peers.
 
 use std::sync::Arc;
 
@@ -11,33 +11,34 @@ use crate::networks::ClusterNetworks;
 use crate::registry::{PeerJson, StateGuard};
 use crate::state::{NodeRecord, State, ViewDelta};
 
-/// What every view takes from the configuration and the authorities.
+/// Builds views from the state, the configuration and the authorities.
 #[derive(Clone)]
-pub struct Common {
+pub struct ViewBuilder {
     networks: ClusterNetworks,
     segment_prefix: SegmentPrefix,
     ca: Arc<Ca>,
 }
 
-impl Common {
-    /// From the configuration and the authorities.
+impl ViewBuilder {
+    /// A builder for this configuration and these authorities.
     pub fn new(networks: ClusterNetworks, segment_prefix: SegmentPrefix, ca: Arc<Ca>) -> Self {
         Self { networks, segment_prefix, ca }
     }
 
-    /// The view of a registered node.
+    /// The view of a registered node; `None` if it is not registered.
     pub fn view(&self, state: &State, node: &NodeName, version: u64) -> Option<NodeView> {
-        self.whole(state, node, version, |peer| Some(self.peer(state, peer)))
+        self.build(state, node, version, |peer| Some(self.peer(state, peer)))
     }
 
-    /// The same as it is told.
-    pub fn told(&self, view: &StateGuard<'_>, node: &NodeName) -> Option<NodeView<PeerJson>> {
-        self.whole(view.state(), node, view.revision(), |peer| self.told_peer(view, peer))
+    /// The view of a registered node with its peers as JSON, which all views share. `None` if the
+    /// node is not registered.
+    pub fn view_json(&self, view: &StateGuard<'_>, node: &NodeName) -> Option<NodeView<PeerJson>> {
+        self.build(view.state(), node, view.revision(), |peer| self.peer_json(view, peer))
     }
 
-    /// What changed of a registered node's view since version `from`, as far as
-    /// touched.
-    pub fn change(
+    /// The change of a registered node's view from version `from` to now. `delta` says which parts
+    /// changed since then. `None` if the node is not registered.
+    pub fn view_change(
         &self,
         view: &StateGuard<'_>,
         node: &NodeName,
@@ -48,18 +49,18 @@ impl Common {
         let record = state.node(node)?;
         let mut change = ViewChange { from, version: view.revision(), own: None, put: Vec::new(), gone: Vec::new() };
         if delta.own {
-            change.own = Some(Box::new(self.own(state, record, change.version)));
+            change.own = Some(Box::new(self.own_part(state, record, change.version)));
         }
         for name in &delta.peers {
             match state.node(name).filter(|peer| state.is_peer(record, peer)) {
-                Some(peer) => change.put.push(self.told_peer(view, peer)?),
+                Some(peer) => change.put.push(self.peer_json(view, peer)?),
                 None => change.gone.push(name.clone()),
             }
         }
         Some(change)
     }
 
-    fn whole<P>(
+    fn build<P>(
         &self,
         state: &State,
         node: &NodeName,
@@ -68,11 +69,11 @@ impl Common {
     ) -> Option<NodeView<P>> {
         let record = state.node(node)?;
         let peers = state.peers_of(record).into_iter().filter_map(|name| state.node(name));
-        Some(NodeView { peers: peers.map(peer).collect::<Option<_>>()?, ..self.own(state, record, version) })
+        Some(NodeView { peers: peers.map(peer).collect::<Option<_>>()?, ..self.own_part(state, record, version) })
     }
 
-    /// A view but for its peers.
-    fn own<P>(&self, state: &State, record: &NodeRecord, version: u64) -> NodeView<P> {
+    /// A view without its peers.
+    fn own_part<P>(&self, state: &State, record: &NodeRecord, version: u64) -> NodeView<P> {
         NodeView {
             version,
             node: record.name.clone(),
@@ -87,18 +88,19 @@ impl Common {
         }
     }
 
-    fn told_peer(&self, view: &StateGuard<'_>, peer: &NodeRecord) -> Option<PeerJson> {
+    fn peer_json(&self, view: &StateGuard<'_>, peer: &NodeRecord) -> Option<PeerJson> {
         view.peer(&peer.name, || self.peer(view.state(), peer))
     }
 
-    /// Where a node may be found, likeliest first: what the operator says, what it says, where it
-    /// was seen.
+    /// The addresses of a node that its peers get, the most likely first: those that the operator
+    /// configures, those that the node or its Node object reports, then the one at which the
+    /// controller saw it.
     pub fn endpoints(&self, node: &NodeRecord) -> Vec<NodeAddress> {
         let configured = self.networks.hubs.get(&node.name).filter(|_| node.role == Role::Hub);
         let configured = configured.into_iter().flat_map(|hub| &hub.endpoints);
         let mut endpoints: Vec<NodeAddress> =
             configured.map(|address| NodeAddress { address: *address, source: AddressSource::Configured }).collect();
-        for endpoint in self.said(node) {
+        for endpoint in self.record_addresses(node) {
             if !endpoints.iter().any(|known| known.address == endpoint.address) {
                 endpoints.push(endpoint);
             }
@@ -106,18 +108,18 @@ impl Common {
         endpoints
     }
 
-    /// Where it may be found by its own word and its Node's, as far as that is passed on; where it
-    /// was seen is among it.
-    fn said(&self, node: &NodeRecord) -> Vec<NodeAddress> {
+    /// The addresses from the node's record that a peer can use, at most [`endpoints::MOST`]. The
+    /// one at which the controller saw the node is always among them.
+    fn record_addresses(&self, node: &NodeRecord) -> Vec<NodeAddress> {
         let reachable =
             |endpoint: &NodeAddress| is_reachable(&endpoint.address.ip(), self.networks.tunnelled(node.role));
-        let mut said: Vec<NodeAddress> = node.endpoints().into_iter().filter(reachable).collect();
-        if said.len() > endpoints::MOST {
-            let seen = said.last().cloned().filter(|last| last.source == AddressSource::Observed);
-            said.truncate(endpoints::MOST - usize::from(seen.is_some()));
-            said.extend(seen);
+        let mut addresses: Vec<NodeAddress> = node.endpoints().into_iter().filter(reachable).collect();
+        if addresses.len() > endpoints::MOST {
+            let seen = addresses.last().cloned().filter(|last| last.source == AddressSource::Observed);
+            addresses.truncate(endpoints::MOST - usize::from(seen.is_some()));
+            addresses.extend(seen);
         }
-        said
+        addresses
     }
 
     fn peer(&self, state: &State, peer: &NodeRecord) -> Peer {
@@ -136,7 +138,7 @@ impl Common {
     }
 }
 
-/// Segments that a node holds, oldest grant first.
+/// The segments that a node holds, the oldest grant first.
 pub fn segments(state: &State, node: &NodeName) -> Vec<edge_types::IpNetwork> {
     state.ledger().held_by(node).into_iter().map(|row| row.network).collect()
 }
