@@ -1,30 +1,30 @@
-//! How many nodes may disappear without a question.
+//! Limits how many nodes may disappear without a question to the operator.
 //!
 //! Nodes leave when the operator deregisters them, or when their object is deleted at the API
-//! server. One or two such deletions are somebody's will; many at once are more likely somebody's
-//! mistake, another cluster, or a lost disk. Then nodes stay registered, and the operator is asked.
+//! server. One or two such deletions are probably meant. Many at once are more likely a mistake,
+//! another cluster or a lost disk. Then the nodes stay registered, and the operator is asked.
 
 use std::collections::VecDeque;
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// Deletions that come within this time are judged together.
+/// Deletions within this time are judged together.
 pub const SETTLE: Duration = Duration::from_secs(2);
-/// Deletions within this time count together, so that a few deletions now and a few more later are
-/// noticed as well.
+/// Deletions within this time are added up, so that a few now and a few more later are noticed as
+/// well.
 const WINDOW: Duration = Duration::from_secs(3600);
-/// So many are never too many.
+/// So many deletions are always accepted.
 const FEW: usize = 2;
 
-/// Deletions that were believed within [`WINDOW`]. If the operator is asked about more, they are at
-/// most a tenth of the nodes; otherwise at most all nodes.
+/// The times of the deletions that were accepted within [`WINDOW`]. If the operator is asked about
+/// more, they are at most a tenth of the nodes; otherwise at most all nodes.
 #[derive(Debug, Default)]
 pub struct Recent(VecDeque<Instant>);
 
 impl Recent {
-    /// Whether `missing` more of the nodes, `registered` of which are left, are too many: a tenth,
-    /// and at least three, with those before.
+    /// Whether `missing` deletions are too many, if `registered` nodes are left. With the accepted
+    /// ones before, three or more are too many if they are a tenth of the nodes.
     pub fn is_too_much(&mut self, missing: usize, registered: usize, now: Instant) -> bool {
         while self.0.front().is_some_and(|at| now.saturating_duration_since(*at) >= WINDOW) {
             self.0.pop_front();
@@ -33,7 +33,7 @@ impl Recent {
         missing > 0 && all >= before.div_ceil(10).max(FEW + 1)
     }
 
-    /// So many were believed.
+    /// Records that `count` deletions were accepted.
     pub fn note(&mut self, count: usize, now: Instant) {
         self.0.extend(std::iter::repeat_n(now, count));
     }

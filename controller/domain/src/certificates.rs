@@ -1,4 +1,4 @@
-//! Which of a node's certificates count: what its record keeps of them, and how that changes.
+//! Which certificates of a node the controller accepts, and how they change at joins and renewals.
 
 use edge_types::NodeName;
 
@@ -6,8 +6,8 @@ use crate::ca::{Authorities, Authority, BACKDATED, CaError, Issued, Term, reques
 use crate::clock::Seconds;
 use crate::state::{Certificate, NodeRecord, TokenRecord};
 
-/// What a record keeps of a certificate that was just signed.
-pub fn kept(issued: &Issued, key: &NodeKey) -> Certificate {
+/// The entry in a node's record for a certificate that was just signed.
+pub fn record_of(issued: &Issued, key: &NodeKey) -> Certificate {
     Certificate {
         serial: issued.term.serial.clone(),
         key: key.fingerprint.clone(),
@@ -18,36 +18,36 @@ pub fn kept(issued: &Issued, key: &NodeKey) -> Certificate {
     }
 }
 
-/// Why a node asks for a certificate.
+/// Why a node requests a certificate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Occasion {
     /// It joins.
     Join,
-    /// It renews the one that it has.
+    /// It renews its certificate.
     Renewal,
 }
 
-/// Why a certificate that was just signed does not become one of the node's.
+/// Why a node's record does not take a certificate that was just signed.
 #[derive(Debug, thiserror::Error)]
 pub enum CertificateError {
-    /// The name got a newer certificate since this one was signed.
+    /// The node got a newer certificate since this one was signed.
     #[error("node {0} got another certificate at the same moment")]
     Concurrent(NodeName),
-    /// The certificate by which the node renews does not count any more.
-    #[error("the certificate by which node {0} renews was replaced")]
+    /// The certificate with which the node renews is not accepted any more.
+    #[error("the certificate with which node {0} renews was replaced")]
     Superseded(NodeName),
 }
 
-/// Number and time of the certificate to sign for `key`; `shown` is the time from which it may
-/// count ([`crate::clock::Clock::shown`]). The answer to an earlier request may have been lost:
-/// whoever asks again with the same key gets the same certificate again.
+/// The serial number and validity of the certificate to sign for `key`. `issue_time` is
+/// [`crate::clock::Clock::issue_time`]. If the answer to an earlier request was lost, the node asks
+/// again with the same key and gets the same certificate again.
 pub fn term(
     record: Option<&NodeRecord>,
     key: &NodeKey,
     occasion: Occasion,
     active: &Authority,
     days: u32,
-    (now, shown): (Seconds, Seconds),
+    (now, issue_time): (Seconds, Seconds),
 ) -> Result<Term, CaError> {
     let known = record.into_iter().flat_map(|record| &record.certificates);
     let mut same = known.clone().filter(|known| known.key == key.fingerprint && known.issuer == active.id());
@@ -56,29 +56,29 @@ pub fn term(
         return Ok(Term { serial: same.serial.clone(), not_before: same.not_before, not_after: same.not_after });
     }
     let mut term = Term::days(days, now)?;
-    // Others judge by clocks of their own, which were not ahead when this one was.
-    term.not_before = term.not_before.min(shown - BACKDATED);
+    // Peers check the validity with their own clocks, which were not ahead when this one was.
+    term.not_before = term.not_before.min(issue_time - BACKDATED);
     term.not_before = match occasion {
-        // Later than all that this name ever had, also within this second: peers tell them apart by
-        // that.
+        // Later than every certificate of this node so far, also within one second: peers tell the
+        // joins apart by `notBefore`.
         Occasion::Join => {
             let latest = known.map(|known| known.not_before).max().unwrap_or(0);
             term.not_before.max(latest).saturating_add(1)
         }
-        // However often a node renews, it gets no further ahead than this.
+        // However often a node renews, `notBefore` gets no further ahead than that of its join.
         Occasion::Renewal => term.not_before.max(record.map_or(0, |record| record.certificates_from)),
     };
     Ok(term)
 }
 
-/// The node joins, with this certificate: no other counts any more, neither here nor with its
-/// peers.
+/// The node joins with this certificate. From now on neither the controller nor its peers accept
+/// another one.
 pub fn join(record: &mut NodeRecord, certificate: &Certificate) -> Result<(), CertificateError> {
     if record.certificates.iter().any(|known| known.serial == certificate.serial) {
         record.certificates.retain(|known| known.serial == certificate.serial);
         return Ok(());
     }
-    // Signed before it was known what happens at the same moment.
+    // The two were signed at the same moment.
     if record.certificates.iter().any(|known| known.not_before >= certificate.not_before) {
         return Err(CertificateError::Concurrent(record.name.clone()));
     }
@@ -87,8 +87,8 @@ pub fn join(record: &mut NodeRecord, certificate: &Certificate) -> Result<(), Ce
     Ok(())
 }
 
-/// The node renews the certificate with the serial `present`, which stays good until it has used
-/// the new one: the answer may get lost, or the power.
+/// The node renews the certificate with the serial `present`. That stays valid until the node has
+/// used the new one, since the answer or the power may fail.
 pub fn renew(record: &mut NodeRecord, present: &str, certificate: &Certificate) -> Result<(), CertificateError> {
     record.certificates.retain(|known| known.serial == present || known.serial == certificate.serial);
     if !record.certificates.iter().any(|known| known.serial == present) {
@@ -100,15 +100,15 @@ pub fn renew(record: &mut NodeRecord, present: &str, certificate: &Certificate) 
     Ok(())
 }
 
-/// The node has called with this certificate.
+/// Records that the node used this certificate.
 pub fn note_use(record: &mut NodeRecord, serial: &str) {
     for known in record.certificates.iter_mut().filter(|known| known.serial == serial) {
         known.used = true;
     }
 }
 
-/// Whether a node would be lost if an authority were retired now: a certificate of it is valid, and
-/// the node has used none of another.
+/// Whether a node could not connect any more if an authority were retired now: it has a valid
+/// certificate of that authority, and has used none of another trusted one.
 pub fn needs(record: &NodeRecord, authority: &Authority, authorities: &Authorities, now: Seconds) -> bool {
     let valid = |known: &&Certificate| now < known.not_after;
     let (of_it, of_others): (Vec<&Certificate>, Vec<&Certificate>) =
@@ -118,15 +118,16 @@ pub fn needs(record: &NodeRecord, authority: &Authority, authorities: &Authoriti
     !of_it.is_empty() && !of_others.iter().filter(|known| trusted(known)).any(|known| known.used)
 }
 
-/// Whether a node that has not joined yet would find no authority that its token pins.
+/// Whether a token that can still be used pins this authority. A node could not join with it if the
+/// authority were retired.
 pub fn pins(token: &TokenRecord, authority: &Authority, authorities: &Authorities, now: Seconds) -> bool {
     now < token.expires_at
         && token.redemptions.len() < token.uses as usize
         && authorities.is_issuer(&token.authority, authority)
 }
 
-/// Names, not too many for a line.
-pub fn some_of<'a>(names: impl ExactSizeIterator<Item = &'a NodeName>) -> Vec<String> {
+/// The names for a message: the first 20 nodes, and the number of the others.
+pub fn shortened<'a>(names: impl ExactSizeIterator<Item = &'a NodeName>) -> Vec<String> {
     const SHOWN: usize = 20;
     let rest = names.len().saturating_sub(SHOWN);
     let mut shown: Vec<String> = names.take(SHOWN).map(|name| format!("node {name}")).collect();

@@ -1,6 +1,6 @@
-//! Where peers are sent to look for a node. What a node says of itself makes hubs and members send
-//! packets there, so not every address is passed on, few of them are, and they do not change
-//! quickly.
+//! The addresses of a node that its peers get. A node's report makes hubs and members of its
+//! communities send packets to these addresses. So only usable addresses are passed on, only a few
+//! of them, and they cannot change quickly.
 
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -10,18 +10,18 @@ use std::time::Duration;
 use edge_types::{IpNetwork, NodeName};
 use tokio::time::Instant;
 
-/// Most addresses of one node that its peers get; the operator's for a hub come on top.
+/// Most addresses of one node that its peers get. Those that the operator configures for a hub are
+/// not counted.
 pub const MOST: usize = 8;
-/// Changes of a node's addresses that are passed on at once...
+/// So many changes of a node's addresses are passed on at once...
 const BURST: u32 = 8;
-/// ...and then one within so long; the latest counts.
+/// ...and then one in each period of this length, with the latest addresses.
 const PERIOD: Duration = Duration::from_secs(10);
-/// Nodes of which changes are remembered before those that may change as they like are forgotten.
+/// Number of nodes at which those are forgotten that may change their addresses at once again.
 const REMEMBERED: usize = 1024;
 
-/// Whether a peer may be sent there: no address that means something else on another machine, or
-/// stands for no machine (RFC 6890, RFC 4291), and none in a network that is reached through a
-/// tunnel.
+/// Whether peers may get this address. It must mean the same on every machine and stand for one
+/// machine (RFC 6890, RFC 4291), and it must not lie in a network that is reached through a tunnel.
 pub fn is_reachable<'a>(address: &IpAddr, mut networks: impl Iterator<Item = &'a IpNetwork>) -> bool {
     let address = address.to_canonical();
     let usable = match address {
@@ -34,17 +34,17 @@ pub fn is_reachable<'a>(address: &IpAddr, mut networks: impl Iterator<Item = &'a
 fn is_usable_v4(ip: &Ipv4Addr) -> bool {
     // "This network" 0.0.0.0/8, and 240.0.0.0/4 with the broadcast address.
     let reserved = ip.octets()[0] == 0 || ip.octets()[0] >= 240;
-    // Link-local holds the metadata service of clouds, 169.254.169.254.
+    // The metadata service of clouds has a link-local address, 169.254.169.254.
     !(reserved || ip.is_loopback() || ip.is_link_local() || ip.is_multicast())
 }
 
 fn is_usable_v6(ip: &Ipv6Addr) -> bool {
     let [first, second, third, ..] = ip.segments();
-    // ::/96 with :: and ::1, once addresses of IPv4; 100::/64, which discards; 64:ff9b:1::/48,
-    // which translates as each network likes.
+    // ::/96 with :: and ::1, formerly IPv4-compatible addresses; 100::/64, which discards;
+    // 64:ff9b:1::/48, which each network translates in its own way.
     let reserved =
         ip.segments()[..6] == [0; 6] || (first, second) == (0x0100, 0) || [first, second, third] == [0x64, 0xff9b, 1];
-    // fe80::/10, and the site-local fec0::/10 before it was given up.
+    // fe80::/10, and the deprecated site-local fec0::/10.
     let local = first & 0xff80 == 0xfe80;
     // The metadata service of one cloud.
     let metadata = *ip == Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254);
@@ -63,9 +63,10 @@ fn within(ip: &Ipv6Addr) -> Option<Ipv4Addr> {
     }
 }
 
-/// The first of a node's addresses that its peers may get, in its order. One place is left for the
-/// address from which its report came, which is the only good one behind a NAT.
-pub fn passed_on<'a>(
+/// The first of a node's addresses that its peers may get, in the node's order. One fewer than
+/// [`MOST`], to leave room for the address at which the controller saw the node: behind a NAT that
+/// is the only one that works.
+pub fn usable_addresses<'a>(
     addresses: impl IntoIterator<Item = IpAddr>,
     networks: impl Iterator<Item = &'a IpNetwork> + Clone,
 ) -> Vec<IpAddr> {
@@ -78,54 +79,54 @@ pub fn passed_on<'a>(
     passed
 }
 
-/// What a node says of where it is.
+/// The addresses of one report of a node.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Place {
-    /// Addresses, likeliest first.
+pub struct ReportedAddresses {
+    /// Addresses, the most likely first.
     pub reported: Vec<IpAddr>,
-    /// UDP port.
+    /// UDP port for IKE.
     pub port: u16,
-    /// From where it said so, if that is of use.
+    /// Source address of the report; `None` if peers cannot use it.
     pub observed: Option<IpAddr>,
 }
 
-/// How often each node has changed its addresses of late.
+/// Limits how often each node changes its addresses. Clones share the limits.
 #[derive(Debug, Clone, Default)]
 pub struct Changes(Arc<Mutex<Nodes>>);
 
 #[derive(Debug)]
 struct Nodes {
-    all: HashMap<NodeName, Recent>,
+    all: HashMap<NodeName, NodeLimit>,
     forget_at: usize,
 }
 
 #[derive(Debug)]
-struct Recent {
-    /// When the next change may be passed on, had there been no burst: the bucket as a single time
-    /// (GCRA).
+struct NodeLimit {
+    /// The theoretical arrival time of the generic cell rate algorithm: when the next change would
+    /// be allowed without a burst.
     due: Instant,
-    /// What waits for its turn.
-    waiting: Option<Place>,
-    /// Somebody waits with it.
-    attended: bool,
+    /// The latest addresses, while they wait.
+    waiting: Option<ReportedAddresses>,
+    /// Whether a task waits to pass them on.
+    has_waiter: bool,
 }
 
-/// What is to be done with a change.
+/// What the caller does with a change.
 #[derive(Debug, PartialEq, Eq)]
-pub enum Verdict {
-    /// It is passed on.
-    Now,
-    /// It waits, and whoever asked waits with it: [`Changes::next`].
-    Wait,
-    /// It waits, and somebody waits already.
-    Waits,
+pub enum ChangeDecision {
+    /// It passes the change on now.
+    Apply,
+    /// It waits until [`Changes::next`] returns the latest addresses, and passes them on.
+    Schedule,
+    /// Nothing: another task already waits and will pass it on.
+    AlreadyScheduled,
 }
 
-/// Whose turn it is.
+/// Whether a waiting change may be passed on.
 #[derive(Debug, PartialEq, Eq)]
-enum Turn {
+enum Readiness {
     At(Instant),
-    Now(Option<Place>),
+    Now(Option<ReportedAddresses>),
 }
 
 impl Default for Nodes {
@@ -134,12 +135,12 @@ impl Default for Nodes {
     }
 }
 
-impl Recent {
+impl NodeLimit {
     fn new(now: Instant) -> Self {
-        Self { due: now, waiting: None, attended: false }
+        Self { due: now, waiting: None, has_waiter: false }
     }
 
-    /// When one more is allowed.
+    /// When the next change is allowed.
     fn allowed_at(&self) -> Instant {
         self.due.checked_sub(PERIOD * (BURST - 1)).unwrap_or(self.due)
     }
@@ -154,75 +155,78 @@ impl Recent {
 }
 
 impl Changes {
-    /// Whether a node may change its addresses now.
+    /// Whether a node may change its addresses now. Counts the change if it may.
     pub fn take(&self, node: &NodeName) -> bool {
         let now = Instant::now();
-        self.with(node, now, |recent| recent.take(now))
+        self.with_limit(node, now, |limit| limit.take(now))
     }
 
-    /// A node is somewhere else: passed on now, or later unless it is somewhere else again by then.
-    pub fn moved(&self, node: &NodeName, place: &Place) -> Verdict {
-        self.moved_at(node, place, Instant::now())
+    /// A node reported other addresses than it has. They are passed on now, or later unless the
+    /// node reports others until then.
+    pub fn moved(&self, node: &NodeName, addresses: &ReportedAddresses) -> ChangeDecision {
+        self.moved_at(node, addresses, Instant::now())
     }
 
-    fn moved_at(&self, node: &NodeName, place: &Place, now: Instant) -> Verdict {
-        self.with(node, now, |recent| {
-            if recent.waiting.is_none() && recent.take(now) {
-                return Verdict::Now;
+    fn moved_at(&self, node: &NodeName, addresses: &ReportedAddresses, now: Instant) -> ChangeDecision {
+        self.with_limit(node, now, |limit| {
+            if limit.waiting.is_none() && limit.take(now) {
+                return ChangeDecision::Apply;
             }
-            recent.waiting = Some(place.clone());
-            match std::mem::replace(&mut recent.attended, true) {
-                false => Verdict::Wait,
-                true => Verdict::Waits,
+            limit.waiting = Some(addresses.clone());
+            match std::mem::replace(&mut limit.has_waiter, true) {
+                false => ChangeDecision::Schedule,
+                true => ChangeDecision::AlreadyScheduled,
             }
         })
     }
 
-    /// A node is where it was known to be: what waited is void.
+    /// A node reported the addresses that it has: a change that waits is void.
     pub fn stays(&self, node: &NodeName) {
-        if let Some(recent) = self.nodes().all.get_mut(node) {
-            recent.waiting = None;
+        if let Some(limit) = self.nodes().all.get_mut(node) {
+            limit.waiting = None;
         }
     }
 
-    /// What could not be noted waits again, unless there is a later one.
-    pub fn again(&self, node: &NodeName, place: Place) -> bool {
-        self.with(node, Instant::now(), |recent| {
-            let again = recent.waiting.is_none() && !recent.attended;
+    /// A change that could not be stored waits again, unless a later one waits. Returns whether the
+    /// caller has to wait with it.
+    pub fn again(&self, node: &NodeName, addresses: ReportedAddresses) -> bool {
+        self.with_limit(node, Instant::now(), |limit| {
+            let again = limit.waiting.is_none() && !limit.has_waiter;
             if again {
-                (recent.waiting, recent.attended) = (Some(place), true);
+                (limit.waiting, limit.has_waiter) = (Some(addresses), true);
             }
             again
         })
     }
 
-    /// Waits for a node's turn: where it is by then, unless that is known already.
-    pub async fn next(&self, node: &NodeName) -> Option<Place> {
+    /// Waits until a change of the node is allowed. Returns the addresses to pass on; `None` if
+    /// nothing waits any more.
+    pub async fn next(&self, node: &NodeName) -> Option<ReportedAddresses> {
         loop {
-            match self.turn_at(node, Instant::now()) {
-                Turn::At(then) => tokio::time::sleep_until(then).await,
-                Turn::Now(place) => return place,
+            match self.readiness_at(node, Instant::now()) {
+                Readiness::At(then) => tokio::time::sleep_until(then).await,
+                Readiness::Now(addresses) => return addresses,
             }
         }
     }
 
-    fn turn_at(&self, node: &NodeName, now: Instant) -> Turn {
-        self.with(node, now, |recent| {
-            if recent.waiting.is_some() && !recent.take(now) {
-                return Turn::At(recent.allowed_at());
+    fn readiness_at(&self, node: &NodeName, now: Instant) -> Readiness {
+        self.with_limit(node, now, |limit| {
+            if limit.waiting.is_some() && !limit.take(now) {
+                return Readiness::At(limit.allowed_at());
             }
-            recent.attended = false;
-            Turn::Now(recent.waiting.take())
+            limit.has_waiter = false;
+            Readiness::Now(limit.waiting.take())
         })
     }
 
-    fn with<T>(&self, node: &NodeName, now: Instant, act: impl FnOnce(&mut Recent) -> T) -> T {
+    fn with_limit<T>(&self, node: &NodeName, now: Instant, act: impl FnOnce(&mut NodeLimit) -> T) -> T {
         let mut nodes = self.nodes();
         if nodes.all.len() >= nodes.forget_at {
-            nodes.all.retain(|_, recent| recent.due > now || recent.attended);
+            nodes.all.retain(|_, limit| limit.due > now || limit.has_waiter);
             nodes.forget_at = (2 * nodes.all.len()).max(REMEMBERED);
         }
-        act(nodes.all.entry(node.clone()).or_insert_with(|| Recent::new(now)))
+        act(nodes.all.entry(node.clone()).or_insert_with(|| NodeLimit::new(now)))
     }
 
     fn nodes(&self) -> std::sync::MutexGuard<'_, Nodes> {
@@ -238,8 +242,8 @@ mod tests {
         text.parse().unwrap()
     }
 
-    fn place(last: u8) -> Place {
-        Place { reported: vec![[192, 0, 2, last].into()], port: 4500, observed: None }
+    fn addresses(last: u8) -> ReportedAddresses {
+        ReportedAddresses { reported: vec![[192, 0, 2, last].into()], port: 4500, observed: None }
     }
 
     #[test]
@@ -293,36 +297,44 @@ mod tests {
     }
 
     #[test]
-    fn of_many_addresses_the_first_are_passed_on_each_once() {
+    fn of_many_addresses_the_first_usable_ones_are_passed_on_once_each() {
         let many = (0..40).flat_map(|n| [IpAddr::from([192, 0, 2, n]), ip("127.0.0.1"), ip("::ffff:192.0.2.0")]);
-        let passed = passed_on(many, [].iter());
+        let passed = usable_addresses(many, [].iter());
         assert_eq!(passed, (0..7).map(|n| IpAddr::from([192, 0, 2, n])).collect::<Vec<_>>());
     }
 
     #[test]
-    fn a_node_that_changes_quickly_is_passed_on_a_few_times_and_then_slowly_with_its_latest_place() {
+    fn a_node_that_changes_quickly_is_passed_on_a_few_times_and_then_slowly_with_its_latest_addresses() {
         let (changes, node) = (Changes::default(), "edge-1".parse().unwrap());
         let begin = Instant::now();
-        let take = |now| changes.with(&node, now, |recent| recent.take(now));
+        let take = |now| changes.with_limit(&node, now, |limit| limit.take(now));
         for n in 0..BURST {
-            assert_eq!(changes.moved_at(&node, &place(n as u8), begin), Verdict::Now);
+            assert_eq!(changes.moved_at(&node, &addresses(n as u8), begin), ChangeDecision::Apply);
         }
-        assert_eq!(changes.moved_at(&node, &place(100), begin), Verdict::Wait);
-        assert_eq!(changes.moved_at(&node, &place(101), begin), Verdict::Waits, "one waits, however many come");
-        assert!(!take(begin), "by whichever way");
+        assert_eq!(changes.moved_at(&node, &addresses(100), begin), ChangeDecision::Schedule);
+        assert_eq!(
+            changes.moved_at(&node, &addresses(101), begin),
+            ChangeDecision::AlreadyScheduled,
+            "one waits, however many come"
+        );
+        assert!(!take(begin), "take counts too");
         let other = "edge-2".parse().unwrap();
-        assert_eq!(changes.moved_at(&other, &place(1), begin), Verdict::Now, "another node is another one");
-        assert_eq!(changes.turn_at(&node, begin), Turn::At(begin + PERIOD));
-        assert_eq!(changes.turn_at(&node, begin + PERIOD), Turn::Now(Some(place(101))));
-        // In a long run no more than one a period.
+        assert_eq!(
+            changes.moved_at(&other, &addresses(1), begin),
+            ChangeDecision::Apply,
+            "another node is another one"
+        );
+        assert_eq!(changes.readiness_at(&node, begin), Readiness::At(begin + PERIOD));
+        assert_eq!(changes.readiness_at(&node, begin + PERIOD), Readiness::Now(Some(addresses(101))));
+        // In the long run at most one in each period.
         let passed = (0..100).filter(|n| take(begin + PERIOD + PERIOD / 10 * *n)).count();
         assert_eq!(passed, 9);
-        // Where it is back before its turn, nothing waits any more.
+        // If the node reports its former addresses before that, nothing waits any more.
         let now = begin + PERIOD * 11 - Duration::from_secs(1);
-        assert_eq!(changes.moved_at(&node, &place(102), now), Verdict::Wait);
+        assert_eq!(changes.moved_at(&node, &addresses(102), now), ChangeDecision::Schedule);
         changes.stays(&node);
-        assert_eq!(changes.turn_at(&node, now), Turn::Now(None));
-        // Whoever was quiet has all of it again.
+        assert_eq!(changes.readiness_at(&node, now), Readiness::Now(None));
+        // A node that was quiet may change them as often as at first.
         let late = now + PERIOD * (BURST + 1);
         assert!((0..BURST).all(|_| take(late)) && !take(late));
     }
@@ -332,7 +344,7 @@ mod tests {
         let (changes, begin) = (Changes::default(), Instant::now());
         for n in 0..3 * REMEMBERED as u32 {
             let now = begin + PERIOD / 100 * n;
-            changes.with(&format!("edge-{n}").parse().unwrap(), now, |recent| recent.take(now));
+            changes.with_limit(&format!("edge-{n}").parse().unwrap(), now, |limit| limit.take(now));
         }
         assert!(changes.nodes().all.len() <= REMEMBERED);
     }

@@ -1,11 +1,11 @@
-//! Fair shares for strangers, by where they come from: who makes room for a newcomer where
-//! everything is taken.
+//! Divides a limited resource fairly among unknown sources: if all of it is taken, it decides who
+//! loses a share to a new source.
 //!
-//! Whoever has an IPv6 address has a /64 of them, and often a /48 (RFC 6177, RFC 7934); neighbours
-//! in IPv4 share a /24. So shares are compared twice: the network that holds the most loses
-//! something, and within it the source that holds the most, which loses its oldest. A host that
-//! takes everything takes it from itself, one with many addresses from its network, and one that
-//! forges nothing loses nothing to either.
+//! One customer has a /64 of IPv6, and often a /48 (RFC 6177, RFC 7934); neighbours in IPv4 share a
+//! /24. So shares are compared twice: the network that holds the most loses one, and within it the
+//! source that holds the most loses its oldest one. A host that takes everything takes it from
+//! itself, and one with many addresses from its network. A host with a single address loses nothing
+//! to either.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, HashMap};
@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use tokio_util::sync::CancellationToken;
 
-/// What strangers hold of something that is limited: places, or bytes.
+/// What each source holds of a limited resource, such as connections or bytes.
 #[derive(Debug, Default)]
 pub struct Shares {
     networks: HashMap<IpAddr, Network>,
@@ -28,7 +28,7 @@ struct Network {
     sources: HashMap<IpAddr, Source>,
 }
 
-/// All of one source, in the order in which it came.
+/// All shares of one source, the oldest first.
 #[derive(Debug, Default)]
 struct Source {
     total: usize,
@@ -42,7 +42,7 @@ struct Held {
     displaced: CancellationToken,
 }
 
-/// One share: of whom, and which.
+/// Identifies one share of a source.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Share {
     source: IpAddr,
@@ -50,12 +50,12 @@ pub struct Share {
 }
 
 impl Shares {
-    /// What all hold together.
+    /// What all sources hold together.
     pub fn total(&self) -> usize {
         self.total
     }
 
-    /// A share for `from`, and what is cancelled when it goes to someone else.
+    /// Gives `from` a share. The token is cancelled if the share is later displaced.
     pub fn enter(&mut self, from: IpAddr, amount: usize, now: Instant) -> (Share, CancellationToken) {
         let share = Share { source: source(from), number: self.next };
         self.next += 1;
@@ -69,7 +69,7 @@ impl Shares {
         (share, displaced)
     }
 
-    /// Adds to a share; `false` if it is gone.
+    /// Increases a share; `false` if it was displaced.
     pub fn grow(&mut self, share: Share, by: usize) -> bool {
         let Some(network) = self.networks.get_mut(&network(share.source)) else { return false };
         let Some(of_source) = network.sources.get_mut(&share.source) else { return false };
@@ -81,16 +81,17 @@ impl Shares {
         true
     }
 
-    /// Gives a share back. Nothing happens if it is gone.
+    /// Gives a share back. Does nothing if it was displaced.
     pub fn leave(&mut self, share: Share) {
         self.remove(share);
     }
 
-    /// Makes room of the greediest's oldest for one more of `from`. Where that one has no more than
-    /// the newcomer would have, only what is older than `patience` makes room: otherwise a crowd at
-    /// the door would cut every handshake short, and no one would get in.
+    /// Displaces the oldest share of the source that holds the most, for one more share of `from`.
+    /// If that source would hold no more than `from`, only a share older than `patience` is
+    /// displaced: otherwise a crowd of new sources would cut every handshake short, and none would
+    /// ever finish.
     ///
-    /// Returns whose it was, if room was made.
+    /// Returns the source that lost its share; `None` if none did.
     pub fn displace_for(&mut self, from: IpAddr, amount: usize, patience: Duration, now: Instant) -> Option<IpAddr> {
         let newcomer = source(from);
         let (address, greediest) = most(self.networks.iter(), |network| network.total, |network| network.oldest())?;
@@ -141,7 +142,7 @@ impl Source {
     }
 }
 
-/// Who holds the most; of several that hold as much, who waits longest.
+/// The entry that holds the most; of several the one with the oldest share.
 fn most<'a, T: 'a>(
     all: impl Iterator<Item = (&'a IpAddr, &'a T)>,
     total: impl Fn(&T) -> usize,
@@ -150,7 +151,7 @@ fn most<'a, T: 'a>(
     all.max_by_key(|(_, one)| (total(one), Reverse(oldest(one))))
 }
 
-/// What counts as one source: an IPv4 address, or a /64 of IPv6.
+/// The source to which an address counts: an IPv4 address itself, or its /64 of IPv6.
 pub fn source(from: IpAddr) -> IpAddr {
     match from.to_canonical() {
         IpAddr::V4(v4) => v4.into(),
@@ -158,7 +159,7 @@ pub fn source(from: IpAddr) -> IpAddr {
     }
 }
 
-/// What counts as one network: a /24 of IPv4, or a /48 of IPv6.
+/// The network to which a source counts: a /24 of IPv4, or a /48 of IPv6.
 fn network(source: IpAddr) -> IpAddr {
     match source {
         IpAddr::V4(v4) => Ipv4Addr::from_bits(v4.to_bits() >> 8 << 8).into(),

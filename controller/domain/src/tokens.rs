@@ -1,4 +1,5 @@
-//! Join tokens: made by the operator, bounded in use and time, kept as hashes.
+//! Join tokens. The operator creates them for a number of uses and a time, and the controller
+//! stores only their hashes.
 
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
@@ -11,15 +12,16 @@ use crate::clock::{Seconds, rfc3339};
 use crate::random::NoRandomness;
 use crate::state::{Redemption, State, TokenRecord};
 
-/// A token lives at most this long: a year.
+/// Longest validity of a token, seconds: a year.
 const LONGEST: u64 = 366 * 24 * 3600;
-/// An expired token stays in the list for so long, to be recognised when someone still tries it.
+/// Seconds for which an expired token stays in the list, so that an attempt to use it gets a
+/// precise error.
 const KEPT_AFTER_EXPIRY: Seconds = 30 * 24 * 3600;
 
-/// Why a join token is not made, or lets no node in.
+/// Why a join token cannot be created or used.
 #[derive(Debug, thiserror::Error)]
 pub enum TokenError {
-    /// The operator asks for a token that makes no sense.
+    /// The operator's request for a token has values that make no sense.
     #[error("{0}")]
     Invalid(String),
     /// The token is unknown, or its secret is wrong. The text does not say which of the two.
@@ -27,7 +29,7 @@ pub enum TokenError {
         "the join token is not known here: it was deleted, was made by another controller, or is mistyped; ask the operator for a new one"
     )]
     Unknown,
-    /// The token is too old.
+    /// The token has expired.
     #[error("join token {id} expired at {at}; ask the operator for a new one")]
     Expired {
         /// Id of the token.
@@ -35,7 +37,7 @@ pub enum TokenError {
         /// When it expired, RFC 3339.
         at: String,
     },
-    /// The token was used up.
+    /// The token was used as often as it may be.
     #[error("join token {id} has been used {uses} of {uses} times; ask the operator for a new one")]
     Used {
         /// Id of the token.
@@ -55,19 +57,19 @@ pub enum TokenError {
         /// The node that wants to join.
         node: NodeName,
     },
-    /// The system gives no random octets.
+    /// The system gives no random numbers.
     #[error(transparent)]
     Random(#[from] NoRandomness),
 }
 
-/// Makes a token: what the operator gets, and what is kept.
+/// Creates a token: the token for the operator, and the record that is stored.
 pub fn create(request: &TokenRequest, ca_hash: [u8; 32], now: Seconds) -> Result<(JoinToken, TokenRecord), TokenError> {
     if request.ttl_seconds == 0 || request.ttl_seconds > LONGEST {
         let ttl = request.ttl_seconds;
-        return Err(TokenError::Invalid(format!("a token lives 1 to {LONGEST} seconds, not {ttl}")));
+        return Err(TokenError::Invalid(format!("a token is valid for 1 to {LONGEST} seconds, not {ttl}")));
     }
     match (&request.node, request.uses) {
-        (_, 0) => return Err(TokenError::Invalid("a token with 0 uses lets nobody join".into())),
+        (_, 0) => return Err(TokenError::Invalid("a token with 0 uses lets no node join".into())),
         (Some(node), 2..) => {
             return Err(TokenError::Invalid(format!(
                 "a token bound to a name ({node}) is for one use, not {}",
@@ -91,8 +93,8 @@ pub fn create(request: &TokenRequest, ca_hash: [u8; 32], now: Seconds) -> Result
     Ok((token, record))
 }
 
-/// Whether someone who shows this credential holds a token of ours, used up or not. Costs one hash,
-/// and only where the id is one of ours.
+/// Checks that a credential is that of a stored token, used up or not. Costs one hash, and only if
+/// the id is known.
 pub fn is_known(state: &State, credential: &str) -> Result<(), TokenError> {
     find(state, credential).map(drop)
 }
@@ -106,8 +108,8 @@ fn find<'a>(state: &'a State, credential: &str) -> Result<&'a TokenRecord, Token
     }
 }
 
-/// Checks the credential of a node that wants to join with this key, and says how the token's
-/// record looks afterwards.
+/// Checks the credential of a node that joins with this key. Returns the record of the token after
+/// this use.
 pub fn redeem(
     state: &State,
     credential: &str,
@@ -124,8 +126,8 @@ pub fn redeem(
         return Err(TokenError::OfAnother { id: id(), bound: bound.clone(), node: node.clone() });
     }
     let redemption = Redemption { node: node.clone(), key: key.into() };
-    // The answer to an earlier request may have been lost. It is repeated for the same key, while
-    // the node is registered with it.
+    // The answer to an earlier request may have been lost. A request with the same key is accepted
+    // again while the node is registered with that key.
     let registered = state.node(node).is_some_and(|known| known.certificates.iter().any(|c| c.key == key));
     if registered && token.redemptions.contains(&redemption) {
         return Ok(token.clone());
@@ -138,18 +140,18 @@ pub fn redeem(
     Ok(token)
 }
 
-/// Whether this token is the answer to a request that is repeated: see [`redeem`].
+/// Whether this use repeats an earlier request: see [`redeem`].
 pub fn is_repeated(before: &State, after: &TokenRecord) -> bool {
     before.token(&after.id).is_some_and(|token| token.redemptions.len() == after.redemptions.len())
 }
 
-/// Ids of tokens that are too old to be listed.
+/// Ids of tokens that expired so long ago that they are deleted.
 pub fn forgotten(state: &State, now: Seconds) -> Vec<String> {
     let old = |token: &&TokenRecord| now >= token.expires_at.saturating_add(KEPT_AFTER_EXPIRY);
     state.tokens().filter(old).map(|token| token.id.clone()).collect()
 }
 
-/// A token as the operator sees it.
+/// The token as the API shows it to the operator.
 pub fn info(token: &TokenRecord) -> TokenInfo {
     TokenInfo {
         id: token.id.clone(),
@@ -162,8 +164,7 @@ pub fn info(token: &TokenRecord) -> TokenInfo {
     }
 }
 
-/// An id that a person can type behind a command: one that began with a hyphen would be taken for
-/// an option.
+/// A random id. It does not begin with a hyphen: command lines would take it for an option.
 fn id() -> Result<String, TokenError> {
     loop {
         let id = random(9)?.to_string();
@@ -249,7 +250,7 @@ mod tests {
 
     #[test]
     fn no_id_begins_like_an_option() {
-        // One of 64 would, were they not drawn again.
+        // Without the rule one of 64 would.
         let begins: Vec<char> = (0..2000).map(|_| made(1, None).1.id.chars().next().unwrap()).collect();
         assert!(!begins.contains(&'-') && begins.contains(&'_'));
     }

@@ -1,4 +1,4 @@
-//! Bringing an archive into a store.
+//! Imports an archive into a store.
 
 use std::collections::BTreeMap;
 
@@ -12,25 +12,26 @@ use crate::segments::Restored;
 use crate::state::{Change, Key, Snapshot};
 use crate::store::{Note, Store, StoreError};
 
-/// Versions of views that were handed out after the archive was written are not known. None is so
-/// far ahead: nodes take what comes now for newer.
+/// After the archive was written, nodes may have got views of later versions that are not known.
+/// The import begins this far above the archive's revision, so that nodes take the views from now
+/// on as newer.
 const AHEAD: u64 = 1 << 32;
 
-/// Why an archive was not brought in.
+/// Why an archive was not imported, or not completely.
 #[derive(Debug, thiserror::Error)]
 pub enum ImportError {
-    /// The store has rows of its own.
+    /// The store has other rows than the archive.
     #[error(
-        "the store is not empty: it holds {0}, which the archive does not, or not like this; an import goes into an empty store, or goes on with \
+        "the store is not empty: it holds {0}, which the archive lacks or has with another content; an import goes into an empty store, or goes on with \
          one that was interrupted"
     )]
     NotEmpty(Key),
-    /// There are authorities already, and others.
+    /// Other authorities are stored already.
     #[error(
         "there is another certificate authority already, with which no node of the archive could go on; an import goes into an empty store"
     )]
     OtherAuthority,
-    /// The authorities cannot be kept.
+    /// The authorities cannot be stored.
     #[error("{0}; import again to go on where it stopped")]
     Ca(#[from] CaError),
     /// The store failed.
@@ -38,8 +39,8 @@ pub enum ImportError {
     Store(#[from] StoreError),
 }
 
-/// Brings an archive into a store that is empty, or holds a part of this very archive. Returns how
-/// many rows were missing.
+/// Imports an archive into a store that is empty, or that holds a part of the same archive. Returns
+/// how many rows were missing.
 pub async fn import(
     store: &dyn Store,
     storage: &dyn CaStorage,
@@ -52,19 +53,20 @@ pub async fn import(
     }
     let (revision, time) = (archive.rows.revision, archive.rows.time);
     let wanted: BTreeMap<Key, Change> = puts(archive.rows).map(|change| (change.key(), change)).collect();
-    // Who loads takes part, and puts its own sizes of segments in force: not where the import is
-    // refused.
+    // This read does not take part in the store: loading would put our segment sizes in force, also
+    // if the import is refused.
     without(&wanted, store.read().await?)?;
     store.begin_import().await?;
     let wanted = without(&wanted, store.load(mpsc::channel(1).0).await?)?;
-    // First, so that whoever uses a half filled store hands out no versions that nodes take for old
-    // ones.
+    // This comes first: a controller that uses the half filled store then hands out no versions
+    // that nodes take for old.
     store.raise_revision(revision.saturating_add(AHEAD)).await?;
-    // Before any row: a controller that serves the rows must know that they lack later grants.
+    // This comes before any row: a controller that serves the rows must know that they lack later
+    // grants.
     store.set_note(Note::Restored, Restored::at(now.max(time)).to_note()).await?;
     let missing = wanted.len();
-    // A row an element: a store without large transactions takes them one by one, and the embedded
-    // one all together.
+    // Each row is an element of its own: a store without large transactions takes them one by one,
+    // the embedded store all in one.
     let batch = wanted.into_values().map(|change| vec![claim(change)]).collect();
     for result in store.commit(batch, now.max(time)).await.results {
         result?;
@@ -75,7 +77,7 @@ pub async fn import(
     Ok(missing)
 }
 
-/// What is wanted and not there yet; an error where something else is there.
+/// The wanted rows that the store lacks. An error if the store has any other row.
 fn without(wanted: &BTreeMap<Key, Change>, present: Snapshot) -> Result<BTreeMap<Key, Change>, ImportError> {
     let mut missing = wanted.clone();
     for found in puts(present) {
@@ -98,7 +100,7 @@ fn puts(rows: Snapshot) -> impl Iterator<Item = Change> {
         .chain(segments.into_iter().map(Change::PutSegment))
 }
 
-/// A segment that is held is claimed, so that two can never have it.
+/// Claims a segment that is held, so that two nodes never get it.
 fn claim(change: Change) -> Change {
     match change {
         Change::PutSegment(row) if row.released_at.is_none() => Change::ClaimSegment(row),

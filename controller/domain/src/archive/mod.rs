@@ -1,7 +1,7 @@
-//! Everything that a controller keeps, as one file: for backups, and for moving from one store to
+//! Everything that a controller stores in one file, for backups and for moving from one store to
 //! another.
 //!
-//! JSON lines, UTF-8, each an object with one key that says what the line is:
+//! The file has JSON lines in UTF-8. Each is an object with one key that says what the line holds:
 //!
 //! ```json
 //! {"header":{"format":"edge-controller-archive","version":1,"release":"0.1.0","written_at":1794000000,"revision":17,"time":1794000000}}
@@ -13,15 +13,16 @@
 //! {"end":{"lines":6,"sha256":"..."}}
 //! ```
 //!
-//! The header comes first, and the end last: how many lines were before it, and the hash of all
-//! their bytes, line feeds included. Between them stand the authorities with their private keys and
-//! one line a row, in the form in which [`crate::state`] keeps it: tokens as hashes, segments with
-//! who held them and when. A file that is cut short, altered, or of a later version is refused as a
+//! The header is the first line. The last line has the number of lines before it and the hash of
+//! all their bytes, line feeds included. Between them are the authorities with their private keys,
+//! and one line for each row in the form of [`crate::state`]: tokens as hashes, segments with their
+//! holders and times. A file that is cut short, altered or of a later version is refused as a
 //! whole.
 //!
 //! - [`Archive`]: the content.
 //! - [`mod@write`], [`mod@read`]: the file.
-//! - [`import()`]: into any store. [`restore()`]: in place of a state directory.
+//! - [`import()`]: puts an archive into any store. [`restore()`]: replaces the content of a state
+//!   directory.
 
 mod import;
 mod read;
@@ -40,7 +41,7 @@ pub use read::{ArchiveError, read};
 pub use restore::{check_not_restoring, restore};
 pub use write::{Chunks, write};
 
-/// What the header says it is.
+/// The value of `format` in the header.
 const FORMAT: &str = "edge-controller-archive";
 
 /// The version that this release writes, and the latest that it reads.
@@ -53,7 +54,7 @@ pub struct Archive {
     pub written_at: Seconds,
     /// The rows.
     pub rows: Snapshot,
-    /// The authorities; none where there were none yet.
+    /// The authorities; `None` if the store had none yet.
     pub ca: Option<CaDocument>,
 }
 
@@ -76,9 +77,9 @@ struct Header {
     version: u32,
     release: String,
     written_at: Seconds,
-    /// Revision of the store from which it comes: the versions of views are not above it.
+    /// Revision of the store when it was written. No view of that store has a later version.
     revision: u64,
-    /// Latest time that was known.
+    /// The latest time that the store had seen.
     time: Seconds,
 }
 
@@ -89,7 +90,7 @@ struct End {
 }
 
 impl Archive {
-    /// What it holds, for people.
+    /// A summary of the content, for the operator.
     pub fn summary(&self) -> String {
         let Snapshot { nodes, tokens, segments, communities, .. } = &self.rows;
         let held = segments.iter().filter(|row| row.released_at.is_none()).count();

@@ -1,4 +1,4 @@
-//! Reading an archive: all of it is checked before anything of it is used.
+//! Reads an archive. All of it is checked before any of it is used.
 
 use std::collections::BTreeSet;
 use std::io::{self, BufRead, Read};
@@ -11,16 +11,16 @@ use crate::ca::hex;
 use crate::segments::overlap;
 use crate::state::Snapshot;
 
-/// Longest line, bytes; a row has a few hundred.
+/// Longest line, bytes. A row has a few hundred.
 const LONGEST: u64 = 16 * 1024 * 1024;
 
-/// Why a file cannot be used. Nothing of it has been.
+/// Why a file cannot be used. Nothing of it was used.
 #[derive(Debug, thiserror::Error)]
 pub enum ArchiveError {
     /// It cannot be read.
     #[error(transparent)]
     Io(#[from] io::Error),
-    /// It is something else.
+    /// It is not an archive.
     #[error(
         "it is not an archive of edge-controller (expected a first line {{\"header\":{{\"format\":\"{FORMAT}\",...}}}})"
     )]
@@ -31,15 +31,15 @@ pub enum ArchiveError {
     /// It ends too early.
     #[error("it is cut short: no end after line {0}; take another copy")]
     CutShort(u64),
-    /// Its bytes are not those that were written.
+    /// Its content does not match its hash.
     #[error("it is damaged: its content has another hash than its last line says; take another copy")]
     Damaged,
-    /// A line makes no sense.
+    /// A line cannot be read.
     #[error("line {line}: {why}")]
     Line {
-        /// Which.
+        /// Its number, from 1.
         line: u64,
-        /// What is wrong.
+        /// What is wrong with it.
         why: String,
     },
     /// Its rows contradict each other.
@@ -109,7 +109,7 @@ pub fn read(mut from: impl BufRead) -> Result<Archive, ArchiveError> {
     Ok(Archive { written_at: header.written_at, rows, ca })
 }
 
-/// What every store holds true and no row says for itself.
+/// Checks what holds between the rows of every store.
 fn check(rows: &Snapshot) -> Result<(), String> {
     let nodes: BTreeSet<_> = rows.nodes.iter().map(|node| &node.name).collect();
     let tokens: BTreeSet<_> = rows.tokens.iter().map(|token| &token.id).collect();
@@ -166,7 +166,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_written_is_read_again() {
+    fn an_archive_is_read_as_it_was_written() {
         let archive = read(bytes(rows()).as_slice()).unwrap();
         let (wanted, found) = (rows(), archive.rows);
         assert_eq!((found.nodes, found.segments, found.tokens), (wanted.nodes, wanted.segments, wanted.tokens));
@@ -174,7 +174,7 @@ mod tests {
     }
 
     #[test]
-    fn a_newer_version_and_what_is_no_archive_are_told_apart() {
+    fn a_newer_version_and_another_file_get_different_errors() {
         let text = String::from_utf8(bytes(rows())).unwrap();
         let newer = text.replacen("\"version\":1", "\"version\":2,\"wonders\":[]", 1);
         assert!(matches!(read(newer.as_bytes()), Err(ArchiveError::Newer(2))));
@@ -203,7 +203,7 @@ mod tests {
     }
 
     proptest! {
-        /// Cut or altered anywhere it is refused, and never read as something else.
+        /// An archive that is cut or altered anywhere is refused, and never read as something else.
         #[test]
         fn damage_is_refused_wherever_it_is(place in any::<proptest::sample::Index>(), bit in 0..8u8, cut: bool) {
             let mut bytes = bytes(rows());

@@ -1,5 +1,5 @@
-//! Putting an archive in place of a state directory. The new content is made aside; the former is
-//! kept beside it.
+//! Replaces the content of a state directory with an archive. The new content is built in a folder
+//! of its own, and the former content is kept in another one.
 
 use std::fs;
 use std::os::unix::fs::DirBuilderExt;
@@ -13,21 +13,21 @@ use crate::clock::{Clock, rfc3339};
 use crate::state_files::{BEFORE_RESTORE, RESTORING, is_ours};
 use crate::store::embedded::{self, Embedded};
 
-/// Whether a restore was interrupted.
+/// Fails if a restore was interrupted.
 pub fn check_not_restoring(state_dir: &Path) -> anyhow::Result<()> {
     let aside = state_dir.join(RESTORING);
     ensure!(
         !aside.exists(),
-        "{} is there: a restore was interrupted. Run it again (edge-controller restore --replace FILE); to go without, bring back what stands \
-         in {BEFORE_RESTORE}... if there is one, and remove {}",
+        "{} exists: a restore was interrupted. Run it again (edge-controller restore --replace FILE). To undo it instead, move the content \
+         of {BEFORE_RESTORE}... back if there is such a folder, and remove {}",
         aside.display(),
         aside.display()
     );
     Ok(())
 }
 
-/// Makes a state directory hold what an archive holds. Returns where its former content is kept, if
-/// it had any.
+/// Replaces the content of a state directory with that of an archive. Returns the folder with the
+/// former content; `None` if there was none.
 pub async fn restore(
     archive: Archive,
     state_dir: &Path,
@@ -35,7 +35,7 @@ pub async fn restore(
     clock: &Clock,
 ) -> anyhow::Result<Option<PathBuf>> {
     let folder = |path: &Path| fs::DirBuilder::new().recursive(true).mode(0o700).create(path);
-    folder(state_dir).with_context(|| format!("cannot make {}", state_dir.display()))?;
+    folder(state_dir).with_context(|| format!("cannot create {}", state_dir.display()))?;
     if embedded::is_in_use(state_dir)? {
         bail!("an edge-controller uses {}; stop it first", state_dir.display());
     }
@@ -69,14 +69,14 @@ pub async fn restore(
         fs::rename(aside.join(&name), state_dir.join(&name))?;
     }
     sync(state_dir)?;
-    // From here on it is whole.
+    // From here on the restore is complete.
     fs::remove_dir(&aside)?;
     sync(state_dir)?;
     Ok(former)
 }
 
-/// Names of a controller's state in a folder, without those that a restore made. What else is there
-/// stays.
+/// Names of the controller's files in a folder, without the folders of restores. All other files
+/// stay.
 fn content(folder: &Path) -> std::io::Result<Vec<std::ffi::OsString>> {
     let mut names = Vec::new();
     for entry in fs::read_dir(folder)? {

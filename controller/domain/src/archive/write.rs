@@ -1,4 +1,4 @@
-//! Writing an archive, in pieces, so that a large one is never in memory twice.
+//! Writes an archive in pieces, so that a large one is never in memory twice.
 
 use std::io::{self, Write};
 
@@ -7,10 +7,10 @@ use ring::digest::{Context, SHA256};
 use super::{Archive, End, FORMAT, Header, Line, VERSION};
 use crate::ca::hex;
 
-/// A piece is at least so large, except the last one.
+/// Least size of a piece, bytes; the last one may be smaller.
 const PIECE: usize = 64 * 1024;
 
-/// An archive's bytes, in pieces.
+/// The bytes of an archive, in pieces.
 pub struct Chunks {
     rows: Box<dyn Iterator<Item = Line> + Send>,
     digest: Context,
@@ -64,7 +64,7 @@ impl Iterator for Chunks {
 }
 
 fn encoded(line: &Line) -> Vec<u8> {
-    // Rows always serialise: the store does nothing else with them.
+    // Rows always serialise: the stores do the same with them.
     let mut bytes = serde_json::to_vec(line).unwrap_or_default();
     bytes.push(b'\n');
     bytes

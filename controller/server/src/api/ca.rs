@@ -62,7 +62,7 @@ pub(super) async fn retire(
     let is_needed = !before.needed_by.is_empty() || !before.pinned_by.is_empty();
     if is_needed && !force {
         let tokens = before.pinned_by.iter().map(|id| format!("join token {id}"));
-        let by = certificates::some_of(before.needed_by.iter()).into_iter().chain(tokens).collect();
+        let by = certificates::shortened(before.needed_by.iter()).into_iter().chain(tokens).collect();
         return Err(ApiError::AuthorityNeeded { authority: before.id, by });
     }
     ca.retire(&before.id, now).await?;

@@ -66,7 +66,7 @@ pub(super) async fn join(
     let key = request::read(&csr, &node)?;
     let role = entry.role();
     let issued = issuer.issue(&node, role, &key, Occasion::Join).await?;
-    let certificate = certificates::kept(&issued, &key);
+    let certificate = certificates::record_of(&issued, &key);
     let name = node.clone();
     registry
         .change(move |state| -> Result<_, ApiError> {
@@ -106,7 +106,7 @@ pub(super) async fn renew(
     let present = caller.is_now(&registry, &node).await?;
     let key = request::read(&renewal.csr, &node)?;
     let issued = issuer.issue(&node, present.role, &key, Occasion::Renewal).await?;
-    let certificate = certificates::kept(&issued, &key);
+    let certificate = certificates::record_of(&issued, &key);
     let (name, serial) = (node.clone(), present.serial);
     registry
         .change(move |state| -> Result<_, ApiError> {

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use axum::extract::State;
 use axum::http::StatusCode;
 use edge_controller_domain::certificates;
-use edge_controller_domain::endpoints::{Place, Verdict, is_reachable, passed_on};
+use edge_controller_domain::endpoints::{ChangeDecision, ReportedAddresses, is_reachable, usable_addresses};
 use edge_controller_domain::registry::Registry;
 use edge_controller_domain::segments::ClaimConflict;
 use edge_controller_domain::state::{Change, NodeRecord, State as Rows};
@@ -52,7 +52,8 @@ pub(super) async fn report(
     // node is.
     let observed = caller.address.map(|address| address.to_canonical());
     let observed = observed.filter(|address| is_reachable(address, tunnelled.clone()));
-    let place = Place { reported: passed_on(report.addresses, tunnelled), port: report.port, observed };
+    let place =
+        ReportedAddresses { reported: usable_addresses(report.addresses, tunnelled), port: report.port, observed };
     if let Some(count) = report.tunnels {
         tunnels.reported(&node, count);
     }
@@ -79,13 +80,13 @@ struct Noted {
     /// Serial of the certificate that the node showed.
     serial: String,
     /// The place of the node; `None` if it does not change now.
-    place: Option<Place>,
+    place: Option<ReportedAddresses>,
     /// Segments that the node says it uses.
     segments: Vec<IpNetwork>,
 }
 
 /// Notes where a node is.
-fn settle(record: &mut NodeRecord, state: &Rows, place: &Place) {
+fn settle(record: &mut NodeRecord, state: &Rows, place: &ReportedAddresses) {
     record.reported.clone_from(&place.reported);
     record.port = place.port;
     // Between the controller and the nodes something may put its own address in the place of
@@ -137,7 +138,7 @@ from_substates!(AddressChanges { registry, stopping });
 impl AddressChanges {
     /// Whether a node may change its place now: then the place is given back. Otherwise it is noted
     /// when the node's turn comes.
-    async fn now_or_later(&self, node: &NodeName, place: Place) -> Option<Place> {
+    async fn now_or_later(&self, node: &NodeName, place: ReportedAddresses) -> Option<ReportedAddresses> {
         let stays = {
             let view = self.registry.read().await;
             view.state().node(node).is_some_and(|record| {
@@ -151,9 +152,9 @@ impl AddressChanges {
             return None;
         }
         match self.registry.endpoint_changes.moved(node, &place) {
-            Verdict::Now => Some(place),
-            Verdict::Waits => None,
-            Verdict::Wait => {
+            ChangeDecision::Apply => Some(place),
+            ChangeDecision::AlreadyScheduled => None,
+            ChangeDecision::Schedule => {
                 tracing::warn!(%node, "its addresses change often; the latest ones are passed on a little later");
                 let later = self.clone().note_later(node.clone());
                 tokio::spawn(self.stopping.clone().run_until_cancelled_owned(later));
@@ -195,7 +196,7 @@ mod tests {
     #[test]
     fn an_address_of_the_cloud_is_not_taken_for_an_edges_and_what_was_seen_before_stays() {
         let seen = |last| Some(IpAddr::from([203, 0, 113, last]));
-        let place = |observed| Place { reported: vec![[192, 168, 1, 10].into()], port: 4500, observed };
+        let place = |observed| ReportedAddresses { reported: vec![[192, 168, 1, 10].into()], port: 4500, observed };
         let mut hub = NodeRecord::new("hub".parse().unwrap(), Role::Hub, 0);
         hub.reported = vec![[203, 0, 113, 1].into()];
         let mut cloud = NodeRecord::new("cloud".parse().unwrap(), Role::Cloud, 0);

@@ -309,7 +309,9 @@ fn show_authorities(authorities: &[AuthorityInfo]) -> anyhow::Result<()> {
                 rfc3339(authority.created_at),
                 rfc3339(authority.not_after),
                 list(
-                    edge_controller_domain::certificates::some_of(authority.needed_by.iter()).into_iter().chain(tokens),
+                    edge_controller_domain::certificates::shortened(authority.needed_by.iter())
+                        .into_iter()
+                        .chain(tokens),
                 ),
                 authority.subject.clone(),
             ]
