@@ -8,26 +8,26 @@
 //!   publishes them. [`archive`] is all rows and authorities in one file; [`state_files`] names the
 //!   files of a state directory.
 //! - Views: [`views`] are built from the state, from the [`networks`] that the operator configures,
-//!   and from addresses ([`endpoints`]). [`reachability`] refuses networks that would cut nodes off
+//!   and from addresses ([`node_addresses`]). [`reachability`] refuses networks that would cut nodes off
 //!   from the controller.
 //! - Reports of nodes, for the operator: [`tunnel_reports`].
-//! - Limits: [`absence`] limits how many nodes may disappear without a question, [`shares`] divides
+//! - Limits: [`mass_deletion`] limits how many nodes may disappear without a question, [`fair_shares`] divides
 //!   a limited resource fairly among unknown sources.
 //! - [`clock`], [`random`] and [`text`] serve the others.
 #![forbid(unsafe_code)]
 
-pub mod absence;
 pub mod archive;
 pub mod ca;
 pub mod certificates;
 pub mod clock;
-pub mod endpoints;
+pub mod fair_shares;
+pub mod mass_deletion;
 pub mod networks;
+pub mod node_addresses;
 pub mod random;
 pub mod reachability;
 pub mod registry;
 pub mod segments;
-pub mod shares;
 pub mod state;
 pub mod state_files;
 pub mod store;

@@ -4,7 +4,7 @@
 
 use std::collections::BTreeSet;
 
-use edge_controller_domain::endpoints::Changes;
+use edge_controller_domain::node_addresses::AddressChangeLimits;
 use edge_controller_domain::state::NodeObject;
 use edge_types::{Communities, NodeName};
 use tokio::sync::watch;
@@ -15,7 +15,7 @@ use super::label_trust::{Counting, LabelTrust, TrustNodeLabels};
 /// Decides what counts, and reports once for each node which labels do not.
 pub struct NodeTrust {
     labels: watch::Receiver<LabelTrust>,
-    address_changes: Changes,
+    address_changes: AddressChangeLimits,
     events: Events,
     /// Nodes with ignored labels that were reported.
     reported: BTreeSet<NodeName>,
@@ -25,7 +25,7 @@ pub struct NodeTrust {
 
 impl NodeTrust {
     /// Accepts no label that a kubelet can set.
-    pub fn without_labels(address_changes: Changes, events: Events) -> Self {
+    pub fn without_labels(address_changes: AddressChangeLimits, events: Events) -> Self {
         // This value never changes.
         let labels = watch::Sender::new(LabelTrust::at_start(TrustNodeLabels::Never)).subscribe();
         Self { labels, address_changes, events, reported: BTreeSet::new(), waiting: BTreeSet::new() }
@@ -106,7 +106,7 @@ mod tests {
     }
 
     fn node_trust(trust: &watch::Sender<LabelTrust>) -> NodeTrust {
-        NodeTrust::without_labels(Changes::default(), Events::default()).counting(trust.subscribe())
+        NodeTrust::without_labels(AddressChangeLimits::default(), Events::default()).counting(trust.subscribe())
     }
 
     #[test]

@@ -24,7 +24,7 @@ use edge_types::{NodeName, Peer};
 use tokio::sync::{RwLock, RwLockReadGuard, broadcast, mpsc, oneshot, watch};
 
 use crate::clock::{Clock, Seconds};
-use crate::endpoints::Changes;
+use crate::node_addresses::AddressChangeLimits;
 use crate::random;
 use crate::segments::Restored;
 use crate::state::{Change, Key, State, ViewDelta};
@@ -57,7 +57,7 @@ pub struct Registry {
     /// The time for plans.
     pub clock: Clock,
     /// Limits how often nodes change their addresses.
-    pub endpoint_changes: Changes,
+    pub address_changes: AddressChangeLimits,
 }
 
 struct Shared {
@@ -128,7 +128,14 @@ impl Registry {
         tokio::spawn(task.run(queue, events));
         let epoch = random::octets(8).map_err(|error| StoreError::Failed(error.to_string()))?;
         let epoch = crate::ca::hex(&epoch);
-        Ok(Self { shared, requests, store, epoch: epoch.into(), clock, endpoint_changes: Changes::default() })
+        Ok(Self {
+            shared,
+            requests,
+            store,
+            epoch: epoch.into(),
+            clock,
+            address_changes: AddressChangeLimits::default(),
+        })
     }
 
     /// Carries out a plan. The plan reads the state and returns changes, or refuses. This method

@@ -100,7 +100,7 @@ impl State {
     /// Segments that are kept for a node that lost its Node object. It gets them back, since its
     /// pods may use them.
     fn given_back(&self, policy: &Policy, node: &NodeName, now: Seconds) -> Vec<Row> {
-        let kept = self.kept_for(node, now).filter(|row| policy.allows(&row.network));
+        let kept = self.segments_kept_for(node, now).filter(|row| policy.allows(&row.network));
         kept.map(|row| row.regranted(node.clone(), JOIN_REQUEST.into(), now)).collect()
     }
 

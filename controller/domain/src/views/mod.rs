@@ -6,8 +6,8 @@ use edge_types::view::SegmentPrefix;
 use edge_types::{AddressSource, NodeAddress, NodeName, NodeView, Peer, Role, ViewChange};
 
 use crate::ca::Ca;
-use crate::endpoints::{self, is_reachable};
 use crate::networks::ClusterNetworks;
+use crate::node_addresses::{self, is_reachable};
 use crate::registry::{PeerJson, StateGuard};
 use crate::state::{NodeRecord, State, ViewDelta};
 
@@ -108,15 +108,15 @@ impl ViewBuilder {
         endpoints
     }
 
-    /// The addresses from the node's record that a peer can use, at most [`endpoints::MOST`]. The
+    /// The addresses from the node's record that a peer can use, at most [`node_addresses::MOST`]. The
     /// one at which the controller saw the node is always among them.
     fn record_addresses(&self, node: &NodeRecord) -> Vec<NodeAddress> {
         let reachable =
             |endpoint: &NodeAddress| is_reachable(&endpoint.address.ip(), self.networks.tunnelled(node.role));
         let mut addresses: Vec<NodeAddress> = node.endpoints().into_iter().filter(reachable).collect();
-        if addresses.len() > endpoints::MOST {
+        if addresses.len() > node_addresses::MOST {
             let seen = addresses.last().cloned().filter(|last| last.source == AddressSource::Observed);
-            addresses.truncate(endpoints::MOST - usize::from(seen.is_some()));
+            addresses.truncate(node_addresses::MOST - usize::from(seen.is_some()));
             addresses.extend(seen);
         }
         addresses

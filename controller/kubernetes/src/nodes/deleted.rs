@@ -7,7 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use edge_controller_domain::absence::SETTLE;
+use edge_controller_domain::mass_deletion::SETTLE_TIME;
 use edge_types::NodeName;
 use futures_util::{StreamExt, stream};
 use k8s_openapi::api::core::v1::Node;
@@ -125,7 +125,7 @@ impl NodeWatch {
         }
         let newest =
             self.deleted.iter().filter(|(name, _)| new.contains(*name)).map(|(_, deleted)| deleted.since).max();
-        if newest.is_some_and(|newest| newest.elapsed() < SETTLE) {
+        if newest.is_some_and(|newest| newest.elapsed() < SETTLE_TIME) {
             return Ok(());
         }
         self.identity.check().await?;
@@ -133,7 +133,7 @@ impl NodeWatch {
             let view = self.registry.read().await;
             view.state().nodes().filter(|record| record.object.is_some()).count()
         };
-        let too_much = self.recent.is_too_much(confirmed.len(), registered, Instant::now());
+        let too_much = self.recent.are_too_many(confirmed.len(), registered, Instant::now());
         if self.confirm && (too_much || self.none_listed) {
             self.ask(asked, new);
             return Ok(());

@@ -11,8 +11,8 @@ mod deleted;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use edge_controller_domain::absence::Recent;
-use edge_controller_domain::endpoints::MOST;
+use edge_controller_domain::mass_deletion::RecentDeletions;
+use edge_controller_domain::node_addresses::MOST;
 use edge_controller_domain::registry::Registry;
 use edge_controller_domain::state::{Change, NodeObject, NodeRecord, PublicAddress, State};
 use edge_controller_domain::store::StoreError;
@@ -89,7 +89,7 @@ pub struct NodeWatch {
     /// The last list was empty, and no Node has come since.
     none_listed: bool,
     /// Nodes that were deregistered lately because their Node object was deleted.
-    recent: Recent,
+    recent: RecentDeletions,
     /// Nodes about which the operator is asked.
     asked: Asked,
     /// Whether the operator is asked before many nodes are deregistered.
@@ -109,7 +109,7 @@ impl NodeWatch {
     ) -> Self {
         Self {
             api: Api::all(client.clone()),
-            trust: NodeTrust::without_labels(registry.endpoint_changes.clone(), events.clone()),
+            trust: NodeTrust::without_labels(registry.address_changes.clone(), events.clone()),
             registry,
             selector,
             obstacles,
@@ -120,7 +120,7 @@ impl NodeWatch {
             machine_unknown: BTreeMap::new(),
             deleted: DeletedNodes::new(),
             none_listed: false,
-            recent: Recent::default(),
+            recent: RecentDeletions::default(),
             asked: Asked::default(),
             confirm: true,
             identity,
@@ -326,7 +326,7 @@ impl NodeWatch {
         let plan = move |state: &mut State| -> Result<_, StoreError> {
             let known = state.node(&node).and_then(|record| record.object.as_ref());
             let of_this = known.is_some_and(|object| object.uid == uid);
-            let changes = of_this.then(|| state.departure(&node, clock.now())).flatten();
+            let changes = of_this.then(|| state.deregistration_keeping_segments(&node, clock.now())).flatten();
             Ok(changes.map_or((None, Vec::new()), |(rows, changes)| (Some(rows.len()), changes)))
         };
         match self.registry.change(plan).await {

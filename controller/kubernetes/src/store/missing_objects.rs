@@ -6,7 +6,7 @@
 //! - A segment was deleted by hand: its object is created again while its node is registered or its
 //!   quarantine may last.
 //! - An EdgeNode was deleted by hand: that deregisters the node. If many are deleted at once, they
-//!   are created again; see [`edge_controller_domain::absence`].
+//!   are created again; see [`edge_controller_domain::mass_deletion`].
 //! - A community was deleted: that is the operator's decision.
 //!
 //! A replica marks an object before it deletes it, and that deletion counts at once.
@@ -15,7 +15,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use edge_controller_domain::absence::{Recent, SETTLE};
+use edge_controller_domain::mass_deletion::{RecentDeletions, SETTLE_TIME};
 use edge_controller_domain::segments::{Ledger, Row};
 use edge_controller_domain::state::{Change, CommunityRecord, Key, NodeRecord, Snapshot};
 use edge_types::{Community, IpNetwork, NodeName};
@@ -42,7 +42,7 @@ pub(super) async fn run(inner: Arc<Inner>) {
     let absence = inner.objects().absence();
     let mut look = tokio::time::interval(CHECK_PERIOD);
     look.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut recent = Recent::default();
+    let mut recent = RecentDeletions::default();
     let mut undecided = false;
     if let Err(why) = inner.definitions.check_cluster().await {
         tracing::warn!(why, "the cluster of the objects is not known yet");
@@ -61,7 +61,7 @@ pub(super) async fn run(inner: Arc<Inner>) {
 }
 
 /// Decides about all missing objects of a kind. Returns whether nothing is left to decide.
-async fn decide(inner: &Inner, kind: Kind, recent: &mut Recent) -> bool {
+async fn decide(inner: &Inner, kind: Kind, recent: &mut RecentDeletions) -> bool {
     if let Err(error) = inner.look_at_fields(kind).await {
         tracing::debug!(kind = kind.what(), %error, "it is not known whether its definition drops fields");
     }
@@ -137,7 +137,7 @@ async fn recreate_all(inner: &Inner, kind: Kind, uid: String) -> Result<usize, S
 }
 
 /// Decides about objects that somebody deleted while their definition stayed the same.
-async fn decide_missing(inner: &Inner, kind: Kind, missing: Vec<Missing>, recent: &mut Recent) -> bool {
+async fn decide_missing(inner: &Inner, kind: Kind, missing: Vec<Missing>, recent: &mut RecentDeletions) -> bool {
     let (recreated, missing): (Vec<Missing>, Vec<Missing>) = missing.into_iter().partition(|missing| missing.recreated);
     recreated.iter().for_each(|missing| inner.objects().keep_row(&missing.object_key));
     if missing.is_empty() {
@@ -237,7 +237,7 @@ async fn decide_segments(inner: &Inner, missing: Vec<Missing>, rows: &KnownRows)
     decided
 }
 
-async fn decide_nodes(inner: &Inner, missing: Vec<Missing>, rows: &KnownRows, recent: &mut Recent) -> bool {
+async fn decide_nodes(inner: &Inner, missing: Vec<Missing>, rows: &KnownRows, recent: &mut RecentDeletions) -> bool {
     let (mut unexplained, mut newest) = (Vec::new(), None::<Instant>);
     for Missing { object_key, key, since, .. } in missing {
         let Key::Node(name) = key else { continue };
@@ -249,10 +249,10 @@ async fn decide_nodes(inner: &Inner, missing: Vec<Missing>, rows: &KnownRows, re
             _ => inner.objects().accept_deletion(&object_key),
         }
     }
-    if newest.is_some_and(|newest| newest.elapsed() < SETTLE) {
+    if newest.is_some_and(|newest| newest.elapsed() < SETTLE_TIME) {
         return false;
     }
-    if !inner.confirm() || !recent.is_too_much(unexplained.len(), rows.nodes.len(), Instant::now()) {
+    if !inner.confirm() || !recent.are_too_many(unexplained.len(), rows.nodes.len(), Instant::now()) {
         recent.note(unexplained.len(), Instant::now());
         unexplained.iter().for_each(|(object_key, _)| inner.objects().accept_deletion(object_key));
         return true;

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use axum::extract::State;
 use axum::http::StatusCode;
 use edge_controller_domain::certificates;
-use edge_controller_domain::endpoints::{ChangeDecision, ReportedAddresses, is_reachable, usable_addresses};
+use edge_controller_domain::node_addresses::{ChangeDecision, ReportedAddresses, is_reachable, usable_addresses};
 use edge_controller_domain::registry::Registry;
 use edge_controller_domain::segments::ClaimConflict;
 use edge_controller_domain::state::{Change, NodeRecord, State as Rows};
@@ -148,10 +148,10 @@ impl AddressChanges {
             })
         };
         if stays {
-            self.registry.endpoint_changes.stays(node);
+            self.registry.address_changes.stays(node);
             return None;
         }
-        match self.registry.endpoint_changes.moved(node, &place) {
+        match self.registry.address_changes.moved(node, &place) {
             ChangeDecision::Apply => Some(place),
             ChangeDecision::AlreadyScheduled => None,
             ChangeDecision::Schedule => {
@@ -165,7 +165,7 @@ impl AddressChanges {
 
     /// Notes where a node is when its turn comes.
     async fn note_later(self, name: NodeName) {
-        let changes = &self.registry.endpoint_changes;
+        let changes = &self.registry.address_changes;
         while let Some(place) = changes.next(&name).await {
             let (node, at) = (name.clone(), place.clone());
             let noted = self.registry.change(move |state| -> Result<_, ApiError> {

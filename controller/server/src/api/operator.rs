@@ -89,7 +89,7 @@ pub(super) async fn deregister(
             let (rows, changes) = match state.deregistration(&node, now) {
                 Some(deregistration) => deregistration,
                 // It is gone already, and its segments need not be kept for it any more.
-                None => state.let_go(&node, now).ok_or_else(|| ApiError::NoSuchNode(node.clone()))?,
+                None => state.end_keeping_segments(&node, now).ok_or_else(|| ApiError::NoSuchNode(node.clone()))?,
             };
             tracing::info!(%node, segments = rows.len(), "deregistered");
             Ok((rows, changes))

@@ -2,7 +2,7 @@
 //! of them, whoever sends them.
 //!
 //! A body counts from its first moment and with what it has grown to. Where the budget is spent,
-//! what came first from where the most comes makes room ([`Shares`]): a node that joins sends its 2
+//! what came first from where the most comes makes room ([`FairShares`]): a node that joins sends its 2
 //! KiB at once, and is through before it is the oldest.
 
 use std::net::{IpAddr, Ipv6Addr};
@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use axum::extract::{FromRef, FromRequest, Request};
-use edge_controller_domain::shares::{Share, Shares};
+use edge_controller_domain::fair_shares::{FairShares, Share};
 use http_body_util::BodyExt;
 use zeroize::Zeroizing;
 
@@ -30,7 +30,7 @@ const TIMEOUT: Duration = Duration::from_secs(15);
 
 /// The budget.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Bodies(Arc<Mutex<Shares>>);
+pub(super) struct Bodies(Arc<Mutex<FairShares>>);
 
 /// A body that arrives.
 struct Arriving<'a> {
@@ -43,12 +43,12 @@ struct Arriving<'a> {
 pub(super) struct Unread(pub(super) Zeroizing<Vec<u8>>);
 
 impl Bodies {
-    fn shares(&self) -> MutexGuard<'_, Shares> {
+    fn shares(&self) -> MutexGuard<'_, FairShares> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Makes room for so many octets more.
-    fn make_room(shares: &mut Shares, from: IpAddr, octets: usize, now: Instant) {
+    fn make_room(shares: &mut FairShares, from: IpAddr, octets: usize, now: Instant) {
         while shares.total() + octets > BUDGET {
             if shares.displace_for(from, octets, Duration::ZERO, now).is_none() {
                 return;

@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use axum::Router;
-use edge_controller_domain::shares::Shares;
+use edge_controller_domain::fair_shares::FairShares;
 use hyper::Request;
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
@@ -36,7 +36,7 @@ const HEADERS: usize = 64;
 
 /// Accepts until told to stop.
 pub(super) async fn serve(listener: TcpListener, router: Router, open: Open) {
-    let places = Arc::new(Mutex::new(Shares::default()));
+    let places = Arc::new(Mutex::new(FairShares::default()));
     loop {
         let accepted = tokio::select! {
             () = open.stopping.cancelled() => return,
@@ -46,7 +46,7 @@ pub(super) async fn serve(listener: TcpListener, router: Router, open: Open) {
             Ok((stream, from)) => {
                 let (router, stopping, places, from) =
                     (router.clone(), open.stopping.clone(), places.clone(), from.ip().to_canonical());
-                let share = |places: &Mutex<Shares>| {
+                let share = |places: &Mutex<FairShares>| {
                     let (mut places, now) = (places.lock().unwrap_or_else(PoisonError::into_inner), Instant::now());
                     if places.total() >= CONNECTIONS {
                         let displaced = places.displace_for(from, 1, Duration::ZERO, now);

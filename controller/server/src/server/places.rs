@@ -1,7 +1,7 @@
 //! Who may be connected: places for all, a part of them for who has shown no node's certificate,
 //! and a few for each node.
 //!
-//! Whoever comes last is let in and a stranger makes room, as [`Shares`] says: one host that takes
+//! Whoever comes last is let in and a stranger makes room, as [`FairShares`] says: one host that takes
 //! all places of strangers takes them from itself, and as many nodes as there are places may come
 //! back at once from behind one address, which a limit on each source would not let them do. Who
 //! has shown a node's certificate is no stranger, and makes room for none.
@@ -16,7 +16,7 @@ use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use edge_controller_domain::shares::{Share, Shares};
+use edge_controller_domain::fair_shares::{FairShares, Share};
 use edge_types::NodeName;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
@@ -47,7 +47,7 @@ pub(super) struct Places {
 
 #[derive(Default)]
 struct Taken {
-    strangers: Shares,
+    strangers: FairShares,
     /// In one map, which takes less memory than a list for each node.
     nodes: BTreeMap<(NodeName, u64), Known>,
     next: u64,

@@ -429,7 +429,9 @@ pub(crate) async fn segments_of_a_node_that_vanished_are_kept_as_long_as_its_cer
     let all = grants.apply("a", "r").await;
     grants
         .registry
-        .change(move |state| Ok::<_, StoreError>(((), state.departure(&name("a"), now).unwrap().1)))
+        .change(move |state| {
+            Ok::<_, StoreError>(((), state.deregistration_keeping_segments(&name("a"), now).unwrap().1))
+        })
         .await
         .unwrap();
     grants.registry.clock.advance(4000);
@@ -456,17 +458,22 @@ pub(crate) async fn the_operator_lets_go_of_segments_that_are_kept_for_a_node(pl
     let all = grants.apply("a", "r").await;
     grants
         .registry
-        .change(move |state| Ok::<_, StoreError>(((), state.departure(&name("a"), now).unwrap().1)))
+        .change(move |state| {
+            Ok::<_, StoreError>(((), state.deregistration_keeping_segments(&name("a"), now).unwrap().1))
+        })
         .await
         .unwrap();
     grants.try_apply("b", "r").await.expect_err("it may use them");
     grants
         .registry
-        .change(move |state| Ok::<_, StoreError>(((), state.let_go(&name("a"), now).unwrap().1)))
+        .change(move |state| Ok::<_, StoreError>(((), state.end_keeping_segments(&name("a"), now).unwrap().1)))
         .await
         .unwrap();
     assert_eq!(grants.apply("b", "r").await, all);
-    assert!(grants.registry.read().await.state().let_go(&name("a"), now).is_none(), "nothing is kept any more");
+    assert!(
+        grants.registry.read().await.state().end_keeping_segments(&name("a"), now).is_none(),
+        "nothing is kept any more"
+    );
 }
 
 /// Waits until something is so.

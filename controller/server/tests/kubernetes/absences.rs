@@ -352,8 +352,9 @@ fn older() {
         assert_eq!(cluster.obstacles.all(), None, "nodes are served as ever");
         let departs = async |replica: &Grants| {
             let now = replica.registry.clock.now();
-            let departure =
-                move |state: &mut State| Ok::<_, StoreError>(((), state.departure(&name("a"), now).unwrap().1));
+            let departure = move |state: &mut State| {
+                Ok::<_, StoreError>(((), state.deregistration_keeping_segments(&name("a"), now).unwrap().1))
+            };
             replica.registry.change(departure).await
         };
         let refused = departs(&replica).await.unwrap_err().to_string();

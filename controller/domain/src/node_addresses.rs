@@ -92,7 +92,7 @@ pub struct ReportedAddresses {
 
 /// Limits how often each node changes its addresses. Clones share the limits.
 #[derive(Debug, Clone, Default)]
-pub struct Changes(Arc<Mutex<Nodes>>);
+pub struct AddressChangeLimits(Arc<Mutex<Nodes>>);
 
 #[derive(Debug)]
 struct Nodes {
@@ -116,7 +116,7 @@ struct NodeLimit {
 pub enum ChangeDecision {
     /// It passes the change on now.
     Apply,
-    /// It waits until [`Changes::next`] returns the latest addresses, and passes them on.
+    /// It waits until [`AddressChangeLimits::next`] returns the latest addresses, and passes them on.
     Schedule,
     /// Nothing: another task already waits and will pass it on.
     AlreadyScheduled,
@@ -154,7 +154,7 @@ impl NodeLimit {
     }
 }
 
-impl Changes {
+impl AddressChangeLimits {
     /// Whether a node may change its addresses now. Counts the change if it may.
     pub fn take(&self, node: &NodeName) -> bool {
         let now = Instant::now();
@@ -305,7 +305,7 @@ mod tests {
 
     #[test]
     fn a_node_that_changes_quickly_is_passed_on_a_few_times_and_then_slowly_with_its_latest_addresses() {
-        let (changes, node) = (Changes::default(), "edge-1".parse().unwrap());
+        let (changes, node) = (AddressChangeLimits::default(), "edge-1".parse().unwrap());
         let begin = Instant::now();
         let take = |now| changes.with_limit(&node, now, |limit| limit.take(now));
         for n in 0..BURST {
@@ -341,7 +341,7 @@ mod tests {
 
     #[test]
     fn nodes_that_may_change_as_they_like_are_forgotten() {
-        let (changes, begin) = (Changes::default(), Instant::now());
+        let (changes, begin) = (AddressChangeLimits::default(), Instant::now());
         for n in 0..3 * REMEMBERED as u32 {
             let now = begin + PERIOD / 100 * n;
             changes.with_limit(&format!("edge-{n}").parse().unwrap(), now, |limit| limit.take(now));

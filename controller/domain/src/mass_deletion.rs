@@ -10,7 +10,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 /// Deletions within this time are judged together.
-pub const SETTLE: Duration = Duration::from_secs(2);
+pub const SETTLE_TIME: Duration = Duration::from_secs(2);
 /// Deletions within this time are added up, so that a few now and a few more later are noticed as
 /// well.
 const WINDOW: Duration = Duration::from_secs(3600);
@@ -20,12 +20,12 @@ const FEW: usize = 2;
 /// The times of the deletions that were accepted within [`WINDOW`]. If the operator is asked about
 /// more, they are at most a tenth of the nodes; otherwise at most all nodes.
 #[derive(Debug, Default)]
-pub struct Recent(VecDeque<Instant>);
+pub struct RecentDeletions(VecDeque<Instant>);
 
-impl Recent {
+impl RecentDeletions {
     /// Whether `missing` deletions are too many, if `registered` nodes are left. With the accepted
     /// ones before, three or more are too many if they are a tenth of the nodes.
-    pub fn is_too_much(&mut self, missing: usize, registered: usize, now: Instant) -> bool {
+    pub fn are_too_many(&mut self, missing: usize, registered: usize, now: Instant) -> bool {
         while self.0.front().is_some_and(|at| now.saturating_duration_since(*at) >= WINDOW) {
             self.0.pop_front();
         }
@@ -55,24 +55,28 @@ mod tests {
             (9, 100, false),
             (10, 100, true),
         ] {
-            assert_eq!(Recent::default().is_too_much(missing, registered, now), too_much, "{missing} of {registered}");
+            assert_eq!(
+                RecentDeletions::default().are_too_many(missing, registered, now),
+                too_much,
+                "{missing} of {registered}"
+            );
         }
-        let mut recent = Recent::default();
+        let mut recent = RecentDeletions::default();
         for left in [100, 99, 98, 97, 96, 95, 94, 93, 92] {
-            assert!(!recent.is_too_much(1, left, now));
+            assert!(!recent.are_too_many(1, left, now));
             recent.note(1, now);
         }
-        assert!(recent.is_too_much(1, 91, now), "the tenth of a hundred, within an hour");
-        assert!(!recent.is_too_much(0, 91, now), "nothing is missing");
+        assert!(recent.are_too_many(1, 91, now), "the tenth of a hundred, within an hour");
+        assert!(!recent.are_too_many(0, 91, now), "nothing is missing");
     }
 
     #[test]
     fn a_trickle_is_too_much_before_an_hour_has_passed() {
-        let (mut recent, start) = (Recent::default(), Instant::now());
+        let (mut recent, start) = (RecentDeletions::default(), Instant::now());
         let mut gone = 0;
         for minute in 0..60 {
             let now = start + Duration::from_secs(60) * minute;
-            if minute % 6 == 0 && !recent.is_too_much(1, 100 - gone, now) {
+            if minute % 6 == 0 && !recent.are_too_many(1, 100 - gone, now) {
                 recent.note(1, now);
                 gone += 1;
             }
@@ -82,10 +86,10 @@ mod tests {
 
     #[test]
     fn what_was_long_ago_does_not_count() {
-        let mut recent = Recent::default();
+        let mut recent = RecentDeletions::default();
         let now = Instant::now();
         recent.note(2, now);
-        assert!(recent.is_too_much(1, 5, now));
-        assert!(!recent.is_too_much(1, 5, now + WINDOW));
+        assert!(recent.are_too_many(1, 5, now));
+        assert!(!recent.are_too_many(1, 5, now + WINDOW));
     }
 }
