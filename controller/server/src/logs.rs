@@ -1,5 +1,5 @@
-//! What goes into the log, and how much of it: one event is one line, whatever anyone puts into it,
-//! and strangers do not fill a disk.
+//! Limits the log: one event is one line, whatever text others put into it, and strangers cannot
+//! fill a disk.
 
 use std::borrow::Cow;
 use std::io::{self, Write};
@@ -9,25 +9,24 @@ use std::time::{Duration, Instant};
 use edge_controller_domain::text::is_invisible;
 use serde_json::Value;
 
-/// Longest line, octets; what is beyond is cut off, and the line says so.
+/// Longest line in bytes. The rest is cut off, and the line says so.
 pub(crate) const LONGEST_LINE: usize = 4 * 1024;
-/// Longest text in a line that someone else has a part in, characters. In a line of JSON that is
-/// too long, every text is cut so.
+/// Longest text from outside in a line, in characters. In a JSON line that is too long, every text
+/// is shortened to this.
 const LONGEST_TEXT: usize = 512;
-/// Lines in a second about those who have shown no certificate. What is left out is counted, and
-/// the next line tells it.
+/// Lines per second about peers without a certificate. Omitted lines are counted, and the next line
+/// says how many.
 const STRANGERS_LINES: u32 = 20;
-/// The same of refusals to nodes.
+/// Lines per second about refusals to nodes.
 const NODES_LINES: u32 = 100;
 const SECOND: Duration = Duration::from_secs(1);
 
-/// Writes lines to standard error so that a terminal and a program read them as lines: characters
-/// that move a cursor, break a line, or change the direction of a text are written as JSON writes
-/// them (`\u001b`).
+/// Writes lines so that a terminal and a program read them as lines. Characters that move a cursor,
+/// break a line or change the direction of text are written as in JSON (`\u001b`).
 pub(crate) struct Lines<W>(W);
 
 impl<W: Write> Lines<W> {
-    /// To this writer; each `write` is one event.
+    /// Writes to this writer; each `write` is one event.
     pub(crate) fn new(to: W) -> Self {
         Self(to)
     }
@@ -67,7 +66,7 @@ fn escape(line: &str) -> String {
     escaped
 }
 
-/// A line that is too long. One of JSON stays JSON.
+/// Shortens a line that is too long. A JSON line stays JSON.
 fn cut(line: &str) -> String {
     if let Ok(mut value @ Value::Object(_)) = serde_json::from_str(line) {
         cut_texts(&mut value);
@@ -91,7 +90,7 @@ fn cut_texts(value: &mut Value) {
     }
 }
 
-/// What someone else has a part in, for the log: no longer than [`LONGEST_TEXT`].
+/// Shortens text from outside to [`LONGEST_TEXT`].
 pub(crate) fn shortened(text: &str) -> Cow<'_, str> {
     match text.char_indices().nth(LONGEST_TEXT) {
         Some((end, _)) => format!("{}...", text.get(..end).unwrap_or_default()).into(),
@@ -99,49 +98,50 @@ pub(crate) fn shortened(text: &str) -> Cow<'_, str> {
     }
 }
 
-/// Whether a line about a stranger may be written now. Tells how many were left out before it.
-pub(crate) fn may_tell_of_stranger() -> bool {
+/// Whether a line about a stranger may be written now. Also logs how many were omitted before it.
+pub(crate) fn may_log_stranger() -> bool {
     static QUOTA: Mutex<Quota> = Mutex::new(Quota::of(STRANGERS_LINES));
-    may_tell(&QUOTA, "strangers")
+    may_log(&QUOTA, "strangers")
 }
 
-/// The same, of a refusal to a node.
-pub(crate) fn may_tell_of_node() -> bool {
+/// Whether a line about a refusal to a node may be written now. Also logs how many were omitted
+/// before it.
+pub(crate) fn may_log_node() -> bool {
     static QUOTA: Mutex<Quota> = Mutex::new(Quota::of(NODES_LINES));
-    may_tell(&QUOTA, "what nodes were refused")
+    may_log(&QUOTA, "what nodes were refused")
 }
 
-fn may_tell(quota: &Mutex<Quota>, about: &str) -> bool {
-    let asked = quota.lock().unwrap_or_else(PoisonError::into_inner).ask(Instant::now());
-    if let Some(left_out) = asked.filter(|left_out| *left_out > 0) {
+fn may_log(quota: &Mutex<Quota>, about: &str) -> bool {
+    let taken = quota.lock().unwrap_or_else(PoisonError::into_inner).take(Instant::now());
+    if let Some(left_out) = taken.filter(|left_out| *left_out > 0) {
         tracing::info!("{left_out} lines about {about} were left out");
     }
-    asked.is_some()
+    taken.is_some()
 }
 
 #[derive(Debug)]
 struct Quota {
-    a_second: u32,
+    per_second: u32,
     began: Option<Instant>,
-    told: u32,
+    logged: u32,
     left_out: u64,
 }
 
 impl Quota {
-    const fn of(a_second: u32) -> Self {
-        Self { a_second, began: None, told: 0, left_out: 0 }
+    const fn of(per_second: u32) -> Self {
+        Self { per_second, began: None, logged: 0, left_out: 0 }
     }
 
-    /// How many were left out before this one, if this one may be told.
-    fn ask(&mut self, now: Instant) -> Option<u64> {
+    /// If a line may be written now, the number of lines that were omitted before it.
+    fn take(&mut self, now: Instant) -> Option<u64> {
         if self.began.is_none_or(|began| now.saturating_duration_since(began) >= SECOND) {
-            (self.began, self.told) = (Some(now), 0);
+            (self.began, self.logged) = (Some(now), 0);
         }
-        if self.told >= self.a_second {
+        if self.logged >= self.per_second {
             self.left_out += 1;
             return None;
         }
-        self.told += 1;
+        self.logged += 1;
         Some(std::mem::take(&mut self.left_out))
     }
 }
@@ -182,9 +182,9 @@ mod tests {
     #[test]
     fn strangers_get_few_lines_a_second_and_the_rest_is_counted() {
         let (mut quota, now) = (Quota::of(STRANGERS_LINES), Instant::now());
-        let told = (0..1000).filter_map(|_| quota.ask(now)).count();
-        assert_eq!(told, STRANGERS_LINES as usize);
-        assert_eq!(quota.ask(now + SECOND), Some(1000 - u64::from(STRANGERS_LINES)));
-        assert_eq!(quota.ask(now + SECOND), Some(0));
+        let logged = (0..1000).filter_map(|_| quota.take(now)).count();
+        assert_eq!(logged, STRANGERS_LINES as usize);
+        assert_eq!(quota.take(now + SECOND), Some(1000 - u64::from(STRANGERS_LINES)));
+        assert_eq!(quota.take(now + SECOND), Some(0));
     }
 }

@@ -42,10 +42,10 @@ pub(super) async fn log(caller: Caller, request: Request, next: Next) -> Respons
     let Some(Said { status, text }) = response.extensions_mut().remove::<Said>() else { return response };
     let may_tell = match (&caller.identity, kind) {
         (Identity::Operator, _) => true,
-        (Identity::Nobody | Identity::Unrecognised(_), _) => logs::may_tell_of_stranger(),
+        (Identity::Nobody | Identity::Unrecognised(_), _) => logs::may_log_stranger(),
         // Whoever has nothing but a certificate that does not count any more is one too.
-        (_, "node-deregistered" | "certificate-superseded" | "certificate-expired") => logs::may_tell_of_stranger(),
-        _ => logs::may_tell_of_node(),
+        (_, "node-deregistered" | "certificate-superseded" | "certificate-expired") => logs::may_log_stranger(),
+        _ => logs::may_log_node(),
     };
     if !may_tell {
         return response;

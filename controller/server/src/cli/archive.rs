@@ -13,19 +13,19 @@ use edge_controller_domain::store::{Note, embedded};
 
 use super::client::Client;
 use crate::config::Config;
-use crate::server::Kept;
+use crate::server::Backends;
 
 /// Takes a backup from the running server.
 pub(super) async fn backup(client: &Client, file: &Path) -> anyhow::Result<()> {
     if file == Path::new("-") {
         return client.download("/v1/backup", &mut io::stdout()).await;
     }
-    let aside = Aside::create(file)?;
-    client.download("/v1/backup", &mut &aside.open).await?;
+    let staged = StagedFile::create(file)?;
+    client.download("/v1/backup", &mut &staged.open).await?;
     // A backup that cannot be read is found out now, not when it is needed.
-    let archive = read(&aside.path)?;
-    aside.keep(file)?;
-    told(file, &archive.summary());
+    let archive = read(&staged.path)?;
+    staged.publish(file)?;
+    report(file, &archive.summary());
     Ok(())
 }
 
@@ -33,23 +33,23 @@ pub(super) async fn backup(client: &Client, file: &Path) -> anyhow::Result<()> {
 pub(super) async fn export(config: &Config, file: &Path) -> anyhow::Result<()> {
     check_store(config)?;
     let now = Clock::system().now();
-    let kept = Kept::open(config, now)
+    let backends = Backends::open(config, now)
         .await
         .context("while the server runs, `edge-controller backup` writes the same file")?;
-    let rows = kept.store.read().await?;
-    let ca = kept.ca_storage.load().await?.map(|(document, _)| document);
+    let rows = backends.store.read().await?;
+    let ca = backends.ca_storage.load().await?.map(|(document, _)| document);
     let archive = Archive { written_at: now, rows, ca };
     let summary = archive.summary();
     if file == Path::new("-") {
         return Ok(archive::write(archive, &mut io::stdout().lock())?);
     }
-    let aside = Aside::create(file)?;
-    let mut to = BufWriter::new(&aside.open);
+    let staged = StagedFile::create(file)?;
+    let mut to = BufWriter::new(&staged.open);
     archive::write(archive, &mut to)?;
     to.flush()?;
     drop(to);
-    aside.keep(file)?;
-    told(file, &summary);
+    staged.publish(file)?;
+    report(file, &summary);
     Ok(())
 }
 
@@ -60,8 +60,8 @@ pub(super) async fn import(config: &Config, file: &Path) -> anyhow::Result<()> {
     crate::server::make_state_dir(config)?;
     archive::check_not_restoring(&config.state_dir)?;
     let now = Clock::system().now();
-    let kept = Kept::open(config, now).await?;
-    let missing = archive::import(&*kept.store, &*kept.ca_storage, archive, now).await?;
+    let backends = Backends::open(config, now).await?;
+    let missing = archive::import(&*backends.store, &*backends.ca_storage, archive, now).await?;
     eprintln!("imported {summary}; {missing} rows were not there yet");
     Ok(())
 }
@@ -90,9 +90,9 @@ pub(super) async fn restore(config: &Config, file: &Path, replace: bool) -> anyh
 pub(super) async fn restored(config: &Config) -> anyhow::Result<()> {
     check_store(config)?;
     let clock = Clock::system();
-    let kept = Kept::open(config, clock.now()).await.context("stop the server first")?;
-    clock.not_before(kept.store.read().await?.time);
-    kept.store.set_note(Note::Restored, Restored::at(clock.now()).to_note()).await?;
+    let backends = Backends::open(config, clock.now()).await.context("stop the server first")?;
+    clock.not_before(backends.store.read().await?.time);
+    backends.store.set_note(Note::Restored, Restored::at(clock.now()).to_note()).await?;
     eprintln!("noted; it counts from the next start of edge-controller, of all replicas");
     Ok(())
 }
@@ -112,17 +112,17 @@ fn read(file: &Path) -> anyhow::Result<Archive> {
         .with_context(|| format!("{} cannot be used, and nothing was changed", file.display()))
 }
 
-fn told(file: &Path, summary: &str) {
+fn report(file: &Path, summary: &str) {
     eprintln!("wrote {}: {summary}. It holds the authorities' private keys: keep it as secret as that", file.display());
 }
 
 /// A file that is not yet where it belongs; removed unless it is kept.
-struct Aside {
+struct StagedFile {
     path: PathBuf,
     open: File,
 }
 
-impl Aside {
+impl StagedFile {
     fn create(file: &Path) -> anyhow::Result<Self> {
         let mut name = file.file_name().with_context(|| format!("{} is no file name", file.display()))?.to_owned();
         name.push(".part");
@@ -139,18 +139,18 @@ impl Aside {
         Ok(Self { path, open })
     }
 
-    fn keep(&self, file: &Path) -> anyhow::Result<()> {
-        let kept = (|| {
+    fn publish(&self, file: &Path) -> anyhow::Result<()> {
+        let published = (|| {
             self.open.sync_all()?;
             std::fs::rename(&self.path, file)?;
             let folder = file.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
             File::open(folder)?.sync_all()
         })();
-        kept.with_context(|| format!("cannot write {}", file.display()))
+        published.with_context(|| format!("cannot write {}", file.display()))
     }
 }
 
-impl Drop for Aside {
+impl Drop for StagedFile {
     fn drop(&mut self) {
         // Gone already where it was kept.
         let _ = std::fs::remove_file(&self.path);

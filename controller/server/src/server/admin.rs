@@ -1,4 +1,4 @@
-//! The operator's socket: the same API, for whoever may open the file.
+//! The operator's socket: the same API, for everyone who may open the file.
 
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::os::unix::net::UnixStream as BlockingStream;
@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 use super::connections::{self, Open};
 use crate::api::caller::Identity;
 
-/// Opens the socket, mode 0600, in place of one that a killed server left behind.
+/// Opens the socket with mode 0600, in place of one that a killed server left behind.
 pub(super) fn open(path: &Path) -> anyhow::Result<UnixListener> {
     if let Some(folder) = path.parent().filter(|folder| !folder.exists()) {
         let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(folder);
@@ -27,19 +27,20 @@ pub(super) fn open(path: &Path) -> anyhow::Result<UnixListener> {
         }
         std::fs::remove_file(path).with_context(|| format!("cannot remove the old socket {}", path.display()))?;
     }
-    // Bound aside and renamed when its permissions are right: nobody gets in before.
-    let aside = path.with_extension("new");
-    let _ = std::fs::remove_file(&aside);
+    // Bound under another name and renamed when its permissions are set, so that nobody can connect
+    // before.
+    let staged = path.with_extension("new");
+    let _ = std::fs::remove_file(&staged);
     let open = || -> std::io::Result<UnixListener> {
-        let listener = UnixListener::bind(&aside)?;
-        std::fs::set_permissions(&aside, std::fs::Permissions::from_mode(0o600))?;
-        std::fs::rename(&aside, path)?;
+        let listener = UnixListener::bind(&staged)?;
+        std::fs::set_permissions(&staged, std::fs::Permissions::from_mode(0o600))?;
+        std::fs::rename(&staged, path)?;
         Ok(listener)
     };
     open().with_context(|| format!("cannot open the admin socket {}", path.display()))
 }
 
-/// Accepts the operator's commands until it is to close.
+/// Accepts the operator's commands until `closing`.
 pub(super) async fn serve(
     listener: UnixListener,
     path: PathBuf,
@@ -69,6 +70,6 @@ pub(super) async fn serve(
             }
         }
     }
-    // Its absence tells the operator's commands that no server runs.
+    // If the socket is missing, the operator's commands know that no server runs.
     let _ = std::fs::remove_file(path);
 }

@@ -1,4 +1,4 @@
-//! What runs beside the server where there is Kubernetes.
+//! The tasks that run beside the server if Kubernetes is configured.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -23,10 +23,10 @@ use tokio_util::task::TaskTracker;
 use crate::live_config::LiveConfig;
 use crate::observe::Health;
 
-/// What it needs.
+/// What these tasks need.
 pub(super) struct Cluster {
     pub(super) client: Client,
-    /// Names this run of this replica.
+    /// Name of this run of this replica.
     pub(super) identity: String,
     pub(super) registry: Registry,
     pub(super) ca: Arc<Ca>,
@@ -42,7 +42,7 @@ pub(super) struct Cluster {
 }
 
 impl Cluster {
-    /// Starts all of it; it ends when the server stops.
+    /// Starts the tasks. They end when the server stops.
     pub(super) fn spawn(self, tasks: &TaskTracker) {
         let Self {
             client,
@@ -84,7 +84,7 @@ impl Cluster {
         let duration = Duration::from_secs(kubernetes.lease_seconds.into());
         let leases = Arc::new(Leases::new(&client, &kubernetes.namespace, &identity, duration, obstacles.clone()));
         let (lead, leading) = watch::channel(false);
-        // These give back what they hold, and so end by themselves.
+        // These tasks give their Leases back and end by themselves.
         let (taking, there) = (leases.clone(), leases.clone());
         let (lead_until, present_until) = (stopping.clone(), stopping.clone());
         health.watch("lease", &tasks.spawn(async move { taking.lead(lead, lead_until).await }).abort_handle());

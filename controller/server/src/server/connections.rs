@@ -1,5 +1,5 @@
-//! Serving HTTP/2 and HTTP/1.1 on connections, within bounds: whoever is slow, silent or one too
-//! many is cut off.
+//! Serves HTTP/2 and HTTP/1.1 on connections within limits. Connections that are slow, silent or
+//! too many are cut off.
 
 use std::convert::Infallible;
 use std::net::IpAddr;
@@ -20,58 +20,60 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tower::ServiceExt;
 
+use super::connection_limits::{CONNECTIONS, ConnectionLimits};
 use super::handshake::{self, Accepted, SILENCE};
-use super::places::{CONNECTIONS, Places};
 use super::tls::Tls;
 use crate::api::caller::{Caller, Identity};
 use crate::logs;
 
-/// Time for a TLS handshake.
+/// Longest time for a TLS handshake.
 const HANDSHAKE: Duration = Duration::from_secs(10);
-/// Time for the head of a request.
+/// Longest time for the head of a request.
 const HEAD: Duration = Duration::from_secs(10);
-/// Life of a connection that has shown no node's certificate.
+/// Longest life of a connection that has shown no node's certificate.
 const STRANGER_LIFETIME: Duration = Duration::from_secs(60);
-/// Time in which a connection without a request takes the last of its answers and goes, when the
-/// server stops. Who is gone without a word would keep it open until the kernel notices.
-const FAREWELL: Duration = Duration::from_secs(1);
+/// Time for a connection without an open request to take its last answer and close when the server
+/// stops. A peer that is gone would keep it open until the kernel notices.
+const IDLE_SHUTDOWN: Duration = Duration::from_secs(1);
 
-/// What one connection may make us keep, and ask of us.
+/// Limits of what one connection may make us buffer and do.
 #[derive(Debug)]
 pub(super) struct Bounds {
-    /// Requests at once, on HTTP/2.
+    /// Concurrent requests on HTTP/2.
     streams: u32,
-    /// Octets of all headers of a request: on HTTP/2 as they are counted in RFC 9113 section 6.5.2,
-    /// on HTTP/1.1 with the request line, and 8 KiB at least, which hyper wants.
+    /// Bytes of all headers of a request: on HTTP/2 as counted in RFC 9113 section 6.5.2, on
+    /// HTTP/1.1 with the request line and at least 8 KiB, the minimum of hyper.
     head: u32,
-    /// Octets of a body that may arrive before they are read, for each stream and for the
-    /// connection. (A connection cannot have less than 64 KiB at first: RFC 9113 section 6.9.2.)
+    /// Bytes of a body that may arrive before they are read, for each stream and for the
+    /// connection. (A connection has at least 64 KiB at first: RFC 9113 section 6.9.2.)
     window: (u32, u32),
-    /// Octets of answers that wait to be sent, for each stream.
+    /// Bytes of answers that wait to be sent, for each stream.
     answer: usize,
-    /// Requests in all.
+    /// Requests in all; `None` for no limit.
     requests: Option<u32>,
 }
 
-/// For nodes and the operator.
+/// Limits for nodes and the operator.
 pub(super) static KNOWN: Bounds =
     Bounds { streams: 16, head: 16 * 1024, window: (64 * 1024, 256 * 1024), answer: 400 * 1024, requests: None };
-/// For who has shown no certificate of a registered node, and has one thing to ask: to join.
+/// Limits for peers without a certificate of a registered node, which have only one thing to ask:
+/// to join.
 static STRANGER: Bounds =
     Bounds { streams: 4, head: 4 * 1024, window: (16 * 1024, 64 * 1024 - 1), answer: 16 * 1024, requests: Some(100) };
 
-/// Connections that a listener has accepted.
+/// The connections that a listener has accepted.
 #[derive(Clone)]
 pub(super) struct Open {
-    /// Ends them, when their requests are finished.
+    /// Ends them after their open requests.
     pub(super) stopping: CancellationToken,
-    /// What runs for them.
+    /// The tasks that serve them.
     pub(super) tasks: TaskTracker,
 }
 
-/// Lets this process have as many connections as the system allows: the limit that a shell gives is
-/// meant for others. Returns how many files may be open then.
-pub(super) fn make_room() -> u64 {
+/// Raises the limit of open files to what the connections need, as far as the system allows: the
+/// limit that a shell sets is meant for other programs. Returns the number of files that may be
+/// open.
+pub(super) fn raise_file_limit() -> u64 {
     let limit = getrlimit(Resource::Nofile);
     let wanted = limit.maximum.unwrap_or(u64::MAX).min(2 * CONNECTIONS as u64);
     let mut files = limit.current.unwrap_or(u64::MAX);
@@ -87,12 +89,12 @@ pub(super) fn make_room() -> u64 {
     files
 }
 
-/// Accepts nodes until it is to close.
+/// Accepts nodes' connections until `closing`.
 pub(super) async fn serve_nodes(
     listener: TcpListener,
     tls: Tls,
     router: Router,
-    places: Arc<Places>,
+    limits: Arc<ConnectionLimits>,
     closing: CancellationToken,
     open: Open,
 ) {
@@ -104,22 +106,22 @@ pub(super) async fn serve_nodes(
         let (stream, from) = match accepted {
             Ok(accepted) => accepted,
             Err(error) => {
-                // Out of descriptors, most likely: accepting again at once would spin.
+                // Probably no descriptor is free: accepting again at once would spin.
                 tracing::warn!(%error, "cannot accept a connection");
                 tokio::time::sleep(Duration::from_millis(100)).await;
                 continue;
             }
         };
-        let Some((mut place, displaced)) = places.take(from.ip(), Instant::now()) else {
-            if logs::may_tell_of_stranger() {
+        let Some((mut permit, displaced)) = limits.admit(from.ip(), Instant::now()) else {
+            if logs::may_log_stranger() {
                 tracing::warn!(%from, "refused: too many connections");
             }
             continue;
         };
         let (tls, router, stopping) = (tls.clone(), router.clone(), open.stopping.clone());
         open.tasks.spawn(async move {
-            // Boxed, here and below: ten thousand of these tasks are not to have room for what only
-            // some moments need.
+            // Boxed here and below, so that ten thousand tasks hold no memory for what only some
+            // moments need.
             let accepted = handshake::accept(stream, tls, from.ip().to_canonical());
             let handshake = Box::pin(tokio::time::timeout(HANDSHAKE, accepted));
             let handshake = tokio::select! {
@@ -131,7 +133,7 @@ pub(super) async fn serve_nodes(
                 Ok(Ok(Accepted { stream, caller, certificate })) => {
                     let connection = caller.connection.clone();
                     if let Some(certificate) = certificate {
-                        place.is_of(&certificate, &connection);
+                        permit.identify(&certificate, &connection);
                         drop((displaced, certificate));
                         serve(stream, caller, &KNOWN, router, stopping).await;
                     } else {
@@ -144,21 +146,21 @@ pub(super) async fn serve_nodes(
                         connection.cancel();
                     }
                 }
-                _ if !logs::may_tell_of_stranger() => {}
+                _ if !logs::may_log_stranger() => {}
                 Ok(Err(error)) => tracing::info!(%from, "TLS handshake failed: {error}"),
                 Err(_) => tracing::info!(%from, "TLS handshake not done within {} s", HANDSHAKE.as_secs()),
             }
-            drop(place);
+            drop(permit);
         });
     }
 }
 
-/// Who calls on a new connection.
+/// The caller on a new connection.
 pub(super) fn caller(identity: Identity, address: Option<IpAddr>) -> Caller {
     Caller { identity, address, connection: CancellationToken::new() }
 }
 
-/// How HTTP is spoken.
+/// Configures HTTP with these limits.
 fn http(bounds: &Bounds) -> Builder<TokioExecutor> {
     let mut builder = Builder::new(TokioExecutor::new());
     let head = usize::try_from(bounds.head).unwrap_or(usize::MAX).max(8 * 1024);
@@ -176,10 +178,10 @@ fn http(bounds: &Bounds) -> Builder<TokioExecutor> {
     builder
 }
 
-static TO_KNOWN: LazyLock<Builder<TokioExecutor>> = LazyLock::new(|| http(&KNOWN));
-static TO_STRANGERS: LazyLock<Builder<TokioExecutor>> = LazyLock::new(|| http(&STRANGER));
+static HTTP_FOR_KNOWN: LazyLock<Builder<TokioExecutor>> = LazyLock::new(|| http(&KNOWN));
+static HTTP_FOR_STRANGERS: LazyLock<Builder<TokioExecutor>> = LazyLock::new(|| http(&STRANGER));
 
-/// Serves one connection until it ends, is cut, or the server stops: then open requests are
+/// Serves one connection until it ends or is cut off, or the server stops: then open requests are
 /// finished.
 pub(super) fn serve<S>(
     stream: S,
@@ -191,7 +193,7 @@ pub(super) fn serve<S>(
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
-    let http = if bounds.requests.is_none() { &*TO_KNOWN } else { &*TO_STRANGERS };
+    let http = if bounds.requests.is_none() { &*HTTP_FOR_KNOWN } else { &*HTTP_FOR_STRANGERS };
     let (cut, asked) = (caller.connection.clone(), AtomicU32::new(0));
     let requests = TaskTracker::new();
     requests.close();
@@ -205,7 +207,7 @@ where
         let (router, open) = (router.clone(), open.token());
         Box::pin(async move {
             let Ok(response) = router.oneshot(request).await;
-            // Open until the last of the answer is handed over.
+            // The request is open until the last part of its answer is sent.
             let response = response.map(|body| {
                 body.map_frame(move |frame| {
                     let _ = &open;
@@ -231,14 +233,14 @@ where
                     asked_to_stop = true;
                     connection.as_mut().graceful_shutdown();
                 }
-                () = none_for(&requests, FAREWELL), if asked_to_stop => return,
+                () = idle_for(&requests, IDLE_SHUTDOWN), if asked_to_stop => return,
             }
         }
     }
 }
 
-/// Returns when none of these requests has been open for so long.
-async fn none_for(requests: &TaskTracker, time: Duration) {
+/// Returns when no request has been open for this time.
+async fn idle_for(requests: &TaskTracker, time: Duration) {
     loop {
         requests.wait().await;
         tokio::time::sleep(time).await;

@@ -1,15 +1,15 @@
-//! TCP sockets.
+//! Opens listening TCP sockets.
 
 use std::net::SocketAddr;
 
 use anyhow::Context;
 use tokio::net::{TcpListener, TcpSocket};
 
-/// Connections that wait to be accepted.
+/// Largest number of connections that wait to be accepted.
 const BACKLOG: u32 = 1024;
 
-/// Opens all addresses of a key in the configuration. An IPv6 wildcard serves IPv4 too, unless IPv4
-/// is listed for itself.
+/// Opens all addresses of a key in the configuration. An IPv6 wildcard also serves IPv4, unless
+/// IPv4 is listed separately.
 pub(super) fn open(key: &str, addresses: &[SocketAddr]) -> anyhow::Result<Vec<TcpListener>> {
     let has_v4 = |port| addresses.iter().any(|other| other.is_ipv4() && other.port() == port);
     addresses

@@ -1,23 +1,25 @@
-//! The running server: opens what it needs in order, serves nodes and the operator, stops in order.
+//! The running server: opens what it needs in order, serves nodes and the operator, and stops in
+//! order.
 //!
-//! - [`tls`]: who may speak to whom, and the controller's own certificate.
-//! - [`state_dir`]: the folder of what is kept here, for its owner alone.
-//! - [`kept`]: store and authorities, wherever they are kept.
-//! - [`cluster`]: what runs beside it where there is Kubernetes.
-//! - [`connections`]: serving HTTP on one connection, within bounds.
+//! - [`tls`]: verifies nodes' certificates and renews the controller's own.
+//! - [`state_dir`]: the folder of local state, for its owner alone.
+//! - [`backends`]: opens the store and the authorities.
+//! - [`cluster`]: the tasks that run beside it if Kubernetes is configured.
+//! - [`connections`]: serves HTTP on one connection, within limits.
 //! - [`handshake`]: TLS on a new connection, and who is at its other end.
-//! - [`places`]: how many of them there may be, and who makes room.
+//! - [`connection_limits`]: how many connections there may be, and which one is closed for a new
+//!   one.
 //! - [`admin`]: the operator's socket.
 //! - [`observe`]: health and metrics.
 
 mod admin;
+mod backends;
 mod cluster;
+mod connection_limits;
 mod connections;
 mod handshake;
-mod kept;
 mod listen;
 mod observe;
-mod places;
 mod state_dir;
 mod tls;
 
@@ -47,21 +49,21 @@ use crate::api;
 use crate::config::Config;
 use crate::live_config::{LiveConfig, Reader, check_held};
 use crate::observe::{Health, Measured, Metrics};
+pub(crate) use backends::Backends;
 use cluster::Cluster;
+use connection_limits::ConnectionLimits;
 use connections::Open;
-pub(crate) use kept::Kept;
-use places::Places;
 pub(crate) use state_dir::make as make_state_dir;
 
-/// Time that open requests have to end when the server stops.
+/// Longest time for open requests to end when the server stops.
 const GRACE: Duration = Duration::from_secs(7);
-/// Time that health and metrics have to end after them.
-const LAST_WORDS: Duration = Duration::from_millis(500);
-/// Time for all of it: the store, which may wait for a busy disk, has the rest. Below the ten
-/// seconds after which systemd kills.
+/// Longest time for health and metrics to end after them.
+const OBSERVE_GRACE: Duration = Duration::from_millis(500);
+/// Longest time for all of it; the store, which may wait for a busy disk, has the rest. systemd
+/// kills after ten seconds.
 const END: Duration = Duration::from_millis(9500);
 
-/// A server that runs.
+/// A running server.
 pub struct Server {
     /// Addresses on which nodes are served.
     pub addresses: Vec<SocketAddr>,
@@ -71,7 +73,7 @@ pub struct Server {
     live: Arc<LiveConfig>,
     health: Arc<Health>,
     stopping: CancellationToken,
-    /// Accept connections until `closing`.
+    /// The tasks that accept connections until `closing`.
     listening: TaskTracker,
     closing: CancellationToken,
     tasks: TaskTracker,
@@ -81,22 +83,23 @@ pub struct Server {
 }
 
 impl Server {
-    /// Opens store, authority and sockets, and begins to serve.
+    /// Opens store, authorities and sockets, and starts to serve.
     pub async fn start(config: Config, clock: Clock) -> anyhow::Result<Self> {
         Self::start_with(config, clock, None).await
     }
 
-    /// The same, with a way to read the configuration again.
+    /// Like [`Self::start`], with a way to read the configuration again.
     pub async fn start_with(config: Config, clock: Clock, reader: Option<Reader>) -> anyhow::Result<Self> {
-        let files = connections::make_room();
+        let files = connections::raise_file_limit();
         state_dir::make(&config)?;
         archive::check_not_restoring(&config.state_dir)?;
         let metrics = Metrics::new();
-        // While the rows are read.
+        // This runs while the rows are read.
         let names = config.server_names.clone();
         let ways = AbortOnDropHandle::new(tokio::spawn(async move { reachability::resolve(&names).await }));
         let networks = config.cluster_networks();
-        let Kept { store, ca_storage, client, obstacles, events, identity } = Kept::open(&config, clock.now()).await?;
+        let Backends { store, ca_storage, client, obstacles, events, identity } =
+            Backends::open(&config, clock.now()).await?;
         let store = Measured::new(store, metrics.clone());
         let closed = store.closed();
         let trust = config.kubernetes.as_ref().map(|kubernetes| kubernetes.trust_node_labels).unwrap_or_default();
@@ -105,8 +108,8 @@ impl Server {
         if let Some((client, kubernetes)) = client.as_ref().zip(config.kubernetes.as_ref()) {
             let identity = Identity::new(client, registry.clone(), kubernetes.accept_cluster.clone());
             match identity.check().await {
-                // Without the API server what was known goes on to hold; who follows Nodes asks
-                // again.
+                // Without the API server the last known state stays in force. The watch of Nodes
+                // checks again.
                 Ok(()) | Err(Doubt::Unknown(_)) => {}
                 Err(doubt @ Doubt::Other { .. }) => return Err(doubt.into()),
             }
@@ -157,10 +160,10 @@ impl Server {
         health.watch("server-certificate-renewal", &renewal.abort_handle());
         let authorities = tasks.spawn(follow_authorities(ca.clone(), registry.clone(), stopping.clone()));
         health.watch("authorities", &authorities.abort_handle());
-        let places = Places::new(files);
+        let limits = ConnectionLimits::new(files);
         for listener in listeners {
-            let (tls, router, places) = (server.clone(), router.clone(), places.clone());
-            let serving = connections::serve_nodes(listener, tls, router, places, closing.clone(), open.clone());
+            let (tls, router, limits) = (server.clone(), router.clone(), limits.clone());
+            let serving = connections::serve_nodes(listener, tls, router, limits, closing.clone(), open.clone());
             health.watch("node-listener", &listening.spawn(serving).abort_handle());
         }
         let observed = crate::observe::Observed {
@@ -193,7 +196,7 @@ impl Server {
         }
         let serving = admin::serve(admin, live.now().config.admin_socket.clone(), router, closing.clone(), open);
         health.watch("admin-listener", &listening.spawn(serving).abort_handle());
-        // Last, so that nobody sees a server that is half open.
+        // This comes last, so that nobody sees a server that is half open.
         let (observing, silent) = (TaskTracker::new(), CancellationToken::new());
         let router = crate::observe::router(Arc::new(observed));
         for listener in observers {
@@ -216,19 +219,19 @@ impl Server {
         })
     }
 
-    /// Reads the configuration again. Says in the log what came of it.
+    /// Reads the configuration again, and logs the result.
     pub async fn reload(&self) {
         if let Err(error) = self.live.reload(&self.registry).await {
             tracing::error!("the configuration is not put in force: {error}");
         }
     }
 
-    /// Stops: not ready any more, no new connections, nodes are sent to other controllers, open
-    /// requests are finished.
+    /// Stops the server. It is not ready any more, accepts no new connections, sends nodes to other
+    /// controllers and finishes open requests.
     pub async fn stop(self) {
         let end = tokio::time::Instant::now() + END;
         self.health.stop();
-        // A node that is sent away must not come back to this one.
+        // A node that is sent away must not come back to this controller.
         self.closing.cancel();
         self.listening.close();
         self.listening.wait().await;
@@ -240,9 +243,9 @@ impl Server {
         self.silent.cancel();
         self.observing.close();
         let Self { registry, observing, closed, .. } = self;
-        // Whoever asks at this very moment gets an answer.
-        let _ = tokio::time::timeout(LAST_WORDS, observing.wait()).await;
-        // A store that is closed needs no repair when it is opened again.
+        // A request of this moment still gets an answer.
+        let _ = tokio::time::timeout(OBSERVE_GRACE, observing.wait()).await;
+        // A store that was closed needs no repair when it is opened again.
         drop(registry);
         if tokio::time::timeout_at(end, closed.cancelled()).await.is_err() {
             tracing::warn!("the store is still in use");
@@ -254,7 +257,8 @@ fn local(listeners: &[TcpListener]) -> std::io::Result<Vec<SocketAddr>> {
     listeners.iter().map(TcpListener::local_addr).collect()
 }
 
-/// Tells all nodes when this replica or another has rolled over to a new authority or retired one.
+/// Updates all views when this replica or another one has rolled over to a new authority or retired
+/// one.
 async fn follow_authorities(ca: Arc<Ca>, registry: Registry, stopping: CancellationToken) {
     let mut changes = ca.subscribe();
     let tell = async {

@@ -1,9 +1,8 @@
-//! The listener for health and metrics. It outlives the others: a server that stops says so there
-//! until the end.
+//! The listener for health and metrics. It closes after the other listeners, so that a server that
+//! stops can say so there.
 //!
-//! Whoever reaches it needs no certificate. So a connection is short, and where all places are
-//! taken the newcomer gets one: a probe is answered within a millisecond, and what has been silent
-//! for longest makes room.
+//! Clients need no certificate. So connections are short, and if all are in use, a new one
+//! displaces the oldest of the source with the most: a probe is answered within a millisecond.
 
 use std::convert::Infallible;
 use std::net::IpAddr;
@@ -23,20 +22,21 @@ use tower::ServiceExt;
 use super::connections::{self, Open};
 use crate::api::caller::Identity;
 
-/// Connections at once: a few probes and scrapers.
+/// Largest number of connections: a few probes and scrapers.
 const CONNECTIONS: usize = 64;
-/// Time for the head of a request, also of the next one on the same connection.
+/// Longest time for the head of a request, also of the next one on the same connection.
 const HEAD: Duration = Duration::from_secs(5);
-/// Life of a connection: a scraper that does not read its metrics holds them no longer.
+/// Longest life of a connection, so that a scraper that does not read its metrics holds them no
+/// longer.
 const LIFETIME: Duration = Duration::from_secs(30);
-/// Octets of a request's head, the least that hyper allows, and how many headers it has: a browser
-/// sends twenty.
+/// Largest head of a request in bytes, the least that hyper allows, and the largest number of
+/// headers; a browser sends twenty.
 const LONGEST_HEAD: usize = 8 * 1024;
 const HEADERS: usize = 64;
 
-/// Accepts until told to stop.
+/// Accepts connections until the server stops.
 pub(super) async fn serve(listener: TcpListener, router: Router, open: Open) {
-    let places = Arc::new(Mutex::new(FairShares::default()));
+    let limits = Arc::new(Mutex::new(FairShares::default()));
     loop {
         let accepted = tokio::select! {
             () = open.stopping.cancelled() => return,
@@ -44,23 +44,23 @@ pub(super) async fn serve(listener: TcpListener, router: Router, open: Open) {
         };
         match accepted {
             Ok((stream, from)) => {
-                let (router, stopping, places, from) =
-                    (router.clone(), open.stopping.clone(), places.clone(), from.ip().to_canonical());
-                let share = |places: &Mutex<FairShares>| {
-                    let (mut places, now) = (places.lock().unwrap_or_else(PoisonError::into_inner), Instant::now());
-                    if places.total() >= CONNECTIONS {
-                        let displaced = places.displace_for(from, 1, Duration::ZERO, now);
+                let (router, stopping, limits, from) =
+                    (router.clone(), open.stopping.clone(), limits.clone(), from.ip().to_canonical());
+                let share = |limits: &Mutex<FairShares>| {
+                    let (mut limits, now) = (limits.lock().unwrap_or_else(PoisonError::into_inner), Instant::now());
+                    if limits.total() >= CONNECTIONS {
+                        let displaced = limits.displace_for(from, 1, Duration::ZERO, now);
                         tracing::debug!(?displaced, "too many connections for health and metrics");
                     }
-                    places.enter(from, 1, now)
+                    limits.enter(from, 1, now)
                 };
-                let (share, displaced) = share(&places);
+                let (share, displaced) = share(&limits);
                 open.tasks.spawn(async move {
                     tokio::select! {
                         () = displaced.cancelled() => {}
                         _ = tokio::time::timeout(LIFETIME, answer(stream, from, router, stopping)) => {}
                     }
-                    places.lock().unwrap_or_else(PoisonError::into_inner).leave(share);
+                    limits.lock().unwrap_or_else(PoisonError::into_inner).leave(share);
                 });
             }
             Err(error) => {
@@ -71,7 +71,7 @@ pub(super) async fn serve(listener: TcpListener, router: Router, open: Open) {
     }
 }
 
-/// Serves one connection, until it ends or the server stops: then an open request is finished.
+/// Serves one connection until it ends or the server stops: then an open request is finished.
 async fn answer(stream: TcpStream, from: IpAddr, router: Router, stopping: CancellationToken) {
     let caller = connections::caller(Identity::Nobody, Some(from));
     let service = hyper::service::service_fn(move |mut request: Request<Incoming>| {

@@ -1,6 +1,7 @@
-//! The state directory: 0700, and our files in it 0600, also where an earlier release, a copy or an
-//! operator's hand left them open to others. What is not ours stays as it is, and so does a folder
-//! that holds such, or that all users share: to close `/var/lib` or `/tmp` would stop the machine.
+//! The state directory has mode 0700 and our files in it 0600, even if an earlier release, a copy
+//! or an operator has left them open to others. Files of others stay as they are, and so does a
+//! folder that holds such files or that all users share: to close `/var/lib` or `/tmp` would stop
+//! the machine.
 
 use std::fs::{self, Metadata, Permissions};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
@@ -11,15 +12,15 @@ use edge_controller_domain::state_files::{is_ours, is_surely_ours};
 
 use crate::config::Config;
 
-/// Permissions of everyone but the owner.
+/// Permission bits of everyone but the owner.
 const OTHERS: u32 = 0o077;
-/// Whoever may write to the folder removes there only what is his own: a folder that users share.
+/// The sticky bit: in this folder users can remove only their own files, so users share it.
 const STICKY: u32 = 0o1000;
 
-/// Makes the directory if it is not there, and takes from it and from our files what others may do
-/// with them. What is not ours to change stays, and is named in the log: Kubernetes, for one,
-/// mounts a volume that is root's and open to the pod. A folder that is shared with others is
-/// refused, unless state is in it already or none is kept there.
+/// Creates the directory if it is missing, and takes others' permissions away from it and from our
+/// files. What we may not change stays and is named in the log: Kubernetes, for example, mounts a
+/// volume that belongs to root and is open to the pod. A folder that is shared with others is
+/// refused, unless state is already in it or none is kept there.
 pub(crate) fn make(config: &Config) -> anyhow::Result<()> {
     let path = &config.state_dir;
     let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(path);
@@ -54,12 +55,12 @@ pub(crate) fn make(config: &Config) -> anyhow::Result<()> {
 /// What is in the folder.
 #[derive(Default)]
 struct Found {
-    /// Files and folders of ours. No links: what they lead to may be anyone's. A folder among them
-    /// (a former state) is closed as a whole.
+    /// Our files and folders. Links are left out, because they may lead anywhere. A folder among
+    /// them (an earlier state) is closed as a whole.
     ours: Vec<PathBuf>,
-    /// One that is not ours.
+    /// A file or folder that is not ours.
     foreign: Option<PathBuf>,
-    /// Whether a controller's state is here already, and not a look-alike that another user put
+    /// Whether a controller's state is here, and not a file of the same name that another user put
     /// here.
     state: bool,
 }
@@ -71,7 +72,7 @@ impl Found {
         for entry in fs::read_dir(&config.state_dir)? {
             let entry = entry?;
             let (name, path) = (entry.file_name(), entry.path());
-            // A file system's own, and the socket that the former run left.
+            // These belong to the file system, or are the socket of an earlier run.
             if name == "lost+found" || path == config.admin_socket {
                 continue;
             }
@@ -147,8 +148,7 @@ mod tests {
     fn a_volume_that_only_its_file_system_has_been_in_is_closed() {
         let folder = tempfile::tempdir().unwrap();
         fs::create_dir(folder.path().join("lost+found")).unwrap();
-        // As a former run leaves it, and as Kubernetes makes a volume that belongs to the pod's
-        // group.
+        // As an earlier run leaves it, and as Kubernetes creates a volume for the pod's group.
         put(&folder.path().join("admin.sock"));
         set(folder.path(), 0o2775);
         make(&config(folder.path(), "")).unwrap();
@@ -170,7 +170,7 @@ mod tests {
 
     #[test]
     fn what_another_user_put_under_our_name_is_no_state_of_ours() {
-        // Only root can make another's file.
+        // Only root can create a file of another user.
         if !rustix::process::geteuid().is_root() {
             return;
         }

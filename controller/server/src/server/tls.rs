@@ -1,6 +1,6 @@
-//! TLS 1.3: the controller's own certificate, renewed in place, and nodes' certificates, verified
-//! against our own authorities. A node without one is let in, to join; what it may do then is for
-//! [`crate::api::caller`] to say.
+//! TLS 1.3: the controller's own certificate, which is renewed while it runs, and nodes'
+//! certificates, which are verified against our own authorities. A node without a certificate is
+//! let in to join; [`crate::api::caller`] decides what it may do.
 
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
@@ -21,8 +21,8 @@ use crate::api::caller::Caller;
 use crate::live_config::LiveConfig;
 use crate::observe::Health;
 
-/// How often it is looked whether the own certificate needs renewal.
-const LOOK: Duration = Duration::from_secs(600);
+/// How often the age of the own certificate is checked.
+const CHECK_PERIOD: Duration = Duration::from_secs(600);
 
 /// TLS for nodes.
 #[derive(Clone)]
@@ -31,7 +31,7 @@ pub(super) struct Tls {
     built: Arc<RwLock<Built>>,
 }
 
-/// What TLS is made of.
+/// What TLS is built from.
 #[derive(Clone)]
 pub(super) struct Sources {
     pub(super) registry: Registry,
@@ -40,15 +40,15 @@ pub(super) struct Sources {
     pub(super) health: Arc<Health>,
 }
 
-/// TLS as certain authorities want it.
+/// TLS for one set of authorities.
 struct Built {
     authorities: Arc<Authorities>,
     signed_at: Seconds,
     config: Arc<ServerConfig>,
 }
 
-/// The controller's certificate, whatever name is asked for: a node may know us by one that we do
-/// not.
+/// The controller's certificate, for any requested name: a node may know the controller by a name
+/// that the controller does not know.
 #[derive(Debug)]
 struct OwnCertificate(Arc<CertifiedKey>);
 
@@ -61,7 +61,7 @@ impl Tls {
         Ok(Self { built: Arc::new(RwLock::new(Built::new(&from)?)), from })
     }
 
-    /// For the next connection: by the authorities that there are at this moment.
+    /// TLS for the next connection, with the authorities of this moment.
     pub(super) fn now(&self) -> (Arc<ServerConfig>, Arc<Authorities>) {
         let current = self.from.ca.current();
         {
@@ -75,8 +75,8 @@ impl Tls {
         (built.config.clone(), built.authorities.clone())
     }
 
-    /// Whether this is a registered node with a certificate that counts. Who was deregistered, or
-    /// shows a certificate that was replaced, is a stranger.
+    /// Whether the caller is a registered node with a valid certificate. A node that was
+    /// deregistered, or shows a certificate that was replaced, is a stranger.
     pub(super) async fn is_known(&self, caller: &Caller) -> bool {
         let registry = &self.from.registry;
         caller.is_known(&registry.read().await, registry.clock.now()).is_ok()
@@ -117,7 +117,8 @@ impl Built {
             .with_client_cert_verifier(verifier)
             .with_cert_resolver(Arc::new(own));
         config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
-        // A node has one long connection: a ticket would only keep an old certificate in use.
+        // A node has one long connection: a session ticket would only keep an old certificate in
+        // use.
         config.send_tls13_tickets = 0;
         Ok(Self { authorities, signed_at, config: Arc::new(config) })
     }
@@ -135,14 +136,14 @@ impl TimeProvider for Time {
     }
 }
 
-/// Renews the own certificate when a third of its life is left. Judged by the wall clock, again and
-/// again: it may have been set.
+/// Renews the own certificate when a third of its life is left. The wall clock is read each time,
+/// because it may have been set.
 pub(super) async fn renew(tls: Tls, stopping: CancellationToken) {
     let lifetime = i64::from(tls.from.live.now().config.certificates.server_days) * 24 * 3600;
     loop {
         tokio::select! {
             () = stopping.cancelled() => return,
-            () = tokio::time::sleep(LOOK) => {}
+            () = tokio::time::sleep(CHECK_PERIOD) => {}
         }
         let signed_at = tls.built.read().unwrap_or_else(PoisonError::into_inner).signed_at;
         if tls.from.registry.clock.now() >= signed_at + lifetime / 3 * 2 {

@@ -1,4 +1,4 @@
-//! What outlives the process, wherever the configuration says that it is kept.
+//! Opens the store and the certificate authorities where the configuration says that they are kept.
 
 use std::sync::Arc;
 
@@ -16,23 +16,27 @@ use edge_controller_kubernetes::store::Kubernetes;
 use crate::config::Config;
 
 /// Store and authorities.
-pub(crate) struct Kept {
-    /// Rows.
+pub(crate) struct Backends {
+    /// The store of rows.
     pub(crate) store: Arc<dyn Store>,
-    /// Authorities.
+    /// The storage of the authorities.
     pub(crate) ca_storage: Box<dyn CaStorage>,
-    /// Reaches the API server, where there is one.
+    /// Client of the API server, if Kubernetes is configured.
     pub(crate) client: Option<Client>,
-    /// What does not work there.
+    /// What does not work at the API server.
     pub(crate) obstacles: Obstacles,
-    /// Tells events there.
+    /// Writes Kubernetes Events.
     pub(crate) events: Events,
-    /// Names this run of this replica.
+    /// Name of this run of this replica.
     pub(crate) identity: String,
 }
 
-impl Kept {
-    /// Opens what is configured; the state directory must be there.
+impl Backends {
+    /// Opens what is configured. The state directory must exist.
+    ///
+    /// # Errors
+    /// If the store or the API server cannot be opened, or a store is missing that has been used
+    /// before.
     pub(crate) async fn open(config: &Config, now: Seconds) -> anyhow::Result<Self> {
         let (obstacles, identity) = (Obstacles::default(), lease::identity());
         let Some(kubernetes) = &config.kubernetes else {
@@ -55,8 +59,8 @@ impl Kept {
 
 fn embedded(config: &Config, now: Seconds) -> anyhow::Result<(Arc<dyn Store>, Box<dyn CaStorage>)> {
     let (folder, store) = (&config.state_dir, config.state_dir.join(FILE));
-    // The store is made before the authority. Who began anew without it would give every segment to
-    // a second node.
+    // The store is created before the authority. If the authority exists without it, a new store
+    // would grant every segment a second time.
     anyhow::ensure!(
         !Files::are_in(folder) || store.exists(),
         "{} is missing, and the authority beside it has served before: restore a backup (edge-controller restore --replace FILE), or, to begin a \
