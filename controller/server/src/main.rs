@@ -1,4 +1,4 @@
-//! `edge-controller`; everything is in the library, where tests reach it.
+//! The program `edge-controller`. All code is in the library, where tests can reach it.
 #![forbid(unsafe_code)]
 
 fn main() -> std::process::ExitCode {

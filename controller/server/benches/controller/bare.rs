@@ -1,5 +1,6 @@
-//! What TLS alone takes: a server, as simple as it can be, to which the same nodes connect, and
-//! which sends as many bytes to a community when one of its members sends one.
+//! Measures TLS alone: a server that is as simple as possible. The same nodes connect to it, and
+//! when a member of a community sends a byte, it sends the same number of bytes to the community as
+//! the controller does.
 
 use std::net::SocketAddr;
 use std::path::Path;
@@ -21,9 +22,9 @@ use crate::nodes;
 use crate::program::{Program, free_port};
 use crate::streams::Measured;
 
-/// The argument that makes this program that server.
+/// The argument that runs this program as that server.
 pub(crate) const WORD: &str = "bare-server";
-/// Octets of a line that tells of one peer.
+/// Length in bytes of a line about one peer.
 const LINE: usize = 400;
 
 pub(crate) fn start(cluster: &Cluster, core: usize) -> Program {
@@ -33,7 +34,7 @@ pub(crate) fn start(cluster: &Cluster, core: usize) -> Program {
     Program::this(cluster, &arguments, address, core)
 }
 
-/// The server itself; ends with its process.
+/// Runs the server until its process ends.
 pub(crate) fn serve(state: &Path, port: u16) -> ! {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
     runtime.block_on(async {
@@ -49,7 +50,7 @@ pub(crate) fn serve(state: &Path, port: u16) -> ! {
                 let mut stream = config.accept(stream).await?;
                 let community = &communities[usize::from(stream.read_u8().await?)];
                 let mut told = community.subscribe();
-                // It is known that it is there.
+                // This shows that the connection is registered.
                 stream.write_u8(0).await?;
                 stream.flush().await?;
                 let mut byte = [0];
@@ -91,7 +92,7 @@ async fn tls(state: &Path) -> Arc<ServerConfig> {
     Arc::new(config)
 }
 
-/// The same as is measured of the controller.
+/// Measures the same as for the controller.
 pub(crate) async fn measure(cluster: &Cluster, size: Size, server: &Program) -> Measured {
     let (told, mut news) = mpsc::unbounded_channel();
     let address: SocketAddr = server.address;
@@ -99,7 +100,7 @@ pub(crate) async fn measure(cluster: &Cluster, size: Size, server: &Program) -> 
         let told = told.clone();
         async move {
             let mut stream = nodes::secure(address, cluster.tls(node)).await;
-            // The hub is told what the first community is.
+            // The hub gets the lines of the first community.
             let community = index.saturating_sub(1) / size.community;
             stream.write_u8(community as u8).await.expect("a connection");
             stream.flush().await.expect("a connection");
@@ -108,7 +109,7 @@ pub(crate) async fn measure(cluster: &Cluster, size: Size, server: &Program) -> 
             tokio::spawn(async move {
                 let mut line = [0; LINE];
                 while reader.read_exact(&mut line).await.is_ok() {
-                    // Whoever measures may have gone.
+                    // The measurement may have ended.
                     let _ = told.send(Instant::now());
                 }
             });

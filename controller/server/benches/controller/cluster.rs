@@ -1,4 +1,4 @@
-//! Authority and store as they are after many nodes have joined, and what each node would hold.
+//! Authority and store of a cluster with many nodes, and what each node holds.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -20,17 +20,17 @@ use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 
 use crate::Size;
 
-/// Segments that each node holds, half of them IPv4.
+/// Segments of each node, half of them IPv4.
 const SEGMENTS: usize = 4;
 
 pub(crate) struct Cluster {
     folder: tempfile::TempDir,
-    /// The first is a hub, the others are edges, community after community.
+    /// The first is a hub. The others are edges, community after community.
     pub(crate) nodes: Vec<Node>,
-    /// All nodes have the same key: it is not their keys that are measured.
+    /// All nodes share one key, because their keys are not measured.
     key: Vec<u8>,
     roots: Arc<RootCertStore>,
-    /// What more the controller is told.
+    /// Further configuration of the controller.
     pub(crate) config: String,
 }
 
@@ -40,7 +40,7 @@ pub(crate) struct Node {
 }
 
 impl Cluster {
-    /// In a state directory.
+    /// Makes a cluster in a state directory.
     pub(crate) fn embedded(size: Size) -> Self {
         let folder = folder();
         let state = folder.path().join("state");
@@ -50,7 +50,7 @@ impl Cluster {
         runtime.block_on(Self::fill(size, folder, &store, ca_storage, String::new()))
     }
 
-    /// Wherever else; the controller finds it by what it is told besides.
+    /// Makes a cluster in another store, which the controller finds by `config`.
     pub(crate) async fn elsewhere(
         size: Size,
         store: &dyn Store,
@@ -115,7 +115,7 @@ impl Cluster {
         Self { folder, nodes, key: key.serialize_der(), roots: Arc::new(roots), config }
     }
 
-    /// A path beside the state.
+    /// A path in the same folder as the state.
     pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.folder.path().join(name)
     }
@@ -124,7 +124,7 @@ impl Cluster {
         self.path("state")
     }
 
-    /// TLS as a node speaks it.
+    /// TLS configuration of a node.
     pub(crate) fn tls(&self, node: &Node) -> Arc<ClientConfig> {
         let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(self.key.clone()));
         let provider = Arc::new(rustls::crypto::ring::default_provider());
@@ -140,14 +140,14 @@ impl Cluster {
     }
 }
 
-/// With a folder for the state.
+/// Makes a folder for the state.
 fn folder() -> tempfile::TempDir {
     let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("a folder");
     std::fs::create_dir(folder.path().join("state")).expect("a folder for the state");
     folder
 }
 
-/// No two are the same, and none is where the next ones are granted first.
+/// Returns a different segment for each pair; none is where the next ones are granted.
 fn segment(node: usize, nth: usize) -> IpNetwork {
     let number = (node * SEGMENTS / 2 + nth / 2) as u32;
     if nth.is_multiple_of(2) {

@@ -1,5 +1,6 @@
-//! Segments granted in a second to nodes that apply at the same time, each durable before it is
-//! answered, beside writes of the same disk that are waited for one by one.
+//! Measures segments granted per second to nodes that apply at the same time. Each is durable
+//! before it is answered. The reference is the number of single synchronous writes to the same
+//! disk.
 
 use std::os::unix::fs::FileExt;
 use std::time::{Duration, Instant};
@@ -13,11 +14,11 @@ use crate::nodes::Connection;
 use crate::program::Program;
 use crate::report::{Goal, Report};
 
-/// Of the reference.
+/// Goal, as a part of the reference.
 pub(crate) const GOAL: Goal = Goal::RatioAtLeast(0.5);
-/// A write of the reference: a page.
+/// Bytes in a write of the reference: a page.
 const PAGE: usize = 4096;
-/// Pages of its file, written before: no write makes it grow.
+/// Pages of its file, which exist already, so that no write makes it grow.
 const PAGES: u64 = 1024;
 
 pub(crate) fn measure(cluster: &Cluster, size: Size, report: &mut Report) {
@@ -31,7 +32,7 @@ pub(crate) fn measure(cluster: &Cluster, size: Size, report: &mut Report) {
     report.add("grant/embedded", "1/s", grants, (reference, "fdatasync, a page each"), GOAL);
 }
 
-/// Segments granted in a second.
+/// Returns the segments granted per second.
 pub(crate) async fn grants(cluster: &Cluster, size: Size, controller: &Program, limit: Duration) -> f64 {
     let mut connections = Vec::new();
     for node in &cluster.nodes[1..=size.applicants] {
@@ -52,7 +53,7 @@ pub(crate) async fn grants(cluster: &Cluster, size: Size, controller: &Program, 
     f64::from(granted) / started.elapsed().as_secs_f64()
 }
 
-/// Writes in a second, each on disk before the next one.
+/// Returns the writes per second, each on disk before the next one.
 fn writes(cluster: &Cluster, limit: Duration) -> f64 {
     let file = std::fs::File::create(cluster.path("pages")).expect("a file");
     file.write_all_at(&vec![1; PAGE * PAGES as usize], 0).and_then(|()| file.sync_all()).expect("a file");

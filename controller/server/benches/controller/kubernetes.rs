@@ -1,7 +1,6 @@
-//! Rows that are objects of a real API server, whose etcd waits for a disk: segments granted in a
-//! second to nodes that apply at the same time, beside bare creates of such objects by as many
-//! clients at the same time; and the start with the objects of all nodes there, beside bare lists
-//! of them.
+//! Measures rows as objects of a real API server, with an etcd that waits for its disk. Grants per
+//! second to nodes that apply at the same time are compared with bare creates of such objects by as
+//! many clients. The start with the objects of all nodes is compared with bare lists of them.
 
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -27,19 +26,19 @@ use crate::program::Program;
 use crate::report::{Goal, Report, percentile};
 
 const NAMESPACE: &str = "edge-cni";
-/// The sizes that the controller has by default.
+/// The controller's default sizes.
 const SIZES: SegmentPrefix = SegmentPrefix { v4: 26, v6: 120 };
-/// Milliseconds.
+/// Goal in milliseconds.
 const START: Goal = Goal::AtMost(2000.0);
-/// Only ends what hangs.
+/// Limit for a run that hangs.
 const SHOWN: Duration = Duration::from_secs(300);
-/// Objects on a page of the bare lists: more do not make them cheaper.
+/// Objects in a page of the bare lists; larger pages are not cheaper.
 const PAGE: u32 = 5000;
 
 /// Measures grants, the start, or both.
 pub(crate) fn measure(mut size: Size, report: &mut Report, [grant, start]: [bool; 2]) {
     if !start {
-        // Writing thousands takes minutes, and grants do not depend on them.
+        // Writing thousands of objects takes minutes, and grants do not depend on them.
         size.nodes = size.nodes.min(2 * size.applicants);
     }
     let plane = match ControlPlane::start_with("bench", Options { storage: Storage::Disk, ..Options::default() }) {
@@ -79,7 +78,7 @@ pub(crate) fn measure(mut size: Size, report: &mut Report, [grant, start]: [bool
         let mut number = 0;
         let before = runtime.block_on(creates(&client, size.applicants, &mut number, limit / 2));
         let controller = Program::controller(&cluster, None);
-        // What it shows to people of all nodes for the first time is not what is measured.
+        // The first statuses of all nodes are not part of the measurement.
         runtime.block_on(shown(&client));
         let granted = runtime.block_on(grants::grants(&cluster, size, &controller, limit));
         controller.stop();
@@ -89,7 +88,7 @@ pub(crate) fn measure(mut size: Size, report: &mut Report, [grant, start]: [bool
     }
 }
 
-/// Milliseconds to list what a controller reads at its start.
+/// Returns the milliseconds to list what a controller reads at its start.
 async fn lists(client: &Client) -> f64 {
     async fn all<K>(api: Api<K>)
     where
@@ -109,7 +108,7 @@ async fn lists(client: &Client) -> f64 {
     began.elapsed().as_secs_f64() * 1e3
 }
 
-/// Returns when all nodes' statuses tell of their segments.
+/// Returns when the statuses of all nodes name their segments.
 async fn shown(client: &Client) {
     let api: Api<EdgeNode> = Api::all(client.clone());
     let began = Instant::now();
@@ -123,7 +122,8 @@ async fn shown(client: &Client) {
     }
 }
 
-/// Segments created in a second by so many who each wait for one before the next.
+/// Returns the segments created per second by this number of clients; each waits for one before the
+/// next.
 async fn creates(client: &Client, clients: usize, number: &mut u32, limit: Duration) -> f64 {
     let began = Instant::now();
     let first = *number;
@@ -132,7 +132,7 @@ async fn creates(client: &Client, clients: usize, number: &mut u32, limit: Durat
         let api: Api<Segment> = Api::all(client.clone());
         while began.elapsed() < limit {
             let nth = next.replace(next.get() + 1);
-            // Where no node holds one, and none is granted.
+            // In a range where no node holds a segment and none is granted.
             let address = std::net::Ipv4Addr::from((10 << 24 | 1 << 22) + nth * 64);
             let network = IpNetwork::new(address.into(), SIZES.v4).expect("a segment");
             let row = Row::new(

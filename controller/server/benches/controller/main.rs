@@ -1,10 +1,10 @@
-//! What the controller costs at the size that it is made for: 10,000 nodes.
+//! Measures the controller at the size that it is made for: 10,000 nodes.
 //!
 //! `cargo bench -p edge-controller --bench controller` prints a table and writes
-//! `target/bench/controller.json`; names of cases as arguments choose some of them
-//! (`-- start grant`), and the others keep the results that they have in the file. It ends with 1
-//! where a goal is missed or a chosen case cannot be measured. Measured is the program itself, with
-//! nodes that connect over the loopback interface as agents do. Without `--bench` (as under
+//! `target/bench/controller.json`. Names of cases as arguments select some of them
+//! (`-- start grant`); the others keep their results in the file. The exit code is 1 if a goal is
+//! missed or a selected case cannot be measured. The program itself is measured, with nodes that
+//! connect over the loopback interface as agents do. Without `--bench` (as under
 //! `cargo test --all-targets`) each case runs once with few nodes.
 //!
 //! - `rss/10000-nodes`, `fanout/p99` (`streams`): all nodes hold their view streams open; the
@@ -32,20 +32,20 @@ use std::process::ExitCode;
 use cluster::Cluster;
 use report::Report;
 
-/// How much is measured.
+/// The size of a measurement.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Size {
     /// Registered nodes, all connected.
     pub(crate) nodes: usize,
     /// Members of a community.
     pub(crate) community: usize,
-    /// Changes that are told to a community.
+    /// Changes that are sent to a community.
     pub(crate) changes: usize,
     /// Nodes that apply for segments at the same time.
     pub(crate) applicants: usize,
-    /// Seconds for which they do.
+    /// Seconds for which they apply.
     pub(crate) seconds: u64,
-    /// Starts, of which the median counts.
+    /// Number of starts; the median counts.
     pub(crate) starts: usize,
 }
 
@@ -65,7 +65,7 @@ fn main() -> ExitCode {
     let cases =
         ["start/10000", "rss/10000-nodes", "fanout/p99", "grant/embedded", "grant/kubernetes", "start/kubernetes"];
     let unknown = chosen.iter().find(|word| !cases.iter().any(|case| case.starts_with(word.as_str())));
-    // `cargo test` hands all programs the words that choose tests.
+    // `cargo test` passes the names of tests to all programs.
     if let Some(word) = unknown.filter(|_| measure) {
         eprintln!("no case is called {word}; there are {}", cases.join(", "));
         return ExitCode::FAILURE;
@@ -81,7 +81,7 @@ fn main() -> ExitCode {
         if rss || fanout {
             streams::measure(&cluster, size, &mut report);
         }
-        // Last: it grows the store.
+        // This comes last, because it makes the store grow.
         if grant {
             grants::measure(&cluster, size, &mut report);
         }

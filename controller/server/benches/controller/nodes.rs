@@ -1,4 +1,4 @@
-//! Nodes as the controller meets them: one HTTP/2 connection each, as agents make it, with a view
+//! Nodes as the controller sees them: one HTTP/2 connection each, as agents open it, with a view
 //! stream that is read at once.
 
 use std::net::SocketAddr;
@@ -21,12 +21,12 @@ use tokio_rustls::client::TlsStream;
 
 use crate::cluster::{Cluster, Node};
 
-/// Nodes that connect at the same time.
+/// Number of nodes that connect at the same time.
 const AT_ONCE: usize = 64;
-/// So much of a line is looked at.
+/// Bytes of a line that are looked at.
 const LOOK: usize = 4096;
 
-/// A line that came.
+/// A line that arrived.
 pub(crate) struct Heard {
     pub(crate) at: Instant,
     /// Its beginning.
@@ -68,14 +68,14 @@ impl Connection {
     }
 }
 
-/// TLS alone.
+/// Opens a connection with TLS alone.
 pub(crate) async fn secure(address: SocketAddr, tls: Arc<ClientConfig>) -> TlsStream<TcpStream> {
     let stream = TcpStream::connect(address).await.expect("a connection");
     stream.set_nodelay(true).expect("a socket");
     TlsConnector::from(tls).connect(ServerName::try_from("127.0.0.1").expect("a name"), stream).await.expect("TLS")
 }
 
-/// Does something for every node, many at a time; returns what came of it, in their order.
+/// Runs work for every node, many at a time. Returns the results in the order of the nodes.
 pub(crate) async fn each<'a, T, F: Future<Output = T>>(
     cluster: &'a Cluster,
     work: impl Fn(usize, &'a Node) -> F,
@@ -87,7 +87,7 @@ pub(crate) async fn each<'a, T, F: Future<Output = T>>(
         .await
 }
 
-/// Opens a node's view stream; what is said on it goes to `heard`.
+/// Opens a node's view stream; its lines go to `heard`.
 pub(crate) async fn follow(connection: &mut Connection, name: &str, heard: mpsc::UnboundedSender<Heard>) {
     let path = format!("/v1/nodes/{name}/view?watch=true&changes=true");
     let mut body = connection.ask(Method::GET, &path, None).await.into_body();
@@ -98,7 +98,7 @@ pub(crate) async fn follow(connection: &mut Connection, name: &str, heard: mpsc:
             let Ok(mut data) = frame.into_data() else { continue };
             while let Some(end) = data.iter().position(|byte| *byte == b'\n') {
                 look(&mut line, &data.split_to(end + 1));
-                // Whoever measures may have gone.
+                // The measurement may have ended.
                 let _ = heard.send(Heard { at, line: std::mem::take(&mut line) });
             }
             look(&mut line, &data);

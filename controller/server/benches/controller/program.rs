@@ -1,4 +1,4 @@
-//! Programs that are measured, from outside as an operator would.
+//! Runs the measured programs from outside, as an operator would.
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -10,20 +10,20 @@ use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 
 use crate::cluster::Cluster;
 
-/// Only ends what hangs.
+/// Limit for a program that hangs.
 const HANG: Duration = Duration::from_secs(120);
 
-/// A program that runs.
+/// A running program.
 pub(crate) struct Program {
     child: Child,
-    /// Where nodes are served.
+    /// Address at which nodes are served.
     pub(crate) address: SocketAddr,
-    /// From its start until it was ready.
+    /// Time from its start until it was ready.
     pub(crate) took: Duration,
 }
 
 impl Program {
-    /// The controller, on one core or on all; returns when it is ready.
+    /// Starts the controller on one core or on all, and returns when it is ready.
     pub(crate) fn controller(cluster: &Cluster, core: Option<usize>) -> Self {
         let [address, observe] = [free_port(), free_port()];
         let config = format!(
@@ -46,7 +46,7 @@ impl Program {
         })
     }
 
-    /// This program once more, with other arguments; returns when `address` is served.
+    /// Starts this program again with other arguments, and returns when `address` is served.
     pub(crate) fn this(cluster: &Cluster, arguments: &[&str], address: SocketAddr, core: usize) -> Self {
         let mut command = Command::new(std::env::current_exe().expect("this program"));
         command.args(arguments);
@@ -80,7 +80,7 @@ impl Program {
         Self { child, address, took: started.elapsed() }
     }
 
-    /// Resident memory now, and the most that it ever was; MiB.
+    /// Resident memory now and its maximum so far, in MiB.
     pub(crate) fn memory(&self) -> (f64, f64) {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).expect("a child's status");
         let field = |name: &str| {
@@ -91,14 +91,14 @@ impl Program {
         (field("VmRSS:"), field("VmHWM:"))
     }
 
-    /// Ends it as an operator does.
+    /// Stops it as an operator does.
     pub(crate) fn stop(mut self) {
         let pid = Pid::from_child(&self.child);
         kill_process(pid, Signal::TERM).expect("a signal");
         self.child.wait().expect("its end");
     }
 
-    /// Ends it as a power cut does.
+    /// Kills it, as a power cut would.
     pub(crate) fn kill(mut self) {
         self.child.kill().expect("a signal");
         self.child.wait().expect("its end");
@@ -113,14 +113,14 @@ impl Drop for Program {
     }
 }
 
-/// A core for what is measured, and another one, where there is one, for those who measure.
+/// A core for the measured program, and another one, if there is one, for the measuring side.
 pub(crate) fn cores() -> [usize; 2] {
     let allowed = sched_getaffinity(None).expect("an affinity");
     let allowed: Vec<usize> = (0..CpuSet::MAX_CPU).filter(|core| allowed.is_set(*core)).collect();
     [allowed[0], allowed[allowed.len() - 1]]
 }
 
-/// Keeps this thread on a core.
+/// Pins this thread to a core.
 pub(crate) fn stay_on(core: usize) {
     let mut set = CpuSet::new();
     set.set(core);

@@ -1,4 +1,4 @@
-//! The table that people read and the file that programs read.
+//! The results: a table for people and a file for programs.
 
 use std::path::Path;
 use std::process::ExitCode;
@@ -12,12 +12,12 @@ pub(crate) struct Report {
     failed: bool,
 }
 
-/// What must hold.
+/// A goal.
 #[derive(Clone, Copy)]
 pub(crate) enum Goal {
-    /// Ours is at most this.
+    /// Our value is at most this.
     AtMost(f64),
-    /// Ours divided by the reference is at least this.
+    /// Our value divided by the reference is at least this.
     RatioAtLeast(f64),
 }
 
@@ -47,14 +47,14 @@ impl Report {
         }));
     }
 
-    /// Says that what was asked for could not be measured.
+    /// Notes that a selected case could not be measured.
     pub(crate) fn not_measured(&mut self, what: &str, why: &anyhow::Error) {
         println!("{what:<20} not measured: {why:#}");
         self.failed = true;
     }
 
-    /// Writes `target/bench/controller.json`. Fails where a goal was missed or something was not
-    /// measured.
+    /// Writes `target/bench/controller.json`. The exit code is a failure if a goal was missed or a
+    /// case was not measured.
     pub(crate) fn write(self) -> ExitCode {
         let file = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../../target/bench/controller.json"));
         if let Err(error) = write(file, self.results) {
@@ -65,7 +65,7 @@ impl Report {
     }
 }
 
-/// Cases that were not measured this time keep the results that they had.
+/// Cases that were not measured this time keep their earlier results.
 fn write(file: &Path, results: Vec<Value>) -> std::io::Result<()> {
     let mut all: Vec<Value> = match std::fs::read(file) {
         Ok(before) => {

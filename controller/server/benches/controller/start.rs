@@ -1,5 +1,5 @@
-//! From the start of the program until it is ready, on a store of all nodes and their segments,
-//! beside reading the same rows and nothing else.
+//! Measures the time from the start of the program until it is ready, on a store of all nodes and
+//! their segments. The reference only reads the same rows.
 
 use std::time::Instant;
 

@@ -1,5 +1,5 @@
-//! All nodes hold their view streams open: what that takes, and how long it takes until all members
-//! of a community know where one of them is now.
+//! All nodes hold their view streams open. Measures the memory for that, and the time until all
+//! members of a community know the new address of one of them.
 
 use std::time::{Duration, Instant};
 
@@ -13,17 +13,17 @@ use crate::program::{Program, cores, stay_on};
 use crate::report::{Goal, Report, percentile};
 use crate::{Size, bare};
 
-/// Resident memory, MiB.
+/// Goal for resident memory, MiB.
 const MEMORY: Goal = Goal::AtMost(600.0);
-/// From the request of the node that has moved to the line that tells it, ms.
+/// Goal for the time from the request of the node that has moved to the line about it, ms.
 const LATENCY: Goal = Goal::AtMost(250.0);
-/// Only ends what hangs.
+/// Limit for a run that hangs.
 const HANG: Duration = Duration::from_secs(60);
 
-/// What came of one program.
+/// The results of one program.
 pub(crate) struct Measured {
     pub(crate) memory: (f64, f64),
-    /// Milliseconds, one for each change and each member that was told of it.
+    /// Milliseconds, one for each change and each member that received it.
     pub(crate) latencies: Vec<f64>,
 }
 
@@ -63,7 +63,7 @@ async fn ours(cluster: &Cluster, size: Size, controller: &Program) -> Measured {
         }
     });
     let mut connections = connections.await;
-    // Everyone has its view, and the storm is over when heartbeats are all that is said.
+    // Every node has its view when only heartbeats arrive.
     let mut views = 0;
     while views < size.nodes {
         views += usize::from(next(&mut news).await.is("view"));
@@ -75,7 +75,7 @@ async fn ours(cluster: &Cluster, size: Size, controller: &Program) -> Measured {
     let memory = controller.memory();
     let mut latencies = Vec::new();
     for change in 0..size.changes {
-        // A node that moves, each time another one, and always of the first community.
+        // A node of the first community moves, a different one each time.
         let mover = 1 + change % size.community;
         let address = format!("198.18.{}.{}", change / 250, 1 + change % 250);
         let path = format!("/v1/nodes/{}", cluster.nodes[mover].name);
@@ -83,7 +83,7 @@ async fn ours(cluster: &Cluster, size: Size, controller: &Program) -> Measured {
         let mut connection = connections[mover].clone();
         let sent = Instant::now();
         let answer = tokio::spawn(async move { drop(connection.ask(Method::PUT, &path, Some(report)).await) });
-        // The hub is told, too.
+        // The hub receives it, too.
         let mut told = 0;
         while told < size.community {
             let heard = next(&mut news).await;

@@ -22,14 +22,14 @@ pub(super) async fn backup(client: &Client, file: &Path) -> anyhow::Result<()> {
     }
     let staged = StagedFile::create(file)?;
     client.download("/v1/backup", &mut &staged.open).await?;
-    // A backup that cannot be read is found out now, not when it is needed.
+    // A backup that cannot be read must be noticed now, not when it is needed.
     let archive = read(&staged.path)?;
     staged.publish(file)?;
     report(file, &archive.summary());
     Ok(())
 }
 
-/// Writes what the store of a server that does not run holds.
+/// Exports the store while no server runs.
 pub(super) async fn export(config: &Config, file: &Path) -> anyhow::Result<()> {
     check_store(config)?;
     let now = Clock::system().now();
@@ -53,7 +53,7 @@ pub(super) async fn export(config: &Config, file: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Brings an archive into the configured store.
+/// Imports an archive into the configured store.
 pub(super) async fn import(config: &Config, file: &Path) -> anyhow::Result<()> {
     let archive = read(file)?;
     let summary = archive.summary();
@@ -66,7 +66,7 @@ pub(super) async fn import(config: &Config, file: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Puts an archive in place of the state directory.
+/// Replaces the state directory by an archive.
 pub(super) async fn restore(config: &Config, file: &Path, replace: bool) -> anyhow::Result<()> {
     if config.store_is_at_api_server() {
         bail!(
@@ -86,7 +86,7 @@ pub(super) async fn restore(config: &Config, file: &Path, replace: bool) -> anyh
     Ok(())
 }
 
-/// Notes that the store is an old copy, which was brought back by other means than these commands.
+/// Notes that the store is an old copy that was restored by other means than these commands.
 pub(super) async fn restored(config: &Config) -> anyhow::Result<()> {
     check_store(config)?;
     let clock = Clock::system();
@@ -97,7 +97,7 @@ pub(super) async fn restored(config: &Config) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Refuses to begin a new store where one is expected.
+/// Refuses to create a new store if one should exist.
 fn check_store(config: &Config) -> anyhow::Result<()> {
     if !config.store_is_at_api_server() {
         let store = config.state_dir.join(embedded::FILE);
@@ -116,7 +116,7 @@ fn report(file: &Path, summary: &str) {
     eprintln!("wrote {}: {summary}. It holds the authorities' private keys: keep it as secret as that", file.display());
 }
 
-/// A file that is not yet where it belongs; removed unless it is kept.
+/// A file that is written under another name first, and removed unless it is published.
 struct StagedFile {
     path: PathBuf,
     open: File,
@@ -127,7 +127,7 @@ impl StagedFile {
         let mut name = file.file_name().with_context(|| format!("{} is no file name", file.display()))?.to_owned();
         name.push(".part");
         let path = file.with_file_name(name);
-        // A left-over may have other permissions.
+        // A file from an earlier run may have other permissions.
         match std::fs::remove_file(&path) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
                 return Err(error).with_context(|| format!("cannot replace {}", path.display()));
@@ -152,7 +152,7 @@ impl StagedFile {
 
 impl Drop for StagedFile {
     fn drop(&mut self) {
-        // Gone already where it was kept.
+        // If it was published, it is gone already.
         let _ = std::fs::remove_file(&self.path);
     }
 }

@@ -1,4 +1,4 @@
-//! What each of the operator's commands asks the server, and how it shows the answer.
+//! The requests of the operator's commands, and how their answers are printed.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -75,7 +75,7 @@ pub(super) async fn carry_out(client: &Client, json: bool, command: Command) -> 
         Command::Token(TokenCommand::Create { role, node, ttl, uses }) => {
             let request = TokenRequest { role, node, ttl_seconds: ttl, uses };
             let created: TokenCreated = client.ask(Method::POST, "/v1/tokens", Some(&request)).await?;
-            // The token alone on standard output, so that it can be piped into a file.
+            // Only the token goes to standard output, so that it can be piped into a file.
             let shown = if json { serde_json::to_string_pretty(&created)? } else { created.token.to_string() };
             let id = &created.info.id;
             say_once(shown).with_context(|| {
@@ -138,7 +138,7 @@ async fn deregister(client: &Client, json: bool, node: &NodeName) -> anyhow::Res
     if released.is_empty() { Ok(()) } else { show_segments(&released) }
 }
 
-/// Deregisters all nodes of which the operator was asked.
+/// Deregisters all nodes about which the operator is asked.
 async fn deregister_missing(client: &Client, json: bool) -> anyhow::Result<()> {
     let nodes: Vec<NodeInfo> = client.ask(Method::GET, "/v1/nodes", NOTHING).await?;
     let missing: Vec<NodeName> = nodes.into_iter().filter(|info| info.missing).map(|info| info.name).collect();
@@ -151,7 +151,7 @@ async fn deregister_missing(client: &Client, json: bool) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Reads `24h` and the like as seconds.
+/// Reads a duration such as `24h` as seconds.
 pub(super) fn duration(text: &str) -> Result<u64, String> {
     let (number, unit) = text.split_at(text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len()));
     let seconds = match unit {
@@ -208,7 +208,7 @@ fn show_nodes(nodes: &[NodeInfo]) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Addresses at which the controller sees several edges that do not call them their own.
+/// Addresses at which the controller sees several edges, and which these do not report themselves.
 fn shared(nodes: &[NodeInfo]) -> BTreeMap<SocketAddr, Vec<&NodeName>> {
     let mut seen: BTreeMap<SocketAddr, Vec<&NodeName>> = BTreeMap::new();
     for node in nodes.iter().filter(|node| node.role == Role::Edge) {
@@ -220,7 +220,7 @@ fn shared(nodes: &[NodeInfo]) -> BTreeMap<SocketAddr, Vec<&NodeName>> {
     seen
 }
 
-/// What the operator should look at.
+/// Problems of a node that the operator should look at.
 fn problems(node: &NodeInfo) -> Vec<String> {
     let missing = "its Node object is gone, with so many others that it was not believed: \
                    edge-controller node deregister --confirm, if it is meant";

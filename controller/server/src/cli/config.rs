@@ -1,4 +1,4 @@
-//! The configuration as it is, and where it comes from.
+//! Prints the configuration, and where each value comes from.
 
 use serde_json::json;
 

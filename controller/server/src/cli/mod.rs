@@ -1,9 +1,10 @@
-//! The command line: the server, and the operator's commands that reach it by the admin socket.
+//! The command line: the server, and the operator's commands, which reach it through the admin
+//! socket.
 //!
 //! - [`archive`]: backup, restore, export, import.
-//! - [`client`]: HTTP over the socket.
-//! - [`config`]: the configuration as it is.
-//! - [`commands`]: what each command asks and shows.
+//! - [`client`]: HTTP over the admin socket.
+//! - [`config`]: prints the configuration.
+//! - [`commands`]: the requests and the output of each command.
 //! - [`core_dumps`]: keeps keys out of core files.
 
 mod archive;
@@ -285,8 +286,8 @@ enum CaCommand {
     },
 }
 
-/// What is logged unless RUST_LOG says otherwise. What the Kubernetes client says of a failure,
-/// whoever asked says with what it means.
+/// Default of RUST_LOG. The Kubernetes client is off, because its callers log its failures with
+/// their meaning.
 const LOGGED: &str = "info,kube_client=off";
 
 /// Runs the program.
@@ -340,7 +341,7 @@ fn crds() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// A command that needs no server: what it does not do it refuses.
+/// Runs a command that needs no server. A failure counts as a refusal (exit code 1).
 async fn offline(work: impl Future<Output = anyhow::Result<()>>) -> Result<(), (u8, anyhow::Error)> {
     work.await.map_err(|error| (REFUSED, error))
 }
@@ -349,7 +350,7 @@ async fn run(sources: Sources, log_json: bool) -> anyhow::Result<()> {
     let filter = tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| LOGGED.into());
     let logs = tracing_subscriber::fmt()
         .with_env_filter(filter)
-        // Colours are escapes, and none goes through.
+        // Colours are escape sequences, and these are not let through.
         .with_ansi(false)
         .with_writer(|| Lines::new(std::io::stderr()));
     if log_json {
@@ -391,7 +392,7 @@ impl Signals {
         Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
     }
 
-    /// Name and number of the next one.
+    /// Waits for the next signal and returns its name and number.
     async fn asked_to_end(&mut self) -> (&'static str, i32) {
         tokio::select! {
             _ = self.terminate.recv() => ("SIGTERM", SignalKind::terminate().as_raw_value()),

@@ -1,4 +1,4 @@
-//! Standard output: tables for eyes, and lines.
+//! Standard output: tables for people, and lines.
 
 use std::fmt::Display;
 use std::io::{self, Write};
@@ -6,7 +6,7 @@ use std::io::{self, Write};
 use anyhow::Context;
 use comfy_table::{ContentArrangement, Table, presets};
 
-/// A table without frames, as wide as the terminal.
+/// Prints a table without frames, as wide as the terminal.
 pub(super) fn print<const N: usize>(
     header: [&str; N],
     rows: impl IntoIterator<Item = [String; N]>,
@@ -20,8 +20,8 @@ pub(super) fn print<const N: usize>(
     say(table)
 }
 
-/// Writes a line. A reader that wants no more, as `head` does, is no failure: what else the command
-/// does, it does nevertheless.
+/// Writes a line. A reader that has closed its end, such as `head`, is not an error: the command
+/// still does its work.
 pub(super) fn say(line: impl Display) -> anyhow::Result<()> {
     match write(&line) {
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
@@ -29,7 +29,7 @@ pub(super) fn say(line: impl Display) -> anyhow::Result<()> {
     }
 }
 
-/// Writes a line that must not be lost: that there is no reader is a failure, too.
+/// Writes a line that must not be lost: here a missing reader is an error.
 pub(super) fn say_once(line: impl Display) -> anyhow::Result<()> {
     write(&line).context("cannot write to standard output")
 }
@@ -40,7 +40,7 @@ fn write(line: &impl Display) -> io::Result<()> {
     to.flush()
 }
 
-/// Several things in one cell.
+/// Joins several values in one cell.
 pub(super) fn list<T: ToString>(things: impl IntoIterator<Item = T>) -> String {
     let things: Vec<String> = things.into_iter().map(|thing| thing.to_string()).collect();
     if things.is_empty() { "-".into() } else { things.join("\n") }
