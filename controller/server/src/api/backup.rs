@@ -20,7 +20,7 @@ pub(super) async fn backup(
     State(ca): State<Arc<Ca>>,
     caller: Caller,
 ) -> Result<Response, ApiError> {
-    caller.operator()?;
+    caller.require_operator()?;
     let ca = ca.document().await.map_err(|e| ApiError::Store(e.to_string()))?;
     let now = registry.clock.now();
     // One moment's rows: copied, so that a slow reader holds up nobody.

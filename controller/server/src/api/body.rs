@@ -1,5 +1,5 @@
-//! What comes in from those who were judged ([`super::gate`]): a JSON body within bounds of size
-//! and time, and names in the path.
+//! What comes in from those who were judged ([`super::authorization`]): a JSON body within bounds
+//! of size and time, and names in the path.
 
 use std::time::Duration;
 

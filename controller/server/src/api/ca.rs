@@ -27,7 +27,7 @@ pub(super) async fn list(
     State(ca): State<Arc<Ca>>,
     caller: Caller,
 ) -> Result<axum::Json<Vec<AuthorityInfo>>, ApiError> {
-    caller.operator()?;
+    caller.require_operator()?;
     let (authorities, now) = (ca.current(), registry.clock.now());
     let view = registry.read().await;
     let trusted = authorities.trusted().iter().map(|authority| info(authority, &authorities, view.state(), now));
@@ -39,7 +39,7 @@ pub(super) async fn rollover(
     State(ca): State<Arc<Ca>>,
     caller: Caller,
 ) -> Result<(StatusCode, axum::Json<AuthorityInfo>), ApiError> {
-    caller.operator()?;
+    caller.require_operator()?;
     let now = registry.clock.now();
     let new = ca.rollover(now).await?;
     let view = registry.read().await;
@@ -53,7 +53,7 @@ pub(super) async fn retire(
     id: Result<Path<String>, axum::extract::rejection::PathRejection>,
     parameters: Result<Query<Parameters>, axum::extract::rejection::QueryRejection>,
 ) -> Result<axum::Json<AuthorityInfo>, ApiError> {
-    caller.operator()?;
+    caller.require_operator()?;
     let Path(id) = id.map_err(|e| ApiError::BadValue(e.body_text()))?;
     let Query(Parameters { force }) = parameters.map_err(|e| ApiError::BadValue(e.body_text()))?;
     let (authorities, now) = (ca.current(), registry.clock.now());

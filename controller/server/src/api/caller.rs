@@ -82,7 +82,7 @@ fn read(der: &CertificateDer<'_>) -> Result<NodeCertificate, &'static str> {
 
 impl Caller {
     /// Whether the operator calls.
-    pub fn operator(&self) -> Result<(), ApiError> {
+    pub fn require_operator(&self) -> Result<(), ApiError> {
         match self.identity {
             Identity::Operator => Ok(()),
             Identity::Nobody => Err(ApiError::NoCertificate),
@@ -91,26 +91,36 @@ impl Caller {
     }
 
     /// Whether this one may see what belongs to `node`: the node itself, or the operator.
-    pub fn may_see(&self, view: &StateGuard<'_>, node: &NodeName, now: Seconds) -> Result<(), ApiError> {
+    pub fn require_node_or_operator(
+        &self,
+        view: &StateGuard<'_>,
+        node: &NodeName,
+        now: Seconds,
+    ) -> Result<(), ApiError> {
         match &self.identity {
             Identity::Operator if view.state().node(node).is_none() => Err(ApiError::NoSuchNode(node.clone())),
             Identity::Operator => Ok(()),
-            _ => self.is(view, node, now).map(drop),
+            _ => self.require_node(view, node, now).map(drop),
         }
     }
 
     /// Whether this is any registered node, with a certificate that counts, or the operator.
-    pub fn is_known(&self, view: &StateGuard<'_>, now: Seconds) -> Result<(), ApiError> {
+    pub fn require_registered(&self, view: &StateGuard<'_>, now: Seconds) -> Result<(), ApiError> {
         match &self.identity {
             Identity::Operator => Ok(()),
-            Identity::Node(certificate) => self.is(view, &certificate.name, now).map(drop),
+            Identity::Node(certificate) => self.require_node(view, &certificate.name, now).map(drop),
             Identity::Nobody => Err(ApiError::NoCertificate),
             Identity::Unrecognised(why) => Err(ApiError::NotANode(why.clone())),
         }
     }
 
     /// Whether this is `node` itself, registered, with a certificate that counts.
-    pub fn is(&self, view: &StateGuard<'_>, node: &NodeName, now: Seconds) -> Result<NodeCertificate, ApiError> {
+    pub fn require_node(
+        &self,
+        view: &StateGuard<'_>,
+        node: &NodeName,
+        now: Seconds,
+    ) -> Result<NodeCertificate, ApiError> {
         let certificate = match &self.identity {
             Identity::Operator => return Err(ApiError::NodeOnly),
             Identity::Nobody => return Err(ApiError::NoCertificate),
@@ -131,9 +141,9 @@ impl Caller {
         Ok(certificate.clone())
     }
 
-    /// [`Caller::is`], now.
-    pub async fn is_now(&self, registry: &Registry, node: &NodeName) -> Result<NodeCertificate, ApiError> {
-        self.is(&registry.read().await, node, registry.clock.now())
+    /// [`Caller::require_node`], now.
+    pub async fn require_node_now(&self, registry: &Registry, node: &NodeName) -> Result<NodeCertificate, ApiError> {
+        self.require_node(&registry.read().await, node, registry.clock.now())
     }
 }
 

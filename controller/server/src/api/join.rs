@@ -23,7 +23,7 @@ use super::caller::Caller;
 use super::error::ApiError;
 use super::service_account::AccountReviews;
 use super::state::from_substates;
-use super::strangers::Unread;
+use super::unauthenticated_body::UnauthenticatedBody;
 use crate::live_config::LiveConfig;
 
 /// What may let a node in, read before all else: whoever shows nothing of ours learns nothing,
@@ -43,7 +43,7 @@ pub(super) async fn join(
     State(reviews): State<AccountReviews>,
     State(events): State<Events>,
     caller: Caller,
-    Unread(body): Unread,
+    UnauthenticatedBody(body): UnauthenticatedBody,
 ) -> Result<axum::Json<CertificateResponse>, ApiError> {
     let now = registry.clock.now();
     let shown: Shown<'_> = serde_json::from_slice(&body).map_err(|error| refuse_unread(&error))?;
@@ -103,7 +103,7 @@ pub(super) async fn renew(
     Node(node): Node,
     Json(renewal): Json<CertificateRequest>,
 ) -> Result<axum::Json<CertificateResponse>, ApiError> {
-    let present = caller.is_now(&registry, &node).await?;
+    let present = caller.require_node_now(&registry, &node).await?;
     let key = request::read(&renewal.csr, &node)?;
     let issued = issuer.issue(&node, present.role, &key, Occasion::Renewal).await?;
     let certificate = certificates::record_of(&issued, &key);

@@ -1,33 +1,34 @@
 //! The HTTP API below `/v1`, for nodes (over mutual TLS) and for the operator (over the admin
 //! socket).
 //!
-//! - [`caller`]: who calls, and what that one may do; [`gate`]: judged before a body is read.
-//! - [`join`] (with [`service_account`]), [`nodes`], [`segments`], [`view`]: what nodes ask for.
+//! - [`caller`]: who calls, and what that one may do; [`authorization`]: checked before a body is
+//!   read.
+//! - [`join`] (with [`service_account`]), [`report`], [`segments`], [`view`]: what nodes ask for.
 //! - [`claims`]: segments that nodes say they hold.
 //! - [`operator`], [`ca`], [`backup`]: what the operator asks for.
-//! - [`operations`]: all of these with what they take and give, of which the router and [`openapi`]
+//! - [`routes`]: all of these with what they take and give, of which the router and [`openapi`]
 //!   are made.
 //! - [`state`]: which part of the server a handler may ask for.
-//! - [`body`], [`problem`]: JSON in, RFC 9457 problem documents out; [`strangers`]: bodies of those
-//!   who cannot be judged before.
+//! - [`body`], [`problem`]: JSON in, RFC 9457 problem documents out; [`unauthenticated_body`]:
+//!   bodies of those who cannot be judged before.
 
+mod authorization;
 mod backup;
 mod body;
 mod ca;
 pub mod caller;
 mod claims;
 mod error;
-mod gate;
 mod join;
-mod nodes;
 pub mod openapi;
-mod operations;
 mod operator;
 mod problem;
+mod report;
+mod routes;
 mod segments;
 mod service_account;
 mod state;
-mod strangers;
+mod unauthenticated_body;
 mod view;
 
 pub use error::ApiError;
@@ -37,16 +38,21 @@ use axum::Router;
 use axum::extract::Request;
 
 use crate::observe;
-use gate::Gate;
+use authorization::Authorization;
 use state::ApiState;
 
 /// All paths.
 pub fn router(services: Services) -> Router {
     let (registry, metrics) = (services.registry.clone(), services.metrics.clone());
-    let router = operations::all().into_iter().fold(Router::new(), |router, operation| {
-        let gate = Gate { registry: registry.clone(), by: operation.by, names_node: operation.path.contains("{node}") };
-        let handler = operation.handler.route_layer(axum::middleware::from_fn_with_state(gate, gate::judge));
-        router.route(operation.path, handler)
+    let router = routes::routes().into_iter().fold(Router::new(), |router, route| {
+        let authorization = Authorization {
+            registry: registry.clone(),
+            access: route.access,
+            names_node: route.path.contains("{node}"),
+        };
+        let handler =
+            route.handler.route_layer(axum::middleware::from_fn_with_state(authorization, authorization::authorize));
+        router.route(route.path, handler)
     });
     router
         .fallback(async |request: Request| ApiError::NoSuchPath(request.uri().path().into()))

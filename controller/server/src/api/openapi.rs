@@ -1,4 +1,4 @@
-//! The API as an OpenAPI 3.1 document, made from the table of operations and the types themselves.
+//! The API as an OpenAPI 3.1 document, made from the table of routes and from the types.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::LazyLock;
@@ -12,13 +12,13 @@ use schemars::SchemaGenerator;
 use schemars::generate::{Contract, SchemaSettings};
 use serde_json::{Map, Value, json};
 
-use super::operations::{By, Operation, all};
+use super::routes::{Access, Route, routes};
 
-/// The document as it is sent: made once, and shared by all answers.
+/// The document, made once and shared by all responses.
 static TEXT: LazyLock<Bytes> = LazyLock::new(|| document().to_string().into());
 
-/// For nodes and the operator only: a stranger who asked for it again and again would have us
-/// encrypt 300 times what he sends.
+/// For nodes and the operator only: a response is 300 times as large as its request, and strangers
+/// could keep the controller busy with encrypting it.
 pub(super) async fn serve() -> impl IntoResponse {
     ([(header::CONTENT_TYPE, "application/json")], TEXT.clone())
 }
@@ -33,16 +33,16 @@ pub fn document() -> Value {
         });
         settings.into_generator()
     };
-    let (mut taken, mut given) = (settings(Contract::Deserialize), settings(Contract::Serialize));
-    let problem = given.subschema_for::<Problem>();
+    let (mut request_schemas, mut response_schemas) = (settings(Contract::Deserialize), settings(Contract::Serialize));
+    let problem = response_schemas.subschema_for::<Problem>();
     let mut paths: BTreeMap<&str, Map<String, Value>> = BTreeMap::new();
-    for operation in all() {
-        let method = operation.method.as_str().to_lowercase();
-        let described = describe(&operation, &mut taken, &mut given);
-        paths.entry(operation.path).or_default().insert(method, described);
+    for route in routes() {
+        let method = route.method.as_str().to_lowercase();
+        let described = describe(&route, &mut request_schemas, &mut response_schemas);
+        paths.entry(route.path).or_default().insert(method, described);
     }
-    let mut schemas = taken.take_definitions(true);
-    schemas.extend(given.take_definitions(true));
+    let mut schemas = request_schemas.take_definitions(true);
+    schemas.extend(response_schemas.take_definitions(true));
     schemas.values_mut().for_each(without_links);
     json!({
         "openapi": "3.1.0",
@@ -73,7 +73,7 @@ pub fn document() -> Value {
     })
 }
 
-/// What Rust's documentation links to is only named here.
+/// Replaces the links of Rust's documentation by the names that they show.
 fn without_links(value: &mut Value) {
     match value {
         Value::Object(map) => {
@@ -87,29 +87,29 @@ fn without_links(value: &mut Value) {
     }
 }
 
-fn describe(operation: &Operation, taken: &mut SchemaGenerator, given: &mut SchemaGenerator) -> Value {
+fn describe(route: &Route, request_schemas: &mut SchemaGenerator, response_schemas: &mut SchemaGenerator) -> Value {
     let mut described = json!({
-        "operationId": operation.name,
-        "summary": operation.summary,
-        "security": match operation.by {
-            By::Anyone => json!([]),
-            By::Node => json!([{"node": []}]),
-            By::NodeOrOperator => json!([{"node": []}, {"operator": []}]),
-            By::Operator => json!([{"operator": []}]),
+        "operationId": route.operation_id,
+        "summary": route.summary,
+        "security": match route.access {
+            Access::Anyone => json!([]),
+            Access::Node => json!([{"node": []}]),
+            Access::NodeOrOperator => json!([{"node": []}, {"operator": []}]),
+            Access::Operator => json!([{"operator": []}]),
         },
     });
     let mut parameters = Vec::new();
-    for part in operation.path.split('/').filter_map(|part| part.strip_prefix('{')?.strip_suffix('}')) {
+    for part in route.path.split('/').filter_map(|part| part.strip_prefix('{')?.strip_suffix('}')) {
         let schema = match part {
-            "node" => taken.subschema_for::<NodeName>().to_value(),
-            "name" => taken.subschema_for::<Community>().to_value(),
+            "node" => request_schemas.subschema_for::<NodeName>().to_value(),
+            "name" => request_schemas.subschema_for::<Community>().to_value(),
             _ => json!({"type": "string", "pattern": "^[A-Za-z0-9_-]+$"}),
         };
         parameters.push(json!({"name": part, "in": "path", "required": true, "schema": schema}));
     }
-    let has_parameters = !parameters.is_empty() || operation.query.is_some();
-    if let Some(make) = operation.query {
-        let query = make(taken).to_value();
+    let has_parameters = !parameters.is_empty() || route.query.is_some();
+    if let Some(make) = route.query {
+        let query = make(request_schemas).to_value();
         for (name, schema) in query["properties"].as_object().into_iter().flatten() {
             let mut schema = schema.clone();
             let description = schema.as_object_mut().and_then(|schema| schema.remove("description"));
@@ -119,15 +119,16 @@ fn describe(operation: &Operation, taken: &mut SchemaGenerator, given: &mut Sche
     if !parameters.is_empty() {
         described["parameters"] = parameters.into();
     }
-    if let Some(make) = operation.takes {
-        described["requestBody"] = json!({"required": true, "content": {"application/json": {"schema": make(taken)}}});
+    if let Some(make) = route.request {
+        described["requestBody"] =
+            json!({"required": true, "content": {"application/json": {"schema": make(request_schemas)}}});
     }
-    let mut answer = json!({"description": reason(operation.status)});
-    for (media, make) in &operation.gives {
-        answer["content"][media] = make.map_or_else(|| json!({}), |make| json!({"schema": make(given)}));
+    let mut response = json!({"description": reason(route.status)});
+    for (media, make) in &route.responses {
+        response["content"][media] = make.map_or_else(|| json!({}), |make| json!({"schema": make(response_schemas)}));
     }
-    let mut responses = Map::from_iter([(operation.status.to_string(), answer)]);
-    for status in refusals(operation, has_parameters) {
+    let mut responses = Map::from_iter([(route.status.to_string(), response)]);
+    for status in error_statuses(route, has_parameters) {
         let problem = json!({"$ref": "#/components/responses/Problem"});
         responses.insert(status.to_string(), problem);
     }
@@ -135,19 +136,19 @@ fn describe(operation: &Operation, taken: &mut SchemaGenerator, given: &mut Sche
     described
 }
 
-/// Statuses with which an operation may be refused.
-fn refusals(operation: &Operation, has_parameters: bool) -> BTreeSet<u16> {
-    let mut statuses: BTreeSet<u16> = operation.refused.iter().copied().collect();
-    if operation.by != By::Anyone {
+/// The statuses of errors that a route may answer.
+fn error_statuses(route: &Route, has_parameters: bool) -> BTreeSet<u16> {
+    let mut statuses: BTreeSet<u16> = route.errors.iter().copied().collect();
+    if route.access != Access::Anyone {
         statuses.extend([401, 403]);
     }
-    if operation.path.contains('{') {
+    if route.path.contains('{') {
         statuses.insert(404);
     }
     if has_parameters {
         statuses.insert(422);
     }
-    if operation.takes.is_some() {
+    if route.request.is_some() {
         statuses.extend([400, 408, 413, 415, 422]);
     }
     statuses.extend([500, 503]);

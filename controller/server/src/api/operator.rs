@@ -33,7 +33,7 @@ pub(super) async fn nodes(
     State(infos): State<NodeInfos>,
     caller: Caller,
 ) -> Result<axum::Json<Vec<NodeInfo>>, ApiError> {
-    caller.operator()?;
+    caller.require_operator()?;
     let view = registry.read().await;
     Ok(axum::Json(view.state().nodes().map(|record| infos.info(&view, record)).collect()))
 }
@@ -46,7 +46,7 @@ pub(super) async fn label(
     Node(node): Node,
     Json(patch): Json<LabelsPatch>,
 ) -> Result<axum::Json<NodeInfo>, ApiError> {
-    caller.operator()?;
+    caller.require_operator()?;
     let (name, trust) = (node.clone(), trust.borrow().clone());
     registry
         .change(move |state| -> Result<_, ApiError> {
@@ -81,7 +81,7 @@ pub(super) async fn deregister(
     caller: Caller,
     Node(node): Node,
 ) -> Result<axum::Json<Vec<SegmentInfo>>, ApiError> {
-    caller.operator()?;
+    caller.require_operator()?;
     let (now, quarantine) = (registry.clock.now(), live.now().policy.quarantine);
     let name = node.clone();
     let released = registry
@@ -107,7 +107,7 @@ pub(super) async fn segments(
     State(live): State<Arc<LiveConfig>>,
     caller: Caller,
 ) -> Result<axum::Json<Vec<SegmentInfo>>, ApiError> {
-    caller.operator()?;
+    caller.require_operator()?;
     let (now, quarantine) = (registry.clock.now(), live.now().policy.quarantine);
     let view = registry.read().await;
     Ok(axum::Json(view.state().ledger().rows().map(|row| segment_info(row, quarantine, now)).collect()))
@@ -117,7 +117,7 @@ pub(super) async fn communities(
     State(registry): State<Registry>,
     caller: Caller,
 ) -> Result<axum::Json<Vec<CommunityInfo>>, ApiError> {
-    caller.operator()?;
+    caller.require_operator()?;
     let view = registry.read().await;
     let info = |(name, members): (&edge_types::Community, &std::collections::BTreeSet<NodeName>)| CommunityInfo {
         name: name.clone(),
@@ -134,7 +134,7 @@ pub(super) async fn set_community(
     name: CommunityPath,
     Json(community): Json<CommunityMembers>,
 ) -> Result<StatusCode, ApiError> {
-    caller.operator()?;
+    caller.require_operator()?;
     let Path(name) = name.map_err(|e| ApiError::BadValue(e.body_text()))?;
     tracing::info!(community = %name, members = community.members.len(), "community listed");
     let record = CommunityRecord { name, members: community.members };
@@ -152,7 +152,7 @@ pub(super) async fn delete_community(
     caller: Caller,
     name: CommunityPath,
 ) -> Result<StatusCode, ApiError> {
-    caller.operator()?;
+    caller.require_operator()?;
     let Path(name) = name.map_err(|e| ApiError::BadValue(e.body_text()))?;
     registry
         .change(move |state| -> Result<_, ApiError> {
@@ -166,7 +166,7 @@ pub(super) async fn tokens(
     State(registry): State<Registry>,
     caller: Caller,
 ) -> Result<axum::Json<Vec<TokenInfo>>, ApiError> {
-    caller.operator()?;
+    caller.require_operator()?;
     let view = registry.read().await;
     Ok(axum::Json(view.state().tokens().map(tokens::info).collect()))
 }
@@ -177,7 +177,7 @@ pub(super) async fn create_token(
     caller: Caller,
     Json(request): Json<TokenRequest>,
 ) -> Result<(StatusCode, axum::Json<TokenCreated>), ApiError> {
-    caller.operator()?;
+    caller.require_operator()?;
     let now = registry.clock.now();
     let (token, record) = tokens::create(&request, ca.current().active().key_hash(), now)?;
     let info = tokens::info(&record);
@@ -197,7 +197,7 @@ pub(super) async fn delete_token(
     caller: Caller,
     id: Result<Path<String>, axum::extract::rejection::PathRejection>,
 ) -> Result<StatusCode, ApiError> {
-    caller.operator()?;
+    caller.require_operator()?;
     let Path(id) = id.map_err(|e| ApiError::BadValue(e.body_text()))?;
     registry
         .change(move |state| -> Result<_, ApiError> {
@@ -212,7 +212,7 @@ pub(super) async fn reload(
     State(live): State<Arc<LiveConfig>>,
     caller: Caller,
 ) -> Result<axum::Json<edge_types::api::ReloadResponse>, ApiError> {
-    caller.operator()?;
+    caller.require_operator()?;
     Ok(axum::Json(live.reload(&registry).await?))
 }
 

@@ -25,7 +25,7 @@ pub(super) async fn list(
     Node(node): Node,
 ) -> Result<axum::Json<SegmentResponse>, ApiError> {
     let view = registry.read().await;
-    caller.may_see(&view, &node, registry.clock.now())?;
+    caller.require_node_or_operator(&view, &node, registry.clock.now())?;
     Ok(axum::Json(SegmentResponse { segments: views::segments(view.state(), &node) }))
 }
 
@@ -37,7 +37,7 @@ pub(super) async fn apply(
     Node(node): Node,
     Json(request): Json<SegmentRequest>,
 ) -> Result<axum::Json<SegmentResponse>, ApiError> {
-    caller.is_now(&registry, &node).await?;
+    caller.require_node_now(&registry, &node).await?;
     let SegmentRequest { request_id, mut families, repeated } = request;
     if request_id.is_empty() || request_id.len() > LONGEST_ID {
         return Err(ApiError::BadValue(format!(

@@ -15,7 +15,7 @@ use edge_controller_kubernetes::token_review::Reviewer;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use super::strangers::Bodies;
+use super::unauthenticated_body::BodyBudget;
 use crate::live_config::LiveConfig;
 use crate::observe::Metrics;
 
@@ -52,12 +52,12 @@ pub(super) struct ApiState(Arc<Shared>);
 struct Shared {
     services: Services,
     reviews: Arc<Reviews>,
-    bodies: Bodies,
+    bodies: BodyBudget,
 }
 
 impl From<Services> for ApiState {
     fn from(services: Services) -> Self {
-        Self(Arc::new(Shared { services, reviews: Arc::default(), bodies: Bodies::default() }))
+        Self(Arc::new(Shared { services, reviews: Arc::default(), bodies: BodyBudget::default() }))
     }
 }
 
@@ -67,7 +67,7 @@ impl FromRef<ApiState> for Arc<Reviews> {
     }
 }
 
-impl FromRef<ApiState> for Bodies {
+impl FromRef<ApiState> for BodyBudget {
     fn from_ref(state: &ApiState) -> Self {
         state.0.bodies.clone()
     }

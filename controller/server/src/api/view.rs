@@ -75,7 +75,7 @@ pub(super) async fn view(
 ) -> Result<Response, ApiError> {
     let Query(parameters) = parameters.map_err(|e| ApiError::BadValue(e.body_text()))?;
     let view = streams.registry.read().await;
-    caller.may_see(&view, &node, streams.registry.clock.now())?;
+    caller.require_node_or_operator(&view, &node, streams.registry.clock.now())?;
     let missing = || ApiError::NoSuchNode(node.clone());
     if !parameters.watch {
         return Ok(axum::Json(streams.live.now().views.view_json(&view, &node).ok_or_else(missing)?).into_response());
@@ -213,11 +213,11 @@ async fn next(
     // Boxed: it is rare, and would make every stream larger.
     if reader.not_before != 0 && !Box::pin(caught_up(streams, node, reader)).await {
         changes.mark_unchanged();
-        caller.may_see(&streams.registry.read().await, node, streams.registry.clock.now())?;
+        caller.require_node_or_operator(&streams.registry.read().await, node, streams.registry.clock.now())?;
         return Ok(None);
     }
     let view = streams.registry.read().await;
-    caller.may_see(&view, node, streams.registry.clock.now())?;
+    caller.require_node_or_operator(&view, node, streams.registry.clock.now())?;
     // Nothing is published while we look: what is published later is told later.
     changes.mark_unchanged();
     let missing = || ApiError::NoSuchNode(node.clone());

@@ -79,7 +79,7 @@ impl Tls {
     /// deregistered, or shows a certificate that was replaced, is a stranger.
     pub(super) async fn is_known(&self, caller: &Caller) -> bool {
         let registry = &self.from.registry;
-        caller.is_known(&registry.read().await, registry.clock.now()).is_ok()
+        caller.require_registered(&registry.read().await, registry.clock.now()).is_ok()
     }
 
     /// Signs a new certificate of the controller's own.

@@ -1,9 +1,9 @@
-//! Bodies of requests that no certificate vouches for: read into memory within one budget for all
-//! of them, whoever sends them.
+//! Bodies of requests that no certificate vouches for: read into memory within one budget for
+//! all of them, whoever sends them.
 //!
 //! A body counts from its first moment and with what it has grown to. Where the budget is spent,
-//! what came first from where the most comes makes room ([`FairShares`]): a node that joins sends its 2
-//! KiB at once, and is through before it is the oldest.
+//! what came first from where the most comes makes room ([`FairShares`]): a node that joins sends
+//! its 2 KiB at once, and is through before it is the oldest.
 
 use std::net::{IpAddr, Ipv6Addr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -30,19 +30,19 @@ const TIMEOUT: Duration = Duration::from_secs(15);
 
 /// The budget.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Bodies(Arc<Mutex<FairShares>>);
+pub(super) struct BodyBudget(Arc<Mutex<FairShares>>);
 
 /// A body that arrives.
 struct Arriving<'a> {
-    bodies: &'a Bodies,
+    bodies: &'a BodyBudget,
     from: IpAddr,
     share: Share,
 }
 
 /// A whole body, of which nothing has been looked at.
-pub(super) struct Unread(pub(super) Zeroizing<Vec<u8>>);
+pub(super) struct UnauthenticatedBody(pub(super) Zeroizing<Vec<u8>>);
 
-impl Bodies {
+impl BodyBudget {
     fn shares(&self) -> MutexGuard<'_, FairShares> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -99,7 +99,7 @@ impl Arriving<'_> {
 
     fn grow(&self, more: usize) -> Result<(), ApiError> {
         let mut shares = self.bodies.shares();
-        Bodies::make_room(&mut shares, self.from, more, Instant::now());
+        BodyBudget::make_room(&mut shares, self.from, more, Instant::now());
         // It may have had to make room for itself.
         if shares.grow(self.share, more) { Ok(()) } else { Err(ApiError::Crowded) }
     }
@@ -111,9 +111,9 @@ impl Drop for Arriving<'_> {
     }
 }
 
-impl<S: Send + Sync> FromRequest<S> for Unread
+impl<S: Send + Sync> FromRequest<S> for UnauthenticatedBody
 where
-    Bodies: FromRef<S>,
+    BodyBudget: FromRef<S>,
 {
     type Rejection = ApiError;
 
@@ -122,7 +122,10 @@ where
         let address = request.extensions().get::<Caller>().and_then(|caller| caller.address);
         // Its headers go here: they are not kept while the body arrives.
         let body = request.into_body();
-        Bodies::from_ref(state).read(address.unwrap_or(Ipv6Addr::UNSPECIFIED.into()), body).await.map(Unread)
+        BodyBudget::from_ref(state)
+            .read(address.unwrap_or(Ipv6Addr::UNSPECIFIED.into()), body)
+            .await
+            .map(UnauthenticatedBody)
     }
 }
 
@@ -141,7 +144,7 @@ mod tests {
 
     #[tokio::test]
     async fn bodies_that_never_end_stay_within_the_budget_and_keep_no_other_source_out() {
-        let bodies = Bodies::default();
+        let bodies = BodyBudget::default();
         let (attacker, other): (IpAddr, IpAddr) = ("192.0.2.1".parse().unwrap(), "198.51.100.1".parse().unwrap());
         let (ended, mut first) = tokio::sync::mpsc::unbounded_channel();
         for _ in 0..2 * BUDGET / STEP {
@@ -158,7 +161,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_body_that_is_too_large_or_given_up_gives_back_what_it_had() {
-        let bodies = Bodies::default();
+        let bodies = BodyBudget::default();
         let from = "192.0.2.1".parse().unwrap();
         let large = bodies.read(from, Body::from(vec![b' '; LIMIT + 1])).await;
         assert!(matches!(large, Err(ApiError::TooLarge(LIMIT))));

@@ -42,7 +42,7 @@ pub(super) async fn report(
     Json(report): Json<NodeReport>,
 ) -> Result<StatusCode, ApiError> {
     let Reports { registry, live, tunnels, addresses, claims } = reports;
-    let shown = caller.is_now(&registry, &node).await?;
+    let shown = caller.require_node_now(&registry, &node).await?;
     if report.port == 0 {
         return Err(ApiError::BadValue("port 0 cannot be reached; report the UDP port of IKE".into()));
     }

@@ -15,13 +15,13 @@ use http_body_util::BodyExt;
 use super::body::Node;
 use super::caller::{Caller, Identity};
 use super::error::ApiError;
-use super::operations::By;
+use super::routes::Access;
 
 /// An operation, as far as this is concerned.
 #[derive(Clone)]
-pub(super) struct Gate {
+pub(super) struct Authorization {
     pub(super) registry: Registry,
-    pub(super) by: By,
+    pub(super) access: Access,
     /// Whether its path names a node.
     pub(super) names_node: bool,
 }
@@ -32,14 +32,14 @@ const DISCARDED: usize = 64 * 1024;
 const PATIENCE: Duration = Duration::from_secs(2);
 
 /// Lets through whom the operation is for.
-pub(super) async fn judge(
-    State(gate): State<Gate>,
+pub(super) async fn authorize(
+    State(authorization): State<Authorization>,
     caller: Caller,
     request: Request,
     next: Next,
 ) -> Result<Response, ApiError> {
     let (mut parts, body) = request.into_parts();
-    match gate.passes(&caller, &mut parts).await {
+    match authorization.check(&caller, &mut parts).await {
         Ok(()) => Ok(next.run(Request::from_parts(parts, body)).await),
         Err(refusal) => {
             // HTTP/2 ends the stream alone.
@@ -62,23 +62,23 @@ async fn discard(mut body: Body) {
     }
 }
 
-impl Gate {
-    async fn passes(&self, caller: &Caller, parts: &mut Parts) -> Result<(), ApiError> {
-        match (self.by, &caller.identity) {
-            (By::Anyone, _) => Ok(()),
+impl Authorization {
+    async fn check(&self, caller: &Caller, parts: &mut Parts) -> Result<(), ApiError> {
+        match (self.access, &caller.identity) {
+            (Access::Anyone, _) => Ok(()),
             // First: a stranger learns nothing of what else is wrong.
             (_, Identity::Nobody) => Err(ApiError::NoCertificate),
-            (By::Operator, _) => caller.operator(),
-            (By::Node | By::NodeOrOperator, _) => {
+            (Access::Operator, _) => caller.require_operator(),
+            (Access::Node | Access::NodeOrOperator, _) => {
                 let node = match self.names_node {
                     true => Some(Node::from_request_parts(parts, &()).await?.0),
                     false => None,
                 };
                 let (view, now) = (self.registry.read().await, self.registry.clock.now());
-                match (self.by, node) {
-                    (By::Node, Some(node)) => caller.is(&view, &node, now).map(drop),
-                    (_, Some(node)) => caller.may_see(&view, &node, now),
-                    (_, None) => caller.is_known(&view, now),
+                match (self.access, node) {
+                    (Access::Node, Some(node)) => caller.require_node(&view, &node, now).map(drop),
+                    (_, Some(node)) => caller.require_node_or_operator(&view, &node, now),
+                    (_, None) => caller.require_registered(&view, now),
                 }
             }
         }
