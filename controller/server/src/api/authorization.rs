@@ -1,5 +1,5 @@
-//! Who may ask for what, judged before anything of a request's body is read: from the column `by`
-//! of the table of operations.
+//! Checks the access to a route before the body of the request is read: see the column `access` of
+//! the table of routes.
 
 use std::time::Duration;
 
@@ -17,21 +17,21 @@ use super::caller::{Caller, Identity};
 use super::error::ApiError;
 use super::routes::Access;
 
-/// An operation, as far as this is concerned.
+/// What has to be checked at a route.
 #[derive(Clone)]
 pub(super) struct Authorization {
     pub(super) registry: Registry,
     pub(super) access: Access,
-    /// Whether its path names a node.
+    /// Whether the path names a node.
     pub(super) names_node: bool,
 }
 
-/// What of a refused body is still taken, and for how long: who sends it would lose the answer if
-/// the connection ended meanwhile.
+/// How much of a refused body is still read, octets, and for how long. If the connection ended
+/// while the caller still sends, it would lose the response.
 const DISCARDED: usize = 64 * 1024;
 const PATIENCE: Duration = Duration::from_secs(2);
 
-/// Lets through whom the operation is for.
+/// Passes on the requests of those who have access.
 pub(super) async fn authorize(
     State(authorization): State<Authorization>,
     caller: Caller,
@@ -42,7 +42,7 @@ pub(super) async fn authorize(
     match authorization.check(&caller, &mut parts).await {
         Ok(()) => Ok(next.run(Request::from_parts(parts, body)).await),
         Err(refusal) => {
-            // HTTP/2 ends the stream alone.
+            // HTTP/2 ends only the stream.
             if parts.version < Version::HTTP_2 && !body.is_end_stream() {
                 tokio::spawn(tokio::time::timeout(PATIENCE, discard(body)));
             }
@@ -51,7 +51,7 @@ pub(super) async fn authorize(
     }
 }
 
-/// Reads a body, and keeps nothing of it.
+/// Reads a body and drops it.
 async fn discard(mut body: Body) {
     let mut left = DISCARDED;
     while let Some(Ok(frame)) = body.frame().await {
@@ -66,7 +66,7 @@ impl Authorization {
     async fn check(&self, caller: &Caller, parts: &mut Parts) -> Result<(), ApiError> {
         match (self.access, &caller.identity) {
             (Access::Anyone, _) => Ok(()),
-            // First: a stranger learns nothing of what else is wrong.
+            // First, so that a stranger does not learn what else is wrong.
             (_, Identity::Nobody) => Err(ApiError::NoCertificate),
             (Access::Operator, _) => caller.require_operator(),
             (Access::Node | Access::NodeOrOperator, _) => {

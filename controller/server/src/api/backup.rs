@@ -1,4 +1,4 @@
-//! Everything that the controller keeps, for the operator.
+//! The archive of everything that the controller keeps, for the operator.
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -23,7 +23,7 @@ pub(super) async fn backup(
     caller.require_operator()?;
     let ca = ca.document().await.map_err(|e| ApiError::Store(e.to_string()))?;
     let now = registry.clock.now();
-    // One moment's rows: copied, so that a slow reader holds up nobody.
+    // A copy of the rows at one moment: a slow reader then delays no one.
     let view = registry.read().await;
     let state = view.state();
     let rows = Snapshot {

@@ -1,5 +1,5 @@
-//! What comes in from those who were judged ([`super::authorization`]): a JSON body within bounds
-//! of size and time, and names in the path.
+//! What comes in after [`super::authorization`]: a JSON body with limits of size and time, and the
+//! node of the path.
 
 use std::time::Duration;
 
@@ -13,10 +13,10 @@ use super::error::ApiError;
 
 /// Largest body of a request, bytes. The largest real ones are certificate requests of about 1 KiB.
 const LIMIT: usize = 64 * 1024;
-/// Time for a body to arrive.
+/// How long a body may take to arrive.
 const TIMEOUT: Duration = Duration::from_secs(15);
 
-/// A JSON body.
+/// The JSON body of a request.
 pub(super) struct Json<T>(pub(super) T);
 
 impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Json<T> {
@@ -42,7 +42,7 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Json<T> {
     }
 }
 
-/// A body that is declared to be something else is not read.
+/// Refuses a body that is declared to be something else than JSON; it is not read.
 pub(super) fn check_media_type(headers: &HeaderMap) -> Result<(), ApiError> {
     let declared = headers.get(header::CONTENT_TYPE).map(|value| value.to_str().unwrap_or("unreadable"));
     match declared.filter(|value| value.split(';').next().map(str::trim) != Some("application/json")) {
@@ -51,7 +51,7 @@ pub(super) fn check_media_type(headers: &HeaderMap) -> Result<(), ApiError> {
     }
 }
 
-/// The `{node}` of the path.
+/// The node that the path names (`{node}`).
 pub(super) struct Node(pub(super) NodeName);
 
 impl<S: Send + Sync> FromRequestParts<S> for Node {

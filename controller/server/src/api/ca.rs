@@ -71,7 +71,7 @@ pub(super) async fn retire(
 
 fn info(authority: &Authority, authorities: &Authorities, rows: &Rows, now: Seconds) -> AuthorityInfo {
     let active = authority.id() == authorities.active().id();
-    // Everybody needs the active one, which cannot be retired.
+    // All nodes need the active authority, which cannot be retired.
     let needing = rows.nodes().filter(|record| !active && certificates::needs(record, authority, authorities, now));
     let pinning = rows.tokens().filter(|token| !active && certificates::pins(token, authority, authorities, now));
     AuthorityInfo {

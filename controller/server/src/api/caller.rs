@@ -1,5 +1,5 @@
-//! Who calls. Known once a connection, judged at every request: a certificate says who someone is,
-//! the registry whether he still counts.
+//! Who calls. The certificate says which node it is, and is read once for each connection. The
+//! registry says whether the certificate still counts, and is asked at each request.
 
 use std::convert::Infallible;
 use std::fmt;
@@ -18,40 +18,40 @@ use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
 
 use super::error::ApiError;
 
-/// Who is at the other end of a connection.
+/// The other end of a connection.
 #[derive(Clone, Debug)]
 pub struct Caller {
-    /// Who it is.
+    /// Its identity, as far as TLS or the socket says.
     pub identity: Identity,
-    /// The address from which it comes; none on the admin socket.
+    /// Its address; `None` on the admin socket.
     pub address: Option<IpAddr>,
-    /// Cancelling it cuts the connection.
+    /// Cancel it to cut the connection.
     pub connection: CancellationToken,
 }
 
-/// Who someone is, as far as TLS or the admin socket says.
+/// The identity of a caller, as far as TLS or the socket says.
 #[derive(Clone, Debug)]
 pub enum Identity {
-    /// On the admin socket.
+    /// The operator, on the admin socket.
     Operator,
-    /// On TLS without a certificate: may join.
+    /// TLS without a certificate: such a caller may join.
     Nobody,
-    /// On TLS with a certificate of our CA that names a node.
+    /// TLS with a certificate of our CA that names a node.
     Node(NodeCertificate),
-    /// On TLS with a certificate of our CA that does not; and why.
+    /// TLS with a certificate of our CA that names no node; why not.
     Unrecognised(String),
 }
 
 /// What a node's certificate says.
 #[derive(Clone, Debug)]
 pub struct NodeCertificate {
-    /// Its name.
+    /// Name of the node.
     pub name: NodeName,
-    /// Its role.
+    /// Role of the node.
     pub role: Role,
     /// Serial number, hexadecimal.
     pub serial: String,
-    /// Its end.
+    /// End of the certificate.
     pub not_after: Seconds,
 }
 
@@ -81,7 +81,7 @@ fn read(der: &CertificateDer<'_>) -> Result<NodeCertificate, &'static str> {
 }
 
 impl Caller {
-    /// Whether the operator calls.
+    /// Refuses all but the operator.
     pub fn require_operator(&self) -> Result<(), ApiError> {
         match self.identity {
             Identity::Operator => Ok(()),
@@ -90,7 +90,7 @@ impl Caller {
         }
     }
 
-    /// Whether this one may see what belongs to `node`: the node itself, or the operator.
+    /// Refuses all but the operator and the registered node `node`.
     pub fn require_node_or_operator(
         &self,
         view: &StateGuard<'_>,
@@ -104,7 +104,7 @@ impl Caller {
         }
     }
 
-    /// Whether this is any registered node, with a certificate that counts, or the operator.
+    /// Refuses all but the operator and registered nodes whose certificate counts.
     pub fn require_registered(&self, view: &StateGuard<'_>, now: Seconds) -> Result<(), ApiError> {
         match &self.identity {
             Identity::Operator => Ok(()),
@@ -114,7 +114,7 @@ impl Caller {
         }
     }
 
-    /// Whether this is `node` itself, registered, with a certificate that counts.
+    /// Refuses all but the registered node `node`, with a certificate that counts.
     pub fn require_node(
         &self,
         view: &StateGuard<'_>,
@@ -163,7 +163,7 @@ impl<S: Sync> FromRequestParts<S> for Caller {
     type Rejection = Infallible;
 
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Infallible> {
-        // The listeners put it there; without them there is nobody to trust.
+        // The listeners insert it. A request without it is a stranger's.
         Ok(parts.extensions.get::<Caller>().cloned().unwrap_or_else(|| Caller {
             identity: Identity::Nobody,
             address: None,

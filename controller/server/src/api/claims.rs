@@ -1,4 +1,4 @@
-//! Tells people of segments that nodes say they hold.
+//! Log lines and Kubernetes Events about segments that nodes say they hold.
 
 use std::time::Instant;
 
@@ -8,7 +8,7 @@ use edge_types::{IpNetwork, NodeName};
 
 use super::state::from_substates;
 
-/// Tells people what came of claims.
+/// Publishes what came of claims.
 #[derive(Clone)]
 pub(super) struct ClaimReporter {
     pub(super) conflicts: ClaimConflicts,
@@ -18,19 +18,20 @@ pub(super) struct ClaimReporter {
 from_substates!(ClaimReporter { conflicts, events });
 
 impl ClaimReporter {
-    /// `taken`: segments that are the node's from now on.
-    pub(super) fn tell(&self, node: &NodeName, taken: &[IpNetwork], conflicts: Vec<ClaimConflict>) {
+    /// `taken`: segments that are the node's from now on. `conflicts`: the claims that were
+    /// refused.
+    pub(super) fn publish(&self, node: &NodeName, taken: &[IpNetwork], conflicts: Vec<ClaimConflict>) {
         if !taken.is_empty() {
             tracing::warn!(%node, segments = ?taken, "it uses segments that nobody was known to hold: they are its own; was an old backup restored?");
             let list: Vec<String> = taken.iter().map(ToString::to_string).collect();
             let note = format!("{}: in use, and not known to be granted; granted to it", list.join(", "));
             self.events.warning(About::EdgeNode, node.as_str(), "SegmentReported", note);
         }
-        let told = self.conflicts.note(node, conflicts, Instant::now());
-        if told.is_empty() {
+        let news = self.conflicts.note(node, conflicts, Instant::now());
+        if news.is_empty() {
             return;
         }
-        let list: Vec<String> = told.iter().map(ToString::to_string).collect();
+        let list: Vec<String> = news.iter().map(ToString::to_string).collect();
         let note = list.join("; ");
         tracing::error!(%node, "{note}");
         self.events.warning(About::EdgeNode, node.as_str(), "SegmentConflict", note);

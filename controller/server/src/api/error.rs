@@ -1,4 +1,4 @@
-//! Why a request is not carried out, in the operator's words, and as an RFC 9457 problem document.
+//! The errors of the API, and the problem document (RFC 9457) of each.
 
 use edge_controller_domain::ca::CaError;
 use edge_controller_domain::ca::request::CsrError;
@@ -17,36 +17,36 @@ use crate::live_config::ReloadError;
 /// Seconds within which nodes that can reach the controller usually connect and report.
 const REPORTS_WITHIN: u32 = 10;
 
-/// A refused request. Nothing of it has been carried out.
+/// Why a request is refused. Nothing of it has been carried out.
 #[derive(Debug, thiserror::Error)]
 pub enum ApiError {
     /// The body is not JSON.
     #[error("the body is not JSON: {0}")]
     BadJson(String),
-    /// The body is JSON of another shape, or a value in it makes no sense.
+    /// The body is JSON, but not of the expected shape, or it holds an impossible value.
     #[error("{0}")]
     BadValue(String),
-    /// The body is too large.
+    /// The body is larger than this many bytes.
     #[error("the body is larger than the {0} bytes that this request may have")]
     TooLarge(usize),
-    /// The body did not come in time.
+    /// The body did not arrive in time; in seconds.
     #[error("the body did not arrive within {0} seconds")]
     TooSlow(u64),
-    /// More bodies arrive than there is room for, and this one made room.
+    /// The budget for bodies of strangers is used up, and this body was dropped for another one.
     #[error("too many requests without a certificate arrive at this moment; try again in a few seconds")]
     Crowded,
-    /// The body is declared to be something else.
+    /// The header Content-Type is not that of JSON.
     #[error("the content type is {0:?}; expected application/json")]
     MediaType(String),
-    /// There is no such path.
+    /// The path is not part of the API.
     #[error("there is nothing at {0}; the API is described in docs/controller.md")]
     NoSuchPath(String),
-    /// The path is there, the method is not.
+    /// The path is part of the API, but not with this method.
     #[error("{method} is not possible at {path}; the header Allow says what is")]
     Method {
-        /// What came.
+        /// The method of the request.
         method: String,
-        /// Where.
+        /// Its path.
         path: String,
     },
     /// The request needs a client certificate.
@@ -54,15 +54,15 @@ pub enum ApiError {
         "this needs a node's certificate; join first (POST /v1/join with a token), then present the certificate in TLS"
     )]
     NoCertificate,
-    /// The certificate is from our CA and yet not a node's.
+    /// The certificate is of our CA, but is not a node's.
     #[error("the certificate does not name a node: {0}")]
     NotANode(String),
     /// The certificate is of another node.
     #[error("the certificate is of node {caller}, which may not act for {node}")]
     ForeignNode {
-        /// Whose certificate it is.
+        /// The node of the certificate.
         caller: NodeName,
-        /// For whom it was used.
+        /// The node of the path.
         node: NodeName,
     },
     /// The node was deregistered.
@@ -70,79 +70,79 @@ pub enum ApiError {
         "node {0} is not registered: it was deregistered, and its certificate is refused; to bring it back, join with a new token"
     )]
     Deregistered(NodeName),
-    /// The node is registered, with another certificate.
+    /// The node is registered with another certificate.
     #[error(
         "node {0} is registered with another certificate: this one was replaced, by a renewal or by a new join under the same name; \
          if the machine lost its certificate, join with a token bound to its name (edge-controller token create --node {0})"
     )]
     Superseded(NodeName),
-    /// The certificate has expired since the connection was made.
+    /// The certificate expired while the connection was open.
     #[error(
         "the certificate of node {0} has expired; renew it before its end, or join again with a token bound to its name"
     )]
     CertificateExpired(NodeName),
-    /// Only for the operator.
+    /// The route is only for the operator.
     #[error("this is for the operator, by the controller's admin socket")]
     OperatorOnly,
-    /// Only for nodes.
+    /// The route is only for nodes.
     #[error("this is for the node itself, over TLS with its certificate")]
     NodeOnly,
-    /// No such node.
+    /// No node of this name is registered.
     #[error("no node {0} is registered; `edge-controller node list` shows those that are")]
     NoSuchNode(NodeName),
-    /// No such list.
+    /// The community has no listed members.
     #[error("no members of community {0} are listed; what labels say of it is changed by labels")]
     NoSuchCommunity(edge_types::Community),
-    /// No such token.
+    /// No join token has this id.
     #[error("there is no token {0:?}; `edge-controller token list` shows those that are")]
     NoSuchToken(String),
-    /// The join token is not made, or lets the node not in.
+    /// The join token cannot be made, or does not let the node in.
     #[error(transparent)]
     Token(#[from] TokenError),
-    /// The service account token lets nobody in.
+    /// The service account token does not let the node in.
     #[error("the service account token is refused: {0}")]
     ServiceAccount(String),
-    /// The API server does not say whose the service account token is.
+    /// The API server did not review the service account token.
     #[error("the API server does not say whose the service account token is: {0}")]
     TokenReview(String),
-    /// The node may not join under its name.
+    /// The node may not join under this name.
     #[error(transparent)]
     Join(#[from] JoinError),
-    /// The certificate request cannot be granted.
+    /// The certificate request (PKCS #10) is refused.
     #[error(transparent)]
     Csr(#[from] CsrError),
-    /// The authorities refuse.
+    /// The certificate authorities failed, or refuse the change.
     #[error(transparent)]
     Ca(#[from] CaError),
-    /// The authority is still needed.
+    /// Nodes or join tokens still need the authority.
     #[error(
         "authority {authority} is still needed by {}; wait until they have renewed (a connected node does so within minutes), or retire it with \
          --force: each of them must then join with a new token", by.join(", ")
     )]
     AuthorityNeeded {
-        /// The authority.
+        /// Hash of its key.
         authority: String,
-        /// Who needs it.
+        /// The nodes and join tokens, in words.
         by: Vec<String>,
     },
     /// The node gets no segment.
     #[error(transparent)]
     Segment(SegmentError),
-    /// The node watches its view too often.
+    /// The node has too many streams of its view open.
     #[error("node {node} has {most} streams of its view open, the most that it may have; end those that are not read")]
     TooManyStreams {
         /// The node.
         node: NodeName,
-        /// How many it may have.
+        /// How many it may have open.
         most: usize,
     },
-    /// The node's labels are Kubernetes'.
+    /// The labels of this node are set on its Node object.
     #[error(
         "node {0} has a Node object in Kubernetes, and its labels are set there: kubectl label node {0} KEY=VALUE (or list it in a Community); \
          those that were set by command can only be removed (KEY-)"
     )]
     LabelledElsewhere(NodeName),
-    /// The node's labels would be Kubernetes', and those do not count.
+    /// The labels of this node would be set on its Node object, but such labels do not count.
     #[error(
         "node {node} has a Node object in Kubernetes, and labels of Node objects do not count ({why}): list it in a Community; those that were set \
          by command can only be removed (KEY-)"
@@ -153,18 +153,15 @@ pub enum ApiError {
         /// Why they do not count.
         why: String,
     },
-    /// A label cannot be.
+    /// A community in a label has an impossible name.
     #[error(transparent)]
     Label(#[from] NameError),
-    /// The configuration cannot be put in force.
+    /// The configuration was not put in force.
     #[error("{0}")]
     Reload(String),
     /// The store failed.
     #[error("{0}; nothing was changed, try again")]
     Store(String),
-    /// A defect of this program.
-    #[error("{0}")]
-    Internal(String),
 }
 
 impl From<StoreError> for ApiError {
@@ -279,7 +276,6 @@ impl ApiError {
             ApiError::Label(_) => (422, "bad-label", "The label cannot be used"),
             ApiError::Reload(_) => (409, "reload-refused", "The configuration is not put in force"),
             ApiError::Store(_) => (503, "store-failed", "The store failed"),
-            ApiError::Internal(_) => (500, "internal", "The controller has a defect"),
         }
     }
 

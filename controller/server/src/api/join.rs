@@ -1,5 +1,4 @@
-//! How a node gets its certificate: with a token at first, with the present certificate from then
-//! on.
+//! How a node gets its certificate: the first one by a token, each later one by the one before.
 
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -26,10 +25,10 @@ use super::state::from_substates;
 use super::unauthenticated_body::UnauthenticatedBody;
 use crate::live_config::LiveConfig;
 
-/// What may let a node in, read before all else: whoever shows nothing of ours learns nothing,
-/// costs nothing, and leaves nothing in the log.
+/// What may let a node in. It is read before everything else: a stranger without a token of ours
+/// learns nothing, costs little, and leaves nothing in the log.
 #[derive(Deserialize)]
-struct Shown<'a> {
+struct JoinCredentials<'a> {
     #[serde(borrow, default)]
     token: Cow<'a, str>,
     #[serde(borrow, default)]
@@ -46,31 +45,32 @@ pub(super) async fn join(
     UnauthenticatedBody(body): UnauthenticatedBody,
 ) -> Result<axum::Json<CertificateResponse>, ApiError> {
     let now = registry.clock.now();
-    let shown: Shown<'_> = serde_json::from_slice(&body).map_err(|error| refuse_unread(&error))?;
-    let by_account = match &shown.service_account_token {
+    let credentials: JoinCredentials<'_> =
+        serde_json::from_slice(&body).map_err(|error| error_without_content(&error))?;
+    let by_account = match &credentials.service_account_token {
         Some(account) => reviews.check(account, now).map(|()| true)?,
-        None => tokens::is_known(registry.read().await.state(), &shown.token).map(|()| false)?,
+        None => tokens::is_known(registry.read().await.state(), &credentials.token).map(|()| false)?,
     };
     let join = serde_json::from_slice(&body).map_err(|error| match by_account {
-        // It was not reviewed yet.
-        true => refuse_unread(&error),
+        // The token has not been reviewed yet.
+        true => error_without_content(&error),
         false => ApiError::BadValue(error.to_string()),
     });
     let JoinRequest { token, service_account_token, node, csr } = join?;
     drop(body);
     let (token, service_account_token) = (Zeroizing::new(token), service_account_token.map(Zeroizing::new));
-    let entry = match service_account_token {
-        Some(account) => Entry::ServiceAccount(reviews.review(&account, &node, &caller).await?),
-        None => entry_by(&registry, token, &node, now).await?,
+    let admission = match service_account_token {
+        Some(account) => Admission::ServiceAccount(reviews.review(&account, &node, &caller).await?),
+        None => admission_by_token(&registry, token, &node, now).await?,
     };
     let key = request::read(&csr, &node)?;
-    let role = entry.role();
+    let role = admission.role();
     let issued = issuer.issue(&node, role, &key, Occasion::Join).await?;
     let certificate = certificates::record_of(&issued, &key);
     let name = node.clone();
     registry
         .change(move |state| -> Result<_, ApiError> {
-            let (mut record, used) = entry.admit(state, &name, &certificate.key, now)?;
+            let (mut record, used) = admission.record(state, &name, &certificate.key, now)?;
             certificates::join(&mut record, &certificate)?;
             let settings = live.now();
             let min = settings.config.segments.min_per_node;
@@ -85,8 +85,8 @@ pub(super) async fn join(
     Ok(axum::Json(issuer.answer(node, role, issued)))
 }
 
-/// What is wrong with a body, without a word of it.
-fn refuse_unread(error: &serde_json::Error) -> ApiError {
+/// The error for a body, without any of its content.
+fn error_without_content(error: &serde_json::Error) -> ApiError {
     let place = format!("at line {}, column {}", error.line(), error.column());
     match error.classify() {
         serde_json::error::Category::Data => {
@@ -119,23 +119,23 @@ pub(super) async fn renew(
     Ok(axum::Json(issuer.answer(node, present.role, issued)))
 }
 
-/// What lets a node in.
-enum Entry {
-    /// A join token's credential, and the role that it gives.
+/// What a node was admitted by.
+enum Admission {
+    /// The credential of a join token, and the role that the token gives.
     Token(Zeroizing<String>, Role),
-    /// The service account of a pod on the node, which stands for this role.
+    /// The service account of a pod on the node, and the role that the account stands for.
     ServiceAccount(Role),
 }
 
-impl Entry {
+impl Admission {
     fn role(&self) -> Role {
         match self {
-            Entry::Token(_, role) | Entry::ServiceAccount(role) => *role,
+            Admission::Token(_, role) | Admission::ServiceAccount(role) => *role,
         }
     }
 
     /// The node's record after it has joined with this key, and how the token's looks then.
-    fn admit(
+    fn record(
         &self,
         state: &Rows,
         name: &NodeName,
@@ -143,14 +143,14 @@ impl Entry {
         now: Seconds,
     ) -> Result<(NodeRecord, Option<TokenRecord>), ApiError> {
         match self {
-            // It is checked once more when it is used up.
-            Entry::Token(credential, _) => {
+            // The token is checked once more here, where it is used up.
+            Admission::Token(credential, _) => {
                 let used = tokens::redeem(state, credential, name, key, now)?;
                 let takes_over = used.node.is_some() || tokens::is_repeated(state, &used);
                 Ok((state.joining(name, used.role, takes_over, now)?, Some(used)))
             }
             // The API server vouches that the pod runs on the node of this name.
-            Entry::ServiceAccount(role) => Ok((state.joining(name, *role, true, now)?, None)),
+            Admission::ServiceAccount(role) => Ok((state.joining(name, *role, true, now)?, None)),
         }
     }
 }
@@ -182,13 +182,13 @@ impl Issuer {
     }
 }
 
-/// Looks at a join token, before anything costs time.
-async fn entry_by(
+/// Checks a join token before anything that costs time.
+async fn admission_by_token(
     registry: &Registry,
     credential: Zeroizing<String>,
     node: &NodeName,
     now: Seconds,
-) -> Result<Entry, ApiError> {
+) -> Result<Admission, ApiError> {
     let view = registry.read().await;
     match tokens::redeem(view.state(), &credential, node, "", now) {
         Ok(_) | Err(TokenError::Used { .. }) => {}
@@ -197,5 +197,5 @@ async fn entry_by(
     let id = credential.split('.').next().unwrap_or_default();
     let role = view.state().token(id).map(|token| token.role).ok_or(TokenError::Unknown)?;
     drop(view);
-    Ok(Entry::Token(credential, role))
+    Ok(Admission::Token(credential, role))
 }

@@ -1,16 +1,14 @@
 //! The HTTP API below `/v1`, for nodes (over mutual TLS) and for the operator (over the admin
 //! socket).
 //!
-//! - [`caller`]: who calls, and what that one may do; [`authorization`]: checked before a body is
-//!   read.
+//! - [`caller`]: who calls, and what it may do. [`authorization`] checks it before a body is read.
 //! - [`join`] (with [`service_account`]), [`report`], [`segments`], [`view`]: what nodes ask for.
-//! - [`claims`]: segments that nodes say they hold.
+//! - [`claims`]: log lines and Events about segments that nodes say they hold.
 //! - [`operator`], [`ca`], [`backup`]: what the operator asks for.
-//! - [`routes`]: all of these with what they take and give, of which the router and [`openapi`]
-//!   are made.
+//! - [`routes`]: the table of all of these; the router and [`openapi`] are made from it.
 //! - [`state`]: which part of the server a handler may ask for.
-//! - [`body`], [`problem`]: JSON in, RFC 9457 problem documents out; [`unauthenticated_body`]:
-//!   bodies of those who cannot be judged before.
+//! - [`body`]: JSON in, within limits; [`unauthenticated_body`]: the same for callers that may be
+//!   strangers. [`problem`]: RFC 9457 problem documents out.
 
 mod authorization;
 mod backup;
@@ -41,7 +39,7 @@ use crate::observe;
 use authorization::Authorization;
 use state::ApiState;
 
-/// All paths.
+/// The router of all routes.
 pub fn router(services: Services) -> Router {
     let (registry, metrics) = (services.registry.clone(), services.metrics.clone());
     let router = routes::routes().into_iter().fold(Router::new(), |router, route| {

@@ -1,4 +1,4 @@
-//! What the operator asks for, by the admin socket alone.
+//! What the operator asks for, on the admin socket only.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -51,8 +51,8 @@ pub(super) async fn label(
     registry
         .change(move |state| -> Result<_, ApiError> {
             let mut record = state.node(&node).ok_or_else(|| ApiError::NoSuchNode(node.clone()))?.clone();
-            // What was set before there was a Node object goes on to count, and nobody else can
-            // remove it.
+            // Labels that were set before there was a Node object still count, and can only be
+            // removed here.
             let only_removes = patch.values().all(Option::is_none);
             if record.object.is_some() && !only_removes {
                 return Err(match trust.counting {
@@ -88,7 +88,7 @@ pub(super) async fn deregister(
         .change(move |state| -> Result<_, ApiError> {
             let (rows, changes) = match state.deregistration(&node, now) {
                 Some(deregistration) => deregistration,
-                // It is gone already, and its segments need not be kept for it any more.
+                // The node is gone already. Its segments need not be kept for it any longer.
                 None => state.end_keeping_segments(&node, now).ok_or_else(|| ApiError::NoSuchNode(node.clone()))?,
             };
             tracing::info!(%node, segments = rows.len(), "deregistered");
@@ -216,7 +216,8 @@ pub(super) async fn reload(
     Ok(axum::Json(live.reload(&registry).await?))
 }
 
-/// Applies a JSON merge patch (RFC 7396) to labels, and holds them to Kubernetes' rules.
+/// Applies a JSON merge patch (RFC 7396) to labels. Refuses what Kubernetes' rules for labels
+/// forbid.
 fn patched(mut labels: BTreeMap<String, String>, patch: LabelsPatch) -> Result<BTreeMap<String, String>, ApiError> {
     for (key, value) in patch {
         match value {
@@ -270,7 +271,7 @@ fn segment_info(row: &Row, quarantine: i64, now: Seconds) -> SegmentInfo {
     }
 }
 
-/// Shows nodes to the operator.
+/// Collects what the operator sees of a node.
 #[derive(Clone)]
 pub(super) struct NodeInfos {
     live: Arc<LiveConfig>,

@@ -1,4 +1,4 @@
-//! Refusals as HTTP answers (RFC 9457), and in the log.
+//! Errors as HTTP responses (RFC 9457), and in the log.
 
 use axum::extract::Request;
 use axum::http::{StatusCode, header};
@@ -11,10 +11,10 @@ use super::error::ApiError;
 use crate::logs;
 use crate::observe::requests::ProblemKind;
 
-/// What the log says of a refusal, once it is known to whom it was given; in the extensions of the
-/// answer.
+/// What the log says of an error. It travels in the extensions of the response to [`log`], which
+/// knows the caller.
 #[derive(Clone, Debug)]
-struct Said {
+struct LoggedError {
     status: u16,
     text: String,
 }
@@ -26,8 +26,8 @@ impl IntoResponse for ApiError {
         // A struct of strings always serialises.
         let body = serde_json::to_vec(&problem).unwrap_or_default();
         let kind = axum::Extension(ProblemKind(self.name()));
-        let said = axum::Extension(Said { status: problem.status, text: problem.detail });
-        let mut response = (status, kind, said, [(header::CONTENT_TYPE, PROBLEM_MEDIA_TYPE)], body).into_response();
+        let logged = axum::Extension(LoggedError { status: problem.status, text: problem.detail });
+        let mut response = (status, kind, logged, [(header::CONTENT_TYPE, PROBLEM_MEDIA_TYPE)], body).into_response();
         if let Some(seconds) = self.retry_after() {
             response.headers_mut().insert(header::RETRY_AFTER, seconds.into());
         }
@@ -35,15 +35,15 @@ impl IntoResponse for ApiError {
     }
 }
 
-/// Answers a request. A refusal goes into the log, with the address of whoever asked.
+/// Middleware that logs errors, with the address of the caller.
 pub(super) async fn log(caller: Caller, request: Request, next: Next) -> Response {
     let mut response = next.run(request).await;
     let kind = response.extensions().get::<ProblemKind>().map_or("", |kind| kind.0);
-    let Some(Said { status, text }) = response.extensions_mut().remove::<Said>() else { return response };
+    let Some(LoggedError { status, text }) = response.extensions_mut().remove::<LoggedError>() else { return response };
     let may_tell = match (&caller.identity, kind) {
         (Identity::Operator, _) => true,
         (Identity::Nobody | Identity::Unrecognised(_), _) => logs::may_log_stranger(),
-        // Whoever has nothing but a certificate that does not count any more is one too.
+        // A caller whose certificate does not count any more is a stranger too.
         (_, "node-deregistered" | "certificate-superseded" | "certificate-expired") => logs::may_log_stranger(),
         _ => logs::may_log_node(),
     };

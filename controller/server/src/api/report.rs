@@ -1,4 +1,4 @@
-//! What a node says of itself.
+//! What a node reports about itself.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -22,7 +22,7 @@ use super::error::ApiError;
 use super::state::from_substates;
 use crate::live_config::LiveConfig;
 
-/// Takes what nodes report.
+/// What a report needs and changes.
 #[derive(Clone)]
 pub(super) struct Reports {
     registry: Registry,
@@ -34,7 +34,8 @@ pub(super) struct Reports {
 
 from_substates!(Reports { registry, live, tunnels, addresses, claims });
 
-/// However many addresses a node has, it gets a view; what peers cannot use is left out.
+/// Takes a report. Addresses that peers cannot use, and those beyond the limit, are left out: the
+/// node gets its view nevertheless.
 pub(super) async fn report(
     State(reports): State<Reports>,
     caller: Caller,
@@ -48,8 +49,8 @@ pub(super) async fn report(
     }
     let settings = live.now();
     let tunnelled = settings.networks.tunnelled(shown.role);
-    // A report that came through a tunnel, or from this very machine, says nothing about where the
-    // node is.
+    // The source address of a report says nothing about the node's place if the report came through
+    // a tunnel or from this machine.
     let observed = caller.address.map(|address| address.to_canonical());
     let observed = observed.filter(|address| is_reachable(address, tunnelled.clone()));
     let place =
@@ -58,8 +59,8 @@ pub(super) async fn report(
         tunnels.reported(&node, count);
     }
     tunnels.refused(&node, report.refused_view.as_deref());
-    let place = addresses.now_or_later(&node, place).await;
-    let noted = Noted { node, serial: shown.serial, place, segments: report.segments };
+    let place = addresses.now_or_postpone(&node, place).await;
+    let noted = NotedReport { node, serial: shown.serial, place, segments: report.segments };
     let (mut taken, mut conflicts) = note_report(&registry, &live, noted.clone()).await?;
     // Another replica may have granted a segment that this one does not know yet.
     let unknown = conflicts.iter().any(|conflict| matches!(conflict, ClaimConflict::Unknown { .. }));
@@ -69,13 +70,13 @@ pub(super) async fn report(
         taken.extend(more);
         conflicts = remaining;
     }
-    claims.tell(&noted.node, &taken, conflicts);
+    claims.publish(&noted.node, &taken, conflicts);
     Ok(StatusCode::NO_CONTENT)
 }
 
 /// The part of a report that the registry notes.
 #[derive(Clone)]
-struct Noted {
+struct NotedReport {
     node: NodeName,
     /// Serial of the certificate that the node showed.
     serial: String,
@@ -85,12 +86,12 @@ struct Noted {
     segments: Vec<IpNetwork>,
 }
 
-/// Notes where a node is.
-fn settle(record: &mut NodeRecord, state: &Rows, place: &ReportedAddresses) {
+/// Writes a node's place into its record.
+fn set_place(record: &mut NodeRecord, state: &Rows, place: &ReportedAddresses) {
     record.reported.clone_from(&place.reported);
     record.port = place.port;
-    // Between the controller and the nodes something may put its own address in the place of
-    // theirs: a cloud node that forwards, for one.
+    // Something between the nodes and the controller, such as a cloud node that forwards, may
+    // replace their address by its own.
     let of_the_cloud = |address: &IpAddr| {
         let mut others = state.nodes_of_role(Role::Hub).chain(state.nodes_of_role(Role::Cloud));
         record.role == Role::Edge && others.any(|other| other.is_at(address))
@@ -104,14 +105,14 @@ fn settle(record: &mut NodeRecord, state: &Rows, place: &ReportedAddresses) {
 async fn note_report(
     registry: &Registry,
     live: &Arc<LiveConfig>,
-    noted: Noted,
+    noted: NotedReport,
 ) -> Result<(Vec<IpNetwork>, Vec<ClaimConflict>), ApiError> {
     let (live, now) = (live.clone(), registry.clock.now());
     let plan = move |state: &mut Rows| -> Result<_, ApiError> {
         let node = &noted.node;
         let mut record = state.node(node).ok_or_else(|| ApiError::Deregistered(node.clone()))?.clone();
         if let Some(place) = &noted.place {
-            settle(&mut record, state, place);
+            set_place(&mut record, state, place);
         }
         certificates::note_use(&mut record, &noted.serial);
         state.note_reported(&mut record);
@@ -126,7 +127,7 @@ async fn note_report(
     registry.change(plan).await
 }
 
-/// Notes changes of nodes' addresses, those of one node not too often.
+/// Notes changes of nodes' places. A node that moves often has to wait.
 #[derive(Clone)]
 pub(super) struct AddressChanges {
     registry: Registry,
@@ -136,14 +137,14 @@ pub(super) struct AddressChanges {
 from_substates!(AddressChanges { registry, stopping });
 
 impl AddressChanges {
-    /// Whether a node may change its place now: then the place is given back. Otherwise it is noted
-    /// when the node's turn comes.
-    async fn now_or_later(&self, node: &NodeName, place: ReportedAddresses) -> Option<ReportedAddresses> {
+    /// Returns the place if the node may change it now. Otherwise the place stays as it is, or is
+    /// noted later.
+    async fn now_or_postpone(&self, node: &NodeName, place: ReportedAddresses) -> Option<ReportedAddresses> {
         let stays = {
             let view = self.registry.read().await;
             view.state().node(node).is_some_and(|record| {
                 let mut there = record.clone();
-                settle(&mut there, view.state(), &place);
+                set_place(&mut there, view.state(), &place);
                 there == *record
             })
         };
@@ -156,23 +157,23 @@ impl AddressChanges {
             ChangeDecision::AlreadyScheduled => None,
             ChangeDecision::Schedule => {
                 tracing::warn!(%node, "its addresses change often; the latest ones are passed on a little later");
-                let later = self.clone().note_later(node.clone());
+                let later = self.clone().note_postponed(node.clone());
                 tokio::spawn(self.stopping.clone().run_until_cancelled_owned(later));
                 None
             }
         }
     }
 
-    /// Notes where a node is when its turn comes.
-    async fn note_later(self, name: NodeName) {
+    /// Notes the latest place of a node when it may change again.
+    async fn note_postponed(self, name: NodeName) {
         let changes = &self.registry.address_changes;
         while let Some(place) = changes.next(&name).await {
             let (node, at) = (name.clone(), place.clone());
             let noted = self.registry.change(move |state| -> Result<_, ApiError> {
-                // It may have been deregistered meanwhile.
+                // The node may have been deregistered meanwhile.
                 let changed = state.node(&node).map(|record| {
                     let mut record = record.clone();
-                    settle(&mut record, state, &at);
+                    set_place(&mut record, state, &at);
                     Change::PutNode(record)
                 });
                 Ok(((), changed.into_iter().collect()))
@@ -204,16 +205,16 @@ mod tests {
         let mut edge = NodeRecord::new("edge".parse().unwrap(), Role::Edge, 0);
         let state = Rows::load(Snapshot { nodes: vec![hub.clone(), cloud, edge.clone()], ..Snapshot::default() }, true);
         for of_the_cloud in [1, 2] {
-            settle(&mut edge, &state, &place(seen(of_the_cloud)));
+            set_place(&mut edge, &state, &place(seen(of_the_cloud)));
             assert_eq!(edge.observed, None);
         }
-        settle(&mut edge, &state, &place(seen(7)));
+        set_place(&mut edge, &state, &place(seen(7)));
         assert_eq!(edge.observed, seen(7));
         for nothing_new in [seen(1), None] {
-            settle(&mut edge, &state, &place(nothing_new));
+            set_place(&mut edge, &state, &place(nothing_new));
             assert_eq!(edge.observed, seen(7));
         }
-        settle(&mut hub, &state, &place(seen(1)));
+        set_place(&mut hub, &state, &place(seen(1)));
         assert_eq!(hub.observed, seen(1), "a hub's own");
     }
 }

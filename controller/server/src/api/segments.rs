@@ -1,4 +1,4 @@
-//! A node's segments: applying for more, and listing them.
+//! A node's segments: lists them, and takes applications for more.
 
 use std::sync::Arc;
 

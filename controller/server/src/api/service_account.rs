@@ -23,7 +23,7 @@ pub(super) struct AccountReviews {
 from_substates!(AccountReviews { reviewer, reviews });
 
 impl AccountReviews {
-    /// Whether the API server is to be asked about this.
+    /// Refuses what cannot be a valid token, without a request to the API server.
     pub(super) fn check(&self, token: &str, now: Seconds) -> Result<(), ApiError> {
         self.reviewer()?;
         service_token::check(token, now).map_err(ApiError::ServiceAccount)
@@ -37,7 +37,7 @@ impl AccountReviews {
         })
     }
 
-    /// Has a service account token looked at.
+    /// Asks the API server for the role with which the holder of this token may join as `node`.
     pub(super) async fn review(&self, token: &str, node: &NodeName, caller: &Caller) -> Result<Role, ApiError> {
         let turn = self.reviews.turn(caller.address).await;
         let _turn = turn.ok_or_else(|| ApiError::TokenReview("too many tokens wait for it; try again".into()))?;

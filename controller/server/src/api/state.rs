@@ -1,4 +1,4 @@
-//! What the server gives to the API, and which part of it a handler may ask for.
+//! What the server hands to the API, and the parts that a handler can ask for.
 
 use std::sync::Arc;
 
@@ -19,29 +19,29 @@ use super::unauthenticated_body::BodyBudget;
 use crate::live_config::LiveConfig;
 use crate::observe::Metrics;
 
-/// What the server gives to the API.
+/// What the server hands to the API.
 pub struct Services {
-    /// The state and how it changes.
+    /// The rows, and how they change.
     pub registry: Registry,
     /// Signs certificates.
     pub ca: Arc<Ca>,
     /// The configuration in force.
     pub live: Arc<LiveConfig>,
-    /// Asks the API server about service account tokens, where nodes may join by them.
+    /// Reviews service account tokens; `None` if nodes may not join by them.
     pub reviewer: Option<Reviewer>,
-    /// What is counted.
+    /// Counters.
     pub metrics: Metrics,
     /// Publishes Kubernetes Events.
     pub events: Events,
     /// What nodes report of their tunnels.
     pub tunnels: TunnelReports,
-    /// What nodes say they hold and do not.
+    /// Segments that nodes say they hold and that are not theirs.
     pub conflicts: ClaimConflicts,
     /// Whether labels of Node objects put nodes into communities.
     pub label_trust: watch::Receiver<LabelTrust>,
-    /// Nodes of which the operator is asked whether they are gone.
+    /// Nodes that lost their Node object and wait for the operator's word.
     pub asked: Asked,
-    /// Cancelled when the server stops: ends the view streams.
+    /// Cancelled when the server stops; then the view streams end.
     pub stopping: CancellationToken,
 }
 
@@ -97,7 +97,7 @@ substates! {
     stopping: CancellationToken,
 }
 
-/// Builds a part of the router's state that consists of several others.
+/// Implements `FromRef` for a struct of which each field is a part of the state.
 macro_rules! from_substates {
     ($type:ident { $($field:ident),* $(,)? }) => {
         impl axum::extract::FromRef<$crate::api::state::ApiState> for $type {

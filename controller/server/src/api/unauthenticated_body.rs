@@ -1,9 +1,8 @@
-//! Bodies of requests that no certificate vouches for: read into memory within one budget for
-//! all of them, whoever sends them.
+//! Bodies of requests without a certificate. All of them share one budget of memory.
 //!
-//! A body counts from its first moment and with what it has grown to. Where the budget is spent,
-//! what came first from where the most comes makes room ([`FairShares`]): a node that joins sends
-//! its 2 KiB at once, and is through before it is the oldest.
+//! A body counts from its first octet, with the memory that it has grown to. When the budget is
+//! used up, the oldest body from the network that sends the most is dropped ([`FairShares`]). A
+//! node that joins sends its 2 KiB at once, so its body is complete before it is the oldest.
 
 use std::net::{IpAddr, Ipv6Addr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -18,28 +17,28 @@ use super::body::check_media_type;
 use super::caller::Caller;
 use super::error::ApiError;
 
-/// Octets of all bodies together.
+/// Memory for all bodies together, octets.
 const BUDGET: usize = 4 * 1024 * 1024;
-/// Largest body, octets. A join has 1 KiB; with the token of a service account, 3 KiB.
+/// Largest body, octets. A join takes 1 KiB, and 3 KiB with a service account token.
 const LIMIT: usize = 16 * 1024;
-/// By what a body grows in memory. It has so much from the beginning, and what else a request costs
-/// is counted with it.
+/// Octets by which the memory of a body grows. A body has this much from the start, which also
+/// covers what else a request costs.
 const STEP: usize = 4 * 1024;
-/// Time for a body to arrive.
+/// How long a body may take to arrive.
 const TIMEOUT: Duration = Duration::from_secs(15);
 
-/// The budget.
+/// The memory that is left for bodies, and who uses the rest.
 #[derive(Clone, Debug, Default)]
 pub(super) struct BodyBudget(Arc<Mutex<FairShares>>);
 
-/// A body that arrives.
+/// A body while it arrives.
 struct Arriving<'a> {
     bodies: &'a BodyBudget,
     from: IpAddr,
     share: Share,
 }
 
-/// A whole body, of which nothing has been looked at.
+/// A complete body that has not been parsed.
 pub(super) struct UnauthenticatedBody(pub(super) Zeroizing<Vec<u8>>);
 
 impl BodyBudget {
@@ -47,7 +46,7 @@ impl BodyBudget {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Makes room for so many octets more.
+    /// Drops bodies until this many octets are free.
     fn make_room(shares: &mut FairShares, from: IpAddr, octets: usize, now: Instant) {
         while shares.total() + octets > BUDGET {
             if shares.displace_for(from, octets, Duration::ZERO, now).is_none() {
@@ -74,11 +73,11 @@ impl BodyBudget {
 }
 
 impl Arriving<'_> {
-    /// Copies what arrives: a small part of a frame would keep the whole buffer that it came in.
+    /// Copies what arrives: a small part of a frame would keep its whole buffer in memory.
     async fn take(&self, mut body: axum::body::Body) -> Result<Zeroizing<Vec<u8>>, ApiError> {
         let mut bytes = Zeroizing::new(Vec::with_capacity(STEP));
         while let Some(frame) = body.frame().await {
-            // What hyper says of it holds nothing that came.
+            // The text of hyper's error holds nothing of the body.
             let frame = frame.map_err(|error| ApiError::BadJson(error.to_string()))?;
             let Ok(data) = frame.into_data() else { continue };
             let length = bytes.len() + data.len();
@@ -100,7 +99,7 @@ impl Arriving<'_> {
     fn grow(&self, more: usize) -> Result<(), ApiError> {
         let mut shares = self.bodies.shares();
         BodyBudget::make_room(&mut shares, self.from, more, Instant::now());
-        // It may have had to make room for itself.
+        // This body may be the one that was dropped.
         if shares.grow(self.share, more) { Ok(()) } else { Err(ApiError::Crowded) }
     }
 }
@@ -120,7 +119,7 @@ where
     async fn from_request(request: Request, state: &S) -> Result<Self, ApiError> {
         check_media_type(request.headers())?;
         let address = request.extensions().get::<Caller>().and_then(|caller| caller.address);
-        // Its headers go here: they are not kept while the body arrives.
+        // This drops the headers: they are not kept while the body arrives.
         let body = request.into_body();
         BodyBudget::from_ref(state)
             .read(address.unwrap_or(Ipv6Addr::UNSPECIFIED.into()), body)

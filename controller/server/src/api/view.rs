@@ -1,4 +1,4 @@
-//! A node's view: once, or as a stream of lines for as long as it likes.
+//! A node's view: once, or as a stream of lines until the reader leaves.
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -25,11 +25,11 @@ use super::state::from_substates;
 use crate::live_config::LiveConfig;
 use crate::observe::{Ended, Metrics, OpenStream};
 
-/// A reader that does not take a line within this time is cut off.
+/// If a reader does not take a line within this time, its connection is cut.
 const SLOWEST_READER: Duration = Duration::from_secs(20);
 
-/// Streams that are handed over to other controllers in one second when this one stops, and the
-/// time in which all must have been.
+/// How many streams are handed over to other controllers in one second when this one stops, and how
+/// long that may take for all of them.
 const HANDED_OVER_A_SECOND: u32 = 2000;
 const HANDOVER: Duration = Duration::from_secs(5);
 
@@ -49,13 +49,13 @@ pub(super) struct Parameters {
     epoch: Option<String>,
 }
 
-/// Streams of one node's view at once. A node has one, and others that it has lost and that end
-/// when that is known of them; each is told of every change.
+/// How many streams of its view a node may have open. It uses one. Others may be left of
+/// connections that it lost, until the controller notices; each of them gets every change.
 const MOST_STREAMS: usize = 16;
 
 type Line = ViewEvent<PeerJson>;
 
-/// Where views come from, and who hears of their streams.
+/// What a stream needs.
 #[derive(Clone)]
 pub(super) struct ViewStreams {
     registry: Registry,
@@ -86,28 +86,28 @@ pub(super) async fn view(
     let mut changes = view.watch(&node).ok_or_else(missing)?;
     streams.tunnels.begins(&node);
     drop(view);
-    // The first view is a change like any other.
+    // So that the first view is sent.
     changes.mark_changed();
-    // One line waits at most. What changes meanwhile is joined into one later line.
+    // At most one line waits. Changes in the meantime become one later line.
     let (lines, taken) = mpsc::channel(1);
     let reader = Reader::new(&parameters, streams.registry.epoch());
-    tokio::spawn(push(streams, caller, node, reader, changes, lines));
+    tokio::spawn(send_lines(streams, caller, node, reader, changes, lines));
     let body = futures_util::stream::unfold(taken, async |mut taken| {
         taken.recv().await.map(|line: Bytes| (Ok::<_, Infallible>(line), taken))
     });
     Ok(([(header::CONTENT_TYPE, "application/x-ndjson")], Body::from_stream(body)).into_response())
 }
 
-/// What a reader wants and knows.
+/// What a reader asked for, and what it knows.
 struct Reader {
-    /// Only what changes, once it has a view.
+    /// Whether it wants only changes after its first view.
     changes: bool,
-    /// It has a view of this version from elsewhere: another replica, or an earlier run. It is told
-    /// of none that is older.
+    /// The version that it has from elsewhere: another replica, or an earlier run. It gets no older
+    /// view. 0 once this replica knows that version.
     not_before: u64,
-    /// It waits for that, which was said in the log.
+    /// Whether it waits for that version, which the log says once.
     waits: bool,
-    /// It knows this version of this epoch.
+    /// The version of this epoch that it has; `None` if it needs a whole view.
     known: Option<u64>,
 }
 
@@ -119,8 +119,9 @@ impl Reader {
     }
 }
 
-/// Writes lines until the reader leaves, the server stops, or the node may no longer read.
-async fn push(
+/// Sends lines until the reader leaves, the server stops, or the node may not read its view any
+/// more.
+async fn send_lines(
     streams: ViewStreams,
     caller: Caller,
     node: NodeName,
@@ -147,7 +148,7 @@ async fn push(
             },
             _ = heartbeat.tick() => true,
         };
-        let event = match next(&streams, &caller, &node, &mut reader, &mut changes).await {
+        let event = match next_line(&streams, &caller, &node, &mut reader, &mut changes).await {
             Ok(Some(event)) => event,
             Ok(None) if quiet => Line::Heartbeat { version: reader.known.unwrap_or(0) },
             Ok(None) => continue,
@@ -169,7 +170,7 @@ async fn push(
     }
 }
 
-/// The word that tells lines apart.
+/// The kind of a line, for the metrics.
 fn kind(event: &Line) -> &'static str {
     match event {
         Line::View { .. } => "view",
@@ -186,8 +187,8 @@ fn line(event: &Line) -> Bytes {
     line.into()
 }
 
-/// Hands a node over to another controller. Not all of them at the same moment: each is a TLS
-/// handshake for those who stay.
+/// Sends the node to another controller. The streams end one after the other: each of them costs
+/// the other controllers a TLS handshake.
 async fn say_goodbye(lines: &mpsc::Sender<Bytes>, stream: &OpenStream) {
     let open = u32::try_from(stream.open_now()).unwrap_or(0);
     let all = HANDOVER.min(Duration::from_secs(1) * open / HANDED_OVER_A_SECOND);
@@ -196,21 +197,21 @@ async fn say_goodbye(lines: &mpsc::Sender<Bytes>, stream: &OpenStream) {
         () = lines.closed() => return,
     }
     let event = Line::Goodbye { reason: "it is stopping".into() };
-    // Whoever does not take it now is cut off with everything else.
+    // A reader that does not take it now loses its connection when the server ends.
     if lines.send_timeout(line(&event), HANDOVER).await.is_ok() {
         stream.sent(kind(&event));
     }
 }
 
-/// What there is to tell, if anything.
-async fn next(
+/// The next line; `None` if nothing changed.
+async fn next_line(
     streams: &ViewStreams,
     caller: &Caller,
     node: &NodeName,
     reader: &mut Reader,
     changes: &mut watch::Receiver<u64>,
 ) -> Result<Option<Line>, ApiError> {
-    // Boxed: it is rare, and would make every stream larger.
+    // Boxed, because it is rare and would make each stream larger.
     if reader.not_before != 0 && !Box::pin(caught_up(streams, node, reader)).await {
         changes.mark_unchanged();
         caller.require_node_or_operator(&streams.registry.read().await, node, streams.registry.clock.now())?;
@@ -218,7 +219,7 @@ async fn next(
     }
     let view = streams.registry.read().await;
     caller.require_node_or_operator(&view, node, streams.registry.clock.now())?;
-    // Nothing is published while we look: what is published later is told later.
+    // Nothing is published while the state is read. What is published later is sent later.
     changes.mark_unchanged();
     let missing = || ApiError::NoSuchNode(node.clone());
     let touched = reader.known.and_then(|known| Some((known, view.delta_since(node, known)?)));
@@ -228,16 +229,16 @@ async fn next(
             Line::Change(streams.live.now().views.view_change(&view, node, known, &touched).ok_or_else(missing)?)
         }
         _ => {
-            let told = streams.live.now().views.view_json(&view, node).ok_or_else(missing)?;
-            Line::View { epoch: Some(streams.registry.epoch().to_owned()), view: Box::new(told) }
+            let whole = streams.live.now().views.view_json(&view, node).ok_or_else(missing)?;
+            Line::View { epoch: Some(streams.registry.epoch().to_owned()), view: Box::new(whole) }
         }
     };
     reader.known = Some(view.revision());
     Ok(Some(event))
 }
 
-/// Makes sure that the state is not older than what the reader has; `false` if that is not known
-/// yet.
+/// Makes sure that the state is not older than what the reader has. Returns `false` as long as that
+/// is not known.
 async fn caught_up(streams: &ViewStreams, node: &NodeName, reader: &mut Reader) -> bool {
     let version = reader.not_before;
     if streams.registry.read().await.revision() >= version {
@@ -248,8 +249,8 @@ async fn caught_up(streams: &ViewStreams, node: &NodeName, reader: &mut Reader) 
         .await
     {
         Ok(Ok(())) => {
-            // What is still older then is all that the store has. The reader finds out, and says
-            // so.
+            // If the state is still older, the store has nothing newer. The reader sees that, and
+            // reports it.
             if streams.registry.read().await.revision() < version {
                 tracing::warn!(%node, version, "it knows a later version than this store: was that restored from a backup?");
                 reader.known = None;
