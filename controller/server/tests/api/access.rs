@@ -1,4 +1,4 @@
-//! Who may do what.
+//! Which caller may do what.
 
 use crate::harness::{Cloud, Connection, Node, kind, request_of};
 use hyper::Method;
@@ -70,7 +70,7 @@ async fn a_certificate_of_another_authority_gets_no_connection() {
     let token = other.token("edge", None).await;
     let (_, body) = other.join(&token, "a", &request_of(&key)).await;
     let stranger = Node::new(&cloud, "a", body["certificate"].as_str().unwrap(), &key);
-    // TLS 1.3 lets a client speak before it hears that its certificate is refused: then the first
+    // In TLS 1.3 a client may send before it hears that its certificate is refused. Then the first
     // request fails.
     if let Ok(mut connection) = stranger.connect().await {
         let asked = tokio::spawn(async move { connection.ask(Method::GET, "/v1/nodes/a/view", None).await });
@@ -83,7 +83,7 @@ async fn a_certificate_ends_on_open_connections_too() {
     let cloud = Cloud::start().await;
     let node = cloud.node("edge", "a").await;
     let mut open = node.connect().await.unwrap();
-    // In TLS 1.3 a client is done before the server has seen its certificate.
+    // In TLS 1.3 a client finishes its handshake before the server has seen its certificate.
     assert_eq!(open.ask(Method::GET, "/v1/nodes/a/view", None).await.0, 200);
     cloud.clock.advance(7 * 24 * 3600);
     assert_eq!(kind(&open.ask(Method::GET, "/v1/nodes/a/view", None).await), (403, "certificate-expired"));

@@ -1,4 +1,4 @@
-//! Backups, and moving from one store to another, with the real program.
+//! Backups, and moves from one store to another, with the real program.
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-/// A program that serves one node and has tokens.
+/// A program that serves one node and has join tokens.
 struct Site {
     program: Program,
     node: Node,
@@ -44,14 +44,14 @@ fn done(program: &Program, args: &[&str]) -> String {
     text(&output.stderr)
 }
 
-/// What was said about a command that was refused.
+/// Runs a command that must be refused, and returns its error text.
 fn refused(program: &Program, args: &[&str]) -> String {
     let output = program.run(args);
     assert_eq!(output.status.code(), Some(1), "{args:?}: {}", text(&output.stderr));
     text(&output.stderr)
 }
 
-/// The lines of an archive, without those that say when it was made.
+/// The lines of an archive, without the lines with its time.
 fn rows(file: &Path) -> Vec<String> {
     let text = std::fs::read_to_string(file).unwrap();
     text.lines()
@@ -71,7 +71,7 @@ async fn held(node: &Node) -> Vec<String> {
     node.watch().await.view().await.segments.iter().map(ToString::to_string).collect()
 }
 
-/// The page /readyz, with its head.
+/// The answer to /readyz, with its head.
 async fn readyz(program: &Program) -> String {
     let mut stream = TcpStream::connect(program.addresses[1]).await.unwrap();
     stream.write_all(b"GET /readyz HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").await.unwrap();
@@ -121,7 +121,7 @@ async fn a_segment_that_a_node_uses_is_granted_to_no_other_after_an_old_backup_w
     done(&other, &["restore", file.to_str().unwrap(), "--config", config.to_str().unwrap()]);
     other.start();
     site.node.move_to_address(other.addresses[0]);
-    // As an agent does: it reports first, then it follows its view.
+    // As an agent does: it reports first and then follows its view.
     let report = |segments: &[String]| json!({"addresses": ["192.0.2.1"], "port": 4500, "segments": segments});
     let uses: Vec<String> = held.iter().map(ToString::to_string).collect();
     assert_eq!(site.node.ask(hyper::Method::PUT, "", Some(report(&uses))).await.0, 204);
@@ -134,7 +134,8 @@ async fn a_segment_that_a_node_uses_is_granted_to_no_other_after_an_old_backup_w
     let granted = second.watch().await.view().await.segments;
     assert!(granted.iter().all(|segment| !held.contains(segment)), "{granted:?} of {held:?}");
 
-    // Whoever uses what is another's does not get it, and the operator sees who it is.
+    // A node that uses another node's segment does not get it, and the operator sees which node it
+    // is.
     let claims = [granted[0].to_string(), later.clone(), "10.99.0.0/28".to_owned()];
     assert_eq!(second.ask(hyper::Method::PUT, "", Some(report(&claims))).await.0, 204);
     assert_eq!(second.watch().await.view().await.segments, granted);
@@ -145,7 +146,7 @@ async fn a_segment_that_a_node_uses_is_granted_to_no_other_after_an_old_backup_w
     assert!(told.len() == 2 && told[0].contains(&later) && told[0].contains("node edge-1's"), "{told:?}");
     let shown = text(&other.run(&["node", "list"]).stdout);
     assert!(shown.contains("edge-2: it uses") && shown.contains("10.99.0.0/28"), "{shown}");
-    // Once it is right again nothing is told any more.
+    // After a correct report nothing is shown any more.
     assert_eq!(second.ask(hyper::Method::PUT, "", Some(report(&claims[..1]))).await.0, 204);
     assert_eq!(other.json(&["node", "list"])[1]["conflicts"], json!([]));
 }
@@ -166,7 +167,7 @@ async fn after_an_old_backup_nothing_is_granted_before_every_edge_has_reported_w
     let config = other.path("c.toml");
     done(&other, &["restore", file.to_str().unwrap(), "--config", config.to_str().unwrap()]);
     other.start();
-    // A node comes that takes the next segment: the one that edge-1 uses.
+    // A new node takes the next segment, which edge-1 uses.
     let mut second = Node::join(other.addresses[0], ca(&other), &site.unused, "edge-2").await;
     assert!(held(&second).await.is_empty());
     let refused = second.apply("r", &["ipv4"]).await;
@@ -175,7 +176,7 @@ async fn after_an_old_backup_nothing_is_granted_before_every_edge_has_reported_w
     let ready = readyz(&other).await;
     assert!(ready.starts_with("HTTP/1.1 200") && ready.contains("[!]restore: no segment is granted"), "{ready}");
     assert_eq!(reports(&second, &[]).await, 204);
-    // A restart forgets neither the restore nor who has reported.
+    // A restart forgets neither the restore nor which nodes have reported.
     other.kill();
     other.start();
     second.move_to_address(other.addresses[0]);
@@ -250,7 +251,7 @@ async fn a_backup_taken_while_nodes_change_is_of_one_moment() {
     let makers: Vec<_> = std::iter::repeat_with(create).take(20).collect();
     for round in 0..5 {
         let file = program.path(&format!("backup-{round}"));
-        // It is read again and checked before it takes its place.
+        // The backup is read and checked before it gets its name.
         done(program, &["backup", file.to_str().unwrap()]);
     }
     makers.into_iter().for_each(|mut maker| assert!(maker.wait().unwrap().success()));
@@ -373,7 +374,7 @@ async fn what_was_exported_is_imported_whole_again_and_again_and_only_into_an_em
     assert!(said.contains("another certificate authority"), "{said}");
 }
 
-/// An archive of many rows, for what takes a while.
+/// An archive with many rows, for work that takes a while.
 fn large(site: &Site) -> String {
     let whole = std::fs::read_to_string(site.program.path("backup")).unwrap();
     let mut lines: Vec<Value> = whole.lines().map(|line| serde_json::from_str(line).unwrap()).collect();

@@ -1,4 +1,4 @@
-//! View streams that tell only what changes, and go on where an earlier one ended.
+//! View streams that send only changes, and continue where an earlier stream ended.
 
 use edge_types::api::ViewEvent;
 use edge_types::{NodeView, ViewChange};
@@ -14,7 +14,7 @@ fn gone(change: &ViewChange) -> Vec<&str> {
     change.gone.iter().map(|name| name.as_str()).collect()
 }
 
-/// The view as it is told to whoever only looks once.
+/// The view without a stream.
 async fn now(node: &Node) -> NodeView {
     let (status, body) = node.ask(Method::GET, "/view", None).await;
     assert_eq!(status, 200, "{body}");
@@ -97,7 +97,7 @@ async fn whoever_comes_from_another_run_or_too_long_ago_gets_the_whole_view() {
     let (view, other) = stream.first().await;
     assert_ne!(epoch, other);
     assert_eq!(view.peers.len(), 2);
-    // More than is remembered.
+    // More changes than the controller remembers.
     for _ in 0..50 {
         cloud.label("b", None).await;
         cloud.label("b", Some("alpha")).await;
@@ -106,7 +106,7 @@ async fn whoever_comes_from_another_run_or_too_long_ago_gets_the_whole_view() {
     let from = view.version;
     let (view, _) = a.watch_with(&format!("&changes=true&from={from}&epoch={other}")).await.first().await;
     assert_eq!(view, now(&a).await);
-    // The open stream was told all the same.
+    // The open stream got the change all the same.
     let moved = |change: &edge_types::ViewChange| {
         change.put.iter().flat_map(|peer| &peer.endpoints).any(|endpoint| endpoint.address.port() == 99)
     };
@@ -153,7 +153,7 @@ async fn a_reader_that_stops_reading_is_cut_off() {
     let [a, b, _c] = community(&cloud).await;
     let slow = a.watch_slowly("&changes=true").await;
     b.report(&["192.0.2.7"], 4500).await;
-    // Not before the server has lost patience.
+    // Not before the server's time limit.
     let connected = async || cloud.operator(Method::GET, "/v1/nodes", None).await.1[0]["connected"].clone();
     while connected().await == true {
         tokio::time::sleep(std::time::Duration::from_millis(100)).await;

@@ -1,4 +1,4 @@
-//! A controller for one test, and clients as nodes and the operator use them.
+//! A controller for one test, and clients that act as nodes and as the operator.
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -37,7 +37,7 @@ impl Cloud {
         Self::with("cluster_ranges = [\"10.77.0.0/24\", \"fd77::/118\"]").await
     }
 
-    /// With this content of `[segments]`.
+    /// Starts with this content of `[segments]`.
     pub(crate) async fn with(segments: &str) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("controller.toml");
@@ -60,15 +60,14 @@ impl Cloud {
         self.restart_with(clock).await
     }
 
-    /// With another clock.
+    /// Restarts with another clock.
     pub(crate) async fn restart_with(self, clock: Clock) -> Self {
         self.server.stop().await;
         let server = Server::start(self.config.clone(), clock.clone()).await.unwrap();
         Self { server, clock, ..self }
     }
 
-    /// Stops, and starts again after something was done to the state directory; why it does not
-    /// start.
+    /// Stops, changes the state directory, and starts again. Returns why it does not start.
     pub(crate) async fn restart_refused(self, meanwhile: impl FnOnce(&std::path::Path)) -> String {
         self.server.stop().await;
         meanwhile(&self.folder.path().join("state"));
@@ -84,12 +83,12 @@ impl Cloud {
         self.folder.path().join("state").join(file)
     }
 
-    /// Of the authority that signs.
+    /// Certificate of the signing authority.
     pub(crate) fn ca(&self) -> CertificateDer<'static> {
         CertificateDer::from_pem_file(self.state("ca.crt")).unwrap()
     }
 
-    /// Asks as the operator does.
+    /// Sends a request as the operator.
     pub(crate) async fn operator(&self, method: Method, path: &str, body: Option<Value>) -> Answer {
         try_operator(&self.folder.path().join("admin.sock"), method, path, body).await.unwrap()
     }
@@ -114,7 +113,7 @@ impl Cloud {
         self.operator(Method::DELETE, &format!("/v1/nodes/{node}"), None).await
     }
 
-    /// Joins with a token of its own.
+    /// Joins a node with a new token.
     pub(crate) async fn node(&self, role: &str, name: &str) -> Node {
         let token = self.token(role, None).await;
         let key = KeyPair::generate().unwrap();
@@ -129,7 +128,7 @@ impl Cloud {
     }
 }
 
-/// Asks as the operator does, at this admin socket; an error where no answer comes.
+/// Sends a request as the operator to this admin socket. Returns an error if there is no answer.
 pub(crate) async fn try_operator(
     socket: &Path,
     method: Method,
@@ -146,14 +145,14 @@ pub(crate) async fn try_operator(
     read(sender.send_request(request).await.map_err(std::io::Error::other)?).await
 }
 
-/// A certificate request as agents make it.
+/// A certificate request as agents create it.
 pub(crate) fn request_of(key: &KeyPair) -> String {
     let mut params = CertificateParams::default();
     params.distinguished_name = DistinguishedName::new();
     params.serialize_request(key).unwrap().pem().unwrap()
 }
 
-/// Certificate and intermediates.
+/// The certificate and its intermediates.
 pub(crate) fn chain(pem: &str) -> Vec<CertificateDer<'static>> {
     CertificateDer::pem_slice_iter(pem.as_bytes()).collect::<Result<_, _>>().unwrap()
 }
@@ -183,7 +182,7 @@ impl Node {
         Self { name: name.into(), address, tls: tls(ca, Some((chain, key))), leaf }
     }
 
-    /// Joins a controller that is not part of this process.
+    /// Joins a controller in another process.
     pub(crate) async fn join(address: SocketAddr, ca: CertificateDer<'static>, token: &JoinToken, name: &str) -> Self {
         let key = KeyPair::generate().unwrap();
         let body = json!({"token": *token.credential(), "node": name, "csr": request_of(&key)});
@@ -194,12 +193,12 @@ impl Node {
         Self::at(address, ca, name, chain(certificate), &key)
     }
 
-    /// After a restart of the controller, which then listens on another port.
+    /// Follows the controller to its new port after a restart.
     pub(crate) fn move_to(&mut self, cloud: &Cloud) {
         self.address = cloud.address();
     }
 
-    /// To another controller with the same authority.
+    /// Moves to another controller with the same authority.
     pub(crate) fn move_to_address(&mut self, address: SocketAddr) {
         self.address = address;
     }
@@ -208,14 +207,14 @@ impl Node {
         Connection::over(self.address, self.tls.clone()).await
     }
 
-    /// Asks for a certificate for this key by the present one: the answer, and the node with it.
+    /// Renews the certificate for this key, and returns the node with the new one.
     pub(crate) async fn renew(&self, cloud: &Cloud, key: &KeyPair) -> Node {
         let (status, body) = self.ask(Method::POST, "/certificate", Some(json!({"csr": request_of(key)}))).await;
         assert_eq!(status, 200, "{body}");
         Node::new(cloud, &self.name, body["certificate"].as_str().unwrap(), key)
     }
 
-    /// Asks below `/v1/nodes/NAME`.
+    /// Sends a request to a path below `/v1/nodes/NAME`.
     pub(crate) async fn ask(&self, method: Method, below: &str, body: Option<Value>) -> Answer {
         let path = format!("/v1/nodes/{}{below}", self.name);
         self.connect().await.unwrap().ask(method, &path, body).await
@@ -229,7 +228,7 @@ impl Node {
         self.ask(Method::PUT, "", Some(json!({"addresses": addresses, "port": port}))).await
     }
 
-    /// A connection that speaks TLS alone, for other versions of HTTP.
+    /// A connection with TLS only, for other versions of HTTP.
     pub(crate) async fn connect_tls(&self) -> TlsStream<TcpStream> {
         let mut tls = (*self.tls).clone();
         tls.alpn_protocols.clear();
@@ -241,13 +240,12 @@ impl Node {
         self.watch_with("").await
     }
 
-    /// With more parameters: `&name=value`...
+    /// Opens a view stream with further parameters: `&name=value`...
     pub(crate) async fn watch_with(&self, parameters: &str) -> Stream {
         self.watch_on(self.connect().await.unwrap(), parameters).await
     }
 
-    /// As [`Self::watch_with`], by a reader that takes a few octets and no more until its stream is
-    /// read.
+    /// Like [`Self::watch_with`], but the client takes only a few bytes until its stream is read.
     pub(crate) async fn watch_slowly(&self, parameters: &str) -> Stream {
         let connection = Connection::with_window(self.address, self.tls.clone(), 256).await.unwrap();
         self.watch_on(connection, parameters).await
@@ -283,17 +281,17 @@ pub(crate) fn tls(
 /// One HTTP/2 connection.
 pub(crate) struct Connection {
     sender: SendRequest<Full<Bytes>>,
-    /// What the server showed in TLS.
+    /// The server's certificate chain.
     pub(crate) chain: Vec<CertificateDer<'static>>,
 }
 
 impl Connection {
-    /// Without a certificate, to a controller that is not part of this process.
+    /// Connects without a certificate to a controller in another process.
     pub(crate) async fn anonymous(address: SocketAddr, ca: CertificateDer<'static>) -> std::io::Result<Self> {
         Self::over(address, tls(ca, None)).await
     }
 
-    /// Without a certificate, or with one.
+    /// Connects with the node's certificate, or without one.
     pub(crate) async fn open(cloud: &Cloud, node: Option<&Node>) -> std::io::Result<Self> {
         let tls = node.map_or_else(|| tls(cloud.ca(), None), |node| node.tls.clone());
         Self::over(cloud.address(), tls).await
@@ -303,7 +301,7 @@ impl Connection {
         Self::with_window(address, tls, None).await
     }
 
-    /// `window`: octets of an answer that the server may send before they are read.
+    /// `window`: bytes of an answer that the server may send before they are read.
     async fn with_window(
         address: SocketAddr,
         tls: Arc<rustls::ClientConfig>,
@@ -330,7 +328,7 @@ impl Connection {
         read(self.send(method, path, Full::new(body)).await.unwrap()).await.unwrap()
     }
 
-    /// An error where no answer comes: what became of the request is not known then.
+    /// Sends a request. Returns an error if there is no answer; its outcome is not known then.
     pub(crate) async fn try_ask(&mut self, method: Method, path: &str, body: Option<Value>) -> std::io::Result<Answer> {
         let body = body.map(|body| body.to_string()).unwrap_or_default();
         read(self.send(method, path, Full::new(body.into())).await?).await
@@ -424,7 +422,7 @@ impl Stream {
     }
 }
 
-/// The kind of a problem document, without its folder.
+/// Status and kind of a problem document, without the kind's URL prefix.
 pub(crate) fn kind(answer: &Answer) -> (u16, &str) {
     (answer.0, answer.1["type"].as_str().unwrap_or("no problem").trim_start_matches("/problems/"))
 }

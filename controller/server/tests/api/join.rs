@@ -1,4 +1,4 @@
-//! Joining by token, joining again, and renewing.
+//! Joins by token, repeated joins, and renewals.
 
 use crate::harness::{Cloud, Connection, Node, detail, kind, request_of};
 use edge_controller_domain::ca::request::hash;

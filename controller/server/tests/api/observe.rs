@@ -12,7 +12,7 @@ use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 impl Cloud {
-    /// Status, content type and text of a page for monitoring.
+    /// Status, content type and text of a monitoring page.
     async fn page(&self, path: &str) -> (u16, String, String) {
         let stream = tokio::net::TcpStream::connect(self.server.observe[0]).await.unwrap();
         let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.unwrap();
@@ -34,7 +34,7 @@ impl Cloud {
 
 type Labels = BTreeMap<String, String>;
 
-/// OpenMetrics text, every line of it understood.
+/// Parsed OpenMetrics text; every line must be understood.
 struct Scrape {
     samples: BTreeMap<(String, Labels), f64>,
 }
@@ -139,7 +139,8 @@ async fn metrics_count_what_happened_and_every_line_of_them_is_understood() {
         ("edge_controller_segments", &[("family", "ipv4"), ("state", "held")], 1.0),
         ("edge_controller_segments", &[("family", "ipv4"), ("state", "quarantined")], 1.0),
         ("edge_controller_segments", &[("family", "ipv6"), ("state", "free")], 0.0),
-        // Of four places each: one is reserved in IPv4, and two are held or in quarantine in both.
+        // Of four segments of each family: one is reserved in IPv4, and two are held or in
+        // quarantine in both.
         ("edge_controller_segments_free", &[("family", "ipv4")], 1.0),
         ("edge_controller_segments_free", &[("family", "ipv6")], 2.0),
         ("edge_controller_node_certificates_total", &[("action", "issued")], 3.0),
@@ -214,7 +215,7 @@ async fn what_is_missing_for_readiness_is_named_and_does_not_end_the_process() {
     assert_eq!(cloud.page("/healthz").await.0, 200);
 }
 
-/// A connection for monitoring that stays open between requests.
+/// A monitoring connection that stays open between requests.
 struct Kept(hyper::client::conn::http1::SendRequest<Empty<Bytes>>);
 
 impl Kept {
@@ -225,7 +226,7 @@ impl Kept {
         Self(sender)
     }
 
-    /// Whether it was answered; otherwise it was cut off.
+    /// Whether the request was answered; otherwise the connection was cut off.
     async fn ask(&mut self) -> bool {
         let request = Request::get("/healthz").header("host", "x").body(Empty::<Bytes>::new()).unwrap();
         match (self.0.ready().await, self.0.send_request(request).await) {
@@ -239,7 +240,7 @@ impl Kept {
 async fn the_oldest_connection_makes_room_however_busy_it_is() {
     let cloud = Cloud::start().await;
     let mut all = Vec::new();
-    // One more than there are places.
+    // One more than the limit.
     for _ in 0..65 {
         let mut kept = Kept::open(&cloud).await;
         assert!(kept.ask().await, "whoever comes is let in");
@@ -257,7 +258,7 @@ async fn the_oldest_connection_makes_room_however_busy_it_is() {
 async fn silent_connections_keep_no_probe_out_and_are_cut_off_themselves() {
     let cloud = Cloud::start().await;
     let mut silent = Vec::new();
-    // From the probe's own address: three times as many as there are places.
+    // From the probe's own address: three times the limit.
     for nth in 0..192 {
         let mut stream = tokio::net::TcpStream::connect(cloud.server.observe[0]).await.unwrap();
         if nth % 2 == 1 {
@@ -268,7 +269,7 @@ async fn silent_connections_keep_no_probe_out_and_are_cut_off_themselves() {
     for path in ["/healthz", "/readyz", "/metrics"] {
         assert_eq!(cloud.page(path).await.0, 200, "{path}");
     }
-    // The first ones made room, and the last ones take too long.
+    // The first connections were displaced, and the last ones take too long.
     for nth in [0, 1, 190, 191] {
         let _ = silent[nth].read_to_end(&mut Vec::new()).await;
     }
@@ -280,7 +281,7 @@ async fn neither_endless_headers_nor_a_protocol_of_its_own_disturb_the_next_prob
     for bad in [b"GET /healthz HTTP/1.1\r\n".as_slice(), b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", &[0x16, 3, 1, 2, 0, 1]] {
         let mut stream = tokio::net::TcpStream::connect(cloud.server.observe[0]).await.unwrap();
         stream.write_all(bad).await.unwrap();
-        // Until it is cut off.
+        // Until the server cuts it off.
         while stream.write_all(b"x-header: 0123456789abcdef\r\n").await.is_ok() {}
         assert_eq!(cloud.page("/healthz").await.0, 200);
     }

@@ -1,4 +1,4 @@
-//! Who takes more connections than others does so at their own cost.
+//! A client that takes more connections than others displaces its own.
 
 use std::net::Ipv4Addr;
 
@@ -9,9 +9,9 @@ use hyper::Method;
 use tokio::io::AsyncReadExt;
 use tokio::net::{TcpSocket, TcpStream};
 
-/// Connections that may be open at once without having shown a node's certificate.
+/// Largest number of connections without a node's certificate.
 const STRANGERS: usize = 1024;
-/// Connections that one node may have.
+/// Largest number of connections of one node.
 const OF_ONE_NODE: usize = 8;
 
 async fn silent(cloud: &Cloud) -> TcpStream {
@@ -28,7 +28,7 @@ async fn a_host_that_takes_all_places_of_strangers_keeps_no_node_of_another_out(
     for _ in 0..STRANGERS {
         silent_ones.push(silent(&cloud).await);
     }
-    // Connections are accepted in their order: all of the above have their places.
+    // Connections are accepted in order: all the earlier ones are admitted.
     assert_eq!(node.ask(Method::GET, "/view", None).await.0, 200);
     let ended = silent_ones[0].read(&mut [0]).await;
     assert!(matches!(ended, Ok(0) | Err(_)), "the oldest of that host made room");
@@ -44,8 +44,8 @@ async fn strangers_from_the_address_of_nodes_cut_none_of_them_off() {
     stream.view().await;
     let mut silent = Vec::new();
     for _ in 0..2 * STRANGERS {
-        // Refused when all are taken by such as have just come: closed, and perhaps before it was
-        // seen to be open.
+        // A connection is refused if all others are recent. It is closed, perhaps before the client
+        // sees it open.
         silent.push(TcpStream::connect(cloud.address()).await);
     }
     assert_eq!(open.ask(Method::GET, "/v1/nodes/edge-1/view", None).await.0, 200);
@@ -80,7 +80,7 @@ async fn where_few_files_may_be_open_strangers_leave_some_to_everyone_else() {
     for nth in 0..600 {
         let socket = TcpSocket::new_v4().unwrap();
         socket.bind((Ipv4Addr::new(127, 0, 9, 1), 0).into()).unwrap();
-        // A connection that gets no place is closed, which may be before it is seen to be open.
+        // A connection that is not admitted is closed, perhaps before the client sees it open.
         silent.push(socket.connect(program.addresses[nth % 2]).await);
     }
     let output = program.run(&["token", "create", "--role", "edge", "--node", "edge-1"]);

@@ -14,13 +14,13 @@ use serde_json::Value;
 pub(crate) struct Program {
     folder: tempfile::TempDir,
     pub(crate) server: Option<Child>,
-    /// Files that the server may have open, where a limit is set.
+    /// Limit of open files, if one is set.
     pub(crate) files: Option<u32>,
-    /// Where it serves nodes, and where health and metrics.
+    /// Addresses for nodes, and for health and metrics.
     pub(crate) addresses: [SocketAddr; 2],
-    /// What it says, in all its runs, once it serves.
+    /// Its log from when it serves, of all its runs.
     said: Arc<Mutex<Vec<String>>>,
-    /// Listens to the present run, or to the last one.
+    /// Reads the log of the present or the last run.
     listener: Option<JoinHandle<()>>,
 }
 
@@ -29,7 +29,7 @@ impl Program {
         Self::with("cluster_ranges = [\"10.77.0.0/16\"]\n")
     }
 
-    /// With this content of `[segments]`, and whatever tables come after it.
+    /// Configures this content of `[segments]`, and the tables after it.
     pub(crate) fn with(segments: &str) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let config = format!(
@@ -69,17 +69,17 @@ impl Program {
         serde_json::from_slice(&output.stdout).unwrap()
     }
 
-    /// Starts the server and waits until it says that it serves.
+    /// Starts the server and waits until it serves.
     pub(crate) fn start(&mut self) {
         self.serves().unwrap_or_else(|said| panic!("{said}"));
     }
 
-    /// Starts the server, which must end with 3 before it serves. Returns what it said.
+    /// Starts the server, which must exit with 3 before it serves. Returns its log.
     pub(crate) fn does_not_start(&mut self) -> String {
         self.serves().expect_err("it serves")
     }
 
-    /// Starts the server. Returns what it said, if it ended with 3 instead of serving.
+    /// Starts the server. Returns its log if it exited with 3 instead of serving.
     pub(crate) fn serves(&mut self) -> Result<(), String> {
         let config = self.path("c.toml");
         let mut command = self.command(&["run", "--config", config.to_str().unwrap()]);
@@ -104,7 +104,7 @@ impl Program {
             let (address, _) = said.split_once(field).unwrap().1.split_once(']').unwrap();
             address.parse().unwrap_or_else(|_| panic!("{said}"))
         });
-        // Someone must go on reading, or the server blocks when the pipe is full.
+        // The log must be read, or the server blocks when the pipe is full.
         let said = self.said.clone();
         self.listener = Some(std::thread::spawn(move || {
             lines.map_while(Result::ok).for_each(|line| said.lock().unwrap().push(line));
@@ -113,7 +113,7 @@ impl Program {
         Ok(())
     }
 
-    /// Starts the server and kills it after so long, wherever it is then.
+    /// Starts the server and kills it after this time, whatever it does then.
     pub(crate) fn start_and_kill(&self, after: Duration) {
         let config = self.path("c.toml");
         let mut server =
@@ -124,20 +124,20 @@ impl Program {
         server.wait().unwrap();
     }
 
-    /// Asks the server to end, as an operator does, and waits until it has. Returns its exit code.
+    /// Stops the server as an operator does, and waits. Returns its exit code.
     pub(crate) fn stop(&mut self) -> Option<i32> {
         let mut server = self.server.take().unwrap();
         kill_process(Pid::from_child(&server), Signal::TERM).unwrap();
         server.wait().unwrap().code()
     }
 
-    /// What it said from when it served until it ended, in all its runs.
+    /// Its log from when it served until it ended, of all its runs.
     pub(crate) fn log(&mut self) -> String {
         self.listener.take().unwrap().join().unwrap();
         self.said.lock().unwrap().iter().fold(String::new(), |log, line| log + line + "\n")
     }
 
-    /// The last lines that it said.
+    /// The last lines of its log.
     pub(crate) fn last_words(&self, count: usize) -> String {
         let said = self.said.lock().unwrap();
         said[said.len().saturating_sub(count)..].join("\n")

@@ -1,5 +1,4 @@
-//! Service account tokens of strangers, before a stand-in for the API server that counts what it is
-//! asked.
+//! Service account tokens of strangers. A stand-in for the API server counts its requests.
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -18,15 +17,15 @@ use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinSet;
 
-/// Reviews at once, and those of one source.
+/// Limits of concurrent reviews: in all, and of one source.
 const AT_ONCE: usize = 8;
 const OF_ONE_SOURCE: usize = 4;
 
-/// What the stand-in was asked.
+/// The stand-in for the API server.
 struct ApiServer {
-    /// Says of each review that it has come.
+    /// Receives a message for each review that arrives.
     came: mpsc::UnboundedReceiver<()>,
-    /// Lets so many be answered.
+    /// Permits for answers.
     answers: Arc<Semaphore>,
     most_at_once: Arc<AtomicUsize>,
     address: std::net::SocketAddr,
@@ -75,7 +74,7 @@ impl ApiServer {
         Self { came, answers, most_at_once, address }
     }
 
-    /// A controller that asks it.
+    /// A controller that uses it.
     async fn cloud(&self, folder: &std::path::Path) -> Cloud {
         let path = folder.join("kubeconfig");
         let kubeconfig = json!({
@@ -92,14 +91,14 @@ impl ApiServer {
     }
 }
 
-/// What nobody signed, and looks as if it were an API server's.
+/// An unsigned token that looks like one of an API server.
 fn token(audience: &str, end: i64) -> String {
     let part = |value: serde_json::Value| URL_SAFE_NO_PAD.encode(value.to_string());
     let claims = json!({"iss": "https://kubernetes.default.svc", "sub": "system:serviceaccount:edge-cni:edge-agent", "aud": [audience], "exp": end});
     format!("{}.{}.{}", part(json!({"alg": "RS256"})), part(claims), URL_SAFE_NO_PAD.encode([7; 256]))
 }
 
-/// Joins with it from there; the head of the answer.
+/// Joins with this token from the nth address. Returns the head of the answer.
 async fn join(door: Door, nth: usize, token: String) -> String {
     let body = json!({"service_account_token": token, "node": "edge-1", "csr": ""}).to_string();
     let mut stream = door.open(host(nth), b"http/1.1").await.unwrap();
@@ -121,7 +120,7 @@ async fn the_api_server_is_asked_about_few_tokens_at_once_and_never_about_what_i
     }
     assert!(api.came.try_recv().is_err(), "it was asked about what is none");
 
-    // One source alone has a part of the turns.
+    // One source alone gets only a part of the reviews.
     let mut joins = JoinSet::new();
     let one = token("edge-cni", now + 3600);
     for _ in 0..3 * OF_ONE_SOURCE {
@@ -130,7 +129,7 @@ async fn the_api_server_is_asked_about_few_tokens_at_once_and_never_about_what_i
     for _ in 0..OF_ONE_SOURCE {
         api.came.recv().await.unwrap();
     }
-    // Another's come while the first wait: its own, and no more than all may have.
+    // Other sources get their reviews while the first waits, up to the limit in all.
     for nth in 2..6 {
         for _ in 0..OF_ONE_SOURCE {
             joins.spawn(join(door.clone(), nth, one.clone()));
@@ -139,7 +138,7 @@ async fn the_api_server_is_asked_about_few_tokens_at_once_and_never_about_what_i
     for _ in OF_ONE_SOURCE..AT_ONCE {
         api.came.recv().await.unwrap();
     }
-    // Whoever asks for anything else is answered meanwhile.
+    // Other requests are answered in the meantime.
     assert!(join(door.clone(), 1, "a.b.c".into()).await.starts_with("HTTP/1.1 403"));
     assert_eq!(api.most_at_once.load(Ordering::SeqCst), AT_ONCE);
     api.answers.add_permits(1000);

@@ -1,4 +1,4 @@
-//! The authority is rolled over and retired while nodes are connected, and names change hands.
+//! The authority is rolled over and retired while nodes are connected, and node names change hands.
 
 use crate::harness::{Cloud, Connection, Node, detail, kind, request_of};
 use edge_controller_domain::ca::{hex, request::hash};
@@ -23,7 +23,7 @@ fn parsed<'a>(der: &'a CertificateDer<'_>) -> X509Certificate<'a> {
     X509Certificate::from_der(der).unwrap().1
 }
 
-/// The beginning of a node's certificate.
+/// Start of validity of a node's certificate.
 fn begins(node: &Node) -> i64 {
     parsed(&node.leaf).validity().not_before.timestamp()
 }
@@ -47,11 +47,11 @@ async fn a_rollover_cuts_nobody_off_tells_everybody_and_old_tokens_still_do() {
     assert!(told.version > before.version);
     assert_eq!((told.trust_anchors.len(), &told.trust_anchors[1]), (2, &before.trust_anchors[0]));
     assert_eq!(new["certificate"], told.trust_anchors[0].as_str(), "the first anchor is the one that signs");
-    // This node still trusts only the old authority and shows a certificate of it.
+    // This node still trusts only the old authority and uses a certificate of it.
     let renewed = node.renew(&cloud, &KeyPair::generate().unwrap()).await;
     assert!(parsed(&renewed.leaf).verify_signature(Some(parsed(&cloud.ca()).public_key())).is_ok());
     assert_eq!(renewed.ask(Method::GET, "/view", None).await.0, 200);
-    // A token pins the authority of its time, and the chain shows both.
+    // A token pins the authority of its time, and the chain has both.
     let chain = Connection::open(&cloud, None).await.unwrap().chain;
     assert!(chain.iter().any(|shown| hash(parsed(shown).public_key().raw) == token.ca_hash && *shown == old_root));
     assert_eq!(chain.last(), Some(&cloud.ca()));
@@ -60,7 +60,7 @@ async fn a_rollover_cuts_nobody_off_tells_everybody_and_old_tokens_still_do() {
     assert_eq!((status, joined["trust_anchors"].as_array().unwrap().len()), (200, 2));
     let later = cloud.token("edge", None).await;
     assert_ne!(later.ca_hash, token.ca_hash);
-    // All of it is as before after a restart.
+    // After a restart everything is as before.
     drop(stream);
     let cloud = cloud.restart().await;
     let mut node = node;
@@ -136,12 +136,12 @@ async fn peers_hear_at_once_that_the_certificates_of_a_name_that_changed_hands_a
     // A renewal, by the node itself, revokes nothing.
     let renewed = b.renew(&cloud, &KeyPair::generate().unwrap()).await;
     assert_eq!(from(&view_of(&a).await), first);
-    // Renewing often does not get it ahead of whoever comes after it.
+    // Frequent renewals give a node no later start than that of the next owner of its name.
     let mut latest = renewed;
     for _ in 0..5 {
         latest = latest.renew(&cloud, &KeyPair::generate().unwrap()).await;
     }
-    // Another machine takes the name over, all within the same second.
+    // Another machine takes over the name, all within one second.
     let token = cloud.token("edge", Some("b")).await;
     assert_eq!(from(&view_of(&a).await), first);
     let key = KeyPair::generate().unwrap();
@@ -150,7 +150,7 @@ async fn peers_hear_at_once_that_the_certificates_of_a_name_that_changed_hands_a
     let told = from(&stream.view().await);
     assert_eq!(told, begins(&taken));
     assert!(begins(&latest) < told && begins(&b) < told);
-    // The name is deregistered, and given to a third one.
+    // The name is deregistered and given to a third machine.
     cloud.deregister("b").await;
     assert!(stream.view().await.peers.is_empty());
     cloud.clock.advance(10);
@@ -176,7 +176,7 @@ async fn a_renewal_whose_answer_was_lost_is_answered_by_the_same_certificate_als
     for counts in [&node, &rolled] {
         assert_eq!(counts.ask(Method::GET, "/view", None).await.0, 200);
     }
-    // A replayed request of a certificate that counts no more brings nothing.
+    // A repeated renewal with a certificate that is no longer valid fails.
     rolled.renew(&cloud, &KeyPair::generate().unwrap()).await;
     let replayed = node.ask(Method::POST, "/certificate", Some(json!({"csr": request_of(&key)}))).await;
     assert_eq!(kind(&replayed), (403, "certificate-superseded"));
@@ -187,7 +187,7 @@ async fn a_node_whose_certificate_ended_while_it_was_away_comes_back_with_a_toke
     let cloud = Cloud::start().await;
     let node = cloud.node("edge", "edge-1").await;
     let mut open = node.connect().await.unwrap();
-    // In TLS 1.3 a client is done before the server has seen its certificate.
+    // In TLS 1.3 a client finishes its handshake before the server has seen its certificate.
     assert_eq!(open.ask(Method::GET, "/v1/nodes/edge-1/view", None).await.0, 200);
     cloud.clock.advance(7 * 24 * 3600);
     let late = open.ask(Method::POST, "/v1/nodes/edge-1/certificate", Some(json!({"csr": "x"}))).await;
@@ -221,7 +221,7 @@ async fn no_authority_is_begun_beside_nodes_that_trust_another_one() {
     let foreign = std::fs::read(other.folder.path().join("state/ca.json")).unwrap();
     let error = cloud.restart_refused(|state| std::fs::write(state.join("ca.json"), foreign).unwrap()).await;
     assert!(error.contains("not stored any more"), "{error}");
-    // Where nobody trusts it yet, a new one does no harm.
+    // If no node trusts the old authority yet, a new one does no harm.
     let before = other.ca();
     lose(&other.folder.path().join("state"));
     assert_ne!(other.restart().await.ca(), before);

@@ -1,5 +1,5 @@
-//! The OpenAPI document against the running server, by schemathesis: requests that fit it and
-//! requests that do not, as the operator and as a node.
+//! Checks the OpenAPI document against the running server with schemathesis: requests that fit it
+//! and requests that do not, as the operator and as a node.
 
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -8,7 +8,7 @@ use crate::harness::{Cloud, request_of};
 use rcgen::KeyPair;
 use tokio::net::{TcpListener, UnixStream};
 
-/// Where `.ci/install test` puts it.
+/// The path to which `.ci/install test` installs it.
 fn program() -> Option<PathBuf> {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/schemathesis/bin/schemathesis");
     if path.exists() {
@@ -19,7 +19,7 @@ fn program() -> Option<PathBuf> {
     None
 }
 
-/// schemathesis speaks TCP: what comes on this port goes to the admin socket.
+/// schemathesis needs TCP: relays this port to the admin socket.
 async fn relay(socket: PathBuf) -> std::net::SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
@@ -37,8 +37,8 @@ async fn run(cloud: &Cloud, url: &str, args: &[&str]) {
     let Some(program) = program() else { return };
     let folder = cloud.folder.path();
     let path = folder.join("schemathesis.toml");
-    // A stream that is watched never ends. What a schema does not say is refused with 422: what a
-    // certificate request holds, how an address is written, and that 592.0 is no whole number.
+    // A watch never ends. What a schema cannot express is refused with 422: the content of a
+    // certificate request, the form of an address, and that 592.0 is not an integer.
     let config = "[parameters]\n\"query.watch\" = \"false\"\n\"path.node\" = \"edge-1\"\n[checks.positive_data_acceptance]\n\
                   expected-statuses = [\"2xx\", 401, 403, 404, 409, 422]\n";
     std::fs::write(&path, config).unwrap();
@@ -61,9 +61,9 @@ async fn the_operator_gets_what_the_document_says() {
     let cloud = Cloud::start().await;
     cloud.node("edge", "edge-1").await;
     let url = format!("http://{}", relay(cloud.folder.path().join("admin.sock")).await);
-    // Without its node most of it would only be told that there is none.
+    // Without the node, most requests would only get 404.
     run(&cloud, &url, &["--exclude-operation-id", "deregister"]).await;
-    // Whatever it asked for, nothing else came of it than what was asked for.
+    // The requests had no other effect.
     assert_eq!(cloud.operator(hyper::Method::GET, "/v1/segments", None).await.0, 200);
 }
 

@@ -10,8 +10,8 @@ use std::process::{Command, Stdio};
 
 use crate::process::Program;
 
-/// A user without rights, as which root runs the program here: of a root's process every file in
-/// `/proc` is root's.
+/// The unprivileged user as which root runs the program here. Otherwise every file in `/proc` of
+/// the process would belong to root.
 const NOBODY: u32 = 65534;
 
 fn mode(path: &Path) -> u32 {
@@ -22,8 +22,8 @@ fn mode(path: &Path) -> u32 {
 fn no_core_is_written_and_no_process_of_the_same_user_may_look_into_its_memory() {
     let program = Program::new();
     let is_root = rustix::process::geteuid().is_root();
-    // The path to the program may be closed to that user; an open file is not. Not closed at exec:
-    // rustix's dup leaves the flag off.
+    // That user may not be able to reach the program's path, but can use an open file. The
+    // descriptor stays open at exec, because rustix's dup does not set the flag.
     let executable = rustix::io::dup(File::open(env!("CARGO_BIN_EXE_edge-controller")).unwrap()).unwrap();
     let mut command = Command::new(format!("/proc/self/fd/{}", executable.as_raw_fd()));
     if is_root {
@@ -40,7 +40,7 @@ fn no_core_is_written_and_no_process_of_the_same_user_may_look_into_its_memory()
     while std::io::BufRead::read_line(&mut log, &mut said).unwrap() > 0 && !said.contains("serving") {}
     let proc = |file: &str| Path::new("/proc").join(child.id().to_string()).join(file);
     let limits = fs::read_to_string(proc("limits")).unwrap_or_else(|error| panic!("{error}: {said}"));
-    // proc(5): of a process that is not dumpable these belong to root.
+    // proc(5): these files of a process that is not dumpable belong to root.
     let owner = fs::metadata(proc("mem")).map(|found| found.uid());
     child.kill().unwrap();
     child.wait().unwrap();
@@ -65,7 +65,7 @@ fn a_state_directory_and_files_that_were_open_to_others_are_closed_at_start() {
     fs::write(&outside, "another's").unwrap();
     fs::set_permissions(&outside, Permissions::from_mode(0o644)).unwrap();
     std::os::unix::fs::symlink(&outside, link).unwrap();
-    // What a restore left, and what a file system makes.
+    // Left by a restore, and created by a file system.
     for name in ["before-restore-2026", "lost+found"] {
         fs::DirBuilder::new().recursive(true).create(folder.join(name)).unwrap();
         fs::set_permissions(folder.join(name), Permissions::from_mode(0o755)).unwrap();
@@ -81,7 +81,7 @@ fn a_state_directory_and_files_that_were_open_to_others_are_closed_at_start() {
     assert_eq!(mode(&outside), 0o644, "what a link leads to is not ours");
 }
 
-/// Everything below a folder with its mode.
+/// Everything in a folder with its mode.
 fn modes(folder: &Path) -> BTreeMap<PathBuf, u32> {
     let mut found = BTreeMap::from([(folder.to_owned(), mode(folder))]);
     for entry in fs::read_dir(folder).unwrap() {
@@ -102,8 +102,8 @@ fn put(path: &Path, mode: u32) {
 
 #[test]
 fn a_folder_that_others_share_is_refused_and_nothing_in_it_changes() {
-    // As `/var/lib`, as `/tmp`, as a folder of Kubernetes' certificates, and one whose like-named
-    // file is another's.
+    // Like `/var/lib`, like `/tmp`, like a folder of Kubernetes' certificates, and one with another
+    // user's file of the same name.
     for (folder_mode, names) in [
         (0o755, &["dpkg/status", "passwd"][..]),
         (0o770, &["passwd"]),
@@ -125,7 +125,7 @@ fn a_folder_that_others_share_is_refused_and_nothing_in_it_changes() {
         let said = program.does_not_start();
         assert!(said.contains("state_dir") && said.contains("name a folder of its own"), "{names:?}: {said}");
         assert_eq!(modes(&folder), before, "{names:?}");
-        // Closed to others by its owner's hand, it is nobody else's.
+        // If its owner has closed it, it is accepted.
         if !names.contains(&"ca.crt") {
             fs::set_permissions(&folder, Permissions::from_mode(0o700)).unwrap();
             program.start();

@@ -1,4 +1,4 @@
-//! Applying for segments, and what becomes of them.
+//! Applications for segments, and what becomes of the segments.
 
 use crate::harness::{Cloud, detail, kind};
 use hyper::Method;
@@ -74,7 +74,7 @@ async fn segments_of_a_deregistered_node_wait_out_the_quarantine_and_then_that_v
     let (mut one, _two) = (cloud.node("edge", "edge-1").await, cloud.node("edge", "edge-2").await);
     let (_, released) = cloud.deregister("edge-2").await;
     assert_eq!((&released[0]["segment"], &released[0]["state"]), (&json!("10.77.0.64/26"), &json!("quarantined")));
-    // Short of the quarantine by more than this test takes.
+    // The rest of the quarantine is longer than this test.
     cloud.clock.advance(50);
     let refused = one.apply("r-1", &["ipv4"]).await;
     assert_eq!(kind(&refused), (409, "range-exhausted"));

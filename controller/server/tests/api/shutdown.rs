@@ -1,4 +1,4 @@
-//! How the program ends when it is asked to.
+//! How the program stops when it is asked to.
 
 use std::process::ExitStatus;
 
@@ -11,8 +11,7 @@ use rustls_pki_types::pem::PemObject;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpStream, UnixStream};
 
-/// A program that runs, a node that follows its view, and a request of which the rest has not been
-/// sent.
+/// A running program, a node that follows its view, and a request that was sent in part.
 struct Busy {
     program: Program,
     stream: Stream,
@@ -36,7 +35,7 @@ impl Busy {
             BODY.len()
         );
         request.write_all(head.as_bytes()).await.unwrap();
-        // Only a request that the server has begun to read keeps it from ending.
+        // Only a request that the server has started to read keeps it from ending.
         let mut go_on = [0; b"HTTP/1.1 100 Continue\r\n\r\n".len()];
         request.read_exact(&mut go_on).await.unwrap();
         assert_eq!(&go_on, b"HTTP/1.1 100 Continue\r\n\r\n");
@@ -49,7 +48,7 @@ impl Busy {
         kill_process(pid, Signal::TERM).unwrap();
     }
 
-    /// What `/readyz` says.
+    /// The answer to `/readyz`.
     async fn ready(&self) -> String {
         let mut stream = TcpStream::connect(self.program.addresses[1]).await.unwrap();
         stream.write_all(b"GET /readyz HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").await.unwrap();
@@ -58,7 +57,7 @@ impl Busy {
         answer
     }
 
-    /// Reads the stream to its end; the last line's reason.
+    /// Reads the stream to its end and returns the reason in its last line.
     async fn goodbye(&mut self) -> String {
         let mut last = None;
         while let Some(line) = self.stream.line().await {
@@ -113,8 +112,8 @@ fn a_node_that_is_gone_without_a_word_does_not_keep_it_from_ending() {
     program.start();
     let token = text(&program.run(&["token", "create", "--role", "edge"]).stdout).parse().unwrap();
     let ca = CertificateDer::from_pem_file(program.path("state/ca.crt")).unwrap();
-    // What lives on this runtime does nothing any more once nobody waits on it: the kernel holds
-    // its connection open, and nobody answers.
+    // Tasks on this runtime stop when nothing runs it: the kernel keeps the connection open, and no
+    // one answers.
     let gone = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let stream = gone.block_on(async {
         let node = Node::join(program.addresses[0], ca, &token, "edge-1").await;

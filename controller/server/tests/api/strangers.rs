@@ -1,5 +1,5 @@
-//! What strangers cost: those who have shown no node's certificate, on many connections, with much
-//! that is never finished.
+//! The cost of strangers, who have shown no node's certificate, with many connections and
+//! unfinished requests.
 
 use std::net::Ipv4Addr;
 use std::sync::Arc;
@@ -18,12 +18,12 @@ use tokio::net::{TcpSocket, TcpStream};
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
-/// Connections of strangers.
+/// Number of strangers' connections.
 const CONNECTIONS: usize = 1000;
-/// Memory that all of it may take.
+/// Largest amount of memory for all of them.
 const MOST: u64 = 64 * 1024 * 1024;
 
-/// Where strangers reach a controller.
+/// The address at which strangers reach a controller.
 #[derive(Clone)]
 pub(crate) struct Door {
     pub(crate) address: std::net::SocketAddr,
@@ -40,7 +40,7 @@ impl Door {
         Self { address: cloud.address(), ca: cloud.ca() }
     }
 
-    /// A connection without a certificate, from this address.
+    /// Opens a connection without a certificate from this address.
     pub(crate) async fn open(&self, from: Ipv4Addr, protocol: &[u8]) -> std::io::Result<TlsStream<TcpStream>> {
         let socket = TcpSocket::new_v4()?;
         socket.bind((from, 0).into())?;
@@ -51,7 +51,7 @@ impl Door {
     }
 }
 
-/// The nth of many, on the loopback interface.
+/// The nth address of the loopback interface.
 pub(crate) fn host(nth: usize) -> Ipv4Addr {
     Ipv4Addr::from_bits(0x7f01_0000 + u32::try_from(nth).unwrap())
 }
@@ -72,7 +72,7 @@ const END_STREAM: u8 = 1;
 const END_HEADERS: u8 = 4;
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
-/// A header with a name of HPACK's static table, or one of its own; not indexed (RFC 7541 section
+/// A header with a name of HPACK's static table or a literal one, not indexed (RFC 7541 section
 /// 6.2.2).
 fn literal(name: &[u8], value: &str) -> Vec<u8> {
     [name, &[u8::try_from(value.len()).unwrap()], value.as_bytes()].concat()
@@ -86,7 +86,7 @@ fn head_of_join() -> Vec<u8> {
         .concat()
 }
 
-/// Begins and ends like a join, and is one nowhere.
+/// A body that starts and ends like a join and is not valid.
 fn half_a_body(length: usize) -> Vec<u8> {
     let mut body = br#"{"token":""#.to_vec();
     body.resize(length, b'a');
@@ -106,8 +106,8 @@ async fn slowly_by_http_1(door: &Door, from: Ipv4Addr, length: usize) -> Option<
     Some(stream)
 }
 
-/// HTTP/2 without a care for the server's settings: all that the first window of a connection
-/// takes, on several streams.
+/// HTTP/2 that ignores the server's settings: all that the first window of a connection takes, on
+/// several streams.
 async fn carelessly_by_http_2(door: &Door, from: Ipv4Addr) -> Option<TlsStream<TcpStream>> {
     let mut stream = door.open(from, b"h2").await.ok()?;
     let mut sent = [PREFACE, &frame(SETTINGS, 0, 0, &[])].concat();
@@ -120,7 +120,7 @@ async fn carelessly_by_http_2(door: &Door, from: Ipv4Addr) -> Option<TlsStream<T
     Some(stream)
 }
 
-/// HTTP/2 as it should be: as many streams, and as much on each, as the server takes.
+/// Correct HTTP/2: as many streams, and as much on each, as the server takes.
 async fn politely_by_http_2(door: &Door, from: Ipv4Addr) -> Option<tokio::task::JoinSet<()>> {
     let stream = door.open(from, b"h2").await.ok()?;
     let handshake = hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await;
@@ -183,7 +183,7 @@ async fn a_thousand_strangers_with_half_sent_bodies_take_little_memory_and_keep_
     assert_eq!(node.apply("r", &["ipv4"]).await.0, 200, "and comes back");
     Node::join(door.address, door.ca.clone(), &later, "edge-2").await;
 
-    // Until all that HTTP/1.1 holds was refused, for its size or its slowness, or made room.
+    // Until all HTTP/1.1 connections are refused for their size or slowness, or displaced.
     let mut refused = 0;
     for (raw, _) in &mut strangers {
         let Some(raw) = raw.as_mut().filter(|raw| raw.get_ref().1.alpn_protocol() == Some(b"http/1.1")) else {
@@ -200,8 +200,8 @@ async fn a_thousand_strangers_with_half_sent_bodies_take_little_memory_and_keep_
     assert_eq!(open.ask(Method::GET, path, None).await.0, 200);
 }
 
-/// Sends this on a connection of HTTP/1.1, and reads the head of the answer; nothing more is sent
-/// meanwhile.
+/// Sends a request on an HTTP/1.1 connection and reads the head of the answer; nothing else is sent
+/// in the meantime.
 pub(crate) async fn head_of_answer(stream: &mut TlsStream<TcpStream>, request: &str) -> String {
     stream.write_all(request.as_bytes()).await.unwrap();
     stream.flush().await.unwrap();
@@ -227,7 +227,7 @@ async fn whoever_may_not_is_refused_before_a_body_has_arrived() {
         ("PATCH /v1/nodes/b/labels", 401, 403),
         ("PUT /v1/communities/alpha", 401, 403),
         ("POST /v1/tokens", 401, 403),
-        // Neither one's certificate nor its path is looked at for what is not there.
+        // The request is refused before its certificate or its path is looked at.
         ("PUT /v1/nodes/Not_A_Name", 401, 422),
         ("POST /v1/other", 404, 404),
     ] {
@@ -297,7 +297,7 @@ async fn a_stranger_who_asks_without_end_is_cut_off_and_a_node_is_not() {
     for _ in 0..300 {
         assert_eq!(of_node.ask(Method::GET, "/v1/nodes/edge-1/view", None).await.0, 200);
     }
-    // A certificate that does not count any more makes no node.
+    // A peer with a certificate that is no longer valid is a stranger.
     cloud.deregister("edge-1").await;
     let (mut former, mut asked) = (node.connect().await.unwrap(), 0);
     while let Ok(answer) = former.try_ask(Method::GET, "/v1/nodes/edge-1/view", None).await {
@@ -307,13 +307,13 @@ async fn a_stranger_who_asks_without_end_is_cut_off_and_a_node_is_not() {
     }
 }
 
-/// Sends this again and again, with the number of the next stream, until the server takes no more;
-/// the connection must not last.
+/// Sends this repeatedly, with the number of the next stream, until the server takes no more. The
+/// connection must be cut off.
 async fn until_cut_off(door: &Door, first: &[u8], again: impl Fn(u32) -> Vec<u8>) {
     let mut stream = door.open(host(2), b"h2").await.unwrap();
     stream.write_all(&[PREFACE, &frame(SETTINGS, 0, 0, &[]), first].concat()).await.unwrap();
     let (mut reading, mut writing) = tokio::io::split(stream);
-    // Reads what comes, so that only what it sends is held against it.
+    // The answers are read, so that only what is sent counts.
     let reading = tokio::spawn(async move { drop(reading.read_to_end(&mut Vec::new()).await) });
     let mut sent = 0_u32;
     while writing.write_all(&again(sent)).await.is_ok() && !reading.is_finished() {
@@ -329,24 +329,24 @@ async fn floods_of_http_2_end_the_connection_and_nothing_else() {
     let node = cloud.node("edge", "edge-1").await;
     let mut open = node.connect().await.unwrap();
     let (door, path) = (Door::of_cloud(&cloud), "/v1/nodes/edge-1/view");
-    // Headers that never end (CVE-2024-27983 and its like).
+    // Headers that never end (CVE-2024-27983 and similar).
     let header = literal(b"\0\x01x", &"y".repeat(100));
     until_cut_off(&door, &frame(HEADERS, END_STREAM, 1, &head_of_join()), |_| frame(CONTINUATION, 0, 1, &header)).await;
-    // Empty ones, which add up to nothing.
+    // Empty frames, which add no length.
     until_cut_off(&door, &frame(HEADERS, END_STREAM, 1, &head_of_join()), |_| frame(CONTINUATION, 0, 1, &[])).await;
-    // Requests that are taken back at once (CVE-2023-44487).
+    // Requests that are cancelled at once (CVE-2023-44487).
     until_cut_off(&door, &[], |nth| {
         let stream = 2 * nth + 1;
         let cancel = 8_u32.to_be_bytes();
         [frame(HEADERS, END_HEADERS, stream, &head_of_join()), frame(RST_STREAM, 0, stream, &cancel)].concat()
     })
     .await;
-    // Frames of data that hold none.
+    // Empty DATA frames.
     until_cut_off(&door, &frame(HEADERS, END_HEADERS, 1, &head_of_join()), |_| frame(DATA, 0, 1, &[])).await;
-    // What costs the server an answer each.
+    // Frames that each cost the server an answer.
     until_cut_off(&door, &[], |_| frame(PING, 0, 0, &[7; 8]).repeat(100)).await;
     until_cut_off(&door, &[], |_| frame(SETTINGS, 0, 0, &[0, 4, 0, 0, 0xff, 0xff]).repeat(100)).await;
-    // Streams beyond the few that a stranger may have, all of them half.
+    // More streams than a stranger may have, all unfinished.
     until_cut_off(&door, &[], |nth| frame(HEADERS, END_HEADERS, 2 * nth + 1, &head_of_join())).await;
     assert_eq!(open.ask(Method::GET, path, None).await.0, 200);
     assert_eq!(node.ask(Method::GET, "/view", None).await.0, 200);
@@ -378,7 +378,7 @@ async fn a_handshake_that_grows_without_end_is_cut_off_by_its_size() {
     let mut hello = vec![1, 0, 0xf0, 0, 3, 3];
     hello.resize(4096, 0);
     for _ in 0..5 {
-        // It may be cut off before the last of it.
+        // The connection may be cut off before the end.
         let _ = stream.write_all(&[&[22, 3, 1, 0x10, 0], hello.as_slice()].concat()).await;
         hello.fill(0);
     }

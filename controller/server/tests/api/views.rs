@@ -1,4 +1,4 @@
-//! What nodes see, and when they hear of changes.
+//! What nodes see, and when changes reach them.
 
 use crate::harness::{Cloud, kind};
 use edge_types::api::ViewEvent;
@@ -53,8 +53,8 @@ async fn endpoints_are_those_reported_and_the_one_that_was_seen() {
     let (hub, edge) = (cloud.node("hub", "hub").await, cloud.node("edge", "edge-1").await);
     let mut stream = hub.watch().await;
     assert!(stream.view().await.peers[0].endpoints.is_empty(), "a peer without endpoints is a peer");
-    // Addresses in a cluster range and in the cloud's networks, some that mean something else
-    // elsewhere, and one twice. What the controller sees is one of these too.
+    // Addresses in a cluster range and in the cloud's networks, some with another meaning
+    // elsewhere, and one twice. The controller sees one of these as the source.
     let addresses = [
         "192.0.2.1",
         "10.77.0.1",
@@ -73,7 +73,7 @@ async fn endpoints_are_those_reported_and_the_one_that_was_seen() {
         [("192.0.2.1:4500".into(), AddressSource::Reported), ("[2001:db8::1]:4500".into(), AddressSource::Reported),]
     );
     assert_eq!(kind(&edge.report(&["192.0.2.1"], 0).await), (422, "bad-value"));
-    // A hub may well be in a network that it fronts.
+    // A hub may be in a network that it fronts.
     assert_eq!(hub.report(&["10.244.0.10"], 4500).await.0, 204);
     let (_, view) = edge.ask(Method::GET, "/view", None).await;
     assert_eq!(view["peers"][0]["endpoints"][0]["address"], "10.244.0.10:4500");
