@@ -1,4 +1,4 @@
-//! What every store must do. The same functions are run on each of them.
+//! What every store must do. The same functions run on each store.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -20,9 +20,9 @@ use edge_types::{IpNetwork, NodeName, Role};
 use futures_util::future::{BoxFuture, join_all};
 use tokio::sync::mpsc;
 
-/// Where rows are kept, empty at first.
+/// A place for rows, empty at first.
 pub(crate) trait Place: Sync {
-    /// A store on what is there. The one before, if any, is not used any more.
+    /// Opens a store on the existing rows. An earlier store is not used any more.
     fn open(&self) -> BoxFuture<'_, Arc<dyn Store>>;
 }
 
@@ -84,7 +84,7 @@ fn token(id: &str) -> TokenRecord {
     }
 }
 
-/// A store that was loaded, and its news.
+/// A loaded store, its rows and its events.
 pub(crate) async fn loaded(place: &dyn Place) -> (Arc<dyn Store>, Snapshot, mpsc::Receiver<StoreEvent>) {
     let store = place.open().await;
     let (followed, news) = mpsc::channel(64);
@@ -258,7 +258,7 @@ impl Grants {
             .await
     }
 
-    /// As the operator does.
+    /// Deregisters a node as the operator does.
     pub(crate) async fn deregister(&self, node: &str) {
         let (node, now) = (name(node), self.registry.clock.now());
         self.registry
@@ -267,7 +267,7 @@ impl Grants {
             .unwrap();
     }
 
-    /// Everything that is held, by whom.
+    /// All held segments with their nodes.
     pub(crate) async fn held(&self) -> Vec<(IpNetwork, NodeName)> {
         let view = self.registry.read().await;
         let held = view.state().ledger().rows().filter(|row| row.released_at.is_none());
@@ -275,7 +275,7 @@ impl Grants {
     }
 }
 
-/// No address has two owners.
+/// Asserts that no address has two owners.
 pub(crate) fn assert_disjoint(networks: &[IpNetwork]) {
     for (index, network) in networks.iter().enumerate() {
         for other in &networks[index + 1..] {
@@ -305,7 +305,7 @@ pub(crate) async fn a_repeated_application_gets_the_same_segment(place: &dyn Pla
     assert_eq!(grants.apply("a", "r1").await, first);
 }
 
-/// Two nodes that hold all there is. The first leaves.
+/// Two nodes hold all segments. The first one leaves.
 async fn one_of_two_has_left(place: &dyn Place) -> Grants {
     let mut grants = Grants::start(place.open().await).await;
     grants.policy.ranges = vec![network("10.77.0.0/27"), network("fd77::/123")];
@@ -329,7 +329,8 @@ pub(crate) async fn a_clock_that_is_set_ahead_ends_no_quarantine(place: &dyn Pla
     grants.try_apply("c", "r").await.expect_err("not yet");
     clock.advance(2);
     assert_eq!(grants.apply("c", "r").await, [network("10.77.0.0/28"), network("fd77::/124")]);
-    // Whoever starts now knows no better than its clock, and takes nothing from those who hold it.
+    // A replica that starts now knows only its clock, and takes nothing from nodes that hold
+    // segments.
     let held = grants.held().await;
     drop(grants);
     let mut grants = Grants::start(place.open().await).await;
@@ -346,7 +347,7 @@ pub(crate) async fn a_clock_that_is_set_back_ends_no_quarantine_and_keeps_none_f
     assert!(clock.now() >= before);
     clock.advance(98);
     grants.try_apply("c", "r").await.expect_err("not yet");
-    // It may take longer than it should, and not until the clock has caught up.
+    // It may take longer than configured, but not until the clock has caught up.
     clock.advance(102);
     grants.apply("c", "r").await;
 }
@@ -388,7 +389,7 @@ pub(crate) async fn nothing_is_granted_after_a_restore_until_every_edge_has_repo
     let grants = imported(place).await;
     assert_eq!(waits_for(&grants, "r1").await, ["a", "b"]);
     for (node, missing) in [("a", Some("b")), ("b", None)] {
-        // As a report does.
+        // The same change as a report makes.
         let reported = grants.registry.change(move |state| -> Result<_, StoreError> {
             let mut record = state.node(&name(node)).unwrap().clone();
             state.note_reported(&mut record);
@@ -436,7 +437,7 @@ pub(crate) async fn segments_of_a_node_that_vanished_are_kept_as_long_as_its_cer
         .unwrap();
     grants.registry.clock.advance(4000);
     grants.try_apply("b", "r").await.expect_err("it may use them");
-    // Also where somebody starts now.
+    // The same holds for a replica that starts now.
     let (policy, clock) = (grants.policy.clone(), grants.registry.clock.clone());
     drop(grants);
     let mut grants = Grants::start(place.open().await).await;
@@ -476,7 +477,7 @@ pub(crate) async fn the_operator_lets_go_of_segments_that_are_kept_for_a_node(pl
     );
 }
 
-/// Waits until something is so.
+/// Waits until the probe returns a value.
 pub(crate) async fn until<T>(what: &str, mut probe: impl AsyncFnMut() -> Option<T>) -> T {
     let waited = tokio::time::timeout(Duration::from_secs(60), async {
         loop {

@@ -1,5 +1,5 @@
-//! Random histories on the embedded store: one program, which is killed wherever it is and started
-//! again on the file that it left.
+//! Random histories on the embedded store: one program, which is killed at any moment and started
+//! again on its file.
 
 use std::collections::BTreeSet;
 use std::path::Path;

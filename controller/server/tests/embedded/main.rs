@@ -21,7 +21,7 @@ use edge_controller_domain::store::embedded::Embedded;
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 
-/// A folder; the file in it has one user.
+/// A folder with a store file, which one process can open at a time.
 struct Folder {
     folder: tempfile::TempDir,
     last: Mutex<Weak<dyn Store>>,
@@ -30,7 +30,7 @@ struct Folder {
 impl behaviour::Place for Folder {
     fn open(&self) -> BoxFuture<'_, Arc<dyn Store>> {
         async {
-            // A registry that is not used any more lets go of its store a moment later.
+            // A registry that is not used any more closes its store a moment later.
             let store: Arc<dyn Store> = tokio::time::timeout(Duration::from_secs(30), async {
                 loop {
                     if let Some(store) = self.last.lock().unwrap().upgrade() {

@@ -1,5 +1,5 @@
-//! What is missing was not necessarily deleted on purpose: nobody is deregistered for it, and
-//! nothing is granted twice.
+//! Objects that are missing were not necessarily deleted on purpose: no node is deregistered for
+//! it, and no segment is granted twice.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -46,13 +46,13 @@ async fn definition(name: &str) -> (Api<CustomResourceDefinition>, Option<Custom
     (api, found)
 }
 
-/// Who holds what, as a replica knows it.
+/// The holder of each segment, as a replica knows it.
 async fn known(replica: &Grants) -> BTreeMap<IpNetwork, NodeName> {
     let view = replica.registry.read().await;
     view.state().ledger().rows().map(|row| (row.network, row.node.clone())).collect()
 }
 
-/// The same, as the API server has it.
+/// The holder of each segment, as the API server has it.
 async fn kept(cluster: &Cluster) -> BTreeMap<IpNetwork, NodeName> {
     let all = cluster.segments().list(&ListParams::default()).await;
     let rows = all.into_iter().flatten().map(|segment| segment.spec);
@@ -123,19 +123,19 @@ fn definitions() {
             assert_eq!(known(replica).await, before);
             assert!(replica.registry.read().await.state().listed_community(&alpha).is_some());
         }
-        // The next gets what nobody holds, and who starts now knows all.
+        // The next node gets a free segment, and a replica that starts now knows all.
         replicas[1].register("c").await;
         let granted = replicas[1].apply("c", "r").await;
         assert!(granted.iter().all(|network| !before.contains_key(network)), "{granted:?} of {before:?}");
         let all: Vec<IpNetwork> = before.keys().copied().chain(granted).collect();
         assert_disjoint(&all);
-        // Each of the two notes that it has written all.
+        // Each of the two replicas notes that it has created all objects.
         let open = async || cluster.store().load(tokio::sync::mpsc::channel(1).0).await.ok();
         until("a third one to be let start", open).await;
         let third = cluster.replica().await;
         registered(&third, 3).await;
         assert_eq!(known(&third).await.len(), all.len());
-        // What replicas delete is believed as ever.
+        // Deletions by replicas still count.
         replicas[0].deregister("a").await;
         for replica in &replicas {
             until("the deregistration to be known", async || {
@@ -154,7 +154,7 @@ fn terminating() {
         replica.apply("a", "r").await;
         let before = known(&replica).await;
         const SEGMENTS: &str = "segments.edge-cni.io";
-        // Something keeps it from going: it stays in between as long as we want.
+        // A finalizer keeps the definition in deletion as long as the test wants.
         let (api, _) = definition(SEGMENTS).await;
         let finalizers = |list: serde_json::Value| Patch::Merge(json!({"metadata": {"finalizers": list}}));
         let cleanup = "customresourcecleanup.apiextensions.k8s.io";
@@ -185,13 +185,13 @@ fn lost() {
             let replica = cluster.replica().await;
             replica.register("a").await;
         }
-        // As if the definition had been made again while no replica ran.
+        // As if the definition had been created again while no replica ran.
         let maps: Api<ConfigMap> = Api::namespaced(administrator().await, NAMESPACE);
         let patch = Patch::Merge(json!({"data": {"definition.segments.edge-cni.io": "another"}}));
         maps.patch("edge-cni-controller", &PatchParams::default(), &patch).await.unwrap();
         let error = cluster.store().load(tokio::sync::mpsc::channel(1).0).await.unwrap_err().to_string();
         assert!(error.contains("segments.edge-cni.io") && error.contains("edge-controller import"), "{error}");
-        // Who brings a backup says so.
+        // An import announces itself.
         cluster.store().begin_import().await.unwrap();
         cluster.store().load(tokio::sync::mpsc::channel(1).0).await.unwrap();
     });
@@ -222,7 +222,7 @@ fn held() {
         replicas[1].register("b").await;
         let others = replicas[1].apply("b", "r").await;
         assert!(others.iter().all(|network| !granted.contains(network)), "{others:?}");
-        // Its quarantine is kept too, when its node is deregistered.
+        // When its node is deregistered, its quarantine is kept, too.
         replicas[0].deregister("a").await;
         PLANE.kubectl(&["delete", "segment", &object]).unwrap();
         until("it to come back", async || cluster.segments().get_opt(&object).await.unwrap().map(drop)).await;
@@ -255,7 +255,7 @@ fn all_edge_nodes() {
     });
 }
 
-/// What health says: status and text.
+/// Status and text of a health page.
 async fn health(cloud: &Cloud, path: &str) -> (u16, String) {
     let mut stream = TcpStream::connect(cloud.server.observe[0]).await.unwrap();
     stream.write_all(format!("GET {path} HTTP/1.0\r\n\r\n").as_bytes()).await.unwrap();
@@ -280,7 +280,7 @@ fn served() {
         })
         .await;
         assert!(told.contains("kubectl apply -f deploy/crds"), "{told}");
-        // Whoever restarted it would lose what it knows.
+        // A restart would lose what the replica knows.
         assert_eq!(health(&cloud, "/healthz").await.0, 200);
         let again = node.watch().await.view().await;
         assert_eq!((again.segments, again.peers), (view.segments.clone(), view.peers.clone()));
@@ -296,14 +296,14 @@ fn served() {
         let other = Node::join(cloud.address(), cloud.ca(), &later, "edge-2").await;
         let granted = other.watch().await.view().await.segments;
         assert!(!granted.is_empty() && granted.iter().all(|segment| !view.segments.contains(segment)), "{granted:?}");
-        // It was never told that it is gone: its stream goes on.
+        // The node never heard that it is gone: its stream goes on.
         cloud.label("edge-1", Some("alpha")).await;
         assert_eq!(stream.view().await.communities.len(), 1);
         cloud.server.stop().await;
     });
 }
 
-/// Applies the definitions as an earlier release had them.
+/// Applies the definitions of an earlier release.
 fn install_older() {
     for (_, mut definition) in definitions_of_this_release() {
         let name = definition.metadata.name.clone().unwrap();
@@ -361,7 +361,8 @@ fn older() {
         assert!(refused.contains("keptUntil") && refused.contains("kubectl apply -f deploy/crds"), "{refused}");
         assert!(cluster.edge_nodes().get_opt("a").await.unwrap().is_some(), "it stays registered");
         registered(&replica, 1).await;
-        // What loses nothing is written; and who starts now says the same at once.
+        // Changes that lose nothing are written, and a replica that starts now reports the same at
+        // once.
         let more = replica.apply("a", "r2").await;
         let cloud = controller(&cluster).await;
         let (status, text) = health(&cloud, "/readyz").await;

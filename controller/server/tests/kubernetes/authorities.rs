@@ -1,4 +1,4 @@
-//! The authorities in their Secret, and how replicas hear of a change.
+//! The authorities in their Secret, and how replicas learn of a change.
 
 use std::sync::Arc;
 
@@ -31,13 +31,13 @@ fn forgotten() {
     run(async {
         let cluster = clean().await;
         Ca::open(Box::new(keeper(&cluster)), None, NOW).await.unwrap();
-        // Versions go on rising without it.
+        // Versions rise without changes of the Secret.
         let node = cluster.replica().await;
         node.register("a").await;
         PLANE.forget_history().unwrap();
         let keeper = keeper(&cluster);
         keeper.load().await.unwrap().unwrap();
-        // A watch of a version that is forgotten would end before as many requests are answered.
+        // A watch at a compacted version would end before this number of requests is answered.
         let secrets: Api<Secret> = Api::namespaced(cluster.client.clone(), NAMESPACE);
         tokio::select! {
             () = keeper.changed() => panic!("nothing has changed"),
@@ -50,7 +50,7 @@ fn forgotten() {
     });
 }
 
-/// Authorities that follow their Secret, and how often they have read it.
+/// Authorities that watch their Secret, and the number of times they have read it.
 async fn followed(cluster: &Cluster) -> (Arc<Ca>, watch::Receiver<usize>, JoinHandle<()>) {
     let (counts, loads) = watch::channel(0);
     let ca = Arc::new(Ca::open(Box::new(Counting(keeper(cluster), counts)), None, NOW).await.unwrap());
@@ -68,7 +68,7 @@ fn deleted() {
         until("the Secret to be put back", async || keeper(&cluster).load().await.unwrap()).await;
         let other = Ca::open(Box::new(keeper(&cluster)), None, NOW).await.unwrap();
         assert_eq!(other.current().active().id(), ours);
-        // As somebody does who restores the wrong backup.
+        // As if somebody restored the wrong backup.
         let folder = tempfile::tempdir().unwrap();
         let foreign = Ca::open(Box::new(Files::new(folder.path(), NOW)), None, NOW).await.unwrap();
         let foreign = foreign.document().await.unwrap().unwrap();
@@ -85,7 +85,7 @@ fn deleted() {
     });
 }
 
-/// Says how often it was read.
+/// Counts how often the Secret is read.
 struct Counting(SecretKeeper, watch::Sender<usize>);
 
 impl CaStorage for Counting {
@@ -118,7 +118,7 @@ fn same() {
         let before = *loads.borrow();
         PLANE.kubectl(&["label", "secret", NAME, "--namespace", NAMESPACE, "a=b"]).unwrap();
         loads.wait_for(|loads| *loads > before).await.unwrap();
-        // What another one changes is told, and it is the first that is.
+        // A change by another replica arrives, and it is the first one.
         let other = Ca::open(Box::new(keeper(&cluster)), None, NOW).await.unwrap();
         let new = other.rollover(NOW).await.unwrap();
         told.changed().await.unwrap();

@@ -1,4 +1,4 @@
-//! One control plane for all tests; each begins without any object of ours.
+//! One control plane for all tests; each test starts without any object of ours.
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, LazyLock};
@@ -36,8 +36,8 @@ pub(crate) static PLANE: LazyLock<ControlPlane> = LazyLock::new(|| {
     plane
 });
 
-/// The kubeconfig of the controller's service account, with the rights that are shipped and no
-/// others.
+/// The kubeconfig of the controller's service account, with exactly the permissions that are
+/// shipped.
 pub(crate) static CONTROLLER: LazyLock<PathBuf> =
     LazyLock::new(|| PLANE.kubeconfig_for_service_account(NAMESPACE, "edge-controller").unwrap());
 
@@ -46,8 +46,7 @@ pub(crate) fn deploy(path: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../deploy").join(path)
 }
 
-/// Applies the definitions of the custom resources as they are shipped, and waits until they are
-/// served.
+/// Applies the shipped definitions of the custom resources, and waits until they are served.
 pub(crate) fn install(plane: &ControlPlane) {
     plane.apply(&deploy("crds")).unwrap();
     for (_, definition) in definitions() {
@@ -57,14 +56,14 @@ pub(crate) fn install(plane: &ControlPlane) {
     }
 }
 
-/// Runs a test; one that never ends is a failure.
+/// Runs a test; a test that hangs fails.
 pub(crate) fn run(test: impl Future<Output = ()>) {
     run_within(Duration::from_secs(300), test);
 }
 
-/// The same, with another bound.
+/// Like [`run`], with another time limit.
 pub(crate) fn run_within(bound: Duration, test: impl Future<Output = ()>) {
-    // Shown only where somebody asks.
+    // Logs are shown only on request.
     let _ = tracing_subscriber::fmt()
         .with_env_filter(tracing_subscriber::EnvFilter::from_default_env())
         .with_writer(std::io::stderr)
@@ -75,14 +74,14 @@ pub(crate) fn run_within(bound: Duration, test: impl Future<Output = ()>) {
     runtime.shutdown_background();
 }
 
-/// What a replica reaches.
+/// The cluster as a replica reaches it.
 pub(crate) struct Cluster {
     pub(crate) client: Client,
     pub(crate) sizes: SegmentPrefix,
     pub(crate) obstacles: Obstacles,
 }
 
-/// The cluster without any object of ours.
+/// Returns the cluster without any object of ours.
 pub(crate) async fn clean() -> Cluster {
     let administrator = as_user(PLANE.kubeconfig()).await;
     let client = &administrator.client;
@@ -122,7 +121,7 @@ impl Cluster {
         self.replica_on(self.store()).await
     }
 
-    /// One that tells events.
+    /// A replica that writes Events.
     pub(crate) async fn replica_with_events(&self) -> Grants {
         let events = Events::start(&self.client, "test", self.obstacles.clone());
         let store = Kubernetes::new(&self.client, NAMESPACE, self.sizes, self.obstacles.clone(), events);
@@ -135,7 +134,7 @@ impl Cluster {
         grants
     }
 
-    /// Has a replica look at Nodes.
+    /// Makes a replica watch Nodes.
     pub(crate) fn watch_nodes(&self, replica: &Grants) -> Watching {
         let selector = NodeSelector::edges();
         let events = Events::start(&self.client, "test", self.obstacles.clone());
@@ -175,7 +174,7 @@ impl Drop for Watching {
     }
 }
 
-/// A kubeconfig of someone with the rights that a controller needs, and no others.
+/// A kubeconfig of an account with exactly the permissions that a controller needs.
 pub(crate) fn controller(name: &str) -> PathBuf {
     use interop_tests::kube::Subject;
     let subject = Subject::User(name);

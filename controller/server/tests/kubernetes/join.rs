@@ -1,5 +1,4 @@
-//! Joining by the service account of the node's own pod: tokens that the API server issues and
-//! reviews.
+//! Joins with the service account of the node's pod: tokens that the API server issues and reviews.
 
 use std::future::Future;
 use std::path::Path;
@@ -46,7 +45,7 @@ fn run<T>(test: impl Future<Output = T>) -> T {
 fn cluster() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
-        // The namespace, the accounts and their rights, and no others.
+        // The namespace, and the accounts with exactly their permissions.
         SHARED.apply(&deploy("kubernetes/10-rbac.yaml")).unwrap();
         let mut manifests =
             "apiVersion: v1\nkind: ServiceAccount\nmetadata: {name: other, namespace: edge-cni}\n".to_owned();
@@ -58,7 +57,7 @@ fn cluster() {
             ("edge-3", edge.into()),
             ("cloud-1", format!("{role}: hub")),
             ("cloud-2", format!("{role}: cloud")),
-            // What a kubelet says of its own Node, and what a new one says: nothing.
+            // A label that a kubelet sets on its own Node; a new Node has none.
             ("own-word", "edge-cni.io/role: hub".into()),
             ("fresh", String::new()),
             ("both", format!("{role}: hub, {edge}")),
@@ -92,7 +91,7 @@ fn cluster() {
     });
 }
 
-/// What the kubelet projects into a pod.
+/// A token as the kubelet projects it into a pod.
 fn token(account: &str, more: &[&str]) -> String {
     let words = ["create", "token", account, "--namespace", "edge-cni"];
     SHARED.kubectl(&[&words, more].concat()).unwrap().trim().to_owned()
@@ -173,7 +172,7 @@ fn lets_in() {
             let (status, answer) = cloud.join(&token_of_pod(account, node), node, &key()).await;
             assert_eq!((status, &answer["role"], &answer["node"]), (200, &json!(role), &json!(node)), "{answer}");
         }
-        // An answer that was lost is repeated, and brings the same certificate.
+        // A join is repeated after a lost answer, and gets the same certificate.
         let (token, key) = (token_of_pod("edge-agent", "edge-2"), key());
         let serial = |answer: &Value| {
             let der = CertificateDer::from_pem_slice(answer["certificate"].as_str().unwrap().as_bytes()).unwrap();
@@ -214,7 +213,7 @@ fn refused() {
             let detail = answer["detail"].as_str().unwrap();
             assert!(detail.contains(says) && (token.is_empty() || !detail.contains(token)), "{says}: {detail}");
         }
-        // The token of a pod that is no more is worth nothing.
+        // The token of a deleted pod is not accepted.
         let late = token_of_pod("edge-agent", "edge-3");
         SHARED.kubectl(&["delete", "pod", "edge-agent-edge-3", "--namespace", "edge-cni", "--force"]).unwrap();
         let (status, answer) = cloud.join(&late, "edge-3", &key()).await;
@@ -238,7 +237,7 @@ fn other_roles() {
             assert_eq!((status, &answer["type"]), (403, &json!("/problems/service-account-refused")), "{answer}");
             assert!(answer["detail"].as_str().unwrap().contains(says), "{account} on {node}: {answer}");
         }
-        // The token is of a Node that is no more; another one has its name and its labels.
+        // The token is of a deleted Node; another Node has its name and labels.
         let late = token_of_pod("hub-agent", "cloud-1");
         SHARED.kubectl(&["delete", "node", "cloud-1"]).unwrap();
         let (status, answer) = cloud.join(&late, "cloud-1", &key()).await;
@@ -248,7 +247,7 @@ fn other_roles() {
         SHARED.apply_text(&node).unwrap();
         let (status, answer) = cloud.join(&late, "cloud-1", &key()).await;
         assert_eq!(status, 403, "{answer}");
-        // The pod is there still, and the kubelet has a new token for it.
+        // The pod still exists, and the kubelet has a new token for it.
         let (status, answer) = cloud.join(&token_of_pod("hub-agent", "cloud-1"), "cloud-1", &key()).await;
         assert_eq!((status, &answer["role"]), (200, &json!("hub")), "{answer}");
         cloud.server.stop().await;

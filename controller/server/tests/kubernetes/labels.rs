@@ -1,5 +1,5 @@
-//! Who may label a Node, and what labels count: with the credentials of kubelets, on an API server
-//! that runs NodeRestriction as clusters do.
+//! Who may label a Node, and which labels count: with the credentials of kubelets, on an API server
+//! with NodeRestriction, as clusters have it.
 
 use std::path::{Path, PathBuf};
 use std::sync::LazyLock;
@@ -41,7 +41,7 @@ static PLANE: LazyLock<ControlPlane> = LazyLock::new(|| {
     plane
 });
 
-/// Edges as an administrator makes them, without a policy.
+/// Creates edges as an administrator does, without a policy.
 fn begin(nodes: &[&str]) {
     let _ = PLANE.kubectl(&["delete", "--ignore-not-found", "-f", &deploy(POLICY).display().to_string()]);
     PLANE.kubectl(&["delete", "nodes", "--all"]).unwrap();
@@ -58,7 +58,7 @@ fn kubeconfig(node: &str) -> PathBuf {
     PLANE.kubeconfig_for_user(&format!("system:node:{node}"), Some("system:nodes")).unwrap()
 }
 
-/// What `kubectl` says to someone: its output, or its refusal.
+/// Runs `kubectl` as this user. Returns its output, or the refusal.
 fn ask(who: &Path, words: &[&str]) -> Result<String, String> {
     let out = PLANE.kubectl_command().arg("--kubeconfig").arg(who).args(words).output().unwrap();
     match out.status.success() {
@@ -67,14 +67,14 @@ fn ask(who: &Path, words: &[&str]) -> Result<String, String> {
     }
 }
 
-/// The same with a manifest.
+/// Creates a manifest as this user.
 fn create(who: &Path, manifest: &str) -> Result<String, String> {
     let file = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(file.path(), manifest).unwrap();
     ask(who, &["create", "-f", &file.path().display().to_string()])
 }
 
-/// Patches a Node's status as kubelets do; why it is refused.
+/// Patches a Node's status as kubelets do. Returns the refusal, if any.
 async fn patch_status(who: &Path, node: &str, patch: serde_json::Value) -> Result<(), String> {
     let nodes: Api<KubeNode> = Api::all(as_user(who).await.client);
     let patched = nodes.patch_status(node, &PatchParams::default(), &Patch::Strategic(patch)).await;
@@ -111,7 +111,7 @@ async fn ready(cloud: &Cloud) -> String {
     answer
 }
 
-/// Waits until `/readyz` says so of labels, and is ready nevertheless.
+/// Waits until `/readyz` says this about labels and is still ready.
 async fn said(cloud: &Cloud, says: &str) {
     until(says, async || {
         let answer = ready(cloud).await;
@@ -157,18 +157,18 @@ fn own_label() {
         begin(&["edge-1", "edge-2"]);
         let cloud = controller().await;
         let (node, other) = (cloud.node("edge", "edge-1").await, cloud.node("edge", "edge-2").await);
-        // Nothing keeps a kubelet from it.
+        // Nothing keeps kubelets from the label.
         ask(&kubeconfig("edge-1"), &["label", "node", "edge-1", &format!("{COMMUNITY}=alpha_beta")]).unwrap();
         said(&cloud, ADD_NONE).await;
         event("NodeLabelsDoNotCount", "it is not there").await;
         event("LabelsDoNotCount", "not put into alpha, beta").await;
-        // What an administrator says counts, and came later.
+        // A label that an administrator sets later does count.
         for name in ["edge-1", "edge-2"] {
             PLANE.kubectl(&["label", "node", name, &format!("{RESTRICTED}=gamma")]).unwrap();
         }
         are(&node, &["gamma"]).await;
         are(&other, &["gamma"]).await;
-        // By command it is refused with the reason.
+        // The command is refused with the reason.
         let patch = Some(json!({"fabedge/edge-community": "alpha"}));
         let (code, answer) = cloud.operator(hyper::Method::PATCH, "/v1/nodes/edge-1/labels", patch).await;
         assert_eq!(code, 409, "{answer}");
@@ -186,7 +186,8 @@ fn kubelet() {
             .unwrap();
         protect(&kubelet, "edge-1").await;
         let refused = |words: &[&str]| ask(&kubelet, words).expect_err(&format!("{words:?} is refused"));
-        // By the policy, or by NodeRestriction, which comes before it and knows some of the labels.
+        // Refused by the policy, or by NodeRestriction, which comes first and knows some of the
+        // labels.
         let by_whom = |why: String| {
             let named = why.contains("edge-cni-node-labels")
                 || why.contains("is not allowed to modify labels")
@@ -205,7 +206,7 @@ fn kubelet() {
             "x.node-restriction.kubernetes.io/edge-community=beta",
         ] {
             by_whom(refused(&["label", "--overwrite", "node", "edge-1", label]));
-            // A status is reported by its own path, and labels go along.
+            // A status has its own path, and labels can be sent along.
             let (key, value) = label.split_once('=').map_or((label.trim_end_matches('-'), None), |(k, v)| (k, Some(v)));
             let patch = json!({"metadata": {"labels": {key: value}}});
             by_whom(patch_status(&kubelet, "edge-1", patch).await.expect_err(label));
@@ -236,13 +237,13 @@ fn kubelet() {
         ] {
             by_whom(create(&new, &node(labels)).expect_err(labels));
         }
-        // What kubelets do every day goes on.
+        // Everyday requests of kubelets still work.
         create(&new, &node("kubernetes.io/hostname: new")).unwrap();
         ask(&new, &["label", "node", "new", "site=a"]).unwrap();
         for (who, name) in [(&new, "new"), (&kubelet, "edge-1")] {
             patch_status(who, name, status()).await.unwrap();
         }
-        // And so does what administrators do.
+        // So do those of administrators.
         PLANE.kubectl(&["label", "--overwrite", "node", "edge-1", &format!("{COMMUNITY}=beta")]).unwrap();
         assert_eq!(label_of("edge-1", COMMUNITY), "beta");
         PLANE.kubectl(&["label", "node", "new", "node-restriction.kubernetes.io/edge-cni-role=hub"]).unwrap();
@@ -260,7 +261,7 @@ fn on_behalf() {
         }
         let of = |(namespace, name): (&str, &str)| PLANE.kubeconfig_for_service_account(namespace, name).unwrap();
         let subject = |(namespace, name)| Subject::ServiceAccount(namespace, name);
-        // As they are installed.
+        // Permissions as they are installed.
         let all = ["get", "list", "create", "update", "patch"];
         PLANE.grant("cloudcore", subject(accounts[0]), &all, &["nodes", "nodes/status"]).unwrap();
         PLANE
@@ -321,11 +322,11 @@ fn vanishes() {
         })
         .await;
         event("LabelsDoNotCount", "not put into beta").await;
-        // Seen after it, and in the same order.
+        // This event comes after it, in the same order.
         PLANE.kubectl(&["label", "node", "edge-1", &format!("{RESTRICTED}=gamma")]).unwrap();
         are(&node, &["alpha", "gamma"]).await;
         assert_eq!(communities(&other).await, ["alpha"], "whoever was a member stays one");
-        // A restart knows it still.
+        // It is still known after a restart.
         let cloud = cloud.restart().await;
         let (mut node, mut other) = (node, other);
         node.move_to(&cloud);
@@ -334,7 +335,7 @@ fn vanishes() {
         PLANE.kubectl(&["label", "node", "edge-1", &format!("{RESTRICTED}-")]).unwrap();
         are(&node, &["alpha"]).await;
         assert_eq!(communities(&other).await, ["alpha"]);
-        // Who is taken out is out.
+        // A member that is removed stays removed.
         PLANE.kubectl(&["label", "node", "edge-2", &format!("{COMMUNITY}-")]).unwrap();
         are(&other, &[]).await;
         // A policy that only looks like ours.
@@ -343,7 +344,7 @@ fn vanishes() {
         PLANE.apply_text(&manifest.replace("validationActions: [Deny]", "validationActions: [Audit]")).unwrap();
         said(&cloud, "no binding puts it in force").await;
         assert_eq!(communities(&node).await, ["alpha"]);
-        // The right one: what an administrator has looked at counts.
+        // The right policy: labels that an administrator has reviewed count.
         PLANE.kubectl(&["label", "--overwrite", "node", "edge-1", &format!("{COMMUNITY}=delta")]).unwrap();
         PLANE.apply(&deploy(POLICY)).unwrap();
         said(&cloud, COUNT).await;

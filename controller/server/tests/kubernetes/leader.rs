@@ -1,4 +1,4 @@
-//! Who leads, and what the leader does.
+//! Which replica leads, and the leader's work.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -90,7 +90,7 @@ fn clocks() {
             };
             api.create(&PostParams::default(), &renewed(0)).await.unwrap();
             let mut other = candidate(&cluster, "other", DURATION);
-            // Twice as long as a Lease lasts that is not renewed.
+            // Twice the duration of a Lease that is not renewed.
             let mut renewals = tokio::time::interval(DURATION / 6);
             for n in 0..12 {
                 renewals.tick().await;
@@ -109,7 +109,7 @@ fn clocks() {
 fn ended() {
     run(async {
         let cluster = clean().await;
-        // So long that nobody waits for its end.
+        // Longer than the test.
         let duration = Duration::from_secs(600);
         let mut first = candidate(&cluster, "first", duration);
         first.leads().await;
@@ -149,8 +149,8 @@ fn orphans() {
         let replica = cluster.replica().await;
         replica.register("a").await;
         let kept = replica.apply("a", "r").await;
-        // What a replica leaves that dies before it has registered the node, or released what a
-        // deregistered one held.
+        // The remainder of a replica that dies before it has registered the node, or before it has
+        // released the segments of a deregistered one.
         let (other, ..) = loaded(&cluster).await;
         let orphan = network("10.77.1.0/28");
         let row = Row::new(orphan, name("ghost"), "join".into(), 1_793_491_300, None);

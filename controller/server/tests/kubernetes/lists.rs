@@ -1,4 +1,4 @@
-//! Lists that are long, and where they are read.
+//! Long lists, and from where they are read.
 
 use edge_controller_domain::state::Change;
 use edge_types::IpNetwork;
@@ -28,7 +28,7 @@ async fn filled() {
     committed.results.into_iter().collect::<Result<(), _>>().unwrap();
 }
 
-/// Lists of segments that the API server has answered without etcd.
+/// Number of lists of segments that the API server has answered from its watch cache.
 fn from_memory() -> u32 {
     let metrics = PLANE.kubectl(&["get", "--raw=/metrics"]).unwrap();
     let counters = metrics.lines().filter(|line| {

@@ -1,7 +1,7 @@
 //! The controller on a real Kubernetes API server.
 //!
 //! - `behaviour`: what every store must do, here on this one.
-//! - `cluster`: the control plane, and what a replica has of it.
+//! - `cluster`: the control plane, as a replica reaches it.
 //! - `replicas`: several replicas at once.
 //! - `absences`: definitions and objects are deleted; another cluster answers.
 //! - `outages`: the API server restarts, forgets, and takes rights away.
@@ -9,8 +9,8 @@
 //! - `authorities`: the authorities in their Secret.
 //! - `join`: nodes join by the service account of their pod.
 //! - `nodes`: Node objects.
-//! - `labels`: who may label them, and what labels count.
-//! - `leader`: who leads, and what the leader does.
+//! - `labels`: who may label Nodes, and which labels count.
+//! - `leader`: which replica leads, and the leader's work.
 //! - `lists`: long lists.
 //! - `history`: random histories of three controllers, which are killed, as is the API server.
 //! - `streams`: nodes that follow their views at one replica and go on at another.

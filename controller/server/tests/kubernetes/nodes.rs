@@ -90,13 +90,13 @@ fn labelled() {
         for replica in &replicas {
             peers(replica, "a", 1).await;
         }
-        // A name that is none spoils no other.
+        // An invalid name does not affect the others.
         label("b", "beta_-_c");
         label("a", "gamma");
         peers(&replicas[1], "a", 0).await;
         label("a", "beta");
         peers(&replicas[1], "a", 1).await;
-        // Not an edge any more: no communities.
+        // It is not an edge any more: it has no communities.
         PLANE.kubectl(&["label", "node", "a", "node-role.kubernetes.io/edge-"]).unwrap();
         peers(&replicas[1], "a", 0).await;
     });
@@ -129,7 +129,7 @@ fn late() {
         make("b", "");
         replica.register("b").await;
         seen(&replica, "b").await;
-        // By another replica, which does not look at Nodes.
+        // Registered by another replica, which does not watch Nodes.
         other.register("a").await;
         until("the community to be known", async || {
             let view = replica.registry.read().await;
@@ -150,7 +150,7 @@ fn deleted() {
             replicas[0].register(node).await;
             seen(&replicas[0], node).await;
         }
-        // One without a Node object is none of Kubernetes' business.
+        // A node without a Node object does not depend on Kubernetes.
         replicas[0].register("plain").await;
         replicas[0].apply("a", "r").await;
         PLANE.kubectl(&["delete", "node", "a"]).unwrap();
@@ -208,7 +208,7 @@ fn not_ready() {
         let status = r#"{"status":{"conditions":[{"type":"Ready","status":"False","reason":"KubeletStopped"}]}}"#;
         PLANE.kubectl(&["patch", "node", "a", "--subresource=status", "--type=merge", "--patch", status]).unwrap();
         PLANE.kubectl(&["cordon", "a"]).unwrap();
-        // What came later has been seen, so has this.
+        // A later change was seen, so this one was, too.
         label("b", "alpha");
         until("the later change", async || {
             let view = replica.registry.read().await;
@@ -272,7 +272,7 @@ fn mass() {
             all.iter().any(told).then_some(())
         })
         .await;
-        // The operator's word counts, and what he deregisters is not asked about any more.
+        // The operator's command counts, and the operator is not asked about that node any more.
         replica.deregister("a").await;
         make("d", "");
         until("it to be forgotten", async || (!watching.asked.contains(&name("a"))).then_some(())).await;
@@ -324,7 +324,7 @@ fn other_cluster() {
     run(async {
         let cluster = clean().await;
         let folder = tempfile::tempdir().unwrap();
-        // Whoever used it before may not have ended yet.
+        // The previous user may not have ended yet.
         let store = async || {
             let open = async || Embedded::open(folder.path()).ok().map(Arc::new);
             until("the store to be free", open).await
@@ -344,7 +344,7 @@ fn other_cluster() {
         assert!(told.contains(&found), "{found} in {told}");
         assert_eq!((registered(&replica).await, watching.asked.note()), (3, None));
         drop(watching);
-        // Accepted: and still nobody is deregistered for what it does not have.
+        // The cluster is accepted, and still no node is deregistered for what it lacks.
         let identity = Identity::new(&there.client, replica.registry.clone(), Some(found.clone()));
         identity.check().await.unwrap();
         Identity::new(&there.client, replica.registry.clone(), None).check().await.unwrap();
@@ -356,13 +356,13 @@ fn other_cluster() {
     });
 }
 
-/// Says which machine a node is on.
+/// Sets the machine ID of a Node.
 fn machine(node: &str, id: &str) {
     let status = format!(r#"{{"status":{{"nodeInfo":{{"machineID":"{id}"}}}}}}"#);
     PLANE.kubectl(&["patch", "node", node, "--subresource=status", "--type=merge", "--patch", &status]).unwrap();
 }
 
-/// A registered node whose machine is known, with a certificate that is valid for this long.
+/// A registered node with a known machine and a certificate that is valid for this time.
 async fn on_machine(replica: &Grants, node: &str, id: &str, valid: i64) -> i64 {
     make(node, "");
     machine(node, id);
@@ -403,15 +403,15 @@ fn same_machine() {
         remade("a", "machine-a");
         until("the new Node to be seen", async || (seen(&replica, "a").await != first).then_some(())).await;
         assert_eq!(replica.registry.read().await.state().ledger().held_by(&name("a")).len(), 2);
-        // Another machine under the name is another node.
+        // Another machine with the same name is another node.
         remade("b", "machine-c");
         gone(&replica, "b").await;
     });
 }
 
-/// Waits until the watch has looked at everything that happened before.
+/// Waits until the watch has processed all earlier changes.
 async fn caught_up(replica: &Grants, markers: [&str; 2]) {
-    // The second one is heard after all that came with the first one was judged.
+    // The second marker arrives after everything up to the first was processed.
     for marker in markers {
         make(marker, "");
         replica.register(marker).await;
@@ -427,7 +427,7 @@ fn replaced_and_deleted() {
         for node in ["a", "b", "c"] {
             on_machine(&replica, node, &format!("machine-{node}"), 3600).await;
         }
-        // One names another machine, and one names none.
+        // One Node reports another machine, and one reports none.
         for (node, id) in [("a", Some("machine-x")), ("b", None)] {
             PLANE.kubectl(&["delete", "node", node]).unwrap();
             make(node, "");
@@ -489,10 +489,10 @@ fn kept() {
                 assert_eq!(view.state().ledger().row(network).unwrap().kept_until, Some(end));
             }
         }
-        // Its certificate is refused; its pods may not have heard.
+        // Its certificate is refused; its pods may still run.
         let others = replica.apply("b", "r").await;
         assert!(others.iter().all(|network| !granted.contains(network)), "{others:?}");
-        // Who is deregistered by the operator has no pods.
+        // A node that the operator deregisters has no pods.
         replica.deregister("b").await;
         replica.register("c").await;
         assert_eq!(replica.apply("c", "r").await, others);

@@ -31,7 +31,7 @@ pub(crate) const TESTS: &[Test] = &[
 
 fn shipped() {
     let manifests = deploy("kubernetes");
-    // Looked at as if it were to be kept: kinds, fields, values, references between them.
+    // Validated like a real request: kinds, fields, values, references between them.
     let applied = PLANE.kubectl(&["apply", "--dry-run=server", "-f", manifests.to_str().unwrap()]).unwrap();
     for part in ["deployment", "daemonset", "service/", "namespace/edge-cni"] {
         assert!(applied.contains(part), "{part} in {applied}");
@@ -174,7 +174,7 @@ fn unreadable() {
         let replica = cluster.replica().await;
         replica.register("a").await;
         let granted = replica.apply("a", "r1").await;
-        // What passes the schema and is no record nevertheless.
+        // Objects that fit the schema and are not valid records.
         let odd = |kind: &str, name: &str, patch: &str| {
             PLANE.kubectl(&["patch", kind, name, "--type=merge", "--patch", patch]).unwrap();
         };
@@ -188,7 +188,7 @@ fn unreadable() {
         PLANE
             .apply_text(&segment("10.77.0.16-28", "10.77.0.16/28", "held", "").replace("node: a", "node: No Node"))
             .unwrap();
-        // What comes after has been followed, so has what came before.
+        // A later change was processed, so the earlier ones were, too.
         let community = CommunityRecord { name: "seen".parse().unwrap(), members: [].into() };
         let (other, ..) = loaded(&cluster).await;
         crate::behaviour::commit(&other, vec![Change::PutCommunity(community.clone())]).await.unwrap();
@@ -204,18 +204,18 @@ fn unreadable() {
         }
         let more = replica.apply("a", "r2").await;
         assert!(!more.contains(&granted[0]) && !more.contains(&network("10.77.0.16/28")), "{more:?}");
-        // After a restart its last readable state is not known; its addresses are given to nobody
-        // all the same.
+        // After a restart its last readable state is not known. Its addresses are still not
+        // granted.
         let again = cluster.replica().await;
         assert!(again.registry.read().await.state().ledger().row(&granted[0]).is_some());
-        // Nor are those released that can be read, of the node that cannot: it is there, and uses
-        // them.
+        // Readable segments of the unreadable node are not released either: the node exists and
+        // uses them.
         let (lead, leading) = watch::channel(true);
         let garbage = OrphanCollector::new(&cluster.client, again.registry.clone(), Duration::from_secs(1));
         let collecting = tokio::spawn(garbage.run(leading));
         assert!(again.registry.read().await.state().node(&name("a")).is_none(), "this replica has never read it");
-        // When the second one is released, which came after the first was, those of the node have
-        // long been due.
+        // When the second one is released, which came later than the first, the node's segments
+        // would have been due for long.
         for ghost in ["10.77.1.0/28", "10.77.2.0/28"].map(network) {
             let row = Row::new(ghost, name("ghost"), "join".into(), 1_793_491_300, None);
             crate::behaviour::commit(&other, vec![Change::ClaimSegment(row)]).await.unwrap();

@@ -1,5 +1,5 @@
-//! The API server is away, has forgotten, or does not let us: nothing is torn down, and all is made
-//! good afterwards.
+//! The API server is away, has compacted its history, or takes permissions away: nothing is torn
+//! down, and afterwards everything catches up.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -79,7 +79,7 @@ fn compacted() {
             cluster.obstacles.all().filter(|told| told.contains("edgenodes.edge-cni.io"))
         })
         .await;
-        // Something comes, something goes, and history is forgotten.
+        // An object is added, one is deleted, and the history is compacted.
         PLANE.kubectl(&["delete", "edgenode", "b", "--wait=false"]).unwrap();
         let (other, ..) = loaded(&owner).await;
         let seen = CommunityRecord { name: "seen".parse().unwrap(), members: [].into() };
@@ -112,7 +112,7 @@ fn rights() {
         PLANE.revoke("fragile-core").unwrap();
         PLANE.wait_right(Subject::User("fragile"), "list", "segments.edge-cni.io", false).unwrap();
         PLANE.wait_right(Subject::User("fragile"), "list", "nodes", false).unwrap();
-        // Watches that are open go on; those that begin anew are refused.
+        // Open watches go on; new ones are refused.
         PLANE.restart_api_server().unwrap();
         let told = until("the lost right to be told", async || {
             cluster.obstacles.all().filter(|told| told.contains("segments.edge-cni.io") && told.contains("nodes"))
@@ -155,7 +155,7 @@ fn storm() {
             until("the nodes", async || (replica.registry.read().await.state().nodes().len() == 9).then_some(())).await;
         }
         let done = AtomicUsize::new(0);
-        // Each asks until it is answered, each time another replica, as agents do.
+        // Each node asks until it is answered, each time at another replica, as agents do.
         let asking = nodes.iter().enumerate().map(|(n, node)| {
             let (replicas, done) = (&replicas, &done);
             async move {
@@ -164,7 +164,7 @@ fn storm() {
                     let mut attempt = 0;
                     let answer = loop {
                         let replica = &replicas[(n + attempt) % 3];
-                        // What nobody knows the outcome of may have been granted.
+                        // A request with an unknown outcome may have been granted.
                         let outcome = match attempt {
                             0 => replica.try_apply(node, &request).await,
                             _ => match replica.registry.reload_segments().await {
@@ -200,8 +200,8 @@ fn storm() {
             answers.iter().flat_map(|(_, answers)| answers).flat_map(|(_, granted)| granted.clone()).collect();
         assert_eq!(granted.len(), 9 * 6 * 2);
         assert_disjoint(&granted);
-        // What the API server holds is what was answered: a later retry gets the same, and nothing
-        // is held for nobody.
+        // The API server holds what was answered: a later retry gets the same, and no segment is
+        // held for nothing.
         let (_, snapshot, _) = loaded(&cluster).await;
         let mut held: BTreeMap<(String, String), Vec<IpNetwork>> = BTreeMap::new();
         for row in snapshot.segments {

@@ -69,7 +69,7 @@ fn three() {
         assert_eq!(granted.len(), 15 * 2 * 3);
         assert_disjoint(&granted);
         granted.sort();
-        // Each of them knows all of it, and so does the API server.
+        // Every replica knows all of it, and so does the API server.
         for replica in &replicas {
             until("the replica to know all that was granted", async || {
                 let mut held: Vec<IpNetwork> = replica.held().await.into_iter().map(|(network, _)| network).collect();
@@ -109,7 +109,7 @@ fn both() {
         replicas[0].register("a").await;
         let other = &replicas[1].registry;
         until("both to know the node", async || other.read().await.state().node(&name("a")).map(drop)).await;
-        // Each adds its own labels, one after the other, at the same time as the other one.
+        // Each replica adds its own labels one by one, at the same time as the other one.
         let adding = replicas.iter().enumerate().map(|(who, replica)| async move {
             for n in 0..10 {
                 replica
@@ -146,8 +146,8 @@ fn repeated() {
         let revision = one.registry.read().await.revision();
         other.registry.catch_up(revision).await.unwrap();
         assert_eq!(other.apply("a", "r").await, first);
-        // A replica that dies between two claims leaves half of what was asked for: as if one of us
-        // had deleted the other half.
+        // A replica that dies between two claims leaves half of the request, as if one object had
+        // been deleted.
         let object = edge_controller_kubernetes::resources::object_name(&first[1]);
         PLANE.kubectl(&["annotate", "segment", &object, "edge-cni.io/deleting=test"]).unwrap();
         PLANE.kubectl(&["delete", "segment", &object]).unwrap();
@@ -173,7 +173,7 @@ fn caught_up() {
             );
             assert!(view.revision() > revision || n == 0 || view.revision() >= revision);
         }
-        // What never was is not waited for.
+        // It does not wait for a revision that never existed.
         other.registry.catch_up(u64::MAX).await.unwrap();
         assert!(other.registry.read().await.revision() < u64::MAX / 2);
     });
@@ -188,7 +188,7 @@ fn sizes() {
         let mut granted = first.apply("a", "r1").await;
         let second = large.replica().await;
         second.register("b").await;
-        // Both apply at once, again and again: one of them only gets refusals.
+        // Both apply at once, repeatedly. One of them only gets refusals.
         for round in 0..20 {
             let (request, more) = (format!("r{round}"), format!("more {round}"));
             let refused = first.try_apply("a", &more);
@@ -246,7 +246,7 @@ fn later() {
             let error = refused.unwrap_err().to_string();
             assert!(error.contains("layout \"2\"") && error.contains("this release writes 1"), "{error}");
         }
-        // Nor does one grant or write anything that has been running since before.
+        // A replica that has been running since before does not grant or write either.
         let error = replica.try_apply("a", "r").await.unwrap_err().to_string();
         assert!(error.contains("layout"), "{error}");
         let error = replica

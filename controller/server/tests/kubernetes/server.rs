@@ -1,4 +1,4 @@
-//! The whole controller in the cluster, with the rights that are shipped, and nodes that connect.
+//! The whole controller in the cluster, with the shipped permissions, and nodes that connect.
 
 use edge_controller_domain::segments::Row;
 use edge_controller_domain::state::Change;
@@ -34,7 +34,7 @@ pub(crate) async fn controller(cluster: &Cluster) -> Cloud {
     controller_of(cluster, "fd77::/112", "").await
 }
 
-/// With this range of IPv6, and more in `[kubernetes]`.
+/// With this IPv6 range and these further keys in `[kubernetes]`.
 pub(crate) async fn controller_of(cluster: &Cluster, range: &str, more: &str) -> Cloud {
     let cloud = Cloud::with(&format!(
         "cluster_ranges = [\"10.77.0.0/20\", \"{range}\"]\nv4_prefix = 28\nv6_prefix = 124\n[kubernetes]\nkubeconfig = {:?}\n\
@@ -42,7 +42,7 @@ pub(crate) async fn controller_of(cluster: &Cluster, range: &str, more: &str) ->
         *CONTROLLER
     ))
     .await;
-    // Where nodes of these tests look for it.
+    // The place where the nodes of these tests look for it.
     let secrets: Api<Secret> = Api::namespaced(cluster.client.clone(), NAMESPACE);
     let secret = secrets.get(authority::NAME).await.unwrap();
     let certificates = secret.data.unwrap().remove("ca.crt").unwrap().0;
@@ -86,7 +86,7 @@ fn picture() {
         for part in ["edge", r#"["alpha","b"]"#, "192.0.2.1:4500", "3/4"] {
             assert!(shown.contains(part), "{part} in {shown}");
         }
-        // What happened is told where it happened.
+        // The Events are about the objects concerned.
         let events: Api<Event> = Api::namespaced(as_user(PLANE.kubeconfig()).await.client, "default");
         for (reason, about, note) in [
             ("Joined", "EdgeNode", "joined as edge"),
@@ -109,7 +109,7 @@ fn picture() {
         }
         let described = PLANE.kubectl(&["describe", "edgenode", "edge-1"]).unwrap();
         assert!(described.contains("SegmentGranted"), "{described}");
-        // Labels of a node with a Node object are Kubernetes'.
+        // Labels of a node with a Node object belong to Kubernetes.
         let patch = Some(json!({"fabedge/edge-community": "gamma"}));
         let refused = cloud.operator(Method::PATCH, "/v1/nodes/edge-1/labels", patch).await;
         assert_eq!(kind(&refused), (409, "labelled-elsewhere"));
@@ -149,7 +149,7 @@ fn anew() {
         listed("the community's status").await;
         let before = status(&cluster, "edge-1", "the node's status", segments).await;
 
-        // Both go and come back while the leader does not look.
+        // Both are deleted and created again while the leader does not look.
         PLANE.kubectl(&["delete", "community", "alpha"]).unwrap();
         PLANE.apply_text(community).unwrap();
         let nodes: Api<EdgeNode> = Api::all(as_user(PLANE.kubeconfig()).await.client);
@@ -184,7 +184,7 @@ fn transition() {
         list(&first, "alpha", &["later"]).await;
         assert_eq!(shown("alpha", 1).await.0, "False");
         first.server.stop().await;
-        // It has been so for long.
+        // The condition is old.
         let patch = json!([{"op": "replace", "path": "/status/conditions/0/lastTransitionTime", "value": "2026-01-01T00:00:00Z"}]);
         PLANE
             .kubectl(&[
@@ -199,7 +199,7 @@ fn transition() {
             .unwrap();
         let long_ago = shown("alpha", 1).await;
         let second = controller(&cluster).await;
-        // All are compared before the last of them is written.
+        // All are compared before the last one is written.
         list(&second, "beta", &[]).await;
         shown("beta", 0).await;
         assert_eq!(shown("alpha", 1).await, long_ago, "another one leads, and nothing else happened");
@@ -225,7 +225,8 @@ fn two() {
         })
         .await;
         let replica = of_one.status.unwrap().replica;
-        // The other one serves the node as it is, and the application that the first one answered.
+        // The other replica serves the node in its present state, and the application that the
+        // first one answered.
         node.move_to(&other);
         let stream_of_other = node.watch().await;
         let (code, again) = node.apply("r", &["ipv4", "ipv6"]).await;
@@ -247,7 +248,7 @@ fn back() {
         let one = controller(&cluster).await;
         let mut node = one.node("edge", "edge-1").await;
         let other = controller(&cluster).await;
-        // As an agent does: it reports, then it follows its view.
+        // As an agent does: it reports and then follows its view.
         for (place, up) in [(&one, 3), (&other, 0), (&one, 3)] {
             node.move_to(place);
             let report = json!({"addresses": ["192.0.2.1"], "port": 4500, "tunnels": {"up": up, "wanted": 3}});
@@ -260,7 +261,7 @@ fn back() {
             .await;
             drop(stream);
         }
-        // What a node said that is gone is not said of another one of its name.
+        // The reports of a deregistered node are not shown for another one of its name.
         let tunnels = async || {
             let (_, nodes) = one.operator(Method::GET, "/v1/nodes", None).await;
             nodes[0]["tunnels"].clone()
@@ -317,7 +318,7 @@ fn trust() {
             let trusted = listed.as_array().unwrap().iter().rev().filter(|authority| authority["state"] != "retired");
             trusted.map(|authority| authority["certificate"].as_str().unwrap()).collect::<String>()
         };
-        // As the agents' DaemonSets name it.
+        // The name in the agents' DaemonSets.
         let published = async |what: &str, certificates: &str| {
             let holds = |map: &ConfigMap| {
                 map.data.as_ref().and_then(|data| data.get("ca.crt")).is_some_and(|held| held == certificates)
@@ -354,7 +355,7 @@ fn all_or_none() {
         // One IPv6 segment, which the node gets when it joins.
         let cloud = controller_of(&cluster, "fd77::/124", "").await;
         let node = cloud.node("edge", "edge-1").await;
-        // Of two claims one succeeded, and the other was taken by somebody else.
+        // Of two claims one succeeded, and another replica took the other segment.
         let (other, ..) = loaded(&cluster).await;
         let half = Row::new(network("10.77.1.0/28"), name("edge-1"), "r".into(), 1_793_491_300, None);
         commit(&other, vec![Change::ClaimSegment(half)]).await.unwrap();
@@ -370,7 +371,7 @@ fn half_left() {
     run(async {
         let cluster = clean().await;
         let cloud = controller(&cluster).await;
-        // Another replica has deleted the node and has not released its segments yet.
+        // Another replica has deleted the node and not released its segments yet.
         let (other, ..) = loaded(&cluster).await;
         let rows = ["10.77.0.0/28", "fd77::/124"]
             .map(|segment| Row::new(network(segment), name("edge-1"), "join".into(), 1_793_491_300, None));
@@ -383,7 +384,7 @@ fn half_left() {
         let node = cloud.node("edge", "edge-1").await;
         let (_, given) = node.ask(Method::GET, "/segments", None).await;
         assert_eq!(given["segments"].as_array().unwrap().len(), 2, "{given}");
-        // Now it goes on with what it planned before.
+        // Now the replica continues with its earlier plan.
         let released = rows.map(|row| Change::PutSegment(Row { released_at: Some(1_793_491_400), ..row }));
         commit(&other, [vec![Change::DeleteNode(name("gone"))], released.into()].concat()).await.unwrap();
         let (_, snapshot, _) = loaded(&cluster).await;

@@ -1,5 +1,5 @@
-//! The controller as `deploy/kubernetes/20-controller.yaml` runs it: its configuration, its
-//! account's rights, no other user's, and no kubeconfig.
+//! The controller as `deploy/kubernetes/20-controller.yaml` runs it: with its configuration and its
+//! account's permissions, under no other user, and without a kubeconfig.
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader};
@@ -27,7 +27,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("no_edge_and_no_node_that_labels_itself_is_given_a_pod_of_the_hubs_or_the_cloud", selected),
 ];
 
-/// Ends what runs, whatever comes of the test.
+/// Ends the program, whatever the result of the test.
 struct Running(Child);
 
 impl Drop for Running {
@@ -37,7 +37,7 @@ impl Drop for Running {
     }
 }
 
-/// The configuration in the manifest, with other ports: those may be in use here.
+/// The configuration in the manifest, with other ports, because those may be in use here.
 fn configuration() -> String {
     let manifest = std::fs::read_to_string(deploy("kubernetes/20-controller.yaml")).unwrap();
     let text = manifest.split_once("controller.toml: |\n").unwrap().1.split_once("\n---").unwrap().0;
@@ -47,9 +47,9 @@ fn configuration() -> String {
     text.replace("[::]:8443", "127.0.0.1:0").replace("[::]:9643", "127.0.0.1:0")
 }
 
-/// What the kubelet mounts, in a mount namespace of its own: the account's token, the
-/// configuration, and places to write, which are root's and open to the pod (an emptyDir with
-/// fsGroup).
+/// Starts the controller in its own mount namespace with what the kubelet mounts: the account's
+/// token, the configuration, and writable folders that belong to root and are open to the pod (an
+/// emptyDir with fsGroup).
 fn start(folder: &Path) -> Running {
     assert!(rustix::process::geteuid().is_root(), "run it as root: it needs a mount namespace and another user");
     let read = Kubeconfig::read_from(&*CONTROLLER).unwrap();
@@ -128,7 +128,7 @@ fn in_a_pod() {
                 stream.write_all(b"GET /readyz HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").await.unwrap();
                 let mut answer = String::new();
                 stream.read_to_string(&mut answer).await.unwrap();
-                // Its account may read the policy that is shipped, which is the one that it wants.
+                // Its account may read the shipped policy, which is the expected one.
                 let counts = answer.contains("\n[i]node-labels: community labels of Node objects count");
                 if answer.starts_with("HTTP/1.1 200") && counts {
                     return answer;
@@ -146,7 +146,7 @@ fn in_a_pod() {
     });
 }
 
-/// Whether pods of a DaemonSet or a Deployment, as the API server gives it back, may run on a Node
+/// Whether pods of a DaemonSet or a Deployment, as the API server returns it, may run on a Node
 /// with these labels.
 fn may_run(pod: &PodSpec, labels: &BTreeMap<String, String>) -> bool {
     let by_label = pod.node_selector.iter().flatten().all(|(key, value)| labels.get(key) == Some(value));

@@ -1,5 +1,5 @@
-//! A node follows its view at one replica and goes on at another: nothing is missed, and nothing
-//! older is told.
+//! A node follows its view at one replica and continues at another: it misses nothing and receives
+//! nothing older.
 
 use std::path::Path;
 use std::time::Duration;
@@ -49,7 +49,7 @@ impl Replica {
         body
     }
 
-    /// A node that joins here.
+    /// Joins a node at this replica.
     async fn node(&self, name: &str) -> Node {
         let request = json!({"role": "edge", "ttl_seconds": 3600, "uses": 1});
         let token = self.operator(Method::POST, "/v1/tokens", Some(request)).await;
@@ -75,11 +75,11 @@ struct Follower {
     view: NodeView,
     epoch: String,
     stream: Stream,
-    /// Nothing has been told since it came here.
+    /// It has received nothing since it moved here.
     arrived: bool,
 }
 
-/// What was heard.
+/// A received line.
 #[derive(Debug, PartialEq, Eq)]
 enum Heard {
     News,
@@ -95,7 +95,7 @@ impl Follower {
         Self { view, epoch, stream, arrived: false }
     }
 
-    /// At another replica, with what it has.
+    /// Continues at another replica with the view that it has.
     async fn go_on(&mut self, node: &mut Node, replica: &Replica) {
         node.move_to_address(replica.program.addresses[0]);
         let parameters = format!("&changes=true&from={}&epoch={}", self.view.version, self.epoch);
@@ -103,8 +103,8 @@ impl Follower {
         self.arrived = true;
     }
 
-    /// The next line: whatever it tells, it is nothing older, and no difference to anything but
-    /// what is there.
+    /// Reads the next line, and asserts that it is nothing older and that a change applies to the
+    /// present view.
     async fn hear(&mut self) -> Heard {
         let line = tokio::time::timeout(Duration::from_secs(60), self.stream.line()).await.expect("a line within 60 s");
         match line {
@@ -129,14 +129,15 @@ impl Follower {
         }
     }
 
-    /// Hears until it sees a peer. Whole views say so at once after a move, and differences then.
+    /// Reads until it sees a peer. After a move a whole view shows it at once, and later changes
+    /// do.
     async fn sees(&mut self, peer: &str) {
         while !self.view.peers.iter().any(|known| known.name.as_str() == peer) {
             assert!(matches!(self.hear().await, Heard::News | Heard::Heartbeat), "the stream ends");
         }
     }
 
-    /// Hears what comes until the stream ends; the last line.
+    /// Reads until the stream ends. Returns the last line.
     async fn last(&mut self) -> Heard {
         let mut last = Heard::End;
         loop {
@@ -147,7 +148,7 @@ impl Follower {
         }
     }
 
-    /// What it has is what there is.
+    /// Asserts that its view is complete.
     async fn has_all(&mut self, node: &Node) {
         until("it to have what there is", async || {
             let (status, body) = node.ask(Method::GET, "/view", None).await;
@@ -178,7 +179,7 @@ fn goes_on() {
             other.node(peer).await;
             follower.sees(peer).await;
         }
-        // Killed when it may have told of the last change, or may not.
+        // Killed when it may or may not have sent the last change.
         other.node("p2").await;
         one.program.kill();
         follower.last().await;
@@ -188,7 +189,7 @@ fn goes_on() {
         follower.sees("p2").await;
         follower.sees("p3").await;
         follower.has_all(&node).await;
-        // Back, while that one stops and sends its nodes away.
+        // Back again, while the other replica stops and sends its nodes away.
         one.program.start();
         one.knows("p3").await;
         let stopping = tokio::task::spawn_blocking(move || {
@@ -211,7 +212,7 @@ fn behind() {
         let late = Replica::start(&cluster, &controller("late")).await;
         let mut node = one.node("a").await;
         late.knows("a").await;
-        // It hears of nothing any more: watches that are open would go on.
+        // It receives nothing any more; open watches would go on.
         PLANE.revoke("late-custom").unwrap();
         PLANE.revoke("late-core").unwrap();
         PLANE.wait_right(Subject::User("late"), "watch", "edgenodes.edge-cni.io", false).unwrap();
