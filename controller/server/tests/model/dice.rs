@@ -1,10 +1,10 @@
-//! Chance, from a seed.
+//! Random numbers from a seed.
 
-/// The same seed and the same thrower bring the same throws (SplitMix64).
+/// The same seed and thrower give the same numbers (SplitMix64).
 pub(crate) struct Dice(u64);
 
 impl Dice {
-    /// Those of one thrower of several.
+    /// The numbers of one of several throwers.
     pub(super) fn new(seed: u64, thrower: u64) -> Self {
         let mut dice = Self(seed ^ thrower.wrapping_mul(0xd6e8_feb8_6659_fd93));
         dice.throw();
@@ -23,7 +23,7 @@ impl Dice {
         usize::try_from(self.throw() % end as u64).unwrap_or(0)
     }
 
-    /// So many times out of a hundred.
+    /// True in this percentage of calls.
     pub(crate) fn percent(&mut self, chance: usize) -> bool {
         self.below(100) < chance
     }

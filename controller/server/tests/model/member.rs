@@ -1,4 +1,4 @@
-//! A node, and what it does.
+//! A node and its actions.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -13,26 +13,26 @@ use super::world::{CAPACITY, Patience, World};
 use crate::harness::{Answer, Connection, Node, chain, kind, request_of};
 
 const FAMILIES: [&str; 2] = ["ipv4", "ipv6"];
-/// Stands for what a node gets when it joins.
+/// Stands for the segments that a node gets when it joins.
 const JOIN: &str = "join";
 
-/// A node by one name, with as many lives as it has joined.
+/// A node name with one life for each time that it has joined.
 pub(super) struct Member<'a> {
     world: &'a World<'a>,
     name: String,
     dice: Dice,
     life: u32,
     registered: Option<Registered>,
-    /// There is an object by whose deletion it is deregistered.
+    /// It has an object; the deletion of that object deregisters it.
     bound: bool,
-    /// Something of it may be left over from what was interrupted: it may hold more than it knows.
+    /// An interrupted action may have left something over: it may hold more than it knows.
     leftovers: bool,
 }
 
 /// A node while it is registered.
 struct Registered {
     node: Node,
-    /// What each application brought.
+    /// The segments of each answered application.
     answered: BTreeMap<String, Vec<IpNetwork>>,
     applications: u32,
 }
@@ -42,7 +42,7 @@ impl<'a> Member<'a> {
         Self { world, name: name.into(), dice, life: 0, registered: None, bound: false, leftovers: false }
     }
 
-    /// Does what the dice say until it is over.
+    /// Acts as the dice say until the history ends.
     pub(super) async fn live(&mut self) {
         while !self.world.is_over() {
             match (self.registered.is_some(), self.dice.below(100)) {
@@ -59,7 +59,7 @@ impl<'a> Member<'a> {
         }
     }
 
-    /// Joins. With no segment left it does not.
+    /// Joins, unless no segment is left.
     async fn join(&mut self) {
         self.life += 1;
         if !self.bound && self.dice.percent(40) {
@@ -89,12 +89,14 @@ impl<'a> Member<'a> {
                             self.leftovers |= unsure && self.world.lags();
                             return self.world.model.count("refused to join: exhausted");
                         }
-                        // It was used, and its node is not registered, or not known here yet.
+                        // The token was used, and its node is not registered, or not known here
+                        // yet.
                         Ok((409, _)) if refused(&answer, "token-used") && unsure => {
                             ways.push((self.token().await, KeyPair::generate().unwrap()));
                             turn = ways.len() - 1;
                         }
-                        // By an earlier way; or the node of before is known here still.
+                        // An earlier attempt has joined it, or its earlier life is still known
+                        // here.
                         Ok((409, _)) if refused(&answer, "name-taken") && (unsure || self.world.lags()) => turn += 1,
                         Ok((403, _)) if refused(&answer, "token-unknown") && self.world.lags() => {}
                         Ok((503, _)) | Err(_) => unsure = true,
@@ -134,7 +136,8 @@ impl<'a> Member<'a> {
         }
     }
 
-    /// Asks as the node, at any controller. `Err`: whether it was sent, and why there is no answer.
+    /// Sends a request as the node to any controller. `Err`: whether it was sent, and why there is
+    /// no answer.
     async fn ask(&mut self, method: Method, below: &str, body: Option<Value>) -> Result<Answer, (bool, String)> {
         let address = self.world.any(&mut self.dice).address();
         let node = &mut self.registered.as_mut().unwrap().node;
@@ -145,7 +148,7 @@ impl<'a> Member<'a> {
         connection.try_ask(method, &path, body).await.map_err(|error| (true, error.to_string()))
     }
 
-    /// What it holds, as some controller says.
+    /// The segments that it holds, according to some controller.
     async fn list(&mut self) -> BTreeSet<IpNetwork> {
         let patience = Patience::new(format!("what {} holds", self.name));
         loop {
@@ -160,7 +163,7 @@ impl<'a> Member<'a> {
         }
     }
 
-    /// Applies once, and repeats it until it is answered. `None` where nothing is left.
+    /// Applies, and repeats the application until it is answered. `None` if no segment is left.
     async fn apply(&mut self, families: &[&str]) -> Option<Vec<IpNetwork>> {
         let registered = self.registered.as_mut().unwrap();
         registered.applications += 1;
@@ -188,8 +191,8 @@ impl<'a> Member<'a> {
                     return Some(networks(body));
                 }
                 Ok(refusal) if kind(refusal).1 == "range-exhausted" => {
-                    // Half of it may have been granted by one that did not live to take it back or
-                    // to complete it.
+                    // Half of it may have been granted by a controller that died before it
+                    // completed it or took it back.
                     self.leftovers |= unsure && self.world.lags();
                     self.world.model.count("exhausted");
                     return None;
@@ -203,7 +206,7 @@ impl<'a> Member<'a> {
         }
     }
 
-    /// Repeats an application that was answered.
+    /// Repeats an answered application.
     async fn repeat(&mut self) {
         let answered: Vec<_> = self.applications();
         if !answered.is_empty() {
@@ -225,7 +228,7 @@ impl<'a> Member<'a> {
         self.world.model.count("asked once more");
     }
 
-    /// What it was told is what it holds.
+    /// Asserts that it holds what it was granted.
     async fn look(&mut self) {
         let known: BTreeSet<IpNetwork> =
             self.registered.as_ref().unwrap().answered.values().flatten().copied().collect();
@@ -243,7 +246,7 @@ impl<'a> Member<'a> {
         }
     }
 
-    /// Nothing is open any more: repeats all its applications, and compares.
+    /// After the history: repeats all its applications and compares.
     pub(super) async fn settle(&mut self) {
         if self.registered.is_some() {
             for (request, granted) in self.applications() {
@@ -253,7 +256,7 @@ impl<'a> Member<'a> {
         }
     }
 
-    /// Is deregistered, if it is registered; and heard no more then.
+    /// Deregisters it if it is registered. It receives nothing afterwards.
     pub(super) async fn leave(&mut self) {
         if self.registered.is_none() {
             return;
@@ -292,8 +295,8 @@ impl<'a> Member<'a> {
         }
     }
 
-    /// By the operator. Whether it may have been left half done, or done by one that did not know
-    /// of all.
+    /// Deregisters it as the operator. Returns whether that may be incomplete, or was done by a
+    /// controller that did not know everything.
     async fn is_deregistered(&mut self) -> bool {
         let known: BTreeSet<IpNetwork> =
             self.registered.as_ref().unwrap().answered.values().flatten().copied().collect();
@@ -320,7 +323,7 @@ impl<'a> Member<'a> {
         }
     }
 
-    /// Takes all that there is. Nobody else is there.
+    /// Takes all segments. No other node is left.
     pub(super) async fn fill(&mut self) {
         let patience = Patience::new("every segment to be granted again");
         while self.registered.is_none() {

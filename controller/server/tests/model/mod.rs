@@ -1,24 +1,24 @@
-//! Random histories of a controller, held against a plain model of what it promises. The same on
+//! Random histories of a controller, compared with a plain model of what it promises; the same on
 //! every store.
 //!
-//! Nodes join, apply, repeat applications and leave, each by dice of its own and over the API;
-//! meanwhile controllers, which are programs of their own, are killed wherever they are and started
-//! again. A node that is not answered asks again, as agents do. Throughout, and at the end:
+//! Nodes join, apply, repeat applications and leave, each by its own dice and over the API.
+//! Meanwhile controllers, which are separate programs, are killed at any moment and started again.
+//! A node without an answer asks again, as agents do. Throughout, and at the end:
 //!
 //! - No address has two owners, and none gets another owner before its quarantine is over.
-//! - What was granted is held until its node is deregistered, and nothing else is: an application
-//!   that was repeated because its answer got lost was carried out once.
-//! - Whoever repeats an application gets the same segments.
+//! - A granted segment is held until its node is deregistered, and nothing else is held: an
+//!   application that is repeated because its answer was lost is carried out once.
+//! - A node that repeats an application gets the same segments.
 //! - When all have left, and the quarantines are over, every segment can be granted again.
 //!
-//! The dice are of a seed, which a failure tells and `EDGE_MODEL_SEED` sets. What programs do at
-//! the same time is not of the dice: a seed brings back the questions and the kind of disturbance,
-//! not each moment. `EDGE_MODEL_SECONDS` makes it last longer.
+//! The dice come from a seed, which a failure prints and `EDGE_MODEL_SEED` sets. The timing of
+//! concurrent programs does not come from the dice: a seed reproduces the requests and the kinds of
+//! disturbance, not their exact moments. `EDGE_MODEL_SECONDS` makes a history longer.
 //!
-//! - [`dice`]: chance, from a seed.
+//! - [`dice`]: random numbers from a seed.
 //! - [`model`]: what must hold.
-//! - [`world`]: the controllers, and what happens to them.
-//! - [`member`]: a node, and what it does.
+//! - [`world`]: the controllers and their disturbances.
+//! - [`member`]: a node and its actions.
 
 mod dice;
 mod member;
@@ -35,10 +35,11 @@ use member::Member;
 pub(crate) use world::Ground;
 use world::World;
 
-/// Nodes at most at a time. The ranges are small enough to be exhausted by them now and then.
+/// Largest number of nodes at a time. They sometimes exhaust the ranges.
 const NODES: u64 = 6;
 
-/// Runs one history on a ground, for `normally` unless the environment says how long.
+/// Runs one history on this ground for the time `normally`, unless the environment sets another
+/// one.
 pub(crate) async fn check(ground: &dyn Ground, normally: Duration) {
     let number = |name| std::env::var(name).ok().map(|text| text.parse::<u64>().expect("a number"));
     #[expect(clippy::disallowed_methods, reason = "for a seed that differs between runs")]
@@ -67,7 +68,7 @@ pub(crate) async fn check(ground: &dyn Ground, normally: Duration) {
     world.stop().await;
 }
 
-/// Tells what is needed to look at a failure.
+/// Prints what is needed to examine a failure.
 struct Told {
     seed: u64,
     words: Box<dyn Fn() -> String>,

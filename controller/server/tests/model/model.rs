@@ -1,4 +1,4 @@
-//! What must hold, whoever asks and whatever dies.
+//! What must hold, whichever node asks and whichever controller dies.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -8,12 +8,12 @@ use std::time::{Duration, Instant};
 use edge_controller_domain::segments::overlap;
 use edge_types::IpNetwork;
 
-/// Seconds for which a segment of a node that has left is given to nobody.
+/// Quarantine in seconds.
 pub(super) const QUARANTINE: u64 = 2;
-/// The controller counts whole seconds, of which the first may have been almost over.
+/// The controller counts whole seconds, and the first one may be nearly over.
 const ROUNDING: Duration = Duration::from_secs(1);
 
-/// Who holds what, as the nodes heard it.
+/// The holder of each segment, according to the answers that nodes got.
 #[derive(Default)]
 pub(super) struct Model(Mutex<Inner>);
 
@@ -23,18 +23,18 @@ struct Inner {
     counts: BTreeMap<&'static str, usize>,
 }
 
-/// One node's hold of one segment.
+/// The time for which one node holds one segment.
 struct Tenure {
     network: IpNetwork,
     node: String,
-    /// How often the node had joined by then.
+    /// How often the node had joined before.
     life: u32,
     request: String,
-    /// When it was heard of.
+    /// When the node got the answer.
     from: Instant,
-    /// When the node was about to be deregistered.
+    /// When the deregistration of the node began.
     until: Option<Instant>,
-    /// That may have been left half done, so that its name holds the segment still.
+    /// The deregistration may be incomplete, so that its name still holds the segment.
     inherited: bool,
 }
 
@@ -43,12 +43,12 @@ impl Model {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Counts something, so that one can see afterwards that it did happen.
+    /// Counts an action, so that a test can check that it happened.
     pub(super) fn count(&self, what: &'static str) {
         *self.inner().counts.entry(what).or_default() += 1;
     }
 
-    /// A history in which nothing happens proves nothing.
+    /// Asserts that these actions happened: a history without them proves nothing.
     pub(super) fn assert_happened(&self, what: &[&'static str]) {
         let inner = self.inner();
         let missing: Vec<_> = what.iter().filter(|what| !inner.counts.contains_key(*what)).collect();
@@ -62,7 +62,7 @@ impl Model {
         })
     }
 
-    /// A node hears now that it holds a segment.
+    /// Notes that a node got a segment.
     pub(super) fn heard(&self, node: &str, life: u32, request: &str, network: IpNetwork) {
         let mut inner = self.inner();
         let now = Instant::now();
@@ -98,7 +98,7 @@ impl Model {
         *inner.counts.entry(if again { "granted anew" } else { "granted" }).or_default() += 1;
     }
 
-    /// A node is about to be deregistered.
+    /// Notes that the deregistration of a node begins.
     pub(super) fn leaves(&self, node: &str, life: u32) {
         let now = Instant::now();
         let mut inner = self.inner();
@@ -106,14 +106,14 @@ impl Model {
         its.for_each(|tenure| tenure.until = Some(now));
     }
 
-    /// The deregistration of a node may have been left half done.
+    /// Notes that the deregistration of a node may be incomplete.
     pub(super) fn half_left(&self, node: &str, life: u32) {
         let mut inner = self.inner();
         let its = inner.tenures.iter_mut().filter(|tenure| tenure.node == node && tenure.life == life);
         its.for_each(|tenure| tenure.inherited = true);
     }
 
-    /// All that is held, and by whom.
+    /// All held segments and their nodes.
     pub(super) fn held(&self) -> BTreeMap<IpNetwork, String> {
         let inner = self.inner();
         let held = inner.tenures.iter().filter(|tenure| tenure.until.is_none());

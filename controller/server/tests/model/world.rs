@@ -1,4 +1,4 @@
-//! The controllers, and what happens to them.
+//! The controllers and their disturbances.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
@@ -18,65 +18,65 @@ use super::model::{Model, QUARANTINE};
 use crate::harness::{Answer, try_operator};
 use crate::process::Program;
 
-/// Segments of each family that there are.
+/// Number of segments in each family.
 pub(super) const CAPACITY: usize = 32;
-/// Whatever is to come has come by then, or never does.
+/// Longest time to wait for something.
 const PATIENCE: Duration = Duration::from_secs(90);
 
-/// Where controllers keep what they know, and what else is there.
+/// The place where controllers keep their rows, and what else exists there.
 pub(crate) trait Ground: Sync {
-    /// How many controllers run at once.
+    /// Number of controllers that run at the same time.
     fn replicas(&self) -> usize;
 
     /// Further tables of their configuration.
     fn tables(&self) -> String;
 
-    /// Of the authority that signs. `state`: the state directory of a controller.
+    /// Certificate of the signing authority. `state`: the state directory of a controller.
     fn ca<'a>(&'a self, state: &'a Path) -> LocalBoxFuture<'a, CertificateDer<'static>>;
 
-    /// Something happens to what the controllers stand on, if that is possible.
+    /// Disturbs what the controllers depend on, if possible. Returns whether it did.
     fn shake<'a>(&'a self, dice: &'a mut Dice) -> LocalBoxFuture<'a, bool>;
 
-    /// Gives a node an object by whose deletion it is deregistered, if there are such.
+    /// Creates an object for a node, if the ground has such objects; the deletion of that object
+    /// deregisters the node.
     fn bind<'a>(&'a self, node: &'a str) -> LocalBoxFuture<'a, bool>;
 
     /// Returns when the controllers know of that object.
     fn bound<'a>(&'a self, node: &'a str) -> LocalBoxFuture<'a, ()>;
 
-    /// Deletes that object; returns when the node is deregistered.
+    /// Deletes that object and returns when the node is deregistered.
     fn unbind<'a>(&'a self, node: &'a str) -> LocalBoxFuture<'a, ()>;
 
-    /// What a node was given since a moment by joining, where controllers are no witnesses: one may
-    /// know of a node already, and not yet of the release of what another node of its name held.
+    /// The segments that a node got by joining since `since`, if controllers cannot tell: one may
+    /// already know a node and not yet the release of the segments of an earlier node of its name.
     fn given<'a>(&'a self, node: &'a str, since: i64) -> LocalBoxFuture<'a, Option<BTreeSet<IpNetwork>>>;
 
-    /// Releases what is left over where a controller did not live to complete what it had begun.
-    /// Where nothing ever is, nothing is to do.
+    /// Releases what an interrupted controller has left over, if that can happen.
     fn tidy(&self) -> LocalBoxFuture<'_, ()>;
 }
 
-/// All there is.
+/// The whole system under test.
 pub(super) struct World<'a> {
     pub(super) ground: &'a dyn Ground,
     pub(super) model: Model,
     pub(super) ca: CertificateDer<'static>,
     replicas: Vec<Replica>,
-    /// Requests that were sent.
+    /// Number of requests that were sent.
     sent: AtomicUsize,
     over: AtomicBool,
 }
 
-/// One controller, whether it runs or not.
+/// One controller, running or not.
 pub(super) struct Replica {
     program: Arc<Mutex<Program>>,
     socket: PathBuf,
     address: Mutex<SocketAddr>,
 }
 
-/// What is done to one controller.
+/// What happens to one controller.
 enum Fate {
     Killed,
-    /// And once more so long after it was started.
+    /// Killed, and killed again this time after its restart.
     KilledTwice(Duration),
     Stopped,
 }
@@ -85,7 +85,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Asks again until it has taken too long.
+/// Retries until a time limit.
 pub(super) struct Patience {
     what: String,
     since: Instant,
@@ -96,7 +96,7 @@ impl Patience {
         Self { what: what.into(), since: Instant::now() }
     }
 
-    /// Waits before the next time.
+    /// Waits before the next attempt.
     pub(super) async fn again(&self, last: impl std::fmt::Debug) {
         assert!(self.since.elapsed() < PATIENCE, "waited {PATIENCE:?} for {}; the last answer: {last:?}", self.what);
         tokio::time::sleep(Duration::from_millis(10)).await;
@@ -123,7 +123,7 @@ impl Replica {
         tokio::task::spawn_blocking(move || work(&mut lock(&program))).await.unwrap()
     }
 
-    /// Starts it. What it stands on may be away just now, unless it stands on nothing else.
+    /// Starts it. What it depends on may be away at the moment, unless it is alone.
     async fn start(&self, alone: bool) {
         let patience = Patience::new("a controller to start");
         while let Err(said) = self.with_program(Program::serves).await {
@@ -144,7 +144,7 @@ impl<'a> World<'a> {
         Self { ground, model, ca, replicas, sent, over }
     }
 
-    /// One of several may not know yet what another one knows.
+    /// Whether one of several controllers may not know yet what another one knows.
     pub(super) fn lags(&self) -> bool {
         self.replicas.len() > 1
     }
@@ -153,7 +153,7 @@ impl<'a> World<'a> {
         &self.replicas[dice.below(self.replicas.len())]
     }
 
-    /// A request is about to be sent.
+    /// Counts a request that is about to be sent.
     pub(super) fn sends(&self) {
         self.sent.fetch_add(1, Ordering::Relaxed);
     }
@@ -166,7 +166,7 @@ impl<'a> World<'a> {
         self.over.load(Ordering::Relaxed)
     }
 
-    /// The last words of each controller.
+    /// Returns the last log lines of each controller.
     pub(super) fn words(&self) -> Box<dyn Fn() -> String> {
         let programs: Vec<_> = self.replicas.iter().map(|replica| replica.program.clone()).collect();
         Box::new(move || {
@@ -178,7 +178,7 @@ impl<'a> World<'a> {
         })
     }
 
-    /// Asks as the operator does.
+    /// Sends a request as the operator.
     pub(super) async fn operator(
         &self,
         replica: &Replica,
@@ -190,10 +190,10 @@ impl<'a> World<'a> {
         try_operator(&replica.socket, method, path, body).await
     }
 
-    /// Disturbs until it is over; all controllers run then.
+    /// Disturbs until the history ends; afterwards all controllers run.
     pub(super) async fn disturb(&self, mut dice: Dice) {
         while !self.is_over() {
-            // In the middle of what is going on, and not where nothing is.
+            // While requests are in progress, and not when nothing happens.
             let next = self.sent.load(Ordering::Relaxed) + 1 + dice.below(40);
             while self.sent.load(Ordering::Relaxed) < next && !self.is_over() {
                 tokio::time::sleep(Duration::from_millis(1)).await;
@@ -212,14 +212,14 @@ impl<'a> World<'a> {
             self.model.count(if matches!(fate, Fate::Stopped) { "stopped" } else { "killed" });
             replica.with_program(move |program| fate.befall(program)).await;
             if self.lags() {
-                // Those that are left go on by themselves for a while.
+                // The remaining controllers go on alone for a while.
                 tokio::time::sleep(Duration::from_millis(dice.below(500) as u64)).await;
             }
             replica.start(!self.lags()).await;
         }
     }
 
-    /// Segments that a controller says are held.
+    /// The held segments according to a controller.
     async fn held_at(&self, replica: &Replica) -> BTreeMap<IpNetwork, String> {
         let (status, rows) = self.operator(replica, Method::GET, "/v1/segments", None).await.unwrap();
         assert_eq!(status, 200, "{rows}");
@@ -228,8 +228,8 @@ impl<'a> World<'a> {
         held.map(|row| (text(&row["segment"]).parse().unwrap(), text(&row["node"]))).collect()
     }
 
-    /// What every controller holds for held is what the nodes were told, and at most what is left
-    /// over besides.
+    /// Asserts that each controller's held segments are what the nodes were granted, apart from
+    /// what is left over.
     pub(super) async fn compare(&self) {
         let model = self.model.held();
         for replica in &self.replicas {
