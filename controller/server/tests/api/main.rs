@@ -13,7 +13,7 @@ mod changes;
 mod clocks;
 mod join;
 mod observe;
-mod places;
+mod connection_limits;
 mod program;
 mod reload;
 mod reviews;
