@@ -1,6 +1,7 @@
 //! `edge-agent down`: removes everything that an agent installed in the kernel, also if none has
 //! run since boot.
 
+use std::io::Write as _;
 use std::os::unix::net::UnixStream;
 use std::process::{Command, Stdio};
 
@@ -11,12 +12,13 @@ use netlink_packet_route::route::{RouteAttribute, RouteMessage};
 use rtnetlink::RouteMessageBuilder;
 
 use crate::config::Config;
-use crate::host::{firewall, obstacles};
-use crate::install_cni::CONFLIST;
+use crate::host::{self, firewall, obstacles};
+use crate::install_cni::{self, CONFLIST};
 
 /// Removes our SAs, policies, routes, nftables tables and the guard, and nothing that belongs to
-/// other programs. Remaining pods stay closed to hosts outside. Goes on after a failure, and
-/// reports all failures. Fails if the agent runs.
+/// other programs. Remaining pods stay closed to hosts outside: if the plugin cannot make its own
+/// table for them, the agent's table stays. Goes on after a failure, and reports all failures.
+/// Fails if the agent runs.
 pub fn down(config: &Config) -> anyhow::Result<()> {
     let socket = config.admin_socket();
     if UnixStream::connect(&socket).is_ok() {
@@ -32,10 +34,14 @@ pub fn down(config: &Config) -> anyhow::Result<()> {
     // leaving in clear.
     report(&mut failures, "policies", policies());
     report(&mut failures, "routes", routes());
-    report(&mut failures, "nftables tables", tables());
-    if let Err(error) = close_pods(config) {
-        failures.push(format!("hosts outside reach the remaining pods: {error:#}"));
+    // Both tables drop and neither accepts for the other, so they may stand at the same time.
+    match close_pods(config) {
+        Ok(()) => report(&mut failures, "table inet edge-cni", agents_table()),
+        Err(error) => failures.push(format!(
+            "table inet edge-cni is kept, since nothing else keeps hosts outside from the attached pods: {error:#}"
+        )),
     }
+    report(&mut failures, "table bridge edge-cni", firewall::remove_bridge_filter().map(usize::from));
     report(&mut failures, "accept rules in FORWARD", obstacles::remove_accepts());
     report(&mut failures, "guard", guard::remove().map(|()| 1).map_err(Into::into));
     if failures.is_empty() { Ok(()) } else { bail!("not everything is removed: {}", failures.join("; ")) }
@@ -94,25 +100,66 @@ fn routes() -> anyhow::Result<usize> {
     })
 }
 
-/// As long as there are pods' bridges, the plugin's table does what ours did.
+/// Makes the plugin's table, which keeps hosts outside from pods as the agent's table does. Fails
+/// if pods are attached and the table is not there afterwards although it is needed.
 fn close_pods(config: &Config) -> anyhow::Result<()> {
-    let (plugin, conflist) = (config.cni.bin_dir.join("edge-cni"), config.path(&config.cni.conf_dir).join(CONFLIST));
-    if !plugin.exists() || !conflist.exists() {
-        return Ok(());
+    match make_pods_table(config) {
+        Err(error) if host::has_attached_pods(&config.bridge)? => Err(error),
+        _ => Ok(()),
     }
-    let output = Command::new(&plugin).arg("ingress").arg(&conflist).stdin(Stdio::null()).output();
-    let output = output.with_context(|| format!("{} ingress", plugin.display()))?;
+}
+
+fn make_pods_table(config: &Config) -> anyhow::Result<()> {
+    let (plugin, conflist) = (config.cni.bin_dir.join("edge-cni"), config.path(&config.cni.conf_dir).join(CONFLIST));
+    if !plugin.exists() {
+        bail!(
+            "the plugin {} is missing; copy it there with `edge-agent install-cni --plugin FILE`, or remove the pods, and run `edge-agent down` again",
+            plugin.display()
+        );
+    }
+    let mut command = Command::new(&plugin);
+    command.arg("ingress").stdout(Stdio::piped()).stderr(Stdio::piped());
+    // `install-cni --remove` may have removed the file, but not the pods.
+    let text = if conflist.exists() {
+        command.arg(&conflist).stdin(Stdio::null());
+        String::new()
+    } else {
+        command.arg("/proc/self/fd/0").stdin(Stdio::piped());
+        install_cni::conflist_text(config)?.with_context(|| {
+            format!(
+                "neither {} nor segments.json in {} is there; remove the pods and run `edge-agent down` again",
+                conflist.display(),
+                config.state_dir.display()
+            )
+        })?
+    };
+    let mut run = || -> std::io::Result<_> {
+        let mut child = command.spawn()?;
+        if let Some(mut stdin) = child.stdin.take() {
+            stdin.write_all(text.as_bytes())?;
+        }
+        child.wait_with_output()
+    };
+    let output = run().with_context(|| format!("{} ingress", plugin.display()))?;
     if !output.status.success() {
         let said = [output.stdout, output.stderr].concat();
         bail!("{} ingress: {}", plugin.display(), String::from_utf8_lossy(&said).trim());
     }
+    // Earlier releases make no table while the agent's stands, and do not answer this.
+    let answer: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap_or_default();
+    if !answer["table"].is_boolean() {
+        bail!(
+            "{} ingress does not say whether it made its table: it is of an earlier release; install this release's with `edge-agent install-cni --plugin FILE` and run `edge-agent down` again",
+            plugin.display()
+        );
+    }
     Ok(())
 }
 
-fn tables() -> anyhow::Result<usize> {
-    let ours = match firewall::read()? {
-        Some(_) => firewall::remove().map(|()| 1)?,
-        None => 0,
-    };
-    Ok(ours + usize::from(firewall::remove_bridge_filter()?))
+/// Removes the agent's table.
+fn agents_table() -> anyhow::Result<usize> {
+    match firewall::read()? {
+        Some(_) => firewall::remove().map(|()| 1),
+        None => Ok(0),
+    }
 }

@@ -74,15 +74,27 @@ pub(crate) fn ensure(links: &mut Links, config: &Config, segments: &SegmentsFile
     remove_if_agent_has_its_own(&mut netlink)
 }
 
-/// Makes the table anew by the present configuration, or removes it if it is not needed.
+/// Makes the table anew by the present configuration, or removes it if it is not needed: all
+/// sources are allowed, there is no bridge, or the agent's table exists.
 pub(crate) fn recreate(links: &mut Links, config: &Config, segments: &SegmentsFile) -> Result<()> {
     let mut netlink = open()?;
-    if all_sources_are_allowed(config, segments) || exists(&mut netlink, &AGENTS_TABLE)? || bridges(links)?.is_empty() {
+    if exists(&mut netlink, &AGENTS_TABLE)? {
         return remove(&mut netlink);
+    }
+    recreate_beside_agents(links, config, segments)?;
+    remove_if_agent_has_its_own(&mut netlink)
+}
+
+/// As [`recreate`], but also while the agent's table exists, which is about to be removed. Returns
+/// whether the table is needed and was made.
+pub(crate) fn recreate_beside_agents(links: &mut Links, config: &Config, segments: &SegmentsFile) -> Result<bool> {
+    let mut netlink = open()?;
+    if all_sources_are_allowed(config, segments) || bridges(links)?.is_empty() {
+        return remove(&mut netlink).map(|()| false);
     }
     let messages = [TABLE.create_anew().to_vec(), content(links, config, segments)?].concat();
     transact(&mut netlink, messages).map_err(|error| kernel_error(&error))?;
-    remove_if_agent_has_its_own(&mut netlink)
+    Ok(true)
 }
 
 /// Fails if the table cannot be made; for STATUS. It changes nothing, since the kernel rolls the

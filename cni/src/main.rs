@@ -64,7 +64,7 @@ usage: CNI_COMMAND=ADD|DEL|CHECK CNI_CONTAINERID=.. CNI_NETNS=.. CNI_IFNAME=.. e
                             (default /etc/cni/net.d/10-edge-cni.conflist)
        edge-cni ingress [FILE]
                             keep hosts outside from attached pods, as FILE says,
-                            unless the agent's table does
+                            also while the agent's table does
        edge-cni --version   print version and supported CNI versions
        edge-cni --help      print this
 

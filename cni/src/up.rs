@@ -43,15 +43,19 @@ pub(crate) fn up(path: &Path) -> Result<Value> {
     Ok(json!({ "bridge": config.bridge, "addresses": gateways, "stock": stock, "obstacles": obstacles }))
 }
 
-/// Keeps hosts outside from the attached pods, as the configuration in this file says, unless the
-/// agent does. `edge-agent down` runs it after it has removed its own table.
+/// Keeps hosts outside from the attached pods, as the configuration in this file says, even while
+/// the agent's table does so. `edge-agent down` runs it before it removes that table. `table` in the
+/// result says whether the table was needed and made.
 pub(crate) fn ingress(path: &Path) -> Result<Value> {
     let config = config_of(path)?;
-    let segments = Store::create(&config, veth::count_attached)?.lock()?.segments(&config)?;
-    if let Some(segments) = segments {
-        ingress::recreate(&mut Links::open()?, &config, &segments)?;
-    }
-    Ok(json!({}))
+    let segments = Store::create(&config, veth::count_attached)?.lock()?.segments(&config)?.ok_or_else(|| {
+        Error::new(
+            Code::TryAgainLater,
+            "this node has no segment, so that it is not known which sources may reach pods; start edge-agent, or add `segments` to the configuration",
+        )
+    })?;
+    let made = ingress::recreate_beside_agents(&mut Links::open()?, &config, &segments)?;
+    Ok(json!({ "table": made }))
 }
 
 fn config_of(path: &Path) -> Result<Config> {

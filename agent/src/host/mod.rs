@@ -29,6 +29,7 @@ pub use underlay::read_underlay;
 
 use std::net::IpAddr;
 
+use anyhow::Context as _;
 use ipnetwork::IpNetwork;
 use serde::{Deserialize, Serialize};
 
@@ -62,4 +63,15 @@ pub struct RouteEntry {
     pub via: Option<IpAddr>,
     /// Source address of the node's own packets.
     pub source: Option<IpAddr>,
+}
+
+/// Whether a bridge for pods has a port: the bridge `own`, or one that the plugin made for another
+/// network.
+pub(crate) fn has_attached_pods(own: &str) -> anyhow::Result<bool> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(async {
+        let (connection, handle, _) = rtnetlink::new_connection().context("rtnetlink")?;
+        tokio::spawn(connection);
+        Ok(observed::Observed::read(&handle).await?.has_attached_pods(own))
+    })
 }

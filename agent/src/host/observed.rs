@@ -113,6 +113,13 @@ impl Observed {
         networks
     }
 
+    /// Whether a pods' bridge has a port.
+    pub(super) fn has_attached_pods(&self, own: &str) -> bool {
+        let bridges = self.links.iter().filter(|link| link.pod_bridge || link.name == own);
+        let indices: Vec<u32> = bridges.map(|link| link.index).collect();
+        self.links.iter().filter_map(|link| link.controller).any(|controller| indices.contains(&controller))
+    }
+
     pub(super) fn name_of(&self, index: u32) -> Option<&str> {
         self.links.iter().find(|link| link.index == index).map(|link| link.name.as_str())
     }

@@ -163,6 +163,11 @@ pub fn remove_conflist(config: &Config) -> anyhow::Result<()> {
     }
 }
 
+/// The text of a conflist with our plugin alone. `None` while there is no `segments.json`.
+pub(crate) fn conflist_text(config: &Config) -> anyhow::Result<Option<String>> {
+    Ok(segments(&config.state_dir)?.map(|segments| conflist(config, &segments, &[])))
+}
+
 /// The conflist's text. Every release of containerd since 1.6 supports one of these versions; with
 /// 1.1.0 alone, 1.6 and 1.7 fail every pod.
 fn conflist(config: &Config, segments: &SegmentsFile, chained: &[Value]) -> String {

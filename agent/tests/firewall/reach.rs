@@ -2,6 +2,7 @@
 
 use super::Test;
 use super::world::{BOTH, V4, World, passes};
+use edge_agent::config::Config;
 use edge_agent::host::firewall::Firewall;
 use ipnetwork::IpNetwork;
 
@@ -19,6 +20,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("a_pod_reaches_itself_by_its_published_port", hairpin),
     ("the_plugins_table_goes_when_the_agents_comes", plugins_table),
     ("a_table_of_an_earlier_release_is_replaced", upgrade),
+    ("down_keeps_the_table_while_pods_are_attached_and_the_plugin_cannot_make_its_own", down),
 ];
 
 /// A service range, with a Service whose endpoint is on this node and one whose endpoint is on
@@ -289,4 +291,27 @@ fn upgrade() {
     assert_eq!(world.fetch("lan", "10.77.2.2", 80).as_deref(), Some("10.77.1.1"), "the hole of then");
     world.apply(&World::edge());
     world.cannot_fetch("lan", "10.77.2.2", 80);
+}
+
+fn down() {
+    let world = World::new();
+    world.serve("pod");
+    world.apply(&World::edge());
+    let folder = tempfile::tempdir().unwrap();
+    let text = format!(
+        "state_dir = {0:?}\nrun_dir = {0:?}\n[cni]\nconf_dir = {0:?}\nbin_dir = {0:?}\n[controller]\nurls = [\"https://c\"]\n",
+        folder.path()
+    );
+    let config = Config::parse(&text, &folder.path().join("agent.toml")).unwrap();
+    let down = || world.on("edge", || edge_agent::down::down(&config).map_err(|error| format!("{error:#}")));
+    let tables = || world.sh("edge", "nft list tables");
+    let error = down().unwrap_err();
+    assert!(error.contains("table inet edge-cni is kept") && error.contains("install-cni --plugin"), "{error}");
+    assert!(tables().contains("table inet edge-cni\n"), "{}", tables());
+    for family in BOTH {
+        world.cannot_fetch("lan", family.pod, 80);
+    }
+    world.sh("edge", "ip link set pod nomaster; ip link set neighbour nomaster");
+    down().unwrap();
+    assert_eq!(tables(), "");
 }

@@ -155,15 +155,15 @@ fn the_agents_table_takes_the_place_of_the_plugins() {
     nft(&world, &["add", "table", "inet", "edge-cni"]);
     assert!(up(&world).ok);
     assert!(!tables(&world).contains("edge-cni-pods"), "{}", tables(&world));
-    // `edge-agent down` runs this.
-    nft(&world, &["delete", "table", "inet", "edge-cni"]);
+    // `edge-agent down` runs this before it removes its own table.
     let file = world.folder.path().join("plugin.json");
     let program = ["netns", "exec", &world.host, env!("CARGO_BIN_EXE_edge-cni"), "ingress", file.to_str().unwrap()];
-    succeed(Command::new("ip").args(program));
+    assert_eq!(succeed(Command::new("ip").args(program)), "{\"table\":true}\n");
     assert!(tables(&world).contains("edge-cni-pods"));
+    nft(&world, &["delete", "table", "inet", "edge-cni"]);
     // Without a bridge no table is needed.
     world.ip("link del ecni0");
-    succeed(Command::new("ip").args(program));
+    assert_eq!(succeed(Command::new("ip").args(program)), "{\"table\":false}\n");
     assert!(!tables(&world).contains("edge-cni-pods"), "{}", tables(&world));
 }
 
