@@ -75,11 +75,13 @@ pub struct NodeReport {
     /// node off from its own network.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub refused_view: Option<String>,
-    /// Segments that it uses, according to its disk. The controller grants them to no other node,
-    /// even if a restored backup does not know them.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[cfg_attr(feature = "schema", schemars(with = "Vec<String>"))]
-    pub segments: Vec<IpNetwork>,
+    /// Segments that it uses, according to its disk; empty if it uses none. The controller grants
+    /// them to no other node, even if a restored backup does not know them. Absent if the node
+    /// cannot read its disk: then this report does not count as one of its segments. Earlier agents
+    /// leave it out as well if they use none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "schema", schemars(with = "Option<Vec<String>>"))]
+    pub segments: Option<Vec<IpNetwork>>,
 }
 
 /// The state of a node's tunnels.

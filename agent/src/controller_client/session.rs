@@ -346,18 +346,18 @@ async fn report(
     member.http.call_on::<IgnoredAny>(connection, Method::PUT, &path, &report).await.map(drop)
 }
 
-/// Granted segments from `segments.json`; none if the file cannot be read, so that the report goes
-/// out all the same.
-async fn granted(controller: &ControllerClient) -> Vec<IpNetwork> {
+/// Granted segments from `segments.json`; `None` if the file cannot be read, so that the report goes
+/// out all the same and does not count as one of the segments.
+async fn granted(controller: &ControllerClient) -> Option<Vec<IpNetwork>> {
     match controller.segments().await {
         // Segments from the plugin's configuration are not grants.
         Ok(file) => {
             let granted = file.filter(|file| file.source == SegmentsSource::Agent).map(|file| file.segments);
-            granted.into_iter().flatten().take(MAX_REPORTED_SEGMENTS).collect()
+            Some(granted.into_iter().flatten().take(MAX_REPORTED_SEGMENTS).collect())
         }
         Err(error) => {
-            warn!(%error, "the report to the controller names no segments");
-            Vec::new()
+            warn!(%error, "the report to the controller does not say which segments this node uses");
+            None
         }
     }
 }

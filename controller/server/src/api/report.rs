@@ -70,7 +70,10 @@ pub(super) async fn report(
         taken.extend(more);
         conflicts = remaining;
     }
-    claims.publish(&noted.node, &taken, conflicts);
+    // A report that does not say which segments the node uses settles no earlier conflict.
+    if noted.segments.is_some() {
+        claims.publish(&noted.node, &taken, conflicts);
+    }
     Ok(StatusCode::NO_CONTENT)
 }
 
@@ -82,8 +85,8 @@ struct NotedReport {
     serial: String,
     /// The place of the node; `None` if it does not change now.
     place: Option<ReportedAddresses>,
-    /// Segments that the node says it uses.
-    segments: Vec<IpNetwork>,
+    /// Segments that the node says it uses; `None` if it does not say.
+    segments: Option<Vec<IpNetwork>>,
 }
 
 /// Writes a node's place into its record.
@@ -115,9 +118,13 @@ async fn note_report(
             set_place(&mut record, state, place);
         }
         certificates::note_use(&mut record, &noted.serial);
-        state.note_reported(&mut record);
-        let policy = &live.now().policy;
-        let (mut changes, conflicts) = state.claims(policy, node, &noted.segments, now);
+        let (mut changes, conflicts) = match &noted.segments {
+            Some(segments) => {
+                state.note_reported(&mut record);
+                state.claims(&live.now().policy, node, segments, now)
+            }
+            None => Default::default(),
+        };
         let taken: Vec<IpNetwork> = changes.iter().filter_map(Change::claimed).collect();
         if state.node(node) != Some(&record) {
             changes.push(Change::PutNode(record));

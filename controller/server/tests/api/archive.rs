@@ -175,6 +175,11 @@ async fn after_an_old_backup_nothing_is_granted_before_every_edge_has_reported_w
     assert!(detail(&refused).contains("edge-1, edge-2, edge-gone"), "{}", detail(&refused));
     let ready = readyz(&other).await;
     assert!(ready.starts_with("HTTP/1.1 200") && ready.contains("[!]restore: no segment is granted"), "{ready}");
+    // A node that cannot read its disk reports, but not which segments it uses.
+    let unknown = json!({"addresses": ["192.0.2.1"], "port": 4500});
+    assert_eq!(second.ask(Method::PUT, "", Some(unknown)).await.0, 204);
+    let refused = second.apply("r", &["ipv4"]).await;
+    assert!(detail(&refused).contains("edge-1, edge-2, edge-gone"), "{}", detail(&refused));
     assert_eq!(reports(&second, &[]).await, 204);
     // A restart forgets neither the restore nor which nodes have reported.
     other.kill();
