@@ -217,6 +217,7 @@ impl ControllerClient {
         self.write_segments(current.clone(), view.clone()).await?;
         let former_networks = self.hold_former_networks(current.as_deref(), &view)?;
         self.state.write_json(VIEW_FILE, &*view)?;
+        self.confirm_if_nothing_is_added(&view);
         self.bypass.set_guarded(&view);
         self.report_conflicts(&view);
         info!(

@@ -16,17 +16,11 @@ impl ControllerClient {
     pub(super) fn allowed_part(&self, current: &NodeView, view: &NodeView, refusal: &ViewRefusal) -> Option<NodeView> {
         let mut withheld = Vec::new();
         let mut refusal = refusal.clone();
+        // Each round withholds at least one more network of these views, so there are no more
+        // rounds than networks.
         loop {
-            match &refusal {
-                ViewRefusal::CutsOff(conflict) if !withheld.contains(&conflict.network()) => {
-                    withheld.push(conflict.network());
-                }
-                // A part that adds networks would be unconfirmed itself. If it were confirmed, the
-                // view that was taken back would count as good.
-                ViewRefusal::Undecided { .. } | ViewRefusal::TakenBack { .. } if withheld != added(current, view) => {
-                    withheld = added(current, view);
-                }
-                _ => return None,
+            if !withhold(&mut withheld, &refusal, current, view) {
+                return None;
             }
             let part = partial_view(view, current, &withheld).ok()?;
             match self.check_against_host(Some(current), &part) {
@@ -35,6 +29,21 @@ impl ControllerClient {
             }
         }
     }
+}
+
+/// Adds to `withheld` the networks of `view` because of which it was refused. False if they are all
+/// withheld already, or if the view was refused for another reason.
+fn withhold(withheld: &mut Vec<IpNetwork>, refusal: &ViewRefusal, current: &NodeView, view: &NodeView) -> bool {
+    let mut networks = match refusal {
+        ViewRefusal::CutsOff(conflict) => vec![conflict.network()],
+        // A part that adds networks would be unconfirmed itself. If it were confirmed, the view
+        // that was taken back would count as good.
+        ViewRefusal::Undecided { .. } | ViewRefusal::TakenBack { .. } => added(current, view),
+        _ => return false,
+    };
+    networks.retain(|network| !withheld.contains(network));
+    withheld.extend_from_slice(&networks);
+    !networks.is_empty()
 }
 
 /// `now` without the networks in `withheld`, as a replacement of `before`. It keeps the ranges and
@@ -197,5 +206,19 @@ mod tests {
             [vec!["10.244.0.0/16".to_owned(), "10.50.0.0/16".to_owned()], vec!["10.96.0.0/16".to_owned()]]
         );
         assert_eq!(back.cluster_ranges, before.cluster_ranges);
+    }
+
+    #[test]
+    fn each_refusal_withholds_more_or_ends_the_search_for_a_part() {
+        let (before, now) = (view(4, &["10.77.0.0/16"]), view(7, &["10.77.0.0/16", "10.98.0.0/16", "10.99.0.0/16"]));
+        let underlay = crate::underlay::Underlay { addresses: vec![[10, 99, 0, 1].into()], ..Default::default() };
+        let conflict = ViewRefusal::CutsOff(underlay.conflict(Some(&before), &now, &[]).unwrap());
+        let undecided = ViewRefusal::Undecided { version: 6, added: vec![] };
+        let mut withheld = Vec::new();
+        let mut rounds = vec![];
+        for refusal in [&conflict, &conflict, &undecided, &conflict, &undecided] {
+            rounds.push((withhold(&mut withheld, refusal, &before, &now), withheld.len()));
+        }
+        assert_eq!(rounds, [(true, 1), (false, 1), (true, 2), (false, 2), (false, 2)]);
     }
 }

@@ -26,7 +26,7 @@ pub(super) struct UnconfirmedView {
 pub(super) struct TakenBack {
     /// Version of that view.
     pub(super) version: u64,
-    /// Networks that it added.
+    /// Networks that it added, at least one.
     pub(super) added: Vec<IpNetwork>,
     /// When it was taken back, seconds since 1970-01-01 UTC.
     pub(super) at: u64,
@@ -41,7 +41,8 @@ impl TakenBack {
     /// a view that adds the same networks is not tried: another failure would prove nothing.
     pub(super) fn allows(&self, view: &NodeView, now: u64) -> bool {
         let guarded = guarded(view);
-        let adds_the_same = self.added.iter().all(|network| guarded.contains(network));
+        // Without networks it would refuse every view.
+        let adds_the_same = !self.added.is_empty() && self.added.iter().all(|network| guarded.contains(network));
         !adds_the_same || (self.blamed && self.times < 2 && now >= self.at.saturating_add(SECOND_TRY_AFTER_SECONDS))
     }
 }
@@ -80,6 +81,8 @@ mod tests {
         let blamed = TakenBack { blamed: true, ..undecided };
         assert!(!blamed.allows(&same, later - 1));
         assert!(blamed.allows(&same, later) && blamed.allows(&other, 1000));
-        assert!(!TakenBack { times: 2, ..blamed }.allows(&same, later * 100));
+        assert!(!TakenBack { times: 2, ..blamed.clone() }.allows(&same, later * 100));
+        let empty = TakenBack { added: vec![], ..blamed };
+        assert!(empty.allows(&same, 1000) && empty.allows(&other, 1000), "it says nothing of any view");
     }
 }

@@ -1,7 +1,8 @@
 //! Rollback of a view that cuts the node off from the controller. A view that adds networks to the
 //! tunnels is unconfirmed until the controller is heard under it. If that does not happen within
 //! `take_back`, the view is taken back: the view before is in force again. A view that adds no
-//! network, or under which the controller was heard once, is never taken back.
+//! network, or under which the controller was heard once, is never taken back. Nor is a view that
+//! adds nothing to the one before the unconfirmed view that it replaces.
 //!
 //! If the controller is reached soon after a view was taken back, that view was to blame. The
 //! networks that it added are then refused, except for a second try after an hour. Otherwise the
@@ -119,6 +120,21 @@ impl ControllerClient {
         Ok(())
     }
 
+    /// A view has come into force and is on disk. If it adds nothing to the view from before the
+    /// unconfirmed one, there is nothing left to take back.
+    pub(super) fn confirm_if_nothing_is_added(&self, view: &NodeView) {
+        if self.unconfirmed().is_some_and(|unconfirmed| added(&unconfirmed.before, view).is_empty()) {
+            self.forget_unconfirmed();
+        }
+    }
+
+    fn forget_unconfirmed(&self) {
+        self.set_unconfirmed(None);
+        if let Err(error) = self.state.remove(BEFORE_FILE) {
+            warn!("{error}");
+        }
+    }
+
     /// The controller was heard: confirms the view in force.
     pub(super) fn confirm_view(&self) {
         let installed = CONFIRM_AFTER.min(self.take_back_timeout() / 2);
@@ -217,7 +233,12 @@ impl ControllerClient {
             return Ok(());
         }
         let Some(member) = self.member.borrow().clone() else { return Ok(()) };
-        let before = match partial_view(&view, &unconfirmed.before, &added(&unconfirmed.before, &view)) {
+        let added = added(&unconfirmed.before, &view);
+        if added.is_empty() {
+            self.forget_unconfirmed();
+            return Ok(());
+        }
+        let before = match partial_view(&view, &unconfirmed.before, &added) {
             Ok(before) => Arc::new(before),
             Err(refusal) => {
                 warn!(%refusal, "the view before cannot be put back");
@@ -228,10 +249,10 @@ impl ControllerClient {
         };
         let times = {
             let mut taken_back = self.taken_back.lock().unwrap_or_else(PoisonError::into_inner);
-            let added = added(&unconfirmed.before, &view);
             let former = taken_back.as_ref().filter(|former| former.added == added);
             let times = former.map_or(0, |former| former.times) + 1;
-            let entry = TakenBack { version: view.version, added, at: self.clock.unix_time(), blamed: false, times };
+            let (version, added, at) = (view.version, added.clone(), self.clock.unix_time());
+            let entry = TakenBack { version, added, at, blamed: false, times };
             self.state.write_json(TAKEN_BACK_FILE, &entry)?;
             *taken_back = Some(entry);
             times
@@ -254,7 +275,7 @@ impl ControllerClient {
         error!(
             version = view.version,
             restored = before.version,
-            added = ?added(&unconfirmed.before, &view),
+            ?added,
             times,
             "the controller was not heard under this view: the one before is put back"
         );

@@ -274,3 +274,18 @@ async fn losing_the_controller_takes_back_no_view_under_which_it_was_heard_or_th
     assert_eq!(after.view.cluster_ranges, heard.view.cluster_ranges);
     agent.end().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_view_that_adds_nothing_any_more_leaves_nothing_to_take_back() {
+    let mut controller = Controller::with_ranges(BEFORE).await;
+    let node = controller.edge("edge-1").await;
+    let (agent, _) = node.start_as_member().await;
+    agent.status("the stream", |status| status.connected).await;
+    controller.change_ranges(WIDER).await;
+    agent.membership("the wider view", holds("10.99.0.0/16")).await;
+    assert!(exists(node.file("view-before.json")), "the wider view is unconfirmed");
+    controller.change_ranges(BEFORE).await;
+    agent.membership("the corrected view", |membership| !holds("10.99.0.0/16")(membership)).await;
+    assert!(!exists(node.file("view-before.json")), "there is nothing left to take back");
+    agent.end().await;
+}
