@@ -3,7 +3,7 @@
 //! announce just the network that the next view adds. The rest of that view, above all its
 //! revocations, must not wait for this.
 
-use edge_types::network::contains;
+use edge_types::network::{contains, overlap};
 use edge_types::{IpNetwork, NodeView, Peer};
 
 use super::client::ControllerClient;
@@ -46,16 +46,20 @@ fn withhold(withheld: &mut Vec<IpNetwork>, refusal: &ViewRefusal, current: &Node
     !networks.is_empty()
 }
 
-/// `now` without the networks in `withheld`, as a replacement of `before`. It keeps the ranges and
-/// the version of `before`, and the networks that this node itself fronts, so that the whole view
-/// can still follow. The revocations of `now` hold: a member that it does not name stays away, and
-/// certificates and authorities that it rejects stay rejected. A segment or network belongs to the
-/// node to which `now` gives it, so that one that has moved never belongs to two nodes.
+/// `now` without the networks in `withheld`, as a replacement of `before`. It keeps the version of
+/// `before`, and the networks that this node itself fronts, so that the whole view can still
+/// follow. A range or network that `now` removes returns only if a withheld network overlaps it,
+/// since then the withheld one may have replaced it. The revocations of `now` hold: a member that
+/// it does not name stays away, and certificates and authorities that it rejects stay rejected. A
+/// segment or network belongs to the node to which `now` gives it, so that one that has moved never
+/// belongs to two nodes.
 ///
 /// # Errors
 /// If the result is no valid view of this node.
 pub(super) fn partial_view(now: &NodeView, before: &NodeView, withheld: &[IpNetwork]) -> Result<NodeView, ViewRefusal> {
+    let replaced = |network: &IpNetwork| withheld.iter().any(|withheld| overlap(withheld, network));
     let mut ranges = before.cluster_ranges.clone();
+    ranges.retain(|range| now.cluster_ranges.contains(range) || replaced(range));
     ranges.extend(
         now.cluster_ranges.iter().filter(|range| !withheld.contains(range) && !before.cluster_ranges.contains(range)),
     );
@@ -75,9 +79,9 @@ pub(super) fn partial_view(now: &NodeView, before: &NodeView, withheld: &[IpNetw
             return (!peer.segments.is_empty() || !peer.networks.is_empty()).then_some(peer);
         };
         peer.certificates_from = newer.certificates_from.max(older.certificates_from);
-        // A network that the newer view names nowhere is back as well.
         let returns = |network: &&IpNetwork| {
             !peer.networks.contains(network)
+                && replaced(network)
                 && (fronts(newer, network) || !now.peers.iter().any(|other| fronts(other, network)))
         };
         let returning: Vec<IpNetwork> = older.networks.iter().filter(returns).copied().collect();
@@ -203,7 +207,8 @@ mod tests {
         let fronted: Vec<_> = back.peers.iter().map(|peer| texts(&peer.networks)).collect();
         assert_eq!(
             fronted[2..],
-            [vec!["10.244.0.0/16".to_owned(), "10.50.0.0/16".to_owned()], vec!["10.96.0.0/16".to_owned()]]
+            [vec!["10.244.0.0/16".to_owned()], vec!["10.96.0.0/16".to_owned()]],
+            "10.50 was removed, and nothing that is withheld replaces it"
         );
         assert_eq!(back.cluster_ranges, before.cluster_ranges);
     }
@@ -220,5 +225,27 @@ mod tests {
             rounds.push((withhold(&mut withheld, refusal, &before, &now), withheld.len()));
         }
         assert_eq!(rounds, [(true, 1), (false, 1), (true, 2), (false, 2), (false, 2)]);
+    }
+
+    #[test]
+    fn what_the_newer_view_removes_returns_only_where_a_withheld_network_overlaps_it() {
+        let anchors = vec![anchor()];
+        let with = |version, ranges: &[&str], networks: &[&str]| {
+            let networks = networks.iter().map(|text| text.parse().unwrap()).collect();
+            let hub = Peer { role: Role::Hub, networks, segments: vec![], ..peer("cloud-1", "10.77.0.64/26", 0) };
+            NodeView { trust_anchors: anchors.clone(), peers: vec![hub], ..view(version, ranges) }
+        };
+        let before = with(4, &["10.77.0.0/16", "10.78.0.0/16"], &["10.244.0.0/16", "10.50.0.0/16"]);
+        let networks = |texts: &[&str]| texts.iter().map(|text| text.parse().unwrap()).collect::<Vec<IpNetwork>>();
+        for (range, network, ranges, fronted) in [
+            ("10.99.0.0/16", "10.96.0.0/12", &["10.77.0.0/16"][..], &["10.244.0.0/16"][..]),
+            // The new ones are wider than those that they replace.
+            ("10.78.0.0/15", "10.48.0.0/12", &["10.77.0.0/16", "10.78.0.0/16"], &["10.244.0.0/16", "10.50.0.0/16"]),
+        ] {
+            let now = with(7, &["10.77.0.0/16", range], &["10.244.0.0/16", network]);
+            let part = partial_view(&now, &before, &networks(&[range, network])).unwrap();
+            assert_eq!(part.cluster_ranges, networks(ranges), "{range}");
+            assert_eq!(part.peers[0].networks, networks(fronted), "{network}");
+        }
     }
 }
