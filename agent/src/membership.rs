@@ -37,8 +37,21 @@ pub struct FormerNetwork {
     pub hub: NodeName,
     /// The network.
     pub network: IpNetwork,
-    /// Time at which the hub disappeared from the view, seconds since 1970-01-01 UTC.
+    /// Time at which the hub disappeared from the view, seconds since 1970-01-01 UTC. It counts
+    /// only after a reboot.
     pub since: u64,
+    /// The same time by the clock of a boot, which nobody can set.
+    #[serde(default)]
+    pub boot_time: Option<BootTime>,
+}
+
+/// A time by the boot-time clock (CLOCK_BOOTTIME).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BootTime {
+    /// The boot, from `/proc/sys/kernel/random/boot_id`.
+    pub boot_id: String,
+    /// Seconds since that boot; negative for a time before it.
+    pub seconds: i64,
 }
 
 /// This node's certificate, key and trust anchors.

@@ -12,14 +12,15 @@ use edge_types::{NodeView, Role};
 use tracing::warn;
 
 use super::client::ControllerClient;
-use crate::membership::{FormerNetwork, Membership};
+use crate::clock::boot_time;
+use crate::membership::{BootTime, FormerNetwork, Membership};
 use crate::state_dir::StateDirError;
 use crate::underlay::guarded;
 
 /// A list of [`FormerNetwork`] in the state directory.
 const FORMER_NETWORKS_FILE: &str = "former-networks.json";
 /// For how long a network stays guarded after its hub has disappeared from the view.
-const HOLD_SECONDS: u64 = 24 * 3600;
+const HOLD_SECONDS: i64 = 24 * 3600;
 /// How many networks are held at most; the latest win. A hub has few.
 const MAX_FORMER_NETWORKS: usize = 256;
 
@@ -54,7 +55,7 @@ impl ControllerClient {
         view: &NodeView,
     ) -> Result<Arc<Vec<FormerNetwork>>, StateDirError> {
         let held = self.former_networks.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        let former = held_under(&held, before, view, self.clock.unix_time());
+        let former = held_under(&held, before, view, &Now::read(self.clock.unix_time()));
         if former == *held {
             return Ok(held);
         }
@@ -84,26 +85,64 @@ impl ControllerClient {
     }
 }
 
-/// The networks that are held after `view` has replaced `before`. `now` is in seconds since
-/// 1970-01-01 UTC.
-fn held_under(held: &[FormerNetwork], before: Option<&NodeView>, view: &NodeView, now: u64) -> Vec<FormerNetwork> {
+/// The present by both clocks. A step of the system clock must not end a hold, so the boot-time
+/// clock measures within a boot.
+struct Now {
+    /// Seconds since 1970-01-01 UTC.
+    unix_time: u64,
+    boot: BootTime,
+}
+
+impl Now {
+    fn read(unix_time: u64) -> Self {
+        let boot_id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+        let seconds = i64::try_from(boot_time().since_start().as_secs()).unwrap_or(i64::MAX);
+        Self { unix_time, boot: BootTime { boot_id: boot_id.trim().to_owned(), seconds } }
+    }
+
+    /// `former` with its time by the clock of this boot. A `since` in the future counts as now.
+    fn anchored(&self, former: &FormerNetwork) -> FormerNetwork {
+        let mut former = former.clone();
+        if former.boot_time.as_ref().is_none_or(|time| time.boot_id != self.boot.boot_id) {
+            former.since = former.since.min(self.unix_time);
+            let elapsed = i64::try_from(self.unix_time - former.since).unwrap_or(i64::MAX);
+            let seconds = self.boot.seconds.saturating_sub(elapsed);
+            former.boot_time = Some(BootTime { boot_id: self.boot.boot_id.clone(), seconds });
+        }
+        former
+    }
+
+    /// Seconds since a time of this boot's clock.
+    fn since(&self, time: &BootTime) -> i64 {
+        self.boot.seconds.saturating_sub(time.seconds)
+    }
+}
+
+/// The networks that are held after `view` has replaced `before`.
+fn held_under(held: &[FormerNetwork], before: Option<&NodeView>, view: &NodeView, now: &Now) -> Vec<FormerNetwork> {
     if view.role == Role::Cloud {
         // It reaches the cloud's networks without a tunnel.
         return vec![];
     }
     let hubs = before.into_iter().flat_map(|before| &before.peers).filter(|peer| peer.role == Role::Hub);
     let disappeared = hubs.flat_map(|hub| {
-        let former = |network| FormerNetwork { hub: hub.name.clone(), network, since: now };
+        let former = |network| FormerNetwork {
+            hub: hub.name.clone(),
+            network,
+            since: now.unix_time,
+            boot_time: Some(now.boot.clone()),
+        };
         hub.networks.iter().copied().map(former)
     });
     let present = guarded(view);
     let lasts = |former: &FormerNetwork| {
-        now < former.since.saturating_add(HOLD_SECONDS)
+        former.boot_time.as_ref().is_some_and(|time| now.since(time) < HOLD_SECONDS)
             && !view.peers.iter().any(|peer| peer.name == former.hub)
             && !present.iter().any(|network| contains(network, &former.network))
     };
     // Each network once, with the latest hub.
-    let each: BTreeMap<_, _> = held.iter().cloned().chain(disappeared).map(|former| (former.network, former)).collect();
+    let held = held.iter().map(|former| now.anchored(former));
+    let each: BTreeMap<_, _> = held.chain(disappeared).map(|former| (former.network, former)).collect();
     let mut former: Vec<FormerNetwork> = each.into_values().filter(lasts).collect();
     if former.len() > MAX_FORMER_NETWORKS {
         former.sort_by_key(|former| std::cmp::Reverse(former.since));
@@ -145,6 +184,12 @@ mod tests {
         }
     }
 
+    /// So many seconds after a moment, in the first boot.
+    fn at(seconds: i64) -> Now {
+        let unix_time = 1_800_000_000 + u64::try_from(seconds).unwrap();
+        Now { unix_time, boot: BootTime { boot_id: "b1".into(), seconds } }
+    }
+
     fn texts(former: &[FormerNetwork]) -> Vec<String> {
         former.iter().map(|former| format!("{} {}", former.hub, former.network)).collect()
     }
@@ -157,19 +202,19 @@ mod tests {
         );
         let second = view(Role::Edge, vec![hub("cloud-2", &["10.96.0.0/12"])]);
         let none = view(Role::Edge, vec![]);
-        let held = held_under(&[], Some(&both), &second, 1000);
+        let held = held_under(&[], Some(&both), &second, &at(1000));
         assert_eq!(texts(&held), ["cloud-1 10.244.0.0/16"], "another has 10.96, and 10.50 was corrected");
-        let held = held_under(&held, Some(&second), &none, 2000);
+        let held = held_under(&held, Some(&second), &none, &at(2000));
         assert_eq!(texts(&held), ["cloud-2 10.96.0.0/12", "cloud-1 10.244.0.0/16"]);
-        assert_eq!(held_under(&held, Some(&none), &none, 2001), held);
-        assert_eq!(texts(&held_under(&held, None, &none, 1000 + HOLD_SECONDS)), ["cloud-2 10.96.0.0/12"]);
-        assert_eq!(held_under(&held, None, &none, 2000 + HOLD_SECONDS), []);
+        assert_eq!(held_under(&held, Some(&none), &none, &at(2001)), held);
+        assert_eq!(texts(&held_under(&held, None, &none, &at(1000 + HOLD_SECONDS))), ["cloud-2 10.96.0.0/12"]);
+        assert_eq!(held_under(&held, None, &none, &at(2000 + HOLD_SECONDS)), []);
         // When the hub is back, its networks count.
         let back = view(Role::Edge, vec![hub("cloud-1", &["10.240.0.0/16"])]);
-        assert_eq!(texts(&held_under(&held, Some(&none), &back, 2002)), ["cloud-2 10.96.0.0/12"]);
+        assert_eq!(texts(&held_under(&held, Some(&none), &back, &at(2002))), ["cloud-2 10.96.0.0/12"]);
         let other = view(Role::Edge, vec![hub("cloud-9", &["10.0.0.0/8"])]);
-        assert_eq!(held_under(&held, Some(&none), &other, 2002), []);
-        assert_eq!(held_under(&held, Some(&both), &view(Role::Cloud, vec![]), 2002), []);
+        assert_eq!(held_under(&held, Some(&none), &other, &at(2002)), []);
+        assert_eq!(held_under(&held, Some(&both), &view(Role::Cloud, vec![]), &at(2002)), []);
     }
 
     #[test]
@@ -178,9 +223,33 @@ mod tests {
         let networks: Vec<&str> = networks.iter().map(String::as_str).collect();
         let before = view(Role::Edge, vec![hub("cloud-1", &networks)]);
         let old: IpNetwork = "10.50.0.0/16".parse().unwrap();
-        let held = FormerNetwork { hub: "cloud-2".parse().unwrap(), network: old, since: 1 };
-        let former = held_under(&[held], Some(&before), &view(Role::Edge, vec![]), 1000);
+        let held =
+            FormerNetwork { hub: "cloud-2".parse().unwrap(), network: old, since: 1_800_000_000, boot_time: None };
+        let former = held_under(&[held], Some(&before), &view(Role::Edge, vec![]), &at(1000));
         assert_eq!(former.len(), MAX_FORMER_NETWORKS);
         assert!(former.iter().all(|former| former.network != old));
+    }
+
+    #[test]
+    fn a_step_of_the_system_clock_ends_no_hold_and_prolongs_none() {
+        let (before, none) = (view(Role::Edge, vec![hub("cloud-1", &["10.244.0.0/16"])]), view(Role::Edge, vec![]));
+        let held = held_under(&[], Some(&before), &none, &at(1000));
+        let day = HOLD_SECONDS;
+        for unix_time in [1, u64::MAX] {
+            let stepped = |seconds| Now { unix_time, ..at(seconds) };
+            assert_eq!(held_under(&held, None, &none, &stepped(1000 + day - 1)), held, "{unix_time}");
+            assert_eq!(held_under(&held, None, &none, &stepped(1000 + day)), [], "{unix_time}");
+        }
+        // After a reboot the system clock says how much of the day is over.
+        let next = |unix_time, seconds| Now { unix_time, boot: BootTime { boot_id: "b2".into(), seconds } };
+        let half = held_under(&held, None, &none, &next(at(1000 + day / 2).unix_time, 5));
+        assert_eq!(half.len(), 1);
+        assert_eq!(held_under(&half, None, &none, &next(1, 5 + day / 2 - 1)).len(), 1);
+        assert_eq!(held_under(&half, None, &none, &next(1, 5 + day / 2)), []);
+        // If it is behind, the day begins with the boot.
+        let behind = held_under(&held, None, &none, &next(2000, 5));
+        assert_eq!(behind[0].since, 2000);
+        assert_eq!(held_under(&behind, None, &none, &next(u64::MAX, 5 + day - 1)), behind);
+        assert_eq!(held_under(&behind, None, &none, &next(2000, 5 + day)), []);
     }
 }

@@ -268,7 +268,12 @@ fn a_claimed_role_that_the_node_does_not_have_stops_all_negotiation_but_not_the_
 #[test]
 fn networks_of_a_hub_that_the_view_no_longer_names_are_held_and_named() {
     let mut membership = edge_with_two_peers();
-    let former = |text: &str| FormerNetwork { hub: "cloud-2".parse().unwrap(), network: network(text), since: 1 };
+    let former = |text: &str| FormerNetwork {
+        hub: "cloud-2".parse().unwrap(),
+        network: network(text),
+        since: 1,
+        boot_time: None,
+    };
     membership.former_networks = Arc::new(vec![former("10.96.0.0/12"), former("10.77.1.0/24")]);
     for role in ["", "role = \"hub\""] {
         let desired = Desired::compute(&config(role), &[], Some(&membership));
