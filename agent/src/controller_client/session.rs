@@ -15,7 +15,8 @@ use hyper::Method;
 use hyper::body::{Bytes, Incoming};
 use serde::de::IgnoredAny;
 use tokio::time::{Instant, sleep, timeout};
-use tokio_util::codec::{FramedRead, LinesCodec, LinesCodecError};
+use tokio_util::bytes::BytesMut;
+use tokio_util::codec::{Decoder, FramedRead, LinesCodec, LinesCodecError};
 use tokio_util::io::StreamReader;
 use tracing::{Span, debug, error, info, warn};
 
@@ -96,9 +97,9 @@ enum Reopen {
     AtAnotherController,
 }
 
-/// What follows from a line of the stream.
-enum LineOutcome {
-    /// The line is dealt with.
+/// What follows from an event of the stream.
+enum EventOutcome {
+    /// The event is dealt with.
     Handled,
     /// A version is missing in between. The stream is opened again and begins with the whole view.
     OutOfSync { received: String, expected: &'static str },
@@ -140,7 +141,6 @@ async fn follow_stream(
         opened => opened?,
     };
     controller.controller_reached().await;
-    controller.confirm_view();
     let mut lines = NdjsonLines::new(body);
     let url = connection.url.to_string();
     info!(%url, node = %member.node(), "following the controller's view");
@@ -163,15 +163,24 @@ async fn follow_stream(
                 });
                 match line {
                     Ok(Some(line)) => {
+                        let event = match serde_json::from_str::<ViewEvent>(&line) {
+                            Ok(event) => event,
+                            Err(error) => {
+                                // A later release may send events that this one does not know.
+                                debug!(%error, bytes = line.len(), "a line of the view stream is unknown and skipped");
+                                continue;
+                            }
+                        };
+                        // Only an event proves that the controller was heard.
                         controller.confirm_view();
-                        match handle(controller, line.as_bytes(), &mut stream.state).await? {
-                            LineOutcome::Handled => {}
-                            LineOutcome::OutOfSync { received, expected } => {
+                        match handle(controller, event, &mut stream.state).await? {
+                            EventOutcome::Handled => {}
+                            EventOutcome::OutOfSync { received, expected } => {
                                 stream.state = None;
                                 http.disconnect().await;
                                 return Err(ControllerError::UnexpectedResponse { url: connection.url.to_string(), received, expected });
                             }
-                            LineOutcome::Goodbye(reason) => {
+                            EventOutcome::Goodbye(reason) => {
                                 info!(url = %connection.url, reason, "the controller says goodbye; going on at another one");
                                 http.try_next_after(&connection.url).await;
                                 return Ok(Reopen::AtAnotherController);
@@ -236,39 +245,34 @@ async fn open(
     member.http.stream(connection, &path).await
 }
 
-/// Handles a line of the stream: applies it to `state` and takes the resulting view.
+/// Handles an event of the stream: applies it to `state` and takes the resulting view.
 async fn handle(
     controller: &ControllerClient,
-    line: &[u8],
+    event: ViewEvent,
     state: &mut Option<StreamState>,
-) -> Result<LineOutcome, ControllerError> {
-    match serde_json::from_slice::<ViewEvent>(line) {
-        Ok(ViewEvent::View { epoch, view }) => *state = Some(StreamState::new(epoch, *view)),
-        Ok(ViewEvent::Change(change)) => {
+) -> Result<EventOutcome, ControllerError> {
+    match event {
+        ViewEvent::View { epoch, view } => *state = Some(StreamState::new(epoch, *view)),
+        ViewEvent::Change(change) => {
             let from = change.from;
             *state = state.take().and_then(|state| state.apply(change));
             if state.is_none() {
                 let received = format!("changes since version {from} of the view");
-                return Ok(LineOutcome::OutOfSync {
+                return Ok(EventOutcome::OutOfSync {
                     received,
                     expected: "changes since the version that it sent last",
                 });
             }
         }
-        Ok(ViewEvent::Goodbye { reason }) => return Ok(LineOutcome::Goodbye(reason)),
-        Ok(ViewEvent::Heartbeat { version }) => {
+        ViewEvent::Goodbye { reason } => return Ok(EventOutcome::Goodbye(reason)),
+        ViewEvent::Heartbeat { version } => {
             let held = controller.view.lock().await.as_ref().map(|view| view.version);
             let latest = held.max(state.as_ref().map(|state| state.view().version));
             if latest.unwrap_or(0) < version {
                 let received = format!("a heartbeat of version {version} without the view of that version");
-                return Ok(LineOutcome::OutOfSync { received, expected: "the view first" });
+                return Ok(EventOutcome::OutOfSync { received, expected: "the view first" });
             }
-            return Ok(LineOutcome::Handled);
-        }
-        Err(error) => {
-            // A later release may send events that this one does not know.
-            debug!(%error, bytes = line.len(), "a line of the view stream is unknown and skipped");
-            return Ok(LineOutcome::Handled);
+            return Ok(EventOutcome::Handled);
         }
     }
     if let Some(state) = state {
@@ -282,7 +286,7 @@ async fn handle(
             Err(ViewError::Controller(error)) => return Err(error),
         }
     }
-    Ok(LineOutcome::Handled)
+    Ok(EventOutcome::Handled)
 }
 
 /// This node's membership. Joins first if the node is no member, or if it was refused and a new
@@ -396,7 +400,24 @@ impl RefusedViewChanges {
 }
 
 /// The lines of the view stream (NDJSON).
-struct NdjsonLines(FramedRead<StreamReader<Chunks, Bytes>, LinesCodec>);
+struct NdjsonLines(FramedRead<StreamReader<Chunks, Bytes>, CompleteLines>);
+
+/// Lines that end with a newline. What follows the last newline of a stream was cut off and is
+/// dropped.
+struct CompleteLines(LinesCodec);
+
+impl Decoder for CompleteLines {
+    type Item = String;
+    type Error = LinesCodecError;
+
+    fn decode(&mut self, buffer: &mut BytesMut) -> Result<Option<String>, LinesCodecError> {
+        self.0.decode(buffer)
+    }
+
+    fn decode_eof(&mut self, buffer: &mut BytesMut) -> Result<Option<String>, LinesCodecError> {
+        self.0.decode(buffer)
+    }
+}
 
 /// The body in pieces as they arrive. The reader wants errors of `std::io`; [`NdjsonLines`] unpacks
 /// them.
@@ -405,7 +426,7 @@ type Chunks = MapErr<BodyDataStream<Incoming>, fn(hyper::Error) -> io::Error>;
 impl NdjsonLines {
     fn new(body: Incoming) -> Self {
         let chunks: Chunks = body.into_data_stream().map_err(io::Error::other);
-        Self(FramedRead::new(StreamReader::new(chunks), LinesCodec::new_with_max_length(MAX_LINE)))
+        Self(FramedRead::new(StreamReader::new(chunks), CompleteLines(LinesCodec::new_with_max_length(MAX_LINE))))
     }
 
     /// The next line that is not blank; `None` at the end of the stream. Cancel safe.
@@ -428,5 +449,21 @@ impl NdjsonLines {
                 None => Ok(None),
             };
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_line_without_its_end_is_no_line() {
+        let lines = |text: &'static str| {
+            let codec = CompleteLines(LinesCodec::new_with_max_length(MAX_LINE));
+            FramedRead::new(text.as_bytes(), codec).try_collect::<Vec<_>>()
+        };
+        assert_eq!(lines("{\"a\":1}\n\n{\"b\":2}\n").await.unwrap(), ["{\"a\":1}", "", "{\"b\":2}"]);
+        assert_eq!(lines("{\"a\":1}\n{\"b\":2}").await.unwrap(), ["{\"a\":1}"]);
+        assert!(lines("{\"b\":2}").await.unwrap().is_empty());
     }
 }
