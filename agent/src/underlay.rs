@@ -247,8 +247,8 @@ mod tests {
 
     #[test]
     fn what_the_view_in_force_takes_away_already_is_no_reason_to_refuse_another() {
-        // A router advertisement has given this node an address within the cluster's range, a lease
-        // has renamed its name server.
+        // A router advertisement gave this node an address within the cluster's range, and a DHCP
+        // lease another name server.
         let here = Underlay {
             addresses: addresses(&["192.168.1.10", "fd77::abcd"]),
             gateways: addresses(&["192.168.1.1"]),
@@ -271,7 +271,7 @@ mod tests {
         assert_eq!(judged(&wider), None, "it takes away no more");
         let careless = view(Role::Edge, &["10.77.0.0/16", "fd77::/48", "192.168.0.0/16"], &["10.244.0.0/16"]);
         assert!(judged(&careless).unwrap().contains("192.168.0.0/16 holds this node's own address 192.168.1.10"));
-        // Without a view in force everything counts.
+        // Without a view in force every address counts.
         assert!(here.conflict(None, &current, &[]).is_some());
     }
 
@@ -292,7 +292,7 @@ mod tests {
             Underlay { addresses: addresses(&["10.1.0.5"]), gateways: addresses(&["10.1.0.1"]), ..Underlay::default() };
         let controller = addresses(&["10.96.0.20"]);
         let fronted = ["10.1.0.0/16", "10.96.0.0/12"];
-        // Another hub fronts the same.
+        // Another hub fronts the same networks.
         let mut hub = view(Role::Hub, &["10.77.0.0/16"], &fronted);
         hub.networks = networks(&fronted);
         assert_eq!(cloud.conflict(None, &hub, &controller), None);
@@ -311,7 +311,7 @@ mod tests {
     }
 
     #[test]
-    fn loopback_is_in_nobodys_way() {
+    fn loopback_addresses_cause_no_conflict() {
         let here = Underlay { addresses: addresses(&["127.0.0.1", "::1"]), ..Underlay::default() };
         assert_eq!(
             here.conflict(None, &view(Role::Edge, &["127.0.0.0/8", "::/64"], &[]), &addresses(&["127.0.0.1"])),

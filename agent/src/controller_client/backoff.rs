@@ -4,16 +4,16 @@ use std::time::Duration;
 
 use edge_types::jitter::between;
 
-const FIRST: Duration = Duration::from_millis(500);
-const LONGEST: Duration = Duration::from_secs(15);
+const MIN_WAIT: Duration = Duration::from_millis(500);
+const MAX_WAIT: Duration = Duration::from_secs(15);
 
-/// Waits that double from [`FIRST`] to [`LONGEST`]; each is between half of that and all of it.
+/// Waits that double from [`MIN_WAIT`] to [`MAX_WAIT`]; each is between half of that and all of it.
 #[derive(Debug)]
 pub(super) struct Backoff(Duration);
 
 impl Default for Backoff {
     fn default() -> Self {
-        Self(FIRST)
+        Self(MIN_WAIT)
     }
 }
 
@@ -21,7 +21,7 @@ impl Backoff {
     /// The next wait.
     pub(super) fn next(&mut self) -> Duration {
         let wait = self.0;
-        self.0 = (self.0 * 2).min(LONGEST);
+        self.0 = (self.0 * 2).min(MAX_WAIT);
         jitter(wait)
     }
 
@@ -44,9 +44,9 @@ mod tests {
     fn waits_grow_to_a_limit_and_start_again_after_success() {
         let mut backoff = Backoff::default();
         let waits: Vec<_> = (0..20).map(|_| backoff.next()).collect();
-        assert!(waits[0] <= FIRST && waits[0] >= FIRST / 2);
-        assert!(waits[19] <= LONGEST && waits[19] >= LONGEST / 2);
+        assert!(waits[0] <= MIN_WAIT && waits[0] >= MIN_WAIT / 2);
+        assert!(waits[19] <= MAX_WAIT && waits[19] >= MAX_WAIT / 2);
         backoff.reset();
-        assert!(backoff.next() <= FIRST);
+        assert!(backoff.next() <= MIN_WAIT);
     }
 }

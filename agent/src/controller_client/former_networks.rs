@@ -121,7 +121,7 @@ impl Now {
 /// The networks that are held after `view` has replaced `before`.
 fn held_under(held: &[FormerNetwork], before: Option<&NodeView>, view: &NodeView, now: &Now) -> Vec<FormerNetwork> {
     if view.role == Role::Cloud {
-        // It reaches the cloud's networks without a tunnel.
+        // A cloud node reaches the cloud's networks without a tunnel.
         return vec![];
     }
     let hubs = before.into_iter().flat_map(|before| &before.peers).filter(|peer| peer.role == Role::Hub);

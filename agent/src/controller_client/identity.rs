@@ -33,7 +33,7 @@ const VERSION: u32 = 1;
 /// id-kp-clientAuth, 1.3.6.1.5.5.7.3.2 (RFC 5280 4.2.1.12), DER content.
 const EKU_CLIENT_AUTH: &[u8] = &[0x2b, 6, 1, 5, 5, 7, 3, 2];
 
-const ADVICE: &str = "restore it from a backup, or remove it and join anew with a new token";
+const ADVICE: &str = "restore it from a backup, or remove it and join again with a new token";
 
 /// The identity of a member.
 #[derive(Debug, Clone)]

@@ -150,7 +150,7 @@ mod tests {
         ];
         let mut now = view(7, &["10.77.0.0/16", "10.99.0.0/16"]);
         now.trust_anchors = vec![new];
-        // The segment of one that left was granted to this node.
+        // The segment of a node that left is granted to this node.
         now.segments = vec!["10.77.0.128/26".parse().unwrap()];
         now.peers = vec![
             peer("edge-2", "10.77.0.64/26", 20),
@@ -162,7 +162,7 @@ mod tests {
         assert_eq!(peers, [("edge-2".into(), 20), ("edge-4".into(), 30)]);
         assert_eq!((&back.trust_anchors, &back.segments), (&now.trust_anchors, &now.segments));
         assert_eq!((back.version, &back.cluster_ranges), (4, &before.cluster_ranges));
-        // Where the new segments do not fit the ranges before, the revocations hold nevertheless.
+        // The revocations also hold if the new segments do not fit the former ranges.
         now.segments = vec!["10.99.1.0/26".parse().unwrap()];
         let back = partial_view(&now, &before, &added(&before, &now)).unwrap();
         assert_eq!((back.peers.len(), &back.segments), (2, &before.segments));
@@ -187,7 +187,8 @@ mod tests {
             ],
             ..view(4, &["10.77.0.0/16"])
         };
-        // Each has what another had. The hub's range grew around this node's own network.
+        // Each segment has moved to another node. The hub's network has grown around this node's
+        // own.
         let now = NodeView {
             trust_anchors: anchors,
             segments: vec![moved[0].parse().unwrap(), "10.99.0.0/26".parse().unwrap()],

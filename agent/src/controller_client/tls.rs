@@ -130,7 +130,7 @@ impl Verifier {
         })?;
         if !uris(&parsed).any(|uri| uri == CONTROLLER_URI) {
             return Err(CertificateRejected(format!(
-                "its certificate lacks the URI {CONTROLLER_URI}: it is a node's or somebody else's, not a controller's"
+                "its certificate lacks the URI {CONTROLLER_URI}: it is not a controller's, but perhaps a node's"
             )));
         }
         self.clock.raise_floor(begins);

@@ -143,8 +143,8 @@ fn check_consistency(view: &NodeView) -> Result<(), String> {
     {
         return Err(format!("segment {segment} of {owner} lies outside every cluster range"));
     }
-    // Sorted by where they begin, two networks overlap only if two neighbours do: one always
-    // contains the other.
+    // Of two networks that overlap, one contains the other. So if any two of the sorted networks
+    // overlap, two neighbours do.
     owned.sort_unstable_by_key(|(segment, _)| (segment.network(), segment.prefix()));
     for pair in owned.windows(2) {
         if let [(first, owner), (second, other)] = pair

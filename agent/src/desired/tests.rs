@@ -132,7 +132,7 @@ fn the_view_becomes_one_tunnel_a_peer_with_open_selectors_and_exact_identities()
 }
 
 #[test]
-fn certificates_that_the_view_says_are_revoked_convince_nobody() {
+fn certificates_that_the_view_revokes_are_not_accepted() {
     let mut membership = edge_with_two_peers();
     let mut view = (*membership.view).clone();
     view.peers[1].certificates_from = 1_800_000_000;

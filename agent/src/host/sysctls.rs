@@ -221,7 +221,7 @@ mod tests {
 
         host.observed.links.push(Link { index: 9, name: "usb0".into(), ..Link::default() });
         host.write("ipv6/conf/usb0/accept_ra", "1");
-        // By a restarted agent, which finds forwarding on.
+        // A restarted agent finds forwarding turned on.
         assert_eq!(host.ensure("b1", [true, true]).ours, [true, true]);
         assert_eq!(accepts(&host, "usb0"), "2");
     }
@@ -271,7 +271,7 @@ mod tests {
             "ipv6/conf/all/disable_policy",
         ];
         off.iter().for_each(|name| host.write(name, "1"));
-        // An interface that is none of ours, perhaps a VTI.
+        // An interface of another program, perhaps a VTI.
         host.write("ipv4/conf/docker0/disable_policy", "1");
         assert!(host.ensure("b1", [false; 2]).obstacles.is_empty());
         for name in off {

@@ -164,8 +164,8 @@ mod tests {
     #[test]
     fn pods_packets_with_all_overhead_fit_the_uplink() {
         assert_eq!(uplink(&host(), "ecni0", &[], None).pod_mtu, 1418);
-        // 40 + 8 + 8 + 8 around, then the packet with its trailer padded to 4, then 16: never more
-        // than the link takes, and no 4 bytes less.
+        // Outer headers, then the packet with its trailer padded to a multiple of 4, then the ICV:
+        // never larger than the link's MTU, and less than 4 bytes smaller.
         for link in 1400..1600 {
             let inner = pod_mtu(link);
             let outer = |inner: u32| OUTER_OVERHEAD + (inner + TRAILER).next_multiple_of(4);
@@ -212,7 +212,7 @@ mod tests {
         }
         let names = |links: Vec<&Link>| links.iter().map(|link| link.name.clone()).collect::<Vec<_>>();
         assert_eq!(names(isolated_links(&host, "ecni0")), ["lan", "wan", "wg0", "tun0", "ppp0"]);
-        // Settings are changed on uplinks alone.
+        // Settings are changed on uplinks only.
         assert_eq!(names(uplinks(&host, "ecni0")), ["lan", "wan"]);
         host.routes.push(default_route(15));
         assert_eq!(names(isolated_links(&host, "ecni0")), ["lan", "wan", "wg0", "tun0", "ppp0", "virbr0"]);

@@ -220,7 +220,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn frames_of_another_release_or_of_nonsense_get_an_error_and_disturb_nobody() {
+    async fn invalid_frames_and_those_of_another_release_get_an_error_and_disturb_no_other_client() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("agent.sock");
         let (requests, mut queue) = mpsc::channel(1);

@@ -180,7 +180,7 @@ mod tests {
     }
 
     #[test]
-    fn a_truncated_file_is_put_aside_and_written_anew_from_the_view() {
+    fn a_truncated_file_is_renamed_and_written_again_from_the_view() {
         let (folder, state) = state();
         state.write(SEGMENTS_FILE, b"{\"version\": 1, \"sour").unwrap();
         assert!(read(&state).unwrap_err().to_string().contains("cut short"));

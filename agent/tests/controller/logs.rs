@@ -93,8 +93,8 @@ async fn no_level_of_any_log_shows_a_tokens_secret_or_a_private_key() {
         secrets.extend(of_key(pem));
     }
     let log = log.text();
-    for told in ["joining", "joined", "has been used", "join token made", "TRACE"] {
-        assert!(log.contains(told), "the log does not tell of {told:?}");
+    for words in ["joining", "joined", "has been used", "join token made", "TRACE"] {
+        assert!(log.contains(words), "the log lacks {words:?}");
     }
     for (number, secret) in secrets.iter().enumerate() {
         assert!(!log.contains(secret.as_str()), "secret {number}, of {} characters, is in a log", secret.len());

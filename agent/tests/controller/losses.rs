@@ -66,7 +66,7 @@ async fn a_damaged_view_is_put_aside_and_replaced_by_the_controllers() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn segments_that_were_damaged_are_written_anew_from_the_view_without_the_controller() {
+async fn damaged_segments_are_written_again_from_the_view_without_the_controller() {
     let mut controller = Controller::start().await;
     let node = controller.edge("edge-1").await;
     let (agent, before) = node.start_as_member().await;
@@ -145,7 +145,7 @@ async fn an_identity_that_is_not_whole_stops_the_agent_with_the_file_named_and_u
         let Err(error) = node.try_start(Default::default()) else { panic!("it started with {content}") };
         let error = error.to_string();
         assert!(error.contains("identity.json") && error.contains(words), "{words}: {error}");
-        assert!(error.contains("restore it from a backup") && error.contains("join anew"), "{error}");
+        assert!(error.contains("restore it from a backup") && error.contains("join again"), "{error}");
         assert_eq!(std::fs::read_to_string(&path).unwrap(), content);
     }
     std::fs::remove_file(&path).unwrap();

@@ -21,7 +21,7 @@ struct Kernel {
     next_spi: u32,
     reserved: BTreeSet<u32>,
     children: BTreeMap<ChildId, PeerName>,
-    told: Vec<String>,
+    errors: Vec<String>,
 }
 
 impl Environment for Kernel {
@@ -53,7 +53,7 @@ impl Kernel {
                 self.children.insert(child.id, peer.clone());
             }
             Event::ChildDown { child, .. } => drop(self.children.remove(child)),
-            Event::PeerFailed { error, .. } | Event::Refused { error, .. } => self.told.push(error.to_string()),
+            Event::PeerFailed { error, .. } | Event::Refused { error, .. } => self.errors.push(error.to_string()),
             _ => {}
         }
     }
@@ -150,8 +150,8 @@ impl Wire {
         self.nodes.iter().flat_map::<Vec<_>, _>(of).collect()
     }
 
-    fn told(&self, name: &str) -> &[String] {
-        &self.nodes.iter().find(|node| node.name == name).unwrap().kernel.told
+    fn errors(&self, name: &str) -> &[String] {
+        &self.nodes.iter().find(|node| node.name == name).unwrap().kernel.errors
     }
 
     /// Removes all peers of all nodes, and asserts that no state is left.
@@ -203,7 +203,7 @@ async fn sees(agent: &Agent, peers: &[&str]) -> Membership {
 const SOON: Duration = Duration::from_secs(5);
 
 #[tokio::test(flavor = "multi_thread")]
-async fn those_whom_views_name_believe_each_other_and_nobody_else_has_a_tunnel() {
+async fn peers_of_the_views_authenticate_each_other_and_no_other_node_has_a_tunnel() {
     let controller = Controller::start().await;
     let mut agents = Vec::new();
     for (name, role) in [("cloud-1", Role::Hub), ("edge-2", Role::Edge), ("edge-3", Role::Edge), ("edge-4", Role::Edge)]
@@ -252,7 +252,7 @@ async fn a_good_certificate_opens_nothing_at_a_node_whose_view_does_not_name_its
     wire.run(SOON);
     assert!(wire.tunnels().is_empty());
     let words = "no peer is configured here";
-    assert!(wire.told("edge-1").iter().any(|told| told.contains(words)), "{:?}", wire.told("edge-1"));
+    assert!(wire.errors("edge-1").iter().any(|error| error.contains(words)), "{:?}", wire.errors("edge-1"));
     wire.end();
     // The same if there is another peer, with which that node could negotiate a cipher.
     let mut wire = Wire::default();
@@ -261,9 +261,9 @@ async fn a_good_certificate_opens_nothing_at_a_node_whose_view_does_not_name_its
     wire.run(SOON);
     assert!(wire.tunnels().is_empty());
     let refused = r#""edge-2" asks for "edge-1"; no peer with this remote_id"#;
-    assert!(wire.told("edge-1").iter().any(|told| told.contains(refused)), "{:?}", wire.told("edge-1"));
+    assert!(wire.errors("edge-1").iter().any(|error| error.contains(refused)), "{:?}", wire.errors("edge-1"));
     let answer = r#"the peer does not accept that we are "edge-2""#;
-    assert!(wire.told("edge-2").iter().any(|told| told.contains(answer)), "{:?}", wire.told("edge-2"));
+    assert!(wire.errors("edge-2").iter().any(|error| error.contains(answer)), "{:?}", wire.errors("edge-2"));
     wire.end();
     agent.end().await;
     leaver.end().await;
@@ -283,7 +283,7 @@ async fn an_edges_certificate_passes_neither_for_a_hubs_nor_for_another_nodes() 
     wire.run(SOON);
     assert!(wire.tunnels().is_empty());
     let words = "expected the URI edge-cni://hub/edge-2 in the peer's certificate, which is for";
-    assert!(wire.told("edge-1").iter().any(|told| told.contains(words)), "{:?}", wire.told("edge-1"));
+    assert!(wire.errors("edge-1").iter().any(|error| error.contains(words)), "{:?}", wire.errors("edge-1"));
     wire.end();
 
     // Under the name of an existing hub.
@@ -295,7 +295,7 @@ async fn an_edges_certificate_passes_neither_for_a_hubs_nor_for_another_nodes() 
     wire.run(SOON);
     assert!(wire.tunnels().is_empty());
     let words = r#"the peer says it is "cloud-9", its certificate is for"#;
-    assert!(wire.told("edge-1").iter().any(|told| told.contains(words)), "{:?}", wire.told("edge-1"));
+    assert!(wire.errors("edge-1").iter().any(|error| error.contains(words)), "{:?}", wire.errors("edge-1"));
     wire.end();
     agent.end().await;
     hostile.end().await;
@@ -329,7 +329,7 @@ async fn networks_of_a_hub_that_vanishes_from_the_view_stay_guarded_until_a_hub_
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn whoever_has_lost_his_name_to_another_machine_loses_his_tunnels_and_gets_none() {
+async fn a_machine_whose_name_another_one_has_now_loses_its_tunnels_and_gets_none() {
     let controller = Controller::start().await;
     let (one, two) = (controller.edge("edge-1").await, controller.edge("edge-2").await);
     let ((agent, _), (loser, _)) = (one.start_as_member().await, two.start_as_member().await);
@@ -354,9 +354,9 @@ async fn whoever_has_lost_his_name_to_another_machine_loses_his_tunnels_and_gets
         let (winner_agent, _) = winner.start_as_member().await;
         label(&controller, "edge-2", "alpha").await;
         let of_peer = |m: &Membership| m.view.peers.first().map(|peer| peer.certificates_from);
-        let told = agent.membership("the revocation", |m| of_peer(m) > Some(from)).await;
-        from = of_peer(&told).unwrap();
-        wire.update("edge-1", tunnels(&agent, &told));
+        let updated = agent.membership("the revocation", |m| of_peer(m) > Some(from)).await;
+        from = of_peer(&updated).unwrap();
+        wire.update("edge-1", tunnels(&agent, &updated));
         assert!(
             !wire.tunnels().iter().any(|(node, _)| node == "edge-1"),
             "before anything is heard from the other one"
@@ -364,12 +364,12 @@ async fn whoever_has_lost_his_name_to_another_machine_loses_his_tunnels_and_gets
         wire.run(SOON);
         assert!(wire.tunnels().is_empty(), "{:?}", wire.tunnels());
         let words = r#"the certificate of "edge-2" with serial "#;
-        assert!(wire.told("edge-1").iter().any(|told| told.contains(words)), "{:?}", wire.told("edge-1"));
+        assert!(wire.errors("edge-1").iter().any(|error| error.contains(words)), "{:?}", wire.errors("edge-1"));
         let mut other = Wire::default();
-        other.add("edge-1", tunnels(&agent, &told));
+        other.add("edge-1", tunnels(&agent, &updated));
         other.add("edge-2", tunnels(&winner_agent, &sees(&winner_agent, &["edge-1"]).await));
         other.run(SOON);
-        assert_eq!(other.tunnels().len(), 2, "the new machine is believed: {:?}", other.told("edge-1"));
+        assert_eq!(other.tunnels().len(), 2, "the new machine is accepted: {:?}", other.errors("edge-1"));
         winner_agent.end().await;
     }
     agent.end().await;
@@ -377,7 +377,7 @@ async fn whoever_has_lost_his_name_to_another_machine_loses_his_tunnels_and_gets
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn peers_of_whom_only_one_has_heard_of_a_new_authority_believe_each_other() {
+async fn peers_of_which_only_one_knows_a_new_authority_authenticate_each_other() {
     let controller = Controller::start().await;
     let (one, two) = (controller.edge("edge-1").await, controller.edge("edge-2").await);
     let ((away, _), (agent, _)) = (one.start_as_member().await, two.start_as_member().await);
@@ -400,7 +400,7 @@ async fn peers_of_whom_only_one_has_heard_of_a_new_authority_believe_each_other(
     wire.add("edge-1", tunnels(&away, &before));
     wire.add("edge-2", tunnels(&agent, &renewed));
     wire.run(SOON);
-    assert_eq!(wire.tunnels().len(), 2, "{:?} {:?}", wire.told("edge-1"), wire.told("edge-2"));
+    assert_eq!(wire.tunnels().len(), 2, "{:?} {:?}", wire.errors("edge-1"), wire.errors("edge-2"));
     wire.end();
     away.end().await;
     agent.end().await;

@@ -7,7 +7,7 @@ use serde_json::json;
 use crate::lab::{Controller, Node, exists, stock, until};
 
 #[tokio::test(flavor = "multi_thread")]
-async fn pods_that_wait_for_the_same_are_served_by_one_application() {
+async fn pods_that_wait_for_the_same_family_are_served_by_one_request() {
     let controller = Controller::start().await;
     let node = controller.edge("edge-1").await;
     let (agent, _) = node.start_as_member().await;
@@ -37,7 +37,7 @@ async fn one_request_for_both_families_brings_both() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_application_whose_answer_was_lost_is_made_again_and_grants_nothing_twice() {
+async fn a_request_whose_response_was_lost_is_repeated_and_grants_nothing_twice() {
     let controller = Controller::start().await;
     let node = controller.edge("edge-1").await;
     let (agent, _) = node.start_as_member().await;
@@ -59,7 +59,7 @@ async fn an_application_whose_answer_was_lost_is_made_again_and_grants_nothing_t
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn without_the_controller_a_pod_is_told_so_in_time_and_the_application_is_answered_later() {
+async fn without_the_controller_a_pod_gets_an_error_in_time_and_the_request_is_answered_later() {
     let mut controller = Controller::start().await;
     let node = controller.edge("edge-1").await;
     let (agent, _) = node.start_as_member().await;
@@ -99,7 +99,7 @@ async fn a_spare_is_kept_as_pods_take_addresses() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_full_range_is_said_to_the_pod_and_in_the_status_and_the_other_family_still_grows() {
+async fn a_full_range_is_reported_to_the_pod_and_in_the_status_and_the_other_family_still_grows() {
     let controller = Controller::with_ranges("\"10.77.0.0/26\", \"fd77::/48\"").await;
     let node = controller.edge("edge-1").await;
     let (agent, _) = node.start_as_member().await;
@@ -117,7 +117,7 @@ async fn a_full_range_is_said_to_the_pod_and_in_the_status_and_the_other_family_
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn before_it_has_joined_an_agent_tells_pods_to_try_later() {
+async fn before_it_has_joined_an_agent_gives_pods_a_temporary_error() {
     let controller = Controller::start().await;
     let node = Node::new("edge-1", &controller);
     let agent = node.start();

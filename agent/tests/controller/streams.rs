@@ -7,13 +7,13 @@ use serde_json::{Value, json};
 use crate::lab::{Agent, Controller, ControllerProxy, Node, until};
 
 /// The controller's current view.
-async fn told(controller: &Controller, node: &str) -> NodeView {
+async fn controller_view(controller: &Controller, node: &str) -> NodeView {
     serde_json::from_value(controller.operator("GET", &format!("/v1/nodes/{node}/view"), Value::Null).await).unwrap()
 }
 
 /// Waits until the agent has the controller's view, on disk too.
 async fn agrees(controller: &Controller, node: &Node, agent: &Agent) -> NodeView {
-    let expected = told(controller, node.name).await;
+    let expected = controller_view(controller, node.name).await;
     let held = agent.membership("the controller's view", |m| m.view.version >= expected.version).await;
     let written: NodeView = serde_json::from_slice(&std::fs::read(node.file("view.json")).unwrap()).unwrap();
     assert_eq!((&*held.view, &written), (&expected, &expected));
@@ -50,7 +50,7 @@ async fn changes_add_up_to_the_controllers_view_whatever_happens() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_agent_whose_way_to_the_controller_breaks_takes_the_other_one_and_hears_what_it_missed() {
+async fn an_agent_whose_connection_to_a_controller_breaks_uses_another_one_and_gets_what_it_missed() {
     let controller = Controller::start().await;
     let proxies = [ControllerProxy::to(&controller).await, ControllerProxy::to(&controller).await];
     let [first, second] = [proxies[0].url(), proxies[1].url()];

@@ -60,7 +60,7 @@ async fn impostor(credentials: &Credentials) -> String {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_node_that_passes_for_the_controller_is_believed_by_nobody() {
+async fn a_node_that_poses_as_the_controller_is_not_trusted() {
     let controller = Controller::start().await;
     let (hostile, stolen) = controller.edge("edge-9").await.start_as_member().await;
     let mut node = controller.edge("edge-1").await;

@@ -42,7 +42,7 @@ fn table(keys: &str, desired: &Desired) -> Firewall {
 }
 
 #[test]
-fn edges_masquerade_unless_told_not_to_and_hubs_only_if_told_to() {
+fn edges_masquerade_unless_configured_otherwise_and_hubs_only_if_configured() {
     assert!(table("", &of_role(Role::Edge)).masquerade);
     assert!(!table("", &of_role(Role::Hub)).masquerade);
     assert!(!table("[firewall]\nmasquerade = false", &of_role(Role::Edge)).masquerade);
@@ -82,7 +82,7 @@ fn networks_are_kept_apart_unless_the_operator_wants_a_router() {
 fn without_a_view_no_table_is_wanted() {
     assert!(table("", &Desired::default()).is_empty());
     assert!(!table("", &of_role(Role::Edge)).is_empty());
-    // A first edge without any peer: its pods leave for the outside all the same.
+    // The first edge of a cluster has no peer. Its pods reach the outside all the same.
     assert!(!table("", &Desired { remote_networks: vec![], ..of_role(Role::Edge) }).is_empty());
 }
 
@@ -100,7 +100,7 @@ fn what_is_dropped_is_dropped_after_all_that_is_accepted_and_counted() {
         let rules = rules(&firewall, chain);
         let (last, before) = rules.split_last().unwrap();
         assert!(last.contains("drop") && last.contains("counter"), "{chain}: {last}");
-        // But for what was sent to a network behind a tunnel and then redirected.
+        // Except for connections to a network behind a tunnel that were then redirected.
         let accepts = |rule: &String| rule.contains("accept") || rule.contains("original") && rule.contains("counter");
         assert!(before.iter().all(accepts), "{chain}: {before:?}");
     }
