@@ -28,7 +28,7 @@ pub enum ImportError {
     NotEmpty(Key),
     /// Other authorities are stored already.
     #[error(
-        "there is another certificate authority already, with which no node of the archive could go on; an import goes into an empty store"
+        "another certificate authority is stored already, which no node of the archive trusts; an import goes into an empty store"
     )]
     OtherAuthority,
     /// The authorities cannot be stored.

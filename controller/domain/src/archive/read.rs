@@ -85,7 +85,7 @@ pub fn read(mut from: impl BufRead) -> Result<Archive, ArchiveError> {
         match serde_json::from_slice(&line).map_err(|error| wrong(error.to_string()))? {
             Line::Header(_) if header.is_some() => return Err(wrong("a second header".into())),
             Line::Header(found) => header = Some(found),
-            Line::Ca(_) if ca.is_some() => return Err(wrong("authorities a second time".into())),
+            Line::Ca(_) if ca.is_some() => return Err(wrong("the authorities a second time".into())),
             Line::Ca(found) => ca = Some(found),
             Line::Community(row) => rows.communities.push(row),
             Line::Token(row) => rows.tokens.push(row),
@@ -115,7 +115,7 @@ fn check(rows: &Snapshot) -> Result<(), String> {
     let tokens: BTreeSet<_> = rows.tokens.iter().map(|token| &token.id).collect();
     let communities: BTreeSet<_> = rows.communities.iter().map(|community| &community.name).collect();
     if (nodes.len(), tokens.len(), communities.len()) != (rows.nodes.len(), rows.tokens.len(), rows.communities.len()) {
-        return Err("a node, token or community stands in it twice".into());
+        return Err("a node, token or community is in it twice".into());
     }
     let mut segments: Vec<_> = rows.segments.iter().collect();
     segments.sort_by_key(|row| (row.network.is_ipv6(), row.network.network()));

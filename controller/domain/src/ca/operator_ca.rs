@@ -77,7 +77,7 @@ fn check(der: &CertificateDer<'_>, now: Seconds) -> Result<(), String> {
         return Err("may not sign certificates: its keyUsage lacks keyCertSign".into());
     }
     if certificate.subject().iter_rdn().next().is_none() {
-        return Err("has no subject, by which nodes would find it".into());
+        return Err("has no subject; nodes need one to find the authority".into());
     }
     let (begins, ends) = (certificate.validity().not_before.timestamp(), certificate.validity().not_after.timestamp());
     if now >= ends {

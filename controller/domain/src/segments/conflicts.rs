@@ -85,13 +85,13 @@ mod tests {
         let (conflicts, node) = (ClaimConflicts::default(), "n".parse().unwrap());
         let foreign = |n: u32| ClaimConflict::Foreign { segment: IpNetwork::from(std::net::IpAddr::V4(n.into())) };
         let start = Instant::now();
-        let mut told = 0;
+        let mut reported_count = 0;
         for n in 0..600 {
             // Ten reports a second. Every other one has no conflict.
             let reported = if n % 2 == 0 { vec![foreign(n)] } else { vec![] };
-            told += conflicts.note(&node, reported, start + Duration::from_millis(100) * n).len();
+            reported_count += conflicts.note(&node, reported, start + Duration::from_millis(100) * n).len();
         }
-        assert_eq!(told, 1);
+        assert_eq!(reported_count, 1);
         let many = (0..100).map(foreign).collect();
         assert_eq!(conflicts.note(&node, many, start + PAUSE).len(), MOST);
         assert_eq!(conflicts.of(&node).len(), MOST, "the latest are kept");

@@ -162,7 +162,7 @@ impl Ledger {
     }
 
     /// Chooses the next segment of a family. It overlaps none of `chosen`, the grants that are not
-    /// recorded yet. Changes only what is remembered of the search.
+    /// recorded yet. Changes no row, only where the next search begins.
     pub fn grant(
         &mut self,
         policy: &Policy,

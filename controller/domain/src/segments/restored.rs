@@ -30,7 +30,7 @@ impl Restored {
     /// Reads what [`Restored::to_note`] wrote.
     ///
     /// # Errors
-    /// If the text is something else; says what.
+    /// If the text is something else. The error quotes it.
     pub fn from_note(note: &str) -> Result<Self, String> {
         serde_json::from_str(note).map_err(|error| format!("expected {{\"at\":SECONDS}}, found {note:?}: {error}"))
     }

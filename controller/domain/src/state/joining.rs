@@ -90,9 +90,11 @@ impl State {
     fn leftovers(&self, node: &NodeName, role: Role, now: Seconds) -> impl Iterator<Item = Row> {
         // The time differs from that of the former grant. It never lies in the future, since a
         // replica that starts takes the latest time in the store as known.
-        let anew = move |before: Seconds| if before < now { now } else { before.saturating_sub(1) };
+        let granted_at = move |before: Seconds| if before < now { now } else { before.saturating_sub(1) };
         self.ledger.held_by(node).into_iter().map(move |row| match role {
-            Role::Edge => Row { request_id: JOIN_REQUEST.into(), granted_at: anew(row.granted_at), ..row.clone() },
+            Role::Edge => {
+                Row { request_id: JOIN_REQUEST.into(), granted_at: granted_at(row.granted_at), ..row.clone() }
+            }
             Role::Hub | Role::Cloud => Row { released_at: Some(now), ..row.clone() },
         })
     }

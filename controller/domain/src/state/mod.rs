@@ -7,11 +7,11 @@
 //! - `grants`: which segments a node gets when it asks. `claims`: the changes that follow from the
 //!   segments that a node says it holds.
 //! - `joining`: the row of a node that joins, and the segments that it then has.
-//! - `departure`: the changes that deregister a node.
+//! - `deregistration`: the changes that deregister a node.
 //! - `restored`: which nodes have not reported since the rows were restored.
 
 mod claims;
-mod departure;
+mod deregistration;
 mod grants;
 mod index;
 mod joining;

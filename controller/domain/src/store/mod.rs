@@ -49,7 +49,7 @@ pub trait Store: Send + Sync {
 
     /// Writes a note that is kept beside the rows.
     fn set_note(&self, note: Note, text: String) -> BoxFuture<'_, Result<(), StoreError>> {
-        let refused = StoreError::Failed(format!("this store cannot note the {} {text}", note.key()));
+        let refused = StoreError::Failed(format!("this store cannot store the note {} ({text})", note.key()));
         Box::pin(std::future::ready(Err(refused)))
     }
 
@@ -165,7 +165,7 @@ pub enum StoreError {
     },
     /// Another replica changed the same rows first. A plan that is made again with `current` may
     /// succeed.
-    #[error("{key} was changed by another at the same moment")]
+    #[error("another replica changed {key} at the same moment")]
     Conflict {
         /// The row.
         key: Key,

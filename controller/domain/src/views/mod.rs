@@ -1,4 +1,4 @@
-//! Views: what the controller tells a node about itself and about its peers.
+//! Views: what the controller sends a node about itself and about its peers.
 
 use std::sync::Arc;
 

@@ -88,7 +88,7 @@ async fn view_builder() -> ViewBuilder {
 #[tokio::test]
 async fn whatever_stands_in_a_record_peers_get_few_addresses_that_they_can_use_and_the_one_that_was_seen() {
     let builder = view_builder().await;
-    let told = |record: &NodeRecord| {
+    let addresses = |record: &NodeRecord| {
         let endpoints = builder.endpoints(record);
         endpoints.iter().map(|endpoint| endpoint.address.to_string()).collect::<Vec<_>>()
     };
@@ -102,13 +102,13 @@ async fn whatever_stands_in_a_record_peers_get_few_addresses_that_they_can_use_a
     record.port = 4500;
     let expected = ["203.0.113.1:4501", "203.0.113.2:4500"].map(str::to_owned);
     let expected = expected.into_iter().chain((0..5).map(|n| format!("192.0.2.{n}:4500")));
-    assert_eq!(told(&record), expected.chain(["198.51.100.7:4500".to_owned()]).collect::<Vec<_>>());
+    assert_eq!(addresses(&record), expected.chain(["198.51.100.7:4500".to_owned()]).collect::<Vec<_>>());
     record.observed = Some([127, 0, 0, 1].into());
-    assert!(told(&record).iter().all(|address| !address.starts_with("127.")) && told(&record).len() == 8);
+    assert!(addresses(&record).iter().all(|address| !address.starts_with("127.")) && addresses(&record).len() == 8);
     // The address of a hub may lie in a network that hubs front, but not in a cluster range.
     record.role = Role::Hub;
-    assert_eq!(told(&record)[0], "10.244.0.1:4500");
-    assert!(!told(&record).contains(&"10.77.0.1:4500".to_owned()));
+    assert_eq!(addresses(&record)[0], "10.244.0.1:4500");
+    assert!(!addresses(&record).contains(&"10.77.0.1:4500".to_owned()));
 }
 
 /// The line that a node reads on its stream.
