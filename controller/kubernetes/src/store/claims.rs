@@ -10,7 +10,7 @@ use edge_controller_domain::state::Change;
 use edge_controller_domain::store::StoreError;
 use futures_util::future::join_all;
 
-use super::Inner;
+use super::inner::Inner;
 use super::kinds::{ObjectKey, Observed};
 use super::object_versions::WriteBase;
 use super::requests::{Failure, read_object, send};

@@ -14,8 +14,8 @@ use futures_util::StreamExt;
 use futures_util::future::join_all;
 use futures_util::stream;
 
-use super::Inner;
 use super::claims::{self, Claim, is_same_grant};
+use super::inner::Inner;
 use super::kinds::Kind;
 use super::object_versions::{NotWritable, ObjectEvent, WriteBase, deletion};
 use super::requests::{Failure, read_object, send};

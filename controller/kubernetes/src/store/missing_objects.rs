@@ -22,8 +22,8 @@ use edge_types::{Community, IpNetwork, NodeName};
 use futures_util::{StreamExt, stream};
 use tokio::time::{Instant, MissedTickBehavior};
 
-use super::Inner;
 use super::definitions::DefinitionState;
+use super::inner::Inner;
 use super::kinds::{Kind, is_blocked};
 use super::object_versions::Missing;
 use super::recreate::{Recreation, recreate};

@@ -1,5 +1,6 @@
 //! The Kubernetes store: rows are objects at the API server, and any number of replicas share them.
 //!
+//! - [`inner`]: what the parts of the store share.
 //! - [`kinds`]: maps rows to objects and back.
 //! - [`object_versions`]: the version of every object, and what the registry knows of it.
 //! - [`commit`]: writes a batch, each object over the version that the plan knew; [`claims`]:
@@ -22,6 +23,7 @@ mod claims;
 mod commit;
 mod definitions;
 mod fields;
+mod inner;
 mod kinds;
 mod missing_objects;
 mod object_versions;
@@ -32,7 +34,7 @@ mod single_flight;
 mod source;
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use edge_controller_domain::clock::Seconds;
@@ -41,21 +43,21 @@ use edge_controller_domain::store::{Committed, Note, Store, StoreError, StoreEve
 use edge_types::view::SegmentPrefix;
 use futures_util::future::{BoxFuture, try_join_all};
 use kube::Client;
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_util::task::AbortOnDropHandle;
 
-use crate::client::{Obstacles, REQUEST};
+use crate::client::Obstacles;
 use crate::events::Events;
-use crate::list_watch::{ListWatchEvent, list, list_and_watch, list_pages};
+use crate::list_watch::{list_and_watch, list_pages};
 use definitions::Definitions;
+use inner::Inner;
 pub use kinds::is_blocked;
 use kinds::{Apis, Kind, Observed};
-use object_versions::{NumberedEvent, ObjectEvent, ObjectVersions, RowEvent};
+use object_versions::{NumberedEvent, ObjectVersions, RowEvent};
 use shared_config::SharedConfig;
 use single_flight::SingleFlight;
-use source::RowSource;
 
 /// Largest number of changes that are sent to the registry together.
 const EVENTS_PER_SEND: usize = 4096;
@@ -74,23 +76,6 @@ pub struct Kubernetes {
     segments_read: SingleFlight<Result<(), StoreError>>,
 }
 
-struct Inner {
-    apis: Apis,
-    objects: Mutex<ObjectVersions>,
-    shared_config: SharedConfig,
-    definitions: Definitions,
-    obstacles: Obstacles,
-    events: Events,
-    /// Whether many deletions at once are undone until the operator confirms them.
-    confirm: AtomicBool,
-    /// Sends events to the registry.
-    followed: OnceLock<mpsc::Sender<StoreEvent>>,
-    /// The registry has processed the events up to this number.
-    taken_in: watch::Sender<u64>,
-    /// Batches of claims that are neither confirmed nor taken back yet.
-    unsettled: AtomicUsize,
-}
-
 impl Kubernetes {
     /// Makes a store in the cluster that the client reaches. Join tokens and what all replicas
     /// agree on are kept in `namespace`. Segments have these sizes.
@@ -104,8 +89,8 @@ impl Kubernetes {
             obstacles,
             events,
             confirm: AtomicBool::new(true),
-            followed: OnceLock::new(),
-            taken_in: watch::Sender::new(0),
+            registry_events: OnceLock::new(),
+            acknowledged: watch::Sender::new(0),
             unsettled: AtomicUsize::new(0),
         };
         Self {
@@ -125,93 +110,13 @@ impl Kubernetes {
     }
 }
 
-impl Inner {
-    fn confirm(&self) -> bool {
-        self.confirm.load(Ordering::Relaxed)
-    }
-
-    fn objects(&self) -> MutexGuard<'_, ObjectVersions> {
-        self.objects.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Checks whether the definition of a kind drops fields that are written, and reports it.
-    async fn look_at_fields(&self, kind: Kind) -> Result<(), StoreError> {
-        let obstacle = format!("fields of {}", kind.what());
-        match fields::warning(kind, &self.definitions.look_at_fields(kind).await?) {
-            Some(why) => self.obstacles.fails_aside(&obstacle, why),
-            None => self.obstacles.works(&obstacle),
-        }
-        Ok(())
-    }
-
-    /// Refuses a change if the definition of its kind drops a field that must not be lost.
-    fn check_fields(&self, change: &Change) -> Result<(), String> {
-        fields::check(change, &self.definitions.dropped(Kind::object_key(&change.key()).0))
-    }
-
-    fn source(&self, kind: Kind) -> RowSource {
-        RowSource { kind, api: self.apis.of(kind).clone() }
-    }
-
-    async fn list(&self, kind: Kind) -> Result<(Kind, Vec<Observed>, u64), StoreError> {
-        let (objects, at) = list(&self.source(kind)).await.map_err(StoreError::Failed)?;
-        Ok((kind, objects, at))
-    }
-
-    /// Waits until the registry has processed all events so far.
-    async fn until_taken_in(&self) -> Result<(), StoreError> {
-        let last = self.objects().last_event();
-        let mut taken_in = self.taken_in.subscribe();
-        let waited = tokio::time::timeout(REQUEST, taken_in.wait_for(|number| *number >= last)).await;
-        let late =
-            || StoreError::Failed(format!("the registry did not process all events within {} s", REQUEST.as_secs()));
-        waited.map_err(|_| late())?.map(drop).map_err(|_| late())
-    }
-
-    /// All rows as the registry knows them.
-    ///
-    /// # Errors
-    /// If the store is not loaded, or the registry does not answer in time.
-    async fn known_rows(&self) -> Result<Snapshot, String> {
-        let registry = self.followed.get().ok_or("the store is not loaded yet")?;
-        let (answer, answered) = oneshot::channel();
-        let asked = async {
-            registry.send(StoreEvent::Rows(answer)).await.ok()?;
-            answered.await.ok()
-        };
-        let late = || format!("the registry did not send its rows within {} s", REQUEST.as_secs());
-        let rows = tokio::time::timeout(REQUEST, asked).await.map_err(|_| late())?;
-        rows.ok_or_else(|| "the registry has stopped".to_owned())
-    }
-
-    fn apply(&self, kind: Kind, before: &mut u64, event: ListWatchEvent<Observed>) {
-        match event {
-            ListWatchEvent::ListStarted => *before = self.objects().at(kind),
-            ListWatchEvent::Listed(all, at) => self.objects().listed(kind, all, at, *before),
-            ListWatchEvent::Bookmark(version) => self.objects().reached(kind, version),
-            ListWatchEvent::Applied(object) => {
-                let (object_key, version) = ((kind, object.name.clone()), object.version);
-                let mut objects = self.objects();
-                objects.observe(object_key, ObjectEvent::Applied(object));
-                objects.reached(kind, version);
-            }
-            ListWatchEvent::Deleted(object) => {
-                let Observed { name, uid, version, deleting, .. } = object;
-                let mut objects = self.objects();
-                objects.observe((kind, name), ObjectEvent::Deleted { uid: Some(uid), version, by_replica: deleting });
-                objects.reached(kind, version);
-            }
-        }
-    }
-}
-
 impl Store for Kubernetes {
     fn load(&self, followed: mpsc::Sender<StoreEvent>) -> BoxFuture<'_, Result<Snapshot, StoreError>> {
         Box::pin(async move {
             // This comes before the segments are listed: see `shared_config`.
             let noted = self.inner.shared_config.put_in_force().await?;
             self.inner.objects().begin_above(noted.offset);
-            let _ = self.inner.followed.set(followed.clone());
+            let _ = self.inner.registry_events.set(followed.clone());
             let definitions = self.inner.definitions.all_there().await?;
             for kind in Kind::CUSTOM {
                 self.inner.look_at_fields(kind).await?;
@@ -329,7 +234,7 @@ impl Store for Kubernetes {
                     objects.rise_above(revision);
                 }
             }
-            self.inner.until_taken_in().await
+            self.inner.until_acknowledged().await
         })
     }
 
@@ -341,13 +246,13 @@ impl Store for Kubernetes {
             if self.inner.unsettled.load(Ordering::SeqCst) > 0 {
                 return Err(StoreError::Failed("it is not known yet whether some claims stand".into()));
             }
-            self.inner.until_taken_in().await
+            self.inner.until_acknowledged().await
         }))
     }
 
     fn acknowledge(&self, revision: u64) {
-        self.inner.objects().taken_in(revision);
-        self.inner.taken_in.send_replace(revision);
+        self.inner.objects().acknowledged(revision);
+        self.inner.acknowledged.send_replace(revision);
     }
 }
 

@@ -3,7 +3,7 @@
 use edge_controller_domain::state::Change;
 use kube::api::PostParams;
 
-use super::Inner;
+use super::inner::Inner;
 use super::kinds::{Kind, Observed, encode};
 use super::object_versions::ObjectEvent;
 use super::requests::{Failure, decoded, read_object, with_timeout};

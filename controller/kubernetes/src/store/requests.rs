@@ -6,7 +6,7 @@ use kube::Api;
 use kube::api::{DeleteParams, PostParams, Preconditions};
 use kube::core::DynamicObject;
 
-use super::Inner;
+use super::inner::Inner;
 use super::kinds::{DELETING, ForeignMetadata, Kind, ObjectKey, Observed, encode};
 use super::object_versions::WriteBase;
 use super::source::Object;

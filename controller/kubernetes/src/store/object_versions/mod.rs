@@ -3,7 +3,7 @@
 //! A change may be written only over the version on which it was planned. The registry plans on the
 //! events that it has processed and on its own writes. It did not know events that were sent and
 //! not processed yet. So every event has a number, and the registry reports the last one that it
-//! has processed ([`ObjectVersions::taken_in`]). An object with a later event is not overwritten:
+//! has processed ([`ObjectVersions::acknowledged`]). An object with a later event is not overwritten:
 //! that is a conflict, as if the API server had refused the write.
 //!
 //! While a write of this replica is in flight, the watch's events of that object wait. They may be
@@ -63,7 +63,7 @@ pub(super) struct ObjectVersions {
     /// Number of the last event.
     last_event: u64,
     /// The registry has processed the events up to this number.
-    taken_in: u64,
+    acknowledged: u64,
     sender: mpsc::UnboundedSender<NumberedEvent>,
     events: Events,
     /// Objects that cannot be read, and why. Each reason is reported once and not with every list.
@@ -120,7 +120,7 @@ impl ObjectVersions {
             offset: 0,
             number: 0,
             last_event: 0,
-            taken_in: 0,
+            acknowledged: 0,
             sender,
             events,
             unreadable: HashMap::new(),
@@ -388,8 +388,8 @@ impl ObjectVersions {
     }
 
     /// The registry has processed the events up to this number.
-    pub(super) fn taken_in(&mut self, number: u64) {
-        self.taken_in = self.taken_in.max(number);
+    pub(super) fn acknowledged(&mut self, number: u64) {
+        self.acknowledged = self.acknowledged.max(number);
     }
 
     /// Number of the last event.

@@ -56,7 +56,7 @@ fn a_row_is_not_overwritten_by_a_plan_that_did_not_know_its_latest_state() {
     objects.observe(object_key(), ObjectEvent::Applied(node(8, 2)));
     assert_eq!(objects.begin(&object_key()).unwrap_err(), NotWritable::Stale);
     let (number, _) = events.try_recv().unwrap();
-    objects.taken_in(number);
+    objects.acknowledged(number);
     assert!(matches!(objects.begin(&object_key()), Ok(WriteBase::Object { version: 8, .. })));
     assert_eq!(objects.begin(&object_key()).unwrap_err(), NotWritable::Busy);
     objects.end(&object_key());

@@ -38,7 +38,7 @@ impl ObjectVersions {
                 .map_or(NotWritable::Stale, |why| NotWritable::Frozen(why.clone())));
         }
         let base = match self.entries.get(object_key) {
-            Some(entry) if entry.last_event > self.taken_in => return Err(NotWritable::Stale),
+            Some(entry) if entry.last_event > self.acknowledged => return Err(NotWritable::Stale),
             Some(entry) if entry.present => WriteBase::Object {
                 uid: entry.uid.clone(),
                 version: entry.version,

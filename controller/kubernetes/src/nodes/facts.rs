@@ -1,0 +1,132 @@
+//! What the controller reads from the metadata of a Node.
+
+use std::collections::BTreeMap;
+
+use edge_controller_domain::node_addresses::MOST;
+use edge_controller_domain::state::{NodeObject, PublicAddress};
+use edge_types::name::{COMMUNITY_LABEL, COMMUNITY_LABEL_ALIAS};
+use edge_types::{Communities, NodeName};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+
+use crate::label_trust::RESTRICTED_COMMUNITY_LABEL;
+use crate::selector::NodeSelector;
+
+/// Annotation with the addresses at which a node is reached from outside, if the node does not know
+/// them itself.
+pub const ADDRESSES: &str = "edge-cni.io/public-addresses";
+
+/// Longest address with its port, in bytes.
+const LONGEST_ADDRESS: usize = 64;
+
+/// What the controller takes from a Node.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Facts {
+    pub(super) object: NodeObject,
+    /// Messages about labels and addresses that are not valid.
+    pub(super) rejected: Vec<String>,
+}
+
+pub(super) fn name_of(metadata: &ObjectMeta) -> Option<NodeName> {
+    metadata.name.as_ref()?.parse().ok()
+}
+
+/// Reads what a Node says; `None` without a UID. Labels count only if `selector` selects the Node.
+pub(super) fn facts(metadata: &ObjectMeta, selector: &NodeSelector) -> Option<Facts> {
+    let none = BTreeMap::new();
+    let labels = metadata.labels.as_ref().unwrap_or(&none);
+    let mut rejected = Vec::new();
+    let (mut communities, mut restricted_communities) = (Communities::new(), Communities::new());
+    // Only edges are in communities.
+    if selector.matches(labels) {
+        for label in [COMMUNITY_LABEL, COMMUNITY_LABEL_ALIAS, RESTRICTED_COMMUNITY_LABEL] {
+            let named =
+                if label == RESTRICTED_COMMUNITY_LABEL { &mut restricted_communities } else { &mut communities };
+            let value = labels.get(label).map(String::as_str).unwrap_or_default();
+            for part in value.split('_').filter(|part| !part.is_empty()) {
+                match part.parse() {
+                    Ok(community) => drop(named.insert(community)),
+                    Err(error) => rejected.push(format!("label {label}={value}: {error}")),
+                }
+            }
+        }
+    }
+    let mut public_addresses: Vec<PublicAddress> = Vec::new();
+    let text = metadata.annotations.as_ref().and_then(|annotations| annotations.get(ADDRESSES));
+    let mut parts =
+        text.map(String::as_str).unwrap_or_default().split(',').map(str::trim).filter(|part| !part.is_empty());
+    // A kubelet may write any amount there.
+    for part in parts.by_ref().take(MOST) {
+        match part.parse() {
+            _ if part.len() > LONGEST_ADDRESS => {
+                rejected.push(format!("annotation {ADDRESSES}: {} characters are no address", part.len()));
+            }
+            Ok(address) if public_addresses.contains(&address) => {}
+            Ok(address) => public_addresses.push(address),
+            Err(error) => rejected.push(format!("annotation {ADDRESSES}: {error}")),
+        }
+    }
+    if parts.next().is_some() {
+        rejected.push(format!("annotation {ADDRESSES}: more than {MOST} addresses"));
+    }
+    let uid = metadata.uid.clone()?;
+    let object = NodeObject { uid, machine_id: String::new(), communities, restricted_communities, public_addresses };
+    Some(Facts { object, rejected })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn node(labels: &[(&str, &str)], addresses: &str) -> ObjectMeta {
+        let map = |pairs: &[(&str, &str)]| pairs.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
+        ObjectMeta {
+            uid: Some("u".into()),
+            labels: Some(map(labels)),
+            annotations: Some(map(&[(ADDRESSES, addresses)])),
+            ..ObjectMeta::default()
+        }
+    }
+
+    const EDGE: (&str, &str) = ("node-role.kubernetes.io/edge", "");
+
+    #[test]
+    fn both_labels_of_an_edge_name_its_communities_and_a_bad_name_spoils_no_other() {
+        let labels = [
+            EDGE,
+            (COMMUNITY_LABEL, "alpha_-x_beta"),
+            (COMMUNITY_LABEL_ALIAS, "beta_gamma"),
+            (RESTRICTED_COMMUNITY_LABEL, "delta"),
+        ];
+        let facts = facts(&node(&labels, ""), &NodeSelector::edges()).unwrap();
+        let names: Vec<&str> = facts.object.communities.iter().map(|c| c.as_str()).collect();
+        assert_eq!(names, ["alpha", "beta", "gamma"]);
+        assert_eq!(facts.object.restricted_communities, ["delta".parse().unwrap()].into());
+        assert!(facts.rejected.len() == 1 && facts.rejected[0].contains("\"-x\""), "{:?}", facts.rejected);
+    }
+
+    #[test]
+    fn a_node_that_is_no_edge_is_in_no_community_whatever_its_labels() {
+        let facts = facts(&node(&[(COMMUNITY_LABEL, "alpha")], "192.0.2.1"), &NodeSelector::edges()).unwrap();
+        assert!(facts.object.communities.is_empty());
+        assert_eq!(facts.object.public_addresses.len(), 1);
+    }
+
+    #[test]
+    fn public_addresses_are_of_either_family_with_or_without_a_port() {
+        let text = "203.0.113.7, 203.0.113.7:4501,2001:db8::1 ,[2001:db8::1]:4501,203.0.113.7,x,1.2.3.4:0";
+        let facts = facts(&node(&[EDGE], text), &NodeSelector::edges()).unwrap();
+        let shown: Vec<String> = facts.object.public_addresses.iter().map(ToString::to_string).collect();
+        assert_eq!(shown, ["203.0.113.7", "203.0.113.7:4501", "2001:db8::1", "[2001:db8::1]:4501"]);
+        assert_eq!(facts.rejected.len(), 2);
+    }
+
+    #[test]
+    fn an_annotation_as_long_as_they_may_be_is_a_few_addresses_and_a_few_words_about_the_rest() {
+        let read = |text: &str| facts(&node(&[EDGE], text), &NodeSelector::edges()).unwrap();
+        let many: Vec<String> = (0..10_000).map(|n| format!("192.0.2.{}:{}", n % 250, n + 1)).collect();
+        let many = read(&many.join(","));
+        assert_eq!((many.object.public_addresses.len(), many.rejected.len()), (MOST, 1));
+        let nonsense = read(&format!("{},{}", "x".repeat(200_000), "y,".repeat(10_000)));
+        assert!(nonsense.rejected.len() <= MOST + 1 && nonsense.rejected.iter().all(|said| said.len() < 256));
+    }
+}
