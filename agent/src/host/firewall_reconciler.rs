@@ -8,7 +8,7 @@ use serde_json::Value;
 use tokio::task::spawn_blocking;
 
 use super::Obstacle;
-use super::firewall::{self, Firewall, TABLE};
+use super::firewall::{self, Firewall, PODS_TABLE, TABLE};
 use super::nft_monitor::{NftMonitor, RulesetChanges};
 use crate::incidents::Incidents;
 
@@ -131,13 +131,17 @@ impl InetTable {
                 return true;
             }
             TableAction::Verify => {
-                let found = spawn_blocking(firewall::read).await.map_err(Into::into).flatten();
-                match (found, &self.applied) {
-                    (Ok(Some(found)), Some((_, applied))) if found == *applied => {
+                let read = spawn_blocking(|| anyhow::Ok((firewall::read()?, firewall::pods_table_exists()?)));
+                match (read.await.map_err(Into::into).flatten(), &self.applied) {
+                    (Ok((Some(found), false)), Some((_, applied))) if found == *applied => {
                         self.record(Ok(()));
                         return true;
                     }
-                    (Ok(found), _) => {
+                    (Ok((Some(found), true)), Some((_, applied))) if found == *applied => {
+                        // The transaction that replaces ours deletes it.
+                        tracing::info!("the plugin has made its nftables table inet {PODS_TABLE} beside ours");
+                    }
+                    (Ok((found, _)), _) => {
                         let how = if found.is_some() { "was changed" } else { "was deleted" };
                         self.incidents.repaired(format!("nftables table inet {TABLE} {how} by another program"));
                     }

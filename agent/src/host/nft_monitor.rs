@@ -16,6 +16,9 @@ const SUBSYSTEM: u16 = 10;
 /// `NFPROTO_INET` and `NFPROTO_BRIDGE` (`linux/netfilter.h`).
 const INET: u8 = 1;
 const BRIDGE: u8 = 7;
+/// `NFT_MSG_NEWTABLE`, `NFT_MSG_DELTABLE` (`linux/netfilter/nf_tables.h`).
+const NEW_TABLE: u16 = 0;
+const DELETED_TABLE: u16 = 2;
 /// `NFT_MSG_NEWGEN` (`linux/netfilter/nf_tables.h`), the last message of a transaction.
 const NEW_GENERATION: u16 = 15;
 /// `NFTA_GEN_PROC_NAME`: name of the process that made the transaction, 15 characters.
@@ -37,6 +40,8 @@ pub(super) struct RulesetChanges {
     pub(super) ours: bool,
     /// The table `bridge edge-cni`, by another program than the plugin.
     pub(super) bridge: bool,
+    /// The table `inet edge-cni-pods` was made.
+    pub(super) pods_table: bool,
     /// Another table.
     pub(super) others: bool,
     /// Number of transactions that changed the table `inet edge-cni`.
@@ -46,12 +51,13 @@ pub(super) struct RulesetChanges {
 }
 
 impl RulesetChanges {
-    /// After the loss of notifications.
-    const ALL: Self = Self { ours: true, bridge: true, others: true, transactions: 0, lost: true };
+    /// After the loss of notifications. The check of `ours` also looks for `inet edge-cni-pods`.
+    const ALL: Self = Self { ours: true, bridge: true, pods_table: false, others: true, transactions: 0, lost: true };
 
     pub(super) fn add(&mut self, other: Self) {
         self.ours |= other.ours;
         self.bridge |= other.bridge;
+        self.pods_table |= other.pods_table;
         self.others |= other.others;
         self.transactions = self.transactions.saturating_add(other.transactions);
         self.lost |= other.lost;
@@ -131,8 +137,14 @@ fn parse(mut datagram: &[u8], pending: &mut RulesetChanges) -> RulesetChanges {
                 match (family, table) {
                     (INET, Some(TABLE)) => pending.ours = true,
                     (BRIDGE, Some(TABLE)) => pending.bridge = true,
-                    // The plugin makes this table only if ours is missing.
-                    (INET, Some(PODS_TABLE)) => {}
+                    // The plugin makes this table only if ours is missing, but ours may come just
+                    // after the plugin has looked. The transaction that makes ours ends with the
+                    // deletion of this table.
+                    (INET, Some(PODS_TABLE)) => match message_type & 0xff {
+                        NEW_TABLE => pending.pods_table = true,
+                        DELETED_TABLE => pending.pods_table = false,
+                        _ => {}
+                    },
                     _ => pending.others = true,
                 }
             }
@@ -196,6 +208,11 @@ mod tests {
         message(8, family, &[attribute(TABLE_NAME, format!("{table}\0").as_bytes()), attribute(2, b"chain\0")])
     }
 
+    /// The table itself is made or deleted.
+    fn table(kind: u16, name: &str) -> Vec<u8> {
+        message(kind, INET, &[attribute(TABLE_NAME, format!("{name}\0").as_bytes())])
+    }
+
     fn end(by: &str) -> Vec<u8> {
         message(
             NEW_GENERATION,
@@ -235,6 +252,16 @@ mod tests {
         let replaced = [deletion(INET, PODS_TABLE), deletion(INET, TABLE), end("nft")].concat();
         assert_eq!(read(&[replaced]), RulesetChanges { ours: true, transactions: 1, ..RulesetChanges::default() });
         assert_eq!(read(&[deletion(INET, PODS_TABLE), end("edge-cni")]), RulesetChanges::default());
+        let made = [table(NEW_TABLE, PODS_TABLE), table(DELETED_TABLE, PODS_TABLE), deletion(INET, TABLE), end("nft")];
+        assert_eq!(read(&made), RulesetChanges { ours: true, transactions: 1, ..RulesetChanges::default() });
+    }
+
+    #[test]
+    fn a_new_table_of_the_plugin_beside_ours_is_noticed() {
+        let made = [table(NEW_TABLE, PODS_TABLE), deletion(INET, PODS_TABLE), end("edge-cni")].concat();
+        assert_eq!(read(&[made]), RulesetChanges { pods_table: true, ..RulesetChanges::default() });
+        let other = [table(NEW_TABLE, "other"), end("nft")];
+        assert_eq!(read(&other), RulesetChanges { others: true, ..RulesetChanges::default() });
     }
 
     #[test]

@@ -138,7 +138,7 @@ impl HostReconciler {
     }
 
     fn rules_changed(&mut self, found: RulesetChanges) {
-        self.table.suspect |= found.ours;
+        self.table.suspect |= found.ours || found.pods_table;
         if found.bridge {
             self.bridge_table.guess = found.lost && (self.bridge_table.guess || !self.bridge_table.suspect);
             self.bridge_table.suspect = true;
@@ -205,7 +205,7 @@ impl HostReconciler {
         let mut found = RulesetChanges::default();
         let firewall = self.table.reconcile(desired_table, desired.complete, rules, &mut found).await;
         // Changes of our own table up to now are handled.
-        self.again |= found.bridge;
+        self.again |= found.bridge || found.pods_table;
         self.rules_changed(RulesetChanges { ours: false, ..found });
         self.obstacles.update(self.pod_requirements(&desired), &observed).await;
         let mut all_obstacles = settings.obstacles;

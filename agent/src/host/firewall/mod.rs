@@ -14,7 +14,7 @@ mod rules;
 
 pub use contents::{Firewall, FirewallLinks, PODS_TABLE, TABLE};
 pub use nft::{DroppedPackets, dropped_packets, read, remove, remove_bridge_filter};
-pub(in crate::host) use nft::{list, run};
+pub(in crate::host) use nft::{list, pods_table_exists, run};
 
 #[cfg(test)]
 mod tests;

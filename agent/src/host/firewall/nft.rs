@@ -8,7 +8,7 @@ use nftables::helper::{self, NftablesError};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use super::contents::{Firewall, TABLE};
+use super::contents::{Firewall, PODS_TABLE, TABLE};
 use super::rules::COUNTERS;
 
 /// Number of packets that a rule dropped since the table was last replaced.
@@ -66,6 +66,11 @@ pub fn dropped_packets() -> anyhow::Result<Vec<DroppedPackets>> {
 /// Removes the table.
 pub fn remove() -> anyhow::Result<()> {
     delete("inet")
+}
+
+/// Whether the plugin's table `inet edge-cni-pods` exists.
+pub(in crate::host) fn pods_table_exists() -> anyhow::Result<bool> {
+    Ok(list(&["list", "table", "inet", PODS_TABLE])?.is_some())
 }
 
 /// Removes the plugin's table, `bridge edge-cni`, which the next ADD makes again. False if it does
