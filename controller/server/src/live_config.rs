@@ -1,4 +1,4 @@
-//! The configuration in force: it may be read again while the server runs.
+//! The configuration in force. It can be read again while the server runs.
 
 use std::sync::{Arc, PoisonError, RwLock};
 
@@ -14,7 +14,7 @@ use edge_types::api::ReloadResponse;
 
 use crate::config::{Config, ConfigError, Key, Reload, keys};
 
-/// Holders of segments that are named in full.
+/// How many segments an error names.
 const NAMED: usize = 10;
 
 /// A configuration and what follows from it.
@@ -58,25 +58,25 @@ pub struct LiveConfig {
 }
 
 impl LiveConfig {
-    /// In force from the start. Without a `reader` it cannot be read again.
+    /// Puts a configuration in force. Without a `reader` it cannot be read again.
     pub fn new(config: Config, ca: Arc<Ca>, reader: Option<Reader>) -> Self {
         Self { in_force: RwLock::new(Arc::new(ConfigInForce::new(config, &ca))), reader, ca }
     }
 
-    /// What is in force now. A plan looks inside itself: what it saw before it waited may not hold
-    /// any more.
+    /// What is in force now. A plan calls this when it runs: what its caller saw before may not be
+    /// in force any more.
     pub fn now(&self) -> Arc<ConfigInForce> {
         self.in_force.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Reads the configuration again, and lets what may change take effect; all of it or nothing.
+    /// Reads the configuration again and puts it in force, completely or not at all.
     pub async fn reload(self: &Arc<Self>, registry: &Registry) -> Result<ReloadResponse, ReloadError> {
         let refused = ReloadError::Refused;
         let reader = self.reader.as_ref().ok_or_else(|| refused("it was not read from anywhere".into()))?;
         let config = reader().map_err(|error| refused(error.to_string()))?;
         let (live, ways) = (self.clone(), reachability::resolve(&config.server_names).await);
-        // In the order of plans: none that was made by the former ranges is carried out after this
-        // one.
+        // A plan, because plans run one after the other: no plan that used the former ranges is
+        // carried out after this one.
         let plan = move |state: &mut State| -> Result<_, ReloadError> {
             let before = live.now();
             let changed = changes(&before.config, &config).map_err(refused)?;
@@ -98,7 +98,7 @@ impl LiveConfig {
     }
 }
 
-/// Keys of which the value differs, if all of them may.
+/// The keys whose values differ. Refuses if one of them must not change while the server runs.
 fn changes(before: &Config, after: &Config) -> Result<Vec<&'static Key>, String> {
     let table = |config: &Config| toml::Table::try_from(config).unwrap_or_default();
     let (before, after) = (table(before), table(after));
@@ -111,7 +111,7 @@ fn changes(before: &Config, after: &Config) -> Result<Vec<&'static Key>, String>
     }
 }
 
-/// Whether all that is held lies in one of the ranges; otherwise, who holds what does not.
+/// Refuses ranges that lack a held segment; names the segments and their nodes.
 pub fn check_held(ledger: &Ledger, ranges: &[edge_types::IpNetwork]) -> Result<(), String> {
     let outside = |row: &&Row| row.released_at.is_none() && !ranges.iter().any(|range| contains(range, &row.network));
     let outside: Vec<&Row> = ledger.rows().filter(outside).collect();

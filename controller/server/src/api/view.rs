@@ -23,7 +23,7 @@ use super::caller::Caller;
 use super::error::ApiError;
 use super::state::from_substates;
 use crate::live_config::LiveConfig;
-use crate::observe::{Ended, Metrics, OpenStream};
+use crate::observe::{Metrics, OpenStream, StreamEnd};
 
 /// If a reader does not take a line within this time, its connection is cut.
 const SLOWEST_READER: Duration = Duration::from_secs(20);
@@ -136,14 +136,14 @@ async fn send_lines(
         let quiet = tokio::select! {
             () = streams.stopping.cancelled() => {
                 say_goodbye(&lines, &stream).await;
-                return stream.end(Ended::Stopping);
+                return stream.end(StreamEnd::Stopping);
             }
             () = lines.closed() => return,
             changed = changes.changed() => match changed {
                 Ok(()) => false,
                 Err(_) => {
                     tracing::info!(%node, "view stream ended: the node was deregistered");
-                    return stream.end(Ended::Refused);
+                    return stream.end(StreamEnd::Refused);
                 }
             },
             _ = heartbeat.tick() => true,
@@ -154,7 +154,7 @@ async fn send_lines(
             Ok(None) => continue,
             Err(refusal) => {
                 tracing::info!(%node, "view stream ended: {refusal}");
-                return stream.end(Ended::Refused);
+                return stream.end(StreamEnd::Refused);
             }
         };
         heartbeat.reset();
@@ -164,7 +164,7 @@ async fn send_lines(
             Err(mpsc::error::SendTimeoutError::Timeout(_)) => {
                 tracing::warn!(%node, "cut off: it did not read its view for {} s", SLOWEST_READER.as_secs());
                 caller.connection.cancel();
-                return stream.end(Ended::CutOff);
+                return stream.end(StreamEnd::CutOff);
             }
         }
     }

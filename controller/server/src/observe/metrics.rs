@@ -1,4 +1,4 @@
-//! Everything that is counted, with its name and help text.
+//! All metrics, with their names and help texts.
 
 use std::fmt;
 use std::sync::Arc;
@@ -17,10 +17,10 @@ use prometheus_client::registry::{Registry, Unit};
 
 use super::process::Process;
 
-/// What every name of ours begins with.
+/// Prefix of the names of our metrics.
 const PREFIX: &str = "edge_controller";
 
-/// All metrics. Cheap to clone: clones count together.
+/// All metrics. Clones share their counters, and are cheap.
 #[derive(Clone, Debug)]
 pub struct Metrics {
     registry: Arc<Registry>,
@@ -32,7 +32,7 @@ pub struct Metrics {
     pub(super) connected: Family<RoleLabels, Gauge>,
     pub(super) segments: Family<SegmentLabels, Gauge>,
     pub(super) free_segments: Family<FamilyLabels, Gauge<f64, AtomicU64>>,
-    pub(super) ends: Family<OfLabels, Gauge>,
+    pub(super) ends: Family<CertificateLabels, Gauge>,
     streams: Gauge,
     streams_ended: Family<EndedLabels, Counter>,
     stream_lines: Family<LineLabels, Counter>,
@@ -72,23 +72,23 @@ pub(super) struct RoleLabels {
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub(super) struct SegmentLabels {
-    pub(super) family: Ip,
+    pub(super) family: FamilyLabel,
     pub(super) state: &'static str,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub(super) struct FamilyLabels {
-    pub(super) family: Ip,
+    pub(super) family: FamilyLabel,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub(super) struct OfLabels {
+pub(super) struct CertificateLabels {
     pub(super) of: &'static str,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct EndedLabels {
-    why: Ended,
+    why: StreamEnd,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -101,11 +101,11 @@ struct ResultLabels {
     result: &'static str,
 }
 
-/// An address family as the API writes it.
+/// An address family, written as in the API.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(super) struct Ip(pub(super) AddressFamily);
+pub(super) struct FamilyLabel(pub(super) AddressFamily);
 
-impl EncodeLabelValue for Ip {
+impl EncodeLabelValue for FamilyLabel {
     fn encode(&self, encoder: &mut LabelValueEncoder<'_>) -> fmt::Result {
         let word = match self.0 {
             AddressFamily::V4 => "ipv4",
@@ -117,24 +117,25 @@ impl EncodeLabelValue for Ip {
 
 /// Why a view stream ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Ended {
+pub enum StreamEnd {
     /// The reader closed it or is gone.
     ReaderGone,
     /// The reader did not keep up and was cut off.
     CutOff,
-    /// The node may no longer read it: deregistered, or its certificate ended.
+    /// The node may not read its view any more: it was deregistered, or its certificate does not
+    /// count.
     Refused,
     /// The server stops.
     Stopping,
 }
 
-impl EncodeLabelValue for Ended {
+impl EncodeLabelValue for StreamEnd {
     fn encode(&self, encoder: &mut LabelValueEncoder<'_>) -> fmt::Result {
         let word = match self {
-            Ended::ReaderGone => "reader-gone",
-            Ended::CutOff => "cut-off",
-            Ended::Refused => "refused",
-            Ended::Stopping => "stopping",
+            StreamEnd::ReaderGone => "reader-gone",
+            StreamEnd::CutOff => "cut-off",
+            StreamEnd::Refused => "refused",
+            StreamEnd::Stopping => "stopping",
         };
         EncodeLabelValue::encode(&word, encoder)
     }
@@ -147,10 +148,10 @@ impl Default for Metrics {
 }
 
 impl Metrics {
-    /// All at zero.
+    /// All metrics at zero.
     pub fn new() -> Self {
-        // From half a millisecond to sixteen seconds: a read takes less, a commit to a slow disk
-        // some milliseconds.
+        // From half a millisecond to sixteen seconds. A read takes less; a commit to a slow disk
+        // takes some milliseconds.
         let seconds = || Histogram::new(exponential_buckets(0.0005, 2.0, 16));
         let mut metrics = Self {
             registry: Arc::default(),
@@ -211,13 +212,13 @@ impl Metrics {
         all
     }
 
-    /// Makes series that begin at zero appear at once: a rate over a counter that was not there
-    /// before its first event misses that one.
+    /// Creates series that begin at zero. A rate over a counter that appears with its first event
+    /// misses that event.
     fn begin(&self) {
         for action in ["issued", "renewed", "refused"] {
             drop(self.certificates.get_or_create(&ActionLabels { action }));
         }
-        for why in [Ended::ReaderGone, Ended::CutOff, Ended::Refused, Ended::Stopping] {
+        for why in [StreamEnd::ReaderGone, StreamEnd::CutOff, StreamEnd::Refused, StreamEnd::Stopping] {
             drop(self.streams_ended.get_or_create(&EndedLabels { why }));
         }
         for result in ["done", "failed"] {
@@ -232,14 +233,14 @@ impl Metrics {
         &self.registry
     }
 
-    /// A view stream was opened.
+    /// Counts a view stream that was opened.
     pub(crate) fn stream(&self) -> OpenStream {
         self.streams.inc();
-        OpenStream { metrics: self.clone(), why: Ended::ReaderGone }
+        OpenStream { metrics: self.clone(), why: StreamEnd::ReaderGone }
     }
 
-    /// A commit to the store ended. `plans`: how many requests shared it; `conflicts`: for how many
-    /// of them another replica was quicker.
+    /// Counts a commit to the store. `plans`: how many requests shared it. `conflicts`: how many of
+    /// them have to be planned again, because another replica committed first.
     pub(super) fn commit(&self, plans: usize, took: Duration, failed: bool, conflicts: usize) {
         let result = if failed { "failed" } else { "done" };
         self.commits.get_or_create(&ResultLabels { result }).inc();
@@ -249,26 +250,26 @@ impl Metrics {
     }
 }
 
-/// A view stream, counted as open until this is dropped.
+/// A view stream. It counts as open until this is dropped.
 #[derive(Debug)]
 pub(crate) struct OpenStream {
     metrics: Metrics,
-    why: Ended,
+    why: StreamEnd,
 }
 
 impl OpenStream {
-    /// A line was sent.
+    /// Counts a line that was sent.
     pub(crate) fn sent(&self, r#type: &'static str) {
         self.metrics.stream_lines.get_or_create(&LineLabels { r#type }).inc();
     }
 
-    /// Streams that are open now, this one among them.
+    /// How many streams are open now, with this one.
     pub(crate) fn open_now(&self) -> i64 {
         self.metrics.streams.get()
     }
 
-    /// It ends, and why; unless said, the reader is gone.
-    pub(crate) fn end(mut self, why: Ended) {
+    /// Ends the stream. A stream that is dropped without this counts as one whose reader is gone.
+    pub(crate) fn end(mut self, why: StreamEnd) {
         self.why = why;
     }
 }

@@ -1,16 +1,19 @@
-//! What an operator's monitoring sees: metrics, and whether this process is alive and ready. Plain
-//! HTTP on a listener of its own; nothing here is secret and no label names a node, so that the
-//! number of series stays bounded.
+//! What monitoring sees: metrics, and whether this process is alive and ready. It is plain HTTP on
+//! a listener of its own. Nothing here is secret. No label names a node, so the number of series
+//! stays small.
 //!
 //! - [`Metrics`]: what is counted as it happens.
-//! - [`requests`]: counts every request of the API, its outcome and duration.
-//! - [`Measured`]: a store whose commits are measured.
-//! - [`scrape`]: what is looked up when it is asked for.
+//! - [`requests`]: counts each request of the API, with its outcome and duration.
+//! - [`MeasuredStore`]: a store whose commits are measured.
+//! - [`scrape`]: gauges that are read from the state at each scrape.
 //! - [`process`]: memory, descriptors and processor time of this process.
-//! - [`Health`]: `/healthz` and `/readyz`.
+//! - [`Health`]: what is known of this process; [`checks`]: `/healthz` and `/readyz`.
+//! - [`Observed`]: what checks and scrapes read.
 
+mod checks;
 mod health;
 mod metrics;
+mod observed;
 mod process;
 pub(crate) mod requests;
 mod scrape;
@@ -18,8 +21,9 @@ mod store;
 
 pub use health::Health;
 pub(crate) use metrics::OpenStream;
-pub use metrics::{Ended, Metrics};
-pub use store::Measured;
+pub use metrics::{Metrics, StreamEnd};
+pub(crate) use observed::Observed;
+pub use store::MeasuredStore;
 
 use std::sync::Arc;
 
@@ -28,39 +32,11 @@ use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
-use edge_controller_domain::ca::Ca;
-use edge_controller_domain::registry::Registry;
-use edge_controller_kubernetes::client::Obstacles;
-use edge_controller_kubernetes::label_trust::LabelTrust;
-use edge_controller_kubernetes::nodes::Asked;
-use tokio::sync::watch;
 
-use crate::live_config::LiveConfig;
-
-/// Media type of what [`scrape`] writes.
+/// Media type of `/metrics`.
 const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
-/// What is looked at when someone asks.
-pub(crate) struct Observed {
-    /// The rows, and who is connected.
-    pub(crate) registry: Registry,
-    /// The configuration in force.
-    pub(crate) live: Arc<LiveConfig>,
-    /// The authorities.
-    pub(crate) ca: Arc<Ca>,
-    /// What is counted.
-    pub(crate) metrics: Metrics,
-    /// Whether all loops run.
-    pub(crate) health: Arc<Health>,
-    /// What does not work at the API server of Kubernetes.
-    pub(crate) obstacles: Obstacles,
-    /// Whether labels of Node objects put nodes into communities.
-    pub(crate) label_trust: watch::Receiver<LabelTrust>,
-    /// Nodes of which the operator is asked whether they are gone.
-    pub(crate) asked: Asked,
-}
-
-/// The three paths of the listener.
+/// The router of the three paths.
 pub(crate) fn router(observed: Arc<Observed>) -> Router {
     Router::new()
         .route("/healthz", get(healthz))
@@ -71,11 +47,11 @@ pub(crate) fn router(observed: Arc<Observed>) -> Router {
 }
 
 async fn healthz(State(observed): State<Arc<Observed>>) -> Response {
-    health::answer(health::alive(&observed).await, Vec::new())
+    checks::response(checks::healthz(&observed).await, Vec::new())
 }
 
 async fn readyz(State(observed): State<Arc<Observed>>) -> Response {
-    health::answer(health::ready(&observed).await, health::notes(&observed).await)
+    checks::response(checks::readyz(&observed).await, checks::notes(&observed).await)
 }
 
 async fn metrics(State(observed): State<Arc<Observed>>) -> Response {

@@ -1,4 +1,4 @@
-//! What the kernel says of this process, under the names that Prometheus' clients use for it.
+//! What the kernel says of this process, under the names that Prometheus' client libraries use.
 
 use std::fmt;
 use std::fs;
@@ -28,7 +28,7 @@ impl Collector for Process {
         };
         gauge("process_resident_memory", "Resident memory size.", Some(Unit::Bytes), pages(1))?;
         gauge("process_virtual_memory", "Virtual memory size.", Some(Unit::Bytes), pages(0))?;
-        // One of them is the look at the folder itself.
+        // One of them belongs to this very read.
         let open = fs::read_dir("/proc/self/fd").ok().map(|fds| fds.count().saturating_sub(1) as f64);
         gauge("process_open_fds", "Open file descriptors.", None, open)?;
         let most = getrlimit(Resource::Nofile).current.map(|most| most as f64);
@@ -49,8 +49,8 @@ fn stat() -> String {
     fs::read_to_string("/proc/self/stat").unwrap_or_default()
 }
 
-/// A field of `/proc/PID/stat`, counted from 1 as in proc(5). The second may hold spaces, in
-/// parentheses: counting begins behind it.
+/// A field of `/proc/PID/stat`, counted from 1 as in proc(5). The second field, in parentheses, may
+/// hold spaces, so counting begins after it.
 fn field(stat: &str, number: usize) -> Option<f64> {
     let (_, rest) = stat.rsplit_once(") ")?;
     rest.split_ascii_whitespace().nth(number.checked_sub(3)?)?.parse().ok()

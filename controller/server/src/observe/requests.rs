@@ -1,4 +1,4 @@
-//! Counts the API's requests as they are answered.
+//! Counts the requests of the API.
 
 use std::time::Instant;
 
@@ -9,14 +9,14 @@ use axum::response::Response;
 
 use super::metrics::{ActionLabels, KindLabels, Metrics, RequestLabels, RouteLabels};
 
-/// The kind of problem that an answer holds, for counting; put into its extensions by whoever makes
-/// it.
+/// The kind of problem of an error response. It travels in the extensions of the response to
+/// [`count`].
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct ProblemKind(pub(crate) &'static str);
 
-/// Answers a request, and counts it.
+/// Middleware that counts requests.
 pub(crate) async fn count(State(metrics): State<Metrics>, request: Request, next: Next) -> Response {
-    // As the router writes it, so that no node's name is in it.
+    // The path with its placeholders, so that it holds no node's name.
     let route = request.extensions().get::<MatchedPath>().map_or("none", MatchedPath::as_str).to_owned();
     let method = word(request.method());
     let begun = Instant::now();
@@ -43,7 +43,7 @@ pub(crate) async fn count(State(metrics): State<Metrics>, request: Request, next
 const JOIN: &str = "/v1/join";
 const RENEW: &str = "/v1/nodes/{node}/certificate";
 
-/// Anyone may make up methods; the number of series must not grow by it.
+/// A caller can invent methods, and the number of series must not grow with them.
 fn word(method: &Method) -> &'static str {
     match method.as_str() {
         "GET" => "GET",

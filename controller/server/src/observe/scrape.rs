@@ -1,4 +1,4 @@
-//! Looks up what is not counted as it happens, and writes everything as OpenMetrics text.
+//! Reads gauges from the state, and writes all metrics as OpenMetrics text.
 
 use std::collections::BTreeMap;
 
@@ -6,17 +6,17 @@ use edge_controller_domain::segments::free_segments;
 use edge_types::Role;
 use edge_types::api::{Family, SegmentState};
 
-use super::Observed;
-use super::metrics::{FamilyLabels, Ip, OfLabels, SegmentLabels};
+use super::metrics::{CertificateLabels, FamilyLabel, FamilyLabels, SegmentLabels};
+use super::observed::Observed;
 
 pub(super) async fn scrape(observed: &Observed) -> Result<String, std::fmt::Error> {
-    look(observed).await;
+    read_gauges(observed).await;
     let mut text = String::new();
     prometheus_client::encoding::text::encode(&mut text, observed.metrics.registry())?;
     Ok(text)
 }
 
-async fn look(observed: &Observed) {
+async fn read_gauges(observed: &Observed) {
     let metrics = &observed.metrics;
     let (settings, now) = (observed.live.now(), observed.registry.clock.now());
     let policy = &settings.policy;
@@ -49,13 +49,13 @@ async fn look(observed: &Observed) {
         metrics.connected.get_or_create(&role.into()).set(connected);
     }
     for ((family, state), count) in segments {
-        metrics.segments.get_or_create(&SegmentLabels { family: Ip(family), state }).set(count);
+        metrics.segments.get_or_create(&SegmentLabels { family: FamilyLabel(family), state }).set(count);
     }
     for (family, count) in free {
-        metrics.free_segments.get_or_create(&FamilyLabels { family: Ip(family) }).set(count as f64);
+        metrics.free_segments.get_or_create(&FamilyLabels { family: FamilyLabel(family) }).set(count as f64);
     }
-    metrics.ends.get_or_create(&OfLabels { of: "authority" }).set(observed.ca.not_after());
+    metrics.ends.get_or_create(&CertificateLabels { of: "authority" }).set(observed.ca.not_after());
     if let Some(end) = observed.health.server_certificate_end() {
-        metrics.ends.get_or_create(&OfLabels { of: "server" }).set(end);
+        metrics.ends.get_or_create(&CertificateLabels { of: "server" }).set(end);
     }
 }

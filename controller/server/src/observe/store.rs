@@ -1,4 +1,4 @@
-//! Measures the commits of a store, and tells when it is closed.
+//! A store that measures commits, and says when it is closed.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -10,29 +10,29 @@ use futures_util::future::BoxFuture;
 use tokio::sync::mpsc;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
-use super::Metrics;
+use super::metrics::Metrics;
 
 /// A store whose commits are counted and timed.
-pub struct Measured {
+pub struct MeasuredStore {
     store: Arc<dyn Store>,
     metrics: Metrics,
-    // After `store`, so that it is dropped after it.
+    // Declared after `store`, so that it is dropped later.
     closed: DropGuard,
 }
 
-impl Measured {
-    /// Measures `store`.
+impl MeasuredStore {
+    /// Wraps a store.
     pub fn new(store: Arc<dyn Store>, metrics: Metrics) -> Self {
         Self { store, metrics, closed: CancellationToken::new().drop_guard() }
     }
 
-    /// Cancelled when nobody uses the store any more and it is closed.
+    /// A token that is cancelled when the store is closed, because nothing uses it any more.
     pub fn closed(&self) -> CancellationToken {
         self.closed.token().clone()
     }
 }
 
-impl Store for Measured {
+impl Store for MeasuredStore {
     fn load(&self, followed: mpsc::Sender<StoreEvent>) -> BoxFuture<'_, Result<Snapshot, StoreError>> {
         self.store.load(followed)
     }

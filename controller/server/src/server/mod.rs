@@ -48,7 +48,7 @@ use tokio_util::task::TaskTracker;
 use crate::api;
 use crate::config::Config;
 use crate::live_config::{LiveConfig, Reader, check_held};
-use crate::observe::{Health, Measured, Metrics};
+use crate::observe::{Health, MeasuredStore, Metrics};
 pub(crate) use backends::Backends;
 use cluster::Cluster;
 use connection_limits::ConnectionLimits;
@@ -100,7 +100,7 @@ impl Server {
         let networks = config.cluster_networks();
         let Backends { store, ca_storage, client, obstacles, events, identity } =
             Backends::open(&config, clock.now()).await?;
-        let store = Measured::new(store, metrics.clone());
+        let store = MeasuredStore::new(store, metrics.clone());
         let closed = store.closed();
         let trust = config.kubernetes.as_ref().map(|kubernetes| kubernetes.trust_node_labels).unwrap_or_default();
         let count_node_labels = trust != TrustNodeLabels::Never;

@@ -1,0 +1,100 @@
+//! The checks of `/healthz` and `/readyz`: a line for each, as Kubernetes' own programs write them.
+
+use std::time::Duration;
+
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use edge_controller_domain::clock::rfc3339;
+use edge_controller_domain::store::StoreError;
+
+use super::health::Check;
+use super::observed::Observed;
+
+/// How long a plan that changes nothing may take, behind the plans that wait already.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// The checks of `/healthz`. A process that fails one of them does not recover by itself.
+pub(super) async fn healthz(observed: &Observed) -> Vec<Check> {
+    let mut checks = vec![("registry", answers(observed).await.map(drop))];
+    checks.extend(observed.health.tasks());
+    checks
+}
+
+/// The checks of `/readyz`: whether nodes should be sent here.
+pub(super) async fn readyz(observed: &Observed) -> Vec<Check> {
+    let store = answers(observed).await.and_then(|answered| match answered {
+        true => Ok(()),
+        false => Err(format!("it has not carried out a plan for {} s; is its disk stuck?", PATIENCE.as_secs())),
+    });
+    let socket = match std::fs::symlink_metadata(&observed.live.now().config.admin_socket) {
+        Ok(_) => Ok(()),
+        Err(error) => {
+            Err(format!("{}: {error}; restart to open it again", observed.live.now().config.admin_socket.display()))
+        }
+    };
+    let not_stopping = if observed.health.is_stopping() { Err("a signal asked to end".to_owned()) } else { Ok(()) };
+    let now = observed.registry.clock.now();
+    let ends = [
+        ("authority", Some(observed.ca.not_after())),
+        ("server-certificate", observed.health.server_certificate_end()),
+    ];
+    let ends = ends.into_iter().map(|(name, end)| match end {
+        None => (name, Err("there is none yet".to_owned())),
+        Some(end) if now >= end => (name, Err(format!("its certificate ended at {}", rfc3339(end)))),
+        Some(_) => (name, Ok(())),
+    });
+    let mut checks = vec![("store", store), ("admin-socket", socket), ("not-stopping", not_stopping)];
+    if observed.live.now().config.kubernetes.is_some() {
+        checks.push(("kubernetes", observed.obstacles.all().map_or(Ok(()), Err)));
+    }
+    checks.extend(ends);
+    checks.extend(observed.health.tasks());
+    checks
+}
+
+/// What the operator should know although nodes are served: `[!]` if the operator has to act, `[i]`
+/// otherwise.
+pub(super) async fn notes(observed: &Observed) -> Vec<String> {
+    let (now, settings) = (observed.registry.clock.now(), observed.live.now());
+    let withheld = observed.registry.read().await.state().may_grant(&settings.policy, now).err();
+    let missed = observed.obstacles.aside().map(|why| format!("[!]kubernetes: {why}"));
+    let withheld = withheld.map(|withheld| format!("[!]restore: {}", withheld.for_the_operator()));
+    let watched = observed.live.now().config.kubernetes.is_some();
+    let labels = watched.then(|| format!("[i]node-labels: {}", *observed.label_trust.borrow()));
+    observed
+        .asked
+        .note()
+        .map(|note| format!("[!]{note}"))
+        .into_iter()
+        .chain(withheld)
+        .chain(missed)
+        .chain(labels)
+        .collect()
+}
+
+/// Whether the registry still carries out plans: `false` if it does not answer in time, an error if
+/// it never will.
+async fn answers(observed: &Observed) -> Result<bool, String> {
+    let nothing = observed.registry.change(|_| Ok::<_, StoreError>(((), Vec::new())));
+    match tokio::time::timeout(PATIENCE, nothing).await {
+        Ok(Ok(())) => Ok(true),
+        Ok(Err(error)) => Err(error.to_string()),
+        Err(_) => Ok(false),
+    }
+}
+
+/// 200 if no check fails, 503 otherwise, with one line for each check and each note.
+pub(super) fn response(checks: Vec<Check>, notes: Vec<String>) -> Response {
+    let failed = checks.iter().any(|(_, outcome)| outcome.is_err());
+    let mut text = String::new();
+    for (name, outcome) in checks {
+        match outcome {
+            Ok(()) => text.push_str(&format!("[+]{name} ok\n")),
+            Err(why) => text.push_str(&format!("[-]{name} failed: {why}\n")),
+        }
+    }
+    notes.iter().for_each(|note| text.push_str(&format!("{note}\n")));
+    text.push_str(if failed { "not ok\n" } else { "ok\n" });
+    let status = if failed { StatusCode::SERVICE_UNAVAILABLE } else { StatusCode::OK };
+    (status, text).into_response()
+}

@@ -1,0 +1,34 @@
+//! What checks and scrapes read.
+
+use std::sync::Arc;
+
+use edge_controller_domain::ca::Ca;
+use edge_controller_domain::registry::Registry;
+use edge_controller_kubernetes::client::Obstacles;
+use edge_controller_kubernetes::label_trust::LabelTrust;
+use edge_controller_kubernetes::nodes::Asked;
+use tokio::sync::watch;
+
+use super::health::Health;
+use super::metrics::Metrics;
+use crate::live_config::LiveConfig;
+
+/// The parts of the server that monitoring reads.
+pub(crate) struct Observed {
+    /// The rows, and which nodes are connected.
+    pub(crate) registry: Registry,
+    /// The configuration in force.
+    pub(crate) live: Arc<LiveConfig>,
+    /// The authorities.
+    pub(crate) ca: Arc<Ca>,
+    /// Counters.
+    pub(crate) metrics: Metrics,
+    /// What is known of this process.
+    pub(crate) health: Arc<Health>,
+    /// What does not work at the API server of Kubernetes.
+    pub(crate) obstacles: Obstacles,
+    /// Whether labels of Node objects put nodes into communities.
+    pub(crate) label_trust: watch::Receiver<LabelTrust>,
+    /// Nodes that lost their Node object and wait for the operator's word.
+    pub(crate) asked: Asked,
+}
