@@ -393,7 +393,9 @@ impl Obstacles {
         }
         self.suspect = false;
         let needs = looked_at.0.clone();
-        self.found = spawn_blocking(move || obstacles::check(&needs)).await.unwrap_or_default();
+        let span = tracing::Span::current();
+        let check = move || span.in_scope(|| obstacles::check(&needs));
+        self.found = spawn_blocking(check).await.unwrap_or_default();
         self.requirements = Some(looked_at);
         self.not_before = tokio::time::Instant::now() + OBSTACLES_PAUSE;
     }
