@@ -44,8 +44,8 @@ pub(crate) fn up(path: &Path) -> Result<Value> {
 }
 
 /// Keeps hosts outside from the attached pods, as the configuration in this file says, even while
-/// the agent's table does so. `edge-agent down` runs it before it removes that table. `table` in the
-/// result says whether the table was needed and made.
+/// the agent's table does so. `edge-agent down` runs it before it removes that table. `table` in
+/// the result says whether the table was needed and made.
 pub(crate) fn ingress(path: &Path) -> Result<Value> {
     let config = config_of(path)?;
     let segments = Store::create(&config, veth::count_attached)?.lock()?.segments(&config)?.ok_or_else(|| {

@@ -2,17 +2,17 @@
 //! stores, and the views that it computes for nodes. It depends on neither HTTP nor Kubernetes.
 //!
 //! - Segments: [`segments`].
-//! - Certificates: [`ca`] signs them, [`certificates`] decides which ones a node may use, [`tokens`]
-//!   let nodes join and get their first one.
+//! - Certificates: [`ca`] signs them, [`certificates`] decides which ones a node may use,
+//!   [`tokens`] let nodes join and get their first one.
 //! - Rows: [`registry`] plans changes against the [`state`], commits them to the [`store`], then
 //!   publishes them. [`archive`] is all rows and authorities in one file; [`state_files`] names the
 //!   files of a state directory.
 //! - Views: [`views`] are built from the state, from the [`networks`] that the operator configures,
-//!   and from addresses ([`node_addresses`]). [`reachability`] refuses networks that would cut nodes off
-//!   from the controller.
+//!   and from addresses ([`node_addresses`]). [`reachability`] refuses networks that would cut
+//!   nodes off from the controller.
 //! - Reports of nodes, for the operator: [`tunnel_reports`].
-//! - Limits: [`mass_deletion`] limits how many nodes may disappear without a question, [`fair_shares`] divides
-//!   a limited resource fairly among unknown sources.
+//! - Limits: [`mass_deletion`] limits how many nodes may disappear without a question,
+//!   [`fair_shares`] divides a limited resource fairly among unknown sources.
 //! - [`clock`], [`random`] and [`text`] serve the others.
 #![forbid(unsafe_code)]
 

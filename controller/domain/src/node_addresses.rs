@@ -116,7 +116,8 @@ struct NodeLimit {
 pub enum ChangeDecision {
     /// It passes the change on now.
     Apply,
-    /// It waits until [`AddressChangeLimits::next`] returns the latest addresses, and passes them on.
+    /// It waits until [`AddressChangeLimits::next`] returns the latest addresses, and passes them
+    /// on.
     Schedule,
     /// Nothing: another task already waits and will pass it on.
     AlreadyScheduled,

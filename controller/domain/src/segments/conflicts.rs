@@ -1,5 +1,5 @@
-//! ClaimConflicts between the segments that nodes claim and the ledger. They are kept in memory, for the
-//! operator.
+//! ClaimConflicts between the segments that nodes claim and the ledger. They are kept in memory,
+//! for the operator.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};

@@ -108,8 +108,8 @@ impl ViewBuilder {
         endpoints
     }
 
-    /// The addresses from the node's record that a peer can use, at most [`node_addresses::MOST`]. The
-    /// one at which the controller saw the node is always among them.
+    /// The addresses from the node's record that a peer can use, at most [`node_addresses::MOST`].
+    /// The one at which the controller saw the node is always among them.
     fn record_addresses(&self, node: &NodeRecord) -> Vec<NodeAddress> {
         let reachable =
             |endpoint: &NodeAddress| is_reachable(&endpoint.address.ip(), self.networks.tunnelled(node.role));

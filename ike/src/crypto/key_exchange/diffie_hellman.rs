@@ -16,8 +16,8 @@ pub(super) trait KeyPair: Send + Sync + Sized + 'static {
     fn public(&self) -> &[u8];
 
     /// The shared secret g^ir. Refuses a public key that is not one of the group, or that gives
-    /// away the secret. The pair is not moved out of its box: a private key that is wiped when it is
-    /// dropped leaves no copy in freed memory.
+    /// away the secret. The pair is not moved out of its box: a private key that is wiped when it
+    /// is dropped leaves no copy in freed memory.
     fn agree(self: Box<Self>, peer: &[u8]) -> Result<Secret, KeyExchangeError>;
 }
 

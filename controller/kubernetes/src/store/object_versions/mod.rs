@@ -3,8 +3,8 @@
 //! A change may be written only over the version on which it was planned. The registry plans on the
 //! events that it has processed and on its own writes. It did not know events that were sent and
 //! not processed yet. So every event has a number, and the registry reports the last one that it
-//! has processed ([`ObjectVersions::acknowledged`]). An object with a later event is not overwritten:
-//! that is a conflict, as if the API server had refused the write.
+//! has processed ([`ObjectVersions::acknowledged`]). An object with a later event is not
+//! overwritten: that is a conflict, as if the API server had refused the write.
 //!
 //! While a write of this replica is in flight, the watch's events of that object wait. They may be
 //! the echo of the write, or earlier or later changes. When the API server has answered, the
