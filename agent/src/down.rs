@@ -34,7 +34,7 @@ pub fn down(config: &Config) -> anyhow::Result<()> {
     // leaving in clear.
     report(&mut failures, "policies", policies());
     report(&mut failures, "routes", routes());
-    // Both tables drop and neither accepts for the other, so they may stand at the same time.
+    // Both tables drop and neither accepts for the other, so both may exist at the same time.
     match close_pods(config) {
         Ok(()) => report(&mut failures, "table inet edge-cni", agents_table()),
         Err(error) => failures.push(format!(
@@ -145,7 +145,7 @@ fn make_pods_table(config: &Config) -> anyhow::Result<()> {
         let said = [output.stdout, output.stderr].concat();
         bail!("{} ingress: {}", plugin.display(), String::from_utf8_lossy(&said).trim());
     }
-    // Earlier releases make no table while the agent's stands, and do not answer this.
+    // Earlier releases make no table while the agent's exists, and do not answer this.
     let answer: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap_or_default();
     if !answer["table"].is_boolean() {
         bail!(

@@ -47,7 +47,7 @@ pub(crate) fn refuse_cutting_off_this_host(
             continue;
         }
         // The agent has checked its own ranges. After a reboot a neighbour's advertisement may
-        // arrive before the guard stands, so they are not checked again.
+        // arrive before the guard is in place, so they are not checked again.
         let agents =
             segments.is_some_and(|file| file.source == SegmentsSource::Agent && file.cluster_ranges.contains(range));
         if !agents && !is_guarded(*range) {

@@ -50,7 +50,7 @@ pub(crate) enum Code {
     /// CHECK: the container no longer has what ADD gave it.
     NotAsAttached = 106,
     /// A table of nf_tables cannot be made, the bridge's filter or the one that keeps hosts outside
-    /// from pods; no pod is attached without unless the operator says so.
+    /// from pods. Without it no pod is attached, unless the operator allows it.
     Filter = 107,
 }
 

@@ -45,8 +45,8 @@ fn minor(message: String) -> Obstacle {
     Obstacle { bypasses_guard: false, message }
 }
 
-/// The obstacle that a bypass of IPsec means, if it concerns pods. Interfaces of a VTI are bypassed
-/// on purpose.
+/// The obstacle for an interface that bypasses IPsec; `None` if it does not concern pods.
+/// Interfaces of a VTI bypass IPsec on purpose.
 fn of_bypass(bypass: &Bypass, config: &Config, uplinks: &[String]) -> Option<Obstacle> {
     let interface = &bypass.interface;
     let everywhere = interface == "all";

@@ -77,7 +77,7 @@ impl fmt::Display for Attachment {
     }
 }
 
-/// Whose interface it is.
+/// What the runtime asks for, from the environment.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Request {
     pub(crate) attachment: Attachment,

@@ -21,7 +21,7 @@ pub(crate) fn family_of(address: IpAddr) -> u16 {
     }
 }
 
-/// Reads an address of XFRM's structures: 16 bytes, and a family that stands elsewhere.
+/// Reads an address of XFRM's structures: 16 bytes, whose family another field holds.
 pub(crate) fn address(raw: &nl::Address, family: u16) -> Option<IpAddr> {
     match family {
         nl::AF_INET => Some(raw.to_ipv4().into()),

@@ -163,8 +163,8 @@ impl ControllerClient {
             Err(error) => return Err(error),
         };
         match validate(&identity.node, identity.role, None, &view) {
-            // This view was in force. If this host has moved, or somebody on its network pretends
-            // so, it keeps its tunnels.
+            // This view was in force. Even if this host has moved, or seems to have, it keeps its
+            // tunnels.
             Ok(_) => Ok(Some(view)),
             Err(refusal) => {
                 let aside = self.state.put_aside(VIEW_FILE)?;

@@ -20,7 +20,7 @@ impl StreamState {
         Self { epoch, view: Arc::new(view) }
     }
 
-    /// The view.
+    /// The view after the last change of the stream.
     pub(super) fn view(&self) -> &Arc<NodeView> {
         &self.view
     }

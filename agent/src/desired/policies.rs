@@ -134,8 +134,8 @@ fn granted_policies(
     policies
 }
 
-/// Policies for packets to a peer from sources that are not ours. A packet that was redirected to a
-/// peer's pod (of a NodePort's client, of a process that called a Service) meets XFRM before its
+/// Policies for packets to a peer from sources that are not ours. A packet from a NodePort's client
+/// or from a process that called a Service, redirected to a peer's pod, meets XFRM before its
 /// source is translated. So the tunnel takes it, and the firewall then gives it the bridge's
 /// address, since the peer accepts no other. XFRM cannot distinguish it from a LAN host's packet
 /// that was merely routed here; the firewall drops that one before encryption. A source within the

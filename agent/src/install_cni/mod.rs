@@ -332,7 +332,7 @@ mod tests {
         assert_eq!(types(&install_conflist(&config).unwrap().unwrap()), ["edge-cni", "portmap"]);
         fs::remove_file(config.cni.bin_dir.join("portmap")).unwrap();
         assert_eq!(types(&install_conflist(&config).unwrap().unwrap()), ["edge-cni"]);
-        // The configuration decides in the first place.
+        // The configuration takes precedence.
         install_portmap(&config, r#"["1.0.0"]"#);
         let none = with_a_segment(folder.path(), "plugins = []");
         assert_eq!(types(&install_conflist(&none).unwrap().unwrap()), ["edge-cni"]);

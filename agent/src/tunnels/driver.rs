@@ -17,11 +17,11 @@ use tokio::io::unix::AsyncFd;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
+use super::datagram_socket::{self, Socket};
 use super::environment::{KernelEnvironment, source_address};
+use super::ike_sockets;
 use super::reqids::Reqids;
 use super::sa_table::SaTable;
-use super::socket::{self, Socket};
-use super::sockets;
 use crate::clock::{CertificateClock, boot_time};
 use crate::config::Config;
 use crate::desired::Desired;
@@ -90,7 +90,7 @@ impl Driver {
         let mut events = EventSocket::open().context("XFRM cannot be listened to; the agent needs CAP_NET_ADMIN")?;
         let mut xfrm = Xfrm::open().context("XFRM cannot be opened; the agent needs CAP_NET_ADMIN")?;
         events.ignore_port(xfrm.port());
-        let sockets = sockets::open(config.port, config.nat_port)?;
+        let sockets = ike_sockets::open(config.port, config.nat_port)?;
         let endpoint_config =
             EndpointConfig { port: config.port, nat_port: config.nat_port, ..EndpointConfig::default() };
         let child_lifetime = config.timing.resolve().child_lifetime;
@@ -117,7 +117,7 @@ impl Driver {
             next_stray_guards: BTreeSet::new(),
             host,
             sockets,
-            kernel_events: socket::watch(events)?,
+            kernel_events: datagram_socket::watch(events)?,
         })
     }
 

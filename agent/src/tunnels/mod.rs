@@ -2,8 +2,8 @@
 //! negotiates in the kernel. All of it runs in one thread, since kernel and endpoint must change in
 //! step.
 //!
-//! - `socket`: a UDP socket that knows the local address of each datagram.
-//! - `sockets`: the four sockets of IKE, which systemd may have opened.
+//! - `datagram_socket`: a UDP socket that knows the local address of each datagram.
+//! - `ike_sockets`: the four sockets of IKE, which systemd may have opened.
 //! - `environment`: [`edge_ike::Environment`] on this machine.
 //! - [`driver`]: the event loop.
 //! - `endpoint_events`: handles the events of the endpoint.
@@ -12,15 +12,15 @@
 //! - `reqids`: reqids of the peers, which stay the same over restarts.
 //! - `report`: the part of the status about tunnels.
 
+#[allow(unsafe_code)]
+mod datagram_socket;
 pub mod driver;
 mod endpoint_events;
 mod environment;
+mod ike_sockets;
 mod reconcile;
 mod report;
 mod reqids;
 mod sa_table;
-#[allow(unsafe_code)]
-mod socket;
-mod sockets;
 
 pub use driver::{Command, Driver};

@@ -14,7 +14,6 @@ pub const COOKIE_LIFETIME: Duration = Duration::from_secs(60);
 
 /// Makes and checks cookies without storing any. A cookie is the version of the secret and
 /// `HMAC(secret, IPi | SPIi | Ni)`.
-/// | SPIi | Ni).
 #[derive(Debug)]
 pub struct Cookies {
     current: CookieSecret,

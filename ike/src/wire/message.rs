@@ -98,7 +98,7 @@ impl Payloads {
     /// The proposals of the SA payload.
     ///
     /// # Errors
-    /// [`InvalidMessage::Missing`], as for all getters of payloads that stand once.
+    /// [`InvalidMessage::Missing`], as for all getters of payloads that a message holds once.
     pub fn proposals(&self) -> Result<&[Proposal], InvalidMessage> {
         self.find(PayloadType::SecurityAssociation, |payload| match payload {
             Payload::SecurityAssociation(proposals) => Some(proposals.as_slice()),

@@ -2,7 +2,7 @@
 //!
 //! - `world`: the network, the captures on its routers, and the programs that run in it.
 //! - `operator`, `pod`, `status`: what an operator, a container runtime and a script do.
-//! - `captured_frames`: what the captures hold. `checks`: counts the checks and shows them.
+//! - `captured_frames`: what the captures hold. `check_runner`: counts the checks and shows them.
 //! - The demo's parts, in their order: `before_agent`, `reach`, `lan_hosts`, `isolation` with
 //!   `pod_spoofing`, `status_and_kernel`, `changes_under_load`, `controller_outage`,
 //!   `deregistration`.
@@ -16,7 +16,7 @@ mod before_agent;
 mod ca_rollover;
 mod captured_frames;
 mod changes_under_load;
-mod checks;
+mod check_runner;
 mod controller_outage;
 mod deregistration;
 mod firewall;

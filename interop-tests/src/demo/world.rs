@@ -9,7 +9,7 @@ use rustix::process::Signal;
 
 use super::api_server::Kubernetes;
 use super::captured_frames::{ExpectedTraffic, FrameCounts, Kind};
-use super::checks::Checks;
+use super::check_runner::Checks;
 use crate::scenario::Lab;
 use crate::topology::{Capture, Net, Node, Plan, Process};
 

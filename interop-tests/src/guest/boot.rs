@@ -152,7 +152,7 @@ fn uml(kernel: &Path, dir: &Path, events: OwnedFd, output: Output) -> Result<(Ch
         }
     }
     let console = File::create(dir.join("console.log"))?;
-    // setpriv lets the guest end with this process, however that ends.
+    // setpriv kills the guest when this process ends, for whatever reason.
     let process = Command::new("setpriv")
         .args(["--pdeathsig", "KILL", "--"])
         .arg(kernel)

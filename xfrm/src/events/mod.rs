@@ -43,7 +43,7 @@ pub enum Event {
     Expire {
         /// Destination and SPI of the SA.
         id: SaId,
-        /// Its reqid.
+        /// The reqid of the SA.
         reqid: u32,
         /// Whether the kernel has deleted it. Otherwise it is time to rekey.
         hard: bool,

@@ -155,8 +155,8 @@ impl Commands {
 }
 
 impl Firewall {
-    /// The commands that replace the table of any release, and the plugin's [`PODS_TABLE`], in one
-    /// transaction.
+    /// The commands that replace our table, whichever release made it, and the plugin's
+    /// [`PODS_TABLE`], in one transaction.
     pub(super) fn commands(&self) -> Value {
         let named = |name: &str| json!({"table": {"family": "inet", "name": name}});
         let (table, plugins) = (named(TABLE), named(PODS_TABLE));

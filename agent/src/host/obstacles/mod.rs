@@ -111,7 +111,7 @@ fn forward_chains(needs: &PodRequirements, chains: &[Chain], obstacles: &mut Vec
         let iptables =
             matches!(chain.family.as_str(), "ip" | "ip6") && chain.table == "filter" && chain.name == "FORWARD";
         if iptables {
-            // Also if the policy is ACCEPT now, so that rules that we added earlier follow the
+            // Called even if the policy is ACCEPT: rules that we added earlier must follow the
             // ranges.
             obstacles.extend(forward::nft(needs, chain.family == "ip", chain.drops));
             continue;

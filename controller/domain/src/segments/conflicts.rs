@@ -50,7 +50,7 @@ impl ClaimConflicts {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).retain(|node, _| kept(node));
     }
 
-    /// Whether [`ClaimClaimConflicts::note`] would now return any of these conflicts.
+    /// Whether [`ClaimConflicts::note`] would now return any of these conflicts.
     pub fn has_new(&self, node: &NodeName, conflicts: &[ClaimConflict]) -> bool {
         let all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         all.get(node).is_none_or(|reported| reported.has_new(conflicts, Instant::now()))

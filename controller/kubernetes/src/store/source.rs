@@ -105,8 +105,8 @@ impl RowSource {
     }
 
     /// Writes one object without a change of its row, and returns its new version: everything of
-    /// this kind that was written before has a lower one. `None` if it is not worth the effort or
-    /// does not work.
+    /// this kind that was written before has a lower one. `None` if there are few objects, or
+    /// if the write does not succeed.
     async fn write_one(&self) -> kube::Result<Option<String>> {
         let mut last_seen = None;
         for _ in 0..ATTEMPTS {

@@ -36,10 +36,10 @@ impl Shared {
         Api::all(self.administrator.clone())
     }
 
-    /// Lets go of what is kept for a node that lost its Node, or for all of them: they are all too
-    /// few to be spared for so long.
-    async fn let_go(&self, node: Option<&str>) {
-        until("what is kept to be let go of", async || {
+    /// Clears `kept_until` in the segments of one node, or of all: these tests have too few
+    /// segments to wait for its end.
+    async fn clear_kept_until(&self, node: Option<&str>) {
+        until("no segment to be kept", async || {
             let all = self.cluster.segments().list(&ListParams::default()).await.ok()?;
             let kept = all.into_iter().filter(|segment| segment.spec.kept_until.is_some());
             let kept: Vec<_> = kept.filter(|segment| node.is_none_or(|node| segment.spec.node == node)).collect();
@@ -47,7 +47,7 @@ impl Shared {
             for mut segment in kept {
                 segment.spec.kept_until = None;
                 let name = segment.metadata.name.clone()?;
-                // Over the version that was read; a later check follows.
+                // Fails if another writer was faster; `until` tries again.
                 let _ = self.cluster.segments().replace(&name, &PostParams::default(), &segment).await;
             }
             none.then_some(())
@@ -135,16 +135,16 @@ impl Ground for Shared {
                 _ => None,
             })
             .await;
-            // What it held is released a moment later, or left over by one that did not live to do
-            // so. To whom a segment belongs that is released just when the next of this name joins,
-            // nobody here could tell.
+            // Its segments are released a moment later, or never, if the replica died. If that
+            // happens while a node of the same name joins, the test cannot tell which of the two
+            // has a segment.
             let left = Instant::now();
             until("what it held to be released, or left over", async || {
                 let held = self.held_by(node).await?;
                 (held.is_empty() || left.elapsed() > Duration::from_secs(3)).then_some(())
             })
             .await;
-            self.let_go(Some(node)).await;
+            self.clear_kept_until(Some(node)).await;
         }
         .boxed_local()
     }
@@ -166,7 +166,7 @@ impl Ground for Shared {
             let garbage = OrphanCollector::new(&self.cluster.client, replica.registry.clone(), Duration::from_secs(1));
             let collecting = tokio::spawn(garbage.run(leading));
             until("what is left over to be released", async || replica.held().await.is_empty().then_some(())).await;
-            self.let_go(None).await;
+            self.clear_kept_until(None).await;
             collecting.abort();
         }
         .boxed_local()

@@ -129,8 +129,7 @@ impl Follower {
         }
     }
 
-    /// Reads until it sees a peer. After a move a whole view shows it at once, and later changes
-    /// do.
+    /// Reads until it sees a peer. After a move the first line is a whole view; changes follow.
     async fn sees(&mut self, peer: &str) {
         while !self.view.peers.iter().any(|known| known.name.as_str() == peer) {
             assert!(matches!(self.hear().await, Heard::News | Heard::Heartbeat), "the stream ends");

@@ -63,7 +63,7 @@ pub(super) fn begin(
     Some(PendingRequest::CreateChild(Box::new(request)))
 }
 
-/// Takes the response.
+/// Installs the CHILD_SA of the response, or handles its error.
 pub(super) fn finish(
     request: CreateChildRequest,
     sa: &mut IkeSa,

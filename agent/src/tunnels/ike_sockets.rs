@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use anyhow::{Context, bail};
 use edge_xfrm::socket as options;
 
-use super::socket::{self, Socket};
+use super::datagram_socket::{self, Socket};
 
 /// Largest number of sockets that systemd may pass.
 const MAX_LISTEN_FDS: RawFd = 64;
@@ -68,7 +68,7 @@ fn systemd_sockets() -> anyhow::Result<Vec<Socket>> {
         let name = names.next().filter(|name| !name.is_empty()).unwrap_or("without a name").to_owned();
         Socket::adopt(fd).map_err(|problem| anyhow::anyhow!("a socket that systemd passed ({name}): {problem}"))
     };
-    let sockets = socket::take_listen_fds(count).into_iter().map(adopt).collect::<anyhow::Result<Vec<_>>>()?;
+    let sockets = datagram_socket::take_listen_fds(count).into_iter().map(adopt).collect::<anyhow::Result<Vec<_>>>()?;
     tracing::info!(sockets = sockets.len(), "taken over from systemd");
     Ok(sockets)
 }
