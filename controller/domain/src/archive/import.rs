@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use tokio::sync::mpsc;
 
-use super::Archive;
+use super::format::Archive;
 use crate::ca::CaError;
 use crate::ca::storage::CaStorage;
 use crate::clock::Seconds;

@@ -24,83 +24,14 @@
 //! - [`import()`]: puts an archive into any store. [`restore()`]: replaces the content of a state
 //!   directory.
 
+mod format;
 mod import;
 mod read;
 mod restore;
 mod write;
 
-use serde::{Deserialize, Serialize};
-
-use crate::ca::CaDocument;
-use crate::clock::Seconds;
-use crate::segments::Row;
-use crate::state::{CommunityRecord, NodeRecord, Snapshot, TokenRecord};
-
+pub use format::Archive;
 pub use import::{ImportError, import};
 pub use read::{ArchiveError, read};
 pub use restore::{check_not_restoring, restore};
 pub use write::{Chunks, write};
-
-/// The value of `format` in the header.
-const FORMAT: &str = "edge-controller-archive";
-
-/// The version that this release writes, and the latest that it reads.
-const VERSION: u32 = 1;
-
-/// The content of an archive.
-#[derive(Debug)]
-pub struct Archive {
-    /// When it was written.
-    pub written_at: Seconds,
-    /// The rows.
-    pub rows: Snapshot,
-    /// The authorities; `None` if the store had none yet.
-    pub ca: Option<CaDocument>,
-}
-
-/// One line.
-#[derive(Debug, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-enum Line {
-    Header(Header),
-    Ca(CaDocument),
-    Community(CommunityRecord),
-    Token(TokenRecord),
-    Node(NodeRecord),
-    Segment(Row),
-    End(End),
-}
-
-#[derive(Debug, Serialize, Deserialize)]
-struct Header {
-    format: String,
-    version: u32,
-    release: String,
-    written_at: Seconds,
-    /// Revision of the store when it was written. No view of that store has a later version.
-    revision: u64,
-    /// The latest time that the store had seen.
-    time: Seconds,
-}
-
-#[derive(Debug, Serialize, Deserialize)]
-struct End {
-    lines: u64,
-    sha256: String,
-}
-
-impl Archive {
-    /// A summary of the content, for the operator.
-    pub fn summary(&self) -> String {
-        let Snapshot { nodes, tokens, segments, communities, .. } = &self.rows;
-        let held = segments.iter().filter(|row| row.released_at.is_none()).count();
-        let ca = if self.ca.is_some() { "the authorities" } else { "no authority" };
-        format!(
-            "{} nodes, {} segments ({held} held), {} tokens, {} listed communities, {ca}",
-            nodes.len(),
-            segments.len(),
-            tokens.len(),
-            communities.len()
-        )
-    }
-}

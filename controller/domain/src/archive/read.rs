@@ -6,7 +6,7 @@ use std::io::{self, BufRead, Read};
 use ring::digest::{Context, SHA256};
 use serde::Deserialize;
 
-use super::{Archive, FORMAT, Header, Line, VERSION};
+use super::format::{Archive, FORMAT, Header, Line, VERSION};
 use crate::ca::hex;
 use crate::segments::overlap;
 use crate::state::Snapshot;

@@ -7,7 +7,8 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail, ensure};
 
-use super::{Archive, import};
+use super::format::Archive;
+use super::import::import;
 use crate::ca::Files;
 use crate::clock::{Clock, rfc3339};
 use crate::state_files::{BEFORE_RESTORE, RESTORING, is_ours};

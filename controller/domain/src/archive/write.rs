@@ -4,7 +4,7 @@ use std::io::{self, Write};
 
 use ring::digest::{Context, SHA256};
 
-use super::{Archive, End, FORMAT, Header, Line, VERSION};
+use super::format::{Archive, End, FORMAT, Header, Line, VERSION};
 use crate::ca::hex;
 
 /// Least size of a piece, bytes; the last one may be smaller.

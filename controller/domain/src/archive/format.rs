@@ -1,0 +1,72 @@
+//! The content of an archive, and the lines of its file.
+
+use serde::{Deserialize, Serialize};
+
+use crate::ca::CaDocument;
+use crate::clock::Seconds;
+use crate::segments::Row;
+use crate::state::{CommunityRecord, NodeRecord, Snapshot, TokenRecord};
+
+/// The value of `format` in the header.
+pub(super) const FORMAT: &str = "edge-controller-archive";
+
+/// The version that this release writes, and the latest that it reads.
+pub(super) const VERSION: u32 = 1;
+
+/// The content of an archive.
+#[derive(Debug)]
+pub struct Archive {
+    /// When it was written.
+    pub written_at: Seconds,
+    /// The rows.
+    pub rows: Snapshot,
+    /// The authorities; `None` if the store had none yet.
+    pub ca: Option<CaDocument>,
+}
+
+/// One line.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum Line {
+    Header(Header),
+    Ca(CaDocument),
+    Community(CommunityRecord),
+    Token(TokenRecord),
+    Node(NodeRecord),
+    Segment(Row),
+    End(End),
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct Header {
+    pub(super) format: String,
+    pub(super) version: u32,
+    pub(super) release: String,
+    pub(super) written_at: Seconds,
+    /// Revision of the store when it was written. No view of that store has a later version.
+    pub(super) revision: u64,
+    /// The latest time that the store had seen.
+    pub(super) time: Seconds,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct End {
+    pub(super) lines: u64,
+    pub(super) sha256: String,
+}
+
+impl Archive {
+    /// A summary of the content, for the operator.
+    pub fn summary(&self) -> String {
+        let Snapshot { nodes, tokens, segments, communities, .. } = &self.rows;
+        let held = segments.iter().filter(|row| row.released_at.is_none()).count();
+        let ca = if self.ca.is_some() { "the authorities" } else { "no authority" };
+        format!(
+            "{} nodes, {} segments ({held} held), {} tokens, {} listed communities, {ca}",
+            nodes.len(),
+            segments.len(),
+            tokens.len(),
+            communities.len()
+        )
+    }
+}
