@@ -14,6 +14,16 @@ pub struct Capture {
     file: PathBuf,
 }
 
+impl Namespaces {
+    /// Starts a capture of everything on one interface.
+    ///
+    /// # Errors
+    /// If tcpdump cannot be run.
+    pub fn capture(&self, interface: &str) -> Result<Capture> {
+        Capture::start(self, interface)
+    }
+}
+
 impl Capture {
     pub(super) fn start(namespaces: &Namespaces, interface: &str) -> Result<Self> {
         let file = namespaces.out().join(format!("{}-{interface}.pcap", namespaces.name()));

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
 
-use super::{Capture, Ping, Process, xfrm};
+use super::xfrm;
 
 /// A node's or a pod's namespaces.
 #[derive(Debug, Clone)]
@@ -123,15 +123,6 @@ impl Namespaces {
         self.run(self.command("sh").args(["-c", script]))
     }
 
-    /// Starts a command made by [`Self::command`] in the background. It writes to `NODE.NAME.log`
-    /// in the scenario's folder, and ends with the scenario at the latest.
-    ///
-    /// # Errors
-    /// If it cannot be run.
-    pub fn start(&self, name: &str, command: &mut Command) -> Result<Process> {
-        Process::start(self, name, command)
-    }
-
     /// Sends one ping. Returns whether it was answered within `timeout`.
     ///
     /// # Errors
@@ -145,22 +136,6 @@ impl Namespaces {
             Some(1 | 2) => Ok(false),
             _ => bail!("on {}: ping {to} {}: {}", self.name, out.status, String::from_utf8_lossy(&out.stderr)),
         }
-    }
-
-    /// Starts a ping in the background, ten times a second. [`Ping::start`] takes another interval.
-    ///
-    /// # Errors
-    /// If ping cannot be run.
-    pub fn ping(&self, to: &str) -> Result<Ping> {
-        Ping::start(self, to, Duration::from_millis(100))
-    }
-
-    /// Starts a capture of everything on one interface.
-    ///
-    /// # Errors
-    /// If tcpdump cannot be run.
-    pub fn capture(&self, interface: &str) -> Result<Capture> {
-        Capture::start(self, interface)
     }
 
     /// The kernel's SAs here, with their counters.

@@ -63,6 +63,16 @@ impl PingReport {
     }
 }
 
+impl Namespaces {
+    /// Starts a ping in the background, ten times a second. [`Ping::start`] takes another interval.
+    ///
+    /// # Errors
+    /// If ping cannot be run.
+    pub fn ping(&self, to: &str) -> Result<Ping> {
+        Ping::start(self, to, Duration::from_millis(100))
+    }
+}
+
 impl Ping {
     /// Starts a ping from `namespaces` with an interval of `pace`.
     ///

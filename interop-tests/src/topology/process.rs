@@ -22,6 +22,17 @@ pub struct Process {
     ended: Option<ExitStatus>,
 }
 
+impl Namespaces {
+    /// Starts a command made by [`Self::command`] in the background. It writes to `NODE.NAME.log`
+    /// in the scenario's folder, and ends with the scenario at the latest.
+    ///
+    /// # Errors
+    /// If it cannot be run.
+    pub fn start(&self, name: &str, command: &mut Command) -> Result<Process> {
+        Process::start(self, name, command)
+    }
+}
+
 impl Process {
     pub(super) fn start(namespaces: &Namespaces, name: &str, command: &mut Command) -> Result<Self> {
         let log = namespaces.out().join(format!("{}.{name}.log", namespaces.name()));
