@@ -1,7 +1,7 @@
 //! The expressions of rules (`linux/netfilter/nf_tables.h`). They load a part of a packet into a
 //! register, compare it, count, and give a verdict.
 
-use super::wire::Attributes;
+use super::attributes::Attributes;
 
 /// `NFT_REG_1`, the first register that comparisons and lookups read.
 const FIRST: u32 = 1;

@@ -1,8 +1,10 @@
 //! nf_tables through nfnetlink, as far as the plugin uses it. No `nft` is needed.
 //!
+//! - `attributes`: how a message's attributes are written.
 //! - [`expression`]: the expressions of rules.
 //! - [`wire`]: the messages.
 
+mod attributes;
 pub(crate) mod expression;
 pub(crate) mod wire;
 

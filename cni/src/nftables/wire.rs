@@ -8,6 +8,7 @@ use netlink_packet_core::{
     NLM_F_APPEND, NLM_F_CREATE, NLM_F_EXCL, NetlinkDeserializable, NetlinkHeader, NetlinkSerializable,
 };
 
+use super::attributes::Attributes;
 use super::expression::{Expression, Rule};
 use super::{BaseChain, Set, Table};
 
@@ -16,8 +17,7 @@ const SUBSYSTEM: u16 = 10;
 /// `NFNL_MSG_BATCH_BEGIN`, `NFNL_MSG_BATCH_END`.
 const BATCH_BEGIN: u16 = 0x10;
 const BATCH_END: u16 = 0x11;
-/// `NLA_F_NESTED`, `NLA_TYPE_MASK` (`linux/netlink.h`).
-const NESTED: u16 = 1 << 15;
+/// `NLA_TYPE_MASK` (`linux/netlink.h`).
 const TYPE_MASK: u16 = 0x3fff;
 
 /// `enum nf_tables_msg_types`.
@@ -213,34 +213,6 @@ fn attributes_of(mut bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
         bytes = bytes.get(length.next_multiple_of(4)..).unwrap_or_default();
         Some((u16::from_ne_bytes([k0, k1]) & TYPE_MASK, value))
     })
-}
-
-/// Attributes (`struct nlattr`), one after another.
-#[derive(Debug, Default)]
-pub(crate) struct Attributes(Vec<u8>);
-
-impl Attributes {
-    pub(crate) fn bytes(&mut self, kind: u16, value: &[u8]) {
-        let length = 4 + value.len() as u16;
-        self.0.extend(length.to_ne_bytes());
-        self.0.extend(kind.to_ne_bytes());
-        self.0.extend(value);
-        self.0.resize(self.0.len().next_multiple_of(4), 0);
-    }
-
-    pub(crate) fn number(&mut self, kind: u16, value: u32) {
-        self.bytes(kind, &value.to_be_bytes());
-    }
-
-    pub(crate) fn text(&mut self, kind: u16, value: &str) {
-        self.bytes(kind, &[value.as_bytes(), &[0]].concat());
-    }
-
-    pub(crate) fn nest(&mut self, kind: u16, fill: impl FnOnce(&mut Self)) {
-        let mut inner = Self::default();
-        fill(&mut inner);
-        self.bytes(kind | NESTED, &inner.0);
-    }
 }
 
 impl Expression {
