@@ -9,7 +9,7 @@ use serde_json::Value;
 use crate::agent_client::{self, Outcome};
 use crate::config::Config;
 use crate::error::{Code, Error, Result};
-use crate::ipam::{Ledger, Store};
+use crate::ipam::{LockedLeases, Store};
 use crate::net::link::{Link, Links};
 use crate::net::netns::Namespace;
 use crate::net::{sysctl, veth};
@@ -134,7 +134,7 @@ fn read_stock(config: &Config, store: &Store, attachment: &Attachment) -> Result
     Ok((segments, stock))
 }
 
-fn refuse_second_add(ledger: &Ledger, attachment: &Attachment) -> Result<()> {
+fn refuse_second_add(ledger: &LockedLeases, attachment: &Attachment) -> Result<()> {
     let Some(lease) = ledger.lease(attachment) else { return Ok(()) };
     let addresses: Vec<String> = lease.addresses.iter().map(ToString::to_string).collect();
     Err(Error::new(

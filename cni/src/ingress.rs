@@ -16,7 +16,7 @@ use crate::config::Config;
 use crate::error::{Code, Error, Result};
 use crate::net::bridge;
 use crate::net::link::Links;
-use crate::nftables::expression::{Base, Comparison, Connection, Expression, Meta, Rule, Verdict};
+use crate::nftables::expression::{Base, Comparison, ConntrackKey, Expression, Meta, Rule, Verdict};
 use crate::nftables::{self, BaseChain, IFNAMSIZ, INET, INTERFACE, Set, Table, interface_key, wire};
 use crate::segment;
 
@@ -177,14 +177,14 @@ fn rules(sources: &[IpNetwork]) -> Vec<Rule> {
     rule("forward", vec![bridge(Meta::OutputName), vec![Expression::Verdict(Verdict::Goto(TO_PODS))]]);
     // Answers only. What the client of a connection sends is not accepted, since the connection may
     // be older than the table.
-    let answers = vec![Expression::Connection(Connection::Direction), equals(&[REPLY])];
-    rule(TO_PODS, vec![connection(Connection::State, ESTABLISHED), answers, accept()]);
-    rule(TO_PODS, vec![connection(Connection::State, RELATED), accept()]);
+    let answers = vec![Expression::Conntrack(ConntrackKey::Direction), equals(&[REPLY])];
+    rule(TO_PODS, vec![connection(ConntrackKey::State, ESTABLISHED), answers, accept()]);
+    rule(TO_PODS, vec![connection(ConntrackKey::State, RELATED), accept()]);
     // From a tunnel; the policies have accepted it.
     rule(TO_PODS, vec![vec![meta(Meta::SecurityPath), equals(&[1])], accept()]);
     // With br_netfilter, packets between pods pass this hook, too.
     rule(TO_PODS, vec![bridge(Meta::InputName), accept()]);
-    rule(TO_PODS, vec![connection(Connection::Status, DST_NAT), accept()]);
+    rule(TO_PODS, vec![connection(ConntrackKey::Status, DST_NAT), accept()]);
     for source in sources {
         rule(TO_PODS, vec![source_in(source), accept()]);
     }
@@ -201,9 +201,9 @@ fn equals(value: &[u8]) -> Expression {
 }
 
 /// Matches if one of these bits is set.
-fn connection(key: Connection, bits: u32) -> Vec<Expression> {
+fn connection(key: ConntrackKey, bits: u32) -> Vec<Expression> {
     let zero = Expression::Compare { operation: Comparison::NotEqual, value: vec![0; 4] };
-    vec![Expression::Connection(key), Expression::Mask(bits.to_ne_bytes().to_vec()), zero]
+    vec![Expression::Conntrack(key), Expression::Mask(bits.to_ne_bytes().to_vec()), zero]
 }
 
 fn source_in(network: &IpNetwork) -> Vec<Expression> {

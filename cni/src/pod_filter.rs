@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use crate::bridge_filter::{Filter, Port};
 use crate::config::Config;
 use crate::error::Result;
-use crate::ipam::{Ledger, Store};
+use crate::ipam::{LockedLeases, Store};
 use crate::mac;
 use crate::net::link::Links;
 use crate::net::veth;
@@ -49,7 +49,7 @@ pub(crate) fn admit(
 }
 
 /// Makes the filter anew with every attached pod, in place of any table that is there.
-pub(crate) fn restore(config: &Config, ledger: &Ledger, links: &mut Links) -> Result<()> {
+pub(crate) fn restore(config: &Config, ledger: &LockedLeases, links: &mut Links) -> Result<()> {
     let ports = attached_ports(config, ledger, links)?;
     match Filter::open().and_then(|mut filter| filter.replace(&ports)) {
         Err(error) if config.excepts(None) => {
@@ -136,7 +136,7 @@ fn remove_ports(names: &[String]) {
 pub(crate) fn missing_elements(
     config: &Config,
     links: &mut Links,
-    ledger: &Ledger,
+    ledger: &LockedLeases,
     attachment: &Attachment,
 ) -> Result<Option<String>> {
     let Some(port) =
@@ -152,7 +152,7 @@ pub(crate) fn missing_elements(
 }
 
 /// The ports of all leases of which the host's end is there.
-fn attached_ports(config: &Config, ledger: &Ledger, links: &mut Links) -> Result<Vec<Port>> {
+fn attached_ports(config: &Config, ledger: &LockedLeases, links: &mut Links) -> Result<Vec<Port>> {
     let present = links.all()?;
     let mut ports = Vec::new();
     let mut former = Vec::new();

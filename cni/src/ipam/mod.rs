@@ -9,4 +9,4 @@ mod journal;
 mod leases;
 mod store;
 
-pub(crate) use store::{Ledger, Store};
+pub(crate) use store::{LockedLeases, Store};

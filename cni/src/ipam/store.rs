@@ -59,14 +59,14 @@ impl Store {
     }
 
     /// Waits for the lock and reads the leases.
-    pub(crate) fn lock(&self) -> Result<Ledger> {
+    pub(crate) fn lock(&self) -> Result<LockedLeases> {
         let lock = self.take_lock()?;
         journal::remove_leftovers(&self.folder);
         if !Journal::exists(&self.folder) {
             self.refuse_new_ledger_with_pods()?;
         }
         let journal = Journal::open(&self.folder, &boot_id()?)?;
-        Ok(Ledger { folder: self.folder.clone(), lock, journal })
+        Ok(LockedLeases { folder: self.folder.clone(), lock, journal })
     }
 
     /// Fails if there are pods without a ledger: someone removed it, and a new one would lease
@@ -129,13 +129,13 @@ fn lock_within(timeout: Duration, file: File, path: &Path) -> Result<File> {
 
 /// The leases, under the lock.
 #[derive(Debug)]
-pub(crate) struct Ledger {
+pub(crate) struct LockedLeases {
     folder: PathBuf,
     lock: File,
     journal: Journal,
 }
 
-impl Ledger {
+impl LockedLeases {
     /// The node's segments. The agent wrote them, or the configuration seeds them where the agent
     /// has not. None where there are none at all.
     pub(crate) fn segments(&self, config: &Config) -> Result<Option<SegmentsFile>> {

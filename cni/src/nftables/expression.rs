@@ -28,7 +28,7 @@ pub(crate) enum Expression {
     /// Continues the rule if the registers from `NFT_REG_1` on are an element, or if they are none.
     Lookup { set: &'static str, inverted: bool },
     /// Loads data of connection tracking (`enum nft_ct_keys`) into `NFT_REG_1`.
-    Connection(Connection),
+    Conntrack(ConntrackKey),
     /// Keeps only the bits of `NFT_REG_1` that are set in the mask.
     Mask(Vec<u8>),
     /// Counts packets and bytes.
@@ -52,7 +52,7 @@ pub(crate) enum Meta {
 
 /// `enum nft_ct_keys`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Connection {
+pub(crate) enum ConntrackKey {
     State = 0,
     Direction = 1,
     Status = 2,
@@ -90,7 +90,7 @@ impl Expression {
             Self::Payload { .. } => "payload",
             Self::Compare { .. } => "cmp",
             Self::Lookup { .. } => "lookup",
-            Self::Connection(_) => "ct",
+            Self::Conntrack(_) => "ct",
             Self::Mask(_) => "bitwise",
             Self::Counter => "counter",
             Self::Verdict(_) => "immediate",
@@ -124,7 +124,7 @@ impl Expression {
                     data.number(5, 1);
                 }
             }
-            Self::Connection(key) => {
+            Self::Conntrack(key) => {
                 data.number(2, *key as u32);
                 data.number(1, FIRST);
             }

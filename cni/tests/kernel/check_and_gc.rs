@@ -3,7 +3,7 @@
 use interop_tests::suite::Test;
 use serde_json::{Value, json};
 
-use crate::world::{Answer, Pod, World, ip, path, pings};
+use crate::world::{PluginOutput, Pod, World, ip, path, pings};
 
 pub(crate) const TESTS: &[Test] = &[
     ("check_finds_each_thing_that_was_lost", check_finds_each_thing_that_was_lost),
@@ -16,7 +16,7 @@ pub(crate) const TESTS: &[Test] = &[
 
 const DUAL: &[&str] = &["10.77.3.0/24", "fd77:0:0:3::/120"];
 
-fn check(world: &World, pod: &Pod, result: &Value) -> Answer {
+fn check(world: &World, pod: &Pod, result: &Value) -> PluginOutput {
     world.set("prevResult", result.clone());
     let answer = world.verb("CHECK", pod);
     world.set("prevResult", Value::Null);
@@ -67,7 +67,7 @@ fn check_finds_each_thing_that_was_lost() {
     assert_eq!(answer.json["code"], 7, "{}", answer.json);
 }
 
-fn gc(world: &World, valid: &[&Pod]) -> Answer {
+fn gc(world: &World, valid: &[&Pod]) -> PluginOutput {
     let list: Vec<Value> = valid.iter().map(|pod| json!({"containerID": pod.id, "ifname": "eth0"})).collect();
     world.set("cni.dev/valid-attachments", json!(list));
     world.run(&[("CNI_COMMAND", "GC"), ("CNI_PATH", "/opt/cni/bin")], &world.config.borrow().to_string())

@@ -10,7 +10,7 @@ use interop_tests::suite::Test;
 use serde_json::{Value, json};
 
 use crate::node::up;
-use crate::world::{Answer, Pod, World, path};
+use crate::world::{PluginOutput, Pod, World, path};
 
 pub(crate) const TESTS: &[Test] = &[
     ("pods_go_from_a_full_disk_and_their_addresses_come_back", pods_go_from_a_full_disk_and_their_addresses_come_back),
@@ -57,7 +57,7 @@ impl Drop for Disk {
     }
 }
 
-fn gc(world: &World, valid: &[&Pod]) -> Answer {
+fn gc(world: &World, valid: &[&Pod]) -> PluginOutput {
     let list: Vec<Value> = valid.iter().map(|pod| json!({"containerID": pod.id, "ifname": "eth0"})).collect();
     let mut config = world.config.borrow().clone();
     config["cniVersion"] = json!("1.1.0");

@@ -6,7 +6,7 @@ use interop_tests::netns::succeed;
 use interop_tests::suite::Test;
 use serde_json::{Value, json};
 
-use crate::world::{Answer, World, addresses, answer, ip, path, pings, sysctl};
+use crate::world::{PluginOutput, World, addresses, answer, ip, path, pings, sysctl};
 
 pub(crate) const TESTS: &[Test] = &[
     ("a_bridge_of_the_hosts_own_is_left_alone", a_bridge_of_the_hosts_own_is_left_alone),
@@ -23,14 +23,14 @@ pub(crate) const TESTS: &[Test] = &[
 
 const DUAL: &[&str] = &["10.77.3.0/24", "fd77:0:0:3::/120"];
 
-pub(crate) fn status(world: &World) -> Answer {
+pub(crate) fn status(world: &World) -> PluginOutput {
     let mut config = world.config.borrow().clone();
     config["cniVersion"] = json!("1.1.0");
     world.run(&[("CNI_COMMAND", "STATUS")], &config.to_string())
 }
 
 /// Runs `edge-cni up`, and returns its JSON.
-pub(crate) fn up(world: &World) -> Answer {
+pub(crate) fn up(world: &World) -> PluginOutput {
     let file = world.folder.path().join("plugin.json");
     std::fs::write(&file, world.config.borrow().to_string()).unwrap();
     let program = ["netns", "exec", &world.host, env!("CARGO_BIN_EXE_edge-cni"), "up", file.to_str().unwrap()];
@@ -218,7 +218,7 @@ fn ranges_that_would_cut_the_host_off_are_refused() {
 }
 
 /// `ip netns exec` shows the files of this folder as those of /etc.
-fn with_resolvers(world: &World, text: &str, run: impl FnOnce() -> Answer) -> Answer {
+fn with_resolvers(world: &World, text: &str, run: impl FnOnce() -> PluginOutput) -> PluginOutput {
     let etc = std::path::Path::new("/etc/netns").join(&world.host);
     std::fs::create_dir_all(&etc).unwrap();
     std::fs::write(etc.join("resolv.conf"), text).unwrap();
@@ -248,7 +248,7 @@ fn what_neighbours_announce_stops_no_node_that_is_guarded() {
             world.ip(arguments);
         }
         let add = || world.verb("ADD", &world.pod());
-        let verbs: [&dyn Fn() -> Answer; 3] = [&add, &|| up(&world), &|| status(&world)];
+        let verbs: [&dyn Fn() -> PluginOutput; 3] = [&add, &|| up(&world), &|| status(&world)];
         for verb in verbs {
             let answer = with_resolvers(&world, resolvers, verb);
             assert!(answer.ok, "{named}: {}", answer.json);

@@ -39,7 +39,7 @@ pub(crate) struct Pod {
 
 /// The plugin's output and exit status.
 #[derive(Debug)]
-pub(crate) struct Answer {
+pub(crate) struct PluginOutput {
     pub(crate) ok: bool,
     pub(crate) json: Value,
     /// Standard error.
@@ -143,11 +143,11 @@ impl World {
         self.start(&variables, self.config.borrow().to_string().as_bytes())
     }
 
-    pub(crate) fn run(&self, variables: &[(&str, &str)], input: &str) -> Answer {
+    pub(crate) fn run(&self, variables: &[(&str, &str)], input: &str) -> PluginOutput {
         answer(self.start(variables, input.as_bytes()))
     }
 
-    pub(crate) fn verb(&self, verb: &str, pod: &Pod) -> Answer {
+    pub(crate) fn verb(&self, verb: &str, pod: &Pod) -> PluginOutput {
         answer(self.start_verb(verb, pod))
     }
 
@@ -214,14 +214,14 @@ pub(crate) fn path(pod: &Pod) -> String {
 }
 
 /// Waits for the plugin to end.
-pub(crate) fn answer(child: Child) -> Answer {
+pub(crate) fn answer(child: Child) -> PluginOutput {
     let Output { status, stdout, stderr } = child.wait_with_output().unwrap();
     let text = String::from_utf8(stdout).unwrap();
     let json = match text.trim() {
         "" => Value::Null,
         text => serde_json::from_str(text).unwrap_or_else(|error| panic!("{error} in {text:?}")),
     };
-    Answer { ok: status.success(), json, said: String::from_utf8(stderr).unwrap() }
+    PluginOutput { ok: status.success(), json, said: String::from_utf8(stderr).unwrap() }
 }
 
 /// Addresses of a result, without prefix lengths.

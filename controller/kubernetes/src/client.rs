@@ -94,28 +94,28 @@ pub fn is_absent(error: &kube::Error) -> bool {
 
 /// What does not work at present, for logs and for readiness.
 #[derive(Debug, Clone, Default)]
-pub struct Obstacles(Arc<Mutex<BTreeMap<String, Obstacle>>>);
+pub struct ApiFailures(Arc<Mutex<BTreeMap<String, ApiFailure>>>);
 
 #[derive(Debug, Clone, PartialEq, Eq)]
-struct Obstacle {
+struct ApiFailure {
     why: String,
     /// Nodes are served all the same; only people see less.
     aside: bool,
 }
 
-impl Obstacles {
+impl ApiFailures {
     /// Notes a failure on which serving nodes depends. It is logged when it is new.
     pub fn fails(&self, what: &str, why: String) {
-        self.note(what, Obstacle { why, aside: false });
+        self.note(what, ApiFailure { why, aside: false });
     }
 
     /// Notes a failure that only people notice, such as missing Events. It is logged when it is
     /// new.
     pub fn fails_aside(&self, what: &str, why: String) {
-        self.note(what, Obstacle { why, aside: true });
+        self.note(what, ApiFailure { why, aside: true });
     }
 
-    fn note(&self, what: &str, obstacle: Obstacle) {
+    fn note(&self, what: &str, obstacle: ApiFailure) {
         let mut failing = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let before = failing.insert(what.to_owned(), obstacle.clone());
         if before.as_ref() != Some(&obstacle) {
@@ -146,7 +146,7 @@ impl Obstacles {
         self.join_reasons(|obstacle| !obstacle.aside)
     }
 
-    fn join_reasons(&self, counts: impl Fn(&Obstacle) -> bool) -> Option<String> {
+    fn join_reasons(&self, counts: impl Fn(&ApiFailure) -> bool) -> Option<String> {
         let failing = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let all: Vec<&str> =
             failing.values().filter(|obstacle| counts(obstacle)).map(|obstacle| obstacle.why.as_str()).collect();
@@ -208,7 +208,7 @@ mod tests {
 
     #[test]
     fn failures_are_listed_until_they_work_again() {
-        let obstacles = Obstacles::default();
+        let obstacles = ApiFailures::default();
         assert_eq!(obstacles.all(), None);
         obstacles.fails("b", "two".into());
         obstacles.fails("a", "one".into());

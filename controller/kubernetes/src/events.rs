@@ -15,7 +15,7 @@ use kube::{Api, Client, Resource};
 use ring::digest::{SHA256, digest};
 use tokio::sync::mpsc;
 
-use super::client::{Obstacles, REQUEST, explain};
+use super::client::{ApiFailures, REQUEST, explain};
 use super::resources::{Community, EdgeNode, Segment};
 
 /// Largest number of Events that wait to be written; further ones are dropped.
@@ -61,7 +61,7 @@ pub struct Events(Option<mpsc::Sender<PendingEvent>>);
 
 impl Events {
     /// Starts to write Events in the cluster that the client reaches, until all clones are dropped.
-    pub fn start(client: &Client, identity: &str, obstacles: Obstacles) -> Self {
+    pub fn start(client: &Client, identity: &str, obstacles: ApiFailures) -> Self {
         let (sender, receiver) = mpsc::channel(WAITING);
         tokio::spawn(write(client.clone(), identity.to_owned(), obstacles, receiver));
         Self(Some(sender))
@@ -86,7 +86,7 @@ impl Events {
     }
 }
 
-async fn write(client: Client, identity: String, obstacles: Obstacles, mut receiver: mpsc::Receiver<PendingEvent>) {
+async fn write(client: Client, identity: String, obstacles: ApiFailures, mut receiver: mpsc::Receiver<PendingEvent>) {
     let api: Api<Event> = Api::namespaced(client.clone(), NAMESPACE);
     let mut pace = tokio::time::interval(PACE);
     pace.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);

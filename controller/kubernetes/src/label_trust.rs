@@ -20,7 +20,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, watch};
 
-use super::client::{Obstacles, version};
+use super::client::{ApiFailures, version};
 use super::events::{About, Events};
 use super::label_policy::{MANIFEST, NAME, stands};
 use super::list_watch::{ListWatch, ListWatchEvent, WatchStream, list_and_watch};
@@ -169,7 +169,7 @@ impl LabelWatch {
     /// Watches and reports. Never returns.
     pub async fn run(self) {
         // Nodes are served without it, so failures here do not affect readiness.
-        let obstacles = Obstacles::default();
+        let obstacles = ApiFailures::default();
         let (policy_sender, mut policies) = mpsc::unbounded_channel();
         let (binding_sender, mut bindings) = mpsc::unbounded_channel();
         let all = WholeObjects::<ValidatingAdmissionPolicy>(

@@ -19,7 +19,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::client::{Obstacles, REQUEST, explain, is_absent};
+use super::client::{ApiFailures, REQUEST, explain, is_absent};
 
 /// Name of the Lease of the leader.
 pub const LEADER: &str = "edge-cni-controller";
@@ -32,7 +32,7 @@ pub struct Leases {
     api: Api<Lease>,
     identity: String,
     duration: Duration,
-    obstacles: Obstacles,
+    obstacles: ApiFailures,
 }
 
 /// The version of a Lease that was seen last, and since when.
@@ -44,7 +44,7 @@ struct Seen {
 impl Leases {
     /// Makes the Leases of the replica with this name. A Lease that is not renewed for `duration`
     /// counts as abandoned.
-    pub fn new(client: &Client, namespace: &str, identity: &str, duration: Duration, obstacles: Obstacles) -> Self {
+    pub fn new(client: &Client, namespace: &str, identity: &str, duration: Duration, obstacles: ApiFailures) -> Self {
         Self { api: Api::namespaced(client.clone(), namespace), identity: identity.into(), duration, obstacles }
     }
 

@@ -23,7 +23,7 @@ use kube::{Api, Client};
 use serde_json::{Value, json};
 use tokio::sync::watch;
 
-use super::client::{Obstacles, REQUEST, explain, is_absent};
+use super::client::{ApiFailures, REQUEST, explain, is_absent};
 use super::lease::{Leases, Replicas};
 use super::resources::{Community, EdgeNode, Timestamp, community_object_name};
 
@@ -41,7 +41,7 @@ const COMPLETE: &str = "Complete";
 const PAGE: u32 = 500;
 
 /// Computes the addresses that a node's peers get.
-pub type EndpointsOf = Box<dyn Fn(&NodeRecord) -> Vec<NodeAddress> + Send + Sync>;
+pub type AddressesOf = Box<dyn Fn(&NodeRecord) -> Vec<NodeAddress> + Send + Sync>;
 
 /// What the statuses are made of.
 pub struct Sources {
@@ -52,9 +52,9 @@ pub struct Sources {
     /// Segments that nodes claim and do not hold.
     pub conflicts: ClaimConflicts,
     /// Addresses that a node's peers get.
-    pub endpoints: EndpointsOf,
+    pub endpoints: AddressesOf,
     /// Takes failures of requests.
-    pub obstacles: Obstacles,
+    pub obstacles: ApiFailures,
 }
 
 /// Writes the statuses of EdgeNodes and Communities.

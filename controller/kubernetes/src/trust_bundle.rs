@@ -13,7 +13,7 @@ use kube::api::{ObjectMeta, PostParams};
 use kube::{Api, Client};
 use tokio::sync::watch;
 
-use super::client::{Obstacles, REQUEST, explain};
+use super::client::{ApiFailures, REQUEST, explain};
 
 /// Name of the ConfigMap.
 pub const NAME: &str = "edge-cni-trust";
@@ -28,12 +28,12 @@ const WHAT: &str = "configmaps";
 pub struct TrustBundle {
     api: Api<ConfigMap>,
     ca: Arc<Ca>,
-    obstacles: Obstacles,
+    obstacles: ApiFailures,
 }
 
 impl TrustBundle {
     /// Publishes in this namespace.
-    pub fn new(client: &Client, namespace: &str, ca: Arc<Ca>, obstacles: Obstacles) -> Self {
+    pub fn new(client: &Client, namespace: &str, ca: Arc<Ca>, obstacles: ApiFailures) -> Self {
         Self { api: Api::namespaced(client.clone(), namespace), ca, obstacles }
     }
 

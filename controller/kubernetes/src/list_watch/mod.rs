@@ -15,7 +15,7 @@ use kube::core::{ObjectList, PartialObjectMeta};
 use kube::{Api, Resource};
 use serde::de::DeserializeOwned;
 
-use super::client::{Obstacles, REQUEST, explain, version};
+use super::client::{ApiFailures, REQUEST, explain, version};
 
 /// Longest time that a request for one page may take.
 const PAGE_TIMEOUT: Duration = Duration::from_secs(30);
@@ -195,7 +195,7 @@ pub async fn list_pages<S: ListWatch>(
 pub async fn list_and_watch<S: ListWatch>(
     source: S,
     mut at: Option<u64>,
-    obstacles: Obstacles,
+    obstacles: ApiFailures,
     mut handle: impl FnMut(ListWatchEvent<S::Object>) + Send,
 ) {
     let mut backoff = BACKOFF.0;
@@ -240,7 +240,7 @@ pub async fn list_and_watch<S: ListWatch>(
 async fn watch<S: ListWatch>(
     source: &S,
     at: &mut Option<u64>,
-    obstacles: &Obstacles,
+    obstacles: &ApiFailures,
     handle: &mut (impl FnMut(ListWatchEvent<S::Object>) + Send),
 ) -> Result<(), String> {
     let what = source.what();

@@ -91,7 +91,7 @@ fn names(objects: &[Value]) -> String {
 /// The first `count` events, as text.
 async fn delivered(source: &Scripted, at: Option<u64>, count: usize) -> Vec<String> {
     let (sender, mut events) = tokio::sync::mpsc::unbounded_channel();
-    let following = list_and_watch(source.clone(), at, Obstacles::default(), move |event| {
+    let following = list_and_watch(source.clone(), at, ApiFailures::default(), move |event| {
         let event = match event {
             ListWatchEvent::ListStarted => "reading".to_owned(),
             ListWatchEvent::Listed(objects, at) => format!("all {} at {at}", names(&objects)),

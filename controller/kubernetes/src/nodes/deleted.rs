@@ -28,9 +28,9 @@ const NAMED: usize = 10;
 /// Registered nodes for which the operator must confirm the deregistration. At most all registered
 /// nodes.
 #[derive(Debug, Clone, Default)]
-pub struct Asked(Arc<Mutex<BTreeSet<NodeName>>>);
+pub struct PendingDeregistrations(Arc<Mutex<BTreeSet<NodeName>>>);
 
-impl Asked {
+impl PendingDeregistrations {
     /// Whether the operator is asked about this node.
     pub fn contains(&self, node: &NodeName) -> bool {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).contains(node)

@@ -27,7 +27,7 @@ use tokio::sync::broadcast::error::RecvError;
 use tokio::sync::{broadcast, mpsc, watch};
 use tokio::time::Instant;
 
-use super::client::{Obstacles, REQUEST, explain};
+use super::client::{ApiFailures, REQUEST, explain};
 use super::events::{About, Events};
 use super::identity::{Doubt, Identity};
 use super::label_trust::LabelTrust;
@@ -50,7 +50,7 @@ const RETRY: Duration = Duration::from_secs(1);
 /// How often all Nodes are compared with their records, even if no event came.
 const RESYNC: Duration = Duration::from_secs(60);
 
-pub use deleted::Asked;
+pub use deleted::PendingDeregistrations;
 use deleted::{DeletedNode, DeletedNodes};
 pub use facts::ADDRESSES;
 use facts::{Facts, facts, name_of};
@@ -61,7 +61,7 @@ pub struct NodeWatch {
     registry: Registry,
     selector: NodeSelector,
     trust: NodeTrust,
-    obstacles: Obstacles,
+    obstacles: ApiFailures,
     events: Events,
     known: BTreeMap<NodeName, Facts>,
     /// Nodes that must be compared with their records.
@@ -78,7 +78,7 @@ pub struct NodeWatch {
     /// Nodes that were deregistered lately because their Node object was deleted.
     recent: RecentDeletions,
     /// Nodes about which the operator is asked.
-    asked: Asked,
+    asked: PendingDeregistrations,
     /// Whether the operator is asked before many nodes are deregistered.
     confirm: bool,
     identity: Identity,
@@ -90,7 +90,7 @@ impl NodeWatch {
         client: &Client,
         registry: Registry,
         selector: NodeSelector,
-        obstacles: Obstacles,
+        obstacles: ApiFailures,
         events: Events,
         identity: Identity,
     ) -> Self {
@@ -108,7 +108,7 @@ impl NodeWatch {
             deleted: DeletedNodes::new(),
             none_listed: false,
             recent: RecentDeletions::default(),
-            asked: Asked::default(),
+            asked: PendingDeregistrations::default(),
             confirm: true,
             identity,
         }
@@ -116,7 +116,7 @@ impl NodeWatch {
 
     /// Sets whether the operator is asked before many nodes are deregistered at once. `asked` then
     /// holds the nodes in question.
-    pub fn asking(self, confirm: bool, asked: Asked) -> Self {
+    pub fn asking(self, confirm: bool, asked: PendingDeregistrations) -> Self {
         Self { confirm, asked, ..self }
     }
 

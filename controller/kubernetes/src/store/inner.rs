@@ -13,7 +13,7 @@ use super::kinds::{Apis, Kind, Observed};
 use super::object_versions::{ObjectEvent, ObjectVersions};
 use super::shared_config::SharedConfig;
 use super::source::RowSource;
-use crate::client::{Obstacles, REQUEST};
+use crate::client::{ApiFailures, REQUEST};
 use crate::events::Events;
 use crate::list_watch::{ListWatchEvent, list};
 
@@ -23,7 +23,7 @@ pub(super) struct Inner {
     pub(super) objects: Mutex<ObjectVersions>,
     pub(super) shared_config: SharedConfig,
     pub(super) definitions: Definitions,
-    pub(super) obstacles: Obstacles,
+    pub(super) obstacles: ApiFailures,
     pub(super) events: Events,
     /// Whether many deletions at once are undone until the operator confirms them.
     pub(super) confirm: AtomicBool,

@@ -48,7 +48,7 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_util::task::AbortOnDropHandle;
 
-use crate::client::Obstacles;
+use crate::client::ApiFailures;
 use crate::events::Events;
 use crate::list_watch::{list_and_watch, list_pages};
 use definitions::Definitions;
@@ -79,7 +79,7 @@ pub struct Kubernetes {
 impl Kubernetes {
     /// Makes a store in the cluster that the client reaches. Join tokens and what all replicas
     /// agree on are kept in `namespace`. Segments have these sizes.
-    pub fn new(client: &Client, namespace: &str, sizes: SegmentPrefix, obstacles: Obstacles, events: Events) -> Self {
+    pub fn new(client: &Client, namespace: &str, sizes: SegmentPrefix, obstacles: ApiFailures, events: Events) -> Self {
         let (sender, receiver) = mpsc::unbounded_channel();
         let inner = Inner {
             apis: Apis::new(client, namespace),

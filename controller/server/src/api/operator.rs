@@ -14,7 +14,7 @@ use edge_controller_domain::tunnel_reports::TunnelReports;
 use edge_controller_domain::{tokens, views};
 use edge_controller_kubernetes::events::{About, Events};
 use edge_controller_kubernetes::label_trust::{Counting, LabelTrust};
-use edge_controller_kubernetes::nodes::Asked;
+use edge_controller_kubernetes::nodes::PendingDeregistrations;
 use edge_types::NodeName;
 use edge_types::api::{
     CommunityInfo, CommunityMembers, LabelsPatch, NodeInfo, SegmentHolding, SegmentInfo, TokenCreated, TokenInfo,
@@ -277,7 +277,7 @@ pub(super) struct NodeInfos {
     live: Arc<LiveConfig>,
     tunnels: TunnelReports,
     conflicts: ClaimConflicts,
-    asked: Asked,
+    asked: PendingDeregistrations,
 }
 
 from_substates!(NodeInfos { live, tunnels, conflicts, asked });

@@ -9,7 +9,7 @@ use edge_controller_domain::segments::ClaimConflicts;
 use edge_controller_domain::tunnel_reports::TunnelReports;
 use edge_controller_kubernetes::events::Events;
 use edge_controller_kubernetes::label_trust::LabelTrust;
-use edge_controller_kubernetes::nodes::Asked;
+use edge_controller_kubernetes::nodes::PendingDeregistrations;
 use edge_controller_kubernetes::reviews::Reviews;
 use edge_controller_kubernetes::token_review::Reviewer;
 use tokio::sync::watch;
@@ -40,7 +40,7 @@ pub struct Services {
     /// Whether labels of Node objects put nodes into communities.
     pub label_trust: watch::Receiver<LabelTrust>,
     /// Nodes that lost their Node object and wait for the operator's word.
-    pub asked: Asked,
+    pub asked: PendingDeregistrations,
     /// Cancelled when the server stops; then the view streams end.
     pub stopping: CancellationToken,
 }
@@ -93,7 +93,7 @@ substates! {
     tunnels: TunnelReports,
     conflicts: ClaimConflicts,
     label_trust: watch::Receiver<LabelTrust>,
-    asked: Asked,
+    asked: PendingDeregistrations,
     stopping: CancellationToken,
 }
 

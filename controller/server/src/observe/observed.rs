@@ -4,9 +4,9 @@ use std::sync::Arc;
 
 use edge_controller_domain::ca::Ca;
 use edge_controller_domain::registry::Registry;
-use edge_controller_kubernetes::client::Obstacles;
+use edge_controller_kubernetes::client::ApiFailures;
 use edge_controller_kubernetes::label_trust::LabelTrust;
-use edge_controller_kubernetes::nodes::Asked;
+use edge_controller_kubernetes::nodes::PendingDeregistrations;
 use tokio::sync::watch;
 
 use super::health::Health;
@@ -26,9 +26,9 @@ pub(crate) struct Observed {
     /// What is known of this process.
     pub(crate) health: Arc<Health>,
     /// What does not work at the API server of Kubernetes.
-    pub(crate) obstacles: Obstacles,
+    pub(crate) obstacles: ApiFailures,
     /// Whether labels of Node objects put nodes into communities.
     pub(crate) label_trust: watch::Receiver<LabelTrust>,
     /// Nodes that lost their Node object and wait for the operator's word.
-    pub(crate) asked: Asked,
+    pub(crate) asked: PendingDeregistrations,
 }

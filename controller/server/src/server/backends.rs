@@ -8,7 +8,7 @@ use edge_controller_domain::clock::Seconds;
 use edge_controller_domain::store::Store;
 use edge_controller_domain::store::embedded::{Embedded, FILE};
 use edge_controller_kubernetes::authority::SecretKeeper;
-use edge_controller_kubernetes::client::{Client, Obstacles, connect};
+use edge_controller_kubernetes::client::{ApiFailures, Client, connect};
 use edge_controller_kubernetes::events::Events;
 use edge_controller_kubernetes::lease;
 use edge_controller_kubernetes::store::Kubernetes;
@@ -24,7 +24,7 @@ pub(crate) struct Backends {
     /// Client of the API server, if Kubernetes is configured.
     pub(crate) client: Option<Client>,
     /// What does not work at the API server.
-    pub(crate) obstacles: Obstacles,
+    pub(crate) obstacles: ApiFailures,
     /// Writes Kubernetes Events.
     pub(crate) events: Events,
     /// Name of this run of this replica.
@@ -38,7 +38,7 @@ impl Backends {
     /// If the store or the API server cannot be opened, or a store is missing that has been used
     /// before.
     pub(crate) async fn open(config: &Config, now: Seconds) -> anyhow::Result<Self> {
-        let (obstacles, identity) = (Obstacles::default(), lease::identity());
+        let (obstacles, identity) = (ApiFailures::default(), lease::identity());
         let Some(kubernetes) = &config.kubernetes else {
             let (store, ca_storage) = embedded(config, now)?;
             return Ok(Self { store, ca_storage, client: None, obstacles, events: Events::default(), identity });

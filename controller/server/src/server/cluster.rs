@@ -7,12 +7,12 @@ use edge_controller_domain::ca::Ca;
 use edge_controller_domain::registry::Registry;
 use edge_controller_domain::segments::ClaimConflicts;
 use edge_controller_domain::tunnel_reports::TunnelReports;
-use edge_controller_kubernetes::client::{Client, Obstacles};
+use edge_controller_kubernetes::client::{ApiFailures, Client};
 use edge_controller_kubernetes::events::Events;
 use edge_controller_kubernetes::identity::Identity;
 use edge_controller_kubernetes::label_trust::{LabelTrust, LabelWatch, TrustNodeLabels, log_forced};
 use edge_controller_kubernetes::lease::Leases;
-use edge_controller_kubernetes::nodes::{Asked, NodeWatch};
+use edge_controller_kubernetes::nodes::{NodeWatch, PendingDeregistrations};
 use edge_controller_kubernetes::orphans::{self, OrphanCollector};
 use edge_controller_kubernetes::status_writer::{Sources, StatusWriter};
 use edge_controller_kubernetes::trust_bundle::TrustBundle;
@@ -32,12 +32,12 @@ pub(super) struct Cluster {
     pub(super) ca: Arc<Ca>,
     pub(super) live: Arc<LiveConfig>,
     pub(super) health: Arc<Health>,
-    pub(super) obstacles: Obstacles,
+    pub(super) obstacles: ApiFailures,
     pub(super) events: Events,
     pub(super) tunnels: TunnelReports,
     pub(super) conflicts: ClaimConflicts,
     pub(super) label_trust: watch::Sender<LabelTrust>,
-    pub(super) asked: Asked,
+    pub(super) asked: PendingDeregistrations,
     pub(super) stopping: CancellationToken,
 }
 

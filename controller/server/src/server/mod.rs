@@ -37,7 +37,7 @@ use edge_controller_domain::segments::ClaimConflicts;
 use edge_controller_domain::tunnel_reports::TunnelReports;
 use edge_controller_kubernetes::identity::{Doubt, Identity};
 use edge_controller_kubernetes::label_trust::{LabelTrust, TrustNodeLabels};
-use edge_controller_kubernetes::nodes::Asked;
+use edge_controller_kubernetes::nodes::PendingDeregistrations;
 use edge_controller_kubernetes::token_review::Reviewer;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
@@ -134,7 +134,8 @@ impl Server {
         let stopping = CancellationToken::new();
         let (live, health) = (Arc::new(LiveConfig::new(config, ca.clone(), reader)), Arc::new(Health::default()));
         let label_trust = watch::Sender::new(LabelTrust::at_start(trust));
-        let (tunnels, conflicts, asked) = (TunnelReports::default(), ClaimConflicts::default(), Asked::default());
+        let (tunnels, conflicts, asked) =
+            (TunnelReports::default(), ClaimConflicts::default(), PendingDeregistrations::default());
         let (tasks, listening, closing) = (TaskTracker::new(), TaskTracker::new(), CancellationToken::new());
         let open = Open { stopping: stopping.clone(), tasks: tasks.clone() };
         let router = api::router(api::Services {

@@ -23,7 +23,7 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
 /// Status and JSON body.
-pub(crate) type Answer = (u16, Value);
+pub(crate) type HttpResponse = (u16, Value);
 
 pub(crate) struct Cloud {
     pub(crate) server: Server,
@@ -89,7 +89,7 @@ impl Cloud {
     }
 
     /// Sends a request as the operator.
-    pub(crate) async fn operator(&self, method: Method, path: &str, body: Option<Value>) -> Answer {
+    pub(crate) async fn operator(&self, method: Method, path: &str, body: Option<Value>) -> HttpResponse {
         try_operator(&self.folder.path().join("admin.sock"), method, path, body).await.unwrap()
     }
 
@@ -109,7 +109,7 @@ impl Cloud {
         assert_eq!(status, 200, "{body}");
     }
 
-    pub(crate) async fn deregister(&self, node: &str) -> Answer {
+    pub(crate) async fn deregister(&self, node: &str) -> HttpResponse {
         self.operator(Method::DELETE, &format!("/v1/nodes/{node}"), None).await
     }
 
@@ -122,7 +122,7 @@ impl Cloud {
         Node::new(self, name, body["certificate"].as_str().unwrap(), &key)
     }
 
-    pub(crate) async fn join(&self, token: &JoinToken, node: &str, csr: &str) -> Answer {
+    pub(crate) async fn join(&self, token: &JoinToken, node: &str, csr: &str) -> HttpResponse {
         let body = json!({"token": *token.credential(), "node": node, "csr": csr});
         Connection::open(self, None).await.unwrap().ask(Method::POST, "/v1/join", Some(body)).await
     }
@@ -134,7 +134,7 @@ pub(crate) async fn try_operator(
     method: Method,
     path: &str,
     body: Option<Value>,
-) -> std::io::Result<Answer> {
+) -> std::io::Result<HttpResponse> {
     let stream = UnixStream::connect(socket).await?;
     let handshake = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await;
     let (mut sender, connection) = handshake.map_err(std::io::Error::other)?;
@@ -215,16 +215,16 @@ impl Node {
     }
 
     /// Sends a request to a path below `/v1/nodes/NAME`.
-    pub(crate) async fn ask(&self, method: Method, below: &str, body: Option<Value>) -> Answer {
+    pub(crate) async fn ask(&self, method: Method, below: &str, body: Option<Value>) -> HttpResponse {
         let path = format!("/v1/nodes/{}{below}", self.name);
         self.connect().await.unwrap().ask(method, &path, body).await
     }
 
-    pub(crate) async fn apply(&self, request_id: &str, families: &[&str]) -> Answer {
+    pub(crate) async fn apply(&self, request_id: &str, families: &[&str]) -> HttpResponse {
         self.ask(Method::POST, "/segments", Some(json!({"request_id": request_id, "families": families}))).await
     }
 
-    pub(crate) async fn report(&self, addresses: &[&str], port: u16) -> Answer {
+    pub(crate) async fn report(&self, addresses: &[&str], port: u16) -> HttpResponse {
         self.ask(Method::PUT, "", Some(json!({"addresses": addresses, "port": port}))).await
     }
 
@@ -319,17 +319,22 @@ impl Connection {
         Ok(Self { sender, chain })
     }
 
-    pub(crate) async fn ask(&mut self, method: Method, path: &str, body: Option<Value>) -> Answer {
+    pub(crate) async fn ask(&mut self, method: Method, path: &str, body: Option<Value>) -> HttpResponse {
         let body = body.map(|body| body.to_string()).unwrap_or_default();
         self.ask_raw(method, path, body.into()).await
     }
 
-    pub(crate) async fn ask_raw(&mut self, method: Method, path: &str, body: Bytes) -> Answer {
+    pub(crate) async fn ask_raw(&mut self, method: Method, path: &str, body: Bytes) -> HttpResponse {
         read(self.send(method, path, Full::new(body)).await.unwrap()).await.unwrap()
     }
 
     /// Sends a request. Returns an error if there is no answer; its outcome is not known then.
-    pub(crate) async fn try_ask(&mut self, method: Method, path: &str, body: Option<Value>) -> std::io::Result<Answer> {
+    pub(crate) async fn try_ask(
+        &mut self,
+        method: Method,
+        path: &str,
+        body: Option<Value>,
+    ) -> std::io::Result<HttpResponse> {
         let body = body.map(|body| body.to_string()).unwrap_or_default();
         read(self.send(method, path, Full::new(body.into())).await?).await
     }
@@ -346,7 +351,7 @@ impl Connection {
     }
 }
 
-async fn read(response: hyper::Response<Incoming>) -> std::io::Result<Answer> {
+async fn read(response: hyper::Response<Incoming>) -> std::io::Result<HttpResponse> {
     let status = response.status().as_u16();
     let problem = response.headers().get("content-type").is_some_and(|value| value == "application/problem+json");
     assert_eq!(problem, status >= 400, "every error is a problem document, and nothing else is");
@@ -423,11 +428,11 @@ impl Stream {
 }
 
 /// Status and kind of a problem document, without the kind's URL prefix.
-pub(crate) fn kind(answer: &Answer) -> (u16, &str) {
+pub(crate) fn kind(answer: &HttpResponse) -> (u16, &str) {
     (answer.0, answer.1["type"].as_str().unwrap_or("no problem").trim_start_matches("/problems/"))
 }
 
 /// The detail of a problem document.
-pub(crate) fn detail(answer: &Answer) -> &str {
+pub(crate) fn detail(answer: &HttpResponse) -> &str {
     answer.1["detail"].as_str().unwrap_or_default()
 }

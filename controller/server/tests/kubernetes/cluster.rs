@@ -5,11 +5,11 @@ use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use edge_controller_domain::store::Store;
-use edge_controller_kubernetes::client::{Obstacles, connect};
+use edge_controller_kubernetes::client::{ApiFailures, connect};
 use edge_controller_kubernetes::events::Events;
 use edge_controller_kubernetes::identity::Identity;
 use edge_controller_kubernetes::label_trust::{LabelTrust, TrustNodeLabels};
-use edge_controller_kubernetes::nodes::{Asked, NodeWatch};
+use edge_controller_kubernetes::nodes::{NodeWatch, PendingDeregistrations};
 use edge_controller_kubernetes::resources::{Community, EdgeNode, Segment, definitions, manifest};
 use edge_controller_kubernetes::selector::NodeSelector;
 use edge_controller_kubernetes::store::Kubernetes;
@@ -78,7 +78,7 @@ pub(crate) fn run_within(bound: Duration, test: impl Future<Output = ()>) {
 pub(crate) struct Cluster {
     pub(crate) client: Client,
     pub(crate) sizes: SegmentPrefix,
-    pub(crate) obstacles: Obstacles,
+    pub(crate) obstacles: ApiFailures,
 }
 
 /// Returns the cluster without any object of ours.
@@ -108,7 +108,7 @@ where
 
 pub(crate) async fn as_user(kubeconfig: &Path) -> Cluster {
     let client = connect(Some(kubeconfig)).await.unwrap();
-    Cluster { client, sizes: SIZES, obstacles: Obstacles::default() }
+    Cluster { client, sizes: SIZES, obstacles: ApiFailures::default() }
 }
 
 impl Cluster {
@@ -140,7 +140,7 @@ impl Cluster {
         let events = Events::start(&self.client, "test", self.obstacles.clone());
         let (client, registry) = (&self.client, replica.registry.clone());
         let identity = Identity::new(client, registry.clone(), None);
-        let asked = Asked::default();
+        let asked = PendingDeregistrations::default();
         let nodes = NodeWatch::new(client, registry, selector, self.obstacles.clone(), events, identity);
         let labels = watch::Sender::new(LabelTrust::at_start(TrustNodeLabels::Always)).subscribe();
         let nodes = nodes.asking(true, asked.clone()).counting(labels);
@@ -164,7 +164,7 @@ impl Place for Cluster {
 
 /// Ends with the test.
 pub(crate) struct Watching {
-    pub(crate) asked: Asked,
+    pub(crate) asked: PendingDeregistrations,
     task: JoinHandle<()>,
 }
 

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 use super::dice::Dice;
 use super::world::{CAPACITY, Patience, World};
-use crate::harness::{Answer, Connection, Node, chain, kind, request_of};
+use crate::harness::{Connection, HttpResponse, Node, chain, kind, request_of};
 
 const FAMILIES: [&str; 2] = ["ipv4", "ipv6"];
 /// Stands for the segments that a node gets when it joins.
@@ -138,7 +138,7 @@ impl<'a> Member<'a> {
 
     /// Sends a request as the node to any controller. `Err`: whether it was sent, and why there is
     /// no answer.
-    async fn ask(&mut self, method: Method, below: &str, body: Option<Value>) -> Result<Answer, (bool, String)> {
+    async fn ask(&mut self, method: Method, below: &str, body: Option<Value>) -> Result<HttpResponse, (bool, String)> {
         let address = self.world.any(&mut self.dice).address();
         let node = &mut self.registered.as_mut().unwrap().node;
         node.move_to_address(address);
@@ -346,7 +346,7 @@ impl<'a> Member<'a> {
     }
 }
 
-fn refused(answer: &std::io::Result<Answer>, why: &str) -> bool {
+fn refused(answer: &std::io::Result<HttpResponse>, why: &str) -> bool {
     answer.as_ref().is_ok_and(|answer| kind(answer).1 == why)
 }
 

@@ -47,7 +47,7 @@ pub(crate) async fn check(ground: &dyn Ground, normally: Duration) {
     let seed = number("EDGE_MODEL_SEED").unwrap_or_else(chance);
     let lasts = number("EDGE_MODEL_SECONDS").map_or(normally, Duration::from_secs);
     let mut world = World::start(ground).await;
-    let _told = Told { seed, words: world.words() };
+    let _told = FailureReport { seed, words: world.words() };
     let mut members: Vec<Member<'_>> =
         (0..NODES).map(|n| Member::new(&world, &format!("n{n}"), Dice::new(seed, n))).collect();
     let living = async {
@@ -69,12 +69,12 @@ pub(crate) async fn check(ground: &dyn Ground, normally: Duration) {
 }
 
 /// Prints what is needed to examine a failure.
-struct Told {
+struct FailureReport {
     seed: u64,
     words: Box<dyn Fn() -> String>,
 }
 
-impl Drop for Told {
+impl Drop for FailureReport {
     fn drop(&mut self) {
         if std::thread::panicking() {
             println!("EDGE_MODEL_SEED={}\n{}", self.seed, (self.words)());

@@ -15,7 +15,7 @@ use serde_json::Value;
 
 use super::dice::Dice;
 use super::model::{Model, QUARANTINE};
-use crate::harness::{Answer, try_operator};
+use crate::harness::{HttpResponse, try_operator};
 use crate::process::Program;
 
 /// Number of segments in each family.
@@ -185,7 +185,7 @@ impl<'a> World<'a> {
         method: Method,
         path: &str,
         body: Option<Value>,
-    ) -> std::io::Result<Answer> {
+    ) -> std::io::Result<HttpResponse> {
         self.sends();
         try_operator(&replica.socket, method, path, body).await
     }
