@@ -135,7 +135,7 @@ impl Policy {
         Self { direction, selector, priority: priority::BLOCK, action: Action::Block }
     }
 
-    /// Its key.
+    /// The direction and selector by which the kernel tells policies apart.
     pub fn key(&self) -> PolicyKey {
         (self.direction, self.selector)
     }
@@ -209,13 +209,13 @@ pub struct InstalledPolicy {
     pub direction: Direction,
     /// Which packets it matches.
     pub selector: Selector,
-    /// Its priority.
+    /// Its priority; a lower number is matched first.
     pub priority: u32,
     /// The kernel's number for it.
     pub index: u32,
     /// Whether it drops packets.
     pub blocks: bool,
-    /// Its templates.
+    /// The SAs that packets need. A block of ours has one as a tag; an allow in clear has none.
     pub templates: Vec<InstalledTemplate>,
     /// Mark and mask. 0/0: there is none.
     pub mark: (u32, u32),
@@ -237,7 +237,7 @@ impl InstalledPolicy {
         }
     }
 
-    /// Its key.
+    /// The direction and selector by which the kernel tells policies apart.
     pub fn key(&self) -> PolicyKey {
         (self.direction, self.selector)
     }

@@ -20,9 +20,9 @@ const CRITICAL: u8 = 0x80;
 /// A message in clear: IKE_SA_INIT, or a response to a message that belongs to no IKE SA.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Message {
-    /// Its header.
+    /// The IKE header (RFC 7296 3.1).
     pub header: Header,
-    /// Its payloads.
+    /// All payloads, in their order.
     pub payloads: Payloads,
 }
 

@@ -55,7 +55,7 @@ pub struct Transform {
     pub kind: TransformType,
     /// Transform ID.
     pub id: u16,
-    /// Its attributes.
+    /// Its attributes, such as the key length (RFC 7296 3.3.5).
     pub attributes: Vec<Attribute>,
 }
 

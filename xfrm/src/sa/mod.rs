@@ -248,11 +248,11 @@ pub struct Sa {
     pub flags: u8,
     /// XFRM interface, 0 for none.
     pub if_id: u32,
-    /// What went through it.
+    /// Packets and bytes that went through it.
     pub counters: Counters,
 }
 
-/// What went through an SA.
+/// Packets and bytes that went through an SA.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Counters {
     /// Bytes of payload, without ESP's overhead.

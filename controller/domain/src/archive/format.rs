@@ -16,7 +16,7 @@ pub(super) const VERSION: u32 = 1;
 /// The content of an archive.
 #[derive(Debug)]
 pub struct Archive {
-    /// When it was written.
+    /// When it was written, seconds since 1970-01-01 UTC.
     pub written_at: Seconds,
     /// The rows.
     pub rows: Snapshot,

@@ -41,9 +41,9 @@ pub struct Retired {
     pub subject: String,
     /// Its certificate, PEM.
     pub pem: String,
-    /// When it began to sign.
+    /// When it began to sign, seconds since 1970-01-01 UTC.
     pub created_at: Seconds,
-    /// When it was retired.
+    /// When it was retired, seconds since 1970-01-01 UTC.
     pub retired_at: Seconds,
     /// `notAfter` of its certificate.
     pub not_after: Seconds,

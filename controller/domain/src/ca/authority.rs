@@ -130,7 +130,7 @@ impl Authority {
         &self.subject
     }
 
-    /// When it began to sign.
+    /// When it began to sign, seconds since 1970-01-01 UTC.
     pub fn created_at(&self) -> Seconds {
         self.created_at
     }

@@ -28,7 +28,7 @@ pub struct AuthorityRecord {
     /// Its private key, PKCS #8 in PEM; `None` once it is retired.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub key: Option<SecretPem>,
-    /// When it began to sign.
+    /// When it began to sign, seconds since 1970-01-01 UTC.
     pub created_at: Seconds,
     /// When it was retired; `None` while it is trusted.
     #[serde(default, skip_serializing_if = "Option::is_none")]

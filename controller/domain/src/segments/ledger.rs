@@ -23,7 +23,7 @@ pub struct Row {
     pub node: NodeName,
     /// The id of the node's request that was granted.
     pub request_id: String,
-    /// When it was granted.
+    /// When it was granted, seconds since 1970-01-01 UTC.
     pub granted_at: Seconds,
     /// When it was released; `None` while it is held.
     #[serde(default)]
@@ -42,9 +42,9 @@ pub struct Row {
 pub struct Holding {
     /// The node that held it.
     pub node: NodeName,
-    /// When it was granted.
+    /// When it was granted, seconds since 1970-01-01 UTC.
     pub granted_at: Seconds,
-    /// When it was released.
+    /// When it was released, seconds since 1970-01-01 UTC.
     pub released_at: Seconds,
 }
 

@@ -13,7 +13,7 @@ const NAMED: usize = 5;
 /// A restore or an import of the rows. The store keeps this beside the rows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Restored {
-    /// When it was done.
+    /// When it was done, seconds since 1970-01-01 UTC.
     pub at: Seconds,
     /// When a controller first served the restored rows; `None` until one does. The waiting time
     /// starts here, since no node can report earlier.

@@ -43,7 +43,7 @@ pub struct NodeRecord {
     /// begin earlier.
     #[serde(default)]
     pub certificates_from: Seconds,
-    /// When it was registered.
+    /// When it was registered, seconds since 1970-01-01 UTC.
     pub joined_at: Seconds,
     /// Time of the restore after which it reported its segments; `None` if it has not reported
     /// since one.
@@ -149,7 +149,7 @@ pub struct TokenRecord {
     pub node: Option<NodeName>,
     /// How many nodes may join with it.
     pub uses: u32,
-    /// When it was created.
+    /// When it was created, seconds since 1970-01-01 UTC.
     pub created_at: Seconds,
     /// From this time on it is refused.
     pub expires_at: Seconds,

@@ -31,7 +31,7 @@ pub(super) struct Tls {
     built: Arc<RwLock<Built>>,
 }
 
-/// What TLS is built from.
+/// Where the certificate, its key, the authorities and the registered nodes come from.
 #[derive(Clone)]
 pub(super) struct Sources {
     pub(super) registry: Registry,
