@@ -3,7 +3,7 @@
 
 use edge_types::agent_protocol::Stock;
 use edge_types::api::Family;
-use edge_types::store::SegmentsFile;
+use edge_types::shared_files::SegmentsFile;
 use serde_json::Value;
 
 use crate::agent_client::{self, Outcome};

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use std::path::Path;
 
 use edge_types::IpNetwork;
-use edge_types::store::{SegmentsFile, SegmentsSource};
+use edge_types::shared_files::{SegmentsFile, SegmentsSource};
 use edge_xfrm::guard::{self, Defect, GuardConfig};
 
 use crate::config::Config;

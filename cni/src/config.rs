@@ -117,7 +117,7 @@ fn default_bridge() -> String {
     "ecni0".into()
 }
 fn default_state_dir() -> PathBuf {
-    edge_types::store::STATE_DIR.into()
+    edge_types::shared_files::STATE_DIR.into()
 }
 fn default_agent_socket() -> PathBuf {
     edge_types::agent_protocol::AGENT_SOCKET.into()

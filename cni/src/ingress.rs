@@ -9,7 +9,7 @@
 use std::net::{IpAddr, Ipv6Addr};
 
 use edge_types::IpNetwork;
-use edge_types::store::SegmentsFile;
+use edge_types::shared_files::SegmentsFile;
 use edge_xfrm::netlink::{self, Netlink};
 
 use crate::config::Config;

@@ -3,7 +3,7 @@
 
 use edge_types::api::Family;
 use edge_types::forwarding::{FORWARDING_FILE, Forwarding};
-use edge_types::store::SegmentsFile;
+use edge_types::shared_files::SegmentsFile;
 use edge_xfrm::guard::{self, GuardConfig};
 
 use crate::config::Config;

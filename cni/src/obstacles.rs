@@ -4,7 +4,7 @@
 use std::path::Path;
 
 use edge_types::api::Family;
-use edge_types::store::SegmentsFile;
+use edge_types::shared_files::SegmentsFile;
 use edge_xfrm::guard::{self, Bypass};
 
 use crate::config::Config;

@@ -41,7 +41,7 @@ pub(crate) fn gateway(segment: &IpNetwork) -> IpAddr {
     nth(segment, 1)
 }
 
-/// Addresses for pods, ascending; as many as [`edge_types::store::pod_capacity`] says.
+/// Addresses for pods, ascending; as many as [`edge_types::shared_files::pod_capacity`] says.
 pub(crate) fn pod_addresses(segment: &IpNetwork) -> impl Iterator<Item = IpAddr> + '_ {
     (2..=last_offset(segment)).map(|offset| nth(segment, offset))
 }
@@ -83,7 +83,7 @@ fn nth(segment: &IpNetwork, offset: u128) -> IpAddr {
 
 #[cfg(test)]
 mod tests {
-    use edge_types::store::pod_capacity;
+    use edge_types::shared_files::pod_capacity;
 
     use super::*;
 

@@ -4,7 +4,7 @@
 //! - [`view`]: what a node gets from the controller about itself and its peers.
 //! - [`api`]: bodies of the controller's HTTP API (`/v1`).
 //! - [`agent_protocol`]: the protocol between plugin and agent, on the agent's unix socket.
-//! - [`store`]: files below the state directory that plugin and agent share.
+//! - [`shared_files`]: files below the state directory that plugin and agent share.
 //! - [`forwarding`]: whether we turned forwarding on, another such file.
 //! - [`durable`]: replacing a file so that a power cut does no harm.
 //! - [`error`]: errors with their causes, in one line.
@@ -32,7 +32,7 @@ pub mod name;
 pub mod network;
 pub mod pki;
 pub mod pods;
-pub mod store;
+pub mod shared_files;
 pub mod token;
 pub mod view;
 

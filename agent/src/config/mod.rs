@@ -19,7 +19,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use edge_ike::config::Timing;
-use edge_types::{NodeName, Role, pods, store};
+use edge_types::{NodeName, Role, pods, shared_files};
 use serde::Deserialize;
 use zeroize::Zeroizing;
 
@@ -214,7 +214,7 @@ impl TimingSection {
 }
 
 fn default_state_dir() -> PathBuf {
-    store::STATE_DIR.into()
+    shared_files::STATE_DIR.into()
 }
 
 fn default_run_dir() -> PathBuf {

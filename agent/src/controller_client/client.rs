@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 
 use edge_types::api::TunnelCount;
-use edge_types::store::{SegmentsFile, VIEW_FILE};
+use edge_types::shared_files::{SegmentsFile, VIEW_FILE};
 use edge_types::{NodeName, NodeView, Role};
 use tokio::sync::{Mutex, watch};
 use tokio_util::sync::CancellationToken;

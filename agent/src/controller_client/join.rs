@@ -65,6 +65,6 @@ pub(super) async fn join(
 
 fn forget_earlier_membership(state: &StateDir) -> Result<(), ControllerError> {
     segments_file::forget_granted(state)?;
-    state.remove(edge_types::store::VIEW_FILE)?;
+    state.remove(edge_types::shared_files::VIEW_FILE)?;
     Ok(())
 }

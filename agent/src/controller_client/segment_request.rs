@@ -3,7 +3,7 @@
 
 use data_encoding::HEXLOWER;
 use edge_types::api::{Family, SegmentRequest, SegmentResponse};
-use edge_types::store::SegmentsFile;
+use edge_types::shared_files::SegmentsFile;
 use hyper::Method;
 use ring::rand::{SecureRandom, SystemRandom};
 use tracing::{info, warn};

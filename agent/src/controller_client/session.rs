@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use edge_types::IpNetwork;
 use edge_types::api::{NodeReport, VIEW_SILENCE_SECONDS, ViewEvent};
-use edge_types::store::SegmentsSource;
+use edge_types::shared_files::SegmentsSource;
 use futures_util::stream::MapErr;
 use futures_util::{StreamExt, TryStreamExt};
 use http_body_util::{BodyDataStream, BodyExt};

@@ -12,7 +12,7 @@ use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use edge_types::NodeView;
-use edge_types::store::VIEW_FILE;
+use edge_types::shared_files::VIEW_FILE;
 use tokio::time::Instant;
 use tracing::{error, info, warn};
 

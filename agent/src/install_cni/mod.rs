@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
-use edge_types::store::{LOCK_FILE, SEGMENTS_FILE, SegmentsFile};
+use edge_types::shared_files::{LOCK_FILE, SEGMENTS_FILE, SegmentsFile};
 use serde_json::{Value, json};
 
 use crate::config::Config;

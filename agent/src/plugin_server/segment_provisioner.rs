@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use edge_types::agent_protocol::{APPLICATION_TIMEOUT_SECONDS, AgentResponse, Stock};
 use edge_types::api::Family;
-use edge_types::store::{SegmentsFile, pod_capacity};
+use edge_types::shared_files::{SegmentsFile, pod_capacity};
 use edge_types::{IpNetwork, NodeView, Role};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, sleep_until};
@@ -282,7 +282,7 @@ fn one_segment(view: &NodeView, family: Family) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use edge_types::store::SegmentsSource;
+    use edge_types::shared_files::SegmentsSource;
 
     fn view(role: Role, ranges: &[&str]) -> NodeView {
         NodeView {

@@ -6,7 +6,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use edge_types::durable::{self, ReplaceError};
-use edge_types::store::LOCK_FILE;
+use edge_types::shared_files::LOCK_FILE;
 use serde::{Serialize, de::DeserializeOwned};
 
 use super::permissions::make_private;

@@ -7,7 +7,7 @@ use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::Path;
 
 use edge_types::forwarding::FORWARDING_FILE;
-use edge_types::store::{LEASES_FILE, LOCK_FILE, SEGMENTS_FILE};
+use edge_types::shared_files::{LEASES_FILE, LOCK_FILE, SEGMENTS_FILE};
 use tracing::{info, warn};
 
 /// Prefixes of the files that agent and plugin keep in the folder; suffixes such as `.tmp` and

@@ -3,7 +3,7 @@
 
 use std::collections::HashSet;
 
-use edge_types::store::{SEGMENTS_FILE, SegmentsFile, SegmentsSource, pod_capacity};
+use edge_types::shared_files::{SEGMENTS_FILE, SegmentsFile, SegmentsSource, pod_capacity};
 use edge_types::{IpNetwork, NodeView, api::Family};
 
 use super::{StateDir, StateDirError};

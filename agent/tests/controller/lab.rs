@@ -19,7 +19,7 @@ use edge_controller_domain::clock::Clock;
 use edge_types::agent_protocol::{AgentRequest, AgentResponse, Stock};
 use edge_types::api::{Family, TokenCreated, TokenRequest};
 use edge_types::frame;
-use edge_types::store::SegmentsFile;
+use edge_types::shared_files::SegmentsFile;
 use edge_types::{JoinToken, Role};
 use interop_tests::wait;
 use serde_json::Value;

@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use edge_types::IpNetwork;
 use edge_types::agent_protocol::Stock;
 use edge_types::api::Family;
-use edge_types::store::pod_capacity;
+use edge_types::shared_files::pod_capacity;
 
 use crate::request::Attachment;
 use crate::segment::{self, PodAddress};

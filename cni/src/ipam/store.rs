@@ -12,7 +12,7 @@ use edge_types::IpNetwork;
 use edge_types::agent_protocol::Stock;
 use edge_types::api::Family;
 use edge_types::durable::replace_file;
-use edge_types::store::{LEASES_FILE, LOCK_FILE, SEGMENTS_FILE, SegmentsFile, SegmentsSource};
+use edge_types::shared_files::{LEASES_FILE, LOCK_FILE, SEGMENTS_FILE, SegmentsFile, SegmentsSource};
 use rustix::fs::FlockOperation;
 use rustix::io::Errno;
 

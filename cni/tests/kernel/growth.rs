@@ -10,7 +10,7 @@ use edge_types::IpNetwork;
 use edge_types::agent_protocol::{AgentRequest, AgentResponse, Stock};
 use edge_types::api::Family;
 use edge_types::frame;
-use edge_types::store::{SegmentsFile, SegmentsSource};
+use edge_types::shared_files::{SegmentsFile, SegmentsSource};
 use interop_tests::suite::Test;
 use serde_json::json;
 

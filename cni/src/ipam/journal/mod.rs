@@ -24,7 +24,7 @@ use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use edge_types::durable::{remove_temporary, replace_file};
-use edge_types::store::LEASES_FILE;
+use edge_types::shared_files::LEASES_FILE;
 
 use super::leases::{Lease, Leases};
 use crate::error::{Code, Context, Error, Result};
