@@ -200,9 +200,10 @@ impl Server {
         // This comes last, so that nobody sees a server that is half open.
         let (observing, silent) = (TaskTracker::new(), CancellationToken::new());
         let router = crate::observe::router(Arc::new(observed));
+        let limits = observe::ConnectionLimits::new();
         for listener in observers {
             let open = Open { stopping: silent.clone(), tasks: observing.clone() };
-            observing.spawn(observe::serve(listener, router.clone(), open));
+            observing.spawn(observe::serve(listener, router.clone(), limits.clone(), open));
         }
         Ok(Self {
             addresses,

@@ -5,17 +5,19 @@
 //! displaces the oldest of the source with the most: a probe is answered within a millisecond.
 
 use std::convert::Infallible;
+use std::io;
 use std::net::IpAddr;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use axum::Router;
-use edge_controller_domain::fair_shares::FairShares;
+use edge_controller_domain::fair_shares::{FairShares, Share};
 use hyper::Request;
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tower::ServiceExt;
 
@@ -24,6 +26,8 @@ use crate::api::caller::Identity;
 
 /// Largest number of connections: a few probes and scrapers.
 const CONNECTIONS: usize = 64;
+/// Largest number of displaced connections that are not closed yet.
+const DISPLACED: usize = 8;
 /// Longest time for the head of a request, also of the next one on the same connection.
 const HEAD: Duration = Duration::from_secs(5);
 /// Longest life of a connection, so that a scraper that does not read its metrics holds them no
@@ -34,33 +38,60 @@ const LIFETIME: Duration = Duration::from_secs(30);
 const LONGEST_HEAD: usize = 8 * 1024;
 const HEADERS: usize = 64;
 
+/// The connections of all listeners for health and metrics.
+pub(super) struct ConnectionLimits {
+    shares: Mutex<FairShares>,
+    /// Sockets that may be open: the connections, and those that were displaced and are not closed
+    /// yet. While they are all in use, new connections wait in the listener's queue. Without this a
+    /// burst would open files faster than displaced connections close them.
+    sockets: Arc<Semaphore>,
+}
+
+impl ConnectionLimits {
+    pub(super) fn new() -> Arc<Self> {
+        let sockets = Arc::new(Semaphore::new(CONNECTIONS + DISPLACED));
+        Arc::new(Self { shares: Mutex::default(), sockets })
+    }
+
+    /// Gives a new connection its share. The token is cancelled when the connection must be closed
+    /// for another one.
+    fn enter(&self, from: IpAddr, now: Instant) -> (Share, CancellationToken) {
+        let mut shares = self.shares();
+        if shares.total() >= CONNECTIONS {
+            let displaced = shares.displace_for(from, 1, Duration::ZERO, now);
+            tracing::debug!(?displaced, "too many connections for health and metrics");
+        }
+        shares.enter(from, 1, now)
+    }
+
+    fn shares(&self) -> MutexGuard<'_, FairShares> {
+        self.shares.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 /// Accepts connections until the server stops.
-pub(super) async fn serve(listener: TcpListener, router: Router, open: Open) {
-    let limits = Arc::new(Mutex::new(FairShares::default()));
+pub(super) async fn serve(listener: TcpListener, router: Router, limits: Arc<ConnectionLimits>, open: Open) {
     loop {
+        let accept = async {
+            let socket = limits.sockets.clone().acquire_owned().await.map_err(io::Error::other)?;
+            let (stream, from) = listener.accept().await?;
+            Ok::<_, io::Error>((socket, stream, from.ip().to_canonical()))
+        };
         let accepted = tokio::select! {
             () = open.stopping.cancelled() => return,
-            accepted = listener.accept() => accepted,
+            accepted = accept => accepted,
         };
         match accepted {
-            Ok((stream, from)) => {
-                let (router, stopping, limits, from) =
-                    (router.clone(), open.stopping.clone(), limits.clone(), from.ip().to_canonical());
-                let share = |limits: &Mutex<FairShares>| {
-                    let (mut limits, now) = (limits.lock().unwrap_or_else(PoisonError::into_inner), Instant::now());
-                    if limits.total() >= CONNECTIONS {
-                        let displaced = limits.displace_for(from, 1, Duration::ZERO, now);
-                        tracing::debug!(?displaced, "too many connections for health and metrics");
-                    }
-                    limits.enter(from, 1, now)
-                };
-                let (share, displaced) = share(&limits);
+            Ok((socket, stream, from)) => {
+                let (router, stopping, limits) = (router.clone(), open.stopping.clone(), limits.clone());
+                let (share, displaced) = limits.enter(from, Instant::now());
                 open.tasks.spawn(async move {
                     tokio::select! {
                         () = displaced.cancelled() => {}
                         _ = tokio::time::timeout(LIFETIME, answer(stream, from, router, stopping)) => {}
                     }
-                    limits.lock().unwrap_or_else(PoisonError::into_inner).leave(share);
+                    limits.shares().leave(share);
+                    drop(socket);
                 });
             }
             Err(error) => {
@@ -91,5 +122,37 @@ async fn answer(stream: TcpStream, from: IpAddr, router: Router, stopping: Cance
                 connection.as_mut().graceful_shutdown();
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::net::TcpSocket;
+    use tokio_util::task::TaskTracker;
+
+    /// On one thread no displaced connection closes while the listener accepts.
+    #[tokio::test]
+    async fn a_burst_of_connections_opens_no_more_files_than_are_kept_for_them() {
+        const BURST: usize = 4 * CONNECTIONS;
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        let listener = socket.listen(BURST as u32).unwrap();
+        let address = listener.local_addr().unwrap();
+        let mut clients = Vec::new();
+        for _ in 0..BURST {
+            clients.push(TcpStream::connect(address).await.unwrap());
+        }
+        let open = Open { stopping: CancellationToken::new(), tasks: TaskTracker::new() };
+        let serving = tokio::spawn(serve(listener, Router::new(), ConnectionLimits::new(), open.clone()));
+        let mut most = 0;
+        while clients.len() > CONNECTIONS {
+            tokio::task::yield_now().await;
+            most = most.max(open.tasks.len());
+            clients.retain(|client| !matches!(client.try_read(&mut [0]), Ok(0)));
+        }
+        assert!(most <= CONNECTIONS + DISPLACED, "{most} connections were open at once");
+        open.stopping.cancel();
+        serving.await.unwrap();
     }
 }
