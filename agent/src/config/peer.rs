@@ -6,14 +6,14 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use edge_ike::config::{Auth, CertificateAuth, ChildConfig, EspProposal, IkeProposal};
-use edge_ike::{Identity, PeerConfig, PeerName, Secret};
+use edge_ike::{Identity, PeerConfig, PeerName, Secret, same_identity};
 use ipnetwork::IpNetwork;
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use serde::{Deserialize, Deserializer};
 use zeroize::Zeroizing;
 
-use super::secret::SecretText;
+use super::secret::{self, SecretText};
 use super::{Config, Encap, identity, proposal};
 
 /// Which end initiates.
@@ -130,6 +130,9 @@ impl PeerSection {
         if self.ike_proposals.is_empty() || self.esp_proposals.is_empty() {
             return Err("an empty list of proposals never matches the peer's; leave it out for the defaults".into());
         }
+        if let Some(psk) = &self.psk {
+            psk.psk().map_err(|problem| format!("psk: {problem}"))?;
+        }
         let psk = usize::from(self.psk.is_some()) + usize::from(self.psk_file.is_some());
         let certificate =
             [&self.certificate, &self.key, &self.trust_anchors].iter().filter(|path| path.is_some()).count();
@@ -142,10 +145,22 @@ impl PeerSection {
         }
     }
 
+    /// Whether a request from one of two peers could be from the other: they have the same
+    /// identities, and no addresses that tell them apart. Then only one of their keys would ever
+    /// count.
+    pub(super) fn is_indistinguishable_from(&self, other: &Self) -> bool {
+        let addresses =
+            |peer: &Self| peer.remote.iter().map(|remote| remote.address.to_canonical()).collect::<Vec<_>>();
+        let (ours, theirs) = (addresses(self), addresses(other));
+        let apart = !ours.is_empty() && !theirs.is_empty() && ours.iter().all(|address| !theirs.contains(address));
+        same_identity(&self.remote_id, &other.remote_id) && same_identity(&self.local_id, &other.local_id) && !apart
+    }
+
     /// The configuration for `edge-ike`, with secrets and certificates read from their files. Fails
     /// if a file cannot be used.
     pub fn resolve(&self, config: &Config) -> Result<PeerConfig, String> {
         let wrong = |problem: String| format!("[[peer]] {:?}: {problem}", self.name);
+        let auth = self.auth(config).map_err(wrong)?;
         Ok(PeerConfig {
             name: PeerName::new(&self.name),
             local: self.local,
@@ -154,9 +169,9 @@ impl PeerSection {
                 .iter()
                 .map(|remote| SocketAddr::new(remote.address, remote.port.unwrap_or(500)))
                 .collect(),
-            local_id: self.local_id.clone(),
+            local_id: as_certified(&self.local_id, &auth),
             remote_id: self.remote_id.clone(),
-            auth: self.auth(config).map_err(wrong)?,
+            auth,
             ike_proposals: self.ike_proposals.clone(),
             child: ChildConfig {
                 proposals: self.esp_proposals.clone(),
@@ -172,17 +187,12 @@ impl PeerSection {
 
     fn auth(&self, config: &Config) -> Result<Auth, String> {
         if let Some(psk) = &self.psk {
-            return Ok(Auth::Psk(psk.secret().clone()));
+            return Ok(Auth::Psk(psk.psk()?));
         }
         if let Some(path) = &self.psk_file {
-            let mut text = read_private(&config.path(path))?;
-            if text.last() == Some(&b'\n') {
-                text.pop();
-            }
-            if text.is_empty() {
-                return Err(format!("{}: the file is empty; it must hold the key", path.display()));
-            }
-            return Ok(Auth::Psk(Secret::new(text.to_vec())));
+            let octets = read_private(&config.path(path))?;
+            let psk = secret::psk_of_file(&octets).map_err(|problem| format!("{}: {problem}", path.display()))?;
+            return Ok(Auth::Psk(psk));
         }
         let (Some(certificate), Some(key), Some(anchors)) = (&self.certificate, &self.key, &self.trust_anchors) else {
             return Err("no way to authenticate".into());
@@ -205,6 +215,21 @@ impl PeerSection {
             remote_not_before: 0,
         }))
     }
+}
+
+/// Our identity as we send it. A distinguished name is sent in the octets of our certificate's
+/// subject, if it is that name: the peer may compare octets, and text does not say their string
+/// types.
+fn as_certified(identity: &Identity, auth: &Auth) -> Identity {
+    if let (Identity::DistinguishedName(_), Auth::Certificate(CertificateAuth { chain, .. })) = (identity, auth)
+        && let Some(Ok((_, leaf))) = chain.first().map(|leaf| x509_parser::parse_x509_certificate(leaf))
+    {
+        let subject = Identity::DistinguishedName(leaf.subject().as_raw().to_vec());
+        if same_identity(&subject, identity) {
+            return subject;
+        }
+    }
+    identity.clone()
 }
 
 /// Reads a file that only its owner may read.

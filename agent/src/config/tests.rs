@@ -116,7 +116,7 @@ fn what_makes_no_sense_together_is_refused_with_advice() {
             "exclude each other",
         ),
         ("[[peer]]", "[timing]\nliveness = \"4\"\n[[peer]]", "not a duration"),
-        ("local_id = \"sun.example\"", "local_id = \"CN=sun\"", "not an identity"),
+        ("local_id = \"sun.example\"", "local_id = \"XY=sun\"", "not an identity"),
     ] {
         let error = parse(&PEER.replace(from, to)).expect_err(to).to_string();
         assert!(error.contains(expected), "{to} gave {error}");
@@ -152,4 +152,28 @@ fn the_manifests_configurations_are_accepted() {
         let config = parse(&lines.collect::<Vec<_>>().join("\n")).unwrap();
         assert!(config.controller.is_some(), "all of it was read");
     }
+}
+
+#[test]
+fn two_peers_that_cannot_be_told_apart_are_refused_with_both_names() {
+    let other = |changes: &[(&str, &str)]| {
+        let changes = [&[("name = \"moon\"", "name = \"luna\"")], changes].concat();
+        let mut peer = PEER.to_owned();
+        for (from, to) in changes {
+            assert!(peer.contains(from), "{from}");
+            peer = peer.replace(from, to);
+        }
+        parse(&format!("{PEER}\n{peer}"))
+    };
+    let refused = |changes: &[(&str, &str)]| {
+        let error = other(changes).unwrap_err().to_string();
+        assert!(error.contains("moon") && error.contains("luna") && error.contains("told apart"), "{error}");
+    };
+    refused(&[]);
+    refused(&[("remote_id = \"moon.example\"", "remote_id = \"MOON.example.\"")]);
+    other(&[("remote_id = \"moon.example\"", "remote_id = \"luna.example\"")]).unwrap();
+    other(&[("local_id = \"sun.example\"", "local_id = \"sol.example\"")]).unwrap();
+    other(&[("remote = \"192.0.2.1\"", "remote = \"192.0.2.10\"")]).unwrap();
+    refused(&[("remote = \"192.0.2.1\"", "remote = [\"192.0.2.10\", \"192.0.2.1\"]")]);
+    refused(&[("remote = \"192.0.2.1\"", "start = \"respond\"")]);
 }
