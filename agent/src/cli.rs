@@ -12,7 +12,7 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand};
 
 use crate::config::{self, Config};
-use crate::{admin, down, hardening, install_cni, run};
+use crate::{admin, check, down, hardening, install_cni, run};
 
 /// Joins this node to its peers by IPsec tunnels that it negotiates itself.
 ///
@@ -42,6 +42,18 @@ enum Command {
     Run {
         #[command(flatten)]
         config: ConfigArgument,
+    },
+    /// Judge the configuration and the files that it names; needs no running agent, changes nothing
+    ///
+    /// Reads keys, certificates and tokens, and reports what would fail on the first attempt: a
+    /// certificate that ended or is for another name, a key that does not belong to it, networks
+    /// that overlap. Exits with 1 if there is an error.
+    Check {
+        #[command(flatten)]
+        config: ConfigArgument,
+        /// Print JSON, for scripts
+        #[arg(long)]
+        json: bool,
     },
     /// Show peers, tunnels, obstacles and incidents of the running agent
     Status {
@@ -102,6 +114,7 @@ impl Cli {
         hardening::forbid_dumps();
         match self.command {
             Command::Run { config } => with_config(&config, run::run),
+            Command::Check { config, json } => with_config(&config, |config| check::check(&config, json)),
             Command::Status { config, json } => with_config(&config, |config| admin::client::status(&config, json)),
             Command::Down { config } => with_config(&config, |config| down::down(&config)),
             Command::Rekey { config, peer } => with_config(&config, |config| admin::client::rekey(&config, &peer)),

@@ -27,6 +27,7 @@
 //! - [`netns_lock`]: one agent in a network namespace.
 //! - [`run`]: starts the parts of `edge-agent run` and ends them.
 //! - [`down`]: takes everything away.
+//! - [`check`]: judges a configuration without a running agent.
 //! - [`admin`]: the socket on which `status` and `rekey` ask a running agent.
 // Only `tunnels::socket` (IP_PKTINFO, descriptors from systemd and for tokio) and the clock need
 // it.
@@ -34,6 +35,7 @@
 
 pub mod admin;
 pub mod candidates;
+pub mod check;
 pub mod cli;
 pub mod clock;
 pub mod config;

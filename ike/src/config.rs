@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use ipnetwork::IpNetwork;
 
+use crate::auth::{Authenticator, CredentialError};
 use crate::secret::Secret;
 
 /// Configuration of the whole endpoint.
@@ -107,6 +108,16 @@ pub struct PeerConfig {
     pub keep_existing: bool,
     /// Timers.
     pub timing: Timing,
+}
+
+impl PeerConfig {
+    /// Checks the credentials as [`Endpoint::set_peer`](crate::Endpoint::set_peer) does.
+    ///
+    /// # Errors
+    /// If a certificate or the key cannot be used, or they do not belong together.
+    pub fn check_credentials(&self) -> Result<(), CredentialError> {
+        Authenticator::new(&self.auth).map(drop)
+    }
 }
 
 /// Timers of one peer.

@@ -77,6 +77,14 @@ pub(super) struct Connection {
     sender: SendRequest<Full<Bytes>>,
 }
 
+/// Parses the URL of a controller. Fails if it is not `https://` with a host.
+pub(super) fn parse_url(text: &str) -> Result<Uri, ControllerError> {
+    match text.parse::<Uri>() {
+        Ok(uri) if uri.host().is_some_and(|host| !host.is_empty()) && uri.scheme_str() == Some("https") => Ok(uri),
+        _ => Err(ControllerError::Unacceptable(format!("[controller]: {text:?} is not a URL https://HOST:PORT"))),
+    }
+}
+
 impl HttpClient {
     /// A client of the controllers at `urls`. Does not connect yet. Fails if one of them is no
     /// `https://` URL with a host.
@@ -86,15 +94,7 @@ impl HttpClient {
         clock: Arc<CertificateClock>,
         bypass: Arc<GuardBypass>,
     ) -> Result<Self, ControllerError> {
-        let urls = urls
-            .iter()
-            .map(|text| match text.parse::<Uri>() {
-                Ok(uri) if uri.host().is_some() && uri.scheme_str() == Some("https") => Ok(uri),
-                _ => {
-                    Err(ControllerError::Unacceptable(format!("[controller]: {text:?} is not a URL https://HOST:PORT")))
-                }
-            })
-            .collect::<Result<Vec<_>, _>>()?;
+        let urls = urls.iter().map(|text| parse_url(text)).collect::<Result<Vec<_>, _>>()?;
         Ok(Self { urls, clock, bypass, tls: Mutex::new(Arc::new(tls)), active: tokio::sync::Mutex::default() })
     }
 

@@ -3,6 +3,7 @@
 //! certificate has not arrived is in a file of its own, so that a retry after a power cut sends the
 //! same key.
 
+use std::path::Path;
 use std::sync::Arc;
 
 use edge_ike::Secret;
@@ -22,7 +23,7 @@ use super::error::ControllerError;
 use super::tls;
 use crate::clock::CertificateClock;
 use crate::membership::Credentials;
-use crate::state_dir::{StateDir, StateDirError};
+use crate::state_dir::{self, StateDir, StateDirError};
 
 /// Key, certificate and trust anchors. Mode 0600.
 const IDENTITY_FILE: &str = "identity.json";
@@ -72,9 +73,13 @@ impl Identity {
     /// Reads the identity from disk; `None` if this node has never joined. Fails if the file is
     /// damaged or its parts do not match.
     pub(super) fn load(state: &StateDir) -> Result<Option<Self>, StateDirError> {
-        let Some(file) = state.read_json::<IdentityFile>(IDENTITY_FILE, ADVICE)? else { return Ok(None) };
-        let damaged =
-            |why: String| StateDirError::Damaged { path: state.path().join(IDENTITY_FILE), why, advice: ADVICE };
+        Self::load_from(state.path())
+    }
+
+    /// As [`Self::load`], for a program that is not the agent: it takes no lock.
+    pub(super) fn load_from(folder: &Path) -> Result<Option<Self>, StateDirError> {
+        let Some(file) = state_dir::read_json::<IdentityFile>(folder, IDENTITY_FILE, ADVICE)? else { return Ok(None) };
+        let damaged = |why: String| StateDirError::Damaged { path: folder.join(IDENTITY_FILE), why, advice: ADVICE };
         if file.version != VERSION {
             return Err(damaged(format!("its version is {}, this agent reads {VERSION}", file.version)));
         }

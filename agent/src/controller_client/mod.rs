@@ -16,6 +16,7 @@
 //! - `join_credential`, `join`, `renewal`: the token that admits this node, the first certificate
 //!   and the later ones.
 //! - `segment_request`: a request for a segment, with an id that survives a crash.
+//! - `offline`: what `edge-agent check` asks without a connection.
 //! - `http`, `tls`, `error`: HTTP/2 over mutually authenticated TLS 1.3.
 
 mod backoff;
@@ -27,6 +28,7 @@ mod http;
 mod identity;
 mod join;
 mod join_credential;
+mod offline;
 mod partial_view;
 mod renewal;
 mod rollback_state;
@@ -39,6 +41,7 @@ mod view_validation;
 
 pub use client::ControllerClient;
 pub use error::ControllerError;
+pub use offline::{certificate_on_disk, check_join_credential, check_url};
 
 use std::sync::Arc;
 

@@ -115,34 +115,13 @@ impl StateDir {
 
     /// Reads a file as a whole; `None` if it does not exist. Fails above 64 MiB.
     pub fn read(&self, name: &str) -> Result<Option<Vec<u8>>, StateDirError> {
-        let path = self.path.join(name);
-        let file = match File::open(&path) {
-            Ok(file) => file,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(error) => return Err(io_error("opening", &path)(error)),
-        };
-        let mut bytes = Vec::new();
-        file.take(MAX_FILE + 1).read_to_end(&mut bytes).map_err(io_error("reading", &path))?;
-        if bytes.len() as u64 > MAX_FILE {
-            return Err(StateDirError::Damaged {
-                path,
-                why: format!("it is larger than {MAX_FILE} bytes"),
-                advice: "remove it",
-            });
-        }
-        Ok(Some(bytes))
+        read(&self.path, name)
     }
 
     /// Reads a JSON file; `None` if it does not exist. `advice` is the remedy in the error of a
     /// damaged file.
     pub fn read_json<T: DeserializeOwned>(&self, name: &str, advice: &'static str) -> Result<Option<T>, StateDirError> {
-        let Some(bytes) = self.read(name)? else { return Ok(None) };
-        serde_json::from_slice(&bytes).map(Some).map_err(|error| StateDirError::Damaged {
-            path: self.path.join(name),
-            // The message names line and column, never content, which may be secret.
-            why: if bytes.is_empty() { "it is empty".to_owned() } else { describe(&error) },
-            advice,
-        })
+        read_json(&self.path, name, advice)
     }
 
     /// Replaces a JSON file atomically.
@@ -182,6 +161,41 @@ impl StateDir {
 #[must_use]
 pub struct SharedLock {
     _file: File,
+}
+
+fn read(folder: &Path, name: &str) -> Result<Option<Vec<u8>>, StateDirError> {
+    let path = folder.join(name);
+    let file = match File::open(&path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(io_error("opening", &path)(error)),
+    };
+    let mut bytes = Vec::new();
+    file.take(MAX_FILE + 1).read_to_end(&mut bytes).map_err(io_error("reading", &path))?;
+    if bytes.len() as u64 > MAX_FILE {
+        return Err(StateDirError::Damaged {
+            path,
+            why: format!("it is larger than {MAX_FILE} bytes"),
+            advice: "remove it",
+        });
+    }
+    Ok(Some(bytes))
+}
+
+/// As [`StateDir::read_json`], for a program that is not the agent: it takes no lock. Files are
+/// replaced atomically, so it reads a whole one.
+pub fn read_json<T: DeserializeOwned>(
+    folder: &Path,
+    name: &str,
+    advice: &'static str,
+) -> Result<Option<T>, StateDirError> {
+    let Some(bytes) = read(folder, name)? else { return Ok(None) };
+    serde_json::from_slice(&bytes).map(Some).map_err(|error| StateDirError::Damaged {
+        path: folder.join(name),
+        // The message names line and column, never content, which may be secret.
+        why: if bytes.is_empty() { "it is empty".to_owned() } else { describe(&error) },
+        advice,
+    })
 }
 
 /// [`durable::replace_file`] with [`StateDirError`].

@@ -10,5 +10,5 @@ mod dir;
 mod permissions;
 pub mod segments_file;
 
-pub use dir::{SharedLock, StateDir, StateDirError, replace_file};
+pub use dir::{SharedLock, StateDir, StateDirError, read_json, replace_file};
 pub use permissions::make_private;

@@ -46,6 +46,12 @@ pub(super) fn certifies(certificate: &X509Certificate<'_>, identity: &Identity) 
     }
 }
 
+/// Whether a certificate (DER) is for this identity, as a peer judges it. `false` if it cannot be
+/// parsed.
+pub fn certificate_is_for(der: &[u8], identity: &Identity) -> bool {
+    X509Certificate::from_der(der).is_ok_and(|(_, certificate)| certifies(&certificate, identity))
+}
+
 /// Whether a certificate has this URI as a subjectAltName, octet by octet.
 pub(super) fn has_uri(certificate: &X509Certificate<'_>, uri: &str) -> bool {
     alternative_names(certificate).iter().any(|name| matches!(name, GeneralName::URI(name) if *name == uri))

@@ -1,0 +1,41 @@
+//! `[controller]`: URLs, the credential for joining, and this node's certificate.
+
+use x509_parser::parse_x509_certificate;
+
+use super::{Level, Report, validity};
+use crate::config::Config;
+use crate::controller_client;
+
+const SECTION: &str = "[controller]";
+
+pub(super) fn check(config: &Config, now: i64, report: &mut Report) {
+    let Some(controller) = &config.controller else { return };
+    for url in &controller.urls {
+        match controller_client::check_url(url) {
+            Ok(()) => report.add(Level::Ok, SECTION, format!("controller at {url}")),
+            Err(problem) => report.add(Level::Error, SECTION, problem.to_string()),
+        }
+    }
+    match controller_client::certificate_on_disk(&config.state_dir) {
+        Ok(Some((node, der))) => {
+            if let Some(name) = config.name.as_ref().filter(|name| **name != node) {
+                report.add(
+                    Level::Error,
+                    SECTION,
+                    format!(
+                        "the certificate in {} is for {node}, the configuration says {name}",
+                        config.state_dir.display()
+                    ),
+                );
+            }
+            if let Ok((_, certificate)) = parse_x509_certificate(&der) {
+                validity(report, SECTION, &format!("the certificate of {node}"), &certificate, now);
+            }
+        }
+        Ok(None) => match controller_client::check_join_credential(config) {
+            Ok(what) => report.add(Level::Ok, SECTION, what),
+            Err(problem) => report.add(Level::Error, SECTION, problem.to_string()),
+        },
+        Err(problem) => report.add(Level::Error, SECTION, problem.to_string()),
+    }
+}

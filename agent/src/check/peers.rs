@@ -1,0 +1,135 @@
+//! `[[peer]]`: credentials, identities and networks.
+
+use edge_ike::config::{Auth, CertificateAuth};
+use edge_ike::{Identity, PeerConfig, certificate_is_for};
+use edge_types::network;
+use x509_parser::parse_x509_certificate;
+
+use super::{Level, Report, validity};
+use crate::config::{Config, PeerSection};
+
+/// A shorter pre-shared key gets a warning, octets: whoever answers in the peer's place can try
+/// keys offline (RFC 7296 2.15).
+const SHORT_PSK: usize = 16;
+
+pub(super) fn check(config: &Config, now: i64, report: &mut Report) {
+    for (at, peer) in config.peers.iter().enumerate() {
+        match peer.resolve(config) {
+            Ok(resolved) => credentials(&resolved, &peer.name, now, report),
+            // The message begins with the peer's name, which is the section here.
+            Err(problem) => {
+                let problem =
+                    problem.strip_prefix(&format!("[[peer]] {:?}: ", peer.name)).unwrap_or(&problem).to_owned();
+                report.add(Level::Error, &peer.name, problem);
+            }
+        }
+        networks(peer, &config.peers[..at], report);
+    }
+}
+
+fn credentials(peer: &PeerConfig, section: &str, now: i64, report: &mut Report) {
+    if let Err(problem) = peer.check_credentials() {
+        report.add(Level::Error, section, format!("these credentials cannot be used: {problem}"));
+        return;
+    }
+    match &peer.auth {
+        Auth::Psk(psk) if psk.expose().len() < SHORT_PSK => report.add(
+            Level::Warning,
+            section,
+            format!("the pre-shared key has less than {SHORT_PSK} octets and can be guessed: make one with `openssl rand -base64 32`"),
+        ),
+        Auth::Psk(_) => report.add(Level::Ok, section, format!("pre-shared key, we are {}, the peer is {}", peer.local_id, peer.remote_id)),
+        Auth::Certificate(auth) => certificates(peer, auth, section, now, report),
+    }
+}
+
+fn certificates(peer: &PeerConfig, auth: &CertificateAuth, section: &str, now: i64, report: &mut Report) {
+    for (nth, der) in auth.chain.iter().enumerate() {
+        let Ok((_, certificate)) = parse_x509_certificate(der) else { continue };
+        let subject = certificate.subject();
+        let whose = if nth == 0 {
+            format!("our certificate ({subject})")
+        } else {
+            format!("the intermediate certificate {subject}")
+        };
+        validity(report, section, &whose, &certificate, now);
+    }
+    if let Some(leaf) = auth.chain.first()
+        && !certificate_is_for(leaf, &peer.local_id)
+    {
+        report.add(
+            Level::Error,
+            section,
+            format!(
+                "our certificate is not for local_id {}: the peer will refuse us; set local_id to a name in the certificate, or renew the certificate with \
+                 this name",
+                peer.local_id
+            ),
+        );
+    }
+    if matches!(peer.remote_id, Identity::KeyId(_)) {
+        report.add(
+            Level::Error,
+            section,
+            format!(
+                "remote_id is {}, which no certificate can prove: use a name in the peer's certificate",
+                peer.remote_id
+            ),
+        );
+    }
+    for der in &auth.trust_anchors {
+        match parse_x509_certificate(der) {
+            Ok((_, anchor)) => {
+                validity(report, section, &format!("the trust anchor {}", anchor.subject()), &anchor, now);
+                if !anchor.is_ca() {
+                    report.add(
+                        Level::Warning,
+                        section,
+                        format!(
+                            "the trust anchor {} is no authority (basicConstraints CA): it can prove nobody but itself",
+                            anchor.subject()
+                        ),
+                    );
+                }
+            }
+            Err(_) => report.add(Level::Error, section, "a trust anchor is not DER of an X.509 certificate"),
+        }
+    }
+}
+
+fn networks(peer: &PeerSection, before: &[PeerSection], report: &mut Report) {
+    for local in &peer.local_subnets {
+        for remote in peer.remote_subnets.iter().filter(|remote| network::overlap(local, remote)) {
+            report.add(
+                Level::Warning,
+                &peer.name,
+                format!(
+                    "local_subnets {local} and remote_subnets {remote} overlap: what both contain goes into the tunnel"
+                ),
+            );
+        }
+    }
+    for remote in &peer.remote_subnets {
+        for address in peer.remote.iter().map(|remote| remote.address).filter(|address| remote.contains(*address)) {
+            report.add(
+                Level::Warning,
+                &peer.name,
+                format!("the peer's own address {address} is in remote_subnets {remote}: what hosts here send to it goes into the tunnel"),
+            );
+        }
+        for other in before {
+            let shared = |theirs: &&ipnetwork::IpNetwork| network::overlap(remote, theirs);
+            let locals = peer
+                .local_subnets
+                .iter()
+                .any(|local| other.local_subnets.iter().any(|theirs| network::overlap(local, theirs)));
+            if let Some(theirs) = other.remote_subnets.iter().find(shared).filter(|_| locals) {
+                report.add(
+                    Level::Warning,
+                    &peer.name,
+                    format!("remote_subnets {remote} overlaps {theirs} of {:?}: packets to what both contain take one of the tunnels", other.name),
+                );
+            }
+        }
+    }
+}

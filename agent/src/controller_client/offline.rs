@@ -1,0 +1,39 @@
+//! What can be said about `[controller]` without a connection and beside a running agent, for
+//! `edge-agent check`.
+
+use std::path::Path;
+
+use edge_types::NodeName;
+
+use super::error::ControllerError;
+use super::http;
+use super::identity::Identity;
+use super::join_credential::{self, JoinCredential};
+use crate::config::Config;
+
+/// Fails if this is no URL of a controller.
+pub fn check_url(url: &str) -> Result<(), ControllerError> {
+    http::parse_url(url).map(drop)
+}
+
+/// The name and the certificate (DER) of this node; `None` if it has not joined. Fails if the file
+/// is damaged or its parts do not match.
+pub fn certificate_on_disk(state_dir: &Path) -> Result<Option<(NodeName, Vec<u8>)>, ControllerError> {
+    let identity = Identity::load_from(state_dir)?;
+    Ok(identity.and_then(|identity| Some((identity.node.clone(), identity.credentials.chain.first()?.clone()))))
+}
+
+/// Says how this node would join, and under which name. Fails if it cannot: there is no credential,
+/// or credential and configuration contradict each other.
+pub fn check_join_credential(config: &Config) -> Result<String, ControllerError> {
+    let Some(credential) = JoinCredential::read(config)? else {
+        return Err(join_credential::missing(config, &config.state_dir));
+    };
+    let (name, role) = (credential.agreed_name(config)?, credential.agreed_role(config)?);
+    let by = match credential {
+        JoinCredential::Token(token) => format!("the join token {}", token.id),
+        JoinCredential::ServiceAccount { .. } => "the service account token".to_owned(),
+    };
+    let role = role.map_or_else(|| "the role that the controller gives".to_owned(), |role| format!("role {role}"));
+    Ok(format!("not joined yet: joins as {name}, {role}, with {by}"))
+}
