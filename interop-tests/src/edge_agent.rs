@@ -17,23 +17,23 @@ const CONFIG: &str = "/etc/edge-cni/agent.toml";
 /// A `[[peer]]` table.
 #[derive(Clone)]
 pub struct StaticPeer {
-    /// Our name for it.
+    /// The peer's name in the agent's configuration and status.
     pub name: String,
-    /// Its addresses.
+    /// The peer's addresses; empty if the peer initiates.
     pub remote: Vec<String>,
-    /// Our identity.
+    /// The agent's identity.
     pub local_id: String,
     /// The peer's identity.
     pub remote_id: String,
     /// How both authenticate.
     pub auth: Auth,
-    /// Our networks.
+    /// Networks behind the agent.
     pub local_subnets: Vec<String>,
-    /// The peer's networks.
+    /// Networks behind the peer.
     pub remote_subnets: Vec<String>,
-    /// IKE proposals.
+    /// IKE proposals, as in `ike_proposals`.
     pub ike: Vec<String>,
-    /// ESP proposals.
+    /// ESP proposals, as in `esp_proposals`.
     pub esp: Vec<String>,
     /// `initiate` or `respond`.
     pub start: &'static str,
@@ -174,7 +174,7 @@ impl<'a> Agent<'a> {
         })
     }
 
-    /// The program.
+    /// The agent's process.
     pub fn process(&mut self) -> &mut Process {
         &mut self.process
     }

@@ -34,9 +34,9 @@ pub(super) enum Kind {
     Mark,
     /// A frame in clear with an address of a pod or of the cluster.
     Clear {
-        /// Source.
+        /// The frame's source address.
         from: IpAddr,
-        /// Destination.
+        /// The frame's destination address.
         to: IpAddr,
     },
     /// Any other frame.

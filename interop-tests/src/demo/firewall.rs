@@ -17,7 +17,7 @@ use super::world::{World, site};
 use crate::scenario::{Lab, Needs, Scenario};
 use crate::topology::{Namespaces, Process};
 
-/// The scenario.
+/// Hosts on an edge's LAN and rules of other programs, as a scenario.
 pub const SCENARIO: Scenario = Scenario {
     name: "firewall/lan-hosts",
     about: "a LAN host reaches nothing by routing through an edge, pods reach the outside, others' rules are coped with or named, router advertisements are heard by uplinks alone",

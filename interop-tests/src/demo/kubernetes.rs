@@ -19,7 +19,7 @@ use crate::scenario::{Lab, skip};
 
 const TIMEOUT: Duration = Duration::from_secs(20);
 
-/// The scenario.
+/// Runs [`super::KUBERNETES`].
 ///
 /// # Errors
 /// The first check that does not hold.

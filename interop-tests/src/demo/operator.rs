@@ -24,7 +24,7 @@ pub(super) const AGENT_CONFIG: &str = "/etc/edge-cni/agent.toml";
 pub(super) struct Row {
     /// The node that holds the segment.
     pub(super) node: String,
-    /// The segment.
+    /// The segment, of either family.
     pub(super) segment: IpNetwork,
 }
 

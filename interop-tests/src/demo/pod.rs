@@ -21,7 +21,7 @@ pub(super) const ANSWER: Duration = Duration::from_millis(700);
 pub(super) struct DemoPod {
     /// The node it runs on.
     pub(super) node: String,
-    /// Its namespace.
+    /// The pod's network namespace.
     pub(super) pod: Pod,
     /// Its container ID.
     pub(super) container_id: String,
@@ -40,7 +40,7 @@ pub(super) struct PluginOutput {
 }
 
 impl DemoPod {
-    /// Its addresses.
+    /// The pod's addresses, IPv4 first.
     pub(super) fn addresses(&self) -> Vec<IpAddr> {
         self.v4.map(IpAddr::from).into_iter().chain(self.v6.map(IpAddr::from)).collect()
     }

@@ -22,9 +22,9 @@ pub(super) struct Pods {
 
 /// A pod of the cloud's own CNI.
 pub(super) struct CloudPod {
-    /// Its node.
+    /// Name of the cloud node that it runs on.
     pub(super) node: &'static str,
-    /// Its namespace.
+    /// The pod's network namespace.
     pub(super) pod: Pod,
     /// IPv4 and IPv6.
     pub(super) addresses: [IpAddr; 2],

@@ -45,13 +45,13 @@ const WATCHED: [(&str, &str, &str); 9] = [
     ("r-c1", "isp", "203.0.113.1"),
 ];
 
-/// An edge node's router and addresses, one of each family.
+/// An edge node's router, and the addresses of both, at most one of each family.
 pub(super) struct Site {
-    /// The router.
+    /// Name of the site's router.
     pub(super) router: &'static str,
-    /// The router on the internet.
+    /// The router's addresses on the internet: IPv4, IPv6.
     pub(super) outside: [Option<&'static str>; 2],
-    /// The node.
+    /// The node's addresses: IPv4, IPv6.
     pub(super) inside: [Option<&'static str>; 2],
 }
 
@@ -242,7 +242,7 @@ impl<'lab> World<'lab> {
     /// holds it. So only our own policies keep packets from leaving in clear.
     ///
     /// # Errors
-    /// When the kernel refuses a route.
+    /// If the kernel refuses a route.
     pub(super) fn route_in_clear(&self, segment: IpNetwork, node: &str) -> Result<()> {
         let family = usize::from(segment.is_ipv6());
         let home = site(node);

@@ -41,7 +41,7 @@ impl Guest {
     /// It ends with the calling thread at the latest, even if that is killed.
     ///
     /// # Errors
-    /// When it cannot be started.
+    /// If it cannot be started.
     pub fn start(backend: &Backend, spec: &Spec, output: Output) -> Result<Self> {
         // Both this folder and the program in it are on the kernel's command line, so their paths
         // have no blank.
@@ -210,7 +210,7 @@ fn carry(from: OwnedFd, mut to: impl Write + Send + 'static) -> JoinHandle<()> {
 }
 
 /// The folder of the guest's memory. It is on shared memory if there is enough (containers often
-/// get 64 MiB of it), else on the disk.
+/// get 64 MiB), else on the disk.
 fn memory_folder() -> PathBuf {
     let shm = Path::new("/dev/shm");
     let enough = rustix::fs::statvfs(shm).is_ok_and(|fs| fs.f_frsize.saturating_mul(fs.f_bavail) >= MEMORY_MIB << 20);

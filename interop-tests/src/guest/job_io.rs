@@ -19,7 +19,7 @@ pub(crate) enum JobIo {
 }
 
 impl JobIo {
-    /// A command whose input and output are connected in this way.
+    /// A command with its input and output connected in this way.
     pub(crate) fn command(self, argv: &[String]) -> Result<Command> {
         let (program, args) = argv.split_first().context("no program was given")?;
         let plain = || {

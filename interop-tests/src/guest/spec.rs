@@ -34,7 +34,7 @@ pub enum Job {
     },
     /// Run scenarios, one after the other.
     Run {
-        /// Their names.
+        /// Whole names of the scenarios, in order.
         scenarios: Vec<String>,
         /// The folder for the scenarios' folders; must be writable.
         out: PathBuf,
@@ -52,12 +52,12 @@ pub enum Event {
     Ready,
     /// A scenario begins.
     Begun {
-        /// Its name.
+        /// The scenario's whole name.
         scenario: String,
     },
     /// A scenario has ended.
     Ended {
-        /// How.
+        /// Its result and duration.
         outcome: Outcome,
     },
     /// The job has ended; no event follows.
@@ -68,7 +68,7 @@ pub enum Event {
     },
     /// The job could not be started.
     Broken {
-        /// What failed.
+        /// The error, with its causes.
         why: String,
     },
 }

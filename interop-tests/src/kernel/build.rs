@@ -77,8 +77,8 @@ fn make(source: &Path, out: &Path, log: &Path, args: &[&str], progress: &mut Pro
     Ok(())
 }
 
-/// Kconfig silently drops options that it does not know or whose dependencies are missing. This
-/// check finds that before a scenario fails without ESP.
+/// Kconfig silently drops options that it does not know, and options with missing dependencies.
+/// This check finds that before a scenario fails without ESP.
 fn require_options(config: &str, options: &str) -> Result<()> {
     let have: std::collections::HashSet<_> = config.lines().collect();
     let lost: Vec<_> = options.lines().filter(|line| line.starts_with("CONFIG_") && !have.contains(line)).collect();

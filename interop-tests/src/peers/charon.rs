@@ -56,25 +56,25 @@ impl Auth {
 /// One connection of `swanctl.conf`, with one child called `net`.
 #[derive(Clone)]
 pub struct Connection {
-    /// Its name.
+    /// The connection's section name in `swanctl.conf`.
     pub name: String,
-    /// Our address; `%any` for any.
+    /// Address of the node that runs charon; `%any` for any.
     pub local: String,
     /// The peer's address; `%any` for any.
     pub remote: String,
-    /// Our identity.
+    /// Identity of the node that runs charon.
     pub local_id: String,
     /// The peer's identity.
     pub remote_id: String,
     /// How both authenticate.
     pub auth: Auth,
-    /// Our networks, separated by commas.
+    /// Networks behind charon, separated by commas.
     pub local_ts: String,
-    /// The peer's networks.
+    /// Networks behind the peer, separated by commas.
     pub remote_ts: String,
     /// IKE proposals, in swanctl's form.
     pub ike: String,
-    /// ESP proposals.
+    /// ESP proposals, in swanctl's form.
     pub esp: String,
     /// More lines for the connection, such as `fragmentation = force`.
     pub more: String,
@@ -199,7 +199,7 @@ pub struct IkeSa {
     pub spis: (String, String),
     /// Encryption of IKE, and the key exchange.
     pub algorithms: String,
-    /// Its CHILD_SAs.
+    /// The CHILD_SAs that it negotiated.
     pub children: Vec<ChildSa>,
 }
 
@@ -216,13 +216,13 @@ pub struct ChildSa {
     pub spi_out: u32,
     /// Whether ESP travels in UDP.
     pub encap: bool,
-    /// Packets received.
+    /// Packets through the inbound SA.
     pub packets_in: u64,
-    /// Packets sent.
+    /// Packets through the outbound SA.
     pub packets_out: u64,
-    /// Our networks.
+    /// Negotiated traffic selectors of charon's side.
     pub local_ts: Vec<String>,
-    /// The peer's networks.
+    /// Negotiated traffic selectors of the peer's side.
     pub remote_ts: Vec<String>,
     /// Encryption and key size.
     pub algorithm: String,
@@ -256,7 +256,7 @@ impl<'a> Charon<'a> {
     /// Replaces the connection; SAs that are up stay.
     ///
     /// # Errors
-    /// When charon refuses it.
+    /// If charon refuses it.
     pub fn load(&mut self, connection: &Connection) -> Result<()> {
         let node = self.node;
         if let Auth::Certificate(credentials, authority) = &connection.auth {
@@ -360,7 +360,7 @@ impl<'a> Charon<'a> {
         })
     }
 
-    /// The daemon.
+    /// charon's process.
     pub fn process(&mut self) -> &mut Process {
         &mut self.process
     }

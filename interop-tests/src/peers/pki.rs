@@ -6,7 +6,7 @@ use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, 
 /// Kind of key of an end entity.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum KeyKind {
-    /// Ed25519.
+    /// Ed25519 (RFC 8410), as PKCS#8 version 1.
     Ed25519,
     /// ECDSA on P-256 with SHA-256.
     P256,
@@ -33,16 +33,16 @@ impl KeyKind {
 /// A certificate authority.
 pub struct Authority {
     issuer: Issuer<'static, KeyPair>,
-    /// Its certificate.
+    /// Its self-signed certificate, PEM.
     pub certificate_pem: String,
 }
 
 /// An end entity's certificate and key.
 #[derive(Clone)]
 pub struct Credentials {
-    /// The certificate.
+    /// The certificate, PEM.
     pub certificate_pem: String,
-    /// The private key, PKCS#8.
+    /// The private key, PKCS#8 in PEM.
     pub key_pem: String,
 }
 

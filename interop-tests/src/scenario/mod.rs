@@ -30,7 +30,7 @@ pub struct Scenario {
 /// What a run builds for a scenario, besides the programs under test.
 #[derive(Debug, Clone, Copy)]
 pub enum Needs {
-    /// Nothing else.
+    /// Only the programs under test.
     Nothing,
     /// A test binary of a crate.
     CrateTest(CrateTest),
@@ -41,7 +41,7 @@ pub enum Needs {
 /// A test binary of a crate.
 #[derive(Debug, Clone, Copy)]
 pub struct CrateTest {
-    /// The package.
+    /// The package's name, as in its `Cargo.toml`.
     pub package: &'static str,
     /// The test's name in the package.
     pub target: &'static str,
@@ -59,9 +59,9 @@ impl CrateTest {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum TestResult {
-    /// It held.
+    /// All that it checks is true.
     Pass,
-    /// It did not hold, or did not end in time.
+    /// A check failed, or it did not end in time.
     Fail,
     /// It cannot run on this machine.
     Skip,

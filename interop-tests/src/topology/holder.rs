@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 /// How a holder sets up its namespaces.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct Setup {
-    /// Host name.
+    /// The node's name, which becomes its host name.
     pub(super) name: String,
     /// Folders that are replaced by empty ones.
     pub(super) private: Vec<String>,

@@ -33,7 +33,7 @@ pub struct PingReport {
 pub struct Gap {
     /// Sequence number of the first one, from 1.
     pub first: u64,
-    /// How many.
+    /// Number of requests in the gap.
     pub count: u64,
     /// Seconds from the start of the ping to the first one, computed from the interval.
     pub at: f64,
@@ -77,7 +77,7 @@ impl Ping {
     /// Starts a ping from `namespaces` with an interval of `pace`.
     ///
     /// # Errors
-    /// When ping cannot be run.
+    /// If ping cannot be run.
     pub fn start(namespaces: &Namespaces, to: &str, pace: Duration) -> Result<Self> {
         let name = format!("ping-{}", to.replace([':', '/'], "_"));
         let interval = format!("{:.3}", pace.as_secs_f64());

@@ -9,9 +9,9 @@ use ipnetwork::IpNetwork;
 /// An SA of the kernel.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct State {
-    /// Outer source.
+    /// Source address of the ESP packets.
     pub src: IpAddr,
-    /// Outer destination.
+    /// Destination address of the ESP packets.
     pub dst: IpAddr,
     /// SPI, as on the wire.
     pub spi: u32,
@@ -42,7 +42,7 @@ pub struct Policy {
     pub action: String,
     /// A smaller number has precedence.
     pub priority: u32,
-    /// The kernel's index of it.
+    /// The index by which the kernel identifies it.
     pub index: u32,
     /// Reqids of its templates.
     pub reqids: Vec<u32>,
