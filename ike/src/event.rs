@@ -25,7 +25,7 @@ pub struct ChildId(pub u32);
 /// A pair of ESP SAs, as negotiated.
 #[derive(Debug, Clone)]
 pub struct ChildSa {
-    /// Its identifier.
+    /// Identifies it in events and in the snapshot: equal to `inbound_spi`.
     pub id: ChildId,
     /// The IKE SA that it belongs to now.
     pub ike: IkeId,
@@ -109,7 +109,7 @@ pub enum Event {
     ChildUp {
         /// The peer.
         peer: PeerName,
-        /// The SAs.
+        /// SPIs, keys and selectors to install.
         child: Arc<ChildSa>,
         /// The CHILD_SA whose outbound SA this one replaces.
         replaces: Option<ChildId>,
@@ -237,10 +237,10 @@ impl PeerError {
     }
 }
 
-/// Kinds of [`PeerError`].
+/// The kinds of [`PeerError`], for metrics and for what the owner does about them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, thiserror::Error)]
 pub enum PeerErrorKind {
-    /// No answer.
+    /// All transmissions of a request were used up.
     #[error("no answer")]
     Timeout,
     /// NO_PROPOSAL_CHOSEN, from either end.

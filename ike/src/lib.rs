@@ -80,15 +80,16 @@
 //! - [`auth`]: how both ends prove who they are.
 //!
 //! Private modules: `sa` has the states and exchanges of one IKE SA. `tunnel` has the CHILD_SAs of
-//! one peer and the order of their events. `negotiate` chooses what both ends agree upon. `timer`
-//! and `output` hold deadlines and what goes out. `tests/simulation` tries whole networks of
-//! endpoints, `tests/hostile` hostile ones.
+//! one peer and the order of their events. `negotiate` chooses what both ends agree upon.
+//! `deadlines` and `output` hold deadlines and what goes out. `tests/simulation` tries whole
+//! networks of endpoints, `tests/hostile` hostile ones.
 #![forbid(unsafe_code)]
 #![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing))]
 
 pub mod auth;
 pub mod config;
 pub mod crypto;
+mod deadlines;
 pub mod endpoint;
 mod environment;
 pub mod event;
@@ -97,7 +98,6 @@ mod output;
 mod sa;
 pub mod secret;
 pub mod time;
-mod timer;
 mod tunnel;
 pub mod wire;
 

@@ -39,7 +39,7 @@ pub(crate) struct Context<'a> {
 }
 
 impl Context<'_> {
-    /// Random octets.
+    /// `N` octets from [`Environment::fill_random`].
     pub(crate) fn random<const N: usize>(&mut self) -> [u8; N] {
         let mut bytes = [0; N];
         self.env.fill_random(&mut bytes);

@@ -16,10 +16,10 @@ use crate::time::Instant;
 /// Our SPI of an IKE SA. It identifies the IKE SA within this endpoint.
 pub(crate) type Spi = u64;
 
-/// A CHILD_SA.
+/// A CHILD_SA, and what is planned for it.
 #[derive(Debug)]
 pub(crate) struct Child {
-    /// What was negotiated.
+    /// SPIs, keys, addresses and selectors.
     pub(crate) sa: Arc<ChildSa>,
     /// Our SPI of the IKE SA that it belongs to.
     pub(crate) owner: Spi,
@@ -89,7 +89,7 @@ impl Tunnel {
         self.children.get(&id).filter(|child| child.lingering.is_none())
     }
 
-    /// As [`Self::live`].
+    /// [`Self::live`], to be changed.
     pub(crate) fn live_mut(&mut self, id: ChildId) -> Option<&mut Child> {
         self.children.get_mut(&id).filter(|child| child.lingering.is_none())
     }

@@ -8,17 +8,17 @@ use zeroize::Zeroize;
 use crate::policy::InstalledPolicy;
 use crate::sa::Sa;
 
-/// A request. It may hold a key, which it wipes when dropped.
+/// A request to XFRM. It may hold a key, which it wipes when dropped.
 #[derive(Clone)]
-pub(crate) struct Request(XfrmMessage);
+pub(crate) struct XfrmRequest(XfrmMessage);
 
-impl From<XfrmMessage> for Request {
+impl From<XfrmMessage> for XfrmRequest {
     fn from(message: XfrmMessage) -> Self {
         Self(message)
     }
 }
 
-impl Drop for Request {
+impl Drop for XfrmRequest {
     fn drop(&mut self) {
         wipe(&mut self.0);
     }
@@ -34,7 +34,7 @@ pub(crate) fn wipe(message: &mut XfrmMessage) {
     }
 }
 
-impl NetlinkSerializable for Request {
+impl NetlinkSerializable for XfrmRequest {
     fn message_type(&self) -> u16 {
         self.0.message_type()
     }
@@ -48,24 +48,23 @@ impl NetlinkSerializable for Request {
     }
 }
 
-/// A response.
-pub(crate) enum Response {
+/// A message with which XFRM answers a request.
+pub(crate) enum XfrmResponse {
     Sa(Box<Sa>),
     Policy(Box<InstalledPolicy>),
     /// Not used: a policy of a single socket, or a type that we did not ask for.
     Other,
 }
 
-impl NetlinkDeserializable for Response {
+impl NetlinkDeserializable for XfrmResponse {
     type Error = DecodeError;
 
     fn deserialize(header: &NetlinkHeader, body: &[u8]) -> Result<Self, DecodeError> {
         match header.message_type {
-            nl::XFRM_MSG_NEWSA | nl::XFRM_MSG_UPDSA => Ok(Response::Sa(Box::new(Sa::decode(body)?))),
-            nl::XFRM_MSG_NEWPOLICY | nl::XFRM_MSG_UPDPOLICY => {
-                Ok(InstalledPolicy::decode(body)?.map_or(Response::Other, |policy| Response::Policy(Box::new(policy))))
-            }
-            _ => Ok(Response::Other),
+            nl::XFRM_MSG_NEWSA | nl::XFRM_MSG_UPDSA => Ok(XfrmResponse::Sa(Box::new(Sa::decode(body)?))),
+            nl::XFRM_MSG_NEWPOLICY | nl::XFRM_MSG_UPDPOLICY => Ok(InstalledPolicy::decode(body)?
+                .map_or(XfrmResponse::Other, |policy| XfrmResponse::Policy(Box::new(policy)))),
+            _ => Ok(XfrmResponse::Other),
         }
     }
 }

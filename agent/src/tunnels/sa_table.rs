@@ -10,7 +10,9 @@ use edge_ike::config::Aead as IkeAead;
 use edge_ike::{ChildId, ChildSa, Instant, PeerName};
 use edge_xfrm::IN_FLIGHT;
 use edge_xfrm::reconcile::ExpectedSa;
-use edge_xfrm::{Aead, Algorithm, Encap, Error, Limits, Replay, Reqid, Result, Sa, SaDirection, SaId, SaParams, Xfrm};
+use edge_xfrm::{
+    AeadKey, Algorithm, Encap, Error, Limits, Replay, Reqid, Result, Sa, SaDirection, SaId, SaParams, Xfrm,
+};
 
 use crate::desired::TunnelEnds;
 
@@ -409,13 +411,13 @@ fn ignore_missing(outcome: Result<()>) -> Result<()> {
     }
 }
 
-fn aead(sa: &ChildSa, key: &edge_ike::Secret) -> Result<Aead> {
+fn aead(sa: &ChildSa, key: &edge_ike::Secret) -> Result<AeadKey> {
     let algorithm = match sa.aead {
         IkeAead::Aes128Gcm16 => Algorithm::Aes128Gcm16,
         IkeAead::Aes256Gcm16 => Algorithm::Aes256Gcm16,
         IkeAead::ChaCha20Poly1305 => Algorithm::ChaCha20Poly1305,
     };
-    Ok(Aead::new(algorithm, key.expose())?)
+    Ok(AeadKey::new(algorithm, key.expose())?)
 }
 
 fn replay(sa: &ChildSa) -> Replay {

@@ -36,11 +36,11 @@ struct Credentials {
 /// What a peer sent in IKE_AUTH to authenticate.
 #[derive(Debug, Clone, Copy)]
 pub struct Presented<'a> {
-    /// IDi or IDr.
+    /// IDi of an initiator, IDr of a responder.
     pub id: &'a Id,
     /// CERTs in the order in which they came.
     pub certificates: &'a [Certificate],
-    /// AUTH.
+    /// The AUTH payload (RFC 7296 3.8).
     pub authentication: &'a Authentication,
 }
 

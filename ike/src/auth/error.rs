@@ -27,7 +27,7 @@ pub enum AuthError {
     /// The peer used another authentication method than the configured one.
     #[error("expected {expected}, the peer used \"{found}\"; configure the same authentication on both sides")]
     Method {
-        /// The configured method.
+        /// What the configured authentication needs: a signature, or a shared key.
         expected: &'static str,
         /// The method in the peer's AUTH payload.
         found: AuthMethod,
@@ -77,7 +77,7 @@ pub enum AuthError {
         "the peer's certificate (issuer {issuer}) leads to none of our trust anchors; add its CA here, or configure the peer to send the intermediates"
     )]
     UnknownIssuer {
-        /// The leaf's issuer.
+        /// Issuer of the end entity certificate, quoted.
         issuer: String,
     },
     /// The peer's chain is refused for another reason, which this holds.
@@ -88,7 +88,7 @@ pub enum AuthError {
         "the peer's certificate (subject {subject}) has none of the extended key usages that its role needs; check that it was issued for the right role"
     )]
     LacksKeyUsage {
-        /// The leaf's subject.
+        /// Subject of the end entity certificate, quoted.
         subject: String,
     },
     /// The peer's certificate is not for the identity in its ID payload.
@@ -102,7 +102,7 @@ pub enum AuthError {
     /// The peer's certificate lacks the required URI.
     #[error("expected the URI {expected} in the peer's certificate, which is for {certified}")]
     LacksUri {
-        /// The required URI.
+        /// The configured `remote_uri`.
         expected: String,
         /// The names in the certificate.
         certified: String,
@@ -128,7 +128,7 @@ pub enum AuthError {
         /// The hash algorithms in the peer's SIGNATURE_HASH_ALGORITHMS.
         accepted: String,
     },
-    /// Signing failed.
+    /// The cryptographic library made no signature with our key.
     #[error("signing failed")]
     Signing,
 }

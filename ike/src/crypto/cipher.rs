@@ -20,10 +20,10 @@ const MIN_FRAGMENT_PART: usize = 64;
 /// Which end of an IKE SA we are: its original initiator (of the SA, not of the exchange) or its
 /// responder.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Role {
-    /// Original initiator.
+pub enum IkeRole {
+    /// It sent the IKE_SA_INIT or CREATE_CHILD_SA request that made the IKE SA.
     Initiator,
-    /// Original responder.
+    /// It answered that request.
     Responder,
 }
 
@@ -60,7 +60,7 @@ pub enum OpenError {
 /// What was in an authentic datagram.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Opened {
-    /// A whole message.
+    /// The payloads of a message that came in one datagram.
     Message(Payloads),
     /// A fragment of a message, for [`Reassembly`](crate::wire::Reassembly).
     Fragment(Fragment),
@@ -83,10 +83,10 @@ struct DirectionKey {
 
 impl IkeCipher {
     /// The cipher of an IKE SA with these keys, at this end.
-    pub fn new(keys: &IkeKeys, role: Role) -> Self {
+    pub fn new(keys: &IkeKeys, role: IkeRole) -> Self {
         let (seal, open) = match role {
-            Role::Initiator => (&keys.ei, &keys.er),
-            Role::Responder => (&keys.er, &keys.ei),
+            IkeRole::Initiator => (&keys.ei, &keys.er),
+            IkeRole::Responder => (&keys.er, &keys.ei),
         };
         let aead = keys.suite.aead;
         Self { seal: DirectionKey::new(aead, seal), open: DirectionKey::new(aead, open), sealed: 0 }

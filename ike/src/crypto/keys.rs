@@ -7,11 +7,11 @@ use crate::secret::Secret;
 /// The algorithms chosen for an IKE SA.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct IkeSuite {
-    /// Encryption and integrity.
+    /// Protects the messages of the IKE SA.
     pub aead: Aead,
-    /// Pseudo-random function.
+    /// Derives keys and computes AUTH.
     pub prf: Prf,
-    /// Key exchange method.
+    /// Method of the exchange that made the keys.
     pub group: Group,
 }
 
@@ -24,9 +24,9 @@ impl std::fmt::Display for IkeSuite {
 /// Nonces of the exchange that makes the keys: of its initiator and its responder.
 #[derive(Debug, Clone, Copy)]
 pub struct Nonces<'a> {
-    /// Ni.
+    /// Ni, 16 to 256 octets.
     pub initiator: &'a [u8],
-    /// Nr.
+    /// Nr, 16 to 256 octets.
     pub responder: &'a [u8],
 }
 

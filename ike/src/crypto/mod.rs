@@ -15,7 +15,7 @@ mod keys;
 mod nat;
 mod prf;
 
-pub use cipher::{IkeCipher, OpenError, Opened, Role, SealError};
+pub use cipher::{IkeCipher, IkeRole, OpenError, Opened, SealError};
 pub use cookie::{COOKIE_LIFETIME, Cookies};
 pub use key_exchange::{InitiatorKeyExchange, KeyExchangeError, ResponderKeyExchange};
 pub use keys::{ChildKeys, IkeKeys, IkeSuite, Nonces};

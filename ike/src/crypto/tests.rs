@@ -226,7 +226,7 @@ fn a_rekeyed_ike_sa_derives_its_seed_by_the_old_prf_and_its_keys_by_the_new_one(
 #[test]
 fn debug_shows_no_key() {
     let keys = keys(Prf::HmacSha256, Aead::Aes256Gcm16);
-    let cipher = IkeCipher::new(&keys, Role::Initiator);
+    let cipher = IkeCipher::new(&keys, IkeRole::Initiator);
     let pair = InitiatorKeyExchange::start(Group::X25519, &mut Env(1)).unwrap();
     let jar = Cookies::new(&mut Env(1), Instant::default());
     let shown_by_debug = format!("{keys:?} {cipher:?} {pair:?} {jar:?}");
@@ -250,7 +250,7 @@ fn header() -> Header {
 
 fn pair(aead: Aead) -> (IkeCipher, IkeCipher) {
     let keys = keys(Prf::HmacSha256, aead);
-    (IkeCipher::new(&keys, Role::Initiator), IkeCipher::new(&keys, Role::Responder))
+    (IkeCipher::new(&keys, IkeRole::Initiator), IkeCipher::new(&keys, IkeRole::Responder))
 }
 
 fn initial_contact() -> Payloads {

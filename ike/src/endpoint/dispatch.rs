@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use super::initiation_guard::{Admission, HALF_OPEN_LIFETIME};
+use super::initiation_guard::{HALF_OPEN_LIFETIME, InitDecision};
 use super::peer::Peer;
 use super::state::{DeadlineOwner, Endpoint, SaState, context, peer_span};
 use crate::auth::same_identity;
@@ -203,14 +203,14 @@ impl Endpoint {
         }
         let mut cx = context!(self, now, env);
         match self.initiation_guard.check(&message, local, remote, &self.config, &mut cx) {
-            Admission::Discard => return,
-            Admission::Retransmission(spi) => {
+            InitDecision::Discard => return,
+            InitDecision::Retransmission(spi) => {
                 if let Some(SaState::HalfOpen(half_open, _)) = self.sas.get(&spi) {
                     half_open.repeat(datagram, &mut cx);
                 }
                 return;
             }
-            Admission::Accept => {}
+            InitDecision::Accept => {}
         }
         let proposals = self.initiation_guard.proposals();
         let request = self.initiation_guard.certificate_request();

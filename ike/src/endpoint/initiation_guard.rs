@@ -35,10 +35,10 @@ pub(super) struct InitiationGuard {
 
 /// What to do with an IKE_SA_INIT request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Admission {
+pub(super) enum InitDecision {
     /// It is a retransmission: this half-open IKE SA has the response.
     Retransmission(Spi),
-    /// Answer it.
+    /// It may make a half-open IKE SA.
     Accept,
     /// Do nothing more: a cookie was sent back, or there are too many half-open IKE SAs.
     Discard,
@@ -57,7 +57,7 @@ impl InitiationGuard {
             self.force_encapsulation.saturating_add(usize::from(profile.config.force_encapsulation));
     }
 
-    /// Removes a peer.
+    /// Takes back what [`Self::add_peer`] added.
     pub(super) fn remove_peer(&mut self, profile: &Profile) {
         for proposal in &profile.config.ike_proposals {
             discount(&mut self.proposals, proposal);
@@ -97,19 +97,19 @@ impl InitiationGuard {
         remote: SocketAddr,
         config: &EndpointConfig,
         cx: &mut Context<'_>,
-    ) -> Admission {
+    ) -> InitDecision {
         let spi = message.header.initiator_spi;
         if let Some(known) = self.half_open.get(&(remote, spi)) {
-            return Admission::Retransmission(*known);
+            return InitDecision::Retransmission(*known);
         }
         if self.half_open.len() >= config.half_open_limit {
-            return Admission::Discard;
+            return InitDecision::Discard;
         }
         if self.half_open.len() < config.cookie_threshold {
-            return Admission::Accept;
+            return InitDecision::Accept;
         }
         let Ok(nonce) = message.payloads.nonce() else {
-            return Admission::Discard;
+            return InitDecision::Discard;
         };
         let cookies = match &mut self.cookies {
             Some(cookies) => cookies,
@@ -117,12 +117,12 @@ impl InitiationGuard {
         };
         let cookie = message.payloads.notify(NotifyType::Cookie);
         if cookie.is_some_and(|cookie| cookies.accepts(cx.env, cx.now, &cookie.data, nonce, remote.ip(), spi)) {
-            return Admission::Accept;
+            return InitDecision::Accept;
         }
         let cookie = Notify::with_data(NotifyType::Cookie, cookies.cookie(cx.env, cx.now, nonce, remote.ip(), spi));
         let answer = Message::response(&message.header, 0, Payloads::from(vec![Payload::Notify(cookie)]));
         cx.out.message(local, remote, cx.config.nat_port, &answer.encode());
-        Admission::Discard
+        InitDecision::Discard
     }
 
     /// Adds a half-open IKE SA.

@@ -20,9 +20,9 @@ mod configure;
 mod connect;
 mod dispatch;
 mod duplicate_sas;
-mod established;
 mod initiation_guard;
 mod peer;
+mod sa_lifecycle;
 mod snapshot;
 mod state;
 

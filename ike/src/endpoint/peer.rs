@@ -14,7 +14,7 @@ use crate::sa::failure::IKE_SA_INIT;
 use crate::time::Instant;
 use crate::tunnel::{Spi, Tunnel};
 
-/// A configured peer.
+/// A configured peer with its SAs and its attempts.
 #[derive(Debug)]
 pub(super) struct Peer {
     pub(super) profile: Arc<Profile>,

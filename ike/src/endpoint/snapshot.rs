@@ -44,7 +44,7 @@ pub enum Phase {
 /// An established IKE SA.
 #[derive(Debug, Clone)]
 pub struct IkeStatus {
-    /// Its SPIs.
+    /// SPIs of both ends.
     pub ike: IkeId,
     /// Our address and port.
     pub local: SocketAddr,
@@ -62,7 +62,7 @@ pub struct IkeStatus {
     pub reauthenticate_at: Instant,
 }
 
-/// A CHILD_SA.
+/// A CHILD_SA and how it is used.
 #[derive(Debug, Clone)]
 pub struct ChildStatus {
     /// What was negotiated (the keys inside never show in `Debug`).

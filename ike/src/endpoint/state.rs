@@ -6,12 +6,12 @@ use std::time::Duration;
 use super::initiation_guard::InitiationGuard;
 use super::peer::Peer;
 use crate::config::{EndpointConfig, PeerName};
+use crate::deadlines::Deadlines;
 use crate::environment::Transmit;
 use crate::event::Event;
 use crate::output::Output;
 use crate::sa::{Channel, HalfOpen, IkeSa, InitiatorAuth, InitiatorInit, LastResponse};
 use crate::time::Instant;
-use crate::timer::Deadlines;
 use crate::tunnel::Spi;
 
 /// How long the last response of a deleted IKE SA is kept, in case it was lost.
@@ -94,7 +94,7 @@ impl Endpoint {
         self.deadlines.next()
     }
 
-    /// The endpoint's configuration.
+    /// Ports and limits that hold for all peers.
     pub fn config(&self) -> &EndpointConfig {
         &self.config
     }

@@ -7,18 +7,18 @@ use crate::wire::{Proposal, Protocol, Transform, TransformType};
 /// The algorithms chosen for a CHILD_SA.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct EspSuite {
-    /// Encryption and integrity.
+    /// Protects the packets, both directions.
     pub(crate) aead: Aead,
     /// Key exchange method, if the exchange has one.
     pub(crate) group: Option<Group>,
-    /// Extended sequence numbers.
+    /// Whether sequence numbers have 64 bits (RFC 4303 2.2.1).
     pub(crate) esn: bool,
 }
 
-/// A chosen proposal.
+/// One of our proposals, chosen from what the peer offered.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Chosen<S> {
-    /// The chosen algorithms.
+    /// One algorithm for each transform type.
     pub(crate) suite: S,
     /// The peer's SPI: empty in IKE_SA_INIT.
     pub(crate) spi: Vec<u8>,

@@ -12,9 +12,9 @@ const MAX_NETWORKS: usize = 256;
 /// Selectors both ends agreed upon.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Narrowed {
-    /// Of our side.
+    /// The networks that we may send from.
     pub(crate) local: Vec<TrafficSelector>,
-    /// Of the peer's side.
+    /// The networks that we may send to.
     pub(crate) remote: Vec<TrafficSelector>,
 }
 

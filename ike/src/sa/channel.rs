@@ -7,7 +7,7 @@ use ring::digest::{Digest, SHA256, digest};
 
 use super::path::Path;
 use crate::config::Timing;
-use crate::crypto::{IkeCipher, IkeKeys, OpenError, Opened, Role};
+use crate::crypto::{IkeCipher, IkeKeys, IkeRole, OpenError, Opened};
 use crate::event::IkeId;
 use crate::output::Context;
 use crate::time::Instant;
@@ -62,10 +62,10 @@ pub(crate) enum Incoming {
 /// The protected channel of an IKE SA.
 #[derive(Debug)]
 pub(crate) struct Channel {
-    /// SPIs.
+    /// SPIs of both ends, in the header of every message.
     pub(crate) ike: IkeId,
     /// Our end of the IKE SA.
-    pub(crate) role: Role,
+    pub(crate) role: IkeRole,
     /// Keys, for AUTH and for deriving more.
     pub(crate) keys: IkeKeys,
     /// Addresses and NATs.
@@ -126,7 +126,7 @@ impl Channel {
     pub(crate) fn new(
         keys: IkeKeys,
         ike: IkeId,
-        role: Role,
+        role: IkeRole,
         path: Path,
         fragments: bool,
         timing: Timing,
@@ -156,17 +156,17 @@ impl Channel {
     /// IKE_SA_INIT has used message ID 0 of the initiator.
     pub(crate) fn after_init(mut self) -> Self {
         match self.role {
-            Role::Initiator => self.next_request = 1,
-            Role::Responder => self.next_expected = 1,
+            IkeRole::Initiator => self.next_request = 1,
+            IkeRole::Responder => self.next_expected = 1,
         }
         self
     }
 
-    /// Our SPI.
+    /// Our SPI: the peer puts it into every message to us.
     pub(crate) fn local_spi(&self) -> u64 {
         match self.role {
-            Role::Initiator => self.ike.initiator,
-            Role::Responder => self.ike.responder,
+            IkeRole::Initiator => self.ike.initiator,
+            IkeRole::Responder => self.ike.responder,
         }
     }
 
@@ -252,7 +252,7 @@ impl Channel {
         cx: &mut Context<'_>,
     ) -> Incoming {
         let ike = IkeId { initiator: header.initiator_spi, responder: header.responder_spi };
-        let from_peer = header.from_initiator == (self.role == Role::Responder);
+        let from_peer = header.from_initiator == (self.role == IkeRole::Responder);
         if ike != self.ike || !from_peer {
             return Incoming::Nothing;
         }
@@ -326,7 +326,7 @@ impl Channel {
             initiator_spi: self.ike.initiator,
             responder_spi: self.ike.responder,
             exchange,
-            from_initiator: self.role == Role::Initiator,
+            from_initiator: self.role == IkeRole::Initiator,
             response,
             message_id,
         };

@@ -9,10 +9,10 @@ use super::exchange;
 use super::failure::{self, INFORMATIONAL};
 use super::ike_sa::{CloseReason, IkeSa, Lifecycle, SaStep};
 use super::task::{PendingRequest, Task};
+use crate::deadlines::Timer;
 use crate::event::{Event, IkeId, PeerError};
 use crate::output::Context;
 use crate::time::Instant;
-use crate::timer::Timer;
 use crate::tunnel::Tunnel;
 use crate::wire::{ExchangeType, Header, InvalidMessage, Payloads};
 

@@ -8,11 +8,11 @@ use std::time::Duration;
 use super::channel::{Channel, LastResponse};
 use super::profile::Profile;
 use super::task::{PendingRequest, Task};
-use crate::crypto::Role;
+use crate::crypto::IkeRole;
+use crate::deadlines::{Timer, Timers};
 use crate::event::{ChildId, Event, IkeDetails, IkeId, PeerError};
 use crate::output::Context;
 use crate::time::Instant;
-use crate::timer::{Timer, Timers};
 use crate::tunnel::Tunnel;
 
 /// How long the peer may take to delete what it should delete: the old CHILD_SA of its rekey, or
@@ -62,16 +62,16 @@ pub(crate) enum SaStep {
     Reauthenticate,
     /// The peer has rekeyed it. This is the new IKE SA; the old one waits to be deleted.
     Rekeyed(Box<IkeSa>),
-    /// It is gone.
+    /// Both ends have deleted it, or it failed: the endpoint releases it.
     Closed(CloseReason),
 }
 
 /// Why an IKE SA is gone.
 #[derive(Debug)]
 pub(crate) enum CloseReason {
-    /// The peer deleted it.
+    /// The peer sent DELETE.
     ByPeer,
-    /// We deleted it.
+    /// The peer has confirmed our DELETE.
     ByUs,
     /// The peer did not answer.
     Timeout,
@@ -118,7 +118,7 @@ impl IkeSa {
         let mut timers = Timers::default();
         timers.set(Timer::Reauthenticate, cx.now + renew);
         let mut sa = Self {
-            confirmed: channel.role == Role::Initiator,
+            confirmed: channel.role == IkeRole::Initiator,
             channel,
             profile,
             details,
@@ -134,19 +134,19 @@ impl IkeSa {
         sa
     }
 
-    /// Its SPIs.
+    /// SPIs of both ends.
     pub(crate) fn ike(&self) -> IkeId {
         self.channel.ike
     }
 
-    /// Our SPI.
+    /// Our SPI: the endpoint finds the IKE SA by it.
     pub(crate) fn spi(&self) -> u64 {
         self.channel.local_spi()
     }
 
     /// Whether we are its initiator.
     pub(crate) fn initiator(&self) -> bool {
-        self.channel.role == Role::Initiator
+        self.channel.role == IkeRole::Initiator
     }
 
     /// The peer's configuration that it uses.

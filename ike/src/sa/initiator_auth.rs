@@ -18,7 +18,7 @@ use crate::wire::{
     Certificate, ExchangeType, Header, Id, InvalidMessage, Notify, NotifyType, Payload, PayloadType, Payloads,
 };
 
-/// IKE_AUTH was sent.
+/// We are the initiator, and IKE_AUTH was sent.
 #[derive(Debug)]
 pub(crate) struct InitiatorAuth {
     profile: Arc<Profile>,
@@ -42,7 +42,7 @@ pub(crate) enum AuthStep {
     },
     /// The peer's authentication failed, or it refused ours.
     Failed {
-        /// Why it failed.
+        /// The exchange, what was expected, what came.
         error: PeerError,
         /// Set while the peer is sent our refusal.
         channel: Option<Box<Channel>>,
@@ -50,7 +50,7 @@ pub(crate) enum AuthStep {
 }
 
 impl InitiatorAuth {
-    /// Sends IKE_AUTH.
+    /// Sends the IKE_AUTH request, with our AUTH.
     pub(super) fn begin(
         profile: Arc<Profile>,
         begun: Instant,

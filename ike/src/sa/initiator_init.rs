@@ -10,7 +10,7 @@ use super::initiator_auth::InitiatorAuth;
 use super::path::Path;
 use super::profile::Profile;
 use crate::config::Group;
-use crate::crypto::{IkeKeys, InitiatorKeyExchange, Nonces, Role};
+use crate::crypto::{IkeKeys, IkeRole, InitiatorKeyExchange, Nonces};
 use crate::event::{IkeId, PeerError, PeerErrorKind};
 use crate::negotiate;
 use crate::output::Context;
@@ -52,14 +52,14 @@ struct DeferredResponse {
 pub(crate) enum InitStep {
     /// IKE_SA_INIT is not over.
     Stay(Box<InitiatorInit>),
-    /// IKE_AUTH was sent.
+    /// The response was usable, and IKE_AUTH was sent.
     Authenticate(Box<InitiatorAuth>),
-    /// This address failed.
+    /// Nothing usable came from this address.
     Failed(PeerError),
 }
 
 impl InitiatorInit {
-    /// Sends IKE_SA_INIT.
+    /// Sends the IKE_SA_INIT request to one address.
     pub(crate) fn begin(profile: Arc<Profile>, remote: SocketAddr, cx: &mut Context<'_>) -> Result<Self, PeerError> {
         let groups = profile.config.ike_proposals.iter().flat_map(|proposal| &proposal.groups);
         let group = groups.copied().next().ok_or_else(|| {
@@ -115,7 +115,7 @@ impl InitiatorInit {
         cx.out.message(self.path.local, self.path.remote, cx.config.nat_port, &self.request);
     }
 
-    /// Our SPI.
+    /// Our SPI: the endpoint finds the attempt by it.
     pub(crate) fn spi(&self) -> u64 {
         self.spi
     }
@@ -284,7 +284,7 @@ impl InitiatorInit {
         let keys = IkeKeys::initial(chosen.suite, Nonces { initiator: &ours, responder: nonce }, ike, &shared);
         let fragments = payloads.notify(NotifyType::Ikev2FragmentationSupported).is_some();
         let channel =
-            Channel::new(keys, ike, Role::Initiator, path, fragments, profile.config.timing, cx.now).after_init();
+            Channel::new(keys, ike, IkeRole::Initiator, path, fragments, profile.config.timing, cx.now).after_init();
         let transcript = InitTranscript {
             hashes: payloads.notify(NotifyType::SignatureHashAlgorithms).map(Notify::hashes),
             request,

@@ -12,7 +12,7 @@ use super::path::Path;
 use super::profile::Profile;
 use crate::auth::Presented;
 use crate::config::{Identity, IkeProposal, PeerName};
-use crate::crypto::{IkeKeys, IkeSuite, ResponderKeyExchange, Role};
+use crate::crypto::{IkeKeys, IkeRole, IkeSuite, ResponderKeyExchange};
 use crate::event::{ChildSa, IkeDetails, IkeId, PeerCertificate, PeerError, PeerErrorKind};
 use crate::negotiate::{self, ChildKeyExchange};
 use crate::output::Context;
@@ -140,7 +140,7 @@ impl HalfOpen {
         }))
     }
 
-    /// Our SPI.
+    /// Our SPI: the endpoint finds the half-open IKE SA by it.
     pub(crate) fn spi(&self) -> u64 {
         self.ike.responder
     }
@@ -152,7 +152,7 @@ impl HalfOpen {
         }
     }
 
-    /// The peer's SPI.
+    /// The initiator's SPI: with its address it marks a retransmission.
     pub(crate) fn initiator_spi(&self) -> u64 {
         self.ike.initiator
     }
@@ -174,7 +174,7 @@ impl HalfOpen {
         let path = Path { local, remote, ..self.path };
         let keys = IkeKeys::initial(self.suite, self.transcript.nonces(), self.ike, &shared);
         let timing = crate::config::Timing::default();
-        let channel = Channel::new(keys, self.ike, Role::Responder, path, self.fragments, timing, cx.now);
+        let channel = Channel::new(keys, self.ike, IkeRole::Responder, path, self.fragments, timing, cx.now);
         self.key_state = KeyState::Derived(Box::new(channel.after_init()));
     }
 

@@ -15,9 +15,9 @@ pub(crate) enum Task {
     Liveness,
     /// Make a CHILD_SA where there is none.
     CreateChild,
-    /// Rekey a CHILD_SA.
+    /// Replace a CHILD_SA by CREATE_CHILD_SA with REKEY_SA (RFC 7296 1.3.3).
     RekeyChild(ChildId),
-    /// Delete a CHILD_SA.
+    /// Send DELETE with our SPI of a CHILD_SA (RFC 7296 1.4.1).
     DeleteChild(ChildId),
     /// Delete a CHILD_SA that only the peer has.
     DeleteUnused(ReservedSpi),
@@ -61,7 +61,7 @@ impl Task {
 }
 
 impl PendingRequest {
-    /// Its exchange type.
+    /// The exchange type in the header of its request and response.
     pub(super) fn exchange(&self) -> ExchangeType {
         match self {
             Self::CreateChild(_) => ExchangeType::CreateChildSa,

@@ -12,7 +12,6 @@
 mod auth;
 mod delete;
 mod encrypted;
-mod fragment;
 mod header;
 mod id;
 mod key_exchange;
@@ -21,12 +20,12 @@ mod notify;
 mod numbers;
 mod payload;
 mod reader;
+mod reassembly;
 mod sa;
 mod selector;
 
 pub use auth::{Authentication, Certificate, CertificateRequest};
 pub use delete::Delete;
-pub use fragment::{Fragment, MAX_FRAGMENTS, MAX_REASSEMBLED, Reassembly};
 pub use header::{HEADER_LEN, Header};
 pub use id::Id;
 pub use key_exchange::{KeyExchange, NONCE_MAX, NONCE_MIN};
@@ -38,6 +37,7 @@ pub use numbers::{
 };
 pub use payload::Payload;
 pub use reader::InvalidMessage;
+pub use reassembly::{Fragment, MAX_FRAGMENTS, MAX_REASSEMBLED, Reassembly};
 pub use sa::{Attribute, MAX_PROPOSALS, MAX_TRANSFORMS, Proposal, Transform};
 pub use selector::{MAX_SELECTORS, TrafficSelector};
 

@@ -9,7 +9,7 @@ use std::time::Duration;
 use edge_ike::auth::{Authenticator, SignedOctets};
 use edge_ike::config::{Aead, Auth, ChildConfig, EspProposal, Group, IkeProposal, PeerConfig, Prf, Timing};
 use edge_ike::crypto::{
-    IkeCipher, IkeKeys, IkeSuite, InitiatorKeyExchange, Nonces, Opened, ResponderKeyExchange, Role,
+    IkeCipher, IkeKeys, IkeRole, IkeSuite, InitiatorKeyExchange, Nonces, Opened, ResponderKeyExchange,
 };
 use edge_ike::event::PeerError;
 use edge_ike::wire::{
@@ -219,7 +219,7 @@ pub(crate) fn honest(us: usize) -> PeerConfig {
 /// The hostile end of an IKE SA.
 pub(crate) struct Hostile {
     ike: IkeId,
-    role: Role,
+    role: IkeRole,
     cipher: IkeCipher,
     next_request: u32,
     last: Vec<Vec<u8>>,
@@ -273,9 +273,15 @@ impl Hostile {
         let keys = IkeKeys::initial(SUITE, Nonces { initiator: &NONCE, responder: nonce }, ike, &shared);
         let octets = SignedOctets::initiator(&keys, &request, nonce, &hostile_id());
         let authenticator = Authenticator::new(&Auth::Psk(Secret::new(psk.to_vec()))).unwrap();
-        let cipher = IkeCipher::new(&keys, Role::Initiator);
-        let mut hostile =
-            Self { ike, role: Role::Initiator, cipher, next_request: 1, last: Vec::new(), spi: Cell::new(0x00c0_0000) };
+        let cipher = IkeCipher::new(&keys, IkeRole::Initiator);
+        let mut hostile = Self {
+            ike,
+            role: IkeRole::Initiator,
+            cipher,
+            next_request: 1,
+            last: Vec::new(),
+            spi: Cell::new(0x00c0_0000),
+        };
         let mut payloads = Payloads::from(vec![
             Payload::IdInitiator(hostile_id()),
             Payload::Authentication(authenticator.prove(&octets, None).unwrap()),
@@ -345,7 +351,7 @@ impl Hostile {
             initiator_spi: self.ike.initiator,
             responder_spi: self.ike.responder,
             exchange,
-            from_initiator: self.role == Role::Initiator,
+            from_initiator: self.role == IkeRole::Initiator,
             response,
             message_id,
         }
@@ -400,8 +406,8 @@ pub(crate) fn answer_anything(
         let keyed = request.payloads.key_exchange().ok().cloned();
         let hostile = |keys: &IkeKeys| Hostile {
             ike: ike_id,
-            role: Role::Responder,
-            cipher: IkeCipher::new(keys, Role::Responder),
+            role: IkeRole::Responder,
+            cipher: IkeCipher::new(keys, IkeRole::Responder),
             next_request: 0,
             last: Vec::new(),
             spi: Cell::new(0x00c0_0000),

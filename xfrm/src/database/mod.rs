@@ -9,7 +9,7 @@ use netlink_packet_xfrm::XfrmMessage;
 use netlink_sys::protocols::NETLINK_XFRM;
 
 use crate::error::{Error, Result};
-use crate::message::{Request, Response};
+use crate::message::{XfrmRequest, XfrmResponse};
 use crate::netlink::{self, Netlink};
 use crate::policy::{InstalledPolicy, Policy};
 use crate::reconcile::{self, Plan};
@@ -77,8 +77,8 @@ impl Xfrm {
             nlas: attributes,
         };
         let request = "reserve an SPI (XFRM_MSG_ALLOCSPI)";
-        match self.netlink.get(request, Request::from(XfrmMessage::AllocSpi(message)))? {
-            Response::Sa(sa) => Ok(sa.id.spi),
+        match self.netlink.get(request, XfrmRequest::from(XfrmMessage::AllocSpi(message)))? {
+            XfrmResponse::Sa(sa) => Ok(sa.id.spi),
             _ => Err(netlink::Error::Malformed { request, reason: "it is not an SA".into() }.into()),
         }
     }
@@ -86,7 +86,7 @@ impl Xfrm {
     /// Installs an SA. If one of the same destination and SPI exists, it stays:
     /// [`Error::SaExists`].
     pub fn add_sa(&mut self, sa: &SaParams) -> Result<()> {
-        let request = Request::from(XfrmMessage::AddSa(sa.to_kernel(self.features)?));
+        let request = XfrmRequest::from(XfrmMessage::AddSa(sa.to_kernel(self.features)?));
         self.netlink
             .execute("install an SA (XFRM_MSG_NEWSA)", request, 0)
             .map_err(|error| sa_error(error, sa.id(), Some(sa)))
@@ -96,7 +96,7 @@ impl Xfrm {
     /// kernel ignores a changed key, and an address identifies an SA: install a new one instead.)
     pub fn update_sa(&mut self, sa: &SaParams) -> Result<()> {
         self.require_ours(sa.id())?;
-        let request = Request::from(XfrmMessage::UpdateSa(sa.to_kernel(self.features)?));
+        let request = XfrmRequest::from(XfrmMessage::UpdateSa(sa.to_kernel(self.features)?));
         self.netlink
             .execute("update an SA (XFRM_MSG_UPDSA)", request, 0)
             .map_err(|error| sa_error(error, sa.id(), Some(sa)))
@@ -122,8 +122,8 @@ impl Xfrm {
     /// Reads one SA with its counters. `None`: there is none.
     pub fn sa(&mut self, id: SaId) -> Result<Option<Sa>> {
         let message = XfrmMessage::GetSa(nl::state::DelGetMessage { user_sa_id: id.to_kernel(), nlas: Vec::new() });
-        match self.netlink.get("read an SA (XFRM_MSG_GETSA)", Request::from(message)) {
-            Ok(Response::Sa(sa)) => Ok(Some(*sa)),
+        match self.netlink.get("read an SA (XFRM_MSG_GETSA)", XfrmRequest::from(message)) {
+            Ok(XfrmResponse::Sa(sa)) => Ok(Some(*sa)),
             Ok(_) => Ok(None),
             Err(error) if error.errno() == Some(libc::ESRCH) => Ok(None),
             Err(error) => Err(error.into()),
@@ -134,11 +134,11 @@ impl Xfrm {
     /// ([`Sa::is_larval`]).
     pub fn sas(&mut self) -> Result<Vec<Sa>> {
         let message = XfrmMessage::GetDumpSa(nl::state::GetDumpMessage { nlas: Vec::new() });
-        let answers = self.netlink.dump("read all SAs (XFRM_MSG_GETSA)", Request::from(message))?;
+        let answers = self.netlink.dump("read all SAs (XFRM_MSG_GETSA)", XfrmRequest::from(message))?;
         Ok(answers
             .into_iter()
             .filter_map(|answer| match answer {
-                Response::Sa(sa) => Some(*sa),
+                XfrmResponse::Sa(sa) => Some(*sa),
                 _ => None,
             })
             .collect())
@@ -240,7 +240,7 @@ impl Xfrm {
     }
 }
 
-fn delete_request(id: SaId) -> Request {
+fn delete_request(id: SaId) -> XfrmRequest {
     XfrmMessage::DeleteSa(nl::state::DelGetMessage { user_sa_id: id.to_kernel(), nlas: Vec::new() }).into()
 }
 
@@ -264,7 +264,7 @@ fn supports_attribute(netlink: &mut Netlink, kind: u16) -> Result<bool> {
     let id = SaId { destination: IpAddr::from([127, 0, 0, 1]), spi: 1 };
     let attribute = nl::XfrmAttrs::Other(DefaultNla::new(kind, vec![u8::MAX]));
     let message = XfrmMessage::GetSa(nl::state::DelGetMessage { user_sa_id: id.to_kernel(), nlas: vec![attribute] });
-    match netlink.get::<_, Response>("find out what XFRM can do (XFRM_MSG_GETSA)", Request::from(message)) {
+    match netlink.get::<_, XfrmResponse>("find out what XFRM can do (XFRM_MSG_GETSA)", XfrmRequest::from(message)) {
         Err(error) if matches!(error.errno(), Some(libc::ERANGE | libc::EINVAL)) => Ok(true),
         Err(error) if error.errno() == Some(libc::ESRCH) => Ok(false),
         Err(error) => Err(error.into()),

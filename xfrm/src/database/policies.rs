@@ -6,7 +6,7 @@ use netlink_packet_xfrm as nl;
 use netlink_packet_xfrm::XfrmMessage;
 
 use crate::error::{Error, Result};
-use crate::message::{Request, Response};
+use crate::message::{XfrmRequest, XfrmResponse};
 use crate::netlink::{self, Netlink, Rejection};
 use crate::policy::{Action, Direction, InstalledPolicy, Policy};
 use crate::reconcile::Plan;
@@ -22,11 +22,11 @@ const READ: &str = "read a policy (XFRM_MSG_GETPOLICY)";
 
 pub(crate) fn dump(netlink: &mut Netlink) -> Result<Vec<InstalledPolicy>> {
     let message = XfrmMessage::GetPolicy(nl::policy::DelGetMessage::default());
-    let answers = netlink.dump("read all policies (XFRM_MSG_GETPOLICY)", Request::from(message))?;
+    let answers = netlink.dump("read all policies (XFRM_MSG_GETPOLICY)", XfrmRequest::from(message))?;
     Ok(answers
         .into_iter()
         .filter_map(|answer| match answer {
-            Response::Policy(policy) => Some(*policy),
+            XfrmResponse::Policy(policy) => Some(*policy),
             _ => None,
         })
         .collect())
@@ -38,19 +38,19 @@ pub(crate) fn holders(netlink: &mut Netlink, policies: &[Policy]) -> Result<Vec<
     let requests = policies.iter().map(|policy| {
         let id =
             nl::UserPolicyId { selector: policy.selector.to_kernel(), index: 0, direction: policy.direction as u8 };
-        Request::from(XfrmMessage::GetPolicy(nl::policy::DelGetMessage { user_policy_id: id, nlas: Vec::new() }))
+        XfrmRequest::from(XfrmMessage::GetPolicy(nl::policy::DelGetMessage { user_policy_id: id, nlas: Vec::new() }))
     });
     netlink.get_all(READ, requests.collect())?.into_iter().map(found).collect()
 }
 
 fn by_index(netlink: &mut Netlink, policy: &InstalledPolicy) -> Result<Option<InstalledPolicy>> {
     let message = XfrmMessage::GetPolicy(index_message(policy));
-    netlink.get_all(READ, vec![Request::from(message)])?.pop().map_or(Ok(None), found)
+    netlink.get_all(READ, vec![XfrmRequest::from(message)])?.pop().map_or(Ok(None), found)
 }
 
-fn found(answer: Result<Response, Rejection>) -> Result<Option<InstalledPolicy>> {
+fn found(answer: Result<XfrmResponse, Rejection>) -> Result<Option<InstalledPolicy>> {
     match answer {
-        Ok(Response::Policy(policy)) => Ok(Some(*policy)),
+        Ok(XfrmResponse::Policy(policy)) => Ok(Some(*policy)),
         Ok(_) | Err(Rejection { errno: libc::ENOENT, .. }) => Ok(None),
         Err(rejection) => Err(netlink::Error::Rejected { request: READ, rejection }.into()),
     }
@@ -87,7 +87,7 @@ pub(crate) fn install(netlink: &mut Netlink, policy: &Policy) -> Result<bool> {
 /// it as ours. It was deleted again.
 fn add(netlink: &mut Netlink, policy: &Policy, attempt: u32) -> Result<bool> {
     let index = index_for(policy, attempt);
-    netlink.execute(ADD, Request::from(XfrmMessage::AddPolicy(policy.to_kernel(index))), 0)?;
+    netlink.execute(ADD, XfrmRequest::from(XfrmMessage::AddPolicy(policy.to_kernel(index))), 0)?;
     if policy.action != Action::Allow {
         return Ok(true);
     }
@@ -118,7 +118,7 @@ fn replace(netlink: &mut Netlink, policy: &Policy, holder: &InstalledPolicy) -> 
     Ok(())
 }
 
-fn update(policy: &Policy, holder: &InstalledPolicy) -> Request {
+fn update(policy: &Policy, holder: &InstalledPolicy) -> XfrmRequest {
     XfrmMessage::UpdatePolicy(policy.to_kernel(holder.index)).into()
 }
 
@@ -157,8 +157,9 @@ pub(crate) fn apply(netlink: &mut Netlink, plan: &Plan) -> Result<Vec<Error>> {
         Action::Allow => 1,
         Action::Block => 2,
     });
-    let additions =
-        missing.iter().map(|policy| (Request::from(XfrmMessage::AddPolicy(policy.to_kernel(index_for(policy, 0)))), 0));
+    let additions = missing
+        .iter()
+        .map(|policy| (XfrmRequest::from(XfrmMessage::AddPolicy(policy.to_kernel(index_for(policy, 0)))), 0));
     let outcomes = netlink.batch(ADD, additions.collect())?;
     let mut allows = Vec::new();
     for (policy, outcome) in missing.into_iter().zip(outcomes) {
@@ -226,7 +227,7 @@ pub(crate) fn delete(netlink: &mut Netlink, policy: &InstalledPolicy) -> Result<
 
 fn execute_delete(netlink: &mut Netlink, policy: &InstalledPolicy) -> Result<bool> {
     let message = XfrmMessage::DeletePolicy(index_message(policy));
-    match netlink.execute(DELETE, Request::from(message), 0) {
+    match netlink.execute(DELETE, XfrmRequest::from(message), 0) {
         Ok(()) => Ok(true),
         Err(error) if error.errno() == Some(libc::ENOENT) => Ok(false),
         Err(error) => Err(error.into()),

@@ -95,12 +95,12 @@ pub struct KeyLength {
 
 /// An algorithm with its key and salt. Wiped when dropped; `Debug` shows the algorithm only.
 #[derive(Clone)]
-pub struct Aead {
+pub struct AeadKey {
     algorithm: Algorithm,
     key: Zeroizing<Vec<u8>>,
 }
 
-impl Aead {
+impl AeadKey {
     /// Takes key and salt as RFC 4106 8.1 and RFC 7634 2 lay them out: the key, then four bytes of
     /// salt.
     pub fn new(algorithm: Algorithm, key_and_salt: &[u8]) -> Result<Self, KeyLength> {
@@ -120,7 +120,7 @@ impl Aead {
     }
 }
 
-impl fmt::Debug for Aead {
+impl fmt::Debug for AeadKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}, key withheld", self.algorithm.kernel_name())
     }
@@ -184,7 +184,7 @@ pub struct SaParams {
     /// Joins it to policies.
     pub reqid: Reqid,
     /// Algorithm and key.
-    pub aead: Aead,
+    pub aead: AeadKey,
     /// ESP in UDP.
     pub encap: Option<Encap>,
     /// Sequence numbers and replay protection.
@@ -416,8 +416,8 @@ pub(crate) fn base_info(
 }
 
 impl SaParams {
-    /// The result holds a copy of the key. Put it into a [`crate::message::Request`] at once, which
-    /// wipes it.
+    /// The result holds a copy of the key. Put it into a [`crate::message::XfrmRequest`] at once,
+    /// which wipes it.
     pub(crate) fn to_kernel(&self, features: Features) -> Result<nl::state::ModifyMessage, MixedFamilies> {
         let mut info = base_info(self.source, self.destination, self.spi, self.reqid)?;
         match &self.selector {
@@ -475,7 +475,7 @@ impl SaParams {
     }
 }
 
-fn aead_to_kernel(aead: &Aead) -> nl::AlgAead {
+fn aead_to_kernel(aead: &AeadKey) -> nl::AlgAead {
     let mut name = [0; nl::XFRM_ALG_AEAD_NAME_LEN];
     for (to, from) in name.iter_mut().zip(aead.algorithm.kernel_name().bytes()) {
         *to = from;

@@ -2,7 +2,7 @@ use netlink_packet_core::{Emitable, NetlinkSerializable};
 
 use super::*;
 use crate::error::Error;
-use crate::message::Request;
+use crate::message::XfrmRequest;
 
 /// Bytes that show in hexadecimal, decimal and as text alike.
 const KEY: [u8; 36] = *b"ZZZZZZZZZZZZZZZZZZZZZZZZZZZZZZZZZZZZ";
@@ -14,7 +14,7 @@ fn params() -> SaParams {
         destination: "192.0.2.2".parse().unwrap(),
         spi: 0xc000_0001,
         reqid: Reqid::tunnel(1).unwrap(),
-        aead: Aead::new(Algorithm::Aes256Gcm16, &KEY).unwrap(),
+        aead: AeadKey::new(Algorithm::Aes256Gcm16, &KEY).unwrap(),
         encap: Some(Encap { source_port: 4500, destination_port: 4501 }),
         replay: Replay::ESN,
         selector: None,
@@ -44,7 +44,7 @@ fn nothing_that_can_be_printed_shows_a_key() {
     for error in [
         Error::SaExists { id: params.id() },
         Error::NoSuchSa { id: params.id() },
-        Aead::new(Algorithm::Aes128Gcm16, &KEY).unwrap_err().into(),
+        AeadKey::new(Algorithm::Aes128Gcm16, &KEY).unwrap_err().into(),
         Error::Unsupported { algorithm: params.aead.algorithm().kernel_name(), reason: "no".into() },
     ] {
         shown(format!("{error:?} {error}"));
@@ -53,7 +53,7 @@ fn nothing_that_can_be_printed_shows_a_key() {
 
 #[test]
 fn a_key_of_the_wrong_length_is_refused_by_lengths_alone() {
-    let error = Aead::new(Algorithm::Aes128Gcm16, &KEY).unwrap_err().to_string();
+    let error = AeadKey::new(Algorithm::Aes128Gcm16, &KEY).unwrap_err().to_string();
     assert_eq!(error, "rfc4106(gcm(aes)) takes 20 bytes of key and salt, 36 were given");
 }
 
@@ -84,7 +84,7 @@ fn a_request_wipes_its_key_when_it_goes() {
     let mut sent = vec![0; NetlinkSerializable::buffer_len(&message)];
     message.serialize(&mut sent);
     assert!(!sent.windows(4).any(|window| window == &KEY[..4]));
-    drop(Request::from(message));
+    drop(XfrmRequest::from(message));
 }
 
 #[test]

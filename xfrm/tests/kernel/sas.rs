@@ -4,7 +4,7 @@ use edge_xfrm::events::{Event, EventSocket};
 use edge_xfrm::reconcile::{self, ExpectedSa};
 use edge_xfrm::sa::Features;
 use edge_xfrm::{
-    Aead, Algorithm, Direction, Encap, Error, Limits, Policy, Replay, Reqid, SaDirection, SaParams, SpiRange, Xfrm,
+    AeadKey, Algorithm, Direction, Encap, Error, Limits, Policy, Replay, Reqid, SaDirection, SaParams, SpiRange, Xfrm,
 };
 
 use crate::Needs::{Esp, Root};
@@ -66,7 +66,7 @@ fn every_kind() {
             for encap in [None, Some(Encap { source_port: 4500, destination_port: 4500 })] {
                 for replay in [Replay::PLAIN, Replay::ESN] {
                     spi += 2;
-                    let aead = Aead::new(algorithm, &KEY.repeat(2)[..algorithm.key_length()]).unwrap();
+                    let aead = AeadKey::new(algorithm, &KEY.repeat(2)[..algorithm.key_length()]).unwrap();
                     let plain = sa(SaDirection::Out, source, destination, spi, 1);
                     let forth = SaParams { aead, encap, replay, ..plain };
                     let back = reversed(&forth, spi + 1);
@@ -233,7 +233,7 @@ fn wrong_key() {
     let forth = sa(SaDirection::Out, "192.0.2.1", "192.0.2.2", 0x1000, 1);
     let back = reversed(&forth, 0x1001);
     connect(&pair, &forth, &back, None);
-    let aead = Aead::new(Algorithm::Aes128Gcm16, &[7; 20]).unwrap();
+    let aead = AeadKey::new(Algorithm::Aes128Gcm16, &[7; 20]).unwrap();
     let (id, other) = (forth.id(), SaParams { aead, direction: SaDirection::Out, ..forth.clone() });
     pair.a.run(move || {
         let mut xfrm = Xfrm::open().unwrap();

@@ -17,7 +17,7 @@ pub struct InitiatorKeyExchange {
 }
 
 impl InitiatorKeyExchange {
-    /// Makes our share.
+    /// Makes a key pair of this method, used once.
     ///
     /// # Errors
     /// [`KeyExchangeError::NoRandomness`].
@@ -25,7 +25,7 @@ impl InitiatorKeyExchange {
         Ok(Self { group, started: group.method().start(env)? })
     }
 
-    /// The method.
+    /// The method that this exchange uses.
     pub fn group(&self) -> Group {
         self.group
     }

@@ -19,7 +19,7 @@ use crate::wire::{ExchangeType, InvalidMessage, Notify, NotifyType, Payload, Pay
 /// from each end. One more may wait to be deleted.
 const MAX_CHILDREN: usize = 4;
 
-/// Answers a request.
+/// Answers a CREATE_CHILD_SA request, for a CHILD_SA or for the IKE SA.
 pub(in crate::sa) fn answer(sa: &mut IkeSa, payloads: &Payloads, tunnel: &mut Tunnel, cx: &mut Context<'_>) -> SaStep {
     let rekeys_ike =
         payloads.proposals().is_ok_and(|offers| offers.iter().any(|offer| offer.protocol == Protocol::Ike));

@@ -18,7 +18,7 @@ pub(super) fn deleted(sa: &mut IkeSa, id: ChildId, tunnel: &mut Tunnel, cx: &mut
     tunnel.retire(id, sa.profile.config.timing.linger, DownReason::Replaced, cx.now, cx.out);
 }
 
-/// Answers a request.
+/// Answers an INFORMATIONAL request.
 pub(in crate::sa) fn answer(sa: &mut IkeSa, payloads: &Payloads, tunnel: &mut Tunnel, cx: &mut Context<'_>) -> SaStep {
     let mut answer = Payloads::new();
     let mut step = SaStep::Continue;

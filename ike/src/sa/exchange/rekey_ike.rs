@@ -3,7 +3,7 @@
 
 use super::error_response::{ErrorResponse, invalid_share, single_notify};
 use crate::config::Group;
-use crate::crypto::{KeyExchangeError, Nonces, ResponderKeyExchange, Role};
+use crate::crypto::{IkeRole, KeyExchangeError, Nonces, ResponderKeyExchange};
 use crate::event::{Event, IkeDetails, IkeId};
 use crate::negotiate;
 use crate::output::Context;
@@ -73,7 +73,7 @@ fn negotiate(
     let ike = IkeId { initiator: peer_spi, responder: our_spi };
     let keys = sa.channel.keys.rekey(chosen.suite, Nonces { initiator: nonce, responder: &our_nonce }, ike, &shared);
     let timing = config.timing;
-    let channel = Channel::new(keys, ike, Role::Responder, sa.channel.path, sa.channel.fragments(), timing, cx.now);
+    let channel = Channel::new(keys, ike, IkeRole::Responder, sa.channel.path, sa.channel.fragments(), timing, cx.now);
     let details = IkeDetails { proposal: chosen.suite.to_string(), ..sa.details.clone() };
     let new = IkeSa::new(channel, sa.profile.clone(), details, Initiation::ByPeer(cx.now), cx);
     let mut answer = Payloads::new();

@@ -1,11 +1,11 @@
 //! What is written is read back the same. Wrong messages are named. Nothing from outside panics.
 
 mod arbitrary;
-mod fragments;
 mod headers;
 mod identification;
 mod notify_and_delete;
 mod payload_chain;
+mod reassembly;
 mod security_association;
 mod traffic_selectors;
 

@@ -1,4 +1,4 @@
-//! What a step of an established IKE SA means for its peer.
+//! Keeps, rekeys, replaces and removes the established IKE SAs of a peer, as their steps say.
 
 use super::state::{Endpoint, SaState, context};
 use crate::config::PeerName;

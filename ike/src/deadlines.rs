@@ -35,7 +35,7 @@ impl Timers {
         }
     }
 
-    /// Stops a timer.
+    /// Stops a timer, if it is set.
     pub(crate) fn stop(&mut self, timer: Timer) {
         if let Some(slot) = self.0.get_mut(timer as usize) {
             *slot = None;
@@ -47,7 +47,7 @@ impl Timers {
         self.0.get(timer as usize).copied().flatten()
     }
 
-    /// The earliest deadline.
+    /// The earliest deadline of the timers that are set.
     pub(crate) fn next(&self) -> Option<Instant> {
         self.0.iter().flatten().min().copied()
     }
@@ -68,7 +68,7 @@ pub(crate) struct Deadlines<O> {
 }
 
 impl<O: Clone + Ord + Hash> Deadlines<O> {
-    /// Without deadlines.
+    /// A table in which no owner has a deadline.
     pub(crate) fn new() -> Self {
         Self { queue: BTreeSet::new(), by_owner: HashMap::new() }
     }

@@ -1,4 +1,4 @@
-//! Reassembly of the decrypted fragments of one message (RFC 7383 2.6).
+//! Fragments of a message and how they are put together again (RFC 7383 2.6).
 
 use super::message::Payloads;
 use super::numbers::PayloadType;
