@@ -16,7 +16,7 @@ const MAX_INCIDENTS: usize = 200;
 pub struct Incident {
     /// Time of the last occurrence, RFC 3339.
     pub at: String,
-    /// Kind.
+    /// Whether something was repaired, left to its owner, or failed.
     pub kind: IncidentKind,
     /// Description, which names the peer or the object.
     pub what: String,
@@ -24,7 +24,7 @@ pub struct Incident {
     pub times: u32,
 }
 
-/// Kinds of incidents.
+/// What the agent did about an incident.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum IncidentKind {
@@ -32,7 +32,7 @@ pub enum IncidentKind {
     Repaired,
     /// Another program's policy or route is in the place of ours, and was left there.
     Foreign,
-    /// An operation failed.
+    /// An operation failed; it is tried again at the next change or check.
     Error,
 }
 

@@ -53,5 +53,7 @@ pub mod plugin_server;
 pub mod run;
 pub mod state_dir;
 pub mod status;
+#[cfg(test)]
+mod test_view;
 pub mod tunnels;
 pub mod underlay;

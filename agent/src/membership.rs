@@ -35,7 +35,7 @@ pub struct Membership {
 pub struct FormerNetwork {
     /// The hub that had it.
     pub hub: NodeName,
-    /// The network.
+    /// Network that the hub fronted, as the last view that had it says.
     pub network: IpNetwork,
     /// Time at which the hub disappeared from the view, seconds since 1970-01-01 UTC. It counts
     /// only after a reboot.
@@ -152,7 +152,7 @@ pub struct NodeChannels {
     pub stop: CancellationToken,
 }
 
-/// Makes the channels.
+/// Makes the channels between the controller's side and the node's side.
 pub fn channels(
     config: Arc<Config>,
     clock: Arc<CertificateClock>,

@@ -11,8 +11,8 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, Span};
 
-use crate::admin::server::{self, AdminRequest};
-use crate::admin::{Request, Response};
+use crate::admin::server::{self, PendingRequest};
+use crate::admin::{AdminRequest, AdminResponse};
 use crate::clock::CertificateClock;
 use crate::config::Config;
 use crate::controller_client::ControllerClient;
@@ -176,17 +176,17 @@ struct AdminHandler {
 }
 
 impl AdminHandler {
-    async fn serve(self, mut requests: mpsc::Receiver<AdminRequest>) {
+    async fn serve(self, mut requests: mpsc::Receiver<PendingRequest>) {
         while let Some((request, respond_to)) = requests.recv().await {
             let response = match request {
-                Request::Status => self.status().await,
-                Request::Rekey { peer } => self.rekey(peer).await,
+                AdminRequest::Status => self.status().await,
+                AdminRequest::Rekey { peer } => self.rekey(peer).await,
             };
-            let _ = respond_to.send(response.unwrap_or(Response::Failed { reason: "the agent is ending".into() }));
+            let _ = respond_to.send(response.unwrap_or(AdminResponse::Failed { reason: "the agent is ending".into() }));
         }
     }
 
-    async fn status(&self) -> Option<Response> {
+    async fn status(&self) -> Option<AdminResponse> {
         let (to, report) = oneshot::channel();
         self.commands.send(Command::Report(to)).await.ok()?;
         let report = report.await.ok()?;
@@ -208,15 +208,15 @@ impl AdminHandler {
             host,
             incidents: self.incidents.latest(),
         };
-        Some(Response::Status { status: Box::new(status) })
+        Some(AdminResponse::Status { status: Box::new(status) })
     }
 
-    async fn rekey(&self, peer: String) -> Option<Response> {
+    async fn rekey(&self, peer: String) -> Option<AdminResponse> {
         let (to, outcome) = oneshot::channel();
         self.commands.send(Command::Rekey(peer, to)).await.ok()?;
         Some(match outcome.await.ok()? {
-            Ok(()) => Response::Done,
-            Err(reason) => Response::Failed { reason },
+            Ok(()) => AdminResponse::Done,
+            Err(reason) => AdminResponse::Failed { reason },
         })
     }
 }

@@ -172,6 +172,7 @@ mod tests {
     use edge_types::Peer;
 
     use super::*;
+    use crate::test_view::empty_view;
 
     fn addresses(texts: &[&str]) -> Vec<IpAddr> {
         texts.iter().map(|text| text.parse().unwrap()).collect()
@@ -183,13 +184,8 @@ mod tests {
 
     fn view(role: Role, ranges: &[&str], hub: &[&str]) -> NodeView {
         NodeView {
-            version: 1,
-            node: "edge-1".parse().unwrap(),
             role,
-            communities: Default::default(),
             cluster_ranges: networks(ranges),
-            segments: vec![],
-            networks: vec![],
             peers: vec![Peer {
                 name: "cloud-1".parse().unwrap(),
                 role: Role::Hub,
@@ -198,8 +194,7 @@ mod tests {
                 networks: networks(hub),
                 certificates_from: 0,
             }],
-            trust_anchors: vec![],
-            segment_prefix: Default::default(),
+            ..empty_view()
         }
     }
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 
-use super::{Request, Response};
+use super::{AdminRequest, AdminResponse};
 use crate::config::Config;
 use crate::status;
 
@@ -15,7 +15,7 @@ const TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Prints the agent's status, as a table or as JSON. Fails if no agent answers.
 pub fn status(config: &Config, json: bool) -> anyhow::Result<()> {
-    let Response::Status { status } = send(config, &Request::Status)? else {
+    let AdminResponse::Status { status } = send(config, &AdminRequest::Status)? else {
         bail!("the agent sent another response than the status")
     };
     if json {
@@ -28,10 +28,10 @@ pub fn status(config: &Config, json: bool) -> anyhow::Result<()> {
 
 /// Has the agent rekey the CHILD_SA with `peer`. Fails if there is no such peer or CHILD_SA.
 pub fn rekey(config: &Config, peer: &str) -> anyhow::Result<()> {
-    send(config, &Request::Rekey { peer: peer.into() }).map(drop)
+    send(config, &AdminRequest::Rekey { peer: peer.into() }).map(drop)
 }
 
-fn send(config: &Config, request: &Request) -> anyhow::Result<Response> {
+fn send(config: &Config, request: &AdminRequest) -> anyhow::Result<AdminResponse> {
     let path = config.admin_socket();
     let mut socket = UnixStream::connect(&path).with_context(|| {
         format!("{}: no agent answers here; is `edge-agent run` running with this configuration?", path.display())
@@ -43,7 +43,7 @@ fn send(config: &Config, request: &Request) -> anyhow::Result<Response> {
     let mut line = String::new();
     BufReader::new(socket).read_line(&mut line).context("the agent did not answer")?;
     match serde_json::from_str(&line).context("the agent's answer is not understood; are both of one release?")? {
-        Response::Failed { reason } => bail!(reason),
+        AdminResponse::Failed { reason } => bail!(reason),
         response => Ok(response),
     }
 }

@@ -11,28 +11,28 @@ use crate::status::Status;
 /// A request of an `edge-agent` command.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "request", rename_all = "lowercase")]
-pub enum Request {
-    /// The status document.
+pub enum AdminRequest {
+    /// Asks for the document that `status --json` prints.
     Status,
     /// Rekey the CHILD_SA with a peer.
     Rekey {
-        /// The peer's name.
+        /// Name of the peer as `status` lists it.
         peer: String,
     },
 }
 
-/// The agent's response.
+/// What the running agent replies to an [`AdminRequest`].
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "answer", rename_all = "lowercase")]
-pub enum Response {
-    /// Response to [`Request::Status`].
+pub enum AdminResponse {
+    /// Response to [`AdminRequest::Status`].
     Status {
         /// The document that `status --json` prints.
         status: Box<Status>,
     },
     /// The request is carried out or under way.
     Done,
-    /// The request failed.
+    /// The request was not carried out.
     Failed {
         /// The reason, and what to do.
         reason: String,

@@ -11,10 +11,10 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{mpsc, oneshot};
 use tracing::Instrument;
 
-use super::{Request, Response};
+use super::{AdminRequest, AdminResponse};
 
 /// A request, and where its response goes.
-pub type AdminRequest = (Request, oneshot::Sender<Response>);
+pub type PendingRequest = (AdminRequest, oneshot::Sender<AdminResponse>);
 
 /// Longest line that is read, bytes.
 const MAX_LINE: u64 = 4096;
@@ -38,7 +38,7 @@ pub fn listen(path: &Path) -> io::Result<UnixListener> {
 }
 
 /// Passes requests on to `to`. If the socket's file is gone, opens it again.
-pub async fn serve(path: PathBuf, mut listener: UnixListener, to: mpsc::Sender<AdminRequest>) {
+pub async fn serve(path: PathBuf, mut listener: UnixListener, to: mpsc::Sender<PendingRequest>) {
     loop {
         let Ok(accepted) = tokio::time::timeout(CHECK_INTERVAL, listener.accept()).await else {
             if !path.exists() {
@@ -63,7 +63,7 @@ pub async fn serve(path: PathBuf, mut listener: UnixListener, to: mpsc::Sender<A
     }
 }
 
-async fn respond(mut socket: UnixStream, to: mpsc::Sender<AdminRequest>) -> io::Result<()> {
+async fn respond(mut socket: UnixStream, to: mpsc::Sender<PendingRequest>) -> io::Result<()> {
     let (read, mut write) = socket.split();
     let mut line = String::new();
     BufReader::new(read.take(MAX_LINE)).read_line(&mut line).await?;
@@ -71,9 +71,9 @@ async fn respond(mut socket: UnixStream, to: mpsc::Sender<AdminRequest>) -> io::
         Ok(request) => {
             let (respond_to, response) = oneshot::channel();
             let _ = to.send((request, respond_to)).await;
-            response.await.unwrap_or(Response::Failed { reason: "the agent is ending".into() })
+            response.await.unwrap_or(AdminResponse::Failed { reason: "the agent is ending".into() })
         }
-        Err(error) => Response::Failed { reason: format!("not a request that this agent knows: {error}") },
+        Err(error) => AdminResponse::Failed { reason: format!("not a request that this agent knows: {error}") },
     };
     let mut line = serde_json::to_vec(&response)?;
     line.push(b'\n');
@@ -94,8 +94,8 @@ mod tests {
         tokio::spawn(serve(path.clone(), listener, to));
         tokio::spawn(async move {
             while let Some((request, respond_to)) = requests.recv().await {
-                assert_eq!(request, Request::Rekey { peer: "moon".into() });
-                let _ = respond_to.send(Response::Done);
+                assert_eq!(request, AdminRequest::Rekey { peer: "moon".into() });
+                let _ = respond_to.send(AdminResponse::Done);
             }
         });
         for (line, expected) in [

@@ -27,7 +27,7 @@ use zeroize::Zeroizing;
 /// Path of the file, unless `--config` gives another.
 pub const DEFAULT_PATH: &str = "/etc/edge-cni/agent.toml";
 
-/// The whole file.
+/// The agent's TOML file, with defaults for keys that it does not name.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
@@ -68,7 +68,7 @@ pub struct Config {
     pub firewall: FirewallSection,
     /// The controller; absent on a plain IKEv2 daemon.
     pub controller: Option<ControllerSection>,
-    /// Static peers.
+    /// The `[[peer]]` tables: peers that do not come from the controller.
     #[serde(default, rename = "peer")]
     pub peers: Vec<PeerSection>,
     /// The file's folder, to which paths in the file are relative.

@@ -13,10 +13,10 @@ use tracing::{Span, error, info, warn};
 use super::error::ControllerError;
 use super::guard_bypass::GuardBypass;
 use super::http::{HttpClient, Reconnect};
-use super::identity::Identity;
+use super::node_identity::NodeIdentity;
 use super::rollback_state::{TakenBack, UnconfirmedView};
 use super::view_validation::{Validated, ViewRefusal, validate};
-use super::{identity, tls};
+use super::{node_identity, tls};
 use crate::clock::CertificateClock;
 use crate::config::Config;
 use crate::membership::{ControllerChannels, ControllerStatus, FormerNetwork, Membership, Uplink};
@@ -54,7 +54,7 @@ pub struct ControllerClient {
 /// This node after it has joined.
 #[derive(Debug, Clone)]
 pub(super) struct Member {
-    pub(super) identity: Identity,
+    pub(super) identity: NodeIdentity,
     pub(super) http: Arc<HttpClient>,
 }
 
@@ -63,7 +63,7 @@ impl ControllerClient {
     /// up without the controller. Fails if the identity is damaged, or its key cannot be used.
     pub fn load(channels: ControllerChannels, state: Arc<StateDir>) -> Result<Arc<Self>, ControllerError> {
         channels.clock.load_floor(&state);
-        let identity = Identity::load(&state)?;
+        let identity = NodeIdentity::load(&state)?;
         let bypass = Arc::new(GuardBypass::new(channels.uplink.clone()));
         let client = Self {
             config: channels.config,
@@ -143,7 +143,7 @@ impl ControllerClient {
         self.config.controller.as_ref().map_or(&[], |controller| &controller.urls)
     }
 
-    fn member_tls(&self, identity: &Identity) -> Result<rustls::ClientConfig, ControllerError> {
+    fn member_tls(&self, identity: &NodeIdentity) -> Result<rustls::ClientConfig, ControllerError> {
         tls::member_config(&identity.credentials, self.clock.clone()).map_err(|error| {
             ControllerError::Unacceptable(format!("this node's key and certificate cannot be used for TLS: {error}"))
         })
@@ -151,7 +151,7 @@ impl ControllerClient {
 
     /// The view of an earlier run, if it is readable and this node's. Any other is renamed to
     /// `view.json.damaged`, and the agent starts without a view.
-    fn view_on_disk(&self, identity: &Identity) -> Result<Option<NodeView>, StateDirError> {
+    fn view_on_disk(&self, identity: &NodeIdentity) -> Result<Option<NodeView>, StateDirError> {
         let view = match self.state.read_json::<NodeView>(VIEW_FILE, "the next view from the controller replaces it") {
             Ok(None) => return Ok(None),
             Ok(Some(view)) => view,
@@ -226,7 +226,7 @@ impl ControllerClient {
             segments = view.segments.len(),
             "a new view is in force"
         );
-        let anchors = identity::anchors(&view.trust_anchors).map_err(ViewRefusal::Invalid)?;
+        let anchors = node_identity::anchors(&view.trust_anchors).map_err(ViewRefusal::Invalid)?;
         let credentials = match member.identity.with_trust_anchors(anchors) {
             None => member.identity.credentials,
             Some(identity) => {
@@ -243,7 +243,7 @@ impl ControllerClient {
     /// Publishes an identity that is already on disk.
     pub(super) async fn become_member(
         &self,
-        identity: Identity,
+        identity: NodeIdentity,
         reconnect: Reconnect,
     ) -> Result<Arc<crate::membership::Credentials>, ControllerError> {
         let tls = self.member_tls(&identity)?;

@@ -157,6 +157,7 @@ mod tests {
     use edge_types::{IpNetwork, Peer};
 
     use super::*;
+    use crate::test_view::empty_view;
 
     fn hub(name: &str, networks: &[&str]) -> Peer {
         Peer {
@@ -170,18 +171,7 @@ mod tests {
     }
 
     fn view(role: Role, peers: Vec<Peer>) -> NodeView {
-        NodeView {
-            version: 1,
-            node: "edge-1".parse().unwrap(),
-            role,
-            communities: Default::default(),
-            cluster_ranges: vec!["10.77.0.0/16".parse().unwrap()],
-            segments: vec![],
-            networks: vec![],
-            peers,
-            trust_anchors: vec![],
-            segment_prefix: Default::default(),
-        }
+        NodeView { role, peers, ..empty_view() }
     }
 
     /// So many seconds after a moment, in the first boot.

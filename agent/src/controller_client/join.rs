@@ -14,8 +14,8 @@ use zeroize::Zeroizing;
 use super::error::ControllerError;
 use super::guard_bypass::GuardBypass;
 use super::http::HttpClient;
-use super::identity::{self, Identity};
 use super::join_credential::JoinCredential;
+use super::node_identity::{self, NodeIdentity};
 use super::tls;
 use crate::clock::CertificateClock;
 use crate::config::Config;
@@ -28,15 +28,15 @@ pub(super) async fn join(
     state: &StateDir,
     clock: &Arc<CertificateClock>,
     bypass: &Arc<GuardBypass>,
-) -> Result<Identity, ControllerError> {
+) -> Result<NodeIdentity, ControllerError> {
     let (node, role) = (credential.agreed_name(config)?, credential.agreed_role(config)?);
-    let key = identity::pending_key(state)?;
+    let key = node_identity::pending_key(state)?;
     let (token, service_account_token) = match credential {
         JoinCredential::Token(token) => (token.credential().to_string(), None),
         JoinCredential::ServiceAccount { token, .. } => (String::new(), Some(token.to_string())),
     };
     let request =
-        JoinRequest { token, service_account_token, node: node.clone(), csr: identity::request(&key, &node)? };
+        JoinRequest { token, service_account_token, node: node.clone(), csr: node_identity::request(&key, &node)? };
     let urls = config.controller.as_ref().map_or(&[][..], |controller| &controller.urls);
     let tls = tls::join_config(credential.trust(), clock.clone())
         .map_err(|error| ControllerError::Unacceptable(format!("TLS cannot be set up: {}", with_causes(&error))))?;
@@ -44,7 +44,7 @@ pub(super) async fn join(
     let response: Result<CertificateResponse, _> = client.call(Method::POST, "/v1/join", &request).await;
     drop((Zeroizing::new(request.token), request.service_account_token.map(Zeroizing::new)));
     let response = response?;
-    let anchors = identity::anchors(&response.trust_anchors).map_err(ControllerError::Unacceptable)?;
+    let anchors = node_identity::anchors(&response.trust_anchors).map_err(ControllerError::Unacceptable)?;
     if let JoinCredential::Token(token) = credential
         && !anchors.iter().any(|der| tls::spki_sha256(der) == Some(token.ca_hash))
     {
@@ -53,12 +53,12 @@ pub(super) async fn join(
                 .into(),
         ));
     }
-    let identity = Identity::accept(&response, &key, &node, role.unwrap_or(response.role), credential.id(), clock)?;
+    let identity = NodeIdentity::accept(&response, &key, &node, role.unwrap_or(response.role), credential.id(), clock)?;
     // View and segments on disk belong to the former identity. They are removed before the new
     // identity is written: after a power cut in between, the join is repeated.
     forget_earlier_membership(state)?;
     identity.store(state)?;
-    identity::forget_pending_key(state)?;
+    node_identity::forget_pending_key(state)?;
     clock.save_floor(state)?;
     Ok(identity)
 }

@@ -11,7 +11,7 @@ use serde::Deserialize;
 use zeroize::Zeroizing;
 
 use super::error::ControllerError;
-use super::identity;
+use super::node_identity;
 use super::tls::Trust;
 use crate::config::{Config, ControllerSection};
 
@@ -174,7 +174,7 @@ fn service_account(
     let ca = config.path(controller.ca_file.as_deref().unwrap_or(Path::new("")));
     let anchors = std::fs::read_to_string(&ca)
         .map_err(|error| wrong(&ca, format!("the controller's CA cannot be read: {error}")))
-        .and_then(|text| identity::anchors(&[text]).map_err(|why| wrong(&ca, why)))?;
+        .and_then(|text| node_identity::anchors(&[text]).map_err(|why| wrong(&ca, why)))?;
     let (id, node) = (format!("pod:{}", pod.uid), node.map(|node| node.name));
     Ok(Some(JoinCredential::ServiceAccount { token, id, node, anchors }))
 }

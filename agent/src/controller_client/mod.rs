@@ -12,7 +12,7 @@
 //!   the view before if the controller is not heard under the new one.
 //! - `former_networks`: networks of hubs that the view no longer names, which stay guarded.
 //! - `guard_bypass`: connections to the controller that the guard does not block.
-//! - `identity`: key, certificate and trust anchors of this node.
+//! - `node_identity`: key, certificate and trust anchors of this node.
 //! - `join_credential`, `join`, `renewal`: the token that admits this node, the first certificate
 //!   and the later ones.
 //! - `segment_request`: a request for a segment, with an id that survives a crash.
@@ -25,9 +25,9 @@ mod error;
 mod former_networks;
 mod guard_bypass;
 mod http;
-mod identity;
 mod join;
 mod join_credential;
+mod node_identity;
 mod offline;
 mod partial_view;
 mod renewal;

@@ -7,7 +7,7 @@ use edge_types::NodeName;
 
 use super::error::ControllerError;
 use super::http;
-use super::identity::Identity;
+use super::node_identity::NodeIdentity;
 use super::join_credential::{self, JoinCredential};
 use crate::config::Config;
 
@@ -19,7 +19,7 @@ pub fn check_url(url: &str) -> Result<(), ControllerError> {
 /// The name and the certificate (DER) of this node; `None` if it has not joined. Fails if the file
 /// is damaged or its parts do not match.
 pub fn certificate_on_disk(state_dir: &Path) -> Result<Option<(NodeName, Vec<u8>)>, ControllerError> {
-    let identity = Identity::load_from(state_dir)?;
+    let identity = NodeIdentity::load_from(state_dir)?;
     Ok(identity.and_then(|identity| Some((identity.node.clone(), identity.credentials.chain.first()?.clone()))))
 }
 

@@ -104,20 +104,10 @@ mod tests {
     use edge_types::Role;
 
     use super::*;
+    use crate::test_view::empty_view;
 
     fn view(version: u64, ranges: &[&str]) -> NodeView {
-        NodeView {
-            version,
-            node: "edge-1".parse().unwrap(),
-            role: Role::Edge,
-            communities: Default::default(),
-            cluster_ranges: ranges.iter().map(|text| text.parse().unwrap()).collect(),
-            segments: vec![],
-            networks: vec![],
-            peers: vec![],
-            trust_anchors: vec![],
-            segment_prefix: Default::default(),
-        }
+        NodeView { version, cluster_ranges: ranges.iter().map(|text| text.parse().unwrap()).collect(), ..empty_view() }
     }
 
     fn anchor() -> String {

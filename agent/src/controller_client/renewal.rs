@@ -14,7 +14,7 @@ use super::backoff::{Backoff, jitter};
 use super::client::{ControllerClient, Member};
 use super::error::ControllerError;
 use super::http::Reconnect;
-use super::identity::{self, Identity};
+use super::node_identity::{self, NodeIdentity};
 use super::tls::date;
 
 /// Longest sleep between two checks of the clock, since the clock may be set meanwhile. The floor
@@ -63,7 +63,7 @@ pub(super) async fn run(controller: &ControllerClient) {
 }
 
 /// Time until renewal is due; `None` if it is due now.
-fn remaining(controller: &ControllerClient, identity: &Identity, rollover: &mut Rollover) -> Option<Duration> {
+fn remaining(controller: &ControllerClient, identity: &NodeIdentity, rollover: &mut Rollover) -> Option<Duration> {
     let left = identity.renew_at().checked_sub(controller.clock.unix_time()).filter(|left| *left > 0)?;
     let left = Duration::from_secs(left);
     // Up to a tenth is cut at random, so that nodes which joined together do not renew together.
@@ -85,7 +85,7 @@ struct Rollover {
 
 impl Rollover {
     /// Time until renewal; `None` if the signing authority issued the certificate.
-    fn remaining(&mut self, identity: &Identity, spread: Duration) -> Option<Duration> {
+    fn remaining(&mut self, identity: &NodeIdentity, spread: Duration) -> Option<Duration> {
         if identity.is_of_signing_authority() {
             self.due = None;
             return None;
@@ -107,14 +107,20 @@ impl Rollover {
 }
 
 async fn renew(controller: &ControllerClient, member: &Member) -> Result<(), ControllerError> {
-    let key = identity::pending_key(&controller.state)?;
-    let request = CertificateRequest { csr: identity::request(&key, member.node())? };
+    let key = node_identity::pending_key(&controller.state)?;
+    let request = CertificateRequest { csr: node_identity::request(&key, member.node())? };
     let path = format!("/v1/nodes/{}/certificate", member.node());
     let response: CertificateResponse = member.http.call(Method::POST, &path, &request).await?;
-    let renewed =
-        Identity::accept(&response, &key, member.node(), member.role(), &member.identity.token_id, &controller.clock)?;
+    let renewed = NodeIdentity::accept(
+        &response,
+        &key,
+        member.node(),
+        member.role(),
+        &member.identity.token_id,
+        &controller.clock,
+    )?;
     renewed.store(&controller.state)?;
-    identity::forget_pending_key(&controller.state)?;
+    node_identity::forget_pending_key(&controller.state)?;
     info!(node = %member.node(), not_after = date(renewed.credentials.not_after), "certificate renewed");
     controller.become_member(renewed, Reconnect::Yes).await?;
     Ok(())

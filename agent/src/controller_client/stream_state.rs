@@ -50,23 +50,11 @@ impl StreamState {
 
 #[cfg(test)]
 mod tests {
-    use edge_types::Role;
-
     use super::*;
+    use crate::test_view::empty_view;
 
     fn view(version: u64) -> NodeView {
-        NodeView {
-            version,
-            node: "edge-1".parse().unwrap(),
-            role: Role::Edge,
-            communities: Default::default(),
-            cluster_ranges: vec![],
-            segments: vec![],
-            networks: vec![],
-            peers: vec![],
-            trust_anchors: vec![],
-            segment_prefix: Default::default(),
-        }
+        NodeView { version, cluster_ranges: vec![], ..empty_view() }
     }
 
     #[test]

@@ -6,7 +6,7 @@ use std::collections::HashSet;
 use edge_types::network::contains;
 use edge_types::{IpNetwork, NodeName, NodeView, Role};
 
-use super::identity;
+use super::node_identity;
 use crate::underlay::Conflict;
 
 /// Why a view is refused.
@@ -115,7 +115,7 @@ fn check_consistency(view: &NodeView) -> Result<(), String> {
     if view.cluster_ranges.is_empty() {
         return Err("it names no cluster range, and so nothing that must not travel in clear".into());
     }
-    identity::anchors(&view.trust_anchors)?;
+    node_identity::anchors(&view.trust_anchors)?;
     if view.segment_prefix.v4 > 32 || view.segment_prefix.v6 > 128 {
         return Err(format!("its segment prefixes are {} and {}", view.segment_prefix.v4, view.segment_prefix.v6));
     }
@@ -159,6 +159,7 @@ fn check_consistency(view: &NodeView) -> Result<(), String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::test_view::empty_view;
     use edge_types::Peer;
 
     fn anchor() -> String {
@@ -171,15 +172,11 @@ mod tests {
     fn view(version: u64) -> NodeView {
         NodeView {
             version,
-            node: "edge-1".parse().unwrap(),
-            role: Role::Edge,
-            communities: Default::default(),
             cluster_ranges: vec!["10.77.0.0/16".parse().unwrap(), "fd77::/48".parse().unwrap()],
             segments: vec!["10.77.0.0/26".parse().unwrap()],
-            networks: vec![],
             peers: vec![peer("edge-2", &["10.77.0.64/26", "fd77::100/120"])],
             trust_anchors: vec![anchor()],
-            segment_prefix: Default::default(),
+            ..empty_view()
         }
     }
 

@@ -21,7 +21,7 @@ use crate::config::proposal::{default_esp, default_ike};
 use crate::config::{Config, Encap};
 use crate::membership::Membership;
 
-/// The desired state.
+/// The tunnels, guard and routes that this node should have.
 #[derive(Debug, Clone, Default)]
 pub struct Desired {
     /// This node's name; `None` without a view.
@@ -70,7 +70,7 @@ pub struct Tunnel {
 /// Source of a tunnel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Origin {
-    /// The controller's view.
+    /// A peer of the controller's view.
     View,
     /// A `[[peer]]` table of the configuration.
     Configuration,
@@ -79,7 +79,7 @@ pub enum Origin {
 /// A route of a cloud node to a cluster range.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HubRoute {
-    /// The cluster range.
+    /// Cluster range to which the route leads.
     pub network: IpNetwork,
     /// Addresses of hubs, of the same family, likeliest first.
     pub via: Vec<IpAddr>,

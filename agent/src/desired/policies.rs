@@ -30,9 +30,9 @@ pub enum PermittedTraffic {
 /// tunnel is down, so that its packets wait or are dropped, but never leave in clear.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TunnelEnds {
-    /// Our outer address.
+    /// This node's address, outside of the tunnel.
     pub local: IpAddr,
-    /// The peer's outer address.
+    /// The peer's address, outside of the tunnel.
     pub remote: IpAddr,
     /// Negotiated selectors of this node.
     pub local_selectors: Vec<IpNetwork>,

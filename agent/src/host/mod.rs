@@ -2,9 +2,8 @@
 //! nftables table, and sysctls; and what it reads about the uplinks. All of it is compared with the
 //! desired state after each netlink notification; all but nftables also every few seconds.
 //!
-//! - `observed`: links, addresses and routes in the kernel.
+//! - `network_state`: links, addresses and routes in the kernel.
 //! - `uplink`: uplinks, their addresses, and the MTU of pods. Pure.
-//! - `underlay`: reads this node's own addresses, gateways and name servers at start.
 //! - `routes`: the agent's routes.
 //! - [`firewall`]: the table `inet edge-cni`.
 //! - `firewall_reconciler`: restores that table, and has the plugin restore `bridge edge-cni`.
@@ -15,23 +14,23 @@
 
 pub mod firewall;
 mod firewall_reconciler;
+mod network_state;
 mod nft_monitor;
-mod observed;
 pub mod obstacles;
 pub mod reconciler;
 mod routes;
 mod sysctls;
-mod underlay;
 mod uplink;
 
 pub use obstacles::Obstacle;
-pub use underlay::read_underlay;
 
 use std::net::IpAddr;
 
 use anyhow::Context as _;
 use ipnetwork::IpNetwork;
 use serde::{Deserialize, Serialize};
+
+use crate::underlay::{self, Underlay};
 
 /// State of the host, for `status` and the tunnels.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -55,14 +54,25 @@ pub struct HostState {
 /// A route of the agent.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RouteEntry {
-    /// Destination.
+    /// Network that the route leads to.
     pub destination: IpNetwork,
-    /// Output interface.
+    /// Interface through which packets leave; absent on a route to a hub.
     pub device: Option<String>,
-    /// Gateway.
+    /// Address of the hub; absent on routes of the guard's device.
     pub via: Option<IpAddr>,
     /// Source address of the node's own packets.
     pub source: Option<IpAddr>,
+}
+
+/// Reads addresses, gateways, uplinks and name servers of this node, before a view from disk comes
+/// into force. To be called within a tokio runtime. Fails if rtnetlink does.
+pub async fn read_underlay(bridge: &str) -> anyhow::Result<Underlay> {
+    let (connection, handle, _) = rtnetlink::new_connection().context("rtnetlink")?;
+    let connection = tokio::spawn(connection);
+    let state = network_state::NetworkState::read(&handle).await;
+    connection.abort();
+    let found = uplink::uplink(&state?, bridge, &[], None).underlay;
+    Ok(Underlay { resolvers: underlay::host_resolvers(), ..found })
 }
 
 /// Whether a bridge for pods has a port: the bridge `own`, or one that the plugin made for another
@@ -72,6 +82,6 @@ pub(crate) fn has_attached_pods(own: &str) -> anyhow::Result<bool> {
     runtime.block_on(async {
         let (connection, handle, _) = rtnetlink::new_connection().context("rtnetlink")?;
         tokio::spawn(connection);
-        Ok(observed::Observed::read(&handle).await?.has_attached_pods(own))
+        Ok(network_state::NetworkState::read(&handle).await?.has_attached_pods(own))
     })
 }

@@ -18,8 +18,8 @@ use tokio_util::sync::CancellationToken;
 
 use super::firewall::{Firewall, FirewallLinks};
 use super::firewall_reconciler::{BridgeTable, InetTable};
+use super::network_state::NetworkState;
 use super::nft_monitor::{NftMonitor, RulesetChanges};
-use super::observed::Observed;
 use super::obstacles::{self, Obstacle, PodRequirements};
 use super::sysctls::Sysctls;
 use super::{HostState, RouteEntry, routes, uplink};
@@ -40,7 +40,7 @@ const FIREWALL_PAUSE: Duration = Duration::from_millis(700);
 /// Shortest time between two readings of other programs' rules.
 const OBSTACLES_PAUSE: Duration = Duration::from_secs(5);
 
-/// Reconciles the host.
+/// Keeps routes, bridge, sysctls and firewall of this host in the desired state.
 #[derive(Debug)]
 pub struct HostReconciler {
     config: Arc<Config>,
@@ -149,9 +149,9 @@ impl HostReconciler {
     async fn refresh(&mut self, rules: &mut NftMonitor) -> anyhow::Result<()> {
         let Some(handle) = self.handle.clone() else { return Ok(()) };
         let desired = self.desired.borrow_and_update().clone();
-        let mut observed = Observed::read(&handle).await?;
+        let mut observed = NetworkState::read(&handle).await?;
         if self.bridge_is_missing(&desired, &observed) && self.make_bridge().await {
-            observed = Observed::read(&handle).await?;
+            observed = NetworkState::read(&handle).await?;
         }
         self.reconcile_bridge_table(&desired, &observed, rules).await;
         let bridge = bridge_addresses(&observed, &self.config.bridge, &desired.guard.segments);
@@ -285,7 +285,7 @@ impl HostReconciler {
 
     /// Has the plugin restore `bridge edge-cni`, by which it keeps pods from sending under other
     /// addresses, if another program removed it.
-    async fn reconcile_bridge_table(&mut self, desired: &Desired, observed: &Observed, rules: &mut NftMonitor) {
+    async fn reconcile_bridge_table(&mut self, desired: &Desired, observed: &NetworkState, rules: &mut NftMonitor) {
         let there = observed.link(&self.config.bridge).is_some() && !desired.guard.segments.is_empty();
         if !there
             || !self.conflist().exists()
@@ -304,7 +304,7 @@ impl HostReconciler {
 
     /// Whether the bridge must be made: after a reboot it is missing until the first pod starts,
     /// and with it the source address of the node's own packets.
-    fn bridge_is_missing(&self, desired: &Desired, observed: &Observed) -> bool {
+    fn bridge_is_missing(&self, desired: &Desired, observed: &NetworkState) -> bool {
         let segments = &desired.guard.segments;
         !segments.is_empty()
             && desired.complete
@@ -383,7 +383,7 @@ impl Obstacles {
         if self.suspect { tokio::time::sleep_until(self.not_before).await } else { std::future::pending().await }
     }
 
-    async fn update(&mut self, needs: PodRequirements, observed: &Observed) {
+    async fn update(&mut self, needs: PodRequirements, observed: &NetworkState) {
         // Pods' interfaces do not count: they come and go without rules of other programs.
         let not_of_pods = observed.links.iter().filter(|link| !link.veth && link.controller.is_none());
         let looked_at = (needs, not_of_pods.map(|link| link.index).collect());
@@ -403,14 +403,14 @@ impl Obstacles {
 
 /// On a cloud node: its addresses within the cloud's networks, one of each family. They are the
 /// source of its own traffic to edges.
-fn addresses_within(observed: &Observed, networks: &[IpNetwork]) -> Vec<IpAddr> {
+fn addresses_within(observed: &NetworkState, networks: &[IpNetwork]) -> Vec<IpAddr> {
     let inside = |address: &&IpAddr| networks.iter().any(|network| network.contains(**address));
     let all = || observed.links.iter().flat_map(|link| &link.addresses).filter(inside);
     [true, false].into_iter().filter_map(|ipv4| all().find(|address| address.is_ipv4() == ipv4).copied()).collect()
 }
 
 /// The bridge's addresses within our segments, one of each family, in the order of the segments.
-fn bridge_addresses(observed: &Observed, bridge: &str, segments: &[IpNetwork]) -> Vec<IpAddr> {
+fn bridge_addresses(observed: &NetworkState, bridge: &str, segments: &[IpNetwork]) -> Vec<IpAddr> {
     let Some(link) = observed.link(bridge) else { return vec![] };
     let mut found: Vec<IpAddr> = Vec::new();
     for segment in segments {

@@ -9,7 +9,7 @@ use netlink_packet_route::route::RouteProtocol;
 use rtnetlink::{Handle, RouteMessageBuilder};
 
 use super::RouteEntry;
-use super::observed::{Observed, Route};
+use super::network_state::{NetworkState, Route};
 use crate::desired::HubRoute;
 use crate::incidents::Incidents;
 
@@ -27,7 +27,7 @@ pub(super) fn through_guard(networks: &[IpNetwork], bridge: &[IpAddr]) -> Vec<Ro
 }
 
 /// Routes of ours that are no longer needed.
-pub(super) fn stray<'a>(observed: &'a Observed, guarded: &[IpNetwork], hubs: &[HubRoute]) -> Vec<&'a Route> {
+pub(super) fn stray<'a>(observed: &'a NetworkState, guarded: &[IpNetwork], hubs: &[HubRoute]) -> Vec<&'a Route> {
     let guard = observed.link(DEVICE).map(|link| link.index);
     observed
         .routes
@@ -49,7 +49,7 @@ pub(super) fn stray<'a>(observed: &'a Observed, guarded: &[IpNetwork], hubs: &[H
 /// Returns the routes that are in place. `known` are those of the last call.
 pub(super) async fn reconcile_hub_routes(
     handle: &Handle,
-    observed: &Observed,
+    observed: &NetworkState,
     desired: &[HubRoute],
     incidents: &Incidents,
     known: &mut Vec<RouteEntry>,
@@ -126,7 +126,7 @@ pub(super) async fn delete(handle: &Handle, route: &Route) -> Result<(), rtnetli
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::host::observed::Link;
+    use crate::host::network_state::Link;
 
     fn route(destination: &str, device: u32, via: Option<&str>, protocol: u8) -> Route {
         Route {
@@ -142,7 +142,7 @@ mod tests {
 
     #[test]
     fn only_our_own_routes_are_ever_stray() {
-        let observed = Observed {
+        let observed = NetworkState {
             links: vec![Link { index: 5, name: DEVICE.into(), ..Link::default() }],
             routes: vec![
                 route("10.77.0.0/16", 5, None, ROUTE_PROTOCOL),

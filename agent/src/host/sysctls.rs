@@ -8,7 +8,7 @@ use edge_types::forwarding::{FORWARDING_FILE, Forwarding};
 use edge_xfrm::guard::DEVICE;
 
 use super::Obstacle;
-use super::observed::{Link, Observed};
+use super::network_state::{Link, NetworkState};
 use super::uplink;
 use crate::incidents::Incidents;
 
@@ -40,7 +40,7 @@ impl Sysctls {
     /// the settings by which packets bypass policies.
     pub(super) fn ensure(
         &mut self,
-        observed: &Observed,
+        observed: &NetworkState,
         bridge: &str,
         forward: [bool; 2],
         guarded: bool,
@@ -151,11 +151,11 @@ fn dotted(name: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::host::observed::Route;
+    use crate::host::network_state::Route;
 
     struct Host {
         folder: tempfile::TempDir,
-        observed: Observed,
+        observed: NetworkState,
         incidents: Incidents,
     }
 
@@ -165,7 +165,7 @@ mod tests {
             let link = |index, name: &str| Link { index, name: name.into(), up: true, ..Link::default() };
             let host = Self {
                 folder: tempfile::tempdir().unwrap(),
-                observed: Observed {
+                observed: NetworkState {
                     links: vec![
                         link(2, "eth0.5"),
                         Link { virtual_kind: true, ..link(3, "docker0") },

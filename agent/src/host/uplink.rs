@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use edge_xfrm::guard::DEVICE;
 use ipnetwork::IpNetwork;
 
-use super::observed::{Link, Observed, Route};
+use super::network_state::{Link, NetworkState, Route};
 use crate::membership::Uplink;
 use crate::underlay::Underlay;
 
@@ -26,7 +26,7 @@ fn pod_mtu(link: u32) -> u32 {
 /// Uplinks: hardware, VLANs, bonds and the like, a bridge with one of these as a port, and each
 /// interface with a default route. Interfaces of container runtimes and hypervisors are not
 /// uplinks.
-pub(super) fn uplinks<'a>(observed: &'a Observed, bridge: &str) -> Vec<&'a Link> {
+pub(super) fn uplinks<'a>(observed: &'a NetworkState, bridge: &str) -> Vec<&'a Link> {
     let hardware = |link: &Link| !link.virtual_kind && !link.veth;
     let carries_default =
         |link: &Link| observed.routes.iter().any(|route| route.is_default() && route.device == Some(link.index));
@@ -41,7 +41,7 @@ pub(super) fn uplinks<'a>(observed: &'a Observed, bridge: &str) -> Vec<&'a Link>
 
 /// Links between which a node that was no router forwards nothing: uplinks, tunnels and VPNs. Links
 /// of containers and of other CNIs are not among them.
-pub(super) fn isolated_links<'a>(observed: &'a Observed, bridge: &str) -> Vec<&'a Link> {
+pub(super) fn isolated_links<'a>(observed: &'a NetworkState, bridge: &str) -> Vec<&'a Link> {
     let uplinks = uplinks(observed, bridge);
     let ours = |link: &Link| link.name == bridge || link.pod_bridge || link.name == DEVICE;
     let others = |link: &Link| link.loopback || link.bridge || link.veth || link.overlay;
@@ -52,7 +52,12 @@ pub(super) fn isolated_links<'a>(observed: &'a Observed, bridge: &str) -> Vec<&'
 
 /// Addresses, pods' MTU and underlay. Addresses within `cluster` belong to pods and bridges, and
 /// are left out of the addresses. `configured_mtu` is in bytes.
-pub(super) fn uplink(observed: &Observed, bridge: &str, cluster: &[IpNetwork], configured_mtu: Option<u32>) -> Uplink {
+pub(super) fn uplink(
+    observed: &NetworkState,
+    bridge: &str,
+    cluster: &[IpNetwork],
+    configured_mtu: Option<u32>,
+) -> Uplink {
     let carries_default =
         |link: &&Link| observed.routes.iter().any(|route| route.is_default() && route.device == Some(link.index));
     let candidate =
@@ -79,7 +84,7 @@ pub(super) fn uplink(observed: &Observed, bridge: &str, cluster: &[IpNetwork], c
 
 /// The underlay, without name servers. It includes addresses within the cluster's ranges, since it
 /// is compared with these.
-fn underlay<'a>(observed: &Observed, uplinks: &[&Link], own: impl Iterator<Item = &'a Link>) -> Underlay {
+fn underlay<'a>(observed: &NetworkState, uplinks: &[&Link], own: impl Iterator<Item = &'a Link>) -> Underlay {
     let defaults = || {
         let mut routes: Vec<&Route> = observed.routes.iter().filter(|route| route.is_default()).collect();
         routes.retain(|route| uplinks.iter().any(|link| Some(link.index) == route.device));
@@ -126,8 +131,8 @@ mod tests {
         }
     }
 
-    fn host() -> Observed {
-        Observed {
+    fn host() -> NetworkState {
+        NetworkState {
             links: vec![
                 link(2, "lan", 9000, &["192.168.5.1"]),
                 link(3, "wan", 1500, &["198.51.100.7", "2001:db8::7"]),
@@ -186,7 +191,8 @@ mod tests {
             Link { loopback: true, ..link(1, "lo", 65536, &[]) },
         ]);
         host.routes.push(default_route(11));
-        let names = |host: &Observed| uplinks(host, "ecni0").iter().map(|link| link.name.clone()).collect::<Vec<_>>();
+        let names =
+            |host: &NetworkState| uplinks(host, "ecni0").iter().map(|link| link.name.clone()).collect::<Vec<_>>();
         assert_eq!(names(&host), ["lan", "wan", "br-lan", "wg0"]);
         host.routes.push(default_route(7));
         assert_eq!(names(&host), ["lan", "wan", "veth-pod", "br-lan", "wg0"]);
@@ -220,7 +226,7 @@ mod tests {
 
     #[test]
     fn without_an_uplink_there_is_no_mtu_and_without_a_default_route_any_link_counts() {
-        assert_eq!(uplink(&Observed::default(), "ecni0", &[], None), Uplink::default());
+        assert_eq!(uplink(&NetworkState::default(), "ecni0", &[], None), Uplink::default());
         let mut island = host();
         island.routes.clear();
         assert_eq!(uplink(&island, "ecni0", &[], None).addresses.len(), 3);

@@ -282,21 +282,11 @@ fn one_segment(view: &NodeView, family: Family) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::test_view::empty_view;
     use edge_types::shared_files::SegmentsSource;
 
     fn view(role: Role, ranges: &[&str]) -> NodeView {
-        NodeView {
-            version: 1,
-            node: "edge-1".parse().unwrap(),
-            role,
-            communities: Default::default(),
-            cluster_ranges: ranges.iter().map(|text| text.parse().unwrap()).collect(),
-            segments: vec![],
-            networks: vec![],
-            peers: vec![],
-            trust_anchors: vec![],
-            segment_prefix: Default::default(),
-        }
+        NodeView { role, cluster_ranges: ranges.iter().map(|text| text.parse().unwrap()).collect(), ..empty_view() }
     }
 
     fn file(segments: &[&str]) -> SegmentsFile {

@@ -33,7 +33,7 @@ pub(super) enum PluginRequest {
     Segment {
         /// Free and leased addresses that the plugin counted.
         stock: Vec<Stock>,
-        /// Takes the response.
+        /// Where the response to the plugin goes.
         response: oneshot::Sender<AgentResponse>,
     },
     /// The plugin has leased addresses.

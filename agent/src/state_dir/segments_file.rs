@@ -111,24 +111,14 @@ fn update(state: &StateDir, change: impl FnOnce(&mut SegmentsFile)) -> Result<Se
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::test_view::empty_view;
 
     fn nets(texts: &[&str]) -> Vec<IpNetwork> {
         texts.iter().map(|text| text.parse().unwrap()).collect()
     }
 
     fn view(segments: &[&str]) -> NodeView {
-        NodeView {
-            version: 1,
-            node: "edge-1".parse().unwrap(),
-            role: edge_types::Role::Edge,
-            communities: Default::default(),
-            cluster_ranges: nets(&["10.77.0.0/16"]),
-            segments: nets(segments),
-            networks: Vec::new(),
-            peers: Vec::new(),
-            trust_anchors: Vec::new(),
-            segment_prefix: Default::default(),
-        }
+        NodeView { segments: nets(segments), ..empty_view() }
     }
 
     fn state() -> (tempfile::TempDir, StateDir) {

@@ -81,7 +81,7 @@ pub struct PeerReport {
     pub reqid: Option<u32>,
     /// Candidate addresses, with ports.
     pub endpoints: Vec<String>,
-    /// Its IKE SAs.
+    /// Its established IKE SAs: usually one, two while one replaces the other.
     pub ike_sas: Vec<IkeStatus>,
     /// Its CHILD_SAs.
     pub child_sas: Vec<ChildStatus>,
@@ -102,7 +102,7 @@ pub struct IkeStatus {
     pub remote: String,
     /// Whether this node is the original initiator.
     pub initiator: bool,
-    /// The negotiated suite.
+    /// Negotiated encryption, PRF, integrity and key exchange, as `edge-agent` logs them.
     pub proposal: String,
     /// The peer's authentication method.
     pub authentication: String,
@@ -125,7 +125,7 @@ pub struct ChildStatus {
     pub inbound_spi: String,
     /// SPI of the outbound SA, in the same form.
     pub outbound_spi: String,
-    /// The encryption algorithm.
+    /// Negotiated AEAD of ESP.
     pub cipher: String,
     /// Whether it has extended sequence numbers.
     pub esn: bool,
@@ -152,24 +152,24 @@ pub struct ChildStatus {
 /// Counters of an SA.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Counters {
-    /// Packets.
+    /// Number of packets since the SA was installed.
     pub packets: u64,
-    /// Bytes, without the overhead of ESP.
+    /// Number of bytes, without the overhead of ESP.
     pub bytes: u64,
 }
 
 /// An SA that the kernel should have.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StateEntry {
-    /// Outer source.
+    /// Source address of the ESP packets.
     pub source: IpAddr,
-    /// Outer destination.
+    /// Destination address of the ESP packets.
     pub destination: IpAddr,
     /// Always `esp`.
     pub protocol: String,
     /// SPI: `0x` and 8 hexadecimal digits.
     pub spi: String,
-    /// The reqid.
+    /// Joins it to the policies whose template has the same number.
     pub reqid: u32,
     /// Always `tunnel`.
     pub mode: String,
@@ -188,9 +188,9 @@ pub struct StateEntry {
 pub struct PolicyEntry {
     /// Direction: `in`, `out` or `fwd`.
     pub direction: String,
-    /// Source selector.
+    /// Network of the packets' sources.
     pub source: IpNetwork,
-    /// Destination selector.
+    /// Network of the packets' destinations.
     pub destination: IpNetwork,
     /// Priority; the policy with the smallest number applies.
     pub priority: u32,

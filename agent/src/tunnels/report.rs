@@ -8,7 +8,7 @@ use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
 use super::driver::Driver;
-use super::sa_table::Installed;
+use super::sa_table::InstalledSa;
 use crate::desired::Origin;
 use crate::status::{
     ChildStatus, Counters, IkeStatus, PeerReport, PolicyEntry, StateEntry, TemplateEntry, TunnelsReport,
@@ -130,7 +130,7 @@ impl Driver {
     }
 }
 
-fn counters(installed: &Installed, sas: &[Sa]) -> Option<Counters> {
+fn counters(installed: &InstalledSa, sas: &[Sa]) -> Option<Counters> {
     let sa = sas.iter().find(|sa| sa.id == installed.id)?;
     Some(Counters { packets: sa.counters.packets, bytes: sa.counters.bytes })
 }
@@ -139,7 +139,7 @@ fn spi(spi: u32) -> String {
     format!("{spi:#010x}")
 }
 
-fn state(installed: &Installed, sas: &[Sa]) -> StateEntry {
+fn state(installed: &InstalledSa, sas: &[Sa]) -> StateEntry {
     let found = sas.iter().find(|sa| sa.id == installed.id);
     StateEntry {
         source: installed.source,

@@ -16,7 +16,7 @@ use crate::state_dir::{make_private, replace_file};
 /// Name of the file in the state directory.
 const FILE: &str = "reqids.json";
 
-/// Reqids by peer.
+/// The reqid of each peer, and the file that keeps them.
 #[derive(Debug)]
 pub(super) struct Reqids {
     path: PathBuf,

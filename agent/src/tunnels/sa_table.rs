@@ -22,20 +22,20 @@ const SOFT_PACKETS: u64 = 3 << 30;
 
 /// An SA of ours in the kernel.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Installed {
-    /// Direction.
+pub(super) struct InstalledSa {
+    /// Whether it decrypts (`In`) or encrypts (`Out`).
     pub(super) direction: SaDirection,
-    /// Outer source.
+    /// Source address of the ESP packets.
     pub(super) source: IpAddr,
-    /// Outer destination and SPI.
+    /// Destination address of the ESP packets, and SPI.
     pub(super) id: SaId,
-    /// Reqid of the peer.
+    /// Joins it to the policies of its peer.
     pub(super) reqid: Reqid,
     /// UDP ports, if ESP travels in UDP.
     pub(super) encap: Option<Encap>,
 }
 
-impl Installed {
+impl InstalledSa {
     fn of(params: &SaParams) -> Self {
         Self {
             direction: params.direction,
@@ -58,8 +58,8 @@ struct Child {
     peer: PeerName,
     reqid: Reqid,
     sa: Arc<ChildSa>,
-    inbound: Option<Installed>,
-    outbound: Option<Installed>,
+    inbound: Option<InstalledSa>,
+    outbound: Option<InstalledSa>,
     /// Its outbound SA has been in the kernel. If that SA is gone, it must not be installed again:
     /// its sequence numbers, and with them the AEAD's nonces, would repeat.
     outbound_used: bool,
@@ -95,7 +95,7 @@ impl InheritedSa {
 /// A replaced outbound SA. It stays until its last packets are encrypted.
 #[derive(Debug)]
 struct Retiring {
-    sa: Installed,
+    sa: InstalledSa,
     until: Instant,
 }
 
@@ -175,7 +175,7 @@ impl SaTable {
             peer: peer.clone(),
             reqid,
             sa: sa.clone(),
-            inbound: Some(Installed::of(&params)),
+            inbound: Some(InstalledSa::of(&params)),
             outbound: None,
             outbound_used: false,
         };
@@ -211,7 +211,7 @@ impl SaTable {
         if child.outbound_used && retired.is_none() {
             return Ok(OutboundSwitchOutcome::NeedsRekey);
         }
-        let mut old: Vec<Installed> = self
+        let mut old: Vec<InstalledSa> = self
             .children
             .values_mut()
             .filter(|other| other.peer == peer)
@@ -234,7 +234,7 @@ impl SaTable {
         }
         let inherited =
             self.inherited.values().filter(|inherited| inherited.outbound && inherited.sa.reqid == reqid.raw());
-        old.extend(inherited.map(|inherited| Installed {
+        old.extend(inherited.map(|inherited| InstalledSa {
             direction: SaDirection::Out,
             source: inherited.sa.source,
             id: inherited.sa.id,
@@ -254,7 +254,7 @@ impl SaTable {
         if installed.is_ok()
             && let Some(child) = self.children.get_mut(&id)
         {
-            child.outbound = Some(Installed::of(&params));
+            child.outbound = Some(InstalledSa::of(&params));
             child.outbound_used = true;
         }
         let elsewhere = same.is_none();
@@ -272,7 +272,7 @@ impl SaTable {
     }
 
     /// Gives outbound SAs back to the CHILD_SAs from which they were taken.
-    fn restore(&mut self, old: Vec<Installed>, reqid: Reqid) {
+    fn restore(&mut self, old: Vec<InstalledSa>, reqid: Reqid) {
         for old in old {
             let owner =
                 self.children.values_mut().find(|child| child.reqid == reqid && child.sa.outbound_spi == old.id.spi);
@@ -310,7 +310,7 @@ impl SaTable {
         if let Some(installed) = &mut child.inbound {
             if (installed.id, installed.source) == (inbound.id(), inbound.source) {
                 xfrm.update_sa(&inbound)?;
-                *installed = Installed::of(&inbound);
+                *installed = InstalledSa::of(&inbound);
             } else {
                 same = false;
             }
@@ -319,7 +319,7 @@ impl SaTable {
         if let Some(installed) = &mut child.outbound {
             if (installed.id, installed.source) == (outbound.id(), outbound.source) {
                 xfrm.update_sa(&outbound)?;
-                *installed = Installed::of(&outbound);
+                *installed = InstalledSa::of(&outbound);
             } else {
                 same = false;
             }
@@ -354,10 +354,10 @@ impl SaTable {
     }
 
     /// All SAs that the kernel should have.
-    pub(super) fn installed(&self) -> Vec<Installed> {
+    pub(super) fn installed(&self) -> Vec<InstalledSa> {
         let children = self.children.values().flat_map(|child| child.inbound.iter().chain(&child.outbound).cloned());
         let inherited = self.inherited.values().filter_map(|inherited| {
-            Some(Installed {
+            Some(InstalledSa {
                 direction: if inherited.outbound { SaDirection::Out } else { SaDirection::In },
                 source: inherited.sa.source,
                 id: inherited.sa.id,
@@ -369,7 +369,7 @@ impl SaTable {
     }
 
     /// The installed SAs of a CHILD_SA: inbound, outbound.
-    pub(super) fn of_child(&self, id: ChildId) -> (Option<&Installed>, Option<&Installed>) {
+    pub(super) fn of_child(&self, id: ChildId) -> (Option<&InstalledSa>, Option<&InstalledSa>) {
         self.children.get(&id).map_or((None, None), |child| (child.inbound.as_ref(), child.outbound.as_ref()))
     }
 
@@ -378,7 +378,7 @@ impl SaTable {
     pub(super) fn lost(&mut self, id: SaId) -> Option<(PeerName, ChildId)> {
         self.inherited.remove(&id);
         self.retiring.retain(|retiring| retiring.sa.id != id);
-        let holds = |installed: &Option<Installed>| installed.as_ref().is_some_and(|installed| installed.id == id);
+        let holds = |installed: &Option<InstalledSa>| installed.as_ref().is_some_and(|installed| installed.id == id);
         let (child_id, child) =
             self.children.iter_mut().find(|(_, child)| holds(&child.inbound) || holds(&child.outbound))?;
         if holds(&child.inbound) {
@@ -391,7 +391,7 @@ impl SaTable {
 
     /// The peer of an SA.
     pub(super) fn owner(&self, id: SaId) -> Option<&PeerName> {
-        let holds = |installed: &Option<Installed>| installed.as_ref().is_some_and(|installed| installed.id == id);
+        let holds = |installed: &Option<InstalledSa>| installed.as_ref().is_some_and(|installed| installed.id == id);
         self.children.values().find(|child| holds(&child.inbound) || holds(&child.outbound)).map(|child| &child.peer)
     }
 

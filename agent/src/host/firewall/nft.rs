@@ -16,7 +16,7 @@ use super::rules::COUNTERS;
 pub struct DroppedPackets {
     /// Name of the counter in the table.
     pub counter: String,
-    /// Number of packets.
+    /// Packets since the table was last replaced.
     pub packets: u64,
     /// Description of these packets, with the key that allows them.
     pub what: String,
@@ -63,7 +63,7 @@ pub fn dropped_packets() -> anyhow::Result<Vec<DroppedPackets>> {
     Ok(dropped)
 }
 
-/// Removes the table.
+/// Removes the table `inet edge-cni`.
 pub fn remove() -> anyhow::Result<()> {
     delete("inet")
 }

@@ -30,7 +30,7 @@ const MAX_CHAINS: usize = 32;
 /// What other programs' rules must let pass.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct PodRequirements {
-    /// The pods' bridge.
+    /// Name of the pods' bridge.
     pub bridge: String,
     /// Addresses of pods: the cluster's ranges and our segments.
     pub ranges: Vec<IpNetwork>,
@@ -61,7 +61,7 @@ pub fn check(needs: &PodRequirements) -> Vec<Obstacle> {
     obstacles
 }
 
-/// A base chain.
+/// A base chain of another program, and whether its policy drops.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 struct Chain {
     family: String,

@@ -14,7 +14,7 @@ use rtnetlink::{Handle, RouteMessageBuilder};
 /// The alias that the plugin gives to its bridges.
 const POD_BRIDGE: &str = "edge-cni bridge";
 
-/// An interface.
+/// An interface and its addresses.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(super) struct Link {
     pub(super) index: u32,
@@ -60,12 +60,12 @@ impl Route {
 
 /// The links, and the routes of the main table.
 #[derive(Debug, Default)]
-pub(super) struct Observed {
+pub(super) struct NetworkState {
     pub(super) links: Vec<Link>,
     pub(super) routes: Vec<Route>,
 }
 
-impl Observed {
+impl NetworkState {
     pub(super) async fn read(handle: &Handle) -> anyhow::Result<Self> {
         let links: Vec<LinkMessage> = handle.link().get().execute().try_collect().await.context("links")?;
         let addresses: Vec<AddressMessage> =
@@ -280,7 +280,7 @@ mod tests {
             message(4, "docker0", InfoKind::Bridge, Some("a bridge")),
             message(5, "dummy0", InfoKind::Dummy, Some(POD_BRIDGE)),
         ];
-        let mut observed = Observed { links: links.iter().map(link).collect(), routes: vec![] };
+        let mut observed = NetworkState { links: links.iter().map(link).collect(), routes: vec![] };
         assert_eq!(observed.pod_bridges("ecni0"), ["ecni0", "ecni1"]);
         let networks = |texts: &[&str]| texts.iter().map(|text| text.parse().unwrap()).collect::<Vec<IpNetwork>>();
         for (link, address) in observed.links.iter_mut().zip(["10.77.3.1", "10.77.1.1", "172.17.0.1", "10.9.9.9"]) {

@@ -38,7 +38,7 @@ const ADVICE: &str = "restore it from a backup, or remove it and join again with
 
 /// The identity of a member.
 #[derive(Debug, Clone)]
-pub(super) struct Identity {
+pub(super) struct NodeIdentity {
     pub(super) node: NodeName,
     pub(super) role: Role,
     /// [`JoinCredential::id`](super::join_credential::JoinCredential::id) of the credential by
@@ -69,7 +69,7 @@ impl Drop for IdentityFile {
     }
 }
 
-impl Identity {
+impl NodeIdentity {
     /// Reads the identity from disk; `None` if this node has never joined. Fails if the file is
     /// damaged or its parts do not match.
     pub(super) fn load(state: &StateDir) -> Result<Option<Self>, StateDirError> {
@@ -209,7 +209,7 @@ pub(super) fn pending_key(state: &StateDir) -> Result<KeyPair, ControllerError> 
     Ok(key)
 }
 
-/// Removes the pending key, after [`Identity::store`].
+/// Removes the pending key, after [`NodeIdentity::store`].
 pub(super) fn forget_pending_key(state: &StateDir) -> Result<(), StateDirError> {
     state.remove(PENDING_KEY_FILE)
 }

@@ -1,0 +1,20 @@
+//! The view that unit tests start from.
+
+use edge_types::{NodeView, Role};
+
+/// Version 1 of the view of `edge-1`, an edge with the cluster range 10.77.0.0/16. It has no
+/// segments, peers and trust anchors.
+pub(crate) fn empty_view() -> NodeView {
+    NodeView {
+        version: 1,
+        node: "edge-1".parse().unwrap(),
+        role: Role::Edge,
+        communities: Default::default(),
+        cluster_ranges: vec!["10.77.0.0/16".parse().unwrap()],
+        segments: vec![],
+        networks: vec![],
+        peers: vec![],
+        trust_anchors: vec![],
+        segment_prefix: Default::default(),
+    }
+}
