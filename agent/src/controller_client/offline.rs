@@ -7,8 +7,8 @@ use edge_types::NodeName;
 
 use super::error::ControllerError;
 use super::http;
-use super::node_identity::NodeIdentity;
 use super::join_credential::{self, JoinCredential};
+use super::node_identity::NodeIdentity;
 use crate::config::Config;
 
 /// Fails if this is no URL of a controller.
