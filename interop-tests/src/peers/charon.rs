@@ -62,7 +62,7 @@ pub struct Connection {
     pub local: String,
     /// The peer's address; `%any` for any.
     pub remote: String,
-    /// Identity of the node that runs charon.
+    /// Identity of the node that runs charon. If empty, charon takes its certificate's subject.
     pub local_id: String,
     /// The peer's identity.
     pub remote_id: String,
@@ -125,6 +125,10 @@ impl Connection {
             Auth::Psk(_) => ("psk", String::new()),
             Auth::Certificate(..) => ("pubkey", format!("certs = {}.pem", self.name)),
         };
+        let local_id = match self.local_id.as_str() {
+            "" => String::new(),
+            id => format!("id = \"{id}\""),
+        };
         let mut text = String::new();
         writeln!(
             text,
@@ -137,12 +141,12 @@ impl Connection {
     {more}
     local {{
       auth = {auth}
-      id = {local_id}
+      {local_id}
       {certs}
     }}
     remote {{
       auth = {auth}
-      id = {remote_id}
+      id = \"{remote_id}\"
     }}
     children {{
       net {{
@@ -159,7 +163,6 @@ impl Connection {
             remote = self.remote,
             ike = self.ike,
             more = self.more,
-            local_id = self.local_id,
             remote_id = self.remote_id,
             local_ts = self.local_ts,
             remote_ts = self.remote_ts,

@@ -5,4 +5,4 @@ mod pki;
 mod vici;
 
 pub use charon::Charon;
-pub use pki::{Authority, Credentials, KeyKind};
+pub use pki::{Authority, Credentials, KeyKind, subject};

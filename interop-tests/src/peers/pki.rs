@@ -1,7 +1,9 @@
 //! Certificates for peers.
 
 use anyhow::{Context as _, Result};
-use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, KeyUsagePurpose};
+use rcgen::{
+    BasicConstraints, CertificateParams, DistinguishedName, DnType, DnValue, IsCa, Issuer, KeyPair, KeyUsagePurpose,
+};
 
 /// Kind of key of an end entity.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -28,6 +30,21 @@ impl KeyKind {
         anyhow::ensure!(out.status.success(), "openssl genpkey: {}", String::from_utf8_lossy(&out.stderr));
         Ok(String::from_utf8(out.stdout)?)
     }
+}
+
+/// The organization in subjects.
+const ORGANIZATION: &str = "Edge Lab";
+
+/// The subject that [`Authority::issue_by_subject`] gives to `name`, as text.
+#[must_use]
+pub fn subject(name: &str) -> String {
+    format!("C=DE, O={ORGANIZATION}, CN={name}")
+}
+
+fn common_name(name: &str) -> DistinguishedName {
+    let mut subject = DistinguishedName::new();
+    subject.push(DnType::CommonName, name);
+    subject
 }
 
 /// A certificate authority.
@@ -66,7 +83,20 @@ impl Authority {
     /// # Errors
     /// If it cannot be made.
     pub fn issue(&self, name: &str, kind: KeyKind) -> Result<Credentials> {
-        self.issue_for(vec![name.to_owned()], kind)
+        self.issue_for(vec![name.to_owned()], common_name(name), kind)
+    }
+
+    /// A certificate without DNS name. Its subject, the holder's identity in IKE, is
+    /// [`subject`], with a PrintableString for the country.
+    ///
+    /// # Errors
+    /// If it cannot be made.
+    pub fn issue_by_subject(&self, name: &str, kind: KeyKind) -> Result<Credentials> {
+        let mut subject = DistinguishedName::new();
+        subject.push(DnType::CountryName, DnValue::PrintableString("DE".try_into()?));
+        subject.push(DnType::OrganizationName, ORGANIZATION);
+        subject.push(DnType::CommonName, name);
+        self.issue_for(Vec::new(), subject, kind)
     }
 
     /// As [`Self::issue`], with so many further names that the certificate does not fit into one
@@ -76,14 +106,14 @@ impl Authority {
     /// If it cannot be made.
     pub fn issue_long(&self, name: &str, kind: KeyKind) -> Result<Credentials> {
         let more = (0..40).map(|n| format!("one-more-name-that-nobody-asks-for-{n}.{name}"));
-        self.issue_for([name.to_owned()].into_iter().chain(more).collect(), kind)
+        self.issue_for([name.to_owned()].into_iter().chain(more).collect(), common_name(name), kind)
     }
 
-    fn issue_for(&self, names: Vec<String>, kind: KeyKind) -> Result<Credentials> {
+    fn issue_for(&self, names: Vec<String>, subject: DistinguishedName, kind: KeyKind) -> Result<Credentials> {
         let key_pem = kind.generate()?;
         let key = KeyPair::from_pem(&key_pem).context("reading openssl's key")?;
-        let mut params = CertificateParams::new(names.clone())?;
-        params.distinguished_name.push(DnType::CommonName, names.first().map_or("", String::as_str));
+        let mut params = CertificateParams::new(names)?;
+        params.distinguished_name = subject;
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
         let certificate = params.signed_by(&key, &self.issuer)?;
         Ok(Credentials { certificate_pem: certificate.pem(), key_pem })

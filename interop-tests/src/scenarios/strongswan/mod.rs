@@ -9,7 +9,7 @@ use anyhow::{Result, ensure};
 
 use crate::edge_agent::{Agent, StaticPeer};
 use crate::peers::charon::{Auth, Connection};
-use crate::peers::{Authority, Charon, KeyKind};
+use crate::peers::{Authority, Charon, KeyKind, subject};
 use crate::scenario::{Lab, Needs, Scenario};
 use crate::topology::Plan;
 use site::{Initiator, SECRET, Site, WRONG_SECRET};
@@ -34,6 +34,16 @@ pub(super) const SCENARIOS: &[Scenario] = &[
         "strongswan/cert-responder",
         "charon initiates with an Ed25519 certificate, edge-agent has P-256; a wrong name and an unknown CA are reported",
         cert_responder,
+    ),
+    scenario(
+        "strongswan/distinguished-name-initiator",
+        "edge-agent initiates; the certificates have no other name than their subjects, and charon's configuration has no id",
+        |lab| distinguished_names(lab, Initiator::Edge),
+    ),
+    scenario(
+        "strongswan/distinguished-name-responder",
+        "charon initiates without an id of its own; the certificates have no other name than their subjects",
+        |lab| distinguished_names(lab, Initiator::Moon),
     ),
     scenario(
         "strongswan/nothing-in-common-initiator",
@@ -128,6 +138,19 @@ fn cert_initiator(lab: &Lab) -> Result<()> {
 
 fn cert_responder(lab: &Lab) -> Result<()> {
     certificates(lab, Initiator::Moon, KeyKind::P256, KeyKind::Ed25519)
+}
+
+fn distinguished_names(lab: &Lab, initiator: Initiator) -> Result<()> {
+    let net = lab.build(&Site::plan(initiator))?;
+    let site = Site::new(net, initiator)?;
+    let authority = Authority::new("lab")?;
+    let ours = Auth::certificate(authority.issue_by_subject("edge", KeyKind::P256)?, &authority);
+    let moons = Auth::certificate(authority.issue_by_subject("moon", KeyKind::P256)?, &authority);
+    let connection = Connection { local_id: String::new(), remote_id: subject("edge"), ..site.connection(moons) };
+    let charon = Charon::start(site.moon, &connection)?;
+    let peer = StaticPeer { local_id: subject("edge"), remote_id: subject("moon"), ..site.peer(ours) };
+    let mut agent = Agent::start(lab, site.edge, "", &[peer])?;
+    site.check_tunnel(lab, &mut agent, &charon)
 }
 
 fn nothing_in_common(lab: &Lab, initiator: Initiator) -> Result<()> {
