@@ -25,11 +25,21 @@ pub struct EndpointConfig {
     /// Messages larger than this are sent in fragments if the peer supports that (RFC 7383). Bytes
     /// of UDP payload.
     pub fragment_size: usize,
+    /// How long an IKE SA may go on after the peer's certificate has expired. New handshakes with
+    /// that certificate are refused all the same. Zero: it ends with the certificate.
+    pub certificate_grace: Duration,
 }
 
 impl Default for EndpointConfig {
     fn default() -> Self {
-        Self { port: 500, nat_port: 4500, cookie_threshold: 64, half_open_limit: 4096, fragment_size: 1232 }
+        Self {
+            port: 500,
+            nat_port: 4500,
+            cookie_threshold: 64,
+            half_open_limit: 4096,
+            fragment_size: 1232,
+            certificate_grace: Duration::ZERO,
+        }
     }
 }
 
@@ -129,10 +139,12 @@ pub struct Timing {
     pub retransmit: Duration,
     /// Transmissions of one request before the IKE SA is given up.
     pub transmissions: u32,
-    /// Lifetime of a CHILD_SA, after which it is rekeyed. Up to a tenth is subtracted at random.
+    /// Lifetime of a CHILD_SA, after which it is rekeyed. Up to a tenth is subtracted at random. A
+    /// CHILD_SA that cannot be rekeyed ends after one and a half of it.
     pub child_lifetime: Duration,
     /// Lifetime of an IKE SA, after which a new one replaces it without a gap. Up to a tenth is
-    /// subtracted at random.
+    /// subtracted at random. It counts from the authentication of the peer on: a rekey of the IKE
+    /// SA does not prolong it. An IKE SA that cannot be replaced ends after one and a half of it.
     pub ike_lifetime: Duration,
     /// How long an old inbound SA lingers after a rekey.
     pub linger: Duration,
@@ -142,6 +154,19 @@ pub struct Timing {
     pub retry_max: Duration,
     /// Silence after which a NAT keepalive is sent if we are behind a NAT (RFC 3948 4).
     pub nat_keepalive: Duration,
+}
+
+impl Timing {
+    /// When a CHILD_SA ends at the latest, counted from when it was made (RFC 7296 2.8: it MUST NOT
+    /// be used beyond its lifetime).
+    pub(crate) fn child_hard_lifetime(&self) -> Duration {
+        self.child_lifetime.saturating_add(self.child_lifetime / 2)
+    }
+
+    /// When an IKE SA ends at the latest, counted from the peer's authentication.
+    pub(crate) fn ike_hard_lifetime(&self) -> Duration {
+        self.ike_lifetime.saturating_add(self.ike_lifetime / 2)
+    }
 }
 
 impl Default for Timing {

@@ -14,14 +14,16 @@ pub(crate) enum Timer {
     Liveness,
     /// We have been silent for the keepalive interval behind a NAT (RFC 3948 4).
     Keepalive,
-    /// The IKE SA's lifetime is over.
+    /// A new IKE SA is to replace this one.
     Reauthenticate,
+    /// The IKE SA's lifetime may be over.
+    Expire,
     /// The peer has not deleted what it should have deleted.
     Cleanup,
 }
 
-const TIMERS: [Timer; 5] =
-    [Timer::Retransmit, Timer::Liveness, Timer::Keepalive, Timer::Reauthenticate, Timer::Cleanup];
+const TIMERS: [Timer; 6] =
+    [Timer::Retransmit, Timer::Liveness, Timer::Keepalive, Timer::Reauthenticate, Timer::Expire, Timer::Cleanup];
 
 /// A deadline for each [`Timer`] that is set.
 #[derive(Debug, Default)]

@@ -199,6 +199,8 @@ pub struct PeerCertificate {
     pub serial: String,
     /// notBefore, seconds since 1970-01-01 UTC.
     pub not_before: u64,
+    /// The earliest notAfter of the certificate and its issuers, seconds since 1970-01-01 UTC.
+    pub not_after: u64,
 }
 
 /// Why an SA is gone.
@@ -216,6 +218,9 @@ pub enum DownReason {
     Replaced,
     /// A protocol error ended it.
     Failed,
+    /// Its lifetime or the validity of the peer's certificate is over, or the configuration changed
+    /// and the peer has not authenticated again.
+    Expired,
 }
 
 /// An error that names the exchange, what was expected, what came and what to do.
@@ -271,6 +276,9 @@ pub enum PeerErrorKind {
     /// This node or its kernel failed, for example to reserve an SPI.
     #[error("local failure")]
     Local,
+    /// The lifetime of an SA is over, and nothing has replaced it.
+    #[error("the lifetime is over")]
+    Expired,
     /// Any other error notification from the peer.
     #[error("the peer reported an error")]
     Notified,

@@ -27,6 +27,8 @@ pub(crate) struct Child {
     pub(crate) established: Instant,
     /// When it is to be rekeyed; `None`: never, or it is being replaced already.
     pub(crate) rekey: Option<Instant>,
+    /// When it ends if it has not been rekeyed.
+    pub(crate) end: Instant,
     /// It is the redundant one of two simultaneous rekeys (RFC 7296 2.8.1) and stays until its
     /// initiator deletes it.
     pub(crate) redundant: bool,
@@ -38,6 +40,13 @@ pub(crate) struct Child {
 struct Lingering {
     until: Instant,
     reason: DownReason,
+}
+
+/// When a CHILD_SA is to be rekeyed, and when it ends if that fails.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct ChildLifetime {
+    pub(crate) rekey: Instant,
+    pub(crate) end: Instant,
 }
 
 /// What a CHILD_SA is used for.
@@ -135,13 +144,21 @@ impl Tunnel {
         sa: ChildSa,
         owner: Spi,
         arrival: Arrival,
-        rekey: Option<Instant>,
+        lifetime: ChildLifetime,
         now: Instant,
         out: &mut Output,
     ) -> ChildId {
         let id = sa.id;
         let sa = Arc::new(sa);
-        let child = Child { sa: Arc::clone(&sa), owner, established: now, rekey, redundant: false, lingering: None };
+        let child = Child {
+            sa: Arc::clone(&sa),
+            owner,
+            established: now,
+            rekey: Some(lifetime.rekey),
+            end: lifetime.end,
+            redundant: false,
+            lingering: None,
+        };
         self.children.insert(id, child);
         let peer = self.peer.clone();
         let (old, ready) = match arrival {

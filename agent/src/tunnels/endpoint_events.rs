@@ -153,5 +153,6 @@ pub(super) fn why(reason: DownReason) -> &'static str {
         DownReason::Timeout => "the peer does not answer",
         DownReason::Replaced => "replaced",
         DownReason::Failed => "failed",
+        DownReason::Expired => "expired",
     }
 }

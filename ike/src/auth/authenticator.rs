@@ -31,6 +31,8 @@ struct Credentials {
     chain: Vec<Certificate>,
     key: SigningKey,
     validator: CertificateValidator,
+    /// notAfter of our own certificate, seconds since 1970-01-01 UTC.
+    not_after: u64,
 }
 
 /// What a peer sent in IKE_AUTH to authenticate.
@@ -110,29 +112,41 @@ impl Authenticator {
         octets: &SignedOctets,
         unix_time: u64,
     ) -> Result<Proof, AuthError> {
+        self.authenticate(expected, presented, octets, unix_time).map(|(proof, _)| proof)
+    }
+
+    /// As [`Self::verify`]; also gives what is kept of the peer's certificate, unless it has a
+    /// pre-shared key.
+    pub(crate) fn authenticate(
+        &self,
+        expected: &Identity,
+        presented: Presented<'_>,
+        octets: &SignedOctets,
+        unix_time: u64,
+    ) -> Result<(Proof, Option<PeerCertificate>), AuthError> {
         let claimed = presented.id.identity().ok_or(AuthError::UnknownIdType(presented.id.kind))?;
         if !same_identity(expected, &claimed) {
             return Err(AuthError::UnexpectedIdentity { expected: expected.clone(), claimed });
         }
         let authentication = presented.authentication;
         match &self.0 {
-            Method::Psk(psk) => psk::verify(octets, psk, authentication).map(|()| Proof::Psk),
+            Method::Psk(psk) => psk::verify(octets, psk, authentication).map(|()| (Proof::Psk, None)),
             Method::Certificate(_) if authentication.method == AuthMethod::SharedKey => {
                 Err(AuthError::Method { expected: "a signature", found: authentication.method })
             }
             Method::Certificate(credentials) => {
-                let key = credentials.validator.validate(presented.certificates, &claimed, unix_time)?;
-                key.verify(octets.as_slice(), authentication)
+                let valid = credentials.validator.validate(presented.certificates, &claimed, unix_time)?;
+                let proof = valid.key.verify(octets.as_slice(), authentication)?;
+                Ok((proof, Some(valid.shown)))
             }
         }
     }
 
-    /// The certificate that a peer presented, after [`Self::verify`] accepted it. `None` with a
-    /// pre-shared key.
-    pub fn peer_certificate(&self, presented: Presented<'_>) -> Option<PeerCertificate> {
+    /// notAfter of our own certificate, seconds since 1970-01-01 UTC. `None` with a pre-shared key.
+    pub(crate) fn not_after(&self) -> Option<u64> {
         match &self.0 {
             Method::Psk(_) => None,
-            Method::Certificate(_) => certificate::peer_certificate(presented.certificates),
+            Method::Certificate(credentials) => Some(credentials.not_after),
         }
     }
 
@@ -163,6 +177,8 @@ impl Credentials {
             return Err(CredentialError::KeyMismatch);
         }
         let x509 = |data: &Vec<u8>| Certificate { encoding: CertificateEncoding::X509Signature, data: data.clone() };
-        Ok(Self { chain: auth.chain.iter().map(x509).collect(), key, validator: CertificateValidator::new(auth)? })
+        let not_after = certificate::not_after(leaf);
+        let validator = CertificateValidator::new(auth)?;
+        Ok(Self { chain: auth.chain.iter().map(x509).collect(), key, validator, not_after })
     }
 }

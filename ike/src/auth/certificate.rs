@@ -32,6 +32,15 @@ static CHAIN_ALGORITHMS: &[&dyn SignatureVerificationAlgorithm] = &[
 /// anyExtendedKeyUsage, 2.5.29.37.0 (RFC 5280 4.2.1.12).
 const ANY_USAGE: &[u8] = &[0x55, 0x1d, 0x25, 0x00];
 
+/// A certificate that was accepted.
+#[derive(Debug)]
+pub(super) struct ValidCertificate {
+    /// The key that must have made AUTH.
+    pub(super) key: PublicKey,
+    /// What is kept of it.
+    pub(super) shown: PeerCertificate,
+}
+
 /// What a peer's certificate must satisfy.
 #[derive(Debug)]
 pub(super) struct CertificateValidator {
@@ -69,14 +78,13 @@ impl CertificateValidator {
         &self.authorities
     }
 
-    /// The public key of the first certificate, if the chain certifies it for `claimed` at
-    /// `unix_time`.
+    /// The first certificate, if the chain certifies it for `claimed` at `unix_time`.
     pub(super) fn validate(
         &self,
         certificates: &[Certificate],
         claimed: &Identity,
         unix_time: u64,
-    ) -> Result<PublicKey, AuthError> {
+    ) -> Result<ValidCertificate, AuthError> {
         let mut chain = certificates
             .iter()
             .filter(|certificate| certificate.encoding == CertificateEncoding::X509Signature)
@@ -86,9 +94,14 @@ impl CertificateValidator {
         let leaf = chain.next().ok_or(AuthError::NoCertificate)?;
         let intermediates: Vec<_> = chain.collect();
         let parsed = parse(&leaf).ok_or_else(|| AuthError::MalformedCertificate("not DER of X.509".into()))?;
-        self.check_path(&leaf, &intermediates, &parsed, unix_time)?;
+        let not_after = self.check_path(&leaf, &intermediates, &parsed, unix_time)?;
         self.check_usage(&parsed)?;
-        self.check_revocation(&record(&parsed), claimed)?;
+        let shown = PeerCertificate {
+            serial: HEXLOWER.encode(parsed.raw_serial()),
+            not_before: u64::try_from(parsed.validity().not_before.timestamp()).unwrap_or(0),
+            not_after,
+        };
+        self.check_revocation(&shown, claimed)?;
         if !identity::certifies(&parsed, claimed) {
             let certified = identity::describe(&parsed);
             return Err(AuthError::NotCertified { claimed: claimed.clone(), certified });
@@ -97,16 +110,17 @@ impl CertificateValidator {
             let certified = identity::describe(&parsed);
             return Err(AuthError::LacksUri { expected: uri.clone(), certified });
         }
-        PublicKey::certified_by(&parsed)
+        Ok(ValidCertificate { key: PublicKey::certified_by(&parsed)?, shown })
     }
 
+    /// Finds a path to a trust anchor. Gives the earliest notAfter on it.
     fn check_path(
         &self,
         leaf: &CertificateDer<'_>,
         intermediates: &[CertificateDer<'_>],
         parsed: &X509Certificate<'_>,
         unix_time: u64,
-    ) -> Result<(), AuthError> {
+    ) -> Result<u64, AuthError> {
         let end_entity =
             EndEntityCert::try_from(leaf).map_err(|error| AuthError::MalformedCertificate(error.to_string()))?;
         let time = UnixTime::since_unix_epoch(Duration::from_secs(unix_time));
@@ -114,7 +128,10 @@ impl CertificateValidator {
         let path =
             end_entity.verify_for_usage(CHAIN_ALGORITHMS, &self.anchors, intermediates, time, usages, None, None);
         match path {
-            Ok(_) => Ok(()),
+            Ok(path) => {
+                let issuers = path.intermediate_certificates().map(|issuer| not_after(&issuer.der()));
+                Ok(issuers.fold(not_after(leaf), u64::min))
+            }
             Err(webpki::Error::CertExpired { not_after, .. }) => {
                 Err(AuthError::Expired { not_after: not_after.as_secs(), now: unix_time })
             }
@@ -135,7 +152,7 @@ impl CertificateValidator {
         if shown.not_before >= self.not_before {
             return Ok(());
         }
-        let PeerCertificate { serial, not_before } = shown.clone();
+        let PeerCertificate { serial, not_before, .. } = shown.clone();
         Err(AuthError::Revoked { peer: peer.clone(), serial, not_before, since: self.not_before })
     }
 
@@ -191,17 +208,9 @@ impl ExtendedKeyUsageValidator for IssuerUsages<'_> {
     }
 }
 
-/// Serial number and notBefore of the certificate that the peer sent first (RFC 7296 3.6).
-pub(super) fn peer_certificate(certificates: &[Certificate]) -> Option<PeerCertificate> {
-    let leaf = certificates.iter().find(|certificate| certificate.encoding == CertificateEncoding::X509Signature)?;
-    parse(&leaf.data).map(|parsed| record(&parsed))
-}
-
-fn record(parsed: &X509Certificate<'_>) -> PeerCertificate {
-    PeerCertificate {
-        serial: HEXLOWER.encode(parsed.raw_serial()),
-        not_before: u64::try_from(parsed.validity().not_before.timestamp()).unwrap_or(0),
-    }
+/// notAfter of a certificate, seconds since 1970-01-01 UTC. 0: it cannot be read.
+pub(super) fn not_after(der: &[u8]) -> u64 {
+    parse(der).and_then(|parsed| u64::try_from(parsed.validity().not_after.timestamp()).ok()).unwrap_or(0)
 }
 
 /// The public key of our own certificate.

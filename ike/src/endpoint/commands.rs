@@ -92,7 +92,7 @@ impl Endpoint {
             if peer.config().local == Some(old)
                 && let Ok(profile) = Profile::new(PeerConfig { local: Some(new), ..peer.config().clone() })
             {
-                self.set_profile(&name, Arc::new(profile), now);
+                self.set_profile(&name, Arc::new(profile), now, env);
             }
             self.move_local_address(&name, old, new, now, env);
         }

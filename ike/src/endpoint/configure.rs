@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::peer::{ConfigChange, Peer};
+use super::peer::{ConfigChange, Peer, credentials_changed};
 use super::state::{DeadlineOwner, Endpoint, SaState, context, peer_span};
 use crate::auth::CredentialError;
 use crate::config::{PeerConfig, PeerName};
@@ -51,7 +51,7 @@ impl Endpoint {
             self.delete_peer(&name, now, env);
             return self.set_peer(profile.config.clone(), now, env);
         }
-        self.set_profile(&name, profile, now);
+        self.set_profile(&name, profile, now, env);
         self.delete_revoked_sas(&name, now, env);
         let Some(peer) = self.peers.get_mut(&name) else {
             return Ok(());
@@ -70,16 +70,27 @@ impl Endpoint {
         Ok(())
     }
 
-    pub(super) fn set_profile(&mut self, name: &PeerName, profile: Arc<Profile>, now: Instant) {
+    pub(super) fn set_profile(
+        &mut self,
+        name: &PeerName,
+        profile: Arc<Profile>,
+        now: Instant,
+        env: &mut dyn Environment,
+    ) {
         let Some(peer) = self.peers.get_mut(name) else {
             return;
         };
         self.initiation_guard.add_peer(&profile);
         let old = std::mem::replace(&mut peer.profile, Arc::clone(&profile));
         self.initiation_guard.remove_peer(&old);
+        let credentials_changed = credentials_changed(&old.config, &profile.config);
         for spi in peer.sas.clone() {
             if let Some(SaState::Established(_, sa)) = self.sas.get_mut(&spi) {
-                sa.set_profile(Arc::clone(&profile), now);
+                let mut cx = context!(self, now, env);
+                sa.set_profile(Arc::clone(&profile), &mut cx);
+                if credentials_changed {
+                    sa.require_reauthentication(&mut cx);
+                }
             }
             self.schedule(spi);
         }
@@ -120,40 +131,20 @@ impl Endpoint {
     /// Ends the IKE SAs in which the peer used a certificate that is now revoked, and reports that.
     /// Its other IKE SAs stay.
     pub(super) fn delete_revoked_sas(&mut self, name: &PeerName, now: Instant, env: &mut dyn Environment) {
-        let Some(peer) = self.peers.get_mut(name) else {
+        let Some(peer) = self.peers.get(name) else {
             return;
         };
-        let mut ended = Vec::new();
-        for spi in peer.sas.clone() {
-            let Some(SaState::Established(_, sa)) = self.sas.get_mut(&spi) else {
-                continue;
-            };
-            let Some(shown) = &sa.details().certificate else {
-                continue;
-            };
-            let Err(error) = peer.profile.auth.check_not_revoked(shown, &peer.profile.config.remote_id) else {
-                continue;
-            };
-            for id in peer.tunnel.ids_with_lingering(spi) {
-                peer.tunnel.remove_at_once(id, DownReason::DeletedByUs, &mut self.out);
+        let mut revoked = Vec::new();
+        for spi in &peer.sas {
+            if let Some(SaState::Established(_, sa)) = self.sas.get(spi)
+                && let Some(shown) = &sa.details().certificate
+                && let Err(error) = peer.profile.auth.check_not_revoked(shown, &peer.profile.config.remote_id)
+            {
+                revoked.push((*spi, auth(&error)));
             }
-            let ike = sa.ike();
-            self.out.event(Event::IkeDown { peer: name.clone(), ike, reason: DownReason::DeletedByUs });
-            peer.report_failure(auth(&error), &mut self.out);
-            sa.delete_reported_down(&mut Tunnel::new(name.clone()), &mut context!(self, now, env));
-            ended.push((spi, ike));
         }
-        if ended.is_empty() {
-            return;
+        for (spi, error) in revoked {
+            self.end_sa(name, spi, DownReason::DeletedByUs, error, now, env);
         }
-        peer.sas.retain(|spi| !ended.iter().any(|(ended, _)| ended == spi));
-        if peer.sas.is_empty() && peer.attempt.is_none() && peer.should_initiate() {
-            peer.schedule_retry(&mut context!(self, now, env));
-        }
-        for (spi, ike) in ended {
-            self.reinstate(name, ike);
-            self.schedule(spi);
-        }
-        self.schedule_peer(name);
     }
 }

@@ -63,8 +63,8 @@ impl Endpoint {
                     }
                 };
                 let arrival = if ready { Arrival::Ready } else { Arrival::Waiting };
-                let rekey = Some(sa.profile().rekey_at(&mut cx));
-                let id = peer.tunnel.add(child, spi, arrival, rekey, now, cx.out);
+                let lifetime = sa.profile().child_lifetime(&mut cx);
+                let id = peer.tunnel.add(child, spi, arrival, lifetime, now, cx.out);
                 if peer.tunnel.outbound() != Some(id) && duplicates.survivor.is_none() {
                     sa.begin(Task::Liveness, &mut peer.tunnel, &mut cx);
                 }

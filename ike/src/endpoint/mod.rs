@@ -29,3 +29,6 @@ mod state;
 pub use crate::tunnel::ChildUse;
 pub use snapshot::{ChildStatus, IkeStatus, PeerStatus, Phase};
 pub use state::Endpoint;
+
+#[cfg(test)]
+mod tests;

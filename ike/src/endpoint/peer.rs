@@ -151,7 +151,10 @@ impl ConfigChange {
             Self::None
         } else if old.local_id != new.local_id || old.remote_id != new.remote_id {
             Self::Restart
-        } else if old.child.local != new.child.local || old.child.remote != new.child.remote || psk_changed(old, new) {
+        } else if old.child.local != new.child.local
+            || old.child.remote != new.child.remote
+            || credentials_changed(old, new)
+        {
             Self::Reauthenticate
         } else if *new == (PeerConfig { remotes: new.remotes.clone(), ..old.clone() }) {
             Self::Addresses
@@ -161,12 +164,18 @@ impl ConfigChange {
     }
 }
 
-/// Whether the pre-shared key or the kind of authentication changed. A renewed certificate is no
-/// such change: it applies from the next negotiation on.
-fn psk_changed(old: &PeerConfig, new: &PeerConfig) -> bool {
+/// Whether the peer may no longer be able to authenticate as it did: another pre-shared key or kind
+/// of authentication, a trust anchor less, another name or role in its certificate. A renewed
+/// certificate of ours and one more trust anchor are no such change: they apply from the next
+/// negotiation on.
+pub(super) fn credentials_changed(old: &PeerConfig, new: &PeerConfig) -> bool {
     use crate::config::Auth::{Certificate, Psk};
     match (&old.auth, &new.auth) {
-        (Certificate(_), Certificate(_)) => false,
+        (Certificate(old), Certificate(new)) => {
+            old.remote_uri != new.remote_uri
+                || old.remote_key_usages != new.remote_key_usages
+                || old.trust_anchors.iter().any(|anchor| !new.trust_anchors.contains(anchor))
+        }
         (Psk(old), Psk(new)) => old != new,
         _ => true,
     }

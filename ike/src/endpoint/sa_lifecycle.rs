@@ -3,9 +3,10 @@
 use super::state::{Endpoint, SaState, context};
 use crate::config::PeerName;
 use crate::environment::Environment;
-use crate::event::{DownReason, Event};
+use crate::event::{DownReason, Event, PeerError};
 use crate::sa::{CloseReason, IkeSa, Lifecycle, SaStep};
 use crate::time::Instant;
+use crate::tunnel::{Spi, Tunnel};
 
 impl Endpoint {
     /// Handles the result of a step of an established IKE SA.
@@ -31,6 +32,10 @@ impl Endpoint {
                     self.start_attempt(&name, now, env);
                 }
             }
+            SaStep::Expired(error) => {
+                self.sas.insert(spi, SaState::Established(name.clone(), sa));
+                self.end_sa(&name, spi, DownReason::Expired, error, now, env);
+            }
             SaStep::Rekeyed(new) => self.rekeyed(name, sa, new),
             SaStep::Closed(closed) => self.sa_closed(&name, sa, closed, now, env),
         }
@@ -49,6 +54,39 @@ impl Endpoint {
         self.sas.insert(spi, SaState::Established(name, new));
         self.schedule(replaced);
         self.schedule(spi);
+    }
+
+    /// Ends an IKE SA: reports it and its CHILD_SAs down at once, says why, and sends DELETE.
+    pub(super) fn end_sa(
+        &mut self,
+        name: &PeerName,
+        spi: Spi,
+        reason: DownReason,
+        error: PeerError,
+        now: Instant,
+        env: &mut dyn Environment,
+    ) {
+        let (Some(peer), Some(SaState::Established(_, sa))) = (self.peers.get_mut(name), self.sas.get_mut(&spi)) else {
+            return;
+        };
+        for id in peer.tunnel.ids_with_lingering(spi) {
+            peer.tunnel.remove_at_once(id, reason, &mut self.out);
+        }
+        let ike = sa.ike();
+        let mut cx = context!(self, now, env);
+        cx.out.event(Event::IkeDown { peer: name.clone(), ike, reason });
+        peer.report_failure(error, cx.out);
+        sa.delete_reported_down(&mut Tunnel::new(name.clone()), &mut cx);
+        peer.sas.retain(|known| *known != spi);
+        if peer.sas.is_empty() {
+            peer.reauthenticate = false;
+            if peer.attempt.is_none() && peer.should_initiate() {
+                peer.schedule_retry(&mut cx);
+            }
+        }
+        self.reinstate(name, ike);
+        self.schedule(spi);
+        self.schedule_peer(name);
     }
 
     /// An IKE SA is gone.

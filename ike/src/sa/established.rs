@@ -10,7 +10,7 @@ use super::failure::{self, INFORMATIONAL};
 use super::ike_sa::{CloseReason, IkeSa, Lifecycle, SaStep};
 use super::task::{PendingRequest, Task};
 use crate::deadlines::Timer;
-use crate::event::{Event, IkeId, PeerError};
+use crate::event::{DownReason, Event, IkeId, PeerError, PeerErrorKind};
 use crate::output::Context;
 use crate::time::Instant;
 use crate::tunnel::Tunnel;
@@ -18,6 +18,8 @@ use crate::wire::{ExchangeType, Header, InvalidMessage, Payloads};
 
 /// Wait before a failed reauthentication starts again.
 const REAUTHENTICATION_RETRY: Duration = Duration::from_secs(60);
+/// Shortest wait before an IKE SA that is not over yet is looked at again.
+const EXPIRY_CHECK: Duration = Duration::from_secs(1);
 
 impl IkeSa {
     /// Takes a datagram (without marker) for our SPI.
@@ -73,10 +75,17 @@ impl IkeSa {
                         step = SaStep::Reauthenticate;
                     }
                 }
+                Timer::Expire => self.timers.set(Timer::Expire, self.lifetime.check_at(cx).max(cx.now + EXPIRY_CHECK)),
                 Timer::Cleanup => self.clean_up(tunnel),
             }
         }
         if self.lifecycle == Lifecycle::Active {
+            if let Some(error) = self.lifetime.over(cx) {
+                return SaStep::Expired(error);
+            }
+            if self.expire_children(tunnel, cx) {
+                step = SaStep::Reauthenticate;
+            }
             self.rekey_due(tunnel, cx.now);
         }
         self.start_queued_tasks(tunnel, cx);
@@ -183,7 +192,7 @@ impl IkeSa {
             Ok(_) => {
                 let detail = format!("expected an answer to {}, got one to {exchange}", pending.exchange());
                 pending.release(&self.profile, cx);
-                let kind = crate::event::PeerErrorKind::Protocol;
+                let kind = PeerErrorKind::Protocol;
                 SaStep::Closed(CloseReason::Failed(PeerError::new(INFORMATIONAL, kind, detail)))
             }
             Err(error) => {
@@ -205,6 +214,25 @@ impl IkeSa {
         for id in tunnel.ids_of(self.spi()).into_iter().filter(|id| *id != best) {
             self.enqueue(Task::DeleteChild(id));
         }
+    }
+
+    /// Removes CHILD_SAs whose lifetime is over (RFC 7296 2.8). True: none is left although we want
+    /// one, and only a new IKE SA can still bring one.
+    fn expire_children(&mut self, tunnel: &mut Tunnel, cx: &mut Context<'_>) -> bool {
+        let me = self.spi();
+        let over: Vec<_> = tunnel.children_of(me).filter(|(_, child)| child.end <= cx.now).map(|(id, _)| id).collect();
+        for id in &over {
+            tunnel.remove_at_once(*id, DownReason::Expired, cx.out);
+            self.drop_tasks_of(*id);
+            self.enqueue(Task::DeleteRemoved(*id));
+            let detail = "the peer did not let the CHILD_SA be rekeyed within one and a half of its lifetime, so it has ended; earlier errors say why";
+            self.report(PeerError::new(failure::CREATE_CHILD_SA, PeerErrorKind::Expired, detail.to_owned()), cx);
+        }
+        if over.is_empty() || tunnel.children_of(me).next().is_some() {
+            return false;
+        }
+        self.last_child_deleted(cx);
+        self.profile.config.initiate
     }
 
     fn rekey_due(&mut self, tunnel: &mut Tunnel, now: Instant) {

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::channel::{Channel, LastResponse};
+use super::lifetime::Lifetime;
 use super::profile::Profile;
 use super::task::{PendingRequest, Task};
 use crate::crypto::IkeRole;
@@ -60,6 +61,8 @@ pub(crate) enum SaStep {
     Continue,
     /// A new IKE SA is to replace it.
     Reauthenticate,
+    /// Its lifetime is over: the endpoint ends it at once.
+    Expired(PeerError),
     /// The peer has rekeyed it. This is the new IKE SA; the old one waits to be deleted.
     Rekeyed(Box<IkeSa>),
     /// Both ends have deleted it, or it failed: the endpoint releases it.
@@ -92,6 +95,7 @@ pub(crate) struct IkeSa {
     pub(super) queue: VecDeque<Task>,
     initiation: Initiation,
     established: Instant,
+    pub(super) lifetime: Lifetime,
     /// Whether the peer is known to have this IKE SA too. As responder we know it by the first
     /// message after IKE_AUTH.
     confirmed: bool,
@@ -109,14 +113,11 @@ impl IkeSa {
         initiation: Initiation,
         cx: &mut Context<'_>,
     ) -> Self {
-        let lifetime = profile.config.timing.ike_lifetime;
-        // The initiator replaces it. The responder does so only if the initiator does not.
-        let renew = match initiation {
-            Initiation::ByUs(_) => cx.jittered(lifetime),
-            Initiation::ByPeer(_) => lifetime.saturating_add(lifetime / 4),
-        };
+        let certificate = details.certificate.as_ref().map(|shown| shown.not_after);
+        let lifetime = Lifetime::begin(&profile, certificate, cx.now);
         let mut timers = Timers::default();
-        timers.set(Timer::Reauthenticate, cx.now + renew);
+        timers.set(Timer::Reauthenticate, lifetime.renewal(&profile, initiation, cx));
+        timers.set(Timer::Expire, lifetime.check_at(cx));
         let mut sa = Self {
             confirmed: channel.role == IkeRole::Initiator,
             channel,
@@ -127,6 +128,7 @@ impl IkeSa {
             queue: VecDeque::new(),
             initiation,
             established: cx.now,
+            lifetime,
             create_child_at: None,
             timers,
         };
@@ -155,10 +157,32 @@ impl IkeSa {
     }
 
     /// Uses this configuration of the peer from now on.
-    pub(crate) fn set_profile(&mut self, profile: Arc<Profile>, now: Instant) {
+    pub(crate) fn set_profile(&mut self, profile: Arc<Profile>, cx: &mut Context<'_>) {
+        if self.profile.config.timing.ike_lifetime != profile.config.timing.ike_lifetime {
+            self.lifetime.change(&profile, cx.now);
+            let renewal = self.lifetime.renewal(&profile, self.initiation, cx).max(cx.now);
+            self.timers.set(Timer::Reauthenticate, renewal);
+            self.timers.set(Timer::Expire, self.lifetime.check_at(cx));
+        }
         self.channel.timing = profile.config.timing;
         self.profile = profile;
-        self.set_timers(now);
+        self.set_timers(cx.now);
+    }
+
+    /// The credentials by which the peer was authenticated are no longer configured: it has to
+    /// authenticate again soon, or this IKE SA ends.
+    pub(crate) fn require_reauthentication(&mut self, cx: &mut Context<'_>) {
+        let renewal = self.lifetime.credentials_changed(cx);
+        self.timers.set(Timer::Reauthenticate, renewal);
+        self.timers.set(Timer::Expire, self.lifetime.check_at(cx));
+    }
+
+    /// This one replaces `old` by a rekey. The peer has not authenticated again, so the lifetime
+    /// goes on.
+    pub(super) fn inherit_lifetime(&mut self, old: &Self, cx: &Context<'_>) {
+        self.lifetime = old.lifetime;
+        self.timers.set(Timer::Reauthenticate, old.reauthenticate_at().max(cx.now));
+        self.timers.set(Timer::Expire, self.lifetime.check_at(cx));
     }
 
     /// What was negotiated, for people.
@@ -218,8 +242,8 @@ impl IkeSa {
     pub(crate) fn next_deadline(&self, tunnel: Option<&Tunnel>) -> Option<Instant> {
         let active = self.lifecycle == Lifecycle::Active;
         let children = tunnel.filter(|_| active).into_iter().flat_map(|tunnel| tunnel.children_of(self.spi()));
-        let rekey = children.filter_map(|(_, child)| child.rekey).min();
-        [self.timers.next(), rekey, self.create_child_at.filter(|_| active)].into_iter().flatten().min()
+        let child = children.map(|(_, child)| child.rekey.map_or(child.end, |rekey| rekey.min(child.end))).min();
+        [self.timers.next(), child, self.create_child_at.filter(|_| active)].into_iter().flatten().min()
     }
 
     /// The IKE SA that superseded this one is gone: this one is active again, unless it is already

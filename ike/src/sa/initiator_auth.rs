@@ -178,9 +178,9 @@ impl InitiatorAuth {
         let octets = self.transcript.responder_octets(&self.channel.keys, id);
         let presented = Presented { id, certificates: &certificates, authentication };
         let auth = &self.profile.auth;
-        let proof = auth.verify(&config.remote_id, presented, &octets, cx.env.unix_time());
-        let proof = proof.map_err(|error| (failure::auth(&error), true))?;
-        Ok((proof.to_string(), auth.peer_certificate(presented)))
+        let authenticated = auth.authenticate(&config.remote_id, presented, &octets, cx.env.unix_time());
+        let (proof, certificate) = authenticated.map_err(|error| (failure::auth(&error), true))?;
+        Ok((proof.to_string(), certificate))
     }
 
     fn child(&self, payloads: &Payloads) -> Result<NegotiatedChild, PeerError> {

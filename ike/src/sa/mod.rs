@@ -15,6 +15,7 @@ mod ike_sa;
 mod init_transcript;
 mod initiator_auth;
 mod initiator_init;
+mod lifetime;
 mod path;
 mod profile;
 mod rekey_collision;

@@ -3,7 +3,7 @@
 use crate::auth::{Authenticator, CredentialError};
 use crate::config::PeerConfig;
 use crate::output::Context;
-use crate::time::Instant;
+use crate::tunnel::ChildLifetime;
 
 /// A peer's configuration and its prepared credentials.
 #[derive(Debug)]
@@ -17,8 +17,9 @@ impl Profile {
         Ok(Self { auth: Authenticator::new(&config.auth)?, config })
     }
 
-    /// When a CHILD_SA made now is to be rekeyed.
-    pub(crate) fn rekey_at(&self, cx: &mut Context<'_>) -> Instant {
-        cx.now + cx.jittered(self.config.timing.child_lifetime)
+    /// The lifetime of a CHILD_SA made now.
+    pub(crate) fn child_lifetime(&self, cx: &mut Context<'_>) -> ChildLifetime {
+        let timing = self.config.timing;
+        ChildLifetime { rekey: cx.now + cx.jittered(timing.child_lifetime), end: cx.now + timing.child_hard_lifetime() }
     }
 }

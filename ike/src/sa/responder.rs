@@ -267,9 +267,9 @@ impl HalfOpen {
         let certificates: Vec<Certificate> = payloads.certificates().cloned().collect();
         let octets = self.transcript.initiator_octets(&channel.keys, id);
         let presented = Presented { id, certificates: &certificates, authentication };
-        let proof = profile
+        let (proof, certificate) = profile
             .auth
-            .verify(&profile.config.remote_id, presented, &octets, cx.env.unix_time())
+            .authenticate(&profile.config.remote_id, presented, &octets, cx.env.unix_time())
             .map_err(|error| refused(failure::auth(&error)))?;
         let our_id = Id::from(&profile.config.local_id);
         let octets = self.transcript.responder_octets(&channel.keys, &our_id);
@@ -283,7 +283,6 @@ impl HalfOpen {
             .chain(profile.auth.certificates().iter().cloned().map(Payload::Certificate))
             .chain([Payload::Authentication(authentication)])
             .collect();
-        let certificate = profile.auth.peer_certificate(presented);
         Ok(Authenticated { profile, proof: proof.to_string(), certificate, answer })
     }
 

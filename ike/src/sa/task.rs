@@ -21,6 +21,8 @@ pub(crate) enum Task {
     DeleteChild(ChildId),
     /// Delete a CHILD_SA that only the peer has.
     DeleteUnused(ReservedSpi),
+    /// Delete a CHILD_SA that we have removed already, because its lifetime is over.
+    DeleteRemoved(ChildId),
     /// Delete the IKE SA.
     DeleteIke,
 }
@@ -32,6 +34,7 @@ pub(super) enum PendingRequest {
     CreateChild(Box<CreateChildRequest>),
     DeleteChild(ChildId),
     DeleteUnused(ReservedSpi),
+    DeleteRemoved,
     DeleteIke,
     /// The IKE SA was reported down: the response does not matter.
     Abandoned,
@@ -74,7 +77,7 @@ impl PendingRequest {
         match self {
             Self::CreateChild(request) => request.inbound.release(profile, cx),
             Self::DeleteUnused(reserved) => reserved.release(profile, cx),
-            Self::Liveness | Self::DeleteChild(_) | Self::DeleteIke | Self::Abandoned => {}
+            Self::Liveness | Self::DeleteChild(_) | Self::DeleteRemoved | Self::DeleteIke | Self::Abandoned => {}
         }
     }
 }

@@ -104,8 +104,8 @@ pub(super) fn finish(
         Some(old) => Arrival::RekeyedByUs(old),
         None => Arrival::Ready,
     };
-    let rekey = Some(sa.profile.rekey_at(cx));
-    tunnel.add(new, me, arrival, rekey, cx.now, cx.out);
+    let lifetime = sa.profile.child_lifetime(cx);
+    tunnel.add(new, me, arrival, lifetime, cx.now, cx.out);
     for id in replaced.into_iter().chain(superfluous) {
         sa.enqueue(Task::DeleteChild(id));
     }

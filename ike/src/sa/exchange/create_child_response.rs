@@ -126,9 +126,9 @@ fn add_child_of_peer(
     cx: &mut Context<'_>,
 ) {
     let me = sa.spi();
-    let rekey = Some(sa.profile.rekey_at(cx));
+    let lifetime = sa.profile.child_lifetime(cx);
     let arrival = old.map_or(Arrival::Waiting, Arrival::RekeyedByPeer);
-    let new = tunnel.add(new, me, arrival, rekey, cx.now, cx.out);
+    let new = tunnel.add(new, me, arrival, lifetime, cx.now, cx.out);
     if let Some(PendingRequest::CreateChild(ours)) = &mut sa.pending
         && ours.old == old
     {

@@ -30,6 +30,10 @@ pub(in crate::sa) fn begin(
             informational::delete(sa, Delete::child(reserved.spi), cx);
             Some(PendingRequest::DeleteUnused(reserved))
         }
+        Task::DeleteRemoved(id) => {
+            informational::delete(sa, Delete::child(id.0), cx);
+            Some(PendingRequest::DeleteRemoved)
+        }
         Task::DeleteIke => {
             informational::delete(sa, Delete::Ike, cx);
             Some(PendingRequest::DeleteIke)
@@ -46,7 +50,7 @@ pub(in crate::sa) fn finish(
     cx: &mut Context<'_>,
 ) -> SaStep {
     match request {
-        PendingRequest::Liveness | PendingRequest::Abandoned => SaStep::Continue,
+        PendingRequest::Liveness | PendingRequest::DeleteRemoved | PendingRequest::Abandoned => SaStep::Continue,
         PendingRequest::CreateChild(request) => create_child_request::finish(*request, sa, payloads, tunnel, cx),
         PendingRequest::DeleteChild(id) => {
             informational::deleted(sa, id, tunnel, cx);

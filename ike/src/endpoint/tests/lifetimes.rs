@@ -1,0 +1,134 @@
+//! What ends an IKE SA or a CHILD_SA (RFC 7296 2.8): its lifetime, the peer's certificate, changed
+//! credentials.
+
+use super::*;
+use crate::wire::{ExchangeType, Header};
+
+/// Whether a datagram belongs to IKE_SA_INIT.
+fn is_init(transmit: &Transmit) -> bool {
+    let message = transmit.payload.strip_prefix(&[0; 4]).unwrap_or(&transmit.payload);
+    Header::decode(message).is_ok_and(|header| header.exchange == ExchangeType::IkeSaInit)
+}
+
+/// `a` has a certificate for years, `b` one for an hour.
+fn certified(authority: &Authority) -> Pair {
+    let mut pair = Pair::new().one_sided();
+    pair.configs[0].auth = Auth::Certificate(authority.certify(0, 1000 * DAY));
+    pair.configs[1].auth = Auth::Certificate(authority.certify(1, HOUR));
+    pair
+}
+
+#[test]
+fn an_ike_sa_ends_when_the_peers_certificate_expires() {
+    let authority = Authority::new("CA");
+    let mut pair = certified(&authority);
+    pair.start();
+    pair.run_for(HOUR - 5 * SECOND);
+    assert!(pair.is_connected());
+    pair.run_for(10 * SECOND);
+    assert_eq!((pair.ike_sas(0), pair.children(0)), (0, 0), "{:?}", pair.ends[0].events);
+    assert!(pair.errors(0).contains(&PeerErrorKind::UntrustedCertificate));
+}
+
+#[test]
+fn a_step_of_the_wall_clock_past_the_certificates_end_is_noticed_at_the_next_liveness_check() {
+    let authority = Authority::new("CA");
+    let mut pair = certified(&authority);
+    pair.start();
+    pair.ends[0].host.unix_time += 2 * 3600;
+    pair.run_for(5 * SECOND);
+    assert_eq!((pair.ike_sas(0), pair.children(0)), (0, 0));
+}
+
+#[test]
+fn a_renewed_certificate_is_shown_before_the_old_one_ends() {
+    let authority = Authority::new("CA");
+    let mut pair = certified(&authority);
+    pair.start();
+    pair.run_for(HOUR / 2);
+    pair.configs[1].auth = Auth::Certificate(authority.certify(1, DAY));
+    pair.configure(1);
+    pair.run_for(3 * HOUR);
+    assert!(pair.is_connected());
+    assert!(pair.downs(0).is_empty() && pair.downs(1).is_empty(), "nothing ended without a successor");
+}
+
+#[test]
+fn a_child_sa_that_cannot_be_rekeyed_ends_within_its_lifetime() {
+    let mut pair = Pair::new().one_sided();
+    pair.start();
+    let first = pair.ends[0].endpoint.snapshot()[0].children[0].sa.id;
+    // The peer accepts none of our proposals any more.
+    pair.configs[1].child.proposals[0].aeads = vec![Aead::ChaCha20Poly1305];
+    pair.configure(1);
+    pair.run_for(2 * HOUR);
+    for us in 0..2 {
+        let snapshot = pair.ends[us].endpoint.snapshot();
+        let old = snapshot[0].children.iter().find(|child| us == 0 && child.sa.id == first);
+        assert!(old.is_none() && snapshot[0].children.is_empty(), "at {us}: {:?}", snapshot[0].children);
+    }
+    assert!(pair.errors(0).contains(&PeerErrorKind::NoProposalChosen));
+    pair.configs[1].child.proposals[0].aeads = vec![Aead::Aes256Gcm16];
+    pair.configure(1);
+    pair.run_for(30 * SECOND);
+    assert!(pair.is_connected(), "it comes back as soon as the peer lets it");
+}
+
+#[test]
+fn an_ike_sa_that_cannot_be_replaced_ends_within_one_and_a_half_of_its_lifetime() {
+    let mut pair = Pair::new().one_sided();
+    pair.start();
+    pair.tap = Box::new(|_, transmit| !is_init(transmit));
+    pair.run_for(4 * HOUR + HOUR / 2);
+    assert!(pair.is_connected());
+    pair.run_for(2 * HOUR);
+    for us in 0..2 {
+        assert_eq!((pair.ike_sas(us), pair.children(us)), (0, 0));
+    }
+    pair.tap = Box::new(|_, _| true);
+    pair.run_for(30 * SECOND);
+    assert!(pair.is_connected());
+}
+
+#[test]
+fn another_pre_shared_key_ends_an_ike_sa_whose_peer_does_not_have_it() {
+    for changed in 0..2 {
+        let mut pair = Pair::new().one_sided();
+        pair.start();
+        pair.configs[changed].auth = Auth::Psk(Secret::new(b"another one".to_vec()));
+        pair.configure(changed);
+        pair.run_for(120 * SECOND);
+        assert_eq!(pair.ike_sas(changed), 1, "there is time to change it at the peer");
+        pair.run_for(200 * SECOND);
+        for us in 0..2 {
+            assert_eq!((pair.ike_sas(us), pair.children(us)), (0, 0), "changed at {changed}, end {us}");
+        }
+    }
+}
+
+#[test]
+fn a_pre_shared_key_that_changes_at_both_ends_ends_nothing() {
+    let mut pair = Pair::new().one_sided();
+    pair.start();
+    for changed in [1, 0] {
+        pair.configs[changed].auth = Auth::Psk(Secret::new(b"another one".to_vec()));
+        pair.configure(changed);
+        pair.run_for(100 * SECOND);
+    }
+    pair.run_for(HOUR / 2);
+    assert!(pair.is_connected());
+    assert!(pair.downs(0).is_empty() && pair.downs(1).is_empty());
+}
+
+#[test]
+fn a_trust_anchor_that_is_taken_away_ends_the_ike_sas_that_rest_on_it() {
+    let authority = Authority::new("CA");
+    let mut pair = certified(&authority);
+    pair.configs[1].auth = Auth::Certificate(authority.certify(1, 1000 * DAY));
+    pair.start();
+    let Auth::Certificate(auth) = &mut pair.configs[0].auth else { unreachable!() };
+    auth.trust_anchors = vec![Authority::new("another CA").der];
+    pair.configure(0);
+    pair.run_for(301 * SECOND);
+    assert_eq!((pair.ike_sas(0), pair.children(0)), (0, 0));
+}

@@ -1,0 +1,114 @@
+//! How long an IKE SA may be used (RFC 7296 2.8: it MUST NOT be used beyond its lifetime). Its
+//! configured lifetime, the peer's certificate and a changed configuration bound it. All of these
+//! count from the peer's authentication on, so a rekey of the IKE SA does not prolong it.
+
+use std::time::Duration;
+
+use super::failure::{self, IKE_AUTH};
+use super::ike_sa::Initiation;
+use super::profile::Profile;
+use crate::auth::AuthError;
+use crate::event::{PeerError, PeerErrorKind};
+use crate::output::Context;
+use crate::time::Instant;
+
+/// How long an IKE SA goes on after the configured credentials have changed. Within it the operator
+/// changes them at the peer too.
+const CREDENTIALS_CHANGE_GRACE: Duration = Duration::from_secs(300);
+/// After a change of credentials, all peers that we begin with authenticate again, spread over this
+/// time.
+const CREDENTIALS_CHANGE_SPREAD: Duration = Duration::from_secs(60);
+/// Shortest time from the authentication of a peer to the next one, however soon a certificate
+/// expires.
+const MIN_RENEWAL: Duration = Duration::from_secs(60);
+
+/// The end of an IKE SA.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Lifetime {
+    /// When the peer was authenticated.
+    authenticated: Instant,
+    /// When it ends by its configured lifetime.
+    end: Instant,
+    /// notAfter of the peer's certificate, seconds since 1970-01-01 UTC.
+    certificate: Option<u64>,
+    /// When it ends because the credentials changed and the peer has not authenticated again.
+    credentials_changed: Option<Instant>,
+}
+
+impl Lifetime {
+    /// Begins with the peer's authentication, which is now.
+    pub(super) fn begin(profile: &Profile, certificate: Option<u64>, now: Instant) -> Self {
+        let end = now + profile.config.timing.ike_hard_lifetime();
+        Self { authenticated: now, end, certificate, credentials_changed: None }
+    }
+
+    /// When a new IKE SA is to replace it. The initiator does so. The responder does so only if the
+    /// initiator does not.
+    pub(super) fn renewal(&self, profile: &Profile, initiation: Initiation, cx: &mut Context<'_>) -> Instant {
+        let lifetime = profile.config.timing.ike_lifetime;
+        let by_lifetime = match initiation {
+            Initiation::ByUs(_) => cx.jittered(lifetime),
+            Initiation::ByPeer(_) => lifetime.saturating_add(lifetime / 4),
+        };
+        // A certificate is renewed before it ends, and the new one has to be shown in time.
+        let ends = self.certificate.into_iter().chain(profile.auth.not_after());
+        let by_certificate = ends.min().map(|not_after| {
+            let left = Duration::from_secs(not_after.saturating_sub(cx.env.unix_time()));
+            match initiation {
+                Initiation::ByUs(_) => cx.jittered(left / 4 * 3),
+                Initiation::ByPeer(_) => left / 8 * 7,
+            }
+        });
+        let wait = by_certificate.map_or(by_lifetime, |wait| wait.max(MIN_RENEWAL).min(by_lifetime));
+        self.authenticated + wait
+    }
+
+    /// The configured lifetime changed. If it is over by now, there is time to replace the IKE SA.
+    pub(super) fn change(&mut self, profile: &Profile, now: Instant) {
+        let end = self.authenticated + profile.config.timing.ike_hard_lifetime();
+        self.end = end.max(now + CREDENTIALS_CHANGE_GRACE);
+    }
+
+    /// The configured credentials changed. Gives the time at which to authenticate the peer again.
+    pub(super) fn credentials_changed(&mut self, cx: &mut Context<'_>) -> Instant {
+        let end = cx.now + CREDENTIALS_CHANGE_GRACE;
+        self.credentials_changed = Some(self.credentials_changed.map_or(end, |earlier| earlier.min(end)));
+        let tenth = CREDENTIALS_CHANGE_SPREAD.saturating_sub(cx.jittered(CREDENTIALS_CHANGE_SPREAD));
+        cx.now + tenth.saturating_mul(10)
+    }
+
+    /// When to ask [`Self::over`].
+    pub(super) fn check_at(&self, cx: &Context<'_>) -> Instant {
+        let certificate = self.certificate.map(|not_after| {
+            let end = not_after.saturating_add(cx.config.certificate_grace.as_secs());
+            // It is over in the second after notAfter (RFC 5280 4.1.2.5).
+            let left = end.saturating_add(1).saturating_sub(cx.env.unix_time());
+            cx.now + Duration::from_secs(left)
+        });
+        [Some(self.end), certificate, self.credentials_changed].into_iter().flatten().min().unwrap_or(self.end)
+    }
+
+    /// Why it is over, if it is. The wall clock may have been stepped, so this is asked at every
+    /// deadline.
+    pub(super) fn over(&self, cx: &Context<'_>) -> Option<PeerError> {
+        let now = cx.env.unix_time();
+        let grace = cx.config.certificate_grace.as_secs();
+        if let Some(not_after) = self.certificate.filter(|not_after| not_after.saturating_add(grace) < now) {
+            return Some(failure::auth(&AuthError::Expired { not_after, now }));
+        }
+        let expired = |detail: &str| Some(PeerError::new(IKE_AUTH, PeerErrorKind::Expired, detail.to_owned()));
+        if self.credentials_changed.is_some_and(|end| end <= cx.now) {
+            return expired(
+                "the credentials configured here changed, and the peer has not authenticated by the new ones within 5 minutes; \
+                 change them at the peer too",
+            );
+        }
+        if self.end <= cx.now {
+            return expired(
+                "no new IKE SA could replace this one within one and a half of its lifetime; earlier errors say why, and if there are none, \
+                 this node knows no address to begin with and the peer did not begin",
+            );
+        }
+        None
+    }
+}
