@@ -16,6 +16,10 @@ use crate::time::Instant;
 use crate::tunnel::{Spi, Tunnel};
 use crate::wire::{ExchangeType, Header, InvalidMessage, Message, Payload, Payloads};
 
+/// Largest IKE_SA_INIT request that is read, octets. Nothing proves who sent it, and it is kept
+/// until IKE_AUTH. RFC 7296 2 wants 3000 octets to be accepted; a share of ML-KEM-1024 fits too.
+const MAX_INIT_REQUEST: usize = 4096;
+
 impl Endpoint {
     /// Takes a datagram from a socket. `local` is its destination address (IP_PKTINFO) with the
     /// socket's port. On the socket of `nat_port` the payload still has the non-ESP marker.
@@ -189,6 +193,10 @@ impl Endpoint {
         now: Instant,
         env: &mut dyn Environment,
     ) {
+        if datagram.len() > MAX_INIT_REQUEST {
+            tracing::trace!(%remote, octets = datagram.len(), "IKE_SA_INIT larger than any honest one");
+            return;
+        }
         let message = match Message::decode(datagram) {
             Ok(message) => message,
             Err(error) => {
@@ -202,7 +210,7 @@ impl Endpoint {
             return;
         }
         let mut cx = context!(self, now, env);
-        match self.initiation_guard.check(&message, local, remote, &self.config, &mut cx) {
+        match self.initiation_guard.check(&message, datagram.len(), local, remote, &self.config, &mut cx) {
             InitDecision::Discard => return,
             InitDecision::Retransmission(spi) => {
                 if let Some(SaState::HalfOpen(half_open, _)) = self.sas.get(&spi) {
@@ -227,17 +235,18 @@ impl Endpoint {
         match HalfOpen::answer(&message, datagram, local, remote, policy, &mut cx) {
             InitOutcome::HalfOpen(half_open) => {
                 let spi = half_open.spi();
-                self.initiation_guard.add_half_open(remote, message.header.initiator_spi, spi);
+                let octets = half_open.octets();
+                self.initiation_guard.half_open.insert(remote, message.header.initiator_spi, spi, octets);
                 self.sas.insert(spi, SaState::HalfOpen(half_open, now + HALF_OPEN_LIFETIME));
                 self.schedule(spi);
             }
-            InitOutcome::Refused(Some(error)) => {
+            InitOutcome::Refused(Some(error)) | InitOutcome::Unanswered(error) => {
                 if self.initiation_guard.may_report(now) {
                     self.out.event(Event::Refused { from: remote, identity: None, error });
                 }
             }
             InitOutcome::Malformed(error) => self.reject_unauthenticated(header, error, false, local, remote, now, env),
-            InitOutcome::Refused(None) | InitOutcome::Ignored => {}
+            InitOutcome::Refused(None) => {}
         }
     }
 
@@ -270,16 +279,22 @@ impl Endpoint {
         let outcome = half_open.handle(header, datagram, local, remote, &find, &mut context!(self, now, env));
         match outcome {
             AuthOutcome::Stay(half_open) => {
-                self.sas.insert(spi, SaState::HalfOpen(half_open, until));
+                let fragments = half_open.fragment_octets();
+                if self.initiation_guard.half_open.set_fragment_octets(entered.0, entered.1, fragments) {
+                    self.sas.insert(spi, SaState::HalfOpen(half_open, until));
+                } else {
+                    self.initiation_guard.half_open.remove(entered.0, entered.1);
+                    self.schedule(spi);
+                }
             }
             AuthOutcome::Up { sa, child, initial_contact } => {
-                self.initiation_guard.remove_half_open(entered.0, entered.1);
+                self.initiation_guard.half_open.remove(entered.0, entered.1);
                 let name = sa.profile().config.name.clone();
                 let _span = peer_span(&name).entered();
                 self.add_established(&name, sa, child, initial_contact, now, env);
             }
             AuthOutcome::Refused { peer, identity, from, error, last_response } => {
-                self.initiation_guard.remove_half_open(entered.0, entered.1);
+                self.initiation_guard.half_open.remove(entered.0, entered.1);
                 self.keep_last_response(spi, last_response, now);
                 // Anybody can claim a configured identity and fail to prove it.
                 let report = self.initiation_guard.may_report(now);
@@ -318,7 +333,7 @@ impl Endpoint {
                 }
             },
             SaState::HalfOpen(half_open, until) if until <= now => {
-                self.initiation_guard.remove_half_open(half_open.remote(), half_open.initiator_spi());
+                self.initiation_guard.half_open.remove(half_open.remote(), half_open.initiator_spi());
             }
             SaState::Closed(_, until) if until <= now => {}
             state @ (SaState::HalfOpen(..) | SaState::Closed(..)) => {

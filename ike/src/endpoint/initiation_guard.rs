@@ -1,10 +1,10 @@
 //! Guards IKE_SA_INIT requests, which anybody can send: cookies, limits, and what a request is
 //! answered with before the initiator is known.
 
-use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use super::half_open::HalfOpenTable;
 use crate::config::{EndpointConfig, IkeProposal};
 use crate::crypto::Cookies;
 use crate::output::Context;
@@ -25,7 +25,7 @@ const REPORT_PERIOD: Duration = Duration::from_secs(1);
 #[derive(Debug, Default)]
 pub(super) struct InitiationGuard {
     cookies: Option<Cookies>,
-    half_open: HashMap<(SocketAddr, u64), Spi>,
+    pub(super) half_open: HalfOpenTable,
     proposals: Vec<(IkeProposal, usize)>,
     certificate_requests: Vec<(CertificateRequest, usize)>,
     force_encapsulation: usize,
@@ -40,7 +40,8 @@ pub(super) enum InitDecision {
     Retransmission(Spi),
     /// It may make a half-open IKE SA.
     Accept,
-    /// Do nothing more: a cookie was sent back, or there are too many half-open IKE SAs.
+    /// Do nothing more: a cookie was sent back, or there are too many half-open IKE SAs, of all or
+    /// of this source.
     Discard,
 }
 
@@ -93,16 +94,17 @@ impl InitiationGuard {
     pub(super) fn check(
         &mut self,
         message: &Message,
+        request_len: usize,
         local: SocketAddr,
         remote: SocketAddr,
         config: &EndpointConfig,
         cx: &mut Context<'_>,
     ) -> InitDecision {
         let spi = message.header.initiator_spi;
-        if let Some(known) = self.half_open.get(&(remote, spi)) {
-            return InitDecision::Retransmission(*known);
+        if let Some(known) = self.half_open.get(remote, spi) {
+            return InitDecision::Retransmission(known);
         }
-        if self.half_open.len() >= config.half_open_limit {
+        if self.half_open.len() >= config.half_open_limit || !self.half_open.has_room(request_len) {
             return InitDecision::Discard;
         }
         if self.half_open.len() < config.cookie_threshold {
@@ -117,22 +119,13 @@ impl InitiationGuard {
         };
         let cookie = message.payloads.notify(NotifyType::Cookie);
         if cookie.is_some_and(|cookie| cookies.accepts(cx.env, cx.now, &cookie.data, nonce, remote.ip(), spi)) {
-            return InitDecision::Accept;
+            let full = self.half_open.is_full_for(remote);
+            return if full { InitDecision::Discard } else { InitDecision::Accept };
         }
         let cookie = Notify::with_data(NotifyType::Cookie, cookies.cookie(cx.env, cx.now, nonce, remote.ip(), spi));
         let answer = Message::response(&message.header, 0, Payloads::from(vec![Payload::Notify(cookie)]));
         cx.out.message(local, remote, cx.config.nat_port, &answer.encode());
         InitDecision::Discard
-    }
-
-    /// Adds a half-open IKE SA.
-    pub(super) fn add_half_open(&mut self, remote: SocketAddr, initiator_spi: u64, spi: Spi) {
-        self.half_open.insert((remote, initiator_spi), spi);
-    }
-
-    /// Removes a half-open IKE SA.
-    pub(super) fn remove_half_open(&mut self, remote: SocketAddr, initiator_spi: u64) {
-        self.half_open.remove(&(remote, initiator_spi));
     }
 
     /// Whether an unauthenticated message may be reported or answered now. Counts towards

@@ -20,6 +20,7 @@ mod configure;
 mod connect;
 mod dispatch;
 mod duplicate_sas;
+mod half_open;
 mod initiation_guard;
 mod peer;
 mod sa_lifecycle;

@@ -175,6 +175,11 @@ impl Channel {
         self.fragments
     }
 
+    /// Octets of fragments that wait for the rest of their request.
+    pub(crate) fn fragment_octets(&self) -> usize {
+        self.partial_request.reassembly.octets()
+    }
+
     /// Whether a request is under way, which fills the window.
     pub(crate) fn busy(&self) -> bool {
         self.in_flight.is_some()

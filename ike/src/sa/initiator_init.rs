@@ -20,6 +20,10 @@ use crate::wire::{ExchangeType, Header, Message, Notify, NotifyType, Payload, Pa
 /// Most cookies and changes of the key exchange method in one attempt. An honest peer asks for two.
 const MAX_ROUNDS: u8 = 6;
 
+/// Largest IKE_SA_INIT response that is read, octets: one with the CERTREQ of 300 authorities. It
+/// is kept until IKE_AUTH.
+const MAX_INIT_RESPONSE: usize = 8192;
+
 /// IKE_SA_INIT was sent to one address.
 #[derive(Debug)]
 pub(crate) struct InitiatorInit {
@@ -158,6 +162,9 @@ impl InitiatorInit {
         turn: AuthTurn,
         cx: &mut Context<'_>,
     ) -> InitStep {
+        if datagram.len() > MAX_INIT_RESPONSE {
+            return InitStep::Stay(self);
+        }
         let Ok(message) = Message::decode(datagram) else {
             return InitStep::Stay(self);
         };

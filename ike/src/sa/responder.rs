@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::channel::{Channel, Incoming, LastResponse};
 use super::child::{NegotiatedChild, ReservedSpi};
-use super::failure::{self, IKE_AUTH};
+use super::failure::{self, IKE_AUTH, IKE_SA_INIT};
 use super::ike_sa::{IkeSa, Initiation};
 use super::init_transcript::{InitTranscript, capabilities};
 use super::path::Path;
@@ -47,9 +47,12 @@ pub(crate) enum InitOutcome {
     Refused(Option<PeerError>),
     /// A payload is missing, so it was not answered.
     Malformed(InvalidMessage),
-    /// It was not answered: no key could be made.
-    Ignored,
+    /// It was not answered: its share is not one of the group, or no key could be made.
+    Unanswered(PeerError),
 }
+
+/// Octets of a half-open IKE SA besides its messages and fragments: keys, nonces, the state itself.
+const HALF_OPEN_OVERHEAD: usize = 1024;
 
 /// IKE_SA_INIT was answered. The shared secret is computed only when IKE_AUTH comes.
 #[derive(Debug)]
@@ -99,8 +102,12 @@ impl HalfOpen {
             refuse(Notify::invalid_ke(chosen.suite.group.number()), cx);
             return InitOutcome::Refused(None);
         }
-        let Ok(key_exchange) = ResponderKeyExchange::respond(chosen.suite.group, key_exchange, cx.env) else {
-            return InitOutcome::Ignored;
+        let key_exchange = match ResponderKeyExchange::respond(chosen.suite.group, key_exchange, cx.env) {
+            Ok(key_exchange) => key_exchange,
+            Err(error) => {
+                let kind = if error.is_local() { PeerErrorKind::Local } else { PeerErrorKind::Protocol };
+                return InitOutcome::Unanswered(PeerError::new(IKE_SA_INIT, kind, error.to_string()));
+            }
         };
         let ike = IkeId { initiator: message.header.initiator_spi, responder: u64::from_be_bytes(cx.random()).max(1) };
         let mut path = Path { local, remote, nat_local: false, nat_remote: false };
@@ -138,6 +145,20 @@ impl HalfOpen {
             transcript,
             key_state,
         }))
+    }
+
+    /// About how many octets it takes, without fragments.
+    pub(crate) fn octets(&self) -> usize {
+        let messages = self.transcript.request.len().saturating_add(self.transcript.response.len());
+        HALF_OPEN_OVERHEAD.saturating_add(messages)
+    }
+
+    /// Octets of fragments of IKE_AUTH.
+    pub(crate) fn fragment_octets(&self) -> usize {
+        match &self.key_state {
+            KeyState::Derived(channel) => channel.fragment_octets(),
+            KeyState::Pending(_) | KeyState::Invalid => 0,
+        }
     }
 
     /// Our SPI: the endpoint finds the half-open IKE SA by it.

@@ -38,6 +38,11 @@ impl Reassembly {
         Self::default()
     }
 
+    /// Octets that are kept until the rest comes.
+    pub(crate) fn octets(&self) -> usize {
+        self.octets.saturating_add(self.parts.len().saturating_mul(size_of::<Option<Vec<u8>>>()))
+    }
+
     /// Takes a fragment. If it was the last one missing, gives the payloads and is empty again.
     ///
     /// # Errors

@@ -9,6 +9,9 @@ use crate::secret::Secret;
 
 /// An ephemeral key pair of one group.
 pub(super) trait KeyPair: Send + Sync + Sized + 'static {
+    /// Octets of a public key in the Key Exchange payload.
+    const PUBLIC_LEN: usize;
+
     /// Makes a key pair.
     fn generate(env: &mut dyn Environment) -> Result<Self, KeyExchangeError>;
 
@@ -45,6 +48,8 @@ impl<K: KeyPair> KeyExchangeMethod for DiffieHellman<K> {
         initiator_share: &[u8],
         env: &mut dyn Environment,
     ) -> Result<Box<dyn Responded>, KeyExchangeError> {
+        // RFC 7296 3.4: the length follows from the group. Another one is not kept until IKE_AUTH.
+        check_length::<K>(initiator_share)?;
         Ok(Box::new(Responder { pair: Box::new(K::generate(env)?), initiator: initiator_share.to_vec() }))
     }
 }
@@ -67,4 +72,9 @@ impl<K: KeyPair> Responded for Responder<K> {
     fn secret(self: Box<Self>) -> Result<Secret, KeyExchangeError> {
         self.pair.agree(&self.initiator)
     }
+}
+
+fn check_length<K: KeyPair>(share: &[u8]) -> Result<(), KeyExchangeError> {
+    let (expected, found) = (K::PUBLIC_LEN, share.len());
+    if expected == found { Ok(()) } else { Err(KeyExchangeError::Length { expected, found }) }
 }

@@ -56,8 +56,8 @@ impl ResponderKeyExchange {
     /// Makes our share from the initiator's KEi.
     ///
     /// # Errors
-    /// If the initiator's share is of another method, or there is no randomness. Whether a
-    /// Diffie-Hellman share can be used is known only when [`Self::secret`] computes with it.
+    /// If the initiator's share is of another method or length, or there is no randomness. Whether
+    /// a Diffie-Hellman share is a good one is known only when [`Self::secret`] computes with it.
     pub fn respond(group: Group, request: &KeyExchange, env: &mut dyn Environment) -> Result<Self, KeyExchangeError> {
         check_group(group, request)?;
         Ok(Self { group, responded: group.method().respond(&request.data, env)? })

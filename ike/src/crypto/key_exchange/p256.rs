@@ -22,6 +22,8 @@ pub(super) struct P256 {
 }
 
 impl KeyPair for P256 {
+    const PUBLIC_LEN: usize = COORDINATES_LEN;
+
     fn generate(_: &mut dyn Environment) -> Result<Self, KeyExchangeError> {
         let private = EphemeralPrivateKey::generate(&agreement::ECDH_P256, &SystemRandom::new())
             .map_err(|_| KeyExchangeError::NoRandomness)?;

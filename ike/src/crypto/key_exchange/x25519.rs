@@ -19,6 +19,8 @@ pub(super) struct X25519 {
 }
 
 impl KeyPair for X25519 {
+    const PUBLIC_LEN: usize = LEN;
+
     fn generate(env: &mut dyn Environment) -> Result<Self, KeyExchangeError> {
         let mut bytes = Zeroizing::new([0; LEN]);
         env.fill_random(bytes.as_mut());

@@ -1,0 +1,213 @@
+//! What a stranger, who can prove nothing, can make an endpoint keep and send.
+
+use super::*;
+use crate::crypto::{IkeCipher, IkeKeys, IkeRole, IkeSuite, InitiatorKeyExchange, Nonces};
+use crate::endpoint::state::SaState;
+use crate::event::IkeId;
+use crate::wire::{
+    ExchangeType, Header, KeyExchange, Message, Notify, NotifyType, Payload, Payloads, Proposal, Protocol, Transform,
+};
+
+const NONCE: [u8; 32] = [0x5a; 32];
+
+/// An endpoint that knows one peer, and what it sends to strangers.
+struct Victim {
+    endpoint: Endpoint,
+    host: Host,
+    now: Duration,
+    sent: Vec<Transmit>,
+    events: Vec<Event>,
+}
+
+impl Victim {
+    fn new() -> Self {
+        Self::with(EndpointConfig::default())
+    }
+
+    fn with(config: EndpointConfig) -> Self {
+        let mut victim = Self {
+            endpoint: Endpoint::new(config),
+            host: Host::new(1),
+            now: Duration::from_secs(1000),
+            sent: Vec::new(),
+            events: Vec::new(),
+        };
+        let peer = super::config(1, Auth::Psk(Secret::new(b"not known to strangers".to_vec())));
+        let peer = PeerConfig { initiate: false, ..peer };
+        victim.endpoint.set_peer(peer, Instant::new(victim.now), &mut victim.host).unwrap();
+        victim
+    }
+
+    /// Takes a datagram from this address, and gives the first one that is sent back.
+    fn take(&mut self, datagram: &[u8], from: SocketAddr) -> Option<Vec<u8>> {
+        let local = ADDRESSES[1].parse().unwrap();
+        self.endpoint.handle(datagram, local, from, Instant::new(self.now), &mut self.host);
+        let sent: Vec<_> = std::iter::from_fn(|| self.endpoint.poll_transmit()).collect();
+        let answer = sent.first().map(|transmit| transmit.payload.clone());
+        self.sent.extend(sent);
+        self.events.extend(std::iter::from_fn(|| self.endpoint.poll_event()));
+        answer
+    }
+
+    /// Takes an IKE_SA_INIT, with the cookie if one is asked for.
+    fn take_init(&mut self, init: &Init, from: SocketAddr) -> Option<Vec<u8>> {
+        let answer = self.take(&init.encode(None), from)?;
+        let cookie = Message::decode(&answer).unwrap().payloads.notify(NotifyType::Cookie).map(|n| n.data.clone());
+        match cookie {
+            Some(cookie) => self.take(&init.encode(Some(cookie)), from),
+            None => Some(answer),
+        }
+    }
+
+    fn half_open(&self) -> usize {
+        self.endpoint.sas.len()
+    }
+}
+
+/// An IKE_SA_INIT request.
+struct Init {
+    spi: u64,
+    share: KeyExchange,
+    more: Vec<Payload>,
+}
+
+impl Init {
+    fn new(spi: u64) -> Self {
+        Self { spi, share: KeyExchange { group: Group::X25519.number(), data: vec![9; 32] }, more: Vec::new() }
+    }
+
+    fn encode(&self, cookie: Option<Vec<u8>>) -> Vec<u8> {
+        let transforms =
+            vec![Transform::aead(Aead::Aes256Gcm16), Transform::prf(Prf::HmacSha256), Transform::group(Group::X25519)];
+        let proposal = Proposal { number: 1, protocol: Protocol::Ike, spi: Vec::new(), transforms };
+        let header = Header {
+            initiator_spi: self.spi,
+            responder_spi: 0,
+            exchange: ExchangeType::IkeSaInit,
+            from_initiator: true,
+            response: false,
+            message_id: 0,
+        };
+        let cookie = cookie.map(|data| Payload::Notify(Notify::with_data(NotifyType::Cookie, data)));
+        let payloads: Payloads = cookie
+            .into_iter()
+            .chain([
+                Payload::SecurityAssociation(vec![proposal]),
+                Payload::KeyExchange(self.share.clone()),
+                Payload::Nonce(NONCE.to_vec()),
+            ])
+            .chain(self.more.clone())
+            .collect();
+        Message { header, payloads }.encode()
+    }
+}
+
+fn source(number: u32) -> SocketAddr {
+    SocketAddr::new(std::net::Ipv4Addr::from(0x0a00_0000 + number).into(), 500)
+}
+
+#[test]
+fn a_share_of_another_length_than_the_groups_is_not_kept() {
+    let mut victim = Victim::new();
+    for len in [0, 31, 33, 60_000] {
+        let mut init = Init::new(1);
+        init.share.data = vec![9; len];
+        assert_eq!(victim.take(&init.encode(None), source(1)), None, "{len} octets");
+        assert_eq!(victim.half_open(), 0, "{len} octets");
+    }
+    assert!(victim.take(&Init::new(1).encode(None), source(1)).is_some());
+    assert_eq!(victim.half_open(), 1);
+}
+
+#[test]
+fn a_first_message_larger_than_any_honest_one_is_not_read() {
+    let mut victim = Victim::new();
+    let mut init = Init::new(1);
+    init.more = vec![Payload::VendorId(vec![7; 3000])];
+    assert!(victim.take(&init.encode(None), source(1)).is_some(), "3000 octets are honest (RFC 7296 2)");
+    init.spi = 2;
+    init.more = vec![Payload::VendorId(vec![7; 5000])];
+    assert_eq!(victim.take(&init.encode(None), source(1)), None);
+    assert_eq!(victim.half_open(), 1);
+}
+
+#[test]
+fn one_address_does_not_take_all_places_of_half_open_ike_sas() {
+    let mut victim = Victim::new();
+    for spi in 1..=5000 {
+        victim.take_init(&Init::new(spi), source(1));
+    }
+    assert!(victim.half_open() < 128, "{}", victim.half_open());
+    for other in 2..=1000 {
+        let answer = victim.take_init(&Init::new(7), source(other)).expect("it is served");
+        assert_ne!(Message::decode(&answer).unwrap().header.responder_spi, 0, "address {other}");
+    }
+}
+
+#[test]
+fn addresses_of_one_ipv6_network_count_as_one() {
+    let mut victim = Victim::new();
+    let within = |network: u16, host: u16| SocketAddr::new([0x2001, 0xdb8, 0, network, 0, 0, 0, host].into(), 500);
+    for host in 1..=5000 {
+        victim.take_init(&Init::new(host.into()), within(1, host));
+    }
+    assert!(victim.half_open() < 128, "{}", victim.half_open());
+    assert!(victim.take_init(&Init::new(7), within(2, 1)).is_some());
+}
+
+#[test]
+fn places_are_free_again_when_half_open_ike_sas_have_gone() {
+    let mut victim = Victim::new();
+    for _ in 0..3 {
+        for spi in 1..=500 {
+            victim.take_init(&Init::new(spi), source(1));
+        }
+        let taken = victim.half_open();
+        assert!(taken >= 64, "{taken}");
+        victim.now += Duration::from_secs(31);
+        victim.endpoint.handle_timeout(Instant::new(victim.now), &mut victim.host);
+        assert_eq!(victim.half_open(), 0);
+    }
+}
+
+/// What fragments of IKE_AUTH a stranger can have kept: with its own keys it can encrypt them.
+#[test]
+fn fragments_before_authentication_take_little_memory_in_all() {
+    let mut victim = Victim::new();
+    for number in 1..=600 {
+        let mut host = Host::new(number);
+        let key = InitiatorKeyExchange::start(Group::X25519, &mut host).unwrap();
+        let init = Init { share: key.payload(), ..Init::new(number) };
+        let from = source(u32::try_from(number).unwrap() / 8);
+        let Some(response) = victim.take_init(&init, from) else {
+            continue;
+        };
+        let response = Message::decode(&response).unwrap();
+        let ike = IkeId { initiator: number, responder: response.header.responder_spi };
+        let shared = key.finish(response.payloads.key_exchange().unwrap()).unwrap();
+        let suite = IkeSuite { aead: Aead::Aes256Gcm16, prf: Prf::HmacSha256, group: Group::X25519 };
+        let nonces = Nonces { initiator: &NONCE, responder: response.payloads.nonce().unwrap() };
+        let mut cipher = IkeCipher::new(&IkeKeys::initial(suite, nonces, ike, &shared), IkeRole::Initiator);
+        let header = Header {
+            initiator_spi: ike.initiator,
+            responder_spi: ike.responder,
+            exchange: ExchangeType::IkeAuth,
+            from_initiator: true,
+            response: false,
+            message_id: 1,
+        };
+        let large = Payloads::from(vec![Payload::VendorId(vec![7; 31_000])]);
+        let fragments = cipher.seal(&header, &large, Some(1232)).unwrap();
+        // All but the last one.
+        for fragment in &fragments[..fragments.len() - 1] {
+            victim.take(fragment, from);
+        }
+    }
+    let kept = victim.endpoint.sas.values().map(|state| match state {
+        SaState::HalfOpen(half_open, _) => half_open.octets() + half_open.fragment_octets(),
+        _ => 0,
+    });
+    let kept: usize = kept.sum();
+    assert!((1 << 20..8 << 20).contains(&kept), "{kept} octets are kept");
+    assert!(victim.take_init(&Init::new(9999), source(99_999)).is_some(), "others are served");
+}
