@@ -23,6 +23,54 @@ pub fn same_identity(a: &Identity, b: &Identity) -> bool {
     }
 }
 
+/// One form for all identities that [`same_identity`] takes for the same, to look them up and to
+/// order them. It is not an identity to be sent: a distinguished name becomes a list of its
+/// attributes.
+pub(crate) fn canonical_identity(identity: &Identity) -> Identity {
+    match identity {
+        Identity::Fqdn(name) => Identity::Fqdn(canonical_domain(name)),
+        Identity::Email(address) => Identity::Email(match address.rsplit_once('@') {
+            Some((user, domain)) => format!("{user}@{}", canonical_domain(domain)),
+            None => address.clone(),
+        }),
+        Identity::DistinguishedName(der) => {
+            Identity::DistinguishedName(canonical_name(der).unwrap_or_else(|| der.clone()))
+        }
+        Identity::Address(address) => Identity::Address(address.to_canonical()),
+        Identity::KeyId(id) => Identity::KeyId(id.clone()),
+    }
+}
+
+fn canonical_domain(name: &str) -> String {
+    name.strip_suffix('.').unwrap_or(name).to_ascii_lowercase()
+}
+
+/// The attributes of a name, RDN by RDN: types and values, without the string types of the values.
+/// `None`: it is not a name.
+fn canonical_name(der: &[u8]) -> Option<Vec<u8>> {
+    let (rest, name) = X509Name::from_der(der).ok()?;
+    if !rest.is_empty() {
+        return None;
+    }
+    let mut list = Vec::new();
+    for rdn in name.iter() {
+        list.extend_from_slice(b"RDN");
+        for attribute in rdn.iter() {
+            let (is_text, value) = match attribute.as_str() {
+                Ok(text) => (1, text.as_bytes()),
+                Err(_) => (0, attribute.as_slice()),
+            };
+            let kind = attribute.attr_type().as_bytes();
+            list.extend_from_slice(&kind.len().to_be_bytes());
+            list.extend_from_slice(kind);
+            list.push(is_text);
+            list.extend_from_slice(&value.len().to_be_bytes());
+            list.extend_from_slice(value);
+        }
+    }
+    Some(list)
+}
+
 /// Whether a certificate is for this identity: by a subjectAltName of the same type or, for a
 /// distinguished name, by its subject (RFC 4945 3.1). Wildcards match nothing.
 pub(super) fn certifies(certificate: &X509Certificate<'_>, identity: &Identity) -> bool {

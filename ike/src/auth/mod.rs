@@ -17,6 +17,7 @@ mod signed_octets;
 
 pub use authenticator::{Authenticator, Presented};
 pub use error::{AuthError, CredentialError};
+pub(crate) use identity::canonical_identity;
 pub use identity::{certificate_is_for, same_identity};
 pub use limits::{MAX_CERTIFICATE, MAX_CHAIN};
 pub use proof::Proof;

@@ -34,7 +34,7 @@ impl Endpoint {
         let _span = peer_span(&name).entered();
         let Some(peer) = self.peers.get(&name) else {
             let peer = Peer::new(Arc::new(Profile::new(config)?));
-            self.initiation_guard.add_peer(&peer.profile);
+            self.peer_index.add(&peer.profile);
             let begin = peer.should_initiate();
             self.peers.insert(name.clone(), peer);
             if begin {
@@ -80,9 +80,9 @@ impl Endpoint {
         let Some(peer) = self.peers.get_mut(name) else {
             return;
         };
-        self.initiation_guard.add_peer(&profile);
         let old = std::mem::replace(&mut peer.profile, Arc::clone(&profile));
-        self.initiation_guard.remove_peer(&old);
+        self.peer_index.remove(&old);
+        self.peer_index.add(&profile);
         let credentials_changed = credentials_changed(&old.config, &profile.config);
         for spi in peer.sas.clone() {
             if let Some(SaState::Established(_, sa)) = self.sas.get_mut(&spi) {
@@ -106,7 +106,7 @@ impl Endpoint {
         self.cancel_attempt(name, now, env);
         self.delete_all_sas(name, now, env);
         if let Some(peer) = self.peers.remove(name) {
-            self.initiation_guard.remove_peer(&peer.profile);
+            self.peer_index.remove(&peer.profile);
         }
         self.deadlines.set(DeadlineOwner::Peer(name.clone()), None);
     }

@@ -220,18 +220,10 @@ impl Endpoint {
             }
             InitDecision::Accept => {}
         }
-        let proposals = self.initiation_guard.proposals();
-        let request = self.initiation_guard.certificate_request();
-        let force_encapsulation = || {
-            let here = |peer: &&Peer| peer.config().remotes.iter().any(|known| known.ip() == remote.ip());
-            let known: Vec<&Peer> = self.peers.values().filter(here).collect();
-            match known.as_slice() {
-                [] => self.initiation_guard.force_encapsulation(),
-                known => known.iter().any(|peer| peer.config().force_encapsulation),
-            }
-        };
-        let policy =
-            InitPolicy { proposals: &proposals, request: request.as_ref(), force_encapsulation: &force_encapsulation };
+        let proposals = self.peer_index.proposals(remote.ip());
+        let request = self.peer_index.certificate_request();
+        let force_encapsulation = self.peer_index.force_encapsulation(remote.ip());
+        let policy = InitPolicy { proposals: &proposals, request: request.as_ref(), force_encapsulation };
         match HalfOpen::answer(&message, datagram, local, remote, policy, &mut cx) {
             InitOutcome::HalfOpen(half_open) => {
                 let spi = half_open.spi();
@@ -274,8 +266,11 @@ impl Endpoint {
     ) {
         let spi = half_open.spi();
         let entered = (half_open.remote(), header.initiator_spi);
-        let peers = &self.peers;
-        let find = |identity: &Identity, ours: Option<&Identity>| find_peer(peers.values(), identity, ours, remote);
+        let (peers, index) = (&self.peers, &self.peer_index);
+        let find = |identity: &Identity, ours: Option<&Identity>| {
+            let named = index.with_identity(identity).filter_map(|name| peers.get(name));
+            find_peer(named, identity, ours, remote)
+        };
         let outcome = half_open.handle(header, datagram, local, remote, &find, &mut context!(self, now, env));
         match outcome {
             AuthOutcome::Stay(half_open) => {
@@ -356,8 +351,8 @@ impl Endpoint {
     }
 }
 
-/// The peer with this identity and, if the initiator sent IDr, with our identity. Of several, one
-/// whose configuration has the remote address.
+/// Of the peers with an identity: the peer with this identity and, if the initiator sent IDr, with
+/// our identity. Of several, one whose configuration has the remote address.
 fn find_peer<'a>(
     peers: impl Iterator<Item = &'a Peer>,
     identity: &Identity,

@@ -111,10 +111,7 @@ impl Endpoint {
                 duplicates.forgotten.push(*spi);
             } else if other.lifecycle() != Lifecycle::Active {
                 // It is already superseded.
-            } else if crossing
-                && peer.config().local_id != peer.config().remote_id
-                && ours == peer.our_initiation_wins()
-            {
+            } else if crossing && peer.our_initiation_wins() == Some(ours) {
                 duplicates.survivor = Some(*spi);
             } else {
                 duplicates.replaced.push(*spi);
@@ -146,7 +143,7 @@ impl Endpoint {
         };
         // Its IKE SA would lose against the new one.
         let early = peer.attempt.as_ref().is_some_and(|attempt| attempt.authenticating.is_none());
-        if early && !peer.our_initiation_wins() {
+        if early && peer.our_initiation_wins() != Some(true) {
             self.cancel_attempt(name, now, env);
         }
     }

@@ -1,17 +1,15 @@
-//! Guards IKE_SA_INIT requests, which anybody can send: cookies, limits, and what a request is
-//! answered with before the initiator is known.
+//! Guards IKE_SA_INIT requests, which anybody can send: cookies and limits.
 
 use std::net::SocketAddr;
 use std::time::Duration;
 
 use super::half_open::HalfOpenTable;
-use crate::config::{EndpointConfig, IkeProposal};
+use crate::config::EndpointConfig;
 use crate::crypto::Cookies;
 use crate::output::Context;
-use crate::sa::Profile;
 use crate::time::Instant;
 use crate::tunnel::Spi;
-use crate::wire::{CertificateRequest, Message, Notify, NotifyType, Payload, Payloads};
+use crate::wire::{Message, Notify, NotifyType, Payload, Payloads};
 
 /// How long an IKE SA may stay half-open: longer than an initiator retransmits.
 pub(super) const HALF_OPEN_LIFETIME: Duration = Duration::from_secs(30);
@@ -20,15 +18,11 @@ pub(super) const HALF_OPEN_LIFETIME: Duration = Duration::from_secs(30);
 const MAX_REPORTS: u32 = 16;
 const REPORT_PERIOD: Duration = Duration::from_secs(1);
 
-/// Half-open IKE SAs, and what all peers' configurations allow before it is known which peer
-/// begins.
+/// What is kept about initiators that have not proved who they are.
 #[derive(Debug, Default)]
 pub(super) struct InitiationGuard {
     cookies: Option<Cookies>,
     pub(super) half_open: HalfOpenTable,
-    proposals: Vec<(IkeProposal, usize)>,
-    certificate_requests: Vec<(CertificateRequest, usize)>,
-    force_encapsulation: usize,
     reports_left: u32,
     period_ends: Instant,
 }
@@ -46,50 +40,6 @@ pub(super) enum InitDecision {
 }
 
 impl InitiationGuard {
-    /// Adds a configured peer.
-    pub(super) fn add_peer(&mut self, profile: &Profile) {
-        for proposal in &profile.config.ike_proposals {
-            count(&mut self.proposals, proposal);
-        }
-        if let Some(request) = profile.auth.certificate_request() {
-            count(&mut self.certificate_requests, &request);
-        }
-        self.force_encapsulation =
-            self.force_encapsulation.saturating_add(usize::from(profile.config.force_encapsulation));
-    }
-
-    /// Takes back what [`Self::add_peer`] added.
-    pub(super) fn remove_peer(&mut self, profile: &Profile) {
-        for proposal in &profile.config.ike_proposals {
-            discount(&mut self.proposals, proposal);
-        }
-        if let Some(request) = profile.auth.certificate_request() {
-            discount(&mut self.certificate_requests, &request);
-        }
-        self.force_encapsulation =
-            self.force_encapsulation.saturating_sub(usize::from(profile.config.force_encapsulation));
-    }
-
-    /// Proposals of all peers.
-    pub(super) fn proposals(&self) -> Vec<IkeProposal> {
-        self.proposals.iter().map(|(proposal, _)| proposal.clone()).collect()
-    }
-
-    /// The trust anchors of all peers, as one CERTREQ.
-    pub(super) fn certificate_request(&self) -> Option<CertificateRequest> {
-        let mut requests = self.certificate_requests.iter().map(|(request, _)| request);
-        let mut all = requests.next()?.clone();
-        for request in requests {
-            all.authorities.extend_from_slice(&request.authorities);
-        }
-        Some(all)
-    }
-
-    /// Whether any peer's configuration forces NAT detection.
-    pub(super) fn force_encapsulation(&self) -> bool {
-        self.force_encapsulation > 0
-    }
-
     /// Decides about an IKE_SA_INIT request. Sends a cookie back if one is needed (RFC 7296 2.6).
     pub(super) fn check(
         &mut self,
@@ -139,18 +89,4 @@ impl InitiationGuard {
         self.reports_left = self.reports_left.saturating_sub(1);
         may
     }
-}
-
-fn count<T: PartialEq + Clone>(counted: &mut Vec<(T, usize)>, item: &T) {
-    match counted.iter_mut().find(|(other, _)| other == item) {
-        Some((_, times)) => *times = times.saturating_add(1),
-        None => counted.push((item.clone(), 1)),
-    }
-}
-
-fn discount<T: PartialEq>(counted: &mut Vec<(T, usize)>, item: &T) {
-    if let Some((_, times)) = counted.iter_mut().find(|(other, _)| other == item) {
-        *times = times.saturating_sub(1);
-    }
-    counted.retain(|(_, times)| *times > 0);
 }

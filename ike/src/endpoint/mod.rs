@@ -23,6 +23,7 @@ mod duplicate_sas;
 mod half_open;
 mod initiation_guard;
 mod peer;
+mod peer_index;
 mod sa_lifecycle;
 mod snapshot;
 mod state;

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::attempt::Attempt;
+use crate::auth::canonical_identity;
 use crate::config::{PeerConfig, PeerName};
 use crate::environment::Environment;
 use crate::event::{Event, PeerError, PeerErrorKind};
@@ -13,6 +14,12 @@ use crate::sa::Profile;
 use crate::sa::failure::IKE_SA_INIT;
 use crate::time::Instant;
 use crate::tunnel::{Spi, Tunnel};
+
+#[cfg(test)]
+thread_local! {
+    /// How often a peer's configuration was looked at.
+    pub(super) static LOOKS: std::cell::Cell<usize> = const { std::cell::Cell::new(0) };
+}
 
 /// A configured peer with its SAs and its attempts.
 #[derive(Debug)]
@@ -57,12 +64,18 @@ impl Peer {
     }
 
     pub(super) fn config(&self) -> &PeerConfig {
+        #[cfg(test)]
+        LOOKS.set(LOOKS.get() + 1);
         &self.profile.config
     }
 
-    /// Whether our IKE SA stays if both ends begin at once: we have the smaller identity.
-    pub(super) fn our_initiation_wins(&self) -> bool {
-        self.config().local_id < self.config().remote_id
+    /// Whether our IKE SA stays if both ends begin at once: we have the smaller identity. The ends
+    /// may write an identity differently, so its canonical form counts. `None`: both ends have the
+    /// same identity.
+    pub(super) fn our_initiation_wins(&self) -> Option<bool> {
+        let ours = canonical_identity(&self.config().local_id);
+        let theirs = canonical_identity(&self.config().remote_id);
+        (ours != theirs).then_some(ours < theirs)
     }
 
     /// Whether attempts start by themselves.

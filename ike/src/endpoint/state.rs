@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use super::initiation_guard::InitiationGuard;
 use super::peer::Peer;
+use super::peer_index::PeerIndex;
 use crate::config::{EndpointConfig, PeerName};
 use crate::deadlines::Deadlines;
 use crate::environment::Transmit;
@@ -22,6 +23,7 @@ const LAST_RESPONSE_LIFETIME: Duration = Duration::from_secs(10);
 pub struct Endpoint {
     pub(super) config: EndpointConfig,
     pub(super) peers: BTreeMap<PeerName, Peer>,
+    pub(super) peer_index: PeerIndex,
     pub(super) sas: HashMap<Spi, SaState>,
     pub(super) initiation_guard: InitiationGuard,
     pub(super) deadlines: Deadlines<DeadlineOwner>,
@@ -72,6 +74,7 @@ impl Endpoint {
         Self {
             config,
             peers: BTreeMap::new(),
+            peer_index: PeerIndex::default(),
             sas: HashMap::new(),
             initiation_guard: InitiationGuard::default(),
             deadlines: Deadlines::new(),

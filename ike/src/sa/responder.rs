@@ -25,13 +25,12 @@ use crate::wire::{
 /// What an IKE_SA_INIT request is answered with before the peer is known.
 #[derive(Clone, Copy)]
 pub(crate) struct InitPolicy<'a> {
-    /// Proposals of all peers, best first.
+    /// Proposals of the peers that it may come from, best first.
     pub(crate) proposals: &'a [IkeProposal],
     /// Trust anchors of all peers.
     pub(crate) request: Option<&'a CertificateRequest>,
-    /// Whether to make the peer detect a NAT before us. Called only for a request that can be
-    /// answered.
-    pub(crate) force_encapsulation: &'a dyn Fn() -> bool,
+    /// Whether to make the peer detect a NAT before us.
+    pub(crate) force_encapsulation: bool,
 }
 
 /// Finds the peer with an identity and, if the initiator sent IDr, with our identity.
@@ -112,7 +111,7 @@ impl HalfOpen {
         let ike = IkeId { initiator: message.header.initiator_spi, responder: u64::from_be_bytes(cx.random()).max(1) };
         let mut path = Path { local, remote, nat_local: false, nat_remote: false };
         // The request was hashed before we had an SPI (RFC 7296 2.23).
-        let forced = (policy.force_encapsulation)();
+        let forced = policy.force_encapsulation;
         let natt = path.detect(IkeId { responder: 0, ..ike }, payloads, forced);
         let ours: [u8; 32] = cx.random();
 

@@ -79,6 +79,36 @@ fn distinguished_names_match_whatever_string_types_the_ca_took() {
     let identity = Identity::DistinguishedName(X509Certificate::from_der(&der).unwrap().1.subject().as_raw().to_vec());
     assert_eq!(verdict(&identity, |_| {}), Ok(Proof::Ed25519));
     assert!(!same_identity(&identity, &Identity::DistinguishedName(vec![1, 2, 3])));
+    let (utf8, _) = root.issue(&PKCS_ED25519, |params| params.distinguished_name = named("edge-a1"));
+    let other = Identity::DistinguishedName(X509Certificate::from_der(&utf8).unwrap().1.subject().as_raw().to_vec());
+    assert_ne!(identity, other);
+    assert_eq!(canonical_identity(&identity), canonical_identity(&other));
+}
+
+#[test]
+fn identities_have_one_canonical_form_exactly_if_they_are_the_same() {
+    let fqdn = |name: &str| Identity::Fqdn(name.into());
+    let email = |address: &str| Identity::Email(address.into());
+    let address = |text: &str| Identity::Address(text.parse().unwrap());
+    let all = [
+        fqdn("a.example"),
+        fqdn("A.Example."),
+        fqdn("b.example"),
+        email("a.example"),
+        email("ops@Example.org"),
+        email("ops@example.org."),
+        email("OPS@example.org"),
+        address("192.0.2.1"),
+        address("::ffff:192.0.2.1"),
+        address("2001:db8::1"),
+        Identity::KeyId(b"a.example".to_vec()),
+        Identity::KeyId(b"A.example".to_vec()),
+    ];
+    for a in &all {
+        for b in &all {
+            assert_eq!(same_identity(a, b), canonical_identity(a) == canonical_identity(b), "{a} and {b}");
+        }
+    }
 }
 
 #[test]
@@ -99,7 +129,7 @@ proptest! {
         let wrapped = |octets: &[u8]| [&[0x30, octets.len() as u8], octets].concat();
         for (a, b) in [(a.clone(), b.clone()), (wrapped(&a), wrapped(&b))] {
             let (a, b) = (Identity::DistinguishedName(a), Identity::DistinguishedName(b));
-            let _ = same_identity(&a, &b);
+            prop_assert_eq!(same_identity(&a, &b), canonical_identity(&a) == canonical_identity(&b));
             prop_assert!(same_identity(&a, &a) && a.to_string().len() < 1000);
         }
     }

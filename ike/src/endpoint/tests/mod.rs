@@ -2,6 +2,7 @@
 //! arrive at once and in order, unless a test's tap drops or changes them.
 
 mod lifetimes;
+mod lookup;
 mod strangers;
 
 use std::collections::VecDeque;

@@ -1,0 +1,140 @@
+//! Finds peers by their addresses and identities, so that neither IKE_SA_INIT nor IKE_AUTH looks at
+//! every peer.
+
+use std::collections::{BTreeSet, HashMap};
+use std::net::IpAddr;
+
+use crate::auth::canonical_identity;
+use crate::config::{Identity, IkeProposal, PeerName};
+use crate::sa::Profile;
+use crate::wire::CertificateRequest;
+
+/// The configured peers, by what an initiator shows first.
+#[derive(Debug, Default)]
+pub(super) struct PeerIndex {
+    all: InitTerms,
+    by_address: HashMap<IpAddr, InitTerms>,
+    by_identity: HashMap<Identity, BTreeSet<PeerName>>,
+}
+
+/// What the configurations of some peers allow in IKE_SA_INIT, where it is not yet known which of
+/// them begins. Each setting is counted, so that it goes with the last peer that has it.
+#[derive(Debug, Default)]
+struct InitTerms {
+    peers: usize,
+    proposals: Vec<(IkeProposal, usize)>,
+    certificate_requests: Vec<(CertificateRequest, usize)>,
+    force_encapsulation: usize,
+}
+
+impl PeerIndex {
+    /// Adds a configured peer.
+    pub(super) fn add(&mut self, profile: &Profile) {
+        self.all.add(profile);
+        for address in addresses(profile) {
+            self.by_address.entry(address).or_default().add(profile);
+        }
+        let names = self.by_identity.entry(canonical_identity(&profile.config.remote_id)).or_default();
+        names.insert(profile.config.name.clone());
+    }
+
+    /// Takes back what [`Self::add`] added.
+    pub(super) fn remove(&mut self, profile: &Profile) {
+        self.all.remove(profile);
+        for address in addresses(profile) {
+            if let Some(terms) = self.by_address.get_mut(&address) {
+                terms.remove(profile);
+                if terms.peers == 0 {
+                    self.by_address.remove(&address);
+                }
+            }
+        }
+        let identity = canonical_identity(&profile.config.remote_id);
+        if let Some(names) = self.by_identity.get_mut(&identity) {
+            names.remove(&profile.config.name);
+            if names.is_empty() {
+                self.by_identity.remove(&identity);
+            }
+        }
+    }
+
+    /// The proposals for an initiator at this address, best first: those of the peers with this
+    /// address, then all others, since a peer may come from anywhere.
+    pub(super) fn proposals(&self, from: IpAddr) -> Vec<IkeProposal> {
+        let here = self.by_address.get(&from.to_canonical());
+        let mut proposals: Vec<IkeProposal> =
+            here.into_iter().flat_map(|terms| &terms.proposals).map(|(proposal, _)| proposal.clone()).collect();
+        for (proposal, _) in &self.all.proposals {
+            if !proposals.contains(proposal) {
+                proposals.push(proposal.clone());
+            }
+        }
+        proposals
+    }
+
+    /// The trust anchors of all peers, as one CERTREQ.
+    pub(super) fn certificate_request(&self) -> Option<CertificateRequest> {
+        let mut requests = self.all.certificate_requests.iter().map(|(request, _)| request);
+        let mut all = requests.next()?.clone();
+        for request in requests {
+            all.authorities.extend_from_slice(&request.authorities);
+        }
+        Some(all)
+    }
+
+    /// Whether the configuration of a peer with this address forces NAT detection or, if no peer
+    /// has this address, that of any peer.
+    pub(super) fn force_encapsulation(&self, from: IpAddr) -> bool {
+        self.by_address.get(&from.to_canonical()).unwrap_or(&self.all).force_encapsulation > 0
+    }
+
+    /// The peers with this identity.
+    pub(super) fn with_identity(&self, identity: &Identity) -> impl Iterator<Item = &PeerName> {
+        self.by_identity.get(&canonical_identity(identity)).into_iter().flatten()
+    }
+}
+
+impl InitTerms {
+    fn add(&mut self, profile: &Profile) {
+        self.peers = self.peers.saturating_add(1);
+        for proposal in &profile.config.ike_proposals {
+            count(&mut self.proposals, proposal);
+        }
+        if let Some(request) = profile.auth.certificate_request() {
+            count(&mut self.certificate_requests, &request);
+        }
+        let forces = usize::from(profile.config.force_encapsulation);
+        self.force_encapsulation = self.force_encapsulation.saturating_add(forces);
+    }
+
+    fn remove(&mut self, profile: &Profile) {
+        self.peers = self.peers.saturating_sub(1);
+        for proposal in &profile.config.ike_proposals {
+            discount(&mut self.proposals, proposal);
+        }
+        if let Some(request) = profile.auth.certificate_request() {
+            discount(&mut self.certificate_requests, &request);
+        }
+        let forces = usize::from(profile.config.force_encapsulation);
+        self.force_encapsulation = self.force_encapsulation.saturating_sub(forces);
+    }
+}
+
+/// The different addresses of a peer.
+fn addresses(profile: &Profile) -> BTreeSet<IpAddr> {
+    profile.config.remotes.iter().map(|remote| remote.ip().to_canonical()).collect()
+}
+
+fn count<T: PartialEq + Clone>(counted: &mut Vec<(T, usize)>, item: &T) {
+    match counted.iter_mut().find(|(other, _)| other == item) {
+        Some((_, times)) => *times = times.saturating_add(1),
+        None => counted.push((item.clone(), 1)),
+    }
+}
+
+fn discount<T: PartialEq>(counted: &mut Vec<(T, usize)>, item: &T) {
+    if let Some((_, times)) = counted.iter_mut().find(|(other, _)| other == item) {
+        *times = times.saturating_sub(1);
+    }
+    counted.retain(|(_, times)| *times > 0);
+}
