@@ -7,7 +7,7 @@ use edge_ike::event::{DownReason, PeerErrorKind};
 use edge_ike::{Event, Identity, Secret};
 
 use crate::network::{LinkQuality, Nat};
-use crate::peers::{Pair, SECOND};
+use crate::peers::{OTHER_PSK, Pair, SECOND};
 
 #[test]
 fn a_node_behind_a_nat_is_followed_when_its_mapping_changes() {
@@ -98,11 +98,7 @@ fn a_peer_that_restarts_replaces_what_it_has_forgotten() {
         pair.assert_connected();
         // The agent restarts with a new endpoint. With `keep_existing` its kernel still has the
         // SAs; here they are gone in any case.
-        let fresh = edge_ike::Endpoint::new(edge_ike::EndpointConfig::default());
-        let node = &mut pair.network.nodes[pair.a];
-        node.endpoint = fresh;
-        node.host.kernel.tunnels.clear();
-        node.host.kernel.ike_sas.clear();
+        pair.network.restart(pair.a);
         pair.a_config.keep_existing = keep;
         pair.start_a();
         pair.network.run_for(SECOND);
@@ -180,7 +176,7 @@ fn a_changed_pre_shared_key_is_taken_up_when_both_ends_have_it() {
     let mut pair = Pair::new(1, LinkQuality::RELIABLE);
     pair.start();
     pair.network.run_for(25 * SECOND);
-    let new = edge_ike::Auth::Psk(Secret::new(b"another one".to_vec()));
+    let new = edge_ike::Auth::Psk(Secret::new(OTHER_PSK.to_vec()));
     pair.a_config.auth = new.clone();
     pair.start_a();
     pair.traffic(5 * SECOND);

@@ -42,6 +42,11 @@ impl Kernel {
         assert!(self.reserved.remove(&spi), "released an SPI that is not reserved: {spi:x}");
     }
 
+    /// The node forgets its SAs. SPIs are not reserved twice.
+    pub fn restart(&mut self) {
+        *self = Self { next_spi: self.next_spi, ..Self::default() };
+    }
+
     pub fn carry_out(&mut self, event: &Event) {
         match event {
             Event::ChildUp { peer, child, replaces } => {

@@ -1,6 +1,6 @@
 //! Whole networks of endpoints in one thread, from a seed: loss, reordering, duplication, NAT,
 //! hostile datagrams. A model of the kernel carries out every event and checks that no packet
-//! arrives without an SA for it.
+//! arrives without an SA for it. The `oracle` judges every step of every endpoint by the RFCs.
 #![allow(missing_docs, unreachable_pub)]
 
 mod candidates;
@@ -11,5 +11,6 @@ mod kernel;
 mod logs;
 mod mismatch;
 mod network;
+mod oracle;
 mod peers;
 mod rekey;

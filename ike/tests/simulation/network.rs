@@ -7,9 +7,11 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use edge_ike::event::{PeerError, PeerErrorKind};
-use edge_ike::{Endpoint, EndpointConfig, Environment, Event, Instant, PeerName};
+use edge_ike::{Endpoint, EndpointConfig, Environment, Event, Instant, PeerName, Transmit};
 
 use crate::kernel::{Esp, Kernel};
+use crate::oracle::{Cause, Limits, Oracle, Step};
+use crate::peers::{OTHER_PSK, PSK};
 
 /// SplitMix64.
 #[derive(Debug, Clone)]
@@ -73,13 +75,16 @@ pub struct Host {
     pub address: IpAddr,
     pub unix_time: u64,
     random: Random,
+    /// What was drawn since the last step: private keys, nonces, secrets.
+    drawn: Vec<Vec<u8>>,
 }
 
 impl Environment for Host {
     fn fill_random(&mut self, bytes: &mut [u8]) {
-        for byte in bytes {
+        for byte in bytes.iter_mut() {
             *byte = self.random.next().to_be_bytes()[0];
         }
+        self.drawn.push(bytes.to_vec());
     }
 
     fn unix_time(&self) -> u64 {
@@ -175,6 +180,8 @@ struct Packet {
 type Tap = Box<dyn FnMut(SocketAddr, SocketAddr, &mut Vec<u8>) -> bool>;
 
 pub struct Network {
+    /// Judges every step of every endpoint.
+    pub oracle: Oracle,
     pub now: Duration,
     pub nodes: Vec<Node>,
     pub quality: LinkQuality,
@@ -197,7 +204,11 @@ pub struct Network {
 
 impl Network {
     pub fn new(seed: u64, quality: LinkQuality) -> Self {
+        let mut oracle = Oracle::default();
+        oracle.shared.psks = vec![PSK.to_vec(), OTHER_PSK.to_vec()];
+        oracle.replay = format!("seed {seed}: ");
         Self {
+            oracle,
             now: Duration::from_secs(1000),
             nodes: Vec::new(),
             quality,
@@ -226,32 +237,59 @@ impl Network {
 
     pub fn add_with(&mut self, address: &str, nat: Option<Nat>, config: EndpointConfig) -> usize {
         let random = Random(self.random.next());
-        let host =
-            Host { kernel: Kernel::default(), address: address.parse().unwrap(), unix_time: 1_800_000_000, random };
+        self.oracle.add_node(Limits {
+            nat_port: config.nat_port,
+            cookie_threshold: config.cookie_threshold,
+            half_open_limit: config.half_open_limit,
+            fragment_size: config.fragment_size,
+        });
+        let host = Host {
+            kernel: Kernel::default(),
+            address: address.parse().unwrap(),
+            unix_time: 1_800_000_000,
+            random,
+            drawn: Vec::new(),
+        };
         self.nodes.push(Node { endpoint: Endpoint::new(config), host, nat, events: Vec::new(), down: false });
         self.nodes.len() - 1
     }
 
     /// Calls into an endpoint, carries out its events and sends its datagrams.
     pub fn call<R>(&mut self, node: usize, call: impl FnOnce(&mut Endpoint, Instant, &mut dyn Environment) -> R) -> R {
+        self.step(node, Cause::Owner, call)
+    }
+
+    fn step<R>(
+        &mut self,
+        node: usize,
+        cause: Cause<'_>,
+        call: impl FnOnce(&mut Endpoint, Instant, &mut dyn Environment) -> R,
+    ) -> R {
         let now = self.instant();
         let Node { endpoint, host, .. } = &mut self.nodes[node];
         let result = call(endpoint, now, host);
-        self.drain(node);
-        result
-    }
-
-    fn drain(&mut self, node: usize) {
-        let now = self.now;
-        while let Some(event) = self.nodes[node].endpoint.poll_event() {
+        let events: Vec<Event> = std::iter::from_fn(|| endpoint.poll_event()).collect();
+        let sent: Vec<Transmit> = std::iter::from_fn(|| endpoint.poll_transmit()).collect();
+        let drawn = std::mem::take(&mut host.drawn);
+        self.oracle.judge(&Step { node, at: self.now, cause, drawn: &drawn, events: &events, sent: &sent });
+        for event in events {
             let this = &mut self.nodes[node];
             this.host.kernel.carry_out(&event);
-            this.events.push((now, event));
+            this.events.push((self.now, event));
         }
-        while let Some(transmit) = self.nodes[node].endpoint.poll_transmit() {
+        for transmit in sent {
             assert_eq!(transmit.local.ip(), self.nodes[node].host.address, "sent from an address of the host");
             self.send(node, transmit.local.port(), transmit.remote, Payload::Ike(transmit.payload));
         }
+        result
+    }
+
+    /// Replaces a node's endpoint by a new one, which knows nothing.
+    pub fn restart(&mut self, node: usize) {
+        let this = &mut self.nodes[node];
+        this.endpoint = Endpoint::new(this.endpoint.config().clone());
+        this.host.kernel.restart();
+        self.oracle.restarted(node);
     }
 
     fn send(&mut self, node: usize, port: u16, to: SocketAddr, payload: Payload) {
@@ -321,7 +359,8 @@ impl Network {
         let local = SocketAddr::new(self.nodes[node].host.address, port);
         match payload {
             Payload::Ike(octets) => {
-                self.call(node, |endpoint, now, env| endpoint.handle(&octets, local, from, now, env));
+                let cause = Cause::Received(&octets, local, from);
+                self.step(node, cause, |endpoint, now, env| endpoint.handle(&octets, local, from, now, env));
             }
             Payload::Esp(esp, way, worked) => {
                 if self.nodes[node].host.kernel.decrypts(&esp) {
@@ -384,7 +423,7 @@ impl Network {
             for node in 0..self.nodes.len() {
                 let due = self.nodes[node].endpoint.poll_timeout().is_some_and(|at| at.since_start() <= self.now);
                 if due && !self.nodes[node].down {
-                    self.call(node, |endpoint, now, env| endpoint.handle_timeout(now, env));
+                    self.step(node, Cause::Timer, |endpoint, now, env| endpoint.handle_timeout(now, env));
                 }
             }
         }
@@ -418,6 +457,7 @@ impl Network {
     /// Checks that nothing is left that should have gone: reserved SPIs, IKE SAs beyond one for
     /// each peer, CHILD_SAs beyond one.
     pub fn assert_tidy(&self) {
+        self.oracle.judge_at_rest(self.now);
         for (index, node) in self.nodes.iter().enumerate().filter(|(_, node)| !node.down) {
             assert!(node.host.kernel.reserved.is_empty(), "node {index} has reserved SPIs left");
             for (peer, tunnel) in &node.host.kernel.tunnels {
@@ -441,7 +481,8 @@ impl Network {
     }
 }
 
-fn brief(event: &Event) -> String {
+/// An event in a line.
+pub fn brief(event: &Event) -> String {
     match event {
         Event::IkeUp { ike, initiator, .. } => format!("IkeUp {:x} initiator {initiator}", ike.initiator),
         Event::IkeReplaced { old, new, .. } => format!("IkeReplaced {:x} by {:x}", old.initiator, new.initiator),

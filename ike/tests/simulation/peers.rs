@@ -13,6 +13,8 @@ pub const SECOND: Duration = Duration::from_secs(1);
 
 /// The pre-shared key of both ends of [`Pair`].
 pub const PSK: &[u8] = b"correct horse battery staple";
+/// The one that replaces it.
+pub const OTHER_PSK: &[u8] = b"another one";
 
 pub fn name(text: &str) -> PeerName {
     PeerName::new(text)

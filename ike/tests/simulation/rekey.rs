@@ -215,3 +215,22 @@ fn an_old_inbound_sa_lingers_after_a_rekey() {
     assert_eq!(reason, DownReason::Replaced);
     assert!(at >= rekeyed_at + 5 * SECOND && at < rekeyed_at + 6 * SECOND);
 }
+
+#[test]
+fn the_ages_at_which_child_sas_are_rekeyed_are_spread_over_a_tenth_of_the_lifetime() {
+    // RFC 7296 2.8: the timing SHOULD be jittered, so that both ends seldom begin at once.
+    let mut pair = Pair::new(1, LinkQuality::RELIABLE).one_sided().both(|config| {
+        config.timing.child_lifetime = 20 * SECOND;
+        config.timing.ike_lifetime = 4000 * SECOND;
+    });
+    pair.start();
+    pair.network.run_for(1000 * SECOND);
+    let mut ages: Vec<Duration> = pair.network.oracle.rekey_ages().into_iter().map(|age| age.0).collect();
+    ages.sort();
+    let (Some(first), Some(last)) = (ages.first(), ages.last()) else { panic!("no rekey") };
+    assert!(ages.len() >= 40, "{} rekeys", ages.len());
+    assert!(*first >= 18 * SECOND && *last <= 20 * SECOND, "between {first:?} and {last:?}");
+    assert!(*last - *first > SECOND, "all between {first:?} and {last:?}");
+    ages.dedup();
+    assert!(ages.len() >= 30, "{} different ages", ages.len());
+}

@@ -1,0 +1,154 @@
+//! IKE_AUTH (RFC 7296 1.2, 2.15, 2.4) and the rekey of an IKE SA (1.3.2, 2.18, 2.25.2).
+
+use super::ike_sa::IkeSa;
+use super::keys::{Keys, Suite};
+use super::node::Node;
+use super::octets::{Message, PROTOCOL_IKE, Spis, exchange, notify, payload};
+use super::{Shared, Step, Verdict, broken, init, require};
+
+/// AUTH by a pre-shared key (3.8).
+const SHARED_KEY: u8 = 2;
+
+impl Node {
+    /// We send an IKE_AUTH request.
+    pub fn request_auth(&mut self, spis: Spis, message: &Message) -> Verdict {
+        let peer = message.find(payload::ID_RESPONDER);
+        let known =
+            self.sas.values().find(|sa| sa.up && !sa.closed && sa.spis != spis && sa.peer_identity.as_deref() == peer);
+        require!(
+            message.notify(notify::INITIAL_CONTACT).is_none() || known.is_none() || peer.is_none(),
+            "RFC 7296 2.4",
+            "INITIAL_CONTACT beside the IKE SA {:x?} with the same peer",
+            known.map(|sa| sa.spis)
+        );
+        Ok(())
+    }
+
+    /// We answer an IKE_AUTH request.
+    pub fn answer_auth(
+        &mut self,
+        spis: Spis,
+        request: &Message,
+        answer: &Message,
+        step: &Step<'_>,
+        shared: &mut Shared,
+    ) -> Verdict {
+        let Some(sa) = self.sas.get_mut(&spis) else { return Ok(()) };
+        sa.peer_identity = request.find(payload::ID_INITIATOR).map(<[u8]>::to_vec);
+        sa.peer_proof = peer_proof(sa, request, payload::ID_INITIATOR, shared);
+        if let Some(from) = sa.begun_from {
+            self.half_open.remove(&(from, spis.0));
+        }
+        if answer.find(payload::AUTH).is_none() {
+            return Ok(());
+        }
+        require!(sa.peer_proof != Some(false), "RFC 7296 2.15", "AUTH of the initiator is wrong, and it is let in");
+        let nonces = sa.init.as_ref().map(|init| init.nonces.clone()).unwrap_or_default();
+        if answer.find(payload::SA).is_some() {
+            let child = self.negotiated(spis, request, answer, (&nonces.0, &nonces.1), false, step.at, shared)?;
+            self.to_be_installed.push(child.own);
+            self.children.insert(child.own, child);
+        }
+        Ok(())
+    }
+
+    /// The response to our IKE_AUTH request came, and we took it.
+    pub fn conclude_auth(
+        &mut self,
+        spis: Spis,
+        request: &Message,
+        response: &Message,
+        step: &Step<'_>,
+        shared: &mut Shared,
+    ) -> Verdict {
+        let Some(sa) = self.sas.get_mut(&spis) else { return Ok(()) };
+        sa.peer_identity = response.find(payload::ID_RESPONDER).map(<[u8]>::to_vec);
+        sa.peer_proof = peer_proof(sa, response, payload::ID_RESPONDER, shared);
+        require!(
+            sa.peer_proof != Some(false) && response.find(payload::AUTH).is_some(),
+            "RFC 7296 2.15",
+            "AUTH of the responder is wrong, and it is taken"
+        );
+        let nonces = sa.init.as_ref().map(|init| init.nonces.clone()).unwrap_or_default();
+        // A response that we cannot use ends the IKE SA: then no CHILD_SA is reported.
+        let used = step
+            .events
+            .iter()
+            .any(|event| matches!(event, edge_ike::Event::ChildUp { .. } | edge_ike::Event::ChildRekeyed { .. }));
+        if response.find(payload::SA).is_some() && used {
+            let child = self.negotiated(spis, request, response, (&nonces.0, &nonces.1), true, step.at, shared)?;
+            self.children.insert(child.own, child);
+        }
+        Ok(())
+    }
+
+    /// An IKE SA was rekeyed on the old one, by us or by the peer.
+    pub fn ike_rekeyed(
+        &mut self,
+        old: Spis,
+        request: &Message,
+        response: &Message,
+        ours: bool,
+        shared: &mut Shared,
+    ) -> Verdict {
+        let Some(before) = self.sas.get(&old) else { return Ok(()) };
+        // 2.25.2: the peer is to try again later while we make, rekey or delete a CHILD_SA here.
+        let busy = before.own.as_ref().and_then(|own| own.message.as_ref()).filter(|_| !ours).is_some_and(|own| {
+            own.header.exchange == exchange::CREATE_CHILD_SA
+                || !own.deleted_children().is_empty()
+                || own.deletes_ike_sa()
+        });
+        require!(!busy, "RFC 7296 2.25.2", "the IKE SA is rekeyed while our request about a CHILD_SA is under way");
+        let proposal = init::chosen(request, response)?;
+        let offer = request.proposals().into_iter().find(|offer| offer.number == proposal.number);
+        let spis = (offer.map_or(0, |offer| offer.spi64()), proposal.spi64());
+        require!(
+            proposal.protocol == PROTOCOL_IKE && spis.0 != 0 && spis.1 != 0,
+            "RFC 7296 1.3.2",
+            "the SPIs of the new IKE SA are {spis:x?}"
+        );
+        let nonces = (request.nonce().unwrap_or_default(), response.nonce().unwrap_or_default());
+        let (Some(theirs), Some(mine)) = (response.key_exchange(), request.key_exchange()) else {
+            broken!("RFC 7296 1.3.2", "an IKE SA is rekeyed without a key exchange");
+        };
+        let secret = shared.private_keys.secret(mine, theirs);
+        let keys = match (&before.keys, secret) {
+            (Some(keys), Some(secret)) => keys.rekeyed(Suite::of(&proposal), nonces, spis, &secret),
+            _ => None,
+        };
+        let mut new = IkeSa::new(spis, ours, keys, (0, 0));
+        new.fragments = before.fragments;
+        new.peer_behind_nat = before.peer_behind_nat;
+        new.remotes = before.remotes.clone();
+        new.peer_identity = before.peer_identity.clone();
+        new.peer_proof = before.peer_proof;
+        self.use_keys_of(&new.keys)?;
+        self.sas.insert(spis, new);
+        for child in self.children.values_mut().filter(|child| child.ike == old && !child.dead) {
+            child.ike = spis;
+        }
+        Ok(())
+    }
+
+    fn use_keys_of(&mut self, keys: &Option<Keys>) -> Verdict {
+        for key in keys.iter().flat_map(|keys| &keys.encryption) {
+            self.use_key(key)?;
+        }
+        Ok(())
+    }
+}
+
+/// Whether the peer's AUTH is that of a known pre-shared key. `None`: it authenticates otherwise.
+fn peer_proof(sa: &IkeSa, message: &Message, id: u8, shared: &Shared) -> Option<bool> {
+    let (keys, init) = (sa.keys.as_ref()?, sa.init.as_ref()?);
+    let (auth, id) = (message.find(payload::AUTH)?, message.find(id)?);
+    if auth.first() != Some(&SHARED_KEY) || shared.psks.is_empty() {
+        return None;
+    }
+    let (octets, nonce) = match sa.initiator {
+        true => (&init.response, &init.nonces.0),
+        false => (&init.request, &init.nonces.1),
+    };
+    let right = |psk: &Vec<u8>| auth.get(4..) == Some(&keys.psk_auth(!sa.initiator, psk, octets, nonce, id));
+    Some(shared.psks.iter().any(right))
+}

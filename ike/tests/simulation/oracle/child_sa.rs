@@ -1,0 +1,420 @@
+//! CHILD_SAs at one end: negotiation (RFC 7296 1.3, 2.7, 2.9, 2.17), rekeys and their collisions
+//! (2.8, 2.8.1, 2.25), deletions (1.4.1).
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use super::ike_sa::OwnRequest;
+use super::init::chosen;
+use super::keys::esp_key_len;
+use super::node::Node;
+use super::octets::{Message, PROTOCOL_ESP, PROTOCOL_IKE, Selector, Spis, exchange, notify, payload};
+use super::{Cause, RekeyAge, Shared, Step, Verdict, broken, require};
+
+/// How long an end waits at least before it deletes what the peer should delete.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// How soon an end may repeat a request after TEMPORARY_FAILURE.
+const TEMPORARY_FAILURE_WAIT: Duration = Duration::from_millis(100);
+
+/// The transform types of 3.3.2.
+const KEY_EXCHANGE: u8 = 4;
+const SEQUENCE_NUMBERS: u8 = 5;
+
+/// A CHILD_SA at one end.
+#[derive(Debug, Clone)]
+pub struct Child {
+    /// The IKE SA that it belongs to.
+    pub ike: Spis,
+    /// Our inbound SPI.
+    pub own: u32,
+    /// The peer's inbound SPI.
+    pub peer: u32,
+    /// Inbound and outbound keys. `None`: the oracle does not know the secret of the key exchange.
+    pub keys: Option<(Vec<u8>, Vec<u8>)>,
+    pub esn: bool,
+    /// Whether we began the exchange that made it.
+    pub ours: bool,
+    /// Our side's selectors, and the peer's.
+    pub selectors: (Vec<Selector>, Vec<Selector>),
+    /// In the kernel.
+    pub installed: bool,
+    pub was_installed: bool,
+    /// Deleted by either end, or with its IKE SA.
+    pub dead: bool,
+    /// It is the redundant one of a collision, and this one survives.
+    pub redundant_to: Option<u32>,
+    at: Duration,
+    replaces: Option<u32>,
+    /// What it replaces was gone when it was made.
+    late: bool,
+    lowest_nonce: Vec<u8>,
+    retry_after: Duration,
+}
+
+impl Node {
+    /// The CHILD_SA that an exchange makes.
+    #[allow(clippy::too_many_arguments)]
+    pub fn negotiated(
+        &mut self,
+        spis: Spis,
+        request: &Message,
+        response: &Message,
+        nonces: (&[u8], &[u8]),
+        ours: bool,
+        at: Duration,
+        shared: &mut Shared,
+    ) -> Verdict<Child> {
+        let proposal = chosen(request, response)?;
+        let offer = request.proposals().into_iter().find(|offer| offer.number == proposal.number);
+        let (first, second) = (offer.map_or(0, |offer| offer.spi32()), proposal.spi32());
+        require!(
+            proposal.protocol == PROTOCOL_ESP && first != 0 && second != 0,
+            "RFC 7296 1.3",
+            "SPIs {first:x} and {second:x} of protocol {}",
+            proposal.protocol
+        );
+        let group = proposal.one(KEY_EXCHANGE).0;
+        let secret = match response.key_exchange() {
+            Some(theirs) => {
+                let mine = request.key_exchange().unwrap_or_default();
+                require!(
+                    (mine.0, theirs.0) == (group, group),
+                    "RFC 7296 1.3.1",
+                    "groups {} and {}, {group} was chosen",
+                    mine.0,
+                    theirs.0
+                );
+                Some(shared.private_keys.secret(mine, theirs))
+            }
+            None => {
+                require!(group == 0, "RFC 7296 1.3.1", "group {group} was chosen, and no key is exchanged");
+                None
+            }
+        };
+        let selectors = [payload::TS_INITIATOR, payload::TS_RESPONDER].map(|kind| {
+            let (offered, narrowed) = (request.selectors(kind), response.selectors(kind));
+            let within = narrowed.iter().all(|narrow| offered.iter().any(|wide| narrow.within(wide)));
+            require!(
+                within && !narrowed.is_empty(),
+                "RFC 7296 2.9",
+                "selectors {narrowed:?} where {offered:?} were offered"
+            );
+            Ok(narrowed)
+        });
+        let [of_initiator, of_responder] = selectors;
+        let (of_initiator, of_responder) = (of_initiator?, of_responder?);
+        let keys = self.sas.get(&spis).and_then(|sa| sa.keys.clone());
+        let keys = keys.filter(|_| secret != Some(None));
+        let keys = keys.map(|keys| keys.child(esp_key_len(&proposal), secret.flatten().as_deref(), nonces));
+        for key in keys.iter().flat_map(|(first, second)| [first, second]) {
+            self.use_key(key)?;
+        }
+        let (own, peer, keys, selectors) = match ours {
+            true => (first, second, keys.map(|(from_us, to_us)| (to_us, from_us)), (of_initiator, of_responder)),
+            false => (second, first, keys, (of_responder, of_initiator)),
+        };
+        Ok(Child {
+            ike: spis,
+            own,
+            peer,
+            keys,
+            esn: proposal.one(SEQUENCE_NUMBERS).0 == 1,
+            ours,
+            selectors,
+            installed: false,
+            was_installed: false,
+            dead: false,
+            redundant_to: None,
+            at,
+            replaces: None,
+            late: false,
+            lowest_nonce: nonces.0.min(nonces.1).to_vec(),
+            retry_after: Duration::ZERO,
+        })
+    }
+
+    fn alive(&self, own: u32) -> Option<&Child> {
+        self.children.get(&own).filter(|child| !child.dead)
+    }
+
+    /// Our inbound SPI of the CHILD_SA that the peer names.
+    fn named(&self, spis: Spis, peer: u32) -> Option<u32> {
+        let mut of = self.children.values().filter(|child| child.ike == spis && child.peer == peer && !child.dead);
+        of.next().map(|child| child.own)
+    }
+
+    /// We send a new request.
+    pub fn requested(&mut self, spis: Spis, message: Option<&Message>, step: &Step<'_>) -> Verdict {
+        let Some(message) = message else { return Ok(()) };
+        match message.header.exchange {
+            exchange::IKE_AUTH => self.request_auth(spis, message),
+            exchange::CREATE_CHILD_SA => {
+                let closed = self.sas.get(&spis).is_none_or(|sa| sa.closed);
+                require!(!closed, "RFC 7296 2.25.2", "a CHILD_SA is asked for on an IKE SA that is gone");
+                let Some(own) = message.rekeys() else { return Ok(()) };
+                let Some(child) = self.alive(own).filter(|child| child.ike == spis) else {
+                    broken!("RFC 7296 1.3.3", "REKEY_SA names {own:x}, which is no inbound SPI of ours there");
+                };
+                require!(
+                    step.at >= child.retry_after,
+                    "RFC 7296 2.25",
+                    "{own:x} is rekeyed again at once after TEMPORARY_FAILURE"
+                );
+                if matches!(step.cause, Cause::Timer) && child.retry_after.is_zero() {
+                    self.rekey_ages.push(RekeyAge(step.at.saturating_sub(child.at)));
+                }
+                Ok(())
+            }
+            _ => {
+                let closing = message.deletes_ike_sa();
+                require!(
+                    !closing || message.payloads.len() == 1,
+                    "RFC 7296 1.4.1",
+                    "more than the deletion of the IKE SA"
+                );
+                for own in message.deleted_children() {
+                    self.judge_deletion(spis, own, step.at)?;
+                }
+                Ok(())
+            }
+        }
+    }
+
+    /// Who deletes which CHILD_SA (1.4.1, 2.8, 2.8.1).
+    fn judge_deletion(&self, spis: Spis, own: u32, at: Duration) -> Verdict {
+        let Some(child) = self.alive(own).filter(|child| child.ike == spis) else {
+            broken!("RFC 7296 1.4.1", "DELETE names {own:x}, which is no inbound SPI of a CHILD_SA of ours there");
+        };
+        let living = || self.children.values().filter(|other| other.ike == spis && !other.dead && other.own != own);
+        let successors = || living().filter(|other| other.replaces == Some(own));
+        let rival = living().find(|other| other.redundant_to == Some(own));
+        require!(
+            rival.is_none() || successors().next().is_some(),
+            "RFC 7296 2.8.1",
+            "{own:x} is deleted, although {:x} has the lowest nonce",
+            rival.map_or(0, |rival| rival.own)
+        );
+        if child.redundant_to.is_some() {
+            require!(
+                child.ours || at >= child.at + PATIENCE,
+                "RFC 7296 2.8.1",
+                "{own:x} is redundant, but its initiator is to delete it"
+            );
+            return Ok(());
+        }
+        let by_us = successors().any(|other| other.ours) || !child.was_installed;
+        let crossed = living().any(|other| other.ours && other.late && other.at >= child.at);
+        let patient = living().any(|other| at >= other.at + PATIENCE) && at >= child.at + PATIENCE;
+        require!(
+            by_us || crossed || patient,
+            "RFC 7296 2.8",
+            "{own:x} is deleted, which {} replaced",
+            if successors().next().is_some() { "the peer" } else { "nobody" }
+        );
+        Ok(())
+    }
+
+    /// We answer a request of the peer.
+    pub fn answered(
+        &mut self,
+        spis: Spis,
+        request: &Message,
+        answer: &Message,
+        step: &Step<'_>,
+        shared: &mut Shared,
+    ) -> Verdict {
+        if request.header.exchange == exchange::IKE_AUTH {
+            return self.answer_auth(spis, request, answer, step, shared);
+        }
+        if self.sas.get(&spis).is_none_or(|sa| sa.closed) {
+            return Ok(());
+        }
+        match request.header.exchange {
+            exchange::CREATE_CHILD_SA if request.proposals().iter().any(|offer| offer.protocol == PROTOCOL_IKE) => {
+                match answer.error() {
+                    Some(_) => Ok(()),
+                    None => self.ike_rekeyed(spis, request, answer, false, shared),
+                }
+            }
+            exchange::CREATE_CHILD_SA => self.answer_child(spis, request, answer, step, shared),
+            _ => self.answer_deletion(spis, request, answer),
+        }
+    }
+
+    fn answer_child(
+        &mut self,
+        spis: Spis,
+        request: &Message,
+        answer: &Message,
+        step: &Step<'_>,
+        shared: &mut Shared,
+    ) -> Verdict {
+        let old = request.rekeys().map(|peer| (peer, self.named(spis, peer)));
+        if let Some(error) = answer.error() {
+            if let Some((peer, None)) = old {
+                let named = answer.notify(notify::CHILD_SA_NOT_FOUND).map(|notify| notify.spi);
+                require!(
+                    named == Some(peer.to_be_bytes().to_vec()) || error != notify::CHILD_SA_NOT_FOUND,
+                    "RFC 7296 2.25",
+                    "CHILD_SA_NOT_FOUND names {named:x?}, the request named {peer:x}"
+                );
+            }
+            let found = matches!(old, Some((_, Some(_)))) && error == notify::CHILD_SA_NOT_FOUND;
+            require!(!found, "RFC 7296 2.25", "CHILD_SA_NOT_FOUND, although it is there");
+            return Ok(());
+        }
+        let own_request = self.sas.get(&spis).and_then(|sa| sa.own.as_ref()?.message.clone());
+        if let Some((peer, old)) = old {
+            require!(old.is_some(), "RFC 7296 2.25", "{peer:x} is rekeyed, which is gone: CHILD_SA_NOT_FOUND is due");
+            let deleting =
+                own_request.as_ref().zip(old).is_some_and(|(own, old)| own.deleted_children().contains(&old));
+            require!(!deleting, "RFC 7296 2.25.1", "{peer:x} is rekeyed, while we delete it");
+        }
+        let closing = own_request.as_ref().is_some_and(Message::deletes_ike_sa);
+        require!(!closing, "RFC 7296 2.25.2", "a CHILD_SA is made on an IKE SA that we delete");
+        let nonces = (request.nonce().unwrap_or_default(), answer.nonce().unwrap_or_default());
+        let mut child = self.negotiated(spis, request, answer, nonces, false, step.at, shared)?;
+        child.replaces = old.and_then(|(_, old)| old);
+        if let (Some(own), Some(old)) = (self.sas.get_mut(&spis).and_then(|sa| sa.own.as_mut()), child.replaces)
+            && own.message.as_ref().and_then(Message::rekeys) == Some(old)
+        {
+            own.collision = Some(child.own);
+        }
+        self.to_be_installed.push(child.own);
+        self.children.insert(child.own, child);
+        Ok(())
+    }
+
+    fn answer_deletion(&mut self, spis: Spis, request: &Message, answer: &Message) -> Verdict {
+        if request.deletes_ike_sa() {
+            require!(
+                answer.payloads.is_empty(),
+                "RFC 7296 1.4.1",
+                "the response to the deletion of an IKE SA is not empty"
+            );
+            self.close(spis);
+            return Ok(());
+        }
+        let own_request = self.sas.get(&spis).and_then(|sa| sa.own.as_ref()?.message.clone());
+        let crossing = own_request.map(|own| own.deleted_children()).unwrap_or_default();
+        let named: Vec<u32> =
+            request.deleted_children().into_iter().filter_map(|peer| self.named(spis, peer)).collect();
+        let deleted: BTreeSet<u32> = answer.deleted_children().into_iter().collect();
+        for own in &named {
+            let Some(child) = self.children.get_mut(own) else { continue };
+            child.dead = true;
+            require!(
+                deleted.contains(own) != crossing.contains(own) || !child.was_installed,
+                "RFC 7296 1.4.1",
+                "the response {} {own:x}, our own DELETE of which is {}",
+                if deleted.contains(own) { "deletes" } else { "does not delete" },
+                if crossing.contains(own) { "under way" } else { "not under way" }
+            );
+        }
+        let other = deleted.iter().find(|own| !named.contains(own));
+        require!(other.is_none(), "RFC 7296 1.4.1", "the response deletes {other:x?}, which was not asked for");
+        Ok(())
+    }
+
+    /// The response to our request came.
+    pub fn concluded(
+        &mut self,
+        spis: Spis,
+        own: &OwnRequest,
+        response: Option<&Message>,
+        step: &Step<'_>,
+        shared: &mut Shared,
+    ) -> Verdict {
+        let (Some(request), Some(response)) = (own.message.as_ref(), response) else {
+            return Ok(());
+        };
+        if request.header.exchange == exchange::IKE_AUTH {
+            // An attempt that was given up meanwhile takes no response.
+            let taken = |event: &edge_ike::Event| matches!(event, edge_ike::Event::IkeUp { ike, .. } if (ike.initiator, ike.responder) == spis);
+            return match step.events.iter().any(taken) {
+                true => self.conclude_auth(spis, request, response, step, shared),
+                false => Ok(()),
+            };
+        }
+        if self.sas.get(&spis).is_none_or(|sa| sa.closed) {
+            return Ok(());
+        }
+        if request.header.exchange == exchange::INFORMATIONAL {
+            if request.deletes_ike_sa() {
+                self.close(spis);
+            }
+            for own in request.deleted_children() {
+                self.children.entry(own).and_modify(|child| child.dead = true);
+            }
+            return Ok(());
+        }
+        if request.proposals().iter().any(|offer| offer.protocol == PROTOCOL_IKE) {
+            return match response.error() {
+                Some(_) => Ok(()),
+                None => self.ike_rekeyed(spis, request, response, true, shared),
+            };
+        }
+        self.conclude_child(spis, own, request, response, step, shared)
+    }
+
+    fn conclude_child(
+        &mut self,
+        spis: Spis,
+        own: &OwnRequest,
+        request: &Message,
+        response: &Message,
+        step: &Step<'_>,
+        shared: &mut Shared,
+    ) -> Verdict {
+        let old = request.rekeys();
+        if let Some(error) = response.error() {
+            if let Some(old) = old.and_then(|old| self.children.get_mut(&old)) {
+                match error {
+                    notify::TEMPORARY_FAILURE => old.retry_after = step.at + TEMPORARY_FAILURE_WAIT,
+                    notify::CHILD_SA_NOT_FOUND => old.dead = true,
+                    _ => {}
+                }
+            }
+            return Ok(());
+        }
+        let nonces = (request.nonce().unwrap_or_default(), response.nonce().unwrap_or_default());
+        let mut child = self.negotiated(spis, request, response, nonces, true, step.at, shared)?;
+        child.replaces = old;
+        child.late = old.is_some_and(|old| self.alive(old).is_none());
+        // 2.8.1: the SA made with the lowest of the four nonces is the redundant one.
+        if let Some(rival) = own.collision.and_then(|rival| self.children.get_mut(&rival)).filter(|rival| !rival.dead) {
+            if child.lowest_nonce < rival.lowest_nonce {
+                child.redundant_to = Some(rival.own);
+            } else {
+                rival.redundant_to = Some(child.own);
+            }
+        }
+        self.children.insert(child.own, child);
+        Ok(())
+    }
+
+    /// An IKE SA is gone, and its CHILD_SAs with it.
+    pub fn close(&mut self, spis: Spis) {
+        if let Some(sa) = self.sas.get_mut(&spis) {
+            sa.closed = true;
+        }
+        for child in self.children.values_mut().filter(|child| child.ike == spis) {
+            child.dead = true;
+        }
+    }
+
+    pub fn judge_children_at_rest(&self) -> Verdict {
+        for child in self.children.values().filter(|child| !child.dead) {
+            require!(
+                child.redundant_to.is_none(),
+                "RFC 7296 2.8.1",
+                "{:x} is redundant, and nobody deleted it",
+                child.own
+            );
+            let replaced = self.children.values().find(|other| !other.dead && other.replaces == Some(child.own));
+            require!(replaced.is_none(), "RFC 7296 2.8", "{:x} was replaced, and nobody deleted it", child.own);
+            require!(child.installed, "RFC 7296 1.3", "{:x} is not in the kernel, and nobody deleted it", child.own);
+        }
+        Ok(())
+    }
+}

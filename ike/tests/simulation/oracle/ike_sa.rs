@@ -1,0 +1,317 @@
+//! One IKE SA at one end: message IDs and windows (RFC 7296 2.2, 2.3), retransmission (2.1),
+//! fragments (RFC 7383), and nonces of the cipher.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use super::keys::{Keys, Opened};
+use super::octets::{Header, Message, Spis, chain};
+use super::{Cause, Verdict, broken, require};
+
+/// The IKE_SA_INIT exchange as one end saw it.
+#[derive(Debug, Clone)]
+pub struct Init {
+    pub nonces: (Vec<u8>, Vec<u8>),
+    pub request: Vec<u8>,
+    pub response: Vec<u8>,
+}
+
+/// Our request whose response has not come.
+#[derive(Debug, Clone)]
+pub struct OwnRequest {
+    pub header: Header,
+    /// `None`: the oracle has no keys.
+    pub message: Option<Message>,
+    /// The CHILD_SA of the peer's exchange that replaces the same CHILD_SA meanwhile.
+    pub collision: Option<u32>,
+    datagrams: Vec<Vec<u8>>,
+    last_sent: Duration,
+    last_wait: Option<Duration>,
+}
+
+/// The response to the peer's last request.
+#[derive(Debug, Clone)]
+struct Answer {
+    id: u32,
+    first_datagram: Vec<u8>,
+    datagrams: Vec<Vec<u8>>,
+}
+
+/// What a datagram for an IKE SA means.
+#[derive(Debug, Clone)]
+pub enum Received {
+    /// Not authentic, old, outside of the window, or an incomplete part.
+    Nothing,
+    /// The peer's last request again.
+    Repeated,
+    /// The peer's next request.
+    Request(Header, Option<Message>),
+    /// The response to our request.
+    Response(Box<OwnRequest>, Option<Message>),
+}
+
+/// One IKE SA at one end.
+#[derive(Debug, Clone)]
+pub struct IkeSa {
+    pub spis: Spis,
+    /// Whether this end is its original initiator.
+    pub initiator: bool,
+    /// `None`: the oracle does not know the secret of the key exchange.
+    pub keys: Option<Keys>,
+    /// `None`: a rekey made it.
+    pub init: Option<Init>,
+    /// Where the IKE_SA_INIT request came from.
+    pub begun_from: Option<SocketAddr>,
+    /// Whether the peer announced IKEV2_FRAGMENTATION_SUPPORTED.
+    pub fragments: bool,
+    pub peer_behind_nat: bool,
+    /// Where requests may be sent: the first address, and those from which new authentic messages
+    /// came through a NAT (2.23).
+    pub remotes: BTreeSet<SocketAddr>,
+    pub own: Option<Box<OwnRequest>>,
+    /// The body of the peer's ID payload.
+    pub peer_identity: Option<Vec<u8>>,
+    /// Whether the peer's AUTH is right; `None`: unknown.
+    pub peer_proof: Option<bool>,
+    /// Reported up.
+    pub up: bool,
+    /// Reported down, or deleted by either end.
+    pub closed: bool,
+    next_own: u32,
+    next_peer: u32,
+    answer: Option<Answer>,
+    /// Fragments of the peer's next request, and of the response to ours: by number, with the
+    /// total.
+    parts: [BTreeMap<u16, (u16, Opened)>; 2],
+    first_datagram: Vec<u8>,
+}
+
+impl IkeSa {
+    pub fn new(spis: Spis, initiator: bool, keys: Option<Keys>, first_ids: (u32, u32)) -> Self {
+        Self {
+            spis,
+            initiator,
+            keys,
+            init: None,
+            begun_from: None,
+            fragments: false,
+            peer_behind_nat: false,
+            remotes: BTreeSet::new(),
+            own: None,
+            peer_identity: None,
+            peer_proof: None,
+            up: false,
+            closed: false,
+            next_own: first_ids.0,
+            next_peer: first_ids.1,
+            answer: None,
+            parts: [BTreeMap::new(), BTreeMap::new()],
+            first_datagram: Vec::new(),
+        }
+    }
+
+    /// Takes a datagram of the peer.
+    pub fn receive(&mut self, header: &Header, datagram: &[u8], from: SocketAddr) -> Received {
+        if header.initiator_flag() == self.initiator || header.version >> 4 != 2 {
+            return Received::Nothing;
+        }
+        if header.response() {
+            if self.own.as_ref().is_none_or(|own| own.header.id != header.id) {
+                return Received::Nothing;
+            }
+        } else if header.id.checked_add(1) == Some(self.next_peer) {
+            let again = self.answer.as_ref().is_some_and(|answer| answer.first_datagram == datagram);
+            return if again { Received::Repeated } else { Received::Nothing };
+        } else if header.id != self.next_peer {
+            return Received::Nothing;
+        }
+        let message = match self.reassemble(header, datagram) {
+            Some(message) => message,
+            None => return Received::Nothing,
+        };
+        if self.peer_behind_nat || self.remotes.is_empty() {
+            self.remotes.insert(from);
+        }
+        if header.response() {
+            match self.own.take() {
+                Some(own) => Received::Response(own, message),
+                None => Received::Nothing,
+            }
+        } else {
+            Received::Request(*header, message)
+        }
+    }
+
+    /// The message, once all parts of it have come. The inner `None`: the oracle has no keys.
+    fn reassemble(&mut self, header: &Header, datagram: &[u8]) -> Option<Option<Message>> {
+        let Some(keys) = &self.keys else {
+            self.first_datagram = datagram.to_vec();
+            return Some(None);
+        };
+        let opened = keys.open(!self.initiator, datagram)?;
+        let (first, inner) = match opened.fragment {
+            None => {
+                self.first_datagram = datagram.to_vec();
+                (opened.first, opened.inner)
+            }
+            Some((number, total)) => {
+                if number == 1 {
+                    self.first_datagram = datagram.to_vec();
+                }
+                let parts = &mut self.parts[usize::from(header.response())];
+                // RFC 7383 2.6: a larger total begins the message again.
+                if parts.values().any(|(known, _)| *known < total) {
+                    parts.clear();
+                }
+                if parts.values().any(|(known, _)| *known > total) {
+                    return None;
+                }
+                parts.entry(number).or_insert((total, opened));
+                if parts.len() < usize::from(total) {
+                    return None;
+                }
+                let parts = std::mem::take(parts);
+                let first = parts.get(&1)?.1.first;
+                (first, parts.into_values().flat_map(|(_, part)| part.inner).collect())
+            }
+        };
+        Some(chain(first, &inner).ok().map(|payloads| Message { header: *header, payloads }))
+    }
+
+    /// Judges a message of ours by its outside, and reads it.
+    pub fn read_sent(&self, sent: &[&[u8]], header: &Header, limit: usize) -> Verdict<Option<Message>> {
+        require!(header.version == 0x20, "RFC 7296 3.1", "version {:x} of a message", header.version);
+        require!(header.flags & !0x28 == 0, "RFC 7296 3.1", "flags {:02x}: unknown ones must be clear", header.flags);
+        require!(
+            header.initiator_flag() == self.initiator,
+            "RFC 7296 3.1",
+            "the Initiator flag is not that of the original initiator"
+        );
+        if sent.len() > 1 {
+            require!(self.fragments, "RFC 7383 2.3", "fragments to a peer that does not support them");
+        }
+        if self.fragments && limit >= 256 {
+            for datagram in sent {
+                require!(datagram.len() <= limit, "RFC 7383 2.5.1", "{} octets, at most {limit}", datagram.len());
+            }
+        }
+        let Some(keys) = &self.keys else {
+            return Ok(None);
+        };
+        let (mut inner, mut first) = (Vec::new(), 0);
+        for (number, datagram) in (1_u16..).zip(sent) {
+            let Some(opened) = keys.open(self.initiator, datagram) else {
+                broken!("RFC 7296 2.14", "message {} is not encrypted with the keys of 2.14", header.id);
+            };
+            let expected = (sent.len() > 1).then_some((number, u16::try_from(sent.len()).unwrap_or(0)));
+            require!(opened.fragment == expected, "RFC 7383 2.5", "fragment {:?}, not {expected:?}", opened.fragment);
+            if number == 1 {
+                first = opened.first;
+            } else {
+                require!(opened.first == 0, "RFC 7383 2.5", "a later fragment names a first payload");
+            }
+            inner.extend_from_slice(&opened.inner);
+        }
+        match chain(first, &inner) {
+            Ok(payloads) => {
+                let flagged = payloads.iter().find(|payload| payload.flags != 0);
+                require!(flagged.is_none(), "RFC 7296 3.2", "critical or reserved bits are set in {flagged:?}");
+                Ok(Some(Message { header: *header, payloads }))
+            }
+            Err(what) => {
+                broken!("RFC 7296 3.2", "{what} of a message of our own is wrong");
+            }
+        }
+    }
+
+    /// Judges a request that we send: new or again. True: it is new.
+    pub fn send_request(
+        &mut self,
+        header: &Header,
+        message: Option<&Message>,
+        datagrams: &[&[u8]],
+        remote: SocketAddr,
+        at: Duration,
+        cause: Cause<'_>,
+    ) -> Verdict<bool> {
+        if self.remotes.is_empty() {
+            self.remotes.insert(remote);
+        }
+        require!(
+            self.remotes.contains(&remote),
+            "RFC 7296 2.23",
+            "a request goes to {remote}, from where no new authentic message came through a NAT ({:?})",
+            self.remotes
+        );
+        if let Some(own) = &mut self.own {
+            require!(
+                own.header.id == header.id,
+                "RFC 7296 2.3",
+                "request {} while {} has no response: the window is one",
+                header.id,
+                own.header.id
+            );
+            require!(own.datagrams == datagrams, "RFC 7296 2.1", "request {} again with other octets", header.id);
+            require!(
+                !matches!(cause, Cause::Received(..)),
+                "RFC 7296 2.1",
+                "request {} again before its time is over",
+                header.id
+            );
+            if matches!(cause, Cause::Timer) {
+                let wait = at.saturating_sub(own.last_sent);
+                require!(
+                    own.last_wait.is_none_or(|last| wait >= last),
+                    "RFC 7296 2.1",
+                    "request {} again after {wait:?}, and before that after {:?}: waits must grow",
+                    header.id,
+                    own.last_wait
+                );
+                own.last_wait = Some(wait);
+            } else {
+                own.last_wait = None;
+            }
+            own.last_sent = at;
+            return Ok(false);
+        }
+        require!(header.id == self.next_own, "RFC 7296 2.2", "request {} where {} is next", header.id, self.next_own);
+        self.next_own += 1;
+        self.own = Some(Box::new(OwnRequest {
+            header: *header,
+            message: message.cloned(),
+            collision: None,
+            datagrams: datagrams.iter().map(|datagram| datagram.to_vec()).collect(),
+            last_sent: at,
+            last_wait: None,
+        }));
+        self.parts[1].clear();
+        Ok(true)
+    }
+
+    /// Judges a response that we send for the first time.
+    pub fn send_response(&mut self, header: &Header, request: &Header, datagrams: &[&[u8]]) -> Verdict {
+        require!(
+            header.id == request.id && header.exchange == request.exchange,
+            "RFC 7296 2.2",
+            "response {} in exchange {} to request {} in exchange {}",
+            header.id,
+            header.exchange,
+            request.id,
+            request.exchange
+        );
+        self.next_peer += 1;
+        self.parts[0].clear();
+        let datagrams = datagrams.iter().map(|datagram| datagram.to_vec()).collect();
+        self.answer =
+            Some(Answer { id: header.id, first_datagram: std::mem::take(&mut self.first_datagram), datagrams });
+        Ok(())
+    }
+
+    /// Judges a response that we send again.
+    pub fn send_response_again(&self, header: &Header, datagrams: &[&[u8]]) -> Verdict {
+        let same = self.answer.as_ref().is_some_and(|answer| answer.id == header.id && answer.datagrams == datagrams);
+        require!(same, "RFC 7296 2.1", "response {} again with other octets", header.id);
+        Ok(())
+    }
+}

@@ -1,0 +1,284 @@
+//! IKE_SA_INIT (RFC 7296 1.2, 1.3): cookies (2.6), half-open IKE SAs, another key exchange method,
+//! and NAT detection (2.23).
+
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+
+use ring::digest;
+
+use super::ike_sa::{IkeSa, Init};
+use super::keys::{Keys, Suite};
+use super::node::{Effect, Node, Sent};
+use super::octets::{HEADER_LEN, Header, Message, Payload, Proposal, Spis, chain, notify, payload};
+use super::{Shared, Verdict, broken, require};
+
+/// How long a responder keeps an IKE SA half-open.
+const HALF_OPEN_LIFETIME: Duration = Duration::from_secs(30);
+
+/// Our IKE_SA_INIT request to one address.
+#[derive(Debug)]
+pub struct Initiation {
+    datagram: Vec<u8>,
+    message: Message,
+    remote: SocketAddr,
+    /// What a response asked us to change.
+    retry: Option<Retry>,
+    /// IKE SAs that the responses so far would make.
+    candidates: Vec<IkeSa>,
+}
+
+#[derive(Debug)]
+enum Retry {
+    Cookie(Vec<u8>),
+    Group(u16),
+}
+
+/// Reads a message in clear.
+pub fn clear(datagram: &[u8]) -> Option<Message> {
+    let header = Header::read(datagram).ok()?;
+    Some(Message { header, payloads: chain(header.next, datagram.get(HEADER_LEN..)?).ok()? })
+}
+
+/// The data of NAT_DETECTION_*_IP (2.23).
+fn nat_hash(spis: Spis, at: SocketAddr) -> Vec<u8> {
+    let address = match at.ip() {
+        IpAddr::V4(address) => address.octets().to_vec(),
+        IpAddr::V6(address) => address.octets().to_vec(),
+    };
+    let octets = [spis.0.to_be_bytes().as_slice(), &spis.1.to_be_bytes(), &address, &at.port().to_be_bytes()].concat();
+    digest::digest(&digest::SHA1_FOR_LEGACY_USE_ONLY, &octets).as_ref().to_vec()
+}
+
+/// Whether a message says that its sender, seen at `from`, is behind a NAT.
+fn behind_nat(message: &Message, spis: Spis, from: SocketAddr) -> bool {
+    let of = |kind| message.notifies().into_iter().filter(move |notify| notify.kind == kind);
+    let supported = of(notify::NAT_DETECTION_DESTINATION_IP).next().is_some();
+    let mut sources = of(notify::NAT_DETECTION_SOURCE_IP).peekable();
+    supported && sources.peek().is_some() && !sources.any(|notify| notify.data == nat_hash(spis, from))
+}
+
+/// The one proposal of a response, if it is a choice from what the request offered (2.7, 3.3.6).
+pub fn chosen(request: &Message, response: &Message) -> Verdict<Proposal> {
+    let answers = response.proposals();
+    let [answer] = answers.as_slice() else {
+        broken!("RFC 7296 3.3", "{} proposals in a response, exactly one is to be chosen", answers.len());
+    };
+    let offers = request.proposals();
+    let offer = offers.iter().find(|offer| offer.number == answer.number && offer.protocol == answer.protocol);
+    let within = offer.is_some_and(|offer| {
+        answer.transforms.iter().all(|transform| offer.transforms.contains(transform))
+            && offer.transforms.iter().all(|(kind, id, _)| {
+                // 3.3.6: a transform type may be left out only if NONE (0) was among its offers.
+                answer.transforms.iter().filter(|(other, ..)| other == kind).count() == 1
+                    || (*id == 0 || offer.transforms.iter().any(|(other, id, _)| other == kind && *id == 0))
+            })
+    });
+    require!(within, "RFC 7296 3.3.6", "the response chooses {answer:?} from {offers:?}");
+    Ok(answer.clone())
+}
+
+impl Initiation {
+    /// The IKE SA that a sent message belongs to: the one whose keys open it.
+    pub fn select(&self, header: &Header, datagram: &[u8]) -> Option<IkeSa> {
+        let mut of = self.candidates.iter().filter(|sa| sa.spis == header.spis);
+        of.find(|sa| sa.keys.as_ref().is_none_or(|keys| keys.open(true, datagram).is_some())).cloned()
+    }
+}
+
+impl Node {
+    /// Takes an IKE_SA_INIT response.
+    pub fn receive_init_response(&mut self, datagram: &[u8], message: &Message, shared: &mut Shared) -> Effect {
+        let Some(initiation) = self.initiations.get_mut(&message.header.spis.0) else {
+            return Effect::Nothing;
+        };
+        let group = |notify: super::octets::Notify| notify.data.try_into().map(u16::from_be_bytes).ok();
+        if let Some(cookie) = message.notify(notify::COOKIE) {
+            initiation.retry = Some(Retry::Cookie(cookie.data));
+        } else if let Some(group) = message.notify(notify::INVALID_KE_PAYLOAD).and_then(group) {
+            initiation.retry = Some(Retry::Group(group));
+        } else if let Some(mut sa) = ike_sa(&initiation.message, &initiation.datagram, message, datagram, true, shared)
+        {
+            sa.peer_behind_nat = behind_nat(message, message.header.spis, initiation.remote);
+            initiation.candidates.push(sa);
+        }
+        Effect::InitResponse
+    }
+
+    /// Judges an IKE_SA_INIT request of ours.
+    pub fn send_init_request(&mut self, sent: &Sent<'_>, effect: &Effect) -> Verdict {
+        let datagram = sent.datagrams[0];
+        let Some(message) = clear(datagram) else {
+            broken!("RFC 7296 3", "an IKE_SA_INIT request of ours cannot be read");
+        };
+        require!(
+            (message.header.id, message.header.spis.1, message.header.flags) == (0, 0, 8),
+            "RFC 7296 2.2",
+            "header of IKE_SA_INIT: {:?}",
+            message.header
+        );
+        require!(
+            message.nonce().is_some_and(|nonce| (16..=256).contains(&nonce.len())),
+            "RFC 7296 3.9",
+            "the nonce is not 16 to 256 octets"
+        );
+        let Some(before) = self.initiations.get_mut(&message.header.spis.0) else {
+            require!(message.notify(notify::COOKIE).is_none(), "RFC 7296 2.6", "a cookie that nobody gave");
+            let initiation = Initiation {
+                datagram: datagram.to_vec(),
+                message,
+                remote: sent.remote,
+                retry: None,
+                candidates: Vec::new(),
+            };
+            self.initiations.insert(initiation.message.header.spis.0, initiation);
+            return Ok(());
+        };
+        if before.datagram == datagram {
+            require!(
+                !matches!(effect, Effect::InitResponse),
+                "RFC 7296 2.1",
+                "an IKE_SA_INIT request goes out again before its time is over"
+            );
+            return Ok(());
+        }
+        let without = |message: &Message, kind: u16| -> Vec<Payload> {
+            let is = |payload: &&Payload| payload.kind == payload::NOTIFY && payload.body[2..4] == kind.to_be_bytes();
+            message.payloads.iter().filter(|payload| !is(payload)).cloned().collect()
+        };
+        match before.retry.take() {
+            Some(Retry::Cookie(cookie)) => {
+                let first = message.payloads.first().map(|payload| payload.body.clone());
+                let expected = [[0, 0].as_slice(), &notify::COOKIE.to_be_bytes(), &cookie].concat();
+                require!(
+                    first.as_deref() == Some(&expected),
+                    "RFC 7296 2.6",
+                    "the first payload after a cookie was asked for is not the cookie"
+                );
+                require!(
+                    without(&message, notify::COOKIE) == without(&before.message, notify::COOKIE),
+                    "RFC 7296 2.6",
+                    "other payloads changed when a cookie was returned"
+                );
+            }
+            Some(Retry::Group(group)) => {
+                let is_group = |transform: &(u8, u16, u16)| *transform == (4, group, 0);
+                let offered = before.message.proposals().iter().any(|offer| offer.transforms.iter().any(is_group));
+                let sent_group = message.key_exchange().map(|(group, _)| group);
+                require!(
+                    offered && sent_group == Some(group),
+                    "RFC 7296 1.3",
+                    "INVALID_KE_PAYLOAD asks for {group} (offered: {offered}), and {sent_group:?} is sent"
+                );
+                require!(
+                    message.find(payload::SA) == before.message.find(payload::SA),
+                    "RFC 7296 1.3",
+                    "the proposals changed with the key exchange method"
+                );
+            }
+            None => broken!("RFC 7296 2.1", "an IKE_SA_INIT request again with other octets"),
+        }
+        before.datagram = datagram.to_vec();
+        before.message = message;
+        Ok(())
+    }
+
+    /// Judges a message in clear that answers one without authentication.
+    pub fn send_init_response(
+        &mut self,
+        sent: &Sent<'_>,
+        request: &[u8],
+        from: SocketAddr,
+        at: Duration,
+        shared: &mut Shared,
+    ) -> Verdict {
+        let datagram = sent.datagrams[0];
+        let (Some(response), Ok(asked)) = (clear(datagram), Header::read(request)) else {
+            broken!("RFC 7296 2.21.1", "an answer to what has no header, or one without payloads");
+        };
+        require!(
+            response.header.flags == 0x20 && response.header.id == asked.id && response.header.spis.0 == asked.spis.0,
+            "RFC 7296 2.5",
+            "header of an answer in clear: {:?} to {asked:?}",
+            response.header
+        );
+        let Some(request_message) = clear(request) else {
+            return Ok(());
+        };
+        let (nonce, spi) = (request_message.nonce().unwrap_or_default().to_vec(), asked.spis.0);
+        if let Some(cookie) = response.notify(notify::COOKIE) {
+            require!(
+                response.header.spis.1 == 0 && (1..=64).contains(&cookie.data.len()),
+                "RFC 7296 2.6",
+                "a cookie of {} octets",
+                cookie.data.len()
+            );
+            self.cookies.insert((from.ip(), spi, nonce, cookie.data));
+            return Ok(());
+        }
+        if response.find(payload::SA).is_none() {
+            return Ok(());
+        }
+        let known = self.sas.values().find(|sa| sa.begun_from == Some(from) && sa.spis.0 == spi && !sa.up);
+        if let Some(known) = known.and_then(|sa| sa.init.as_ref())
+            && known.request == request
+            && self.half_open.contains_key(&(from, spi))
+        {
+            require!(known.response == datagram, "RFC 7296 2.1", "IKE_SA_INIT answered again with other octets");
+            return Ok(());
+        }
+        self.half_open.retain(|_, since| at < *since + HALF_OPEN_LIFETIME);
+        let half_open = self.half_open.len();
+        require!(
+            half_open < self.limits.half_open_limit,
+            "RFC 7296 2.6 (limit of half-open IKE SAs)",
+            "one more beside {half_open}, the limit is {}",
+            self.limits.half_open_limit
+        );
+        if half_open >= self.limits.cookie_threshold {
+            let cookie = request_message.notify(notify::COOKIE).map(|cookie| cookie.data).unwrap_or_default();
+            require!(
+                self.cookies.contains(&(from.ip(), spi, nonce, cookie)),
+                "RFC 7296 2.6",
+                "{half_open} half-open IKE SAs, and one more without the cookie that was made for this address, SPI and nonce"
+            );
+        }
+        let sa = ike_sa(&request_message, request, &response, datagram, false, shared);
+        let Some(mut sa) = sa else {
+            broken!("RFC 7296 1.2", "an IKE_SA_INIT response without SA, KE or Nonce");
+        };
+        let proposal = chosen(&request_message, &response)?;
+        let groups = (request_message.key_exchange(), response.key_exchange());
+        let same =
+            matches!(groups, (Some((theirs, _)), Some((ours, _))) if theirs == ours && proposal.one(4).0 == ours);
+        require!(same, "RFC 7296 1.2", "the groups of request, response and proposal differ");
+        sa.peer_behind_nat = behind_nat(&request_message, (spi, 0), from);
+        sa.begun_from = Some(from);
+        self.half_open.insert((from, spi), at);
+        self.sas.insert(sa.spis, sa);
+        Ok(())
+    }
+}
+
+/// The IKE SA that an IKE_SA_INIT exchange makes at one end.
+fn ike_sa(
+    request: &Message,
+    request_datagram: &[u8],
+    response: &Message,
+    response_datagram: &[u8],
+    initiator: bool,
+    shared: &mut Shared,
+) -> Option<IkeSa> {
+    let proposals = response.proposals();
+    let proposal = proposals.first()?;
+    let nonces = (request.nonce()?.to_vec(), response.nonce()?.to_vec());
+    let (theirs, ours) = (response.key_exchange()?, request.key_exchange()?);
+    let secret = shared.private_keys.secret(ours, theirs);
+    let spis = response.header.spis;
+    let keys = secret.and_then(|secret| Keys::initial(Suite::of(proposal), (&nonces.0, &nonces.1), spis, &secret));
+    let first_ids = if initiator { (1, 0) } else { (0, 1) };
+    let peer = if initiator { response } else { request };
+    let mut sa = IkeSa::new(spis, initiator, keys, first_ids);
+    sa.fragments = peer.notify(notify::FRAGMENTATION_SUPPORTED).is_some();
+    sa.init = Some(Init { nonces, request: request_datagram.to_vec(), response: response_datagram.to_vec() });
+    Some(sa)
+}

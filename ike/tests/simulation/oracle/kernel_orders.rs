@@ -1,0 +1,127 @@
+//! What an end orders in its kernel, beside what it negotiated: no SA is answered for before it is
+//! installed, none has other SPIs, keys or selectors, and nothing is sent with one that is gone.
+
+use edge_ike::{ChildSa, Event, IkeId, OutboundSwitch};
+
+use super::node::Node;
+use super::octets::{Selector, Spis};
+use super::{Cause, Step, Verdict, broken, require};
+
+fn spis(ike: &IkeId) -> Spis {
+    (ike.initiator, ike.responder)
+}
+
+impl Node {
+    /// Judges an event.
+    pub fn ordered(&mut self, event: &Event, step: &Step<'_>) -> Verdict {
+        match event {
+            Event::IkeUp { ike, initiator, .. } => {
+                let Some(sa) = self.sas.get_mut(&spis(ike)) else {
+                    broken!("RFC 7296 1.2", "an IKE SA {:x?} is up that nobody negotiated", spis(ike));
+                };
+                require!(!sa.up, "RFC 7296 1.2", "an IKE SA is up twice");
+                require!(sa.initiator == *initiator, "RFC 7296 2.2", "the original initiator is the other end");
+                require!(sa.peer_proof != Some(false), "RFC 7296 2.15", "the peer is let in without proof");
+                sa.up = true;
+                let keys = sa.keys.as_ref().filter(|_| sa.init.is_some()).map(|keys| keys.encryption.clone());
+                for key in keys.iter().flatten() {
+                    self.use_key(key)?;
+                }
+            }
+            Event::IkeDown { ike, .. } | Event::IkeReplaced { old: ike, .. } => self.close(spis(ike)),
+            Event::ChildUp { child, .. } => {
+                self.install(child)?;
+                self.send_with(child)?;
+            }
+            Event::ChildRekeyed { new, switch, .. } => {
+                self.install(new)?;
+                if *switch == OutboundSwitch::Now {
+                    self.send_with(new)?;
+                }
+            }
+            Event::OutboundSwitch { new, .. } => self.send_with(new)?,
+            Event::ChildDown { child, .. } => {
+                if let Some(child) = self.children.get_mut(&child.0) {
+                    child.installed = false;
+                }
+            }
+            Event::PeerMoved { children, remote, .. } => {
+                let moved = children.iter().filter_map(|child| self.sas.get(&self.children.get(&child.0)?.ike));
+                let mut strayed = moved.filter(|sa| !sa.remotes.contains(remote) && !sa.remotes.is_empty());
+                require!(
+                    matches!(step.cause, Cause::Owner) || strayed.next().is_none(),
+                    "RFC 7296 2.23",
+                    "the peer is followed to {remote}, from where no new authentic message came through a NAT"
+                );
+            }
+            Event::PeerFailed { .. } | Event::Refused { .. } => {}
+        }
+        Ok(())
+    }
+
+    fn install(&mut self, sa: &ChildSa) -> Verdict {
+        let Some(child) = self.children.get_mut(&sa.inbound_spi) else {
+            if self.sas.get(&spis(&sa.ike)).is_some_and(|sa| sa.keys.is_none()) {
+                return Ok(()); // The oracle could not read how it was negotiated.
+            }
+            broken!("RFC 7296 1.3", "{:x} is installed, which nobody negotiated", sa.inbound_spi);
+        };
+        require!(!child.was_installed, "RFC 7296 1.3", "{:x} is installed twice", child.own);
+        require!(
+            (sa.outbound_spi, sa.esn, sa.initiator) == (child.peer, child.esn, child.ours),
+            "RFC 7296 2.17",
+            "{:x} is installed with the outbound SPI {:x}, ESN {}, initiator {}: {child:x?}",
+            sa.inbound_spi,
+            sa.outbound_spi,
+            sa.esn,
+            sa.initiator
+        );
+        if let Some((inbound, outbound)) = &child.keys {
+            require!(
+                sa.inbound_key.expose() == inbound && sa.outbound_key.expose() == outbound,
+                "RFC 7296 2.17",
+                "{:x} is installed with other keys than KEYMAT",
+                child.own
+            );
+        }
+        let sides = [(&sa.local_selectors, &child.selectors.0), (&sa.remote_selectors, &child.selectors.1)];
+        for (installed, negotiated) in sides {
+            let within = installed.iter().all(|network| {
+                let (first, last) = (network.network(), network.broadcast());
+                let network = Selector { protocol: 0, ports: (0, u16::MAX), addresses: (first, last) };
+                negotiated.iter().any(|selector| network.within(selector))
+            });
+            require!(within, "RFC 7296 2.9", "{installed:?} are installed, {negotiated:?} were negotiated");
+        }
+        child.installed = true;
+        child.was_installed = true;
+        Ok(())
+    }
+
+    fn send_with(&self, sa: &ChildSa) -> Verdict {
+        let Some(child) = self.children.get(&sa.inbound_spi) else { return Ok(()) };
+        require!(!child.dead && child.installed, "RFC 7296 1.4.1", "{:x} is sent with, which is gone", child.own);
+        let survivor = child.redundant_to.and_then(|survivor| self.children.get(&survivor));
+        require!(
+            survivor.is_none_or(|survivor| survivor.dead),
+            "RFC 7296 2.8.1",
+            "{:x} is sent with, which is redundant",
+            child.own
+        );
+        Ok(())
+    }
+
+    /// What we answered for in this step must be installed: the peer may use it at once.
+    pub fn judge_installed(&mut self, step: &Step<'_>) -> Verdict {
+        for own in std::mem::take(&mut self.to_be_installed) {
+            let child = self.children.get(&own);
+            require!(
+                child.is_none_or(|child| child.was_installed || child.dead),
+                "RFC 7296 2.8",
+                "{own:x} is answered for at {:?} before it is installed",
+                step.at
+            );
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,225 @@
+//! The key schedule (RFC 7296 2.13 to 2.18) and the Encrypted payload (RFC 5282, RFC 7634), from
+//! the formulas of the RFCs. Nothing here comes from the library: the private keys of the key
+//! exchanges are found among the random octets that the endpoints drew.
+
+use std::collections::HashMap;
+
+use ring::{aead, hmac};
+use x25519_dalek::{PublicKey, StaticSecret};
+
+use super::octets::{HEADER_LEN, Header, Octets, Proposal, Spis, payload};
+
+/// The transform types of RFC 7296 3.3.2.
+const ENCR: u8 = 1;
+const PRF: u8 = 2;
+
+const SALT_LEN: usize = 4;
+const IV_LEN: usize = 8;
+
+/// Curve25519 (RFC 8031).
+pub const CURVE25519: u16 = 31;
+
+/// Private keys of Curve25519 by their public ones.
+#[derive(Debug, Default)]
+pub struct PrivateKeys {
+    drawn: Vec<[u8; 32]>,
+    by_public: HashMap<[u8; 32], [u8; 32]>,
+}
+
+impl PrivateKeys {
+    /// An endpoint drew these random octets: perhaps a private key.
+    pub fn drawn(&mut self, octets: &[u8]) {
+        if let Ok(octets) = octets.try_into() {
+            self.drawn.push(octets);
+        }
+    }
+
+    fn private(&mut self, public: [u8; 32]) -> Option<[u8; 32]> {
+        while !self.by_public.contains_key(&public) {
+            let private = self.drawn.pop()?;
+            self.by_public.insert(PublicKey::from(&StaticSecret::from(private)).to_bytes(), private);
+        }
+        self.by_public.get(&public).copied()
+    }
+
+    /// The secret of a key exchange, if it is one of Curve25519 and one private key was drawn.
+    pub fn secret(&mut self, ours: (u16, &[u8]), theirs: (u16, &[u8])) -> Option<Vec<u8>> {
+        if (ours.0, theirs.0) != (CURVE25519, CURVE25519) {
+            return None;
+        }
+        let (ours, theirs): ([u8; 32], [u8; 32]) = (ours.1.try_into().ok()?, theirs.1.try_into().ok()?);
+        let (private, public) = match self.private(ours) {
+            Some(private) => (private, theirs),
+            None => (self.private(theirs)?, ours),
+        };
+        Some(StaticSecret::from(private).diffie_hellman(&PublicKey::from(public)).as_bytes().to_vec())
+    }
+}
+
+/// The negotiated algorithms of an IKE SA.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Suite {
+    encryption: (u16, u16),
+    prf: u16,
+}
+
+impl Suite {
+    pub fn of(proposal: &Proposal) -> Self {
+        Self { encryption: proposal.one(ENCR), prf: proposal.one(PRF).0 }
+    }
+
+    fn prf(self) -> Option<hmac::Algorithm> {
+        match self.prf {
+            5 => Some(hmac::HMAC_SHA256),
+            6 => Some(hmac::HMAC_SHA384),
+            7 => Some(hmac::HMAC_SHA512),
+            _ => None,
+        }
+    }
+
+    fn aead(self) -> Option<&'static aead::Algorithm> {
+        match self.encryption {
+            (20, 128) => Some(&aead::AES_128_GCM),
+            (20, 256) => Some(&aead::AES_256_GCM),
+            (28, 0) => Some(&aead::CHACHA20_POLY1305),
+            _ => None,
+        }
+    }
+}
+
+/// Octets of keying material for one direction of an ESP SA: key and salt.
+pub fn esp_key_len(proposal: &Proposal) -> usize {
+    match proposal.one(ENCR) {
+        (20, bits) => usize::from(bits) / 8 + SALT_LEN,
+        (28, 0) => 32 + SALT_LEN,
+        _ => 0,
+    }
+}
+
+fn prf(algorithm: hmac::Algorithm, key: &[u8], data: &[&[u8]]) -> Vec<u8> {
+    hmac::sign(&hmac::Key::new(algorithm, key), &data.concat()).as_ref().to_vec()
+}
+
+/// prf+ (2.13).
+fn prf_plus(algorithm: hmac::Algorithm, key: &[u8], seed: &[u8], len: usize) -> Vec<u8> {
+    let (mut out, mut last) = (Vec::new(), Vec::new());
+    let mut counter = 1_u8;
+    while out.len() < len {
+        last = prf(algorithm, key, &[&last, seed, &[counter]]);
+        out.extend_from_slice(&last);
+        counter += 1;
+    }
+    out.truncate(len);
+    out
+}
+
+/// The keys of an IKE SA (2.14).
+#[derive(Debug, Clone)]
+pub struct Keys {
+    suite: Suite,
+    prf: hmac::Algorithm,
+    d: Vec<u8>,
+    /// What the original initiator and the original responder encrypt with: key and salt.
+    pub encryption: [Vec<u8>; 2],
+    p: [Vec<u8>; 2],
+}
+
+impl Keys {
+    /// After IKE_SA_INIT (2.14).
+    pub fn initial(suite: Suite, nonces: (&[u8], &[u8]), spis: Spis, secret: &[u8]) -> Option<Self> {
+        let skeyseed = prf(suite.prf()?, &[nonces.0, nonces.1].concat(), &[secret]);
+        Self::expand(suite, &skeyseed, nonces, spis)
+    }
+
+    /// After a rekey of the IKE SA (2.18), by the PRF of the old one.
+    pub fn rekeyed(&self, suite: Suite, nonces: (&[u8], &[u8]), spis: Spis, secret: &[u8]) -> Option<Self> {
+        let skeyseed = prf(self.prf, &self.d, &[secret, nonces.0, nonces.1]);
+        Self::expand(suite, &skeyseed, nonces, spis)
+    }
+
+    fn expand(suite: Suite, skeyseed: &[u8], nonces: (&[u8], &[u8]), spis: Spis) -> Option<Self> {
+        let algorithm = suite.prf()?;
+        let (prf_len, key_len) = (algorithm.digest_algorithm().output_len(), suite.aead()?.key_len() + SALT_LEN);
+        let seed = [nonces.0, nonces.1, &spis.0.to_be_bytes(), &spis.1.to_be_bytes()].concat();
+        let all = prf_plus(algorithm, skeyseed, &seed, 3 * prf_len + 2 * key_len);
+        let mut all = Octets(&all);
+        let mut next = |len| all.take(len).map(<[u8]>::to_vec).ok();
+        let d = next(prf_len)?;
+        let encryption = [next(key_len)?, next(key_len)?];
+        let p = [next(prf_len)?, next(prf_len)?];
+        Some(Self { suite, prf: algorithm, d, encryption, p })
+    }
+
+    /// KEYMAT of a CHILD_SA (2.17): what the initiator of the exchange sends with, and what the
+    /// responder sends with.
+    pub fn child(&self, key_len: usize, secret: Option<&[u8]>, nonces: (&[u8], &[u8])) -> (Vec<u8>, Vec<u8>) {
+        let seed = [secret.unwrap_or_default(), nonces.0, nonces.1].concat();
+        let mut keys = prf_plus(self.prf, &self.d, &seed, 2 * key_len);
+        let second = keys.split_off(key_len);
+        (keys, second)
+    }
+
+    /// AUTH by a pre-shared key (2.15) of the original initiator or responder. `message` is its
+    /// IKE_SA_INIT message, `nonce` the other end's, `id` the body of its ID payload.
+    pub fn psk_auth(&self, initiator: bool, psk: &[u8], message: &[u8], nonce: &[u8], id: &[u8]) -> Vec<u8> {
+        let mac = prf(self.prf, &self.p[usize::from(!initiator)], &[id]);
+        let key = prf(self.prf, psk, &[b"Key Pad for IKEv2"]);
+        prf(self.prf, &key, &[message, nonce, &mac])
+    }
+
+    /// Opens a datagram that the original initiator or responder encrypted.
+    pub fn open(&self, from_initiator: bool, datagram: &[u8]) -> Option<Opened> {
+        let sealed = Sealed::read(datagram)?;
+        let (key, salt) = self.key(from_initiator)?;
+        let nonce = aead::Nonce::try_assume_unique_for_key(&[salt, sealed.iv].concat()).ok()?;
+        let mut contents = sealed.ciphertext.to_vec();
+        let plain = key.open_in_place(nonce, aead::Aad::from(sealed.associated), &mut contents).ok()?;
+        let (padding, rest) = plain.split_last()?;
+        let inner = rest.get(..rest.len().checked_sub(usize::from(*padding))?)?.to_vec();
+        Some(Opened { first: sealed.first, fragment: sealed.fragment, inner })
+    }
+
+    fn key(&self, from_initiator: bool) -> Option<(aead::LessSafeKey, &[u8])> {
+        let keymat = &self.encryption[usize::from(!from_initiator)];
+        let (key, salt) = keymat.split_at_checked(keymat.len() - SALT_LEN)?;
+        Some((aead::LessSafeKey::new(aead::UnboundKey::new(self.suite.aead()?, key).ok()?), salt))
+    }
+}
+
+/// The contents of an Encrypted payload.
+#[derive(Debug, Clone)]
+pub struct Opened {
+    /// Type of the first payload inside.
+    pub first: u8,
+    /// Number and total of a fragment.
+    pub fragment: Option<(u16, u16)>,
+    pub inner: Vec<u8>,
+}
+
+/// An Encrypted payload (RFC 7296 3.14) or an Encrypted Fragment payload (RFC 7383 2.5).
+pub struct Sealed<'a> {
+    first: u8,
+    pub fragment: Option<(u16, u16)>,
+    associated: &'a [u8],
+    pub iv: &'a [u8],
+    ciphertext: &'a [u8],
+}
+
+impl<'a> Sealed<'a> {
+    /// The only payload of a datagram, if it is an encrypted one.
+    pub fn read(datagram: &'a [u8]) -> Option<Self> {
+        let header = Header::read(datagram).ok()?;
+        let mut octets = Octets(datagram.get(HEADER_LEN..)?);
+        let first = *octets.take(2).ok()?.first()?;
+        if usize::from(octets.u16().ok()?) != datagram.len() - HEADER_LEN {
+            return None;
+        }
+        let fragment = match header.next {
+            payload::ENCRYPTED => None,
+            payload::FRAGMENT => Some((octets.u16().ok()?, octets.u16().ok()?)),
+            _ => return None,
+        };
+        let associated = datagram.get(..datagram.len() - octets.0.len())?;
+        Some(Self { first, fragment, associated, iv: octets.take(IV_LEN).ok()?, ciphertext: octets.0 })
+    }
+}

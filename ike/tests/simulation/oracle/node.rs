@@ -1,0 +1,308 @@
+//! One end: what it was sent, what it did, and the order of judgement within a step.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+
+use super::child_sa::Child;
+use super::ike_sa::{IkeSa, OwnRequest, Received};
+use super::init::{Initiation, clear};
+use super::keys::Sealed;
+use super::octets::{Header, Message, Spis, exchange};
+use super::trace::Trace;
+use super::{Cause, Limits, RekeyAge, Shared, Step, Verdict, broken, require};
+
+/// What a datagram that came may lead to.
+#[derive(Debug)]
+pub enum Effect {
+    /// No datagram came.
+    None,
+    /// Nothing: it is forged, old, or outside of the window.
+    Nothing,
+    /// An answer in clear, or nothing.
+    Unauthenticated,
+    /// It answers an IKE_SA_INIT request of ours.
+    InitResponse,
+    /// The same response again.
+    Repeated(Spis),
+    /// The response to this request.
+    Request(Spis, Header, Option<Message>),
+    /// What follows from the response to our request.
+    Response(Spis, Box<OwnRequest>, Option<Message>),
+}
+
+/// A message that was sent: the datagrams (without marker) of all its fragments.
+#[derive(Debug)]
+pub struct Sent<'a> {
+    pub header: Header,
+    pub local: SocketAddr,
+    pub remote: SocketAddr,
+    pub datagrams: Vec<&'a [u8]>,
+}
+
+/// One end.
+#[derive(Debug)]
+pub struct Node {
+    pub limits: Limits,
+    pub initiations: BTreeMap<u64, Initiation>,
+    /// By address and SPI of the initiator, since when.
+    pub half_open: BTreeMap<(SocketAddr, u64), Duration>,
+    /// The cookies that it gave: for an address, an SPI and a nonce.
+    pub cookies: BTreeSet<(IpAddr, u64, Vec<u8>, Vec<u8>)>,
+    pub sas: BTreeMap<Spis, IkeSa>,
+    /// By its inbound SPIs.
+    pub children: BTreeMap<u32, Child>,
+    /// Answered for in this step.
+    pub to_be_installed: Vec<u32>,
+    pub rekey_ages: Vec<RekeyAge>,
+    /// Every key that it used, for any SA.
+    pub keys_used: BTreeSet<Vec<u8>>,
+    /// What was encrypted with each key and initialization vector.
+    sealed: HashMap<(Vec<u8>, Vec<u8>), Vec<u8>>,
+}
+
+impl Node {
+    pub fn new(limits: Limits) -> Self {
+        Self {
+            limits,
+            initiations: BTreeMap::new(),
+            half_open: BTreeMap::new(),
+            cookies: BTreeSet::new(),
+            sas: BTreeMap::new(),
+            children: BTreeMap::new(),
+            to_be_installed: Vec::new(),
+            rekey_ages: Vec::new(),
+            keys_used: BTreeSet::new(),
+            sealed: HashMap::new(),
+        }
+    }
+
+    /// Keys and nonces must differ from those before the restart too, so they stay.
+    pub fn restarted(&mut self) {
+        self.initiations.clear();
+        self.half_open.clear();
+        self.cookies.clear();
+        self.sas.clear();
+        self.children.clear();
+    }
+
+    pub fn judge(&mut self, step: &Step<'_>, shared: &mut Shared, trace: &mut Trace) -> Verdict {
+        let mut effect = match step.cause {
+            Cause::Received(datagram, local, from) => self.receive(datagram, local, from, step, shared, trace),
+            Cause::Timer | Cause::Owner => Effect::None,
+        };
+        for event in step.events {
+            trace.event(step.at, step.node, event);
+        }
+        let quiet = step.events.is_empty() && step.sent.is_empty();
+        require!(
+            !matches!(effect, Effect::Nothing) || quiet,
+            "RFC 7296 2.3, 2.4",
+            "a datagram that is forged, old or outside of the window had effects: {:?}",
+            step.events.iter().map(crate::network::brief).collect::<Vec<_>>()
+        );
+        if let Effect::Response(spis, own, response) = &effect {
+            self.concluded(*spis, own, response.as_ref(), step, shared)?;
+        }
+        let (mut answered, mut repeated) = (false, false);
+        for sent in self.messages(step)? {
+            let spis = sent.header.spis;
+            if sent.header.exchange == exchange::IKE_SA_INIT && !sent.header.response() {
+                trace.message(step.at, step.node, true, sent.remote, sent.header, clear(sent.datagrams[0]));
+                self.send_init_request(&sent, &effect)?;
+                continue;
+            }
+            if let (Effect::Unauthenticated, Cause::Received(request, local, from)) = (&effect, step.cause) {
+                trace.message(step.at, step.node, true, sent.remote, sent.header, clear(sent.datagrams[0]));
+                require!(
+                    sent.remote == from && sent.local == local,
+                    "RFC 7296 2.11",
+                    "an answer goes from {} to {}, the request came from {from} to {local}",
+                    sent.local,
+                    sent.remote
+                );
+                self.send_init_response(&sent, strip(request, local, self.limits), from, step.at, shared)?;
+                continue;
+            }
+            let message = self.read(&sent)?;
+            trace.message(step.at, step.node, true, sent.remote, sent.header, message.clone());
+            let Some(sa) = self.sas.get_mut(&spis) else { continue };
+            if !sent.header.response() {
+                if sa.send_request(&sent.header, message.as_ref(), &sent.datagrams, sent.remote, step.at, step.cause)? {
+                    self.requested(spis, message.as_ref(), step)?;
+                }
+                continue;
+            }
+            let Cause::Received(_, local, from) = step.cause else {
+                broken!("RFC 7296 2.1", "response {} without a request", sent.header.id);
+            };
+            require!(
+                sent.remote == from && sent.local == local,
+                "RFC 7296 2.11",
+                "a response goes from {} to {}, the request came from {from} to {local}",
+                sent.local,
+                sent.remote
+            );
+            match &mut effect {
+                Effect::Request(of, header, request) if *of == spis => {
+                    sa.send_response(&sent.header, header, &sent.datagrams)?;
+                    let request = request.take();
+                    answered = true;
+                    if let (Some(request), Some(answer)) = (request, message) {
+                        self.answered(spis, &request, &answer, step, shared)?;
+                    }
+                }
+                Effect::Repeated(of) if *of == spis => {
+                    sa.send_response_again(&sent.header, &sent.datagrams)?;
+                    repeated = true;
+                }
+                _ => broken!("RFC 7296 2.1", "response {} without its request", sent.header.id),
+            }
+        }
+        for event in step.events {
+            self.ordered(event, step)?;
+        }
+        self.judge_installed(step)?;
+        let open = |spis: &Spis| self.sas.get(spis).is_some_and(|sa| sa.up && !sa.closed);
+        match &effect {
+            Effect::Request(spis, header, _) if open(spis) => {
+                let ours = matches!(header.exchange, exchange::CREATE_CHILD_SA | exchange::INFORMATIONAL);
+                require!(answered || !ours, "RFC 7296 2.1", "request {} has no response", header.id);
+            }
+            Effect::Repeated(spis) if open(spis) => {
+                require!(repeated, "RFC 7296 2.1", "a repeated request does not have its response again");
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    fn receive(
+        &mut self,
+        datagram: &[u8],
+        local: SocketAddr,
+        from: SocketAddr,
+        step: &Step<'_>,
+        shared: &mut Shared,
+        trace: &mut Trace,
+    ) -> Effect {
+        if local.port() == self.limits.nat_port && !datagram.starts_with(&[0; 4]) {
+            return Effect::Nothing;
+        }
+        let datagram = strip(datagram, local, self.limits);
+        let Ok(header) = Header::read(datagram) else {
+            return Effect::Unauthenticated;
+        };
+        if header.exchange == exchange::IKE_SA_INIT || header.version >> 4 != 2 {
+            let message = clear(datagram);
+            trace.message(step.at, step.node, false, from, header, message.clone());
+            return match message {
+                Some(message) if header.response() => self.receive_init_response(datagram, &message, shared),
+                None if header.response() => Effect::Nothing,
+                _ => Effect::Unauthenticated,
+            };
+        }
+        let Some(sa) = self.sas.get_mut(&header.spis) else {
+            return Effect::Nothing;
+        };
+        match sa.receive(&header, datagram, from) {
+            Received::Nothing => Effect::Nothing,
+            Received::Repeated => Effect::Repeated(header.spis),
+            Received::Request(header, message) => {
+                trace.message(step.at, step.node, false, from, header, message.clone());
+                Effect::Request(header.spis, header, message)
+            }
+            Received::Response(own, message) => {
+                trace.message(step.at, step.node, false, from, header, message.clone());
+                Effect::Response(header.spis, own, message)
+            }
+        }
+    }
+
+    /// The messages of a step: fragments of one message together.
+    fn messages<'a>(&self, step: &Step<'a>) -> Verdict<Vec<Sent<'a>>> {
+        let mut messages: Vec<Sent<'a>> = Vec::new();
+        for transmit in step.sent {
+            if transmit.payload == [0xff] {
+                continue;
+            }
+            let marked = transmit.local.port() == self.limits.nat_port;
+            require!(
+                !marked || transmit.payload.starts_with(&[0; 4]),
+                "RFC 3948 2.2",
+                "a message on port {} without the marker",
+                self.limits.nat_port
+            );
+            let datagram = strip(&transmit.payload, transmit.local, self.limits);
+            let header = match Header::read(datagram) {
+                Ok(header) => header,
+                Err(what) => {
+                    broken!("RFC 7296 3.1", "{what} is wrong in a message of ours");
+                }
+            };
+            let same = |last: &&mut Sent<'_>| {
+                let later = Sealed::read(datagram).and_then(|sealed| sealed.fragment).is_some_and(|part| part.0 > 1);
+                later && (last.header, last.remote) == (header, transmit.remote)
+            };
+            match messages.last_mut().filter(same) {
+                Some(last) => last.datagrams.push(datagram),
+                None => messages.push(Sent {
+                    header,
+                    local: transmit.local,
+                    remote: transmit.remote,
+                    datagrams: vec![datagram],
+                }),
+            }
+        }
+        Ok(messages)
+    }
+
+    /// Reads an encrypted message that we sent, and judges its outside.
+    fn read(&mut self, sent: &Sent<'_>) -> Verdict<Option<Message>> {
+        let spis = sent.header.spis;
+        if !self.sas.contains_key(&spis) {
+            let initiation = self.initiations.get(&spis.0);
+            let sa = initiation.and_then(|initiation| initiation.select(&sent.header, sent.datagrams[0]));
+            require!(sa.is_some(), "RFC 7296 2.14", "a message of an IKE SA that is none, or with other keys");
+            self.sas.extend(sa.map(|sa| (spis, sa)));
+        }
+        let Some(sa) = self.sas.get(&spis) else { return Ok(None) };
+        let marker = if sent.local.port() == self.limits.nat_port { 4 } else { 0 };
+        let message = sa.read_sent(&sent.datagrams, &sent.header, self.limits.fragment_size.saturating_sub(marker))?;
+        let key = sa.keys.as_ref().map(|keys| keys.encryption[usize::from(!sa.initiator)].clone());
+        for datagram in &sent.datagrams {
+            if let (Some(key), Some(sealed)) = (&key, Sealed::read(datagram)) {
+                let before = self.sealed.insert((key.clone(), sealed.iv.to_vec()), datagram.to_vec());
+                require!(
+                    before.is_none_or(|before| before == *datagram),
+                    "RFC 5282 3.1",
+                    "two messages with the initialization vector {:x?} and one key",
+                    sealed.iv
+                );
+            }
+        }
+        Ok(message)
+    }
+
+    /// A key must not be used for two SAs.
+    pub fn use_key(&mut self, key: &[u8]) -> Verdict {
+        require!(self.keys_used.insert(key.to_vec()), "RFC 7296 2.17", "one key for two SAs");
+        Ok(())
+    }
+
+    pub fn judge_at_rest(&self) -> Verdict {
+        let open = self.sas.values().filter(|sa| sa.up && !sa.closed);
+        // Only liveness checks go on for ever (2.4).
+        let mut waiting = open.filter(|sa| {
+            sa.own.as_ref().and_then(|own| own.message.as_ref()).is_some_and(|own| !own.payloads.is_empty())
+        });
+        let waiting = waiting.next().map(|sa| sa.spis);
+        require!(waiting.is_none(), "RFC 7296 2.1", "a request of {waiting:x?} waits for its response for ever");
+        self.judge_children_at_rest()
+    }
+}
+
+/// A datagram without the non-ESP marker.
+fn strip(datagram: &[u8], local: SocketAddr, limits: Limits) -> &[u8] {
+    if local.port() == limits.nat_port { datagram.get(4..).unwrap_or_default() } else { datagram }
+}
