@@ -37,13 +37,17 @@ impl Random {
     }
 }
 
-/// Delay, loss and duplication of datagrams.
+/// Delay, loss, duplication and corruption of datagrams.
 #[derive(Debug, Clone, Copy)]
 pub struct LinkQuality {
     pub delay_min: Duration,
     pub delay_max: Duration,
     pub loss_percent: u64,
     pub double_percent: u64,
+    /// IKE datagrams of which one octet changes.
+    pub corrupt_percent: u64,
+    /// Delays are multiples of this, so that datagrams arrive at the same time.
+    pub delay_step: Duration,
 }
 
 impl LinkQuality {
@@ -52,6 +56,8 @@ impl LinkQuality {
         delay_max: Duration::from_millis(5),
         loss_percent: 0,
         double_percent: 0,
+        corrupt_percent: 0,
+        delay_step: Duration::from_micros(1),
     };
     /// Delays reorder datagrams, but none is lost.
     pub const REORDERING: Self = Self {
@@ -59,12 +65,14 @@ impl LinkQuality {
         delay_max: Duration::from_millis(120),
         loss_percent: 0,
         double_percent: 10,
+        ..Self::RELIABLE
     };
     pub const LOSSY: Self = Self {
         delay_min: Duration::from_millis(1),
         delay_max: Duration::from_millis(120),
         loss_percent: 15,
         double_percent: 10,
+        ..Self::RELIABLE
     };
 }
 
@@ -75,6 +83,8 @@ pub struct Host {
     pub address: IpAddr,
     pub unix_time: u64,
     random: Random,
+    /// How often the kernel refuses an SPI.
+    pub refuse_percent: u64,
     /// What was drawn since the last step: private keys, nonces, secrets.
     drawn: Vec<Vec<u8>>,
 }
@@ -93,7 +103,7 @@ impl Environment for Host {
 
     fn allocate_spi(&mut self, _peer: &PeerName, local: IpAddr, _remote: IpAddr) -> Option<u32> {
         assert!(!local.is_unspecified());
-        Some(self.kernel.reserve())
+        (!self.random.chance(self.refuse_percent)).then(|| self.kernel.reserve())
     }
 
     fn release_spi(&mut self, _peer: &PeerName, _local: IpAddr, spi: u32) {
@@ -194,6 +204,8 @@ pub struct Network {
     pub esp_lost_by_network: u64,
     /// Every IKE datagram that was sent.
     pub wire: Vec<(SocketAddr, SocketAddr, Vec<u8>)>,
+    /// IKE datagrams that arrived at addresses of no node: from, to, octets.
+    pub outside: Vec<(SocketAddr, SocketAddr, Vec<u8>)>,
     pub tap: Option<Tap>,
     /// Directed pairs of hosts between which nothing passes.
     pub cut: BTreeSet<(usize, usize)>,
@@ -219,6 +231,7 @@ impl Network {
             esp_arrived: 0,
             esp_lost_by_network: 0,
             wire: Vec::new(),
+            outside: Vec::new(),
             tap: None,
             cut: BTreeSet::new(),
             sequence: 0,
@@ -248,6 +261,7 @@ impl Network {
             address: address.parse().unwrap(),
             unix_time: 1_800_000_000,
             random,
+            refuse_percent: 0,
             drawn: Vec::new(),
         };
         self.nodes.push(Node { endpoint: Endpoint::new(config), host, nat, events: Vec::new(), down: false });
@@ -313,6 +327,11 @@ impl Network {
         self.fly(Packet { from, to, payload });
     }
 
+    /// Sends an IKE datagram from any address.
+    pub fn inject(&mut self, from: SocketAddr, to: SocketAddr, octets: Vec<u8>) {
+        self.fly(Packet { from, to, payload: Payload::Ike(octets) });
+    }
+
     fn fly(&mut self, packet: Packet) {
         let copies = if self.random.chance(self.quality.double_percent) { 2 } else { 1 };
         for _ in 0..copies {
@@ -321,10 +340,18 @@ impl Network {
                 continue;
             }
             let spread = (self.quality.delay_max - self.quality.delay_min).as_micros() as u64;
-            let delay = self.quality.delay_min + Duration::from_micros(self.random.below(spread + 1));
+            let step = (self.quality.delay_step.as_micros() as u64).max(1);
+            let delay = self.quality.delay_min + Duration::from_micros(self.random.below(spread + 1) / step * step);
+            let mut packet = packet.clone();
+            if let Payload::Ike(octets) = &mut packet.payload
+                && self.random.chance(self.quality.corrupt_percent)
+            {
+                let at = self.random.below(octets.len() as u64) as usize;
+                octets[at] ^= 1 << self.random.below(8);
+            }
             self.sequence += 1;
             self.flying.push(Reverse((self.now + delay, self.sequence)));
-            self.packets.insert(self.sequence, packet.clone());
+            self.packets.insert(self.sequence, packet);
         }
     }
 
@@ -339,9 +366,15 @@ impl Network {
                 None => node.host.address == to.ip(),
             })
         });
-        let Some(node) = place.filter(|node| !self.nodes[*node].down) else {
+        let Some(node) = place else {
+            if let Payload::Ike(octets) = payload {
+                self.outside.push((from, to, octets));
+            }
             return;
         };
+        if self.nodes[node].down {
+            return;
+        }
         let sender = self.nodes.iter().position(|node| match &node.nat {
             Some(nat) => nat.public == from.ip(),
             None => node.host.address == from.ip(),

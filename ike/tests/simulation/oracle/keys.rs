@@ -179,11 +179,35 @@ impl Keys {
         Some(Opened { first: sealed.first, fragment: sealed.fragment, inner })
     }
 
+    /// Encrypts a message of the original initiator or responder in one datagram.
+    pub fn seal(&self, header: Header, first: u8, inner: &[u8], iv: u64) -> Option<Vec<u8>> {
+        let (key, salt) = self.key(header.initiator_flag())?;
+        let payload_len = 4 + IV_LEN + inner.len() + 1 + 16;
+        let mut datagram = encode_header(&header, payload::ENCRYPTED, HEADER_LEN + payload_len);
+        datagram.extend_from_slice(&[first, 0]);
+        datagram.extend_from_slice(&u16::try_from(payload_len).ok()?.to_be_bytes());
+        let nonce = aead::Nonce::try_assume_unique_for_key(&[salt, &iv.to_be_bytes()].concat()).ok()?;
+        let mut contents = [inner, &[0]].concat();
+        key.seal_in_place_append_tag(nonce, aead::Aad::from(datagram.clone()), &mut contents).ok()?;
+        datagram.extend_from_slice(&iv.to_be_bytes());
+        datagram.extend_from_slice(&contents);
+        Some(datagram)
+    }
+
     fn key(&self, from_initiator: bool) -> Option<(aead::LessSafeKey, &[u8])> {
         let keymat = &self.encryption[usize::from(!from_initiator)];
         let (key, salt) = keymat.split_at_checked(keymat.len() - SALT_LEN)?;
         Some((aead::LessSafeKey::new(aead::UnboundKey::new(self.suite.aead()?, key).ok()?), salt))
     }
+}
+
+/// The octets of a header.
+pub fn encode_header(header: &Header, next: u8, length: usize) -> Vec<u8> {
+    let mut octets = [header.spis.0.to_be_bytes(), header.spis.1.to_be_bytes()].concat();
+    octets.extend_from_slice(&[next, header.version, header.exchange, header.flags]);
+    octets.extend_from_slice(&header.id.to_be_bytes());
+    octets.extend_from_slice(&u32::try_from(length).unwrap_or(u32::MAX).to_be_bytes());
+    octets
 }
 
 /// The contents of an Encrypted payload.

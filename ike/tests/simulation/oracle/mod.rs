@@ -32,6 +32,7 @@ use std::time::Duration;
 
 use edge_ike::{Event, Transmit};
 
+pub use init::clear;
 use keys::PrivateKeys;
 use node::Node;
 use trace::Trace;

@@ -1,0 +1,170 @@
+//! Single rules of the RFC, each shown by a peer that tries it.
+
+use std::time::Duration;
+
+use edge_ike::{EndpointConfig, Event};
+
+use crate::foreign::{Foreign, delete_child, notification};
+use crate::oracle::octets::{Message, exchange, notify};
+use crate::peers::{PSK, SECOND};
+
+fn errors(messages: &[Message]) -> Vec<Option<u16>> {
+    messages.iter().filter(|message| message.header.response()).map(Message::error).collect()
+}
+
+#[test]
+fn a_foreign_peer_comes_up_and_is_let_in_by_its_secret_alone() {
+    let foreign = Foreign::established(1, |_| {});
+    assert!(foreign.network.nodes[0].events.iter().any(|(_, event)| matches!(event, Event::ChildUp { .. })));
+    let mut foreign = Foreign::new(1, |_| {});
+    let refusal = foreign.authenticate(b"correct horse battery stapler");
+    assert_eq!(refusal.error(), Some(24), "AUTHENTICATION_FAILED");
+}
+
+#[test]
+fn an_ike_sa_is_rekeyed_when_nothing_else_is_under_way() {
+    let mut foreign = Foreign::established(1, |_| {});
+    let parts = foreign.rekey_ike_parts(0x77);
+    let response = foreign.request(exchange::CREATE_CHILD_SA, &parts).remove(0);
+    assert_eq!(response.error(), None);
+    foreign.take_rekeyed(&response, 0x77);
+    // RFC 7296 2.8, 2.18: the CHILD_SAs belong to the new IKE SA, whose message IDs begin at 0.
+    let response = foreign.request(exchange::INFORMATIONAL, &[delete_child(foreign.child.0)]).remove(0);
+    assert_eq!(response.deleted_children(), [foreign.child.1]);
+}
+
+#[test]
+fn an_ike_sa_is_not_rekeyed_while_a_child_sa_is() {
+    // RFC 7296 2.25.2.
+    let mut foreign = Foreign::established(1, |_| {});
+    let request = foreign.rekey_of_ours();
+    let parts = foreign.rekey_ike_parts(0x77);
+    let answers = foreign.request(exchange::CREATE_CHILD_SA, &parts);
+    assert_eq!(errors(&answers), [Some(notify::TEMPORARY_FAILURE)]);
+    let messages = foreign.answer(&request, &Foreign::child_parts(0xf002, [1; 32]));
+    // Our DELETE of the old CHILD_SA is under way now.
+    assert_eq!(messages[0].deleted_children(), [foreign.child.1]);
+    let answers = foreign.request(exchange::CREATE_CHILD_SA, &parts);
+    assert_eq!(errors(&answers), [Some(notify::TEMPORARY_FAILURE)]);
+    foreign.answer(&messages[0], &[delete_child(foreign.child.0)]);
+    let answers = foreign.request(exchange::CREATE_CHILD_SA, &parts);
+    assert_eq!(errors(&answers), [None]);
+}
+
+#[test]
+fn a_child_sa_that_is_being_deleted_is_not_rekeyed() {
+    // RFC 7296 2.25.1.
+    let mut foreign = Foreign::established(1, |_| {});
+    let request = foreign.rekey_of_ours();
+    let messages = foreign.answer(&request, &Foreign::child_parts(0xf002, [1; 32]));
+    assert_eq!(messages[0].deleted_children(), [foreign.child.1]);
+    let answers = foreign.request(exchange::CREATE_CHILD_SA, &Foreign::rekey_parts(foreign.child.0, 0xf003));
+    assert_eq!(errors(&answers), [Some(notify::TEMPORARY_FAILURE)]);
+}
+
+#[test]
+fn a_child_sa_that_is_unknown_is_not_rekeyed() {
+    // RFC 7296 2.25: the notification names the SPI of the request.
+    let mut foreign = Foreign::established(1, |_| {});
+    let answer = foreign.request(exchange::CREATE_CHILD_SA, &Foreign::rekey_parts(0xbad, 0xf003)).remove(0);
+    let notify = answer.notify(notify::CHILD_SA_NOT_FOUND).expect("CHILD_SA_NOT_FOUND");
+    assert_eq!(notify.spi, 0xbad_u32.to_be_bytes());
+}
+
+#[test]
+fn what_is_asked_to_wait_waits() {
+    // RFC 7296 2.25: after TEMPORARY_FAILURE the request is not repeated at once.
+    let mut foreign = Foreign::established(1, |_| {});
+    let request = foreign.rekey_of_ours();
+    let after = foreign.answer(&request, &[notification(notify::TEMPORARY_FAILURE, 0, &[], &[])]);
+    assert_eq!(after, []);
+    foreign.network.run_for(2 * SECOND);
+    let again = foreign.arrived();
+    assert_eq!(foreign.open(&again[0]).rekeys(), Some(foreign.child.1));
+}
+
+#[test]
+fn requests_outside_of_the_window_are_not_answered() {
+    // RFC 7296 2.2, 2.3: our window is one request.
+    let mut foreign = Foreign::established(1, |_| {});
+    let next = foreign.next_id;
+    for id in [next + 1, next + 7, next.wrapping_sub(2), u32::MAX] {
+        let datagram = foreign.seal(exchange::INFORMATIONAL, false, id, &[delete_child(foreign.child.0)]);
+        assert_eq!(foreign.exchange(datagram), Vec::<Vec<u8>>::new(), "request {id}");
+    }
+    assert_eq!(foreign.request(exchange::INFORMATIONAL, &[]).len(), 1);
+}
+
+#[test]
+fn a_response_is_repeated_to_the_same_request_and_to_nothing_else() {
+    // RFC 7296 2.1.
+    let mut foreign = Foreign::established(1, |_| {});
+    let request = foreign.seal(exchange::INFORMATIONAL, false, foreign.next_id, &[]);
+    let first = foreign.exchange(request.clone());
+    assert_eq!(first.len(), 1);
+    assert_eq!(foreign.exchange(request), first);
+    // Another message with the same ID, even an authentic one, is no retransmission.
+    let other = foreign.seal(exchange::INFORMATIONAL, false, foreign.next_id, &[delete_child(1)]);
+    assert_eq!(foreign.exchange(other), Vec::<Vec<u8>>::new());
+}
+
+#[test]
+fn a_peer_without_a_nat_is_answered_where_it_is_but_not_followed() {
+    // RFC 7296 2.11, 2.23.
+    let mut foreign = Foreign::established(1, |_| {});
+    let request = foreign.seal(exchange::INFORMATIONAL, false, foreign.next_id, &[]);
+    let elsewhere = "198.51.100.99:500".parse().unwrap();
+    assert_eq!(foreign.exchange_from(elsewhere, request).len(), 1, "answered");
+    foreign.network.run_for(10 * SECOND);
+    let to: Vec<_> = foreign.network.outside.iter().map(|(_, to, _)| *to).collect();
+    assert!(!to.is_empty() && to.iter().all(|to| *to == Foreign::address()), "{to:?}");
+}
+
+/// Endpoint limits that a few strangers reach.
+fn narrow() -> EndpointConfig {
+    EndpointConfig { cookie_threshold: 3, half_open_limit: 6, ..EndpointConfig::default() }
+}
+
+#[test]
+fn with_many_half_open_ike_sas_only_the_right_cookie_makes_one_more() {
+    // RFC 7296 2.6: the cookie is bound to address, SPI and nonce.
+    let mut foreign = Foreign::with(1, narrow(), |_| {});
+    let parts = foreign.init_parts();
+    let answer = |foreign: &mut Foreign, from: &str, spi: u64, cookie: Option<&[u8]>| {
+        foreign.spis = (spi, 0);
+        let cookie = cookie.map(|cookie| notification(notify::COOKIE, 0, &[], cookie));
+        let request = foreign.init_request(&cookie.into_iter().chain(parts.clone()).collect::<Vec<_>>());
+        let answers = foreign.exchange_from(from.parse().unwrap(), request);
+        answers.iter().map(|answer| crate::oracle::clear(answer).unwrap()).next()
+    };
+    let half_open = |answer: &Option<Message>| answer.as_ref().is_some_and(|answer| answer.key_exchange().is_some());
+    let cookie_of = |answer: &Option<Message>| {
+        answer.as_ref().and_then(|answer| answer.notify(notify::COOKIE)).expect("a cookie").data
+    };
+    for spi in 1..=3 {
+        assert!(half_open(&answer(&mut foreign, "203.0.113.1:500", spi, None)), "below the threshold");
+    }
+    let cookie = cookie_of(&answer(&mut foreign, "203.0.113.1:500", 4, None));
+    for (from, spi, cookie) in [
+        ("203.0.113.2:500", 4, cookie.clone()),
+        ("203.0.113.1:500", 5, cookie.clone()),
+        ("203.0.113.1:500", 4, vec![0; cookie.len()]),
+        ("203.0.113.1:500", 4, cookie[..cookie.len() - 1].to_vec()),
+    ] {
+        cookie_of(&answer(&mut foreign, from, spi, Some(&cookie)));
+    }
+    assert!(half_open(&answer(&mut foreign, "203.0.113.1:500", 4, Some(&cookie))), "the right cookie");
+    // Even with cookies, no more than the limit.
+    let mut more = 0;
+    for spi in 10..20 {
+        if let Some(first) = answer(&mut foreign, "203.0.113.3:500", spi, None) {
+            let cookie = first.notify(notify::COOKIE).map(|cookie| cookie.data).unwrap_or_default();
+            more += usize::from(half_open(&answer(&mut foreign, "203.0.113.3:500", spi, Some(&cookie))));
+        }
+    }
+    assert!(more <= 2, "{more} more than the four, the limit is six");
+    // They are given up, and an honest peer comes in.
+    foreign.network.run_for(Duration::from_secs(31));
+    foreign.spis = (0x1111_2222_3333_4444, 0);
+    assert_eq!(foreign.authenticate(PSK).error(), None);
+}
