@@ -175,8 +175,10 @@ impl InitiatorInit {
         }
         let payloads = &message.payloads;
         if let Some(cookie) = payloads.notify(NotifyType::Cookie) {
-            // RFC 7296 2.6: 1 to 64 octets.
-            if (1..=64).contains(&cookie.data.len()) && self.another_round() {
+            // RFC 7296 2.6: 1 to 64 octets. The same cookie again is a doubled response: the
+            // request with it is already under way.
+            let new = self.cookie.as_ref() != Some(&cookie.data);
+            if (1..=64).contains(&cookie.data.len()) && new && self.another_round() {
                 self.cookie = Some(cookie.data.clone());
                 self.send(cx);
             }
