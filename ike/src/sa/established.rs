@@ -46,7 +46,10 @@ impl IkeSa {
             Incoming::Request(exchange, Err(error)) => self.answer_invalid(exchange, error, cx),
             Incoming::Response(exchange, payloads) => self.finish(exchange, payloads, tunnel, cx),
         };
-        self.start_queued_tasks(tunnel, cx);
+        // Nothing more is sent on an IKE SA that is gone.
+        if !matches!(step, SaStep::Closed(_)) {
+            self.start_queued_tasks(tunnel, cx);
+        }
         step
     }
 
